@@ -1,0 +1,5 @@
+"""Puts the repository on the path; tests run on CPU unless told otherwise."""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
