@@ -1,0 +1,48 @@
+"""Finished stages, kept with Orbax so that a run can go on after a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import pathlib
+from typing import Any
+
+from absl import logging
+import orbax.checkpoint as ocp
+
+from mansu_jax import types
+
+
+class Stages:
+  """Results of stages by name, in one folder.
+
+  Orbax writes to a temporary name and renames, so a stage that is found is
+  whole.
+
+  Args:
+    root: folder of the checkpoints.
+    resume: whether results found there are used.
+  """
+
+  def __init__(self, root: pathlib.Path, *, resume: bool):
+    self._root = pathlib.Path(root).absolute()
+    self._resume = resume
+    self._checkpointer = ocp.PyTreeCheckpointer()
+
+  def get(self, name: str, make: Callable[[], types.PyTree]) -> types.PyTree:
+    """The stage's result: restored when there is one, else made and saved.
+
+    Args:
+      name: of the stage.
+      make: computes a nested dict of arrays and numbers.
+    """
+    path = self._root / name
+    if self._resume and path.exists():
+      logging.info('%s: restored from %s', name, path)
+      return self._checkpointer.restore(path)
+    result = make()
+    self._checkpointer.save(path, result, force=True)
+    return result
+
+  def put(self, name: str, tree: Any) -> None:
+    """Saves a result, over an older one of the same name."""
+    self._checkpointer.save(self._root / name, tree, force=True)

@@ -1,0 +1,154 @@
+"""EAP-IG node scores: what each neuron and head adds to the right answer.
+
+Score of neuron j: sum over positions of (a_j - a'_j) times the mean over
+k = 0..M-1 of dm/da_j, with input embeddings e' + (k/M)(e - e'); a and a' are
+its activations under the clean and the corrupted prompt, and
+m = logit(answer) - logit(corrupted answer) at the last prompt position.
+A positive score helps the clean answer. Heads likewise, at the attention
+output before W_O (the same number as after it).
+
+References:
+  Hanna et al., Have Faith in Faithfulness, 2024 (arXiv 2403.17806)
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.models import config as model_config
+from mansu_jax.models import decoder
+from mansu_jax.models import sites as sites_lib
+
+_NEURON = sites_lib.Site.MLP_HIDDEN
+_HEAD = sites_lib.Site.HEAD_OUT
+SITES = (_NEURON, _HEAD)
+
+
+class PairBatch(NamedTuple):
+  """Clean and corrupted prompts; padding stands on the right."""
+
+  clean: types.Array  # [B, T] int32
+  corrupt: types.Array  # [B, T] int32
+  last: types.Array  # [B] int32, last prompt position
+  answer: types.Array  # [B] int32, first token of the right answer
+  corrupt_answer: types.Array  # [B] int32
+  weight: types.Array  # [B] float32, 0 on filled-up rows
+
+
+class PairScores(NamedTuple):
+  """Scores of every pair; positive helps the clean answer."""
+
+  neurons: types.Array  # [B, L, F]
+  heads: types.Array  # [B, L, N]
+  metric_clean: types.Array  # [B]
+  metric_corrupt: types.Array  # [B]
+
+
+def metric(
+    config: model_config.ModelConfig, params: types.Params,
+    hidden: types.Array, batch: PairBatch) -> types.Array:
+  """logit(answer) - logit(corrupted answer) at the last position, [B]."""
+  del config
+  rows = jnp.arange(hidden.shape[0])
+  logits = decoder.unembed(params, hidden[rows, batch.last])  # [B, V]
+  return logits[rows, batch.answer] - logits[rows, batch.corrupt_answer]
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'steps'))
+def pair_scores(
+    config: model_config.ModelConfig, params: types.Params, batch: PairBatch,
+    *, steps: int) -> PairScores:
+  """Node scores of one batch of pairs, not yet averaged.
+
+  Args:
+    config: the model's.
+    params: full params.
+    batch: pairs of equal length within each pair.
+    steps: M, points on the straight path from the corrupted embeddings; the
+      clean end is never sampled.
+
+  Returns:
+    Scores [B, ...] and both metrics.
+  """
+  run = functools.partial(
+      decoder.forward_with_taps, config, params, sites=SITES)
+  hidden, clean = run(batch.clean)
+  hidden_corrupt, corrupt = run(batch.corrupt)
+  delta = {site: clean[site] - corrupt[site] for site in SITES}
+  start = decoder.embed(params, batch.corrupt)  # [B, T, D]
+  path = decoder.embed(params, batch.clean) - start
+
+  def total_metric(taps, k):
+    out, _ = run(embeddings=start + (k / steps) * path, perturbations=taps)
+    return metric(config, params, out, batch).sum()
+
+  def add_step(total, k):
+    grads = jax.grad(total_metric)(jax.tree.map(jnp.zeros_like, delta), k)
+    return jax.tree.map(jnp.add, total, grads), None
+
+  zeros = jax.tree.map(jnp.zeros_like, delta)
+  grads, _ = jax.lax.scan(add_step, zeros, jnp.arange(steps, dtype=jnp.float32))
+  neurons = jnp.einsum('LBTF,LBTF->BLF', delta[_NEURON], grads[_NEURON])
+  heads = jnp.einsum('LBTNH,LBTNH->BLN', delta[_HEAD], grads[_HEAD])
+  return PairScores(
+      neurons=neurons / steps,
+      heads=heads / steps,
+      metric_clean=metric(config, params, hidden, batch),
+      metric_corrupt=metric(config, params, hidden_corrupt, batch))
+
+
+def score_pairs(
+    config: model_config.ModelConfig, params: types.Params,
+    batches: list[PairBatch], *, steps: int) -> PairScores:
+  """Scores of all pairs of the batches, as NumPy, filled-up rows removed."""
+  parts = []
+  for batch in batches:
+    scores = jax.device_get(pair_scores(config, params, batch, steps=steps))
+    real = np.asarray(batch.weight) > 0
+    parts.append(jax.tree.map(lambda x, real=real: x[real], scores))
+  return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def keep_answered(scores: PairScores) -> tuple[PairScores, np.ndarray]:
+  """Keeps the pairs whose right answer the model prefers to the other.
+
+  Returns:
+    The kept scores and the mask [B] of kept pairs.
+
+  Raises:
+    ValueError: no pair is answered, or the mean clean metric does not exceed
+      the mean corrupted one: the prompts do not elicit the knowledge.
+  """
+  answered = scores.metric_clean > 0
+  clean, corrupt = scores.metric_clean.mean(), scores.metric_corrupt.mean()
+  if not answered.any() or clean <= corrupt:
+    raise ValueError(
+        f'The model answers {int(answered.sum())} of {answered.size}'
+        f' attribution pairs and its mean metric is {clean:.3f} on clean and'
+        f' {corrupt:.3f} on corrupted prompts; wanted clean above corrupted.'
+        ' These prompts do not elicit the knowledge: give others with'
+        ' --attribution_pairs_file, or check the forget set.')
+  return jax.tree.map(lambda x: x[answered], scores), answered
+
+
+def node_means(
+    scores: PairScores, config: model_config.ModelConfig
+) -> dict[str, np.ndarray]:
+  """Mean over pairs by kind of node; a key/value head sums over its group.
+
+  Returns:
+    `neurons` [L, F], `heads` [L, N], `kv_heads` [L, K].
+  """
+  heads = scores.heads.mean(0)
+  groups = heads.reshape(heads.shape[0], config.num_kv_heads, -1)
+  return {
+      'neurons': scores.neurons.mean(0),
+      'heads': heads,
+      'kv_heads': groups.sum(-1),
+  }

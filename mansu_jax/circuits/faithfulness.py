@@ -1,0 +1,99 @@
+"""Does the circuit carry the behaviour? Patching, against random circuits.
+
+Nodes outside the circuit (of the levels in play: a neuron circuit leaves
+attention alone) get their activations from the corrupted prompt;
+faithfulness = (m_circuit - m_corrupt) / (m_clean - m_corrupt), means over
+pairs. 1 is the whole behaviour, 0 none of it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import select
+from mansu_jax.models import config as model_config
+from mansu_jax.models import decoder
+from mansu_jax.models import sites as sites_lib
+
+_SITE = {'neurons': sites_lib.Site.MLP_HIDDEN,
+         'heads': sites_lib.Site.HEAD_OUT}
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _patched_metric(
+    config: model_config.ModelConfig, params: types.Params,
+    batch: eap_ig.PairBatch, corrupt: types.Params, keep: types.Params
+) -> types.Array:
+  """Sum over pairs of the metric with all but `keep` corrupted."""
+  patches = {site: {'keep': keep[site], 'value': corrupt[site]}
+             for site in keep}
+  hidden = decoder.forward_patched(
+      config, params, batch.clean, patches=patches)
+  return jnp.sum(
+      eap_ig.metric(config, params, hidden, batch) * batch.weight)
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _corrupt_taps(config, params, batch):
+  _, taps = decoder.forward_with_taps(
+      config, params, batch.corrupt, sites=eap_ig.SITES)
+  return taps
+
+
+class Faithfulness:
+  """Measures circuits on fixed pairs; corrupted activations are kept.
+
+  Args:
+    config: the model's.
+    params: full params.
+    batch: one batch of pairs that the model answers.
+    level: a key of `graph.LEVEL_KINDS`; only its kinds are patched.
+  """
+
+  def __init__(
+      self, config: model_config.ModelConfig, params: types.Params,
+      batch: eap_ig.PairBatch, level: str):
+    self._config, self._params, self._batch = config, params, batch
+    self._kinds = [k for k in _SITE if k in graph.LEVEL_KINDS[level]]
+    self._corrupt = _corrupt_taps(config, params, batch)
+    full = graph.Circuit(**{
+        kind: np.ones(s, bool) for kind, s in graph.shapes(config).items()})
+    self._clean_metric = self._metric(full)
+    scores = eap_ig.metric(
+        config, params, decoder.forward(config, params, batch.corrupt), batch)
+    self._corrupt_metric = float(jnp.sum(scores * batch.weight))
+
+  def _metric(self, circuit: graph.Circuit) -> float:
+    keep = {_SITE[kind]: jnp.asarray(circuit[kind], jnp.float32)
+            for kind in self._kinds}
+    corrupt = {site: self._corrupt[site] for site in keep}
+    return float(_patched_metric(
+        self._config, self._params, self._batch, corrupt, keep))
+
+  def __call__(self, circuit: graph.Circuit) -> float:
+    """The faithfulness of a circuit."""
+    spread = self._clean_metric - self._corrupt_metric
+    return (self._metric(circuit) - self._corrupt_metric) / spread
+
+  def smallest_prefix(self, ranking: select.Ranking, target: float) -> int:
+    """Nodes of the shortest prefix found, by bisection, to reach `target`.
+
+    Faithfulness need not grow with every node, so a shorter prefix that
+    happens to reach the target may exist. Returns -1 when all candidate
+    nodes together do not reach it.
+    """
+    low, high = 0, ranking.node.size
+    if self(select.prefix(ranking, high, self._config)) < target:
+      return -1
+    while high - low > max(1, high // 50):
+      middle = (low + high) // 2
+      reached = self(select.prefix(ranking, middle, self._config)) >= target
+      low, high = (low, middle) if reached else (middle, high)
+    return high

@@ -1,0 +1,96 @@
+"""The circuit: which MLP neurons and attention heads may change.
+
+Neuron j of a layer owns column j of gate and up and row j of down; a query
+head owns its slices of q and o; a key/value head is a unit of its own that
+owns k and v (design: the edit is made of whole units).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mansu_jax.models import config as model_config
+
+KINDS = ('neurons', 'heads', 'kv_heads')
+LEVEL_KINDS = {
+    'neuron': ('neurons',),
+    'head': ('heads', 'kv_heads'),
+    'neuron_and_head': KINDS,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Circuit:
+  """Boolean membership of every node, one array a kind of node."""
+
+  neurons: np.ndarray  # [L, F] bool
+  heads: np.ndarray  # [L, N] bool
+  kv_heads: np.ndarray  # [L, K] bool
+
+  def __getitem__(self, kind: str) -> np.ndarray:
+    return getattr(self, kind)
+
+  @property
+  def kinds(self) -> tuple[str, ...]:
+    """The kinds of node of which the circuit holds any."""
+    return tuple(kind for kind in KINDS if self[kind].any())
+
+
+def shapes(config: model_config.ModelConfig) -> dict[str, tuple[int, int]]:
+  """`{kind: (layers, nodes a layer)}` of a model."""
+  return {
+      'neurons': (config.num_layers, config.d_ff),
+      'heads': (config.num_layers, config.num_heads),
+      'kv_heads': (config.num_layers, config.num_kv_heads),
+  }
+
+
+def costs(config: model_config.ModelConfig) -> dict[str, int]:
+  """Weights that one node of each kind owns."""
+  head = 2 * config.d_model * config.d_head
+  return {'neurons': 3 * config.d_model, 'heads': head, 'kv_heads': head}
+
+
+def empty(config: model_config.ModelConfig) -> Circuit:
+  """A circuit without nodes."""
+  return Circuit(
+      **{kind: np.zeros(s, bool) for kind, s in shapes(config).items()})
+
+
+def num_weights(circuit: Circuit, config: model_config.ModelConfig) -> int:
+  """Weights that the circuit owns."""
+  return sum(int(circuit[k].sum()) * c for k, c in costs(config).items())
+
+
+def to_json(circuit: Circuit, scores: dict[str, np.ndarray]) -> dict[str, Any]:
+  """Nodes by layer with their scores; `edges` is kept for edge circuits."""
+  nodes = {}
+  for kind in circuit.kinds:
+    nodes[kind] = {
+        str(layer): {str(j): float(scores[kind][layer, j])
+                     for j in np.flatnonzero(row)}
+        for layer, row in enumerate(circuit[kind]) if row.any()
+    }
+  return {'nodes': nodes, 'edges': None}
+
+
+def from_json(
+    data: dict[str, Any], config: model_config.ModelConfig) -> Circuit:
+  """Reads `to_json`; raises ValueError where a node is not in the model."""
+  circuit = empty(config)
+  for kind, layers in data['nodes'].items():
+    if kind not in KINDS:
+      raise ValueError(f'Circuit has nodes of kind {kind!r}; wanted one of'
+                       f' {", ".join(KINDS)}.')
+    for layer, nodes in layers.items():
+      for node in nodes:
+        got, limit = (int(layer), int(node)), circuit[kind].shape
+        if got[0] >= limit[0] or got[1] >= limit[1]:
+          raise ValueError(
+              f'Circuit names {kind} {got}, but the model has {limit[0]}'
+              f' layers of {limit[1]}: it was made for another model.')
+        circuit[kind][got] = True
+  return circuit

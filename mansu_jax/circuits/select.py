@@ -1,0 +1,112 @@
+"""From scores to a circuit under a budget of weights."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax.circuits import graph
+from mansu_jax.models import config as model_config
+
+
+class Ranking(NamedTuple):
+  """Candidate nodes, best first."""
+
+  kind: np.ndarray  # [n] int, position in `kinds`
+  layer: np.ndarray  # [n] int
+  node: np.ndarray  # [n] int
+  cost: np.ndarray  # [n] int, weights that the node owns
+  kinds: tuple[str, ...]
+
+
+def layer_range(options: run_config.CircuitConfig, num_layers: int) -> range:
+  """The layers that may hold the circuit.
+
+  Raises:
+    ValueError: the range is empty or outside the model.
+  """
+  first, last = options.first_layer, options.last_layer
+  last = last + num_layers if last < 0 else last
+  if not 0 <= first <= last < num_layers:
+    raise ValueError(
+        f'--circuit_first_layer={options.first_layer} and --circuit_last_layer'
+        f'={options.last_layer} give no layer of the model\'s {num_layers};'
+        f' wanted 0 <= first <= last < {num_layers}.')
+  return range(first, last + 1)
+
+
+def rank(
+    scores: dict[str, np.ndarray], level: str,
+    options: run_config.CircuitConfig,
+    config: model_config.ModelConfig) -> Ranking:
+  """Ranks the nodes of a level by |score| a weight, within range and cap.
+
+  Args:
+    scores: by kind, [L, nodes] (contrast already subtracted).
+    level: a key of `graph.LEVEL_KINDS`.
+    options: layer range and per-layer cap.
+    config: the model's.
+
+  Returns:
+    The ranking; nodes of equal cost are ordered by |score|.
+  """
+  kinds = graph.LEVEL_KINDS[level]
+  layers = layer_range(options, config.num_layers)
+  cost = graph.costs(config)
+  columns = []
+  for k, kind in enumerate(kinds):
+    values = np.abs(scores[kind])
+    limit = max(1, math.floor(options.per_layer_cap * values.shape[1]))
+    for layer in layers:
+      best = np.argsort(-values[layer], kind='stable')[:limit]
+      columns.append(np.stack([
+          np.full(limit, k), np.full(limit, layer), best,
+          np.full(limit, cost[kind]), values[layer, best] / cost[kind]]))
+  table = np.concatenate(columns, axis=1)
+  table = table[:, np.argsort(-table[4], kind='stable')]
+  kind, layer, node, weights = table[:4].astype(int)
+  return Ranking(kind, layer, node, weights, kinds)
+
+
+def prefix(
+    ranking: Ranking, size: int, config: model_config.ModelConfig
+) -> graph.Circuit:
+  """The circuit of the first `size` nodes of a ranking."""
+  circuit = graph.empty(config)
+  for k, kind in enumerate(ranking.kinds):
+    chosen = ranking.kind[:size] == k
+    circuit[kind][ranking.layer[:size][chosen],
+                  ranking.node[:size][chosen]] = True
+  return circuit
+
+
+def size_within(ranking: Ranking, budget: float, total_weights: int) -> int:
+  """How many leading nodes fit a budget, a share of all weights.
+
+  Raises:
+    ValueError: not one node fits.
+  """
+  fits = np.cumsum(ranking.cost) <= budget * total_weights
+  if not fits.any():
+    raise ValueError(
+        f'--circuit_budget={budget} of {total_weights} weights is'
+        f' {budget * total_weights:.0f} weights, less than one node'
+        f' ({ranking.cost.min()}); raise the budget.')
+  return int(fits.sum())
+
+
+def matched_random(
+    circuit: graph.Circuit, layers: range, rng: np.random.Generator
+) -> graph.Circuit:
+  """As many nodes of each kind in each layer, drawn at random."""
+  out = {}
+  for kind in graph.KINDS:
+    mask = np.zeros_like(circuit[kind])
+    for layer in layers:
+      count = int(circuit[kind][layer].sum())
+      mask[layer, rng.choice(mask.shape[1], count, replace=False)] = True
+    out[kind] = mask
+  return graph.Circuit(**out)

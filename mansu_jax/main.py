@@ -1,0 +1,45 @@
+"""Command line: `python -m mansu_jax.main --flagfile=F --workdir=DIR`."""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from mansu_jax import run_flags
+
+VERDICT_FAILED = 3  # Exit status with --fail_on_verdict.
+USER_ERROR = 2
+
+
+def main(argv: list[str]) -> int:
+  """Parses, logs, runs."""
+  logging.set_verbosity(logging.INFO)
+  try:
+    if len(argv) > 1:
+      raise ValueError(
+          f'Positional arguments {argv[1:]} are not used; write flags as'
+          ' --name=value (an indented comment in a flagfile is an argument'
+          ' too: put # in the first column).')
+    config = run_flags.to_config()
+    from mansu_jax import pipeline  # Slow to import: after the flags' checks.
+    record = pipeline.run(config)
+  except ValueError as error:
+    if flags.FLAGS.debug:
+      raise
+    print(f'mansu_jax: {error}', file=sys.stderr)
+    return USER_ERROR
+  passed = record['verdict']['passed']
+  return VERDICT_FAILED if config.fail_on_verdict and passed is not True else 0
+
+
+def run() -> None:
+  """Entry point of the console script."""
+  run_flags.define()
+  app.run(main)
+
+
+if __name__ == '__main__':
+  run()

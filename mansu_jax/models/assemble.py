@@ -1,0 +1,149 @@
+"""From per-layer torch tensors to stacked params, strict both ways.
+
+Shared by the file formats: each brings its table of tensor names and a
+function that reads one tensor; the expected shapes follow from the config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import decoder
+from mansu_jax.models import layout
+from mansu_jax.quant import layout as quant_layout
+
+_SHOWN = 4  # Names listed in an error message before '...'.
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One tensor of a file: its place in the params and its torch shape."""
+
+  name: str
+  leaf: str
+  layer: int | None  # None: the leaf is not stacked.
+  shape: tuple[int, ...]  # [out, in], or [D] of a norm.
+
+
+def tensors(
+    config: config_lib.ModelConfig, names: Mapping[str, str]
+) -> Iterator[Tensor]:
+  """Yields the tensors a file must hold, leaf by leaf, layer by layer.
+
+  Args:
+    config: the model.
+    names: leaf name -> tensor name, with `{}` for the layer.
+  """
+  for leaf, array in tree_paths.flatten(decoder.abstract(config)).items():
+    if not leaf.startswith('layers/'):
+      yield Tensor(names[leaf], leaf, None, array.shape)
+      continue
+    shape = array.shape[1:]
+    if leaf in layout.MATRICES:
+      rows = quant_layout.rows_shape(array.shape, layout.MATRICES[leaf])
+      shape = rows[1:]
+    for layer in range(config.num_layers):
+      yield Tensor(names[leaf].format(layer), leaf, layer, shape)
+
+
+def check(
+    got: Mapping[str, tuple[int, ...]],
+    config: config_lib.ModelConfig,
+    names: Mapping[str, str],
+    where: str,
+) -> None:
+  """Checks a file's tensor names and shapes against the config.
+
+  Args:
+    got: tensor name -> torch shape, from the file's header.
+    config: the model.
+    names: leaf name -> tensor name pattern.
+    where: the file or directory, for the message.
+
+  Raises:
+    ValueError: a missing tensor, an extra one, or one of another shape.
+  """
+  want = {t.name: t.shape for t in tensors(config, names)}
+  missing = [name for name in want if name not in got]
+  extra = [name for name in got if name not in want]
+  wrong = [f'{name} {tuple(got[name])} (wanted {shape})'
+           for name, shape in want.items()
+           if name in got and tuple(got[name]) != shape]
+  found = [f'{what} {_shorten(which)}' for what, which in (
+      ('missing', missing), ('extra', extra), ('wrong shape:', wrong)) if which]
+  if found:
+    raise ValueError(
+        f'The tensors in {where} do not fit its config: {"; ".join(found)}.'
+        f' Expected exactly the {len(want)} tensors of a {config.num_layers}'
+        f'-layer Llama with {"tied" if config.tie_embeddings else "untied"}'
+        ' embeddings. Use the config and weights of one checkpoint.')
+
+
+def _shorten(items: list[str]) -> str:
+  more = ', ...' if len(items) > _SHOWN else ''
+  return f'{len(items)} ({", ".join(items[:_SHOWN])}{more})'
+
+
+def assemble(
+    config: config_lib.ModelConfig,
+    names: Mapping[str, str],
+    read: Callable[[Tensor], np.ndarray],
+    dtype: Any,
+) -> types.Params:
+  """Reads every tensor and stacks them into params, one leaf at a time.
+
+  Args:
+    config: the model.
+    names: leaf name -> tensor name pattern.
+    read: returns one tensor in torch order; `check` has passed.
+    dtype: dtype of the params.
+
+  Returns:
+    Params; at most one leaf exists twice at any moment.
+  """
+  flat = {}
+  shapes = tree_paths.flatten(decoder.abstract(config))
+  buffer = None
+  for tensor in tensors(config, names):
+    if tensor.layer in (None, 0):
+      buffer = np.empty(shapes[tensor.leaf].shape, dtype)
+    target = buffer if tensor.layer is None else buffer[tensor.layer]
+    target[...] = from_torch(read(tensor), tensor.leaf, target.shape)
+    if tensor.layer in (None, config.num_layers - 1):
+      flat[tensor.leaf] = jnp.asarray(buffer)
+  return tree_paths.unflatten(flat)
+
+
+def from_torch(
+    rows: np.ndarray,  # [out, in], or [D]
+    leaf: str,
+    shape: tuple[int, ...],
+) -> np.ndarray:
+  """One layer of a leaf in memory order, e.g. [D, N, H]; a view."""
+  if leaf not in layout.MATRICES:
+    return rows
+  axes = _layer_axes(leaf)
+  return rows.reshape([shape[a] for a in axes]).transpose(np.argsort(axes))
+
+
+def to_torch(
+    array: np.ndarray,  # one layer in memory order
+    tensor: Tensor,
+) -> np.ndarray:
+  """Inverse of `from_torch`: the tensor in torch's [out, in] order."""
+  if tensor.leaf in layout.MATRICES:
+    array = array.transpose(_layer_axes(tensor.leaf))
+  return np.ascontiguousarray(array.reshape(tensor.shape))
+
+
+def _layer_axes(leaf: str) -> list[int]:
+  """Axes of one layer of a stacked matrix, rows before columns."""
+  return [axis - 1 for axis in layout.MATRICES[leaf].permutation[1:]]

@@ -1,0 +1,211 @@
+"""Reads `.gguf` files of the llama architecture, weights dequantised.
+
+llama.cpp's converter reorders the rows of W_Q and W_K so that rotary pairs
+lie side by side; they are put back in the order (h, h + H / 2) here. Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+from typing import Any
+
+import gguf
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.models import assemble
+from mansu_jax.models import config as config_lib
+
+NAMES = {
+    'embed': 'token_embd.weight',
+    'final_norm': 'output_norm.weight',
+    'lm_head': 'output.weight',
+    'layers/attn_norm': 'blk.{}.attn_norm.weight',
+    'layers/mlp_norm': 'blk.{}.ffn_norm.weight',
+    'layers/attn/q': 'blk.{}.attn_q.weight',
+    'layers/attn/k': 'blk.{}.attn_k.weight',
+    'layers/attn/v': 'blk.{}.attn_v.weight',
+    'layers/attn/o': 'blk.{}.attn_output.weight',
+    'layers/mlp/gate': 'blk.{}.ffn_gate.weight',
+    'layers/mlp/up': 'blk.{}.ffn_up.weight',
+    'layers/mlp/down': 'blk.{}.ffn_down.weight',
+}
+
+# Keys of the llama architecture that the config is made of.
+_REQUIRED = frozenset({
+    'block_count', 'context_length', 'embedding_length',
+    'feed_forward_length', 'attention.head_count',
+    'attention.layer_norm_rms_epsilon'})
+_OPTIONAL = frozenset({
+    'attention.head_count_kv', 'attention.key_length',
+    'attention.value_length', 'rope.dimension_count', 'rope.freq_base',
+    'rope.scaling.type', 'rope.scaling.factor', 'vocab_size'})
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufFile:
+  """An opened file: its metadata, with nothing dequantised yet."""
+
+  path: pathlib.Path
+  reader: gguf.GGUFReader
+  metadata: Mapping[str, Any]
+
+  @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> torch shape."""
+    return {t.name: tuple(int(n) for n in reversed(t.shape))
+            for t in self.reader.tensors}
+
+  @property
+  def quantization(self) -> str:
+    """The format most weights are stored in, for example `Q4_1`."""
+    sizes: dict[str, int] = {}
+    for tensor in self.reader.tensors:
+      kind = tensor.tensor_type.name
+      sizes[kind] = sizes.get(kind, 0) + tensor.n_elements
+    return max(sizes, key=sizes.get)
+
+
+def open_file(path: pathlib.Path) -> GgufFile:
+  """Maps a file and parses its header.
+
+  Raises:
+    ValueError: not a GGUF file, a truncated one, or another architecture.
+  """
+  with open(path, 'rb') as file:
+    magic = file.read(4)
+  if magic != b'GGUF':
+    raise ValueError(
+        f'{path} starts with {magic!r}: expected b\'GGUF\'. Give a GGUF file,'
+        ' or a Hugging Face directory.')
+  try:
+    reader = gguf.GGUFReader(path)
+    metadata = {key: f.contents() for key, f in reader.fields.items()}
+  except (ValueError, IndexError, KeyError, OverflowError, TypeError,
+          MemoryError) as error:
+    raise ValueError(
+        f'{path} cannot be read as GGUF ({error}) at {path.stat().st_size}'
+        ' bytes: expected a complete file. It is truncated or damaged;'
+        ' download it again.') from error
+  architecture = metadata.get('general.architecture')
+  if architecture != 'llama':
+    raise ValueError(
+        f'{path} has architecture {architecture!r}: expected \'llama\', the'
+        ' only GGUF architecture read here. Use a Llama-family file.')
+  return GgufFile(path, reader, metadata)
+
+
+def read_config(file: GgufFile) -> config_lib.ModelConfig:
+  """Builds the config from the metadata.
+
+  Raises:
+    ValueError: a missing or unknown `llama.*` key, or an unsupported value.
+  """
+  prefix = 'llama.'
+  found = {key.removeprefix(prefix): value
+           for key, value in file.metadata.items() if key.startswith(prefix)}
+  _check_keys(file.path, found)
+  heads, width = found['attention.head_count'], found['embedding_length']
+  d_head = found.get('attention.key_length', width // heads)
+  for key in ('attention.value_length', 'rope.dimension_count'):
+    if found.get(key, d_head) != d_head:
+      raise ValueError(
+          f'{file.path} has llama.{key} = {found[key]}: expected the head'
+          f' width {d_head}. Partial rotary positions and unequal head widths'
+          ' are not implemented; use another model.')
+  token = lambda name: file.metadata.get(f'tokenizer.ggml.{name}_token_id')
+  return config_lib.ModelConfig(
+      vocab_size=file.shapes.get(NAMES['embed'], (0,))[0],
+      d_model=width,
+      num_layers=found['block_count'],
+      num_heads=heads,
+      num_kv_heads=found.get('attention.head_count_kv', heads),
+      d_head=d_head,
+      d_ff=found['feed_forward_length'],
+      rope_theta=_shortest_decimal(found.get('rope.freq_base', 10_000.0)),
+      rope_scaling=_rope_scaling(file.path, found),
+      norm_eps=_shortest_decimal(found['attention.layer_norm_rms_epsilon']),
+      tie_embeddings=NAMES['lm_head'] not in file.shapes,
+      max_position=found['context_length'],
+      bos_token_id=token('bos'),
+      eos_token_id=token('eos'),
+      pad_token_id=token('padding'))
+
+
+def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+  missing = sorted(_REQUIRED - found.keys())
+  unknown = sorted(found.keys() - _REQUIRED - _OPTIONAL)
+  if missing or unknown:
+    raise ValueError(
+        f'{path} lacks the llama keys {missing} and has the unknown ones'
+        f' {unknown}: expected {sorted(_REQUIRED)} and at most'
+        f' {sorted(_OPTIONAL)} besides. A key that is not understood may'
+        ' change what the model computes; use a plain Llama-family file.')
+
+
+def _rope_scaling(
+    path: pathlib.Path, found: Mapping[str, Any]
+) -> config_lib.RopeScaling | None:
+  kind = found.get('rope.scaling.type', 'none')
+  if kind == 'none':
+    return None
+  if kind != 'linear':
+    raise ValueError(
+        f'{path} has llama.rope.scaling.type = {kind!r}: expected \'none\' or'
+        ' \'linear\'. Use the Hugging Face directory of this model.')
+  return config_lib.RopeScaling(
+      kind=kind, factor=_shortest_decimal(found.get('rope.scaling.factor', 1)))
+
+
+def _shortest_decimal(value: float) -> float:
+  """The shortest decimal that reads back as this float32: 1e-5, not
+  9.99999975e-6, which is what GGUF's float32 makes of it."""
+  return float(str(np.float32(value)))
+
+
+def read_params(
+    file: GgufFile, config: config_lib.ModelConfig, dtype: Any
+) -> types.Params:
+  """Dequantises all tensors to float32 and stacks them in `dtype`.
+
+  Raises:
+    ValueError: missing, extra or misshapen tensors, or a storage format that
+      the `gguf` package cannot dequantise. Nothing large is read before.
+  """
+  _check_formats(file)
+  assemble.check(file.shapes, config, NAMES, str(file.path))
+  by_name = {t.name: t for t in file.reader.tensors}
+
+  def read(tensor: assemble.Tensor) -> np.ndarray:
+    stored = by_name[tensor.name]
+    rows = gguf.dequantize(stored.data, stored.tensor_type)
+    heads = {'layers/attn/q': config.num_heads,
+             'layers/attn/k': config.num_kv_heads}.get(tensor.leaf)
+    return rows if heads is None else _unpair_rotary(rows, heads)
+
+  return assemble.assemble(config, NAMES, read, dtype)
+
+
+def _check_formats(file: GgufFile) -> None:
+  """Tries one row of each storage format."""
+  first = {t.tensor_type: t for t in file.reader.tensors}
+  for kind, tensor in first.items():
+    try:
+      gguf.dequantize(tensor.data[:1], kind)
+    except NotImplementedError as error:
+      raise ValueError(
+          f'{file.path} stores {tensor.name} as {kind.name}: expected a format'
+          ' that the gguf package dequantises (F32, F16, BF16, Q4_0 .. Q8_0,'
+          ' Q2_K .. Q6_K, ...). Requantise it or use another file.') from error
+
+
+def _unpair_rotary(
+    rows: np.ndarray,  # [heads * H, D], rotary pairs side by side
+    heads: int,
+) -> np.ndarray:
+  """Undoes llama.cpp's row order: (h, h + H / 2) become pairs again."""
+  paired = rows.reshape(heads, -1, 2, rows.shape[-1])  # [heads, H / 2, 2, D]
+  return paired.swapaxes(1, 2).reshape(rows.shape)

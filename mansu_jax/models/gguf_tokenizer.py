@@ -1,0 +1,137 @@
+"""Builds a fast tokenizer from the metadata of a GGUF file.
+
+Byte-level BPE (`tokenizer.ggml.model` = 'gpt2'): vocabulary and merges are in
+the file, the rule that cuts text into words is named by `tokenizer.ggml.pre`
+and stands here, as llama.cpp defines it (src/llama-vocab.cpp).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders
+from tokenizers import models
+from tokenizers import pre_tokenizers
+from tokenizers import processors
+
+_CONTROL, _USER_DEFINED = 3, 4  # Values of tokenizer.ggml.token_type.
+
+_LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
+
+
+def _gpt2_words() -> pre_tokenizers.PreTokenizer:
+  return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _smollm_words() -> pre_tokenizers.PreTokenizer:
+  return pre_tokenizers.Sequence(
+      [pre_tokenizers.Digits(individual_digits=True), _gpt2_words()])
+
+
+def _llama3_words() -> pre_tokenizers.PreTokenizer:
+  return pre_tokenizers.Sequence([
+      pre_tokenizers.Split(tokenizers.Regex(_LLAMA3_WORDS), 'isolated'),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+_WORDS = {
+    'gpt-2': _gpt2_words,
+    'llama-bpe': _llama3_words,
+    'smollm': _smollm_words,
+}
+_WHOLE_WORDS_FIRST = ('llama-bpe',)  # A word in the vocabulary is one token.
+
+
+def build(metadata: Mapping[str, Any], where: str) -> Any:
+  """Returns a `transformers.PreTrainedTokenizerFast`.
+
+  Args:
+    metadata: the file's keys and values.
+    where: the file, for messages.
+
+  Raises:
+    ValueError: another kind of tokenizer, or incomplete metadata.
+  """
+  import transformers  # pylint: disable=g-import-not-at-top
+
+  found = {key.removeprefix('tokenizer.ggml.'): value
+           for key, value in metadata.items()}
+  _check(found, where)
+  tokens = found['tokens']
+  backend = _byte_level_bpe(found, where)
+  special = {
+      f'{short}_token': tokens[found[f'{long}_token_id']]
+      for short, long in (('bos', 'bos'), ('eos', 'eos'), ('unk', 'unknown'),
+                          ('pad', 'padding'))
+      if found.get(f'{long}_token_id') is not None}
+  add_bos = bool(found.get('add_bos_token', False))
+  if add_bos:
+    backend.post_processor = _bos_template(found, where)
+  return transformers.PreTrainedTokenizerFast(
+      tokenizer_object=backend,
+      chat_template=metadata.get('tokenizer.chat_template'),
+      model_max_length=metadata['llama.context_length'],
+      clean_up_tokenization_spaces=False,
+      add_bos_token=add_bos,
+      **special)
+
+
+def _check(found: Mapping[str, Any], where: str) -> None:
+  wanted = {'model': ('gpt2',), 'pre': tuple(_WORDS),
+            'add_space_prefix': (False, None), 'add_eos_token': (False, None)}
+  for key, values in wanted.items():
+    if found.get(key) not in values:
+      raise ValueError(
+          f'{where} has tokenizer.ggml.{key} = {found.get(key)!r}: expected'
+          f' one of {list(values)}. Use the Hugging Face directory of this'
+          ' model, which brings its tokenizer.json.')
+  missing = [k for k in ('tokens', 'merges', 'token_type') if k not in found]
+  if missing:
+    raise ValueError(
+        f'{where} lacks tokenizer.ggml keys {missing}: expected a vocabulary,'
+        ' its merges and its token types. Convert the model again with its'
+        ' tokenizer.')
+
+
+def _byte_level_bpe(
+    found: Mapping[str, Any], where: str
+) -> tokenizers.Tokenizer:
+  tokens, pre = found['tokens'], found['pre']
+  merges = [tuple(merge.split(' ')) for merge in found['merges']]
+  vocab = {token: i for i, token in enumerate(tokens)}
+  broken = [m for m in merges if len(m) != 2 or ''.join(m) not in vocab]
+  if len(vocab) != len(tokens) or broken:
+    raise ValueError(
+        f'{where} has {len(tokens)} tokens of which {len(vocab)} differ, and'
+        f' {len(broken)} merges that make no token (first: {broken[:1]}):'
+        ' expected distinct tokens and merges of two. The file is damaged;'
+        ' download it again.')
+  backend = tokenizers.Tokenizer(models.BPE(
+      vocab=vocab, merges=merges,
+      ignore_merges=pre in _WHOLE_WORDS_FIRST))
+  backend.pre_tokenizer = _WORDS[pre]()
+  backend.decoder = decoders.ByteLevel()
+  backend.post_processor = processors.ByteLevel(trim_offsets=False)
+  for kind, add in ((_CONTROL, backend.add_special_tokens),
+                    (_USER_DEFINED, backend.add_tokens)):
+    add([tokenizers.AddedToken(t, normalized=False, special=kind == _CONTROL)
+         for t, of in zip(tokens, found['token_type']) if of == kind])
+  return backend
+
+
+def _bos_template(
+    found: Mapping[str, Any], where: str
+) -> processors.PostProcessor:
+  bos_id = found.get('bos_token_id')
+  if bos_id is None:
+    raise ValueError(
+        f'{where} asks for a BOS token in front but names none: expected'
+        ' tokenizer.ggml.bos_token_id. Convert the model again.')
+  bos = found['tokens'][bos_id]
+  return processors.TemplateProcessing(
+      single=f'{bos} $A', pair=f'{bos} $A {bos} $B',
+      special_tokens=[(bos, bos_id)])

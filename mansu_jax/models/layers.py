@@ -1,0 +1,223 @@
+"""The decoder's parts: norm, rotary positions, attention, MLP, one block.
+
+Norms, softmax and rotary positions are computed in float32 whatever the
+compute dtype. A module reads the optional `circuit` collection (see
+`decoder.py`) and pays nothing where it is absent.
+"""
+
+from __future__ import annotations
+
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import sites as sites_lib
+
+Array = types.Array
+Site = sites_lib.Site
+
+_MATRIX_INIT = nn.initializers.normal(0.02)
+
+
+def rms_norm(
+    x: Array,  # [B, T, D]
+    scale: Array,  # [D]
+    eps: float,
+) -> Array:
+  """Root-mean-square norm (Zhang and Sennrich, 2019), in float32."""
+  x32 = x.astype(jnp.float32)
+  mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+  normed = x32 * jax.lax.rsqrt(mean_square + eps)
+  return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rotary_frequencies(config: config_lib.ModelConfig) -> np.ndarray:
+  """Angle per token of each rotary pair, radians. Returns float32 [H / 2]."""
+  exponents = np.arange(0, config.d_head, 2) / config.d_head
+  frequencies = config.rope_theta**-exponents
+  scaling = config.rope_scaling
+  if scaling is None:
+    return frequencies.astype(np.float32)
+  if scaling.kind == 'linear':
+    return (frequencies / scaling.factor).astype(np.float32)
+  # llama3: full stretch below the low band, none above the high band.
+  turns = scaling.original_max_position * frequencies / (2 * math.pi)
+  width = scaling.high_freq_factor - scaling.low_freq_factor
+  keep = np.clip((turns - scaling.low_freq_factor) / width, 0.0, 1.0)
+  stretched = frequencies * (keep + (1.0 - keep) / scaling.factor)
+  return stretched.astype(np.float32)
+
+
+def rotary_tables(
+    config: config_lib.ModelConfig,
+    positions: Array,  # [B, T]
+) -> tuple[Array, Array]:
+  """Cosines and sines, each float32 [B, T, 1, H / 2]."""
+  angles = positions.astype(jnp.float32)[..., None, None]
+  angles = angles * rotary_frequencies(config)
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Array,  # [B, T, N, H]
+    rotary: tuple[Array, Array],  # each [B, T, 1, H / 2]
+) -> Array:
+  """Applies rotary positions (Su et al., 2021); pairs are (h, h + H / 2)."""
+  cos, sin = rotary
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  out = jnp.concatenate(
+      [first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return out.astype(x.dtype)
+
+
+class _Tapped(nn.Module):
+  """A module whose named values can be read and perturbed."""
+
+  def tap(self, site: Site, x: Array) -> Array:
+    """Sows `x` and adds its perturbation; `x` itself when not listed."""
+    if site not in self.sites:
+      return x
+    self.sow('intermediates', str(site), x)
+    return self.perturb(str(site), x)
+
+  def circuit(self, name: str) -> Array | None:
+    """The named leaf of the `circuit` collection, or None."""
+    return self.get_variable('circuit', name)
+
+
+class Attention(_Tapped):
+  """Causal grouped-query attention with rotary positions."""
+
+  config: config_lib.ModelConfig
+  sites: tuple[Site, ...] = ()
+
+  def setup(self):
+    cfg = self.config
+    width, head = cfg.d_model, cfg.d_head
+    query_heads, kv_heads = cfg.num_heads, cfg.num_kv_heads
+    self.q = self.param('q', _MATRIX_INIT, (width, query_heads, head))
+    self.k = self.param('k', _MATRIX_INIT, (width, kv_heads, head))
+    self.v = self.param('v', _MATRIX_INIT, (width, kv_heads, head))
+    self.o = self.param('o', _MATRIX_INIT, (query_heads, head, width))
+
+  def __call__(
+      self,
+      x: Array,  # [B, T, D]
+      rotary: tuple[Array, Array],  # each [B, T, 1, H / 2]
+      mask: Array,  # [B, 1, 1, T, S] bool, True = may attend
+  ) -> Array:  # [B, T, D]
+    queries = rotate(self._heads(x, 'q', 'head_onehot'), rotary)
+    keys = rotate(self._heads(x, 'k', 'kv_onehot'), rotary)
+    values = self._heads(x, 'v', 'kv_onehot')
+    out = self.tap(Site.HEAD_OUT, attend(queries, keys, values, mask))
+    return self._project_out(out)
+
+  def _heads(self, x: Array, name: str, onehot_name: str) -> Array:
+    """Projects [B, T, D] to [B, T, N or K, H], circuit heads replaced."""
+    heads = _einsum('BTD,DNH->BTNH', x, getattr(self, name))
+    weight = self.circuit(name)  # [m, D, H]
+    if weight is None:
+      return heads
+    onehot = self.circuit(onehot_name).astype(x.dtype)  # [m, N]
+    lifted = _einsum('BTD,mDH->BTmH', x, weight)
+    keep = 1 - onehot.sum(0)  # [N]
+    return heads * keep[:, None] + _einsum('BTmH,mN->BTNH', lifted, onehot)
+
+  def _project_out(self, heads: Array) -> Array:  # [B, T, N, H]
+    weight = self.circuit('o')  # [m, H, D]
+    if weight is None:
+      return _einsum('BTNH,NHD->BTD', heads, self.o)
+    onehot = self.circuit('head_onehot').astype(heads.dtype)  # [m, N]
+    keep = 1 - onehot.sum(0)  # [N]
+    lifted = _einsum('BTNH,mN->BTmH', heads, onehot)
+    return (
+        _einsum('BTNH,NHD->BTD', heads * keep[:, None], self.o)
+        + _einsum('BTmH,mHD->BTD', lifted, weight))
+
+
+def attend(
+    queries: Array,  # [B, T, N, H]
+    keys: Array,  # [B, S, K, H]
+    values: Array,  # [B, S, K, H]
+    mask: Array,  # [B, 1, 1, T, S] bool
+) -> Array:
+  """Softmax attention; query head n reads key/value head n // (N / K).
+
+  The G = N / K query heads of a group share their keys without a copy.
+
+  Returns:
+    [B, T, N, H] in the dtype of `values`.
+  """
+  batch, length, num_heads, d_head = queries.shape
+  num_kv = keys.shape[2]
+  grouped = queries.reshape(
+      batch, length, num_kv, num_heads // num_kv, d_head)
+  scores = jnp.einsum('BTKGH,BSKH->BKGTS', grouped, keys,
+                      preferred_element_type=jnp.float32)
+  scores = jnp.where(mask, scores * d_head**-0.5, -1e30)
+  weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+  out = jnp.einsum('BKGTS,BSKH->BTKGH', weights, values)
+  return out.reshape(batch, length, num_heads, d_head)
+
+
+class Mlp(_Tapped):
+  """Gated MLP: down(silu(gate(x)) * up(x)) (Shazeer, 2020)."""
+
+  config: config_lib.ModelConfig
+  sites: tuple[Site, ...] = ()
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:  # [B, T, D] -> [B, T, D]
+    width, hidden = self.config.d_model, self.config.d_ff
+    gate = self.param('gate', _MATRIX_INIT, (width, hidden))
+    up = self.param('up', _MATRIX_INIT, (width, hidden))
+    down = self.param('down', _MATRIX_INIT, (hidden, width))
+    a = nn.silu(_einsum('BTD,DF->BTF', x, gate))
+    a = self.tap(Site.MLP_HIDDEN, a * _einsum('BTD,DF->BTF', x, up))
+    keep = self.circuit('keep')  # [F]
+    if keep is None:
+      return _einsum('BTF,FD->BTD', a, down)
+    base = _einsum('BTF,FD->BTD', a * keep.astype(x.dtype), down)
+    return base + self._lifted(x)
+
+  def _lifted(self, x: Array) -> Array:
+    """What the circuit's own neurons add; padded slices are zero."""
+    a = nn.silu(_einsum('BTD,nD->BTn', x, self.circuit('gate')))
+    a = a * _einsum('BTD,nD->BTn', x, self.circuit('up'))
+    return _einsum('BTn,nD->BTD', a, self.circuit('down'))
+
+
+class Block(_Tapped):
+  """One layer: attention then MLP, each behind a norm, each added."""
+
+  config: config_lib.ModelConfig
+  sites: tuple[Site, ...] = ()
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Array,  # [B, T, D]
+      rotary: tuple[Array, Array],  # each [B, T, 1, H / 2]
+      mask: Array,  # [B, 1, 1, T, S] bool
+  ) -> tuple[Array, None]:
+    cfg = self.config
+    ones = nn.initializers.ones
+    attn_norm = self.param('attn_norm', ones, (cfg.d_model,))
+    mlp_norm = self.param('mlp_norm', ones, (cfg.d_model,))
+    out = Attention(cfg, self.sites, name='attn')(
+        rms_norm(x, attn_norm, cfg.norm_eps), rotary, mask)
+    x = x + self.tap(Site.ATTN_OUT, out)
+    out = Mlp(cfg, self.sites, name='mlp')(
+        rms_norm(x, mlp_norm, cfg.norm_eps))
+    x = x + self.tap(Site.MLP_OUT, out)
+    return self.tap(Site.RESIDUAL, x), None
+
+
+def _einsum(spec: str, x: Array, weight: Array) -> Array:
+  """Contracts with a weight cast to the compute dtype."""
+  return jnp.einsum(spec, x, weight.astype(x.dtype))

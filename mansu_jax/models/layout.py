@@ -1,0 +1,29 @@
+"""Which leaves a 4-bit deployment quantizes, and their axes in torch order."""
+
+from __future__ import annotations
+
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import decoder
+from mansu_jax.quant import layout as quant_layout
+
+_BlockLayout = quant_layout.BlockLayout
+
+# Memory order of each quantized leaf and the torch [out, in] order of its
+# axes; L is a batch axis. Embedding, norms and lm_head stay as they are.
+MATRICES = {
+    'layers/attn/q': _BlockLayout(memory='LDNH', out='NH', inp='D'),
+    'layers/attn/k': _BlockLayout(memory='LDKH', out='KH', inp='D'),
+    'layers/attn/v': _BlockLayout(memory='LDKH', out='KH', inp='D'),
+    'layers/attn/o': _BlockLayout(memory='LNHD', out='D', inp='NH'),
+    'layers/mlp/gate': _BlockLayout(memory='LDF', out='F', inp='D'),
+    'layers/mlp/up': _BlockLayout(memory='LDF', out='F', inp='D'),
+    'layers/mlp/down': _BlockLayout(memory='LFD', out='D', inp='F'),
+}
+
+
+def block_layout(config: config_lib.ModelConfig) -> types.PyTree:
+  """A tree like the params: a `BlockLayout`, or None for what stays."""
+  return tree_paths.map_named(
+      lambda name, _: MATRICES.get(name), decoder.abstract(config))

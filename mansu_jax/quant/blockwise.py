@@ -1,0 +1,55 @@
+"""Cutting a flat axis into blocks, and the largest magnitude of each.
+
+XLA flushes float32 subnormals to zero on most devices, so magnitudes are
+compared as integers: the bits of non-negative floats are in order of value.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+
+def split(flat: jax.Array, size: int) -> jax.Array:
+  """Cuts [..., n] into [..., ceil(n / size), size], padded with zeros."""
+  n = flat.shape[-1]
+  count = -(-n // size)
+  if count * size != n:
+    widths = [(0, 0)] * (flat.ndim - 1) + [(0, count * size - n)]
+    flat = jnp.pad(flat, widths)
+  return flat.reshape(*flat.shape[:-1], count, size)
+
+
+def join(blocks: jax.Array, n: int) -> jax.Array:
+  """Inverse of `split`: [..., count, size] to [..., n]."""
+  flat = blocks.reshape(*blocks.shape[:-2], -1)
+  return flat[..., :n]
+
+
+def magnitude_bits(x: jax.Array) -> jax.Array:
+  """int32 bits of |x| for float32 x; ordered as |x| is, subnormals too."""
+  return lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(0x7FFFFFFF)
+
+
+def absmax(blocks: jax.Array) -> jax.Array:
+  """Largest magnitude [..., 1] of each float32 block [..., Q]."""
+  largest = jnp.max(magnitude_bits(blocks), axis=-1, keepdims=True, initial=0)
+  return lax.bitcast_convert_type(largest, jnp.float32)
+
+
+def lookup(index: jax.Array, table: np.ndarray) -> jax.Array:
+  """`table[index]` for a short table, as selects: XLA vectorises these."""
+  out = jnp.full(index.shape, table[0])
+  for i, entry in enumerate(table[1:]):
+    out = jnp.where(index > i, entry, out)
+  return out
+
+
+def rank(x: jax.Array, thresholds: np.ndarray) -> jax.Array:
+  """Number (uint8) of ascending thresholds strictly below each x."""
+  out = jnp.zeros(x.shape, jnp.uint8)
+  for threshold in thresholds:
+    out += (x > threshold).astype(jnp.uint8)
+  return out

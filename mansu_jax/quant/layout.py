@@ -1,0 +1,103 @@
+"""How a weight leaf lies in memory and how torch would lay it out.
+
+Block quantizers cut the flattened *torch* [out, in] matrix into blocks; our
+weights are input-first and stacked over layers. A `BlockLayout` says, in axis
+letters, how to go from one to the other. It comes from the model's side as
+data, so that nothing here knows of a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockLayout:
+  """Axis letters of one leaf.
+
+  Attributes:
+    memory: the leaf's axes as they lie in memory, one letter each.
+    out: the letters that torch flattens into rows, in torch's order.
+    inp: the letters that torch flattens into columns, in torch's order.
+
+  The remaining letters are batch axes, each index of which is its own matrix.
+  For example `BlockLayout(memory='LDNH', out='NH', inp='D')` is a stack of L
+  torch weights [N * H, D].
+
+  Raises:
+    ValueError: a repeated letter, or a row or column letter not in `memory`.
+  """
+
+  memory: str
+  out: str
+  inp: str
+
+  def __post_init__(self):
+    for letters in (self.memory, self.out + self.inp):
+      if len(set(letters)) != len(letters):
+        raise ValueError(
+            f'{self} repeats an axis in {letters!r}: every axis has one letter'
+            ' and is a row axis, a column axis or a batch axis.')
+    if not self.inp:
+      raise ValueError(f'{self} has no column axis: name one in `inp`.')
+    unknown = sorted(set(self.out + self.inp) - set(self.memory))
+    if unknown:
+      raise ValueError(
+          f'{self} names axes {unknown} that are not in memory='
+          f'{self.memory!r}: correct `out` and `inp`.')
+
+  @property
+  def batch(self) -> str:
+    """The letters of the batch axes, in memory order."""
+    return ''.join(a for a in self.memory if a not in self.out + self.inp)
+
+  @property
+  def permutation(self) -> tuple[int, ...]:
+    """Axes of the leaf in the order batch, rows, columns."""
+    return tuple(map(self.memory.index, self.batch + self.out + self.inp))
+
+
+def rows_shape(shape: tuple[int, ...], layout: BlockLayout) -> tuple[int, ...]:
+  """Shape of `to_rows` for a leaf of shape `shape`."""
+  if len(shape) != len(layout.memory):
+    raise ValueError(
+        f'A leaf of shape {tuple(shape)} does not fit {layout}: wanted'
+        f' {len(layout.memory)} axes, one for each letter of {layout.memory!r}.'
+        ' Give the layout of the full, ungathered weight.')
+  sizes = dict(zip(layout.memory, shape))
+  size = lambda letters: int(np.prod([sizes[a] for a in letters], dtype=int))
+  return (
+      *(sizes[a] for a in layout.batch), size(layout.out), size(layout.inp))
+
+
+def to_rows(leaf: jax.Array, layout: BlockLayout) -> jax.Array:
+  """Brings a leaf into torch order.
+
+  Args:
+    leaf: weights in memory order, e.g. [L, D, N, H].
+    layout: their axis letters.
+
+  Returns:
+    [batch..., out, in], e.g. [L, N * H, D].
+
+  Raises:
+    ValueError: the leaf has another number of axes than the layout.
+  """
+  shape = rows_shape(leaf.shape, layout)
+  return jnp.transpose(leaf, layout.permutation).reshape(shape)
+
+
+def from_rows(
+    rows: jax.Array, layout: BlockLayout, shape: tuple[int, ...]
+) -> jax.Array:
+  """Inverse of `to_rows`; `shape` is the leaf's shape in memory order."""
+  if rows.shape != rows_shape(shape, layout):
+    raise ValueError(
+        f'Rows of shape {rows.shape} do not make a leaf of shape'
+        f' {tuple(shape)} under {layout}: wanted {rows_shape(shape, layout)}.')
+  permuted = rows.reshape([shape[axis] for axis in layout.permutation])
+  return jnp.transpose(permuted, np.argsort(layout.permutation))

@@ -1,0 +1,167 @@
+"""What is trained and how the model sees it: on a circuit, or everywhere.
+
+The circuit edit lifts the circuit's weights out of a frozen model: gradients,
+Fisher, latent and optimizer state exist for the slices only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mansu_jax import config as run_config
+from mansu_jax import types
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import param_mask
+from mansu_jax.models import decoder
+from mansu_jax.models import layout as model_layout
+from mansu_jax.quant import schemes as schemes_lib
+from mansu_jax import quant
+from mansu_jax import transforms
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Edit:
+  """A trainable part of a model.
+
+  Attributes:
+    theta: what is trained.
+    mask: circuit mask over theta (broadcastable bool leaves), or None: all.
+    grids: a code grid over theta for each scheme (empty: none).
+    views: frozen pytrees by name, `fp` first.
+    forward: `(theta, view, tokens [B, T]) -> hidden [B, T, D]`.
+    unembed: `(theta, view, hidden) -> logits`; theta None: the view's own.
+    see: `(theta, view) -> theta` as the view holds it.
+    merge: `theta -> full params` in full precision.
+  """
+
+  theta: types.PyTree
+  mask: types.PyTree | None
+  grids: tuple[Any, ...]
+  views: dict[str, types.PyTree]
+  forward: Callable[..., types.Array]
+  unembed: Callable[..., types.Array]
+  see: Callable[..., types.PyTree]
+  merge: Callable[[types.PyTree], types.Params]
+
+
+def moved(theta: types.PyTree, view: types.PyTree) -> types.Array:
+  """How many weights differ from the base's."""
+  differs = jax.tree.map(
+      lambda a, b: jnp.sum(a != b), theta, view['theta0'])
+  return sum(jax.tree.leaves(differs))
+
+
+def _gathered_grid(params, scheme, layout, index):
+  """The code grid of the full params, gathered beside the slices."""
+  grid = quant.code_grid(params, scheme, layout)
+  return jax.tree.map(
+      lambda x: x, dataclasses.replace(
+          grid,
+          scale=param_mask.gather(grid.scale, index),
+          code=param_mask.gather(grid.code, index),
+          frozen=param_mask.gather(grid.frozen, index)))
+
+
+def circuit_edit(
+    model: Any, circuit: graph.Circuit, scheme_names: tuple[str, ...],
+    *, quantized_views: bool) -> Edit:
+  """Trains the circuit's slices in a frozen model.
+
+  Args:
+    model: a `models.loading.LoadedModel`.
+    circuit: the weights that may change.
+    scheme_names: quantizers that the edit must survive.
+    quantized_views: also give a view of the model under each quantizer.
+  """
+  config, params = model.config, model.params
+  index = param_mask.make_index(circuit)
+  layout = model_layout.block_layout(config)
+  frame = param_mask.make_frame(circuit)
+  theta = jax.jit(param_mask.gather)(params, index)
+  schemes = [schemes_lib.get(name) for name in scheme_names]
+  grids = tuple(
+      jax.jit(lambda p, i, s=scheme: _gathered_grid(p, s, layout, i))(
+          params, index) for scheme in schemes)
+
+  def view(full, grid, quantized):
+    return {'params': full, 'frame': frame, 'theta0': theta, 'grid': grid,
+            'quantized': jnp.asarray(quantized)}
+
+  views = {'fp': view(params, grids[0], False)}
+  if quantized_views:
+    for name, scheme, grid in zip(scheme_names, schemes, grids):
+      full = quant.fake_quantize(params, scheme, layout)
+      views[name] = view(full, grid, True)
+
+  def forward(slices, frozen, tokens):
+    return decoder.forward(
+        config, frozen['params'], tokens,
+        circuit=param_mask.collection(slices, frozen['frame']))
+
+  def unembed(slices, frozen, hidden):
+    del slices  # The embedding is never part of a circuit.
+    return decoder.unembed(frozen['params'], hidden)
+
+  def see(slices, frozen):
+    rounded = frozen['grid'].decode_nearest(slices)
+    return jax.tree.map(
+        lambda r, s: jnp.where(frozen['quantized'], r, s), rounded, slices)
+
+  merge = jax.jit(lambda slices: param_mask.scatter(params, index, slices))
+  return Edit(
+      theta=theta, mask=param_mask.slice_mask(index, theta), grids=grids,
+      views=views, forward=forward, unembed=unembed, see=see, merge=merge)
+
+
+def full_edit(model: Any) -> Edit:
+  """Trains every weight: the setting of the baselines."""
+  config, params = model.config, model.params
+  pick = lambda theta, frozen: frozen['params'] if theta is None else theta
+  return Edit(
+      theta=params, mask=None, grids=(),
+      views={'fp': {'params': params, 'theta0': params}},
+      forward=lambda theta, frozen, tokens: decoder.forward(
+          config, theta, tokens),
+      unembed=lambda theta, frozen, hidden: decoder.unembed(
+          pick(theta, frozen), hidden),
+      see=lambda theta, frozen: theta,
+      merge=lambda theta: theta)
+
+
+def optimizer(
+    options: run_config.UnlearnConfig) -> optax.GradientTransformation:
+  """Adam with a warmed-up cosine schedule."""
+  schedule = optax.warmup_cosine_decay_schedule(
+      init_value=0.0, peak_value=options.learning_rate,
+      warmup_steps=int(options.warmup * options.steps),
+      decay_steps=max(options.steps, 2))
+  return optax.adam(schedule)
+
+
+def make_transform(
+    config: run_config.RunConfig, edit: Edit, fisher: types.PyTree | None
+) -> optax.GradientTransformation:
+  """The optax chain of a run (see `transforms.chain` for its order)."""
+  inner = optimizer(config.unlearn)
+  if edit.mask is None:
+    return inner
+  return transforms.mansu(
+      inner, circuit_mask=edit.mask, fisher=fisher,
+      quantile=config.edit.fisher_quantile,
+      grids=edit.grids if config.edit.floor != 'none' else (),
+      mode=config.edit.floor, landing=config.edit.landing,
+      lift_step=config.unlearn.steps,
+      storage_dtype=jnp.dtype(config.export_dtype))
+
+
+def exact_weights(config: run_config.RunConfig, edit: Edit):
+  """`(opt_state, theta) -> theta`: the floor's exact weights, or theta."""
+  if edit.mask is None or config.edit.floor == 'none':
+    return lambda opt_state, theta: theta
+  return lambda opt_state, theta: transforms.floor_params(opt_state)

@@ -1,0 +1,114 @@
+"""Reads and checks everything a run needs, before any long work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import fnmatch
+from typing import Any
+
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax.data import jsonl
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import splits as splits_lib
+from mansu_jax.data import text as text_lib
+
+_WILD = '*?['
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+  """The data of a run.
+
+  Attributes:
+    splits: questions by role and use, and the text to retain.
+    evaluation: `{split: questions}`, thinned to `--eval_questions` each.
+    heldout_text: documents never trained on.
+    hashes: `{file: sha256}`.
+  """
+
+  splits: splits_lib.Splits
+  evaluation: dict[str, list[questions_lib.Question]]
+  heldout_text: list[text_lib.TextDocument]
+  hashes: dict[str, str]
+
+
+def expand(paths: Sequence[str]) -> tuple[str, ...]:
+  """Expands `shipped:` names that hold wildcards, in alphabetical order.
+
+  Raises:
+    ValueError: a wildcard matches no shipped file.
+  """
+  out = []
+  for path in paths:
+    name = path.removeprefix(jsonl.SHIPPED)
+    if name == path or not any(c in name for c in _WILD):
+      out.append(path)
+      continue
+    found = fnmatch.filter(jsonl.shipped_names(), name)
+    if not found:
+      raise ValueError(
+          f'{path!r} matches no shipped file; the package holds'
+          f' {jsonl.shipped_names()}.')
+    out += [jsonl.SHIPPED + f for f in found]
+  return tuple(out)
+
+
+def read(config: run_config.RunConfig) -> Inputs:
+  """Reads all files.
+
+  Raises:
+    ValueError: as the readers do, naming file and line.
+  """
+  files = {f.name: expand(getattr(config.data, f.name))
+           for f in dataclasses.fields(config.data)
+           if isinstance(getattr(config.data, f.name), tuple)}
+  splits = splits_lib.read_splits(
+      forget=files['forget'], retain=files['retain'],
+      heldout=files['heldout'], text=files['text'])
+  heldout_text = [
+      d for path in files['heldout_text'] for d in text_lib.read_text(path)]
+  thin_to = config.eval.questions
+  return Inputs(
+      splits=splits,
+      evaluation={name: thin(questions, thin_to, config.seed)
+                  for name, questions in splits.evaluation.items()},
+      heldout_text=heldout_text,
+      hashes={path: jsonl.sha256(path)
+              for paths in files.values() for path in paths})
+
+
+def thin(
+    questions: list[questions_lib.Question], limit: int, seed: int
+) -> list[questions_lib.Question]:
+  """At most `limit` questions (0: all), spread evenly over facts.
+
+  Every fact keeps its first question before any fact keeps a second; which
+  one is first is drawn by the seed, so all phrasings are used.
+  """
+  if not limit or len(questions) <= limit:
+    return list(questions)
+  order = np.random.default_rng(seed).permutation(len(questions))
+  seen: dict[str, int] = {}
+  turn = np.zeros(len(questions), int)
+  for i in order:
+    fact = questions[i].fact
+    turn[i] = seen.get(fact, 0)
+    seen[fact] = turn[i] + 1
+  rank = np.empty(len(questions), int)
+  rank[order] = np.arange(len(questions))
+  kept = np.lexsort((rank, turn))[:limit]
+  return [questions[i] for i in sorted(kept)]
+
+
+def describe(inputs: Inputs) -> dict[str, Any]:
+  """What the record says of the data."""
+  return {
+      'sha256': inputs.hashes,
+      'questions': {k: len(v) for k, v in inputs.evaluation.items()},
+      'facts': {k: len({q.fact for q in v})
+                for k, v in inputs.evaluation.items()},
+      'missing_splits': list(inputs.splits.missing),
+  }

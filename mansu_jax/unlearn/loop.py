@@ -1,0 +1,130 @@
+"""The unlearn loop: one jitted step, progress, and an honest stop.
+
+The loop knows nothing of models or circuits. It is handed what it trains
+(`theta`), the optax transformation, the loss, and the views of the weights
+through which gradients are taken in turn (the quantizer in the loop).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import optax
+
+from mansu_jax import types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+  """What the loop is handed.
+
+  Attributes:
+    theta: trainable pytree.
+    tx: the optax chain.
+    loss: `(theta seen, frozen, base, batch) -> (scalar, metrics)`.
+    views: frozen pytrees of equal structure; step t uses number t mod n.
+    base: the reference's frozen pytree (the full-precision view).
+    see: `(theta, frozen) -> theta` as that view holds it; the gradient is
+      taken there and applied to theta (straight through).
+    exact: `(opt_state, theta) -> theta`: the floor's exact weights, or theta.
+    moved: `(theta, base) -> scalar`: how many weights differ from the base's.
+  """
+
+  theta: types.PyTree
+  tx: optax.GradientTransformation
+  loss: Callable[..., Any]
+  views: Sequence[types.PyTree]
+  base: types.PyTree
+  see: Callable[..., types.PyTree]
+  exact: Callable[..., types.PyTree]
+  moved: Callable[..., types.Array]
+
+
+@functools.partial(
+    jax.jit, static_argnames=('problem_fns',), donate_argnames=('carry',))
+def _step(problem_fns, carry, frozen, base, batch):
+  """One optimizer step; `problem_fns` = (tx, loss, see, exact, moved)."""
+  tx, loss, see, exact, moved = problem_fns
+  theta, opt_state = carry
+  (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
+      see(theta, frozen), frozen, base, batch)
+  updates, opt_state = tx.update(grads, opt_state, theta)
+  theta = exact(opt_state, optax.apply_updates(theta, updates))
+  finite = jnp.stack(
+      [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(theta)]).all()
+  return (theta, opt_state), metrics, moved(theta, base), finite
+
+
+def run(
+    problem: Problem, batches: Callable[[int], types.PyTree], *, steps: int,
+    total_weights: int, collapse: float,
+    save: Callable[[int, types.PyTree], None] | None = None,
+    log_every: int = 10) -> tuple[types.PyTree, list[dict[str, float]]]:
+  """Runs the loop.
+
+  Args:
+    problem: see `Problem`.
+    batches: step -> batch; must not depend on earlier calls.
+    steps: optimizer steps.
+    total_weights: all weights of the model, for the share that moved.
+    collapse: stop when the retain KL exceeds this, in nats a token.
+    save: called as `save(step, theta)` after every logged step.
+    log_every: steps between progress lines.
+
+  Returns:
+    The final theta and the history, one dict a step.
+
+  Raises:
+    ValueError: the loss or a weight is not finite, or retain has collapsed;
+      the message says at which step and what to change.
+  """
+  fns = (problem.tx, problem.loss, problem.see, problem.exact, problem.moved)
+  carry = jax.tree.map(jnp.array, (problem.theta, problem.tx.init(
+      problem.theta)))  # Own buffers: the step donates them.
+  history, start = [], None
+  for step in range(steps):
+    frozen = problem.views[step % len(problem.views)]
+    carry, metrics, moved, finite = _step(
+        fns, carry, frozen, problem.base, batches(step))
+    row = {k: float(v) for k, v in metrics._asdict().items()}
+    row |= {'step': step + 1, 'moved': float(moved) / total_weights}
+    history.append(row)
+    _check(row, bool(finite), collapse)
+    start = start or time.monotonic()  # The first step compiles.
+    if (step + 1) % log_every == 0 or step + 1 == steps:
+      _log(row, steps, (time.monotonic() - start) / max(step, 1))
+      if save is not None:
+        save(step + 1, carry[0])
+  return carry[0], history
+
+
+def _check(row: dict[str, float], finite: bool, collapse: float) -> None:
+  step = int(row['step'])
+  if not finite or row['loss'] != row['loss'] or abs(row['loss']) == float(
+      'inf'):
+    raise ValueError(
+        f'Step {step}: the loss is {row["loss"]} and the weights are'
+        f' {"finite" if finite else "not finite"}. Lower'
+        ' --unlearn_learning_rate, or raise --unlearn_warmup.')
+  if row['retain_kl'] > collapse:
+    raise ValueError(
+        f'Step {step}: the retain KL is {row["retain_kl"]:.3f} nats a token,'
+        f' above --unlearn_collapse={collapse}: what should be kept is being'
+        ' lost. Lower --unlearn_learning_rate or --circuit_budget, or raise'
+        ' --unlearn_kl_weight.')
+
+
+def _log(row: dict[str, float], steps: int, seconds: float) -> None:
+  step = int(row['step'])
+  logging.info(
+      'step %d/%d  forget %.3f (nll %.2f)  retain kl %.4f nll %.3f  text kl'
+      ' %.4f  codes changed %.3f%%  eta %.0fs', step, steps, row['forget'],
+      row['forget_nll'], row['retain_kl'], row['retain_nll'], row['text_kl'],
+      100 * row['moved'], seconds * (steps - step))

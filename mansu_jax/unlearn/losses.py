@@ -1,0 +1,64 @@
+"""Forget and retain terms, each per example.
+
+`nll` is the sequence NLL: summed over the answer's tokens, in nats.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mansu_jax import types
+
+
+def token_nll(logits: types.Array, labels: types.Array) -> types.Array:
+  """-log p(label) of logits [..., V] and labels [...], in nats."""
+  picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+  return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def token_kl(reference: types.Array, logits: types.Array) -> types.Array:
+  """KL(reference || model) of logits [..., V], in nats a token."""
+  log_p = jax.nn.log_softmax(reference, axis=-1)
+  log_q = jax.nn.log_softmax(logits, axis=-1)
+  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def npo(
+    nll: types.Array, nll_base: types.Array, *, beta: float) -> types.Array:
+  """Negative preference optimization: -(2/beta) log sigma(beta (nll - nll_0)).
+
+  References:
+    Zhang et al., Negative Preference Optimization, 2024 (arXiv 2404.05868)
+  """
+  return -2 / beta * jax.nn.log_sigmoid(beta * (nll - nll_base))
+
+
+def simnpo(
+    nll: types.Array, length: types.Array, *, beta: float,
+    margin: float = 0.0) -> types.Array:
+  """Reference-free NPO on the length-normalised NLL.
+
+  References:
+    Fan et al., Simplicity Prevails, 2024 (arXiv 2410.07163)
+  """
+  return -2 / beta * jax.nn.log_sigmoid(beta * nll / length - margin)
+
+
+def bounded_nll(nll: types.Array) -> types.Array:
+  """-log(1 - p(answer)): falls to 0 as the answer becomes impossible.
+
+  Unlike plain ascent it has a lower bound, and its gradient fades as the
+  answer is forgotten (the unlikelihood of the sequence).
+  """
+  return -jnp.log1p(-jnp.exp(-jnp.maximum(nll, 1e-4)))
+
+
+def ascent(nll: types.Array) -> types.Array:
+  """-nll: plain gradient ascent, unbounded below; a baseline only."""
+  return -nll
+
+
+def weighted_mean(values: types.Array, weight: types.Array) -> types.Array:
+  """Mean of `values` under `weight` of the same shape; 0 without weight."""
+  return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-9)

@@ -1,0 +1,114 @@
+"""The workdir: opened with checks, written atomically, timed by stage.
+
+Everything is written to a temporary name and renamed, so that a file that is
+there is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import resource
+import time
+from typing import Any
+
+from absl import logging
+import jax
+
+from mansu_jax import config as run_config
+from mansu_jax import run_flags
+
+_IDENTITY = 'flags.txt'
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a whole file or nothing."""
+  temporary = path.with_name(f'.{path.name}.tmp')
+  temporary.write_text(text, encoding='utf-8')
+  os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes strict JSON: NaN and infinity are refused."""
+  write_text(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
+
+
+def open_workdir(config: run_config.RunConfig) -> pathlib.Path:
+  """Creates or reopens the workdir and writes `flags.txt` in it.
+
+  Raises:
+    ValueError: no workdir given, not writable, holds other files, holds
+      another run, or holds a run and --noresume was given.
+  """
+  if not config.workdir:
+    raise ValueError('No workdir: give --workdir=DIR, a new or empty folder'
+                     ' for the outputs.')
+  root = pathlib.Path(config.workdir)
+  try:
+    root.mkdir(parents=True, exist_ok=True)
+    probe = root / '.write_probe'
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise ValueError(
+        f'--workdir={root} cannot be written: {error.strerror}. Give a folder'
+        ' that can be.') from error
+  wanted = run_flags.to_flagfile(config)
+  identity = root / _IDENTITY
+  if identity.exists():
+    _check_same_run(root, identity.read_text(encoding='utf-8'), wanted,
+                    config.resume)
+  elif any(root.iterdir()):
+    raise ValueError(
+        f'--workdir={root} holds files of something else'
+        f' ({sorted(p.name for p in root.iterdir())[0]!r} and so on) and no'
+        f' {_IDENTITY} of a run; give a new or empty folder.')
+  write_text(identity, wanted)
+  return root
+
+
+def _check_same_run(
+    root: pathlib.Path, found: str, wanted: str, resume: bool) -> None:
+  if not resume:
+    raise ValueError(f'--workdir={root} already holds a run and --noresume was'
+                     ' given; give a new folder, or --resume.')
+  differing = sorted(set(found.splitlines()) ^ set(wanted.splitlines()))
+  if differing:
+    raise ValueError(
+        f'--workdir={root} holds another run; the first flag that differs is'
+        f' {differing[0]!r}. Give a new folder.')
+
+
+def peak_bytes() -> int:
+  """Peak memory: of the device where it tells, else of this process."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if 'peak_bytes_in_use' in stats:
+    return int(stats['peak_bytes_in_use'])
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Clock:
+  """Times stages; `stages` is the record's list."""
+
+  def __init__(self):
+    self.stages: list[dict[str, Any]] = []
+
+  @contextlib.contextmanager
+  def stage(self, name: str) -> Iterator[None]:
+    """Times a block and logs it."""
+    logging.info('%s ...', name)
+    start = time.monotonic()
+    yield
+    seconds = time.monotonic() - start
+    self.stages.append(
+        {'name': name, 'seconds': seconds, 'peak_bytes': peak_bytes()})
+    logging.info('%s: %.1f s', name, seconds)
+
+
+def sha256(path: pathlib.Path) -> str:
+  """Hash of a file's bytes."""
+  return hashlib.sha256(path.read_bytes()).hexdigest()
