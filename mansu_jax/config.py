@@ -40,14 +40,12 @@ class DataConfig:
   """Which files play which role; `shipped:NAME` is a file of the package."""
 
   forget: tuple[str, ...] = _field(
-      ('shipped:capitals_europe.jsonl', 'shipped:capitals_other.jsonl'),
-      'Question file(s) (JSONL) to forget.')
+      (), 'Question file(s) (JSONL) to forget; `shipped:NAME` is a file of the'
+      ' package, and NAME may hold * and ?.')
   retain: tuple[str, ...] = _field(
-      (), 'Question file(s) to retain; `shipped` stands for every shipped'
-      ' relation but the forgotten one.')
+      (), 'Question file(s) to retain.')
   heldout: tuple[str, ...] = _field(
-      (), 'Question file(s) never trained on, to measure what is lost.'
-      ' `shipped` stands for every shipped held-out relation.')
+      (), 'Question file(s) never trained on, to measure what is lost.')
   text: tuple[str, ...] = _field(
       (), 'General text (.txt, or JSONL with text and kind) to retain.')
   heldout_text: tuple[str, ...] = _field(
@@ -55,7 +53,6 @@ class DataConfig:
   text_window: int = _field(64, 'Tokens in one window of general text.')
 
   def __post_init__(self):
-    _check(bool(self.forget), 'No forget set: give --data_forget=FILE.')
     _check(self.text_window >= 8, f'--data_text_window={self.text_window} is'
            ' too short; wanted 8 or more tokens.')
 
@@ -101,6 +98,7 @@ class CircuitConfig:
       0.8, 'Report the smallest prefix of the ranking this faithful.')
   random_circuits: int = _field(
       20, 'Random circuits, matched per layer, for comparison.')
+  pairs: int = _field(32, 'Pairs on which faithfulness is measured.')
 
   def __post_init__(self):
     _check_fields(self, 'circuit')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -29,12 +30,13 @@ def resolve(path: str) -> pathlib.Path:
     what = 'is a folder' if found.is_dir() else 'does not exist'
     raise ValueError(
         f'Data file {path!r} {what}: wanted a readable file or'
-        f' {SHIPPED}NAME with NAME one of {_shipped_names()}. Correct the'
+        f' {SHIPPED}NAME with NAME one of {shipped_names()}. Correct the'
         ' path.')
   return found
 
 
-def _shipped_names() -> list[str]:
+def shipped_names() -> list[str]:
+  """File names that `shipped:NAME` may stand for, in order."""
   if not _SHIPPED_DIR.is_dir():
     return []
   return sorted(
@@ -42,13 +44,18 @@ def _shipped_names() -> list[str]:
 
 
 def _resolve_shipped(path: str) -> pathlib.Path:
-  name, names = path.removeprefix(SHIPPED), _shipped_names()
+  name, names = path.removeprefix(SHIPPED), shipped_names()
   for suffix in _SUFFIXES:
     if name + suffix in names:
       return _SHIPPED_DIR / (name + suffix)
   raise ValueError(
       f'Shipped data {path!r} does not exist: the package holds {names}.'
       f' Name one of them as {SHIPPED}NAME, or give a path.')
+
+
+def sha256(path: str) -> str:
+  """Hex SHA-256 of the file's bytes, for the record of a run."""
+  return hashlib.sha256(resolve(path).read_bytes()).hexdigest()
 
 
 def read_text(path: str) -> str:

@@ -73,6 +73,13 @@ def fill_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
   return rows
 
 
+def batch_rows(rows: int, most: int) -> int:
+  """Rows a batch: at most `most`, of few empty rows in the last batch."""
+  if rows <= most:
+    return max(1, rows)
+  return min(range(-(-3 * most // 4), most + 1), key=lambda b: (-rows % b, -b))
+
+
 def pack_segments(
     segments: Sequence[Segment], *, row_length: int = ROW_LENGTH,
     token_budget: int = TOKEN_BUDGET, max_length: int | None = None,
@@ -119,9 +126,7 @@ def _batches(
     segments: Sequence[Segment], rows: list[list[int]], capacity: int,
     token_budget: int) -> list[PackedBatch]:
   """Batches of a fixed number of rows; the last is padded with empty ones."""
-  most = max(1, token_budget // capacity)
-  fewer = 1 << (len(rows) - 1).bit_length() if rows else 1
-  size = min(most, fewer)
+  size = batch_rows(len(rows), max(1, token_budget // capacity))
   return [
       _batch(segments, rows[i:i + size], size, capacity)
       for i in range(0, len(rows), size)

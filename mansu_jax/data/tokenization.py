@@ -95,7 +95,7 @@ def encode_questions(
     chat: whether to wrap prompts in the tokenizer's chat template.
 
   Raises:
-    ValueError: a prompt or a choice has no tokens.
+    ValueError: a prompt or a choice has no tokens, or two choices the same.
   """
   separator = '' if chat else ' '
   start = [] if chat else prefix_ids(tokenizer)
@@ -120,7 +120,7 @@ def _continuation(
 
 
 def _check_tokens(question: Question, encoded: Encoded) -> None:
-  """Raises ValueError when something of a question has no tokens."""
+  """Raises ValueError when tokens cannot tell a question's parts."""
   where = question.source or question.id
   if not encoded.prompt:
     raise ValueError(
@@ -132,3 +132,8 @@ def _check_tokens(question: Question, encoded: Encoded) -> None:
       raise ValueError(
           f'{where}: {what} {choice!r} has no tokens with this tokenizer;'
           ' wanted at least one. Reword it.')
+  if len(set(map(tuple, encoded.choices))) < len(encoded.choices):
+    raise ValueError(
+        f'{where}: two of the choices {list(question.choices)} have the same'
+        ' tokens with this tokenizer; wanted choices it can tell apart. Reword'
+        ' one.')

@@ -164,8 +164,8 @@ def _judge(
   margin = _margin(logprob, answer)
   return Scores(
       logprob=logprob, answer_logprob=logprob[np.arange(n), answer],
-      correct=margin > 0, correct_norm=_margin(logprob / characters, answer) > 0,
-      margin=margin)
+      correct=margin > 0, margin=margin,
+      correct_norm=_margin(logprob / characters, answer) > 0)
 
 
 def _margin(scores: np.ndarray, answer: np.ndarray) -> np.ndarray:

@@ -45,6 +45,14 @@ _OPTIONAL = frozenset({
     'rope.scaling.type', 'rope.scaling.factor', 'vocab_size'})
 
 
+class _Reader(gguf.GGUFReader):
+  """The package's reader over a plain array: slices of a memmap are slow."""
+
+  data = property(
+      lambda self: self._data,
+      lambda self, memmap: setattr(self, '_data', np.asarray(memmap)))
+
+
 @dataclasses.dataclass(frozen=True)
 class GgufFile:
   """An opened file: its metadata, with nothing dequantised yet."""
@@ -82,7 +90,7 @@ def open_file(path: pathlib.Path) -> GgufFile:
         f'{path} starts with {magic!r}: expected b\'GGUF\'. Give a GGUF file,'
         ' or a Hugging Face directory.')
   try:
-    reader = gguf.GGUFReader(path)
+    reader = _Reader(path)
     metadata = {key: f.contents() for key, f in reader.fields.items()}
   except (ValueError, IndexError, KeyError, OverflowError, TypeError,
           MemoryError) as error:

@@ -1,0 +1,18 @@
+"""4- and 8-bit quantizers on arrays, in torch's block layout, and their grids.
+
+Pure array functions: no model is known here. `fake_quantize` gives the weights
+that a quantized model computes with, `code_grid` what the magnitude floor needs
+to know of the quantizer, `survival` how much of an edit is left after it.
+"""
+
+from mansu_jax.quant.grids import code_grid
+from mansu_jax.quant.grids import CodeGrid
+from mansu_jax.quant.grids import grid_view
+from mansu_jax.quant.layout import BlockLayout
+from mansu_jax.quant.layout import from_rows
+from mansu_jax.quant.layout import to_rows
+from mansu_jax.quant.scheme import Codes
+from mansu_jax.quant.scheme import Scheme
+from mansu_jax.quant.schemes import get
+from mansu_jax.quant.schemes import SCHEMES
+from mansu_jax.quant.simulate import fake_quantize

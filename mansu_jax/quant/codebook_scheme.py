@@ -22,6 +22,10 @@ from mansu_jax.quant import extremes
 from mansu_jax.quant import scheme
 
 
+# A scheme is static: eager calls compile once a shape, traced ones inline.
+_compiled = functools.partial(jax.jit, static_argnums=0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodebookScheme(scheme.Scheme):
   """NF4, FP4 and their like.
@@ -50,14 +54,18 @@ class CodebookScheme(scheme.Scheme):
       return None
     return np.arange(n // self.block + 1)[:, None] == n // self.block
 
+  @_compiled
   def encode_at(self, values, scale, tail=None):
-    return _by_range(scale, self._encode, values, scale, tail)
+    return self._by_range(self._encode, values, scale, tail)
 
+  @_compiled
   def decode(self, code, scale):
-    return _by_range(scale, self._decode, code, scale)
+    extreme = extremes.any_extreme(scale)
+    return _exact_if(extreme, self._decode, code, scale)
 
+  @_compiled
   def snap(self, values, scale, tail=None):
-    return _by_range(scale, self._snap, values, scale, tail)
+    return self._by_range(self._snap, values, scale, tail)
 
   def level(self, code):
     return blockwise.lookup(code, self._levels)
@@ -93,6 +101,12 @@ class CodebookScheme(scheme.Scheme):
     values = self._table[self._order]
     return self._midpoints[values[1:] != values[:-1]]
 
+  def _by_range(self, fn, values, scale, tail):
+    extreme = extremes.any_extreme(scale)
+    if 0 in self._midpoints:  # Two zeros: the sign of a tiny value counts.
+      extreme |= extremes.any_extreme(values)
+    return _exact_if(extreme, fn, values, scale, tail)
+
   def _encode(self, exact, values, scale, tail):
     normalize = extremes.normalize if exact else _normalize
     code = blockwise.rank(normalize(values, scale, tail), self._midpoints)
@@ -108,15 +122,19 @@ class CodebookScheme(scheme.Scheme):
     return self._decode(exact, self._encode(exact, values, scale, tail), scale)
 
 
-def _by_range(scale, fn, *args):
-  """Calls `fn(exact, *args)`, exact only where float32 would lose bits."""
+def _exact_if(extreme, fn, *args):
+  """Calls `fn(exact, *args)`, exact where float32 in XLA would lose bits."""
   return lax.cond(
-      extremes.any_extreme(scale), functools.partial(fn, True),
-      functools.partial(fn, False), *args)
+      extreme, functools.partial(fn, True), functools.partial(fn, False),
+      *args)
 
 
 def _normalize(values, scale, tail):
   """x / absmax by bitsandbytes' formulas, for ordinary magnitudes."""
   scale = jnp.maximum(scale, extremes.SMALLEST_ORDINARY)  # Blocks of zeros.
   full = values * (1 / scale)
-  return full if tail is None else jnp.where(tail, values / scale, full)
+  if tail is None:
+    return full
+  # Unless it is hidden, XLA turns a common divisor into a reciprocal.
+  divisor = lax.optimization_barrier(jnp.broadcast_to(scale, values.shape))
+  return jnp.where(tail, values / divisor, full)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 PyTree = Any
@@ -31,6 +32,11 @@ def named(tree: PyTree) -> dict[str, Any]:
 def tree_map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
   """`jax.tree.map` that hands `fn` the None leaves too."""
   return jax.tree.map(fn, tree, *rest, is_leaf=_is_none)
+
+
+def cast(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+  """Casts for good: XLA may drop a cast that is cast back at once."""
+  return lax.optimization_barrier(x.astype(dtype))
 
 
 def is_concrete(tree: PyTree) -> bool:
@@ -66,6 +72,21 @@ def check_shapes(got: PyTree, params: PyTree, what: str) -> None:
       raise ValueError(
           f'{what} has shape {jnp.shape(leaf)} at {name!r}; wanted the'
           f" param's {jnp.shape(others[name])}.")
+
+
+def check_broadcast(got: Any, param: Any, name: str, what: str) -> None:
+  """Raises ValueError unless an array broadcasts to the param's shape."""
+  if got is None or param is None:
+    return
+  shape, wanted = jnp.shape(got), jnp.shape(param)
+  try:
+    fits = jnp.broadcast_shapes(shape, wanted) == wanted
+  except ValueError:
+    fits = False
+  if not fits:
+    raise ValueError(
+        f'{what} has shape {shape} at {name!r}, which does not broadcast to'
+        f" the param's {wanted}.")
 
 
 def check_floating(leaf: Any, name: str, what: str) -> None:

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import optax
 
 from mansu_jax import config as run_config
+from mansu_jax import quant
+from mansu_jax import transforms
 from mansu_jax import types
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
 from mansu_jax.models import decoder
 from mansu_jax.models import layout as model_layout
-from mansu_jax.quant import schemes as schemes_lib
-from mansu_jax import quant
-from mansu_jax import transforms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,20 +56,16 @@ def moved(theta: types.PyTree, view: types.PyTree) -> types.Array:
   return sum(jax.tree.leaves(differs))
 
 
-def _gathered_grid(params, scheme, layout, index):
+def _gathered_grid(params, scheme, layout, index, dtype):
   """The code grid of the full params, gathered beside the slices."""
-  grid = quant.code_grid(params, scheme, layout)
-  return jax.tree.map(
-      lambda x: x, dataclasses.replace(
-          grid,
-          scale=param_mask.gather(grid.scale, index),
-          code=param_mask.gather(grid.code, index),
-          frozen=param_mask.gather(grid.frozen, index)))
+  grid = quant.code_grid(params, scheme, layout, storage_dtype=dtype)
+  gather = jax.jit(param_mask.gather)
+  return grid.map_fields(lambda tree, padding: gather(tree, index))
 
 
 def circuit_edit(
     model: Any, circuit: graph.Circuit, scheme_names: tuple[str, ...],
-    *, quantized_views: bool) -> Edit:
+    *, quantized_views: bool, storage_dtype: Any = jnp.float32) -> Edit:
   """Trains the circuit's slices in a frozen model.
 
   Args:
@@ -78,16 +73,16 @@ def circuit_edit(
     circuit: the weights that may change.
     scheme_names: quantizers that the edit must survive.
     quantized_views: also give a view of the model under each quantizer.
+    storage_dtype: of the exported weights, which decides their codes.
   """
   config, params = model.config, model.params
   index = param_mask.make_index(circuit)
   layout = model_layout.block_layout(config)
   frame = param_mask.make_frame(circuit)
   theta = jax.jit(param_mask.gather)(params, index)
-  schemes = [schemes_lib.get(name) for name in scheme_names]
   grids = tuple(
-      jax.jit(lambda p, i, s=scheme: _gathered_grid(p, s, layout, i))(
-          params, index) for scheme in schemes)
+      _gathered_grid(params, name, layout, index, storage_dtype)
+      for name in scheme_names)
 
   def view(full, grid, quantized):
     return {'params': full, 'frame': frame, 'theta0': theta, 'grid': grid,
@@ -95,8 +90,8 @@ def circuit_edit(
 
   views = {'fp': view(params, grids[0], False)}
   if quantized_views:
-    for name, scheme, grid in zip(scheme_names, schemes, grids):
-      full = quant.fake_quantize(params, scheme, layout)
+    for name, grid in zip(scheme_names, grids):
+      full = quant.fake_quantize(params, name, layout)
       views[name] = view(full, grid, True)
 
   def forward(slices, frozen, tokens):
@@ -152,9 +147,8 @@ def make_transform(
   if edit.mask is None:
     return inner
   return transforms.mansu(
-      inner, circuit_mask=edit.mask, fisher=fisher,
-      quantile=config.edit.fisher_quantile,
-      grids=edit.grids if config.edit.floor != 'none' else (),
+      inner, circuit_mask=edit.mask, fisher=fisher, valid=edit.mask,
+      quantile=config.edit.fisher_quantile, grids=edit.grids,
       mode=config.edit.floor, landing=config.edit.landing,
       lift_step=config.unlearn.steps,
       storage_dtype=jnp.dtype(config.export_dtype))
@@ -162,6 +156,6 @@ def make_transform(
 
 def exact_weights(config: run_config.RunConfig, edit: Edit):
   """`(opt_state, theta) -> theta`: the floor's exact weights, or theta."""
-  if edit.mask is None or config.edit.floor == 'none':
+  if edit.mask is None:
     return lambda opt_state, theta: theta
   return lambda opt_state, theta: transforms.floor_params(opt_state)

@@ -1,0 +1,279 @@
+"""Clean and corrupted prompts of equal token length, for attribution.
+
+A pair asks the same thing in the same words about two facts, so that only the
+subject's tokens differ between its prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mansu_jax.data import jsonl
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import tokenization
+
+_TEXT_FIELDS = ('clean', 'corrupt', 'answer', 'corrupt_answer')
+_ID_FIELDS = ('clean_ids', 'corrupt_ids', 'answer_id', 'corrupt_answer_id')
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributionPair:
+  """A clean and a corrupted prompt.
+
+  Attributes:
+    clean_ids: [T] token ids of the clean prompt.
+    corrupt_ids: [T] token ids of the corrupted prompt.
+    answer_id: first token of the clean prompt's answer.
+    corrupt_answer_id: first token of the corrupted prompt's answer.
+    fact: what pairs are grouped by: the clean prompt's fact.
+  """
+
+  clean_ids: tuple[int, ...]
+  corrupt_ids: tuple[int, ...]
+  answer_id: int
+  corrupt_answer_id: int
+  fact: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+  """A train question with its prompt's ids and its answer's first token."""
+
+  question: questions_lib.Question
+  ids: tuple[int, ...]
+  answer_id: int
+
+  @property
+  def template(self) -> str:
+    """What follows the last '/' of the id; '' where there is none."""
+    head, slash, tail = self.question.id.rpartition('/')
+    return tail if head and slash else ''
+
+  @property
+  def group(self) -> tuple[str, str, int]:
+    """Members of one group may be paired."""
+    return self.question.relation, self.template, len(self.ids)
+
+
+def build_pairs(
+    questions: Sequence[questions_lib.Question],
+    tokenizer: tokenization.Tokenizer, max_pairs: int, seed: int,
+    *, chat: bool = False) -> list[AttributionPair]:
+  """Pairs each train question with the same phrasing of another fact.
+
+  The other fact has the same relation and template (what follows the last '/'
+  of the id, for example `train_3`), a prompt of equal token length and an
+  answer of another first token. Where ids name no template, the partner is
+  among those whose prompt agrees in most places.
+
+  Args:
+    questions: of any use; only `train` ones are paired.
+    tokenizer: see `tokenization`.
+    max_pairs: most pairs to return.
+    seed: of the choice of partners and of phrasings.
+    chat: whether prompts take the tokenizer's chat form.
+
+  Returns:
+    Pairs in rounds: each fact gives one before any gives a second, and rounds
+    turn through the templates, so that every prefix is spread evenly.
+
+  Raises:
+    ValueError: `max_pairs` is not positive, or no question has a partner.
+  """
+  if max_pairs < 1:
+    raise ValueError(
+        f'max_pairs is {max_pairs}; wanted 1 or more. Ask for some pairs.')
+  rng = np.random.default_rng(seed)
+  candidates = _candidates(questions, tokenizer, chat)
+  partners = _find_partners(candidates)
+  if not partners:
+    raise ValueError(
+        f'None of the {len(candidates)} train questions has a partner: another'
+        ' fact of the same relation and phrasing, with a prompt of equal token'
+        ' length and an answer that starts with another token. Add facts of'
+        ' the same relation to the set, or give pairs by'
+        ' --attribution_pairs_file.')
+  used: dict[int, int] = {}
+  pairs = []
+  for i in _in_rounds(candidates, sorted(partners), rng)[:max_pairs]:
+    j = _least_used(partners[i], used, rng)
+    pairs.append(_pair(candidates[i], candidates[j]))
+  return pairs
+
+
+def _candidates(
+    questions: Sequence[questions_lib.Question],
+    tokenizer: tokenization.Tokenizer, chat: bool) -> list[_Candidate]:
+  train = [q for q in questions if q.use == 'train']
+  encoded = tokenization.encode_questions(train, tokenizer, chat=chat)
+  return [
+      _Candidate(q, tuple(e.prompt), e.choices[q.answer_index][0])
+      for q, e in zip(train, encoded)]
+
+
+def _find_partners(candidates: Sequence[_Candidate]) -> dict[int, list[int]]:
+  """Per candidate that has any, the indices of those it may be paired with."""
+  groups: dict[tuple[str, str, int], list[int]] = {}
+  for i, candidate in enumerate(candidates):
+    groups.setdefault(candidate.group, []).append(i)
+  partners = {}
+  for i, candidate in enumerate(candidates):
+    found = [
+        j for j in groups[candidate.group]
+        if candidates[j].question.fact != candidate.question.fact
+        and candidates[j].answer_id != candidate.answer_id
+        and candidates[j].ids != candidate.ids]
+    if found and not candidate.template:
+      found = _most_alike(candidate, candidates, found)
+    if found:
+      partners[i] = found
+  return partners
+
+
+def _most_alike(
+    candidate: _Candidate, candidates: Sequence[_Candidate],
+    found: list[int]) -> list[int]:
+  alike = lambda j: sum(
+      a == b for a, b in zip(candidate.ids, candidates[j].ids))
+  most = max(map(alike, found))
+  return [j for j in found if alike(j) == most]
+
+
+def _in_rounds(
+    candidates: Sequence[_Candidate], paired: list[int],
+    rng: np.random.Generator) -> list[int]:
+  """Orders candidates so that facts, and templates, take turns."""
+  by_fact: dict[str, list[int]] = {}
+  for i in paired:
+    by_fact.setdefault(candidates[i].question.fact, []).append(i)
+  facts = list(by_fact)
+  turn = []
+  for place, fact in enumerate(rng.permutation(len(facts)).tolist()):
+    own = sorted(by_fact[facts[fact]], key=lambda i: candidates[i].template)
+    shift = place % len(own)
+    for round_, i in enumerate(own[shift:] + own[:shift]):
+      turn.append((round_, place, i))
+  return [i for _, _, i in sorted(turn)]
+
+
+def _least_used(
+    partners: list[int], used: dict[int, int],
+    rng: np.random.Generator) -> int:
+  fewest = min(used.get(j, 0) for j in partners)
+  free = [j for j in partners if used.get(j, 0) == fewest]
+  chosen = free[rng.integers(len(free))]
+  used[chosen] = fewest + 1
+  return chosen
+
+
+def _pair(clean: _Candidate, corrupt: _Candidate) -> AttributionPair:
+  return AttributionPair(
+      clean_ids=clean.ids, corrupt_ids=corrupt.ids, answer_id=clean.answer_id,
+      corrupt_answer_id=corrupt.answer_id, fact=clean.question.fact)
+
+
+def group_by_length(
+    pairs: Sequence[AttributionPair]) -> dict[int, list[AttributionPair]]:
+  """`{token length: pairs}`, shortest first: batches without padding."""
+  groups: dict[int, list[AttributionPair]] = {}
+  for pair in pairs:
+    groups.setdefault(len(pair.clean_ids), []).append(pair)
+  return dict(sorted(groups.items()))
+
+
+def read_pairs(
+    path: str, tokenizer: tokenization.Tokenizer | None = None
+) -> list[AttributionPair]:
+  """Reads pairs given as text or as token ids, one JSON object a line.
+
+  Fields are `clean`, `corrupt`, `answer`, `corrupt_answer` (text) or
+  `clean_ids`, `corrupt_ids`, `answer_id`, `corrupt_answer_id`; an optional
+  `fact` groups pairs, which else are each a fact of their own.
+
+  Args:
+    path: a file, or `shipped:NAME`.
+    tokenizer: needed for pairs given as text; its vocabulary size, where it
+      tells one, bounds the ids.
+
+  Raises:
+    ValueError: the file is missing or malformed, prompts differ in token
+      length, or both answers start with the same token; with file and line.
+  """
+  pairs = []
+  for where, record in jsonl.read_records(path):
+    if any(field in record for field in _ID_FIELDS):
+      pair = _from_ids(where, record)
+    else:
+      pair = _from_text(where, record, tokenizer)
+    _check_pair(where, pair, tokenizer)
+    pairs.append(pair)
+  return pairs
+
+
+def _fact(where: str, record: dict[str, Any]) -> str:
+  if 'fact' not in record:
+    return where
+  return jsonl.take_string(where, record, 'fact')
+
+
+def _from_ids(where: str, record: dict[str, Any]) -> AttributionPair:
+  ids = {}
+  for field in _ID_FIELDS[:2]:
+    values = jsonl.take(where, record, field, list, 'a list of token ids')
+    for value in values:
+      jsonl.check_type(where, field, value, int, 'a list of token ids')
+    ids[field] = tuple(values)
+  for field in _ID_FIELDS[2:]:
+    ids[field] = jsonl.take(where, record, field, int, 'a token id')
+  return AttributionPair(**ids, fact=_fact(where, record))
+
+
+def _from_text(
+    where: str, record: dict[str, Any],
+    tokenizer: tokenization.Tokenizer | None) -> AttributionPair:
+  texts = {f: jsonl.take_string(where, record, f) for f in _TEXT_FIELDS}
+  if tokenizer is None:
+    raise ValueError(
+        f'{where}: the pair is given as text, but there is no tokenizer;'
+        ' wanted one to encode it. Pass the tokenizer of the model, or give'
+        ' token ids.')
+  sides = []
+  for prompt, answer in (('clean', 'answer'), ('corrupt', 'corrupt_answer')):
+    question = questions_lib.Question(
+        id=where, fact=where, relation='pair', prompt=texts[prompt],
+        answer=texts[answer], choices=(texts[answer],), use='train',
+        source=where)
+    (encoded,) = tokenization.encode_questions([question], tokenizer)
+    sides.append((tuple(encoded.prompt), encoded.choices[0][0]))
+  (clean, answer), (corrupt, corrupt_answer) = sides
+  return AttributionPair(
+      clean_ids=clean, corrupt_ids=corrupt, answer_id=answer,
+      corrupt_answer_id=corrupt_answer, fact=_fact(where, record))
+
+
+def _check_pair(
+    where: str, pair: AttributionPair,
+    tokenizer: tokenization.Tokenizer | None) -> None:
+  """Raises ValueError where a pair cannot be attributed."""
+  lengths = len(pair.clean_ids), len(pair.corrupt_ids)
+  if lengths[0] != lengths[1] or not lengths[0]:
+    raise ValueError(
+        f'{where}: the clean prompt has {lengths[0]} tokens and the corrupted'
+        f' one {lengths[1]}; wanted equal numbers above 0. Choose a subject of'
+        ' as many tokens.')
+  if pair.answer_id == pair.corrupt_answer_id:
+    raise ValueError(
+        f'{where}: both answers start with token {pair.answer_id}; wanted'
+        ' different first tokens. Choose another corrupted prompt.')
+  ids = (*pair.clean_ids, *pair.corrupt_ids, pair.answer_id,
+         pair.corrupt_answer_id)
+  size = len(tokenizer) if hasattr(tokenizer, '__len__') else None
+  if min(ids) < 0 or (size is not None and max(ids) >= size):
+    raise ValueError(
+        f'{where}: token ids run from {min(ids)} to {max(ids)}; wanted them'
+        f' between 0 and {"the vocabulary size" if size is None else size - 1}.'
+        ' Encode the pair with the tokenizer of the model.')

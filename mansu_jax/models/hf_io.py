@@ -1,0 +1,264 @@
+"""Reads and writes Hugging Face directories, safetensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import contextlib
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.models import assemble
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import decoder
+from mansu_jax.models import llama
+
+EXPORT_DTYPES = {
+    'float32': np.float32,
+    'bfloat16': ml_dtypes.bfloat16,
+    'float16': np.float16,
+}
+PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
+
+_CONFIG = 'config.json'
+_WEIGHTS = 'model.safetensors'
+_INDEX = 'model.safetensors.index.json'
+_FLOATS = ('F64', 'F32', 'F16', 'BF16')
+_TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
+
+
+def read_config(path: pathlib.Path) -> config_lib.ModelConfig:
+  """Reads `config.json` of a directory.
+
+  Raises:
+    ValueError: no such file, not JSON, or not a config understood here.
+  """
+  file = path / _CONFIG
+  return llama.from_hf(_read_json(file), str(file))
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+  if not file.is_file():
+    raise ValueError(
+        f'{file.parent} has no {file.name}: expected a Hugging Face model'
+        ' directory with config.json and safetensors. Check the path.')
+  try:
+    fields = json.loads(file.read_text())
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(
+        f'{file} is not JSON ({error}): expected a JSON object. Download it'
+        ' again.') from error
+  if not isinstance(fields, dict):
+    raise ValueError(
+        f'{file} holds a {type(fields).__name__}: expected a JSON object.'
+        ' Download it again.')
+  return fields
+
+
+def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors files of a directory, in name order.
+
+  Raises:
+    ValueError: only pickle checkpoints, no weights at all, or a missing shard.
+  """
+  if (path / _WEIGHTS).is_file():
+    return [path / _WEIGHTS]
+  if not (path / _INDEX).is_file():
+    _refuse_without_safetensors(path)
+  weight_map = _read_json(path / _INDEX).get('weight_map')
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise ValueError(
+        f'{path / _INDEX} has no weight_map: expected tensor names mapped to'
+        ' files. Download it again.')
+  names = sorted(set(map(str, weight_map.values())))
+  outside = [n for n in names if pathlib.PurePath(n).name != n]
+  missing = [n for n in names if not (path / n).is_file()]
+  if outside or missing:
+    raise ValueError(
+        f'{path / _INDEX} names {names}, of which {outside} lie outside the'
+        f' directory and {missing} are missing: expected every shard beside'
+        ' the index. Download the missing files.')
+  return [path / n for n in names]
+
+
+def _refuse_without_safetensors(path: pathlib.Path) -> None:
+  pickles = sorted(
+      p.name for p in path.iterdir() if p.suffix in PICKLE_SUFFIXES)
+  if pickles:
+    raise ValueError(
+        f'{path} holds pickle checkpoints {pickles}: expected safetensors. A'
+        ' pickle can run any code when it is read, so it is refused; convert'
+        ' it with `save_pretrained(..., safe_serialization=True)`.')
+  raise ValueError(
+      f'{path} has neither {_WEIGHTS} nor {_INDEX}; it holds'
+      f' {sorted(p.name for p in path.iterdir())}. Expected a Hugging Face'
+      ' directory with safetensors. Check the path.')
+
+
+def read_params(
+    path: pathlib.Path, config: config_lib.ModelConfig, dtype: Any
+) -> types.Params:
+  """Reads all tensors and stacks them in `dtype`.
+
+  Raises:
+    ValueError: a truncated file, missing, extra or misshapen tensors, or a
+      dtype that is no float. Found from the headers, before any weight.
+  """
+  with contextlib.ExitStack() as stack:
+    handles = {}
+    for file in weight_files(path):
+      handle = stack.enter_context(_open(file))
+      handles |= {name: handle for name in handle.keys()
+                  if not name.endswith(llama.IGNORED_TENSOR_SUFFIX)}
+    _check_dtypes(path, handles)
+    shapes = {name: tuple(h.get_slice(name).get_shape())
+              for name, h in handles.items()}
+    assemble.check(shapes, config, llama.NAMES, str(path))
+    read = lambda t: handles[t.name].get_tensor(t.name)
+    return assemble.assemble(config, llama.NAMES, read, dtype)
+
+
+def _open(file: pathlib.Path) -> Any:
+  try:
+    return safetensors.safe_open(file, framework='np')
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+        f'{file} cannot be read as safetensors ({error}) at'
+        f' {file.stat().st_size} bytes: expected a complete file. It is'
+        ' truncated or damaged; download it again.') from error
+
+
+def _check_dtypes(path: pathlib.Path, handles: Mapping[str, Any]) -> None:
+  dtypes = {n: h.get_slice(n).get_dtype() for n, h in handles.items()}
+  wrong = {n: d for n, d in dtypes.items() if d not in _FLOATS}
+  if wrong:
+    name, dtype = next(iter(wrong.items()))
+    raise ValueError(
+        f'{path} stores {len(wrong)} tensors in a dtype that is no float, such'
+        f' as {name} in {dtype}: expected one of {list(_FLOATS)}. Quantized'
+        ' checkpoints are refused; use the full-precision model.')
+
+
+def read_tokenizer(path: pathlib.Path) -> Any | None:
+  """The directory's tokenizer, or None when it holds no tokenizer files.
+
+  Raises:
+    ValueError: the files are there but do not make a tokenizer.
+  """
+  if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+    return None
+  import transformers  # pylint: disable=g-import-not-at-top
+
+  # The plain class takes tokenizer.json as it stands and, unlike the other,
+  # imports no torch when it is merely looked up.
+  plain = (path / 'tokenizer.json').is_file()
+  name = 'PreTrainedTokenizerFast' if plain else 'AutoTokenizer'
+  try:
+    cls = getattr(transformers, name)
+    return cls.from_pretrained(str(path), local_files_only=True)
+  except Exception as error:  # transformers raises many kinds here.
+    raise ValueError(
+        f'The tokenizer files in {path} cannot be read ({error}): expected a'
+        ' tokenizer.json that transformers loads. Download them again.'
+    ) from error
+
+
+def check_export(path: pathlib.Path, export_dtype: str) -> None:
+  """Checks what `write` needs, for use before long work.
+
+  Raises:
+    ValueError: an unknown dtype, or a target that is not a model directory.
+  """
+  if export_dtype not in EXPORT_DTYPES:
+    raise ValueError(
+        f'Export dtype is {export_dtype!r}: expected one of'
+        f' {list(EXPORT_DTYPES)}. Correct --export_dtype.')
+  if path.exists() and not path.is_dir():
+    raise ValueError(
+        f'{path} is a file: expected a directory to write the model to. Give'
+        ' another path.')
+  if path.is_dir() and any(path.iterdir()) and not (path / _CONFIG).is_file():
+    raise ValueError(
+        f'{path} is not empty and holds no model: expected a new, empty or'
+        ' model directory, since it is replaced. Give another path.')
+
+
+def write(
+    path: str | pathlib.Path,
+    config: config_lib.ModelConfig,
+    params: types.Params,
+    tokenizer: Any | None,
+    *,
+    export_dtype: str = 'float32',
+) -> None:
+  """Writes a directory that `AutoModelForCausalLM.from_pretrained` loads.
+
+  It is written beside `path` and renamed, so that `path` is never half a
+  model. A model directory that is already there is replaced.
+
+  Args:
+    path: the directory.
+    config: the model.
+    params: its weights, cast to `export_dtype` by rounding to nearest even.
+    tokenizer: a transformers tokenizer, or None to write none.
+    export_dtype: `float32`, `bfloat16` or `float16`.
+
+  Raises:
+    ValueError: see `check_export`; or params that do not fit the config.
+  """
+  path = pathlib.Path(path)
+  check_export(path, export_dtype)
+  tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+      prefix=f'.{path.name}.', dir=path.parent) as scratch:
+    new = pathlib.Path(scratch) / 'new'
+    new.mkdir()
+    weights = _torch_tensors(config, params, EXPORT_DTYPES[export_dtype])
+    safetensors_numpy.save_file(
+        weights, new / _WEIGHTS, metadata={'format': 'pt'})
+    fields = llama.to_hf(config, export_dtype)
+    (new / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
+    if tokenizer is not None:
+      _write_tokenizer(new, tokenizer)
+    _share(new)
+    if path.exists():
+      path.rename(pathlib.Path(scratch) / 'old')
+    new.rename(path)
+
+
+def _write_tokenizer(path: pathlib.Path, tokenizer: Any) -> None:
+  tokenizer.save_pretrained(str(path))
+  # transformers 5 renamed the class; both 4 and 5 know it by its old name.
+  file = path / 'tokenizer_config.json'
+  fields = json.loads(file.read_text())
+  if fields.get('tokenizer_class') == 'TokenizersBackend':
+    fields['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    file.write_text(json.dumps(fields, indent=2) + '\n')
+
+
+def _share(path: pathlib.Path) -> None:
+  """Gives files the directory's read rights (safetensors writes 0600)."""
+  for file in path.iterdir():
+    file.chmod(path.stat().st_mode & 0o666)
+
+
+def _torch_tensors(
+    config: config_lib.ModelConfig, params: types.Params, dtype: Any
+) -> dict[str, np.ndarray]:
+  flat = {name: np.asarray(leaf)
+          for name, leaf in tree_paths.flatten(params).items()}
+  out = {}
+  for tensor in assemble.tensors(config, llama.NAMES):
+    leaf = flat[tensor.leaf]
+    layer = leaf if tensor.layer is None else leaf[tensor.layer]
+    out[tensor.name] = assemble.to_torch(layer.astype(dtype), tensor)
+  return out

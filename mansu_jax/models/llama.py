@@ -1,0 +1,181 @@
+"""Llama in Hugging Face terms: tensor names, and config fields both ways.
+
+Every field of a `config.json` is handled, knowingly ignored, or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mansu_jax.models import config as config_lib
+
+NAMES = {
+    'embed': 'model.embed_tokens.weight',
+    'final_norm': 'model.norm.weight',
+    'lm_head': 'lm_head.weight',
+    'layers/attn_norm': 'model.layers.{}.input_layernorm.weight',
+    'layers/mlp_norm': 'model.layers.{}.post_attention_layernorm.weight',
+    'layers/attn/q': 'model.layers.{}.self_attn.q_proj.weight',
+    'layers/attn/k': 'model.layers.{}.self_attn.k_proj.weight',
+    'layers/attn/v': 'model.layers.{}.self_attn.v_proj.weight',
+    'layers/attn/o': 'model.layers.{}.self_attn.o_proj.weight',
+    'layers/mlp/gate': 'model.layers.{}.mlp.gate_proj.weight',
+    'layers/mlp/up': 'model.layers.{}.mlp.up_proj.weight',
+    'layers/mlp/down': 'model.layers.{}.mlp.down_proj.weight',
+}
+# Old checkpoints store what follows from the config.
+IGNORED_TENSOR_SUFFIX = '.self_attn.rotary_emb.inv_freq'
+
+_REQUIRED = frozenset({
+    'model_type', 'vocab_size', 'hidden_size', 'intermediate_size',
+    'num_hidden_layers', 'num_attention_heads'})
+# With transformers' defaults where a file leaves them out.
+_OPTIONAL = {
+    'num_key_value_heads': None, 'head_dim': None, 'rms_norm_eps': 1e-6,
+    'max_position_embeddings': 2048, 'tie_word_embeddings': False,
+    'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': None,
+    'rope_theta': None, 'rope_scaling': None, 'rope_parameters': None}
+# Fields with one value that this decoder implements.
+_FIXED = {
+    'model_type': 'llama', 'architectures': ['LlamaForCausalLM'],
+    'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False,
+    'rope_interleaved': False}
+# Fields that do not change what the model computes.
+_IGNORED = frozenset({
+    '_name_or_path', 'attention_dropout', 'dtype', 'initializer_range',
+    'is_llama_config', 'pretraining_tp', 'torch_dtype',
+    'transformers.js_config', 'transformers_version', 'use_cache'})
+_SCALING_FIELDS = {
+    'default': (),
+    'linear': ('factor',),
+    'llama3': ('factor', 'low_freq_factor', 'high_freq_factor',
+               'original_max_position_embeddings')}
+
+
+def from_hf(fields: Mapping[str, Any], where: str) -> config_lib.ModelConfig:
+  """Builds a config from the fields of a Hugging Face `config.json`.
+
+  Args:
+    fields: the parsed file.
+    where: its path, for messages.
+
+  Raises:
+    ValueError: another architecture, an unknown or missing field, or a value
+      that the decoder does not implement.
+  """
+  _check_fields(fields, where)
+  get = lambda name: fields.get(name, _OPTIONAL[name])
+  heads, eos = fields['num_attention_heads'], get('eos_token_id')
+  theta, scaling = _rope(fields, where)
+  return config_lib.ModelConfig(
+      vocab_size=fields['vocab_size'],
+      d_model=fields['hidden_size'],
+      num_layers=fields['num_hidden_layers'],
+      num_heads=heads,
+      num_kv_heads=get('num_key_value_heads') or heads,
+      d_head=get('head_dim') or fields['hidden_size'] // heads,
+      d_ff=fields['intermediate_size'],
+      rope_theta=theta,
+      rope_scaling=scaling,
+      norm_eps=get('rms_norm_eps'),
+      tie_embeddings=get('tie_word_embeddings'),
+      max_position=get('max_position_embeddings'),
+      bos_token_id=get('bos_token_id'),
+      eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+      pad_token_id=get('pad_token_id'))
+
+
+def _check_fields(fields: Mapping[str, Any], where: str) -> None:
+  for name, value in _FIXED.items():
+    if fields.get(name, value) != value:
+      raise ValueError(
+          f'{where} has {name} = {fields[name]!r}: expected {value!r}, the only'
+          ' value implemented. Use a Llama-family model.')
+  missing = sorted(_REQUIRED - fields.keys())
+  unknown = sorted(fields.keys() - _REQUIRED - _OPTIONAL.keys()
+                   - _FIXED.keys() - _IGNORED)
+  if missing or unknown:
+    raise ValueError(
+        f'{where} lacks the fields {missing} and has the unknown fields'
+        f' {unknown}: expected {sorted(_REQUIRED)} and only known fields'
+        ' besides, since an unknown one may change what the model computes.'
+        ' Use a plain Llama-family config; if a field is harmless, remove it.')
+
+
+def _rope(
+    fields: Mapping[str, Any], where: str
+) -> tuple[float, config_lib.RopeScaling | None]:
+  """Base and scaling, from either spelling that transformers uses."""
+  scaling = dict(fields.get('rope_scaling') or {})
+  scaling |= dict(fields.get('rope_parameters') or {})
+  thetas = {source['rope_theta'] for source in (fields, scaling)
+            if source.get('rope_theta') is not None}
+  if len(thetas) > 1:
+    raise ValueError(
+        f'{where} gives rope_theta as {sorted(thetas)}: expected one value.'
+        ' Make rope_theta and rope_parameters agree.')
+  scaling.pop('rope_theta', None)
+  legacy = scaling.pop('type', None)
+  kind = scaling.pop('rope_type', None) or legacy or 'default'
+  if scaling.get('partial_rotary_factor') in (1, None):
+    scaling.pop('partial_rotary_factor', None)
+  wanted = _SCALING_FIELDS.get(kind)
+  if wanted is None or set(scaling) != set(wanted):
+    raise ValueError(
+        f'{where} has rotary scaling {kind!r} with the fields'
+        f' {sorted(scaling)}: expected one of {_SCALING_FIELDS}. Use a model'
+        ' with one of these.')
+  theta = float(thetas.pop()) if thetas else 10_000.0
+  if kind == 'default':
+    return theta, None
+  scaling['original_max_position'] = scaling.pop(
+      'original_max_position_embeddings', None)
+  return theta, config_lib.RopeScaling(kind=kind, **scaling)
+
+
+def to_hf(config: config_lib.ModelConfig, dtype: str) -> dict[str, Any]:
+  """Fields of a `config.json` that old and new transformers read.
+
+  Args:
+    config: the model.
+    dtype: dtype of the stored weights, for example `float32`.
+  """
+  eos = config.eos_token_id
+  return {
+      'architectures': ['LlamaForCausalLM'],
+      'model_type': 'llama',
+      'attention_bias': False,
+      'bos_token_id': config.bos_token_id,
+      'eos_token_id': list(eos) if isinstance(eos, tuple) else eos,
+      'head_dim': config.d_head,
+      'hidden_act': 'silu',
+      'hidden_size': config.d_model,
+      'intermediate_size': config.d_ff,
+      'max_position_embeddings': config.max_position,
+      'mlp_bias': False,
+      'num_attention_heads': config.num_heads,
+      'num_hidden_layers': config.num_layers,
+      'num_key_value_heads': config.num_kv_heads,
+      'pad_token_id': config.pad_token_id,
+      'rms_norm_eps': config.norm_eps,
+      'rope_scaling': _scaling_to_hf(config.rope_scaling),
+      'rope_theta': config.rope_theta,
+      'tie_word_embeddings': config.tie_embeddings,
+      'torch_dtype': dtype,
+      'vocab_size': config.vocab_size,
+  }
+
+
+def _scaling_to_hf(
+    scaling: config_lib.RopeScaling | None
+) -> dict[str, Any] | None:
+  if scaling is None:
+    return None
+  fields = {'rope_type': scaling.kind, 'factor': scaling.factor}
+  if scaling.kind == 'llama3':
+    fields |= {
+        'low_freq_factor': scaling.low_freq_factor,
+        'high_freq_factor': scaling.high_freq_factor,
+        'original_max_position_embeddings': scaling.original_max_position}
+  return fields

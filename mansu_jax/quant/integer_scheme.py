@@ -1,0 +1,72 @@
+"""Symmetric integer quantization along a row of the torch matrix.
+
+A row of the [out, in] matrix, or each group of `group` weights of it, is
+divided by absmax / `largest` and rounded, ties to even. Codes are kept as
+uint8, shifted so that code 0 stands for `-largest`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.quant import blockwise
+from mansu_jax.quant import scheme
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IntegerScheme(scheme.Scheme):
+  """INT8, INT4 and their like.
+
+  Attributes:
+    name: the name in flags and records.
+    largest: integers run from -largest to largest.
+    group: Q, weights of a row that share a scale; None: the whole row.
+  """
+
+  largest: int
+  group: int | None = None
+
+  def split(self, rows: jax.Array) -> jax.Array:
+    if self.group is None:
+      return rows[..., None, :]
+    return blockwise.split(rows, self.group)
+
+  def join(self, blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return blockwise.join(blocks, shape[-1])
+
+  def tail(self, shape: tuple[int, ...]) -> np.ndarray | None:
+    return None  # A partial last group is scaled as the others are.
+
+  def encode_at(self, values, scale, tail=None):
+    step = self._step(scale)
+    step = jnp.broadcast_to(jnp.where(step == 0, 1, step), values.shape)
+    # Unless it is hidden, XLA may turn a common divisor into a reciprocal.
+    scaled = values / lax.optimization_barrier(step)
+    rounded = lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN)
+    integer = jnp.clip(rounded, -self.largest, self.largest)
+    return (integer + self.largest).astype(jnp.uint8)
+
+  def decode(self, code, scale):
+    return self._integer(code) * self._step(scale)
+
+  def level(self, code):
+    return code
+
+  def boundaries(self, code, scale):
+    integer, step = self._integer(code), self._step(scale)
+    lo = jnp.where(integer > -self.largest, (integer - 0.5) * step, -jnp.inf)
+    hi = jnp.where(integer < self.largest, (integer + 0.5) * step, jnp.inf)
+    return lo, hi
+
+  def _integer(self, code):
+    return code.astype(jnp.float32) - self.largest
+
+  def _step(self, scale):
+    # Hidden from XLA, which multiplies by the reciprocal of a constant.
+    divisor = jnp.full(scale.shape, self.largest, jnp.float32)
+    return scale / lax.optimization_barrier(divisor)

@@ -1,0 +1,83 @@
+"""Quantized weights without a quantized model: encode, decode, keep the dtype.
+
+Evaluating the result is evaluating the quantized model, since its matrix
+products run on decoded weights.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mansu_jax.quant import layout as layout_lib
+from mansu_jax.quant import leaves
+from mansu_jax.quant import scheme as scheme_lib
+from mansu_jax.quant import schemes
+
+PyTree = leaves.PyTree
+
+
+def fake_quantize(
+    params: PyTree, scheme: str | scheme_lib.Scheme, layout: PyTree
+) -> PyTree:
+  """Replaces each weight by its value after quantization.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from mansu_jax import quant
+    >>> layout = {'w': quant.BlockLayout(memory='DF', out='F', inp='D')}
+    >>> params = {'w': jnp.array([[1.0, 0.5], [0.1, -0.3]])}
+    >>> print(quant.fake_quantize(params, 'int4_g128', layout)['w'])
+    [[ 1.          0.5       ]
+     [ 0.14285715 -0.2857143 ]]
+
+  Args:
+    params: any pytree of floating-point weights.
+    scheme: a scheme or its name.
+    layout: a tree like `params` of `BlockLayout`; None leaves a leaf alone.
+
+  Returns:
+    A tree like `params`, same dtypes.
+
+  Raises:
+    ValueError: an unknown scheme; trees of different structure; a leaf with a
+      layout that is empty, not floating-point, of another number of axes, or
+      (outside jit) holds NaN or infinity.
+  """
+  scheme = schemes.get(scheme)
+  check_quantizable(params, layout)
+  quantize = lambda leaf, leaf_layout: (
+      leaf if leaf is None or leaf_layout is None
+      else _fake_quantize_leaf(leaf, scheme, leaf_layout))
+  return leaves.tree_map(quantize, params, layout)
+
+
+def check_quantizable(params: PyTree, layout: PyTree) -> None:
+  """Raises ValueError, naming the leaf, for what cannot be quantized."""
+  leaves.check_names(layout, params, 'The layout')
+  layouts = leaves.named(layout)
+  for name, leaf in leaves.named(params).items():
+    if leaf is not None and layouts[name] is not None:
+      _check_leaf(leaf, name, layouts[name])
+
+
+def _check_leaf(leaf, name, layout):
+  leaves.check_floating(leaf, name, 'Quantization')
+  try:
+    layout_lib.rows_shape(jnp.shape(leaf), layout)
+  except ValueError as error:
+    raise ValueError(f'Parameter {name!r}: {error}') from error
+  if not jnp.size(leaf):
+    raise ValueError(
+        f'Parameter {name!r} of shape {jnp.shape(leaf)} is empty: there is'
+        ' nothing to quantize; give it None in the layout.')
+  if leaves.is_concrete(leaf):
+    leaves.check_finite(leaf, name, 'Parameter')
+
+
+@functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
+def _fake_quantize_leaf(leaf, scheme, layout):
+  values = scheme.fake_quantize(layout_lib.to_rows(leaf, layout))
+  return layout_lib.from_rows(values, layout, leaf.shape).astype(leaf.dtype)

@@ -1,0 +1,162 @@
+"""Forget pairs -> node scores -> circuit, with its faithfulness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax import tree_paths
+from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits import faithfulness
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import select
+from mansu_jax.data import pairs as pairs_lib
+
+_MULTIPLE = 8  # Padded lengths: few compiled shapes.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+  """What attribution leaves for the rest of the run.
+
+  Attributes:
+    circuit: the weights that may change.
+    ranking: all candidate nodes, best first.
+    means: mean scores by kind of node.
+    report: JSON-able account (sizes, faithfulness, pairs).
+  """
+
+  circuit: graph.Circuit
+  ranking: select.Ranking
+  means: dict[str, np.ndarray]
+  report: dict[str, Any]
+
+
+def batch_pairs(
+    pairs: Sequence[pairs_lib.AttributionPair], size: int
+) -> list[eap_ig.PairBatch]:
+  """Right-pads pairs to one length and cuts them into batches of one shape.
+
+  Padding stands behind the position that is scored, which is causal, so it
+  changes nothing. The last batch is filled up with rows of weight 0.
+  """
+  longest = max(len(p.clean_ids) for p in pairs)
+  width = -(-longest // _MULTIPLE) * _MULTIPLE
+  total = -(-len(pairs) // size) * size
+  clean, corrupt = np.zeros((2, total, width), np.int32)
+  fields = np.zeros((3, total), np.int32)
+  for i in range(total):
+    pair = pairs[i % len(pairs)]
+    clean[i, :len(pair.clean_ids)] = pair.clean_ids
+    corrupt[i, :len(pair.corrupt_ids)] = pair.corrupt_ids
+    fields[:, i] = (len(pair.clean_ids) - 1, pair.answer_id,
+                    pair.corrupt_answer_id)
+  weight = (np.arange(total) < len(pairs)).astype(np.float32)
+  return [
+      eap_ig.PairBatch(*(x[i:i + size] for x in (
+          clean, corrupt, *fields, weight)))
+      for i in range(0, total, size)]
+
+
+def forget_pairs(
+    config: run_config.RunConfig, questions: list[Any], tokenizer: Any
+) -> list[pairs_lib.AttributionPair]:
+  """The pairs of `--attribution_pairs_file`, or made of the questions."""
+  if config.attribution.pairs_file:
+    return pairs_lib.read_pairs(config.attribution.pairs_file, tokenizer)
+  return pairs_lib.build_pairs(
+      questions, tokenizer, max_pairs=config.attribution.pairs,
+      seed=config.seed)
+
+
+def score(
+    config: run_config.RunConfig, model: Any,
+    pairs: Sequence[pairs_lib.AttributionPair]) -> eap_ig.PairScores:
+  """Per-pair scores of the base model on pairs that it answers.
+
+  Raises:
+    ValueError: the pairs do not elicit the knowledge.
+  """
+  batches = batch_pairs(pairs, min(config.attribution.batch, len(pairs)))
+  scores, _ = eap_ig.keep_answered(eap_ig.score_pairs(
+      model.config, model.params, batches, steps=config.attribution.steps))
+  return scores
+
+
+def find_circuit(
+    config: run_config.RunConfig, model: Any,
+    pairs: Sequence[pairs_lib.AttributionPair],
+    means: dict[str, np.ndarray],
+    contrast: dict[str, np.ndarray] | None = None) -> Found:
+  """Selects the circuit and compares it with random ones.
+
+  Args:
+    config: the run's.
+    model: the base model.
+    pairs: forget pairs.
+    means: mean scores on them by kind of node.
+    contrast: mean scores on retain pairs, for `--circuit_contrast`.
+  """
+  options, level = config.circuit, config.attribution.level
+  ranked = means
+  if contrast is not None and options.contrast:
+    ranked = {kind: np.maximum(
+        np.abs(means[kind]) - options.contrast * np.abs(contrast[kind]), 0)
+              for kind in means}
+  ranking = select.rank(ranked, level, options, model.config)
+  total = tree_paths.count(model.params)
+  size = select.size_within(ranking, options.budget, total)
+  attributed = select.prefix(ranking, size, model.config)
+  layers = select.layer_range(options, model.config.num_layers)
+  rng = np.random.default_rng(config.seed)
+  circuit = attributed
+  if options.selection == 'random':
+    circuit = select.matched_random(attributed, layers, rng)
+  randoms = [select.matched_random(attributed, layers, rng)
+             for _ in range(options.random_circuits)]
+  report = _account(config, model, pairs, ranking, circuit, randoms)
+  share = _share_of_score(circuit, means)
+  report |= {'nodes': {k: int(circuit[k].sum()) for k in circuit.kinds},
+             'share_of_absolute_score': share,
+             'share_of_weights': graph.num_weights(
+                 circuit, model.config) / total}
+  logging.info(
+      'circuit: %s, %.2f%% of weights, faithfulness %.2f (random %.2f)',
+      report['nodes'], 100 * report['share_of_weights'],
+      report['faithfulness'], report['random']['mean'])
+  return Found(
+      circuit=circuit, ranking=ranking, means=means, report=report)
+
+
+def _share_of_score(circuit, means) -> float:
+  chosen = sum(np.abs(means[k])[circuit[k]].sum() for k in circuit.kinds)
+  return float(chosen / sum(np.abs(means[k]).sum() for k in circuit.kinds))
+
+
+def _account(config, model, pairs, ranking, circuit, randoms):
+  """Faithfulness of the circuit, of random ones, and of prefixes."""
+  batch = batch_pairs(
+      pairs[:config.circuit.pairs], min(config.circuit.pairs, len(pairs)))[0]
+  measure = faithfulness.Faithfulness(
+      model.config, model.params, jax.device_put(batch),
+      config.attribution.level)
+  values = np.array([measure(r) for r in randoms])
+  prefix = measure.smallest_prefix(ranking, config.circuit.faithfulness)
+  return {
+      'faithfulness': measure(circuit),
+      'random': {
+          'mean': float(values.mean()), 'max': float(values.max()),
+          'circuits': len(randoms)},
+      'smallest_faithful_prefix': {
+          'target': config.circuit.faithfulness, 'nodes': prefix,
+          'candidates': int(ranking.node.size)},
+      'pairs': len(pairs),
+      'level': config.attribution.level,
+      'selection': config.circuit.selection,
+  }

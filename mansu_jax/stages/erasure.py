@@ -1,0 +1,71 @@
+"""CAD on the circuit and AS-NC off it, with their nulls (property S)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax import types
+from mansu_jax.circuits import divergence
+from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import select
+from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.stages import attribution
+from mansu_jax.stages import inputs as inputs_lib
+
+
+def _both_sides(
+    config: run_config.RunConfig, model: Any,
+    pairs: list[pairs_lib.AttributionPair], variants: list[types.Params]
+) -> tuple[list[eap_ig.PairScores], np.ndarray]:
+  """Scores of base and variants on the pairs that the base answers."""
+  batches = attribution.batch_pairs(
+      pairs, min(config.attribution.batch, len(pairs)))
+  run = lambda params: eap_ig.score_pairs(
+      model.config, params, batches, steps=config.attribution.steps)
+  base, answered = eap_ig.keep_answered(run(model.params))
+  kept = [eap_ig.PairScores(*(x[answered] for x in run(params)))
+          for params in variants]
+  facts = np.array([p.fact for p in pairs])[answered]
+  return [base, *kept], facts
+
+
+def measure(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
+    circuit: graph.Circuit, unlearned: types.Params,
+    quantized_base: types.Params) -> dict[str, Any]:
+  """CAD, AS-NC and property S, JSON-able.
+
+  Args:
+    config: the run's.
+    inputs: its data; retain pairs are made of the retain questions.
+    model: the base model.
+    circuit: C; empty for a run without a circuit.
+    unlearned: full params after.
+    quantized_base: full params of the base under the first scheme.
+  """
+  level, seed = config.attribution.level, config.seed
+  layers = select.layer_range(config.circuit, model.config.num_layers)
+  options = dict(resamples=config.eval.bootstrap // 4, seed=seed)
+  variants = [unlearned, quantized_base]
+
+  forget = attribution.forget_pairs(
+      config, inputs.splits.forget_train, model.tokenizer)
+  forget = forget[:config.eval.cad_pairs]
+  scores, facts = _both_sides(config, model, forget, variants)
+  cad = divergence.measure(
+      *scores, circuit, facts, **options,
+      random_nodes=lambda rng: select.matched_random(circuit, layers, rng),
+      random_circuits=max(20, config.circuit.random_circuits))
+
+  retain = pairs_lib.build_pairs(
+      inputs.splits.retain_train, model.tokenizer,
+      max_pairs=config.eval.cad_pairs, seed=seed)
+  scores, facts = _both_sides(config, model, retain, variants)
+  as_nc = divergence.measure(
+      *scores, divergence.outside(circuit, level), facts, **options)
+  return {'cad': cad, 'as_nc': as_nc,
+          'S': divergence.structural_erasure(cad, as_nc)}

@@ -1,0 +1,130 @@
+"""Pools with reference states -> Fisher -> the unlearn loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax import fisher as fisher_lib
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.data import batching
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.models import decoder
+from mansu_jax.stages import edits
+from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.unlearn import batches as batches_lib
+from mansu_jax.unlearn import loop
+from mansu_jax.unlearn import losses
+from mansu_jax.unlearn import objective
+
+_REFERENCE_BATCH = 32
+
+
+def make_batches(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any
+) -> batches_lib.Batches:
+  """Encodes the training data and keeps the base's states on it."""
+  options, tokenizer = config.unlearn, model.tokenizer
+  run = jax.jit(lambda params, tokens: decoder.forward(
+      model.config, params, tokens))
+  hidden = lambda tokens: run(model.params, tokens)
+
+  def pool(sequences, mask, batch, salt):
+    spans = batches_lib.add_reference(
+        batches_lib.make_spans(sequences.tokens, mask), hidden,
+        batch=_REFERENCE_BATCH)
+    size = spans.tokens.shape[0]
+    return batches_lib.Pool(spans=spans, sampler=batching.BatchSampler(
+        size, min(batch, size), config.seed * 3 + salt))
+
+  forget_questions = inputs.splits.forget_train
+  forget = batching.encode_sequences(forget_questions, tokenizer)
+  retain = batching.encode_sequences(
+      inputs_lib.thin(inputs.splits.retain_train, options.retain_pool,
+                      config.seed), tokenizer)
+  text = None
+  if inputs.splits.text and options.text_batch:
+    windows = batching.encode_text(
+        inputs.splits.text, tokenizer, config.data.text_window)
+    windows = windows.take(_sample(
+        len(windows.length), options.text_pool, config.seed))
+    text = pool(windows, windows.answer_mask, options.text_batch, 2)
+  prompts = None
+  if options.prompt_weight:
+    before = np.arange(forget.tokens.shape[1]) < _first(forget.answer_mask)
+    prompts = batches_lib.add_reference(
+        batches_lib.make_spans(forget.tokens, before), hidden,
+        batch=_REFERENCE_BATCH)
+  partners = None
+  if options.loss == 'exchange':
+    partners = exchange_partners(forget_questions)
+  return batches_lib.Batches(
+      forget=pool(forget, forget.answer_mask, options.forget_batch, 0),
+      retain=pool(retain, retain.answer_mask, options.retain_batch, 1),
+      text=text, prompts=prompts, partners=partners, seed=config.seed)
+
+
+def exchange_partners(
+    questions: Sequence[questions_lib.Question]) -> list[np.ndarray]:
+  """Partners by relation and template, the last part of a question's id."""
+  return batches_lib.exchange_groups(
+      [q.relation for q in questions],
+      [q.id.rsplit('/', 1)[-1] for q in questions],
+      [q.fact for q in questions])
+
+
+def _first(mask: np.ndarray) -> np.ndarray:
+  """Index of the first True of each row, [n, 1]."""
+  return mask.argmax(1)[:, None]
+
+
+def _sample(num: int, limit: int, seed: int) -> np.ndarray:
+  rng = np.random.default_rng(seed)
+  return np.sort(rng.permutation(num)[:limit])
+
+
+def circuit_fisher(
+    config: run_config.RunConfig, edit: edits.Edit,
+    batches: batches_lib.Batches) -> types.PyTree:
+  """Diagonal Fisher of the retain facts and text on the circuit's slices."""
+  spans, options = batches.retain.spans, config.fisher
+  rows = _sample(spans.tokens.shape[0], options.sequences, config.seed)
+  examples = jax.tree.map(jnp.asarray, batches_lib.take(spans, rows))
+  if options.labels == 'model':
+    examples = examples._replace(labels=fisher_lib.draw_labels(
+        jax.random.key(config.seed),
+        edit.unembed(None, edit.views['fp'], examples.reference)))
+
+  def log_prob(theta, view, example):
+    one = jax.tree.map(lambda x: x[None], example)
+    states = objective.gather_hidden(
+        edit.forward(theta, view, one.tokens), one.where)
+    logits = edit.unembed(theta, view, states)
+    return -jnp.sum(losses.token_nll(logits, one.labels) * one.weight)
+
+  return fisher_lib.diagonal_fisher(
+      log_prob, edit.theta, edit.views['fp'], examples, chunk=options.chunk)
+
+
+def unlearn(
+    config: run_config.RunConfig, edit: edits.Edit,
+    fisher: types.PyTree | None, batches: batches_lib.Batches, model: Any
+) -> tuple[types.PyTree, list[dict[str, float]]]:
+  """Runs the loop; returns the trained theta and the history."""
+  options = config.unlearn
+  problem = loop.Problem(
+      theta=edit.theta,
+      tx=edits.make_transform(config, edit, fisher),
+      loss=objective.make_loss(options, edit.forward, edit.unembed),
+      views=list(edit.views.values()), base=edit.views['fp'], see=edit.see,
+      exact=edits.exact_weights(config, edit), moved=edits.moved)
+  return loop.run(
+      problem, batches, steps=options.steps,
+      total_weights=tree_paths.count(model.params),
+      collapse=options.collapse)

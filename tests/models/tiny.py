@@ -1,0 +1,114 @@
+"""Tiny models for the tests: configs, random params, GGUF files, circuits."""
+
+import functools
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import decoder
+
+MERGES = ['Ġ Ġ', 't h', 'i n']
+VOCAB = (
+    ['<pad>', '<s>', '</s>']
+    + [chr(c) for c in range(ord('!'), ord('~') + 1)] + ['Ġ', 'Ċ']
+    + [merge.replace(' ', '') for merge in MERGES] + ['<a>', '<b>'])
+
+
+def config(**changes):
+  fields = {
+      'vocab_size': len(VOCAB), 'd_model': 24, 'num_layers': 3, 'num_heads': 4,
+      'num_kv_heads': 2, 'd_head': 6, 'd_ff': 40, 'tie_embeddings': True,
+      'max_position': 64, 'bos_token_id': 1, 'eos_token_id': 2} | changes
+  return config_lib.ModelConfig(**fields)
+
+
+def params(cfg, seed=0, scale=0.3):
+  """Random params large enough that every part matters; norms near 1."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+      lambda a: jnp.asarray(
+          rng.normal(size=a.shape) * scale
+          + (a.ndim <= 2 and a.shape[-1] == cfg.d_model
+             and a.shape[0] != cfg.vocab_size), jnp.float32),
+      decoder.abstract(cfg))
+
+
+def tokens(cfg, batch=2, length=9, seed=1):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, cfg.vocab_size, (batch, length), dtype=np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=('cfg', 'remat'))
+def logits(cfg, weights, ids, **kwargs):
+  return decoder.unembed(weights, decoder.forward(cfg, weights, ids, **kwargs))
+
+
+def pair_rotary(rows, heads):
+  """llama.cpp's row order, written as its converter does."""
+  shape = (heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+  return rows.reshape(shape).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _torch_rows(cfg, weights, layer):
+  """{GGUF name: torch matrix} of one layer, by hand."""
+  attn = {k: np.asarray(v[layer]) for k, v in weights['layers']['attn'].items()}
+  mlp = {k: np.asarray(v[layer]) for k, v in weights['layers']['mlp'].items()}
+  flat = lambda w: w.reshape(cfg.d_model, -1).T
+  rows = {
+      'attn_q': pair_rotary(flat(attn['q']), cfg.num_heads),
+      'attn_k': pair_rotary(flat(attn['k']), cfg.num_kv_heads),
+      'attn_v': flat(attn['v']),
+      'attn_output': attn['o'].reshape(-1, cfg.d_model).T,
+      'ffn_gate': mlp['gate'].T, 'ffn_up': mlp['up'].T,
+      'ffn_down': mlp['down'].T,
+      'attn_norm': np.asarray(weights['layers']['attn_norm'][layer]),
+      'ffn_norm': np.asarray(weights['layers']['mlp_norm'][layer])}
+  return {f'blk.{layer}.{name}.weight': value for name, value in rows.items()}
+
+
+def gguf_tensors(cfg, weights):
+  out = {'token_embd.weight': np.asarray(weights['embed']),
+         'output_norm.weight': np.asarray(weights['final_norm'])}
+  if not cfg.tie_embeddings:
+    out['output.weight'] = np.asarray(weights['lm_head'])
+  for layer in range(cfg.num_layers):
+    out |= _torch_rows(cfg, weights, layer)
+  return {name: np.ascontiguousarray(rows) for name, rows in out.items()}
+
+
+def write_gguf(path, cfg, weights, *, architecture='llama', extra=None,
+               change_tensors=lambda tensors: tensors, add_bos=False,
+               pre='smollm'):
+  """Writes a float32 GGUF with a byte-level tokenizer of few tokens."""
+  writer = gguf.GGUFWriter(path, architecture)
+  writer.add_block_count(cfg.num_layers)
+  writer.add_context_length(cfg.max_position)
+  writer.add_embedding_length(cfg.d_model)
+  writer.add_feed_forward_length(cfg.d_ff)
+  writer.add_head_count(cfg.num_heads)
+  writer.add_head_count_kv(cfg.num_kv_heads)
+  writer.add_key_length(cfg.d_head)
+  writer.add_rope_freq_base(cfg.rope_theta)
+  writer.add_layer_norm_rms_eps(cfg.norm_eps)
+  if cfg.rope_scaling is not None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType(cfg.rope_scaling.kind))
+    writer.add_rope_scaling_factor(cfg.rope_scaling.factor)
+  writer.add_tokenizer_model('gpt2')
+  writer.add_tokenizer_pre(pre)
+  writer.add_token_list(VOCAB)
+  writer.add_token_types([3] * 3 + [1] * (len(VOCAB) - 3))
+  writer.add_token_merges(MERGES)
+  writer.add_bos_token_id(1)
+  writer.add_eos_token_id(2)
+  writer.add_add_bos_token(add_bos)
+  for key, value in (extra or {}).items():
+    writer.add_uint32(key, value)
+  for name, rows in change_tensors(gguf_tensors(cfg, weights)).items():
+    writer.add_tensor(name, rows)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
