@@ -5,9 +5,9 @@ all its questions. Two weaknesses of the percentile bootstrap are mended:
 
 * Few facts: quantile levels are expanded to Student's t (Hesterberg 2015).
 * Few events: when all answers are right, or two models agree everywhere, every
-  resample is alike and the bootstrap's interval has no width. Every interval
-  of a quantity made of yes/no answers is therefore widened to what an exact
-  binomial bound on the events allows, with the number of effective items of
+  resample is alike and the bootstrap's interval has no width. Where fewer than
+  ten effective items differ from the rest, the interval is therefore widened
+  to what an exact binomial bound allows, with the number of effective items of
   Korn and Graubard (1998). With no event at all nothing is known of how
   phrasings go together, and a fact counts as one item: the one-sided upper 95 %
   bound is then 1 - 0.05 ** (1 / facts), about 3 / facts (the rule of three).
@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -35,10 +35,17 @@ from scipy import stats
 RESAMPLES = 4000
 LEVEL = 0.95
 
-# Tail probability -> (lower bound, upper bound).
-Bounds = Callable[[float], tuple[float, float]]
 # Column means [..., C] -> the statistic [...].
 Statistic = Callable[[np.ndarray], np.ndarray]
+
+_FEW = 10.0  # Effective items; fewer leave the bootstrap little to resample.
+
+
+class Guard(NamedTuple):
+  """Exact bounds that hold where events are few."""
+
+  events: float  # Effective items that differ from the most frequent outcome.
+  bounds: Callable[[float], tuple[float, float]]  # Of a tail probability.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +79,7 @@ class Estimate:
 
 def estimate(
     columns: np.ndarray, index: np.ndarray,
-    statistic: Statistic, guard: Bounds | None,
+    statistic: Statistic, guard: Guard | None,
     level: float, resamples: int, seed: int) -> Estimate:
   """Bootstraps a statistic of column means by fact.
 
@@ -80,7 +87,7 @@ def estimate(
     columns: [n, C] values, from `columns_by_fact`.
     index: [n] fact of each row, from `columns_by_fact`.
     statistic: of column means; nan where it is not defined.
-    guard: bounds that the bootstrap's are widened to, or None.
+    guard: bounds to widen to where events are few, or None.
     level: coverage.
     resamples: number of resamples.
     seed: of the resampling.
@@ -95,11 +102,12 @@ def estimate(
   weights = _weights(count, resamples, seed)  # [R, facts]
   draws = statistic(weights @ sums / (weights @ sizes)[:, None])  # [R]
   value = float(statistic(columns.mean(0)))
+  few = guard is not None and (guard.events < _FEW or np.ptp(draws) < 1e-9)
 
   def bounds(tail: float) -> tuple[float, float]:
     low, high = _quantiles(draws, count, tail)
-    if guard is not None:
-      guard_low, guard_high = guard(tail)
+    if few:
+      guard_low, guard_high = guard.bounds(tail)
       low, high = min(low, guard_low), max(high, guard_high)
     return float(low), float(high)
 
@@ -165,35 +173,34 @@ def event_bound(share: float, items: float, tail: float) -> float:
       items * share + 1, items * (1 - share), 1 - tail))
 
 
-def share_bounds(
-    events: np.ndarray, index: np.ndarray, tail: float
-) -> tuple[float, float]:
-  """Exact lower and upper bounds of the share of events [n]."""
+def share_guard(events: np.ndarray, index: np.ndarray) -> Guard:
+  """Guard of the share of events [n], each 0 or 1, of facts [n]."""
   share, items = events.mean(), effective_items(events, index)
-  low = 1 - event_bound(1 - share, items, tail)
-  return low, event_bound(share, items, tail)
+  bounds = lambda tail: (
+      1 - event_bound(1 - share, items, tail), event_bound(share, items, tail))
+  return Guard(float(items * min(share, 1 - share)), bounds)
 
 
-def difference_bounds(
-    values: np.ndarray, index: np.ndarray, tail: float, largest: float
-) -> tuple[float, float]:
-  """Bounds of the mean of values that are gains or losses.
+def difference_guard(
+    values: np.ndarray, index: np.ndarray, largest: float) -> Guard:
+  """Guard of the mean of values that are gains or losses.
 
-  The upper one is the exact bound of the gains less the mean loss, the lower
+  The upper bound is the exact one of the gains less the mean loss, the lower
   one the mean gain less the exact bound of the losses.
 
   Args:
     values: [n], between -largest and largest.
     index: [n] fact of each.
-    tail: probability outside each bound.
     largest: size of a whole gain or loss.
   """
   values = values / largest
   items = effective_items(np.abs(values), index)
-  gains, losses = np.maximum(values, 0), np.maximum(-values, 0)
-  high = event_bound(gains.mean(), items, tail) - losses.mean()
-  low = gains.mean() - event_bound(losses.mean(), items, tail)
-  return float(largest * low), float(largest * high)
+  gain = float(np.maximum(values, 0).mean())
+  loss = float(np.maximum(-values, 0).mean())
+  bounds = lambda tail: (
+      largest * (gain - event_bound(loss, items, tail)),
+      largest * (event_bound(gain, items, tail) - loss))
+  return Guard(items * (1 - max(gain, loss, 1 - gain - loss)), bounds)
 
 
 def columns_by_fact(

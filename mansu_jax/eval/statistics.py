@@ -29,9 +29,9 @@ def interval(
   Args:
     values: [n] values; the differences of paired yes/no answers, or any.
     facts: n fact ids.
-    largest: largest size that a value can have; widens the interval as the
-      module says, so that it has width even where all values are alike. None
-      for values without a bound: the interval then may have no width.
+    largest: largest size that a value can have; lets the interval have width
+      even where all values are alike (see `bootstrap`). None for values
+      without a bound: the interval then may have no width.
     level: coverage.
     resamples: number of bootstrap resamples.
     seed: of the resampling; equal seeds and facts give equal resamples.
@@ -43,8 +43,7 @@ def interval(
   guard = None
   if largest is not None:
     _check_within(columns[:, 0], largest)
-    guard = lambda tail: bootstrap.difference_bounds(
-        columns[:, 0], index, tail, largest)
+    guard = bootstrap.difference_guard(columns[:, 0], index, largest)
   return bootstrap.estimate(
       columns, index, lambda m: m[..., 0], guard, level, resamples, seed)
 
@@ -63,7 +62,7 @@ def accuracy_with_interval(
   """Share of right answers; see `interval` for the arguments."""
   columns, index = bootstrap.columns_by_fact(facts, correct=correct)
   _check_yes_no(columns, ['correct'])
-  guard = lambda tail: bootstrap.share_bounds(columns[:, 0], index, tail)
+  guard = bootstrap.share_guard(columns[:, 0], index)
   return bootstrap.estimate(
       columns, index, lambda m: m[..., 0], guard, level, resamples, seed)
 
@@ -135,11 +134,11 @@ def forgetting(
     safe = np.where(span > 0, span, 1.0)
     return np.where(span > 0, (means[..., 0] - means[..., 1]) / safe, np.nan)
 
-  def guard(tail: float) -> tuple[float, float]:
-    drop = columns[:, 0] - columns[:, 1]
-    low, high = bootstrap.difference_bounds(drop, index, tail, 1.0)
-    return (low / above, high / above) if above > 0 else (-np.inf, np.inf)
-
+  drop = bootstrap.difference_guard(columns[:, 0] - columns[:, 1], index, 1.0)
+  guard = bootstrap.Guard(0.0, lambda tail: (-np.inf, np.inf))
+  if above > 0:
+    guard = drop._replace(
+        bounds=lambda tail: tuple(x / above for x in drop.bounds(tail)))
   return bootstrap.estimate(columns, index, phi, guard, level, resamples, seed)
 
 

@@ -85,7 +85,8 @@ class Decoder(nn.Module):
     block = layers.Block
     if self.remat:
       block = nn.remat(block, prevent_cse=False)
-    stacked = ('params', 'circuit', 'intermediates', 'perturbations')
+    stacked = (
+        'params', 'circuit', 'patches', 'intermediates', 'perturbations')
     return nn.scan(
         block,
         variable_axes={collection: 0 for collection in stacked},
@@ -210,6 +211,34 @@ def forward_with_taps(
       variables, tokens, embeddings=embeddings, positions=positions,
       attention_mask=attention_mask, mutable=['intermediates'])
   return hidden, {s: _sown(state['intermediates'], s) for s in sites}
+
+
+def forward_patched(
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,  # [B, T] int32
+    *,
+    patches: Mapping[Site, Mapping[str, Array]],
+) -> Array:
+  """Runs the decoder with some nodes' activations replaced.
+
+  Args:
+    config: static under jit.
+    params: full params.
+    tokens: ids.
+    patches: by site, `keep` [L, F or N] (nodes above 0 keep their own value)
+      and `value` [L, B, T, ...], what the others get.
+
+  Returns:
+    Hidden state after the final norm, [B, T, D].
+  """
+  tree: dict[str, Any] = {}
+  for site, patch in patches.items():
+    node = tree
+    for key in sites_lib.MODULE_PATHS[site]:
+      node = node.setdefault(key, {})
+    node[str(site)] = dict(patch)
+  return Decoder(config).apply({'params': params, 'patches': tree}, tokens)
 
 
 def _check_inputs(tokens: Array | None, embeddings: Array | None) -> None:

@@ -79,7 +79,11 @@ class _Tapped(nn.Module):
   """A module whose named values can be read and perturbed."""
 
   def tap(self, site: Site, x: Array) -> Array:
-    """Sows `x` and adds its perturbation; `x` itself when not listed."""
+    """Patches, sows and perturbs `x`; `x` itself when nothing is asked."""
+    patch = self.get_variable('patches', str(site))
+    if patch is not None:
+      keep = patch['keep'].reshape(-1, *(1,) * (x.ndim - 3))  # [units, ...]
+      x = jnp.where(keep > 0, x, patch['value'].astype(x.dtype))
     if site not in self.sites:
       return x
     self.sow('intermediates', str(site), x)

@@ -57,9 +57,8 @@ def multiply(value: jax.Array, scale: jax.Array) -> jax.Array:
   fraction, exponent = _decompose(scale)
   product = jnp.abs(value) * fraction
   bits = blockwise.magnitude_bits(product) + (exponent << 23)
-  is_normal = (bits >> 23) + jnp.where(exponent < 0, 0, 0) > 0
   magnitude = jnp.where(
-      is_normal, bits, _subnormal_product(value, fraction, exponent))
+      bits >= 0x800000, bits, _subnormal_product(value, fraction, exponent))
   magnitude = jnp.where(product == 0, 0, magnitude)
   sign = lax.bitcast_convert_type(value, jnp.int32) & np.int32(-(2**31))
   return _from_bits(magnitude | sign)
@@ -72,9 +71,10 @@ def _subnormal_product(value, fraction, exponent):
   count = fraction * _power_of_two(unit)
   steps = jnp.abs(value) * count
   below = jnp.floor(steps)
-  # A rounded product that ends in one half may hide on which side it lies.
+  # A rounded product that ends in one half may hide on which side it lies:
+  # mantissa * count / 2**shift is exact, and modulo 2**32 enough to compare.
   mantissa = (blockwise.magnitude_bits(value) & 0x7FFFFF) | 0x800000
-  shift = 23 - (_exponent(blockwise.magnitude_bits(value)))
+  shift = 23 - _exponent(blockwise.magnitude_bits(value))
   excess = (
       2 * mantissa.astype(jnp.uint32) * count.astype(jnp.uint32)
       - ((2 * below.astype(jnp.uint32) + 1) << shift.astype(jnp.uint32)))
@@ -94,8 +94,8 @@ def _reciprocal(x):
   steps = inverse * _power_of_two(jnp.clip(149 - exponent, 0, 24))
   below = jnp.floor(steps)
   mantissa = (blockwise.magnitude_bits(fraction) & 0x7FFFFF) | 0x800000
-  # 2**172 / x is 2**(172 - exponent - 23) / mantissa; its multiple of 2**32
-  # vanishes in the comparison of below + 1/2 with steps.
+  # 1 / x is 2**(172 - exponent) / mantissa steps: it exceeds below + 1/2 if
+  # (2 * below + 1) * mantissa falls short of a power of 2, here 0 mod 2**32.
   shortfall = (
       (2 * below.astype(jnp.uint32) + 1) * mantissa.astype(jnp.uint32))
   shortfall = lax.bitcast_convert_type(shortfall, jnp.int32)

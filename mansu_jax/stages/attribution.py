@@ -17,6 +17,7 @@ from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.stages import inputs as inputs_lib
 
 _MULTIPLE = 8  # Padded lengths: few compiled shapes.
 
@@ -62,6 +63,21 @@ def batch_pairs(
       eap_ig.PairBatch(*(x[i:i + size] for x in (
           clean, corrupt, *fields, weight)))
       for i in range(0, total, size)]
+
+
+def find(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any
+) -> Found:
+  """The circuit of a run: pairs, scores, selection."""
+  pairs = forget_pairs(config, inputs.splits.forget_train, model.tokenizer)
+  means = eap_ig.node_means(score(config, model, pairs), model.config)
+  contrast = None
+  if config.circuit.contrast:
+    retain = pairs_lib.build_pairs(
+        inputs.splits.retain_train, model.tokenizer,
+        max_pairs=config.attribution.pairs, seed=config.seed)
+    contrast = eap_ig.node_means(score(config, model, retain), model.config)
+  return find_circuit(config, model, pairs, means, contrast)
 
 
 def forget_pairs(

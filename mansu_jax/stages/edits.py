@@ -129,6 +129,18 @@ def full_edit(model: Any) -> Edit:
       merge=lambda theta: theta)
 
 
+def make(
+    config: run_config.RunConfig, model: Any,
+    circuit: graph.Circuit | None) -> Edit:
+  """The edit that a run asks for."""
+  if config.circuit.selection == 'all':
+    return full_edit(model)
+  return circuit_edit(
+      model, circuit, config.quant_schemes,
+      quantized_views=config.unlearn.quantizer_in_loop,
+      storage_dtype=jnp.dtype(config.export_dtype))
+
+
 def optimizer(
     options: run_config.UnlearnConfig) -> optax.GradientTransformation:
   """Adam with a warmed-up cosine schedule."""

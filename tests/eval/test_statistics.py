@@ -151,6 +151,12 @@ class DegenerateTest(parameterized.TestCase):
     self.assertGreaterEqual(
         got.upper, stats.beta.ppf(0.95, 2, 99) - 1e-9)  # Clopper-Pearson.
 
+  def test_facts_that_are_all_alike_keep_width(self):
+    got = statistics.accuracy_with_interval([1, 0] * 100, ids(100, 2))
+    self.assertAlmostEqual(got.value, 0.5)
+    self.assertLess(got.lower, 0.45)
+    self.assertGreater(got.upper, 0.55)
+
   def test_one_question(self):
     got = statistics.accuracy_with_interval([1], ['a'])
     self.assertAlmostEqual(got.interval[0], 0.025)
@@ -244,6 +250,19 @@ class CoverageTest(parameterized.TestCase):
           drop, ids(facts, each), largest=1.0, resamples=1000)
       held += lose - win <= got.upper
     self.assertGreaterEqual(held / 300, 0.92)
+
+  def test_forgetting(self):
+    held = low = 0
+    truth = (0.9 - 0.4) / (0.9 - 0.25)
+    for run in range(300):
+      rng = np.random.default_rng(run)
+      got = statistics.forgetting(
+          rng.random(120) < 0.9, rng.random(120) < 0.4, [0.25] * 120,
+          ids(40, 3), resamples=1000)
+      held += got.interval[0] <= truth <= got.interval[1]
+      low += got.lower <= truth
+    self.assertGreaterEqual(held / 300, 0.92)
+    self.assertGreaterEqual(low / 300, 0.92)
 
   def test_interval_is_not_needlessly_wide(self):
     rng = np.random.default_rng(0)

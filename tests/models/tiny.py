@@ -1,6 +1,8 @@
 """Tiny models for the tests: configs, random params, GGUF files, circuits."""
 
 import functools
+import pathlib
+import tempfile
 
 import gguf
 import jax
@@ -15,6 +17,13 @@ VOCAB = (
     ['<pad>', '<s>', '</s>']
     + [chr(c) for c in range(ord('!'), ord('~') + 1)] + ['Ġ', 'Ċ']
     + [merge.replace(' ', '') for merge in MERGES] + ['<a>', '<b>'])
+
+
+def temp_dir(test):
+  """A directory that goes away with the test."""
+  made = tempfile.TemporaryDirectory()
+  test.addCleanup(made.cleanup)
+  return pathlib.Path(made.name)
 
 
 def config(**changes):

@@ -1,0 +1,57 @@
+"""The flow: config -> params -> attribution -> circuit -> Fisher -> chain ->
+loop -> quantize and compare -> evaluate -> report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mansu_jax import checkpoints
+from mansu_jax import config as run_config
+from mansu_jax import workdir
+from mansu_jax.models import loading
+from mansu_jax.report import write as report
+from mansu_jax.stages import attribution
+from mansu_jax.stages import edits
+from mansu_jax.stages import evaluation
+from mansu_jax.stages import erasure
+from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import training
+from mansu_jax.stages import results
+
+
+def run(config: run_config.RunConfig) -> dict[str, Any]:
+  """Runs a job and writes its workdir; returns the record.
+
+  Raises:
+    ValueError: bad input, before any long work; or a run that went wrong.
+  """
+  clock = workdir.Clock()
+  inputs = inputs_lib.read(config)
+  root = workdir.open_workdir(config)
+  saved = checkpoints.Stages(root / 'checkpoints', resume=config.resume)
+  with clock.stage('load'):
+    model = loading.load(config.model)
+    evaluator = evaluation.Evaluator(config, inputs, model)
+  with clock.stage('attribution'):
+    found = attribution.find(config, inputs, model, saved)
+  with clock.stage('references'):
+    batches = training.make_batches(config, inputs, model)
+    edit = edits.make(config, model, found.circuit)
+  with clock.stage('fisher'):
+    fisher = training.circuit_fisher(config, edit, batches, saved)
+  with clock.stage('unlearn'):
+    theta, history = training.unlearn(
+        config, edit, fisher, batches, model, saved)
+    unlearned = edit.merge(theta)
+  with clock.stage('evaluate'):
+    measured = evaluation.measure_all(config, evaluator, model, unlearned)
+  with clock.stage('erasure'):
+    structure = erasure.measure(
+        config, inputs, model, found.circuit, unlearned)
+  with clock.stage('export'):
+    results.export(config, model, unlearned, root)
+  record = results.make_record(
+      config, inputs, model, found, edit, fisher, theta, history, evaluator,
+      measured, structure, clock)
+  report.write(record, root)
+  return record

@@ -1,0 +1,164 @@
+"""How much of an edit is left after quantization.
+
+Rounding is nearly unbiased, so a diffuse edit keeps its norm while its
+direction is lost: what counts is which codes changed, how far each weight went
+towards its boundary, and the cosine of the quantized edit with the edit.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.quant import layout as layout_lib
+from mansu_jax.quant import leaves
+from mansu_jax.quant import scheme as scheme_lib
+from mansu_jax.quant import schemes
+from mansu_jax.quant import simulate
+
+# Bins of log10(|d| / dist): 0 is the boundary. The end bins take the rest.
+HISTOGRAM_EDGES = np.linspace(-6.0, 2.0, 33)
+
+
+class _Tally(NamedTuple):
+  """What a leaf, or several, contribute; on the host."""
+
+  size: int
+  counts: np.ndarray  # int64 [3]: moved, changed codes, moved and unchanged
+  products: np.ndarray  # float64 [3]: q . q, d . d, q . d; d edit, q quantized
+  ratios: np.ndarray  # float32 [moved], |d| / dist
+
+
+def survival(
+    theta0: leaves.PyTree,
+    theta_u: leaves.PyTree,
+    scheme: str | scheme_lib.Scheme,
+    layout: leaves.PyTree,
+    *,
+    total_params: int | None = None,
+) -> dict[str, Any]:
+  """Measures what quantization leaves of the edit theta_u - theta0.
+
+  Args:
+    theta0: any pytree of weights, before.
+    theta_u: after; same structure and shapes.
+    scheme: a scheme or its name.
+    layout: a tree like both of `BlockLayout`, None for unquantized leaves.
+    total_params: what shares are relative to; None: all entries of theta0.
+
+  Returns:
+    `{'total': statistics, 'leaves': {leaf name: statistics}, 'edges': list}`,
+    of numbers and lists for JSON. Statistics are
+
+      size: weights of the leaf (of all leaves).
+      moved: share that is not equal to theta0.
+      changed_codes: share whose code changed to one of another value, each
+        under the scale of its own block; FP4's zeros count as one.
+      moved_unchanged: share that moved and kept its code: edits rounded away.
+      median_ratio: median over moved weights of |d| / dist, dist being the
+        distance from theta0 to the end of its code's interval in the direction
+        of d (infinite outward of an end code); None if none moved.
+      cosine: of Q(theta_u) - Q(theta0) with theta_u - theta0; None if either
+        vanishes.
+      histogram: counts of log10(|d| / dist) of moved weights in the bins of
+        'edges'; the first and last bin are open.
+
+    The total counts unquantized leaves in `size` and `moved` only: an edit
+    there is not quantized. They have no entry of their own unless they moved.
+
+  Raises:
+    ValueError: as `fake_quantize`, or trees of different shapes.
+  """
+  scheme = schemes.get(scheme)
+  leaves.check_shapes(theta_u, theta0, 'The unlearned weights')
+  for params in (theta0, theta_u):
+    simulate.check_quantizable(params, layout)
+  after, layouts = leaves.named(theta_u), leaves.named(layout)
+  before = {
+      name: leaf for name, leaf in leaves.named(theta0).items()
+      if leaf is not None}
+  tallies = {
+      name: _tally(leaf, after[name], scheme, layouts[name])
+      for name, leaf in before.items()}
+  whole = _merge(list(tallies.values()))
+  shown = {
+      name: tally for name, tally in tallies.items()
+      if layouts[name] is not None or tally.counts[0]}
+  statistics = functools.partial(
+      _statistics, total_params=total_params or whole.size)
+  return {
+      'total': statistics(whole),
+      'leaves': {name: statistics(tally) for name, tally in shown.items()},
+      'edges': HISTOGRAM_EDGES.tolist()}
+
+
+def _tally(before, after, scheme, layout) -> _Tally:
+  if layout is None:
+    moved = int(np.sum(np.asarray(before) != np.asarray(after)))
+    return _Tally(
+        before.size, np.array([moved, 0, 0]), np.zeros(3),
+        np.zeros(0, np.float32))
+  moved, ratio, counts, products = _compare(before, after, scheme, layout)
+  row_sum = lambda rows, dtype: np.asarray(rows, dtype).reshape(3, -1).sum(1)
+  return _Tally(
+      before.size, row_sum(counts, np.int64), row_sum(products, np.float64),
+      np.asarray(ratio)[np.asarray(moved)])
+
+
+@functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
+def _compare(before, after, scheme, layout):
+  """One leaf on the device; sums a row, to be added in float64.
+
+  Returns:
+    moved: bool [batch..., out, in].
+    ratio: float32 [batch..., out, in], |d| / dist.
+    counts: int32 [3, batch..., out], as in `_Tally`.
+    products: float32 [3, batch..., out], as in `_Tally`.
+  """
+  before, after = (
+      layout_lib.to_rows(leaf, layout).astype(jnp.float32)
+      for leaf in (before, after))
+  old, new = scheme.encode(before), scheme.encode(after)
+  edit = after - before
+  lo, hi = scheme.boundaries(old.code, old.scale)
+  distance = jnp.maximum(jnp.where(edit > 0, hi - before, before - lo), 0)
+  moved = after != before
+  changed = scheme.level(new.code) != scheme.level(old.code)
+  left = scheme.decode(new.code, new.scale) - scheme.decode(
+      old.code, old.scale)
+  counts = [moved, changed, moved & ~changed]
+  products = [left * left, edit * edit, left * edit]
+  row_sums = lambda terms, dtype: jnp.stack(
+      [jnp.sum(term, axis=-1, dtype=dtype) for term in terms])
+  return (
+      moved, jnp.abs(edit) / distance, row_sums(counts, jnp.int32),
+      row_sums(products, jnp.float32))
+
+
+def _merge(tallies: list[_Tally]) -> _Tally:
+  return _Tally(
+      sum(tally.size for tally in tallies),
+      np.sum([tally.counts for tally in tallies], axis=0),
+      np.sum([tally.products for tally in tallies], axis=0),
+      np.concatenate([tally.ratios for tally in tallies]))
+
+
+def _statistics(tally: _Tally, total_params: int) -> dict[str, Any]:
+  moved, changed, moved_unchanged = (tally.counts / total_params).tolist()
+  left, edit, both = tally.products.tolist()
+  has_direction = left > 0 and edit > 0
+  with np.errstate(divide='ignore'):
+    exponents = np.log10(tally.ratios)
+  inside = np.clip(exponents, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
+  histogram = np.histogram(inside, HISTOGRAM_EDGES)[0]
+  return {
+      'size': int(tally.size), 'moved': moved, 'changed_codes': changed,
+      'moved_unchanged': moved_unchanged,
+      'median_ratio': (
+          float(np.median(tally.ratios)) if tally.ratios.size else None),
+      'cosine': both / np.sqrt(left * edit) if has_direction else None,
+      'histogram': histogram.tolist()}

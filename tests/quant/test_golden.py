@@ -1,0 +1,115 @@
+"""NF4 and FP4 against bitsandbytes' own codes, scales and values, bit by bit."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import unittest
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.quant import codebooks
+from mansu_jax.quant import schemes
+
+_GOLDEN = (
+    pathlib.Path(__file__).parents[3] / 'shared/golden/nf4_fp4_cases.npz')
+_PLAIN = ('float32', 'float16', 'bfloat16')
+_BITS = {4: np.int32, 2: np.uint16}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _encode_and_snap(rows, scheme):
+  """Codes and scales, and values in the input's dtype."""
+  codes = scheme.encode(rows)
+  return (
+      codes.code, codes.scale, scheme.fake_quantize(rows).astype(rows.dtype))
+
+
+@functools.cache
+def _cases():
+  with np.load(_GOLDEN) as file:
+    arrays = {name: file[name] for name in file.files}
+  return arrays, json.loads(str(arrays['manifest']))
+
+
+def _bits(x):
+  x = np.asarray(x)
+  return x.view(_BITS[x.itemsize]).reshape(-1)
+
+
+def _unpack(packed, n):
+  packed = packed.reshape(-1)
+  return np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)[:n]
+
+
+@unittest.skipUnless(
+    _GOLDEN.exists(), 'the golden values are not beside this checkout')
+class GoldenTest(parameterized.TestCase):
+
+  @parameterized.parameters('nf4', 'fp4')
+  def test_tables(self, name):
+    arrays, _ = _cases()
+    table, order = {
+        'nf4': (codebooks.NF4, codebooks.NF4_ORDER),
+        'fp4': (codebooks.FP4, codebooks.FP4_ORDER)}[name]
+    np.testing.assert_array_equal(table, arrays[f'table_{name}'])
+    np.testing.assert_array_equal(
+        codebooks.midpoints(table, order), arrays[f'midpoints_{name}'])
+
+  @parameterized.product(name=('nf4', 'fp4'), dtype=_PLAIN)
+  def test_every_block_of_every_case(self, name, dtype):
+    arrays, manifest = _cases()
+    outputs = [
+        (case['name'], output['block']) for case in manifest
+        for output in case['outputs']
+        if output['type'] == name and case['dtype'] == dtype
+        and not case['double_quant']]
+    self.assertNotEmpty(outputs)
+    for case, block in outputs:
+      with self.subTest(case=case, block=block):
+        self._check(arrays, case, name, block, dtype)
+
+  def _check(self, arrays, case, name, block, dtype):
+    x = arrays[f'{case}.in']
+    x = x if dtype == 'float32' else x.view(jnp.dtype(dtype))
+    scheme = dataclasses.replace(schemes.get(name), block=block)
+    code, scale, snapped = _encode_and_snap(
+        jnp.asarray(x).reshape(1, -1), scheme)
+    key = f'{case}.{name}.{block}'
+    want_code = _unpack(arrays[f'{key}.packed'], x.size)
+    np.testing.assert_array_equal(np.ravel(code), want_code)
+    # A partial block of zeros stores 1e-38, which decodes to the same zeros.
+    want_scale = arrays[f'{key}.absmax'].reshape(-1)
+    scale = np.asarray(scale).reshape(-1)[::block].copy()
+    scale[(scale == 0) & (want_scale == np.float32(1e-38))] = 1e-38
+    np.testing.assert_array_equal(_bits(scale), _bits(want_scale))
+    want = self._written_rule(arrays, key, want_code, name, x.size, dtype)
+    np.testing.assert_array_equal(_bits(snapped), want)
+
+  def _written_rule(self, arrays, key, code, name, n, dtype):
+    """bitsandbytes' values, but for the two oddities that the README lists."""
+    values = arrays[f'{key}.dequant']
+    want = _bits(values).copy()
+    if name == 'fp4':  # Its code 8 may read -0.0.
+      is_zero = (code == 8) & ((want & want.dtype.type(_largest(want))) == 0)
+      want[is_zero] = 0
+    if dtype == 'bfloat16':  # It flushes subnormal results.
+      scale = np.repeat(
+          arrays[f'{key}.absmax'].reshape(-1), int(key.split('.')[-1]))[:n]
+      exact = (arrays[f'table_{name}'][code] * scale).astype(jnp.bfloat16)
+      flushed = (want & 0x7FFF == 0) & (exact.view(np.uint16) & 0x7FFF < 0x80)
+      want[flushed] = exact.view(np.uint16)[flushed]
+    return want
+
+
+def _largest(bits):
+  """Every bit of the type but its sign."""
+  return 0x7FFFFFFF if bits.itemsize == 4 else 0x7FFF
+
+
+if __name__ == '__main__':
+  absltest.main()

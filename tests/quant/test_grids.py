@@ -1,0 +1,117 @@
+"""The fixed grid agrees with quantizing again, and survives gathering."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import quant
+
+_NAMES = tuple(quant.SCHEMES)
+_LAYOUT = {
+    'down': quant.BlockLayout(memory='LFD', out='D', inp='F'), 'norm': None}
+
+
+def _params(dtype=jnp.float32, shape=(2, 32, 10)):
+  rng = np.random.default_rng(0)
+  return {
+      'down': jnp.asarray(rng.normal(size=shape) * 0.02, dtype),
+      'norm': jnp.ones(3)}
+
+
+class CodeGridTest(parameterized.TestCase):
+
+  @parameterized.product(
+      name=_NAMES, dtype=('float32', 'bfloat16'), width=(10, 11))
+  def test_decodes_to_the_quantized_weights(self, name, dtype, width):
+    params = _params(dtype, (2, 32, width))  # 11: the last block is partial.
+    grid = quant.code_grid(params, name, _LAYOUT)
+    want = quant.fake_quantize(params, name, _LAYOUT)
+    got = grid.decode_code()
+    self.assertIsNone(got['norm'])
+    np.testing.assert_array_equal(got['down'].astype(dtype), want['down'])
+    view = quant.grid_view(grid, params)
+    np.testing.assert_array_equal(view['down'], want['down'])
+    self.assertEqual(view['down'].dtype, params['down'].dtype)
+    self.assertIs(view['norm'], params['norm'])
+
+  @parameterized.parameters(*_NAMES)
+  def test_view_of_moved_weights_equals_quantizing_again(self, name):
+    params = _params(shape=(2, 32, 11))
+    grid = quant.code_grid(params, name, _LAYOUT)
+    rng = np.random.default_rng(1)
+    moved = params['down'] + 0.01 * rng.normal(size=params['down'].shape)
+    scale = grid.scale['down']
+    moved = jnp.where(
+        grid.frozen['down'], params['down'], jnp.clip(moved, -scale, scale))
+    moved = {'down': moved, 'norm': params['norm']}
+    jax.tree.map(
+        np.testing.assert_array_equal, grid.decode_nearest(moved),
+        quant.fake_quantize(moved, name, _LAYOUT))
+
+  @parameterized.parameters(*_NAMES)
+  def test_slices_give_slices_of_the_view(self, name):
+    params = _params(shape=(2, 32, 11))
+    grid = quant.code_grid(params, name, _LAYOUT)
+    neurons = np.array([3, 31, 32])  # The last is padding.
+    take = lambda tree, fill: {'down': jnp.take(
+        tree['down'], neurons, axis=1, mode='fill', fill_value=fill)}
+    gathered = grid.map_fields(take)
+    slices = take(params, 0)
+    view = quant.grid_view(gathered, slices)['down']
+    want = take(quant.fake_quantize(params, name, _LAYOUT), 0)['down']
+    np.testing.assert_array_equal(view, want)
+    np.testing.assert_array_equal(view[:, 2], 0)
+    self.assertTrue(np.all(gathered.frozen['down'][:, 2]))
+    self.assertFalse(np.any(np.isnan(gathered.decode_code()['down'])))
+    # Cutting the slices into blocks of their own would be another quantizer.
+    own = quant.fake_quantize(
+        {'down': slices['down'][:, :2]}, name, {'down': _LAYOUT['down']})
+    if name != 'int8':
+      self.assertTrue(np.any(own['down'] != view[:, :2]))
+
+  def test_partial_blocks_are_marked(self):
+    grid = quant.code_grid(_params(shape=(2, 32, 10)), 'nf4', _LAYOUT)
+    self.assertIsNone(grid.tail)
+    grid = quant.code_grid(_params(shape=(2, 32, 11)), 'nf4', _LAYOUT)
+    rows = quant.to_rows(grid.tail['down'], _LAYOUT['down'])
+    want = np.arange(11 * 32) >= 5 * 64
+    np.testing.assert_array_equal(rows.reshape(2, -1), np.stack([want] * 2))
+
+  def test_codes_are_those_after_the_storage_cast(self):
+    params = _params()
+    cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    for make in (quant.code_grid, jax.jit(
+        quant.code_grid, static_argnames=('scheme', 'layout', 'storage_dtype'))):
+      layout = quant.BlockLayout(memory='LFD', out='D', inp='F')
+      got = make(
+          params['down'], scheme='int8', layout=layout,
+          storage_dtype=jnp.bfloat16)
+      want = quant.code_grid(cast['down'], 'int8', layout)
+      np.testing.assert_array_equal(got.code, want.code)
+      np.testing.assert_array_equal(got.scale, want.scale)
+      plain = quant.code_grid(params['down'], 'int8', layout)
+      self.assertTrue(np.any(plain.scale != got.scale))
+
+  def test_is_a_pytree_with_boundaries(self):
+    params = _params()
+    grid = quant.code_grid(params, 'nf4', _LAYOUT)
+    self.assertLen(jax.tree.leaves(grid), 3)
+    again = jax.jit(lambda g: g)(grid)
+    self.assertEqual(again.scheme, grid.scheme)
+    lo, hi = again.boundaries()
+    self.assertIsNone(lo['norm'])
+    self.assertTrue(np.all(
+        (lo['down'] <= params['down']) & (params['down'] <= hi['down'])))
+
+  def test_view_refuses_other_trees(self):
+    grid = quant.code_grid(_params(), 'nf4', _LAYOUT)
+    with self.assertRaisesRegex(ValueError, "no leaf 'up'"):
+      quant.grid_view(grid, _params() | {'up': jnp.ones(3)})
+    with self.assertRaisesRegex(ValueError, r"\(2, 32, 10\) at 'down'"):
+      quant.grid_view(grid, _params(shape=(2, 3, 10)))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,108 @@
+"""Survival statistics by hand and against loops."""
+
+import json
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import quant
+from mansu_jax.quant import survival as survival_lib
+from tests.reference import quant_naive
+
+_LAYOUT = {
+    'w': quant.BlockLayout(memory='DF', out='F', inp='D'), 'norm': None}
+
+
+def _reference(before, after, name):
+  """Moved, changed, unchanged counts, ratios and cosine by loops."""
+  old = quant_naive.quantize(before, name)
+  new = quant_naive.quantize(after, name)
+  counts, ratios = [0, 0, 0], []
+  for i in np.ndindex(before.shape):
+    moved = before[i] != after[i]
+    changed = old[0][i] != new[0][i]
+    if name == 'fp4' and old[2][i] == 0 and new[2][i] == 0:
+      changed = False
+    counts[0] += moved
+    counts[1] += changed
+    counts[2] += moved and not changed
+    if moved:
+      lo, hi = quant_naive.interval(before[i], old[1][i], name)
+      up = after[i] > before[i]
+      distance = hi - before[i] if up else before[i] - lo
+      ratios.append(abs(after[i] - before[i]) / distance)
+  edit = (after - before).astype(np.float64).ravel()
+  left = (new[2] - old[2]).astype(np.float64).ravel()
+  cosine = edit @ left / np.linalg.norm(edit) / np.linalg.norm(left)
+  return counts, ratios, cosine
+
+
+class SurvivalTest(parameterized.TestCase):
+
+  @parameterized.product(
+      name=('nf4', 'fp4', 'int8', 'int4_g128'), size=(1e-3, 1e-2))
+  def test_equals_loops(self, name, size):
+    rng = np.random.default_rng(0)
+    before = (rng.normal(size=(32, 12)) * 0.02).astype(np.float32)
+    edit = size * rng.normal(size=before.shape) * (rng.random((32, 12)) < 0.5)
+    after = before + edit.astype(np.float32)
+    counts, ratios, cosine = _reference(before.T, after.T, name)
+    trees = [{'w': jnp.asarray(x), 'norm': jnp.ones(5)} for x in (before, after)]
+    got = survival_lib.survival(
+        *trees, name, _LAYOUT, total_params=1000)
+    json.dumps(got)
+    self.assertEqual(list(got['leaves']), ['w'])
+    for statistics in (got['total'], got['leaves']['w']):
+      np.testing.assert_allclose(
+          [statistics[k] for k in
+           ('moved', 'changed_codes', 'moved_unchanged')],
+          np.array(counts) / 1000, rtol=1e-12)
+      np.testing.assert_allclose(
+          statistics['median_ratio'], np.median(ratios), rtol=1e-4)
+      np.testing.assert_allclose(statistics['cosine'], cosine, rtol=1e-5)
+      self.assertEqual(sum(statistics['histogram']), counts[0])
+    with np.errstate(divide='ignore'):
+      past = np.sum(np.log10(ratios) >= 0)
+    at = got['edges'].index(0.0)
+    self.assertEqual(sum(got['total']['histogram'][at:]), past)
+
+  def test_by_hand(self):
+    # Scale 7, so integers are codes: 0.2 stays under its boundary at 0.5.
+    before = {'w': jnp.array([[7.0], [0.0], [2.0], [-7.0]]), 'norm': jnp.ones(1)}
+    after = {'w': jnp.array([[7.0], [0.2], [3.0], [-6.9]]), 'norm': jnp.zeros(1)}
+    got = survival_lib.survival(before, after, 'int4_g128', _LAYOUT)
+    total = got['total']
+    self.assertEqual(total['size'], 5)
+    self.assertAlmostEqual(total['moved'], 4 / 5)
+    self.assertAlmostEqual(total['changed_codes'], 1 / 5)
+    self.assertAlmostEqual(total['moved_unchanged'], 2 / 5)
+    # 0.2 / 0.5, 1 / 0.5 and 0.1 / 0.5.
+    self.assertAlmostEqual(total['median_ratio'], 0.4, places=5)
+    self.assertAlmostEqual(total['cosine'], 1 / np.sqrt(1.05), places=5)
+    self.assertAlmostEqual(got['leaves']['norm']['moved'], 1 / 5)
+
+  def test_outward_of_an_end_code_is_infinitely_far(self):
+    before = {'w': jnp.array([[7.0], [6.8]]), 'norm': None}
+    after = {'w': jnp.array([[7.0], [6.9]]), 'norm': None}
+    total = survival_lib.survival(before, after, 'int4_g128', _LAYOUT)['total']
+    self.assertEqual(total['median_ratio'], 0)
+    self.assertEqual(total['histogram'][0], 1)
+
+  def test_nothing_moved(self):
+    params = {'w': jnp.ones((4, 4)), 'norm': jnp.ones(3)}
+    total = survival_lib.survival(params, params, 'nf4', _LAYOUT)['total']
+    self.assertEqual(total['moved'], 0)
+    self.assertIsNone(total['median_ratio'])
+    self.assertIsNone(total['cosine'])
+
+  def test_refuses_other_shapes(self):
+    with self.assertRaisesRegex(ValueError, r"unlearned.*\(2,\) at 'norm'"):
+      survival_lib.survival(
+          {'w': jnp.ones((4, 4)), 'norm': jnp.ones(3)},
+          {'w': jnp.ones((4, 4)), 'norm': jnp.ones(2)}, 'nf4', _LAYOUT)
+
+
+if __name__ == '__main__':
+  absltest.main()
