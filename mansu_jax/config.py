@@ -171,6 +171,8 @@ class UnlearnConfig:
   forget_batch: int = _field(12, 'Forget sequences a step.')
   retain_batch: int = _field(12, 'Retain fact sequences a step.')
   text_batch: int = _field(2, 'General text windows a step.')
+  forget_pool: int = _field(
+      480, 'Forget sequences that are used (0: all), evenly over facts.')
   retain_pool: int = _field(
       480, 'Retain sequences whose reference states are kept.')
   text_pool: int = _field(96, 'Text windows whose reference states are kept.')

@@ -1,7 +1,8 @@
 """Does the circuit carry the behaviour? Patching, against random circuits.
 
-Nodes outside the circuit (of the levels in play: a neuron circuit leaves
-attention alone) get their activations from the corrupted prompt;
+Candidate nodes outside the circuit get their activations from the corrupted
+prompt; a neuron circuit leaves attention alone, and a range of layers leaves
+the layers outside it alone.
 faithfulness = (m_circuit - m_corrupt) / (m_clean - m_corrupt), means over
 pairs. 1 is the whole behaviour, 0 none of it.
 """
@@ -55,12 +56,14 @@ class Faithfulness:
     params: full params.
     batch: one batch of pairs that the model answers.
     level: a key of `graph.LEVEL_KINDS`; only its kinds are patched.
+    layers: only these are patched.
   """
 
   def __init__(
       self, config: model_config.ModelConfig, params: types.Params,
-      batch: eap_ig.PairBatch, level: str):
+      batch: eap_ig.PairBatch, level: str, layers: range):
     self._config, self._params, self._batch = config, params, batch
+    self._outside = ~np.isin(np.arange(config.num_layers), layers)[:, None]
     self._kinds = [k for k in _SITE if k in graph.LEVEL_KINDS[level]]
     self._corrupt = _corrupt_taps(config, params, batch)
     full = graph.Circuit(**{
@@ -71,8 +74,9 @@ class Faithfulness:
     self._corrupt_metric = float(jnp.sum(scores * batch.weight))
 
   def _metric(self, circuit: graph.Circuit) -> float:
-    keep = {_SITE[kind]: jnp.asarray(circuit[kind], jnp.float32)
-            for kind in self._kinds}
+    keep = {
+        _SITE[kind]: jnp.asarray(circuit[kind] | self._outside, jnp.float32)
+        for kind in self._kinds}
     corrupt = {site: self._corrupt[site] for site in keep}
     return float(_patched_metric(
         self._config, self._params, self._batch, corrupt, keep))

@@ -161,7 +161,8 @@ def _account(config, model, pairs, ranking, circuit, randoms):
       pairs[:config.circuit.pairs], min(config.circuit.pairs, len(pairs)))[0]
   measure = faithfulness.Faithfulness(
       model.config, model.params, jax.device_put(batch),
-      config.attribution.level)
+      config.attribution.level,
+      select.layer_range(config.circuit, model.config.num_layers))
   values = np.array([measure(r) for r in randoms])
   prefix = measure.smallest_prefix(ranking, config.circuit.faithfulness)
   return {

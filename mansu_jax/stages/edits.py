@@ -33,7 +33,7 @@ class Edit:
     mask: circuit mask over theta (broadcastable bool leaves), or None: all.
     grids: a code grid over theta for each scheme (empty: none).
     views: frozen pytrees by name, `fp` first.
-    forward: `(theta, view, tokens [B, T]) -> hidden [B, T, D]`.
+    forward: `(theta, view, tokens, positions, mask) -> hidden [B, T, D]`.
     unembed: `(theta, view, hidden) -> logits`; theta None: the view's own.
     see: `(theta, view) -> theta` as the view holds it.
     merge: `theta -> full params` in full precision.
@@ -94,10 +94,10 @@ def circuit_edit(
       full = quant.fake_quantize(params, name, layout)
       views[name] = view(full, grid, True)
 
-  def forward(slices, frozen, tokens):
+  def forward(slices, frozen, tokens, positions=None, mask=None):
     return decoder.forward(
-        config, frozen['params'], tokens,
-        circuit=param_mask.collection(slices, frozen['frame']))
+        config, frozen['params'], tokens, positions=positions,
+        attention_mask=mask, circuit=param_mask.collection(slices, frozen['frame']))
 
   def unembed(slices, frozen, hidden):
     del slices  # The embedding is never part of a circuit.
@@ -121,8 +121,9 @@ def full_edit(model: Any) -> Edit:
   return Edit(
       theta=params, mask=None, grids=(),
       views={'fp': {'params': params, 'theta0': params}},
-      forward=lambda theta, frozen, tokens: decoder.forward(
-          config, theta, tokens),
+      forward=lambda theta, frozen, tokens, positions=None, mask=None: (
+          decoder.forward(config, theta, tokens, positions=positions,
+                          attention_mask=mask)),
       unembed=lambda theta, frozen, hidden: decoder.unembed(
           pick(theta, frozen), hidden),
       see=lambda theta, frozen: theta,

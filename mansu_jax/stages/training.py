@@ -14,6 +14,7 @@ from mansu_jax import fisher as fisher_lib
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.data import batching
+from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.models import decoder
 from mansu_jax.stages import edits
@@ -23,51 +24,50 @@ from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import losses
 from mansu_jax.unlearn import objective
 
-_REFERENCE_BATCH = 32
-
 
 def make_batches(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any
 ) -> batches_lib.Batches:
   """Encodes the training data and keeps the base's states on it."""
-  options, tokenizer = config.unlearn, model.tokenizer
-  run = jax.jit(lambda params, tokens: decoder.forward(
-      model.config, params, tokens))
-  hidden = lambda tokens: run(model.params, tokens)
+  options, seed = config.unlearn, config.seed
+  run = jax.jit(lambda params, *packed: decoder.forward(
+      model.config, params, packed[0], positions=packed[1],
+      attention_mask=objective.packed_mask(objective.Packed(*packed))))
+  hidden = lambda *packed: run(model.params, *packed)
 
-  def pool(sequences, mask, batch, salt):
-    spans = batches_lib.add_reference(
+  def referenced(sequences, mask):
+    return batches_lib.add_reference(
         batches_lib.make_spans(sequences.tokens, mask), hidden,
-        batch=_REFERENCE_BATCH)
-    size = spans.tokens.shape[0]
-    return batches_lib.Pool(spans=spans, sampler=batching.BatchSampler(
-        size, min(batch, size), config.seed * 3 + salt))
+        packing.fill_rows)
 
-  forget_questions = inputs.splits.forget_train
-  forget = batching.encode_sequences(forget_questions, tokenizer)
-  retain = batching.encode_sequences(
-      inputs_lib.thin(inputs.splits.retain_train, options.retain_pool,
-                      config.seed), tokenizer)
-  text = None
+  def pool(sequences, batch, salt):
+    spans = referenced(sequences, sequences.answer_mask)
+    size = spans.length.size
+    return batches_lib.Pool(spans=spans, sampler=batching.BatchSampler(
+        size, min(batch, size), 3 * seed + salt))
+
+  forget_questions = inputs_lib.thin(
+      inputs.splits.forget_train, options.forget_pool, seed)
+  retain_questions = inputs_lib.thin(
+      inputs.splits.retain_train, options.retain_pool, seed)
+  forget = batching.encode_sequences(forget_questions, model.tokenizer)
+  retain = batching.encode_sequences(retain_questions, model.tokenizer)
+  text = prompts = partners = None
   if inputs.splits.text and options.text_batch:
     windows = batching.encode_text(
-        inputs.splits.text, tokenizer, config.data.text_window)
-    windows = windows.take(_sample(
-        len(windows.length), options.text_pool, config.seed))
-    text = pool(windows, windows.answer_mask, options.text_batch, 2)
-  prompts = None
+        inputs.splits.text, model.tokenizer, config.data.text_window)
+    text = pool(windows.take(_sample(
+        windows.length.size, options.text_pool, seed)), options.text_batch, 2)
   if options.prompt_weight:
-    before = np.arange(forget.tokens.shape[1]) < _first(forget.answer_mask)
-    prompts = batches_lib.add_reference(
-        batches_lib.make_spans(forget.tokens, before), hidden,
-        batch=_REFERENCE_BATCH)
-  partners = None
+    first = forget.answer_mask.argmax(1)[:, None]  # Predicts the answer.
+    prompts = referenced(forget, np.arange(forget.tokens.shape[1]) < first)
   if options.loss == 'exchange':
     partners = exchange_partners(forget_questions)
   return batches_lib.Batches(
-      forget=pool(forget, forget.answer_mask, options.forget_batch, 0),
-      retain=pool(retain, retain.answer_mask, options.retain_batch, 1),
-      text=text, prompts=prompts, partners=partners, seed=config.seed)
+      forget=pool(forget, options.forget_batch, 0),
+      retain=pool(retain, options.retain_batch, 1), text=text,
+      prompts=prompts, partners=partners, fill=packing.fill_rows,
+      steps=options.steps, seed=seed)
 
 
 def exchange_partners(
@@ -77,11 +77,6 @@ def exchange_partners(
       [q.relation for q in questions],
       [q.id.rsplit('/', 1)[-1] for q in questions],
       [q.fact for q in questions])
-
-
-def _first(mask: np.ndarray) -> np.ndarray:
-  """Index of the first True of each row, [n, 1]."""
-  return mask.argmax(1)[:, None]
 
 
 def _sample(num: int, limit: int, seed: int) -> np.ndarray:
@@ -94,19 +89,17 @@ def circuit_fisher(
     batches: batches_lib.Batches) -> types.PyTree:
   """Diagonal Fisher of the retain facts and text on the circuit's slices."""
   spans, options = batches.retain.spans, config.fisher
-  rows = _sample(spans.tokens.shape[0], options.sequences, config.seed)
-  examples = jax.tree.map(jnp.asarray, batches_lib.take(spans, rows))
+  rows = _sample(spans.length.size, options.sequences, config.seed)
+  examples = jax.tree.map(jnp.asarray, spans.take(rows))
   if options.labels == 'model':
     examples = examples._replace(labels=fisher_lib.draw_labels(
         jax.random.key(config.seed),
         edit.unembed(None, edit.views['fp'], examples.reference)))
 
   def log_prob(theta, view, example):
-    one = jax.tree.map(lambda x: x[None], example)
-    states = objective.gather_hidden(
-        edit.forward(theta, view, one.tokens), one.where)
-    logits = edit.unembed(theta, view, states)
-    return -jnp.sum(losses.token_nll(logits, one.labels) * one.weight)
+    hidden = edit.forward(theta, view, example.tokens[None])[0]  # [T, D]
+    logits = edit.unembed(theta, view, hidden[example.where])
+    return -jnp.sum(losses.token_nll(logits, example.labels) * example.weight)
 
   return fisher_lib.diagonal_fisher(
       log_prob, edit.theta, edit.views['fp'], examples, chunk=options.chunk)

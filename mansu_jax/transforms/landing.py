@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mansu_jax.quant import grids as grids_lib
 from mansu_jax.quant import leaves
 
-Grids = tuple[grids_lib.LeafGrid, ...]
+_ONE_ROUNDING_MORE = 1 + 2.0**-22
 
 
 @functools.partial(
@@ -51,24 +51,28 @@ def place(
   start = origin.astype(jnp.float32)
   if mode == 'none':
     return fit(start + latent).astype(origin.dtype)
-  aim = lambda offset: fit(_clip(start + offset, grids))
-  far_enough = True
+  largest = functools.reduce(jnp.minimum, [grid.scale for grid in grids])
+  keep_in = lambda x: fit(jnp.clip(x, -largest, largest))
+  allowed = True
   if mode == 'hold':
     offset = latent
     if landing == 'boundary':
       reach = margin * _distance(start, latent, grids)
-      far_enough = jnp.abs(latent) >= reach
+      allowed = jnp.abs(latent) >= reach
   else:
     offset = _lift(start, latent, grids, margin)
-  target = aim(offset)
-  value = target
+  target = value = keep_in(start + offset)
   if landing == 'centre':
-    value = fit(_clip(grids[0].snap(target), grids))
+    # Another scheme's block may end before this centre; one rounding, as of
+    # 127 * (absmax / 127), is clipped off.
+    centre = grids[0].snap(target)
+    allowed &= jnp.abs(centre) <= largest * _ONE_ROUNDING_MORE
+    value = keep_in(centre)
   # The landing is asked too: a coarse cast may pull it back over a boundary,
   # and what is new under the first scheme may be old under another.
-  moves = far_enough & _changes(target, grids) & _changes(value, grids)
+  moves = allowed & _changes(target, grids) & _changes(value, grids)
   if mode == 'lift':
-    value = jnp.where(lifting, value, aim(latent))
+    value = jnp.where(lifting, value, keep_in(start + latent))
     moves |= ~jnp.asarray(lifting)
   for grid in grids:
     moves &= ~grid.frozen
@@ -84,12 +88,6 @@ def stored(
   for rounding in (storage_dtype, dtype):
     values = leaves.cast(values, rounding)
   return values.astype(jnp.float32)
-
-
-def _clip(values, grids):
-  """Keeps values inside the range of their block, under every scheme."""
-  largest = functools.reduce(jnp.minimum, [grid.scale for grid in grids])
-  return jnp.clip(values, -largest, largest)
 
 
 def _changes(values, grids):

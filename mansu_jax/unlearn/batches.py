@@ -1,32 +1,52 @@
-"""Training batches as a function of the step, with reference states kept.
+"""Training batches as a function of the step, packed, with references kept.
 
-Reference states (the base's final hidden state, width D, at each predicted
-position) are computed once for every sequence that training may see.
+Facts are short, so the sequences of a step share rows: a token sees its own
+sequence only, and little time goes to padding. Reference states (the base's
+final hidden state, width D, at each predicted position) are computed once for
+every sequence that training may see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mansu_jax.unlearn import objective
 
-# tokens [B, T] -> the base's final hidden state [B, T, D].
-HiddenFn = Callable[[np.ndarray], Any]
+ROW = 64  # Tokens a row; longer sequences make longer rows.
+
+# (lengths, capacity) -> sequences of each row.
+FillRows = Callable[[Sequence[int], int], list[list[int]]]
+# (tokens, positions, segments), each [R, T] -> the base's hidden [R, T, D].
+HiddenFn = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
 
-def make_spans(tokens: np.ndarray, mask: np.ndarray) -> objective.Spans:
+class Spans(NamedTuple):
+  """Sequences by themselves, right-padded; leading axis n."""
+
+  tokens: np.ndarray  # [n, T] int32
+  length: np.ndarray  # [n] int32, tokens that are inputs
+  where: np.ndarray  # [n, A] int32, positions whose next token is predicted
+  labels: np.ndarray  # [n, A] int32
+  weight: np.ndarray  # [n, A] float32, 0 on padding
+  reference: np.ndarray | None  # [n, A, D] the base's final hidden state
+
+  def take(self, rows: np.ndarray) -> Spans:
+    """The sequences at `rows`."""
+    return Spans(*(None if x is None else x[rows] for x in self))
+
+
+def make_spans(tokens: np.ndarray, mask: np.ndarray) -> Spans:
   """Lists the predicted positions of each sequence, without references.
+
+  What stands behind the last of them is never an input.
 
   Args:
     tokens: [n, T] int32.
     mask: [n, T] bool, True where the next token is predicted.
-
-  Returns:
-    Spans of A = the most positions that any sequence has; `reference` None.
   """
   num, width = tokens.shape[0], max(1, int(mask.sum(1).max()))
   order = np.argsort(~mask, axis=1, kind='stable')[:, :width]
@@ -34,37 +54,72 @@ def make_spans(tokens: np.ndarray, mask: np.ndarray) -> objective.Spans:
   where = np.where(weight, order, 0).astype(np.int32)
   rows = np.arange(num)[:, None]
   labels = tokens[rows, np.minimum(where + 1, tokens.shape[1] - 1)]
-  return objective.Spans(
-      tokens, where, labels.astype(np.int32), weight.astype(np.float32), None)
+  length = where.max(1) + 1
+  return Spans(
+      tokens[:, :length.max()], length, where, labels.astype(np.int32),
+      weight.astype(np.float32), None)
+
+
+def pack(
+    groups: Sequence[Spans], fill: FillRows, rows: int | None = None
+) -> tuple[objective.Packed, list[np.ndarray]]:
+  """Packs the sequences of all groups into shared rows.
+
+  Args:
+    groups: sequences; all are packed together.
+    fill: the bin packer.
+    rows: pad to this many rows.
+
+  Returns:
+    The rows, and for each group the start of each sequence in the flattened
+    rows, [n].
+
+  Raises:
+    ValueError: the sequences do not fit `rows`.
+  """
+  lengths = np.concatenate([g.length for g in groups])
+  capacity = max(ROW, int(lengths.max()))
+  filled = fill(lengths.tolist(), capacity)
+  rows = rows or len(filled)
+  if len(filled) > rows:
+    raise ValueError(f'{len(filled)} rows do not fit {rows}: plan for more.')
+  tokens, positions = np.zeros((2, rows, capacity), np.int32)
+  segments = np.full((rows, capacity), -1, np.int32)
+  starts = np.zeros(lengths.size, np.int64)
+  source = [(g, i) for g in groups for i in range(g.length.size)]
+  for r, members in enumerate(filled):
+    at = 0
+    for member in members:
+      (group, i), size = source[member], lengths[member]
+      tokens[r, at:at + size] = group.tokens[i, :size]
+      positions[r, at:at + size] = np.arange(size)
+      segments[r, at:at + size] = member
+      starts[member] = r * capacity + at
+      at += size
+  ends = np.cumsum([g.length.size for g in groups])[:-1]
+  return objective.Packed(tokens, positions, segments), np.split(starts, ends)
+
+
+def targets(spans: Spans, starts: np.ndarray) -> objective.Targets:
+  """What is predicted, at places in the flattened rows."""
+  where = np.where(spans.weight > 0, starts[:, None] + spans.where, 0)
+  return objective.Targets(
+      where.astype(np.int32), spans.labels, spans.weight, spans.reference)
 
 
 def add_reference(
-    spans: objective.Spans, hidden: HiddenFn, *, batch: int
-) -> objective.Spans:
+    spans: Spans, hidden: HiddenFn, fill: FillRows, *, batch_rows: int = 16
+) -> Spans:
   """Fills in `reference` [n, A, D] from the base's hidden states."""
-  num = spans.tokens.shape[0]
-  parts = []
-  for start in range(0, num, batch):
-    rows = np.arange(start, start + batch) % num  # Wraps: one shape.
-    states = objective.gather_hidden(
-        hidden(spans.tokens[rows]), spans.where[rows])
-    parts.append(np.asarray(states))
-  return spans._replace(reference=np.concatenate(parts)[:num])
-
-
-def take(spans: objective.Spans | None, rows: np.ndarray):
-  """The sequences at `rows`; None stays None."""
-  if spans is None:
-    return None
-  return objective.Spans(*(leaf[rows] for leaf in spans))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pool:
-  """Spans and the sampler that picks from them: `sampler[step]` -> rows."""
-
-  spans: objective.Spans
-  sampler: Any
+  packed, (starts,) = pack([spans], fill)
+  pad = -packed.tokens.shape[0] % batch_rows
+  packed = [np.pad(x, ((0, pad), (0, 0))) for x in packed]
+  flat = []
+  for r in range(0, packed[0].shape[0], batch_rows):
+    states = np.asarray(hidden(*(x[r:r + batch_rows] for x in packed)))
+    flat.append(states.reshape(-1, states.shape[-1]))
+  places = np.where(spans.weight > 0, starts[:, None] + spans.where, 0)
+  return spans._replace(reference=np.concatenate(flat)[places])
 
 
 def exchange_groups(
@@ -92,64 +147,80 @@ def exchange_groups(
   return out
 
 
-def exchange(
-    spans: objective.Spans, rows: np.ndarray, partners: np.ndarray
-) -> objective.Spans:
-  """Prompts of `rows` continued by their partners' answers.
+def exchange(own: Spans, other: Spans) -> Spans:
+  """Prompts of `own` continued by the answers of `other`.
 
-  The reference is the base's state at the *partner's* own prompt: trained
+  The reference is the base's state at the *other's* own prompt: trained
   towards it, the prompt's subject stops mattering and the answer keeps its
   form. In expectation over partners this is the base's distribution averaged
   over the other facts.
   """
-  own, other = take(spans, rows), take(spans, partners)
   count = other.weight.sum(1).astype(int)
   start = own.where[:, 0]  # Position that predicts the first answer token.
-  width = spans.weight.shape[1]
-  length = int(spans.where[:, 0].max()) + width + 1  # The same every step.
-  tokens = np.zeros((rows.size, length), np.int32)
-  where = np.minimum(start[:, None] + np.arange(width), length - 1)
-  for b in range(rows.size):
-    end = start[b] + 1
-    tokens[b, :end] = own.tokens[b, :end]
-    tokens[b, end:end + count[b]] = other.labels[b, :count[b]]
+  width = own.tokens.shape[1] + other.weight.shape[1]
+  tokens = np.zeros((count.size, width), np.int32)
+  for b, (first, size) in enumerate(zip(start + 1, count)):
+    tokens[b, :first] = own.tokens[b, :first]
+    tokens[b, first:first + size - 1] = other.labels[b, :size - 1]
+  where = start[:, None] + np.arange(other.weight.shape[1])
   where = np.where(other.weight > 0, where, 0).astype(np.int32)
-  return objective.Spans(
-      tokens, where, other.labels, other.weight, other.reference)
+  return other._replace(
+      tokens=tokens, length=where.max(1) + 1, where=where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pool:
+  """Spans and the sampler that picks from them: `sampler[step]` -> rows."""
+
+  spans: Spans
+  sampler: Any
+
+
 class Batches:
   """`batches(step)` -> `objective.Batch`; needs no history.
 
-  Attributes:
+  Args:
     forget: forget sequences.
     retain: retain fact sequences.
     text: general text windows, or None.
     prompts: spans over the forget prompts' own tokens, in the order of
       `forget`, or None.
     partners: from `exchange_groups`, or None when answers stay.
+    fill: the bin packer.
+    steps: as many will be asked for; all get the same number of rows.
     seed: of the choice of partners.
   """
 
-  forget: Pool
-  retain: Pool
-  text: Pool | None = None
-  prompts: objective.Spans | None = None
-  partners: list[np.ndarray] | None = None
-  seed: int = 0
+  def __init__(
+      self, *, forget: Pool, retain: Pool, text: Pool | None = None,
+      prompts: Spans | None = None,
+      partners: list[np.ndarray] | None = None, fill: FillRows, steps: int,
+      seed: int = 0):
+    self.forget, self.retain, self.text = forget, retain, text
+    self._prompts, self._partners = prompts, partners
+    self._fill, self._seed, self._rows = fill, seed, None
+    self._rows = max(
+        pack(self._groups(step)[0], fill)[0].tokens.shape[0]
+        for step in range(steps))
+
+  def _groups(self, step: int) -> tuple[list[Spans], Spans | None]:
+    rows = self.forget.sampler[step]
+    forget = self.forget.spans.take(rows)
+    if self._partners is not None:
+      rng = np.random.default_rng((self._seed, step))
+      chosen = np.array([rng.choice(self._partners[r]) for r in rows])
+      forget = exchange(forget, self.forget.spans.take(chosen))
+    groups = [forget, self.retain.spans.take(self.retain.sampler[step])]
+    if self.text is not None:
+      groups.append(self.text.spans.take(self.text.sampler[step]))
+    prompts = None if self._prompts is None else self._prompts.take(rows)
+    return groups, prompts
 
   def __call__(self, step: int) -> objective.Batch:
-    rows = self.forget.sampler[step]
-    exchanged = None
-    if self.partners is not None:
-      rng = np.random.default_rng((self.seed, step))
-      chosen = np.array([rng.choice(self.partners[r]) for r in rows])
-      exchanged = exchange(self.forget.spans, rows, chosen)
+    groups, prompts = self._groups(step)
+    packed, starts = pack(groups, self._fill, self._rows)
+    parts = [targets(g, s) for g, s in zip(groups, starts)]
     return objective.Batch(
-        forget=take(self.forget.spans, rows),
-        exchanged=exchanged,
-        prompts=take(self.prompts, rows),
-        retain=take(self.retain.spans, self.retain.sampler[step]),
-        text=None if self.text is None else take(
-            self.text.spans, self.text.sampler[step]))
+        packed=packed, forget=parts[0], retain=parts[1],
+        text=parts[2] if self.text is not None else None,
+        prompts=None if prompts is None else targets(prompts, starts[0]))

@@ -15,30 +15,42 @@ from mansu_jax import config as run_config
 from mansu_jax import types
 from mansu_jax.unlearn import losses
 
-# (theta, frozen, tokens [B, T]) -> hidden [B, T, D]
-Forward = Callable[[types.PyTree, types.PyTree, types.Array], types.Array]
+# (theta, frozen, tokens [R, T], positions [R, T], mask [R, T, S])
+#   -> hidden [R, T, D]
+Forward = Callable[..., types.Array]
 # (theta, frozen, hidden [..., D]) -> logits [..., V]
 Unembed = Callable[[types.PyTree, types.PyTree, types.Array], types.Array]
 
 
-class Spans(NamedTuple):
-  """Sequences and the positions in them whose next token is predicted."""
+class Packed(NamedTuple):
+  """Rows that hold several sequences each."""
 
-  tokens: types.Array  # [B, T] int32
-  where: types.Array  # [B, A] int32 positions
+  tokens: types.Array  # [R, T] int32
+  positions: types.Array  # [R, T] int32, within the sequence
+  segments: types.Array  # [R, T] int32, which sequence; -1 on padding
+
+
+class Targets(NamedTuple):
+  """What is predicted, a sequence a row."""
+
+  where: types.Array  # [B, A] int32, places in the flattened rows
   labels: types.Array  # [B, A] int32, the token that follows each
   weight: types.Array  # [B, A] float32, 0 on padding
   reference: types.Array  # [B, A, D] the base's final hidden state there
 
 
 class Batch(NamedTuple):
-  """What one step sees. `exchanged` and `text` may be None."""
+  """What one step sees; all parts stand in the same packed rows.
 
-  forget: Spans
-  exchanged: Spans | None  # forget prompts with another fact's answer
-  prompts: Spans | None  # the forget prompts' own tokens
-  retain: Spans
-  text: Spans | None
+  With the loss `exchange`, the forget prompts carry other facts' answers and
+  `forget.reference` is the base's state at those facts' own prompts.
+  """
+
+  packed: Packed
+  forget: Targets
+  retain: Targets
+  text: Targets | None
+  prompts: Targets | None  # The forget prompts' own tokens.
 
 
 class Metrics(NamedTuple):
@@ -52,9 +64,11 @@ class Metrics(NamedTuple):
   text_kl: types.Array  # nats a token
 
 
-def gather_hidden(hidden: types.Array, where: types.Array) -> types.Array:
-  """hidden [B, T, D] at positions [B, A] -> [B, A, D]."""
-  return jnp.take_along_axis(hidden, where[..., None], axis=1)
+def packed_mask(packed: Packed) -> types.Array:
+  """A token sees itself and what precedes it in its sequence, [R, T, T]."""
+  same = packed.segments[:, :, None] == packed.segments[:, None, :]
+  before = packed.positions[:, :, None] >= packed.positions[:, None, :]
+  return same & before
 
 
 def make_loss(
@@ -66,56 +80,60 @@ def make_loss(
   into the full-precision base's logits, whichever view `frozen` is.
   """
 
-  def logits_of(theta, frozen, spans):
-    hidden = forward(theta, frozen, spans.tokens)
-    return unembed(theta, frozen, gather_hidden(hidden, spans.where))
-
-  def kl(logits, base, spans):
-    reference = unembed(None, base, spans.reference)
-    return losses.weighted_mean(
-        losses.token_kl(reference, logits), spans.weight)
-
-  def forget_terms(theta, frozen, base, batch):
-    spans = batch.forget
+  def forget_term(logits, base, targets):
+    nll = _sequence_nll(logits, targets)
     if options.loss == 'exchange':
-      spans = batch.exchanged
-      logits = logits_of(theta, frozen, spans)
-      nll = jnp.sum(losses.token_nll(logits, spans.labels) * spans.weight, -1)
-      return kl(logits, base, spans), nll.mean()
-    logits = logits_of(theta, frozen, spans)
-    nll = jnp.sum(losses.token_nll(logits, spans.labels) * spans.weight, -1)
-    if options.loss == 'npo':
-      base_logits = unembed(None, base, spans.reference)
-      nll_base = jnp.sum(
-          losses.token_nll(base_logits, spans.labels) * spans.weight, -1)
-      term = losses.npo(nll, nll_base, beta=options.npo_beta)
+      reference = unembed(None, base, targets.reference)
+      term = losses.weighted_mean(
+          losses.token_kl(reference, logits), targets.weight)
+    elif options.loss == 'npo':
+      nll_base = _sequence_nll(
+          unembed(None, base, targets.reference), targets)
+      term = losses.npo(nll, nll_base, beta=options.npo_beta).mean()
     elif options.loss == 'simnpo':
-      term = losses.simnpo(nll, spans.weight.sum(-1), beta=options.npo_beta)
+      term = losses.simnpo(
+          nll, targets.weight.sum(-1), beta=options.npo_beta).mean()
     elif options.loss == 'bounded_nll':
-      term = losses.bounded_nll(nll)
+      term = losses.bounded_nll(nll).mean()
     else:
-      term = losses.ascent(nll)
-    return term.mean(), nll.mean()
+      term = losses.ascent(nll).mean()
+    return term, nll.mean()
 
   def loss(theta, frozen, base, batch):
-    zero = jnp.zeros((), jnp.float32)
-    forget, forget_nll = forget_terms(theta, frozen, base, batch)
-    logits = logits_of(theta, frozen, batch.retain)
-    retain_kl = kl(logits, base, batch.retain)
+    packed = batch.packed
+    hidden = forward(theta, frozen, packed.tokens, packed.positions,
+                     packed_mask(packed))
+    flat = hidden.reshape(-1, hidden.shape[-1])  # [R * T, D]
+    logits_at = lambda targets: unembed(theta, frozen, flat[targets.where])
+
+    def kl(targets, logits=None):
+      if targets is None:
+        return jnp.zeros((), jnp.float32)
+      logits = logits_at(targets) if logits is None else logits
+      reference = unembed(None, base, targets.reference)
+      return losses.weighted_mean(
+          losses.token_kl(reference, logits), targets.weight)
+
+    forget, forget_nll = forget_term(
+        logits_at(batch.forget), base, batch.forget)
+    logits = logits_at(batch.retain)
+    retain_kl = kl(batch.retain, logits)
     retain_nll = losses.weighted_mean(
         losses.token_nll(logits, batch.retain.labels), batch.retain.weight)
-    text_kl = prompt_kl = zero
-    if batch.text is not None:
-      text_kl = kl(logits_of(theta, frozen, batch.text), base, batch.text)
-    if batch.prompts is not None:
-      prompt_kl = kl(
-          logits_of(theta, frozen, batch.prompts), base, batch.prompts)
+    text_kl = kl(batch.text)
     total = (
         options.forget_weight * forget
-        + options.kl_weight * (retain_kl + options.text_weight * text_kl
-                               + options.prompt_weight * prompt_kl)
+        + options.kl_weight * (
+            retain_kl + options.text_weight * text_kl
+            + options.prompt_weight * kl(batch.prompts))
         + options.nll_weight * retain_nll)
     return total, Metrics(
         total, forget, forget_nll, retain_kl, retain_nll, text_kl)
 
   return loss
+
+
+def _sequence_nll(logits: types.Array, targets: Targets) -> types.Array:
+  """NLL of each sequence's labels, summed over its tokens; [B]."""
+  return jnp.sum(
+      losses.token_nll(logits, targets.labels) * targets.weight, axis=-1)

@@ -30,6 +30,8 @@ def held(theta0, latent, scales, names, frozen, *, landing, margin):
       return theta0
   if landing == 'centre':
     place = quant_naive.value_at(target, scales[0], names[0])
+    if abs(place) > largest * (1 + 1e-6):
+      return theta0
     place = min(max(place, -largest), largest)
   else:
     for scale, name in zip(scales, names):

@@ -1,0 +1,117 @@
+"""Section 6's invariant at every step, by really quantizing again.
+
+A weight is bit-equal to theta_0, or its decoded value differs from theta_0's
+after the cast to the storage dtype; block maxima never move; and what landed on
+a centre is a fixed point of the first quantizer.
+"""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import quant
+from mansu_jax import transforms
+
+_SHAPE = (24, 17)  # Blocks straddle rows, and the last one is partial.
+_LAYOUT = quant.BlockLayout(memory='DF', out='F', inp='D')
+_ALL = ('nf4', 'fp4', 'int8', 'int4_g128')
+_KINDS = ('normal', 'heavy', 'lattice', 'sparse', 'tiny')
+
+
+def _draw(rng, kind, size):
+  if kind == 'normal':
+    x = rng.normal(size=_SHAPE)
+  elif kind == 'heavy':
+    x = rng.standard_t(2, _SHAPE)
+  elif kind == 'lattice':  # Ties: several maxima, weights on boundaries.
+    x = rng.integers(-8, 9, _SHAPE) / 8
+  elif kind == 'sparse':  # Whole blocks of zeros.
+    x = rng.normal(size=_SHAPE) * (np.arange(17) < 9)
+  else:  # Near and under the smallest float16.
+    x = rng.normal(size=_SHAPE) * 1e-5
+  return x * size
+
+
+def _bits(x):
+  return np.asarray(x, np.float32).view(np.int32)
+
+
+def _as_stored(weights, dtype):
+  """What a quantizer is given after export, as float32 for comparison."""
+  return weights.astype(dtype).astype(jnp.float32)
+
+
+class InvariantTest(parameterized.TestCase):
+
+  def _check(self, theta0, theta, names, storage, landing):
+    """The invariant; returns how many weights moved."""
+    moved = _bits(theta) != _bits(theta0)
+    old, new = (_as_stored(x, storage) for x in (theta0, theta))
+    for name in names:
+      before = np.asarray(quant.fake_quantize(old, name, _LAYOUT))
+      after = np.asarray(quant.fake_quantize(new, name, _LAYOUT))
+      np.testing.assert_array_equal(before != after, moved)
+      for_scale = [
+          quant.code_grid(x, name, _LAYOUT).scale for x in (old, new)]
+      np.testing.assert_array_equal(*map(_bits, for_scale))
+    if landing == 'centre':
+      landed = quant.fake_quantize(new, names[0], _LAYOUT)
+      landed = _as_stored(landed.astype(theta.dtype), storage)
+      # 127 * (absmax / 127) may miss absmax, which no weight may exceed.
+      tolerance = 0 if names[0] in ('nf4', 'fp4') else 2**-22
+      np.testing.assert_allclose(
+          np.asarray(landed)[moved], np.asarray(new)[moved], rtol=tolerance)
+    return moved.sum()
+
+  @parameterized.product(
+      names=(('nf4',), ('fp4',), ('int8',), ('nf4', 'int4_g128'), _ALL),
+      dtypes=(
+          ('float32', 'float32'), ('bfloat16', 'float32'),
+          ('float16', 'float16'), ('float32', 'bfloat16')),
+      options=(('hold', 'centre'), ('hold', 'boundary'), ('lift', 'centre')))
+  @settings(max_examples=6, deadline=None)
+  @given(
+      seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(_KINDS),
+      step=st.sampled_from((1e-4, 1e-2, 0.1, 1.0)))
+  def test_at_every_step(self, names, dtypes, options, seed, kind, step):
+    rng, (dtype, storage), (mode, landing) = (
+        np.random.default_rng(seed), dtypes, options)
+    theta0 = jnp.asarray(_draw(rng, kind, 0.02), dtype)
+    grids = [
+        quant.code_grid(theta0, name, _LAYOUT, storage_dtype=jnp.dtype(storage))
+        for name in names]
+    tx = transforms.magnitude_floor(
+        grids, mode=mode, landing=landing, lift_step=2,
+        storage_dtype=storage)
+    state = tx.init(theta0)
+    for count in range(1, 5):
+      update = jnp.asarray(_draw(rng, kind, 0.02 * step), jnp.float32)
+      _, state = _update(update, state, theta0, mode, landing, storage)
+      theta = transforms.floor_params(state)
+      self.assertEqual(theta.dtype, theta0.dtype)
+      if mode == 'hold' or count >= 2:
+        moved = self._check(theta0, theta, names, storage, landing)
+    if step == 1.0 and kind == 'normal':
+      self.assertGreater(moved, 20)  # It does not hold by holding all.
+
+
+def _update(update, state, params, mode, landing, storage):
+  """One compiled step, shared by examples: the grids are in the state."""
+  key = (mode, landing, storage)
+  if key not in _STEPS:
+    _STEPS[key] = jax.jit(transforms.magnitude_floor(
+        state.grids, mode=mode, landing=landing, lift_step=2,
+        storage_dtype=storage).update)
+  return _STEPS[key](update, state, params)
+
+
+_STEPS = {}
+
+
+if __name__ == '__main__':
+  absltest.main()
