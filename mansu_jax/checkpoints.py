@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import pathlib
-from typing import Any
 
 from absl import logging
 import orbax.checkpoint as ocp
@@ -42,7 +41,3 @@ class Stages:
     result = make()
     self._checkpointer.save(path, result, force=True)
     return result
-
-  def put(self, name: str, tree: Any) -> None:
-    """Saves a result, over an older one of the same name."""
-    self._checkpointer.save(self._root / name, tree, force=True)

@@ -8,19 +8,26 @@ from typing import Any
 from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax import workdir
+from mansu_jax.circuits import graph
 from mansu_jax.models import loading
 from mansu_jax.report import write as report
 from mansu_jax.stages import attribution
 from mansu_jax.stages import edits
-from mansu_jax.stages import evaluation
 from mansu_jax.stages import erasure
+from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
-from mansu_jax.stages import training
 from mansu_jax.stages import results
+from mansu_jax.stages import training
 
 
 def run(config: run_config.RunConfig) -> dict[str, Any]:
-  """Runs a job and writes its workdir; returns the record.
+  """Runs a job and writes its workdir.
+
+  Args:
+    config: the run's; see `run_flags` for the command line.
+
+  Returns:
+    The record, as in `record.json`.
 
   Raises:
     ValueError: bad input, before any long work; or a run that went wrong.
@@ -34,24 +41,32 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     evaluator = evaluation.Evaluator(config, inputs, model)
   with clock.stage('attribution'):
     found = attribution.find(config, inputs, model, saved)
+    workdir.write_json(root / 'circuit.json', graph.to_json(
+        found.circuit, found.means) | {'report': found.report})
   with clock.stage('references'):
     batches = training.make_batches(config, inputs, model)
     edit = edits.make(config, model, found.circuit)
   with clock.stage('fisher'):
     fisher = training.circuit_fisher(config, edit, batches, saved)
   with clock.stage('unlearn'):
-    theta, history = training.unlearn(
-        config, edit, fisher, batches, model, saved)
-    unlearned = edit.merge(theta)
+    done = saved.get('unlearn', lambda: training.unlearn(
+        config, edit, fisher, batches, model))
+    unlearned = edit.merge(done['theta'])
+    kl = results.retain_kl(edit, fisher, done['theta'], done['history'])
+    del edit, batches  # The views' weights.
+  with clock.stage('export'):
+    results.export(config, model, unlearned, root)
   with clock.stage('evaluate'):
     measured = evaluation.measure_all(config, evaluator, model, unlearned)
   with clock.stage('erasure'):
     structure = erasure.measure(
         config, inputs, model, found.circuit, unlearned)
-  with clock.stage('export'):
-    results.export(config, model, unlearned, root)
+  with clock.stage('samples'):
+    texts = results.samples(config, inputs, model, unlearned)
   record = results.make_record(
-      config, inputs, model, found, edit, fisher, theta, history, evaluator,
-      measured, structure, clock)
+      config=config, inputs=inputs, model=model, found=found,
+      history=done['history'], kl=kl, evaluator=evaluator, measured=measured,
+      structure=structure, unlearned=unlearned, answers_in_words=texts,
+      stages=clock.stages)
   report.write(record, root)
   return record

@@ -13,7 +13,7 @@ inherit the table's other keys. Keys of a relation:
   train, near: templates with '{subject}', cloze statements whose answer comes
     last. Only the first kind is ever trained on.
   question, narrative: the parts that `facts/forms.json` puts into the far forms.
-  reply: optional opening of a spoken answer, default 'It is'.
+  lead: optional word before a spoken answer ('It is in ...').
   facts: {group: {subject: answer}}.
   files: {shipped file: [groups]}.
   choices_from: 'relation' (default) or 'group', where wrong choices come from.
@@ -37,7 +37,7 @@ NUM_CHOICES = 4
 _REQUIRED = frozenset({'relation', 'near', 'question', 'narrative', 'facts',
                        'files'})
 _OPTIONAL = frozenset({'train', 'fact', 'choices_from', 'distractors',
-                       'also_right', 'per_fact', 'reply'})
+                       'also_right', 'per_fact', 'lead'})
 
 Relation = Mapping[str, Any]
 
@@ -107,7 +107,7 @@ def _prompts(
   """Returns {use: [(form name, prompt)]} of one subject."""
   parts = {key: _fill(relation[key], subject=subject)
            for key in ('question', 'narrative')}
-  parts['reply'] = relation.get('reply', 'It is')
+  parts['lead'] = f' {relation["lead"]}' if 'lead' in relation else ''
   prompts = {
       use: [(f'{use}_{index}', _fill(template, subject=subject))
             for index, template in enumerate(relation.get(use, ()))]

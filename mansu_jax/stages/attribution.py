@@ -10,6 +10,7 @@ from absl import logging
 import jax
 import numpy as np
 
+from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax import tree_paths
 from mansu_jax.circuits import eap_ig
@@ -66,17 +67,19 @@ def batch_pairs(
 
 
 def find(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any
-) -> Found:
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
+    saved: checkpoints.Stages) -> Found:
   """The circuit of a run: pairs, scores, selection."""
   pairs = forget_pairs(config, inputs.splits.forget_train, model.tokenizer)
-  means = eap_ig.node_means(score(config, model, pairs), model.config)
+  mean_scores = lambda some: eap_ig.node_means(
+      score(config, model, some), model.config)
+  means = saved.get('attribution', lambda: mean_scores(pairs))
   contrast = None
   if config.circuit.contrast:
     retain = pairs_lib.build_pairs(
         inputs.splits.retain_train, model.tokenizer,
         max_pairs=config.attribution.pairs, seed=config.seed)
-    contrast = eap_ig.node_means(score(config, model, retain), model.config)
+    contrast = saved.get('contrast', lambda: mean_scores(retain))
   return find_circuit(config, model, pairs, means, contrast)
 
 

@@ -14,6 +14,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.stages import attribution
+from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
 
 
@@ -35,22 +36,21 @@ def _both_sides(
 
 def measure(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
-    circuit: graph.Circuit, unlearned: types.Params,
-    quantized_base: types.Params) -> dict[str, Any]:
+    circuit: graph.Circuit, unlearned: types.Params) -> dict[str, Any]:
   """CAD, AS-NC and property S, JSON-able.
 
   Args:
     config: the run's.
     inputs: its data; retain pairs are made of the retain questions.
     model: the base model.
-    circuit: C; empty for a run without a circuit.
+    circuit: C.
     unlearned: full params after.
-    quantized_base: full params of the base under the first scheme.
   """
   level, seed = config.attribution.level, config.seed
   layers = select.layer_range(config.circuit, model.config.num_layers)
   options = dict(resamples=config.eval.bootstrap // 4, seed=seed)
-  variants = [unlearned, quantized_base]
+  scheme = config.quant_schemes[0]
+  variants = [unlearned, evaluation.quantizer(model, scheme)(model.params)]
 
   forget = attribution.forget_pairs(
       config, inputs.splits.forget_train, model.tokenizer)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax import fisher as fisher_lib
 from mansu_jax import tree_paths
@@ -86,8 +87,14 @@ def _sample(num: int, limit: int, seed: int) -> np.ndarray:
 
 def circuit_fisher(
     config: run_config.RunConfig, edit: edits.Edit,
-    batches: batches_lib.Batches) -> types.PyTree:
-  """Diagonal Fisher of the retain facts and text on the circuit's slices."""
+    batches: batches_lib.Batches, saved: checkpoints.Stages
+) -> types.PyTree | None:
+  """Diagonal Fisher of the retain facts on the circuit's slices.
+
+  None where nothing is projected.
+  """
+  if edit.mask is None or config.edit.projection == 'none':
+    return None
   spans, options = batches.retain.spans, config.fisher
   rows = _sample(spans.length.size, options.sequences, config.seed)
   examples = jax.tree.map(jnp.asarray, spans.take(rows))
@@ -101,15 +108,19 @@ def circuit_fisher(
     logits = edit.unembed(theta, view, hidden[example.where])
     return -jnp.sum(losses.token_nll(logits, example.labels) * example.weight)
 
-  return fisher_lib.diagonal_fisher(
-      log_prob, edit.theta, edit.views['fp'], examples, chunk=options.chunk)
+  return saved.get('fisher', lambda: fisher_lib.diagonal_fisher(
+      log_prob, edit.theta, edit.views['fp'], examples, chunk=options.chunk))
 
 
 def unlearn(
     config: run_config.RunConfig, edit: edits.Edit,
     fisher: types.PyTree | None, batches: batches_lib.Batches, model: Any
-) -> tuple[types.PyTree, list[dict[str, float]]]:
-  """Runs the loop; returns the trained theta and the history."""
+) -> types.PyTree:
+  """Runs the loop.
+
+  Returns:
+    `{'theta': trained pytree, 'history': {metric: [steps]}}`.
+  """
   options = config.unlearn
   problem = loop.Problem(
       theta=edit.theta,
@@ -117,7 +128,9 @@ def unlearn(
       loss=objective.make_loss(options, edit.forward, edit.unembed),
       views=list(edit.views.values()), base=edit.views['fp'], see=edit.see,
       exact=edits.exact_weights(config, edit), moved=edits.moved)
-  return loop.run(
+  theta, history = loop.run(
       problem, batches, steps=options.steps,
       total_weights=tree_paths.count(model.params),
       collapse=options.collapse)
+  return {'theta': theta, 'history': {
+      key: np.array([row[key] for row in history]) for key in history[0]}}

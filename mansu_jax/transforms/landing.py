@@ -51,27 +51,18 @@ def place(
   start = origin.astype(jnp.float32)
   if mode == 'none':
     return fit(start + latent).astype(origin.dtype)
-  largest = functools.reduce(jnp.minimum, [grid.scale for grid in grids])
-  keep_in = lambda x: fit(jnp.clip(x, -largest, largest))
-  allowed = True
+  keep_in = lambda x: fit(_clip(x, grids))
   if mode == 'hold':
-    offset = latent
+    target = keep_in(start + latent)
+    far_enough = True
     if landing == 'boundary':
       reach = margin * _distance(start, latent, grids)
-      allowed = jnp.abs(latent) >= reach
+      far_enough = jnp.abs(latent) >= reach
+    value, moves = _land(target, landing, keep_in, grids)
+    moves &= far_enough
   else:
-    offset = _lift(start, latent, grids, margin)
-  target = value = keep_in(start + offset)
-  if landing == 'centre':
-    # Another scheme's block may end before this centre; one rounding, as of
-    # 127 * (absmax / 127), is clipped off.
-    centre = grids[0].snap(target)
-    allowed &= jnp.abs(centre) <= largest * _ONE_ROUNDING_MORE
-    value = keep_in(centre)
-  # The landing is asked too: a coarse cast may pull it back over a boundary,
-  # and what is new under the first scheme may be old under another.
-  moves = allowed & _changes(target, grids) & _changes(value, grids)
-  if mode == 'lift':
+    target = keep_in(start + _lift(start, latent, grids, margin))
+    value, moves = _land(target, landing, keep_in, grids)
     value = jnp.where(lifting, value, keep_in(start + latent))
     moves |= ~jnp.asarray(lifting)
   for grid in grids:
@@ -88,6 +79,30 @@ def stored(
   for rounding in (storage_dtype, dtype):
     values = leaves.cast(values, rounding)
   return values.astype(jnp.float32)
+
+
+def _land(target, landing, keep_in, grids):
+  """Landing places of targets, and whether all schemes see them as moved."""
+  value, moves = target, _changes(target, grids)
+  if landing == 'centre':
+    centre = grids[0].snap(target)
+    # Another scheme's block may end before this centre. One rounding, as of
+    # 127 * (absmax / 127), is clipped off.
+    moves &= jnp.abs(centre) <= _largest(grids) * _ONE_ROUNDING_MORE
+    value = keep_in(centre)
+  # The landing is asked too: a coarse cast may pull it back over a boundary,
+  # and what is new under the first scheme may be old under another.
+  return value, moves & _changes(value, grids)
+
+
+def _largest(grids):
+  """The largest magnitude that leaves every scheme's scale as it is."""
+  return functools.reduce(jnp.minimum, [grid.scale for grid in grids])
+
+
+def _clip(values, grids):
+  largest = _largest(grids)
+  return jnp.clip(values, -largest, largest)
 
 
 def _changes(values, grids):

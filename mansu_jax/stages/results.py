@@ -1,0 +1,160 @@
+"""From measurements to the record, and the exported model."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+import mansu_jax
+from mansu_jax import config as run_config
+from mansu_jax import fisher as fisher_lib
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.circuits import graph
+from mansu_jax.data import tokenization
+from mansu_jax.eval import generation
+from mansu_jax.models import decoder
+from mansu_jax.models import hf_io
+from mansu_jax.models import layout as model_layout
+from mansu_jax.quant import schemes as schemes_lib
+from mansu_jax.quant import survival as survival_lib
+from mansu_jax.stages import evaluation
+from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import verdict
+
+_NEW_TOKENS = 12
+
+
+def export(
+    config: run_config.RunConfig, model: Any, unlearned: types.Params,
+    root: pathlib.Path) -> None:
+  """Writes `model/`, which transformers loads."""
+  hf_io.write(root / 'model', model.config, unlearned, model.tokenizer,
+              export_dtype=config.export_dtype)
+
+
+def environment() -> dict[str, Any]:
+  """Versions and devices that a result depends on."""
+  devices = jax.devices()
+  return {
+      'mansu_jax': mansu_jax.__version__, 'jax': jax.__version__,
+      'python': platform.python_version(), 'platform': platform.platform(),
+      'backend': jax.default_backend(),
+      'devices': [d.device_kind for d in devices]}
+
+
+def samples(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
+    unlearned: types.Params) -> list[dict[str, Any]]:
+  """Free answers to a few questions of each split, before and after."""
+  scheme = config.quant_schemes[0]
+  variants = {
+      'base': model.params, 'unlearned': unlearned,
+      f'unlearned_{scheme}': evaluation.quantizer(model, scheme)(unlearned)}
+  chosen = []
+  for split, questions in inputs.evaluation.items():
+    if split != 'forget':
+      chosen += [(split, q) for q in inputs_lib.thin(
+          questions, config.eval.generations, config.seed)
+                 ] if config.eval.generations else []
+  apply = lambda params, tokens, positions, mask: decoder.forward(
+      model.config, params, tokens, positions=positions, attention_mask=mask)
+  generator = generation.Generator(apply, decoder.unembed)
+  prompts = [q.prompt for _, q in chosen]
+  texts = {name: generation.complete(
+      generator, params, prompts, model.tokenizer,
+      max_new_tokens=_NEW_TOKENS) for name, params in variants.items()}
+  return [
+      {'split': split, 'id': q.id, 'prompt': q.prompt, 'answer': q.answer,
+       'continuations': {name: texts[name][i] for name in variants}}
+      for i, (split, q) in enumerate(chosen)]
+
+
+def survival(
+    config: run_config.RunConfig, model: Any, unlearned: types.Params
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The contract's shares by scheme, and the full statistics."""
+  layout = model_layout.block_layout(model.config)
+  details = {scheme: survival_lib.survival(
+      model.params, unlearned, scheme, layout)
+             for scheme in config.quant_schemes}
+  keys = ('moved', 'changed_codes', 'moved_unchanged', 'median_ratio',
+          'cosine')
+  return {scheme: {k: d['total'][k] for k in keys}
+          for scheme, d in details.items()}, details
+
+
+def _circuit_by_layer(circuit: graph.Circuit) -> dict[str, list[int]]:
+  return {k: circuit[k].sum(1).tolist() for k in circuit.kinds}
+
+
+def retain_kl(
+    edit: Any, fisher: types.PyTree | None, theta: types.PyTree,
+    history: dict[str, np.ndarray]) -> dict[str, Any]:
+  """The Fisher's estimate of the retain KL beside the measured one."""
+  steps = len(history['retain_kl'])
+  out = {'measured_nats_per_token': float(
+      np.mean(history['retain_kl'][-max(1, steps // 10):])),
+         'fisher_estimate_nats_per_sequence': None}
+  if fisher is not None:
+    delta = jax.tree.map(lambda a, b: a - b, theta, edit.theta)
+    out['fisher_estimate_nats_per_sequence'] = float(
+        fisher_lib.predicted_kl(fisher, delta))
+  return out
+
+
+def make_record(
+    *, config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
+    found: Any, history: dict[str, np.ndarray], kl: dict[str, Any],
+    evaluator: evaluation.Evaluator, measured: verdict.Measured,
+    structure: dict[str, Any], unlearned: types.Params,
+    answers_in_words: list[dict[str, Any]], stages: list[dict[str, Any]]
+) -> dict[str, Any]:
+  """Everything the report shows; JSON-able (see the contract)."""
+  answers = verdict.Answers(evaluator, measured, config)
+  precisions = ('fp', *config.quant_schemes)
+  splits = list(evaluator.slices)
+  gaps = verdict.gaps(answers, config.quant_schemes)
+  shares, details = survival(config, model, unlearned)
+  properties = {
+      'F': verdict.property_f(answers, precisions),
+      'R': verdict.property_r(answers, precisions),
+      'Q': verdict.property_q(gaps),
+      'S': structure['S']}
+  return {
+      'verdict': verdict.overall(properties), 'properties': properties,
+      'accuracy': verdict.accuracies(answers, splits, precisions),
+      'accuracy_by_relation': verdict.by_group(
+          answers, splits, precisions, answers.relations),
+      'accuracy_by_form': verdict.by_group(
+          answers, splits, precisions, answers.forms),
+      **gaps, **verdict.perplexities(measured, precisions),
+      'survival': shares, 'survival_details': details,
+      'cad': structure['cad'], 'as_nc': structure['as_nc'],
+      'circuit': found.report | {
+          'by_layer': _circuit_by_layer(found.circuit)},
+      'retain_kl': kl,
+      'history': {k: v.tolist() for k, v in history.items()},
+      'samples': answers_in_words,
+      'model': model.source | {
+          'weights': tree_paths.count(model.params),
+          'config': dataclasses.asdict(model.config)},
+      'tokenization': tokenization.describe(model.tokenizer),
+      'data': inputs_lib.describe(inputs),
+      'quantizers': {name: _describe_scheme(name)
+                     for name in config.quant_schemes},
+      'config': dataclasses.asdict(config), 'environment': environment(),
+      'stages': stages,
+  }
+
+
+def _describe_scheme(name: str) -> dict[str, Any]:
+  scheme = schemes_lib.get(name)
+  return {'name': scheme.name, 'block': getattr(scheme, 'block', None),
+          'double_quantization': False,
+          'skipped': ['embed', 'norms', 'lm_head']}
