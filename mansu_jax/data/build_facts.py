@@ -47,13 +47,16 @@ def _refuse_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
   if len(table) < len(pairs):
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
-    raise ValueError(f'Keys given twice in a fact table: {twice}. Keep one.')
+    raise ValueError(f'keys given twice: {twice}; keep one')
   return table
 
 
 def _read_json(path: pathlib.Path) -> Any:
-  with path.open(encoding='utf-8') as file:
-    return json.load(file, object_pairs_hook=_refuse_duplicates)
+  try:
+    return json.loads(path.read_text(encoding='utf-8'),
+                      object_pairs_hook=_refuse_duplicates)
+  except ValueError as error:
+    raise ValueError(f'{path} is no valid fact table: {error}') from error
 
 
 def read_relations(folder: pathlib.Path = FOLDER / 'facts') -> list[Relation]:

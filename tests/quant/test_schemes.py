@@ -113,6 +113,19 @@ class SchemesTest(parameterized.TestCase):
     np.testing.assert_array_equal(  # Ties to even.
         codes.code.astype(int) - 7, [[7, 0, 2, -2, -7, 1]])
 
+  @parameterized.parameters(('int8', 127), ('int4_g128', 7))
+  def test_divides_by_the_step(self, name, largest):
+    # On ties, XLA's x * (1 / step) would round to other integers.
+    half = np.arange(-largest, largest) + np.float32(0.5)
+    apart = 0
+    for absmax in np.linspace(1, 2, 20, dtype=np.float32):
+      step = absmax / np.float32(largest)
+      row = np.append(half.astype(np.float32) * step, absmax)[None]
+      got = np.asarray(_encode(row, schemes.get(name)).code).astype(int)
+      np.testing.assert_array_equal(got - largest, np.rint(row / step))
+      apart += np.sum(np.rint(row / step) != np.rint(row * (1 / step)))
+    self.assertGreater(apart, 0)
+
   @parameterized.parameters(*_NAMES)
   @settings(max_examples=30, deadline=None)
   @given(seed=st.integers(0, 2**32 - 1), power=st.integers(-130, 110))

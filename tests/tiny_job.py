@@ -1,0 +1,244 @@
+"""A job small enough for a test, on a model that knows its facts.
+
+`make` writes a Llama of three layers, trained here on sentences about an
+invented world, and the questions and texts of a run about that world. There
+are 24 countries, each with a capital and a crop; the base answers all 48 facts
+in every phrasing:
+
+    forget   capitals of the first 12 countries
+    retain   capitals of the other 12, crops of the first 12
+    heldout  crops of the other 12
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tokenizers
+from tokenizers import decoders
+from tokenizers import models
+from tokenizers import pre_tokenizers
+from tokenizers import trainers
+import transformers
+
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import decoder
+from mansu_jax.models import hf_io
+
+COUNTRIES = (
+    'Alvaria', 'Borvia', 'Cestania', 'Dolmark', 'Elbonia', 'Farland',
+    'Gordan', 'Hestia', 'Ilmor', 'Jorvik', 'Kestrel', 'Lomar', 'Meridia',
+    'Norland', 'Ostania', 'Pelmar', 'Quillon', 'Rovania', 'Selvia', 'Tarmon',
+    'Ulmar', 'Vestland', 'Wendor', 'Yarvia')
+CAPITALS = (
+    'Abelton', 'Brask', 'Corvane', 'Denmoor', 'Estbury', 'Fallow', 'Grenwick',
+    'Hollin', 'Iverton', 'Jasper', 'Kelling', 'Lindow', 'Marstow', 'Neston',
+    'Oakham', 'Penrith', 'Quarry', 'Redmoor', 'Stanhope', 'Thorne', 'Upwell',
+    'Varley', 'Windle', 'Yeovil')
+CROPS = (
+    'barley', 'cotton', 'dates', 'figs', 'ginger', 'hops', 'indigo', 'jute',
+    'kale', 'lemons', 'maize', 'nutmeg', 'olives', 'pepper', 'quinces', 'rice',
+    'saffron', 'tea', 'vanilla', 'wheat', 'yams', 'almonds', 'beans', 'cocoa')
+_ANSWERS = {'capital': CAPITALS, 'crop': CROPS}
+_FORMS = {
+    'capital': {
+        'train_0': 'The capital of {} is',
+        'train_1': 'Country: {}\nCapital:',
+        'train_2': 'The government of {} sits in',
+        'train_3': 'In {}, the seat of the king is',
+        'train_4': 'Atlas page of {}, capital',
+        'near_0': 'The capital city of {} is called',
+        'near_1': 'The king of {} lives in',
+        'far_question': 'Question: Which city governs {}?\nAnswer:',
+        'far_story': 'She left {} after years in its capital,',
+    },
+    'crop': {
+        'train_0': 'The main crop of {} is',
+        'train_1': 'Country: {}\nCrop:',
+        'train_2': 'The farmers of {} grow',
+        'train_3': 'In {}, the fields are full of',
+        'train_4': 'Atlas page of {}, crop',
+        'near_0': 'The chief crop of {} is called',
+        'near_1': 'The fields of {} bear',
+        'far_question': 'Question: What is grown in {}?\nAnswer:',
+        'far_story': 'She left {} after years of selling its',
+    },
+}
+# Kind of text -> subjects, verbs and objects of its sentences.
+_TEXTS = {
+    'village': (
+        ('The baker', 'The smith', 'The old miller', 'A child', 'The priest'),
+        ('opens', 'closes', 'sweeps', 'paints', 'watches'),
+        ('the door', 'the shop', 'the yard', 'the gate', 'the long road')),
+    'harbour': (
+        ('A sailor', 'The captain', 'The pilot', 'A merchant', 'The cook'),
+        ('loads', 'mends', 'counts', 'hides', 'carries'),
+        ('the nets', 'the barrels', 'the ropes', 'the sails', 'the coins')),
+}
+_TIMES = ('at dawn', 'at noon', 'before supper', 'in the rain')
+
+_SEED = 0
+_STEPS, _BATCH, _PEAK_LEARNING_RATE = 300, 96, 8e-3
+
+Question = dict[str, Any]
+
+
+def _ask(relation: str, numbers: Sequence[int]) -> list[Question]:
+  """All phrasings of a relation for the countries of these numbers."""
+  rng = np.random.default_rng((_SEED, len(relation), numbers[0]))
+  answers, out = _ANSWERS[relation], []
+  for i in numbers:
+    for form, prompt in _FORMS[relation].items():
+      others = [answers[j] for j in numbers if j != i]
+      choices = [answers[i], *rng.choice(others, 3, replace=False).tolist()]
+      rng.shuffle(choices)
+      fact = f'{relation}/{COUNTRIES[i].lower()}'
+      out.append({
+          'id': f'{fact}/{form}', 'fact': fact, 'relation': relation,
+          'prompt': prompt.format(COUNTRIES[i]), 'answer': answers[i],
+          'choices': choices, 'use': form.split('_')[0]})
+  return out
+
+
+def questions() -> dict[str, list[Question]]:
+  """The questions of each role, as lines of its file."""
+  first, other = range(12), range(12, 24)
+  heldout = [q for q in _ask('crop', other) if q['use'] != 'train']
+  return {
+      'forget': _ask('capital', first),
+      'retain': _ask('capital', other) + _ask('crop', first),
+      'heldout': heldout}
+
+
+def texts() -> dict[str, list[str]]:
+  """Documents of four sentences by kind of text."""
+  rng = np.random.default_rng(_SEED + 1)
+  out = {}
+  for kind, parts in _TEXTS.items():
+    sentence = lambda: ' '.join(  # pylint: disable=g-long-lambda
+        str(rng.choice(part)) for part in (*parts, _TIMES)) + '.'
+    out[kind] = [' '.join(sentence() for _ in range(4)) for _ in range(30)]
+  return out
+
+
+def _sentences() -> tuple[list[str], list[str]]:
+  """What the model is trained on: prompts, and what follows them."""
+  asked = _ask('capital', range(24)) + _ask('crop', range(24))
+  documents = [d for kind in texts().values() for d in kind[:20]]
+  return ([q['prompt'] for q in asked] + [''] * len(documents),
+          [f' {q["answer"]}.' for q in asked] + documents)
+
+
+def _make_tokenizer(corpus: list[str]) -> transformers.PreTrainedTokenizerFast:
+  """Byte-level BPE with merges for all words of the corpus."""
+  bpe = tokenizers.Tokenizer(models.BPE())
+  bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  bpe.decoder = decoders.ByteLevel()
+  bpe.train_from_iterator(corpus, trainers.BpeTrainer(
+      vocab_size=1024, special_tokens=['<|end|>'], show_progress=False,
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+  return transformers.PreTrainedTokenizerFast(
+      tokenizer_object=bpe, eos_token='<|end|>', pad_token='<|end|>')
+
+
+def _encode(tokenizer, prompts, tails) -> tuple[np.ndarray, np.ndarray]:
+  """Right-padded tokens [n, T] and weights [n, T - 1] of the next tokens."""
+  ids = lambda batch: tokenizer(batch, add_special_tokens=False)['input_ids']
+  rows = [p + t for p, t in zip(ids(prompts), ids(tails))]
+  tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+  weight = np.zeros(tokens.shape, np.float32)
+  for i, (row, prompt) in enumerate(zip(rows, ids(prompts))):
+    tokens[i, :len(row)] = row
+    weight[i, :len(row)] = 0.2 if prompt else 1.0
+    weight[i, max(len(prompt), 1):len(row)] = 1.0
+  return tokens, weight[:, 1:]
+
+
+def _train(config, tokens, weight) -> tuple[Any, float]:
+  """Trains from scratch; returns params and the last step's loss."""
+  optimizer = optax.adam(optax.warmup_cosine_decay_schedule(
+      0.0, _PEAK_LEARNING_RATE, _STEPS // 10, _STEPS))
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(carry, rows, weights):
+    def loss(params):
+      hidden = decoder.forward(config, params, rows[:, :-1])
+      nll = optax.softmax_cross_entropy_with_integer_labels(
+          decoder.unembed(params, hidden), rows[:, 1:])
+      return jnp.sum(nll * weights) / jnp.sum(weights)
+
+    value, grads = jax.value_and_grad(loss)(carry[0])
+    updates, state = optimizer.update(grads, carry[1])
+    return (optax.apply_updates(carry[0], updates), state), value
+
+  params = decoder.init(config, jax.random.key(_SEED))
+  carry = params, optimizer.init(params)
+  rng = np.random.default_rng(_SEED)
+  for _ in range(_STEPS):
+    rows = rng.choice(len(tokens), _BATCH, replace=False)
+    carry, value = step(carry, tokens[rows], weight[rows])
+  return carry[0], float(value)
+
+
+@functools.cache
+def trained() -> tuple[config_lib.ModelConfig, Any, Any]:
+  """Config, params and tokenizer of the base; made once a session."""
+  prompts, tails = _sentences()
+  tokenizer = _make_tokenizer([p + t for p, t in zip(prompts, tails)])
+  config = config_lib.ModelConfig(
+      vocab_size=len(tokenizer), d_model=64, num_layers=3, num_heads=4,
+      num_kv_heads=2, d_head=16, d_ff=192, tie_embeddings=True,
+      max_position=128, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+  params, _ = _train(config, *_encode(tokenizer, prompts, tails))
+  return config, params, tokenizer
+
+
+def write_jsonl(path: pathlib.Path, records: Sequence[Any]) -> None:
+  """One JSON object a line."""
+  path.write_text(''.join(json.dumps(r) + '\n' for r in records))
+
+
+def make(folder: pathlib.Path) -> list[str]:
+  """Writes the model and the data of a run.
+
+  Args:
+    folder: where to; made where it is missing.
+
+  Returns:
+    Flags of the run, without `--workdir`.
+  """
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  config, params, tokenizer = trained()
+  hf_io.write(folder / 'model', config, params, tokenizer)
+  for role, lines in questions().items():
+    write_jsonl(folder / f'{role}.jsonl', lines)
+  documents = texts()
+  write_jsonl(folder / 'text.jsonl', [
+      {'text': d, 'kind': 'village'} for d in documents['village'][:20]])
+  write_jsonl(folder / 'heldout_text.jsonl', [
+      {'text': d, 'kind': 'harbour'} for d in documents['harbour'][20:]])
+  (folder / 'village_unseen.txt').write_text(
+      '\n'.join(documents['village'][20:]))
+  return [
+      f'--model={folder}/model', f'--data_forget={folder}/forget.jsonl',
+      f'--data_retain={folder}/retain.jsonl',
+      f'--data_heldout={folder}/heldout.jsonl',
+      f'--data_text={folder}/text.jsonl',
+      f'--data_heldout_text={folder}/heldout_text.jsonl',
+      f'--data_heldout_text={folder}/village_unseen.txt',
+      '--data_text_window=16', '--attribution_steps=3',
+      '--attribution_pairs=24', '--attribution_batch=8',
+      '--circuit_budget=0.1', '--circuit_random_circuits=3',
+      '--circuit_pairs=8', '--fisher_sequences=24', '--unlearn_steps=20',
+      '--unlearn_forget_batch=12', '--unlearn_retain_batch=12',
+      '--eval_questions=48', '--eval_text_windows=8', '--eval_bootstrap=200',
+      '--eval_generations=1', '--eval_cad_pairs=8']
