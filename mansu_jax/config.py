@@ -35,6 +35,14 @@ def _check_fields(config: Any, stage: str) -> None:
           f' {", ".join(choices)}.')
 
 
+def _check_least(config: Any, stage: str, least: int, *names: str) -> None:
+  """Checks that fields are numbers of at least `least`."""
+  for name in names:
+    value = getattr(config, name)
+    _check(value >= least, f'--{stage}_{name}={value} must be at least'
+           f' {least}.')
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
   """Which files play which role; `shipped:NAME` is a file of the package."""
@@ -72,9 +80,7 @@ class AttributionConfig:
 
   def __post_init__(self):
     _check_fields(self, 'attribution')
-    for name in ('steps', 'pairs', 'batch'):
-      _check(getattr(self, name) >= 1, f'--attribution_{name}='
-             f'{getattr(self, name)} must be at least 1.')
+    _check_least(self, 'attribution', 1, 'steps', 'pairs', 'batch')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,8 @@ class CircuitConfig:
 
   def __post_init__(self):
     _check_fields(self, 'circuit')
+    _check_least(self, 'circuit', 1, 'random_circuits', 'pairs')
+    _check_least(self, 'circuit', 0, 'first_layer', 'contrast')
     _check(0 < self.budget <= 1, f'--circuit_budget={self.budget} is outside'
            ' (0, 1]: it is a share of all model weights.')
     _check(0 < self.per_layer_cap <= 1, '--circuit_per_layer_cap='
@@ -120,9 +128,7 @@ class FisherConfig:
 
   def __post_init__(self):
     _check_fields(self, 'fisher')
-    for name in ('sequences', 'chunk'):
-      _check(getattr(self, name) >= 1, f'--fisher_{name}='
-             f'{getattr(self, name)} must be at least 1.')
+    _check_least(self, 'fisher', 1, 'sequences', 'chunk')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,11 +187,14 @@ class UnlearnConfig:
 
   def __post_init__(self):
     _check_fields(self, 'unlearn')
-    for name in ('steps', 'forget_batch', 'retain_batch', 'retain_pool'):
-      _check(getattr(self, name) >= 1, f'--unlearn_{name}='
-             f'{getattr(self, name)} must be at least 1.')
-    _check(self.learning_rate > 0, f'--unlearn_learning_rate='
-           f'{self.learning_rate} must be positive.')
+    _check_least(self, 'unlearn', 1, 'steps', 'forget_batch', 'retain_batch',
+                 'retain_pool', 'text_pool')
+    _check_least(self, 'unlearn', 0, 'forget_pool', 'text_batch',
+                 'forget_weight', 'kl_weight', 'nll_weight', 'text_weight',
+                 'prompt_weight')
+    for name in ('learning_rate', 'npo_beta', 'collapse'):
+      _check(getattr(self, name) > 0, f'--unlearn_{name}='
+             f'{getattr(self, name)} must be positive.')
     _check(0 <= self.warmup < 1, f'--unlearn_warmup={self.warmup} is outside'
            ' [0, 1).')
 
@@ -203,6 +212,11 @@ class EvalConfig:
   cad_pairs: int = _field(32, 'Pairs for CAD and AS-NC (0: skip).')
 
   def __post_init__(self):
+    _check_least(self, 'eval', 0, 'questions', 'text_windows', 'generations',
+                 'cad_pairs')
+    _check_least(self, 'eval', 1, 'batch_tokens')
+    _check(self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled;'
+           ' wanted 2 or more, or 0 to skip CAD and AS-NC.')
     _check(self.bootstrap >= 100, f'--eval_bootstrap={self.bootstrap} is too'
            ' few; wanted at least 100 resamples.')
 

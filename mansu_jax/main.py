@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging as std_logging
 import sys
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -14,9 +16,25 @@ VERDICT_FAILED = 3  # Exit status with --fail_on_verdict.
 USER_ERROR = 2
 
 
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; exits on one that absl does not take."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    what = str(error).removeprefix('ERROR:: ').rstrip('.')
+    print(f'mansu_jax: {what}. See --help.', file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def _is_ours(record: Any) -> bool:
+  """Drops Orbax's account of every file that it writes."""
+  return record.levelno > std_logging.INFO or 'orbax' not in record.pathname
+
+
 def main(argv: list[str]) -> int:
-  """Parses, logs, runs."""
+  """Logs, checks, runs."""
   logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_is_ours)
   try:
     if len(argv) > 1:
       raise ValueError(
@@ -38,7 +56,7 @@ def main(argv: list[str]) -> int:
 def run() -> None:
   """Entry point of the console script."""
   run_flags.define()
-  app.run(main)
+  app.run(main, flags_parser=_parse)
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@ loop -> quantize and compare -> evaluate -> report."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from mansu_jax import checkpoints
@@ -12,6 +13,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.models import loading
 from mansu_jax.report import write as report
 from mansu_jax.stages import attribution
+from mansu_jax.stages import checks
 from mansu_jax.stages import edits
 from mansu_jax.stages import erasure
 from mansu_jax.stages import evaluation
@@ -33,12 +35,15 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     ValueError: bad input, before any long work; or a run that went wrong.
   """
   clock = workdir.Clock()
+  checks.quantizers(config)
   inputs = inputs_lib.read(config)
+  workdir.check_workdir(config)
+  with clock.stage('load'):
+    model = loading.load(config.model, check=functools.partial(
+        checks.fit, config, inputs))
+    evaluator = evaluation.Evaluator(config, inputs, model)
   root = workdir.open_workdir(config)
   saved = checkpoints.Stages(root / 'checkpoints', resume=config.resume)
-  with clock.stage('load'):
-    model = loading.load(config.model)
-    evaluator = evaluation.Evaluator(config, inputs, model)
   with clock.stage('attribution'):
     found = attribution.find(config, inputs, model, saved)
     workdir.write_json(root / 'circuit.json', graph.to_json(

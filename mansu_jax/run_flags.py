@@ -7,6 +7,7 @@ from the field itself. This is the only module that reads absl flags.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 from absl import flags
@@ -47,6 +48,8 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
       flags.DEFINE_list(name, list(default), doc, **kwargs)
     else:
       flags.DEFINE_string(name, default, doc, **kwargs)
+    # --help lists the flags of the main program only.
+    flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
 
 
 def to_config(

@@ -23,6 +23,9 @@ from mansu_jax import config as run_config
 from mansu_jax import run_flags
 
 _IDENTITY = 'flags.txt'
+# These may differ when a run goes on: they change no figure.
+_SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
+    'debug', 'profile', 'fail_on_verdict'))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -39,6 +42,17 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def open_workdir(config: run_config.RunConfig) -> pathlib.Path:
   """Creates or reopens the workdir and writes `flags.txt` in it.
+
+  Raises:
+    ValueError: see `check_workdir`.
+  """
+  root = check_workdir(config)
+  write_text(root / _IDENTITY, run_flags.to_flagfile(config))
+  return root
+
+
+def check_workdir(config: run_config.RunConfig) -> pathlib.Path:
+  """Creates the workdir, or finds it fit to go on in; claims nothing yet.
 
   Raises:
     ValueError: no workdir given, not writable, holds other files, holds
@@ -67,7 +81,6 @@ def open_workdir(config: run_config.RunConfig) -> pathlib.Path:
         f'--workdir={root} holds files of something else'
         f' ({sorted(p.name for p in root.iterdir())[0]!r} and so on) and no'
         f' {_IDENTITY} of a run; give a new or empty folder.')
-  write_text(identity, wanted)
   return root
 
 
@@ -76,7 +89,9 @@ def _check_same_run(
   if not resume:
     raise ValueError(f'--workdir={root} already holds a run and --noresume was'
                      ' given; give a new folder, or --resume.')
-  differing = sorted(set(found.splitlines()) ^ set(wanted.splitlines()))
+  differing = sorted(
+      line for line in set(found.splitlines()) ^ set(wanted.splitlines())
+      if not line.startswith(_SAME_RUN))
   if differing:
     raise ValueError(
         f'--workdir={root} holds another run; the first flag that differs is'

@@ -29,6 +29,7 @@ from tokenizers import pre_tokenizers
 from tokenizers import trainers
 import transformers
 
+from mansu_jax import tree_paths
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import hf_io
@@ -86,7 +87,8 @@ _TEXTS = {
 _TIMES = ('at dawn', 'at noon', 'before supper', 'in the rain')
 
 _SEED = 0
-_STEPS, _BATCH, _PEAK_LEARNING_RATE = 300, 96, 8e-3
+_STEPS, _BATCH, _PEAK_LEARNING_RATE = 150, 48, 1e-2
+_INIT_SCALE = 5  # Times normal(0.02): a narrow model learns at once.
 
 Question = dict[str, Any]
 
@@ -119,22 +121,24 @@ def questions() -> dict[str, list[Question]]:
 
 
 def texts() -> dict[str, list[str]]:
-  """Documents of four sentences by kind of text."""
+  """Documents of two lines by kind of text."""
   rng = np.random.default_rng(_SEED + 1)
   out = {}
   for kind, parts in _TEXTS.items():
     sentence = lambda: ' '.join(  # pylint: disable=g-long-lambda
         str(rng.choice(part)) for part in (*parts, _TIMES)) + '.'
-    out[kind] = [' '.join(sentence() for _ in range(4)) for _ in range(30)]
+    line = lambda: f'{sentence()} {sentence()}'
+    out[kind] = [f'{line()}\n{line()}' for _ in range(30)]
   return out
 
 
 def _sentences() -> tuple[list[str], list[str]]:
   """What the model is trained on: prompts, and what follows them."""
   asked = _ask('capital', range(24)) + _ask('crop', range(24))
-  documents = [d for kind in texts().values() for d in kind[:20]]
-  return ([q['prompt'] for q in asked] + [''] * len(documents),
-          [f' {q["answer"]}.' for q in asked] + documents)
+  lines = [line for kind in texts().values() for document in kind[:20]
+           for line in document.splitlines()]
+  return ([q['prompt'] for q in asked] + [''] * len(lines),
+          [f' {q["answer"]}.' for q in asked] + lines)
 
 
 def _make_tokenizer(corpus: list[str]) -> transformers.PreTrainedTokenizerFast:
@@ -162,10 +166,10 @@ def _encode(tokenizer, prompts, tails) -> tuple[np.ndarray, np.ndarray]:
   return tokens, weight[:, 1:]
 
 
-def _train(config, tokens, weight) -> tuple[Any, float]:
-  """Trains from scratch; returns params and the last step's loss."""
+def _train(config, tokens, weight) -> Any:
+  """Params trained from scratch."""
   optimizer = optax.adam(optax.warmup_cosine_decay_schedule(
-      0.0, _PEAK_LEARNING_RATE, _STEPS // 10, _STEPS))
+      0.0, _PEAK_LEARNING_RATE, _STEPS // 10, _STEPS), b2=0.95)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def step(carry, rows, weights):
@@ -175,17 +179,18 @@ def _train(config, tokens, weight) -> tuple[Any, float]:
           decoder.unembed(params, hidden), rows[:, 1:])
       return jnp.sum(nll * weights) / jnp.sum(weights)
 
-    value, grads = jax.value_and_grad(loss)(carry[0])
-    updates, state = optimizer.update(grads, carry[1])
-    return (optax.apply_updates(carry[0], updates), state), value
+    updates, state = optimizer.update(jax.grad(loss)(carry[0]), carry[1])
+    return optax.apply_updates(carry[0], updates), state
 
-  params = decoder.init(config, jax.random.key(_SEED))
+  params = tree_paths.map_named(
+      lambda name, x: x if 'norm' in name else _INIT_SCALE * x,
+      decoder.init(config, jax.random.key(_SEED)))
   carry = params, optimizer.init(params)
   rng = np.random.default_rng(_SEED)
   for _ in range(_STEPS):
     rows = rng.choice(len(tokens), _BATCH, replace=False)
-    carry, value = step(carry, tokens[rows], weight[rows])
-  return carry[0], float(value)
+    carry = step(carry, tokens[rows], weight[rows])
+  return carry[0]
 
 
 @functools.cache
@@ -195,9 +200,9 @@ def trained() -> tuple[config_lib.ModelConfig, Any, Any]:
   tokenizer = _make_tokenizer([p + t for p, t in zip(prompts, tails)])
   config = config_lib.ModelConfig(
       vocab_size=len(tokenizer), d_model=64, num_layers=3, num_heads=4,
-      num_kv_heads=2, d_head=16, d_ff=192, tie_embeddings=True,
+      num_kv_heads=2, d_head=16, d_ff=128, tie_embeddings=True,
       max_position=128, bos_token_id=0, eos_token_id=0, pad_token_id=0)
-  params, _ = _train(config, *_encode(tokenizer, prompts, tails))
+  params = _train(config, *_encode(tokenizer, prompts, tails))
   return config, params, tokenizer
 
 
@@ -238,7 +243,8 @@ def make(folder: pathlib.Path) -> list[str]:
       '--data_text_window=16', '--attribution_steps=3',
       '--attribution_pairs=24', '--attribution_batch=8',
       '--circuit_budget=0.1', '--circuit_random_circuits=3',
-      '--circuit_pairs=8', '--fisher_sequences=24', '--unlearn_steps=20',
+      '--circuit_pairs=8', '--fisher_sequences=24', '--unlearn_steps=60',
+      '--unlearn_learning_rate=2e-2',
       '--unlearn_forget_batch=12', '--unlearn_retain_batch=12',
       '--eval_questions=48', '--eval_text_windows=8', '--eval_bootstrap=200',
       '--eval_generations=1', '--eval_cad_pairs=8']

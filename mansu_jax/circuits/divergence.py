@@ -43,7 +43,10 @@ class Divergence:
 
 def _vectors(scores: eap_ig.PairScores, nodes: graph.Circuit) -> np.ndarray:
   """Per-pair scores on the member nodes, [P, nodes]."""
-  parts = [scores.neurons[:, nodes.neurons], scores.heads[:, nodes.heads]]
+  grouped = scores.heads.reshape(
+      *scores.heads.shape[:2], nodes.kv_heads.shape[1], -1)
+  parts = [scores.neurons[:, nodes.neurons], scores.heads[:, nodes.heads],
+           grouped.sum(-1)[:, nodes.kv_heads]]
   return np.concatenate(parts, axis=1).astype(np.float64)
 
 
@@ -163,4 +166,9 @@ def structural_erasure(
       as_nc['value'] < as_nc['nulls']['prompt_halves']['level_95'])
   checks['as_nc_below_base_quantized'] = bool(
       as_nc['nulls']['base_quantized']['difference_interval'][1] < 0)
-  return {'checks': checks, 'passed': all(checks.values())}
+  levels = [null['level_95'] for null in cad['nulls'].values()
+            if 'level_95' in null]
+  return {'value': cad['value'], 'interval': cad['interval'],
+          'threshold': max(levels), 'checks': checks,
+          'passed': all(checks.values()),
+          'measure': 'CAD; the threshold is the highest 95 % level of a null'}

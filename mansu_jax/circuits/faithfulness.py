@@ -42,10 +42,12 @@ def _patched_metric(
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _corrupt_taps(config, params, batch):
-  _, taps = decoder.forward_with_taps(
+def _corrupted(config, params, batch):
+  """Summed metric and activations of the corrupted prompts."""
+  hidden, taps = decoder.forward_with_taps(
       config, params, batch.corrupt, sites=eap_ig.SITES)
-  return taps
+  scores = eap_ig.metric(config, params, hidden, batch)
+  return jnp.sum(scores * batch.weight), taps
 
 
 class Faithfulness:
@@ -65,13 +67,11 @@ class Faithfulness:
     self._config, self._params, self._batch = config, params, batch
     self._outside = ~np.isin(np.arange(config.num_layers), layers)[:, None]
     self._kinds = [k for k in _SITE if k in graph.LEVEL_KINDS[level]]
-    self._corrupt = _corrupt_taps(config, params, batch)
+    corrupt_metric, self._corrupt = _corrupted(config, params, batch)
+    self._corrupt_metric = float(corrupt_metric)
     full = graph.Circuit(**{
         kind: np.ones(s, bool) for kind, s in graph.shapes(config).items()})
     self._clean_metric = self._metric(full)
-    scores = eap_ig.metric(
-        config, params, decoder.forward(config, params, batch.corrupt), batch)
-    self._corrupt_metric = float(jnp.sum(scores * batch.weight))
 
   def _metric(self, circuit: graph.Circuit) -> float:
     keep = {

@@ -88,7 +88,7 @@ def from_json(
     for layer, nodes in layers.items():
       for node in nodes:
         got, limit = (int(layer), int(node)), circuit[kind].shape
-        if got[0] >= limit[0] or got[1] >= limit[1]:
+        if not all(0 <= at < most for at, most in zip(got, limit)):
           raise ValueError(
               f'Circuit names {kind} {got}, but the model has {limit[0]}'
               f' layers of {limit[1]}: it was made for another model.')

@@ -71,6 +71,11 @@ def check(
   Raises:
     ValueError: a missing tensor, an extra one, or one of another shape.
   """
+  if config.num_layers > len(got):  # Before names are made for them all.
+    raise ValueError(
+        f'{where} has {len(got)} tensors, but its config {config.num_layers}'
+        ' layers: expected several tensors a layer. Use the config and weights'
+        ' of one checkpoint.')
   want = {t.name: t.shape for t in tensors(config, names)}
   missing = [name for name in want if name not in got]
   extra = [name for name in got if name not in want]

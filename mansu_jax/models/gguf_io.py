@@ -126,7 +126,7 @@ def read_config(file: GgufFile) -> config_lib.ModelConfig:
           ' are not implemented; use another model.')
   token = lambda name: file.metadata.get(f'tokenizer.ggml.{name}_token_id')
   return config_lib.ModelConfig(
-      vocab_size=file.shapes.get(NAMES['embed'], (0,))[0],
+      vocab_size=file.shapes.get(NAMES['embed'], (1,))[0],
       d_model=width,
       num_layers=found['block_count'],
       num_heads=heads,
@@ -145,13 +145,23 @@ def read_config(file: GgufFile) -> config_lib.ModelConfig:
 
 def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:
   missing = sorted(_REQUIRED - found.keys())
-  unknown = sorted(found.keys() - _REQUIRED - _OPTIONAL)
-  if missing or unknown:
+  if missing:
     raise ValueError(
-        f'{path} lacks the llama keys {missing} and has the unknown ones'
-        f' {unknown}: expected {sorted(_REQUIRED)} and at most'
-        f' {sorted(_OPTIONAL)} besides. A key that is not understood may'
-        ' change what the model computes; use a plain Llama-family file.')
+        f'{path} lacks the llama keys {missing}: expected'
+        f' {sorted(_REQUIRED)}. Convert the model again.')
+  unknown = sorted(found.keys() - _REQUIRED - _OPTIONAL)
+  if unknown:
+    raise ValueError(
+        f'{path} has the unknown llama keys {unknown}: expected only keys'
+        ' known here, since another may change what the model computes. Use a'
+        ' plain Llama-family file.')
+  for key, value in found.items():
+    kind = str if key == 'rope.scaling.type' else (int, float)
+    if not isinstance(value, kind) or isinstance(value, bool):
+      raise ValueError(
+          f'{path} has llama.{key} = {value!r}: expected one'
+          f' {"name" if kind is str else "number"}. Per-layer values are not'
+          ' implemented; use a plain Llama-family file.')
 
 
 def _rope_scaling(

@@ -185,15 +185,32 @@ class Mlp(_Tapped):
     a = self.tap(Site.MLP_HIDDEN, a * _einsum('BTD,DF->BTF', x, up))
     keep = self.circuit('keep')  # [F]
     if keep is None:
-      return _einsum('BTF,FD->BTD', a, down)
-    base = _einsum('BTF,FD->BTD', a * keep.astype(x.dtype), down)
-    return base + self._lifted(x)
+      return project_down(a, down)
+    return project_down(a * keep.astype(x.dtype), down) + self._lifted(x)
 
   def _lifted(self, x: Array) -> Array:
     """What the circuit's own neurons add; padded slices are zero."""
     a = nn.silu(_einsum('BTD,nD->BTn', x, self.circuit('gate')))
     a = a * _einsum('BTD,nD->BTn', x, self.circuit('up'))
     return _einsum('BTn,nD->BTD', a, self.circuit('down'))
+
+
+def project_down(
+    a: Array,  # [B, T, F]
+    weight: Array,  # [F, D]
+) -> Array:
+  """The down projection [B, T, D], on CPU summed in eight parts.
+
+  At the first token one neuron can be thousands of times larger than the rest
+  (Sun et al., 2024), and what a float32 sum over F adds after it loses digits.
+  Measured on SmolLM2 and 20 short texts: the largest logit difference from
+  torch falls from 2.3e-4 to 0.9e-4 (mean 1.2e-4 to 0.6e-4), for 2 % of the
+  forward time. Other devices accumulate in hardware blocks.
+  """
+  if jax.default_backend() != 'cpu':
+    return _einsum('BTF,FD->BTD', a, weight)
+  parts = zip(jnp.array_split(a, 8, axis=-1), jnp.array_split(weight, 8))
+  return sum(_einsum('BTF,FD->BTD', x, w) for x, w in parts)
 
 
 class Block(_Tapped):

@@ -41,6 +41,13 @@ _FIXED = {
     'model_type': 'llama', 'architectures': ['LlamaForCausalLM'],
     'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False,
     'rope_interleaved': False}
+_KINDS = dict.fromkeys(
+    ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
+     'num_attention_heads', 'num_key_value_heads', 'head_dim',
+     'max_position_embeddings', 'bos_token_id', 'pad_token_id'), (int,))
+_KINDS |= dict.fromkeys(('rms_norm_eps', 'rope_theta'), (int, float))
+_KINDS |= dict.fromkeys(('rope_scaling', 'rope_parameters'), (dict,))
+_KINDS |= {'tie_word_embeddings': (bool,), 'eos_token_id': (int, list)}
 # Fields that do not change what the model computes.
 _IGNORED = frozenset({
     '_name_or_path', 'attention_dropout', 'dtype', 'initializer_range',
@@ -93,14 +100,26 @@ def _check_fields(fields: Mapping[str, Any], where: str) -> None:
           f'{where} has {name} = {fields[name]!r}: expected {value!r}, the only'
           ' value implemented. Use a Llama-family model.')
   missing = sorted(_REQUIRED - fields.keys())
+  if missing:
+    raise ValueError(
+        f'{where} lacks the fields {missing}: expected {sorted(_REQUIRED)}.'
+        ' Use the config.json of the checkpoint.')
   unknown = sorted(fields.keys() - _REQUIRED - _OPTIONAL.keys()
                    - _FIXED.keys() - _IGNORED)
-  if missing or unknown:
+  if unknown:
     raise ValueError(
-        f'{where} lacks the fields {missing} and has the unknown fields'
-        f' {unknown}: expected {sorted(_REQUIRED)} and only known fields'
-        ' besides, since an unknown one may change what the model computes.'
-        ' Use a plain Llama-family config; if a field is harmless, remove it.')
+        f'{where} has the unknown fields {unknown}: expected only fields known'
+        ' here, since another may change what the model computes. Use a plain'
+        ' Llama-family config; if a field is harmless, remove it.')
+  for name, kinds in _KINDS.items():
+    value = fields.get(name)
+    required = name in _REQUIRED
+    if (value is None and required) or (
+        value is not None and type(value) not in kinds):
+      raise ValueError(
+          f'{where} has {name} = {value!r}: expected'
+          f' {" or ".join(kind.__name__ for kind in kinds)}. Correct the'
+          ' field.')
 
 
 def _rope(

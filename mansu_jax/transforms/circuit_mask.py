@@ -25,7 +25,8 @@ def mask_to_circuit(mask: optax.Updates) -> optax.GradientTransformation:
   Example:
     >>> import jax.numpy as jnp
     >>> from mansu_jax import transforms
-    >>> tx = transforms.mask_to_circuit({'w': jnp.array([[1], [0]]), 'b': False})
+    >>> mask = {'w': jnp.array([[1], [0]]), 'b': False}
+    >>> tx = transforms.mask_to_circuit(mask)
     >>> params = {'w': jnp.zeros((2, 2)), 'b': jnp.zeros(2)}
     >>> updates = {'w': jnp.ones((2, 2)), 'b': jnp.ones(2)}
     >>> print(tx.update(updates, tx.init(params))[0]['w'])

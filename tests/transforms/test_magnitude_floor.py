@@ -1,5 +1,7 @@
 """The magnitude floor: hand numbers, loops, wrappers, refusals."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -322,6 +324,17 @@ class RefusalTest(parameterized.TestCase):
     tx = transforms.magnitude_floor(_grids(params, 'nf4'))
     with self.assertRaisesRegex(ValueError, message):
       tx.init(change(params))
+
+  def test_grid_of_which_a_part_was_not_gathered(self):
+    params = _params()
+    (grid,) = _grids(params, 'nf4')
+    slices = params | {'w': params['w'][:5]}
+    cut = lambda tree: tree | {'w': tree['w'][:5]}
+    grid = dataclasses.replace(
+        grid, scale=cut(grid.scale), code=cut(grid.code),
+        frozen=cut(grid.frozen))
+    with self.assertRaisesRegex(ValueError, r"The tail of the nf4.*\(24, 17\)"):
+      transforms.magnitude_floor(grid).init(slices)
 
   def test_grid_of_weights_before_the_storage_cast(self):
     params = _params((256, 64))

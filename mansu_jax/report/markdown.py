@@ -1,0 +1,73 @@
+"""A report as Markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from mansu_jax.report import document
+from mansu_jax.report import words
+
+# An underscore within a word and a lone bracket mean nothing.
+_SPECIAL = re.compile(r'([\\`*|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[\[(:]))')
+_AT_START = re.compile(r'^(\d*)(#+|[+\-=.)])(?=\s|$)')
+
+
+def escape(text: str) -> str:
+  """Plain text as one line of Markdown; line breaks become a sign."""
+  line = ' ⏎ '.join(part.strip() for part in text.splitlines()).strip()
+  line = _SPECIAL.sub(r'\\\1', html.escape(line, quote=False))
+  return _AT_START.sub(r'\1\\\2', line)
+
+
+def table(block: document.Table) -> str:
+  """A pipe table."""
+  figures = len(block.columns) - block.labels
+  rules = ['---'] * block.labels + ['---:'] * figures
+  row = lambda cells: f'| {" | ".join(cells)} |'
+  lines = [row([escape(c) for c in block.columns]), row(rules)]
+  lines += [row([escape(c) for c in cells]) for cells in block.rows]
+  if block.caption:
+    lines += ['', escape(block.caption)]
+  return '\n'.join(lines)
+
+
+def _plots(block: document.Plots) -> str:
+  return '\n\n'.join(
+      f'![{escape(plot.caption)}](plots/{plot.name}.svg)\n\n'
+      f'{escape(plot.caption)}' for plot in block.items)
+
+
+def _cards(block: document.Cards) -> str:
+  lines = []
+  for card in block.items:
+    state = words.verdict(card.state).upper()
+    lines.append(f'**{card.letter}: {escape(card.title)}: {state}.**'
+                 f' {escape(card.headline)}; {escape(card.threshold)}.')
+    lines += [f'  - {escape(note)}' for note in (card.meaning, *card.notes)]
+  return '\n'.join(
+      line if line.startswith('  ') else f'- {line}' for line in lines)
+
+
+def _code(block: document.Code) -> str:
+  longest = max((len(m) for m in re.findall('`+', block.text)), default=0)
+  fence = '`' * max(3, longest + 1)
+  return f'{fence}text\n{block.text.rstrip()}\n{fence}'
+
+
+_BLOCKS = {
+    document.Text: lambda block: escape(block.text),
+    document.Table: table,
+    document.Plots: _plots,
+    document.Cards: _cards,
+    document.Code: _code,
+}
+
+
+def render(report: document.Report) -> str:
+  """The whole page."""
+  parts = [f'# {escape(report.title)}', f'**{escape(report.sentence)}**']
+  for section in report.sections:
+    parts.append(f'## {escape(section.title)}')
+    parts += [_BLOCKS[type(block)](block) for block in section.blocks]
+  return '\n\n'.join(parts) + '\n'

@@ -1,0 +1,151 @@
+"""Sample answers, and all that is needed to trust or repeat the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mansu_jax.report import document
+from mansu_jax.report import words
+
+Record = dict[str, Any]
+
+_NOT_REPEATED = ('workdir', 'resume')
+_CODE_BOOKS = {
+    'nf4': 'NF4 (bitsandbytes)', 'fp4': 'FP4 (bitsandbytes)',
+    'int8': 'integers -127 to 127, absmax / 127',
+    'int4_g128': 'integers -7 to 7, absmax / 7',
+}
+_SCALES = {'int8': 'an output row', 'int4_g128': '128 along the input'}
+
+
+def samples(record: Record) -> document.Section:
+  """Free continuations before and after."""
+  title = 'Free answers'
+  if not record['samples']:
+    return document.Section(title, (document.Text(
+        'No question was answered freely (--eval_generations=0).'),))
+  names = list(record['samples'][0]['continuations'])
+  rows = tuple(
+      (s['split'], s['prompt'], s['answer'], *(
+          s['continuations'].get(n, words.MISSING) or '(nothing)'
+          for n in names)) for s in record['samples'])
+  columns = ('split', 'prompt', 'right answer',
+             *(n.replace('_', ', ') for n in names))
+  return document.Section(title, (
+      document.Text('Greedy continuations of a few questions of each split,'
+                    ' drawn by the seed and not chosen.'),
+      document.Table(columns, rows, labels=len(columns))))
+
+
+def provenance(record: Record) -> list[document.Section]:
+  """Model, data, quantizers, environment, stages and flags."""
+  return [_model(record), _data(record), _quantizers(record),
+          _environment(record), _stages(record), _flags(record)]
+
+
+def _pairs(name: str, values: dict[str, Any]) -> document.Table:
+  rows = tuple((key, _plain(value)) for key, value in values.items())
+  return document.Table((name, ''), rows, labels=2)
+
+
+def _plain(value: Any) -> str:
+  if value is None or value == '':
+    return 'none'
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if isinstance(value, dict):
+    return ', '.join(f'{k} {_plain(v)}' for k, v in value.items())
+  if isinstance(value, (list, tuple)):
+    return ', '.join(map(_plain, value)) or 'none'
+  if isinstance(value, str) and value.isspace():
+    return repr(value)
+  return f'{value:,}' if isinstance(value, int) else str(value)
+
+
+def _model(record: Record) -> document.Section:
+  source = {k: v for k, v in record['model'].items() if k != 'config'}
+  note = source.get('weights_note', '')
+  text = f'fp ("full precision") means the weights as loaded: {note}.'
+  if 'dequantised' in note:
+    text += (' So this full precision is itself the decoded values of a'
+             ' quantized file, and the base is not the model as it was'
+             ' trained.')
+  return document.Section('Model', (
+      document.Text(text), _pairs('model', source),
+      _pairs('shape', record['model'].get('config', {})),
+      _pairs('tokenization', record.get('tokenization', {}))))
+
+
+def _data(record: Record) -> document.Section:
+  data = record['data']
+  counted = tuple(
+      (split, *(str(data[k][split]) if data[k].get(split) else 'none'
+                for k in ('questions', 'facts')))
+      for split in data.get('questions', {}))
+  hashes = tuple(sorted(data['sha256'].items()))
+  return document.Section('Data', (
+      document.Table(('split', 'questions asked', 'facts'), counted),
+      document.Table(('file', 'sha256'), hashes, labels=2)))
+
+
+def _quantizers(record: Record) -> document.Section:
+  rows = tuple(
+      (name, found.get('code_book') or _CODE_BOOKS.get(name, words.MISSING),
+       str(found['block']) if found.get('block') else
+       _SCALES.get(name, 'not recorded'),
+       _plain(found.get('double_quantization')),
+       words.listing(found.get('skipped', [])))
+      for name, found in record['quantizers'].items())
+  return document.Section('Quantizers', (
+      document.Table(
+          ('quantizer', 'code book', 'weights a scale', 'double quantization',
+           'not quantized'), rows, labels=5),
+      document.Text(f'Exported in {record["config"]["export_dtype"]}; storage'
+                    ' type decides codes.')))
+
+
+def _environment(record: Record) -> document.Section:
+  return document.Section('Environment', (
+      _pairs('environment', record['environment']),))
+
+
+def _stages(record: Record) -> document.Section:
+  rows = [(s['name'], words.duration(s['seconds']), words.size(
+      s.get('peak_bytes'))) for s in record['stages']]
+  total = sum(s['seconds'] for s in record['stages'])
+  peaks = [s['peak_bytes'] for s in record['stages'] if s.get('peak_bytes')]
+  rows.append(('all', words.duration(total),
+               words.size(max(peaks, default=None))))
+  return document.Section('Stages', (
+      document.Table(('stage', 'time', 'peak memory so far'), tuple(rows)),
+      document.Text('Peak memory is of the device where it tells, else of the'
+                    ' process.')))
+
+
+def flags(config: Record) -> Iterator[str]:
+  """The flags that repeat a run, without its workdir."""
+  for name, value in config.items():
+    if isinstance(value, dict):
+      for field, inner in value.items():
+        yield from _flag(f'{name}_{field}', inner, repeated=name == 'data')
+    elif name not in _NOT_REPEATED:
+      yield from _flag(name, value)
+
+
+def _flag(name: str, value: Any, *, repeated: bool = False) -> Iterator[str]:
+  if isinstance(value, bool):
+    yield f'--{"" if value else "no"}{name}'
+  elif isinstance(value, (list, tuple)) and repeated:
+    yield from (f'--{name}={item}' for item in value)
+  elif isinstance(value, (list, tuple)):
+    yield f'--{name}={",".join(map(str, value))}'
+  else:
+    yield f'--{name}={value}'
+
+
+def _flags(record: Record) -> document.Section:
+  return document.Section('Flags', (
+      document.Text('The same as flags.txt; python -m mansu_jax.main'
+                    ' --flagfile=flags.txt --workdir=DIR repeats the run.'),
+      document.Code('\n'.join(flags(record['config'])))))

@@ -1,0 +1,228 @@
+"""What changed inside: survival, circuit, training, CAD and AS-NC."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mansu_jax.report import document
+from mansu_jax.report import svg
+from mansu_jax.report import words
+
+Record = dict[str, Any]
+
+_NULLS = {
+    'prompt_halves': 'base on two halves of the prompts',
+    'base_quantized': 'base against the quantized base',
+    'random_circuits': 'random circuits of the same shape',
+}
+
+
+def survival(record: Record) -> document.Section:
+  """How much of the edit each quantizer leaves."""
+  rows, plots = [], []
+  for scheme, found in record['survival'].items():
+    rows.append((
+        scheme, *(words.percent(found.get(k)) for k in (
+            'moved', 'changed_codes', 'moved_unchanged')),
+        words.significant(found.get('median_ratio')),
+        words.number(found.get('cosine'), 4)))
+    details = record['survival_details'].get(scheme)
+    if details and sum(details['total']['histogram']):
+      plots.append(document.Plot(
+          f'survival_{scheme}', _histogram(scheme, details),
+          f'Weights that moved, by how far they went towards the boundary of'
+          f' their {scheme} code. Left of the boundary an edit is rounded'
+          ' away; the end bars hold what lies beyond.'))
+  blocks: list[document.Block] = [
+      document.Text(
+          'Shares are of all weights, embeddings included. |d|/dist is the'
+          ' size of an update over the distance to the boundary of its code;'
+          ' the cosine is between the edit as quantized and as made.'),
+      document.Table(
+          ('quantizer', 'moved', 'codes changed', 'moved, code unchanged',
+           'median |d|/dist', 'cosine'), tuple(rows))]
+  blocks.append(document.Plots(tuple(plots)) if plots else document.Text(
+      'No weight moved, so there is nothing to plot.'))
+  return document.Section('Survival of the edit', tuple(blocks))
+
+
+def _histogram(scheme: str, details: Record) -> str:
+  edges, counts = details['edges'], details['total']['histogram']
+  bars = [
+      svg.Bar(left, right, count, 'unlearned' if left >= 0 else 'null')
+      for left, right, count in zip(edges, edges[1:], counts)]
+  return svg.bar_chart(
+      f'Update size against distance to the {scheme} code boundary', bars,
+      x_label='log10(|d| / dist)', y_label='weights',
+      legend=[svg.Key('rounded away', 'null'),
+              svg.Key('changes the code', 'unlearned')],
+      rules=[svg.Rule(0.0, 'boundary')])
+
+
+def circuit(record: Record) -> document.Section:
+  """Where the circuit lies and whether it carries the behaviour."""
+  found = record['circuit']
+  nodes = {k: n for k, n in found['nodes'].items() if n}
+  plots = [document.Plot(
+      f'circuit_{kind}', svg.bar_chart(
+          f'Circuit by layer: {kind.replace("_", " ")}', [
+              svg.Bar(layer - 0.4, layer + 0.4, count)
+              for layer, count in enumerate(found['by_layer'][kind])],
+          x_label='layer', y_label=kind.replace('_', ' ')),
+      f'Where the {n:,} {kind.replace("_", " ")} of the circuit are.')
+           for kind, n in nodes.items()]
+  rows = [('selection', found['selection']), ('level', found['level']),
+          ('nodes', words.listing([
+              f'{n:,} {k.replace("_", " ")}' for k, n in nodes.items()])),
+          ('share of all weights', words.percent(found['share_of_weights'])),
+          ('share of the absolute score',
+           words.percent(found['share_of_absolute_score'])),
+          ('attribution pairs', str(found['pairs'])),
+          *_faithfulness_rows(found)]
+  return document.Section('Circuit', (
+      document.Plots((*plots, *_faithfulness_plot(found))),
+      document.Table(('circuit', ''), tuple(rows), labels=2)))
+
+
+def _faithfulness_rows(found: Record) -> list[tuple[str, str]]:
+  chance, prefix = found.get('random'), found.get('smallest_faithful_prefix')
+  rows = [('faithfulness', words.number(found.get('faithfulness')))]
+  if chance:
+    rows.append((
+        f'faithfulness of {words.count(chance["circuits"], "random circuit")}',
+        f'mean {words.number(chance["mean"])},'
+        f' highest {words.number(chance["max"])}'))
+  if prefix:
+    reached = prefix['nodes'] >= 0
+    rows.append((
+        f'smallest prefix of faithfulness {prefix["target"]:g}',
+        f'{prefix["nodes"]:,} of {prefix["candidates"]:,} candidate nodes'
+        if reached else
+        f'none: all {prefix["candidates"]:,} candidate nodes do not reach it'))
+  return rows
+
+
+def _faithfulness_plot(found: Record) -> list[document.Plot]:
+  chance = found.get('random')
+  if found.get('faithfulness') is None or not chance:
+    return []
+  rows = [svg.Row('this circuit', [svg.Dot(found['faithfulness'])]),
+          svg.Row('random, mean', [svg.Dot(chance['mean'], style='null')]),
+          svg.Row('random, highest', [svg.Dot(chance['max'], style='null')])]
+  chart = svg.dot_chart(
+      'Faithfulness', rows, label='share of the behaviour it carries',
+      rules=[svg.Rule(0.0, 'none'), svg.Rule(1.0, 'all')], width=svg.NARROW)
+  return [document.Plot(
+      'faithfulness', chart,
+      'Patching all candidate nodes outside a circuit with their activations'
+      ' on the corrupted prompt.')]
+
+
+def training(record: Record) -> document.Section:
+  """The loop's curves, and the retain KL it ended with."""
+  curves = [
+      ('forget_nll', 'Forget NLL', 'nats an answer',
+       'Loss of the answers to forget, on the batch of each step.'),
+      ('retain_kl', 'Retain KL to the base', 'nats a token',
+       'KL to the full-precision base on the retained facts of each step.'),
+      ('moved', 'Weights changed', '% of all weights',
+       'Weights that differ from the base\'s.')]
+  plots = []
+  for key, title, unit, caption in curves:
+    series = _series(record, key, 100 if key == 'moved' else 1)
+    if series:
+      plots.append(document.Plot(f'training_{key}', svg.line_chart(
+          title, series, x_label='step', y_label=unit), caption))
+  kl, text = record['retain_kl'], 'Retain KL over the last tenth of the steps:'
+  text += (f' {words.significant(kl.get("measured_nats_per_token"))} (nats a'
+           ' token).')
+  predicted = kl.get('fisher_estimate_nats_per_sequence')
+  text += (' The diagonal Fisher gave no estimate of it.'
+           if predicted is None else ' The diagonal Fisher\'s estimate is'
+           f' {words.significant(predicted)} (nats a sequence).')
+  return document.Section('Training', (
+      document.Plots(tuple(plots)) if plots else
+      document.Text('No training steps are recorded.'), document.Text(text)))
+
+
+def _views(record: Record) -> list[str]:
+  """The views of the weights that steps took in turn."""
+  config = record['config']
+  quantized = (config['unlearn']['quantizer_in_loop']
+               and config['circuit']['selection'] != 'all')
+  return ['fp', *(config['quant_schemes'] if quantized else [])]
+
+
+def _series(record: Record, key: str, scale: float) -> list[svg.Series]:
+  """A metric by step; a line a view where it depends on the view."""
+  values = [
+      (step, value * scale) for step, value in zip(
+          record['history'].get('step', []), record['history'].get(key, []))
+      if value is not None]
+  if not values:
+    return []
+  views = _views(record)
+  if key == 'moved' or len(views) == 1:
+    return [svg.Series('', 'unlearned', values)]
+  parts = [[p for p in values if (round(p[0]) - 1) % len(views) == i]
+           for i in range(len(views))]
+  return [
+      svg.Series(view, svg.STYLES[i % len(svg.STYLES)], part)
+      for i, (view, part) in enumerate(zip(views, parts)) if part]
+
+
+def erasure(record: Record) -> document.Section:
+  """CAD and AS-NC, with all their nulls."""
+  parts = [('cad', 'CAD', 'on the circuit, forget pairs', 'above'),
+           ('as_nc', 'AS-NC', 'off the circuit, retain pairs', 'below')]
+  rows, plots = [], []
+  for key, name, where, side in parts:
+    found = record.get(key)
+    if not found:
+      continue
+    rows.append((name, where, words.estimate(found),
+                 words.count(found['pairs'], 'pair')))
+    rows += [(name, f'null: {_NULLS.get(null, null)}', *_null_cells(values))
+             for null, values in found['nulls'].items()]
+    plots.append(document.Plot(key, _null_chart(name, where, found),
+                               f'{name} should lie {side} the 95 % level of each'
+                               ' null that has one, and the paired'
+                               f' interval {side} zero for the other.'))
+  statement = document.Text(
+      'CAD is 0 where the circuit\'s scores are unchanged, 1 where they are'
+      ' gone, above 1 where they are reversed; AS-NC is the same off the'
+      ' circuit, where low is good. Neither means anything without its nulls.'
+      ' The output-suppression control (an edit that only hides the answers,'
+      ' matched in forget accuracy) is not part of this run: it needs its own'
+      ' run, and CAD should be compared with it before erasure is claimed.')
+  if not rows:
+    return document.Section('Structural erasure', (statement, document.Text(
+        'CAD and AS-NC were not measured (--eval_cad_pairs=0).')))
+  return document.Section('Structural erasure', (
+      statement, document.Plots(tuple(plots)), document.Table(
+          ('measure', 'what', 'value [95 % interval]', 'level or pairs'),
+          tuple(rows), labels=2)))
+
+
+def _null_cells(values: Record) -> tuple[str, str]:
+  if 'level_95' in values:
+    return (f'mean {words.number(values["mean"])}',
+            f'95 % level {words.number(values["level_95"])}'
+            f' ({words.count(values["draws"], "draw")})')
+  return (words.number(values.get('value')),
+          'paired difference'
+          f' {words.interval(values.get("difference_interval"), 3, True)}')
+
+
+def _null_chart(name: str, where: str, found: Record) -> str:
+  rows = [svg.Row(name, [svg.Dot(found['value'], found['interval'])])]
+  for null, values in found['nulls'].items():
+    level = values.get('level_95')
+    middle = values.get('mean', values.get('value'))
+    bounds = None if level is None else sorted((middle, level))
+    rows.append(svg.Row(
+        _NULLS.get(null, null), [svg.Dot(middle, bounds, 'null')]))
+  return svg.dot_chart(
+      f'{name}: {where}', rows, label='0 unchanged, 1 gone, above 1 reversed',
+      legend=[svg.Key('after unlearning, 95 % interval', 'unlearned'),
+              svg.Key('nulls, mean to their 95 % level', 'null')])

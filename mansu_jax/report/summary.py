@@ -1,0 +1,58 @@
+"""The verdict as a few lines for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mansu_jax.report import properties
+from mansu_jax.report import words
+
+Record = dict[str, Any]
+
+_WIDTH = 80
+_WANTED = {'F': '>=', 'R': '<=', 'Q': '<='}
+
+
+def lines(record: Record) -> list[str]:
+  """About a dozen lines of at most 80 columns."""
+  config, model = record['config'], record['model']
+  state = words.verdict(record['verdict']['passed']).upper()
+  out = [f'{state}: {config["method"]} on'
+         f' {model.get("name", config["model"])}, seed {config["seed"]}']
+  out += [_property(letter, entry)
+          for letter, entry in record['properties'].items()]
+  out += _accuracies(record)
+  folder = config.get('workdir') or '.'
+  out.append(f'report: {folder.rstrip("/")}/report.html')
+  return [_cut(line) for line in out[:-1]] + out[-1:]  # A path stays whole.
+
+
+def _cut(line: str) -> str:
+  return line if len(line) <= _WIDTH else line[:_WIDTH - 3] + '...'
+
+
+def _property(letter: str, entry: Record) -> str:
+  state = words.verdict(entry.get('passed'))
+  text = properties.headline(letter, entry)
+  if entry.get('value') is None and entry.get('reason'):
+    text = entry['reason']
+  elif letter in _WANTED and entry.get('threshold') is not None:
+    text += f', wanted {_WANTED[letter]} {entry["threshold"]:g}'
+  return f'  {letter} {state:12}  {text}'
+
+
+def _accuracies(record: Record) -> list[str]:
+  """A line a split: fp and the leading quantizer, base -> unlearned."""
+  scheme = record['config']['quant_schemes'][0]
+  out = [f'  {"accuracy, base -> unlearned":30}{"fp":16}{scheme}']
+  for split in words.SPLITS:
+    found = record['accuracy'].get(split)
+    cells = [words.MISSING] if found is None else [
+        ' -> '.join(_value(found[m].get(p)) for m in ('base', 'unlearned'))
+        for p in ('fp', scheme)]
+    out.append(f'    {split:28}' + ''.join(f'{c:16}' for c in cells).rstrip())
+  return out
+
+
+def _value(entry: Record | None) -> str:
+  return words.number((entry or {}).get('value'))

@@ -1,0 +1,186 @@
+"""Runs side by side: `python -m mansu_jax.report.table [NAME=]DIR ...`.
+
+Prints a Markdown table of the records in workdirs, one row a setting: runs
+that differ in nothing but the seed share a row, as mean [min, max]. A row is
+named by its flags that not all runs have, or by NAME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import app
+
+from mansu_jax.report import document
+from mansu_jax.report import markdown
+from mansu_jax.report import provenance
+from mansu_jax.report import words
+
+Record = dict[str, Any]
+
+_SPLITS = ('forget_paraphrase', 'forget_far', 'retain', 'retain_heldout')
+_COLUMNS = (
+    'run', 'quantizer', 'seeds', *(f'{s}, fp / quantized' for s in _SPLITS),
+    'PTQ gap', 'base\'s own gap', 'adjusted gap',
+    'perplexity ratio, fp / quantized', 'weights moved', 'time')
+
+
+def compare(
+    records: Sequence[Record], names: Sequence[str] | None = None) -> str:
+  """A Markdown table of runs.
+
+  Args:
+    records: as in `record.json`.
+    names: of the row of each record; None or an empty one: its flags.
+
+  Raises:
+    ValueError: there are no records, or runs of one name differ in more than
+      the seed.
+  """
+  if not records:
+    raise ValueError('No records to compare; wanted at least one. Give the'
+                     ' workdirs of finished runs.')
+  rows = []
+  if len({_measured_on(record) for record in records}) == 1:
+    rows.append(('base', *_base_cells(records)))
+  for name, group in _grouped(records, names or [''] * len(records)):
+    rows.append((name, *_cells(group)))
+  return markdown.table(document.Table(_COLUMNS, tuple(rows), labels=2)) + '\n'
+
+
+def _measured_on(record: Record) -> str:
+  """Equal where the base's figures may share a row."""
+  return json.dumps([record['model'].get('sha256'), record['data']['sha256'],
+                     _scheme(record)], sort_keys=True)
+
+
+def _identity(record: Record) -> frozenset[str]:
+  """The flags of a run but for its seed."""
+  return frozenset(flag for flag in provenance.flags(record['config'])
+                   if not flag.startswith('--seed='))
+
+
+def _grouped(
+    records: Sequence[Record], names: Sequence[str]
+) -> list[tuple[str, list[Record]]]:
+  """Records by setting, in order of first appearance, each with its name."""
+  common = frozenset.intersection(*map(_identity, records))
+  groups: dict[Any, list[Record]] = {}
+  for record, name in zip(records, names):
+    groups.setdefault(name or _identity(record), []).append(record)
+  out = []
+  for key, group in groups.items():
+    if len(settings := {_identity(record) for record in group}) > 1:
+      differing = sorted(frozenset.union(*settings)
+                         - frozenset.intersection(*settings))
+      raise ValueError(
+          f'The runs named {key!r} differ in more than the seed:'
+          f' {" ".join(differing)}; wanted runs of one setting. Name them'
+          ' apart.')
+    flags = ' '.join(sorted(_identity(group[0]) - common))
+    name = key if isinstance(key, str) else flags
+    out.append((name or group[0]['config']['method'], group))
+  return out
+
+
+def _scheme(record: Record) -> str:
+  return record['config']['quant_schemes'][0]
+
+
+def _over_seeds(
+    values: Sequence[float | None], form: Callable[[float], str]) -> str:
+  """mean [min, max] of what was measured."""
+  known = [v for v in values if v is not None]
+  if not known:
+    return words.MISSING
+  text, low, high = (
+      form(v) for v in (sum(known) / len(known), min(known), max(known)))
+  if low != high:
+    text += f' [{low}, {high}]'
+  if len(known) < len(values):
+    text += f' ({len(known)} of {len(values)} runs)'
+  return text
+
+
+def _both(group, get, form) -> str:
+  """fp / quantized; `get(record, precision)`."""
+  parts = [
+      _over_seeds([get(r, 'fp' if fp else _scheme(r)) for r in group], form)
+      for fp in (True, False)]
+  return words.MISSING if set(parts) == {words.MISSING} else ' / '.join(parts)
+
+
+def _accuracies(group: Sequence[Record], model: str) -> list[str]:
+  def value(split):
+    return lambda record, precision: record['accuracy'].get(split, {}).get(
+        model, {}).get(precision, {}).get('value')
+
+  return [_both(group, value(split), words.number) for split in _SPLITS]
+
+
+def _gap(group: Sequence[Record], key: str) -> str:
+  return _over_seeds(
+      [r[key].get(_scheme(r), {}).get('value') for r in group], words.signed)
+
+
+def _cells(group: Sequence[Record]) -> list[str]:
+  perplexity = lambda record, precision: words.ratio(*(
+      record['perplexity'].get(m, {}).get(precision)
+      for m in ('unlearned', 'base')))
+  moved = [r['survival'].get(_scheme(r), {}).get('moved') for r in group]
+  seconds = [sum(s['seconds'] for s in r['stages']) for r in group]
+  return [
+      _scheme(group[0]), str(len(group)), *_accuracies(group, 'unlearned'),
+      *(_gap(group, k) for k in (
+          'ptq_gap', 'ptq_gap_base', 'ptq_gap_adjusted')),
+      _both(group, perplexity, words.number),
+      _over_seeds(moved, words.percent), _over_seeds(seconds, words.duration)]
+
+
+def _base_cells(records: Sequence[Record]) -> list[str]:
+  """The base's row: what it is when nothing is unlearned.
+
+  The base does not depend on a run's setting, so each seed counts once.
+  """
+  group = list({r['config']['seed']: r for r in records}.values())
+  own = _gap(group, 'ptq_gap_base')
+  return [_scheme(group[0]), str(len(group)), *_accuracies(group, 'base'),
+          own, own, '–', '1 / 1', '0 %', '–']
+
+
+def read(folder: str) -> Record:
+  """The record of a workdir.
+
+  Raises:
+    ValueError: there is none, or it is not a record.
+  """
+  path = pathlib.Path(folder) / 'record.json'
+  if not path.is_file():
+    raise ValueError(f'No record.json in {folder!r}; wanted the workdir of a'
+                     ' finished run.')
+  record = json.loads(path.read_text(encoding='utf-8'))
+  if 'accuracy' not in record or 'config' not in record:
+    raise ValueError(f'{path} has no accuracy or no config; wanted the record'
+                     ' of a run that unlearns.')
+  return record
+
+
+def main(argv: list[str]) -> int:
+  """Prints the table."""
+  parts = [argument.rpartition('=') for argument in argv[1:]]
+  try:
+    table = compare([read(folder) for _, _, folder in parts],
+                    [name for name, _, _ in parts])
+  except ValueError as error:
+    print(f'mansu_jax.report.table: {error}', file=sys.stderr)
+    return 2
+  print(table, end='')
+  return 0
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,100 @@
+"""Figures in words: one way to print each kind, and absence said plainly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+MISSING = 'not measured'
+
+SPLITS = {
+    'forget': 'forget (trained phrasings)',
+    'forget_paraphrase': 'forget_paraphrase (near phrasings)',
+    'forget_far': 'forget_far (unlike any trained)',
+    'retain': 'retain (phrasings not trained on)',
+    'retain_heldout': 'retain_heldout (facts not trained on)',
+}
+VERDICTS = {True: 'passed', False: 'failed', 'inconclusive': 'inconclusive'}
+
+
+def verdict(state: Any) -> str:
+  """passed, failed or inconclusive."""
+  return VERDICTS.get(state, MISSING)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+  """A figure with so many decimals."""
+  return MISSING if value is None else f'{value + 0.0:.{digits}f}'
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+  """A difference, with its sign."""
+  return MISSING if value is None else f'{value + 0.0:+.{digits}f}'
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+  """A figure of any size, rounded to significant digits."""
+  return MISSING if value is None else f'{value:.{digits}g}'
+
+
+def percent(share: float | None) -> str:
+  """A share in percent, to three significant digits: a tiny one shows."""
+  if share is None:
+    return MISSING
+  return f'{100 * share:.3g} %'
+
+
+def interval(
+    bounds: Sequence[float | None] | None, digits: int = 3,
+    sign: bool = False) -> str:
+  """`[low, high]`, or in words."""
+  if not bounds or all(x is None for x in bounds):
+    return 'no interval'
+  form = signed if sign else number
+  low, high = (form(x, digits) if x is not None else 'unbounded'
+               for x in bounds)
+  return f'[{low}, {high}]'
+
+
+def estimate(
+    entry: dict[str, Any] | None, digits: int = 3, sign: bool = False) -> str:
+  """A value with its interval."""
+  if not entry or entry.get('value') is None:
+    return MISSING
+  form = signed if sign else number
+  return (f'{form(entry["value"], digits)}'
+          f' {interval(entry.get("interval"), digits, sign)}')
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+  """above / below where both are known."""
+  return None if above is None or not below else above / below
+
+
+def duration(seconds: float) -> str:
+  """Seconds, or minutes where those read better."""
+  if seconds < 120:
+    return f'{seconds:.1f} s'
+  return f'{int(seconds // 60)} min {int(seconds % 60):02d} s'
+
+
+def size(count: float | None) -> str:
+  """Bytes in binary units."""
+  if count is None:
+    return MISSING
+  power = min(3, int(math.log2(max(count, 1)) // 10))
+  return f'{count / 1024**power:.{1 if power else 0}f}' + (
+      ' B', ' KiB', ' MiB', ' GiB')[power]
+
+
+def listing(items: Sequence[str]) -> str:
+  """`a, b and c`."""
+  items = list(items)
+  return items[0] if len(items) == 1 else (
+      f'{", ".join(items[:-1])} and {items[-1]}' if items else 'none')
+
+
+def count(number_of: int, singular: str) -> str:
+  """`1 question`, `2 questions`."""
+  return f'{number_of:,} {singular}{"" if number_of == 1 else "s"}'

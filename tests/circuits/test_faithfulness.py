@@ -1,0 +1,154 @@
+"""Faithfulness against patched forward passes in loops."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits import faithfulness
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import select
+from tests.circuits import small
+from tests.reference import circuit_naive
+
+_CONFIG = small.config()
+_KINDS = {'neuron': ('mlp_hidden',), 'head': ('head_out',),
+          'neuron_and_head': ('mlp_hidden', 'head_out')}
+
+
+def _batch(same_last_token, weight=(1, 1, 0)):
+  """Three pairs of lengths 4, 5, 5; padding on the right."""
+  rng = np.random.default_rng(3)
+  clean, corrupt = rng.integers(1, 29, (2, 3, 5), dtype=np.int32)
+  last = np.array([3, 4, 4], np.int32)
+  clean[0, 4], corrupt[0, 4] = 0, 0
+  if same_last_token:
+    corrupt[np.arange(3), last] = clean[np.arange(3), last]
+  else:
+    corrupt[np.arange(3), last] = (clean[np.arange(3), last] + 1) % 29
+  answers = rng.integers(1, 29, (2, 3)).astype(np.int32)
+  return eap_ig.PairBatch(
+      clean, corrupt, last, *answers, np.array(weight, np.float32))
+
+
+def _naive(params, batch, circuit, level, layers):
+  """Faithfulness of a circuit, one pair and one unit at a time."""
+  run = lambda tokens, **kwargs: circuit_naive.last_logits(
+      tokens, params, theta=_CONFIG.rope_theta, eps=_CONFIG.norm_eps,
+      **kwargs)
+  members = {'mlp_hidden': circuit.neurons, 'head_out': circuit.heads}
+  keep = {}
+  for site in _KINDS[level]:
+    keep[site] = members[site].copy()
+    for layer in range(_CONFIG.num_layers):
+      if layer not in layers:
+        keep[site][layer] = True
+  totals = np.zeros(3)  # Patched, clean, corrupted.
+  for b in range(3):
+    clean = batch.clean[b, :batch.last[b] + 1]
+    corrupt = batch.corrupt[b, :batch.last[b] + 1]
+    corrupt_logits, taps = run(corrupt)
+    logits = [run(clean, keep=keep, other=taps)[0], run(clean)[0],
+              corrupt_logits]
+    for i, row in enumerate(logits):
+      totals[i] += batch.weight[b] * (
+          row[batch.answer[b]] - row[batch.corrupt_answer[b]])
+  return (totals[0] - totals[2]) / (totals[1] - totals[2])
+
+
+class FaithfulnessTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.params = small.params(_CONFIG)
+    cls.whole = small.random_circuit(_CONFIG, share=2.0)
+    cls.empty = graph.empty(_CONFIG)
+
+  def _measure(self, level, layers=range(2), **batch):
+    return faithfulness.Faithfulness(
+        _CONFIG, self.params, _batch(**batch), level, layers)
+
+  @parameterized.product(
+      level=('neuron', 'head', 'neuron_and_head'),
+      layers=(range(0, 2), range(1, 2)))
+  def test_equals_the_loops(self, level, layers):
+    batch = _batch(same_last_token=False)
+    measure = faithfulness.Faithfulness(
+        _CONFIG, self.params, batch, level, layers)
+    for circuit in (small.random_circuit(_CONFIG, 0.5), self.empty):
+      want = _naive(self.params, batch, circuit, level, layers)
+      self.assertGreater(min(abs(want), abs(want - 1)), 1e-3)
+      self.assertAlmostEqual(measure(circuit), want, delta=1e-3)
+
+  @parameterized.parameters('neuron', 'head', 'neuron_and_head')
+  def test_all_candidates_are_the_whole_behaviour(self, level):
+    measure = self._measure(level, same_last_token=False)
+    self.assertEqual(measure(self.whole), 1.0)
+
+  def test_nodes_outside_level_and_layers_do_not_count(self):
+    measure = self._measure('neuron', range(1, 2), same_last_token=True)
+    some = small.random_circuit(_CONFIG, 0.5)
+    neurons = some.neurons.copy()
+    neurons[0] = ~neurons[0]
+    other = graph.Circuit(
+        neurons=neurons, heads=~some.heads, kv_heads=~some.kv_heads)
+    self.assertEqual(measure(some), measure(other))
+
+  @parameterized.parameters('head', 'neuron_and_head')
+  def test_the_empty_circuit_is_0_if_all_heads_are_in_play(self, level):
+    # Only heads carry anything to the last position. So 0 is exact where both
+    # prompts end alike; with other last tokens there is their own path to the
+    # logits, and in layers that are not in play there are heads left clean.
+    alike = self._measure(level, same_last_token=True)
+    self.assertAlmostEqual(alike(self.empty), 0.0, delta=1e-5)
+    unlike = self._measure(level, same_last_token=False)
+    self.assertGreater(abs(unlike(self.empty)), 1e-2)
+    some_layers = self._measure(level, range(1, 2), same_last_token=True)
+    self.assertGreater(abs(some_layers(self.empty)), 1e-2)
+
+  def test_an_empty_neuron_circuit_leaves_attention_its_share(self):
+    measure = self._measure('neuron', same_last_token=True)
+    self.assertGreater(abs(measure(self.empty)), 1e-2)
+
+  def test_rows_of_weight_zero_do_not_count(self):
+    circuit = small.random_circuit(_CONFIG, 0.5)
+    full = self._measure('neuron', same_last_token=True, weight=(1, 1, 0))
+    other = _batch(same_last_token=True)
+    for field in ('clean', 'corrupt', 'answer'):
+      getattr(other, field)[2] = 5
+    filled = faithfulness.Faithfulness(
+        _CONFIG, self.params, other, 'neuron', range(2))
+    self.assertAlmostEqual(full(circuit), filled(circuit), delta=1e-5)
+
+
+class PrefixTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.measure = faithfulness.Faithfulness(
+        _CONFIG, small.params(_CONFIG), _batch(same_last_token=True),
+        'neuron_and_head', range(2))
+    rng = np.random.default_rng(0)
+    scores = {kind: rng.normal(size=shape)
+              for kind, shape in graph.shapes(_CONFIG).items()}
+    self.ranking = select.rank(
+        scores, 'neuron_and_head', run_config.CircuitConfig(), _CONFIG)
+
+  def _value(self, size):
+    return self.measure(select.prefix(self.ranking, size, _CONFIG))
+
+  def test_reaches_the_target_and_one_node_less_does_not(self):
+    for target in (0.3, 0.8):
+      size = self.measure.smallest_prefix(self.ranking, target)
+      self.assertBetween(size, 1, self.ranking.node.size)
+      self.assertGreaterEqual(self._value(size), target)
+      self.assertLess(self._value(size - 1), target)
+
+  def test_a_target_that_all_nodes_miss(self):
+    self.assertEqual(self.measure.smallest_prefix(self.ranking, 1.5), -1)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,82 @@
+"""Nodes, what they own, and the circuit file."""
+
+import json
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from mansu_jax.circuits import graph
+from mansu_jax.models import decoder
+from tests.circuits import small
+from tests.reference import circuit_naive
+
+_CONFIG = small.config()
+
+
+def _scores(cfg):
+  rng = np.random.default_rng(0)
+  return {kind: rng.normal(size=shape)
+          for kind, shape in graph.shapes(cfg).items()}
+
+
+class CircuitTest(parameterized.TestCase):
+
+  def test_all_nodes_own_all_matrices_of_the_layers(self):
+    layers = decoder.abstract(_CONFIG)['layers']
+    whole = small.random_circuit(_CONFIG, share=2.0)
+    matrices = sum(leaf.size for module in ('mlp', 'attn')
+                   for leaf in layers[module].values())
+    self.assertEqual(graph.num_weights(whole, _CONFIG), matrices)
+
+  def test_a_circuit_owns_what_the_loops_count(self):
+    nodes = small.circuit(_CONFIG)
+    owned = circuit_naive.owned(small.params(_CONFIG), small.members(nodes))
+    self.assertEqual(
+        graph.num_weights(nodes, _CONFIG),
+        sum(int(mask.sum()) for mask in owned.values()))
+
+  def test_kinds_are_those_with_nodes(self):
+    self.assertEqual(small.circuit(_CONFIG).kinds, graph.KINDS)
+    self.assertEqual(
+        small.circuit(_CONFIG, ['kv_heads']).kinds, ('kv_heads',))
+    self.assertEqual(graph.empty(_CONFIG).kinds, ())
+
+  def test_levels_name_known_kinds(self):
+    self.assertEqual(
+        {k for kinds in graph.LEVEL_KINDS.values() for k in kinds},
+        set(graph.KINDS))
+
+
+class JsonTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (graph.KINDS,), (('neurons',),), (('heads', 'kv_heads'),), ((),))
+  def test_reads_back(self, kinds):
+    nodes, scores = small.circuit(_CONFIG, kinds), _scores(_CONFIG)
+    data = json.loads(json.dumps(graph.to_json(nodes, scores)))
+    self.assertIn('edges', data)
+    got = graph.from_json(data, _CONFIG)
+    for kind in graph.KINDS:
+      np.testing.assert_array_equal(got[kind], nodes[kind])
+
+  def test_holds_the_score_of_each_node(self):
+    scores = _scores(_CONFIG)
+    data = graph.to_json(small.circuit(_CONFIG), scores)
+    self.assertEqual(data['nodes']['neurons'], {
+        '0': {str(j): scores['neurons'][0, j] for j in (0, 7, 23)},
+        '1': {'7': scores['neurons'][1, 7]}})
+
+  @parameterized.parameters(
+      ({'experts': {}}, "'experts'; wanted one of neurons, heads, kv_heads"),
+      ({'neurons': {'2': {'0': 1.0}}}, r'neurons \(2, 0\).*another model'),
+      ({'heads': {'0': {'4': 1.0}}}, r'heads \(0, 4\).*2 layers of 4'),
+      ({'heads': {'-1': {'0': 1.0}}}, r'heads \(-1, 0\).*another model'),
+      ({'heads': {'0': {'-4': 1.0}}}, r'heads \(0, -4\).*another model'))
+  def test_a_node_that_the_model_lacks_is_refused(self, nodes, message):
+    with self.assertRaisesRegex(ValueError, message):
+      graph.from_json({'nodes': nodes}, _CONFIG)
+
+
+if __name__ == '__main__':
+  absltest.main()

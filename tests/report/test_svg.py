@@ -1,0 +1,137 @@
+"""Charts put marks where their values belong."""
+
+from xml.etree import ElementTree
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from mansu_jax.report import svg
+
+_SPACE = '{http://www.w3.org/2000/svg}'
+
+
+def _find(chart: str, name: str, style: str) -> list[dict[str, str]]:
+  root = ElementTree.fromstring(chart)
+  return [e.attrib for e in root.iter(_SPACE + name)
+          if style in e.get('class', '').split()]
+
+
+def _texts(chart: str) -> dict[str, float]:
+  """Text -> x of the whole chart."""
+  root = ElementTree.fromstring(chart)
+  return {''.join(e.itertext()): float(e.get('x'))
+          for e in root.iter(_SPACE + 'text')}
+
+
+class TicksTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (0, 1, 5, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+      (-0.07, 0.09, 6, [-0.05, 0, 0.05]), (0, 130, 3, [0, 50, 100]),
+      (1e-9, 3e-9, 2, [1e-9, 2e-9, 3e-9]))
+  def test_are_round_and_inside(self, low, high, count, wanted):
+    np.testing.assert_allclose(svg.ticks(low, high, count), wanted, atol=1e-15)
+
+  @parameterized.parameters(1e-8, 0.3, 1.0, 7e5)
+  def test_any_range_has_some(self, high):
+    got = svg.ticks(0, high)
+    self.assertBetween(len(got), 3, 8)
+    self.assertLessEqual(max(got), high * (1 + 1e-6))
+
+  def test_zero_has_no_sign(self):
+    self.assertEqual(svg.number(-0.0), '0')
+    self.assertNotIn('-0', [svg.number(v) for v in svg.ticks(-0.1, 0.1)])
+
+
+class DotChartTest(absltest.TestCase):
+
+  def test_dots_lie_at_their_values(self):
+    dots = [svg.Dot(0.0), svg.Dot(0.25, (0.0, 1.0), 'base', True),
+            svg.Dot(1.0)]
+    chart = svg.dot_chart('t', [svg.Row('r', dots)], label='x', span=(0., 1.))
+    xs = [float(d['cx']) for d in _find(chart, 'circle', 'dot')]
+    self.assertAlmostEqual((xs[1] - xs[0]) / (xs[2] - xs[0]), 0.25, places=3)
+    line, = _find(chart, 'line', 'span')
+    self.assertEqual((float(line['x1']), float(line['x2'])), (xs[0], xs[2]))
+    self.assertLen(_find(chart, 'circle', 'hollow'), 1)
+    ticks = _texts(chart)
+    self.assertEqual((ticks['0'], ticks['1']), (xs[0], xs[2]))
+
+  def test_rules_and_range_cover_all(self):
+    chart = svg.dot_chart(
+        't', [svg.Row('r', [svg.Dot(0.5, (-0.2, None))])], label='x',
+        rules=[svg.Rule(3.0, 'far')])
+    rule, = _find(chart, 'line', 'rule')
+    axis = _find(chart, 'line', 'axis')[-1]
+    self.assertBetween(float(rule['x1']), float(axis['x1']), float(axis['x2']))
+    self.assertEmpty(_find(chart, 'line', 'span'))  # No bound, no interval.
+
+  def test_nothing_measured_is_said(self):
+    chart = svg.dot_chart('t', [svg.Row('r', [svg.Dot(None)])], label='x')
+    self.assertIn('not measured', _texts(chart))
+    self.assertEmpty(_find(chart, 'circle', 'dot'))
+
+  def test_equal_values_and_no_rows(self):
+    same = svg.dot_chart('t', [svg.Row('r', [svg.Dot(2.0)])], label='x')
+    self.assertLen(_find(same, 'circle', 'dot'), 1)
+    ElementTree.fromstring(svg.dot_chart('t', [], label='x'))
+
+  def test_text_is_escaped_and_long_labels_are_cut(self):
+    label = '<&"' + 'x' * 60
+    chart = svg.dot_chart(
+        '<t>', [svg.Row(label, [svg.Dot(1.0)])], label='a & b')
+    texts = ' '.join(_texts(chart))
+    self.assertIn('a & b', texts)
+    self.assertIn('…', texts)
+    self.assertIn(label, texts)  # As the tooltip.
+    root = ElementTree.fromstring(chart)
+    self.assertEqual(root.find(_SPACE + 'title').text, '<t>')
+
+  def test_joined_rows_take_one_line(self):
+    row = svg.Row('r', [svg.Dot(0.2, style='base'), svg.Dot(0.6)])
+    chart = svg.dot_chart('t', [row], label='x', joined=True)
+    first, second = _find(chart, 'circle', 'dot')
+    self.assertEqual(first['cy'], second['cy'])
+    self.assertLen(_find(chart, 'line', 'span'), 1)
+
+
+class BarChartTest(absltest.TestCase):
+
+  def test_heights_are_proportional_and_bars_touch_the_axis(self):
+    chart = svg.bar_chart(
+        't', [svg.Bar(0, 1, 10.), svg.Bar(1, 2, 40., 'null'),
+              svg.Bar(2, 3, 0.)], x_label='x', y_label='y',
+        rules=[svg.Rule(1.0, 'edge')])
+    small, large = _find(chart, 'rect', 'bar')
+    self.assertAlmostEqual(
+        float(large['height']) / float(small['height']), 4, places=2)
+    floor = [float(b['y']) + float(b['height']) for b in (small, large)]
+    self.assertAlmostEqual(*floor, places=1)
+    rule, = _find(chart, 'line', 'rule')
+    self.assertBetween(
+        float(rule['x1']), float(small['x']) + float(small['width']),
+        float(large['x']))
+
+  def test_no_bars(self):
+    ElementTree.fromstring(svg.bar_chart('t', [], x_label='x', y_label='y'))
+
+
+class LineChartTest(absltest.TestCase):
+
+  def test_points_follow_the_values(self):
+    series = [svg.Series('a', 'unlearned', [(1, 0.0), (2, 1.0), (4, 0.5)]),
+              svg.Series('b', 'null', [(3, -1.0)])]
+    chart = svg.line_chart('t', series, x_label='x', y_label='y')
+    line = _find(chart, 'polyline', 'unlearned')[0]
+    points = [tuple(map(float, p.split(','))) for p in line['points'].split()]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    self.assertAlmostEqual((x1 - x0) / (x2 - x0), 1 / 3, places=2)
+    self.assertAlmostEqual((y2 - y0) / (y1 - y0), 0.5, places=2)
+    self.assertLess(y1, y0)  # Up is up.
+    lone = [d for d in _find(chart, 'circle', 'null') if float(d['cy']) > y0]
+    self.assertLen(lone, 1)  # One point is drawn as a dot.
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,273 @@
+"""The report's files: whole, safe, and equal to the record."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import tempfile
+from xml.etree import ElementTree
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from mansu_jax import config as run_config
+from mansu_jax import run_flags
+from mansu_jax.report import markdown
+from mansu_jax.report import provenance
+from mansu_jax.report import write
+from tests.report import pages
+from tests.report import records
+
+_VARIANTS = (('full', records.make), ('bare', records.bare))
+
+
+class _ReportTest(parameterized.TestCase):
+
+  def written(self, record) -> pathlib.Path:
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    write.write(record, root)
+    return root
+
+  def page(self, record) -> pages.Page:
+    return _page(self.written(record))
+
+
+def _page(root: pathlib.Path) -> pages.Page:
+  return pages.Page((root / 'report.html').read_text(encoding='utf-8'))
+
+
+class FilesTest(_ReportTest):
+
+  @parameterized.named_parameters(*_VARIANTS)
+  def test_record_is_strict_json_and_equal(self, make):
+    text = (self.written(make()) / 'record.json').read_text(encoding='utf-8')
+    refuse = lambda name: self.fail(f'{name} in record.json')
+    self.assertEqual(json.loads(text, parse_constant=refuse),
+                     json.loads(json.dumps(make())))
+
+  def test_what_is_not_finite_is_null_and_listed(self):
+    record = records.make()
+    record['perplexity']['unlearned']['nf4'] = math.inf
+    record['history']['loss'][3] = math.nan
+    root = self.written(record)
+    read = json.loads((root / 'record.json').read_text())
+    self.assertIsNone(read['perplexity']['unlearned']['nf4'])
+    self.assertIsNone(read['history']['loss'][3])
+    self.assertEqual(read['not_finite'],
+                     ['perplexity/unlearned/nf4', 'history/loss/3'])
+    self.assertEqual(record['perplexity']['unlearned']['nf4'], math.inf)
+    self.assertIn('perplexity/unlearned/nf4', _page(root).text)
+
+  @parameterized.named_parameters(*_VARIANTS)
+  def test_page_nests_and_stands_alone(self, make):
+    text = (self.written(make()) / 'report.html').read_text(encoding='utf-8')
+    page = pages.Page(text)
+    self.assertContainsSubset(['h1', 'table', 'svg'], page.tags)
+    self.assertNoCommonElements(
+        page.tags, ['script', 'link', 'img', 'iframe', 'object', 'image'])
+    names = {name for name, _ in page.attributes}
+    self.assertNoCommonElements(names, ['src', 'href', 'xlink:href', 'srcset'])
+    self.assertFalse([n for n in names if n.startswith('on')])
+    for reference in ('url(', '@import', '@font-face'):
+      self.assertNotIn(reference, text)
+    self.assertEmpty(re.findall(
+        r'https?://(?!www\.w3\.org/2000/svg")[^\s<]*', text))
+
+  @parameterized.named_parameters(*_VARIANTS)
+  def test_plots_are_svg_files_and_the_same_inline(self, make):
+    root = self.written(make())
+    page = (root / 'report.html').read_text(encoding='utf-8')
+    text = (root / 'report.md').read_text(encoding='utf-8')
+    files = sorted((root / 'plots').iterdir())
+    self.assertSameElements(
+        re.findall(r'\]\(plots/([^)]*)\)', text), [f.name for f in files])
+    self.assertEqual(page.count('<svg'), len(files))
+    for file in files:
+      plot = file.read_text(encoding='utf-8')
+      self.assertEqual(ElementTree.fromstring(plot).tag,
+                       '{http://www.w3.org/2000/svg}svg')
+      self.assertIn(plot.strip(), page)
+      self.assertNotIn('nan', plot)
+
+  @parameterized.named_parameters(*_VARIANTS)
+  def test_markdown_tables_are_rectangular(self, make):
+    text = (self.written(make()) / 'report.md').read_text(encoding='utf-8')
+    tables = pages.pipe_tables(text)
+    self.assertNotEmpty(tables)
+    for table in tables:
+      self.assertLen({len(row) for row in table}, 1)
+      for rule in table[1]:
+        self.assertRegex(rule, '^---:?$')
+      for row in table[:1] + table[2:]:
+        self.assertEmpty([c for c in row if re.match('^-+:?$', c)])
+
+  @parameterized.named_parameters(*_VARIANTS)
+  def test_same_tables_in_both_forms(self, make):
+    root = self.written(make())
+    text = (root / 'report.md').read_text(encoding='utf-8')
+    escaped = [[[markdown.escape(cell) for cell in row] for row in table]
+               for table in _page(root).tables]
+    self.assertEqual([t[:1] + t[2:] for t in pages.pipe_tables(text)], escaped)
+
+  def test_rewriting_changes_nothing(self):
+    root = self.written(records.make())
+    before = {f: f.read_bytes() for f in root.rglob('*') if f.is_file()}
+    write.write(json.loads((root / 'record.json').read_text()), root)
+    self.assertEqual(
+        before, {f: f.read_bytes() for f in root.rglob('*') if f.is_file()})
+
+
+class ContentTest(_ReportTest):
+
+  def test_accuracies_are_the_records(self):
+    record = records.make()
+    rows = self.page(record).table('split', 'model', 'precision')
+    for split, model, precision, value, interval, norm, n in rows:
+      entry = record['accuracy'][split.split()[0]][model][precision]
+      low, high = entry['interval']
+      self.assertEqual(value, f'{entry["value"]:.3f}')
+      self.assertEqual(interval, f'[{low:.3f}, {high:.3f}]')
+      self.assertEqual(norm, f'{entry["acc_norm"]:.3f}')
+      self.assertEqual(n, str(entry['n']))
+    self.assertLen(rows, 4 * 2 * 3)
+
+  def test_gaps_are_the_records(self):
+    record = records.make()
+    rows = self.page(record).table('quantizer', 'gap')
+    self.assertEqual([row[0] for row in rows], list(records.SCHEMES))
+    for row in rows:
+      for cell, key in zip(
+          row[1:4], ('ptq_gap', 'ptq_gap_base', 'ptq_gap_adjusted')):
+        entry = record[key][row[0]]
+        low, high = entry['interval']
+        self.assertEqual(
+            cell, f'{entry["value"]:+.3f} [{low:+.3f}, {high:+.3f}]')
+      gap = record['ptq_gap'][row[0]]
+      self.assertEqual(row[4], f'{gap["upper"]:+.3f}')
+      self.assertEqual(row[5], f'{gap["smallest_detectable"]:.3f}')
+      self.assertEqual(float(row[7]), round(gap['mcnemar_p'], 3))
+
+  def test_perplexities_and_ratios_are_the_records(self):
+    record = records.make()
+    rows = self.page(record).table('text', 'precision', 'base')
+    every = {'all kinds': record['perplexity'], **record['perplexity_by_text']}
+    self.assertLen(rows, 3 * len(every))
+    for kind, precision, base, after, ratio in rows:
+      before, now = (every[kind][m][precision] for m in ('base', 'unlearned'))
+      self.assertEqual(base, f'{before:.2f}')
+      if now is None:
+        self.assertEqual((after, ratio), ('not measured', 'not measured'))
+      else:
+        self.assertEqual(after, f'{now:.2f}')
+        self.assertEqual(ratio, f'{now / before:.4f}')
+
+  def test_damage_is_sorted_by_loss(self):
+    rows = self.page(records.make()).table('split', 'relation')
+    self.assertEqual([row[1] for row in rows[:3]],
+                     ['landmark', 'continent', 'element'])
+    self.assertEqual(rows[0][2:4], ['0.830 → 0.710', '-0.120'])
+
+  def test_long_tables_say_what_they_leave_out(self):
+    self.assertIn('3 more are in record.json.',
+                  self.page(records.make()).text)
+
+  def test_survival_is_the_records(self):
+    record = records.make()
+    rows = self.page(record).table('quantizer', 'moved')
+    for scheme, *cells in rows:
+      found = record['survival'][scheme]
+      for cell, key in zip(cells, (
+          'moved', 'changed_codes', 'moved_unchanged')):
+        self.assertAlmostEqual(float(cell.removesuffix(' %')) / 100,
+                               found[key], delta=1e-5)
+      self.assertEqual(cells[4], f'{found["cosine"]:.4f}')
+
+  def test_nulls_are_all_there(self):
+    record = records.make()
+    text = self.page(record).text
+    for key in ('cad', 'as_nc'):
+      for null in record[key]['nulls'].values():
+        self.assertIn(f'{null.get("mean", null.get("value")):.3f}', text)
+    self.assertIn('output-suppression control', text)
+    self.assertIn('needs its own run', text)
+
+  def test_verdict_and_properties(self):
+    page = self.page(records.make())
+    self.assertIn('Unlearning failed', page.text)
+    self.assertIn(
+        'Retain preservation and structural erasure failed; forgetting and'
+        ' quantization permanence are inconclusive.', page.text)
+    for shown in ('phi 0.931 [0.883, 0.979]', 'at or above 0.9',
+                  'accuracy drop +0.052 [+0.040, +0.064]',
+                  'under int4_g128', '3 of 5 checks hold',
+                  'CAD above random circuits; AS-NC below base quantized',
+                  'both sides of the threshold 0.9',
+                  'could have shown: 0.031 (300 questions on 50 facts)'):
+      self.assertIn(shown, page.text)
+
+  def test_all_passed_reads_so(self):
+    record = records.make()
+    for entry in record['properties'].values():
+      entry['passed'] = True
+    record['verdict']['passed'] = True
+    text = self.page(record).text
+    self.assertIn('Unlearning passed', text)
+    self.assertIn('All four: forgetting, retain preservation, quantization'
+                  ' permanence and structural erasure passed.', text)
+    self.assertNotIn('inconclusive:', text)
+
+  def test_missing_is_said_and_never_a_figure(self):
+    page = self.page(records.bare())
+    self.assertIn('no questions for forget, forget_paraphrase', page.text)
+    self.assertIn('there are no questions', page.text)
+    self.assertIn('No weight moved', page.text)
+    self.assertIn('CAD and AS-NC were not measured', page.text)
+    self.assertNotRegex(page.text, r'\b(nan|None|inf)\b')
+    rows = page.table('split', 'questions asked')
+    self.assertEqual({cell for row in rows for cell in row[1:2]}, {'none'})
+
+  def test_a_missing_split_is_named(self):
+    page = self.page(records.make())
+    self.assertIn('The data have no questions for forget_far', page.text)
+
+  def test_dequantised_weights_are_called_so(self):
+    text = self.page(records.make()).text
+    self.assertIn('float32 dequantised from Q4_1 GGUF', text)
+    self.assertIn('not the model as it was trained', text)
+    record = records.make()
+    record['model']['weights_note'] = 'float32 from safetensors'
+    self.assertNotIn('not the model as it was', self.page(record).text)
+
+  def test_samples_keep_their_markup_as_text(self):
+    rows = self.page(records.make()).table('split', 'prompt')
+    self.assertEqual(rows[0][1], records.PROMPT)
+    self.assertEqual(rows[0][4], '(nothing)')
+    self.assertEqual(rows[0][5], '<b>Lyon</b> | the')
+    text = (self.written(records.make()) / 'report.md').read_text()
+    self.assertNotIn('<script', text)
+    self.assertNotIn('<b>', text)
+
+  def test_flags_repeat_the_run(self):
+    config = run_config.RunConfig(
+        seed=3, debug=True, quant_schemes=('nf4', 'fp4'),
+        data=run_config.DataConfig(forget=('a.jsonl', 'b.jsonl')))
+    lines = list(provenance.flags(write.as_json(dataclasses.asdict(config))))
+    self.assertCountEqual(lines, run_flags.to_flagfile(config).splitlines())
+
+
+class EscapeTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('a|b', r'a\|b'), ('<b>', '&lt;b&gt;'), ('int4_g128', 'int4_g128'),
+      ('_x_', r'\_x\_'), ('*x*', r'\*x\*'), ('[a](b)', r'[a\](b)'),
+      ('[0.1, 0.2]', '[0.1, 0.2]'), ('# x', r'\# x'), ('12. x', r'12\. x'),
+      ('-0.5', '-0.5'), ('- x', r'\- x'), ('a\nb', 'a ⏎ b'),
+      ('`c`', r'\`c\`'), ('a & b', 'a &amp; b'), ('', ''),
+      ('## x', r'\## x'), ('0.5', '0.5'), ('1) x', r'1\) x'))
+  def test_text_stays_text(self, text, wanted):
+    self.assertEqual(markdown.escape(text), wanted)
+
+
+if __name__ == '__main__':
+  absltest.main()

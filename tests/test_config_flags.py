@@ -1,0 +1,211 @@
+"""Flags and config: one to one, checked together, repeatable from a file."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from absl import flags
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from mansu_jax import config as config_lib
+from mansu_jax import run_flags
+from mansu_jax.data import jsonl
+from mansu_jax.stages import inputs
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
+_BASELINE = ('--method=graddiff', '--circuit_selection=all',
+             '--edit_floor=none')
+
+
+def _parse(*args):
+  """(config, arguments that are not flags)."""
+  values = flags.FlagValues()
+  run_flags.define(values)
+  rest = values(['mansu_jax', *args])
+  return run_flags.to_config(values), rest[1:]
+
+
+def _parse_text(text):
+  with tempfile.NamedTemporaryFile('w', suffix='.flags') as file:
+    file.write(text)
+    file.flush()
+    return _parse(f'--flagfile={file.name}')
+
+
+def _all_fields():
+  """`(stage or '', field)` of every option."""
+  stages = config_lib.stages()
+  out = [('', f) for f in dataclasses.fields(config_lib.RunConfig)
+         if f.name not in stages]
+  return out + [(stage, f) for stage, stage_class in stages.items()
+                for f in dataclasses.fields(stage_class)]
+
+
+def _flag_names():
+  return ['_'.join(filter(None, (stage, f.name)))
+          for stage, f in _all_fields()]
+
+
+def _other_value(field):
+  """Something valid that is not the default."""
+  default, choices = field.default, field.metadata.get('choices')
+  if choices:
+    return next(c for c in choices if c != default)
+  if isinstance(default, bool):
+    return not default
+  if isinstance(default, float):
+    return 0.12345678901234567
+  if isinstance(default, int):
+    return default + 3
+  return ('x y/b=1.jsonl', 'c') if isinstance(default, tuple) else 'x y=1'
+
+
+def _changed(stage, field, value):
+  config = config_lib.RunConfig()
+  if not stage:
+    return dataclasses.replace(config, **{field.name: value})
+  part = dataclasses.replace(
+      getattr(config, stage), **{field.name: value})
+  return dataclasses.replace(config, **{stage: part})
+
+
+class RoundTripTest(parameterized.TestCase):
+
+  def test_no_flags_give_the_default_config(self):
+    self.assertEqual(_parse()[0], config_lib.RunConfig())
+
+  def test_every_field_survives_its_flagfile(self):
+    pinned = ('mode', 'method', 'selection', 'workdir', 'resume', 'floor')
+    for stage, field in _all_fields():
+      if field.name in pinned:
+        continue  # Tested below: not alone, or not in the file.
+      with self.subTest(f'{stage}.{field.name}'):
+        config = _changed(stage, field, _other_value(field))
+        self.assertNotEqual(config, config_lib.RunConfig())
+        got, rest = _parse_text(run_flags.to_flagfile(config))
+        self.assertEqual(got, config)
+        self.assertEmpty(rest)
+
+  @parameterized.parameters(
+      (_BASELINE,), (('--circuit_selection=random', '--edit_floor=lift'),),
+      (('--edit_floor=none', '--noresume', '--quant_schemes=nf4,int8'),))
+  def test_fields_that_hang_together_survive(self, args):
+    config, _ = _parse(*args)
+    got, _ = _parse_text(run_flags.to_flagfile(config))
+    self.assertEqual(got, dataclasses.replace(config, resume=True))
+
+  def test_the_file_says_everything_but_where_and_whether_to_resume(self):
+    config = config_lib.RunConfig(workdir='/somewhere', resume=False)
+    text = run_flags.to_flagfile(config)
+    said = {line.removeprefix('--').removeprefix('no').split('=')[0]
+            for line in text.splitlines()}
+    multiple = {f'data_{f.name}' for f in dataclasses.fields(
+        config_lib.DataConfig) if f.default == ()}  # No line when empty.
+    self.assertSetEqual(
+        said, set(_flag_names()) - {'workdir', 'resume'} - multiple)
+    self.assertNotIn('/somewhere', text)
+
+  def test_repeated_data_flags_accumulate_and_others_take_the_last(self):
+    config, _ = _parse('--data_forget=a,b', '--data_forget=c', '--seed=1',
+                       '--seed=2')
+    self.assertEqual(config.data.forget, ('a,b', 'c'))
+    self.assertEqual(config.seed, 2)
+
+
+class RefusalTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (['--method=graddiff'], 'graddiff.*contradicts.*circuit_selection'),
+      (['--method=graddiff', '--circuit_selection=all'],
+       'graddiff has no floor.*--edit_floor=none'),
+      (['--circuit_selection=all'], 'is for baselines.*--method=graddiff'),
+      (['--edit_floor=none', '--edit_landing=boundary'],
+       'boundary contradicts --edit_floor=none'),
+      (['--quant_schemes='], 'No quantizer'),
+      (['--mode=audit'], '--mode=audit is not built'),
+      (['--circuit_budget=0'], r'--circuit_budget=0.0 is outside \(0, 1\]'),
+      (['--circuit_budget=1.5'], '--circuit_budget=1.5 is outside'),
+      (['--circuit_per_layer_cap=0'], '--circuit_per_layer_cap=0.0'),
+      (['--edit_fisher_quantile=0'], '--edit_fisher_quantile=0.0'),
+      (['--unlearn_steps=0'], '--unlearn_steps=0 must be at least 1'),
+      (['--unlearn_learning_rate=0'], 'must be positive'),
+      (['--unlearn_learning_rate=nan'], 'must be positive'),
+      (['--unlearn_warmup=1'], r'--unlearn_warmup=1.0 is outside'),
+      (['--attribution_steps=0'], '--attribution_steps=0'),
+      (['--fisher_chunk=0'], '--fisher_chunk=0'),
+      (['--eval_bootstrap=10'], '--eval_bootstrap=10 is too few'),
+      (['--data_text_window=2'], '--data_text_window=2 is too short'))
+  def test_flags_that_are_wrong_are_refused(self, args, message):
+    with self.assertRaisesRegex(ValueError, message):
+      _parse(*args)
+
+  @parameterized.parameters(
+      '--unlearn_loss=dpo', '--circuit_selection=none', '--export_dtype=int8',
+      '--unlearn_stepz=3', '--unlearn_steps=many')
+  def test_absl_refuses_what_is_no_value_of_a_flag(self, arg):
+    with self.assertRaises(flags.Error):
+      _parse(arg)
+
+  @parameterized.parameters(
+      (config_lib.UnlearnConfig, dict(loss='dpo'), '--unlearn_loss=.dpo'),
+      (config_lib.EditConfig, dict(landing='here'), '--edit_landing=.here'),
+      (config_lib.CircuitConfig, dict(selection='x'), 'circuit_selection=.x'),
+      (config_lib.FisherConfig, dict(labels='x'), '--fisher_labels=.x'),
+      (config_lib.AttributionConfig, dict(level='x'), 'attribution_level=.x'),
+      (config_lib.RunConfig, dict(export_dtype='x'), '--export_dtype=.x'))
+  def test_a_config_without_flags_is_checked_alike(self, cls, args, message):
+    with self.assertRaisesRegex(ValueError, message):
+      cls(**args)
+
+
+class ExperimentTest(parameterized.TestCase):
+
+  def test_there_are_experiments(self):
+    self.assertNotEmpty(_EXPERIMENTS)
+
+  @parameterized.named_parameters(
+      (str(path.relative_to(_ROOT)), path) for path in _EXPERIMENTS)
+  def test_builds_its_config_and_names_data_that_exists(self, path):
+    config, rest = _parse(f'--flagfile={path}')
+    self.assertEmpty(rest)  # An indented comment would stand here.
+    self.assertNotEmpty(config.data.forget)
+    for field in dataclasses.fields(config.data):
+      value = getattr(config.data, field.name)
+      if isinstance(value, tuple):
+        for name in inputs.expand(value):
+          if name.startswith(jsonl.SHIPPED):
+            jsonl.resolve(name)
+          self.assertFalse(pathlib.Path(name).is_absolute())
+
+
+class MainTest(parameterized.TestCase):
+  """The program itself, in a process of its own."""
+
+  def _run(self, *args):
+    env = os.environ | {'PYTHONPATH': str(_ROOT)}
+    return subprocess.run(
+        [sys.executable, '-m', 'mansu_jax.main', *args], env=env,
+        capture_output=True, text=True, check=False, timeout=120)
+
+  def test_help_lists_every_flag(self):
+    text = self._run('--help').stdout
+    for name in _flag_names():
+      self.assertRegex(text, rf'--(\[no\])?{name}\b')
+
+  @parameterized.parameters(
+      (('--seed=5', 'stray'), r"Positional arguments \['stray'\]"),
+      (('--circuit_budget=2',), '--circuit_budget=2.0 is outside'))
+  def test_user_errors_are_one_line_and_status_2(self, args, message):
+    done = self._run(*args)
+    self.assertEqual(done.returncode, 2)
+    self.assertRegex(done.stderr, f'mansu_jax: .*{message}')
+    self.assertNotIn('Traceback', done.stderr)
+
+
+if __name__ == '__main__':
+  absltest.main()

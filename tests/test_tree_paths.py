@@ -1,0 +1,84 @@
+"""Leaf names and what is made from them."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from mansu_jax import tree_paths
+
+_TREE = {'b': {'y': 1, 'x': {'deep': 2}}, 'a': None}
+
+
+class NamesTest(absltest.TestCase):
+
+  def test_names_join_keys_and_none_is_a_leaf(self):
+    self.assertEqual(
+        tree_paths.flatten(_TREE), {'a': None, 'b/x/deep': 2, 'b/y': 1})
+
+  def test_unflatten_is_the_inverse(self):
+    self.assertEqual(tree_paths.unflatten(tree_paths.flatten(_TREE)), _TREE)
+
+  def test_names_follow_the_order_of_jax(self):
+    tree = {'b': 1, 'a': {'d': 2, 'c': 3}}
+    self.assertEqual(
+        list(tree_paths.flatten(tree).values()), jax.tree.leaves(tree))
+
+  def test_map_hands_over_names_and_matching_leaves(self):
+    other = {'a': 7, 'b': {'x': {'deep': 8}, 'y': 9}}
+    got = tree_paths.map_named(lambda *args: args, _TREE, other)
+    self.assertEqual(got, {
+        'a': ('a', None, 7),
+        'b': {'x': {'deep': ('b/x/deep', 2, 8)}, 'y': ('b/y', 1, 9)}})
+
+  def test_counts_scalars_of_arrays_and_shapes(self):
+    tree = {'w': np.zeros((2, 3)), 'n': {'b': np.zeros(5)}, 'none': None}
+    self.assertEqual(tree_paths.count(tree), 11)
+    self.assertEqual(
+        tree_paths.count(jax.eval_shape(lambda: {'w': np.zeros((4, 2))})), 8)
+
+
+class MatchTest(parameterized.TestCase):
+
+  def test_the_first_fitting_rule_decides(self):
+    got = tree_paths.match(
+        _TREE, [('b/y', 'one'), ('b/.*', 'two'), ('.*', 'rest')])
+    self.assertEqual(got, {
+        'a': 'rest', 'b': {'x': {'deep': 'two'}, 'y': 'one'}})
+
+  @parameterized.named_parameters(
+      ('part_of_a_name', [('b', 1), ('a', 2)]), ('no_rules', []))
+  def test_every_leaf_must_be_covered(self, rules):
+    with self.assertRaisesRegex(ValueError, 'matches none of the patterns'):
+      tree_paths.match(_TREE, rules)
+
+  @parameterized.named_parameters(
+      ('unknown', [('.*', 1), ('c', 2)]), ('shadowed', [('.*', 1), ('a', 2)]))
+  def test_every_rule_must_be_used(self, rules):
+    with self.assertRaisesRegex(ValueError, f"'{rules[1][0]}'.*no parameter"):
+      tree_paths.match(_TREE, rules)
+
+
+class StructureTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(
+      ('missing', {'w': np.zeros(2)}, "Fisher lacks the leaf 'n/b'"),
+      ('extra', {'w': np.zeros(2), 'n': {'b': np.zeros(3), 'c': np.zeros(1)}},
+       "Fisher has a leaf 'n/c'"),
+      ('shape', {'w': np.zeros(2), 'n': {'b': np.zeros(4)}},
+       r"Fisher has shape \(4,\) at 'n/b'; wanted \(3,\)"),
+      ('none', {'w': np.zeros(2), 'n': {'b': None}},
+       r"Fisher has shape None at 'n/b'"))
+  def test_the_leaf_at_fault_is_named(self, got, message):
+    want = {'w': np.zeros(2), 'n': {'b': np.zeros(3)}}
+    with self.assertRaisesRegex(ValueError, message):
+      tree_paths.check_same_structure(got, want, 'Fisher')
+
+  def test_equal_structures_pass(self):
+    tree = {'w': np.zeros(2), 'n': {'b': None}}
+    tree_paths.check_same_structure(
+        {'n': {'b': None}, 'w': np.ones(2)}, tree, 'Fisher')
+
+
+if __name__ == '__main__':
+  absltest.main()

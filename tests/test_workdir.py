@@ -1,0 +1,142 @@
+"""The workdir: one run's, whole files, honest refusals."""
+
+import json
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from mansu_jax import config as config_lib
+from mansu_jax import workdir
+
+
+class OpenTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    made = tempfile.TemporaryDirectory()
+    self.addCleanup(made.cleanup)
+    self.parent = pathlib.Path(made.name)
+    self.root = self.parent / 'deep' / 'run'
+
+  def _config(self, **changes):
+    return config_lib.RunConfig(**{'workdir': str(self.root)} | changes)
+
+  def test_makes_the_folder_and_leaves_only_the_flags(self):
+    root = workdir.open_workdir(self._config(seed=3))
+    self.assertEqual(root, self.root)
+    self.assertEqual([p.name for p in root.iterdir()], ['flags.txt'])
+    self.assertIn('--seed=3\n', (root / 'flags.txt').read_text())
+
+  def test_an_empty_folder_is_welcome(self):
+    self.root.mkdir(parents=True)
+    workdir.open_workdir(self._config())
+
+  def test_the_same_run_is_opened_again(self):
+    workdir.open_workdir(self._config())
+    (self.root / 'record.json').write_text('{}')
+    workdir.open_workdir(self._config())
+    self.assertEqual((self.root / 'record.json').read_text(), '{}')
+
+  def test_a_moved_run_is_still_the_same(self):
+    workdir.open_workdir(self._config())
+    moved = self.parent / 'moved'
+    self.root.rename(moved)
+    workdir.open_workdir(self._config(workdir=str(moved)))
+
+  @parameterized.parameters(
+      (dict(seed=1), "--seed="),
+      (dict(quant_schemes=('nf4', 'fp4')), '--quant_schemes='),
+      (dict(data=config_lib.DataConfig(forget=('a',))), '--data_forget=a'))
+  def test_another_run_is_refused_and_kept(self, changes, flag):
+    workdir.open_workdir(self._config())
+    before = (self.root / 'flags.txt').read_text()
+    with self.assertRaisesRegex(ValueError, f'holds another run.*{flag}'):
+      workdir.open_workdir(self._config(**changes))
+    self.assertEqual((self.root / 'flags.txt').read_text(), before)
+
+  def test_a_run_without_resume_is_refused(self):
+    workdir.open_workdir(self._config())
+    with self.assertRaisesRegex(ValueError, '--noresume'):
+      workdir.open_workdir(self._config(resume=False))
+
+  def test_a_new_run_without_resume_is_fine(self):
+    workdir.open_workdir(self._config(resume=False))
+
+  def test_files_of_something_else_are_refused_and_kept(self):
+    self.root.mkdir(parents=True)
+    (self.root / 'thesis.txt').write_text('mine')
+    with self.assertRaisesRegex(ValueError, "something else.*'thesis.txt'"):
+      workdir.open_workdir(self._config())
+    self.assertEqual([p.name for p in self.root.iterdir()], ['thesis.txt'])
+
+  def test_no_workdir_is_refused(self):
+    with self.assertRaisesRegex(ValueError, '--workdir=DIR'):
+      workdir.open_workdir(self._config(workdir=''))
+
+  @parameterized.parameters('file', 'file/below')
+  def test_a_place_that_cannot_be_written_is_refused(self, name):
+    (self.parent / 'file').write_text('')
+    with self.assertRaisesRegex(ValueError, 'cannot be written: .+ Give a'):
+      workdir.open_workdir(self._config(workdir=str(self.parent / name)))
+
+  def test_a_read_only_folder_is_refused(self):
+    self.root.mkdir(parents=True)
+    probe = pathlib.Path.touch
+    self.addCleanup(setattr, pathlib.Path, 'touch', probe)
+    def refuse(*args, **kwargs):  # Works for root as well, unlike chmod.
+      raise PermissionError(13, 'Permission denied')
+    pathlib.Path.touch = refuse
+    with self.assertRaisesRegex(ValueError, 'written: Permission denied'):
+      workdir.open_workdir(self._config())
+
+
+class FilesTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    made = tempfile.TemporaryDirectory()
+    self.addCleanup(made.cleanup)
+    self.path = pathlib.Path(made.name) / 'record.json'
+
+  def test_json_reads_back(self):
+    workdir.write_json(self.path, {'a': [1, None, 'é']})
+    self.assertEqual(json.loads(self.path.read_text()), {'a': [1, None, 'é']})
+
+  def test_what_json_lacks_is_refused_and_the_old_file_kept(self):
+    workdir.write_json(self.path, {'a': 1})
+    with self.assertRaises(ValueError):
+      workdir.write_json(self.path, {'a': float('nan')})
+    self.assertEqual(json.loads(self.path.read_text()), {'a': 1})
+    self.assertLen(list(self.path.parent.iterdir()), 1)
+
+  def test_hash_is_of_the_bytes(self):
+    self.path.write_bytes(b'abc')
+    self.assertEqual(
+        workdir.sha256(self.path),
+        'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad')
+
+
+class ClockTest(absltest.TestCase):
+
+  def test_stages_are_listed_in_order(self):
+    clock = workdir.Clock()
+    for name in ('one', 'two'):
+      with clock.stage(name):
+        pass
+    self.assertEqual([s['name'] for s in clock.stages], ['one', 'two'])
+    for stage in clock.stages:
+      self.assertGreaterEqual(stage['seconds'], 0)
+      self.assertGreater(stage['peak_bytes'], 2**20)
+
+  def test_a_failed_stage_is_not_listed_as_done(self):
+    clock = workdir.Clock()
+    with self.assertRaises(KeyError):
+      with clock.stage('one'):
+        raise KeyError
+    self.assertEmpty(clock.stages)
+
+
+if __name__ == '__main__':
+  absltest.main()

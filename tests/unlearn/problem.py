@@ -1,0 +1,82 @@
+"""A tiny model, sequences of several lengths, and how they are packed."""
+
+import functools
+
+import jax
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax.circuits import graph
+from mansu_jax.data import packing
+from mansu_jax.models import decoder
+from mansu_jax.models import loading
+from mansu_jax.stages import edits
+from mansu_jax.unlearn import batches
+from mansu_jax.unlearn import objective
+from tests.circuits import small
+
+CONFIG = small.config()
+
+
+@functools.cache  # Compiling is most of what these tests cost.
+def model(seed=0):
+  return loading.LoadedModel(CONFIG, jax.tree.map(
+      jax.numpy.asarray, small.params(CONFIG, seed)), None, {})
+
+
+def options(**changes):
+  return run_config.UnlearnConfig(**changes)
+
+
+def sequences(lengths, prompts, seed):
+  """Tokens [n, T] and the mask of positions that predict the answer."""
+  rng = np.random.default_rng(seed)
+  tokens = np.zeros((len(lengths), max(lengths) + 2), np.int32)
+  mask = np.zeros(tokens.shape, bool)
+  for i, (length, prompt) in enumerate(zip(lengths, prompts)):
+    tokens[i, :length] = rng.integers(1, CONFIG.vocab_size, length)
+    mask[i, prompt - 1:length - 1] = True
+  return tokens, mask
+
+
+@functools.cache
+def hidden_of_model():
+  """`batches.HiddenFn` of the model."""
+  run = jax.jit(lambda params, *packed: decoder.forward(
+      CONFIG, params, packed[0], positions=packed[1],
+      attention_mask=objective.packed_mask(objective.Packed(*packed))))
+  return lambda *packed: run(model().params, *packed)
+
+
+FORGET = sequences([6, 9, 4], [4, 5, 3], seed=1)
+RETAIN = sequences([5, 7], [2, 6], seed=2)
+TEXT = sequences([8, 3], [1, 1], seed=3)
+PROMPTS = (FORGET[0], np.arange(FORGET[0].shape[1]) < FORGET[1].argmax(
+    1)[:, None])
+
+
+def spans(hidden, tokens, mask):
+  return batches.add_reference(
+      batches.make_spans(tokens, mask), hidden, packing.fill_rows,
+      batch_rows=2)
+
+
+def batch(hidden, *, alone=False, rows=None):
+  """All sequences in one batch; `alone`: one sequence a row."""
+  fill = packing.fill_rows
+  if alone:
+    fill = lambda lengths, capacity: [[i] for i in range(len(lengths))]
+  groups = [spans(hidden, *part) for part in (FORGET, RETAIN, TEXT)]
+  prompts = spans(hidden, *PROMPTS)
+  packed, starts = batches.pack(groups, fill, rows)
+  parts = [batches.targets(g, s) for g, s in zip(groups, starts)]
+  return objective.Batch(
+      packed, *parts, prompts=batches.targets(prompts, starts[0]))
+
+
+@functools.cache
+def circuit_edit(*, schemes=('nf4',), quantized_views=True,
+                 kinds=graph.KINDS):
+  return edits.circuit_edit(
+      model(), small.circuit(CONFIG, kinds), schemes,
+      quantized_views=quantized_views)

@@ -1,0 +1,244 @@
+"""Training batches by hand: spans, packing, exchange, and steps alone."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from mansu_jax.data import batching
+from mansu_jax.data import packing
+from mansu_jax.unlearn import batches
+
+_TOKENS = np.array([
+    [11, 12, 13, 14, 15, 0, 0, 0],  # Prompt 11 12 13, answer 14 15.
+    [21, 22, 23, 0, 0, 0, 0, 0],  # Prompt 21 22, answer 23.
+    [31, 32, 33, 34, 35, 36, 37, 38]])  # Prompt 31, answer 32 .. 38.
+_MASK = np.array([
+    [0, 0, 1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0],
+    [1, 1, 1, 1, 1, 1, 1, 0]], bool)
+
+
+def _spans(rows=slice(None)):
+  return batches.make_spans(_TOKENS[rows], _MASK[rows])
+
+
+def _state(tokens, positions, segments):
+  """A stand-in for hidden states that says where it comes from."""
+  del segments
+  return np.stack([tokens, positions], -1).astype(np.float32)
+
+
+def _referenced(rows=slice(None), **options):
+  return batches.add_reference(
+      _spans(rows), _state, packing.fill_rows, **options)
+
+
+class SpansTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    spans = _spans([0, 1])
+    np.testing.assert_array_equal(spans.length, [4, 2])  # 15, 23: no inputs.
+    np.testing.assert_array_equal(spans.where, [[2, 3], [1, 0]])
+    np.testing.assert_array_equal(spans.labels[0], [14, 15])
+    self.assertEqual(spans.labels[1, 0], 23)
+    np.testing.assert_array_equal(spans.weight, [[1, 1], [1, 0]])
+    np.testing.assert_array_equal(
+        spans.tokens, [[11, 12, 13, 14], [21, 22, 23, 0]])
+    self.assertIsNone(spans.reference)
+
+  def test_a_sequence_may_predict_nothing(self):
+    spans = batches.make_spans(_TOKENS[:2], np.array([_MASK[0], 0 * _MASK[1]]))
+    np.testing.assert_array_equal(spans.weight, [[1, 1], [0, 0]])
+    np.testing.assert_array_equal(spans.length, [4, 1])
+
+  def test_take_keeps_all_parts_together(self):
+    spans = _referenced().take(np.array([2, 0]))
+    np.testing.assert_array_equal(spans.length, [7, 4])
+    np.testing.assert_array_equal(spans.labels[1, :2], [14, 15])
+    self.assertEqual(spans.reference.shape[0], 2)
+
+
+class PackTest(parameterized.TestCase):
+
+  def test_each_target_is_predicted_from_its_own_sequence(self):
+    groups = [_spans([0, 1]), _spans([2, 2])]
+    packed, starts = batches.pack(groups, packing.fill_rows)
+    tokens, positions, segments = (x.ravel() for x in packed)
+    for spans, start in zip(groups, starts):
+      targets = batches.targets(spans, start)
+      for i, length in enumerate(spans.length):
+        row = slice(start[i], start[i] + length)
+        np.testing.assert_array_equal(tokens[row], spans.tokens[i, :length])
+        np.testing.assert_array_equal(positions[row], np.arange(length))
+        self.assertLen(set(segments[row].tolist()), 1)
+        self.assertEqual((segments == segments[start[i]]).sum(), length)
+        for a in np.flatnonzero(spans.weight[i]):
+          place = targets.where[i, a]
+          self.assertEqual(tokens[place], spans.tokens[i, spans.where[i, a]])
+          self.assertEqual(segments[place], segments[start[i]])
+    self.assertEqual((segments >= 0).sum(), 4 + 2 + 7 + 7)
+    self.assertTrue(np.all(tokens[segments < 0] == 0))
+
+  def test_rows_are_added_and_refused(self):
+    groups = [_spans()]
+    packed, _ = batches.pack(groups, packing.fill_rows, rows=3)
+    self.assertEqual(packed.tokens.shape, (3, batches.ROW))
+    self.assertTrue(np.all(packed.segments[1:] == -1))
+    alone = lambda lengths, capacity: [[i] for i in range(len(lengths))]
+    with self.assertRaisesRegex(ValueError, '3 rows do not fit 2'):
+      batches.pack(groups, alone, rows=2)
+
+  def test_long_sequences_make_long_rows(self):
+    tokens = np.arange(200).reshape(2, 100)
+    mask = np.zeros(tokens.shape, bool)
+    mask[0, 90], mask[1, 3] = True, True
+    packed, starts = batches.pack(
+        [batches.make_spans(tokens, mask)], packing.fill_rows)
+    self.assertEqual(packed.tokens.shape[1], 91 + 0)
+    np.testing.assert_array_equal(packed.tokens.ravel()[starts[0]], [0, 100])
+
+
+class ReferenceTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 2, 16)
+  def test_the_state_at_each_predicted_position(self, batch_rows):
+    calls = []
+    def hidden(*packed):
+      calls.append(packed[0].shape)
+      return _state(*packed)
+    spans = batches.add_reference(
+        _spans(), hidden, lambda lengths, capacity: [[2], [0, 1]],
+        batch_rows=batch_rows)
+    for i in range(3):
+      for a in np.flatnonzero(spans.weight[i]):
+        at = spans.where[i, a]
+        np.testing.assert_array_equal(
+            spans.reference[i, a], [_TOKENS[i, at], at])
+    self.assertLen(set(calls), 1)  # One compiled shape.
+
+
+class ExchangeTest(parameterized.TestCase):
+
+  def test_prompts_of_one_with_answers_of_the_other(self):
+    spans = _referenced()
+    own, other = spans.take(np.array([0, 2, 1])), spans.take(
+        np.array([1, 0, 2]))
+    got = batches.exchange(own, other)
+    # 11 12 13 [23]; 31 [14 15]; 21 22 [32 .. 38]. Last tokens are no inputs.
+    np.testing.assert_array_equal(got.length, [3, 2, 8])
+    for row, want in zip(got.tokens, (
+        [11, 12, 13], [31, 14], [21, 22, 32, 33, 34, 35, 36, 37])):
+      np.testing.assert_array_equal(row[:len(want)], want)
+    np.testing.assert_array_equal(got.weight.sum(1), [1, 2, 7])
+    np.testing.assert_array_equal(got.where[0, :1], [2])
+    np.testing.assert_array_equal(got.where[1, :2], [0, 1])
+    np.testing.assert_array_equal(got.where[2], np.arange(1, 8))
+    np.testing.assert_array_equal(got.labels[0, :1], [23])
+    np.testing.assert_array_equal(got.labels[1, :2], [14, 15])
+    np.testing.assert_array_equal(got.labels[2], np.arange(32, 39))
+    # References are the base's states at the other's own prompt and answer.
+    np.testing.assert_array_equal(got.reference[0, 0], [22, 1])
+    np.testing.assert_array_equal(got.reference[1, :2], [[13, 2], [14, 3]])
+    np.testing.assert_array_equal(got.reference[2, 0], [31, 0])
+
+  def test_exchange_with_oneself_changes_nothing(self):
+    spans = _referenced()
+    got = batches.exchange(spans, spans)
+    for i, length in enumerate(spans.length):
+      np.testing.assert_array_equal(
+          got.tokens[i, :length], spans.tokens[i, :length])
+    for name in ('length', 'where', 'labels', 'weight', 'reference'):
+      np.testing.assert_array_equal(getattr(got, name), getattr(spans, name))
+
+  def test_partners_share_relation_and_template_where_they_can(self):
+    got = batches.exchange_groups(
+        ['capital', 'capital', 'capital', 'capital', 'river', 'river'],
+        ['t1', 't1', 't2', 't1', 't1', 't3'],
+        ['fr', 'de', 'fr', 'fr', 'po', 'rhone'])
+    want = [[1], [0, 3], [1], [1], [5], [4]]
+    self.assertEqual([p.tolist() for p in got], want)
+
+  def test_a_relation_of_one_fact_is_refused(self):
+    with self.assertRaisesRegex(
+        ValueError, "two facts of a relation.*'river'.*only 'po'"):
+      batches.exchange_groups(['a', 'a', 'river'], ['t'] * 3, ['x', 'y', 'po'])
+
+
+class BatchesTest(parameterized.TestCase):
+
+  def _pool(self, n, batch, seed, long=False):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(4, 9, n)
+    if long:
+      lengths[0] = 90  # A rare text window that is longer than a row.
+    tokens = rng.integers(1, 99, (n, lengths.max() + 1))
+    mask = np.zeros(tokens.shape, bool)
+    for i, length in enumerate(lengths):
+      mask[i, length - 1 - rng.integers(1, 3):length - 1] = True
+    spans = batches.add_reference(
+        batches.make_spans(tokens, mask), _state, packing.fill_rows)
+    return batches.Pool(
+        spans=spans, sampler=batching.BatchSampler(n, batch, seed))
+
+  def _make(self, *, seed=0, steps=6, exchange=False, long=False):
+    forget = self._pool(7, 3, 1)
+    partners = batches.exchange_groups(
+        ['r'] * 7, ['t'] * 7, list(map(str, range(7)))) if exchange else None
+    return batches.Batches(
+        forget=forget, retain=self._pool(9, 4, 2),
+        text=self._pool(8, 1, 3, long), prompts=forget.spans,
+        partners=partners, fill=packing.fill_rows, steps=steps, seed=seed)
+
+  def _assert_equal(self, a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+  @parameterized.parameters(False, True)
+  def test_a_batch_depends_on_its_step_only(self, exchange):
+    first = self._make(exchange=exchange)
+    wanted = [first(step) for step in range(6)]
+    other = self._make(exchange=exchange)
+    for step in (5, 0, 3, 3):
+      self._assert_equal(other(step), wanted[step])
+    with self.assertRaises(AssertionError):
+      self._assert_equal(wanted[0], wanted[1])
+
+  def test_partners_change_by_step_and_seed(self):
+    labels = lambda seed: [
+        self._make(exchange=True, seed=seed)(s).forget.labels for s in range(6)]
+    with self.assertRaises(AssertionError):
+      self._assert_equal(labels(0), labels(1))
+    self._assert_equal(labels(1), labels(1))
+
+  @parameterized.product(exchange=(False, True), long=(False, True))
+  def test_all_steps_have_one_shape(self, exchange, long):
+    made = self._make(exchange=exchange, long=long, steps=8)
+    shapes = {str(jax.tree.map(np.shape, made(s))) for s in range(8)}
+    self.assertLen(shapes, 1)
+
+  def test_parts_are_what_the_samplers_chose(self):
+    made = self._make()
+    batch = made(4)
+    for part, pool in ((batch.forget, made.forget), (
+        batch.retain, made.retain), (batch.text, made.text)):
+      rows = pool.sampler[4]
+      np.testing.assert_array_equal(part.labels, pool.spans.labels[rows])
+      tokens = batch.packed.tokens.ravel()[part.where]
+      for b, row in enumerate(rows):
+        for a in np.flatnonzero(part.weight[b]):
+          self.assertEqual(tokens[b, a], pool.spans.tokens[
+              row, pool.spans.where[row, a]])
+          np.testing.assert_array_equal(
+              part.reference[b, a],
+              [tokens[b, a], pool.spans.where[row, a]])
+    np.testing.assert_array_equal(batch.prompts.where, batch.forget.where)
+
+  def test_optional_parts_are_none(self):
+    made = batches.Batches(
+        forget=self._pool(7, 3, 1), retain=self._pool(9, 4, 2),
+        fill=packing.fill_rows, steps=2)
+    self.assertIsNone(made(0).text)
+    self.assertIsNone(made(0).prompts)
+
+
+if __name__ == '__main__':
+  absltest.main()

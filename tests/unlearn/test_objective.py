@@ -1,0 +1,185 @@
+"""The objective against a model and losses in loops, sequence by sequence."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from mansu_jax import quant
+from mansu_jax.models import layout
+from mansu_jax.unlearn import objective
+from tests.reference import decoder_naive
+from tests.reference import unlearn_naive
+from tests.unlearn import problem
+
+_LOSSES = ('npo', 'simnpo', 'bounded_nll', 'ascent')
+
+
+def _logits(params, sequences):
+  """[T, V] of each sequence alone."""
+  return [decoder_naive.forward(
+      row, params, theta=problem.CONFIG.rope_theta,
+      eps=problem.CONFIG.norm_eps)[0] for row in sequences[0]]
+
+
+def _places(mask):
+  return [np.flatnonzero(row).tolist() for row in mask]
+
+
+def _naive_kl(base, seen, mask):
+  """Mean over predicted tokens of all sequences."""
+  values = [unlearn_naive.kl(base[i][t], seen[i][t])
+            for i, row in enumerate(_places(mask)) for t in row]
+  return sum(values) / len(values)
+
+
+def _naive_nll(logits, sequences):
+  return [unlearn_naive.sequence_nll(logits[i], sequences[0][i], row)
+          for i, row in enumerate(_places(sequences[1]))]
+
+
+def _naive(options, base, theta):
+  """(loss, forget, forget nll, retain kl, retain nll, text kl)."""
+  before, after = ({
+      name: _logits(params, part) for name, part in (
+          ('forget', problem.FORGET), ('retain', problem.RETAIN),
+          ('text', problem.TEXT))} for params in (base, theta))
+  nll = _naive_nll(after['forget'], problem.FORGET)
+  nll_base = _naive_nll(before['forget'], problem.FORGET)
+  lengths = [len(row) for row in _places(problem.FORGET[1])]
+  beta = options.npo_beta
+  forget = np.mean({
+      'npo': [unlearn_naive.npo(a, b, beta) for a, b in zip(nll, nll_base)],
+      'simnpo': [unlearn_naive.simnpo(a, n, beta)
+                 for a, n in zip(nll, lengths)],
+      'bounded_nll': [unlearn_naive.unlikelihood(a) for a in nll],
+      'ascent': [-a for a in nll]}[options.loss])
+  kls = {name: _naive_kl(before[name], after[name], part[1])
+         for name, part in (('retain', problem.RETAIN),
+                            ('text', problem.TEXT))}
+  prompts = _naive_kl(
+      before['forget'], after['forget'], problem.PROMPTS[1])
+  retain_nll = sum(_naive_nll(after['retain'], problem.RETAIN)) / (
+      problem.RETAIN[1].sum())
+  loss = (options.forget_weight * forget
+          + options.kl_weight * (
+              kls['retain'] + options.text_weight * kls['text']
+              + options.prompt_weight * prompts)
+          + options.nll_weight * retain_nll)
+  return [loss, forget, np.mean(nll), kls['retain'], retain_nll, kls['text']]
+
+
+class ObjectiveTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.model = problem.model()
+    cls.hidden = staticmethod(problem.hidden_of_model())
+    cls.edit = problem.circuit_edit()
+    rng = np.random.default_rng(7)
+    mask = lambda m: np.asarray(m, np.float32)
+    cls.theta = jax.tree.map(
+        lambda x, m: x + 0.2 * mask(m) * rng.normal(size=x.shape).astype(
+            np.float32), cls.edit.theta, cls.edit.mask)
+    cls.merged = jax.device_get(cls.edit.merge(cls.theta))
+
+  @classmethod
+  @functools.cache
+  def _loss(cls, options):
+    return jax.jit(objective.make_loss(
+        options, cls.edit.forward, cls.edit.unembed))
+
+  @parameterized.parameters(*_LOSSES)
+  def test_packed_rows_equal_each_sequence_alone(self, name):
+    options = problem.options(
+        loss=name, forget_weight=0.7, kl_weight=3.0, nll_weight=0.5,
+        text_weight=0.3, prompt_weight=2.0, npo_beta=0.3)
+    batch = problem.batch(self.hidden)
+    self.assertEqual(batch.packed.tokens.shape[0], 1)  # All share a row.
+    view = self.edit.views['fp']
+    loss, metrics = self._loss(options)(self.theta, view, view, batch)
+    want = _naive(options, jax.device_get(self.model.params), self.merged)
+    np.testing.assert_allclose(metrics, want, rtol=2e-4, atol=2e-5)
+    self.assertEqual(float(loss), float(metrics.loss))
+    self.assertGreater(min(map(abs, want)), 1e-3)
+
+  def test_gradient_does_not_depend_on_the_packing(self):
+    options = problem.options(prompt_weight=1.0)
+    view, loss = self.edit.views['fp'], objective.make_loss(
+        options, self.edit.forward, self.edit.unembed)
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    packed, alone = (gradient(
+        self.theta, view, view, problem.batch(self.hidden, alone=alone, rows=7))[0]
+                     for alone in (False, True))
+    for a, b in zip(jax.tree.leaves(packed), jax.tree.leaves(alone)):
+      np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+      self.assertGreater(np.abs(a).max(), 1e-3)
+
+  def test_at_the_start_nothing_is_lost_and_npo_is_at_its_log_2(self):
+    view, options = self.edit.views['fp'], problem.options(npo_beta=0.1)
+    _, metrics = self._loss(options)(
+        self.edit.theta, view, view, problem.batch(self.hidden))
+    self.assertAlmostEqual(float(metrics.retain_kl), 0.0, places=5)
+    self.assertAlmostEqual(float(metrics.text_kl), 0.0, places=5)
+    self.assertAlmostEqual(float(metrics.forget), 20 * np.log(2), places=3)
+
+  def test_the_target_stays_the_full_precision_base_in_a_quantized_view(self):
+    loss = self._loss(problem.options())
+    frozen, base = self.edit.views['nf4'], self.edit.views['fp']
+    _, metrics = loss(self.edit.see(self.edit.theta, frozen), frozen, base,
+                      problem.batch(self.hidden))
+    rounded = jax.device_get(quant.fake_quantize(
+        self.model.params, 'nf4', layout.block_layout(problem.CONFIG)))
+    params = jax.device_get(self.model.params)
+    want = _naive_kl(*(_logits(p, problem.RETAIN) for p in (params, rounded)),
+                     problem.RETAIN[1])
+    self.assertGreater(want, 1e-3)
+    self.assertAlmostEqual(float(metrics.retain_kl), want, delta=1e-3 * want
+                           + 1e-5)
+
+  def test_exchange_is_the_kl_to_the_references_it_is_given(self):
+    batch = problem.batch(self.hidden)
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=batch.forget.reference.shape).astype(
+        np.float32)
+    batch = batch._replace(
+        forget=batch.forget._replace(reference=reference))
+    view = self.edit.views['fp']
+    _, metrics = self._loss(problem.options(loss='exchange'))(
+        self.theta, view, view, batch)
+    after = _logits(self.merged, problem.FORGET)
+    table = np.float64(self.model.params['embed'])
+    values = [unlearn_naive.kl(table @ reference[i, a], after[i][t])
+              for i, row in enumerate(_places(problem.FORGET[1]))
+              for a, t in enumerate(row)]
+    self.assertAlmostEqual(
+        float(metrics.forget), np.mean(values), delta=1e-3)
+
+  def test_text_and_prompts_may_be_absent(self):
+    view, batch = self.edit.views['fp'], problem.batch(self.hidden)
+    loss = self._loss(problem.options(prompt_weight=2.0))
+    _, metrics = loss(self.theta, view, view, batch._replace(
+        text=None, prompts=None))
+    self.assertEqual(float(metrics.text_kl), 0.0)
+    self.assertAlmostEqual(
+        float(metrics.loss), float(
+            metrics.forget + 10 * metrics.retain_kl + metrics.retain_nll),
+        places=4)
+
+
+class MaskTest(absltest.TestCase):
+
+  def test_a_token_sees_its_own_sequence_up_to_itself(self):
+    packed = objective.Packed(
+        np.zeros((1, 5), np.int32), np.array([[0, 1, 0, 1, 0]]),
+        np.array([[4, 4, 2, 2, -1]]))
+    np.testing.assert_array_equal(objective.packed_mask(packed)[0], [
+        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1]])
+
+
+if __name__ == '__main__':
+  absltest.main()
