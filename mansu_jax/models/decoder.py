@@ -13,7 +13,8 @@ The optional `circuit` holds weights lifted out of a frozen base, so that
 their gradient has the circuit's size and no full weight gradient exists:
 
     layers/mlp/gate, up, down [L, n, D]         layers/mlp/keep [L, F]
-    layers/attn/q [L, m, D, H], o [L, m, H, D]  layers/attn/head_onehot [L, m, N]
+    layers/attn/q [L, m, D, H], o [L, m, H, D]
+    layers/attn/head_onehot [L, m, N]
     layers/attn/k, v [L, c, D, H]               layers/attn/kv_onehot [L, c, K]
 
 `keep` is 0 at lifted neurons and 1 elsewhere; a one-hot row is zero where its

@@ -81,15 +81,16 @@ def gaps(record: Record) -> document.Section:
   kinds = [('ptq_gap', 'gap of the unlearned model', 'unlearned'),
            ('ptq_gap_base', 'the base\'s own gap', 'base'),
            ('ptq_gap_adjusted', 'gap less the base\'s own', 'null')]
-  rows, dots = [], []
+  rows, tests, dots = [], [], []
   for scheme, gap in record['ptq_gap'].items():
     entries = [record[key].get(scheme) or {} for key, _, _ in kinds]
-    rows.append((
-        scheme, *(words.estimate(e, 3, True) for e in entries),
-        words.signed(gap.get('upper')),
+    rows.append((scheme, *(words.estimate(e, 3, True) for e in entries)))
+    tests.append((
+        scheme, words.signed(gap.get('upper')),
         words.number(gap.get('smallest_detectable')),
         words.number(gap.get('discordant')),
-        words.significant(gap.get('mcnemar_p')), str(gap.get('n', ''))))
+        words.significant(gap.get('mcnemar_p')),
+        str(gap.get('n', words.MISSING))))
     dots.append(svg.Row(scheme, [
         svg.Dot(e.get('value'), e.get('interval'), style)
         for e, (_, _, style) in zip(entries, kinds)]))
@@ -109,9 +110,11 @@ def gaps(record: Record) -> document.Section:
       document.Plots((document.Plot(
           'ptq_gap', chart, 'Gaps with 95 % intervals, by quantizer.'),)),
       document.Table(
-          ('quantizer', 'gap', 'base\'s own gap', 'base-adjusted gap',
-           'upper bound of the gap', 'smallest detectable', 'share discordant',
-           'McNemar p', 'questions'), tuple(rows))))
+          ('quantizer', 'gap', 'base\'s own gap', 'base-adjusted gap'),
+          tuple(rows)),
+      document.Table(
+          ('quantizer', 'upper bound of the gap', 'smallest detectable',
+           'share discordant', 'McNemar p', 'questions'), tuple(tests))))
 
 
 def perplexity(record: Record) -> document.Section:

@@ -131,6 +131,9 @@ def _check_notes(record: Record, letter: str, entry: Record) -> list[str]:
   notes = []
   for key, name in (('cad', 'CAD'), ('as_nc', 'AS-NC')):
     notes.append(f'{name}: {words.estimate(record.get(key))}')
+    if key == 'cad' and entry.get('threshold') is not None:
+      notes[-1] += ('; the highest 95 % level of a null is'
+                    f' {words.number(entry["threshold"])}')
   failed = [k.replace('_', ' ').replace('as nc', 'AS-NC').replace('cad', 'CAD')
             for k, holds in entry.get('checks', {}).items() if not holds]
   if failed:

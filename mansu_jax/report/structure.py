@@ -68,7 +68,7 @@ def circuit(record: Record) -> document.Section:
           f'Circuit by layer: {kind.replace("_", " ")}', [
               svg.Bar(layer - 0.4, layer + 0.4, count)
               for layer, count in enumerate(found['by_layer'][kind])],
-          x_label='layer', y_label=kind.replace('_', ' ')),
+          x_label='layer', y_label=kind.replace('_', ' '), whole=True),
       f'Where the {n:,} {kind.replace("_", " ")} of the circuit are.')
            for kind, n in nodes.items()]
   rows = [('selection', found['selection']), ('level', found['level']),

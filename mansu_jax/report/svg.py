@@ -139,6 +139,7 @@ class _Frame:
     self._rules = rules
     if y_label:
       self._y_axis(y_label)
+    self._draw_rules()
 
   def _lay_out(self, legend: Sequence[Key]) -> int:
     """Draws the legend under the title; returns how many rows it takes."""
@@ -168,9 +169,11 @@ class _Frame:
     """Adds an element."""
     self._marks.append(mark)
 
-  def x_axis(self, label: str, count: int = 6) -> None:
+  def x_axis(self, label: str, count: int, whole: bool = False) -> None:
     """Vertical grid lines with their values, and the label below."""
     for value in ticks(*self._x, count):
+      if whole and value != round(value):
+        continue
       x = self.x(value)
       self._marks.insert(0, _element(
           'line', x1=x, x2=x, y1=float(self.top), y2=float(self.bottom),
@@ -204,7 +207,6 @@ class _Frame:
 
   def render(self) -> str:
     """The whole document."""
-    self._draw_rules()
     height = math.ceil(self.bottom + 44)
     self.add(_element(
         'line', x1=float(self.left), x2=float(self.right),
@@ -306,17 +308,27 @@ def _draw_dots(frame, dots, top, height, joined):
 def bar_chart(
     title: str, bars: Sequence[Bar], *, x_label: str, y_label: str,
     legend: Sequence[Key] = (), rules: Sequence[Rule] = (),
-    width: int = WIDE) -> str:
-  """Bars on linear axes, for histograms and counts."""
+    whole: bool = False) -> str:
+  """Bars on linear axes, for histograms and counts.
+
+  Args:
+    title: of the chart.
+    bars: none may overlap.
+    x_label: of the horizontal axis.
+    y_label: of the vertical axis.
+    legend: what the colours stand for.
+    rules: reference values.
+    whole: name whole numbers only on the horizontal axis.
+  """
   lefts = [bar.left for bar in bars] + [r.value for r in rules]
   rights = [bar.right for bar in bars] + [r.value for r in rules]
   highest = max((bar.height for bar in bars), default=0) or 1
   frame = _Frame(
       title, x=(min(lefts, default=0), max(rights, default=1)),
-      y=(0, highest * 1.05), width=width, height=170,
+      y=(0, highest * 1.05), width=WIDE, height=170,
       left=_ROOM + 14 + _CHARACTER * len(number(ticks(0, highest, 4)[-1])),
       legend=legend, rules=rules, y_label=y_label)
-  frame.x_axis(x_label, 8 if width == WIDE else 5)
+  frame.x_axis(x_label, 8, whole)
   for bar in bars:
     if bar.height > 0:
       left, right, top = frame.x(bar.left), frame.x(bar.right), frame.y(

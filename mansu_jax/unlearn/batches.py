@@ -61,14 +61,15 @@ def make_spans(tokens: np.ndarray, mask: np.ndarray) -> Spans:
 
 
 def pack(
-    groups: Sequence[Spans], fill: FillRows, rows: int | None = None
-) -> tuple[objective.Packed, list[np.ndarray]]:
+    groups: Sequence[Spans], fill: FillRows, rows: int | None = None,
+    capacity: int = ROW) -> tuple[objective.Packed, list[np.ndarray]]:
   """Packs the sequences of all groups into shared rows.
 
   Args:
     groups: sequences; all are packed together.
     fill: the bin packer.
     rows: pad to this many rows.
+    capacity: tokens a row; the longest sequence's, if that has more.
 
   Returns:
     The rows, and for each group the start of each sequence in the flattened
@@ -78,7 +79,7 @@ def pack(
     ValueError: the sequences do not fit `rows`.
   """
   lengths = np.concatenate([g.length for g in groups])
-  capacity = max(ROW, int(lengths.max()))
+  capacity = max(capacity, int(lengths.max()))
   filled = fill(lengths.tolist(), capacity)
   rows = rows or len(filled)
   if len(filled) > rows:
@@ -141,8 +142,8 @@ def exchange_groups(
     if not partners.size:
       raise ValueError(
           f'--unlearn_loss=exchange needs two facts of a relation, but'
-          f' {relation!r} has only {facts[i]!r}. Use --unlearn_loss=npo, or'
-          ' add facts.')
+          f' {str(relation)!r} has only {str(facts[i])!r}. Use'
+          ' --unlearn_loss=npo, or add facts.')
     out.append(partners)
   return out
 
@@ -187,7 +188,7 @@ class Batches:
       `forget`, or None.
     partners: from `exchange_groups`, or None when answers stay.
     fill: the bin packer.
-    steps: as many will be asked for; all get the same number of rows.
+    steps: as many will be asked for; all get rows of one number and length.
     seed: of the choice of partners.
   """
 
@@ -198,10 +199,12 @@ class Batches:
       seed: int = 0):
     self.forget, self.retain, self.text = forget, retain, text
     self._prompts, self._partners = prompts, partners
-    self._fill, self._seed, self._rows = fill, seed, None
-    self._rows = max(
-        pack(self._groups(step)[0], fill)[0].tokens.shape[0]
-        for step in range(steps))
+    self._fill, self._seed = fill, seed
+    lengths = [
+        np.concatenate([g.length for g in self._groups(step)[0]]).tolist()
+        for step in range(steps)]
+    self._capacity = max(ROW, *map(max, lengths))
+    self._rows = max(len(fill(some, self._capacity)) for some in lengths)
 
   def _groups(self, step: int) -> tuple[list[Spans], Spans | None]:
     rows = self.forget.sampler[step]
@@ -218,7 +221,7 @@ class Batches:
 
   def __call__(self, step: int) -> objective.Batch:
     groups, prompts = self._groups(step)
-    packed, starts = pack(groups, self._fill, self._rows)
+    packed, starts = pack(groups, self._fill, self._rows, self._capacity)
     parts = [targets(g, s) for g, s in zip(groups, starts)]
     return objective.Batch(
         packed=packed, forget=parts[0], retain=parts[1],

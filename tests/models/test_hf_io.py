@@ -225,7 +225,8 @@ class RefuseTest(parameterized.TestCase):
   @absltest.mock.patch.object(huggingface_hub.HfApi, 'model_info',
                               side_effect=ConnectionError('no network'))
   def test_hub_id_that_is_nowhere(self, unused_model_info):
-    self._refused('no-such-org/no-such-model', "No model at 'no-such-org/.*no network")
+    self._refused('no-such-org/no-such-model',
+                  "No model at 'no-such-org/.*no network")
 
   @absltest.mock.patch.dict(loading.WHEELS, {'llm-none': 'llm_none'})
   def test_wheel_that_is_not_installed(self):

@@ -129,7 +129,8 @@ def _properties(gaps: dict[str, Any]) -> dict[str, Any]:
       'Q': gaps['ptq_gap']['int4_g128'] | {
           'threshold': 0.01, 'passed': 'inconclusive', 'scheme': 'int4_g128',
           'measure': 'gap'},
-      'S': {'checks': checks, 'passed': False}}
+      'S': {'value': 0.83, 'interval': [0.74, 0.93], 'threshold': 0.866,
+            'checks': checks, 'passed': False, 'measure': 'CAD'}}
 
 
 def make() -> dict[str, Any]:

@@ -134,7 +134,8 @@ class ContentTest(_ReportTest):
 
   def test_gaps_are_the_records(self):
     record = records.make()
-    rows = self.page(record).table('quantizer', 'gap')
+    page = self.page(record)
+    rows = page.table('quantizer', 'gap')
     self.assertEqual([row[0] for row in rows], list(records.SCHEMES))
     for row in rows:
       for cell, key in zip(
@@ -143,10 +144,14 @@ class ContentTest(_ReportTest):
         low, high = entry['interval']
         self.assertEqual(
             cell, f'{entry["value"]:+.3f} [{low:+.3f}, {high:+.3f}]')
-      gap = record['ptq_gap'][row[0]]
-      self.assertEqual(row[4], f'{gap["upper"]:+.3f}')
-      self.assertEqual(row[5], f'{gap["smallest_detectable"]:.3f}')
-      self.assertEqual(float(row[7]), round(gap['mcnemar_p'], 3))
+    for scheme, upper, smallest, discordant, p, n in page.table(
+        'quantizer', 'upper bound of the gap'):
+      gap = record['ptq_gap'][scheme]
+      self.assertEqual(upper, f'{gap["upper"]:+.3f}')
+      self.assertEqual(smallest, f'{gap["smallest_detectable"]:.3f}')
+      self.assertEqual(discordant, f'{gap["discordant"]:.3f}')
+      self.assertEqual(float(p), round(gap['mcnemar_p'], 3))
+      self.assertEqual(n, str(gap['n']))
 
   def test_perplexities_and_ratios_are_the_records(self):
     record = records.make()
@@ -202,6 +207,7 @@ class ContentTest(_ReportTest):
                   'accuracy drop +0.052 [+0.040, +0.064]',
                   'under int4_g128', '3 of 5 checks hold',
                   'CAD above random circuits; AS-NC below base quantized',
+                  'the highest 95 % level of a null is 0.866',
                   'both sides of the threshold 0.9',
                   'could have shown: 0.031 (300 questions on 50 facts)'):
       self.assertIn(shown, page.text)

@@ -94,7 +94,7 @@ class PackTest(parameterized.TestCase):
     mask[0, 90], mask[1, 3] = True, True
     packed, starts = batches.pack(
         [batches.make_spans(tokens, mask)], packing.fill_rows)
-    self.assertEqual(packed.tokens.shape[1], 91 + 0)
+    self.assertEqual(packed.tokens.shape[1], 91)
     np.testing.assert_array_equal(packed.tokens.ravel()[starts[0]], [0, 100])
 
 
