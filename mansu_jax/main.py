@@ -43,7 +43,9 @@ def main(argv: list[str]) -> int:
           ' too: put # in the first column).')
     config = run_flags.to_config()
     from mansu_jax import pipeline  # Slow to import: after the flags' checks.
+    from mansu_jax.report import summary
     record = pipeline.run(config)
+    print('\n'.join(summary.lines(record)))
   except ValueError as error:
     if flags.FLAGS.debug:
       raise

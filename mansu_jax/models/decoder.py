@@ -85,7 +85,11 @@ class Decoder(nn.Module):
   def _stack(self) -> Any:
     block = layers.Block
     if self.remat:
-      block = nn.remat(block, prevent_cse=False)
+      # Outputs of the projections are kept and only cheap work is done again;
+      # without this a scan also saves a copy of every weight it contracts.
+      block = nn.remat(
+          block, prevent_cse=False,
+          policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
     stacked = (
         'params', 'circuit', 'patches', 'intermediates', 'perturbations')
     return nn.scan(

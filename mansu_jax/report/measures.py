@@ -28,27 +28,8 @@ def legend(record: Record) -> list[svg.Key]:
       svg.Key(f'unlearned, {quantized}', 'unlearned', True)]
 
 
-def _dot(entry: Record | None, model: str, precision: str) -> svg.Dot:
-  entry = entry or {}
-  return svg.Dot(entry.get('value'), entry.get('interval'), model,
-                 precision != 'fp')
-
-
 def accuracy(record: Record) -> document.Section:
   """All splits, models and precisions."""
-  rows, dots = [], []
-  for split, by_model in record['accuracy'].items():
-    cells = [(m, p, by_model[m].get(p)) for m in _MODELS
-             for p in precisions(record)]
-    dots.append(svg.Row(split, [_dot(e, m, p) for m, p, e in cells]))
-    for model, precision, entry in cells:
-      entry = entry or {}
-      rows.append((
-          words.SPLITS.get(split, split), model, precision,
-          words.number(entry.get('value')),
-          words.interval(entry.get('interval')),
-          words.number(entry.get('acc_norm')),
-          str(entry.get('n', words.MISSING))))
   blocks: list[document.Block] = [document.Text(
       'Multiple choice by summed log-probability; intervals are 95 %,'
       ' bootstrapped by fact. acc_norm divides by the length of the answer.')]
@@ -58,18 +39,39 @@ def accuracy(record: Record) -> document.Section:
     blocks.append(document.Text(
         f'The data have no questions for {words.listing(missing)}: nothing was'
         ' measured there, and what rests on it is inconclusive.'))
-  if rows:
-    blocks += [
-        document.Plots((document.Plot(
-            'accuracy', svg.dot_chart(
-                'Accuracy by split', dots, label='accuracy',
-                legend=legend(record), span=(0.0, 1.0)),
-            'Accuracy of both models with 95 % intervals; hollow marks are'
-            ' quantized.'),)),
-        document.Table(
-            ('split', 'model', 'precision', 'accuracy', '95 % interval',
-             'acc_norm', 'questions'), tuple(rows), labels=3)]
+  if record['accuracy']:
+    blocks += _accuracy_blocks(record)
   return document.Section('Accuracy', tuple(blocks))
+
+
+def _accuracy_blocks(record: Record) -> list[document.Block]:
+  rows, dots = [], []
+  for split, by_model in record['accuracy'].items():
+    cells = [(m, p, by_model[m].get(p) or {}) for m in _MODELS
+             for p in precisions(record)]
+    dots.append(svg.Row(split, [
+        svg.Dot(e.get('value'), e.get('interval'), m, p != 'fp')
+        for m, p, e in cells]))
+    rows += [(
+        words.SPLITS.get(split, split), m, p, words.number(e.get('value')),
+        words.interval(e.get('interval')), words.number(e.get('acc_norm')),
+        str(e.get('n', words.MISSING))) for m, p, e in cells]
+  chart = svg.dot_chart(
+      'Accuracy by split', dots, label='accuracy', legend=legend(record),
+      span=(0.0, 1.0))
+  caption = ('Accuracy of both models with 95 % intervals; hollow marks are'
+             ' quantized.')
+  return [
+      document.Plots((document.Plot('accuracy', chart, caption),)),
+      document.Table(
+          ('split', 'model', 'precision', 'accuracy', '95 % interval',
+           'acc_norm', 'questions'), tuple(rows), labels=3)]
+
+
+_GAPS = (
+    ('ptq_gap', 'gap', 'unlearned'),
+    ('ptq_gap_base', 'base\'s own gap', 'base'),
+    ('ptq_gap_adjusted', 'base-adjusted gap', 'null'))
 
 
 def gaps(record: Record) -> document.Section:
@@ -78,43 +80,45 @@ def gaps(record: Record) -> document.Section:
   if not record['ptq_gap']:
     return document.Section(title, (document.Text(
         'Not measured: the forget set has no near or far questions.'),))
-  kinds = [('ptq_gap', 'gap of the unlearned model', 'unlearned'),
-           ('ptq_gap_base', 'the base\'s own gap', 'base'),
-           ('ptq_gap_adjusted', 'gap less the base\'s own', 'null')]
-  rows, tests, dots = [], [], []
-  for scheme, gap in record['ptq_gap'].items():
-    entries = [record[key].get(scheme) or {} for key, _, _ in kinds]
-    rows.append((scheme, *(words.estimate(e, 3, True) for e in entries)))
-    tests.append((
-        scheme, words.signed(gap.get('upper')),
-        words.number(gap.get('smallest_detectable')),
-        words.number(gap.get('discordant')),
-        words.significant(gap.get('mcnemar_p')),
-        str(gap.get('n', words.MISSING))))
-    dots.append(svg.Row(scheme, [
-        svg.Dot(e.get('value'), e.get('interval'), style)
-        for e, (_, _, style) in zip(entries, kinds)]))
-  bound = record['properties']['Q'].get('threshold')
-  rules = [svg.Rule(0.0, 'no gap')]
-  if bound is not None:
-    rules.append(svg.Rule(bound, f'threshold {bound:g}'))
-  chart = svg.dot_chart(
-      'Gap: accuracy quantized less full precision', dots,
-      label='difference of accuracy; + is recovery',
-      legend=[svg.Key(name, style) for _, name, style in kinds], rules=rules)
+  rows = tuple(
+      (scheme, *(words.estimate(record[key].get(scheme), 3, True)
+                 for key, _, _ in _GAPS)) for scheme in record['ptq_gap'])
+  tests = tuple(
+      (scheme, words.signed(gap.get('upper')),
+       words.number(gap.get('smallest_detectable')),
+       words.number(gap.get('discordant')),
+       words.significant(gap.get('mcnemar_p')),
+       str(gap.get('n', words.MISSING)))
+      for scheme, gap in record['ptq_gap'].items())
   return document.Section(title, (
       document.Text(
           'On forget_paraphrase and forget_far together. The property rests on'
           ' the one-sided upper 95 % bound of the gap; McNemar counts'
           ' questions as independent, the intervals do not.'),
       document.Plots((document.Plot(
-          'ptq_gap', chart, 'Gaps with 95 % intervals, by quantizer.'),)),
-      document.Table(
-          ('quantizer', 'gap', 'base\'s own gap', 'base-adjusted gap'),
-          tuple(rows)),
+          'ptq_gap', _gap_chart(record),
+          'Gaps with 95 % intervals, by quantizer.'),)),
+      document.Table(('quantizer', *(name for _, name, _ in _GAPS)), rows),
       document.Table(
           ('quantizer', 'upper bound of the gap', 'smallest detectable',
-           'share discordant', 'McNemar p', 'questions'), tuple(tests))))
+           'share discordant', 'McNemar p', 'questions'), tests)))
+
+
+def _gap_chart(record: Record) -> str:
+  dots = []
+  for scheme in record['ptq_gap']:
+    entries = [record[key].get(scheme) or {} for key, _, _ in _GAPS]
+    dots.append(svg.Row(scheme, [
+        svg.Dot(e.get('value'), e.get('interval'), style)
+        for e, (_, _, style) in zip(entries, _GAPS)]))
+  bound = record['properties']['Q'].get('threshold')
+  rules = [svg.Rule(0.0, 'no gap')]
+  if bound is not None:
+    rules.append(svg.Rule(bound, f'threshold {bound:g}'))
+  return svg.dot_chart(
+      'Gap: accuracy quantized less full precision', dots,
+      label='difference of accuracy; + is recovery',
+      legend=[svg.Key(name, style) for _, name, style in _GAPS], rules=rules)
 
 
 def perplexity(record: Record) -> document.Section:

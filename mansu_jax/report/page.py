@@ -47,7 +47,7 @@ caption{caption-side:bottom;text-align:left;padding:6px 0}
 th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:right;
 vertical-align:top;white-space:nowrap;font-variant-numeric:tabular-nums}
 th{font-weight:600;white-space:normal;vertical-align:bottom}.l{text-align:left}
-.w{white-space:pre-wrap;overflow-wrap:anywhere;min-width:13em}
+.w{white-space:pre-wrap;overflow-wrap:anywhere;min-width:10em}
 tr{break-inside:avoid}
 .plots{display:flex;flex-wrap:wrap;gap:14px;margin:14px 0}
 figure{margin:0;background:var(--card);border:1px solid var(--line);

@@ -28,7 +28,7 @@ def samples(record: Record) -> document.Section:
   names = list(record['samples'][0]['continuations'])
   rows = tuple(
       (s['split'], s['prompt'], s['answer'], *(
-          s['continuations'].get(n, words.MISSING) or '(nothing)'
+          s['continuations'].get(n, words.MISSING).strip() or '(nothing)'
           for n in names)) for s in record['samples'])
   columns = ('split', 'prompt', 'right answer',
              *(n.replace('_', ', ') for n in names))

@@ -184,10 +184,10 @@ def erasure(record: Record) -> document.Section:
                  words.count(found['pairs'], 'pair')))
     rows += [(name, f'null: {_NULLS.get(null, null)}', *_null_cells(values))
              for null, values in found['nulls'].items()]
-    plots.append(document.Plot(key, _null_chart(name, where, found),
-                               f'{name} should lie {side} the 95 % level of each'
-                               ' null that has one, and the paired'
-                               f' interval {side} zero for the other.'))
+    plots.append(document.Plot(
+        key, _null_chart(name, where, found),
+        f'{name} should lie {side} the 95 % level of each null that has one,'
+        f' and its paired difference from the other {side} zero.'))
   statement = document.Text(
       'CAD is 0 where the circuit\'s scores are unchanged, 1 where they are'
       ' gone, above 1 where they are reversed; AS-NC is the same off the'

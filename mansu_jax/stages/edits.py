@@ -96,7 +96,7 @@ def circuit_edit(
 
   def forward(slices, frozen, tokens, positions=None, mask=None):
     return decoder.forward(
-        config, frozen['params'], tokens, positions=positions,
+        config, frozen['params'], tokens, positions=positions, remat=True,
         attention_mask=mask, circuit=param_mask.collection(slices, frozen['frame']))
 
   def unembed(slices, frozen, hidden):
@@ -123,7 +123,7 @@ def full_edit(model: Any) -> Edit:
       views={'fp': {'params': params, 'theta0': params}},
       forward=lambda theta, frozen, tokens, positions=None, mask=None: (
           decoder.forward(config, theta, tokens, positions=positions,
-                          attention_mask=mask)),
+                          attention_mask=mask, remat=True)),
       unembed=lambda theta, frozen, hidden: decoder.unembed(
           pick(theta, frozen), hidden),
       see=lambda theta, frozen: theta,

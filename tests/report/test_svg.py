@@ -113,6 +113,14 @@ class BarChartTest(absltest.TestCase):
         float(rule['x1']), float(small['x']) + float(small['width']),
         float(large['x']))
 
+  def test_whole_numbers_only(self):
+    bars = [svg.Bar(i - 0.4, i + 0.4, 5.0) for i in range(3)]
+    names = [_texts(svg.bar_chart(
+        't', bars, x_label='x', y_label='y', whole=whole))
+             for whole in (True, False)]
+    self.assertNotIn('0.5', names[0])
+    self.assertIn('0.5', names[1])
+
   def test_no_bars(self):
     ElementTree.fromstring(svg.bar_chart('t', [], x_label='x', y_label='y'))
 
