@@ -159,7 +159,7 @@ class UnlearnConfig:
 
   loss: str = _field(
       'npo', 'Forget term.',
-      ('npo', 'simnpo', 'bounded_nll', 'exchange', 'ascent'))
+      ('npo', 'simnpo', 'bounded_nll', 'marginal', 'exchange', 'ascent'))
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
   forget_weight: float = _field(1.0, 'Weight of the forget term.')
   kl_weight: float = _field(10.0, 'Weight of KL(base || model) on retain.')

@@ -73,6 +73,26 @@ def to_config(
   return config_lib.RunConfig(**top, **built)
 
 
+def from_flagfile(path: str, *overrides: str) -> config_lib.RunConfig:
+  """The config of a flagfile, for notebooks and scripts.
+
+  Args:
+    path: the flagfile.
+    *overrides: flags as on the command line, such as '--seed=1'; they come
+      after the file's.
+
+  Raises:
+    ValueError: a flag that does not exist, or flags that are wrong together.
+  """
+  flag_values = flags.FlagValues()
+  define(flag_values)
+  try:
+    flag_values(['mansu_jax', f'--flagfile={path}', *overrides])
+  except flags.Error as error:
+    raise ValueError(f'{path}: {error}. See --help.') from error
+  return to_config(flag_values)
+
+
 def to_flagfile(config: config_lib.RunConfig) -> str:
   """The text of a flagfile that repeats the run, without its workdir."""
   stages = config_lib.stages()

@@ -155,6 +155,7 @@ def make_record(
 
 def _describe_scheme(name: str) -> dict[str, Any]:
   scheme = schemes_lib.get(name)
-  return {'name': scheme.name, 'block': getattr(scheme, 'block', None),
+  return {'name': scheme.name,
+          'block': getattr(scheme, 'block', getattr(scheme, 'group', None)),
           'double_quantization': False,
           'skipped': ['embed', 'norms', 'lm_head']}

@@ -62,10 +62,19 @@ def make_batches(
   if options.prompt_weight:
     first = forget.answer_mask.argmax(1)[:, None]  # Predicts the answer.
     prompts = referenced(forget, np.arange(forget.tokens.shape[1]) < first)
+  forget_pool = pool(forget, options.forget_batch, 0)
+  table = None
   if options.loss == 'exchange':
     partners = exchange_partners(forget_questions)
+  elif options.loss == 'marginal':
+    ends = forget_pool.spans.reference[:, 0]  # [n, D], prompt ends.
+    say = jax.jit(lambda params, states: jax.nn.softmax(
+        decoder.unembed(params, states)))
+    table = batches_lib.marginals(
+        *_relation_and_template(forget_questions),
+        lambda rows: np.asarray(say(model.params, ends[rows])))
   return batches_lib.Batches(
-      forget=pool(forget, options.forget_batch, 0),
+      forget=forget_pool, marginals=table,
       retain=pool(retain, options.retain_batch, 1), text=text,
       prompts=prompts, partners=partners, fill=packing.fill_rows,
       steps=options.steps, seed=seed)
@@ -73,11 +82,15 @@ def make_batches(
 
 def exchange_partners(
     questions: Sequence[questions_lib.Question]) -> list[np.ndarray]:
-  """Partners by relation and template, the last part of a question's id."""
+  """Sequences of other facts, of the same relation and template."""
   return batches_lib.exchange_groups(
-      [q.relation for q in questions],
-      [q.id.rsplit('/', 1)[-1] for q in questions],
-      [q.fact for q in questions])
+      *_relation_and_template(questions), [q.fact for q in questions])
+
+
+def _relation_and_template(questions):
+  """Relations, and templates as the last part of the questions' ids."""
+  return ([q.relation for q in questions],
+          [q.id.rsplit('/', 1)[-1] for q in questions])
 
 
 def _sample(num: int, limit: int, seed: int) -> np.ndarray:

@@ -120,7 +120,8 @@ def gaps(answers: Answers, schemes: Sequence[str]) -> dict[str, Any]:
     base = [right('base', scheme), right('base', 'fp')]
     out['ptq_gap'][scheme] = answers.estimate(
         statistics.quantization_gap, *pair, rows=rows)
-    out['ptq_gap'][scheme] |= _detectable(answers, pair, rows)
+    out['ptq_gap'][scheme] |= _detectable(
+        answers, pair, rows, out['ptq_gap'][scheme])
     out['ptq_gap_base'][scheme] = answers.estimate(
         statistics.quantization_gap, *base, rows=rows)
     out['ptq_gap_adjusted'][scheme] = answers.estimate(
@@ -128,14 +129,19 @@ def gaps(answers: Answers, schemes: Sequence[str]) -> dict[str, Any]:
   return out
 
 
-def _detectable(answers, pair, rows):
-  """What gap these items could have shown, and McNemar's p."""
+def _detectable(answers, pair, rows, gap):
+  """What gap these items could have shown, and McNemar's p.
+
+  The larger of the formula's figure and the distance from the value to its
+  own bound, which is what decides the property.
+  """
   events = (pair[0] != pair[1]).astype(float)
   items = statistics.effective_items(events, answers.facts(rows))
+  formula = statistics.smallest_detectable_gap(
+      items, max(events.mean(), 1 / events.size))
   return {
       'discordant': float(events.mean()),
-      'smallest_detectable': statistics.smallest_detectable_gap(
-          items, max(events.mean(), 1 / events.size)),
+      'smallest_detectable': max(formula, gap['upper'] - gap['value']),
       'mcnemar_p': statistics.mcnemar_exact(pair[1], pair[0])}
 
 

@@ -148,6 +148,42 @@ def exchange_groups(
   return out
 
 
+def marginals(
+    relations: Sequence[str], templates: Sequence[str],
+    probabilities: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+  """What the base says after each template, averaged over its facts.
+
+  A model that says this has forgotten which fact it was asked for, and still
+  knows what kind of answer is wanted.
+
+  Args:
+    relations: of each sequence, n.
+    templates: of each sequence, n.
+    probabilities: rows [m] -> the base's next-token probabilities [m, V] at
+      the end of those sequences' prompts.
+
+  Returns:
+    Table [G, V] float32, and the row [n] of each sequence in it.
+
+  Raises:
+    ValueError: a group has a single sequence: its average is the answer.
+  """
+  keys = list(zip(relations, templates))
+  names = list(dict.fromkeys(keys))
+  row = np.array([names.index(key) for key in keys])
+  table = []
+  for group, name in enumerate(names):
+    members = np.flatnonzero(row == group)
+    if members.size < 2:
+      raise ValueError(
+          f'--unlearn_loss=marginal averages over the facts of a relation and'
+          f' template, but {name} has only one. Use --unlearn_loss=npo, raise'
+          ' --unlearn_forget_pool, or add facts.')
+    table.append(probabilities(members).mean(0))
+  return np.stack(table).astype(np.float32), row
+
+
 def exchange(own: Spans, other: Spans) -> Spans:
   """Prompts of `own` continued by the answers of `other`.
 
@@ -187,6 +223,8 @@ class Batches:
     prompts: spans over the forget prompts' own tokens, in the order of
       `forget`, or None.
     partners: from `exchange_groups`, or None when answers stay.
+    marginals: table [G, V] of probabilities and the row [n] of each forget
+      sequence in it, for the loss `marginal`; or None.
     fill: the bin packer.
     steps: as many will be asked for; all get rows of one number and length.
     seed: of the choice of partners.
@@ -195,10 +233,12 @@ class Batches:
   def __init__(
       self, *, forget: Pool, retain: Pool, text: Pool | None = None,
       prompts: Spans | None = None,
-      partners: list[np.ndarray] | None = None, fill: FillRows, steps: int,
-      seed: int = 0):
+      partners: list[np.ndarray] | None = None,
+      marginals: tuple[np.ndarray, np.ndarray] | None = None,
+      fill: FillRows, steps: int, seed: int = 0):
     self.forget, self.retain, self.text = forget, retain, text
     self._prompts, self._partners = prompts, partners
+    self._marginals = marginals
     self._fill, self._seed = fill, seed
     lengths = [
         np.concatenate([g.length for g in self._groups(step)[0]]).tolist()
@@ -221,9 +261,14 @@ class Batches:
 
   def __call__(self, step: int) -> objective.Batch:
     groups, prompts = self._groups(step)
+    marginal = None
+    if self._marginals is not None:
+      table, row = self._marginals
+      marginal = table[row[self.forget.sampler[step]]]
     packed, starts = pack(groups, self._fill, self._rows, self._capacity)
     parts = [targets(g, s) for g, s in zip(groups, starts)]
     return objective.Batch(
         packed=packed, forget=parts[0], retain=parts[1],
         text=parts[2] if self.text is not None else None,
-        prompts=None if prompts is None else targets(prompts, starts[0]))
+        prompts=None if prompts is None else targets(prompts, starts[0]),
+        marginal=marginal)

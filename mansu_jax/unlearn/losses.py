@@ -24,6 +24,12 @@ def token_kl(reference: types.Array, logits: types.Array) -> types.Array:
   return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
+def distribution_kl(target: types.Array, logits: types.Array) -> types.Array:
+  """KL(target || model) of probabilities and logits, both [..., V], nats."""
+  log_q = jax.nn.log_softmax(logits, axis=-1)
+  return jnp.sum(jax.scipy.special.xlogy(target, target) - target * log_q, -1)
+
+
 def npo(
     nll: types.Array, nll_base: types.Array, *, beta: float) -> types.Array:
   """Negative preference optimization: -(2/beta) log sigma(beta (nll - nll_0)).

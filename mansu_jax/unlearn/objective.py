@@ -43,7 +43,8 @@ class Batch(NamedTuple):
   """What one step sees; all parts stand in the same packed rows.
 
   With the loss `exchange`, the forget prompts carry other facts' answers and
-  `forget.reference` is the base's state at those facts' own prompts.
+  `forget.reference` is the base's state at those facts' own prompts. With the
+  loss `marginal`, `marginal` is what to say at the end of each forget prompt.
   """
 
   packed: Packed
@@ -51,6 +52,7 @@ class Batch(NamedTuple):
   retain: Targets
   text: Targets | None
   prompts: Targets | None  # The forget prompts' own tokens.
+  marginal: types.Array | None = None  # [B, V] float32 probabilities
 
 
 class Metrics(NamedTuple):
@@ -80,9 +82,11 @@ def make_loss(
   into the full-precision base's logits, whichever view `frozen` is.
   """
 
-  def forget_term(logits, base, targets):
+  def forget_term(logits, base, targets, marginal):
     nll = _sequence_nll(logits, targets)
-    if options.loss == 'exchange':
+    if options.loss == 'marginal':  # [B, V] at the end of the prompt.
+      term = losses.distribution_kl(marginal, logits[:, 0]).mean()
+    elif options.loss == 'exchange':
       reference = unembed(None, base, targets.reference)
       term = losses.weighted_mean(
           losses.token_kl(reference, logits), targets.weight)
@@ -115,7 +119,7 @@ def make_loss(
           losses.token_kl(reference, logits), targets.weight)
 
     forget, forget_nll = forget_term(
-        logits_at(batch.forget), base, batch.forget)
+        logits_at(batch.forget), base, batch.forget, batch.marginal)
     logits = logits_at(batch.retain)
     retain_kl = kl(batch.retain, logits)
     retain_nll = losses.weighted_mean(

@@ -150,13 +150,13 @@ class RefuseTest(parameterized.TestCase):
     cfg = tiny.config()
     tiny.write_gguf(path, cfg, tiny.params(cfg))
     whole = path.read_bytes()
-    started = time.monotonic()
+    started = time.process_time()
     for size in (0, 3, 4, 10, 30, 100, 500, 2000, 5000, len(whole) // 2,
                  len(whole) - 1):
       path.write_bytes(whole[:size])
       with self.assertRaisesRegex(ValueError, 'GGUF'):
         loading.load(path)
-    self.assertLess(time.monotonic() - started, 20.0)
+    self.assertLess(time.process_time() - started, 20.0)
 
   def test_flipped_header_bytes_never_raise_anything_else(self):
     path = tiny.temp_dir(self) / 'x.gguf'

@@ -121,10 +121,10 @@ _UP = 'model.layers.1.mlp.up_proj.weight'
 class RefuseTest(parameterized.TestCase):
 
   def _refused(self, path, message):
-    started = time.monotonic()
+    started = time.process_time()
     with self.assertRaisesRegex(ValueError, message) as caught:
       loading.load(path)
-    self.assertLess(time.monotonic() - started, 5.0)
+    self.assertLess(time.process_time() - started, 5.0)
     self.assertNotIn('\n\n', str(caught.exception))
 
   @parameterized.named_parameters(

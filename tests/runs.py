@@ -1,0 +1,128 @@
+"""Runs for tests, and checks of the weights that they write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+from absl import flags
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+
+from mansu_jax import config as config_lib
+from mansu_jax import pipeline
+from mansu_jax import run_flags
+from mansu_jax.circuits import graph
+from mansu_jax.report import write as report
+from tests.reference import quant_naive
+
+_NF4 = np.array(sorted(quant_naive.NF4_VALUES), np.float32)
+_MIDDLES = (_NF4[1:] + _NF4[:-1]) / np.float32(2)
+_BLOCK = 64
+_cache: list[tempfile.TemporaryDirectory] = []
+
+
+def start() -> None:
+  """Keeps compiled programs for the runs that follow, in this process."""
+  _cache.append(tempfile.TemporaryDirectory())
+  jax.config.update('jax_compilation_cache_dir', _cache[-1].name)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  compilation_cache.reset_cache()
+
+
+def stop() -> None:
+  """Undoes `start`."""
+  jax.config.update('jax_compilation_cache_dir', None)
+  compilation_cache.reset_cache()
+  _cache.pop().cleanup()
+
+
+def parse(*args: str) -> config_lib.RunConfig:
+  """The config of a command line."""
+  values = flags.FlagValues()
+  run_flags.define(values)
+  rest = values(['mansu_jax', *args])
+  assert len(rest) == 1, rest
+  return run_flags.to_config(values)
+
+
+def run(root: pathlib.Path, *args: str) -> dict[str, Any]:
+  """Runs into a workdir; returns the record."""
+  return pipeline.run(parse(*args, f'--workdir={root}'))
+
+
+def figures(record: dict[str, Any]) -> dict[str, Any]:
+  """A record without what differs between equal runs."""
+  record = report.as_json(record)
+  return {k: v for k, v in record.items() if k not in ('stages', 'config')}
+
+
+def sha256(path: pathlib.Path) -> str:
+  """Of a file."""
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """Tensors of a model directory in torch's order."""
+  return safetensors_numpy.load_file(folder / 'model.safetensors')
+
+
+def read_circuit(root: pathlib.Path, config: Any) -> graph.Circuit:
+  """The circuit of a workdir."""
+  return graph.from_json(
+      json.loads((root / 'circuit.json').read_text()), config)
+
+
+def nf4(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Decoded values [out, in] and scales [blocks] of a torch matrix."""
+  blocks = matrix.astype(np.float32).reshape(-1, _BLOCK)
+  scale = np.abs(blocks).max(1)
+  inverse = np.float32(1) / scale
+  code = np.searchsorted(_MIDDLES, blocks * inverse[:, None], side='left')
+  return (_NF4[code] * scale[:, None]).reshape(matrix.shape), scale
+
+
+def check_floor(
+    test: Any, base: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> int:
+  """Each weight is bit-equal or has another NF4 value; returns the moved.
+
+  What stays unquantized (embeddings, norms) has not moved, and no block's
+  scale has.
+  """
+  test.assertEqual(set(got), set(base))
+  moved = 0
+  for name, before in base.items():
+    differs = got[name] != before
+    moved += int(differs.sum())
+    if '_proj.' not in name:
+      test.assertFalse(differs.any(), name)
+      continue
+    values, scale = nf4(before)
+    new_values, new_scale = nf4(got[name])
+    np.testing.assert_array_equal(new_scale, scale, err_msg=name)
+    np.testing.assert_array_equal(new_values != values, differs, err_msg=name)
+  return moved
+
+
+def check_only_circuit_moved(
+    test: Any, base: dict[str, np.ndarray], got: dict[str, np.ndarray],
+    circuit: graph.Circuit) -> None:
+  """Nothing outside the circuit's units has moved."""
+  width = {'q': circuit.heads, 'o': circuit.heads, 'k': circuit.kv_heads,
+           'v': circuit.kv_heads}
+  for name, before in base.items():
+    differs = got[name] != before
+    if '_proj.' not in name:
+      test.assertFalse(differs.any(), name)
+      continue
+    layer, kind = int(name.split('.')[2]), name.split('.')[4].split('_')[0]
+    chosen = width.get(kind, circuit.neurons)[layer]
+    by_column = kind in ('o', 'down')  # Its units are inputs.
+    units = differs.T if by_column else differs
+    units = units.reshape(chosen.size, -1).any(1)
+    test.assertFalse((units & ~chosen).any(), name)

@@ -1,0 +1,299 @@
+"""Whole runs on the tiny job: what they leave behind, and that it is true."""
+
+import html.parser
+import importlib.util
+import json
+import pathlib
+import re
+import shutil
+import tempfile
+from unittest import mock
+import xml.etree.ElementTree
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import transformers
+
+from mansu_jax import pipeline
+from mansu_jax.circuits import graph
+from mansu_jax.models import decoder
+from mansu_jax.models import loading
+from mansu_jax.report import write as report
+from mansu_jax.unlearn import loop
+from tests import runs
+from tests import tiny_job
+
+_SPLITS = (
+    'forget', 'forget_paraphrase', 'forget_far', 'retain', 'retain_heldout')
+_MODELS, _PRECISIONS = ('base', 'unlearned'), ('fp', 'nf4')
+_STAGES = ('attribution', 'fisher', 'unlearn')
+
+
+def setUpModule():
+  runs.start()
+
+
+def tearDownModule():
+  runs.stop()
+
+
+class _Page(html.parser.HTMLParser):
+  """Collects what a page would load."""
+
+  def __init__(self):
+    super().__init__()
+    self.loads, self.tags = [], set()
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.add(tag)
+    self.loads += [v for k, v in attrs if k in ('src', 'href', 'srcset') and v
+                   and not v.startswith(('#', 'data:'))]
+
+
+class RunTest(parameterized.TestCase):
+  """One run from a flagfile, looked at from all sides."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    made = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(made.cleanup)
+    cls.folder = pathlib.Path(made.name)
+    cls.flagfile = cls.folder / 'job.flags'
+    cls.flagfile.write_text('# A job.\n' + '\n'.join(
+        tiny_job.make(cls.folder / 'job')) + '\n')
+    cls.root = cls.folder / 'run'
+    cls.returned = runs.run(cls.root, f'--flagfile={cls.flagfile}')
+    cls.record = json.loads((cls.root / 'record.json').read_text())
+
+  def test_the_workdir_holds_what_the_contract_names_and_no_more(self):
+    self.assertEqual(sorted(p.name for p in self.root.iterdir()), [
+        'checkpoints', 'circuit.json', 'flags.txt', 'model', 'plots',
+        'record.json', 'report.html', 'report.md'])
+
+  def test_the_returned_record_is_the_written_one(self):
+    self.assertEqual(report.as_json(self.returned), self.record)
+    self.assertNotIn('not_finite', self.record)
+
+  def test_accuracy_of_each_split_model_and_precision(self):
+    accuracy = self.record['accuracy']
+    self.assertEqual(tuple(accuracy), _SPLITS)
+    for split in _SPLITS:
+      for model in _MODELS:
+        self.assertEqual(tuple(accuracy[split][model]), _PRECISIONS)
+        for entry in accuracy[split][model].values():
+          low, high = entry['interval']
+          self.assertBetween(entry['value'], 0, 1)
+          self.assertBetween(entry['value'], low, high)
+          self.assertGreater(entry['n'], 20)
+
+  def test_gaps_follow_from_the_accuracies(self):
+    right = lambda model, precision: sum(
+        self.record['accuracy'][s][model][precision]['value']
+        * self.record['accuracy'][s][model][precision]['n']
+        for s in ('forget_paraphrase', 'forget_far'))
+    asked = sum(self.record['accuracy'][s]['base']['fp']['n']
+                for s in ('forget_paraphrase', 'forget_far'))
+    gap = {m: (right(m, 'nf4') - right(m, 'fp')) / asked for m in _MODELS}
+    wanted = {'ptq_gap': gap['unlearned'], 'ptq_gap_base': gap['base'],
+              'ptq_gap_adjusted': gap['unlearned'] - gap['base']}
+    for name, value in wanted.items():
+      self.assertEqual(tuple(self.record[name]), ('nf4',))
+      entry = self.record[name]['nf4']
+      self.assertAlmostEqual(entry['value'], value, places=6)
+      self.assertBetween(entry['value'], *entry['interval'])
+
+  def test_perplexity_of_each_kind_and_of_all(self):
+    by_text = self.record['perplexity_by_text']
+    self.assertEqual(set(by_text), {'harbour', 'village_unseen'})
+    for table in (self.record['perplexity'], *by_text.values()):
+      for model in _MODELS:
+        self.assertEqual(tuple(table[model]), _PRECISIONS)
+        for value in table[model].values():
+          self.assertBetween(value, 1, 100)
+
+  def test_properties_have_value_interval_threshold_and_verdict(self):
+    properties = self.record['properties']
+    self.assertEqual(tuple(properties), ('F', 'R', 'Q', 'S'))
+    for entry in properties.values():
+      self.assertIsInstance(entry['value'], float)
+      self.assertIsInstance(entry['threshold'], float)
+      self.assertLen(entry['interval'], 2)
+      self.assertIn(entry['passed'], (True, False, 'inconclusive'))
+    self.assertIn(self.record['verdict']['passed'],
+                  (True, False, 'inconclusive'))
+
+  def test_erasure_comes_with_its_nulls(self):
+    for name, nulls in (
+        ('cad', {'prompt_halves', 'base_quantized', 'random_circuits'}),
+        ('as_nc', {'prompt_halves', 'base_quantized'})):
+      self.assertIsInstance(self.record[name]['value'], float)
+      self.assertEqual(set(self.record[name]['nulls']), nulls)
+
+  def test_stages_are_timed(self):
+    stages = self.record['stages']
+    self.assertContainsSubset(
+        ('load', 'attribution', 'fisher', 'unlearn', 'export', 'evaluate'),
+        [s['name'] for s in stages])
+    for stage in stages:
+      self.assertEqual(set(stage), {'name', 'seconds', 'peak_bytes'})
+      self.assertGreaterEqual(stage['seconds'], 0)
+      self.assertGreater(stage['peak_bytes'], 2**20)
+
+  def test_config_environment_and_data_are_recorded(self):
+    config = self.record['config']
+    self.assertEqual(config['unlearn']['steps'], 60)
+    self.assertEqual(config['data']['forget'],
+                     [str(self.folder / 'job' / 'forget.jsonl')])
+    self.assertEqual(self.record['environment']['jax'], jax.__version__)
+    for name, digest in self.record['data']['sha256'].items():
+      self.assertEqual(digest, runs.sha256(pathlib.Path(name)))
+    self.assertLen(self.record['data']['sha256'], 6)
+    self.assertEqual(self.record['model']['sha256'], runs.sha256(
+        self.folder / 'job' / 'model' / 'model.safetensors'))
+
+  def test_the_knowledge_is_forgotten_and_the_rest_kept(self):
+    value = lambda split, model, precision: self.record['accuracy'][split][
+        model][precision]['value']
+    for precision in _PRECISIONS:
+      for split in _SPLITS:
+        self.assertGreaterEqual(value(split, 'base', precision), 0.95)
+      # From 1.00; measured 0.29 to 0.35, where guessing is 0.25.
+      for split in ('forget', 'forget_paraphrase', 'forget_far'):
+        self.assertLess(value(split, 'unlearned', precision), 0.55)
+      for split in ('retain', 'retain_heldout'):
+        self.assertGreater(value(split, 'unlearned', precision), 0.9)
+
+  def test_edits_leave_their_codes_and_nothing_else_moves(self):
+    base = runs.tensors(self.folder / 'job' / 'model')
+    got = runs.tensors(self.root / 'model')
+    moved = runs.check_floor(self, base, got)
+    circuit = runs.read_circuit(self.root, self._model_config())
+    self.assertTrue(circuit.neurons.any())
+    runs.check_only_circuit_moved(self, base, got, circuit)
+    total = sum(x.size for x in base.values())
+    shares = self.record['survival']['nf4']
+    self.assertAlmostEqual(shares['moved'], moved / total, places=9)
+    self.assertAlmostEqual(shares['changed_codes'], moved / total, places=9)
+    self.assertEqual(shares['moved_unchanged'], 0)
+    self.assertGreater(moved, 0.01 * total)
+
+  def _model_config(self):
+    return loading.load(self.root / 'model').config
+
+  def test_the_circuit_keeps_to_its_budget(self):
+    config = self._model_config()
+    circuit = runs.read_circuit(self.root, config)
+    total = sum(x.size for x in runs.tensors(self.root / 'model').values())
+    share = graph.num_weights(circuit, config) / total
+    self.assertAlmostEqual(
+        self.record['circuit']['share_of_weights'], share, places=9)
+    self.assertBetween(share, 0.09, 0.1)
+
+  def test_attribution_finds_what_carries_the_facts(self):
+    circuit = self.record['circuit']
+    self.assertGreater(circuit['faithfulness'],
+                       circuit['random']['max'] + 0.2)
+
+  def test_transformers_reads_the_exported_config_and_tokenizer(self):
+    config = transformers.AutoConfig.from_pretrained(self.root / 'model')
+    self.assertEqual(config.model_type, 'llama')
+    self.assertEqual(config.num_hidden_layers, 3)
+    names = [self.folder / 'job' / 'model', self.root / 'model']
+    base, got = [transformers.AutoTokenizer.from_pretrained(n) for n in names]
+    text = 'The capital of Alvaria is Abelton.\nCrop: figs'
+    self.assertEqual(got(text)['input_ids'], base(text)['input_ids'])
+    self.assertEqual(got.decode(got(text)['input_ids']), text)
+
+  def test_our_loader_reads_the_exported_model(self):
+    model = loading.load(self.root / 'model')
+    base = loading.load(self.folder / 'job' / 'model')
+    self.assertEqual(model.config, base.config)
+    self.assertEqual(jax.tree.structure(model.params),
+                     jax.tree.structure(base.params))
+
+  @absltest.skipUnless(importlib.util.find_spec('torch'), 'torch is missing')
+  def test_torch_computes_what_we_compute(self):
+    import torch  # pylint: disable=g-import-not-at-top
+    model = loading.load(self.root / 'model')
+    ids = np.array(model.tokenizer(
+        ['The capital of Alvaria is', 'The farmers of Lomar grow']
+        )['input_ids'])
+    logits = decoder.unembed(
+        model.params, decoder.forward(model.config, model.params, ids))
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        self.root / 'model', dtype=torch.float32)
+    with torch.no_grad():
+      wanted = reference(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(logits, wanted, atol=2e-4)
+
+  def test_checkpoints_hold_the_weights_that_were_exported(self):
+    folder = self.root / 'checkpoints'
+    self.assertEqual(
+        sorted(p.name for p in folder.iterdir()), sorted(_STAGES))
+    saved = ocp.PyTreeCheckpointer().restore(folder / 'unlearn')
+    gate = np.asarray(saved['theta']['layers']['mlp']['gate'])  # [L, n, D]
+    circuit = runs.read_circuit(self.root, self._model_config())
+    got = runs.tensors(self.root / 'model')
+    for layer, chosen in enumerate(circuit.neurons):
+      rows = got[f'model.layers.{layer}.mlp.gate_proj.weight'][chosen]
+      np.testing.assert_array_equal(gate[layer, :rows.shape[0]], rows)
+    self.assertLen(saved['history']['loss'], 60)
+
+  def test_the_page_loads_nothing(self):
+    text = (self.root / 'report.html').read_text()
+    page = _Page()
+    page.feed(text)
+    self.assertEmpty(page.loads)
+    self.assertNotIn('script', page.tags)
+    self.assertNotRegex(text, r'@import|url\((?!["\']?(#|data:))')
+    self.assertContainsSubset({'html', 'table', 'svg'}, page.tags)
+
+  def test_the_page_and_the_markdown_show_the_figures(self):
+    value = self.record['accuracy']['forget']['unlearned']['nf4']['value']
+    for name in ('report.html', 'report.md'):
+      self.assertIn(f'{value:.3f}', (self.root / name).read_text())
+
+  def test_the_markdown_shows_plots_that_are_there(self):
+    linked = re.findall(
+        r'\]\((plots/[^)]+)\)', (self.root / 'report.md').read_text())
+    self.assertNotEmpty(linked)
+    for name in linked:
+      tree = xml.etree.ElementTree.parse(self.root / name)
+      self.assertRegex(tree.getroot().tag, r'svg$')
+
+  def test_flags_repeat_the_run_bit_for_bit_elsewhere(self):
+    text = (self.root / 'flags.txt').read_text()
+    self.assertNotRegex(text, r'--(no)?(workdir|resume)\b')
+    self.assertNotIn(str(self.root), text)
+    again = self.folder / 'again'
+    record = runs.run(again, f'--flagfile={self.root}/flags.txt')
+    self.assertEqual(runs.sha256(again / 'model' / 'model.safetensors'),
+                     runs.sha256(self.root / 'model' / 'model.safetensors'))
+    for name in ('circuit.json', 'flags.txt'):
+      self.assertEqual((again / name).read_bytes(),
+                       (self.root / name).read_bytes())
+    self.assertEqual(runs.figures(record), runs.figures(self.record))
+
+  def test_a_finished_run_is_restored_not_made_again(self):
+    copy = self.folder / 'copy'
+    shutil.copytree(self.root, copy)
+    with mock.patch.object(loop, 'run', side_effect=AssertionError):
+      record = runs.run(copy, f'--flagfile={self.flagfile}')
+    self.assertEqual(runs.figures(record), runs.figures(self.record))
+    self.assertEqual(runs.sha256(copy / 'model' / 'model.safetensors'),
+                     runs.sha256(self.root / 'model' / 'model.safetensors'))
+
+  def test_a_run_that_was_stopped_goes_on_to_the_same_end(self):
+    root = self.folder / 'stopped'
+    with mock.patch.object(loop, 'run', side_effect=KeyboardInterrupt):
+      with self.assertRaises(KeyboardInterrupt):
+        runs.run(root, f'--flagfile={self.flagfile}')
+    self.assertFalse((root / 'record.json').exists())
+    with mock.patch.object(
+        pipeline.attribution, 'score', side_effect=AssertionError):
+      record = runs.run(root, f'--flagfile={self.flagfile}')
+    self.assertEqual(runs.figures(record), runs.figures(self.record))

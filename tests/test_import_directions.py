@@ -1,0 +1,141 @@
+"""Who may import whom, as in the layout table; read from the source alone."""
+
+import ast
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+_ROOT = pathlib.Path(__file__).parents[1] / 'mansu_jax'
+_FILES = sorted(_ROOT.rglob('*.py'))
+_MOST_LINES = 400
+
+_NAMES = ('types', 'tree_paths')  # Import nothing of ours; for everyone.
+_FIRST = (*_NAMES, 'config')
+_TOOLS = (*_FIRST, 'sharding', 'checkpoints', 'fisher')
+_DATA = (*_TOOLS, 'quant', 'data')
+_STAGES = (*_DATA, 'models', 'circuits', 'transforms', 'unlearn', 'baselines',
+           'eval', 'report', 'workdir', 'stages')
+# Part of the package -> parts that it may import beside itself.
+_MAY_IMPORT = {
+    'types': (),
+    'tree_paths': (),
+    'config': _NAMES,
+    'run_flags': _FIRST,
+    'workdir': (*_FIRST, 'run_flags'),
+    'sharding': _FIRST,
+    'checkpoints': _FIRST,
+    'fisher': _FIRST,
+    'quant': _TOOLS,
+    'data': (*_TOOLS, 'quant'),
+    'models': _DATA,
+    'circuits': (*_DATA, 'models'),
+    'transforms': (*_FIRST, 'quant'),
+    'unlearn': _FIRST,
+    'baselines': (*_FIRST, 'unlearn', 'transforms'),
+    'eval': (*_FIRST, 'quant', 'data'),
+    'report': (*_NAMES, 'workdir'),
+    'stages': _STAGES,  # The glue between packages.
+    'pipeline': _STAGES,
+    'plan': (*_STAGES, 'pipeline'),
+    'main': ('config', 'run_flags', 'pipeline', 'plan'),
+}
+_NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'matplotlib', 'pandas')
+_READ_FLAGS = ('run_flags.py', 'main.py')
+
+
+def _name(path):
+  """`mansu_jax.data.splits` of a file."""
+  parts = path.relative_to(_ROOT.parent).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+_MODULES = {_name(path): path for path in _FILES}
+
+
+def _imports(path):
+  """Full names of the modules that a file imports, wherever in it."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      if node.level:
+        raise AssertionError(f'{path} has a relative import')
+      for alias in node.names:  # A module, or a name in one.
+        whole = f'{node.module}.{alias.name}'
+        found.add(whole if whole in _MODULES else node.module)
+  return found
+
+
+def _ours(path):
+  return {name for name in _imports(path)
+          if name.split('.')[0] == _ROOT.name and name != _ROOT.name}
+
+
+def _part(name):
+  """`data` of `mansu_jax.data.splits`."""
+  return name.split('.')[1]
+
+
+class ImportsTest(parameterized.TestCase):
+
+  def test_every_part_has_its_row(self):
+    parts = {_part(name) for name in _MODULES if name != _ROOT.name}
+    self.assertContainsSubset(parts, _MAY_IMPORT)
+
+  def test_the_table_has_no_circle(self):
+    done = set()
+    while len(done) < len(_MAY_IMPORT):
+      ready = {part for part, may in _MAY_IMPORT.items()
+               if set(may) - {part} <= done}
+      self.assertNotEmpty(ready - done, f'circle beyond {sorted(done)}')
+      done |= ready
+
+  def test_the_package_itself_imports_none_of_its_parts(self):
+    self.assertEmpty(_ours(_ROOT / '__init__.py'))
+
+  @parameterized.named_parameters(
+      (name.replace('.', '_'), name) for name in _MODULES
+      if name != _ROOT.name)
+  def test_direction(self, name):
+    part = _part(name)
+    for imported in _ours(_MODULES[name]):
+      self.assertIn(_part(imported), {part, *_MAY_IMPORT[part]},
+                    f'{name} imports {imported}')
+
+  def test_modules_import_each_other_in_no_circle(self):
+    graph = {name: _ours(path) & set(_MODULES) - {name}
+             for name, path in _MODULES.items()}
+    while True:
+      leaves = {name for name, uses in graph.items() if not uses & set(graph)}
+      if not leaves:
+        break
+      graph = {k: v for k, v in graph.items() if k not in leaves}
+    self.assertEmpty(graph, 'modules in or above a circle')
+
+  def test_what_only_tests_need_is_not_imported(self):
+    for path in _FILES:
+      for name in _imports(path):
+        self.assertNotIn(name.split('.')[0], _NOT_IN_THE_LIBRARY, str(path))
+
+
+class SourceTest(absltest.TestCase):
+
+  def test_flags_are_read_in_two_files(self):
+    readers = set()
+    for path in _FILES:
+      for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        name = getattr(node, 'attr', getattr(node, 'id', None))
+        if name == 'FLAGS':
+          readers.add(path.relative_to(_ROOT).as_posix())
+    self.assertContainsSubset(readers, _READ_FLAGS)
+
+  def test_files_are_short(self):
+    for path in (*_FILES, *pathlib.Path(__file__).parent.rglob('*.py')):
+      lines = len(path.read_text(encoding='utf-8').splitlines())
+      self.assertLessEqual(lines, _MOST_LINES, str(path))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,183 @@
+"""The loop on a problem of three weights: steps, views, stops, one program."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mansu_jax.unlearn import loop
+from mansu_jax.unlearn import objective
+
+_START = (1.0, -2.0, 4.0)
+
+
+def _view(number, kl=0.0):
+  return {'number': jnp.float32(number), 'kl': jnp.float32(kl),
+          'theta0': {'w': jnp.array(_START)}}
+
+
+def _loss(theta, frozen, base, batch):
+  """Squared distance from the batch; metrics tell which views were seen."""
+  value = jnp.sum(jnp.square(theta['w'] - batch))
+  return value, objective.Metrics(
+      loss=value, forget=frozen['number'], forget_nll=base['number'],
+      retain_kl=frozen['kl'], retain_nll=value, text_kl=value)
+
+
+def _problem(**changes):
+  fields = {
+      'theta': {'w': jnp.array(_START)}, 'tx': optax.sgd(0.25),
+      'loss': _loss, 'views': [_view(0)], 'base': _view(0),
+      'see': lambda theta, frozen: theta,
+      'exact': lambda opt_state, theta: theta,
+      'moved': lambda theta, view: jnp.sum(theta['w'] != view['theta0']['w'])}
+  return loop.Problem(**fields | changes)
+
+
+def _run(problem=None, batches=lambda step: np.zeros(3, np.float32), *,
+         steps=4, **options):
+  return loop.run(
+      problem or _problem(), batches, steps=steps,
+      **dict(total_weights=6, collapse=3.0) | options)
+
+
+class StepTest(parameterized.TestCase):
+
+  def test_descends_as_by_hand(self):
+    # w <- w - 0.25 * 2 w halves the weights; the loss is that before the step.
+    theta, history = _run()
+    np.testing.assert_allclose(theta['w'], np.array(_START) / 16)
+    self.assertEqual([row['step'] for row in history], [1, 2, 3, 4])
+    np.testing.assert_allclose(
+        [row['loss'] for row in history], 21.0 / 4.0 ** np.arange(4))
+    self.assertEqual(
+        set(history[0]), {*objective.Metrics._fields, 'step', 'moved'})
+    self.assertIsInstance(history[0]['retain_kl'], float)
+
+  def test_each_step_has_its_own_batch(self):
+    asked = []
+    def batches(step):
+      asked.append(step)
+      return np.full(3, step, np.float32)
+    theta, _ = _run(batches=batches, steps=3)
+    w = np.array(_START)
+    for step in range(3):
+      w = w - 0.5 * (w - step)
+    np.testing.assert_allclose(theta['w'], w)
+    self.assertEqual(asked, [0, 1, 2])
+
+  def test_moved_is_a_share_of_all_weights_against_the_base(self):
+    batch = np.array([1.0, 0.0, 0.0], np.float32)  # The first stays.
+    _, history = _run(batches=lambda step: batch, total_weights=8)
+    self.assertEqual([row['moved'] for row in history], [2 / 8] * 4)
+
+  def test_what_is_handed_over_survives_and_runs_repeat(self):
+    problem = _problem(tx=optax.adam(0.1))
+    first, _ = _run(problem)
+    second, _ = _run(problem)
+    np.testing.assert_array_equal(problem.theta['w'], _START)
+    np.testing.assert_array_equal(problem.base['theta0']['w'], _START)
+    np.testing.assert_array_equal(first['w'], second['w'])
+
+  def test_state_that_shares_buffers_with_theta_may_be_donated(self):
+    # A floor's state starts with the very arrays of theta.
+    keep = optax.GradientTransformation(
+        lambda params: {'origin': params, 'again': params},
+        lambda updates, state, params=None: (updates, state))
+    theta, _ = _run(_problem(tx=optax.chain(optax.sgd(0.25), keep)))
+    np.testing.assert_allclose(theta['w'], np.array(_START) / 16)
+
+  def test_the_exact_weights_replace_the_sum(self):
+    exact = lambda opt_state, theta: {'w': jnp.round(theta['w'] * 2) / 2}
+    theta, _ = _run(_problem(exact=exact), steps=1)
+    np.testing.assert_array_equal(theta['w'], [0.5, -1.0, 2.0])
+    tx = optax.chain(optax.sgd(0.25), optax.trace(0.0))
+    from_state = lambda opt_state, theta: {
+        'w': opt_state[1].trace['w'] + theta['w'] * 0}
+    theta, _ = _run(_problem(tx=tx, exact=from_state), steps=1)
+    np.testing.assert_array_equal(theta['w'], [-0.5, 1.0, -2.0])
+
+
+class ViewTest(parameterized.TestCase):
+
+  def test_views_take_turns_and_the_base_stays(self):
+    views = [_view(0), _view(1), _view(2)]
+    _, history = _run(_problem(views=views, base=_view(7)), steps=7)
+    self.assertEqual([row['forget'] for row in history],
+                     [0, 1, 2, 0, 1, 2, 0])
+    self.assertEqual({row['forget_nll'] for row in history}, {7})
+
+  def test_gradients_are_taken_where_the_view_sees_theta(self):
+    # Seen at round(w) = (1, -2, 4): gradients are of those, theta moves on.
+    see = lambda theta, frozen: {
+        'w': jnp.where(frozen['number'] > 0, jnp.round(theta['w']),
+                       theta['w'])}
+    theta = {'w': jnp.array([1.25, -2.25, 3.75])}
+    got, history = _run(
+        _problem(theta=theta, see=see, views=[_view(1)], base=_view(0)),
+        steps=1)
+    np.testing.assert_allclose(
+        got['w'], np.array([1.25, -2.25, 3.75]) - 0.5 * np.array(_START))
+    self.assertEqual(history[0]['loss'], 21.0)
+
+  def test_one_program_for_all_steps_and_views(self):
+    problem = _problem(
+        tx=optax.adam(optax.cosine_decay_schedule(0.1, 9)),
+        views=[_view(0), _view(1)])
+    before = loop._step._cache_size()
+    _run(problem, steps=2)
+    self.assertEqual(loop._step._cache_size(), before + 1)
+    with jax.log_compiles(), self.assertNoLogs('jax', 'WARNING'):
+      _run(problem, steps=6)
+    self.assertEqual(loop._step._cache_size(), before + 1)
+
+
+class StopTest(parameterized.TestCase):
+
+  @parameterized.parameters((np.nan, 'nan'), (np.inf, 'inf'))
+  def test_a_loss_that_is_not_finite(self, value, word):
+    batches = lambda step: np.full(3, value if step == 2 else 0, np.float32)
+    with self.assertRaisesRegex(
+        ValueError, f'Step 3: the loss is {word}.*--unlearn_learning_rate'):
+      _run(batches=batches, steps=5)
+
+  def test_weights_that_are_not_finite(self):
+    blow = optax.scale_by_schedule(
+        lambda count: jnp.where(count == 1, jnp.inf, 1.0))
+    with self.assertRaisesRegex(
+        ValueError, 'Step 2: the loss is 5.25 and the weights are not finite'):
+      _run(_problem(tx=optax.chain(optax.sgd(0.25), blow)), steps=5)
+
+  def test_retain_that_collapses(self):
+    views = [_view(0, kl=0.5), _view(1, kl=2.5)]
+    with self.assertRaisesRegex(
+        ValueError, 'Step 2: the retain KL is 2.500.*--unlearn_collapse=2.0'):
+      _run(_problem(views=views), collapse=2.0)
+    _, history = _run(_problem(views=views), collapse=2.5)
+    self.assertLen(history, 4)
+
+
+class SaveTest(parameterized.TestCase):
+
+  @parameterized.parameters((3, [3, 6, 7]), (10, [7]), (1, list(range(1, 8))))
+  def test_after_each_logged_step_with_the_weights_of_then(self, every, want):
+    seen = {}
+    _run(steps=7, log_every=every,
+         save=lambda step, theta: seen.update({step: np.array(theta['w'])}))
+    self.assertEqual(list(seen), want)
+    for step, w in seen.items():
+      np.testing.assert_allclose(w, np.array(_START) / 2 ** step)
+
+  def test_progress_is_logged(self):
+    with self.assertLogs(level='INFO') as logs:
+      _run(steps=4, log_every=2)
+    lines = [line for line in logs.output if 'step' in line]
+    self.assertLen(lines, 2)
+    self.assertRegex(lines[0], r'step 2/4 .*forget.*retain kl.*codes changed'
+                     r' 50.000%.*eta \d+s')
+
+
+if __name__ == '__main__':
+  absltest.main()
