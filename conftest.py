@@ -2,4 +2,8 @@
 
 import os
 
+from absl import flags
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# pytest parses no absl flags, and absltest asks them for its folders.
+flags.FLAGS.mark_as_parsed()

@@ -38,7 +38,8 @@ _MAY_IMPORT = {
     'stages': _STAGES,  # The glue between packages.
     'pipeline': _STAGES,
     'plan': (*_STAGES, 'pipeline'),
-    'main': ('config', 'run_flags', 'pipeline', 'plan'),
+    # The report's summary is what it prints.
+    'main': ('config', 'run_flags', 'pipeline', 'plan', 'report'),
 }
 _NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'matplotlib', 'pandas')
 _READ_FLAGS = ('run_flags.py', 'main.py')

@@ -108,7 +108,8 @@ def circuit_edit(
     return jax.tree.map(
         lambda r, s: jnp.where(frozen['quantized'], r, s), rounded, slices)
 
-  merge = jax.jit(lambda slices: param_mask.scatter(params, index, slices))
+  scatter = jax.jit(param_mask.scatter)  # Params are an argument: not baked.
+  merge = lambda slices: scatter(params, index, slices)
   return Edit(
       theta=theta, mask=param_mask.slice_mask(index, theta), grids=grids,
       views=views, forward=forward, unembed=unembed, see=see, merge=merge)

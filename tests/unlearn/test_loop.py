@@ -11,6 +11,7 @@ from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import objective
 
 _START = (1.0, -2.0, 4.0)
+_SGD = optax.sgd(0.25)  # One object, so that tests share a program.
 
 
 def _view(number, kl=0.0):
@@ -26,13 +27,25 @@ def _loss(theta, frozen, base, batch):
       retain_kl=frozen['kl'], retain_nll=value, text_kl=value)
 
 
+def _see(theta, frozen):
+  del frozen
+  return theta
+
+
+def _exact(opt_state, theta):
+  del opt_state
+  return theta
+
+
+def _moved(theta, view):
+  return jnp.sum(theta['w'] != view['theta0']['w'])
+
+
 def _problem(**changes):
   fields = {
-      'theta': {'w': jnp.array(_START)}, 'tx': optax.sgd(0.25),
-      'loss': _loss, 'views': [_view(0)], 'base': _view(0),
-      'see': lambda theta, frozen: theta,
-      'exact': lambda opt_state, theta: theta,
-      'moved': lambda theta, view: jnp.sum(theta['w'] != view['theta0']['w'])}
+      'theta': {'w': jnp.array(_START)}, 'tx': _SGD, 'loss': _loss,
+      'views': [_view(0)], 'base': _view(0), 'see': _see, 'exact': _exact,
+      'moved': _moved}
   return loop.Problem(**fields | changes)
 
 
@@ -86,14 +99,14 @@ class StepTest(parameterized.TestCase):
     keep = optax.GradientTransformation(
         lambda params: {'origin': params, 'again': params},
         lambda updates, state, params=None: (updates, state))
-    theta, _ = _run(_problem(tx=optax.chain(optax.sgd(0.25), keep)))
+    theta, _ = _run(_problem(tx=optax.chain(_SGD, keep)))
     np.testing.assert_allclose(theta['w'], np.array(_START) / 16)
 
   def test_the_exact_weights_replace_the_sum(self):
     exact = lambda opt_state, theta: {'w': jnp.round(theta['w'] * 2) / 2}
     theta, _ = _run(_problem(exact=exact), steps=1)
     np.testing.assert_array_equal(theta['w'], [0.5, -1.0, 2.0])
-    tx = optax.chain(optax.sgd(0.25), optax.trace(0.0))
+    tx = optax.chain(_SGD, optax.trace(0.0))
     from_state = lambda opt_state, theta: {
         'w': opt_state[1].trace['w'] + theta['w'] * 0}
     theta, _ = _run(_problem(tx=tx, exact=from_state), steps=1)
@@ -148,7 +161,7 @@ class StopTest(parameterized.TestCase):
         lambda count: jnp.where(count == 1, jnp.inf, 1.0))
     with self.assertRaisesRegex(
         ValueError, 'Step 2: the loss is 5.25 and the weights are not finite'):
-      _run(_problem(tx=optax.chain(optax.sgd(0.25), blow)), steps=5)
+      _run(_problem(tx=optax.chain(_SGD, blow)), steps=5)
 
   def test_retain_that_collapses(self):
     views = [_view(0, kl=0.5), _view(1, kl=2.5)]

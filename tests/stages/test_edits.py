@@ -1,0 +1,311 @@
+"""The circuit edit: equal to the full tree, at the size of the circuit."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mansu_jax import config as run_config
+from mansu_jax import quant
+from mansu_jax import transforms
+from mansu_jax import tree_paths
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import param_mask
+from mansu_jax.models import decoder
+from mansu_jax.models import layout
+from mansu_jax.stages import edits
+from mansu_jax.unlearn import loop
+from mansu_jax.unlearn import objective
+from tests.circuits import small
+from tests.reference import circuit_naive
+from tests.unlearn import problem
+
+_CONFIG = problem.CONFIG
+_LAYOUT = layout.block_layout(_CONFIG)
+_gather = jax.jit(param_mask.gather)
+_TOKENS = np.array([[3, 1, 4, 1, 5]], np.int32)
+
+
+def _run_config(**changes):
+  return run_config.RunConfig(**changes)
+
+
+def _hidden(params):
+  return jax.jit(decoder.forward, static_argnums=0)(_CONFIG, params, _TOKENS)
+
+
+def _shapes_made(jaxpr):
+  """Shapes of everything that is computed anywhere in a program."""
+  shapes = set()
+  for eqn in jaxpr.eqns:
+    shapes |= {v.aval.shape for v in eqn.outvars}
+    for value in eqn.params.values():
+      for inner in value if isinstance(value, tuple) else (value,):
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          shapes |= _shapes_made(inner)
+  return shapes
+
+
+def _weight_shapes():
+  """Of all matrices, stacked over layers and of one layer."""
+  params = problem.model().params
+  stacked = {leaf.shape for module in ('mlp', 'attn')
+             for leaf in params['layers'][module].values()}
+  return stacked | {shape[1:] for shape in stacked} | {params['embed'].shape}
+
+
+class SizeTest(parameterized.TestCase):
+  """Gradients, state and updates have the size of the circuit."""
+
+  def _made(self, edit):
+    tx = edits.make_transform(_run_config(), edit, None)
+    view = edit.views['fp']
+    fns = (tx, objective.make_loss(
+        problem.options(), edit.forward, edit.unembed), edit.see,
+           edits.exact_weights(_run_config(), edit), edits.moved)
+    carry = edit.theta, tx.init(edit.theta)
+    batch = problem.batch(problem.hidden_of_model())
+    step = jax.make_jaxpr(lambda *args: loop._step(fns, *args))
+    return _shapes_made(step(carry, view, view, batch).jaxpr)
+
+  def test_no_program_of_the_step_makes_a_full_weight(self):
+    self.assertEmpty(self._made(problem.circuit_edit()) & _weight_shapes())
+
+  def test_the_check_sees_full_weight_gradients(self):
+    made = self._made(edits.full_edit(problem.model()))
+    self.assertEqual(made & _weight_shapes(), _weight_shapes())
+
+  def test_optimizer_state_is_of_the_circuit(self):
+    edit = problem.circuit_edit()
+    tx = edits.make_transform(_run_config(), edit, None)
+    size = sum(x.size for x in jax.tree.leaves(tx.init(edit.theta)))
+    # Two moments, origin, latent, emitted, three grid fields, small masks.
+    theta = tree_paths.count(edit.theta)
+    self.assertBetween(size, 8 * theta, 9 * theta)
+
+
+class GradientTest(parameterized.TestCase):
+
+  def test_equals_the_gathered_full_gradient_of_the_objective(self):
+    options = problem.options(prompt_weight=0.5)
+    model, edit = problem.model(), problem.circuit_edit()
+    full = edits.full_edit(model)
+    batch = problem.batch(problem.hidden_of_model())
+    # Away from theta_0, so that the KL has a gradient.
+    rng = np.random.default_rng(2)
+    theta = jax.tree.map(
+        lambda x, m: x + np.float32(0.1) * m * rng.normal(size=x.shape).astype(
+            np.float32), edit.theta, edit.mask)
+
+    def gradient(edit, theta):
+      loss = objective.make_loss(options, edit.forward, edit.unembed)
+      view = edit.views['fp']
+      return jax.jit(jax.grad(loss, has_aux=True))(
+          theta, view, view, batch)[0]
+
+    got = gradient(edit, theta)['layers']
+    merged = edit.merge(theta)
+    want = circuit_naive.gather(
+        jax.device_get(gradient(full, merged)),
+        small.members(small.circuit(_CONFIG)))
+    for (module, leaf), value in want.items():
+      scale = np.abs(value).max()
+      self.assertGreater(scale, 1e-4)
+      np.testing.assert_allclose(
+          got[module][leaf], value, atol=2e-4 * scale, err_msg=leaf)
+
+
+class ChainTest(parameterized.TestCase):
+
+  @parameterized.parameters('hold', 'lift')
+  def test_full_tree_and_slices_agree_through_the_chain(self, mode):
+    model, circuit = problem.model(), small.circuit(_CONFIG)
+    params = model.params
+    index = param_mask.make_index(circuit)
+    mask = param_mask.full_mask(circuit, params)
+    rng = np.random.default_rng(0)
+    draw = lambda: jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+    fisher = jax.tree.map(np.square, draw())
+    grid = quant.code_grid(params, 'nf4', _LAYOUT)
+    chain = lambda **parts: transforms.mansu(
+        optax.adam(0.1), mode=mode, lift_step=3, quantile=0.6, **parts)
+    whole = chain(fisher=fisher, circuit_mask=mask, valid=mask, grids=grid)
+    edit = problem.circuit_edit()
+    sliced = chain(fisher=_gather(fisher, index), circuit_mask=edit.mask,
+                   valid=edit.mask, grids=edit.grids)
+    walks = [[whole, params, whole.init(params)],
+             [sliced, edit.theta, sliced.init(edit.theta)]]
+    for _ in range(3):
+      grads = draw()
+      for walk, some in zip(walks, (grads, _gather(grads, index))):
+        tx, theta, state = walk
+        _, state = jax.jit(tx.update)(some, state, theta)
+        walk[1:] = [transforms.floor_params(state), state]
+    moved = 0
+    merged = edit.merge(walks[1][1])
+    for name, leaf in tree_paths.flatten(merged).items():
+      np.testing.assert_array_equal(
+          leaf, tree_paths.flatten(walks[0][1])[name], name)
+      moved += int(jnp.sum(leaf != tree_paths.flatten(params)[name]))
+    self.assertGreater(moved, 20)
+    self.assertEqual(
+        moved, int(edits.moved(walks[1][1], edit.views['fp'])))
+
+
+class ViewTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.params = problem.model().params
+    cls.edit = problem.circuit_edit()
+    # Some weights sit on other codes, as under the floor; block maxima stay.
+    rng = np.random.default_rng(1)
+    noise = jax.tree.map(
+        lambda x: (rng.random(x.shape) < 0.3) * rng.normal(
+            size=x.shape).astype(np.float32), cls.edit.theta)
+    grid = cls.edit.grids[0]
+    centre = jax.jit(grid.decode_nearest)(jax.tree.map(
+        jnp.add, cls.edit.theta, noise))
+    cls.theta = jax.tree.map(
+        lambda t, c, n, frozen: jnp.where((n != 0) & ~frozen, c, t),
+        cls.edit.theta, centre, noise, grid.frozen)
+    cls.merged = cls.edit.merge(cls.theta)
+
+  def test_full_precision_comes_first_and_structures_are_equal(self):
+    self.assertEqual(list(self.edit.views), ['fp', 'nf4'])
+    fp, nf4 = self.edit.views.values()
+    self.assertEqual(jax.tree.structure(fp), jax.tree.structure(nf4))
+    without = edits.circuit_edit(
+        problem.model(), small.circuit(_CONFIG), ('nf4',),
+        quantized_views=False)
+    self.assertEqual(list(without.views), ['fp'])
+
+  def test_merge_puts_the_slices_into_the_model(self):
+    owned = circuit_naive.owned(
+        self.params, small.members(small.circuit(_CONFIG)))
+    for (module, leaf), mask in owned.items():
+      changed = (self.merged['layers'][module][leaf]
+                 != self.params['layers'][module][leaf])
+      self.assertGreater(changed.sum(), 0)
+      self.assertFalse(np.any(changed & ~mask))
+    np.testing.assert_array_equal(self.merged['embed'], self.params['embed'])
+    jax.tree.map(np.testing.assert_array_equal,
+                 self.edit.merge(self.edit.theta), self.params)
+
+  def test_moved_counts_weights_that_differ(self):
+    want = sum(int(np.sum(a != b)) for a, b in zip(
+        jax.tree.leaves(self.merged), jax.tree.leaves(self.params)))
+    self.assertEqual(
+        int(edits.moved(self.theta, self.edit.views['nf4'])), want)
+
+  def test_the_quantized_view_is_the_quantized_model(self):
+    view = self.edit.views['nf4']
+    seen = jax.jit(self.edit.see)(self.theta, view)
+    want = quant.fake_quantize(self.merged, 'nf4', _LAYOUT)
+    got = jax.jit(param_mask.scatter)(
+        view['params'], param_mask.make_index(small.circuit(_CONFIG)), seen)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    np.testing.assert_allclose(
+        jax.jit(self.edit.forward)(seen, view, _TOKENS), _hidden(want),
+        rtol=1e-4, atol=1e-4)
+
+  def test_the_full_precision_view_is_the_merged_model(self):
+    view = self.edit.views['fp']
+    seen = jax.jit(self.edit.see)(self.theta, view)
+    jax.tree.map(np.testing.assert_array_equal, seen, self.theta)
+    hidden = jax.jit(self.edit.forward)(seen, view, _TOKENS)
+    np.testing.assert_allclose(
+        hidden, _hidden(self.merged), rtol=1e-4, atol=1e-4)
+    self.assertGreater(
+        np.abs(hidden - _hidden(self.params)).max(), 1e-2)
+    np.testing.assert_array_equal(
+        self.edit.unembed(None, view, hidden),
+        decoder.unembed(self.params, hidden))
+
+
+class LoopTest(parameterized.TestCase):
+  """The whole step on a decoder, quantizer in the loop."""
+
+  def test_floor_holds_at_the_end_and_one_program_was_compiled(self):
+    config = _run_config(unlearn=problem.options(
+        steps=4, learning_rate=0.2, warmup=0.0))
+    edit, params = problem.circuit_edit(), problem.model().params
+    rng = np.random.default_rng(0)
+    fisher = jax.tree.map(
+        lambda x: np.float32(rng.random(x.shape)), edit.theta)
+    before = loop._step._cache_size()
+    theta, history = loop.run(
+        loop.Problem(
+            theta=edit.theta, tx=edits.make_transform(config, edit, fisher),
+            loss=objective.make_loss(
+                config.unlearn, edit.forward, edit.unembed),
+            views=list(edit.views.values()), base=edit.views['fp'],
+            see=edit.see, exact=edits.exact_weights(config, edit),
+            moved=edits.moved),
+        lambda step: problem.batch(problem.hidden_of_model()), steps=4,
+        total_weights=tree_paths.count(params), collapse=1e3)
+    self.assertEqual(loop._step._cache_size(), before + 1)
+    merged = edit.merge(theta)
+    codes = lambda p: quant.fake_quantize(p, 'nf4', _LAYOUT)
+    moved = 0
+    for a, b, qa, qb in zip(*map(jax.tree.leaves, (
+        merged, params, codes(merged), codes(params)))):
+      np.testing.assert_array_equal(a != b, qa != qb)
+      np.testing.assert_array_equal(a[a != b], qa[a != b])  # On its centre.
+      moved += int(jnp.sum(a != b))
+    self.assertGreater(moved, 50)
+    self.assertAlmostEqual(
+        history[-1]['moved'], moved / tree_paths.count(params), places=6)
+    for d, f, grid_frozen in zip(*map(jax.tree.leaves, (
+        jax.tree.map(lambda a, b: np.asarray(a != b), theta, edit.theta),
+        fisher, edit.grids[0].frozen))):
+      self.assertFalse(np.any(d & np.asarray(grid_frozen)))
+      self.assertFalse(np.any(d & (f > 0.75)))  # Above the median for sure.
+
+
+class MakeTest(parameterized.TestCase):
+
+  def test_full_edit_trains_everything_and_unembeds_either(self):
+    model = problem.model()
+    config = _run_config(
+        method='graddiff', edit=run_config.EditConfig(floor='none'),
+        circuit=run_config.CircuitConfig(selection='all'))
+    edit = edits.make(config, model, None)
+    self.assertIsNone(edit.mask)
+    self.assertEqual(edit.grids, ())
+    self.assertEqual(list(edit.views), ['fp'])
+    view, hidden = edit.views['fp'], jnp.ones((2, 16))
+    other = {**model.params, 'embed': model.params['embed'] * 2}
+    want = decoder.unembed(model.params, hidden)
+    np.testing.assert_array_equal(edit.unembed(None, view, hidden), want)
+    np.testing.assert_allclose(
+        edit.unembed(other, view, hidden), 2 * want, rtol=1e-6)
+    self.assertIs(edit.merge(other), other)
+    tx = edits.make_transform(config, edit, None)
+    state = tx.init({'w': jnp.ones(2)})
+    theta = {'w': jnp.zeros(2)}
+    self.assertIs(edits.exact_weights(config, edit)(state, theta), theta)
+
+  @parameterized.parameters((100, 0.05, 5), (10, 0.0, 0), (7, 0.5, 3))
+  def test_learning_rate_warms_up_and_falls(self, steps, warmup, peak_at):
+    tx = edits.optimizer(problem.options(
+        steps=steps, warmup=warmup, learning_rate=0.1))
+    theta = {'w': jnp.zeros(1)}
+    state, update = tx.init(theta), jax.jit(tx.update)
+    sizes = []
+    for _ in range(steps):
+      updates, state = update({'w': jnp.ones(1)}, state, theta)
+      sizes.append(-float(updates['w'][0]))  # Adam on a constant: the rate.
+    self.assertEqual(int(np.argmax(sizes)), peak_at)
+    self.assertAlmostEqual(max(sizes), 0.1, places=4)
+    self.assertLess(sizes[-1], 0.03)
+    self.assertTrue(np.all(np.diff(sizes[peak_at:]) < 0))
+
+
+if __name__ == '__main__':
+  absltest.main()
