@@ -31,7 +31,8 @@ def _is_ours(record: Any) -> bool:
   return record.levelno > std_logging.INFO or 'orbax' not in record.pathname
 
 
-def main(argv: list[str]) -> int:
+def main(
+    argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
   """Logs, checks, runs."""
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours)
@@ -41,13 +42,13 @@ def main(argv: list[str]) -> int:
           f'Positional arguments {argv[1:]} are not used; write flags as'
           ' --name=value (an indented comment in a flagfile is an argument'
           ' too: put # in the first column).')
-    config = run_flags.to_config()
+    config = run_flags.to_config(flag_values)
     from mansu_jax import pipeline  # Slow to import: after the flags' checks.
     from mansu_jax.report import summary
     record = pipeline.run(config)
     print('\n'.join(summary.lines(record)))
   except ValueError as error:
-    if flags.FLAGS.debug:
+    if flag_values.debug:
       raise
     print(f'mansu_jax: {error}', file=sys.stderr)
     return USER_ERROR

@@ -88,7 +88,7 @@ _TIMES = ('at dawn', 'at noon', 'before supper', 'in the rain')
 
 _SEED = 0
 _STEPS, _BATCH, _PEAK_LEARNING_RATE = 150, 48, 1e-2
-_INIT_SCALE = 5  # Times normal(0.02): a narrow model learns at once.
+_INIT_SCALE = 5  # Times normal(0.02).
 
 Question = dict[str, Any]
 
@@ -166,8 +166,15 @@ def _encode(tokenizer, prompts, tails) -> tuple[np.ndarray, np.ndarray]:
   return tokens, weight[:, 1:]
 
 
-def _train(config, tokens, weight) -> Any:
-  """Params trained from scratch."""
+def _initial(config) -> Any:
+  """Random params, wide enough for a narrow model to learn at once."""
+  return tree_paths.map_named(
+      lambda name, x: x if 'norm' in name else _INIT_SCALE * x,
+      decoder.init(config, jax.random.key(_SEED)))
+
+
+def _train(config, params, tokens, weight) -> Any:
+  """Params that know the sentences."""
   optimizer = optax.adam(optax.warmup_cosine_decay_schedule(
       0.0, _PEAK_LEARNING_RATE, _STEPS // 10, _STEPS), b2=0.95)
 
@@ -182,9 +189,6 @@ def _train(config, tokens, weight) -> Any:
     updates, state = optimizer.update(jax.grad(loss)(carry[0]), carry[1])
     return optax.apply_updates(carry[0], updates), state
 
-  params = tree_paths.map_named(
-      lambda name, x: x if 'norm' in name else _INIT_SCALE * x,
-      decoder.init(config, jax.random.key(_SEED)))
   carry = params, optimizer.init(params)
   rng = np.random.default_rng(_SEED)
   for _ in range(_STEPS):
@@ -194,7 +198,7 @@ def _train(config, tokens, weight) -> Any:
 
 
 @functools.cache
-def trained() -> tuple[config_lib.ModelConfig, Any, Any]:
+def base(*, train: bool = True) -> tuple[config_lib.ModelConfig, Any, Any]:
   """Config, params and tokenizer of the base; made once a session."""
   prompts, tails = _sentences()
   tokenizer = _make_tokenizer([p + t for p, t in zip(prompts, tails)])
@@ -202,7 +206,9 @@ def trained() -> tuple[config_lib.ModelConfig, Any, Any]:
       vocab_size=len(tokenizer), d_model=64, num_layers=3, num_heads=4,
       num_kv_heads=2, d_head=16, d_ff=128, tie_embeddings=True,
       max_position=128, bos_token_id=0, eos_token_id=0, pad_token_id=0)
-  params = _train(config, *_encode(tokenizer, prompts, tails))
+  params = _initial(config)
+  if train:
+    params = _train(config, params, *_encode(tokenizer, prompts, tails))
   return config, params, tokenizer
 
 
@@ -211,18 +217,19 @@ def write_jsonl(path: pathlib.Path, records: Sequence[Any]) -> None:
   path.write_text(''.join(json.dumps(r) + '\n' for r in records))
 
 
-def make(folder: pathlib.Path) -> list[str]:
+def make(folder: pathlib.Path, *, train: bool = True) -> list[str]:
   """Writes the model and the data of a run.
 
   Args:
     folder: where to; made where it is missing.
+    train: whether the model knows the facts; at once where it need not.
 
   Returns:
     Flags of the run, without `--workdir`.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  config, params, tokenizer = trained()
+  config, params, tokenizer = base(train=train)
   hf_io.write(folder / 'model', config, params, tokenizer)
   for role, lines in questions().items():
     write_jsonl(folder / f'{role}.jsonl', lines)

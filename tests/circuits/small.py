@@ -20,7 +20,7 @@ def params(cfg, seed=0):
 def circuit(cfg, kinds=graph.KINDS):
   """Uneven over layers; layer 0 has no key/value head, and all kinds pad."""
   chosen = {'neurons': [(0, 0), (0, 7), (0, 23), (1, 7)],
-            'heads': [(0, 2), (1, 0), (1, 3)],
+            'heads': [(0, 2), (1, 0), (1, 1), (1, 3)],
             'kv_heads': [(1, 1)]}
   out = graph.empty(cfg)
   for kind in kinds:

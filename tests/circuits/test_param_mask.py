@@ -160,7 +160,8 @@ class MaskTest(parameterized.TestCase):
       keep[node] = 0
     np.testing.assert_array_equal(frame['mlp']['keep'], keep)
     np.testing.assert_array_equal(frame['attn']['head_onehot'], [
-        [[0, 0, 1, 0], [0, 0, 0, 0]], [[1, 0, 0, 0], [0, 0, 0, 1]]])
+        [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
+        [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]])
     np.testing.assert_array_equal(
         frame['attn']['kv_onehot'], [[[0, 0]], [[0, 1]]])
 

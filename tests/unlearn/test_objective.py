@@ -9,7 +9,10 @@ import numpy as np
 
 from mansu_jax import quant
 from mansu_jax.models import layout
+from mansu_jax.stages import edits
 from mansu_jax.unlearn import objective
+from tests.circuits import small
+from tests.reference import circuit_naive
 from tests.reference import decoder_naive
 from tests.reference import unlearn_naive
 from tests.unlearn import problem
@@ -106,17 +109,28 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertEqual(float(loss), float(metrics.loss))
     self.assertGreater(min(map(abs, want)), 1e-3)
 
-  def test_gradient_does_not_depend_on_the_packing(self):
+  def test_gradient_is_that_of_the_full_weights_and_of_any_packing(self):
     options = problem.options(prompt_weight=1.0)
-    view, loss = self.edit.views['fp'], objective.make_loss(
-        options, self.edit.forward, self.edit.unembed)
-    gradient = jax.jit(jax.grad(loss, has_aux=True))
-    packed, alone = (gradient(
-        self.theta, view, view, problem.batch(self.hidden, alone=alone, rows=7))[0]
+    packed, alone = (problem.batch(self.hidden, alone=alone, rows=7)
                      for alone in (False, True))
-    for a, b in zip(jax.tree.leaves(packed), jax.tree.leaves(alone)):
-      np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-      self.assertGreater(np.abs(a).max(), 1e-3)
+
+    def gradient(edit, theta, *batches):
+      loss = objective.make_loss(options, edit.forward, edit.unembed)
+      view = edit.views['fp']
+      fn = jax.jit(jax.grad(loss, has_aux=True))
+      return [fn(theta, view, view, batch)[0] for batch in batches]
+
+    got, other = gradient(self.edit, self.theta, packed, alone)
+    full, = gradient(edits.full_edit(self.model), self.merged, packed)
+    want = circuit_naive.gather(
+        jax.device_get(full), small.members(small.circuit(problem.CONFIG)))
+    for (module, leaf), value in want.items():
+      scale = np.abs(value).max()
+      self.assertGreater(scale, 1e-4)
+      for each in (got, other):
+        np.testing.assert_allclose(
+            each['layers'][module][leaf], value, atol=2e-4 * scale,
+            err_msg=leaf)
 
   def test_at_the_start_nothing_is_lost_and_npo_is_at_its_log_2(self):
     view, options = self.edit.views['fp'], problem.options(npo_beta=0.1)

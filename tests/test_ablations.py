@@ -1,0 +1,208 @@
+"""Every option of a run, end to end, and that it does what it says."""
+
+import functools
+import json
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from mansu_jax.models import loading
+from tests import runs
+from tests import tiny_job
+
+_BRIEF = (
+    '--unlearn_steps=12', '--unlearn_learning_rate=4e-2',
+    '--eval_questions=12', '--eval_text_windows=2', '--eval_generations=0',
+    '--eval_cad_pairs=4', '--eval_bootstrap=100', '--attribution_steps=1',
+    '--attribution_pairs=12', '--circuit_random_circuits=1')
+_GRADDIFF = ('--method=graddiff', '--circuit_selection=all',
+             '--edit_floor=none', '--unlearn_learning_rate=1e-3')
+
+
+def setUpModule():
+  runs.start()
+  _folder()
+
+
+def tearDownModule():
+  runs.stop()
+
+
+@functools.cache
+def _made():
+  return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def _folder():
+  """Holds the job and the runs of this module."""
+  return pathlib.Path(_made().name)
+
+
+@functools.cache
+def _run(*args):
+  """(workdir, record) of a brief run; one a set of flags."""
+  flags = tiny_job.make(_folder() / 'job')
+  root = pathlib.Path(tempfile.mkdtemp(dir=_folder())) / 'run'
+  return root, runs.run(root, *flags, *_BRIEF, *args)
+
+
+def _base():
+  return runs.tensors(_folder() / 'job' / 'model')
+
+
+def _checkpoint(root, name):
+  return ocp.PyTreeCheckpointer().restore(root / 'checkpoints' / name)
+
+
+class AblationTest(parameterized.TestCase):
+
+  def _check_edit(self, root, floored=True):
+    """The floor and the circuit hold; returns how many weights moved."""
+    base, got = _base(), runs.tensors(root / 'model')
+    circuit = runs.read_circuit(root, loading.load(root / 'model').config)
+    runs.check_only_circuit_moved(self, base, got, circuit)
+    moved = sum(int((got[n] != base[n]).sum()) for n in base)
+    self.assertGreater(moved, 100)
+    if floored:
+      runs.check_floor(self, base, got)
+    return moved
+
+  @pytest.mark.slow
+  def test_no_floor_leaves_edits_that_rounding_undoes(self):
+    root, record = _run('--edit_floor=none')
+    self._check_edit(root, floored=False)
+    shares = record['survival']['nf4']
+    self.assertGreater(shares['moved_unchanged'], 0.001)
+    self.assertGreater(shares['moved'],
+                       _run()[1]['survival']['nf4']['moved'])
+
+  @pytest.mark.slow
+  @parameterized.parameters(
+      '--edit_floor=lift', '--edit_landing=boundary',
+      '--nounlearn_quantizer_in_loop', '--edit_projection=none',
+      '--unlearn_loss=exchange', '--unlearn_loss=simnpo',
+      '--unlearn_loss=bounded_nll', '--unlearn_prompt_weight=1',
+      '--fisher_labels=model', '--circuit_contrast=1', '--unlearn_text_batch=0')
+  def test_the_floor_holds_and_the_option_matters(self, option):
+    root, _ = _run(option)
+    self._check_edit(root)
+    self.assertNotEqual(
+        runs.sha256(root / 'model' / 'model.safetensors'),
+        runs.sha256(_run()[0] / 'model' / 'model.safetensors'))
+
+  @pytest.mark.slow
+  def test_lift_moves_every_weight_that_the_projection_lets_move(self):
+    _, record = _run('--edit_floor=lift')
+    moved = record['survival']['nf4']['moved']
+    self.assertGreater(moved, 1.2 * _run()[1]['survival']['nf4']['moved'])
+
+  @pytest.mark.slow
+  def test_a_random_circuit_is_another_of_the_same_shape(self):
+    root, record = _run('--circuit_selection=random')
+    self._check_edit(root)
+    other, attributed = _run()
+    config = loading.load(root / 'model').config
+    got, wanted = [
+        runs.read_circuit(r, config).neurons for r in (root, other)]
+    np.testing.assert_array_equal(got.sum(1), wanted.sum(1))
+    self.assertLess((got & wanted).sum(), 0.8 * wanted.sum())
+    self.assertLess(record['circuit']['faithfulness'],
+                    attributed['circuit']['faithfulness'])
+
+  @pytest.mark.slow
+  @parameterized.parameters(
+      ('head', {'heads', 'kv_heads'}, ('_attn',)),
+      ('neuron_and_head', {'neurons', 'heads', 'kv_heads'},
+       ('_attn', 'mlp')))
+  def test_levels_edit_their_kinds_of_node(self, level, kinds, places):
+    root, _ = _run(f'--attribution_level={level}', '--circuit_budget=0.2')
+    self._check_edit(root)
+    nodes = json.loads((root / 'circuit.json').read_text())['nodes']
+    self.assertEqual(set(nodes), kinds)
+    base, got = _base(), runs.tensors(root / 'model')
+    moved = [name for name in base if (got[name] != base[name]).any()]
+    for place in places:
+      self.assertTrue(any(place in name for name in moved), place)
+    if level == 'head':
+      self.assertFalse(any('mlp' in name for name in moved))
+
+  @pytest.mark.slow
+  def test_graddiff_moves_all_weights_and_few_codes(self):
+    root, record = _run(*_GRADDIFF)
+    base, got = _base(), runs.tensors(root / 'model')
+    for name in base:
+      self.assertTrue((got[name] != base[name]).any(), name)
+    shares = record['survival']['nf4']
+    self.assertGreater(shares['moved'], 0.5)
+    self.assertGreater(shares['moved_unchanged'], shares['changed_codes'])
+
+  @pytest.mark.slow
+  def test_layers_out_of_range_are_left_alone(self):
+    root, _ = _run('--circuit_first_layer=1', '--circuit_last_layer=1')
+    self._check_edit(root)
+    base, got = _base(), runs.tensors(root / 'model')
+    for name in base:
+      if 'layers.1.' not in name:
+        np.testing.assert_array_equal(got[name], base[name])
+
+  @pytest.mark.slow
+  @parameterized.parameters('bfloat16', 'float16')
+  def test_codes_change_after_the_cast_of_the_export(self, dtype):
+    root, _ = _run(f'--export_dtype={dtype}')
+    base, got = _base(), runs.tensors(root / 'model')
+    kind = {'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}[dtype]
+    self.assertTrue(all(x.dtype == kind for x in got.values()))
+    widen = lambda tree: {
+        k: x.astype(kind).astype(np.float32) for k, x in tree.items()}
+    self.assertGreater(runs.check_floor(self, widen(base), widen(got)), 100)
+
+  @pytest.mark.slow
+  def test_an_edit_for_two_quantizers_changes_both_codes(self):
+    root, record = _run('--quant_schemes=nf4,int4_g128')
+    self._check_edit(root)
+    for scheme in ('nf4', 'int4_g128'):
+      shares = record['survival'][scheme]
+      self.assertEqual(shares['moved_unchanged'], 0)
+      self.assertGreater(shares['changed_codes'], 0)
+      self.assertIn(scheme, record['ptq_gap'])
+      self.assertIn(scheme, record['accuracy']['retain']['unlearned'])
+
+  @pytest.mark.slow
+  def test_labels_drawn_from_the_model_give_another_fisher(self):
+    other, base = [_checkpoint(_run(*a)[0], 'fisher') for a in (
+        ('--fisher_labels=model',), ())]
+    gate = [np.asarray(f['layers']['mlp']['gate']) for f in (other, base)]
+    self.assertFalse((gate[0] == gate[1]).all())
+    self.assertGreater(gate[0].max(), 0)
+
+  @pytest.mark.slow
+  def test_a_set_without_held_out_phrasings_is_inconclusive(self):
+    lines = tiny_job.questions()
+    path = _folder() / 'trained_only.jsonl'
+    tiny_job.write_jsonl(
+        path, [q for q in lines['forget'] if q['use'] == 'train'])
+    flags = [f for f in tiny_job.make(_folder() / 'job')
+             if not f.startswith(('--data_forget', '--data_heldout',
+                                  '--data_text'))]
+    root = _folder() / 'bare'
+    record = runs.run(root, *flags, *_BRIEF, f'--data_forget={path}',
+                      '--eval_cad_pairs=0')
+    self.assertEqual(record['data']['missing_splits'], [
+        'forget_paraphrase', 'forget_far', 'retain_heldout'])
+    for letter in 'FQS':
+      entry = record['properties'][letter]
+      self.assertEqual(entry['passed'], 'inconclusive')
+      self.assertRegex(entry['reason'], 'near or far|not measured')
+    self.assertEqual(record['perplexity'], {'base': {}, 'unlearned': {}})
+    self.assertIn('not measured', (root / 'report.md').read_text())
+
+
+if __name__ == '__main__':
+  absltest.main()
