@@ -6,6 +6,8 @@ from collections.abc import Callable
 import pathlib
 
 from absl import logging
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mansu_jax import types
@@ -37,7 +39,14 @@ class Stages:
     path = self._root / name
     if self._resume and path.exists():
       logging.info('%s: restored from %s', name, path)
-      return self._checkpointer.restore(path)
+      return self._restore(path)
     result = make()
     self._checkpointer.save(path, result, force=True)
     return result
+
+  def _restore(self, path: pathlib.Path) -> types.PyTree:
+    """As NumPy: bound to no device, so that nothing compiles anew for it."""
+    saved = self._checkpointer.metadata(path).item_metadata.tree
+    to_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+    return self._checkpointer.restore(path, restore_args=to_numpy)

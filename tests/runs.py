@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -24,22 +26,22 @@ from tests.reference import quant_naive
 _NF4 = np.array(sorted(quant_naive.NF4_VALUES), np.float32)
 _MIDDLES = (_NF4[1:] + _NF4[:-1]) / np.float32(2)
 _BLOCK = 64
-_cache: list[tempfile.TemporaryDirectory] = []
+_SETTINGS = ('jax_compilation_cache_dir',
+             'jax_persistent_cache_min_compile_time_secs')
 
 
-def start() -> None:
-  """Keeps compiled programs for the runs that follow, in this process."""
-  _cache.append(tempfile.TemporaryDirectory())
-  jax.config.update('jax_compilation_cache_dir', _cache[-1].name)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  compilation_cache.reset_cache()
-
-
-def stop() -> None:
-  """Undoes `start`."""
-  jax.config.update('jax_compilation_cache_dir', None)
-  compilation_cache.reset_cache()
-  _cache.pop().cleanup()
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+  """Keeps compiled programs for the runs within: most of a run's time."""
+  before = {name: getattr(jax.config, name) for name in _SETTINGS}
+  with tempfile.TemporaryDirectory() as folder:
+    for name, value in zip(_SETTINGS, (folder, 0.0)):
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def parse(*args: str) -> config_lib.RunConfig:

@@ -165,11 +165,13 @@ class DataTest(BadInputTest):
     lines = tiny_job.questions()[role][:9 * facts]
     self._refused(self._data(role, lines), message=(message, 'Add facts'))
 
-  def test_exchange_without_partners(self):
+  @parameterized.parameters(
+      ('exchange', 'needs two facts'), ('marginal', 'averages over the facts'))
+  def test_a_loss_that_needs_other_facts(self, loss, message):
     lines = tiny_job.questions()['forget']
     lines[0] |= {'relation': 'lone'}
-    self._refused('--unlearn_loss=exchange', self._data('forget', lines),
-                  message=('exchange needs two facts', "'lone'", 'add facts'))
+    self._refused(f'--unlearn_loss={loss}', self._data('forget', lines),
+                  message=(message, 'lone', 'add facts'))
 
   def test_a_pairs_file_with_a_bad_line(self):
     path = self.folder / 'pairs.jsonl'

@@ -32,14 +32,6 @@ _MODELS, _PRECISIONS = ('base', 'unlearned'), ('fp', 'nf4')
 _STAGES = ('attribution', 'fisher', 'unlearn')
 
 
-def setUpModule():
-  runs.start()
-
-
-def tearDownModule():
-  runs.stop()
-
-
 class _Page(html.parser.HTMLParser):
   """Collects what a page would load."""
 
@@ -59,6 +51,7 @@ class RunTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
+    cls.enterClassContext(runs.compiled_once())
     made = tempfile.TemporaryDirectory()
     cls.addClassCleanup(made.cleanup)
     cls.folder = pathlib.Path(made.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import hashlib
-import hashlib
 import json
 import pathlib
 from typing import Any
@@ -36,13 +35,7 @@ def resolve(path: str) -> pathlib.Path:
   return found
 
 
-def sha256(path: str) -> str:
-  """Hash of a file's bytes."""
-  return hashlib.sha256(resolve(path).read_bytes()).hexdigest()
-
-
 def shipped_names() -> list[str]:
-  """The data files of the package."""
   """File names that `shipped:NAME` may stand for, in order."""
   if not _SHIPPED_DIR.is_dir():
     return []

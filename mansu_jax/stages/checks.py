@@ -58,9 +58,8 @@ def fit(
   _check_tokens(trained + asked, tokenizer, shapes)
   for documents in filter(None, (splits.text, inputs.heldout_text)):
     batching.text_windows(documents, tokenizer, config.data.text_window)
-  if config.unlearn.loss == 'exchange':
-    training.exchange_partners(inputs_lib.thin(
-        splits.forget_train, config.unlearn.forget_pool, config.seed))
+  training.check_groups(config.unlearn.loss, inputs_lib.thin(
+      splits.forget_train, config.unlearn.forget_pool, config.seed))
   _check_pairs(config, 'forget', attribution.forget_pairs(
       config, splits.forget_train, tokenizer))
   if config.eval.cad_pairs or config.circuit.contrast:

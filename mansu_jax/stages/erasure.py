@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from mansu_jax import config as run_config
@@ -47,14 +48,25 @@ def measure(
     unlearned: full params after.
 
   Returns:
-    `cad`, `as_nc` and `S`; with --eval_cad_pairs=0 the first two are None and
-    S is inconclusive.
+    `cad`, `as_nc` and `S`; with --eval_cad_pairs=0, or where the base answers
+    too few pairs, the first two are None and S is inconclusive.
   """
   if not config.eval.cad_pairs:
-    return {'cad': None, 'as_nc': None, 'S': {
-        'value': None, 'interval': [None, None], 'threshold': None,
-        'passed': 'inconclusive',
-        'reason': 'not measured (--eval_cad_pairs=0)'}}
+    return _not_measured('not measured (--eval_cad_pairs=0)')
+  try:
+    return _measure(config, inputs, model, circuit, unlearned)
+  except ValueError as error:  # The base answers too few pairs: keep the rest.
+    logging.warning('CAD and AS-NC are not measured: %s', error)
+    return _not_measured(str(error))
+
+
+def _not_measured(why: str) -> dict[str, Any]:
+  return {'cad': None, 'as_nc': None, 'S': {
+      'value': None, 'interval': [None, None], 'threshold': None,
+      'passed': 'inconclusive', 'reason': why}}
+
+
+def _measure(config, inputs, model, circuit, unlearned) -> dict[str, Any]:
   level, seed = config.attribution.level, config.seed
   layers = select.layer_range(config.circuit, model.config.num_layers)
   options = dict(resamples=config.eval.bootstrap // 4, seed=seed)

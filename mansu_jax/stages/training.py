@@ -87,6 +87,16 @@ def exchange_partners(
       *_relation_and_template(questions), [q.fact for q in questions])
 
 
+def check_groups(
+    loss: str, questions: Sequence[questions_lib.Question]) -> None:
+  """Raises ValueError where a loss lacks other facts of a relation."""
+  if loss == 'exchange':
+    exchange_partners(questions)
+  elif loss == 'marginal':
+    batches_lib.marginals(*_relation_and_template(questions),
+                          lambda rows: np.zeros((len(rows), 1)))
+
+
 def _relation_and_template(questions):
   """Relations, and templates as the last part of the questions' ids."""
   return ([q.relation for q in questions],

@@ -207,7 +207,9 @@ def property_q(gap_entries: dict[str, Any]) -> dict[str, Any]:
   """Quantization permanence: the worst scheme decides."""
   if not gap_entries['ptq_gap']:
     return _missing(GAP, 'the forget set has no near or far questions')
-  worst = max(gap_entries['ptq_gap'].items(), key=lambda kv: kv[1]['upper'])
+  # A scheme that surely recovers is worse than one that is uncertain.
+  badness = lambda item: (item[1]['lower'] > GAP, item[1]['upper'])
+  worst = max(gap_entries['ptq_gap'].items(), key=badness)
   entry = worst[1]
   passed = _judge(
       entry['lower'], entry['upper'], lambda l, h: h <= GAP,
