@@ -82,14 +82,18 @@ def from_flagfile(path: str, *overrides: str) -> config_lib.RunConfig:
       after the file's.
 
   Raises:
-    ValueError: a flag that does not exist, or flags that are wrong together.
+    ValueError: a flag that does not exist, what is not a flag, or flags that
+      are wrong together.
   """
   flag_values = flags.FlagValues()
   define(flag_values)
   try:
-    flag_values(['mansu_jax', f'--flagfile={path}', *overrides])
+    _, *rest = flag_values(['mansu_jax', f'--flagfile={path}', *overrides])
   except flags.Error as error:
     raise ValueError(f'{path}: {error}. See --help.') from error
+  if rest:
+    raise ValueError(f'{path}: {rest} are not flags; write --name=value, and #'
+                     ' in the first column of a comment.')
   return to_config(flag_values)
 
 

@@ -193,9 +193,37 @@ class AblationTest(parameterized.TestCase):
     for letter in 'FQS':
       entry = record['properties'][letter]
       self.assertEqual(entry['passed'], 'inconclusive')
-      self.assertRegex(entry['reason'], 'near or far|not measured')
+      self.assertRegex(entry['reason'], 'near or far|--eval_cad_pairs=0')
     self.assertEqual(record['perplexity'], {'base': {}, 'unlearned': {}})
     self.assertIn('not measured', (root / 'report.md').read_text())
+
+  def _untrue(self, role):
+    """Flag of a copy of a role's file with answers that the base denies."""
+    lines = tiny_job.questions()[role]
+    for line in lines:
+      wrong = [c for c in line['choices'] if c != line['answer']]
+      line['answer'] = min(wrong)
+    path = _folder() / f'untrue_{role}.jsonl'
+    tiny_job.write_jsonl(path, lines)
+    return f'--data_{role}={path}'
+
+  def _replaced(self, role):
+    flags = [f for f in tiny_job.make(_folder() / 'job')
+             if not f.startswith(f'--data_{role}=')]
+    return [*flags, *_BRIEF, self._untrue(role)]
+
+  def test_a_forget_set_that_the_base_does_not_know_is_refused(self):
+    with self.assertRaisesRegex(
+        ValueError, 'wanted clean above corrupted.*check the forget set'):
+      runs.run(_folder() / 'unknown_forget', *self._replaced('forget'))
+
+  def test_a_retain_set_that_the_base_does_not_know_costs_only_erasure(self):
+    record = runs.run(
+        _folder() / 'unknown_retain', *self._replaced('retain'))
+    self.assertIsNone(record['as_nc'])
+    self.assertEqual(record['properties']['S']['passed'], 'inconclusive')
+    self.assertRegex(record['properties']['S']['reason'], 'wanted clean above')
+    self.assertLess(record['accuracy']['retain']['base']['fp']['value'], 0.2)
 
 
 if __name__ == '__main__':

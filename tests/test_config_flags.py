@@ -117,6 +117,35 @@ class RoundTripTest(parameterized.TestCase):
     self.assertEqual(config.seed, 2)
 
 
+class FlagfileTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    made = tempfile.TemporaryDirectory()
+    self.addCleanup(made.cleanup)
+    self.path = os.path.join(made.name, 'job.flags')
+    pathlib.Path(self.path).write_text(
+        '# A comment.\n--seed=3\n--data_forget=a\n')
+
+  def test_overrides_come_last(self):
+    config = run_flags.from_flagfile(
+        self.path, '--seed=4', '--data_forget=b', '--noresume')
+    self.assertEqual(config.seed, 4)
+    self.assertEqual(config.data.forget, ('a', 'b'))
+    self.assertFalse(config.resume)
+
+  def test_errors_are_the_users(self):
+    with self.assertRaisesRegex(ValueError, 'job.flags: .*stepz.*--help'):
+      run_flags.from_flagfile(self.path, '--unlearn_stepz=3')
+    with self.assertRaisesRegex(ValueError, '--circuit_budget=2.0'):
+      run_flags.from_flagfile(self.path, '--circuit_budget=2')
+    pathlib.Path(self.path).write_text('--seed=3\n  # Indented.\n')
+    with self.assertRaisesRegex(ValueError, 'Indented.*first column'):
+      run_flags.from_flagfile(self.path)
+    with self.assertRaisesRegex(ValueError, 'missing.flags'):
+      run_flags.from_flagfile(self.path + '/missing.flags')
+
+
 class RefusalTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -130,11 +159,17 @@ class RefusalTest(parameterized.TestCase):
       (['--mode=audit'], '--mode=audit is not built'),
       (['--circuit_budget=0'], r'--circuit_budget=0.0 is outside \(0, 1\]'),
       (['--circuit_budget=1.5'], '--circuit_budget=1.5 is outside'),
+      (['--circuit_first_layer=-1'], '--circuit_first_layer=-1 must be'),
       (['--circuit_per_layer_cap=0'], '--circuit_per_layer_cap=0.0'),
       (['--edit_fisher_quantile=0'], '--edit_fisher_quantile=0.0'),
       (['--unlearn_steps=0'], '--unlearn_steps=0 must be at least 1'),
       (['--unlearn_learning_rate=0'], 'must be positive'),
       (['--unlearn_learning_rate=nan'], 'must be positive'),
+      (['--unlearn_npo_beta=0'], '--unlearn_npo_beta=0.0 must be positive'),
+      (['--unlearn_kl_weight=-1'], '--unlearn_kl_weight=-1.0 must be'),
+      (['--unlearn_text_pool=0'], '--unlearn_text_pool=0 must be at least 1'),
+      (['--eval_cad_pairs=1'], '--eval_cad_pairs=1 cannot be resampled'),
+      (['--eval_questions=-1'], '--eval_questions=-1 must be'),
       (['--unlearn_warmup=1'], r'--unlearn_warmup=1.0 is outside'),
       (['--attribution_steps=0'], '--attribution_steps=0'),
       (['--fisher_chunk=0'], '--fisher_chunk=0'),

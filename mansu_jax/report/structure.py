@@ -196,8 +196,9 @@ def erasure(record: Record) -> document.Section:
       ' matched in forget accuracy) is not part of this run: it needs its own'
       ' run, and CAD should be compared with it before erasure is claimed.')
   if not rows:
+    why = record['properties']['S'].get('reason', 'they were skipped')
     return document.Section('Structural erasure', (statement, document.Text(
-        'CAD and AS-NC were not measured (--eval_cad_pairs=0).')))
+        f'CAD and AS-NC were not measured: {why.rstrip(".")}.')))
   return document.Section('Structural erasure', (
       statement, document.Plots(tuple(plots)), document.Table(
           ('measure', 'what', 'value [95 % interval]', 'level or pairs'),

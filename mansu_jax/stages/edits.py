@@ -95,9 +95,10 @@ def circuit_edit(
       views[name] = view(full, grid, True)
 
   def forward(slices, frozen, tokens, positions=None, mask=None):
+    lifted = param_mask.collection(slices, frozen['frame'])
     return decoder.forward(
-        config, frozen['params'], tokens, positions=positions, remat=True,
-        attention_mask=mask, circuit=param_mask.collection(slices, frozen['frame']))
+        config, frozen['params'], tokens, positions=positions,
+        attention_mask=mask, circuit=lifted, remat=True)
 
   def unembed(slices, frozen, hidden):
     del slices  # The embedding is never part of a circuit.

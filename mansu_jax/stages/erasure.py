@@ -52,7 +52,7 @@ def measure(
     too few pairs, the first two are None and S is inconclusive.
   """
   if not config.eval.cad_pairs:
-    return _not_measured('not measured (--eval_cad_pairs=0)')
+    return _not_measured('--eval_cad_pairs=0 skips CAD and AS-NC')
   try:
     return _measure(config, inputs, model, circuit, unlearned)
   except ValueError as error:  # The base answers too few pairs: keep the rest.

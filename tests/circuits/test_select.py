@@ -41,7 +41,7 @@ class LayerRangeTest(parameterized.TestCase):
     got = select.layer_range(_options(first_layer=first, last_layer=last), 4)
     self.assertEqual(got, want)
 
-  @parameterized.parameters((0, 4), (3, 2), (-1, 3), (0, -5), (3, -2))
+  @parameterized.parameters((0, 4), (3, 2), (4, -1), (0, -5), (3, -2))
   def test_a_range_outside_the_model_is_refused(self, first, last):
     with self.assertRaisesRegex(
         ValueError, f'first_layer={first} and .*{last} give no layer'):

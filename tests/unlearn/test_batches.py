@@ -164,6 +164,25 @@ class ExchangeTest(parameterized.TestCase):
       batches.exchange_groups(['a', 'a', 'river'], ['t'] * 3, ['x', 'y', 'po'])
 
 
+class MarginalTest(absltest.TestCase):
+
+  def test_averages_the_facts_of_a_relation_and_template(self):
+    probabilities = lambda rows: np.eye(5)[rows]
+    table, row = batches.marginals(
+        ['a', 'b', 'a', 'a', 'b'], ['t', 't', 't', 't', 't'], probabilities)
+    np.testing.assert_array_equal(row, [0, 1, 0, 0, 1])
+    np.testing.assert_allclose(
+        table, [[1 / 3, 0, 1 / 3, 1 / 3, 0], [0, 0.5, 0, 0, 0.5]])
+    self.assertEqual(table.dtype, np.float32)
+
+  def test_a_group_of_one_is_refused(self):
+    with self.assertRaisesRegex(
+        ValueError, "'river', 't2'.*only one.*--unlearn_loss=npo"):
+      batches.marginals(
+          ['a', 'a', 'river', 'river', 'river'], ['t', 't', 't', 't', 't2'],
+          lambda rows: np.eye(5)[rows])
+
+
 class BatchesTest(parameterized.TestCase):
 
   def _pool(self, n, batch, seed, long=False):
@@ -232,12 +251,23 @@ class BatchesTest(parameterized.TestCase):
               [tokens[b, a], pool.spans.where[row, a]])
     np.testing.assert_array_equal(batch.prompts.where, batch.forget.where)
 
+  def test_each_forget_sequence_gets_its_groups_row(self):
+    table, row = np.eye(3, 4, dtype=np.float32), np.array([0, 1, 2, 0, 1, 2, 0])
+    forget = self._pool(7, 3, 1)
+    made = batches.Batches(
+        forget=forget, retain=self._pool(9, 4, 2), marginals=(table, row),
+        fill=packing.fill_rows, steps=3)
+    for step in range(3):
+      np.testing.assert_array_equal(
+          made(step).marginal, table[row[forget.sampler[step]]])
+
   def test_optional_parts_are_none(self):
     made = batches.Batches(
         forget=self._pool(7, 3, 1), retain=self._pool(9, 4, 2),
         fill=packing.fill_rows, steps=2)
     self.assertIsNone(made(0).text)
     self.assertIsNone(made(0).prompts)
+    self.assertIsNone(made(0).marginal)
 
 
 if __name__ == '__main__':

@@ -49,6 +49,15 @@ class TokenTest(absltest.TestCase):
         float(losses.token_kl(q, p)),
         0.5 * math.log(5 / 9) + 0.5 * math.log(5), places=5)
 
+  def test_kl_of_a_distribution_is_that_of_its_logits(self):
+    target = jax.nn.softmax(self.other)
+    np.testing.assert_allclose(
+        losses.distribution_kl(target, self.logits),
+        losses.token_kl(self.other, self.logits), rtol=1e-4, atol=1e-5)
+    sure = losses.distribution_kl(
+        jnp.array([0.0, 1.0]), jnp.log(jnp.array([0.75, 0.25])))
+    self.assertAlmostEqual(float(sure), math.log(4), places=5)
+
   def test_large_logits_stay_finite(self):
     logits = jnp.array([1e4, 0.0, -1e4])
     self.assertEqual(float(losses.token_nll(logits, jnp.array(0))), 0.0)

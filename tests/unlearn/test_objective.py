@@ -172,6 +172,20 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertAlmostEqual(
         float(metrics.forget), np.mean(values), delta=1e-3)
 
+  def test_marginal_is_the_kl_to_the_average_at_the_prompts_end(self):
+    rng = np.random.default_rng(0)
+    marginal = rng.dirichlet(
+        np.ones(problem.CONFIG.vocab_size), 3).astype(np.float32)
+    batch = problem.batch(self.hidden)._replace(marginal=marginal)
+    view = self.edit.views['fp']
+    _, metrics = self._loss(problem.options(loss='marginal'))(
+        self.theta, view, view, batch)
+    after = _logits(self.merged, problem.FORGET)
+    values = [unlearn_naive.kl(np.log(marginal[i]), after[i][row[0]])
+              for i, row in enumerate(_places(problem.FORGET[1]))]
+    self.assertAlmostEqual(
+        float(metrics.forget), np.mean(values), delta=1e-3)
+
   def test_text_and_prompts_may_be_absent(self):
     view, batch = self.edit.views['fp'], problem.batch(self.hidden)
     loss = self._loss(problem.options(prompt_weight=2.0))
