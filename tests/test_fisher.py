@@ -1,5 +1,7 @@
 """Diagonal Fisher: squares of single gradients, not of their mean."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -153,9 +155,23 @@ class CircuitFisherTest(parameterized.TestCase):
       np.testing.assert_allclose(
           got[module][leaf], value, rtol=2e-3, atol=1e-5 * value.max(),
           err_msg=leaf)
-    model = self._run(chunk=2, labels='model')['layers']['mlp']['down']
-    data = got['mlp']['down']
-    self.assertGreater(np.abs(data - model).max(), 1e-3 * data.max())
+
+  def test_labels_are_those_of_the_data_or_drawn_from_the_base(self):
+    seen = []
+    def keep(log_prob, theta, frozen, examples, *, chunk):
+      seen.append((examples, chunk))
+    with mock.patch.object(fisher, 'diagonal_fisher', keep):
+      self._run(labels='data', chunk=3)
+      self._run(labels='model', chunk=3)
+    (data, chunk), (model, _) = seen
+    self.assertEqual(chunk, 3)
+    tokens, mask = problem.FORGET
+    np.testing.assert_array_equal(
+        data.labels[data.weight > 0], tokens[:, 1:][mask[:, :-1]])
+    logits = decoder.unembed(problem.model().params, data.reference)
+    np.testing.assert_array_equal(
+        model.labels, fisher.draw_labels(jax.random.key(0), logits))
+    self.assertTrue(np.any(model.labels != data.labels))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 """EAP-IG node scores against the golden values of other implementations."""
 
-import os
 import pathlib
 
 from absl.testing import absltest

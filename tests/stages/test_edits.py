@@ -101,7 +101,7 @@ class ChainTest(parameterized.TestCase):
     draw = lambda: jax.tree.map(
         lambda x: rng.normal(size=x.shape).astype(np.float32), params)
     fisher = jax.tree.map(np.square, draw())
-    grid = quant.code_grid(params, 'nf4', only(_LAYOUT))
+    grid = quant.code_grid(params, 'int8', only(_LAYOUT))
     chain = lambda **parts: transforms.mansu(
         optax.adam(0.1), quantile=0.6, **parts)
     whole = chain(fisher=fisher, circuit_mask=mask, valid=mask, grids=grid)
@@ -208,6 +208,8 @@ class LoopTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     fisher = jax.tree.map(
         lambda x: np.float32(rng.random(x.shape)), edit.theta)
+    batch = problem.batch(problem.hidden_of_model())._replace(
+        text=None, prompts=None)
     before = loop._step._cache_size()
     theta, history = loop.run(
         loop.Problem(
@@ -217,7 +219,7 @@ class LoopTest(parameterized.TestCase):
             views=list(edit.views.values()), base=edit.views['fp'],
             see=edit.see, exact=edits.exact_weights(config, edit),
             moved=edits.moved),
-        lambda step: problem.batch(problem.hidden_of_model()), steps=4,
+        lambda step: batch, steps=4,
         total_weights=tree_paths.count(params), collapse=1e3)
     self.assertEqual(loop._step._cache_size(), before + 1)
     merged = edit.merge(theta)

@@ -110,8 +110,9 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertGreater(min(map(abs, want)), 1e-3)
 
   def test_gradient_is_that_of_the_full_weights_and_of_any_packing(self):
-    options = problem.options(prompt_weight=1.0)
-    packed, alone = (problem.batch(self.hidden, alone=alone, rows=7)
+    options = problem.options()
+    packed, alone = (problem.batch(
+        self.hidden, alone=alone, rows=7)._replace(text=None, prompts=None)
                      for alone in (False, True))
 
     def gradient(edit, theta, *batches):
