@@ -167,7 +167,8 @@ class UnlearnConfig:
   text_weight: float = _field(1.0, 'Weight of the general text\'s KL, within'
                               ' the retain KL.')
   prompt_weight: float = _field(
-      0.0, 'Weight of the KL on the forget prompts\' own tokens.')
+      0.0, 'Weight of the KL on the forget prompts\' own tokens, within the'
+      ' retain KL.')
   quantizer_in_loop: bool = _field(
       True, 'Alternate gradients between the full-precision view and each'
       ' quantized view of the model.')

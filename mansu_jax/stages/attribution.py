@@ -13,6 +13,7 @@ import numpy as np
 from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax import tree_paths
+from mansu_jax import types
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
@@ -71,15 +72,15 @@ def find(
     saved: checkpoints.Stages) -> Found:
   """The circuit of a run: pairs, scores, selection."""
   pairs = forget_pairs(config, inputs.splits.forget_train, model.tokenizer)
-  mean_scores = lambda some: eap_ig.node_means(
-      score(config, model, some), model.config)
-  means = saved.get('attribution', lambda: mean_scores(pairs))
+  done = saved.get('attribution', lambda: score(config, model, pairs))
+  answered = [p for p, kept in zip(pairs, done['answered']) if kept]
   contrast = None
   if config.circuit.contrast:
     retain = retain_pairs(
         config, inputs.splits.retain_train, model.tokenizer)
-    contrast = saved.get('contrast', lambda: mean_scores(retain))
-  return find_circuit(config, model, pairs, means, contrast)
+    contrast = saved.get('contrast', lambda: score(config, model, retain))
+    contrast = contrast['means']
+  return find_circuit(config, model, answered, done['means'], contrast)
 
 
 def forget_pairs(
@@ -104,16 +105,20 @@ def retain_pairs(
 
 def score(
     config: run_config.RunConfig, model: Any,
-    pairs: Sequence[pairs_lib.AttributionPair]) -> eap_ig.PairScores:
-  """Per-pair scores of the base model on pairs that it answers.
+    pairs: Sequence[pairs_lib.AttributionPair]) -> types.PyTree:
+  """Mean scores of the base model over the pairs that it answers.
+
+  Returns:
+    `means` by kind of node, and `answered`, a bool for each pair.
 
   Raises:
     ValueError: the pairs do not elicit the knowledge.
   """
   batches = batch_pairs(pairs, min(config.attribution.batch, len(pairs)))
-  scores, _ = eap_ig.keep_answered(eap_ig.score_pairs(
+  scores, answered = eap_ig.keep_answered(eap_ig.score_pairs(
       model.config, model.params, batches, steps=config.attribution.steps))
-  return scores
+  return {'means': eap_ig.node_means(scores, model.config),
+          'answered': answered}
 
 
 def find_circuit(
@@ -126,7 +131,7 @@ def find_circuit(
   Args:
     config: the run's.
     model: the base model.
-    pairs: forget pairs.
+    pairs: forget pairs that the base model answers.
     means: mean scores on them by kind of node.
     contrast: mean scores on retain pairs, for `--circuit_contrast`.
   """
