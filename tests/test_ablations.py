@@ -200,9 +200,14 @@ class AblationTest(parameterized.TestCase):
   def _untrue(self, role):
     """Flag of a copy of a role's file with answers that the base denies."""
     lines = tiny_job.questions()[role]
+    first = [q for q in lines if q['relation'] == lines[0]['relation']]
+    facts = {q['fact']: q['answer'] for q in first}
+    (one, his), (other, hers) = list(facts.items())[:2]
+    swapped = {one: hers, other: his}  # So each pair's answers are swapped.
+    lines = [q for q in first if q['fact'] in swapped]
     for line in lines:
-      wrong = [c for c in line['choices'] if c != line['answer']]
-      line['answer'] = min(wrong)
+      line['answer'] = swapped[line['fact']]
+      line['choices'] = [his, hers]
     path = _folder() / f'untrue_{role}.jsonl'
     tiny_job.write_jsonl(path, lines)
     return f'--data_{role}={path}'
