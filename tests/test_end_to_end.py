@@ -164,6 +164,11 @@ class RunTest(parameterized.TestCase):
     base = runs.tensors(self.folder / 'job' / 'model')
     got = runs.tensors(self.root / 'model')
     moved = runs.check_floor(self, base, got)
+    for name, weights in got.items():
+      landed = weights != base[name]
+      if landed.any():  # On their new codes' own values, to the bit.
+        np.testing.assert_array_equal(
+            weights[landed], runs.nf4(weights)[0][landed])
     circuit = runs.read_circuit(self.root, self._model_config())
     self.assertTrue(circuit.neurons.any())
     runs.check_only_circuit_moved(self, base, got, circuit)

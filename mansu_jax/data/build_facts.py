@@ -3,7 +3,8 @@
 `python -m mansu_jax.data.build_facts` rewrites `shipped/` and is deterministic:
 the wrong choices of a question are the candidates with the smallest SHA-256 of
 (question id, candidate), so that adding a fact or a relation does not reshuffle
-the others. The same hash orders the four choices.
+the others. A second hash orders the four choices: by the first, the answer
+would mostly come last.
 
 A table (`facts/<name>.json`) is one relation, or several under `relations` that
 inherit the table's other keys. Keys of a relation:
@@ -12,7 +13,7 @@ inherit the table's other keys. Keys of a relation:
   fact: optional pattern of the fact id, default '{relation}/{subject}'.
   train, near: templates with '{subject}', cloze statements whose answer comes
     last. Only the first kind is ever trained on.
-  question, narrative: the parts that `facts/forms.json` puts into the far forms.
+  question, narrative: what `facts/forms.json` puts into the far forms.
   lead: optional word before a spoken answer ('It is in ...').
   facts: {group: {subject: answer}}.
   files: {shipped file: [groups]}.
@@ -86,8 +87,19 @@ def read_relations(folder: pathlib.Path = FOLDER / 'facts') -> list[Relation]:
             f'{path}: relation {relation.get("relation")!r} lacks'
             f' {sorted(missing)} and has unknown keys {sorted(unknown)}; see'
             ' the keys in mansu_jax/data/build_facts.py.')
+      _check_also_right(path, relation)
       relations.append(relation)
   return relations
+
+
+def _check_also_right(path: pathlib.Path, relation: Relation) -> None:
+  """Refuses exclusions of unknown subjects, which would do nothing."""
+  subjects = {name for facts in relation['facts'].values() for name in facts}
+  unknown = relation.get('also_right', {}).keys() - subjects
+  if unknown:
+    raise ValueError(
+        f'{path}: also_right of {relation["relation"]!r} names'
+        f' {sorted(unknown)}, which have no fact; correct or drop them.')
 
 
 def _slug(text: str) -> str:
@@ -144,15 +156,14 @@ def _is_given_away(choice: str, subject: str) -> bool:
 
 
 def choose(key: str, answer: str, candidates: Sequence[str]) -> list[str]:
-  """Returns the answer and three wrong choices, in the order of their hashes.
+  """Returns the answer and three wrong choices, in an order of their own.
 
   Candidates that open with other letters than the choices so far go first:
   choices that share their first token are told apart by their later tokens
   alone.
   """
-  order = lambda text: _digest(key, text)
   chosen, shared = [answer], []
-  for candidate in sorted(candidates, key=order):
+  for candidate in sorted(candidates, key=lambda text: _digest(key, text)):
     opens = candidate[:3].lower() in {text[:3].lower() for text in chosen}
     (shared if opens else chosen).append(candidate)
   chosen = (chosen + shared)[:NUM_CHOICES]
@@ -160,7 +171,7 @@ def choose(key: str, answer: str, candidates: Sequence[str]) -> list[str]:
     raise ValueError(
         f'{key}: {len(candidates)} wrong choices, wanted {NUM_CHOICES - 1};'
         ' add distractors to the relation.')
-  return sorted(chosen, key=order)
+  return sorted(chosen, key=lambda text: _digest('place', key, text))
 
 
 def _questions(
