@@ -178,6 +178,17 @@ class CountTest(parameterized.TestCase):
     self.assertGreaterEqual(len(others), 10)
 
 
+  def test_the_note_counts_right(self):
+    note = (_SHIPPED.parent / 'README.md').read_text(encoding='utf-8')
+    for name in _FILES:
+      rows = _read(name)
+      counts = [len(_facts(rows)), *(
+          len(_by_use(rows, use)) for use in ('train', 'near', 'far'))]
+      row = re.search(rf'^\| `{name.split(".")[0]}` \|.*$', note, re.MULTILINE)
+      self.assertIsNotNone(row, f'{name} is not in the note.')
+      self.assertEqual(counts, [int(n) for n in row[0].split('|')[3:7]], name)
+
+
 class OverlapTest(absltest.TestCase):
 
   def test_ids_and_prompts_are_unique(self):
