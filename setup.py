@@ -9,11 +9,14 @@ _BASE = [
     'absl-py>=2.1',
     'flax>=0.10.6',
     'gguf>=0.17',  # Reads .gguf files; NumPy only.
+    'huggingface_hub>=1.0',  # Hub ids; comes with transformers.
     'jax>=0.6',
     'numpy>=2.0',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11',
     'safetensors>=0.5',
+    'scipy>=1.13',  # Quantiles of the intervals; comes with jax.
+    'tokenizers>=0.22',  # Tokenizer of a .gguf; comes with transformers.
     'transformers>=5.0',  # Configs and tokenizers; no model code.
 ]
 
@@ -37,6 +40,7 @@ setuptools.setup(
         'demo': [],
         'parity': ['torch>=2.5', 'bitsandbytes>=0.45'],
         'dev': ['chex>=0.1.90', 'hypothesis>=6.100', 'ipykernel>=6',
+                'ml_dtypes>=0.5',
                 'nbclient>=0.10', 'nbformat>=5.10', 'pytest>=8'],
     },
     entry_points={'console_scripts': ['mansu_jax = mansu_jax.main:run']},

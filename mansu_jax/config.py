@@ -242,7 +242,7 @@ class RunConfig:
   method: str = _field(
       'mansu', 'mansu, or a baseline on all weights.', ('mansu', 'graddiff'))
   debug: bool = _field(False, 'Show tracebacks.')
-  profile: bool = _field(False, 'Write a JAX profiler trace.')
+  profile: bool = _field(False, 'Write a JAX profiler trace (not built yet).')
   fail_on_verdict: bool = _field(
       False, 'Exit with status 3 when the verdict is not `passed`.')
   data: DataConfig = DataConfig()

@@ -35,6 +35,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     ValueError: bad input, before any long work; or a run that went wrong.
   """
   clock = workdir.Clock()
+  checks.unused(config)
   checks.quantizers(config)
   inputs = inputs_lib.read(config)
   workdir.check_workdir(config)

@@ -203,7 +203,9 @@ class FlagsTest(BadInputTest):
       (('--method=graddiff',), '--method=graddiff'),
       (('--circuit_selection=all',), '--circuit_selection=all'),
       (('--method=graddiff', '--circuit_selection=all'), '--edit_floor=none'),
-      (('--edit_floor=none', '--edit_landing=boundary'), 'contradicts'))
+      (('--edit_floor=none', '--edit_landing=boundary'), 'contradicts'),
+      (('--base=other',), '--base=other is for --mode=audit'),
+      (('--profile',), '--profile is not built yet'))
   def test_flags_that_contradict(self, args, message):
     self._refused(*args, message=(message,))
 

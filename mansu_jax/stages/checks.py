@@ -20,6 +20,17 @@ from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import training
 
 
+def unused(config: run_config.RunConfig) -> None:
+  """Raises ValueError on a flag that this mode would silently ignore."""
+  if config.base and config.mode != 'audit':
+    raise ValueError(
+        f'--base={config.base} is for --mode=audit, but the mode is'
+        f' {config.mode}; leave it out, and name the model to unlearn with'
+        ' --model.')
+  if config.profile:
+    raise ValueError('--profile is not built yet; leave it out.')
+
+
 def quantizers(config: run_config.RunConfig) -> None:
   """Raises ValueError on an unknown or repeated `--quant_schemes`."""
   names = config.quant_schemes
