@@ -162,6 +162,10 @@ class UnlearnConfig:
       ('npo', 'simnpo', 'bounded_nll', 'marginal', 'exchange', 'ascent'))
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
   forget_weight: float = _field(1.0, 'Weight of the forget term.')
+  alternatives_weight: float = _field(
+      0.0, 'Weight, within the forget term, of a KL that sees only the choices'
+      ' of a fact\'s training questions, by first tokens: the wrong ones are to'
+      ' be equally likely, the right one not at all.')
   kl_weight: float = _field(10.0, 'Weight of KL(base || model) on retain.')
   nll_weight: float = _field(1.0, 'Weight of the retain NLL.')
   text_weight: float = _field(1.0, 'Weight of the general text\'s KL, within'
@@ -191,8 +195,8 @@ class UnlearnConfig:
     _check_least(self, 'unlearn', 1, 'steps', 'forget_batch', 'retain_batch',
                  'retain_pool', 'text_pool')
     _check_least(self, 'unlearn', 0, 'forget_pool', 'text_batch',
-                 'forget_weight', 'kl_weight', 'nll_weight', 'text_weight',
-                 'prompt_weight')
+                 'forget_weight', 'alternatives_weight', 'kl_weight',
+                 'nll_weight', 'text_weight', 'prompt_weight')
     for name in ('learning_rate', 'npo_beta', 'collapse'):
       _check(getattr(self, name) > 0, f'--unlearn_{name}='
              f'{getattr(self, name)} must be positive.')

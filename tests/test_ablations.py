@@ -86,7 +86,7 @@ class AblationTest(parameterized.TestCase):
       '--edit_floor=lift', '--edit_landing=boundary',
       '--nounlearn_quantizer_in_loop', '--edit_projection=none',
       '--unlearn_loss=exchange', '--unlearn_loss=marginal',
-      '--unlearn_loss=simnpo',
+      '--unlearn_loss=simnpo', '--unlearn_alternatives_weight=1',
       '--unlearn_loss=bounded_nll', '--unlearn_prompt_weight=1',
       '--circuit_contrast=1', '--unlearn_text_batch=0')
   def test_the_floor_holds_and_the_option_matters(self, option):

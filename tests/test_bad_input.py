@@ -173,6 +173,15 @@ class DataTest(BadInputTest):
     self._refused(f'--unlearn_loss={loss}', self._data('forget', lines),
                   message=(message, 'lone', 'add facts'))
 
+  def test_choices_that_all_begin_alike(self):
+    lines = tiny_job.questions()['forget']
+    for line in lines:
+      if line['fact'] == lines[0]['fact']:
+        line['choices'] = [line['answer'], line['answer'] + ' Brask']
+    self._refused(
+        '--unlearn_alternatives_weight=1', self._data('forget', lines),
+        message=('needs wrong choices', lines[0]['fact'], 'Set it to 0'))
+
   def test_a_pairs_file_with_a_bad_line(self):
     path = self.folder / 'pairs.jsonl'
     path.write_text(json.dumps({

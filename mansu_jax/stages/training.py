@@ -17,6 +17,7 @@ from mansu_jax import types
 from mansu_jax.data import batching
 from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import tokenization
 from mansu_jax.models import decoder
 from mansu_jax.stages import edits
 from mansu_jax.stages import inputs as inputs_lib
@@ -73,8 +74,11 @@ def make_batches(
     table = batches_lib.marginals(
         *_relation_and_template(forget_questions),
         lambda rows: np.asarray(say(model.params, ends[rows])))
+  others = None
+  if options.alternatives_weight:
+    others = alternatives(forget_questions, model.tokenizer)
   return batches_lib.Batches(
-      forget=forget_pool, marginals=table,
+      forget=forget_pool, marginals=table, alternatives=others,
       retain=pool(retain, options.retain_batch, 1), text=text,
       prompts=prompts, partners=partners, fill=packing.fill_rows,
       steps=options.steps, seed=seed)
@@ -87,14 +91,28 @@ def exchange_partners(
       *_relation_and_template(questions), [q.fact for q in questions])
 
 
-def check_groups(
-    loss: str, questions: Sequence[questions_lib.Question]) -> None:
-  """Raises ValueError where a loss lacks other facts of a relation."""
-  if loss == 'exchange':
+def alternatives(
+    questions: Sequence[questions_lib.Question], tokenizer: Any
+) -> objective.Alternatives:
+  """First tokens of the choices of each question's fact."""
+  encoded = tokenization.encode_questions(questions, tokenizer)
+  first = [[ids[0] for ids in e.choices] for e in encoded]
+  right = [row[q.answer_index] for q, row in zip(questions, first)]
+  return batches_lib.alternatives(
+      [q.fact for q in questions], right, first)
+
+
+def check_forget_term(
+    options: run_config.UnlearnConfig,
+    questions: Sequence[questions_lib.Question], tokenizer: Any) -> None:
+  """Raises ValueError where the forget term lacks other facts or choices."""
+  if options.loss == 'exchange':
     exchange_partners(questions)
-  elif loss == 'marginal':
+  elif options.loss == 'marginal':
     batches_lib.marginals(*_relation_and_template(questions),
                           lambda rows: np.zeros((len(rows), 1)))
+  if options.alternatives_weight:
+    alternatives(questions, tokenizer)
 
 
 def _relation_and_template(questions):

@@ -184,6 +184,48 @@ def marginals(
   return np.stack(table).astype(np.float32), row
 
 
+def alternatives(
+    facts: Sequence[str], right: Sequence[int],
+    choices: Sequence[Sequence[int]]) -> objective.Alternatives:
+  """The choices of a fact's sequences, gathered, all wrong ones alike likely.
+
+  A model that follows has no order left among the fact's choices. A choice
+  that begins as the right answer does is left out: one token cannot tell
+  them apart.
+
+  Args:
+    facts: of each sequence, n.
+    right: first token of the right answer of each sequence, n.
+    choices: first tokens of all choices of each sequence, n.
+
+  Returns:
+    Rows of n sequences, the right answer's token first.
+
+  Raises:
+    ValueError: all choices of a fact begin alike.
+  """
+  pools: dict[tuple[str, int], set[int]] = {}
+  for fact, token, some in zip(facts, right, choices):
+    pools.setdefault((fact, token), set()).update(some)
+  rows = []
+  for fact, token in zip(facts, right):
+    wrong = pools[fact, token] - {token}
+    if not wrong:
+      raise ValueError(
+          f'--unlearn_alternatives_weight needs wrong choices whose first token'
+          f' is not that of the right answer, but {fact!r} has none. Set it to'
+          ' 0, or give the fact other choices.')
+    rows.append([token, *sorted(wrong)])
+  tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+  target = np.zeros(tokens.shape, np.float32)
+  for i, row in enumerate(rows):
+    tokens[i, :len(row)] = row
+    target[i, 1:len(row)] = 1 / (len(row) - 1)
+  lengths = np.array([len(row) for row in rows])
+  valid = np.arange(tokens.shape[1]) < lengths[:, None]
+  return objective.Alternatives(tokens, target, valid)
+
+
 def exchange(own: Spans, other: Spans) -> Spans:
   """Prompts of `own` continued by the answers of `other`.
 
@@ -225,6 +267,7 @@ class Batches:
     partners: from `exchange_groups`, or None when answers stay.
     marginals: table [G, V] of probabilities and the row [n] of each forget
       sequence in it, for the loss `marginal`; or None.
+    alternatives: of every forget sequence, or None.
     fill: the bin packer.
     steps: as many will be asked for; all get rows of one number and length.
     seed: of the choice of partners.
@@ -235,10 +278,11 @@ class Batches:
       prompts: Spans | None = None,
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
+      alternatives: objective.Alternatives | None = None,
       fill: FillRows, steps: int, seed: int = 0):
     self.forget, self.retain, self.text = forget, retain, text
     self._prompts, self._partners = prompts, partners
-    self._marginals = marginals
+    self._marginals, self._alternatives = marginals, alternatives
     self._fill, self._seed = fill, seed
     lengths = [
         np.concatenate([g.length for g in self._groups(step)[0]]).tolist()
@@ -261,14 +305,16 @@ class Batches:
 
   def __call__(self, step: int) -> objective.Batch:
     groups, prompts = self._groups(step)
-    marginal = None
+    rows, marginal, others = self.forget.sampler[step], None, None
     if self._marginals is not None:
       table, row = self._marginals
-      marginal = table[row[self.forget.sampler[step]]]
+      marginal = table[row[rows]]
+    if self._alternatives is not None:
+      others = objective.Alternatives(*(x[rows] for x in self._alternatives))
     packed, starts = pack(groups, self._fill, self._rows, self._capacity)
     parts = [targets(g, s) for g, s in zip(groups, starts)]
     return objective.Batch(
         packed=packed, forget=parts[0], retain=parts[1],
         text=parts[2] if self.text is not None else None,
         prompts=None if prompts is None else targets(prompts, starts[0]),
-        marginal=marginal)
+        marginal=marginal, alternatives=others)

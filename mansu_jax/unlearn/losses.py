@@ -30,6 +30,23 @@ def distribution_kl(target: types.Array, logits: types.Array) -> types.Array:
   return jnp.sum(jax.scipy.special.xlogy(target, target) - target * log_q, -1)
 
 
+def alternatives_kl(
+    target: types.Array, logits: types.Array, tokens: types.Array,
+    valid: types.Array) -> types.Array:
+  """KL(target || model, given that it says one of some tokens), in nats.
+
+  Sees the order among rare tokens, to which a KL over the vocabulary is blind.
+
+  Args:
+    target: [..., K] probabilities of the tokens, 0 where not valid.
+    logits: [..., V] of the model.
+    tokens: [..., K] int32.
+    valid: [..., K] bool, False on padding.
+  """
+  picked = jnp.take_along_axis(logits, tokens, axis=-1)
+  return distribution_kl(target, jnp.where(valid, picked, -1e9))
+
+
 def npo(
     nll: types.Array, nll_base: types.Array, *, beta: float) -> types.Array:
   """Negative preference optimization: -(2/beta) log sigma(beta (nll - nll_0)).

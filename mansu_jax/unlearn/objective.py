@@ -39,6 +39,14 @@ class Targets(NamedTuple):
   reference: types.Array  # [B, A, D] the base's final hidden state there
 
 
+class Alternatives(NamedTuple):
+  """What may be said at the end of a forget prompt, by first tokens."""
+
+  tokens: types.Array  # [B, K] int32, the right answer's and the others'
+  target: types.Array  # [B, K] float32 probabilities, 0 for the right answer
+  valid: types.Array  # [B, K] bool, False on padding
+
+
 class Batch(NamedTuple):
   """What one step sees; all parts stand in the same packed rows.
 
@@ -53,6 +61,7 @@ class Batch(NamedTuple):
   text: Targets | None
   prompts: Targets | None  # The forget prompts' own tokens.
   marginal: types.Array | None = None  # [B, V] float32 probabilities
+  alternatives: Alternatives | None = None  # Of the forget prompts.
 
 
 class Metrics(NamedTuple):
@@ -82,10 +91,12 @@ def make_loss(
   into the full-precision base's logits, whichever view `frozen` is.
   """
 
-  def forget_term(logits, base, targets, marginal):
+  def forget_term(logits, base, batch):
+    targets = batch.forget
     nll = _sequence_nll(logits, targets)
-    if options.loss == 'marginal':  # [B, V] at the end of the prompt.
-      term = losses.distribution_kl(marginal, logits[:, 0]).mean()
+    at_prompt_end = logits[:, 0]  # [B, V]
+    if options.loss == 'marginal':
+      term = losses.distribution_kl(batch.marginal, at_prompt_end).mean()
     elif options.loss == 'exchange':
       reference = unembed(None, base, targets.reference)
       term = losses.weighted_mean(
@@ -101,6 +112,10 @@ def make_loss(
       term = losses.bounded_nll(nll).mean()
     else:
       term = losses.ascent(nll).mean()
+    if batch.alternatives is not None:
+      tokens, target, valid = batch.alternatives
+      term += options.alternatives_weight * losses.alternatives_kl(
+          target, at_prompt_end, tokens, valid).mean()
     return term, nll.mean()
 
   def loss(theta, frozen, base, batch):
@@ -119,7 +134,7 @@ def make_loss(
           losses.token_kl(reference, logits), targets.weight)
 
     forget, forget_nll = forget_term(
-        logits_at(batch.forget), base, batch.forget, batch.marginal)
+        logits_at(batch.forget), base, batch)
     logits = logits_at(batch.retain)
     retain_kl = kl(batch.retain, logits)
     retain_nll = losses.weighted_mean(

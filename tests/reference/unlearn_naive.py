@@ -22,6 +22,13 @@ def kl(reference, logits):
   return sum(math.exp(a) * (a - b) for a, b in zip(p, q))
 
 
+def alternatives_kl(logits, right, wrong):
+  """KL(uniform over `wrong` || softmax over `wrong` and `right`), nats."""
+  log_q = dict(zip([right, *wrong], log_softmax(
+      [logits[t] for t in [right, *wrong]])))
+  return sum(-math.log(len(wrong)) - log_q[t] for t in wrong) / len(wrong)
+
+
 def mean_kl(references, rows):
   """Mean over rows."""
   return sum(kl(a, b) for a, b in zip(references, rows)) / len(rows)

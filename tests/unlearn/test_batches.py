@@ -183,6 +183,31 @@ class MarginalTest(absltest.TestCase):
           lambda rows: np.eye(5)[rows])
 
 
+class AlternativesTest(absltest.TestCase):
+
+  def test_gathers_the_choices_of_a_facts_sequences(self):
+    got = batches.alternatives(
+        ['fr', 'de', 'fr'], [5, 6, 5], [[5, 1, 2], [3, 6, 6], [7, 2, 5]])
+    np.testing.assert_array_equal(
+        got.tokens, [[5, 1, 2, 7], [6, 3, 0, 0], [5, 1, 2, 7]])
+    np.testing.assert_array_equal(
+        got.valid, [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
+    third = 1 / 3
+    np.testing.assert_allclose(
+        got.target, [[0, third, third, third], [0, 1, 0, 0],
+                     [0, third, third, third]], rtol=1e-6)
+    self.assertEqual(got.target.dtype, np.float32)
+
+  def test_an_answer_that_is_spelled_in_two_ways_has_two_pools(self):
+    got = batches.alternatives(['fr', 'fr'], [5, 9], [[5, 1], [9, 8]])
+    np.testing.assert_array_equal(got.tokens, [[5, 1], [9, 8]])
+
+  def test_choices_that_begin_alike_are_refused(self):
+    with self.assertRaisesRegex(
+        ValueError, "alternatives_weight needs wrong choices.*'de'.*to 0"):
+      batches.alternatives(['fr', 'de'], [5, 6], [[5, 1], [6, 6]])
+
+
 class BatchesTest(parameterized.TestCase):
 
   def _pool(self, n, batch, seed, long=False):
@@ -261,6 +286,17 @@ class BatchesTest(parameterized.TestCase):
       np.testing.assert_array_equal(
           made(step).marginal, table[row[forget.sampler[step]]])
 
+  def test_each_forget_sequence_gets_its_alternatives(self):
+    forget = self._pool(7, 3, 1)
+    others = batches.alternatives(
+        'abcdefg', range(7), [[i, 10 + i] for i in range(7)])
+    made = batches.Batches(
+        forget=forget, retain=self._pool(9, 4, 2), alternatives=others,
+        fill=packing.fill_rows, steps=3)
+    for step in range(3):
+      np.testing.assert_array_equal(
+          made(step).alternatives.tokens[:, 0], forget.sampler[step])
+
   def test_optional_parts_are_none(self):
     made = batches.Batches(
         forget=self._pool(7, 3, 1), retain=self._pool(9, 4, 2),
@@ -268,6 +304,7 @@ class BatchesTest(parameterized.TestCase):
     self.assertIsNone(made(0).text)
     self.assertIsNone(made(0).prompts)
     self.assertIsNone(made(0).marginal)
+    self.assertIsNone(made(0).alternatives)
 
 
 if __name__ == '__main__':

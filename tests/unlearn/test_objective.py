@@ -10,6 +10,7 @@ import numpy as np
 from mansu_jax import quant
 from mansu_jax.models import layout
 from mansu_jax.stages import edits
+from mansu_jax.unlearn import batches
 from mansu_jax.unlearn import objective
 from tests.circuits import small
 from tests.reference import circuit_naive
@@ -186,6 +187,28 @@ class ObjectiveTest(parameterized.TestCase):
               for i, row in enumerate(_places(problem.FORGET[1]))]
     self.assertAlmostEqual(
         float(metrics.forget), np.mean(values), delta=1e-3)
+
+  @parameterized.parameters('marginal', 'npo')
+  def test_alternatives_add_a_kl_over_the_choices_at_the_prompts_end(
+      self, name):
+    rights, wrongs = [3, 5, 8], [[1, 2], [4], [2, 9, 11, 28]]
+    others = batches.alternatives(
+        'abc', rights, [[r, *w] for r, w in zip(rights, wrongs)])
+    marginal = np.full((3, problem.CONFIG.vocab_size),
+                       1 / problem.CONFIG.vocab_size, np.float32)
+    batch = problem.batch(self.hidden)._replace(marginal=marginal)
+    view = self.edit.views['fp']
+    without, with_them = (
+        float(self._loss(problem.options(loss=name, alternatives_weight=2.0))(
+            self.theta, view, view, b)[1].forget)
+        for b in (batch, batch._replace(alternatives=others)))
+    after = _logits(self.merged, problem.FORGET)
+    want = np.mean([
+        unlearn_naive.alternatives_kl(after[i][row[0]], right, wrong)
+        for i, (row, right, wrong) in enumerate(zip(
+            _places(problem.FORGET[1]), rights, wrongs))])
+    self.assertGreater(want, 0.1)
+    self.assertAlmostEqual(with_them - without, 2 * want, delta=1e-3)
 
   def test_text_and_prompts_may_be_absent(self):
     view, batch = self.edit.views['fp'], problem.batch(self.hidden)
