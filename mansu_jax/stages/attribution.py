@@ -47,11 +47,14 @@ def batch_pairs(
   """Right-pads pairs to one length and cuts them into batches of one shape.
 
   Padding stands behind the position that is scored, which is causal, so it
-  changes nothing. The last batch is filled up with rows of weight 0.
+  changes nothing. There are as few batches of at most `size` as may be, and
+  as small; the last is filled up with rows of weight 0.
   """
   longest = max(len(p.clean_ids) for p in pairs)
   width = -(-longest // _MULTIPLE) * _MULTIPLE
-  total = -(-len(pairs) // size) * size
+  count = -(-len(pairs) // size)
+  size = -(-len(pairs) // count)
+  total = count * size
   clean, corrupt = np.zeros((2, total, width), np.int32)
   fields = np.zeros((3, total), np.int32)
   for i in range(total):
@@ -114,7 +117,7 @@ def score(
   Raises:
     ValueError: the pairs do not elicit the knowledge.
   """
-  batches = batch_pairs(pairs, min(config.attribution.batch, len(pairs)))
+  batches = batch_pairs(pairs, config.attribution.batch)
   scores, answered = eap_ig.keep_answered(eap_ig.score_pairs(
       model.config, model.params, batches, steps=config.attribution.steps))
   return {'means': eap_ig.node_means(scores, model.config),
@@ -174,7 +177,7 @@ def _share_of_score(circuit, means) -> float:
 def _account(config, model, pairs, ranking, circuit, randoms):
   """Faithfulness of the circuit, of random ones, and of prefixes."""
   batch = batch_pairs(
-      pairs[:config.circuit.pairs], min(config.circuit.pairs, len(pairs)))[0]
+      pairs[:config.circuit.pairs], config.circuit.pairs)[0]
   measure = faithfulness.Faithfulness(
       model.config, model.params, jax.device_put(batch),
       config.attribution.level,

@@ -30,8 +30,8 @@ class Edit:
 
   Attributes:
     theta: what is trained.
-    mask: circuit mask over theta (broadcastable bool leaves), or None: all.
-    grids: a code grid over theta for each scheme (empty: none).
+    grids: a code grid over theta for each scheme; empty where all weights are
+      trained.
     views: frozen pytrees by name, `fp` first.
     forward: `(theta, view, tokens, positions, mask) -> hidden [B, T, D]`.
     unembed: `(theta, view, hidden) -> logits`; theta None: the view's own.
@@ -40,7 +40,6 @@ class Edit:
   """
 
   theta: types.PyTree
-  mask: types.PyTree | None
   grids: tuple[Any, ...]
   views: dict[str, types.PyTree]
   forward: Callable[..., types.Array]
@@ -85,8 +84,8 @@ def circuit_edit(
       for name in scheme_names)
 
   def view(full, grid, quantized):
-    return {'params': full, 'frame': frame, 'theta0': theta, 'grid': grid,
-            'quantized': jnp.asarray(quantized)}
+    return {'params': full, 'index': index, 'frame': frame, 'theta0': theta,
+            'grid': grid, 'quantized': jnp.asarray(quantized)}
 
   views = {'fp': view(params, grids[0], False)}
   if quantized_views:
@@ -95,7 +94,8 @@ def circuit_edit(
       views[name] = view(full, grid, True)
 
   def forward(slices, frozen, tokens, positions=None, mask=None):
-    lifted = param_mask.collection(slices, frozen['frame'])
+    lifted = param_mask.collection(
+        slices, frozen['index'], frozen['frame'])
     return decoder.forward(
         config, frozen['params'], tokens, positions=positions,
         attention_mask=mask, circuit=lifted, remat=True)
@@ -112,8 +112,8 @@ def circuit_edit(
   scatter = jax.jit(param_mask.scatter)  # Params are an argument: not baked.
   merge = lambda slices: scatter(params, index, slices)
   return Edit(
-      theta=theta, mask=param_mask.slice_mask(index, theta), grids=grids,
-      views=views, forward=forward, unembed=unembed, see=see, merge=merge)
+      theta=theta, grids=grids, views=views, forward=forward,
+      unembed=unembed, see=see, merge=merge)
 
 
 def full_edit(model: Any) -> Edit:
@@ -121,7 +121,7 @@ def full_edit(model: Any) -> Edit:
   config, params = model.config, model.params
   pick = lambda theta, frozen: frozen['params'] if theta is None else theta
   return Edit(
-      theta=params, mask=None, grids=(),
+      theta=params, grids=(),
       views={'fp': {'params': params, 'theta0': params}},
       forward=lambda theta, frozen, tokens, positions=None, mask=None: (
           decoder.forward(config, theta, tokens, positions=positions,
@@ -159,10 +159,10 @@ def make_transform(
 ) -> optax.GradientTransformation:
   """The optax chain of a run (see `transforms.chain` for its order)."""
   inner = optimizer(config.unlearn)
-  if edit.mask is None:
+  if not edit.grids:
     return inner
   return transforms.mansu(
-      inner, circuit_mask=edit.mask, fisher=fisher, valid=edit.mask,
+      inner, circuit_mask=None, fisher=fisher,  # Slices: all may change.
       quantile=config.edit.fisher_quantile, grids=edit.grids,
       mode=config.edit.floor, landing=config.edit.landing,
       lift_step=config.unlearn.steps,
@@ -171,6 +171,6 @@ def make_transform(
 
 def exact_weights(config: run_config.RunConfig, edit: Edit):
   """`(opt_state, theta) -> theta`: the floor's exact weights, or theta."""
-  if edit.mask is None:
+  if not edit.grids:
     return lambda opt_state, theta: theta
   return lambda opt_state, theta: transforms.floor_params(opt_state)

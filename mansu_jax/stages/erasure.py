@@ -24,8 +24,7 @@ def _both_sides(
     pairs: list[pairs_lib.AttributionPair], variants: list[types.Params]
 ) -> tuple[list[eap_ig.PairScores], np.ndarray]:
   """Scores of base and variants on the pairs that the base answers."""
-  batches = attribution.batch_pairs(
-      pairs, min(config.attribution.batch, len(pairs)))
+  batches = attribution.batch_pairs(pairs, config.attribution.batch)
   run = lambda params: eap_ig.score_pairs(
       model.config, params, batches, steps=config.attribution.steps)
   base, answered = eap_ig.keep_answered(run(model.params))

@@ -25,6 +25,7 @@ from mansu_jax.unlearn import batches as batches_lib
 from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import losses
 from mansu_jax.unlearn import objective
+from mansu_jax.unlearn import other_facts
 
 
 def make_batches(
@@ -71,7 +72,7 @@ def make_batches(
     ends = forget_pool.spans.reference[:, 0]  # [n, D], prompt ends.
     say = jax.jit(lambda params, states: jax.nn.softmax(
         decoder.unembed(params, states)))
-    table = batches_lib.marginals(
+    table = other_facts.marginals(
         *_relation_and_template(forget_questions),
         lambda rows: np.asarray(say(model.params, ends[rows])))
   others = None
@@ -87,7 +88,7 @@ def make_batches(
 def exchange_partners(
     questions: Sequence[questions_lib.Question]) -> list[np.ndarray]:
   """Sequences of other facts, of the same relation and template."""
-  return batches_lib.exchange_groups(
+  return other_facts.exchange_groups(
       *_relation_and_template(questions), [q.fact for q in questions])
 
 
@@ -98,7 +99,7 @@ def alternatives(
   encoded = tokenization.encode_questions(questions, tokenizer)
   first = [[ids[0] for ids in e.choices] for e in encoded]
   right = [row[q.answer_index] for q, row in zip(questions, first)]
-  return batches_lib.alternatives(
+  return other_facts.alternatives(
       [q.fact for q in questions], right, first)
 
 
@@ -109,7 +110,7 @@ def check_forget_term(
   if options.loss == 'exchange':
     exchange_partners(questions)
   elif options.loss == 'marginal':
-    batches_lib.marginals(*_relation_and_template(questions),
+    other_facts.marginals(*_relation_and_template(questions),
                           lambda rows: np.zeros((len(rows), 1)))
   if options.alternatives_weight:
     alternatives(questions, tokenizer)
@@ -134,7 +135,7 @@ def circuit_fisher(
 
   None where nothing is projected.
   """
-  if edit.mask is None or config.edit.projection == 'none':
+  if not edit.grids or config.edit.projection == 'none':
     return None
   spans, options = batches.retain.spans, config.fisher
   rows = _sample(spans.length.size, options.sequences, config.seed)

@@ -44,15 +44,14 @@ class GatherTest(parameterized.TestCase):
     self.assertNotEmpty(want)
     _assert_trees_equal(got, tree_paths.unflatten(_named(want)))
 
-  def test_boolean_padding_is_true_and_integer_padding_is_zero(self):
+  @parameterized.parameters(bool, np.uint8)
+  def test_keeps_the_dtype_of_the_tree(self, dtype):
     nodes = small.circuit(_CONFIG)
-    index = param_mask.make_index(nodes)
-    for dtype, fill in ((bool, True), (np.uint8, 0)):
-      tree = jax.tree.map(lambda x, d=dtype: (x > 0).astype(d), self.params)
-      got = _gather(tree, index)
-      want = circuit_naive.gather(tree, small.members(nodes), fill)
-      _assert_trees_equal(got, tree_paths.unflatten(_named(want)))
-      self.assertEqual(got['layers']['mlp']['up'].dtype, dtype)
+    tree = jax.tree.map(lambda x: (x > 0).astype(dtype), self.params)
+    got = _gather(tree, param_mask.make_index(nodes))
+    want = circuit_naive.gather(tree, small.members(nodes))
+    _assert_trees_equal(got, tree_paths.unflatten(_named(want)))
+    self.assertEqual(got['layers']['mlp']['up'].dtype, dtype)
 
   def test_none_leaves_stay_none(self):
     tree = {'layers': jax.tree.map(lambda x: x, self.params['layers'])}
@@ -60,7 +59,7 @@ class GatherTest(parameterized.TestCase):
     got = _gather(
         tree, param_mask.make_index(small.circuit(_CONFIG)))
     self.assertIsNone(got['layers']['mlp']['up'])
-    self.assertEqual(got['layers']['mlp']['down'].shape, (2, 3, 16))
+    self.assertEqual(got['layers']['mlp']['down'].shape, (4, 16))
 
   def test_an_empty_circuit_has_no_slices(self):
     index = param_mask.make_index(graph.empty(_CONFIG))
@@ -90,8 +89,8 @@ class ScatterTest(parameterized.TestCase):
     _assert_trees_equal(
         _scatter(self.params, self.index, self.slices), self.params)
 
-  def test_only_owned_weights_change_whatever_padding_holds(self):
-    changed = jax.tree.map(lambda x: x + 1, self.slices)  # Padding as well.
+  def test_only_owned_weights_change(self):
+    changed = jax.tree.map(lambda x: x + 1, self.slices)
     got = _scatter(self.params, self.index, changed)
     owned = _named(circuit_naive.owned(
         self.params, small.members(self.nodes)))
@@ -101,9 +100,7 @@ class ScatterTest(parameterized.TestCase):
           np.broadcast_to(owned.get(name, False), leaf.shape), name)
 
   def test_gather_after_scatter_gives_the_slices(self):
-    changed = jax.tree.map(
-        lambda x, m: x + m, self.slices,
-        param_mask.slice_mask(self.index, self.slices))
+    changed = jax.tree.map(lambda x: x + 1, self.slices)
     full = _scatter(self.params, self.index, changed)
     _assert_trees_equal(_gather(full, self.index), changed)
 
@@ -143,16 +140,6 @@ class MaskTest(parameterized.TestCase):
           np.broadcast_to(got[name], leaf.shape),
           np.broadcast_to(owned.get(name, False), leaf.shape), name)
 
-  def test_slice_mask_is_the_gathered_full_mask(self):
-    ones = jax.tree.map(np.ones_like, self.params)
-    want = _named(circuit_naive.gather(ones, small.members(self.nodes)))
-    got = tree_paths.flatten(
-        param_mask.slice_mask(self.index, self.slices))
-    self.assertEqual(set(got), set(want))
-    for name, value in want.items():
-      np.testing.assert_array_equal(
-          np.broadcast_to(got[name], value.shape), value > 0, name)
-
   def test_frame_by_hand(self):
     frame = param_mask.make_frame(self.nodes)['layers']
     keep = np.ones((2, 24))
@@ -174,12 +161,30 @@ class MaskTest(parameterized.TestCase):
         {n.removeprefix('layers/') for n in tree_paths.flatten(frame)
          if n}, names)
 
-  def test_collection_holds_slices_and_frame(self):
+  def test_collection_holds_spread_slices_and_frame(self):
     frame = param_mask.make_frame(self.nodes)
-    got = tree_paths.flatten(param_mask.collection(self.slices, frame))
-    self.assertEqual(
-        set(got),
-        set(tree_paths.flatten(frame)) | set(tree_paths.flatten(self.slices)))
+    got = jax.jit(param_mask.collection)(self.slices, self.index, frame)
+    want = _named(circuit_naive.spread(
+        self.params, small.members(self.nodes)))
+    _assert_trees_equal(got, tree_paths.unflatten(
+        {**want, **tree_paths.flatten(frame)}))
+
+  def test_gradient_of_spread_takes_each_unit_once(self):
+    weights = jax.tree.map(
+        lambda x: np.random.default_rng(x.size).normal(size=x.shape),
+        param_mask.spread(self.slices, self.index))
+    total = lambda slices: sum(jax.tree.leaves(jax.tree.map(
+        lambda x, w: (x * w).sum(),
+        param_mask.spread(slices, self.index), weights)))
+    got = jax.jit(jax.grad(total))(self.slices)
+    full = _scatter(jax.tree.map(np.zeros_like, self.params), self.index, got)
+    want = tree_paths.flatten(weights)
+    for (module, leaf), value in circuit_naive.spread(
+        jax.device_get(full), small.members(self.nodes)).items():
+      expected = want[f'layers/{module}/{leaf}']
+      held = value != 0  # Padding has no gradient to give.
+      np.testing.assert_allclose(value[held], expected[held], rtol=1e-6)
+      self.assertEqual(held.sum(), got['layers'][module][leaf].size)
 
 
 if __name__ == '__main__':

@@ -16,22 +16,34 @@ OWNERS = {
 }
 
 
-def gather(tree, members, fill=0):
-  """{(module, leaf): [L, most units in a layer, ...]} of the circuit.
+def _has_any(members):
+  return any(bool(x) for row in members for x in row)
 
-  Args:
-    tree: full tree with `layers`.
-    members: {kind: [L, units] bool}.
-    fill: value of padding.
-  """
+
+def gather(tree, members):
+  """{(module, leaf): [units of the circuit, ...]}, layer by layer."""
   out = {}
   for owner, (kind, axis) in OWNERS.items():
+    if not _has_any(members[kind]):
+      continue
+    leaf = np.asarray(tree['layers'][owner[0]][owner[1]])
+    out[owner] = np.stack([
+        np.take(leaf[layer], unit, axis - 1)
+        for layer, row in enumerate(members[kind])
+        for unit, member in enumerate(row) if member])
+  return out
+
+
+def spread(tree, members):
+  """{(module, leaf): [L, most units in a layer, ...]}, zero on padding."""
+  out = {}
+  for owner, (kind, axis) in OWNERS.items():
+    if not _has_any(members[kind]):
+      continue
     leaf = np.asarray(tree['layers'][owner[0]][owner[1]])
     most = max(sum(bool(x) for x in row) for row in members[kind])
-    if not most:
-      continue
     unit_shape = [s for i, s in enumerate(leaf.shape) if i not in (0, axis)]
-    slices = np.full((len(leaf), most, *unit_shape), fill, leaf.dtype)
+    slices = np.zeros((len(leaf), most, *unit_shape), leaf.dtype)
     for layer, row in enumerate(members[kind]):
       slot = 0
       for unit, member in enumerate(row):

@@ -11,6 +11,7 @@ from mansu_jax import config as run_config
 from mansu_jax import quant
 from mansu_jax import transforms
 from mansu_jax import tree_paths
+from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
@@ -71,7 +72,11 @@ class SizeTest(parameterized.TestCase):
     return _shapes_made(step(carry, view, view, batch).jaxpr)
 
   def test_no_program_of_the_step_makes_a_full_weight(self):
-    self.assertEmpty(self._made(problem.circuit_edit()) & _weight_shapes())
+    circuit = small.circuit(_CONFIG)
+    circuit.heads[0, 3] = True  # Five: four slices look like a layer of o.
+    edit = edits.circuit_edit(
+        problem.model(), circuit, ('nf4',), quantized_views=True)
+    self.assertEmpty(self._made(edit) & _weight_shapes())
 
   def test_the_check_sees_full_weight_gradients(self):
     made = self._made(edits.full_edit(problem.model()))
@@ -81,22 +86,23 @@ class SizeTest(parameterized.TestCase):
     edit = problem.circuit_edit()
     tx = edits.make_transform(_run_config(), edit, None)
     size = sum(x.size for x in jax.tree.leaves(tx.init(edit.theta)))
-    # Two moments, origin, latent, emitted, three grid fields, small masks.
+    # Two moments, origin, latent, emitted, three grid fields, counters.
     theta = tree_paths.count(edit.theta)
-    self.assertBetween(size, 8 * theta, 9 * theta)
+    self.assertBetween(size, 8 * theta, 8 * theta + 10)
+    nodes = small.circuit(_CONFIG)
+    self.assertEqual(theta, graph.num_weights(nodes, _CONFIG))
 
 
 class ChainTest(parameterized.TestCase):
 
   def test_full_tree_and_slices_agree_through_the_chain(self):
-    # Heads alone: units on both axes, padding, and half the programs.
+    # Heads alone: units on both axes, and half the programs.
     circuit = small.circuit(_CONFIG, ['heads', 'kv_heads'])
     only = lambda tree: {'layers': {'attn': tree['layers']['attn']}}
     params = only(problem.model().params)
     index = param_mask.make_index(circuit)
     mask = param_mask.full_mask(circuit, params)
     slices = _gather(params, index)
-    slice_mask = param_mask.slice_mask(index, slices)
     rng = np.random.default_rng(0)
     draw = lambda: jax.tree.map(
         lambda x: rng.normal(size=x.shape).astype(np.float32), params)
@@ -106,8 +112,7 @@ class ChainTest(parameterized.TestCase):
         optax.adam(0.1), quantile=0.6, **parts)
     whole = chain(fisher=fisher, circuit_mask=mask, valid=mask, grids=grid)
     sliced = chain(
-        fisher=_gather(fisher, index), circuit_mask=slice_mask,
-        valid=slice_mask,
+        fisher=_gather(fisher, index), circuit_mask=None,
         grids=grid.map_fields(lambda tree, padding: _gather(tree, index)))
     walks = [[whole, params, whole.init(params)],
              [sliced, slices, sliced.init(slices)]]
@@ -248,7 +253,6 @@ class MakeTest(parameterized.TestCase):
         method='graddiff', edit=run_config.EditConfig(floor='none'),
         circuit=run_config.CircuitConfig(selection='all'))
     edit = edits.make(config, model, None)
-    self.assertIsNone(edit.mask)
     self.assertEqual(edit.grids, ())
     self.assertEqual(list(edit.views), ['fp'])
     view, hidden = edit.views['fp'], jnp.ones((2, 16))

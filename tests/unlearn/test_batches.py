@@ -8,6 +8,7 @@ import numpy as np
 from mansu_jax.data import batching
 from mansu_jax.data import packing
 from mansu_jax.unlearn import batches
+from mansu_jax.unlearn import other_facts
 
 _TOKENS = np.array([
     [11, 12, 13, 14, 15, 0, 0, 0],  # Prompt 11 12 13, answer 14 15.
@@ -150,63 +151,6 @@ class ExchangeTest(parameterized.TestCase):
     for name in ('length', 'where', 'labels', 'weight', 'reference'):
       np.testing.assert_array_equal(getattr(got, name), getattr(spans, name))
 
-  def test_partners_share_relation_and_template_where_they_can(self):
-    got = batches.exchange_groups(
-        ['capital', 'capital', 'capital', 'capital', 'river', 'river'],
-        ['t1', 't1', 't2', 't1', 't1', 't3'],
-        ['fr', 'de', 'fr', 'fr', 'po', 'rhone'])
-    want = [[1], [0, 3], [1], [1], [5], [4]]
-    self.assertEqual([p.tolist() for p in got], want)
-
-  def test_a_relation_of_one_fact_is_refused(self):
-    with self.assertRaisesRegex(
-        ValueError, "two facts of a relation.*'river'.*only 'po'"):
-      batches.exchange_groups(['a', 'a', 'river'], ['t'] * 3, ['x', 'y', 'po'])
-
-
-class MarginalTest(absltest.TestCase):
-
-  def test_averages_the_facts_of_a_relation_and_template(self):
-    probabilities = lambda rows: np.eye(5)[rows]
-    table, row = batches.marginals(
-        ['a', 'b', 'a', 'a', 'b'], ['t', 't', 't', 't', 't'], probabilities)
-    np.testing.assert_array_equal(row, [0, 1, 0, 0, 1])
-    np.testing.assert_allclose(
-        table, [[1 / 3, 0, 1 / 3, 1 / 3, 0], [0, 0.5, 0, 0, 0.5]])
-    self.assertEqual(table.dtype, np.float32)
-
-  def test_a_group_of_one_is_refused(self):
-    with self.assertRaisesRegex(
-        ValueError, "'river', 't2'.*only one.*--unlearn_loss=npo"):
-      batches.marginals(
-          ['a', 'a', 'river', 'river', 'river'], ['t', 't', 't', 't', 't2'],
-          lambda rows: np.eye(5)[rows])
-
-
-class AlternativesTest(absltest.TestCase):
-
-  def test_gathers_the_choices_of_a_facts_sequences(self):
-    got = batches.alternatives(
-        ['fr', 'de', 'fr'], [5, 6, 5], [[5, 1, 2], [3, 6, 6], [7, 2, 5]])
-    np.testing.assert_array_equal(
-        got.tokens, [[5, 1, 2, 7], [6, 3, 0, 0], [5, 1, 2, 7]])
-    np.testing.assert_array_equal(
-        got.valid, [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
-    third = 1 / 3
-    np.testing.assert_allclose(
-        got.target, [[0, third, third, third], [0, 1, 0, 0],
-                     [0, third, third, third]], rtol=1e-6)
-    self.assertEqual(got.target.dtype, np.float32)
-
-  def test_an_answer_that_is_spelled_in_two_ways_has_two_pools(self):
-    got = batches.alternatives(['fr', 'fr'], [5, 9], [[5, 1], [9, 8]])
-    np.testing.assert_array_equal(got.tokens, [[5, 1], [9, 8]])
-
-  def test_choices_that_begin_alike_are_refused(self):
-    with self.assertRaisesRegex(
-        ValueError, "alternatives_weight needs wrong choices.*'de'.*to 0"):
-      batches.alternatives(['fr', 'de'], [5, 6], [[5, 1], [6, 6]])
-
 
 class BatchesTest(parameterized.TestCase):
 
@@ -226,7 +170,7 @@ class BatchesTest(parameterized.TestCase):
 
   def _make(self, *, seed=0, steps=6, exchange=False, long=False):
     forget = self._pool(7, 3, 1)
-    partners = batches.exchange_groups(
+    partners = other_facts.exchange_groups(
         ['r'] * 7, ['t'] * 7, list(map(str, range(7)))) if exchange else None
     return batches.Batches(
         forget=forget, retain=self._pool(9, 4, 2),
@@ -288,7 +232,7 @@ class BatchesTest(parameterized.TestCase):
 
   def test_each_forget_sequence_gets_its_alternatives(self):
     forget = self._pool(7, 3, 1)
-    others = batches.alternatives(
+    others = other_facts.alternatives(
         'abcdefg', range(7), [[i, 10 + i] for i in range(7)])
     made = batches.Batches(
         forget=forget, retain=self._pool(9, 4, 2), alternatives=others,

@@ -10,8 +10,8 @@ import numpy as np
 from mansu_jax import quant
 from mansu_jax.models import layout
 from mansu_jax.stages import edits
-from mansu_jax.unlearn import batches
 from mansu_jax.unlearn import objective
+from mansu_jax.unlearn import other_facts
 from tests.circuits import small
 from tests.reference import circuit_naive
 from tests.reference import decoder_naive
@@ -84,10 +84,9 @@ class ObjectiveTest(parameterized.TestCase):
     cls.hidden = staticmethod(problem.hidden_of_model())
     cls.edit = problem.circuit_edit()
     rng = np.random.default_rng(7)
-    mask = lambda m: np.asarray(m, np.float32)
     cls.theta = jax.tree.map(
-        lambda x, m: x + 0.2 * mask(m) * rng.normal(size=x.shape).astype(
-            np.float32), cls.edit.theta, cls.edit.mask)
+        lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32),
+        cls.edit.theta)
     cls.merged = jax.device_get(cls.edit.merge(cls.theta))
 
   @classmethod
@@ -192,7 +191,7 @@ class ObjectiveTest(parameterized.TestCase):
   def test_alternatives_add_a_kl_over_the_choices_at_the_prompts_end(
       self, name):
     rights, wrongs = [3, 5, 8], [[1, 2], [4], [2, 9, 11, 28]]
-    others = batches.alternatives(
+    others = other_facts.alternatives(
         'abc', rights, [[r, *w] for r, w in zip(rights, wrongs)])
     marginal = np.full((3, problem.CONFIG.vocab_size),
                        1 / problem.CONFIG.vocab_size, np.float32)

@@ -1,0 +1,116 @@
+"""What the facts of a relation give each other's prompts in the forget terms.
+
+Partners to exchange answers with, the average of what is said, and the wrong
+choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mansu_jax.unlearn import objective
+
+
+def exchange_groups(
+    relations: Sequence[str], templates: Sequence[str], facts: Sequence[str]
+) -> list[np.ndarray]:
+  """For every sequence, those of other facts it may exchange answers with.
+
+  Same relation and template where there are such, else the same relation.
+
+  Raises:
+    ValueError: a relation has a single fact.
+  """
+  relations, templates, facts = map(np.asarray, (relations, templates, facts))
+  out = []
+  for i, relation in enumerate(relations):
+    others = (relations == relation) & (facts != facts[i])
+    same = others & (templates == templates[i])
+    partners = np.flatnonzero(same if same.any() else others)
+    if not partners.size:
+      raise ValueError(
+          f'--unlearn_loss=exchange needs two facts of a relation, but'
+          f' {str(relation)!r} has only {str(facts[i])!r}. Use'
+          ' --unlearn_loss=npo, or add facts.')
+    out.append(partners)
+  return out
+
+
+def marginals(
+    relations: Sequence[str], templates: Sequence[str],
+    probabilities: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+  """What the base says after each template, averaged over its facts.
+
+  A model that says this has forgotten which fact it was asked for, and still
+  knows what kind of answer is wanted.
+
+  Args:
+    relations: of each sequence, n.
+    templates: of each sequence, n.
+    probabilities: rows [m] -> the base's next-token probabilities [m, V] at
+      the end of those sequences' prompts.
+
+  Returns:
+    Table [G, V] float32, and the row [n] of each sequence in it.
+
+  Raises:
+    ValueError: a group has a single sequence: its average is the answer.
+  """
+  keys = list(zip(relations, templates))
+  names = list(dict.fromkeys(keys))
+  row = np.array([names.index(key) for key in keys])
+  table = []
+  for group, name in enumerate(names):
+    members = np.flatnonzero(row == group)
+    if members.size < 2:
+      raise ValueError(
+          f'--unlearn_loss=marginal averages over the facts of a relation and'
+          f' template, but {name} has only one. Use --unlearn_loss=npo, raise'
+          ' --unlearn_forget_pool, or add facts.')
+    table.append(probabilities(members).mean(0))
+  return np.stack(table).astype(np.float32), row
+
+
+def alternatives(
+    facts: Sequence[str], right: Sequence[int],
+    choices: Sequence[Sequence[int]]) -> objective.Alternatives:
+  """The choices of a fact's sequences, gathered, all wrong ones alike likely.
+
+  A model that follows has no order left among the fact's choices. A choice
+  that begins as the right answer does is left out: one token cannot tell
+  them apart.
+
+  Args:
+    facts: of each sequence, n.
+    right: first token of the right answer of each sequence, n.
+    choices: first tokens of all choices of each sequence, n.
+
+  Returns:
+    Rows of n sequences, the right answer's token first.
+
+  Raises:
+    ValueError: all choices of a fact begin alike.
+  """
+  pools: dict[tuple[str, int], set[int]] = {}
+  for fact, token, some in zip(facts, right, choices):
+    pools.setdefault((fact, token), set()).update(some)
+  rows = []
+  for fact, token in zip(facts, right):
+    wrong = pools[fact, token] - {token}
+    if not wrong:
+      raise ValueError(
+          f'--unlearn_alternatives_weight needs wrong choices whose first token'
+          f' is not that of the right answer, but {fact!r} has none. Set it to'
+          ' 0, or give the fact other choices.')
+    rows.append([token, *sorted(wrong)])
+  tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+  target = np.zeros(tokens.shape, np.float32)
+  for i, row in enumerate(rows):
+    tokens[i, :len(row)] = row
+    target[i, 1:len(row)] = 1 / (len(row) - 1)
+  lengths = np.array([len(row) for row in rows])
+  valid = np.arange(tokens.shape[1]) < lengths[:, None]
+  return objective.Alternatives(tokens, target, valid)

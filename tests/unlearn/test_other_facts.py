@@ -1,0 +1,71 @@
+"""Partners, marginals and alternatives by hand."""
+
+from absl.testing import absltest
+import numpy as np
+
+from mansu_jax.unlearn import other_facts
+
+
+class ExchangeGroupsTest(absltest.TestCase):
+
+  def test_partners_share_relation_and_template_where_they_can(self):
+    got = other_facts.exchange_groups(
+        ['capital', 'capital', 'capital', 'capital', 'river', 'river'],
+        ['t1', 't1', 't2', 't1', 't1', 't3'],
+        ['fr', 'de', 'fr', 'fr', 'po', 'rhone'])
+    want = [[1], [0, 3], [1], [1], [5], [4]]
+    self.assertEqual([p.tolist() for p in got], want)
+
+  def test_a_relation_of_one_fact_is_refused(self):
+    with self.assertRaisesRegex(
+        ValueError, "two facts of a relation.*'river'.*only 'po'"):
+      other_facts.exchange_groups(
+          ['a', 'a', 'river'], ['t'] * 3, ['x', 'y', 'po'])
+
+
+class MarginalTest(absltest.TestCase):
+
+  def test_averages_the_facts_of_a_relation_and_template(self):
+    probabilities = lambda rows: np.eye(5)[rows]
+    table, row = other_facts.marginals(
+        ['a', 'b', 'a', 'a', 'b'], ['t', 't', 't', 't', 't'], probabilities)
+    np.testing.assert_array_equal(row, [0, 1, 0, 0, 1])
+    np.testing.assert_allclose(
+        table, [[1 / 3, 0, 1 / 3, 1 / 3, 0], [0, 0.5, 0, 0, 0.5]])
+    self.assertEqual(table.dtype, np.float32)
+
+  def test_a_group_of_one_is_refused(self):
+    with self.assertRaisesRegex(
+        ValueError, "'river', 't2'.*only one.*--unlearn_loss=npo"):
+      other_facts.marginals(
+          ['a', 'a', 'river', 'river', 'river'], ['t', 't', 't', 't', 't2'],
+          lambda rows: np.eye(5)[rows])
+
+
+class AlternativesTest(absltest.TestCase):
+
+  def test_gathers_the_choices_of_a_facts_sequences(self):
+    got = other_facts.alternatives(
+        ['fr', 'de', 'fr'], [5, 6, 5], [[5, 1, 2], [3, 6, 6], [7, 2, 5]])
+    np.testing.assert_array_equal(
+        got.tokens, [[5, 1, 2, 7], [6, 3, 0, 0], [5, 1, 2, 7]])
+    np.testing.assert_array_equal(
+        got.valid, [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
+    third = 1 / 3
+    np.testing.assert_allclose(
+        got.target, [[0, third, third, third], [0, 1, 0, 0],
+                     [0, third, third, third]], rtol=1e-6)
+    self.assertEqual(got.target.dtype, np.float32)
+
+  def test_an_answer_that_is_spelled_in_two_ways_has_two_pools(self):
+    got = other_facts.alternatives(['fr', 'fr'], [5, 9], [[5, 1], [9, 8]])
+    np.testing.assert_array_equal(got.tokens, [[5, 1], [9, 8]])
+
+  def test_choices_that_begin_alike_are_refused(self):
+    with self.assertRaisesRegex(
+        ValueError, "alternatives_weight needs wrong choices.*'de'.*to 0"):
+      other_facts.alternatives(['fr', 'de'], [5, 6], [[5, 1], [6, 6]])
+
+
+if __name__ == '__main__':
+  absltest.main()
