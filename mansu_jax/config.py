@@ -177,7 +177,13 @@ class UnlearnConfig:
       True, 'Alternate gradients between the full-precision view and each'
       ' quantized view of the model.')
   steps: int = _field(100, 'Optimizer steps.')
-  learning_rate: float = _field(4e-3, 'Peak Adam learning rate (cosine).')
+  optimizer: str = _field(
+      'adam', 'adam; or lars: momentum of gradients that are scaled, leaf by'
+      ' leaf, to the weights, so that large gradients move most and fewer codes'
+      ' change.', ('adam', 'lars'))
+  learning_rate: float = _field(
+      4e-3, 'Peak learning rate (cosine); of lars, a share of each leaf\'s'
+      ' norm.')
   warmup: float = _field(0.05, 'Share of the steps spent warming up.')
   forget_batch: int = _field(12, 'Forget sequences a step.')
   retain_batch: int = _field(12, 'Retain fact sequences a step.')

@@ -245,6 +245,34 @@ class LoopTest(parameterized.TestCase):
       self.assertFalse(np.any(d & (f > 0.75)))  # Above the median for sure.
 
 
+class OptimizerTest(parameterized.TestCase):
+
+  def _second_update(self, name, **options):
+    tx = edits.optimizer(problem.options(
+        optimizer=name, warmup=0.0, steps=1000, learning_rate=0.1, **options))
+    theta = {'a': jnp.full((2, 3), 5.0), 'b': jnp.full((4,), 1e-2)}
+    grads = {'a': jnp.arange(6.0).reshape(2, 3) - 2,
+             'b': jnp.array([1e-6, 0.0, -1e-3, 5.0])}
+    state = tx.init(theta)
+    _, state = tx.update(grads, state, theta)
+    return theta, grads, tx.update(grads, state, theta)[0]
+
+  def test_adam_gives_every_coordinate_the_same_step(self):
+    _, grads, updates = self._second_update('adam')
+    for name, grad in grads.items():
+      held = np.asarray(grad) != 0
+      np.testing.assert_allclose(
+          np.asarray(updates[name])[held], -0.1 * np.sign(grad)[held],
+          rtol=0.02)
+
+  def test_lars_keeps_proportions_and_scales_to_each_leaf(self):
+    theta, grads, updates = self._second_update('lars')
+    for name, grad in grads.items():  # Two like gradients: 1 + 0.9 momentum.
+      size = 0.19 * np.linalg.norm(theta[name])
+      np.testing.assert_allclose(
+          updates[name], -size * grad / np.linalg.norm(grad), rtol=1e-3)
+
+
 class MakeTest(parameterized.TestCase):
 
   def test_full_edit_trains_everything_and_unembeds_either(self):
