@@ -88,11 +88,21 @@ def gather(params: types.Params, index: CircuitIndex) -> types.Params:
     Slices [S, ...]. Leaves that are None stay None.
   """
   flat = tree_paths.flatten(params)
-  out = {}
-  for name, (unit, axis) in _owned(index).items():
-    leaf = flat[name]
-    out[name] = None if leaf is None else leaf[_at(unit, axis)]
-  return tree_paths.unflatten(out)
+  return tree_paths.unflatten({
+      name: None if flat[name] is None else gather_leaf(name, flat[name], index)
+      for name in _owned(index)})
+
+
+def gather_leaf(
+    name: str, leaf: types.Array, index: CircuitIndex) -> types.Array:
+  """The slices [S, ...] of one leaf that the circuit owns units of."""
+  return leaf[_at(*_owned(index)[name])]
+
+
+def only_owned(params: types.PyTree, index: CircuitIndex) -> types.PyTree:
+  """The leaves of a tree like the params that have slices."""
+  flat = tree_paths.flatten(params)
+  return tree_paths.unflatten({name: flat[name] for name in _owned(index)})
 
 
 def scatter(

@@ -126,8 +126,9 @@ def is_leaf_grid(node: object) -> bool:
 def code_grid(
     params: PyTree, scheme: str | scheme_lib.Scheme, layout: PyTree, *,
     storage_dtype: jax.typing.DTypeLike | None = None,
+    take: Callable[[str, jax.Array], jax.Array] | None = None,
 ) -> CodeGrid:
-  """Makes the grid of the full theta_0.
+  """Makes the grid of the full theta_0, or of a part of each leaf.
 
   Args:
     params: any pytree of floating-point weights, the whole of theta_0.
@@ -135,6 +136,8 @@ def code_grid(
     layout: a tree like `params` of `BlockLayout`; None leaves a leaf alone.
     storage_dtype: what the weights will be stored in, if not their dtype:
       quantizers see the weights after this cast.
+    take: `(leaf name, field of its grid) -> part`, e.g. to gather slices leaf
+      by leaf, where the whole grid would be larger than the model.
 
   Returns:
     The grid, whose trees have the structure of `params`.
@@ -144,10 +147,15 @@ def code_grid(
   """
   scheme = schemes.get(scheme)
   simulate.check_quantizable(params, layout)
-  make = lambda leaf, leaf_layout: (
-      None if leaf is None or leaf_layout is None
-      else _leaf_codes(leaf, scheme, leaf_layout, storage_dtype))
-  codes = leaves.tree_map(make, params, layout)
+
+  def make(name, leaf, leaf_layout):
+    if leaf is None or leaf_layout is None:
+      return None
+    codes = _leaf_codes(leaf, scheme, leaf_layout, storage_dtype)
+    return codes if take is None else jax.tree.map(
+        functools.partial(take, name), codes)
+
+  codes = leaves.map_named(make, params, layout)
   field = lambda name: jax.tree.map(
       lambda c: None if c is None else getattr(c, name), codes,
       is_leaf=lambda c: c is None or isinstance(c, scheme_lib.Codes))

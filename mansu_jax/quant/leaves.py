@@ -34,6 +34,13 @@ def tree_map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
   return jax.tree.map(fn, tree, *rest, is_leaf=_is_none)
 
 
+def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+  """Maps `fn(name, leaf, *rest_leaves)`, the None leaves too."""
+  call = lambda path, *found: fn(
+      jax.tree_util.keystr(path, simple=True, separator='/'), *found)
+  return jax.tree_util.tree_map_with_path(call, tree, *rest, is_leaf=_is_none)
+
+
 def cast(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
   """Casts for good: XLA may drop a cast that is cast back at once."""
   return lax.optimization_barrier(x.astype(dtype))

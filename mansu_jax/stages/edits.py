@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -55,11 +56,13 @@ def moved(theta: types.PyTree, view: types.PyTree) -> types.Array:
   return sum(jax.tree.leaves(differs))
 
 
-def _gathered_grid(params, scheme, layout, index, dtype):
-  """The code grid of the full params, gathered beside the slices."""
-  grid = quant.code_grid(params, scheme, layout, storage_dtype=dtype)
-  gather = jax.jit(param_mask.gather)
-  return grid.map_fields(lambda tree, padding: gather(tree, index))
+def _circuit_grid(params, scheme, layout, index, dtype):
+  """The code grid of theta_0 at the circuit's slices."""
+  gather = functools.partial(
+      jax.jit(param_mask.gather_leaf, static_argnums=0), index=index)
+  return quant.code_grid(
+      param_mask.only_owned(params, index), scheme,
+      param_mask.only_owned(layout, index), storage_dtype=dtype, take=gather)
 
 
 def circuit_edit(
@@ -80,7 +83,7 @@ def circuit_edit(
   frame = param_mask.make_frame(circuit)
   theta = jax.jit(param_mask.gather)(params, index)
   grids = tuple(
-      _gathered_grid(params, name, layout, index, storage_dtype)
+      _circuit_grid(params, name, layout, index, storage_dtype)
       for name in scheme_names)
 
   def view(full, grid, quantized):

@@ -71,6 +71,19 @@ class CodeGridTest(parameterized.TestCase):
     if name != 'int8':
       self.assertTrue(np.any(own['down'] != view[:, :2]))
 
+  def test_taking_parts_equals_taking_them_later(self):
+    params, names = _params(shape=(2, 32, 11)), set()
+    def take(name, leaf):
+      names.add(name)
+      return leaf[:, 3:9]
+    got = quant.code_grid(params, 'nf4', _LAYOUT, take=take)
+    want = quant.code_grid(params, 'nf4', _LAYOUT).map_fields(
+        lambda tree, _: {'down': tree['down'][:, 3:9], 'norm': None})
+    self.assertEqual(names, {'down'})
+    self.assertEqual(jax.tree.structure(got), jax.tree.structure(want))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    self.assertEqual(got.code['down'].shape, (2, 6, 11))
+
   def test_partial_blocks_are_marked(self):
     grid = quant.code_grid(_params(shape=(2, 32, 10)), 'nf4', _LAYOUT)
     self.assertIsNone(grid.tail)
