@@ -187,6 +187,10 @@ class UnlearnConfig:
   warmup: float = _field(0.05, 'Share of the steps spent warming up.')
   forget_batch: int = _field(12, 'Forget sequences a step.')
   retain_batch: int = _field(12, 'Retain fact sequences a step.')
+  near_share: float = _field(
+      0.25, 'Share of each retain batch that is drawn from the tenth of the'
+      ' retain sequences whose base states are nearest to the forget set\'s;'
+      ' in [0, 1).')
   text_batch: int = _field(2, 'General text windows a step.')
   forget_pool: int = _field(
       480, 'Forget sequences that are used (0: all), evenly over facts.')
@@ -206,6 +210,8 @@ class UnlearnConfig:
     for name in ('learning_rate', 'npo_beta', 'collapse'):
       _check(getattr(self, name) > 0, f'--unlearn_{name}='
              f'{getattr(self, name)} must be positive.')
+    _check(0 <= self.near_share < 1, f'--unlearn_near_share={self.near_share}'
+           ' is outside [0, 1).')
     _check(0 <= self.warmup < 1, f'--unlearn_warmup={self.warmup} is outside'
            ' [0, 1).')
 

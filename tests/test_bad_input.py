@@ -144,7 +144,7 @@ class FlagsTest(bad_input.Refusals):
   @parameterized.parameters(
       '--circuit_random_circuits=0', '--circuit_pairs=0', '--eval_questions=-1',
       '--eval_cad_pairs=1', '--unlearn_text_pool=0', '--unlearn_kl_weight=-1',
-      '--unlearn_npo_beta=0')
+      '--unlearn_npo_beta=0', '--unlearn_near_share=1')
   def test_numbers_out_of_range(self, flag):
     self.refused(flag, message=(flag.split('=')[0], 'must be|wanted'))
 

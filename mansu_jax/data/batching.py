@@ -210,3 +210,31 @@ class BatchSampler:
     orders = {e: self._epoch(e) for e in np.unique(epochs).tolist()}
     return np.array([
         orders[e][p] for e, p in zip(epochs.tolist(), places % self.n)])
+
+
+class FavouringSampler:
+  """Batches of which a fixed part is drawn from favoured examples.
+
+  The other part is drawn from all examples, the favoured ones too.
+  """
+
+  def __init__(
+      self, n: int, batch: int, seed: int, *, favoured: np.ndarray,
+      part: int):
+    """Creates a sampler.
+
+    Args:
+      n: examples in all.
+      batch: indices a step.
+      seed: of both parts.
+      favoured: indices [m] of the favoured examples.
+      part: how many indices of a batch are drawn from them, 0 < part < batch.
+    """
+    self._favoured = np.asarray(favoured)
+    self._some = BatchSampler(self._favoured.size, part, seed)
+    self._all = BatchSampler(n, batch - part, seed)
+
+  def __getitem__(self, step: int) -> np.ndarray:
+    """Indices [batch] int64 of a step >= 0, the favoured part first."""
+    return np.concatenate(
+        [self._favoured[self._some[step]], self._all[step]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import losses
 from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
+
+_NEAR = 0.1  # Share of the retain sequences that counts as near.
 
 
 def make_batches(
@@ -78,11 +81,27 @@ def make_batches(
   others = None
   if options.alternatives_weight:
     others = alternatives(forget_questions, model.tokenizer)
+  retain_pool = pool(retain, options.retain_batch, 1)
   return batches_lib.Batches(
       forget=forget_pool, marginals=table, alternatives=others,
-      retain=pool(retain, options.retain_batch, 1), text=text,
+      retain=_favour_near(options, retain_pool, forget_pool), text=text,
       prompts=prompts, partners=partners, fill=packing.fill_rows,
       steps=options.steps, seed=seed)
+
+
+def _favour_near(
+    options: run_config.UnlearnConfig, retain: batches_lib.Pool,
+    forget: batches_lib.Pool) -> batches_lib.Pool:
+  """Draws `--unlearn_near_share` of each retain batch from what is near."""
+  sampler = retain.sampler
+  part = round(options.near_share * sampler.batch)
+  if not part or part == sampler.batch:
+    return retain
+  near = batches_lib.nearest(
+      *(np.asarray(p.spans.reference[:, 0]) for p in (retain, forget)),
+      _NEAR)
+  return dataclasses.replace(retain, sampler=batching.FavouringSampler(
+      sampler.n, sampler.batch, sampler.seed, favoured=near, part=part))
 
 
 def exchange_partners(

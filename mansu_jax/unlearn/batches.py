@@ -123,6 +123,34 @@ def add_reference(
   return spans._replace(reference=np.concatenate(flat)[places])
 
 
+def nearest(
+    retain: np.ndarray, forget: np.ndarray, share: float) -> np.ndarray:
+  """The retain sequences that forgetting is likeliest to damage.
+
+  Those whose base state where the answer begins points most to where the
+  forget set's states lie, by cosine, once what all share is taken off. For
+  capitals of countries these are capitals of states.
+
+  Args:
+    retain: base states [n, D].
+    forget: base states [m, D].
+    share: of the retain sequences, how many; at least one.
+
+  Returns:
+    Rows [k] of `retain`, nearest first.
+  """
+  centre = np.concatenate([retain, forget]).mean(0)
+
+  def directions(states):
+    states = np.float64(states) - centre
+    norms = np.linalg.norm(states, axis=1, keepdims=True)
+    return states / np.maximum(norms, 1e-12)
+
+  score = directions(retain) @ directions(forget).mean(0)
+  count = max(1, int(share * len(retain)))
+  return np.argsort(-score, kind='stable')[:count]
+
+
 def exchange(own: Spans, other: Spans) -> Spans:
   """Prompts of `own` continued by the answers of `other`.
 

@@ -171,5 +171,26 @@ class BatchSamplerTest(parameterized.TestCase):
       batching.BatchSampler(3, 1, seed=0)[-1]
 
 
+class FavouringSamplerTest(absltest.TestCase):
+
+  def test_a_part_is_drawn_from_the_favoured_epoch_by_epoch(self):
+    favoured = np.array([4, 17, 9])
+    sampler = batching.FavouringSampler(
+        20, 5, 0, favoured=favoured, part=3)
+    for step in range(6):
+      self.assertCountEqual(sampler[step][:3].tolist(), favoured.tolist())
+    rest = np.concatenate([sampler[step][3:] for step in range(10)])
+    self.assertCountEqual(rest.tolist(), range(20))
+
+  def test_a_step_needs_no_history_and_the_seed_matters(self):
+    make = lambda seed: batching.FavouringSampler(
+        20, 5, seed, favoured=np.arange(8), part=2)
+    first = make(1)
+    steps = [first[step] for step in range(9)]
+    for step in (8, 2):
+      np.testing.assert_array_equal(make(1)[step], steps[step])
+    self.assertFalse(np.array_equal(make(2)[0], steps[0]))
+
+
 if __name__ == '__main__':
   absltest.main()

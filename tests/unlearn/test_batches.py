@@ -152,6 +152,24 @@ class ExchangeTest(parameterized.TestCase):
       np.testing.assert_array_equal(getattr(got, name), getattr(spans, name))
 
 
+class NearestTest(absltest.TestCase):
+
+  def test_states_that_point_where_the_forget_set_lies_come_first(self):
+    rng = np.random.default_rng(0)
+    common, towards = rng.normal(size=(2, 8)) * [[50], [3]]
+    forget = common + towards + rng.normal(size=(30, 8)) * 0.3
+    retain = common - rng.normal(size=(40, 8)) * 0.3
+    near = np.array([31, 7, 22, 3])
+    retain[near] += np.array([2.0, 1.5, 1.0, 0.7])[:, None] * towards
+    retain[12] *= -5  # Far off, whatever its size.
+    got = batches.nearest(retain, forget, 0.1)
+    self.assertCountEqual(got.tolist(), near.tolist())
+
+  def test_gives_at_least_one_and_survives_a_state_of_no_direction(self):
+    states = np.ones((3, 4))
+    self.assertLen(batches.nearest(states, states, 0.1), 1)
+
+
 class BatchesTest(parameterized.TestCase):
 
   def _pool(self, n, batch, seed, long=False):
