@@ -211,7 +211,7 @@ class UnlearnConfig:
       _check(getattr(self, name) > 0, f'--unlearn_{name}='
              f'{getattr(self, name)} must be positive.')
     _check(0 <= self.near_share < 1, f'--unlearn_near_share={self.near_share}'
-           ' is outside [0, 1).')
+           ' is outside [0, 1); wanted a share that leaves room for the rest.')
     _check(0 <= self.warmup < 1, f'--unlearn_warmup={self.warmup} is outside'
            ' [0, 1).')
 
