@@ -76,7 +76,7 @@ def make_batches(
     say = jax.jit(lambda params, states: jax.nn.softmax(
         decoder.unembed(params, states)))
     table = other_facts.marginals(
-        *_relation_and_template(forget_questions),
+        *_kin_and_template(forget_questions),
         lambda rows: np.asarray(say(model.params, ends[rows])))
   others = None
   if options.alternatives_weight:
@@ -108,7 +108,7 @@ def exchange_partners(
     questions: Sequence[questions_lib.Question]) -> list[np.ndarray]:
   """Sequences of other facts, of the same relation and template."""
   return other_facts.exchange_groups(
-      *_relation_and_template(questions), [q.fact for q in questions])
+      *_kin_and_template(questions), [q.fact for q in questions])
 
 
 def alternatives(
@@ -129,16 +129,17 @@ def check_forget_term(
   if options.loss == 'exchange':
     exchange_partners(questions)
   elif options.loss == 'marginal':
-    other_facts.marginals(*_relation_and_template(questions),
+    other_facts.marginals(*_kin_and_template(questions),
                           lambda rows: np.zeros((len(rows), 1)))
   if options.alternatives_weight:
     alternatives(questions, tokenizer)
 
 
-def _relation_and_template(questions):
-  """Relations, and templates as the last part of the questions' ids."""
-  return ([q.relation for q in questions],
-          [q.id.rsplit('/', 1)[-1] for q in questions])
+def _kin_and_template(questions):
+  """Groups of facts, and templates as the last part of the questions' ids."""
+  groups = other_facts.kin(*zip(*(
+      (q.relation, q.fact, q.answer, q.choices) for q in questions)))
+  return groups, [q.id.rsplit('/', 1)[-1] for q in questions]
 
 
 def _sample(num: int, limit: int, seed: int) -> np.ndarray:

@@ -6,6 +6,7 @@ choices.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,12 +14,56 @@ import numpy as np
 from mansu_jax.unlearn import objective
 
 
+def kin(
+    relations: Sequence[str], facts: Sequence[str], answers: Sequence[str],
+    choices: Sequence[Sequence[str]]) -> list[str]:
+  """Groups facts that are each other's wrong choices, in one step or more.
+
+  Capitals of Europe are not mistaken for capitals of Asia where the questions
+  never offer one for the other: taking away the difference between them would
+  take away the continent as well.
+
+  Args:
+    relations: of each question, n.
+    facts: of each question, n.
+    answers: of each question, n.
+    choices: of each question, n.
+
+  Returns:
+    The group of each question: its relation where that is not divided, else
+    the relation and the group's first fact.
+  """
+  parent = {key: key for key in zip(relations, facts)}
+  owners: dict[tuple[str, str], list[tuple[str, str]]] = {}
+  for relation, fact, answer in zip(relations, facts, answers):
+    owners.setdefault((relation, answer), []).append((relation, fact))
+
+  def root(key):
+    while parent[key] != key:
+      parent[key] = key = parent[parent[key]]
+    return key
+
+  order = {key: i for i, key in enumerate(parent)}
+  for relation, fact, some in zip(relations, facts, choices):
+    for choice in some:
+      for other in owners.get((relation, choice), ()):
+        ends = sorted((root((relation, fact)), root(other)), key=order.get)
+        parent[ends[1]] = ends[0]  # The first fact stands for its group.
+  roots = {key: root(key) for key in parent}
+  counts = collections.Counter(
+      relation for relation, _ in set(roots.values()))
+  return [
+      relation if counts[relation] == 1
+      else f'{relation} ({roots[relation, fact][1]} and others)'
+      for relation, fact in zip(relations, facts)]
+
+
 def exchange_groups(
     relations: Sequence[str], templates: Sequence[str], facts: Sequence[str]
 ) -> list[np.ndarray]:
   """For every sequence, those of other facts it may exchange answers with.
 
-  Same relation and template where there are such, else the same relation.
+  `relations` may be finer groups, as `kin` makes them. Same relation and template where there are such, else the same relation.
 
   Raises:
     ValueError: a relation has a single fact.
@@ -48,7 +93,7 @@ def marginals(
   knows what kind of answer is wanted.
 
   Args:
-    relations: of each sequence, n.
+    relations: of each sequence, n; or finer groups, as `kin` makes them.
     templates: of each sequence, n.
     probabilities: rows [m] -> the base's next-token probabilities [m, V] at
       the end of those sequences' prompts.

@@ -23,6 +23,30 @@ class ExchangeGroupsTest(absltest.TestCase):
           ['a', 'a', 'river'], ['t'] * 3, ['x', 'y', 'po'])
 
 
+class KinTest(absltest.TestCase):
+
+  def test_facts_are_linked_by_choices_in_any_number_of_steps(self):
+    got = other_facts.kin(
+        ['cap'] * 5 + ['river'],
+        ['fr', 'jp', 'de', 'cn', 'pl', 'po'],
+        ['Paris', 'Tokyo', 'Berlin', 'Beijing', 'Warsaw', 'Italy'],
+        [['Paris', 'Berlin'], ['Tokyo', 'Beijing'], ['Berlin', 'Oslo'],
+         ['Beijing', 'Hanoi'], ['Warsaw', 'Berlin'], ['Italy', 'Paris']])
+    europe, asia = 'cap (fr and others)', 'cap (jp and others)'
+    self.assertEqual(got, [europe, asia, europe, asia, europe, 'river'])
+
+  def test_a_relation_that_is_not_divided_keeps_its_name(self):
+    got = other_facts.kin(
+        ['a', 'a', 'b', 'b', 'a'], ['x', 'y', 'x', 'y', 'x'], '12341',
+        ['12', '21', '34', '43', '15'])
+    self.assertEqual(got, ['a', 'a', 'b', 'b', 'a'])
+
+  def test_one_answer_of_two_facts_links_them(self):
+    got = other_facts.kin(['a'] * 3, 'xyz', ['1', '1', '2'],
+                          [['1', '5'], ['1', '6'], ['2', '7']])
+    self.assertEqual(got, ['a (x and others)'] * 2 + ['a (z and others)'])
+
+
 class MarginalTest(absltest.TestCase):
 
   def test_averages_the_facts_of_a_relation_and_template(self):
