@@ -15,6 +15,7 @@ from mansu_jax import config as config_lib
 from mansu_jax import run_flags
 from mansu_jax.data import jsonl
 from mansu_jax.stages import inputs
+from mansu_jax.stages import training
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
@@ -216,6 +217,15 @@ class ExperimentTest(parameterized.TestCase):
           if name.startswith(jsonl.SHIPPED):
             jsonl.resolve(name)
           self.assertFalse(pathlib.Path(name).is_absolute())
+
+  @parameterized.named_parameters(
+      (str(path.relative_to(_ROOT)), path) for path in _EXPERIMENTS)
+  def test_its_loss_fits_its_facts(self, path):
+    config, _ = _parse(f'--flagfile={path}')
+    questions = inputs.read(config).splits.forget_train
+    training.check_forget_term(  # Without what needs a tokenizer.
+        dataclasses.replace(config.unlearn, alternatives_weight=0),
+        inputs.thin(questions, config.unlearn.forget_pool, config.seed), None)
 
 
 class MainTest(parameterized.TestCase):
