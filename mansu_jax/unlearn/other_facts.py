@@ -31,7 +31,8 @@ def kin(
 
   Returns:
     The group of each question: its relation where that is not divided, else
-    the relation and the group's first fact.
+    the relation and the group's first fact. A relation is not divided where
+    the choices leave a fact alone: they do not tell who its kin are.
   """
   parent = {key: key for key in zip(relations, facts)}
   owners: dict[tuple[str, str], list[tuple[str, str]]] = {}
@@ -50,10 +51,12 @@ def kin(
         ends = sorted((root((relation, fact)), root(other)), key=order.get)
         parent[ends[1]] = ends[0]  # The first fact stands for its group.
   roots = {key: root(key) for key in parent}
-  counts = collections.Counter(
-      relation for relation, _ in set(roots.values()))
+  sizes = collections.Counter(roots.values())
+  whole = {relation for (relation, _), size in sizes.items() if size == 1}
+  groups = collections.Counter(relation for relation, _ in sizes)
+  whole |= {relation for relation, count in groups.items() if count == 1}
   return [
-      relation if counts[relation] == 1
+      relation if relation in whole
       else f'{relation} ({roots[relation, fact][1]} and others)'
       for relation, fact in zip(relations, facts)]
 

@@ -42,9 +42,14 @@ class KinTest(absltest.TestCase):
     self.assertEqual(got, ['a', 'a', 'b', 'b', 'a'])
 
   def test_one_answer_of_two_facts_links_them(self):
-    got = other_facts.kin(['a'] * 3, 'xyz', ['1', '1', '2'],
-                          [['1', '5'], ['1', '6'], ['2', '7']])
-    self.assertEqual(got, ['a (x and others)'] * 2 + ['a (z and others)'])
+    got = other_facts.kin(
+        ['a'] * 4, 'xyzw', '1123', ['15', '16', '23', '37'])
+    self.assertEqual(got, ['a (x and others)'] * 2 + ['a (z and others)'] * 2)
+
+  def test_choices_that_leave_a_fact_alone_divide_nothing(self):
+    got = other_facts.kin(
+        ['a'] * 3 + ['b'], 'xyzx', '1234', ['12', '21', '35', '46'])
+    self.assertEqual(got, ['a'] * 3 + ['b'])
 
 
 class MarginalTest(absltest.TestCase):
