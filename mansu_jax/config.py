@@ -178,12 +178,12 @@ class UnlearnConfig:
       ' quantized view of the model.')
   steps: int = _field(100, 'Optimizer steps.')
   optimizer: str = _field(
-      'adam', 'adam; or lars: momentum of gradients that are scaled, leaf by'
-      ' leaf, to the weights, so that large gradients move most and fewer codes'
-      ' change.', ('adam', 'lars'))
+      'adam', 'adam; or lars: momentum 0.9 of gradients that are scaled to the'
+      ' weights, a leaf (all layers of a matrix) at a time, so that large'
+      ' gradients move most.', ('adam', 'lars'))
   learning_rate: float = _field(
-      4e-3, 'Peak learning rate (cosine); of lars, a share of each leaf\'s'
-      ' norm.')
+      4e-3, 'Peak learning rate (cosine); of lars, a share of each leaf\'s norm'
+      ' for one gradient, up to ten times that with momentum.')
   warmup: float = _field(0.05, 'Share of the steps spent warming up.')
   forget_batch: int = _field(12, 'Forget sequences a step.')
   retain_batch: int = _field(12, 'Retain fact sequences a step.')

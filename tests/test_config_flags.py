@@ -218,14 +218,20 @@ class ExperimentTest(parameterized.TestCase):
             jsonl.resolve(name)
           self.assertFalse(pathlib.Path(name).is_absolute())
 
-  @parameterized.named_parameters(
-      (str(path.relative_to(_ROOT)), path) for path in _EXPERIMENTS)
-  def test_its_loss_fits_its_facts(self, path):
-    config, _ = _parse(f'--flagfile={path}')
-    questions = inputs.read(config).splits.forget_train
-    training.check_forget_term(  # Without what needs a tokenizer.
-        dataclasses.replace(config.unlearn, alternatives_weight=0),
-        inputs.thin(questions, config.unlearn.forget_pool, config.seed), None)
+  @parameterized.product(
+      path=_EXPERIMENTS, flags=((), ('--unlearn_forget_pool=480',)))
+  def test_its_forget_term_fits_its_facts(self, path, flags):
+    config, _ = _parse(f'--flagfile={path}', *flags)
+    first = {}
+
+    def tokenizer(texts, add_special_tokens):
+      """One number for each word."""
+      del add_special_tokens
+      return {'input_ids': [
+          [first.setdefault(word, len(first)) for word in text.split()]
+          for text in texts]}
+
+    training.check_forget_term(config, inputs.read(config), tokenizer)
 
 
 class MainTest(parameterized.TestCase):

@@ -233,12 +233,12 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(
         sorted(p.name for p in folder.iterdir()), sorted(_STAGES))
     saved = ocp.PyTreeCheckpointer().restore(folder / 'unlearn')
-    gate = np.asarray(saved['theta']['layers']['mlp']['gate'])  # [L, n, D]
+    gate = np.asarray(saved['theta']['layers']['mlp']['gate'])  # [S, D]
     circuit = runs.read_circuit(self.root, self._model_config())
     got = runs.tensors(self.root / 'model')
-    for layer, chosen in enumerate(circuit.neurons):
-      rows = got[f'model.layers.{layer}.mlp.gate_proj.weight'][chosen]
-      np.testing.assert_array_equal(gate[layer, :rows.shape[0]], rows)
+    np.testing.assert_array_equal(gate, np.concatenate([
+        got[f'model.layers.{layer}.mlp.gate_proj.weight'][chosen]
+        for layer, chosen in enumerate(circuit.neurons)]))
     self.assertLen(saved['history']['loss'], 60)
 
   def test_the_page_loads_nothing(self):

@@ -69,8 +69,7 @@ def fit(
   _check_tokens(trained + asked, tokenizer, shapes)
   for documents in filter(None, (splits.text, inputs.heldout_text)):
     batching.text_windows(documents, tokenizer, config.data.text_window)
-  training.check_forget_term(config.unlearn, inputs_lib.thin(
-      splits.forget_train, config.unlearn.forget_pool, config.seed), tokenizer)
+  training.check_forget_term(config, inputs, tokenizer)
   _check_pairs(config, 'forget', attribution.forget_pairs(
       config, splits.forget_train, tokenizer))
   if config.eval.cad_pairs or config.circuit.contrast:

@@ -153,7 +153,8 @@ def optimizer(
 
   Adam gives every coordinate about the same step, whatever its gradient, so
   that behind the floor many codes change for little. LARS keeps the gradient's
-  proportions.
+  proportions within a leaf. A leaf holds a matrix of all layers here, so the
+  trust ratio is one for all layers of a matrix, not one a layer.
 
   References:
     You et al., Large Batch Training of Convolutional Networks, 2017

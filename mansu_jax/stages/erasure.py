@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from absl import logging
@@ -22,19 +21,15 @@ from mansu_jax.stages import inputs as inputs_lib
 
 def _both_sides(
     config: run_config.RunConfig, model: Any,
-    pairs: list[pairs_lib.AttributionPair],
-    variants: list[Callable[[], types.Params]]
+    pairs: list[pairs_lib.AttributionPair], variants: list[types.Params]
 ) -> tuple[list[eap_ig.PairScores], np.ndarray]:
-  """Scores of base and variants on the pairs that the base answers.
-
-  A variant is made when its turn comes: one at a time is in memory.
-  """
+  """Scores of base and variants on the pairs that the base answers."""
   batches = attribution.batch_pairs(pairs, config.attribution.batch)
   run = lambda params: eap_ig.score_pairs(
       model.config, params, batches, steps=config.attribution.steps)
   base, answered = eap_ig.keep_answered(run(model.params))
-  kept = [eap_ig.PairScores(*(x[answered] for x in run(make())))
-          for make in variants]
+  kept = [eap_ig.PairScores(*(x[answered] for x in run(params)))
+          for params in variants]
   facts = np.array([p.fact for p in pairs])[answered]
   return [base, *kept], facts
 
@@ -75,8 +70,7 @@ def _measure(config, inputs, model, circuit, unlearned) -> dict[str, Any]:
   layers = select.layer_range(config.circuit, model.config.num_layers)
   options = dict(resamples=config.eval.bootstrap // 4, seed=seed)
   scheme = config.quant_schemes[0]
-  quantize = evaluation.quantizer(model, scheme)
-  variants = [lambda: unlearned, lambda: quantize(model.params)]
+  variants = [unlearned, evaluation.quantizer(model, scheme)(model.params)]
 
   forget = attribution.forget_pairs(
       config, inputs.splits.forget_train, model.tokenizer)

@@ -70,13 +70,14 @@ def make_batches(
   forget_pool = pool(forget, options.forget_batch, 0)
   table = None
   if options.loss == 'exchange':
-    partners = exchange_partners(forget_questions)
+    partners = exchange_partners(
+        forget_questions, inputs.splits.forget_train)
   elif options.loss == 'marginal':
     ends = forget_pool.spans.reference[:, 0]  # [n, D], prompt ends.
     say = jax.jit(lambda params, states: jax.nn.softmax(
         decoder.unembed(params, states)))
     table = other_facts.marginals(
-        *_kin_and_template(forget_questions),
+        *_grouping(forget_questions, inputs.splits.forget_train),
         lambda rows: np.asarray(say(model.params, ends[rows])))
   others = None
   if options.alternatives_weight:
@@ -94,9 +95,10 @@ def _favour_near(
     forget: batches_lib.Pool) -> batches_lib.Pool:
   """Draws `--unlearn_near_share` of each retain batch from what is near."""
   sampler = retain.sampler
-  part = round(options.near_share * sampler.batch)
-  if not part or part == sampler.batch:
+  if not options.near_share or sampler.batch == 1:
     return retain
+  part = round(options.near_share * sampler.batch)
+  part = min(max(1, part), sampler.batch - 1)  # Some of both.
   near = batches_lib.nearest(
       *(np.asarray(p.spans.reference[:, 0]) for p in (retain, forget)),
       _NEAR)
@@ -105,10 +107,11 @@ def _favour_near(
 
 
 def exchange_partners(
-    questions: Sequence[questions_lib.Question]) -> list[np.ndarray]:
-  """Sequences of other facts, of the same relation and template."""
+    questions: Sequence[questions_lib.Question],
+    everything: Sequence[questions_lib.Question]) -> list[np.ndarray]:
+  """Sequences of other facts, of the same group and template if possible."""
   return other_facts.exchange_groups(
-      *_kin_and_template(questions), [q.fact for q in questions])
+      *_grouping(questions, everything), [q.fact for q in questions])
 
 
 def alternatives(
@@ -123,23 +126,36 @@ def alternatives(
 
 
 def check_forget_term(
-    options: run_config.UnlearnConfig,
-    questions: Sequence[questions_lib.Question], tokenizer: Any) -> None:
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    tokenizer: Any) -> None:
   """Raises ValueError where the forget term lacks other facts or choices."""
+  options, everything = config.unlearn, inputs.splits.forget_train
+  questions = inputs_lib.thin(everything, options.forget_pool, config.seed)
   if options.loss == 'exchange':
-    exchange_partners(questions)
+    exchange_partners(questions, everything)
   elif options.loss == 'marginal':
-    other_facts.marginals(*_kin_and_template(questions),
+    other_facts.marginals(*_grouping(questions, everything),
                           lambda rows: np.zeros((len(rows), 1)))
   if options.alternatives_weight:
     alternatives(questions, tokenizer)
 
 
-def _kin_and_template(questions):
-  """Groups of facts, and templates as the last part of the questions' ids."""
-  groups = other_facts.kin(*zip(*(
-      (q.relation, q.fact, q.answer, q.choices) for q in questions)))
-  return groups, [q.id.rsplit('/', 1)[-1] for q in questions]
+def _grouping(
+    questions: Sequence[questions_lib.Question],
+    everything: Sequence[questions_lib.Question]
+) -> tuple[list[str], list[str], list[str]]:
+  """Group, relation and template of each question.
+
+  Groups are those of all forget questions, whichever are drawn; templates the
+  last part of the questions' ids.
+  """
+  kin = dict(zip(
+      [(q.relation, q.fact) for q in everything],
+      other_facts.kin(*zip(*(
+          (q.relation, q.fact, q.answer, q.choices) for q in everything)))))
+  return ([kin[q.relation, q.fact] for q in questions],
+          [q.relation for q in questions],
+          [q.id.rsplit('/', 1)[-1] for q in questions])
 
 
 def _sample(num: int, limit: int, seed: int) -> np.ndarray:

@@ -62,22 +62,32 @@ def kin(
 
 
 def exchange_groups(
-    relations: Sequence[str], templates: Sequence[str], facts: Sequence[str]
-) -> list[np.ndarray]:
+    groups: Sequence[str], relations: Sequence[str], templates: Sequence[str],
+    facts: Sequence[str]) -> list[np.ndarray]:
   """For every sequence, those of other facts it may exchange answers with.
 
-  `relations` may be finer groups, as `kin` makes them. Same relation and template where there are such, else the same relation.
+  Those of its group and template where there are such, else of its group,
+  else of its relation.
+
+  Args:
+    groups: of each sequence, n, as `kin` makes them.
+    relations: of each sequence, n.
+    templates: of each sequence, n.
+    facts: of each sequence, n.
 
   Raises:
     ValueError: a relation has a single fact.
   """
-  relations, templates, facts = map(np.asarray, (relations, templates, facts))
+  groups, relations, templates, facts = map(
+      np.asarray, (groups, relations, templates, facts))
   out = []
   for i, relation in enumerate(relations):
     others = (relations == relation) & (facts != facts[i])
-    same = others & (templates == templates[i])
-    partners = np.flatnonzero(same if same.any() else others)
-    if not partners.size:
+    near = others & (groups == groups[i])
+    same = near & (templates == templates[i])
+    partners = next(
+        (np.flatnonzero(m) for m in (same, near, others) if m.any()), None)
+    if partners is None:
       raise ValueError(
           f'--unlearn_loss=exchange needs two facts of a relation, but'
           f' {str(relation)!r} has only {str(facts[i])!r}. Use'
@@ -87,16 +97,18 @@ def exchange_groups(
 
 
 def marginals(
-    relations: Sequence[str], templates: Sequence[str],
+    groups: Sequence[str], relations: Sequence[str], templates: Sequence[str],
     probabilities: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What the base says after each template, averaged over its facts.
+  """What the base says after each template, averaged over a group's facts.
 
   A model that says this has forgotten which fact it was asked for, and still
-  knows what kind of answer is wanted.
+  knows what kind of answer is wanted. Where a group has one sequence of a
+  template, the average is over the relation.
 
   Args:
-    relations: of each sequence, n; or finer groups, as `kin` makes them.
+    groups: of each sequence, n, as `kin` makes them.
+    relations: of each sequence, n.
     templates: of each sequence, n.
     probabilities: rows [m] -> the base's next-token probabilities [m, V] at
       the end of those sequences' prompts.
@@ -105,21 +117,30 @@ def marginals(
     Table [G, V] float32, and the row [n] of each sequence in it.
 
   Raises:
-    ValueError: a group has a single sequence: its average is the answer.
+    ValueError: a relation has a single sequence of a template: its average
+      is the answer.
   """
-  keys = list(zip(relations, templates))
-  names = list(dict.fromkeys(keys))
-  row = np.array([names.index(key) for key in keys])
+  fine = list(zip(groups, templates))
+  coarse = list(zip(relations, templates))
+  count = collections.Counter(fine)
+  members: dict[tuple[int, tuple[str, str]], list[int]] = {}
+  for i, (cell, whole) in enumerate(zip(fine, coarse)):
+    members.setdefault((0, cell), []).append(i)
+    members.setdefault((1, whole), []).append(i)
+  cells = [(0, cell) if count[cell] > 1 else (1, whole)
+           for cell, whole in zip(fine, coarse)]
+  names = list(dict.fromkeys(cells))
+  place = {name: g for g, name in enumerate(names)}
   table = []
-  for group, name in enumerate(names):
-    members = np.flatnonzero(row == group)
-    if members.size < 2:
+  for name in names:
+    if len(members[name]) < 2:
       raise ValueError(
           f'--unlearn_loss=marginal averages over the facts of a relation and'
-          f' template, but {name} has only one. Use --unlearn_loss=npo, raise'
-          ' --unlearn_forget_pool, or add facts.')
-    table.append(probabilities(members).mean(0))
-  return np.stack(table).astype(np.float32), row
+          f' template, but {name[1]} has only one. Use --unlearn_loss=npo,'
+          ' raise --unlearn_forget_pool, or add facts.')
+    table.append(probabilities(np.array(members[name])).mean(0))
+  return (np.stack(table).astype(np.float32),
+          np.array([place[cell] for cell in cells]))
 
 
 def alternatives(

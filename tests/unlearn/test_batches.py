@@ -154,16 +154,20 @@ class ExchangeTest(parameterized.TestCase):
 
 class NearestTest(absltest.TestCase):
 
-  def test_states_that_point_where_the_forget_set_lies_come_first(self):
+  def test_the_nearest_come_first_whichever_part_they_are_near_to(self):
     rng = np.random.default_rng(0)
-    common, towards = rng.normal(size=(2, 8)) * [[50], [3]]
-    forget = common + towards + rng.normal(size=(30, 8)) * 0.3
-    retain = common - rng.normal(size=(40, 8)) * 0.3
-    near = np.array([31, 7, 22, 3])
-    retain[near] += np.array([2.0, 1.5, 1.0, 0.7])[:, None] * towards
-    retain[12] *= -5  # Far off, whatever its size.
-    got = batches.nearest(retain, forget, 0.1)
-    self.assertCountEqual(got.tolist(), near.tolist())
+    noise = lambda *shape: 0.05 * rng.normal(size=shape)
+    common = 50 * np.ones(6)
+    one, other = 3 * np.eye(6)[:2]  # Two parts: their centre is neither.
+    forget = common + np.concatenate([
+        one + noise(30, 6), other + noise(30, 6), [5 * np.eye(6)[3]]])
+    retain = common + 2 * np.eye(6)[4] + noise(40, 6)
+    for row, share in ((31, 8), (7, 3), (22, 2), (3, 1)):
+      retain[row] += share * (one if row % 2 else other)
+    retain[12] = common + 9 * np.eye(6)[3]  # Near a single one.
+    got = batches.nearest(retain, forget, 0.1).tolist()
+    self.assertCountEqual(got, [31, 7, 22, 3])
+    self.assertEqual([row for row in got if row % 2], [31, 7, 3])
 
   def test_gives_at_least_one_and_survives_a_state_of_no_direction(self):
     states = np.ones((3, 4))
@@ -189,7 +193,7 @@ class BatchesTest(parameterized.TestCase):
   def _make(self, *, seed=0, steps=6, exchange=False, long=False):
     forget = self._pool(7, 3, 1)
     partners = other_facts.exchange_groups(
-        ['r'] * 7, ['t'] * 7, list(map(str, range(7)))) if exchange else None
+        ['r'] * 7, ['r'] * 7, ['t'] * 7, list(map(str, range(7)))) if exchange else None
     return batches.Batches(
         forget=forget, retain=self._pool(9, 4, 2),
         text=self._pool(8, 1, 3, long), prompts=forget.spans,

@@ -9,8 +9,9 @@ from mansu_jax.unlearn import other_facts
 class ExchangeGroupsTest(absltest.TestCase):
 
   def test_partners_share_relation_and_template_where_they_can(self):
+    relations = ['capital', 'capital', 'capital', 'capital', 'river', 'river']
     got = other_facts.exchange_groups(
-        ['capital', 'capital', 'capital', 'capital', 'river', 'river'],
+        relations, relations,
         ['t1', 't1', 't2', 't1', 't1', 't3'],
         ['fr', 'de', 'fr', 'fr', 'po', 'rhone'])
     want = [[1], [0, 3], [1], [1], [5], [4]]
@@ -20,7 +21,15 @@ class ExchangeGroupsTest(absltest.TestCase):
     with self.assertRaisesRegex(
         ValueError, "two facts of a relation.*'river'.*only 'po'"):
       other_facts.exchange_groups(
-          ['a', 'a', 'river'], ['t'] * 3, ['x', 'y', 'po'])
+          ['a', 'a', 'river'], ['a', 'a', 'river'], ['t'] * 3,
+          ['x', 'y', 'po'])
+
+  def test_a_group_comes_before_the_rest_of_the_relation(self):
+    got = other_facts.exchange_groups(
+        ['eu', 'eu', 'as', 'as', 'af'], ['cap'] * 5,
+        ['t1', 't1', 't1', 't2', 't1'], ['fr', 'de', 'jp', 'cn', 'eg'])
+    self.assertEqual(
+        [p.tolist() for p in got], [[1], [0], [3], [2], [0, 1, 2, 3]])
 
 
 class KinTest(absltest.TestCase):
@@ -56,18 +65,30 @@ class MarginalTest(absltest.TestCase):
 
   def test_averages_the_facts_of_a_relation_and_template(self):
     probabilities = lambda rows: np.eye(5)[rows]
+    relations = ['a', 'b', 'a', 'a', 'b']
     table, row = other_facts.marginals(
-        ['a', 'b', 'a', 'a', 'b'], ['t', 't', 't', 't', 't'], probabilities)
+        relations, relations, ['t'] * 5, probabilities)
     np.testing.assert_array_equal(row, [0, 1, 0, 0, 1])
     np.testing.assert_allclose(
         table, [[1 / 3, 0, 1 / 3, 1 / 3, 0], [0, 0.5, 0, 0, 0.5]])
     self.assertEqual(table.dtype, np.float32)
 
-  def test_a_group_of_one_is_refused(self):
+  def test_a_group_with_one_sequence_of_a_template_takes_the_relation(self):
+    table, row = other_facts.marginals(
+        ['eu', 'eu', 'as', 'as', 'as'], ['cap'] * 5,
+        ['t1', 't1', 't1', 't2', 't2'], lambda rows: np.eye(5)[rows])
+    np.testing.assert_array_equal(row, [0, 0, 1, 2, 2])
+    third = 1 / 3
+    np.testing.assert_allclose(table, [
+        [0.5, 0.5, 0, 0, 0], [third, third, third, 0, 0],
+        [0, 0, 0, 0.5, 0.5]], rtol=1e-6)
+
+  def test_a_relation_with_one_sequence_of_a_template_is_refused(self):
+    relations = ['a', 'a', 'river', 'river', 'river']
     with self.assertRaisesRegex(
         ValueError, "'river', 't2'.*only one.*--unlearn_loss=npo"):
       other_facts.marginals(
-          ['a', 'a', 'river', 'river', 'river'], ['t', 't', 't', 't', 't2'],
+          relations, relations, ['t', 't', 't', 't', 't2'],
           lambda rows: np.eye(5)[rows])
 
 
