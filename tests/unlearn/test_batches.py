@@ -193,7 +193,8 @@ class BatchesTest(parameterized.TestCase):
   def _make(self, *, seed=0, steps=6, exchange=False, long=False):
     forget = self._pool(7, 3, 1)
     partners = other_facts.exchange_groups(
-        ['r'] * 7, ['r'] * 7, ['t'] * 7, list(map(str, range(7)))) if exchange else None
+        ['r'] * 7, ['r'] * 7, ['t'] * 7,
+        list(map(str, range(7)))) if exchange else None
     return batches.Batches(
         forget=forget, retain=self._pool(9, 4, 2),
         text=self._pool(8, 1, 3, long), prompts=forget.spans,
