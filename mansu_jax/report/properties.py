@@ -92,7 +92,7 @@ def threshold(letter: str, entry: Record) -> str:
 def cards(record: Record) -> document.Cards:
   """One card a property."""
   makers: dict[str, Callable[..., list[str]]] = {
-      'Q': _scheme_notes, 'S': _check_notes}
+      'F': _forgetting_notes, 'Q': _scheme_notes, 'S': _check_notes}
   return document.Cards(tuple(
       document.Card(
           letter=letter, title=_PROPERTIES[letter].title,
@@ -112,6 +112,20 @@ def _precision_notes(record: Record, letter: str, entry: Record) -> list[str]:
   return [f'{precision}: {words.estimate(found, 3, sign)}'
           for precision, found in entry.get('by_precision', {}).items()
           if precision != 'fp']
+
+
+def _forgetting_notes(record: Record, letter: str, entry: Record) -> list[str]:
+  """phi at each precision, and where the right answer is avoided."""
+  notes = _precision_notes(record, letter, entry)
+  below = [precision for precision, found
+           in entry.get('by_precision', {}).items()
+           if (found.get('lower') or 0) > 1]
+  if below:
+    notes.append(
+        f'below chance ({words.listing(below)}): the right answer is avoided,'
+        ' so part of it can be read from what is avoided; 1 is the aim, more is'
+        ' not better')
+  return notes
 
 
 def _scheme_notes(record: Record, letter: str, entry: Record) -> list[str]:

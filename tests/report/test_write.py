@@ -223,6 +223,14 @@ class ContentTest(_ReportTest):
                   ' permanence and structural erasure passed.', text)
     self.assertNotIn('inconclusive:', text)
 
+  def test_accuracy_below_chance_is_called_avoidance(self):
+    record = records.make()
+    self.assertNotIn('below chance', self.page(record).text)
+    record['properties']['F']['by_precision']['nf4'] = records.estimate(
+        1.1, 0.05)
+    self.assertIn('below chance (nf4): the right answer is avoided',
+                  self.page(record).text)
+
   def test_missing_is_said_and_never_a_figure(self):
     page = self.page(records.bare())
     self.assertIn('no questions for forget, forget_paraphrase', page.text)
