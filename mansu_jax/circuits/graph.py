@@ -38,6 +38,13 @@ class Circuit:
     """The kinds of node of which the circuit holds any."""
     return tuple(kind for kind in KINDS if self[kind].any())
 
+  @property
+  def span(self) -> tuple[int, int]:
+    """The first layer that holds a node, and one past the last; or (0, 0)."""
+    held = np.flatnonzero(
+        np.any([self[kind].any(1) for kind in KINDS], axis=0))
+    return (int(held[0]), int(held[-1]) + 1) if held.size else (0, 0)
+
 
 def shapes(config: model_config.ModelConfig) -> dict[str, tuple[int, int]]:
   """`{kind: (layers, nodes a layer)}` of a model."""

@@ -2,9 +2,9 @@
 
 Three trees exist with the same leaf names: the full params; the circuit
 slices, whose leading axis is the circuit's units (neurons, heads) one after
-the other, layer by layer; and the slices spread over layers, as a scan over
-layers wants them, padded to the fullest layer. Only the second is trained:
-optimizer state has no padding.
+the other, layer by layer; and the slices spread over the C layers of the
+circuit's span, as a scan over layers wants them, padded to the fullest layer.
+Only the second is trained: optimizer state has no padding.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class UnitIndex(NamedTuple):
 
   layers: types.Array  # [S] int32, ascending
   nodes: types.Array  # [S] int32, number within the layer
-  places: types.Array  # [L, n] int32; S on padding
+  places: types.Array  # [C, n] int32; S on padding
 
 
 class CircuitIndex(NamedTuple):
@@ -48,7 +48,8 @@ class CircuitIndex(NamedTuple):
 
 
 def make_index(circuit: graph.Circuit) -> CircuitIndex:
-  """Lists each kind's units, and their places by layer."""
+  """Lists each kind's units, and their places by layer of the span."""
+  span = slice(*circuit.span)
 
   def listed(mask: np.ndarray) -> UnitIndex | None:
     counts = mask.sum(1)
@@ -60,7 +61,7 @@ def make_index(circuit: graph.Circuit) -> CircuitIndex:
         column < counts[:, None],
         (np.cumsum(counts) - counts)[:, None] + column, nodes.size)
     return UnitIndex(*(jnp.asarray(x, jnp.int32)
-                       for x in (layers, nodes, places)))
+                       for x in (layers, nodes, places[span])))
 
   return CircuitIndex(*(listed(circuit[kind]) for kind in graph.KINDS))
 
@@ -119,7 +120,7 @@ def scatter(
 
 
 def spread(slices: types.Params, index: CircuitIndex) -> types.Params:
-  """Slices [S, ...] by layer, [L, n, ...]; padding is 0."""
+  """Slices [S, ...] by layer of the span, [C, n, ...]; padding is 0."""
   owned = _owned(index)
   return tree_paths.map_named(
       lambda name, leaf: leaf.at[owned[name][0].places].get(
@@ -145,12 +146,13 @@ def make_frame(circuit: graph.Circuit) -> types.Params:
 
   Returns:
     `{'layers': {'mlp': {'keep'}, 'attn': {'head_onehot', 'kv_onehot'}}}`,
-    float32, of the kinds that the circuit has.
+    float32, of the kinds that the circuit has and the layers of its span.
   """
   out = {}
   index = make_index(circuit)
   if index.neurons is not None:
-    out['layers/mlp/keep'] = jnp.asarray(~circuit.neurons, jnp.float32)
+    outside = ~circuit.neurons[slice(*circuit.span)]
+    out['layers/mlp/keep'] = jnp.asarray(outside, jnp.float32)
   for kind, name in (('heads', 'head_onehot'), ('kv_heads', 'kv_onehot')):
     unit = getattr(index, kind)
     if unit is not None:  # A zero row on padding.

@@ -10,12 +10,13 @@ with '/' (weights input-first, layers stacked on a leading L):
     layers/mlp/gate, up [L, D, F]               layers/mlp/down [L, F, D]
 
 The optional `circuit` holds weights lifted out of a frozen base, so that
-their gradient has the circuit's size and no full weight gradient exists:
+their gradient has the circuit's size and no full weight gradient exists. It
+covers C layers, from `circuit_start` on:
 
-    layers/mlp/gate, up, down [L, n, D]         layers/mlp/keep [L, F]
-    layers/attn/q [L, m, D, H], o [L, m, H, D]
-    layers/attn/head_onehot [L, m, N]
-    layers/attn/k, v [L, c, D, H]               layers/attn/kv_onehot [L, c, K]
+    layers/mlp/gate, up, down [C, n, D]         layers/mlp/keep [C, F]
+    layers/attn/q [C, m, D, H], o [C, m, H, D]
+    layers/attn/head_onehot [C, m, N]
+    layers/attn/k, v [C, c, D, H]               layers/attn/kv_onehot [C, c, K]
 
 `keep` is 0 at lifted neurons and 1 elsewhere; a one-hot row is zero where its
 slice is padding, and padded slices are zero. Any of the three groups (mlp;
@@ -34,6 +35,7 @@ import jax.numpy as jnp
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layers
+from mansu_jax.models import lifted
 from mansu_jax.models import sites as sites_lib
 
 Array = types.Array
@@ -85,13 +87,9 @@ class Decoder(nn.Module):
   def _stack(self) -> Any:
     block = layers.Block
     if self.remat:
-      # Outputs of the projections are kept and only cheap work is done again;
-      # without this a scan also saves a copy of every weight it contracts.
       block = nn.remat(
-          block, prevent_cse=False,
-          policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    stacked = (
-        'params', 'circuit', 'patches', 'intermediates', 'perturbations')
+          block, prevent_cse=False, policy=lifted.REMAT_POLICY)
+    stacked = ('params', 'patches', 'intermediates', 'perturbations')
     return nn.scan(
         block,
         variable_axes={collection: 0 for collection in stacked},
@@ -138,6 +136,7 @@ def forward(
     positions: Array | None = None,  # [B, T]
     attention_mask: Array | None = None,  # [B, T, S] bool
     circuit: Params | None = None,
+    circuit_start: int = 0,
     remat: bool = False,
     dtype: Any = jnp.float32,
 ) -> Array:
@@ -152,6 +151,7 @@ def forward(
     attention_mask: True where query t may attend key s; causal by default. A
       row without any True attends uniformly: mask its loss.
     circuit: lifted weights that replace their originals (module docstring).
+    circuit_start: the layer of the circuit's first row; static under jit.
     remat: recompute layers in the backward pass.
     dtype: compute dtype.
 
@@ -162,12 +162,17 @@ def forward(
     ValueError: both or neither of tokens and embeddings.
   """
   _check_inputs(tokens, embeddings)
-  variables = {'params': params}
-  if circuit is not None:
-    variables['circuit'] = circuit
-  return Decoder(config, remat=remat, dtype=dtype).apply(
-      variables, tokens, embeddings=embeddings, positions=positions,
-      attention_mask=attention_mask)
+  if not jax.tree.leaves(circuit):
+    return Decoder(config, remat=remat, dtype=dtype).apply(
+        {'params': params}, tokens, embeddings=embeddings,
+        positions=positions, attention_mask=attention_mask)
+  x = embed(params, tokens) if embeddings is None else embeddings
+  rotary = layers.rotary_tables(config, _positions(positions, x.shape[1]))
+  x = lifted.run_layers(
+      config, params['layers'], x.astype(dtype), rotary,
+      _mask(attention_mask, x.shape[1]), circuit=circuit['layers'],
+      start=circuit_start, remat=remat)
+  return layers.rms_norm(x, params['final_norm'], config.norm_eps)
 
 
 def forward_with_taps(

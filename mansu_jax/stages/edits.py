@@ -80,7 +80,7 @@ def circuit_edit(
   config, params = model.config, model.params
   index = param_mask.make_index(circuit)
   layout = model_layout.block_layout(config)
-  frame = param_mask.make_frame(circuit)
+  frame, (start, _) = param_mask.make_frame(circuit), circuit.span
   theta = jax.jit(param_mask.gather)(params, index)
   grids = tuple(
       _circuit_grid(params, name, layout, index, storage_dtype)
@@ -101,7 +101,8 @@ def circuit_edit(
         slices, frozen['index'], frozen['frame'])
     return decoder.forward(
         config, frozen['params'], tokens, positions=positions,
-        attention_mask=mask, circuit=lifted, remat=True)
+        attention_mask=mask, circuit=lifted, circuit_start=start,
+        remat=True)
 
   def unembed(slices, frozen, hidden):
     del slices  # The embedding is never part of a circuit.

@@ -127,6 +127,34 @@ class CircuitTest(parameterized.TestCase):
           np.testing.assert_allclose(
               got[module][name], value, rtol=1e-3, atol=1e-4)
 
+  @parameterized.parameters((0, 2), (1, 2), (1, 3), (2, 3))
+  def test_a_circuit_may_cover_some_layers(self, start, stop):
+    whole = _circuit(self.cfg, self.base['layers'])
+    part = jax.tree.map(
+        lambda x: x[start:stop],
+        _circuit(self.cfg, self.edited['layers']))
+    mixed = jax.tree.map(
+        lambda w, p: np.concatenate([w[:start], p, w[stop:]]), whole, part)
+    want = tiny.logits(self.cfg, self.base, self.ids, circuit=mixed)
+    got = tiny.logits(
+        self.cfg, self.base, self.ids, circuit=part, circuit_start=start)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    without = tiny.logits(self.cfg, self.base, self.ids)
+    self.assertGreater(np.abs(want - without).max(), 0.1)
+
+  def test_layers_below_the_circuit_are_not_differentiated(self):
+    circuit = jax.tree.map(
+        lambda x: x[2:], _circuit(self.cfg, self.edited['layers']))
+    def loss(circuit):
+      hidden = decoder.forward(
+          self.cfg, self.base, self.ids, circuit=circuit, circuit_start=2,
+          remat=True)
+      return hidden.sum()
+    lengths = [eqn.params['length']
+               for eqn in jax.make_jaxpr(jax.grad(loss))(circuit).jaxpr.eqns
+               if eqn.primitive.name == 'scan']
+    self.assertEqual(sorted(lengths), [1, 1, 2])  # Below: forward only.
+
   def test_no_gradient_of_full_size_exists(self):
     circuit = _circuit(self.cfg, self.edited['layers'])
     full = {a.shape for a in jax.tree.leaves(self.base['layers'])

@@ -50,7 +50,7 @@ def tokens(cfg, batch=2, length=9, seed=1):
   return rng.integers(0, cfg.vocab_size, (batch, length), dtype=np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'remat'))
+@functools.partial(jax.jit, static_argnames=('cfg', 'remat', 'circuit_start'))
 def logits(cfg, weights, ids, **kwargs):
   return decoder.unembed(weights, decoder.forward(cfg, weights, ids, **kwargs))
 
