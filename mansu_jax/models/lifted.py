@@ -1,0 +1,76 @@
+"""The stack of layers with a circuit lifted out of some of them.
+
+Only layers from the circuit's first one up are differentiated, and only the
+circuit's own layers compute its slices. All read the stacked weights by number,
+so that no part of the frozen model is copied or gets a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mansu_jax import types
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import layers as layers_lib
+
+# Outputs of the projections are kept and only cheap work is done again; without
+# this a scan also saves a copy of every weight that it contracts.
+REMAT_POLICY = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+
+def run_layers(
+    config: config_lib.ModelConfig,
+    stacked: types.Params,  # leaves [L, ...]
+    x: types.Array,  # [B, T, D]
+    rotary: tuple[types.Array, types.Array],  # each [B, T, 1, H / 2]
+    mask: types.Array,  # [B or 1, 1, 1, T, S] bool
+    *,
+    circuit: types.Params,  # leaves [C, ...]
+    start: int,
+    remat: bool,
+) -> types.Array:
+  """Runs all layers, those from `start` on with the circuit's weights.
+
+  Args:
+    config: static.
+    stacked: the params' `layers`.
+    x: input embeddings.
+    rotary: from `layers.rotary_tables`.
+    mask: True where a token may attend.
+    circuit: the `layers` of a circuit collection, for the layers `start` to
+      `start + C - 1`.
+    start: first layer of the circuit.
+    remat: recompute layers in the backward pass.
+
+  Returns:
+    The residual stream after the last layer, [B, T, D].
+  """
+  block = layers_lib.Block(config)
+
+  def layer(x, number, lifted):
+    weights = jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(
+            leaf, number, keepdims=False), stacked)
+    variables = {'params': weights}
+    if lifted is not None:
+      variables['circuit'] = lifted
+    return block.apply(variables, x, rotary, mask)
+
+  if remat:
+    layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICY)
+
+  def run(x, first, stop, lifted: Any = None):
+    if first == stop:
+      return x
+    x, _ = jax.lax.scan(
+        lambda x, at: layer(x, *at), x,
+        (jnp.arange(first, stop), lifted))
+    return x
+
+  stop = start + jax.tree.leaves(circuit)[0].shape[0]
+  x = run(x, 0, start)
+  x = run(x, start, stop, circuit)
+  return run(x, stop, config.num_layers)
