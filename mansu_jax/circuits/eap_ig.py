@@ -77,7 +77,7 @@ def pair_scores(
     Scores [B, ...] and both metrics.
   """
   run = functools.partial(
-      decoder.forward_with_taps, config, params, sites=SITES)
+      decoder.forward_with_taps, config, params, sites=SITES, remat=True)
   hidden, clean = run(batch.clean)
   hidden_corrupt, corrupt = run(batch.corrupt)
   delta = {site: clean[site] - corrupt[site] for site in SITES}

@@ -1,8 +1,10 @@
 """How much of an edit is left after quantization.
 
-Rounding is nearly unbiased, so a diffuse edit keeps its norm while its
-direction is lost: what counts is which codes changed, how far each weight went
-towards its boundary, and the cosine of the quantized edit with the edit.
+What counts is which codes changed, how far each weight went towards its
+boundary, how much of the edit is carried along its own direction, and the
+cosine of the quantized edit with the edit. Rounding is unbiased on average over
+weights: a diffuse edit is carried whole by the few weights that lie next to a
+boundary and jump a bin, under noise of many times its norm.
 """
 
 from __future__ import annotations
@@ -62,8 +64,9 @@ def survival(
       median_ratio: median over moved weights of |d| / dist, dist being the
         distance from theta0 to the end of its code's interval in the direction
         of d (infinite outward of an end code); None if none moved.
-      cosine: of Q(theta_u) - Q(theta0) with theta_u - theta0; None if either
-        vanishes.
+      carried: projection of the quantized edit q = Q(theta_u) - Q(theta0) on
+        the edit d = theta_u - theta0, q . d / d . d; None if d vanishes.
+      cosine: of q with d; None if either vanishes.
       histogram: counts of log10(|d| / dist) of moved weights in the bins of
         'edges'; the first and last bin are open.
 
@@ -151,6 +154,7 @@ def _statistics(tally: _Tally, total_params: int) -> dict[str, Any]:
   moved, changed, moved_unchanged = (tally.counts / total_params).tolist()
   left, edit, both = tally.products.tolist()
   has_direction = left > 0 and edit > 0
+  carried = both / edit if edit > 0 else None
   with np.errstate(divide='ignore'):
     exponents = np.log10(tally.ratios)
   inside = np.clip(exponents, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
@@ -160,5 +164,6 @@ def _statistics(tally: _Tally, total_params: int) -> dict[str, Any]:
       'moved_unchanged': moved_unchanged,
       'median_ratio': (
           float(np.median(tally.ratios)) if tally.ratios.size else None),
+      'carried': carried,
       'cosine': both / np.sqrt(left * edit) if has_direction else None,
       'histogram': histogram.tolist()}

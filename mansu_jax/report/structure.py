@@ -25,6 +25,7 @@ def survival(record: Record) -> document.Section:
         scheme, *(words.percent(found.get(k)) for k in (
             'moved', 'changed_codes', 'moved_unchanged')),
         words.significant(found.get('median_ratio')),
+        words.number(found.get('carried'), 4),
         words.number(found.get('cosine'), 4)))
     details = record['survival_details'].get(scheme)
     if details and sum(details['total']['histogram']):
@@ -37,10 +38,12 @@ def survival(record: Record) -> document.Section:
       document.Text(
           'Shares are of all weights, embeddings included. |d|/dist is the'
           ' size of an update over the distance to the boundary of its code;'
-          ' the cosine is between the edit as quantized and as made.'),
+          ' carried is the part of the edit that quantization leaves along its'
+          ' own direction; the cosine is between the edit as quantized and as'
+          ' made.'),
       document.Table(
           ('quantizer', 'moved', 'codes changed', 'moved, code unchanged',
-           'median |d|/dist', 'cosine'), tuple(rows))]
+           'median |d|/dist', 'carried', 'cosine'), tuple(rows))]
   blocks.append(document.Plots(tuple(plots)) if plots else document.Text(
       'No weight moved, so there is nothing to plot.'))
   return document.Section('Survival of the edit', tuple(blocks))

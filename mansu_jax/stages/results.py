@@ -84,7 +84,7 @@ def survival(
       model.params, unlearned, scheme, layout)
              for scheme in config.quant_schemes}
   keys = ('moved', 'changed_codes', 'moved_unchanged', 'median_ratio',
-          'cosine')
+          'carried', 'cosine')
   return {scheme: {k: d['total'][k] for k in keys}
           for scheme, d in details.items()}, details
 

@@ -16,7 +16,7 @@ _LAYOUT = {
 
 
 def _reference(before, after, name):
-  """Moved, changed, unchanged counts, ratios and cosine by loops."""
+  """Moved, changed, unchanged counts, ratios, carried and cosine by loops."""
   old = quant_naive.quantize(before, name)
   new = quant_naive.quantize(after, name)
   counts, ratios = [0, 0, 0], []
@@ -36,7 +36,7 @@ def _reference(before, after, name):
   edit = (after - before).astype(np.float64).ravel()
   left = (new[2] - old[2]).astype(np.float64).ravel()
   cosine = edit @ left / np.linalg.norm(edit) / np.linalg.norm(left)
-  return counts, ratios, cosine
+  return counts, ratios, edit @ left / (edit @ edit), cosine
 
 
 class SurvivalTest(parameterized.TestCase):
@@ -48,7 +48,7 @@ class SurvivalTest(parameterized.TestCase):
     before = (rng.normal(size=(32, 12)) * 0.02).astype(np.float32)
     edit = size * rng.normal(size=before.shape) * (rng.random((32, 12)) < 0.5)
     after = before + edit.astype(np.float32)
-    counts, ratios, cosine = _reference(before.T, after.T, name)
+    counts, ratios, carried, cosine = _reference(before.T, after.T, name)
     tree = lambda x: {'w': jnp.asarray(x), 'norm': jnp.ones(5)}
     got = survival_lib.survival(
         tree(before), tree(after), name, _LAYOUT, total_params=1000)
@@ -61,6 +61,7 @@ class SurvivalTest(parameterized.TestCase):
           np.array(counts) / 1000, rtol=1e-12)
       np.testing.assert_allclose(
           statistics['median_ratio'], np.median(ratios), rtol=1e-4)
+      np.testing.assert_allclose(statistics['carried'], carried, rtol=1e-5)
       np.testing.assert_allclose(statistics['cosine'], cosine, rtol=1e-5)
       self.assertEqual(sum(statistics['histogram']), counts[0])
     with np.errstate(divide='ignore'):
@@ -82,6 +83,8 @@ class SurvivalTest(parameterized.TestCase):
     self.assertAlmostEqual(total['moved_unchanged'], 2 / 5)
     # 0.2 / 0.5, 1 / 0.5 and 0.1 / 0.5.
     self.assertAlmostEqual(total['median_ratio'], 0.4, places=5)
+    # 1 of 0.04 + 1 + 0.01.
+    self.assertAlmostEqual(total['carried'], 1 / 1.05, places=5)
     self.assertAlmostEqual(total['cosine'], 1 / np.sqrt(1.05), places=5)
     self.assertAlmostEqual(got['leaves']['norm']['moved'], 1 / 5)
 
@@ -97,7 +100,19 @@ class SurvivalTest(parameterized.TestCase):
     total = survival_lib.survival(params, params, 'nf4', _LAYOUT)['total']
     self.assertEqual(total['moved'], 0)
     self.assertIsNone(total['median_ratio'])
+    self.assertIsNone(total['carried'])
     self.assertIsNone(total['cosine'])
+
+  def test_a_diffuse_edit_is_carried_under_noise(self):
+    rng = np.random.default_rng(0)
+    before = {'w': jnp.asarray(rng.normal(size=(512, 512)), jnp.float32),
+              'norm': None}
+    after = {'w': before['w'] + 1e-3 * np.sign(
+        rng.normal(size=(512, 512))).astype(np.float32), 'norm': None}
+    total = survival_lib.survival(before, after, 'nf4', _LAYOUT)['total']
+    self.assertLess(total['changed_codes'], 0.02)
+    self.assertAlmostEqual(total['carried'], 1.0, delta=0.1)
+    self.assertLess(total['cosine'], 0.1)
 
   def test_refuses_other_shapes(self):
     with self.assertRaisesRegex(ValueError, r"unlearned.*\(2,\) at 'norm'"):

@@ -76,14 +76,14 @@ def _survival() -> tuple[dict[str, Any], dict[str, Any]]:
     total = {
         'size': 134515008, 'moved': 0.0065, 'changed_codes': changed,
         'moved_unchanged': 0.0065 - changed, 'median_ratio': 1.874,
-        'cosine': 0.9983, 'histogram': _histogram()}
+        'carried': 1.0121, 'cosine': 0.9983, 'histogram': _histogram()}
     edges = [-6 + 0.25 * i for i in range(33)]
     details[scheme] = {
         'total': total, 'edges': edges,
         'leaves': {'layers/mlp/gate': total | {'cosine': None}}}
     shares[scheme] = {k: total[k] for k in (
         'moved', 'changed_codes', 'moved_unchanged', 'median_ratio',
-        'cosine')}
+        'carried', 'cosine')}
   return shares, details
 
 
@@ -232,7 +232,7 @@ def bare() -> dict[str, Any]:
   missing = {'value': None, 'interval': [None, None],
              'passed': 'inconclusive', 'reason': 'there are no questions'}
   shares = {'moved': 0.0, 'changed_codes': 0.0, 'moved_unchanged': 0.0,
-            'median_ratio': None, 'cosine': None}
+            'median_ratio': None, 'carried': None, 'cosine': None}
   total = shares | {'size': 9, 'histogram': [0] * 32}
   return record | {
       'verdict': {'passed': 'inconclusive'},
