@@ -64,6 +64,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     results.export(config, model, unlearned, root)
   with clock.stage('evaluate'):
     measured = evaluation.measure_all(config, evaluator, model, unlearned)
+    results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
     structure = erasure.measure(
         config, inputs, model, found.circuit, unlearned)

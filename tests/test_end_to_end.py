@@ -1,5 +1,6 @@
 """Whole runs on the tiny job: what they leave behind, and that it is true."""
 
+import collections
 import html.parser
 import importlib.util
 import json
@@ -64,7 +65,7 @@ class RunTest(parameterized.TestCase):
 
   def test_the_workdir_holds_what_the_contract_names_and_no_more(self):
     self.assertEqual(sorted(p.name for p in self.root.iterdir()), [
-        'checkpoints', 'circuit.json', 'flags.txt', 'model', 'plots',
+        'answers.jsonl', 'checkpoints', 'circuit.json', 'flags.txt', 'model', 'plots',
         'record.json', 'report.html', 'report.md'])
 
   def test_the_returned_record_is_the_written_one(self):
@@ -82,6 +83,22 @@ class RunTest(parameterized.TestCase):
           self.assertBetween(entry['value'], 0, 1)
           self.assertBetween(entry['value'], low, high)
           self.assertGreater(entry['n'], 20)
+
+  def test_answers_add_up_to_the_accuracies(self):
+    right, ids = collections.defaultdict(list), []
+    for line in (self.root / 'answers.jsonl').read_text().splitlines():
+      row = json.loads(line)
+      ids.append(row['id'])
+      for model, precisions in row['models'].items():
+        for precision, got in precisions.items():
+          right[row['split'], model, precision].append(got['correct'])
+          self.assertEqual(got['correct'], got['margin'] > 0)
+    self.assertLen(set(ids), len(ids))
+    for (split, model, precision), answers in right.items():
+      entry = self.record['accuracy'][split][model][precision]
+      self.assertAlmostEqual(np.mean(answers), entry['value'], places=6)
+      self.assertLen(answers, entry['n'])
+    self.assertLen(right, len(_SPLITS) * 4)
 
   def test_gaps_follow_from_the_accuracies(self):
     right = lambda model, precision: sum(

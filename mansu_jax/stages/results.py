@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import platform
 from typing import Any
@@ -15,6 +16,7 @@ from mansu_jax import config as run_config
 from mansu_jax import fisher as fisher_lib
 from mansu_jax import tree_paths
 from mansu_jax import types
+from mansu_jax import workdir
 from mansu_jax.circuits import graph
 from mansu_jax.data import tokenization
 from mansu_jax.eval import generation
@@ -36,6 +38,30 @@ def export(
   """Writes `model/`, which transformers loads."""
   hf_io.write(root / 'model', model.config, unlearned, model.tokenizer,
               export_dtype=config.export_dtype)
+
+
+def write_answers(
+    evaluator: evaluation.Evaluator, measured: verdict.Measured,
+    root: pathlib.Path) -> None:
+  """Writes `answers.jsonl`: what each model answered to each question.
+
+  A line is {split, id, fact, relation, answer, models}; `models` is
+  {model: {precision: {correct, margin}}}, the margin being the log-probability
+  of the right answer less that of the best wrong one, in nats.
+  """
+  lines = []
+  for split, rows in evaluator.slices.items():
+    for i in range(rows.start, rows.stop):
+      question, models = evaluator.questions[i], {}
+      for (name, precision), found in measured.items():
+        models.setdefault(name, {})[precision] = {
+            'correct': bool(found.scores.correct[i]),
+            'margin': round(float(found.scores.margin[i]), 4)}
+      lines.append(json.dumps({
+          'split': split, 'id': question.id, 'fact': question.fact,
+          'relation': question.relation, 'answer': question.answer,
+          'models': models}, ensure_ascii=False))
+  workdir.write_text(root / 'answers.jsonl', '\n'.join(lines) + '\n')
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""What carries a diffuse edit through 4-bit rounding.
+
+    python experiments/rounded_edit.py RUN
+
+RUN is a finished workdir, such as one of quickstart_graddiff.flags. The edit is
+d = theta_u - theta_0; q = Q(theta_u) - Q(theta_0) is what quantization makes of
+it: nothing at most weights, a jump of a whole code at those that crossed a
+boundary. Printed: how much of d is in q, and the accuracy by split of
+theta_0, theta_u, Q(theta_0), Q(theta_u) and, in full precision, of
+
+    theta_0 + d in leaves that are not quantized (embedding, norms)
+    theta_0 + d in leaves that are
+    theta_0 + q in leaves that are: the jumps alone
+    theta_0 + d where q jumps: the same weights, by what they moved
+    theta_0 + q at other weights: the jumps shuffled within each leaf
+
+If a few weights carry the edit by jumping, q forgets as d does, and the last two
+do not. If the embedding carries it, the first forgets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+import jax
+import numpy as np
+
+from mansu_jax import run_flags
+from mansu_jax.models import layout as model_layout
+from mansu_jax.models import loading
+from mansu_jax.quant import survival
+from mansu_jax.stages import evaluation
+from mansu_jax.stages import inputs as inputs_lib
+
+_SPLITS = ('forget', 'forget_far', 'retain', 'retain_heldout')
+
+
+def _shuffled(leaf: jax.Array, rng: np.random.Generator) -> np.ndarray:
+  """The same entries at other places."""
+  return rng.permutation(np.asarray(leaf).ravel()).reshape(leaf.shape)
+
+
+def variants(base, unlearned, quantize, layout, seed):
+  """`(name, params)` one after the other, so that few exist at once."""
+  rng = np.random.default_rng(seed)
+  old, new = quantize(base), quantize(unlearned)
+  yield 'theta_0', base
+  yield 'theta_u', unlearned
+  yield 'Q(theta_0)', old
+  yield 'Q(theta_u)', new
+  zip_leaves = lambda fn, *trees: jax.tree.map(fn, *trees, layout)
+  jumps = zip_leaves(
+      lambda a, b, part: np.zeros_like(b) if part is None else a - b, new, old)
+  del old, new
+  add = lambda edit: jax.tree.map(lambda w, e: w + e, base, edit)
+  yield 'theta_0 + d in leaves not quantized', zip_leaves(
+      lambda b, u, part: u if part is None else b, base, unlearned)
+  yield 'theta_0 + d in quantized leaves', zip_leaves(
+      lambda b, u, part: b if part is None else u, base, unlearned)
+  yield 'theta_0 + q in quantized leaves', add(jumps)
+  yield 'theta_0 + d where q jumps', jax.tree.map(
+      lambda b, u, q: np.where(np.asarray(q) != 0, u, b),
+      base, unlearned, jumps)
+  yield 'theta_0 + q at other weights', add(
+      jax.tree.map(lambda q: _shuffled(q, rng), jumps))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('run', type=pathlib.Path, help='a finished workdir')
+  run = parser.parse_args().run
+  config = run_flags.from_flagfile(str(run / 'flags.txt'))
+  inputs = inputs_lib.read(config)
+  model = loading.load(config.model)
+  unlearned = loading.load(str(run / 'model')).params
+  evaluator = evaluation.Evaluator(config, inputs, model)
+  layout = model_layout.block_layout(model.config)
+  scheme = config.quant_schemes[0]
+  found = survival.survival(
+      model.params, unlearned, scheme, layout)['total']
+  print(f'{scheme}: codes changed {found["changed_codes"]:.3%}, carried'
+        f' {found["carried"]:.3f}, cosine {found["cosine"]:.3f}')
+  print('| model | ' + ' | '.join(_SPLITS) + ' |')
+  print('|---|' + '---:|' * len(_SPLITS))
+  for name, params in variants(
+      model.params, unlearned, evaluation.quantizer(model, scheme), layout,
+      config.seed):
+    right = evaluator(params).scores.correct
+    cells = (f'{right[evaluator.slices[s]].mean():.3f}' for s in _SPLITS)
+    print(f'| {name} | ' + ' | '.join(cells) + ' |', flush=True)
+
+
+if __name__ == '__main__':
+  main()
