@@ -154,6 +154,37 @@ class EditConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+  """Texts of the base about the forget set's subjects, to be kept."""
+
+  sequences: int = _field(
+      0, 'Texts that the base writes about each subject of the forget set (the'
+      ' words that all prompts of a fact share) and whose predictions are kept,'
+      ' without what they say of the forgotten (0: none).')
+  tokens: int = _field(32, 'Tokens that it writes behind an opening.')
+  temperature: float = _field(
+      0.7, 'Of the draws; below 1 the likely becomes likelier.')
+  openings: tuple[str, ...] = _field(
+      ('{}', '{} is'), 'How the texts begin, in turn; {} is the subject.')
+  batch: int = _field(4, 'Of these texts in a step.')
+  weight: float = _field(
+      1.0, 'Weight of their KL, within the retain KL.')
+
+  def __post_init__(self):
+    _check_fields(self, 'replay')
+    _check_least(self, 'replay', 0, 'sequences', 'weight')
+    _check_least(self, 'replay', 1, 'tokens', 'batch')
+    _check(self.temperature > 0, '--replay_temperature='
+           f'{self.temperature} must be positive.')
+    for opening in self.openings:
+      _check(opening.count('{}') == 1 and not set('{}') & set(
+          opening.replace('{}', '')), f'--replay_openings has {opening!r};'
+             ' wanted texts with one {} for the subject and no other brace.')
+    _check(bool(self.openings), '--replay_openings is empty; wanted texts with'
+           ' one {} for the subject.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class UnlearnConfig:
   """Objective, batches and optimizer of the unlearn loop."""
 
@@ -266,6 +297,7 @@ class RunConfig:
   circuit: CircuitConfig = CircuitConfig()
   fisher: FisherConfig = FisherConfig()
   edit: EditConfig = EditConfig()
+  replay: ReplayConfig = ReplayConfig()
   unlearn: UnlearnConfig = UnlearnConfig()
   eval: EvalConfig = EvalConfig()
 

@@ -18,6 +18,7 @@ from mansu_jax import types
 from mansu_jax.data import batching
 from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import text as text_lib
 from mansu_jax.data import tokenization
 from mansu_jax.models import decoder
 from mansu_jax.stages import edits
@@ -32,7 +33,8 @@ _NEAR = 0.1  # Share of the retain sequences that counts as near.
 
 
 def make_batches(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
+    replayed: Sequence[text_lib.TextDocument] = ()
 ) -> batches_lib.Batches:
   """Encodes the training data and keeps the base's states on it."""
   options, seed = config.unlearn, config.seed
@@ -58,10 +60,13 @@ def make_batches(
       inputs.splits.retain_train, options.retain_pool, seed)
   forget = batching.encode_sequences(forget_questions, model.tokenizer)
   retain = batching.encode_sequences(retain_questions, model.tokenizer)
-  text = prompts = partners = None
+  text = prompts = partners = replay = None
+  windows_of = lambda documents: batching.encode_text(
+      documents, model.tokenizer, config.data.text_window)
+  if replayed:
+    replay = pool(windows_of(replayed), config.replay.batch, 3)
   if inputs.splits.text and options.text_batch:
-    windows = batching.encode_text(
-        inputs.splits.text, model.tokenizer, config.data.text_window)
+    windows = windows_of(inputs.splits.text)
     text = pool(windows.take(_sample(
         windows.length.size, options.text_pool, seed)), options.text_batch, 2)
   if options.prompt_weight:
@@ -86,7 +91,7 @@ def make_batches(
   return batches_lib.Batches(
       forget=forget_pool, marginals=table, alternatives=others,
       retain=_favour_near(options, retain_pool, forget_pool), text=text,
-      prompts=prompts, partners=partners, fill=packing.fill_rows,
+      replay=replay, prompts=prompts, partners=partners, fill=packing.fill_rows,
       steps=options.steps, seed=seed)
 
 
@@ -203,7 +208,9 @@ def unlearn(
   problem = loop.Problem(
       theta=edit.theta,
       tx=edits.make_transform(config, edit, fisher),
-      loss=objective.make_loss(options, edit.forward, edit.unembed),
+      loss=objective.make_loss(
+          options, edit.forward, edit.unembed,
+          replay_weight=config.replay.weight),
       views=list(edit.views.values()), base=edit.views['fp'], see=edit.see,
       exact=edits.exact_weights(config, edit), moved=edits.moved)
   theta, history = loop.run(

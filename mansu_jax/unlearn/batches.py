@@ -191,6 +191,7 @@ class Batches:
     forget: forget sequences.
     retain: retain fact sequences.
     text: general text windows, or None.
+    replay: texts of the base about the forget set's subjects, or None.
     prompts: spans over the forget prompts' own tokens, in the order of
       `forget`, or None.
     partners: from `other_facts.exchange_groups`, or None when answers stay.
@@ -204,12 +205,13 @@ class Batches:
 
   def __init__(
       self, *, forget: Pool, retain: Pool, text: Pool | None = None,
-      prompts: Spans | None = None,
+      replay: Pool | None = None, prompts: Spans | None = None,
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
       alternatives: objective.Alternatives | None = None,
       fill: FillRows, steps: int, seed: int = 0):
-    self.forget, self.retain, self.text = forget, retain, text
+    self.forget, self.retain = forget, retain
+    self.text, self.replay = text, replay
     self._prompts, self._partners = prompts, partners
     self._marginals, self._alternatives = marginals, alternatives
     self._fill, self._seed = fill, seed
@@ -226,9 +228,10 @@ class Batches:
       rng = np.random.default_rng((self._seed, step))
       chosen = np.array([rng.choice(self._partners[r]) for r in rows])
       forget = exchange(forget, self.forget.spans.take(chosen))
-    groups = [forget, self.retain.spans.take(self.retain.sampler[step])]
-    if self.text is not None:
-      groups.append(self.text.spans.take(self.text.sampler[step]))
+    groups = [forget]
+    groups += [pool.spans.take(pool.sampler[step])
+               for pool in (self.retain, self.text, self.replay)
+               if pool is not None]
     prompts = None if self._prompts is None else self._prompts.take(rows)
     return groups, prompts
 
@@ -241,9 +244,10 @@ class Batches:
     if self._alternatives is not None:
       others = objective.Alternatives(*(x[rows] for x in self._alternatives))
     packed, starts = pack(groups, self._fill, self._rows, self._capacity)
-    parts = [targets(g, s) for g, s in zip(groups, starts)]
+    forget, retain, *rest = map(targets, groups, starts)
+    next_or_none = lambda pool: rest.pop(0) if pool is not None else None
     return objective.Batch(
-        packed=packed, forget=parts[0], retain=parts[1],
-        text=parts[2] if self.text is not None else None,
+        packed=packed, forget=forget, retain=retain,
+        text=next_or_none(self.text), replay=next_or_none(self.replay),
         prompts=None if prompts is None else targets(prompts, starts[0]),
         marginal=marginal, alternatives=others)
