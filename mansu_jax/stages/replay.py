@@ -21,7 +21,7 @@ from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.unlearn import replay
 
 _LEAST = 6  # Words behind an opening that make a text worth keeping.
-_ROWS = 64  # Texts written at once.
+_ROWS = 128  # Texts written at once.
 
 
 def plan(
