@@ -154,37 +154,6 @@ class EditConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReplayConfig:
-  """Texts of the base about the forget set's subjects, to be kept."""
-
-  sequences: int = _field(
-      0, 'Texts that the base writes about each subject of the forget set (the'
-      ' words that all prompts of a fact share) and whose predictions are kept,'
-      ' without what they say of the forgotten (0: none).')
-  tokens: int = _field(32, 'Tokens that it writes behind an opening.')
-  temperature: float = _field(
-      0.7, 'Of the draws; below 1 the likely becomes likelier.')
-  openings: tuple[str, ...] = _field(
-      ('{}', '{} is'), 'How the texts begin, in turn; {} is the subject.')
-  batch: int = _field(4, 'Of these texts in a step.')
-  weight: float = _field(
-      1.0, 'Weight of their KL, within the retain KL.')
-
-  def __post_init__(self):
-    _check_fields(self, 'replay')
-    _check_least(self, 'replay', 0, 'sequences', 'weight')
-    _check_least(self, 'replay', 1, 'tokens', 'batch')
-    _check(self.temperature > 0, '--replay_temperature='
-           f'{self.temperature} must be positive.')
-    for opening in self.openings:
-      _check(opening.count('{}') == 1 and not set('{}') & set(
-          opening.replace('{}', '')), f'--replay_openings has {opening!r};'
-             ' wanted texts with one {} for the subject and no other brace.')
-    _check(bool(self.openings), '--replay_openings is empty; wanted texts with'
-           ' one {} for the subject.')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class UnlearnConfig:
   """Objective, batches and optimizer of the unlearn loop."""
 
@@ -207,6 +176,9 @@ class UnlearnConfig:
   quantizer_in_loop: bool = _field(
       True, 'Alternate gradients between the full-precision view and each'
       ' quantized view of the model.')
+  fp_steps: int = _field(
+      1, 'Steps at the full-precision view for each round of the quantized'
+      ' ones.')
   steps: int = _field(100, 'Optimizer steps.')
   optimizer: str = _field(
       'adam', 'adam; or lars: momentum 0.9 of gradients that are scaled to the'
@@ -223,6 +195,14 @@ class UnlearnConfig:
       ' retain sequences whose base states are nearest to the forget set\'s;'
       ' in [0, 1).')
   text_batch: int = _field(2, 'General text windows a step.')
+  crossed_batch: int = _field(
+      0, 'Crossed prompts a step: the retain set\'s phrasings asked of the'
+      ' forget set\'s subjects (the words that all prompts of a fact share);'
+      ' what the base says of them otherwise is kept.')
+  crossed_weight: float = _field(
+      1.0, 'Weight of their KL, within the retain KL.')
+  crossed_pool: int = _field(
+      1500, 'Crossed prompts whose reference states are kept.')
   forget_pool: int = _field(
       480, 'Forget sequences that are used (0: all), evenly over facts.')
   retain_pool: int = _field(
@@ -234,10 +214,11 @@ class UnlearnConfig:
   def __post_init__(self):
     _check_fields(self, 'unlearn')
     _check_least(self, 'unlearn', 1, 'steps', 'forget_batch', 'retain_batch',
-                 'retain_pool', 'text_pool')
+                 'retain_pool', 'text_pool', 'crossed_pool', 'fp_steps')
     _check_least(self, 'unlearn', 0, 'forget_pool', 'text_batch',
                  'forget_weight', 'alternatives_weight', 'kl_weight',
-                 'nll_weight', 'text_weight', 'prompt_weight')
+                 'nll_weight', 'text_weight', 'prompt_weight', 'crossed_batch',
+                 'crossed_weight')
     for name in ('learning_rate', 'npo_beta', 'collapse'):
       _check(getattr(self, name) > 0, f'--unlearn_{name}='
              f'{getattr(self, name)} must be positive.')
@@ -297,7 +278,6 @@ class RunConfig:
   circuit: CircuitConfig = CircuitConfig()
   fisher: FisherConfig = FisherConfig()
   edit: EditConfig = EditConfig()
-  replay: ReplayConfig = ReplayConfig()
   unlearn: UnlearnConfig = UnlearnConfig()
   eval: EvalConfig = EvalConfig()
 

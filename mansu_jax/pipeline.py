@@ -18,7 +18,6 @@ from mansu_jax.stages import edits
 from mansu_jax.stages import erasure
 from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
-from mansu_jax.stages import replay
 from mansu_jax.stages import results
 from mansu_jax.stages import training
 
@@ -50,10 +49,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     found = attribution.find(config, inputs, model, saved)
     workdir.write_json(root / 'circuit.json', graph.to_json(
         found.circuit, found.means) | {'report': found.report})
-  with clock.stage('replay'):
-    replayed = replay.write(config, inputs, model, saved, root)
   with clock.stage('references'):
-    batches = training.make_batches(config, inputs, model, replayed)
+    batches = training.make_batches(config, inputs, model)
     edit = edits.make(config, model, found.circuit)
   with clock.stage('fisher'):
     fisher = training.circuit_fisher(config, edit, batches, saved)

@@ -63,8 +63,6 @@ def _other_value(field):
     return 0.12345678901234567
   if isinstance(default, int):
     return default + 3
-  if field.name == 'openings':
-    return ('x {}=1', '{} y')
   return ('x y/b=1.jsonl', 'c') if isinstance(default, tuple) else 'x y=1'
 
 

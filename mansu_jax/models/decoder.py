@@ -89,8 +89,7 @@ class Decoder(nn.Module):
     if self.remat:
       block = nn.remat(
           block, prevent_cse=False, policy=lifted.REMAT_POLICY)
-    stacked = (
-        'params', 'cache', 'patches', 'intermediates', 'perturbations')
+    stacked = ('params', 'patches', 'intermediates', 'perturbations')
     return nn.scan(
         block,
         variable_axes={collection: 0 for collection in stacked},
@@ -250,47 +249,6 @@ def forward_patched(
       node = node.setdefault(key, {})
     node[str(site)] = dict(patch)
   return Decoder(config).apply({'params': params, 'patches': tree}, tokens)
-
-
-def empty_cache(
-    config: ModelConfig, batch: int, length: int, dtype: Any = jnp.float32
-) -> Params:
-  """The cache of `forward_cached` for `batch` rows of `length` tokens."""
-  shape = (
-      config.num_layers, batch, length, config.num_kv_heads, config.d_head)
-  return {'layers': {'attn': {
-      'keys': jnp.zeros(shape, dtype), 'values': jnp.zeros(shape, dtype),
-      'at': jnp.zeros((config.num_layers,), jnp.int32)}}}
-
-
-def forward_cached(
-    config: ModelConfig,
-    params: Params,
-    tokens: Array,  # [B] int32
-    cache: Params,
-    at: Array,  # scalar int32
-) -> tuple[Array, Params]:
-  """One token a row, after the `at` tokens that the cache holds.
-
-  Args:
-    config: static under jit.
-    params: full params.
-    tokens: the tokens at position `at` of each row.
-    cache: from `empty_cache`, or returned by the call for `at` - 1.
-    at: position of the tokens, below the cache's length.
-
-  Returns:
-    Hidden state after the final norm, [B, D], and the cache with the tokens.
-  """
-  attn = cache['layers']['attn']
-  length = attn['keys'].shape[2]
-  cache = {'layers': {'attn': attn | {'at': jnp.full_like(attn['at'], at)}}}
-  hidden, state = Decoder(config, dtype=attn['keys'].dtype).apply(
-      {'params': params, 'cache': cache}, tokens[:, None],
-      positions=jnp.full((1, 1), at),
-      attention_mask=(jnp.arange(length) <= at)[None, None],
-      mutable=['cache'])
-  return hidden[:, 0], state['cache']
 
 
 def _check_inputs(tokens: Array | None, embeddings: Array | None) -> None:

@@ -118,8 +118,6 @@ class Attention(_Tapped):
     queries = rotate(self._heads(x, 'q', 'head_onehot'), rotary)
     keys = rotate(self._heads(x, 'k', 'kv_onehot'), rotary)
     values = self._heads(x, 'v', 'kv_onehot')
-    keys, values = self._remember('keys', keys), self._remember(
-        'values', values)
     out = self.tap(Site.HEAD_OUT, attend(queries, keys, values, mask))
     return self._project_out(out)
 
@@ -133,16 +131,6 @@ class Attention(_Tapped):
     lifted = _einsum('BTD,mDH->BTmH', x, weight)
     keep = 1 - onehot.sum(0)  # [N]
     return heads * keep[:, None] + _einsum('BTmH,mN->BTNH', lifted, onehot)
-
-  def _remember(self, name: str, new: Array) -> Array:
-    """`new` [B, T, K, H] at its place in the cache [B, S, K, H], if any."""
-    held = self.get_variable('cache', name)
-    if held is None:
-      return new
-    held = jax.lax.dynamic_update_slice_in_dim(
-        held, new.astype(held.dtype), self.get_variable('cache', 'at'), axis=1)
-    self.put_variable('cache', name, held)
-    return held
 
   def _project_out(self, heads: Array) -> Array:  # [B, T, N, H]
     weight = self.circuit('o')  # [m, H, D]

@@ -16,8 +16,8 @@ from mansu_jax.data import tokenization
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.stages import attribution
+from mansu_jax.stages import crossing
 from mansu_jax.stages import inputs as inputs_lib
-from mansu_jax.stages import replay
 from mansu_jax.stages import training
 
 
@@ -71,7 +71,7 @@ def fit(
   for documents in filter(None, (splits.text, inputs.heldout_text)):
     batching.text_windows(documents, tokenizer, config.data.text_window)
   training.check_forget_term(config, inputs, tokenizer)
-  replay.plan(config, splits.forget_train)
+  crossing.prompts(config, splits)
   _check_pairs(config, 'forget', attribution.forget_pairs(
       config, splits.forget_train, tokenizer))
   if config.eval.cad_pairs or config.circuit.contrast:

@@ -18,9 +18,9 @@ from mansu_jax import types
 from mansu_jax.data import batching
 from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
-from mansu_jax.data import text as text_lib
 from mansu_jax.data import tokenization
 from mansu_jax.models import decoder
+from mansu_jax.stages import crossing
 from mansu_jax.stages import edits
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.unlearn import batches as batches_lib
@@ -33,8 +33,7 @@ _NEAR = 0.1  # Share of the retain sequences that counts as near.
 
 
 def make_batches(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
-    replayed: Sequence[text_lib.TextDocument] = ()
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any
 ) -> batches_lib.Batches:
   """Encodes the training data and keeps the base's states on it."""
   options, seed = config.unlearn, config.seed
@@ -49,7 +48,9 @@ def make_batches(
         packing.fill_rows)
 
   def pool(sequences, batch, salt):
-    spans = referenced(sequences, sequences.answer_mask)
+    return pool_of(referenced(sequences, sequences.answer_mask), batch, salt)
+
+  def pool_of(spans, batch, salt):
     size = spans.length.size
     return batches_lib.Pool(spans=spans, sampler=batching.BatchSampler(
         size, min(batch, size), 3 * seed + salt))
@@ -60,15 +61,16 @@ def make_batches(
       inputs.splits.retain_train, options.retain_pool, seed)
   forget = batching.encode_sequences(forget_questions, model.tokenizer)
   retain = batching.encode_sequences(retain_questions, model.tokenizer)
-  text = prompts = partners = replay = None
-  windows_of = lambda documents: batching.encode_text(
-      documents, model.tokenizer, config.data.text_window)
-  if replayed:
-    replay = pool(windows_of(replayed), config.replay.batch, 3)
+  text = prompts = partners = crossed = None
   if inputs.splits.text and options.text_batch:
-    windows = windows_of(inputs.splits.text)
+    windows = batching.encode_text(
+        inputs.splits.text, model.tokenizer, config.data.text_window)
     text = pool(windows.take(_sample(
         windows.length.size, options.text_pool, seed)), options.text_batch, 2)
+  if options.crossed_batch:
+    crossed = pool_of(
+        crossing.spans(config, inputs.splits, model, hidden),
+        options.crossed_batch, 3)
   if options.prompt_weight:
     first = forget.answer_mask.argmax(1)[:, None]  # Predicts the answer.
     prompts = referenced(forget, np.arange(forget.tokens.shape[1]) < first)
@@ -91,7 +93,7 @@ def make_batches(
   return batches_lib.Batches(
       forget=forget_pool, marginals=table, alternatives=others,
       retain=_favour_near(options, retain_pool, forget_pool), text=text,
-      replay=replay, prompts=prompts, partners=partners, fill=packing.fill_rows,
+      crossed=crossed, prompts=prompts, partners=partners, fill=packing.fill_rows,
       steps=options.steps, seed=seed)
 
 
@@ -205,13 +207,12 @@ def unlearn(
     `{'theta': trained pytree, 'history': {metric: [steps]}}`.
   """
   options = config.unlearn
+  full, *quantized = edit.views.values()
   problem = loop.Problem(
       theta=edit.theta,
       tx=edits.make_transform(config, edit, fisher),
-      loss=objective.make_loss(
-          options, edit.forward, edit.unembed,
-          replay_weight=config.replay.weight),
-      views=list(edit.views.values()), base=edit.views['fp'], see=edit.see,
+      loss=objective.make_loss(options, edit.forward, edit.unembed),
+      views=[full] * options.fp_steps + quantized, base=full, see=edit.see,
       exact=edits.exact_weights(config, edit), moved=edits.moved)
   theta, history = loop.run(
       problem, batches, steps=options.steps,

@@ -191,7 +191,7 @@ class Batches:
     forget: forget sequences.
     retain: retain fact sequences.
     text: general text windows, or None.
-    replay: texts of the base about the forget set's subjects, or None.
+    crossed: retain phrasings asked of the forget set's subjects, or None.
     prompts: spans over the forget prompts' own tokens, in the order of
       `forget`, or None.
     partners: from `other_facts.exchange_groups`, or None when answers stay.
@@ -205,13 +205,13 @@ class Batches:
 
   def __init__(
       self, *, forget: Pool, retain: Pool, text: Pool | None = None,
-      replay: Pool | None = None, prompts: Spans | None = None,
+      crossed: Pool | None = None, prompts: Spans | None = None,
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
       alternatives: objective.Alternatives | None = None,
       fill: FillRows, steps: int, seed: int = 0):
     self.forget, self.retain = forget, retain
-    self.text, self.replay = text, replay
+    self.text, self.crossed = text, crossed
     self._prompts, self._partners = prompts, partners
     self._marginals, self._alternatives = marginals, alternatives
     self._fill, self._seed = fill, seed
@@ -230,7 +230,7 @@ class Batches:
       forget = exchange(forget, self.forget.spans.take(chosen))
     groups = [forget]
     groups += [pool.spans.take(pool.sampler[step])
-               for pool in (self.retain, self.text, self.replay)
+               for pool in (self.retain, self.text, self.crossed)
                if pool is not None]
     prompts = None if self._prompts is None else self._prompts.take(rows)
     return groups, prompts
@@ -245,9 +245,9 @@ class Batches:
       others = objective.Alternatives(*(x[rows] for x in self._alternatives))
     packed, starts = pack(groups, self._fill, self._rows, self._capacity)
     forget, retain, *rest = map(targets, groups, starts)
-    next_or_none = lambda pool: rest.pop(0) if pool is not None else None
+    next_or_none = lambda pool: None if pool is None else rest.pop(0)
     return objective.Batch(
         packed=packed, forget=forget, retain=retain,
-        text=next_or_none(self.text), replay=next_or_none(self.replay),
+        text=next_or_none(self.text), crossed=next_or_none(self.crossed),
         prompts=None if prompts is None else targets(prompts, starts[0]),
         marginal=marginal, alternatives=others)

@@ -62,7 +62,7 @@ class Batch(NamedTuple):
   prompts: Targets | None  # The forget prompts' own tokens.
   marginal: types.Array | None = None  # [B, V] float32 probabilities
   alternatives: Alternatives | None = None  # Of the forget prompts.
-  replay: Targets | None = None  # What the base wrote about the subjects.
+  crossed: Targets | None = None  # Other phrasings about the subjects.
 
 
 class Metrics(NamedTuple):
@@ -84,8 +84,7 @@ def packed_mask(packed: Packed) -> types.Array:
 
 
 def make_loss(
-    options: run_config.UnlearnConfig, forward: Forward, unembed: Unembed,
-    *, replay_weight: float = 1.0
+    options: run_config.UnlearnConfig, forward: Forward, unembed: Unembed
 ) -> Callable[..., tuple[types.Array, Metrics]]:
   """Builds `loss(theta, frozen, base, batch) -> (scalar, Metrics)`.
 
@@ -146,7 +145,7 @@ def make_loss(
         options.forget_weight * forget
         + options.kl_weight * (
             retain_kl + options.text_weight * text_kl
-            + replay_weight * kl(batch.replay)
+            + options.crossed_weight * kl(batch.crossed)
             + options.prompt_weight * kl(batch.prompts))
         + options.nll_weight * retain_nll)
     return total, Metrics(

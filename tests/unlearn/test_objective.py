@@ -109,18 +109,19 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertEqual(float(loss), float(metrics.loss))
     self.assertGreater(min(map(abs, want)), 1e-3)
 
-  def test_replay_is_kept_like_text_by_its_own_weight(self):
-    options = problem.options(kl_weight=3.0, text_weight=0.3)
+  def test_crossed_prompts_are_kept_like_text_by_their_own_weight(self):
     view, batch = self.edit.views['fp'], problem.batch(self.hidden)
-    loss = lambda weight, batch: float(jax.jit(objective.make_loss(
-        options, self.edit.forward, self.edit.unembed,
-        replay_weight=weight))(self.theta, view, view, batch)[0])
-    text_kl = self._loss(options)(
-        self.theta, view, view, batch)[1].text_kl
-    with_replay = batch._replace(replay=batch.text)
+
+    def loss(weight, batch):
+      options = problem.options(
+          kl_weight=3.0, text_weight=0.3, crossed_weight=weight)
+      return self._loss(options)(self.theta, view, view, batch)
+
+    _, metrics = loss(0.7, batch)
+    got, _ = loss(0.7, batch._replace(crossed=batch.text))
+    self.assertGreater(metrics.text_kl, 1e-3)
     self.assertAlmostEqual(
-        loss(0.7, with_replay) - loss(0.7, batch), 3.0 * 0.7 * text_kl,
-        delta=2e-4)
+        got - metrics.loss, 3.0 * 0.7 * metrics.text_kl, delta=2e-4)
 
   def test_gradient_is_that_of_the_full_weights_and_of_any_packing(self):
     options = problem.options()
