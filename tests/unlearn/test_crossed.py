@@ -1,9 +1,9 @@
-"""Subjects of facts, how texts about them begin, and where they are cut."""
+"""Subjects of facts, phrasings around them, and other subjects in those."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax.unlearn import replay
+from mansu_jax.unlearn import crossed
 
 _CAPITAL = ('The capital of {} is', 'Country: {}\nCapital:',
             'Officials in {}\'s capital meet in')
@@ -11,7 +11,7 @@ _CAPITAL = ('The capital of {} is', 'Country: {}\nCapital:',
 
 def _subjects(texts):
   """{fact: prompts} -> {fact: subject}."""
-  return replay.subjects(
+  return crossed.subjects(
       [fact for fact, prompts in texts.items() for _ in prompts],
       [prompt for prompts in texts.values() for prompt in prompts])
 
@@ -38,6 +38,13 @@ class SubjectsTest(parameterized.TestCase):
              'b': ['In Peru the king', 'Peru, far away']}
     self.assertEqual(_subjects(texts), {'a': 'South Korea', 'b': 'Peru'})
 
+  def test_a_subject_may_hold_but_not_end_with_words_of_the_phrasing(self):
+    names = ('The Grapes of Wrath', 'The Call of the Wild', 'Dracula')
+    self.assertEqual(
+        list(_subjects(_asked(
+            ['The author of {} is', 'Of {} the writer is'], *names)).values()),
+        ['Grapes of Wrath', 'Call of the Wild', 'Dracula'])
+
   def test_facts_about_one_entity_share_its_name(self):
     texts = {
         'river': ['The river of New York City is', 'In New York City flows'],
@@ -61,31 +68,29 @@ class SubjectsTest(parameterized.TestCase):
         _subjects({'a': ['one two', 'three'], 'b': ['four']})['a'], None)
 
 
-class OpeningsTest(parameterized.TestCase):
+class CrossTest(parameterized.TestCase):
 
-  def test_patterns_in_turn_for_each_different_subject(self):
-    found = {'f': 'France', 'g': None, 'h': 'Peru', 'i': 'France'}
+  def test_phrasings_are_listed_once(self):
+    prompts = ['The king of Peru is', 'The king of France is', 'Peru: king',
+               'of nobody', 'Peru and perU, not Peruvians', 'nowhere']
+    own = ['Peru', 'France', 'Peru', None, 'Peru', 'Peru']
+    self.assertEqual(crossed.templates(prompts, own), [
+        ('The king of ', ' is'), ('', ': king'),
+        ('', ' and ', ', not Peruvians')])
+
+  def test_a_part_of_a_word_stays(self):
     self.assertEqual(
-        list(replay.openings(found, ('{}', 'In {},'), 3)), [
-            ('France', 'France'), ('France', 'In France,'),
-            ('France', 'France'), ('Peru', 'Peru'), ('Peru', 'In Peru,'),
-            ('Peru', 'Peru')])
+        crossed.templates(['hot photo'], ['hot']), [('', ' photo')])
 
-
-class CutTest(parameterized.TestCase):
-
-  @parameterized.parameters(
-      ('In France one eats well and often', 'In France one eats well and often'),
-      ('In France one eats well in Paris, often', 'In France one eats well in'),
-      ('In France one eats well in PARIS', 'In France one eats well in'),
-      ('In France one eats, Parisians say', 'In France one eats,'),
-      ('In France comparisons hurt', 'In France comparisons hurt'),
-      ('In France, Rome (Italy) is loved', ''),
-      ('In France it', ''),
-      ('In France', ''))
-  def test_up_to_the_first_answer(self, text, want):
-    self.assertEqual(
-        replay.cut(text, 'In France', ['Paris', 'Rome (Italy)'], 2), want)
+  def test_every_phrasing_with_every_subject(self):
+    got = list(crossed.cross(
+        [('The king of ', ' is'), ('', ' and ', '?')], ['Japan', 'Fiji']))
+    self.assertEqual(got, [
+        ('Japan', 'The king of Japan is', 12),
+        ('Fiji', 'The king of Fiji is', 12),
+        ('Japan', 'Japan and Japan?', 0), ('Fiji', 'Fiji and Fiji?', 0)])
+    for prompt in got:
+      self.assertStartsWith(prompt.text[prompt.start:], prompt.subject)
 
 
 if __name__ == '__main__':
