@@ -89,7 +89,8 @@ class AblationTest(parameterized.TestCase):
       '--unlearn_loss=simnpo', '--unlearn_alternatives_weight=1',
       '--unlearn_loss=bounded_nll', '--unlearn_prompt_weight=1',
       '--unlearn_optimizer=lars', '--unlearn_near_share=0',
-      '--circuit_contrast=1', '--unlearn_text_batch=0')
+      '--circuit_contrast=1', '--unlearn_text_batch=0',
+      '--unlearn_crossed_batch=4', '--unlearn_fp_steps=3')
   def test_the_floor_holds_and_the_option_matters(self, option):
     root, _ = _run(option)
     self._check_edit(root)

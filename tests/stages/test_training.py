@@ -1,12 +1,16 @@
-"""Which retain sequences a batch favours."""
+"""Which retain sequences a batch favours, and whose turn each view is."""
+
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from mansu_jax import config as run_config
 from mansu_jax.data import batching
 from mansu_jax.stages import training
 from mansu_jax.unlearn import batches
+from mansu_jax.unlearn import loop
 from tests.unlearn import problem
 
 
@@ -42,6 +46,27 @@ class FavourNearTest(parameterized.TestCase):
     pool = _pool(np.eye(5), batch)
     got = training._favour_near(problem.options(near_share=share), pool, pool)
     self.assertIs(got, pool)
+
+
+class ViewsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (1, True, ['fp', 'nf4', 'fp4']), (3, True, ['fp'] * 3 + ['nf4', 'fp4']),
+      (2, False, ['fp', 'fp']))
+  def test_full_precision_steps_come_before_each_round(
+      self, fp_steps, quantized, want):
+    edit = problem.circuit_edit(
+        schemes=('nf4', 'fp4'), quantized_views=quantized)
+    config = run_config.RunConfig(
+        quant_schemes=('nf4', 'fp4'),
+        unlearn=problem.options(fp_steps=fp_steps))
+    with mock.patch.object(
+        loop, 'run', return_value=(None, [{'loss': 0.0}])) as run:
+      training.unlearn(config, edit, None, lambda step: None, problem.model())
+    given = run.call_args[0][0]
+    names = {id(view): name for name, view in edit.views.items()}
+    self.assertEqual([names[id(view)] for view in given.views], want)
+    self.assertIs(given.base, edit.views['fp'])
 
 
 if __name__ == '__main__':
