@@ -71,8 +71,13 @@ def main() -> None:
       description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('run', type=pathlib.Path, help='a finished workdir')
-  run = parser.parse_args().run
-  config = run_flags.from_flagfile(str(run / 'flags.txt'))
+  parser.add_argument(
+      '--questions', type=int, default=120, help='of each split, at most')
+  args = parser.parse_args()
+  run = args.run
+  config = run_flags.from_flagfile(
+      str(run / 'flags.txt'), f'--eval_questions={args.questions}',
+      '--eval_text_windows=1')
   inputs = inputs_lib.read(config)
   model = loading.load(config.model)
   unlearned = loading.load(str(run / 'model')).params
