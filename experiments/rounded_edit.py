@@ -14,8 +14,8 @@ theta_0, theta_u, Q(theta_0), Q(theta_u) and, in full precision, of
     theta_0 + d where q jumps: the same weights, by what they moved
     theta_0 + q at other weights: the jumps shuffled within each leaf
 
-If a few weights carry the edit by jumping, q forgets as d does, and the last two
-do not. If the embedding carries it, the first forgets.
+If a few weights carry the edit by jumping, q forgets as d does, and the last
+two do not. If the embedding carries it, the first forgets.
 """
 
 from __future__ import annotations

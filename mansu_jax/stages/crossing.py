@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import logging
-import jax
 import numpy as np
 
 from mansu_jax import config as run_config
@@ -15,9 +14,11 @@ from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import tokenization
-from mansu_jax.models import decoder
 from mansu_jax.unlearn import batches as batches_lib
 from mansu_jax.unlearn import crossed
+
+# The base's final states [m, D] -> its next-token probabilities [m, V].
+SayFn = Callable[[np.ndarray], np.ndarray]
 
 _Questions = Sequence[questions_lib.Question]
 _LEAK = 0.01  # Probability of a forgotten answer that rules a prompt out.
@@ -72,8 +73,8 @@ def _subjects(questions: _Questions) -> list[str | None]:
 
 
 def spans(
-    config: run_config.RunConfig, splits: splits_lib.Splits, model: Any,
-    hidden: batches_lib.HiddenFn) -> batches_lib.Spans | None:
+    config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any,
+    hidden: batches_lib.HiddenFn, say: SayFn) -> batches_lib.Spans | None:
   """Crossed prompts with the base's states from the subject on.
 
   Prompts at whose end the base would name what is to be forgotten of their
@@ -85,7 +86,6 @@ def spans(
   chosen = prompts(config, splits)
   if not chosen:
     return None
-  tokenizer = model.tokenizer
   ids = tokenization.encode_prompts([p.text for p in chosen], tokenizer)
   before = [p.text[:p.start].rstrip() for p in chosen]
   start = [len(tokens) for tokens in tokenization.encode(before, tokenizer)]
@@ -95,11 +95,8 @@ def spans(
       batches_lib.make_spans(
           tokens, real & (np.arange(tokens.shape[1]) >= first)),
       hidden, packing.fill_rows)
-  say = jax.jit(lambda params, states: jax.nn.softmax(
-      decoder.unembed(params, states)))
   kept = _without_leaks(
-      made, chosen, _answers(splits.forget_train, tokenizer),
-      lambda states: np.asarray(say(model.params, states)))
+      made, chosen, _answers(splits.forget_train, tokenizer), say)
   logging.info('crossed prompts: %d, and %d left out that lead to what is to'
                ' be forgotten', len(kept), len(chosen) - len(kept))
   if not kept.size:
@@ -124,8 +121,7 @@ def _answers(questions: _Questions, tokenizer: Any) -> dict[str, set[int]]:
 
 def _without_leaks(
     made: batches_lib.Spans, chosen: Sequence[crossed.Prompt],
-    answers: dict[str, set[int]], say: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+    answers: dict[str, set[int]], say: SayFn) -> np.ndarray:
   """Rows at whose end the base gives no forgotten answer `_LEAK`."""
   last = made.weight.sum(1).astype(int) - 1
   ends = made.reference[np.arange(last.size), last]  # [n, D]

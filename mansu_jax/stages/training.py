@@ -41,6 +41,9 @@ def make_batches(
       model.config, params, packed[0], positions=packed[1],
       attention_mask=objective.packed_mask(objective.Packed(*packed))))
   hidden = lambda *packed: run(model.params, *packed)
+  softmax = jax.jit(lambda params, states: jax.nn.softmax(
+      decoder.unembed(params, states)))
+  say = lambda states: np.asarray(softmax(model.params, states))
 
   def referenced(sequences, mask):
     return batches_lib.add_reference(
@@ -69,7 +72,7 @@ def make_batches(
         windows.length.size, options.text_pool, seed)), options.text_batch, 2)
   if options.crossed_batch:
     crossed = pool_of(
-        crossing.spans(config, inputs.splits, model, hidden),
+        crossing.spans(config, inputs.splits, model.tokenizer, hidden, say),
         options.crossed_batch, 3)
   if options.prompt_weight:
     first = forget.answer_mask.argmax(1)[:, None]  # Predicts the answer.
@@ -81,11 +84,9 @@ def make_batches(
         forget_questions, inputs.splits.forget_train)
   elif options.loss == 'marginal':
     ends = forget_pool.spans.reference[:, 0]  # [n, D], prompt ends.
-    say = jax.jit(lambda params, states: jax.nn.softmax(
-        decoder.unembed(params, states)))
     table = other_facts.marginals(
         *_grouping(forget_questions, inputs.splits.forget_train),
-        lambda rows: np.asarray(say(model.params, ends[rows])))
+        lambda rows: say(ends[rows]))
   others = None
   if options.alternatives_weight:
     others = alternatives(forget_questions, model.tokenizer)
@@ -93,8 +94,8 @@ def make_batches(
   return batches_lib.Batches(
       forget=forget_pool, marginals=table, alternatives=others,
       retain=_favour_near(options, retain_pool, forget_pool), text=text,
-      crossed=crossed, prompts=prompts, partners=partners, fill=packing.fill_rows,
-      steps=options.steps, seed=seed)
+      crossed=crossed, prompts=prompts, partners=partners,
+      fill=packing.fill_rows, steps=options.steps, seed=seed)
 
 
 def _favour_near(

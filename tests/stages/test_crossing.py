@@ -32,6 +32,8 @@ class CrossingTest(parameterized.TestCase):
         cls.model.config, params, packed[0], positions=packed[1],
         attention_mask=objective.packed_mask(objective.Packed(*packed))))
     cls.hidden = lambda self, *packed: run(self.model.params, *packed)
+    cls.say = lambda self, states: np.asarray(jax.nn.softmax(
+        decoder.unembed(self.model.params, states)))
 
   def _config(self, *flags):
     return runs.parse(*self.flags, '--unlearn_crossed_batch=4', *flags)
@@ -39,7 +41,8 @@ class CrossingTest(parameterized.TestCase):
   def _spans(self, *flags):
     config = self._config(*flags)
     return crossing.spans(
-        config, inputs_lib.read(config).splits, self.model, self.hidden)
+        config, inputs_lib.read(config).splits, self.model.tokenizer,
+        self.hidden, self.say)
 
   def _texts(self, spans):
     return [self.model.tokenizer.decode(row[:size])
@@ -50,7 +53,8 @@ class CrossingTest(parameterized.TestCase):
     splits = inputs_lib.read(config).splits
     self.assertEmpty(crossing.prompts(config, splits))
     self.assertIsNone(
-        crossing.spans(config, splits, self.model, self.hidden))
+        crossing.spans(config, splits, self.model.tokenizer,
+                       self.hidden, self.say))
 
   def test_each_relation_gives_as_many(self):
     config = self._config('--unlearn_crossed_pool=40')
@@ -120,7 +124,8 @@ class CrossingTest(parameterized.TestCase):
         *flags, f'--data_retain={path}', '--unlearn_crossed_batch=4')
     with self.assertRaisesRegex(ValueError, 'leads the base to what is'):
       crossing.spans(
-          config, inputs_lib.read(config).splits, self.model, self.hidden)
+          config, inputs_lib.read(config).splits, self.model.tokenizer,
+          self.hidden, self.say)
 
 
 if __name__ == '__main__':
