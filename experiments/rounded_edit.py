@@ -4,18 +4,18 @@
 
 RUN is a finished workdir, such as one of quickstart_graddiff.flags. The edit is
 d = theta_u - theta_0; q = Q(theta_u) - Q(theta_0) is what quantization makes of
-it: nothing at most weights, a jump of a whole code at those that crossed a
-boundary. Printed: how much of d is in q, and the accuracy by split of
+it: a jump of a whole code where a boundary was crossed, and a drift of every
+weight of a block whose largest weight, its scale, moved. Printed: how much of d is in q, and the accuracy by split of
 theta_0, theta_u, Q(theta_0), Q(theta_u) and, in full precision, of
 
     theta_0 + d in leaves that are not quantized (embedding, norms)
     theta_0 + d in leaves that are
-    theta_0 + q in leaves that are: the jumps alone
-    theta_0 + d where q jumps: the same weights, by what they moved
-    theta_0 + q at other weights: the jumps shuffled within each leaf
+    theta_0 + q in leaves that are
+    theta_0 + d where q is not 0 (drift included: nearly everywhere)
+    theta_0 + q at other weights: shuffled within each leaf
 
-If a few weights carry the edit by jumping, q forgets as d does, and the last
-two do not. If the embedding carries it, the first forgets.
+If rounding carries the edit, q forgets as d does and shuffled does not. If the
+embedding carries it, the first forgets. Jumps and drift are not told apart.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def variants(base, unlearned, quantize, layout, seed):
   yield 'theta_0 + d in quantized leaves', zip_leaves(
       lambda b, u, part: b if part is None else u, base, unlearned)
   yield 'theta_0 + q in quantized leaves', add(jumps)
-  yield 'theta_0 + d where q jumps', jax.tree.map(
+  yield 'theta_0 + d where q is not 0', jax.tree.map(
       lambda b, u, q: np.where(np.asarray(q) != 0, u, b),
       base, unlearned, jumps)
   yield 'theta_0 + q at other weights', add(
