@@ -3,8 +3,9 @@
 What counts is which codes changed, how far each weight went towards its
 boundary, how much of the edit is carried along its own direction, and the
 cosine of the quantized edit with the edit. Rounding is unbiased on average over
-weights: a diffuse edit is carried whole by the few weights that lie next to a
-boundary and jump a bin, under noise of many times its norm.
+weights: a diffuse edit is carried nearly whole, by the few weights next to a
+boundary that jump a bin and by the drift of scales whose own weights moved,
+under noise of many times its norm.
 """
 
 from __future__ import annotations
