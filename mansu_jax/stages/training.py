@@ -189,9 +189,12 @@ def circuit_fisher(
         jax.random.key(config.seed),
         edit.unembed(None, edit.views['fp'], examples.reference)))
 
+  # Not `edit` itself: what is compiled is cached with all it closes over.
+  forward, unembed = edit.forward, edit.unembed
+
   def log_prob(theta, view, example):
-    hidden = edit.forward(theta, view, example.tokens[None])[0]  # [T, D]
-    logits = edit.unembed(theta, view, hidden[example.where])
+    hidden = forward(theta, view, example.tokens[None])[0]  # [T, D]
+    logits = unembed(theta, view, hidden[example.where])
     return -jnp.sum(losses.token_nll(logits, example.labels) * example.weight)
 
   return saved.get('fisher', lambda: fisher_lib.diagonal_fisher(

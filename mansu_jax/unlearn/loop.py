@@ -47,8 +47,6 @@ class Problem:
   moved: Callable[..., types.Array]
 
 
-@functools.partial(
-    jax.jit, static_argnames=('problem_fns',), donate_argnames=('carry',))
 def _step(problem_fns, carry, frozen, base, batch):
   """One optimizer step; `problem_fns` = (tx, loss, see, exact, moved)."""
   tx, loss, see, exact, moved = problem_fns
@@ -86,13 +84,16 @@ def run(
       the message says at which step and what to change.
   """
   fns = (problem.tx, problem.loss, problem.see, problem.exact, problem.moved)
+  # A program of this run: a cache that outlived it would keep what the
+  # functions close over (Fisher, code grids) in memory.
+  step_fn = jax.jit(functools.partial(_step, fns), donate_argnames='carry')
   carry = jax.tree.map(jnp.array, (problem.theta, problem.tx.init(
       problem.theta)))  # Own buffers: the step donates them.
   history, start = [], None
   for step in range(steps):
     frozen = problem.views[step % len(problem.views)]
-    carry, metrics, moved, finite = _step(
-        fns, carry, frozen, problem.base, batches(step))
+    carry, metrics, moved, finite = step_fn(
+        carry, frozen, problem.base, batches(step))
     row = {k: float(v) for k, v in metrics._asdict().items()}
     row |= {'step': step + 1, 'moved': float(moved) / total_weights}
     history.append(row)

@@ -1,9 +1,13 @@
-"""Which retain sequences a batch favours, and whose turn each view is."""
+"""What a batch favours, whose turn each view is, and what stays in memory."""
 
+import gc
+import types
 from unittest import mock
+import weakref
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
 import numpy as np
 
 from mansu_jax import config as run_config
@@ -67,6 +71,29 @@ class ViewsTest(parameterized.TestCase):
     names = {id(view): name for name, view in edit.views.items()}
     self.assertEqual([names[id(view)] for view in given.views], want)
     self.assertIs(given.base, edit.views['fp'])
+
+
+class MemoryTest(absltest.TestCase):
+
+  def test_nothing_of_the_edit_outlives_it(self):
+    """Views hold whole models: a compiled program must not keep them."""
+    config = run_config.RunConfig(
+        quant_schemes=('nf4',), unlearn=problem.options(steps=2))
+    edit = problem.circuit_edit.__wrapped__()  # Past its cache.
+    hidden = problem.hidden_of_model()
+    spans = problem.spans(hidden, *problem.RETAIN)
+    saved = mock.Mock(get=lambda name, make: make())
+    fisher = training.circuit_fisher(
+        config, edit,
+        types.SimpleNamespace(retain=types.SimpleNamespace(spans=spans)), saved)
+    batch = problem.batch(hidden)._replace(text=None, prompts=None)
+    training.unlearn(config, edit, fisher, lambda step: batch, problem.model())
+    held = (edit.views['nf4']['quantized'], *jax.tree.leaves(
+        (edit.theta, edit.grids, fisher)))
+    held = [weakref.ref(array) for array in held]
+    del edit, fisher
+    gc.collect()
+    self.assertEqual([ref() for ref in held], [None] * len(held))
 
 
 if __name__ == '__main__':
