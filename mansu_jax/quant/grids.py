@@ -78,6 +78,12 @@ class CodeGrid:
     """Values after quantization with the scales held; see `grid_view`."""
     return grid_view(self, values)
 
+  def changes(self, values: PyTree) -> PyTree:
+    """Whether quantization tells each value from theta_0; bool trees."""
+    changes = lambda grid, leaf: None if grid is None else grid.changes(leaf)
+    return jax.tree.map(
+        changes, self.leaf_grids(), values, is_leaf=is_leaf_grid)
+
   def boundaries(self) -> tuple[PyTree, PyTree]:
     """Lower and upper ends of each weight's interval, float32 trees."""
     grids = self.leaf_grids()

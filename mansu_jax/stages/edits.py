@@ -56,6 +56,13 @@ def moved(theta: types.PyTree, view: types.PyTree) -> types.Array:
   return sum(jax.tree.leaves(differs))
 
 
+@jax.jit
+def codes_changed(theta: types.PyTree, view: types.PyTree) -> types.Array:
+  """How many weights have another code, with the scales of theta_0."""
+  changes = view['grid'].changes(theta)
+  return sum(jnp.sum(x) for x in jax.tree.leaves(changes))
+
+
 def _circuit_grid(params, scheme, layout, index, dtype):
   """The code grid of theta_0 at the circuit's slices."""
   gather = functools.partial(

@@ -217,7 +217,8 @@ def unlearn(
       tx=edits.make_transform(config, edit, fisher),
       loss=objective.make_loss(options, edit.forward, edit.unembed),
       views=[full] * options.fp_steps + quantized, base=full, see=edit.see,
-      exact=edits.exact_weights(config, edit), moved=edits.moved)
+      exact=edits.exact_weights(config, edit), moved=edits.moved,
+      codes_changed=edits.codes_changed if edit.grids else None)
   theta, history = loop.run(
       problem, batches, steps=options.steps,
       total_weights=tree_paths.count(model.params),

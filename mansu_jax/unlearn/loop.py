@@ -35,6 +35,8 @@ class Problem:
       taken there and applied to theta (straight through).
     exact: `(opt_state, theta) -> theta`: the floor's exact weights, or theta.
     moved: `(theta, base) -> scalar`: how many weights differ from the base's.
+    codes_changed: `(theta, base) -> scalar`: how many the quantizer tells from
+      the base's; None where there is no code grid. For the progress line.
   """
 
   theta: types.PyTree
@@ -45,6 +47,7 @@ class Problem:
   see: Callable[..., types.PyTree]
   exact: Callable[..., types.PyTree]
   moved: Callable[..., types.Array]
+  codes_changed: Callable[..., types.Array] | None = None
 
 
 def _step(problem_fns, carry, frozen, base, batch):
@@ -84,15 +87,19 @@ def run(
       the message says at which step and what to change.
   """
   fns = (problem.tx, problem.loss, problem.see, problem.exact, problem.moved)
+
   # A program of this run: a cache that outlived it would keep what the
   # functions close over (Fisher, code grids) in memory.
-  step_fn = jax.jit(functools.partial(_step, fns), donate_argnames='carry')
+  @functools.partial(jax.jit, donate_argnames='carry')
+  def unlearn_step(carry, frozen, base, batch):
+    return _step(fns, carry, frozen, base, batch)
+
   carry = jax.tree.map(jnp.array, (problem.theta, problem.tx.init(
       problem.theta)))  # Own buffers: the step donates them.
   history, start = [], None
   for step in range(steps):
     frozen = problem.views[step % len(problem.views)]
-    carry, metrics, moved, finite = step_fn(
+    carry, metrics, moved, finite = unlearn_step(
         carry, frozen, problem.base, batches(step))
     row = {k: float(v) for k, v in metrics._asdict().items()}
     row |= {'step': step + 1, 'moved': float(moved) / total_weights}
@@ -100,7 +107,11 @@ def run(
     _check(row, bool(finite), collapse)
     start = start or time.monotonic()  # The first step compiles.
     if (step + 1) % log_every == 0 or step + 1 == steps:
-      _log(row, steps, (time.monotonic() - start) / max(step, 1))
+      shares = f'moved {row["moved"]:.3%}'
+      if problem.codes_changed is not None:
+        changed = float(problem.codes_changed(carry[0], problem.base))
+        shares += f'  codes changed {changed / total_weights:.3%}'
+      _log(row, shares, steps, (time.monotonic() - start) / max(step, 1))
       if save is not None:
         save(step + 1, carry[0])
   return carry[0], history
@@ -122,10 +133,11 @@ def _check(row: dict[str, float], finite: bool, collapse: float) -> None:
         ' --unlearn_kl_weight.')
 
 
-def _log(row: dict[str, float], steps: int, seconds: float) -> None:
+def _log(
+    row: dict[str, float], shares: str, steps: int, seconds: float) -> None:
   step = int(row['step'])
   logging.info(
       'step %d/%d  forget %.3f (nll %.2f)  retain kl %.4f nll %.3f  text kl'
-      ' %.4f  codes changed %.3f%%  eta %.0fs', step, steps, row['forget'],
-      row['forget_nll'], row['retain_kl'], row['retain_nll'], row['text_kl'],
-      100 * row['moved'], seconds * (steps - step))
+      ' %.4f  %s  eta %.0fs', step, steps, row['forget'], row['forget_nll'],
+      row['retain_kl'], row['retain_nll'], row['text_kl'], shares,
+      seconds * (steps - step))

@@ -184,6 +184,17 @@ class ViewTest(parameterized.TestCase):
     self.assertEqual(
         int(edits.moved(self.theta, self.edit.views['nf4'])), want)
 
+  def test_codes_changed_counts_what_the_quantizer_tells_apart(self):
+    view, theta0 = self.edit.views['nf4'], self.edit.theta
+    want = sum(int(np.sum(a != b)) for a, b in zip(*(
+        jax.tree.leaves(quant.fake_quantize(p, 'nf4', _LAYOUT))
+        for p in (self.merged, self.params))))
+    self.assertGreater(want, 100)
+    self.assertEqual(int(edits.codes_changed(self.theta, view)), want)
+    nudged = jax.tree.map(lambda x: x * (1 + 1e-6), theta0)
+    self.assertGreater(int(edits.moved(nudged, view)), 100)
+    self.assertEqual(int(edits.codes_changed(nudged, view)), 0)
+
   def test_the_quantized_view_is_the_quantized_model(self):
     view = self.edit.views['nf4']
     seen = jax.jit(self.edit.see)(self.theta, view)

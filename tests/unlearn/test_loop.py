@@ -1,5 +1,7 @@
 """The loop on a problem of three weights: steps, views, stops, one program."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -11,7 +13,7 @@ from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import objective
 
 _START = (1.0, -2.0, 4.0)
-_SGD = optax.sgd(0.25)  # One object, so that tests share a program.
+_SGD = optax.sgd(0.25)
 
 
 def _view(number, kl=0.0):
@@ -136,15 +138,15 @@ class ViewTest(parameterized.TestCase):
     self.assertEqual(history[0]['loss'], 21.0)
 
   def test_one_program_for_all_steps_and_views(self):
+    loss = mock.Mock(side_effect=_loss)
     problem = _problem(
-        tx=optax.adam(optax.cosine_decay_schedule(0.1, 9)),
+        tx=optax.adam(optax.cosine_decay_schedule(0.1, 9)), loss=loss,
         views=[_view(0), _view(1)])
-    before = loop._step._cache_size()
-    _run(problem, steps=2)
-    self.assertEqual(loop._step._cache_size(), before + 1)
-    with jax.log_compiles(), self.assertNoLogs('jax', 'WARNING'):
+    with self.assertLogs('jax', 'WARNING') as logs, jax.log_compiles():
       _run(problem, steps=6)
-    self.assertEqual(loop._step._cache_size(), before + 1)
+    steps = [line for line in logs.output if 'Compiling jit(unlearn_step)' in line]
+    self.assertLen(steps, 1)
+    loss.assert_called_once()  # Traced.
 
 
 class StopTest(parameterized.TestCase):
@@ -184,12 +186,18 @@ class SaveTest(parameterized.TestCase):
       np.testing.assert_allclose(w, np.array(_START) / 2 ** step)
 
   def test_progress_is_logged(self):
-    with self.assertLogs(level='INFO') as logs:
-      _run(steps=4, log_every=2)
-    lines = [line for line in logs.output if 'step' in line]
-    self.assertLen(lines, 2)
-    self.assertRegex(lines[0], r'step 2/4 .*forget.*retain kl.*codes changed'
-                     r' 50.000%.*eta \d+s')
+    def lines(**functions):
+      with self.assertLogs(level='INFO') as logs:
+        _run(_problem(**functions), steps=4, log_every=2, total_weights=6)
+      return [line for line in logs.output if 'step' in line]
+
+    first, last = lines()
+    self.assertRegex(
+        first, r'step 2/4 .*forget.*retain kl.*moved 50.000%  eta \d+s')
+    self.assertRegex(last, r'step 4/4 ')
+    first, _ = lines(codes_changed=lambda theta, base: jnp.sum(
+        theta['w'] < base['theta0']['w']))
+    self.assertRegex(first, r'moved 50.000%  codes changed 33.333%  eta')
 
 
 if __name__ == '__main__':
