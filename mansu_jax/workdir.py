@@ -26,6 +26,9 @@ _IDENTITY = 'flags.txt'
 # These may differ when a run goes on: they change no figure.
 _SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
     'debug', 'profile', 'fail_on_verdict'))
+# JAX's names of the two durations.
+_COMPILING = ('/jax/core/compile/jaxpr_to_mlir_module_duration',
+              '/jax/core/compile/backend_compile_duration')
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -107,21 +110,34 @@ def peak_bytes() -> int:
 
 
 class Clock:
-  """Times stages; `stages` is the record's list."""
+  """Times stages; `stages` is the record's list.
+
+  `compile_seconds` is what JAX spends on lowering and compiling programs, of
+  `seconds`; tracing is not in it.
+  """
 
   def __init__(self):
     self.stages: list[dict[str, Any]] = []
+    self._compiling = 0.0
+    jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+  def _hear(self, event: str, seconds: float, **_) -> None:
+    if event in _COMPILING:
+      self._compiling += seconds
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
     """Times a block and logs it."""
     logging.info('%s ...', name)
-    start = time.monotonic()
+    start, compiling = time.monotonic(), self._compiling
     yield
     seconds = time.monotonic() - start
-    self.stages.append(
-        {'name': name, 'seconds': seconds, 'peak_bytes': peak_bytes()})
-    logging.info('%s: %.1f s', name, seconds)
+    compiling = self._compiling - compiling
+    self.stages.append({
+        'name': name, 'seconds': seconds, 'compile_seconds': compiling,
+        'peak_bytes': peak_bytes()})
+    logging.info(
+        '%s: %.1f s, of which %.1f compiling', name, seconds, compiling)
 
 
 def sha256(path: pathlib.Path) -> str:

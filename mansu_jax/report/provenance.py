@@ -111,16 +111,22 @@ def _environment(record: Record) -> document.Section:
 
 
 def _stages(record: Record) -> document.Section:
-  rows = [(s['name'], words.duration(s['seconds']), words.size(
-      s.get('peak_bytes'))) for s in record['stages']]
-  total = sum(s['seconds'] for s in record['stages'])
-  peaks = [s['peak_bytes'] for s in record['stages'] if s.get('peak_bytes')]
-  rows.append(('all', words.duration(total),
-               words.size(max(peaks, default=None))))
+  def row(name, stages, peak):
+    seconds = sum(s['seconds'] for s in stages)
+    compiling = [s.get('compile_seconds') for s in stages]
+    return (name, words.duration(seconds), words.duration(
+        None if None in compiling else sum(compiling)), words.size(peak))
+
+  stages = record['stages']
+  peaks = [s['peak_bytes'] for s in stages if s.get('peak_bytes')]
+  rows = [row(s['name'], [s], s.get('peak_bytes')) for s in stages]
+  rows.append(row('all', stages, max(peaks, default=None)))
   return document.Section('Stages', (
-      document.Table(('stage', 'time', 'peak memory so far'), tuple(rows)),
+      document.Table(('stage', 'time', 'of which compiling',
+                      'peak memory so far'), tuple(rows)),
       document.Text('Peak memory is of the device where it tells, else of the'
-                    ' process.')))
+                    ' process. In a resumed run a restored stage shows what'
+                    ' restoring it took.')))
 
 
 def flags(config: Record) -> Iterator[str]:

@@ -72,8 +72,10 @@ def ratio(above: float | None, below: float | None) -> float | None:
   return None if above is None or not below else above / below
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
   """Seconds, or minutes where those read better."""
+  if seconds is None:
+    return MISSING
   if seconds < 120:
     return f'{seconds:.1f} s'
   return f'{int(seconds // 60)} min {int(seconds % 60):02d} s'
