@@ -5,17 +5,19 @@
 RUN is a finished workdir, such as one of quickstart_graddiff.flags. The edit is
 d = theta_u - theta_0; q = Q(theta_u) - Q(theta_0) is what quantization makes of
 it: a jump of a whole code where a boundary was crossed, and a drift of every
-weight of a block whose largest weight, its scale, moved. Printed: how much of d is in q, and the accuracy by split of
-theta_0, theta_u, Q(theta_0), Q(theta_u) and, in full precision, of
+weight of a block whose largest weight, its scale, moved. Printed: how much of
+d is in q, and the accuracy by split of theta_0, theta_u, Q(theta_0), Q(theta_u)
+and, in full precision, of
 
     theta_0 + d in leaves that are not quantized (embedding, norms)
     theta_0 + d in leaves that are
     theta_0 + q in leaves that are
-    theta_0 + d where q is not 0 (drift included: nearly everywhere)
+    theta_0 + q where the code changed: the jumps
+    theta_0 + q where it did not: the drift
     theta_0 + q at other weights: shuffled within each leaf
 
-If rounding carries the edit, q forgets as d does and shuffled does not. If the
-embedding carries it, the first forgets. Jumps and drift are not told apart.
+If rounding carries the edit, q forgets as d does and shuffled does not; the two
+rows between say by which part. If the embedding carries it, the first forgets.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import pathlib
 import jax
 import numpy as np
 
+from mansu_jax import quant
 from mansu_jax import run_flags
 from mansu_jax.models import layout as model_layout
 from mansu_jax.models import loading
@@ -41,16 +44,17 @@ def _shuffled(leaf: jax.Array, rng: np.random.Generator) -> np.ndarray:
   return rng.permutation(np.asarray(leaf).ravel()).reshape(leaf.shape)
 
 
-def variants(base, unlearned, quantize, layout, seed):
+def variants(base, unlearned, scheme, layout, seed):
   """`(name, params)` one after the other, so that few exist at once."""
   rng = np.random.default_rng(seed)
+  quantize = lambda params: quant.fake_quantize(params, scheme, layout)
   old, new = quantize(base), quantize(unlearned)
   yield 'theta_0', base
   yield 'theta_u', unlearned
   yield 'Q(theta_0)', old
   yield 'Q(theta_u)', new
   zip_leaves = lambda fn, *trees: jax.tree.map(fn, *trees, layout)
-  jumps = zip_leaves(
+  carried = zip_leaves(
       lambda a, b, part: np.zeros_like(b) if part is None else a - b, new, old)
   del old, new
   add = lambda edit: jax.tree.map(lambda w, e: w + e, base, edit)
@@ -58,12 +62,18 @@ def variants(base, unlearned, quantize, layout, seed):
       lambda b, u, part: u if part is None else b, base, unlearned)
   yield 'theta_0 + d in quantized leaves', zip_leaves(
       lambda b, u, part: b if part is None else u, base, unlearned)
-  yield 'theta_0 + q in quantized leaves', add(jumps)
-  yield 'theta_0 + d where q is not 0', jax.tree.map(
-      lambda b, u, q: np.where(np.asarray(q) != 0, u, b),
-      base, unlearned, jumps)
+  yield 'theta_0 + q in quantized leaves', add(carried)
+  codes = lambda params: quant.code_grid(params, scheme, layout).code
+  changed = zip_leaves(
+      lambda a, b, part: part is not None and np.asarray(a != b),
+      *(zip_leaves(lambda leaf, c, part: leaf if part is None else c,
+                   params, codes(params)) for params in (base, unlearned)))
+  yield 'theta_0 + q where the code changed', add(jax.tree.map(
+      lambda q, c: np.where(c, q, 0), carried, changed))
+  yield 'theta_0 + q where it did not', add(jax.tree.map(
+      lambda q, c: np.where(c, 0, q), carried, changed))
   yield 'theta_0 + q at other weights', add(
-      jax.tree.map(lambda q: _shuffled(q, rng), jumps))
+      jax.tree.map(lambda q: _shuffled(q, rng), carried))
 
 
 def main() -> None:
@@ -91,8 +101,7 @@ def main() -> None:
   print('| model | ' + ' | '.join(_SPLITS) + ' |')
   print('|---|' + '---:|' * len(_SPLITS))
   for name, params in variants(
-      model.params, unlearned, evaluation.quantizer(model, scheme), layout,
-      config.seed):
+      model.params, unlearned, scheme, layout, config.seed):
     right = evaluator(params).scores.correct
     cells = (f'{right[evaluator.slices[s]].mean():.3f}' for s in _SPLITS)
     print(f'| {name} | ' + ' | '.join(cells) + ' |', flush=True)
