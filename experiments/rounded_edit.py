@@ -44,6 +44,14 @@ def _shuffled(leaf: jax.Array, rng: np.random.Generator) -> np.ndarray:
   return rng.permutation(np.asarray(leaf).ravel()).reshape(leaf.shape)
 
 
+def levels(params, scheme, layout):
+  """The code's value of each weight; unquantized leaves as they are."""
+  grid = quant.code_grid(params, scheme, layout)
+  value = lambda leaf, code, part: (
+      leaf if part is None else quant.get(scheme).level(code))
+  return jax.tree.map(value, params, grid.code, layout)
+
+
 def variants(base, unlearned, scheme, layout, seed):
   """`(name, params)` one after the other, so that few exist at once."""
   rng = np.random.default_rng(seed)
@@ -63,11 +71,9 @@ def variants(base, unlearned, scheme, layout, seed):
   yield 'theta_0 + d in quantized leaves', zip_leaves(
       lambda b, u, part: b if part is None else u, base, unlearned)
   yield 'theta_0 + q in quantized leaves', add(carried)
-  codes = lambda params: quant.code_grid(params, scheme, layout).code
   changed = zip_leaves(
       lambda a, b, part: part is not None and np.asarray(a != b),
-      *(zip_leaves(lambda leaf, c, part: leaf if part is None else c,
-                   params, codes(params)) for params in (base, unlearned)))
+      *(levels(params, scheme, layout) for params in (base, unlearned)))
   yield 'theta_0 + q where the code changed', add(jax.tree.map(
       lambda q, c: np.where(c, q, 0), carried, changed))
   yield 'theta_0 + q where it did not', add(jax.tree.map(
@@ -92,18 +98,19 @@ def main() -> None:
   model = loading.load(config.model)
   unlearned = loading.load(str(run / 'model')).params
   evaluator = evaluation.Evaluator(config, inputs, model)
+  splits = [s for s in _SPLITS if s in evaluator.slices]
   layout = model_layout.block_layout(model.config)
   scheme = config.quant_schemes[0]
   found = survival.survival(
       model.params, unlearned, scheme, layout)['total']
   print(f'{scheme}: codes changed {found["changed_codes"]:.3%}, carried'
         f' {found["carried"]:.3f}, cosine {found["cosine"]:.3f}')
-  print('| model | ' + ' | '.join(_SPLITS) + ' |')
-  print('|---|' + '---:|' * len(_SPLITS))
+  print('| model | ' + ' | '.join(splits) + ' |')
+  print('|---|' + '---:|' * len(splits))
   for name, params in variants(
       model.params, unlearned, scheme, layout, config.seed):
     right = evaluator(params).scores.correct
-    cells = (f'{right[evaluator.slices[s]].mean():.3f}' for s in _SPLITS)
+    cells = (f'{right[evaluator.slices[s]].mean():.3f}' for s in splits)
     print(f'| {name} | ' + ' | '.join(cells) + ' |', flush=True)
 
 

@@ -178,7 +178,7 @@ class UnlearnConfig:
       ' quantized view of the model.')
   fp_steps: int = _field(
       1, 'Steps at the full-precision view for each round of the quantized'
-      ' ones.')
+      ' ones; without these nothing changes.')
   steps: int = _field(100, 'Optimizer steps.')
   optimizer: str = _field(
       'adam', 'adam; or lars: momentum 0.9 of gradients that are scaled to the'
@@ -224,6 +224,10 @@ class UnlearnConfig:
              f'{getattr(self, name)} must be positive.')
     _check(0 <= self.near_share < 1, f'--unlearn_near_share={self.near_share}'
            ' is outside [0, 1); wanted a share that leaves room for the rest.')
+    _check(not self.quantizer_in_loop or self.fp_steps < max(2, self.steps),
+           f'--unlearn_fp_steps={self.fp_steps} of --unlearn_steps={self.steps}'
+           ' leaves no step for the quantizer; wanted fewer, or'
+           ' --nounlearn_quantizer_in_loop.')
     _check(0 <= self.warmup < 1, f'--unlearn_warmup={self.warmup} is outside'
            ' [0, 1).')
 

@@ -59,6 +59,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         config, edit, fisher, batches, model))
     unlearned = edit.merge(done['theta'])
     kl = results.retain_kl(edit, fisher, done['theta'], done['history'])
+    crossed = batches.crossed_account
     del edit, batches  # The views' weights.
   with clock.stage('export'):
     results.export(config, model, unlearned, root)
@@ -72,7 +73,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     texts = results.samples(config, inputs, model, unlearned)
   record = results.make_record(
       config=config, inputs=inputs, model=model, found=found,
-      history=done['history'], kl=kl, evaluator=evaluator, measured=measured,
+      history=done['history'], kl=kl, crossed=crossed, evaluator=evaluator, measured=measured,
       structure=structure, unlearned=unlearned, answers_in_words=texts,
       stages=clock.stages)
   report.write(record, root)

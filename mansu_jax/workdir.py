@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -109,6 +110,19 @@ def peak_bytes() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@functools.cache
+def _compile_seconds() -> list[float]:
+  """A running total, in one listener for the whole process."""
+  total = [0.0]
+
+  def hear(event: str, seconds: float, **_) -> None:
+    if event in _COMPILING:
+      total[0] += seconds
+
+  jax.monitoring.register_event_duration_secs_listener(hear)
+  return total
+
+
 class Clock:
   """Times stages; `stages` is the record's list.
 
@@ -118,21 +132,15 @@ class Clock:
 
   def __init__(self):
     self.stages: list[dict[str, Any]] = []
-    self._compiling = 0.0
-    jax.monitoring.register_event_duration_secs_listener(self._hear)
-
-  def _hear(self, event: str, seconds: float, **_) -> None:
-    if event in _COMPILING:
-      self._compiling += seconds
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
     """Times a block and logs it."""
     logging.info('%s ...', name)
-    start, compiling = time.monotonic(), self._compiling
+    total = _compile_seconds()
+    start, before = time.monotonic(), total[0]
     yield
-    seconds = time.monotonic() - start
-    compiling = self._compiling - compiling
+    seconds, compiling = time.monotonic() - start, total[0] - before
     self.stages.append({
         'name': name, 'seconds': seconds, 'compile_seconds': compiling,
         'peak_bytes': peak_bytes()})

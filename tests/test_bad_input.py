@@ -136,6 +136,8 @@ class FlagsTest(bad_input.Refusals):
       (('--circuit_selection=all',), '--circuit_selection=all'),
       (('--method=graddiff', '--circuit_selection=all'), '--edit_floor=none'),
       (('--edit_floor=none', '--edit_landing=boundary'), 'contradicts'),
+      (('--unlearn_fp_steps=30', '--unlearn_steps=30'),
+       '--unlearn_fp_steps=30 of --unlearn_steps=30 leaves no step'),
       (('--base=other',), '--base=other is for --mode=audit'),
       (('--profile',), '--profile is not built yet'))
   def test_flags_that_contradict(self, args, message):
@@ -144,7 +146,9 @@ class FlagsTest(bad_input.Refusals):
   @parameterized.parameters(
       '--circuit_random_circuits=0', '--circuit_pairs=0', '--eval_questions=-1',
       '--eval_cad_pairs=1', '--unlearn_text_pool=0', '--unlearn_kl_weight=-1',
-      '--unlearn_npo_beta=0', '--unlearn_near_share=1')
+      '--unlearn_npo_beta=0', '--unlearn_near_share=1',
+      '--unlearn_fp_steps=0', '--unlearn_crossed_batch=-1',
+      '--unlearn_crossed_pool=0', '--unlearn_alternatives_weight=-1')
   def test_numbers_out_of_range(self, flag):
     self.refused(flag, message=(flag.split('=')[0], 'must be|wanted'))
 

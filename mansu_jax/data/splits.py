@@ -116,10 +116,14 @@ def _of_use(questions: list[Question], *uses: str) -> list[Question]:
   return [q for q in questions if q.use in uses]
 
 
+def plain(text: str) -> str:
+  """A text up to case and spacing."""
+  return ' '.join(text.split()).casefold()
+
+
 def _wording(question: Question) -> tuple[str, str]:
   """Prompt and answer up to case and spacing."""
-  normal = lambda text: ' '.join(text.split()).casefold()
-  return normal(question.prompt), normal(question.answer)
+  return plain(question.prompt), plain(question.answer)
 
 
 def check_disjoint(

@@ -136,7 +136,7 @@ def forward(
     positions: Array | None = None,  # [B, T]
     attention_mask: Array | None = None,  # [B, T, S] bool
     circuit: Params | None = None,
-    circuit_start: int = 0,
+    circuit_start: int | None = None,
     remat: bool = False,
     dtype: Any = jnp.float32,
 ) -> Array:
@@ -151,7 +151,8 @@ def forward(
     attention_mask: True where query t may attend key s; causal by default. A
       row without any True attends uniformly: mask its loss.
     circuit: lifted weights that replace their originals (module docstring).
-    circuit_start: the layer of the circuit's first row; static under jit.
+    circuit_start: the layer of the circuit's first row; static under jit. May
+      be left out where the circuit has a row for every layer.
     remat: recompute layers in the backward pass.
     dtype: compute dtype.
 
@@ -159,7 +160,8 @@ def forward(
     Hidden state after the final norm, [B, T, D] in `dtype`.
 
   Raises:
-    ValueError: both or neither of tokens and embeddings.
+    ValueError: both or neither of tokens and embeddings, or a circuit whose
+      rows are not layers of the model.
   """
   _check_inputs(tokens, embeddings)
   if not jax.tree.leaves(circuit):

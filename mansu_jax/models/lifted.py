@@ -29,7 +29,7 @@ def run_layers(
     mask: types.Array,  # [B or 1, 1, 1, T, S] bool
     *,
     circuit: types.Params,  # leaves [C, ...]
-    start: int,
+    start: int | None,
     remat: bool,
 ) -> types.Array:
   """Runs all layers, those from `start` on with the circuit's weights.
@@ -42,12 +42,23 @@ def run_layers(
     mask: True where a token may attend.
     circuit: the `layers` of a circuit collection, for the layers `start` to
       `start + C - 1`.
-    start: first layer of the circuit.
+    start: first layer of the circuit; None where C is L.
     remat: recompute layers in the backward pass.
 
   Returns:
     The residual stream after the last layer, [B, T, D].
+
+  Raises:
+    ValueError: the circuit's rows are not layers of the model.
   """
+  rows = jax.tree.leaves(circuit)[0].shape[0]
+  if start is None and rows == config.num_layers:
+    start = 0
+  if start is None or not 0 <= start <= config.num_layers - rows:
+    raise ValueError(
+        f'A circuit of {rows} layers from layer {start} in a model of'
+        f' {config.num_layers}; wanted its first layer as circuit_start, so'
+        ' that all are layers of the model.')
   block = layers_lib.Block(config)
 
   def layer(x, number, lifted):
@@ -70,7 +81,7 @@ def run_layers(
         (jnp.arange(first, stop), lifted))
     return x
 
-  stop = start + jax.tree.leaves(circuit)[0].shape[0]
+  stop = start + rows
   x = run(x, 0, start)
   x = run(x, start, stop, circuit)
   return run(x, stop, config.num_layers)

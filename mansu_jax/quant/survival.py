@@ -2,10 +2,12 @@
 
 What counts is which codes changed, how far each weight went towards its
 boundary, how much of the edit is carried along its own direction, and the
-cosine of the quantized edit with the edit. Rounding is unbiased on average over
-weights: a diffuse edit is carried nearly whole, by the few weights next to a
-boundary that jump a bin and by the drift of scales whose own weights moved,
-under noise of many times its norm.
+cosine of the quantized edit with the edit. Where weights are spread over their
+bins, rounding is unbiased on average over them: a diffuse edit is carried
+nearly whole, by the few weights next to a boundary that jump a bin and by the
+drift of scales whose own weights moved, under noise of many times its norm.
+Where weights sit on their codes, as in a model that was stored in this format,
+a small edit is not carried at all, but for that drift.
 """
 
 from __future__ import annotations

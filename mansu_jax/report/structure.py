@@ -136,42 +136,45 @@ def training(record: Record) -> document.Section:
     if series:
       plots.append(document.Plot(f'training_{key}', svg.line_chart(
           title, series, x_label='step', y_label=unit), caption))
-  kl, text = record['retain_kl'], 'Retain KL over the last tenth of the steps:'
-  text += (f' {words.significant(kl.get("measured_nats_per_token"))} (nats a'
-           ' token).')
+  kl = record['retain_kl']
+  text = ('Retain KL over the last tenth of the steps at each view, nats a'
+          ' token: ' + ', '.join(
+              f'{view} {words.significant(value)}'
+              for view, value in kl['measured_by_view'].items()) + '.')
   predicted = kl.get('fisher_estimate_nats_per_sequence')
   text += (' The diagonal Fisher gave no estimate of it.'
            if predicted is None else ' The diagonal Fisher\'s estimate is'
            f' {words.significant(predicted)} (nats a sequence).')
+  crossed = record.get('crossed_prompts')
+  if crossed:
+    text += (
+        f' Retain phrasings asked of {crossed["subjects"]} forgotten subjects:'
+        f' {crossed["kept"]} kept, {crossed["leaking"]} left out because the'
+        ' base gives a forgotten answer, and'
+        f' {crossed["asked_elsewhere"]} that the forget or evaluation sets ask.'
+        f' Forget facts without a subject: {crossed["facts_without_subject"]}.')
   return document.Section('Training', (
       document.Plots(tuple(plots)) if plots else
       document.Text('No training steps are recorded.'), document.Text(text)))
 
 
-def _views(record: Record) -> list[str]:
-  """The views of the weights that steps took in turn."""
-  config = record['config']
-  quantized = (config['unlearn']['quantizer_in_loop']
-               and config['circuit']['selection'] != 'all')
-  return ['fp', *(config['quant_schemes'] if quantized else [])]
-
-
 def _series(record: Record, key: str, scale: float) -> list[svg.Series]:
   """A metric by step; a line a view where it depends on the view."""
+  history = record['history']
   values = [
-      (step, value * scale) for step, value in zip(
-          record['history'].get('step', []), record['history'].get(key, []))
-      if value is not None]
+      (view, (step, value * scale)) for view, step, value in zip(
+          history.get('view', []), history.get('step', []),
+          history.get(key, [])) if value is not None]
   if not values:
     return []
-  views = _views(record)
-  if key == 'moved' or len(views) == 1:
-    return [svg.Series('', 'unlearned', values)]
-  parts = [[p for p in values if (round(p[0]) - 1) % len(views) == i]
-           for i in range(len(views))]
+  if key == 'moved' or not any(view for view, _ in values):
+    return [svg.Series('', 'unlearned', [point for _, point in values])]
+  names = ['fp', *record['config']['quant_schemes']]
+  parts = [[point for view, point in values if view == i]
+           for i in range(len(names))]
   return [
-      svg.Series(view, svg.STYLES[i % len(svg.STYLES)], part)
-      for i, (view, part) in enumerate(zip(views, parts)) if part]
+      svg.Series(name, svg.STYLES[i % len(svg.STYLES)], part)
+      for i, (name, part) in enumerate(zip(names, parts)) if part]
 
 
 def erasure(record: Record) -> document.Section:

@@ -71,7 +71,7 @@ def fit(
   for documents in filter(None, (splits.text, inputs.heldout_text)):
     batching.text_windows(documents, tokenizer, config.data.text_window)
   training.check_forget_term(config, inputs, tokenizer)
-  crossing.prompts(config, splits)
+  crossing.check(config, splits, tokenizer, shapes.max_position)
   _check_pairs(config, 'forget', attribution.forget_pairs(
       config, splits.forget_train, tokenizer))
   if config.eval.cad_pairs or config.circuit.contrast:

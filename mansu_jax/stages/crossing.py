@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import logging
@@ -27,38 +28,83 @@ _ROWS = 64  # Prompts judged at once.
 
 def prompts(
     config: run_config.RunConfig, splits: splits_lib.Splits
-) -> list[crossed.Prompt]:
+) -> tuple[list[crossed.Prompt], dict[str, int]]:
   """A sample of the crossed prompts, `--unlearn_crossed_pool` at most.
 
-  Every relation of the retain set gives as many, where it has them.
+  Every relation of the retain set gives as many, where it has them. What the
+  forget set or the evaluation asks word for word is passed over: the first is
+  to be forgotten, and the second must not be trained on.
+
+  Args:
+    config: the run's.
+    splits: its questions.
+
+  Returns:
+    The prompts, and how many forget `subjects` there are,
+    `facts_without_subject` and prompts `asked_elsewhere` that were passed
+    over.
 
   Raises:
     ValueError: the prompts of the forget or of the retain facts share no word
-      that could be their subject.
+      that could be their subject, or all are asked elsewhere.
   """
   options = config.unlearn
   if not options.crossed_batch:
-    return []
-  about = list(dict.fromkeys(
-      s for s in _subjects(splits.forget_train) if s is not None))
-  by_relation: dict[str, list[tuple[str, str | None]]] = {}
-  for question, own in zip(
-      splits.retain_train, _subjects(splits.retain_train)):
-    by_relation.setdefault(question.relation, []).append(
-        (question.prompt, own))
-  rng = np.random.default_rng(config.seed)
-  turns = []  # (whose turn, prompt)
-  for group in by_relation.values():
-    found = list(crossed.cross(crossed.templates(*zip(*group)), about))
-    turns += enumerate(found[i] for i in rng.permutation(len(found)))
-  if not turns:
+    return [], {}
+  found = _subjects(splits.forget_train)
+  about = list(dict.fromkeys(s for s in found if s is not None))
+  phrasings = _phrasings(splits.retain_train)
+  if not about or not phrasings:
     raise ValueError(
         f'--unlearn_crossed_batch={options.crossed_batch}, but the prompts of'
-        ' the forget or of the retain facts share no word that could be their'
-        ' subject; wanted several phrasings of each fact. Give them, or'
-        ' --unlearn_crossed_batch=0.')
-  turns.sort(key=lambda turn: turn[0])
-  return [prompt for _, prompt in turns[:options.crossed_pool]]
+        f' the {"retain" if about else "forget"} facts share no word that could'
+        ' be their subject; wanted several phrasings of each fact. Give them,'
+        ' or --unlearn_crossed_batch=0.')
+  rng = np.random.default_rng(config.seed)
+  turns = collections.deque(_asked(f, about, rng) for f in phrasings)
+  asked = {splits_lib.plain(q.prompt) for q in splits.forget_train}
+  asked |= {splits_lib.plain(q.prompt)
+            for questions in splits.evaluation.values() for q in questions}
+  chosen: dict[str, crossed.Prompt] = {}
+  passed_over = 0
+  while turns and len(chosen) < options.crossed_pool:
+    prompt = next(turns[0], None)
+    if prompt is None:
+      turns.popleft()
+    elif splits_lib.plain(prompt.text) in asked:
+      passed_over += 1
+    else:
+      chosen.setdefault(prompt.text, prompt)
+      turns.rotate(-1)
+  if not chosen:
+    raise ValueError(
+        f'--unlearn_crossed_batch={options.crossed_batch}, but each retain'
+        ' phrasing asked of a subject to be forgotten is a question of the'
+        ' forget set or of the evaluation; wanted some that are not. Give'
+        ' retain facts of other relations, or --unlearn_crossed_batch=0.')
+  return list(chosen.values()), {
+      'subjects': len(about), 'asked_elsewhere': passed_over,
+      'facts_without_subject': len({
+          q.fact for q, s in zip(splits.forget_train, found) if s is None})}
+
+
+def _phrasings(questions: _Questions) -> list[list[tuple[str, ...]]]:
+  """Templates by relation, of those that have some."""
+  by_relation: dict[str, list[tuple[str, str | None]]] = {}
+  for question, own in zip(questions, _subjects(questions)):
+    by_relation.setdefault(question.relation, []).append(
+        (question.prompt, own))
+  found = [crossed.templates(*zip(*group)) for group in by_relation.values()]
+  return [forms for forms in found if forms]
+
+
+def _asked(
+    forms: Sequence[tuple[str, ...]], about: Sequence[str],
+    rng: np.random.Generator) -> Iterator[crossed.Prompt]:
+  """Every phrasing with every subject, in random order."""
+  order = rng.permutation(len(forms) * len(about))
+  for i in order:
+    yield crossed.ask(forms[i // len(about)], about[i % len(about)])
 
 
 def _subjects(questions: _Questions) -> list[str | None]:
@@ -72,20 +118,44 @@ def _subjects(questions: _Questions) -> list[str | None]:
   return [found[q.relation, q.fact] for q in questions]
 
 
+def check(
+    config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any,
+    max_position: int) -> None:
+  """Raises ValueError where `prompts` does, or where one is too long."""
+  chosen, _ = prompts(config, splits)
+  encoded = tokenization.encode_prompts([p.text for p in chosen], tokenizer)
+  for prompt, ids in zip(chosen, encoded):
+    if len(ids) > max_position:
+      raise ValueError(
+          f'The crossed prompt {prompt.text!r} has {len(ids)} tokens, but the'
+          f' model knows positions up to {max_position}; wanted at most that.'
+          ' Shorten the retain prompts, or give --unlearn_crossed_batch=0.')
+
+
 def spans(
     config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any,
-    hidden: batches_lib.HiddenFn, say: SayFn) -> batches_lib.Spans | None:
+    hidden: batches_lib.HiddenFn, say: SayFn
+) -> tuple[batches_lib.Spans, dict[str, int]]:
   """Crossed prompts with the base's states from the subject on.
 
   Prompts at whose end the base would name what is to be forgotten of their
   subject are left out.
 
+  Args:
+    config: the run's; it asks for crossed prompts.
+    splits: its questions.
+    tokenizer: the model's.
+    hidden: the base's final states of packed rows.
+    say: see `SayFn`.
+
+  Returns:
+    The spans, and what became of the prompts: as from `prompts`, and how many
+    were `leaking` and how many are `kept`.
+
   Raises:
     ValueError: as `prompts`, or no prompt is left.
   """
-  chosen = prompts(config, splits)
-  if not chosen:
-    return None
+  chosen, account = prompts(config, splits)
   ids = tokenization.encode_prompts([p.text for p in chosen], tokenizer)
   before = [p.text[:p.start].rstrip() for p in chosen]
   start = [len(tokens) for tokens in tokenization.encode(before, tokenizer)]
@@ -95,39 +165,47 @@ def spans(
       batches_lib.make_spans(
           tokens, real & (np.arange(tokens.shape[1]) >= first)),
       hidden, packing.fill_rows)
-  kept = _without_leaks(
-      made, chosen, _answers(splits.forget_train, tokenizer), say)
-  logging.info('crossed prompts: %d, and %d left out that lead to what is to'
-               ' be forgotten', len(kept), len(chosen) - len(kept))
+  leak = _leaks(made, chosen, _answers(splits.forget_train, tokenizer), say)
+  kept = np.flatnonzero(leak < _LEAK)
+  account |= {'leaking': leak.size - kept.size, 'kept': kept.size}
+  logging.info('crossed prompts: %s', '  '.join(
+      f'{name.replace("_", " ")} {n}' for name, n in account.items()))
   if not kept.size:
     raise ValueError(
         f'Each of {len(chosen)} crossed prompts leads the base to what is to be'
         ' forgotten; wanted some that do not. Give retain facts of other'
         ' relations, or --unlearn_crossed_batch=0.')
-  return made.take(kept)
+  return made.take(kept), account
 
 
-def _answers(questions: _Questions, tokenizer: Any) -> dict[str, set[int]]:
+def _key(subject: str) -> tuple[str, ...]:
+  """The same for all writings of a subject."""
+  return tuple(crossed.words(subject))
+
+
+def _answers(
+    questions: _Questions, tokenizer: Any) -> dict[tuple[str, ...], set[int]]:
   """First tokens of the answers to be forgotten, by subject."""
-  found: dict[str, set[int]] = {}
+  found: dict[tuple[str, ...], set[int]] = {}
   for question, encoded, subject in zip(
       questions, tokenization.encode_questions(questions, tokenizer),
       _subjects(questions)):
     if subject is not None:
-      found.setdefault(subject, set()).add(
+      found.setdefault(_key(subject), set()).add(
           encoded.choices[question.answer_index][0])
   return found
 
 
-def _without_leaks(
+def _leaks(
     made: batches_lib.Spans, chosen: Sequence[crossed.Prompt],
-    answers: dict[str, set[int]], say: SayFn) -> np.ndarray:
-  """Rows at whose end the base gives no forgotten answer `_LEAK`."""
+    answers: dict[tuple[str, ...], set[int]], say: SayFn) -> np.ndarray:
+  """The base's probability [n] of a forgotten answer after each prompt."""
   last = made.weight.sum(1).astype(int) - 1
   ends = made.reference[np.arange(last.size), last]  # [n, D]
   ends = np.pad(ends, ((0, -last.size % _ROWS), (0, 0)))  # One shape.
-  says = np.concatenate([
-      say(ends[i:i + _ROWS]) for i in range(0, len(ends), _ROWS)])
-  leak = np.array([row[sorted(answers[p.subject])].max()
-                   for row, p in zip(says, chosen)])
-  return np.flatnonzero(leak < _LEAK)
+  leak = np.zeros(last.size)
+  for i in range(0, last.size, _ROWS):
+    said = say(ends[i:i + _ROWS])  # [_ROWS, V]
+    for row, prompt in enumerate(chosen[i:i + _ROWS]):
+      leak[i + row] = said[row, sorted(answers[_key(prompt.subject)])].max()
+  return leak

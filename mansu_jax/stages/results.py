@@ -122,10 +122,18 @@ def _circuit_by_layer(circuit: graph.Circuit) -> dict[str, list[int]]:
 def retain_kl(
     edit: Any, fisher: types.PyTree | None, theta: types.PyTree,
     history: dict[str, np.ndarray]) -> dict[str, Any]:
-  """The Fisher's estimate of the retain KL beside the measured one."""
-  steps = len(history['retain_kl'])
-  out = {'measured_nats_per_token': float(
-      np.mean(history['retain_kl'][-max(1, steps // 10):])),
+  """The Fisher's estimate of the retain KL beside the measured one.
+
+  Measured in training, over the last tenth of the steps at each view; that of
+  the full-precision view is what the estimate is of.
+  """
+  measured = {}
+  for number, name in enumerate(edit.views):
+    seen = history['retain_kl'][history['view'] == number]
+    measured[name] = float(
+        np.mean(seen[-max(1, seen.size // 10):])) if seen.size else None
+  out = {'measured_nats_per_token': measured['fp'],
+         'measured_by_view': measured,
          'fisher_estimate_nats_per_sequence': None}
   if fisher is not None:
     delta = jax.tree.map(lambda a, b: a - b, theta, edit.theta)
@@ -137,6 +145,7 @@ def retain_kl(
 def make_record(
     *, config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
     found: Any, history: dict[str, np.ndarray], kl: dict[str, Any],
+    crossed: dict[str, int] | None,
     evaluator: evaluation.Evaluator, measured: verdict.Measured,
     structure: dict[str, Any], unlearned: types.Params,
     answers_in_words: list[dict[str, Any]], stages: list[dict[str, Any]]
@@ -164,7 +173,7 @@ def make_record(
       'cad': structure['cad'], 'as_nc': structure['as_nc'],
       'circuit': found.report | {
           'by_layer': _circuit_by_layer(found.circuit)},
-      'retain_kl': kl,
+      'retain_kl': kl, 'crossed_prompts': crossed,
       'history': {k: v.tolist() for k, v in history.items()},
       'samples': answers_in_words,
       'model': model.source | {

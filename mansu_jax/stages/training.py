@@ -56,7 +56,7 @@ def make_batches(
   def pool_of(spans, batch, salt):
     size = spans.length.size
     return batches_lib.Pool(spans=spans, sampler=batching.BatchSampler(
-        size, min(batch, size), 3 * seed + salt))
+        size, min(batch, size), 4 * seed + salt))
 
   forget_questions = inputs_lib.thin(
       inputs.splits.forget_train, options.forget_pool, seed)
@@ -64,16 +64,16 @@ def make_batches(
       inputs.splits.retain_train, options.retain_pool, seed)
   forget = batching.encode_sequences(forget_questions, model.tokenizer)
   retain = batching.encode_sequences(retain_questions, model.tokenizer)
-  text = prompts = partners = crossed = None
+  text = prompts = partners = crossed = account = None
   if inputs.splits.text and options.text_batch:
     windows = batching.encode_text(
         inputs.splits.text, model.tokenizer, config.data.text_window)
     text = pool(windows.take(_sample(
         windows.length.size, options.text_pool, seed)), options.text_batch, 2)
   if options.crossed_batch:
-    crossed = pool_of(
-        crossing.spans(config, inputs.splits, model.tokenizer, hidden, say),
-        options.crossed_batch, 3)
+    spans, account = crossing.spans(
+        config, inputs.splits, model.tokenizer, hidden, say)
+    crossed = pool_of(spans, options.crossed_batch, 3)
   if options.prompt_weight:
     first = forget.answer_mask.argmax(1)[:, None]  # Predicts the answer.
     prompts = referenced(forget, np.arange(forget.tokens.shape[1]) < first)
@@ -94,8 +94,8 @@ def make_batches(
   return batches_lib.Batches(
       forget=forget_pool, marginals=table, alternatives=others,
       retain=_favour_near(options, retain_pool, forget_pool), text=text,
-      crossed=crossed, prompts=prompts, partners=partners,
-      fill=packing.fill_rows, steps=options.steps, seed=seed)
+      crossed=crossed, crossed_account=account, prompts=prompts,
+      partners=partners, fill=packing.fill_rows, steps=options.steps, seed=seed)
 
 
 def _favour_near(
@@ -208,20 +208,25 @@ def unlearn(
   """Runs the loop.
 
   Returns:
-    `{'theta': trained pytree, 'history': {metric: [steps]}}`.
+    `{'theta': trained pytree, 'history': {metric: [steps]}}`; the history's
+    `view` is the number of each step's view in `edit.views`.
   """
   options = config.unlearn
-  full, *quantized = edit.views.values()
+  full, *quantized = edit.views
+  names = [full] * options.fp_steps + quantized
   problem = loop.Problem(
       theta=edit.theta,
       tx=edits.make_transform(config, edit, fisher),
       loss=objective.make_loss(options, edit.forward, edit.unembed),
-      views=[full] * options.fp_steps + quantized, base=full, see=edit.see,
+      views=[edit.views[name] for name in names], base=edit.views[full],
+      see=edit.see,
       exact=edits.exact_weights(config, edit), moved=edits.moved,
       codes_changed=edits.codes_changed if edit.grids else None)
   theta, history = loop.run(
       problem, batches, steps=options.steps,
       total_weights=tree_paths.count(model.params),
       collapse=options.collapse)
+  numbers = [list(edit.views).index(name) for name in names]
   return {'theta': theta, 'history': {
-      key: np.array([row[key] for row in history]) for key in history[0]}}
+      key: np.array([row[key] for row in history]) for key in history[0]
+  } | {'view': np.resize(numbers, len(history))}}

@@ -192,6 +192,7 @@ class Batches:
     retain: retain fact sequences.
     text: general text windows, or None.
     crossed: retain phrasings asked of the forget set's subjects, or None.
+    crossed_account: how they came about, for the record.
     prompts: spans over the forget prompts' own tokens, in the order of
       `forget`, or None.
     partners: from `other_facts.exchange_groups`, or None when answers stay.
@@ -205,13 +206,16 @@ class Batches:
 
   def __init__(
       self, *, forget: Pool, retain: Pool, text: Pool | None = None,
-      crossed: Pool | None = None, prompts: Spans | None = None,
+      crossed: Pool | None = None,
+      crossed_account: dict[str, int] | None = None,
+      prompts: Spans | None = None,
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
       alternatives: objective.Alternatives | None = None,
       fill: FillRows, steps: int, seed: int = 0):
     self.forget, self.retain = forget, retain
     self.text, self.crossed = text, crossed
+    self.crossed_account = crossed_account
     self._prompts, self._partners = prompts, partners
     self._marginals, self._alternatives = marginals, alternatives
     self._fill, self._seed = fill, seed

@@ -10,7 +10,7 @@ learns to depend on what is asked, not on the subject alone.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 import re
 from typing import NamedTuple
 
@@ -33,41 +33,69 @@ def subjects(
   Words that the prompts of more than half of the facts hold belong to the
   phrasings: a subject does not begin or end with one, unless nothing else is
   shared, as where all facts are about one entity. Give the facts of one
-  relation at a time.
+  relation at a time. A word is a run of letters and digits, so texts without
+  spaces have no subject shorter than a clause.
 
   Args:
     facts: fact of each prompt.
     prompts: texts, most usefully several phrasings of each fact.
 
   Returns:
-    The subject of each fact as its first prompt writes it, or None where its
-    prompts share no word.
+    The subject of each fact as its first prompt writes it, or None where there
+    is no telling: its prompts share no words, or two stretches as long; or it
+    has one prompt, of which other facts' prompts do not tell the phrasing.
   """
   by_fact: dict[str, list[str]] = {}
   for fact, prompt in zip(facts, prompts, strict=True):
     by_fact.setdefault(fact, []).append(prompt)
   held = collections.Counter(
       word for texts in by_fact.values()
-      for word in {w for text in texts for w in _words(text)})
+      for word in {w for text in texts for w in words(text)})
   common = {w for w, n in held.items() if n > len(by_fact) / 2}
   return {fact: _subject(texts, common) for fact, texts in by_fact.items()}
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+  """The words of a text, in small letters."""
   return [word.lower() for word in _WORD.findall(text)]
 
 
 def _subject(texts: Sequence[str], common: set[str]) -> str | None:
   spans = [m.span() for m in _WORD.finditer(texts[0])]
-  words = _words(texts[0])
-  padded = [f' {" ".join(_words(text))} ' for text in texts]
+  first, *others = dict.fromkeys(tuple(words(text)) for text in texts)
+  find = _shared if others else _between_common
+  found = find(first, others, common)
+  if found is None:
+    return None
+  return texts[0][spans[found.start][0]:spans[found.stop - 1][1]]
+
+
+def _between_common(
+    first: Sequence[str], _: Sequence[Sequence[str]], common: set[str]
+) -> range | None:
+  """From the first to the last word that is not common; not the whole."""
+  own = [i for i, word in enumerate(first) if word not in common]
+  if not own:
+    return None
+  found = range(own[0], own[-1] + 1)
+  return found if len(found) <= min(_MOST_WORDS, len(first) - 1) else None
+
+
+def _shared(
+    first: Sequence[str], others: Sequence[Sequence[str]], common: set[str]
+) -> range | None:
+  """The longest stretch that all prompts hold, where there is one longest."""
+  padded = [f' {" ".join(other)} ' for other in others]
   for passed_over in (common, set()):
-    for size in range(min(_MOST_WORDS, len(words)), 0, -1):
-      for i in range(len(words) - size + 1):
-        gram = words[i:i + size]
+    for size in range(min(_MOST_WORDS, len(first)), 0, -1):
+      found = {}
+      for i in range(len(first) - size + 1):
+        gram = first[i:i + size]
         if passed_over.isdisjoint((gram[0], gram[-1])) and all(
-            f' {" ".join(gram)} ' in text for text in padded):
-          return texts[0][spans[i][0]:spans[i + size - 1][1]]
+            f' {" ".join(gram)} ' in other for other in padded):
+          found.setdefault(gram, range(i, i + size))
+      if found:
+        return found.popitem()[1] if len(found) == 1 else None
   return None
 
 
@@ -76,29 +104,39 @@ def templates(
 ) -> list[tuple[str, ...]]:
   """The different phrasings, as the parts around their subjects.
 
+  Where two subjects share some of the phrasings, only shared ones count: a
+  phrasing of one fact may hold more of that fact than its subject.
+
   Args:
     prompts: texts.
     own: subject of each, or None, which leaves the prompt out.
   """
-  found = {}
+  about: dict[tuple[str, ...], set[str]] = {}
   for prompt, subject in zip(prompts, own, strict=True):
-    if subject is not None:
-      parts = tuple(re.split(
-          rf'(?<!\w){re.escape(subject)}(?!\w)', prompt, flags=re.IGNORECASE))
-      if len(parts) > 1:
-        found[parts] = None
-  return list(found)
+    parts = None if subject is None else _around(prompt, subject)
+    if parts is not None and any(parts):
+      about.setdefault(parts, set()).add(subject.lower())
+  shared = [parts for parts, names in about.items() if len(names) > 1]
+  return shared or list(about)
 
 
-def cross(
-    phrasings: Iterable[tuple[str, ...]], others: Sequence[str]
-) -> Iterator[Prompt]:
-  """Every phrasing with every other subject.
+def _around(prompt: str, subject: str) -> tuple[str, ...] | None:
+  """What stands around a subject; case counts, but for its first letter.
 
-  Args:
-    phrasings: from `templates`.
-    others: subjects.
+  Where it does not stand so, case does not count.
   """
-  for parts in phrasings:
-    for subject in others:
-      yield Prompt(subject, subject.join(parts), len(parts[0]))
+  either = '|'.join(re.escape(c) for c in dict.fromkeys(
+      (subject[0], subject[0].upper(), subject[0].lower())))
+  head, *tail = _WORD.findall(subject)
+  body = r'\W+'.join([
+      f'(?:{either}){re.escape(head[1:])}', *map(re.escape, tail)])
+  for flags in (0, re.IGNORECASE):
+    parts = re.split(rf'(?<!\w){body}(?!\w)', prompt, flags=flags)
+    if len(parts) > 1:
+      return tuple(parts)
+  return None
+
+
+def ask(parts: tuple[str, ...], subject: str) -> Prompt:
+  """A phrasing from `templates` with a subject in it."""
+  return Prompt(subject, subject.join(parts), len(parts[0]))

@@ -74,6 +74,7 @@ class Metrics(NamedTuple):
   retain_kl: types.Array  # nats a token
   retain_nll: types.Array  # nats a token
   text_kl: types.Array  # nats a token
+  crossed_kl: types.Array  # nats a token
 
 
 def packed_mask(packed: Packed) -> types.Array:
@@ -140,16 +141,16 @@ def make_loss(
     retain_kl = kl(batch.retain, logits)
     retain_nll = losses.weighted_mean(
         losses.token_nll(logits, batch.retain.labels), batch.retain.weight)
-    text_kl = kl(batch.text)
+    text_kl, crossed_kl = kl(batch.text), kl(batch.crossed)
     total = (
         options.forget_weight * forget
         + options.kl_weight * (
             retain_kl + options.text_weight * text_kl
-            + options.crossed_weight * kl(batch.crossed)
+            + options.crossed_weight * crossed_kl
             + options.prompt_weight * kl(batch.prompts))
         + options.nll_weight * retain_nll)
     return total, Metrics(
-        total, forget, forget_nll, retain_kl, retain_nll, text_kl)
+        total, forget, forget_nll, retain_kl, retain_nll, text_kl, crossed_kl)
 
   return loss
 

@@ -36,6 +36,15 @@ class CircuitTest(parameterized.TestCase):
         graph.num_weights(nodes, _CONFIG),
         sum(int(mask.sum()) for mask in owned.values()))
 
+  @parameterized.parameters(
+      ([], (0, 0)), ([('neurons', 0)], (0, 1)), ([('kv_heads', 3)], (3, 4)),
+      ([('heads', 1), ('neurons', 3)], (1, 4)))
+  def test_span(self, nodes, want):
+    circuit = graph.empty(small.config(num_layers=4))
+    for kind, layer in nodes:
+      circuit[kind][layer, 0] = True
+    self.assertEqual(circuit.span, want)
+
   def test_kinds_are_those_with_nodes(self):
     self.assertEqual(small.circuit(_CONFIG).kinds, graph.KINDS)
     self.assertEqual(

@@ -142,6 +142,15 @@ class CircuitTest(parameterized.TestCase):
     without = tiny.logits(self.cfg, self.base, self.ids)
     self.assertGreater(np.abs(want - without).max(), 0.1)
 
+  @parameterized.parameters((None, 2), (2, 2), (-1, 2), (1, 3))
+  def test_refuses_rows_that_are_no_layers(self, start, rows):
+    circuit = jax.tree.map(
+        lambda x: x[:rows], _circuit(self.cfg, self.edited['layers']))
+    with self.assertRaisesRegex(
+        ValueError, f'{rows} layers from layer {start} in a model of 3'):
+      tiny.logits(self.cfg, self.base, self.ids, circuit=circuit,
+                  circuit_start=start)
+
   def test_layers_below_the_circuit_are_not_differentiated(self):
     circuit = jax.tree.map(
         lambda x: x[2:], _circuit(self.cfg, self.edited['layers']))

@@ -62,7 +62,8 @@ def _history(steps: int = 100) -> dict[str, list[float]]:
           grow)],
       'retain_nll': [0.9 + 0.05 * g for g in grow],
       'text_kl': [0.02 * g for g in grow],
-      'moved': [0.0065 * g for g in grow]}
+      'moved': [0.0065 * g for g in grow],
+      'view': [(0, 0, 0, 1)[i % 4] for i in range(steps)]}
 
 
 def _histogram() -> list[int]:
@@ -182,7 +183,11 @@ def make() -> dict[str, Any]:
           'share_of_absolute_score': 0.352, 'share_of_weights': 0.02998,
           'by_layer': {'neurons': layers, 'heads': [0] * 30,
                        'kv_heads': [0] * 30}},
+      'crossed_prompts': {
+          'subjects': 59, 'asked_elsewhere': 3, 'facts_without_subject': 1,
+          'leaking': 97, 'kept': 703},
       'retain_kl': {'measured_nats_per_token': 0.0213,
+                    'measured_by_view': {'fp': 0.0213, 'nf4': 0.0731},
                     'fisher_estimate_nats_per_sequence': None},
       'history': _history(),
       'samples': [
@@ -247,7 +252,9 @@ def bare() -> dict[str, Any]:
           'edges': record['survival_details']['nf4']['edges']}},
       'cad': None, 'as_nc': None, 'samples': [],
       'history': {k: [] for k in record['history']},
+      'crossed_prompts': None,
       'retain_kl': {'measured_nats_per_token': None,
+                    'measured_by_view': {'fp': None, 'nf4': None},
                     'fisher_estimate_nats_per_sequence': None},
       'data': record['data'] | {
           'questions': {s: 0 for s in record['data']['questions']},

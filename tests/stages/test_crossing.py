@@ -17,6 +17,8 @@ from mansu_jax.unlearn import objective
 from tests import runs
 from tests import tiny_job
 
+_MARK = 'Tell me. '
+
 
 class CrossingTest(parameterized.TestCase):
 
@@ -42,7 +44,7 @@ class CrossingTest(parameterized.TestCase):
     config = self._config(*flags)
     return crossing.spans(
         config, inputs_lib.read(config).splits, self.model.tokenizer,
-        self.hidden, self.say)
+        self.hidden, self.say)[0]
 
   def _texts(self, spans):
     return [self.model.tokenizer.decode(row[:size])
@@ -51,39 +53,77 @@ class CrossingTest(parameterized.TestCase):
   def test_off_by_default(self):
     config = runs.parse(*self.flags)
     splits = inputs_lib.read(config).splits
-    self.assertEmpty(crossing.prompts(config, splits))
-    self.assertIsNone(
-        crossing.spans(config, splits, self.model.tokenizer,
-                       self.hidden, self.say))
+    self.assertEqual(crossing.prompts(config, splits), ([], {}))
+
+  def _reworded(self, relations=('capital', 'crop')):
+    """Flags of a retain set that asks after capitals in words of its own."""
+    retain = []
+    for q in tiny_job.questions()['retain']:
+      if q['relation'] not in relations:
+        continue
+      if q['relation'] == 'capital':
+        if q['id'].endswith('train_0'):  # Reworded, the base does not know it.
+          continue
+        q = dict(q, prompt=_MARK + q['prompt'])
+      retain.append(q)
+    path = self.folder / f'reworded_{len(relations)}.jsonl'
+    tiny_job.write_jsonl(path, retain)
+    return [*(f for f in self.flags if not f.startswith('--data_retain')),
+            f'--data_retain={path}', '--unlearn_crossed_batch=4']
 
   def test_each_relation_gives_as_many(self):
-    config = self._config('--unlearn_crossed_pool=40')
+    flags = [*self._reworded(), '--unlearn_crossed_pool=40']
+    config = runs.parse(*flags)
     splits = inputs_lib.read(config).splits
-    got = crossing.prompts(config, splits)
-    self.assertLen(set(got), 40)
-    # Five train phrasings of two relations; capitals are forgotten of the
-    # first twelve countries, and retained of the others.
-    forms = {relation: [
-        form for name, form in tiny_job._FORMS[relation].items()
-        if name.startswith('train')] for relation in ('capital', 'crop')}
-    count = collections.Counter(
-        relation for prompt in got for relation, those in forms.items()
-        if prompt.text in [f.format(prompt.subject) for f in those])
-    self.assertEqual(count, {'capital': 20, 'crop': 20})
+    got, account = crossing.prompts(config, splits)
+    self.assertLen({prompt.text for prompt in got}, 40)
+    self.assertEqual(
+        collections.Counter(p.text.startswith(_MARK) for p in got),
+        {True: 20, False: 20})
+    forms = [form for forms in tiny_job._FORMS.values()
+             for name, form in forms.items() if name.startswith('train')]
+    for prompt in got:
+      self.assertIn(prompt.text.removeprefix(_MARK),
+                    [form.format(prompt.subject) for form in forms])
     self.assertContainsSubset(
         {p.subject for p in got}, tiny_job.COUNTRIES[:12])
-    self.assertEqual(got, crossing.prompts(config, splits))
-    other = self._config('--unlearn_crossed_pool=40', '--seed=1')
-    self.assertNotEqual(got, crossing.prompts(other, splits))
+    self.assertEqual(account, {
+        'subjects': 12, 'asked_elsewhere': 0, 'facts_without_subject': 0})
+    self.assertEqual(got, crossing.prompts(config, splits)[0])
+    other = runs.parse(*flags, '--seed=1')
+    self.assertNotEqual(got, crossing.prompts(other, splits)[0])
+
+  def test_what_the_forget_set_or_the_evaluation_asks_is_passed_over(self):
+    questions = tiny_job.questions()
+    heldout = [
+        dict(q, id=f'other/{i}', fact=f'other/{i}', use='far',
+             prompt=q['prompt'].upper(), answer=next(
+                 c for c in q['choices'] if c != q['answer']))
+        for i, q in enumerate(questions['retain'])
+        if q['relation'] == 'crop' and q['id'].endswith('/train_2')]
+    path = self.folder / 'asked_heldout.jsonl'
+    tiny_job.write_jsonl(path, heldout)
+    config = self._config(f'--data_heldout={path}')
+    got, account = crossing.prompts(config, inputs_lib.read(config).splits)
+    self.assertEqual({p.text for p in got}, {
+        form.format(country) for country in tiny_job.COUNTRIES[:12]
+        for name, form in tiny_job._FORMS['crop'].items()
+        if name.startswith('train') and name != 'train_2'})
+    self.assertEqual(account['asked_elsewhere'], 60 + 12)
 
   def test_what_leads_to_a_forgotten_answer_is_left_out(self):
-    texts = self._texts(self._spans())
-    self.assertNotEmpty(texts)
+    config = runs.parse(*self._reworded())
+    spans, account = crossing.spans(
+        config, inputs_lib.read(config).splits, self.model.tokenizer,
+        self.hidden, self.say)
+    texts = self._texts(spans)
     crops = {form.format(name)
              for key, form in tiny_job._FORMS['crop'].items()
              if key.startswith('train') for name in tiny_job.COUNTRIES[:12]}
     self.assertContainsSubset(texts, crops)  # None of the capital's.
     self.assertGreater(len(texts), 50)  # Of 60.
+    self.assertEqual(account['kept'], len(texts))
+    self.assertEqual(account['leaking'], 108 - len(texts))
 
   def test_states_are_the_bases_from_the_subject_on(self):
     spans = self._spans('--unlearn_crossed_pool=30')
@@ -114,7 +154,7 @@ class CrossingTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'share no word'):
       crossing.prompts(config, inputs_lib.read(config).splits)
 
-  def test_refuses_when_each_prompt_leaks(self):
+  def test_refuses_when_each_prompt_is_asked_elsewhere(self):
     retain = [q for q in tiny_job.questions()['retain']
               if q['relation'] == 'capital']
     path = self.folder / 'capitals_only.jsonl'
@@ -122,10 +162,23 @@ class CrossingTest(parameterized.TestCase):
     flags = [f for f in self.flags if not f.startswith('--data_retain')]
     config = runs.parse(
         *flags, f'--data_retain={path}', '--unlearn_crossed_batch=4')
+    with self.assertRaisesRegex(ValueError, 'is a question of the forget set'):
+      crossing.prompts(config, inputs_lib.read(config).splits)
+
+  def test_refuses_when_each_prompt_leaks(self):
+    config = runs.parse(*self._reworded(['capital']))
     with self.assertRaisesRegex(ValueError, 'leads the base to what is'):
       crossing.spans(
           config, inputs_lib.read(config).splits, self.model.tokenizer,
           self.hidden, self.say)
+
+  def test_refuses_prompts_that_are_too_long(self):
+    config = self._config()
+    splits = inputs_lib.read(config).splits
+    crossing.check(config, splits, self.model.tokenizer, 128)
+    with self.assertRaisesRegex(
+        ValueError, r'has \d+ tokens, but the model knows positions up to 4'):
+      crossing.check(config, splits, self.model.tokenizer, 4)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """The circuit edit: equal to the full tree, at the size of the circuit."""
 
+import dataclasses
 from unittest import mock
 
 from absl.testing import absltest
@@ -17,6 +18,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
+from mansu_jax.models import loading
 from mansu_jax.stages import edits
 from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import objective
@@ -218,6 +220,40 @@ class ViewTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         self.edit.unembed(None, view, hidden),
         decoder.unembed(self.params, hidden))
+
+
+class SpanTest(parameterized.TestCase):
+  """A circuit in some layers only is computed in these."""
+
+  @parameterized.product(layer=(0, 1, 2), view=('fp', 'nf4'))
+  def test_views_are_the_merged_model(self, layer, view):
+    config = dataclasses.replace(_CONFIG, num_layers=3)
+    model = loading.LoadedModel(config, jax.tree.map(
+        jnp.asarray, small.params(config, 3)), None, {})
+    circuit = graph.empty(config)
+    circuit.neurons[layer, :9] = True
+    circuit.heads[layer, 1] = True
+    circuit.kv_heads[layer, 0] = True
+    edit = edits.circuit_edit(model, circuit, ('nf4',), quantized_views=True)
+    rng = np.random.default_rng(0)
+    noise = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32), edit.theta)
+    theta = jax.tree.map(
+        lambda t, n, frozen: jnp.where(frozen, t, t + 0.3 * jnp.abs(t) * n),
+        edit.theta, noise, edit.grids[0].frozen)
+    theta = jax.tree.map(  # Block maxima stay the largest.
+        lambda t, scale: jnp.clip(t, -scale, scale), theta,
+        edit.grids[0].scale)
+    want, frozen = edit.merge(theta), edit.views[view]
+    if view == 'nf4':
+      want = quant.fake_quantize(want, 'nf4', layout.block_layout(config))
+    run = jax.jit(decoder.forward, static_argnums=0)
+    got = jax.jit(edit.forward)(
+        jax.jit(edit.see)(theta, frozen), frozen, _TOKENS)
+    np.testing.assert_allclose(
+        got, run(config, want, _TOKENS), rtol=1e-4, atol=1e-4)
+    self.assertGreater(np.abs(got - run(
+        config, frozen['params'], _TOKENS)).max(), 1e-2)
 
 
 class LoopTest(parameterized.TestCase):

@@ -65,12 +65,15 @@ class ViewsTest(parameterized.TestCase):
         quant_schemes=('nf4', 'fp4'),
         unlearn=problem.options(fp_steps=fp_steps))
     with mock.patch.object(
-        loop, 'run', return_value=(None, [{'loss': 0.0}])) as run:
-      training.unlearn(config, edit, None, lambda step: None, problem.model())
+        loop, 'run', return_value=(None, [{'loss': 0.0}] * 7)) as run:
+      done = training.unlearn(
+          config, edit, None, lambda step: None, problem.model())
     given = run.call_args[0][0]
     names = {id(view): name for name, view in edit.views.items()}
     self.assertEqual([names[id(view)] for view in given.views], want)
     self.assertIs(given.base, edit.views['fp'])
+    seen = [list(edit.views)[i] for i in done['history']['view']]
+    self.assertEqual(seen, (want * 7)[:7])
 
 
 class MemoryTest(absltest.TestCase):

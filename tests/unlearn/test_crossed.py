@@ -58,6 +58,15 @@ class SubjectsTest(parameterized.TestCase):
              'b': ['Tin has the symbol', 'symbol of tin']}
     self.assertEqual(_subjects(texts), {'a': 'GOLD', 'b': 'Tin'})
 
+  def test_one_phrasing_that_other_facts_do_not_tell(self):
+    texts = {'a': ['When was Ada Lovelace born?'],
+             'b': ['Which novel did Borges publish in 1941?']}
+    self.assertEqual(_subjects(texts), {'a': None, 'b': None})
+
+  def test_one_fact_whose_phrasings_share_several_words(self):
+    texts = {'a': ['The capital of France is', "France's capital is called"]}
+    self.assertEqual(_subjects(texts), {'a': None})
+
   def test_a_part_of_a_word_is_not_shared(self):
     texts = {'a': ['Chad lies', 'a chadian lies'], 'b': ['x y', 'y z'],
              'c': ['x lies', 'lies z']}
@@ -71,26 +80,40 @@ class SubjectsTest(parameterized.TestCase):
 class CrossTest(parameterized.TestCase):
 
   def test_phrasings_are_listed_once(self):
-    prompts = ['The king of Peru is', 'The king of France is', 'Peru: king',
-               'of nobody', 'Peru and perU, not Peruvians', 'nowhere']
-    own = ['Peru', 'France', 'Peru', None, 'Peru', 'Peru']
+    prompts = ['The king of Peru is', 'the king of peru is', 'Peru: king',
+               'of nobody', 'Peru and peru, not Peruvians', 'nowhere']
+    own = ['Peru', 'peru', 'Peru', None, 'Peru', 'Peru']
     self.assertEqual(crossed.templates(prompts, own), [
-        ('The king of ', ' is'), ('', ': king'),
+        ('The king of ', ' is'), ('the king of ', ' is'), ('', ': king'),
         ('', ' and ', ', not Peruvians')])
+
+  def test_phrasings_that_subjects_share_are_preferred(self):
+    prompts = ['The idea of Darwin is', 'The idea of Newton is',
+               'The idea of Copernicus the sun is']
+    self.assertEqual(
+        crossed.templates(prompts, ['Darwin', 'Newton', 'Copernicus']),
+        [('The idea of ', ' is')])
 
   def test_a_part_of_a_word_stays(self):
     self.assertEqual(
         crossed.templates(['hot photo'], ['hot']), [('', ' photo')])
 
-  def test_every_phrasing_with_every_subject(self):
-    got = list(crossed.cross(
-        [('The king of ', ' is'), ('', ' and ', '?')], ['Japan', 'Fiji']))
-    self.assertEqual(got, [
-        ('Japan', 'The king of Japan is', 12),
-        ('Fiji', 'The king of Fiji is', 12),
-        ('Japan', 'Japan and Japan?', 0), ('Fiji', 'Fiji and Fiji?', 0)])
-    for prompt in got:
-      self.assertStartsWith(prompt.text[prompt.start:], prompt.subject)
+  @parameterized.parameters(
+      ('Tell us the king of the US', 'US', ('Tell us the king of the ', '')),
+      ('the symbol of gold is', 'GOLD', ('the symbol of ', ' is')),
+      ('the symbol of gold is', 'Gold', ('the symbol of ', ' is')),
+      ('In Guinea Bissau,', 'Guinea-Bissau', ('In ', ',')),
+      ('C++ was made by', 'c', ('', '++ was made by')))
+  def test_case_counts_where_it_tells_the_subject(self, prompt, own, want):
+    self.assertEqual(crossed.templates([prompt], [own]), [want])
+
+  def test_a_phrasing_with_a_subject(self):
+    for parts, subject, want in (
+        (('The king of ', ' is'), 'Japan', 'The king of Japan is'),
+        (('', ' and ', '?'), 'Fiji', 'Fiji and Fiji?')):
+      got = crossed.ask(parts, subject)
+      self.assertEqual(got.text, want)
+      self.assertStartsWith(got.text[got.start:], subject)
 
 
 if __name__ == '__main__':

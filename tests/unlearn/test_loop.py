@@ -26,7 +26,8 @@ def _loss(theta, frozen, base, batch):
   value = jnp.sum(jnp.square(theta['w'] - batch))
   return value, objective.Metrics(
       loss=value, forget=frozen['number'], forget_nll=base['number'],
-      retain_kl=frozen['kl'], retain_nll=value, text_kl=value)
+      retain_kl=frozen['kl'], retain_nll=value, text_kl=value,
+      crossed_kl=value)
 
 
 def _see(theta, frozen):
@@ -144,7 +145,7 @@ class ViewTest(parameterized.TestCase):
         views=[_view(0), _view(1)])
     with self.assertLogs('jax', 'WARNING') as logs, jax.log_compiles():
       _run(problem, steps=6)
-    steps = [line for line in logs.output if 'Compiling jit(unlearn_step)' in line]
+    steps = [x for x in logs.output if 'Compiling jit(unlearn_step)' in x]
     self.assertLen(steps, 1)
     loss.assert_called_once()  # Traced.
 

@@ -45,7 +45,7 @@ def _naive_nll(logits, sequences):
 
 
 def _naive(options, base, theta):
-  """(loss, forget, forget nll, retain kl, retain nll, text kl)."""
+  """All metrics; the crossed prompts are the text once more."""
   before, after = ({
       name: _logits(params, part) for name, part in (
           ('forget', problem.FORGET), ('retain', problem.RETAIN),
@@ -70,9 +70,11 @@ def _naive(options, base, theta):
   loss = (options.forget_weight * forget
           + options.kl_weight * (
               kls['retain'] + options.text_weight * kls['text']
+              + options.crossed_weight * kls['text']
               + options.prompt_weight * prompts)
           + options.nll_weight * retain_nll)
-  return [loss, forget, np.mean(nll), kls['retain'], retain_nll, kls['text']]
+  return [loss, forget, np.mean(nll), kls['retain'], retain_nll, kls['text'],
+          kls['text']]
 
 
 class ObjectiveTest(parameterized.TestCase):
@@ -99,8 +101,9 @@ class ObjectiveTest(parameterized.TestCase):
   def test_packed_rows_equal_each_sequence_alone(self, name):
     options = problem.options(
         loss=name, forget_weight=0.7, kl_weight=3.0, nll_weight=0.5,
-        text_weight=0.3, prompt_weight=2.0, npo_beta=0.3)
+        text_weight=0.3, prompt_weight=2.0, crossed_weight=0.4, npo_beta=0.3)
     batch = problem.batch(self.hidden)
+    batch = batch._replace(crossed=batch.text)
     self.assertEqual(batch.packed.tokens.shape[0], 1)  # All share a row.
     view = self.edit.views['fp']
     loss, metrics = self._loss(options)(self.theta, view, view, batch)
