@@ -94,6 +94,7 @@ class RunTest(parameterized.TestCase):
         for precision, got in precisions.items():
           right[row['split'], model, precision].append(got['correct'])
           self.assertEqual(got['correct'], got['margin'] > 0)
+          self.assertEqual(got['correct'], got['choice'] == row['answer'])
     self.assertLen(set(ids), len(ids))
     for (split, model, precision), answers in right.items():
       entry = self.record['accuracy'][split][model][precision]

@@ -46,8 +46,9 @@ def write_answers(
   """Writes `answers.jsonl`: what each model answered to each question.
 
   A line is {split, id, fact, relation, answer, models}; `models` is
-  {model: {precision: {correct, margin}}}, the margin being the log-probability
-  of the right answer less that of the best wrong one, in nats.
+  {model: {precision: {choice, correct, margin}}}: the likeliest choice, whether
+  it is the right answer, and the log-probability of that less the best wrong
+  one's, in nats.
   """
   lines = []
   for split, rows in evaluator.slices.items():
@@ -55,6 +56,7 @@ def write_answers(
       question, models = evaluator.questions[i], {}
       for (name, precision), found in measured.items():
         models.setdefault(name, {})[precision] = {
+            'choice': question.choices[int(found.scores.logprob[i].argmax())],
             'correct': bool(found.scores.correct[i]),
             'margin': round(float(found.scores.margin[i]), 4)}
       lines.append(json.dumps({
