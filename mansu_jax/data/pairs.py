@@ -1,21 +1,24 @@
 """Clean and corrupted prompts of equal token length, for attribution.
 
 A pair asks the same thing in the same words about two facts, so that only the
-subject's tokens differ between its prompts.
+subject's tokens differ between its prompts. Where the facts are all about one
+entity, the second subject is a stand-in, taken from other questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mansu_jax.data import jsonl
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import subjects as subjects_lib
 from mansu_jax.data import tokenization
 
+_T = TypeVar('_T')
 _TEXT_FIELDS = ('clean', 'corrupt', 'answer', 'corrupt_answer')
 _ID_FIELDS = ('clean_ids', 'corrupt_ids', 'answer_id', 'corrupt_answer_id')
 
@@ -62,7 +65,8 @@ class _Candidate:
 def build_pairs(
     questions: Sequence[questions_lib.Question],
     tokenizer: tokenization.Tokenizer, max_pairs: int, seed: int,
-    *, chat: bool = False) -> list[AttributionPair]:
+    *, others: Sequence[questions_lib.Question] = (), chat: bool = False
+) -> list[AttributionPair]:
   """Pairs each train question with the same phrasing of another fact.
 
   The other fact has the same relation and template (what follows the last '/'
@@ -70,11 +74,17 @@ def build_pairs(
   answer of another first token. Where ids name no template, the partner is
   among those whose prompt agrees in most places.
 
+  Where fewer than two facts have such partners, as where all are about one
+  entity, the corrupted prompt is the clean one about the subject of one of
+  `others` that has as many tokens, of the same relation if possible, and its
+  answer one of the question's wrong choices.
+
   Args:
     questions: of any use; only `train` ones are paired.
     tokenizer: see `tokenization`.
     max_pairs: most pairs to return.
     seed: of the choice of partners and of phrasings.
+    others: questions whose subjects may stand in.
     chat: whether prompts take the tokenizer's chat form.
 
   Returns:
@@ -90,13 +100,18 @@ def build_pairs(
   rng = np.random.default_rng(seed)
   candidates = _candidates(questions, tokenizer, chat)
   partners = _find_partners(candidates)
+  if len({candidates[i].question.fact for i in partners}) < 2 and others:
+    swapped = _swap_subjects(
+        candidates, others, tokenizer, max_pairs, rng, chat)
+    if swapped:
+      return swapped
   if not partners:
     raise ValueError(
         f'None of the {len(candidates)} train questions has a partner: another'
         ' fact of the same relation and phrasing, with a prompt of equal token'
-        ' length and an answer that starts with another token. Add facts of'
-        ' the same relation to the set, or give pairs by'
-        ' --attribution_pairs_file.')
+        ' length and an answer that starts with another token; nor has a retain'
+        ' fact a subject of as many tokens to stand in. Add facts of the same'
+        ' relation to the set, or give pairs by --attribution_pairs_file.')
   used: dict[int, int] = {}
   pairs = []
   for i in _in_rounds(candidates, sorted(partners), rng)[:max_pairs]:
@@ -134,6 +149,49 @@ def _find_partners(candidates: Sequence[_Candidate]) -> dict[int, list[int]]:
   return partners
 
 
+def _swap_subjects(
+    candidates: Sequence[_Candidate],
+    others: Sequence[questions_lib.Question],
+    tokenizer: tokenization.Tokenizer, max_pairs: int,
+    rng: np.random.Generator, chat: bool) -> list[AttributionPair]:
+  """Pairs of a prompt and the same prompt about another's subject."""
+  questions = [c.question for c in candidates]
+  own = subjects_lib.of_questions(questions)
+  relations = {q.relation for q in questions}
+  found = subjects_lib.of_questions(others)
+  kin = {s for q, s in zip(others, found) if q.relation in relations}
+  stand_ins = sorted(
+      {s for s in found if s is not None and s not in own},
+      key=lambda s: (s not in kin, s))
+  wrong = [[c[0] for c in e.choices] for e in tokenization.encode_questions(
+      questions, tokenizer, chat=chat)]
+  used: dict[str, int] = {}
+  pairs = []
+  for i in _in_rounds(candidates, range(len(candidates)), rng):
+    clean = candidates[i]
+    parts = own[i] and subjects_lib.around(clean.question.prompt, own[i])
+    wrong_ids = [t for t in wrong[i] if t != clean.answer_id]
+    if not parts or not wrong_ids:
+      continue
+    encoded = tokenization.encode_prompts(
+        [s.join(parts) for s in stand_ins], tokenizer, chat=chat)
+    fits = [s for s, ids in zip(stand_ins, encoded)
+            if len(ids) == len(clean.ids)]
+    fits = [s for s in fits if s in kin] or fits
+    if not fits:
+      continue
+    chosen = _least_used(fits, used, rng)
+    pairs.append(AttributionPair(
+        clean_ids=clean.ids,
+        corrupt_ids=tuple(encoded[stand_ins.index(chosen)]),
+        answer_id=clean.answer_id,
+        corrupt_answer_id=int(rng.choice(wrong_ids)),
+        fact=clean.question.fact))
+    if len(pairs) == max_pairs:
+      break
+  return pairs
+
+
 def _most_alike(
     candidate: _Candidate, candidates: Sequence[_Candidate],
     found: list[int]) -> list[int]:
@@ -144,7 +202,7 @@ def _most_alike(
 
 
 def _in_rounds(
-    candidates: Sequence[_Candidate], paired: list[int],
+    candidates: Sequence[_Candidate], paired: Sequence[int],
     rng: np.random.Generator) -> list[int]:
   """Orders candidates so that facts, and templates, take turns."""
   by_fact: dict[str, list[int]] = {}
@@ -161,8 +219,7 @@ def _in_rounds(
 
 
 def _least_used(
-    partners: list[int], used: dict[int, int],
-    rng: np.random.Generator) -> int:
+    partners: list[_T], used: dict[_T, int], rng: np.random.Generator) -> _T:
   fewest = min(used.get(j, 0) for j in partners)
   free = [j for j in partners if used.get(j, 0) == fewest]
   chosen = free[rng.integers(len(free))]

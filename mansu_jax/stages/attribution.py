@@ -19,6 +19,7 @@ from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.data import splits as splits_lib
 from mansu_jax.stages import inputs as inputs_lib
 
 _MULTIPLE = 8  # Padded lengths: few compiled shapes.
@@ -74,35 +75,35 @@ def find(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
     saved: checkpoints.Stages) -> Found:
   """The circuit of a run: pairs, scores, selection."""
-  pairs = forget_pairs(config, inputs.splits.forget_train, model.tokenizer)
+  pairs = forget_pairs(config, inputs.splits, model.tokenizer)
   done = saved.get('attribution', lambda: score(config, model, pairs))
   answered = [p for p, kept in zip(pairs, done['answered']) if kept]
   contrast = None
   if config.circuit.contrast:
     retain = retain_pairs(
-        config, inputs.splits.retain_train, model.tokenizer)
+        config, inputs.splits, model.tokenizer)
     contrast = saved.get('contrast', lambda: score(config, model, retain))
     contrast = contrast['means']
   return find_circuit(config, model, answered, done['means'], contrast)
 
 
 def forget_pairs(
-    config: run_config.RunConfig, questions: list[Any], tokenizer: Any
+    config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any
 ) -> list[pairs_lib.AttributionPair]:
   """The pairs of `--attribution_pairs_file`, or made of the questions."""
   if config.attribution.pairs_file:
     return pairs_lib.read_pairs(config.attribution.pairs_file, tokenizer)
   return pairs_lib.build_pairs(
-      questions, tokenizer, max_pairs=config.attribution.pairs,
-      seed=config.seed)
+      splits.forget_train, tokenizer, max_pairs=config.attribution.pairs,
+      seed=config.seed, others=splits.retain_train)
 
 
 def retain_pairs(
-    config: run_config.RunConfig, questions: list[Any], tokenizer: Any
+    config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any
 ) -> list[pairs_lib.AttributionPair]:
   """Pairs made of the retain questions."""
   return pairs_lib.build_pairs(
-      questions, tokenizer, max_pairs=config.attribution.pairs,
+      splits.retain_train, tokenizer, max_pairs=config.attribution.pairs,
       seed=config.seed)
 
 

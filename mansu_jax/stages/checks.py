@@ -73,10 +73,10 @@ def fit(
   training.check_forget_term(config, inputs, tokenizer)
   crossing.check(config, splits, tokenizer, shapes.max_position)
   _check_pairs(config, 'forget', attribution.forget_pairs(
-      config, splits.forget_train, tokenizer))
+      config, splits, tokenizer))
   if config.eval.cad_pairs or config.circuit.contrast:
     _check_pairs(config, 'retain', attribution.retain_pairs(
-        config, splits.retain_train, tokenizer))
+        config, splits, tokenizer))
 
 
 def _check_circuit(

@@ -14,9 +14,9 @@ from mansu_jax.data import batching
 from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.data import subjects as subjects_lib
 from mansu_jax.data import tokenization
 from mansu_jax.unlearn import batches as batches_lib
-from mansu_jax.unlearn import crossed
 
 # The base's final states [m, D] -> its next-token probabilities [m, V].
 SayFn = Callable[[np.ndarray], np.ndarray]
@@ -28,7 +28,7 @@ _ROWS = 64  # Prompts judged at once.
 
 def prompts(
     config: run_config.RunConfig, splits: splits_lib.Splits
-) -> tuple[list[crossed.Prompt], dict[str, int]]:
+) -> tuple[list[subjects_lib.Prompt], dict[str, int]]:
   """A sample of the crossed prompts, `--unlearn_crossed_pool` at most.
 
   Every relation of the retain set gives as many, where it has them. What the
@@ -51,7 +51,7 @@ def prompts(
   options = config.unlearn
   if not options.crossed_batch:
     return [], {}
-  found = _subjects(splits.forget_train)
+  found = subjects_lib.of_questions(splits.forget_train)
   about = list(dict.fromkeys(s for s in found if s is not None))
   phrasings = _phrasings(splits.retain_train)
   if not about or not phrasings:
@@ -65,7 +65,7 @@ def prompts(
   asked = {splits_lib.plain(q.prompt) for q in splits.forget_train}
   asked |= {splits_lib.plain(q.prompt)
             for questions in splits.evaluation.values() for q in questions}
-  chosen: dict[str, crossed.Prompt] = {}
+  chosen: dict[str, subjects_lib.Prompt] = {}
   passed_over = 0
   while turns and len(chosen) < options.crossed_pool:
     prompt = next(turns[0], None)
@@ -91,31 +91,22 @@ def prompts(
 def _phrasings(questions: _Questions) -> list[list[tuple[str, ...]]]:
   """Templates by relation, of those that have some."""
   by_relation: dict[str, list[tuple[str, str | None]]] = {}
-  for question, own in zip(questions, _subjects(questions)):
+  subjects = subjects_lib.of_questions(questions)
+  for question, own in zip(questions, subjects):
     by_relation.setdefault(question.relation, []).append(
         (question.prompt, own))
-  found = [crossed.templates(*zip(*group)) for group in by_relation.values()]
+  found = [subjects_lib.templates(*zip(*group))
+           for group in by_relation.values()]
   return [forms for forms in found if forms]
 
 
 def _asked(
     forms: Sequence[tuple[str, ...]], about: Sequence[str],
-    rng: np.random.Generator) -> Iterator[crossed.Prompt]:
+    rng: np.random.Generator) -> Iterator[subjects_lib.Prompt]:
   """Every phrasing with every subject, in random order."""
   order = rng.permutation(len(forms) * len(about))
   for i in order:
-    yield crossed.ask(forms[i // len(about)], about[i % len(about)])
-
-
-def _subjects(questions: _Questions) -> list[str | None]:
-  """The subject of each question, found relation by relation."""
-  by_relation: dict[str, list[questions_lib.Question]] = {}
-  for question in questions:
-    by_relation.setdefault(question.relation, []).append(question)
-  found = {(name, fact): subject for name, group in by_relation.items()
-           for fact, subject in crossed.subjects(
-               [q.fact for q in group], [q.prompt for q in group]).items()}
-  return [found[q.relation, q.fact] for q in questions]
+    yield subjects_lib.ask(forms[i // len(about)], about[i % len(about)])
 
 
 def check(
@@ -180,7 +171,7 @@ def spans(
 
 def _key(subject: str) -> tuple[str, ...]:
   """The same for all writings of a subject."""
-  return tuple(crossed.words(subject))
+  return tuple(subjects_lib.words(subject))
 
 
 def _answers(
@@ -189,7 +180,7 @@ def _answers(
   found: dict[tuple[str, ...], set[int]] = {}
   for question, encoded, subject in zip(
       questions, tokenization.encode_questions(questions, tokenizer),
-      _subjects(questions)):
+      subjects_lib.of_questions(questions)):
     if subject is not None:
       found.setdefault(_key(subject), set()).add(
           encoded.choices[question.answer_index][0])
@@ -197,7 +188,7 @@ def _answers(
 
 
 def _leaks(
-    made: batches_lib.Spans, chosen: Sequence[crossed.Prompt],
+    made: batches_lib.Spans, chosen: Sequence[subjects_lib.Prompt],
     answers: dict[tuple[str, ...], set[int]], say: SayFn) -> np.ndarray:
   """The base's probability [n] of a forgotten answer after each prompt."""
   last = made.weight.sum(1).astype(int) - 1

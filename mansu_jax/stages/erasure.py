@@ -73,7 +73,7 @@ def _measure(config, inputs, model, circuit, unlearned) -> dict[str, Any]:
   variants = [unlearned, evaluation.quantizer(model, scheme)(model.params)]
 
   forget = attribution.forget_pairs(
-      config, inputs.splits.forget_train, model.tokenizer)
+      config, inputs.splits, model.tokenizer)
   forget = forget[:config.eval.cad_pairs]
   scores, facts = _both_sides(config, model, forget, variants)
   cad = divergence.measure(
@@ -82,7 +82,7 @@ def _measure(config, inputs, model, circuit, unlearned) -> dict[str, Any]:
       random_circuits=max(20, config.circuit.random_circuits))
 
   retain = attribution.retain_pairs(
-      config, inputs.splits.retain_train, model.tokenizer)
+      config, inputs.splits, model.tokenizer)
   retain = retain[:config.eval.cad_pairs]
   scores, facts = _both_sides(config, model, retain, variants)
   as_nc = divergence.measure(

@@ -1,6 +1,7 @@
 """Attribution pairs: made of questions, and read from files."""
 
 import collections
+import dataclasses
 import json
 
 from absl.testing import absltest
@@ -30,10 +31,11 @@ def some_questions(separator='/', capitals=None):
 
 class BuildPairsTest(parameterized.TestCase):
 
-  def build(self, questions=None, max_pairs=99, seed=0):
+  def build(self, questions=None, max_pairs=99, seed=0, others=()):
     self.tokenizer = toy_model.ToyTokenizer(bos=1)
     return pairs_lib.build_pairs(
-        questions or some_questions(), self.tokenizer, max_pairs, seed)
+        questions or some_questions(), self.tokenizer, max_pairs, seed,
+        others=others)
 
   @parameterized.named_parameters(('template', '/'), ('no_template', '-'))
   def test_pairs_differ_in_the_subject_only(self, separator):
@@ -75,6 +77,42 @@ class BuildPairsTest(parameterized.TestCase):
   def test_other_length_is_no_partner(self):
     with self.assertRaisesRegex(ValueError, 'equal token length'):
       self.build(some_questions(capitals={'aaa': 'Xa', 'longland': 'Wd'}))
+
+  def test_subjects_of_others_stand_in_where_all_is_about_one(self):
+    entity = [
+        dataclasses.replace(
+            q, id=f'{relation}/{q.id}', fact=f'{relation}/x', relation=relation,
+            prompt=q.prompt.replace('capital', relation))
+        for relation in ('king', 'river')
+        for q in some_questions(capitals={'aaa': 'Xa'})]
+    cities = {'bbb': 'Yb', 'ccc': 'Zc', 'longland': 'Wd'}
+    others = some_questions(capitals=cities)
+    pairs = self.build(entity, others=others)
+    self.assertLen(pairs, 6)
+    self.assertEqual({p.fact for p in pairs}, {'king/x', 'river/x'})
+    stand_ins = collections.Counter()
+    for pair in pairs:
+      clean, corrupt = (self.tokenizer.decode(ids[1:]).split()
+                        for ids in (pair.clean_ids, pair.corrupt_ids))
+      ((subject, other),) = [
+          (a, b) for a, b in zip(clean, corrupt, strict=True) if a != b]
+      self.assertEqual(subject, 'aaa')
+      stand_ins[other] += 1
+      self.assertEqual(self.tokenizer.decode([pair.answer_id]), ' Xa')
+      self.assertEqual(
+          self.tokenizer.decode([pair.corrupt_answer_id]), ' Oth')
+    self.assertEqual(stand_ins, {'bbb': 3, 'ccc': 3})  # As many tokens.
+    self.assertLen(self.build(entity, others=others, max_pairs=2), 2)
+    kin = [dataclasses.replace(q, relation='king') for q in some_questions(
+        capitals={'ddd': 'Ud', 'eee': 'Te'})]
+    for pair in self.build(entity, others=others + kin):
+      self.assertRegex(self.tokenizer.decode(pair.corrupt_ids), 'ddd|eee')
+    with self.assertRaisesRegex(ValueError, 'None of the 6 .*to stand in'):
+      self.build(entity, others=some_questions(capitals={'longland': 'Wd'}))
+
+  def test_no_one_stands_in_where_facts_are_each_others_partners(self):
+    others = some_questions(capitals={'zzz': 'Yb'})
+    self.assertEqual(self.build(others=others), self.build())
 
   def test_only_train_questions_are_paired(self):
     near = [

@@ -1,10 +1,8 @@
-"""Crossed prompts: other relations' phrasings asked of the forgotten subjects.
+"""What facts are about, and the phrasings around it.
 
-Forgetting the capital of Japan must not cost the rest of what is known of
-Japan, and no retain set names it all. So the retain set's prompts are asked of
-the forget set's subjects ("The main language of Japan is"): whatever the base
-says then, sense or not, is to be kept. No labels are needed, and the edit
-learns to depend on what is asked, not on the subject alone.
+The same can then be asked of another subject: of the retain set's phrasings
+about the forgotten subjects (crossed prompts), or in the words of a question
+about a subject that it does not fit (corrupted prompts).
 """
 
 from __future__ import annotations
@@ -14,16 +12,30 @@ from collections.abc import Sequence
 import re
 from typing import NamedTuple
 
+from mansu_jax.data import questions as questions_lib
+
 _WORD = re.compile(r'\w+')
 _MOST_WORDS = 6  # Of a subject.
 
 
 class Prompt(NamedTuple):
-  """A crossed prompt."""
+  """A phrasing with a subject in it."""
 
   subject: str
   text: str
   start: int  # Where the subject first stands in the text.
+
+
+def of_questions(
+    questions: Sequence[questions_lib.Question]) -> list[str | None]:
+  """The subject of each question, found relation by relation."""
+  by_relation: dict[str, list[questions_lib.Question]] = {}
+  for question in questions:
+    by_relation.setdefault(question.relation, []).append(question)
+  found = {(name, fact): subject for name, group in by_relation.items()
+           for fact, subject in subjects(
+               [q.fact for q in group], [q.prompt for q in group]).items()}
+  return [found[q.relation, q.fact] for q in questions]
 
 
 def subjects(
@@ -113,17 +125,18 @@ def templates(
   """
   about: dict[tuple[str, ...], set[str]] = {}
   for prompt, subject in zip(prompts, own, strict=True):
-    parts = None if subject is None else _around(prompt, subject)
+    parts = None if subject is None else around(prompt, subject)
     if parts is not None and any(parts):
       about.setdefault(parts, set()).add(subject.lower())
   shared = [parts for parts, names in about.items() if len(names) > 1]
   return shared or list(about)
 
 
-def _around(prompt: str, subject: str) -> tuple[str, ...] | None:
-  """What stands around a subject; case counts, but for its first letter.
+def around(prompt: str, subject: str) -> tuple[str, ...] | None:
+  """The parts around a subject, or None where the prompt does not hold it.
 
-  Where it does not stand so, case does not count.
+  Case counts, but for the subject's first letter; where it does not stand so,
+  case does not count.
   """
   either = '|'.join(re.escape(c) for c in dict.fromkeys(
       (subject[0], subject[0].upper(), subject[0].lower())))

@@ -3,7 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax.unlearn import crossed
+from mansu_jax.data import subjects as subjects_lib
 
 _CAPITAL = ('The capital of {} is', 'Country: {}\nCapital:',
             'Officials in {}\'s capital meet in')
@@ -11,7 +11,7 @@ _CAPITAL = ('The capital of {} is', 'Country: {}\nCapital:',
 
 def _subjects(texts):
   """{fact: prompts} -> {fact: subject}."""
-  return crossed.subjects(
+  return subjects_lib.subjects(
       [fact for fact, prompts in texts.items() for _ in prompts],
       [prompt for prompts in texts.values() for prompt in prompts])
 
@@ -83,7 +83,7 @@ class CrossTest(parameterized.TestCase):
     prompts = ['The king of Peru is', 'the king of peru is', 'Peru: king',
                'of nobody', 'Peru and peru, not Peruvians', 'nowhere']
     own = ['Peru', 'peru', 'Peru', None, 'Peru', 'Peru']
-    self.assertEqual(crossed.templates(prompts, own), [
+    self.assertEqual(subjects_lib.templates(prompts, own), [
         ('The king of ', ' is'), ('the king of ', ' is'), ('', ': king'),
         ('', ' and ', ', not Peruvians')])
 
@@ -91,12 +91,12 @@ class CrossTest(parameterized.TestCase):
     prompts = ['The idea of Darwin is', 'The idea of Newton is',
                'The idea of Copernicus the sun is']
     self.assertEqual(
-        crossed.templates(prompts, ['Darwin', 'Newton', 'Copernicus']),
+        subjects_lib.templates(prompts, ['Darwin', 'Newton', 'Copernicus']),
         [('The idea of ', ' is')])
 
   def test_a_part_of_a_word_stays(self):
     self.assertEqual(
-        crossed.templates(['hot photo'], ['hot']), [('', ' photo')])
+        subjects_lib.templates(['hot photo'], ['hot']), [('', ' photo')])
 
   @parameterized.parameters(
       ('Tell us the king of the US', 'US', ('Tell us the king of the ', '')),
@@ -105,13 +105,13 @@ class CrossTest(parameterized.TestCase):
       ('In Guinea Bissau,', 'Guinea-Bissau', ('In ', ',')),
       ('C++ was made by', 'c', ('', '++ was made by')))
   def test_case_counts_where_it_tells_the_subject(self, prompt, own, want):
-    self.assertEqual(crossed.templates([prompt], [own]), [want])
+    self.assertEqual(subjects_lib.templates([prompt], [own]), [want])
 
   def test_a_phrasing_with_a_subject(self):
     for parts, subject, want in (
         (('The king of ', ' is'), 'Japan', 'The king of Japan is'),
         (('', ' and ', '?'), 'Fiji', 'Fiji and Fiji?')):
-      got = crossed.ask(parts, subject)
+      got = subjects_lib.ask(parts, subject)
       self.assertEqual(got.text, want)
       self.assertStartsWith(got.text[got.start:], subject)
 
