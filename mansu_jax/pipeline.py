@@ -73,8 +73,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     texts = results.samples(config, inputs, model, unlearned)
   record = results.make_record(
       config=config, inputs=inputs, model=model, found=found,
-      history=done['history'], kl=kl, crossed=crossed, evaluator=evaluator, measured=measured,
-      structure=structure, unlearned=unlearned, answers_in_words=texts,
+      history=done['history'], kl=kl, crossed=crossed, evaluator=evaluator,
+      measured=measured, structure=structure, unlearned=unlearned, answers_in_words=texts,
       stages=clock.stages)
   report.write(record, root)
   return record

@@ -229,9 +229,10 @@ def _check_grid(grid, params, storage_dtype):
     others = int(_count_other_values(leaf, leaf_grid, jnp.dtype(storage_dtype)))
     if others:
       raise ValueError(
-          f'The {what} gives {others} of {leaf.size} weights of {name!r} another'
-          ' value than they quantize to: it was made from other weights. Make'
-          ' it with quant.code_grid from the full theta_0, storage_dtype='
+          f'The {what} gives {others} of {leaf.size} weights of {name!r}'
+          ' another value than they quantize to: it was made from other'
+          ' weights. Make it with quant.code_grid from the full theta_0,'
+          ' storage_dtype='
           f'{jnp.dtype(storage_dtype).name}, and start from theta_0.')
 
 
