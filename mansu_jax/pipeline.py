@@ -74,7 +74,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   record = results.make_record(
       config=config, inputs=inputs, model=model, found=found,
       history=done['history'], kl=kl, crossed=crossed, evaluator=evaluator,
-      measured=measured, structure=structure, unlearned=unlearned, answers_in_words=texts,
-      stages=clock.stages)
+      measured=measured, structure=structure, unlearned=unlearned,
+      answers_in_words=texts, stages=clock.stages)
   report.write(record, root)
   return record

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-
 from mansu_jax import config as run_config
 from mansu_jax import quant
 from mansu_jax import types
