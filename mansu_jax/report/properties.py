@@ -82,6 +82,22 @@ def headline(letter: str, entry: Record) -> str:
           f'{scheme if entry.get("value") is not None else ""}')
 
 
+def bound(letter: str, entry: Record) -> str:
+  """The value with the bound that decides; phi's is of its interval."""
+  spec = _PROPERTIES[letter]
+  if spec.side != 'upper' or entry.get('upper') is None:
+    return headline(letter, entry)
+  scheme = f' under {entry["scheme"]}' if entry.get('scheme') else ''
+  return (f'{spec.measure} {words.signed(entry["value"])}{scheme}, upper bound'
+          f' {words.signed(entry["upper"])}')
+
+
+def failed_checks(entry: Record) -> list[str]:
+  """The checks of S that do not hold, in words."""
+  return [k.replace('_', ' ').replace('as nc', 'AS-NC').replace('cad', 'CAD')
+          for k, holds in entry.get('checks', {}).items() if not holds]
+
+
 def threshold(letter: str, entry: Record) -> str:
   """What would have passed."""
   bound = entry.get('threshold')
@@ -115,8 +131,15 @@ def _precision_notes(record: Record, letter: str, entry: Record) -> list[str]:
 
 
 def _forgetting_notes(record: Record, letter: str, entry: Record) -> list[str]:
-  """phi at each precision, and where the right answer is avoided."""
+  """phi at each precision, the worst phrasing, where answers are avoided."""
   notes = _precision_notes(record, letter, entry)
+  if worst := entry.get('worst_form'):
+    accuracies = ', '.join(f'{words.number(value)} {precision}'
+                           for precision, value in worst['accuracy'].items())
+    notes.append(
+        f'worst phrasing: {worst["form"]}, phi {words.estimate(worst, 3)},'
+        f' accuracy {accuracies} ({words.count(worst["n"], "question")});'
+        ' where even its interval is below the threshold, the property fails')
   below = [precision for precision, found
            in entry.get('by_precision', {}).items()
            if (found.get('lower') or 0) > 1]
@@ -148,9 +171,7 @@ def _check_notes(record: Record, letter: str, entry: Record) -> list[str]:
     if key == 'cad' and entry.get('threshold') is not None:
       notes[-1] += ('; the highest 95 % level of a null is'
                     f' {words.number(entry["threshold"])}')
-  failed = [k.replace('_', ' ').replace('as nc', 'AS-NC').replace('cad', 'CAD')
-            for k, holds in entry.get('checks', {}).items() if not holds]
-  if failed:
+  if failed := failed_checks(entry):
     notes.append(f'does not hold: {"; ".join(failed)}')
   return notes
 

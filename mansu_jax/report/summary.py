@@ -19,8 +19,12 @@ def lines(record: Record) -> list[str]:
   state = words.verdict(record['verdict']['passed']).upper()
   out = [f'{state}: {config["method"]} on'
          f' {model.get("name", config["model"])}, seed {config["seed"]}']
-  out += [_property(letter, entry)
-          for letter, entry in record['properties'].items()]
+  for letter, entry in record['properties'].items():
+    out.append(_property(letter, entry))
+    if letter == 'Q' and entry.get('value') is not None:
+      out.append(_gap_line(record, entry))
+    if failed := properties.failed_checks(entry):
+      out.append(f'    does not hold: {"; ".join(failed)}')
   out += _accuracies(record)
   folder = config.get('workdir') or '.'
   out.append(f'report: {folder.rstrip("/")}/report.html')
@@ -37,8 +41,20 @@ def _property(letter: str, entry: Record) -> str:
   if entry.get('value') is None and entry.get('reason'):
     text = entry['reason']
   elif letter in _WANTED and entry.get('threshold') is not None:
-    text += f', wanted {_WANTED[letter]} {entry["threshold"]:g}'
+    text = (properties.bound(letter, entry)
+            + f', wanted {_WANTED[letter]} {entry["threshold"]:g}')
+  if worst := entry.get('worst_form'):
+    text += f'; {worst["form"]} {words.number(worst["value"], 2)}'
   return f'  {letter} {state:12}  {text}'
+
+
+def _gap_line(record: Record, entry: Record) -> str:
+  """What the gap is to be read beside."""
+  base = record['ptq_gap_base'].get(entry['scheme'])
+  adjusted = record['ptq_gap_adjusted'].get(entry['scheme'])
+  return (f'    detectable {words.number(entry["smallest_detectable"])};'
+          f' base\'s own {words.signed((base or {}).get("value"))},'
+          f' adjusted {words.estimate(adjusted, 3, True)}')
 
 
 def _accuracies(record: Record) -> list[str]:

@@ -20,6 +20,7 @@ from mansu_jax.stages import evaluation
 FORGOTTEN = ('forget_paraphrase', 'forget_far')
 KEPT = ('retain', 'retain_heldout')
 PHI = 0.9  # Design section 1: meaningful forgetting.
+_FORM_FACTS = 20  # A phrasing of fewer facts is not judged by itself.
 DROP = 0.01  # Retain preservation.
 GAP = 0.01  # Quantization permanence.
 
@@ -170,7 +171,7 @@ def _judge(low: float | None, high: float | None, passes, fails):
 
 
 def property_f(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
-  """Meaningful forgetting: phi, in full precision."""
+  """Meaningful forgetting: phi, in full precision, pooled and by phrasing."""
   rows = answers.rows(FORGOTTEN)
   if not rows.size:
     return _missing(PHI, 'the forget set has no near or far questions')
@@ -183,8 +184,44 @@ def property_f(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
   passed = _judge(
       low, high, lambda l, h: l is not None and l >= PHI,
       lambda l, h: h is not None and h < PHI)
+  worst = _worst_form(answers, rows, precisions)
+  if worst is not None and worst['interval'][1] < PHI:
+    passed = False
   return fp | {'threshold': PHI, 'passed': passed, 'by_precision': entries,
+               'worst_form': worst,
                'measure': 'phi = (acc_0 - acc_u) / (acc_0 - chance)'}
+
+
+def _worst_form(
+    answers: Answers, rows: np.ndarray, precisions: Sequence[str]
+) -> dict[str, Any] | None:
+  """The phrasing that most surely is not forgotten, in full precision.
+
+  An answer that is avoided in one phrasing does not make up for one that is
+  given in another, as it would in the pooled phi. The interval is Bonferroni's
+  over the phrasings, so that the worst of many is not blamed for its luck.
+  """
+  names = np.array(answers.forms(rows))
+  judged = {}
+  for name in dict.fromkeys(names.tolist()):
+    chosen = rows[names == name]
+    lead = answers.correct('base', 'fp', chosen) - answers.chance(chosen)
+    if len(set(answers.facts(chosen))) >= _FORM_FACTS and lead.mean() > 0:
+      judged[name] = chosen
+  found = []
+  for name, chosen in judged.items():
+    fn = functools.partial(
+        statistics.forgetting,
+        level=1 - (1 - statistics.LEVEL) / len(judged))
+    phi = answers.estimate(
+        fn, answers.correct('base', 'fp', chosen),
+        answers.correct('unlearned', 'fp', chosen), answers.chance(chosen),
+        rows=chosen)
+    if phi['interval'][1] is not None:
+      found.append(phi | {'form': name, 'accuracy': {
+          p: float(answers.correct('unlearned', p, chosen).mean())
+          for p in precisions}})
+  return min(found, key=lambda e: e['interval'][1], default=None)
 
 
 def property_r(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:

@@ -122,7 +122,10 @@ def _properties(gaps: dict[str, Any]) -> dict[str, Any]:
           'by_precision': {'fp': phi, 'nf4': estimate(0.967, 0.047),
                            'int4_g128': {'value': None, 'n': 300, 'facts': 50,
                                          'interval': [None, None],
-                                         'lower': None, 'upper': None}}},
+                                         'lower': None, 'upper': None}},
+          'worst_form': estimate(0.812, 0.098, 48) | {
+              'form': 'near_1', 'accuracy': {
+                  'fp': 0.375, 'nf4': 0.354, 'int4_g128': 0.333}}},
       'R': drop | {
           'threshold': 0.01, 'passed': False, 'measure': 'accuracy drop',
           'by_precision': {'fp': drop, 'nf4': estimate(0.018, 0.014),

