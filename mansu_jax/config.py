@@ -238,6 +238,9 @@ class EvalConfig:
 
   questions: int = _field(
       300, 'Questions a split at most (0: all), drawn evenly over facts.')
+  kept_questions: int = _field(
+      0, 'As --eval_questions, for the splits of what is kept, retain and'
+      ' retain_heldout (0: as there).')
   text_windows: int = _field(48, 'Windows of each kind of text at most.')
   batch_tokens: int = _field(512, 'Tokens in one evaluation batch.')
   bootstrap: int = _field(2000, 'Bootstrap resamples, by fact.')
@@ -245,8 +248,8 @@ class EvalConfig:
   cad_pairs: int = _field(32, 'Pairs for CAD and AS-NC (0: skip).')
 
   def __post_init__(self):
-    _check_least(self, 'eval', 0, 'questions', 'text_windows', 'generations',
-                 'cad_pairs')
+    _check_least(self, 'eval', 0, 'questions', 'kept_questions',
+                 'text_windows', 'generations', 'cad_pairs')
     _check_least(self, 'eval', 1, 'batch_tokens')
     _check(self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled;'
            ' wanted 2 or more, or 0 to skip CAD and AS-NC.')

@@ -43,7 +43,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     model = loading.load(config.model, check=functools.partial(
         checks.fit, config, inputs))
     evaluator = evaluation.Evaluator(config, inputs, model)
-  root = workdir.open_workdir(config)
+  root = workdir.open_workdir(
+      config, inputs.hashes | {'model': model.source['sha256']})
   saved = checkpoints.Stages(root / 'checkpoints', resume=config.resume)
   with clock.stage('attribution'):
     found = attribution.find(config, inputs, model, saved)

@@ -6,10 +6,9 @@ there is whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -23,7 +22,7 @@ import jax
 from mansu_jax import config as run_config
 from mansu_jax import run_flags
 
-_IDENTITY = 'flags.txt'
+_IDENTITY, _HASHES = 'flags.txt', 'hashes.json'
 # These may differ when a run goes on: they change no figure.
 _SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
     'debug', 'profile', 'fail_on_verdict'))
@@ -44,15 +43,46 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   write_text(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
 
 
-def open_workdir(config: run_config.RunConfig) -> pathlib.Path:
-  """Creates or reopens the workdir and writes `flags.txt` in it.
+def open_workdir(
+    config: run_config.RunConfig, hashes: Mapping[str, str]) -> pathlib.Path:
+  """Creates or reopens the workdir and writes in it what its run is.
+
+  That is `flags.txt`, and the SHA-256 of everything that the run reads in
+  `hashes.json`: finished stages are of use to the same flags on the same bytes
+  only.
+
+  Args:
+    config: the run's.
+    hashes: `{name: SHA-256}` of data files and weights.
 
   Raises:
-    ValueError: see `check_workdir`.
+    ValueError: as `check_workdir`, or a finished stage is of other bytes.
   """
   root = check_workdir(config)
+  made_of = root / _HASHES
+  if _has_finished(root) and made_of.exists():
+    found = json.loads(made_of.read_text(encoding='utf-8'))
+    for name in sorted(found.keys() | hashes.keys()):
+      if found.get(name) != hashes.get(name):
+        raise ValueError(
+            f'--workdir={root} holds stages that were made when {name!r} had'
+            f' another content (SHA-256 {_short(found.get(name))}, now'
+            f' {_short(hashes.get(name))}); wanted the same. Give a new'
+            ' folder, or put the old content back.')
+  write_json(made_of, dict(hashes))
   write_text(root / _IDENTITY, run_flags.to_flagfile(config))
   return root
+
+
+def _short(digest: str | None) -> str:
+  return f'{digest[:12]}...' if digest else 'none'
+
+
+def _has_finished(root: pathlib.Path) -> bool:
+  """Whether there is a finished stage to lose or to confuse."""
+  checkpoints = root / 'checkpoints'
+  return (root / 'record.json').exists() or (
+      checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def check_workdir(config: run_config.RunConfig) -> pathlib.Path:
@@ -60,7 +90,7 @@ def check_workdir(config: run_config.RunConfig) -> pathlib.Path:
 
   Raises:
     ValueError: no workdir given, not writable, holds other files, holds
-      another run, or holds a run and --noresume was given.
+      another run's finished stages, or holds some and --noresume was given.
   """
   if not config.workdir:
     raise ValueError('No workdir: give --workdir=DIR, a new or empty folder'
@@ -77,10 +107,10 @@ def check_workdir(config: run_config.RunConfig) -> pathlib.Path:
         ' that can be.') from error
   wanted = run_flags.to_flagfile(config)
   identity = root / _IDENTITY
-  if identity.exists():
+  if identity.exists() and _has_finished(root):
     _check_same_run(root, identity.read_text(encoding='utf-8'), wanted,
                     config.resume)
-  elif any(root.iterdir()):
+  elif not identity.exists() and any(root.iterdir()):
     raise ValueError(
         f'--workdir={root} holds files of something else'
         f' ({sorted(p.name for p in root.iterdir())[0]!r} and so on) and no'
@@ -146,8 +176,3 @@ class Clock:
         'peak_bytes': peak_bytes()})
     logging.info(
         '%s: %.1f s, of which %.1f compiling', name, seconds, compiling)
-
-
-def sha256(path: pathlib.Path) -> str:
-  """Hash of a file's bytes."""
-  return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -83,7 +83,8 @@ class DataTest(bad_input.Refusals):
         'forget set', "no question of use 'train'", 'wanted'))
 
   @parameterized.parameters(
-      ('forget', 1, 'None of the'), ('retain', 1, 'None of the'))
+      ('forget', 1, 'forget set makes attribution pairs of 1 fact'),
+      ('retain', 1, 'None of the'))
   def test_a_set_that_makes_no_pairs(self, role, facts, message):
     lines = tiny_job.questions()[role][:9 * facts]
     self.refused(self.data(role, lines), message=(message, 'Add facts'))
@@ -181,6 +182,7 @@ class WorkdirTest(bad_input.Refusals):
     other = self.folder / 'other'
     other.mkdir()
     (other / 'flags.txt').write_text('--seed=7\n')
+    (other / 'record.json').write_text('{}')
     self.refused(f'--workdir={other}', message=(
         'holds another run', 'differs', 'Give a new folder'))
     self.assertEqual((other / 'flags.txt').read_text(), '--seed=7\n')

@@ -25,63 +25,90 @@ class OpenTest(parameterized.TestCase):
   def _config(self, **changes):
     return config_lib.RunConfig(**{'workdir': str(self.root)} | changes)
 
-  def test_makes_the_folder_and_leaves_only_the_flags(self):
-    root = workdir.open_workdir(self._config(seed=3))
+  def _open(self, config, **hashes):
+    return workdir.open_workdir(config, {'model': 'abc'} | hashes)
+
+  def _finish_a_stage(self):
+    (self.root / 'checkpoints' / 'attribution').mkdir(parents=True)
+
+  def test_makes_the_folder_and_leaves_only_what_the_run_is(self):
+    root = self._open(self._config(seed=3))
     self.assertEqual(root, self.root)
-    self.assertEqual([p.name for p in root.iterdir()], ['flags.txt'])
+    self.assertEqual(
+        {p.name for p in root.iterdir()}, {'flags.txt', 'hashes.json'})
     self.assertIn('--seed=3\n', (root / 'flags.txt').read_text())
 
   def test_an_empty_folder_is_welcome(self):
     self.root.mkdir(parents=True)
-    workdir.open_workdir(self._config())
+    self._open(self._config())
 
   def test_the_same_run_is_opened_again(self):
-    workdir.open_workdir(self._config())
+    self._open(self._config())
     (self.root / 'record.json').write_text('{}')
-    workdir.open_workdir(self._config())
+    self._open(self._config())
     self.assertEqual((self.root / 'record.json').read_text(), '{}')
 
   def test_a_moved_run_is_still_the_same(self):
-    workdir.open_workdir(self._config())
+    self._open(self._config())
     moved = self.parent / 'moved'
     self.root.rename(moved)
-    workdir.open_workdir(self._config(workdir=str(moved)))
+    self._open(self._config(workdir=str(moved)))
 
   @parameterized.parameters(
       (dict(seed=1), "--seed="),
       (dict(quant_schemes=('nf4', 'fp4')), '--quant_schemes='),
       (dict(data=config_lib.DataConfig(forget=('a',))), '--data_forget=a'))
   def test_another_run_is_refused_and_kept(self, changes, flag):
-    workdir.open_workdir(self._config())
+    self._open(self._config())
+    self._finish_a_stage()
     before = (self.root / 'flags.txt').read_text()
     with self.assertRaisesRegex(ValueError, f'holds another run.*{flag}'):
-      workdir.open_workdir(self._config(**changes))
+      self._open(self._config(**changes))
     self.assertEqual((self.root / 'flags.txt').read_text(), before)
 
+  @parameterized.parameters(
+      (dict(model='other'), "when 'model' had another content .*abc.*other"),
+      ({'f.jsonl': '1'}, "when 'f.jsonl' had another content .*none, now 1"))
+  def test_stages_of_other_bytes_are_refused_and_kept(self, changes, what):
+    self._open(self._config())
+    before = (self.root / 'hashes.json').read_text()
+    self._finish_a_stage()
+    with self.assertRaisesRegex(ValueError, f'{what}.*Give a new folder'):
+      self._open(self._config(), **changes)
+    self.assertEqual((self.root / 'hashes.json').read_text(), before)
+    self._open(self._config())  # The same again is welcome.
+
+  def test_a_run_that_finished_nothing_makes_room(self):
+    """It was refused later than here, and its flags are being corrected."""
+    self._open(self._config())
+    self._open(self._config(seed=1, resume=False), model='other')
+    self.assertIn('--seed=1\n', (self.root / 'flags.txt').read_text())
+
   def test_a_run_without_resume_is_refused(self):
-    workdir.open_workdir(self._config())
+    self._open(self._config())
+    self._finish_a_stage()
     with self.assertRaisesRegex(ValueError, '--noresume'):
-      workdir.open_workdir(self._config(resume=False))
+      self._open(self._config(resume=False))
 
   def test_a_new_run_without_resume_is_fine(self):
-    workdir.open_workdir(self._config(resume=False))
+    self._open(self._config(resume=False))
 
   def test_files_of_something_else_are_refused_and_kept(self):
     self.root.mkdir(parents=True)
     (self.root / 'thesis.txt').write_text('mine')
     with self.assertRaisesRegex(ValueError, "something else.*'thesis.txt'"):
-      workdir.open_workdir(self._config())
+      self._open(self._config())
     self.assertEqual([p.name for p in self.root.iterdir()], ['thesis.txt'])
 
   def test_no_workdir_is_refused(self):
     with self.assertRaisesRegex(ValueError, '--workdir=DIR'):
-      workdir.open_workdir(self._config(workdir=''))
+      self._open(self._config(workdir=''))
 
   @parameterized.parameters('file', 'file/below')
   def test_a_place_that_cannot_be_written_is_refused(self, name):
     (self.parent / 'file').write_text('')
     with self.assertRaisesRegex(ValueError, 'cannot be written: .+ Give a'):
-      workdir.open_workdir(self._config(workdir=str(self.parent / name)))
+      self._open(self._config(workdir=str(self.parent / name)))
 
   def test_a_read_only_folder_is_refused(self):
     self.root.mkdir(parents=True)
@@ -91,7 +118,7 @@ class OpenTest(parameterized.TestCase):
       raise PermissionError(13, 'Permission denied')
     pathlib.Path.touch = refuse
     with self.assertRaisesRegex(ValueError, 'written: Permission denied'):
-      workdir.open_workdir(self._config())
+      self._open(self._config())
 
 
 class FilesTest(absltest.TestCase):
@@ -112,12 +139,6 @@ class FilesTest(absltest.TestCase):
       workdir.write_json(self.path, {'a': float('nan')})
     self.assertEqual(json.loads(self.path.read_text()), {'a': 1})
     self.assertLen(list(self.path.parent.iterdir()), 1)
-
-  def test_hash_is_of_the_bytes(self):
-    self.path.write_bytes(b'abc')
-    self.assertEqual(
-        workdir.sha256(self.path),
-        'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad')
 
 
 class ClockTest(absltest.TestCase):

@@ -15,8 +15,9 @@ from mansu_jax.data import text as text_lib
 
 Question = questions_lib.Question
 
-NAMES = (
-    'forget', 'forget_paraphrase', 'forget_far', 'retain', 'retain_heldout')
+FORGOTTEN = ('forget_paraphrase', 'forget_far')  # Phrasings not trained on.
+KEPT = ('retain', 'retain_heldout')
+NAMES = ('forget', *FORGOTTEN, *KEPT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,10 +92,10 @@ def build_splits(
 ) -> Splits:
   """Forms the splits of questions already read; see `read_splits`."""
   roles = {'forget': forget, 'retain': retain, 'heldout': heldout}
-  questions_lib.check_unique_ids([*forget, *retain, *heldout])
   check_disjoint('forget', forget, 'retain', retain)
   check_disjoint('forget', forget, 'heldout', heldout)
   check_disjoint('retain', retain, 'heldout', heldout)
+  questions_lib.check_unique_ids([*forget, *retain, *heldout])
   for role in ('forget', 'retain'):
     _check_unseen(role, roles[role])
     if require_train:

@@ -24,7 +24,8 @@ class Inputs:
 
   Attributes:
     splits: questions by role and use, and the text to retain.
-    evaluation: `{split: questions}`, thinned to `--eval_questions` each.
+    evaluation: `{split: questions}`, thinned to `--eval_questions` or
+      `--eval_kept_questions` each.
     heldout_text: documents never trained on.
     hashes: `{file: sha256}`.
   """
@@ -70,14 +71,32 @@ def read(config: run_config.RunConfig) -> Inputs:
       heldout=files['heldout'], text=files['text'])
   heldout_text = [
       d for path in files['heldout_text'] for d in text_lib.read_text(path)]
-  thin_to = config.eval.questions
+  _check_other_text(splits.text, heldout_text)
+  most = dict.fromkeys(splits_lib.KEPT, config.eval.kept_questions)
+  paths = [path for named in files.values() for path in named]
+  if config.attribution.pairs_file:
+    paths.append(config.attribution.pairs_file)
   return Inputs(
       splits=splits,
-      evaluation={name: thin(questions, thin_to, config.seed)
+      evaluation={name: thin(
+          questions, most.get(name) or config.eval.questions, config.seed)
                   for name, questions in splits.evaluation.items()},
       heldout_text=heldout_text,
-      hashes={path: jsonl.sha256(path)
-              for paths in files.values() for path in paths})
+      hashes={path: jsonl.sha256(path) for path in paths})
+
+
+def _check_other_text(
+    trained: Sequence[text_lib.TextDocument],
+    heldout: Sequence[text_lib.TextDocument]) -> None:
+  """Raises ValueError where a document is both trained on and measured."""
+  seen = {splits_lib.plain(d.text) for d in trained}
+  for document in heldout:
+    if splits_lib.plain(document.text) in seen:
+      raise ValueError(
+          f'The document of kind {document.kind!r} that starts'
+          f' {document.text[:40]!r} is in --data_text and in'
+          ' --data_heldout_text; wanted text that no training sees in the'
+          ' second. Remove it from one of the two.')
 
 
 def thin(

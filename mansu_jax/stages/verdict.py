@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from mansu_jax import config as run_config
+from mansu_jax.data import splits as splits_lib
 from mansu_jax.eval import perplexity
 from mansu_jax.eval import statistics
 from mansu_jax.stages import evaluation
 
-FORGOTTEN = ('forget_paraphrase', 'forget_far')
-KEPT = ('retain', 'retain_heldout')
+FORGOTTEN, KEPT = splits_lib.FORGOTTEN, splits_lib.KEPT
 PHI = 0.9  # Design section 1: meaningful forgetting.
 _FORM_FACTS = 20  # A phrasing of fewer facts is not judged by itself.
 DROP = 0.01  # Retain preservation.

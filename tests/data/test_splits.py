@@ -69,7 +69,8 @@ class BuildSplitsTest(parameterized.TestCase):
 
   def test_ids_are_unique_over_roles(self):
     with self.assertRaisesRegex(ValueError, "id 'same' is already taken"):
-      build(forget=[make('same', 'F')], retain=[make('same', 'R')])
+      build(forget=[make('same', 'F')],
+            retain=[make('same', 'R', prompt='another prompt')])
 
   @parameterized.parameters('forget', 'retain')
   def test_nothing_to_train(self, role):
@@ -103,7 +104,8 @@ class ReadSplitsTest(absltest.TestCase):
   def test_same_file_twice_is_refused(self):
     path = self.write('a', self.line('a', 'A'))
     with self.assertRaisesRegex(ValueError, f'{path}:1: id .*taken'):
-      splits_lib.read_splits(forget=[path, path], retain=[path])
+      splits_lib.read_splits(
+          forget=[path, path], retain=[self.write('b', self.line('b', 'B'))])
 
   def test_overlap_names_both_lines(self):
     forget = self.write('f', self.line('x', 'X'), self.line('a', 'A'))

@@ -1,5 +1,6 @@
 """Reading what a run needs: wildcards, thinning, an honest account."""
 
+import dataclasses
 import json
 import pathlib
 import tempfile
@@ -94,7 +95,7 @@ class ReadTest(parameterized.TestCase):
                             for q in questions))
     return str(path)
 
-  def _config(self, **data):
+  def _config(self, kept=0, **data):
     forget = [_question(i, f, use) for f in ('fr', 'de') for i, use in
               enumerate(('train', 'train', 'near', 'far', 'far'))]
     retain = [_question(i, f, use) for f in ('po', 'rhone') for i, use in
@@ -108,19 +109,25 @@ class ReadTest(parameterized.TestCase):
         'text': (str(text),), 'heldout_text': (str(other),)} | data
     return run_config.RunConfig(
         data=run_config.DataConfig(**files),
-        eval=run_config.EvalConfig(questions=3))
+        eval=run_config.EvalConfig(questions=3, kept_questions=kept))
 
   def test_roles_and_uses_become_splits_and_are_thinned(self):
     got = inputs.read(self._config())
     self.assertEqual({k: len(v) for k, v in got.evaluation.items()}, {
         'forget': 3, 'forget_paraphrase': 2, 'forget_far': 3, 'retain': 2,
         'retain_heldout': 0})
+    fewer = inputs.read(self._config(kept=1)).evaluation
+    self.assertEqual((len(fewer['retain']), len(fewer['forget_far'])), (1, 3))
     self.assertLen(got.splits.forget_train, 4)  # Training is not thinned.
     self.assertLen(got.splits.text, 1)
     self.assertIn('Other', got.heldout_text[0].text)
 
   def test_the_account_names_files_counts_and_what_is_missing(self):
     config = self._config()
+    pairs = self._write('pairs.jsonl', [])
+    with_pairs = dataclasses.replace(
+        config, attribution=run_config.AttributionConfig(pairs_file=pairs))
+    self.assertIn(pairs, inputs.read(with_pairs).hashes)
     got = inputs.describe(inputs.read(config))
     self.assertEqual(set(got['sha256']), {
         *config.data.forget, *config.data.retain, *config.data.text,
@@ -134,6 +141,12 @@ class ReadTest(parameterized.TestCase):
   def test_bad_input_is_refused_with_its_place(self):
     with self.assertRaisesRegex(ValueError, '--data_forget=FILE'):
       inputs.read(self._config(forget=()))
+    with self.assertRaisesRegex(ValueError, "'Some text.*--data_heldout_text"):
+      inputs.read(self._config(heldout_text=(str(self.root / 'text.txt'),)))
+    both = str(self.root / 'f.jsonl')
+    with self.assertRaisesRegex(
+        ValueError, 'retain set is also in the forget set'):
+      inputs.read(self._config(retain=(both,)))
     twice = self._write('again.jsonl', [_question(9, 'fr')])
     with self.assertRaisesRegex(ValueError, r"r?again.jsonl:1: fact 'fr'"):
       inputs.read(self._config(retain=(twice,)))
