@@ -275,7 +275,8 @@ class RunConfig:
       'float32', 'Storage type of the exported model; decides the codes.',
       EXPORT_DTYPES)
   method: str = _field(
-      'mansu', 'mansu, or a baseline on all weights.', ('mansu', 'graddiff'))
+      'mansu', 'mansu, or the baseline GradDiff on all weights (ascent on'
+      ' forget, descent on retain).', ('mansu', 'graddiff'))
   debug: bool = _field(False, 'Show tracebacks.')
   profile: bool = _field(False, 'Write a JAX profiler trace (not built yet).')
   fail_on_verdict: bool = _field(
@@ -306,6 +307,15 @@ class RunConfig:
       _check(self.edit.floor == 'none', '--method=graddiff has no floor: it'
              f' contradicts --edit_floor={self.edit.floor}; wanted'
              ' --edit_floor=none.')
+      _check(self.edit.projection == 'none', '--method=graddiff projects'
+             ' nothing: it contradicts --edit_projection='
+             f'{self.edit.projection}; wanted --edit_projection=none.')
+      _check(self.unlearn.loss == 'ascent', '--method=graddiff is gradient'
+             f' ascent: it contradicts --unlearn_loss={self.unlearn.loss};'
+             ' wanted --unlearn_loss=ascent.')
+      _check(not self.unlearn.quantizer_in_loop, '--method=graddiff trains in'
+             ' full precision: it contradicts --unlearn_quantizer_in_loop;'
+             ' wanted --nounlearn_quantizer_in_loop.')
     else:
       _check(self.circuit.selection != 'all', '--circuit_selection=all is for'
              ' baselines: give --method=graddiff, or a --circuit_budget.')

@@ -24,7 +24,9 @@ _BRIEF = (
     '--eval_cad_pairs=4', '--eval_bootstrap=100', '--attribution_steps=1',
     '--attribution_pairs=12', '--circuit_random_circuits=1')
 _GRADDIFF = ('--method=graddiff', '--circuit_selection=all',
-             '--edit_floor=none', '--unlearn_learning_rate=1e-3')
+             '--edit_floor=none', '--edit_projection=none',
+             '--unlearn_loss=ascent', '--nounlearn_quantizer_in_loop',
+             '--unlearn_learning_rate=1e-3')
 
 
 @functools.cache

@@ -20,7 +20,8 @@ from mansu_jax.stages import training
 _ROOT = pathlib.Path(__file__).parents[1]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
 _BASELINE = ('--method=graddiff', '--circuit_selection=all',
-             '--edit_floor=none')
+             '--edit_floor=none', '--edit_projection=none',
+             '--unlearn_loss=ascent', '--nounlearn_quantizer_in_loop')
 
 
 def _parse(*args):
@@ -153,6 +154,11 @@ class RefusalTest(parameterized.TestCase):
       (['--method=graddiff'], 'graddiff.*contradicts.*circuit_selection'),
       (['--method=graddiff', '--circuit_selection=all'],
        'graddiff has no floor.*--edit_floor=none'),
+      ([f for f in _BASELINE if 'projection' not in f],
+       'graddiff projects nothing.*--edit_projection=none'),
+      ([f for f in _BASELINE if 'loss' not in f],
+       'contradicts --unlearn_loss=npo; wanted --unlearn_loss=ascent'),
+      (_BASELINE[:-1], 'wanted --nounlearn_quantizer_in_loop'),
       (['--circuit_selection=all'], 'is for baselines.*--method=graddiff'),
       (['--edit_floor=none', '--edit_landing=boundary'],
        'boundary contradicts --edit_floor=none'),

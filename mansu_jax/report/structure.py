@@ -82,8 +82,13 @@ def circuit(record: Record) -> document.Section:
            words.percent(found['share_of_absolute_score'])),
           ('attribution pairs', str(found['pairs'])),
           *_faithfulness_rows(found)]
+  every = ()
+  if found['selection'] == 'all':
+    every = (document.Text(
+        'Every weight was trained. The circuit here is the attributed one, on'
+        ' which CAD is measured.'),)
   return document.Section('Circuit', (
-      document.Plots((*plots, *_faithfulness_plot(found))),
+      *every, document.Plots((*plots, *_faithfulness_plot(found))),
       document.Table(('circuit', ''), tuple(rows), labels=2)))
 
 

@@ -331,7 +331,10 @@ class MakeTest(parameterized.TestCase):
   def test_full_edit_trains_everything_and_unembeds_either(self):
     model = problem.model()
     config = _run_config(
-        method='graddiff', edit=run_config.EditConfig(floor='none'),
+        method='graddiff', edit=run_config.EditConfig(
+            floor='none', projection='none'),
+        unlearn=run_config.UnlearnConfig(
+            loss='ascent', quantizer_in_loop=False),
         circuit=run_config.CircuitConfig(selection='all'))
     edit = edits.make(config, model, None)
     self.assertEqual(edit.grids, ())
