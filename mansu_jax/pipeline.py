@@ -59,7 +59,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     done = saved.get('unlearn', lambda: training.unlearn(
         config, edit, fisher, batches, model))
     unlearned = edit.merge(done['theta'])
-    kl = results.retain_kl(edit, fisher, done['theta'], done['history'])
+    kl = training.retain_kl(config, edit, fisher, batches, done)
     crossed = batches.crossed_account
     del edit, batches  # The views' weights.
   with clock.stage('export'):

@@ -142,14 +142,18 @@ def training(record: Record) -> document.Section:
       plots.append(document.Plot(f'training_{key}', svg.line_chart(
           title, series, x_label='step', y_label=unit), caption))
   kl = record['retain_kl']
-  text = ('Retain KL over the last tenth of the steps at each view, nats a'
-          ' token: ' + ', '.join(
-              f'{view} {words.significant(value)}'
-              for view, value in kl['measured_by_view'].items()) + '.')
-  predicted = kl.get('fisher_estimate_nats_per_sequence')
-  text += (' The diagonal Fisher gave no estimate of it.'
-           if predicted is None else ' The diagonal Fisher\'s estimate is'
-           f' {words.significant(predicted)} (nats a sequence).')
+  predicted = kl['fisher_estimate_nats_per_sequence']
+  text = (
+      'Retain KL of the final weights on the'
+      f' {words.count(kl["sequences"], "sequence")} of the Fisher:'
+      f' {words.significant(kl["measured_nats_per_sequence"])} nats a sequence;'
+      + (' the diagonal Fisher gave no estimate of it.' if predicted is None
+         else ' the diagonal Fisher\'s estimate is'
+         f' {words.significant(predicted)}.')
+      + ' On the training batches of the last tenth of the steps at each view,'
+      ' in nats a token: ' + ', '.join(
+          f'{view} {words.significant(value)}'
+          for view, value in kl['seen_by_view'].items()) + '.')
   crossed = record.get('crossed_prompts')
   if crossed:
     text += (

@@ -13,7 +13,6 @@ import numpy as np
 
 import mansu_jax
 from mansu_jax import config as run_config
-from mansu_jax import fisher as fisher_lib
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax import workdir
@@ -119,29 +118,6 @@ def survival(
 
 def _circuit_by_layer(circuit: graph.Circuit) -> dict[str, list[int]]:
   return {k: circuit[k].sum(1).tolist() for k in circuit.kinds}
-
-
-def retain_kl(
-    edit: Any, fisher: types.PyTree | None, theta: types.PyTree,
-    history: dict[str, np.ndarray]) -> dict[str, Any]:
-  """The Fisher's estimate of the retain KL beside the measured one.
-
-  Measured in training, over the last tenth of the steps at each view; that of
-  the full-precision view is what the estimate is of.
-  """
-  measured = {}
-  for number, name in enumerate(edit.views):
-    seen = history['retain_kl'][history['view'] == number]
-    measured[name] = float(
-        np.mean(seen[-max(1, seen.size // 10):])) if seen.size else None
-  out = {'measured_nats_per_token': measured['fp'],
-         'measured_by_view': measured,
-         'fisher_estimate_nats_per_sequence': None}
-  if fisher is not None:
-    delta = jax.tree.map(lambda a, b: a - b, theta, edit.theta)
-    out['fisher_estimate_nats_per_sequence'] = float(
-        fisher_lib.predicted_kl(fisher, delta))
-  return out
 
 
 def make_record(

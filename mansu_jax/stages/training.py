@@ -30,6 +30,7 @@ from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
 
 _NEAR = 0.1  # Share of the retain sequences that counts as near.
+_ROWS = 16  # Sequences whose KL is measured at once.
 
 
 def make_batches(
@@ -171,6 +172,15 @@ def _sample(num: int, limit: int, seed: int) -> np.ndarray:
   return np.sort(rng.permutation(num)[:limit])
 
 
+def _fisher_spans(
+    config: run_config.RunConfig, batches: batches_lib.Batches
+) -> batches_lib.Spans:
+  """The `--fisher_sequences` retain sequences of the Fisher."""
+  spans = batches.retain.spans
+  return spans.take(_sample(
+      spans.length.size, config.fisher.sequences, config.seed))
+
+
 def circuit_fisher(
     config: run_config.RunConfig, edit: edits.Edit,
     batches: batches_lib.Batches, saved: checkpoints.Stages
@@ -181,9 +191,8 @@ def circuit_fisher(
   """
   if not edit.grids or config.edit.projection == 'none':
     return None
-  spans, options = batches.retain.spans, config.fisher
-  rows = _sample(spans.length.size, options.sequences, config.seed)
-  examples = jax.tree.map(jnp.asarray, spans.take(rows))
+  options = config.fisher
+  examples = jax.tree.map(jnp.asarray, _fisher_spans(config, batches))
   if options.labels == 'model':
     examples = examples._replace(labels=fisher_lib.draw_labels(
         jax.random.key(config.seed),
@@ -230,3 +239,58 @@ def unlearn(
   return {'theta': theta, 'history': {
       key: np.array([row[key] for row in history]) for key in history[0]
   } | {'view': np.resize(numbers, len(history))}}
+
+
+def retain_kl(
+    config: run_config.RunConfig, edit: edits.Edit,
+    fisher: types.PyTree | None, batches: batches_lib.Batches,
+    done: types.PyTree) -> dict[str, Any]:
+  """The Fisher's estimate of the retain KL beside the measured one.
+
+  Both are of the final weights in full precision on the Fisher's sequences, in
+  nats a sequence. `seen_by_view` is that of training, in nats a token: the mean
+  over the last tenth of the steps at each view.
+
+  Args:
+    config: the run's.
+    edit: what was trained.
+    fisher: from `circuit_fisher`.
+    batches: of the training.
+    done: from `unlearn`.
+  """
+  theta, history = done['theta'], done['history']
+  seen = {}
+  for number, name in enumerate(edit.views):
+    values = history['retain_kl'][history['view'] == number]
+    seen[name] = float(
+        np.mean(values[-max(1, values.size // 10):])) if values.size else None
+  spans = _fisher_spans(config, batches)
+  out = {'measured_nats_per_sequence': _sequence_kl(edit, theta, spans),
+         'sequences': int(spans.length.size), 'seen_by_view': seen,
+         'fisher_estimate_nats_per_sequence': None}
+  if fisher is not None:
+    delta = jax.tree.map(lambda a, b: a - b, theta, edit.theta)
+    out['fisher_estimate_nats_per_sequence'] = float(
+        fisher_lib.predicted_kl(fisher, delta))
+  return out
+
+
+def _sequence_kl(
+    edit: edits.Edit, theta: types.PyTree, spans: batches_lib.Spans) -> float:
+  """Mean KL(base || edited) of the answers, in nats a sequence."""
+  forward, unembed = edit.forward, edit.unembed
+
+  @jax.jit
+  def total(theta, view, part):
+    hidden = forward(theta, view, part.tokens)  # [B, T, D]
+    at = jnp.take_along_axis(hidden, part.where[..., None], 1)  # [B, A, D]
+    kl = losses.token_kl(
+        unembed(None, view, part.reference), unembed(theta, view, at))
+    return jnp.sum(kl * part.weight)
+
+  num = spans.length.size
+  rows = np.arange(num + -num % _ROWS)  # One shape: what is added weighs 0.
+  spans = spans.take(rows % num)
+  spans = spans._replace(weight=spans.weight * (rows < num)[:, None])
+  return sum(float(total(theta, edit.views['fp'], spans.take(part)))
+             for part in rows.reshape(-1, _ROWS)) / num

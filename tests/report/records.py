@@ -189,8 +189,8 @@ def make() -> dict[str, Any]:
       'crossed_prompts': {
           'subjects': 59, 'asked_elsewhere': 3, 'facts_without_subject': 1,
           'leaking': 97, 'kept': 703},
-      'retain_kl': {'measured_nats_per_token': 0.0213,
-                    'measured_by_view': {'fp': 0.0213, 'nf4': 0.0731},
+      'retain_kl': {'measured_nats_per_sequence': 0.0413, 'sequences': 96,
+                    'seen_by_view': {'fp': 0.0213, 'nf4': 0.0731},
                     'fisher_estimate_nats_per_sequence': None},
       'history': _history(),
       'samples': [
@@ -256,8 +256,8 @@ def bare() -> dict[str, Any]:
       'cad': None, 'as_nc': None, 'samples': [],
       'history': {k: [] for k in record['history']},
       'crossed_prompts': None,
-      'retain_kl': {'measured_nats_per_token': None,
-                    'measured_by_view': {'fp': None, 'nf4': None},
+      'retain_kl': {'measured_nats_per_sequence': None, 'sequences': 0,
+                    'seen_by_view': {'fp': None, 'nf4': None},
                     'fisher_estimate_nats_per_sequence': None},
       'data': record['data'] | {
           'questions': {s: 0 for s in record['data']['questions']},
