@@ -8,6 +8,7 @@ from typing import Any
 
 from mansu_jax import checkpoints
 from mansu_jax import config as run_config
+from mansu_jax import files
 from mansu_jax import workdir
 from mansu_jax.circuits import graph
 from mansu_jax.models import loading
@@ -48,7 +49,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   saved = checkpoints.Stages(root / 'checkpoints', resume=config.resume)
   with clock.stage('attribution'):
     found = attribution.find(config, inputs, model, saved)
-    workdir.write_json(root / 'circuit.json', graph.to_json(
+    files.write_json(root / 'circuit.json', graph.to_json(
         found.circuit, found.means) | {'report': found.report})
   with clock.stage('references'):
     batches = training.make_batches(config, inputs, model)

@@ -1,8 +1,4 @@
-"""The workdir: opened with checks, written atomically, timed by stage.
-
-Everything is written to a temporary name and renamed, so that a file that is
-there is whole.
-"""
+"""The workdir: opened with checks, stages timed."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import functools
 import json
-import os
 import pathlib
 import resource
 import time
@@ -20,6 +15,7 @@ from absl import logging
 import jax
 
 from mansu_jax import config as run_config
+from mansu_jax import files
 from mansu_jax import run_flags
 
 _IDENTITY, _HASHES = 'flags.txt', 'hashes.json'
@@ -29,18 +25,6 @@ _SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
 # JAX's names of the two durations.
 _COMPILING = ('/jax/core/compile/jaxpr_to_mlir_module_duration',
               '/jax/core/compile/backend_compile_duration')
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a whole file or nothing."""
-  temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.write_text(text, encoding='utf-8')
-  os.replace(temporary, path)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes strict JSON: NaN and infinity are refused."""
-  write_text(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
 
 
 def open_workdir(
@@ -69,8 +53,8 @@ def open_workdir(
             f' another content (SHA-256 {_short(found.get(name))}, now'
             f' {_short(hashes.get(name))}); wanted the same. Give a new'
             ' folder, or put the old content back.')
-  write_json(made_of, dict(hashes))
-  write_text(root / _IDENTITY, run_flags.to_flagfile(config))
+  files.write_json(made_of, dict(hashes))
+  files.write_text(root / _IDENTITY, run_flags.to_flagfile(config))
   return root
 
 

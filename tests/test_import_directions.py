@@ -10,7 +10,7 @@ _ROOT = pathlib.Path(__file__).parents[1] / 'mansu_jax'
 _FILES = sorted(_ROOT.rglob('*.py'))
 _MOST_LINES = 400
 
-_NAMES = ('types', 'tree_paths')  # Import nothing of ours; for everyone.
+_NAMES = ('types', 'tree_paths', 'files')  # Import nothing of ours; for everyone.
 _FIRST = (*_NAMES, 'config')
 _TOOLS = (*_FIRST, 'sharding', 'checkpoints', 'fisher')
 _DATA = (*_TOOLS, 'quant', 'data')
@@ -20,6 +20,7 @@ _STAGES = (*_DATA, 'models', 'circuits', 'transforms', 'unlearn', 'baselines',
 _MAY_IMPORT = {
     'types': (),
     'tree_paths': (),
+    'files': (),
     'config': _NAMES,
     'run_flags': _FIRST,
     'workdir': (*_FIRST, 'run_flags'),
@@ -34,7 +35,7 @@ _MAY_IMPORT = {
     'unlearn': _FIRST,
     'baselines': (*_FIRST, 'unlearn', 'transforms'),
     'eval': (*_FIRST, 'quant', 'data'),
-    'report': (*_NAMES, 'workdir'),
+    'report': _NAMES,
     'stages': _STAGES,  # The glue between packages.
     'pipeline': _STAGES,
     'plan': (*_STAGES, 'pipeline'),

@@ -1,6 +1,5 @@
 """The workdir: one run's, whole files, honest refusals."""
 
-import json
 import pathlib
 import tempfile
 
@@ -119,26 +118,6 @@ class OpenTest(parameterized.TestCase):
     pathlib.Path.touch = refuse
     with self.assertRaisesRegex(ValueError, 'written: Permission denied'):
       self._open(self._config())
-
-
-class FilesTest(absltest.TestCase):
-
-  def setUp(self):
-    super().setUp()
-    made = tempfile.TemporaryDirectory()
-    self.addCleanup(made.cleanup)
-    self.path = pathlib.Path(made.name) / 'record.json'
-
-  def test_json_reads_back(self):
-    workdir.write_json(self.path, {'a': [1, None, 'é']})
-    self.assertEqual(json.loads(self.path.read_text()), {'a': [1, None, 'é']})
-
-  def test_what_json_lacks_is_refused_and_the_old_file_kept(self):
-    workdir.write_json(self.path, {'a': 1})
-    with self.assertRaises(ValueError):
-      workdir.write_json(self.path, {'a': float('nan')})
-    self.assertEqual(json.loads(self.path.read_text()), {'a': 1})
-    self.assertLen(list(self.path.parent.iterdir()), 1)
 
 
 class ClockTest(absltest.TestCase):

@@ -7,7 +7,7 @@ import math
 import pathlib
 from typing import Any
 
-from mansu_jax import workdir
+from mansu_jax import files
 from mansu_jax.report import document
 from mansu_jax.report import markdown
 from mansu_jax.report import measures
@@ -29,13 +29,13 @@ def write(record: dict[str, Any], root: pathlib.Path) -> None:
     root: an existing folder.
   """
   record = as_json(record)
-  workdir.write_json(root / 'record.json', record)
+  files.write_json(root / 'record.json', record)
   report = make_report(record)
   (root / 'plots').mkdir(exist_ok=True)
   for plot in report.plots():
-    workdir.write_text(root / 'plots' / f'{plot.name}.svg', plot.svg)
-  workdir.write_text(root / 'report.md', markdown.render(report))
-  workdir.write_text(root / 'report.html', page.render(report))
+    files.write_text(root / 'plots' / f'{plot.name}.svg', plot.svg)
+  files.write_text(root / 'report.md', markdown.render(report))
+  files.write_text(root / 'report.html', page.render(report))
 
 
 def as_json(record: dict[str, Any]) -> dict[str, Any]:

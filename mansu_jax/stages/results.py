@@ -13,9 +13,9 @@ import numpy as np
 
 import mansu_jax
 from mansu_jax import config as run_config
+from mansu_jax import files
 from mansu_jax import tree_paths
 from mansu_jax import types
-from mansu_jax import workdir
 from mansu_jax.circuits import graph
 from mansu_jax.data import tokenization
 from mansu_jax.eval import generation
@@ -62,7 +62,7 @@ def write_answers(
           'split': split, 'id': question.id, 'fact': question.fact,
           'relation': question.relation, 'answer': question.answer,
           'models': models}, ensure_ascii=False))
-  workdir.write_text(root / 'answers.jsonl', '\n'.join(lines) + '\n')
+  files.write_text(root / 'answers.jsonl', '\n'.join(lines) + '\n')
 
 
 def environment() -> dict[str, Any]:
