@@ -7,10 +7,13 @@ them, so a field is documented once.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 MODES = ('unlearn', 'audit', 'attribute', 'plan', 'compare', 'apply')
 MODES_BUILT = ('unlearn',)
+_SEEDS = 2**32
+
 EXPORT_DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -25,7 +28,7 @@ def _check(condition: bool, message: str) -> None:
 
 
 def _check_fields(config: Any, stage: str) -> None:
-  """Checks every field with listed choices."""
+  """Checks every field with listed choices, and that numbers are finite."""
   for field in dataclasses.fields(config):
     choices = field.metadata.get('choices')
     value = getattr(config, field.name)
@@ -33,6 +36,10 @@ def _check_fields(config: Any, stage: str) -> None:
       raise ValueError(
           f'--{stage}_{field.name}={value!r} is not known; wanted one of'
           f' {", ".join(choices)}.')
+    if isinstance(value, float) and not math.isfinite(value):
+      raise ValueError(
+          f'--{stage}_{field.name}={value} is not finite; wanted a number, for'
+          f' example {field.default}, the default.')
 
 
 def _check_least(config: Any, stage: str, least: int, *names: str) -> None:
@@ -298,6 +305,8 @@ class RunConfig:
             f' wanted one of {", ".join(choices)}.')
     _check(self.mode in MODES_BUILT, f'--mode={self.mode} is not built yet;'
            f' this version has {", ".join(MODES_BUILT)}.')
+    _check(0 <= self.seed < _SEEDS, f'--seed={self.seed} is outside'
+           f' [0, {_SEEDS}); wanted a seed that NumPy and JAX both take.')
     _check(bool(self.quant_schemes), 'No quantizer: give'
            ' --quant_schemes=nf4 or another.')
     if self.method == 'graddiff':

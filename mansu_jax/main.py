@@ -52,6 +52,14 @@ def main(
       raise
     print(f'mansu_jax: {error}', file=sys.stderr)
     return USER_ERROR
+  except OSError as error:  # A file that vanished, no right, a full disk.
+    if flag_values.debug:
+      raise
+    what = f'{error.filename}: ' if error.filename else ''
+    print(f'mansu_jax: {what}{error.strerror or error}. Check that the file can'
+          ' be read or written and that the disk has room; the same command'
+          ' goes on after the last finished stage.', file=sys.stderr)
+    return USER_ERROR
   passed = record['verdict']['passed']
   return VERDICT_FAILED if config.fail_on_verdict and passed is not True else 0
 

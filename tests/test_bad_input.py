@@ -43,6 +43,15 @@ class DataTest(bad_input.Refusals):
         'forget.jsonl:4: is not JSON', 'got', 'wanted', 'Correct the line'))
 
   @parameterized.parameters(
+      ('{"id": ' + '7' * 5000 + '}', 'is not JSON', 'digits'),
+      ('[' * 100_000, 'is not JSON', 'nested too deeply'),
+      (r'{"id": "\ud800"}', 'half a surrogate pair', r'\\ud800', 'wanted'))
+  def test_a_line_that_json_or_unicode_does_not_take(self, line, *message):
+    lines = [*tiny_job.questions()['forget'][:3], line]
+    self.refused(self.data('forget', lines), message=(
+        'forget.jsonl:4: ', *message))
+
+  @parameterized.parameters(
       (dict(answer=None), "lacks the field 'answer'"),
       (dict(answer='  '), "'answer' is blank"),
       (dict(use='test'), "'use' is 'test'"),
@@ -123,7 +132,7 @@ class DataTest(bad_input.Refusals):
 
 class FlagsTest(bad_input.Refusals):
 
-  @parameterized.parameters('0', '-0.5', '1.01', 'nan')
+  @parameterized.parameters('0', '-0.5', '1.01')
   def test_budget_outside(self, value):
     self.refused(f'--circuit_budget={value}', message=(
         '--circuit_budget=', r'outside \(0, 1\]', 'share of all'))
@@ -149,12 +158,13 @@ class FlagsTest(bad_input.Refusals):
       '--eval_cad_pairs=1', '--unlearn_text_pool=0', '--unlearn_kl_weight=-1',
       '--unlearn_npo_beta=0', '--unlearn_near_share=1',
       '--unlearn_fp_steps=0', '--unlearn_crossed_batch=-1',
-      '--unlearn_crossed_pool=0', '--unlearn_alternatives_weight=-1')
+      '--unlearn_crossed_pool=0', '--unlearn_alternatives_weight=-1',
+      '--unlearn_learning_rate=inf', '--circuit_contrast=nan', '--seed=-1')
   def test_numbers_out_of_range(self, flag):
     self.refused(flag, message=(flag.split('=')[0], 'must be|wanted'))
 
   @parameterized.parameters(
-      ('nf5', "Unknown quantization scheme 'nf5'", 'known are'),
+      ('nf5', '--quant_schemes=nf5', 'wanted some of', 'nf4', 'Correct'),
       ('nf4,nf4', 'repeats a quantizer', 'wanted each'))
   def test_quantizers(self, value, *message):
     self.refused(f'--quant_schemes={value}', message=message)

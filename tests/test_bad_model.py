@@ -1,5 +1,7 @@
 """Every model that does not load is refused early, in one message."""
 
+import dataclasses
+import errno
 import importlib.util
 import json
 import shutil
@@ -10,6 +12,8 @@ from absl.testing import parameterized
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from mansu_jax.models import gguf_io
+from mansu_jax.models import hf_io
 from tests import bad_input
 from tests.models import tiny
 
@@ -48,6 +52,61 @@ class ModelTest(bad_input.Refusals):
   def test_unknown_config_field(self):
     self._change_config(attention_chunk=512)
     self._refused_model('config.json', 'unknown fields', 'attention_chunk')
+
+  @parameterized.parameters(
+      (dict(rope_theta='abc'), "rope_theta = 'abc'", 'int or float'),
+      (dict(rope_theta=float('nan')), 'rope_theta = nan', 'positive'),
+      (dict(rms_norm_eps=None), 'rms_norm_eps = None', 'float'),
+      (dict(rms_norm_eps=float('inf')), 'norm_eps = inf', 'positive'),
+      (dict(vocab_size=10**15), 'vocab_size = 10{15}', 'below 2147483648'),
+      (dict(vocab_size=True), 'vocab_size = True', 'expected int'),
+      (dict(num_attention_heads=0), 'num_attention_heads = 0', 'positive'),
+      (dict(eos_token_id=[2, 'a']), "eos_token_id = 'a'", 'expected int'))
+  def test_a_config_field_that_is_no_such_number(self, changes, *message):
+    self._change_config(**changes)
+    self._refused_model(*message, 'Correct the')
+
+  @parameterized.parameters(
+      (dict(rope_type='linear', factor='8'), "factor = '8'", 'Correct'),
+      (dict(rope_type='linear', factor=None), "'linear' with the fields"),
+      (dict(rope_type='linear', factor=float('inf')), 'factor is inf'),
+      (dict(rope_type=['linear'], factor=8), r"rope_type = \['linear'\]"),
+      (dict(type=3, factor=8), 'type = 3', 'expected str'),
+      (dict(rope_type='llama3', factor=8, low_freq_factor=0,
+            high_freq_factor=4, original_max_position_embeddings=64),
+       r'\(0, 4, 64\)', 'positive numbers'),
+      (dict(rope_type='yarn', factor=8), "'yarn'", 'expected one of'),
+      ([8], r'rope_scaling = \[8\]', 'expected dict'))
+  def test_a_broken_rotary_scaling(self, scaling, *message):
+    self._change_config(rope_scaling=scaling)
+    self._refused_model(*message)
+
+  def test_a_number_of_thousands_of_digits(self):
+    file = self.model / 'config.json'
+    file.write_text(file.read_text().replace(
+        '"vocab_size": ', f'"vocab_size": {"9" * 5000}'))
+    self._refused_model('config.json is not JSON', 'digits', 'Download')
+
+  def test_a_file_that_cannot_be_read(self):
+    with mock.patch.object(hf_io, 'read_config', side_effect=PermissionError(
+        errno.EACCES, 'Permission denied', 'config.json')):
+      self._refused_model('config.json: Permission denied', 'can be read')
+
+  @parameterized.parameters(('bos', 10**6), ('unknown', -1))
+  def test_gguf_token_ids_outside_the_vocabulary(self, name, value):
+    self.model = self.folder / 'model.gguf'
+    config = tiny.config()
+    tiny.write_gguf(self.model, config, tiny.params(config))
+    read = gguf_io.open_file
+
+    def other(path):
+      file = read(path)
+      return dataclasses.replace(file, metadata=file.metadata | {
+          f'tokenizer.ggml.{name}_token_id': value})
+
+    with mock.patch.object(gguf_io, 'open_file', other):
+      self._refused_model(
+          f'{name}_token_id = {value}', 'expected an id below', 'Convert')
 
   def test_unknown_architecture(self):
     self._change_config(architectures=['MambaForCausalLM'], model_type='mamba')

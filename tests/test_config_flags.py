@@ -171,7 +171,7 @@ class RefusalTest(parameterized.TestCase):
       (['--edit_fisher_quantile=0'], '--edit_fisher_quantile=0.0'),
       (['--unlearn_steps=0'], '--unlearn_steps=0 must be at least 1'),
       (['--unlearn_learning_rate=0'], 'must be positive'),
-      (['--unlearn_learning_rate=nan'], 'must be positive'),
+      (['--unlearn_learning_rate=nan'], 'is not finite; wanted a number'),
       (['--unlearn_npo_beta=0'], '--unlearn_npo_beta=0.0 must be positive'),
       (['--unlearn_kl_weight=-1'], '--unlearn_kl_weight=-1.0 must be'),
       (['--unlearn_text_pool=0'], '--unlearn_text_pool=0 must be at least 1'),

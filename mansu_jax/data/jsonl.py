@@ -94,8 +94,9 @@ def read_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _parse(where: str, line: str) -> dict[str, Any]:
   try:
     record = json.loads(line)
-  except (json.JSONDecodeError, RecursionError) as e:
-    reason = getattr(e, 'msg', 'nested too deeply')
+  except (ValueError, RecursionError) as e:  # ValueError: also a huge number.
+    deep = isinstance(e, RecursionError)
+    reason = 'nested too deeply' if deep else getattr(e, 'msg', str(e))
     raise ValueError(
         f'{where}: is not JSON ({reason} at column {getattr(e, "colno", 1)});'
         f' got {_short(line)}; wanted one JSON object a line. Correct the'
@@ -104,6 +105,13 @@ def _parse(where: str, line: str) -> dict[str, Any]:
     raise ValueError(
         f'{where}: holds a {type(record).__name__}, {_short(line)}; wanted one'
         ' JSON object with named fields. Correct the line.')
+  try:
+    json.dumps(record, ensure_ascii=False).encode()
+  except UnicodeEncodeError as e:
+    raise ValueError(
+        f'{where}: holds half a surrogate pair, {e.object[e.start]!a}, which is'
+        ' no character; wanted Unicode text. Write the character itself, or'
+        ' both halves of the pair.') from e
   return record
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+
+# A count beyond is no model's, and an index of it would not fit 32 bits.
+_MOST = 2**31
 
 ROPE_KINDS = ('linear', 'llama3')
 
@@ -33,9 +37,9 @@ class RopeScaling:
       raise ValueError(
           f'Rotary scaling {self.kind!r} is not implemented: expected one of'
           f' {list(ROPE_KINDS)} or none. Use a model with one of these.')
-    if self.factor < 1:
+    if not 1 <= self.factor < math.inf:
       raise ValueError(
-          f'Rotary scaling factor is {self.factor}: expected at least 1.'
+          f'Rotary scaling factor is {self.factor}: expected a number from 1.'
           ' Correct `rope_scaling` in the model config.')
     bands = (self.low_freq_factor, self.high_freq_factor,
              self.original_max_position)
@@ -44,11 +48,13 @@ class RopeScaling:
           'Rotary scaling `llama3` got (low_freq_factor, high_freq_factor,'
           f' original_max_position) = {bands}: expected all three. Complete'
           ' `rope_scaling` in the model config.')
-    if self.kind == 'llama3' and bands[0] >= bands[1]:
+    if self.kind == 'llama3' and not (
+        0 < bands[0] < bands[1] < math.inf and 0 < bands[2] < _MOST):
       raise ValueError(
-          f'Rotary scaling `llama3` has low_freq_factor {bands[0]}: expected'
-          f' less than high_freq_factor {bands[1]}. Correct `rope_scaling` in'
-          ' the model config.')
+          'Rotary scaling `llama3` has (low_freq_factor, high_freq_factor,'
+          f' original_max_position) = {bands}: expected positive numbers, the'
+          ' first less than the second. Correct `rope_scaling` in the model'
+          ' config.')
     if self.kind != 'llama3' and bands != (None, None, None):
       raise ValueError(
           f'Rotary scaling {self.kind!r} got llama3 bands {bands}: expected'
@@ -97,10 +103,11 @@ class ModelConfig:
     for name in ('vocab_size', 'd_model', 'num_layers', 'num_heads',
                  'num_kv_heads', 'd_head', 'd_ff', 'max_position'):
       value = getattr(self, name)
-      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+      whole = isinstance(value, int) and not isinstance(value, bool)
+      if not whole or not 1 <= value < _MOST:
         raise ValueError(
-            f'Model config has {name} = {value!r}: expected a positive'
-            ' integer. Correct the model config.')
+            f'Model config has {name} = {_short(value)}: expected a positive'
+            f' integer below {_MOST}. Correct the model config.')
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
           f'Model config has {self.num_heads} query heads for'
@@ -110,8 +117,17 @@ class ModelConfig:
       raise ValueError(
           f'Model config has d_head = {self.d_head}: expected an even width,'
           ' since rotary positions pair its halves. Correct the head width.')
-    if self.norm_eps <= 0 or self.rope_theta <= 0:
-      raise ValueError(
-          f'Model config has norm_eps = {self.norm_eps} and rope_theta ='
-          f' {self.rope_theta}: expected both positive. Correct the model'
-          ' config.')
+    for name in ('norm_eps', 'rope_theta'):
+      value = getattr(self, name)
+      if not 0 < value < math.inf:
+        raise ValueError(
+            f'Model config has {name} = {_short(value)}: expected a positive'
+            ' number. Correct the model config.')
+
+
+def _short(value: object) -> str:
+  try:
+    text = repr(value)
+  except ValueError:  # An integer too long to print.
+    return 'an integer of thousands of digits'
+  return text if len(text) <= 40 else f'{text[:40]}...'

@@ -117,6 +117,10 @@ def read_config(file: GgufFile) -> config_lib.ModelConfig:
            for key, value in file.metadata.items() if key.startswith(prefix)}
   _check_keys(file.path, found)
   heads, width = found['attention.head_count'], found['embedding_length']
+  if heads < 1:
+    raise ValueError(
+        f'{file.path} has llama.attention.head_count = {heads}: expected a'
+        ' positive number. Convert the model again.')
   d_head = found.get('attention.key_length', width // heads)
   for key in ('attention.value_length', 'rope.dimension_count'):
     if found.get(key, d_head) != d_head:

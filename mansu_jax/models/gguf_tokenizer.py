@@ -95,6 +95,14 @@ def _check(found: Mapping[str, Any], where: str) -> None:
         f'{where} lacks tokenizer.ggml keys {missing}: expected a vocabulary,'
         ' its merges and its token types. Convert the model again with its'
         ' tokenizer.')
+  size = len(found['tokens'])
+  for name, value in found.items():
+    if name.endswith('_token_id') and not (
+        isinstance(value, int) and 0 <= value < size):
+      raise ValueError(
+          f'{where} has tokenizer.ggml.{name} = {value!r}: expected an id below'
+          f' {size}, the number of tokens. Convert the model again with its'
+          ' tokenizer.')
 
 
 def _byte_level_bpe(

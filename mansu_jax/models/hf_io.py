@@ -52,7 +52,7 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
         ' directory with config.json and safetensors. Check the path.')
   try:
     fields = json.loads(file.read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+  except (ValueError, RecursionError) as error:  # Also bytes not UTF-8.
     raise ValueError(
         f'{file} is not JSON ({error}): expected a JSON object. Download it'
         ' again.') from error

@@ -30,6 +30,8 @@ IGNORED_TENSOR_SUFFIX = '.self_attn.rotary_emb.inv_freq'
 _REQUIRED = frozenset({
     'model_type', 'vocab_size', 'hidden_size', 'intermediate_size',
     'num_hidden_layers', 'num_attention_heads'})
+_NEVER_NULL = _REQUIRED | {
+    'rms_norm_eps', 'max_position_embeddings', 'tie_word_embeddings'}
 # With transformers' defaults where a file leaves them out.
 _OPTIONAL = {
     'num_key_value_heads': None, 'head_dim': None, 'rms_norm_eps': 1e-6,
@@ -53,6 +55,11 @@ _IGNORED = frozenset({
     '_name_or_path', 'attention_dropout', 'dtype', 'initializer_range',
     'is_llama_config', 'pretraining_tp', 'torch_dtype',
     'transformers.js_config', 'transformers_version', 'use_cache'})
+_ROPE_KINDS = dict.fromkeys(
+    ('factor', 'low_freq_factor', 'high_freq_factor', 'rope_theta',
+     'partial_rotary_factor'), (int, float))
+_ROPE_KINDS |= {'original_max_position_embeddings': (int,),
+                'rope_type': (str,), 'type': (str,)}
 _SCALING_FIELDS = {
     'default': (),
     'linear': ('factor',),
@@ -111,11 +118,27 @@ def _check_fields(fields: Mapping[str, Any], where: str) -> None:
         f'{where} has the unknown fields {unknown}: expected only fields known'
         ' here, since another may change what the model computes. Use a plain'
         ' Llama-family config; if a field is harmless, remove it.')
-  for name, kinds in _KINDS.items():
+  _check_kinds(fields, _KINDS, where)
+  eos = fields.get('eos_token_id')
+  for value in eos if isinstance(eos, list) else ():
+    _check_kinds({'eos_token_id': value}, {'eos_token_id': (int,)}, where)
+  for source in ('rope_scaling', 'rope_parameters'):
+    _check_kinds(fields.get(source) or {}, _ROPE_KINDS, f'{where}, {source}')
+  if fields['num_attention_heads'] < 1:
+    raise ValueError(
+        f'{where} has num_attention_heads = {fields["num_attention_heads"]}:'
+        ' expected a positive integer. Correct the field.')
+
+
+def _check_kinds(
+    fields: Mapping[str, Any], wanted: Mapping[str, tuple[type, ...]],
+    where: str) -> None:
+  """Raises ValueError on a value of another type; some fields may be null."""
+  for name, kinds in wanted.items():
     value = fields.get(name)
-    required = name in _REQUIRED
-    if (value is None and required) or (
-        value is not None and type(value) not in kinds):
+    fits = name not in fields or type(value) in kinds or (
+        value is None and name not in _NEVER_NULL)
+    if not fits:
       raise ValueError(
           f'{where} has {name} = {value!r}: expected'
           f' {" or ".join(kind.__name__ for kind in kinds)}. Correct the'
@@ -128,6 +151,7 @@ def _rope(
   """Base and scaling, from either spelling that transformers uses."""
   scaling = dict(fields.get('rope_scaling') or {})
   scaling |= dict(fields.get('rope_parameters') or {})
+  scaling = {k: v for k, v in scaling.items() if v is not None}
   thetas = {source['rope_theta'] for source in (fields, scaling)
             if source.get('rope_theta') is not None}
   if len(thetas) > 1:
@@ -137,8 +161,8 @@ def _rope(
   scaling.pop('rope_theta', None)
   legacy = scaling.pop('type', None)
   kind = scaling.pop('rope_type', None) or legacy or 'default'
-  if scaling.get('partial_rotary_factor') in (1, None):
-    scaling.pop('partial_rotary_factor', None)
+  if scaling.get('partial_rotary_factor') == 1:
+    del scaling['partial_rotary_factor']
   wanted = _SCALING_FIELDS.get(kind)
   if wanted is None or set(scaling) != set(wanted):
     raise ValueError(

@@ -35,8 +35,12 @@ def unused(config: run_config.RunConfig) -> None:
 def quantizers(config: run_config.RunConfig) -> None:
   """Raises ValueError on an unknown or repeated `--quant_schemes`."""
   names = config.quant_schemes
-  for name in names:
-    quant.get(name)
+  unknown = [name for name in names if name not in quant.SCHEMES]
+  if unknown:
+    raise ValueError(
+        f'--quant_schemes={",".join(names)} has {unknown[0]!r}; wanted some of'
+        f' {", ".join(sorted(quant.SCHEMES))}, separated by commas. Correct the'
+        ' name.')
   if len(set(names)) < len(names):
     raise ValueError(
         f'--quant_schemes={",".join(names)} repeats a quantizer; wanted each'

@@ -160,8 +160,8 @@ class RefuseTest(parameterized.TestCase):
       ('two_thetas', {'rope_theta': 1e4, 'rope_parameters': {
           'rope_theta': 5e5}}, 'rope_theta as .10000.0, 500000.0'),
       ('layers', {'num_hidden_layers': 4}, 'missing 9 .model.layers.3.'),
-      ('many_layers', {'num_hidden_layers': 10**12},
-       '29 tensors, but its config 1000000000000'),
+      ('many_layers', {'num_hidden_layers': 2 * 10**9},
+       '29 tensors, but its config 2000000000'),
       ('heads', {'num_key_value_heads': 3}, '4 query heads for 3'),
       ('text', {'hidden_size': 'wide'}, "hidden_size = 'wide': expected int"),
       ('bool', {'num_hidden_layers': True}, 'True: expected int'),
