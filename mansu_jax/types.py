@@ -3,7 +3,7 @@
 Axes: B batch, T query token, S key token, D model width, N query heads,
 K key/value heads, H head width, F MLP width, V vocabulary, L layers,
 M path steps, E edges, R rank, Q quantization block. Circuit slices use n
-(neurons), m (query heads) and c (key/value heads) a layer, padded.
+(neurons), m (query heads) and c (key/value heads) a layer.
 """
 
 from __future__ import annotations

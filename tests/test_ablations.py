@@ -12,7 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from mansu_jax.eval import perplexity
 from mansu_jax.models import loading
+from mansu_jax.stages import evaluation
+from mansu_jax.stages import inputs
 from tests import runs
 from tests import tiny_job
 
@@ -154,13 +157,27 @@ class AblationTest(parameterized.TestCase):
 
   @parameterized.parameters('bfloat16', 'float16')
   def test_codes_change_after_the_cast_of_the_export(self, dtype):
-    root, _ = _run(f'--export_dtype={dtype}')
+    root, record = _run(f'--export_dtype={dtype}')
+    self.assertIn(f'rounded to {dtype}', record['model']['weights_note'])
     base, got = _base(), runs.tensors(root / 'model')
     kind = {'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}[dtype]
     self.assertTrue(all(x.dtype == kind for x in got.values()))
     widen = lambda tree: {
         k: x.astype(kind).astype(np.float32) for k, x in tree.items()}
     self.assertGreater(runs.check_floor(self, widen(base), widen(got)), 100)
+
+  def test_what_is_measured_is_what_is_exported(self):
+    root, record = _run('--export_dtype=bfloat16')
+    config = runs.parse(*tiny_job.make(_folder() / 'job'), *_BRIEF)
+    model = loading.load(root / 'model')
+    evaluator = evaluation.Evaluator(config, inputs.read(config), model)
+    for precision, params in (
+        ('fp', model.params),
+        ('nf4', evaluation.quantizer(model, 'nf4')(model.params))):
+      texts = evaluator(params).texts
+      self.assertEqual(
+          perplexity.pool(texts.values()).perplexity,
+          record['perplexity']['unlearned'][precision])
 
   def test_an_edit_for_two_quantizers_changes_both_codes(self):
     root, record = _run('--quant_schemes=nf4,int4_g128')

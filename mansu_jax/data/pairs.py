@@ -233,15 +233,6 @@ def _pair(clean: _Candidate, corrupt: _Candidate) -> AttributionPair:
       corrupt_answer_id=corrupt.answer_id, fact=clean.question.fact)
 
 
-def group_by_length(
-    pairs: Sequence[AttributionPair]) -> dict[int, list[AttributionPair]]:
-  """`{token length: pairs}`, shortest first: batches without padding."""
-  groups: dict[int, list[AttributionPair]] = {}
-  for pair in pairs:
-    groups.setdefault(len(pair.clean_ids), []).append(pair)
-  return dict(sorted(groups.items()))
-
-
 def read_pairs(
     path: str, tokenizer: tokenization.Tokenizer | None = None
 ) -> list[AttributionPair]:

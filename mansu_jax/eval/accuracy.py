@@ -39,11 +39,6 @@ class Task:
   targets: list[np.ndarray]
   cells: list[list[tuple[np.ndarray, np.ndarray]]]
 
-  @property
-  def num_tokens(self) -> int:
-    """Tokens that the model computes, padding included."""
-    return sum(batch.tokens.size for batch in self.batches)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:

@@ -48,13 +48,6 @@ def interval(
       columns, index, lambda m: m[..., 0], guard, level, resamples, seed)
 
 
-def one_sided_upper(
-    values: Sequence[float] | np.ndarray, facts: Sequence[str],
-    **options) -> float:
-  """Upper bound of the mean at the level; options as for `interval`."""
-  return interval(values, facts, **options).upper
-
-
 def accuracy_with_interval(
     correct: Sequence[bool] | np.ndarray, facts: Sequence[str], *,
     level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0

@@ -9,6 +9,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -189,6 +190,34 @@ def check_export(path: pathlib.Path, export_dtype: str) -> None:
     raise ValueError(
         f'{path} is not empty and holds no model: expected a new, empty or'
         ' model directory, since it is replaced. Give another path.')
+
+
+def as_stored(params: types.Params, export_dtype: str) -> types.Params:
+  """Params as a reader of the exported file gets them, in their own dtype.
+
+  Args:
+    params: any float pytree.
+    export_dtype: as in `write`.
+
+  Raises:
+    ValueError: a finite weight that `export_dtype` has no finite value for.
+  """
+  dtype = EXPORT_DTYPES[export_dtype]
+
+  def store(leaf: types.Array, name: str) -> types.Array:
+    if leaf.dtype == dtype:
+      return leaf
+    stored = leaf.astype(dtype).astype(leaf.dtype)
+    lost = int(jnp.sum(jnp.isfinite(leaf) & ~jnp.isfinite(stored)))
+    if lost:
+      raise ValueError(
+          f'{lost} weights of {name} are too large for {export_dtype}: expected'
+          ' finite ones. Give --export_dtype=float32 or bfloat16.')
+    return stored
+
+  return tree_paths.unflatten({
+      name: store(leaf, name)
+      for name, leaf in tree_paths.flatten(params).items()})
 
 
 def write(

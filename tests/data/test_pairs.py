@@ -127,14 +127,6 @@ class BuildPairsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'max_pairs is 0'):
       self.build(max_pairs=0)
 
-  def test_group_by_length(self):
-    pairs = self.build()
-    groups = pairs_lib.group_by_length(pairs)
-    self.assertEqual(list(groups), sorted(groups))
-    self.assertCountEqual(sum(groups.values(), []), pairs)
-    for length, group in groups.items():
-      self.assertEqual({len(p.clean_ids) for p in group}, {length})
-
 
 IDS = {'clean_ids': [3, 4], 'corrupt_ids': [3, 5], 'answer_id': 6,
        'corrupt_answer_id': 7}
