@@ -167,8 +167,8 @@ class UnlearnConfig:
   loss: str = _field(
       'npo', 'Forget term. npo: negative preference against the base; simnpo:'
       ' without the base, by the mean log-probability; bounded_nll: -log(1 -'
-      ' p(answer)), which ends at 0; marginal: say what the base says on average'
-      ' over the facts that are each other\'s wrong choices, in the same'
+      ' p(answer)), which ends at 0; marginal: say what the base says on'
+      ' average over the facts that are each other\'s wrong choices, in the same'
       ' phrasing; exchange: what it says of one of them; ascent: plain gradient'
       ' ascent (GradDiff).',
       ('npo', 'simnpo', 'bounded_nll', 'marginal', 'exchange', 'ascent'))

@@ -136,10 +136,10 @@ def marginals(
     if len(members[name]) < 2:
       raise ValueError(
           '--unlearn_loss=marginal averages over the facts of a relation that'
-          f' are asked in one phrasing, but {name[1][0]!r} has a single question'
-          f' of phrasing {name[1][1]!r} (what follows the last / of its id).'
-          ' Wanted ids that end alike where prompts are worded alike. Correct'
-          ' the ids, add facts, raise --unlearn_forget_pool, or use'
+          f' are asked in one phrasing, but {name[1][0]!r} has a single'
+          f' question of phrasing {name[1][1]!r} (what follows the last / of its'
+          ' id). Wanted ids that end alike where prompts are worded alike.'
+          ' Correct the ids, add facts, raise --unlearn_forget_pool, or use'
           ' --unlearn_loss=npo.')
     table.append(probabilities(np.array(members[name])).mean(0))
   return (np.stack(table).astype(np.float32),
