@@ -168,9 +168,9 @@ class UnlearnConfig:
       'npo', 'Forget term. npo: negative preference against the base; simnpo:'
       ' without the base, by the mean log-probability; bounded_nll: -log(1 -'
       ' p(answer)), which ends at 0; marginal: say what the base says on'
-      ' average over the facts that are each other\'s wrong choices, in the same'
-      ' phrasing; exchange: what it says of one of them; ascent: plain gradient'
-      ' ascent (GradDiff).',
+      ' average over the facts that are each other\'s wrong choices, in the'
+      ' same phrasing; exchange: what it says of one of them; ascent: plain'
+      ' gradient ascent (GradDiff).',
       ('npo', 'simnpo', 'bounded_nll', 'marginal', 'exchange', 'ascent'))
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
   forget_weight: float = _field(1.0, 'Weight of the forget term.')

@@ -137,8 +137,8 @@ def marginals(
       raise ValueError(
           '--unlearn_loss=marginal averages over the facts of a relation that'
           f' are asked in one phrasing, but {name[1][0]!r} has a single'
-          f' question of phrasing {name[1][1]!r} (what follows the last / of its'
-          ' id). Wanted ids that end alike where prompts are worded alike.'
+          f' question of phrasing {name[1][1]!r} (what follows the last / of'
+          ' its id). Wanted ids that end alike where prompts are worded alike.'
           ' Correct the ids, add facts, raise --unlearn_forget_pool, or use'
           ' --unlearn_loss=npo.')
     table.append(probabilities(np.array(members[name])).mean(0))
