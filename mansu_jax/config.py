@@ -218,7 +218,9 @@ class UnlearnConfig:
   forget_pool: int = _field(
       480, 'Forget sequences that are used (0: all), evenly over facts.')
   retain_pool: int = _field(
-      480, 'Retain sequences whose reference states are kept.')
+      480, 'Retain sequences whose reference states are kept, evenly over'
+      ' facts; with --unlearn_near_share up to as many more, of the facts that'
+      ' are near.')
   text_pool: int = _field(96, 'Text windows whose reference states are kept.')
   collapse: float = _field(
       3.0, 'Stop when the retain KL exceeds this (nats a token).')

@@ -120,7 +120,8 @@ class CircuitFisherTest(parameterized.TestCase):
         edit=run_config.EditConfig(projection='fisher'))
 
     class Retain:
-      retain = batches.Pool(spans=spans, sampler=None)
+      retain = batches.Pool(
+          spans=spans, sampler=None, even=spans.length.size)
 
     class Saved:
       get = staticmethod(lambda name, make: make())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -56,15 +55,13 @@ def make_batches(
 
   def pool_of(spans, batch, salt):
     size = spans.length.size
-    return batches_lib.Pool(spans=spans, sampler=batching.BatchSampler(
-        size, min(batch, size), 4 * seed + salt))
+    return batches_lib.Pool(
+        spans=spans, even=size, sampler=batching.BatchSampler(
+            size, min(batch, size), 4 * seed + salt))
 
   forget_questions = inputs_lib.thin(
       inputs.splits.forget_train, options.forget_pool, seed)
-  retain_questions = inputs_lib.thin(
-      inputs.splits.retain_train, options.retain_pool, seed)
   forget = batching.encode_sequences(forget_questions, model.tokenizer)
-  retain = batching.encode_sequences(retain_questions, model.tokenizer)
   text = prompts = partners = crossed = account = None
   if inputs.splits.text and options.text_batch:
     windows = batching.encode_text(
@@ -91,28 +88,48 @@ def make_batches(
   others = None
   if options.alternatives_weight:
     others = alternatives(forget_questions, model.tokenizer)
-  retain_pool = pool(retain, options.retain_batch, 1)
+  retain = _retain_pool(
+      config, inputs.splits.retain_train, forget_pool,
+      lambda questions: pool(batching.encode_sequences(
+          questions, model.tokenizer), options.retain_batch, 1))
   return batches_lib.Batches(
       forget=forget_pool, marginals=table, alternatives=others,
-      retain=_favour_near(options, retain_pool, forget_pool), text=text,
-      crossed=crossed, crossed_account=account, prompts=prompts,
+      retain=retain, text=text, crossed=crossed, crossed_account=account, prompts=prompts,
       partners=partners, fill=packing.fill_rows, steps=options.steps, seed=seed)
 
 
-def _favour_near(
-    options: run_config.UnlearnConfig, retain: batches_lib.Pool,
-    forget: batches_lib.Pool) -> batches_lib.Pool:
-  """Draws `--unlearn_near_share` of each retain batch from what is near."""
-  sampler = retain.sampler
-  if not options.near_share or sampler.batch == 1:
-    return retain
-  part = round(options.near_share * sampler.batch)
-  part = min(max(1, part), sampler.batch - 1)  # Some of both.
-  near = batches_lib.nearest(
-      *(np.asarray(p.spans.reference[:, 0]) for p in (retain, forget)),
-      _NEAR)
-  return dataclasses.replace(retain, sampler=batching.FavouringSampler(
-      sampler.n, sampler.batch, sampler.seed, favoured=near, part=part))
+def _retain_pool(
+    config: run_config.RunConfig,
+    questions: Sequence[questions_lib.Question], forget: batches_lib.Pool,
+    pool: Callable[[Sequence[questions_lib.Question]], batches_lib.Pool]
+) -> batches_lib.Pool:
+  """Retain questions, evenly over facts, and more of those that are near.
+
+  `--unlearn_near_share` of each batch is drawn from what is near. Where the
+  pool holds a fact in some of its phrasings only, the near facts' others join
+  it: trained in few, a near fact is kept in those and lost in the rest.
+  """
+  options, seed = config.unlearn, config.seed
+  chosen = inputs_lib.thin(questions, options.retain_pool, seed)
+  even = pool(chosen)
+  size, batch = even.even, even.sampler.batch
+  if not options.near_share or batch == 1:
+    return even
+  rows = batches_lib.nearest(
+      *(np.asarray(p.spans.reference[:, 0]) for p in (even, forget)), _NEAR)
+  facts, ids = {chosen[i].fact for i in rows}, {q.id for q in chosen}
+  more = inputs_lib.thin(
+      [q for q in questions if q.fact in facts and q.id not in ids],
+      options.retain_pool, seed)
+  spans = even.spans
+  if more:
+    spans = batches_lib.join([spans, pool(more).spans])
+  part = round(options.near_share * batch)
+  part = min(max(1, part), batch - 1)  # Some of both.
+  return batches_lib.Pool(
+      spans=spans, even=size, sampler=batching.FavouringSampler(
+          size, batch, even.sampler.seed, part=part,
+          favoured=np.append(rows, np.arange(size, spans.length.size))))
 
 
 def exchange_partners(
@@ -176,9 +193,8 @@ def _fisher_spans(
     config: run_config.RunConfig, batches: batches_lib.Batches
 ) -> batches_lib.Spans:
   """The `--fisher_sequences` retain sequences of the Fisher."""
-  spans = batches.retain.spans
-  return spans.take(_sample(
-      spans.length.size, config.fisher.sequences, config.seed))
+  return batches.retain.spans.take(_sample(
+      batches.retain.even, config.fisher.sequences, config.seed))
 
 
 def circuit_fisher(

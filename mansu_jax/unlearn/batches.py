@@ -40,6 +40,19 @@ class Spans(NamedTuple):
     return Spans(*(None if x is None else x[rows] for x in self))
 
 
+def join(parts: Sequence[Spans]) -> Spans:
+  """The sequences of all parts, padded alike."""
+  def stack(arrays):
+    if arrays[0] is None or arrays[0].ndim == 1:
+      return None if arrays[0] is None else np.concatenate(arrays)
+    width = max(x.shape[1] for x in arrays)
+    return np.concatenate([
+        np.pad(x, [(0, 0), (0, width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
+        for x in arrays])
+
+  return Spans(*map(stack, zip(*parts)))
+
+
 def make_spans(tokens: np.ndarray, mask: np.ndarray) -> Spans:
   """Lists the predicted positions of each sequence, without references.
 
@@ -178,10 +191,15 @@ def exchange(own: Spans, other: Spans) -> Spans:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pool:
-  """Spans and the sampler that picks from them: `sampler[step]` -> rows."""
+  """Spans and the sampler that picks from them: `sampler[step]` -> rows.
+
+  The first `even` spans stand for the set evenly; any others are more of what
+  is near the forget set.
+  """
 
   spans: Spans
   sampler: Any
+  even: int
 
 
 class Batches:

@@ -21,40 +21,85 @@ from tests.unlearn import problem
 
 def _pool(states, batch):
   """A pool of which only the base states and the sampler are looked at."""
-  spans = batches.Spans(*[None] * 5, reference=states[:, None])
-  return batches.Pool(spans=spans, sampler=batching.BatchSampler(
-      len(states), batch, 0))
+  size = len(states)
+  row = np.zeros((size, 1), np.int32)
+  spans = batches.Spans(
+      row, row[:, 0], row, row, row, reference=np.float32(states)[:, None])
+  return batches.Pool(spans=spans, even=size, sampler=batching.BatchSampler(
+      size, min(batch, size), 0))
+
+
+def _questions(facts, phrasings):
+  return [
+      types.SimpleNamespace(fact=f'{fact}', id=f'{fact}/train_{i}')
+      for fact in range(facts) for i in range(phrasings)]
 
 
 def _retain(spans):
-  return types.SimpleNamespace(retain=types.SimpleNamespace(spans=spans))
+  return types.SimpleNamespace(retain=types.SimpleNamespace(
+      spans=spans, even=spans.length.size))
 
 
-class FavourNearTest(parameterized.TestCase):
+class RetainPoolTest(parameterized.TestCase):
+  """40 facts, of which the states of four lie where the forget set's do."""
+
+  near = (5, 11, 23, 38)  # A tenth.
+
+  def _made(self, phrasings, batch, limit=40, **options):
+    rng = np.random.default_rng(0)
+    towards = np.eye(4)[0] * 9
+    base = rng.normal(size=(40, 4))
+    base[list(self.near)] += towards
+    config = types.SimpleNamespace(seed=0, unlearn=problem.options(
+        retain_pool=limit, **options))
+    self.asked = []
+
+    def pool(questions):
+      self.asked.append([q.id for q in questions])
+      return _pool(base[[int(q.fact) for q in questions]], batch)
+
+    return training._retain_pool(
+        config, _questions(40, phrasings),
+        _pool(rng.normal(size=(30, 4)) + towards, 4), pool)
 
   @parameterized.parameters(
       (0.25, 8, 2), (0.1, 4, 1), (0.9, 4, 3), (0.25, 2, 1))
   def test_a_batch_has_some_of_both(self, share, batch, part):
-    rng = np.random.default_rng(0)
-    towards = np.eye(4)[0] * 9
-    retain = rng.normal(size=(40, 4))
-    near = [5, 11, 23, 38]  # A tenth.
-    retain[near] += towards
-    got = training._favour_near(
-        problem.options(near_share=share), _pool(retain, batch),
-        _pool(rng.normal(size=(30, 4)) + towards, 4))
+    got = self._made(1, batch, near_share=share)
     firsts = [got.sampler[step][:part] for step in range(8)]
-    self.assertEqual(set(np.concatenate(firsts).tolist()), set(near))
+    self.assertEqual(set(np.concatenate(firsts).tolist()), set(self.near))
     self.assertLen(got.sampler[0], batch)
     rest = np.concatenate([got.sampler[step][part:] for step in range(
         40 // (batch - part))])
     self.assertGreater(len(set(rest.tolist())), 30)  # All the others.
+    self.assertLen(self.asked, 1)
+
+  def test_what_is_near_comes_in_all_its_phrasings(self):
+    got = self._made(5, 8, near_share=0.5)
+    self.assertLen(self.asked, 2)
+    self.assertLen(self.asked[0], 40)
+    self.assertEqual(
+        {*self.asked[0], *self.asked[1]} - set(self.asked[0]),
+        {f'{fact}/train_{i}' for fact in self.near for i in range(5)}
+        - set(self.asked[0]))
+    self.assertEqual(got.even, 40)
+    self.assertEqual(got.spans.length.size, 40 + 4 * 4)
+    firsts, rest = zip(*(np.split(got.sampler[i], [4]) for i in range(40)))
+    ids = [*self.asked[0], *self.asked[1]]
+    self.assertEqual(
+        {ids[row] for row in np.concatenate(firsts)},
+        {f'{fact}/train_{i}' for fact in self.near for i in range(5)})
+    self.assertEqual(set(np.concatenate(rest).tolist()), set(range(40)))
+
+  def test_the_near_ones_are_as_many_as_the_pool_at_most(self):
+    got = self._made(30, 8, near_share=0.5)
+    self.assertEqual(got.spans.length.size, 80)
 
   @parameterized.parameters((0.0, 8), (0.5, 1))
   def test_nothing_is_favoured(self, share, batch):
-    pool = _pool(np.eye(5), batch)
-    got = training._favour_near(problem.options(near_share=share), pool, pool)
-    self.assertIs(got, pool)
+    got = self._made(5, batch, near_share=share)
+    self.assertIsInstance(got.sampler, batching.BatchSampler)
+    self.assertLen(self.asked, 1)
 
 
 class ViewsTest(parameterized.TestCase):

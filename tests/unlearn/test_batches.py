@@ -188,7 +188,7 @@ class BatchesTest(parameterized.TestCase):
     spans = batches.add_reference(
         batches.make_spans(tokens, mask), _state, packing.fill_rows)
     return batches.Pool(
-        spans=spans, sampler=batching.BatchSampler(n, batch, seed))
+        spans=spans, even=n, sampler=batching.BatchSampler(n, batch, seed))
 
   def _make(self, *, seed=0, steps=6, exchange=False, long=False):
     forget = self._pool(7, 3, 1)
@@ -204,6 +204,19 @@ class BatchesTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
   @parameterized.parameters(False, True)
+  def test_joined_spans_are_the_same_sequences(self):
+    short, long = self._pool(7, 3, 1).spans, self._pool(5, 3, 2, True).spans
+    got = batches.join([short, long])
+    for part, rows in ((short, range(7)), (long, range(7, 12))):
+      for i, row in enumerate(rows):
+        for name in batches.Spans._fields:
+          want, found = getattr(part, name)[i], getattr(got, name)[row]
+          if want.ndim:
+            np.testing.assert_array_equal(found[:len(want)], want)
+            self.assertFalse(found[len(want):].any())
+          else:
+            self.assertEqual(found, want)
+
   def test_a_batch_depends_on_its_step_only(self, exchange):
     first = self._make(exchange=exchange)
     wanted = [first(step) for step in range(6)]
