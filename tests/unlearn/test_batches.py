@@ -203,7 +203,6 @@ class BatchesTest(parameterized.TestCase):
   def _assert_equal(self, a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
-  @parameterized.parameters(False, True)
   def test_joined_spans_are_the_same_sequences(self):
     short, long = self._pool(7, 3, 1).spans, self._pool(5, 3, 2, True).spans
     got = batches.join([short, long])
@@ -217,6 +216,7 @@ class BatchesTest(parameterized.TestCase):
           else:
             self.assertEqual(found, want)
 
+  @parameterized.parameters(False, True)
   def test_a_batch_depends_on_its_step_only(self, exchange):
     first = self._make(exchange=exchange)
     wanted = [first(step) for step in range(6)]
