@@ -28,7 +28,7 @@ from mansu_jax.unlearn import losses
 from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
 
-_NEAR = 0.1  # Share of the retain sequences that counts as near.
+_NEAR = 0.1  # Share of all retain sequences that counts as near.
 _ROWS = 16  # Sequences whose KL is measured at once.
 
 
@@ -105,9 +105,10 @@ def _retain_pool(
 ) -> batches_lib.Pool:
   """Retain questions, evenly over facts, and more of those that are near.
 
-  `--unlearn_near_share` of each batch is drawn from what is near. Where the
-  pool holds a fact in some of its phrasings only, the near facts' others join
-  it: trained in few, a near fact is kept in those and lost in the rest.
+  `--unlearn_near_share` of each batch is drawn from what is near: as many
+  sequences as a tenth of the whole set has, so that a pool that holds few
+  phrasings of a fact gets the near facts' others. Trained in few, a near fact
+  is kept in those and lost in the rest.
   """
   options, seed = config.unlearn, config.seed
   chosen = inputs_lib.thin(questions, options.retain_pool, seed)
@@ -115,8 +116,9 @@ def _retain_pool(
   size, batch = even.even, even.sampler.batch
   if not options.near_share or batch == 1:
     return even
-  rows = batches_lib.nearest(
-      *(np.asarray(p.spans.reference[:, 0]) for p in (even, forget)), _NEAR)
+  nearest = lambda spans, count: batches_lib.nearest(
+      *(np.asarray(s.reference[:, 0]) for s in (spans, forget.spans)), count)
+  rows = nearest(even.spans, int(_NEAR * size))
   facts, ids = {chosen[i].fact for i in rows}, {q.id for q in chosen}
   more = inputs_lib.thin(
       [q for q in questions if q.fact in facts and q.id not in ids],
@@ -124,12 +126,13 @@ def _retain_pool(
   spans = even.spans
   if more:
     spans = batches_lib.join([spans, pool(more).spans])
+    rows = nearest(
+        spans, min(int(_NEAR * len(questions)), len(rows) + len(more)))
   part = round(options.near_share * batch)
   part = min(max(1, part), batch - 1)  # Some of both.
   return batches_lib.Pool(
       spans=spans, even=size, sampler=batching.FavouringSampler(
-          size, batch, even.sampler.seed, part=part,
-          favoured=np.append(rows, np.arange(size, spans.length.size))))
+          size, batch, even.sampler.seed, favoured=rows, part=part))
 
 
 def exchange_partners(

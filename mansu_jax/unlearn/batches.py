@@ -138,7 +138,7 @@ def add_reference(
 
 
 def nearest(
-    retain: np.ndarray, forget: np.ndarray, share: float) -> np.ndarray:
+    retain: np.ndarray, forget: np.ndarray, count: int) -> np.ndarray:
   """The retain sequences that forgetting is likeliest to damage.
 
   Those whose base state where the answer begins has the highest mean cosine
@@ -149,7 +149,7 @@ def nearest(
   Args:
     retain: base states [n, D].
     forget: base states [m, D].
-    share: of the retain sequences, how many; at least one.
+    count: how many; at least one, at most all.
 
   Returns:
     Rows [k] of `retain`, nearest first.
@@ -164,8 +164,7 @@ def nearest(
   cosines = directions(retain) @ directions(forget).T  # [n, m]
   neighbours = min(_NEIGHBOURS, cosines.shape[1])
   score = np.partition(cosines, -neighbours, axis=1)[:, -neighbours:].mean(1)
-  count = max(1, int(share * len(retain)))
-  return np.argsort(-score, kind='stable')[:count]
+  return np.argsort(-score, kind='stable')[:max(1, count)]
 
 
 def exchange(own: Spans, other: Spans) -> Spans:

@@ -165,13 +165,13 @@ class NearestTest(absltest.TestCase):
     for row, share in ((31, 8), (7, 3), (22, 2), (3, 1)):
       retain[row] += share * (one if row % 2 else other)
     retain[12] = common + 9 * np.eye(6)[3]  # Near a single one.
-    got = batches.nearest(retain, forget, 0.1).tolist()
+    got = batches.nearest(retain, forget, len(retain) // 10).tolist()
     self.assertCountEqual(got, [31, 7, 22, 3])
     self.assertEqual([row for row in got if row % 2], [31, 7, 3])
 
   def test_gives_at_least_one_and_survives_a_state_of_no_direction(self):
     states = np.ones((3, 4))
-    self.assertLen(batches.nearest(states, states, 0.1), 1)
+    self.assertLen(batches.nearest(states, states, 0), 1)
 
 
 class BatchesTest(parameterized.TestCase):
