@@ -115,11 +115,31 @@ def pack(
   return objective.Packed(tokens, positions, segments), np.split(starts, ends)
 
 
-def targets(spans: Spans, starts: np.ndarray) -> objective.Targets:
-  """What is predicted, at places in the flattened rows."""
-  where = np.where(spans.weight > 0, starts[:, None] + spans.where, 0)
+def targets(
+    spans: Spans, starts: np.ndarray, size: int | None = None
+) -> objective.Targets:
+  """What is predicted, at places in the flattened rows.
+
+  Args:
+    spans: B sequences, of which each predicts something.
+    starts: [B] where each begins in the flattened rows.
+    size: pad to this many places.
+  """
+  row, column = np.nonzero(spans.weight)
+  padding = (0, (size or row.size) - row.size)
+  place = lambda values: np.pad(np.int32(values), padding)
+  at = lambda leaf: leaf[row, column]
   return objective.Targets(
-      where.astype(np.int32), spans.labels, spans.weight, spans.reference)
+      where=place(starts[row] + at(spans.where)),
+      labels=place(at(spans.labels)),
+      weight=np.pad(at(spans.weight), padding),
+      reference=np.pad(at(spans.reference), (padding, (0, 0))),
+      sequence=place(row),
+      first=np.int32(np.searchsorted(row, np.arange(len(starts)))))
+
+
+def _places(spans: Spans | None) -> int:
+  return 0 if spans is None else np.count_nonzero(spans.weight)
 
 
 def add_reference(
@@ -236,11 +256,14 @@ class Batches:
     self._prompts, self._partners = prompts, partners
     self._marginals, self._alternatives = marginals, alternatives
     self._fill, self._seed = fill, seed
-    lengths = [
-        np.concatenate([g.length for g in self._groups(step)[0]]).tolist()
-        for step in range(steps)]
+    lengths, sizes = [], []
+    for step in range(steps):
+      groups, prompts = self._groups(step)
+      lengths.append(np.concatenate([g.length for g in groups]).tolist())
+      sizes.append([_places(g) for g in (*groups, prompts)])
     self._capacity = max(ROW, *map(max, lengths))
     self._rows = max(len(fill(some, self._capacity)) for some in lengths)
+    self._sizes = np.max(sizes, axis=0).tolist()  # One shape for all steps.
 
   def _groups(self, step: int) -> tuple[list[Spans], Spans | None]:
     rows = self.forget.sampler[step]
@@ -265,10 +288,11 @@ class Batches:
     if self._alternatives is not None:
       others = objective.Alternatives(*(x[rows] for x in self._alternatives))
     packed, starts = pack(groups, self._fill, self._rows, self._capacity)
-    forget, retain, *rest = map(targets, groups, starts)
+    forget, retain, *rest = map(targets, groups, starts, self._sizes)
     next_or_none = lambda pool: None if pool is None else rest.pop(0)
     return objective.Batch(
         packed=packed, forget=forget, retain=retain,
         text=next_or_none(self.text), crossed=next_or_none(self.crossed),
-        prompts=None if prompts is None else targets(prompts, starts[0]),
+        prompts=None if prompts is None else targets(
+            prompts, starts[0], self._sizes[-1]),
         marginal=marginal, alternatives=others)

@@ -6,10 +6,11 @@ the predicted positions, never as vocabulary logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from mansu_jax import config as run_config
 from mansu_jax import types
@@ -31,12 +32,19 @@ class Packed(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What is predicted, a sequence a row."""
+  """What is predicted of B sequences, at P places, one sequence's after
+  another's.
 
-  where: types.Array  # [B, A] int32, places in the flattened rows
-  labels: types.Array  # [B, A] int32, the token that follows each
-  weight: types.Array  # [B, A] float32, 0 on padding
-  reference: types.Array  # [B, A, D] the base's final hidden state there
+  Without padding by sequence: logits at a place cost as much as a quarter of
+  the layers do for a token.
+  """
+
+  where: types.Array  # [P] int32, places in the flattened rows
+  labels: types.Array  # [P] int32, the token that follows each
+  weight: types.Array  # [P] float32, 0 on padding, which stands at the end
+  reference: types.Array  # [P, D] the base's final hidden state there
+  sequence: types.Array  # [P] int32, whose place it is
+  first: types.Array  # [B] int32, each sequence's first place, 0 .. P - 1
 
 
 class Alternatives(NamedTuple):
@@ -96,7 +104,7 @@ def make_loss(
   def forget_term(logits, base, batch):
     targets = batch.forget
     nll = _sequence_nll(logits, targets)
-    at_prompt_end = logits[:, 0]  # [B, V]
+    at_prompt_end = logits[targets.first]  # [B, V]
     if options.loss == 'marginal':
       term = losses.distribution_kl(batch.marginal, at_prompt_end).mean()
     elif options.loss == 'exchange':
@@ -109,7 +117,8 @@ def make_loss(
       term = losses.npo(nll, nll_base, beta=options.npo_beta).mean()
     elif options.loss == 'simnpo':
       term = losses.simnpo(
-          nll, targets.weight.sum(-1), beta=options.npo_beta).mean()
+          nll, _sequence_sum(targets.weight, targets),
+          beta=options.npo_beta).mean()
     elif options.loss == 'bounded_nll':
       term = losses.bounded_nll(nll).mean()
     else:
@@ -125,29 +134,32 @@ def make_loss(
     hidden = forward(theta, frozen, packed.tokens, packed.positions,
                      packed_mask(packed))
     flat = hidden.reshape(-1, hidden.shape[-1])  # [R * T, D]
-    logits_at = lambda targets: unembed(theta, frozen, flat[targets.where])
+    kept = (batch.retain, batch.text, batch.crossed, batch.prompts)
+    at_forget, *at_kept = _in_one(
+        lambda states: unembed(theta, frozen, states),
+        [flat[t.where] if t else None for t in (batch.forget, *kept)])
+    references = _in_one(
+        lambda states: unembed(None, base, states),
+        [t.reference if t else None for t in kept])
 
-    def kl(targets, logits=None):
+    def kl(targets, logits, reference):
       if targets is None:
         return jnp.zeros((), jnp.float32)
-      logits = logits_at(targets) if logits is None else logits
-      reference = unembed(None, base, targets.reference)
       return losses.weighted_mean(
           losses.token_kl(reference, logits), targets.weight)
 
-    forget, forget_nll = forget_term(
-        logits_at(batch.forget), base, batch)
-    logits = logits_at(batch.retain)
-    retain_kl = kl(batch.retain, logits)
+    forget, forget_nll = forget_term(at_forget, base, batch)
+    retain_kl, text_kl, crossed_kl, prompt_kl = map(
+        kl, kept, at_kept, references)
     retain_nll = losses.weighted_mean(
-        losses.token_nll(logits, batch.retain.labels), batch.retain.weight)
-    text_kl, crossed_kl = kl(batch.text), kl(batch.crossed)
+        losses.token_nll(at_kept[0], batch.retain.labels),
+        batch.retain.weight)
     total = (
         options.forget_weight * forget
         + options.kl_weight * (
             retain_kl + options.text_weight * text_kl
             + options.crossed_weight * crossed_kl
-            + options.prompt_weight * kl(batch.prompts))
+            + options.prompt_weight * prompt_kl)
         + options.nll_weight * retain_nll)
     return total, Metrics(
         total, forget, forget_nll, retain_kl, retain_nll, text_kl, crossed_kl)
@@ -155,7 +167,23 @@ def make_loss(
   return loss
 
 
+def _in_one(
+    fn: Callable[[types.Array], types.Array],
+    states: Sequence[types.Array | None]) -> list[types.Array | None]:
+  """`fn` of each [P, D], by one call: the embedding is read once."""
+  real = [s for s in states if s is not None]
+  ends = np.cumsum([s.shape[0] for s in real])[:-1]
+  found = iter(jnp.split(fn(jnp.concatenate(real)), ends))
+  return [None if s is None else next(found) for s in states]
+
+
 def _sequence_nll(logits: types.Array, targets: Targets) -> types.Array:
   """NLL of each sequence's labels, summed over its tokens; [B]."""
-  return jnp.sum(
-      losses.token_nll(logits, targets.labels) * targets.weight, axis=-1)
+  nll = losses.token_nll(logits, targets.labels)
+  return _sequence_sum(nll * targets.weight, targets)
+
+
+def _sequence_sum(values: types.Array, targets: Targets) -> types.Array:
+  """Sums values [P] over each sequence's places; [B]."""
+  zeros = jnp.zeros(targets.first.shape, values.dtype)
+  return zeros.at[targets.sequence].add(values)

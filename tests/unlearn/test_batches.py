@@ -62,7 +62,7 @@ class SpansTest(absltest.TestCase):
 class PackTest(parameterized.TestCase):
 
   def test_each_target_is_predicted_from_its_own_sequence(self):
-    groups = [_spans([0, 1]), _spans([2, 2])]
+    groups = [_referenced([0, 1]), _referenced([2, 2])]
     packed, starts = batches.pack(groups, packing.fill_rows)
     tokens, positions, segments = (x.ravel() for x in packed)
     for spans, start in zip(groups, starts):
@@ -73,12 +73,33 @@ class PackTest(parameterized.TestCase):
         np.testing.assert_array_equal(positions[row], np.arange(length))
         self.assertLen(set(segments[row].tolist()), 1)
         self.assertEqual((segments == segments[start[i]]).sum(), length)
-        for a in np.flatnonzero(spans.weight[i]):
-          place = targets.where[i, a]
+        own = np.flatnonzero(targets.sequence == i)
+        real = np.flatnonzero(spans.weight[i])
+        self.assertEqual(targets.first[i], own[0])
+        self.assertLen(own, real.size)
+        for p, a in zip(own, real):
+          place = targets.where[p]
           self.assertEqual(tokens[place], spans.tokens[i, spans.where[i, a]])
           self.assertEqual(segments[place], segments[start[i]])
+          self.assertEqual(targets.labels[p], spans.labels[i, a])
+          np.testing.assert_array_equal(
+              targets.reference[p], spans.reference[i, a])
     self.assertEqual((segments >= 0).sum(), 4 + 2 + 7 + 7)
     self.assertTrue(np.all(tokens[segments < 0] == 0))
+
+  def test_targets_are_padded_at_the_end_with_what_weighs_nothing(self):
+    spans = _referenced([0, 1, 2])
+    _, (starts,) = batches.pack([spans], packing.fill_rows)
+    bare, padded = (batches.targets(spans, starts, n) for n in (None, 12))
+    count = np.count_nonzero(spans.weight)
+    self.assertLen(bare.weight, count)
+    self.assertTrue(bare.weight.all())
+    for name in ('where', 'labels', 'weight', 'reference', 'sequence'):
+      got, want = getattr(padded, name), getattr(bare, name)
+      np.testing.assert_array_equal(got[:count], want)
+      self.assertLen(got, 12)
+      self.assertFalse(got[count:].any())
+    np.testing.assert_array_equal(padded.first, bare.first)
 
   def test_rows_are_added_and_refused(self):
     groups = [_spans()]
@@ -245,15 +266,16 @@ class BatchesTest(parameterized.TestCase):
     for part, pool in ((batch.forget, made.forget), (
         batch.retain, made.retain), (batch.text, made.text)):
       rows = pool.sampler[4]
-      np.testing.assert_array_equal(part.labels, pool.spans.labels[rows])
-      tokens = batch.packed.tokens.ravel()[part.where]
-      for b, row in enumerate(rows):
-        for a in np.flatnonzero(part.weight[b]):
-          self.assertEqual(tokens[b, a], pool.spans.tokens[
-              row, pool.spans.where[row, a]])
-          np.testing.assert_array_equal(
-              part.reference[b, a],
-              [tokens[b, a], pool.spans.where[row, a]])
+      chosen = pool.spans.take(rows)
+      real = chosen.weight > 0
+      count = real.sum()
+      np.testing.assert_array_equal(part.labels[:count], chosen.labels[real])
+      tokens = batch.packed.tokens.ravel()[part.where[:count]]
+      np.testing.assert_array_equal(tokens, np.take_along_axis(
+          chosen.tokens, chosen.where, 1)[real])
+      np.testing.assert_array_equal(
+          part.reference[:count], np.stack([tokens, chosen.where[real]], 1))
+      self.assertFalse(part.weight[count:].any())
     np.testing.assert_array_equal(batch.prompts.where, batch.forget.where)
 
   def test_each_forget_sequence_gets_its_groups_row(self):

@@ -184,9 +184,10 @@ class ObjectiveTest(parameterized.TestCase):
         self.theta, view, view, batch)
     after = _logits(self.merged, problem.FORGET)
     table = np.float64(self.model.params['embed'])
-    values = [unlearn_naive.kl(table @ reference[i, a], after[i][t])
-              for i, row in enumerate(_places(problem.FORGET[1]))
-              for a, t in enumerate(row)]
+    places = [(i, t) for i, row in enumerate(_places(problem.FORGET[1]))
+              for t in row]
+    values = [unlearn_naive.kl(table @ reference[p], after[i][t])
+              for p, (i, t) in enumerate(places)]
     self.assertAlmostEqual(
         float(metrics.forget), np.mean(values), delta=1e-3)
 
