@@ -40,7 +40,7 @@ setuptools.setup(
         # dependencies would compile llama.cpp.
         'demo': [],
         'parity': ['torch>=2.5'],
-        'dev': ['chex>=0.1.90', 'hypothesis>=6.100', 'ipykernel>=6',
+        'dev': ['build>=1', 'chex>=0.1.90', 'hypothesis>=6.100', 'ipykernel>=6',
                 'nbclient>=0.10', 'nbformat>=5.10', 'pytest>=8'],
     },
     entry_points={'console_scripts': ['mansu_jax = mansu_jax.main:run']},

@@ -35,13 +35,19 @@ class Stages:
     Args:
       name: of the stage.
       make: computes a nested dict of arrays and numbers.
+
+    Raises:
+      OSError: it cannot be saved, as where the disk is full.
     """
     path = self._root / name
     if self._resume and path.exists():
       logging.info('%s: restored from %s', name, path)
       return self._restore(path)
     result = make()
-    self._checkpointer.save(path, result, force=True)
+    try:
+      self._checkpointer.save(path, result, force=True)
+    except (ValueError, OSError) as error:  # Tensorstore's are ValueErrors.
+      raise OSError(f'{path} cannot be saved ({error})') from error
     return result
 
   def _restore(self, path: pathlib.Path) -> types.PyTree:

@@ -203,9 +203,9 @@ class UnlearnConfig:
   forget_batch: int = _field(12, 'Forget sequences a step.')
   retain_batch: int = _field(12, 'Retain fact sequences a step.')
   near_share: float = _field(
-      0.25, 'Share of each retain batch that is drawn from the tenth of the'
-      ' retain sequences whose base states are nearest to the forget set\'s;'
-      ' in [0, 1).')
+      0.25, 'Share of each retain batch that is drawn from the sequences whose'
+      ' base states are nearest to the forget set\'s, a tenth of the retain set'
+      ' at most; in [0, 1).')
   text_batch: int = _field(2, 'General text windows a step.')
   crossed_batch: int = _field(
       0, 'Crossed prompts a step: the retain set\'s phrasings asked of the'

@@ -63,7 +63,9 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         config, edit, fisher, batches, model))
     unlearned = hf_io.as_stored(
         edit.merge(done['theta']), config.export_dtype)
-    kl = training.retain_kl(config, edit, fisher, batches, done)
+    kl = training.retain_kl(
+        config, edit, fisher, batches, done['history'], hf_io.as_stored(
+            done['theta'], config.export_dtype))
     crossed = batches.crossed_account
     del edit, batches  # The views' weights.
   with clock.stage('export'):

@@ -56,12 +56,17 @@ class ModelTest(bad_input.Refusals):
   @parameterized.parameters(
       (dict(rope_theta='abc'), "rope_theta = 'abc'", 'int or float'),
       (dict(rope_theta=float('nan')), 'rope_theta = nan', 'positive'),
+      (dict(rope_theta=10**400), 'rope_theta = 10+: expected int or float'),
+      (dict(rms_norm_eps=10**400), 'rms_norm_eps = 10+: expected int or float'),
+      (dict(head_dim=0), 'd_head = 0', 'positive'),
+      (dict(num_key_value_heads=0), 'num_kv_heads = 0', 'positive'),
+      (dict(eos_token_id=[None]), r'eos_token_id = \[None\]', 'expected int'),
       (dict(rms_norm_eps=None), 'rms_norm_eps = None', 'float'),
       (dict(rms_norm_eps=float('inf')), 'norm_eps = inf', 'positive'),
       (dict(vocab_size=10**15), 'vocab_size = 10{15}', 'below 2147483648'),
       (dict(vocab_size=True), 'vocab_size = True', 'expected int'),
       (dict(num_attention_heads=0), 'num_attention_heads = 0', 'positive'),
-      (dict(eos_token_id=[2, 'a']), "eos_token_id = 'a'", 'expected int'))
+      (dict(eos_token_id=[2, 'a']), r"eos_token_id = \[2, 'a'\]", 'expected int'))
   def test_a_config_field_that_is_no_such_number(self, changes, *message):
     self._change_config(**changes)
     self._refused_model(*message, 'Correct the')
@@ -70,6 +75,7 @@ class ModelTest(bad_input.Refusals):
       (dict(rope_type='linear', factor='8'), "factor = '8'", 'Correct'),
       (dict(rope_type='linear', factor=None), "'linear' with the fields"),
       (dict(rope_type='linear', factor=float('inf')), 'factor is inf'),
+      (dict(rope_type='linear', factor=10**400), 'factor = 10+: expected int'),
       (dict(rope_type=['linear'], factor=8), r"rope_type = \['linear'\]"),
       (dict(type=3, factor=8), 'type = 3', 'expected str'),
       (dict(rope_type='llama3', factor=8, low_freq_factor=0,
@@ -92,7 +98,7 @@ class ModelTest(bad_input.Refusals):
         errno.EACCES, 'Permission denied', 'config.json')):
       self._refused_model('config.json: Permission denied', 'can be read')
 
-  @parameterized.parameters(('bos', 10**6), ('unknown', -1))
+  @parameterized.parameters(('bos', 10**6), ('eos', -1), ('eos', 'x'))
   def test_gguf_token_ids_outside_the_vocabulary(self, name, value):
     self.model = self.folder / 'model.gguf'
     config = tiny.config()
@@ -106,7 +112,7 @@ class ModelTest(bad_input.Refusals):
 
     with mock.patch.object(gguf_io, 'open_file', other):
       self._refused_model(
-          f'{name}_token_id = {value}', 'expected an id below', 'Convert')
+          f'{name}_token_id = {value!r}', 'expected an id below', 'Convert')
 
   def test_unknown_architecture(self):
     self._change_config(architectures=['MambaForCausalLM'], model_type='mamba')

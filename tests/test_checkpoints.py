@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -64,6 +65,14 @@ class StagesTest(parameterized.TestCase):
       checkpoints.Stages(self.root, resume=True).get('unlearn', fail)
     got = self._get({'x': np.ones(2)})
     np.testing.assert_array_equal(got['x'], [1, 1])
+
+  def test_what_cannot_be_saved_is_an_error_of_the_disk(self):
+    saved = checkpoints.Stages(self.root, resume=True)
+    for error in (ValueError('OUT_OF_RANGE: Error writing'), OSError('full')):
+      with mock.patch.object(
+          saved._checkpointer, 'save', side_effect=error), (
+              self.assertRaisesRegex(OSError, 'unlearn cannot be saved')):
+        saved.get('unlearn', lambda: {'x': np.ones(2)})
 
   def test_a_half_written_stage_is_not_used(self):
     # What Orbax leaves when the process is killed while it writes.

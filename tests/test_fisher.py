@@ -107,7 +107,7 @@ class PredictedKlTest(absltest.TestCase):
 class CircuitFisherTest(parameterized.TestCase):
   """The stage, on a decoder: padding is masked, slices are the circuit's."""
 
-  def _run(self, **options):
+  def _run(self, even=None, **options):
     spans = problem.spans(problem.hidden_of_model(), *problem.FORGET)
     pad = ((0, 0), (0, 5))  # More padding than is needed, full of junk.
     spans = spans._replace(
@@ -121,7 +121,7 @@ class CircuitFisherTest(parameterized.TestCase):
 
     class Retain:
       retain = batches.Pool(
-          spans=spans, sampler=None, even=spans.length.size)
+          spans=spans, sampler=None, even=even or spans.length.size)
 
     class Saved:
       get = staticmethod(lambda name, make: make())
@@ -156,6 +156,16 @@ class CircuitFisherTest(parameterized.TestCase):
       np.testing.assert_allclose(
           got[module][leaf], value, rtol=2e-3, atol=1e-5 * value.max(),
           err_msg=leaf)
+
+  def test_what_is_near_is_no_part_of_it(self):
+    seen = []
+    def keep(log_prob, theta, frozen, examples, *, chunk):
+      seen.append(examples.tokens)
+    with mock.patch.object(fisher, 'diagonal_fisher', keep):
+      self._run(even=2)
+    tokens = problem.FORGET[0][:2]
+    self.assertLen(seen[0], 2)
+    np.testing.assert_array_equal(seen[0][:, :3], tokens[:, :3])
 
   def test_labels_are_those_of_the_data_or_drawn_from_the_base(self):
     seen = []

@@ -83,6 +83,15 @@ class OpenTest(parameterized.TestCase):
     self._open(self._config(seed=1, resume=False), model='other')
     self.assertIn('--seed=1\n', (self.root / 'flags.txt').read_text())
 
+  def test_a_stage_that_was_being_saved_is_not_finished(self):
+    self._open(self._config())
+    name = 'attribution.orbax-checkpoint-tmp-7'
+    (self.root / 'checkpoints' / name).mkdir(parents=True)
+    self._open(self._config(seed=1))
+    (self.root / 'checkpoints' / 'fisher').mkdir()
+    with self.assertRaisesRegex(ValueError, 'another run'):
+      self._open(self._config())
+
   def test_a_run_without_resume_is_refused(self):
     self._open(self._config())
     self._finish_a_stage()

@@ -98,6 +98,12 @@ def size_within(ranking: Ranking, budget: float, total_weights: int) -> int:
   return int(fits.sum())
 
 
+def fills(circuit: graph.Circuit, layers: range) -> bool:
+  """Whether no other circuit of as many nodes in each layer exists."""
+  parts = [circuit[kind][layer] for kind in graph.KINDS for layer in layers]
+  return all(nodes.all() or not nodes.any() for nodes in parts)
+
+
 def matched_random(
     circuit: graph.Circuit, layers: range, rng: np.random.Generator
 ) -> graph.Circuit:

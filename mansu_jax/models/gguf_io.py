@@ -18,6 +18,7 @@ import numpy as np
 from mansu_jax import types
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
+from mansu_jax.models import gguf_tokenizer
 
 NAMES = {
     'embed': 'token_embd.weight',
@@ -128,7 +129,8 @@ def read_config(file: GgufFile) -> config_lib.ModelConfig:
           f'{file.path} has llama.{key} = {found[key]}: expected the head'
           f' width {d_head}. Partial rotary positions and unequal head widths'
           ' are not implemented; use another model.')
-  token = lambda name: file.metadata.get(f'tokenizer.ggml.{name}_token_id')
+  keys = gguf_tokenizer.ggml_keys(file.metadata)
+  token = lambda name: gguf_tokenizer.special_id(keys, name)
   return config_lib.ModelConfig(
       vocab_size=file.shapes.get(NAMES['embed'], (1,))[0],
       d_model=width,

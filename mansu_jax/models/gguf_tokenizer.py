@@ -58,16 +58,15 @@ def build(metadata: Mapping[str, Any], where: str) -> Any:
   """
   import transformers  # pylint: disable=g-import-not-at-top
 
-  found = {key.removeprefix('tokenizer.ggml.'): value
-           for key, value in metadata.items()}
+  found = ggml_keys(metadata)
   _check(found, where)
   tokens = found['tokens']
   backend = _byte_level_bpe(found, where)
   special = {
-      f'{short}_token': tokens[found[f'{long}_token_id']]
+      f'{short}_token': tokens[special_id(found, long)]
       for short, long in (('bos', 'bos'), ('eos', 'eos'), ('unk', 'unknown'),
                           ('pad', 'padding'))
-      if found.get(f'{long}_token_id') is not None}
+      if special_id(found, long) is not None}
   add_bos = bool(found.get('add_bos_token', False))
   if add_bos:
     backend.post_processor = _bos_template(found, where)
@@ -78,6 +77,13 @@ def build(metadata: Mapping[str, Any], where: str) -> Any:
       clean_up_tokenization_spaces=False,
       add_bos_token=add_bos,
       **special)
+
+
+def ggml_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
+  """The `tokenizer.ggml.` keys of a file, without that prefix."""
+  prefix = 'tokenizer.ggml.'
+  return {key.removeprefix(prefix): value
+          for key, value in metadata.items() if key.startswith(prefix)}
 
 
 def _check(found: Mapping[str, Any], where: str) -> None:
@@ -95,14 +101,28 @@ def _check(found: Mapping[str, Any], where: str) -> None:
         f'{where} lacks tokenizer.ggml keys {missing}: expected a vocabulary,'
         ' its merges and its token types. Convert the model again with its'
         ' tokenizer.')
-  size = len(found['tokens'])
-  for name, value in found.items():
-    if name.endswith('_token_id') and not (
-        isinstance(value, int) and 0 <= value < size):
+  for name in ('bos', 'eos'):
+    key = f'{name}_token_id'
+    if key in found and special_id(found, name) is None:
       raise ValueError(
-          f'{where} has tokenizer.ggml.{name} = {value!r}: expected an id below'
-          f' {size}, the number of tokens. Convert the model again with its'
-          ' tokenizer.')
+          f'{where} has tokenizer.ggml.{key} = {found[key]!r}: expected an id'
+          f' below {len(found["tokens"])}, the number of tokens. Convert the'
+          ' model again with its tokenizer.')
+
+
+def special_id(found: Mapping[str, Any], name: str) -> int | None:
+  """A special token's id; None where the vocabulary holds no such token.
+
+  Real files give 4294967295 or an id beyond the vocabulary for padding that
+  they do not have.
+
+  Args:
+    found: the `tokenizer.ggml.` keys, without that prefix.
+    name: `bos`, `eos`, `unknown` or `padding`.
+  """
+  value = found.get(f'{name}_token_id')
+  inside = isinstance(value, int) and 0 <= value < len(found.get('tokens', ()))
+  return value if inside else None
 
 
 def _byte_level_bpe(

@@ -242,6 +242,7 @@ def write(
 
   Raises:
     ValueError: see `check_export`; or params that do not fit the config.
+    OSError: the disk is full, or the folder cannot be written.
   """
   path = pathlib.Path(path)
   check_export(path, export_dtype)
@@ -252,8 +253,11 @@ def write(
     new = pathlib.Path(scratch) / 'new'
     new.mkdir()
     weights = _torch_tensors(config, params, EXPORT_DTYPES[export_dtype])
-    safetensors_numpy.save_file(
-        weights, new / _WEIGHTS, metadata={'format': 'pt'})
+    try:
+      safetensors_numpy.save_file(
+          weights, new / _WEIGHTS, metadata={'format': 'pt'})
+    except safetensors.SafetensorError as error:
+      raise OSError(f'{path / _WEIGHTS} cannot be written ({error})') from error
     fields = llama.to_hf(config, export_dtype)
     (new / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
     if tokenizer is not None:

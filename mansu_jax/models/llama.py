@@ -6,6 +6,7 @@ Every field of a `config.json` is handled, knowingly ignored, or refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import sys
 from typing import Any
 
 from mansu_jax.models import config as config_lib
@@ -87,8 +88,8 @@ def from_hf(fields: Mapping[str, Any], where: str) -> config_lib.ModelConfig:
       d_model=fields['hidden_size'],
       num_layers=fields['num_hidden_layers'],
       num_heads=heads,
-      num_kv_heads=get('num_key_value_heads') or heads,
-      d_head=get('head_dim') or fields['hidden_size'] // heads,
+      num_kv_heads=_or(get('num_key_value_heads'), heads),
+      d_head=_or(get('head_dim'), fields['hidden_size'] // heads),
       d_ff=fields['intermediate_size'],
       rope_theta=theta,
       rope_scaling=scaling,
@@ -98,6 +99,10 @@ def from_hf(fields: Mapping[str, Any], where: str) -> config_lib.ModelConfig:
       bos_token_id=get('bos_token_id'),
       eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
       pad_token_id=get('pad_token_id'))
+
+
+def _or(value: int | None, default: int) -> int:
+  return default if value is None else value
 
 
 def _check_fields(fields: Mapping[str, Any], where: str) -> None:
@@ -121,7 +126,10 @@ def _check_fields(fields: Mapping[str, Any], where: str) -> None:
   _check_kinds(fields, _KINDS, where)
   eos = fields.get('eos_token_id')
   for value in eos if isinstance(eos, list) else ():
-    _check_kinds({'eos_token_id': value}, {'eos_token_id': (int,)}, where)
+    if type(value) is not int:
+      raise ValueError(
+          f'{where} has eos_token_id = {eos!r}: expected int or a list of int.'
+          ' Correct the field.')
   for source in ('rope_scaling', 'rope_parameters'):
     _check_kinds(fields.get(source) or {}, _ROPE_KINDS, f'{where}, {source}')
   if fields['num_attention_heads'] < 1:
@@ -138,9 +146,11 @@ def _check_kinds(
     value = fields.get(name)
     fits = name not in fields or type(value) in kinds or (
         value is None and name not in _NEVER_NULL)
+    if fits and float in kinds and isinstance(value, int):
+      fits = abs(value) <= sys.float_info.max
     if not fits:
       raise ValueError(
-          f'{where} has {name} = {value!r}: expected'
+          f'{where} has {name} = {repr(value)[:60]}: expected'
           f' {" or ".join(kind.__name__ for kind in kinds)}. Correct the'
           ' field.')
 

@@ -76,9 +76,10 @@ def _measure(config, inputs, model, circuit, unlearned) -> dict[str, Any]:
       config, inputs.splits, model.tokenizer)
   forget = forget[:config.eval.cad_pairs]
   scores, facts = _both_sides(config, model, forget, variants)
+  draw = lambda rng: select.matched_random(circuit, layers, rng)
   cad = divergence.measure(
       *scores, circuit, facts, **options,
-      random_nodes=lambda rng: select.matched_random(circuit, layers, rng),
+      random_nodes=None if select.fills(circuit, layers) else draw,
       random_circuits=max(20, config.circuit.random_circuits))
 
   retain = attribution.retain_pairs(

@@ -94,8 +94,9 @@ def make_batches(
           questions, model.tokenizer), options.retain_batch, 1))
   return batches_lib.Batches(
       forget=forget_pool, marginals=table, alternatives=others,
-      retain=retain, text=text, crossed=crossed, crossed_account=account, prompts=prompts,
-      partners=partners, fill=packing.fill_rows, steps=options.steps, seed=seed)
+      retain=retain, text=text, crossed=crossed, crossed_account=account,
+      prompts=prompts, partners=partners, fill=packing.fill_rows,
+      steps=options.steps, seed=seed)
 
 
 def _retain_pool(
@@ -105,10 +106,10 @@ def _retain_pool(
 ) -> batches_lib.Pool:
   """Retain questions, evenly over facts, and more of those that are near.
 
-  `--unlearn_near_share` of each batch is drawn from what is near: as many
-  sequences as a tenth of the whole set has, so that a pool that holds few
-  phrasings of a fact gets the near facts' others. Trained in few, a near fact
-  is kept in those and lost in the rest.
+  Facts that are near in the even pool join it in their other phrasings, as far
+  as `--unlearn_retain_pool` allows: trained in few, a near fact is kept in
+  those and lost in the rest. `--unlearn_near_share` of each batch is drawn
+  from the nearest of all these, at most as many as a tenth of the whole set.
   """
   options, seed = config.unlearn, config.seed
   chosen = inputs_lib.thin(questions, options.retain_pool, seed)
@@ -263,7 +264,7 @@ def unlearn(
 def retain_kl(
     config: run_config.RunConfig, edit: edits.Edit,
     fisher: types.PyTree | None, batches: batches_lib.Batches,
-    done: types.PyTree) -> dict[str, Any]:
+    history: dict[str, np.ndarray], theta: types.PyTree) -> dict[str, Any]:
   """The Fisher's estimate of the retain KL beside the measured one.
 
   Both are of the final weights in full precision on the Fisher's sequences, in
@@ -275,9 +276,9 @@ def retain_kl(
     edit: what was trained.
     fisher: from `circuit_fisher`.
     batches: of the training.
-    done: from `unlearn`.
+    history: from `unlearn`.
+    theta: its final weights, as they are stored.
   """
-  theta, history = done['theta'], done['history']
   seen = {}
   for number, name in enumerate(edit.views):
     values = history['retain_kl'][history['view'] == number]

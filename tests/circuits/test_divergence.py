@@ -241,6 +241,13 @@ class StructuralErasureTest(parameterized.TestCase):
     self.assertIs(got['passed'], False)
     self.assertIn(False, got['checks'].values())
 
+  def test_without_random_circuits_it_does_not_pass(self):
+    got = self._judge(cad_randoms=None)
+    self.assertEqual(got['passed'], 'inconclusive')
+    self.assertIn('no random circuit', got['reason'])
+    self.assertIs(
+        self._judge(cad_randoms=None, cad_value=0.2)['passed'], False)
+
   def test_has_the_fields_of_a_property(self):
     got = self._judge(cad_randoms=0.7)
     self.assertEqual(got['value'], 1.0)

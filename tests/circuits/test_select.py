@@ -135,6 +135,15 @@ class MatchedRandomTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             got[kind].sum(1), self.circuit[kind].sum(1))
 
+  def test_a_circuit_of_all_nodes_has_no_other(self):
+    self.assertFalse(select.fills(self.circuit, self.layers))
+    full = graph.Circuit(**{
+        kind: np.zeros_like(self.circuit[kind]) for kind in graph.KINDS})
+    full.neurons[2] = True
+    self.assertTrue(select.fills(full, self.layers))
+    full.neurons[2, 0] = False
+    self.assertFalse(select.fills(full, self.layers))
+
   def test_draws_differ_by_seed_only(self):
     same, other = self._draw(0), self._draw(1)
     np.testing.assert_array_equal(self._draw(0).neurons, same.neurons)

@@ -103,6 +103,16 @@ class TokenizerTest(parameterized.TestCase):
         type(with_bos).from_pretrained(path)('a')['input_ids'],
         with_bos('a')['input_ids'])
 
+  @parameterized.parameters('unknown', 'padding', 'seperator')
+  def test_special_tokens_that_the_vocabulary_lacks_are_none(self, name):
+    """Real files name 4294967295, or one beyond the end."""
+    for value in (2**32 - 1, len(tiny.VOCAB)):
+      tokenizer = self._load(
+          extra={f'tokenizer.ggml.{name}_token_id': value})
+      self.assertIsNone(tokenizer.pad_token)
+      self.assertIsNone(tokenizer.unk_token)
+      self.assertEqual(tokenizer.bos_token_id, 1)
+
   def test_control_tokens_stay_whole(self):
     self.assertEqual(self._load()('a</s>b')['input_ids'],
                      [tiny.VOCAB.index('a'), 2, tiny.VOCAB.index('b')])

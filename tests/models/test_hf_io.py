@@ -2,6 +2,7 @@
 
 import json
 import time
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -9,6 +10,7 @@ import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 from safetensors import numpy as safetensors_numpy
 import tokenizers
 import tokenizers.models
@@ -87,6 +89,15 @@ class RoundTripTest(parameterized.TestCase):
     jax.tree.map(
         np.testing.assert_array_equal, loading.load(path).params, first)
     self.assertEqual([p.name for p in path.parent.iterdir()], ['model'])
+
+  def test_a_full_disk_is_an_error_of_the_disk(self):
+    path, cfg = tiny.temp_dir(self) / 'model', tiny.config()
+    with mock.patch.object(
+        hf_io.safetensors_numpy, 'save_file', side_effect=(
+            safetensors.SafetensorError('No space left on device'))):
+      with self.assertRaisesRegex(OSError, 'cannot be written .No space'):
+        hf_io.write(path, cfg, tiny.params(cfg), None)
+    self.assertFalse(path.exists())
 
   def test_old_checkpoints_store_what_the_config_gives(self):
     path = _write(self)

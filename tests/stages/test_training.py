@@ -94,6 +94,8 @@ class RetainPoolTest(parameterized.TestCase):
   def test_the_near_ones_are_as_many_as_the_pool_at_most(self):
     got = self._made(30, 8, near_share=0.5)
     self.assertEqual(got.spans.length.size, 80)
+    firsts = np.concatenate([got.sampler[step][:4] for step in range(44)])
+    self.assertLen(set(firsts.tolist()), 4 + 40)  # Not 120, a tenth of all.
 
   @parameterized.parameters((0.0, 8), (0.5, 1))
   def test_nothing_is_favoured(self, share, batch):
@@ -135,8 +137,7 @@ class RetainKLTest(absltest.TestCase):
     config = run_config.RunConfig(fisher=run_config.FisherConfig(sequences=9))
     history = {'retain_kl': np.arange(8.0), 'view': np.array([0, 1] * 4)}
     measure = lambda theta, fisher=None: training.retain_kl(
-        config, edit, fisher, _retain(spans),
-        {'theta': theta, 'history': history})
+        config, edit, fisher, _retain(spans), history, theta)
     same = measure(edit.theta)
     self.assertAlmostEqual(same['measured_nats_per_sequence'], 0, places=5)
     self.assertEqual(same['sequences'], 2)
@@ -176,7 +177,8 @@ class MemoryTest(absltest.TestCase):
     batch = problem.batch(hidden)._replace(text=None, prompts=None)
     done = training.unlearn(
         config, edit, fisher, lambda step: batch, problem.model())
-    training.retain_kl(config, edit, fisher, _retain(spans), done)
+    training.retain_kl(
+        config, edit, fisher, _retain(spans), done['history'], done['theta'])
     held = (edit.views['nf4']['quantized'], *jax.tree.leaves(
         (edit.theta, edit.grids, fisher)))
     held = [weakref.ref(array) for array in held]
