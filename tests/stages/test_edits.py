@@ -75,7 +75,7 @@ class SizeTest(parameterized.TestCase):
         problem.options(), edit.forward, edit.unembed), edit.see,
            edits.exact_weights(_run_config(), edit), edits.moved)
     carry = edit.theta, tx.init(edit.theta)
-    # Without the text: with it, as many places are predicted as there are words.
+    # Without the text: with it as many places are predicted as words exist.
     batch = problem.batch(problem.hidden_of_model())._replace(text=None)
     step = jax.make_jaxpr(lambda *args: loop._step(fns, *args))
     return _shapes_made(step(carry, view, view, batch).jaxpr)
