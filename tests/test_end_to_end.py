@@ -65,9 +65,9 @@ class RunTest(parameterized.TestCase):
 
   def test_the_workdir_holds_what_the_contract_names_and_no_more(self):
     self.assertEqual(sorted(p.name for p in self.root.iterdir()), [
-        'answers.jsonl', 'checkpoints', 'circuit.json', 'flags.txt', 'model',
-        'plots',
-        'record.json', 'report.html', 'report.md'])
+        'answers.jsonl', 'checkpoints', 'circuit.json', 'flags.txt',
+        'hashes.json', 'model', 'plots', 'record.json', 'report.html',
+        'report.md'])
 
   def test_the_returned_record_is_the_written_one(self):
     self.assertEqual(report.as_json(self.returned), self.record)
