@@ -322,18 +322,15 @@ class RunConfig:
     _check(bool(self.quant_schemes), 'No quantizer: give'
            ' --quant_schemes=nf4 or another.')
     if self.method == 'graddiff':
-      _check(self.circuit.selection == 'all', '--method=graddiff changes every'
-             ' weight: it contradicts --circuit_selection='
-             f'{self.circuit.selection}; wanted --circuit_selection=all.')
-      _check(self.edit.floor == 'none', '--method=graddiff has no floor: it'
-             f' contradicts --edit_floor={self.edit.floor}; wanted'
-             ' --edit_floor=none.')
-      _check(self.edit.projection == 'none', '--method=graddiff projects'
-             ' nothing: it contradicts --edit_projection='
-             f'{self.edit.projection}; wanted --edit_projection=none.')
-      _check(self.unlearn.loss == 'ascent', '--method=graddiff is gradient'
-             f' ascent: it contradicts --unlearn_loss={self.unlearn.loss};'
-             ' wanted --unlearn_loss=ascent.')
+      for flag, got, wanted, why in (
+          ('circuit_selection', self.circuit.selection, 'all',
+           'changes every weight'),
+          ('edit_floor', self.edit.floor, 'none', 'has no floor'),
+          ('edit_projection', self.edit.projection, 'none',
+           'projects nothing'),
+          ('unlearn_loss', self.unlearn.loss, 'ascent', 'is gradient ascent')):
+        _check(got == wanted, f'--method=graddiff {why}: it contradicts'
+               f' --{flag}={got}; wanted --{flag}={wanted}.')
       _check(not self.unlearn.quantizer_in_loop, '--method=graddiff trains in'
              ' full precision: it contradicts --unlearn_quantizer_in_loop;'
              ' wanted --nounlearn_quantizer_in_loop.')
