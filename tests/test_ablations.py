@@ -169,12 +169,12 @@ class AblationTest(parameterized.TestCase):
   def test_what_is_measured_is_what_is_exported(self):
     root, record = _run('--export_dtype=bfloat16')
     config = runs.parse(*tiny_job.make(_folder() / 'job'), *_BRIEF)
-    model = loading.load(root / 'model')
-    evaluator = evaluation.Evaluator(config, inputs.read(config), model)
-    for precision, params in (
-        ('fp', model.params),
-        ('nf4', evaluation.quantizer(model, 'nf4')(model.params))):
-      texts = evaluator(params).texts
+    model = loading.load(config.model, stored_as='bfloat16')
+    measured = evaluation.measure_all(
+        config, evaluation.Evaluator(config, inputs.read(config), model),
+        model, loading.load(root / 'model').params)
+    for precision in ('fp', 'nf4'):
+      texts = measured['unlearned', precision].texts
       self.assertEqual(
           perplexity.pool(texts.values()).perplexity,
           record['perplexity']['unlearned'][precision])

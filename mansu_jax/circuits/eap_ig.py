@@ -31,11 +31,13 @@ SITES = (_NEURON, _HEAD)
 
 
 class PairBatch(NamedTuple):
-  """Clean and corrupted prompts; padding stands on the right."""
+  """Clean and corrupted prompts of B pairs, packed alike into R rows."""
 
-  clean: types.Array  # [B, T] int32
-  corrupt: types.Array  # [B, T] int32
-  last: types.Array  # [B] int32, last prompt position
+  clean: types.Array  # [R, T] int32
+  corrupt: types.Array  # [R, T] int32
+  positions: types.Array  # [R, T] int32, within the prompt
+  segments: types.Array  # [R, T] int32, which pair; -1 on padding
+  last: types.Array  # [B] int32, the prompt's end in the flattened rows
   answer: types.Array  # [B] int32, first token of the right answer
   corrupt_answer: types.Array  # [B] int32
   weight: types.Array  # [B] float32, 0 on filled-up rows
@@ -51,13 +53,12 @@ class PairScores(NamedTuple):
 
 
 def metric(
-    config: model_config.ModelConfig, params: types.Params,
-    hidden: types.Array, batch: PairBatch) -> types.Array:
+    params: types.Params, hidden: types.Array, batch: PairBatch) -> types.Array:
   """logit(answer) - logit(corrupted answer) at the last position, [B]."""
-  del config
-  rows = jnp.arange(hidden.shape[0])
-  logits = decoder.unembed(params, hidden[rows, batch.last])  # [B, V]
-  return logits[rows, batch.answer] - logits[rows, batch.corrupt_answer]
+  flat = hidden.reshape(-1, hidden.shape[-1])  # [R * T, D]
+  logits = decoder.unembed(params, flat[batch.last])  # [B, V]
+  pairs = jnp.arange(batch.last.size)
+  return logits[pairs, batch.answer] - logits[pairs, batch.corrupt_answer]
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'steps'))
@@ -69,7 +70,7 @@ def pair_scores(
   Args:
     config: the model's.
     params: full params.
-    batch: pairs of equal length within each pair.
+    batch: the pairs.
     steps: M, points on the straight path from the corrupted embeddings; the
       clean end is never sampled.
 
@@ -77,16 +78,17 @@ def pair_scores(
     Scores [B, ...] and both metrics.
   """
   run = functools.partial(
-      decoder.forward_with_taps, config, params, sites=SITES, remat=True)
+      decoder.forward_with_taps, config, params, sites=SITES, remat=True,
+      positions=batch.positions, segments=batch.segments)
   hidden, clean = run(batch.clean)
   hidden_corrupt, corrupt = run(batch.corrupt)
   delta = {site: clean[site] - corrupt[site] for site in SITES}
-  start = decoder.embed(params, batch.corrupt)  # [B, T, D]
+  start = decoder.embed(params, batch.corrupt)  # [R, T, D]
   path = decoder.embed(params, batch.clean) - start
 
   def total_metric(taps, k):
     out, _ = run(embeddings=start + (k / steps) * path, perturbations=taps)
-    return metric(config, params, out, batch).sum()
+    return metric(params, out, batch).sum()
 
   def add_step(total, k):
     grads = jax.grad(total_metric)(jax.tree.map(jnp.zeros_like, delta), k)
@@ -94,13 +96,16 @@ def pair_scores(
 
   zeros = jax.tree.map(jnp.zeros_like, delta)
   grads, _ = jax.lax.scan(add_step, zeros, jnp.arange(steps, dtype=jnp.float32))
-  neurons = jnp.einsum('LBTF,LBTF->BLF', delta[_NEURON], grads[_NEURON])
-  heads = jnp.einsum('LBTNH,LBTNH->BLN', delta[_HEAD], grads[_HEAD])
+  owner = jax.nn.one_hot(batch.segments, batch.last.size)  # [R, T, B]
+  neurons = jnp.einsum(
+      'LRTF,RTB->BLF', delta[_NEURON] * grads[_NEURON], owner)
+  heads = jnp.einsum(
+      'LRTN,RTB->BLN', (delta[_HEAD] * grads[_HEAD]).sum(-1), owner)
   return PairScores(
       neurons=neurons / steps,
       heads=heads / steps,
-      metric_clean=metric(config, params, hidden, batch),
-      metric_corrupt=metric(config, params, hidden_corrupt, batch))
+      metric_clean=metric(params, hidden, batch),
+      metric_corrupt=metric(params, hidden_corrupt, batch))
 
 
 def score_pairs(

@@ -36,17 +36,18 @@ def _patched_metric(
   patches = {site: {'keep': keep[site], 'value': corrupt[site]}
              for site in keep}
   hidden = decoder.forward_patched(
-      config, params, batch.clean, patches=patches)
-  return jnp.sum(
-      eap_ig.metric(config, params, hidden, batch) * batch.weight)
+      config, params, batch.clean, patches=patches, positions=batch.positions,
+      segments=batch.segments)
+  return jnp.sum(eap_ig.metric(params, hidden, batch) * batch.weight)
 
 
 @functools.partial(jax.jit, static_argnames='config')
 def _corrupted(config, params, batch):
   """Summed metric and activations of the corrupted prompts."""
   hidden, taps = decoder.forward_with_taps(
-      config, params, batch.corrupt, sites=eap_ig.SITES)
-  scores = eap_ig.metric(config, params, hidden, batch)
+      config, params, batch.corrupt, sites=eap_ig.SITES,
+      positions=batch.positions, segments=batch.segments)
+  scores = eap_ig.metric(params, hidden, batch)
   return jnp.sum(scores * batch.weight), taps
 
 

@@ -27,7 +27,7 @@ class Segment(NamedTuple):
   visible: np.ndarray  # [k, k] bool: query sees key.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # A key by what it is.
 class PackedBatch:
   """A batch of rows with the place of each segment in it.
 

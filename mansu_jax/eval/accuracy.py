@@ -115,18 +115,21 @@ def _plan(packed: batching.PackedQuestion, width: int):
 
 
 def score(
-    scorer: scoring.Scorer, params: types.Params, task: Task) -> Scores:
+    scorer: scoring.Scorer, params: types.Params, task: Task,
+    kept: scoring.Kept | None = None) -> Scores:
   """Scores every choice of every question.
 
   Args:
     scorer: compiled functions, shared by all models of one shape.
     params: the model.
     task: packed questions.
+    kept: see `scoring.Scorer.logprobs`.
 
   Raises:
     ValueError: a score is not finite, so the model is broken.
   """
-  found = scorer.logprobs(params, task.batches, task.places, task.targets)
+  found = scorer.logprobs(
+      params, task.batches, task.places, task.targets, kept)
   most = max((len(cells) for cells in task.cells), default=0)
   logprob = np.full((len(task.questions), most), -np.inf)
   for i, (table, cells) in enumerate(zip(found, task.cells)):

@@ -117,14 +117,21 @@ def _causal(ids: list[int]) -> packing.Segment:
 
 
 def score(
-    scorer: scoring.Scorer, params: types.Params,
-    task: Task) -> dict[str, TextLoss]:
+    scorer: scoring.Scorer, params: types.Params, task: Task,
+    kept: scoring.Kept | None = None) -> dict[str, TextLoss]:
   """Loss of every kind of text, in the order of the documents.
+
+  Args:
+    scorer: compiled functions, shared by all models of one shape.
+    params: the model.
+    task: packed windows.
+    kept: see `scoring.Scorer.logprobs`.
 
   Raises:
     ValueError: a log-probability is not finite, so the model is broken.
   """
-  found = scorer.logprobs(params, task.batches, task.places, task.targets)
+  found = scorer.logprobs(
+      params, task.batches, task.places, task.targets, kept)
   nll = np.array([-table.sum(dtype=np.float64) for table in found])
   if not np.isfinite(nll).all():
     bad = task.kinds[int(np.argmin(np.isfinite(nll)))]

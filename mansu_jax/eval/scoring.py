@@ -8,6 +8,7 @@ normalised in chunks, so that no `[B, T, V]` array exists.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,38 @@ from mansu_jax import types
 from mansu_jax.data import packing
 
 # (params, tokens [B, T], positions [B, T], attention_mask [B, T, S])
-#   -> hidden [B, T, D]
+#   -> hidden [B, T, D]; in place of the tokens what `below` makes of them
 Apply = Callable[..., types.Array]
 # (params, hidden [..., D]) -> logits [..., V]
 Unembed = Callable[[types.Params, types.Array], types.Array]
 
 LOGIT_BYTES = 50_000_000  # Most that one block of float32 logits may take.
+KEPT_BYTES = 1_000_000_000  # Most that one `Kept` may take.
 _MOST_PLACES = 256  # A block of more places gains no speed.
+
+
+class Kept:
+  """What `below` gave, on the host, by batch: of as many as fit."""
+
+  def __init__(self, limit: int = KEPT_BYTES):
+    """Holds nothing yet.
+
+    Args:
+      limit: bytes in all.
+    """
+    self._room, self._states = limit, {}
+
+  def get(
+      self, batch: packing.PackedBatch, make: Callable[[], types.Array]
+  ) -> types.Array | np.ndarray:
+    """What was kept for the batch, else what `make` gives."""
+    if batch in self._states:
+      return self._states[batch]
+    state = make()
+    if state.nbytes <= self._room:
+      self._room -= state.nbytes
+      self._states[batch] = np.asarray(state)
+    return state
 
 
 class Scorer:
@@ -34,23 +60,27 @@ class Scorer:
   """
 
   def __init__(
-      self, apply: Apply, unembed: Unembed, *,
+      self, apply: Apply, unembed: Unembed, *, below: Apply | None = None,
       logit_bytes: int = LOGIT_BYTES):
     """Creates a scorer.
 
     Args:
       apply: the decoder up to its final norm, see `Apply`.
       unembed: hidden states to logits, see `Unembed`.
+      below: of the arguments of `apply`; its result takes the tokens' place
+        there. What models have in common, so that it is computed once for all
+        that are given one `Kept`.
       logit_bytes: most bytes of one float32 block of logits.
     """
     self._apply, self._unembed = jax.jit(apply), unembed
+    self._below = below and jax.jit(below)
     self._normalised = jax.jit(self._target_logprobs)
     self._logit_bytes = logit_bytes
 
   def logprobs(
       self, params: types.Params, batches: Sequence[packing.PackedBatch],
       places: Sequence[np.ndarray], targets: Sequence[np.ndarray],
-  ) -> list[np.ndarray]:
+      kept: Kept | None = None) -> list[np.ndarray]:
     """Scores targets at places of every segment.
 
     Args:
@@ -59,6 +89,7 @@ class Scorer:
       places: per segment [m] int, positions in it that predict.
       targets: per segment [m, K] int, token ids scored at each place, of one K
         for all; entries that are padding hold any valid id.
+      kept: from models that have `below` in common with this one.
 
     Returns:
       Per segment the log-probabilities [m, K] float32.
@@ -66,7 +97,7 @@ class Scorer:
     if not batches:
       return []
     size = self._block_size(params, batches[0])
-    rows = self._rows(params, batches, places, targets)
+    rows = self._rows(params, batches, places, targets, kept or Kept(0))
     scored = []
     for hidden, wanted, count in _blocks(rows, size):
       block = self._normalised(params, hidden, wanted)
@@ -87,19 +118,26 @@ class Scorer:
       self, params: types.Params, batch: packing.PackedBatch) -> int:
     """Places a block, such that their logits fit the budget."""
     hidden = jax.eval_shape(
-        self._apply, params, batch.tokens, batch.positions,
+        self._hidden, params, batch.tokens, batch.positions,
         batch.attention_mask)
     logits = jax.eval_shape(self._unembed, params, hidden)
     fit = self._logit_bytes // (4 * logits.shape[-1])
     return min(_MOST_PLACES, max(1, fit))
 
+  def _hidden(self, params, tokens, *rest, keep=lambda make: make()):
+    if self._below is None:
+      return self._apply(params, tokens, *rest)
+    x = keep(lambda: self._below(params, tokens, *rest))
+    return self._apply(params, x, *rest)
+
   def _rows(
-      self, params, batches, places, targets
+      self, params, batches, places, targets, kept
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Hidden states [m, D] and targets [m, K] to score, batch by batch."""
     for batch in batches:
-      hidden = np.asarray(self._apply(
-          params, batch.tokens, batch.positions, batch.attention_mask))
+      hidden = np.asarray(self._hidden(
+          params, batch.tokens, batch.positions, batch.attention_mask,
+          keep=functools.partial(kept.get, batch)))
       index = np.concatenate([
           offset + places[s]
           for s, offset in zip(batch.segments, batch.offsets)])

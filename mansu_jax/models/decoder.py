@@ -109,6 +109,20 @@ def _mask(attention_mask: Array | None, length: int) -> Array:
   return attention_mask[:, None, None]
 
 
+def segment_mask(
+    positions: Array,  # [B, T] int32, within the segment
+    segments: Array,  # [B, T] int32, number of a token's segment in its row
+) -> Array:
+  """Packed rows: a token sees itself and what precedes it in its segment.
+
+  Returns:
+    bool [B, T, S].
+  """
+  same = segments[:, :, None] == segments[:, None, :]
+  before = positions[:, :, None] >= positions[:, None, :]
+  return same & before
+
+
 def embed(
     params: Params,
     tokens: Array,  # [B, T] int32
@@ -135,8 +149,10 @@ def forward(
     embeddings: Array | None = None,  # [B, T, D]
     positions: Array | None = None,  # [B, T]
     attention_mask: Array | None = None,  # [B, T, S] bool
+    segments: Array | None = None,  # [B, T] int32
     circuit: Params | None = None,
     circuit_start: int | None = None,
+    first_layer: int = 0,
     remat: bool = False,
     dtype: Any = jnp.float32,
 ) -> Array:
@@ -146,13 +162,17 @@ def forward(
     config: static under jit.
     params: full params.
     tokens: ids; give either these or `embeddings`.
-    embeddings: input embeddings instead of tokens.
+    embeddings: input embeddings instead of tokens, or from `entering` the
+      residual stream before `first_layer`.
     positions: rotary positions, 0 .. T-1 by default.
     attention_mask: True where query t may attend key s; causal by default. A
       row without any True attends uniformly: mask its loss.
+    segments: instead of a mask, where rows hold several sequences each: the
+      number of a token's; see `segment_mask`.
     circuit: lifted weights that replace their originals (module docstring).
     circuit_start: the layer of the circuit's first row; static under jit. May
       be left out where the circuit has a row for every layer.
+    first_layer: layers below it are not run; static under jit.
     remat: recompute layers in the backward pass.
     dtype: compute dtype.
 
@@ -160,11 +180,12 @@ def forward(
     Hidden state after the final norm, [B, T, D] in `dtype`.
 
   Raises:
-    ValueError: both or neither of tokens and embeddings, or a circuit whose
-      rows are not layers of the model.
+    ValueError: both or neither of tokens and embeddings, a mask and segments,
+      or a circuit whose rows are not layers of the model that are run.
   """
-  _check_inputs(tokens, embeddings)
-  if not jax.tree.leaves(circuit):
+  attention_mask = _seen(
+      tokens, embeddings, positions, attention_mask, segments)
+  if not jax.tree.leaves(circuit) and not first_layer:
     return Decoder(config, remat=remat, dtype=dtype).apply(
         {'params': params}, tokens, embeddings=embeddings,
         positions=positions, attention_mask=attention_mask)
@@ -172,9 +193,46 @@ def forward(
   rotary = layers.rotary_tables(config, _positions(positions, x.shape[1]))
   x = lifted.run_layers(
       config, params['layers'], x.astype(dtype), rotary,
-      _mask(attention_mask, x.shape[1]), circuit=circuit['layers'],
+      _mask(attention_mask, x.shape[1]), first=first_layer,
+      stop=config.num_layers, circuit=circuit and circuit['layers'],
       start=circuit_start, remat=remat)
   return layers.rms_norm(x, params['final_norm'], config.norm_eps)
+
+
+def entering(
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,  # [B, T] int32
+    *,
+    layer: int,
+    positions: Array | None = None,  # [B, T]
+    attention_mask: Array | None = None,  # [B, T, S] bool
+    segments: Array | None = None,  # [B, T] int32
+    dtype: Any = jnp.float32,
+) -> Array:
+  """The residual stream before a layer, for `forward` to go on from.
+
+  Models that differ from that layer on only, as before and after an edit, have
+  it in common.
+
+  Args:
+    config: static under jit.
+    params: full params.
+    tokens: ids.
+    layer: the first layer that is not run; static under jit.
+    positions: as in `forward`.
+    attention_mask: as in `forward`.
+    segments: as in `forward`.
+    dtype: compute dtype.
+
+  Returns:
+    [B, T, D] in `dtype`.
+  """
+  attention_mask = _seen(tokens, None, positions, attention_mask, segments)
+  rotary = layers.rotary_tables(config, _positions(positions, tokens.shape[1]))
+  return lifted.run_layers(
+      config, params['layers'], embed(params, tokens).astype(dtype), rotary,
+      _mask(attention_mask, tokens.shape[1]), first=0, stop=layer)
 
 
 def forward_with_taps(
@@ -187,6 +245,7 @@ def forward_with_taps(
     embeddings: Array | None = None,  # [B, T, D]
     positions: Array | None = None,  # [B, T]
     attention_mask: Array | None = None,  # [B, T, S] bool
+    segments: Array | None = None,  # [B, T] int32
     remat: bool = False,
     dtype: Any = jnp.float32,
 ) -> tuple[Array, dict[Site, Array]]:
@@ -204,6 +263,7 @@ def forward_with_taps(
     embeddings: input embeddings instead of tokens.
     positions: rotary positions, 0 .. T-1 by default.
     attention_mask: True where query t may attend key s; causal by default.
+    segments: instead of a mask, as in `forward`.
     remat: recompute layers in the backward pass.
     dtype: compute dtype.
 
@@ -211,10 +271,11 @@ def forward_with_taps(
     `(hidden [B, T, D], {site: [L, B, T, ...]})`.
 
   Raises:
-    ValueError: an unknown site, a perturbation off the sites, or both or
-      neither of tokens and embeddings.
+    ValueError: an unknown site, a perturbation off the sites, both or neither
+      of tokens and embeddings, or a mask and segments.
   """
-  _check_inputs(tokens, embeddings)
+  attention_mask = _seen(
+      tokens, embeddings, positions, attention_mask, segments)
   sites = _known_sites(sites)
   variables = {'params': params}
   if perturbations:
@@ -231,6 +292,8 @@ def forward_patched(
     tokens: Array,  # [B, T] int32
     *,
     patches: Mapping[Site, Mapping[str, Array]],
+    positions: Array | None = None,  # [B, T]
+    segments: Array | None = None,  # [B, T] int32
 ) -> Array:
   """Runs the decoder with some nodes' activations replaced.
 
@@ -240,25 +303,40 @@ def forward_patched(
     tokens: ids.
     patches: by site, `keep` [L, F or N] (nodes above 0 keep their own value)
       and `value` [L, B, T, ...], what the others get.
+    positions: rotary positions, 0 .. T-1 by default.
+    segments: as in `forward`.
 
   Returns:
     Hidden state after the final norm, [B, T, D].
   """
+  attention_mask = _seen(tokens, None, positions, None, segments)
   tree: dict[str, Any] = {}
   for site, patch in patches.items():
     node = tree
     for key in sites_lib.MODULE_PATHS[site]:
       node = node.setdefault(key, {})
     node[str(site)] = dict(patch)
-  return Decoder(config).apply({'params': params, 'patches': tree}, tokens)
+  return Decoder(config).apply(
+      {'params': params, 'patches': tree}, tokens, positions=positions,
+      attention_mask=attention_mask)
 
 
-def _check_inputs(tokens: Array | None, embeddings: Array | None) -> None:
+def _seen(
+    tokens: Array | None, embeddings: Array | None, positions: Array | None,
+    attention_mask: Array | None, segments: Array | None) -> Array | None:
+  """Checks what a forward function is given; returns its mask, if any."""
   if (tokens is None) == (embeddings is None):
     got = 'neither' if tokens is None else 'both'
     raise ValueError(
         f'The decoder got {got} of tokens and embeddings: expected one of'
         ' them. Pass tokens [B, T] or embeddings [B, T, D].')
+  if segments is None:
+    return attention_mask
+  if attention_mask is not None:
+    raise ValueError(
+        'The decoder got an attention mask and segments: expected one of them'
+        ' at most. Leave one out.')
+  return segment_mask(_positions(positions, segments.shape[1]), segments)
 
 
 def _known_sites(sites: Sequence[str]) -> tuple[Site, ...]:

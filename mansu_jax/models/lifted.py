@@ -1,4 +1,4 @@
-"""The stack of layers with a circuit lifted out of some of them.
+"""A range of layers, with a circuit lifted out of some of them.
 
 Only layers from the circuit's first one up are differentiated, and only the
 circuit's own layers compute its slices. All read the stacked weights by number,
@@ -28,37 +28,42 @@ def run_layers(
     rotary: tuple[types.Array, types.Array],  # each [B, T, 1, H / 2]
     mask: types.Array,  # [B or 1, 1, 1, T, S] bool
     *,
-    circuit: types.Params,  # leaves [C, ...]
-    start: int | None,
-    remat: bool,
+    first: int,
+    stop: int,
+    circuit: types.Params | None = None,  # leaves [C, ...]
+    start: int | None = None,
+    remat: bool = False,
 ) -> types.Array:
-  """Runs all layers, those from `start` on with the circuit's weights.
+  """Runs layers `first` to `stop - 1`, some with the circuit's weights.
 
   Args:
     config: static.
     stacked: the params' `layers`.
-    x: input embeddings.
+    x: the residual stream before layer `first`.
     rotary: from `layers.rotary_tables`.
     mask: True where a token may attend.
+    first: first layer that is run; static.
+    stop: first layer that is not; static.
     circuit: the `layers` of a circuit collection, for the layers `start` to
-      `start + C - 1`.
+      `start + C - 1`; None or empty: there is none.
     start: first layer of the circuit; None where C is L.
     remat: recompute layers in the backward pass.
 
   Returns:
-    The residual stream after the last layer, [B, T, D].
+    The residual stream after the last of them, [B, T, D].
 
   Raises:
-    ValueError: the circuit's rows are not layers of the model.
+    ValueError: the circuit's rows are not layers that are run.
   """
-  rows = jax.tree.leaves(circuit)[0].shape[0]
-  if start is None and rows == config.num_layers:
-    start = 0
-  if start is None or not 0 <= start <= config.num_layers - rows:
+  leaves = jax.tree.leaves(circuit)
+  rows = leaves[0].shape[0] if leaves else 0
+  if start is None and rows in (0, config.num_layers):
+    start = first
+  if start is None or not first <= start <= stop - rows:
     raise ValueError(
-        f'A circuit of {rows} layers from layer {start} in a model of'
-        f' {config.num_layers}; wanted its first layer as circuit_start, so'
-        ' that all are layers of the model.')
+        f'A circuit of {rows} layers from layer {start} in layers {first} to'
+        f' {stop - 1}; wanted its first layer as circuit_start, so that all are'
+        ' layers of the model that are run.')
   block = layers_lib.Block(config)
 
   def layer(x, number, lifted):
@@ -73,15 +78,13 @@ def run_layers(
   if remat:
     layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICY)
 
-  def run(x, first, stop, lifted: Any = None):
-    if first == stop:
+  def run(x, begin, end, lifted: Any = None):
+    if begin == end:
       return x
     x, _ = jax.lax.scan(
-        lambda x, at: layer(x, *at), x,
-        (jnp.arange(first, stop), lifted))
+        lambda x, at: layer(x, *at), x, (jnp.arange(begin, end), lifted))
     return x
 
-  stop = start + rows
-  x = run(x, 0, start)
-  x = run(x, start, stop, circuit)
-  return run(x, stop, config.num_layers)
+  x = run(x, first, start)
+  x = run(x, start, start + rows, circuit)
+  return run(x, start + rows, stop)

@@ -17,12 +17,11 @@ from mansu_jax import types
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
+from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.stages import inputs as inputs_lib
-
-_MULTIPLE = 8  # Padded lengths: few compiled shapes.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,35 +39,6 @@ class Found:
   ranking: select.Ranking
   means: dict[str, np.ndarray]
   report: dict[str, Any]
-
-
-def batch_pairs(
-    pairs: Sequence[pairs_lib.AttributionPair], size: int
-) -> list[eap_ig.PairBatch]:
-  """Right-pads pairs to one length and cuts them into batches of one shape.
-
-  Padding stands behind the position that is scored, which is causal, so it
-  changes nothing. There are as few batches of at most `size` as may be, and
-  as small; the last is filled up with rows of weight 0.
-  """
-  longest = max(len(p.clean_ids) for p in pairs)
-  width = -(-longest // _MULTIPLE) * _MULTIPLE
-  count = -(-len(pairs) // size)
-  size = -(-len(pairs) // count)
-  total = count * size
-  clean, corrupt = np.zeros((2, total, width), np.int32)
-  fields = np.zeros((3, total), np.int32)
-  for i in range(total):
-    pair = pairs[i % len(pairs)]
-    clean[i, :len(pair.clean_ids)] = pair.clean_ids
-    corrupt[i, :len(pair.corrupt_ids)] = pair.corrupt_ids
-    fields[:, i] = (len(pair.clean_ids) - 1, pair.answer_id,
-                    pair.corrupt_answer_id)
-  weight = (np.arange(total) < len(pairs)).astype(np.float32)
-  return [
-      eap_ig.PairBatch(*(x[i:i + size] for x in (
-          clean, corrupt, *fields, weight)))
-      for i in range(0, total, size)]
 
 
 def find(
@@ -118,7 +88,7 @@ def score(
   Raises:
     ValueError: the pairs do not elicit the knowledge.
   """
-  batches = batch_pairs(pairs, config.attribution.batch)
+  batches = pair_batches.pack(pairs, config.attribution.batch)
   scores, answered = eap_ig.keep_answered(eap_ig.score_pairs(
       model.config, model.params, batches, steps=config.attribution.steps))
   return {'means': eap_ig.node_means(scores, model.config),
@@ -177,7 +147,7 @@ def _share_of_score(circuit, means) -> float:
 
 def _account(config, model, pairs, ranking, circuit, randoms):
   """Faithfulness of the circuit, of random ones, and of prefixes."""
-  batch = batch_pairs(
+  batch = pair_batches.pack(
       pairs[:config.circuit.pairs], config.circuit.pairs)[0]
   measure = faithfulness.Faithfulness(
       model.config, model.params, jax.device_put(batch),

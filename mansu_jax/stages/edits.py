@@ -34,7 +34,7 @@ class Edit:
     grids: a code grid over theta for each scheme; empty where all weights are
       trained.
     views: frozen pytrees by name, `fp` first.
-    forward: `(theta, view, tokens, positions, mask) -> hidden [B, T, D]`.
+    forward: `(theta, view, tokens, positions, segments) -> hidden [B, T, D]`.
     unembed: `(theta, view, hidden) -> logits`; theta None: the view's own.
     see: `(theta, view) -> theta` as the view holds it.
     merge: `theta -> full params` in full precision.
@@ -103,12 +103,12 @@ def circuit_edit(
       full = quant.fake_quantize(params, name, layout)
       views[name] = view(full, grid, True)
 
-  def forward(slices, frozen, tokens, positions=None, mask=None):
+  def forward(slices, frozen, tokens, positions=None, segments=None):
     lifted = param_mask.collection(
         slices, frozen['index'], frozen['frame'])
     return decoder.forward(
         config, frozen['params'], tokens, positions=positions,
-        attention_mask=mask, circuit=lifted, circuit_start=start,
+        segments=segments, circuit=lifted, circuit_start=start,
         remat=True)
 
   def unembed(slices, frozen, hidden):
@@ -134,9 +134,9 @@ def full_edit(model: Any) -> Edit:
   return Edit(
       theta=params, grids=(),
       views={'fp': {'params': params, 'theta0': params}},
-      forward=lambda theta, frozen, tokens, positions=None, mask=None: (
+      forward=lambda theta, frozen, tokens, positions=None, segments=None: (
           decoder.forward(config, theta, tokens, positions=positions,
-                          attention_mask=mask, remat=True)),
+                          segments=segments, remat=True)),
       unembed=lambda theta, frozen, hidden: decoder.unembed(
           pick(theta, frozen), hidden),
       see=lambda theta, frozen: theta,

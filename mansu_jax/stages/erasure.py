@@ -12,6 +12,7 @@ from mansu_jax import types
 from mansu_jax.circuits import divergence
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
+from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.stages import attribution
@@ -24,7 +25,7 @@ def _both_sides(
     pairs: list[pairs_lib.AttributionPair], variants: list[types.Params]
 ) -> tuple[list[eap_ig.PairScores], np.ndarray]:
   """Scores of base and variants on the pairs that the base answers."""
-  batches = attribution.batch_pairs(pairs, config.attribution.batch)
+  batches = pair_batches.pack(pairs, config.attribution.batch)
   run = lambda params: eap_ig.score_pairs(
       model.config, params, batches, steps=config.attribution.steps)
   base, answered = eap_ig.keep_answered(run(model.params))

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mansu_jax import config as run_config
 from mansu_jax import quant
@@ -53,16 +58,42 @@ class Evaluator:
         inputs.heldout_text, model.tokenizer,
         window=config.data.text_window * 2,
         max_windows=config.eval.text_windows, **limits)
-    apply = lambda params, tokens, positions, mask: decoder.forward(
-        model.config, params, tokens, positions=positions,
-        attention_mask=mask)
-    self._scorer = scoring.Scorer(apply, decoder.unembed)
+    # One for each number of layers in common: never a second program.
+    self._scorer = functools.cache(
+        functools.partial(_scorer, model.config))
 
-  def __call__(self, params: types.Params) -> Measured:
-    """Scores all questions and texts."""
+  def __call__(
+      self, params: types.Params, *, common: int = 0,
+      kept: scoring.Kept | None = None) -> Measured:
+    """Scores all questions and texts.
+
+    Args:
+      params: the model.
+      common: as many of its layers, from the first on, it has in common with
+        the others that are given `kept`.
+      kept: what those layers gave.
+    """
+    scorer = self._scorer(common)
     return Measured(
-        scores=accuracy.score(self._scorer, params, self._task),
-        texts=perplexity.score(self._scorer, params, self._texts))
+        scores=accuracy.score(scorer, params, self._task, kept),
+        texts=perplexity.score(scorer, params, self._texts, kept))
+
+
+def _scorer(config: Any, common: int) -> scoring.Scorer:
+  """Scores models that have their first layers in common."""
+  if not common:
+    return scoring.Scorer(
+        lambda params, tokens, positions, mask: decoder.forward(
+            config, params, tokens, positions=positions, attention_mask=mask),
+        decoder.unembed)
+  return scoring.Scorer(
+      lambda params, x, positions, mask: decoder.forward(
+          config, params, embeddings=x, first_layer=common,
+          positions=positions, attention_mask=mask),
+      decoder.unembed,
+      below=lambda params, tokens, positions, mask: decoder.entering(
+          config, params, tokens, layer=common, positions=positions,
+          attention_mask=mask))
 
 
 def quantizer(
@@ -72,13 +103,34 @@ def quantizer(
   return lambda params: quant.fake_quantize(params, name, layout)
 
 
+def layers_in_common(first: types.Params, second: types.Params) -> int:
+  """How many layers, from the lowest on, are the same in two models.
+
+  None where the embeddings differ; else `decoder.entering` gives the same for
+  both up to that layer.
+  """
+  same = jax.jit(lambda a, b: jnp.all(a == b, axis=tuple(range(1, a.ndim))))
+  if not np.all(same(first['embed'], second['embed'])):
+    return 0
+  rows = np.all([np.asarray(x) for x in jax.tree.leaves(jax.tree.map(
+      same, first['layers'], second['layers']))], axis=0)  # [L]
+  return int(np.argmin(rows)) if not rows.all() else rows.size
+
+
 def measure_all(
     config: run_config.RunConfig, evaluator: Evaluator, model: Any,
     unlearned: types.Params) -> dict[tuple[str, str], Measured]:
-  """`{(model, precision): Measured}` of both models at every precision."""
+  """`{(model, precision): Measured}` of both models at every precision.
+
+  Layers below the edit are alike in both, and are run once for both.
+  """
+  common = layers_in_common(model.params, unlearned)
+  views = {'fp': lambda params: params} | {
+      scheme: quantizer(model, scheme) for scheme in config.quant_schemes}
   out = {}
-  for name, params in zip(MODELS, (model.params, unlearned)):
-    out[name, 'fp'] = evaluator(params)
-    for scheme in config.quant_schemes:
-      out[name, scheme] = evaluator(quantizer(model, scheme)(params))
-  return out
+  for precision, view in views.items():
+    kept = scoring.Kept()
+    for name, params in zip(MODELS, (model.params, unlearned)):
+      out[name, precision] = evaluator(view(params), common=common, kept=kept)
+  return {(name, precision): out[name, precision]
+          for name in MODELS for precision in views}

@@ -37,9 +37,8 @@ def make_batches(
 ) -> batches_lib.Batches:
   """Encodes the training data and keeps the base's states on it."""
   options, seed = config.unlearn, config.seed
-  run = jax.jit(lambda params, *packed: decoder.forward(
-      model.config, params, packed[0], positions=packed[1],
-      attention_mask=objective.packed_mask(objective.Packed(*packed))))
+  run = jax.jit(lambda params, tokens, positions, segments: decoder.forward(
+      model.config, params, tokens, positions=positions, segments=segments))
   hidden = lambda *packed: run(model.params, *packed)
   softmax = jax.jit(lambda params, states: jax.nn.softmax(
       decoder.unembed(params, states)))

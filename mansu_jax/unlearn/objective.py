@@ -16,7 +16,7 @@ from mansu_jax import config as run_config
 from mansu_jax import types
 from mansu_jax.unlearn import losses
 
-# (theta, frozen, tokens [R, T], positions [R, T], mask [R, T, S])
+# (theta, frozen, tokens [R, T], positions [R, T], segments [R, T])
 #   -> hidden [R, T, D]
 Forward = Callable[..., types.Array]
 # (theta, frozen, hidden [..., D]) -> logits [..., V]
@@ -85,13 +85,6 @@ class Metrics(NamedTuple):
   crossed_kl: types.Array  # nats a token
 
 
-def packed_mask(packed: Packed) -> types.Array:
-  """A token sees itself and what precedes it in its sequence, [R, T, T]."""
-  same = packed.segments[:, :, None] == packed.segments[:, None, :]
-  before = packed.positions[:, :, None] >= packed.positions[:, None, :]
-  return same & before
-
-
 def make_loss(
     options: run_config.UnlearnConfig, forward: Forward, unembed: Unembed
 ) -> Callable[..., tuple[types.Array, Metrics]]:
@@ -131,8 +124,7 @@ def make_loss(
 
   def loss(theta, frozen, base, batch):
     packed = batch.packed
-    hidden = forward(theta, frozen, packed.tokens, packed.positions,
-                     packed_mask(packed))
+    hidden = forward(theta, frozen, *packed)
     flat = hidden.reshape(-1, hidden.shape[-1])  # [R * T, D]
     kept = (batch.retain, batch.text, batch.crossed, batch.prompts)
     at_forget, *at_kept = _in_one(

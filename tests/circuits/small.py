@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from mansu_jax.circuits import graph
+from mansu_jax.data import pairs as pairs_lib
 from tests.models import tiny
 
 
@@ -27,6 +28,19 @@ def circuit(cfg, kinds=graph.KINDS):
     for node in chosen[kind]:
       out[kind][node] = True
   return out
+
+
+def pairs(same_last_token=False):
+  """Three attribution pairs, of 4, 5 and 5 tokens."""
+  rng = np.random.default_rng(3)
+  made = []
+  for length in (4, 5, 5):
+    clean, corrupt = rng.integers(1, 29, (2, length))
+    corrupt[-1] = clean[-1] if same_last_token else (clean[-1] + 1) % 29
+    made.append(pairs_lib.AttributionPair(
+        tuple(clean.tolist()), tuple(corrupt.tolist()),
+        *rng.integers(1, 29, 2).tolist(), fact=str(len(made))))
+  return made
 
 
 def members(nodes):

@@ -1,5 +1,7 @@
 """EAP-IG node scores against the golden values of other implementations."""
 
+import dataclasses
+import itertools
 import pathlib
 
 from absl.testing import absltest
@@ -8,6 +10,8 @@ import jax
 import numpy as np
 
 from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits import pair_batches
+from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import loading
 
@@ -20,13 +24,6 @@ def _largest(got, want):
   return np.abs(got - want).max() / np.abs(want).max()
 
 
-def _batch(clean, corrupt, answers, corrupt_answers):
-  num, length = clean.shape
-  return eap_ig.PairBatch(
-      clean, corrupt, np.full(num, length - 1, np.int32), answers,
-      corrupt_answers, np.ones(num, np.float32))
-
-
 @absltest.skipUnless(_GOLDEN.exists(), _NO_GOLDEN)
 class TinyLlamaTest(parameterized.TestCase):
 
@@ -36,55 +33,53 @@ class TinyLlamaTest(parameterized.TestCase):
     cls.model = loading.load(str(_GOLDEN / 'eap_tiny_llama'))
     with np.load(_GOLDEN / 'eap_tiny_llama' / 'scores.npz') as z:
       cls.want = dict(z)
-    cls.batch = _batch(
-        cls.want['clean_tokens'].astype(np.int32),
-        cls.want['corrupt_tokens'].astype(np.int32),
-        cls.want['answer_ids'], cls.want['corrupt_answer_ids'])
+    columns = (cls.want[key].tolist() for key in (
+        'clean_tokens', 'corrupt_tokens', 'answer_ids', 'corrupt_answer_ids'))
+    cls.pairs = [
+        pairs_lib.AttributionPair(tuple(clean), tuple(corrupt), *ids, fact='')
+        for clean, corrupt, *ids in zip(*columns)]
+    (cls.batch,) = pair_batches.pack(cls.pairs, len(cls.pairs))
+
+  def _scores(self, batches, steps):
+    return eap_ig.score_pairs(
+        self.model.config, self.model.params, batches, steps=steps)
 
   @parameterized.parameters(5, 20)
   def test_neurons_and_heads_match(self, steps):
-    got = eap_ig.score_pairs(
-        self.model.config, self.model.params, [self.batch], steps=steps)
+    got = self._scores([self.batch], steps)
     self.assertLess(_largest(
         got.neurons.mean(0), self.want[f'neuron_eap_ig{steps}']), 1e-5)
     self.assertLess(_largest(
         got.heads.mean(0), self.want[f'head_eap_ig{steps}']), 1e-5)
 
   def test_single_pairs_match(self):
-    got = eap_ig.score_pairs(
-        self.model.config, self.model.params, [self.batch], steps=5)
+    got = self._scores([self.batch], 5)
     self.assertLess(_largest(
         got.neurons, self.want['neuron_eap_ig5_per_pair']), 1e-5)
 
   def test_metrics_match(self):
-    got = eap_ig.score_pairs(
-        self.model.config, self.model.params, [self.batch], steps=1)
+    got = self._scores([self.batch], 1)
     np.testing.assert_allclose(
         got.metric_clean, self.want['metric_clean'], atol=1e-4)
     np.testing.assert_allclose(
         got.metric_corrupt, self.want['metric_corrupt'], atol=1e-4)
 
-  def test_padding_on_the_right_changes_nothing(self):
-    plain = eap_ig.score_pairs(
-        self.model.config, self.model.params, [self.batch], steps=3)
-    pad = lambda x: np.pad(x, ((0, 0), (0, 6)))
-    padded = self.batch._replace(
-        clean=pad(self.batch.clean), corrupt=pad(self.batch.corrupt))
-    got = eap_ig.score_pairs(
-        self.model.config, self.model.params, [padded], steps=3)
-    self.assertLess(_largest(got.neurons, plain.neurons), 1e-5)
-
-  def test_rows_of_weight_zero_are_dropped(self):
-    weight = np.ones(8, np.float32)
-    weight[5:] = 0
-    got = eap_ig.score_pairs(
-        self.model.config, self.model.params,
-        [self.batch._replace(weight=weight)], steps=1)
-    self.assertEqual(got.neurons.shape[0], 5)
+  def test_pairs_that_share_rows_are_scored_as_if_alone(self):
+    pairs = [dataclasses.replace(
+        p, clean_ids=p.clean_ids[:size], corrupt_ids=p.corrupt_ids[:size])
+             for p, size in zip(self.pairs, itertools.cycle((2, 3, 4, 5)))]
+    batches = pair_batches.pack(pairs, 3)
+    self.assertLen(batches, 3)
+    got = self._scores(batches, 3)
+    for i, pair in enumerate(pairs):
+      (alone,) = pair_batches.pack([pair], 1)
+      want = jax.tree.map(lambda x: x[0], self._scores([alone], 3))
+      for field in ('neurons', 'heads', 'metric_clean', 'metric_corrupt'):
+        self.assertLess(_largest(
+            getattr(got, field)[i], getattr(want, field)), 1e-4)
 
   def test_key_value_head_sums_over_its_group(self):
-    got = eap_ig.score_pairs(
-        self.model.config, self.model.params, [self.batch], steps=1)
+    got = self._scores([self.batch], 1)
     means = eap_ig.node_means(got, self.model.config)
     np.testing.assert_allclose(
         means['kv_heads'][:, 0], means['heads'][:, :2].sum(1), rtol=1e-5)
@@ -93,12 +88,14 @@ class TinyLlamaTest(parameterized.TestCase):
     # Sum of (e - e') . mean gradient tends to the metric difference.
     config, params = self.model.config, self.model.params
     embed = lambda t: decoder.embed(params, t)
+    packed = {'positions': self.batch.positions,
+              'segments': self.batch.segments}
     start, path = embed(self.batch.corrupt), (
         embed(self.batch.clean) - embed(self.batch.corrupt))
 
     def metric(e):
-      hidden = decoder.forward(config, params, embeddings=e)
-      return eap_ig.metric(config, params, hidden, self.batch).sum()
+      hidden = decoder.forward(config, params, embeddings=e, **packed)
+      return eap_ig.metric(params, hidden, self.batch).sum()
 
     grad = jax.jit(jax.grad(metric))
     total = sum(np.sum(path * grad(start + k / 100 * path))

@@ -5,9 +5,9 @@ from absl.testing import parameterized
 import numpy as np
 
 from mansu_jax import config as run_config
-from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
+from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import select
 from tests.circuits import small
 from tests.reference import circuit_naive
@@ -17,22 +17,11 @@ _KINDS = {'neuron': ('mlp_hidden',), 'head': ('head_out',),
           'neuron_and_head': ('mlp_hidden', 'head_out')}
 
 
-def _batch(same_last_token, weight=(1, 1, 0)):
-  """Three pairs of lengths 4, 5, 5; padding on the right."""
-  rng = np.random.default_rng(3)
-  clean, corrupt = rng.integers(1, 29, (2, 3, 5), dtype=np.int32)
-  last = np.array([3, 4, 4], np.int32)
-  clean[0, 4], corrupt[0, 4] = 0, 0
-  if same_last_token:
-    corrupt[np.arange(3), last] = clean[np.arange(3), last]
-  else:
-    corrupt[np.arange(3), last] = (clean[np.arange(3), last] + 1) % 29
-  answers = rng.integers(1, 29, (2, 3)).astype(np.int32)
-  return eap_ig.PairBatch(
-      clean, corrupt, last, *answers, np.array(weight, np.float32))
+def _batch(same_last_token):
+  return pair_batches.pack(small.pairs(same_last_token), 3)[0]
 
 
-def _naive(params, batch, circuit, level, layers):
+def _naive(params, pairs, circuit, level, layers):
   """Faithfulness of a circuit, one pair and one unit at a time."""
   run = lambda tokens, **kwargs: circuit_naive.last_logits(
       tokens, params, theta=_CONFIG.rope_theta, eps=_CONFIG.norm_eps,
@@ -45,15 +34,13 @@ def _naive(params, batch, circuit, level, layers):
       if layer not in layers:
         keep[site][layer] = True
   totals = np.zeros(3)  # Patched, clean, corrupted.
-  for b in range(3):
-    clean = batch.clean[b, :batch.last[b] + 1]
-    corrupt = batch.corrupt[b, :batch.last[b] + 1]
+  for pair in pairs:
+    clean, corrupt = map(np.array, (pair.clean_ids, pair.corrupt_ids))
     corrupt_logits, taps = run(corrupt)
     logits = [run(clean, keep=keep, other=taps)[0], run(clean)[0],
               corrupt_logits]
     for i, row in enumerate(logits):
-      totals[i] += batch.weight[b] * (
-          row[batch.answer[b]] - row[batch.corrupt_answer[b]])
+      totals[i] += row[pair.answer_id] - row[pair.corrupt_answer_id]
   return (totals[0] - totals[2]) / (totals[1] - totals[2])
 
 
@@ -74,11 +61,10 @@ class FaithfulnessTest(parameterized.TestCase):
       level=('neuron', 'head', 'neuron_and_head'),
       layers=(range(0, 2), range(1, 2)))
   def test_equals_the_loops(self, level, layers):
-    batch = _batch(same_last_token=False)
-    measure = faithfulness.Faithfulness(
-        _CONFIG, self.params, batch, level, layers)
+    pairs = small.pairs(same_last_token=False)
+    measure = self._measure(level, layers, same_last_token=False)
     for circuit in (small.random_circuit(_CONFIG, 0.5), self.empty):
-      want = _naive(self.params, batch, circuit, level, layers)
+      want = _naive(self.params, pairs, circuit, level, layers)
       self.assertGreater(min(abs(want), abs(want - 1)), 1e-3)
       self.assertAlmostEqual(measure(circuit), want, delta=1e-3)
 
@@ -112,15 +98,17 @@ class FaithfulnessTest(parameterized.TestCase):
     measure = self._measure('neuron', same_last_token=True)
     self.assertGreater(abs(measure(self.empty)), 1e-2)
 
-  def test_rows_of_weight_zero_do_not_count(self):
+  def test_pairs_of_weight_zero_do_not_count(self):
     circuit = small.random_circuit(_CONFIG, 0.5)
-    full = self._measure('neuron', same_last_token=True, weight=(1, 1, 0))
-    other = _batch(same_last_token=True)
-    for field in ('clean', 'corrupt', 'answer'):
-      getattr(other, field)[2] = 5
-    filled = faithfulness.Faithfulness(
-        _CONFIG, self.params, other, 'neuron', range(2))
-    self.assertAlmostEqual(full(circuit), filled(circuit), delta=1e-5)
+    pairs = small.pairs()
+    batch = pair_batches.pack(pairs, 3)[0]._replace(
+        weight=np.array([1, 1, 0], np.float32))
+    got, want = (faithfulness.Faithfulness(
+        _CONFIG, self.params, b, 'neuron', range(2))(circuit)
+                 for b in (batch, pair_batches.pack(pairs[:2], 2)[0]))
+    self.assertAlmostEqual(got, want, delta=1e-5)
+    self.assertNotAlmostEqual(self._measure(
+        'neuron', same_last_token=False)(circuit), want, delta=1e-3)
 
 
 class PrefixTest(absltest.TestCase):

@@ -76,15 +76,40 @@ class ForwardTest(parameterized.TestCase):
   def test_packed_row_equals_separate_rows(self):
     cfg = tiny.config()
     weights, ids = tiny.params(cfg), tiny.tokens(cfg, batch=1, length=8)
-    segment = np.array([0, 0, 0, 1, 1, 1, 1, 1])
-    mask = np.tril(segment[:, None] == segment[None])[None]
+    segments = np.array([[4, 4, 4, 2, 2, 2, 2, 2]])
     positions = np.array([[0, 1, 2, 0, 1, 2, 3, 4]])
-    got = tiny.logits(cfg, weights, ids, positions=positions,
-                      attention_mask=mask)
+    got = tiny.logits(
+        cfg, weights, ids, positions=positions, segments=segments)
     want = [tiny.logits(cfg, weights, ids[:, s]) for s in (
         slice(0, 3), slice(3, 8))]
     np.testing.assert_allclose(
         got, np.concatenate(want, axis=1), rtol=1e-5, atol=1e-5)
+
+  def test_a_token_sees_its_own_segment_up_to_itself(self):
+    got = decoder.segment_mask(
+        np.array([[0, 1, 0, 1, 0]]), np.array([[4, 4, 2, 2, -1]]))
+    np.testing.assert_array_equal(got[0], [
+        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1]])
+
+  def test_a_mask_and_segments_are_refused(self):
+    cfg = tiny.config()
+    ids = tiny.tokens(cfg, batch=1, length=4)
+    with self.assertRaisesRegex(ValueError, 'an attention mask and segments'):
+      decoder.forward(cfg, tiny.params(cfg), ids, segments=ids,
+                      attention_mask=np.ones((1, 4, 4), bool))
+
+  @parameterized.parameters(0, 1, 2, 3)
+  def test_a_run_in_two_parts_equals_one(self, layer):
+    cfg = tiny.config()
+    weights, ids = tiny.params(cfg), tiny.tokens(cfg, batch=1, length=8)
+    packed = {'segments': np.array([[0, 0, 0, 1, 1, 1, 1, 1]]),
+              'positions': np.array([[0, 1, 2, 0, 1, 2, 3, 4]])}
+    x = decoder.entering(cfg, weights, ids, layer=layer, **packed)
+    got = decoder.forward(
+        cfg, weights, embeddings=x, first_layer=layer, **packed)
+    want = decoder.forward(cfg, weights, ids, **packed)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
   def test_bfloat16_compute_is_near_and_logits_stay_float32(self):
     cfg = tiny.config()

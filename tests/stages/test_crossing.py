@@ -13,7 +13,6 @@ from mansu_jax.models import decoder
 from mansu_jax.models import loading
 from mansu_jax.stages import crossing
 from mansu_jax.stages import inputs as inputs_lib
-from mansu_jax.unlearn import objective
 from tests import runs
 from tests import tiny_job
 
@@ -30,9 +29,9 @@ class CrossingTest(parameterized.TestCase):
     cls.folder = pathlib.Path(made.name)
     cls.flags = tiny_job.make(cls.folder / 'job')
     cls.model = loading.load(cls.folder / 'job' / 'model')
-    run = jax.jit(lambda params, *packed: decoder.forward(
-        cls.model.config, params, packed[0], positions=packed[1],
-        attention_mask=objective.packed_mask(objective.Packed(*packed))))
+    run = jax.jit(lambda params, tokens, positions, segments: decoder.forward(
+        cls.model.config, params, tokens, positions=positions,
+        segments=segments))
     cls.hidden = lambda self, *packed: run(self.model.params, *packed)
     cls.say = lambda self, states: np.asarray(jax.nn.softmax(
         decoder.unembed(self.model.params, states)))

@@ -42,9 +42,8 @@ def sequences(lengths, prompts, seed):
 @functools.cache
 def hidden_of_model():
   """`batches.HiddenFn` of the model."""
-  run = jax.jit(lambda params, *packed: decoder.forward(
-      CONFIG, params, packed[0], positions=packed[1],
-      attention_mask=objective.packed_mask(objective.Packed(*packed))))
+  run = jax.jit(lambda params, tokens, positions, segments: decoder.forward(
+      CONFIG, params, tokens, positions=positions, segments=segments))
   return lambda *packed: run(model().params, *packed)
 
 

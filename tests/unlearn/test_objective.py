@@ -239,16 +239,5 @@ class ObjectiveTest(parameterized.TestCase):
         places=4)
 
 
-class MaskTest(absltest.TestCase):
-
-  def test_a_token_sees_its_own_sequence_up_to_itself(self):
-    packed = objective.Packed(
-        np.zeros((1, 5), np.int32), np.array([[0, 1, 0, 1, 0]]),
-        np.array([[4, 4, 2, 2, -1]]))
-    np.testing.assert_array_equal(objective.packed_mask(packed)[0], [
-        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0],
-        [0, 0, 0, 0, 1]])
-
-
 if __name__ == '__main__':
   absltest.main()

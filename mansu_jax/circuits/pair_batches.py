@@ -1,0 +1,75 @@
+"""Attribution pairs in packed rows of few shapes.
+
+The prompts of a pair are equally long, so both are packed alike. Rows hold
+several pairs each and are nearly full: prompts of facts differ in length by a
+factor of three, and right-padded half of all tokens would be padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mansu_jax.circuits import eap_ig
+from mansu_jax.data import packing
+from mansu_jax.data import pairs as pairs_lib
+
+_MULTIPLE = 8  # Row lengths are multiples of this,
+_LONGEST = 32  # and no longer, unless a prompt is: attention grows with it.
+
+
+def pack(
+    pairs: Sequence[pairs_lib.AttributionPair], size: int
+) -> list[eap_ig.PairBatch]:
+  """Packs pairs into batches of one shape, in order.
+
+  There are as few batches of at most `size` pairs as may be, and as small; the
+  last is filled up with pairs of weight 0. Rows have the length that wastes
+  least.
+
+  Args:
+    pairs: at least one.
+    size: most pairs a batch.
+  """
+  lengths = [len(p.clean_ids) for p in pairs]
+  count = -(-len(pairs) // size)
+  size = -(-len(pairs) // count)
+  members = [list(range(i, min(i + size, len(pairs))))
+             for i in range(0, len(pairs), size)]
+  capacity, rows = _row_shape([[lengths[i] for i in m] for m in members])
+  return [_batch([pairs[i] for i in m], size, rows, capacity) for m in members]
+
+
+def _row_shape(lengths: Sequence[Sequence[int]]) -> tuple[int, int]:
+  """Row length and rows that hold each batch's prompts in fewest tokens."""
+  longest = max(map(max, lengths))
+  shortest = -(-longest // _MULTIPLE) * _MULTIPLE
+  rows = {
+      capacity: max(len(packing.fill_rows(some, capacity)) for some in lengths)
+      for capacity in range(shortest, max(shortest, _LONGEST) + 1, _MULTIPLE)}
+  capacity = min(rows, key=lambda c: (c * rows[c], c))
+  return capacity, rows[capacity]
+
+
+def _batch(
+    pairs: Sequence[pairs_lib.AttributionPair], size: int, rows: int,
+    capacity: int) -> eap_ig.PairBatch:
+  clean, corrupt, positions = np.zeros((3, rows, capacity), np.int32)
+  segments = np.full((rows, capacity), -1, np.int32)
+  last, answer, corrupt_answer = np.zeros((3, size), np.int32)
+  filled = packing.fill_rows([len(p.clean_ids) for p in pairs], capacity)
+  for row, members in enumerate(filled):
+    start = 0
+    for i in members:
+      pair, stop = pairs[i], start + len(pairs[i].clean_ids)
+      clean[row, start:stop] = pair.clean_ids
+      corrupt[row, start:stop] = pair.corrupt_ids
+      positions[row, start:stop] = np.arange(stop - start)
+      segments[row, start:stop] = i
+      last[i] = row * capacity + stop - 1
+      answer[i], corrupt_answer[i] = pair.answer_id, pair.corrupt_answer_id
+      start = stop
+  weight = (np.arange(size) < len(pairs)).astype(np.float32)
+  return eap_ig.PairBatch(
+      clean, corrupt, positions, segments, last, answer, corrupt_answer, weight)

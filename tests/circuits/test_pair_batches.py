@@ -1,0 +1,59 @@
+"""How pairs share rows."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from mansu_jax.circuits import pair_batches
+from mansu_jax.data import pairs as pairs_lib
+
+
+def _pairs(lengths):
+  rng = np.random.default_rng(0)
+  return [pairs_lib.AttributionPair(
+      *(tuple(rng.integers(1, 99, size).tolist()) for _ in range(2)),
+      *rng.integers(1, 99, 2).tolist(), fact=str(i))
+          for i, size in enumerate(lengths)]
+
+
+class PackTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ([5], 1), ([3, 9, 4, 7], 4), ([3, 9, 4, 7, 12], 2), ([1] * 7, 3),
+      ([140, 3], 2))
+  def test_every_pair_is_there_once_and_in_order(self, lengths, size):
+    pairs = _pairs(lengths)
+    batches = pair_batches.pack(pairs, size)
+    self.assertLen({b.clean.shape for b in batches}, 1)
+    self.assertLen({b.last.shape for b in batches}, 1)
+    found = []
+    for batch in batches:
+      flat = batch.segments.reshape(-1)
+      for i in np.flatnonzero(batch.weight):
+        places = np.flatnonzero(flat == i)
+        np.testing.assert_array_equal(places, np.arange(
+            batch.last[i] - places.size + 1, batch.last[i] + 1))
+        np.testing.assert_array_equal(
+            batch.positions.reshape(-1)[places], np.arange(places.size))
+        self.assertEqual(len(set(places // batch.clean.shape[1])), 1)
+        found.append(pairs_lib.AttributionPair(
+            *(tuple(x.reshape(-1)[places].tolist())
+              for x in (batch.clean, batch.corrupt)),
+            int(batch.answer[i]), int(batch.corrupt_answer[i]),
+            str(len(found))))
+    self.assertEqual(found, pairs)
+
+  def test_batches_are_few_and_even(self):
+    batches = pair_batches.pack(_pairs([4] * 9), 8)
+    self.assertEqual([b.weight.sum() for b in batches], [5, 4])
+
+  def test_pairs_share_rows(self):
+    lengths = np.random.default_rng(0).integers(4, 20, 64).tolist()
+    batches = pair_batches.pack(_pairs(lengths), 16)
+    size = sum(b.clean.size for b in batches)
+    one_a_row = len(lengths) * -(-max(lengths) // 8) * 8
+    self.assertLess(size, 0.75 * one_a_row)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,78 @@
+"""What models have in common is computed once."""
+
+from absl.testing import absltest
+import numpy as np
+
+from mansu_jax.eval import accuracy
+from mansu_jax.eval import scoring
+from tests.eval import test_accuracy
+from tests.eval import toy_model
+
+
+class KeptTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.task = accuracy.build_task(
+        test_accuracy.some_questions(30), toy_model.ToyTokenizer(),
+        token_budget=128)
+    self.models = [toy_model.init(0), dict(toy_model.init(0))]
+    self.models[1]['up'] = toy_model.init(1)['up']
+    self.ran = []
+
+  def _below(self, params, tokens, positions, attention_mask):
+    del attention_mask
+    return params['embed'][tokens] + params['place'][positions]
+
+  def _apply(self, params, x, positions, attention_mask):
+    del positions
+    seen = attention_mask / attention_mask.sum(-1, keepdims=True)
+    return x + seen @ (x @ params['up'])
+
+  def _whole(self, params, *batch):
+    return self._apply(params, self._below(params, *batch), *batch[1:])
+
+  def _scores(self, kept):
+    scorer = scoring.Scorer(
+        self._apply, toy_model.unembed, below=self._below)
+    inner = scorer._below
+
+    def counted(*args):
+      self.ran.append(1)
+      return inner(*args)
+
+    scorer._below = counted
+    return [accuracy.score(scorer, params, self.task, kept).logprob
+            for params in self.models]
+
+  def _check(self, got):
+    scorer = scoring.Scorer(self._whole, toy_model.unembed)
+    for params, found in zip(self.models, got):
+      np.testing.assert_allclose(
+          found, accuracy.score(scorer, params, self.task).logprob, rtol=1e-5)
+    self.assertFalse(np.allclose(*got))
+
+  def _times_below_ran(self):
+    shapes_asked = 2  # Once a model, of nothing.
+    return len(self.ran) - shapes_asked
+
+  def test_it_is_run_for_the_first_model_only(self):
+    self._check(self._scores(scoring.Kept()))
+    self.assertEqual(self._times_below_ran(), len(self.task.batches))
+
+  def test_what_does_not_fit_is_run_again(self):
+    size = self._below(
+        self.models[0], *[getattr(self.task.batches[0], name) for name in (
+            'tokens', 'positions', 'attention_mask')]).nbytes
+    count = len(self.task.batches)
+    self.assertGreater(count, 2)
+    self._check(self._scores(scoring.Kept(2 * size)))
+    self.assertEqual(self._times_below_ran(), 2 * count - 2)
+
+  def test_nothing_is_kept_unasked(self):
+    self._check(self._scores(None))
+    self.assertEqual(self._times_below_ran(), 2 * len(self.task.batches))
+
+
+if __name__ == '__main__':
+  absltest.main()

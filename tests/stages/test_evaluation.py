@@ -1,0 +1,71 @@
+"""Both models are measured as each would be alone."""
+
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from mansu_jax.models import loading
+from mansu_jax.stages import evaluation
+from mansu_jax.stages import inputs as inputs_lib
+from tests import runs
+from tests import tiny_job
+
+
+class EvaluationTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    made = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(made.cleanup)
+    flags = tiny_job.make(pathlib.Path(made.name) / 'job')
+    cls.config = runs.parse(*flags)
+    cls.model = loading.load(cls.config.model)
+    cls.evaluator = evaluation.Evaluator(
+        cls.config, inputs_lib.read(cls.config), cls.model)
+
+  def _edited(self, *path, layer=None):
+    """The model with one leaf changed, in one layer if given."""
+    params = jax.tree.map(np.array, self.model.params)
+    leaf = params
+    for key in path:
+      leaf = leaf[key]
+    leaf[slice(None) if layer is None else layer] *= 1.5
+    return params
+
+  def test_layers_in_common(self):
+    count = lambda other: evaluation.layers_in_common(self.model.params, other)
+    layers = self.model.config.num_layers
+    self.assertEqual(count(self.model.params), layers)
+    self.assertEqual(count(self._edited('embed')), 0)
+    self.assertEqual(count(self._edited('final_norm')), layers)
+    for layer in range(layers):
+      for path in (('mlp', 'down'), ('attn', 'k'), ('attn_norm',)):
+        self.assertEqual(
+            count(self._edited('layers', *path, layer=layer)), layer)
+
+  @parameterized.parameters(0, 1)
+  def test_measured_together_as_alone(self, layer):
+    edited = self._edited('layers', 'mlp', 'up', layer=layer)
+    got = evaluation.measure_all(
+        self.config, self.evaluator, self.model, edited)
+    views = {'fp': lambda params: params,
+             'nf4': evaluation.quantizer(self.model, 'nf4')}
+    self.assertCountEqual(
+        got, [(name, view) for name in evaluation.MODELS for view in views])
+    for (name, precision), found in got.items():
+      params = {'base': self.model.params, 'unlearned': edited}[name]
+      alone = self.evaluator(views[precision](params))
+      np.testing.assert_allclose(
+          found.scores.logprob, alone.scores.logprob, rtol=1e-4)
+      for kind, loss in found.texts.items():
+        np.testing.assert_allclose(
+            loss.window_nll, alone.texts[kind].window_nll, rtol=1e-5)
+
+
+if __name__ == '__main__':
+  absltest.main()
