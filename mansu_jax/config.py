@@ -121,6 +121,8 @@ class CircuitConfig:
            ' (0, 1]: it is a share of all model weights.')
     _check(0 < self.per_layer_cap <= 1, '--circuit_per_layer_cap='
            f'{self.per_layer_cap} is outside (0, 1].')
+    _check(0 < self.faithfulness <= 1, '--circuit_faithfulness='
+           f'{self.faithfulness} is outside (0, 1].')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -288,7 +290,8 @@ class RunConfig:
   seed: int = _field(0, 'Seed of every random choice.')
   resume: bool = _field(True, 'Continue a run found in the workdir.')
   quant_schemes: tuple[str, ...] = _field(
-      ('nf4',), 'Quantizers, the first one leading.')
+      ('nf4',), 'Quantizers (nf4, fp4, int8, int4_g128), the first one'
+      ' leading.')
   export_dtype: str = _field(
       'float32', 'Storage type of the exported model; decides the codes. The'
       ' base and the unlearned model are measured as stored in it.',

@@ -3,7 +3,8 @@
   --flagfile=experiments/quickstart.flags --workdir=DIR   a job that is shipped
   --workdir=DIR --model=M --data_forget=F --data_retain=R  your own
 
-Flags are of stages, `--<stage>_<field>`; later ones override a flagfile's. Exit
+Flags are of stages, `--<stage>_<field>`; later ones override a flagfile's, but
+--data_* add to them (experiments/recipe.flags is the method without data). Exit
 status: 0 done, 2 bad input, 3 the verdict is not `passed` (--fail_on_verdict).
 """
 
@@ -27,15 +28,16 @@ def _parse(argv: list[str]) -> list[str]:
   """Parses flags; exits on one that absl does not take."""
   try:
     return flags.FLAGS(argv)
-  except flags.Error as error:
+  except (flags.Error, UnicodeDecodeError) as error:
     what = str(error).removeprefix('ERROR:: ').rstrip('.')
     print(f'mansu_jax: {what}. See --help.', file=sys.stderr)
     sys.exit(USER_ERROR)
 
 
 def _is_ours(record: Any) -> bool:
-  """Drops Orbax's account of every file that it writes."""
-  return record.levelno > std_logging.INFO or 'orbax' not in record.pathname
+  """Drops Orbax's account of its files, and JAX's of absent backends."""
+  return record.levelno > std_logging.INFO or not any(
+      name in record.pathname for name in ('orbax', 'xla_bridge'))
 
 
 def main(

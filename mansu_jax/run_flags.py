@@ -89,7 +89,7 @@ def from_flagfile(path: str, *overrides: str) -> config_lib.RunConfig:
   define(flag_values)
   try:
     _, *rest = flag_values(['mansu_jax', f'--flagfile={path}', *overrides])
-  except flags.Error as error:
+  except (flags.Error, UnicodeDecodeError) as error:
     raise ValueError(f'{path}: {error}. See --help.') from error
   if rest:
     raise ValueError(f'{path}: {rest} are not flags; write --name=value, and #'

@@ -109,13 +109,15 @@ def _check_same_run(
   if not resume:
     raise ValueError(f'--workdir={root} already holds a run and --noresume was'
                      ' given; give a new folder, or --resume.')
-  differing = sorted(
-      line for line in set(found.splitlines()) ^ set(wanted.splitlines())
-      if not line.startswith(_SAME_RUN))
-  if differing:
+  only = lambda one, other: [
+      line for line in one.splitlines()
+      if line not in other.splitlines() and not line.startswith(_SAME_RUN)]
+  theirs, ours = only(found, wanted), only(wanted, found)
+  if theirs or ours:
+    first = lambda lines: lines[0] if lines else 'none'
     raise ValueError(
         f'--workdir={root} holds another run; the first flag that differs is'
-        f' {differing[0]!r}. Give a new folder.')
+        f' {first(theirs)} there and {first(ours)} here. Give a new folder.')
 
 
 def peak_bytes() -> int:

@@ -86,17 +86,25 @@ class DataTest(bad_input.Refusals):
         f"{role}.jsonl:3: fact 'capital/alvaria' of the {role} set is also in"
         ' the forget set at', 'forget.jsonl:1', 'Remove it'))
 
+  def test_a_file_named_twice(self):
+    (path,) = (f.split('=')[1] for f in self.flags
+               if f.startswith('--data_forget='))
+    self.refused(f'--data_forget={path}', message=(
+        '--data_forget=.* is named twice', 'each file once', 'leave out one'))
+    self.refused(f'--data_heldout={path}', message=(
+        '--data_heldout=.* is named in --data_forget too',))
+
   def test_nothing_to_train_on(self):
     lines = [q for q in tiny_job.questions()['forget'] if q['use'] != 'train']
     self.refused(self.data('forget', lines), message=(
         'forget set', "no question of use 'train'", 'wanted'))
 
   @parameterized.parameters(
-      ('forget', 1, 'forget set makes attribution pairs of 1 fact'),
+      ('forget', 1, 'pairs of the forget set are of 1 fact'),
       ('retain', 1, 'None of the'))
   def test_a_set_that_makes_no_pairs(self, role, facts, message):
     lines = tiny_job.questions()[role][:9 * facts]
-    self.refused(self.data(role, lines), message=(message, 'Add facts'))
+    self.refused(self.data(role, lines), message=(message, '[Aa]dd facts'))
 
   @parameterized.parameters(
       ('exchange', 'needs two facts'), ('marginal', 'averages over the facts'))

@@ -14,6 +14,7 @@ from safetensors import numpy as safetensors_numpy
 
 from mansu_jax.models import gguf_io
 from mansu_jax.models import hf_io
+from mansu_jax.models import loading
 from tests import bad_input
 from tests.models import tiny
 
@@ -38,6 +39,13 @@ class ModelTest(bad_input.Refusals):
     tensors = safetensors_numpy.load_file(file)
     change(tensors)
     safetensors_numpy.save_file(tensors, file)
+
+  def test_a_weight_that_is_no_number(self):
+    self._change_tensors(
+        lambda found: found['model.norm.weight'].__setitem__(0, np.nan))
+    with self.assertRaisesRegex(
+        ValueError, '1 of 64 weights of final_norm in .*not finite.*damaged'):
+      loading.load(self.model)
 
   def test_nothing_there(self):
     self.refused('--model=no/such/model', message=(

@@ -19,6 +19,10 @@ from mansu_jax.stages import training
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
+_RECIPE = _ROOT / 'experiments' / 'recipe.flags'  # Has no data.
+_JOBS = [path for path in _EXPERIMENTS if path != _RECIPE]
+_NOT_METHOD = ('--model', '--data_', '--quant_schemes', '--eval_',
+               '--circuit_first_layer', '--circuit_last_layer')
 _BASELINE = ('--method=graddiff', '--circuit_selection=all',
              '--edit_floor=none', '--edit_projection=none',
              '--unlearn_loss=ascent', '--nounlearn_quantizer_in_loop')
@@ -146,6 +150,9 @@ class FlagfileTest(absltest.TestCase):
       run_flags.from_flagfile(self.path)
     with self.assertRaisesRegex(ValueError, 'missing.flags'):
       run_flags.from_flagfile(self.path + '/missing.flags')
+    pathlib.Path(self.path).write_bytes(b'# caf\xe9\n--seed=3\n')
+    with self.assertRaisesRegex(ValueError, 'job.flags: .*utf-8'):
+      run_flags.from_flagfile(self.path)
 
 
 class RefusalTest(parameterized.TestCase):
@@ -208,10 +215,18 @@ class RefusalTest(parameterized.TestCase):
 class ExperimentTest(parameterized.TestCase):
 
   def test_there_are_experiments(self):
-    self.assertNotEmpty(_EXPERIMENTS)
+    self.assertNotEmpty(_JOBS)
+
+  def test_the_recipe_is_the_quickstarts_method(self):
+    lines = lambda path: [
+        line for line in path.read_text().splitlines()
+        if line.startswith('--') and not line.startswith(_NOT_METHOD)]
+    self.assertEqual(
+        lines(_RECIPE), lines(_RECIPE.with_name('quickstart.flags')))
+    _parse(f'--flagfile={_RECIPE}')
 
   @parameterized.named_parameters(
-      (str(path.relative_to(_ROOT)), path) for path in _EXPERIMENTS)
+      (str(path.relative_to(_ROOT)), path) for path in _JOBS)
   def test_builds_its_config_and_names_data_that_exists(self, path):
     config, rest = _parse(f'--flagfile={path}')
     self.assertEmpty(rest)  # An indented comment would stand here.
@@ -225,7 +240,7 @@ class ExperimentTest(parameterized.TestCase):
           self.assertFalse(pathlib.Path(name).is_absolute())
 
   @parameterized.product(
-      path=_EXPERIMENTS, flags=((), ('--unlearn_forget_pool=480',)))
+      path=_JOBS, flags=((), ('--unlearn_forget_pool=480',)))
   def test_its_forget_term_fits_its_facts(self, path, flags):
     config, _ = _parse(f'--flagfile={path}', *flags)
     first = {}

@@ -28,10 +28,12 @@ def resolve(path: str) -> pathlib.Path:
   found = pathlib.Path(path)
   if not found.is_file():
     what = 'is a folder' if found.is_dir() else 'does not exist'
+    hint = (f' (* stands for several names after {SHIPPED} only)'
+            if '*' in path else '')
     raise ValueError(
-        f'Data file {path!r} {what}: wanted a readable file or'
-        f' {SHIPPED}NAME with NAME one of {shipped_names()}. Correct the'
-        ' path.')
+        f'Data file {path!r} {what}: wanted a readable file{hint}, or'
+        f' {SHIPPED}NAME, such as {SHIPPED}capitals_europe.jsonl. Correct the'
+        ' path; one flag names one file.')
   return found
 
 

@@ -125,6 +125,8 @@ def _check_pairs(
   facts = {p.fact for p in pairs[:config.eval.cad_pairs]}
   if config.eval.cad_pairs and len(facts) < 2:
     raise ValueError(
-        f'The {role} set makes attribution pairs of {len(facts)} fact; CAD and'
-        ' AS-NC resample facts and need 2. Add facts of the same relation, or'
-        ' give --eval_cad_pairs=0 to skip them.')
+        f'The first {min(len(pairs), config.eval.cad_pairs)} attribution pairs'
+        f' of the {role} set are of {len(facts)} fact; CAD and AS-NC resample'
+        ' facts and need 2. Raise --attribution_pairs or --eval_cad_pairs, add'
+        ' facts of the same relation, or give --eval_cad_pairs=0 to skip'
+        ' them.')

@@ -66,6 +66,7 @@ def read(config: run_config.RunConfig) -> Inputs:
   files = {f.name: expand(getattr(config.data, f.name))
            for f in dataclasses.fields(config.data)
            if isinstance(getattr(config.data, f.name), tuple)}
+  _check_named_once(files)
   splits = splits_lib.read_splits(
       forget=files['forget'], retain=files['retain'],
       heldout=files['heldout'], text=files['text'])
@@ -83,6 +84,21 @@ def read(config: run_config.RunConfig) -> Inputs:
                   for name, questions in splits.evaluation.items()},
       heldout_text=heldout_text,
       hashes={path: jsonl.sha256(path) for path in paths})
+
+
+def _check_named_once(files: dict[str, list[str]]) -> None:
+  """Raises ValueError where a file is named twice."""
+  flag_of: dict[Any, str] = {}
+  for name, paths in files.items():
+    for path in paths:
+      first = flag_of.setdefault(jsonl.resolve(path), name)
+      repeated = paths.count(path) > 1
+      if first != name or repeated:
+        where = 'twice' if repeated else f'in --data_{first} too'
+        raise ValueError(
+            f'--data_{name}={path} is named {where}; wanted each file once. (A'
+            ' data flag adds to those of a flagfile: leave out one of them, or'
+            ' use a flagfile without data, such as experiments/recipe.flags.)')
 
 
 def _check_other_text(

@@ -44,7 +44,8 @@ def write_answers(
     root: pathlib.Path) -> None:
   """Writes `answers.jsonl`: what each model answered to each question.
 
-  A line is {split, id, fact, relation, answer, models}; `models` is
+  A line is {split, id, fact, relation, prompt, answer, choices, models};
+  `models` is
   {model: {precision: {choice, correct, margin}}}: the likeliest choice, whether
   it is the right answer, and the log-probability of that less the best wrong
   one's, in nats.
@@ -60,7 +61,8 @@ def write_answers(
             'margin': round(float(found.scores.margin[i]), 4)}
       lines.append(json.dumps({
           'split': split, 'id': question.id, 'fact': question.fact,
-          'relation': question.relation, 'answer': question.answer,
+          'relation': question.relation, 'prompt': question.prompt,
+          'answer': question.answer, 'choices': list(question.choices),
           'models': models}, ensure_ascii=False))
   files.write_text(root / 'answers.jsonl', '\n'.join(lines) + '\n')
 

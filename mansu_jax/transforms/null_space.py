@@ -30,8 +30,9 @@ def project_to_null_space(
 
   A diagonal Fisher has only coordinate null spaces, so the projection is a
   mask: a coordinate is kept if its Fisher is under the given quantile of its
-  leaf, or zero. It belongs *after* the adaptive step: weight decay, momentum or
-  a preconditioner put behind it would move the masked coordinates again.
+  leaf, or the least there: where many are zero, or all alike, these stay. It
+  belongs *after* the adaptive step: weight decay, momentum or a preconditioner
+  put behind it would move the masked coordinates again.
 
   Example:
     >>> import jax.numpy as jnp
@@ -141,8 +142,9 @@ def _keep_small(fisher, valid, quantile):
   valid = jnp.broadcast_to(jnp.asarray(valid, bool), fisher.shape)
   if quantile == 1 or not fisher.size:
     return valid
-  threshold = jnp.nanquantile(jnp.where(valid, fisher, jnp.nan), quantile)
-  return valid & ((fisher < threshold) | (fisher == 0))
+  known = jnp.where(valid, fisher, jnp.nan)
+  threshold = jnp.nanquantile(known, quantile)
+  return valid & ((fisher < threshold) | (fisher == jnp.nanmin(known)))
 
 
 def _check_fisher(name, leaf):
@@ -168,8 +170,7 @@ def _check_basis(name, basis, param):
         f'Null-space basis for {name!r} has shape {basis_shape}, but the'
         f' parameter is {param_shape}: expected [{wanted}] with rank <'
         f' {param_shape[-2] if len(param_shape) > 1 else "d_in"}. A full-rank'
-        ' basis leaves nothing to edit; lower --edit_null_space_energy or'
-        ' collect more retain tokens.')
+        ' basis leaves nothing to edit; give fewer directions.')
   if leaves.is_concrete(basis):
     gram = np.asarray(jnp.asarray(basis).mT @ jnp.asarray(basis))
     error = float(np.max(np.abs(gram - np.eye(basis_shape[-1])), initial=0))

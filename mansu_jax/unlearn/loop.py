@@ -107,11 +107,12 @@ def run(
     _check(row, bool(finite), collapse)
     start = start or time.monotonic()  # The first step compiles.
     if (step + 1) % log_every == 0 or step + 1 == steps:
+      seconds = (time.monotonic() - start) / max(step, 1)
       shares = f'moved {row["moved"]:.3%}'
       if problem.codes_changed is not None:
         changed = float(problem.codes_changed(carry[0], problem.base))
         shares += f'  codes changed {changed / total_weights:.3%}'
-      _log(row, shares, steps, (time.monotonic() - start) / max(step, 1))
+      _log(row, shares, steps, seconds)
       if save is not None:
         save(step + 1, carry[0])
   return carry[0], history

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import tempfile
 
 from absl.testing import absltest
@@ -141,12 +142,19 @@ class ReadTest(parameterized.TestCase):
   def test_bad_input_is_refused_with_its_place(self):
     with self.assertRaisesRegex(ValueError, '--data_forget=FILE'):
       inputs.read(self._config(forget=()))
+    config = self._config()
+    for name in ('text.txt', 'f.jsonl'):
+      shutil.copy(self.root / name, self.root / f'copy_{name}')
     with self.assertRaisesRegex(ValueError, "'Some text.*--data_heldout_text"):
-      inputs.read(self._config(heldout_text=(str(self.root / 'text.txt'),)))
-    both = str(self.root / 'f.jsonl')
+      inputs.read(self._config(
+          heldout_text=(str(self.root / 'copy_text.txt'),)))
     with self.assertRaisesRegex(
         ValueError, 'retain set is also in the forget set'):
-      inputs.read(self._config(retain=(both,)))
+      inputs.read(self._config(retain=(str(self.root / 'copy_f.jsonl'),)))
+    for other in ({'retain': config.data.forget},
+                  {'retain': config.data.retain * 2}):
+      with self.assertRaisesRegex(ValueError, '--data_retain=.* is named'):
+        inputs.read(self._config(**other))
     twice = self._write('again.jsonl', [_question(9, 'fr')])
     with self.assertRaisesRegex(ValueError, r"r?again.jsonl:1: fact 'fr'"):
       inputs.read(self._config(retain=(twice,)))

@@ -51,6 +51,14 @@ class NullSpaceTest(parameterized.TestCase):
         transforms.project_to_null_space(fisher), fisher, {'w': jnp.ones(4)})
     np.testing.assert_array_equal(got['w'], [1, 1, 1, 0])
 
+  @parameterized.parameters(0.1, 0.5, 0.99)
+  def test_what_is_alike_everywhere_is_kept(self, quantile):
+    fisher = {'w': jnp.full(4, 2.0), 'one': jnp.ones(1)}
+    got = _apply(transforms.project_to_null_space(fisher, quantile=quantile),
+                 fisher, jax.tree.map(jnp.ones_like, fisher))
+    np.testing.assert_array_equal(got['w'], np.ones(4))
+    np.testing.assert_array_equal(got['one'], [1])
+
   @settings(max_examples=30, deadline=None)
   @given(seed=st.integers(0, 2**32 - 1), quantile=st.floats(0.01, 1.0))
   def test_keeps_the_share_with_the_least_fisher(self, seed, quantile):
