@@ -115,10 +115,10 @@ def measure(
     `base_quantized` (value, and the paired interval of value minus it).
 
   Raises:
-    ValueError: fewer than two facts.
+    eap_ig.TooFewAnswered: fewer than two facts.
   """
   if np.unique(groups).size < 2:
-    raise ValueError(
+    raise eap_ig.TooFewAnswered(
         f'CAD needs pairs of at least 2 facts to resample; got'
         f' {np.unique(groups).size}. Raise --eval_cad_pairs.')
   rng = np.random.default_rng(seed)

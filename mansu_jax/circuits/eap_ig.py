@@ -30,6 +30,10 @@ _HEAD = sites_lib.Site.HEAD_OUT
 SITES = (_NEURON, _HEAD)
 
 
+class TooFewAnswered(ValueError):
+  """The base answers too few pairs for scores to mean anything."""
+
+
 class PairBatch(NamedTuple):
   """Clean and corrupted prompts of B pairs, packed alike into R rows."""
 
@@ -127,13 +131,13 @@ def keep_answered(scores: PairScores) -> tuple[PairScores, np.ndarray]:
     The kept scores and the mask [B] of kept pairs.
 
   Raises:
-    ValueError: no pair is answered, or the mean clean metric does not exceed
+    TooFewAnswered: no pair is answered, or the mean clean metric does not exceed
       the mean corrupted one: the prompts do not elicit the knowledge.
   """
   answered = scores.metric_clean > 0
   clean, corrupt = scores.metric_clean.mean(), scores.metric_corrupt.mean()
   if not answered.any() or clean <= corrupt:
-    raise ValueError(
+    raise TooFewAnswered(
         f'The model answers {int(answered.sum())} of {answered.size}'
         f' attribution pairs and its mean metric is {clean:.3f} on clean and'
         f' {corrupt:.3f} on corrupted prompts; wanted clean above corrupted.'

@@ -55,7 +55,7 @@ def measure(
     return _not_measured('--eval_cad_pairs=0 skips CAD and AS-NC')
   try:
     return _measure(config, inputs, model, circuit, unlearned)
-  except ValueError as error:  # The base answers too few pairs: keep the rest.
+  except eap_ig.TooFewAnswered as error:  # Keep the rest of the run.
     logging.warning('CAD and AS-NC are not measured: %s', error)
     return _not_measured(str(error))
 
