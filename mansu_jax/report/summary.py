@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from mansu_jax.report import properties
@@ -24,7 +25,9 @@ def lines(record: Record) -> list[str]:
     if letter == 'Q' and entry.get('value') is not None:
       out.append(_gap_line(record, entry))
     if failed := properties.failed_checks(entry):
-      out.append(f'    does not hold: {"; ".join(failed)}')
+      out += textwrap.wrap(
+          f'does not hold: {"; ".join(failed)}', _WIDTH,
+          initial_indent=' ' * 4, subsequent_indent=' ' * 6)
   out += _accuracies(record)
   folder = config.get('workdir') or '.'
   out.append(f'report: {folder.rstrip("/")}/report.html')

@@ -46,6 +46,18 @@ class SummaryTest(parameterized.TestCase):
       self.assertIn(shown, text)
     self.assertRegex(text, 'forget_far +not measured')
 
+  def test_many_failed_checks_are_all_named(self):
+    record = records.make()
+    checks = record['properties']['S']['checks']
+    checks |= dict.fromkeys(checks, False)
+    lines = summary.lines(record)
+    self.assertLessEqual(max(map(len, lines)), 80)
+    text = ' '.join(' '.join(lines).split())
+    self.assertRegex(text, 'does not hold: CAD above.*; AS-NC below base '
+                     'quantized accuracy')
+    for check in checks:
+      self.assertIn(check.split('_')[-1], text)
+
   def test_gives_the_reason_of_what_is_not_measured(self):
     self.assertIn('  Q inconclusive  there are no questions',
                   summary.lines(records.bare()))
