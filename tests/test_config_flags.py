@@ -12,6 +12,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from mansu_jax import config as config_lib
+from mansu_jax import quant
 from mansu_jax import run_flags
 from mansu_jax.data import jsonl
 from mansu_jax.stages import inputs
@@ -213,6 +214,12 @@ class RefusalTest(parameterized.TestCase):
 
 
 class ExperimentTest(parameterized.TestCase):
+
+  def test_the_help_names_every_quantizer(self):
+    field, = (f for f in dataclasses.fields(config_lib.RunConfig)
+              if f.name == 'quant_schemes')
+    for name in quant.SCHEMES:
+      self.assertIn(name, field.metadata['help'])
 
   def test_there_are_experiments(self):
     self.assertNotEmpty(_JOBS)

@@ -131,8 +131,8 @@ def keep_answered(scores: PairScores) -> tuple[PairScores, np.ndarray]:
     The kept scores and the mask [B] of kept pairs.
 
   Raises:
-    TooFewAnswered: no pair is answered, or the mean clean metric does not exceed
-      the mean corrupted one: the prompts do not elicit the knowledge.
+    TooFewAnswered: no pair is answered, or the mean clean metric does not
+      exceed the mean corrupted one: the prompts do not elicit the knowledge.
   """
   answered = scores.metric_clean > 0
   clean, corrupt = scores.metric_clean.mean(), scores.metric_corrupt.mean()

@@ -113,6 +113,9 @@ def assemble(
 
   Returns:
     Params; at most one leaf exists twice at any moment.
+
+  Raises:
+    ValueError: a weight is not finite.
   """
   flat = {}
   shapes = tree_paths.flatten(decoder.abstract(config))
@@ -121,10 +124,20 @@ def assemble(
     if tensor.layer in (None, 0):
       buffer = np.empty(shapes[tensor.leaf].shape, dtype)
     target = buffer if tensor.layer is None else buffer[tensor.layer]
-    target[...] = from_torch(read(tensor), tensor.leaf, target.shape)
+    rows = read(tensor)
+    _check_finite(rows, tensor.name)
+    target[...] = from_torch(rows, tensor.leaf, target.shape)
     if tensor.layer in (None, config.num_layers - 1):
       flat[tensor.leaf] = jnp.asarray(buffer)
   return tree_paths.unflatten(flat)
+
+
+def _check_finite(rows: np.ndarray, name: str) -> None:
+  bad = rows.size - np.count_nonzero(np.isfinite(rows))
+  if bad:
+    raise ValueError(
+        f'{bad} of {rows.size} weights of {name} are not finite; wanted'
+        ' numbers. The checkpoint is damaged: fetch or train it anew.')
 
 
 def from_torch(

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import gguf_io
@@ -71,7 +70,6 @@ def load(
       that is not finite, or beyond the range of `stored_as`.
   """
   model = _load(str(name_or_path), dtype, check)
-  _check_finite(model.params, name_or_path)
   known = getattr(model.tokenizer, 'deprecation_warnings', {})
   known[_TOO_LONG] = True  # We cut texts into windows, or refuse them.
   if stored_as is None or jnp.dtype(dtype) == hf_io.EXPORT_DTYPES[stored_as]:
@@ -80,16 +78,6 @@ def load(
   return dataclasses.replace(
       model, params=hf_io.as_stored(model.params, stored_as),
       source=model.source | {'weights_note': note})
-
-
-def _check_finite(params: types.Params, name: str | pathlib.Path) -> None:
-  for leaf_name, leaf in tree_paths.flatten(params).items():
-    bad = int(leaf.size - jnp.sum(jnp.isfinite(leaf)))
-    if bad:
-      raise ValueError(
-          f'{bad} of {leaf.size} weights of {leaf_name} in {name} are not'
-          ' finite; wanted numbers. The checkpoint is damaged: fetch or train'
-          ' it anew.')
 
 
 def _load(name_or_path: str, dtype: Any, check: Check) -> LoadedModel:

@@ -20,10 +20,8 @@ class EvaluationTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    made = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(made.cleanup)
-    flags = tiny_job.make(pathlib.Path(made.name) / 'job')
-    cls.config = runs.parse(*flags)
+    folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.config = runs.parse(*tiny_job.make(pathlib.Path(folder) / 'job'))
     cls.model = loading.load(cls.config.model)
     cls.evaluator = evaluation.Evaluator(
         cls.config, inputs_lib.read(cls.config), cls.model)
