@@ -13,6 +13,7 @@ from mansu_jax.quant.layout import from_rows
 from mansu_jax.quant.layout import to_rows
 from mansu_jax.quant.scheme import Codes
 from mansu_jax.quant.scheme import Scheme
+from mansu_jax.quant.scheme import Shared
 from mansu_jax.quant.schemes import get
 from mansu_jax.quant.schemes import SCHEMES
 from mansu_jax.quant.simulate import fake_quantize

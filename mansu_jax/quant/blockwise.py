@@ -53,3 +53,18 @@ def rank(x: jax.Array, thresholds: np.ndarray) -> jax.Array:
   for threshold in thresholds:
     out += (x > threshold).astype(jnp.uint8)
   return out
+
+
+def rounded(product: jax.Array) -> jax.Array:
+  """A float32 product, to be added to after its own rounding.
+
+  Compilers fuse a product and a sum into one rounding, and an optimization
+  barrier is gone by then. This clip changes no finite value and stands between.
+  """
+  largest = np.finfo(np.float32).max
+  return jnp.clip(product, -largest, largest)
+
+
+def divide(x: jax.Array, by: float) -> jax.Array:
+  """x / by, correctly rounded: XLA multiplies by a constant's reciprocal."""
+  return x / lax.optimization_barrier(jnp.full(x.shape, by, jnp.float32))

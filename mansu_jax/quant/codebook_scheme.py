@@ -19,11 +19,11 @@ import numpy as np
 from mansu_jax.quant import blockwise
 from mansu_jax.quant import codebooks
 from mansu_jax.quant import extremes
+from mansu_jax.quant import nested
 from mansu_jax.quant import scheme
 
-
-# A scheme is static: eager calls compile once a shape, traced ones inline.
-_compiled = functools.partial(jax.jit, static_argnums=0)
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # What bitsandbytes takes.
+DEFAULT_BLOCK = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,28 @@ class CodebookScheme(scheme.Scheme):
     name: the name in flags and records.
     table: value of each code, within [-1, 1].
     order: the codes in order of value.
-    block: Q, the number of weights that share a scale.
+    block: Q, the number of weights that share a scale; one of `BLOCKS`.
+    double_quant: whether scales are kept in 8 bits, see `nested`.
+
+  Raises:
+    ValueError: another block size.
   """
 
   table: tuple[float, ...]
   order: tuple[int, ...]
-  block: int = 64
+  block: int = DEFAULT_BLOCK
+  double_quant: bool = False
+
+  def __post_init__(self):
+    if self.block not in BLOCKS:
+      raise ValueError(
+          f'{self.name} has a block of {self.block} weights; wanted one of'
+          f' {BLOCKS}, which are what bitsandbytes takes.')
+
+  @property
+  def description(self):
+    return {'code_book': f'{self.name[:3].upper()} (bitsandbytes)',
+            'block': self.block, 'double_quantization': self.double_quant}
 
   def split(self, rows: jax.Array) -> jax.Array:
     flat = rows.reshape(*rows.shape[:-2], rows.shape[-2] * rows.shape[-1])
@@ -48,34 +64,52 @@ class CodebookScheme(scheme.Scheme):
   def join(self, blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return blockwise.join(blocks, shape[-2] * shape[-1]).reshape(shape)
 
-  def tail(self, shape: tuple[int, ...]) -> np.ndarray | None:
+  def share(self, blocks, shape):
+    scale = blockwise.absmax(blocks)
+    stored = nested.restore(scale[..., 0]) if self.double_quant else None
+    return scheme.Shared(
+        scale, stored=None if stored is None else stored[..., None],
+        tail=self._tail(shape))
+
+  def _tail(self, shape: tuple[int, ...]) -> jax.Array | None:
+    """Which blocks [n, 1] are partial; None: none is."""
     n = math.prod(shape[-2:])
     if n % self.block == 0:
       return None
-    return np.arange(n // self.block + 1)[:, None] == n // self.block
+    return jnp.arange(n // self.block + 1)[:, None] == n // self.block
 
-  @_compiled
-  def encode_at(self, values, scale, tail=None):
-    return self._by_range(self._encode, values, scale, tail)
+  @scheme.compiled
+  def encode_at(self, values, shared):
+    extreme = extremes.any_extreme(shared.scale)
+    if 0 in self._midpoints:  # Two zeros: the sign of a tiny value counts.
+      extreme |= extremes.any_extreme(values)
+    return _exact_if(extreme, self._encode, values, shared)
 
-  @_compiled
-  def decode(self, code, scale):
-    extreme = extremes.any_extreme(scale)
-    return _exact_if(extreme, self._decode, code, scale)
+  @scheme.compiled
+  def decode(self, code, shared):
+    extreme = extremes.any_extreme(_stored(shared))
+    return _exact_if(extreme, self._decode, code, shared)
 
-  @_compiled
-  def snap(self, values, scale, tail=None):
-    return self._by_range(self._snap, values, scale, tail)
+  @scheme.compiled
+  def snap(self, values, shared):
+    extreme = extremes.any_extreme(shared.scale)
+    if shared.stored is not None:
+      extreme |= extremes.any_extreme(shared.stored)
+    return _exact_if(extreme, self._snap, values, shared)
 
   def level(self, code):
     return blockwise.lookup(code, self._levels)
 
-  def boundaries(self, code, scale):
+  @property
+  def levels(self):
+    return np.unique(self._table)
+
+  def boundaries(self, code, shared):
     level = self.level(code)
     ends = self._level_ends
     lo = blockwise.lookup(level, np.append(np.float32(-np.inf), ends))
     hi = blockwise.lookup(level, np.append(ends, np.float32(np.inf)))
-    times = lambda end: jnp.where(jnp.isinf(end), end, end * scale)
+    times = lambda end: jnp.where(jnp.isinf(end), end, end * shared.scale)
     return times(lo), times(hi)
 
   @functools.cached_property
@@ -101,25 +135,24 @@ class CodebookScheme(scheme.Scheme):
     values = self._table[self._order]
     return self._midpoints[values[1:] != values[:-1]]
 
-  def _by_range(self, fn, values, scale, tail):
-    extreme = extremes.any_extreme(scale)
-    if 0 in self._midpoints:  # Two zeros: the sign of a tiny value counts.
-      extreme |= extremes.any_extreme(values)
-    return _exact_if(extreme, fn, values, scale, tail)
-
-  def _encode(self, exact, values, scale, tail):
+  def _encode(self, exact, values, shared):
     normalize = extremes.normalize if exact else _normalize
-    code = blockwise.rank(normalize(values, scale, tail), self._midpoints)
+    place = blockwise.rank(
+        normalize(values, shared.scale, shared.tail), self._midpoints)
     if np.array_equal(self._order, np.arange(len(self._order))):
-      return code
-    return blockwise.lookup(code, self._order)
+      return place
+    return blockwise.lookup(place, self._order)
 
-  def _decode(self, exact, code, scale):
-    value = blockwise.lookup(code, self._table)
+  def _decode(self, exact, code, shared):
+    value, scale = blockwise.lookup(code, self._table), _stored(shared)
     return extremes.multiply(value, scale) if exact else value * scale
 
-  def _snap(self, exact, values, scale, tail):
-    return self._decode(exact, self._encode(exact, values, scale, tail), scale)
+  def _snap(self, exact, values, shared):
+    return self._decode(exact, self._encode(exact, values, shared), shared)
+
+
+def _stored(shared: scheme.Shared) -> jax.Array:
+  return shared.scale if shared.stored is None else shared.stored
 
 
 def _exact_if(extreme, fn, *args):

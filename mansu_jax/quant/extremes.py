@@ -53,14 +53,14 @@ def normalize(
 
 
 def multiply(value: jax.Array, scale: jax.Array) -> jax.Array:
-  """`value * scale` for |value| = 0 or in [2**-8, 1] and any scale >= 0."""
-  fraction, exponent = _decompose(scale)
+  """`value * scale` for |value| = 0 or in [2**-8, 1] and any scale."""
+  fraction, exponent = _decompose(jnp.abs(scale))
   product = jnp.abs(value) * fraction
   bits = blockwise.magnitude_bits(product) + (exponent << 23)
   magnitude = jnp.where(
       bits >= 0x800000, bits, _subnormal_product(value, fraction, exponent))
   magnitude = jnp.where(product == 0, 0, magnitude)
-  sign = lax.bitcast_convert_type(value, jnp.int32) & np.int32(-(2**31))
+  sign = (_bits(value) ^ _bits(scale)) & np.int32(-(2**31))
   return _from_bits(magnitude | sign)
 
 
@@ -137,6 +137,10 @@ def _exponent(bits):
 
 def _power_of_two(exponent):
   return _from_bits((exponent + 127) << 23)
+
+
+def _bits(x):
+  return lax.bitcast_convert_type(x, jnp.int32)
 
 
 def _from_bits(bits):

@@ -1,7 +1,7 @@
 """The quantization grid under a set of weights, held fixed while they move.
 
-A `CodeGrid` is made once from the full theta_0 and says, for every weight, the
-scale of its block, its code and whether it sets that scale. As long as those
+A `CodeGrid` is made once from the full theta_0 and says, for every weight, what
+its block shares, its code and whether it sets a scale. As long as those
 that do stay where they are, the grid tells exactly what the quantizer makes of
 any other value, without cutting blocks again. So its leaves may be gathered
 into circuit slices, beside the weights: a block of `down` spans 64 neurons,
@@ -16,6 +16,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mansu_jax.quant import layout as layout_lib
 from mansu_jax.quant import leaves
@@ -28,46 +29,61 @@ PyTree = leaves.PyTree
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=('scale', 'code', 'frozen', 'tail'), meta_fields=('scheme',))
+    data_fields=('code', 'frozen', 'shared'), meta_fields=('scheme',))
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class CodeGrid:
-  """Scales, codes and frozen flags of a tree of weights, leaf by leaf.
+  """Codes, frozen flags and block scales of a tree of weights, leaf by leaf.
 
   Attributes:
-    scale: float32 absmax of the block of each weight; 0 in padding.
     code: uint8 code of each weight of theta_0.
     frozen: bool, the weight sets its block's scale and must not move; True in
       padding.
-    tail: bool, the weight lies in a partial last block, which bitsandbytes
-      scales by another formula; None where no leaf has one.
+    shared: what the block of each weight shares; every part is a tree, or None
+      where no leaf has it. Its `scale` is 0 in padding.
     scheme: the quantization scheme.
 
   Every tree has the structure of the weights, with None for a leaf that stays
   unquantized.
   """
 
-  scale: PyTree
   code: PyTree
   frozen: PyTree
-  tail: PyTree = None
+  shared: scheme_lib.Shared
   scheme: scheme_lib.Scheme
+
+  @property
+  def scale(self) -> PyTree:
+    """What sets the scale of each weight's block, float32."""
+    return self.shared.scale
+
+  def fields(self) -> dict[str, PyTree]:
+    """The trees by name, without those that no leaf has."""
+    shared = {k: v for k, v in self.shared._asdict().items() if v is not None}
+    return {'code': self.code, 'frozen': self.frozen} | shared
 
   def map_fields(self, fn: Callable[[PyTree, int | bool], PyTree]) -> CodeGrid:
     """Applies `fn(tree, padding value)` to each tree, e.g. to gather slices."""
-    return dataclasses.replace(
-        self, scale=fn(self.scale, 0), code=fn(self.code, 0),
-        frozen=fn(self.frozen, True),
-        tail=None if self.tail is None else fn(self.tail, False))
+    padding = {'frozen': True, 'tail': False}
+    made = {name: fn(tree, padding.get(name, 0))
+            for name, tree in self.fields().items()}
+    return CodeGrid(
+        code=made.pop('code'), frozen=made.pop('frozen'),
+        shared=scheme_lib.Shared(**made), scheme=self.scheme)
 
   def leaf_grids(self) -> PyTree:
     """The same as a tree of `LeafGrid`, None where unquantized."""
-    tail = self.tail
-    if tail is None:
-      tail = leaves.tree_map(lambda _: None, self.scale)
-    make = lambda scale, code, frozen, tail: (
-        None if scale is None
-        else LeafGrid(scale, code, frozen, tail, self.scheme))
-    return leaves.tree_map(make, self.scale, self.code, self.frozen, tail)
+    parts = [name for name in self.fields() if name in self.shared._fields]
+
+    def make(code, frozen, *shared):
+      if code is None:
+        return None
+      return LeafGrid(
+          code, frozen, scheme_lib.Shared(**dict(zip(parts, shared))),
+          self.scheme)
+
+    return leaves.tree_map(
+        make, self.code, self.frozen,
+        *(getattr(self.shared, name) for name in parts))
 
   def decode_code(self) -> PyTree:
     """theta_0 after quantization, float32; None where unquantized."""
@@ -95,29 +111,31 @@ class CodeGrid:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=('scale', 'code', 'frozen', 'tail'), meta_fields=('scheme',))
+    data_fields=('code', 'frozen', 'shared'), meta_fields=('scheme',))
 @dataclasses.dataclass(frozen=True, eq=False)
 class LeafGrid:
   """The grid of one leaf; arrays of the leaf's shape, as in `CodeGrid`."""
 
-  scale: jax.Array
   code: jax.Array
   frozen: jax.Array
-  tail: jax.Array | None
+  shared: scheme_lib.Shared
   scheme: scheme_lib.Scheme
 
   def decode_code(self) -> jax.Array:
     """theta_0 after quantization, float32."""
-    return self.scheme.decode(self.code, self.scale)
+    return self.scheme.decode(self.code, self.shared)
 
   def snap(self, values: jax.Array) -> jax.Array:
     """Values after quantization with the scale held, float32."""
-    return self.scheme.snap(
-        values.astype(jnp.float32), self.scale, self.tail)
+    return self.scheme.snap(values.astype(jnp.float32), self.shared)
 
   def boundaries(self) -> tuple[jax.Array, jax.Array]:
     """Ends of the interval in which the decoded value stays, float32."""
-    return self.scheme.boundaries(self.code, self.scale)
+    return self.scheme.boundaries(self.code, self.shared)
+
+  def extent(self) -> tuple[jax.Array, jax.Array]:
+    """Least and largest value that leave the block's scale, float32."""
+    return self.scheme.extent(self.shared)
 
   def changes(self, values: jax.Array) -> jax.Array:
     """Whether quantization tells each value from theta_0; bool."""
@@ -149,10 +167,20 @@ def code_grid(
     The grid, whose trees have the structure of `params`.
 
   Raises:
-    ValueError: as `fake_quantize`.
+    ValueError: as `fake_quantize`; a scheme whose scales no frozen weights
+      hold; or a dtype too coarse to reach each of its codes.
   """
   scheme = schemes.get(scheme)
-  simulate.check_quantizable(params, layout)
+  if not scheme.holds_scale:
+    raise ValueError(
+        f'{scheme.name} fits its scales to all weights of a block, so that no'
+        ' fixed grid tells what it makes of an edit; wanted a scheme of a'
+        ' scale that frozen weights hold, such as nf4 or q4_0. Measure'
+        f' {scheme.name} with quant.fake_quantize.')
+  simulate.check_quantizable(params, layout, scheme)
+  for name, leaf in leaves.named(params).items():
+    if leaf is not None and leaves.named(layout)[name] is not None:
+      _check_dtype(scheme, storage_dtype or leaf.dtype, name)
 
   def make(name, leaf, leaf_layout):
     if leaf is None or leaf_layout is None:
@@ -162,20 +190,51 @@ def code_grid(
         functools.partial(take, name), codes)
 
   codes = leaves.map_named(make, params, layout)
-  field = lambda name: jax.tree.map(
-      lambda c: None if c is None else getattr(c, name), codes,
+  field = lambda get: jax.tree.map(
+      lambda c: None if c is None else get(c), codes,
       is_leaf=lambda c: c is None or isinstance(c, scheme_lib.Codes))
+  frozen = field(lambda c: c.frozen)
+  parts = {name: _complete(field(lambda c: getattr(c.shared, name)), frozen)
+           for name in scheme_lib.Shared._fields}
   return CodeGrid(
-      scale=field('scale'), code=field('code'), frozen=field('frozen'),
-      tail=_complete(field('tail'), field('frozen')), scheme=scheme)
+      code=field(lambda c: c.code), frozen=frozen,
+      shared=scheme_lib.Shared(**parts), scheme=scheme)
 
 
-def _complete(tail: PyTree, frozen: PyTree) -> PyTree:
-  """None if no leaf has a partial block, else an array for every leaf."""
-  if not jax.tree.leaves(tail):
+def _complete(part: PyTree, frozen: PyTree) -> PyTree:
+  """None if no leaf has the part, else an array for every leaf.
+
+  Only `tail` is missing in some leaves: where no block is partial.
+  """
+  if not jax.tree.leaves(part):
     return None
-  fill = lambda f, t: jnp.zeros(f.shape, bool) if t is None else t
-  return jax.tree.map(fill, frozen, tail)
+  fill = lambda f, p: jnp.zeros(f.shape, bool) if p is None else p
+  return jax.tree.map(fill, frozen, part)
+
+
+def _check_dtype(scheme, dtype, name):
+  """Raises ValueError where values of the dtype skip codes of the scheme."""
+  if _skips_codes(scheme, jnp.dtype(dtype)):
+    raise ValueError(
+        f'{scheme.name} tells {len(scheme.levels)} values in a block, but'
+        f' {jnp.dtype(dtype).name}, in which {name!r} is stored, does not reach'
+        ' all of them; no edit could be promised to survive. Store the'
+        ' weights in float16, bfloat16 or float32.')
+
+
+@functools.cache
+def _skips_codes(scheme, dtype) -> bool:
+  """Whether some absmax of the dtype leaves a code that no value of it gets."""
+  mantissa_bits = jnp.finfo(dtype).nmant
+  if mantissa_bits > 7:  # As fine as bfloat16 at least: 255 codes are reached.
+    return False
+  ends = (scheme.levels[1:] + scheme.levels[:-1]) / 2
+  once = 1 + np.arange(2**mantissa_bits) / 2**mantissa_bits  # In [1, 2).
+  values = np.outer(2.0**-np.arange(12), once).ravel()
+  values = np.concatenate([values, [0], -values])
+  reached = lambda absmax: np.unique(np.searchsorted(
+      ends, values[abs(values) <= absmax] / absmax))
+  return any(len(reached(absmax)) <= len(ends) for absmax in once)
 
 
 @functools.partial(

@@ -31,6 +31,13 @@ class IntegerScheme(scheme.Scheme):
   largest: int
   group: int | None = None
 
+  @property
+  def description(self):
+    return {
+        'code_book': f'integers -{self.largest} to {self.largest}, absmax /'
+                     f' {self.largest}',
+        'block': self.group or 'an output row', 'double_quantization': False}
+
   def split(self, rows: jax.Array) -> jax.Array:
     if self.group is None:
       return rows[..., None, :]
@@ -39,11 +46,12 @@ class IntegerScheme(scheme.Scheme):
   def join(self, blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return blockwise.join(blocks, shape[-1])
 
-  def tail(self, shape: tuple[int, ...]) -> np.ndarray | None:
-    return None  # A partial last group is scaled as the others are.
+  def share(self, blocks, shape):
+    del shape  # A partial last group is scaled as the others are.
+    return scheme.Shared(blockwise.absmax(blocks))
 
-  def encode_at(self, values, scale, tail=None):
-    step = self._step(scale)
+  def encode_at(self, values, shared):
+    step = self._step(shared.scale)
     step = jnp.broadcast_to(jnp.where(step == 0, 1, step), values.shape)
     # Unless it is hidden, XLA may turn a common divisor into a reciprocal.
     scaled = values / lax.optimization_barrier(step)
@@ -51,14 +59,18 @@ class IntegerScheme(scheme.Scheme):
     integer = jnp.clip(rounded, -self.largest, self.largest)
     return (integer + self.largest).astype(jnp.uint8)
 
-  def decode(self, code, scale):
-    return self._integer(code) * self._step(scale)
+  def decode(self, code, shared):
+    return self._integer(code) * self._step(shared.scale)
 
   def level(self, code):
     return code
 
-  def boundaries(self, code, scale):
-    integer, step = self._integer(code), self._step(scale)
+  @property
+  def levels(self):
+    return np.arange(-self.largest, self.largest + 1) / np.float32(self.largest)
+
+  def boundaries(self, code, shared):
+    integer, step = self._integer(code), self._step(shared.scale)
     lo = jnp.where(integer > -self.largest, (integer - 0.5) * step, -jnp.inf)
     hi = jnp.where(integer < self.largest, (integer + 0.5) * step, jnp.inf)
     return lo, hi
@@ -67,6 +79,4 @@ class IntegerScheme(scheme.Scheme):
     return code.astype(jnp.float32) - self.largest
 
   def _step(self, scale):
-    # Hidden from XLA, which multiplies by the reciprocal of a constant.
-    divisor = jnp.full(scale.shape, self.largest, jnp.float32)
-    return scale / lax.optimization_barrier(divisor)
+    return blockwise.divide(scale, self.largest)

@@ -66,6 +66,11 @@ def check_names(got: PyTree, params: PyTree, what: str) -> None:
       raise ValueError(
           f'{what} has a leaf {name!r} that the params lack: give it the'
           f' structure of the params, {list(names)}.')
+  structures = [jax.tree.structure(t, is_leaf=_is_none) for t in (got, params)]
+  if structures[0] != structures[1]:  # A tuple for a list, say.
+    raise ValueError(
+        f'{what} has the leaves of the params in other containers:'
+        f' {structures[0]}; wanted {structures[1]}.')
 
 
 def check_shapes(got: PyTree, params: PyTree, what: str) -> None:

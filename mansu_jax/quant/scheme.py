@@ -1,15 +1,16 @@
 """What every quantization scheme of this package offers.
 
-A scheme turns a matrix in torch order into codes and a scale a block. All of
-its arithmetic is elementwise once the scale of an entry is known, so the same
-code serves whole matrices and single weights whose scale is held fixed.
+A scheme turns a matrix in torch order into codes and, for each block, what its
+entries share. All of its arithmetic is elementwise once that is known, so the
+same code serves whole matrices and single weights whose scale is held fixed.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,28 +19,63 @@ import numpy as np
 from mansu_jax.quant import blockwise
 
 
+class Shared(NamedTuple):
+  """What the entries of a block share, by block or broadcast to entries.
+
+  `stored` and `stored_offset` are what decodes: a format may keep its scale
+  more coarsely than it encodes by.
+  """
+
+  scale: Any  # float32; what sets the scale, e.g. the absmax
+  offset: Any = None  # float32 lower end; None: the scheme is symmetric
+  stored: Any = None  # float32 scale as the file holds it; None: `scale`
+  stored_offset: Any = None  # float32; None: `offset`
+  tail: Any = None  # bool, the block is partial; None: no block is
+
+
 class Codes(NamedTuple):
   """Codes of a matrix, each field of its shape [batch..., out, in]."""
 
   code: jax.Array  # uint8
-  scale: jax.Array  # float32, the absmax of the entry's block
-  frozen: jax.Array  # bool, the entry sets its block's absmax
-  tail: jax.Array | None  # bool, the entry is in a partial last block
+  frozen: jax.Array  # bool, the entry sets a scale and must not move
+  shared: Shared
+
+  @property
+  def scale(self) -> jax.Array:
+    """What sets the scale of the entry's block, float32."""
+    return self.shared.scale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scheme(abc.ABC):
-  """A block quantizer whose blocks are scaled by their largest magnitude.
+  """A block quantizer: codes, and values that depend on code and block alone.
 
-  Hashable, so that it can be a static argument of jit. `tail` is everywhere
-  a broadcastable bool array or None: bitsandbytes scales the entries of a
-  partial last block by another formula.
+  Hashable, so that it can be a static argument of jit.
 
   Attributes:
     name: the name in flags and records, e.g. 'nf4'.
   """
 
   name: str
+
+  @property
+  def holds_scale(self) -> bool:
+    """Whether a block's scale stays while its `frozen` entries do.
+
+    Only then can the magnitude floor promise what the quantizer will make of
+    an edit. Where the scale is found by a search over all entries it is False.
+    """
+    return True
+
+  @property
+  @abc.abstractmethod
+  def description(self) -> dict[str, Any]:
+    """For records: code book, weights a scale, double quantization."""
+
+  def for_columns(self, columns: int) -> Scheme:
+    """The scheme that a matrix of rows of this length gets; mostly self."""
+    del columns
+    return self
 
   @abc.abstractmethod
   def split(self, rows: jax.Array) -> jax.Array:
@@ -50,53 +86,67 @@ class Scheme(abc.ABC):
     """Inverse of `split`; `shape` is that of the rows."""
 
   @abc.abstractmethod
-  def tail(self, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Blocks [..., 1] of rows of this shape that are partial; None: none."""
+  def share(self, blocks: jax.Array, shape: tuple[int, ...]) -> Shared:
+    """What each block shares, [..., 1] of float32 blocks [..., Q]."""
 
   @abc.abstractmethod
-  def encode_at(
-      self, values: jax.Array, scale: jax.Array, tail: jax.Array | None = None
-  ) -> jax.Array:
-    """Codes (uint8) of values (float32) in blocks of absmax `scale`."""
+  def encode_at(self, values: jax.Array, shared: Shared) -> jax.Array:
+    """Codes (uint8) of values (float32) in blocks that share this."""
 
   @abc.abstractmethod
-  def decode(self, code: jax.Array, scale: jax.Array) -> jax.Array:
-    """Values (float32) of codes in blocks of absmax `scale`."""
+  def decode(self, code: jax.Array, shared: Shared) -> jax.Array:
+    """Values (float32) of codes in blocks that share this."""
 
   @abc.abstractmethod
   def level(self, code: jax.Array) -> jax.Array:
-    """Place (uint8) of the code's value among the distinct ones, ascending."""
+    """Place (uint8) of the code's value among the distinct ones.
+
+    Ascending where the scale is positive.
+    """
 
   @abc.abstractmethod
   def boundaries(
-      self, code: jax.Array, scale: jax.Array
+      self, code: jax.Array, shared: Shared
   ) -> tuple[jax.Array, jax.Array]:
     """Ends (float32) of the interval in which the decoded value stays.
 
     Infinite outward of an end code, since larger values are clipped to it.
     """
 
-  def snap(
-      self, values: jax.Array, scale: jax.Array, tail: jax.Array | None = None
-  ) -> jax.Array:
-    """Values (float32) after quantization in blocks of absmax `scale`."""
-    return self.decode(self.encode_at(values, scale, tail), scale)
+  @property
+  @abc.abstractmethod
+  def levels(self) -> np.ndarray:
+    """The distinct values [n] of the codes where the scale is 1; ascending."""
+
+  def sets_scale(self, blocks: jax.Array, shared: Shared) -> jax.Array:
+    """Which entries (bool) of the blocks set what they share."""
+    return (blockwise.magnitude_bits(blocks)
+            == blockwise.magnitude_bits(shared.scale))
+
+  def extent(self, shared: Shared) -> tuple[jax.Array, jax.Array]:
+    """Least and largest value (float32) that leave the scale as it is."""
+    return -shared.scale, shared.scale
+
+  def snap(self, values: jax.Array, shared: Shared) -> jax.Array:
+    """Values (float32) after quantization in blocks that share this."""
+    return self.decode(self.encode_at(values, shared), shared)
 
   def encode(self, rows: jax.Array) -> Codes:
     """Quantizes a matrix [batch..., out, in]."""
     blocks = self.split(rows.astype(jnp.float32))
-    scale = blockwise.absmax(blocks)  # [..., 1]
-    tail = self.tail(rows.shape)
-    sets_scale = (
-        blockwise.magnitude_bits(blocks) == blockwise.magnitude_bits(scale))
+    shared = self.share(blocks, rows.shape)
     join = lambda x: self.join(jnp.broadcast_to(x, blocks.shape), rows.shape)
     return Codes(
-        code=join(self.encode_at(blocks, scale, tail)), scale=join(scale),
-        frozen=join(sets_scale), tail=None if tail is None else join(tail))
+        code=join(self.encode_at(blocks, shared)),
+        frozen=join(self.sets_scale(blocks, shared)),
+        shared=jax.tree.map(join, shared))
 
   def fake_quantize(self, rows: jax.Array) -> jax.Array:
     """Quantizes and decodes a matrix [batch..., out, in]; float32."""
     blocks = self.split(rows.astype(jnp.float32))
-    scale = blockwise.absmax(blocks)
-    snapped = self.snap(blocks, scale, self.tail(rows.shape))
+    snapped = self.snap(blocks, self.share(blocks, rows.shape))
     return self.join(snapped, rows.shape)
+
+
+# A scheme is static: eager calls compile once a shape, traced ones inline.
+compiled = functools.partial(jax.jit, static_argnums=0)

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
+from mansu_jax.quant import codebook_scheme
 from mansu_jax.quant import fp4
+from mansu_jax.quant import gguf_schemes
 from mansu_jax.quant import int4
 from mansu_jax.quant import int8
+from mansu_jax.quant import k_quants
 from mansu_jax.quant import nf4
 from mansu_jax.quant import scheme as scheme_lib
 
 SCHEMES = {
-    s.name: s for s in (nf4.NF4, fp4.FP4, int8.INT8, int4.INT4_G128)
+    s.name: s for s in (
+        nf4.NF4, fp4.FP4, int8.INT8, int4.INT4, int4.INT4_G128, int4.INT4_G32,
+        gguf_schemes.Q4_0, gguf_schemes.Q4_1, gguf_schemes.Q5_0,
+        gguf_schemes.Q8_0, k_quants.Q4_K, k_quants.Q6_K)
 }
+# Variants: nf4_b128 has blocks of 128, nf4_dq doubly quantized scales.
+_VARIANT = re.compile(r'(nf4|fp4)(?:_b(\d+))?(_dq)?')
 
 
 def get(scheme: str | scheme_lib.Scheme) -> scheme_lib.Scheme:
   """Returns the scheme of a name; a scheme is returned as it is.
 
+  Args:
+    scheme: a scheme, a key of `SCHEMES`, or `nf4` or `fp4` with a block size
+      (`nf4_b128`), double quantization (`nf4_dq`) or both (`nf4_b128_dq`).
+
   Raises:
-    ValueError: no scheme has the name.
+    ValueError: no scheme has the name, or none has the block size.
   """
   if isinstance(scheme, scheme_lib.Scheme):
     return scheme
-  if scheme not in SCHEMES:
+  if scheme in SCHEMES:
+    return SCHEMES[scheme]
+  variant = _VARIANT.fullmatch(scheme) if isinstance(scheme, str) else None
+  if variant is None:
     raise ValueError(
         f'Unknown quantization scheme {scheme!r}: known are'
-        f' {sorted(SCHEMES)}.')
-  return SCHEMES[scheme]
+        f' {", ".join(SCHEMES)}, and nf4 and fp4 with a block of their own and'
+        ' doubly quantized scales, as nf4_b128 and nf4_b128_dq.')
+  family, block, double = variant.groups()
+  return dataclasses.replace(
+      SCHEMES[family], name=scheme, double_quant=bool(double),
+      block=int(block or codebook_scheme.DEFAULT_BLOCK))

@@ -47,26 +47,40 @@ def fake_quantize(
       (outside jit) holds NaN or infinity.
   """
   scheme = schemes.get(scheme)
-  check_quantizable(params, layout)
+  check_quantizable(params, layout, scheme)
   quantize = lambda leaf, leaf_layout: (
       leaf if leaf is None or leaf_layout is None
       else _fake_quantize_leaf(leaf, scheme, leaf_layout))
   return leaves.tree_map(quantize, params, layout)
 
 
-def check_quantizable(params: PyTree, layout: PyTree) -> None:
-  """Raises ValueError, naming the leaf, for what cannot be quantized."""
+def check_quantizable(
+    params: PyTree, layout: PyTree, scheme: scheme_lib.Scheme | None = None
+) -> None:
+  """Raises ValueError, naming the leaf, for what cannot be quantized.
+
+  Args:
+    params: any pytree of weights.
+    layout: a tree like it of `BlockLayout` and None.
+    scheme: also checks that it can cut the rows of each leaf.
+  """
   leaves.check_names(layout, params, 'The layout')
   layouts = leaves.named(layout)
   for name, leaf in leaves.named(params).items():
     if leaf is not None and layouts[name] is not None:
-      _check_leaf(leaf, name, layouts[name])
+      _check_leaf(leaf, name, layouts[name], scheme)
 
 
-def _check_leaf(leaf, name, layout):
+def _check_leaf(leaf, name, layout, scheme):
   leaves.check_floating(leaf, name, 'Quantization')
+  if not isinstance(layout, layout_lib.BlockLayout):
+    raise ValueError(
+        f'The layout of {name!r} is {layout!r}; wanted a quant.BlockLayout, or'
+        ' None to leave the leaf alone.')
   try:
-    layout_lib.rows_shape(jnp.shape(leaf), layout)
+    *_, columns = layout_lib.rows_shape(jnp.shape(leaf), layout)
+    if scheme is not None:
+      scheme.for_columns(columns)
   except ValueError as error:
     raise ValueError(f'Parameter {name!r}: {error}') from error
   if not jnp.size(leaf):
@@ -79,5 +93,6 @@ def _check_leaf(leaf, name, layout):
 
 @functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
 def _fake_quantize_leaf(leaf, scheme, layout):
-  values = scheme.fake_quantize(layout_lib.to_rows(leaf, layout))
+  rows = layout_lib.to_rows(leaf, layout)
+  values = scheme.for_columns(rows.shape[-1]).fake_quantize(rows)
   return layout_lib.from_rows(values, layout, leaf.shape).astype(leaf.dtype)

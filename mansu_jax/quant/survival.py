@@ -82,7 +82,7 @@ def survival(
   scheme = schemes.get(scheme)
   leaves.check_shapes(theta_u, theta0, 'The unlearned weights')
   for params in (theta0, theta_u):
-    simulate.check_quantizable(params, layout)
+    simulate.check_quantizable(params, layout, scheme)
   after, layouts = leaves.named(theta_u), leaves.named(layout)
   before = {
       name: leaf for name, leaf in leaves.named(theta0).items()
@@ -128,14 +128,15 @@ def _compare(before, after, scheme, layout):
   before, after = (
       layout_lib.to_rows(leaf, layout).astype(jnp.float32)
       for leaf in (before, after))
+  scheme = scheme.for_columns(before.shape[-1])
   old, new = scheme.encode(before), scheme.encode(after)
   edit = after - before
-  lo, hi = scheme.boundaries(old.code, old.scale)
+  lo, hi = scheme.boundaries(old.code, old.shared)
   distance = jnp.maximum(jnp.where(edit > 0, hi - before, before - lo), 0)
   moved = after != before
   changed = scheme.level(new.code) != scheme.level(old.code)
-  left = scheme.decode(new.code, new.scale) - scheme.decode(
-      old.code, old.scale)
+  left = scheme.decode(new.code, new.shared) - scheme.decode(
+      old.code, old.shared)
   counts = [moved, changed, moved & ~changed]
   products = [left * left, edit * edit, left * edit]
   row_sums = lambda terms, dtype: jnp.stack(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mansu_jax.quant import grids as grids_lib
 from mansu_jax.quant import leaves
 
-_ONE_ROUNDING_MORE = 1 + 2.0**-22
+_ONE_ROUNDING = 2.0**-22
 
 
 @functools.partial(
@@ -88,21 +88,26 @@ def _land(target, landing, keep_in, grids):
     centre = grids[0].snap(target)
     # Another scheme's block may end before this centre. One rounding, as of
     # 127 * (absmax / 127), is clipped off.
-    moves &= jnp.abs(centre) <= _largest(grids) * _ONE_ROUNDING_MORE
+    lo, hi = _extent(grids)
+    one_more = lambda end: jnp.abs(end) * _ONE_ROUNDING
+    moves &= (centre >= lo - one_more(lo)) & (centre <= hi + one_more(hi))
     value = keep_in(centre)
+    # Not so where a format stores its scale too coarsely to decode near it.
+    moves &= grids[0].snap(value) == centre
   # The landing is asked too: a coarse cast may pull it back over a boundary,
   # and what is new under the first scheme may be old under another.
   return value, moves & _changes(value, grids)
 
 
-def _largest(grids):
-  """The largest magnitude that leaves every scheme's scale as it is."""
-  return functools.reduce(jnp.minimum, [grid.scale for grid in grids])
+def _extent(grids):
+  """Least and largest value that leave every scheme's scale as it is."""
+  lows, highs = zip(*(grid.extent() for grid in grids))
+  return (functools.reduce(jnp.maximum, lows),
+          functools.reduce(jnp.minimum, highs))
 
 
 def _clip(values, grids):
-  largest = _largest(grids)
-  return jnp.clip(values, -largest, largest)
+  return jnp.clip(values, *_extent(grids))
 
 
 def _changes(values, grids):

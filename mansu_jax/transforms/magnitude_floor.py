@@ -105,6 +105,7 @@ def magnitude_floor(
   if isinstance(grids, grids_lib.CodeGrid):
     grids = (grids,)
   grids = tuple(grids)
+  _check_grids(grids)
   _check_options(grids, mode, landing, lift_step, boundary_margin)
   place = functools.partial(
       landing_lib.place, mode=mode, landing=landing,
@@ -190,6 +191,14 @@ def _floored(grids, params, mode):
   return leaves.tree_map(any_grid, params, *(grid.scale for grid in grids))
 
 
+def _check_grids(grids):
+  for grid in grids:
+    if not isinstance(grid, grids_lib.CodeGrid):
+      raise ValueError(
+          f'magnitude_floor got a {type(grid).__name__} for a grid; wanted what'
+          ' quant.code_grid makes, or a sequence of these.')
+
+
 def _check_options(grids, mode, landing, lift_step, margin):
   if mode not in MODES:
     raise ValueError(f'Unknown floor mode {mode!r}: wanted one of {MODES}.')
@@ -214,10 +223,8 @@ def _check_options(grids, mode, landing, lift_step, margin):
 def _check_grid(grid, params, storage_dtype):
   """Raises ValueError unless the grid is that of these params."""
   what = f'{grid.scheme.name} code grid'
-  for field in ('scale', 'code', 'frozen', 'tail'):
-    tree = getattr(grid, field)
-    if tree is not None:  # No tail: no leaf has a partial block.
-      leaves.check_shapes(tree, params, f'The {field} of the {what}')
+  for field, tree in grid.fields().items():
+    leaves.check_shapes(tree, params, f'The {field} of the {what}')
   leaf_grids = jax.tree.leaves(
       grid.leaf_grids(), is_leaf=grids_lib.is_leaf_grid)
   for (name, leaf), leaf_grid in zip(leaves.named(params).items(), leaf_grids):

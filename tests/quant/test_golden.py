@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax.quant import codebooks
+from mansu_jax.quant import nested
+from mansu_jax.quant import packing
 from mansu_jax.quant import schemes
 
 _GOLDEN = (
@@ -26,7 +28,7 @@ def _encode_and_snap(rows, scheme):
   """Codes and scales, and values in the input's dtype."""
   codes = scheme.encode(rows)
   return (
-      codes.code, codes.scale, scheme.fake_quantize(rows).astype(rows.dtype))
+      codes.code, codes.shared.scale, scheme.fake_quantize(rows).astype(rows.dtype))
 
 
 @functools.cache
@@ -89,6 +91,61 @@ class GoldenTest(parameterized.TestCase):
     np.testing.assert_array_equal(_bits(scale), _bits(want_scale))
     want = self._written_rule(arrays, key, want_code, name, x.size, dtype)
     np.testing.assert_array_equal(_bits(snapped), want)
+
+  @parameterized.parameters('nf4', 'fp4')
+  def test_double_quantization(self, name):
+    arrays, manifest = _cases()
+    cases = [(case, output['block']) for case in manifest
+             for output in case['outputs']
+             if case['double_quant'] and output['type'] == name]
+    self.assertNotEmpty(cases)
+    for case, block in cases:
+      with self.subTest(case=case['name'], block=block):
+        self._check_double(arrays, case, name, block)
+
+  def _check_double(self, arrays, case, name, block):
+    x = arrays[f'{case["name"]}.in']
+    if case['dtype'] != 'float32':
+      x = x.view(jnp.dtype(case['dtype']))
+    scheme = schemes.get(f'{name}_b{block}_dq')
+    rows = jnp.asarray(x).reshape(1, -1)
+    key = f'{case["name"]}.{name}.{block}'
+    want = lambda part: arrays[f'{key}.{part}'].reshape(-1)
+    got = packing.pack(rows, scheme)
+    self.assertIsNone(got.absmax)
+    np.testing.assert_array_equal(got.packed, want('packed'))
+    np.testing.assert_array_equal(got.nested.code, want('absmax_q'))
+    np.testing.assert_array_equal(
+        _bits(got.nested.offset), _bits(arrays[f'{key}.absmax_offset']))
+    np.testing.assert_array_equal(
+        _bits(got.nested.absmax), _bits(want('nested_absmax')))
+    np.testing.assert_array_equal(
+        _bits(nested.dequantize(got.nested)), _bits(want('absmax')))
+    np.testing.assert_array_equal(
+        _bits(nested.code_book()), _bits(want('nested_code')))
+    _, _, snapped = _encode_and_snap(rows, scheme)
+    np.testing.assert_array_equal(_bits(snapped), self._written_rule(
+        arrays, key, _unpack(want('packed'), x.size), name, x.size,
+        case['dtype']))
+    unpacked = packing.unpack(got, scheme, rows.shape)
+    np.testing.assert_array_equal(
+        _bits(unpacked.astype(rows.dtype)), _bits(snapped))
+
+  @parameterized.parameters('nf4', 'fp4')
+  def test_packed_bytes(self, name):
+    arrays, manifest = _cases()
+    for case in manifest:
+      if case['dtype'] != 'float32' or case['double_quant']:
+        continue
+      for block in {o['block'] for o in case['outputs'] if o['type'] == name}:
+        x = arrays[f'{case["name"]}.in']
+        got = packing.pack(
+            jnp.asarray(x).reshape(1, -1), schemes.get(f'{name}_b{block}'))
+        key = f'{case["name"]}.{name}.{block}'
+        np.testing.assert_array_equal(
+            got.packed, arrays[f'{key}.packed'].reshape(-1))
+        np.testing.assert_array_equal(
+            _bits(got.absmax), _bits(arrays[f'{key}.absmax']))
 
   def _written_rule(self, arrays, key, code, name, n, dtype):
     """bitsandbytes' values, but for the two oddities that the README lists."""

@@ -8,7 +8,9 @@ import numpy as np
 
 from mansu_jax import quant
 
-_NAMES = tuple(quant.SCHEMES)
+_NAMES = (*(name for name, scheme in quant.SCHEMES.items()
+            if scheme.holds_scale), 'nf4_dq')
+_GGUF = ('q4_0', 'q4_1', 'q5_0', 'q8_0')
 _LAYOUT = {
     'down': quant.BlockLayout(memory='LFD', out='D', inp='F'), 'norm': None}
 
@@ -42,9 +44,9 @@ class CodeGridTest(parameterized.TestCase):
     grid = quant.code_grid(params, name, _LAYOUT)
     rng = np.random.default_rng(1)
     moved = params['down'] + 0.01 * rng.normal(size=params['down'].shape)
-    scale = grid.scale['down']
+    extent = grid.leaf_grids()['down'].extent()
     moved = jnp.where(
-        grid.frozen['down'], params['down'], jnp.clip(moved, -scale, scale))
+        grid.frozen['down'], params['down'], jnp.clip(moved, *extent))
     moved = {'down': moved, 'norm': params['norm']}
     jax.tree.map(
         np.testing.assert_array_equal, grid.decode_nearest(moved),
@@ -66,9 +68,9 @@ class CodeGridTest(parameterized.TestCase):
     self.assertTrue(np.all(gathered.frozen['down'][:, 2]))
     self.assertFalse(np.any(np.isnan(gathered.decode_code()['down'])))
     # Cutting the slices into blocks of their own would be another quantizer.
-    own = quant.fake_quantize(
-        {'down': slices['down'][:, :2]}, name, {'down': _LAYOUT['down']})
-    if name != 'int8':
+    if name not in ('int8', *_GGUF):  # Whole rows; no multiple of 32.
+      own = quant.fake_quantize(
+          {'down': slices['down'][:, :2]}, name, {'down': _LAYOUT['down']})
       self.assertTrue(np.any(own['down'] != view[:, :2]))
 
   def test_taking_parts_equals_taking_them_later(self):
@@ -86,9 +88,9 @@ class CodeGridTest(parameterized.TestCase):
 
   def test_partial_blocks_are_marked(self):
     grid = quant.code_grid(_params(shape=(2, 32, 10)), 'nf4', _LAYOUT)
-    self.assertIsNone(grid.tail)
+    self.assertIsNone(grid.shared.tail)
     grid = quant.code_grid(_params(shape=(2, 32, 11)), 'nf4', _LAYOUT)
-    rows = quant.to_rows(grid.tail['down'], _LAYOUT['down'])
+    rows = quant.to_rows(grid.shared.tail['down'], _LAYOUT['down'])
     want = np.arange(11 * 32) >= 5 * 64
     np.testing.assert_array_equal(rows.reshape(2, -1), np.stack([want] * 2))
 
@@ -118,6 +120,40 @@ class CodeGridTest(parameterized.TestCase):
     self.assertIsNone(lo['norm'])
     self.assertTrue(np.all(
         (lo['down'] <= params['down']) & (params['down'] <= hi['down'])))
+
+  @parameterized.parameters('q4_k', 'q6_k')
+  def test_refuses_scales_that_a_search_finds(self, name):
+    with self.assertRaisesRegex(ValueError, f'{name} fits its scales.*Measure'):
+      quant.code_grid(_params(), name, _LAYOUT)
+
+  @parameterized.parameters(
+      ('int8', 'float8_e4m3fn', True), ('q8_0', 'float8_e4m3fn', True),
+      ('int8', 'float8_e5m2', True), ('nf4', 'float8_e5m2', False),
+      ('nf4', 'float8_e4m3fn', False), ('int8', 'bfloat16', False),
+      ('q8_0', 'float16', False))
+  def test_refuses_a_dtype_that_skips_codes(self, name, dtype, refused):
+    # By the definition: some code that no value of the dtype falls on.
+    scheme, dtype = quant.get(name), jnp.dtype(dtype)
+    bits = np.uint8 if dtype.itemsize == 1 else np.uint16
+    values = np.arange(2.0**(8 * dtype.itemsize)).astype(bits).view(dtype)
+    values = values.astype(np.float32)
+    count = jax.jit(lambda x, absmax: scheme.level(scheme.encode(
+        jnp.where(abs(x) <= absmax, x, absmax)[None]).code))
+    missed = 0
+    for absmax in values[(values >= 1) & (values < 2)][:8]:
+      x = np.where(np.isfinite(values), values, 0)
+      x = np.pad(x, (0, -x.size % 31)).reshape(-1, 31)  # Blocks of 32.
+      x = np.pad(x, ((0, 0), (1, 0)), constant_values=absmax)
+      codes = count(x.ravel(), absmax)
+      missed += len(np.unique(codes)) < len(scheme.levels)
+    self.assertEqual(missed > 0, refused)
+    make = lambda: quant.code_grid(
+        _params(), name, _LAYOUT, storage_dtype=dtype)
+    if refused:
+      with self.assertRaisesRegex(ValueError, f"{dtype.name}, in which 'down'"):
+        make()
+    else:
+      make()
 
   def test_view_refuses_other_trees(self):
     grid = quant.code_grid(_params(), 'nf4', _LAYOUT)

@@ -113,6 +113,21 @@ class RefusalTest(parameterized.TestCase):
         k: v for k, v in _LAYOUT.items() if k != 'norm'})
     self._refuses("layout has a leaf 'up'", layout=_LAYOUT | {'up': None})
 
+  def test_other_containers(self):
+    params, layout = [jnp.ones((4, 4))], (_LAYOUT['down'],)
+    for fn in (quant.fake_quantize, quant.code_grid):
+      with self.assertRaisesRegex(ValueError, 'in other containers'):
+        fn(params, 'nf4', layout)
+
+  def test_layout_that_is_none(self):
+    self._refuses("layout of 'down' is 'DF'; wanted a quant.BlockLayout",
+                  layout=_LAYOUT | {'down': 'DF'})
+
+  @parameterized.parameters('q4_0', 'q4_k')
+  def test_rows_that_gguf_cannot_cut(self, name):
+    with self.assertRaisesRegex(ValueError, r"'attn/q': .*blocks of 32"):
+      quant.fake_quantize(_params(), name, _LAYOUT)
+
   def test_unquantized_leaves_may_be_anything(self):
     params = _params() | {'norm': jnp.full(6, jnp.nan)}
     quant.fake_quantize(params, 'nf4', _LAYOUT)

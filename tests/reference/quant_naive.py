@@ -80,9 +80,12 @@ def integer(matrix, largest, group=None):
 
 def quantize(matrix, name):
   """Code, scale and value of a [out, in] matrix under a scheme's name."""
-  if name in ENTRIES:
-    return codebook(matrix, name)
-  return integer(matrix, 127) if name == 'int8' else integer(matrix, 7, 128)
+  kind, _, size = name.partition('_')
+  size = int(size[1:]) if size else None
+  if kind in ENTRIES:
+    return codebook(matrix, kind, size or 64)
+  return integer(matrix, 127) if name == 'int8' else integer(
+      matrix, 7, size or 128)
 
 
 def value_at(x, scale, name, partial=False):

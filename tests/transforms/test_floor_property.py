@@ -17,9 +17,10 @@ import numpy as np
 from mansu_jax import quant
 from mansu_jax import transforms
 
-_SHAPE = (24, 17)  # Blocks straddle rows, and the last one is partial.
+_SHAPE = (32, 17)  # Blocks straddle rows, and the last one is partial.
 _LAYOUT = quant.BlockLayout(memory='DF', out='F', inp='D')
 _ALL = ('nf4', 'fp4', 'int8', 'int4_g128')
+_GGUF = ('q4_0', 'q4_1', 'q8_0')
 _KINDS = ('normal', 'heavy', 'lattice', 'sparse', 'tiny')
 
 
@@ -56,9 +57,10 @@ class InvariantTest(parameterized.TestCase):
       before = np.asarray(quant.fake_quantize(old, name, _LAYOUT))
       after = np.asarray(quant.fake_quantize(new, name, _LAYOUT))
       np.testing.assert_array_equal(before != after, moved)
-      for_scale = [
-          quant.code_grid(x, name, _LAYOUT).scale for x in (old, new)]
-      np.testing.assert_array_equal(*map(_bits, for_scale))
+      shared = [
+          quant.code_grid(x, name, _LAYOUT).shared for x in (old, new)]
+      jax.tree.map(lambda a, b: np.testing.assert_array_equal(
+          _bits(a), _bits(b)), *shared)
     if landing == 'centre':
       landed = quant.fake_quantize(new, names[0], _LAYOUT)
       landed = _as_stored(landed.astype(theta.dtype), storage)
@@ -69,7 +71,8 @@ class InvariantTest(parameterized.TestCase):
     return moved.sum()
 
   @parameterized.product(
-      names=(('nf4',), ('fp4',), ('int8',), ('nf4', 'int4_g128'), _ALL),
+      names=(('nf4',), ('fp4',), ('int8',), ('nf4', 'int4_g128'), _ALL,
+             ('q4_0',), ('q4_1',), ('q5_0', 'nf4_dq'), _GGUF, ('nf4', *_GGUF)),
       dtypes=(
           ('float32', 'float32'), ('bfloat16', 'float32'),
           ('float16', 'float16'), ('float32', 'bfloat16')),

@@ -203,7 +203,8 @@ class MagnitudeFloorTest(parameterized.TestCase):
     params = {'w': jnp.ones((0, 4)), 'b': None}
     empty = jnp.zeros((0, 4))
     grid = quant.CodeGrid(
-        scale={'w': empty, 'b': None}, frozen={'w': empty == 0, 'b': None},
+        shared=quant.Shared({'w': empty, 'b': None}),
+        frozen={'w': empty == 0, 'b': None},
         code={'w': empty.astype(jnp.uint8), 'b': None},
         scheme=quant.get('nf4'))
     tx = transforms.magnitude_floor(grid)

@@ -1,0 +1,74 @@
+"""Codes as bitsandbytes keeps them: two a byte, scales beside them."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mansu_jax.quant import codebook_scheme
+from mansu_jax.quant import nested
+from mansu_jax.quant import scheme as scheme_lib
+
+_LEAST_SCALE = 1e-38  # What bitsandbytes stores for a partial block of zeros.
+
+
+class PackedWeight(NamedTuple):
+  """A matrix [out, in] as bitsandbytes' `Params4bit` holds it.
+
+  `absmax` and `nested` are the two ways to keep scales: the other is None.
+  """
+
+  packed: jax.Array  # uint8 [ceil(out * in / 2)]
+  absmax: jax.Array | None  # float32 [ceil(out * in / block)]
+  nested: nested.NestedScales | None
+
+
+@functools.partial(jax.jit, static_argnames=('scheme',))
+def pack(
+    rows: jax.Array, scheme: codebook_scheme.CodebookScheme) -> PackedWeight:
+  """Quantizes a matrix to what bitsandbytes stores of it, bit for bit.
+
+  Args:
+    rows: [out, in], floating-point, in torch order.
+    scheme: NF4 or FP4 with any block, doubly quantized or not.
+  """
+  blocks = scheme.split(rows.astype(jnp.float32))
+  shared = scheme.share(blocks, rows.shape)
+  code = scheme.join(scheme.encode_at(blocks, shared), rows.shape).ravel()
+  absmax, kept = shared.scale[:, 0], None
+  if scheme.double_quant:
+    absmax, kept = None, nested.quantize(absmax)
+  elif shared.tail is not None:
+    empty = shared.tail[:, 0] & (absmax == 0)
+    absmax = jnp.where(empty, _LEAST_SCALE, absmax)
+  zero = scheme.encode_at(jnp.zeros([1]), scheme_lib.Shared(jnp.ones([1])))
+  return PackedWeight(pack_nibbles(code, zero), absmax, kept)
+
+
+@functools.partial(jax.jit, static_argnames=('scheme', 'shape'))
+def unpack(
+    weight: PackedWeight, scheme: codebook_scheme.CodebookScheme,
+    shape: tuple[int, int]) -> jax.Array:
+  """The decoded matrix, float32 of `shape` [out, in]."""
+  code = unpack_nibbles(weight.packed, shape[0] * shape[1]).reshape(shape)
+  absmax = (weight.absmax if weight.nested is None
+            else nested.dequantize(weight.nested))
+  values = scheme.decode(
+      scheme.split(code), scheme_lib.Shared(absmax[:, None]))
+  return scheme.join(values, shape)
+
+
+def pack_nibbles(code: jax.Array, padding: jax.Array) -> jax.Array:
+  """4-bit codes [n] as bytes [ceil(n / 2)], the first in the high nibble."""
+  if code.shape[0] % 2:
+    code = jnp.concatenate([code, padding])
+  pairs = code.reshape(-1, 2)
+  return pairs[:, 0] << 4 | pairs[:, 1]
+
+
+def unpack_nibbles(packed: jax.Array, n: int) -> jax.Array:
+  """Inverse of `pack_nibbles`: codes [n]."""
+  return jnp.stack([packed >> 4, packed & 15], -1).ravel()[:n]
