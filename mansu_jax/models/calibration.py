@@ -20,6 +20,9 @@ import numpy as np
 
 from mansu_jax import tree_paths
 from mansu_jax import types
+from mansu_jax.data import batching
+from mansu_jax.data import text as text_lib
+from mansu_jax.data import tokenization
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import layers as layers_lib
@@ -52,6 +55,31 @@ class Calibrated(NamedTuple):
 
   params: types.Params
   codes: _Codes | None
+
+
+def choose_windows(
+    documents: Sequence[text_lib.TextDocument],
+    tokenizer: tokenization.Tokenizer, *, window: int = 128,
+    most_tokens: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+  """Calibration windows, spread evenly over the documents.
+
+  Args:
+    documents: general text, not what is measured afterwards.
+    tokenizer: see `tokenization`.
+    window: tokens a window.
+    most_tokens: tokens in all, at most, but one window at least.
+
+  Returns:
+    tokens [n, T] int32 and real [n, T] bool, for `quantize`.
+
+  Raises:
+    ValueError: as `batching.text_windows`.
+  """
+  found = batching.encode_text(documents, tokenizer, window)
+  most = min(len(found.tokens), max(1, most_tokens // window))
+  chosen = np.linspace(0, len(found.tokens) - 1, most).round().astype(int)
+  tokens, length, _ = found.take(chosen)
+  return tokens, np.arange(tokens.shape[1])[None] < length[:, None]
 
 
 def quantize(

@@ -30,6 +30,9 @@ class CalibratedScheme:
     method: 'gptq' or 'awq'.
     group: inputs that share a scale.
     damping: of `gptq`, see there.
+    act_order: of `gptq`, see there. Small Llamas need it: the first token's
+      huge activations leave GPTQ in plain order no better than rounding on
+      SmolLM2-135M (perplexity 60.8, in this order 54.6, rounding 60.4).
     grid: of `awq`, see there.
 
   Raises:
@@ -40,6 +43,7 @@ class CalibratedScheme:
   method: str
   group: int = 128
   damping: float = 0.01
+  act_order: bool = True
   grid: int = 20
 
   def __post_init__(self):
@@ -65,7 +69,8 @@ class CalibratedScheme:
     """
     if self.method == 'gptq':
       return gptq.gptq(
-          rows, inputs.second_moment, group=self.group, damping=self.damping)
+          rows, inputs.second_moment, group=self.group, damping=self.damping,
+          act_order=self.act_order)
     return awq.awq(
         rows, *inputs, group=self.group, grid=self.grid if foldable else 1)
 

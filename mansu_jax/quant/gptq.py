@@ -1,8 +1,8 @@
 """GPTQ: 4-bit weights whose rounding errors make up for one another.
 
 Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative
-Pre-trained Transformers" (arXiv 2210.17323), with groups whose scales are fitted
-when their turn comes, as AutoGPTQ does without `desc_act`.
+Pre-trained Transformers" (arXiv 2210.17323), with groups whose scales are
+fitted when their turn comes, as in AutoGPTQ.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def gptq(
     *,
     group: int = 128,
     damping: float = 0.01,
+    act_order: bool = False,
 ) -> affine.AffineCodes:
   """Quantizes a matrix so that its outputs on the given inputs change little.
 
@@ -39,6 +40,9 @@ def gptq(
       (zero diagonal) become zero.
     group: inputs that share a scale; the last group may be partial.
     damping: share of the mean diagonal that is added to the diagonal.
+    act_order: take the inputs from the largest mean square down instead, so
+      that they are rounded with others left to make up for it. Groups are of
+      neighbours in that order: AutoGPTQ's `desc_act`.
 
   Returns:
     Codes in the shape of `rows`; NaN scales where the damped second moment is
@@ -48,8 +52,19 @@ def gptq(
     ValueError: shapes that do not fit, or a group below 1.
   """
   affine.check_calibration(rows, second_moment, group)
+  group = min(group, rows.shape[1])
+  if not act_order:
+    return _gptq_in_order(rows, second_moment, group, damping)
+  order = jnp.argsort(jnp.diagonal(second_moment), descending=True)
+  codes = _gptq_in_order(
+      rows[:, order], second_moment[order][:, order], group, damping)
+  back = jnp.argsort(order)
+  return affine.AffineCodes(*(field[:, back] for field in codes))
+
+
+def _gptq_in_order(rows, second_moment, group, damping):
+  """`gptq` from the first column to the last, for a group of at most all."""
   inputs = rows.shape[1]
-  group = min(group, inputs)
   padding = (0, -inputs % group)
   factor = _inverse_factor(second_moment, damping)
   factor = jnp.pad(factor, (padding, padding))
