@@ -33,6 +33,7 @@ def awq(
   does with q, k and v, where one norm can hold only one set of scales.
   AutoAWQ's search takes the error behind the attention or MLP for these and
   may then clip weights; here it is the matrix's own error, without clipping.
+  AutoAWQ takes only groups that divide the inputs.
 
   Args:
     rows: weights [out, in] in torch order, float32.

@@ -30,9 +30,9 @@ class CalibratedScheme:
     method: 'gptq' or 'awq'.
     group: inputs that share a scale.
     damping: of `gptq`, see there.
-    act_order: of `gptq`, see there. Small Llamas need it: the first token's
-      huge activations leave GPTQ in plain order no better than rounding on
-      SmolLM2-135M (perplexity 60.8, in this order 54.6, rounding 60.4).
+    act_order: of `gptq`, see there. On by default, since in plain order GPTQ
+      is no better than rounding on SmolLM2-135M (perplexity 60.8, so ordered
+      54.6, rounded 60.4; 5,846 calibration tokens).
     grid: of `awq`, see there.
 
   Raises:
