@@ -1,0 +1,237 @@
+"""Quantizes a whole model with calibration text, layer by layer.
+
+The hidden states of the text are carried through the layers. In each, every
+matrix is quantized on the inputs that it gets behind all those quantized
+before it, in its own layer too (q, k, v; o; gate, up; down): AutoGPTQ's
+`true_sequential`. AutoAWQ takes the inputs of the unquantized model instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.data import batching
+from mansu_jax.data import text as text_lib
+from mansu_jax.data import tokenization
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import decoder
+from mansu_jax.models import layers as layers_lib
+from mansu_jax.models import layout
+from mansu_jax.models import sites as sites_lib
+from mansu_jax.quant import affine
+from mansu_jax.quant import calibrated
+from mansu_jax.quant import layout as quant_layout
+from mansu_jax.quant import simulate
+
+_Codes = dict[str, affine.AffineCodes]
+_TOKENS_A_BATCH = 1024
+
+# One layer of each quantized leaf, by its name within the layer.
+_LAYOUTS = {
+    name.removeprefix('layers/'): dataclasses.replace(
+        leaf_layout, memory=leaf_layout.memory[1:])
+    for name, leaf_layout in layout.MATRICES.items()}
+
+
+class Calibrated(NamedTuple):
+  """A quantized model.
+
+  Attributes:
+    params: decoded weights, in the dtypes of the params that were given;
+      embeddings, norms and lm_head are as they were.
+    codes: by leaf name as in `layout.MATRICES`, fields [L, out, in] in torch
+      order; None unless they were asked for. Nine bytes a weight.
+  """
+
+  params: types.Params
+  codes: _Codes | None
+
+
+def choose_windows(
+    documents: Sequence[text_lib.TextDocument],
+    tokenizer: tokenization.Tokenizer, *, window: int = 128,
+    most_tokens: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+  """Calibration windows, spread evenly over the documents.
+
+  Args:
+    documents: general text, not what is measured afterwards.
+    tokenizer: see `tokenization`.
+    window: tokens a window.
+    most_tokens: tokens in all, at most, but one window at least.
+
+  Returns:
+    tokens [n, T] int32 and real [n, T] bool, for `quantize`.
+
+  Raises:
+    ValueError: as `batching.text_windows`.
+  """
+  found = batching.encode_text(documents, tokenizer, window)
+  most = min(len(found.tokens), max(1, most_tokens // window))
+  chosen = np.linspace(0, len(found.tokens) - 1, most).round().astype(int)
+  tokens, length, _ = found.take(chosen)
+  return tokens, np.arange(tokens.shape[1])[None] < length[:, None]
+
+
+def quantize(
+    config: config_lib.ModelConfig,
+    params: types.Params,
+    tokens: np.ndarray,  # [n, T] int32
+    real: np.ndarray,  # [n, T] bool
+    scheme: str | calibrated.CalibratedScheme,
+    *,
+    keep_codes: bool = False,
+) -> Calibrated:
+  """Quantizes the matrices of all layers; compiles once a shape and scheme.
+
+  Holds the text's hidden states, for one layer at a time the inputs of its
+  matrices ([n, T, F] the largest) and their second moments, all in float32.
+
+  Args:
+    config: the model.
+    params: its params, on a device or the host.
+    tokens: calibration windows, padded on the right.
+    real: True at tokens, False at padding.
+    scheme: a calibrated scheme or its name.
+    keep_codes: whether to return the codes.
+
+  Raises:
+    ValueError: an unknown scheme; windows without any token or of other shape
+      than `real`; weights that are not finite; or a second moment that float32
+      cannot factor.
+  """
+  scheme = calibrated.get(scheme)
+  _check_windows(tokens, real)
+  simulate.check_quantizable(params, layout.block_layout(config))
+  layers, codes = _quantize_layers(
+      config, scheme, keep_codes, params, jnp.asarray(tokens),
+      jnp.asarray(real))
+  _check_finite(layers, scheme)
+  codes = keep_codes and {f'layers/{name}': c for name, c in codes.items()}
+  return Calibrated(params | {'layers': layers}, codes or None)
+
+
+def _check_windows(tokens: np.ndarray, real: np.ndarray) -> None:
+  if np.ndim(tokens) != 2 or np.shape(tokens) != np.shape(real):
+    raise ValueError(
+        f'Calibration tokens have shape {np.shape(tokens)} and their mask'
+        f' {np.shape(real)}: wanted [n, T] for both.')
+  if not np.any(real):
+    raise ValueError(
+        'The calibration windows hold no token: wanted some text that the'
+        ' quantized weights shall fit. Give text files.')
+
+
+def _check_finite(
+    layers: types.Params, scheme: calibrated.CalibratedScheme) -> None:
+  for name, leaf in tree_paths.flatten(layers).items():
+    if not jnp.all(jnp.isfinite(leaf)):
+      raise ValueError(
+          f'{scheme.name} gave non-finite weights of layers/{name}: wanted'
+          ' numbers. The second moment of its inputs has no Cholesky factor in'
+          ' float32, or an activation overflows. Raise the damping'
+          f' ({scheme.damping}) or give more calibration text.')
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _quantize_layers(config, scheme, keep_codes, params, tokens, real):
+  length = tokens.shape[1]
+  rotary = layers_lib.rotary_tables(config, jnp.arange(length)[None])
+  mask = jnp.tril(jnp.ones((length, length), bool))[None, None, None]
+  x = decoder.embed(params, tokens).astype(jnp.float32)
+
+  def quantize_layer(x, weights):
+    layer = _Layer(config, scheme, weights, real)
+    x = layer.attend(x, rotary, mask)
+    x = layer.feed_forward(x)
+    return x, (layer.weights, layer.codes if keep_codes else None)
+
+  return lax.scan(quantize_layer, x, params['layers'])[1]
+
+
+class _Layer:
+  """One layer while it is quantized and run; lives within one trace.
+
+  Attributes:
+    weights: the layer's params; matrices are replaced as they are quantized.
+    codes: of the matrices quantized so far, [out, in].
+  """
+
+  def __init__(self, config, scheme, weights, real):
+    self.weights: types.Params = weights
+    self.codes: _Codes = {}
+    self._config, self._scheme, self._real = config, scheme, real
+
+  def attend(self, x, rotary, mask):
+    """Quantizes q, k, v and o; returns the residual stream [n, T, D] after."""
+    cfg = self._config
+    normed = layers_lib.rms_norm(x, self.weights['attn_norm'], cfg.norm_eps)
+    self._quantize(('attn/q', 'attn/k', 'attn/v'), normed)
+    attention = layers_lib.Attention(cfg, (sites_lib.Site.HEAD_OUT,))
+    heads = self._run(
+        attention, 'attn', sites_lib.Site.HEAD_OUT, normed, rotary, mask)
+    # Where query heads share a value head, no v can hold the scales of o.
+    self._quantize(
+        ('attn/o',), heads.reshape(*x.shape[:2], -1),
+        foldable=cfg.num_heads == cfg.num_kv_heads)
+    return x + jnp.einsum('BTNH,NHD->BTD', heads, self.weights['attn']['o'])
+
+  def feed_forward(self, x):
+    """Quantizes gate, up and down; returns the stream [n, T, D] after."""
+    cfg = self._config
+    normed = layers_lib.rms_norm(x, self.weights['mlp_norm'], cfg.norm_eps)
+    self._quantize(('mlp/gate', 'mlp/up'), normed)
+    mlp = layers_lib.Mlp(cfg, (sites_lib.Site.MLP_HIDDEN,))
+    hidden = self._run(mlp, 'mlp', sites_lib.Site.MLP_HIDDEN, normed)
+    self._quantize(('mlp/down',), hidden)
+    return x + layers_lib.project_down(hidden, self.weights['mlp']['down'])
+
+  def _run(self, module, part, site, x, *args):
+    """What is found at a site of a module, [n, T, ...], some rows at a time."""
+    def run_row(row):
+      _, state = module.apply(
+          {'params': self.weights[part]}, row[None], *args,
+          mutable=['intermediates'])
+      return state['intermediates'][str(site)][0][0]
+    rows = max(1, _TOKENS_A_BATCH // x.shape[1])
+    return lax.map(run_row, x, batch_size=min(rows, len(x)))
+
+  def _quantize(
+      self, names: Sequence[str], inputs: types.Array, *,
+      foldable: bool = True) -> None:
+    """Quantizes matrices that share their inputs [n, T, in]."""
+    flat = tree_paths.flatten(self.weights)
+    rows = [
+        quant_layout.to_rows(flat[name], _LAYOUTS[name]).astype(jnp.float32)
+        for name in names]
+    codes = self._scheme.encode(
+        jnp.concatenate(rows), _statistics(inputs, self._real),
+        foldable=foldable)
+    ends = np.cumsum([len(r) for r in rows])[:-1]
+    parts = zip(*(jnp.split(field, ends) for field in codes))
+    for name, part in zip(names, parts):
+      self.codes[name] = affine.AffineCodes(*part)
+      values = quant_layout.from_rows(
+          affine.decode(self.codes[name]), _LAYOUTS[name], flat[name].shape)
+      flat[name] = values.astype(flat[name].dtype)
+    self.weights = tree_paths.unflatten(flat)
+
+
+def _statistics(
+    inputs: types.Array,  # [n, T, in]
+    real: types.Array,  # [n, T] bool
+) -> calibrated.InputStatistics:
+  x = jnp.where(real[..., None], inputs, 0).reshape(-1, inputs.shape[-1])
+  count = jnp.sum(real, dtype=jnp.float32)
+  moment = jnp.matmul(x.T, x, precision=lax.Precision.HIGHEST)
+  return calibrated.InputStatistics(
+      moment / count, jnp.sum(jnp.abs(x), axis=0) / count)

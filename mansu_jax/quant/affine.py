@@ -1,0 +1,95 @@
+"""Asymmetric 4-bit integers along the input: code, scale and zero point.
+
+What GPTQ and AWQ checkpoints hold. Each group of weights of a row of the torch
+[out, in] matrix spans its range, zero always included, with 16 integers:
+value = (code - zero) * scale. AutoGPTQ does so; AutoAWQ leaves zero out of a
+range of one sign and then clips the zero point, which clips the largest
+weights. Both store scales in float16; here they are float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.quant import blockwise
+
+LARGEST = 15  # Codes are 0 to 15.
+# A group of a smaller span is taken for zeros: its scale might be subnormal.
+_LEAST_SPAN = np.float32(2.0**-100)
+
+
+class AffineCodes(NamedTuple):
+  """Codes of a matrix, each field of its shape [batch..., out, in]."""
+
+  code: jax.Array  # uint8, 0 to 15
+  scale: jax.Array  # float32, the distance of neighbouring values
+  zero: jax.Array  # float32, the code of value 0, a whole number 0 to 15
+
+
+def fit(values: jax.Array, axis: int = -1) -> tuple[jax.Array, jax.Array]:
+  """Scale and zero point of groups along an axis, which is kept with size 1.
+
+  A group of zeros gets the range [-1, 1], as in AutoGPTQ.
+  """
+  low = jnp.min(values, axis=axis, keepdims=True, initial=0)
+  high = jnp.max(values, axis=axis, keepdims=True, initial=0)
+  is_empty = high - low < _LEAST_SPAN
+  low = jnp.where(is_empty, -1, low)
+  high = jnp.where(is_empty, 1, high)
+  scale = (high - low) / LARGEST
+  return scale, jnp.clip(jnp.round(-low / scale), 0, LARGEST)
+
+
+def encode(values: jax.Array, scale: jax.Array, zero: jax.Array) -> jax.Array:
+  """Codes (uint8) nearest to values (float32); ties to even."""
+  code = jnp.round(values / scale) + zero
+  return jnp.clip(code, 0, LARGEST).astype(jnp.uint8)
+
+
+def decode(codes: AffineCodes) -> jax.Array:
+  """Values (float32) of codes, for any shapes that broadcast."""
+  return (codes.code.astype(jnp.float32) - codes.zero) * codes.scale
+
+
+def round_to_nearest(rows: jax.Array, *, group: int = 128) -> AffineCodes:
+  """Quantizes a float32 matrix [batch..., out, in] without calibration.
+
+  Args:
+    rows: weights in torch order.
+    group: inputs that share a scale; the last group of a row may be partial.
+  """
+  blocks = blockwise.split(rows, group)  # Zeros of padding move no range.
+  scale, zero = fit(blocks)
+  fields = AffineCodes(encode(blocks, scale, zero), scale, zero)
+  join = lambda x: blockwise.join(
+      jnp.broadcast_to(x, blocks.shape), rows.shape[-1])
+  return AffineCodes(*map(join, fields))
+
+
+def output_error(error: jax.Array, second_moment: jax.Array) -> jax.Array:
+  """Mean squared error of the outputs, tr(E H E^T), float32 [].
+
+  Args:
+    error: difference of two matrices [out, in].
+    second_moment: mean of x x^T over inputs x, [in, in].
+  """
+  return jnp.sum(
+      jnp.matmul(error, second_moment, precision=jax.lax.Precision.HIGHEST)
+      * error)
+
+
+def check_calibration(
+    rows: jax.Array, second_moment: jax.Array, group: int) -> None:
+  """Raises ValueError for shapes or a group size that make no sense."""
+  inputs = rows.shape[-1]
+  if rows.ndim != 2 or second_moment.shape != (inputs, inputs):
+    raise ValueError(
+        f'Got weights {rows.shape} and a second moment {second_moment.shape}:'
+        ' wanted [out, in] and [in, in]. Use jax.vmap for stacks of matrices.')
+  if group < 1:
+    raise ValueError(
+        f'The group is {group} inputs: wanted at least 1. Enlarge it.')

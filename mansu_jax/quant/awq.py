@@ -1,0 +1,85 @@
+"""AWQ: 4-bit weights, finer where the inputs are large.
+
+Lin et al. 2023, "AWQ: Activation-aware Weight Quantization for LLM Compression
+and Acceleration" (arXiv 2306.00978). Each input's weights are multiplied by
+s = mean|x|^alpha before rounding and divided by it after; a checkpoint folds
+1 / s into what makes the input (a norm, `up`, `v`), which changes no codes
+there.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.quant import affine
+
+_LEAST_SCALE = 1e-4  # AutoAWQ's, of the largest.
+
+
+def awq(
+    rows: jax.Array,
+    second_moment: jax.Array,
+    mean_abs: jax.Array,
+    *,
+    group: int = 128,
+    grid: int = 20,
+) -> affine.AffineCodes:
+  """Quantizes a matrix with the alpha of least output error on the inputs.
+
+  All rows share the scales: pass matrices of one input together, as AutoAWQ
+  does with q, k and v, where one norm can hold only one set of scales.
+  AutoAWQ's search takes the error behind the attention or MLP for these and
+  may then clip weights; here it is the matrix's own error, without clipping.
+  AutoAWQ takes only groups that divide the inputs.
+
+  Args:
+    rows: weights [out, in] in torch order, float32.
+    second_moment: mean of x x^T over calibration inputs x, [in, in] float32.
+    mean_abs: mean of |x|, [in] float32.
+    group: inputs that share a scale; the last group may be partial.
+    grid: how many alphas 0, 1 / grid, 2 / grid, ... are tried; with 1 it is
+      rounding to nearest.
+
+  Returns:
+    Codes in the shape of `rows`; their scale is already divided by s.
+
+  Raises:
+    ValueError: shapes that do not fit, or a group or grid below 1.
+  """
+  affine.check_calibration(rows, second_moment, group)
+  if mean_abs.shape != rows.shape[1:]:
+    raise ValueError(
+        f'The mean magnitudes have shape {mean_abs.shape}: wanted'
+        f' {rows.shape[1:]}, one for each input of the weights {rows.shape}.')
+  if grid < 1:
+    raise ValueError(f'The grid has {grid} alphas: wanted at least 1.')
+
+  def try_alpha(best, alpha):
+    codes = _quantize_scaled(rows, mean_abs, alpha, group)
+    error = affine.output_error(affine.decode(codes) - rows, second_moment)
+    is_better = error < best[0]
+    return jax.tree.map(
+        lambda new, old: jnp.where(is_better, new, old), (error, alpha),
+        best), None
+
+  alphas = np.arange(grid, dtype=np.float32) / np.float32(grid)
+  best, _ = lax.scan(
+      try_alpha, (jnp.float32(np.inf), jnp.float32(0)), alphas)
+  return _quantize_scaled(rows, mean_abs, best[1], group)
+
+
+def _quantize_scaled(rows, mean_abs, alpha, group):
+  scales = _input_scales(mean_abs, alpha)
+  codes = affine.round_to_nearest(rows * scales, group=group)
+  return codes._replace(scale=codes.scale / scales)
+
+
+def _input_scales(mean_abs: jax.Array, alpha: jax.Array) -> jax.Array:
+  """mean|x|^alpha [in], such that largest times smallest is 1."""
+  largest = jnp.max(mean_abs, initial=0)
+  share = mean_abs / jnp.where(largest > 0, largest, 1)
+  scales = jnp.maximum(share**alpha, _LEAST_SCALE)
+  return scales * lax.rsqrt(jnp.max(scales) * jnp.min(scales))

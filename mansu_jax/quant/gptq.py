@@ -1,0 +1,121 @@
+"""GPTQ: 4-bit weights whose rounding errors make up for one another.
+
+Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative
+Pre-trained Transformers" (arXiv 2210.17323), with groups whose scales are
+fitted when their turn comes, as in AutoGPTQ.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.quant import affine
+
+_matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+def gptq(
+    rows: jax.Array,
+    second_moment: jax.Array,
+    *,
+    group: int = 128,
+    damping: float = 0.01,
+    act_order: bool = False,
+) -> affine.AffineCodes:
+  """Quantizes a matrix so that its outputs on the given inputs change little.
+
+  Columns are rounded in order, and each one's error is made up for by those
+  that follow. Within a group errors are carried column by column, beyond it by
+  one product a group (the paper's lazy batches).
+
+  Args:
+    rows: weights [out, in] in torch order, float32.
+    second_moment: mean of x x^T over calibration inputs x, [in, in] float32;
+      a common factor does not matter. Weights of inputs that are always zero
+      (zero diagonal) become zero.
+    group: inputs that share a scale; the last group may be partial.
+    damping: share of the mean diagonal that is added to the diagonal.
+    act_order: take the inputs from the largest mean square down instead, so
+      that they are rounded with others left to make up for it. Groups are of
+      neighbours in that order: AutoGPTQ's `desc_act`.
+
+  Returns:
+    Codes in the shape of `rows`; NaN scales where the damped second moment is
+    not positive definite in float32: raise `damping` or use more inputs.
+
+  Raises:
+    ValueError: shapes that do not fit, or a group below 1.
+  """
+  affine.check_calibration(rows, second_moment, group)
+  group = min(group, rows.shape[1])
+  if not act_order:
+    return _gptq_in_order(rows, second_moment, group, damping)
+  order = jnp.argsort(jnp.diagonal(second_moment), descending=True)
+  codes = _gptq_in_order(
+      rows[:, order], second_moment[order][:, order], group, damping)
+  back = jnp.argsort(order)
+  return affine.AffineCodes(*(field[:, back] for field in codes))
+
+
+def _gptq_in_order(rows, second_moment, group, damping):
+  """`gptq` from the first column to the last, for a group of at most all."""
+  inputs = rows.shape[1]
+  padding = (0, -inputs % group)
+  factor = _inverse_factor(second_moment, damping)
+  factor = jnp.pad(factor, (padding, padding))
+  # Any positive diagonal will do in padding, where weights are zero.
+  factor += jnp.diag((np.arange(inputs + padding[1]) >= inputs) * 1.0)
+  is_alive = jnp.diagonal(second_moment) > 0
+  columns = jnp.pad(jnp.where(is_alive, rows, 0).T, (padding, (0, 0)))
+
+  def quantize_group(columns, at):
+    start, ahead = at  # ahead [Q, in]: how the group moves what follows.
+    cut = functools.partial(
+        lax.dynamic_slice_in_dim, start_index=start, slice_size=group)
+    codes, errors = _quantize_group(cut(columns), cut(ahead, axis=1))
+    return columns - _matmul(ahead.T, errors), codes
+
+  starts = jnp.arange(0, len(columns), group)
+  _, codes = lax.scan(
+      quantize_group, columns, (starts, factor.reshape(-1, group, len(factor))))
+  join = lambda x: x.reshape(-1, x.shape[-1])[:inputs].T  # [groups, Q, out]
+  return affine.AffineCodes(*map(join, codes))
+
+
+def _inverse_factor(second_moment: jax.Array, damping: float) -> jax.Array:
+  """Upper triangular U [in, in] with U^T U the damped second moment's inverse.
+
+  The Cholesky factor of the inverse, without inverting: reversed in order,
+  H = R R^T with R upper triangular, so that U = R^-1.
+  """
+  diagonal = jnp.diagonal(second_moment)
+  added = jnp.where(diagonal > 0, damping * jnp.mean(diagonal), 1.0)
+  damped = second_moment + jnp.diag(added)
+  with jax.default_matmul_precision('highest'):
+    lower = jnp.linalg.cholesky(damped[::-1, ::-1])
+    return jax.scipy.linalg.solve_triangular(
+        lower[::-1, ::-1], jnp.eye(len(damped)), lower=False)
+
+
+def _quantize_group(
+    columns: jax.Array,  # [Q, out]
+    factor: jax.Array,  # [Q, Q]
+) -> tuple[affine.AffineCodes, jax.Array]:
+  """Codes [Q, out] of one group, and errors [Q, out] over U's diagonal."""
+  scale, zero = affine.fit(columns, axis=0)  # [1, out]
+
+  def quantize_column(errors, i):
+    column = columns[i] - _matmul(factor[:, i], errors)  # Rows from i are 0.
+    codes = affine.AffineCodes(
+        affine.encode(column, scale[0], zero[0]), scale[0], zero[0])
+    error = (column - affine.decode(codes)) / factor[i, i]
+    return errors.at[i].set(error), codes
+
+  errors, codes = lax.scan(
+      quantize_column, jnp.zeros_like(columns), jnp.arange(len(columns)))
+  return codes, errors

