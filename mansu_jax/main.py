@@ -2,6 +2,7 @@
 
   --flagfile=experiments/quickstart.flags --workdir=DIR   a job that is shipped
   --workdir=DIR --model=M --data_forget=F --data_retain=R  your own
+  --workdir=DIR --mode=audit --base=B --model=M   a model unlearned elsewhere
 
 Flags are of stages, `--<stage>_<field>`; later ones override a flagfile's, but
 --data_* add to them (experiments/recipe.flags is the method without data). Exit
@@ -52,9 +53,11 @@ def main(
           ' --name=value (an indented comment in a flagfile is an argument'
           ' too: put # in the first column).')
     config = run_flags.to_config(flag_values)
-    from mansu_jax import pipeline  # Slow to import: after the flags' checks.
+    from mansu_jax import audit  # Slow to import: after the flags' checks.
+    from mansu_jax import pipeline
     from mansu_jax.report import summary
-    record = pipeline.run(config)
+    flow = audit if config.mode == 'audit' else pipeline
+    record = flow.run(config)
     print('\n'.join(summary.lines(record)))
   except ValueError as error:
     if flag_values.debug:

@@ -8,9 +8,7 @@ from typing import Any
 
 from mansu_jax import checkpoints
 from mansu_jax import config as run_config
-from mansu_jax import files
 from mansu_jax import workdir
-from mansu_jax.circuits import graph
 from mansu_jax.models import hf_io
 from mansu_jax.models import loading
 from mansu_jax.report import write as report
@@ -51,8 +49,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   saved = checkpoints.Stages(root / 'checkpoints', resume=config.resume)
   with clock.stage('attribution'):
     found = attribution.find(config, inputs, model, saved)
-    files.write_json(root / 'circuit.json', graph.to_json(
-        found.circuit, found.means) | {'report': found.report})
+    results.write_circuit(found, root)
   with clock.stage('references'):
     batches = training.make_batches(config, inputs, model)
     edit = edits.make(config, model, found.circuit)
@@ -80,8 +77,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     texts = results.samples(config, inputs, model, unlearned)
   record = results.make_record(
       config=config, inputs=inputs, model=model, found=found,
-      history=done['history'], kl=kl, crossed=crossed, evaluator=evaluator,
-      measured=measured, structure=structure, unlearned=unlearned,
-      answers_in_words=texts, stages=clock.stages)
+      evaluator=evaluator, measured=measured, structure=structure,
+      unlearned=unlearned, answers_in_words=texts, stages=clock.stages,
+      training=results.trained(done['history'], kl, crossed))
   report.write(record, root)
   return record

@@ -26,15 +26,14 @@ def _job():
   return made, folder, tiny_job.make(folder, train=False)
 
 
-def _main(args):
+def status(args):
   """(status, stderr) of `main.main` on a command line."""
   values = flags.FlagValues()
   run_flags.define(values)
   out = io.StringIO()
   rest = values(['mansu_jax', *args])
   with contextlib.redirect_stderr(out):
-    status = main.main(rest, values)
-  return status, out.getvalue()
+    return main.main(rest, values), out.getvalue()
 
 
 class Refusals(parameterized.TestCase):
@@ -51,19 +50,21 @@ class Refusals(parameterized.TestCase):
     early.start()
     self.addCleanup(early.stop)
 
-  def refused(self, *args, message):
+  def refused(self, *args, message, for_weights=False):
     """Runs the job with more flags; checks how it is refused.
 
     Args:
       *args: flags, of which the last of a name counts.
       message: regular expressions that the one message has, in order.
+      for_weights: whether it takes the weights to see what is wrong.
     """
-    with mock.patch.object(assemble, 'assemble', side_effect=AssertionError(
-        'weights were read')):
-      status, text = _main([*self.flags, f'--workdir={self.workdir}', *args])
+    unread = mock.patch.object(assemble, 'assemble', side_effect=AssertionError(
+        'weights were read'))
+    with contextlib.nullcontext() if for_weights else unread:
+      code, text = status([*self.flags, f'--workdir={self.workdir}', *args])
     lines = [line for line in text.splitlines()
              if line.startswith('mansu_jax: ')]
-    self.assertEqual(status, 2, text)
+    self.assertEqual(code, 2, text)
     self.assertLen(lines, 1)
     self.assertRegex(lines[0], '.*'.join(message))
     self.assertNotIn('Traceback', text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import hashlib
 import json
@@ -16,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from mansu_jax import audit as audit_lib
 from mansu_jax import config as config_lib
 from mansu_jax import pipeline
 from mansu_jax import run_flags
@@ -26,6 +27,7 @@ from tests.reference import quant_naive
 _NF4 = np.array(sorted(quant_naive.NF4_VALUES), np.float32)
 _MIDDLES = (_NF4[1:] + _NF4[:-1]) / np.float32(2)
 _BLOCK = 64
+_NOT_AUDITED = ('--model=', '--data_text=', '--unlearn_', '--fisher_')
 _SETTINGS = ('jax_compilation_cache_dir',
              'jax_persistent_cache_min_compile_time_secs')
 
@@ -56,6 +58,18 @@ def parse(*args: str) -> config_lib.RunConfig:
 def run(root: pathlib.Path, *args: str) -> dict[str, Any]:
   """Runs into a workdir; returns the record."""
   return pipeline.run(parse(*args, f'--workdir={root}'))
+
+
+def audit(root: pathlib.Path, *args: str) -> dict[str, Any]:
+  """Audits into a workdir; returns the record."""
+  return audit_lib.run(parse('--mode=audit', *args, f'--workdir={root}'))
+
+
+def audit_flags(
+    flags: Sequence[str], base: pathlib.Path, model: pathlib.Path) -> list[str]:
+  """Flags of a run -> of the audit of a model on the run's data."""
+  return [f'--base={base}', f'--model={model}', *(
+      f for f in flags if not f.startswith(_NOT_AUDITED))]
 
 
 def figures(record: dict[str, Any]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class RefusalTest(parameterized.TestCase):
       (['--edit_floor=none', '--edit_landing=boundary'],
        'boundary contradicts --edit_floor=none'),
       (['--quant_schemes='], 'No quantizer'),
-      (['--mode=audit'], '--mode=audit is not built'),
+      (['--mode=plan'], '--mode=plan is not built'),
       (['--circuit_budget=0'], r'--circuit_budget=0.0 is outside \(0, 1\]'),
       (['--circuit_budget=1.5'], '--circuit_budget=1.5 is outside'),
       (['--circuit_first_layer=-1'], '--circuit_first_layer=-1 must be'),

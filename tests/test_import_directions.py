@@ -38,9 +38,10 @@ _MAY_IMPORT = {
     'report': _NAMES,
     'stages': _STAGES,  # The glue between packages.
     'pipeline': _STAGES,
+    'audit': _STAGES,
     'plan': (*_STAGES, 'pipeline'),
     # The report's summary is what it prints.
-    'main': ('config', 'run_flags', 'pipeline', 'plan', 'report'),
+    'main': ('config', 'run_flags', 'pipeline', 'audit', 'plan', 'report'),
 }
 _NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'matplotlib', 'pandas')
 _READ_FLAGS = ('run_flags.py', 'main.py')

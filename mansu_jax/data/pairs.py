@@ -23,6 +23,10 @@ _TEXT_FIELDS = ('clean', 'corrupt', 'answer', 'corrupt_answer')
 _ID_FIELDS = ('clean_ids', 'corrupt_ids', 'answer_id', 'corrupt_answer_id')
 
 
+class NoPairs(ValueError):
+  """The questions make no pair."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AttributionPair:
   """A clean and a corrupted prompt.
@@ -92,7 +96,8 @@ def build_pairs(
     turn through the templates, so that every prefix is spread evenly.
 
   Raises:
-    ValueError: `max_pairs` is not positive, or no question has a partner.
+    NoPairs: no question has a partner.
+    ValueError: `max_pairs` is not positive.
   """
   if max_pairs < 1:
     raise ValueError(
@@ -106,7 +111,7 @@ def build_pairs(
     if swapped:
       return swapped
   if not partners:
-    raise ValueError(
+    raise NoPairs(
         f'None of the {len(candidates)} train questions has a partner: another'
         ' fact of the same relation and phrasing, with a prompt of equal token'
         ' length and an answer that starts with another token; nor has a retain'

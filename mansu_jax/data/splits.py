@@ -58,28 +58,29 @@ def read_splits(
     retain: question files to keep.
     heldout: question files that no training sees.
     text: general text files.
-    require_train: whether forget and retain must have `train` questions;
-      False where nothing is trained, as in an audit.
+    require_train: whether forget and retain must be named and have `train`
+      questions; False where nothing is trained, as in an audit.
 
   Raises:
     ValueError: a file is missing or malformed, a set is empty, two roles
       overlap, or an evaluation question repeats a trained one.
   """
+  if require_train:
+    _check_named(forget=forget, retain=retain)
   roles = {
-      'forget': _read_role('forget', forget),
-      'retain': _read_role('retain', retain),
-      'heldout': _read_role('heldout', heldout) if heldout else [],
-  }
+      role: [q for path in paths for q in questions_lib.read_questions(path)]
+      for role, paths in (
+          ('forget', forget), ('retain', retain), ('heldout', heldout))}
   documents = [d for path in text for d in text_lib.read_text(path)]
   return build_splits(**roles, text=documents, require_train=require_train)
 
 
-def _read_role(role: str, paths: Sequence[str]) -> list[Question]:
-  if not paths:
-    raise ValueError(
-        f'No file is named for the {role} set; wanted at least one question'
-        f' file. Give --data_{role}=FILE.')
-  return [q for path in paths for q in questions_lib.read_questions(path)]
+def _check_named(**roles: Sequence[str]) -> None:
+  for role, paths in roles.items():
+    if not paths:
+      raise ValueError(
+          f'No file is named for the {role} set; wanted at least one question'
+          f' file. Give --data_{role}=FILE.')
 
 
 def build_splits(

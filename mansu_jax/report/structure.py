@@ -10,6 +10,9 @@ from mansu_jax.report import words
 
 Record = dict[str, Any]
 
+_SURVIVAL = ('moved', 'codes changed', 'moved, code unchanged',
+             'median |d|/dist', 'carried', 'cosine')
+
 _NULLS = {
     'prompt_halves': 'base on two halves of the prompts',
     'base_quantized': 'base against the quantized base',
@@ -19,15 +22,11 @@ _NULLS = {
 
 def survival(record: Record) -> document.Section:
   """How much of the edit each quantizer leaves."""
-  rows, plots = [], []
+  rows, leaves, plots = [], [], []
   for scheme, found in record['survival'].items():
-    rows.append((
-        scheme, *(words.percent(found.get(k)) for k in (
-            'moved', 'changed_codes', 'moved_unchanged')),
-        words.significant(found.get('median_ratio')),
-        words.number(found.get('carried'), 4),
-        words.number(found.get('cosine'), 4)))
+    rows.append((scheme, *_survival_cells(found)))
     details = record['survival_details'].get(scheme)
+    leaves += _leaf_rows(scheme, details)
     if details and sum(details['total']['histogram']):
       plots.append(document.Plot(
           f'survival_{scheme}', _histogram(scheme, details),
@@ -41,12 +40,29 @@ def survival(record: Record) -> document.Section:
           ' carried is the part of the edit that quantization leaves along its'
           ' own direction; the cosine is between the edit as quantized and as'
           ' made.'),
-      document.Table(
-          ('quantizer', 'moved', 'codes changed', 'moved, code unchanged',
-           'median |d|/dist', 'carried', 'cosine'), tuple(rows))]
+      document.Table(('quantizer', *_SURVIVAL), tuple(rows))]
+  if leaves:
+    blocks.append(document.Table(
+        ('quantizer', 'leaf', *_SURVIVAL), tuple(leaves), labels=2))
   blocks.append(document.Plots(tuple(plots)) if plots else document.Text(
       'No weight moved, so there is nothing to plot.'))
   return document.Section('Survival of the edit', tuple(blocks))
+
+
+def _survival_cells(found: Record) -> tuple[str, ...]:
+  return (*(words.percent(found.get(k)) for k in (
+      'moved', 'changed_codes', 'moved_unchanged')),
+          words.significant(found.get('median_ratio')),
+          words.number(found.get('carried'), 4),
+          words.number(found.get('cosine'), 4))
+
+
+def _leaf_rows(
+    scheme: str, details: Record | None) -> list[tuple[str, ...]]:
+  """A row each leaf that moved."""
+  return [(scheme, name, *_survival_cells(leaf))
+          for name, leaf in (details or {'leaves': {}})['leaves'].items()
+          if leaf['moved']]
 
 
 def _histogram(scheme: str, details: Record) -> str:
@@ -83,6 +99,10 @@ def circuit(record: Record) -> document.Section:
           ('attribution pairs', str(found['pairs'])),
           *_faithfulness_rows(found)]
   every = ()
+  if 'pair' in record:
+    every = (document.Text(
+        'Attributed on the base, with this audit\'s flags: where the base keeps'
+        ' what was to be forgotten, and not necessarily what was edited.'),)
   if found['selection'] == 'all':
     every = (document.Text(
         'Every weight was trained. The circuit here is the attributed one, on'
@@ -214,8 +234,10 @@ def erasure(record: Record) -> document.Section:
     why = record['properties']['S'].get('reason', 'they were skipped')
     return document.Section('Structural erasure', (statement, document.Text(
         f'CAD and AS-NC were not measured: {why.rstrip(".")}.')))
+  why = record['properties']['S'].get('reason')
+  doubt = (document.Text(why),) if why else ()
   return document.Section('Structural erasure', (
-      statement, document.Plots(tuple(plots)), document.Table(
+      statement, *doubt, document.Plots(tuple(plots)), document.Table(
           ('measure', 'what', 'value [95 % interval]', 'level or pairs'),
           tuple(rows), labels=2)))
 

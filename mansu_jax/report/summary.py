@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from mansu_jax.report import audit
 from mansu_jax.report import properties
 from mansu_jax.report import words
 
@@ -15,11 +16,9 @@ _WANTED = {'F': '>=', 'R': '<=', 'Q': '<='}
 
 
 def lines(record: Record) -> list[str]:
-  """About a dozen lines of at most 80 columns."""
-  config, model = record['config'], record['model']
-  state = words.verdict(record['verdict']['passed']).upper()
-  out = [f'{state}: {config["method"]} on'
-         f' {model.get("name", config["model"])}, seed {config["seed"]}']
+  """About a dozen lines of at most 80 columns, but for paths."""
+  config = record['config']
+  out, whole = _head(record)
   for letter, entry in record['properties'].items():
     out.append(_property(letter, entry))
     if letter == 'Q' and entry.get('value') is not None:
@@ -31,7 +30,27 @@ def lines(record: Record) -> list[str]:
   out += _accuracies(record)
   folder = config.get('workdir') or '.'
   out.append(f'report: {folder.rstrip("/")}/report.html')
-  return [_cut(line) for line in out[:-1]] + out[-1:]  # A path stays whole.
+  paths = (*range(1, whole), len(out) - 1)  # These stay whole.
+  return [line if i in paths else _cut(line) for i, line in enumerate(out)]
+
+
+def _head(record: Record) -> tuple[list[str], int]:
+  """Verdict and models, and how many lines of them end in a path."""
+  config, model = record['config'], record['model']
+  state = words.verdict(record['verdict']['passed']).upper()
+  if not audit.is_audit(record):
+    return [f'{state}: {config["method"]} on'
+            f' {model.get("name", config["model"])}, seed {config["seed"]}'], 1
+  audited, base = audit.names(record)
+  return [f'{state}: audit, seed {config["seed"]}', f'  model {audited}',
+          f'  base  {base}', f'  {audit.moved(record)}',
+          *(_survival(*item) for item in record['survival'].items())], 3
+
+
+def _survival(scheme: str, found: Record) -> str:
+  return (f'  {scheme}: {words.percent(found["changed_codes"])} of all weights'
+          f' changed code, {words.percent(found["moved_unchanged"])} moved and'
+          ' did not')
 
 
 def _cut(line: str) -> str:
@@ -62,6 +81,8 @@ def _gap_line(record: Record, entry: Record) -> str:
 
 def _accuracies(record: Record) -> list[str]:
   """A line a split: fp and the leading quantizer, base -> unlearned."""
+  if audit.is_audit(record) and not record['accuracy']:
+    return [f'  accuracy {words.MISSING}: there are no questions']
   scheme = record['config']['quant_schemes'][0]
   out = [f'  {"accuracy, base -> unlearned":30}{"fp":16}{scheme}']
   for split in words.SPLITS:

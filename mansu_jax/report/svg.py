@@ -7,7 +7,7 @@ in a page. Text is escaped here; callers pass it plain.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import html
 import math
 from typing import NamedTuple
@@ -69,6 +69,13 @@ class Series(NamedTuple):
   label: str  # In the legend; empty: not named there.
   style: str
   points: Sequence[tuple[float, float]]
+
+
+class Strip(NamedTuple):
+  """A row of a heat map: a value a column, none below 0."""
+
+  label: str
+  values: Sequence[float]
 
 
 class Key(NamedTuple):
@@ -337,6 +344,29 @@ def bar_chart(
       frame.add(_element(
           'rect', x=left + gap, width=right - left - 2 * gap, y=top,
           height=frame.bottom - top, class_=f'bar {bar.style}'))
+  return frame.render()
+
+
+def heat_map(
+    title: str, rows: Sequence[Strip], *, x_label: str,
+    name: Callable[[float], str]) -> str:
+  """Values from 0, clear, to the largest, in full colour; columns from 0."""
+  most = max((v for row in rows for v in row.values), default=0) or 1
+  frame = _Frame(
+      title, x=(-0.5, max(len(row.values) for row in rows) - 0.5), y=(0, 1),
+      width=WIDE, height=18 * len(rows),
+      left=_ROOM + 12 + _CHARACTER * max(len(row.label) for row in rows),
+      legend=[Key(f'largest: {name(most)}', 'unlearned')])
+  frame.x_axis(x_label, 8, whole=True)
+  for i, row in enumerate(rows):
+    top = float(frame.top + 18 * i)
+    frame.add(_text(frame.left - 8, top + 13, row.label, text_anchor='end'))
+    for x, value in enumerate(row.values):
+      told = html.escape(f'{row.label}, {x_label} {x}: {name(value)}')
+      frame.add(_element(
+          'rect', f'<title>{told}</title>', x=frame.x(x - 0.5), y=top + 1,
+          width=frame.x(x + 0.5) - frame.x(x - 0.5), height=16.0,
+          class_='bar unlearned', fill_opacity=value / most))
   return frame.render()
 
 

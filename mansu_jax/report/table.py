@@ -83,8 +83,14 @@ def _grouped(
           ' apart.')
     flags = ' '.join(sorted(_identity(group[0]) - common))
     name = key if isinstance(key, str) else flags
-    out.append((name or group[0]['config']['method'], group))
+    out.append((name or _kind(group[0]), group))
   return out
+
+
+def _kind(record: Record) -> str:
+  """What a run did, where no flag tells it from the others."""
+  config = record['config']
+  return 'audit' if config['mode'] == 'audit' else config['method']
 
 
 def _scheme(record: Record) -> str:

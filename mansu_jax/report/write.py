@@ -8,9 +8,11 @@ import pathlib
 from typing import Any
 
 from mansu_jax import files
+from mansu_jax.report import audit
 from mansu_jax.report import document
 from mansu_jax.report import markdown
 from mansu_jax.report import measures
+from mansu_jax.report import movement
 from mansu_jax.report import page
 from mansu_jax.report import properties
 from mansu_jax.report import provenance
@@ -60,20 +62,47 @@ def _finite(value: Any, place: str, places: list[str]) -> Any:
 
 def make_report(record: dict[str, Any]) -> document.Report:
   """The report's content, from a record in its JSON form."""
-  config, model = record['config'], record['model']
-  state = record['verdict']['passed']
-  title = (f'Unlearning {words.verdict(state)}: {config["method"]} on'
-           f' {model.get("name", config["model"])}, seed {config["seed"]}')
-  sections = [
-      document.Section('Four properties', (properties.cards(record),)),
-      measures.accuracy(record), measures.gaps(record),
-      measures.perplexity(record), measures.damage(record),
-      structure.survival(record), structure.circuit(record),
-      structure.training(record), structure.erasure(record),
-      provenance.samples(record), *provenance.provenance(record)]
+  title, sections = (_audit if audit.is_audit(record) else _unlearning)(record)
   if places := record.get('not_finite'):
     sections.insert(1, document.Section('Not finite', (document.Text(
         'These figures were infinite or not a number, and stand as not'
         f' measured below: {words.listing(places)}.'),)))
   return document.Report(
-      title, state, properties.sentence(record), tuple(sections))
+      title, record['verdict']['passed'], properties.sentence(record),
+      tuple(sections))
+
+
+def _properties(record: dict[str, Any]) -> document.Section:
+  return document.Section('Four properties', (properties.cards(record),))
+
+
+def _unlearning(
+    record: dict[str, Any]) -> tuple[str, list[document.Section]]:
+  """Title and sections of a run that unlearns."""
+  config, model = record['config'], record['model']
+  title = (f'Unlearning {words.verdict(record["verdict"]["passed"])}:'
+           f' {config["method"]} on {model.get("name", config["model"])}, seed'
+           f' {config["seed"]}')
+  moved = [movement.movement] if 'movement' in record else []  # From 0.1 on.
+  makers = (
+      _properties, measures.accuracy, measures.gaps, measures.perplexity,
+      measures.damage, structure.survival, *moved, structure.circuit,
+      structure.training, structure.erasure, provenance.samples)
+  return title, [
+      *(make(record) for make in makers), *provenance.provenance(record)]
+
+
+def _audit(record: dict[str, Any]) -> tuple[str, list[document.Section]]:
+  """The same of an audit, without sections on what was not measured."""
+  asked, circuit = bool(record['accuracy']), bool(record['circuit'])
+  makers = {
+      measures.accuracy: asked, measures.gaps: bool(record['ptq_gap']),
+      measures.perplexity: bool(record['perplexity']['unlearned']),
+      measures.damage: asked, structure.survival: True,
+      movement.movement: True, structure.circuit: circuit,
+      structure.erasure: circuit, provenance.samples: bool(record['samples'])}
+  return audit.title(record), [
+      audit.compared(record), _properties(record),
+      *audit.not_measured(record),
+      *(make(record) for make, measured in makers.items() if measured),
+      *provenance.provenance(record)]

@@ -43,16 +43,24 @@ class Found:
 
 def find(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
-    saved: checkpoints.Stages) -> Found:
-  """The circuit of a run: pairs, scores, selection."""
+    saved: checkpoints.Stages | None = None) -> Found:
+  """The circuit of a run: pairs, scores, selection.
+
+  Args:
+    config: the run's.
+    inputs: its data.
+    model: the base model.
+    saved: the stages of a run that can go on; None: nothing is kept.
+  """
+  once = saved.get if saved else lambda name, make: make()
   pairs = forget_pairs(config, inputs.splits, model.tokenizer)
-  done = saved.get('attribution', lambda: score(config, model, pairs))
+  done = once('attribution', lambda: score(config, model, pairs))
   answered = [p for p, kept in zip(pairs, done['answered']) if kept]
   contrast = None
   if config.circuit.contrast:
     retain = retain_pairs(
         config, inputs.splits, model.tokenizer)
-    contrast = saved.get('contrast', lambda: score(config, model, retain))
+    contrast = once('contrast', lambda: score(config, model, retain))
     contrast = contrast['means']
   return find_circuit(config, model, answered, done['means'], contrast)
 
@@ -68,10 +76,38 @@ def forget_pairs(
       seed=config.seed, others=splits.retain_train)
 
 
+def why_none(
+    config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any
+) -> str:
+  """Why an audit has no forget pairs; empty where it has.
+
+  Raises:
+    ValueError: as `pairs.read_pairs`, of --attribution_pairs_file.
+  """
+  if not config.eval.cad_pairs:
+    return '--eval_cad_pairs=0 skips CAD and AS-NC'
+  if not (config.attribution.pairs_file or splits.forget_train):
+    return ('there are no train questions of the forget set to make pairs of'
+            ' (--data_forget), and no --attribution_pairs_file')
+  try:
+    forget_pairs(config, splits, tokenizer)
+  except pairs_lib.NoPairs as error:
+    return str(error)
+  return ''
+
+
 def retain_pairs(
     config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any
 ) -> list[pairs_lib.AttributionPair]:
-  """Pairs made of the retain questions."""
+  """Pairs made of the retain questions.
+
+  Raises:
+    pairs_lib.NoPairs: there are none, or none that make pairs.
+  """
+  if not splits.retain_train:
+    raise pairs_lib.NoPairs(
+        'there are no train questions of the retain set to make pairs of'
+        ' (--data_retain).')
   return pairs_lib.build_pairs(
       splits.retain_train, tokenizer, max_pairs=config.attribution.pairs,
       seed=config.seed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import dataclasses
+import pathlib
 from typing import Any
 
 from mansu_jax import config as run_config
@@ -23,13 +25,53 @@ from mansu_jax.stages import training
 
 def unused(config: run_config.RunConfig) -> None:
   """Raises ValueError on a flag that this mode would silently ignore."""
-  if config.base and config.mode != 'audit':
+  if config.mode == 'audit':
+    _check_audit(config)
+  elif config.base:
     raise ValueError(
         f'--base={config.base} is for --mode=audit, but the mode is'
         f' {config.mode}; leave it out, and name the model to unlearn with'
         ' --model.')
   if config.profile:
     raise ValueError('--profile is not built yet; leave it out.')
+
+
+def _check_audit(config: run_config.RunConfig) -> None:
+  """Raises ValueError where an audit has no base, or flags to unlearn."""
+  if not config.base:
+    raise ValueError(
+        f'--mode=audit measures --model={config.model} against what it was'
+        ' before, but no base is named; wanted both. Give --base=B, a model'
+        ' directory, hub id, .gguf file or wheel.')
+  if _place(config.base) == _place(config.model):
+    raise ValueError(
+        f'--base={config.base} and --model={config.model} are one model; wanted'
+        ' a model and what it was before. Name the unlearned one with --model.')
+  for flag, value in _unlearning(config):
+    raise ValueError(
+        f'--{flag}={value} is for --mode=unlearn, but the mode is audit, which'
+        ' trains nothing. Leave it out.')
+
+
+def _place(name: str) -> str:
+  """The same for all names of one directory or file."""
+  path = pathlib.Path(name)
+  return str(path.resolve()) if path.exists() else name
+
+
+def _unlearning(config: run_config.RunConfig) -> Iterator[tuple[str, Any]]:
+  """Flags that only unlearning reads, where they are not the defaults."""
+  default = run_config.RunConfig()
+  if config.method != default.method:
+    yield 'method', config.method
+  if config.data.text:
+    yield 'data_text', config.data.text[0]
+  for stage in ('fisher', 'edit', 'unlearn'):
+    given, usual = getattr(config, stage), getattr(default, stage)
+    for field in dataclasses.fields(given):
+      value = getattr(given, field.name)
+      if value != getattr(usual, field.name):
+        yield f'{stage}_{field.name}', value
 
 
 def quantizers(config: run_config.RunConfig) -> None:
@@ -68,12 +110,8 @@ def fit(
     raise ValueError(
         f'--model={config.model} has no tokenizer; wanted tokenizer.json beside'
         ' the weights. Copy it from the model that the weights belong to.')
+  _check_data(config, inputs, shapes, tokenizer)
   splits = inputs.splits
-  trained = [*splits.forget_train, *splits.retain_train]
-  asked = [q for questions in inputs.evaluation.values() for q in questions]
-  _check_tokens(trained + asked, tokenizer, shapes)
-  for documents in filter(None, (splits.text, inputs.heldout_text)):
-    batching.text_windows(documents, tokenizer, config.data.text_window)
   training.check_forget_term(config, inputs, tokenizer)
   crossing.check(config, splits, tokenizer, shapes.max_position)
   _check_pairs(config, 'forget', attribution.forget_pairs(
@@ -81,6 +119,44 @@ def fit(
   if config.eval.cad_pairs or config.circuit.contrast:
     _check_pairs(config, 'retain', attribution.retain_pairs(
         config, splits, tokenizer))
+
+
+def fit_audit(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    shapes: model_config.ModelConfig, tokenizer: Any) -> None:
+  """As `fit`, of what an audit needs: without data, nothing.
+
+  Raises:
+    ValueError: as `fit`; but questions that make no pairs are allowed, unless
+      --circuit_contrast asks for them.
+  """
+  if not any((*inputs.evaluation.values(), inputs.heldout_text,
+              inputs.splits.retain_train, config.attribution.pairs_file)):
+    return
+  if tokenizer is None:
+    raise ValueError(
+        f'Neither --base={config.base} nor --model={config.model} has a'
+        ' tokenizer, but there are data to encode; wanted tokenizer.json beside'
+        ' the weights of one. Copy it there, or leave the data out.')
+  _check_data(config, inputs, shapes, tokenizer)
+  if attribution.why_none(config, inputs.splits, tokenizer):
+    return
+  _check_circuit(config, shapes)
+  if config.circuit.contrast:
+    _check_pairs(config, 'retain', attribution.retain_pairs(
+        config, inputs.splits, tokenizer))
+
+
+def _check_data(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    shapes: model_config.ModelConfig, tokenizer: Any) -> None:
+  """Raises ValueError where questions or texts do not become tokens."""
+  splits = inputs.splits
+  trained = [*splits.forget_train, *splits.retain_train]
+  asked = [q for questions in inputs.evaluation.values() for q in questions]
+  _check_tokens(trained + asked, tokenizer, shapes)
+  for documents in filter(None, (splits.text, inputs.heldout_text)):
+    batching.text_windows(documents, tokenizer, config.data.text_window)
 
 
 def _check_circuit(

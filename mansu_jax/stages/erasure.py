@@ -19,6 +19,9 @@ from mansu_jax.stages import attribution
 from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
 
+# The base answers too few pairs, or there are none.
+_NO_PAIRS = (eap_ig.TooFewAnswered, pairs_lib.NoPairs)
+
 
 def _both_sides(
     config: run_config.RunConfig, model: Any,
@@ -48,46 +51,56 @@ def measure(
     unlearned: full params after.
 
   Returns:
-    `cad`, `as_nc` and `S`; with --eval_cad_pairs=0, or where the base answers
-    too few pairs, the first two are None and S is inconclusive.
+    `cad`, `as_nc` and `S`; with --eval_cad_pairs=0, or where there are no
+    pairs or the base answers too few, one or both of the first two are {} and
+    S is inconclusive.
   """
   if not config.eval.cad_pairs:
-    return _not_measured('--eval_cad_pairs=0 skips CAD and AS-NC')
-  try:
-    return _measure(config, inputs, model, circuit, unlearned)
-  except eap_ig.TooFewAnswered as error:  # Keep the rest of the run.
-    logging.warning('CAD and AS-NC are not measured: %s', error)
-    return _not_measured(str(error))
+    return not_measured('--eval_cad_pairs=0 skips CAD and AS-NC')
+  scheme = config.quant_schemes[0]
+  variants = [unlearned, evaluation.quantizer(model, scheme)(model.params)]
+  out, reasons = {}, []
+  for key, name, part in (('cad', 'CAD', _cad), ('as_nc', 'AS-NC', _as_nc)):
+    try:
+      out[key] = part(config, inputs, model, circuit, variants)
+    except _NO_PAIRS as error:  # Keep the rest of the run.
+      logging.warning('%s is not measured: %s', name, error)
+      reasons.append(f'{name} is not measured: {error}')
+  if reasons:
+    return not_measured(' '.join(reasons)) | out
+  return out | {'S': divergence.structural_erasure(out['cad'], out['as_nc'])}
 
 
-def _not_measured(why: str) -> dict[str, Any]:
-  return {'cad': None, 'as_nc': None, 'S': {
+def not_measured(why: str) -> dict[str, Any]:
+  """What `measure` gives where there is nothing to measure on."""
+  return {'cad': {}, 'as_nc': {}, 'S': {
       'value': None, 'interval': [None, None], 'threshold': None,
       'passed': 'inconclusive', 'reason': why}}
 
 
-def _measure(config, inputs, model, circuit, unlearned) -> dict[str, Any]:
-  level, seed = config.attribution.level, config.seed
-  layers = select.layer_range(config.circuit, model.config.num_layers)
-  options = dict(resamples=config.eval.bootstrap // 4, seed=seed)
-  scheme = config.quant_schemes[0]
-  variants = [unlearned, evaluation.quantizer(model, scheme)(model.params)]
+def _resampling(config: run_config.RunConfig) -> dict[str, int]:
+  return dict(resamples=config.eval.bootstrap // 4, seed=config.seed)
 
+
+def _cad(config, inputs, model, circuit, variants) -> dict[str, Any]:
+  """On the circuit, forget pairs."""
+  layers = select.layer_range(config.circuit, model.config.num_layers)
   forget = attribution.forget_pairs(
       config, inputs.splits, model.tokenizer)
   forget = forget[:config.eval.cad_pairs]
   scores, facts = _both_sides(config, model, forget, variants)
   draw = lambda rng: select.matched_random(circuit, layers, rng)
-  cad = divergence.measure(
-      *scores, circuit, facts, **options,
+  return divergence.measure(
+      *scores, circuit, facts, **_resampling(config),
       random_nodes=None if select.fills(circuit, layers) else draw,
       random_circuits=max(20, config.circuit.random_circuits))
 
+
+def _as_nc(config, inputs, model, circuit, variants) -> dict[str, Any]:
+  """Off the circuit, retain pairs."""
   retain = attribution.retain_pairs(
       config, inputs.splits, model.tokenizer)
   retain = retain[:config.eval.cad_pairs]
   scores, facts = _both_sides(config, model, retain, variants)
-  as_nc = divergence.measure(
-      *scores, divergence.outside(circuit, level), facts, **options)
-  return {'cad': cad, 'as_nc': as_nc,
-          'S': divergence.structural_erasure(cad, as_nc)}
+  off = divergence.outside(circuit, config.attribution.level)
+  return divergence.measure(*scores, off, facts, **_resampling(config))

@@ -50,6 +50,9 @@ class Evaluator:
       start = len(self.questions)
       self.questions += questions
       self.slices[name] = slice(start, len(self.questions))
+    self.has_data = bool(self.questions or inputs.heldout_text)
+    if not self.has_data:
+      return  # There may be no tokenizer.
     limits = dict(token_budget=config.eval.batch_tokens,
                   max_length=model.config.max_position)
     self._task = accuracy.build_task(
@@ -122,8 +125,11 @@ def measure_all(
     unlearned: types.Params) -> dict[tuple[str, str], Measured]:
   """`{(model, precision): Measured}` of both models at every precision.
 
-  Layers below the edit are alike in both, and are run once for both.
+  Layers below the edit are alike in both, and are run once for both. Where
+  there is nothing to measure on, nothing is run: {}.
   """
+  if not evaluator.has_data:
+    return {}
   common = layers_in_common(model.params, unlearned)
   views = {'fp': lambda params: params} | {
       scheme: quantizer(model, scheme) for scheme in config.quant_schemes}

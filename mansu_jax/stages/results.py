@@ -19,11 +19,13 @@ from mansu_jax import types
 from mansu_jax.circuits import graph
 from mansu_jax.data import tokenization
 from mansu_jax.eval import generation
+from mansu_jax.eval import weight_change
 from mansu_jax.models import decoder
 from mansu_jax.models import hf_io
 from mansu_jax.models import layout as model_layout
 from mansu_jax.quant import schemes as schemes_lib
 from mansu_jax.quant import survival as survival_lib
+from mansu_jax.stages import attribution
 from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import verdict
@@ -63,8 +65,8 @@ def write_answers(
           'split': split, 'id': question.id, 'fact': question.fact,
           'relation': question.relation, 'prompt': question.prompt,
           'answer': question.answer, 'choices': list(question.choices),
-          'models': models}, ensure_ascii=False))
-  files.write_text(root / 'answers.jsonl', '\n'.join(lines) + '\n')
+          'models': models}, ensure_ascii=False) + '\n')
+  files.write_text(root / 'answers.jsonl', ''.join(lines))
 
 
 def environment() -> dict[str, Any]:
@@ -81,16 +83,17 @@ def samples(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
     unlearned: types.Params) -> list[dict[str, Any]]:
   """Free answers to a few questions of each split, before and after."""
+  chosen = [
+      (split, q) for split, questions in inputs.evaluation.items()
+      if split != 'forget' and config.eval.generations
+      for q in inputs_lib.thin(
+          questions, config.eval.generations, config.seed)]
+  if not chosen:
+    return []
   scheme = config.quant_schemes[0]
   variants = {
       'base': model.params, 'unlearned': unlearned,
       f'unlearned_{scheme}': evaluation.quantizer(model, scheme)(unlearned)}
-  chosen = []
-  for split, questions in inputs.evaluation.items():
-    if split != 'forget':
-      chosen += [(split, q) for q in inputs_lib.thin(
-          questions, config.eval.generations, config.seed)
-                 ] if config.eval.generations else []
   apply = lambda params, tokens, positions, mask: decoder.forward(
       model.config, params, tokens, positions=positions, attention_mask=mask)
   generator = generation.Generator(apply, decoder.unembed)
@@ -118,24 +121,50 @@ def survival(
           for scheme, d in details.items()}, details
 
 
-def _circuit_by_layer(circuit: graph.Circuit) -> dict[str, list[int]]:
-  return {k: circuit[k].sum(1).tolist() for k in circuit.kinds}
+def write_circuit(found: attribution.Found, root: pathlib.Path) -> None:
+  """Writes `circuit.json`."""
+  files.write_json(root / 'circuit.json', graph.to_json(
+      found.circuit, found.means) | {'report': found.report})
+
+
+def describe_circuit(found: attribution.Found | None) -> dict[str, Any]:
+  """The record's account of the circuit; {} where none was attributed."""
+  if found is None:
+    return {}
+  by_layer = {k: found.circuit[k].sum(1).tolist() for k in found.circuit.kinds}
+  return found.report | {'by_layer': by_layer}
 
 
 def make_record(
     *, config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
-    found: Any, history: dict[str, np.ndarray], kl: dict[str, Any],
-    crossed: dict[str, int] | None,
-    evaluator: evaluation.Evaluator, measured: verdict.Measured,
-    structure: dict[str, Any], unlearned: types.Params,
-    answers_in_words: list[dict[str, Any]], stages: list[dict[str, Any]]
-) -> dict[str, Any]:
-  """Everything the report shows; JSON-able (see the contract)."""
+    found: attribution.Found | None, evaluator: evaluation.Evaluator,
+    measured: verdict.Measured, structure: dict[str, Any],
+    unlearned: types.Params, answers_in_words: list[dict[str, Any]],
+    stages: list[dict[str, Any]],
+    changes: dict[str, weight_change.Change] | None = None,
+    training: dict[str, Any] | None = None) -> dict[str, Any]:
+  """Everything the report shows; JSON-able (see the contract).
+
+  Args:
+    config: the run's.
+    inputs: its data.
+    model: the base.
+    found: the circuit; None: there is none.
+    evaluator: of the questions.
+    measured: what both models did on them.
+    structure: CAD, AS-NC and S.
+    unlearned: params after.
+    answers_in_words: see `samples`.
+    stages: of the run's clock.
+    changes: what moved; None: it is compared here.
+    training: what `trained` gives; None: nothing was trained.
+  """
   answers = verdict.Answers(evaluator, measured, config)
   precisions = ('fp', *config.quant_schemes)
   splits = list(evaluator.slices)
   gaps = verdict.gaps(answers, config.quant_schemes)
   shares, details = survival(config, model, unlearned)
+  changes = changes or weight_change.compare(model.params, unlearned)
   properties = {
       'F': verdict.property_f(answers, precisions),
       'R': verdict.property_r(answers, precisions),
@@ -150,22 +179,31 @@ def make_record(
           answers, splits, precisions, answers.forms),
       **gaps, **verdict.perplexities(measured, precisions),
       'survival': shares, 'survival_details': details,
+      'movement': weight_change.describe(changes),
       'cad': structure['cad'], 'as_nc': structure['as_nc'],
-      'circuit': found.report | {
-          'by_layer': _circuit_by_layer(found.circuit)},
-      'retain_kl': kl, 'crossed_prompts': crossed,
-      'history': {k: v.tolist() for k, v in history.items()},
+      'circuit': describe_circuit(found), **(training or trained()),
       'samples': answers_in_words,
       'model': model.source | {
           'weights': tree_paths.count(model.params),
           'config': dataclasses.asdict(model.config)},
-      'tokenization': tokenization.describe(model.tokenizer),
+      'tokenization': (
+          tokenization.describe(model.tokenizer) if model.tokenizer else {}),
       'data': inputs_lib.describe(inputs),
       'quantizers': {name: _describe_scheme(name)
                      for name in config.quant_schemes},
       'config': dataclasses.asdict(config), 'environment': environment(),
       'stages': stages,
   }
+
+
+def trained(
+    history: dict[str, np.ndarray] | None = None,
+    kl: dict[str, Any] | None = None, crossed: dict[str, int] | None = None
+) -> dict[str, Any]:
+  """What the record says of training; by default that there was none."""
+  return {
+      'retain_kl': kl or {}, 'crossed_prompts': crossed,
+      'history': {k: v.tolist() for k, v in (history or {}).items()}}
 
 
 def _describe_scheme(name: str) -> dict[str, Any]:

@@ -153,9 +153,10 @@ def perplexities(
   kinds: dict[str, Any] = {}
   for model in evaluation.MODELS:
     for precision in precisions:
-      texts = measured[model, precision].texts
-      if not texts:
+      found = measured.get((model, precision))
+      if found is None or not found.texts:
         continue
+      texts = found.texts
       pooled[model][precision] = perplexity.pool(texts.values()).perplexity
       for kind, loss in texts.items():
         kinds.setdefault(kind, {m: {} for m in evaluation.MODELS})[model][

