@@ -108,8 +108,8 @@ class Check:
     model = bnb.load(self._folder, scheme, bf16=name != scheme)
     quantized = self._simulator.quantized(scheme)
     config = self._simulator.model.config
-    weights = self._simulator.weights_differing(
-        bnb.params(model, config), quantized)
+    weights = simulator_lib.weights_differing(
+        bnb.params(model, config), quantized, config)
     source, simulated = self._simulated(scheme, lambda: quantized)
     real = self._plan.score(bnb.Engine(model))
     return compare.side_by_side(self._items, simulated, real) | {
@@ -122,7 +122,7 @@ class Check:
     stored = gguf_io.read_params(gguf_io.open_file(path), config, np.float32)
     quantized, note = self._try_quantized(scheme)
     weights = None if quantized is None else (
-        self._simulator.weights_differing(stored, quantized))
+        simulator_lib.weights_differing(stored, quantized, config))
     here = self._simulator(stored)  # The file's own weights, our decoder.
     if quantized is None and scheme not in self._items.recorded:
       source, simulated = 'the file, dequantised', items_lib.of_scores(here)

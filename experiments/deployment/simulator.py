@@ -13,6 +13,7 @@ from mansu_jax import types
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.eval import accuracy
 from mansu_jax.eval import scoring
+from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import layout as model_layout
 
@@ -51,17 +52,17 @@ class Simulator:
       return None
     return quant.fake_quantize(self.model.params, scheme, self._layout)
 
-  def weights_differing(
-      self, one: types.Params, other: types.Params) -> dict[str, int]:
-    """Weights that differ, of how many, and the largest difference's bits.
 
-    Only what is quantized counts. Zeros of either sign are alike.
-    """
-    def differing(a, b, part):
-      return 0 if part is None else int((a != b).sum())
+def weights_differing(
+    one: types.Params, other: types.Params, config: config_lib.ModelConfig
+) -> dict[str, int]:
+  """How many weights differ, `of` how many: of those that are quantized.
 
-    count = jax.tree.map(differing, one, other, self._layout)
-    sizes = jax.tree.map(
-        lambda a, part: 0 if part is None else a.size, one, self._layout)
-    return {'differing': int(np.sum(jax.tree.leaves(count))),
-            'of': int(np.sum(jax.tree.leaves(sizes)))}
+  Zeros of either sign are alike.
+  """
+  layout = model_layout.block_layout(config)
+  over = lambda fn: int(np.sum(jax.tree.leaves(jax.tree.map(
+      lambda a, b, part: 0 if part is None else fn(a, b),
+      one, other, layout))))
+  return {'differing': over(lambda a, b: int((a != b).sum())),
+          'of': over(lambda a, b: a.size)}
