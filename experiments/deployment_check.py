@@ -106,8 +106,8 @@ def check(values: flags.FlagValues) -> bool:
   _quiet()
   say = lambda scheme, found: print(tables.line(scheme, found), flush=True)
   result = check_lib.run(
-      folder, items.thin(values.questions), values.schemes,
-      out / 'gguf' if values.keep_gguf else None, say)
+      folder, items.thin(values.questions), values.schemes, out,
+      values.keep_gguf, say)
   files.write_json(out / 'deployment.json', result)
   page = tables.render(result)
   files.write_text(out / 'deployment.md', page)

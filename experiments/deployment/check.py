@@ -19,6 +19,7 @@ from experiments.deployment import llamacpp
 from experiments.deployment import simulator as simulator_lib
 from mansu_jax import types
 from mansu_jax.data import tokenization
+from mansu_jax.eval import accuracy
 from mansu_jax.models import gguf_io
 from mansu_jax.models import gguf_writer
 from mansu_jax.models import loading
@@ -96,12 +97,21 @@ class Check:
                     'seconds': round(time.monotonic() - start, 1)}
 
   def _simulated(
-      self, precision: str, make: Callable[[], types.Params]
+      self, precision: str, quantized: types.Params | None,
+      here: accuracy.Scores | None = None
   ) -> tuple[str, items_lib.Answers]:
-    """The simulator's answers, as the run recorded them or given now."""
+    """The simulator's answers, as the run recorded them or given now.
+
+    Args:
+      precision: what they are recorded as.
+      quantized: the simulator's weights; None: it does not know the scheme.
+      here: the scores of weights that are the same or take their place.
+    """
     if precision in self._items.recorded:
       return 'answers.jsonl', self._items.recorded[precision]
-    return 'simulator', items_lib.of_scores(self._simulator(make()))
+    source = 'simulator' if quantized is not None else 'the file, dequantised'
+    scores = self._simulator(quantized) if here is None else here
+    return source, items_lib.of_scores(scores)
 
   def _bitsandbytes(self, name: str) -> dict[str, Any]:
     scheme = name.removesuffix(_BF16)
@@ -110,7 +120,7 @@ class Check:
     config = self._simulator.model.config
     weights = simulator_lib.weights_differing(
         bnb.params(model, config), quantized, config)
-    source, simulated = self._simulated(scheme, lambda: quantized)
+    source, simulated = self._simulated(scheme, quantized)
     real = self._plan.score(bnb.Engine(model))
     return compare.side_by_side(self._items, simulated, real) | {
         'simulated_by': source, 'weights': weights,
@@ -124,11 +134,9 @@ class Check:
     weights = None if quantized is None else (
         simulator_lib.weights_differing(stored, quantized, config))
     here = self._simulator(stored)  # The file's own weights, our decoder.
-    if quantized is None and scheme not in self._items.recorded:
-      source, simulated = 'the file, dequantised', items_lib.of_scores(here)
-    else:
-      source, simulated = self._simulated(
-          'fp' if scheme == 'f32' else scheme, lambda: quantized)
+    source, simulated = self._simulated(
+        'fp' if scheme == 'f32' else scheme, quantized,
+        here if weights is None or not weights['differing'] else None)
     del stored, quantized
     longest = max(len(r.tokens) for r in self._plan.requests)
     with llamacpp.Engine(path, longest) as engine:
@@ -185,7 +193,7 @@ def versions(schemes: Sequence[str]) -> dict[str, str]:
 
 def run(
     folder: pathlib.Path, items: items_lib.Items, schemes: Sequence[str],
-    gguf_folder: pathlib.Path | None,
+    out: pathlib.Path, keep_gguf: bool,
     say: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:
   """Checks all schemes.
 
@@ -193,7 +201,8 @@ def run(
     folder: a Hugging Face directory.
     items: what is asked.
     schemes: some of `SCHEMES`.
-    gguf_folder: where to leave GGUF files; None: they are deleted.
+    out: an existing folder; GGUF files go in it.
+    keep_gguf: leave them in `out/gguf`, not delete them.
     say: called with each scheme and its result as it is there.
 
   Returns:
@@ -203,10 +212,10 @@ def run(
     ValueError: as `check_schemes` and the engines do.
   """
   check_schemes(schemes)
-  with tempfile.TemporaryDirectory() as scratch:
-    if gguf_folder is not None:
-      gguf_folder.mkdir(parents=True, exist_ok=True)
-    check = Check(folder, items, gguf_folder or pathlib.Path(scratch))
+  with tempfile.TemporaryDirectory(prefix='.gguf.', dir=out) as scratch:
+    gguf_folder = out / 'gguf' if keep_gguf else pathlib.Path(scratch)
+    gguf_folder.mkdir(exist_ok=True)
+    check = Check(folder, items, gguf_folder)
     found = {}
     for scheme in schemes:
       found[scheme] = check(scheme)

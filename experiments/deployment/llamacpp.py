@@ -50,14 +50,15 @@ def _library() -> Any:
 
   llama_cpp.llama_log_set(keep, ctypes.c_void_p())
   llama_cpp.llama_backend_init()
-  llama_cpp.kept_callback = keep  # Freed, it would be called all the same.
+  _callbacks.append(keep)  # Freed, it would be called all the same.
   return llama_cpp
 
 
 _log: list[str] = []
+_callbacks: list[Any] = []
 
 
-def _fail(what: str) -> ValueError:
+def _error(what: str) -> ValueError:
   said = ''.join(_log).strip()
   return ValueError(f'llama.cpp cannot {what}; it says: {said or "nothing"}')
 
@@ -88,7 +89,7 @@ def quantize(
   options.pure = True
   if lib.llama_model_quantize(
       os.fsencode(source), os.fsencode(target), ctypes.byref(options)):
-    raise _fail(f'quantize {source} to {scheme}')
+    raise _error(f'quantize {source} to {scheme}')
 
 
 def stored_types(path: pathlib.Path) -> dict[str, int]:
@@ -120,12 +121,12 @@ class Engine:
     self._context = None
     self._model = lib.llama_model_load_from_file(os.fsencode(path), options)
     if not self._model:
-      raise _fail(f'load {path}')
+      raise _error(f'load {path}')
     self._size = max(_TOKENS, longest)
     self._context = lib.llama_init_from_model(self._model, self._options())
     if not self._context:
       self.close()
-      raise _fail(f'run {path}')
+      raise _error(f'run {path}')
     self._vocab = lib.llama_model_get_vocab(self._model)
     self._batch = lib.llama_batch_init(self._size, 0, 1)
 
@@ -181,7 +182,7 @@ class Engine:
     lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
     status = lib.llama_decode(self._context, self._batch)
     if status:
-      raise _fail(f'decode a batch (status {status})')
+      raise _error(f'decode a batch (status {status})')
     size = lib.llama_vocab_n_tokens(self._vocab)
     logits = np.ctypeslib.as_array(
         lib.llama_get_logits(self._context), (sum(map(len, rows)), size))
