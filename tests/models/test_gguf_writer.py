@@ -1,4 +1,4 @@
-"""What is written as GGUF is read back, and is what llama.cpp's converter makes.
+"""What is written as GGUF is read back, and is as llama.cpp's converter has it.
 
 The converter's form is that of `tiny.write_gguf`, which is written by hand.
 """
