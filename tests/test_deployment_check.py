@@ -7,6 +7,7 @@ import io
 import json
 import pathlib
 import tempfile
+import types
 import unittest
 from unittest import mock
 
@@ -27,6 +28,7 @@ from mansu_jax.data import questions as questions_lib
 from mansu_jax.models import hf_io
 from mansu_jax.models import layout
 from mansu_jax.models import loading
+from mansu_jax.stages import results
 from tests import tiny_job
 from tests.models import tiny
 
@@ -82,29 +84,23 @@ class _Workdir:
     self.root = pathlib.Path(root)
     config, params, tokenizer = tiny_job.base()
     hf_io.write(self.root / 'model', config, params, tokenizer)
-    self.lines = [
-        q | {'split': split}
-        for split, asked in tiny_job.questions().items()
-        for q in asked[:27:27 // _QUESTIONS]]
+    splits = {split: asked[:27:27 // _QUESTIONS]
+              for split, asked in tiny_job.questions().items()}
+    self.lines = sum(splits.values(), [])
     tiny_job.write_jsonl(self.root / 'questions.jsonl', self.lines)
-    model = loading.load(str(self.root / 'model'))
     asked = questions_lib.read_questions(str(self.root / 'questions.jsonl'))
-    simulate = simulator.Simulator(model, asked)
-    views = {'fp': model.params} | {s: simulate.quantized(s) for s in schemes}
-    self.found = {name: simulate(view) for name, view in views.items()}
-    self.write(lambda scheme, i, entry: entry)
-
-  def write(self, change):
-    out = []
-    for i, line in enumerate(self.lines):
-      entries = {
-          name: change(name, i, {
-              'choice': line['choices'][int(s.logprob[i].argmax())],
-              'correct': bool(s.correct[i]),
-              'margin': round(float(s.margin[i]), 4)})
-          for name, s in self.found.items()}
-      out.append(line | {'models': {'unlearned': entries}})
-    tiny_job.write_jsonl(self.root / 'answers.jsonl', out)
+    simulate = simulator.Simulator(
+        loading.load(str(self.root / 'model')), asked)
+    views = {'fp': params} | {s: simulate.quantized(s) for s in schemes}
+    starts = range(0, len(asked), _QUESTIONS)
+    evaluator = types.SimpleNamespace(
+        questions=asked,
+        slices={split: slice(start, start + _QUESTIONS)
+                for split, start in zip(splits, starts)})
+    results.write_answers(evaluator, {
+        ('unlearned', name): types.SimpleNamespace(scores=simulate(view))
+        for name, view in views.items()}, self.root)
+    self.recorded = (self.root / 'answers.jsonl').read_text()
 
   def check(self, *args):
     values = flags.FlagValues()
@@ -144,15 +140,13 @@ class EngineTest(absltest.TestCase):
 
   @needs_bnb
   def test_another_answer_is_found(self):
-    def change(scheme, i, entry):
-      if (scheme, i) != ('nf4', 0):
-        return entry
-      other = next(c for c in self.work.lines[0]['choices']
-                   if c != entry['choice'])
-      return entry | {'choice': other}
-
-    self.work.write(change)
-    self.addCleanup(self.work.write, lambda scheme, i, entry: entry)
+    path = self.work.root / 'answers.jsonl'
+    self.addCleanup(path.write_text, self.work.recorded)
+    lines = list(map(json.loads, self.work.recorded.splitlines()))
+    entry = lines[0]['models']['unlearned']['nf4']
+    entry['choice'] = next(
+        c for c in lines[0]['choices'] if c != entry['choice'])
+    tiny_job.write_jsonl(path, lines)
     status, result, page = self.work.check(
         f'--workdir={self.folder}', '--schemes=nf4')
     self.assertEqual(status, deployment_check.DISAGREES)
@@ -210,7 +204,8 @@ class MisreadTest(absltest.TestCase):
   """Rows of 96 are what bitsandbytes' AVX-512 dequantizer reads wrongly."""
 
   def test_matrices_that_bitsandbytes_misreads_are_multiplied_rightly(self):
-    cfg = tiny.config(d_model=96, d_ff=160, d_head=24)
+    cfg = tiny.config(
+        d_model=96, d_ff=160, d_head=24, tie_embeddings=False)
     folder = tiny.temp_dir(self)
     params = tiny.params(cfg, scale=0.1)
     hf_io.write(folder, cfg, params, None)
