@@ -63,7 +63,7 @@ def read_questions(path: str) -> list[Question]:
     ValueError: the file is missing, empty or malformed, or an id repeats; the
       message names file and line.
   """
-  questions = [_parse(where, r) for where, r in jsonl.read_records(path)]
+  questions = [parse(where, r) for where, r in jsonl.read_records(path)]
   check_unique_ids(questions)
   return questions
 
@@ -80,7 +80,8 @@ def check_unique_ids(questions: list[Question]) -> None:
           ' or drop the repetition.')
 
 
-def _parse(where: str, record: dict[str, Any]) -> Question:
+def parse(where: str, record: dict[str, Any]) -> Question:
+  """One question of a parsed line; ValueError naming `where` otherwise."""
   fields = {
       name: jsonl.take_string(where, record, name)
       for name in ('id', 'fact', 'relation', 'prompt', 'answer', 'use')

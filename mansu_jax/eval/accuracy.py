@@ -136,7 +136,7 @@ def score(
     logprob[i, :len(cells)] = [
         table[cell].sum(dtype=np.float64) for cell in cells]
   _check_finite(task, logprob)
-  return _judge(task.questions, logprob)
+  return judge(task.questions, logprob)
 
 
 def _check_finite(task: Task, logprob: np.ndarray) -> None:
@@ -149,10 +149,15 @@ def _check_finite(task: Task, logprob: np.ndarray) -> None:
           ' lower the learning rate.')
 
 
-def _judge(
+def judge(
     questions: Sequence[questions_lib.Question],
     logprob: np.ndarray) -> Scores:
-  """Compares the right answer's score with the best wrong one."""
+  """Compares the right answer's score with the best wrong one.
+
+  Args:
+    questions: n questions.
+    logprob: [n, C] scores in nats of their choices, as in `Scores`.
+  """
   n = len(questions)
   answer = np.array([q.answer_index for q in questions], int)
   characters = np.ones_like(logprob)

@@ -8,6 +8,7 @@ and stands here, as llama.cpp defines it (src/llama-vocab.cpp).
 from __future__ import annotations
 
 from collections.abc import Mapping
+import json
 from typing import Any
 
 import tokenizers
@@ -44,6 +45,44 @@ _WORDS = {
     'smollm': _smollm_words,
 }
 _WHOLE_WORDS_FIRST = ('llama-bpe',)  # A word in the vocabulary is one token.
+
+
+def word_rule(fields: Mapping[str, Any]) -> str | None:
+  """Name of the rule by which a tokenizer cuts text, as GGUF files give it.
+
+  Args:
+    fields: the parsed `tokenizer.json`.
+
+  Returns:
+    One of the rules known here; None for another, or for a tokenizer that is
+    not plain byte-level BPE.
+  """
+  model = fields['model']
+  plain = model['type'] == 'BPE' and fields['normalizer'] is None and not any(
+      model.get(key) for key in (
+          'byte_fallback', 'continuing_subword_prefix', 'end_of_word_suffix'))
+  if not plain:
+    return None
+  for name, words in _WORDS.items():
+    made = tokenizers.Tokenizer(models.BPE(
+        ignore_merges=name in _WHOLE_WORDS_FIRST))
+    made.pre_tokenizer = words()
+    known = json.loads(made.to_str())
+    if (_without_offsets(known['pre_tokenizer'])
+        == _without_offsets(fields['pre_tokenizer'])
+        and known['model']['ignore_merges'] == model['ignore_merges']):
+      return name
+  return None
+
+
+def _without_offsets(node: Any) -> Any:
+  """JSON without `trim_offsets`, which changes no token."""
+  if isinstance(node, list):
+    return [_without_offsets(x) for x in node]
+  if isinstance(node, dict):
+    return {k: _without_offsets(v) for k, v in node.items()
+            if k != 'trim_offsets'}
+  return node
 
 
 def build(metadata: Mapping[str, Any], where: str) -> Any:

@@ -1,0 +1,228 @@
+"""The deployment check on a tiny model, in whatever engines are installed."""
+
+import collections
+import contextlib
+import importlib.util
+import io
+import json
+import pathlib
+import tempfile
+import types
+import unittest
+from unittest import mock
+
+from absl import flags
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from experiments import deployment_check
+from experiments.deployment import bnb
+from experiments.deployment import items
+from experiments.deployment import llamacpp
+from experiments.deployment import simulator
+from mansu_jax import quant
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.models import hf_io
+from mansu_jax.models import layout
+from mansu_jax.models import loading
+from mansu_jax.stages import results
+from tests import tiny_job
+from tests.models import tiny
+
+_QUESTIONS = 3  # Of each split.
+
+
+def _lacks(*names):
+  return [n for n in names if importlib.util.find_spec(n) is None]
+
+
+_NO_BNB = _lacks('torch', 'bitsandbytes', 'accelerate')
+_NO_LLAMA = _lacks('llama_cpp')
+needs_bnb = absltest.skipIf(_NO_BNB, f'not installed: {_NO_BNB}')
+needs_llama = absltest.skipIf(_NO_LLAMA, f'not installed: {_NO_LLAMA}')
+
+
+class FlagsTest(parameterized.TestCase):
+
+  def _fails(self, *args):
+    values = flags.FlagValues()
+    deployment_check.define(values)
+    rest = values(['deployment_check', *args])
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+      status = deployment_check.main(rest, values)
+    self.assertEqual(status, deployment_check.USER_ERROR)
+    return said.getvalue()
+
+  @parameterized.parameters(
+      ([], 'Wanted either --workdir, or --model'),
+      (['--workdir=a', '--model=b'], 'Wanted either --workdir, or --model'),
+      (['--model=b'], 'wanted all three'),
+      (['--workdir=/nowhere'], '/nowhere/model is no folder'),
+      (['extra'], 'Positional arguments'))
+  def test_bad_flags(self, args, message):
+    self.assertIn(message, self._fails(*args))
+
+  def test_unknown_schemes_and_missing_packages(self):
+    folder = tiny.temp_dir(self)
+    (folder / 'model').mkdir()
+    said = self._fails(f'--workdir={folder}', '--schemes=nf4,q3_k')
+    self.assertIn("--schemes has ['q3_k']; wanted some of", said)
+    with mock.patch.object(importlib.util, 'find_spec', lambda name: None):
+      said = self._fails(f'--workdir={folder}')
+    self.assertIn("pip install -e '.[parity]'", said)
+    self.assertIn("pip install -e '.[llamacpp]'", said)
+
+
+class _Workdir:
+  """An exported model, and what the simulator recorded of it."""
+
+  def __init__(self, root, schemes):
+    self.root = pathlib.Path(root)
+    config, params, tokenizer = tiny_job.base()
+    hf_io.write(self.root / 'model', config, params, tokenizer)
+    splits = {split: asked[:27:27 // _QUESTIONS]
+              for split, asked in tiny_job.questions().items()}
+    self.lines = sum(splits.values(), [])
+    tiny_job.write_jsonl(self.root / 'questions.jsonl', self.lines)
+    asked = questions_lib.read_questions(str(self.root / 'questions.jsonl'))
+    simulate = simulator.Simulator(
+        loading.load(str(self.root / 'model')), asked)
+    views = {'fp': params} | {s: simulate.quantized(s) for s in schemes}
+    starts = range(0, len(asked), _QUESTIONS)
+    evaluator = types.SimpleNamespace(
+        questions=asked,
+        slices={split: slice(start, start + _QUESTIONS)
+                for split, start in zip(splits, starts)})
+    results.write_answers(evaluator, {
+        ('unlearned', name): types.SimpleNamespace(scores=simulate(view))
+        for name, view in views.items()}, self.root)
+    self.recorded = (self.root / 'answers.jsonl').read_text()
+
+  def check(self, *args):
+    values = flags.FlagValues()
+    deployment_check.define(values)
+    rest = values(['deployment_check', *args])
+    with contextlib.redirect_stdout(io.StringIO()):
+      status = deployment_check.main(rest, values)
+    out = pathlib.Path(values.out or values.workdir)
+    return (status, json.loads((out / 'deployment.json').read_text()),
+            (out / 'deployment.md').read_text())
+
+
+class EngineTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    if _NO_BNB and _NO_LLAMA:
+      raise unittest.SkipTest(f'not installed: {_NO_BNB + _NO_LLAMA}')
+    cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.work = _Workdir(cls.folder, ('nf4', 'fp4'))
+
+  @needs_bnb
+  def test_bitsandbytes_answers_as_the_simulator(self):
+    status, result, page = self.work.check(
+        f'--workdir={self.folder}', '--schemes=nf4,fp4')
+    self.assertEqual(status, 0)
+    for scheme in ('nf4', 'fp4'):
+      found = result['schemes'][scheme]
+      self.assertEqual(found['simulated_by'], 'answers.jsonl')
+      self.assertEqual(found['weights']['differing'], 0)
+      self.assertGreater(found['weights']['of'], 50_000)
+      self.assertLess(found['max_margin_difference'], 1e-3)
+      self.assertTrue(found['same_answers'])
+    self.assertIn('Simulator and deployment agree.', page)
+    self.assertIn(f'0 of {3 * _QUESTIONS}', page)
+
+  @needs_bnb
+  def test_another_answer_is_found(self):
+    path = self.work.root / 'answers.jsonl'
+    self.addCleanup(path.write_text, self.work.recorded)
+    lines = list(map(json.loads, self.work.recorded.splitlines()))
+    entry = lines[0]['models']['unlearned']['nf4']
+    entry['choice'] = next(
+        c for c in lines[0]['choices'] if c != entry['choice'])
+    tiny_job.write_jsonl(path, lines)
+    status, result, page = self.work.check(
+        f'--workdir={self.folder}', '--schemes=nf4')
+    self.assertEqual(status, deployment_check.DISAGREES)
+    self.assertLen(result['schemes']['nf4']['differing'], 1)
+    self.assertIn('do not agree: nf4', page)
+    self.assertIn('Answers that differ: nf4', page)
+
+  @needs_llama
+  def test_llama_cpp_answers_as_the_simulator(self):
+    status, result, page = self.work.check(
+        f'--workdir={self.folder}', '--schemes=f32,q8_0,q4_k', '--keep_gguf')
+    plain = result['schemes']['f32']
+    self.assertLess(plain['max_margin_difference'], 1e-3)
+    self.assertEqual(plain['weights']['differing'], 0)
+    self.assertEqual(plain['prompts_tokenized_differently'], 0)
+    self.assertEqual(plain['word_rule'], 'gpt-2')
+    self.assertEqual(list(result['schemes']['q8_0']['stored_types']), ['Q8_0'])
+    # Rows of 64 and 128 do not fit blocks of 256.
+    self.assertEqual(list(result['schemes']['q4_k']['stored_types']), ['Q5_0'])
+    for found in result['schemes'].values():
+      self.assertLess(found['same_weights']['mean_margin_difference'], 0.5)
+    agrees = all(f['zero_inside'] for f in result['schemes'].values())
+    self.assertEqual(status, 0 if agrees else deployment_check.DISAGREES)
+    self.assertIn('the same weights in two engines', page)
+    self.assertEqual(
+        sorted(p.name for p in (self.work.root / 'gguf').iterdir()),
+        ['f32.gguf', 'q4_k.gguf', 'q8_0.gguf'])
+
+  @needs_llama
+  def test_a_model_without_a_run(self):
+    out = tiny.temp_dir(self)
+    status, result, _ = self.work.check(
+        f'--model={self.folder}/model', f'--out={out}', '--schemes=f32',
+        f'--questions_file={self.folder}/questions.jsonl', '--questions=2')
+    self.assertEqual(status, 0)
+    found = result['schemes']['f32']
+    self.assertEqual(found['simulated_by'], 'simulator')
+    uses = collections.Counter(q['use'] for q in self.work.lines)
+    self.assertEqual({k: v['n'] for k, v in found['accuracy'].items()},
+                     {use: min(2, n) for use, n in uses.items()})
+    self.assertEqual([p.name for p in out.iterdir() if p.is_dir()], [])
+
+  @needs_llama
+  def test_llama_cpp_says_what_is_wrong(self):
+    path = tiny.temp_dir(self) / 'x.gguf'
+    path.write_bytes(b'GGUF' + b'\0' * 64)
+    with self.assertRaisesRegex(ValueError, 'cannot load .*x.gguf; it says'):
+      llamacpp.Engine(path, 8)
+    with self.assertRaisesRegex(ValueError, 'cannot quantize .* to q8_0'):
+      llamacpp.quantize(path, path.with_name('y.gguf'), 'q8_0')
+
+
+@needs_bnb
+class MisreadTest(absltest.TestCase):
+  """Rows of 96 are what bitsandbytes' AVX-512 dequantizer reads wrongly."""
+
+  def test_matrices_that_bitsandbytes_misreads_are_multiplied_rightly(self):
+    cfg = tiny.config(
+        d_model=96, d_ff=160, d_head=24, tie_embeddings=False)
+    folder = tiny.temp_dir(self)
+    params = tiny.params(cfg, scale=0.1)
+    hf_io.write(folder, cfg, params, None)
+    model = bnb.load(folder, 'nf4')
+    want = quant.fake_quantize(params, 'nf4', layout.block_layout(cfg))
+    got = bnb.params(model, cfg)
+    self.assertEqual(
+        simulator.weights_differing(got, want, cfg)['differing'], 0)
+    ids = tiny.tokens(cfg, batch=1)[0]
+    request = items.Request(
+        tuple(ids.tolist()), np.arange(len(ids) - 1), ids[1:].astype(np.int64))
+    (got,) = bnb.Engine(model)([request])
+    logits = np.asarray(tiny.logits(cfg, want, jnp.asarray(ids)[None])[0])
+    logprob = special.log_softmax(logits.astype(np.float64), axis=-1)
+    np.testing.assert_allclose(
+        got, logprob[request.places, request.targets], atol=1e-4)
+
+
+if __name__ == '__main__':
+  absltest.main()
