@@ -22,6 +22,7 @@ from mansu_jax.stages import erasure
 from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import pair as pair_lib
+from mansu_jax.stages import quantizers
 from mansu_jax.stages import results
 
 
@@ -43,7 +44,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   """
   clock = workdir.Clock()
   checks.unused(config)
-  checks.quantizers(config)
+  quantizers.check(config)
   inputs = inputs_lib.read(config)
   workdir.check_workdir(config)
   with clock.stage('load'):
@@ -57,17 +58,20 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
       results.write_circuit(found, root)
   with clock.stage('evaluate'):
     evaluator = evaluation.Evaluator(config, inputs, base)
-    measured = evaluation.measure_all(config, evaluator, base, unlearned)
+    quantize = quantizers.Quantizers(config, inputs, base)
+    measured = evaluation.measure_all(
+        config, evaluator, quantize, base, unlearned)
     results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
     structure = erasure.measure(
-        config, inputs, base, found.circuit, unlearned
+        config, inputs, quantize, base, found.circuit, unlearned
     ) if found is not None else erasure.not_measured(why)
   with clock.stage('samples'):
-    texts = results.samples(config, inputs, base, unlearned)
+    texts = results.samples(config, inputs, quantize, base, unlearned)
   with clock.stage('survival'):
     record = results.make_record(
-        config=config, inputs=inputs, model=base, found=found,
+        config=config, inputs=inputs, quantize=quantize, model=base,
+        found=found,
         evaluator=evaluator, measured=measured, structure=structure,
         unlearned=unlearned, answers_in_words=texts, stages=clock.stages,
         changes=pair.changes)

@@ -65,6 +65,9 @@ class DataConfig:
       (), 'General text (.txt, or JSONL with text and kind) to retain.')
   heldout_text: tuple[str, ...] = _field(
       (), 'General text never trained on, for perplexity.')
+  calibration: tuple[str, ...] = _field(
+      (), 'General text that calibrated quantizers (gptq_g128, awq_g128) see;'
+      ' the shipped retain text by default.')
   text_window: int = _field(64, 'Tokens in one window of general text.')
 
   def __post_init__(self):
@@ -259,6 +262,8 @@ class EvalConfig:
       ' retain_heldout (0: as there).')
   text_windows: int = _field(48, 'Windows of each kind of text at most.')
   batch_tokens: int = _field(512, 'Tokens in one evaluation batch.')
+  calibration_tokens: int = _field(
+      4096, 'Tokens of calibration text at most, in windows of 128.')
   bootstrap: int = _field(2000, 'Bootstrap resamples, by fact.')
   generations: int = _field(6, 'Sample questions answered freely.')
   cad_pairs: int = _field(32, 'Pairs for CAD and AS-NC (0: skip).')
@@ -266,7 +271,7 @@ class EvalConfig:
   def __post_init__(self):
     _check_least(self, 'eval', 0, 'questions', 'kept_questions',
                  'text_windows', 'generations', 'cad_pairs')
-    _check_least(self, 'eval', 1, 'batch_tokens')
+    _check_least(self, 'eval', 1, 'batch_tokens', 'calibration_tokens')
     _check(self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled;'
            ' wanted 2 or more, or 0 to skip CAD and AS-NC.')
     _check(self.bootstrap >= 100, f'--eval_bootstrap={self.bootstrap} is too'
@@ -293,8 +298,13 @@ class RunConfig:
   seed: int = _field(0, 'Seed of every random choice.')
   resume: bool = _field(True, 'Continue a run found in the workdir.')
   quant_schemes: tuple[str, ...] = _field(
-      ('nf4',), 'Quantizers (nf4, fp4, int8, int4_g128), the first one'
-      ' leading.')
+      ('nf4',), 'Quantizers, separated by commas, the leading one first. Of'
+      ' bitsandbytes: nf4, fp4, with a block of their own and doubly quantized'
+      ' scales as nf4_b128, nf4_dq, nf4_b128_dq; integers: int8 (a row), int4'
+      ' or int4_g128, int4_g32; of llama.cpp: q4_0, q4_1, q5_0, q8_0, q4_k,'
+      ' q6_k; calibrated: gptq_g128, awq_g128. The floor makes edits survive'
+      ' all of them but q4_k, q6_k and the calibrated ones, which are'
+      ' measured.')
   export_dtype: str = _field(
       'float32', 'Storage type of the exported model; decides the codes. The'
       ' base and the unlearned model are measured as stored in it. To audit:'

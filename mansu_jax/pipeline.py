@@ -18,6 +18,7 @@ from mansu_jax.stages import edits
 from mansu_jax.stages import erasure
 from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import quantizers
 from mansu_jax.stages import results
 from mansu_jax.stages import training
 
@@ -36,7 +37,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   """
   clock = workdir.Clock()
   checks.unused(config)
-  checks.quantizers(config)
+  quantizers.check(config)
   inputs = inputs_lib.read(config)
   workdir.check_workdir(config)
   with clock.stage('load'):
@@ -44,6 +45,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         config.model, stored_as=config.export_dtype,
         check=functools.partial(checks.fit, config, inputs))
     evaluator = evaluation.Evaluator(config, inputs, model)
+    quantize = quantizers.Quantizers(config, inputs, model)
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
   saved = checkpoints.Stages(root / 'checkpoints', resume=config.resume)
@@ -68,15 +70,16 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   with clock.stage('export'):
     results.export(config, model, unlearned, root)
   with clock.stage('evaluate'):
-    measured = evaluation.measure_all(config, evaluator, model, unlearned)
+    measured = evaluation.measure_all(
+        config, evaluator, quantize, model, unlearned)
     results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
     structure = erasure.measure(
-        config, inputs, model, found.circuit, unlearned)
+        config, inputs, quantize, model, found.circuit, unlearned)
   with clock.stage('samples'):
-    texts = results.samples(config, inputs, model, unlearned)
+    texts = results.samples(config, inputs, quantize, model, unlearned)
   record = results.make_record(
-      config=config, inputs=inputs, model=model, found=found,
+      config=config, inputs=inputs, quantize=quantize, model=model, found=found,
       evaluator=evaluator, measured=measured, structure=structure,
       unlearned=unlearned, answers_in_words=texts, stages=clock.stages,
       training=results.trained(done['history'], kl, crossed))

@@ -5,6 +5,7 @@ that a quantized model computes with, `code_grid` what the magnitude floor needs
 to know of the quantizer, `survival` how much of an edit is left after it.
 """
 
+from mansu_jax.quant.calibrated import CALIBRATED
 from mansu_jax.quant.grids import code_grid
 from mansu_jax.quant.grids import CodeGrid
 from mansu_jax.quant.grids import grid_view
@@ -14,6 +15,9 @@ from mansu_jax.quant.layout import to_rows
 from mansu_jax.quant.scheme import Codes
 from mansu_jax.quant.scheme import Scheme
 from mansu_jax.quant.scheme import Shared
+from mansu_jax.quant.schemes import find
 from mansu_jax.quant.schemes import get
+from mansu_jax.quant.schemes import NAMES
 from mansu_jax.quant.schemes import SCHEMES
+from mansu_jax.quant.simulate import check_quantizable
 from mansu_jax.quant.simulate import fake_quantize

@@ -55,6 +55,18 @@ def decode(codes: AffineCodes) -> jax.Array:
   return (codes.code.astype(jnp.float32) - codes.zero) * codes.scale
 
 
+def boundaries(codes: AffineCodes) -> tuple[jax.Array, jax.Array]:
+  """Ends (float32) of the interval of each code at its scale.
+
+  Infinite outward of an end code. GPTQ chooses codes by more than the weight:
+  a weight may lie outside the interval of its own.
+  """
+  end = lambda shift: (
+      codes.code.astype(jnp.float32) + shift - codes.zero) * codes.scale
+  return (jnp.where(codes.code == 0, -jnp.inf, end(-0.5)),
+          jnp.where(codes.code == LARGEST, jnp.inf, end(0.5)))
+
+
 def round_to_nearest(rows: jax.Array, *, group: int = 128) -> AffineCodes:
   """Quantizes a float32 matrix [batch..., out, in] without calibration.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -55,6 +55,23 @@ class CalibratedScheme:
       raise ValueError(
           f'{self}: expected group and grid of at least 1, damping of at least'
           ' 0. Correct them.')
+
+  @property
+  def holds_scale(self) -> bool:
+    """As of `scheme.Scheme`: codes depend on all weights and on inputs."""
+    return False
+
+  def unnamed(self) -> CalibratedScheme:
+    """The same for all names of one quantizer."""
+    return dataclasses.replace(self, name='')
+
+  @property
+  def description(self) -> dict[str, Any]:
+    """For records, as of `scheme.Scheme`."""
+    how = {'gptq': ', act order' if self.act_order else '', 'awq': ''}
+    return {'code_book': f'{self.method.upper()}, asymmetric 4-bit'
+                         f' integers{how[self.method]}',
+            'block': self.group, 'double_quantization': False}
 
   def encode(
       self, rows: jax.Array, inputs: InputStatistics, *,

@@ -54,7 +54,7 @@ class CodebookScheme(scheme.Scheme):
 
   @property
   def description(self):
-    return {'code_book': f'{self.name[:3].upper()} (bitsandbytes)',
+    return {'code_book': f'{self.name.split("_")[0].upper()} (bitsandbytes)',
             'block': self.block, 'double_quantization': self.double_quant}
 
   def split(self, rows: jax.Array) -> jax.Array:

@@ -195,10 +195,10 @@ def code_grid(
       is_leaf=lambda c: c is None or isinstance(c, scheme_lib.Codes))
   frozen = field(lambda c: c.frozen)
   parts = {name: _complete(field(lambda c: getattr(c.shared, name)), frozen)
-           for name in scheme_lib.Shared._fields}
+           for name in scheme_lib.Shared._fields[1:]}
   return CodeGrid(
-      code=field(lambda c: c.code), frozen=frozen,
-      shared=scheme_lib.Shared(**parts), scheme=scheme)
+      code=field(lambda c: c.code), frozen=frozen, shared=scheme_lib.Shared(
+          field(lambda c: c.shared.scale), **parts), scheme=scheme)
 
 
 def _complete(part: PyTree, frozen: PyTree) -> PyTree:

@@ -67,6 +67,10 @@ class Scheme(abc.ABC):
     """
     return True
 
+  def unnamed(self) -> Scheme:
+    """The same for all names of one quantizer."""
+    return dataclasses.replace(self, name='')
+
   @property
   @abc.abstractmethod
   def description(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from mansu_jax.quant import calibrated
 from mansu_jax.quant import codebook_scheme
 from mansu_jax.quant import fp4
 from mansu_jax.quant import gguf_schemes
@@ -20,8 +21,18 @@ SCHEMES = {
         gguf_schemes.Q4_0, gguf_schemes.Q4_1, gguf_schemes.Q5_0,
         gguf_schemes.Q8_0, k_quants.Q4_K, k_quants.Q6_K)
 }
+NAMES = (*SCHEMES, *calibrated.CALIBRATED)
 # Variants: nf4_b128 has blocks of 128, nf4_dq doubly quantized scales.
 _VARIANT = re.compile(r'(nf4|fp4)(?:_b(\d+))?(_dq)?')
+
+
+def find(name: str) -> scheme_lib.Scheme | calibrated.CalibratedScheme:
+  """The scheme of a name, also one that needs calibration inputs.
+
+  Raises:
+    ValueError: no scheme has the name.
+  """
+  return calibrated.CALIBRATED.get(name) or get(name)
 
 
 def get(scheme: str | scheme_lib.Scheme) -> scheme_lib.Scheme:
@@ -38,11 +49,15 @@ def get(scheme: str | scheme_lib.Scheme) -> scheme_lib.Scheme:
     return scheme
   if scheme in SCHEMES:
     return SCHEMES[scheme]
+  if scheme in calibrated.CALIBRATED:
+    raise ValueError(
+        f'{scheme} quantizes by what comes in at a matrix, not by its weights'
+        ' alone; wanted calibration inputs. Use models.calibration.quantize.')
   variant = _VARIANT.fullmatch(scheme) if isinstance(scheme, str) else None
   if variant is None:
     raise ValueError(
-        f'Unknown quantization scheme {scheme!r}: known are'
-        f' {", ".join(SCHEMES)}, and nf4 and fp4 with a block of their own and'
+        f'Unknown quantization scheme {scheme!r}; wanted one of'
+        f' {", ".join(NAMES)}; or nf4 and fp4 with a block of their own and'
         ' doubly quantized scales, as nf4_b128 and nf4_b128_dq.')
   family, block, double = variant.groups()
   return dataclasses.replace(

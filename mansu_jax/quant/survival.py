@@ -12,6 +12,7 @@ a small edit is not carried at all, but for that drift.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import functools
 from typing import Any, NamedTuple
 
@@ -19,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax.quant import affine
 from mansu_jax.quant import layout as layout_lib
 from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
 from mansu_jax.quant import schemes
 from mansu_jax.quant import simulate
 
+Codes = Mapping[str, affine.AffineCodes]
 # Bins of log10(|d| / dist): 0 is the boundary. The end bins take the rest.
 HISTOGRAM_EDGES = np.linspace(-6.0, 2.0, 33)
 
@@ -38,12 +41,28 @@ class _Tally(NamedTuple):
   ratios: np.ndarray  # float32 [moved], |d| / dist
 
 
+class _View(NamedTuple):
+  """What a scheme makes of a matrix."""
+
+  level: jax.Array  # uint8, alike where values are
+  value: jax.Array  # float32
+  interval: tuple[jax.Array, jax.Array]  # float32, of the code
+
+
+def _view(scheme, rows) -> _View:
+  codes = scheme.encode(rows)
+  return _View(
+      scheme.level(codes.code), scheme.decode(codes.code, codes.shared),
+      scheme.boundaries(codes.code, codes.shared))
+
+
 def survival(
     theta0: leaves.PyTree,
     theta_u: leaves.PyTree,
     scheme: str | scheme_lib.Scheme,
     layout: leaves.PyTree,
     *,
+    codes: tuple[Codes, Codes] | None = None,
     total_params: int | None = None,
 ) -> dict[str, Any]:
   """Measures what quantization leaves of the edit theta_u - theta0.
@@ -53,6 +72,8 @@ def survival(
     theta_u: after; same structure and shapes.
     scheme: a scheme or its name.
     layout: a tree like both of `BlockLayout`, None for unquantized leaves.
+    codes: of both, by leaf name with fields [batch..., out, in], from a scheme
+      that needs calibration inputs; None: the scheme makes them.
     total_params: what shares are relative to; None: all entries of theta0.
 
   Returns:
@@ -79,7 +100,7 @@ def survival(
   Raises:
     ValueError: as `fake_quantize`, or trees of different shapes.
   """
-  scheme = schemes.get(scheme)
+  scheme = schemes.get(scheme) if codes is None else None
   leaves.check_shapes(theta_u, theta0, 'The unlearned weights')
   for params in (theta0, theta_u):
     simulate.check_quantizable(params, layout, scheme)
@@ -87,8 +108,10 @@ def survival(
   before = {
       name: leaf for name, leaf in leaves.named(theta0).items()
       if leaf is not None}
+  given = lambda name: tuple(c[name] for c in codes) if (
+      codes and layouts[name] is not None) else None
   tallies = {
-      name: _tally(leaf, after[name], scheme, layouts[name])
+      name: _tally(leaf, after[name], scheme, layouts[name], given(name))
       for name, leaf in before.items()}
   whole = _merge(list(tallies.values()))
   shown = {
@@ -102,13 +125,14 @@ def survival(
       'edges': HISTOGRAM_EDGES.tolist()}
 
 
-def _tally(before, after, scheme, layout) -> _Tally:
+def _tally(before, after, scheme, layout, codes) -> _Tally:
   if layout is None:
     moved = int(np.sum(np.asarray(before) != np.asarray(after)))
     return _Tally(
         before.size, np.array([moved, 0, 0]), np.zeros(3),
         np.zeros(0, np.float32))
-  moved, ratio, counts, products = _compare(before, after, scheme, layout)
+  moved, ratio, counts, products = _compare(
+      before, after, codes, scheme, layout)
   row_sum = lambda rows, dtype: np.asarray(rows, dtype).reshape(3, -1).sum(1)
   return _Tally(
       before.size, row_sum(counts, np.int64), row_sum(products, np.float64),
@@ -116,7 +140,7 @@ def _tally(before, after, scheme, layout) -> _Tally:
 
 
 @functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
-def _compare(before, after, scheme, layout):
+def _compare(before, after, codes, scheme, layout):
   """One leaf on the device; sums a row, to be added in float64.
 
   Returns:
@@ -128,15 +152,18 @@ def _compare(before, after, scheme, layout):
   before, after = (
       layout_lib.to_rows(leaf, layout).astype(jnp.float32)
       for leaf in (before, after))
-  scheme = scheme.for_columns(before.shape[-1])
-  old, new = scheme.encode(before), scheme.encode(after)
+  if scheme is None:
+    view = lambda c: _View(c.code, affine.decode(c), affine.boundaries(c))
+    old, new = map(view, codes)
+  else:
+    scheme = scheme.for_columns(before.shape[-1])
+    old, new = _view(scheme, before), _view(scheme, after)
   edit = after - before
-  lo, hi = scheme.boundaries(old.code, old.shared)
+  lo, hi = old.interval
   distance = jnp.maximum(jnp.where(edit > 0, hi - before, before - lo), 0)
   moved = after != before
-  changed = scheme.level(new.code) != scheme.level(old.code)
-  left = scheme.decode(new.code, new.shared) - scheme.decode(
-      old.code, old.shared)
+  changed = new.level != old.level
+  left = new.value - old.value
   counts = [moved, changed, moved & ~changed]
   products = [left * left, edit * edit, left * edit]
   row_sums = lambda terms, dtype: jnp.stack(

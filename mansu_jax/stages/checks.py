@@ -8,7 +8,6 @@ import pathlib
 from typing import Any
 
 from mansu_jax import config as run_config
-from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
@@ -20,6 +19,7 @@ from mansu_jax.models import decoder
 from mansu_jax.stages import attribution
 from mansu_jax.stages import crossing
 from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import quantizers
 from mansu_jax.stages import training
 
 
@@ -74,21 +74,6 @@ def _unlearning(config: run_config.RunConfig) -> Iterator[tuple[str, Any]]:
         yield f'{stage}_{field.name}', value
 
 
-def quantizers(config: run_config.RunConfig) -> None:
-  """Raises ValueError on an unknown or repeated `--quant_schemes`."""
-  names = config.quant_schemes
-  unknown = [name for name in names if name not in quant.SCHEMES]
-  if unknown:
-    raise ValueError(
-        f'--quant_schemes={",".join(names)} has {unknown[0]!r}; wanted some of'
-        f' {", ".join(sorted(quant.SCHEMES))}, separated by commas. Correct the'
-        ' name.')
-  if len(set(names)) < len(names):
-    raise ValueError(
-        f'--quant_schemes={",".join(names)} repeats a quantizer; wanted each'
-        ' once. Drop the repetition.')
-
-
 def fit(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
     shapes: model_config.ModelConfig, tokenizer: Any) -> None:
@@ -106,6 +91,7 @@ def fit(
       attribution pairs or exchange partners.
   """
   _check_circuit(config, shapes)
+  quantizers.check_shapes(config, shapes)
   if tokenizer is None:
     raise ValueError(
         f'--model={config.model} has no tokenizer; wanted tokenizer.json beside'
@@ -130,8 +116,10 @@ def fit_audit(
     ValueError: as `fit`; but questions that make no pairs are allowed, unless
       --circuit_contrast asks for them.
   """
+  quantizers.check_shapes(config, shapes)
   if not any((*inputs.evaluation.values(), inputs.heldout_text,
-              inputs.splits.retain_train, config.attribution.pairs_file)):
+              inputs.splits.retain_train, inputs.calibration,
+              config.attribution.pairs_file)):
     return
   if tokenizer is None:
     raise ValueError(
@@ -155,7 +143,8 @@ def _check_data(
   trained = [*splits.forget_train, *splits.retain_train]
   asked = [q for questions in inputs.evaluation.values() for q in questions]
   _check_tokens(trained + asked, tokenizer, shapes)
-  for documents in filter(None, (splits.text, inputs.heldout_text)):
+  for documents in filter(None, (
+      splits.text, inputs.heldout_text, inputs.calibration)):
     batching.text_windows(documents, tokenizer, config.data.text_window)
 
 

@@ -23,6 +23,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
 from mansu_jax.models import decoder
 from mansu_jax.models import layout as model_layout
+from mansu_jax.stages import quantizers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -150,7 +151,7 @@ def make(
   if config.circuit.selection == 'all':
     return full_edit(model)
   return circuit_edit(
-      model, circuit, config.quant_schemes,
+      model, circuit, quantizers.held(config.quant_schemes),
       quantized_views=config.unlearn.quantizer_in_loop,
       storage_dtype=jnp.dtype(config.export_dtype))
 

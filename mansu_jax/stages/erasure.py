@@ -16,8 +16,8 @@ from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.stages import attribution
-from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import quantizers
 
 # The base answers too few pairs, or there are none.
 _NO_PAIRS = (eap_ig.TooFewAnswered, pairs_lib.NoPairs)
@@ -39,13 +39,15 @@ def _both_sides(
 
 
 def measure(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
-    circuit: graph.Circuit, unlearned: types.Params) -> dict[str, Any]:
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    quantize: quantizers.Quantizers, model: Any, circuit: graph.Circuit,
+    unlearned: types.Params) -> dict[str, Any]:
   """CAD, AS-NC and property S, JSON-able.
 
   Args:
     config: the run's.
     inputs: its data; retain pairs are made of the retain questions.
+    quantize: its quantizers; the leading one gives a null.
     model: the base model.
     circuit: C.
     unlearned: full params after.
@@ -57,8 +59,7 @@ def measure(
   """
   if not config.eval.cad_pairs:
     return not_measured('--eval_cad_pairs=0 skips CAD and AS-NC')
-  scheme = config.quant_schemes[0]
-  variants = [unlearned, evaluation.quantizer(model, scheme)(model.params)]
+  variants = [unlearned, quantize(config.quant_schemes[0], model.params)]
   out, reasons = {}, []
   for key, name, part in (('cad', 'CAD', _cad), ('as_nc', 'AS-NC', _as_nc)):
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -12,15 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import config as run_config
-from mansu_jax import quant
 from mansu_jax import types
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.eval import accuracy
 from mansu_jax.eval import perplexity
 from mansu_jax.eval import scoring
 from mansu_jax.models import decoder
-from mansu_jax.models import layout as model_layout
 from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import quantizers
 
 MODELS = ('base', 'unlearned')
 
@@ -99,13 +97,6 @@ def _scorer(config: Any, common: int) -> scoring.Scorer:
           attention_mask=mask))
 
 
-def quantizer(
-    model: Any, name: str) -> Callable[[types.Params], types.Params]:
-  """params -> params as the named scheme stores them, decoded."""
-  layout = model_layout.block_layout(model.config)
-  return lambda params: quant.fake_quantize(params, name, layout)
-
-
 def layers_in_common(first: types.Params, second: types.Params) -> int:
   """How many layers, from the lowest on, are the same in two models.
 
@@ -121,8 +112,9 @@ def layers_in_common(first: types.Params, second: types.Params) -> int:
 
 
 def measure_all(
-    config: run_config.RunConfig, evaluator: Evaluator, model: Any,
-    unlearned: types.Params) -> dict[tuple[str, str], Measured]:
+    config: run_config.RunConfig, evaluator: Evaluator,
+    quantize: quantizers.Quantizers, model: Any, unlearned: types.Params
+) -> dict[tuple[str, str], Measured]:
   """`{(model, precision): Measured}` of both models at every precision.
 
   Layers below the edit are alike in both, and are run once for both. Where
@@ -132,7 +124,8 @@ def measure_all(
     return {}
   common = layers_in_common(model.params, unlearned)
   views = {'fp': lambda params: params} | {
-      scheme: quantizer(model, scheme) for scheme in config.quant_schemes}
+      scheme: functools.partial(quantize, scheme)
+      for scheme in config.quant_schemes}
   out = {}
   for precision, view in views.items():
     kept = scoring.Kept()

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from mansu_jax import config as run_config
+from mansu_jax import quant
 from mansu_jax.data import jsonl
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import text as text_lib
 
+_CALIBRATION = 'shipped:text_retain.jsonl'
 _WILD = '*?['
 
 
@@ -27,12 +29,15 @@ class Inputs:
     evaluation: `{split: questions}`, thinned to `--eval_questions` or
       `--eval_kept_questions` each.
     heldout_text: documents never trained on.
+    calibration: documents for calibrated quantizers; empty where there are
+      none of these.
     hashes: `{file: sha256}`.
   """
 
   splits: splits_lib.Splits
   evaluation: dict[str, list[questions_lib.Question]]
   heldout_text: list[text_lib.TextDocument]
+  calibration: list[text_lib.TextDocument]
   hashes: dict[str, str]
 
 
@@ -74,8 +79,9 @@ def read(config: run_config.RunConfig) -> Inputs:
   heldout_text = [
       d for path in files['heldout_text'] for d in text_lib.read_text(path)]
   _check_other_text(splits.text, heldout_text)
+  files['calibration'] = _calibration_files(config, files['calibration'])
   most = dict.fromkeys(splits_lib.KEPT, config.eval.kept_questions)
-  paths = [path for named in files.values() for path in named]
+  paths = list(dict.fromkeys(p for named in files.values() for p in named))
   if config.attribution.pairs_file:
     paths.append(config.attribution.pairs_file)
   return Inputs(
@@ -84,7 +90,21 @@ def read(config: run_config.RunConfig) -> Inputs:
           questions, most.get(name) or config.eval.questions, config.seed)
                   for name, questions in splits.evaluation.items()},
       heldout_text=heldout_text,
+      calibration=[d for path in files['calibration']
+                   for d in text_lib.read_text(path)],
       hashes={path: jsonl.sha256(path) for path in paths})
+
+
+def _calibration_files(
+    config: run_config.RunConfig, given: Sequence[str]) -> Sequence[str]:
+  """The files of calibration text, if a quantizer needs some."""
+  needed = any(n in quant.CALIBRATED for n in config.quant_schemes)
+  if given and not needed:
+    raise ValueError(
+        f'--data_calibration={given[0]} is for calibrated quantizers, but'
+        f' --quant_schemes={",".join(config.quant_schemes)} has none; wanted'
+        f' {" or ".join(quant.CALIBRATED)} among them. Leave the text out.')
+  return (given or (_CALIBRATION,)) if needed else ()
 
 
 def _check_named_once(files: dict[str, list[str]]) -> None:

@@ -22,12 +22,10 @@ from mansu_jax.eval import generation
 from mansu_jax.eval import weight_change
 from mansu_jax.models import decoder
 from mansu_jax.models import hf_io
-from mansu_jax.models import layout as model_layout
-from mansu_jax.quant import schemes as schemes_lib
-from mansu_jax.quant import survival as survival_lib
 from mansu_jax.stages import attribution
 from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import quantizers
 from mansu_jax.stages import verdict
 
 _NEW_TOKENS = 12
@@ -80,8 +78,9 @@ def environment() -> dict[str, Any]:
 
 
 def samples(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
-    unlearned: types.Params) -> list[dict[str, Any]]:
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    quantize: quantizers.Quantizers, model: Any, unlearned: types.Params
+) -> list[dict[str, Any]]:
   """Free answers to a few questions of each split, before and after."""
   chosen = [
       (split, q) for split, questions in inputs.evaluation.items()
@@ -93,7 +92,7 @@ def samples(
   scheme = config.quant_schemes[0]
   variants = {
       'base': model.params, 'unlearned': unlearned,
-      f'unlearned_{scheme}': evaluation.quantizer(model, scheme)(unlearned)}
+      f'unlearned_{scheme}': quantize(scheme, unlearned)}
   apply = lambda params, tokens, positions, mask: decoder.forward(
       model.config, params, tokens, positions=positions, attention_mask=mask)
   generator = generation.Generator(apply, decoder.unembed)
@@ -105,20 +104,6 @@ def samples(
       {'split': split, 'id': q.id, 'prompt': q.prompt, 'answer': q.answer,
        'continuations': {name: texts[name][i] for name in variants}}
       for i, (split, q) in enumerate(chosen)]
-
-
-def survival(
-    config: run_config.RunConfig, model: Any, unlearned: types.Params
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The contract's shares by scheme, and the full statistics."""
-  layout = model_layout.block_layout(model.config)
-  details = {scheme: survival_lib.survival(
-      model.params, unlearned, scheme, layout)
-             for scheme in config.quant_schemes}
-  keys = ('moved', 'changed_codes', 'moved_unchanged', 'median_ratio',
-          'carried', 'cosine')
-  return {scheme: {k: d['total'][k] for k in keys}
-          for scheme, d in details.items()}, details
 
 
 def write_circuit(found: attribution.Found, root: pathlib.Path) -> None:
@@ -136,7 +121,8 @@ def describe_circuit(found: attribution.Found | None) -> dict[str, Any]:
 
 
 def make_record(
-    *, config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
+    *, config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    quantize: quantizers.Quantizers, model: Any,
     found: attribution.Found | None, evaluator: evaluation.Evaluator,
     measured: verdict.Measured, structure: dict[str, Any],
     unlearned: types.Params, answers_in_words: list[dict[str, Any]],
@@ -148,6 +134,7 @@ def make_record(
   Args:
     config: the run's.
     inputs: its data.
+    quantize: its quantizers.
     model: the base.
     found: the circuit; None: there is none.
     evaluator: of the questions.
@@ -163,7 +150,7 @@ def make_record(
   precisions = ('fp', *config.quant_schemes)
   splits = list(evaluator.slices)
   gaps = verdict.gaps(answers, config.quant_schemes)
-  shares, details = survival(config, model, unlearned)
+  shares, details = quantize.survival(model.params, unlearned)
   changes = changes or weight_change.compare(model.params, unlearned)
   properties = {
       'F': verdict.property_f(answers, precisions),
@@ -189,8 +176,7 @@ def make_record(
       'tokenization': (
           tokenization.describe(model.tokenizer) if model.tokenizer else {}),
       'data': inputs_lib.describe(inputs),
-      'quantizers': {name: _describe_scheme(name)
-                     for name in config.quant_schemes},
+      'quantizers': quantize.describe(),
       'config': dataclasses.asdict(config), 'environment': environment(),
       'stages': stages,
   }
@@ -204,11 +190,3 @@ def trained(
   return {
       'retain_kl': kl or {}, 'crossed_prompts': crossed,
       'history': {k: v.tolist() for k, v in (history or {}).items()}}
-
-
-def _describe_scheme(name: str) -> dict[str, Any]:
-  scheme = schemes_lib.get(name)
-  return {'name': scheme.name,
-          'block': getattr(scheme, 'block', getattr(scheme, 'group', None)),
-          'double_quantization': False,
-          'skipped': ['embed', 'norms', 'lm_head']}

@@ -84,18 +84,20 @@ def stored(
 def _land(target, landing, keep_in, grids):
   """Landing places of targets, and whether all schemes see them as moved."""
   value, moves = target, _changes(target, grids)
+  lo, hi = _extent(grids)
   if landing == 'centre':
     centre = grids[0].snap(target)
     # Another scheme's block may end before this centre. One rounding, as of
     # 127 * (absmax / 127), is clipped off.
-    lo, hi = _extent(grids)
     one_more = lambda end: jnp.abs(end) * _ONE_ROUNDING
     moves &= (centre >= lo - one_more(lo)) & (centre <= hi + one_more(hi))
     value = keep_in(centre)
     # Not so where a format stores its scale too coarsely to decode near it.
     moves &= grids[0].snap(value) == centre
-  # The landing is asked too: a coarse cast may pull it back over a boundary,
-  # and what is new under the first scheme may be old under another.
+  # The landing is asked too: a coarse cast may pull it back over a boundary or
+  # out of its block's extent, and what is new under the first scheme may be old
+  # under another.
+  moves &= (value >= lo) & (value <= hi)
   return value, moves & _changes(value, grids)
 
 
