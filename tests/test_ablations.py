@@ -16,6 +16,7 @@ from mansu_jax.eval import perplexity
 from mansu_jax.models import loading
 from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs
+from mansu_jax.stages import quantizers
 from tests import runs
 from tests import tiny_job
 
@@ -170,24 +171,43 @@ class AblationTest(parameterized.TestCase):
     root, record = _run('--export_dtype=bfloat16')
     config = runs.parse(*tiny_job.make(_folder() / 'job'), *_BRIEF)
     model = loading.load(config.model, stored_as='bfloat16')
+    found = inputs.read(config)
     measured = evaluation.measure_all(
-        config, evaluation.Evaluator(config, inputs.read(config), model),
-        model, loading.load(root / 'model').params)
+        config, evaluation.Evaluator(config, found, model),
+        quantizers.Quantizers(config, found, model), model, loading.load(root / 'model').params)
     for precision in ('fp', 'nf4'):
       texts = measured['unlearned', precision].texts
       self.assertEqual(
           perplexity.pool(texts.values()).perplexity,
           record['perplexity']['unlearned'][precision])
 
-  def test_an_edit_for_two_quantizers_changes_both_codes(self):
-    root, record = _run('--quant_schemes=nf4,int4_g128')
+  def test_an_edit_for_several_quantizers(self):
+    promised = ('nf4', 'fp4', 'nf4_b128_dq', 'q4_0')
+    root, record = _run('--quant_schemes=' + ','.join(
+        (*promised, 'q4_k', 'gptq_g128', 'awq_g128')))
     self._check_edit(root)
-    for scheme in ('nf4', 'int4_g128'):
+    moved = record['survival']['nf4']['moved']
+    self.assertGreater(moved, 0)
+    for scheme, found in record['quantizers'].items():
       shares = record['survival'][scheme]
-      self.assertEqual(shares['moved_unchanged'], 0)
-      self.assertGreater(shares['changed_codes'], 0)
-      self.assertIn(scheme, record['ptq_gap'])
+      self.assertEqual(found['guaranteed'], scheme in promised)
+      if found['guaranteed']:  # All edits survive, and nothing else changes.
+        self.assertEqual(shares['moved_unchanged'], 0)
+        self.assertEqual(shares['changed_codes'], moved)
+      elif scheme != 'q4_k':  # Calibration makes other codes elsewhere.
+        self.assertGreater(shares['changed_codes'], moved)
+        self.assertGreater(found['calibration']['tokens'], 1000)
+      for key in ('ptq_gap', 'ptq_gap_base', 'ptq_gap_adjusted'):
+        self.assertIn(scheme, record[key])
       self.assertIn(scheme, record['accuracy']['retain']['unlearned'])
+      self.assertGreater(record['perplexity']['unlearned'][scheme], 1)
+    # Rows of 64 and 128 are no multiple of 256.
+    self.assertEqual(
+        set(record['quantizers']['q4_k']['instead'].values()), {'q5_0'})
+    report = (root / 'report.md').read_text()
+    for text in ('q4_k cannot cut the rows', '| gptq_g128 | GPTQ', 'awq_g128 was calibrated on',
+                 '| nf4_b128_dq | NF4 (bitsandbytes) | 128 | yes |'):
+      self.assertIn(text, report)
 
   def test_labels_drawn_from_the_model_give_another_fisher(self):
     # The model is sure of its facts: all 120 sequences, so that some differ.

@@ -172,10 +172,18 @@ class FlagsTest(bad_input.Refusals):
     self.refused(flag, message=(flag.split('=')[0], 'must be|wanted'))
 
   @parameterized.parameters(
-      ('nf5', '--quant_schemes=nf5', 'wanted some of', 'nf4', 'Correct'),
-      ('nf4,nf4', 'repeats a quantizer', 'wanted each'))
+      ('nf5', '--quant_schemes=nf5', 'wanted one of', 'nf4', 'Correct'),
+      ('nf4_b63', 'a block of 63', r'wanted one of \(32, 64', 'Correct'),
+      ('nf4,nf4', 'repeats a quantizer', 'wanted each'),
+      ('nf4,int4,int4_g128', r'repeats .*\(int4_g128 is int4\)', 'wanted each'),
+      ('q4_k', 'starts with q4_k', 'wanted first', 'nf4, fp4', 'Put one first'),
+      ('gptq_g128,nf4', 'starts with gptq_g128', 'Put one first'))
   def test_quantizers(self, value, *message):
     self.refused(f'--quant_schemes={value}', message=message)
+
+  def test_calibration_text_for_no_quantizer(self):
+    self.refused('--data_calibration=shipped:text_retain.jsonl', message=(
+        '--data_calibration=shipped', 'has none', 'gptq_g128', 'Leave'))
 
   def test_layers_that_the_model_lacks(self):
     self.refused('--circuit_first_layer=2', '--circuit_last_layer=7', message=(

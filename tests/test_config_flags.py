@@ -218,7 +218,7 @@ class ExperimentTest(parameterized.TestCase):
   def test_the_help_names_every_quantizer(self):
     field, = (f for f in dataclasses.fields(config_lib.RunConfig)
               if f.name == 'quant_schemes')
-    for name in quant.SCHEMES:
+    for name in quant.NAMES:
       self.assertIn(name, field.metadata['help'])
 
   def test_there_are_experiments(self):

@@ -7,6 +7,7 @@ products run on decoded weights.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def _check_leaf(leaf, name, layout, scheme):
       scheme.for_columns(columns)
   except ValueError as error:
     raise ValueError(f'Parameter {name!r}: {error}') from error
-  if not jnp.size(leaf):
+  if not math.prod(jnp.shape(leaf)):
     raise ValueError(
         f'Parameter {name!r} of shape {jnp.shape(leaf)} is empty: there is'
         ' nothing to quantize; give it None in the layout.')

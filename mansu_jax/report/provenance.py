@@ -102,13 +102,37 @@ def _quantizers(record: Record) -> document.Section:
        str(found['block']) if found.get('block') else
        _SCALES.get(name, 'not recorded'),
        _plain(found.get('double_quantization')),
-       words.listing(found.get('skipped', [])))
+       words.listing(found.get('skipped', [])), _edits(found))
       for name, found in record['quantizers'].items())
   return document.Section('Quantizers', (
       document.Table(
           ('quantizer', 'code book', 'weights a scale', 'double quantization',
-           'not quantized'), rows, labels=5),
-      document.Text(f'{stored}; storage type decides codes.')))
+           'not quantized', 'edits'), rows, labels=6),
+      *(document.Text(text) for name, found in record['quantizers'].items()
+        for text in _remarks(name, found)),
+      document.Text(
+          f'{stored}; storage type decides codes. Guaranteed: the floor let no'
+          ' weight move that this quantizer would not see move, with the scale'
+          ' of each block held. The others are measured.')))
+
+
+def _edits(found: Record) -> str:
+  known = {True: 'guaranteed', False: 'measured'}
+  return known.get(found.get('guaranteed'), words.MISSING)
+
+
+def _remarks(name: str, found: Record) -> Iterator[str]:
+  """What a quantizer does otherwise than its name says, and what it saw."""
+  if instead := found.get('instead'):
+    kinds = {}
+    for leaf, other in instead.items():
+      kinds.setdefault(other, []).append(leaf)
+    yield f'{name} cannot cut the rows of some matrices: ' + '; '.join(
+        f'{words.listing(leaves)} get {other}'
+        for other, leaves in kinds.items()) + ', as in llama.cpp.'
+  if seen := found.get('calibration'):
+    yield (f'{name} was calibrated on {seen["tokens"]:,} tokens of'
+           f' {words.count(seen["documents"], "document")}.')
 
 
 def _environment(record: Record) -> document.Section:

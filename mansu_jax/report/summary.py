@@ -91,6 +91,26 @@ def _accuracies(record: Record) -> list[str]:
         ' -> '.join(_value(found[m].get(p)) for m in ('base', 'unlearned'))
         for p in ('fp', scheme)]
     out.append(f'    {split:28}' + ''.join(f'{c:16}' for c in cells).rstrip())
+  return out + _others(record)
+
+
+def _others(record: Record) -> list[str]:
+  """A line for each quantizer beside the leading one."""
+  schemes = record['config']['quant_schemes'][1:]
+  if not schemes or not record['ptq_gap']:
+    return []
+  width = max(map(len, schemes)) + 2
+  out = ['  other quantizers: gap (its upper bound), forget_far,'
+         ' retain_heldout']
+  for scheme in schemes:
+    gap = record['ptq_gap'][scheme]
+    cells = [f'{words.signed(gap["value"])} ({words.signed(gap["upper"])})']
+    for split in ('forget_far', 'retain_heldout'):
+      found = record['accuracy'].get(split)
+      cells.append(words.MISSING if found is None else ' -> '.join(
+          _value(found[m].get(scheme)) for m in ('base', 'unlearned')))
+    out.append(f'    {scheme:{width}}' + ''.join(f'{c:18}' for c in cells
+                                                 ).rstrip())
   return out
 
 

@@ -235,7 +235,8 @@ def make() -> dict[str, Any]:
           'missing_splits': ['forget_far']},
       'quantizers': {
           name: {'name': name, 'block': block, 'double_quantization': False,
-                 'skipped': ['embed', 'norms', 'lm_head']}
+                 'skipped': ['embed', 'norms', 'lm_head'],
+                 'guaranteed': name == 'nf4'}
           for name, block in zip(SCHEMES, (64, None))},
       'config': dataclasses.asdict(config),
       'environment': {

@@ -1,5 +1,6 @@
 """Both models are measured as each would be alone."""
 
+import functools
 import pathlib
 import tempfile
 
@@ -11,6 +12,7 @@ import numpy as np
 from mansu_jax.models import loading
 from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import quantizers
 from tests import runs
 from tests import tiny_job
 
@@ -23,8 +25,9 @@ class EvaluationTest(parameterized.TestCase):
     folder = cls.enterClassContext(tempfile.TemporaryDirectory())
     cls.config = runs.parse(*tiny_job.make(pathlib.Path(folder) / 'job'))
     cls.model = loading.load(cls.config.model)
-    cls.evaluator = evaluation.Evaluator(
-        cls.config, inputs_lib.read(cls.config), cls.model)
+    found = inputs_lib.read(cls.config)
+    cls.evaluator = evaluation.Evaluator(cls.config, found, cls.model)
+    cls.quantize = quantizers.Quantizers(cls.config, found, cls.model)
 
   def _edited(self, *path, layer=None):
     """The model with one leaf changed, in one layer if given."""
@@ -50,9 +53,9 @@ class EvaluationTest(parameterized.TestCase):
   def test_measured_together_as_alone(self, layer):
     edited = self._edited('layers', 'mlp', 'up', layer=layer)
     got = evaluation.measure_all(
-        self.config, self.evaluator, self.model, edited)
+        self.config, self.evaluator, self.quantize, self.model, edited)
     views = {'fp': lambda params: params,
-             'nf4': evaluation.quantizer(self.model, 'nf4')}
+             'nf4': functools.partial(self.quantize, 'nf4')}
     self.assertCountEqual(
         got, [(name, view) for name in evaluation.MODELS for view in views])
     for (name, precision), found in got.items():

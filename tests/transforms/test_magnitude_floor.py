@@ -332,10 +332,16 @@ class RefusalTest(parameterized.TestCase):
     slices = params | {'w': params['w'][:5]}
     cut = lambda tree: tree | {'w': tree['w'][:5]}
     grid = dataclasses.replace(
-        grid, scale=cut(grid.scale), code=cut(grid.code),
-        frozen=cut(grid.frozen))
+        grid, code=cut(grid.code), frozen=cut(grid.frozen),
+        shared=grid.shared._replace(scale=cut(grid.scale)))
     with self.assertRaisesRegex(ValueError, r"The tail of the nf4.*\(24, 17\)"):
       transforms.magnitude_floor(grid).init(slices)
+
+  def test_what_is_no_grid(self):
+    (grid,) = _grids(_params(), 'nf4')
+    for wrong in ({'w': grid}, [grid.leaf_grids()['w']]):
+      with self.assertRaisesRegex(ValueError, 'quant.code_grid makes'):
+        transforms.magnitude_floor(wrong)
 
   def test_grid_of_weights_before_the_storage_cast(self):
     params = _params((256, 64))

@@ -1,0 +1,98 @@
+"""Which quantizers may be asked for together, and what each does."""
+
+import dataclasses
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from mansu_jax import quant
+from mansu_jax.models import calibration
+from mansu_jax.models import layout as model_layout
+from mansu_jax.models import loading
+from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import quantizers
+from tests import runs
+from tests import tiny_job
+
+_ALL = ('nf4', 'q4_0', 'q4_k', 'gptq_g128')
+
+
+class QuantizersTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+    flags = tiny_job.make(pathlib.Path(folder) / 'job', train=False)
+    cls.config = runs.parse(*flags, f'--quant_schemes={",".join(_ALL)}')
+    cls.model = loading.load(cls.config.model)
+    cls.inputs = inputs_lib.read(cls.config)
+    cls.quantize = quantizers.Quantizers(cls.config, cls.inputs, cls.model)
+
+  def _check(self, schemes, **more):
+    quantizers.check(dataclasses.replace(
+        self.config, quant_schemes=schemes, **more))
+
+  def test_each_quantizes_as_it_does_alone(self):
+    params = self.model.params
+    layout = model_layout.block_layout(self.model.config)
+    for name in _ALL[:3]:
+      jax.tree.map(
+          np.testing.assert_array_equal, self.quantize(name, params),
+          quant.fake_quantize(params, name, layout))
+    windows = calibration.choose_windows(
+        self.inputs.calibration, self.model.tokenizer, most_tokens=4096)
+    want = calibration.quantize(
+        self.model.config, params, *windows, 'gptq_g128').params
+    jax.tree.map(np.testing.assert_array_equal,
+                 self.quantize('gptq_g128', params), want)
+
+  def test_calibration_text_is_read_where_it_is_needed(self):
+    self.assertNotEmpty(self.inputs.calibration)
+    self.assertIn('shipped:text_retain.jsonl', self.inputs.hashes)
+    plain = inputs_lib.read(dataclasses.replace(
+        self.config, quant_schemes=('nf4',)))
+    self.assertEmpty(plain.calibration)
+    self.assertNotIn('shipped:text_retain.jsonl', plain.hashes)
+
+  def test_promises(self):
+    self.assertEqual(quantizers.guaranteed(self.config), ('nf4', 'q4_0'))
+    for change in (
+        dict(mode='audit'), dict(edit=dataclasses.replace(
+            self.config.edit, floor='none'))):
+      other = dataclasses.replace(self.config, **change)
+      self.assertEmpty(quantizers.guaranteed(other))
+    said = self.quantize.describe()
+    self.assertEqual(
+        [said[name]['guaranteed'] for name in _ALL],
+        [True, True, False, False])
+    self.assertEqual(set(said['q4_k']['instead'].values()), {'q5_0'})
+    self.assertEmpty(said['q4_0']['instead'])
+    self.assertGreater(said['gptq_g128']['calibration']['tokens'], 1000)
+
+  def test_an_audit_takes_any_first(self):
+    self._check(('q4_k', 'nf4'), mode='audit')
+    with self.assertRaisesRegex(ValueError, 'starts with q4_k'):
+      self._check(('q4_k', 'nf4'))
+
+  def test_matrices_that_cannot_be_cut_are_refused_before_weights(self):
+    shapes = dataclasses.replace(self.model.config, d_model=48)
+    with self.assertRaisesRegex(
+        ValueError, r"--quant_schemes has q4_0: .*'layers/attn/q'.*have 48"):
+      quantizers.check_shapes(self.config, shapes)
+    quantizers.check_shapes(dataclasses.replace(
+        self.config, quant_schemes=('nf4', 'gptq_g128')), shapes)
+
+  def test_survival_of_no_edit(self):
+    shares, _ = self.quantize.survival(self.model.params, self.model.params)
+    for name in _ALL:
+      self.assertEqual(shares[name]['moved'], 0)
+      self.assertEqual(shares[name]['changed_codes'], 0)
+
+
+if __name__ == '__main__':
+  absltest.main()
