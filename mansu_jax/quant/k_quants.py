@@ -29,6 +29,10 @@ from mansu_jax.quant import scheme
 SUPER_BLOCK = 256
 _CHUNK = 1024  # Sub-blocks searched at once.
 _LEAST = np.float32(1e-15)  # llama.cpp's GROUP_MAX_EPS: a block of zeros.
+# How many steps the largest weight is tried at, each rounded as in C.
+_tenths = lambda i: np.float32(0.1) * np.asarray(i, np.float32)
+_OFFSET_STEPS = (np.float32(-1) + _tenths(range(21))) + np.float32(15)
+_SIGNED_STEPS = np.float32(32) + _tenths([0, *range(-9, 0), *range(1, 10)])
 
 
 class Stored(NamedTuple):
@@ -217,8 +221,7 @@ def _fit_offset(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   def attempt(i, best):
     scale, offset, least = best
     # From the best offset so far, as llama.cpp does it.
-    factor = _product(np.float32(0.1), i.astype(jnp.float32)) - 1 + 15
-    code = codes(inverse(factor, offset), offset)
+    code = codes(inverse(jnp.asarray(_OFFSET_STEPS)[i], offset), offset)
     weighted = weight * code
     sum_l, sum_l2, sum_xl = (
         _sum(weighted), _sum(weighted * code), _sum(weighted * x))
@@ -236,8 +239,9 @@ def _fit_offset(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return pick(new_scale, scale), pick(new_offset, offset), pick(miss, least)
 
   first = inverse(np.float32(15), low)
-  start = (1 / first, low, error(codes(first, low), 1 / first, low))
-  scale, offset, _ = lax.fori_loop(0, 21, attempt, start)
+  widest = 1 / blockwise.rounded(first)  # XLA takes 1 / (a / b) for b / a.
+  start = (widest, low, error(codes(first, low), widest, low))
+  scale, offset, _ = lax.fori_loop(0, _OFFSET_STEPS.size, attempt, start)
   return jnp.where(flat, 0, scale), -jnp.where(flat, low, offset)
 
 
@@ -255,9 +259,8 @@ def _fit_signed(x: jax.Array) -> jax.Array:
 
   def attempt(i, best):
     scale, quality = best
-    offset = jnp.where(i == 0, 0, i - jnp.where(i > 9, 9, 10))  # 0, -9..9.
-    factor = _product(np.float32(0.1), offset.astype(jnp.float32)) + 32
-    code = jnp.clip(_nearest_float(-factor / divisor * x), -32, 31)
+    factor = -jnp.asarray(_SIGNED_STEPS)[i]
+    code = jnp.clip(_nearest_float(factor / divisor * x), -32, 31)
     along, square = _sum(weight * x * code), _sum(weight * code * code)
     fits = square > 0
     new = jnp.where(fits, along / jnp.where(fits, square, 1), 0)
@@ -266,7 +269,7 @@ def _fit_signed(x: jax.Array) -> jax.Array:
             jnp.where(better, new * along, quality))
 
   zero = jnp.zeros(largest.shape, jnp.float32)
-  scale, _ = lax.fori_loop(0, 19, attempt, (zero, zero))
+  scale, _ = lax.fori_loop(0, _SIGNED_STEPS.size, attempt, (zero, zero))
   return jnp.where(empty, 0, scale)
 
 
