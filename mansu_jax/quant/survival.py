@@ -39,6 +39,7 @@ class _Tally(NamedTuple):
   counts: np.ndarray  # int64 [3]: moved, changed codes, moved and unchanged
   products: np.ndarray  # float64 [3]: q . q, d . d, q . d; d edit, q quantized
   ratios: np.ndarray  # float32 [moved], |d| / dist
+  by_batch: tuple[np.ndarray, np.ndarray] | None = None  # Both sums, [3, B].
 
 
 class _View(NamedTuple):
@@ -93,6 +94,8 @@ def survival(
       cosine: of q with d; None if either vanishes.
       histogram: counts of log10(|d| / dist) of moved weights in the bins of
         'edges'; the first and last bin are open.
+      by_layer: of a stacked leaf, `moved`, `changed_codes` (shares of the
+        total, too) and `cosine` of each of its matrices, as lists.
 
     The total counts unquantized leaves in `size` and `moved` only: an edit
     there is not quantized. They have no entry of their own unless they moved.
@@ -133,10 +136,14 @@ def _tally(before, after, scheme, layout, codes) -> _Tally:
         np.zeros(0, np.float32))
   moved, ratio, counts, products = _compare(
       before, after, codes, scheme, layout)
-  row_sum = lambda rows, dtype: np.asarray(rows, dtype).reshape(3, -1).sum(1)
+  batch = layout_lib.rows_shape(before.shape, layout)[:-2]
+  by_batch = lambda rows, dtype: np.asarray(rows, dtype).reshape(
+      3, int(np.prod(batch)), -1).sum(2)
+  counts, products = by_batch(counts, np.int64), by_batch(products, np.float64)
   return _Tally(
-      before.size, row_sum(counts, np.int64), row_sum(products, np.float64),
-      np.asarray(ratio)[np.asarray(moved)])
+      before.size, counts.sum(1), products.sum(1),
+      np.asarray(ratio)[np.asarray(moved)],
+      (counts, products) if batch else None)
 
 
 @functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
@@ -197,4 +204,17 @@ def _statistics(tally: _Tally, total_params: int) -> dict[str, Any]:
           float(np.median(tally.ratios)) if tally.ratios.size else None),
       'carried': carried,
       'cosine': both / np.sqrt(left * edit) if has_direction else None,
-      'histogram': histogram.tolist()}
+      'histogram': histogram.tolist()} | _by_layer(tally, total_params)
+
+
+def _by_layer(tally: _Tally, total_params: int) -> dict[str, Any]:
+  """The statistics of each matrix of a stacked leaf."""
+  if tally.by_batch is None:
+    return {}
+  (moved, changed, _), (left, edit, both) = tally.by_batch
+  return {'by_layer': {
+      'moved': (moved / total_params).tolist(),
+      'changed_codes': (changed / total_params).tolist(),
+      'cosine': [
+          float(b / np.sqrt(l * e)) if l > 0 and e > 0 else None
+          for l, e, b in zip(left, edit, both)]}}

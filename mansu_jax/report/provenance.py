@@ -110,10 +110,10 @@ def _quantizers(record: Record) -> document.Section:
            'not quantized', 'edits'), rows, labels=6),
       *(document.Text(text) for name, found in record['quantizers'].items()
         for text in _remarks(name, found)),
-      document.Text(
-          f'{stored}; storage type decides codes. Guaranteed: the floor let no'
-          ' weight move that this quantizer would not see move, with the scale'
-          ' of each block held. The others are measured.')))
+      document.Text(f'{stored}; storage type decides codes.' + (
+          '' if 'pair' in record else ' Guaranteed: the floor let no weight'
+          ' move that this quantizer would not see move, with the scale of each'
+          ' block held. The others are measured.'))))
 
 
 def _edits(found: Record) -> str:

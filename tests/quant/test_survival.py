@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import quant
+from mansu_jax.quant import affine
 from mansu_jax.quant import survival as survival_lib
 from tests.reference import quant_naive
 
@@ -113,6 +114,53 @@ class SurvivalTest(parameterized.TestCase):
     self.assertLess(total['changed_codes'], 0.02)
     self.assertAlmostEqual(total['carried'], 1.0, delta=0.1)
     self.assertLess(total['cosine'], 0.1)
+
+  def test_layers_are_told_apart(self):
+    layout = {'w': quant.BlockLayout(memory='LDF', out='F', inp='D')}
+    rng = np.random.default_rng(3)
+    before = (rng.normal(size=(3, 32, 12)) * 0.02).astype(np.float32)
+    after = before.copy()
+    after[1] += 0.01 * rng.normal(size=(32, 12))
+    after[2, :5] *= 0.5
+    whole = survival_lib.survival(
+        {'w': before}, {'w': after}, 'nf4', layout)['leaves']['w']
+    for layer in range(3):
+      alone = survival_lib.survival(
+          {'w': before[layer:layer + 1]}, {'w': after[layer:layer + 1]},
+          'nf4', layout)['total']
+      for key, share in (('moved', 3), ('changed_codes', 3)):
+        self.assertAlmostEqual(
+            share * whole['by_layer'][key][layer], alone[key])
+      got, want = whole['by_layer']['cosine'][layer], alone['cosine']
+      if want is None:
+        self.assertIsNone(got)
+      else:
+        self.assertAlmostEqual(got, want, places=5)
+    self.assertEqual(whole['by_layer']['moved'][0], 0)
+
+  def test_codes_that_were_made_elsewhere(self):
+    rng = np.random.default_rng(4)
+    before = (rng.normal(size=(32, 12)) * 0.02).astype(np.float32)
+    after = before + np.float32(0.004) * (rng.random((32, 12)) < 0.3)
+    codes = [{'w': affine.round_to_nearest(jnp.asarray(x.T))}
+             for x in (before, after)]
+    tree = lambda x: {'w': jnp.asarray(x), 'norm': jnp.ones(5)}
+    got = survival_lib.survival(
+        tree(before), tree(after), 'gptq_g128', _LAYOUT, codes=codes)['total']
+    old, new = ({k: np.asarray(v, np.float64) for k, v in c['w']._asdict(
+        ).items()} for c in codes)
+    value = lambda c: (c['code'] - c['zero']) * c['scale']
+    edit, left = (after - before).T.astype(float), value(new) - value(old)
+    self.assertAlmostEqual(got['moved'] * 389, np.sum(edit != 0))
+    self.assertAlmostEqual(
+        got['changed_codes'] * 389, np.sum(old['code'] != new['code']))
+    self.assertAlmostEqual(
+        got['carried'], np.sum(edit * left) / np.sum(edit * edit), places=4)
+    end = (old['code'] + 0.5 - old['zero']) * old['scale']
+    end[old['code'] == 15] = np.inf
+    ratio = (edit / (end - before.T))[edit != 0]
+    self.assertAlmostEqual(
+        got['median_ratio'], np.median(ratio), delta=1e-3 * np.median(ratio))
 
   def test_refuses_other_shapes(self):
     with self.assertRaisesRegex(ValueError, r"unlearned.*\(2,\) at 'norm'"):

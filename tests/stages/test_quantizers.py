@@ -82,7 +82,7 @@ class QuantizersTest(parameterized.TestCase):
   def test_matrices_that_cannot_be_cut_are_refused_before_weights(self):
     shapes = dataclasses.replace(self.model.config, d_model=48)
     with self.assertRaisesRegex(
-        ValueError, r"--quant_schemes has q4_0: .*'layers/attn/q'.*have 48"):
+        ValueError, r"--quant_schemes has q4_0: .*'layers/attn/.'.*have 48"):
       quantizers.check_shapes(self.config, shapes)
     quantizers.check_shapes(dataclasses.replace(
         self.config, quant_schemes=('nf4', 'gptq_g128')), shapes)
