@@ -4,7 +4,7 @@
 
 All contenders do the same in one process, in turn and several rounds, on the
 same float32 weights: a plain copy of the bytes; ours, as the simulator does it
-(one pass) and through packed codes; bitsandbytes, torchao and qwix where they
+(weights as they lie in memory, input-first) and through packed codes; bitsandbytes, torchao and qwix where they
 are installed (`pip install bitsandbytes torchao qwix`). The fastest round
 counts, and the median is printed beside it. The table says how much memory our
 programs hold beside input and output, and the copy's time is a bound that no
@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import quant
+from mansu_jax.quant import blocking
 from mansu_jax.quant import packing
 
 _WEIGHTS = flags.DEFINE_integer('weights', 2**26, 'Weights, rows of 8,192.')
@@ -64,8 +65,10 @@ def _ours(x: jax.Array, names: list[str]) -> Iterator[Contender]:
   """Copy, simulator and packed round trip, compiled before they are timed."""
   yield _compiled('copy (jax)', lambda a: a + 1, x)
   for name in names:
-    scheme = quant.get(name)
-    yield _compiled(f'{name}, simulator', scheme.fake_quantize, x)
+    run = functools.partial(
+        blocking.fake_quantize, scheme=quant.get(name).ordinary(),
+        layout=quant.BlockLayout(memory='DF', out='F', inp='D'))
+    yield _compiled(f'{name}, simulator', run, x)
   for name in (n for n in names if n.startswith(('nf4', 'fp4'))):
     scheme = quant.get(name)
     trip = lambda a, s=scheme: packing.unpack(

@@ -30,7 +30,7 @@ class AffineCodes(NamedTuple):
   zero: jax.Array  # float32, the code of value 0, a whole number 0 to 15
 
 
-def fit(values: jax.Array, axis: int = -1) -> tuple[jax.Array, jax.Array]:
+def fit(values: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
   """Scale and zero point of groups along an axis, which is kept with size 1.
 
   A group of zeros gets the range [-1, 1], as in AutoGPTQ.
@@ -75,7 +75,7 @@ def round_to_nearest(rows: jax.Array, *, group: int = 128) -> AffineCodes:
     group: inputs that share a scale; the last group of a row may be partial.
   """
   blocks = blockwise.split(rows, group)  # Zeros of padding move no range.
-  scale, zero = fit(blocks)
+  scale, zero = fit(blocks, axis=-2)
   fields = AffineCodes(encode(blocks, scale, zero), scale, zero)
   join = lambda x: blockwise.join(
       jnp.broadcast_to(x, blocks.shape), rows.shape[-1])

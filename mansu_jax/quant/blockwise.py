@@ -1,4 +1,8 @@
-"""Cutting a flat axis into blocks, and the largest magnitude of each.
+"""Cutting an axis into blocks, and the largest magnitude of each.
+
+Blocks are [..., n, Q, m]: n of them, of Q weights each, m beside each other.
+So weights whose blocks lie along an axis that is not the last are blocked by a
+mere reshape, and everything stays in whole lanes. A flat axis has m = 1.
 
 XLA flushes float32 subnormals to zero on most devices, so magnitudes are
 compared as integers: the bits of non-negative floats are in order of value.
@@ -13,18 +17,18 @@ import numpy as np
 
 
 def split(flat: jax.Array, size: int) -> jax.Array:
-  """Cuts [..., n] into [..., ceil(n / size), size], padded with zeros."""
+  """Cuts [..., n] into [..., ceil(n / size), size, 1], padded with zeros."""
   n = flat.shape[-1]
   count = -(-n // size)
   if count * size != n:
     widths = [(0, 0)] * (flat.ndim - 1) + [(0, count * size - n)]
     flat = jnp.pad(flat, widths)
-  return flat.reshape(*flat.shape[:-1], count, size)
+  return flat.reshape(*flat.shape[:-1], count, size, 1)
 
 
 def join(blocks: jax.Array, n: int) -> jax.Array:
-  """Inverse of `split`: [..., count, size] to [..., n]."""
-  flat = blocks.reshape(*blocks.shape[:-2], -1)
+  """Inverse of `split`: [..., count, size, 1] to [..., n]."""
+  flat = blocks.reshape(*blocks.shape[:-3], -1)
   return flat[..., :n]
 
 
@@ -34,8 +38,8 @@ def magnitude_bits(x: jax.Array) -> jax.Array:
 
 
 def absmax(blocks: jax.Array) -> jax.Array:
-  """Largest magnitude [..., 1] of each float32 block [..., Q]."""
-  largest = jnp.max(magnitude_bits(blocks), axis=-1, keepdims=True, initial=0)
+  """Largest magnitude [..., 1, m] of each float32 block [..., Q, m]."""
+  largest = jnp.max(magnitude_bits(blocks), axis=-2, keepdims=True, initial=0)
   return lax.bitcast_convert_type(largest, jnp.float32)
 
 
@@ -65,6 +69,10 @@ def rounded(product: jax.Array) -> jax.Array:
   return jnp.clip(product, -largest, largest)
 
 
-def divide(x: jax.Array, by: float) -> jax.Array:
-  """x / by, correctly rounded: XLA multiplies by a constant's reciprocal."""
-  return x / lax.optimization_barrier(jnp.full(x.shape, by, jnp.float32))
+def divide(x: jax.Array, by: jax.typing.ArrayLike) -> jax.Array:
+  """x / by, correctly rounded, for a number or what a block shares.
+
+  XLA would multiply by the reciprocal of a common divisor. It cannot where the
+  divisor depends on x; x is never NaN.
+  """
+  return x / jnp.where(x == x, jnp.asarray(by, jnp.float32), 1)

@@ -36,6 +36,8 @@ class CodebookScheme(scheme.Scheme):
     order: the codes in order of value.
     block: Q, the number of weights that share a scale; one of `BLOCKS`.
     double_quant: whether scales are kept in 8 bits, see `nested`.
+    is_ordinary: no scale but 0 is under 2**-60 or over 2**60, so that plain
+      arithmetic keeps every bit; else it is found out at run time.
 
   Raises:
     ValueError: another block size.
@@ -45,6 +47,7 @@ class CodebookScheme(scheme.Scheme):
   order: tuple[int, ...]
   block: int = DEFAULT_BLOCK
   double_quant: bool = False
+  is_ordinary: bool = False
 
   def __post_init__(self):
     if self.block not in BLOCKS:
@@ -57,6 +60,12 @@ class CodebookScheme(scheme.Scheme):
     return {'code_book': f'{self.name.split("_")[0].upper()} (bitsandbytes)',
             'block': self.block, 'double_quantization': self.double_quant}
 
+  def ordinary(self):
+    return dataclasses.replace(self, is_ordinary=True)
+
+  def block_size(self, columns):
+    return None if columns % self.block else self.block
+
   def split(self, rows: jax.Array) -> jax.Array:
     flat = rows.reshape(*rows.shape[:-2], rows.shape[-2] * rows.shape[-1])
     return blockwise.split(flat, self.block)
@@ -66,20 +75,27 @@ class CodebookScheme(scheme.Scheme):
 
   def share(self, blocks, shape):
     scale = blockwise.absmax(blocks)
-    stored = nested.restore(scale[..., 0]) if self.double_quant else None
-    return scheme.Shared(
-        scale, stored=None if stored is None else stored[..., None],
-        tail=self._tail(shape))
+    stored = self._store(scale) if self.double_quant else None
+    return scheme.Shared(scale, stored=stored, tail=self._tail(shape))
+
+  def _store(self, scale):
+    """Scales [..., n, 1, m] doubly quantized, all of a matrix in its order."""
+    in_order = jnp.swapaxes(scale[..., 0, :], -1, -2)  # [..., m, n]
+    flat = in_order.reshape(*in_order.shape[:-2], -1)
+    restored = nested.restore(flat).reshape(in_order.shape)
+    return jnp.swapaxes(restored, -1, -2)[..., None, :]
 
   def _tail(self, shape: tuple[int, ...]) -> jax.Array | None:
-    """Which blocks [n, 1] are partial; None: none is."""
+    """Which blocks [n, 1, 1] are partial; None: none is."""
     n = math.prod(shape[-2:])
     if n % self.block == 0:
       return None
-    return jnp.arange(n // self.block + 1)[:, None] == n // self.block
+    return jnp.arange(n // self.block + 1)[:, None, None] == n // self.block
 
   @scheme.compiled
   def encode_at(self, values, shared):
+    if self.is_ordinary:
+      return self._encode(False, values, shared)
     extreme = extremes.any_extreme(shared.scale)
     if 0 in self._midpoints:  # Two zeros: the sign of a tiny value counts.
       extreme |= extremes.any_extreme(values)
@@ -87,11 +103,15 @@ class CodebookScheme(scheme.Scheme):
 
   @scheme.compiled
   def decode(self, code, shared):
+    if self.is_ordinary:
+      return self._decode(False, code, shared)
     extreme = extremes.any_extreme(_stored(shared))
     return _exact_if(extreme, self._decode, code, shared)
 
   @scheme.compiled
   def snap(self, values, shared):
+    if self.is_ordinary:
+      return self._snap(False, values, shared)
     extreme = extremes.any_extreme(shared.scale)
     if shared.stored is not None:
       extreme |= extremes.any_extreme(shared.stored)
@@ -168,6 +188,4 @@ def _normalize(values, scale, tail):
   full = values * (1 / scale)
   if tail is None:
     return full
-  # Unless it is hidden, XLA turns a common divisor into a reciprocal.
-  divisor = lax.optimization_barrier(jnp.broadcast_to(scale, values.shape))
-  return jnp.where(tail, values / divisor, full)
+  return jnp.where(tail, blockwise.divide(values, scale), full)

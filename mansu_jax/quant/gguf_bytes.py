@@ -41,7 +41,8 @@ def _encode(blocks, scheme):
   """Codes, what blocks share and, of a K format, its stored scales."""
   shared = scheme.share(blocks, blocks.shape)
   is_k = isinstance(scheme, k_quants.KScheme)
-  return (scheme.encode_at(blocks, shared), shared,
+  flat = lambda x: x[..., 0]
+  return (flat(scheme.encode_at(blocks, shared)), jax.tree.map(flat, shared),
           scheme.search(blocks) if is_k else None)
 
 

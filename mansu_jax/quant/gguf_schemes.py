@@ -48,6 +48,9 @@ class GgufScheme(scheme.Scheme):
           ' in float16). Give another quantizer.')
     return self
 
+  def block_size(self, columns):
+    return None if columns % BLOCK else BLOCK
+
   def split(self, rows):
     return blockwise.split(rows, BLOCK)
 
@@ -93,10 +96,12 @@ class SignedMaxScheme(GgufScheme):
 
   def share(self, blocks, shape):
     del shape
-    place = jnp.argmax(
-        blockwise.magnitude_bits(blocks), axis=-1, keepdims=True)
-    largest = jnp.take_along_axis(blocks, place, axis=-1)
-    shared = scheme.Shared(largest)
+    absmax = blockwise.absmax(blocks)
+    # The sign of the first of those that are as large, without a gather.
+    early = 2 * jnp.arange(blocks.shape[-2], 0, -1)[:, None]
+    rank = jnp.where(jnp.abs(blocks) == absmax, early + (blocks >= 0), 0)
+    first = jnp.max(rank, axis=-2, keepdims=True)
+    shared = scheme.Shared(jnp.where(first % 2 == 1, absmax, -absmax))
     return shared._replace(stored=float16(self.step(shared)))
 
   def step(self, shared):
@@ -136,8 +141,8 @@ class OffsetScheme(GgufScheme):
   def share(self, blocks, shape):
     del shape
     shared = scheme.Shared(
-        jnp.max(blocks, axis=-1, keepdims=True),
-        jnp.min(blocks, axis=-1, keepdims=True))
+        jnp.max(blocks, axis=-2, keepdims=True),
+        jnp.min(blocks, axis=-2, keepdims=True))
     return shared._replace(
         stored=float16(self.step(shared)),
         stored_offset=float16(shared.offset))

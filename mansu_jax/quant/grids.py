@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax.quant import layout as layout_lib
+from mansu_jax.quant import blocking
 from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
 from mansu_jax.quant import schemes
@@ -241,9 +241,7 @@ def _skips_codes(scheme, dtype) -> bool:
     jax.jit, static_argnames=('scheme', 'layout', 'storage_dtype'))
 def _leaf_codes(leaf, scheme, layout, storage_dtype):
   stored = leaf if storage_dtype is None else leaves.cast(leaf, storage_dtype)
-  codes = scheme.encode(layout_lib.to_rows(stored, layout))
-  back = lambda rows: layout_lib.from_rows(rows, layout, leaf.shape)
-  return jax.tree.map(back, codes)
+  return blocking.encode(stored, scheme, layout)
 
 
 def grid_view(grid: CodeGrid, values: PyTree) -> PyTree:

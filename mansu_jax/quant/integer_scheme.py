@@ -38,9 +38,13 @@ class IntegerScheme(scheme.Scheme):
                      f' {self.largest}',
         'block': self.group or 'an output row', 'double_quantization': False}
 
+  def block_size(self, columns):
+    group = self.group or columns
+    return None if columns % group else group
+
   def split(self, rows: jax.Array) -> jax.Array:
     if self.group is None:
-      return rows[..., None, :]
+      return rows[..., None, :, None]
     return blockwise.split(rows, self.group)
 
   def join(self, blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -52,9 +56,7 @@ class IntegerScheme(scheme.Scheme):
 
   def encode_at(self, values, shared):
     step = self._step(shared.scale)
-    step = jnp.broadcast_to(jnp.where(step == 0, 1, step), values.shape)
-    # Unless it is hidden, XLA may turn a common divisor into a reciprocal.
-    scaled = values / lax.optimization_barrier(step)
+    scaled = blockwise.divide(values, jnp.where(step == 0, 1, step))
     rounded = lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN)
     integer = jnp.clip(rounded, -self.largest, self.largest)
     return (integer + self.largest).astype(jnp.uint8)

@@ -79,7 +79,10 @@ class KScheme(scheme.Scheme):
 
   @abc.abstractmethod
   def search(self, blocks: jax.Array) -> Stored:
-    """The stored scales of blocks [..., S * n, sub_block]."""
+    """The stored scales of blocks [..., S * n, sub_block, 1]."""
+
+  def block_size(self, columns):
+    return None  # The search goes through whole rows.
 
   def split(self, rows):
     return blockwise.split(rows, self.sub_block)
@@ -92,7 +95,7 @@ class KScheme(scheme.Scheme):
     found = self.search(blocks)
     by_block = lambda one, many: (
         one[..., None] * many.astype(jnp.float32)).reshape(
-            *blocks.shape[:-1], 1)
+            *blocks.shape[:-2], 1, 1)
     scale = by_block(found.scale, found.scales)
     offset = (None if found.offset is None
               else -by_block(found.offset, found.offsets))
@@ -187,12 +190,12 @@ class Q6K(KScheme):
 
 
 def _by_chunks(fit, blocks):
-  """Fits blocks [..., Q], some at a time: the search stays in the cache."""
-  flat = blocks.reshape(-1, blocks.shape[-1])
+  """Fits blocks [..., Q, 1], some at a time: the search fits the cache."""
+  flat = blocks.reshape(-1, blocks.shape[-2])
   padded = jnp.pad(flat, ((0, -flat.shape[0] % _CHUNK), (0, 0)))
   found = lax.map(lambda chunk: fit(chunk.T), padded.reshape(
       -1, _CHUNK, flat.shape[1]))
-  back = lambda x: x.ravel()[:flat.shape[0]].reshape(blocks.shape[:-1])
+  back = lambda x: x.ravel()[:flat.shape[0]].reshape(blocks.shape[:-2])
   return jax.tree.map(back, found)
 
 
@@ -298,9 +301,8 @@ def _ratio(one, largest):
 
 
 def _divide_by(x, step):
-  """x / step, 0 / 1 for a step of 0; XLA must not take the reciprocal."""
-  step = jnp.broadcast_to(jnp.where(step == 0, 1, step), x.shape)
-  return x / lax.optimization_barrier(step)
+  """x / step, x for a step of 0."""
+  return blockwise.divide(x, jnp.where(step == 0, 1, step))
 
 
 Q4_K = Q4K(name='q4_k', fallback=gguf_schemes.Q5_0)

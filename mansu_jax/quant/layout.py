@@ -60,6 +60,16 @@ class BlockLayout:
     """Axes of the leaf in the order batch, rows, columns."""
     return tuple(map(self.memory.index, self.batch + self.out + self.inp))
 
+  def unbatched(self) -> BlockLayout:
+    """That of one matrix of the stack."""
+    memory = ''.join(a for a in self.memory if a not in self.batch)
+    return dataclasses.replace(self, memory=memory)
+
+  @property
+  def is_input_first(self) -> bool:
+    """Whether columns lie before rows in memory, each in torch's order."""
+    return self.memory == self.batch + self.inp + self.out
+
 
 def rows_shape(shape: tuple[int, ...], layout: BlockLayout) -> tuple[int, ...]:
   """Shape of `to_rows` for a leaf of shape `shape`."""

@@ -78,7 +78,7 @@ def quantize(scales: jax.Array) -> NestedScales:
   index = jnp.floor(place + _f32(0.5)).astype(jnp.int32)
   code = jnp.asarray(_table())[jnp.clip(index, 0, _ENTRIES - 1)]
   return NestedScales(
-      blockwise.join(code, scales.shape[-1]), absmax[..., 0], offset)
+      blockwise.join(code, scales.shape[-1]), absmax[..., 0, 0], offset)
 
 
 def dequantize(kept: NestedScales) -> jax.Array:

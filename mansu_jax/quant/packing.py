@@ -38,11 +38,11 @@ def pack(
   blocks = scheme.split(rows.astype(jnp.float32))
   shared = scheme.share(blocks, rows.shape)
   code = scheme.join(scheme.encode_at(blocks, shared), rows.shape).ravel()
-  absmax, kept = shared.scale[:, 0], None
+  absmax, kept = shared.scale[:, 0, 0], None
   if scheme.double_quant:
     absmax, kept = None, nested.quantize(absmax)
   elif shared.tail is not None:
-    empty = shared.tail[:, 0] & (absmax == 0)
+    empty = shared.tail[:, 0, 0] & (absmax == 0)
     absmax = jnp.where(empty, _LEAST_SCALE, absmax)
   zero = scheme.encode_at(jnp.zeros([1]), scheme_lib.Shared(jnp.ones([1])))
   return PackedWeight(pack_nibbles(code, zero), absmax, kept)
@@ -57,7 +57,7 @@ def unpack(
   absmax = (weight.absmax if weight.nested is None
             else nested.dequantize(weight.nested))
   values = scheme.decode(
-      scheme.split(code), scheme_lib.Shared(absmax[:, None]))
+      scheme.split(code), scheme_lib.Shared(absmax[:, None, None]))
   return scheme.join(values, shape)
 
 

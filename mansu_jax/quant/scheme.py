@@ -81,9 +81,20 @@ class Scheme(abc.ABC):
     del columns
     return self
 
+  def ordinary(self) -> Scheme:
+    """The same, for blocks whose scales are known to be of ordinary size."""
+    return self
+
+  @abc.abstractmethod
+  def block_size(self, columns: int) -> int | None:
+    """Weights in a block, if rows of this length are cut into whole ones.
+
+    None where they are not, or where the scheme wants whole rows.
+    """
+
   @abc.abstractmethod
   def split(self, rows: jax.Array) -> jax.Array:
-    """Cuts [batch..., out, in] into blocks [..., Q], padded with zeros."""
+    """Cuts [batch..., out, in] into blocks [..., Q, 1], padded with zeros."""
 
   @abc.abstractmethod
   def join(self, blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -91,7 +102,12 @@ class Scheme(abc.ABC):
 
   @abc.abstractmethod
   def share(self, blocks: jax.Array, shape: tuple[int, ...]) -> Shared:
-    """What each block shares, [..., 1] of float32 blocks [..., Q]."""
+    """What each block shares, [..., 1, m] of float32 blocks [..., Q, m].
+
+    Args:
+      blocks: those of a matrix, in torch order; or of several matrices.
+      shape: that of the rows, [batch..., out, in].
+    """
 
   @abc.abstractmethod
   def encode_at(self, values: jax.Array, shared: Shared) -> jax.Array:
@@ -135,15 +151,21 @@ class Scheme(abc.ABC):
     """Values (float32) after quantization in blocks that share this."""
     return self.decode(self.encode_at(values, shared), shared)
 
+  def encode_blocks(
+      self, blocks: jax.Array, shape: tuple[int, ...]) -> Codes:
+    """Quantizes float32 blocks; fields have their shape. As for `share`."""
+    shared = self.share(blocks, shape)
+    spread = lambda x: jnp.broadcast_to(x, blocks.shape)
+    return Codes(
+        code=self.encode_at(blocks, shared),
+        frozen=self.sets_scale(blocks, shared),
+        shared=jax.tree.map(spread, shared))
+
   def encode(self, rows: jax.Array) -> Codes:
     """Quantizes a matrix [batch..., out, in]."""
     blocks = self.split(rows.astype(jnp.float32))
-    shared = self.share(blocks, rows.shape)
-    join = lambda x: self.join(jnp.broadcast_to(x, blocks.shape), rows.shape)
-    return Codes(
-        code=join(self.encode_at(blocks, shared)),
-        frozen=join(self.sets_scale(blocks, shared)),
-        shared=jax.tree.map(join, shared))
+    return jax.tree.map(lambda x: self.join(x, rows.shape),
+                        self.encode_blocks(blocks, rows.shape))
 
   def fake_quantize(self, rows: jax.Array) -> jax.Array:
     """Quantizes and decodes a matrix [batch..., out, in]; float32."""

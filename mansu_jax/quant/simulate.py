@@ -12,6 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from mansu_jax.quant import blocking
+from mansu_jax.quant import extremes
 from mansu_jax.quant import layout as layout_lib
 from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
@@ -92,8 +94,18 @@ def _check_leaf(leaf, name, layout, scheme):
     leaves.check_finite(leaf, name, 'Parameter')
 
 
-@functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
 def _fake_quantize_leaf(leaf, scheme, layout):
-  rows = layout_lib.to_rows(leaf, layout)
-  values = scheme.for_columns(rows.shape[-1]).fake_quantize(rows)
-  return layout_lib.from_rows(values, layout, leaf.shape).astype(leaf.dtype)
+  if leaves.is_concrete(leaf) and not _any_extreme(leaf):
+    scheme = scheme.ordinary()
+  return _fake_quantize(leaf, scheme, layout)
+
+
+@functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
+def _fake_quantize(leaf, scheme, layout):
+  return blocking.fake_quantize(leaf, scheme, layout).astype(leaf.dtype)
+
+
+@jax.jit
+def _any_extreme(leaf):
+  """Whether some weight's block could have a scale of extreme size."""
+  return extremes.any_extreme(leaf.astype(jnp.float32))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax.quant import affine
+from mansu_jax.quant import blocking
 from mansu_jax.quant import layout as layout_lib
 from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
@@ -45,16 +46,19 @@ class _Tally(NamedTuple):
 class _View(NamedTuple):
   """What a scheme makes of a matrix."""
 
-  level: jax.Array  # uint8, alike where values are
+  level: jax.Array  # alike where values are, but for the scale
   value: jax.Array  # float32
   interval: tuple[jax.Array, jax.Array]  # float32, of the code
 
 
-def _view(scheme, rows) -> _View:
-  codes = scheme.encode(rows)
-  return _View(
+def _view(leaf, scheme, layout) -> _View:
+  codes = blocking.encode(leaf, scheme, layout)
+  *_, columns = layout_lib.rows_shape(leaf.shape, layout)
+  scheme = scheme.for_columns(columns)
+  made = _View(
       scheme.level(codes.code), scheme.decode(codes.code, codes.shared),
       scheme.boundaries(codes.code, codes.shared))
+  return jax.tree.map(lambda x: layout_lib.to_rows(x, layout), made)
 
 
 def survival(
@@ -84,7 +88,8 @@ def survival(
       size: weights of the leaf (of all leaves).
       moved: share that is not equal to theta0.
       changed_codes: share whose code changed to one of another value, each
-        under the scale of its own block; FP4's zeros count as one.
+        under the scale of its own block; FP4's zeros count as one, and codes
+        with a zero point are counted from there.
       moved_unchanged: share that moved and kept its code: edits rounded away.
       median_ratio: median over moved weights of |d| / dist, dist being the
         distance from theta0 to the end of its code's interval in the direction
@@ -134,42 +139,54 @@ def _tally(before, after, scheme, layout, codes) -> _Tally:
     return _Tally(
         before.size, np.array([moved, 0, 0]), np.zeros(3),
         np.zeros(0, np.float32))
-  moved, ratio, counts, products = _compare(
-      before, after, codes, scheme, layout)
-  batch = layout_lib.rows_shape(before.shape, layout)[:-2]
-  by_batch = lambda rows, dtype: np.asarray(rows, dtype).reshape(
-      3, int(np.prod(batch)), -1).sum(2)
-  counts, products = by_batch(counts, np.int64), by_batch(products, np.float64)
+  counts, products, ratios = [], [], []
+  for index in np.ndindex(*(before.shape[layout.memory.index(a)]
+                            for a in layout.batch)):
+    # One matrix at a time: several arrays of its size are needed.
+    take = lambda x: x[index]
+    one = _compare(
+        _matrix(before, layout, index), _matrix(after, layout, index),
+        jax.tree.map(take, codes), scheme, layout.unbatched())
+    moved, ratio, count, product = jax.device_get(one)
+    counts.append(count.sum(1, dtype=np.int64))
+    products.append(product.sum(1, dtype=np.float64))
+    ratios.append(ratio[moved])
+  counts, products = np.stack(counts, 1), np.stack(products, 1)  # [3, B]
   return _Tally(
-      before.size, counts.sum(1), products.sum(1),
-      np.asarray(ratio)[np.asarray(moved)],
-      (counts, products) if batch else None)
+      before.size, counts.sum(1), products.sum(1), np.concatenate(ratios),
+      (counts, products) if layout.batch else None)
+
+
+def _matrix(leaf, layout, index):
+  """One matrix of a stack, its axes in memory order."""
+  where = dict(zip(layout.batch, index))
+  return leaf[tuple(where.get(axis, slice(None)) for axis in layout.memory)]
 
 
 @functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
 def _compare(before, after, codes, scheme, layout):
-  """One leaf on the device; sums a row, to be added in float64.
+  """One matrix on the device; sums a row, to be added in float64.
 
   Returns:
-    moved: bool [batch..., out, in].
-    ratio: float32 [batch..., out, in], |d| / dist.
-    counts: int32 [3, batch..., out], as in `_Tally`.
-    products: float32 [3, batch..., out], as in `_Tally`.
+    moved: bool [out, in].
+    ratio: float32 [out, in], |d| / dist.
+    counts: int32 [3, out], as in `_Tally`.
+    products: float32 [3, out], as in `_Tally`.
   """
+  if scheme is None:
+    view = lambda c: _View(
+        c.code - c.zero, affine.decode(c), affine.boundaries(c))
+    old, new = map(view, codes)
+  else:
+    old, new = (_view(leaf, scheme, layout) for leaf in (before, after))
   before, after = (
       layout_lib.to_rows(leaf, layout).astype(jnp.float32)
       for leaf in (before, after))
-  if scheme is None:
-    view = lambda c: _View(c.code, affine.decode(c), affine.boundaries(c))
-    old, new = map(view, codes)
-  else:
-    scheme = scheme.for_columns(before.shape[-1])
-    old, new = _view(scheme, before), _view(scheme, after)
   edit = after - before
   lo, hi = old.interval
   distance = jnp.maximum(jnp.where(edit > 0, hi - before, before - lo), 0)
   moved = after != before
-  changed = new.level != old.level
+  changed = (new.level != old.level) & (new.value != old.value)
   left = new.value - old.value
   counts = [moved, changed, moved & ~changed]
   products = [left * left, edit * edit, left * edit]

@@ -122,10 +122,12 @@ def fit_audit(
               config.attribution.pairs_file)):
     return
   if tokenizer is None:
+    needed = ('there are data to encode' if not inputs.calibration else
+              'calibrated quantizers, if not the data, have text to encode')
     raise ValueError(
         f'Neither --base={config.base} nor --model={config.model} has a'
-        ' tokenizer, but there are data to encode; wanted tokenizer.json beside'
-        ' the weights of one. Copy it there, or leave the data out.')
+        f' tokenizer, but {needed}; wanted tokenizer.json beside the weights of'
+        ' one. Copy it there, or leave that out.')
   _check_data(config, inputs, shapes, tokenizer)
   if attribution.why_none(config, inputs.splits, tokenizer):
     return

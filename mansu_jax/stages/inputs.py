@@ -71,7 +71,7 @@ def read(config: run_config.RunConfig) -> Inputs:
   files = {f.name: expand(getattr(config.data, f.name))
            for f in dataclasses.fields(config.data)
            if isinstance(getattr(config.data, f.name), tuple)}
-  _check_named_once(files)
+  _check_named_once({k: v for k, v in files.items() if k != 'calibration'})
   splits = splits_lib.read_splits(
       forget=files['forget'], retain=files['retain'],
       heldout=files['heldout'], text=files['text'],
@@ -80,6 +80,9 @@ def read(config: run_config.RunConfig) -> Inputs:
       d for path in files['heldout_text'] for d in text_lib.read_text(path)]
   _check_other_text(splits.text, heldout_text)
   files['calibration'] = _calibration_files(config, files['calibration'])
+  calibration = [d for path in files['calibration']
+                 for d in text_lib.read_text(path)]
+  _check_other_text(calibration, heldout_text, '--data_calibration')
   most = dict.fromkeys(splits_lib.KEPT, config.eval.kept_questions)
   paths = list(dict.fromkeys(p for named in files.values() for p in named))
   if config.attribution.pairs_file:
@@ -90,8 +93,7 @@ def read(config: run_config.RunConfig) -> Inputs:
           questions, most.get(name) or config.eval.questions, config.seed)
                   for name, questions in splits.evaluation.items()},
       heldout_text=heldout_text,
-      calibration=[d for path in files['calibration']
-                   for d in text_lib.read_text(path)],
+      calibration=calibration,
       hashes={path: jsonl.sha256(path) for path in paths})
 
 
@@ -123,15 +125,16 @@ def _check_named_once(files: dict[str, list[str]]) -> None:
 
 
 def _check_other_text(
-    trained: Sequence[text_lib.TextDocument],
-    heldout: Sequence[text_lib.TextDocument]) -> None:
-  """Raises ValueError where a document is both trained on and measured."""
-  seen = {splits_lib.plain(d.text) for d in trained}
+    seen_before: Sequence[text_lib.TextDocument],
+    heldout: Sequence[text_lib.TextDocument], where: str = '--data_text'
+) -> None:
+  """Raises ValueError where a document is both used and measured on."""
+  seen = {splits_lib.plain(d.text) for d in seen_before}
   for document in heldout:
     if splits_lib.plain(document.text) in seen:
       raise ValueError(
           f'The document of kind {document.kind!r} that starts'
-          f' {document.text[:40]!r} is in --data_text and in'
+          f' {document.text[:40]!r} is in {where} and in'
           ' --data_heldout_text; wanted text that no training sees in the'
           ' second. Remove it from one of the two.')
 

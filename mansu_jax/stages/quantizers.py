@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import functools
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -61,10 +62,12 @@ def check(config: run_config.RunConfig) -> None:
           ' Drop the repetition.')
   edits = config.mode == 'unlearn' and config.method == 'mansu'
   if edits and not quant.find(names[0]).holds_scale:
+    why = ('whose codes depend on what comes in at a matrix'
+           if names[0] in quant.CALIBRATED
+           else 'whose scales depend on all weights of a block')
     raise ValueError(
-        f'{given} starts with {names[0]}, whose scales depend on all weights of'
-        ' a block, so that no edit can be made to land on its codes; wanted'
-        ' first a quantizer with a fixed grid'
+        f'{given} starts with {names[0]}, {why}, so that no edit can be made'
+        ' to land on its codes; wanted first a quantizer with a fixed grid'
         f' ({", ".join(held(tuple(quant.SCHEMES)))}). Put one first:'
         f' {names[0]} is then measured beside it.')
 
@@ -104,6 +107,12 @@ class Quantizers:
     """The contract's shares by scheme, and the full statistics."""
     details = {name: self._survival(name, base, unlearned)
                for name in self._config.quant_schemes}
+    for name in guaranteed(self._config):
+      lost = details[name]['total']['moved_unchanged']
+      if lost:  # Nothing that we know of does this.
+        logging.error(
+            'The floor broke its promise: under %s a share of %g of all weights'
+            ' moved and kept its code. Please report it.', name, lost)
     shares = {name: {k: found['total'][k] for k in _SHARES}
               for name, found in details.items()}
     return shares, details

@@ -153,7 +153,8 @@ class SurvivalTest(parameterized.TestCase):
     edit, left = (after - before).T.astype(float), value(new) - value(old)
     self.assertAlmostEqual(got['moved'] * 389, np.sum(edit != 0))
     self.assertAlmostEqual(
-        got['changed_codes'] * 389, np.sum(old['code'] != new['code']))
+        got['changed_codes'] * 389, np.sum(
+            old['code'] - old['zero'] != new['code'] - new['zero']))
     self.assertAlmostEqual(
         got['carried'], np.sum(edit * left) / np.sum(edit * edit), places=4)
     end = (old['code'] + 0.5 - old['zero']) * old['scale']
