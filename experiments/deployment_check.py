@@ -13,7 +13,8 @@ of the Llama family is asked the questions of a file.
 Needs the extras `parity` (bitsandbytes) and `llamacpp` (GGUF). Exit status: 0
 when NF4 and FP4 give the same answers, ties aside, from the same weights, and
 the interval of every other difference of accuracy holds 0; 3 when not; 2 on bad
-input. The quickstart's 1,238 questions take about 15 minutes on two idle cores.
+input. The quickstart's 1,238 questions took 37 minutes on two busy cores, where
+other jobs had most of them; --questions=N asks fewer.
 """
 
 from __future__ import annotations

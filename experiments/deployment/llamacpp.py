@@ -23,8 +23,9 @@ from scipy import special
 from experiments.deployment import items
 from mansu_jax.models import gguf_io
 
-# Our names -> llama.cpp's `llama_ftype` and the `ggml_type` that it stands for.
-FTYPES = {'q4_0': 2, 'q4_1': 3, 'q8_0': 7, 'q4_k': 14, 'q6_k': 18}
+# Our names -> llama.cpp's `llama_ftype`.
+FTYPES = {
+    'q4_0': 2, 'q4_1': 3, 'q5_0': 8, 'q8_0': 7, 'q4_k': 14, 'q6_k': 18}
 SCHEMES = ('f32', *FTYPES)
 _F32 = 0  # A ggml_type.
 _NO_FLASH_ATTENTION = 0
