@@ -11,9 +11,10 @@ deployment.md and deployment.json. Without a workdir any Hugging Face directory
 of the Llama family is asked the questions of a file.
 
 Needs the extras `parity` (bitsandbytes) and `llamacpp` (GGUF). Exit status: 0
-when NF4 and FP4 give the same answers, ties aside, from the same weights, and
-the interval of every other difference of accuracy holds 0; 3 when not; 2 on bad
-input. The quickstart's 1,238 questions took 37 minutes on two busy cores, where
+when no weight differs, NF4, FP4 and the GGUF in float32 give the same answers,
+ties aside, and the interval of every other difference of accuracy holds 0; 3
+when not; 2 on bad input. Few questions make wide intervals, which hold 0
+easily. The quickstart's 1,238 questions took 37 minutes on two busy cores, where
 other jobs had most of them; --questions=N asks fewer.
 """
 

@@ -14,12 +14,12 @@ _SHOWN = 20  # Items that differ, of a scheme.
 _HOW_TO_READ = (
     'Accuracy is given as simulated / real. NF4 and FP4 are bitsandbytes 4-bit'
     ' through transformers, products in float32: every answer must be the same'
-    ' but for ties, and no weight may differ. The others are GGUF files in'
+    ' but for ties, and no weight may differ. So of f32, a GGUF file that is'
+    ' not quantized and checks the conversion. The others are GGUF files in'
     ' llama.cpp, which rounds activations to 8 bits where weights are'
-    ' quantized: answers may differ, and the 95 % interval of real less'
-    ' simulated accuracy, by fact, must hold 0. "_bf16" is bitsandbytes with'
-    ' its bfloat16 kernel, judged likewise; f32 is not quantized and checks the'
-    ' conversion.')
+    ' quantized: no weight may differ, answers may, and the 95 % interval of'
+    ' real less simulated accuracy, by fact, must hold 0. "_bf16" is'
+    ' bitsandbytes with its bfloat16 kernel, judged likewise.')
 
 
 def line(scheme: str, found: dict[str, Any]) -> str:
