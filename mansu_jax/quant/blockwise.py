@@ -59,6 +59,15 @@ def rank(x: jax.Array, thresholds: np.ndarray) -> jax.Array:
   return out
 
 
+def staircase(
+    x: jax.Array, thresholds: np.ndarray, entries: np.ndarray) -> jax.Array:
+  """`entries[rank(x, thresholds)]` without the rank; as selects."""
+  out = jnp.full(x.shape, entries[0])
+  for threshold, entry in zip(thresholds, entries[1:]):
+    out = jnp.where(x > threshold, entry, out)
+  return out
+
+
 def rounded(product: jax.Array) -> jax.Array:
   """A float32 product, to be added to after its own rounding.
 

@@ -155,24 +155,34 @@ class CodebookScheme(scheme.Scheme):
     values = self._table[self._order]
     return self._midpoints[values[1:] != values[:-1]]
 
-  def _encode(self, exact, values, shared):
+  def _normalized(self, exact, values, shared):
     normalize = extremes.normalize if exact else _normalize
+    return normalize(values, shared.scale, shared.tail)
+
+  def _encode(self, exact, values, shared):
     place = blockwise.rank(
-        normalize(values, shared.scale, shared.tail), self._midpoints)
+        self._normalized(exact, values, shared), self._midpoints)
     if np.array_equal(self._order, np.arange(len(self._order))):
       return place
     return blockwise.lookup(place, self._order)
 
   def _decode(self, exact, code, shared):
-    value, scale = blockwise.lookup(code, self._table), _stored(shared)
-    return extremes.multiply(value, scale) if exact else value * scale
+    return _times(exact, blockwise.lookup(code, self._table), shared)
 
   def _snap(self, exact, values, shared):
-    return self._decode(exact, self._encode(exact, values, shared), shared)
+    value = blockwise.staircase(
+        self._normalized(exact, values, shared), self._midpoints,
+        self._table[self._order])
+    return _times(exact, value, shared)
 
 
 def _stored(shared: scheme.Shared) -> jax.Array:
   return shared.scale if shared.stored is None else shared.stored
+
+
+def _times(exact, value, shared):
+  scale = _stored(shared)
+  return extremes.multiply(value, scale) if exact else value * scale
 
 
 def _exact_if(extreme, fn, *args):
