@@ -44,7 +44,8 @@ setuptools.setup(
         'bench': ['bitsandbytes>=0.50', 'qwix>=0.1', 'torch>=2.5', 'torchao'],
         'llamacpp': ['llama-cpp-python>=0.3.36'],  # Compiles for minutes.
         'dev': ['build>=1', 'chex>=0.1.90', 'hypothesis>=6.100', 'ipykernel>=6',
-                'nbclient>=0.10', 'nbformat>=5.10', 'pytest>=8'],
+                'nbclient>=0.10', 'nbformat>=5.10', 'pytest>=8',
+                'pytest-xdist>=3.5'],
     },
     entry_points={'console_scripts': ['mansu_jax = mansu_jax.main:run']},
 )
