@@ -122,12 +122,14 @@ def fit_audit(
               config.attribution.pairs_file)):
     return
   if tokenizer is None:
-    needed = ('there are data to encode' if not inputs.calibration else
-              'calibrated quantizers, if not the data, have text to encode')
+    needed, out = 'there are data to encode', 'the data'
+    if inputs.calibration:
+      needed = 'a calibrated quantizer has text to encode'
+      out = 'that quantizer and the data'
     raise ValueError(
         f'Neither --base={config.base} nor --model={config.model} has a'
         f' tokenizer, but {needed}; wanted tokenizer.json beside the weights of'
-        ' one. Copy it there, or leave that out.')
+        f' one. Copy it there, or leave {out} out.')
   _check_data(config, inputs, shapes, tokenizer)
   if attribution.why_none(config, inputs.splits, tokenizer):
     return
