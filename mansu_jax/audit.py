@@ -43,10 +43,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
       data that are wrong.
   """
   clock = workdir.Clock()
-  checks.unused(config)
-  quantizers.check(config)
-  inputs = inputs_lib.read(config)
-  workdir.check_workdir(config)
+  inputs = checks.read(config)
   with clock.stage('load'):
     pair = pair_lib.load(config, inputs)
   base, unlearned = pair.base, pair.unlearned

@@ -17,7 +17,6 @@ from mansu_jax.stages import checks
 from mansu_jax.stages import edits
 from mansu_jax.stages import erasure
 from mansu_jax.stages import evaluation
-from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import quantizers
 from mansu_jax.stages import results
 from mansu_jax.stages import training
@@ -36,10 +35,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     ValueError: bad input, before any long work; or a run that went wrong.
   """
   clock = workdir.Clock()
-  checks.unused(config)
-  quantizers.check(config)
-  inputs = inputs_lib.read(config)
-  workdir.check_workdir(config)
+  inputs = checks.read(config)
   with clock.stage('load'):
     model = loading.load(
         config.model, stored_as=config.export_dtype,

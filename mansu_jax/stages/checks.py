@@ -9,6 +9,7 @@ from typing import Any
 
 from mansu_jax import config as run_config
 from mansu_jax import tree_paths
+from mansu_jax import workdir
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.data import batching
@@ -21,6 +22,20 @@ from mansu_jax.stages import crossing
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import quantizers
 from mansu_jax.stages import training
+
+
+def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
+  """Checks flags and workdir, and reads the data: how every run starts.
+
+  Raises:
+    ValueError: as `unused`, `quantizers.check`, `inputs.read` and
+      `workdir.check_workdir`, in this order.
+  """
+  unused(config)
+  quantizers.check(config)
+  inputs = inputs_lib.read(config)
+  workdir.check_workdir(config)
+  return inputs
 
 
 def unused(config: run_config.RunConfig) -> None:
