@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax.models import config as config_lib
 from mansu_jax.models import gguf_io
 from mansu_jax.models import loading
 from tests.models import tiny
@@ -25,13 +24,7 @@ def _with(name, rows):
 
 class ReadTest(parameterized.TestCase):
 
-  @parameterized.named_parameters(
-      ('tied', {}),
-      ('untied', {'tie_embeddings': False}),
-      ('one_kv_head', {'num_kv_heads': 1, 'norm_eps': 1e-6}),
-      ('wide_heads', {'d_head': 10, 'rope_theta': 500_000.0}),
-      ('linear', {'rope_scaling': config_lib.RopeScaling(
-          kind='linear', factor=4.0)}))
+  @parameterized.named_parameters(*tiny.GGUF_CASES)
   def test_round_trip(self, changes):
     path = tiny.temp_dir(self) / 'x.gguf'
     cfg = tiny.config(**changes)

@@ -31,13 +31,7 @@ class WeightsTest(parameterized.TestCase):
     super().setUp()
     self.path = tiny.temp_dir(self) / 'x.gguf'
 
-  @parameterized.named_parameters(
-      ('tied', {}),
-      ('untied', {'tie_embeddings': False}),
-      ('one_kv_head', {'num_kv_heads': 1, 'norm_eps': 1e-6}),
-      ('wide_heads', {'d_head': 10, 'rope_theta': 500_000.0}),
-      ('linear', {'rope_scaling': config_lib.RopeScaling(
-          kind='linear', factor=4.0)}))
+  @parameterized.named_parameters(*tiny.GGUF_CASES)
   def test_round_trip(self, changes):
     cfg = tiny.config(**changes)
     weights = tiny.params(cfg)

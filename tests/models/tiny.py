@@ -18,6 +18,15 @@ VOCAB = (
     + [chr(c) for c in range(ord('!'), ord('~') + 1)] + ['Ġ', 'Ċ']
     + [merge.replace(' ', '') for merge in MERGES] + ['<a>', '<b>'])
 
+# Changes of the config that a GGUF file can hold, by name.
+GGUF_CASES = (
+    ('tied', {}),
+    ('untied', {'tie_embeddings': False}),
+    ('one_kv_head', {'num_kv_heads': 1, 'norm_eps': 1e-6}),
+    ('wide_heads', {'d_head': 10, 'rope_theta': 500_000.0}),
+    ('linear', {'rope_scaling': config_lib.RopeScaling(
+        kind='linear', factor=4.0)}))
+
 
 def temp_dir(test):
   """A directory that goes away with the test."""
