@@ -24,6 +24,7 @@ from mansu_jax.circuits import param_mask
 from mansu_jax.models import decoder
 from mansu_jax.models import layout as model_layout
 from mansu_jax.stages import quantizers
+from mansu_jax.unlearn import loop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,34 +35,31 @@ class Edit:
     theta: what is trained.
     grids: a code grid over theta for each scheme; empty where all weights are
       trained.
-    views: frozen pytrees by name, `fp` first.
-    forward: `(theta, view, tokens, positions, segments) -> hidden [B, T, D]`.
-    unembed: `(theta, view, hidden) -> logits`; theta None: the view's own.
-    see: `(theta, view) -> theta` as the view holds it.
+    base: the frozen pytree in full precision.
+    views: by name, `fp` first.
+    forward: `(theta, frozen, tokens, positions, segments) -> hidden [B, T, D]`.
+    unembed: `(theta, frozen, hidden) -> logits`; theta None: the frozen one's.
     merge: `theta -> full params` in full precision.
   """
 
   theta: types.PyTree
-  grids: tuple[Any, ...]
-  views: dict[str, types.PyTree]
+  grids: tuple[quant.CodeGrid, ...]
+  base: types.PyTree
+  views: dict[str, loop.View]
   forward: Callable[..., types.Array]
   unembed: Callable[..., types.Array]
-  see: Callable[..., types.PyTree]
   merge: Callable[[types.PyTree], types.Params]
 
 
-def moved(theta: types.PyTree, view: types.PyTree) -> types.Array:
-  """How many weights differ from the base's."""
-  differs = jax.tree.map(
-      lambda a, b: jnp.sum(a != b), theta, view['theta0'])
-  return sum(jax.tree.leaves(differs))
-
-
 @jax.jit
-def codes_changed(theta: types.PyTree, view: types.PyTree) -> types.Array:
+def codes_changed(grid: quant.CodeGrid, theta: types.PyTree) -> types.Array:
   """How many weights have another code, with the scales of theta_0."""
-  changes = view['grid'].changes(theta)
-  return sum(jnp.sum(x) for x in jax.tree.leaves(changes))
+  return sum(jnp.sum(x) for x in jax.tree.leaves(grid.changes(theta)))
+
+
+# The grid is an argument: a program must not keep it.
+_see_quantized = jax.jit(lambda grid, theta: grid.decode_nearest(theta))
+_see_copy = jax.jit(lambda theta: jax.tree.map(jnp.copy, theta))
 
 
 def _circuit_grid(params, scheme, layout, index, dtype):
@@ -94,15 +92,16 @@ def circuit_edit(
       _circuit_grid(params, name, layout, index, storage_dtype)
       for name in scheme_names)
 
-  def view(full, grid, quantized):
-    return {'params': full, 'index': index, 'frame': frame, 'theta0': theta,
-            'grid': grid, 'quantized': jnp.asarray(quantized)}
-
-  views = {'fp': view(params, grids[0], False)}
+  frozen = lambda full: {'params': full, 'index': index, 'frame': frame}
+  base = frozen(params)
+  views = {'fp': loop.View(frozen=lambda: base, see=_see_copy)}
   if quantized_views:
+    kept = len(scheme_names) == 1  # Else a whole model for each.
     for name, grid in zip(scheme_names, grids):
-      full = quant.fake_quantize(params, name, layout)
-      views[name] = view(full, grid, True)
+      full = _quantized_model(params, layout, name, kept=kept)
+      views[name] = loop.View(
+          frozen=lambda full=full: frozen(full()),
+          see=functools.partial(_see_quantized, grid))
 
   def forward(slices, frozen, tokens, positions=None, segments=None):
     lifted = param_mask.collection(
@@ -116,31 +115,37 @@ def circuit_edit(
     del slices  # The embedding is never part of a circuit.
     return decoder.unembed(frozen['params'], hidden)
 
-  def see(slices, frozen):
-    rounded = frozen['grid'].decode_nearest(slices)
-    return jax.tree.map(
-        lambda r, s: jnp.where(frozen['quantized'], r, s), rounded, slices)
-
   scatter = jax.jit(param_mask.scatter)  # Params are an argument: not baked.
   merge = lambda slices: scatter(params, index, slices)
   return Edit(
-      theta=theta, grids=grids, views=views, forward=forward,
-      unembed=unembed, see=see, merge=merge)
+      theta=theta, grids=grids, base=base, views=views, forward=forward,
+      unembed=unembed, merge=merge)
+
+
+def _quantized_model(
+    params: types.Params, layout: types.PyTree, name: str, *, kept: bool
+) -> Callable[[], types.Params]:
+  """`() -> the model under a quantizer`: kept, or made anew at each call."""
+  make = functools.partial(quant.fake_quantize, params, name, layout)
+  if not kept:
+    return make
+  full = make()
+  return lambda: full
 
 
 def full_edit(model: Any) -> Edit:
   """Trains every weight: the setting of the baselines."""
   config, params = model.config, model.params
+  base = {'params': params}
   pick = lambda theta, frozen: frozen['params'] if theta is None else theta
   return Edit(
-      theta=params, grids=(),
-      views={'fp': {'params': params, 'theta0': params}},
+      theta=params, grids=(), base=base,
+      views={'fp': loop.View(frozen=lambda: base)},
       forward=lambda theta, frozen, tokens, positions=None, segments=None: (
           decoder.forward(config, theta, tokens, positions=positions,
                           segments=segments, remat=True)),
       unembed=lambda theta, frozen, hidden: decoder.unembed(
           pick(theta, frozen), hidden),
-      see=lambda theta, frozen: theta,
       merge=lambda theta: theta)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -215,7 +216,7 @@ def circuit_fisher(
   if options.labels == 'model':
     examples = examples._replace(labels=fisher_lib.draw_labels(
         jax.random.key(config.seed),
-        edit.unembed(None, edit.views['fp'], examples.reference)))
+        edit.unembed(None, edit.base, examples.reference)))
 
   # Not `edit` itself: what is compiled is cached with all it closes over.
   forward, unembed = edit.forward, edit.unembed
@@ -226,7 +227,7 @@ def circuit_fisher(
     return -jnp.sum(losses.token_nll(logits, example.labels) * example.weight)
 
   return saved.get('fisher', lambda: fisher_lib.diagonal_fisher(
-      log_prob, edit.theta, edit.views['fp'], examples, chunk=options.chunk))
+      log_prob, edit.theta, edit.base, examples, chunk=options.chunk))
 
 
 def unlearn(
@@ -246,10 +247,10 @@ def unlearn(
       theta=edit.theta,
       tx=edits.make_transform(config, edit, fisher),
       loss=objective.make_loss(options, edit.forward, edit.unembed),
-      views=[edit.views[name] for name in names], base=edit.views[full],
-      see=edit.see,
-      exact=edits.exact_weights(config, edit), moved=edits.moved,
-      codes_changed=edits.codes_changed if edit.grids else None)
+      views=[edit.views[name] for name in names], base=edit.base,
+      exact=edits.exact_weights(config, edit),
+      codes_changed=functools.partial(
+          edits.codes_changed, edit.grids[0]) if edit.grids else None)
   theta, history = loop.run(
       problem, batches, steps=options.steps,
       total_weights=tree_paths.count(model.params),
@@ -311,5 +312,5 @@ def _sequence_kl(
   rows = np.arange(num + -num % _ROWS)  # One shape: what is added weighs 0.
   spans = spans.take(rows % num)
   spans = spans._replace(weight=spans.weight * (rows < num)[:, None])
-  return sum(float(total(theta, edit.views['fp'], spans.take(part)))
+  return sum(float(total(theta, edit.base, spans.take(part)))
              for part in rows.reshape(-1, _ROWS)) / num

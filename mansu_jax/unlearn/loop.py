@@ -21,46 +21,63 @@ import optax
 from mansu_jax import types
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+  """The weights as a step sees them.
+
+  Attributes:
+    frozen: `() -> pytree` of what is not trained, kept or made anew; of one
+      structure in all views, so that one program serves them.
+    see: `theta -> theta` as the view holds it, in buffers of its own; the
+      gradient is taken there and applied to theta (straight through). None:
+      theta itself.
+  """
+
+  frozen: Callable[[], types.PyTree]
+  see: Callable[[types.PyTree], types.PyTree] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
   """What the loop is handed.
 
   Attributes:
-    theta: trainable pytree.
+    theta: trainable pytree, as it is before the first step.
     tx: the optax chain.
     loss: `(theta seen, frozen, base, batch) -> (scalar, metrics)`.
-    views: frozen pytrees of equal structure; step t uses number t mod n.
+    views: step t uses number t mod n.
     base: the reference's frozen pytree (the full-precision view).
-    see: `(theta, frozen) -> theta` as that view holds it; the gradient is
-      taken there and applied to theta (straight through).
     exact: `(opt_state, theta) -> theta`: the floor's exact weights, or theta.
-    moved: `(theta, base) -> scalar`: how many weights differ from the base's.
-    codes_changed: `(theta, base) -> scalar`: how many the quantizer tells from
+    codes_changed: `theta -> scalar`: how many weights the quantizer tells from
       the base's; None where there is no code grid. For the progress line.
   """
 
   theta: types.PyTree
   tx: optax.GradientTransformation
   loss: Callable[..., Any]
-  views: Sequence[types.PyTree]
+  views: Sequence[View]
   base: types.PyTree
-  see: Callable[..., types.PyTree]
   exact: Callable[..., types.PyTree]
-  moved: Callable[..., types.Array]
-  codes_changed: Callable[..., types.Array] | None = None
+  codes_changed: Callable[[types.PyTree], types.Array] | None = None
 
 
-def _step(problem_fns, carry, frozen, base, batch):
-  """One optimizer step; `problem_fns` = (tx, loss, see, exact, moved)."""
-  tx, loss, see, exact, moved = problem_fns
+def _step(problem_fns, carry, seen, frozen, base, theta0, batch):
+  """One optimizer step; `problem_fns` = (tx, loss, exact)."""
+  tx, loss, exact = problem_fns
   theta, opt_state = carry
   (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-      see(theta, frozen), frozen, base, batch)
+      theta if seen is None else seen, frozen, base, batch)
   updates, opt_state = tx.update(grads, opt_state, theta)
   theta = exact(opt_state, optax.apply_updates(theta, updates))
   finite = jnp.stack(
       [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(theta)]).all()
-  return (theta, opt_state), metrics, moved(theta, base), finite
+  return (theta, opt_state), metrics, _moved(theta, theta0), finite
+
+
+def _moved(theta: types.PyTree, theta0: types.PyTree) -> types.Array:
+  """How many weights differ from those before the first step."""
+  differs = jax.tree.map(lambda a, b: jnp.sum(a != b), theta, theta0)
+  return sum(jax.tree.leaves(differs))
 
 
 def run(
@@ -86,21 +103,23 @@ def run(
     ValueError: the loss or a weight is not finite, or retain has collapsed;
       the message says at which step and what to change.
   """
-  fns = (problem.tx, problem.loss, problem.see, problem.exact, problem.moved)
+  fns = (problem.tx, problem.loss, problem.exact)
 
   # A program of this run: a cache that outlived it would keep what the
   # functions close over (Fisher, code grids) in memory.
   @functools.partial(jax.jit, donate_argnames='carry')
-  def unlearn_step(carry, frozen, base, batch):
-    return _step(fns, carry, frozen, base, batch)
+  def unlearn_step(carry, *rest):
+    return _step(fns, carry, *rest)
 
   carry = jax.tree.map(jnp.array, (problem.theta, problem.tx.init(
       problem.theta)))  # Own buffers: the step donates them.
   history, start = [], None
   for step in range(steps):
-    frozen = problem.views[step % len(problem.views)]
+    view = problem.views[step % len(problem.views)]
+    seen = None if view.see is None else view.see(carry[0])
     carry, metrics, moved, finite = unlearn_step(
-        carry, frozen, problem.base, batches(step))
+        carry, seen, view.frozen(), problem.base, problem.theta,
+        batches(step))
     row = {k: float(v) for k, v in metrics._asdict().items()}
     row |= {'step': step + 1, 'moved': float(moved) / total_weights}
     history.append(row)
@@ -110,7 +129,7 @@ def run(
       seconds = (time.monotonic() - start) / max(step, 1)
       shares = f'moved {row["moved"]:.3%}'
       if problem.codes_changed is not None:
-        changed = float(problem.codes_changed(carry[0], problem.base))
+        changed = float(problem.codes_changed(carry[0]))
         shares += f'  codes changed {changed / total_weights:.3%}'
       _log(row, shares, steps, seconds)
       if save is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from unittest import mock
+import weakref
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -70,15 +71,15 @@ class SizeTest(parameterized.TestCase):
 
   def _made(self, edit):
     tx = edits.make_transform(_run_config(), edit, None)
-    view = edit.views['fp']
     fns = (tx, objective.make_loss(
-        problem.options(), edit.forward, edit.unembed), edit.see,
-           edits.exact_weights(_run_config(), edit), edits.moved)
+        problem.options(), edit.forward, edit.unembed),
+           edits.exact_weights(_run_config(), edit))
     carry = edit.theta, tx.init(edit.theta)
     # Without the text: with it as many places are predicted as words exist.
     batch = problem.batch(problem.hidden_of_model())._replace(text=None)
     step = jax.make_jaxpr(lambda *args: loop._step(fns, *args))
-    return _shapes_made(step(carry, view, view, batch).jaxpr)
+    return _shapes_made(step(
+        carry, None, edit.base, edit.base, edit.theta, batch).jaxpr)
 
   def test_no_program_of_the_step_makes_a_full_weight(self):
     circuit = small.circuit(_CONFIG)
@@ -162,12 +163,27 @@ class ViewTest(parameterized.TestCase):
 
   def test_full_precision_comes_first_and_structures_are_equal(self):
     self.assertEqual(list(self.edit.views), ['fp', 'nf4'])
-    fp, nf4 = self.edit.views.values()
+    fp, nf4 = (view.frozen() for view in self.edit.views.values())
+    self.assertIs(fp, self.edit.base)
     self.assertEqual(jax.tree.structure(fp), jax.tree.structure(nf4))
     without = edits.circuit_edit(
         problem.model(), small.circuit(_CONFIG), ('nf4',),
         quantized_views=False)
     self.assertEqual(list(without.views), ['fp'])
+
+  def test_several_quantized_models_are_made_at_each_call_and_not_kept(self):
+    edit = problem.circuit_edit(schemes=('nf4', 'int8'))
+    shape = jax.tree.structure(edit.base)
+    for name in ('nf4', 'int8'):
+      made = edit.views[name].frozen()
+      self.assertEqual(jax.tree.structure(made), shape)
+      jax.tree.map(np.testing.assert_array_equal, made['params'],
+                   quant.fake_quantize(self.params, name, _LAYOUT))
+      held = weakref.ref(made['params']['layers']['mlp']['up'])
+      del made
+      self.assertIsNone(held(), name)
+    alone = self.edit.views['nf4'].frozen
+    self.assertIs(alone()['params'], alone()['params'])
 
   def test_merge_puts_the_slices_into_the_model(self):
     owned = circuit_naive.owned(
@@ -181,26 +197,20 @@ class ViewTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal,
                  self.edit.merge(self.edit.theta), self.params)
 
-  def test_moved_counts_weights_that_differ(self):
-    want = sum(int(np.sum(a != b)) for a, b in zip(
-        jax.tree.leaves(self.merged), jax.tree.leaves(self.params)))
-    self.assertEqual(
-        int(edits.moved(self.theta, self.edit.views['nf4'])), want)
-
   def test_codes_changed_counts_what_the_quantizer_tells_apart(self):
-    view, theta0 = self.edit.views['nf4'], self.edit.theta
+    grid, theta0 = self.edit.grids[0], self.edit.theta
     want = sum(int(np.sum(a != b)) for a, b in zip(*(
         jax.tree.leaves(quant.fake_quantize(p, 'nf4', _LAYOUT))
         for p in (self.merged, self.params))))
     self.assertGreater(want, 100)
-    self.assertEqual(int(edits.codes_changed(self.theta, view)), want)
+    self.assertEqual(int(edits.codes_changed(grid, self.theta)), want)
     nudged = jax.tree.map(lambda x: x * (1 + 1e-6), theta0)
-    self.assertGreater(int(edits.moved(nudged, view)), 100)
-    self.assertEqual(int(edits.codes_changed(nudged, view)), 0)
+    self.assertGreater(int(loop._moved(nudged, theta0)), 100)
+    self.assertEqual(int(edits.codes_changed(grid, nudged)), 0)
 
   def test_the_quantized_view_is_the_quantized_model(self):
-    view = self.edit.views['nf4']
-    seen = jax.jit(self.edit.see)(self.theta, view)
+    view = self.edit.views['nf4'].frozen()
+    seen = self.edit.views['nf4'].see(self.theta)
     want = quant.fake_quantize(self.merged, 'nf4', _LAYOUT)
     got = jax.jit(param_mask.scatter)(
         view['params'], param_mask.make_index(small.circuit(_CONFIG)), seen)
@@ -210,8 +220,7 @@ class ViewTest(parameterized.TestCase):
         rtol=1e-4, atol=1e-4)
 
   def test_the_full_precision_view_is_the_merged_model(self):
-    view = self.edit.views['fp']
-    seen = jax.jit(self.edit.see)(self.theta, view)
+    view, seen = self.edit.base, self.edit.views['fp'].see(self.theta)
     jax.tree.map(np.testing.assert_array_equal, seen, self.theta)
     hidden = jax.jit(self.edit.forward)(seen, view, _TOKENS)
     np.testing.assert_allclose(
@@ -245,12 +254,12 @@ class SpanTest(parameterized.TestCase):
     theta = jax.tree.map(  # Block maxima stay the largest.
         lambda t, scale: jnp.clip(t, -scale, scale), theta,
         edit.grids[0].scale)
-    want, frozen = edit.merge(theta), edit.views[view]
+    want, frozen = edit.merge(theta), edit.views[view].frozen()
     if view == 'nf4':
       want = quant.fake_quantize(want, 'nf4', layout.block_layout(config))
     run = jax.jit(decoder.forward, static_argnums=0)
     got = jax.jit(edit.forward)(
-        jax.jit(edit.see)(theta, frozen), frozen, _TOKENS)
+        edit.views[view].see(theta), frozen, _TOKENS)
     np.testing.assert_allclose(
         got, run(config, want, _TOKENS), rtol=1e-4, atol=1e-4)
     self.assertGreater(np.abs(got - run(
@@ -275,9 +284,8 @@ class LoopTest(parameterized.TestCase):
         loop.Problem(
             theta=edit.theta, tx=edits.make_transform(config, edit, fisher),
             loss=loss,
-            views=list(edit.views.values()), base=edit.views['fp'],
-            see=edit.see, exact=edits.exact_weights(config, edit),
-            moved=edits.moved),
+            views=list(edit.views.values()), base=edit.base,
+            exact=edits.exact_weights(config, edit)),
         lambda step: batch, steps=4,
         total_weights=tree_paths.count(params), collapse=1e3)
     loss.assert_called_once()  # Traced.
@@ -340,7 +348,7 @@ class MakeTest(parameterized.TestCase):
     edit = edits.make(config, model, None)
     self.assertEqual(edit.grids, ())
     self.assertEqual(list(edit.views), ['fp'])
-    view, hidden = edit.views['fp'], jnp.ones((2, 16))
+    view, hidden = edit.base, jnp.ones((2, 16))
     other = {**model.params, 'embed': model.params['embed'] * 2}
     want = decoder.unembed(model.params, hidden)
     np.testing.assert_array_equal(edit.unembed(None, view, hidden), want)

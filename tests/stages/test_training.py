@@ -123,7 +123,7 @@ class ViewsTest(parameterized.TestCase):
     given = run.call_args[0][0]
     names = {id(view): name for name, view in edit.views.items()}
     self.assertEqual([names[id(view)] for view in given.views], want)
-    self.assertIs(given.base, edit.views['fp'])
+    self.assertIs(given.base, edit.base)
     seen = [list(edit.views)[i] for i in done['history']['view']]
     self.assertEqual(seen, (want * 7)[:7])
 
@@ -179,8 +179,9 @@ class MemoryTest(absltest.TestCase):
         config, edit, fisher, lambda step: batch, problem.model())
     training.retain_kl(
         config, edit, fisher, _retain(spans), done['history'], done['theta'])
-    held = (edit.views['nf4']['quantized'], *jax.tree.leaves(
-        (edit.theta, edit.grids, fisher)))
+    held = jax.tree.leaves((
+        edit.views['nf4'].frozen()['params']['layers']['mlp'], edit.theta,
+        edit.grids, fisher))
     held = [weakref.ref(array) for array in held]
     del edit, fisher
     gc.collect()

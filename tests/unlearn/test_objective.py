@@ -105,7 +105,7 @@ class ObjectiveTest(parameterized.TestCase):
     batch = problem.batch(self.hidden)
     batch = batch._replace(crossed=batch.text)
     self.assertEqual(batch.packed.tokens.shape[0], 1)  # All share a row.
-    view = self.edit.views['fp']
+    view = self.edit.base
     loss, metrics = self._loss(options)(self.theta, view, view, batch)
     want = _naive(options, jax.device_get(self.model.params), self.merged)
     np.testing.assert_allclose(metrics, want, rtol=2e-4, atol=2e-5)
@@ -113,7 +113,7 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertGreater(min(map(abs, want)), 1e-3)
 
   def test_crossed_prompts_are_kept_like_text_by_their_own_weight(self):
-    view, batch = self.edit.views['fp'], problem.batch(self.hidden)
+    view, batch = self.edit.base, problem.batch(self.hidden)
 
     def loss(weight, batch):
       options = problem.options(
@@ -134,7 +134,7 @@ class ObjectiveTest(parameterized.TestCase):
 
     def gradient(edit, theta, *batches):
       loss = objective.make_loss(options, edit.forward, edit.unembed)
-      view = edit.views['fp']
+      view = edit.base
       fn = jax.jit(jax.grad(loss, has_aux=True))
       return [fn(theta, view, view, batch)[0] for batch in batches]
 
@@ -151,7 +151,7 @@ class ObjectiveTest(parameterized.TestCase):
             err_msg=leaf)
 
   def test_at_the_start_nothing_is_lost_and_npo_is_at_its_log_2(self):
-    view, options = self.edit.views['fp'], problem.options(npo_beta=0.1)
+    view, options = self.edit.base, problem.options(npo_beta=0.1)
     _, metrics = self._loss(options)(
         self.edit.theta, view, view, problem.batch(self.hidden))
     self.assertAlmostEqual(float(metrics.retain_kl), 0.0, places=5)
@@ -160,8 +160,8 @@ class ObjectiveTest(parameterized.TestCase):
 
   def test_the_target_stays_the_full_precision_base_in_a_quantized_view(self):
     loss = self._loss(problem.options())
-    frozen, base = self.edit.views['nf4'], self.edit.views['fp']
-    _, metrics = loss(self.edit.see(self.edit.theta, frozen), frozen, base,
+    view, base = self.edit.views['nf4'], self.edit.base
+    _, metrics = loss(view.see(self.edit.theta), view.frozen(), base,
                       problem.batch(self.hidden))
     rounded = jax.device_get(quant.fake_quantize(
         self.model.params, 'nf4', layout.block_layout(problem.CONFIG)))
@@ -179,7 +179,7 @@ class ObjectiveTest(parameterized.TestCase):
         np.float32)
     batch = batch._replace(
         forget=batch.forget._replace(reference=reference))
-    view = self.edit.views['fp']
+    view = self.edit.base
     _, metrics = self._loss(problem.options(loss='exchange'))(
         self.theta, view, view, batch)
     after = _logits(self.merged, problem.FORGET)
@@ -196,7 +196,7 @@ class ObjectiveTest(parameterized.TestCase):
     marginal = rng.dirichlet(
         np.ones(problem.CONFIG.vocab_size), 3).astype(np.float32)
     batch = problem.batch(self.hidden)._replace(marginal=marginal)
-    view = self.edit.views['fp']
+    view = self.edit.base
     _, metrics = self._loss(problem.options(loss='marginal'))(
         self.theta, view, view, batch)
     after = _logits(self.merged, problem.FORGET)
@@ -214,7 +214,7 @@ class ObjectiveTest(parameterized.TestCase):
     marginal = np.full((3, problem.CONFIG.vocab_size),
                        1 / problem.CONFIG.vocab_size, np.float32)
     batch = problem.batch(self.hidden)._replace(marginal=marginal)
-    view = self.edit.views['fp']
+    view = self.edit.base
     without, with_them = (
         float(self._loss(problem.options(loss=name, alternatives_weight=2.0))(
             self.theta, view, view, b)[1].forget)
@@ -228,7 +228,7 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertAlmostEqual(with_them - without, 2 * want, delta=1e-3)
 
   def test_text_and_prompts_may_be_absent(self):
-    view, batch = self.edit.views['fp'], problem.batch(self.hidden)
+    view, batch = self.edit.base, problem.batch(self.hidden)
     loss = self._loss(problem.options(prompt_weight=2.0))
     _, metrics = loss(self.theta, view, view, batch._replace(
         text=None, prompts=None))
