@@ -338,7 +338,7 @@ class RunConfig:
            f' [0, {_SEEDS}); wanted a seed that NumPy and JAX both take.')
     _check(bool(self.quant_schemes), 'No quantizer: give'
            ' --quant_schemes=nf4 or another.')
-    if self.method == 'graddiff':
+    if self.method == 'graddiff' and self.mode == 'unlearn':
       for flag, got, wanted, why in (
           ('circuit_selection', self.circuit.selection, 'all',
            'changes every weight'),
@@ -351,7 +351,7 @@ class RunConfig:
       _check(not self.unlearn.quantizer_in_loop, '--method=graddiff trains in'
              ' full precision: it contradicts --unlearn_quantizer_in_loop;'
              ' wanted --nounlearn_quantizer_in_loop.')
-    else:
+    elif self.method != 'graddiff':
       _check(self.circuit.selection != 'all', '--circuit_selection=all is for'
              ' baselines: give --method=graddiff, or a --circuit_budget.')
     _check(self.edit.floor != 'none' or self.edit.landing == 'centre',

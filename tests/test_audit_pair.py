@@ -185,7 +185,8 @@ class RefusalTest(bad_input.Refusals):
         'are one model', 'wanted a model and what it was before'))
 
   @parameterized.parameters(
-      ('--unlearn_steps=7',), ('--edit_floor=lift',), ('--fisher_chunk=8',),
+      ('--method=graddiff',), ('--unlearn_steps=7',),
+      ('--edit_floor=lift',), ('--fisher_chunk=8',),
       ('--data_text=t.txt',), ('--nounlearn_quantizer_in_loop',
                                '--unlearn_quantizer_in_loop=False'))
   def test_flags_that_only_unlearning_reads(self, flag, shown=None):
@@ -291,6 +292,8 @@ class MainTest(_Folder):
     run = lambda root, *more: bad_input.status(
         [*args, f'--workdir={self.folder / root}', *more])[0]
     self.assertEqual(run('one'), 0)
+    self.assertIn('in none of 3 layers',
+                  (self.folder / 'one' / 'report.md').read_text())
     self.assertEqual(run('two', '--fail_on_verdict'), main.VERDICT_FAILED)
 
 

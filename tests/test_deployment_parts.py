@@ -183,9 +183,10 @@ class TablesTest(absltest.TestCase):
         'weights': None, 'agrees': False, 'exact': False, 'seconds': 1.0,
         'difference': {'value': -1.0, 'interval': [-1.0, 0.5]}}
     result = {'schemes': {'q4_k': found}, 'versions': {'jax': '1'},
-              'questions': 1, 'agrees': False}
+              'questions': 1, 'agrees': False, 'not_checked_yet': ['q6_k']}
     page = tables.render(result)
-    self.assertIn('do not agree: q4_k', page)
+    self.assertIn(
+        'do not agree: q4_k. Not checked yet: q6_k.', page)
     self.assertIn('| 1.000 / 0.000 | 0 of 1 | 0.25 | – | -1.000', page)
     self.assertNotIn('## GGUF', page)
     self.assertIn('DOES NOT AGREE', tables.line('q4_k', found))

@@ -27,7 +27,8 @@ from mansu_jax.models import layout
 from mansu_jax.models import llama
 from experiments.deployment import items
 
-SCHEMES = ('nf4', 'fp4')
+_DOUBLE = '_dq'  # Doubly quantized scales.
+SCHEMES = ('nf4', 'fp4', 'nf4_dq', 'fp4_dq')
 _TOKENS, _SEQUENCES = 2048, 256  # A forward pass.
 
 
@@ -51,7 +52,9 @@ def load(folder: pathlib.Path, scheme: str, *, bf16: bool = False) -> Any:
       str(folder), local_files_only=True, dtype=torch.float32,
       device_map={'': 'cpu'},
       quantization_config=transformers.BitsAndBytesConfig(
-          load_in_4bit=True, bnb_4bit_quant_type=scheme,
+          load_in_4bit=True,
+          bnb_4bit_quant_type=scheme.removesuffix(_DOUBLE),
+          bnb_4bit_use_double_quant=scheme.endswith(_DOUBLE),
           bnb_4bit_compute_dtype=torch.float32))
   model.eval()
   for name, module in _quantized(model):

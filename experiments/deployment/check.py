@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+import functools
 import importlib.metadata
 import importlib.util
 import pathlib
@@ -91,8 +92,10 @@ class Check:
     # With float32 products the same weights must give the same answers; f32
     # is GGUF without a quantizer, and shows that the conversion is right.
     exact = scheme in (*bnb.SCHEMES, 'f32')
-    alike = found['same_answers'] if exact else found['zero_inside']
-    agrees = alike and not found['weights']['differing']
+    judged = found.get('rounded_activations') or found
+    alike = found['same_answers'] if exact else judged['zero_inside']
+    weights = found['weights']
+    agrees = alike and weights is not None and not weights['differing']
     return found | {'exact': exact, 'agrees': agrees,
                     'seconds': round(time.monotonic() - start, 1)}
 
@@ -137,27 +140,31 @@ class Check:
     source, simulated = self._simulated(
         'fp' if scheme == 'f32' else scheme, quantized,
         here if weights is None or not weights['differing'] else None)
+    rounded = None if scheme == 'f32' else items_lib.of_scores(
+        self._simulator.with_rounded_activations(
+            stored, llamacpp.types_by_inputs(path)))
     del stored, quantized
     longest = max(len(r.tokens) for r in self._plan.requests)
     with llamacpp.Engine(path, longest) as engine:
       unlike = self._tokenized_differently(engine)
       real = self._plan.score(engine)
-    same = compare.side_by_side(self._items, items_lib.of_scores(here), real)
-    return compare.side_by_side(self._items, simulated, real) | {
+    beside = functools.partial(compare.side_by_side, self._items)
+    short = lambda found: found | {'differing': len(found['differing'])}
+    return beside(simulated, real) | {
         'simulated_by': source, 'note': note, 'weights': weights,
         'stored_types': llamacpp.stored_types(path),
         'word_rule': self._words, 'prompts_tokenized_differently': unlike,
-        'same_weights': same | {'differing': len(same['differing'])}}
+        'same_weights': short(beside(items_lib.of_scores(here), real)),
+        'rounded_activations': rounded and short(beside(rounded, real))}
 
   def _try_quantized(self, scheme: str) -> tuple[types.Params | None, str]:
     """The simulator's weights, or why there are none."""
     if scheme == 'f32':
       return self._simulator.model.params, ''
     try:
-      found = self._simulator.quantized(scheme)
+      return self._simulator.quantized(scheme), ''
     except ValueError as error:
       return None, f'not simulated: {error}'
-    return found, '' if found is not None else 'not simulated'
 
   def _file(self, scheme: str) -> pathlib.Path:
     """The GGUF file of a scheme, made where it is not there."""
@@ -193,9 +200,8 @@ def versions(schemes: Sequence[str]) -> dict[str, str]:
 
 def run(
     folder: pathlib.Path, items: items_lib.Items, schemes: Sequence[str],
-    out: pathlib.Path, keep_gguf: bool,
-    say: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:
-  """Checks all schemes.
+    out: pathlib.Path, keep_gguf: bool) -> Iterator[dict[str, Any]]:
+  """Checks one scheme after another.
 
   Args:
     folder: a Hugging Face directory.
@@ -203,10 +209,9 @@ def run(
     schemes: some of `SCHEMES`.
     out: an existing folder; GGUF files go in it.
     keep_gguf: leave them in `out/gguf`, not delete them.
-    say: called with each scheme and its result as it is there.
 
-  Returns:
-    What `deployment.json` holds.
+  Yields:
+    What `deployment.json` holds, after each scheme.
 
   Raises:
     ValueError: as `check_schemes` and the engines do.
@@ -217,10 +222,10 @@ def run(
     gguf_folder.mkdir(exist_ok=True)
     check = Check(folder, items, gguf_folder)
     found = {}
-    for scheme in schemes:
+    for i, scheme in enumerate(schemes):
       found[scheme] = check(scheme)
-      say(scheme, found[scheme])
-  return {
-      'model': str(folder), 'questions': len(items.questions),
-      'agrees': all(f['agrees'] for f in found.values()),
-      'versions': versions(schemes), 'schemes': found}
+      yield {
+          'model': str(folder), 'questions': len(items.questions),
+          'agrees': all(f['agrees'] for f in found.values()),
+          'versions': versions(schemes), 'schemes': dict(found),
+          'not_checked_yet': list(schemes[i + 1:])}

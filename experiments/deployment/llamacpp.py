@@ -103,6 +103,13 @@ def stored_types(path: pathlib.Path) -> dict[str, int]:
   return sizes
 
 
+def types_by_inputs(path: pathlib.Path) -> dict[int, str]:
+  """Type of the layers' matrices by their number of inputs."""
+  return {int(tensor.shape[0]): tensor.tensor_type.name
+          for tensor in gguf_io.open_file(path).reader.tensors
+          if tensor.name.startswith('blk.') and len(tensor.shape) > 1}
+
+
 class Engine:
   """Scores requests by a GGUF file; close it, or use it in a `with`."""
 

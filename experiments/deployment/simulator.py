@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.deployment import activations
 from mansu_jax import quant
 from mansu_jax import types
 from mansu_jax.data import questions as questions_lib
@@ -33,23 +34,35 @@ class Simulator:
     self._layout = model_layout.block_layout(model.config)
     self._task = accuracy.build_task(
         questions, model.tokenizer, max_length=model.config.max_position)
-    self._scorer = scoring.Scorer(
-        lambda params, tokens, positions, mask: decoder.forward(
-            model.config, params, tokens, positions=positions,
-            attention_mask=mask),
-        decoder.unembed)
+    self._scorer = scoring.Scorer(self._forward, decoder.unembed)
 
   def __call__(self, params: types.Params) -> accuracy.Scores:
     return accuracy.score(self._scorer, params, self._task)
 
-  def quantized(self, scheme: str) -> types.Params | None:
-    """The model's weights as `scheme` stores them; None: it is not simulated.
+  def with_rounded_activations(
+      self, params: types.Params, weight_types: Mapping[int, str]
+  ) -> accuracy.Scores:
+    """Scores with activations as llama.cpp rounds them.
+
+    Args:
+      params: decoded weights.
+      weight_types: see `activations.rounded`.
+    """
+    forward = activations.rounded(self._forward, weight_types)
+    return accuracy.score(
+        scoring.Scorer(forward, decoder.unembed), params, self._task)
+
+  def _forward(self, params, tokens, positions, mask):
+    return decoder.forward(
+        self.model.config, params, tokens, positions=positions,
+        attention_mask=mask)
+
+  def quantized(self, scheme: str) -> types.Params:
+    """The model's weights as `scheme` stores them.
 
     Raises:
       ValueError: the scheme does not fit the model's matrices.
     """
-    if scheme not in quant.SCHEMES:
-      return None
     return quant.fake_quantize(self.model.params, scheme, self._layout)
 
 

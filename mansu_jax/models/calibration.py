@@ -35,6 +35,7 @@ from mansu_jax.quant import simulate
 
 _Codes = dict[str, affine.AffineCodes]
 _TOKENS_A_BATCH = 1024
+_NOT_CLIPPED = ('attn/q', 'attn/k')  # Errors of both multiply; as in AutoAWQ.
 
 # One layer of each quantized leaf, by its name within the layer.
 _LAYOUTS = {
@@ -213,9 +214,12 @@ class _Layer:
     rows = [
         quant_layout.to_rows(flat[name], _LAYOUTS[name]).astype(jnp.float32)
         for name in names]
+    clippable = [
+        np.full(len(r), name not in _NOT_CLIPPED)
+        for name, r in zip(names, rows)]
     codes = self._scheme.encode(
         jnp.concatenate(rows), _statistics(inputs, self._real),
-        foldable=foldable)
+        foldable=foldable, clippable=jnp.asarray(np.concatenate(clippable)))
     ends = np.cumsum([len(r) for r in rows])[:-1]
     parts = zip(*(jnp.split(field, ends) for field in codes))
     for name, part in zip(names, parts):

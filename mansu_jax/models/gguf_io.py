@@ -19,6 +19,7 @@ from mansu_jax import types
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import gguf_tokenizer
+from mansu_jax.models import layers
 
 NAMES = {
     'embed': 'token_embd.weight',
@@ -34,6 +35,11 @@ NAMES = {
     'layers/mlp/up': 'blk.{}.ffn_up.weight',
     'layers/mlp/down': 'blk.{}.ffn_down.weight',
 }
+
+# Tensor of what each rotary frequency is divided by, [H / 2]: how llama.cpp
+# holds the scaling of Llama 3.1.
+ROTARY_DIVISORS = 'rope_freqs.weight'
+_LLAMA3_FACTORS = (8.0, 32.0)  # Of Llama 3.1 and 3.2.
 
 # Keys of the llama architecture that the config is made of.
 _REQUIRED = frozenset({
@@ -131,7 +137,7 @@ def read_config(file: GgufFile) -> config_lib.ModelConfig:
           ' are not implemented; use another model.')
   keys = gguf_tokenizer.ggml_keys(file.metadata)
   token = lambda name: gguf_tokenizer.special_id(keys, name)
-  return config_lib.ModelConfig(
+  config = config_lib.ModelConfig(
       vocab_size=file.shapes.get(NAMES['embed'], (1,))[0],
       d_model=width,
       num_layers=found['block_count'],
@@ -147,6 +153,35 @@ def read_config(file: GgufFile) -> config_lib.ModelConfig:
       bos_token_id=token('bos'),
       eos_token_id=token('eos'),
       pad_token_id=token('padding'))
+  if ROTARY_DIVISORS in file.shapes:
+    scaling = _llama3_scaling(file, config)
+    config = dataclasses.replace(config, rope_scaling=scaling)
+  return config
+
+
+def _llama3_scaling(
+    file: GgufFile, config: config_lib.ModelConfig
+) -> config_lib.RopeScaling:
+  """The scaling whose divisors the file holds."""
+  (tensor,) = (t for t in file.reader.tensors if t.name == ROTARY_DIVISORS)
+  divisors = np.ravel(gguf.dequantize(tensor.data, tensor.tensor_type))
+  for factor in (float(divisors.max(initial=1)), *_LLAMA3_FACTORS):
+    scaling = config_lib.RopeScaling(
+        kind='llama3', factor=factor, low_freq_factor=1.0,
+        high_freq_factor=4.0, original_max_position=8192)
+    want = 1 / layers.llama3_shrinkage(
+        dataclasses.replace(config, rope_scaling=scaling))
+    if divisors.shape == want.shape and np.allclose(divisors, want, 1e-5, 0):
+      return scaling
+  raise ValueError(
+      f'{file.path} divides rotary frequencies by {_shown(divisors)}: expected'
+      f' the {config.d_head // 2} divisors of Llama 3.1 (bands 1 and 4 of 8192'
+      ' tokens). Use the Hugging Face directory of this model.')
+
+
+def _shown(values: np.ndarray) -> str:
+  more = ', ...' if values.size > 4 else ''
+  return f'{", ".join(f"{x:.4g}" for x in values[:4])}{more}'
 
 
 def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:
@@ -200,7 +235,10 @@ def read_params(
       the `gguf` package cannot dequantise. Nothing large is read before.
   """
   _check_formats(file)
-  assemble.check(file.shapes, config, NAMES, str(file.path))
+  shapes = dict(file.shapes)
+  if config.rope_scaling is not None and config.rope_scaling.kind == 'llama3':
+    shapes.pop(ROTARY_DIVISORS, None)
+  assemble.check(shapes, config, NAMES, str(file.path))
   by_name = {t.name: t for t in file.reader.tensors}
 
   def read(tensor: assemble.Tensor) -> np.ndarray:

@@ -25,6 +25,7 @@ from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import gguf_io
 from mansu_jax.models import gguf_tokenizer
+from mansu_jax.models import layers
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # Token types.
 
@@ -45,12 +46,10 @@ def write(
     file holds no vocabulary.
 
   Raises:
-    ValueError: rotary scaling that llama.cpp has no key for, or params that do
-      not fit the config.
+    ValueError: params that do not fit the config.
     OSError: the disk is full, or the folder cannot be written.
   """
   tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
-  _check_scaling(config)
   temporary = path.with_name(f'.{path.name}.tmp')
   try:
     words = _write(temporary, config, params, tokenizer)
@@ -70,6 +69,9 @@ def _write(
           for name, leaf in tree_paths.flatten(params).items()}
   for tensor in assemble.tensors(config, gguf_io.NAMES):
     writer.add_tensor(tensor.name, _rows(config, flat[tensor.leaf], tensor))
+  if _has_kind(config, 'llama3'):
+    writer.add_tensor(gguf_io.ROTARY_DIVISORS, (
+        1 / layers.llama3_shrinkage(config)).astype(np.float32))
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
@@ -77,13 +79,9 @@ def _write(
   return words
 
 
-def _check_scaling(config: config_lib.ModelConfig) -> None:
+def _has_kind(config: config_lib.ModelConfig, kind: str) -> bool:
   scaling = config.rope_scaling
-  if scaling is not None and scaling.kind != 'linear':
-    raise ValueError(
-        f'Rotary scaling {scaling.kind!r} cannot be written as GGUF here:'
-        " expected 'linear' or none. Convert the model with llama.cpp's"
-        ' convert_hf_to_gguf.py.')
+  return scaling is not None and scaling.kind == kind
 
 
 def _add_config(
@@ -101,7 +99,7 @@ def _add_config(
   writer.add_rope_dimension_count(config.d_head)
   writer.add_rope_freq_base(config.rope_theta)
   writer.add_layer_norm_rms_eps(config.norm_eps)
-  if config.rope_scaling is not None:
+  if _has_kind(config, 'linear'):
     writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
     writer.add_rope_scaling_factor(config.rope_scaling.factor)
 

@@ -35,6 +35,7 @@ PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 
 _CONFIG = 'config.json'
 _WEIGHTS = 'model.safetensors'
+_ADAPTER = 'adapter_config.json'
 _INDEX = 'model.safetensors.index.json'
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
@@ -51,6 +52,11 @@ def read_config(path: pathlib.Path) -> config_lib.ModelConfig:
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
   if not file.is_file():
+    if (file.parent / _ADAPTER).is_file():
+      raise ValueError(
+          f'{file.parent} holds a PEFT adapter ({_ADAPTER}) and no'
+          f' {file.name}: expected a whole model. Merge it into its base'
+          ' (`merge_and_unload` of peft) and save that.')
     raise ValueError(
         f'{file.parent} has no {file.name}: expected a Hugging Face model'
         ' directory with config.json and safetensors. Check the path.')

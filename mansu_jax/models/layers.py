@@ -38,19 +38,29 @@ def rms_norm(
 
 def rotary_frequencies(config: config_lib.ModelConfig) -> np.ndarray:
   """Angle per token of each rotary pair, radians. Returns float32 [H / 2]."""
-  exponents = np.arange(0, config.d_head, 2) / config.d_head
-  frequencies = config.rope_theta**-exponents
   scaling = config.rope_scaling
-  if scaling is None:
-    return frequencies.astype(np.float32)
-  if scaling.kind == 'linear':
-    return (frequencies / scaling.factor).astype(np.float32)
-  # llama3: full stretch below the low band, none above the high band.
-  turns = scaling.original_max_position * frequencies / (2 * math.pi)
+  frequencies = _unscaled_frequencies(config)
+  if scaling is not None and scaling.kind == 'linear':
+    frequencies = frequencies / scaling.factor
+  elif scaling is not None:
+    frequencies = frequencies * llama3_shrinkage(config)
+  return frequencies.astype(np.float32)
+
+
+def llama3_shrinkage(config: config_lib.ModelConfig) -> np.ndarray:
+  """What `llama3` scaling multiplies each frequency by; float64 [H / 2]."""
+  scaling = config.rope_scaling
+  # Full stretch below the low band, none above the high band.
+  turns = scaling.original_max_position * _unscaled_frequencies(config) / (
+      2 * math.pi)
   width = scaling.high_freq_factor - scaling.low_freq_factor
   keep = np.clip((turns - scaling.low_freq_factor) / width, 0.0, 1.0)
-  stretched = frequencies * (keep + (1.0 - keep) / scaling.factor)
-  return stretched.astype(np.float32)
+  return keep + (1.0 - keep) / scaling.factor
+
+
+def _unscaled_frequencies(config: config_lib.ModelConfig) -> np.ndarray:
+  return config.rope_theta**-(
+      np.arange(0, config.d_head, 2) / config.d_head)
 
 
 def rotary_tables(

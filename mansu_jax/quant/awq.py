@@ -4,7 +4,7 @@ Lin et al. 2023, "AWQ: Activation-aware Weight Quantization for LLM Compression
 and Acceleration" (arXiv 2306.00978). Each input's weights are multiplied by
 s = mean|x|^alpha before rounding and divided by it after; a checkpoint folds
 1 / s into what makes the input (a norm, `up`, `v`), which changes no codes
-there.
+there. Then each group of a row is clipped to the range of least error.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax.quant import affine
+from mansu_jax.quant import blockwise
 
 _LEAST_SCALE = 1e-4  # AutoAWQ's, of the largest.
+_SHRINKS = 1 - np.arange(10, dtype=np.float32) / 20  # AutoAWQ's, 1 to 0.55.
 
 
 def awq(
@@ -26,14 +28,16 @@ def awq(
     *,
     group: int = 128,
     grid: int = 20,
+    clipped: jax.Array | None = None,
 ) -> affine.AffineCodes:
   """Quantizes a matrix with the alpha of least output error on the inputs.
 
   All rows share the scales: pass matrices of one input together, as AutoAWQ
   does with q, k and v, where one norm can hold only one set of scales.
-  AutoAWQ's search takes the error behind the attention or MLP for these and
-  may then clip weights; here it is the matrix's own error, without clipping.
-  AutoAWQ takes only groups that divide the inputs.
+  AutoAWQ's search takes the error behind the attention or MLP for these; here
+  it is the matrix's own. It clips all matrices but q and k, by the error of
+  each group's own outputs, as here. It takes only groups that divide the
+  inputs.
 
   Args:
     rows: weights [out, in] in torch order, float32.
@@ -42,6 +46,7 @@ def awq(
     group: inputs that share a scale; the last group may be partial.
     grid: how many alphas 0, 1 / grid, 2 / grid, ... are tried; with 1 it is
       rounding to nearest.
+    clipped: bool [out], rows whose weights may be clipped; None: none.
 
   Returns:
     Codes in the shape of `rows`; their scale is already divided by s.
@@ -68,13 +73,53 @@ def awq(
   alphas = np.arange(grid, dtype=np.float32) / np.float32(grid)
   best, _ = lax.scan(
       try_alpha, (jnp.float32(np.inf), jnp.float32(0)), alphas)
-  return _quantize_scaled(rows, mean_abs, best[1], group)
+  if clipped is None:
+    return _quantize_scaled(rows, mean_abs, best[1], group)
+  scales = _input_scales(mean_abs, best[1])
+  limit = _limits(rows * scales, second_moment / jnp.outer(scales, scales),
+                  group)
+  limit = jnp.where(clipped[:, None], limit, jnp.inf)
+  return _quantize_scaled(rows, mean_abs, best[1], group, limit)
 
 
-def _quantize_scaled(rows, mean_abs, alpha, group):
+def _quantize_scaled(rows, mean_abs, alpha, group, limit=jnp.inf):
   scales = _input_scales(mean_abs, alpha)
-  codes = affine.round_to_nearest(rows * scales, group=group)
+  scaled = jnp.clip(rows * scales, -limit, limit)
+  codes = affine.round_to_nearest(scaled, group=group)
   return codes._replace(scale=codes.scale / scales)
+
+
+def _limits(
+    rows: jax.Array,  # [out, in]
+    second_moment: jax.Array,  # [in, in], of the inputs of these rows
+    group: int,
+) -> jax.Array:
+  """Magnitudes [out, in] to clip each group to, for the least error of its
+  part of the outputs."""
+  blocks = blockwise.split(rows, group)[..., 0]  # [out, G, Q]
+  count, size = blocks.shape[1:]
+  pad = count * size - rows.shape[1]
+  moments = jnp.pad(second_moment, ((0, pad), (0, pad)))
+  moments = moments.reshape(count, size, count, size)
+  each = np.arange(count)
+  moments = moments[each, :, each, :]  # [G, Q, Q]
+  largest = jnp.max(jnp.abs(blocks), -1, keepdims=True)  # [out, G, 1]
+
+  def try_shrink(best, shrink):
+    clipped = jnp.clip(blocks, -largest * shrink, largest * shrink)
+    codes = affine.round_to_nearest(clipped, group=size)
+    difference = affine.decode(codes) - blocks
+    outputs = jnp.einsum('ogi,gij->ogj', difference, moments,
+                         precision=lax.Precision.HIGHEST)
+    error = jnp.sum(outputs * difference, -1, keepdims=True)  # [out, G, 1]
+    is_better = error < best[0]
+    return (jnp.where(is_better, error, best[0]),
+            jnp.where(is_better, shrink, best[1])), None
+
+  start = jnp.full_like(largest, np.inf), jnp.ones_like(largest)
+  (_, shrink), _ = lax.scan(try_shrink, start, _SHRINKS)
+  limit = jnp.broadcast_to(largest * shrink, blocks.shape)
+  return limit.reshape(len(rows), -1)[:, :rows.shape[1]]
 
 
 def _input_scales(mean_abs: jax.Array, alpha: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mansu_jax.quant import affine
 from mansu_jax.quant import awq
@@ -34,6 +35,7 @@ class CalibratedScheme:
       is no better than rounding on SmolLM2-135M (perplexity 60.8, so ordered
       54.6, rounded 60.4; 5,846 calibration tokens).
     grid: of `awq`, see there.
+    clip: whether AWQ may clip weights.
 
   Raises:
     ValueError: an unknown method, or a number out of range.
@@ -45,6 +47,7 @@ class CalibratedScheme:
   damping: float = 0.01
   act_order: bool = True
   grid: int = 20
+  clip: bool = True
 
   def __post_init__(self):
     if self.method not in METHODS:
@@ -75,7 +78,8 @@ class CalibratedScheme:
 
   def encode(
       self, rows: jax.Array, inputs: InputStatistics, *,
-      foldable: bool = True) -> affine.AffineCodes:
+      foldable: bool = True, clippable: jax.Array | None = None
+  ) -> affine.AffineCodes:
     """Quantizes a float32 matrix [out, in].
 
     Args:
@@ -83,13 +87,28 @@ class CalibratedScheme:
       inputs: statistics of their inputs.
       foldable: whether what makes the inputs can take up the scales of AWQ;
         if not, AWQ rounds to nearest.
+      clippable: bool [out], rows whose weights AWQ may clip; None: all.
     """
     if self.method == 'gptq':
       return gptq.gptq(
           rows, inputs.second_moment, group=self.group, damping=self.damping,
           act_order=self.act_order)
+    clipped = None
+    if self.clip:
+      clipped = (jnp.ones(rows.shape[0], bool) if clippable is None
+                 else clippable)
     return awq.awq(
-        rows, *inputs, group=self.group, grid=self.grid if foldable else 1)
+        rows, *inputs, group=self.group, grid=self.grid if foldable else 1,
+        clipped=clipped)
+
+  def decode(self, codes: affine.AffineCodes) -> jax.Array:
+    """Values (float32) of codes."""
+    return affine.decode(codes)
+
+  def boundaries(
+      self, codes: affine.AffineCodes) -> tuple[jax.Array, jax.Array]:
+    """See `affine.boundaries`; no entries are `frozen`: none hold a scale."""
+    return affine.boundaries(codes)
 
 
 CALIBRATED = {

@@ -31,6 +31,25 @@ from mansu_jax.quant import simulate
 Codes = Mapping[str, affine.AffineCodes]
 # Bins of log10(|d| / dist): 0 is the boundary. The end bins take the rest.
 HISTOGRAM_EDGES = np.linspace(-6.0, 2.0, 33)
+_DROPPED_BITS = 10  # Of a ratio's 23 after the point, for its median.
+
+
+class _Ratios(NamedTuple):
+  """|d| / dist of moved weights, in memory that does not grow with them."""
+
+  histogram: np.ndarray  # int64, in the bins of `HISTOGRAM_EDGES`
+  bits: np.ndarray  # uint32 [n], the leading ones, ascending
+  counts: np.ndarray  # int64 [n], ratios that begin so
+  sums: np.ndarray  # float64 [n], theirs
+
+  @property
+  def median(self) -> float | None:
+    if not self.counts.size:
+      return None
+    until = np.cumsum(self.counts)
+    middle = np.array([(until[-1] - 1) // 2, until[-1] // 2])
+    at = np.searchsorted(until, middle, side='right')
+    return float(np.mean(self.sums[at] / self.counts[at]))
 
 
 class _Tally(NamedTuple):
@@ -39,7 +58,7 @@ class _Tally(NamedTuple):
   size: int
   counts: np.ndarray  # int64 [3]: moved, changed codes, moved and unchanged
   products: np.ndarray  # float64 [3]: q . q, d . d, q . d; d edit, q quantized
-  ratios: np.ndarray  # float32 [moved], |d| / dist
+  ratios: _Ratios
   by_batch: tuple[np.ndarray, np.ndarray] | None = None  # Both sums, [3, B].
 
 
@@ -93,7 +112,8 @@ def survival(
       moved_unchanged: share that moved and kept its code: edits rounded away.
       median_ratio: median over moved weights of |d| / dist, dist being the
         distance from theta0 to the end of its code's interval in the direction
-        of d (infinite outward of an end code); None if none moved.
+        of d (infinite outward of an end code), to 1.2e-4 of itself; None if
+        none moved.
       carried: projection of the quantized edit q = Q(theta_u) - Q(theta0) on
         the edit d = theta_u - theta0, q . d / d . d; None if d vanishes.
       cosine: of q with d; None if either vanishes.
@@ -138,7 +158,7 @@ def _tally(before, after, scheme, layout, codes) -> _Tally:
     moved = int(np.sum(np.asarray(before) != np.asarray(after)))
     return _Tally(
         before.size, np.array([moved, 0, 0]), np.zeros(3),
-        np.zeros(0, np.float32))
+        _count_ratios(np.zeros(0, np.float32)))
   counts, products, ratios = [], [], []
   for index in np.ndindex(*(before.shape[layout.memory.index(a)]
                             for a in layout.batch)):
@@ -150,10 +170,10 @@ def _tally(before, after, scheme, layout, codes) -> _Tally:
     moved, ratio, count, product = jax.device_get(one)
     counts.append(count.sum(1, dtype=np.int64))
     products.append(product.sum(1, dtype=np.float64))
-    ratios.append(ratio[moved])
+    ratios.append(_count_ratios(ratio[moved]))
   counts, products = np.stack(counts, 1), np.stack(products, 1)  # [3, B]
   return _Tally(
-      before.size, counts.sum(1), products.sum(1), np.concatenate(ratios),
+      before.size, counts.sum(1), products.sum(1), _merge_ratios(ratios),
       (counts, products) if layout.batch else None)
 
 
@@ -202,7 +222,29 @@ def _merge(tallies: list[_Tally]) -> _Tally:
       sum(tally.size for tally in tallies),
       np.sum([tally.counts for tally in tallies], axis=0),
       np.sum([tally.products for tally in tallies], axis=0),
-      np.concatenate([tally.ratios for tally in tallies]))
+      _merge_ratios([tally.ratios for tally in tallies]))
+
+
+def _count_ratios(ratios: np.ndarray) -> _Ratios:
+  """Counts float32 ratios [n], none of them negative."""
+  with np.errstate(divide='ignore'):
+    exponents = np.log10(ratios)
+  inside = np.clip(exponents, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
+  bits = ratios.view(np.uint32) >> _DROPPED_BITS  # In the order of values.
+  counts = np.bincount(bits)
+  found = np.flatnonzero(counts)
+  return _Ratios(
+      np.histogram(inside, HISTOGRAM_EDGES)[0], found.astype(np.uint32),
+      counts[found], np.bincount(bits, ratios)[found])
+
+
+def _merge_ratios(parts: list[_Ratios]) -> _Ratios:
+  histograms, bits, counts, sums = zip(*parts)
+  kept, places = np.unique(np.concatenate(bits), return_inverse=True)
+  joined = np.zeros(kept.size, np.int64), np.zeros(kept.size)
+  for total, pieces in zip(joined, (counts, sums)):
+    np.add.at(total, places, np.concatenate(pieces))
+  return _Ratios(np.sum(histograms, axis=0), kept, *joined)
 
 
 def _statistics(tally: _Tally, total_params: int) -> dict[str, Any]:
@@ -210,18 +252,13 @@ def _statistics(tally: _Tally, total_params: int) -> dict[str, Any]:
   left, edit, both = tally.products.tolist()
   has_direction = left > 0 and edit > 0
   carried = both / edit if edit > 0 else None
-  with np.errstate(divide='ignore'):
-    exponents = np.log10(tally.ratios)
-  inside = np.clip(exponents, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
-  histogram = np.histogram(inside, HISTOGRAM_EDGES)[0]
   return {
       'size': int(tally.size), 'moved': moved, 'changed_codes': changed,
       'moved_unchanged': moved_unchanged,
-      'median_ratio': (
-          float(np.median(tally.ratios)) if tally.ratios.size else None),
+      'median_ratio': tally.ratios.median,
       'carried': carried,
       'cosine': both / np.sqrt(left * edit) if has_direction else None,
-      'histogram': histogram.tolist()} | _by_layer(tally, total_params)
+      'histogram': tally.ratios.histogram.tolist()} | _by_layer(tally, total_params)
 
 
 def _by_layer(tally: _Tally, total_params: int) -> dict[str, Any]:

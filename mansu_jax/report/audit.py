@@ -60,8 +60,11 @@ def compared(record: Record) -> document.Section:
 def moved(record: Record) -> str:
   """How much moved, and where, in a few words."""
   found = record['movement']
+  layers = movement.layers(found['layers'])
+  where = (f'none of {len(found["layers"])} layers'
+           if layers is None else f'layers {layers}')
   return (f'{words.percent(found["total"]["moved"])} of all weights moved,'
-          f' in layers {movement.layers(found["layers"])}; |d| / |base|'
+          f' in {where}; |d| / |base|'
           f' {words.significant(found["total"]["relative"])}')
 
 

@@ -49,12 +49,14 @@ def _figures(entry: Record) -> tuple[str, str, str]:
 def _layers(leaf: Record) -> str:
   """`13-23 of 30` of a stacked leaf."""
   by_layer = leaf.get('by_layer')
-  return '' if by_layer is None else layers(by_layer)
+  return '' if by_layer is None else layers(by_layer) or 'none'
 
 
-def layers(by_layer: Sequence[Record]) -> str:
-  """Which layers moved, as ranges of those that there are."""
+def layers(by_layer: Sequence[Record]) -> str | None:
+  """Which layers moved, as ranges of those that there are; None: none."""
   moved = [i for i, entry in enumerate(by_layer) if entry['moved']]
+  if not moved:
+    return None
   runs = []
   for _, run in itertools.groupby(enumerate(moved), lambda p: p[1] - p[0]):
     numbers = [number for _, number in run]

@@ -11,12 +11,6 @@ from mansu_jax.report import words
 Record = dict[str, Any]
 
 _NOT_REPEATED = ('workdir', 'resume')
-_CODE_BOOKS = {
-    'nf4': 'NF4 (bitsandbytes)', 'fp4': 'FP4 (bitsandbytes)',
-    'int8': 'integers -127 to 127, absmax / 127',
-    'int4_g128': 'integers -7 to 7, absmax / 7',
-}
-_SCALES = {'int8': 'an output row', 'int4_g128': '128 along the input'}
 
 
 def samples(record: Record) -> document.Section:
@@ -98,9 +92,8 @@ def _quantizers(record: Record) -> document.Section:
   if 'pair' in record:
     stored = f'Both models as {record["pair"]["compared_as"]} holds them'
   rows = tuple(
-      (name, found.get('code_book') or _CODE_BOOKS.get(name, words.MISSING),
-       str(found['block']) if found.get('block') else
-       _SCALES.get(name, 'not recorded'),
+      (name, found['code_book'],
+       str(found['block']),
        _plain(found.get('double_quantization')),
        words.listing(found.get('skipped', [])), _edits(found))
       for name, found in record['quantizers'].items())

@@ -55,12 +55,31 @@ class WeightsTest(parameterized.TestCase):
       np.testing.assert_array_equal(
           got[name].data.reshape(rows.shape), rows, err_msg=name)
 
-  def test_other_rotary_scaling_is_refused_and_nothing_left(self):
-    cfg = tiny.config(rope_scaling=config_lib.RopeScaling(
-        kind='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-        original_max_position=32))
-    with self.assertRaisesRegex(ValueError, "'llama3' cannot be written"):
-      gguf_writer.write(self.path, cfg, tiny.params(cfg), None)
+  @parameterized.parameters(8.0, 32.0, 3.0)
+  def test_llama3_scaling_is_held_as_divisors(self, factor):
+    cfg = tiny.config(
+        d_head=10, rope_theta=500_000.0, bos_token_id=None, eos_token_id=None,
+        rope_scaling=config_lib.RopeScaling(
+            kind='llama3', factor=factor, low_freq_factor=1.0,
+            high_freq_factor=4.0, original_max_position=8192))
+    weights = tiny.params(cfg)
+    gguf_writer.write(self.path, cfg, weights, None)
+    file = gguf_io.open_file(self.path)
+    self.assertEqual(gguf_io.read_config(file), cfg)
+    jax.tree.map(np.testing.assert_array_equal, weights,
+                 gguf_io.read_params(file, cfg, np.float32))
+    # As convert_hf_to_gguf.py has it.
+    want = []
+    for i in range(5):
+      wavelength = 2 * np.pi * 500_000.0 ** (2 * i / 10)
+      smooth = (8192 / wavelength - 1) / 3
+      want.append(1.0 if wavelength < 2048 else factor if wavelength > 8192
+                  else 1 / ((1 - smooth) / factor + smooth))
+    got = {t.name: t.data for t in file.reader.tensors}['rope_freqs.weight']
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    self.assertNotIn('llama.rope.scaling.type', file.metadata)
+
+  def test_a_failure_leaves_nothing(self):
     cfg = tiny.config()
     with self.assertRaises(AttributeError):  # In the midst of writing.
       gguf_writer.write(self.path, cfg, tiny.params(cfg), _Broken())

@@ -202,6 +202,8 @@ class RefuseTest(parameterized.TestCase):
     path = _write(self)
     (path / 'config.json').rename(path / 'other.json')
     self._refused(path, 'has no config.json')
+    (path / 'adapter_config.json').write_text('{}')
+    self._refused(path, 'holds a PEFT adapter .*merge_and_unload')
     (path / 'model.safetensors').rename(path / 'other.safetensors')
     self._refused(path, "neither model.safetensors nor.*other.safetensors")
     self._refused(path / 'nowhere', 'No model at .*nowhere')

@@ -32,6 +32,26 @@ class AwqTest(parameterized.TestCase):
     np.testing.assert_allclose(got.scale, scale, rtol=1e-5)
     np.testing.assert_array_equal(got.zero, zero)
 
+  @parameterized.parameters(((6, 64), 64), ((6, 90), 32))
+  def test_clipping_equals_loops(self, shape, group):
+    rows = inputs.weights(shape)
+    moment, mean_abs = _statistics(shape[1])
+    clipped = np.arange(shape[0]) < 2
+    plain = _awq(rows, moment, mean_abs, group=group)
+    got = _awq(rows, moment, mean_abs, group=group, clipped=clipped)
+    np.testing.assert_array_equal(got.code[~clipped], plain.code[~clipped])
+    # What the inputs are divided by, but for a factor of a row's group.
+    alpha = calibrated_naive.best_alpha(rows, moment, mean_abs, group, 20)
+    scales = calibrated_naive.input_scales(mean_abs, alpha)
+    some = calibrated_naive.clip(
+        rows[clipped] * scales, moment / np.outer(scales, scales), group)
+    code, scale, zero = calibrated_naive.rounding(some, group)
+    np.testing.assert_array_equal(got.code[clipped], code)
+    np.testing.assert_allclose(
+        got.scale[clipped], scale / scales, rtol=1e-5)
+    np.testing.assert_array_equal(got.zero[clipped], zero)
+    self.assertGreater(np.sum(code != plain.code[clipped]), 10)
+
   @parameterized.parameters(0, 1, 2, 3)
   def test_errs_less_than_rounding(self, seed):
     rows = inputs.weights((16, 96), seed)

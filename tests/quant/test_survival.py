@@ -96,6 +96,23 @@ class SurvivalTest(parameterized.TestCase):
     self.assertEqual(total['median_ratio'], 0)
     self.assertEqual(total['histogram'][0], 1)
 
+  @parameterized.parameters(1, 2, 5001, 5002)
+  def test_medians_are_near_and_parts_add_up(self, size):
+    rng = np.random.default_rng(size)
+    ratios = np.exp(4 * rng.normal(size=size)).astype(np.float32)
+    ratios[size // 2:size // 2 + size // 9] = np.inf
+    ratios[:size // 7] = 0
+    count = survival_lib._count_ratios
+    parts = survival_lib._merge_ratios(
+        list(map(count, np.array_split(rng.permutation(ratios), 4))))
+    whole = count(ratios)
+    np.testing.assert_allclose(whole.median, np.median(ratios), rtol=1.3e-4)
+    self.assertEqual(whole.counts.sum(), size)
+    self.assertEqual(whole.histogram.sum(), size)
+    for one, other in zip(whole, parts):
+      np.testing.assert_allclose(one, other, rtol=1e-12)
+    self.assertIsNone(count(ratios[:0]).median)
+
   def test_nothing_moved(self):
     params = {'w': jnp.ones((4, 4)), 'norm': jnp.ones(3)}
     total = survival_lib.survival(params, params, 'nf4', _LAYOUT)['total']

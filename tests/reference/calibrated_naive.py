@@ -77,16 +77,47 @@ def error_of(difference, second_moment):
   return total
 
 
-def awq(matrix, second_moment, mean_abs, group, grid):
-  """Code, scale and zero for the best alpha on the grid."""
-  matrix = np.asarray(matrix, np.float64)
+def clip(matrix, second_moment, group):
+  """The matrix, each group of a row clipped for its own least error."""
+  matrix = np.array(matrix, np.float64)
+  for row in matrix:
+    for start in range(0, len(row), group):
+      part = slice(start, start + group)
+      best = None
+      for step in range(10):
+        limit = max(abs(row[part])) * (1 - step / 20)
+        tried = np.array([min(max(x, -limit), limit) for x in row[part]])
+        code, scale, zero = rounding(tried[None], group)
+        error = error_of((code - zero) * scale - row[part],
+                         second_moment[part, part])
+        if best is None or error < best[0]:
+          best = error, tried
+      row[part] = best[1]
+  return matrix
+
+
+def input_scales(mean_abs, alpha):
+  """mean|x|^alpha, such that largest times smallest is 1."""
   share = np.asarray(mean_abs, np.float64) / max(mean_abs)
-  best = None
+  scales = np.array([max(x ** alpha, 1e-4) for x in share])
+  return scales / np.sqrt(max(scales) * min(scales))
+
+
+def best_alpha(matrix, second_moment, mean_abs, group, grid):
+  """The alpha on the grid whose rounding errs least."""
+  matrix, best = np.asarray(matrix, np.float64), None
   for step in range(grid):
-    scales = np.array([max(x ** (step / grid), 1e-4) for x in share])
-    scales /= np.sqrt(max(scales) * min(scales))
+    scales = input_scales(mean_abs, step / grid)
     code, scale, zero = rounding(matrix * scales, group)
     error = error_of((code - zero) * scale / scales - matrix, second_moment)
     if best is None or error < best[0]:
-      best = error, (code, scale / scales, zero)
+      best = error, step / grid
   return best[1]
+
+
+def awq(matrix, second_moment, mean_abs, group, grid):
+  """Code, scale and zero for the best alpha on the grid."""
+  alpha = best_alpha(matrix, second_moment, mean_abs, group, grid)
+  scales = input_scales(mean_abs, alpha)
+  code, scale, zero = rounding(np.asarray(matrix, np.float64) * scales, group)
+  return code, scale / scales, zero

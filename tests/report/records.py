@@ -234,10 +234,11 @@ def make() -> dict[str, Any]:
                     'retain': 80, 'retain_heldout': 80},
           'missing_splits': ['forget_far']},
       'quantizers': {
-          name: {'name': name, 'block': block, 'double_quantization': False,
+          name: {'name': name, 'code_book': f'{name} (some library)',
+                 'block': block, 'double_quantization': False,
                  'skipped': ['embed', 'norms', 'lm_head'],
                  'guaranteed': name == 'nf4'}
-          for name, block in zip(SCHEMES, (64, None))},
+          for name, block in zip(SCHEMES, (64, 128))},
       'config': dataclasses.asdict(config),
       'environment': {
           'mansu_jax': '0.1.0', 'jax': '0.10.2', 'python': '3.13.5',
