@@ -74,10 +74,12 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         config, inputs, quantize, model, found.circuit, unlearned)
   with clock.stage('samples'):
     texts = results.samples(config, inputs, quantize, model, unlearned)
-  record = results.make_record(
-      config=config, inputs=inputs, quantize=quantize, model=model, found=found,
-      evaluator=evaluator, measured=measured, structure=structure,
-      unlearned=unlearned, answers_in_words=texts, stages=clock.stages,
-      training=results.trained(done['history'], kl, crossed))
+  with clock.stage('survival'):
+    record = results.make_record(
+        config=config, inputs=inputs, quantize=quantize, model=model,
+        found=found, evaluator=evaluator, measured=measured,
+        structure=structure, unlearned=unlearned, answers_in_words=texts,
+        stages=clock.stages,
+        training=results.trained(done['history'], kl, crossed))
   report.write(record, root)
   return record

@@ -50,8 +50,8 @@ class Calibrated(NamedTuple):
   Attributes:
     params: decoded weights, in the dtypes of the params that were given;
       embeddings, norms and lm_head are as they were.
-    codes: by leaf name as in `layout.MATRICES`, fields [L, out, in] in torch
-      order; None unless they were asked for. Nine bytes a weight.
+    codes: by leaf name as in `layout.MATRICES`, stacked over layers, in torch
+      order; None unless they were asked for. Little over a byte a weight.
   """
 
   params: types.Params
@@ -121,6 +121,25 @@ def quantize(
   return Calibrated(params | {'layers': layers}, codes or None)
 
 
+def dequantize(params: types.Params, codes: _Codes) -> types.Params:
+  """The params of a quantized model, from the codes that were kept of it.
+
+  Args:
+    params: what was quantized; gives dtypes, and all that has no codes.
+    codes: see `Calibrated`.
+  """
+  flat = tree_paths.flatten(params)
+  return tree_paths.unflatten(flat | {
+      name: _dequantize_leaf(leaf_codes, flat[name], layout.MATRICES[name])
+      for name, leaf_codes in codes.items()})
+
+
+@functools.partial(jax.jit, static_argnames='leaf_layout')
+def _dequantize_leaf(codes, leaf, leaf_layout):
+  return quant_layout.from_rows(
+      affine.decode(codes), leaf_layout, leaf.shape).astype(leaf.dtype)
+
+
 def _check_windows(tokens: np.ndarray, real: np.ndarray) -> None:
   if np.ndim(tokens) != 2 or np.shape(tokens) != np.shape(real):
     raise ValueError(
@@ -164,7 +183,7 @@ class _Layer:
 
   Attributes:
     weights: the layer's params; matrices are replaced as they are quantized.
-    codes: of the matrices quantized so far, [out, in].
+    codes: of the matrices quantized so far.
   """
 
   def __init__(self, config, scheme, weights, real):
@@ -221,9 +240,9 @@ class _Layer:
         jnp.concatenate(rows), _statistics(inputs, self._real),
         foldable=foldable, clippable=jnp.asarray(np.concatenate(clippable)))
     ends = np.cumsum([len(r) for r in rows])[:-1]
-    parts = zip(*(jnp.split(field, ends) for field in codes))
-    for name, part in zip(names, parts):
-      self.codes[name] = affine.AffineCodes(*part)
+    parts = zip(*(jnp.split(x, ends) for x in codes[:3]))
+    for name, (code, scale, zero) in zip(names, parts):
+      self.codes[name] = codes._replace(code=code, scale=scale, zero=zero)
       values = quant_layout.from_rows(
           affine.decode(self.codes[name]), _LAYOUTS[name], flat[name].shape)
       flat[name] = values.astype(flat[name].dtype)

@@ -23,11 +23,17 @@ _LEAST_SPAN = np.float32(2.0**-100)
 
 
 class AffineCodes(NamedTuple):
-  """Codes of a matrix, each field of its shape [batch..., out, in]."""
+  """Codes of a matrix, as checkpoints hold them: little over a byte a weight.
 
-  code: jax.Array  # uint8, 0 to 15
-  scale: jax.Array  # float32, the distance of neighbouring values
-  zero: jax.Array  # float32, the code of value 0, a whole number 0 to 15
+  Leaves may have batch axes before these.
+  """
+
+  code: jax.Array  # uint8 [out, in], 0 to 15
+  scale: jax.Array  # float32 [out, G], the distance of neighbouring values
+  zero: jax.Array  # uint8 [out, G], the code of value 0, 0 to 15
+  group: jax.Array  # int32 [in], which of G groups an input is of
+  # float32 [in], what values are divided by where inputs were scaled; or None.
+  divisor: jax.Array | None = None
 
 
 def fit(values: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
@@ -50,19 +56,40 @@ def encode(values: jax.Array, scale: jax.Array, zero: jax.Array) -> jax.Array:
   return jnp.clip(code, 0, LARGEST).astype(jnp.uint8)
 
 
-def decode(codes: AffineCodes) -> jax.Array:
+def value(code: jax.Array, scale: jax.Array, zero: jax.Array) -> jax.Array:
   """Values (float32) of codes, for any shapes that broadcast."""
-  return (codes.code.astype(jnp.float32) - codes.zero) * codes.scale
+  return (code.astype(jnp.float32) - zero) * scale
+
+
+def spread(codes: AffineCodes) -> tuple[jax.Array, jax.Array]:
+  """Scale and zero point (float32) of each weight, [..., out, in]."""
+  group = codes.group[..., None, :]  # [..., 1, in]
+  pick = lambda x: jnp.take_along_axis(x, group, axis=-1)
+  scale = pick(codes.scale)
+  if codes.divisor is not None:
+    scale = scale / codes.divisor[..., None, :]
+  return scale, pick(codes.zero).astype(jnp.float32)
+
+
+def decode(codes: AffineCodes) -> jax.Array:
+  """Values (float32) [..., out, in] of codes."""
+  return value(codes.code, *spread(codes))
+
+
+def level(codes: AffineCodes) -> jax.Array:
+  """Codes counted from that of value 0, int8 [..., out, in]."""
+  _, zero = spread(codes)
+  return codes.code.astype(jnp.int8) - zero.astype(jnp.int8)
 
 
 def boundaries(codes: AffineCodes) -> tuple[jax.Array, jax.Array]:
-  """Ends (float32) of the interval of each code at its scale.
+  """Ends (float32) [..., out, in] of the interval of each code at its scale.
 
   Infinite outward of an end code. GPTQ chooses codes by more than the weight:
   a weight may lie outside the interval of its own.
   """
-  end = lambda shift: (
-      codes.code.astype(jnp.float32) + shift - codes.zero) * codes.scale
+  scale, zero = spread(codes)
+  end = lambda shift: value(codes.code.astype(jnp.float32) + shift, scale, zero)
   return (jnp.where(codes.code == 0, -jnp.inf, end(-0.5)),
           jnp.where(codes.code == LARGEST, jnp.inf, end(0.5)))
 
@@ -74,12 +101,14 @@ def round_to_nearest(rows: jax.Array, *, group: int = 128) -> AffineCodes:
     rows: weights in torch order.
     group: inputs that share a scale; the last group of a row may be partial.
   """
+  inputs = rows.shape[-1]
   blocks = blockwise.split(rows, group)  # Zeros of padding move no range.
-  scale, zero = fit(blocks, axis=-2)
-  fields = AffineCodes(encode(blocks, scale, zero), scale, zero)
-  join = lambda x: blockwise.join(
-      jnp.broadcast_to(x, blocks.shape), rows.shape[-1])
-  return AffineCodes(*map(join, fields))
+  scale, zero = fit(blocks, axis=-2)  # [..., out, G, 1, 1]
+  flat = lambda x: x[..., 0, 0]
+  return AffineCodes(
+      blockwise.join(encode(blocks, scale, zero), inputs), flat(scale),
+      flat(zero).astype(jnp.uint8), jnp.broadcast_to(
+          jnp.arange(inputs) // group, (*rows.shape[:-2], inputs)))
 
 
 def output_error(error: jax.Array, second_moment: jax.Array) -> jax.Array:

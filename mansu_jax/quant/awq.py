@@ -49,7 +49,7 @@ def awq(
     clipped: bool [out], rows whose weights may be clipped; None: none.
 
   Returns:
-    Codes in the shape of `rows`; their scale is already divided by s.
+    Codes, whose divisor is s.
 
   Raises:
     ValueError: shapes that do not fit, or a group or grid below 1.
@@ -86,7 +86,7 @@ def _quantize_scaled(rows, mean_abs, alpha, group, limit=jnp.inf):
   scales = _input_scales(mean_abs, alpha)
   scaled = jnp.clip(rows * scales, -limit, limit)
   codes = affine.round_to_nearest(scaled, group=group)
-  return codes._replace(scale=codes.scale / scales)
+  return codes._replace(divisor=scales)
 
 
 def _limits(

@@ -45,7 +45,7 @@ def gptq(
       neighbours in that order: AutoGPTQ's `desc_act`.
 
   Returns:
-    Codes in the shape of `rows`; NaN scales where the damped second moment is
+    Codes; NaN scales where the damped second moment is
     not positive definite in float32: raise `damping` or use more inputs.
 
   Raises:
@@ -59,7 +59,7 @@ def gptq(
   codes = _gptq_in_order(
       rows[:, order], second_moment[order][:, order], group, damping)
   back = jnp.argsort(order)
-  return affine.AffineCodes(*(field[:, back] for field in codes))
+  return codes._replace(code=codes.code[:, back], group=codes.group[back])
 
 
 def _gptq_in_order(rows, second_moment, group, damping):
@@ -77,14 +77,15 @@ def _gptq_in_order(rows, second_moment, group, damping):
     start, ahead = at  # ahead [Q, in]: how the group moves what follows.
     cut = functools.partial(
         lax.dynamic_slice_in_dim, start_index=start, slice_size=group)
-    codes, errors = _quantize_group(cut(columns), cut(ahead, axis=1))
-    return columns - _matmul(ahead.T, errors), codes
+    found, errors = _quantize_group(cut(columns), cut(ahead, axis=1))
+    return columns - _matmul(ahead.T, errors), found
 
   starts = jnp.arange(0, len(columns), group)
-  _, codes = lax.scan(
+  _, (code, scale, zero) = lax.scan(
       quantize_group, columns, (starts, factor.reshape(-1, group, len(factor))))
-  join = lambda x: x.reshape(-1, x.shape[-1])[:inputs].T  # [groups, Q, out]
-  return affine.AffineCodes(*map(join, codes))
+  code = code.reshape(-1, code.shape[-1])[:inputs].T  # From [G, Q, out].
+  return affine.AffineCodes(
+      code, scale.T, zero.T.astype(jnp.uint8), jnp.arange(inputs) // group)
 
 
 def _inverse_factor(second_moment: jax.Array, damping: float) -> jax.Array:
@@ -105,17 +106,17 @@ def _inverse_factor(second_moment: jax.Array, damping: float) -> jax.Array:
 def _quantize_group(
     columns: jax.Array,  # [Q, out]
     factor: jax.Array,  # [Q, Q]
-) -> tuple[affine.AffineCodes, jax.Array]:
-  """Codes [Q, out] of one group, and errors [Q, out] over U's diagonal."""
-  scale, zero = affine.fit(columns, axis=0)  # [1, out]
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
+  """Code [Q, out], scale and zero [out] of one group, and errors [Q, out] over
+  U's diagonal."""
+  scale, zero = (x[0] for x in affine.fit(columns, axis=0))
 
   def quantize_column(errors, i):
     column = columns[i] - _matmul(factor[:, i], errors)  # Rows from i are 0.
-    codes = affine.AffineCodes(
-        affine.encode(column, scale[0], zero[0]), scale[0], zero[0])
-    error = (column - affine.decode(codes)) / factor[i, i]
-    return errors.at[i].set(error), codes
+    code = affine.encode(column, scale, zero)
+    error = (column - affine.value(code, scale, zero)) / factor[i, i]
+    return errors.at[i].set(error), code
 
-  errors, codes = lax.scan(
+  errors, code = lax.scan(
       quantize_column, jnp.zeros_like(columns), jnp.arange(len(columns)))
-  return codes, errors
+  return (code, scale, zero), errors

@@ -96,8 +96,8 @@ def survival(
     theta_u: after; same structure and shapes.
     scheme: a scheme or its name.
     layout: a tree like both of `BlockLayout`, None for unquantized leaves.
-    codes: of both, by leaf name with fields [batch..., out, in], from a scheme
-      that needs calibration inputs; None: the scheme makes them.
+    codes: of both, by leaf name with the leaf's batch axes, from a scheme that
+      needs calibration inputs; None: the scheme makes them.
     total_params: what shares are relative to; None: all entries of theta0.
 
   Returns:
@@ -195,7 +195,7 @@ def _compare(before, after, codes, scheme, layout):
   """
   if scheme is None:
     view = lambda c: _View(
-        c.code - c.zero, affine.decode(c), affine.boundaries(c))
+        affine.level(c), affine.decode(c), affine.boundaries(c))
     old, new = map(view, codes)
   else:
     old, new = (_view(leaf, scheme, layout) for leaf in (before, after))

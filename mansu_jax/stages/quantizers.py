@@ -86,20 +86,25 @@ def check_shapes(
 
 
 class Quantizers:
-  """Quantizes params of one shape under each scheme of a run."""
+  """Quantizes params of one shape under each scheme of a run.
+
+  Calibration is slow, so its codes are kept on the host, for as long as this
+  object lives: little over a byte a weight, for each model and scheme.
+  """
 
   def __init__(
       self, config: run_config.RunConfig, inputs: inputs_lib.Inputs,
       model: Any):
     self._config, self._inputs, self._model = config, inputs, model
     self._layout = model_layout.block_layout(model.config)
+    self._kept: list[tuple[Any, types.Params, Any]] = []
 
   def __call__(self, name: str, params: types.Params) -> types.Params:
     """The params as the named scheme stores them, decoded."""
     scheme = quant.find(name)
     if isinstance(scheme, quant.Scheme):
       return quant.fake_quantize(params, scheme, self._layout)
-    return self._calibrated(scheme, params, keep_codes=False).params
+    return calibration.dequantize(params, self._codes(scheme, params))
 
   def survival(
       self, base: types.Params, unlearned: types.Params
@@ -120,9 +125,7 @@ class Quantizers:
   def _survival(self, name, base, unlearned):
     scheme, codes = quant.find(name), None
     if not isinstance(scheme, quant.Scheme):
-      on_host = lambda params: jax.device_get(
-          self._calibrated(scheme, params, keep_codes=True).codes)
-      codes = on_host(base), on_host(unlearned)
+      codes = self._codes(scheme, base), self._codes(scheme, unlearned)
     return survival_lib.survival(
         base, unlearned, scheme, self._layout, codes=codes)
 
@@ -154,10 +157,16 @@ class Quantizers:
              for name, leaf_layout in model_layout.MATRICES.items()}
     return {leaf: name for leaf, name in given.items() if name != scheme.name}
 
-  def _calibrated(self, scheme, params, *, keep_codes):
-    return calibration.quantize(
+  def _codes(self, scheme, params):
+    """Those that calibration makes of these very params, made once."""
+    for kept_scheme, kept_params, codes in self._kept:
+      if kept_scheme == scheme and kept_params is params:
+        return codes
+    codes = jax.device_get(calibration.quantize(
         self._model.config, params, *self._windows, scheme,
-        keep_codes=keep_codes)
+        keep_codes=True).codes)
+    self._kept.append((scheme, params, codes))
+    return codes
 
   @functools.cached_property
   def _windows(self) -> tuple[np.ndarray, np.ndarray]:

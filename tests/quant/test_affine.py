@@ -23,15 +23,18 @@ class AffineTest(parameterized.TestCase):
     got = affine.round_to_nearest(rows, group=group)
     code, scale, zero = calibrated_naive.rounding(rows, group)
     np.testing.assert_array_equal(got.code, code)
-    np.testing.assert_allclose(got.scale, scale, rtol=1e-6)
-    np.testing.assert_array_equal(got.zero, zero)
+    got_scale, got_zero = affine.spread(got)
+    np.testing.assert_allclose(got_scale, scale, rtol=1e-6)
+    np.testing.assert_array_equal(got_zero, zero)
 
   def test_by_hand(self):
     rows = np.array([[-5.0, 10.0, 0.4, 0.6, 0.0, -4.6]], np.float32)
     got = affine.round_to_nearest(rows)
     np.testing.assert_array_equal(got.code, [[0, 15, 5, 6, 5, 0]])
-    np.testing.assert_array_equal(got.scale, np.ones((1, 6)))
-    np.testing.assert_array_equal(got.zero, np.full((1, 6), 5))
+    np.testing.assert_array_equal(got.scale, [[1]])
+    np.testing.assert_array_equal(got.zero, [[5]])
+    np.testing.assert_array_equal(
+        affine.level(got), [[-5, 10, 0, 1, 0, -5]])
 
   @parameterized.parameters(0.03, -0.03, 0.0)
   def test_constant_groups_are_exact(self, value):
@@ -54,7 +57,7 @@ class AffineTest(parameterized.TestCase):
     # The zero point is rounded too: at an end of the range a whole step.
     rows = _weights((8, 256))
     codes = affine.round_to_nearest(rows)
-    error = np.abs(affine.decode(codes) - rows) / codes.scale
+    error = np.abs(affine.decode(codes) - rows) / affine.spread(codes)[0]
     self.assertLess(np.max(error), 1.0)
     inner = (codes.code > 0) & (codes.code < affine.LARGEST)
     self.assertLessEqual(np.max(error[inner]), 0.5 + 1e-5)

@@ -164,8 +164,8 @@ class SurvivalTest(parameterized.TestCase):
     tree = lambda x: {'w': jnp.asarray(x), 'norm': jnp.ones(5)}
     got = survival_lib.survival(
         tree(before), tree(after), 'gptq_g128', _LAYOUT, codes=codes)['total']
-    old, new = ({k: np.asarray(v, np.float64) for k, v in c['w']._asdict(
-        ).items()} for c in codes)
+    old, new = (dict(zip(('code', 'scale', 'zero'), map(
+        np.float64, (c['w'].code, *affine.spread(c['w']))))) for c in codes)
     value = lambda c: (c['code'] - c['zero']) * c['scale']
     edit, left = (after - before).T.astype(float), value(new) - value(old)
     self.assertAlmostEqual(got['moved'] * 389, np.sum(edit != 0))

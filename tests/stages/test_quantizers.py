@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -50,6 +51,19 @@ class QuantizersTest(parameterized.TestCase):
         self.model.config, params, *windows, 'gptq_g128').params
     jax.tree.map(np.testing.assert_array_equal,
                  self.quantize('gptq_g128', params), want)
+
+  def test_calibrates_once_for_the_same_params_and_scheme(self):
+    params = self.model.params
+    other = params | {'embed': params['embed'] * 2}
+    quantize = quantizers.Quantizers(self.config, self.inputs, self.model)
+    with mock.patch.object(
+        calibration, 'quantize', side_effect=calibration.quantize) as made:
+      first = quantize('gptq_g128', params)
+      again = quantize('gptq_g128', params)
+      quantize('gptq_g128', other)
+      quantize.survival(params, other)
+    self.assertEqual(made.call_count, 2)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
 
   def test_calibration_text_is_read_where_it_is_needed(self):
     self.assertNotEmpty(self.inputs.calibration)
