@@ -106,12 +106,12 @@ def quantize(
     keep_codes: whether to return the codes.
 
   Raises:
-    ValueError: an unknown scheme; windows without any token or of other shape
-      than `real`; weights that are not finite; or a second moment that float32
+    ValueError: an unknown scheme; windows without any token, of other shape
+      than `real` or with ids that the model does not know; weights that are not finite; or a second moment that float32
       cannot factor.
   """
   scheme = calibrated.get(scheme)
-  _check_windows(tokens, real)
+  _check_windows(tokens, real, config.vocab_size)
   simulate.check_quantizable(params, layout.block_layout(config))
   layers, codes = _quantize_layers(
       config, scheme, keep_codes, params, jnp.asarray(tokens),
@@ -140,7 +140,8 @@ def _dequantize_leaf(codes, leaf, leaf_layout):
       affine.decode(codes), leaf_layout, leaf.shape).astype(leaf.dtype)
 
 
-def _check_windows(tokens: np.ndarray, real: np.ndarray) -> None:
+def _check_windows(
+    tokens: np.ndarray, real: np.ndarray, vocab_size: int) -> None:
   if np.ndim(tokens) != 2 or np.shape(tokens) != np.shape(real):
     raise ValueError(
         f'Calibration tokens have shape {np.shape(tokens)} and their mask'
@@ -149,6 +150,11 @@ def _check_windows(tokens: np.ndarray, real: np.ndarray) -> None:
     raise ValueError(
         'The calibration windows hold no token: wanted some text that the'
         ' quantized weights shall fit. Give text files.')
+  if np.min(tokens) < 0 or np.max(tokens) >= vocab_size:
+    raise ValueError(
+        f'Calibration tokens run from {np.min(tokens)} to {np.max(tokens)}, but'
+        f' the model knows {vocab_size}: wanted ids below that. Use the'
+        ' tokenizer of the model.')
 
 
 def _check_finite(

@@ -45,6 +45,7 @@ _WORDS = {
     'smollm': _smollm_words,
 }
 _WHOLE_WORDS_FIRST = ('llama-bpe',)  # A word in the vocabulary is one token.
+_NO_VOCABULARY = ('none', 'no_vocab')  # Files of token ids only.
 
 
 def word_rule(fields: Mapping[str, Any]) -> str | None:
@@ -86,7 +87,7 @@ def _without_offsets(node: Any) -> Any:
 
 
 def build(metadata: Mapping[str, Any], where: str) -> Any:
-  """Returns a `transformers.PreTrainedTokenizerFast`.
+  """Returns a `transformers.PreTrainedTokenizerFast`; None: there is none.
 
   Args:
     metadata: the file's keys and values.
@@ -98,6 +99,8 @@ def build(metadata: Mapping[str, Any], where: str) -> Any:
   import transformers  # pylint: disable=g-import-not-at-top
 
   found = ggml_keys(metadata)
+  if found.get('model') in _NO_VOCABULARY:
+    return None
   _check(found, where)
   tokens = found['tokens']
   backend = _byte_level_bpe(found, where)

@@ -15,6 +15,7 @@ import pathlib
 from typing import Any
 
 import gguf
+import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import tree_paths
@@ -26,13 +27,14 @@ from mansu_jax.models import decoder
 from mansu_jax.models import gguf_io
 from mansu_jax.models import gguf_tokenizer
 from mansu_jax.models import layers
+from mansu_jax.quant import leaves
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # Token types.
 
 
 def write(
-    path: pathlib.Path, config: config_lib.ModelConfig, params: types.Params,
-    tokenizer: Any | None) -> str | None:
+    path: str | pathlib.Path, config: config_lib.ModelConfig,
+    params: types.Params, tokenizer: Any | None) -> str | None:
   """Writes a whole file or nothing.
 
   Args:
@@ -46,10 +48,13 @@ def write(
     file holds no vocabulary.
 
   Raises:
-    ValueError: params that do not fit the config.
+    ValueError: params that do not fit the config, or are not finite.
     OSError: the disk is full, or the folder cannot be written.
   """
   tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
+  for name, leaf in tree_paths.flatten(params).items():
+    leaves.check_finite(jnp.asarray(leaf), name, 'Parameter')
+  path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.tmp')
   try:
     words = _write(temporary, config, params, tokenizer)

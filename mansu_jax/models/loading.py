@@ -143,8 +143,8 @@ def _find(name_or_path: str) -> Checkpoint:
 
 
 def _find_directory(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
+  config = hf_io.read_config(path)  # First: of an adapter it says so.
   files = hf_io.weight_files(path)
-  config = hf_io.read_config(path)
   return Checkpoint(
       config=config, tokenizer=hf_io.read_tokenizer(path), kind=kind,
       name=name, files=files, stored=hf_io.stored_dtype(files),

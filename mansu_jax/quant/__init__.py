@@ -2,9 +2,13 @@
 
 Pure array functions: no model is known here. `fake_quantize` gives the weights
 that a quantized model computes with, `code_grid` what the magnitude floor needs
-to know of the quantizer, `survival` how much of an edit is left after it.
+to know of the quantizer, `survival.survival` how much of an edit is left after
+it; `packing` and `gguf_bytes` give the bytes that others store.
 """
 
+from mansu_jax.quant import gguf_bytes
+from mansu_jax.quant import packing
+from mansu_jax.quant import survival
 from mansu_jax.quant.calibrated import CALIBRATED
 from mansu_jax.quant.grids import code_grid
 from mansu_jax.quant.grids import CodeGrid

@@ -10,23 +10,30 @@ import numpy as np
 
 from mansu_jax.quant import gguf_schemes
 from mansu_jax.quant import k_quants
+from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
+from mansu_jax.quant import schemes
 
 
-def to_bytes(rows: jax.Array, scheme: scheme_lib.Scheme) -> np.ndarray:
+def to_bytes(
+    rows: jax.Array, scheme: str | scheme_lib.Scheme) -> np.ndarray:
   """Quantizes a matrix to the bytes that llama.cpp reads.
 
   Args:
     rows: [out, in], floating-point, in torch order.
-    scheme: a GGUF one; for rows of a length that it cannot cut, the one that
+    scheme: a GGUF one or its name; for rows of a length that it cannot cut, the one that
       llama.cpp falls back to is used.
 
   Returns:
     uint8 [out, bytes of a row], as `gguf.quantize` gives.
 
   Raises:
-    ValueError: a scheme that is not of GGUF, or rows that it cannot cut.
+    ValueError: a scheme that is not of GGUF, rows that it cannot cut, or NaN
+      or infinity.
   """
+  scheme = schemes.get(scheme)
+  leaves.check_floating(rows, 'rows', 'Quantization')
+  leaves.check_finite(jnp.asarray(rows), 'rows', 'Weights')
   if not isinstance(scheme, (gguf_schemes.GgufScheme, k_quants.KScheme)):
     raise ValueError(f'{scheme.name} is no format of GGUF files; wanted q4_0,'
                      ' q4_1, q5_0, q8_0, q4_k or q6_k.')

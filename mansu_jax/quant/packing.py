@@ -8,9 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mansu_jax.quant import blockwise
 from mansu_jax.quant import codebook_scheme
+from mansu_jax.quant import leaves
 from mansu_jax.quant import nested
 from mansu_jax.quant import scheme as scheme_lib
+from mansu_jax.quant import schemes
 
 _LEAST_SCALE = 1e-38  # What bitsandbytes stores for a partial block of zeros.
 
@@ -26,15 +29,41 @@ class PackedWeight(NamedTuple):
   nested: nested.NestedScales | None
 
 
-@functools.partial(jax.jit, static_argnames=('scheme',))
 def pack(
-    rows: jax.Array, scheme: codebook_scheme.CodebookScheme) -> PackedWeight:
+    rows: jax.Array, scheme: str | scheme_lib.Scheme) -> PackedWeight:
   """Quantizes a matrix to what bitsandbytes stores of it, bit for bit.
 
   Args:
-    rows: [out, in], floating-point, in torch order.
-    scheme: NF4 or FP4 with any block, doubly quantized or not.
+    rows: [out, in], floating-point, in torch order; `jax.vmap` takes stacks.
+    scheme: NF4 or FP4 with any block, doubly quantized or not, or its name.
+
+  Raises:
+    ValueError: another scheme, what is no matrix, or (outside jit) NaN or
+      infinity.
   """
+  scheme = _codebook(scheme)
+  if jnp.ndim(rows) != 2:
+    raise ValueError(
+        f'The weights have shape {jnp.shape(rows)}; wanted a matrix [out, in].'
+        ' Use jax.vmap for stacks.')
+  leaves.check_floating(rows, 'rows', 'Packing')
+  if leaves.is_concrete(rows):
+    leaves.check_finite(rows, 'rows', 'Weights')
+  return _pack(rows, scheme)
+
+
+def _codebook(
+    scheme: str | scheme_lib.Scheme) -> codebook_scheme.CodebookScheme:
+  found = schemes.get(scheme)
+  if not isinstance(found, codebook_scheme.CodebookScheme):
+    raise ValueError(
+        f'{found.name} is no 4-bit code book of bitsandbytes; wanted nf4 or fp4'
+        ' or a variant such as nf4_b128_dq.')
+  return found
+
+
+@functools.partial(jax.jit, static_argnames='scheme')
+def _pack(rows, scheme):
   blocks = scheme.split(rows.astype(jnp.float32))
   shared = scheme.share(blocks, rows.shape)
   code = scheme.join(scheme.encode_at(blocks, shared), rows.shape).ravel()
@@ -42,17 +71,28 @@ def pack(
   if scheme.double_quant:
     absmax, kept = None, nested.quantize(absmax)
   elif shared.tail is not None:
-    empty = shared.tail[:, 0, 0] & (absmax == 0)
+    # By bits: subnormals compare as zeros.
+    empty = shared.tail[:, 0, 0] & (blockwise.magnitude_bits(absmax) == 0)
     absmax = jnp.where(empty, _LEAST_SCALE, absmax)
-  zero = scheme.encode_at(jnp.zeros([1]), scheme_lib.Shared(jnp.ones([1])))
+  zero = scheme.encode_at(
+      jnp.zeros([1], jnp.float32),
+      scheme_lib.Shared(jnp.ones([1], jnp.float32)))
   return PackedWeight(pack_nibbles(code, zero), absmax, kept)
 
 
-@functools.partial(jax.jit, static_argnames=('scheme', 'shape'))
 def unpack(
-    weight: PackedWeight, scheme: codebook_scheme.CodebookScheme,
+    weight: PackedWeight, scheme: str | scheme_lib.Scheme,
     shape: tuple[int, int]) -> jax.Array:
-  """The decoded matrix, float32 of `shape` [out, in]."""
+  """The decoded matrix, float32 of `shape` [out, in].
+
+  Raises:
+    ValueError: a scheme that `pack` does not take.
+  """
+  return _unpack(weight, _codebook(scheme), tuple(shape))
+
+
+@functools.partial(jax.jit, static_argnames=('scheme', 'shape'))
+def _unpack(weight, scheme, shape):
   code = unpack_nibbles(weight.packed, shape[0] * shape[1]).reshape(shape)
   absmax = (weight.absmax if weight.nested is None
             else nested.dequantize(weight.nested))

@@ -42,7 +42,8 @@ def fake_quantize(
     layout: a tree like `params` of `BlockLayout`; None leaves a leaf alone.
 
   Returns:
-    A tree like `params`, same dtypes.
+    A tree like `params`, same dtypes. Its gradient is zero, as that of a
+    staircase: for a straight-through one take it at the result.
 
   Raises:
     ValueError: an unknown scheme; trees of different structure; a leaf with a
@@ -58,15 +59,17 @@ def fake_quantize(
 
 
 def check_quantizable(
-    params: PyTree, layout: PyTree, scheme: scheme_lib.Scheme | None = None
-) -> None:
+    params: PyTree, layout: PyTree,
+    scheme: str | scheme_lib.Scheme | None = None) -> None:
   """Raises ValueError, naming the leaf, for what cannot be quantized.
 
   Args:
     params: any pytree of weights.
     layout: a tree like it of `BlockLayout` and None.
-    scheme: also checks that it can cut the rows of each leaf.
+    scheme: also checks that it, or the one of this name, can cut the rows of
+      each leaf.
   """
+  scheme = scheme and schemes.get(scheme)
   leaves.check_names(layout, params, 'The layout')
   layouts = leaves.named(layout)
   for name, leaf in leaves.named(params).items():

@@ -83,9 +83,10 @@ def headline(letter: str, entry: Record) -> str:
 
 
 def bound(letter: str, entry: Record) -> str:
-  """The value with the bound that decides; phi's is of its interval."""
+  """The value with the bound that decides; a failure's is its interval's."""
   spec = _PROPERTIES[letter]
-  if spec.side != 'upper' or entry.get('upper') is None:
+  if (spec.side != 'upper' or entry.get('upper') is None
+      or entry.get('passed') is False):
     return headline(letter, entry)
   scheme = f' under {entry["scheme"]}' if entry.get('scheme') else ''
   return (f'{spec.measure} {words.signed(entry["value"])}{scheme}, upper bound'

@@ -124,7 +124,8 @@ def _remarks(name: str, found: Record) -> Iterator[str]:
         f'{words.listing(leaves)} get {other}'
         for other, leaves in kinds.items()) + ', as in llama.cpp.'
   if seen := found.get('calibration'):
-    yield (f'{name} was calibrated on {seen["tokens"]:,} tokens of'
+    yield (f'{name} was calibrated on {seen["tokens"]:,} tokens, in'
+           f' {words.count(seen["windows"], "window")} spread over'
            f' {words.count(seen["documents"], "document")}.')
 
 

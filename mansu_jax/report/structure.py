@@ -41,6 +41,12 @@ def survival(record: Record) -> document.Section:
           ' own direction; the cosine is between the edit as quantized and as'
           ' made.'),
       document.Table(('quantizer', *_SURVIVAL), tuple(rows))]
+  if fitted := [name for name, found in record['quantizers'].items()
+                if not found['holds_scale']]:
+    blocks.append(document.Text(
+        f'The codes of {words.listing(fitted)} are fitted to a block or a matrix'
+        ' as a whole: where one weight moves, others there change their codes'
+        ' too, and are counted.'))
   if leaves:
     blocks.append(document.Table(
         ('quantizer', 'leaf', *_SURVIVAL), tuple(leaves), labels=2))

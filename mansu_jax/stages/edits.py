@@ -174,10 +174,13 @@ def optimizer(
     You et al., Large Batch Training of Convolutional Networks, 2017
     (arXiv 1708.03888)
   """
-  schedule = optax.warmup_cosine_decay_schedule(
-      init_value=0.0, peak_value=options.learning_rate,
-      warmup_steps=int(options.warmup * options.steps),
-      decay_steps=max(options.steps, 2))
+  warmup, steps = int(options.warmup * options.steps), max(options.steps, 2)
+  if warmup:
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0, peak_value=options.learning_rate, warmup_steps=warmup,
+        decay_steps=steps)
+  else:
+    schedule = optax.cosine_decay_schedule(options.learning_rate, steps)
   if options.optimizer == 'lars':
     return optax.lars(schedule, trust_coefficient=1.0, momentum=0.9)
   return optax.adam(schedule)

@@ -139,13 +139,15 @@ class Quantizers:
     """The code book, weights a scale, what stays, what the floor promises."""
     scheme = quant.find(name)
     out = {'name': name} | scheme.description | {
-        'skipped': ['embed', 'norms', 'lm_head'], 'guaranteed': promised}
+        'skipped': ['embed', 'norms', 'lm_head'], 'guaranteed': promised,
+        'holds_scale': scheme.holds_scale}
     if isinstance(scheme, quant.Scheme):
       out['instead'] = self._instead(scheme)
     else:
       out['calibration'] = {
           'documents': len(self._inputs.calibration),
-          'tokens': int(self._windows[1].sum())}
+          'tokens': int(self._windows[1].sum()),
+          'windows': len(self._windows[0])}
     return out
 
   def _instead(self, scheme: quant.Scheme) -> dict[str, str]:

@@ -170,6 +170,14 @@ class CalibrationTest(parameterized.TestCase):
           cfg, tiny.params(cfg, seed), *_windows(cfg), 'gptq_g128')
     self.assertEqual(count(), before + 1)
 
+  def test_ids_that_the_model_does_not_know(self):
+    cfg = tiny.config()
+    tokens, real = _windows(cfg)
+    with self.assertRaisesRegex(ValueError, f'the model knows {tokens.max()}'):
+      calibration.quantize(
+          dataclasses.replace(cfg, vocab_size=int(tokens.max())),
+          tiny.params(cfg), tokens, real, 'gptq_g128')
+
   def test_bad_input(self):
     cfg = tiny.config()
     params, (tokens, real) = tiny.params(cfg), _windows(cfg)

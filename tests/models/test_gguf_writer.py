@@ -35,7 +35,8 @@ class WeightsTest(parameterized.TestCase):
   def test_round_trip(self, changes):
     cfg = tiny.config(**changes)
     weights = tiny.params(cfg)
-    self.assertIsNone(gguf_writer.write(self.path, cfg, weights, None))
+    self.assertIsNone(gguf_writer.write(str(self.path), cfg, weights, None))
+    self.assertIsNone(loading.load(str(self.path)).tokenizer)
     file = gguf_io.open_file(self.path)
     got = gguf_io.read_params(file, cfg, np.float32)
     jax.tree.map(np.testing.assert_array_equal, got, weights)
@@ -78,6 +79,13 @@ class WeightsTest(parameterized.TestCase):
     got = {t.name: t.data for t in file.reader.tensors}['rope_freqs.weight']
     np.testing.assert_allclose(got, want, rtol=1e-6)
     self.assertNotIn('llama.rope.scaling.type', file.metadata)
+
+  def test_weights_that_are_not_finite(self):
+    cfg = tiny.config()
+    weights = tiny.params(cfg)
+    weights['final_norm'] = weights['final_norm'].at[1].set(np.nan)
+    with self.assertRaisesRegex(ValueError, "'final_norm' has 1 non-finite"):
+      gguf_writer.write(self.path, cfg, weights, None)
 
   def test_a_failure_leaves_nothing(self):
     cfg = tiny.config()

@@ -198,14 +198,20 @@ class RefuseTest(parameterized.TestCase):
     self._refused(path, 'pickle checkpoints .*pytorch_model.bin.*refused')
     self._refused(path / 'pytorch_model.bin', 'pickle.*refused')
 
+  def test_an_adapter(self):
+    path = _write(self)
+    (path / 'config.json').rename(path / 'adapter_config.json')
+    self._refused(path, 'holds a PEFT adapter .*merge_and_unload')
+    (path / 'model.safetensors').rename(path / 'adapter_model.safetensors')
+    self._refused(path, 'holds a PEFT adapter .*merge_and_unload')
+
   def test_no_weights_no_config_no_directory(self):
     path = _write(self)
+    weights = path / 'model.safetensors'
+    weights.rename(path / 'other.safetensors')
+    self._refused(path, "neither model.safetensors nor.*other.safetensors")
     (path / 'config.json').rename(path / 'other.json')
     self._refused(path, 'has no config.json')
-    (path / 'adapter_config.json').write_text('{}')
-    self._refused(path, 'holds a PEFT adapter .*merge_and_unload')
-    (path / 'model.safetensors').rename(path / 'other.safetensors')
-    self._refused(path, "neither model.safetensors nor.*other.safetensors")
     self._refused(path / 'nowhere', 'No model at .*nowhere')
     self._refused(path / 'other.json', "ending '.json'")
 

