@@ -13,10 +13,11 @@ corrupted and the clean prompt:
 A positive score helps the clean answer. Key and value heads have a target for
 each query head that reads them; what these add up to is the native one's score.
 
-No array of edges by positions by width exists. All points run through the layers
-once; the way back goes layer by layer, and each layer's targets meet all
-sources below before the next layer's are made. What it costs beside the forward
-and backward passes is one product of sources and targets.
+No array of edges by positions by width exists, nor one of targets. All points
+run through the layers once; the way back goes layer by layer, and each layer's
+targets, averaged over points, meet the sources before the next layer's are
+made. What it costs beside the forward and backward passes is little more than
+one product of sources and targets.
 
 References:
   Syed et al., Attribution Patching Outperforms Automated Circuit Discovery,
@@ -101,15 +102,6 @@ class _Acts(NamedTuple):
   up: Array  # [R, T, F]
 
 
-class _Sources(NamedTuple):
-  """Clean less corrupted output of every source."""
-
-  embedding: Array  # [B, T, D]
-  heads: Array  # [L, B, T, N, H], before W_O
-  mlps: Array  # [L, B, T, D]
-  project: Array  # [L, N, H, D], W_O
-
-
 @functools.partial(jax.jit, static_argnames=('config', 'points'))
 def pair_scores(
     config: model_config.ModelConfig, params: types.Params,
@@ -132,7 +124,7 @@ def pair_scores(
 def _pair_scores(config, params, batch, points):
   # The ends are run for the differences; a point that is an end is one of them.
   runs = [1.0, 0.0] + [f for f in points if f not in (0.0, 1.0)]
-  at = np.array([runs.index(f) for f in points])
+  at = [runs.index(f) for f in points]
   size, length = batch.clean.shape
   start = decoder.embed(params, batch.corrupt).astype(jnp.float32)
   path = decoder.embed(params, batch.clean).astype(jnp.float32) - start
@@ -153,15 +145,30 @@ def _pair_scores(config, params, batch, points):
     hidden = layers_lib.rms_norm(x, params['final_norm'], config.norm_eps)
     return eap_ig.metric(params, hidden, batch)
 
-  sources = _Sources(
-      path, *(y[:, :size] - y[:, size:] for y in (heads, mlps)),
-      params['layers']['attn']['o'].astype(jnp.float32))
-  grads = jax.vmap(jax.grad(lambda x: metric(x).sum()))(final[at])
-  rows = (at[:, None] * size + np.arange(size)).ravel()
+  heads, mlps = (y[:, :size] - y[:, size:] for y in (heads, mlps))
+  heads = jnp.einsum(
+      'LBTNH,LNHD->BLNTD', heads, params['layers']['attn']['o'].astype(
+          jnp.float32))
+  made = jnp.concatenate([heads, jnp.moveaxis(mlps, 1, 0)[:, :, None]], 2)
+  sources = jnp.concatenate(  # [B, S, T, D]
+      [path[:, None], made.reshape(size, -1, *path.shape[1:])], 1)
+  grads = jax.vmap(jax.grad(lambda x: metric(x).sum()))(final[np.array(at)])
+  take = lambda y: _rows(y, at, size)
   edges = _backward(
-      config, params['layers'], grads, acts, rows, sources,
-      tuple(table[rows] for table in rotary), mask[rows])
+      config, params['layers'], grads, acts, take, sources,
+      tuple(map(take, rotary)), take(mask))
   return EdgeScores(edges, metric(final[0]), metric(final[1]))
+
+
+def _rows(y: Array, at: Sequence[int], size: int) -> Array:
+  """The rows of some points, in their order; adjoining ones uncopied."""
+  blocks = y.reshape(-1, size, *y.shape[1:])
+  first, last = at[0], at[-1]
+  if list(at) == list(range(first, last + 1)):
+    blocks = blocks[first:last + 1]
+  else:
+    blocks = blocks[np.asarray(at)]
+  return blocks.reshape(-1, *y.shape[1:])
 
 
 def _forward(config, stacked, x, rotary, mask, ends):
@@ -190,54 +197,83 @@ def _forward(config, stacked, x, rotary, mask, ends):
   return lax.scan(layer, x, stacked)
 
 
-def _backward(config, stacked, grads, acts, rows, sources, rotary, mask):
-  """Scores [B, S, G] from the metric's gradients [P, B, T, D]."""
-  points, size, length, width = grads.shape
-  num_heads, num_layers = config.num_heads, config.num_layers
+def _backward(config, stacked, grads, acts, take, sources, rotary, mask):
+  """Scores [B, S, G] from the metric's gradients [P, B, T, D].
+
+  `take` picks the rows of these points from all that were run.
+  """
+  points, size = grads.shape[:2]
   by_point = lambda y: y.reshape(points, size, *y.shape[1:])
   flat = lambda y: y.reshape(points * size, *y.shape[2:])
-  group = num_heads // config.num_kv_heads
+  group = config.num_heads // config.num_kv_heads
+  real = jnp.asarray(is_edge(config)[:, :-1])
 
   def layer(g, xs):
     weights, kept, number = xs
-    kept = jax.tree.map(lambda y: y[rows], kept)
+    kept = jax.tree.map(take, kept)
     attn, mlp = weights['attn'], weights['mlp']
     back = jnp.einsum('RTD,FD->RTF', flat(g), mlp['down'])
     _, pull = jax.vjp(lambda a, b: nn.silu(a) * b, kept.gate, kept.up)
     gate, up = pull(back)
-    g_mlp = _norm_pull(
+    g_mlp = by_point(_norm_pull(
         kept.middle, weights['mlp_norm'], config.norm_eps,
         jnp.einsum('RTF,DF->RTD', gate, mlp['gate'])
-        + jnp.einsum('RTF,DF->RTD', up, mlp['up']))
-    g = g + by_point(g_mlp)
+        + jnp.einsum('RTF,DF->RTD', up, mlp['up'])))
+    g = g + g_mlp
     back = jnp.einsum('RTD,NHD->RTNH', flat(g), attn['o'])
     each = lambda y: jnp.repeat(y, group, axis=-2)  # Of each query head.
+    inputs = kept.q, each(kept.k), each(kept.v)
     run = lambda q, k, v: layers_lib.attend(
         layers_lib.rotate(q, rotary), layers_lib.rotate(k, rotary), v, mask)
-    _, pull = jax.vjp(run, kept.q, each(kept.k), each(kept.v))
-    inward = jnp.concatenate([attn['q'], each(attn['k']), each(attn['v'])], 1)
-
-    def add_point(total, point):
-      x, backs = point  # [B, T, D], [B, T, 3N, H]
-      target = _norm_pull(
-          x[:, None], weights['attn_norm'], config.norm_eps,
-          jnp.einsum('BTNH,DNH->BNTD', backs, inward))
-      return total + target, target.sum(1)
-
-    targets, g_attn = lax.scan(
-        add_point, jnp.zeros((size, 3 * num_heads, length, width)),
-        (by_point(kept.x), by_point(jnp.concatenate(pull(back), 2))))
-    targets = jnp.concatenate(
-        [targets, by_point(g_mlp).sum(0)[:, None]], 1) / points
-    scores = _meet(config, sources, targets, number)
-    return g + g_attn, _add_own_heads(config, sources, targets, scores, number)
+    targets, g_attn = _attention_targets(
+        by_point(kept.x), weights['attn_norm'], config.norm_eps,
+        *(by_point(jnp.concatenate(some, 2)) for some in (
+            inputs, jax.vjp(run, *inputs)[1](back))),
+        jnp.concatenate([attn['q'], each(attn['k']), each(attn['v'])], 1))
+    targets = jnp.concatenate([targets, g_mlp.mean(0)[:, None]], 1)
+    count = targets.shape[1]
+    below = lax.dynamic_slice_in_dim(real, number * count, count, 1)
+    return g + g_attn, below * _meet(sources, targets)
 
   stacked = jax.tree.map(lambda w: w.astype(jnp.float32), stacked)
   _, scores = lax.scan(
-      layer, grads, (stacked, acts, jnp.arange(num_layers)), reverse=True)
+      layer, grads, (stacked, acts, jnp.arange(config.num_layers)),
+      reverse=True)
   scores = jnp.moveaxis(scores, 0, 2)  # [B, S, L, 3 N + 1]
-  last = _meet(config, sources, grads.mean(0)[:, None], num_layers)
+  last = _meet(sources, grads.mean(0)[:, None])
   return jnp.concatenate([scores.reshape(*scores.shape[:2], -1), last], -1)
+
+
+def _meet(sources: Array, targets: Array) -> Array:
+  """Scores [B, S, t] of sources [B, S, T, D] with targets [B, t, T, D]."""
+  return jnp.einsum('BSTD,BtTD->BSt', sources, targets)
+
+
+def _attention_targets(
+    x: Array,  # [P, B, T, D]
+    scale: Array,  # [D]
+    eps: float,
+    values: Array,  # [P, B, T, 3 N, H]
+    backs: Array,  # [P, B, T, 3 N, H], their cotangents
+    inward: Array,  # [D, 3 N, H]
+) -> tuple[Array, Array]:
+  """Gradients at each input of attention, and all of them together.
+
+  The norm's cotangent is a scaled part along the projection and one along x,
+  whose size the values tell: values are the projection of the scaled x. So
+  points are averaged before anything of width D is made for each input.
+
+  Returns:
+    Means over points [B, 3 N, T, D], and sums over inputs [P, B, T, D].
+  """
+  inverse = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+  along = jnp.sum(values * backs, -1) * (inverse**2 / x.shape[-1])
+  inward = inward * scale[:, None, None]
+  total = jnp.einsum('PBTNH,DNH->PBTD', backs, inward)
+  mean = (backs * inverse[..., None]).mean(0)
+  targets = jnp.einsum('BTNH,DNH->BNTD', mean, inward) - jnp.einsum(
+      'PBTN,PBTD->BNTD', along, x) / len(x)
+  return targets, inverse * total - x * along.sum(-1, keepdims=True)
 
 
 def _norm_pull(x: Array, scale: Array, eps: float, back: Array) -> Array:
@@ -246,42 +282,6 @@ def _norm_pull(x: Array, scale: Array, eps: float, back: Array) -> Array:
   back = back * scale
   along = jnp.mean(x * back, -1, keepdims=True)
   return inverse * back - x * (inverse**3 * along)
-
-
-def _meet(config, sources, targets, below):
-  """Scores [B, S, t] of sources in the layers below with targets [B, t, T, D].
-
-  Sources are made layer by layer: after W_O, heads take N / H times the room.
-  """
-  size, count = targets.shape[:2]
-  heads = config.num_heads
-  scores = jnp.zeros((size, 1 + config.num_layers * (heads + 1), count))
-  first = jnp.einsum('BTD,BtTD->Bt', sources.embedding, targets)
-
-  def add_layer(layer, scores):
-    made = _of_layer(sources, layer)
-    found = jnp.einsum('BuTD,BtTD->But', made, targets)
-    return lax.dynamic_update_slice_in_dim(
-        scores, found, 1 + layer * (heads + 1), 1)
-
-  return lax.fori_loop(0, below, add_layer, scores.at[:, 0].set(first))
-
-
-def _of_layer(sources: _Sources, layer: Array) -> Array:
-  """Clean less corrupted outputs of a layer's heads and MLP, [B, N + 1, T, D].
-  """
-  heads = jnp.einsum(
-      'BTNH,NHD->BNTD', sources.heads[layer], sources.project[layer])
-  return jnp.concatenate([heads, sources.mlps[layer][:, None]], 1)
-
-
-def _add_own_heads(config, sources, targets, scores, layer):
-  """Adds the layer's own heads, which only its MLP reads."""
-  heads = _of_layer(sources, layer)[:, :-1]  # [B, N, T, D]
-  found = jnp.einsum('BuTD,BTD->Bu', heads, targets[:, -1])
-  column = lax.dynamic_update_slice_in_dim(
-      scores[..., -1], found, 1 + layer * (config.num_heads + 1), 1)
-  return scores.at[..., -1].set(column)
 
 
 def score_pairs(
