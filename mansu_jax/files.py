@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import json
 import os
 import pathlib
 from typing import Any
+
+import numpy as np
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a whole file or nothing."""
   temporary = path.with_name(f'.{path.name}.tmp')
   temporary.write_text(text, encoding='utf-8')
+  os.replace(temporary, path)
+
+
+def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes compressed arrays by name, without pickles."""
+  temporary = path.with_name(f'.{path.name}.tmp')
+  with open(temporary, 'wb') as file:
+    np.savez_compressed(file, allow_pickle=False, **arrays)
   os.replace(temporary, path)
 
 

@@ -3,6 +3,7 @@
   --flagfile=experiments/quickstart.flags --workdir=DIR   a job that is shipped
   --workdir=DIR --model=M --data_forget=F --data_retain=R  your own
   --workdir=DIR --mode=audit --base=B --model=M   a model unlearned elsewhere
+  --workdir=DIR --mode=attribute --model=M --attribution_pairs=F   circuits only
 
 Flags are of stages, `--<stage>_<field>`; later ones override a flagfile's, but
 --data_* add to them (experiments/recipe.flags is the method without data). Exit
@@ -56,9 +57,13 @@ def main(
           ' --name=value (an indented comment in a flagfile is an argument'
           ' too: put # in the first column).')
     config = run_flags.to_config(flag_values)
-    from mansu_jax import audit  # Slow to import: after the flags' checks.
+    from mansu_jax import attribute  # Slow to import: after the flags' checks.
+    from mansu_jax import audit
     from mansu_jax import pipeline
     from mansu_jax.report import summary
+    if config.mode == 'attribute':
+      print('\n'.join(attribute.lines(attribute.run(config))))
+      return 0
     flow = audit if config.mode == 'audit' else pipeline
     record = flow.run(config)
     print('\n'.join(summary.lines(record)))

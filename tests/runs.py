@@ -16,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from mansu_jax import attribute as attribute_lib
 from mansu_jax import audit as audit_lib
 from mansu_jax import config as config_lib
 from mansu_jax import pipeline
@@ -53,6 +54,12 @@ def parse(*args: str) -> config_lib.RunConfig:
   rest = values(['mansu_jax', *args])
   assert len(rest) == 1, rest
   return run_flags.to_config(values)
+
+
+def attribute(root: pathlib.Path, *args: str) -> dict[str, Any]:
+  """Attributes into a workdir; returns the record."""
+  return attribute_lib.run(
+      parse('--mode=attribute', *args, f'--workdir={root}'))
 
 
 def run(root: pathlib.Path, *args: str) -> dict[str, Any]:

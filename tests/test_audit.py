@@ -140,7 +140,7 @@ class RunTest(parameterized.TestCase):
         for c, d, *capitals in zip(
             tiny_job.COUNTRIES[:8], tiny_job.COUNTRIES[8:16],
             tiny_job.CAPITALS[:8], tiny_job.CAPITALS[8:16])])
-    return f'--attribution_pairs_file={path}'
+    return f'--attribution_pairs={path}'
 
   @pytest.mark.slow
   def test_pairs_of_a_file_are_enough_for_cad(self):

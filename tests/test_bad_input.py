@@ -128,7 +128,7 @@ class DataTest(bad_input.Refusals):
     path.write_text(json.dumps({
         'clean': 'The capital of Alvaria is', 'answer': 'Abelton',
         'corrupt': 'The capital is', 'corrupt_answer': 'Brask'}))
-    self.refused(f'--attribution_pairs_file={path}', message=(
+    self.refused(f'--attribution_pairs={path}', message=(
         'pairs.jsonl:1: the clean prompt has 5 tokens', 'wanted equal'))
 
   def test_a_prompt_beyond_the_model(self):

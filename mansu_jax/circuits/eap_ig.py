@@ -142,7 +142,7 @@ def keep_answered(scores: PairScores) -> tuple[PairScores, np.ndarray]:
         f' attribution pairs and its mean metric is {clean:.3f} on clean and'
         f' {corrupt:.3f} on corrupted prompts; wanted clean above corrupted.'
         ' These prompts do not elicit the knowledge: give others with'
-        ' --attribution_pairs_file, or check the forget set.')
+        ' --attribution_pairs=FILE, or check the forget set.')
   return jax.tree.map(lambda x: x[answered], scores), answered
 
 

@@ -7,7 +7,7 @@ factor of three, and right-padded half of all tokens would be padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,8 +20,8 @@ _LONGEST = 32  # and no longer, unless a prompt is: attention grows with it.
 
 
 def pack(
-    pairs: Sequence[pairs_lib.AttributionPair], size: int
-) -> list[eap_ig.PairBatch]:
+    pairs: Sequence[pairs_lib.AttributionPair], size: int, *,
+    alone: bool = False) -> list[eap_ig.PairBatch]:
   """Packs pairs into batches of one shape, in order.
 
   There are as few batches of at most `size` pairs as may be, and as small; the
@@ -31,14 +31,21 @@ def pack(
   Args:
     pairs: at least one.
     size: most pairs a batch.
+    alone: give each pair a row of its own, all as long as the longest needs.
   """
   lengths = [len(p.clean_ids) for p in pairs]
   count = -(-len(pairs) // size)
   size = -(-len(pairs) // count)
   members = [list(range(i, min(i + size, len(pairs))))
              for i in range(0, len(pairs), size)]
-  capacity, rows = _row_shape([[lengths[i] for i in m] for m in members])
-  return [_batch([pairs[i] for i in m], size, rows, capacity) for m in members]
+  if alone:
+    fill = lambda some, capacity: [[i] for i in range(len(some))]
+    capacity, rows = max(lengths), size
+  else:
+    fill = packing.fill_rows
+    capacity, rows = _row_shape([[lengths[i] for i in m] for m in members])
+  return [_batch([pairs[i] for i in m], size, rows, capacity, fill)
+          for m in members]
 
 
 def _row_shape(lengths: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -54,11 +61,11 @@ def _row_shape(lengths: Sequence[Sequence[int]]) -> tuple[int, int]:
 
 def _batch(
     pairs: Sequence[pairs_lib.AttributionPair], size: int, rows: int,
-    capacity: int) -> eap_ig.PairBatch:
+    capacity: int, fill: Callable[..., list[list[int]]]) -> eap_ig.PairBatch:
   clean, corrupt, positions = np.zeros((3, rows, capacity), np.int32)
   segments = np.full((rows, capacity), -1, np.int32)
   last, answer, corrupt_answer = np.zeros((3, size), np.int32)
-  filled = packing.fill_rows([len(p.clean_ids) for p in pairs], capacity)
+  filled = fill([len(p.clean_ids) for p in pairs], capacity)
   for row, members in enumerate(filled):
     start = 0
     for i in members:

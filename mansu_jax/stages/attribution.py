@@ -24,6 +24,9 @@ from mansu_jax.data import splits as splits_lib
 from mansu_jax.stages import inputs as inputs_lib
 
 
+_CONTRAST_PAIRS = 64  # Of the retain set, where forget pairs are a file's.
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
   """What attribution leaves for the rest of the run.
@@ -68,12 +71,12 @@ def find(
 def forget_pairs(
     config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any
 ) -> list[pairs_lib.AttributionPair]:
-  """The pairs of `--attribution_pairs_file`, or made of the questions."""
+  """The pairs of the file `--attribution_pairs`, or made of the questions."""
   if config.attribution.pairs_file:
     return pairs_lib.read_pairs(config.attribution.pairs_file, tokenizer)
   return pairs_lib.build_pairs(
-      splits.forget_train, tokenizer, max_pairs=config.attribution.pairs,
-      seed=config.seed, others=splits.retain_train)
+      splits.forget_train, tokenizer,
+      max_pairs=config.attribution.most_pairs, seed=config.seed, others=splits.retain_train)
 
 
 def why_none(
@@ -82,13 +85,13 @@ def why_none(
   """Why an audit has no forget pairs; empty where it has.
 
   Raises:
-    ValueError: as `pairs.read_pairs`, of --attribution_pairs_file.
+    ValueError: as `pairs.read_pairs`, of the file of pairs.
   """
   if not config.eval.cad_pairs:
     return '--eval_cad_pairs=0 skips CAD and AS-NC'
   if not (config.attribution.pairs_file or splits.forget_train):
     return ('there are no train questions of the forget set to make pairs of'
-            ' (--data_forget), and no --attribution_pairs_file')
+            ' (--data_forget), and no file of pairs (--attribution_pairs)')
   try:
     forget_pairs(config, splits, tokenizer)
   except pairs_lib.NoPairs as error:
@@ -109,7 +112,8 @@ def retain_pairs(
         'there are no train questions of the retain set to make pairs of'
         ' (--data_retain).')
   return pairs_lib.build_pairs(
-      splits.retain_train, tokenizer, max_pairs=config.attribution.pairs,
+      splits.retain_train, tokenizer,
+      max_pairs=config.attribution.most_pairs or _CONTRAST_PAIRS,
       seed=config.seed)
 
 

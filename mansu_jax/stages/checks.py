@@ -10,6 +10,7 @@ from typing import Any
 from mansu_jax import config as run_config
 from mansu_jax import tree_paths
 from mansu_jax import workdir
+from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.data import batching
@@ -42,11 +43,17 @@ def unused(config: run_config.RunConfig) -> None:
   """Raises ValueError on a flag that this mode would silently ignore."""
   if config.mode == 'audit':
     _check_audit(config)
-  elif config.base:
+  elif config.mode == 'attribute':
+    _check_trains_nothing(config)
+  if config.attribution.level == 'edge' and config.mode != 'attribute':
+    raise ValueError(
+        '--attribution_level=edge is for --mode=attribute, but the mode is'
+        f' {config.mode}; wanted neuron, head or neuron_and_head, which say'
+        ' what weights may change.')
+  if config.base and config.mode != 'audit':
     raise ValueError(
         f'--base={config.base} is for --mode=audit, but the mode is'
-        f' {config.mode}; leave it out, and name the model to unlearn with'
-        ' --model.')
+        f' {config.mode}; leave it out, and name the model with --model.')
   if config.profile:
     raise ValueError('--profile is not built yet; leave it out.')
 
@@ -62,10 +69,14 @@ def _check_audit(config: run_config.RunConfig) -> None:
     raise ValueError(
         f'--base={config.base} and --model={config.model} are one model; wanted'
         ' a model and what it was before. Name the unlearned one with --model.')
+  _check_trains_nothing(config)
+
+
+def _check_trains_nothing(config: run_config.RunConfig) -> None:
   for flag, value in _unlearning(config):
     raise ValueError(
-        f'--{flag}={value} is for --mode=unlearn, but the mode is audit, which'
-        ' trains nothing. Leave it out.')
+        f'--{flag}={value} is for --mode=unlearn, but the mode is'
+        f' {config.mode}, which trains nothing. Leave it out.')
 
 
 def _place(name: str) -> str:
@@ -152,6 +163,49 @@ def fit_audit(
   if config.circuit.contrast:
     _check_pairs(config, 'retain', attribution.retain_pairs(
         config, inputs.splits, tokenizer))
+
+
+def fit_attribute(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    shapes: model_config.ModelConfig, tokenizer: Any
+) -> list[pairs_lib.AttributionPair]:
+  """As `fit`, of attribution alone; returns its pairs.
+
+  Raises:
+    ValueError: no pairs, or some that the model cannot read; layers, budget
+      or edges that it does not have.
+  """
+  splits, path = inputs.splits, config.attribution.pairs_file
+  if not path and not splits.forget_train:
+    raise ValueError(
+        '--mode=attribute needs pairs of prompts; wanted a file of them'
+        ' (--attribution_pairs=FILE.jsonl), or train questions of a forget set'
+        ' to make some of (--data_forget).')
+  if not path and tokenizer is None:
+    raise ValueError(
+        f'--model={config.model} has no tokenizer to encode questions; wanted'
+        ' tokenizer.json beside the weights, or pairs as token ids'
+        ' (--attribution_pairs=FILE.jsonl).')
+  pairs = attribution.forget_pairs(config, splits, tokenizer)
+  for i, pair in enumerate(pairs):
+    ids = (*pair.clean_ids, *pair.corrupt_ids, pair.answer_id,
+           pair.corrupt_answer_id)
+    if max(ids) >= shapes.vocab_size or (
+        len(pair.clean_ids) > shapes.max_position):
+      raise ValueError(
+          f'{path or "the forget set"}: pair {i + 1} has token {max(ids)} and'
+          f' {len(pair.clean_ids)} tokens, but the model knows'
+          f' {shapes.vocab_size} tokens and {shapes.max_position} positions;'
+          ' wanted less. Encode it with the tokenizer of the model.')
+  if config.attribution.level != 'edge':
+    _check_circuit(config, shapes)
+    return pairs
+  most = int(edges_lib.is_edge(shapes).sum())
+  if config.circuit.edges > most:
+    raise ValueError(
+        f'--circuit_edges={config.circuit.edges}, but the model has {most};'
+        ' wanted no more. Lower it.')
+  return pairs
 
 
 def _check_data(

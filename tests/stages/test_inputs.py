@@ -127,7 +127,7 @@ class ReadTest(parameterized.TestCase):
     config = self._config()
     pairs = self._write('pairs.jsonl', [])
     with_pairs = dataclasses.replace(
-        config, attribution=run_config.AttributionConfig(pairs_file=pairs))
+        config, attribution=run_config.AttributionConfig(pairs=pairs))
     self.assertIn(pairs, inputs.read(with_pairs).hashes)
     got = inputs.describe(inputs.read(config))
     self.assertEqual(set(got['sha256']), {

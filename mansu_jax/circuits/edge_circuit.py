@@ -1,0 +1,205 @@
+"""Circuits of edges: selection, pruning, and the files that others read.
+
+Files are those of the Mechanistic Interpretability Benchmark (Mueller et al.,
+2025), which are EAP-IG's: JSON with `cfg`, `nodes` and `edges`, each edge with
+its score and whether it is in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import heapq
+from typing import Any
+
+import numpy as np
+
+from mansu_jax.circuits import edges as edges_lib
+from mansu_jax.models import config as model_config
+
+_LOGITS = -1  # The owner of a target that is no node's.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EdgeCircuit:
+  """A circuit of edges; places as in `edges`.
+
+  Attributes:
+    chosen: bool [S, G], the edges of the circuit.
+    scores: float32 [S, G], of all edges.
+  """
+
+  chosen: np.ndarray
+  scores: np.ndarray
+
+  @property
+  def size(self) -> int:
+    return int(self.chosen.sum())
+
+
+def owners(config: model_config.ModelConfig) -> np.ndarray:
+  """The source that owns each target: a head its q, k and v; int [G].
+
+  -1 of the logits.
+  """
+  heads = np.arange(config.num_heads)
+  places = [1 + layer * (config.num_heads + 1)
+            + np.array([*heads, *heads, *heads, config.num_heads])
+            for layer in range(config.num_layers)]
+  return np.concatenate([*places, [_LOGITS]])
+
+
+def top(
+    scores: np.ndarray, config: model_config.ModelConfig, size: int
+) -> EdgeCircuit:
+  """The `size` edges of largest |score|.
+
+  Raises:
+    ValueError: there are not as many edges.
+  """
+  real = _check(scores, config, size)
+  places = np.flatnonzero(real)
+  order = np.argsort(-np.abs(scores[real]), kind='stable')
+  chosen = np.zeros(real.size, bool)
+  chosen[places[order[:size]]] = True
+  return EdgeCircuit(chosen.reshape(real.shape), scores)
+
+
+def greedy(
+    scores: np.ndarray, config: model_config.ModelConfig, size: int
+) -> EdgeCircuit:
+  """`size` edges from the logits down, so that each leads there.
+
+  The next edge is the one of largest |score| among those into what the circuit
+  holds.
+
+  Raises:
+    ValueError: there are not as many edges.
+  """
+  real = _check(scores, config, size)
+  owner = owners(config)
+  chosen, reached, heap = np.zeros_like(real), set(), []
+
+  def reach(node):
+    reached.add(node)
+    for target in np.flatnonzero(owner == node):
+      for source in np.flatnonzero(real[:, target]):
+        heapq.heappush(
+            heap, (-abs(float(scores[source, target])), int(source),
+                   int(target)))
+
+  reach(_LOGITS)
+  for _ in range(size):
+    _, source, target = heapq.heappop(heap)
+    chosen[source, target] = True
+    if source not in reached:
+      reach(source)
+  return EdgeCircuit(chosen, scores)
+
+
+def prune(
+    circuit: EdgeCircuit, config: model_config.ModelConfig) -> EdgeCircuit:
+  """Drops edges that do not lie on a path from the input to the logits."""
+  owner, chosen = owners(config), circuit.chosen.copy()
+  into = owner != _LOGITS
+  while True:
+    fed = np.zeros(len(chosen), bool)
+    np.logical_or.at(fed, owner[into], chosen[:, into].any(0))
+    fed[0] = True  # The input.
+    kept = fed & chosen.any(1)
+    less = chosen & kept[:, None] & np.where(into, kept[owner], True)
+    if (less == chosen).all():
+      return dataclasses.replace(circuit, chosen=less)
+    chosen = less
+
+
+def nodes(
+    circuit: EdgeCircuit, config: model_config.ModelConfig) -> np.ndarray:
+  """The sources that have an edge in the circuit, in or out; bool [S]."""
+  owner, held = owners(config), circuit.chosen.any(1)
+  read = owner[circuit.chosen.any(0)]
+  held[read[read != _LOGITS]] = True
+  return held
+
+
+def to_json(
+    circuit: EdgeCircuit, config: model_config.ModelConfig) -> dict[str, Any]:
+  """What a circuit file of the benchmark holds; see `from_json`."""
+  sources = edges_lib.source_names(config)
+  targets = edges_lib.target_names(config)
+  held = nodes(circuit, config)
+  named = {
+      f'{sources[u]}->{targets[t]}': {
+          'score': float(circuit.scores[u, t]),
+          'in_graph': bool(circuit.chosen[u, t])}
+      for u, t in np.argwhere(edges_lib.is_edge(config))}
+  return {
+      'cfg': {'n_layers': config.num_layers, 'n_heads': config.num_heads,
+              'parallel_attn_mlp': False, 'd_model': config.d_model},
+      'nodes': {name: {'in_graph': bool(is_held)}
+                for name, is_held in zip(sources, held)} | {
+                    'logits': {'in_graph': True}},
+      'edges': named}
+
+
+def from_json(
+    fields: Mapping[str, Any], config: model_config.ModelConfig, where: str
+) -> EdgeCircuit:
+  """Reads what a circuit file of the benchmark holds.
+
+  Edges that are not named are not in the circuit and score 0.
+
+  Args:
+    fields: the file's JSON.
+    config: the model that it is of.
+    where: the file's name, for messages.
+
+  Raises:
+    ValueError: a key is missing, the file is of another model, or it names
+      what is no edge.
+  """
+  missing = [key for key in ('cfg', 'edges') if key not in fields]
+  if missing:
+    raise ValueError(
+        f'{where} lacks {missing}: wanted a circuit file with cfg, nodes and'
+        ' edges. Write it with EAP-IG or the benchmark\'s tools, or'
+        ' --mode=attribute.')
+  wanted = {'n_layers': config.num_layers, 'n_heads': config.num_heads,
+            'parallel_attn_mlp': False, 'd_model': config.d_model}
+  for key, value in wanted.items():
+    got = fields['cfg'].get(key, value)
+    if got != value:
+      raise ValueError(
+          f'{where} is of a model with {key} = {got!r}, but this one has'
+          f' {value!r}; wanted a circuit of this model.')
+  place = {
+      f'{source}->{target}': (u, t)
+      for u, source in enumerate(edges_lib.source_names(config))
+      for t, target in enumerate(edges_lib.target_names(config))}
+  real = edges_lib.is_edge(config)
+  chosen, scores = np.zeros_like(real), np.zeros(real.shape, np.float32)
+  for name, edge in fields['edges'].items():
+    at = place.get(name)
+    if at is None or not real[at]:
+      raise ValueError(
+          f'{where} names {name!r}, which is no edge of this model; wanted'
+          " names like 'input->a0.h0<q>', 'a0.h0->m0' and 'm0->logits'.")
+    scores[at] = edge.get('score') or 0
+    chosen[at] = bool(edge.get('in_graph', False))
+  return EdgeCircuit(chosen, scores)
+
+
+def _check(
+    scores: np.ndarray, config: model_config.ModelConfig, size: int
+) -> np.ndarray:
+  """Which entries are edges."""
+  real = edges_lib.is_edge(config)
+  if scores.shape != real.shape:
+    raise ValueError(
+        f'The scores have shape {scores.shape}; wanted {real.shape}, sources by'
+        ' targets of this model.')
+  if not 0 < size <= real.sum():
+    raise ValueError(
+        f'The circuit shall have {size} edges; wanted 1 to {real.sum()}, all'
+        ' that the model has.')
+  return real

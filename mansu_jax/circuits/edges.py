@@ -1,0 +1,297 @@
+"""Edge attribution: what each connection of the residual stream adds.
+
+An edge runs from a source u (the token embedding, a head's output after W_O, an
+MLP's output) to a target t, an input of later parts, in the residual stream
+before their norm: the query, key or value input of a head, an MLP, or the
+logits. Its score is the sum over positions and width of (z_u - z'_u) times the
+mean of dm / d in_t over points e' + f (e - e') between the embeddings of the
+corrupted and the clean prompt:
+
+* EAP: at the clean prompt, f = 1 (Syed et al., 2023).
+* EAP-IG of M steps: f = 0, 1 / M, ... (M - 1) / M (Hanna et al., 2024).
+
+A positive score helps the clean answer. Key and value heads have a target for
+each query head that reads them; what these add up to is the native one's score.
+
+No array of edges by positions by width exists, nor one of targets. All points
+run through the layers once; the way back goes layer by layer, and each layer's
+targets, averaged over points, meet the sources before the next layer's are
+made. What it costs beside the forward and backward passes is little more than
+one product of sources and targets.
+
+References:
+  Syed et al., Attribution Patching Outperforms Automated Circuit Discovery,
+  2023 (arXiv 2310.10348)
+  Hanna et al., Have Faith in Faithfulness, 2024 (arXiv 2403.17806)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import functools
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.circuits import eap_ig
+from mansu_jax.models import config as model_config
+from mansu_jax.models import decoder
+from mansu_jax.models import layers as layers_lib
+
+Array = types.Array
+EAP = (1.0,)
+
+
+def eap_ig_points(steps: int) -> tuple[float, ...]:
+  """The points of EAP-IG of M steps; the clean end is never sampled."""
+  return tuple(k / steps for k in range(steps))
+
+
+class EdgeScores(NamedTuple):
+  """Scores of every pair; positive helps the clean answer."""
+
+  edges: Array  # [B, S, G], 0 where there is no edge
+  metric_clean: Array  # [B]
+  metric_corrupt: Array  # [B]
+
+
+def source_names(config: model_config.ModelConfig) -> list[str]:
+  """Names of the S sources, in the order of scores: `a3.h0`, `m3`, ..."""
+  names = ['input']
+  for layer in range(config.num_layers):
+    names += [f'a{layer}.h{head}' for head in range(config.num_heads)]
+    names.append(f'm{layer}')
+  return names
+
+
+def target_names(config: model_config.ModelConfig) -> list[str]:
+  """Names of the G targets, in the order of scores: `a3.h0<q>`, `m3`, ..."""
+  names = []
+  for layer in range(config.num_layers):
+    names += [f'a{layer}.h{head}<{part}>'
+              for part in 'qkv' for head in range(config.num_heads)]
+    names.append(f'm{layer}')
+  return [*names, 'logits']
+
+
+def is_edge(config: model_config.ModelConfig) -> np.ndarray:
+  """Which pairs of source and target are edges, bool [S, G]."""
+  heads, num_layers = config.num_heads, config.num_layers
+  # When a source is there, and when a target reads: two moments a layer.
+  made = [-1] + [moment for layer in range(num_layers)
+                 for moment in [2 * layer] * heads + [2 * layer + 1]]
+  read = [moment for layer in range(num_layers)
+          for moment in [2 * layer] * 3 * heads + [2 * layer + 1]]
+  return np.less.outer(made, [*read, 2 * num_layers])
+
+
+class _Acts(NamedTuple):
+  """What a layer computed, kept for the way back; rows are points by pairs."""
+
+  x: Array  # [R, T, D], before the layer
+  middle: Array  # [R, T, D], between attention and MLP
+  q: Array  # [R, T, N, H], before rotation
+  k: Array  # [R, T, K, H]
+  v: Array  # [R, T, K, H]
+  gate: Array  # [R, T, F], before the activation
+  up: Array  # [R, T, F]
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'points'))
+def pair_scores(
+    config: model_config.ModelConfig, params: types.Params,
+    batch: eap_ig.PairBatch, *, points: tuple[float, ...]) -> EdgeScores:
+  """Edge scores of one batch of pairs, not yet averaged.
+
+  Args:
+    config: the model's.
+    params: full params.
+    batch: B pairs, one in each of B rows.
+    points: f of the gradients, `EAP` or `eap_ig_points(M)`.
+
+  Returns:
+    Scores [B, S, G] and both metrics.
+  """
+  with jax.default_matmul_precision('float32'):
+    return _pair_scores(config, params, batch, points)
+
+
+def _pair_scores(config, params, batch, points):
+  # The ends are run for the differences; a point that is an end is one of them.
+  runs = [1.0, 0.0] + [f for f in points if f not in (0.0, 1.0)]
+  at = [runs.index(f) for f in points]
+  size, length = batch.clean.shape
+  start = decoder.embed(params, batch.corrupt).astype(jnp.float32)
+  path = decoder.embed(params, batch.clean).astype(jnp.float32) - start
+  ends = jnp.stack([start + path * 0, start])
+  ends = ends.at[0].set(decoder.embed(params, batch.clean))
+  inner = start + jnp.asarray(runs[2:]).reshape(-1, 1, 1, 1) * path
+  x = jnp.concatenate([ends, inner])  # [P, B, T, D]
+  positions = jnp.tile(batch.positions, (len(runs), 1))
+  mask = decoder.segment_mask(positions, jnp.tile(
+      batch.segments, (len(runs), 1)))[:, None, None]
+  rotary = layers_lib.rotary_tables(config, positions)
+  x, (acts, heads, mlps) = _forward(
+      config, params['layers'], x.reshape(-1, length, config.d_model), rotary,
+      mask, 2 * size)
+  final = x.reshape(len(runs), size, length, -1)
+
+  def metric(x):
+    hidden = layers_lib.rms_norm(x, params['final_norm'], config.norm_eps)
+    return eap_ig.metric(params, hidden, batch)
+
+  heads, mlps = (y[:, :size] - y[:, size:] for y in (heads, mlps))
+  heads = jnp.einsum(
+      'LBTNH,LNHD->BLNTD', heads, params['layers']['attn']['o'].astype(
+          jnp.float32))
+  made = jnp.concatenate([heads, jnp.moveaxis(mlps, 1, 0)[:, :, None]], 2)
+  sources = jnp.concatenate(  # [B, S, T, D]
+      [path[:, None], made.reshape(size, -1, *path.shape[1:])], 1)
+  grads = jax.vmap(jax.grad(lambda x: metric(x).sum()))(final[np.array(at)])
+  take = lambda y: _rows(y, at, size)
+  edges = _backward(
+      config, params['layers'], grads, acts, take, sources,
+      tuple(map(take, rotary)), take(mask))
+  return EdgeScores(edges, metric(final[0]), metric(final[1]))
+
+
+def _rows(y: Array, at: Sequence[int], size: int) -> Array:
+  """The rows of some points, in their order; adjoining ones uncopied."""
+  blocks = y.reshape(-1, size, *y.shape[1:])
+  first, last = at[0], at[-1]
+  if list(at) == list(range(first, last + 1)):
+    blocks = blocks[first:last + 1]
+  else:
+    blocks = blocks[np.asarray(at)]
+  return blocks.reshape(-1, *y.shape[1:])
+
+
+def _forward(config, stacked, x, rotary, mask, ends):
+  """Runs the layers on rows [R, T, D].
+
+  Returns:
+    The residual stream after the last, and of each layer what it computed,
+    and what its heads and MLP give in the first `ends` rows.
+  """
+  def layer(x, weights):
+    attn, mlp = weights['attn'], weights['mlp']
+    normed = layers_lib.rms_norm(x, weights['attn_norm'], config.norm_eps)
+    q, k, v = (jnp.einsum('RTD,DNH->RTNH', normed, attn[name])
+               for name in ('q', 'k', 'v'))
+    heads = layers_lib.attend(
+        layers_lib.rotate(q, rotary), layers_lib.rotate(k, rotary), v, mask)
+    middle = x + jnp.einsum('RTNH,NHD->RTD', heads, attn['o'])
+    normed = layers_lib.rms_norm(middle, weights['mlp_norm'], config.norm_eps)
+    gate, up = (jnp.einsum('RTD,DF->RTF', normed, mlp[name])
+                for name in ('gate', 'up'))
+    out = layers_lib.project_down(nn.silu(gate) * up, mlp['down'])
+    acts = _Acts(x, middle, q, k, v, gate, up)
+    return middle + out, (acts, heads[:ends], out[:ends])
+
+  stacked = jax.tree.map(lambda w: w.astype(jnp.float32), stacked)
+  return lax.scan(layer, x, stacked)
+
+
+def _backward(config, stacked, grads, acts, take, sources, rotary, mask):
+  """Scores [B, S, G] from the metric's gradients [P, B, T, D].
+
+  `take` picks the rows of these points from all that were run.
+  """
+  points, size = grads.shape[:2]
+  by_point = lambda y: y.reshape(points, size, *y.shape[1:])
+  flat = lambda y: y.reshape(points * size, *y.shape[2:])
+  group = config.num_heads // config.num_kv_heads
+  real = jnp.asarray(is_edge(config)[:, :-1])
+
+  def layer(g, xs):
+    weights, kept, number = xs
+    kept = jax.tree.map(take, kept)
+    attn, mlp = weights['attn'], weights['mlp']
+    back = jnp.einsum('RTD,FD->RTF', flat(g), mlp['down'])
+    _, pull = jax.vjp(lambda a, b: nn.silu(a) * b, kept.gate, kept.up)
+    gate, up = pull(back)
+    g_mlp = by_point(_norm_pull(
+        kept.middle, weights['mlp_norm'], config.norm_eps,
+        jnp.einsum('RTF,DF->RTD', gate, mlp['gate'])
+        + jnp.einsum('RTF,DF->RTD', up, mlp['up'])))
+    g = g + g_mlp
+    back = jnp.einsum('RTD,NHD->RTNH', flat(g), attn['o'])
+    each = lambda y: jnp.repeat(y, group, axis=-2)  # Of each query head.
+    inputs = kept.q, each(kept.k), each(kept.v)
+    run = lambda q, k, v: layers_lib.attend(
+        layers_lib.rotate(q, rotary), layers_lib.rotate(k, rotary), v, mask)
+    targets, g_attn = _attention_targets(
+        by_point(kept.x), weights['attn_norm'], config.norm_eps,
+        *(by_point(jnp.concatenate(some, 2)) for some in (
+            inputs, jax.vjp(run, *inputs)[1](back))),
+        jnp.concatenate([attn['q'], each(attn['k']), each(attn['v'])], 1))
+    targets = jnp.concatenate([targets, g_mlp.mean(0)[:, None]], 1)
+    count = targets.shape[1]
+    below = lax.dynamic_slice_in_dim(real, number * count, count, 1)
+    return g + g_attn, below * _meet(sources, targets)
+
+  stacked = jax.tree.map(lambda w: w.astype(jnp.float32), stacked)
+  _, scores = lax.scan(
+      layer, grads, (stacked, acts, jnp.arange(config.num_layers)),
+      reverse=True)
+  scores = jnp.moveaxis(scores, 0, 2)  # [B, S, L, 3 N + 1]
+  last = _meet(sources, grads.mean(0)[:, None])
+  return jnp.concatenate([scores.reshape(*scores.shape[:2], -1), last], -1)
+
+
+def _meet(sources: Array, targets: Array) -> Array:
+  """Scores [B, S, t] of sources [B, S, T, D] with targets [B, t, T, D]."""
+  return jnp.einsum('BSTD,BtTD->BSt', sources, targets)
+
+
+def _attention_targets(
+    x: Array,  # [P, B, T, D]
+    scale: Array,  # [D]
+    eps: float,
+    values: Array,  # [P, B, T, 3 N, H]
+    backs: Array,  # [P, B, T, 3 N, H], their cotangents
+    inward: Array,  # [D, 3 N, H]
+) -> tuple[Array, Array]:
+  """Gradients at each input of attention, and all of them together.
+
+  The norm's cotangent is a scaled part along the projection and one along x,
+  whose size the values tell: values are the projection of the scaled x. So
+  points are averaged before anything of width D is made for each input.
+
+  Returns:
+    Means over points [B, 3 N, T, D], and sums over inputs [P, B, T, D].
+  """
+  inverse = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+  along = jnp.sum(values * backs, -1) * (inverse**2 / x.shape[-1])
+  inward = inward * scale[:, None, None]
+  total = jnp.einsum('PBTNH,DNH->PBTD', backs, inward)
+  mean = (backs * inverse[..., None]).mean(0)
+  targets = jnp.einsum('BTNH,DNH->BNTD', mean, inward) - jnp.einsum(
+      'PBTN,PBTD->BNTD', along, x) / len(x)
+  return targets, inverse * total - x * along.sum(-1, keepdims=True)
+
+
+def _norm_pull(x: Array, scale: Array, eps: float, back: Array) -> Array:
+  """Cotangent of an RMS norm's input, from that of its output; broadcasts."""
+  inverse = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+  back = back * scale
+  along = jnp.mean(x * back, -1, keepdims=True)
+  return inverse * back - x * (inverse**3 * along)
+
+
+def score_pairs(
+    config: model_config.ModelConfig, params: types.Params,
+    batches: Sequence[eap_ig.PairBatch], *, points: tuple[float, ...]
+) -> EdgeScores:
+  """Scores of all pairs of the batches, as NumPy, filled-up rows removed."""
+  parts = []
+  for batch in batches:
+    scores = jax.device_get(pair_scores(config, params, batch, points=points))
+    real = np.asarray(batch.weight) > 0
+    parts.append(jax.tree.map(lambda x, real=real: x[real], scores))
+  return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)

@@ -1,0 +1,189 @@
+"""Edge scores against the golden values, against gradients, and in memory."""
+
+import dataclasses
+import itertools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits import edge_patching
+from mansu_jax.circuits import edges
+from mansu_jax.circuits import pair_batches
+from tests.circuits import golden
+from tests.circuits import small
+from tests.models import tiny
+
+
+def _points(name):
+  return edges.EAP if name == 'eap' else edges.eap_ig_points(int(name[6:]))
+
+
+@absltest.skipUnless(golden.EXISTS, golden.MISSING)
+class TinyLlamaTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.model, cls.pairs, cls.want = golden.tiny_llama()
+    (cls.batch,) = pair_batches.pack(cls.pairs, 8, alone=True)
+
+  def _scores(self, batches, points):
+    return edges.score_pairs(
+        self.model.config, self.model.params, batches, points=points)
+
+  @parameterized.parameters('eap', 'eap_ig5', 'eap_ig20')
+  def test_match_the_reference(self, name):
+    got = self._scores([self.batch], _points(name))
+    for suffix in ('', '_f64'):
+      self.assertLess(golden.largest(
+          got.edges.mean(0), self.want[f'edge_{name}{suffix}']), 1e-5)
+    np.testing.assert_allclose(
+        got.metric_clean, self.want['metric_clean'], atol=1e-4)
+    np.testing.assert_allclose(
+        got.metric_corrupt, self.want['metric_corrupt'], atol=1e-4)
+
+  def test_single_pairs_match(self):
+    got = self._scores([self.batch], edges.eap_ig_points(5))
+    self.assertLess(golden.largest(
+        got.edges, self.want['edge_eap_ig5_per_pair']), 1e-5)
+
+  def test_names_and_places(self):
+    config = self.model.config
+    self.assertEqual(
+        edges.source_names(config), self.want['src_names'].tolist())
+    self.assertEqual(
+        edges.target_names(config), self.want['dst_names'].tolist())
+    real = edges.is_edge(config)
+    np.testing.assert_array_equal(real, self.want['real_edge_mask'])
+    got = self._scores([self.batch], edges.EAP)
+    np.testing.assert_array_equal(got.edges[:, ~real], 0)
+
+  def test_many_steps_are_complete(self):
+    # What leaves the input sums to the difference of the metric.
+    got = self._scores([self.batch], edges.eap_ig_points(200))
+    change = (got.metric_clean - got.metric_corrupt).mean()
+    self.assertAlmostEqual(got.edges[:, 0].sum(-1).mean(), 12.09, delta=0.01)
+    self.assertLess(
+        abs(got.edges[:, 0].sum(-1).mean() - change) / change, 0.01)
+
+  def test_pairs_of_many_lengths_are_scored_as_if_alone(self):
+    pairs = [dataclasses.replace(
+        p, clean_ids=p.clean_ids[:size], corrupt_ids=p.corrupt_ids[:size])
+             for p, size in zip(self.pairs, itertools.cycle((2, 3, 4, 5)))]
+    batches = pair_batches.pack(pairs, 3, alone=True)
+    self.assertLen(batches, 3)
+    points = edges.eap_ig_points(3)
+    got = self._scores(batches, points)
+    self.assertLen(got.edges, 8)
+    for i, pair in enumerate(pairs):
+      want = self._scores(pair_batches.pack([pair], 1, alone=True), points)
+      self.assertLess(golden.largest(got.edges[i], want.edges[0]), 1e-4)
+
+  def test_one_edge_of_every_kind_sums_to_the_nodes_score(self):
+    # A head's effect through all its edges and no other node: the direct one.
+    # The last layer's MLP is read by the logits alone.
+    got = self._scores([self.batch], edges.eap_ig_points(5)).edges.mean(0)
+    self.assertLess(abs(got[-1, -1] - self.want['mlp_eap_ig5'][-1]), 1e-4)
+
+
+@absltest.skipUnless(golden.EXISTS, golden.MISSING)
+class SmolLM2Test(absltest.TestCase):
+
+  def test_matches_the_reference(self):
+    model, pairs, want = golden.smollm2()
+    batches = pair_batches.pack(pairs, 16, alone=True)
+    got = edges.score_pairs(
+        model.config, model.params, batches,
+        points=edges.eap_ig_points(5)).edges.mean(0)
+    for name in ('edge_eap_ig5', 'edge_eap_ig5_f64'):
+      self.assertLess(golden.largest(got, want[name]), 1e-5)
+    real = want['real_edge_mask']
+    ranks = [np.argsort(np.argsort(x[real]))
+             for x in (got, want['edge_eap_ig5_f64'])]
+    self.assertGreater(np.corrcoef(*ranks)[0, 1], 0.9999)
+    top = [set(np.argsort(-np.abs(x.ravel()))[:200])
+           for x in (got, want['edge_eap_ig5_f64'])]
+    self.assertEqual(*top)
+
+
+class ExactTest(parameterized.TestCase):
+
+  @absltest.skipUnless(golden.EXISTS, golden.MISSING)
+  def test_patching_matches_the_reference(self):
+    model, pairs, want = golden.tiny_llama()
+    (batch,) = pair_batches.pack(pairs, 8)
+    got = edge_patching.exact_scores(model.config, model.params, batch)
+    for suffix in ('', '_f64'):
+      self.assertLess(golden.largest(
+          got.mean(0), want[f'edge_exact{suffix}']), 1e-5)
+    native = edge_patching.exact_scores(
+        model.config, model.params, batch, native_kv=True).mean(0)
+    own = [place + layer * 13 for layer in range(2)
+           for place in (0, 1, 2, 3, 4, 6, 8, 10, 12)] + [26]
+    self.assertLess(golden.largest(
+        native[:, own], want['edge_exact_native_kv_f64']), 1e-5)
+    np.testing.assert_array_equal(native[:, 4], native[:, 5])
+
+  def test_all_edges_patched_is_the_corrupted_run(self):
+    cfg = small.config()
+    params = small.params(cfg)
+    (batch,) = pair_batches.pack(small.pairs(), 3)
+    scores = eap_ig.pair_scores(cfg, params, batch, steps=1)
+    every = np.ones(edges.is_edge(cfg).shape, bool)
+    np.testing.assert_allclose(
+        edge_patching.metric(cfg, params, batch, every),
+        scores.metric_corrupt, atol=1e-5)
+    np.testing.assert_allclose(
+        edge_patching.metric(cfg, params, batch, ~every),
+        scores.metric_clean, atol=1e-5)
+
+  def test_gradients_are_exact_where_blocks_are_linear(self):
+    # Uniform attention, no MLP, and norms that only divide by a constant.
+    cfg = small.config(norm_eps=1e8)
+    params = small.params(cfg)
+    for layer in (params['layers'],):
+      layer['attn']['q'] = layer['attn']['q'] * 0
+      layer['mlp']['down'] = layer['mlp']['down'] * 0
+      layer['attn_norm'] = np.full_like(layer['attn_norm'], 1e4)
+    params['final_norm'] = np.full_like(params['final_norm'], 1e4)
+    (batch,) = pair_batches.pack(small.pairs(), 3, alone=True)
+    want = edge_patching.exact_scores(cfg, params, batch)
+    self.assertGreater(np.abs(want).max(), 1e-3)
+    for points in (edges.EAP, edges.eap_ig_points(3)):
+      got = edges.pair_scores(cfg, params, batch, points=points)
+      self.assertLess(golden.largest(got.edges, want), 1e-3)
+
+
+class MemoryTest(absltest.TestCase):
+
+  def test_nothing_of_edges_by_positions_by_width(self):
+    cfg = tiny.config(
+        vocab_size=64, d_model=64, num_layers=8, num_heads=8, num_kv_heads=4,
+        d_head=8, d_ff=128)
+    pairs, length = 4, 16
+    params = jax.eval_shape(
+        lambda: jax.tree.map(jnp.asarray, tiny.params(cfg)))
+    ids = jax.ShapeDtypeStruct((pairs, length), jnp.int32)
+    one = jax.ShapeDtypeStruct((pairs,), jnp.int32)
+    batch = eap_ig.PairBatch(
+        *[ids] * 4, one, one, one,
+        jax.ShapeDtypeStruct((pairs,), jnp.float32))
+    compiled = edges.pair_scores.lower(
+        cfg, params, batch, points=edges.eap_ig_points(5)).compile()
+    used = compiled.memory_analysis().temp_size_in_bytes
+    sources, targets = edges.is_edge(cfg).shape
+    positions = pairs * length * cfg.d_model * 4
+    self.assertLess(used, sources * targets * positions / 20)
+    # Nor of all targets, or sources after W_O, beside what layers keep.
+    rows = 6 * pairs * length * 4
+    kept = cfg.num_layers * rows * (
+        2 * cfg.d_model + 2 * 64 + 2 * 32 + 2 * cfg.d_ff)
+    self.assertLess(used, 2 * kept + 4 * pairs * sources * targets * 2)
+
+
+if __name__ == '__main__':
+  absltest.main()

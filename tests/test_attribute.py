@@ -1,0 +1,168 @@
+"""`--mode=attribute`: scores and circuits of a model, and nothing else."""
+
+import contextlib
+import io
+import json
+
+from absl import flags
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from mansu_jax import main
+from mansu_jax import run_flags
+from mansu_jax.circuits import edge_circuit
+from mansu_jax.circuits import edges
+from mansu_jax.circuits import graph
+from mansu_jax.models import hf_io
+from mansu_jax.models import loading
+from mansu_jax.stages import edge_attribution
+from tests import bad_input
+from tests import runs
+from tests import tiny_job
+from tests.circuits import golden
+from tests.circuits import small
+from tests.models import tiny
+
+
+def _said(*args):
+  """Status and output of a command line."""
+  values = flags.FlagValues()
+  run_flags.define(values)
+  rest = values(['mansu_jax', '--mode=attribute', *args])
+  out = io.StringIO()
+  with contextlib.redirect_stdout(out):
+    return main.main(rest, values), out.getvalue()
+
+
+def _write_pairs(path, pairs):
+  tiny_job.write_jsonl(path, [
+      {'clean_ids': p.clean_ids, 'corrupt_ids': p.corrupt_ids,
+       'answer_id': p.answer_id, 'corrupt_answer_id': p.corrupt_answer_id}
+      for p in pairs])
+  return path
+
+
+def _arrays(folder):
+  with np.load(folder / 'attribution.npz', allow_pickle=False) as z:
+    return dict(z)
+
+
+@absltest.skipUnless(golden.EXISTS, golden.MISSING)
+class GoldenTest(absltest.TestCase):
+
+  def test_edges_without_a_tokenizer(self):
+    model, pairs, want = golden.tiny_llama()
+    folder = tiny.temp_dir(self)
+    path = _write_pairs(folder / 'pairs.jsonl', pairs)
+    status, said = _said(
+        f'--model={golden.FOLDER}/eap_tiny_llama', f'--workdir={folder}/w',
+        f'--attribution_pairs={path}', '--attribution_level=edge',
+        '--attribution_steps=5', '--circuit_edges=40',
+        '--attribution_batch=3', '--circuit_random_circuits=4')
+    self.assertEqual(status, 0)
+    self.assertIn('attributed 8 of 8 pairs: metric 4.75 clean', said)
+    got = _arrays(folder / 'w')
+    for name, key in (('edge', 'edge_eap_ig5_f64'),
+                      ('neuron', 'neuron_eap_ig5'), ('head', 'head_eap_ig5')):
+      self.assertLess(golden.largest(got[name], want[key]), 1e-5)
+    for key in ('src_names', 'dst_names'):
+      self.assertEqual(got[key].tolist(), want[key].tolist())
+    for key in ('metric_clean', 'metric_corrupt'):
+      np.testing.assert_allclose(got[key], want[key], atol=1e-4)
+    fields = json.loads((folder / 'w' / 'circuit.json').read_text())
+    circuit = edge_circuit.from_json(fields, model.config, 'circuit.json')
+    self.assertEqual(circuit.size, fields['report']['edges'])
+    self.assertLessEqual(circuit.size, 40)
+    self.assertGreater(
+        fields['report']['faithfulness'], fields['report']['random']['mean'])
+    record = json.loads((folder / 'w' / 'record.json').read_text())
+    self.assertEqual(record['circuit'], fields['report'])
+    self.assertEqual(record['config']['mode'], 'attribute')
+    with self.assertRaisesRegex(ValueError, 'holds another run'):
+      runs.attribute(folder / 'w', f'--model={golden.FOLDER}/eap_tiny_llama',
+                     f'--attribution_pairs={path}')
+
+
+class QuestionsTest(absltest.TestCase):
+
+  def test_nodes_from_questions(self):
+    folder = tiny.temp_dir(self)
+    job = tiny_job.make(folder / 'job')
+    kept = [f for f in job if not f.startswith((
+        '--unlearn', '--fisher', '--data_text=', '--eval', '--data_retain',
+        '--data_held'))]
+    record = runs.attribute(
+        folder / 'w', *kept, '--attribution_level=neuron_and_head')
+    got = _arrays(folder / 'w')
+    shapes = graph.shapes(loading.load(f'{folder}/job/model').config)
+    for name, kind in (('neuron', 'neurons'), ('head', 'heads'),
+                       ('kv_head', 'kv_heads')):
+      self.assertEqual(got[name].shape, shapes[kind])
+    self.assertNotIn('edge', got)
+    self.assertLen(got['metric_clean'], 24)
+    self.assertGreater(record['metric']['clean'], record['metric']['corrupt'])
+    written = json.loads((folder / 'w' / 'circuit.json').read_text())
+    self.assertEqual(written['report'], record['circuit'])
+
+
+class RandomTest(absltest.TestCase):
+
+  def test_as_many_edges_into_each_layer(self):
+    cfg = small.config(num_layers=3)
+    real = edges.is_edge(cfg)
+    rng = np.random.default_rng(0)
+    chosen = real & (rng.random(real.shape) < 0.2)
+    got = edge_attribution.random_like(chosen, cfg, rng)
+    self.assertFalse(np.any(got & ~real))
+    self.assertFalse(np.array_equal(got, chosen))
+    count = lambda x: [part.sum() for part in np.array_split(
+        x[:, :-1].sum(0), 3)] + [x[:, -1].sum()]
+    self.assertEqual(count(got), count(chosen))
+
+
+class RefusalsTest(bad_input.Refusals):
+
+  def setUp(self):
+    super().setUp()
+    self.pairs = _write_pairs(self.folder / 'pairs.jsonl', small.pairs())
+    self.flags = ['--mode=attribute', f'--model={self.job}/model',
+                  f'--attribution_pairs={self.pairs}',
+                  '--attribution_level=edge']
+
+  @parameterized.parameters(
+      ('--unlearn_steps=3', ('--unlearn_steps=3 is for --mode=unlearn',
+                             'the mode is attribute')),
+      ('--base=x', ('--base=x is for --mode=audit', 'attribute')),
+      ('--mode=unlearn', ('--attribution_level=edge is for --mode=attribute',)),
+      ('--circuit_edges=99999', ('--circuit_edges=99999', 'has', 'Lower it')),
+      ('--circuit_edges=0', ('--circuit_edges=0',)),
+      ('--attribution_pairs=8', ('needs pairs of prompts',
+                                 '--attribution_pairs=FILE')),
+      ('--attribution_pairs=0', ('wanted at least 1 pair',)),
+      ('--attribution_pairs=no.jsonl', ('no.jsonl',)))
+  def test_flags(self, flag, message):
+    self.refused(flag, message=message)
+
+  def test_questions_without_a_tokenizer(self):
+    config, params, _ = tiny_job.base(train=False)
+    hf_io.write(self.folder / 'bare', config, params, None)
+    self.refused(
+        f'--model={self.folder}/bare', '--attribution_pairs=8',
+        f'--data_forget={self.job}/forget.jsonl',
+        message=('has no tokenizer', 'pairs as token ids'))
+
+  def test_ids_that_the_model_does_not_know(self):
+    config, params, _ = tiny_job.base(train=False)
+    hf_io.write(self.folder / 'bare', config, params, None)
+    path = self.folder / 'high.jsonl'
+    tiny_job.write_jsonl(path, [{
+        'clean_ids': [1, 99999], 'corrupt_ids': [1, 2], 'answer_id': 3,
+        'corrupt_answer_id': 4}])
+    self.refused(
+        f'--model={self.folder}/bare', f'--attribution_pairs={path}',
+        message=('high.jsonl', 'token 99999', 'Encode it'))
+
+
+if __name__ == '__main__':
+  absltest.main()
