@@ -85,8 +85,8 @@ class AttributionConfig:
       ' them.', ('neuron', 'head', 'neuron_and_head', 'edge'))
   steps: int = _field(5, 'Integrated-gradient steps M.')
   pairs: str = _field(
-      '64', 'How many clean/corrupted prompt pairs to make of the forget set (as'
-      ' many as there are, if fewer); or a JSONL file of pairs.')
+      '64', 'How many clean/corrupted prompt pairs to make of the forget set,'
+      ' as many as there are, if fewer; or a JSONL file of pairs.')
   batch: int = _field(16, 'Pairs in one batch.')
 
   def __post_init__(self):

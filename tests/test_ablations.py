@@ -174,7 +174,8 @@ class AblationTest(parameterized.TestCase):
     found = inputs.read(config)
     measured = evaluation.measure_all(
         config, evaluation.Evaluator(config, found, model),
-        quantizers.Quantizers(config, found, model), model, loading.load(root / 'model').params)
+        quantizers.Quantizers(config, found, model), model,
+        loading.load(root / 'model').params)
     for precision in ('fp', 'nf4'):
       texts = measured['unlearned', precision].texts
       self.assertEqual(
@@ -205,7 +206,8 @@ class AblationTest(parameterized.TestCase):
     self.assertEqual(
         set(record['quantizers']['q4_k']['instead'].values()), {'q5_0'})
     report = (root / 'report.md').read_text()
-    for text in ('q4_k cannot cut the rows', '| gptq_g128 | GPTQ', 'awq_g128 was calibrated on',
+    for text in ('q4_k cannot cut the rows', '| gptq_g128 | GPTQ',
+                 'awq_g128 was calibrated on',
                  '| nf4_b128_dq | NF4 (bitsandbytes) | 128 | yes |'):
       self.assertIn(text, report)
 

@@ -74,7 +74,8 @@ class ModelTest(bad_input.Refusals):
       (dict(vocab_size=10**15), 'vocab_size = 10{15}', 'below 2147483648'),
       (dict(vocab_size=True), 'vocab_size = True', 'expected int'),
       (dict(num_attention_heads=0), 'num_attention_heads = 0', 'positive'),
-      (dict(eos_token_id=[2, 'a']), r"eos_token_id = \[2, 'a'\]", 'expected int'))
+      (dict(eos_token_id=[2, 'a']), r"eos_token_id = \[2, 'a'\]",
+       'expected int'))
   def test_a_config_field_that_is_no_such_number(self, changes, *message):
     self._change_config(**changes)
     self._refused_model(*message, 'Correct the')

@@ -1,4 +1,4 @@
-"""The deployment check without any engine: plan, answers, comparison, tables."""
+"""The deployment check without an engine: plan, answers, comparison, tables."""
 
 from absl.testing import absltest
 from absl.testing import parameterized

@@ -4,8 +4,8 @@
 
 All contenders do the same in one process, in turn and several rounds, on the
 same float32 weights: a plain copy of the bytes; ours, as the simulator does it
-(weights as they lie in memory, input-first) and through packed codes; bitsandbytes, torchao and qwix where they
-are installed (`pip install bitsandbytes torchao qwix`). The fastest round
+(weights as they lie in memory, input-first) and through packed codes;
+bitsandbytes, torchao and qwix where they are installed (`pip install bitsandbytes torchao qwix`). The fastest round
 counts, and the median is printed beside it. The table says how much memory our
 programs hold beside input and output, and the copy's time is a bound that no
 quantizer can pass.

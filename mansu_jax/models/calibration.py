@@ -107,8 +107,8 @@ def quantize(
 
   Raises:
     ValueError: an unknown scheme; windows without any token, of other shape
-      than `real` or with ids that the model does not know; weights that are not finite; or a second moment that float32
-      cannot factor.
+      than `real` or with ids that the model does not know; weights that are
+      not finite; or a second moment that float32 cannot factor.
   """
   scheme = calibrated.get(scheme)
   _check_windows(tokens, real, config.vocab_size)

@@ -21,8 +21,8 @@ def to_bytes(
 
   Args:
     rows: [out, in], floating-point, in torch order.
-    scheme: a GGUF one or its name; for rows of a length that it cannot cut, the one that
-      llama.cpp falls back to is used.
+    scheme: a GGUF one or its name; for rows of a length that it cannot cut,
+      the one that llama.cpp falls back to is used.
 
   Returns:
     uint8 [out, bytes of a row], as `gguf.quantize` gives.

@@ -258,7 +258,8 @@ def _statistics(tally: _Tally, total_params: int) -> dict[str, Any]:
       'median_ratio': tally.ratios.median,
       'carried': carried,
       'cosine': both / np.sqrt(left * edit) if has_direction else None,
-      'histogram': tally.ratios.histogram.tolist()} | _by_layer(tally, total_params)
+      'histogram': tally.ratios.histogram.tolist(),
+      **_by_layer(tally, total_params)}
 
 
 def _by_layer(tally: _Tally, total_params: int) -> dict[str, Any]:

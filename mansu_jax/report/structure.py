@@ -44,8 +44,8 @@ def survival(record: Record) -> document.Section:
   if fitted := [name for name, found in record['quantizers'].items()
                 if not found['holds_scale']]:
     blocks.append(document.Text(
-        f'The codes of {words.listing(fitted)} are fitted to a block or a matrix'
-        ' as a whole: where one weight moves, others there change their codes'
+        f'The codes of {words.listing(fitted)} are fitted to a block or a'
+        ' matrix as a whole: where one weight moves, others there change their codes'
         ' too, and are counted.'))
   if leaves:
     blocks.append(document.Table(

@@ -76,7 +76,8 @@ def forget_pairs(
     return pairs_lib.read_pairs(config.attribution.pairs_file, tokenizer)
   return pairs_lib.build_pairs(
       splits.forget_train, tokenizer,
-      max_pairs=config.attribution.most_pairs, seed=config.seed, others=splits.retain_train)
+      max_pairs=config.attribution.most_pairs, seed=config.seed,
+      others=splits.retain_train)
 
 
 def why_none(

@@ -28,7 +28,8 @@ def _encode_and_snap(rows, scheme):
   """Codes and scales, and values in the input's dtype."""
   codes = scheme.encode(rows)
   return (
-      codes.code, codes.shared.scale, scheme.fake_quantize(rows).astype(rows.dtype))
+      codes.code, codes.shared.scale,
+      scheme.fake_quantize(rows).astype(rows.dtype))
 
 
 @functools.cache

@@ -226,7 +226,8 @@ class SchemesTest(parameterized.TestCase):
 
   @parameterized.parameters('nf5', 'nf4_', 'int8_dq', 'NF4', 'nf4_dq_b64', 3)
   def test_unknown_name(self, name):
-    with self.assertRaisesRegex(ValueError, r'Unknown.*fp4.*q4_k.*awq.*nf4_b128_dq'):
+    with self.assertRaisesRegex(
+        ValueError, r'Unknown.*fp4.*q4_k.*awq.*nf4_b128_dq'):
       schemes.get(name)
 
   @parameterized.parameters('nf4_b63', 'fp4_b8192_dq', 'nf4_b0')
@@ -237,7 +238,8 @@ class SchemesTest(parameterized.TestCase):
   def test_calibrated_schemes_need_inputs(self):
     self.assertEqual(schemes.find('gptq_g128').method, 'gptq')
     self.assertIs(schemes.find('nf4'), schemes.get('nf4'))
-    with self.assertRaisesRegex(ValueError, 'gptq_g128 quantizes by what comes'):
+    with self.assertRaisesRegex(
+        ValueError, 'gptq_g128 quantizes by what comes'):
       schemes.get('gptq_g128')
 
   def test_names_say_what_they_are(self):
