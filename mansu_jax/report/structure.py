@@ -45,8 +45,8 @@ def survival(record: Record) -> document.Section:
                 if not found['holds_scale']]:
     blocks.append(document.Text(
         f'The codes of {words.listing(fitted)} are fitted to a block or a'
-        ' matrix as a whole: where one weight moves, others there change their codes'
-        ' too, and are counted.'))
+        ' matrix as a whole: where one weight moves, others there change their'
+        ' codes too, and are counted.'))
   if leaves:
     blocks.append(document.Table(
         ('quantizer', 'leaf', *_SURVIVAL), tuple(leaves), labels=2))
