@@ -51,8 +51,7 @@ def _metric(config, params, batch, patched):
   rotary = layers_lib.rotary_tables(config, batch.positions)
   mask = decoder.segment_mask(batch.positions, batch.segments)[:, None, None]
   run = functools.partial(_layer, config, rotary, mask)
-  stacked = jax.tree.map(
-      lambda w: w.astype(jnp.float32), params['layers'])
+  stacked = params['layers']
   embed = lambda tokens: decoder.embed(params, tokens).astype(jnp.float32)
 
   def corrupt_layer(x, weights):
@@ -106,6 +105,7 @@ def _layer(config, rotary, mask, weights, inputs, middle):
       [3 N, R, T, D].
     middle: from the heads' outputs to what the MLP reads.
   """
+  weights = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
   attn, mlp = weights['attn'], weights['mlp']
   group = config.num_heads // config.num_kv_heads
   each = lambda y: jnp.repeat(y, group, axis=1)  # Of each query head.

@@ -102,6 +102,13 @@ class _Acts(NamedTuple):
   up: Array  # [R, T, F]
 
 
+class _Sources(NamedTuple):
+  """Clean less corrupted output of every source."""
+
+  embedding: Array  # [B, T, D]
+  made: Array  # [L, B, N + 1, T, D], heads after W_O, and the MLP
+
+
 @functools.partial(jax.jit, static_argnames=('config', 'points'))
 def pair_scores(
     config: model_config.ModelConfig, params: types.Params,
@@ -136,26 +143,19 @@ def _pair_scores(config, params, batch, points):
   mask = decoder.segment_mask(positions, jnp.tile(
       batch.segments, (len(runs), 1)))[:, None, None]
   rotary = layers_lib.rotary_tables(config, positions)
-  x, (acts, heads, mlps) = _forward(
+  take = lambda y: _rows(y, at, size)
+  x, (acts, made) = _forward(
       config, params['layers'], x.reshape(-1, length, config.d_model), rotary,
-      mask, 2 * size)
+      mask, size, take)
   final = x.reshape(len(runs), size, length, -1)
 
   def metric(x):
     hidden = layers_lib.rms_norm(x, params['final_norm'], config.norm_eps)
     return eap_ig.metric(params, hidden, batch)
 
-  heads, mlps = (y[:, :size] - y[:, size:] for y in (heads, mlps))
-  heads = jnp.einsum(
-      'LBTNH,LNHD->BLNTD', heads, params['layers']['attn']['o'].astype(
-          jnp.float32))
-  made = jnp.concatenate([heads, jnp.moveaxis(mlps, 1, 0)[:, :, None]], 2)
-  sources = jnp.concatenate(  # [B, S, T, D]
-      [path[:, None], made.reshape(size, -1, *path.shape[1:])], 1)
   grads = jax.vmap(jax.grad(lambda x: metric(x).sum()))(final[np.array(at)])
-  take = lambda y: _rows(y, at, size)
   edges = _backward(
-      config, params['layers'], grads, acts, take, sources,
+      config, params['layers'], grads, acts, _Sources(path, made),
       tuple(map(take, rotary)), take(mask))
   return EdgeScores(edges, metric(final[0]), metric(final[1]))
 
@@ -171,14 +171,16 @@ def _rows(y: Array, at: Sequence[int], size: int) -> Array:
   return blocks.reshape(-1, *y.shape[1:])
 
 
-def _forward(config, stacked, x, rotary, mask, ends):
+def _forward(config, stacked, x, rotary, mask, size, take):
   """Runs the layers on rows [R, T, D].
 
   Returns:
-    The residual stream after the last, and of each layer what it computed,
-    and what its heads and MLP give in the first `ends` rows.
+    The residual stream after the last, and of each layer what it computed in
+    the rows that `take` picks, and what its heads and MLP give in the first
+    `size` rows, which are clean, less the next, which are corrupted.
   """
   def layer(x, weights):
+    weights = _float32(weights)
     attn, mlp = weights['attn'], weights['mlp']
     normed = layers_lib.rms_norm(x, weights['attn_norm'], config.norm_eps)
     q, k, v = (jnp.einsum('RTD,DNH->RTNH', normed, attn[name])
@@ -186,22 +188,27 @@ def _forward(config, stacked, x, rotary, mask, ends):
     heads = layers_lib.attend(
         layers_lib.rotate(q, rotary), layers_lib.rotate(k, rotary), v, mask)
     middle = x + jnp.einsum('RTNH,NHD->RTD', heads, attn['o'])
+    less = lambda y: y[:size] - y[size:2 * size]
+    made = jnp.einsum('BTNH,NHD->BNTD', less(heads), attn['o'])
     normed = layers_lib.rms_norm(middle, weights['mlp_norm'], config.norm_eps)
     gate, up = (jnp.einsum('RTD,DF->RTF', normed, mlp[name])
                 for name in ('gate', 'up'))
     out = layers_lib.project_down(nn.silu(gate) * up, mlp['down'])
-    acts = _Acts(x, middle, q, k, v, gate, up)
-    return middle + out, (acts, heads[:ends], out[:ends])
+    made = jnp.concatenate([made, less(out)[:, None]], 1)
+    acts = jax.tree.map(take, _Acts(x, middle, q, k, v, gate, up))
+    return middle + out, (acts, made)
 
-  stacked = jax.tree.map(lambda w: w.astype(jnp.float32), stacked)
   return lax.scan(layer, x, stacked)
 
 
-def _backward(config, stacked, grads, acts, take, sources, rotary, mask):
-  """Scores [B, S, G] from the metric's gradients [P, B, T, D].
+def _float32(weights: types.Params) -> types.Params:
+  """A layer's weights; the barrier keeps XLA from casting all layers ahead."""
+  return jax.tree.map(
+      lambda w: w.astype(jnp.float32), lax.optimization_barrier(weights))
 
-  `take` picks the rows of these points from all that were run.
-  """
+
+def _backward(config, stacked, grads, acts, sources, rotary, mask):
+  """Scores [B, S, G] from the metric's gradients [P, B, T, D]."""
   points, size = grads.shape[:2]
   by_point = lambda y: y.reshape(points, size, *y.shape[1:])
   flat = lambda y: y.reshape(points * size, *y.shape[2:])
@@ -210,7 +217,7 @@ def _backward(config, stacked, grads, acts, take, sources, rotary, mask):
 
   def layer(g, xs):
     weights, kept, number = xs
-    kept = jax.tree.map(take, kept)
+    weights = _float32(weights)
     attn, mlp = weights['attn'], weights['mlp']
     back = jnp.einsum('RTD,FD->RTF', flat(g), mlp['down'])
     _, pull = jax.vjp(lambda a, b: nn.silu(a) * b, kept.gate, kept.up)
@@ -235,7 +242,6 @@ def _backward(config, stacked, grads, acts, take, sources, rotary, mask):
     below = lax.dynamic_slice_in_dim(real, number * count, count, 1)
     return g + g_attn, below * _meet(sources, targets)
 
-  stacked = jax.tree.map(lambda w: w.astype(jnp.float32), stacked)
   _, scores = lax.scan(
       layer, grads, (stacked, acts, jnp.arange(config.num_layers)),
       reverse=True)
@@ -244,9 +250,12 @@ def _backward(config, stacked, grads, acts, take, sources, rotary, mask):
   return jnp.concatenate([scores.reshape(*scores.shape[:2], -1), last], -1)
 
 
-def _meet(sources: Array, targets: Array) -> Array:
-  """Scores [B, S, t] of sources [B, S, T, D] with targets [B, t, T, D]."""
-  return jnp.einsum('BSTD,BtTD->BSt', sources, targets)
+def _meet(sources: _Sources, targets: Array) -> Array:
+  """Scores [B, S, t] of all sources with targets [B, t, T, D]."""
+  first = jnp.einsum('BTD,BtTD->Bt', sources.embedding, targets)
+  made = jnp.einsum('LBuTD,BtTD->BLut', sources.made, targets)
+  made = made.reshape(len(targets), -1, targets.shape[1])
+  return jnp.concatenate([first[:, None], made], 1)
 
 
 def _attention_targets(
