@@ -39,9 +39,11 @@ _MAY_IMPORT = {
     'stages': _STAGES,  # The glue between packages.
     'pipeline': _STAGES,
     'audit': _STAGES,
+    'attribute': _STAGES,
     'plan': (*_STAGES, 'pipeline'),
     # The report's summary is what it prints.
-    'main': ('config', 'run_flags', 'pipeline', 'audit', 'plan', 'report'),
+    'main': ('config', 'run_flags', 'pipeline', 'audit', 'attribute', 'plan',
+             'report'),
 }
 _NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'matplotlib', 'pandas')
 _READ_FLAGS = ('run_flags.py', 'main.py')
