@@ -105,8 +105,8 @@ class _Acts(NamedTuple):
 class _Sources(NamedTuple):
   """Clean less corrupted output of every source."""
 
-  embedding: Array  # [B, T, D]
-  made: Array  # [L, B, N + 1, T, D], heads after W_O, and the MLP
+  embedding: Array  # [B, T D]
+  made: Array  # [B, L (N + 1), T D], of each layer heads after W_O, and the MLP
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'points'))
@@ -154,8 +154,11 @@ def _pair_scores(config, params, batch, points):
     return eap_ig.metric(params, hidden, batch)
 
   grads = jax.vmap(jax.grad(lambda x: metric(x).sum()))(final[np.array(at)])
+  # In the order in which they are read: layer after layer meets all of them.
+  sources = _Sources(path.reshape(size, -1), jnp.moveaxis(made, 1, 0).reshape(
+      size, -1, path[0].size))
   edges = _backward(
-      config, params['layers'], grads, acts, _Sources(path, made),
+      config, params['layers'], grads, acts, sources,
       tuple(map(take, rotary)), take(mask))
   return EdgeScores(edges, metric(final[0]), metric(final[1]))
 
@@ -252,9 +255,9 @@ def _backward(config, stacked, grads, acts, sources, rotary, mask):
 
 def _meet(sources: _Sources, targets: Array) -> Array:
   """Scores [B, S, t] of all sources with targets [B, t, T, D]."""
-  first = jnp.einsum('BTD,BtTD->Bt', sources.embedding, targets)
-  made = jnp.einsum('LBuTD,BtTD->BLut', sources.made, targets)
-  made = made.reshape(len(targets), -1, targets.shape[1])
+  targets = targets.reshape(*targets.shape[:2], -1)  # [B, t, T D]
+  first = jnp.einsum('Bn,Btn->Bt', sources.embedding, targets)
+  made = jnp.einsum('BSn,Btn->BSt', sources.made, targets)
   return jnp.concatenate([first[:, None], made], 1)
 
 
