@@ -102,7 +102,7 @@ def _quantizers(record: Record) -> document.Section:
           ('quantizer', 'code book', 'weights a scale', 'double quantization',
            'not quantized', 'edits'), rows, labels=6),
       *(document.Text(text) for name, found in record['quantizers'].items()
-        for text in _remarks(name, found)),
+        for text in _remarks(record, name, found)),
       document.Text(f'{stored}; storage type decides codes.' + (
           '' if 'pair' in record else ' Guaranteed: the floor let no weight'
           ' move that this quantizer would not see move, with the scale of each'
@@ -114,8 +114,13 @@ def _edits(found: Record) -> str:
   return known.get(found.get('guaranteed'), words.MISSING)
 
 
-def _remarks(name: str, found: Record) -> Iterator[str]:
+def _remarks(record: Record, name: str, found: Record) -> Iterator[str]:
   """What a quantizer does otherwise than its name says, and what it saw."""
+  note = record['model'].get('weights_note', '')
+  if f'dequantised from {name.upper()} ' in note:
+    yield (f'The base\'s weights are decoded {name} values already: {name} takes'
+           ' nothing from the base, and shows nothing of what another format'
+           ' would take.')
   if instead := found.get('instead'):
     kinds = {}
     for leaf, other in instead.items():

@@ -255,6 +255,14 @@ class ContentTest(_ReportTest):
     record['model']['weights_note'] = 'float32 from safetensors'
     self.assertNotIn('not the model as it was', self.page(record).text)
 
+  def test_a_base_in_the_quantizers_own_format_is_remarked(self):
+    record = records.make()
+    known = 'decoded q4_1 values already'
+    self.assertNotIn(known, self.page(record).text)
+    record['quantizers']['q4_1'] = record['quantizers']['nf4'] | {
+        'name': 'q4_1'}
+    self.assertIn(known, self.page(record).text)
+
   def test_samples_keep_their_markup_as_text(self):
     rows = self.page(records.make()).table('split', 'prompt')
     self.assertEqual(rows[0][1], records.PROMPT)
