@@ -1,7 +1,7 @@
 """The flow of attribution alone: pairs -> scores -> circuit.
 
 It writes `attribution.npz`, `circuit.json`, `record.json` and `flags.txt`; no
-model is changed and nothing is quantized.
+model is changed and nothing is quantized. One that was stopped starts anew.
 """
 
 from __future__ import annotations

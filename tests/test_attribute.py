@@ -136,13 +136,16 @@ class RefusalsTest(bad_input.Refusals):
       ('--base=x', ('--base=x is for --mode=audit', 'attribute')),
       ('--mode=unlearn', ('--attribution_level=edge is for --mode=attribute',)),
       ('--circuit_edges=99999', ('--circuit_edges=99999', 'has', 'Lower it')),
+      ('--circuit_budget=0.1', ('--circuit_budget=0.1 changes nothing',)),
+      ('--attribution_level=head', ('--circuit_contrast=0.5 changes nothing',
+                                    '=head'), '--circuit_contrast=0.5'),
       ('--circuit_edges=0', ('--circuit_edges=0',)),
       ('--attribution_pairs=8', ('needs pairs of prompts',
                                  '--attribution_pairs=FILE')),
       ('--attribution_pairs=0', ('wanted at least 1 pair',)),
       ('--attribution_pairs=no.jsonl', ('no.jsonl',)))
-  def test_flags(self, flag, message):
-    self.refused(flag, message=message)
+  def test_flags(self, flag, message, *more):
+    self.refused(flag, *more, message=message)
 
   def test_questions_without_a_tokenizer(self):
     config, params, _ = tiny_job.base(train=False)

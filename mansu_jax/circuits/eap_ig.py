@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 import functools
 from typing import NamedTuple
 
@@ -116,12 +117,24 @@ def score_pairs(
     config: model_config.ModelConfig, params: types.Params,
     batches: list[PairBatch], *, steps: int) -> PairScores:
   """Scores of all pairs of the batches, as NumPy, filled-up rows removed."""
-  parts = []
+  score = functools.partial(pair_scores, config, params, steps=steps)
+  return jax.tree.map(
+      lambda *xs: np.concatenate(xs), *of_real_pairs(score, batches))
+
+
+def of_real_pairs(
+    score: Callable[[PairBatch], types.PyTree], batches: Iterable[PairBatch]
+) -> Iterator[types.PyTree]:
+  """Each batch's scores, as NumPy, without those of filled-up rows.
+
+  Args:
+    score: from a batch to arrays with one row a pair.
+    batches: of pairs.
+  """
   for batch in batches:
-    scores = jax.device_get(pair_scores(config, params, batch, steps=steps))
     real = np.asarray(batch.weight) > 0
-    parts.append(jax.tree.map(lambda x, real=real: x[real], scores))
-  return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    yield jax.tree.map(
+        lambda x, real=real: x[real], jax.device_get(score(batch)))
 
 
 def keep_answered(scores: PairScores) -> tuple[PairScores, np.ndarray]:

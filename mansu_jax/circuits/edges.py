@@ -294,16 +294,3 @@ def _norm_pull(x: Array, scale: Array, eps: float, back: Array) -> Array:
   back = back * scale
   along = jnp.mean(x * back, -1, keepdims=True)
   return inverse * back - x * (inverse**3 * along)
-
-
-def score_pairs(
-    config: model_config.ModelConfig, params: types.Params,
-    batches: Sequence[eap_ig.PairBatch], *, points: tuple[float, ...]
-) -> EdgeScores:
-  """Scores of all pairs of the batches, as NumPy, filled-up rows removed."""
-  parts = []
-  for batch in batches:
-    scores = jax.device_get(pair_scores(config, params, batch, points=points))
-    real = np.asarray(batch.weight) > 0
-    parts.append(jax.tree.map(lambda x, real=real: x[real], scores))
-  return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)

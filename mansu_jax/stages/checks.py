@@ -45,6 +45,7 @@ def unused(config: run_config.RunConfig) -> None:
     _check_audit(config)
   elif config.mode == 'attribute':
     _check_trains_nothing(config)
+    _check_selection(config)
   if config.attribution.level == 'edge' and config.mode != 'attribute':
     raise ValueError(
         '--attribution_level=edge is for --mode=attribute, but the mode is'
@@ -77,6 +78,22 @@ def _check_trains_nothing(config: run_config.RunConfig) -> None:
     raise ValueError(
         f'--{flag}={value} is for --mode=unlearn, but the mode is'
         f' {config.mode}, which trains nothing. Leave it out.')
+
+
+def _check_selection(config: run_config.RunConfig) -> None:
+  """Raises ValueError on a --circuit flag that this attribution ignores."""
+  level, default = config.attribution.level, run_config.CircuitConfig()
+  of_edges = {'edges', 'edge_selection'}
+  of_both = {'random_circuits', 'pairs'}
+  for field in dataclasses.fields(default):
+    value = getattr(config.circuit, field.name)
+    used = field.name in of_both or (
+        (field.name in of_edges) == (level == 'edge')
+        and field.name != 'contrast')
+    if not used and value != getattr(default, field.name):
+      raise ValueError(
+          f'--circuit_{field.name}={value} changes nothing in --mode=attribute'
+          f' with --attribution_level={level}; leave it out.')
 
 
 def _place(name: str) -> str:

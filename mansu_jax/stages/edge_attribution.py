@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -33,15 +34,13 @@ def mean_scores(
     pairs: Sequence[pairs_lib.AttributionPair]) -> np.ndarray:
   """Mean EAP-IG scores of the pairs, float64 [S, G]."""
   options = config.attribution
-  points = edges_lib.eap_ig_points(options.steps)
+  score = functools.partial(
+      edges_lib.pair_scores, model.config, model.params,
+      points=edges_lib.eap_ig_points(options.steps))
   in_order = sorted(pairs, key=lambda p: len(p.clean_ids))  # Less padding.
-  total = 0
-  for batch in pair_batches.pack(in_order, options.batch, alone=True):
-    scores = jax.device_get(edges_lib.pair_scores(
-        model.config, model.params, batch, points=points))
-    real = batch.weight > 0
-    total = total + scores.edges[real].sum(0, dtype=np.float64)
-  return total / len(pairs)
+  batches = pair_batches.pack(in_order, options.batch, alone=True)
+  return sum(found.edges.sum(0, dtype=np.float64) for found in (
+      eap_ig.of_real_pairs(score, batches))) / len(pairs)
 
 
 def find(

@@ -259,8 +259,9 @@ def property_q(gap_entries: dict[str, Any]) -> dict[str, Any]:
   badness = lambda item: (recovers(item[1]), item[1]['upper'])
   worst = max(gap_entries['ptq_gap'].items(), key=badness)
   entry = worst[1]
-  passed = (True if entry['upper'] <= GAP
-            else False if recovers(entry) else 'inconclusive')
+  passed = _judge(
+      entry['interval_of_all'][0], entry['upper'], lambda l, h: h <= GAP,
+      lambda l, h: l > GAP)
   return entry | {
       'threshold': GAP, 'passed': passed, 'scheme': worst[0],
       'measure': 'acc(quantized) - acc(fp), one-sided upper 95 % bound'}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -11,33 +10,17 @@ import numpy as np
 
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import pair_batches
-from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.models import decoder
-from mansu_jax.models import loading
-
-_GOLDEN = pathlib.Path(__file__).parents[3] / 'shared' / 'golden'
-_NO_GOLDEN = 'the golden values are not beside this checkout'
+from tests.circuits import golden
 
 
-def _largest(got, want):
-  """max |got - want| over max |want|."""
-  return np.abs(got - want).max() / np.abs(want).max()
-
-
-@absltest.skipUnless(_GOLDEN.exists(), _NO_GOLDEN)
+@absltest.skipUnless(golden.EXISTS, golden.MISSING)
 class TinyLlamaTest(parameterized.TestCase):
 
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.model = loading.load(str(_GOLDEN / 'eap_tiny_llama'))
-    with np.load(_GOLDEN / 'eap_tiny_llama' / 'scores.npz') as z:
-      cls.want = dict(z)
-    columns = (cls.want[key].tolist() for key in (
-        'clean_tokens', 'corrupt_tokens', 'answer_ids', 'corrupt_answer_ids'))
-    cls.pairs = [
-        pairs_lib.AttributionPair(tuple(clean), tuple(corrupt), *ids, fact='')
-        for clean, corrupt, *ids in zip(*columns)]
+    cls.model, cls.pairs, cls.want = golden.tiny_llama()
     (cls.batch,) = pair_batches.pack(cls.pairs, len(cls.pairs))
 
   def _scores(self, batches, steps):
@@ -47,14 +30,14 @@ class TinyLlamaTest(parameterized.TestCase):
   @parameterized.parameters(5, 20)
   def test_neurons_and_heads_match(self, steps):
     got = self._scores([self.batch], steps)
-    self.assertLess(_largest(
+    self.assertLess(golden.largest(
         got.neurons.mean(0), self.want[f'neuron_eap_ig{steps}']), 1e-5)
-    self.assertLess(_largest(
+    self.assertLess(golden.largest(
         got.heads.mean(0), self.want[f'head_eap_ig{steps}']), 1e-5)
 
   def test_single_pairs_match(self):
     got = self._scores([self.batch], 5)
-    self.assertLess(_largest(
+    self.assertLess(golden.largest(
         got.neurons, self.want['neuron_eap_ig5_per_pair']), 1e-5)
 
   def test_metrics_match(self):
@@ -75,7 +58,7 @@ class TinyLlamaTest(parameterized.TestCase):
       (alone,) = pair_batches.pack([pair], 1)
       want = jax.tree.map(lambda x: x[0], self._scores([alone], 3))
       for field in ('neurons', 'heads', 'metric_clean', 'metric_corrupt'):
-        self.assertLess(_largest(
+        self.assertLess(golden.largest(
             getattr(got, field)[i], getattr(want, field)), 1e-4)
 
   def test_key_value_head_sums_over_its_group(self):

@@ -18,6 +18,13 @@ from tests.circuits import small
 from tests.models import tiny
 
 
+def _score(model, batches, points):
+  """Scores of all pairs."""
+  return jax.tree.map(lambda *xs: np.concatenate(xs), *eap_ig.of_real_pairs(
+      lambda batch: edges.pair_scores(
+          model.config, model.params, batch, points=points), batches))
+
+
 def _points(name):
   return edges.EAP if name == 'eap' else edges.eap_ig_points(int(name[6:]))
 
@@ -32,8 +39,7 @@ class TinyLlamaTest(parameterized.TestCase):
     (cls.batch,) = pair_batches.pack(cls.pairs, 8, alone=True)
 
   def _scores(self, batches, points):
-    return edges.score_pairs(
-        self.model.config, self.model.params, batches, points=points)
+    return _score(self.model, batches, points)
 
   @parameterized.parameters('eap', 'eap_ig5', 'eap_ig20')
   def test_match_the_reference(self, name):
@@ -97,9 +103,7 @@ class SmolLM2Test(absltest.TestCase):
   def test_matches_the_reference(self):
     model, pairs, want = golden.smollm2()
     batches = pair_batches.pack(pairs, 16, alone=True)
-    got = edges.score_pairs(
-        model.config, model.params, batches,
-        points=edges.eap_ig_points(5)).edges.mean(0)
+    got = _score(model, batches, edges.eap_ig_points(5)).edges.mean(0)
     for name in ('edge_eap_ig5', 'edge_eap_ig5_f64'):
       self.assertLess(golden.largest(got, want[name]), 1e-5)
     real = want['real_edge_mask']
