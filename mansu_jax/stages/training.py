@@ -203,11 +203,12 @@ def _fisher_spans(
 
 def circuit_fisher(
     config: run_config.RunConfig, edit: edits.Edit,
-    batches: batches_lib.Batches, saved: checkpoints.Stages
+    batches: batches_lib.Batches, saved: checkpoints.Stages | None = None
 ) -> types.PyTree | None:
   """Diagonal Fisher of the retain facts on the circuit's slices.
 
-  None where nothing is projected.
+  None where nothing is projected. `saved`: the stages of a run that can go on;
+  None: nothing is kept.
   """
   if not edit.grids or config.edit.projection == 'none':
     return None
@@ -226,15 +227,24 @@ def circuit_fisher(
     logits = unembed(theta, view, hidden[example.where])
     return -jnp.sum(losses.token_nll(logits, example.labels) * example.weight)
 
-  return saved.get('fisher', lambda: fisher_lib.diagonal_fisher(
+  once = saved.get if saved else lambda name, make: make()
+  return once('fisher', lambda: fisher_lib.diagonal_fisher(
       log_prob, edit.theta, edit.base, examples, chunk=options.chunk))
 
 
 def unlearn(
     config: run_config.RunConfig, edit: edits.Edit,
-    fisher: types.PyTree | None, batches: batches_lib.Batches, model: Any
-) -> types.PyTree:
+    fisher: types.PyTree | None, batches: batches_lib.Batches, model: Any,
+    **visits: Any) -> types.PyTree:
   """Runs the loop.
+
+  Args:
+    config: the run's.
+    edit: what is trained.
+    fisher: from `circuit_fisher`.
+    batches: from `make_batches`.
+    model: the base.
+    **visits: `visit` and `log_every` of `loop.run`.
 
   Returns:
     `{'theta': trained pytree, 'history': {metric: [steps]}}`; the history's
@@ -254,7 +264,7 @@ def unlearn(
   theta, history = loop.run(
       problem, batches, steps=options.steps,
       total_weights=tree_paths.count(model.params),
-      collapse=options.collapse)
+      collapse=options.collapse, **visits)
   numbers = [list(edit.views).index(name) for name in names]
   return {'theta': theta, 'history': {
       key: np.array([row[key] for row in history]) for key in history[0]

@@ -83,7 +83,7 @@ def _moved(theta: types.PyTree, theta0: types.PyTree) -> types.Array:
 def run(
     problem: Problem, batches: Callable[[int], types.PyTree], *, steps: int,
     total_weights: int, collapse: float,
-    save: Callable[[int, types.PyTree], None] | None = None,
+    visit: Callable[[int, types.PyTree], bool | None] | None = None,
     log_every: int = 10) -> tuple[types.PyTree, list[dict[str, float]]]:
   """Runs the loop.
 
@@ -93,7 +93,8 @@ def run(
     steps: optimizer steps.
     total_weights: all weights of the model, for the share that moved.
     collapse: stop when the retain KL exceeds this, in nats a token.
-    save: called as `save(step, theta)` after every logged step.
+    visit: called as `visit(step, theta)` after every logged step, with weights
+      that the next step overwrites; where it returns True, the loop ends.
     log_every: steps between progress lines.
 
   Returns:
@@ -132,8 +133,8 @@ def run(
         changed = float(problem.codes_changed(carry[0]))
         shares += f'  codes changed {changed / total_weights:.3%}'
       _log(row, shares, steps, seconds)
-      if save is not None:
-        save(step + 1, carry[0])
+      if visit is not None and visit(step + 1, carry[0]):
+        break
   return carry[0], history
 
 

@@ -165,16 +165,22 @@ class StopTest(parameterized.TestCase):
     self.assertLen(history, 4)
 
 
-class SaveTest(parameterized.TestCase):
+class VisitTest(parameterized.TestCase):
 
   @parameterized.parameters((3, [3, 6, 7]), (10, [7]), (1, list(range(1, 8))))
   def test_after_each_logged_step_with_the_weights_of_then(self, every, want):
     seen = {}
     _run(steps=7, log_every=every,
-         save=lambda step, theta: seen.update({step: np.array(theta['w'])}))
+         visit=lambda step, theta: seen.update({step: np.array(theta['w'])}))
     self.assertEqual(list(seen), want)
     for step, w in seen.items():
       np.testing.assert_allclose(w, np.array(_START) / 2 ** step)
+
+  def test_ends_where_the_visit_says_so(self):
+    theta, history = _run(
+        steps=7, log_every=2, visit=lambda step, theta: step >= 4)
+    self.assertLen(history, 4)
+    np.testing.assert_allclose(theta['w'], np.array(_START) / 2 ** 4)
 
   def test_progress_is_logged(self):
     def lines(**functions):

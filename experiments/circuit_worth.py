@@ -1,0 +1,201 @@
+"""Is the circuit worth it? Attributed against random, at equal forgetting.
+
+  python -m experiments.circuit_worth --out=DIR [--arms=attributed,random:0]
+      [--seeds=0,1,2] [--flagfile_of_run=experiments/quickstart.flags]
+  python -m experiments.circuit_worth --out=DIR --table
+
+Every arm edits another circuit with the run's own settings, data and batches.
+It is stopped at the first checkpoint, every five steps, whose accuracy on the
+far phrasings of the forget set is at most `--target`, and measured there: so
+circuits are compared at what they cost, not at what they reach. One JSON file an
+arm and seed, written when it is done, and the edited weights beside it
+(`.npz`, the circuit's slices); what is there is not run again.
+
+Arms are settings of `ARMS`, `random:N` for the N-th random circuit of as many
+nodes in each layer as the attributed one, or `ARM+random:N` likewise under
+another arm's settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax import files
+from mansu_jax import run_flags
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import select
+from mansu_jax.eval import perplexity
+from mansu_jax.eval import scoring
+from mansu_jax.models import loading
+from mansu_jax.stages import attribution
+from mansu_jax.stages import checks
+from mansu_jax.stages import edits
+from mansu_jax.stages import evaluation
+from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import quantizers
+from mansu_jax.stages import training
+from mansu_jax.unlearn import batches as batches_lib
+
+_OUT = flags.DEFINE_string('out', None, 'Folder of the results.')
+_RUN = flags.DEFINE_string(
+    'flagfile_of_run', 'experiments/quickstart.flags', 'The setting.')
+_ARMS = flags.DEFINE_list('arms', ['attributed'], 'What is run, in order.')
+_SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds of data and batches.')
+_TARGET = flags.DEFINE_float(
+    'target', 0.4, 'Accuracy on far phrasings at which an arm is stopped.')
+_EVERY, _FROM = 5, 30  # Steps between checkpoints, and before the first.
+
+ARMS = {
+    'attributed': (),
+    'head': ('--attribution_level=head',),
+    'neuron_and_head': ('--attribution_level=neuron_and_head',),
+    'contrast': ('--circuit_contrast=1',),
+    'layers_2_23': ('--circuit_first_layer=2',),
+    'layers_2_12': ('--circuit_first_layer=2', '--circuit_last_layer=12'),
+    'layers_18_29': ('--circuit_first_layer=18', '--circuit_last_layer=29'),
+    'budget_1': ('--circuit_budget=0.01',),
+    'budget_3': ('--circuit_budget=0.03',),
+    'fisher_0.5': ('--edit_fisher_quantile=0.5',),
+    'fisher_1': ('--edit_fisher_quantile=1',),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+  """What all arms of a seed share."""
+
+  config: run_config.RunConfig
+  inputs: inputs_lib.Inputs
+  model: Any
+  batches: batches_lib.Batches
+  evaluator: evaluation.Evaluator
+  far: evaluation.Evaluator  # Of the far phrasings alone.
+  quantize: quantizers.Quantizers
+
+
+def prepare(seed: int) -> Bench:
+  """Loads the model and makes what does not depend on the circuit."""
+  config = run_flags.from_flagfile(
+      _RUN.value, f'--seed={seed}', '--circuit_random_circuits=1',
+      f'--workdir={_OUT.value}/unused')
+  inputs = checks.read(config)
+  model = loading.load(config.model, stored_as=config.export_dtype)
+  only_far = dataclasses.replace(inputs, heldout_text=[], evaluation={
+      'forget_far': inputs.evaluation['forget_far']})
+  return Bench(
+      config=config, inputs=inputs, model=model,
+      batches=training.make_batches(config, inputs, model),
+      evaluator=evaluation.Evaluator(config, inputs, model),
+      far=evaluation.Evaluator(config, only_far, model),
+      quantize=quantizers.Quantizers(config, inputs, model))
+
+
+def circuit_of(
+    bench: Bench, config: run_config.RunConfig, draw: int | None
+) -> tuple[graph.Circuit, dict[str, Any]]:
+  """The arm's circuit, and the account of the attributed one."""
+  found = attribution.find(config, bench.inputs, bench.model)
+  if draw is None:
+    return found.circuit, found.report
+  layers = select.layer_range(config.circuit, bench.model.config.num_layers)
+  return select.matched_random(
+      found.circuit, layers, np.random.default_rng([draw, 1])), found.report
+
+
+def run(bench: Bench, arm: str, kept: dict[Any, scoring.Kept]) -> Iterator[Any]:
+  """Trains one arm up to the target; yields its record, then its weights."""
+  start = time.monotonic()
+  name, _, draw = arm.rpartition('random:')
+  draw = int(draw) if 'random:' in arm else None
+  name = (name.rstrip('+') or 'attributed') if draw is not None else arm
+  config = run_flags.from_flagfile(
+      _RUN.value, f'--seed={bench.config.seed}',
+      '--circuit_random_circuits=1', f'--workdir={_OUT.value}/unused',
+      *ARMS[name])
+  circuit, report = circuit_of(bench, config, draw)
+  edit = edits.make(config, bench.model, circuit)
+  fisher = training.circuit_fisher(config, edit, bench.batches)
+  common, far = circuit.span[0], []
+
+  def accuracy(step, theta):
+    if step < _FROM or step % _EVERY:
+      return False
+    measured = bench.far(
+        edit.merge(theta), common=common,
+        kept=kept.setdefault(('far', common), scoring.Kept()))
+    far.append((step, float(measured.scores.correct.mean())))
+    logging.info('%s step %d: far %.3f', arm, *far[-1])
+    return far[-1][1] <= _TARGET.value
+
+  done = training.unlearn(
+      config, edit, fisher, bench.batches, bench.model, visit=accuracy,
+      log_every=_EVERY)
+  out = {'arm': arm, 'seed': bench.config.seed, 'draw': draw, 'far': far,
+         'reached': far[-1][1] <= _TARGET.value, 'steps': far[-1][0],
+         'circuit': report, 'moved': float(done['history']['moved'][-1]),
+         'weights': graph.num_weights(circuit, bench.model.config)
+         / tree_paths.count(bench.model.params)}
+  out |= _measure(bench, edit.merge(done['theta']), common, kept)
+  yield out | {'seconds': time.monotonic() - start}
+  yield circuit, done['theta']
+
+
+def _measure(
+    bench: Bench, params: types.Params, common: int,
+    kept: dict[Any, scoring.Kept]) -> dict[str, Any]:
+  """Right answers by question and perplexities, in fp and quantized."""
+  right, losses = {}, {}
+  for precision in ('fp', bench.config.quant_schemes[0]):
+    view = params if precision == 'fp' else bench.quantize(precision, params)
+    found = bench.evaluator(view, common=common, kept=kept.setdefault(
+        (precision, common), scoring.Kept()))
+    right[precision] = found.scores.correct.astype(int).tolist()
+    losses[precision] = perplexity.pool(
+        found.texts.values()).perplexity
+  split_of = [name for name, rows in bench.evaluator.slices.items()
+              for _ in range(rows.start, rows.stop)]
+  return {
+      'right': right, 'perplexity': losses, 'questions': [
+          (split, q.id, q.fact, q.relation)
+          for split, q in zip(split_of, bench.evaluator.questions)]}
+
+
+def main(argv: list[str]) -> None:
+  """Runs arms, or prints what they gave."""
+  del argv
+  out = pathlib.Path(_OUT.value)
+  out.mkdir(parents=True, exist_ok=True)
+  for seed in map(int, _SEEDS.value):
+    bench, kept = None, {}
+    for arm in _ARMS.value:
+      path = out / f'{arm.replace(":", "_").replace("+", "_")}_s{seed}.json'
+      if path.exists():
+        continue
+      bench = bench or prepare(seed)
+      record, (circuit, theta) = run(bench, arm, kept)
+      files.write_npz(path.with_suffix('.npz'), {
+          kind: circuit[kind] for kind in graph.KINDS} | {
+              f'theta/{k}': np.asarray(v)
+              for k, v in tree_paths.flatten(theta).items()})
+      files.write_json(path, record)
+      del record, circuit, theta
+    jax.clear_caches()
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('out')
+  app.run(main)
