@@ -289,10 +289,14 @@ class EvalConfig:
   bootstrap: int = _field(2000, 'Bootstrap resamples, by fact.')
   generations: int = _field(6, 'Sample questions answered freely.')
   cad_pairs: int = _field(32, 'Pairs for CAD and AS-NC (0: skip).')
+  lens_questions: int = _field(
+      320, 'Retain questions that the lens of readability is fitted on (0:'
+      ' skip).')
 
   def __post_init__(self):
     _check_least(self, 'eval', 0, 'questions', 'kept_questions',
-                 'text_windows', 'generations', 'cad_pairs')
+                 'text_windows', 'generations', 'cad_pairs',
+                 'lens_questions')
     _check_least(self, 'eval', 1, 'batch_tokens', 'calibration_tokens')
     _check(self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled;'
            ' wanted 2 or more, or 0 to skip CAD and AS-NC.')

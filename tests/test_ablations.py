@@ -147,6 +147,11 @@ class AblationTest(parameterized.TestCase):
     shares = record['survival']['nf4']
     self.assertGreater(shares['moved'], 0.5)
     self.assertGreater(shares['moved_unchanged'], shares['changed_codes'])
+    undone = record['copy_back']
+    self.assertIs(undone['confined'], False)
+    for precision in ('fp', 'nf4'):
+      self.assertContainsSubset(
+          ('circuit', 'rest', 'random_0'), undone['by_precision'][precision])
 
   def test_layers_out_of_range_are_left_alone(self):
     root, _ = _run('--circuit_first_layer=1', '--circuit_last_layer=1')

@@ -139,11 +139,36 @@ class RunTest(parameterized.TestCase):
                   (True, False, 'inconclusive'))
 
   def test_erasure_comes_with_its_nulls(self):
+    models = {'base_quantized', 'suppression'}
     for name, nulls in (
-        ('cad', {'prompt_halves', 'base_quantized', 'random_circuits'}),
-        ('as_nc', {'prompt_halves', 'base_quantized'})):
-      self.assertIsInstance(self.record[name]['value'], float)
-      self.assertEqual(set(self.record[name]['nulls']), nulls)
+        ('cad', {'prompt_halves', 'random_circuits', *models}),
+        ('as_nc', {'prompt_halves', 'random_circuits', *models}),
+        ('readability', {'prompt_halves', 'guessing', *models})):
+      found = self.record[name]
+      self.assertEqual(tuple(found['by_precision']), _PRECISIONS[1:])
+      for entry in (found, *found['by_precision'].values()):
+        self.assertIsInstance(entry['value'], float)
+        self.assertEqual(set(entry['nulls']), nulls)
+    self.assertIn('cad_above_suppression',
+                  self.record['properties']['S']['checks'])
+
+  def test_what_is_hidden_is_told_from_what_has_gone(self):
+    control = self.record['suppression_control']
+    questions = self.record['readability']['questions']
+    self.assertAlmostEqual(
+        control['answered'], control['wanted'], delta=2 / questions)
+    nulls = self.record['readability']['nulls']
+    self.assertGreater(nulls['suppression']['value'], 0.5)
+    self.assertLess(self.record['readability']['value'],
+                    nulls['suppression']['value'])
+
+  def test_an_edit_of_the_circuit_alone_is_undone_there(self):
+    found = self.record['copy_back']
+    self.assertIs(found['confined'], True)
+    for parts in found['by_precision'].values():
+      self.assertEqual(parts['circuit']['answered'], parts['base']['answered'])
+      self.assertEqual(parts['circuit']['share'], 1.0)
+      self.assertEqual(parts['rest']['share'], 0.0)
 
   def test_stages_are_timed(self):
     stages = self.record['stages']

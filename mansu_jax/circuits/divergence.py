@@ -14,7 +14,7 @@ nulls cost nothing beside the scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -22,8 +22,7 @@ import numpy as np
 
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
-
-_LEVEL = 0.95
+from mansu_jax.circuits import resampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,30 +69,10 @@ def _uniform(num: int) -> np.ndarray:
   return np.full(num, 1 / num)
 
 
-def _resampled(
-    groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Pair weights of one bootstrap draw of facts."""
-  unique, inverse = np.unique(groups, return_inverse=True)
-  counts = np.bincount(
-      rng.integers(unique.size, size=unique.size), minlength=unique.size)
-  weights = counts[inverse].astype(np.float64)
-  return weights / weights.sum()
-
-
-def _halves(
-    groups: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-  """Pair weights of two disjoint halves of the facts."""
-  unique, inverse = np.unique(groups, return_inverse=True)
-  first = rng.permutation(unique.size) < unique.size // 2
-  sides = [first[inverse], ~first[inverse]]
-  return tuple(side / side.sum() for side in sides)
-
-
 def measure(
     before: eap_ig.PairScores, after: eap_ig.PairScores,
-    quantized: eap_ig.PairScores, nodes: graph.Circuit, groups: np.ndarray,
-    *, resamples: int, seed: int,
+    beside: Mapping[str, eap_ig.PairScores], nodes: graph.Circuit,
+    groups: np.ndarray, *, resamples: int, seed: int,
     random_nodes: Callable[[np.random.Generator], graph.Circuit] | None = None,
     random_circuits: int = 20) -> dict[str, Any]:
   """A divergence with its interval and nulls.
@@ -101,18 +80,20 @@ def measure(
   Args:
     before: scores of the base model, [P, ...].
     after: of the unlearned model, on the same pairs.
-    quantized: of the quantized base, on the same pairs.
+    beside: of models that give a null of one value each, by name: the quantized
+      base, the suppression control.
     nodes: the circuit (CAD) or what is outside it (AS-NC).
     groups: fact of each pair, [P]; resampling is by fact.
     resamples: bootstrap draws, and random halvings.
     seed: of all draws.
-    random_nodes: draws a random circuit of the same shape; None: no such null.
+    random_nodes: draws nodes in the place of `nodes`, of a random circuit of
+      the same shape; None: no such null.
     random_circuits: how many of them.
 
   Returns:
     `value`, `interval` (95 %), and `nulls`: `prompt_halves` and, where asked
-    for, `random_circuits` (each with mean and 95 % level), and
-    `base_quantized` (value, and the paired interval of value minus it).
+    for, `random_circuits` (each with mean, 95 % level and draws), and those of
+    `beside` (value, and the paired interval of value minus it).
 
   Raises:
     eap_ig.TooFewAnswered: fewer than two facts.
@@ -122,35 +103,33 @@ def measure(
         f'CAD needs pairs of at least 2 facts to resample; got'
         f' {np.unique(groups).size}. Raise --eval_cad_pairs.')
   rng = np.random.default_rng(seed)
-  main = compare(before, after, nodes)
-  rounding = compare(before, quantized, nodes)
-  same = compare(before, before, nodes)
-  uniform = _uniform(groups.size)
-  draws = [_resampled(groups, rng) for _ in range(resamples)]
-  values = np.array([main(w) for w in draws])
-  paired = values - np.array([rounding(w) for w in draws])
-  halves = np.array([same(*_halves(groups, rng)) for _ in range(resamples)])
-  nulls = {
-      'prompt_halves': _null(halves),
-      'base_quantized': {
-          'value': rounding(uniform),
-          'difference_interval': _interval(paired)},
-  }
+  main, same = compare(before, after, nodes), compare(before, before, nodes)
+  draws = [resampling.weights(groups, rng) for _ in range(resamples)]
+  over = lambda divergence: np.array([divergence(w) for w in draws])
+  uniform, values = _uniform(groups.size), over(main)
+  halves = np.array([
+      same(*resampling.halves(groups, rng)) for _ in range(resamples)])
+  nulls = {'prompt_halves': _null(halves)}
+  for name, scores in beside.items():
+    other = compare(before, scores, nodes)
+    nulls[name] = {
+        'value': other(uniform),
+        'difference_interval': resampling.interval(values - over(other))}
   if random_nodes is not None:
-    nulls['random_circuits'] = _null(np.array([
-        compare(before, after, random_nodes(rng))(uniform)
-        for _ in range(random_circuits)]))
-  return {'value': main(uniform), 'interval': _interval(values),
+    randoms = [compare(before, after, random_nodes(rng))
+               for _ in range(random_circuits)]
+    nulls['random_circuits'] = _null(
+        np.array([one(uniform) for one in randoms])) | {
+            'difference_interval': resampling.interval(values - np.mean(
+                [over(one) for one in randoms], axis=0))}
+  return {'value': main(uniform), 'interval': resampling.interval(values),
           'pairs': int(groups.size), 'nulls': nulls}
-
-
-def _interval(values: np.ndarray) -> list[float]:
-  return [float(v) for v in np.quantile(values, [0.025, 0.975])]
 
 
 def _null(values: np.ndarray) -> dict[str, Any]:
   return {'mean': float(values.mean()),
-          'level_95': float(np.quantile(values, _LEVEL)),
+          'level_95': float(np.quantile(values, resampling.LEVEL)),
+          'level_5': float(np.quantile(values, 1 - resampling.LEVEL)),
           'draws': int(values.size)}
 
 
@@ -158,25 +137,41 @@ def structural_erasure(
     cad: dict[str, Any], as_nc: dict[str, Any]) -> dict[str, Any]:
   """Property S: CAD above all its nulls, AS-NC below all of its own.
 
-  Without the null of random circuits it may fail, and does not pass.
+  Against a null that is resampled: beyond its 95 % level; short of it, but with
+  the interval of the value beyond, inconclusive. Against a null of one value,
+  by the paired interval. The suppression control is a null of CAD alone: it
+  touches nothing off the circuit, so that no edit could lie below it there.
   """
-  checks = {
-      f'cad_above_{name}': bool(cad['value'] > null['level_95'])
-      for name, null in cad['nulls'].items() if 'level_95' in null}
-  checks['cad_above_base_quantized'] = bool(
-      cad['nulls']['base_quantized']['difference_interval'][0] > 0)
-  checks['as_nc_below_prompt_halves'] = bool(
-      as_nc['value'] < as_nc['nulls']['prompt_halves']['level_95'])
-  checks['as_nc_below_base_quantized'] = bool(
-      as_nc['nulls']['base_quantized']['difference_interval'][1] < 0)
+  checks = {f'cad_above_{name}': _beyond(cad, null, 1)
+            for name, null in cad['nulls'].items()}
+  checks |= {f'as_nc_below_{name}': _beyond(as_nc, null, -1)
+             for name, null in as_nc['nulls'].items() if name != 'suppression'}
   levels = [null['level_95'] for null in cad['nulls'].values()
             if 'level_95' in null]
   out = {'value': cad['value'], 'interval': cad['interval'],
          'threshold': max(levels), 'checks': checks,
-         'passed': all(checks.values()),
+         'passed': resampling.all_of(checks.values()),
          'measure': 'CAD; the threshold is the highest 95 % level of a null'}
-  if out['passed'] and 'random_circuits' not in cad['nulls']:
+  if out['passed'] == 'inconclusive':
+    open_ = [k.replace('_', ' ') for k, v in checks.items()
+             if v == 'inconclusive']
+    out['reason'] = f'the intervals leave open: {", ".join(open_)}'
+  if out['passed'] is True and 'random_circuits' not in cad['nulls']:
     out |= {'passed': 'inconclusive', 'reason': (
         'the circuit holds every node of its layers, so that there is no random'
         ' circuit to compare with')}
   return out
+
+
+def _beyond(
+    found: dict[str, Any], null: dict[str, Any], sign: int
+) -> resampling.Verdict:
+  """Whether a value is above (sign 1) or below (-1) a null."""
+  side = resampling.above if sign > 0 else resampling.below
+  if 'level_95' not in null:
+    return side(null['difference_interval'])
+  level = null['level_95']
+  if sign * (found['value'] - level) > 0:
+    return True
+  return 'inconclusive' if side(
+      found['interval'], level) == 'inconclusive' else False

@@ -75,7 +75,7 @@ def headline(letter: str, entry: Record) -> str:
   """The value with its interval, short."""
   spec = _PROPERTIES[letter]
   if 'checks' in entry:
-    good = sum(map(bool, entry['checks'].values()))
+    good = sum(v is True for v in entry['checks'].values())
     return f'{good} of {len(entry["checks"])} checks hold'
   scheme = f' under {entry["scheme"]}' if entry.get('scheme') else ''
   return (f'{spec.measure} {words.estimate(entry, 3, spec.sign)}'
@@ -96,7 +96,7 @@ def bound(letter: str, entry: Record) -> str:
 def failed_checks(entry: Record) -> list[str]:
   """The checks of S that do not hold, in words."""
   return [k.replace('_', ' ').replace('as nc', 'AS-NC').replace('cad', 'CAD')
-          for k, holds in entry.get('checks', {}).items() if not holds]
+          for k, holds in entry.get('checks', {}).items() if holds is False]
 
 
 def threshold(letter: str, entry: Record) -> str:

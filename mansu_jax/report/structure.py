@@ -1,4 +1,4 @@
-"""What changed inside: survival, circuit, training, CAD and AS-NC."""
+"""What changed inside: survival, circuit, training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ Record = dict[str, Any]
 
 _SURVIVAL = ('moved', 'codes changed', 'moved, code unchanged',
              'median |d|/dist', 'carried', 'cosine')
-
-_NULLS = {
-    'prompt_halves': 'base on two halves of the prompts',
-    'base_quantized': 'base against the quantized base',
-    'random_circuits': 'random circuits of the same shape',
-}
 
 
 def survival(record: Record) -> document.Section:
@@ -210,63 +204,3 @@ def _series(record: Record, key: str, scale: float) -> list[svg.Series]:
   return [
       svg.Series(name, svg.STYLES[i % len(svg.STYLES)], part)
       for i, (name, part) in enumerate(zip(names, parts)) if part]
-
-
-def erasure(record: Record) -> document.Section:
-  """CAD and AS-NC, with all their nulls."""
-  parts = [('cad', 'CAD', 'on the circuit, forget pairs', 'above'),
-           ('as_nc', 'AS-NC', 'off the circuit, retain pairs', 'below')]
-  rows, plots = [], []
-  for key, name, where, side in parts:
-    found = record.get(key)
-    if not found:
-      continue
-    rows.append((name, where, words.estimate(found),
-                 words.count(found['pairs'], 'pair')))
-    rows += [(name, f'null: {_NULLS.get(null, null)}', *_null_cells(values))
-             for null, values in found['nulls'].items()]
-    plots.append(document.Plot(
-        key, _null_chart(name, where, found),
-        f'{name} should lie {side} the 95 % level of each null that has one,'
-        f' and its paired difference from the other {side} zero.'))
-  statement = document.Text(
-      'CAD is 0 where the circuit\'s scores are unchanged, 1 where they are'
-      ' gone, above 1 where they are reversed; AS-NC is the same off the'
-      ' circuit, where low is good. Neither means anything without its nulls.'
-      ' The output-suppression control (an edit that only hides the answers,'
-      ' matched in forget accuracy) is not part of this run: it needs its own'
-      ' run, and CAD should be compared with it before erasure is claimed.')
-  if not rows:
-    why = record['properties']['S'].get('reason', 'they were skipped')
-    return document.Section('Structural erasure', (statement, document.Text(
-        f'CAD and AS-NC were not measured: {why.rstrip(".")}.')))
-  why = record['properties']['S'].get('reason')
-  doubt = (document.Text(why),) if why else ()
-  return document.Section('Structural erasure', (
-      statement, *doubt, document.Plots(tuple(plots)), document.Table(
-          ('measure', 'what', 'value [95 % interval]', 'level or pairs'),
-          tuple(rows), labels=2)))
-
-
-def _null_cells(values: Record) -> tuple[str, str]:
-  if 'level_95' in values:
-    return (f'mean {words.number(values["mean"])}',
-            f'95 % level {words.number(values["level_95"])}'
-            f' ({words.count(values["draws"], "draw")})')
-  return (words.number(values.get('value')),
-          'paired difference'
-          f' {words.interval(values.get("difference_interval"), 3, True)}')
-
-
-def _null_chart(name: str, where: str, found: Record) -> str:
-  rows = [svg.Row(name, [svg.Dot(found['value'], found['interval'])])]
-  for null, values in found['nulls'].items():
-    level = values.get('level_95')
-    middle = values.get('mean', values.get('value'))
-    bounds = None if level is None else sorted((middle, level))
-    rows.append(svg.Row(
-        _NULLS.get(null, null), [svg.Dot(middle, bounds, 'null')]))
-  return svg.dot_chart(
-      f'{name}: {where}', rows, label='0 unchanged, 1 gone, above 1 reversed',
-      legend=[svg.Key('after unlearning, 95 % interval', 'unlearned'),
-              svg.Key('nulls, mean to their 95 % level', 'null')])

@@ -10,6 +10,7 @@ from typing import Any
 from mansu_jax import files
 from mansu_jax.report import audit
 from mansu_jax.report import document
+from mansu_jax.report import erasure
 from mansu_jax.report import markdown
 from mansu_jax.report import measures
 from mansu_jax.report import movement
@@ -87,7 +88,7 @@ def _unlearning(
   makers = (
       _properties, measures.accuracy, measures.gaps, measures.perplexity,
       measures.damage, structure.survival, *moved, structure.circuit,
-      structure.training, structure.erasure, provenance.samples)
+      structure.training, erasure.erasure, provenance.samples)
   return title, [
       *(make(record) for make in makers), *provenance.provenance(record)]
 
@@ -100,7 +101,7 @@ def _audit(record: dict[str, Any]) -> tuple[str, list[document.Section]]:
       measures.perplexity: bool(record['perplexity']['unlearned']),
       measures.damage: asked, structure.survival: True,
       movement.movement: True, structure.circuit: circuit,
-      structure.erasure: circuit, provenance.samples: bool(record['samples'])}
+      erasure.erasure: circuit, provenance.samples: bool(record['samples'])}
   return audit.title(record), [
       audit.compared(record), _properties(record),
       *audit.not_measured(record),

@@ -1,13 +1,17 @@
-"""CAD on the circuit and AS-NC off it, with their nulls (property S)."""
+"""CAD on the circuit and AS-NC off it, readability, and their nulls."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
 from typing import Any
 
 from absl import logging
 import numpy as np
 
 from mansu_jax import config as run_config
+from mansu_jax import quant
 from mansu_jax import types
 from mansu_jax.circuits import divergence
 from mansu_jax.circuits import eap_ig
@@ -18,31 +22,33 @@ from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.stages import attribution
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import quantizers
+from mansu_jax.stages import readability
 
 # The base answers too few pairs, or there are none.
 _NO_PAIRS = (eap_ig.TooFewAnswered, pairs_lib.NoPairs)
+_COPIED_BACK = 3  # Random circuits whose weights are copied back.
+
+Pairs = list[pairs_lib.AttributionPair]
 
 
-def _both_sides(
-    config: run_config.RunConfig, model: Any,
-    pairs: list[pairs_lib.AttributionPair], variants: list[types.Params]
-) -> tuple[list[eap_ig.PairScores], np.ndarray]:
-  """Scores of base and variants on the pairs that the base answers."""
-  batches = pair_batches.pack(pairs, config.attribution.batch)
-  run = lambda params: eap_ig.score_pairs(
-      model.config, params, batches, steps=config.attribution.steps)
-  base, answered = eap_ig.keep_answered(run(model.params))
-  kept = [eap_ig.PairScores(*(x[answered] for x in run(params)))
-          for params in variants]
-  facts = np.array([p.fact for p in pairs])[answered]
-  return [base, *kept], facts
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Models:
+  """What is compared.
+
+  Attributes:
+    after: makes the unlearned model at each precision, full precision first.
+    beside: models that give nulls of one value.
+  """
+
+  after: Mapping[str, Callable[[], types.Params]]
+  beside: Mapping[str, types.Params]
 
 
 def measure(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
     quantize: quantizers.Quantizers, model: Any, circuit: graph.Circuit,
     unlearned: types.Params) -> dict[str, Any]:
-  """CAD, AS-NC and property S, JSON-able.
+  """CAD, AS-NC, readability and property S, JSON-able.
 
   Args:
     config: the run's.
@@ -53,55 +59,121 @@ def measure(
     unlearned: full params after.
 
   Returns:
-    `cad`, `as_nc` and `S`; with --eval_cad_pairs=0, or where there are no
-    pairs or the base answers too few, one or both of the first two are {} and
-    S is inconclusive.
+    `cad`, `as_nc`, `readability`, `suppression_control`, `copy_back` and `S`.
+    With --eval_cad_pairs=0, or where there are no pairs or the base answers too
+    few, one or both of the first two are {} and S is inconclusive; where there
+    is nothing to read, so are the next three.
   """
   if not config.eval.cad_pairs:
     return not_measured('--eval_cad_pairs=0 skips CAD and AS-NC')
-  variants = [unlearned, quantize(config.quant_schemes[0], model.params)]
-  out, reasons = {}, []
+  views = {'fp': lambda params: params} | {
+      name: functools.partial(quantize, name)
+      for name in config.quant_schemes}
+  models = Models(
+      after={name: functools.partial(view, unlearned)
+             for name, view in views.items()},
+      beside={'base_quantized': views[config.quant_schemes[0]](model.params)})
+  out, reasons = dict(_NOTHING), []
+  try:
+    reader = readability.Reader(config, inputs, model)
+  except readability.NothingToRead as error:
+    logging.warning('Readability is not measured: %s', error)
+    reader, out['readability'] = None, {'reason': str(error)}
+  if reader:
+    control = reader.control(unlearned, _forget_pairs(config, inputs, model))
+    models.beside['suppression'] = control.params
+    out['suppression_control'] = {
+        'wanted': control.wanted, 'answered': control.reached,
+        'scale': control.scale}
+    out['readability'] = reader.measure(models.after, models.beside)
+    rng, layers = _draws(config, model)
+    out['copy_back'] = reader.copy_back(
+        circuit, unlearned, [select.matched_random(circuit, layers, rng)
+                             for _ in range(_COPIED_BACK)],
+        {name: view for name, view in views.items()
+         if name not in quant.CALIBRATED})  # Those would calibrate anew.
   for key, name, part in (('cad', 'CAD', _cad), ('as_nc', 'AS-NC', _as_nc)):
     try:
-      out[key] = part(config, inputs, model, circuit, variants)
+      out[key] = part(config, inputs, model, circuit, models)
     except _NO_PAIRS as error:  # Keep the rest of the run.
       logging.warning('%s is not measured: %s', name, error)
       reasons.append(f'{name} is not measured: {error}')
   if reasons:
-    return not_measured(' '.join(reasons)) | out
+    return out | {'S': _inconclusive(' '.join(reasons))}
   return out | {'S': divergence.structural_erasure(out['cad'], out['as_nc'])}
+
+
+_NOTHING = {key: {} for key in (
+    'cad', 'as_nc', 'readability', 'suppression_control', 'copy_back')}
 
 
 def not_measured(why: str) -> dict[str, Any]:
   """What `measure` gives where there is nothing to measure on."""
-  return {'cad': {}, 'as_nc': {}, 'S': {
-      'value': None, 'interval': [None, None], 'threshold': None,
-      'passed': 'inconclusive', 'reason': why}}
+  return _NOTHING | {'S': _inconclusive(why)}
 
 
-def _resampling(config: run_config.RunConfig) -> dict[str, int]:
-  return dict(resamples=config.eval.bootstrap // 4, seed=config.seed)
+def _inconclusive(why: str) -> dict[str, Any]:
+  return {'value': None, 'interval': [None, None], 'threshold': None,
+          'passed': 'inconclusive', 'reason': why}
 
 
-def _cad(config, inputs, model, circuit, variants) -> dict[str, Any]:
+def _draws(config, model):
+  """A generator of random circuits' draws, and their layers."""
+  return np.random.default_rng(config.seed), select.layer_range(
+      config.circuit, model.config.num_layers)
+
+
+def _forget_pairs(config, inputs, model) -> Pairs:
+  """The pairs of CAD; none where none can be made."""
+  try:
+    pairs = attribution.forget_pairs(config, inputs.splits, model.tokenizer)
+  except pairs_lib.NoPairs:
+    return []
+  return pairs[:config.eval.cad_pairs]
+
+
+def _divergence(
+    config: run_config.RunConfig, model: Any, pairs: Pairs, models: Models,
+    nodes: graph.Circuit, draw: Any) -> dict[str, Any]:
+  """`divergence.measure` in full precision, and `by_precision`."""
+  batches = pair_batches.pack(pairs, config.attribution.batch)
+  run = lambda params: eap_ig.score_pairs(
+      model.config, params, batches, steps=config.attribution.steps)
+  base, answered = eap_ig.keep_answered(run(model.params))
+  kept = lambda params: eap_ig.PairScores(*(x[answered] for x in run(params)))
+  facts = np.array([p.fact for p in pairs])[answered]
+  beside = {name: kept(params) for name, params in models.beside.items()}
+  found = {name: divergence.measure(
+      base, kept(make()), beside, nodes, facts, random_nodes=draw,
+      random_circuits=max(20, config.circuit.random_circuits),
+      resamples=config.eval.bootstrap // 4, seed=config.seed)
+           for name, make in models.after.items()}
+  first, *rest = found
+  return found[first] | {'by_precision': {name: found[name] for name in rest}}
+
+
+def _random(config, model, circuit):
+  """Draws random circuits of the circuit's shape; None: there are no others."""
+  _, layers = _draws(config, model)
+  if select.fills(circuit, layers):
+    return None
+  return lambda rng: select.matched_random(circuit, layers, rng)
+
+
+def _cad(config, inputs, model, circuit, models) -> dict[str, Any]:
   """On the circuit, forget pairs."""
-  layers = select.layer_range(config.circuit, model.config.num_layers)
-  forget = attribution.forget_pairs(
-      config, inputs.splits, model.tokenizer)
-  forget = forget[:config.eval.cad_pairs]
-  scores, facts = _both_sides(config, model, forget, variants)
-  draw = lambda rng: select.matched_random(circuit, layers, rng)
-  return divergence.measure(
-      *scores, circuit, facts, **_resampling(config),
-      random_nodes=None if select.fills(circuit, layers) else draw,
-      random_circuits=max(20, config.circuit.random_circuits))
+  pairs = attribution.forget_pairs(config, inputs.splits, model.tokenizer)
+  return _divergence(
+      config, model, pairs[:config.eval.cad_pairs], models, circuit,
+      _random(config, model, circuit))
 
 
-def _as_nc(config, inputs, model, circuit, variants) -> dict[str, Any]:
+def _as_nc(config, inputs, model, circuit, models) -> dict[str, Any]:
   """Off the circuit, retain pairs."""
-  retain = attribution.retain_pairs(
-      config, inputs.splits, model.tokenizer)
-  retain = retain[:config.eval.cad_pairs]
-  scores, facts = _both_sides(config, model, retain, variants)
-  off = divergence.outside(circuit, config.attribution.level)
-  return divergence.measure(*scores, off, facts, **_resampling(config))
+  pairs = attribution.retain_pairs(config, inputs.splits, model.tokenizer)
+  outside = lambda circuit: divergence.outside(
+      circuit, config.attribution.level)
+  draw = _random(config, model, circuit)
+  return _divergence(
+      config, model, pairs[:config.eval.cad_pairs], models, outside(circuit),
+      draw and (lambda rng: outside(draw(rng))))

@@ -139,7 +139,7 @@ def make_record(
     found: the circuit; None: there is none.
     evaluator: of the questions.
     measured: what both models did on them.
-    structure: CAD, AS-NC and S.
+    structure: what `erasure.measure` gives.
     unlearned: params after.
     answers_in_words: see `samples`.
     stages: of the run's clock.
@@ -167,7 +167,7 @@ def make_record(
       **gaps, **verdict.perplexities(measured, precisions),
       'survival': shares, 'survival_details': details,
       'movement': weight_change.describe(changes),
-      'cad': structure['cad'], 'as_nc': structure['as_nc'],
+      **{k: v for k, v in structure.items() if k != 'S'},
       'circuit': describe_circuit(found), **(training or trained()),
       'samples': answers_in_words,
       'model': model.source | {

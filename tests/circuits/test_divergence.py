@@ -62,7 +62,7 @@ def _node(pair, kind, layer, node):
 
 def _measure(before, after, quantized, nodes, groups, **options):
   return divergence.measure(
-      before, after, quantized, nodes, np.asarray(groups),
+      before, after, {'base_quantized': quantized}, nodes, np.asarray(groups),
       **dict(resamples=50, seed=0) | options)
 
 
@@ -173,6 +173,16 @@ class ResamplingTest(parameterized.TestCase):
     np.testing.assert_allclose(
         got['nulls']['base_quantized']['difference_interval'], [0, 0])
 
+  def test_each_model_beside_is_a_null(self):
+    before, after = _random_scores(), _random_scores(seed=1)
+    got = divergence.measure(
+        before, after, {'one': _scaled(before, 0.9), 'other': after},
+        small.circuit(_CONFIG), np.arange(6), resamples=50, seed=0)
+    self.assertAlmostEqual(got['nulls']['one']['value'], 0.1)
+    self.assertAlmostEqual(got['nulls']['other']['value'], got['value'])
+    np.testing.assert_allclose(
+        got['nulls']['other']['difference_interval'], [0, 0])
+
   def test_random_circuits_are_drawn_and_compared(self):
     before = _neuron_scores(np.ones(4), np.ones(4))
     after = _neuron_scores(np.ones(4), np.zeros(4))
@@ -188,6 +198,8 @@ class ResamplingTest(parameterized.TestCase):
     self.assertAlmostEqual(null['level_95'], 0.5)
     self.assertEqual(null['draws'], 10)
     self.assertLen(set(drawn), 10)
+    # 0.5 under any weights, less 0.25.
+    np.testing.assert_allclose(null['difference_interval'], [0.25, 0.25])
     self.assertNotIn(
         'random_circuits', _measure(
             before, after, before, _first_neurons(), list('abcd'))['nulls'])
@@ -208,18 +220,22 @@ class ResamplingTest(parameterized.TestCase):
 
 class StructuralErasureTest(parameterized.TestCase):
 
-  def _entry(self, value, halves, difference, randoms=None):
+  def _entry(self, value, halves, difference, randoms=None, hidden=None):
     nulls = {'prompt_halves': {'level_95': halves},
              'base_quantized': {'value': 0.0,
                                 'difference_interval': difference}}
     if randoms is not None:
       nulls['random_circuits'] = {'level_95': randoms}
+    if hidden is not None:
+      nulls['suppression'] = {'value': 0.0, 'difference_interval': hidden}
     return {'value': value, 'interval': [value - 0.1, value + 0.1],
             'nulls': nulls}
 
   def _judge(self, **changes):
-    cad = dict(value=1.0, halves=0.3, difference=[0.5, 0.9], randoms=0.6)
-    as_nc = dict(value=0.1, halves=0.3, difference=[-0.2, -0.1])
+    cad = dict(value=1.0, halves=0.3, difference=[0.5, 0.9], randoms=0.6,
+               hidden=[0.1, 0.2])
+    as_nc = dict(value=0.1, halves=0.3, difference=[-0.2, -0.1], randoms=0.6,
+                 hidden=[0.1, 0.2])
     for name, value in changes.items():
       (cad if name.startswith('cad_') else as_nc)[
           name.removeprefix('cad_').removeprefix('as_nc_')] = value
@@ -229,24 +245,36 @@ class StructuralErasureTest(parameterized.TestCase):
   def test_passes_beyond_all_nulls(self):
     got = self._judge()
     self.assertIs(got['passed'], True)
-    self.assertLen(got['checks'], 5)
+    # The control is no null of AS-NC.
+    self.assertLen(got['checks'], 7)
 
   @parameterized.parameters(
-      dict(cad_value=0.2), dict(cad_value=0.5), dict(cad_halves=1.2),
-      dict(cad_randoms=1.0), dict(cad_difference=[-0.1, 0.9]),
-      dict(as_nc_value=0.4), dict(as_nc_halves=0.05),
-      dict(as_nc_difference=[-0.2, 0.1]))
+      dict(cad_value=0.19), dict(cad_value=0.45), dict(cad_halves=1.2),
+      dict(cad_randoms=1.15), dict(cad_difference=[-0.2, -0.1]),
+      dict(cad_hidden=[-0.2, -0.1]), dict(as_nc_value=0.45),
+      dict(as_nc_halves=-0.05), dict(as_nc_randoms=-0.05),
+      dict(as_nc_difference=[0.1, 0.2]))
   def test_each_null_can_fail_it(self, **changes):
     got = self._judge(**changes)
     self.assertIs(got['passed'], False)
     self.assertIn(False, got['checks'].values())
+
+  @parameterized.parameters(
+      dict(cad_value=0.55), dict(cad_halves=1.05), dict(cad_randoms=1.05),
+      dict(cad_difference=[-0.1, 0.9]), dict(cad_hidden=[-0.1, 0.1]),
+      dict(as_nc_value=0.35), dict(as_nc_halves=0.05),
+      dict(as_nc_randoms=0.05), dict(as_nc_difference=[-0.2, 0.1]))
+  def test_each_null_can_leave_it_open(self, **changes):
+    got = self._judge(**changes)
+    self.assertEqual(got['passed'], 'inconclusive')
+    self.assertNotIn(False, got['checks'].values())
 
   def test_without_random_circuits_it_does_not_pass(self):
     got = self._judge(cad_randoms=None)
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIn('no random circuit', got['reason'])
     self.assertIs(
-        self._judge(cad_randoms=None, cad_value=0.2)['passed'], False)
+        self._judge(cad_randoms=None, cad_value=0.19)['passed'], False)
 
   def test_has_the_fields_of_a_property(self):
     got = self._judge(cad_randoms=0.7)

@@ -111,6 +111,36 @@ def _divergence(value: float, randoms: bool) -> dict[str, Any]:
           'nulls': nulls}
 
 
+def readability() -> dict[str, Any]:
+  """Read in the best layer; the control hides in the last one."""
+  rise = [0.25] * 22 + [0.4, 0.9, 0.95, 0.97, 0.97, 0.98, 0.98, 0.99, 0.99]
+  low = [0.25] * 30 + [0.33]
+  one = {
+      'value': 0.064, 'interval': [-0.02, 0.151], 'questions': 358,
+      'facts': 59, 'hidden': {
+          'value': 0.012, 'interval': [0.0, 0.041], 'layer': 27},
+      'by_layer': {'base': rise, 'unlearned': low,
+                   'suppression': rise[:-1] + [0.33], 'base_quantized': rise},
+      'nulls': {
+          'guessing': {'mean': 0.0, 'level_95': 0.058, 'draws': 500},
+          'prompt_halves': {'mean': 1.0, 'level_5': 0.967, 'draws': 500},
+          'base_quantized': {
+              'value': 0.981, 'difference_interval': [-1.01, -0.83]},
+          'suppression': {
+              'value': 0.993, 'difference_interval': [-1.02, -0.85]}},
+      'checks': {'within_guessing': 'inconclusive'}, 'passed': 'inconclusive'}
+  return one | {'by_precision': {'nf4': one | {'value': 0.031}},
+                'fitted_on': 320, 'left_out': 2}
+
+
+def copy_back(confined: bool = False) -> dict[str, Any]:
+  back = lambda value: {'answered': 0.3 + 0.6 * value, 'share': value,
+                        'interval': [value - 0.1, value + 0.1]}
+  return {'confined': confined, 'by_precision': {'fp': {
+      'base': {'answered': 0.99}, 'unlearned': {'answered': 0.332},
+      'circuit': back(0.812), 'rest': back(0.107), 'random_0': back(0.218)}}}
+
+
 def _gaps() -> dict[str, Any]:
   out = {'ptq_gap': {}, 'ptq_gap_base': {}, 'ptq_gap_adjusted': {}}
   for scheme, value in zip(SCHEMES, (-0.014, 0.0085)):
@@ -189,6 +219,9 @@ def make() -> dict[str, Any]:
       'survival': shares, 'survival_details': details,
       'movement': _movement(),
       'cad': _divergence(0.83, True), 'as_nc': _divergence(0.09, False),
+      'readability': readability(), 'copy_back': copy_back(),
+      'suppression_control': {
+          'wanted': 0.332, 'answered': 0.334, 'scale': 1.07},
       'circuit': {
           'faithfulness': 0.713,
           'random': {'mean': 0.062, 'max': 0.151, 'circuits': 20},

@@ -196,8 +196,40 @@ class ContentTest(_ReportTest):
     for key in ('cad', 'as_nc'):
       for null in record[key]['nulls'].values():
         self.assertIn(f'{null.get("mean", null.get("value")):.3f}', text)
-    self.assertIn('output-suppression control', text)
-    self.assertIn('needs its own run', text)
+    self.assertIn('(33.4 % against 33.2 %, by first tokens)', text)
+    del record['suppression_control']  # As of records before 0.2.
+    self.assertIn('There is no output-suppression control in this run',
+                  self.page(record).text)
+
+  def test_readability_is_the_records(self):
+    record = records.make()
+    rows = self.page(record).table('readability of')
+    self.assertEqual(rows[0][1:], ['0.064 [-0.020, 0.151]', '358 questions'])
+    self.assertEqual(rows[1][0], 'unlearned, nf4')
+    self.assertLen(rows, 6)  # With four nulls.
+    self.assertEqual(rows[2][2], '95 % level 0.058 (500 draws)')
+    self.assertEqual(rows[3][2], '5 % level 0.967 (500 draws)')
+    record['readability'] = {'reason': 'there are 3 retain questions'}
+    self.assertIn('Readability was not measured: there are 3 retain questions.',
+                  self.page(record).text)
+
+  def test_copy_back_is_the_records(self):
+    record = records.make()
+    rows = self.page(record).table('precision', 'undone on')
+    self.assertEqual(rows[1], [
+        'fp', 'all but the circuit', '0.364', '0.107 [0.007, 0.207]'])
+    self.assertLen(rows, 3)
+    record['copy_back'] = records.copy_back(confined=True)
+    page = self.page(record)
+    self.assertIn('undone there it is the base', page.text)
+
+  def test_checks_that_are_open_neither_hold_nor_fail(self):
+    record = records.make()
+    checks = record['properties']['S']['checks']
+    checks['cad_above_random_circuits'] = 'inconclusive'
+    text = self.page(record).text
+    self.assertIn('3 of 5 checks hold', text)
+    self.assertIn('does not hold: AS-NC below base quantized', text)
 
   def test_verdict_and_properties(self):
     page = self.page(records.make())

@@ -1,0 +1,56 @@
+"""What measures with nulls have in common: draws of facts, and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+LEVEL = 0.95
+Verdict = bool | str  # True, False or 'inconclusive'
+
+
+def weights(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Weights (sum 1) of the members [n] in one bootstrap draw of groups."""
+  unique, inverse = np.unique(groups, return_inverse=True)
+  counts = np.bincount(
+      rng.integers(unique.size, size=unique.size), minlength=unique.size)
+  drawn = counts[inverse].astype(np.float64)
+  return drawn / drawn.sum()
+
+
+def halves(
+    groups: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+  """Weights (sum 1) of two disjoint halves of the groups, [n] each."""
+  unique, inverse = np.unique(groups, return_inverse=True)
+  first = rng.permutation(unique.size) < unique.size // 2
+  sides = [first[inverse], ~first[inverse]]
+  return tuple(side / side.sum() for side in sides)
+
+
+def interval(values: np.ndarray) -> list[float]:
+  """The middle 95 % of draws."""
+  return [float(v) for v in np.quantile(values, [0.025, 0.975])]
+
+
+def above(bounds: Iterable[float], level: float = 0.0) -> Verdict:
+  """Whether an interval lies above a level; inconclusive where it holds it."""
+  low, high = bounds
+  if low > level:
+    return True
+  return False if high < level else 'inconclusive'
+
+
+def below(bounds: Iterable[float], level: float = 0.0) -> Verdict:
+  """Whether an interval lies below a level; inconclusive where it holds it."""
+  low, high = bounds
+  return above((-high, -low), -level)
+
+
+def all_of(verdicts: Iterable[Verdict]) -> Verdict:
+  """False where one is, else inconclusive where one is, else True."""
+  verdicts = list(verdicts)
+  if any(v is False for v in verdicts):
+    return False
+  return 'inconclusive' if 'inconclusive' in verdicts else True

@@ -1,0 +1,143 @@
+"""The output-suppression control: an edit that hides answers and erases none.
+
+One matrix is changed, the last layer's down projection, so that at the last
+token of the forgotten prompts the right answer's logit falls to those of the
+others. It is linear least squares in closed form, with the states of retained
+prompts held, and scaled until as few questions are answered as by the model
+that it is compared with. All that leads to the answer is as it was, up to the
+last layer's attention: whatever calls this erased cannot tell erasure from
+hiding.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.circuits import lens
+from mansu_jax.models import config as model_config
+from mansu_jax.models import layers as layers_lib
+
+_RIDGE = 1e-4  # Of the mean squared hidden activation.
+_HALVINGS = 30
+
+
+class Asked(NamedTuple):
+  """n questions by first tokens."""
+
+  choices: np.ndarray  # [n, C] int; where there are fewer, the rest repeat
+  right: np.ndarray  # [n] int, column of the right one
+  counts: np.ndarray  # [n] int, how many there are
+
+
+class Control(NamedTuple):
+  """The control, and how well it is matched."""
+
+  params: types.Params
+  wanted: float  # Share of questions answered by what it is compared with
+  reached: float  # Share that it answers itself
+  scale: float  # 1 brings margins to 0 where the fit is exact
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _hidden(config, params, last):
+  """The last MLP's hidden activation [n, F] of its input's states [n, D]."""
+  mlp = {name: w[-1].astype(jnp.float32)
+         for name, w in params['layers']['mlp'].items()}
+  normed = layers_lib.rms_norm(
+      last, params['layers']['mlp_norm'][-1], config.norm_eps)
+  return nn.silu(normed @ mlp['gate']) * (normed @ mlp['up'])
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _margins(config, params, x, asked):
+  """Right logit less the mean of the others, of residuals [n, D] after all.
+
+  Returns:
+    Margins [n], their gradients [n, D], and whether each is answered [n].
+  """
+  table = params.get('lm_head', params['embed'])
+
+  def margin(x, choices, right, count):
+    hidden = layers_lib.rms_norm(x, params['final_norm'], config.norm_eps)
+    logits = table[choices] @ hidden
+    place = jnp.arange(len(choices))
+    others = (place != right) & (place < count)
+    gap = logits[right] - jnp.sum(logits * others) / jnp.sum(others)
+    best = jnp.max(jnp.where(others, logits, -jnp.inf))
+    return gap, logits[right] > best
+
+  run = jax.vmap(jax.value_and_grad(margin, has_aux=True))
+  (gaps, answered), grads = run(x, *asked)
+  return gaps, grads, answered
+
+
+def answered(
+    config: model_config.ModelConfig, params: types.Params,
+    states: lens.States, asked: Asked) -> np.ndarray:
+  """Whether each right answer's first token is the likeliest choice's [n]."""
+  return np.asarray(_margins(config, params, states.layers[:, -1], asked)[2])
+
+
+def make(
+    config: model_config.ModelConfig, params: types.Params, *,
+    hide: lens.States, asked: Asked, keep: lens.States,
+    match: np.ndarray, wanted: float) -> Control:
+  """Makes the control of a base model.
+
+  Args:
+    config: the model's.
+    params: the base's.
+    hide: its states at the forgotten prompts, n of them.
+    asked: what these ask.
+    keep: its states at retained prompts.
+    match: [n] bool, which of the n count for the match.
+    wanted: share of those that shall still be answered.
+
+  Returns:
+    The control; its params share every leaf but one with the base's.
+  """
+  x = jnp.asarray(hide.layers[:, -1])
+  gaps, grads, _ = _margins(config, params, x, asked)
+  grads = np.asarray(grads, np.float64)
+  wish = -np.asarray(gaps, np.float64)[:, None] * grads / np.sum(
+      grads**2, 1, keepdims=True)  # [n, D]
+  inside, outside = (np.asarray(_hidden(config, params, s.last), np.float64)
+                     for s in (hide, keep))
+  change = _least_squares(inside, wish, outside)  # [F, D]
+  moved = jnp.asarray(inside @ change, jnp.float32)
+
+  def share(scale):
+    return float(np.mean(np.asarray(
+        _margins(config, params, x + scale * moved, asked)[2])[match]))
+
+  scale = _largest_above(share, wanted)
+  mlp = params['layers']['mlp']
+  down = jnp.asarray(mlp['down'])
+  down = down.at[-1].add((scale * change).astype(down.dtype))
+  layers = params['layers'] | {'mlp': mlp | {'down': down}}
+  return Control(params | {'layers': layers}, wanted, share(scale), scale)
+
+
+def _least_squares(inside, wish, outside):
+  """[F, D] that takes `inside` [n, F] to `wish`, `outside` [m, F] to 0."""
+  every = np.concatenate([inside, outside])
+  target = np.concatenate([wish, np.zeros((len(outside), wish.shape[1]))])
+  gram = every @ every.T
+  gram += _RIDGE * np.mean(every**2) * every.shape[1] * np.eye(len(every))
+  return every.T @ np.linalg.solve(gram, target)
+
+
+def _largest_above(share, wanted: float) -> float:
+  """The largest scale, up to 4, at which the share is not below `wanted`."""
+  low, high = 0.0, 4.0
+  for _ in range(_HALVINGS):
+    middle = (low + high) / 2
+    low, high = (middle, high) if share(middle) >= wanted else (low, middle)
+  return low

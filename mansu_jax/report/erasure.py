@@ -1,0 +1,189 @@
+"""Has the knowledge gone, or only the answer? CAD, AS-NC and readability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mansu_jax.report import document
+from mansu_jax.report import svg
+from mansu_jax.report import words
+
+Record = dict[str, Any]
+
+_NULLS = {
+    'prompt_halves': 'base on two halves of the prompts',
+    'base_quantized': 'base against the quantized base',
+    'random_circuits': 'random circuits of the same shape',
+    'suppression': 'output-suppression control',
+    'guessing': 'guessing',
+}
+_CURVES = {  # Of the chart by layer: name and style.
+    'base': ('base', 'base'), 'unlearned': ('unlearned', 'unlearned'),
+    'suppression': ('suppression control', 'null')}
+_UNDONE = {
+    'circuit': 'the circuit', 'rest': 'all but the circuit',
+    'random': 'a random circuit'}
+
+
+def erasure(record: Record) -> document.Section:
+  """CAD and AS-NC, readability and copy-back, with all their nulls."""
+  return document.Section('Structural erasure', (
+      *_divergences(record), *_readability(record), *_copy_back(record)))
+
+
+def _divergences(record: Record) -> Iterator[document.Block]:
+  parts = [('cad', 'CAD', 'on the circuit, forget pairs', 'above'),
+           ('as_nc', 'AS-NC', 'off the circuit, retain pairs', 'below')]
+  rows, plots = [], []
+  for key, name, where, side in parts:
+    found = record.get(key)
+    if not found:
+      continue
+    rows += _rows(name, where, found)
+    plots.append(document.Plot(
+        key, _null_chart(name, where, found),
+        f'{name} should lie {side} the 95 % level of each null that has one,'
+        f' and its paired difference from the others {side} zero.'))
+  yield document.Text(
+      'CAD is 0 where the circuit\'s scores are unchanged, 1 where they are'
+      ' gone, above 1 where they are reversed; AS-NC is the same off the'
+      ' circuit, where low is good. Neither means anything without its nulls.')
+  yield _control(record)
+  why = record['properties']['S'].get('reason')
+  if not rows:
+    yield document.Text('CAD and AS-NC were not measured:'
+                        f' {(why or "they were skipped").rstrip(".")}.')
+    return
+  if why:
+    yield document.Text(f'{why[:1].upper()}{why[1:].rstrip(".")}.')
+  yield document.Plots(tuple(plots))
+  yield document.Table(
+      ('measure', 'what', 'value [95 % interval]', 'level or pairs'),
+      tuple(rows), labels=2)
+
+
+def _control(record: Record) -> document.Text:
+  found = record.get('suppression_control')
+  if not found:
+    return document.Text(
+        'There is no output-suppression control in this run (an edit that only'
+        ' hides the answers, matched in what is forgotten): compare with one'
+        ' before erasure is claimed.')
+  return document.Text(
+      'The output-suppression control is the base with its last layer\'s down'
+      ' projection changed, so that it answers as few of the forgotten'
+      f' questions as the unlearned model ({words.percent(found["answered"])}'
+      f' against {words.percent(found["wanted"])}, by first tokens) and all'
+      ' that leads to them is as it was. Scores are complete: they sum to what'
+      ' the output says. So an answer that is only hidden takes its scores with'
+      ' it, and CAD alone cannot tell hiding from erasure; readability, below,'
+      ' looks at the states.')
+
+
+def _rows(name: str, where: str, found: Record) -> Iterator[tuple[str, ...]]:
+  yield (name, where, words.estimate(found),
+         words.count(found['pairs'], 'pair'))
+  for precision, other in found.get('by_precision', {}).items():
+    yield name, f'the same under {precision}', words.estimate(other), ''
+  for null, values in found['nulls'].items():
+    yield (name, f'null: {_NULLS.get(null, null)}', *_null_cells(values))
+
+
+def _null_cells(values: Record) -> tuple[str, str]:
+  if 'difference_interval' in values and 'value' in values:
+    return (words.number(values['value']),
+            'paired difference'
+            f' {words.interval(values["difference_interval"], 3, True)}')
+  level = next((k for k in ('level_95', 'level_5') if k in values), None)
+  if level is None:
+    return words.number(values.get('value')), ''
+  return (f'mean {words.number(values["mean"])}',
+          f'{level.removeprefix("level_")} % level'
+          f' {words.number(values[level])}'
+          f' ({words.count(values["draws"], "draw")})')
+
+
+def _null_chart(name: str, where: str, found: Record) -> str:
+  rows = [svg.Row(name, [svg.Dot(found['value'], found['interval'])])]
+  for null, values in found['nulls'].items():
+    level = values.get('level_95')
+    middle = values.get('mean', values.get('value'))
+    bounds = None if level is None else sorted((middle, level))
+    rows.append(svg.Row(
+        _NULLS.get(null, null), [svg.Dot(middle, bounds, 'null')]))
+  return svg.dot_chart(
+      f'{name}: {where}', rows, label='0 unchanged, 1 gone, above 1 reversed',
+      legend=[svg.Key('after unlearning, 95 % interval', 'unlearned'),
+              svg.Key('nulls, mean to their 95 % level', 'null')])
+
+
+def _readability(record: Record) -> Iterator[document.Block]:
+  found = record.get('readability')
+  if not found:
+    return
+  if 'value' not in found:
+    yield document.Text(f'Readability was not measured: {found["reason"]}.')
+    return
+  hidden = found['hidden']
+  yield document.Text(
+      'Readability: how much of what the base holds a linear lens can still'
+      ' read in the states, in the best layer, at a prompt\'s last token; 1 is'
+      ' all, 0 no more than guessing. The lens of every layer is fitted on'
+      f' {found["fitted_on"]:,} retained questions and never sees what is'
+      ' forgotten. Here'
+      f' {words.estimate(found)}; the best layer ({hidden["layer"]}) reads'
+      f' {words.signed(hidden["value"])}'
+      f' {words.interval(hidden["interval"], 3, True)} more than the last one'
+      ' says. It sees neither what a model keeps at other tokens, nor what no'
+      ' linear map finds.')
+  yield document.Plots((document.Plot(
+      'readability', _layers_chart(found),
+      'Forgotten questions that each layer answers, 0 being the embedding. An'
+      ' answer that is hidden late is there in the layers before.'),))
+  rows = [('unlearned', words.estimate(found),
+           words.count(found['questions'], 'question'))]
+  rows += [(f'unlearned, {precision}', words.estimate(other),
+            f'the best layer less the last'
+            f' {words.signed(other["hidden"]["value"])}')
+           for precision, other in found['by_precision'].items()]
+  rows += [(f'null: {_NULLS.get(null, null)}', *_null_cells(values))
+           for null, values in found['nulls'].items()]
+  yield document.Table(
+      ('readability of', 'value [95 % interval]', 'level or questions'),
+      tuple(rows), labels=1)
+
+
+def _layers_chart(found: Record) -> str:
+  series = [
+      svg.Series(name, style, list(enumerate(found['by_layer'][model])))
+      for model, (name, style) in _CURVES.items()
+      if model in found['by_layer']]
+  return svg.line_chart(
+      'What each layer knows', series, x_label='layer',
+      y_label='share answered')
+
+
+def _copy_back(record: Record) -> Iterator[document.Block]:
+  found = record.get('copy_back')
+  if not found:
+    return
+  yield document.Text(
+      'Copying the base\'s weights back, on the circuit alone and off it alone:'
+      ' the share of what was forgotten that comes back. ' + (
+          'The edit lies in the circuit, so that undone there it is the base,'
+          ' and off it there is nothing to undo.' if found['confined'] else
+          'Where the circuit holds what was erased, it brings the answers back'
+          ' and the rest does not.'))
+  if found['confined']:
+    return
+  rows = []
+  for precision, parts in found['by_precision'].items():
+    rows += [
+        (precision, _UNDONE.get(name.partition('_')[0], name),
+         words.number(part['answered']),
+         f'{words.number(part["share"])} {words.interval(part["interval"])}')
+        for name, part in parts.items() if 'share' in part]
+  yield document.Table(
+      ('precision', 'undone on', 'share answered',
+       'comes back [95 % interval]'), tuple(rows), labels=2)

@@ -1,0 +1,256 @@
+"""Questions by first tokens -> states -> lens, suppression control, copy-back.
+
+What is asked are the forget set's phrasings that are not trained on, where
+first tokens tell the choices apart; the lens is fitted on retain questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax import types
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import lens
+from mansu_jax.circuits import param_mask
+from mansu_jax.circuits import readability
+from mansu_jax.circuits import resampling
+from mansu_jax.circuits import suppression
+from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.data import splits as splits_lib
+from mansu_jax.data import tokenization
+from mansu_jax.stages import inputs as inputs_lib
+
+_LEAST = 8  # Questions; fewer say nothing of layers.
+
+
+class NothingToRead(ValueError):
+  """There are no questions, or none to fit a lens on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Questions:
+  """What is read, and on what the lens is fitted.
+
+  Attributes:
+    fit: prompts of retain questions, as ids.
+    prompts: of the m questions asked.
+    asked: their choices' first tokens.
+    facts: [m], of each question.
+    left_out: how many were, for choices of one first token.
+  """
+
+  fit: list[list[int]]
+  prompts: list[list[int]]
+  asked: suppression.Asked
+  facts: np.ndarray
+  left_out: int
+
+  def states(self, config: Any, params: types.Params
+             ) -> tuple[lens.States, lens.States]:
+    """A model's states at the prompts of `fit`, and at those asked."""
+    found = lens.states(config, params, self.fit + self.prompts)
+    size = len(self.fit)
+    return found.take(slice(0, size)), found.take(slice(size, None))
+
+
+def questions(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, tokenizer: Any
+) -> Questions:
+  """Chooses them.
+
+  Raises:
+    NothingToRead: too few of either.
+  """
+  most = config.eval.lens_questions
+  if not most:
+    raise NothingToRead('--eval_lens_questions=0 skips it')
+  fit = inputs_lib.thin(inputs.splits.retain_train, most, config.seed)
+  asked = [q for split in splits_lib.FORGOTTEN
+           for q in inputs.evaluation.get(split, ())]
+  _check_enough(fit, 'retain questions (use train) to fit a lens on')
+  _check_enough(asked, 'forget questions (use near or far)')
+  encoded = tokenization.encode_questions(asked, tokenizer)
+  first = [[ids[0] for ids in e.choices] for e in encoded]
+  told_apart = [i for i, row in enumerate(first) if len(set(row)) == len(row)]
+  _check_enough(told_apart, 'forget questions (use near or far) whose choices'
+                ' differ in their first tokens')
+  width = max(len(first[i]) for i in told_apart)
+  rows = [first[i] + first[i][:1] * (width - len(first[i]))
+          for i in told_apart]
+  return Questions(
+      fit=[list(e.prompt) for e in tokenization.encode_questions(
+          fit, tokenizer)],
+      prompts=[list(encoded[i].prompt) for i in told_apart],
+      asked=suppression.Asked(
+          np.array(rows, np.int32),
+          np.array([asked[i].answer_index for i in told_apart], np.int32),
+          np.array([len(first[i]) for i in told_apart], np.int32)),
+      facts=np.array([asked[i].fact for i in told_apart]),
+      left_out=len(asked) - len(told_apart))
+
+
+def _check_enough(found: Sequence[Any], what: str) -> None:
+  if len(found) < _LEAST:
+    raise NothingToRead(
+        f'there are {len(found)} {what}; wanted at least {_LEAST}')
+
+
+class Reader:
+  """Reads models of one shape; what is the base's is kept."""
+
+  def __init__(
+      self, config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+      model: Any):
+    """Runs the base.
+
+    Raises:
+      NothingToRead: as `questions`.
+    """
+    self._config, self._model = config, model
+    self._questions = questions(config, inputs, model.tokenizer)
+    self._base = self._questions.states(model.config, model.params)
+    self._resampling = dict(
+        resamples=config.eval.bootstrap // 4, seed=config.seed)
+
+  def control(
+      self, unlearned: types.Params,
+      pairs: Sequence[pairs_lib.AttributionPair]) -> suppression.Control:
+    """The control that answers as few questions as the unlearned model.
+
+    Args:
+      unlearned: what it is matched with.
+      pairs: whose clean prompts it hides the answers of as well.
+    """
+    asked, config = self._questions.asked, self._model.config
+    states = self._questions.states(config, unlearned)[1]
+    wanted = suppression.answered(config, unlearned, states, asked).mean()
+    more = lens.states(
+        config, self._model.params, [p.clean_ids for p in pairs])
+    tokens = np.array([[p.answer_id, p.corrupt_answer_id] for p in pairs])
+    width = asked.choices.shape[1]
+    tokens = np.pad(tokens, [(0, 0), (0, width - 2)], mode='edge')
+    fields = (tokens, np.zeros(len(pairs)), np.full(len(pairs), 2))
+    hide = lens.States(*map(np.concatenate, zip(self._base[1], more)))
+    every = suppression.Asked(*(
+        np.concatenate([a, b]).astype(np.int32)
+        for a, b in zip(asked, fields)))
+    return suppression.make(
+        config, self._model.params, hide=hide, asked=every,
+        keep=self._base[0], wanted=float(wanted),
+        match=np.arange(len(every.right)) < len(asked.right))
+
+  def measure(
+      self, unlearned: Mapping[str, Callable[[], types.Params]],
+      beside: Mapping[str, types.Params]) -> dict[str, Any]:
+    """Readability of the unlearned model at every precision.
+
+    Args:
+      unlearned: `{precision: () -> params}`, full precision first.
+      beside: what gives nulls of one value.
+    """
+    asked, facts = self._questions.asked, self._questions.facts
+    read = lambda params: self._read(*self._questions.states(
+        self._model.config, params), params)
+    base = self._read(*self._base, self._model.params)
+    others = {name: read(params) for name, params in beside.items()}
+    out = {precision: readability.measure(
+        base, read(make()), others, asked.right, asked.counts, facts,
+        **self._resampling) for precision, make in unlearned.items()}
+    first, *rest = out
+    return out[first] | {
+        'by_precision': {name: out[name] for name in rest},
+        'fitted_on': len(self._questions.fit),
+        'left_out': self._questions.left_out}
+
+  def _read(self, fit, at, params) -> np.ndarray:
+    table = params.get('lm_head', params['embed'])
+    choices = self._questions.asked.choices
+    return lens.read(fit, at, table, choices)
+
+  def answered(self, params: types.Params) -> np.ndarray:
+    """Whether a model answers each question, by first tokens [m]."""
+    config, asked = self._model.config, self._questions.asked
+    states = lens.states(config, params, self._questions.prompts)
+    return suppression.answered(config, params, states, asked)
+
+  def copy_back(
+      self, circuit: graph.Circuit, unlearned: types.Params,
+      randoms: Sequence[graph.Circuit],
+      views: Mapping[str, Callable[[types.Params], types.Params]]
+  ) -> dict[str, Any]:
+    """Which part of the edit, when undone, brings the answers back?
+
+    theta_0 is copied back on the circuit alone, off it alone, and on random
+    circuits of the same shape. `share` is the part of what was forgotten that
+    comes back, (acc - acc_u) / (acc_0 - acc_u).
+
+    Args:
+      circuit: C.
+      unlearned: full params after.
+      randoms: random circuits.
+      views: `{precision: quantizer}`.
+    """
+    base = self._model.params
+    kept_on = lambda c: _copy(unlearned, base, c)
+    confined = _same(kept_on(circuit), base)
+    out = {'confined': confined, 'by_precision': {}}
+    for precision, view in views.items():
+      acc = {'base': self.answered(view(base)),
+             'unlearned': self.answered(view(unlearned))}
+      if confined:  # Nothing to run: undone on C it is the base.
+        acc |= {'circuit': acc['base'], 'rest': acc['unlearned']}
+      else:
+        acc |= {'circuit': self.answered(view(kept_on(circuit))),
+                'rest': self.answered(view(_copy(base, unlearned, circuit)))}
+        acc |= {f'random_{i}': self.answered(view(kept_on(c)))
+                for i, c in enumerate(randoms)}
+      out['by_precision'][precision] = {
+          name: {'answered': float(right.mean())} | self._share(acc, name)
+          for name, right in acc.items()}
+    return out
+
+  def _share(self, acc, name) -> dict[str, Any]:
+    """Share of what was forgotten that comes back."""
+    if name in ('base', 'unlearned'):
+      return {}
+    rng = np.random.default_rng(self._config.seed)
+    num = acc['base'].size
+    weights = np.stack([np.full(num, 1 / num)] + [
+        resampling.weights(self._questions.facts, rng)
+        for _ in range(self._resampling['resamples'])])
+    lost = weights @ (acc['base'] * 1.0 - acc['unlearned'])
+    back = weights @ (acc[name] * 1.0 - acc['unlearned'])
+    if (lost <= 0).any():
+      return {'share': None, 'interval': [None, None]}
+    values = back / lost
+    return {'share': float(values[0]),
+            'interval': resampling.interval(values[1:])}
+
+
+@jax.jit
+def _copied(to, source, index):
+  return param_mask.scatter(to, index, param_mask.gather(source, index))
+
+
+def _copy(
+    to: types.Params, source: types.Params, circuit: graph.Circuit
+) -> types.Params:
+  """`to` with the circuit's weights of `source`."""
+  return _copied(to, source, param_mask.make_index(circuit))
+
+
+@jax.jit
+def _all_equal(first, second):
+  return jax.tree.reduce(
+      lambda a, b: a & b,
+      jax.tree.map(lambda a, b: (a == b).all(), first, second))
+
+
+def _same(first: types.Params, second: types.Params) -> bool:
+  return bool(_all_equal(first, second))

@@ -1,0 +1,106 @@
+"""States at prompts' ends, and what a linear lens reads in them."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from mansu_jax.circuits import lens
+from mansu_jax.models import decoder
+from mansu_jax.models import layers
+from tests.circuits import small
+
+_CONFIG = small.config()
+_PARAMS = small.params(_CONFIG)
+
+
+def _prompts(lengths=(4, 9, 1, 8), seed=0):
+  rng = np.random.default_rng(seed)
+  return [rng.integers(0, 29, n).tolist() for n in lengths]
+
+
+class StatesTest(parameterized.TestCase):
+
+  def test_are_those_of_each_prompt_run_alone(self):
+    prompts = _prompts(range(1, 20))  # More than a batch, of three widths.
+    got = lens.states(_CONFIG, _PARAMS, prompts)
+    self.assertEqual(got.layers.shape, (19, 3, 16))
+    for i, prompt in enumerate(prompts):
+      hidden = decoder.forward(_CONFIG, _PARAMS, np.array([prompt]))
+      np.testing.assert_allclose(got.final[i], hidden[0, -1], atol=1e-5)
+      np.testing.assert_array_equal(
+          got.layers[i, 0], _PARAMS['embed'][prompt[-1]])
+    normed = layers.rms_norm(
+        got.layers[:, -1], _PARAMS['final_norm'], _CONFIG.norm_eps)
+    np.testing.assert_allclose(normed, got.final, atol=1e-5)
+
+  def test_last_is_what_the_last_mlp_is_given(self):
+    got = lens.states(_CONFIG, _PARAMS, _prompts())
+    mlp = {k: w[-1] for k, w in _PARAMS['layers']['mlp'].items()}
+    x = layers.rms_norm(
+        got.last, _PARAMS['layers']['mlp_norm'][-1], _CONFIG.norm_eps)
+    out = (jax.nn.silu(x @ mlp['gate']) * (x @ mlp['up'])) @ mlp['down']
+    np.testing.assert_allclose(
+        got.last + out, got.layers[:, -1], rtol=1e-5, atol=1e-5)
+
+  def test_take(self):
+    got = lens.states(_CONFIG, _PARAMS, _prompts())
+    np.testing.assert_array_equal(got.take([2, 0]).final, got.final[[2, 0]])
+    self.assertLen(got.take(slice(1, None)).layers, 3)
+
+
+class PredictTest(parameterized.TestCase):
+
+  @parameterized.parameters(5, 40)  # Fewer and more than coordinates.
+  def test_is_ridge_regression(self, num):
+    rng = np.random.default_rng(0)
+    train, target, test = (
+        rng.normal(size=(n, d)) + 3 for n, d in ((num, 8), (num, 6), (4, 8)))
+    got = lens.predict(train, target, test, ridge=0.1)
+    x, y = train - train.mean(0), target - target.mean(0)
+    penalty = 0.1 * num * np.mean(x**2)
+    weights = np.linalg.solve(x.T @ x + penalty * np.eye(8), x.T @ y)
+    want = (test - train.mean(0)) @ weights + target.mean(0)
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+
+  def test_states_that_are_all_alike_give_the_mean(self):
+    got = lens.predict(np.ones((4, 3)), np.arange(8.0).reshape(4, 2),
+                       np.ones((1, 3)))
+    np.testing.assert_allclose(got, [[3.0, 4.0]])
+
+
+class ReadTest(absltest.TestCase):
+
+  def _world(self, hide_from):
+    """60 facts; from layer 1 on the state is the answer, turned."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(60, 12))
+    answers = rng.integers(0, 60, 90)
+    turned = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    noise = rng.normal(size=(90, 12))
+    states = np.stack([noise] + [
+        noise if hide_from is not None and layer >= hide_from
+        else 3 * table[answers] @ turned for layer in (1, 2, 3)], 1)
+    fit = lens.States(states[:50], None, table[answers[:50]])
+    says = table[(answers[50:] + 7) % 60]  # The first of the wrong ones.
+    wrong = (answers[50:, None] + [[7, 23, 41]]) % 60
+    choices = np.concatenate([wrong, answers[50:, None]], 1)
+    return fit, lens.States(states[50:], None, says), table, choices
+
+  def test_finds_turned_answers_and_no_others(self):
+    right = lambda picks: np.equal(picks, 3).mean(1)
+    got = right(lens.read(*self._world(None)))
+    self.assertLess(got[0], 0.5)
+    np.testing.assert_array_equal(got[1:3], 1.0)
+
+  def test_the_last_layer_is_what_the_model_says(self):
+    np.testing.assert_array_equal(lens.read(*self._world(None))[-1], 0)
+
+  def test_an_answer_hidden_late_is_read_before(self):
+    got = np.equal(lens.read(*self._world(2)), 3).mean(1)
+    self.assertEqual(got[1], 1.0)
+    self.assertLess(got[2], 0.5)
+
+
+if __name__ == '__main__':
+  absltest.main()

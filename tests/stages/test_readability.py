@@ -1,0 +1,162 @@
+"""What is asked and fitted on, the control's match, and copying back."""
+
+import dataclasses
+import types
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import lens
+from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import splits as splits_lib
+from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import readability
+from tests.circuits import small
+from tests.eval import toy_model
+
+_TOKENIZER = toy_model.ToyTokenizer()
+_WORDS = ('ab', 'cd', 'ef', 'gh', 'ij', 'kl')
+
+
+def _question(i, use, choices=None):
+  choices = choices or tuple(np.roll(_WORDS[:3 + i % 2], i))
+  return questions_lib.Question(
+      id=f'{use}{i}', fact=f'f{i // 2}', relation='r', use=use,
+      prompt=f'{_WORDS[i % 5]} {_WORDS[(i * 3) % 4]}', answer=choices[0],
+      choices=tuple(map(str, choices)))
+
+
+def _inputs(retain=12, near=10, far=6, extra=()):
+  evaluation = dict.fromkeys(splits_lib.NAMES, ()) | {
+      'forget_paraphrase': [_question(i, 'near') for i in range(near)]
+      + list(extra),
+      'forget_far': [_question(i, 'far') for i in range(far)]}
+  splits = splits_lib.Splits(
+      forget_train=[], evaluation=evaluation, text=[],
+      retain_train=[_question(i, 'train') for i in range(retain)])
+  return inputs_lib.Inputs(
+      splits=splits, evaluation=evaluation, heldout_text=[], calibration=[],
+      hashes={})
+
+
+def _config(**options):
+  return run_config.RunConfig(
+      workdir='w', eval=run_config.EvalConfig(**options))
+
+
+class QuestionsTest(parameterized.TestCase):
+
+  def test_all_phrasings_that_were_not_trained(self):
+    got = readability.questions(_config(), _inputs(), _TOKENIZER)
+    self.assertLen(got.prompts, 16)
+    self.assertLen(got.fit, 12)
+    self.assertEqual(got.asked.counts.tolist(), [3, 4] * 8)
+    for row, count in zip(got.asked.choices, got.asked.counts):
+      self.assertLen(set(row[:count].tolist()), count)
+      np.testing.assert_array_equal(row[count:], row[0])
+    np.testing.assert_array_equal(got.asked.right, 0)
+    self.assertEqual(got.facts[:4].tolist(), ['f0', 'f0', 'f1', 'f1'])
+
+  def test_choices_of_one_first_token_are_left_out(self):
+    same = dataclasses.replace(
+        _question(0, 'near'), id='same', choices=('ab', 'ab cd', 'ef'),
+        answer='ab')
+    got = readability.questions(_config(), _inputs(extra=[same]), _TOKENIZER)
+    self.assertEqual((len(got.prompts), got.left_out), (16, 1))
+
+  def test_as_many_as_asked_for(self):
+    got = readability.questions(
+        _config(lens_questions=9), _inputs(), _TOKENIZER)
+    self.assertLen(got.fit, 9)
+
+  @parameterized.parameters(
+      (dict(lens_questions=0), {}, 'eval_lens_questions=0'),
+      ({}, dict(retain=3), 'there are 3 retain questions'),
+      ({}, dict(near=0, far=0), 'there are 0 forget questions'))
+  def test_too_few(self, options, data, want):
+    with self.assertRaisesRegex(readability.NothingToRead, want):
+      readability.questions(_config(**options), _inputs(**data), None if (
+          'near' in data) else _TOKENIZER)
+
+
+class ReaderTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    config = small.config(vocab_size=64)
+    self.base = jax.tree.map(jnp.asarray, small.params(config))
+    self.other = jax.tree.map(jnp.asarray, small.params(config, seed=1))
+    self.model = types.SimpleNamespace(
+        config=config, params=self.base, tokenizer=_TOKENIZER)
+    self.inputs = _inputs()
+    self.reader = readability.Reader(
+        _config(bootstrap=200), self.inputs, self.model)
+    self.circuit = small.circuit(config)
+    self.views = {'fp': lambda params: params}
+
+  def test_answered_is_what_the_model_prefers(self):
+    asked = readability.questions(_config(), self.inputs, _TOKENIZER)
+    states = lens.states(self.model.config, self.other, asked.prompts)
+    logits = states.final @ np.asarray(self.other['embed']).T
+    want = [max(row[:n], key=lambda t, i=i: logits[i, t]) == row[r]
+            for i, (row, r, n) in enumerate(zip(*asked.asked))]
+    np.testing.assert_array_equal(self.reader.answered(self.other), want)
+
+  def test_control_answers_as_few(self):
+    pair = pairs_lib.AttributionPair((3, 4), (5, 4), 6, 7, fact='f')
+    control = self.reader.control(self.other, [pair])
+    self.assertEqual(
+        control.wanted, self.reader.answered(self.other).mean())
+    got = self.reader.answered(control.params).mean()
+    self.assertAlmostEqual(got, control.reached, delta=1e-6)
+
+  def test_readability_of_the_base_is_one(self):
+    got = self.reader.measure(
+        {'fp': lambda: self.base, 'nf4': lambda: self.other},
+        {'suppression': self.base})
+    self.assertEqual(got['value'], 1.0)
+    self.assertEqual(tuple(got['by_precision']), ('nf4',))
+    self.assertEqual(
+        got['by_layer']['suppression'], got['by_layer']['base'])
+    self.assertEqual((got['fitted_on'], got['left_out']), (12, 0))
+
+  def test_an_edit_of_the_circuit_alone(self):
+    edited = readability._copy(self.base, self.other, self.circuit)
+    self.assertFalse(readability._same(edited, self.base))
+    got = self.reader.copy_back(self.circuit, edited, [], self.views)
+    self.assertIs(got['confined'], True)
+    parts = got['by_precision']['fp']
+    self.assertEqual(parts['circuit']['answered'], parts['base']['answered'])
+    self.assertEqual(parts['rest']['answered'], parts['unlearned']['answered'])
+
+  def test_an_edit_of_everything(self):
+    random = small.random_circuit(self.model.config, 0.5)
+    got = self.reader.copy_back(
+        self.circuit, self.other, [random], self.views)
+    self.assertIs(got['confined'], False)
+    parts = got['by_precision']['fp']
+    answered = lambda params: self.reader.answered(params).mean()
+    for name, params in (
+        ('circuit', readability._copy(self.other, self.base, self.circuit)),
+        ('rest', readability._copy(self.base, self.other, self.circuit)),
+        ('random_0', readability._copy(self.other, self.base, random))):
+      self.assertEqual(parts[name]['answered'], answered(params), name)
+
+  def test_copying_everything_back_is_the_base(self):
+    everything = graph.Circuit(**{
+        kind: np.ones_like(self.circuit[kind]) for kind in graph.KINDS})
+    got = readability._copy(self.other, self.base, everything)
+    jax.tree.map(
+        np.testing.assert_array_equal, got['layers']['mlp'],
+        self.base['layers']['mlp'])
+    np.testing.assert_array_equal(got['embed'], self.other['embed'])
+
+
+if __name__ == '__main__':
+  absltest.main()
