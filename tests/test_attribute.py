@@ -145,8 +145,8 @@ class EdgesFromQuestionsTest(absltest.TestCase):
     report, _ = self._run('curve', '--circuit_curve_circuits=2')
     points = report['curve']
     self.assertEqual([p['share'] for p in points], [*curve.SHARES])
-    self.assertEqual(
-        [p['size'] for p in points], [int(s * self.count) for s in curve.SHARES])
+    self.assertEqual([p['size'] for p in points],
+                     [int(s * self.count) for s in curve.SHARES])
     self.assertAlmostEqual(points[-1]['faithfulness'], 1.0, delta=1e-5)
     values = [p['faithfulness'] for p in points]
     self.assertEqual(report['cpr'], curve.cpr(values))
