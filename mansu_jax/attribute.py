@@ -22,6 +22,7 @@ from mansu_jax.models import loading
 from mansu_jax.stages import attribution
 from mansu_jax.stages import checks
 from mansu_jax.stages import edge_attribution
+from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import results
 
 
@@ -59,6 +60,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         'metric_clean': scores.metric_clean,
         'metric_corrupt': scores.metric_corrupt}
     known = [p for p, is_kept in zip(pairs, answered) if is_kept]
+    contrast = _contrast(config, inputs, model)
     if config.attribution.level == 'edge':
       edges = edge_attribution.mean_scores(config, model, known)
       arrays |= {
@@ -68,11 +70,13 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     files.write_npz(root / 'attribution.npz', arrays)
   with clock.stage('circuit'):
     if config.attribution.level == 'edge':
-      found = edge_attribution.find(config, model, known, edges)
+      found = edge_attribution.find(config, model, known, edges, contrast)
       files.write_json(root / 'circuit.json', edge_circuit.to_json(
           found.circuit, model.config) | {'report': found.report})
     else:
-      found = attribution.find_circuit(config, model, known, means)
+      found = attribution.find_circuit(config, model, known, means, contrast)
+      found.report.update(attribution.trace_curve(
+          config, model, known, found.ranking))
       results.write_circuit(found, root)
   record = {
       'circuit': found.report,
@@ -87,6 +91,20 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   return record
 
 
+def _contrast(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any
+) -> dict[str, np.ndarray] | np.ndarray | None:
+  """Mean scores on retain pairs, where `--circuit_contrast` wants them."""
+  if not config.circuit.contrast:
+    return None
+  pairs = attribution.retain_pairs(config, inputs.splits, model.tokenizer)
+  scored = attribution.score(config, model, pairs)
+  if config.attribution.level != 'edge':
+    return scored['means']
+  return edge_attribution.mean_scores(config, model, [
+      pair for pair, answered in zip(pairs, scored['answered']) if answered])
+
+
 def lines(record: dict[str, Any]) -> list[str]:
   """The outcome in a few lines, for the terminal."""
   circuit, metric = record['circuit'], record['metric']
@@ -99,9 +117,14 @@ def lines(record: dict[str, Any]) -> list[str]:
   beside = '' if random['mean'] is None else (
       f' (random circuits: mean {random["mean"]:.2f}, most'
       f' {random["max"]:.2f})')
+  prefix = circuit['smallest_faithful_prefix']
+  reached = prefix.get('edges', prefix.get('nodes'))
+  smallest = 'no prefix' if reached < 0 else f'the first {reached:,}'
   return [
       f'attributed {metric["answered"]} of {metric["pairs"]} pairs: metric'
       f' {metric["clean"]:.2f} clean, {metric["corrupt"]:.2f} corrupted',
       f'circuit of {what}: faithfulness {circuit["faithfulness"]:.2f}{beside}',
+      f'curve: CPR {circuit["cpr"]:.3f}, CMD {circuit["cmd"]:.3f};'
+      f' {smallest} of {prefix["candidates"]:,} reach {prefix["target"]:g}',
       f'scores: {workdir_name}/attribution.npz',
       f'circuit: {workdir_name}/circuit.json']

@@ -123,11 +123,15 @@ class CircuitConfig:
   last_layer: int = _field(-1, 'Last layer that may; negative counts from the'
                            ' end, as in Python.')
   per_layer_cap: float = _field(
-      1.0, 'Largest share of a layer\'s nodes that may be selected.')
+      1.0, 'Largest share of a layer\'s nodes that may be selected; of the'
+      ' edges into it, for a circuit of edges.')
   contrast: float = _field(
       0.0, 'Rank by |forget score| minus this times |retain score|.')
   faithfulness: float = _field(
       0.8, 'Report the smallest prefix of the ranking this faithful.')
+  curve_circuits: int = _field(
+      5, 'To attribute alone: random circuits, matched per layer, at each size'
+      ' of the curve of faithfulness (0: none).')
   random_circuits: int = _field(
       20, 'Random circuits, matched per layer, for comparison.')
   pairs: int = _field(32, 'Pairs on which faithfulness is measured.')
@@ -141,7 +145,8 @@ class CircuitConfig:
   def __post_init__(self):
     _check_fields(self, 'circuit')
     _check_least(self, 'circuit', 1, 'random_circuits', 'pairs', 'edges')
-    _check_least(self, 'circuit', 0, 'first_layer', 'contrast')
+    _check_least(self, 'circuit', 0, 'first_layer', 'contrast',
+                 'curve_circuits')
     _check(0 < self.budget <= 1, f'--circuit_budget={self.budget} is outside'
            ' (0, 1]: it is a share of all model weights.')
     _check(0 < self.per_layer_cap <= 1, '--circuit_per_layer_cap='

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import pathlib
+import tempfile
 
 from absl import flags
 from absl.testing import absltest
@@ -11,12 +13,12 @@ import numpy as np
 
 from mansu_jax import main
 from mansu_jax import run_flags
+from mansu_jax.circuits import curve
 from mansu_jax.circuits import edge_circuit
 from mansu_jax.circuits import edges
 from mansu_jax.circuits import graph
 from mansu_jax.models import hf_io
 from mansu_jax.models import loading
-from mansu_jax.stages import edge_attribution
 from tests import bad_input
 from tests import runs
 from tests import tiny_job
@@ -62,6 +64,7 @@ class GoldenTest(absltest.TestCase):
         '--attribution_batch=3', '--circuit_random_circuits=4')
     self.assertEqual(status, 0)
     self.assertIn('attributed 8 of 8 pairs: metric 4.75 clean', said)
+    self.assertRegex(said, 'curve: CPR .*, CMD .* of 110 reach 0.8')
     got = _arrays(folder / 'w')
     for name, key in (('edge', 'edge_eap_ig5_f64'),
                       ('neuron', 'neuron_eap_ig5'), ('head', 'head_eap_ig5')):
@@ -104,21 +107,84 @@ class QuestionsTest(absltest.TestCase):
     self.assertGreater(record['metric']['clean'], record['metric']['corrupt'])
     written = json.loads((folder / 'w' / 'circuit.json').read_text())
     self.assertEqual(written['report'], record['circuit'])
+    report = record['circuit']
+    points = report['curve']
+    self.assertEqual(
+        points[-1]['size'], report['smallest_faithful_prefix']['candidates'])
+    self.assertAlmostEqual(points[-1]['faithfulness'], 1.0, delta=1e-5)
+    self.assertEqual(
+        report['cpr'], curve.cpr([p['faithfulness'] for p in points]))
 
 
-class RandomTest(absltest.TestCase):
+class EdgesFromQuestionsTest(absltest.TestCase):
+  """Curve, prefix, contrast, range and cap on the trained tiny model."""
 
-  def test_as_many_edges_into_each_layer(self):
-    cfg = small.config(num_layers=3)
-    real = edges.is_edge(cfg)
-    rng = np.random.default_rng(0)
-    chosen = real & (rng.random(real.shape) < 0.2)
-    got = edge_attribution.random_like(chosen, cfg, rng)
-    self.assertFalse(np.any(got & ~real))
-    self.assertFalse(np.array_equal(got, chosen))
-    count = lambda x: [part.sum() for part in np.array_split(
-        x[:, :-1].sum(0), 3)] + [x[:, -1].sum()]
-    self.assertEqual(count(got), count(chosen))
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = pathlib.Path(
+        cls.enterClassContext(tempfile.TemporaryDirectory()))
+    cls.flags = [f for f in tiny_job.make(cls.folder / 'job') if f.startswith((
+        '--model', '--data_forget', '--attribution', '--circuit_pairs'))] + [
+            f'--data_retain={cls.folder}/job/retain.jsonl',
+            '--attribution_level=edge', '--circuit_edges=60',
+            '--circuit_random_circuits=2']
+    cls.enterClassContext(runs.compiled_once())
+    cls.config = loading.load(f'{cls.folder}/job/model').config
+    cls.count = int(edges.is_edge(cls.config).sum())
+
+  def _run(self, name, *more):
+    """The record, and the circuit that was written."""
+    record = runs.attribute(self.folder / name, *self.flags, *more)
+    fields = json.loads((self.folder / name / 'circuit.json').read_text())
+    self.assertEqual(fields['report'], record['circuit'])
+    return record['circuit'], edge_circuit.from_json(
+        fields, self.config, 'circuit.json')
+
+  def test_curve_and_smallest_prefix(self):
+    report, _ = self._run('curve', '--circuit_curve_circuits=2')
+    points = report['curve']
+    self.assertEqual([p['share'] for p in points], [*curve.SHARES])
+    self.assertEqual([p['size'] for p in points],
+                     [int(s * self.count) for s in curve.SHARES])
+    self.assertAlmostEqual(points[-1]['faithfulness'], 1.0, delta=1e-5)
+    values = [p['faithfulness'] for p in points]
+    self.assertEqual(report['cpr'], curve.cpr(values))
+    self.assertEqual(report['cmd'], curve.cmd(values))
+    for point in points:
+      band = point['random']
+      self.assertLessEqual(band['min'], band['mean'])
+      self.assertLessEqual(band['mean'], band['max'])
+    self.assertLen(report['random_curves']['cpr'], 2)
+    # The best edges carry more than as many of any: else scores mean nothing.
+    self.assertLess(report['cmd'], min(report['random_curves']['cmd']))
+    prefix = report['smallest_faithful_prefix']
+    self.assertEqual(prefix['candidates'], self.count)
+    reached, size = self._run(
+        'prefix', f'--circuit_edges={prefix["edges"]}',
+        '--circuit_curve_circuits=0')[0], prefix['edges']
+    self.assertEqual(reached['edges_before_pruning'], size)
+    self.assertGreaterEqual(reached['faithfulness'], prefix['target'])
+    self.assertIsNone(reached['curve'][0]['random'])
+
+  def test_contrast(self):
+    plain, before = self._run('plain', '--circuit_curve_circuits=0')
+    contrasted, after = self._run(
+        'contrast', '--circuit_curve_circuits=0', '--circuit_contrast=2')
+    np.testing.assert_array_equal(before.scores, after.scores)
+    self.assertGreater((before.chosen & ~after.chosen).sum(), 3)
+    self.assertEqual(plain['candidates'], contrasted['candidates'])
+
+  def test_range_and_cap(self):
+    layer = lambda place: place // (3 * self.config.num_heads + 1)
+    report, circuit = self._run(
+        'range', '--circuit_curve_circuits=0', '--circuit_first_layer=1',
+        '--circuit_per_layer_cap=0.2', '--circuit_edges=20')
+    targets = np.flatnonzero(circuit.chosen.any(0))
+    self.assertGreater(circuit.size, 0)
+    self.assertGreaterEqual(layer(targets).min(), 1)
+    self.assertLess(report['candidates'], self.count / 2)
+    self.assertEqual(report['curve'][-1]['size'], report['candidates'])
 
 
 class RefusalsTest(bad_input.Refusals):
@@ -137,8 +203,20 @@ class RefusalsTest(bad_input.Refusals):
       ('--mode=unlearn', ('--attribution_level=edge is for --mode=attribute',)),
       ('--circuit_edges=99999', ('--circuit_edges=99999', 'has', 'Lower it')),
       ('--circuit_budget=0.1', ('--circuit_budget=0.1 changes nothing',)),
-      ('--attribution_level=head', ('--circuit_contrast=0.5 changes nothing',
-                                    '=head'), '--circuit_contrast=0.5'),
+      ('--circuit_selection=random', (
+          '--circuit_selection=random changes nothing', '=edge')),
+      ('--attribution_level=head', ('--circuit_edges=7 changes nothing',
+                                    '=head'), '--circuit_edges=7'),
+      ('--attribution_level=head', ('no train questions of the retain set',),
+       '--circuit_contrast=0.5'),
+      ('--circuit_contrast=0.5', ('no train questions of the retain set',
+                                  '--data_retain')),
+      ('--circuit_first_layer=7', ('--circuit_first_layer=7 and',)),
+      ('--circuit_per_layer_cap=0.01', ('--circuit_edges=200, but', 'cap')),
+      ('--circuit_curve_circuits=-1', ('--circuit_curve_circuits=-1',)),
+      ('--mode=unlearn', ('--circuit_curve_circuits=3 changes nothing',
+                          '=unlearn'), '--circuit_curve_circuits=3',
+       '--attribution_level=neuron'),
       ('--circuit_edges=0', ('--circuit_edges=0',)),
       ('--attribution_pairs=8', ('needs pairs of prompts',
                                  '--attribution_pairs=FILE')),

@@ -1,13 +1,22 @@
 """Times edge attribution against the passes that it cannot do without.
 
   python -m experiments.bench.attribution [--pairs=16] [--steps=5] [--out=F]
+      [--reference --reference_python=PYTHON]
 
 On SmolLM2-135M and the golden capital pairs' lengths, in one process and in
 turn: EAP-IG scores of all 123,211 edges; of all neurons and heads; and the
 limit, which is M forward passes and M backward passes to the activations over
 the same tokens, without weight gradients and without edges. The fastest round
-counts. Temporary memory is what XLA reserves for each program beside weights,
-input and output.
+counts. Processor seconds are of all threads: on a machine that does other work
+as well they mean more than those on the clock. Temporary memory is what XLA
+reserves for each program beside weights, input and output.
+
+With --reference, then also the reference implementation of EAP-IG (Hanna et
+al., commit 795f560, on TransformerLens 2.18.0) and ours, each in a process of
+its own, in turn, on the same weights, pairs and cores. --reference_python names
+an interpreter that has its packages, which are no dependency of ours; where
+they are missing, the bench says how to get them. There memory is the largest
+resident memory during a run, less that with the model loaded.
 """
 
 from __future__ import annotations
@@ -18,6 +27,7 @@ import json
 import os
 import pathlib
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -27,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench import attribution_against
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edges
 from mansu_jax.circuits import pair_batches
@@ -39,17 +50,18 @@ _PAIRS = flags.DEFINE_integer('pairs', 16, 'Pairs, in one batch.')
 _TOKENS = flags.DEFINE_integer('tokens', 5, 'Tokens a prompt.')
 _STEPS = flags.DEFINE_integer('steps', 5, 'M.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds; the fastest counts.')
+_REFERENCE = flags.DEFINE_bool('reference', False, 'Beside the reference.')
+_PYTHON = flags.DEFINE_string(
+    'reference_python', sys.executable, 'An interpreter that has it.')
 _OUT = flags.DEFINE_string('out', '', 'JSON file for the results.')
 
 
-def _batch(vocab: int) -> eap_ig.PairBatch:
-  """Random pairs, one a row: what is timed does not depend on the ids."""
+def _pairs(vocab: int) -> list[pairs_lib.AttributionPair]:
+  """Random pairs: what is timed does not depend on the ids."""
   rng = np.random.default_rng(0)
   draw = lambda: tuple(rng.integers(0, vocab, _TOKENS.value).tolist())
-  pairs = [pairs_lib.AttributionPair(draw(), draw(), 1, 2, fact=str(i))
-           for i in range(_PAIRS.value)]
-  (batch,) = pair_batches.pack(pairs, _PAIRS.value, alone=True)
-  return jax.device_put(batch)
+  return [pairs_lib.AttributionPair(draw(), draw(), 1, 2, fact=str(i))
+          for i in range(_PAIRS.value)]
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'steps'))
@@ -73,7 +85,9 @@ def _limit(config, params, batch, steps):
 def _contenders(model: Any) -> dict[str, tuple[Callable[[], Any], int]]:
   """What is timed: how it is run, and its temporary bytes."""
   config, params = model.config, model.params
-  batch, steps = _batch(config.vocab_size), _STEPS.value
+  (batch,) = pair_batches.pack(
+      _pairs(config.vocab_size), _PAIRS.value, alone=True)
+  batch, steps = jax.device_put(batch), _STEPS.value
   points = edges.eap_ig_points(steps)
   programs = {
       'limit: M forward and backward passes': _limit.lower(
@@ -89,40 +103,66 @@ def _contenders(model: Any) -> dict[str, tuple[Callable[[], Any], int]]:
       for name, program in programs.items()}
 
 
+def _time(model: Any) -> list[dict[str, Any]]:
+  """Measures and prints what runs in this process."""
+  contenders = _contenders(model)
+  seconds: dict[str, list[tuple[float, float]]] = {n: [] for n in contenders}
+  for round_ in range(_ROUNDS.value + 1):  # The first warms up.
+    for name, (run, _) in contenders.items():
+      start, processor = time.perf_counter(), time.process_time()
+      run()
+      if round_:
+        seconds[name].append((time.perf_counter() - start,
+                              time.process_time() - processor))
+  print('| | seconds | median | times the limit | processor seconds |'
+        ' times the limit | temporary |')
+  print('|---|---|---|---|---|---|---|')
+  results = []
+  limit = tuple(map(min, zip(*next(iter(seconds.values())))))
+  for name, (_, held) in contenders.items():
+    clock, processor = map(min, zip(*seconds[name]))
+    results.append({
+        'name': name, 'seconds': clock,
+        'median_seconds': statistics.median(s for s, _ in seconds[name]),
+        'cpu_seconds': processor, 'times_limit': clock / limit[0],
+        'times_limit_cpu': processor / limit[1], 'temporary_bytes': held})
+    print(f'| {name} | {clock:.2f} | {results[-1]["median_seconds"]:.2f} |'
+          f' {clock / limit[0]:.2f} | {processor:.2f} |'
+          f' {processor / limit[1]:.2f} | {held / 1e6:.0f} MB |')
+  return results
+
+
+def _against(model: Any) -> list[dict[str, Any]]:
+  """Measures and prints what the reference takes, and ours beside it."""
+  results = attribution_against.measure(
+      model, [(p.clean_ids, p.corrupt_ids, p.answer_id, p.corrupt_answer_id)
+              for p in _pairs(model.config.vocab_size)],
+      _STEPS.value, _ROUNDS.value, _PYTHON.value)
+  print('\n'.join(attribution_against.table(results)))
+  return results
+
+
 def main(argv: list[str]) -> None:
   """Measures and prints."""
   del argv
+  if _REFERENCE.value and not attribution_against.importable(_PYTHON.value):
+    raise app.UsageError(
+        attribution_against.RECIPE.format(python=_PYTHON.value))
   model = loading.load(_MODEL.value)
-  contenders = _contenders(model)
-  seconds: dict[str, list[float]] = {name: [] for name in contenders}
-  for round_ in range(_ROUNDS.value + 1):  # The first warms up.
-    for name, (run, _) in contenders.items():
-      start = time.perf_counter()
-      run()
-      if round_:
-        seconds[name].append(time.perf_counter() - start)
-  limit = min(next(iter(seconds.values())))
   count = int(edges.is_edge(model.config).sum())
   print(f'{_PAIRS.value} pairs of {_TOKENS.value} tokens, M = {_STEPS.value},'
         f' {count:,} edges; {os.cpu_count()} cores,'
         f' {jax.devices()[0].device_kind}')
-  print('| | seconds | median | times the limit | temporary |')
-  print('|---|---|---|---|---|')
-  results = []
-  for name, (_, held) in contenders.items():
-    best = min(seconds[name])
-    results.append({
-        'name': name, 'seconds': best,
-        'median_seconds': statistics.median(seconds[name]),
-        'times_limit': best / limit, 'temporary_bytes': held})
-    print(f'| {name} | {best:.2f} | {statistics.median(seconds[name]):.2f} |'
-          f' {best / limit:.2f} | {held / 1e6:.0f} MB |')
+  fields = {
+      'pairs': _PAIRS.value, 'tokens': _TOKENS.value, 'steps': _STEPS.value,
+      'edges': count, 'cores': os.cpu_count(),
+      'device': jax.devices()[0].device_kind, 'jax': jax.__version__,
+      'results': _time(model)}
+  if _REFERENCE.value:
+    fields['reference'] = _against(model)
   if _OUT.value:
-    pathlib.Path(_OUT.value).write_text(json.dumps(
-        {'pairs': _PAIRS.value, 'tokens': _TOKENS.value,
-         'steps': _STEPS.value, 'edges': count, 'cores': os.cpu_count(),
-         'device': jax.devices()[0].device_kind, 'jax': jax.__version__,
-         'results': results}, indent=1) + '\n', encoding='utf-8')
+    pathlib.Path(_OUT.value).write_text(
+        json.dumps(fields, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Circuits of edges: selection, pruning, and the files that others read.
+"""Circuits of edges, and the files of them that others read.
 
 Files are those of the Mechanistic Interpretability Benchmark (Mueller et al.,
 2025), which are EAP-IG's: JSON with `cfg`, `nodes` and `edges`, each edge with
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-import heapq
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.models import config as model_config
 
-_LOGITS = -1  # The owner of a target that is no node's.
+LOGITS = -1  # The owner of a target that is no node's.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,71 +45,7 @@ def owners(config: model_config.ModelConfig) -> np.ndarray:
   places = [1 + layer * (config.num_heads + 1)
             + np.array([*heads, *heads, *heads, config.num_heads])
             for layer in range(config.num_layers)]
-  return np.concatenate([*places, [_LOGITS]])
-
-
-def top(
-    scores: np.ndarray, config: model_config.ModelConfig, size: int
-) -> EdgeCircuit:
-  """The `size` edges of largest |score|.
-
-  Raises:
-    ValueError: there are not as many edges.
-  """
-  real = _check(scores, config, size)
-  places = np.flatnonzero(real)
-  order = np.argsort(-np.abs(scores[real]), kind='stable')
-  chosen = np.zeros(real.size, bool)
-  chosen[places[order[:size]]] = True
-  return EdgeCircuit(chosen.reshape(real.shape), scores)
-
-
-def greedy(
-    scores: np.ndarray, config: model_config.ModelConfig, size: int
-) -> EdgeCircuit:
-  """`size` edges from the logits down, so that each leads there.
-
-  The next edge is the one of largest |score| among those into what the circuit
-  holds.
-
-  Raises:
-    ValueError: there are not as many edges.
-  """
-  real = _check(scores, config, size)
-  owner = owners(config)
-  chosen, reached, heap = np.zeros_like(real), set(), []
-
-  def reach(node):
-    reached.add(node)
-    for target in np.flatnonzero(owner == node):
-      for source in np.flatnonzero(real[:, target]):
-        heapq.heappush(
-            heap, (-abs(float(scores[source, target])), int(source),
-                   int(target)))
-
-  reach(_LOGITS)
-  for _ in range(size):
-    _, source, target = heapq.heappop(heap)
-    chosen[source, target] = True
-    if source not in reached:
-      reach(source)
-  return EdgeCircuit(chosen, scores)
-
-
-def prune(
-    circuit: EdgeCircuit, config: model_config.ModelConfig) -> EdgeCircuit:
-  """Drops edges that do not lie on a path from the input to the logits."""
-  owner, chosen = owners(config), circuit.chosen.copy()
-  into = owner != _LOGITS
-  while True:
-    fed = np.zeros(len(chosen), bool)
-    np.logical_or.at(fed, owner[into], chosen[:, into].any(0))
-    fed[0] = True  # The input.
-    kept = fed & chosen.any(1)
-    less = chosen & kept[:, None] & np.where(into, kept[owner], True)
-    if (less == chosen).all():
-      return dataclasses.replace(circuit, chosen=less)
-    chosen = less
+  return np.concatenate([*places, [LOGITS]])
 
 
 def nodes(
@@ -118,7 +53,7 @@ def nodes(
   """The sources that have an edge in the circuit, in or out; bool [S]."""
   owner, held = owners(config), circuit.chosen.any(1)
   read = owner[circuit.chosen.any(0)]
-  held[read[read != _LOGITS]] = True
+  held[read[read != LOGITS]] = True
   return held
 
 
@@ -187,19 +122,3 @@ def from_json(
     scores[at] = edge.get('score') or 0
     chosen[at] = bool(edge.get('in_graph', False))
   return EdgeCircuit(chosen, scores)
-
-
-def _check(
-    scores: np.ndarray, config: model_config.ModelConfig, size: int
-) -> np.ndarray:
-  """Which entries are edges."""
-  real = edges_lib.is_edge(config)
-  if scores.shape != real.shape:
-    raise ValueError(
-        f'The scores have shape {scores.shape}; wanted {real.shape}, sources by'
-        ' targets of this model.')
-  if not 0 < size <= real.sum():
-    raise ValueError(
-        f'The circuit shall have {size} edges; wanted 1 to {real.sum()}, all'
-        ' that the model has.')
-  return real

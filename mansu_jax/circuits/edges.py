@@ -16,8 +16,9 @@ each query head that reads them; what these add up to is the native one's score.
 No array of edges by positions by width exists, nor one of targets. All points
 run through the layers once; the way back goes layer by layer, and each layer's
 targets, averaged over points, meet the sources before the next layer's are
-made. What it costs beside the forward and backward passes is little more than
-one product of sources and targets.
+made. They meet the sources of their own group of layers and those below; so
+what it costs beside the forward and backward passes is little more than half a
+product of sources and targets.
 
 References:
   Syed et al., Attribution Patching Outperforms Automated Circuit Discovery,
@@ -45,6 +46,7 @@ from mansu_jax.models import layers as layers_lib
 
 Array = types.Array
 EAP = (1.0,)
+_GROUPS = 5  # Of layers; more of them skip more, and compile longer.
 
 
 def eap_ig_points(steps: int) -> tuple[float, ...]:
@@ -102,11 +104,10 @@ class _Acts(NamedTuple):
   up: Array  # [R, T, F]
 
 
-class _Sources(NamedTuple):
-  """Clean less corrupted output of every source."""
-
-  embedding: Array  # [B, T D]
-  made: Array  # [B, L (N + 1), T D], of each layer heads after W_O, and the MLP
+def layer_groups(num_layers: int) -> list[range]:
+  """Layers in a few groups, in order: a program each, with known sources."""
+  return [range(part[0], part[-1] + 1) for part in np.array_split(
+      np.arange(num_layers), min(_GROUPS, num_layers))]
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'points'))
@@ -154,9 +155,11 @@ def _pair_scores(config, params, batch, points):
     return eap_ig.metric(params, hidden, batch)
 
   grads = jax.vmap(jax.grad(lambda x: metric(x).sum()))(final[np.array(at)])
-  # In the order in which they are read: layer after layer meets all of them.
-  sources = _Sources(path.reshape(size, -1), jnp.moveaxis(made, 1, 0).reshape(
-      size, -1, path[0].size))
+  # Clean less corrupted output of the input, then of each group of layers, as
+  # they are read: [B, sources, T D].
+  sources = [path.reshape(size, 1, -1)] + [
+      jnp.moveaxis(made[g.start:g.stop], 1, 0).reshape(size, -1, path[0].size)
+      for g in layer_groups(config.num_layers)]
   edges = _backward(
       config, params['layers'], grads, acts, sources,
       tuple(map(take, rotary)), take(mask))
@@ -212,78 +215,112 @@ def _float32(weights: types.Params) -> types.Params:
 
 def _backward(config, stacked, grads, acts, sources, rotary, mask):
   """Scores [B, S, G] from the metric's gradients [P, B, T, D]."""
-  points, size = grads.shape[:2]
-  by_point = lambda y: y.reshape(points, size, *y.shape[1:])
-  flat = lambda y: y.reshape(points * size, *y.shape[2:])
-  group = config.num_heads // config.num_kv_heads
-  real = jnp.asarray(is_edge(config)[:, :-1])
+  scores = [_meet(sources, grads.mean(0)[:, None])]  # Of the logits.
+  layer = functools.partial(_layer_back, config, rotary, mask)
+  for i, group in reversed(list(enumerate(layer_groups(config.num_layers)))):
+    below = sources[:i + 2]  # The input's, and of this group and lower ones.
 
-  def layer(g, xs):
-    weights, kept, number = xs
-    weights = _float32(weights)
-    attn, mlp = weights['attn'], weights['mlp']
-    back = jnp.einsum('RTD,FD->RTF', flat(g), mlp['down'])
-    _, pull = jax.vjp(lambda a, b: nn.silu(a) * b, kept.gate, kept.up)
-    gate, up = pull(back)
-    g_mlp = by_point(_norm_pull(
-        kept.middle, weights['mlp_norm'], config.norm_eps,
-        jnp.einsum('RTF,DF->RTD', gate, mlp['gate'])
-        + jnp.einsum('RTF,DF->RTD', up, mlp['up'])))
-    g = g + g_mlp
-    back = jnp.einsum('RTD,NHD->RTNH', flat(g), attn['o'])
-    each = lambda y: jnp.repeat(y, group, axis=-2)  # Of each query head.
-    inputs = kept.q, each(kept.k), each(kept.v)
-    run = lambda q, k, v: layers_lib.attend(
-        layers_lib.rotate(q, rotary), layers_lib.rotate(k, rotary), v, mask)
-    targets, g_attn = _attention_targets(
-        by_point(kept.x), weights['attn_norm'], config.norm_eps,
-        *(by_point(jnp.concatenate(some, 2)) for some in (
-            inputs, jax.vjp(run, *inputs)[1](back))),
-        jnp.concatenate([attn['q'], each(attn['k']), each(attn['v'])], 1))
-    targets = jnp.concatenate([targets, g_mlp.mean(0)[:, None]], 1)
-    count = targets.shape[1]
-    below = lax.dynamic_slice_in_dim(real, number * count, count, 1)
-    return g + g_attn, below * _meet(sources, targets)
+    def step(g, number, below=below):
+      at = jax.tree.map(
+          lambda y: lax.dynamic_index_in_dim(y, number, keepdims=False),
+          (stacked, acts))
+      g, targets = layer(g, *at)
+      return g, _meet(below, targets)
 
-  _, scores = lax.scan(
-      layer, grads, (stacked, acts, jnp.arange(config.num_layers)),
-      reverse=True)
-  scores = jnp.moveaxis(scores, 0, 2)  # [B, S, L, 3 N + 1]
-  last = _meet(sources, grads.mean(0)[:, None])
-  return jnp.concatenate([scores.reshape(*scores.shape[:2], -1), last], -1)
+    grads, met = lax.scan(step, grads, jnp.asarray(group), reverse=True)
+    met = jnp.moveaxis(met, 0, 2)  # [B, below, layers, 3 N + 1]
+    met = met.reshape(*met.shape[:2], -1)
+    above = scores[0].shape[1] - met.shape[1]
+    scores.insert(0, jnp.pad(met, ((0, 0), (0, above), (0, 0))))
+    scores[1:] = [jnp.concatenate(scores[1:], -1)]
+  return is_edge(config) * jnp.concatenate(scores, -1)
 
 
-def _meet(sources: _Sources, targets: Array) -> Array:
-  """Scores [B, S, t] of all sources with targets [B, t, T, D]."""
+def _layer_back(config, rotary, mask, g, weights, kept):
+  """One layer's way back.
+
+  Args:
+    config: the model's.
+    rotary: tables of the rows.
+    mask: of the rows.
+    g: gradients after the layer, [P, B, T, D].
+    weights: the layer's.
+    kept: its `_Acts`.
+
+  Returns:
+    Gradients before the layer, and means over points of those at the inputs of
+    heads and MLP, [B, 3 N + 1, T, D].
+  """
+  by_point = lambda y: y.reshape(*g.shape[:2], *y.shape[1:])
+  flat = lambda y: y.reshape(-1, *y.shape[2:])
+  weights = _float32(weights)
+  attn, mlp = weights['attn'], weights['mlp']
+  back = jnp.einsum('RTD,FD->RTF', flat(g), mlp['down'])
+  _, pull = jax.vjp(lambda a, b: nn.silu(a) * b, kept.gate, kept.up)
+  gate, up = pull(back)
+  g_mlp = by_point(_norm_pull(
+      kept.middle, weights['mlp_norm'], config.norm_eps,
+      jnp.einsum('RTF,DF->RTD', gate, mlp['gate'])
+      + jnp.einsum('RTF,DF->RTD', up, mlp['up'])))
+  g = g + g_mlp
+  back = jnp.einsum('RTD,NHD->RTNH', flat(g), attn['o'])
+  each = lambda y: _of_query_heads(config, y, -2)
+  inputs = kept.q, each(kept.k), each(kept.v)
+  run = lambda q, k, v: layers_lib.attend(
+      layers_lib.rotate(q, rotary), layers_lib.rotate(k, rotary), v, mask)
+  targets, g_attn = _attention_targets(
+      config, by_point(kept.x), weights['attn_norm'], attn,
+      *(tuple(map(by_point, some)) for some in (
+          inputs, jax.vjp(run, *inputs)[1](back))))
+  targets = jnp.concatenate([targets, g_mlp.mean(0)[:, None]], 1)
+  return g + g_attn, targets
+
+
+def _of_query_heads(config, y: Array, axis: int) -> Array:
+  """Repeats what key and value heads have for the query heads of each."""
+  return jnp.repeat(y, config.num_heads // config.num_kv_heads, axis=axis)
+
+
+def _meet(sources: Sequence[Array], targets: Array) -> Array:
+  """Scores [B, u, t] of sources [B, some, T D] with targets [B, t, T, D]."""
   targets = targets.reshape(*targets.shape[:2], -1)  # [B, t, T D]
-  first = jnp.einsum('Bn,Btn->Bt', sources.embedding, targets)
-  made = jnp.einsum('BSn,Btn->BSt', sources.made, targets)
-  return jnp.concatenate([first[:, None], made], 1)
+  return jnp.concatenate([
+      jnp.einsum('Bun,Btn->But', some, targets) for some in sources], 1)
 
 
 def _attention_targets(
+    config: model_config.ModelConfig,
     x: Array,  # [P, B, T, D]
     scale: Array,  # [D]
-    eps: float,
-    values: Array,  # [P, B, T, 3 N, H]
-    backs: Array,  # [P, B, T, 3 N, H], their cotangents
-    inward: Array,  # [D, 3 N, H]
+    attn: types.Params,
+    values: tuple[Array, ...],  # q, k and v, each [P, B, T, N, H]
+    backs: tuple[Array, ...],  # Their cotangents.
 ) -> tuple[Array, Array]:
   """Gradients at each input of attention, and all of them together.
 
   The norm's cotangent is a scaled part along the projection and one along x,
   whose size the values tell: values are the projection of the scaled x. So
-  points are averaged before anything of width D is made for each input.
+  points are averaged before anything of width D is made for each input, and
+  what all query heads of a group pull back together is pulled back once.
 
   Returns:
     Means over points [B, 3 N, T, D], and sums over inputs [P, B, T, D].
   """
-  inverse = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
-  along = jnp.sum(values * backs, -1) * (inverse**2 / x.shape[-1])
-  inward = inward * scale[:, None, None]
-  total = jnp.einsum('PBTNH,DNH->PBTD', backs, inward)
-  mean = (backs * inverse[..., None]).mean(0)
-  targets = jnp.einsum('BTNH,DNH->BNTD', mean, inward) - jnp.einsum(
+  inverse = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + config.norm_eps)
+  along = jnp.concatenate(
+      [jnp.sum(a * b, -1) for a, b in zip(values, backs)], -1)
+  along *= inverse**2 / x.shape[-1]  # [P, B, T, 3 N]
+  total, targets = 0, []
+  for name, back in zip('qkv', backs):
+    inward = attn[name] * scale[:, None, None]
+    heads = inward.shape[1]
+    native = back.reshape(*back.shape[:3], heads, -1, back.shape[-1]).sum(-2)
+    total += jnp.einsum('PBTNH,DNH->PBTD', native, inward)
+    mean = (back * inverse[..., None]).mean(0)
+    if heads < config.num_heads:
+      inward = _of_query_heads(config, inward, 1)
+    targets.append(jnp.einsum('BTNH,DNH->BNTD', mean, inward))
+  targets = jnp.concatenate(targets, 1) - jnp.einsum(
       'PBTN,PBTD->BNTD', along, x) / len(x)
   return targets, inverse * total - x * along.sum(-1, keepdims=True)
 

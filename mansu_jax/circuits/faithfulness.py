@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import types
+from mansu_jax.circuits import curve
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
@@ -94,11 +95,7 @@ class Faithfulness:
     happens to reach the target may exist. Returns -1 when all candidate
     nodes together do not reach it.
     """
-    low, high = 0, ranking.node.size
-    if self(select.prefix(ranking, high, self._config)) < target:
+    value_at = lambda size: self(select.prefix(ranking, size, self._config))
+    if value_at(ranking.node.size) < target:
       return -1
-    while high - low > max(1, high // 50):
-      middle = (low + high) // 2
-      reached = self(select.prefix(ranking, middle, self._config)) >= target
-      low, high = (low, middle) if reached else (middle, high)
-    return high
+    return curve.bisect(value_at, target, 0, ranking.node.size)

@@ -14,6 +14,7 @@ from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax import tree_paths
 from mansu_jax import types
+from mansu_jax.circuits import curve
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
@@ -188,12 +189,7 @@ def _share_of_score(circuit, means) -> float:
 
 def _account(config, model, pairs, ranking, circuit, randoms):
   """Faithfulness of the circuit, of random ones, and of prefixes."""
-  batch = pair_batches.pack(
-      pairs[:config.circuit.pairs], config.circuit.pairs)[0]
-  measure = faithfulness.Faithfulness(
-      model.config, model.params, jax.device_put(batch),
-      config.attribution.level,
-      select.layer_range(config.circuit, model.config.num_layers))
+  measure = _faithfulness(config, model, pairs)
   values = np.array([measure(r) for r in randoms])
   prefix = measure.smallest_prefix(ranking, config.circuit.faithfulness)
   return {
@@ -208,3 +204,27 @@ def _account(config, model, pairs, ranking, circuit, randoms):
       'level': config.attribution.level,
       'selection': config.circuit.selection,
   }
+
+
+def _faithfulness(config, model, pairs):
+  """Measures circuits on the first `--circuit_pairs` pairs."""
+  batch = pair_batches.pack(
+      pairs[:config.circuit.pairs], config.circuit.pairs)[0]
+  return faithfulness.Faithfulness(
+      model.config, model.params, jax.device_put(batch),
+      config.attribution.level,
+      select.layer_range(config.circuit, model.config.num_layers))
+
+
+def trace_curve(
+    config: run_config.RunConfig, model: Any,
+    pairs: Sequence[pairs_lib.AttributionPair], ranking: select.Ranking
+) -> dict[str, Any]:
+  """The curve of a ranking's prefixes, as `curve.trace` has it."""
+  layers = select.layer_range(config.circuit, model.config.num_layers)
+  rng = np.random.default_rng(config.seed)
+  return curve.trace(
+      ranking.node.size,
+      lambda size: select.prefix(ranking, size, model.config),
+      lambda circuit: select.matched_random(circuit, layers, rng),
+      _faithfulness(config, model, pairs), config.circuit.curve_circuits)

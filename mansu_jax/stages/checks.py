@@ -10,7 +10,7 @@ from typing import Any
 from mansu_jax import config as run_config
 from mansu_jax import tree_paths
 from mansu_jax import workdir
-from mansu_jax.circuits import edges as edges_lib
+from mansu_jax.circuits import edge_select
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.data import batching
@@ -45,12 +45,12 @@ def unused(config: run_config.RunConfig) -> None:
     _check_audit(config)
   elif config.mode == 'attribute':
     _check_trains_nothing(config)
-    _check_selection(config)
   if config.attribution.level == 'edge' and config.mode != 'attribute':
     raise ValueError(
         '--attribution_level=edge is for --mode=attribute, but the mode is'
         f' {config.mode}; wanted neuron, head or neuron_and_head, which say'
         ' what weights may change.')
+  _check_selection(config)
   if config.base and config.mode != 'audit':
     raise ValueError(
         f'--base={config.base} is for --mode=audit, but the mode is'
@@ -81,18 +81,17 @@ def _check_trains_nothing(config: run_config.RunConfig) -> None:
 
 
 def _check_selection(config: run_config.RunConfig) -> None:
-  """Raises ValueError on a --circuit flag that this attribution ignores."""
+  """Raises ValueError on a --circuit flag that this run ignores."""
   level, default = config.attribution.level, run_config.CircuitConfig()
-  of_edges = {'edges', 'edge_selection'}
-  of_both = {'random_circuits', 'pairs'}
-  for field in dataclasses.fields(default):
-    value = getattr(config.circuit, field.name)
-    used = field.name in of_both or (
-        (field.name in of_edges) == (level == 'edge')
-        and field.name != 'contrast')
-    if not used and value != getattr(default, field.name):
+  ignored = {'curve_circuits', 'edges', 'edge_selection'}
+  if config.mode == 'attribute':
+    ignored = ({'selection', 'budget'} if level == 'edge' else
+               {'edges', 'edge_selection'})
+  for name in sorted(ignored):
+    value = getattr(config.circuit, name)
+    if value != getattr(default, name):
       raise ValueError(
-          f'--circuit_{field.name}={value} changes nothing in --mode=attribute'
+          f'--circuit_{name}={value} changes nothing in --mode={config.mode}'
           f' with --attribution_level={level}; leave it out.')
 
 
@@ -189,8 +188,9 @@ def fit_attribute(
   """As `fit`, of attribution alone; returns its pairs.
 
   Raises:
-    ValueError: no pairs, or some that the model cannot read; layers, budget
-      or edges that it does not have.
+    ValueError: no pairs, or some that the model cannot read; no retain pairs,
+      where --circuit_contrast wants some; layers, budget or edges that it does
+      not have.
   """
   splits, path = inputs.splits, config.attribution.pairs_file
   if not path and not splits.forget_train:
@@ -198,31 +198,45 @@ def fit_attribute(
         '--mode=attribute needs pairs of prompts; wanted a file of them'
         ' (--attribution_pairs=FILE.jsonl), or train questions of a forget set'
         ' to make some of (--data_forget).')
-  if not path and tokenizer is None:
+  if tokenizer is None and (not path or config.circuit.contrast):
     raise ValueError(
         f'--model={config.model} has no tokenizer to encode questions; wanted'
         ' tokenizer.json beside the weights, or pairs as token ids'
-        ' (--attribution_pairs=FILE.jsonl).')
+        ' (--attribution_pairs=FILE.jsonl) and no --circuit_contrast, whose'
+        ' pairs are made of questions.')
   pairs = attribution.forget_pairs(config, splits, tokenizer)
+  _check_ids(pairs, path or 'the forget set', shapes)
+  if config.circuit.contrast:
+    _check_ids(attribution.retain_pairs(config, splits, tokenizer),
+               'the retain set', shapes)
+  if config.attribution.level != 'edge':
+    _check_circuit(config, shapes)
+    return pairs
+  options = config.circuit
+  most = edge_select.num_candidates(
+      shapes, select.layer_range(options, shapes.num_layers),
+      options.per_layer_cap)
+  if options.edges > most:
+    raise ValueError(
+        f'--circuit_edges={options.edges}, but the model has {most} within the'
+        ' layers and the cap that are given; wanted no more. Lower it.')
+  return pairs
+
+
+def _check_ids(
+    pairs: Sequence[pairs_lib.AttributionPair], where: str,
+    shapes: model_config.ModelConfig) -> None:
+  """Raises ValueError on a pair that the model cannot read."""
   for i, pair in enumerate(pairs):
     ids = (*pair.clean_ids, *pair.corrupt_ids, pair.answer_id,
            pair.corrupt_answer_id)
     if max(ids) >= shapes.vocab_size or (
         len(pair.clean_ids) > shapes.max_position):
       raise ValueError(
-          f'{path or "the forget set"}: pair {i + 1} has token {max(ids)} and'
+          f'{where}: pair {i + 1} has token {max(ids)} and'
           f' {len(pair.clean_ids)} tokens, but the model knows'
           f' {shapes.vocab_size} tokens and {shapes.max_position} positions;'
           ' wanted less. Encode it with the tokenizer of the model.')
-  if config.attribution.level != 'edge':
-    _check_circuit(config, shapes)
-    return pairs
-  most = int(edges_lib.is_edge(shapes).sum())
-  if config.circuit.edges > most:
-    raise ValueError(
-        f'--circuit_edges={config.circuit.edges}, but the model has {most};'
-        ' wanted no more. Lower it.')
-  return pairs
 
 
 def _check_data(

@@ -11,15 +11,15 @@ import jax
 import numpy as np
 
 from mansu_jax import config as run_config
-from mansu_jax import types
-from mansu_jax.circuits import edge_circuit
-from mansu_jax.circuits import edge_patching
-from mansu_jax.circuits import edges as edges_lib
+from mansu_jax.circuits import curve
 from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits import edge_circuit
+from mansu_jax.circuits import edge_faithfulness
+from mansu_jax.circuits import edge_select
+from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
-
-_SELECT = {'top': edge_circuit.top, 'greedy': edge_circuit.greedy}
 
 
 class Found(NamedTuple):
@@ -45,57 +45,75 @@ def mean_scores(
 
 def find(
     config: run_config.RunConfig, model: Any,
-    pairs: Sequence[pairs_lib.AttributionPair], scores: np.ndarray) -> Found:
-  """Selects `--circuit_edges` edges and measures how faithful they are."""
+    pairs: Sequence[pairs_lib.AttributionPair], scores: np.ndarray,
+    contrast: np.ndarray | None = None) -> Found:
+  """Selects `--circuit_edges` edges and measures how faithful they are.
+
+  Args:
+    config: the run's.
+    model: the model.
+    pairs: those that it answers.
+    scores: mean scores on them, [S, G].
+    contrast: mean scores on retain pairs, for `--circuit_contrast`.
+  """
   options, shape = config.circuit, model.config
-  circuit = edge_circuit.prune(_SELECT[options.edge_selection](
-      scores.astype(np.float32), shape, options.edges), shape)
-  measure = _faithfulness(config, model, pairs)
+  layers = select.layer_range(options, shape.num_layers)
+  alone = edge_select.given(shape, layers)
+  order = _order(options, shape, layers, scores, contrast)
+  held = scores.astype(np.float32)
+
+  def first(size: int) -> edge_circuit.EdgeCircuit:
+    return edge_select.prune(
+        edge_select.prefix(held, order, size), alone, shape)
+
+  circuit = first(options.edges)
+  size = options.pairs
+  (batch,) = pair_batches.pack(pairs[:size], size)
+  measure = edge_faithfulness.EdgeFaithfulness(
+      shape, model.params, jax.device_put(batch), alone)
   rng = np.random.default_rng(config.seed)
-  randoms = [measure(random_like(circuit.chosen, shape, rng))
+  randoms = [measure(edge_select.random_like(circuit.chosen, shape, rng))
              for _ in range(options.random_circuits)]
   report = {
       'level': 'edge', 'selection': options.edge_selection,
-      'edges': circuit.size, 'edges_before_pruning': options.edges,
-      'candidates': int(edges_lib.is_edge(shape).sum()),
+      'edges': circuit.size,
+      'edges_before_pruning': min(options.edges, order.size),
+      'candidates': int(order.size),
       'nodes': int(edge_circuit.nodes(circuit, shape).sum()),
       'faithfulness': measure(circuit.chosen), 'pairs': len(pairs),
-      'random': {'mean': float(np.mean(randoms)) if randoms else None,
-                 'max': float(np.max(randoms)) if randoms else None,
-                 'circuits': len(randoms)}}
+      'random': {'mean': float(np.mean(randoms)),
+                 'max': float(np.max(randoms)), 'circuits': len(randoms)}}
   logging.info(
-      'circuit: %d of %d edges, faithfulness %.2f (random %s)', circuit.size,
+      'circuit: %d of %d edges, faithfulness %.2f (random %.2f)', circuit.size,
       report['candidates'], report['faithfulness'], report['random']['mean'])
+  report |= curve.trace(
+      order.size, lambda size: first(size).chosen,
+      lambda chosen: edge_select.random_like(chosen, shape, rng), measure,
+      options.curve_circuits)
+  report['smallest_faithful_prefix'] = _smallest_prefix(
+      report['curve'], options.faithfulness,
+      lambda size: measure(first(size).chosen)) | {
+          'candidates': int(order.size)}
   return Found(circuit, report)
 
 
-def random_like(
-    chosen: np.ndarray, config: Any, rng: np.random.Generator) -> np.ndarray:
-  """As many edges into each layer and the logits, drawn at random."""
-  real, out = edges_lib.is_edge(config), np.zeros_like(chosen)
-  for columns in np.array_split(np.arange(real.shape[1] - 1),
-                                config.num_layers) + [np.array([-1])]:
-    places = np.argwhere(real[:, columns])
-    count = int(chosen[:, columns].sum())
-    sources, targets = rng.permutation(places)[:count].T
-    out[sources, columns[targets]] = True
-  return out
+def _order(options, shape, layers, scores, contrast) -> np.ndarray:
+  """The ranking of all candidates: places in the flattened scores."""
+  values = np.abs(scores)
+  if contrast is not None:
+    values = np.maximum(values - options.contrast * np.abs(contrast), 0)
+  allowed = edge_select.candidates(
+      values, shape, layers, options.per_layer_cap)
+  if options.edge_selection == 'top':
+    return edge_select.rank_top(values, allowed)
+  return edge_select.rank_greedy(
+      values, allowed, edge_select.given(shape, layers), shape)
 
 
-def _faithfulness(
-    config: run_config.RunConfig, model: Any,
-    pairs: Sequence[pairs_lib.AttributionPair]
-) -> Callable[[np.ndarray], float]:
-  """`chosen edges -> (m_circuit - m_corrupt) / (m_clean - m_corrupt)`."""
-  size = config.circuit.pairs
-  (batch,) = pair_batches.pack(pairs[:size], size)
-  batch: eap_ig.PairBatch = jax.device_put(batch)
-
-  def metric(chosen: np.ndarray) -> float:
-    values: types.Array = edge_patching.metric(
-        model.config, model.params, batch, ~chosen)
-    return float((values * batch.weight).sum())
-
-  every = edges_lib.is_edge(model.config)
-  clean, corrupt = metric(every), metric(np.zeros_like(every))
-  return lambda chosen: (metric(chosen) - corrupt) / (clean - corrupt)
+def _smallest_prefix(
+    points: Sequence[dict[str, Any]], target: float,
+    value_at: Callable[[int], float]) -> dict[str, Any]:
+  """Where the curve first reaches the target, then by bisection there."""
+  between = curve.bracket(points, target)
+  edges = -1 if between is None else curve.bisect(value_at, target, *between)
+  return {'target': target, 'edges': edges}

@@ -139,16 +139,18 @@ class ExactTest(parameterized.TestCase):
     (batch,) = pair_batches.pack(small.pairs(), 3)
     scores = eap_ig.pair_scores(cfg, params, batch, steps=1)
     every = np.ones(edges.is_edge(cfg).shape, bool)
-    np.testing.assert_allclose(
-        edge_patching.metric(cfg, params, batch, every),
-        scores.metric_corrupt, atol=1e-5)
-    np.testing.assert_allclose(
-        edge_patching.metric(cfg, params, batch, ~every),
-        scores.metric_clean, atol=1e-5)
+    reference = edge_patching.corrupted(cfg, params, batch)
+    for patched, want in (
+        (every, scores.metric_corrupt), (~every, scores.metric_clean)):
+      np.testing.assert_allclose(
+          edge_patching.metric(cfg, params, batch, reference, patched), want,
+          atol=1e-5)
 
-  def test_gradients_are_exact_where_blocks_are_linear(self):
+  @parameterized.parameters({}, {
+      'num_layers': 7, 'num_heads': 2, 'num_kv_heads': 1, 'd_head': 8})
+  def test_gradients_are_exact_where_blocks_are_linear(self, **changes):
     # Uniform attention, no MLP, and norms that only divide by a constant.
-    cfg = small.config(norm_eps=1e8)
+    cfg = small.config(norm_eps=1e8, **changes)
     params = small.params(cfg)
     for layer in (params['layers'],):
       layer['attn']['q'] = layer['attn']['q'] * 0

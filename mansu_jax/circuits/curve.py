@@ -1,0 +1,110 @@
+"""Faithfulness over the size of circuits, and its two areas.
+
+As the circuit track of the Mechanistic Interpretability Benchmark (MIB) has
+them. Circuits hold int(share n) of n edges, or nodes, for these shares: 0.1,
+0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 %. Areas are by trapezoids between these
+points over the share itself, not its logarithm (the track's code can do both;
+this is its default and what it reports). What lies below the first point does
+not count, so the most that faithfulness 1 gives is 0.999. Points are circuits
+as they are evaluated, which may be pruned; their shares are those asked for.
+
+References:
+  Mueller et al., MIB: A Mechanistic Interpretability Benchmark, 2025
+  (arXiv 2504.13151)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_Circuit = TypeVar('_Circuit')
+
+
+def cpr(values: Sequence[float]) -> float:
+  """The area under the faithfulness at `SHARES`: high is good."""
+  return float(np.trapezoid(values, SHARES))
+
+
+def cmd(values: Sequence[float]) -> float:
+  """The area between the faithfulness at `SHARES` and 1: low is good."""
+  return float(np.trapezoid(np.abs(1 - np.asarray(values)), SHARES))
+
+
+def trace(
+    count: int, first: Callable[[int], _Circuit],
+    random_like: Callable[[_Circuit], _Circuit],
+    faithfulness: Callable[[_Circuit], float], randoms: int) -> dict[str, Any]:
+  """Measures the curve, beside random circuits of the same sizes.
+
+  Args:
+    count: how many edges or nodes a circuit may hold.
+    first: from a size, 0 included, to the circuit of the best ones.
+    random_like: from a circuit to a random one of its size.
+    faithfulness: of a circuit.
+    randoms: random circuits at each size.
+
+  Returns:
+    JSON-able: `curve`, a list of points with `share`, `size`, `faithfulness`
+    and `random` (its least, mean and most, None without any); `cpr` and `cmd`;
+    and the same of each random curve, in `random_curves`.
+  """
+  sizes = [int(share * count) for share in SHARES]
+  circuits = [first(size) for size in sizes]
+  values = [faithfulness(circuit) for circuit in circuits]
+  drawn = [[faithfulness(random_like(circuit)) for _ in range(randoms)]
+           for circuit in circuits]
+  return {
+      'curve': [
+          {'share': share, 'size': size, 'faithfulness': value,
+           'random': _band(some)}
+          for share, size, value, some in zip(SHARES, sizes, values, drawn)],
+      'cpr': cpr(values), 'cmd': cmd(values),
+      'random_curves': {
+          name: [area(some) for some in zip(*drawn)]
+          for name, area in (('cpr', cpr), ('cmd', cmd))}}
+
+
+def _band(values: Sequence[float]) -> dict[str, float] | None:
+  if not values:
+    return None
+  return {'min': float(np.min(values)), 'mean': float(np.mean(values)),
+          'max': float(np.max(values))}
+
+
+def bisect(
+    value_at: Callable[[int], float], target: float, low: int, high: int
+) -> int:
+  """The smallest size found, above `low`, that reaches a target.
+
+  By bisection, to 2 %: values need not grow with size, so a smaller one that
+  happens to reach the target may exist.
+
+  Args:
+    value_at: of a size.
+    target: what `high` reaches.
+    low: a size that does not reach it, or 0.
+    high: a size that does.
+  """
+  while high - low > max(1, high // 50):
+    middle = (low + high) // 2
+    reached = value_at(middle) >= target
+    low, high = (low, middle) if reached else (middle, high)
+  return high
+
+
+def bracket(
+    points: Sequence[dict[str, Any]], target: float) -> tuple[int, int] | None:
+  """Where a curve first reaches a target: the size before it, and its own.
+
+  None where it never does.
+  """
+  low = 0
+  for point in points:
+    if point['faithfulness'] >= target:
+      return low, point['size']
+    low = point['size']
+  return None

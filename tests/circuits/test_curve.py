@@ -1,0 +1,91 @@
+"""Areas by hand, curves of made-up circuits, and where they reach a target."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from mansu_jax.circuits import curve
+
+_SIZES = [int(share * 1000) for share in curve.SHARES]
+
+
+def _trace(value_of, count=1000, randoms=0, random_like=lambda size: size):
+  """The curve of circuits that are their sizes."""
+  return curve.trace(count, lambda size: size, random_like, value_of, randoms)
+
+
+class AreaTest(absltest.TestCase):
+
+  def test_constants(self):
+    width = 0.999  # Below 0.1 % nothing counts.
+    for value in (0.0, 0.25, 1.0, 1.5):
+      values = [value] * 10
+      self.assertAlmostEqual(curve.cpr(values), value * width)
+      self.assertAlmostEqual(curve.cmd(values), abs(1 - value) * width)
+
+  def test_one_point_by_hand(self):
+    # A triangle of height 1 from 20 % over 50 % to 100 %.
+    values = np.eye(10)[8]
+    self.assertAlmostEqual(curve.cpr(values), (0.3 + 0.5) / 2)
+    self.assertAlmostEqual(curve.cmd(values), 0.999 - (0.3 + 0.5) / 2)
+
+  def test_over_the_share_not_its_logarithm(self):
+    self.assertAlmostEqual(
+        curve.cpr(curve.SHARES), (1 - 0.001**2) / 2)
+
+  def test_values_above_1_are_as_far(self):
+    above, below = (np.full(10, 1 + x) for x in (0.3, -0.3))
+    self.assertAlmostEqual(curve.cmd(above), curve.cmd(below))
+
+
+class TraceTest(absltest.TestCase):
+
+  def test_sizes_and_areas(self):
+    got = _trace(lambda size: size / 1000)
+    self.assertEqual([p['size'] for p in got['curve']], _SIZES)
+    self.assertEqual([p['share'] for p in got['curve']], [*curve.SHARES])
+    self.assertAlmostEqual(got['cpr'], (1 - 0.001**2) / 2)
+    self.assertAlmostEqual(got['cpr'] + got['cmd'], 0.999)
+    self.assertIsNone(got['curve'][0]['random'])
+    self.assertEqual(got['random_curves'], {'cpr': [], 'cmd': []})
+
+  def test_the_band_of_random_circuits(self):
+    drawn = iter([1, 2, 3] * 10)
+    got = _trace(float, randoms=3, random_like=lambda size: next(drawn))
+    for point in got['curve']:
+      self.assertEqual(point['random'], {'min': 1, 'mean': 2, 'max': 3})
+      self.assertEqual(point['faithfulness'], point['size'])
+    np.testing.assert_allclose(
+        got['random_curves']['cpr'], np.array([1, 2, 3]) * 0.999)
+    np.testing.assert_allclose(
+        got['random_curves']['cmd'], np.array([0, 1, 2]) * 0.999)
+
+  def test_few_candidates(self):
+    got = _trace(float, count=110)
+    self.assertEqual(
+        [p['size'] for p in got['curve']], [0, 0, 0, 1, 2, 5, 11, 22, 55, 110])
+
+
+class ReachTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 9, 10, 11, 333, 1000)
+  def test_a_step_is_found(self, at):
+    value_at = lambda size: float(size >= at)
+    low, high = curve.bracket(_trace(value_at)['curve'], 1.0)
+    self.assertLess(low, at)
+    self.assertLessEqual(at, high)
+    got = curve.bisect(value_at, 1.0, low, high)
+    self.assertBetween(got, at, at + max(1, got // 45))
+
+  def test_the_first_of_two(self):
+    value_at = lambda size: float(15 <= size < 40 or size > 400)
+    points = _trace(value_at)['curve']
+    self.assertEqual(curve.bracket(points, 0.5), (10, 20))
+    self.assertEqual(curve.bisect(value_at, 0.5, 10, 20), 15)
+
+  def test_a_target_that_is_not_reached(self):
+    self.assertIsNone(curve.bracket(_trace(lambda size: 0.7)['curve'], 0.8))
+
+
+if __name__ == '__main__':
+  absltest.main()

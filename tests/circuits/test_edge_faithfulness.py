@@ -1,0 +1,65 @@
+"""Faithfulness of circuits of edges against patched runs by hand."""
+
+from absl.testing import absltest
+import numpy as np
+
+from mansu_jax.circuits import edge_faithfulness
+from mansu_jax.circuits import edge_patching
+from mansu_jax.circuits import edge_select
+from mansu_jax.circuits import edges
+from mansu_jax.circuits import pair_batches
+from tests.circuits import small
+
+_CONFIG = small.config()
+_REAL = edges.is_edge(_CONFIG)
+_NONE = np.zeros_like(_REAL)
+
+
+class EdgeFaithfulnessTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.params = small.params(_CONFIG)
+    cls.pairs = small.pairs()
+    (cls.batch,) = pair_batches.pack(cls.pairs, 3)
+
+  def _measure(self, alone=_NONE, batch=None):
+    return edge_faithfulness.EdgeFaithfulness(
+        _CONFIG, self.params, batch or self.batch, alone)
+
+  def _metric(self, patched):
+    reference = edge_patching.corrupted(_CONFIG, self.params, self.batch)
+    return edge_patching.metric(
+        _CONFIG, self.params, self.batch, reference, patched).sum()
+
+  def test_equals_patched_runs(self):
+    rng = np.random.default_rng(0)
+    corrupt, clean = self._metric(_REAL), self._metric(_NONE)
+    for alone in (_NONE, edge_select.given(_CONFIG, range(1, 2))):
+      chosen = _REAL & ~alone & (rng.random(_REAL.shape) < 0.5)
+      want = (self._metric(~(chosen | alone)) - corrupt) / (clean - corrupt)
+      self.assertGreater(min(abs(want), abs(want - 1)), 1e-3)
+      self.assertAlmostEqual(self._measure(alone)(chosen), want, delta=1e-5)
+
+  def test_the_ends(self):
+    measure = self._measure()
+    self.assertEqual(measure(_REAL), 1.0)
+    self.assertEqual(measure(_NONE), 0.0)
+    alone = edge_select.given(_CONFIG, range(1, 2))
+    measure = self._measure(alone)
+    self.assertEqual(measure(_REAL & ~alone), 1.0)
+    # All that the logits read is patched, whatever the layers are left.
+    self.assertAlmostEqual(measure(_NONE), 0.0, delta=1e-4)
+
+  def test_pairs_of_weight_zero_do_not_count(self):
+    chosen = _REAL & (np.random.default_rng(1).random(_REAL.shape) < 0.5)
+    less = self.batch._replace(weight=np.array([1, 1, 0], np.float32))
+    (two,) = pair_batches.pack(self.pairs[:2], 2)
+    self.assertAlmostEqual(
+        self._measure(batch=less)(chosen), self._measure(batch=two)(chosen),
+        delta=1e-5)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,191 @@
+"""Rankings of edges, pruning and random circuits: by hand, and connected."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from mansu_jax.circuits import edge_circuit
+from mansu_jax.circuits import edge_select
+from mansu_jax.circuits import edges
+from tests.circuits import small
+
+
+def _setup(**changes):
+  cfg = small.config(num_heads=2, num_kv_heads=1, d_head=8, **changes)
+  place = lambda source, target: (
+      edges.source_names(cfg).index(source),
+      edges.target_names(cfg).index(target))
+  return cfg, place
+
+
+def _values(cfg, seed=0):
+  real = edges.is_edge(cfg)
+  drawn = np.random.default_rng(seed).uniform(size=real.shape)
+  return np.where(real, drawn, 0)
+
+
+def _layer_of(target):
+  """The layer of a target's name, None of the logits."""
+  return None if target == 'logits' else int(target[1:].split('.')[0])
+
+
+def _whole(cfg):
+  """The range of all layers, all its edges, and the none that it leaves."""
+  layers = range(cfg.num_layers)
+  real = edges.is_edge(cfg)
+  return layers, real, np.zeros_like(real)
+
+
+def _chosen(cfg, order, size):
+  values = _values(cfg)
+  return edge_select.prefix(values, order, size).chosen
+
+
+class CandidatesTest(parameterized.TestCase):
+
+  @parameterized.parameters((0, 3), (1, 3), (1, 2))
+  def test_a_range_is_of_targets(self, start, stop):
+    cfg, _ = _setup(num_layers=3)
+    real, layers = edges.is_edge(cfg), range(start, stop)
+    names = edges.target_names(cfg)
+    got = edge_select.candidates(_values(cfg), cfg, layers, 1.0)
+    alone = edge_select.given(cfg, layers)
+    for place, name in enumerate(names):
+      within = name == 'logits' or _layer_of(name) in layers
+      np.testing.assert_array_equal(
+          got[:, place], real[:, place] & within, name)
+      np.testing.assert_array_equal(
+          alone[:, place], real[:, place] & (not within), name)
+    self.assertEqual(
+        edge_select.num_candidates(cfg, layers, 1.0), got.sum())
+
+  @parameterized.parameters(0.001, 0.3, 0.5)
+  def test_a_cap_keeps_the_best_into_each_layer(self, cap):
+    cfg, _ = _setup(num_layers=3)
+    values, layers = _values(cfg), range(1, 3)
+    got = edge_select.candidates(values, cfg, layers, cap)
+    for layer in layers:
+      into = np.zeros_like(got)
+      for place, name in enumerate(edges.target_names(cfg)):
+        if _layer_of(name) == layer:
+          into[:, place] = edges.is_edge(cfg)[:, place]
+      limit = max(1, int(cap * into.sum()))
+      self.assertEqual((got & into).sum(), limit)
+      self.assertGreater(
+          values[got & into].min(), values[into & ~got].max())
+    self.assertTrue(got[:, -1].all())
+    self.assertEqual(
+        edge_select.num_candidates(cfg, layers, cap), got.sum())
+
+  def test_scores_of_another_model(self):
+    cfg, _ = _setup()
+    with self.assertRaisesRegex(ValueError, 'sources by targets'):
+      edge_select.candidates(np.ones((2, 2)), cfg, range(2), 1.0)
+
+
+class RankTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 7, 25)
+  def test_top_is_of_the_largest(self, size):
+    cfg, _ = _setup()
+    values, (_, real, _) = _values(cfg), _whole(cfg)
+    chosen = _chosen(cfg, edge_select.rank_top(values, real), size)
+    self.assertEqual(chosen.sum(), size)
+    self.assertGreaterEqual(
+        values[chosen].min(), values[real & ~chosen].max(initial=0))
+
+  def test_greedy_by_hand(self):
+    cfg, at = _setup()
+    values, (_, real, alone) = np.zeros_like(_values(cfg)), _whole(cfg)
+    values[at('m1', 'logits')] = 1
+    values[at('input', 'a0.h0<q>')] = 9  # Not reached before a0.h0 is.
+    values[at('a0.h0', 'm1')] = 5
+    values[at('a0.h1', 'm0')] = 8  # m0 is not reached before long.
+    values[at('input', 'm1')] = 0.5
+    order = edge_select.rank_greedy(values, real, alone, cfg)
+    self.assertEqual(
+        [*zip(*np.unravel_index(order[:4], real.shape))],
+        [at('m1', 'logits'), at('a0.h0', 'm1'), at('input', 'a0.h0<q>'),
+         at('input', 'm1')])
+
+  def test_greedy_goes_through_layers_that_are_left_alone(self):
+    cfg, at = _setup()
+    values, layers = np.zeros_like(_values(cfg)), range(0, 1)
+    values[at('a1.h1', 'logits')] = 2
+    values[at('input', 'm0')] = 1  # m0 feeds a1.h1, whatever the circuit.
+    allowed = edge_select.candidates(values, cfg, layers, 1.0)
+    alone = edge_select.given(cfg, layers)
+    order = edge_select.rank_greedy(values, allowed, alone, cfg)
+    self.assertCountEqual(order, np.flatnonzero(allowed))
+    chosen = edge_select.prefix(values, order, 2)
+    self.assertCountEqual(
+        map(tuple, np.argwhere(chosen.chosen)),
+        [at('a1.h1', 'logits'), at('input', 'm0')])
+    np.testing.assert_array_equal(
+        edge_select.prune(chosen, alone, cfg).chosen, chosen.chosen)
+    pruned = edge_select.prune(chosen, np.zeros_like(alone), cfg)
+    self.assertEqual(pruned.size, 0)
+
+  @parameterized.parameters(5, 20)
+  def test_greedy_edges_lead_to_the_logits(self, size):
+    cfg, _ = _setup()
+    _, real, alone = _whole(cfg)
+    chosen = _chosen(cfg, edge_select.rank_greedy(
+        _values(cfg), real, alone, cfg), size)
+    self.assertEqual(chosen.sum(), size)
+    owner, feeds = edge_circuit.owners(cfg), chosen.any(1)
+    for target in np.flatnonzero(chosen.any(0)):
+      self.assertTrue(owner[target] == -1 or feeds[owner[target]])
+
+  def test_every_edge_is_ranked_once(self):
+    cfg, _ = _setup()
+    values, (_, real, alone) = _values(cfg), _whole(cfg)
+    for order in (edge_select.rank_top(values, real),
+                  edge_select.rank_greedy(values, real, alone, cfg)):
+      self.assertCountEqual(order, np.flatnonzero(real))
+    self.assertEqual(_chosen(cfg, order, 0).sum(), 0)
+
+
+class PruneTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    cfg, at = _setup()
+    _, real, alone = _whole(cfg)
+    chosen = np.zeros_like(real)
+    kept = [at('input', 'a0.h1<v>'), at('a0.h1', 'm1'), at('m1', 'logits')]
+    for edge in (*kept, at('input', 'm0'), at('a0.h0', 'a1.h0<k>'),
+                 at('a1.h0', 'logits')):
+      chosen[edge] = True
+    got = edge_select.prune(
+        edge_circuit.EdgeCircuit(chosen, _values(cfg)), alone, cfg)
+    self.assertCountEqual(map(tuple, np.argwhere(got.chosen)), kept)
+    names = np.array(edges.source_names(cfg))
+    self.assertEqual(
+        names[edge_circuit.nodes(got, cfg)].tolist(), ['input', 'a0.h1', 'm1'])
+
+  def test_all_edges_are_connected(self):
+    cfg, _ = _setup()
+    _, real, alone = _whole(cfg)
+    whole = edge_circuit.EdgeCircuit(real, _values(cfg))
+    np.testing.assert_array_equal(
+        edge_select.prune(whole, alone, cfg).chosen, real)
+
+
+class RandomTest(absltest.TestCase):
+
+  def test_as_many_edges_into_each_layer(self):
+    cfg = small.config(num_layers=3)
+    real = edges.is_edge(cfg)
+    rng = np.random.default_rng(0)
+    chosen = real & (rng.random(real.shape) < 0.2)
+    got = edge_select.random_like(chosen, cfg, rng)
+    self.assertFalse(np.any(got & ~real))
+    self.assertFalse(np.array_equal(got, chosen))
+    count = lambda x: [part.sum() for part in np.array_split(
+        x[:, :-1].sum(0), 3)] + [x[:, -1].sum()]
+    self.assertEqual(count(got), count(chosen))
+    self.assertFalse(edge_select.random_like(chosen & False, cfg, rng).any())
+
+
+if __name__ == '__main__':
+  absltest.main()
