@@ -63,6 +63,7 @@ ARMS = {
     'attributed': (),
     'head': ('--attribution_level=head',),
     'neuron_and_head': ('--attribution_level=neuron_and_head',),
+    'edge': ('--attribution_level=edge',),
     'contrast': ('--circuit_contrast=1',),
     'layers_2_23': ('--circuit_first_layer=2',),
     'layers_2_12': ('--circuit_first_layer=2', '--circuit_last_layer=12'),
@@ -106,17 +107,17 @@ def prepare(seed: int) -> Bench:
 
 def circuit_of(
     bench: Bench, config: run_config.RunConfig, draw: int | None,
-    kept: dict[Any, Any]) -> tuple[graph.Circuit, dict[str, Any]]:
-  """The arm's circuit, and the account of the attributed one."""
+    kept: dict[Any, Any]) -> attribution.Found:
+  """The arm's circuit, with the account of the attributed one."""
   key = config.attribution, config.circuit
   if key not in kept:
     kept[key] = attribution.find(config, bench.inputs, bench.model)
   found = kept[key]
   if draw is None:
-    return found.circuit, found.report
+    return found
   layers = select.layer_range(config.circuit, bench.model.config.num_layers)
-  return select.matched_random(
-      found.circuit, layers, np.random.default_rng([draw, 1])), found.report
+  return dataclasses.replace(found, movable=None, circuit=select.matched_random(
+      found.circuit, layers, np.random.default_rng([draw, 1])))
 
 
 def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
@@ -129,8 +130,9 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
       _RUN.value, f'--seed={bench.config.seed}',
       '--circuit_random_circuits=1', f'--workdir={_OUT.value}/unused',
       *ARMS[name])
-  circuit, report = circuit_of(bench, config, draw, kept)
-  edit = edits.make(config, bench.model, circuit)
+  found = circuit_of(bench, config, draw, kept)
+  circuit = found.circuit
+  edit = edits.make(config, bench.model, circuit, found.movable)
   fisher = training.circuit_fisher(config, edit, bench.batches)
   common, far = circuit.span[0], []
 
@@ -149,7 +151,7 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
       log_every=_EVERY)
   out = {'arm': arm, 'seed': bench.config.seed, 'draw': draw, 'far': far,
          'reached': far[-1][1] <= _TARGET.value, 'steps': far[-1][0],
-         'circuit': report, 'moved': float(done['history']['moved'][-1]),
+         'circuit': found.report, 'moved': float(done['history']['moved'][-1]),
          'weights': graph.num_weights(circuit, bench.model.config)
          / tree_paths.count(bench.model.params)}
   out |= _measure(bench, edit.merge(done['theta']), common, kept)

@@ -80,9 +80,10 @@ class AttributionConfig:
   """EAP-IG: which pairs, how many path steps, which nodes."""
 
   level: str = _field(
-      'neuron', 'Nodes that are scored and edited: MLP neurons, attention'
-      ' heads, or both; to attribute alone also edge, the connections between'
-      ' them.', ('neuron', 'head', 'neuron_and_head', 'edge'))
+      'neuron', 'What is scored and edited: MLP neurons, attention heads, or'
+      ' both; or edges, the connections between heads and MLPs, and of the'
+      ' weights the slices that write and read them.',
+      ('neuron', 'head', 'neuron_and_head', 'edge'))
   steps: int = _field(5, 'Integrated-gradient steps M.')
   pairs: str = _field(
       '64', 'How many clean/corrupted prompt pairs to make of the forget set,'

@@ -50,7 +50,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     results.write_circuit(found, root)
   with clock.stage('references'):
     batches = training.make_batches(config, inputs, model)
-    edit = edits.make(config, model, found.circuit)
+    edit = edits.make(config, model, found.circuit, found.movable)
   with clock.stage('fisher'):
     fisher = training.circuit_fisher(config, edit, batches, saved)
   with clock.stage('unlearn'):

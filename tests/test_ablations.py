@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 import tempfile
 
 from absl.testing import absltest
@@ -138,6 +139,32 @@ class AblationTest(parameterized.TestCase):
       self.assertTrue(any(place in name for name in moved), place)
     if level == 'head':
       self.assertFalse(any('mlp' in name for name in moved))
+
+  def test_edges_edit_the_weights_at_their_ends(self):
+    root, record = _run(
+        '--attribution_level=edge', '--circuit_budget=0.2',
+        '--circuit_edges=12')
+    self._check_edit(root)
+    edges = json.loads((root / 'circuit.json').read_text())['edges']
+    self.assertLen(edges, record['circuit']['edges'])
+    self.assertLessEqual(len(edges), 12)
+    base, got = _base(), runs.tensors(root / 'model')
+    moved = {name for name in base if (got[name] != base[name]).any()}
+    ends = [re.match(r'(\w+)[.\w]*->(\w+)(?:\.h\d+<(\w)>)?', edge).groups()
+            for edge in edges]
+    may = set()
+    for source, target, part in ends:
+      if source[0] in 'am' and source[1:].isdecimal():
+        may.add((int(source[1:]), 'o_' if source[0] == 'a' else 'down_'))
+      if part:
+        may.add((int(target[1:]), f'{part}_'))
+      elif target != 'logits':
+        may |= {(int(target[1:]), 'gate_'), (int(target[1:]), 'up_')}
+    self.assertNotEmpty(moved)
+    for name in moved:
+      layer = int(name.split('.')[2])
+      self.assertTrue(any(
+          layer == at and f'{leaf}proj' in name for at, leaf in may), name)
 
   def test_graddiff_moves_all_weights_and_few_codes(self):
     root, record = _run(*_GRADDIFF)

@@ -200,7 +200,6 @@ class RefusalsTest(bad_input.Refusals):
       ('--unlearn_steps=3', ('--unlearn_steps=3 is for --mode=unlearn',
                              'the mode is attribute')),
       ('--base=x', ('--base=x is for --mode=audit', 'attribute')),
-      ('--mode=unlearn', ('--attribution_level=edge is for --mode=attribute',)),
       ('--circuit_edges=99999', ('--circuit_edges=99999', 'has', 'Lower it')),
       ('--circuit_budget=0.1', ('--circuit_budget=0.1 changes nothing',)),
       ('--circuit_selection=random', (

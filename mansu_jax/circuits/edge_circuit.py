@@ -57,13 +57,23 @@ def nodes(
   return held
 
 
+def named(
+    circuit: EdgeCircuit, config: model_config.ModelConfig
+) -> dict[str, float]:
+  """The circuit's edges and their scores, for example `input->m0`."""
+  sources = edges_lib.source_names(config)
+  targets = edges_lib.target_names(config)
+  return {f'{sources[u]}->{targets[t]}': float(circuit.scores[u, t])
+          for u, t in np.argwhere(circuit.chosen)}
+
+
 def to_json(
     circuit: EdgeCircuit, config: model_config.ModelConfig) -> dict[str, Any]:
   """What a circuit file of the benchmark holds; see `from_json`."""
   sources = edges_lib.source_names(config)
   targets = edges_lib.target_names(config)
   held = nodes(circuit, config)
-  named = {
+  scored = {
       f'{sources[u]}->{targets[t]}': {
           'score': float(circuit.scores[u, t]),
           'in_graph': bool(circuit.chosen[u, t])}
@@ -74,7 +84,7 @@ def to_json(
       'nodes': {name: {'in_graph': bool(is_held)}
                 for name, is_held in zip(sources, held)} | {
                     'logits': {'in_graph': True}},
-      'edges': named}
+      'edges': scored}
 
 
 def from_json(

@@ -19,6 +19,7 @@ LEVEL_KINDS = {
     'neuron': ('neurons',),
     'head': ('heads', 'kv_heads'),
     'neuron_and_head': KINDS,
+    'edge': KINDS,  # The weights at the ends of the circuit's edges.
 }
 
 

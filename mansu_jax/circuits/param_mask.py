@@ -141,6 +141,25 @@ def full_mask(circuit: graph.Circuit, params: types.Params) -> types.Params:
   return tree_paths.map_named(mask, params)
 
 
+def slice_mask(
+    movable: dict[str, np.ndarray], index: CircuitIndex) -> types.Params:
+  """Which slices may move, where a unit owns them and not all may.
+
+  Args:
+    movable: bool [L, nodes] by leaf name.
+    index: from `make_index`.
+
+  Returns:
+    A tree like the slices, bool [S, 1, ...].
+  """
+  out = {}
+  for name, (unit, _) in _owned(index).items():
+    chosen = movable[name][np.asarray(unit.layers), np.asarray(unit.nodes)]
+    axes = 1 if name.startswith('layers/mlp') else 2  # Of one slice.
+    out[name] = jnp.asarray(chosen.reshape(-1, *(1,) * axes))
+  return tree_paths.unflatten(out)
+
+
 def make_frame(circuit: graph.Circuit) -> types.Params:
   """What the decoder needs beside the slices: which units they replace.
 

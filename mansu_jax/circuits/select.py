@@ -71,6 +71,17 @@ def rank(
   return Ranking(kind, layer, node, weights, kinds)
 
 
+def only(ranking: Ranking, values: dict[str, np.ndarray]) -> Ranking:
+  """The nodes of a ranking whose value, by kind [L, nodes], is not 0."""
+  kept = np.array([
+      values[ranking.kinds[k]][layer, node] != 0
+      for k, layer, node in zip(ranking.kind, ranking.layer, ranking.node)],
+                  bool)
+  return ranking._replace(**{
+      field: getattr(ranking, field)[kept]
+      for field in ('kind', 'layer', 'node', 'cost')})
+
+
 def prefix(
     ranking: Ranking, size: int, config: model_config.ModelConfig
 ) -> graph.Circuit:

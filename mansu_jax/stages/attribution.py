@@ -15,6 +15,8 @@ from mansu_jax import config as run_config
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.circuits import curve
+from mansu_jax.circuits import edge_circuit
+from mansu_jax.circuits import edge_weights
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
@@ -22,6 +24,7 @@ from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.stages import edge_attribution
 from mansu_jax.stages import inputs as inputs_lib
 
 
@@ -37,12 +40,17 @@ class Found:
     ranking: all candidate nodes, best first.
     means: mean scores by kind of node.
     report: JSON-able account (sizes, faithfulness, pairs).
+    edges: scores of the edges that it stands for by name, at level edge.
+    movable: at level edge, by leaf name [L, nodes], which parts of the nodes'
+      weights are at the end of an edge; None: all.
   """
 
   circuit: graph.Circuit
   ranking: select.Ranking
   means: dict[str, np.ndarray]
   report: dict[str, Any]
+  edges: dict[str, float] | None = None
+  movable: dict[str, np.ndarray] | None = None
 
 
 def find(
@@ -60,13 +68,37 @@ def find(
   pairs = forget_pairs(config, inputs.splits, model.tokenizer)
   done = once('attribution', lambda: score(config, model, pairs))
   answered = [p for p, kept in zip(pairs, done['answered']) if kept]
-  contrast = None
+  retain, contrast = [], None
   if config.circuit.contrast:
     retain = retain_pairs(
         config, inputs.splits, model.tokenizer)
     contrast = once('contrast', lambda: score(config, model, retain))
-    contrast = contrast['means']
-  return find_circuit(config, model, answered, done['means'], contrast)
+  if config.attribution.level == 'edge':
+    kept = [p for p, is_kept in zip(retain, contrast['answered']) if is_kept
+            ] if contrast else []
+    return _find_edges(config, model, answered, done['means'], kept, once)
+  return find_circuit(config, model, answered, done['means'],
+                      contrast and contrast['means'])
+
+
+def _find_edges(config, model, pairs, means, retain, once) -> Found:
+  """A circuit of edges, and the weights that it stands for."""
+  score_edges = lambda pairs: {
+      'edges': edge_attribution.mean_scores(config, model, pairs)}
+  scores = once('edges', lambda: score_edges(pairs))['edges']
+  contrast = once('edges_contrast', lambda: score_edges(
+      retain))['edges'] if retain else None
+  edges = edge_attribution.select_edges(config, model, scores, contrast)
+  carried = edge_weights.carried(edges, model.config)
+  found = find_circuit(
+      config, model, pairs, means,
+      carried=edge_weights.unit_values(carried, means['neurons']))
+  found.report['edges'] = edges.size
+  if config.circuit.selection == 'random':  # No edges end at its nodes.
+    return found
+  return dataclasses.replace(
+      found, edges=edge_circuit.named(edges, model.config),
+      movable=edge_weights.movable(carried, model.config.d_ff))
 
 
 def forget_pairs(
@@ -141,7 +173,8 @@ def find_circuit(
     config: run_config.RunConfig, model: Any,
     pairs: Sequence[pairs_lib.AttributionPair],
     means: dict[str, np.ndarray],
-    contrast: dict[str, np.ndarray] | None = None) -> Found:
+    contrast: dict[str, np.ndarray] | None = None, *,
+    carried: dict[str, np.ndarray] | None = None) -> Found:
   """Selects the circuit and compares it with random ones.
 
   Args:
@@ -150,6 +183,8 @@ def find_circuit(
     pairs: forget pairs that the base model answers.
     means: mean scores on them by kind of node.
     contrast: mean scores on retain pairs, for `--circuit_contrast`.
+    carried: by kind, what nodes carry of a circuit of edges; ranked by this,
+      and only where it is not 0.
   """
   options, level = config.circuit, config.attribution.level
   ranked = means
@@ -157,7 +192,10 @@ def find_circuit(
     ranked = {kind: np.maximum(
         np.abs(means[kind]) - options.contrast * np.abs(contrast[kind]), 0)
               for kind in means}
-  ranking = select.rank(ranked, level, options, model.config)
+  ranking = select.rank(
+      carried or ranked, level, options, model.config)
+  if carried:
+    ranking = select.only(ranking, carried)
   total = tree_paths.count(model.params)
   size = select.size_within(ranking, options.budget, total)
   attributed = select.prefix(ranking, size, model.config)

@@ -45,11 +45,6 @@ def unused(config: run_config.RunConfig) -> None:
     _check_audit(config)
   elif config.mode == 'attribute':
     _check_trains_nothing(config)
-  if config.attribution.level == 'edge' and config.mode != 'attribute':
-    raise ValueError(
-        '--attribution_level=edge is for --mode=attribute, but the mode is'
-        f' {config.mode}; wanted neuron, head or neuron_and_head, which say'
-        ' what weights may change.')
   _check_selection(config)
   if config.base and config.mode != 'audit':
     raise ValueError(
@@ -83,10 +78,11 @@ def _check_trains_nothing(config: run_config.RunConfig) -> None:
 def _check_selection(config: run_config.RunConfig) -> None:
   """Raises ValueError on a --circuit flag that this run ignores."""
   level, default = config.attribution.level, run_config.CircuitConfig()
-  ignored = {'curve_circuits', 'edges', 'edge_selection'}
-  if config.mode == 'attribute':
-    ignored = ({'selection', 'budget'} if level == 'edge' else
-               {'edges', 'edge_selection'})
+  ignored = set() if level == 'edge' else {'edges', 'edge_selection'}
+  if config.mode != 'attribute':
+    ignored.add('curve_circuits')
+  elif level == 'edge':
+    ignored |= {'selection', 'budget'}
   for name in sorted(ignored):
     value = getattr(config.circuit, name)
     if value != getattr(default, name):
@@ -211,7 +207,14 @@ def fit_attribute(
                'the retain set', shapes)
   if config.attribution.level != 'edge':
     _check_circuit(config, shapes)
-    return pairs
+  else:
+    _check_edges(config, shapes)
+  return pairs
+
+
+def _check_edges(
+    config: run_config.RunConfig, shapes: model_config.ModelConfig) -> None:
+  """Raises ValueError where there are not as many edges as wanted."""
   options = config.circuit
   most = edge_select.num_candidates(
       shapes, select.layer_range(options, shapes.num_layers),
@@ -220,7 +223,6 @@ def fit_attribute(
     raise ValueError(
         f'--circuit_edges={options.edges}, but the model has {most} within the'
         ' layers and the cap that are given; wanted no more. Lower it.')
-  return pairs
 
 
 def _check_ids(
@@ -265,6 +267,8 @@ def _check_circuit(
         f'--circuit_budget={options.budget} of {total} weights is'
         f' {options.budget * total:.0f} weights, less than one node'
         f' ({least}); raise the budget.')
+  if config.attribution.level == 'edge':
+    _check_edges(config, shapes)
 
 
 def _check_tokens(

@@ -43,6 +43,18 @@ def mean_scores(
       eap_ig.of_real_pairs(score, batches))) / len(pairs)
 
 
+def select_edges(
+    config: run_config.RunConfig, model: Any, scores: np.ndarray,
+    contrast: np.ndarray | None = None) -> edge_circuit.EdgeCircuit:
+  """The circuit of `--circuit_edges` edges; arguments as of `find`."""
+  options, shape = config.circuit, model.config
+  layers = select.layer_range(options, shape.num_layers)
+  order = _order(options, shape, layers, scores, contrast)
+  return edge_select.prune(
+      edge_select.prefix(scores.astype(np.float32), order, options.edges),
+      edge_select.given(shape, layers), shape)
+
+
 def find(
     config: run_config.RunConfig, model: Any,
     pairs: Sequence[pairs_lib.AttributionPair], scores: np.ndarray,

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mansu_jax import config as run_config
@@ -40,6 +41,7 @@ class Edit:
     forward: `(theta, frozen, tokens, positions, segments) -> hidden [B, T, D]`.
     unembed: `(theta, frozen, hidden) -> logits`; theta None: the frozen one's.
     merge: `theta -> full params` in full precision.
+    movable: a tree like theta, which of it may move; None: all.
   """
 
   theta: types.PyTree
@@ -49,6 +51,7 @@ class Edit:
   forward: Callable[..., types.Array]
   unembed: Callable[..., types.Array]
   merge: Callable[[types.PyTree], types.Params]
+  movable: types.PyTree | None = None
 
 
 @jax.jit
@@ -73,7 +76,8 @@ def _circuit_grid(params, scheme, layout, index, dtype):
 
 def circuit_edit(
     model: Any, circuit: graph.Circuit, scheme_names: tuple[str, ...],
-    *, quantized_views: bool, storage_dtype: Any = jnp.float32) -> Edit:
+    *, quantized_views: bool, storage_dtype: Any = jnp.float32,
+    movable: dict[str, np.ndarray] | None = None) -> Edit:
   """Trains the circuit's slices in a frozen model.
 
   Args:
@@ -82,6 +86,7 @@ def circuit_edit(
     scheme_names: quantizers that the edit must survive.
     quantized_views: also give a view of the model under each quantizer.
     storage_dtype: of the exported weights, which decides their codes.
+    movable: by leaf name [L, nodes], where a node's weights may not all move.
   """
   config, params = model.config, model.params
   index = param_mask.make_index(circuit)
@@ -119,7 +124,8 @@ def circuit_edit(
   merge = lambda slices: scatter(params, index, slices)
   return Edit(
       theta=theta, grids=grids, base=base, views=views, forward=forward,
-      unembed=unembed, merge=merge)
+      unembed=unembed, merge=merge,
+      movable=movable and param_mask.slice_mask(movable, index))
 
 
 def _quantized_model(
@@ -151,14 +157,15 @@ def full_edit(model: Any) -> Edit:
 
 def make(
     config: run_config.RunConfig, model: Any,
-    circuit: graph.Circuit | None) -> Edit:
-  """The edit that a run asks for."""
+    circuit: graph.Circuit | None,
+    movable: dict[str, np.ndarray] | None = None) -> Edit:
+  """The edit that a run asks for; `movable` as in `circuit_edit`."""
   if config.circuit.selection == 'all':
     return full_edit(model)
   return circuit_edit(
       model, circuit, quantizers.held(config.quant_schemes),
       quantized_views=config.unlearn.quantizer_in_loop,
-      storage_dtype=jnp.dtype(config.export_dtype))
+      storage_dtype=jnp.dtype(config.export_dtype), movable=movable)
 
 
 def optimizer(
@@ -194,7 +201,7 @@ def make_transform(
   if not edit.grids:
     return inner
   return transforms.mansu(
-      inner, circuit_mask=None, fisher=fisher,  # Slices: all may change.
+      inner, circuit_mask=edit.movable, fisher=fisher,
       quantile=config.edit.fisher_quantile, grids=edit.grids,
       mode=config.edit.floor, landing=config.edit.landing,
       lift_step=config.unlearn.steps,

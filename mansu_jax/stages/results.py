@@ -107,9 +107,11 @@ def samples(
 
 
 def write_circuit(found: attribution.Found, root: pathlib.Path) -> None:
-  """Writes `circuit.json`."""
-  files.write_json(root / 'circuit.json', graph.to_json(
-      found.circuit, found.means) | {'report': found.report})
+  """Writes `circuit.json`: nodes, and edges where it is made of them."""
+  fields = graph.to_json(found.circuit, found.means)
+  if found.edges is not None:
+    fields['edges'] = found.edges
+  files.write_json(root / 'circuit.json', fields | {'report': found.report})
 
 
 def describe_circuit(found: attribution.Found | None) -> dict[str, Any]:

@@ -140,6 +140,21 @@ class MaskTest(parameterized.TestCase):
           np.broadcast_to(got[name], leaf.shape),
           np.broadcast_to(owned.get(name, False), leaf.shape), name)
 
+  def test_slice_mask_picks_each_leafs_units(self):
+    rng = np.random.default_rng(0)
+    shapes = graph.shapes(_CONFIG)
+    movable = {name: rng.random(shapes[kind]) < 0.5
+               for name, (kind, _) in param_mask.UNIT_AXIS.items()}
+    got = tree_paths.flatten(param_mask.slice_mask(movable, self.index))
+    slices = tree_paths.flatten(self.slices)
+    self.assertEqual(set(got), set(slices))
+    for name, mask in got.items():
+      kind, _ = param_mask.UNIT_AXIS[name]
+      want = [movable[name][node] for node in zip(
+          *np.nonzero(self.nodes[kind]))]
+      self.assertEqual(mask.ndim, slices[name].ndim)
+      np.testing.assert_array_equal(mask.ravel(), want, name)
+
   def test_frame_by_hand(self):
     frame = param_mask.make_frame(self.nodes)['layers']
     keep = np.ones((2, 24))

@@ -160,5 +160,19 @@ class MatchedRandomTest(parameterized.TestCase):
     self.assertGreater(share.max(), 0.05)
 
 
+class OnlyTest(absltest.TestCase):
+
+  def test_drops_nodes_of_value_0_and_keeps_the_order(self):
+    ranking = select.Ranking(
+        np.array([0, 1, 0, 1]), np.array([0, 1, 1, 0]), np.array([2, 0, 1, 1]),
+        np.array([5, 7, 5, 7]), ('neurons', 'heads'))
+    values = {'neurons': np.zeros((2, 3)), 'heads': np.zeros((2, 2))}
+    values['neurons'][1, 1] = values['heads'][1, 0] = -3.0
+    got = select.only(ranking, values)
+    self.assertEqual(got.kind.tolist(), [1, 0])
+    self.assertEqual(got.node.tolist(), [0, 1])
+    self.assertEqual(got.cost.tolist(), [7, 5])
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -1,0 +1,81 @@
+"""From edges to the weights at their ends, by hand."""
+
+from absl.testing import absltest
+import numpy as np
+
+from mansu_jax.circuits import edge_circuit
+from mansu_jax.circuits import edge_weights
+from mansu_jax.circuits import edges
+from tests.circuits import small
+
+_CONFIG = small.config()  # 2 layers, 4 heads on 2 key/value heads, F 24.
+
+
+def _circuit(**scores):
+  """Edges by name, as `a0_h1__m1` for a0.h1->m1 and `q` for <q>."""
+  sources, targets = (
+      edges.source_names(_CONFIG), edges.target_names(_CONFIG))
+  values = np.full((len(sources), len(targets)), 9.0, np.float32)
+  chosen = np.zeros(values.shape, bool)
+  for name, score in scores.items():
+    source, target = name.replace('_h', '.h').split('__')
+    if target[-1] in 'qkv':
+      target = f'{target[:-1]}<{target[-1]}>'
+    at = sources.index(source), targets.index(target)
+    values[at], chosen[at] = score, True
+  return edge_circuit.EdgeCircuit(chosen, values)
+
+
+class EdgeWeightsTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.found = edge_weights.carried(_circuit(
+        input__a0_h1q=1.0, input__a0_h2k=-2.0, input__a0_h3k=0.5,
+        a0_h1__m0=4.0, a0_h1__a1_h0v=-8.0, m0__a1_h3q=16.0, m0__logits=32.0,
+        a1_h3__logits=64.0), _CONFIG)
+
+  def test_what_each_part_carries(self):
+    got = self.found
+    np.testing.assert_array_equal(got.q, [[0, 1, 0, 0], [0, 0, 0, 16]])
+    np.testing.assert_array_equal(got.k, [[0, 2.5], [0, 0]])  # Of its group.
+    np.testing.assert_array_equal(got.v, [[0, 0], [8, 0]])
+    np.testing.assert_array_equal(got.o, [[0, 12, 0, 0], [0, 0, 0, 64]])
+    np.testing.assert_array_equal(got.reads, [4, 0])
+    np.testing.assert_array_equal(got.writes, [48, 0])
+
+  def test_neurons_share_what_their_mlp_carries(self):
+    neurons = np.zeros((2, 24))
+    neurons[0, :3] = 1, -2, 1
+    neurons[1, 0] = 5
+    got = edge_weights.unit_values(self.found, neurons)
+    np.testing.assert_allclose(got['neurons'][0, :4], [13, 26, 13, 0])
+    np.testing.assert_array_equal(got['neurons'][1], 0)
+    np.testing.assert_array_equal(
+        got['heads'], [[0, 13, 0, 0], [0, 0, 0, 80]])
+    np.testing.assert_array_equal(got['kv_heads'], [[0, 2.5], [8, 0]])
+
+  def test_only_what_an_edge_touches_moves(self):
+    got = edge_weights.movable(self.found, 24)
+    for name, want in (
+        ('attn/q', [[0, 1, 0, 0], [0, 0, 0, 1]]),
+        ('attn/o', [[0, 1, 0, 0], [0, 0, 0, 1]]),
+        ('attn/k', [[0, 1], [0, 0]]), ('attn/v', [[0, 0], [1, 0]]),
+        ('mlp/gate', [[1] * 24, [0] * 24]), ('mlp/up', [[1] * 24, [0] * 24]),
+        ('mlp/down', [[1] * 24, [0] * 24])):
+      np.testing.assert_array_equal(got[f'layers/{name}'], want, name)
+
+  def test_an_mlp_that_is_read_and_not_written(self):
+    found = edge_weights.carried(_circuit(m1__logits=1.0), _CONFIG)
+    got = edge_weights.movable(found, 24)
+    self.assertFalse(got['layers/mlp/gate'].any())
+    np.testing.assert_array_equal(got['layers/mlp/down'].any(1), [False, True])
+
+  def test_named(self):
+    circuit = _circuit(input__a0_h1q=1.0, m0__logits=-2.0)
+    self.assertEqual(edge_circuit.named(circuit, _CONFIG), {
+        'input->a0.h1<q>': 1.0, 'm0->logits': -2.0})
+
+
+if __name__ == '__main__':
+  absltest.main()
