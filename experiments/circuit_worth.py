@@ -2,14 +2,15 @@
 
   python -m experiments.circuit_worth --out=DIR [--arms=attributed,random:0]
       [--seeds=0,1,2] [--flagfile_of_run=experiments/quickstart.flags]
-  python -m experiments.circuit_worth --out=DIR --table
+  python -m experiments.circuit_worth_table DIR
 
 Every arm edits another circuit with the run's own settings, data and batches.
 It is stopped at the first checkpoint, every five steps, whose accuracy on the
 far phrasings of the forget set is at most `--target`, and measured there: so
-circuits are compared at what they cost, not at what they reach. One JSON file an
-arm and seed, written when it is done, and the edited weights beside it
-(`.npz`, the circuit's slices); what is there is not run again.
+circuits are compared at what they cost, not at what they reach. One JSON file
+an arm and seed, written when it is done, and the edited weights beside it
+(`.npz`, the circuit's slices); what is there is not run again. The questions
+asked of a seed are in `questions_sN.json`, in the order of the answers.
 
 Arms are settings of `ARMS`, `random:N` for the N-th random circuit of as many
 nodes in each layer as the attributed one, or `ARM+random:N` likewise under
@@ -168,15 +169,18 @@ def _measure(
     view = params if precision == 'fp' else bench.quantize(precision, params)
     found = bench.evaluator(view, common=common, kept=kept.setdefault(
         (precision, common), scoring.Kept()))
-    right[precision] = found.scores.correct.astype(int).tolist()
+    right[precision] = ''.join(map(str, found.scores.correct.astype(int)))
     losses[precision] = perplexity.pool(
         found.texts.values()).perplexity
+  return {'right': right, 'perplexity': losses}
+
+
+def _questions(bench: Bench) -> list[tuple[str, str, str, str]]:
+  """Split, id, fact and relation of each question."""
   split_of = [name for name, rows in bench.evaluator.slices.items()
               for _ in range(rows.start, rows.stop)]
-  return {
-      'right': right, 'perplexity': losses, 'questions': [
-          (split, q.id, q.fact, q.relation)
-          for split, q in zip(split_of, bench.evaluator.questions)]}
+  return [(split, q.id, q.fact, q.relation)
+          for split, q in zip(split_of, bench.evaluator.questions)]
 
 
 def main(argv: list[str]) -> None:
@@ -190,7 +194,9 @@ def main(argv: list[str]) -> None:
       path = out / f'{arm.replace(":", "_").replace("+", "_")}_s{seed}.json'
       if path.exists():
         continue
-      bench = bench or prepare(seed)
+      if bench is None:
+        bench = prepare(seed)
+        files.write_json(out / f'questions_s{seed}.json', _questions(bench))
       record, (circuit, theta) = run(bench, arm, kept)
       files.write_npz(path.with_suffix('.npz'), {
           kind: circuit[kind] for kind in graph.KINDS} | {

@@ -32,13 +32,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import types
+from mansu_jax.data import packing
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import sites as sites_lib
 
 _SITES = (sites_lib.Site.RESIDUAL, sites_lib.Site.ATTN_OUT)
-_ROWS = 16  # Prompts run at once,
-_MULTIPLE = 8  # padded to multiples of this.
+_ROWS = 16  # Rows run at once,
+_WIDTH = 64  # of as many tokens, or what the longest prompt needs,
+_MULTIPLE = 8  # in multiples of this.
+_PLACES = 64  # What is kept of a batch is padded to multiples of this.
 RIDGE = 1e-3  # Of the states' mean variance.
 
 
@@ -55,15 +58,25 @@ class States(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _at_ends(config, params, tokens, ends):
+def _at_ends(config, params, rows, ends):
+  """States at the places `ends` [P] of flattened rows [B * T]."""
   hidden, taps = decoder.forward_with_taps(
-      config, params, tokens, sites=_SITES)
-  rows = jnp.arange(tokens.shape[0])
+      config, params, rows.tokens, sites=_SITES, positions=rows.positions,
+      segments=rows.segments)
+  take = lambda x: x.reshape(-1, x.shape[-1])[ends]
   residual = taps[sites_lib.Site.RESIDUAL]  # [L, B, T, D]
-  first = decoder.embed(params, tokens)[None]
-  layers = jnp.concatenate([first, residual])[:, rows, ends]
-  last = layers[-2] + taps[sites_lib.Site.ATTN_OUT][-1, rows, ends]
-  return jnp.moveaxis(layers, 0, 1), last, hidden[rows, ends]
+  first = take(decoder.embed(params, rows.tokens))
+  layers = jnp.concatenate([first[None], jax.vmap(take)(residual)])
+  last = layers[-2] + take(taps[sites_lib.Site.ATTN_OUT][-1])
+  return jnp.moveaxis(layers, 0, 1), last, take(hidden)
+
+
+class _Rows(NamedTuple):
+  """Packed prompts."""
+
+  tokens: np.ndarray  # [B, T] int32
+  positions: np.ndarray  # [B, T] int32
+  segments: np.ndarray  # [B, T] int32, -1 on padding
 
 
 def states(
@@ -76,20 +89,41 @@ def states(
     params: full params.
     prompts: n lists of token ids, none empty.
   """
-  order = np.argsort([len(p) for p in prompts], kind='stable')
-  parts = []
-  for start in range(0, len(order), _ROWS):
-    rows = order[start:start + _ROWS]
-    width = -(-len(prompts[rows[-1]]) // _MULTIPLE) * _MULTIPLE
-    tokens = np.zeros((_ROWS, width), np.int32)
-    ends = np.zeros(_ROWS, np.int32)
-    for row, i in enumerate(rows):
-      tokens[row, :len(prompts[i])] = prompts[i]
-      ends[row] = len(prompts[i]) - 1
-    found = jax.device_get(_at_ends(config, params, tokens, ends))
-    parts.append([x[:len(rows)] for x in found])
+  lengths = [len(p) for p in prompts]
+  width = -(-max(_WIDTH, *lengths) // _MULTIPLE) * _MULTIPLE
+  filled = packing.fill_rows(lengths, width)
+  batches = [filled[i:i + _ROWS] for i in range(0, len(filled), _ROWS)]
+  most = max(sum(map(len, batch)) for batch in batches)
+  most = -(-most // _PLACES) * _PLACES
+  parts, order = [], []
+  for batch in batches:
+    rows, ends, members = _pack(prompts, batch, width)
+    found = jax.device_get(_at_ends(
+        config, params, rows, np.pad(ends, (0, most - len(ends)))))
+    parts.append([x[:len(ends)] for x in found])
+    order += members
   back = np.argsort(order)
   return States(*(np.concatenate(x)[back] for x in zip(*parts)))
+
+
+def _pack(
+    prompts: Sequence[Sequence[int]], batch: Sequence[Sequence[int]],
+    width: int) -> tuple[_Rows, np.ndarray, list[int]]:
+  """Rows of some prompts, where each ends in them, and which it is."""
+  tokens, positions = np.zeros((2, _ROWS, width), np.int32)
+  segments = np.full((_ROWS, width), -1, np.int32)
+  ends, members = [], []
+  for row, chosen in enumerate(batch):
+    start = 0
+    for i in chosen:
+      stop = start + len(prompts[i])
+      tokens[row, start:stop] = prompts[i]
+      positions[row, start:stop] = np.arange(stop - start)
+      segments[row, start:stop] = len(members)
+      ends.append(row * width + stop - 1)
+      members.append(i)
+      start = stop
+  return _Rows(tokens, positions, segments), np.array(ends), members
 
 
 def predict(

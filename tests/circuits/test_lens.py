@@ -22,10 +22,11 @@ def _prompts(lengths=(4, 9, 1, 8), seed=0):
 class StatesTest(parameterized.TestCase):
 
   def test_are_those_of_each_prompt_run_alone(self):
-    prompts = _prompts(range(1, 20))  # More than a batch, of three widths.
+    prompts = _prompts([*range(1, 20)] * 7)  # More than a batch of rows.
     got = lens.states(_CONFIG, _PARAMS, prompts)
-    self.assertEqual(got.layers.shape, (19, 3, 16))
-    for i, prompt in enumerate(prompts):
+    self.assertEqual(got.layers.shape, (133, 3, 16))
+    for i, prompt in enumerate(prompts[:19] + prompts[-1:]):
+      i = i if i < 19 else 132
       hidden = decoder.forward(_CONFIG, _PARAMS, np.array([prompt]))
       np.testing.assert_allclose(got.final[i], hidden[0, -1], atol=1e-5)
       np.testing.assert_array_equal(
@@ -42,6 +43,12 @@ class StatesTest(parameterized.TestCase):
     out = (jax.nn.silu(x @ mlp['gate']) * (x @ mlp['up'])) @ mlp['down']
     np.testing.assert_allclose(
         got.last + out, got.layers[:, -1], rtol=1e-5, atol=1e-5)
+
+  def test_a_prompt_longer_than_a_row(self):
+    prompts = _prompts((3, 70))
+    got = lens.states(_CONFIG, _PARAMS, prompts)
+    hidden = decoder.forward(_CONFIG, _PARAMS, np.array([prompts[1]]))
+    np.testing.assert_allclose(got.final[1], hidden[0, -1], atol=1e-5)
 
   def test_take(self):
     got = lens.states(_CONFIG, _PARAMS, _prompts())

@@ -1,0 +1,156 @@
+"""What `experiments.circuit_worth` found, as Markdown.
+
+  python -m experiments.circuit_worth_table DIR
+
+The first table has every arm as it was stopped, the random circuits as mean
+[least, most]. The second has each arm less the mean of the random circuits of
+its own setting where there are some, else of the attributed one's: question by
+question, with 95 % intervals by fact, and how many of the random circuits it
+beats. Both are blind to the draw of batches, which all arms share.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mansu_jax.eval import statistics
+
+# What is compared: splits, or relations about what is forgotten itself.
+_SAME_ENTITY = ('continent', 'currency', 'language')
+_MEASURES: dict[str, Callable[[Sequence[str]], bool]] = {
+    'forgotten': lambda q: q[0] in ('forget_paraphrase', 'forget_far'),
+    'retain': lambda q: q[0] == 'retain',
+    'held-out': lambda q: q[0] == 'retain_heldout',
+    'same entity': lambda q: q[3] in _SAME_ENTITY and q[0] in (
+        'retain', 'retain_heldout'),
+}
+_PRECISIONS = ('fp', 'nf4')
+
+
+def read(folder: pathlib.Path) -> dict[int, dict[str, Any]]:
+  """`{seed: {'questions': ..., 'arms': {name: record}}}`."""
+  out = {}
+  for path in sorted(folder.glob('questions_s*.json')):
+    seed = int(path.stem.removeprefix('questions_s'))
+    arms = [json.loads(p.read_text()) for p in sorted(
+        folder.glob(f'*_s{seed}.json')) if p != path]
+    out[seed] = {'questions': json.loads(path.read_text()),
+                 'arms': {arm['arm']: arm for arm in arms}}
+  return out
+
+
+def right(arm: dict[str, Any], precision: str) -> np.ndarray:
+  """Whether each question was answered rightly, float [n]."""
+  return np.array(list(arm['right'][precision]), float)
+
+
+def setting(name: str) -> str:
+  """The arm whose random circuit this is."""
+  return name.rpartition('random:')[0].rstrip('+') or 'attributed'
+
+
+def is_random(name: str) -> bool:
+  return 'random:' in name
+
+
+def _rows(questions, measure) -> np.ndarray:
+  return np.array([_MEASURES[measure](q) for q in questions])
+
+
+def _cells(arms: Sequence[dict[str, Any]], questions) -> list[str]:
+  """The first table's cells of one arm, or of several together."""
+  def spread(values, form):
+    values = list(values)
+    text = form(np.mean(values))
+    return text if len(values) == 1 else (
+        f'{text} [{form(min(values))}, {form(max(values))}]')
+
+  cells = [spread((a['steps'] for a in arms), lambda x: f'{x:.0f}')]
+  for measure in _MEASURES:
+    rows = _rows(questions, measure)
+    cells.append(' / '.join(
+        spread((right(a, p)[rows].mean() for a in arms),
+               lambda x: f'{x:.3f}') for p in _PRECISIONS))
+  cells.append(' / '.join(
+      spread((a['perplexity'][p] for a in arms), lambda x: f'{x:.1f}')
+      for p in _PRECISIONS))
+  cells.append(spread((100 * a['moved'] for a in arms), lambda x: f'{x:.2f} %'))
+  return cells
+
+
+def as_stopped(found: dict[str, Any]) -> list[str]:
+  """Rows of the first table."""
+  arms, questions = found['arms'], found['questions']
+  groups: dict[str, list[Any]] = {}
+  for name, arm in arms.items():
+    key = f'{setting(name)}, random' if is_random(name) else name
+    groups.setdefault(key, []).append(arm)
+  rows = []
+  for key, members in sorted(groups.items()):
+    missed = sum(not a['reached'] for a in members)
+    note = f' ({missed} not there)' if missed else ''
+    rows.append(' | '.join(
+        [f'| {key}{note}', str(len(members)), *_cells(members, questions)])
+                + ' |')
+  return rows
+
+
+def less_random(found: dict[str, Any]) -> list[str]:
+  """Rows of the second table."""
+  arms, questions = found['arms'], found['questions']
+  rows = []
+  for name in sorted(n for n in arms if not is_random(n)):
+    for against in (name, 'attributed'):
+      randoms = [a for n, a in arms.items()
+                 if is_random(n) and setting(n) == against]
+      if randoms:
+        break
+    if not randoms:
+      continue
+    cells = [f'| {name}', f'{len(randoms)} of {against}']
+    for measure in _MEASURES:
+      for precision in _PRECISIONS:
+        cells.append(_difference(
+            arms[name], randoms, questions, measure, precision))
+    rows.append(' | '.join(cells) + ' |')
+  return rows
+
+
+def _difference(arm, randoms, questions, measure, precision) -> str:
+  """Arm less the mean of random ones, and how many of them it exceeds."""
+  chosen = _rows(questions, measure)
+  facts = [q[2] for q, kept in zip(questions, chosen) if kept]
+  own = right(arm, precision)[chosen]
+  others = np.array([right(a, precision)[chosen] for a in randoms])
+  found = statistics.interval(own - others.mean(0), facts, largest=1.0)
+  more = int((own.mean() > others.mean(1)).sum())
+  low, high = found.interval
+  return f'{found.value:+.3f} [{low:+.3f}, {high:+.3f}], {more}'
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('folder', type=pathlib.Path)
+  for seed, found in read(parser.parse_args().folder).items():
+    names = ['arm', 'circuits', 'steps', *_MEASURES, 'perplexity', 'moved']
+    print(f'Seed {seed}, fp / NF4:\n\n| {" | ".join(names)} |')
+    print('|---' * len(names) + '|')
+    print('\n'.join(as_stopped(found)))
+    names = ['arm', 'random circuits'] + [
+        f'{m}, {p}' for m in _MEASURES for p in ('fp', 'NF4')]
+    print(f'\nLess random circuits, and how many of them it exceeds:\n\n'
+          f'| {" | ".join(names)} |')
+    print('|---' * len(names) + '|')
+    print('\n'.join(less_random(found)) + '\n')
+
+
+if __name__ == '__main__':
+  main()
