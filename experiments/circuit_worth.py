@@ -60,6 +60,7 @@ _TARGET = flags.DEFINE_float(
     'target', 0.33, 'Accuracy on far phrasings at which an arm is stopped.')
 _EVERY, _FROM = 5, 10  # Steps between checkpoints, and before the first.
 
+_SMALL = ('--circuit_budget=0.01',)
 ARMS = {
     'attributed': (),
     'head': ('--attribution_level=head',),
@@ -69,8 +70,18 @@ ARMS = {
     'layers_2_23': ('--circuit_first_layer=2',),
     'layers_2_12': ('--circuit_first_layer=2', '--circuit_last_layer=12'),
     'layers_18_29': ('--circuit_first_layer=18', '--circuit_last_layer=29'),
-    'budget_1': ('--circuit_budget=0.01',),
     'budget_3': ('--circuit_budget=0.03',),
+    'budget_1': _SMALL,
+    'budget_0.5': ('--circuit_budget=0.005',),
+    'budget_1_head': (*_SMALL, '--attribution_level=head'),
+    'budget_1_neuron_and_head': (
+        *_SMALL, '--attribution_level=neuron_and_head'),
+    'budget_1_edge': (*_SMALL, '--attribution_level=edge'),
+    'budget_1_contrast': (*_SMALL, '--circuit_contrast=1'),
+    'budget_1_layers_2_23': (*_SMALL, '--circuit_first_layer=2'),
+    'budget_1_layers_18_29': (
+        *_SMALL, '--circuit_first_layer=18', '--circuit_last_layer=29'),
+    'budget_1_fisher_1': (*_SMALL, '--edit_fisher_quantile=1'),
     'fisher_0.5': ('--edit_fisher_quantile=0.5',),
     'fisher_1': ('--edit_fisher_quantile=1',),
 }
