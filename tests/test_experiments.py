@@ -106,5 +106,69 @@ class PairedDifferencesTest(absltest.TestCase):
         self.script.differences([one], [other])
 
 
+class CircuitWorthTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.enterContext(
+        tempfile.TemporaryDirectory()))
+    self.table = _script('circuit_worth_table')
+    self.questions = [
+        ('forget_far', 'q0', 'f0', 'capital'),
+        ('retain', 'q1', 'f1', 'currency'),
+        ('retain_heldout', 'q2', 'f2', 'continent'),
+        ('retain_heldout', 'q3', 'f3', 'landmark')]
+    (self.folder / 'questions_s0.json').write_text(json.dumps(self.questions))
+
+  def _arm(self, name, fp, nf4, **fields):
+    record = {'arm': name, 'right': {'fp': fp, 'nf4': nf4}, 'steps': 30,
+              'reached': True, 'moved': 0.01,
+              'perplexity': {'fp': 40.0, 'nf4': 50.0}} | fields
+    (self.folder / f'{name.replace(":", "_")}_s0.json').write_text(
+        json.dumps(record))
+
+  def _tables(self):
+    (found,) = self.table.read(self.folder).values()
+    cells = lambda rows: [
+        [cell.strip() for cell in row.strip('|').split('|')] for row in rows]
+    return (cells(self.table.as_stopped(found)),
+            cells(self.table.less_random(found)))
+
+  def test_arms_and_what_random_circuits_span(self):
+    self._arm('attributed', '0111', '0101')
+    self._arm('random:0', '0110', '0111', steps=20, moved=0.03)
+    self._arm('random:1', '1111', '0101', reached=False, moved=0.02)
+    (own, randoms), _ = self._tables()
+    self.assertEqual(own, [
+        'attributed', '1', '30', '0.000 / 0.000', '1.000 / 1.000',
+        '1.000 / 0.500', '1.000 / 0.500', '40.0 / 50.0', '1.00 %'])
+    self.assertEqual(randoms[:4], [
+        'attributed, random (1 not there)', '2', '25 [20, 30]',
+        '0.500 [0.000, 1.000] / 0.000 [0.000, 0.000]'])
+    self.assertEqual(randoms[-1], '2.50 % [2.00 %, 3.00 %]')
+
+  def test_differences_are_from_the_mean_of_its_random_circuits(self):
+    self._arm('attributed', '0111', '0101')
+    self._arm('random:0', '0110', '0111')
+    self._arm('random:1', '1111', '0101')
+    self._arm('small', '0001', '0000')
+    self._arm('small+random:0', '0000', '0000')
+    self._arm('other', '0111', '0111')
+    _, rows = self._tables()
+    by_arm = {row[0]: row for row in rows}
+    self.assertEqual(by_arm['attributed'][1], '2 of attributed')
+    self.assertStartsWith(by_arm['attributed'][2], '-0.500 [')
+    # Held-out in fp: 1 less the mean of 0.5 and 1; it exceeds one of them.
+    self.assertStartsWith(by_arm['attributed'][6], '+0.250 [')
+    self.assertEndsWith(by_arm['attributed'][6], ', 1')
+    self.assertEqual(by_arm['small'][1], '1 of small')
+    self.assertStartsWith(by_arm['small'][6], '+0.500 [')
+    self.assertEqual(by_arm['other'][1], '2 of attributed')
+
+  def test_arms_of_other_settings_are_no_random_circuits(self):
+    self.assertEqual(self.table.setting('budget_1+random:3'), 'budget_1')
+    self.assertEqual(self.table.setting('random:3'), 'attributed')
+
+
 if __name__ == '__main__':
   absltest.main()
