@@ -151,11 +151,11 @@ def main(argv: list[str]) -> None:
   model = loading.load(_MODEL.value)
   count = int(edges.is_edge(model.config).sum())
   print(f'{_PAIRS.value} pairs of {_TOKENS.value} tokens, M = {_STEPS.value},'
-        f' {count:,} edges; {os.cpu_count()} cores,'
+        f' {count:,} edges; {len(os.sched_getaffinity(0))} cores,'
         f' {jax.devices()[0].device_kind}')
   fields = {
       'pairs': _PAIRS.value, 'tokens': _TOKENS.value, 'steps': _STEPS.value,
-      'edges': count, 'cores': os.cpu_count(),
+      'edges': count, 'cores': len(os.sched_getaffinity(0)),
       'device': jax.devices()[0].device_kind, 'jax': jax.__version__,
       'results': _time(model)}
   if _REFERENCE.value:

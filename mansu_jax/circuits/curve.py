@@ -3,8 +3,8 @@
 As the circuit track of the Mechanistic Interpretability Benchmark (MIB) has
 them. Circuits hold int(share n) of n edges, or nodes, for these shares: 0.1,
 0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 %. Areas are by trapezoids between these
-points over the share itself, not its logarithm (the track's code can do both;
-this is its default and what it reports). What lies below the first point does
+points over the share itself, not its logarithm (the default of the track's
+`evaluate_area_under_curve`, which can do both). What lies below the first point does
 not count, so the most that faithfulness 1 gives is 0.999. Points are circuits
 as they are evaluated, which may be pruned; their shares are those asked for.
 
