@@ -1,7 +1,8 @@
-"""The flow of attribution alone: pairs -> scores -> circuit.
+"""The flow of attribution alone: pairs -> scores -> circuit -> other pairs.
 
-It writes `attribution.npz`, `circuit.json`, `record.json` and `flags.txt`; no
-model is changed and nothing is quantized. One that was stopped starts anew.
+It writes `attribution.npz`, `circuit.json`, `record.json`, the report and
+`flags.txt`; no model is changed and nothing is quantized. One that was stopped
+starts anew.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edge_circuit
 from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits import robustness as robustness_lib
 from mansu_jax.models import loading
+from mansu_jax.report import write as report
 from mansu_jax.stages import attribution
 from mansu_jax.stages import checks
 from mansu_jax.stages import edge_attribution
+from mansu_jax.stages import edge_robustness
+from mansu_jax.stages import picture
 from mansu_jax.stages import results
+from mansu_jax.stages import robustness
 
 
 def run(config: run_config.RunConfig) -> dict[str, Any]:
@@ -59,21 +65,44 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         'metric_clean': scores.metric_clean,
         'metric_corrupt': scores.metric_corrupt}
     known = [p for p, is_kept in zip(pairs, answered) if is_kept]
-    if config.attribution.level == 'edge':
-      edges = edge_attribution.mean_scores(config, model, known)
+    others = robustness.phrasings(config, inputs.splits, model.tokenizer)
+    by_edge = config.attribution.level == 'edge'
+    groups = robustness_lib.group_facts(
+        [p.fact for some in (known, *others.values()) for p in some],
+        robustness_lib.GROUPS if by_edge else None, config.seed)
+    if by_edge:
+      own = edge_robustness.score(config, model, known, groups)
+      edges = edge_robustness.whole(own.sums.mean(), model.config)
       arrays |= {
           'edge': edges.astype(np.float32),
           'src_names': np.array(edges_lib.source_names(model.config)),
           'dst_names': np.array(edges_lib.target_names(model.config))}
     files.write_npz(root / 'attribution.npz', arrays)
   with clock.stage('circuit'):
-    if config.attribution.level == 'edge':
+    if by_edge:
       found = edge_attribution.find(config, model, known, edges)
-      files.write_json(root / 'circuit.json', edge_circuit.to_json(
-          found.circuit, model.config) | {'report': found.report})
+      selected = edge_robustness.of_edges(
+          config, model, found.circuit, groups, own)
+      times = None
+      if config.circuit.resamples:
+        found.report['robustness'], times = robustness.measure(
+            config, selected, selected.method.patch(known))
+      found.report.update(
+          picture.of_edges(found.circuit, model.config, means, times))
     else:
-      found = attribution.find_circuit(config, model, known, means)
-      results.write_circuit(found, root)
+      each = kept._asdict() if config.circuit.resamples else None
+      found = attribution.find_circuit(
+          config, model, known, means, each=each, groups=groups)
+      selected = found.selected
+  if others and selected is not None:
+    with clock.stage('other phrasings'):
+      found.report['robustness']['phrasings'] = robustness.reworded(
+          config, selected, others)
+  if by_edge:
+    files.write_json(root / 'circuit.json', edge_circuit.to_json(
+        found.circuit, model.config) | {'report': found.report})
+  else:
+    results.write_circuit(found, root)
   record = {
       'circuit': found.report,
       'metric': {'clean': float(kept.metric_clean.mean()),
@@ -83,7 +112,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
       'data': {'sha256': inputs.hashes},
       'config': dataclasses.asdict(config),
       'environment': results.environment(), 'stages': clock.stages}
-  files.write_json(root / 'record.json', record)
+  report.write(record, root)
   return record
 
 

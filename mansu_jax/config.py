@@ -131,6 +131,9 @@ class CircuitConfig:
   random_circuits: int = _field(
       20, 'Random circuits, matched per layer, for comparison.')
   pairs: int = _field(32, 'Pairs on which faithfulness is measured.')
+  resamples: int = _field(
+      200, 'Times that the circuit is selected again from resampled pairs, to'
+      ' tell how firm it is; 0: not at all.')
   edges: int = _field(
       200, 'Edges of a circuit of edges, before those that lead nowhere are'
       ' dropped.')
@@ -141,7 +144,7 @@ class CircuitConfig:
   def __post_init__(self):
     _check_fields(self, 'circuit')
     _check_least(self, 'circuit', 1, 'random_circuits', 'pairs', 'edges')
-    _check_least(self, 'circuit', 0, 'first_layer', 'contrast')
+    _check_least(self, 'circuit', 0, 'first_layer', 'contrast', 'resamples')
     _check(0 < self.budget <= 1, f'--circuit_budget={self.budget} is outside'
            ' (0, 1]: it is a share of all model weights.')
     _check(0 < self.per_layer_cap <= 1, '--circuit_per_layer_cap='

@@ -15,6 +15,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.data import batching
 from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import tokenization
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
@@ -84,7 +85,7 @@ def _check_selection(config: run_config.RunConfig) -> None:
   """Raises ValueError on a --circuit flag that this attribution ignores."""
   level, default = config.attribution.level, run_config.CircuitConfig()
   of_edges = {'edges', 'edge_selection'}
-  of_both = {'random_circuits', 'pairs'}
+  of_both = {'random_circuits', 'pairs', 'resamples'}
   for field in dataclasses.fields(default):
     value = getattr(config.circuit, field.name)
     used = field.name in of_both or (
@@ -214,6 +215,9 @@ def fit_attribute(
           f' {len(pair.clean_ids)} tokens, but the model knows'
           f' {shapes.vocab_size} tokens and {shapes.max_position} positions;'
           ' wanted less. Encode it with the tokenizer of the model.')
+  if not path and config.circuit.resamples:
+    _check_tokens([q for split in splits_lib.FORGOTTEN
+                   for q in splits.evaluation[split]], tokenizer, shapes)
   if config.attribution.level != 'edge':
     _check_circuit(config, shapes)
     return pairs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import functools
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -29,18 +28,13 @@ class Found(NamedTuple):
   report: dict[str, Any]  # JSON-able account
 
 
-def mean_scores(
-    config: run_config.RunConfig, model: Any,
-    pairs: Sequence[pairs_lib.AttributionPair]) -> np.ndarray:
-  """Mean EAP-IG scores of the pairs, float64 [S, G]."""
-  options = config.attribution
-  score = functools.partial(
-      edges_lib.pair_scores, model.config, model.params,
-      points=edges_lib.eap_ig_points(options.steps))
-  in_order = sorted(pairs, key=lambda p: len(p.clean_ids))  # Less padding.
-  batches = pair_batches.pack(in_order, options.batch, alone=True)
-  return sum(found.edges.sum(0, dtype=np.float64) for found in (
-      eap_ig.of_real_pairs(score, batches))) / len(pairs)
+def choose(
+    config: run_config.RunConfig, scores: np.ndarray, shape: Any
+) -> edge_circuit.EdgeCircuit:
+  """Selects `--circuit_edges` edges by scores [S, G], and prunes them."""
+  options = config.circuit
+  return edge_circuit.prune(_SELECT[options.edge_selection](
+      scores.astype(np.float32), shape, options.edges), shape)
 
 
 def find(
@@ -48,8 +42,7 @@ def find(
     pairs: Sequence[pairs_lib.AttributionPair], scores: np.ndarray) -> Found:
   """Selects `--circuit_edges` edges and measures how faithful they are."""
   options, shape = config.circuit, model.config
-  circuit = edge_circuit.prune(_SELECT[options.edge_selection](
-      scores.astype(np.float32), shape, options.edges), shape)
+  circuit = choose(config, scores, shape)
   measure = _faithfulness(config, model, pairs)
   rng = np.random.default_rng(config.seed)
   randoms = [measure(random_like(circuit.chosen, shape, rng))
