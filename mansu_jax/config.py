@@ -132,7 +132,7 @@ class CircuitConfig:
       20, 'Random circuits, matched per layer, for comparison.')
   pairs: int = _field(32, 'Pairs on which faithfulness is measured.')
   resamples: int = _field(
-      200, 'Times that the circuit is selected again from resampled pairs, to'
+      100, 'Times that the circuit is selected again from resampled pairs, to'
       ' tell how firm it is; 0: not at all.')
   edges: int = _field(
       200, 'Edges of a circuit of edges, before those that lead nowhere are'

@@ -44,8 +44,8 @@ class Sums(NamedTuple):
   def mean(self, weights: np.ndarray | None = None) -> np.ndarray:
     """Mean scores [n] float64, each group as often as `weights` [K] says."""
     weights = np.ones(len(self.counts)) if weights is None else weights
-    pairs = weights @ self.counts
-    return weights @ self.totals.astype(np.float64) / max(pairs, 1)
+    total = weights.astype(np.float32) @ self.totals
+    return total.astype(np.float64) / max(weights @ self.counts, 1)
 
 
 class Words(NamedTuple):

@@ -28,7 +28,7 @@ from mansu_jax.eval import bootstrap
 Pairs = Sequence[pairs_lib.AttributionPair]
 Patched = Callable[[np.ndarray], np.ndarray]  # Circuit [n] -> metrics [P].
 
-_HALVINGS = 50
+_HALVINGS = 20
 _RANDOM = 5  # Circuits run on other phrasings.
 _FEWEST = 4  # Facts.
 _USES = ('near', 'far')
@@ -215,7 +215,9 @@ class Nodes:
   def of_pairs(self, scores: eap_ig.PairScores) -> np.ndarray:
     """Each pair's scores, [P, n]."""
     heads = scores.heads
-    grouped = heads.reshape(*heads.shape[:2], self._shape.num_kv_heads, -1)
+    kv_heads = self._shape.num_kv_heads
+    grouped = heads.reshape(
+        *heads.shape[:2], kv_heads, heads.shape[2] // kv_heads)
     return self.row({'neurons': scores.neurons, 'heads': heads,
                      'kv_heads': grouped.sum(-1)})
 

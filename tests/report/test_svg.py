@@ -145,6 +145,24 @@ class LineChartTest(absltest.TestCase):
     self.assertAlmostEqual((x1 - x0) / (x2 - x0), 1 / 3, places=2)
     self.assertAlmostEqual((y2 - y0) / (y1 - y0), 0.5, places=2)
     self.assertLess(y1, y0)  # Up is up.
+    band = svg.Band('', 'null', [(1, -1.0, 0.0), (4, 0.0, 1.0)])
+    chart = svg.line_chart(
+        't', series[:1], x_label='x', y_label='y', bands=[band])
+    (area,), (line,) = (_find(chart, name, style) for name, style in (
+        ('polygon', 'band'), ('polyline', 'line')))
+    corners, (_, top, middle) = (
+        [[*map(float, p.split(','))] for p in some['points'].split()]
+        for some in (area, line))
+    self.assertAlmostEqual(corners[1][1], top[1], delta=0.2)  # Of y = 1.
+    self.assertAlmostEqual(corners[0][1], corners[2][1], delta=0.2)  # y = 0.
+    self.assertEqual(corners[1][0], middle[0])  # x = 4.
+
+  def test_one_point_is_a_dot(self):
+    series = [svg.Series('a', 'unlearned', [(1, 0.0), (4, 0.5)]),
+              svg.Series('b', 'null', [(3, -1.0)])]
+    chart = svg.line_chart('t', series, x_label='x', y_label='y')
+    (_, y0), _ = (map(float, p.split(',')) for p in _find(
+        chart, 'polyline', 'unlearned')[0]['points'].split())
     lone = [d for d in _find(chart, 'circle', 'null') if float(d['cy']) > y0]
     self.assertLen(lone, 1)  # One point is drawn as a dot.
 
