@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from mansu_jax.report import circuit_picture
 from mansu_jax.report import document
@@ -108,12 +108,12 @@ def _faithfulness_rows(found: Record) -> list[tuple[str, str]]:
         f'mean {words.number(chance["mean"])},'
         f' highest {words.number(chance["max"])}'))
   if prefix:
-    reached = prefix['nodes'] >= 0
+    what = 'edges' if 'edges' in prefix else 'nodes'
+    every = f'{prefix["candidates"]:,} candidate {what}'
     rows.append((
         f'smallest prefix of faithfulness {prefix["target"]:g}',
-        f'{prefix["nodes"]:,} of {prefix["candidates"]:,} candidate nodes'
-        if reached else
-        f'none: all {prefix["candidates"]:,} candidate nodes do not reach it'))
+        f'{prefix[what]:,} of {every}' if prefix[what] >= 0 else
+        f'none: all {every} do not reach it'))
   return rows
 
 
@@ -150,32 +150,59 @@ def largest(record: Record) -> document.Section:
                       'selected in resamples'), rows)))
 
 
+class _Point(NamedTuple):
+  """Faithfulness at one size."""
+
+  share: float
+  faithfulness: float
+  mean: float | None  # Of random circuits, with the range.
+  low: float | None
+  high: float | None
+
+
+def _points(curve: Any) -> list[_Point]:
+  """The curve's points, from a list of them or from lists by name."""
+  if isinstance(curve, dict):
+    return [_Point(*some) for some in zip(*(curve[key] for key in (
+        'share', 'faithfulness', 'random_mean', 'random_low', 'random_high')))]
+  return [_Point(p['share'], p['faithfulness'], *(
+      (p.get('random') or {}).get(key) for key in ('mean', 'min', 'max')))
+          for p in curve]
+
+
 def curve(record: Record) -> document.Section:
   """Faithfulness by size, beside random circuits, and its areas."""
   found = record['circuit']
-  points = found['curve']
-  at = [(math.log10(share), i) for i, share in enumerate(points['share'])
-        if share > 0]
-  line = lambda key: [(x, points[key][i]) for x, i in at]
+  points = _points(found['curve'])
+  drawn = [(math.log10(p.share), p) for p in points if p.share > 0]
+  random = [(x, p) for x, p in drawn if p.mean is not None]
+  series = [svg.Series('this ranking', 'unlearned', [
+      (x, p.faithfulness) for x, p in drawn])]
+  bands = []
+  if random:
+    series.append(svg.Series(
+        'random, mean', 'null', [(x, p.mean) for x, p in random]))
+    bands.append(svg.Band('', 'null', [(x, p.low, p.high) for x, p in random]))
   chart = svg.line_chart(
-      'Faithfulness by size of the circuit',
-      [svg.Series('this ranking', 'unlearned', line('faithfulness')),
-       svg.Series('random, mean', 'null', line('random_mean'))],
-      bands=[svg.Band('random, range', 'null', [
-          (x, points['random_low'][i], points['random_high'][i])
-          for x, i in at])],
-      x_label='log10(share kept)', y_label='faithfulness', width=svg.WIDE)
-  rows = tuple(
-      tuple(words.number(points[key][i], 4 if key == 'share' else 3)
-            for key in ('share', 'faithfulness', 'random_mean', 'random_low',
-                        'random_high')) for i in range(len(points['share'])))
+      'Faithfulness by size of the circuit', series, bands=bands,
+      x_label='log10(share of all candidates)', y_label='faithfulness',
+      width=svg.WIDE)
+  beside = {key: values for key, values in found.get(
+      'random_curves', {}).items() if values}
+  tell = lambda key: words.number(found.get(key)) + (
+      f' (random {words.number(sum(beside[key]) / len(beside[key]))})'
+      if key in beside else '')
   return document.Section('Faithfulness by size', (
       document.Text(
-          f'CPR, the area under the curve, is {words.number(found.get("cpr"))}:'
-          ' larger is better. CMD, the area between the curve and 1, is'
-          f' {words.number(found.get("cmd"))}: 0 is best.'),
+          f'CPR, the area under the curve, is {tell("cpr")}: larger is better.'
+          f' CMD, the area between the curve and 1, is {tell("cmd")}: 0 is'
+          ' best. Both are over the share itself, where sizes below a tenth'
+          ' count little.'),
       document.Plots((document.Plot(
           'circuit_curve', chart,
-          'Circuits of the highest scores at each size, and random ones.'),)),
-      document.Table(('share', 'faithfulness', 'random, mean', 'random, low',
-                      'random, high'), rows, labels=0)))
+          'Circuits of the highest scores at each size, and the mean and range'
+          ' of random ones as large.'),)),
+      document.Table(
+          ('share', 'faithfulness', 'random, mean', 'least', 'most'),
+          tuple((words.significant(p.share), *map(words.number, p[1:]))
+                for p in points), labels=0)))

@@ -124,8 +124,28 @@ class ContentTest(_ReportTest):
     self.assertIn('CPR, the area under the curve, is 0.912', page.text)
     self.assertIn('CMD, the area between the curve and 1, is 0.088', page.text)
     rows = page.table('share', 'faithfulness')
-    self.assertEqual(rows[2], ['0.0100', '0.830', '0.030', '0.010', '0.050'])
+    self.assertEqual(rows[2], ['0.01', '0.830', '0.030', '0.010', '0.050'])
     self.assertNotIn('CPR', self.page(attribution_records.nodes()).text)
+
+  def test_a_curve_of_points_is_the_same(self):
+    record = attribution_records.edges()
+    lists = record['circuit']['curve']
+    points = record['circuit']['curve'] = [
+        {'share': share, 'faithfulness': value,
+         'random': {'mean': mean, 'min': low, 'max': high}}
+        for share, value, mean, low, high in zip(*lists.values())]
+    want = self.page(attribution_records.edges())
+    got = self.page(record)
+    self.assertEqual(got.text, want.text)
+    points[2]['random'] = None  # None were measured.
+    record['circuit']['random_curves'] = {'cpr': [0.1, 0.3], 'cmd': [0.9, 0.7]}
+    record['circuit']['smallest_faithful_prefix'] = {
+        'target': 0.8, 'edges': -1, 'candidates': 123211}
+    got = self.page(record)
+    self.assertEqual(got.table('share', 'faithfulness')[2][2:],
+                     ['not measured'] * 3)
+    self.assertIn('0.912 (random 0.200)', got.text)
+    self.assertIn('none: all 123,211 candidate edges', got.text)
 
   def test_runs_that_unlearn_have_picture_and_robustness(self):
     for make in (records.make, records.audit):
