@@ -23,6 +23,7 @@ from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import robustness as robustness_lib
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.models import loading
+from mansu_jax.report import words
 from mansu_jax.report import write as report
 from mansu_jax.stages import attribution
 from mansu_jax.stages import checks
@@ -168,8 +169,8 @@ def lines(record: dict[str, Any]) -> list[str]:
           ', '.join(f'{count} {kind}' for kind, count in nodes.items()))
   random = circuit['random']
   beside = '' if random['mean'] is None else (
-      f' (random circuits: mean {random["mean"]:.2f}, most'
-      f' {random["max"]:.2f})')
+      f' (random circuits: mean {words.number(random["mean"], 2)}, most'
+      f' {words.number(random["max"], 2)})')
   return [
       f'attributed {metric["answered"]} of {metric["pairs"]} pairs: metric'
       f' {metric["clean"]:.2f} clean, {metric["corrupt"]:.2f} corrupted',

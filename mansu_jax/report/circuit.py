@@ -127,10 +127,11 @@ def _faithfulness_plot(found: Record) -> list[document.Plot]:
   chart = svg.dot_chart(
       'Faithfulness', rows, label='share of the behaviour it carries',
       rules=[svg.Rule(0.0, 'none'), svg.Rule(1.0, 'all')], width=svg.NARROW)
-  return [document.Plot(
-      'faithfulness', chart,
-      'Patching all candidate nodes outside a circuit with their activations'
-      ' on the corrupted prompt.')]
+  caption = ('Every edge outside a circuit carries what the corrupted prompt'
+             ' gave.') if found['level'] == 'edge' else (
+                 'Patching all candidate nodes outside a circuit with their'
+                 ' activations on the corrupted prompt.')
+  return [document.Plot('faithfulness', chart, caption)]
 
 
 def largest(record: Record) -> document.Section:

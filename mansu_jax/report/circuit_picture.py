@@ -151,7 +151,7 @@ def _heads(
   found = picture[row.kind]
   most = max((abs(sum(values[r.first:r.last + 1])) for r in layout.rows
               if r.kind == row.kind for values in found['score']), default=0)
-  radius = min(0.8 * layout.pitch, _column(frame) / 2 - 0.3)
+  radius = min(0.65 * layout.pitch, _column(frame) / 2 - 0.3)
   for layer, values in enumerate(found['score']):
     score, held = binned(values), binned(found['held'][layer]) > 0
     size = _size(score, most, radius)

@@ -14,7 +14,8 @@ class TicksTest(parameterized.TestCase):
       (-0.07, 0.09, 6, [-0.05, 0, 0.05]), (0, 130, 3, [0, 50, 100]),
       (1e-9, 3e-9, 2, [1e-9, 2e-9, 3e-9]))
   def test_are_round_and_inside(self, low, high, count, wanted):
-    np.testing.assert_allclose(drawing.ticks(low, high, count), wanted, atol=1e-15)
+    np.testing.assert_allclose(
+        drawing.ticks(low, high, count), wanted, atol=1e-15)
 
   @parameterized.parameters(1e-8, 0.3, 1.0, 7e5)
   def test_any_range_has_some(self, high):
@@ -24,7 +25,8 @@ class TicksTest(parameterized.TestCase):
 
   def test_zero_has_no_sign(self):
     self.assertEqual(drawing.number(-0.0), '0')
-    self.assertNotIn('-0', [drawing.number(v) for v in drawing.ticks(-0.1, 0.1)])
+    names = [drawing.number(v) for v in drawing.ticks(-0.1, 0.1)]
+    self.assertNotIn('-0', names)
 
 
 if __name__ == '__main__':
