@@ -176,12 +176,24 @@ class RefusalsTest(bad_input.Refusals):
       ('--attribution_level=head', ('--circuit_contrast=0.5 changes nothing',
                                     '=head'), '--circuit_contrast=0.5'),
       ('--circuit_edges=0', ('--circuit_edges=0',)),
+      ('--circuit_resamples=-1', ('--circuit_resamples=-1',)),
       ('--attribution_pairs=8', ('needs pairs of prompts',
                                  '--attribution_pairs=FILE')),
       ('--attribution_pairs=0', ('wanted at least 1 pair',)),
       ('--attribution_pairs=no.jsonl', ('no.jsonl',)))
   def test_flags(self, flag, message, *more):
     self.refused(flag, *more, message=message)
+
+  def test_other_phrasings_are_looked_at_before_long_work(self):
+    lines = (self.job / 'forget.jsonl').read_text().splitlines()
+    asked = [json.loads(line) for line in lines]
+    question = next(q for q in asked if q['use'] == 'far')
+    question['prompt'] = 'word ' * 150 + 'is'
+    path = self.folder / 'long.jsonl'
+    tiny_job.write_jsonl(path, asked)
+    args = ['--attribution_pairs=8', '--attribution_level=neuron',
+            f'--data_forget={path}']
+    self.refused(*args, message=('long.jsonl', 'tokens', 'positions up to'))
 
   def test_questions_without_a_tokenizer(self):
     config, params, _ = tiny_job.base(train=False)
