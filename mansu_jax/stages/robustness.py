@@ -198,7 +198,8 @@ class Nodes:
   def row(self, nodes: Any) -> np.ndarray:
     """From arrays [..., L, nodes] by kind to one [..., n]."""
     parts = [nodes[kind][..., self._layers, :] for kind in self._kinds]
-    return np.concatenate([p.reshape(*p.shape[:-2], -1) for p in parts], -1)
+    return np.concatenate([  # There may be no pair: -1 cannot be told.
+        p.reshape(*p.shape[:-2], p.shape[-2] * p.shape[-1]) for p in parts], -1)
 
   def by_kind(self, row: np.ndarray) -> dict[str, np.ndarray]:
     """Back from a row [n]; 0 where no candidate is."""
