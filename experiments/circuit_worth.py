@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any

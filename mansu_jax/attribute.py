@@ -1,13 +1,14 @@
-"""The flow of attribution alone: pairs -> scores -> circuit.
+"""The flow of attribution alone: pairs -> scores -> circuit -> other pairs.
 
-It writes `attribution.npz`, `circuit.json`, `record.json` and `flags.txt`; no
-model is changed and nothing is quantized. One that was stopped starts anew.
+It writes `attribution.npz`, `circuit.json`, `record.json`, the report and
+`flags.txt`; no model is changed and nothing is quantized. One that was stopped
+starts anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,13 +18,42 @@ from mansu_jax import workdir
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edge_circuit
 from mansu_jax.circuits import edges as edges_lib
+from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits import robustness as robustness_lib
+from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.models import loading
+from mansu_jax.report import words
+from mansu_jax.report import write as report
 from mansu_jax.stages import attribution
 from mansu_jax.stages import checks
 from mansu_jax.stages import edge_attribution
+from mansu_jax.stages import edge_robustness
 from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import picture
 from mansu_jax.stages import results
+from mansu_jax.stages import robustness
+
+
+class _Scored(NamedTuple):
+  """The pairs and their scores."""
+
+  known: list[pairs_lib.AttributionPair]  # That the model answers.
+  kept: eap_ig.PairScores  # Theirs.
+  means: dict[str, np.ndarray]
+  arrays: dict[str, np.ndarray]  # Of `attribution.npz`.
+  groups: dict[str, int]  # Of each fact.
+  others: dict[str, robustness.Pairs]  # Other phrasings.
+  of_edges: robustness.Scored | None
+  contrast: Any  # Mean scores on retain pairs, of nodes or edges; or None.
+
+
+class _Found(NamedTuple):
+  """A circuit of either kind."""
+
+  file: dict[str, Any]  # Of `circuit.json`.
+  report: dict[str, Any]
+  selected: robustness.Selected | None
 
 
 def run(config: run_config.RunConfig) -> dict[str, Any]:
@@ -48,46 +78,27 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
   with clock.stage('attribution'):
-    scores = eap_ig.score_pairs(
-        model.config, model.params,
-        pair_batches.pack(pairs, config.attribution.batch),
-        steps=config.attribution.steps)
-    kept, answered = eap_ig.keep_answered(scores)
-    means = eap_ig.node_means(kept, model.config)
-    arrays = {
-        'neuron': means['neurons'], 'head': means['heads'],
-        'kv_head': means['kv_heads'], 'answered': answered,
-        'metric_clean': scores.metric_clean,
-        'metric_corrupt': scores.metric_corrupt}
-    known = [p for p, is_kept in zip(pairs, answered) if is_kept]
-    contrast = _contrast(config, inputs, model)
-    if config.attribution.level == 'edge':
-      edges = edge_attribution.mean_scores(config, model, known)
-      arrays |= {
-          'edge': edges.astype(np.float32),
-          'src_names': np.array(edges_lib.source_names(model.config)),
-          'dst_names': np.array(edges_lib.target_names(model.config))}
-    files.write_npz(root / 'attribution.npz', arrays)
+    scored = _score(config, inputs, model, pairs)
+    files.write_npz(root / 'attribution.npz', scored.arrays)
   with clock.stage('circuit'):
-    if config.attribution.level == 'edge':
-      found = edge_attribution.find(config, model, known, edges, contrast)
-      files.write_json(root / 'circuit.json', edge_circuit.to_json(
-          found.circuit, model.config) | {'report': found.report})
-    else:
-      found = attribution.find_circuit(config, model, known, means, contrast)
-      found.report.update(attribution.trace_curve(
-          config, model, known, found.ranking))
-      results.write_circuit(found, root)
+    by_edge = config.attribution.level == 'edge'
+    found = (_of_edges if by_edge else _of_nodes)(config, model, scored)
+  if scored.others and found.selected is not None:
+    with clock.stage('other phrasings'):
+      found.report['robustness']['phrasings'] = robustness.reworded(
+          config, found.selected, scored.others)
+  files.write_json(
+      root / 'circuit.json', found.file | {'report': found.report})
   record = {
       'circuit': found.report,
-      'metric': {'clean': float(kept.metric_clean.mean()),
-                 'corrupt': float(kept.metric_corrupt.mean()),
-                 'answered': int(answered.sum()), 'pairs': len(pairs)},
+      'metric': {'clean': float(scored.kept.metric_clean.mean()),
+                 'corrupt': float(scored.kept.metric_corrupt.mean()),
+                 'answered': len(scored.known), 'pairs': len(pairs)},
       'model': model.source | {'config': dataclasses.asdict(model.config)},
       'data': {'sha256': inputs.hashes},
       'config': dataclasses.asdict(config),
       'environment': results.environment(), 'stages': clock.stages}
-  files.write_json(root / 'record.json', record)
+  report.write(record, root)
   return record
 
 
@@ -105,6 +116,68 @@ def _contrast(
       pair for pair, answered in zip(pairs, scored['answered']) if answered])
 
 
+def _score(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
+    pairs: list[pairs_lib.AttributionPair]) -> _Scored:
+  """Scores all pairs, and makes those of other phrasings."""
+  scores = eap_ig.score_pairs(
+      model.config, model.params,
+      pair_batches.pack(pairs, config.attribution.batch),
+      steps=config.attribution.steps)
+  kept, answered = eap_ig.keep_answered(scores)
+  means = eap_ig.node_means(kept, model.config)
+  arrays = {
+      'neuron': means['neurons'], 'head': means['heads'],
+      'kv_head': means['kv_heads'], 'answered': answered,
+      'metric_clean': scores.metric_clean,
+      'metric_corrupt': scores.metric_corrupt}
+  known = [p for p, is_kept in zip(pairs, answered) if is_kept]
+  others = robustness.phrasings(config, inputs.splits, model.tokenizer)
+  by_edge = config.attribution.level == 'edge'
+  groups = robustness_lib.group_facts(
+      [p.fact for some in (known, *others.values()) for p in some],
+      robustness_lib.GROUPS if by_edge else None, config.seed)
+  of_edges = None
+  if by_edge:
+    of_edges = edge_robustness.score(config, model, known, groups)
+    edges = edge_robustness.whole(of_edges.sums.mean(), model.config)
+    arrays |= {
+        'edge': edges.astype(np.float32),
+        'src_names': np.array(edges_lib.source_names(model.config)),
+        'dst_names': np.array(edges_lib.target_names(model.config))}
+  return _Scored(known, kept, means, arrays, groups, others, of_edges,
+                 _contrast(config, inputs, model))
+
+
+def _of_edges(
+    config: run_config.RunConfig, model: Any, scored: _Scored) -> _Found:
+  shape, report = model.config, {}
+  found = edge_attribution.find(
+      config, model, scored.known, scored.arrays['edge'], scored.contrast)
+  selected, times = None, None
+  if config.circuit.resamples:
+    selected = edge_robustness.of_edges(
+        config, model, found.circuit, scored.groups, scored.of_edges,
+        scored.contrast)
+    report['robustness'], times = robustness.measure(
+        config, selected, selected.method.patch(scored.known))
+  return _Found(
+      edge_circuit.to_json(found.circuit, shape), found.report | report
+      | picture.of_edges(found.circuit, shape, scored.means, times), selected)
+
+
+def _of_nodes(
+    config: run_config.RunConfig, model: Any, scored: _Scored) -> _Found:
+  each = scored.kept._asdict() if config.circuit.resamples else None
+  found = attribution.find_circuit(
+      config, model, scored.known, scored.means, scored.contrast, each,
+      scored.groups)
+  found.report.update(attribution.trace_curve(
+      config, model, scored.known, found.ranking))
+  return _Found(graph.to_json(found.circuit, found.means), found.report,
+                found.selected)
+
+
 def lines(record: dict[str, Any]) -> list[str]:
   """The outcome in a few lines, for the terminal."""
   circuit, metric = record['circuit'], record['metric']
@@ -115,8 +188,8 @@ def lines(record: dict[str, Any]) -> list[str]:
           ', '.join(f'{count} {kind}' for kind, count in nodes.items()))
   random = circuit['random']
   beside = '' if random['mean'] is None else (
-      f' (random circuits: mean {random["mean"]:.2f}, most'
-      f' {random["max"]:.2f})')
+      f' (random circuits: mean {words.number(random["mean"], 2)}, most'
+      f' {words.number(random["max"], 2)})')
   prefix = circuit['smallest_faithful_prefix']
   reached = prefix.get('edges', prefix.get('nodes'))
   smallest = 'no prefix' if reached < 0 else f'the first {reached:,}'
@@ -126,5 +199,21 @@ def lines(record: dict[str, Any]) -> list[str]:
       f'circuit of {what}: faithfulness {circuit["faithfulness"]:.2f}{beside}',
       f'curve: CPR {circuit["cpr"]:.3f}, CMD {circuit["cmd"]:.3f};'
       f' {smallest} of {prefix["candidates"]:,} reach {prefix["target"]:g}',
+      *_firm_lines(circuit.get('robustness', {})),
       f'scores: {workdir_name}/attribution.npz',
-      f'circuit: {workdir_name}/circuit.json']
+      f'circuit: {workdir_name}/circuit.json',
+      f'report: {workdir_name}/report.html']
+
+
+def _firm_lines(found: dict[str, Any]) -> list[str]:
+  """How much of the circuit other pairs give."""
+  if 'halves' not in found:
+    return []
+  shares = [('disjoint halves of the facts', found['halves'])] + [
+      (f'{use} phrasings', entry) for use, entry in found.get(
+          'phrasings', {}).items() if 'kept' in entry]
+  told = ', '.join(
+      f'{name} {entry["kept"].get("mean", entry["kept"].get("value")):.2f}'
+      for name, entry in shares)
+  return [f'share of it that other pairs give: {told}; random'
+          f' {found["random"]["kept"]["mean"]:.2f}']

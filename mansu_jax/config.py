@@ -80,9 +80,8 @@ class AttributionConfig:
   """EAP-IG: which pairs, how many path steps, which nodes."""
 
   level: str = _field(
-      'neuron', 'What is scored and edited: MLP neurons, attention heads, or'
-      ' both; or edges, the connections between heads and MLPs, and of the'
-      ' weights the slices that write and read them.',
+      'neuron', 'What is scored and edited: MLP neurons, attention heads, both,'
+      ' or the slices that read and write the connections of these (edge).',
       ('neuron', 'head', 'neuron_and_head', 'edge'))
   steps: int = _field(5, 'Integrated-gradient steps M.')
   pairs: str = _field(
@@ -121,11 +120,9 @@ class CircuitConfig:
   budget: float = _field(
       0.03, 'Share of all model weights that the circuit may own, in (0, 1].')
   first_layer: int = _field(0, 'First layer that may hold the circuit.')
-  last_layer: int = _field(-1, 'Last layer that may; negative counts from the'
-                           ' end, as in Python.')
+  last_layer: int = _field(-1, 'Last layer that may; negative: from the end.')
   per_layer_cap: float = _field(
-      1.0, 'Largest share of a layer\'s nodes that may be selected; of the'
-      ' edges into it, for a circuit of edges.')
+      1.0, 'Largest share of a layer\'s nodes, or edges into it, it may hold.')
   contrast: float = _field(
       0.0, 'Rank by |forget score| minus this times |retain score|.')
   faithfulness: float = _field(
@@ -136,6 +133,9 @@ class CircuitConfig:
   random_circuits: int = _field(
       20, 'Random circuits, matched per layer, for comparison.')
   pairs: int = _field(32, 'Pairs on which faithfulness is measured.')
+  resamples: int = _field(
+      100, 'Times that the circuit is selected again from resampled pairs, to'
+      ' tell how firm it is; 0: not at all.')
   edges: int = _field(
       200, 'Edges of a circuit of edges, before those that lead nowhere are'
       ' dropped.')
@@ -146,7 +146,7 @@ class CircuitConfig:
   def __post_init__(self):
     _check_fields(self, 'circuit')
     _check_least(self, 'circuit', 1, 'random_circuits', 'pairs', 'edges')
-    _check_least(self, 'circuit', 0, 'first_layer', 'contrast',
+    _check_least(self, 'circuit', 0, 'first_layer', 'contrast', 'resamples',
                  'curve_circuits')
     _check(0 < self.budget <= 1, f'--circuit_budget={self.budget} is outside'
            ' (0, 1]: it is a share of all model weights.')
@@ -296,8 +296,7 @@ class EvalConfig:
   generations: int = _field(6, 'Sample questions answered freely.')
   cad_pairs: int = _field(32, 'Pairs for CAD and AS-NC (0: skip).')
   lens_questions: int = _field(
-      320, 'Retain questions that the lens of readability is fitted on (0:'
-      ' skip).')
+      320, 'Retain questions that readability\'s lens is fitted on (0: skip).')
 
   def __post_init__(self):
     _check_least(self, 'eval', 0, 'questions', 'kept_questions',

@@ -81,6 +81,23 @@ class GoldenTest(absltest.TestCase):
         fields['report']['faithfulness'], fields['report']['random']['mean'])
     record = json.loads((folder / 'w' / 'record.json').read_text())
     self.assertEqual(record['circuit'], fields['report'])
+    firm = record['circuit']['robustness']
+    self.assertEqual((firm['groups'], firm['facts']), (8, 8))
+    self.assertGreater(firm['resamples']['kept']['mean'],
+                       firm['random']['kept']['mean'] + 0.2)
+    self.assertNotIn('phrasings', firm)
+    drawn = record['circuit']['picture']['edges']
+    self.assertLen(drawn, circuit.size)
+    for source, target, score in drawn:
+      named = fields['edges'][f'{source}->{target}']
+      self.assertTrue(named['in_graph'])
+      self.assertAlmostEqual(named['score'], score, delta=1e-3 * abs(score))
+    self.assertContainsSubset(
+        ['attribution.npz', 'circuit.json', 'flags.txt', 'plots', 'record.json',
+         'report.html', 'report.md'],
+        [path.name for path in (folder / 'w').iterdir()])
+    self.assertIn('share of it that other pairs give: disjoint halves', said)
+    self.assertIn('report: ', said)
     self.assertEqual(record['config']['mode'], 'attribute')
     with self.assertRaisesRegex(ValueError, 'holds another run'):
       runs.attribute(folder / 'w', f'--model={golden.FOLDER}/eap_tiny_llama',
@@ -96,7 +113,8 @@ class QuestionsTest(absltest.TestCase):
         '--unlearn', '--fisher', '--data_text=', '--eval', '--data_retain',
         '--data_held'))]
     record = runs.attribute(
-        folder / 'w', *kept, '--attribution_level=neuron_and_head')
+        folder / 'w', *kept, '--attribution_level=neuron_and_head',
+        '--eval_bootstrap=200')
     got = _arrays(folder / 'w')
     shapes = graph.shapes(loading.load(f'{folder}/job/model').config)
     for name, kind in (('neuron', 'neurons'), ('head', 'heads'),
@@ -114,6 +132,24 @@ class QuestionsTest(absltest.TestCase):
     self.assertAlmostEqual(points[-1]['faithfulness'], 1.0, delta=1e-5)
     self.assertEqual(
         report['cpr'], curve.cpr([p['faithfulness'] for p in points]))
+    firm = record['circuit']['robustness']
+    chance = firm['random']['kept']['interval'][1]
+    self.assertGreater(firm['halves']['kept']['mean'], chance)
+    self.assertCountEqual(firm['phrasings'], ['near', 'far'])
+    for entry in firm['phrasings'].values():
+      self.assertGreater(entry['kept']['interval'][0], chance)
+      self.assertGreater(entry['faithfulness']['value'],
+                         entry['random_faithfulness']['value'])
+    report = (folder / 'w' / 'report.md').read_text()
+    self.assertIn('near phrasings', report)
+    self.assertIn('plots/circuit.svg', report)
+
+    resumed = runs.attribute(
+        folder / 'off', *kept, '--attribution_level=neuron_and_head',
+        '--circuit_resamples=0')
+    self.assertNotIn('robustness', resumed['circuit'])
+    for key in ('faithfulness', 'random', 'nodes', 'picture'):
+      self.assertEqual(resumed['circuit'][key], record['circuit'][key])
 
 
 class EdgesFromQuestionsTest(absltest.TestCase):
@@ -217,12 +253,24 @@ class RefusalsTest(bad_input.Refusals):
                           '=unlearn'), '--circuit_curve_circuits=3',
        '--attribution_level=neuron'),
       ('--circuit_edges=0', ('--circuit_edges=0',)),
+      ('--circuit_resamples=-1', ('--circuit_resamples=-1',)),
       ('--attribution_pairs=8', ('needs pairs of prompts',
                                  '--attribution_pairs=FILE')),
       ('--attribution_pairs=0', ('wanted at least 1 pair',)),
       ('--attribution_pairs=no.jsonl', ('no.jsonl',)))
   def test_flags(self, flag, message, *more):
     self.refused(flag, *more, message=message)
+
+  def test_other_phrasings_are_looked_at_before_long_work(self):
+    lines = (self.job / 'forget.jsonl').read_text().splitlines()
+    asked = [json.loads(line) for line in lines]
+    question = next(q for q in asked if q['use'] == 'far')
+    question['prompt'] = 'word ' * 150 + 'is'
+    path = self.folder / 'long.jsonl'
+    tiny_job.write_jsonl(path, asked)
+    args = ['--attribution_pairs=8', '--attribution_level=neuron',
+            f'--data_forget={path}']
+    self.refused(*args, message=('long.jsonl', 'tokens', 'positions up to'))
 
   def test_questions_without_a_tokenizer(self):
     config, params, _ = tiny_job.base(train=False)

@@ -34,11 +34,19 @@ class EdgeFaithfulness:
     whole = np.ones_like(alone)
     self._clean, self._corrupt = self._metric(whole), self._metric(~whole)
 
+  def metrics(self, chosen: np.ndarray) -> np.ndarray:
+    """The metric of each pair [P] where the circuit's edges carry theirs."""
+    return self._each(chosen | self._alone)
+
+  def _each(self, carried: np.ndarray) -> np.ndarray:
+    """The metric of each pair with all but some edges patched."""
+    return np.asarray(edge_patching.metric(
+        self._config, self._params, self._batch, self._reference, ~carried),
+                      np.float64)
+
   def _metric(self, carried: np.ndarray) -> float:
-    """Sum over pairs with all but some edges patched."""
-    values = edge_patching.metric(
-        self._config, self._params, self._batch, self._reference, ~carried)
-    return float((values * self._batch.weight).sum())
+    """Its sum over pairs."""
+    return float((self._each(carried) * np.asarray(self._batch.weight)).sum())
 
   def __call__(self, chosen: np.ndarray) -> float:
     """The faithfulness of the circuit of some edges, bool [S, G]."""

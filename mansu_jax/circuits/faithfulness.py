@@ -33,13 +33,13 @@ def _patched_metric(
     config: model_config.ModelConfig, params: types.Params,
     batch: eap_ig.PairBatch, corrupt: types.Params, keep: types.Params
 ) -> types.Array:
-  """Sum over pairs of the metric with all but `keep` corrupted."""
+  """The metric of each pair with all but `keep` corrupted, [B]."""
   patches = {site: {'keep': keep[site], 'value': corrupt[site]}
              for site in keep}
   hidden = decoder.forward_patched(
       config, params, batch.clean, patches=patches, positions=batch.positions,
       segments=batch.segments)
-  return jnp.sum(eap_ig.metric(params, hidden, batch) * batch.weight)
+  return eap_ig.metric(params, hidden, batch)
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -76,12 +76,16 @@ class Faithfulness:
     self._clean_metric = self._metric(full)
 
   def _metric(self, circuit: graph.Circuit) -> float:
+    return float(self.metrics(circuit) @ np.asarray(self._batch.weight))
+
+  def metrics(self, circuit: graph.Circuit) -> np.ndarray:
+    """The metric of each pair with all outside the circuit corrupted, [B]."""
     keep = {
         _SITE[kind]: jnp.asarray(circuit[kind] | self._outside, jnp.float32)
         for kind in self._kinds}
     corrupt = {site: self._corrupt[site] for site in keep}
-    return float(_patched_metric(
-        self._config, self._params, self._batch, corrupt, keep))
+    return np.asarray(_patched_metric(
+        self._config, self._params, self._batch, corrupt, keep), np.float64)
 
   def __call__(self, circuit: graph.Circuit) -> float:
     """The faithfulness of a circuit."""

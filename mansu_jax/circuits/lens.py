@@ -2,8 +2,8 @@
 
 Scores of attribution cannot say whether knowledge has gone or only its way out:
 they are complete, so that with the answer gone from the output they sum to
-about nothing, whoever hid it. This looks at the states instead. At every layer a
-linear map from the residual stream to the final hidden state, both at a
+about nothing, whoever hid it. This looks at the states instead. At every layer
+a linear map from the residual stream to the final hidden state, both at a
 prompt's last token, is fitted on facts that are retained, and read on facts
 that are forgotten, which it has never seen: what it finds there is in the
 state, and not in the map. An edit late in the model that hides an answer leaves
@@ -49,7 +49,7 @@ class States(NamedTuple):
   """What a model holds at the last token of n prompts."""
 
   layers: np.ndarray  # [n, L + 1, D], the embedding, and after each layer
-  last: np.ndarray  # [n, D], as the last layer's MLP is entered, before its norm
+  last: np.ndarray  # [n, D], before the last layer's MLP and its norm
   final: np.ndarray  # [n, D], after the final norm
 
   def take(self, rows: np.ndarray | slice) -> States:

@@ -67,7 +67,8 @@ def measure(
   for name in beside:
     nulls[name] = {
         'value': float(share(name, uniform)[0]),
-        'difference_interval': resampling.interval(draws - share(name, weights))}
+        'difference_interval': resampling.interval(
+            draws - share(name, weights))}
   out = estimate('unlearned') | {
       'hidden': _hidden(hits['unlearned'], weights),
       'questions': int(right.size), 'facts': int(np.unique(facts).size),

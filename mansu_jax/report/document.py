@@ -75,7 +75,7 @@ class Report(NamedTuple):
   """The whole."""
 
   title: str
-  state: bool | str  # The verdict.
+  state: bool | str | None  # The verdict; None: nothing is judged.
   sentence: str
   sections: tuple[Section, ...]
 

@@ -133,9 +133,10 @@ def render(report: document.Report) -> str:
     parts.append(f'<h2>{html.escape(section.title)}</h2>')
     parts += [_BLOCKS[type(block)](block) for block in section.blocks]
   body = '\n'.join(parts)
+  badge = '' if report.state is None else f'{_badge(report.state)} '
   return (
       '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
       '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
       f'<title>{title}</title>\n<style>{_STYLE}</style></head>\n<body><main>\n'
-      f'<h1>{title}</h1>\n<p class="lead">{_badge(report.state)}'
-      f' {html.escape(report.sentence)}</p>\n{body}\n</main></body></html>\n')
+      f'<h1>{title}</h1>\n<p class="lead">{badge}'
+      f'{html.escape(report.sentence)}</p>\n{body}\n</main></body></html>\n')

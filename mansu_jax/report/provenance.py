@@ -38,6 +38,12 @@ def provenance(record: Record) -> list[document.Section]:
           _environment(record), _stages(record), _flags(record)]
 
 
+def of_attribution(record: Record) -> list[document.Section]:
+  """The same of attribution alone, which quantizes nothing."""
+  return [_model(record), _data(record), _environment(record),
+          _stages(record), _flags(record)]
+
+
 def _pairs(name: str, values: dict[str, Any]) -> document.Table:
   rows = tuple((key, _plain(value)) for key, value in values.items())
   return document.Table((name, ''), rows, labels=2)
@@ -72,7 +78,8 @@ def _model(record: Record) -> document.Section:
       document.Text(text), _pairs('base' if audited else 'model', source),
       *audited,
       _pairs('shape', record['model'].get('config', {})),
-      _pairs('tokenization', record.get('tokenization', {}))))
+      *([_pairs('tokenization', record['tokenization'])]
+        if 'tokenization' in record else [])))
 
 
 def _data(record: Record) -> document.Section:
@@ -82,8 +89,9 @@ def _data(record: Record) -> document.Section:
                 for k in ('questions', 'facts')))
       for split in data.get('questions', {}))
   hashes = tuple(sorted(data['sha256'].items()))
+  asked = (document.Table(('split', 'questions asked', 'facts'), counted),)
   return document.Section('Data', (
-      document.Table(('split', 'questions asked', 'facts'), counted),
+      *(asked if 'questions' in data else ()),
       document.Table(('file', 'sha256'), hashes, labels=2)))
 
 

@@ -1,4 +1,4 @@
-"""What changed inside: survival, circuit, training."""
+"""What changed inside: survival and training."""
 
 from __future__ import annotations
 
@@ -76,74 +76,6 @@ def _histogram(scheme: str, details: Record) -> str:
       legend=[svg.Key('rounded away', 'null'),
               svg.Key('changes the code', 'unlearned')],
       rules=[svg.Rule(0.0, 'boundary')])
-
-
-def circuit(record: Record) -> document.Section:
-  """Where the circuit lies and whether it carries the behaviour."""
-  found = record['circuit']
-  nodes = {k: n for k, n in found['nodes'].items() if n}
-  plots = [document.Plot(
-      f'circuit_{kind}', svg.bar_chart(
-          f'Circuit by layer: {kind.replace("_", " ")}', [
-              svg.Bar(layer - 0.4, layer + 0.4, count)
-              for layer, count in enumerate(found['by_layer'][kind])],
-          x_label='layer', y_label=kind.replace('_', ' '), whole=True),
-      f'Where the {n:,} {kind.replace("_", " ")} of the circuit are.')
-           for kind, n in nodes.items()]
-  rows = [('selection', found['selection']), ('level', found['level']),
-          ('nodes', words.listing([
-              f'{n:,} {k.replace("_", " ")}' for k, n in nodes.items()])),
-          ('share of all weights', words.percent(found['share_of_weights'])),
-          ('share of the absolute score',
-           words.percent(found['share_of_absolute_score'])),
-          ('attribution pairs', str(found['pairs'])),
-          *_faithfulness_rows(found)]
-  every = ()
-  if 'pair' in record:
-    every = (document.Text(
-        'Attributed on the base, with this audit\'s flags: where the base keeps'
-        ' what was to be forgotten, and not necessarily what was edited.'),)
-  if found['selection'] == 'all':
-    every = (document.Text(
-        'Every weight was trained. The circuit here is the attributed one, on'
-        ' which CAD is measured.'),)
-  return document.Section('Circuit', (
-      *every, document.Plots((*plots, *_faithfulness_plot(found))),
-      document.Table(('circuit', ''), tuple(rows), labels=2)))
-
-
-def _faithfulness_rows(found: Record) -> list[tuple[str, str]]:
-  chance, prefix = found.get('random'), found.get('smallest_faithful_prefix')
-  rows = [('faithfulness', words.number(found.get('faithfulness')))]
-  if chance:
-    rows.append((
-        f'faithfulness of {words.count(chance["circuits"], "random circuit")}',
-        f'mean {words.number(chance["mean"])},'
-        f' highest {words.number(chance["max"])}'))
-  if prefix:
-    reached = prefix['nodes'] >= 0
-    rows.append((
-        f'smallest prefix of faithfulness {prefix["target"]:g}',
-        f'{prefix["nodes"]:,} of {prefix["candidates"]:,} candidate nodes'
-        if reached else
-        f'none: all {prefix["candidates"]:,} candidate nodes do not reach it'))
-  return rows
-
-
-def _faithfulness_plot(found: Record) -> list[document.Plot]:
-  chance = found.get('random')
-  if found.get('faithfulness') is None or not chance:
-    return []
-  rows = [svg.Row('this circuit', [svg.Dot(found['faithfulness'])]),
-          svg.Row('random, mean', [svg.Dot(chance['mean'], style='null')]),
-          svg.Row('random, highest', [svg.Dot(chance['max'], style='null')])]
-  chart = svg.dot_chart(
-      'Faithfulness', rows, label='share of the behaviour it carries',
-      rules=[svg.Rule(0.0, 'none'), svg.Rule(1.0, 'all')], width=svg.NARROW)
-  return [document.Plot(
-      'faithfulness', chart,
-      'Patching all candidate nodes outside a circuit with their activations'
-      ' on the corrupted prompt.')]
 
 
 def training(record: Record) -> document.Section:

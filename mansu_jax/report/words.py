@@ -25,7 +25,9 @@ def verdict(state: Any) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
   """A figure with so many decimals."""
-  return MISSING if value is None else f'{value + 0.0:.{digits}f}'
+  if value is None:
+    return MISSING
+  return f'{round(value, digits) + 0.0:.{digits}f}'  # No sign on zero.
 
 
 def signed(value: float | None, digits: int = 3) -> str:

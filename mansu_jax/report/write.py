@@ -8,7 +8,9 @@ import pathlib
 from typing import Any
 
 from mansu_jax import files
+from mansu_jax.report import attribution
 from mansu_jax.report import audit
+from mansu_jax.report import circuit
 from mansu_jax.report import document
 from mansu_jax.report import erasure
 from mansu_jax.report import markdown
@@ -17,6 +19,7 @@ from mansu_jax.report import movement
 from mansu_jax.report import page
 from mansu_jax.report import properties
 from mansu_jax.report import provenance
+from mansu_jax.report import robustness
 from mansu_jax.report import structure
 from mansu_jax.report import words
 
@@ -63,14 +66,18 @@ def _finite(value: Any, place: str, places: list[str]) -> Any:
 
 def make_report(record: dict[str, Any]) -> document.Report:
   """The report's content, from a record in its JSON form."""
-  title, sections = (_audit if audit.is_audit(record) else _unlearning)(record)
+  if attribution.is_attribution(record):
+    title, sections = attribution.title(record), _attribution(record)
+    state, sentence = None, attribution.sentence(record)
+  else:
+    make = _audit if audit.is_audit(record) else _unlearning
+    title, sections = make(record)
+    state, sentence = record['verdict']['passed'], properties.sentence(record)
   if places := record.get('not_finite'):
     sections.insert(1, document.Section('Not finite', (document.Text(
         'These figures were infinite or not a number, and stand as not'
         f' measured below: {words.listing(places)}.'),)))
-  return document.Report(
-      title, record['verdict']['passed'], properties.sentence(record),
-      tuple(sections))
+  return document.Report(title, state, sentence, tuple(sections))
 
 
 def _properties(record: dict[str, Any]) -> document.Section:
@@ -85,9 +92,10 @@ def _unlearning(
            f' {config["method"]} on {model.get("name", config["model"])}, seed'
            f' {config["seed"]}')
   moved = [movement.movement] if 'movement' in record else []  # From 0.1 on.
+  firm = [robustness.section] if 'robustness' in record['circuit'] else []
   makers = (
       _properties, measures.accuracy, measures.gaps, measures.perplexity,
-      measures.damage, structure.survival, *moved, structure.circuit,
+      measures.damage, structure.survival, *moved, circuit.section, *firm,
       structure.training, erasure.erasure, provenance.samples)
   return title, [
       *(make(record) for make in makers), *provenance.provenance(record)]
@@ -95,15 +103,27 @@ def _unlearning(
 
 def _audit(record: dict[str, Any]) -> tuple[str, list[document.Section]]:
   """The same of an audit, without sections on what was not measured."""
-  asked, circuit = bool(record['accuracy']), bool(record['circuit'])
+  asked, found = bool(record['accuracy']), bool(record['circuit'])
   makers = {
       measures.accuracy: asked, measures.gaps: bool(record['ptq_gap']),
       measures.perplexity: bool(record['perplexity']['unlearned']),
       measures.damage: asked, structure.survival: True,
-      movement.movement: True, structure.circuit: circuit,
-      erasure.erasure: circuit, provenance.samples: bool(record['samples'])}
+      movement.movement: True, circuit.section: found,
+      robustness.section: 'robustness' in record['circuit'],
+      erasure.erasure: found, provenance.samples: bool(record['samples'])}
   return audit.title(record), [
       audit.compared(record), _properties(record),
       *audit.not_measured(record),
       *(make(record) for make, measured in makers.items() if measured),
       *provenance.provenance(record)]
+
+
+def _attribution(record: dict[str, Any]) -> list[document.Section]:
+  """Sections of attribution alone."""
+  makers = {
+      'robustness': robustness.section, 'curve': circuit.curve,
+      'largest': circuit.largest}
+  return [
+      attribution.attributed(record), circuit.section(record),
+      *(make(record) for key, make in makers.items()
+        if key in record['circuit']), *provenance.of_attribution(record)]

@@ -21,11 +21,14 @@ from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits import robustness as robustness_lib
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.stages import edge_attribution
 from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import picture
+from mansu_jax.stages import robustness
 
 
 _CONTRAST_PAIRS = 64  # Of the retain set, where forget pairs are a file's.
@@ -40,6 +43,8 @@ class Found:
     ranking: all candidate nodes, best first.
     means: mean scores by kind of node.
     report: JSON-able account (sizes, faithfulness, pairs).
+    selected: how it was selected, to do so from other pairs; None where each
+      pair's scores were not kept.
     edges: scores of the edges that it stands for by name, at level edge.
     movable: at level edge, by leaf name [L, nodes], which parts of the nodes'
       weights are at the end of an edge; None: all.
@@ -49,6 +54,7 @@ class Found:
   ranking: select.Ranking
   means: dict[str, np.ndarray]
   report: dict[str, Any]
+  selected: robustness.Selected | None = None
   edges: dict[str, float] | None = None
   movable: dict[str, np.ndarray] | None = None
 
@@ -77,8 +83,9 @@ def find(
     kept = [p for p, is_kept in zip(retain, contrast['answered']) if is_kept
             ] if contrast else []
     return _find_edges(config, model, answered, done['means'], kept, once)
-  return find_circuit(config, model, answered, done['means'],
-                      contrast and contrast['means'])
+  return find_circuit(
+      config, model, answered, done['means'], contrast and contrast['means'],
+      done.get('each'))
 
 
 def _find_edges(config, model, pairs, means, retain, once) -> Found:
@@ -88,7 +95,8 @@ def _find_edges(config, model, pairs, means, retain, once) -> Found:
   scores = once('edges', lambda: score_edges(pairs))['edges']
   contrast = once('edges_contrast', lambda: score_edges(
       retain))['edges'] if retain else None
-  edges = edge_attribution.select_edges(config, model, scores, contrast)
+  edges = edge_attribution.select_edges(
+      config, model.config, scores, contrast)
   carried = edge_weights.carried(edges, model.config)
   found = find_circuit(
       config, model, pairs, means,
@@ -157,7 +165,8 @@ def score(
   """Mean scores of the base model over the pairs that it answers.
 
   Returns:
-    `means` by kind of node, and `answered`, a bool for each pair.
+    `means` by kind of node; `answered`, a bool for each pair; and, with
+    --circuit_resamples, `each`: the scores of the answered pairs.
 
   Raises:
     ValueError: the pairs do not elicit the knowledge.
@@ -165,17 +174,20 @@ def score(
   batches = pair_batches.pack(pairs, config.attribution.batch)
   scores, answered = eap_ig.keep_answered(eap_ig.score_pairs(
       model.config, model.params, batches, steps=config.attribution.steps))
+  each = {'each': scores._asdict()} if config.circuit.resamples else {}
   return {'means': eap_ig.node_means(scores, model.config),
-          'answered': answered}
+          'answered': answered, **each}
 
 
 def find_circuit(
     config: run_config.RunConfig, model: Any,
     pairs: Sequence[pairs_lib.AttributionPair],
     means: dict[str, np.ndarray],
-    contrast: dict[str, np.ndarray] | None = None, *,
+    contrast: dict[str, np.ndarray] | None = None,
+    each: dict[str, np.ndarray] | None = None,
+    groups: dict[str, int] | None = None, *,
     carried: dict[str, np.ndarray] | None = None) -> Found:
-  """Selects the circuit and compares it with random ones.
+  """Selects the circuit and compares it with random ones and other pairs.
 
   Args:
     config: the run's.
@@ -183,22 +195,24 @@ def find_circuit(
     pairs: forget pairs that the base model answers.
     means: mean scores on them by kind of node.
     contrast: mean scores on retain pairs, for `--circuit_contrast`.
+    each: the scores of each pair; None: pairs are not resampled.
+    groups: of facts, to resample; None: each is one.
     carried: by kind, what nodes carry of a circuit of edges; ranked by this,
       and only where it is not 0.
   """
   options, level = config.circuit, config.attribution.level
-  ranked = means
-  if contrast is not None and options.contrast:
-    ranked = {kind: np.maximum(
-        np.abs(means[kind]) - options.contrast * np.abs(contrast[kind]), 0)
-              for kind in means}
-  ranking = select.rank(
-      carried or ranked, level, options, model.config)
-  if carried:
-    ranking = select.only(ranking, carried)
   total = tree_paths.count(model.params)
-  size = select.size_within(ranking, options.budget, total)
-  attributed = select.prefix(ranking, size, model.config)
+
+  def choose(means):
+    ranking = select.rank(
+        carried or _less(means, contrast, options.contrast), level, options,
+        model.config)
+    if carried:
+      ranking = select.only(ranking, carried)
+    size = select.size_within(ranking, options.budget, total)
+    return ranking, select.prefix(ranking, size, model.config)
+
+  ranking, attributed = choose(means)
   layers = select.layer_range(options, model.config.num_layers)
   rng = np.random.default_rng(config.seed)
   circuit = attributed
@@ -206,18 +220,37 @@ def find_circuit(
     circuit = select.matched_random(attributed, layers, rng)
   randoms = [select.matched_random(attributed, layers, rng)
              for _ in range(options.random_circuits)]
-  report = _account(config, model, pairs, ranking, circuit, randoms)
-  share = _share_of_score(circuit, means)
-  report |= {'nodes': {k: int(circuit[k].sum()) for k in circuit.kinds},
-             'share_of_absolute_score': share,
+  measure = _measure(config, model, pairs)
+  report = _account(config, measure, ranking, circuit, randoms)
+  report |= {'pairs': len(pairs), 'nodes': {
+      k: int(circuit[k].sum()) for k in circuit.kinds},
+             'share_of_absolute_score': _share_of_score(circuit, means),
              'share_of_weights': graph.num_weights(
                  circuit, model.config) / total}
   logging.info(
       'circuit: %s, %.2f%% of weights, faithfulness %.2f (random %.2f)',
       report['nodes'], 100 * report['share_of_weights'],
       report['faithfulness'], report['random']['mean'])
-  return Found(
-      circuit=circuit, ranking=ranking, means=means, report=report)
+  selected, times = None, None
+  if each is not None and options.selection == 'attributed':
+    groups = groups or robustness_lib.group_facts([p.fact for p in pairs])
+    selected = robustness.of_nodes(
+        config, model, circuit, lambda means: choose(means)[1], groups, pairs,
+        eap_ig.PairScores(**each))
+    report['robustness'], times = robustness.measure(
+        config, selected, lambda row: measure.metrics(
+            selected.method.place(row)))
+  report |= picture.of_nodes(circuit, means, times)
+  return Found(circuit=circuit, ranking=ranking, means=means, report=report,
+               selected=selected)
+
+
+def _less(means, contrast, weight) -> dict[str, np.ndarray]:
+  """What is ranked: scores, less a share of those on retain pairs."""
+  if contrast is None or not weight:
+    return means
+  return {kind: np.maximum(np.abs(means[kind]) - weight * np.abs(
+      contrast[kind]), 0) for kind in means}
 
 
 def _share_of_score(circuit, means) -> float:
@@ -225,9 +258,18 @@ def _share_of_score(circuit, means) -> float:
   return float(chosen / sum(np.abs(means[k]).sum() for k in circuit.kinds))
 
 
-def _account(config, model, pairs, ranking, circuit, randoms):
+def _measure(config, model, pairs) -> faithfulness.Faithfulness:
+  """Runs circuits on the first `--circuit_pairs` pairs."""
+  batch = pair_batches.pack(
+      pairs[:config.circuit.pairs], config.circuit.pairs)[0]
+  return faithfulness.Faithfulness(
+      model.config, model.params, jax.device_put(batch),
+      config.attribution.level,
+      select.layer_range(config.circuit, model.config.num_layers))
+
+
+def _account(config, measure, ranking, circuit, randoms):
   """Faithfulness of the circuit, of random ones, and of prefixes."""
-  measure = _faithfulness(config, model, pairs)
   values = np.array([measure(r) for r in randoms])
   prefix = measure.smallest_prefix(ranking, config.circuit.faithfulness)
   return {
@@ -238,20 +280,9 @@ def _account(config, model, pairs, ranking, circuit, randoms):
       'smallest_faithful_prefix': {
           'target': config.circuit.faithfulness, 'nodes': prefix,
           'candidates': int(ranking.node.size)},
-      'pairs': len(pairs),
       'level': config.attribution.level,
       'selection': config.circuit.selection,
   }
-
-
-def _faithfulness(config, model, pairs):
-  """Measures circuits on the first `--circuit_pairs` pairs."""
-  batch = pair_batches.pack(
-      pairs[:config.circuit.pairs], config.circuit.pairs)[0]
-  return faithfulness.Faithfulness(
-      model.config, model.params, jax.device_put(batch),
-      config.attribution.level,
-      select.layer_range(config.circuit, model.config.num_layers))
 
 
 def trace_curve(
@@ -265,4 +296,4 @@ def trace_curve(
       ranking.node.size,
       lambda size: select.prefix(ranking, size, model.config),
       lambda circuit: select.matched_random(circuit, layers, rng),
-      _faithfulness(config, model, pairs), config.circuit.curve_circuits)
+      _measure(config, model, pairs), config.circuit.curve_circuits)

@@ -15,6 +15,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.data import batching
 from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import tokenization
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
@@ -202,6 +203,9 @@ def fit_attribute(
         ' pairs are made of questions.')
   pairs = attribution.forget_pairs(config, splits, tokenizer)
   _check_ids(pairs, path or 'the forget set', shapes)
+  if not path and config.circuit.resamples:
+    _check_tokens([q for split in splits_lib.FORGOTTEN
+                   for q in splits.evaluation[split]], tokenizer, shapes)
   if config.circuit.contrast:
     _check_ids(attribution.retain_pairs(config, splits, tokenizer),
                'the retain set', shapes)

@@ -44,10 +44,17 @@ def mean_scores(
 
 
 def select_edges(
-    config: run_config.RunConfig, model: Any, scores: np.ndarray,
+    config: run_config.RunConfig, shape: Any, scores: np.ndarray,
     contrast: np.ndarray | None = None) -> edge_circuit.EdgeCircuit:
-  """The circuit of `--circuit_edges` edges; arguments as of `find`."""
-  options, shape = config.circuit, model.config
+  """The circuit of `--circuit_edges` edges.
+
+  Args:
+    config: the run's.
+    shape: the model's config.
+    scores: mean scores on the pairs, [S, G].
+    contrast: mean scores on retain pairs, for `--circuit_contrast`.
+  """
+  options = config.circuit
   layers = select.layer_range(options, shape.num_layers)
   order = _order(options, shape, layers, scores, contrast)
   return edge_select.prune(

@@ -3,7 +3,6 @@
 from xml.etree import ElementTree
 
 from absl.testing import absltest
-from absl.testing import parameterized
 import numpy as np
 
 from mansu_jax.report import svg
@@ -22,26 +21,6 @@ def _texts(chart: str) -> dict[str, float]:
   root = ElementTree.fromstring(chart)
   return {''.join(e.itertext()): float(e.get('x'))
           for e in root.iter(_SPACE + 'text')}
-
-
-class TicksTest(parameterized.TestCase):
-
-  @parameterized.parameters(
-      (0, 1, 5, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-      (-0.07, 0.09, 6, [-0.05, 0, 0.05]), (0, 130, 3, [0, 50, 100]),
-      (1e-9, 3e-9, 2, [1e-9, 2e-9, 3e-9]))
-  def test_are_round_and_inside(self, low, high, count, wanted):
-    np.testing.assert_allclose(svg.ticks(low, high, count), wanted, atol=1e-15)
-
-  @parameterized.parameters(1e-8, 0.3, 1.0, 7e5)
-  def test_any_range_has_some(self, high):
-    got = svg.ticks(0, high)
-    self.assertBetween(len(got), 3, 8)
-    self.assertLessEqual(max(got), high * (1 + 1e-6))
-
-  def test_zero_has_no_sign(self):
-    self.assertEqual(svg.number(-0.0), '0')
-    self.assertNotIn('-0', [svg.number(v) for v in svg.ticks(-0.1, 0.1)])
 
 
 class HeatMapTest(absltest.TestCase):
@@ -166,6 +145,24 @@ class LineChartTest(absltest.TestCase):
     self.assertAlmostEqual((x1 - x0) / (x2 - x0), 1 / 3, places=2)
     self.assertAlmostEqual((y2 - y0) / (y1 - y0), 0.5, places=2)
     self.assertLess(y1, y0)  # Up is up.
+    band = svg.Band('', 'null', [(1, -1.0, 0.0), (4, 0.0, 1.0)])
+    chart = svg.line_chart(
+        't', series[:1], x_label='x', y_label='y', bands=[band])
+    (area,), (line,) = (_find(chart, name, style) for name, style in (
+        ('polygon', 'band'), ('polyline', 'line')))
+    corners, (_, top, middle) = (
+        [[*map(float, p.split(','))] for p in some['points'].split()]
+        for some in (area, line))
+    self.assertAlmostEqual(corners[1][1], top[1], delta=0.2)  # Of y = 1.
+    self.assertAlmostEqual(corners[0][1], corners[2][1], delta=0.2)  # y = 0.
+    self.assertEqual(corners[1][0], middle[0])  # x = 4.
+
+  def test_one_point_is_a_dot(self):
+    series = [svg.Series('a', 'unlearned', [(1, 0.0), (4, 0.5)]),
+              svg.Series('b', 'null', [(3, -1.0)])]
+    chart = svg.line_chart('t', series, x_label='x', y_label='y')
+    (_, y0), _ = (map(float, p.split(',')) for p in _find(
+        chart, 'polyline', 'unlearned')[0]['points'].split())
     lone = [d for d in _find(chart, 'circle', 'null') if float(d['cy']) > y0]
     self.assertLen(lone, 1)  # One point is drawn as a dot.
 

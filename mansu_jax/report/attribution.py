@@ -1,0 +1,52 @@
+"""What only attribution alone says: what was attributed, and the outcome."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mansu_jax.report import circuit
+from mansu_jax.report import document
+from mansu_jax.report import words
+
+Record = dict[str, Any]
+
+
+def is_attribution(record: Record) -> bool:
+  """Whether the record is of attribution alone."""
+  return 'metric' in record
+
+
+def title(record: Record) -> str:
+  """The report's title."""
+  return f'Circuit of {record["model"]["name"]}'
+
+
+def sentence(record: Record) -> str:
+  """The outcome in one sentence."""
+  found, random = record['circuit'], record['circuit']['random']
+  beside = '' if random['mean'] is None else (
+      f'; random circuits of its shape {words.number(random["mean"], 2)} on'
+      f' average and at most {words.number(random["max"], 2)}')
+  return (f'{circuit.name(found)} have a faithfulness of'
+          f' {words.number(found["faithfulness"], 2)}{beside}.')
+
+
+def attributed(record: Record) -> document.Section:
+  """The pairs, and what the model says on them."""
+  config, metric = record['config'], record['metric']
+  source = config['attribution']['pairs']
+  files = words.listing(config['data']['forget'])
+  made = (f'made of the train questions of {files}'
+          if source.isdecimal() else source)
+  rows = (
+      ('model', record['model']['name']), ('pairs', made),
+      ('answered', f'{metric["answered"]} of {metric["pairs"]}'),
+      ('metric, clean prompts', words.number(metric['clean'], 2)),
+      ('metric, corrupted prompts', words.number(metric['corrupt'], 2)),
+      ('integrated-gradient steps', str(config['attribution']['steps'])))
+  return document.Section('What was attributed', (
+      document.Text(
+          'The metric is logit(right answer) - logit(corrupted answer) at the'
+          ' end of the prompt, on average over the answered pairs: those whose'
+          ' right answer the model prefers on the clean prompt.'),
+      document.Table(('attribution', ''), rows, labels=2)))

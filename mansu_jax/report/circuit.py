@@ -1,0 +1,209 @@
+"""Where the circuit lies, whether it carries the behaviour, and what is in it.
+
+The same for circuits of nodes and of edges, of a run that unlearns, of an audit
+and of attribution alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import math
+from typing import Any, NamedTuple
+
+from mansu_jax.report import circuit_picture
+from mansu_jax.report import document
+from mansu_jax.report import svg
+from mansu_jax.report import words
+
+Record = dict[str, Any]
+
+
+def section(record: Record) -> document.Section:
+  """Where the circuit lies and whether it carries the behaviour."""
+  found = record['circuit']
+  every = ()
+  if 'pair' in record:
+    every = (document.Text(
+        'Attributed on the base, with this audit\'s flags: where the base keeps'
+        ' what was to be forgotten, and not necessarily what was edited.'),)
+  if found['selection'] == 'all':
+    every = (document.Text(
+        'Every weight was trained. The circuit here is the attributed one, on'
+        ' which CAD is measured.'),)
+  plots = (*_pictures(found), *_faithfulness_plot(found))
+  return document.Section('Circuit', (
+      *every, document.Plots(plots), document.Table(
+          ('circuit', ''), tuple(_rows(found)), labels=2)))
+
+
+def name(found: Record) -> str:
+  """What it is a circuit of, in words."""
+  if found['level'] == 'edge':
+    return (f'{words.count(found["edges"], "edge")} on'
+            f' {words.count(found["nodes"], "node")}')
+  return words.listing([
+      f'{n:,} {k.replace("_", " ")}' for k, n in found['nodes'].items() if n])
+
+
+def _rows(found: Record) -> Iterator[tuple[str, str]]:
+  yield 'selection', found['selection']
+  yield 'level', found['level']
+  if found['level'] == 'edge':
+    yield 'edges', (f'{found["edges"]:,} of {found["candidates"]:,}, after'
+                    ' pruning those that lead nowhere from'
+                    f' {found["edges_before_pruning"]:,}')
+    yield 'nodes', f'{found["nodes"]:,}'
+  else:
+    yield 'nodes', name(found)
+    yield 'share of all weights', words.percent(found['share_of_weights'])
+    yield ('share of the absolute score',
+           words.percent(found['share_of_absolute_score']))
+  yield 'attribution pairs', str(found['pairs'])
+  yield from _faithfulness_rows(found)
+
+
+def _pictures(found: Record) -> Iterator[document.Plot]:
+  """The picture; bars by layer of records that have none."""
+  if picture := found.get('picture'):
+    yield document.Plot(
+        'circuit', circuit_picture.draw(f'Circuit of {name(found)}', picture),
+        _caption(found, picture))
+    return
+  for kind, n in found['nodes'].items():
+    if n:
+      what = kind.replace('_', ' ')
+      yield document.Plot(f'circuit_{kind}', svg.bar_chart(
+          f'Circuit by layer: {what}', [
+              svg.Bar(layer - 0.4, layer + 0.4, count)
+              for layer, count in enumerate(found['by_layer'][kind])],
+          x_label='layer', y_label=what, whole=True),
+                          f'Where the {n:,} {what} of the circuit are.')
+
+
+def _caption(found: Record, picture: Record) -> str:
+  text = ('Areas are |scores|, on one scale for heads and another for MLPs;'
+          ' colour is the sign.')
+  if 'edges' in picture:
+    shown = len(picture['edges'])
+    which = 'all' if shown == found['edges'] else (
+        f'the {shown} of largest |score|')
+    return text + (f' Of the {found["edges"]:,} edges {which} are drawn, wider'
+                   ' and darker with |score|: through the heads, or below where'
+                   ' no end is a head.')
+  if any(picture['mlp']['neurons']):
+    text += (' An MLP\'s ring is the summed |score| of all its neurons, the'
+             ' disc of those in the circuit, whose sum gives the colour; bars'
+             ' count them.')
+  if not any(map(any, picture['heads']['held'])):
+    text += ' No head is in the circuit.'
+  return text
+
+
+def _faithfulness_rows(found: Record) -> list[tuple[str, str]]:
+  chance, prefix = found.get('random'), found.get('smallest_faithful_prefix')
+  rows = [('faithfulness', words.number(found.get('faithfulness')))]
+  if chance:
+    rows.append((
+        f'faithfulness of {words.count(chance["circuits"], "random circuit")}',
+        f'mean {words.number(chance["mean"])},'
+        f' highest {words.number(chance["max"])}'))
+  if prefix:
+    what = 'edges' if 'edges' in prefix else 'nodes'
+    every = f'{prefix["candidates"]:,} candidate {what}'
+    rows.append((
+        f'smallest prefix of faithfulness {prefix["target"]:g}',
+        f'{prefix[what]:,} of {every}' if prefix[what] >= 0 else
+        f'none: all {every} do not reach it'))
+  return rows
+
+
+def _faithfulness_plot(found: Record) -> list[document.Plot]:
+  chance = found.get('random')
+  if found.get('faithfulness') is None or not chance:
+    return []
+  rows = [svg.Row('this circuit', [svg.Dot(found['faithfulness'])]),
+          svg.Row('random, mean', [svg.Dot(chance['mean'], style='null')]),
+          svg.Row('random, highest', [svg.Dot(chance['max'], style='null')])]
+  chart = svg.dot_chart(
+      'Faithfulness', rows, label='share of the behaviour it carries',
+      rules=[svg.Rule(0.0, 'none'), svg.Rule(1.0, 'all')], width=svg.NARROW)
+  caption = ('Every edge outside a circuit carries what the corrupted prompt'
+             ' gave.') if found['level'] == 'edge' else (
+                 'Patching all candidate nodes outside a circuit with their'
+                 ' activations on the corrupted prompt.')
+  return [document.Plot('faithfulness', chart, caption)]
+
+
+def largest(record: Record) -> document.Section:
+  """The largest scores of the circuit, by name."""
+  found = record['circuit']['largest']
+  edge = record['circuit']['level'] == 'edge'
+  rows = tuple(
+      (entry['name'], words.significant(entry['score'], 4),
+       words.percent(entry['resamples'])) for entry in found)
+  return document.Section('Largest scores', (
+      document.Text(
+          'm3 is the MLP of layer 3, a3.h0 head 0 of its attention'
+          + (', <q> that head\'s query input.' if edge else
+             ', m3.n7 a neuron, a3.kv0 a key/value head.')
+          + ' A positive score helps the right answer.'),
+      document.Table(('edge' if edge else 'node', 'score',
+                      'selected in resamples'), rows)))
+
+
+class _Point(NamedTuple):
+  """Faithfulness at one size."""
+
+  share: float
+  faithfulness: float
+  mean: float | None  # Of random circuits, with the range.
+  low: float | None
+  high: float | None
+
+
+def _points(curve: Any) -> list[_Point]:
+  """The curve's points, from a list of them or from lists by name."""
+  if isinstance(curve, dict):
+    return [_Point(*some) for some in zip(*(curve[key] for key in (
+        'share', 'faithfulness', 'random_mean', 'random_low', 'random_high')))]
+  return [_Point(p['share'], p['faithfulness'], *(
+      (p.get('random') or {}).get(key) for key in ('mean', 'min', 'max')))
+          for p in curve]
+
+
+def curve(record: Record) -> document.Section:
+  """Faithfulness by size, beside random circuits, and its areas."""
+  found = record['circuit']
+  points = _points(found['curve'])
+  drawn = [(math.log10(p.share), p) for p in points if p.share > 0]
+  random = [(x, p) for x, p in drawn if p.mean is not None]
+  series = [svg.Series('this ranking', 'unlearned', [
+      (x, p.faithfulness) for x, p in drawn])]
+  bands = []
+  if random:
+    series.append(svg.Series(
+        'random, mean', 'null', [(x, p.mean) for x, p in random]))
+    bands.append(svg.Band('', 'null', [(x, p.low, p.high) for x, p in random]))
+  chart = svg.line_chart(
+      'Faithfulness by size of the circuit', series, bands=bands,
+      x_label='log10(share of all candidates)', y_label='faithfulness',
+      width=svg.WIDE)
+  beside = {key: values for key, values in found.get(
+      'random_curves', {}).items() if values}
+  tell = lambda key: words.number(found.get(key)) + (
+      f' (random {words.number(sum(beside[key]) / len(beside[key]))})'
+      if key in beside else '')
+  return document.Section('Faithfulness by size', (
+      document.Text(
+          f'CPR, the area under the curve, is {tell("cpr")}: larger is better.'
+          f' CMD, the area between the curve and 1, is {tell("cmd")}: 0 is'
+          ' best. Both are over the share itself, where sizes below a tenth'
+          ' count little.'),
+      document.Plots((document.Plot(
+          'circuit_curve', chart,
+          'Circuits of the highest scores at each size, and the mean and range'
+          ' of random ones as large.'),)),
+      document.Table(
+          ('share', 'faithfulness', 'random, mean', 'least', 'most'),
+          tuple((words.significant(p.share), *map(words.number, p[1:]))
+                for p in points), labels=0)))

@@ -1,0 +1,209 @@
+"""What charts are drawn with: elements, a frame with axes, one style.
+
+Every drawing is a whole SVG document with its own style, readable on light and
+dark screens and in print, so that the same text serves as a file and inline
+in a page. Text is escaped here; callers pass it plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import html
+import math
+from typing import NamedTuple
+
+CHARACTER = 6.5  # Mean width of a character of the labels, in pixels.
+ROOM = 16  # Around everything.
+_STYLE = '''
+.mj{font:11.5px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+.mj text{fill:#4a5565}.mj .title{font-weight:600;font-size:13px;fill:#1b2430}
+.mj .bg{fill:#fff}.mj .grid{stroke:#e6e9ee}.mj .axis{stroke:#9aa5b4}
+.mj .rule{stroke:#1b2430;stroke-dasharray:4 3}
+.mj .base{stroke:#66758a;fill:#66758a}
+.mj .unlearned{stroke:#1f5fd0;fill:#1f5fd0}
+.mj .null{stroke:#b86a00;fill:#b86a00}
+.mj .hollow{fill:#fff}.mj .line{fill:none;stroke-width:1.6}
+.mj .span{stroke-width:1.8;stroke-linecap:round}.mj .bar{stroke:none}
+.mj .dot{stroke-width:1.8}.mj .missing{font-style:italic}
+.mj .band{stroke:none;fill-opacity:.2}.mj .mark{stroke:none}
+.mj .edge{fill:none;stroke-linecap:round}.mj .ring{fill:none}
+@media screen and (prefers-color-scheme:dark){
+.mj text{fill:#aeb8c6}.mj .title{fill:#e8edf4}.mj .bg{fill:#171c24}
+.mj .grid{stroke:#2a323e}.mj .axis{stroke:#5f6c7d}.mj .rule{stroke:#e8edf4}
+.mj .base{stroke:#93a1b5;fill:#93a1b5}
+.mj .unlearned{stroke:#7fabff;fill:#7fabff}
+.mj .null{stroke:#e8a54b;fill:#e8a54b}
+.mj .hollow{fill:#171c24}.mj .line{fill:none}
+.mj .edge,.mj .ring{fill:none}.mj .mark,.mj .band,.mj .bar{stroke:none}}
+'''
+
+
+class Key(NamedTuple):
+  """An entry of the legend."""
+
+  label: str
+  style: str
+  hollow: bool = False
+
+
+class Rule(NamedTuple):
+  """A vertical reference line."""
+
+  value: float
+  label: str
+
+
+def number(value: float) -> str:
+  """A tick's label: short, without a sign on zero."""
+  return f'{value + 0.0:.6g}'
+
+
+def ticks(low: float, high: float, count: int = 6) -> list[float]:
+  """Round values that cover [low, high] from inside."""
+  raw = (high - low) / count
+  power = 10.0 ** math.floor(math.log10(raw))
+  step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+  first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+  return [round(i * step, 12) + 0.0 for i in range(first, last + 1)]
+
+
+def element(name: str, content: str | None = None, **attributes) -> str:
+  """An element; names of attributes with _ for - and a trailing _ dropped."""
+  written = []
+  for key, value in attributes.items():
+    key = key.rstrip('_').replace('_', '-')
+    if isinstance(value, float):
+      value = f'{value:.2f}'.rstrip('0').rstrip('.')
+    written.append(f' {key}="{html.escape(str(value))}"')
+  joined = ''.join(written)
+  return (f'<{name}{joined}/>' if content is None
+          else f'<{name}{joined}>{content}</{name}>')
+
+
+def text(x: float, y: float, text: str, **attributes) -> str:
+  """A text that starts, ends or is centred at a place, in pixels."""
+  return element('text', html.escape(text), x=float(x), y=float(y),
+                 **attributes)
+
+
+def shorten(text: str, characters: int) -> str:
+  """One line of at most so many characters."""
+  text = ' '.join(text.split())
+  return text if len(text) <= characters else text[:characters - 1] + '…'
+
+
+class Frame:
+  """Title, legend and linear axes; marks are added in data coordinates."""
+
+  def __init__(
+      self, title: str, *, x: tuple[float, float], y: tuple[float, float],
+      width: int, height: float, left: float, legend: Sequence[Key] = (),
+      rules: Sequence[Rule] = (), y_label: str = ''):
+    self.title, self.width, self._marks = title, width, []
+    self.left, self.right = left, width - ROOM - 4
+    legend_rows = self._lay_out(legend)
+    self.top = 38 + 18 * legend_rows + (14 if rules or y_label else 0)
+    self.bottom = self.top + height
+    self._x, self._y = widen(*x), widen(*y)
+    self._rules = rules
+    if y_label:
+      self._y_axis(y_label)
+    self._draw_rules()
+
+  def _lay_out(self, legend: Sequence[Key]) -> int:
+    """Draws the legend under the title; returns how many rows it takes."""
+    x, row = ROOM + 6.0, 0
+    for key in legend:
+      wide = 26 + CHARACTER * len(key.label)
+      if x + wide > self.width and x > ROOM + 6:
+        x, row = ROOM + 6.0, row + 1
+      y = 40.0 + 18 * row
+      self._marks.append(dot(x, y - 4, key.style, key.hollow))
+      self._marks.append(text(x + 9, y, key.label))
+      x += wide
+    return row + 1 if legend else 0
+
+  def x(self, value: float) -> float:
+    """Pixels of a value."""
+    low, high = self._x
+    return self.left + (value - low) / (high - low) * (self.right - self.left)
+
+  def y(self, value: float) -> float:
+    """Pixels of a value."""
+    low, high = self._y
+    return self.bottom - (value - low) / (high - low) * (
+        self.bottom - self.top)
+
+  def add(self, mark: str) -> None:
+    """Adds an element."""
+    self._marks.append(mark)
+
+  def x_axis(self, label: str, count: int, whole: bool = False) -> None:
+    """Vertical grid lines with their values, and the label below."""
+    for value in ticks(*self._x, count):
+      if whole and value != round(value):
+        continue
+      x = self.x(value)
+      self._marks.insert(0, element(
+          'line', x1=x, x2=x, y1=float(self.top), y2=float(self.bottom),
+          class_='grid'))
+      self.add(text(x, self.bottom + 16, number(value),
+                     text_anchor='middle'))
+    self.add(text((self.left + self.right) / 2, self.bottom + 34, label,
+                   text_anchor='middle'))
+
+  def _y_axis(self, label: str) -> None:
+    """Horizontal grid lines with their values; the label is above."""
+    for value in ticks(*self._y, 4):
+      y = self.y(value)
+      self._marks.insert(0, element(
+          'line', x1=float(self.left), x2=float(self.right), y1=y, y2=y,
+          class_='grid'))
+      self.add(text(self.left - 7, y + 4, number(value), text_anchor='end'))
+    self.add(text(ROOM, self.top - 7, label))
+
+  def _draw_rules(self) -> None:
+    edge = -math.inf
+    for rule in sorted(self._rules, key=lambda r: r.value):
+      x = self.x(rule.value)
+      self.add(element('line', x1=x, x2=x, y1=float(self.top - 3),
+                        y2=float(self.bottom), class_='rule'))
+      half = CHARACTER * len(rule.label) / 2
+      middle = min(max(x, self.left + half, edge + half + 8),
+                   self.width - half - 4)
+      self.add(text(middle, self.top - 7, rule.label, text_anchor='middle'))
+      edge = middle + half
+
+  def render(self) -> str:
+    """The whole document."""
+    height = math.ceil(self.bottom + 44)
+    self.add(element(
+        'line', x1=float(self.left), x2=float(self.right),
+        y1=float(self.bottom), y2=float(self.bottom), class_='axis'))
+    title = html.escape(self.title)
+    body = [
+        f'<title>{title}</title>', f'<style>{_STYLE}</style>',
+        element('rect', width=self.width, height=height, rx=6, class_='bg'),
+        text(ROOM, 22, self.title, class_='title'), *self._marks]
+    return element(
+        'svg', '\n'.join(body), xmlns='http://www.w3.org/2000/svg',
+        viewBox=f'0 0 {self.width} {height}', width=self.width, height=height,
+        class_='mj', role='img', aria_label=self.title) + '\n'
+
+
+def room_for(labels: Sequence[str]) -> float:
+  """Pixels from the edge that the longest of labels takes."""
+  return ROOM + CHARACTER * max(map(len, labels), default=0)
+
+
+def widen(low: float, high: float) -> tuple[float, float]:
+  """A range of more than no width."""
+  return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def dot(x: float, y: float, style: str, hollow: bool) -> str:
+  """A mark of a chart, in pixels."""
+  return element('circle', cx=float(x), cy=float(y), r=4,
+                  class_=f'dot {style}' + ' hollow' * hollow)
+
+

@@ -1,0 +1,164 @@
+"""The report of attribution alone is its record's."""
+
+import json
+import pathlib
+import re
+import tempfile
+from xml.etree import ElementTree
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from mansu_jax.report import write
+from tests.report import attribution_records
+from tests.report import pages
+from tests.report import records
+
+_VARIANTS = (('nodes', attribution_records.nodes),
+             ('edges', attribution_records.edges),
+             ('bare', attribution_records.bare))
+
+
+class _ReportTest(parameterized.TestCase):
+
+  def written(self, record) -> pathlib.Path:
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    write.write(record, root)
+    return root
+
+  def page(self, record) -> pages.Page:
+    return pages.Page(
+        (self.written(record) / 'report.html').read_text(encoding='utf-8'))
+
+
+class FilesTest(_ReportTest):
+
+  @parameterized.named_parameters(*_VARIANTS)
+  def test_record_page_and_plots(self, make):
+    root = self.written(make())
+    self.assertEqual(json.loads((root / 'record.json').read_text()),
+                     json.loads(json.dumps(make())))
+    page = (root / 'report.html').read_text(encoding='utf-8')
+    pages.Page(page)  # It nests.
+    self.assertEmpty(re.findall(
+        r'https?://(?!www\.w3\.org/2000/svg")[^\s<]*', page))
+    text = (root / 'report.md').read_text(encoding='utf-8')
+    plots = sorted(f.name for f in (root / 'plots').iterdir())
+    self.assertCountEqual(re.findall(r'\]\(plots/([^)]*)\)', text), plots)
+    for name in plots:
+      svg = (root / 'plots' / name).read_text(encoding='utf-8')
+      ElementTree.fromstring(svg)
+      self.assertIn(svg.strip(), page)
+    for table in pages.pipe_tables(text):
+      self.assertLen({len(row) for row in table}, 1)
+
+  @parameterized.named_parameters(*_VARIANTS)
+  def test_nothing_is_judged_and_nothing_is_none(self, make):
+    page = self.page(make())
+    self.assertNotRegex(page.text, r'\b(nan|None|inf)\b')
+    self.assertNotIn('badge', [v for k, v in page.attributes if k == 'class'])
+    for word in ('Four properties', 'Quantizers', 'Survival'):
+      self.assertNotIn(word, page.text)
+
+
+class ContentTest(_ReportTest):
+
+  def test_what_was_attributed(self):
+    page = self.page(attribution_records.nodes())
+    rows = dict(page.table('attribution'))
+    self.assertEqual(rows['answered'], '61 of 64')
+    self.assertEqual(rows['metric, corrupted prompts'], '-8.65')
+    self.assertIn('shipped:capitals_europe.jsonl', rows['pairs'])
+    self.assertIn('1,111 neurons have a faithfulness of 0.97; random circuits'
+                  ' of its shape 0.87 on average and at most 0.91.', page.text)
+
+  def test_circuits_of_both_kinds(self):
+    rows = dict(self.page(attribution_records.nodes()).table('circuit'))
+    self.assertEqual(rows['share of all weights'], '6 %')
+    self.assertNotIn('edges', rows)
+    page = self.page(attribution_records.edges())
+    rows = dict(page.table('circuit'))
+    self.assertIn('7 of 123,211', rows['edges'])
+    self.assertNotIn('share of all weights', rows)
+    self.assertIn('Of the 7 edges the 4 of largest |score| are drawn',
+                  page.text)
+
+  def test_overlaps_stand_beside_chance(self):
+    rows = self.page(attribution_records.nodes()).table('selected from')
+    self.assertEqual([row[0] for row in rows], [
+        'resampled facts', 'disjoint halves', 'near phrasings',
+        'random, its shape'])
+    self.assertEqual(rows[1][1:], [
+        '0.68 [0.63, 0.73]', '0.51 [0.46, 0.56]', '0.62 [0.57, 0.67]',
+        '0.58 [0.53, 0.63]'])
+    self.assertEqual(rows[3][1:], ['0.26 [0.25, 0.27]', '0.15 [0.14, 0.16]',
+                                   '', ''])
+
+  def test_faithfulness_on_other_pairs(self):
+    rows = self.page(attribution_records.nodes()).table('on', 'this circuit')
+    self.assertEqual(rows, [
+        ['its own pairs', '0.93 [0.90, 0.96]', '0.91 [0.87, 0.95]',
+         'not measured', '16'],
+        ['near phrasings', '0.88 [0.82, 0.94]', '0.90 [0.85, 0.95]',
+         '0.78 [0.71, 0.85]', '17']])
+
+  def test_what_could_not_be_compared_says_why(self):
+    text = self.page(attribution_records.nodes()).text
+    self.assertIn('The far phrasings were not compared: the model answers 2'
+                  ' of them', text)
+    self.assertIn('59 facts, drawn with replacement 100 times', text)
+    self.assertIn('16 groups of 59 facts',
+                  self.page(attribution_records.edges()).text)
+    self.assertIn('Pairs were not resampled: the pairs are of 3 facts',
+                  self.page(attribution_records.bare()).text)
+
+  def test_largest_scores(self):
+    page = self.page(attribution_records.edges())
+    self.assertEqual(page.table('edge', 'score'), [
+        ['input->m0', '3', '100 %'], ['m0->a3.h2<q>', '-2', '90 %']])
+    rows = self.page(attribution_records.bare()).table('edge', 'score')
+    self.assertEqual(rows[0][2], 'not measured')
+
+  def test_a_curve_is_shown_where_there_is_one(self):
+    page = self.page(attribution_records.edges())
+    self.assertIn('CPR, the area under the curve, is 0.912', page.text)
+    self.assertIn('CMD, the area between the curve and 1, is 0.088', page.text)
+    rows = page.table('share', 'faithfulness')
+    self.assertEqual(rows[2], ['0.01', '0.830', '0.030', '0.010', '0.050'])
+    self.assertNotIn('CPR', self.page(attribution_records.nodes()).text)
+
+  def test_a_curve_of_points_is_the_same(self):
+    record = attribution_records.edges()
+    lists = record['circuit']['curve']
+    points = record['circuit']['curve'] = [
+        {'share': share, 'faithfulness': value,
+         'random': {'mean': mean, 'min': low, 'max': high}}
+        for share, value, mean, low, high in zip(*lists.values())]
+    want = self.page(attribution_records.edges())
+    got = self.page(record)
+    self.assertEqual(got.text, want.text)
+    points[2]['random'] = None  # None were measured.
+    record['circuit']['random_curves'] = {'cpr': [0.1, 0.3], 'cmd': [0.9, 0.7]}
+    record['circuit']['smallest_faithful_prefix'] = {
+        'target': 0.8, 'edges': -1, 'candidates': 123211}
+    got = self.page(record)
+    self.assertEqual(got.table('share', 'faithfulness')[2][2:],
+                     ['not measured'] * 3)
+    self.assertIn('0.912 (random 0.200)', got.text)
+    self.assertIn('none: all 123,211 candidate edges', got.text)
+
+  def test_runs_that_unlearn_have_picture_and_robustness(self):
+    for make in (records.make, records.audit):
+      record = make()
+      self.assertNotIn('Robustness of the circuit', self.page(record).text)
+      nodes = attribution_records.nodes()['circuit']
+      record['circuit'] |= {k: nodes[k] for k in ('picture', 'robustness')}
+      root = self.written(record)
+      text = (root / 'report.md').read_text()
+      self.assertIn('## Robustness of the circuit', text)
+      self.assertTrue((root / 'plots' / 'circuit.svg').exists())
+      self.assertFalse((root / 'plots' / 'circuit_neurons.svg').exists())
+
+
+if __name__ == '__main__':
+  absltest.main()
