@@ -6,6 +6,7 @@ from absl.testing import absltest
 import numpy as np
 
 from mansu_jax.circuits import edge_circuit
+from mansu_jax.circuits import edge_select
 from mansu_jax.circuits import edges
 from mansu_jax.circuits import graph
 from mansu_jax.stages import picture
@@ -66,8 +67,10 @@ class EdgesTest(absltest.TestCase):
     real = edges.is_edge(config)
     scores = np.where(
         real, np.random.default_rng(0).normal(size=real.shape), 0)
-    circuit = edge_circuit.prune(edge_circuit.greedy(
-        scores.astype(np.float32), config, size), config)
+    alone = np.zeros_like(real)
+    order = edge_select.rank_greedy(np.abs(scores), real, alone, config)
+    circuit = edge_select.prune(edge_select.prefix(
+        scores.astype(np.float32), order, size), alone, config)
     return circuit, picture.of_edges(circuit, config, _means(config), None)
 
   def test_nodes_are_those_of_the_edges(self):

@@ -6,7 +6,6 @@ import numpy as np
 
 from mansu_jax import config as run_config
 from mansu_jax.circuits import eap_ig
-from mansu_jax.circuits import edge_circuit
 from mansu_jax.circuits import edges
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
@@ -16,6 +15,7 @@ from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import questions
 from mansu_jax.data import splits
 from mansu_jax.models import loading
+from mansu_jax.stages import edge_attribution
 from mansu_jax.stages import edge_robustness
 from mansu_jax.stages import robustness
 from tests import tiny_job
@@ -217,8 +217,7 @@ class EdgesTest(absltest.TestCase):
     groups = robustness_lib.group_facts([p.fact for p in pairs], 5)
     own = self._scored(config, pairs, groups)
     whole = edge_robustness.whole(own.sums.mean(), _CONFIG)
-    circuit = edge_circuit.prune(
-        edge_circuit.greedy(whole.astype(np.float32), _CONFIG, 30), _CONFIG)
+    circuit = edge_attribution.select_edges(config, _CONFIG, whole)
     selected = edge_robustness.of_edges(
         config, _model(), circuit, groups, own)
     method = selected.method
