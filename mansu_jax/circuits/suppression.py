@@ -26,6 +26,7 @@ from mansu_jax.models import layers as layers_lib
 
 _RIDGE = 1e-4  # Of the mean squared hidden activation.
 _HALVINGS = 30
+_SHORT_OF = 0.999
 
 
 class Asked(NamedTuple):
@@ -43,6 +44,7 @@ class Control(NamedTuple):
   wanted: float  # Share of questions answered by what it is compared with
   reached: float  # Share that it answers itself
   scale: float  # 1 brings margins to 0 where the fit is exact
+  change: np.ndarray  # [F, D], of the last down projection
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -122,7 +124,28 @@ def make(
   down = jnp.asarray(mlp['down'])
   down = down.at[-1].add((scale * change).astype(down.dtype))
   layers = params['layers'] | {'mlp': mlp | {'down': down}}
-  return Control(params | {'layers': layers}, wanted, share(scale), scale)
+  return Control(params | {'layers': layers}, wanted, share(scale), scale,
+                 scale * change)
+
+
+def states(
+    config: model_config.ModelConfig, params: types.Params, control: Control,
+    base: lens.States) -> lens.States:
+  """The control's states, from the base's: only what comes last differs.
+
+  Args:
+    config: the model's.
+    params: the base's.
+    control: made of it.
+    base: its states.
+  """
+  hidden = np.asarray(_hidden(config, params, base.last), np.float64)
+  after = base.layers[:, -1] + (hidden @ control.change).astype(np.float32)
+  final = layers_lib.rms_norm(
+      jnp.asarray(after), params['final_norm'], config.norm_eps)
+  return lens.States(
+      np.concatenate([base.layers[:, :-1], after[:, None]], 1), base.last,
+      np.asarray(final))
 
 
 def _least_squares(inside, wish, outside):
@@ -135,9 +158,12 @@ def _least_squares(inside, wish, outside):
 
 
 def _largest_above(share, wanted: float) -> float:
-  """The largest scale, up to 4, at which the share is not below `wanted`."""
+  """The largest scale, up to 4, at which the share is not below `wanted`.
+
+  Less a little: there a margin is 0, and falls on either side by rounding.
+  """
   low, high = 0.0, 4.0
   for _ in range(_HALVINGS):
     middle = (low + high) / 2
     low, high = (middle, high) if share(middle) >= wanted else (low, middle)
-  return low
+  return _SHORT_OF * low

@@ -69,29 +69,32 @@ def measure(
   views = {'fp': lambda params: params} | {
       name: functools.partial(quantize, name)
       for name in config.quant_schemes}
-  models = Models(
-      after={name: functools.partial(view, unlearned)
-             for name, view in views.items()},
-      beside={'base_quantized': views[config.quant_schemes[0]](model.params)})
+  beside = {}
   out, reasons = dict(_NOTHING), []
   try:
-    reader = readability.Reader(config, inputs, model)
+    reader = readability.Reader(config, inputs, model, unlearned, views)
   except readability.NothingToRead as error:
     logging.warning('Readability is not measured: %s', error)
-    reader, out['readability'] = None, {'reason': str(error)}
-  if reader:
-    control = reader.control(unlearned, _forget_pairs(config, inputs, model))
-    models.beside['suppression'] = control.params
+    out['readability'] = {'reason': str(error)}
+  else:
+    control = reader.control(_forget_pairs(config, inputs, model))
+    beside['suppression'] = control.params
     out['suppression_control'] = {
         'wanted': control.wanted, 'answered': control.reached,
         'scale': control.scale}
-    out['readability'] = reader.measure(models.after, models.beside)
+    out['readability'] = reader.measure(control)
     rng, layers = _draws(config, model)
     out['copy_back'] = reader.copy_back(
-        circuit, unlearned, [select.matched_random(circuit, layers, rng)
-                             for _ in range(_COPIED_BACK)],
-        {name: view for name, view in views.items()
-         if name not in quant.CALIBRATED})  # Those would calibrate anew.
+        circuit, [select.matched_random(circuit, layers, rng)
+                  for _ in range(_COPIED_BACK)],
+        [name for name in views  # Others would calibrate anew.
+         if name not in quant.CALIBRATED])
+    del reader
+  models = Models(
+      after={name: functools.partial(view, unlearned)
+             for name, view in views.items()},
+      beside={'base_quantized': views[config.quant_schemes[0]](model.params)}
+      | beside)
   for key, name, part in (('cad', 'CAD', _cad), ('as_nc', 'AS-NC', _as_nc)):
     try:
       out[key] = part(config, inputs, model, circuit, models)

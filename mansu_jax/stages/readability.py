@@ -28,6 +28,8 @@ from mansu_jax.stages import inputs as inputs_lib
 
 _LEAST = 8  # Questions; fewer say nothing of layers.
 
+Views = Mapping[str, Callable[[types.Params], types.Params]]
+
 
 class NothingToRead(ValueError):
   """There are no questions, or none to fit a lens on."""
@@ -102,76 +104,88 @@ def _check_enough(found: Sequence[Any], what: str) -> None:
 
 
 class Reader:
-  """Reads models of one shape; what is the base's is kept."""
+  """Reads the base and the unlearned model at every precision, each once."""
 
   def __init__(
       self, config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-      model: Any):
-    """Runs the base.
+      model: Any, unlearned: types.Params, views: Views):
+    """Runs the base in full precision.
+
+    Args:
+      config: the run's.
+      inputs: its data.
+      model: the base model.
+      unlearned: full params after.
+      views: `{precision: params -> params}`, full precision first.
 
     Raises:
       NothingToRead: as `questions`.
     """
-    self._config, self._model = config, model
+    self._config, self._model, self._views = config, model, views
     self._questions = questions(config, inputs, model.tokenizer)
-    self._base = self._questions.states(model.config, model.params)
+    self._params = {'base': model.params, 'unlearned': unlearned}
     self._resampling = dict(
         resamples=config.eval.bootstrap // 4, seed=config.seed)
+    self._base = self._questions.states(model.config, model.params)
+    self._full, *self._quantized = views
+    self._read = {
+        ('base', self._full): self._picks(*self._base, model.params)}
+
+  def picks(self, name: str, precision: str) -> np.ndarray:
+    """The choices that each layer of a model prefers, [L + 1, m] int."""
+    key = name, precision
+    if key not in self._read:
+      params = self._views[precision](self._params[name])
+      self._read[key] = self._picks(
+          *self._questions.states(self._model.config, params), params)
+    return self._read[key]
+
+  def _picks(self, fit, at, params) -> np.ndarray:
+    table = params.get('lm_head', params['embed'])
+    return lens.read(fit, at, table, self._questions.asked.choices)
+
+  def _right(self, picks: np.ndarray) -> np.ndarray:
+    """Whether the model itself answers each question [m]."""
+    return np.equal(picks[-1], self._questions.asked.right)
 
   def control(
-      self, unlearned: types.Params,
-      pairs: Sequence[pairs_lib.AttributionPair]) -> suppression.Control:
+      self, pairs: Sequence[pairs_lib.AttributionPair]
+  ) -> suppression.Control:
     """The control that answers as few questions as the unlearned model.
 
     Args:
-      unlearned: what it is matched with.
       pairs: whose clean prompts it hides the answers of as well.
     """
     asked, config = self._questions.asked, self._model.config
-    states = self._questions.states(config, unlearned)[1]
-    wanted = suppression.answered(config, unlearned, states, asked).mean()
-    more = lens.states(
-        config, self._model.params, [p.clean_ids for p in pairs])
-    tokens = np.array([[p.answer_id, p.corrupt_answer_id] for p in pairs])
-    width = asked.choices.shape[1]
-    tokens = np.pad(tokens, [(0, 0), (0, width - 2)], mode='edge')
-    fields = (tokens, np.zeros(len(pairs)), np.full(len(pairs), 2))
-    hide = lens.States(*map(np.concatenate, zip(self._base[1], more)))
-    every = suppression.Asked(*(
-        np.concatenate([a, b]).astype(np.int32)
-        for a, b in zip(asked, fields)))
+    wanted = self._right(self.picks('unlearned', self._full)).mean()
+    hide, every = self._base[1], asked
+    if pairs:
+      hide, every = _with_pairs(
+          hide, asked, pairs, lens.states(
+              config, self._model.params, [p.clean_ids for p in pairs]))
     return suppression.make(
         config, self._model.params, hide=hide, asked=every,
         keep=self._base[0], wanted=float(wanted),
         match=np.arange(len(every.right)) < len(asked.right))
 
-  def measure(
-      self, unlearned: Mapping[str, Callable[[], types.Params]],
-      beside: Mapping[str, types.Params]) -> dict[str, Any]:
-    """Readability of the unlearned model at every precision.
-
-    Args:
-      unlearned: `{precision: () -> params}`, full precision first.
-      beside: what gives nulls of one value.
-    """
+  def measure(self, control: suppression.Control) -> dict[str, Any]:
+    """Readability of the unlearned model at every precision."""
     asked, facts = self._questions.asked, self._questions.facts
-    read = lambda params: self._read(*self._questions.states(
-        self._model.config, params), params)
-    base = self._read(*self._base, self._model.params)
-    others = {name: read(params) for name, params in beside.items()}
+    hidden = [suppression.states(
+        self._model.config, self._model.params, control, s)
+              for s in self._base]
+    beside = {'suppression': self._picks(*hidden, control.params)}
+    if self._quantized:
+      beside = {'base_quantized': self.picks(
+          'base', self._quantized[0])} | beside
     out = {precision: readability.measure(
-        base, read(make()), others, asked.right, asked.counts, facts,
-        **self._resampling) for precision, make in unlearned.items()}
-    first, *rest = out
-    return out[first] | {
-        'by_precision': {name: out[name] for name in rest},
+        self.picks('base', self._full), self.picks('unlearned', precision),
+        beside, asked.right, asked.counts, facts, **self._resampling)
+           for precision in self._views}
+    return out[self._full] | {
+        'by_precision': {name: out[name] for name in self._quantized},
         'fitted_on': len(self._questions.fit),
         'left_out': self._questions.left_out}
-
-  def _read(self, fit, at, params) -> np.ndarray:
-    table = params.get('lm_head', params['embed'])
-    choices = self._questions.asked.choices
-    return lens.read(fit, at, table, choices)
 
   def answered(self, params: types.Params) -> np.ndarray:
     """Whether a model answers each question, by first tokens [m]."""
@@ -180,10 +194,8 @@ class Reader:
     return suppression.answered(config, params, states, asked)
 
   def copy_back(
-      self, circuit: graph.Circuit, unlearned: types.Params,
-      randoms: Sequence[graph.Circuit],
-      views: Mapping[str, Callable[[types.Params], types.Params]]
-  ) -> dict[str, Any]:
+      self, circuit: graph.Circuit, randoms: Sequence[graph.Circuit],
+      precisions: Sequence[str]) -> dict[str, Any]:
     """Which part of the edit, when undone, brings the answers back?
 
     theta_0 is copied back on the circuit alone, off it alone, and on random
@@ -192,17 +204,17 @@ class Reader:
 
     Args:
       circuit: C.
-      unlearned: full params after.
       randoms: random circuits.
-      views: `{precision: quantizer}`.
+      precisions: some of the views.
     """
-    base = self._model.params
+    base, unlearned = self._params['base'], self._params['unlearned']
     kept_on = lambda c: _copy(unlearned, base, c)
     confined = _same(kept_on(circuit), base)
     out = {'confined': confined, 'by_precision': {}}
-    for precision, view in views.items():
-      acc = {'base': self.answered(view(base)),
-             'unlearned': self.answered(view(unlearned))}
+    for precision in precisions:
+      view = self._views[precision]
+      acc = {name: self._right(self.picks(name, precision))
+             for name in self._params}
       if confined:  # Nothing to run: undone on C it is the base.
         acc |= {'circuit': acc['base'], 'rest': acc['unlearned']}
       else:
@@ -231,6 +243,17 @@ class Reader:
     values = back / lost
     return {'share': float(values[0]),
             'interval': resampling.interval(values[1:])}
+
+
+def _with_pairs(hide, asked, pairs, states):
+  """What is hidden and asked, with pairs as questions of two choices."""
+  tokens = np.array([[p.answer_id, p.corrupt_answer_id] for p in pairs])
+  width = asked.choices.shape[1]
+  tokens = np.pad(tokens, [(0, 0), (0, width - 2)], mode='edge')
+  fields = tokens, np.zeros(len(pairs)), np.full(len(pairs), 2)
+  return (lens.States(*map(np.concatenate, zip(hide, states))),
+          suppression.Asked(*(np.concatenate([a, b]).astype(np.int32)
+                              for a, b in zip(asked, fields))))
 
 
 @jax.jit

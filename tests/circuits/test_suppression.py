@@ -95,6 +95,13 @@ class SuppressionTest(parameterized.TestCase):
     self.assertLess(
         moved(self.others, self.keep), 0.05 * moved(self.prompts, self.hide))
 
+  def test_states_are_those_of_a_run(self):
+    control = self._make(0.25)
+    want = lens.states(_CONFIG, control.params, self.prompts)
+    got = suppression.states(_CONFIG, _PARAMS, control, self.hide)
+    for one, other in zip(got, want):
+      np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
   def test_the_way_there_is_as_it_was(self):
     control = self._make(0.25)
     after = lens.states(_CONFIG, control.params, self.prompts)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -95,10 +96,13 @@ class ReaderTest(parameterized.TestCase):
     self.model = types.SimpleNamespace(
         config=config, params=self.base, tokenizer=_TOKENIZER)
     self.inputs = _inputs()
-    self.reader = readability.Reader(
-        _config(bootstrap=200), self.inputs, self.model)
     self.circuit = small.circuit(config)
-    self.views = {'fp': lambda params: params}
+    self.views = {'fp': lambda params: params,
+                  'nf4': lambda params: jax.tree.map(jnp.round, params)}
+
+  def _reader(self, unlearned):
+    return readability.Reader(
+        _config(bootstrap=200), self.inputs, self.model, unlearned, self.views)
 
   def test_answered_is_what_the_model_prefers(self):
     asked = readability.questions(_config(), self.inputs, _TOKENIZER)
@@ -106,30 +110,47 @@ class ReaderTest(parameterized.TestCase):
     logits = states.final @ np.asarray(self.other['embed']).T
     want = [max(row[:n], key=lambda t, i=i: logits[i, t]) == row[r]
             for i, (row, r, n) in enumerate(zip(*asked.asked))]
-    np.testing.assert_array_equal(self.reader.answered(self.other), want)
+    reader = self._reader(self.other)
+    np.testing.assert_array_equal(reader.answered(self.other), want)
+    np.testing.assert_array_equal(
+        reader.picks('unlearned', 'fp')[-1] == asked.asked.right, want)
 
-  def test_control_answers_as_few(self):
+  @parameterized.parameters(0, 1)
+  def test_control_answers_as_few(self, pairs):
     pair = pairs_lib.AttributionPair((3, 4), (5, 4), 6, 7, fact='f')
-    control = self.reader.control(self.other, [pair])
-    self.assertEqual(
-        control.wanted, self.reader.answered(self.other).mean())
-    got = self.reader.answered(control.params).mean()
+    reader = self._reader(self.other)
+    control = reader.control([pair] * pairs)
+    self.assertEqual(control.wanted, reader.answered(self.other).mean())
+    got = reader.answered(control.params).mean()
     self.assertAlmostEqual(got, control.reached, delta=1e-6)
 
+  def test_each_model_is_run_once(self):
+    runs = []
+    states = lens.states
+    with mock.patch.object(lens, 'states', lambda *args: (
+        runs.append(args[1]), states(*args))[1]):
+      reader = self._reader(self.other)
+      control = reader.control([])
+      reader.measure(control)
+      edited = reader.copy_back(self.circuit, [], ('fp', 'nf4'))
+    self.assertIs(edited['confined'], False)
+    # Base and unlearned at two precisions, and two parts undone at both.
+    self.assertLen(runs, 4 + 4)
+
   def test_readability_of_the_base_is_one(self):
-    got = self.reader.measure(
-        {'fp': lambda: self.base, 'nf4': lambda: self.other},
-        {'suppression': self.base})
+    reader = self._reader(self.base)
+    control = reader.control([])
+    got = reader.measure(control)
     self.assertEqual(got['value'], 1.0)
     self.assertEqual(tuple(got['by_precision']), ('nf4',))
-    self.assertEqual(
-        got['by_layer']['suppression'], got['by_layer']['base'])
+    self.assertEqual(tuple(got['by_layer']), (
+        'base', 'unlearned', 'base_quantized', 'suppression'))
     self.assertEqual((got['fitted_on'], got['left_out']), (12, 0))
 
   def test_an_edit_of_the_circuit_alone(self):
     edited = readability._copy(self.base, self.other, self.circuit)
     self.assertFalse(readability._same(edited, self.base))
-    got = self.reader.copy_back(self.circuit, edited, [], self.views)
+    got = self._reader(edited).copy_back(self.circuit, [], ('fp',))
     self.assertIs(got['confined'], True)
     parts = got['by_precision']['fp']
     self.assertEqual(parts['circuit']['answered'], parts['base']['answered'])
@@ -137,11 +158,11 @@ class ReaderTest(parameterized.TestCase):
 
   def test_an_edit_of_everything(self):
     random = small.random_circuit(self.model.config, 0.5)
-    got = self.reader.copy_back(
-        self.circuit, self.other, [random], self.views)
+    reader = self._reader(self.other)
+    got = reader.copy_back(self.circuit, [random], ('fp',))
     self.assertIs(got['confined'], False)
     parts = got['by_precision']['fp']
-    answered = lambda params: self.reader.answered(params).mean()
+    answered = lambda params: reader.answered(params).mean()
     for name, params in (
         ('circuit', readability._copy(self.other, self.base, self.circuit)),
         ('rest', readability._copy(self.base, self.other, self.circuit)),
