@@ -1,8 +1,8 @@
 """Where inside a model can an answer be read? A linear lens on every layer.
 
-Scores of attribution cannot say whether knowledge has gone or only its way out:
-they are complete, so that with the answer gone from the output they sum to
-about nothing, whoever hid it. This looks at the states instead. At every layer
+Scores of attribution do not say by themselves whether knowledge has gone or
+only its way out: they sum to what the output says, so that they fade with the
+answer, whoever hid it. This looks at the states instead. At every layer
 a linear map from the residual stream to the final hidden state, both at a
 prompt's last token, is fitted on facts that are retained, and read on facts
 that are forgotten, which it has never seen: what it finds there is in the

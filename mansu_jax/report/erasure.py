@@ -75,10 +75,9 @@ def _control(record: Record) -> document.Text:
       ' projection changed, so that it answers as few of the forgotten'
       f' questions as the unlearned model ({words.percent(found["answered"])}'
       f' against {words.percent(found["wanted"])}, by first tokens) and all'
-      ' that leads to them is as it was. Scores are complete: they sum to what'
-      ' the output says. So an answer that is only hidden takes its scores with'
-      ' it, and CAD alone cannot tell hiding from erasure; readability, below,'
-      ' looks at the states.')
+      ' that leads to them is as it was. Its CAD is not 0 for that: scores sum'
+      ' to what the output says, so an answer that is only hidden takes some of'
+      ' them along. Readability, below, looks at the states instead.')
 
 
 def _rows(name: str, where: str, found: Record) -> Iterator[tuple[str, ...]]:
