@@ -1,5 +1,7 @@
 """States at prompts' ends, and what a linear lens reads in them."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -12,6 +14,7 @@ from tests.circuits import small
 
 _CONFIG = small.config()
 _PARAMS = small.params(_CONFIG)
+_forward = jax.jit(functools.partial(decoder.forward, _CONFIG))
 
 
 def _prompts(lengths=(4, 9, 1, 8), seed=0):
@@ -27,7 +30,7 @@ class StatesTest(parameterized.TestCase):
     self.assertEqual(got.layers.shape, (128, 3, 16))
     for i in (0, 1, 2, 3, 62, 63, 126, 127):
       prompt = prompts[i]
-      hidden = decoder.forward(_CONFIG, _PARAMS, np.array([prompt]))
+      hidden = _forward(_PARAMS, np.array([prompt]))
       np.testing.assert_allclose(got.final[i], hidden[0, -1], atol=1e-5)
       np.testing.assert_array_equal(
           got.layers[i, 0], _PARAMS['embed'][prompt[-1]])
@@ -47,7 +50,7 @@ class StatesTest(parameterized.TestCase):
   def test_a_prompt_longer_than_a_row(self):
     prompts = _prompts((3, 70))
     got = lens.states(_CONFIG, _PARAMS, prompts)
-    hidden = decoder.forward(_CONFIG, _PARAMS, np.array([prompts[1]]))
+    hidden = _forward(_PARAMS, np.array([prompts[1]]))
     np.testing.assert_allclose(got.final[1], hidden[0, -1], atol=1e-5)
 
   def test_take(self):
