@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -29,18 +29,45 @@ class Found(NamedTuple):
   report: dict[str, Any]  # JSON-able account
 
 
-def mean_scores(
+def each_pair(
     config: run_config.RunConfig, model: Any,
-    pairs: Sequence[pairs_lib.AttributionPair]) -> np.ndarray:
-  """Mean EAP-IG scores of the pairs, float64 [S, G]."""
+    pairs: Sequence[pairs_lib.AttributionPair]
+) -> Iterator[tuple[int, edges_lib.EdgeScores]]:
+  """Which pair, and its EAP-IG scores [S, G] and metrics, one after another."""
   options = config.attribution
   score = functools.partial(
       edges_lib.pair_scores, model.config, model.params,
       points=edges_lib.eap_ig_points(options.steps))
-  in_order = sorted(pairs, key=lambda p: len(p.clean_ids))  # Less padding.
-  batches = pair_batches.pack(in_order, options.batch, alone=True)
-  return sum(found.edges.sum(0, dtype=np.float64) for found in (
-      eap_ig.of_real_pairs(score, batches))) / len(pairs)
+  order = np.argsort([len(p.clean_ids) for p in pairs], kind='stable')
+  batches = pair_batches.pack(  # In order of length: less padding.
+      [pairs[i] for i in order], options.batch, alone=True)
+  rows = (edges_lib.EdgeScores(*row)
+          for found in eap_ig.of_real_pairs(score, batches)
+          for row in zip(*found))
+  return zip(order, rows)
+
+
+def mean_scores(
+    config: run_config.RunConfig, model: Any,
+    pairs: Sequence[pairs_lib.AttributionPair]) -> np.ndarray:
+  """Mean EAP-IG scores of the pairs, float64 [S, G]."""
+  total = np.zeros(edges_lib.is_edge(model.config).shape)
+  for _, found in each_pair(config, model, pairs):
+    total += found.edges
+  return total / len(pairs)
+
+
+def _ranked(
+    config: run_config.RunConfig, shape: Any, scores: np.ndarray,
+    contrast: np.ndarray | None
+) -> tuple[np.ndarray, Callable[[int], edge_circuit.EdgeCircuit]]:
+  """The ranking of all candidates, and the circuit of its first so many."""
+  options = config.circuit
+  layers = select.layer_range(options, shape.num_layers)
+  alone, held = edge_select.given(shape, layers), scores.astype(np.float32)
+  order = _order(options, shape, layers, scores, contrast)
+  return order, lambda size: edge_select.prune(
+      edge_select.prefix(held, order, size), alone, shape)
 
 
 def select_edges(
@@ -54,12 +81,20 @@ def select_edges(
     scores: mean scores on the pairs, [S, G].
     contrast: mean scores on retain pairs, for `--circuit_contrast`.
   """
-  options = config.circuit
-  layers = select.layer_range(options, shape.num_layers)
-  order = _order(options, shape, layers, scores, contrast)
-  return edge_select.prune(
-      edge_select.prefix(scores.astype(np.float32), order, options.edges),
-      edge_select.given(shape, layers), shape)
+  _, first = _ranked(config, shape, scores, contrast)
+  return first(config.circuit.edges)
+
+
+def faithfulness(
+    config: run_config.RunConfig, model: Any,
+    pairs: Sequence[pairs_lib.AttributionPair]
+) -> edge_faithfulness.EdgeFaithfulness:
+  """Runs circuits of edges on the first `--circuit_pairs` pairs."""
+  options, shape = config.circuit, model.config
+  (batch,) = pair_batches.pack(pairs[:options.pairs], options.pairs)
+  return edge_faithfulness.EdgeFaithfulness(
+      shape, model.params, jax.device_put(batch), edge_select.given(
+          shape, select.layer_range(options, shape.num_layers)))
 
 
 def find(
@@ -76,20 +111,9 @@ def find(
     contrast: mean scores on retain pairs, for `--circuit_contrast`.
   """
   options, shape = config.circuit, model.config
-  layers = select.layer_range(options, shape.num_layers)
-  alone = edge_select.given(shape, layers)
-  order = _order(options, shape, layers, scores, contrast)
-  held = scores.astype(np.float32)
-
-  def first(size: int) -> edge_circuit.EdgeCircuit:
-    return edge_select.prune(
-        edge_select.prefix(held, order, size), alone, shape)
-
+  order, first = _ranked(config, shape, scores, contrast)
   circuit = first(options.edges)
-  size = options.pairs
-  (batch,) = pair_batches.pack(pairs[:size], size)
-  measure = edge_faithfulness.EdgeFaithfulness(
-      shape, model.params, jax.device_put(batch), alone)
+  measure = faithfulness(config, model, pairs)
   rng = np.random.default_rng(config.seed)
   randoms = [measure(edge_select.random_like(circuit.chosen, shape, rng))
              for _ in range(options.random_circuits)]

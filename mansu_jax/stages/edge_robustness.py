@@ -7,21 +7,15 @@ Scores of every edge and pair would not fit: they are summed over at most
 from __future__ import annotations
 
 from collections.abc import Mapping
-import functools
 from typing import Any
 
-import jax
 import numpy as np
 
 from mansu_jax import config as run_config
-from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edge_circuit
-from mansu_jax.circuits import edge_faithfulness
 from mansu_jax.circuits import edge_select
 from mansu_jax.circuits import edges as edges_lib
-from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import robustness as robustness_lib
-from mansu_jax.circuits import select
 from mansu_jax.stages import edge_attribution
 from mansu_jax.stages import robustness
 
@@ -37,21 +31,13 @@ def score(
     pairs: of prompts.
     groups: of each fact.
   """
-  options, real = config.attribution, edges_lib.is_edge(model.config)
-  run = functools.partial(
-      edges_lib.pair_scores, model.config, model.params,
-      points=edges_lib.eap_ig_points(options.steps))
-  order = np.argsort([len(p.clean_ids) for p in pairs], kind='stable')
-  batches = pair_batches.pack(  # In order of length: less padding.
-      [pairs[i] for i in order], options.batch, alone=True)
+  real = edges_lib.is_edge(model.config)
   totals = np.zeros((max(groups.values()) + 1, int(real.sum())), np.float32)
-  metrics, done = np.zeros((len(pairs), 2)), 0  # Clean and corrupt.
-  for found in eap_ig.of_real_pairs(run, batches):
-    for edges, *both in zip(*found):
-      place = order[done]
-      metrics[place], done = both, done + 1
-      if both[0] > 0:
-        totals[groups[pairs[place].fact]] += edges[real]
+  metrics = np.zeros((len(pairs), 2))  # Clean and corrupt.
+  for place, found in edge_attribution.each_pair(config, model, pairs):
+    metrics[place] = found.metric_clean, found.metric_corrupt
+    if found.metric_clean > 0:
+      totals[groups[pairs[place].fact]] += found.edges[real]
   kept = np.flatnonzero(metrics[:, 0] > 0)
   answered = [pairs[i] for i in kept]
   counts = np.bincount([groups[p.fact] for p in answered],
@@ -85,14 +71,9 @@ def of_edges(
   """
   shape = model.config
   real = edges_lib.is_edge(shape)
-  alone = edge_select.given(
-      shape, select.layer_range(config.circuit, shape.num_layers))
 
   def patch(pairs: robustness.Pairs) -> robustness.Patched:
-    size = config.circuit.pairs
-    (batch,) = pair_batches.pack(pairs[:size], size)
-    measure = edge_faithfulness.EdgeFaithfulness(
-        shape, model.params, jax.device_put(batch), alone)
+    measure = edge_attribution.faithfulness(config, model, pairs)
     return lambda row: measure.metrics(whole(row, shape))
 
   return robustness.Selected(robustness.Method(

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from mansu_jax.circuits import edges
 from mansu_jax.circuits import graph
 from mansu_jax.data import pairs as pairs_lib
 from tests.models import tiny
@@ -12,6 +13,15 @@ def config(**changes):
   return tiny.config(**{
       'vocab_size': 29, 'd_model': 16, 'num_layers': 2, 'num_heads': 4,
       'num_kv_heads': 2, 'd_head': 4, 'd_ff': 24} | changes)
+
+
+def with_places(**changes):
+  """A config of two heads, and what finds an edge by its ends' names."""
+  cfg = config(num_heads=2, num_kv_heads=1, d_head=8, **changes)
+  place = lambda source, target: (
+      edges.source_names(cfg).index(source),
+      edges.target_names(cfg).index(target))
+  return cfg, place
 
 
 def params(cfg, seed=0):

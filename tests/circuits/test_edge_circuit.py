@@ -11,14 +11,6 @@ from mansu_jax.circuits import edges
 from tests.circuits import small
 
 
-def _setup(**changes):
-  cfg = small.config(num_heads=2, num_kv_heads=1, d_head=8, **changes)
-  place = lambda source, target: (
-      edges.source_names(cfg).index(source),
-      edges.target_names(cfg).index(target))
-  return cfg, place
-
-
 def _first(cfg, size):
   """The circuit of some edges."""
   real = edges.is_edge(cfg)
@@ -30,7 +22,7 @@ def _first(cfg, size):
 class FileTest(absltest.TestCase):
 
   def test_round_trip(self):
-    cfg, at = _setup()
+    cfg, at = small.with_places()
     circuit = _first(cfg, 9)
     fields = json.loads(json.dumps(edge_circuit.to_json(circuit, cfg)))
     self.assertEqual(fields['cfg'], {
@@ -46,7 +38,7 @@ class FileTest(absltest.TestCase):
     np.testing.assert_array_equal(got.scores, circuit.scores)
 
   def test_bad_files(self):
-    cfg, _ = _setup()
+    cfg, _ = small.with_places()
     good = edge_circuit.to_json(_first(cfg, 9), cfg)
     read = lambda fields: edge_circuit.from_json(fields, cfg, 'x.json')
     with self.assertRaisesRegex(ValueError, r"x.json lacks \['edges'\]"):

@@ -1,16 +1,14 @@
 """The report of attribution alone is its record's."""
 
 import json
-import pathlib
 import re
-import tempfile
 from xml.etree import ElementTree
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax.report import write
 from tests.report import attribution_records
+from tests.report import cases
 from tests.report import pages
 from tests.report import records
 
@@ -19,19 +17,7 @@ _VARIANTS = (('nodes', attribution_records.nodes),
              ('bare', attribution_records.bare))
 
 
-class _ReportTest(parameterized.TestCase):
-
-  def written(self, record) -> pathlib.Path:
-    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    write.write(record, root)
-    return root
-
-  def page(self, record) -> pages.Page:
-    return pages.Page(
-        (self.written(record) / 'report.html').read_text(encoding='utf-8'))
-
-
-class FilesTest(_ReportTest):
+class FilesTest(cases.ReportTest):
 
   @parameterized.named_parameters(*_VARIANTS)
   def test_record_page_and_plots(self, make):
@@ -61,7 +47,7 @@ class FilesTest(_ReportTest):
       self.assertNotIn(word, page.text)
 
 
-class ContentTest(_ReportTest):
+class ContentTest(cases.ReportTest):
 
   def test_what_was_attributed(self):
     page = self.page(attribution_records.nodes())

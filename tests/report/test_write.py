@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import math
-import pathlib
 import re
-import tempfile
 from xml.etree import ElementTree
 
 from absl.testing import absltest
@@ -16,6 +14,7 @@ from mansu_jax import run_flags
 from mansu_jax.report import markdown
 from mansu_jax.report import provenance
 from mansu_jax.report import write
+from tests.report import cases
 from tests.report import pages
 from tests.report import records
 
@@ -23,22 +22,7 @@ _VARIANTS = (('full', records.make), ('bare', records.bare),
              ('audit', records.audit), ('bare_audit', records.bare_audit))
 
 
-class _ReportTest(parameterized.TestCase):
-
-  def written(self, record) -> pathlib.Path:
-    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    write.write(record, root)
-    return root
-
-  def page(self, record) -> pages.Page:
-    return _page(self.written(record))
-
-
-def _page(root: pathlib.Path) -> pages.Page:
-  return pages.Page((root / 'report.html').read_text(encoding='utf-8'))
-
-
-class FilesTest(_ReportTest):
+class FilesTest(cases.ReportTest):
 
   @parameterized.named_parameters(*_VARIANTS)
   def test_record_is_strict_json_and_equal(self, make):
@@ -58,7 +42,7 @@ class FilesTest(_ReportTest):
     self.assertEqual(read['not_finite'],
                      ['perplexity/unlearned/nf4', 'history/loss/3'])
     self.assertEqual(record['perplexity']['unlearned']['nf4'], math.inf)
-    self.assertIn('perplexity/unlearned/nf4', _page(root).text)
+    self.assertIn('perplexity/unlearned/nf4', cases.page(root).text)
 
   @parameterized.named_parameters(*_VARIANTS)
   def test_page_nests_and_stands_alone(self, make):
@@ -108,7 +92,7 @@ class FilesTest(_ReportTest):
     root = self.written(make())
     text = (root / 'report.md').read_text(encoding='utf-8')
     escaped = [[[markdown.escape(cell) for cell in row] for row in table]
-               for table in _page(root).tables]
+               for table in cases.page(root).tables]
     self.assertEqual([t[:1] + t[2:] for t in pages.pipe_tables(text)], escaped)
 
   def test_rewriting_changes_nothing(self):
@@ -119,7 +103,7 @@ class FilesTest(_ReportTest):
         before, {f: f.read_bytes() for f in root.rglob('*') if f.is_file()})
 
 
-class ContentTest(_ReportTest):
+class ContentTest(cases.ReportTest):
 
   def test_accuracies_are_the_records(self):
     record = records.make()
@@ -312,7 +296,7 @@ class ContentTest(_ReportTest):
     self.assertCountEqual(lines, run_flags.to_flagfile(config).splitlines())
 
 
-class AuditTest(_ReportTest):
+class AuditTest(cases.ReportTest):
 
   def test_names_both_models_and_how_they_were_compared(self):
     text = self.page(records.audit()).text
