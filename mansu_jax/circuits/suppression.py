@@ -57,34 +57,49 @@ def _hidden(config, params, last):
   return nn.silu(normed @ mlp['gate']) * (normed @ mlp['up'])
 
 
+def _logits(config, params, x, choices):
+  """Logits [C] of some tokens after a residual [D] that has left all layers."""
+  table = params.get('lm_head', params['embed'])
+  return table[choices] @ layers_lib.rms_norm(
+      x, params['final_norm'], config.norm_eps)
+
+
+def _others(choices, right, count):
+  """Which choices [C] are neither right nor there to fill up."""
+  place = jnp.arange(len(choices))
+  return (place != right) & (place < count)
+
+
 @functools.partial(jax.jit, static_argnames='config')
 def _margins(config, params, x, asked):
   """Right logit less the mean of the others, of residuals [n, D] after all.
 
   Returns:
-    Margins [n], their gradients [n, D], and whether each is answered [n].
+    Margins [n] and their gradients [n, D].
   """
-  table = params.get('lm_head', params['embed'])
+  def margin(x, *one):
+    logits, others = _logits(config, params, x, one[0]), _others(*one)
+    return logits[one[1]] - jnp.sum(logits * others) / jnp.sum(others)
 
-  def margin(x, choices, right, count):
-    hidden = layers_lib.rms_norm(x, params['final_norm'], config.norm_eps)
-    logits = table[choices] @ hidden
-    place = jnp.arange(len(choices))
-    others = (place != right) & (place < count)
-    gap = logits[right] - jnp.sum(logits * others) / jnp.sum(others)
-    best = jnp.max(jnp.where(others, logits, -jnp.inf))
-    return gap, logits[right] > best
+  return jax.vmap(jax.value_and_grad(margin))(x, *asked)
 
-  run = jax.vmap(jax.value_and_grad(margin, has_aux=True))
-  (gaps, answered), grads = run(x, *asked)
-  return gaps, grads, answered
+
+@functools.partial(jax.jit, static_argnames='config')
+def _answered(config, params, x, asked):
+  """Whether the right logit is the largest, of residuals [n, D] after all."""
+  def best(x, *one):
+    logits = _logits(config, params, x, one[0])
+    return logits[one[1]] > jnp.max(
+        jnp.where(_others(*one), logits, -jnp.inf))
+
+  return jax.vmap(best)(x, *asked)
 
 
 def answered(
     config: model_config.ModelConfig, params: types.Params,
     states: lens.States, asked: Asked) -> np.ndarray:
   """Whether each right answer's first token is the likeliest choice's [n]."""
-  return np.asarray(_margins(config, params, states.layers[:, -1], asked)[2])
+  return np.asarray(_answered(config, params, states.layers[:, -1], asked))
 
 
 def make(
@@ -106,7 +121,7 @@ def make(
     The control; its params share every leaf but one with the base's.
   """
   x = jnp.asarray(hide.layers[:, -1])
-  gaps, grads, _ = _margins(config, params, x, asked)
+  gaps, grads = _margins(config, params, x, asked)
   grads = np.asarray(grads, np.float64)
   wish = -np.asarray(gaps, np.float64)[:, None] * grads / np.sum(
       grads**2, 1, keepdims=True)  # [n, D]
@@ -117,7 +132,7 @@ def make(
 
   def share(scale):
     return float(np.mean(np.asarray(
-        _margins(config, params, x + scale * moved, asked)[2])[match]))
+        _answered(config, params, x + scale * moved, asked))[match]))
 
   scale = _largest_above(share, wanted)
   mlp = params['layers']['mlp']
