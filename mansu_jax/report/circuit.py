@@ -38,17 +38,29 @@ def section(record: Record) -> document.Section:
 
 def name(found: Record) -> str:
   """What it is a circuit of, in words."""
-  if found['level'] == 'edge':
-    return (f'{words.count(found["edges"], "edge")} on'
+  edges = found.get('edges')
+  if not _by_kind(found):
+    return (f'{words.count(edges, "edge")} on'
             f' {words.count(found["nodes"], "node")}')
-  return words.listing([
+  nodes = words.listing([
       f'{n:,} {k.replace("_", " ")}' for k, n in found['nodes'].items() if n])
+  if edges is None:
+    return nodes
+  return f'{nodes} at the ends of {words.count(edges, "edge")}'
+
+
+def _by_kind(found: Record) -> bool:
+  """Whether nodes are counted by kind: not where edges are all there is.
+
+  A run at level edge edits the weights of nodes, which it counts by kind.
+  """
+  return isinstance(found['nodes'], dict)
 
 
 def _rows(found: Record) -> Iterator[tuple[str, str]]:
   yield 'selection', found['selection']
   yield 'level', found['level']
-  if found['level'] == 'edge':
+  if not _by_kind(found):
     yield 'edges', (f'{found["edges"]:,} of {found["candidates"]:,}, after'
                     ' pruning those that lead nowhere from'
                     f' {found["edges_before_pruning"]:,}')
@@ -128,7 +140,7 @@ def _faithfulness_plot(found: Record) -> list[document.Plot]:
       'Faithfulness', rows, label='share of the behaviour it carries',
       rules=[svg.Rule(0.0, 'none'), svg.Rule(1.0, 'all')], width=svg.NARROW)
   caption = ('Every edge outside a circuit carries what the corrupted prompt'
-             ' gave.') if found['level'] == 'edge' else (
+             ' gave.') if not _by_kind(found) else (
                  'Patching all candidate nodes outside a circuit with their'
                  ' activations on the corrupted prompt.')
   return [document.Plot('faithfulness', chart, caption)]

@@ -318,6 +318,19 @@ class AuditTest(cases.ReportTest):
     self.assertIn('make sure that this is the base', text)
     self.assertIn('The audited file is quantized itself', text)
 
+  def test_a_run_of_edges_names_its_edges_and_counts_its_nodes_by_kind(self):
+    record = records.make()
+    found = record['circuit']
+    found |= {'level': 'edge', 'edges': 12,
+              'nodes': found['nodes'] | {'heads': 3}}
+    neurons = f'{found["nodes"]["neurons"]:,}'
+    page = self.page(record)
+    rows = dict(page.table('circuit', '')[1:])
+    self.assertEqual(
+        rows['nodes'],
+        f'{neurons} neurons and 3 heads at the ends of 12 edges')
+    self.assertIn('all candidate nodes outside', page.text)
+
   def test_what_was_not_measured_is_listed_and_has_no_section(self):
     page = self.page(records.bare_audit())
     rows = page.table('not measured', 'what would allow it, or why')
