@@ -142,7 +142,7 @@ class RunTest(parameterized.TestCase):
     models = {'base_quantized', 'suppression'}
     for name, nulls in (
         ('cad', {'prompt_halves', 'random_circuits', *models}),
-        ('as_nc', {'prompt_halves', 'random_circuits', *models}),
+        ('as_nc', {'prompt_halves', 'random_circuits', 'base_quantized'}),
         ('readability', {'prompt_halves', 'guessing', *models})):
       found = self.record[name]
       self.assertEqual(tuple(found['by_precision']), _PRECISIONS[1:])

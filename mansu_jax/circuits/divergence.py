@@ -139,13 +139,12 @@ def structural_erasure(
 
   Against a null that is resampled: beyond its 95 % level; short of it, but with
   the interval of the value beyond, inconclusive. Against a null of one value,
-  by the paired interval. The suppression control is a null of CAD alone: it
-  touches nothing off the circuit, so that no edit could lie below it there.
+  by the paired interval.
   """
   checks = {f'cad_above_{name}': _beyond(cad, null, 1)
             for name, null in cad['nulls'].items()}
   checks |= {f'as_nc_below_{name}': _beyond(as_nc, null, -1)
-             for name, null in as_nc['nulls'].items() if name != 'suppression'}
+             for name, null in as_nc['nulls'].items()}
   levels = [null['level_95'] for null in cad['nulls'].values()
             if 'level_95' in null]
   out = {'value': cad['value'], 'interval': cad['interval'],

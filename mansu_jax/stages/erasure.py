@@ -90,14 +90,17 @@ def measure(
         [name for name in views  # Others would calibrate anew.
          if name not in quant.CALIBRATED])
     del reader
-  models = Models(
-      after={name: functools.partial(view, unlearned)
-             for name, view in views.items()},
-      beside={'base_quantized': views[config.quant_schemes[0]](model.params)}
-      | beside)
-  for key, name, part in (('cad', 'CAD', _cad), ('as_nc', 'AS-NC', _as_nc)):
+  after = {name: functools.partial(view, unlearned)
+           for name, view in views.items()}
+  quantized = {
+      'base_quantized': views[config.quant_schemes[0]](model.params)}
+  for key, name, part, compared in (
+      ('cad', 'CAD', _cad, quantized | beside),
+      # A control that hides answers leaves what is off C as it is: no null.
+      ('as_nc', 'AS-NC', _as_nc, quantized)):
     try:
-      out[key] = part(config, inputs, model, circuit, models)
+      out[key] = part(config, inputs, model, circuit, Models(
+          after=after, beside=compared))
     except _NO_PAIRS as error:  # Keep the rest of the run.
       logging.warning('%s is not measured: %s', name, error)
       reasons.append(f'{name} is not measured: {error}')
