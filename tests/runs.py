@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-import contextlib
+from collections.abc import Sequence
 import hashlib
 import json
 import pathlib
-import tempfile
 from typing import Any
 
 from absl import flags
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
@@ -29,22 +25,6 @@ _NF4 = np.array(sorted(quant_naive.NF4_VALUES), np.float32)
 _MIDDLES = (_NF4[1:] + _NF4[:-1]) / np.float32(2)
 _BLOCK = 64
 _NOT_AUDITED = ('--model=', '--data_text=', '--unlearn_', '--fisher_')
-_SETTINGS = ('jax_compilation_cache_dir',
-             'jax_persistent_cache_min_compile_time_secs')
-
-
-@contextlib.contextmanager
-def compiled_once() -> Iterator[None]:
-  """Keeps compiled programs for the runs within: most of a run's time."""
-  before = {name: getattr(jax.config, name) for name in _SETTINGS}
-  with tempfile.TemporaryDirectory() as folder:
-    for name, value in zip(_SETTINGS, (folder, 0.0)):
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def parse(*args: str) -> config_lib.RunConfig:

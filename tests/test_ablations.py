@@ -63,11 +63,6 @@ def _checkpoint(root, name):
 
 class AblationTest(parameterized.TestCase):
 
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.enterClassContext(runs.compiled_once())
-
   def _check_edit(self, root, floored=True):
     """The floor and the circuit hold; returns how many weights moved."""
     base, got = _base(), runs.tensors(root / 'model')

@@ -165,7 +165,6 @@ class EdgesFromQuestionsTest(absltest.TestCase):
             f'--data_retain={cls.folder}/job/retain.jsonl',
             '--attribution_level=edge', '--circuit_edges=60',
             '--circuit_random_circuits=2']
-    cls.enterClassContext(runs.compiled_once())
     cls.config = loading.load(f'{cls.folder}/job/model').config
     cls.count = int(edges.is_edge(cls.config).sum())
 

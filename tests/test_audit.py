@@ -28,7 +28,6 @@ class RunTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.enterClassContext(runs.compiled_once())
     cls.made = pathlib.Path(
         cls.enterClassContext(tempfile.TemporaryDirectory()))
     cls.job = cls.made / 'job'

@@ -52,7 +52,6 @@ class RunTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.enterClassContext(runs.compiled_once())
     made = tempfile.TemporaryDirectory()
     cls.addClassCleanup(made.cleanup)
     cls.folder = pathlib.Path(made.name)

@@ -1,5 +1,7 @@
 """Blocks along an axis in memory are the blocks of the torch matrix."""
 
+import itertools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -17,11 +19,15 @@ _LAYOUTS = {
     'torch': (quant.BlockLayout(memory='FD', out='F', inp='D'), (3, 256)),
     'straddling': (
         quant.BlockLayout(memory='LDF', out='F', inp='D'), (2, 96, 3))}
+# Every scheme in two layouts, and one of each kind in all.
+_CASES = sorted({*itertools.product(_NAMES, ('up', 'straddling')),
+                 *itertools.product(('nf4', 'int4_g32', 'q4_k', 'nf4_dq'),
+                                    _LAYOUTS)})
 
 
 class BlockingTest(parameterized.TestCase):
 
-  @parameterized.product(name=_NAMES, which=tuple(_LAYOUTS))
+  @parameterized.parameters(*_CASES)
   def test_equals_the_rows(self, name, which):
     layout, shape = _LAYOUTS[which]
     rng = np.random.default_rng(0)
@@ -30,14 +36,15 @@ class BlockingTest(parameterized.TestCase):
     scheme = quant.get(name)
     *_, columns = quant.to_rows(leaf, layout).shape
     rows, rule = quant.to_rows(leaf, layout), scheme.for_columns(columns)
-    back = lambda x: quant.from_rows(x, layout, shape)
-    want = back(jax.jit(rule.fake_quantize)(rows))
+    want, wanted = jax.tree.map(
+        lambda x: quant.from_rows(x, layout, shape),
+        jax.jit(lambda x: (rule.fake_quantize(x), rule.encode(x)))(rows))
     got = quant.fake_quantize({'w': leaf}, name, {'w': layout})['w']
     np.testing.assert_array_equal(got, want)
-    traced = jax.jit(lambda x: blocking.fake_quantize(x, scheme, layout))(leaf)
+    traced, codes = jax.jit(lambda x: (
+        blocking.fake_quantize(x, scheme, layout),
+        blocking.encode(x, scheme, layout)))(leaf)
     np.testing.assert_array_equal(traced, want)
-    codes = jax.jit(lambda x: blocking.encode(x, scheme, layout))(leaf)
-    wanted = jax.tree.map(back, jax.jit(rule.encode)(rows))
     if wanted.shared.tail is not None and codes.shared.tail is None:
       self.assertFalse(np.any(wanted.shared.tail))
     jax.tree.map(np.testing.assert_array_equal, codes, wanted)

@@ -1,0 +1,33 @@
+"""Keeps compiled programs between tests and commands: most of their time.
+
+They lie in pytest's cache folder, which `pytest --cache-clear` empties, by the
+kind of processor: a program of one may not run on another.
+"""
+
+import hashlib
+import os
+import pathlib
+import platform
+
+import pytest
+
+_LEAST_SECONDS = '0.1'  # Of compiling; below, reading takes as long.
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Before jax is imported; programs that tests start see it too."""
+  folder = config.cache.mkdir('compiled') / _processor()
+  for name, value in (
+      ('JAX_COMPILATION_CACHE_DIR', str(folder)),
+      ('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', _LEAST_SECONDS),
+      ('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')):
+    os.environ.setdefault(name, value)
+
+
+def _processor() -> str:
+  """Stands for what instructions it has."""
+  info = pathlib.Path('/proc/cpuinfo')
+  lines = info.read_text().splitlines() if info.exists() else []
+  has = next((line for line in lines if line.lower().startswith(
+      ('flags', 'features'))), platform.processor())
+  return hashlib.sha256(has.encode()).hexdigest()[:16]
