@@ -10,6 +10,7 @@ from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from mansu_jax import main
 from mansu_jax import run_flags
@@ -152,6 +153,7 @@ class QuestionsTest(absltest.TestCase):
       self.assertEqual(resumed['circuit'][key], record['circuit'][key])
 
 
+@pytest.mark.slow
 class EdgesFromQuestionsTest(absltest.TestCase):
   """Curve, prefix, contrast, range and cap on the trained tiny model."""
 

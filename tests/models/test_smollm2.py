@@ -8,6 +8,7 @@ import time
 from absl.testing import absltest
 import jax
 import numpy as np
+import pytest
 
 from mansu_jax import run_flags
 from mansu_jax import tree_paths
@@ -148,6 +149,7 @@ class SmolLM2Test(absltest.TestCase):
       self.assertEqual(tokenizer.special_tokens_map,
                        self.model.tokenizer.special_tokens_map)
 
+  @pytest.mark.slow
   def test_every_shipped_experiment_fits(self):
     flagfiles = sorted({*_EXPERIMENTS.glob('*.flags')} - {
         # Of a user's own model or data.

@@ -11,11 +11,14 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.quant import codebooks
 from mansu_jax.quant import nested
 from mansu_jax.quant import packing
 from mansu_jax.quant import schemes
+
+pytestmark = pytest.mark.slow  # A program for every size and block.
 
 _GOLDEN = (
     pathlib.Path(__file__).parents[3] / 'shared/golden/nf4_fp4_cases.npz')
