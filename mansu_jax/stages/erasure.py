@@ -33,15 +33,15 @@ Pairs = list[pairs_lib.AttributionPair]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Models:
-  """What is compared.
+  """What is compared; models are made when they are run, and not kept.
 
   Attributes:
-    after: makes the unlearned model at each precision, full precision first.
+    after: the unlearned model at each precision, full precision first.
     beside: models that give nulls of one value.
   """
 
   after: Mapping[str, Callable[[], types.Params]]
-  beside: Mapping[str, types.Params]
+  beside: Mapping[str, Callable[[], types.Params]]
 
 
 def measure(
@@ -78,7 +78,7 @@ def measure(
     out['readability'] = {'reason': str(error)}
   else:
     control = reader.control(_forget_pairs(config, inputs, model))
-    beside['suppression'] = control.params
+    beside['suppression'] = lambda: control.params
     out['suppression_control'] = {
         'wanted': control.wanted, 'answered': control.reached,
         'scale': control.scale}
@@ -92,8 +92,8 @@ def measure(
     del reader
   after = {name: functools.partial(view, unlearned)
            for name, view in views.items()}
-  quantized = {
-      'base_quantized': views[config.quant_schemes[0]](model.params)}
+  quantized = {'base_quantized': functools.partial(
+      views[config.quant_schemes[0]], model.params)}
   for key, name, part, compared in (
       ('cad', 'CAD', _cad, quantized | beside),
       # A control that hides answers leaves what is off C as it is: no null.
@@ -146,11 +146,11 @@ def _divergence(
   run = lambda params: eap_ig.score_pairs(
       model.config, params, batches, steps=config.attribution.steps)
   base, answered = eap_ig.keep_answered(run(model.params))
-  kept = lambda params: eap_ig.PairScores(*(x[answered] for x in run(params)))
+  kept = lambda make: eap_ig.PairScores(*(x[answered] for x in run(make())))
   facts = np.array([p.fact for p in pairs])[answered]
-  beside = {name: kept(params) for name, params in models.beside.items()}
+  beside = {name: kept(make) for name, make in models.beside.items()}
   found = {name: divergence.measure(
-      base, kept(make()), beside, nodes, facts, random_nodes=draw,
+      base, kept(make), beside, nodes, facts, random_nodes=draw,
       random_circuits=max(20, config.circuit.random_circuits),
       resamples=config.eval.bootstrap // 4, seed=config.seed)
            for name, make in models.after.items()}
