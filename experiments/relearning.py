@@ -1,0 +1,184 @@
+"""How soon does what was forgotten come back? Every arm of `circuit_worth`.
+
+  python -m experiments.relearning DIR [--seed=0] [--arms budget_1 ...]
+
+DIR is a folder of `experiments.circuit_worth`. Half of the forgotten facts are
+taught again to each edited model, all weights free, by their train phrasings;
+asked are the far phrasings of the other half, of which nothing is taught: what
+comes back there was still in the weights. Beside it stands CAD on the arm's own
+circuit and on the attributed one of its setting. One JSON file an arm,
+`relearning/ARM_sN.json`, written when it is done; what is there is not run
+again. The batches are the same for all arms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import circuit_worth_table
+from mansu_jax import files
+from mansu_jax import run_flags
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.circuits import divergence
+from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import pair_batches
+from mansu_jax.data import tokenization
+from mansu_jax.models import decoder
+from mansu_jax.models import loading
+from mansu_jax.stages import attribution
+from mansu_jax.stages import checks
+from mansu_jax.stages import edits
+from mansu_jax.stages import evaluation
+from mansu_jax.unlearn import losses
+
+_BATCH = 16
+_ASKED_AT = (0, 2, 5, 10, 20)  # Steps.
+
+
+def sequences(questions: Any, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens [n, T] of prompts and answers, and where the answers are."""
+  rows = [(e.prompt, e.choices[q.answer_index]) for q, e in zip(
+      questions, tokenization.encode_questions(questions, tokenizer))]
+  width = max(len(prompt) + len(answer) for prompt, answer in rows)
+  tokens = np.zeros((len(rows), width), np.int32)
+  answers = np.zeros((len(rows), width), bool)
+  for i, (prompt, answer) in enumerate(rows):
+    tokens[i, :len(prompt) + len(answer)] = [*prompt, *answer]
+    answers[i, len(prompt):len(prompt) + len(answer)] = True
+  return tokens, answers
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'tx'), donate_argnums=(
+    2, 3))
+def _step(config, tx, params, state, tokens, answers):
+  """One step on the mean sequence NLL of the answers."""
+  def loss(params):
+    hidden = decoder.forward(config, params, tokens[:, :-1])
+    nll = losses.token_nll(decoder.unembed(params, hidden), tokens[:, 1:])
+    return jnp.sum(nll * answers[:, 1:]) / len(tokens)
+
+  value, grads = jax.value_and_grad(loss)(params)
+  updates, state = tx.update(grads, state, params)
+  return optax.apply_updates(params, updates), state, value
+
+
+def _read(path: pathlib.Path) -> tuple[graph.Circuit, types.PyTree]:
+  """The circuit of an arm and its slices."""
+  with np.load(path, allow_pickle=False) as z:
+    arrays = dict(z)
+  theta = tree_paths.unflatten({
+      name.removeprefix('theta/'): x for name, x in arrays.items()
+      if name.startswith('theta/')})
+  return graph.Circuit(**{kind: arrays[kind] for kind in graph.KINDS}), theta
+
+
+def relearn(model, params, taught, ask, *, rate, seed) -> list[dict[str, float]]:
+  """Far accuracy by step of what is taught and of what is not."""
+  tokens, answers = taught
+  tx = optax.adam(rate)
+  params = jax.tree.map(jnp.copy, params)  # Steps give their input away.
+  state = tx.init(params)
+  rng, out, order = np.random.default_rng(seed), [], np.zeros(0, int)
+  for step in range(_ASKED_AT[-1] + 1):
+    if step in _ASKED_AT:
+      out.append({'step': step} | ask(params))
+    if order.size < _BATCH:
+      order = np.append(order, rng.permutation(len(tokens)))
+    chosen, order = order[:_BATCH], order[_BATCH:]
+    params, state, _ = _step(
+        model.config, tx, params, state, tokens[chosen], answers[chosen])
+  return out
+
+
+def main() -> None:
+  """Relearns every arm."""
+  parser = argparse.ArgumentParser(
+      description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('folder', type=pathlib.Path)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--arms', nargs='*', help='all that there are by default')
+  parser.add_argument('--run', default='experiments/quickstart.flags')
+  parser.add_argument('--learning_rate', type=float, default=2e-5)
+  args = parser.parse_args()
+  folder, seed = args.folder, args.seed
+  (folder / 'relearning').mkdir(exist_ok=True)
+  config = run_flags.from_flagfile(
+      args.run, f'--seed={seed}', f'--workdir={folder}/unused')
+  inputs = checks.read(config)
+  model = loading.load(config.model, stored_as=config.export_dtype)
+  taught, is_taught, far = _halves(config, inputs, model, seed)
+  divergences = _divergences(config, inputs, model)
+
+  def ask(params):
+    right = far(params).scores.correct
+    return {'taught': float(right[is_taught].mean()),
+            'not_taught': float(right[~is_taught].mean()),
+            'right': ''.join(map(str, right.astype(int)))}
+
+  for path in sorted(folder.glob(f'*_s{seed}.npz')):
+    arm = json.loads(path.with_suffix('.json').read_text())['arm']
+    out = folder / 'relearning' / path.with_suffix('.json').name
+    if out.exists() or (args.arms and arm not in args.arms):
+      continue
+    circuit, theta = _read(path)
+    params = edits.circuit_edit(
+        model, circuit, (), quantized_views=False).merge(theta)
+    circuits = {'own': circuit}
+    attributed = folder / f'{circuit_worth_table.setting(arm)}_s{seed}.npz'
+    if circuit_worth_table.is_random(arm) and attributed.exists():
+      circuits['attributed'] = _read(attributed)[0]
+    found = {
+        'arm': arm, 'learning_rate': args.learning_rate,
+        'cad': divergences(params, circuits), 'relearning': relearn(
+            model, params, taught, ask, rate=args.learning_rate, seed=seed)}
+    files.write_json(out, found)
+    print(arm, [(x['step'], round(x['not_taught'], 3))
+                for x in found['relearning']], flush=True)
+
+
+def _halves(config, inputs, model, seed):
+  """What is taught of half of the facts; whether a far question is of them."""
+  train = inputs.splits.forget_train
+  facts = sorted({q.fact for q in train})
+  known = set(np.random.default_rng(seed).permutation(facts)[:len(facts) // 2])
+  far = evaluation.Evaluator(config, dataclasses.replace(
+      inputs, heldout_text=[], evaluation={
+          'forget_far': inputs.evaluation['forget_far']}), model)
+  return (sequences([q for q in train if q.fact in known], model.tokenizer),
+          np.array([q.fact in known for q in far.questions]), far)
+
+
+def _divergences(config, inputs, model):
+  """`(params, circuits by name) -> CAD by name`, on the run's pairs."""
+  pairs = attribution.forget_pairs(
+      config, inputs.splits, model.tokenizer)[:config.eval.cad_pairs]
+  batches = pair_batches.pack(pairs, config.attribution.batch)
+  score = lambda params: eap_ig.score_pairs(
+      model.config, params, batches, steps=config.attribution.steps)
+  before, answered = eap_ig.keep_answered(score(model.params))
+  groups = np.array([p.fact for p in pairs])[answered]
+
+  def divergences(params, circuits):
+    after = jax.tree.map(lambda x: x[answered], score(params))
+    return {name: divergence.measure(
+        before, after, {}, nodes, groups, resamples=config.eval.bootstrap // 4,
+        seed=config.seed) for name, nodes in circuits.items()}
+
+  return divergences
+
+
+if __name__ == '__main__':
+  main()
