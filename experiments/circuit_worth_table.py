@@ -6,13 +6,16 @@ The first table has every arm as it was stopped, the random circuits as mean
 [least, most]. The second has each arm less the mean of the random circuits of
 its own setting where there are some, else of the attributed one's: question by
 question, with 95 % intervals by fact, and how many of the random circuits it
-beats. Both are blind to the draw of batches, which all arms share.
+beats. Random circuits that never reach the target are left out there. Both are
+blind to the draw of batches, which all arms share. The third has CAD, and what
+is answered of facts that are not taught while others are: of
+`experiments.relearning`, where it was run.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import json
 import pathlib
 from typing import Any
@@ -40,8 +43,11 @@ def read(folder: pathlib.Path) -> dict[int, dict[str, Any]]:
     seed = int(path.stem.removeprefix('questions_s'))
     arms = [json.loads(p.read_text()) for p in sorted(
         folder.glob(f'*_s{seed}.json')) if p != path]
+    after = [json.loads(p.read_text()) for p in sorted(
+        folder.glob(f'relearning/*_s{seed}.json'))]
     out[seed] = {'questions': json.loads(path.read_text()),
-                 'arms': {arm['arm']: arm for arm in arms}}
+                 'arms': {arm['arm']: arm for arm in arms},
+                 'relearning': {arm['arm']: arm for arm in after}}
   return out
 
 
@@ -63,40 +69,48 @@ def _rows(questions, measure) -> np.ndarray:
   return np.array([_MEASURES[measure](q) for q in questions])
 
 
+def _spread(values: Iterable[float], form: Callable[[float], str]) -> str:
+  """A value, or the mean of several [least, most]."""
+  values = list(values)
+  text = form(np.mean(values))
+  return text if len(values) == 1 else (
+      f'{text} [{form(min(values))}, {form(max(values))}]')
+
+
+def _grouped(arms: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+  """Arms by themselves, and the random circuits of a setting together."""
+  groups: dict[str, list[Any]] = {}
+  for name, arm in arms.items():
+    key = f'{setting(name)}, random' if is_random(name) else name
+    groups.setdefault(key, []).append(arm)
+  return sorted(groups.items())
+
+
 def _cells(arms: Sequence[dict[str, Any]], questions) -> list[str]:
   """The first table's cells of one arm, or of several together."""
-  def spread(values, form):
-    values = list(values)
-    text = form(np.mean(values))
-    return text if len(values) == 1 else (
-        f'{text} [{form(min(values))}, {form(max(values))}]')
-
-  cells = [spread((a['steps'] for a in arms), lambda x: f'{x:.0f}')]
+  cells = [_spread((a['steps'] for a in arms), lambda x: f'{x:.0f}')]
   for measure in _MEASURES:
     rows = _rows(questions, measure)
     cells.append(' / '.join(
-        spread((right(a, p)[rows].mean() for a in arms),
+        _spread((right(a, p)[rows].mean() for a in arms),
                lambda x: f'{x:.3f}') for p in _PRECISIONS))
   cells.append(' / '.join(
-      spread((a['perplexity'][p] for a in arms), lambda x: f'{x:.1f}')
+      _spread((a['perplexity'][p] for a in arms), lambda x: f'{x:.1f}')
       for p in _PRECISIONS))
-  cells.append(spread((100 * a['moved'] for a in arms), lambda x: f'{x:.2f} %'))
+  cells.append(_spread(
+      (100 * a['moved'] for a in arms), lambda x: f'{x:.2f} %'))
   return cells
 
 
 def as_stopped(found: dict[str, Any]) -> list[str]:
   """Rows of the first table."""
-  arms, questions = found['arms'], found['questions']
-  groups: dict[str, list[Any]] = {}
-  for name, arm in arms.items():
-    key = f'{setting(name)}, random' if is_random(name) else name
-    groups.setdefault(key, []).append(arm)
   rows = []
-  for key, members in sorted(groups.items()):
+  for key, members in _grouped(found['arms']):
     missed = sum(not a['reached'] for a in members)
     note = f' ({missed} not there)' if missed else ''
     rows.append(' | '.join(
-        [f'| {key}{note}', str(len(members)), *_cells(members, questions)])
+        [f'| {key}{note}', str(len(members)),
+         *_cells(members, found['questions'])])
                 + ' |')
   return rows
 
@@ -107,8 +121,8 @@ def less_random(found: dict[str, Any]) -> list[str]:
   rows = []
   for name in sorted(n for n in arms if not is_random(n)):
     for against in (name, 'attributed'):
-      randoms = [a for n, a in arms.items()
-                 if is_random(n) and setting(n) == against]
+      randoms = [a for n, a in arms.items() if is_random(n)
+                 and setting(n) == against and a['reached']]
       if randoms:
         break
     if not randoms:
@@ -134,6 +148,20 @@ def _difference(arm, randoms, questions, measure, precision) -> str:
   return f'{found.value:+.3f} [{low:+.3f}, {high:+.3f}], {more}'
 
 
+def relearned(found: dict[str, Any]) -> list[str]:
+  """Rows of the third table."""
+  number, rows = '{:.3f}'.format, []
+  for key, members in _grouped(found['relearning']):
+    cells = [f'| {key}', str(len(members))]
+    for which in ('own', 'attributed'):
+      values = [m['cad'][which]['value'] for m in members if which in m['cad']]
+      cells.append(_spread(values, number) if values else '')
+    for at in zip(*(m['relearning'] for m in members)):
+      cells.append(_spread((a['not_taught'] for a in at), number))
+    rows.append(' | '.join(cells) + ' |')
+  return rows
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
       description=__doc__,
@@ -150,6 +178,14 @@ def main() -> None:
           f'| {" | ".join(names)} |')
     print('|---' * len(names) + '|')
     print('\n'.join(less_random(found)) + '\n')
+    if found['relearning']:
+      steps = [x['step'] for x in next(iter(
+          found['relearning'].values()))['relearning']]
+      names = ['arm', 'circuits', 'CAD', 'on the attributed', *(
+          f'not taught, step {step}' for step in steps)]
+      print(f'| {" | ".join(names)} |')
+      print('|---' * len(names) + '|')
+      print('\n'.join(relearned(found)) + '\n')
 
 
 if __name__ == '__main__':

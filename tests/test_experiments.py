@@ -171,6 +171,32 @@ class CircuitWorthTest(absltest.TestCase):
     self.assertStartsWith(by_arm['small'][6], '+0.500 [')
     self.assertEqual(by_arm['other'][1], '2 of attributed')
 
+  def test_random_circuits_that_never_get_there_are_not_compared_with(self):
+    self._arm('attributed', '0111', '0101')
+    self._arm('random:0', '0110', '0111')
+    self._arm('random:1', '1111', '0101', reached=False)
+    _, ((_, against, *_, held_out, _, _, _),) = self._tables()
+    self.assertEqual(against, '1 of attributed')
+    self.assertStartsWith(held_out, '+0.500 [')
+
+  def test_what_came_back_by_setting(self):
+    (self.folder / 'relearning').mkdir()
+    for name, cad, back in (
+        ('attributed', {'own': 0.9}, 0.5), ('random:0', {
+            'own': 0.7, 'attributed': 0.8}, 0.25), ('random:1', {
+                'own': 0.6, 'attributed': 0.4}, 0.75)):
+      (self.folder / f'relearning/{name.replace(":", "_")}_s0.json').write_text(
+          json.dumps({'arm': name, 'cad': {
+              k: {'value': v} for k, v in cad.items()}, 'relearning': [
+                  {'step': 0, 'not_taught': 0.0},
+                  {'step': 2, 'not_taught': back}]}))
+    (found,) = self.table.read(self.folder).values()
+    self.assertEqual(self.table.relearned(found), [
+        '| attributed | 1 | 0.900 |  | 0.000 | 0.500 |',
+        '| attributed, random | 2 | 0.650 [0.600, 0.700]'
+        ' | 0.600 [0.400, 0.800] | 0.000 [0.000, 0.000]'
+        ' | 0.500 [0.250, 0.750] |'])
+
   def test_arms_of_other_settings_are_no_random_circuits(self):
     self.assertEqual(self.table.setting('budget_1+random:3'), 'budget_1')
     self.assertEqual(self.table.setting('random:3'), 'attributed')
