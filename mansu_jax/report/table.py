@@ -1,8 +1,9 @@
 """Runs side by side: `python -m mansu_jax.report.table [NAME=]DIR ...`.
 
-Prints a Markdown table of the records in workdirs, one row a setting: runs
-that differ in nothing but the seed share a row, as mean [min, max]. A row is
-named by its flags that not all runs have, or by NAME.
+Prints Markdown tables of the records in workdirs, one row a setting: runs that
+differ in nothing but the seed share a row, as mean [min, max]. A row is named
+by its flags that not all runs have, or by NAME. The first table has what is
+answered, the second, where it was measured, what is left inside.
 """
 
 from __future__ import annotations
@@ -27,11 +28,17 @@ _COLUMNS = (
     'run', 'quantizer', 'seeds', *(f'{s}, fp / quantized' for s in _SPLITS),
     'PTQ gap', 'base\'s own gap', 'adjusted gap',
     'perplexity ratio, fp / quantized', 'weights moved', 'time')
+_STRUCTURE = (
+    'run', 'seeds', 'CAD, fp / quantized', 'CAD of the suppression control',
+    'CAD of random circuits', 'AS-NC, fp / quantized',
+    'readability, fp / quantized', 'readability of the suppression control',
+    'readability of the quantized base', 'readability by guessing, 95 % level',
+    'hidden, fp / quantized', 'S')
 
 
 def compare(
     records: Sequence[Record], names: Sequence[str] | None = None) -> str:
-  """A Markdown table of runs.
+  """Markdown tables of runs.
 
   Args:
     records: as in `record.json`.
@@ -44,12 +51,15 @@ def compare(
   if not records:
     raise ValueError('No records to compare; wanted at least one. Give the'
                      ' workdirs of finished runs.')
-  rows = []
+  groups = _grouped(records, names or [''] * len(records))
+  rows = [(name, *_cells(group)) for name, group in groups]
   if len({_measured_on(record) for record in records}) == 1:
-    rows.append(('base', *_base_cells(records)))
-  for name, group in _grouped(records, names or [''] * len(records)):
-    rows.append((name, *_cells(group)))
-  return markdown.table(document.Table(_COLUMNS, tuple(rows), labels=2)) + '\n'
+    rows.insert(0, ('base', *_base_cells(records)))
+  tables = [document.Table(_COLUMNS, tuple(rows), labels=2)]
+  if any(record['cad'] or _readable(record) for record in records):
+    tables.append(document.Table(_STRUCTURE, tuple(
+        (name, *_structure_cells(group)) for name, group in groups)))
+  return '\n\n'.join(map(markdown.table, tables)) + '\n'
 
 
 def _measured_on(record: Record) -> str:
@@ -145,6 +155,41 @@ def _cells(group: Sequence[Record]) -> list[str]:
           'ptq_gap', 'ptq_gap_base', 'ptq_gap_adjusted')),
       _both(group, perplexity, words.number),
       _over_seeds(moved, words.percent), _over_seeds(seconds, words.duration)]
+
+
+def _readable(record: Record) -> Record:
+  """Readability, where it was measured."""
+  found = record.get('readability') or {}
+  return found if 'value' in found else {}
+
+
+def _structure_cells(group: Sequence[Record]) -> list[str]:
+  """CAD, AS-NC and readability beside what they should differ from."""
+  measures = {
+      'cad': lambda r: r['cad'] or {}, 'as_nc': lambda r: r['as_nc'] or {},
+      'readability': _readable}
+
+  def at(record, key, precision):
+    found = measures[key](record)
+    return found if precision == 'fp' else found.get(
+        'by_precision', {}).get(precision, {})
+
+  value = lambda key: _both(
+      group, lambda r, p: at(r, key, p).get('value'), words.number)
+  null = lambda key, name, field: _over_seeds(
+      [measures[key](r).get('nulls', {}).get(name, {}).get(field)
+       for r in group], words.number)
+  passed = [r['properties']['S']['passed'] for r in group]
+  verdicts = {True: 'passed', False: 'failed'}
+  return [
+      str(len(group)), value('cad'), null('cad', 'suppression', 'value'),
+      null('cad', 'random_circuits', 'mean'), value('as_nc'),
+      value('readability'), null('readability', 'suppression', 'value'),
+      null('readability', 'base_quantized', 'value'),
+      null('readability', 'guessing', 'level_95'),
+      _both(group, lambda r, p: at(r, 'readability', p).get(
+          'hidden', {}).get('value'), words.number),
+      ', '.join(sorted({verdicts.get(p, str(p)) for p in passed}))]
 
 
 def _base_cells(records: Sequence[Record]) -> list[str]:

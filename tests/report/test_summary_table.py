@@ -160,6 +160,29 @@ class CompareTest(absltest.TestCase):
     self.assertEqual(row['retain, fp / quantized'],
                      '0.874 (1 of 2 runs) / 0.861 (1 of 2 runs)')
 
+  def test_structure_is_beside_its_nulls(self):
+    other = _run(1)
+    other['readability'] = {'reason': 'there are no questions'}
+    other['cad'] = other['cad'] | {'value': 0.73}
+    _, lines = table.compare([_run(0), other]).split('\n\n')
+    names, _, row = ([cell.strip() for cell in line.strip('|').split('|')]
+                     for line in lines.splitlines())
+    row = dict(zip(names, row))
+    self.assertEqual(row['CAD, fp / quantized'],
+                     '0.780 [0.730, 0.830] / not measured')
+    self.assertEqual(row['CAD of random circuits'], '0.740')
+    self.assertEqual(row['CAD of the suppression control'], 'not measured')
+    self.assertEqual(row['readability, fp / quantized'],
+                     '0.064 (1 of 2 runs) / 0.031 (1 of 2 runs)')
+    self.assertEqual(row['readability of the suppression control'],
+                     '0.993 (1 of 2 runs)')
+    self.assertEqual(row['S'], 'failed')
+
+  def test_no_structure_where_none_was_measured(self):
+    record = _run(0)
+    record |= {'cad': {}, 'readability': {}}
+    self.assertNotIn('\n\n', table.compare([record]))
+
   def test_refuses_one_name_for_two_settings(self):
     with self.assertRaisesRegex(ValueError, 'circuit_budget=0.01'):
       table.compare([_run(0), _run(0, budget=0.01)], ['x', 'x'])
