@@ -145,7 +145,7 @@ def _pair_scores(config, params, batch, points):
       batch.segments, (len(runs), 1)))[:, None, None]
   rotary = layers_lib.rotary_tables(config, positions)
   take = lambda y: _rows(y, at, size)
-  x, (acts, made) = _forward(
+  x, acts, made = _forward(
       config, params['layers'], x.reshape(-1, length, config.d_model), rotary,
       mask, size, take)
   final = x.reshape(len(runs), size, length, -1)
@@ -158,8 +158,8 @@ def _pair_scores(config, params, batch, points):
   # Clean less corrupted output of the input, then of each group of layers, as
   # they are read: [B, sources, T D].
   sources = [path.reshape(size, 1, -1)] + [
-      jnp.moveaxis(made[g.start:g.stop], 1, 0).reshape(size, -1, path[0].size)
-      for g in layer_groups(config.num_layers)]
+      jnp.moveaxis(some, 1, 0).reshape(size, -1, path[0].size)
+      for some in made]
   edges = _backward(
       config, params['layers'], grads, acts, sources,
       tuple(map(take, rotary)), take(mask))
@@ -181,12 +181,12 @@ def _forward(config, stacked, x, rotary, mask, size, take):
   """Runs the layers on rows [R, T, D].
 
   Returns:
-    The residual stream after the last, and of each layer what it computed in
-    the rows that `take` picks, and what its heads and MLP give in the first
-    `size` rows, which are clean, less the next, which are corrupted.
+    The residual stream after the last, and by group of layers what each
+    computed in the rows that `take` picks, and what its heads and MLP give in
+    the first `size` rows, which are clean, less the next, which are corrupted.
   """
-  def layer(x, weights):
-    weights = _float32(weights)
+  def layer(x, number):
+    weights = _float32(_of_layer(stacked, number))
     attn, mlp = weights['attn'], weights['mlp']
     normed = layers_lib.rms_norm(x, weights['attn_norm'], config.norm_eps)
     q, k, v = (jnp.einsum('RTD,DNH->RTNH', normed, attn[name])
@@ -204,7 +204,18 @@ def _forward(config, stacked, x, rotary, mask, size, take):
     acts = jax.tree.map(take, _Acts(x, middle, q, k, v, gate, up))
     return middle + out, (acts, made)
 
-  return lax.scan(layer, x, stacked)
+  acts, made = [], []  # By group from the first: cut later, they exist twice.
+  for group in layer_groups(config.num_layers):
+    x, (kept, given) = lax.scan(layer, x, jnp.asarray(group))
+    acts.append(kept)
+    made.append(given)
+  return x, acts, made
+
+
+def _of_layer(stacked: types.PyTree, number: Array) -> types.PyTree:
+  """One layer of what is stacked."""
+  return jax.tree.map(
+      lambda y: lax.dynamic_index_in_dim(y, number, keepdims=False), stacked)
 
 
 def _float32(weights: types.Params) -> types.Params:
@@ -220,14 +231,13 @@ def _backward(config, stacked, grads, acts, sources, rotary, mask):
   for i, group in reversed(list(enumerate(layer_groups(config.num_layers)))):
     below = sources[:i + 2]  # The input's, and of this group and lower ones.
 
-    def step(g, number, below=below):
-      at = jax.tree.map(
-          lambda y: lax.dynamic_index_in_dim(y, number, keepdims=False),
-          (stacked, acts))
-      g, targets = layer(g, *at)
+    def step(g, at, below=below):
+      number, kept = at
+      g, targets = layer(g, _of_layer(stacked, number), kept)
       return g, _meet(below, targets)
 
-    grads, met = lax.scan(step, grads, jnp.asarray(group), reverse=True)
+    grads, met = lax.scan(
+        step, grads, (jnp.asarray(group), acts[i]), reverse=True)
     met = jnp.moveaxis(met, 0, 2)  # [B, below, layers, 3 N + 1]
     met = met.reshape(*met.shape[:2], -1)
     above = scores[0].shape[1] - met.shape[1]
