@@ -174,7 +174,7 @@ def _divergences(config, inputs, model):
   def divergences(params, circuits):
     after = jax.tree.map(lambda x: x[answered], score(params))
     return {name: divergence.measure(
-        before, after, {}, nodes, groups, resamples=config.eval.bootstrap // 4,
+        before, after, {}, nodes, groups, resamples=config.eval.bootstrap,
         seed=config.seed) for name, nodes in circuits.items()}
 
   return divergences

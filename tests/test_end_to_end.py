@@ -148,8 +148,10 @@ class RunTest(parameterized.TestCase):
       for entry in (found, *found['by_precision'].values()):
         self.assertIsInstance(entry['value'], float)
         self.assertEqual(set(entry['nulls']), nulls)
-    self.assertIn('cad_above_suppression',
-                  self.record['properties']['S']['checks'])
+    judged = self.record['properties']['S']
+    self.assertEqual(tuple(judged['by_precision']), _PRECISIONS[1:])
+    for entry in (judged, *judged['by_precision'].values()):
+      self.assertIn('cad_above_suppression', entry['checks'])
 
   def test_what_is_hidden_is_told_from_what_has_gone(self):
     control = self.record['suppression_control']

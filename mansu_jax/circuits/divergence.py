@@ -33,11 +33,11 @@ class Divergence:
   across: np.ndarray  # <a_0 of pair i, a_u of pair j>
 
   def __call__(
-      self, weights: np.ndarray, other: np.ndarray | None = None) -> float:
-    """1 - <a_0, a_u> / <a_0, a_0> with pairs weighted [P] (sum 1)."""
+      self, weights: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
+    """1 - <a_0, a_u> / <a_0, a_0> with pairs weighted [..., P] (sum 1)."""
     other = weights if other is None else other
-    return float(1 - weights @ self.across @ other
-                 / (weights @ self.before @ weights))
+    product = lambda gram, side: np.sum((weights @ gram) * side, -1)
+    return 1 - product(self.across, other) / product(self.before, weights)
 
 
 def _vectors(scores: eap_ig.PairScores, nodes: graph.Circuit) -> np.ndarray:
@@ -104,25 +104,24 @@ def measure(
         f' {np.unique(groups).size}. Raise --eval_cad_pairs.')
   rng = np.random.default_rng(seed)
   main, same = compare(before, after, nodes), compare(before, before, nodes)
-  draws = [resampling.weights(groups, rng) for _ in range(resamples)]
-  over = lambda divergence: np.array([divergence(w) for w in draws])
-  uniform, values = _uniform(groups.size), over(main)
+  draws = np.stack([resampling.weights(groups, rng) for _ in range(resamples)])
+  uniform, values = _uniform(groups.size), main(draws)
   halves = np.array([
       same(*resampling.halves(groups, rng)) for _ in range(resamples)])
   nulls = {'prompt_halves': _null(halves)}
   for name, scores in beside.items():
     other = compare(before, scores, nodes)
     nulls[name] = {
-        'value': other(uniform),
-        'difference_interval': resampling.interval(values - over(other))}
+        'value': float(other(uniform)),
+        'difference_interval': resampling.interval(values - other(draws))}
   if random_nodes is not None:
     randoms = [compare(before, after, random_nodes(rng))
                for _ in range(random_circuits)]
     nulls['random_circuits'] = _null(
         np.array([one(uniform) for one in randoms])) | {
             'difference_interval': resampling.interval(values - np.mean(
-                [over(one) for one in randoms], axis=0))}
-  return {'value': main(uniform), 'interval': resampling.interval(values),
+                [one(draws) for one in randoms], axis=0))}
+  return {'value': float(main(uniform)), 'interval': resampling.interval(values),
           'pairs': int(groups.size), 'nulls': nulls}
 
 
@@ -133,13 +132,23 @@ def _null(values: np.ndarray) -> dict[str, Any]:
           'draws': int(values.size)}
 
 
+_WANTED = {  # Nulls of CAD without which S does not pass, and why not.
+    'random_circuits': (
+        'the circuit holds every node of its layers, so that there is no random'
+        ' circuit to compare with'),
+    'suppression': (
+        'there is no matched output-suppression control to compare with')}
+
+
 def structural_erasure(
     cad: dict[str, Any], as_nc: dict[str, Any]) -> dict[str, Any]:
-  """Property S: CAD above all its nulls, AS-NC below all of its own.
+  """Property S: CAD above all its nulls, AS-NC within all of its own.
 
-  Against a null that is resampled: beyond its 95 % level; short of it, but with
-  the interval of the value beyond, inconclusive. Against a null of one value,
-  by the paired interval.
+  Against a null that is resampled: beyond its 95 % level for CAD, not beyond it
+  for AS-NC, whose null is what no edit at all would give; with the level in the
+  interval of a value that is on the wrong side, inconclusive. Against a null of
+  one value, by the paired interval. Without random circuits, or without the
+  suppression control, S does not pass.
   """
   checks = {f'cad_above_{name}': _beyond(cad, null, 1)
             for name, null in cad['nulls'].items()}
@@ -155,22 +164,40 @@ def structural_erasure(
     open_ = [k.replace('_', ' ') for k, v in checks.items()
              if v == 'inconclusive']
     out['reason'] = f'the intervals leave open: {", ".join(open_)}'
-  if out['passed'] is True and 'random_circuits' not in cad['nulls']:
-    out |= {'passed': 'inconclusive', 'reason': (
-        'the circuit holds every node of its layers, so that there is no random'
-        ' circuit to compare with')}
+  lacking = [why for name, why in _WANTED.items() if name not in cad['nulls']]
+  if out['passed'] is True and lacking:
+    out |= {'passed': 'inconclusive', 'reason': '; '.join(lacking)}
   return out
+
+
+def at_every_precision(
+    cad: dict[str, Any], as_nc: dict[str, Any]) -> dict[str, Any]:
+  """S in full precision and, in `by_precision`, under each quantizer.
+
+  It fails where it fails at any, and passes where it passes at all of them.
+  """
+  out = structural_erasure(cad, as_nc)
+  others = {name: structural_erasure(
+      cad['by_precision'][name], as_nc['by_precision'][name])
+            for name in cad.get('by_precision', {})}
+  passed = resampling.all_of(
+      [out['passed'], *(other['passed'] for other in others.values())])
+  if passed != out['passed']:
+    named = [name for name, other in others.items()
+             if other['passed'] == passed]
+    out['reason'] = f'{_WHY[passed]} under {", ".join(named)}'
+  return out | {'passed': passed, 'by_precision': others}
+
+
+_WHY = {False: 'it fails', 'inconclusive': 'the intervals leave it open'}
 
 
 def _beyond(
     found: dict[str, Any], null: dict[str, Any], sign: int
 ) -> resampling.Verdict:
   """Whether a value is above (sign 1) or below (-1) a null."""
-  side = resampling.above if sign > 0 else resampling.below
   if 'level_95' not in null:
+    side = resampling.above if sign > 0 else resampling.below
     return side(null['difference_interval'])
-  level = null['level_95']
-  if sign * (found['value'] - level) > 0:
-    return True
-  return 'inconclusive' if side(
-      found['interval'], level) == 'inconclusive' else False
+  side = resampling.beyond if sign > 0 else resampling.within
+  return side(found, null['level_95'])

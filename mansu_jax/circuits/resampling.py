@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,23 @@ def below(bounds: Iterable[float], level: float = 0.0) -> Verdict:
   """Whether an interval lies below a level; inconclusive where it holds it."""
   low, high = bounds
   return above((-high, -low), -level)
+
+
+def within(found: Mapping[str, Any], level: float) -> Verdict:
+  """Whether a value is below a null's level.
+
+  Inconclusive where it is not and its interval is not wholly above.
+  """
+  if found['value'] < level:
+    return True
+  return 'inconclusive' if below(
+      found['interval'], level) == 'inconclusive' else False
+
+
+def beyond(found: Mapping[str, Any], level: float) -> Verdict:
+  """Whether a value is above a null's level, likewise."""
+  low, high = found['interval']
+  return within({'value': -found['value'], 'interval': (-high, -low)}, -level)
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:

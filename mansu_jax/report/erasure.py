@@ -57,6 +57,14 @@ def _divergences(record: Record) -> Iterator[document.Block]:
     return
   if why:
     yield document.Text(f'{why[:1].upper()}{why[1:].rstrip(".")}.')
+  above = record['properties']['S'].get('checks', {}).get(
+      'cad_above_random_circuits')
+  if above is not None and above is not True:
+    yield document.Text(
+        'Random circuits of the same shape score about as high. Scores sum to'
+        ' what the output says, so that they fade wherever the answer does,'
+        ' erased or hidden: this CAD says that the answer has gone, and not'
+        ' that it went from this circuit.')
   yield document.Plots(tuple(plots))
   yield document.Table(
       ('measure', 'what', 'value [95 % interval]', 'level or pairs'),
@@ -83,10 +91,14 @@ def _control(record: Record) -> document.Text:
 def _rows(name: str, where: str, found: Record) -> Iterator[tuple[str, ...]]:
   yield (name, where, words.estimate(found),
          words.count(found['pairs'], 'pair'))
-  for precision, other in found.get('by_precision', {}).items():
-    yield name, f'the same under {precision}', words.estimate(other), ''
   for null, values in found['nulls'].items():
     yield (name, f'null: {_NULLS.get(null, null)}', *_null_cells(values))
+  for precision, other in found.get('by_precision', {}).items():
+    yield name, f'the same under {precision}', words.estimate(other), ''
+    for null, values in other['nulls'].items():
+      if null != 'prompt_halves':  # Of the base alone: the same.
+        yield (name, f'{precision}, null: {_NULLS.get(null, null)}',
+               *_null_cells(values))
 
 
 def _null_cells(values: Record) -> tuple[str, str]:
@@ -134,7 +146,7 @@ def _readability(record: Record) -> Iterator[document.Block]:
       f' {words.estimate(found)}; the best layer ({hidden["layer"]}) reads'
       f' {words.signed(hidden["value"])}'
       f' {words.interval(hidden["interval"], 3, True)} more than the last one'
-      ' says. It sees neither what a model keeps at other tokens, nor what no'
+      f' says{_guessed(hidden)}. It sees neither what a model keeps at other tokens, nor what no'
       ' linear map finds.')
   yield document.Plots((document.Plot(
       'readability', _layers_chart(found),
@@ -144,13 +156,21 @@ def _readability(record: Record) -> Iterator[document.Block]:
            words.count(found['questions'], 'question'))]
   rows += [(f'unlearned, {precision}', words.estimate(other),
             f'the best layer less the last'
-            f' {words.signed(other["hidden"]["value"])}')
+            f' {words.signed(other["hidden"]["value"])}'
+            f'{_guessed(other["hidden"])}')
            for precision, other in found['by_precision'].items()]
   rows += [(f'null: {_NULLS.get(null, null)}', *_null_cells(values))
            for null, values in found['nulls'].items()]
   yield document.Table(
       ('readability of', 'value [95 % interval]', 'level or questions'),
       tuple(rows), labels=1)
+
+
+def _guessed(hidden: Record) -> str:
+  """What guessing would make of what is hidden."""
+  level = hidden.get('guessing_level_95')
+  return '' if level is None else (
+      f' (guessing: up to {words.signed(level)}, 95 % level)')
 
 
 def _layers_chart(found: Record) -> str:

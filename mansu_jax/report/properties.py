@@ -75,8 +75,9 @@ def headline(letter: str, entry: Record) -> str:
   """The value with its interval, short."""
   spec = _PROPERTIES[letter]
   if 'checks' in entry:
-    good = sum(v is True for v in entry['checks'].values())
-    return f'{good} of {len(entry["checks"])} checks hold'
+    checks = _checks(entry)
+    good = sum(v is True for v in checks.values())
+    return f'{good} of {len(checks)} checks hold'
   scheme = f' under {entry["scheme"]}' if entry.get('scheme') else ''
   return (f'{spec.measure} {words.estimate(entry, 3, spec.sign)}'
           f'{scheme if entry.get("value") is not None else ""}')
@@ -95,8 +96,18 @@ def bound(letter: str, entry: Record) -> str:
 
 def failed_checks(entry: Record) -> list[str]:
   """The checks of S that do not hold, in words."""
-  return [k.replace('_', ' ').replace('as nc', 'AS-NC').replace('cad', 'CAD')
-          for k, holds in entry.get('checks', {}).items() if holds is False]
+  return [name for name, holds in _checks(entry).items() if holds is False]
+
+
+def _checks(entry: Record) -> dict[str, bool | str]:
+  """The checks of S, in words, at every precision."""
+  named = lambda key: key.replace('_', ' ').replace(
+      'as nc', 'AS-NC').replace('cad', 'CAD')
+  out = {named(k): holds for k, holds in entry.get('checks', {}).items()}
+  for precision, other in entry.get('by_precision', {}).items():
+    out |= {f'{named(k)} under {precision}': holds
+            for k, holds in other.get('checks', {}).items()}
+  return out
 
 
 def threshold(letter: str, entry: Record) -> str:

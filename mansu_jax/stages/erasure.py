@@ -27,6 +27,8 @@ from mansu_jax.stages import readability
 # The base answers too few pairs, or there are none.
 _NO_PAIRS = (eap_ig.TooFewAnswered, pairs_lib.NoPairs)
 _COPIED_BACK = 3  # Random circuits whose weights are copied back.
+_MATCHED = 0.05  # How far a control may be off the share that it shall answer.
+_LEAST_RANDOM = 100  # Random circuits, for a 95 % level.
 
 Pairs = list[pairs_lib.AttributionPair]
 
@@ -62,10 +64,8 @@ def measure(
     `cad`, `as_nc`, `readability`, `suppression_control`, `copy_back` and `S`.
     With --eval_cad_pairs=0, or where there are no pairs or the base answers too
     few, one or both of the first two are {} and S is inconclusive; where there
-    is nothing to read, so are the next three.
+    is nothing to read, so are the next three, and S is not passed.
   """
-  if not config.eval.cad_pairs:
-    return not_measured('--eval_cad_pairs=0 skips CAD and AS-NC')
   views = {'fp': lambda params: params} | {
       name: functools.partial(quantize, name)
       for name in config.quant_schemes}
@@ -78,7 +78,8 @@ def measure(
     out['readability'] = {'reason': str(error)}
   else:
     control = reader.control(_forget_pairs(config, inputs, model))
-    beside['suppression'] = lambda: control.params
+    if abs(control.reached - control.wanted) <= _MATCHED:
+      beside['suppression'] = lambda: control.params
     out['suppression_control'] = {
         'wanted': control.wanted, 'answered': control.reached,
         'scale': control.scale}
@@ -90,6 +91,8 @@ def measure(
         [name for name in views  # Others would calibrate anew.
          if name not in quant.CALIBRATED])
     del reader
+  if not config.eval.cad_pairs:
+    return out | {'S': _inconclusive('--eval_cad_pairs=0 skips CAD and AS-NC')}
   after = {name: functools.partial(view, unlearned)
            for name, view in views.items()}
   quantized = {'base_quantized': functools.partial(
@@ -106,7 +109,7 @@ def measure(
       reasons.append(f'{name} is not measured: {error}')
   if reasons:
     return out | {'S': _inconclusive(' '.join(reasons))}
-  return out | {'S': divergence.structural_erasure(out['cad'], out['as_nc'])}
+  return out | {'S': divergence.at_every_precision(out['cad'], out['as_nc'])}
 
 
 _NOTHING = {key: {} for key in (
@@ -151,8 +154,8 @@ def _divergence(
   beside = {name: kept(make) for name, make in models.beside.items()}
   found = {name: divergence.measure(
       base, kept(make), beside, nodes, facts, random_nodes=draw,
-      random_circuits=max(20, config.circuit.random_circuits),
-      resamples=config.eval.bootstrap // 4, seed=config.seed)
+      random_circuits=max(_LEAST_RANDOM, config.circuit.random_circuits),
+      resamples=config.eval.bootstrap, seed=config.seed)
            for name, make in models.after.items()}
   first, *rest = found
   return found[first] | {'by_precision': {name: found[name] for name in rest}}

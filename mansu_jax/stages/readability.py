@@ -125,7 +125,7 @@ class Reader:
     self._questions = questions(config, inputs, model.tokenizer)
     self._params = {'base': model.params, 'unlearned': unlearned}
     self._resampling = dict(
-        resamples=config.eval.bootstrap // 4, seed=config.seed)
+        resamples=config.eval.bootstrap, seed=config.seed)
     self._base = self._questions.states(model.config, model.params)
     self._full, *self._quantized = views
     self._read = {

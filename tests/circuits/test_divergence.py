@@ -267,6 +267,33 @@ class StructuralErasureTest(parameterized.TestCase):
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertNotIn(False, got['checks'].values())
 
+  def test_without_the_suppression_control_it_does_not_pass(self):
+    got = self._judge(cad_hidden=None)
+    self.assertEqual(got['passed'], 'inconclusive')
+    self.assertIn('no matched output-suppression control', got['reason'])
+    self.assertIs(self._judge(cad_hidden=None, cad_value=0.19)['passed'], False)
+
+  def _precisions(self, **changes):
+    cad = dict(value=1.0, halves=0.3, difference=[0.5, 0.9], randoms=0.6,
+               hidden=[0.1, 0.2])
+    as_nc = self._entry(
+        value=0.1, halves=0.3, difference=[-0.2, -0.1], randoms=0.6)
+    return divergence.at_every_precision(
+        self._entry(**cad) | {'by_precision': {
+            'int8': self._entry(**cad), 'nf4': self._entry(**cad | changes)}},
+        as_nc | {'by_precision': {'int8': as_nc, 'nf4': as_nc}})
+
+  def test_every_precision_counts(self):
+    self.assertIs(self._precisions()['passed'], True)
+    got = self._precisions(value=0.55)
+    self.assertEqual(got['passed'], 'inconclusive')
+    self.assertEqual(got['reason'], 'the intervals leave it open under nf4')
+    self.assertEqual(
+        {name: one['passed'] for name, one in got['by_precision'].items()},
+        {'int8': True, 'nf4': 'inconclusive'})
+    self.assertNotIn('inconclusive', got['checks'].values())
+    self.assertIs(self._precisions(value=0.19)['passed'], False)
+
   def test_without_random_circuits_it_does_not_pass(self):
     got = self._judge(cad_randoms=None)
     self.assertEqual(got['passed'], 'inconclusive')

@@ -54,12 +54,36 @@ class MeasureTest(parameterized.TestCase):
     json.dumps(got, allow_nan=False)
 
   def test_what_the_last_layer_does_not_say_is_hidden(self):
-    hidden = _measure(_BASE, _picks(0.25, 0.5, 1.0, 0.25))['hidden']
-    self.assertEqual((hidden['value'], hidden['layer']), (0.75, 2))
-    self.assertGreater(hidden['interval'][0], 0.5)
+    hidden = _measure(_BASE, _picks(0.25, 0.5, 1.0, 0.4))['hidden']
+    self.assertAlmostEqual(hidden['value'], 0.6)
+    self.assertEqual(hidden['layer'], 2)
+    self.assertGreater(hidden['interval'][0], 0.4)
+    # What is said less often than guessing would is not hidden for that.
+    below = _picks(0.0, 0.0, 0.3, 0.0)
+    hidden = _measure(_BASE, below)['hidden']
+    rng = np.random.default_rng(1)
+    guess = np.mean([np.equal(below, rng.integers(0, 4, _M)).mean(1).max()
+                     for _ in range(2000)])
+    self.assertAlmostEqual(hidden['value'], 0.3 - guess, delta=0.01)
     shown = _measure(_BASE, _picks(0.25, 0.25, 0.25, 0.5))['hidden']
     self.assertEqual(
         (shown['value'], shown['interval'], shown['layer']), (0.0, [0, 0], 3))
+
+  def test_where_nothing_is_to_be_read_nothing_is(self):
+    rng = np.random.default_rng(0)
+    runs = [_measure(_BASE, rng.integers(0, 4, (12, _M))[
+        np.repeat(np.arange(4), 3)]) for _ in range(60)]
+    middles = [np.mean(run['interval']) for run in runs]
+    for values in ([run['value'] for run in runs], middles):
+      self.assertLess(abs(np.mean(values)), 0.03)
+    # True 19 times in 20, of the 95 % level.
+    self.assertGreater(np.mean([run['passed'] is True for run in runs]), 0.85)
+    self.assertEqual({run['passed'] for run in runs} - {True, 'inconclusive'},
+                     set())
+    hidden = [run['hidden'] for run in runs]
+    self.assertLess(abs(np.mean([h['value'] for h in hidden])), 0.03)
+    self.assertGreater(np.mean([
+        h['value'] < h['guessing_level_95'] for h in hidden]), 0.85)
 
   def test_models_beside_are_paired(self):
     same = _picks(0.25, 0.5, 0.75, 0.25, seed=1)
@@ -101,8 +125,8 @@ class JudgeTest(parameterized.TestCase):
     self.assertLen(got['checks'], 3)
 
   @parameterized.parameters(
-      (dict(interval=(0.2, 0.4)), False),
-      (dict(interval=(0.0, 0.4)), 'inconclusive'),
+      (dict(value=0.3, interval=(0.2, 0.4)), False),
+      (dict(value=0.2, interval=(0.0, 0.4)), 'inconclusive'),
       (dict(halves=-0.1), False), (dict(difference=(0.1, 0.2)), False),
       (dict(difference=(-0.1, 0.2)), 'inconclusive'))
   def test_each_can_stop_it(self, changes, want):
