@@ -15,7 +15,9 @@ asked of a seed are in `questions_sN.json`, in the order of the answers.
 
 Arms are settings of `ARMS`, `random:N` for the N-th random circuit of as many
 nodes in each layer as the attributed one, or `ARM+random:N` likewise under
-another arm's settings.
+another arm's settings. Of an arm of edges only the parts of its nodes that an
+edge reads or writes move; of its random circuits all parts do. Harder forget
+sets are other settings: `--flagfile_of_run=experiments/entity.flags`.
 """
 
 from __future__ import annotations
@@ -80,8 +82,11 @@ ARMS = {
     'budget_1_edge': (*_SMALL, '--attribution_level=edge'),
     'budget_1_contrast': (*_SMALL, '--circuit_contrast=1'),
     'budget_1_layers_2_23': (*_SMALL, '--circuit_first_layer=2'),
-    'budget_1_layers_18_29': (
-        *_SMALL, '--circuit_first_layer=18', '--circuit_last_layer=29'),
+    # Fact look-up in MLPs against heads that move answers, which lie late.
+    'budget_1_late_heads': (
+        *_SMALL, '--attribution_level=head', '--circuit_first_layer=22',
+        '--circuit_last_layer=29'),
+    'budget_1_layers_18_29': (        *_SMALL, '--circuit_first_layer=18', '--circuit_last_layer=29'),
     'budget_1_fisher_1': (*_SMALL, '--edit_fisher_quantile=1'),
     'fisher_0.5': ('--edit_fisher_quantile=0.5',),
     'fisher_1': ('--edit_fisher_quantile=1',),

@@ -24,15 +24,9 @@ import numpy as np
 
 from mansu_jax.eval import statistics
 
-# What is compared: splits, or relations about what is forgotten itself.
-_SAME_ENTITY = ('continent', 'currency', 'language')
-_MEASURES: dict[str, Callable[[Sequence[str]], bool]] = {
-    'forgotten': lambda q: q[0] in ('forget_paraphrase', 'forget_far'),
-    'retain': lambda q: q[0] == 'retain',
-    'held-out': lambda q: q[0] == 'retain_heldout',
-    'same entity': lambda q: q[3] in _SAME_ENTITY and q[0] in (
-        'retain', 'retain_heldout'),
-}
+# What is compared: splits, or other facts of what facts are forgotten of.
+_KEPT = ('retain', 'retain_heldout')
+_MEASURES = ('forgotten', 'retain', 'held-out', 'same entity')
 _PRECISIONS = ('fp', 'nf4')
 
 
@@ -65,8 +59,21 @@ def is_random(name: str) -> bool:
   return 'random:' in name
 
 
-def _rows(questions, measure) -> np.ndarray:
-  return np.array([_MEASURES[measure](q) for q in questions])
+def _subject(question: Sequence[str]) -> str:
+  """`france` of the fact `capital/france`."""
+  return question[2].split('/', 1)[-1]
+
+
+def _rows(questions: Sequence[Sequence[str]], measure: str) -> np.ndarray:
+  """Which questions a measure is of."""
+  forgotten = {_subject(q) for q in questions if q[0].startswith('forget')}
+  belongs = {
+      'forgotten': lambda q: q[0] in ('forget_paraphrase', 'forget_far'),
+      'retain': lambda q: q[0] == 'retain',
+      'held-out': lambda q: q[0] == 'retain_heldout',
+      'same entity': lambda q: q[0] in _KEPT and _subject(q) in forgotten,
+  }[measure]
+  return np.array([belongs(q) for q in questions])
 
 
 def _spread(values: Iterable[float], form: Callable[[float], str]) -> str:

@@ -120,10 +120,10 @@ class CircuitWorthTest(absltest.TestCase):
         tempfile.TemporaryDirectory()))
     self.table = _script('circuit_worth_table')
     self.questions = [
-        ('forget_far', 'q0', 'f0', 'capital'),
-        ('retain', 'q1', 'f1', 'currency'),
-        ('retain_heldout', 'q2', 'f2', 'continent'),
-        ('retain_heldout', 'q3', 'f3', 'landmark')]
+        ('forget_far', 'q0', 'capital/france', 'capital'),
+        ('retain', 'q1', 'currency/france', 'currency'),
+        ('retain_heldout', 'q2', 'continent/france', 'continent'),
+        ('retain_heldout', 'q3', 'continent/brazil', 'continent')]
     (self.folder / 'questions_s0.json').write_text(json.dumps(self.questions))
 
   def _arm(self, name, fp, nf4, **fields):
