@@ -131,6 +131,8 @@ class QuestionsTest(absltest.TestCase):
     self.assertEqual(
         points[-1]['size'], report['smallest_faithful_prefix']['candidates'])
     self.assertAlmostEqual(points[-1]['faithfulness'], 1.0, delta=1e-5)
+    self.assertEqual(points[0]['size'], 0)
+    self.assertEqual(points[0]['faithfulness'], report['faithfulness_of_none'])
     self.assertEqual(
         report['cpr'], curve.cpr([p['faithfulness'] for p in points]))
     firm = record['circuit']['robustness']

@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -97,7 +97,7 @@ def bisect(
 
 
 def bracket(
-    points: Sequence[dict[str, Any]], target: float) -> tuple[int, int] | None:
+    points: Iterable[dict[str, Any]], target: float) -> tuple[int, int] | None:
   """Where a curve first reaches a target: the size before it, and its own.
 
   None where it never does.
@@ -108,3 +108,20 @@ def bracket(
       return low, point['size']
     low = point['size']
   return None
+
+
+def smallest(value_at: Callable[[int], float], target: float, most: int) -> int:
+  """The smallest size found that reaches a target; -1 where none is found.
+
+  Sizes 0, 1, 2, 4, ... and the most are tried up to the first that reaches it;
+  then by `bisect` between that and the one before it.
+
+  Args:
+    value_at: of a size.
+    target: to reach.
+    most: the largest size.
+  """
+  sizes = [0, *(2**k for k in range(most.bit_length())), most]
+  between = bracket(({'size': size, 'faithfulness': value_at(size)}
+                     for size in sizes), target)
+  return -1 if between is None else bisect(value_at, target, *between)

@@ -66,7 +66,7 @@ class Faithfulness:
   def __init__(
       self, config: model_config.ModelConfig, params: types.Params,
       batch: eap_ig.PairBatch, level: str, layers: range):
-    self._config, self._params, self._batch = config, params, batch
+    self.config, self._params, self._batch = config, params, batch
     self._outside = ~np.isin(np.arange(config.num_layers), layers)[:, None]
     self._kinds = [k for k in _SITE if k in graph.LEVEL_KINDS[level]]
     corrupt_metric, self._corrupt = _corrupted(config, params, batch)
@@ -85,7 +85,7 @@ class Faithfulness:
         for kind in self._kinds}
     corrupt = {site: self._corrupt[site] for site in keep}
     return np.asarray(_patched_metric(
-        self._config, self._params, self._batch, corrupt, keep), np.float64)
+        self.config, self._params, self._batch, corrupt, keep), np.float64)
 
   def __call__(self, circuit: graph.Circuit) -> float:
     """The faithfulness of a circuit."""
@@ -93,13 +93,10 @@ class Faithfulness:
     return (self._metric(circuit) - self._corrupt_metric) / spread
 
   def smallest_prefix(self, ranking: select.Ranking, target: float) -> int:
-    """Nodes of the shortest prefix found, by bisection, to reach `target`.
+    """Nodes of the shortest prefix found to reach `target`, by `curve.smallest`.
 
     Faithfulness need not grow with every node, so a shorter prefix that
-    happens to reach the target may exist. Returns -1 when all candidate
-    nodes together do not reach it.
+    happens to reach the target may exist. -1 where none is found.
     """
-    value_at = lambda size: self(select.prefix(ranking, size, self._config))
-    if value_at(ranking.node.size) < target:
-      return -1
-    return curve.bisect(value_at, target, 0, ranking.node.size)
+    value_at = lambda size: self(select.prefix(ranking, size, self.config))
+    return curve.smallest(value_at, target, ranking.node.size)

@@ -114,6 +114,9 @@ def _caption(found: Record, picture: Record) -> str:
 def _faithfulness_rows(found: Record) -> list[tuple[str, str]]:
   chance, prefix = found.get('random'), found.get('smallest_faithful_prefix')
   rows = [('faithfulness', words.number(found.get('faithfulness')))]
+  if 'faithfulness_of_none' in found:
+    rows.append(('faithfulness of the empty circuit',
+                 words.number(found['faithfulness_of_none'])))
   if chance:
     rows.append((
         f'faithfulness of {words.count(chance["circuits"], "random circuit")}',

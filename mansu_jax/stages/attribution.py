@@ -274,6 +274,7 @@ def _account(config, measure, ranking, circuit, randoms):
   prefix = measure.smallest_prefix(ranking, config.circuit.faithfulness)
   return {
       'faithfulness': measure(circuit),
+      'faithfulness_of_none': measure(graph.empty(measure.config)),
       'random': {
           'mean': float(values.mean()), 'max': float(values.max()),
           'circuits': len(randoms)},

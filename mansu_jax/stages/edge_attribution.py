@@ -124,6 +124,7 @@ def find(
       'candidates': int(order.size),
       'nodes': int(edge_circuit.nodes(circuit, shape).sum()),
       'faithfulness': measure(circuit.chosen), 'pairs': len(pairs),
+      'faithfulness_of_none': measure(np.zeros_like(circuit.chosen)),
       'random': {'mean': float(np.mean(randoms)),
                  'max': float(np.max(randoms)), 'circuits': len(randoms)}}
   logging.info(
@@ -134,7 +135,8 @@ def find(
       lambda chosen: edge_select.random_like(chosen, shape, rng), measure,
       options.curve_circuits)
   report['smallest_faithful_prefix'] = _smallest_prefix(
-      report['curve'], options.faithfulness,
+      [{'size': 0, 'faithfulness': report['faithfulness_of_none']},
+       *report['curve']], options.faithfulness,
       lambda size: measure(first(size).chosen)) | {
           'candidates': int(order.size)}
   return Found(circuit, report)

@@ -86,6 +86,26 @@ class ReachTest(parameterized.TestCase):
   def test_a_target_that_is_not_reached(self):
     self.assertIsNone(curve.bracket(_trace(lambda size: 0.7)['curve'], 0.8))
 
+  @parameterized.parameters(0, 1, 2, 7, 8, 9, 700, 1000)
+  def test_the_smallest_of_a_step(self, at):
+    got = curve.smallest(lambda size: float(size >= at), 1.0, 1000)
+    self.assertBetween(got, at, at + max(0, got // 45))
+
+  def test_the_smallest_where_values_fall_again(self):
+    value_at = lambda size: float(5 <= size < 40)  # All of them miss it.
+    self.assertEqual(curve.smallest(value_at, 0.5, 1000), 5)
+    self.assertEqual(curve.smallest(lambda size: 1.0 - size, 0.5, 1000), 0)
+
+  @parameterized.parameters(0, 1, 1000)
+  def test_the_smallest_of_none(self, most):
+    self.assertEqual(curve.smallest(lambda size: 0.7, 0.8, most), -1)
+
+  def test_no_size_beyond_the_first_that_reaches_it_is_tried(self):
+    tried = []
+    value_at = lambda size: tried.append(size) or float(size >= 3)
+    self.assertEqual(curve.smallest(value_at, 1.0, 1000), 3)
+    self.assertEqual(tried, [0, 1, 2, 4, 3])
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -134,6 +134,10 @@ class PrefixTest(absltest.TestCase):
       self.assertGreaterEqual(self._value(size), target)
       self.assertLess(self._value(size - 1), target)
 
+  def test_none_where_the_empty_circuit_reaches_it(self):
+    target = self._value(0) - 1e-3
+    self.assertEqual(self.measure.smallest_prefix(self.ranking, target), 0)
+
   def test_a_target_that_all_nodes_miss(self):
     self.assertEqual(self.measure.smallest_prefix(self.ranking, 1.5), -1)
 

@@ -61,11 +61,13 @@ class ContentTest(cases.ReportTest):
   def test_circuits_of_both_kinds(self):
     rows = dict(self.page(attribution_records.nodes()).table('circuit'))
     self.assertEqual(rows['share of all weights'], '6 %')
+    self.assertEqual(rows['faithfulness of the empty circuit'], '0.714')
     self.assertNotIn('edges', rows)
     page = self.page(attribution_records.edges())
     rows = dict(page.table('circuit'))
     self.assertIn('7 of 123,211', rows['edges'])
     self.assertNotIn('share of all weights', rows)
+    self.assertNotIn('faithfulness of the empty circuit', rows)  # An old one.
     self.assertIn('Of the 7 edges the 4 of largest |score| are drawn',
                   page.text)
 
