@@ -93,7 +93,7 @@ class Faithfulness:
     return (self._metric(circuit) - self._corrupt_metric) / spread
 
   def smallest_prefix(self, ranking: select.Ranking, target: float) -> int:
-    """Nodes of the shortest prefix found to reach `target`, by `curve.smallest`.
+    """Nodes of the shortest prefix that `curve.smallest` finds to reach it.
 
     Faithfulness need not grow with every node, so a shorter prefix that
     happens to reach the target may exist. -1 where none is found.

@@ -98,14 +98,14 @@ def size_within(ranking: Ranking, budget: float, total_weights: int) -> int:
   """How many leading nodes fit a budget, a share of all weights.
 
   Raises:
-    ValueError: not one node fits.
+    ValueError: the first node does not fit.
   """
   fits = np.cumsum(ranking.cost) <= budget * total_weights
   if not fits.any():
     raise ValueError(
         f'--circuit_budget={budget} of {total_weights} weights is'
-        f' {budget * total_weights:.0f} weights, less than one node'
-        f' ({ranking.cost.min()}); raise the budget.')
+        f' {budget * total_weights:.0f} weights, less than the first node of'
+        f' the ranking ({ranking.cost[0]}); raise the budget.')
   return int(fits.sum())
 
 

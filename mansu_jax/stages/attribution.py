@@ -97,6 +97,7 @@ def _find_edges(config, model, pairs, means, retain, once) -> Found:
       retain))['edges'] if retain else None
   edges = edge_attribution.select_edges(
       config, model.config, scores, contrast)
+  edge_attribution.refuse_empty(config.circuit, edges)
   carried = edge_weights.carried(edges, model.config)
   found = find_circuit(
       config, model, pairs, means,
@@ -199,6 +200,9 @@ def find_circuit(
     groups: of facts, to resample; None: each is one.
     carried: by kind, what nodes carry of a circuit of edges; ranked by this,
       and only where it is not 0.
+
+  Raises:
+    ValueError: no node is within the budget.
   """
   options, level = config.circuit, config.attribution.level
   total = tree_paths.count(model.params)
@@ -208,7 +212,7 @@ def find_circuit(
         carried or _less(means, contrast, options.contrast), level, options,
         model.config)
     if carried:
-      ranking = select.only(ranking, carried)
+      ranking = _touched(ranking, carried, options)
     size = select.size_within(ranking, options.budget, total)
     return ranking, select.prefix(ranking, size, model.config)
 
@@ -243,6 +247,19 @@ def find_circuit(
   report |= picture.of_nodes(circuit, means, times)
   return Found(circuit=circuit, ranking=ranking, means=means, report=report,
                selected=selected)
+
+
+def _touched(ranking, carried, options) -> select.Ranking:
+  """The nodes whose weights are at the end of an edge of the circuit."""
+  out = select.only(ranking, carried)
+  if not out.node.size:
+    raise ValueError(
+        f'The circuit of --circuit_edges={options.edges} stands for no weights:'
+        ' none of its edges ends at a head or MLP of the layers that may'
+        ' change; wanted one that does. Raise --circuit_edges, widen'
+        ' --circuit_first_layer and --circuit_last_layer, or give another'
+        ' --circuit_edge_selection.')
+  return out
 
 
 def _less(means, contrast, weight) -> dict[str, np.ndarray]:

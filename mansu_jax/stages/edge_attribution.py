@@ -85,6 +85,22 @@ def select_edges(
   return first(config.circuit.edges)
 
 
+def refuse_empty(
+    options: run_config.CircuitConfig, circuit: edge_circuit.EdgeCircuit
+) -> None:
+  """Raises ValueError where pruning left no edge of a circuit."""
+  if circuit.size:
+    return
+  other = 'top' if options.edge_selection == 'greedy' else 'greedy'
+  raise ValueError(
+      f'--circuit_edges={options.edges} and --circuit_edge_selection='
+      f'{options.edge_selection} give a circuit of no edge: none of those'
+      ' selected lies on a path from the input to the logits; wanted one at'
+      f' least. Raise --circuit_edges, give --circuit_edge_selection={other},'
+      ' or a larger --circuit_per_layer_cap'
+      f' ({options.per_layer_cap:g} now).')
+
+
 def faithfulness(
     config: run_config.RunConfig, model: Any,
     pairs: Sequence[pairs_lib.AttributionPair]
@@ -109,10 +125,14 @@ def find(
     pairs: those that it answers.
     scores: mean scores on them, [S, G].
     contrast: mean scores on retain pairs, for `--circuit_contrast`.
+
+  Raises:
+    ValueError: the circuit is empty.
   """
   options, shape = config.circuit, model.config
   order, first = _ranked(config, shape, scores, contrast)
   circuit = first(options.edges)
+  refuse_empty(options, circuit)
   measure = faithfulness(config, model, pairs)
   rng = np.random.default_rng(config.seed)
   randoms = [measure(edge_select.random_like(circuit.chosen, shape, rng))

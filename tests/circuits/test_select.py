@@ -116,6 +116,11 @@ class BudgetTest(parameterized.TestCase):
         ValueError, r'circuit_budget=0.001 of 12345 .* 12 weights.*\(48\)'):
       select.size_within(_rank('neuron'), 0.001, _TOTAL)
 
+  def test_less_than_the_first_node_is_refused(self):
+    ranking = select.Ranking(*np.zeros((3, 2), int), np.array([128, 48]), ())
+    with self.assertRaisesRegex(ValueError, r'the first node .*\(128\)'):
+      select.size_within(ranking, 100 / _TOTAL, _TOTAL)
+
 
 class MatchedRandomTest(parameterized.TestCase):
 
