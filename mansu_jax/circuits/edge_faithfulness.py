@@ -12,6 +12,7 @@ import numpy as np
 from mansu_jax import types
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edge_patching
+from mansu_jax.circuits import faithfulness
 from mansu_jax.models import config as model_config
 
 
@@ -49,6 +50,11 @@ class EdgeFaithfulness:
     return float((self._each(carried) * np.asarray(self._batch.weight)).sum())
 
   def __call__(self, chosen: np.ndarray) -> float:
-    """The faithfulness of the circuit of some edges, bool [S, G]."""
-    return (self._metric(chosen | self._alone) - self._corrupt) / (
-        self._clean - self._corrupt)
+    """The faithfulness of the circuit of some edges, bool [S, G].
+
+    Raises:
+      ValueError: as `faithfulness.spread`, of the pairs.
+    """
+    whole = faithfulness.spread(
+        self._clean, self._corrupt, int(np.sum(self._batch.weight)))
+    return (self._metric(chosen | self._alone) - self._corrupt) / whole

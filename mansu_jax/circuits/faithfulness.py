@@ -24,6 +24,7 @@ from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import sites as sites_lib
 
+_NOISE = 1e-3  # Of the metrics: a spread below this is none.
 _SITE = {'neurons': sites_lib.Site.MLP_HIDDEN,
          'heads': sites_lib.Site.HEAD_OUT}
 
@@ -50,6 +51,28 @@ def _corrupted(config, params, batch):
       positions=batch.positions, segments=batch.segments)
   scores = eap_ig.metric(params, hidden, batch)
   return jnp.sum(scores * batch.weight), taps
+
+
+def spread(clean: float, corrupt: float, pairs: int) -> float:
+  """What faithfulness is a share of: the clean metric less the corrupted.
+
+  Args:
+    clean: the metric summed over pairs, on their clean prompts.
+    corrupt: on their corrupted ones.
+    pairs: how many they are.
+
+  Raises:
+    ValueError: it is not positive, or float noise.
+  """
+  if clean - corrupt > _NOISE * (abs(clean) + abs(corrupt)):
+    return clean - corrupt
+  raise ValueError(
+      f'Faithfulness cannot be measured on the first {pairs} pairs that the'
+      ' model answers (--circuit_pairs): their metric, logit(answer) -'
+      f' logit(corrupted answer), is {clean / pairs:.4g} on the clean and'
+      f' {corrupt / pairs:.4g} on the corrupted prompts, on average; wanted it'
+      ' higher on the clean ones. Give pairs whose corrupted prompts ask for'
+      ' the corrupted answer (--attribution_pairs), or raise --circuit_pairs.')
 
 
 class Faithfulness:
@@ -88,9 +111,14 @@ class Faithfulness:
         self.config, self._params, self._batch, corrupt, keep), np.float64)
 
   def __call__(self, circuit: graph.Circuit) -> float:
-    """The faithfulness of a circuit."""
-    spread = self._clean_metric - self._corrupt_metric
-    return (self._metric(circuit) - self._corrupt_metric) / spread
+    """The faithfulness of a circuit.
+
+    Raises:
+      ValueError: as `spread`, of the pairs.
+    """
+    whole = spread(self._clean_metric, self._corrupt_metric,
+                   int(np.sum(self._batch.weight)))
+    return (self._metric(circuit) - self._corrupt_metric) / whole
 
   def smallest_prefix(self, ranking: select.Ranking, target: float) -> int:
     """Nodes of the shortest prefix that `curve.smallest` finds to reach it.

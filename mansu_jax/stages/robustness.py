@@ -174,6 +174,12 @@ def _in_other_words(config, method, own, pairs):
     return account | {'reason': (
         f'the model answers {len(found.pairs)} of them, of {len(facts)} facts;'
         f' wanted {_FEWEST}')}
+  measured = [float(x[:config.circuit.pairs].sum())
+              for x in (found.clean, found.corrupt)]
+  try:
+    faithfulness.spread(*measured, len(found.pairs[:config.circuit.pairs]))
+  except ValueError as error:
+    return account | {'reason': str(error)}
   either = (found.sums.counts + own.sums.counts) > 0
   words = robustness.Words(*(robustness.Sums(*(x[either] for x in side.sums))
                              for side in (own, found)))

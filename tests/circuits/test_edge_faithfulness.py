@@ -1,5 +1,7 @@
 """Faithfulness of circuits of edges against patched runs by hand."""
 
+import dataclasses
+
 from absl.testing import absltest
 import numpy as np
 
@@ -21,7 +23,7 @@ class EdgeFaithfulnessTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.params = small.params(_CONFIG)
-    cls.pairs = small.pairs()
+    cls.pairs = small.elicited(_CONFIG, cls.params)
     (cls.batch,) = pair_batches.pack(cls.pairs, 3)
 
   def _measure(self, alone=_NONE, batch=None):
@@ -59,6 +61,12 @@ class EdgeFaithfulnessTest(absltest.TestCase):
     self.assertAlmostEqual(
         self._measure(batch=less)(chosen), self._measure(batch=two)(chosen),
         delta=1e-5)
+
+  def test_pairs_of_the_same_prompts(self):
+    (batch,) = pair_batches.pack([dataclasses.replace(
+        p, corrupt_ids=p.clean_ids) for p in self.pairs], 3)
+    with self.assertRaisesRegex(ValueError, 'first 3 pairs .*--circuit_pairs'):
+      self._measure(batch=batch)(_REAL)
 
 
 if __name__ == '__main__':
