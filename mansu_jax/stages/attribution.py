@@ -209,7 +209,7 @@ def find_circuit(
 
   def choose(means):
     ranking = select.rank(
-        carried or _less(means, contrast, options.contrast), level, options,
+        carried or _values(means, contrast, options.contrast), level, options,
         model.config)
     if carried:
       ranking = _touched(ranking, carried, options)
@@ -262,12 +262,12 @@ def _touched(ranking, carried, options) -> select.Ranking:
   return out
 
 
-def _less(means, contrast, weight) -> dict[str, np.ndarray]:
-  """What is ranked: scores, less a share of those on retain pairs."""
-  if contrast is None or not weight:
-    return means
-  return {kind: np.maximum(np.abs(means[kind]) - weight * np.abs(
-      contrast[kind]), 0) for kind in means}
+def _values(means, contrast, weight) -> dict[str, np.ndarray]:
+  """What is ranked: |scores|, less a share of those on retain pairs."""
+  if contrast is None:
+    return {kind: np.abs(scores) for kind, scores in means.items()}
+  return {kind: np.abs(scores) - weight * np.abs(contrast[kind])
+          for kind, scores in means.items()}
 
 
 def _share_of_score(circuit, means) -> float:

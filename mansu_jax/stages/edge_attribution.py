@@ -166,7 +166,7 @@ def _order(options, shape, layers, scores, contrast) -> np.ndarray:
   """The ranking of all candidates: places in the flattened scores."""
   values = np.abs(scores)
   if contrast is not None:
-    values = np.maximum(values - options.contrast * np.abs(contrast), 0)
+    values = values - options.contrast * np.abs(contrast)
   allowed = edge_select.candidates(
       values, shape, layers, options.per_layer_cap)
   if options.edge_selection == 'top':

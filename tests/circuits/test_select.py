@@ -18,6 +18,7 @@ def _options(**changes):
 
 
 def _scores(seed=0):
+  """Of both signs: the lowest are ranked last."""
   rng = np.random.default_rng(seed)
   return {kind: rng.normal(size=shape)
           for kind, shape in graph.shapes(_CONFIG).items()}
@@ -59,7 +60,7 @@ class RankTest(parameterized.TestCase):
       cost = {'neurons': 3 * 16, 'heads': 2 * 16 * 4, 'kv_heads': 2 * 16 * 4}
       for layer, row in enumerate(scores[kind]):
         for node, score in enumerate(row):
-          want.append((-abs(score) / cost[kind], (kind, layer, node)))
+          want.append((-score / cost[kind], (kind, layer, node)))
     self.assertEqual(nodes, [node for _, node in sorted(want)])
 
   def test_costs_are_those_of_the_nodes(self):
@@ -78,7 +79,7 @@ class RankTest(parameterized.TestCase):
     for kind, count in (('neurons', neurons), ('heads', heads)):
       for layer in range(4):
         chosen = {n for k, at, n in nodes if (k, at) == (kind, layer)}
-        best = np.argsort(-np.abs(scores[kind][layer]))[:count]
+        best = np.argsort(-scores[kind][layer])[:count]
         self.assertEqual(chosen, set(best.tolist()))
 
   def test_only_layers_of_the_range_are_ranked(self):

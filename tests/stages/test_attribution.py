@@ -1,14 +1,17 @@
 """Circuits that hold nothing are refused, and what they are ranked by."""
 
+import dataclasses
 import types
 from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
 
+from mansu_jax import config as run_config
 from mansu_jax.circuits import edge_circuit
 from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import graph
+from mansu_jax.circuits import select
 from mansu_jax.stages import attribution
 from mansu_jax.stages import edge_attribution
 from tests import runs
@@ -66,6 +69,36 @@ class EmptyTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'less than the first node'):
       self._find(self._scores(('m0', 'logits'), ('input', 'm0')),
                  '--circuit_edges=2', '--circuit_budget=1e-6')
+
+
+class ContrastTest(absltest.TestCase):
+
+  def test_nodes_below_0_are_ranked_too(self):
+    rng = np.random.default_rng(0)
+    own, retain = ({kind: rng.normal(size=shape) for kind, shape in
+                    graph.shapes(_CONFIG).items()} for _ in range(2))
+    values = attribution._values(own, retain, 2.0)
+    for kind, found in values.items():
+      np.testing.assert_allclose(
+          found, np.abs(own[kind]) - 2 * np.abs(retain[kind]))
+      self.assertLess(found.min(), 0)
+      np.testing.assert_array_equal(
+          attribution._values(own, None, 2.0)[kind], np.abs(own[kind]))
+    options = run_config.CircuitConfig()
+    ranking = select.rank(values, 'neuron', options, _CONFIG)
+    ranked = values['neurons'][ranking.layer, ranking.node]
+    self.assertTrue((np.diff(ranked) <= 0).all())
+
+  def test_edges_below_0_are_ranked_too(self):
+    rng = np.random.default_rng(0)
+    scores, retain = rng.normal(size=(2, *_REAL.shape))
+    values = np.abs(scores) - 2 * np.abs(retain)
+    options = _parse('--circuit_edge_selection=top').circuit
+    options = dataclasses.replace(options, contrast=2.0)
+    order = edge_attribution._order(
+        options, _CONFIG, range(2), scores, retain)
+    self.assertTrue((np.diff(values.flat[order]) <= 0).all())
+    self.assertLess(values.flat[order[-1]], 0)
 
 
 if __name__ == '__main__':

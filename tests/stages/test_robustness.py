@@ -63,7 +63,8 @@ def _nodes(config, pairs, scores):
   """A circuit of 40 % of each level's nodes, selected and described."""
   def choose(means):
     ranking = select.rank(
-        means, config.attribution.level, config.circuit, _CONFIG)
+        {kind: np.abs(scores) for kind, scores in means.items()},
+        config.attribution.level, config.circuit, _CONFIG)
     return select.prefix(ranking, int(0.4 * ranking.node.size), _CONFIG)
 
   circuit = choose(eap_ig.node_means(scores, _CONFIG))
