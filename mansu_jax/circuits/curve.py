@@ -37,14 +37,14 @@ def cmd(values: Sequence[float]) -> float:
 
 def trace(
     count: int, first: Callable[[int], _Circuit],
-    random_like: Callable[[_Circuit], _Circuit],
+    draw: Callable[[int], _Circuit],
     faithfulness: Callable[[_Circuit], float], randoms: int) -> dict[str, Any]:
   """Measures the curve, beside random circuits of the same sizes.
 
   Args:
     count: how many edges or nodes a circuit may hold.
     first: from a size, 0 included, to the circuit of the best ones.
-    random_like: from a circuit to a random one of its size.
+    draw: from such a size to a random circuit.
     faithfulness: of a circuit.
     randoms: random circuits at each size.
 
@@ -54,10 +54,9 @@ def trace(
     and the same of each random curve, in `random_curves`.
   """
   sizes = [int(share * count) for share in SHARES]
-  circuits = [first(size) for size in sizes]
-  values = [faithfulness(circuit) for circuit in circuits]
-  drawn = [[faithfulness(random_like(circuit)) for _ in range(randoms)]
-           for circuit in circuits]
+  values = [faithfulness(first(size)) for size in sizes]
+  drawn = [[faithfulness(draw(size)) for _ in range(randoms)]
+           for size in sizes]
   return {
       'curve': [
           {'share': share, 'size': size, 'faithfulness': value,

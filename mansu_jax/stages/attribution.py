@@ -310,8 +310,8 @@ def trace_curve(
   """The curve of a ranking's prefixes, as `curve.trace` has it."""
   layers = select.layer_range(config.circuit, model.config.num_layers)
   rng = np.random.default_rng(config.seed)
+  first = lambda size: select.prefix(ranking, size, model.config)
   return curve.trace(
-      ranking.node.size,
-      lambda size: select.prefix(ranking, size, model.config),
-      lambda circuit: select.matched_random(circuit, layers, rng),
+      ranking.node.size, first,
+      lambda size: select.matched_random(first(size), layers, rng),
       _measure(config, model, pairs), config.circuit.curve_circuits)

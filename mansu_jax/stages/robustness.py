@@ -51,7 +51,8 @@ class Method:
     groups: of each fact of all pairs that will be scored.
     reference: the circuit, bool [n].
     select: from mean scores [n] to a circuit.
-    draw: a random circuit of the reference's shape.
+    draw: a random circuit: of nodes as many in each layer, of edges one
+      selected by permuted scores.
     score: of pairs.
     patch: what runs circuits on pairs, at most `--circuit_pairs`.
     place: from a row [n] to arrays of the model's shape.

@@ -9,9 +9,9 @@ from mansu_jax.circuits import curve
 _SIZES = [int(share * 1000) for share in curve.SHARES]
 
 
-def _trace(value_of, count=1000, randoms=0, random_like=lambda size: size):
+def _trace(value_of, count=1000, randoms=0, draw=lambda size: size):
   """The curve of circuits that are their sizes."""
-  return curve.trace(count, lambda size: size, random_like, value_of, randoms)
+  return curve.trace(count, lambda size: size, draw, value_of, randoms)
 
 
 class AreaTest(absltest.TestCase):
@@ -51,7 +51,7 @@ class TraceTest(absltest.TestCase):
 
   def test_the_band_of_random_circuits(self):
     drawn = iter([1, 2, 3] * 10)
-    got = _trace(float, randoms=3, random_like=lambda size: next(drawn))
+    got = _trace(float, randoms=3, draw=lambda size: next(drawn))
     for point in got['curve']:
       self.assertEqual(point['random'], {'min': 1, 'mean': 2, 'max': 3})
       self.assertEqual(point['faithfulness'], point['size'])

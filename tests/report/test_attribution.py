@@ -66,6 +66,9 @@ class ContentTest(cases.ReportTest):
     page = self.page(attribution_records.edges())
     rows = dict(page.table('circuit'))
     self.assertIn('7 of 123,211', rows['edges'])
+    self.assertIn('random circuits selected alike 0.01 on average', page.text)
+    self.assertEqual(
+        page.table('selected from')[-1][0], 'random, selected alike')
     self.assertNotIn('share of all weights', rows)
     self.assertNotIn('faithfulness of the empty circuit', rows)  # An old one.
     self.assertIn('Of the 7 edges the 4 of largest |score| are drawn',

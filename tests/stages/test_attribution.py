@@ -5,10 +5,12 @@ import types
 from unittest import mock
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
 from mansu_jax import config as run_config
 from mansu_jax.circuits import edge_circuit
+from mansu_jax.circuits import edge_select
 from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
@@ -95,10 +97,49 @@ class ContrastTest(absltest.TestCase):
     values = np.abs(scores) - 2 * np.abs(retain)
     options = _parse('--circuit_edge_selection=top').circuit
     options = dataclasses.replace(options, contrast=2.0)
-    order = edge_attribution._order(
-        options, _CONFIG, range(2), scores, retain)
+    np.testing.assert_allclose(
+        edge_attribution._values(options, scores, retain), values)
+    order = edge_attribution._order(options, _CONFIG, range(2), values, None)
     self.assertTrue((np.diff(values.flat[order]) <= 0).all())
     self.assertLess(values.flat[order[-1]], 0)
+
+
+class RandomEdgesTest(parameterized.TestCase):
+
+  @parameterized.product(selection=('greedy', 'top'), cap=(1.0, 0.5))
+  def test_selected_and_pruned_as_the_circuit(self, selection, cap):
+    config = _parse(f'--circuit_edge_selection={selection}',
+                    f'--circuit_per_layer_cap={cap}', '--circuit_edges=20')
+    scores = np.where(_REAL, np.random.default_rng(0).normal(
+        size=_REAL.shape), 0)
+    layers, rng = range(_CONFIG.num_layers), np.random.default_rng(1)
+    alone = edge_select.given(_CONFIG, layers)
+    circuit = edge_attribution.select_edges(config, _CONFIG, scores)
+    draw = lambda size: edge_attribution.random_edges(
+        config, _CONFIG, scores, None, size, rng)
+    sizes, same = [], []
+    for _ in range(20):
+      got = draw(20)
+      self.assertFalse((got & ~_REAL).any())
+      pruned = edge_select.prune(
+          edge_circuit.EdgeCircuit(got, scores), alone, _CONFIG)
+      np.testing.assert_array_equal(pruned.chosen, got)
+      sizes.append(got.sum())
+      same.append((got & circuit.chosen).sum() / circuit.size)
+    self.assertLessEqual(max(sizes), 20)
+    self.assertGreater(max(sizes), 0)
+    self.assertLess(np.mean(same), 0.9)
+    self.assertFalse(draw(0).any())
+
+  def test_the_size_is_that_before_pruning(self):
+    config = _parse('--circuit_edges=20')
+    scores = np.where(_REAL, np.random.default_rng(0).normal(
+        size=_REAL.shape), 0)
+    with mock.patch.object(
+        edge_select, 'prune', side_effect=lambda circuit, *_: circuit):
+      got = edge_attribution.random_edges(
+          config, _CONFIG, scores, None, 20, np.random.default_rng(0))
+    self.assertEqual(got.sum(), 20)
 
 
 if __name__ == '__main__':
