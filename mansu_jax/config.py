@@ -131,8 +131,7 @@ class CircuitConfig:
       5, 'To attribute alone: random circuits at each size of the curve of'
       ' faithfulness (0: none).')
   random_circuits: int = _field(
-      20, 'Random circuits for comparison: as many nodes a layer, or edges'
-      ' selected by scores that are permuted within each layer.')
+      20, 'Random circuits for comparison, alike in each layer.')
   pairs: int = _field(32, 'Pairs on which faithfulness is measured.')
   resamples: int = _field(
       100, 'Times that the circuit is selected again from resampled pairs, to'

@@ -16,6 +16,10 @@ from mansu_jax.report import svg
 from mansu_jax.report import words
 
 Record = dict[str, Any]
+_SELECTED = {
+    'top': 'Circuits of the highest scores',
+    'greedy': 'Circuits from the logits down, by the highest score that leads'
+              ' there,'}
 
 
 def section(record: Record) -> document.Section:
@@ -216,8 +220,9 @@ def curve(record: Record) -> document.Section:
           ' count little.'),
       document.Plots((document.Plot(
           'circuit_curve', chart,
-          'Circuits of the highest scores at each size, and the mean and range'
-          ' of random ones as large.'),)),
+          f'{_SELECTED.get(found["selection"], _SELECTED["top"])} at each size,'
+          ' and the mean and range of random ones as large'
+          f'{"" if _by_kind(found) else " before pruning"}.'),)),
       document.Table(
           ('share', 'faithfulness', 'random, mean', 'least', 'most'),
           tuple((words.significant(p.share), *map(words.number, p[1:]))

@@ -7,7 +7,6 @@ import functools
 from typing import Any, NamedTuple
 
 from absl import logging
-import jax
 import numpy as np
 
 from mansu_jax import config as run_config
@@ -130,11 +129,12 @@ def faithfulness(
     config: run_config.RunConfig, model: Any,
     pairs: Sequence[pairs_lib.AttributionPair]
 ) -> edge_faithfulness.EdgeFaithfulness:
-  """Runs circuits of edges on the first `--circuit_pairs` pairs."""
+  """Runs circuits of edges on the first `--circuit_pairs` pairs, in batches."""
   options, shape = config.circuit, model.config
-  (batch,) = pair_batches.pack(pairs[:options.pairs], options.pairs)
+  batches = pair_batches.pack(
+      pairs[:options.pairs], config.attribution.batch)
   return edge_faithfulness.EdgeFaithfulness(
-      shape, model.params, jax.device_put(batch), edge_select.given(
+      shape, model.params, batches, edge_select.given(
           shape, select.layer_range(options, shape.num_layers)))
 
 

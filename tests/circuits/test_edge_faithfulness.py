@@ -28,7 +28,7 @@ class EdgeFaithfulnessTest(absltest.TestCase):
 
   def _measure(self, alone=_NONE, batch=None):
     return edge_faithfulness.EdgeFaithfulness(
-        _CONFIG, self.params, batch or self.batch, alone)
+        _CONFIG, self.params, [batch or self.batch], alone)
 
   def _metric(self, patched):
     reference = edge_patching.corrupted(_CONFIG, self.params, self.batch)
@@ -53,6 +53,17 @@ class EdgeFaithfulnessTest(absltest.TestCase):
     self.assertEqual(measure(_REAL & ~alone), 1.0)
     # All that the logits read is patched, whatever the layers are left.
     self.assertAlmostEqual(measure(_NONE), 0.0, delta=1e-4)
+
+  def test_batches_add_up(self):
+    chosen = _REAL & (np.random.default_rng(2).random(_REAL.shape) < 0.5)
+    batches = pair_batches.pack(self.pairs, 2)  # The last one is filled up.
+    self.assertEqual([b.weight.sum() for b in batches], [2, 1])
+    got = edge_faithfulness.EdgeFaithfulness(
+        _CONFIG, self.params, batches, _NONE)
+    want = self._measure()
+    np.testing.assert_allclose(
+        got.metrics(chosen), want.metrics(chosen), atol=1e-5)
+    self.assertAlmostEqual(got(chosen), want(chosen), delta=1e-5)
 
   def test_pairs_of_weight_zero_do_not_count(self):
     chosen = _REAL & (np.random.default_rng(1).random(_REAL.shape) < 0.5)
