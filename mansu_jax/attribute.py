@@ -73,8 +73,10 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   inputs = checks.read(config)
   pairs = []
   with clock.stage('load'):
-    model = loading.load(config.model, check=lambda shapes, tokenizer: (
-        pairs.extend(checks.fit_attribute(config, inputs, shapes, tokenizer))))
+    model = loading.load(
+        config.model, stored_as=config.export_dtype,
+        check=lambda shapes, tokenizer: pairs.extend(
+            checks.fit_attribute(config, inputs, shapes, tokenizer)))
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
   with clock.stage('attribution'):

@@ -105,13 +105,34 @@ class GoldenTest(absltest.TestCase):
                      f'--attribution_pairs={path}')
 
 
+class StoredTest(absltest.TestCase):
+
+  def test_the_model_is_attributed_as_it_is_stored(self):
+    folder = tiny.temp_dir(self)
+    config, params, tokenizer = tiny_job.base()
+    tiny_job.make(folder / 'job')
+    hf_io.write(folder / 'half', config,
+                hf_io.as_stored(params, 'bfloat16'), tokenizer)
+    few = [f'--data_forget={folder}/job/forget.jsonl',
+           '--attribution_pairs=24', '--attribution_steps=1',
+           '--circuit_random_circuits=1', '--circuit_curve_circuits=0',
+           '--circuit_resamples=0', '--circuit_budget=0.1']
+    record = runs.attribute(folder / 'rounded', f'--model={folder}/job/model',
+                            '--export_dtype=bfloat16', *few)
+    runs.attribute(folder / 'written', f'--model={folder}/half', *few)
+    self.assertIn('rounded to bfloat16', record['model']['weights_note'])
+    rounded, written = _arrays(folder / 'rounded'), _arrays(folder / 'written')
+    for name, values in written.items():
+      np.testing.assert_array_equal(rounded[name], values, err_msg=name)
+
+
 class QuestionsTest(absltest.TestCase):
 
   def test_nodes_from_questions(self):
     folder = tiny.temp_dir(self)
     job = tiny_job.make(folder / 'job')
     kept = [f for f in job if not f.startswith((
-        '--unlearn', '--fisher', '--data_text=', '--eval', '--data_retain',
+        '--unlearn', '--fisher', '--data_text', '--eval', '--data_retain',
         '--data_held'))]
     record = runs.attribute(
         folder / 'w', *kept, '--attribution_level=neuron_and_head',
@@ -237,6 +258,18 @@ class RefusalsTest(bad_input.Refusals):
       ('--unlearn_steps=3', ('--unlearn_steps=3 is for --mode=unlearn',
                              'the mode is attribute')),
       ('--base=x', ('--base=x is for --mode=audit', 'attribute')),
+      ('--quant_schemes=fp4,int8', (
+          '--quant_schemes=fp4,int8 changes nothing', 'quantizes nothing')),
+      ('--fail_on_verdict', ('--fail_on_verdict=True changes nothing',)),
+      ('--eval_cad_pairs=4', ('--eval_cad_pairs=4 changes nothing',)),
+      ('--eval_questions=9', ('--eval_questions=9 changes nothing',)),
+      ('--eval_bootstrap=200', ('--eval_bootstrap=200 changes nothing',),
+       '--circuit_resamples=0'),
+      ('--data_forget=x', ('--data_forget=x changes nothing', 'whose pairs')),
+      ('--data_retain=x', ('--data_retain=x changes nothing', 'contrast')),
+      ('--data_heldout=x', ('--data_heldout=x changes nothing',)),
+      ('--data_heldout_text=x', ('--data_heldout_text=x changes nothing',)),
+      ('--data_text_window=9', ('--data_text_window=9 changes nothing',)),
       ('--circuit_edges=99999', ('--circuit_edges=99999', 'has', 'Lower it')),
       ('--circuit_budget=0.1', ('--circuit_budget=0.1 changes nothing',)),
       ('--circuit_selection=random', (

@@ -46,6 +46,7 @@ def unused(config: run_config.RunConfig) -> None:
     _check_audit(config)
   elif config.mode == 'attribute':
     _check_trains_nothing(config)
+    _check_only_attributes(config)
   _check_selection(config)
   if config.base and config.mode != 'audit':
     raise ValueError(
@@ -74,6 +75,14 @@ def _check_trains_nothing(config: run_config.RunConfig) -> None:
     raise ValueError(
         f'--{flag}={value} is for --mode=unlearn, but the mode is'
         f' {config.mode}, which trains nothing. Leave it out.')
+
+
+def _check_only_attributes(config: run_config.RunConfig) -> None:
+  """Raises ValueError on a flag of what attribute mode does not do."""
+  for flag, value, why in _not_attribution(config):
+    raise ValueError(
+        f'--{flag}={value} changes nothing in --mode=attribute, {why}; leave it'
+        ' out.')
 
 
 def _check_selection(config: run_config.RunConfig) -> None:
@@ -111,6 +120,44 @@ def _unlearning(config: run_config.RunConfig) -> Iterator[tuple[str, Any]]:
       value = getattr(given, field.name)
       if value != getattr(usual, field.name):
         yield f'{stage}_{field.name}', value
+
+
+def _not_attribution(
+    config: run_config.RunConfig) -> Iterator[tuple[str, Any, str]]:
+  """Flags that attribution does not read, not the defaults, and why."""
+  default = run_config.RunConfig()
+  if config.quant_schemes != default.quant_schemes:
+    yield ('quant_schemes', ','.join(config.quant_schemes),
+           'which quantizes nothing')
+  if config.fail_on_verdict:
+    yield 'fail_on_verdict', True, 'which has no verdict'
+  measured = 'which measures nothing but a circuit'
+  for name in ('heldout', 'heldout_text', 'calibration'):
+    if files := getattr(config.data, name):
+      yield f'data_{name}', files[0], measured
+  if config.data.text_window != default.data.text_window:
+    yield 'data_text_window', config.data.text_window, 'which reads no text'
+  from_file = config.attribution.pairs_file
+  if from_file and config.data.forget:
+    yield ('data_forget', config.data.forget[0],
+           f'whose pairs are those of {from_file}')
+  if from_file and config.data.retain and not config.circuit.contrast:
+    yield ('data_retain', config.data.retain[0],
+           f'whose pairs are those of {from_file}, without'
+           ' --circuit_contrast')
+  unread = {field.name: measured for field in dataclasses.fields(config.eval)}
+  if config.circuit.resamples:
+    del unread['bootstrap']
+  else:
+    unread['bootstrap'] = 'where --circuit_resamples=0'
+  if config.circuit.resamples and not from_file:
+    del unread['questions']
+  else:
+    unread['questions'] = 'where no other phrasings are compared'
+  for name, why in unread.items():
+    value = getattr(config.eval, name)
+    if value != getattr(default.eval, name):
+      yield f'eval_{name}', value, why
 
 
 def fit(
