@@ -103,6 +103,10 @@ class CircuitConfig:
   edge_selection: str = _field(
       'greedy', 'greedy: from the logits down, the highest |score| that leads'
       ' there; top: the highest |score| anywhere.', ('greedy', 'top'))
+  file: str = _field(
+      '', 'To attribute alone, at level edge: a circuit of edges (JSON, as'
+      ' EAP-IG and the Mechanistic Interpretability Benchmark write it) that is'
+      ' measured on the pairs instead of one selected by our scores.')
 
   def __post_init__(self):
     _check_fields(self, 'circuit')

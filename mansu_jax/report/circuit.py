@@ -71,6 +71,8 @@ def _rows(found: Record) -> Iterator[tuple[str, str]]:
     yield ('share of the absolute score',
            words.percent(found['share_of_absolute_score']))
   yield 'attribution pairs', str(found['pairs'])
+  if 'no_curve' in found:
+    yield 'faithfulness by size', f'not measured: {found["no_curve"]}'
   yield from _faithfulness_rows(found)
 
 

@@ -21,6 +21,7 @@ from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.stages import attribution
 from mansu_jax.stages import crossing
+from mansu_jax.stages import edge_file
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import quantizers
 from mansu_jax.stages import training
@@ -93,12 +94,17 @@ def _check_selection(config: run_config.RunConfig) -> None:
     ignored.add('curve_circuits')
   elif level == 'edge':
     ignored |= {'selection', 'budget'}
+  if config.mode != 'attribute' or level != 'edge':
+    ignored.add('file')
+  where = f'in --mode={config.mode} with --attribution_level={level}'
+  if config.circuit.file and 'file' not in ignored:
+    ignored |= edge_file.IGNORED
+    where += f' and --circuit_file={config.circuit.file}'
   for name in sorted(ignored):
     value = getattr(config.circuit, name)
     if value != getattr(default, name):
       raise ValueError(
-          f'--circuit_{name}={value} changes nothing in --mode={config.mode}'
-          f' with --attribution_level={level}; leave it out.')
+          f'--circuit_{name}={value} changes nothing {where}; leave it out.')
 
 
 def _place(name: str) -> str:
@@ -146,11 +152,12 @@ def _not_attribution(
            f'whose pairs are those of {from_file}, without'
            ' --circuit_contrast')
   unread = {field.name: measured for field in dataclasses.fields(config.eval)}
-  if config.circuit.resamples:
+  resampled = config.circuit.resamples and not config.circuit.file
+  if resampled:
     del unread['bootstrap']
   else:
-    unread['bootstrap'] = 'where --circuit_resamples=0'
-  if config.circuit.resamples and not from_file:
+    unread['bootstrap'] = 'where pairs are not resampled'
+  if resampled and not from_file:
     del unread['questions']
   else:
     unread['questions'] = 'where no other phrasings are compared'
@@ -234,7 +241,7 @@ def fit_attribute(
   Raises:
     ValueError: no pairs, or some that the model cannot read; no retain pairs,
       where --circuit_contrast wants some; layers, budget or edges that it does
-      not have.
+      not have; or a circuit file that is no circuit of it.
   """
   splits, path = inputs.splits, config.attribution.pairs_file
   if not path and not splits.forget_train:
@@ -250,7 +257,7 @@ def fit_attribute(
         ' pairs are made of questions.')
   pairs = attribution.forget_pairs(config, splits, tokenizer)
   _check_ids(pairs, path or 'the forget set', shapes)
-  if not path and config.circuit.resamples:
+  if config.circuit.resamples and not (path or config.circuit.file):
     _check_tokens([q for split in splits_lib.FORGOTTEN
                    for q in splits.evaluation[split]], tokenizer, shapes)
   if config.circuit.contrast:
@@ -258,6 +265,8 @@ def fit_attribute(
                'the retain set', shapes)
   if config.attribution.level != 'edge':
     _check_circuit(config, shapes)
+  elif config.circuit.file:
+    edge_file.read(config, shapes)
   else:
     _check_edges(config, shapes)
   return pairs
