@@ -116,6 +116,9 @@ def _caption(found: Record, picture: Record) -> str:
 def _faithfulness_rows(found: Record) -> list[tuple[str, str]]:
   chance, prefix = found.get('random'), found.get('smallest_faithful_prefix')
   rows = [('faithfulness', words.number(found.get('faithfulness')))]
+  if 'edge_faithfulness' in found:
+    rows.append(('faithfulness of the edges themselves',
+                 words.number(found['edge_faithfulness'])))
   if chance:
     rows.append((
         f'faithfulness of {words.count(chance["circuits"], "random circuit")}',

@@ -18,6 +18,9 @@ def section(record: Record) -> document.Section:
   """Overlap and faithfulness of circuits of other pairs."""
   found, title = record['circuit']['robustness'], 'Robustness of the circuit'
   blocks = []
+  if 'edge_faithfulness' in record['circuit']:
+    blocks.append(document.Text(
+        'Of the circuit of edges; the weights at their ends are edited.'))
   if 'reason' in found:
     blocks.append(document.Text(
         f'Pairs were not resampled: {found["reason"]}.'))
