@@ -89,10 +89,10 @@ class CircuitConfig:
   faithfulness: float = _field(
       0.8, 'Report the smallest prefix of the ranking this faithful.')
   curve_circuits: int = _field(
-      5, 'To attribute alone: random circuits, matched per layer, at each size'
-      ' of the curve of faithfulness (0: none).')
+      5, 'To attribute alone: random circuits at each size of the curve of'
+      ' faithfulness (0: none).')
   random_circuits: int = _field(
-      20, 'Random circuits, matched per layer, for comparison.')
+      20, 'Random circuits for comparison, alike in each layer.')
   pairs: int = _field(32, 'Pairs on which faithfulness is measured.')
   resamples: int = _field(
       100, 'Times that the circuit is selected again from resampled pairs, to'

@@ -105,6 +105,20 @@ class GoldenTest(absltest.TestCase):
       runs.attribute(folder / 'w', f'--model={golden.FOLDER}/eap_tiny_llama',
                      f'--attribution_pairs={path}')
 
+  def test_a_circuit_of_no_edge_is_refused(self):
+    _, pairs, _ = golden.tiny_llama()
+    folder = tiny.temp_dir(self)
+    path = _write_pairs(folder / 'pairs.jsonl', pairs)
+    code, said = bad_input.status([
+        '--mode=attribute', f'--model={golden.FOLDER}/eap_tiny_llama',
+        f'--workdir={folder}/w', f'--attribution_pairs={path}',
+        '--attribution_level=edge', '--circuit_edges=1'])
+    self.assertEqual(code, 2)
+    self.assertRegex(said, (
+        'mansu_jax: --circuit_edges=1 and --circuit_edge_selection=greedy give'
+        ' a circuit of no edge: .* wanted .* --circuit_edge_selection=top, or a'
+        ' larger --circuit_per_layer_cap'))
+
 
   def _check_as_a_file(self, folder, path, fields):
     """Measured from its file a circuit is the same."""
@@ -176,6 +190,8 @@ class QuestionsTest(absltest.TestCase):
     self.assertEqual(
         points[-1]['size'], report['smallest_faithful_prefix']['candidates'])
     self.assertAlmostEqual(points[-1]['faithfulness'], 1.0, delta=1e-5)
+    self.assertEqual(points[0]['size'], 0)
+    self.assertEqual(points[0]['faithfulness'], report['faithfulness_of_none'])
     self.assertEqual(
         report['cpr'], curve.cpr([p['faithfulness'] for p in points]))
     firm = record['circuit']['robustness']

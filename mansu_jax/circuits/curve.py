@@ -20,7 +20,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,14 +41,14 @@ def cmd(values: Sequence[float]) -> float:
 
 def trace(
     count: int, first: Callable[[int], _Circuit],
-    random_like: Callable[[_Circuit], _Circuit],
+    draw: Callable[[int], _Circuit],
     faithfulness: Callable[[_Circuit], float], randoms: int) -> dict[str, Any]:
   """Measures the curve, beside random circuits of the same sizes.
 
   Args:
     count: how many edges or nodes a circuit may hold.
     first: from a size, 0 included, to the circuit of the best ones.
-    random_like: from a circuit to a random one of its size.
+    draw: from such a size to a random circuit.
     faithfulness: of a circuit.
     randoms: random circuits at each size.
 
@@ -58,10 +58,9 @@ def trace(
     and the same of each random curve, in `random_curves`.
   """
   sizes = [int(share * count) for share in SHARES]
-  circuits = [first(size) for size in sizes]
-  values = [faithfulness(circuit) for circuit in circuits]
-  drawn = [[faithfulness(random_like(circuit)) for _ in range(randoms)]
-           for circuit in circuits]
+  values = [faithfulness(first(size)) for size in sizes]
+  drawn = [[faithfulness(draw(size)) for _ in range(randoms)]
+           for size in sizes]
   return {
       'curve': [
           {'share': share, 'size': size, 'faithfulness': value,
@@ -102,7 +101,7 @@ def bisect(
 
 
 def bracket(
-    points: Sequence[dict[str, Any]], target: float) -> tuple[int, int] | None:
+    points: Iterable[dict[str, Any]], target: float) -> tuple[int, int] | None:
   """Where a curve first reaches a target: the size before it, and its own.
 
   None where it never does.
@@ -113,3 +112,20 @@ def bracket(
       return low, point['size']
     low = point['size']
   return None
+
+
+def smallest(value_at: Callable[[int], float], target: float, most: int) -> int:
+  """The smallest size found that reaches a target; -1 where none is found.
+
+  Sizes 0, 1, 2, 4, ... and the most are tried up to the first that reaches it;
+  then by `bisect` between that and the one before it.
+
+  Args:
+    value_at: of a size.
+    target: to reach.
+    most: the largest size.
+  """
+  sizes = [0, *(2**k for k in range(most.bit_length())), most]
+  between = bracket(({'size': size, 'faithfulness': value_at(size)}
+                     for size in sizes), target)
+  return -1 if between is None else bisect(value_at, target, *between)

@@ -7,48 +7,65 @@ pairs, where the corrupted end has all edges patched and the clean one none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import jax
 import numpy as np
 
 from mansu_jax import types
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edge_patching
+from mansu_jax.circuits import faithfulness
 from mansu_jax.models import config as model_config
 
 
 class EdgeFaithfulness:
-  """Measures circuits on fixed pairs; corrupted outputs are kept.
+  """Measures circuits on fixed pairs, a batch at a time.
+
+  What the sources give under the corrupted prompts [S, R, T, D] is kept of all
+  batches, on the host; a run holds two and a half times that of one batch.
 
   Args:
     config: the model's.
     params: full params.
-    batch: one batch of pairs that the model answers.
+    batches: of pairs that the model answers.
     alone: bool [S, G], edges that are never patched.
   """
 
   def __init__(
       self, config: model_config.ModelConfig, params: types.Params,
-      batch: eap_ig.PairBatch, alone: np.ndarray):
-    self._config, self._params, self._batch = config, params, batch
+      batches: Sequence[eap_ig.PairBatch], alone: np.ndarray):
+    self._config, self._params, self._batches = config, params, batches
     self._alone = alone
-    self._reference = edge_patching.corrupted(config, params, batch)
+    self._references = [jax.device_get(
+        edge_patching.corrupted(config, params, batch)) for batch in batches]
     whole = np.ones_like(alone)
-    self._clean, self._corrupt = self._metric(whole), self._metric(~whole)
+    clean, corrupt = self._each(whole), self._each(~whole)
+    self._pairs, self._clean = clean.size, clean.sum()
+    self._corrupt = corrupt.sum()
 
   def metrics(self, chosen: np.ndarray) -> np.ndarray:
     """The metric of each pair [P] where the circuit's edges carry theirs."""
     return self._each(chosen | self._alone)
 
   def _each(self, carried: np.ndarray) -> np.ndarray:
-    """The metric of each pair with all but some edges patched."""
-    return np.asarray(edge_patching.metric(
-        self._config, self._params, self._batch, self._reference, ~carried),
-                      np.float64)
+    """The metric of each pair [P] with all but some edges patched.
 
-  def _metric(self, carried: np.ndarray) -> float:
-    """Its sum over pairs."""
-    return float((self._each(carried) * np.asarray(self._batch.weight)).sum())
+    Those that fill up a batch, of weight 0, are left out.
+    """
+    found = []
+    for batch, reference in zip(self._batches, self._references):
+      metrics = edge_patching.metric(
+          self._config, self._params, batch, reference, ~carried)
+      found.append(np.asarray(metrics, np.float64)[
+          np.asarray(batch.weight) > 0])
+    return np.concatenate(found)
 
   def __call__(self, chosen: np.ndarray) -> float:
-    """The faithfulness of the circuit of some edges, bool [S, G]."""
-    return (self._metric(chosen | self._alone) - self._corrupt) / (
-        self._clean - self._corrupt)
+    """The faithfulness of the circuit of some edges, bool [S, G].
+
+    Raises:
+      ValueError: as `faithfulness.spread`, of the pairs.
+    """
+    whole = faithfulness.spread(self._clean, self._corrupt, self._pairs)
+    return float((self.metrics(chosen).sum() - self._corrupt) / whole)

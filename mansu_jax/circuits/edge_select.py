@@ -1,4 +1,4 @@
-"""From edge scores to circuits: candidates, rankings, pruning, random ones.
+"""From edge scores to circuits: candidates, rankings, pruning.
 
 A range of layers leaves the edges into other layers alone: no circuit holds
 them, and all have them (`given`), as in `faithfulness`. Arrays [S, G] are of
@@ -95,7 +95,7 @@ def rank_top(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
 def rank_greedy(
     values: np.ndarray, allowed: np.ndarray, alone: np.ndarray,
-    config: model_config.ModelConfig) -> np.ndarray:
+    config: model_config.ModelConfig, most: int | None = None) -> np.ndarray:
   """Edges from the logits down, so that those of any prefix lead there.
 
   The next edge is the one of largest value among those into what is reached.
@@ -105,6 +105,7 @@ def rank_greedy(
     allowed: bool [S, G], the edges to rank.
     alone: bool [S, G], those `given`.
     config: the model's.
+    most: rank no more than so many; None: all.
 
   Returns:
     As `rank_top`, without edges that do not lead to the logits.
@@ -127,7 +128,7 @@ def rank_greedy(
                                 int(target)))
 
   reach(_LOGITS)
-  while heap:
+  while heap and len(order) != most:
     _, source, target = heapq.heappop(heap)
     order.append(source * owner.size + target)
     reach(source)
@@ -164,15 +165,18 @@ def prune(
     held = less
 
 
-def random_like(
-    chosen: np.ndarray, config: model_config.ModelConfig,
+def permute(
+    values: np.ndarray, config: model_config.ModelConfig,
     rng: np.random.Generator) -> np.ndarray:
-  """As many edges into each layer and the logits, drawn at random."""
-  out = np.zeros_like(chosen)
+  """Values [S, G] permuted among the edges into each layer, and the logits.
+
+  What is selected by them is a random circuit that is connected as those of
+  the values themselves are.
+  """
+  out = values.copy()
   layers = [into_layers(config, range(layer, layer + 1))
             for layer in range(config.num_layers)]
   logits = edges_lib.is_edge(config) & ~np.any(layers, axis=0)
   for part in (*layers, logits):
-    places = np.flatnonzero(part)
-    out.flat[rng.permutation(places)[:int(chosen[part].sum())]] = True
+    out[part] = rng.permutation(values[part])
   return out

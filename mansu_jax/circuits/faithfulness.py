@@ -24,6 +24,7 @@ from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import sites as sites_lib
 
+_NOISE = 1e-3  # Of the metrics: a spread below this is none.
 _SITE = {'neurons': sites_lib.Site.MLP_HIDDEN,
          'heads': sites_lib.Site.HEAD_OUT}
 
@@ -52,6 +53,28 @@ def _corrupted(config, params, batch):
   return jnp.sum(scores * batch.weight), taps
 
 
+def spread(clean: float, corrupt: float, pairs: int) -> float:
+  """What faithfulness is a share of: the clean metric less the corrupted.
+
+  Args:
+    clean: the metric summed over pairs, on their clean prompts.
+    corrupt: on their corrupted ones.
+    pairs: how many they are.
+
+  Raises:
+    ValueError: it is not positive, or float noise.
+  """
+  if clean - corrupt > _NOISE * (abs(clean) + abs(corrupt)):
+    return clean - corrupt
+  raise ValueError(
+      f'Faithfulness cannot be measured on the first {pairs} pairs that the'
+      ' model answers (--circuit_pairs): their metric, logit(answer) -'
+      f' logit(corrupted answer), is {clean / pairs:.4g} on the clean and'
+      f' {corrupt / pairs:.4g} on the corrupted prompts, on average; wanted it'
+      ' higher on the clean ones. Give pairs whose corrupted prompts ask for'
+      ' the corrupted answer (--attribution_pairs), or raise --circuit_pairs.')
+
+
 class Faithfulness:
   """Measures circuits on fixed pairs; corrupted activations are kept.
 
@@ -66,7 +89,7 @@ class Faithfulness:
   def __init__(
       self, config: model_config.ModelConfig, params: types.Params,
       batch: eap_ig.PairBatch, level: str, layers: range):
-    self._config, self._params, self._batch = config, params, batch
+    self.config, self._params, self._batch = config, params, batch
     self._outside = ~np.isin(np.arange(config.num_layers), layers)[:, None]
     self._kinds = [k for k in _SITE if k in graph.LEVEL_KINDS[level]]
     corrupt_metric, self._corrupt = _corrupted(config, params, batch)
@@ -85,21 +108,23 @@ class Faithfulness:
         for kind in self._kinds}
     corrupt = {site: self._corrupt[site] for site in keep}
     return np.asarray(_patched_metric(
-        self._config, self._params, self._batch, corrupt, keep), np.float64)
+        self.config, self._params, self._batch, corrupt, keep), np.float64)
 
   def __call__(self, circuit: graph.Circuit) -> float:
-    """The faithfulness of a circuit."""
-    spread = self._clean_metric - self._corrupt_metric
-    return (self._metric(circuit) - self._corrupt_metric) / spread
+    """The faithfulness of a circuit.
+
+    Raises:
+      ValueError: as `spread`, of the pairs.
+    """
+    whole = spread(self._clean_metric, self._corrupt_metric,
+                   int(np.sum(self._batch.weight)))
+    return (self._metric(circuit) - self._corrupt_metric) / whole
 
   def smallest_prefix(self, ranking: select.Ranking, target: float) -> int:
-    """Nodes of the shortest prefix found, by bisection, to reach `target`.
+    """Nodes of the shortest prefix that `curve.smallest` finds to reach it.
 
     Faithfulness need not grow with every node, so a shorter prefix that
-    happens to reach the target may exist. Returns -1 when all candidate
-    nodes together do not reach it.
+    happens to reach the target may exist. -1 where none is found.
     """
-    value_at = lambda size: self(select.prefix(ranking, size, self._config))
-    if value_at(ranking.node.size) < target:
-      return -1
-    return curve.bisect(value_at, target, 0, ranking.node.size)
+    value_at = lambda size: self(select.prefix(ranking, size, self.config))
+    return curve.smallest(value_at, target, ranking.node.size)

@@ -22,7 +22,7 @@ _LONGEST = 32  # and no longer, unless a prompt is: attention grows with it.
 def pack(
     pairs: Sequence[pairs_lib.AttributionPair], size: int, *,
     alone: bool = False) -> list[eap_ig.PairBatch]:
-  """Packs pairs into batches of one shape, in order.
+  """Packs pairs into batches of one shape, or few with `alone`, in order.
 
   There are as few batches of at most `size` pairs as may be, and as small; the
   last is filled up with pairs of weight 0. Rows have the length that wastes
@@ -31,7 +31,8 @@ def pack(
   Args:
     pairs: at least one.
     size: most pairs a batch.
-    alone: give each pair a row of its own, all as long as the longest needs.
+    alone: give each pair a row of its own, in each batch as long as its longest
+      needs, rounded up to a multiple of 8 but not beyond the longest of all.
   """
   lengths = [len(p.clean_ids) for p in pairs]
   count = -(-len(pairs) // size)
@@ -40,12 +41,19 @@ def pack(
              for i in range(0, len(pairs), size)]
   if alone:
     fill = lambda some, capacity: [[i] for i in range(len(some))]
-    capacity, rows = max(lengths), size
+    widths, rows = [_width([lengths[i] for i in m], max(lengths))
+                    for m in members], size
   else:
     fill = packing.fill_rows
     capacity, rows = _row_shape([[lengths[i] for i in m] for m in members])
-  return [_batch([pairs[i] for i in m], size, rows, capacity, fill)
-          for m in members]
+    widths = [capacity] * count
+  return [_batch([pairs[i] for i in m], size, rows, width, fill)
+          for m, width in zip(members, widths)]
+
+
+def _width(lengths: Sequence[int], longest: int) -> int:
+  """Row length of a batch of pairs in rows of their own."""
+  return min(-(-max(lengths) // _MULTIPLE) * _MULTIPLE, longest)
 
 
 def _row_shape(lengths: Sequence[Sequence[int]]) -> tuple[int, int]:

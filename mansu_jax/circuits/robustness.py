@@ -14,8 +14,8 @@ Four questions, from the easiest on:
 * `halves`: do two disjoint halves of the facts select the same? Each has half
   the data, so this is a lower bound of what as many other facts would give.
 * `other_words`: do the same facts in other phrasings?
-* `chance`: what circuits of the same shape by layer give, drawn at random; an
-  overlap means nothing without it.
+* `chance`: what random circuits give, of nodes as many in each layer, of edges
+  selected by permuted scores; an overlap means nothing without it.
 
 A candidate (node or edge) has one place in a row of n; a circuit is bool [n].
 """
@@ -186,7 +186,7 @@ def other_words(words: Words, select: Select) -> dict[str, Any]:
 def chance(
     reference: np.ndarray, draw: Callable[[np.random.Generator], np.ndarray],
     draws: int, seed: int) -> dict[str, Any]:
-  """Overlap of the reference with random circuits of its shape.
+  """Overlap of the reference with random circuits.
 
   Args:
     reference: the circuit, bool [n].

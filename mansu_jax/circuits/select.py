@@ -39,32 +39,32 @@ def layer_range(options: run_config.CircuitConfig, num_layers: int) -> range:
 
 
 def rank(
-    scores: dict[str, np.ndarray], level: str,
+    values: dict[str, np.ndarray], level: str,
     options: run_config.CircuitConfig,
     config: model_config.ModelConfig) -> Ranking:
-  """Ranks the nodes of a level by |score| a weight, within range and cap.
+  """Ranks the nodes of a level by value a weight, within range and cap.
 
   Args:
-    scores: by kind, [L, nodes] (contrast already subtracted).
+    values: by kind, [L, nodes], large where a node matters; of any sign.
     level: a key of `graph.LEVEL_KINDS`.
     options: layer range and per-layer cap.
     config: the model's.
 
   Returns:
-    The ranking; nodes of equal cost are ordered by |score|.
+    The ranking, the largest value a weight first.
   """
   kinds = graph.LEVEL_KINDS[level]
   layers = layer_range(options, config.num_layers)
   cost = graph.costs(config)
   columns = []
   for k, kind in enumerate(kinds):
-    values = np.abs(scores[kind])
-    limit = max(1, math.floor(options.per_layer_cap * values.shape[1]))
+    own = values[kind]
+    limit = max(1, math.floor(options.per_layer_cap * own.shape[1]))
     for layer in layers:
-      best = np.argsort(-values[layer], kind='stable')[:limit]
+      best = np.argsort(-own[layer], kind='stable')[:limit]
       columns.append(np.stack([
           np.full(limit, k), np.full(limit, layer), best,
-          np.full(limit, cost[kind]), values[layer, best] / cost[kind]]))
+          np.full(limit, cost[kind]), own[layer, best] / cost[kind]]))
   table = np.concatenate(columns, axis=1)
   table = table[:, np.argsort(-table[4], kind='stable')]
   kind, layer, node, weights = table[:4].astype(int)
@@ -98,14 +98,14 @@ def size_within(ranking: Ranking, budget: float, total_weights: int) -> int:
   """How many leading nodes fit a budget, a share of all weights.
 
   Raises:
-    ValueError: not one node fits.
+    ValueError: the first node does not fit.
   """
   fits = np.cumsum(ranking.cost) <= budget * total_weights
   if not fits.any():
     raise ValueError(
         f'--circuit_budget={budget} of {total_weights} weights is'
-        f' {budget * total_weights:.0f} weights, less than one node'
-        f' ({ranking.cost.min()}); raise the budget.')
+        f' {budget * total_weights:.0f} weights, less than the first node of'
+        f' the ranking ({ranking.cost[0]}); raise the budget.')
   return int(fits.sum())
 
 

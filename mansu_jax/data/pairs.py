@@ -257,7 +257,8 @@ def read_pairs(
 
   Raises:
     ValueError: the file is missing or malformed, prompts differ in token
-      length, or both answers start with the same token; with file and line.
+      length or not at all, or both answers start with the same token; with
+      file and line.
   """
   pairs, warned = [], False
   for where, record in jsonl.read_records(path):
@@ -334,6 +335,11 @@ def _check_pair(
         f'{where}: the clean prompt has {lengths[0]} tokens and the corrupted'
         f' one {lengths[1]}; wanted equal numbers above 0. Choose a subject of'
         ' as many tokens.')
+  if pair.clean_ids == pair.corrupt_ids:
+    raise ValueError(
+        f'{where}: the clean and the corrupted prompt have the same tokens;'
+        ' wanted them to differ, as by the subject. Choose another corrupted'
+        ' prompt.')
   if pair.answer_id == pair.corrupt_answer_id:
     raise ValueError(
         f'{where}: both answers start with token {pair.answer_id}; wanted'

@@ -24,8 +24,9 @@ def title(record: Record) -> str:
 def sentence(record: Record) -> str:
   """The outcome in one sentence."""
   found, random = record['circuit'], record['circuit']['random']
+  alike = 'selected alike' if found['level'] == 'edge' else 'of its shape'
   beside = '' if random['mean'] is None else (
-      f'; random circuits of its shape {words.number(random["mean"], 2)} on'
+      f'; random circuits {alike} {words.number(random["mean"], 2)} on'
       f' average and at most {words.number(random["max"], 2)}')
   return (f'{circuit.name(found)} have a faithfulness of'
           f' {words.number(found["faithfulness"], 2)}{beside}.')

@@ -16,6 +16,10 @@ from mansu_jax.report import svg
 from mansu_jax.report import words
 
 Record = dict[str, Any]
+_SELECTED = {
+    'top': 'Circuits of the highest scores',
+    'greedy': 'Circuits from the logits down, by the highest score that leads'
+              ' there,'}
 
 
 def section(record: Record) -> document.Section:
@@ -119,6 +123,9 @@ def _faithfulness_rows(found: Record) -> list[tuple[str, str]]:
   if 'edge_faithfulness' in found:
     rows.append(('faithfulness of the edges themselves',
                  words.number(found['edge_faithfulness'])))
+  if 'faithfulness_of_none' in found:
+    rows.append(('faithfulness of the empty circuit',
+                 words.number(found['faithfulness_of_none'])))
   if chance:
     rows.append((
         f'faithfulness of {words.count(chance["circuits"], "random circuit")}',
@@ -218,8 +225,9 @@ def curve(record: Record) -> document.Section:
           ' count little.'),
       document.Plots((document.Plot(
           'circuit_curve', chart,
-          'Circuits of the highest scores at each size, and the mean and range'
-          ' of random ones as large.'),)),
+          f'{_SELECTED.get(found["selection"], _SELECTED["top"])} at each size,'
+          ' and the mean and range of random ones as large'
+          f'{"" if _by_kind(found) else " before pruning"}.'),)),
       document.Table(
           ('share', 'faithfulness', 'random, mean', 'least', 'most'),
           tuple((words.significant(p.share), *map(words.number, p[1:]))

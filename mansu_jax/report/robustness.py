@@ -17,6 +17,8 @@ _MEASURES = ('kept', 'jaccard', 'spearman', 'spearman_absolute')
 def section(record: Record) -> document.Section:
   """Overlap and faithfulness of circuits of other pairs."""
   found, title = record['circuit']['robustness'], 'Robustness of the circuit'
+  alike = ('selected alike' if record['circuit']['level'] == 'edge' else
+           'its shape')
   blocks = []
   if 'edge_faithfulness' in record['circuit']:
     blocks.append(document.Text(
@@ -26,10 +28,10 @@ def section(record: Record) -> document.Section:
         f'Pairs were not resampled: {found["reason"]}.'))
   else:
     blocks += [document.Text(_explained(found)), document.Plots((
-        _overlap_plot(found), _faithfulness_plot(found))),
+        _overlap_plot(found, alike), _faithfulness_plot(found))),
                document.Table(
                    ('selected from', 'share kept', 'Jaccard', 'Spearman',
-                    'Spearman of |score|'), tuple(_overlap_rows(found))),
+                    'Spearman of |score|'), tuple(_overlap_rows(found, alike))),
                document.Table(
                    ('on', 'this circuit', 'the other', 'random', 'pairs'),
                    tuple(_faithfulness_rows(found)))]
@@ -52,19 +54,21 @@ def _explained(found: Record) -> str:
       ' least 95 % of the samples. Halves: two circuits of disjoint halves of'
       f' the facts, {found["halves"]["draws"]} times. Phrasings: the same facts'
       ' in words that gave no part of the circuit. Share kept and Jaccard are'
-      ' of the two circuits and mean nothing beside what random ones of the'
-      ' same shape by layer give; Spearman is of all candidates\' scores.'
+      ' of the two circuits and mean nothing beside what random ones give: of'
+      ' nodes as many in each layer, of edges those selected and pruned alike'
+      ' by scores permuted among the edges into each layer. Spearman is of all'
+      ' candidates\' scores.'
       ' Brackets: ranges of 95 % of the draws, and of phrasings 95 % intervals'
       ' of the jackknife.')
 
 
-def _compared(found: Record) -> Iterator[tuple[str, Record]]:
+def _compared(found: Record, alike: str) -> Iterator[tuple[str, Record]]:
   yield 'resampled facts', found['resamples']
   yield 'disjoint halves', found['halves']
   for use, entry in found.get('phrasings', {}).items():
     if 'kept' in entry:
       yield f'{use} phrasings', entry
-  yield 'random, its shape', found['random']
+  yield f'random, {alike}', found['random']
 
 
 def _entry(values: Record) -> Record:
@@ -73,15 +77,15 @@ def _entry(values: Record) -> Record:
           'interval': values['interval']}
 
 
-def _overlap_rows(found: Record) -> Iterator[tuple[str, ...]]:
-  for label, entry in _compared(found):
+def _overlap_rows(found: Record, alike: str) -> Iterator[tuple[str, ...]]:
+  for label, entry in _compared(found, alike):
     yield label, *(words.estimate(_entry(entry[key]), 2) if key in entry
                    else '' for key in _MEASURES)
 
 
-def _overlap_plot(found: Record) -> document.Plot:
+def _overlap_plot(found: Record, alike: str) -> document.Plot:
   rows = []
-  for label, entry in _compared(found):
+  for label, entry in _compared(found, alike):
     kept = _entry(entry['kept'])
     style = 'null' if entry is found['random'] else 'unlearned'
     rows.append(svg.Row(

@@ -100,6 +100,7 @@ def _find_edges(config, model, pairs, means, retain, once) -> Found:
       retain))['edges'] if retain else None
   edges = edge_attribution.select_edges(
       config, model.config, scores, contrast)
+  edge_attribution.refuse_empty(config.circuit, edges)
   carried = edge_weights.carried(edges, model.config)
   found = find_circuit(
       config, model, pairs, means,
@@ -232,16 +233,19 @@ def find_circuit(
     groups: of facts, to resample; None: each is one.
     carried: by kind, what nodes carry of a circuit of edges; ranked by this,
       and only where it is not 0.
+
+  Raises:
+    ValueError: no node is within the budget.
   """
   options, level = config.circuit, config.attribution.level
   total = tree_paths.count(model.params)
 
   def choose(means):
     ranking = select.rank(
-        carried or _less(means, contrast, options.contrast), level, options,
+        carried or _values(means, contrast, options.contrast), level, options,
         model.config)
     if carried:
-      ranking = select.only(ranking, carried)
+      ranking = _touched(ranking, carried, options)
     size = select.size_within(ranking, options.budget, total)
     return ranking, select.prefix(ranking, size, model.config)
 
@@ -278,12 +282,25 @@ def find_circuit(
                selected=selected)
 
 
-def _less(means, contrast, weight) -> dict[str, np.ndarray]:
-  """What is ranked: scores, less a share of those on retain pairs."""
-  if contrast is None or not weight:
-    return means
-  return {kind: np.maximum(np.abs(means[kind]) - weight * np.abs(
-      contrast[kind]), 0) for kind in means}
+def _touched(ranking, carried, options) -> select.Ranking:
+  """The nodes whose weights are at the end of an edge of the circuit."""
+  out = select.only(ranking, carried)
+  if not out.node.size:
+    raise ValueError(
+        f'The circuit of --circuit_edges={options.edges} stands for no weights:'
+        ' none of its edges ends at a head or MLP of the layers that may'
+        ' change; wanted one that does. Raise --circuit_edges, widen'
+        ' --circuit_first_layer and --circuit_last_layer, or give another'
+        ' --circuit_edge_selection.')
+  return out
+
+
+def _values(means, contrast, weight) -> dict[str, np.ndarray]:
+  """What is ranked: |scores|, less a share of those on retain pairs."""
+  if contrast is None:
+    return {kind: np.abs(scores) for kind, scores in means.items()}
+  return {kind: np.abs(scores) - weight * np.abs(contrast[kind])
+          for kind, scores in means.items()}
 
 
 def _share_of_score(circuit, means) -> float:
@@ -307,6 +324,7 @@ def _account(config, measure, ranking, circuit, randoms):
   prefix = measure.smallest_prefix(ranking, config.circuit.faithfulness)
   return {
       'faithfulness': measure(circuit),
+      'faithfulness_of_none': measure(graph.empty(measure.config)),
       'random': {
           'mean': float(values.mean()), 'max': float(values.max()),
           'circuits': len(randoms)},
@@ -325,8 +343,8 @@ def trace_curve(
   """The curve of a ranking's prefixes, as `curve.trace` has it."""
   layers = select.layer_range(config.circuit, model.config.num_layers)
   rng = np.random.default_rng(config.seed)
+  first = lambda size: select.prefix(ranking, size, model.config)
   return curve.trace(
-      ranking.node.size,
-      lambda size: select.prefix(ranking, size, model.config),
-      lambda circuit: select.matched_random(circuit, layers, rng),
+      ranking.node.size, first,
+      lambda size: select.matched_random(first(size), layers, rng),
       _measure(config, model, pairs), config.circuit.curve_circuits)

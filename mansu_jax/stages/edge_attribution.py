@@ -7,7 +7,6 @@ import functools
 from typing import Any, NamedTuple
 
 from absl import logging
-import jax
 import numpy as np
 
 from mansu_jax import config as run_config
@@ -58,14 +57,13 @@ def mean_scores(
 
 
 def _ranked(
-    config: run_config.RunConfig, shape: Any, scores: np.ndarray,
-    contrast: np.ndarray | None
+    options: run_config.CircuitConfig, shape: Any, scores: np.ndarray,
+    values: np.ndarray, most: int | None = None
 ) -> tuple[np.ndarray, Callable[[int], edge_circuit.EdgeCircuit]]:
-  """The ranking of all candidates, and the circuit of its first so many."""
-  options = config.circuit
+  """The ranking by values, and the circuit of its first so many."""
   layers = select.layer_range(options, shape.num_layers)
   alone, held = edge_select.given(shape, layers), scores.astype(np.float32)
-  order = _order(options, shape, layers, scores, contrast)
+  order = _order(options, shape, layers, values, most)
   return order, lambda size: edge_select.prune(
       edge_select.prefix(held, order, size), alone, shape)
 
@@ -81,19 +79,62 @@ def select_edges(
     scores: mean scores on the pairs, [S, G].
     contrast: mean scores on retain pairs, for `--circuit_contrast`.
   """
-  _, first = _ranked(config, shape, scores, contrast)
-  return first(config.circuit.edges)
+  options = config.circuit
+  _, first = _ranked(
+      options, shape, scores, _values(options, scores, contrast),
+      options.edges)
+  return first(options.edges)
+
+
+def random_edges(
+    config: run_config.RunConfig, shape: Any, scores: np.ndarray,
+    contrast: np.ndarray | None, size: int, rng: np.random.Generator
+) -> np.ndarray:
+  """A random circuit, bool [S, G], selected and pruned as the real one.
+
+  By scores that are permuted among the edges into each layer: so it is
+  connected too, and has as many edges before pruning.
+
+  Args:
+    config: the run's.
+    shape: the model's config.
+    scores: mean scores on the pairs, [S, G].
+    contrast: as in `select_edges`.
+    size: edges before pruning.
+    rng: of the draw.
+  """
+  values = edge_select.permute(
+      _values(config.circuit, scores, contrast), shape, rng)
+  _, first = _ranked(config.circuit, shape, scores, values, size)
+  return first(size).chosen
+
+
+def refuse_empty(
+    options: run_config.CircuitConfig, circuit: edge_circuit.EdgeCircuit
+) -> None:
+  """Raises ValueError where pruning left no edge of a circuit."""
+  if circuit.size:
+    return
+  other = 'top' if options.edge_selection == 'greedy' else 'greedy'
+  raise ValueError(
+      f'--circuit_edges={options.edges} and --circuit_edge_selection='
+      f'{options.edge_selection} give a circuit of no edge: none of those'
+      ' selected lies on a path from the input to the logits; wanted one at'
+      f' least. Raise --circuit_edges, give --circuit_edge_selection={other},'
+      ' or a larger --circuit_per_layer_cap'
+      f' ({options.per_layer_cap:g} now).')
 
 
 def faithfulness(
     config: run_config.RunConfig, model: Any,
     pairs: Sequence[pairs_lib.AttributionPair]
 ) -> edge_faithfulness.EdgeFaithfulness:
-  """Runs circuits of edges on the first `--circuit_pairs` pairs."""
+  """Runs circuits of edges on the first `--circuit_pairs` pairs, in batches."""
   options, shape = config.circuit, model.config
-  (batch,) = pair_batches.pack(pairs[:options.pairs], options.pairs)
+  batches = pair_batches.pack(
+      pairs[:options.pairs], config.attribution.batch)
   return edge_faithfulness.EdgeFaithfulness(
-      shape, model.params, jax.device_put(batch), edge_select.given(
+      shape, model.params, batches, edge_select.given(
           shape, select.layer_range(options, shape.num_layers)))
 
 
@@ -109,13 +150,19 @@ def find(
     pairs: those that it answers.
     scores: mean scores on them, [S, G].
     contrast: mean scores on retain pairs, for `--circuit_contrast`.
+
+  Raises:
+    ValueError: the circuit is empty.
   """
   options, shape = config.circuit, model.config
-  order, first = _ranked(config, shape, scores, contrast)
+  order, first = _ranked(
+      options, shape, scores, _values(options, scores, contrast))
   circuit = first(options.edges)
+  refuse_empty(options, circuit)
   measure = faithfulness(config, model, pairs)
   rng = np.random.default_rng(config.seed)
-  randoms = [measure(edge_select.random_like(circuit.chosen, shape, rng))
+  draw = lambda size: random_edges(config, shape, scores, contrast, size, rng)
+  randoms = [measure(draw(options.edges))
              for _ in range(options.random_circuits)]
   report = {
       'level': 'edge', 'selection': options.edge_selection,
@@ -124,33 +171,39 @@ def find(
       'candidates': int(order.size),
       'nodes': int(edge_circuit.nodes(circuit, shape).sum()),
       'faithfulness': measure(circuit.chosen), 'pairs': len(pairs),
+      'faithfulness_of_none': measure(np.zeros_like(circuit.chosen)),
       'random': {'mean': float(np.mean(randoms)),
                  'max': float(np.max(randoms)), 'circuits': len(randoms)}}
   logging.info(
       'circuit: %d of %d edges, faithfulness %.2f (random %.2f)', circuit.size,
       report['candidates'], report['faithfulness'], report['random']['mean'])
   report |= curve.trace(
-      order.size, lambda size: first(size).chosen,
-      lambda chosen: edge_select.random_like(chosen, shape, rng), measure,
+      order.size, lambda size: first(size).chosen, draw, measure,
       options.curve_circuits)
   report['smallest_faithful_prefix'] = _smallest_prefix(
-      report['curve'], options.faithfulness,
+      [{'size': 0, 'faithfulness': report['faithfulness_of_none']},
+       *report['curve']], options.faithfulness,
       lambda size: measure(first(size).chosen)) | {
           'candidates': int(order.size)}
   return Found(circuit, report)
 
 
-def _order(options, shape, layers, scores, contrast) -> np.ndarray:
-  """The ranking of all candidates: places in the flattened scores."""
+def _values(options, scores, contrast) -> np.ndarray:
+  """What is ranked: |scores|, less a share of those on retain pairs."""
   values = np.abs(scores)
-  if contrast is not None:
-    values = np.maximum(values - options.contrast * np.abs(contrast), 0)
+  if contrast is None:
+    return values
+  return values - options.contrast * np.abs(contrast)
+
+
+def _order(options, shape, layers, values, most) -> np.ndarray:
+  """The ranking of all candidates, or the first: places in the values."""
   allowed = edge_select.candidates(
       values, shape, layers, options.per_layer_cap)
   if options.edge_selection == 'top':
     return edge_select.rank_top(values, allowed)
   return edge_select.rank_greedy(
-      values, allowed, edge_select.given(shape, layers), shape)
+      values, allowed, edge_select.given(shape, layers), shape, most)
 
 
 def _smallest_prefix(

@@ -70,8 +70,10 @@ def measure(
   circuit = _pruned(given, shape)
   run = edge_attribution.faithfulness(config, model, pairs)
   rng = np.random.default_rng(config.seed)
-  draw = lambda chosen: edge_select.random_like(chosen, shape, rng)
-  randoms = [run(draw(circuit.chosen)) for _ in range(options.random_circuits)]
+  values = _values(circuit, rng)
+  draw = lambda size: edge_attribution.random_edges(
+      config, shape, values, None, size, rng)
+  randoms = [run(draw(given.size)) for _ in range(options.random_circuits)]
   report = {
       'level': 'edge', 'selection': 'file', 'edges': circuit.size,
       'edges_before_pruning': given.size,
@@ -93,6 +95,13 @@ def measure(
   return edge_attribution.Found(circuit, report)
 
 
+def _values(circuit, rng) -> np.ndarray:
+  """What random circuits permute: scores, or where some lack, membership."""
+  if circuit.scored is None:
+    return circuit.scores
+  return circuit.chosen + 0.5 * rng.random(circuit.chosen.shape)
+
+
 def _pruned(circuit, shape) -> edge_circuit.EdgeCircuit:
   return edge_select.prune(circuit, np.zeros_like(circuit.chosen), shape)
 
@@ -100,7 +109,7 @@ def _pruned(circuit, shape) -> edge_circuit.EdgeCircuit:
 def _curve(
     options: run_config.CircuitConfig, shape: model_config.ModelConfig,
     circuit: edge_circuit.EdgeCircuit, run: Callable[[np.ndarray], float],
-    draw: Callable[[np.ndarray], np.ndarray], report: dict[str, Any]
+    draw: Callable[[int], np.ndarray], report: dict[str, Any]
 ) -> dict[str, Any]:
   """Curve and smallest faithful prefix of the ranking by its own |scores|."""
   real, values = edges_lib.is_edge(shape), np.abs(circuit.scores)

@@ -13,7 +13,6 @@ import numpy as np
 
 from mansu_jax import config as run_config
 from mansu_jax.circuits import edge_circuit
-from mansu_jax.circuits import edge_select
 from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import robustness as robustness_lib
 from mansu_jax.stages import edge_attribution
@@ -89,6 +88,7 @@ def of_edges(
   """
   shape = model.config
   real = edges_lib.is_edge(shape)
+  scores = whole(own.sums.mean(), shape)
 
   def patch(pairs: robustness.Pairs) -> robustness.Patched:
     measure = edge_attribution.faithfulness(config, model, pairs)
@@ -100,5 +100,6 @@ def of_edges(
       score=lambda pairs: score(config, model, pairs, groups),
       select=lambda means: edge_attribution.select_edges(
           config, shape, whole(means, shape), contrast).chosen[real],
-      draw=lambda rng: edge_select.random_like(
-          circuit.chosen, shape, rng)[real]), own)
+      draw=lambda rng: edge_attribution.random_edges(
+          config, shape, scores, contrast, config.circuit.edges, rng)[real]
+  ), own)

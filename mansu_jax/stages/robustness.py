@@ -51,7 +51,8 @@ class Method:
     groups: of each fact of all pairs that will be scored.
     reference: the circuit, bool [n].
     select: from mean scores [n] to a circuit.
-    draw: a random circuit of the reference's shape.
+    draw: a random circuit: of nodes as many in each layer, of edges one
+      selected by permuted scores.
     score: of pairs.
     patch: what runs circuits on pairs, at most `--circuit_pairs`.
     place: from a row [n] to arrays of the model's shape.
@@ -174,6 +175,12 @@ def _in_other_words(config, method, own, pairs):
     return account | {'reason': (
         f'the model answers {len(found.pairs)} of them, of {len(facts)} facts;'
         f' wanted {_FEWEST}')}
+  measured = [float(x[:config.circuit.pairs].sum())
+              for x in (found.clean, found.corrupt)]
+  try:
+    faithfulness.spread(*measured, len(found.pairs[:config.circuit.pairs]))
+  except ValueError as error:
+    return account | {'reason': str(error)}
   either = (found.sums.counts + own.sums.counts) > 0
   words = robustness.Words(*(robustness.Sums(*(x[either] for x in side.sums))
                              for side in (own, found)))

@@ -1,10 +1,14 @@
 """A decoder and circuits small enough for loops."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
+from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edges
 from mansu_jax.circuits import graph
+from mansu_jax.circuits import pair_batches
 from mansu_jax.data import pairs as pairs_lib
 from tests.models import tiny
 
@@ -51,6 +55,17 @@ def pairs(same_last_token=False):
         tuple(clean.tolist()), tuple(corrupt.tolist()),
         *rng.integers(1, 29, 2).tolist(), fact=str(len(made))))
   return made
+
+
+def elicited(cfg, weights, same_last_token=False):
+  """`pairs`, answers swapped where the metric is higher on the corrupted."""
+  made = pairs(same_last_token)
+  found = eap_ig.score_pairs(
+      cfg, weights, pair_batches.pack(made, len(made)), steps=1)
+  return [dataclasses.replace(
+      pair, answer_id=pair.corrupt_answer_id, corrupt_answer_id=pair.answer_id)
+          if clean < corrupt else pair for pair, clean, corrupt in zip(
+              made, found.metric_clean, found.metric_corrupt)]
 
 
 def members(nodes):

@@ -9,9 +9,9 @@ from mansu_jax.circuits import curve
 _SIZES = [int(share * 1000) for share in curve.SHARES]
 
 
-def _trace(value_of, count=1000, randoms=0, random_like=lambda size: size):
+def _trace(value_of, count=1000, randoms=0, draw=lambda size: size):
   """The curve of circuits that are their sizes."""
-  return curve.trace(count, lambda size: size, random_like, value_of, randoms)
+  return curve.trace(count, lambda size: size, draw, value_of, randoms)
 
 
 class AreaTest(absltest.TestCase):
@@ -51,7 +51,7 @@ class TraceTest(absltest.TestCase):
 
   def test_the_band_of_random_circuits(self):
     drawn = iter([1, 2, 3] * 10)
-    got = _trace(float, randoms=3, random_like=lambda size: next(drawn))
+    got = _trace(float, randoms=3, draw=lambda size: next(drawn))
     for point in got['curve']:
       self.assertEqual(point['random'], {'min': 1, 'mean': 2, 'max': 3})
       self.assertEqual(point['faithfulness'], point['size'])
@@ -85,6 +85,26 @@ class ReachTest(parameterized.TestCase):
 
   def test_a_target_that_is_not_reached(self):
     self.assertIsNone(curve.bracket(_trace(lambda size: 0.7)['curve'], 0.8))
+
+  @parameterized.parameters(0, 1, 2, 7, 8, 9, 700, 1000)
+  def test_the_smallest_of_a_step(self, at):
+    got = curve.smallest(lambda size: float(size >= at), 1.0, 1000)
+    self.assertBetween(got, at, at + max(0, got // 45))
+
+  def test_the_smallest_where_values_fall_again(self):
+    value_at = lambda size: float(5 <= size < 40)  # All of them miss it.
+    self.assertEqual(curve.smallest(value_at, 0.5, 1000), 5)
+    self.assertEqual(curve.smallest(lambda size: 1.0 - size, 0.5, 1000), 0)
+
+  @parameterized.parameters(0, 1, 1000)
+  def test_the_smallest_of_none(self, most):
+    self.assertEqual(curve.smallest(lambda size: 0.7, 0.8, most), -1)
+
+  def test_no_size_beyond_the_first_that_reaches_it_is_tried(self):
+    tried = []
+    value_at = lambda size: tried.append(size) or float(size >= 3)
+    self.assertEqual(curve.smallest(value_at, 1.0, 1000), 3)
+    self.assertEqual(tried, [0, 1, 2, 4, 3])
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """Faithfulness of circuits of edges against patched runs by hand."""
 
+import dataclasses
+
 from absl.testing import absltest
 import numpy as np
 
@@ -21,12 +23,12 @@ class EdgeFaithfulnessTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.params = small.params(_CONFIG)
-    cls.pairs = small.pairs()
+    cls.pairs = small.elicited(_CONFIG, cls.params)
     (cls.batch,) = pair_batches.pack(cls.pairs, 3)
 
   def _measure(self, alone=_NONE, batch=None):
     return edge_faithfulness.EdgeFaithfulness(
-        _CONFIG, self.params, batch or self.batch, alone)
+        _CONFIG, self.params, [batch or self.batch], alone)
 
   def _metric(self, patched):
     reference = edge_patching.corrupted(_CONFIG, self.params, self.batch)
@@ -52,6 +54,17 @@ class EdgeFaithfulnessTest(absltest.TestCase):
     # All that the logits read is patched, whatever the layers are left.
     self.assertAlmostEqual(measure(_NONE), 0.0, delta=1e-4)
 
+  def test_batches_add_up(self):
+    chosen = _REAL & (np.random.default_rng(2).random(_REAL.shape) < 0.5)
+    batches = pair_batches.pack(self.pairs, 2)  # The last one is filled up.
+    self.assertEqual([b.weight.sum() for b in batches], [2, 1])
+    got = edge_faithfulness.EdgeFaithfulness(
+        _CONFIG, self.params, batches, _NONE)
+    want = self._measure()
+    np.testing.assert_allclose(
+        got.metrics(chosen), want.metrics(chosen), atol=1e-5)
+    self.assertAlmostEqual(got(chosen), want(chosen), delta=1e-5)
+
   def test_pairs_of_weight_zero_do_not_count(self):
     chosen = _REAL & (np.random.default_rng(1).random(_REAL.shape) < 0.5)
     less = self.batch._replace(weight=np.array([1, 1, 0], np.float32))
@@ -59,6 +72,12 @@ class EdgeFaithfulnessTest(absltest.TestCase):
     self.assertAlmostEqual(
         self._measure(batch=less)(chosen), self._measure(batch=two)(chosen),
         delta=1e-5)
+
+  def test_pairs_of_the_same_prompts(self):
+    (batch,) = pair_batches.pack([dataclasses.replace(
+        p, corrupt_ids=p.clean_ids) for p in self.pairs], 3)
+    with self.assertRaisesRegex(ValueError, 'first 3 pairs .*--circuit_pairs'):
+      self._measure(batch=batch)(_REAL)
 
 
 if __name__ == '__main__':

@@ -118,6 +118,15 @@ class RankTest(parameterized.TestCase):
     pruned = edge_select.prune(chosen, np.zeros_like(alone), cfg)
     self.assertEqual(pruned.size, 0)
 
+  def test_greedy_may_stop_early(self):
+    cfg, _ = small.with_places()
+    values, (_, real, alone) = _values(cfg), _whole(cfg)
+    order = edge_select.rank_greedy(values, real, alone, cfg)
+    for most in (0, 7, order.size, order.size + 5):
+      np.testing.assert_array_equal(
+          edge_select.rank_greedy(values, real, alone, cfg, most),
+          order[:most])
+
   @parameterized.parameters(5, 20)
   def test_greedy_edges_lead_to_the_logits(self, size):
     cfg, _ = small.with_places()
@@ -163,20 +172,20 @@ class PruneTest(absltest.TestCase):
         edge_select.prune(whole, alone, cfg).chosen, real)
 
 
-class RandomTest(absltest.TestCase):
+class PermuteTest(absltest.TestCase):
 
-  def test_as_many_edges_into_each_layer(self):
+  def test_values_stay_in_their_layer(self):
     cfg = small.config(num_layers=3)
-    real = edges.is_edge(cfg)
-    rng = np.random.default_rng(0)
-    chosen = real & (rng.random(real.shape) < 0.2)
-    got = edge_select.random_like(chosen, cfg, rng)
-    self.assertFalse(np.any(got & ~real))
-    self.assertFalse(np.array_equal(got, chosen))
-    count = lambda x: [part.sum() for part in np.array_split(
-        x[:, :-1].sum(0), 3)] + [x[:, -1].sum()]
-    self.assertEqual(count(got), count(chosen))
-    self.assertFalse(edge_select.random_like(chosen & False, cfg, rng).any())
+    real, values = edges.is_edge(cfg), _values(cfg)
+    got = edge_select.permute(values, cfg, np.random.default_rng(0))
+    np.testing.assert_array_equal(got[~real], values[~real])
+    self.assertGreater((got != values)[real].mean(), 0.9)
+    for stop in range(4):  # The layers, then the logits.
+      part = np.zeros_like(real)
+      for place, name in enumerate(edges.target_names(cfg)):
+        if (3 if name == 'logits' else _layer_of(name)) == stop:
+          part[:, place] = real[:, place]
+      self.assertCountEqual(got[part], values[part])
 
 
 if __name__ == '__main__':

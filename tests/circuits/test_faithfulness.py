@@ -1,5 +1,8 @@
 """Faithfulness against patched forward passes in loops."""
 
+import dataclasses
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -17,8 +20,13 @@ _KINDS = {'neuron': ('mlp_hidden',), 'head': ('head_out',),
           'neuron_and_head': ('mlp_hidden', 'head_out')}
 
 
+@functools.cache
+def _pairs(same_last_token=False):
+  return small.elicited(_CONFIG, small.params(_CONFIG), same_last_token)
+
+
 def _batch(same_last_token):
-  return pair_batches.pack(small.pairs(same_last_token), 3)[0]
+  return pair_batches.pack(_pairs(same_last_token), 3)[0]
 
 
 def _naive(params, pairs, circuit, level, layers):
@@ -61,7 +69,7 @@ class FaithfulnessTest(parameterized.TestCase):
       level=('neuron', 'head', 'neuron_and_head'),
       layers=(range(0, 2), range(1, 2)))
   def test_equals_the_loops(self, level, layers):
-    pairs = small.pairs(same_last_token=False)
+    pairs = _pairs(same_last_token=False)
     measure = self._measure(level, layers, same_last_token=False)
     for circuit in (small.random_circuit(_CONFIG, 0.5), self.empty):
       want = _naive(self.params, pairs, circuit, level, layers)
@@ -100,7 +108,7 @@ class FaithfulnessTest(parameterized.TestCase):
 
   def test_pairs_of_weight_zero_do_not_count(self):
     circuit = small.random_circuit(_CONFIG, 0.5)
-    pairs = small.pairs()
+    pairs = _pairs()
     batch = pair_batches.pack(pairs, 3)[0]._replace(
         weight=np.array([1, 1, 0], np.float32))
     got, want = (faithfulness.Faithfulness(
@@ -109,6 +117,27 @@ class FaithfulnessTest(parameterized.TestCase):
     self.assertAlmostEqual(got, want, delta=1e-5)
     self.assertNotAlmostEqual(self._measure(
         'neuron', same_last_token=False)(circuit), want, delta=1e-3)
+
+
+class SpreadTest(parameterized.TestCase):
+
+  def test_the_difference(self):
+    self.assertEqual(faithfulness.spread(5.0, -1.0, 3), 6.0)
+    self.assertEqual(faithfulness.spread(5.0, 4.9, 3), 5.0 - 4.9)
+
+  @parameterized.parameters((5.0, 4.9999), (5.0, 6.0), (2.0, 2.0), (0.0, 0.0))
+  def test_noise_and_less_are_refused(self, clean, corrupt):
+    with self.assertRaisesRegex(ValueError, (
+        r'first 4 pairs .*\(--circuit_pairs\).* on the clean and .* wanted')):
+      faithfulness.spread(clean, corrupt, 4)
+
+  def test_pairs_of_the_same_prompts(self):
+    pairs = [dataclasses.replace(p, corrupt_ids=p.clean_ids) for p in _pairs()]
+    measure = faithfulness.Faithfulness(
+        _CONFIG, small.params(_CONFIG), pair_batches.pack(pairs, 3)[0],
+        'neuron', range(2))
+    with self.assertRaisesRegex(ValueError, 'first 3 pairs'):
+      measure(graph.empty(_CONFIG))
 
 
 class PrefixTest(absltest.TestCase):
@@ -133,6 +162,10 @@ class PrefixTest(absltest.TestCase):
       self.assertBetween(size, 1, self.ranking.node.size)
       self.assertGreaterEqual(self._value(size), target)
       self.assertLess(self._value(size - 1), target)
+
+  def test_none_where_the_empty_circuit_reaches_it(self):
+    target = self._value(0) - 1e-3
+    self.assertEqual(self.measure.smallest_prefix(self.ranking, target), 0)
 
   def test_a_target_that_all_nodes_miss(self):
     self.assertEqual(self.measure.smallest_prefix(self.ranking, 1.5), -1)

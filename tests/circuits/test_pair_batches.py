@@ -47,6 +47,19 @@ class PackTest(parameterized.TestCase):
     batches = pair_batches.pack(_pairs([4] * 9), 8)
     self.assertEqual([b.weight.sum() for b in batches], [5, 4])
 
+  @parameterized.parameters(
+      ([5] * 7, 3, [5, 5, 5]), ([3, 4, 9, 15, 17, 21], 2, [8, 16, 21]),
+      ([20, 3], 1, [20, 8]))
+  def test_pairs_alone_are_as_wide_as_their_batch_needs(
+      self, lengths, size, widths):
+    pairs = _pairs(lengths)
+    batches = pair_batches.pack(pairs, size, alone=True)
+    self.assertEqual([b.clean.shape[1] for b in batches], widths)
+    self.assertLen({b.clean.shape[0] for b in batches}, 1)
+    found = [tuple(row[mask].tolist()) for b in batches
+             for row, mask in zip(b.clean, b.segments >= 0) if mask.any()]
+    self.assertEqual(found, [p.clean_ids for p in pairs])
+
   def test_pairs_share_rows(self):
     lengths = np.random.default_rng(0).integers(4, 20, 64).tolist()
     batches = pair_batches.pack(_pairs(lengths), 16)

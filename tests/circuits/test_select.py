@@ -18,6 +18,7 @@ def _options(**changes):
 
 
 def _scores(seed=0):
+  """Of both signs: the lowest are ranked last."""
   rng = np.random.default_rng(seed)
   return {kind: rng.normal(size=shape)
           for kind, shape in graph.shapes(_CONFIG).items()}
@@ -59,7 +60,7 @@ class RankTest(parameterized.TestCase):
       cost = {'neurons': 3 * 16, 'heads': 2 * 16 * 4, 'kv_heads': 2 * 16 * 4}
       for layer, row in enumerate(scores[kind]):
         for node, score in enumerate(row):
-          want.append((-abs(score) / cost[kind], (kind, layer, node)))
+          want.append((-score / cost[kind], (kind, layer, node)))
     self.assertEqual(nodes, [node for _, node in sorted(want)])
 
   def test_costs_are_those_of_the_nodes(self):
@@ -78,7 +79,7 @@ class RankTest(parameterized.TestCase):
     for kind, count in (('neurons', neurons), ('heads', heads)):
       for layer in range(4):
         chosen = {n for k, at, n in nodes if (k, at) == (kind, layer)}
-        best = np.argsort(-np.abs(scores[kind][layer]))[:count]
+        best = np.argsort(-scores[kind][layer])[:count]
         self.assertEqual(chosen, set(best.tolist()))
 
   def test_only_layers_of_the_range_are_ranked(self):
@@ -115,6 +116,11 @@ class BudgetTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         ValueError, r'circuit_budget=0.001 of 12345 .* 12 weights.*\(48\)'):
       select.size_within(_rank('neuron'), 0.001, _TOTAL)
+
+  def test_less_than_the_first_node_is_refused(self):
+    ranking = select.Ranking(*np.zeros((3, 2), int), np.array([128, 48]), ())
+    with self.assertRaisesRegex(ValueError, r'the first node .*\(128\)'):
+      select.size_within(ranking, 100 / _TOTAL, _TOTAL)
 
 
 class MatchedRandomTest(parameterized.TestCase):

@@ -164,6 +164,7 @@ class ReadPairsTest(parameterized.TestCase):
       ('item', IDS | {'clean_ids': [1, 'b']}, "'clean_ids' is 'b', a str"),
       ('lengths', TEXT | {'corrupt': 'a c d'}, 'has 2 tokens and .* one 3'),
       ('empty', IDS | {'clean_ids': [], 'corrupt_ids': []}, 'has 0 tokens'),
+      ('alike', TEXT | {'corrupt': TEXT['clean']}, 'have the same tokens'),
       ('negative', IDS | {'clean_ids': [-1, 4]}, 'run from -1 to 7'),
       ('same', TEXT | {'corrupt_answer': 'd'}, 'both answers start with token'))
   def test_bad_line_is_named(self, record, message):

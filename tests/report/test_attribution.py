@@ -61,11 +61,16 @@ class ContentTest(cases.ReportTest):
   def test_circuits_of_both_kinds(self):
     rows = dict(self.page(attribution_records.nodes()).table('circuit'))
     self.assertEqual(rows['share of all weights'], '6 %')
+    self.assertEqual(rows['faithfulness of the empty circuit'], '0.714')
     self.assertNotIn('edges', rows)
     page = self.page(attribution_records.edges())
     rows = dict(page.table('circuit'))
     self.assertIn('7 of 123,211', rows['edges'])
+    self.assertIn('random circuits selected alike 0.01 on average', page.text)
+    self.assertEqual(
+        page.table('selected from')[-1][0], 'random, selected alike')
     self.assertNotIn('share of all weights', rows)
+    self.assertNotIn('faithfulness of the empty circuit', rows)  # An old one.
     self.assertIn('Of the 7 edges the 4 of largest |score| are drawn',
                   page.text)
 
@@ -109,6 +114,8 @@ class ContentTest(cases.ReportTest):
     page = self.page(attribution_records.edges())
     self.assertIn('CPR, the area under the curve, is 0.912', page.text)
     self.assertIn('CMD, the area between the curve and 1, is 0.088', page.text)
+    self.assertIn('Circuits from the logits down, by the highest score that'
+                  ' leads there, at each size', page.text)
     rows = page.table('share', 'faithfulness')
     self.assertEqual(rows[2], ['0.01', '0.830', '0.030', '0.010', '0.050'])
     self.assertNotIn('CPR', self.page(attribution_records.nodes()).text)
@@ -123,6 +130,9 @@ class ContentTest(cases.ReportTest):
     want = self.page(attribution_records.edges())
     got = self.page(record)
     self.assertEqual(got.text, want.text)
+    record['circuit']['selection'] = 'top'
+    self.assertIn('Circuits of the highest scores at each size',
+                  self.page(record).text)
     points[2]['random'] = None  # None were measured.
     record['circuit']['random_curves'] = {'cpr': [0.1, 0.3], 'cmd': [0.9, 0.7]}
     record['circuit']['smallest_faithful_prefix'] = {

@@ -1,5 +1,7 @@
 """Pairs are resampled, halved and reworded as the stage says they are."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -61,7 +63,8 @@ def _nodes(config, pairs, scores):
   """A circuit of 40 % of each level's nodes, selected and described."""
   def choose(means):
     ranking = select.rank(
-        means, config.attribution.level, config.circuit, _CONFIG)
+        {kind: np.abs(scores) for kind, scores in means.items()},
+        config.attribution.level, config.circuit, _CONFIG)
     return select.prefix(ranking, int(0.4 * ranking.node.size), _CONFIG)
 
   circuit = choose(eap_ig.node_means(scores, _CONFIG))
@@ -190,6 +193,13 @@ class RewordedTest(absltest.TestCase):
     got = robustness.reworded(config, selected, {'near': turned})['near']
     self.assertEqual((got['answered'], got['facts']), (0, 0))
     self.assertIn('answers 0 of them', got['reason'])
+
+  def test_pairs_of_the_same_prompts_give_a_reason(self):
+    config, pairs = _config(), _pairs()
+    _, selected = _nodes(config, pairs, _scores(pairs))
+    alike = [dataclasses.replace(p, corrupt_ids=p.clean_ids) for p in pairs]
+    got = robustness.reworded(config, selected, {'near': alike})['near']
+    self.assertIn('Faithfulness cannot be measured', got['reason'])
 
 
 class EdgesTest(absltest.TestCase):

@@ -1,0 +1,146 @@
+"""Circuits that hold nothing are refused, and what they are ranked by."""
+
+import dataclasses
+import types
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax.circuits import edge_circuit
+from mansu_jax.circuits import edge_select
+from mansu_jax.circuits import edges as edges_lib
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import select
+from mansu_jax.stages import attribution
+from mansu_jax.stages import edge_attribution
+from tests import runs
+from tests.circuits import small
+
+_CONFIG, _AT = small.with_places()
+_REAL = edges_lib.is_edge(_CONFIG)
+
+
+def _parse(*flags):
+  return runs.parse(
+      '--model=m', '--workdir=w', '--attribution_level=edge', *flags)
+
+
+class EmptyTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    params = small.params(_CONFIG)
+    self.model = types.SimpleNamespace(config=_CONFIG, params=params)
+    self.means = {kind: np.ones(shape)
+                  for kind, shape in graph.shapes(_CONFIG).items()}
+
+  def _find(self, scores, *flags):
+    """As an unlearn run with these scores of edges."""
+    measured = mock.patch.object(
+        attribution, '_measure', side_effect=AssertionError('went on'))
+    with measured:
+      return attribution._find_edges(
+          _parse(*flags), self.model, [], self.means, [],
+          lambda name, make: {'edges': scores})
+
+  def _scores(self, *edges):
+    scores = np.where(_REAL, 1e-3, 0.0)
+    for place, edge in enumerate(edges):
+      scores[_AT(*edge)] = 2.0 - 0.1 * place
+    return scores
+
+  def test_a_circuit_that_pruning_empties(self):
+    scores = self._scores(('m0', 'logits'))
+    with self.assertRaisesRegex(ValueError, (
+        '--circuit_edges=1 and .*=greedy give a circuit of no edge.*Raise')):
+      self._find(scores, '--circuit_edges=1')
+    circuit = edge_circuit.EdgeCircuit(_REAL & False, scores)
+    with self.assertRaisesRegex(ValueError, '=top give .*selection=greedy'):
+      edge_attribution.refuse_empty(
+          _parse('--circuit_edge_selection=top').circuit, circuit)
+
+  def test_a_circuit_without_weights(self):
+    with self.assertRaisesRegex(
+        ValueError, 'of --circuit_edges=1 stands for no weights.*Raise'):
+      self._find(self._scores(('input', 'logits')), '--circuit_edges=1')
+
+  def test_a_budget_below_the_first_node(self):
+    with self.assertRaisesRegex(ValueError, 'less than the first node'):
+      self._find(self._scores(('m0', 'logits'), ('input', 'm0')),
+                 '--circuit_edges=2', '--circuit_budget=1e-6')
+
+
+class ContrastTest(absltest.TestCase):
+
+  def test_nodes_below_0_are_ranked_too(self):
+    rng = np.random.default_rng(0)
+    own, retain = ({kind: rng.normal(size=shape) for kind, shape in
+                    graph.shapes(_CONFIG).items()} for _ in range(2))
+    values = attribution._values(own, retain, 2.0)
+    for kind, found in values.items():
+      np.testing.assert_allclose(
+          found, np.abs(own[kind]) - 2 * np.abs(retain[kind]))
+      self.assertLess(found.min(), 0)
+      np.testing.assert_array_equal(
+          attribution._values(own, None, 2.0)[kind], np.abs(own[kind]))
+    options = run_config.CircuitConfig()
+    ranking = select.rank(values, 'neuron', options, _CONFIG)
+    ranked = values['neurons'][ranking.layer, ranking.node]
+    self.assertTrue((np.diff(ranked) <= 0).all())
+
+  def test_edges_below_0_are_ranked_too(self):
+    rng = np.random.default_rng(0)
+    scores, retain = rng.normal(size=(2, *_REAL.shape))
+    values = np.abs(scores) - 2 * np.abs(retain)
+    options = _parse('--circuit_edge_selection=top').circuit
+    options = dataclasses.replace(options, contrast=2.0)
+    np.testing.assert_allclose(
+        edge_attribution._values(options, scores, retain), values)
+    order = edge_attribution._order(options, _CONFIG, range(2), values, None)
+    self.assertTrue((np.diff(values.flat[order]) <= 0).all())
+    self.assertLess(values.flat[order[-1]], 0)
+
+
+class RandomEdgesTest(parameterized.TestCase):
+
+  @parameterized.product(selection=('greedy', 'top'), cap=(1.0, 0.5))
+  def test_selected_and_pruned_as_the_circuit(self, selection, cap):
+    config = _parse(f'--circuit_edge_selection={selection}',
+                    f'--circuit_per_layer_cap={cap}', '--circuit_edges=20')
+    scores = np.where(_REAL, np.random.default_rng(0).normal(
+        size=_REAL.shape), 0)
+    layers, rng = range(_CONFIG.num_layers), np.random.default_rng(1)
+    alone = edge_select.given(_CONFIG, layers)
+    circuit = edge_attribution.select_edges(config, _CONFIG, scores)
+    draw = lambda size: edge_attribution.random_edges(
+        config, _CONFIG, scores, None, size, rng)
+    sizes, same = [], []
+    for _ in range(20):
+      got = draw(20)
+      self.assertFalse((got & ~_REAL).any())
+      pruned = edge_select.prune(
+          edge_circuit.EdgeCircuit(got, scores), alone, _CONFIG)
+      np.testing.assert_array_equal(pruned.chosen, got)
+      sizes.append(got.sum())
+      same.append((got & circuit.chosen).sum() / circuit.size)
+    self.assertLessEqual(max(sizes), 20)
+    self.assertGreater(max(sizes), 0)
+    self.assertLess(np.mean(same), 0.9)
+    self.assertFalse(draw(0).any())
+
+  def test_the_size_is_that_before_pruning(self):
+    config = _parse('--circuit_edges=20')
+    scores = np.where(_REAL, np.random.default_rng(0).normal(
+        size=_REAL.shape), 0)
+    with mock.patch.object(
+        edge_select, 'prune', side_effect=lambda circuit, *_: circuit):
+      got = edge_attribution.random_edges(
+          config, _CONFIG, scores, None, 20, np.random.default_rng(0))
+    self.assertEqual(got.sum(), 20)
+
+
+if __name__ == '__main__':
+  absltest.main()
