@@ -28,6 +28,7 @@ from mansu_jax.report import write as report
 from mansu_jax.stages import attribution
 from mansu_jax.stages import checks
 from mansu_jax.stages import edge_attribution
+from mansu_jax.stages import edge_file
 from mansu_jax.stages import edge_robustness
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import picture
@@ -73,8 +74,10 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   inputs = checks.read(config)
   pairs = []
   with clock.stage('load'):
-    model = loading.load(config.model, check=lambda shapes, tokenizer: (
-        pairs.extend(checks.fit_attribute(config, inputs, shapes, tokenizer))))
+    model = loading.load(
+        config.model, stored_as=config.export_dtype,
+        check=lambda shapes, tokenizer: pairs.extend(
+            checks.fit_attribute(config, inputs, shapes, tokenizer)))
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
   with clock.stage('attribution'):
@@ -132,8 +135,10 @@ def _score(
       'metric_clean': scores.metric_clean,
       'metric_corrupt': scores.metric_corrupt}
   known = [p for p, is_kept in zip(pairs, answered) if is_kept]
-  others = robustness.phrasings(config, inputs.splits, model.tokenizer)
-  by_edge = config.attribution.level == 'edge'
+  given = bool(config.circuit.file)  # Nothing is selected.
+  others = {} if given else robustness.phrasings(
+      config, inputs.splits, model.tokenizer)
+  by_edge = config.attribution.level == 'edge' and not given
   groups = robustness_lib.group_facts(
       [p.fact for some in (known, *others.values()) for p in some],
       robustness_lib.GROUPS if by_edge else None, config.seed)
@@ -152,10 +157,13 @@ def _score(
 def _of_edges(
     config: run_config.RunConfig, model: Any, scored: _Scored) -> _Found:
   shape, report = model.config, {}
-  found = edge_attribution.find(
-      config, model, scored.known, scored.arrays['edge'], scored.contrast)
+  if config.circuit.file:
+    found = edge_file.measure(config, model, scored.known)
+  else:
+    found = edge_attribution.find(
+        config, model, scored.known, scored.arrays['edge'], scored.contrast)
   selected, times = None, None
-  if config.circuit.resamples:
+  if config.circuit.resamples and scored.of_edges is not None:
     selected = edge_robustness.of_edges(
         config, model, found.circuit, scored.groups, scored.of_edges,
         scored.contrast)
@@ -190,19 +198,26 @@ def lines(record: dict[str, Any]) -> list[str]:
   beside = '' if random['mean'] is None else (
       f' (random circuits: mean {words.number(random["mean"], 2)}, most'
       f' {words.number(random["max"], 2)})')
-  prefix = circuit['smallest_faithful_prefix']
-  reached = prefix.get('edges', prefix.get('nodes'))
-  smallest = 'no prefix' if reached < 0 else f'the first {reached:,}'
   return [
       f'attributed {metric["answered"]} of {metric["pairs"]} pairs: metric'
       f' {metric["clean"]:.2f} clean, {metric["corrupt"]:.2f} corrupted',
       f'circuit of {what}: faithfulness {circuit["faithfulness"]:.2f}{beside}',
-      f'curve: CPR {circuit["cpr"]:.3f}, CMD {circuit["cmd"]:.3f};'
-      f' {smallest} of {prefix["candidates"]:,} reach {prefix["target"]:g}',
+      _curve_line(circuit),
       *_firm_lines(circuit.get('robustness', {})),
       f'scores: {workdir_name}/attribution.npz',
       f'circuit: {workdir_name}/circuit.json',
       f'report: {workdir_name}/report.html']
+
+
+def _curve_line(circuit: dict[str, Any]) -> str:
+  if 'curve' not in circuit:
+    return f'curve: none; {circuit["no_curve"]}'
+  prefix = circuit['smallest_faithful_prefix']
+  reached = prefix.get('edges', prefix.get('nodes'))
+  smallest = 'no prefix' if reached < 0 else f'the first {reached:,}'
+  return (f'curve: CPR {circuit["cpr"]:.3f}, CMD {circuit["cmd"]:.3f};'
+          f' {smallest} of {prefix["candidates"]:,} reach'
+          f' {prefix["target"]:g}')
 
 
 def _firm_lines(found: dict[str, Any]) -> list[str]:

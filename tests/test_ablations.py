@@ -118,6 +118,8 @@ class AblationTest(parameterized.TestCase):
     self.assertLess((got & wanted).sum(), 0.8 * wanted.sum())
     self.assertLess(record['circuit']['faithfulness'],
                     attributed['circuit']['faithfulness'])
+    self.assertIn('robustness', attributed['circuit'])
+    self.assertNotIn('robustness', record['circuit'])
 
   @parameterized.parameters(
       ('head', {'heads', 'kv_heads'}, ('_attn',)),
@@ -143,6 +145,7 @@ class AblationTest(parameterized.TestCase):
     edges = json.loads((root / 'circuit.json').read_text())['edges']
     self.assertLen(edges, record['circuit']['edges'])
     self.assertLessEqual(len(edges), 12)
+    self._check_edge_account(record)
     base, got = _base(), runs.tensors(root / 'model')
     moved = {name for name in base if (got[name] != base[name]).any()}
     ends = [re.match(r'(\w+)[.\w]*->(\w+)(?:\.h\d+<(\w)>)?', edge).groups()
@@ -161,8 +164,31 @@ class AblationTest(parameterized.TestCase):
       self.assertTrue(any(
           layer == at and f'{leaf}proj' in name for at, leaf in may), name)
 
+  def _check_edge_account(self, record):
+    """The run says of its edges what attribution alone says."""
+    alone = runs.attribute(
+        _folder() / 'edges', *[f for f in tiny_job.make(
+            _folder() / 'job') if f.startswith((
+                '--model', '--data_forget', '--data_retain', '--circuit_pairs',
+                '--attribution_batch'))],
+        '--attribution_steps=1', '--attribution_pairs=12',
+        '--attribution_level=edge', '--circuit_edges=12',
+        '--circuit_random_circuits=1', '--circuit_curve_circuits=0',
+        '--eval_bootstrap=100')['circuit']
+    found = record['circuit']
+    self.assertAlmostEqual(
+        found['edge_faithfulness'], alone['faithfulness'], places=6)
+    self.assertEqual(found['edges'], alone['edges'])
+    firm = alone['robustness']
+    del firm['phrasings']
+    self.assertEqual(found['robustness'].keys(), firm.keys())
+    for kind in ('resamples', 'halves', 'random'):
+      self.assertEqual(
+          found['robustness'][kind]['kept'], firm[kind]['kept'], kind)
+
   def test_graddiff_moves_all_weights_and_few_codes(self):
     root, record = _run(*_GRADDIFF)
+    self.assertIn('robustness', record['circuit'])  # Of the attributed one.
     base, got = _base(), runs.tensors(root / 'model')
     for name in base:
       self.assertTrue((got[name] != base[name]).any(), name)

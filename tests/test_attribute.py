@@ -98,6 +98,7 @@ class GoldenTest(absltest.TestCase):
          'report.html', 'report.md'],
         [path.name for path in (folder / 'w').iterdir()])
     self.assertIn('share of it that other pairs give: disjoint halves', said)
+    self._check_as_a_file(folder, path, fields)
     self.assertIn('report: ', said)
     self.assertEqual(record['config']['mode'], 'attribute')
     with self.assertRaisesRegex(ValueError, 'holds another run'):
@@ -119,13 +120,57 @@ class GoldenTest(absltest.TestCase):
         ' larger --circuit_per_layer_cap'))
 
 
+  def _check_as_a_file(self, folder, path, fields):
+    """Measured from its file a circuit is the same."""
+    status, said = _said(
+        f'--model={golden.FOLDER}/eap_tiny_llama', f'--workdir={folder}/given',
+        f'--attribution_pairs={path}', '--attribution_level=edge',
+        f'--circuit_file={folder}/w/circuit.json', '--attribution_batch=3',
+        '--circuit_random_circuits=4')
+    self.assertEqual(status, 0)
+    self.assertIn('curve: CPR', said)
+    got = json.loads((folder / 'given' / 'circuit.json').read_text())
+    self.assertEqual(got['edges'], fields['edges'])
+    self.assertEqual(got['report']['selection'], 'file')
+    for key in ('faithfulness', 'edges', 'curve', 'cpr',
+                'smallest_faithful_prefix', 'candidates'):
+      self.assertEqual(got['report'][key], fields['report'][key], key)
+    self.assertNotIn('robustness', got['report'])
+    self.assertNotIn('edge', _arrays(folder / 'given'))
+    hashes = json.loads((folder / 'given' / 'hashes.json').read_text())
+    self.assertIn(f'{folder}/w/circuit.json', hashes)
+    self.assertIn('circuit, not selected here',
+                  (folder / 'given' / 'report.md').read_text())
+
+
+class StoredTest(absltest.TestCase):
+
+  def test_the_model_is_attributed_as_it_is_stored(self):
+    folder = tiny.temp_dir(self)
+    config, params, tokenizer = tiny_job.base()
+    tiny_job.make(folder / 'job')
+    hf_io.write(folder / 'half', config,
+                hf_io.as_stored(params, 'bfloat16'), tokenizer)
+    few = [f'--data_forget={folder}/job/forget.jsonl',
+           '--attribution_pairs=24', '--attribution_steps=1',
+           '--circuit_random_circuits=1', '--circuit_curve_circuits=0',
+           '--circuit_resamples=0', '--circuit_budget=0.1']
+    record = runs.attribute(folder / 'rounded', f'--model={folder}/job/model',
+                            '--export_dtype=bfloat16', *few)
+    runs.attribute(folder / 'written', f'--model={folder}/half', *few)
+    self.assertIn('rounded to bfloat16', record['model']['weights_note'])
+    rounded, written = _arrays(folder / 'rounded'), _arrays(folder / 'written')
+    for name, values in written.items():
+      np.testing.assert_array_equal(rounded[name], values, err_msg=name)
+
+
 class QuestionsTest(absltest.TestCase):
 
   def test_nodes_from_questions(self):
     folder = tiny.temp_dir(self)
     job = tiny_job.make(folder / 'job')
     kept = [f for f in job if not f.startswith((
-        '--unlearn', '--fisher', '--data_text=', '--eval', '--data_retain',
+        '--unlearn', '--fisher', '--data_text', '--eval', '--data_retain',
         '--data_held'))]
     record = runs.attribute(
         folder / 'w', *kept, '--attribution_level=neuron_and_head',
@@ -253,6 +298,29 @@ class RefusalsTest(bad_input.Refusals):
       ('--unlearn_steps=3', ('--unlearn_steps=3 is for --mode=unlearn',
                              'the mode is attribute')),
       ('--base=x', ('--base=x is for --mode=audit', 'attribute')),
+      ('--quant_schemes=fp4,int8', (
+          '--quant_schemes=fp4,int8 changes nothing', 'quantizes nothing')),
+      ('--fail_on_verdict', ('--fail_on_verdict=True changes nothing',)),
+      ('--eval_cad_pairs=4', ('--eval_cad_pairs=4 changes nothing',)),
+      ('--eval_questions=9', ('--eval_questions=9 changes nothing',)),
+      ('--eval_bootstrap=200', ('--eval_bootstrap=200 changes nothing',),
+       '--circuit_resamples=0'),
+      ('--data_forget=x', ('--data_forget=x changes nothing', 'whose pairs')),
+      ('--data_retain=x', ('--data_retain=x changes nothing', 'contrast')),
+      ('--data_heldout=x', ('--data_heldout=x changes nothing',)),
+      ('--data_heldout_text=x', ('--data_heldout_text=x changes nothing',)),
+      ('--data_text_window=9', ('--data_text_window=9 changes nothing',)),
+      ('--circuit_file=no.json', ("'no.json' does not exist",)),
+      ('--circuit_file=x.json', ('--circuit_file=x.json changes nothing',
+                                 '=head'), '--attribution_level=head'),
+      ('--circuit_file=x.json', ('--circuit_file=x.json changes nothing',
+                                 '=unlearn'), '--mode=unlearn'),
+      ('--circuit_edges=7', ('--circuit_edges=7 changes nothing',
+                             'circuit_file=x.json'), '--circuit_file=x.json'),
+      ('--circuit_resamples=7', ('--circuit_resamples=7 changes nothing',),
+       '--circuit_file=x.json'),
+      ('--eval_bootstrap=200', ('--eval_bootstrap=200 changes nothing',),
+       '--circuit_file=x.json'),
       ('--circuit_edges=99999', ('--circuit_edges=99999', 'has', 'Lower it')),
       ('--circuit_budget=0.1', ('--circuit_budget=0.1 changes nothing',)),
       ('--circuit_selection=random', (
@@ -277,6 +345,13 @@ class RefusalsTest(bad_input.Refusals):
       ('--attribution_pairs=no.jsonl', ('no.jsonl',)))
   def test_flags(self, flag, message, *more):
     self.refused(flag, *more, message=message)
+
+  def test_a_bad_circuit_file_before_the_weights(self):
+    path = self.folder / 'circuit.json'
+    path.write_text('{"cfg": {"n_layers": 99}, "edges": {}}')
+    self.refused(f'--circuit_file={path}', message=('n_layers = 99', 'has 3'))
+    path.write_text('{"cfg": {}, "edges": {}}')
+    self.refused(f'--circuit_file={path}', message=('holds 0 edges', 'Select'))
 
   def test_other_phrasings_are_looked_at_before_long_work(self):
     lines = (self.job / 'forget.jsonl').read_text().splitlines()

@@ -1,13 +1,17 @@
 """Faithfulness over the size of circuits, and its two areas.
 
-As the circuit track of the Mechanistic Interpretability Benchmark (MIB) has
-them. Circuits hold int(share n) of n edges, or nodes, for these shares: 0.1,
-0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 %. Areas are by trapezoids between these
-points over the share itself, not its logarithm (the default of the track's
-`evaluate_area_under_curve`, which can do both). What lies below the first point
-does not count, so the most that faithfulness 1 gives is 0.999. Points are
-circuits as they are evaluated, which may be pruned; their shares are those
-asked for.
+Sizes and areas are those of the circuit track of the Mechanistic
+Interpretability Benchmark (MIB). Circuits hold int(share n) of n edges, or
+nodes, for these shares: 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 %. Areas are
+by trapezoids between these points over the share itself, not its logarithm
+(the default of the track's `evaluate_area_under_curve`, which can do both).
+What lies below the first point does not count, so the most that faithfulness 1
+gives is 0.999. Points are circuits as they are evaluated, which may be pruned;
+their shares are those asked for.
+
+Which circuits and pairs is the caller's: the track ranks by the signed score
+for CPR and by |score| for CMD, and measures on a validation split, where our
+stages have one ranking by |score| and the pairs that gave it.
 
 References:
   Mueller et al., MIB: A Mechanistic Interpretability Benchmark, 2025

@@ -7,16 +7,20 @@ its score and whether it is in the graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
 
 from mansu_jax.circuits import edges as edges_lib
+from mansu_jax.data import jsonl
 from mansu_jax.models import config as model_config
 
 LOGITS = -1  # The owner of a target that is no node's.
+_REMEDY = ("Write it with EAP-IG or the benchmark's tools, or with"
+           ' --mode=attribute.')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,10 +30,12 @@ class EdgeCircuit:
   Attributes:
     chosen: bool [S, G], the edges of the circuit.
     scores: float32 [S, G], of all edges.
+    scored: bool [S, G], the edges that have a score; None: all.
   """
 
   chosen: np.ndarray
   scores: np.ndarray
+  scored: np.ndarray | None = None
 
   @property
   def size(self) -> int:
@@ -72,27 +78,52 @@ def to_json(
   """What a circuit file of the benchmark holds; see `from_json`."""
   sources = edges_lib.source_names(config)
   targets = edges_lib.target_names(config)
-  held = nodes(circuit, config)
-  scored = {
-      f'{sources[u]}->{targets[t]}': {
-          'score': float(circuit.scores[u, t]),
-          'in_graph': bool(circuit.chosen[u, t])}
-      for u, t in np.argwhere(edges_lib.is_edge(config))}
+  held, scored = nodes(circuit, config), circuit.scored
+
+  def edge(u, t):
+    score = {'score': float(circuit.scores[u, t])}
+    return (score if scored is None or scored[u, t] else {}) | {
+        'in_graph': bool(circuit.chosen[u, t])}
+
   return {
-      'cfg': {'n_layers': config.num_layers, 'n_heads': config.num_heads,
-              'parallel_attn_mlp': False, 'd_model': config.d_model},
+      'cfg': _cfg(config),
       'nodes': {name: {'in_graph': bool(is_held)}
                 for name, is_held in zip(sources, held)} | {
                     'logits': {'in_graph': True}},
-      'edges': scored}
+      'edges': {f'{sources[u]}->{targets[t]}': edge(u, t)
+                for u, t in np.argwhere(edges_lib.is_edge(config))}}
+
+
+def _cfg(config: model_config.ModelConfig) -> dict[str, Any]:
+  return {'n_layers': config.num_layers, 'n_heads': config.num_heads,
+          'parallel_attn_mlp': False, 'd_model': config.d_model}
+
+
+def read(path: str, config: model_config.ModelConfig) -> EdgeCircuit:
+  """Reads a circuit file of the benchmark.
+
+  Args:
+    path: the file.
+    config: the model that it is of.
+
+  Raises:
+    ValueError: there is no such file, it is not JSON, or as `from_json`.
+  """
+  text = jsonl.read_text(path)
+  try:
+    fields = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(
+        f'{path} is not JSON ({error}); wanted a circuit file. {_REMEDY}'
+    ) from error
+  return from_json(fields, config, path)
 
 
 def from_json(
-    fields: Mapping[str, Any], config: model_config.ModelConfig, where: str
-) -> EdgeCircuit:
+    fields: Any, config: model_config.ModelConfig, where: str) -> EdgeCircuit:
   """Reads what a circuit file of the benchmark holds.
 
-  Edges that are not named are not in the circuit and score 0.
+  Edges that are not named are not in the circuit and have no score.
 
   Args:
     fields: the file's JSON.
@@ -100,35 +131,103 @@ def from_json(
     where: the file's name, for messages.
 
   Raises:
-    ValueError: a key is missing, the file is of another model, or it names
-      what is no edge.
+    ValueError: a key is missing or holds another type, the file is of another
+      model, or it names what is no node or edge, or chooses neurons.
   """
+  _check_object(where, 'the whole file', fields)
   missing = [key for key in ('cfg', 'edges') if key not in fields]
   if missing:
     raise ValueError(
         f'{where} lacks {missing}: wanted a circuit file with cfg, nodes and'
-        ' edges. Write it with EAP-IG or the benchmark\'s tools, or'
-        ' --mode=attribute.')
-  wanted = {'n_layers': config.num_layers, 'n_heads': config.num_heads,
-            'parallel_attn_mlp': False, 'd_model': config.d_model}
-  for key, value in wanted.items():
+        f' edges. {_REMEDY}')
+  _check_object(where, "'cfg'", fields['cfg'])
+  for key, value in _cfg(config).items():
     got = fields['cfg'].get(key, value)
     if got != value:
       raise ValueError(
           f'{where} is of a model with {key} = {got!r}, but this one has'
-          f' {value!r}; wanted a circuit of this model.')
+          f' {value!r}; wanted a circuit of this model. {_REMEDY}')
+  _check_nodes(fields.get('nodes', {}), config, where)
+  real = edges_lib.is_edge(config)
+  chosen, scored = np.zeros_like(real), np.zeros_like(real)
+  scores = np.zeros(real.shape, np.float32)
+  for at, edge in _edges(fields['edges'], config, where):
+    chosen[at], score = edge.get('in_graph', False), edge.get('score')
+    if score is not None:
+      scores[at], scored[at] = score, True
+  return EdgeCircuit(
+      chosen, scores, None if scored[real].all() else scored)
+
+
+def _check_object(where: str, name: str, value: Any) -> None:
+  if not isinstance(value, dict):
+    raise ValueError(
+        f'{where}: {name} is {_short(value)}; wanted an object with named'
+        f' fields. {_REMEDY}')
+
+
+def _short(value: Any) -> str:
+  text = json.dumps(value)
+  return text if len(text) <= 40 else f'{text[:40]}...'
+
+
+def _check_in_graph(where: str, name: str, fields: dict[str, Any]) -> None:
+  held = fields.get('in_graph', False)
+  if not isinstance(held, bool):
+    raise ValueError(
+        f"{where}: 'in_graph' of {name!r} is {_short(held)}; wanted true or"
+        f' false. {_REMEDY}')
+
+
+def _check_nodes(
+    found: Any, config: model_config.ModelConfig, where: str) -> None:
+  """Raises ValueError on nodes that do not exist, or are held in part."""
+  _check_object(where, "'nodes'", found)
+  known = {*edges_lib.source_names(config), 'logits'}
+  for name, node in found.items():
+    if name not in known:
+      raise ValueError(
+          f'{where} names {name!r}, which is no node of this model; wanted'
+          f" names like 'input', 'a0.h0', 'm0' and 'logits'. {_REMEDY}")
+    if isinstance(node, bool):  # As EAP-IG documents it; it writes objects.
+      continue
+    _check_object(where, f'node {name!r}', node)
+    _check_in_graph(where, name, node)
+    if 'neurons' in node:
+      raise ValueError(
+          f"{where}: node {name!r} has 'neurons', a choice within it; wanted"
+          ' whole nodes: edges between parts of them are not run. Write the'
+          ' circuit without neurons.')
+
+
+def _edges(
+    found: Any, config: model_config.ModelConfig, where: str
+) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+  """Place and fields of each edge, checked."""
+  _check_object(where, "'edges'", found)
   place = {
       f'{source}->{target}': (u, t)
       for u, source in enumerate(edges_lib.source_names(config))
       for t, target in enumerate(edges_lib.target_names(config))}
   real = edges_lib.is_edge(config)
-  chosen, scores = np.zeros_like(real), np.zeros(real.shape, np.float32)
-  for name, edge in fields['edges'].items():
+  for name, edge in found.items():
     at = place.get(name)
     if at is None or not real[at]:
       raise ValueError(
           f'{where} names {name!r}, which is no edge of this model; wanted'
-          " names like 'input->a0.h0<q>', 'a0.h0->m0' and 'm0->logits'.")
-    scores[at] = edge.get('score') or 0
-    chosen[at] = bool(edge.get('in_graph', False))
-  return EdgeCircuit(chosen, scores)
+          " names like 'input->a0.h0<q>', 'a0.h0->m0' and 'm0->logits'."
+          f' {_REMEDY}')
+    _check_object(where, f'edge {name!r}', edge)
+    _check_in_graph(where, name, edge)
+    score = edge.get('score')
+    if score is not None and not _is_score(score):
+      raise ValueError(
+          f"{where}: 'score' of {name!r} is {_short(score)}; wanted a finite"
+          f' number. {_REMEDY}')
+    yield at, edge
+
+
+def _is_score(value: Any) -> bool:
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    return False
+  return abs(value) <= float(np.finfo(np.float32).max)  # False of NaN.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any, TypeVar
 
+from absl import logging
 import numpy as np
 
 from mansu_jax.data import jsonl
@@ -21,6 +22,7 @@ from mansu_jax.data import tokenization
 _T = TypeVar('_T')
 _TEXT_FIELDS = ('clean', 'corrupt', 'answer', 'corrupt_answer')
 _ID_FIELDS = ('clean_ids', 'corrupt_ids', 'answer_id', 'corrupt_answer_id')
+_FACT = 'fact'
 
 
 class NoPairs(ValueError):
@@ -245,7 +247,8 @@ def read_pairs(
 
   Fields are `clean`, `corrupt`, `answer`, `corrupt_answer` (text) or
   `clean_ids`, `corrupt_ids`, `answer_id`, `corrupt_answer_id`; an optional
-  `fact` groups pairs, which else are each a fact of their own.
+  `fact` groups pairs, which else are each a fact of their own. Other fields are
+  ignored, as the contract lets them be added; a warning names the first.
 
   Args:
     path: a file, or `shipped:NAME`.
@@ -257,9 +260,11 @@ def read_pairs(
       length or not at all, or both answers start with the same token; with
       file and line.
   """
-  pairs = []
+  pairs, warned = [], False
   for where, record in jsonl.read_records(path):
-    if any(field in record for field in _ID_FIELDS):
+    by_id = any(field in record for field in _ID_FIELDS)
+    warned = warned or _warn_of_others(where, record, by_id)
+    if by_id:
       pair = _from_ids(where, record)
     else:
       pair = _from_text(where, record, tokenizer)
@@ -268,10 +273,21 @@ def read_pairs(
   return pairs
 
 
+def _warn_of_others(where: str, record: dict[str, Any], by_id: bool) -> bool:
+  """Whether a line has fields that are not read; says so."""
+  known = (*(_ID_FIELDS if by_id else _TEXT_FIELDS), _FACT)
+  others = sorted(record.keys() - set(known))
+  if others:
+    logging.warning(
+        '%s: ignores the fields %s, here and below; a pair is read from %s.',
+        where, others, ', '.join(known))
+  return bool(others)
+
+
 def _fact(where: str, record: dict[str, Any]) -> str:
-  if 'fact' not in record:
+  if _FACT not in record:
     return where
-  return jsonl.take_string(where, record, 'fact')
+  return jsonl.take_string(where, record, _FACT)
 
 
 def _from_ids(where: str, record: dict[str, Any]) -> AttributionPair:
@@ -293,8 +309,8 @@ def _from_text(
   if tokenizer is None:
     raise ValueError(
         f'{where}: the pair is given as text, but there is no tokenizer;'
-        ' wanted one to encode it. Pass the tokenizer of the model, or give'
-        ' token ids.')
+        ' wanted one to encode it. Put tokenizer.json beside the weights of'
+        f' --model, or give the pair as token ids ({", ".join(_ID_FIELDS)}).')
   sides = []
   for prompt, answer in (('clean', 'answer'), ('corrupt', 'corrupt_answer')):
     question = questions_lib.Question(

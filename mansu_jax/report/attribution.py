@@ -39,12 +39,14 @@ def attributed(record: Record) -> document.Section:
   files = words.listing(config['data']['forget'])
   made = (f'made of the train questions of {files}'
           if source.isdecimal() else source)
+  given = config['circuit'].get('file')  # Not in older records.
   rows = (
       ('model', record['model']['name']), ('pairs', made),
       ('answered', f'{metric["answered"]} of {metric["pairs"]}'),
       ('metric, clean prompts', words.number(metric['clean'], 2)),
       ('metric, corrupted prompts', words.number(metric['corrupt'], 2)),
-      ('integrated-gradient steps', str(config['attribution']['steps'])))
+      ('integrated-gradient steps', str(config['attribution']['steps'])),
+      *((('circuit, not selected here', given),) if given else ()))
   return document.Section('What was attributed', (
       document.Text(
           'The metric is logit(right answer) - logit(corrupted answer) at the'

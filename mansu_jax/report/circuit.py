@@ -75,6 +75,8 @@ def _rows(found: Record) -> Iterator[tuple[str, str]]:
     yield ('share of the absolute score',
            words.percent(found['share_of_absolute_score']))
   yield 'attribution pairs', str(found['pairs'])
+  if 'no_curve' in found:
+    yield 'faithfulness by size', f'not measured: {found["no_curve"]}'
   yield from _faithfulness_rows(found)
 
 
@@ -118,6 +120,9 @@ def _caption(found: Record, picture: Record) -> str:
 def _faithfulness_rows(found: Record) -> list[tuple[str, str]]:
   chance, prefix = found.get('random'), found.get('smallest_faithful_prefix')
   rows = [('faithfulness', words.number(found.get('faithfulness')))]
+  if 'edge_faithfulness' in found:
+    rows.append(('faithfulness of the edges themselves',
+                 words.number(found['edge_faithfulness'])))
   if 'faithfulness_of_none' in found:
     rows.append(('faithfulness of the empty circuit',
                  words.number(found['faithfulness_of_none'])))

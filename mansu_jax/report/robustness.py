@@ -20,6 +20,9 @@ def section(record: Record) -> document.Section:
   alike = ('selected alike' if record['circuit']['level'] == 'edge' else
            'its shape')
   blocks = []
+  if 'edge_faithfulness' in record['circuit']:
+    blocks.append(document.Text(
+        'Of the circuit of edges; the weights at their ends are edited.'))
   if 'reason' in found:
     blocks.append(document.Text(
         f'Pairs were not resampled: {found["reason"]}.'))

@@ -26,6 +26,7 @@ from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.stages import edge_attribution
+from mansu_jax.stages import edge_robustness
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import picture
 from mansu_jax.stages import robustness
@@ -92,7 +93,9 @@ def _find_edges(config, model, pairs, means, retain, once) -> Found:
   """A circuit of edges, and the weights that it stands for."""
   score_edges = lambda pairs: {
       'edges': edge_attribution.mean_scores(config, model, pairs)}
-  scores = once('edges', lambda: score_edges(pairs))['edges']
+  own, groups = _edge_sums(config, model, pairs, once)
+  scores = once('edges', lambda: score_edges(pairs))['edges'] if (
+      own is None) else edge_robustness.whole(own.sums.mean(), model.config)
   contrast = once('edges_contrast', lambda: score_edges(
       retain))['edges'] if retain else None
   edges = edge_attribution.select_edges(
@@ -103,11 +106,41 @@ def _find_edges(config, model, pairs, means, retain, once) -> Found:
       config, model, pairs, means,
       carried=edge_weights.unit_values(carried, means['neurons']))
   found.report['edges'] = edges.size
+  found.report.update(_edge_account(
+      config, model, pairs, edges, own, groups, contrast))
   if config.circuit.selection == 'random':  # No edges end at its nodes.
     return found
   return dataclasses.replace(
       found, edges=edge_circuit.named(edges, model.config),
       movable=edge_weights.movable(carried, model.config.d_ff))
+
+
+def _edge_sums(config, model, pairs, once):
+  """Scores by group of facts and the groups, where pairs are resampled."""
+  if not (config.circuit.resamples and config.circuit.selection != 'random'):
+    return None, None
+  groups = robustness_lib.group_facts(
+      [p.fact for p in pairs], robustness_lib.GROUPS, config.seed)
+  return edge_robustness.answered(pairs, groups, **once(
+      'edge_sums', lambda: edge_robustness.sums(
+          config, model, pairs, groups))), groups
+
+
+def _edge_account(
+    config, model, pairs, edges, own, groups, contrast) -> dict[str, Any]:
+  """How faithful the edges themselves are, and whether others give them."""
+  if config.circuit.selection == 'random':  # Others are edited.
+    return {}
+  measure = edge_attribution.faithfulness(
+      config, model, pairs if own is None else own.pairs)
+  report = {'edge_faithfulness': measure(edges.chosen)}
+  if own is not None:
+    selected = edge_robustness.of_edges(
+        config, model, edges, groups, own, contrast)
+    report['robustness'], _ = robustness.measure(
+        config, selected, lambda row: measure.metrics(
+            edge_robustness.whole(row, model.config)))
+  return report
 
 
 def forget_pairs(
@@ -236,7 +269,7 @@ def find_circuit(
       report['nodes'], 100 * report['share_of_weights'],
       report['faithfulness'], report['random']['mean'])
   selected, times = None, None
-  if each is not None and options.selection == 'attributed':
+  if each is not None and options.selection != 'random':
     groups = groups or robustness_lib.group_facts([p.fact for p in pairs])
     selected = robustness.of_nodes(
         config, model, circuit, lambda means: choose(means)[1], groups, pairs,

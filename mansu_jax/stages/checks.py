@@ -21,6 +21,7 @@ from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.stages import attribution
 from mansu_jax.stages import crossing
+from mansu_jax.stages import edge_file
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import quantizers
 from mansu_jax.stages import training
@@ -46,6 +47,7 @@ def unused(config: run_config.RunConfig) -> None:
     _check_audit(config)
   elif config.mode == 'attribute':
     _check_trains_nothing(config)
+    _check_only_attributes(config)
   _check_selection(config)
   if config.base and config.mode != 'audit':
     raise ValueError(
@@ -76,6 +78,14 @@ def _check_trains_nothing(config: run_config.RunConfig) -> None:
         f' {config.mode}, which trains nothing. Leave it out.')
 
 
+def _check_only_attributes(config: run_config.RunConfig) -> None:
+  """Raises ValueError on a flag of what attribute mode does not do."""
+  for flag, value, why in _not_attribution(config):
+    raise ValueError(
+        f'--{flag}={value} changes nothing in --mode=attribute, {why}; leave it'
+        ' out.')
+
+
 def _check_selection(config: run_config.RunConfig) -> None:
   """Raises ValueError on a --circuit flag that this run ignores."""
   level, default = config.attribution.level, run_config.CircuitConfig()
@@ -84,12 +94,17 @@ def _check_selection(config: run_config.RunConfig) -> None:
     ignored.add('curve_circuits')
   elif level == 'edge':
     ignored |= {'selection', 'budget'}
+  if config.mode != 'attribute' or level != 'edge':
+    ignored.add('file')
+  where = f'in --mode={config.mode} with --attribution_level={level}'
+  if config.circuit.file and 'file' not in ignored:
+    ignored |= edge_file.IGNORED
+    where += f' and --circuit_file={config.circuit.file}'
   for name in sorted(ignored):
     value = getattr(config.circuit, name)
     if value != getattr(default, name):
       raise ValueError(
-          f'--circuit_{name}={value} changes nothing in --mode={config.mode}'
-          f' with --attribution_level={level}; leave it out.')
+          f'--circuit_{name}={value} changes nothing {where}; leave it out.')
 
 
 def _place(name: str) -> str:
@@ -111,6 +126,45 @@ def _unlearning(config: run_config.RunConfig) -> Iterator[tuple[str, Any]]:
       value = getattr(given, field.name)
       if value != getattr(usual, field.name):
         yield f'{stage}_{field.name}', value
+
+
+def _not_attribution(
+    config: run_config.RunConfig) -> Iterator[tuple[str, Any, str]]:
+  """Flags that attribution does not read, not the defaults, and why."""
+  default = run_config.RunConfig()
+  if config.quant_schemes != default.quant_schemes:
+    yield ('quant_schemes', ','.join(config.quant_schemes),
+           'which quantizes nothing')
+  if config.fail_on_verdict:
+    yield 'fail_on_verdict', True, 'which has no verdict'
+  measured = 'which measures nothing but a circuit'
+  for name in ('heldout', 'heldout_text', 'calibration'):
+    if files := getattr(config.data, name):
+      yield f'data_{name}', files[0], measured
+  if config.data.text_window != default.data.text_window:
+    yield 'data_text_window', config.data.text_window, 'which reads no text'
+  from_file = config.attribution.pairs_file
+  if from_file and config.data.forget:
+    yield ('data_forget', config.data.forget[0],
+           f'whose pairs are those of {from_file}')
+  if from_file and config.data.retain and not config.circuit.contrast:
+    yield ('data_retain', config.data.retain[0],
+           f'whose pairs are those of {from_file}, without'
+           ' --circuit_contrast')
+  unread = {field.name: measured for field in dataclasses.fields(config.eval)}
+  resampled = config.circuit.resamples and not config.circuit.file
+  if resampled:
+    del unread['bootstrap']
+  else:
+    unread['bootstrap'] = 'where pairs are not resampled'
+  if resampled and not from_file:
+    del unread['questions']
+  else:
+    unread['questions'] = 'where no other phrasings are compared'
+  for name, why in unread.items():
+    value = getattr(config.eval, name)
+    if value != getattr(default.eval, name):
+      yield f'eval_{name}', value, why
 
 
 def fit(
@@ -187,7 +241,7 @@ def fit_attribute(
   Raises:
     ValueError: no pairs, or some that the model cannot read; no retain pairs,
       where --circuit_contrast wants some; layers, budget or edges that it does
-      not have.
+      not have; or a circuit file that is no circuit of it.
   """
   splits, path = inputs.splits, config.attribution.pairs_file
   if not path and not splits.forget_train:
@@ -203,7 +257,7 @@ def fit_attribute(
         ' pairs are made of questions.')
   pairs = attribution.forget_pairs(config, splits, tokenizer)
   _check_ids(pairs, path or 'the forget set', shapes)
-  if not path and config.circuit.resamples:
+  if config.circuit.resamples and not (path or config.circuit.file):
     _check_tokens([q for split in splits_lib.FORGOTTEN
                    for q in splits.evaluation[split]], tokenizer, shapes)
   if config.circuit.contrast:
@@ -211,6 +265,8 @@ def fit_attribute(
                'the retain set', shapes)
   if config.attribution.level != 'edge':
     _check_circuit(config, shapes)
+  elif config.circuit.file:
+    edge_file.read(config, shapes)
   else:
     _check_edges(config, shapes)
   return pairs

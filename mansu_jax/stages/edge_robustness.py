@@ -30,6 +30,18 @@ def score(
     pairs: of prompts.
     groups: of each fact.
   """
+  return answered(pairs, groups, **sums(config, model, pairs, groups))
+
+
+def sums(
+    config: run_config.RunConfig, model: Any, pairs: robustness.Pairs,
+    groups: Mapping[str, int]) -> dict[str, np.ndarray]:
+  """What `score` takes long to compute, to keep; arguments as there.
+
+  Returns:
+    `totals` [groups, edges] float32 over the pairs that are answered, and
+    `metrics` [P, 2], of each pair's clean and corrupted prompt.
+  """
   real = edges_lib.is_edge(model.config)
   totals = np.zeros((max(groups.values()) + 1, int(real.sum())), np.float32)
   metrics = np.zeros((len(pairs), 2))  # Clean and corrupt.
@@ -37,12 +49,18 @@ def score(
     metrics[place] = found.metric_clean, found.metric_corrupt
     if found.metric_clean > 0:
       totals[groups[pairs[place].fact]] += found.edges[real]
+  return {'totals': totals, 'metrics': metrics}
+
+
+def answered(
+    pairs: robustness.Pairs, groups: Mapping[str, int], totals: np.ndarray,
+    metrics: np.ndarray) -> robustness.Scored:
+  """The answered of the pairs that gave `sums`, with these."""
   kept = np.flatnonzero(metrics[:, 0] > 0)
-  answered = [pairs[i] for i in kept]
-  counts = np.bincount([groups[p.fact] for p in answered],
-                       minlength=len(totals))
+  some = [pairs[i] for i in kept]
+  counts = np.bincount([groups[p.fact] for p in some], minlength=len(totals))
   return robustness.Scored(
-      answered, *metrics[kept].T, robustness_lib.Sums(totals, counts))
+      some, *metrics[kept].T, robustness_lib.Sums(totals, counts))
 
 
 def whole(row: np.ndarray, shape: Any) -> np.ndarray:

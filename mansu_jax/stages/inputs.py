@@ -87,6 +87,8 @@ def read(config: run_config.RunConfig) -> Inputs:
   paths = list(dict.fromkeys(p for named in files.values() for p in named))
   if config.attribution.pairs_file:
     paths.append(config.attribution.pairs_file)
+  if config.circuit.file:
+    paths.append(config.circuit.file)
   return Inputs(
       splits=splits,
       evaluation={name: thin(

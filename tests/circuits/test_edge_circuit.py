@@ -36,6 +36,22 @@ class FileTest(absltest.TestCase):
     got = edge_circuit.from_json(fields, cfg, 'x.json')
     np.testing.assert_array_equal(got.chosen, circuit.chosen)
     np.testing.assert_array_equal(got.scores, circuit.scores)
+    self.assertIsNone(got.scored)
+
+  def test_edges_without_a_score(self):
+    cfg, at = small.with_places()
+    here = at('m0', 'logits')
+    fields = {
+        'cfg': {'n_layers': 2}, 'nodes': {'m0': True}, 'edges': {
+            'm0->logits': {'score': -2, 'in_graph': True},
+            'm1->logits': {'score': None}, 'input->m0': {'in_graph': True}}}
+    got = edge_circuit.from_json(fields, cfg, 'x.json')
+    self.assertEqual((got.size, got.scored.sum()), (2, 1))
+    self.assertEqual(got.scores[here], -2)
+    again = edge_circuit.to_json(got, cfg)
+    self.assertEqual(again['edges']['m0->logits']['score'], -2)
+    self.assertEqual(again['edges']['input->m0'], {'in_graph': True})
+    self.assertTrue(again['nodes']['m0']['in_graph'])
 
   def test_bad_files(self):
     cfg, _ = small.with_places()
@@ -48,6 +64,42 @@ class FileTest(absltest.TestCase):
     for name in ('m1->m0', 'x->logits'):
       with self.assertRaisesRegex(ValueError, f'{name}.*is no edge'):
         read(good | {'edges': {name: {'score': 1.0, 'in_graph': True}}})
+
+  def test_wrong_types(self):
+    cfg, _ = small.with_places()
+    good = edge_circuit.to_json(_first(cfg, 9), cfg)
+    edge = lambda value: {'edges': {'m0->logits': value}}
+    score = lambda value: edge({'score': value, 'in_graph': True})
+    nodes = lambda value: {'nodes': {'m0': value}}
+    for change, message in (
+        ({'cfg': []}, "'cfg' is \\[\\]; wanted an object"),
+        ({'edges': []}, "'edges' is \\[\\]; wanted an object"),
+        ({'edges': None}, "'edges' is null; wanted an object"),
+        ({'nodes': None}, "'nodes' is null; wanted an object"),
+        (edge(0.5), "edge 'm0->logits' is 0.5; wanted an object"),
+        (score('high'), 'is "high"; wanted a finite number'),
+        (score(True), 'is true; wanted a finite number'),
+        (score(float('nan')), 'is NaN; wanted a finite number'),
+        (score(10**400), 'wanted a finite number'),
+        (score(1e39), 'wanted a finite number'),
+        (edge({'in_graph': 1}), "'in_graph' of 'm0->logits' is 1; wanted true"),
+        (nodes([True]), "node 'm0' is \\[true\\]; wanted an object"),
+        (nodes({'in_graph': 'no'}), "'in_graph' of 'm0' is \"no\""),
+        (nodes({'neurons': [True]}), "'m0' has 'neurons'.*without neurons"),
+        ({'nodes': {'m9': {}}}, "'m9', which is no node of this model")):
+      with self.subTest(message):
+        with self.assertRaisesRegex(ValueError, f'^x.json.*{message}'):
+          edge_circuit.from_json(good | change, cfg, 'x.json')
+    with self.assertRaisesRegex(ValueError, 'the whole file is'):
+      edge_circuit.from_json([good], cfg, 'x.json')
+
+  def test_what_is_no_file_of_json(self):
+    cfg, _ = small.with_places()
+    path = self.create_tempfile('circuit.json', content='{"cfg": ').full_path
+    with self.assertRaisesRegex(ValueError, 'circuit.json is not JSON'):
+      edge_circuit.read(path, cfg)
+    with self.assertRaisesRegex(ValueError, 'gone.json.*does not exist'):
+      edge_circuit.read('gone.json', cfg)
 
 
 if __name__ == '__main__':

@@ -173,8 +173,18 @@ class ReadPairsTest(parameterized.TestCase):
       pairs_lib.read_pairs(path, toy_model.ToyTokenizer())
 
   def test_text_without_a_tokenizer(self):
-    with self.assertRaisesRegex(ValueError, 'there is no tokenizer'):
+    with self.assertRaisesRegex(
+        ValueError, 'there is no tokenizer.*tokenizer.json.*clean_ids'):
       pairs_lib.read_pairs(self.write(TEXT))
+
+  def test_fields_that_are_ignored_are_named_once(self):
+    path = self.write(IDS, IDS | {'facts': 'x', 'id': 'y'}, IDS | {'id': 'z'})
+    with self.assertLogs(level='WARNING') as logs:
+      read = pairs_lib.read_pairs(path)
+    self.assertEqual([p.fact for p in read], [f'{path}:{i}' for i in (1, 2, 3)])
+    self.assertLen(logs.output, 1)
+    self.assertRegex(
+        logs.output[0], rf"{path}:2: ignores the fields \['facts', 'id'\].*fact")
 
 
 if __name__ == '__main__':

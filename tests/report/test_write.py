@@ -321,7 +321,7 @@ class AuditTest(cases.ReportTest):
   def test_a_run_of_edges_names_its_edges_and_counts_its_nodes_by_kind(self):
     record = records.make()
     found = record['circuit']
-    found |= {'level': 'edge', 'edges': 12,
+    found |= {'level': 'edge', 'edges': 12, 'edge_faithfulness': 0.614,
               'nodes': found['nodes'] | {'heads': 3}}
     neurons = f'{found["nodes"]["neurons"]:,}'
     page = self.page(record)
@@ -329,6 +329,7 @@ class AuditTest(cases.ReportTest):
     self.assertEqual(
         rows['nodes'],
         f'{neurons} neurons and 3 heads at the ends of 12 edges')
+    self.assertEqual(rows['faithfulness of the edges themselves'], '0.614')
     self.assertIn('all candidate nodes outside', page.text)
 
   def test_what_was_not_measured_is_listed_and_has_no_section(self):
