@@ -43,7 +43,8 @@ class EmptyTest(absltest.TestCase):
         attribution, '_measure', side_effect=AssertionError('went on'))
     with measured:
       return attribution._find_edges(
-          _parse(*flags), self.model, [], self.means, [],
+          _parse('--circuit_resamples=0', *flags), self.model, [], self.means,
+          [],
           lambda name, make: {'edges': scores})
 
   def _scores(self, *edges):
