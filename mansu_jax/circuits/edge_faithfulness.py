@@ -22,8 +22,9 @@ from mansu_jax.models import config as model_config
 class EdgeFaithfulness:
   """Measures circuits on fixed pairs, a batch at a time.
 
-  What the sources give under the corrupted prompts [S, R, T, D] is kept of all
-  batches, on the host; a run holds two and a half times that of one batch.
+  What the sources give under the corrupted prompts [S, R, T, D] is kept, on the
+  host where there are several batches; a run holds two and a half times that of
+  one batch.
 
   Args:
     config: the model's.
@@ -37,8 +38,9 @@ class EdgeFaithfulness:
       batches: Sequence[eap_ig.PairBatch], alone: np.ndarray):
     self._config, self._params, self._batches = config, params, batches
     self._alone = alone
-    self._references = [jax.device_get(
-        edge_patching.corrupted(config, params, batch)) for batch in batches]
+    keep = jax.device_get if len(batches) > 1 else lambda reference: reference
+    self._references = [
+        keep(edge_patching.corrupted(config, params, b)) for b in batches]
     whole = np.ones_like(alone)
     clean, corrupt = self._each(whole), self._each(~whole)
     self._pairs, self._clean = clean.size, clean.sum()

@@ -162,29 +162,14 @@ def find(
   measure = faithfulness(config, model, pairs)
   rng = np.random.default_rng(config.seed)
   draw = lambda size: random_edges(config, shape, scores, contrast, size, rng)
-  randoms = [measure(draw(options.edges))
-             for _ in range(options.random_circuits)]
-  report = {
-      'level': 'edge', 'selection': options.edge_selection,
-      'edges': circuit.size,
-      'edges_before_pruning': min(options.edges, order.size),
-      'candidates': int(order.size),
-      'nodes': int(edge_circuit.nodes(circuit, shape).sum()),
-      'faithfulness': measure(circuit.chosen), 'pairs': len(pairs),
-      'faithfulness_of_none': measure(np.zeros_like(circuit.chosen)),
-      'random': {'mean': float(np.mean(randoms)),
-                 'max': float(np.max(randoms)), 'circuits': len(randoms)}}
-  logging.info(
-      'circuit: %d of %d edges, faithfulness %.2f (random %.2f)', circuit.size,
-      report['candidates'], report['faithfulness'], report['random']['mean'])
-  report |= curve.trace(
-      order.size, lambda size: first(size).chosen, draw, measure,
-      options.curve_circuits)
-  report['smallest_faithful_prefix'] = _smallest_prefix(
-      [{'size': 0, 'faithfulness': report['faithfulness_of_none']},
-       *report['curve']], options.faithfulness,
-      lambda size: measure(first(size).chosen)) | {
-          'candidates': int(order.size)}
+  report = account(
+      config, shape, circuit, measure, lambda: draw(options.edges)) | {
+          'selection': options.edge_selection,
+          'edges_before_pruning': min(options.edges, order.size),
+          'candidates': int(order.size), 'pairs': len(pairs)}
+  report |= by_size(
+      options, order.size, lambda size: first(size).chosen, draw, measure,
+      report['faithfulness_of_none'])
   return Found(circuit, report)
 
 
@@ -206,10 +191,54 @@ def _order(options, shape, layers, values, most) -> np.ndarray:
       values, allowed, edge_select.given(shape, layers), shape, most)
 
 
-def _smallest_prefix(
-    points: Sequence[dict[str, Any]], target: float,
-    value_at: Callable[[int], float]) -> dict[str, Any]:
-  """Where the curve first reaches the target, then by bisection there."""
-  between = curve.bracket(points, target)
-  edges = -1 if between is None else curve.bisect(value_at, target, *between)
-  return {'target': target, 'edges': edges}
+def account(
+    config: run_config.RunConfig, shape: Any,
+    circuit: edge_circuit.EdgeCircuit, measure: Callable[[np.ndarray], float],
+    draw: Callable[[], np.ndarray]) -> dict[str, Any]:
+  """How large a circuit is and how faithful, beside none and random ones.
+
+  Args:
+    config: the run's.
+    shape: the model's config.
+    circuit: its edges.
+    measure: faithfulness of edges, bool [S, G].
+    draw: the edges of a random circuit.
+  """
+  randoms = [measure(draw()) for _ in range(config.circuit.random_circuits)]
+  report = {
+      'level': 'edge', 'edges': circuit.size,
+      'nodes': int(edge_circuit.nodes(circuit, shape).sum()),
+      'faithfulness': measure(circuit.chosen),
+      'faithfulness_of_none': measure(np.zeros_like(circuit.chosen)),
+      'random': {'mean': float(np.mean(randoms)),
+                 'max': float(np.max(randoms)), 'circuits': len(randoms)}}
+  logging.info(
+      'circuit: %d edges, faithfulness %.2f (random %.2f)', circuit.size,
+      report['faithfulness'], report['random']['mean'])
+  return report
+
+
+def by_size(
+    options: run_config.CircuitConfig, count: int,
+    first: Callable[[int], np.ndarray], draw: Callable[[int], np.ndarray],
+    measure: Callable[[np.ndarray], float], none: float) -> dict[str, Any]:
+  """The curve of a ranking, and its smallest faithful prefix.
+
+  That is sought where the curve first reaches the target, by bisection.
+
+  Args:
+    options: the run's, of circuits.
+    count: how many edges are ranked.
+    first: the circuit of the first so many.
+    draw: a random one of as many.
+    measure: faithfulness of edges, bool [S, G].
+    none: that of no edge.
+  """
+  found = curve.trace(count, first, draw, measure, options.curve_circuits)
+  between = curve.bracket(
+      [{'size': 0, 'faithfulness': none}, *found['curve']],
+      options.faithfulness)
+  edges = -1 if between is None else curve.bisect(
+      lambda size: measure(first(size)), options.faithfulness, *between)
+  return found | {'smallest_faithful_prefix': {
+      'target': options.faithfulness, 'edges': edges, 'candidates': int(count)}}

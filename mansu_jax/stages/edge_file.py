@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import logging
 import numpy as np
 
 from mansu_jax import config as run_config
-from mansu_jax.circuits import curve
 from mansu_jax.circuits import edge_circuit
 from mansu_jax.circuits import edge_select
 from mansu_jax.circuits import edges as edges_lib
@@ -73,19 +71,11 @@ def measure(
   values = _values(circuit, rng)
   draw = lambda size: edge_attribution.random_edges(
       config, shape, values, None, size, rng)
-  randoms = [run(draw(given.size)) for _ in range(options.random_circuits)]
-  report = {
-      'level': 'edge', 'selection': 'file', 'edges': circuit.size,
-      'edges_before_pruning': given.size,
-      'candidates': int(edges_lib.is_edge(shape).sum()),
-      'nodes': int(edge_circuit.nodes(circuit, shape).sum()),
-      'faithfulness': run(circuit.chosen), 'pairs': len(pairs),
-      'faithfulness_of_none': run(np.zeros_like(circuit.chosen)),
-      'random': {'mean': float(np.mean(randoms)),
-                 'max': float(np.max(randoms)), 'circuits': len(randoms)}}
-  logging.info(
-      'circuit of %s: %d edges, faithfulness %.2f (random %.2f)', options.file,
-      circuit.size, report['faithfulness'], report['random']['mean'])
+  report = edge_attribution.account(
+      config, shape, circuit, run, lambda: draw(given.size)) | {
+          'selection': 'file', 'edges_before_pruning': given.size,
+          'candidates': int(edges_lib.is_edge(shape).sum()),
+          'pairs': len(pairs)}
   if circuit.scored is not None:
     report['no_curve'] = (
         f'{options.file} scores {int(circuit.scored.sum()):,} of'
@@ -119,11 +109,5 @@ def _curve(
     order = edge_select.rank_greedy(values, real, np.zeros_like(real), shape)
   first = lambda size: _pruned(
       edge_select.prefix(circuit.scores, order, size), shape).chosen
-  found = curve.trace(order.size, first, draw, run, options.curve_circuits)
-  none = {'size': 0, 'faithfulness': report['faithfulness_of_none']}
-  target = options.faithfulness
-  between = curve.bracket([none, *found['curve']], target)
-  edges = -1 if between is None else curve.bisect(
-      lambda size: run(first(size)), target, *between)
-  return found | {'smallest_faithful_prefix': {
-      'target': target, 'edges': edges, 'candidates': int(order.size)}}
+  return edge_attribution.by_size(
+      options, order.size, first, draw, run, report['faithfulness_of_none'])
