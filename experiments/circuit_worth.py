@@ -16,8 +16,8 @@ asked of a seed are in `questions_sN.json`, in the order of the answers.
 Arms are settings of `ARMS`, `random:N` for the N-th random circuit of as many
 nodes in each layer as the attributed one, or `ARM+random:N` likewise under
 another arm's settings. Of an arm of edges only the parts of its nodes that an
-edge reads or writes move; of its random circuits all parts do. Harder forget
-sets are other settings: `--flagfile_of_run=experiments/entity.flags`.
+edge reads or writes move, and the same parts of its random circuits. Harder
+forget sets are other settings: `--flagfile_of_run=experiments/entity.flags`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from mansu_jax import files
 from mansu_jax import run_flags
 from mansu_jax import tree_paths
 from mansu_jax import types
+from mansu_jax.circuits import edge_weights
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.eval import perplexity
@@ -86,7 +87,8 @@ ARMS = {
     'budget_1_late_heads': (
         *_SMALL, '--attribution_level=head', '--circuit_first_layer=22',
         '--circuit_last_layer=29'),
-    'budget_1_layers_18_29': (        *_SMALL, '--circuit_first_layer=18', '--circuit_last_layer=29'),
+    'budget_1_layers_18_29': (
+        *_SMALL, '--circuit_first_layer=18', '--circuit_last_layer=29'),
     'budget_1_fisher_1': (*_SMALL, '--edit_fisher_quantile=1'),
     'fisher_0.5': ('--edit_fisher_quantile=0.5',),
     'fisher_1': ('--edit_fisher_quantile=1',),
@@ -134,8 +136,11 @@ def circuit_of(
   if draw is None:
     return found
   layers = select.layer_range(config.circuit, bench.model.config.num_layers)
-  return dataclasses.replace(found, movable=None, circuit=select.matched_random(
-      found.circuit, layers, np.random.default_rng([draw, 1])))
+  rng = np.random.default_rng([draw, 1])
+  circuit = select.matched_random(found.circuit, layers, rng)
+  movable = found.movable and edge_weights.transfer(
+      found.movable, found.circuit, circuit, rng)
+  return dataclasses.replace(found, circuit=circuit, movable=movable)
 
 
 def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
@@ -174,7 +179,8 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
   out = {'arm': arm, 'seed': bench.config.seed, 'draw': draw, 'far': far,
          'reached': reached(), 'steps': far[-1][0],
          'circuit': found.report, 'moved': float(done['history']['moved'][-1]),
-         'weights': graph.num_weights(circuit, bench.model.config)
+         'weights': attribution.num_weights(
+             circuit, found.movable, bench.model.config)
          / tree_paths.count(bench.model.params)}
   out |= _measure(bench, edit.merge(done['theta']), common, kept)
   yield out | {'seconds': time.monotonic() - start}

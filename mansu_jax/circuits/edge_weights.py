@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mansu_jax.circuits import edge_circuit
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import param_mask
 from mansu_jax.models import config as model_config
 
 
@@ -79,3 +81,53 @@ def movable(found: Carried, width: int) -> dict[str, np.ndarray]:
       'layers/mlp/down': neurons(found.writes),
       'layers/attn/q': found.q > 0, 'layers/attn/o': found.o > 0,
       'layers/attn/k': found.k > 0, 'layers/attn/v': found.v > 0}
+
+
+def costs(
+    parts: dict[str, np.ndarray], config: model_config.ModelConfig
+) -> dict[str, np.ndarray]:
+  """Weights of each node that may move, by kind, int [L, nodes].
+
+  Args:
+    parts: from `movable`.
+    config: the model's.
+  """
+  out = {kind: np.zeros(shape, int)
+         for kind, shape in graph.shapes(config).items()}
+  for name, (kind, _) in param_mask.UNIT_AXIS.items():
+    width = 1 if kind == 'neurons' else config.d_head
+    out[kind] += parts[name] * config.d_model * width
+  return out
+
+
+def num_weights(
+    circuit: graph.Circuit, parts: dict[str, np.ndarray],
+    config: model_config.ModelConfig) -> int:
+  """Weights of a circuit that may move, of the parts from `movable`."""
+  each = costs(parts, config)
+  return sum(int(each[kind][circuit[kind]].sum()) for kind in graph.KINDS)
+
+
+def transfer(
+    parts: dict[str, np.ndarray], circuit: graph.Circuit,
+    other: graph.Circuit, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  """The parts of another circuit, of as many nodes of each kind and layer.
+
+  A node of it moves in the parts of one of the circuit's, drawn at random: so
+  as many weights move in each matrix and layer.
+
+  Args:
+    parts: from `movable`.
+    circuit: whose parts they are.
+    other: from `select.matched_random`.
+    rng: of the draw.
+  """
+  out = {name: np.zeros_like(part) for name, part in parts.items()}
+  for kind in graph.KINDS:
+    names = [n for n, (k, _) in param_mask.UNIT_AXIS.items() if k == kind]
+    for layer in np.flatnonzero(circuit[kind].any(1)):
+      of = rng.permutation(np.flatnonzero(circuit[kind][layer]))
+      to = np.flatnonzero(other[kind][layer])
+      for name in names:
+        out[name][layer, to] = parts[name][layer, of]
+  return out

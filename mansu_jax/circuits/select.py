@@ -40,8 +40,8 @@ def layer_range(options: run_config.CircuitConfig, num_layers: int) -> range:
 
 def rank(
     values: dict[str, np.ndarray], level: str,
-    options: run_config.CircuitConfig,
-    config: model_config.ModelConfig) -> Ranking:
+    options: run_config.CircuitConfig, config: model_config.ModelConfig,
+    costs: dict[str, np.ndarray] | None = None) -> Ranking:
   """Ranks the nodes of a level by value a weight, within range and cap.
 
   Args:
@@ -49,22 +49,25 @@ def rank(
     level: a key of `graph.LEVEL_KINDS`.
     options: layer range and per-layer cap.
     config: the model's.
+    costs: by kind, int [L, nodes], weights of a node that may change, at least
+      1; None: all that it owns.
 
   Returns:
     The ranking, the largest value a weight first.
   """
   kinds = graph.LEVEL_KINDS[level]
   layers = layer_range(options, config.num_layers)
-  cost = graph.costs(config)
   columns = []
   for k, kind in enumerate(kinds):
     own = values[kind]
+    cost = costs[kind] if costs else np.full(
+        own.shape, graph.costs(config)[kind])
     limit = max(1, math.floor(options.per_layer_cap * own.shape[1]))
     for layer in layers:
       best = np.argsort(-own[layer], kind='stable')[:limit]
       columns.append(np.stack([
           np.full(limit, k), np.full(limit, layer), best,
-          np.full(limit, cost[kind]), own[layer, best] / cost[kind]]))
+          cost[layer, best], own[layer, best] / cost[layer, best]]))
   table = np.concatenate(columns, axis=1)
   table = table[:, np.argsort(-table[4], kind='stable')]
   kind, layer, node, weights = table[:4].astype(int)

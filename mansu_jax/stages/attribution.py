@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -60,6 +60,13 @@ class Found:
   movable: dict[str, np.ndarray] | None = None
 
 
+class Ends(NamedTuple):
+  """The weights at the ends of a circuit's edges."""
+
+  carried: dict[str, np.ndarray]  # [L, nodes] by kind
+  movable: dict[str, np.ndarray]  # Bool [L, nodes] by leaf name
+
+
 def find(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
     saved: checkpoints.Stages | None = None) -> Found:
@@ -102,17 +109,16 @@ def _find_edges(config, model, pairs, means, retain, once) -> Found:
       config, model.config, scores, contrast)
   edge_attribution.refuse_empty(config.circuit, edges)
   carried = edge_weights.carried(edges, model.config)
-  found = find_circuit(
-      config, model, pairs, means,
-      carried=edge_weights.unit_values(carried, means['neurons']))
+  found = find_circuit(config, model, pairs, means, ends=Ends(
+      edge_weights.unit_values(carried, means['neurons']),
+      edge_weights.movable(carried, model.config.d_ff)))
   found.report['edges'] = edges.size
   found.report.update(_edge_account(
       config, model, pairs, edges, own, groups, contrast))
   if config.circuit.selection == 'random':  # No edges end at its nodes.
     return found
   return dataclasses.replace(
-      found, edges=edge_circuit.named(edges, model.config),
-      movable=edge_weights.movable(carried, model.config.d_ff))
+      found, edges=edge_circuit.named(edges, model.config))
 
 
 def _edge_sums(config, model, pairs, once):
@@ -220,7 +226,7 @@ def find_circuit(
     contrast: dict[str, np.ndarray] | None = None,
     each: dict[str, np.ndarray] | None = None,
     groups: dict[str, int] | None = None, *,
-    carried: dict[str, np.ndarray] | None = None) -> Found:
+    ends: Ends | None = None) -> Found:
   """Selects the circuit and compares it with random ones and other pairs.
 
   Args:
@@ -231,8 +237,8 @@ def find_circuit(
     contrast: mean scores on retain pairs, for `--circuit_contrast`.
     each: the scores of each pair; None: pairs are not resampled.
     groups: of facts, to resample; None: each is one.
-    carried: by kind, what nodes carry of a circuit of edges; ranked by this,
-      and only where it is not 0.
+    ends: where a circuit of edges ends; ranked by what is carried there, and
+      only where that is not 0.
 
   Raises:
     ValueError: no node is within the budget.
@@ -241,20 +247,22 @@ def find_circuit(
   total = tree_paths.count(model.params)
 
   def choose(means):
-    ranking = select.rank(
-        carried or _values(means, contrast, options.contrast), level, options,
-        model.config)
-    if carried:
-      ranking = _touched(ranking, carried, options)
+    if ends:
+      ranking = _touched(ends, options, model.config)
+    else:
+      ranking = select.rank(
+          _values(means, contrast, options.contrast), level, options,
+          model.config)
     size = select.size_within(ranking, options.budget, total)
     return ranking, select.prefix(ranking, size, model.config)
 
   ranking, attributed = choose(means)
   layers = select.layer_range(options, model.config.num_layers)
   rng = np.random.default_rng(config.seed)
-  circuit = attributed
+  circuit, movable = attributed, ends and ends.movable
   if options.selection == 'random':
     circuit = select.matched_random(attributed, layers, rng)
+    movable = ends and edge_weights.transfer(movable, attributed, circuit, rng)
   randoms = [select.matched_random(attributed, layers, rng)
              for _ in range(options.random_circuits)]
   measure = _measure(config, model, pairs)
@@ -262,8 +270,8 @@ def find_circuit(
   report |= {'pairs': len(pairs), 'nodes': {
       k: int(circuit[k].sum()) for k in circuit.kinds},
              'share_of_absolute_score': _share_of_score(circuit, means),
-             'share_of_weights': graph.num_weights(
-                 circuit, model.config) / total}
+             'share_of_weights': num_weights(
+                 circuit, movable, model.config) / total}
   logging.info(
       'circuit: %s, %.2f%% of weights, faithfulness %.2f (random %.2f)',
       report['nodes'], 100 * report['share_of_weights'],
@@ -279,12 +287,24 @@ def find_circuit(
             selected.method.place(row)))
   report |= picture.of_nodes(circuit, means, times)
   return Found(circuit=circuit, ranking=ranking, means=means, report=report,
-               selected=selected)
+               selected=selected, movable=movable)
 
 
-def _touched(ranking, carried, options) -> select.Ranking:
-  """The nodes whose weights are at the end of an edge of the circuit."""
-  out = select.only(ranking, carried)
+def num_weights(
+    circuit: graph.Circuit, movable: dict[str, np.ndarray] | None,
+    config: model_config.ModelConfig) -> int:
+  """Weights of a circuit that may change, `movable` as in `Found`."""
+  if movable is None:
+    return graph.num_weights(circuit, config)
+  return edge_weights.num_weights(circuit, movable, config)
+
+
+def _touched(ends, options, config) -> select.Ranking:
+  """Ranks the nodes whose weights are at the end of an edge of the circuit."""
+  costs = {kind: np.maximum(cost, 1) for kind, cost in edge_weights.costs(
+      ends.movable, config).items()}
+  out = select.only(select.rank(
+      ends.carried, 'edge', options, config, costs), ends.carried)
   if not out.node.size:
     raise ValueError(
         f'The circuit of --circuit_edges={options.edges} stands for no weights:'

@@ -320,14 +320,16 @@ def _check_circuit(
   options = config.circuit
   select.layer_range(options, shapes.num_layers)
   total = tree_paths.count(decoder.abstract(shapes))
-  costs = graph.costs(shapes)
-  least = min(costs[k] for k in graph.LEVEL_KINDS[config.attribution.level])
+  costs, level = graph.costs(shapes), config.attribution.level
+  least = min(costs[k] for k in graph.LEVEL_KINDS[level])
+  if level == 'edge':  # A neuron may move in one of its three parts.
+    least = shapes.d_model
   if least > options.budget * total:
     raise ValueError(
         f'--circuit_budget={options.budget} of {total} weights is'
         f' {options.budget * total:.0f} weights, less than one node'
         f' ({least}); raise the budget.')
-  if config.attribution.level == 'edge':
+  if level == 'edge':
     _check_edges(config, shapes)
 
 

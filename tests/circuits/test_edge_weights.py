@@ -6,6 +6,9 @@ import numpy as np
 from mansu_jax.circuits import edge_circuit
 from mansu_jax.circuits import edge_weights
 from mansu_jax.circuits import edges
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import param_mask
+from mansu_jax.circuits import select
 from tests.circuits import small
 
 _CONFIG = small.config()  # 2 layers, 4 heads on 2 key/value heads, F 24.
@@ -70,6 +73,48 @@ class EdgeWeightsTest(absltest.TestCase):
     got = edge_weights.movable(found, 24)
     self.assertFalse(got['layers/mlp/gate'].any())
     np.testing.assert_array_equal(got['layers/mlp/down'].any(1), [False, True])
+
+  def test_costs_are_of_what_moves(self):
+    width, head = _CONFIG.d_model, _CONFIG.d_model * _CONFIG.d_head
+    got = edge_weights.costs(
+        edge_weights.movable(self.found, 24), _CONFIG)
+    np.testing.assert_array_equal(
+        got['neurons'], [[3 * width] * 24, [0] * 24])
+    np.testing.assert_array_equal(
+        got['heads'], [[0, 2 * head, 0, 0], [0, 0, 0, 2 * head]])
+    np.testing.assert_array_equal(got['kv_heads'], [[0, head], [head, 0]])
+
+  def test_weights_of_a_circuit_are_those_that_move(self):
+    circuit = graph.empty(_CONFIG)
+    circuit.neurons[:, :2] = circuit.heads[1, 2:] = True
+    circuit.kv_heads[:] = True
+    got = edge_weights.num_weights(
+        circuit, edge_weights.movable(self.found, 24), _CONFIG)
+    head = _CONFIG.d_model * _CONFIG.d_head
+    self.assertEqual(got, 2 * 3 * _CONFIG.d_model + 2 * head + 2 * head)
+
+  def test_another_circuit_moves_in_the_same_parts(self):
+    rng = np.random.default_rng(0)
+    found = edge_weights.carried(_circuit(
+        input__a0_h1q=1.0, a0_h2__m0=1.0, input__a0_h3k=1.0, m0__logits=1.0,
+        a1_h0__logits=1.0), _CONFIG)
+    parts = edge_weights.movable(found, 24)
+    circuit = graph.empty(_CONFIG)
+    circuit.neurons[0, :5] = circuit.heads[0, 1:3] = True
+    circuit.heads[1, 0] = circuit.kv_heads[0, 1] = True
+    drawn = set()
+    for _ in range(20):
+      other = select.matched_random(circuit, range(2), rng)
+      got = edge_weights.transfer(parts, circuit, other, rng)
+      self.assertEqual(
+          *(edge_weights.num_weights(c, p, _CONFIG)
+            for c, p in ((circuit, parts), (other, got))))
+      for name, (kind, _) in param_mask.UNIT_AXIS.items():
+        self.assertFalse((got[name] & ~other[kind]).any(), name)
+        np.testing.assert_array_equal(
+            got[name].sum(1), (parts[name] & circuit[kind]).sum(1), name)
+      drawn.add(got['layers/attn/q'].tobytes())
+    self.assertGreater(len(drawn), 2)
 
   def test_named(self):
     circuit = _circuit(input__a0_h1q=1.0, m0__logits=-2.0)

@@ -63,6 +63,14 @@ class RankTest(parameterized.TestCase):
           want.append((-score / cost[kind], (kind, layer, node)))
     self.assertEqual(nodes, [node for _, node in sorted(want)])
 
+  def test_other_costs_make_another_ranking(self):
+    values = {'neurons': np.full((4, 24), 6.0)}
+    costs = {'neurons': 1 + np.arange(4 * 24).reshape(4, 24)[::-1]}
+    ranking = select.rank(values, 'neuron', _options(), _CONFIG, costs)
+    np.testing.assert_array_equal(ranking.cost, 1 + np.arange(4 * 24))
+    np.testing.assert_array_equal(
+        costs['neurons'][ranking.layer, ranking.node], ranking.cost)
+
   def test_costs_are_those_of_the_nodes(self):
     ranking = _rank()
     for size in (1, 10, 50):

@@ -6,6 +6,8 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import config as run_config
@@ -16,6 +18,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.stages import attribution
 from mansu_jax.stages import edge_attribution
+from mansu_jax.stages import edits
 from tests import runs
 from tests.circuits import small
 
@@ -72,6 +75,43 @@ class EmptyTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'less than the first node'):
       self._find(self._scores(('m0', 'logits'), ('input', 'm0')),
                  '--circuit_edges=2', '--circuit_budget=1e-6')
+
+
+class MovableTest(parameterized.TestCase):
+
+  @parameterized.parameters('attributed', 'random')
+  def test_the_budget_counts_what_moves(self, selection):
+    scores = np.where(_REAL, 1e-3, 0.0)
+    for place, edge in enumerate((
+        ('input', 'a0.h1<v>'), ('a0.h1', 'm0'), ('m0', 'logits'),
+        ('input', 'a1.h0<k>'), ('a1.h0', 'logits'))):
+      scores[_AT(*edge)] = 2.0 - 0.1 * place
+    params = small.params(_CONFIG)
+    total = sum(x.size for x in jax.tree.leaves(params))
+    # v, and o, of a head; k, and o, of another; what 10 neurons own.
+    part = _CONFIG.d_model * _CONFIG.d_head
+    budget = 4 * part + 10 * 3 * _CONFIG.d_model
+    rng = np.random.default_rng(0)
+    means = {kind: rng.uniform(1, 2, size=shape)
+             for kind, shape in graph.shapes(_CONFIG).items()}
+    model = types.SimpleNamespace(config=_CONFIG, params=params)
+    measure = mock.Mock(
+        return_value=0.5, smallest_prefix=lambda *_: 1, config=_CONFIG)
+    with mock.patch.object(attribution, '_measure', return_value=measure), (
+        mock.patch.object(attribution, '_edge_account', return_value={})):
+      found = attribution._find_edges(
+          _parse('--circuit_resamples=0', '--circuit_edges=5',
+                 f'--circuit_selection={selection}',
+                 f'--circuit_budget={(budget + 1) / total}'),
+          model, [], means, [], lambda name, make: {'edges': scores})
+    self.assertAlmostEqual(found.report['share_of_weights'], budget / total)
+    edit = edits.circuit_edit(
+        types.SimpleNamespace(config=_CONFIG, params=params), found.circuit,
+        (), quantized_views=False, movable=found.movable)
+    moves = jax.tree.map(
+        lambda x, mask: int(jnp.broadcast_to(mask, x.shape).sum()),
+        edit.theta, edit.movable)
+    self.assertEqual(sum(jax.tree.leaves(moves)), budget)
 
 
 class ContrastTest(absltest.TestCase):
