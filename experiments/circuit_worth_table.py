@@ -7,9 +7,9 @@ The first table has every arm as it was stopped, the random circuits as mean
 its own setting where there are some, else of the attributed one's: question by
 question, with 95 % intervals by fact, and how many of the random circuits it
 beats. Random circuits that never reach the target are left out there. Both are
-blind to the draw of batches, which all arms share. The third has CAD, and what
-is answered of facts that are not taught while others are: of
-`experiments.relearning`, where it was run.
+blind to the draw of batches, which all arms share. The third has CAD,
+readability, and what is answered of facts that are not taught while others
+are: of `experiments.relearning`, where it was run.
 """
 
 from __future__ import annotations
@@ -163,6 +163,7 @@ def relearned(found: dict[str, Any]) -> list[str]:
     for which in ('own', 'attributed'):
       values = [m['cad'][which]['value'] for m in members if which in m['cad']]
       cells.append(_spread(values, number) if values else '')
+    cells.append(_spread((m['readability']['value'] for m in members), number))
     for at in zip(*(m['relearning'] for m in members)):
       cells.append(_spread((a['not_taught'] for a in at), number))
     rows.append(' | '.join(cells) + ' |')
@@ -188,7 +189,7 @@ def main() -> None:
     if found['relearning']:
       steps = [x['step'] for x in next(iter(
           found['relearning'].values()))['relearning']]
-      names = ['arm', 'circuits', 'CAD', 'on the attributed', *(
+      names = ['arm', 'circuits', 'CAD', 'on the attributed', 'readability', *(
           f'not taught, step {step}' for step in steps)]
       print(f'| {" | ".join(names)} |')
       print('|---' * len(names) + '|')

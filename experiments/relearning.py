@@ -5,10 +5,10 @@
 DIR is a folder of `experiments.circuit_worth`. Half of the forgotten facts are
 taught again to each edited model, all weights free, by their train phrasings;
 asked are the far phrasings of the other half, of which nothing is taught: what
-comes back there was still in the weights. Beside it stands CAD on the arm's own
-circuit and on the attributed one of its setting. One JSON file an arm,
-`relearning/ARM_sN.json`, written when it is done; what is there is not run
-again. The batches are the same for all arms.
+comes back there was still in the weights. Beside it stand CAD, on the arm's own
+circuit and on the attributed one of its setting, and readability. One JSON file
+an arm, `relearning/ARM_sN.json`, written when it is done; what is there is not
+run again. The batches are the same for all arms.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from mansu_jax import types
 from mansu_jax.circuits import divergence
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
+from mansu_jax.circuits import lens
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits import readability
 from mansu_jax.data import tokenization
 from mansu_jax.models import decoder
 from mansu_jax.models import loading
@@ -41,6 +43,7 @@ from mansu_jax.stages import attribution
 from mansu_jax.stages import checks
 from mansu_jax.stages import edits
 from mansu_jax.stages import evaluation
+from mansu_jax.stages import readability as readability_stage
 from mansu_jax.unlearn import losses
 
 _BATCH = 16
@@ -121,6 +124,7 @@ def main() -> None:
   model = loading.load(config.model, stored_as=config.export_dtype)
   taught, is_taught, far = _halves(config, inputs, model, seed)
   divergences = _divergences(config, inputs, model)
+  readable = _readable(config, inputs, model)
 
   def ask(params):
     right = far(params).scores.correct
@@ -129,6 +133,8 @@ def main() -> None:
             'right': ''.join(map(str, right.astype(int)))}
 
   for path in sorted(folder.glob(f'*_s{seed}.npz')):
+    if not path.with_suffix('.json').exists():
+      continue  # Still running.
     arm = json.loads(path.with_suffix('.json').read_text())['arm']
     out = folder / 'relearning' / path.with_suffix('.json').name
     if out.exists() or (args.arms and arm not in args.arms):
@@ -142,7 +148,8 @@ def main() -> None:
       circuits['attributed'] = _read(attributed)[0]
     found = {
         'arm': arm, 'learning_rate': args.learning_rate,
-        'cad': divergences(params, circuits), 'relearning': relearn(
+        'cad': divergences(params, circuits), 'readability': readable(params),
+        'relearning': relearn(
             model, params, taught, ask, rate=args.learning_rate, seed=seed)}
     files.write_json(out, found)
     print(arm, [(x['step'], round(x['not_taught'], 3))
@@ -178,6 +185,18 @@ def _divergences(config, inputs, model):
         seed=config.seed) for name, nodes in circuits.items()}
 
   return divergences
+
+
+def _readable(config, inputs, model):
+  """`params -> readability`, in full precision."""
+  asked = readability_stage.questions(config, inputs, model.tokenizer)
+  picks = lambda params: lens.read(
+      *asked.states(model.config, params),
+      params.get('lm_head', params['embed']), asked.asked.choices)
+  base = picks(model.params)
+  return lambda params: readability.measure(
+      base, picks(params), {}, asked.asked.right, asked.asked.counts,
+      asked.facts, resamples=config.eval.bootstrap, seed=config.seed)
 
 
 if __name__ == '__main__':

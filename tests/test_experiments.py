@@ -187,15 +187,16 @@ class CircuitWorthTest(absltest.TestCase):
                 'own': 0.6, 'attributed': 0.4}, 0.75)):
       (self.folder / f'relearning/{name.replace(":", "_")}_s0.json').write_text(
           json.dumps({'arm': name, 'cad': {
-              k: {'value': v} for k, v in cad.items()}, 'relearning': [
+              k: {'value': v} for k, v in cad.items()},
+                      'readability': {'value': back / 2}, 'relearning': [
                   {'step': 0, 'not_taught': 0.0},
                   {'step': 2, 'not_taught': back}]}))
     (found,) = self.table.read(self.folder).values()
     self.assertEqual(self.table.relearned(found), [
-        '| attributed | 1 | 0.900 |  | 0.000 | 0.500 |',
+        '| attributed | 1 | 0.900 |  | 0.250 | 0.000 | 0.500 |',
         '| attributed, random | 2 | 0.650 [0.600, 0.700]'
-        ' | 0.600 [0.400, 0.800] | 0.000 [0.000, 0.000]'
-        ' | 0.500 [0.250, 0.750] |'])
+        ' | 0.600 [0.400, 0.800] | 0.250 [0.125, 0.375]'
+        ' | 0.000 [0.000, 0.000] | 0.500 [0.250, 0.750] |'])
 
   def test_arms_of_other_settings_are_no_random_circuits(self):
     self.assertEqual(self.table.setting('budget_1+random:3'), 'budget_1')
