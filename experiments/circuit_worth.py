@@ -5,10 +5,11 @@
   python -m experiments.circuit_worth_table DIR
 
 Every arm edits another circuit with the run's own settings, data and batches.
-Every five steps its accuracy on the far phrasings of the forget set is measured
-and where that is at most `--target` for the second time in a row, it is stopped
-and measured (a first time may be a transient in which everything is down): so
-circuits are compared at what they cost, not at what they reach. One JSON file
+Every five steps from the 40th its accuracy on the far phrasings of the forget
+set is measured and where that is at most `--target` for the second time in a
+row, it is stopped and measured. (Before, at the largest learning rates, there
+are transients in which everything is down, what is retained too.) So circuits
+are compared at what they cost, not at what they reach. One JSON file
 an arm and seed, written when it is done, and the edited weights beside it
 (`.npz`, the circuit's slices); what is there is not run again. The questions
 asked of a seed are in `questions_sN.json`, in the order of the answers.
@@ -61,7 +62,7 @@ _ARMS = flags.DEFINE_list('arms', ['attributed'], 'What is run, in order.')
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds of data and batches.')
 _TARGET = flags.DEFINE_float(
     'target', 0.33, 'Accuracy on far phrasings at which an arm is stopped.')
-_EVERY, _FROM = 5, 10  # Steps between checkpoints, and before the first.
+_EVERY, _FROM = 5, 40  # Steps between checkpoints, and before the first.
 _IN_A_ROW = 2  # Checkpoints at the target that stop an arm.
 
 _SMALL = ('--circuit_budget=0.01',)
