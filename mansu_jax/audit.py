@@ -61,7 +61,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
     structure = erasure.measure(
-        config, inputs, quantize, base, found.circuit, unlearned
+        config, inputs, quantize, base, found, unlearned
     ) if found is not None else erasure.not_measured(why)
   with clock.stage('samples'):
     texts = results.samples(config, inputs, quantize, base, unlearned)

@@ -71,7 +71,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
     structure = erasure.measure(
-        config, inputs, quantize, model, found.circuit, unlearned)
+        config, inputs, quantize, model, found, unlearned)
   with clock.stage('samples'):
     texts = results.samples(config, inputs, quantize, model, unlearned)
   with clock.stage('survival'):

@@ -170,6 +170,9 @@ class RunTest(parameterized.TestCase):
       self.assertEqual(parts['circuit']['answered'], parts['base']['answered'])
       self.assertEqual(parts['circuit']['share'], 1.0)
       self.assertEqual(parts['rest']['share'], 0.0)
+      self.assertContainsSubset(('best_half', 'random_half_4'), parts)
+    self.assertEqual(
+        set(found['best_half_less_random']), set(found['by_precision']))
 
   def test_stages_are_timed(self):
     stages = self.record['stages']

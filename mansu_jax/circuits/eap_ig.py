@@ -82,6 +82,11 @@ def pair_scores(
   Returns:
     Scores [B, ...] and both metrics.
   """
+  with jax.default_matmul_precision('float32'):  # On TPU it is bfloat16.
+    return _pair_scores(config, params, batch, steps)
+
+
+def _pair_scores(config, params, batch, steps):
   run = functools.partial(
       decoder.forward_with_taps, config, params, sites=SITES, remat=True,
       positions=batch.positions, segments=batch.segments)

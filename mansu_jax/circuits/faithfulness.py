@@ -37,19 +37,21 @@ def _patched_metric(
   """The metric of each pair with all but `keep` corrupted, [B]."""
   patches = {site: {'keep': keep[site], 'value': corrupt[site]}
              for site in keep}
-  hidden = decoder.forward_patched(
-      config, params, batch.clean, patches=patches, positions=batch.positions,
-      segments=batch.segments)
-  return eap_ig.metric(params, hidden, batch)
+  with jax.default_matmul_precision('float32'):  # As the scores.
+    hidden = decoder.forward_patched(
+        config, params, batch.clean, patches=patches,
+        positions=batch.positions, segments=batch.segments)
+    return eap_ig.metric(params, hidden, batch)
 
 
 @functools.partial(jax.jit, static_argnames='config')
 def _corrupted(config, params, batch):
   """Summed metric and activations of the corrupted prompts."""
-  hidden, taps = decoder.forward_with_taps(
-      config, params, batch.corrupt, sites=eap_ig.SITES,
-      positions=batch.positions, segments=batch.segments)
-  scores = eap_ig.metric(params, hidden, batch)
+  with jax.default_matmul_precision('float32'):
+    hidden, taps = decoder.forward_with_taps(
+        config, params, batch.corrupt, sites=eap_ig.SITES,
+        positions=batch.positions, segments=batch.segments)
+    scores = eap_ig.metric(params, hidden, batch)
   return jnp.sum(scores * batch.weight), taps
 
 

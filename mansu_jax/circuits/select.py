@@ -119,14 +119,46 @@ def fills(circuit: graph.Circuit, layers: range) -> bool:
 
 
 def matched_random(
-    circuit: graph.Circuit, layers: range, rng: np.random.Generator
-) -> graph.Circuit:
-  """As many nodes of each kind in each layer, drawn at random."""
+    circuit: graph.Circuit, layers: range, rng: np.random.Generator,
+    among: graph.Circuit | None = None) -> graph.Circuit:
+  """As many nodes of each kind in each layer, drawn at random.
+
+  Args:
+    circuit: whose nodes are counted.
+    layers: that it may have nodes in.
+    rng: of the draw.
+    among: what is drawn from; None: all nodes.
+  """
   out = {}
   for kind in graph.KINDS:
     mask = np.zeros_like(circuit[kind])
     for layer in layers:
       count = int(circuit[kind][layer].sum())
-      mask[layer, rng.choice(mask.shape[1], count, replace=False)] = True
+      nodes = np.arange(mask.shape[1]) if among is None else np.flatnonzero(
+          among[kind][layer])
+      mask[layer, rng.choice(nodes, count, replace=False)] = True
     out[kind] = mask
   return graph.Circuit(**out)
+
+
+def best_half(
+    circuit: graph.Circuit, scores: dict[str, np.ndarray],
+    config: model_config.ModelConfig) -> graph.Circuit:
+  """Nodes of the largest |score| a weight, up to half of a circuit's weights.
+
+  Args:
+    circuit: C.
+    scores: by kind, [L, nodes].
+    config: the model's.
+  """
+  cost = graph.costs(config)
+  table = [
+      (abs(float(scores[kind][layer, node])) / cost[kind], kind, layer, node)
+      for kind in graph.KINDS for layer, node in zip(*np.nonzero(circuit[kind]))]
+  out, left = graph.empty(config), graph.num_weights(circuit, config) / 2
+  for _, kind, layer, node in sorted(table, key=lambda row: -row[0]):
+    left -= cost[kind]
+    if left < 0:
+      break
+    out[kind][layer, node] = True
+  return out

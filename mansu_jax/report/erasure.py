@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mansu_jax.report import document
@@ -23,7 +23,8 @@ _CURVES = {  # Of the chart by layer: name and style.
     'suppression': ('suppression control', 'null')}
 _UNDONE = {
     'circuit': 'the circuit', 'rest': 'all but the circuit',
-    'random': 'a random circuit'}
+    'random': 'a random circuit', 'best_half': 'the better half of the circuit',
+    'random_half': 'a random half of the circuit'}
 
 
 def erasure(record: Record) -> document.Section:
@@ -194,15 +195,33 @@ def _copy_back(record: Record) -> Iterator[document.Block]:
           ' and off it there is nothing to undo.' if found['confined'] else
           'Where the circuit holds what was erased, it brings the answers back'
           ' and the rest does not.'))
-  if found['confined']:
-    return
+  halves = found.get('best_half_less_random', {})
+  if halves:
+    yield document.Text(
+        'Of the circuit, the half that attribution ranks highest against random'
+        ' halves with as many nodes in each layer, by what comes back: '
+        + '; '.join(f'{precision} {_comes_back(less, words.signed)}'
+                    for precision, less in halves.items())
+        + '. Above 0, what was edited where the scores are large is what made'
+        ' the model forget.')
   rows = []
   for precision, parts in found['by_precision'].items():
     rows += [
-        (precision, _UNDONE.get(name.partition('_')[0], name),
-         words.number(part['answered']),
-         f'{words.number(part["share"])} {words.interval(part["interval"])}')
-        for name, part in parts.items() if 'share' in part]
+        (precision, _UNDONE.get(_kind(name), name),
+         words.number(part['answered']), _comes_back(part, words.number))
+        for name, part in parts.items() if 'share' in part
+        and not (found['confined'] and name in ('circuit', 'rest'))]
+  if not rows:
+    return
   yield document.Table(
       ('precision', 'undone on', 'share answered',
        'comes back [95 % interval]'), tuple(rows), labels=2)
+
+
+def _kind(name: str) -> str:
+  """`random_half` of `random_half_3`."""
+  return name.rstrip('0123456789').rstrip('_')
+
+
+def _comes_back(part: Record, form: Callable[[float], str]) -> str:
+  return f'{form(part["share"])} {words.interval(part["interval"])}'

@@ -27,6 +27,7 @@ from mansu_jax.stages import readability
 # The base answers too few pairs, or there are none.
 _NO_PAIRS = (eap_ig.TooFewAnswered, pairs_lib.NoPairs)
 _COPIED_BACK = 3  # Random circuits whose weights are copied back.
+_HALVES = 5  # Random halves of the circuit, likewise.
 _MATCHED = 0.05  # How far a control may be off the share that it shall answer.
 _LEAST_RANDOM = 100  # Random circuits, for a 95 % level.
 
@@ -48,7 +49,7 @@ class Models:
 
 def measure(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    quantize: quantizers.Quantizers, model: Any, circuit: graph.Circuit,
+    quantize: quantizers.Quantizers, model: Any, found: attribution.Found,
     unlearned: types.Params) -> dict[str, Any]:
   """CAD, AS-NC, readability and property S, JSON-able.
 
@@ -57,7 +58,7 @@ def measure(
     inputs: its data; retain pairs are made of the retain questions.
     quantize: its quantizers; the leading one gives a null.
     model: the base model.
-    circuit: C.
+    found: the circuit C, with its scores.
     unlearned: full params after.
 
   Returns:
@@ -70,7 +71,7 @@ def measure(
       name: functools.partial(quantize, name)
       for name in config.quant_schemes}
   beside = {}
-  out, reasons = dict(_NOTHING), []
+  out, reasons, circuit = dict(_NOTHING), [], found.circuit
   try:
     reader = readability.Reader(config, inputs, model, unlearned, views)
   except readability.NothingToRead as error:
@@ -88,6 +89,7 @@ def measure(
     out['copy_back'] = reader.copy_back(
         circuit, [select.matched_random(circuit, layers, rng)
                   for _ in range(_COPIED_BACK)],
+        _halves(model, found, layers, rng),
         [name for name in views  # Others would calibrate anew.
          if name not in quant.CALIBRATED])
     del reader
@@ -130,6 +132,16 @@ def _draws(config, model):
   """A generator of random circuits' draws, and their layers."""
   return np.random.default_rng(config.seed), select.layer_range(
       config.circuit, model.config.num_layers)
+
+
+def _halves(model, found, layers, rng) -> list[graph.Circuit]:
+  """The best half of the circuit by its scores, then random ones."""
+  best = select.best_half(found.circuit, found.means, model.config)
+  if not best.kinds:
+    return []
+  return [best] + [
+      select.matched_random(best, layers, rng, among=found.circuit)
+      for _ in range(_HALVES)]
 
 
 def _forget_pairs(config, inputs, model) -> Pairs:

@@ -195,22 +195,29 @@ class Reader:
 
   def copy_back(
       self, circuit: graph.Circuit, randoms: Sequence[graph.Circuit],
-      precisions: Sequence[str]) -> dict[str, Any]:
+      halves: Sequence[graph.Circuit], precisions: Sequence[str]
+  ) -> dict[str, Any]:
     """Which part of the edit, when undone, brings the answers back?
 
     theta_0 is copied back on the circuit alone, off it alone, and on random
-    circuits of the same shape. `share` is the part of what was forgotten that
-    comes back, (acc - acc_u) / (acc_0 - acc_u).
+    circuits of the same shape; and on halves of the circuit, which tell even
+    where all of the edit lies in it. `share` is the part of what was forgotten
+    that comes back, (acc - acc_u) / (acc_0 - acc_u).
 
     Args:
       circuit: C.
       randoms: random circuits.
+      halves: the half of C that attribution ranks highest, then random ones of
+        as many nodes in each layer; or none at all.
       precisions: some of the views.
     """
     base, unlearned = self._params['base'], self._params['unlearned']
     kept_on = lambda c: _copy(unlearned, base, c)
     confined = _same(kept_on(circuit), base)
-    out = {'confined': confined, 'by_precision': {}}
+    names = [f'random_half_{i - 1}' if i else 'best_half'
+             for i in range(len(halves))]
+    out = {'confined': confined, 'by_precision': {},
+           'best_half_less_random': {}}
     for precision in precisions:
       view = self._views[precision]
       acc = {name: self._right(self.picks(name, precision))
@@ -222,22 +229,30 @@ class Reader:
                 'rest': self.answered(view(_copy(base, unlearned, circuit)))}
         acc |= {f'random_{i}': self.answered(view(kept_on(c)))
                 for i, c in enumerate(randoms)}
+      acc |= {name: self.answered(view(kept_on(c)))
+              for name, c in zip(names, halves)}
+      gained = {name: right * 1.0 - acc['unlearned']
+                for name, right in acc.items()}
+      lost = gained.pop('base')
+      del gained['unlearned']
       out['by_precision'][precision] = {
-          name: {'answered': float(right.mean())} | self._share(acc, name)
+          name: {'answered': float(right.mean())} | (
+              self._share(gained[name], lost) if name in gained else {})
           for name, right in acc.items()}
+      if halves:
+        best, *others = (gained[name] for name in names)
+        out['best_half_less_random'][precision] = self._share(
+            best - np.mean(others, 0), lost)
     return out
 
-  def _share(self, acc, name) -> dict[str, Any]:
-    """Share of what was forgotten that comes back."""
-    if name in ('base', 'unlearned'):
-      return {}
+  def _share(self, gained, lost) -> dict[str, Any]:
+    """Share of what was forgotten that comes back, of each question [m]."""
     rng = np.random.default_rng(self._config.seed)
-    num = acc['base'].size
+    num = lost.size
     weights = np.stack([np.full(num, 1 / num)] + [
         resampling.weights(self._questions.facts, rng)
         for _ in range(self._resampling['resamples'])])
-    lost = weights @ (acc['base'] * 1.0 - acc['unlearned'])
-    back = weights @ (acc[name] * 1.0 - acc['unlearned'])
+    lost, back = weights @ lost, weights @ gained
     if (lost <= 0).any():
       return {'share': None, 'interval': [None, None]}
     values = back / lost

@@ -174,6 +174,36 @@ class MatchedRandomTest(parameterized.TestCase):
     self.assertGreater(share.max(), 0.05)
 
 
+  def test_drawn_from_the_nodes_of_another(self):
+    rng = np.random.default_rng(0)
+    some = select.matched_random(
+        select.prefix(_rank(first_layer=1), 12, _CONFIG), self.layers, rng,
+        among=self.circuit)
+    for kind in graph.KINDS:
+      self.assertFalse((some[kind] & ~self.circuit[kind]).any())
+
+
+class BestHalfTest(parameterized.TestCase):
+
+  @parameterized.parameters('neuron', 'head', 'neuron_and_head')
+  def test_the_first_of_its_nodes_up_to_half_the_weights(self, level):
+    scores = {kind: np.abs(x) for kind, x in _scores().items()}
+    ranking = _rank(level, scores)
+    circuit = select.prefix(ranking, 9, _CONFIG)
+    half = int((np.cumsum(ranking.cost[:9])
+                <= ranking.cost[:9].sum() / 2).sum())
+    got = select.best_half(
+        circuit, {kind: -x for kind, x in scores.items()}, _CONFIG)
+    want = select.prefix(ranking, half, _CONFIG)
+    for kind in graph.KINDS:
+      np.testing.assert_array_equal(got[kind], want[kind])
+
+  def test_one_node_has_no_half(self):
+    circuit = select.prefix(_rank(), 1, _CONFIG)
+    self.assertEqual(
+        select.best_half(circuit, _scores(), _CONFIG).kinds, ())
+
+
 class OnlyTest(absltest.TestCase):
 
   def test_drops_nodes_of_value_0_and_keeps_the_order(self):

@@ -138,7 +138,10 @@ def copy_back(confined: bool = False) -> dict[str, Any]:
                         'interval': [value - 0.1, value + 0.1]}
   return {'confined': confined, 'by_precision': {'fp': {
       'base': {'answered': 0.99}, 'unlearned': {'answered': 0.332},
-      'circuit': back(0.812), 'rest': back(0.107), 'random_0': back(0.218)}}}
+      'circuit': back(0.812), 'rest': back(0.107), 'random_0': back(0.218),
+      'best_half': back(0.523), 'random_half_0': back(0.314)}},
+          'best_half_less_random': {'fp': {
+              'share': 0.209, 'interval': [0.043, 0.371]}}}
 
 
 def _gaps() -> dict[str, Any]:

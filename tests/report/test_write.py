@@ -202,10 +202,20 @@ class ContentTest(cases.ReportTest):
     rows = self.page(record).table('precision', 'undone on')
     self.assertEqual(rows[1], [
         'fp', 'all but the circuit', '0.364', '0.107 [0.007, 0.207]'])
-    self.assertLen(rows, 3)
+    self.assertEqual(rows[4], [
+        'fp', 'a random half of the circuit', '0.488', '0.314 [0.214, 0.414]'])
+    self.assertLen(rows, 5)
     record['copy_back'] = records.copy_back(confined=True)
     page = self.page(record)
     self.assertIn('undone there it is the base', page.text)
+    self.assertIn('comes back: fp +0.209 [0.043, 0.371].', page.text)
+    self.assertEqual(
+        [row[1] for row in page.table('precision', 'undone on')],
+        ['a random circuit', 'the better half of the circuit',
+         'a random half of the circuit'])
+    # As older records have it.
+    del record['copy_back']['best_half_less_random']
+    self.assertNotIn('comes back: fp', self.page(record).text)
 
   def test_checks_that_are_open_neither_hold_nor_fail(self):
     record = records.make()

@@ -132,7 +132,7 @@ class ReaderTest(parameterized.TestCase):
       reader = self._reader(self.other)
       control = reader.control([])
       reader.measure(control)
-      edited = reader.copy_back(self.circuit, [], ('fp', 'nf4'))
+      edited = reader.copy_back(self.circuit, [], [], ('fp', 'nf4'))
     self.assertIs(edited['confined'], False)
     # Base and unlearned at two precisions, and two parts undone at both.
     self.assertLen(runs, 4 + 4)
@@ -150,16 +150,41 @@ class ReaderTest(parameterized.TestCase):
   def test_an_edit_of_the_circuit_alone(self):
     edited = readability._copy(self.base, self.other, self.circuit)
     self.assertFalse(readability._same(edited, self.base))
-    got = self._reader(edited).copy_back(self.circuit, [], ('fp',))
+    first, second = (
+        graph.Circuit(**{kind: self.circuit[kind] & (
+            np.arange(self.circuit[kind].shape[1]) % 2 == odd)
+                         for kind in graph.KINDS}) for odd in (0, 1))
+    reader = self._reader(edited)
+    got = reader.copy_back(self.circuit, [], [first, second, second], ('fp',))
     self.assertIs(got['confined'], True)
     parts = got['by_precision']['fp']
     self.assertEqual(parts['circuit']['answered'], parts['base']['answered'])
     self.assertEqual(parts['rest']['answered'], parts['unlearned']['answered'])
+    for name, undone in (('best_half', first), ('random_half_0', second),
+                         ('random_half_1', second)):
+      self.assertEqual(
+          parts[name]['answered'], reader.answered(
+              readability._copy(edited, self.base, undone)).mean(), name)
+
+  def test_a_half_that_undoes_everything_and_others_that_undo_nothing(self):
+    edited = readability._copy(self.base, self.other, self.circuit)
+    reader = self._reader(edited)
+    nothing = graph.empty(self.model.config)
+    with mock.patch.object(reader, '_right', side_effect=lambda picks: (
+        np.full(16, picks is reader.picks('base', 'fp')))), (
+            mock.patch.object(reader, 'answered', side_effect=lambda params: (
+                np.full(16, readability._same(params, self.base))))):
+      got = reader.copy_back(
+          self.circuit, [], [self.circuit, nothing, nothing], ('fp',))
+    self.assertEqual(got['by_precision']['fp']['best_half']['share'], 1.0)
+    self.assertEqual(got['by_precision']['fp']['random_half_1']['share'], 0.0)
+    self.assertEqual(got['best_half_less_random']['fp'], {
+        'share': 1.0, 'interval': [1.0, 1.0]})
 
   def test_an_edit_of_everything(self):
     random = small.random_circuit(self.model.config, 0.5)
     reader = self._reader(self.other)
-    got = reader.copy_back(self.circuit, [random], ('fp',))
+    got = reader.copy_back(self.circuit, [random], [], ('fp',))
     self.assertIs(got['confined'], False)
     parts = got['by_precision']['fp']
     answered = lambda params: reader.answered(params).mean()
