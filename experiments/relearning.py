@@ -87,7 +87,8 @@ def _read(path: pathlib.Path) -> tuple[graph.Circuit, types.PyTree]:
   return graph.Circuit(**{kind: arrays[kind] for kind in graph.KINDS}), theta
 
 
-def relearn(model, params, taught, ask, *, rate, seed) -> list[dict[str, float]]:
+def relearn(
+    model, params, taught, ask, *, rate, seed) -> list[dict[str, float]]:
   """Far accuracy by step of what is taught and of what is not."""
   tokens, answers = taught
   tx = optax.adam(rate)

@@ -121,7 +121,8 @@ def measure(
         np.array([one(uniform) for one in randoms])) | {
             'difference_interval': resampling.interval(values - np.mean(
                 [one(draws) for one in randoms], axis=0))}
-  return {'value': float(main(uniform)), 'interval': resampling.interval(values),
+  return {'value': float(main(uniform)),
+          'interval': resampling.interval(values),
           'pairs': int(groups.size), 'nulls': nulls}
 
 

@@ -154,7 +154,8 @@ def best_half(
   cost = graph.costs(config)
   table = [
       (abs(float(scores[kind][layer, node])) / cost[kind], kind, layer, node)
-      for kind in graph.KINDS for layer, node in zip(*np.nonzero(circuit[kind]))]
+      for kind in graph.KINDS
+      for layer, node in zip(*np.nonzero(circuit[kind]))]
   out, left = graph.empty(config), graph.num_weights(circuit, config) / 2
   for _, kind, layer, node in sorted(table, key=lambda row: -row[0]):
     left -= cost[kind]

@@ -147,8 +147,8 @@ def _readability(record: Record) -> Iterator[document.Block]:
       f' {words.estimate(found)}; the best layer ({hidden["layer"]}) reads'
       f' {words.signed(hidden["value"])}'
       f' {words.interval(hidden["interval"], 3, True)} more than the last one'
-      f' says{_guessed(hidden)}. It sees neither what a model keeps at other tokens, nor what no'
-      ' linear map finds.')
+      f' says{_guessed(hidden)}. It sees neither what a model keeps at other'
+      ' tokens, nor what no linear map finds.')
   yield document.Plots((document.Plot(
       'readability', _layers_chart(found),
       'Forgotten questions that each layer answers, 0 being the embedding. An'
