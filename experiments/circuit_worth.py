@@ -82,6 +82,8 @@ ARMS = {
     'budget_1_neuron_and_head': (
         *_SMALL, '--attribution_level=neuron_and_head'),
     'budget_1_edge': (*_SMALL, '--attribution_level=edge'),
+    'budget_1_edge_1000': (
+        *_SMALL, '--attribution_level=edge', '--circuit_edges=1000'),
     'budget_1_contrast': (*_SMALL, '--circuit_contrast=1'),
     'budget_1_layers_2_23': (*_SMALL, '--circuit_first_layer=2'),
     # Fact look-up in MLPs against heads that move answers, which lie late.
