@@ -9,10 +9,10 @@ Every five steps from the 40th its accuracy on the far phrasings of the forget
 set is measured and where that is at most `--target` for the second time in a
 row, it is stopped and measured. (Before, at the largest learning rates, there
 are transients in which everything is down, what is retained too.) So circuits
-are compared at what they cost, not at what they reach. One JSON file
-an arm and seed, written when it is done, and the edited weights beside it
-(`.npz`, the circuit's slices); what is there is not run again. The questions
-asked of a seed are in `questions_sN.json`, in the order of the answers.
+are compared at what they cost, not at what they reach. One JSON file an arm and
+seed, written when it is done, and the edited weights beside it (`.npz`, the
+circuit's slices); what is there is not run again. The questions asked of a seed
+are in `questions_sN.json`, in the order of the answers.
 
 Arms are settings of `ARMS`, `random:N` for the N-th random circuit of as many
 nodes in each layer as the attributed one, or `ARM+random:N` likewise under
@@ -64,6 +64,8 @@ _TARGET = flags.DEFINE_float(
     'target', 0.33, 'Accuracy on far phrasings at which an arm is stopped.')
 _EVERY, _FROM = 5, 40  # Steps between checkpoints, and before the first.
 _IN_A_ROW = 2  # Checkpoints at the target that stop an arm.
+_KEPT = ('level', 'selection', 'nodes', 'edges', 'pairs', 'share_of_weights',
+         'faithfulness', 'faithfulness_of_none')  # Of a circuit's account.
 
 _SMALL = ('--circuit_budget=0.01',)
 ARMS = {
@@ -181,7 +183,8 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
       log_every=_EVERY)
   out = {'arm': arm, 'seed': bench.config.seed, 'draw': draw, 'far': far,
          'reached': reached(), 'steps': far[-1][0],
-         'circuit': found.report, 'moved': float(done['history']['moved'][-1]),
+         'circuit': {k: x for k, x in found.report.items() if k in _KEPT},
+         'moved': float(done['history']['moved'][-1]),
          'weights': attribution.num_weights(
              circuit, found.movable, bench.model.config)
          / tree_paths.count(bench.model.params)}

@@ -74,7 +74,8 @@ def rank(
   return Ranking(kind, layer, node, weights, kinds)
 
 
-def only(ranking: Ranking, values: dict[str, np.ndarray]) -> Ranking:
+def only(
+    ranking: Ranking, values: dict[str, np.ndarray] | graph.Circuit) -> Ranking:
   """The nodes of a ranking whose value, by kind [L, nodes], is not 0."""
   kept = np.array([
       values[ranking.kinds[k]][layer, node] != 0
@@ -151,15 +152,10 @@ def best_half(
     scores: by kind, [L, nodes].
     config: the model's.
   """
-  cost = graph.costs(config)
-  table = [
-      (abs(float(scores[kind][layer, node])) / cost[kind], kind, layer, node)
-      for kind in graph.KINDS
-      for layer, node in zip(*np.nonzero(circuit[kind]))]
-  out, left = graph.empty(config), graph.num_weights(circuit, config) / 2
-  for _, kind, layer, node in sorted(table, key=lambda row: -row[0]):
-    left -= cost[kind]
-    if left < 0:
-      break
-    out[kind][layer, node] = True
-  return out
+  every = run_config.CircuitConfig(
+      first_layer=0, last_layer=-1, per_layer_cap=1.0)
+  ranking = only(rank(
+      {kind: np.abs(scores[kind]) for kind in graph.KINDS}, 'neuron_and_head',
+      every, config), circuit)
+  half = graph.num_weights(circuit, config) / 2
+  return prefix(ranking, int((np.cumsum(ranking.cost) <= half).sum()), config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from mansu_jax.report import document
@@ -200,7 +200,7 @@ def _copy_back(record: Record) -> Iterator[document.Block]:
     yield document.Text(
         'Of the circuit, the half that attribution ranks highest against random'
         ' halves with as many nodes in each layer, by what comes back: '
-        + '; '.join(f'{precision} {_comes_back(less, words.signed)}'
+        + '; '.join(f'{precision} {_comes_back(less, True)}'
                     for precision, less in halves.items())
         + '. Above 0, what was edited where the scores are large is what made'
         ' the model forget.')
@@ -208,7 +208,7 @@ def _copy_back(record: Record) -> Iterator[document.Block]:
   for precision, parts in found['by_precision'].items():
     rows += [
         (precision, _UNDONE.get(_kind(name), name),
-         words.number(part['answered']), _comes_back(part, words.number))
+         words.number(part['answered']), _comes_back(part))
         for name, part in parts.items() if 'share' in part
         and not (found['confined'] and name in ('circuit', 'rest'))]
   if not rows:
@@ -223,5 +223,5 @@ def _kind(name: str) -> str:
   return name.rstrip('0123456789').rstrip('_')
 
 
-def _comes_back(part: Record, form: Callable[[float], str]) -> str:
-  return f'{form(part["share"])} {words.interval(part["interval"])}'
+def _comes_back(part: Record, sign: bool = False) -> str:
+  return words.estimate(part | {'value': part['share']}, sign=sign)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -218,6 +219,7 @@ class Reader:
              for i in range(len(halves))]
     out = {'confined': confined, 'by_precision': {},
            'best_half_less_random': {}}
+    share = functools.partial(_share, self._weights())
     for precision in precisions:
       view = self._views[precision]
       acc = {name: self._right(self.picks(name, precision))
@@ -237,27 +239,30 @@ class Reader:
       del gained['unlearned']
       out['by_precision'][precision] = {
           name: {'answered': float(right.mean())} | (
-              self._share(gained[name], lost) if name in gained else {})
+              share(gained[name], lost) if name in gained else {})
           for name, right in acc.items()}
       if halves:
         best, *others = (gained[name] for name in names)
-        out['best_half_less_random'][precision] = self._share(
+        out['best_half_less_random'][precision] = share(
             best - np.mean(others, 0), lost)
     return out
 
-  def _share(self, gained, lost) -> dict[str, Any]:
-    """Share of what was forgotten that comes back, of each question [m]."""
-    rng = np.random.default_rng(self._config.seed)
-    num = lost.size
-    weights = np.stack([np.full(num, 1 / num)] + [
-        resampling.weights(self._questions.facts, rng)
+  def _weights(self) -> np.ndarray:
+    """Of the questions: even, then resampled by fact, [1 + draws, m]."""
+    rng, facts = np.random.default_rng(self._config.seed), self._questions.facts
+    return np.stack([np.full(facts.size, 1 / facts.size)] + [
+        resampling.weights(facts, rng)
         for _ in range(self._resampling['resamples'])])
-    lost, back = weights @ lost, weights @ gained
-    if (lost <= 0).any():
-      return {'share': None, 'interval': [None, None]}
-    values = back / lost
-    return {'share': float(values[0]),
-            'interval': resampling.interval(values[1:])}
+
+
+def _share(weights, gained, lost) -> dict[str, Any]:
+  """Share of what was forgotten that comes back, of each question [m]."""
+  lost, back = weights @ lost, weights @ gained
+  if (lost <= 0).any():
+    return {'share': None, 'interval': [None, None]}
+  values = back / lost
+  return {'share': float(values[0]),
+          'interval': resampling.interval(values[1:])}
 
 
 def _with_pairs(hide, asked, pairs, states):

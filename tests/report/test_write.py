@@ -208,7 +208,7 @@ class ContentTest(cases.ReportTest):
     record['copy_back'] = records.copy_back(confined=True)
     page = self.page(record)
     self.assertIn('undone there it is the base', page.text)
-    self.assertIn('comes back: fp +0.209 [0.043, 0.371].', page.text)
+    self.assertIn('comes back: fp +0.209 [+0.043, +0.371].', page.text)
     self.assertEqual(
         [row[1] for row in page.table('precision', 'undone on')],
         ['a random circuit', 'the better half of the circuit',
