@@ -67,8 +67,9 @@ _IN_A_ROW = 2  # Checkpoints at the target that stop an arm.
 _KEPT = ('level', 'selection', 'nodes', 'edges', 'pairs', 'share_of_weights',
          'faithfulness', 'faithfulness_of_none')  # Of a circuit's account.
 
+_FIRST = ('--attribution_level=neuron', '--circuit_budget=0.06')
 _SMALL = ('--circuit_budget=0.01',)
-ARMS = {
+ARMS = {  # Beside _FIRST.
     'attributed': (),
     'head': ('--attribution_level=head',),
     'neuron_and_head': ('--attribution_level=neuron_and_head',),
@@ -157,7 +158,7 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
   config = run_flags.from_flagfile(
       _RUN.value, f'--seed={bench.config.seed}',
       '--circuit_random_circuits=1', f'--workdir={_OUT.value}/unused',
-      *ARMS[name])
+      *_FIRST, *ARMS[name])
   found = circuit_of(bench, config, draw, kept)
   circuit = found.circuit
   edit = edits.make(config, bench.model, circuit, found.movable)

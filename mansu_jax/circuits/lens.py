@@ -23,7 +23,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 from typing import NamedTuple
 
@@ -79,6 +79,14 @@ class _Rows(NamedTuple):
   segments: np.ndarray  # [B, T] int32, -1 on padding
 
 
+class _Batch(NamedTuple):
+  """Rows that are run at once, and what is in them."""
+
+  rows: _Rows
+  ends: np.ndarray  # [P] int, places of last tokens; the rest repeat the first
+  members: list[int]  # Which prompts end at the first of them
+
+
 def states(
     config: model_config.ModelConfig, params: types.Params,
     prompts: Sequence[Sequence[int]]) -> States:
@@ -89,21 +97,82 @@ def states(
     params: full params.
     prompts: n lists of token ids, none empty.
   """
+  return States(*_each(_batches(prompts), lambda batch: _at_ends(
+      config, params, batch.rows, batch.ends)))
+
+
+class Above:
+  """Final states of models that have their first layers in common.
+
+  These layers are run once, of the first model, and kept on the host: [n
+  tokens, D] in all.
+  """
+
+  def __init__(
+      self, config: model_config.ModelConfig,
+      prompts: Sequence[Sequence[int]], common: int):
+    """Packs the prompts.
+
+    Args:
+      config: the models'.
+      prompts: n lists of token ids, none empty.
+      common: how many layers, from the lowest on; with one at least, the
+        embeddings too.
+    """
+    self._config, self._common = config, common
+    self._batches, self._below = _batches(prompts), None
+
+  def __call__(self, params: types.Params) -> np.ndarray:
+    """A model's states after the final norm, at last tokens, [n, D]."""
+    below = self._below
+    if below is None:
+      below = [jax.device_get(_entering(
+          self._config, params, batch.rows, self._common))
+               for batch in self._batches]
+      self._below = below if self._common else None  # Embeddings may differ.
+    below = iter(below)
+    final, = _each(self._batches, lambda batch: (_final(
+        self._config, params, next(below), batch.rows, batch.ends,
+        self._common),))
+    return final
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'common'))
+def _entering(config, params, rows, common):
+  return decoder.entering(
+      config, params, rows.tokens, layer=common, positions=rows.positions,
+      segments=rows.segments)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'common'))
+def _final(config, params, x, rows, ends, common):
+  hidden = decoder.forward(
+      config, params, embeddings=x, first_layer=common,
+      positions=rows.positions, segments=rows.segments)
+  return hidden.reshape(-1, hidden.shape[-1])[ends]
+
+
+def _batches(prompts: Sequence[Sequence[int]]) -> list[_Batch]:
+  """Batches of one shape."""
   lengths = [len(p) for p in prompts]
   width = -(-max(_WIDTH, *lengths) // _MULTIPLE) * _MULTIPLE
   filled = packing.fill_rows(lengths, width)
   batches = [filled[i:i + _ROWS] for i in range(0, len(filled), _ROWS)]
   most = max(sum(map(len, batch)) for batch in batches)
   most = -(-most // _PLACES) * _PLACES
-  parts, order = [], []
-  for batch in batches:
-    rows, ends, members = _pack(prompts, batch, width)
-    found = jax.device_get(_at_ends(
-        config, params, rows, np.pad(ends, (0, most - len(ends)))))
-    parts.append([x[:len(ends)] for x in found])
-    order += members
-  back = np.argsort(order)
-  return States(*(np.concatenate(x)[back] for x in zip(*parts)))
+  packed = (_pack(prompts, batch, width) for batch in batches)
+  return [_Batch(rows, np.pad(ends, (0, most - len(ends))), members)
+          for rows, ends, members in packed]
+
+
+def _each(
+    batches: Sequence[_Batch], run: Callable[[_Batch], Sequence[types.Array]]
+) -> list[np.ndarray]:
+  """What runs of all batches give [P, ...], of prompts in their order."""
+  parts = [[x[:len(batch.members)] for x in jax.device_get(run(batch))]
+           for batch in batches]
+  back = np.argsort([i for batch in batches for i in batch.members])
+  return [np.concatenate(x)[back] for x in zip(*parts)]
 
 
 def _pack(
@@ -148,6 +217,29 @@ def predict(
   return test @ (train.T @ np.linalg.solve(gram, target - bias)) + bias
 
 
+def says(
+    final: np.ndarray, table: np.ndarray, choices: np.ndarray) -> np.ndarray:
+  """The choice that a state is nearest to.
+
+  Args:
+    final: [m, D], states after the final norm.
+    table: [V, D], the unembedding.
+    choices: [m, C] int, first tokens of the choices.
+
+  Returns:
+    [m] int.
+  """
+  return _nearest(final, _vectors(table, choices))
+
+
+def _vectors(table, choices) -> np.ndarray:
+  return np.asarray(table[choices], np.float64)  # [m, C, D]
+
+
+def _nearest(states: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+  return np.einsum('mD,mCD->mC', states, vectors).argmax(1)
+
+
 def read(
     fit: States, asked: States, table: np.ndarray, choices: np.ndarray
 ) -> np.ndarray:
@@ -163,9 +255,7 @@ def read(
     [L + 1, m] int, the choice that each layer prefers; the last one's is what
     the model itself says.
   """
-  vectors = np.asarray(table[choices], np.float64)  # [m, C, D]
-  prefer = lambda states: np.einsum(
-      'mD,mCD->mC', states, vectors).argmax(1)
+  prefer = functools.partial(_nearest, vectors=_vectors(table, choices))
   inner = [prefer(predict(fit.layers[:, layer], fit.final,
                           asked.layers[:, layer]))
            for layer in range(fit.layers.shape[1] - 1)]

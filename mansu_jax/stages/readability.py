@@ -25,6 +25,7 @@ from mansu_jax.circuits import suppression
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import tokenization
+from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
 
 _LEAST = 8  # Questions; fewer say nothing of layers.
@@ -128,6 +129,8 @@ class Reader:
     self._resampling = dict(
         resamples=config.eval.bootstrap, seed=config.seed)
     self._base = self._questions.states(model.config, model.params)
+    self._common, self._above = evaluation.layers_in_common(
+        model.params, unlearned), {}
     self._full, *self._quantized = views
     self._read = {
         ('base', self._full): self._picks(*self._base, model.params)}
@@ -142,8 +145,8 @@ class Reader:
     return self._read[key]
 
   def _picks(self, fit, at, params) -> np.ndarray:
-    table = params.get('lm_head', params['embed'])
-    return lens.read(fit, at, table, self._questions.asked.choices)
+    return lens.read(
+        fit, at, _table(params), self._questions.asked.choices)
 
   def _right(self, picks: np.ndarray) -> np.ndarray:
     """Whether the model itself answers each question [m]."""
@@ -188,11 +191,20 @@ class Reader:
         'fitted_on': len(self._questions.fit),
         'left_out': self._questions.left_out}
 
-  def answered(self, params: types.Params) -> np.ndarray:
-    """Whether a model answers each question, by first tokens [m]."""
-    config, asked = self._model.config, self._questions.asked
-    states = lens.states(config, params, self._questions.prompts)
-    return suppression.answered(config, params, states, asked)
+  def answered(self, params: types.Params, precision: str) -> np.ndarray:
+    """Whether a model answers each question, by first tokens [m].
+
+    Args:
+      params: that differ from the base only where the edit is made; the layers
+        below are run once for all such models.
+      precision: what they were made with, one of the views.
+    """
+    if precision not in self._above:
+      self._above[precision] = lens.Above(
+          self._model.config, self._questions.prompts, self._common)
+    asked = self._questions.asked
+    return np.equal(asked.right, lens.says(
+        self._above[precision](params), _table(params), asked.choices))
 
   def copy_back(
       self, circuit: graph.Circuit, randoms: Sequence[graph.Circuit],
@@ -221,17 +233,18 @@ class Reader:
            'best_half_less_random': {}}
     share = functools.partial(_share, self._weights())
     for precision in precisions:
-      view = self._views[precision]
+      answered = lambda params, precision=precision: self.answered(
+          self._views[precision](params), precision)
       acc = {name: self._right(self.picks(name, precision))
              for name in self._params}
       if confined:  # Nothing to run: undone on C it is the base.
         acc |= {'circuit': acc['base'], 'rest': acc['unlearned']}
       else:
-        acc |= {'circuit': self.answered(view(kept_on(circuit))),
-                'rest': self.answered(view(_copy(base, unlearned, circuit)))}
-        acc |= {f'random_{i}': self.answered(view(kept_on(c)))
+        acc |= {'circuit': answered(kept_on(circuit)),
+                'rest': answered(_copy(base, unlearned, circuit))}
+        acc |= {f'random_{i}': answered(kept_on(c))
                 for i, c in enumerate(randoms)}
-      acc |= {name: self.answered(view(kept_on(c)))
+      acc |= {name: answered(kept_on(c))
               for name, c in zip(names, halves)}
       gained = {name: right * 1.0 - acc['unlearned']
                 for name, right in acc.items()}
@@ -274,6 +287,11 @@ def _with_pairs(hide, asked, pairs, states):
   return (lens.States(*map(np.concatenate, zip(hide, states))),
           suppression.Asked(*(np.concatenate([a, b]).astype(np.int32)
                               for a, b in zip(asked, fields))))
+
+
+def _table(params: types.Params) -> types.Array:
+  """The unembedding [V, D]."""
+  return params.get('lm_head', params['embed'])
 
 
 @jax.jit

@@ -59,6 +59,30 @@ class StatesTest(parameterized.TestCase):
     self.assertLen(got.take(slice(1, None)).layers, 3)
 
 
+class AboveTest(parameterized.TestCase):
+
+  @parameterized.parameters(0, 1, 2)
+  def test_models_that_have_their_first_layers_in_common(self, common):
+    prompts = _prompts([1, 5, 12, 19] * 32)
+    other = small.params(_CONFIG, seed=1)
+    if common:
+      other['embed'] = _PARAMS['embed']
+    other['layers'] = jax.tree.map(
+        lambda a, b: np.concatenate([a[:common], b[common:]]),
+        _PARAMS['layers'], other['layers'])
+    above = lens.Above(_CONFIG, prompts, common)
+    for params in (_PARAMS, other):
+      np.testing.assert_allclose(
+          above(params), lens.states(_CONFIG, params, prompts).final,
+          atol=1e-5)
+
+  def test_runs_what_is_in_common_once(self):
+    above = lens.Above(_CONFIG, _prompts(), 1)
+    want = above(_PARAMS)
+    nan = _PARAMS | {'embed': np.full_like(_PARAMS['embed'], np.nan)}
+    np.testing.assert_array_equal(above(nan), want)
+
+
 class PredictTest(parameterized.TestCase):
 
   @parameterized.parameters(5, 40)  # Fewer and more than coordinates.
