@@ -12,7 +12,8 @@ are transients in which everything is down, what is retained too.) So circuits
 are compared at what they cost, not at what they reach. One JSON file an arm and
 seed, written when it is done, and the edited weights beside it (`.npz`, the
 circuit's slices); what is there is not run again. The questions asked of a seed
-are in `questions_sN.json`, in the order of the answers.
+are in `questions_sN.json`, in the order of the answers; what arms of a seed share is
+in `setting_sN.json`, and arms of another setting are refused.
 
 Arms are settings of `ARMS`, `random:N` for the N-th random circuit of as many
 nodes in each layer as the attributed one, or `ARM+random:N` likewise under
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import dataclasses
+import json
 import pathlib
 import time
 from typing import Any
@@ -118,7 +120,7 @@ def prepare(seed: int) -> Bench:
   """Loads the model and makes what does not depend on the circuit."""
   config = run_flags.from_flagfile(
       _RUN.value, f'--seed={seed}', '--circuit_random_circuits=1',
-      f'--workdir={_OUT.value}/unused')
+      f'--workdir={_OUT.value}/unused', *_FIRST)
   inputs = checks.read(config)
   model = loading.load(config.model, stored_as=config.export_dtype)
   only_far = dataclasses.replace(inputs, heldout_text=[], evaluation={
@@ -129,6 +131,31 @@ def prepare(seed: int) -> Bench:
       evaluator=evaluation.Evaluator(config, inputs, model),
       far=evaluation.Evaluator(config, only_far, model),
       quantize=quantizers.Quantizers(config, inputs, model))
+
+
+def check_setting(bench: Bench, path: pathlib.Path) -> None:
+  """Writes what all arms of a seed share, or compares it with what is there.
+
+  Raises:
+    ValueError: arms of another setting are in the folder.
+  """
+  config = dataclasses.asdict(bench.config)
+  del config['workdir']
+  setting = json.loads(json.dumps({
+      'target': _TARGET.value, 'config': config,
+      'hashes': bench.inputs.hashes}))
+  if not path.exists():
+    files.write_json(path, setting)
+    return
+  there = json.loads(path.read_text())
+  differ = [key for key in setting if setting[key] != there.get(key)]
+  differ += [f'{key} {there["config"].get(key)} -> {value}' for key, value in (
+      config.items()) if 'config' in differ and there['config'].get(
+          key) != setting['config'][key]]
+  if differ:
+    raise ValueError(
+        f'{path} is of another setting ({"; ".join(differ)}): its arms do not'
+        ' compare with those asked for. Give another --out.')
 
 
 def circuit_of(
@@ -230,6 +257,7 @@ def main(argv: list[str]) -> None:
         continue
       if bench is None:
         bench = prepare(seed)
+        check_setting(bench, out / f'setting_s{seed}.json')
         files.write_json(out / f'questions_s{seed}.json', _questions(bench))
       record, (circuit, theta) = run(bench, arm, kept)
       files.write_npz(path.with_suffix('.npz'), {

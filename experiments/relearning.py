@@ -33,9 +33,7 @@ from mansu_jax import types
 from mansu_jax.circuits import divergence
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
-from mansu_jax.circuits import lens
 from mansu_jax.circuits import pair_batches
-from mansu_jax.circuits import readability
 from mansu_jax.data import tokenization
 from mansu_jax.models import decoder
 from mansu_jax.models import loading
@@ -43,7 +41,7 @@ from mansu_jax.stages import attribution
 from mansu_jax.stages import checks
 from mansu_jax.stages import edits
 from mansu_jax.stages import evaluation
-from mansu_jax.stages import readability as readability_stage
+from mansu_jax.stages import readability
 from mansu_jax.unlearn import losses
 
 _BATCH = 16
@@ -190,14 +188,12 @@ def _divergences(config, inputs, model):
 
 def _readable(config, inputs, model):
   """`params -> readability`, in full precision."""
-  asked = readability_stage.questions(config, inputs, model.tokenizer)
-  picks = lambda params: lens.read(
-      *asked.states(model.config, params),
-      params.get('lm_head', params['embed']), asked.asked.choices)
-  base = picks(model.params)
-  return lambda params: readability.measure(
-      base, picks(params), {}, asked.asked.right, asked.asked.counts,
-      asked.facts, resamples=config.eval.bootstrap, seed=config.seed)
+  def measure(params):
+    reader = readability.Reader(
+        config, inputs, model, params, {'fp': lambda params: params})
+    return reader.measure(None)
+
+  return measure
 
 
 if __name__ == '__main__':

@@ -52,7 +52,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   with clock.stage('attribution'):
     found, why = _find_circuit(config, inputs, base)
     if found is not None:
-      results.write_circuit(found, root)
+      results.write_circuit(found, base.config, root)
   with clock.stage('evaluate'):
     evaluator = evaluation.Evaluator(config, inputs, base)
     quantize = quantizers.Quantizers(config, inputs, base)

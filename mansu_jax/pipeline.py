@@ -47,7 +47,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   saved = checkpoints.Stages(root / 'checkpoints', resume=config.resume)
   with clock.stage('attribution'):
     found = attribution.find(config, inputs, model, saved)
-    results.write_circuit(found, root)
+    results.write_circuit(found, model.config, root)
   with clock.stage('references'):
     batches = training.make_batches(config, inputs, model)
     edit = edits.make(config, model, found.circuit, found.movable)

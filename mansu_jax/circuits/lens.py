@@ -43,6 +43,8 @@ _WIDTH = 64  # of as many tokens, or what the longest prompt needs,
 _MULTIPLE = 8  # in multiples of this.
 _PLACES = 64  # What is kept of a batch is padded to multiples of this.
 RIDGE = 1e-3  # Of the states' mean variance.
+# On TPU products are of bfloat16 parts by default.
+_EXACT = functools.partial(jax.default_matmul_precision, 'float32')
 
 
 class States(NamedTuple):
@@ -60,9 +62,10 @@ class States(NamedTuple):
 @functools.partial(jax.jit, static_argnames='config')
 def _at_ends(config, params, rows, ends):
   """States at the places `ends` [P] of flattened rows [B * T]."""
-  hidden, taps = decoder.forward_with_taps(
-      config, params, rows.tokens, sites=_SITES, positions=rows.positions,
-      segments=rows.segments)
+  with _EXACT():
+    hidden, taps = decoder.forward_with_taps(
+        config, params, rows.tokens, sites=_SITES, positions=rows.positions,
+        segments=rows.segments)
   take = lambda x: x.reshape(-1, x.shape[-1])[ends]
   residual = taps[sites_lib.Site.RESIDUAL]  # [L, B, T, D]
   first = take(decoder.embed(params, rows.tokens))
@@ -139,16 +142,18 @@ class Above:
 
 @functools.partial(jax.jit, static_argnames=('config', 'common'))
 def _entering(config, params, rows, common):
-  return decoder.entering(
-      config, params, rows.tokens, layer=common, positions=rows.positions,
-      segments=rows.segments)
+  with _EXACT():
+    return decoder.entering(
+        config, params, rows.tokens, layer=common, positions=rows.positions,
+        segments=rows.segments)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'common'))
 def _final(config, params, x, rows, ends, common):
-  hidden = decoder.forward(
-      config, params, embeddings=x, first_layer=common,
-      positions=rows.positions, segments=rows.segments)
+  with _EXACT():
+    hidden = decoder.forward(
+        config, params, embeddings=x, first_layer=common,
+        positions=rows.positions, segments=rows.segments)
   return hidden.reshape(-1, hidden.shape[-1])[ends]
 
 
@@ -229,19 +234,12 @@ def says(
   Returns:
     [m] int.
   """
-  return _nearest(final, _vectors(table, choices))
-
-
-def _vectors(table, choices) -> np.ndarray:
-  return np.asarray(table[choices], np.float64)  # [m, C, D]
-
-
-def _nearest(states: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-  return np.einsum('mD,mCD->mC', states, vectors).argmax(1)
+  vectors = np.asarray(table[choices], np.float64)  # [m, C, D]
+  return np.einsum('mD,mCD->mC', final, vectors).argmax(1)
 
 
 def read(
-    fit: States, asked: States, table: np.ndarray, choices: np.ndarray
+    fit: States, asked: States, table: np.ndarray, tokens: np.ndarray
 ) -> np.ndarray:
   """What each layer says of each question.
 
@@ -249,14 +247,13 @@ def read(
     fit: states of the prompts that the lens is fitted on.
     asked: of m questions.
     table: [V, D], the unembedding.
-    choices: [m, C] int, first tokens of the choices.
+    tokens: [U] int, those that are asked for.
 
   Returns:
-    [L + 1, m] int, the choice that each layer prefers; the last one's is what
-    the model itself says.
+    [L + 1, m, U] float32 logits; the last layer's are the model's own.
   """
-  prefer = functools.partial(_nearest, vectors=_vectors(table, choices))
-  inner = [prefer(predict(fit.layers[:, layer], fit.final,
-                          asked.layers[:, layer]))
+  vectors = np.asarray(table[tokens], np.float64)  # [U, D]
+  inner = [predict(fit.layers[:, layer], fit.final, asked.layers[:, layer])
            for layer in range(fit.layers.shape[1] - 1)]
-  return np.array([*inner, prefer(asked.final)])
+  return np.stack([(states @ vectors.T).astype(np.float32)
+                   for states in (*inner, asked.final)])

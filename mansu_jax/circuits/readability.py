@@ -7,8 +7,14 @@ With acc_l the share of forgotten questions that a lens on layer l answers (see
 
 1 is all that the base has, 0 nothing. `hidden` is the best layer's share less
 that of the last, whose state is what the model says, or less g where that is
-more: knowledge that is there and does not come out. The best layer is chosen
-once, and held where facts are resampled: the best of each draw is biased.
+more: knowledge that is there and does not come out. `avoided` is the least
+layer's: below what guessing gives, right answers are avoided, which tells them
+as well. The best and the least layer are chosen once, and held where facts are
+resampled: the best of each draw is biased.
+
+Guessing is what states say of other facts' questions: facts change places, each
+with all its questions, so that phrasings of one fact are wrong together, and
+answers that are likely whatever is asked are as likely there.
 """
 
 from __future__ import annotations
@@ -21,9 +27,56 @@ import numpy as np
 from mansu_jax.circuits import resampling
 
 
+class NothingToRead(ValueError):
+  """The base itself holds no more than guessing gives."""
+
+
+def picks(scores: np.ndarray, choices: np.ndarray) -> np.ndarray:
+  """The choices that are preferred, [L + 1, m] int.
+
+  Args:
+    scores: [L + 1, m, U] logits of every token asked for.
+    choices: [m, C] int, which of the tokens each question's choices are.
+  """
+  return np.take_along_axis(scores, choices[None], 2).argmax(2)
+
+
+def guesses(
+    scores: np.ndarray, choices: np.ndarray, right: np.ndarray,
+    facts: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
+  """How many questions the states of other facts' questions answer.
+
+  Args:
+    scores: as in `picks`.
+    choices: as there.
+    right: [m] int, column of the right choice.
+    facts: [m], of each question; two at least.
+    draws: how often facts change places.
+    seed: of the draws.
+
+  Returns:
+    Share answered by each layer, [draws, L + 1].
+  """
+  rng, (unique, fact) = np.random.default_rng(seed), np.unique(
+      facts, return_inverse=True)
+  rows = [np.flatnonzero(fact == i) for i in range(unique.size)]
+  rank = np.zeros(fact.size, int)  # Of a question among its fact's.
+  for members in rows:
+    rank[members] = np.arange(members.size)
+  shares = []
+  for _ in range(draws):
+    order = rng.permutation(unique.size)
+    other = np.empty_like(order)
+    other[order] = np.roll(order, 1)  # No fact is left in its place.
+    state = np.array([rows[i][k % rows[i].size]
+                      for i, k in zip(other[fact], rank)])
+    shares.append(np.equal(picks(scores[:, state], choices), right).mean(1))
+  return np.array(shares)
+
+
 def measure(
     base: np.ndarray, unlearned: np.ndarray, beside: Mapping[str, np.ndarray],
-    right: np.ndarray, counts: np.ndarray, facts: np.ndarray, *,
+    right: np.ndarray, facts: np.ndarray, guessed: np.ndarray, *,
     resamples: int, seed: int) -> dict[str, Any]:
   """Readability with its interval and nulls.
 
@@ -32,26 +85,37 @@ def measure(
     unlearned: that of the unlearned model's.
     beside: those of models that give nulls of one value, by name.
     right: [m] int, the right choice.
-    counts: [m] int, choices of each question.
     facts: [m], what is resampled.
-    resamples: bootstrap draws, halvings, and draws of guesses.
+    guessed: `guesses` of the unlearned model, [draws, L + 1].
+    resamples: bootstrap draws, and halvings.
     seed: of all draws.
 
   Returns:
     `value`, `interval` (95 %), `hidden` (with the 95 % level of guessing),
-    `by_layer` of both models, and `nulls`: `guessing` (mean, 95 % level),
-    `prompt_halves` (mean, 5 % level: of the base on two halves of the facts),
-    and each of `beside` (value, and the paired interval of value minus it).
-    `passed`: what is read is not told from guessing, and is less than all of
+    `avoided` (the least layer's share, with the 5 % level), `by_layer` of all
+    models, and `nulls`: `guessing` (mean, 95 % level), `prompt_halves` (mean,
+    5 % level: of the base on two halves of the facts), and each of `beside`
+    (value, and the paired interval of value minus it). `passed`: what is read
+    is not told from guessing, from above or below, and is less than all of
     `beside` read.
+
+  Raises:
+    NothingToRead: no layer of the base reads more than guessing gives, of which
+      readability would be a share.
   """
   rng = np.random.default_rng(seed)
-  picks = {'base': base, 'unlearned': unlearned, **beside}
-  hits = {name: np.equal(x, right) for name, x in picks.items()}  # [L + 1, m]
+  chosen = {'base': base, 'unlearned': unlearned, **beside}
+  hits = {name: np.equal(x, right) for name, x in chosen.items()}  # [L + 1, m]
   best = {name: int(hit.mean(1).argmax()) for name, hit in hits.items()}
-  guesses = _guesses(unlearned, counts, resamples, rng)  # [draws, L + 1]
-  most = guesses.max(1)
-  floor = float(most.mean())
+  most = guessed.max(1)
+  floor, level = float(most.mean()), float(
+      np.quantile(most, resampling.LEVEL))
+  held = float(hits['base'].mean(1).max())
+  if held <= level:
+    raise NothingToRead(
+        f'the best layer of the base answers {held:.2f} of the'
+        f' {right.size} questions, and guessing up to {level:.2f} (95 % level);'
+        ' wanted more, of what readability is a share')
   weights = np.stack([resampling.weights(facts, rng) for _ in range(resamples)])
   uniform = np.full((1, right.size), 1 / right.size)
 
@@ -59,15 +123,10 @@ def measure(
     read = lambda name: weights @ hits[name][best[name]] - floor
     return read(name) / read('base')
 
-  def estimate(name):
-    return {'value': float(share(name, uniform)[0]),
-            'interval': resampling.interval(share(name, weights))}
-
   draws = share('unlearned', weights)
-  span = float(hits['base'].mean(1).max()) - floor
   nulls = {
-      'guessing': {'mean': 0.0, 'draws': resamples, 'level_95': float(
-          np.quantile(most - floor, resampling.LEVEL)) / span},
+      'guessing': {'mean': 0.0, 'draws': len(guessed), 'level_95': (
+          level - floor) / (held - floor)},
       'prompt_halves': _halves(
           hits['base'][best['base']], facts, floor, resamples, rng)}
   for name in beside:
@@ -75,8 +134,11 @@ def measure(
         'value': float(share(name, uniform)[0]),
         'difference_interval': resampling.interval(
             draws - share(name, weights))}
-  out = estimate('unlearned') | {
-      'hidden': _hidden(hits['unlearned'], weights, guesses),
+  out = {
+      'value': float(share('unlearned', uniform)[0]),
+      'interval': resampling.interval(draws),
+      'hidden': _hidden(hits['unlearned'], weights, guessed),
+      'avoided': _avoided(hits['unlearned'], weights, guessed),
       'questions': int(right.size), 'facts': int(np.unique(facts).size),
       'by_layer': {name: hit.mean(1).tolist() for name, hit in hits.items()},
       'nulls': nulls}
@@ -85,16 +147,33 @@ def measure(
 
 def judge(found: dict[str, Any]) -> dict[str, Any]:
   """Whether nothing is to be read: `passed`, and the `checks` behind it."""
-  nulls = found['nulls']
+  nulls, avoided = found['nulls'], found['avoided']
+  low, high = avoided['interval']
   checks = {
       'within_guessing': resampling.within(
           found, nulls['guessing']['level_95']),
+      'not_avoided': resampling.within(
+          {'value': -avoided['value'], 'interval': [-high, -low]},
+          -avoided['guessing_level_5']),
       'below_prompt_halves': bool(
           found['value'] < nulls['prompt_halves']['level_5'])}
   for name, null in nulls.items():
     if 'difference_interval' in null:
       checks[f'below_{name}'] = resampling.below(null['difference_interval'])
   return {'checks': checks, 'passed': resampling.all_of(checks.values())}
+
+
+def _avoided(
+    hits: np.ndarray, weights: np.ndarray, guesses: np.ndarray
+) -> dict[str, Any]:
+  """The layer that answers the least."""
+  by_layer = hits.mean(1)
+  least = int(by_layer.argmin())
+  return {'value': float(by_layer[least]),
+          'interval': resampling.interval(weights @ hits[least]),
+          'guessing_level_5': float(np.quantile(
+              guesses.min(1), 1 - resampling.LEVEL)),
+          'layer': least}
 
 
 def _hidden(
@@ -110,12 +189,6 @@ def _hidden(
           'guessing_level_95': float(np.quantile(less(
               guesses.max(1), guesses[:, -1]), resampling.LEVEL)),
           'layer': best}
-
-
-def _guesses(picks, counts, draws, rng) -> np.ndarray:
-  """Each layer's share where the right choices are drawn, [draws, L + 1]."""
-  drawn = rng.integers(counts, size=(draws, counts.size))
-  return np.array([np.equal(picks, one).mean(1) for one in drawn])
 
 
 def _halves(hits, facts, floor, draws, rng) -> dict[str, Any]:

@@ -79,14 +79,22 @@ def _control(record: Record) -> document.Text:
         'There is no output-suppression control in this run (an edit that only'
         ' hides the answers, matched in what is forgotten): compare with one'
         ' before erasure is claimed.')
+  shares = (f'{words.percent(found["answered"])} against'
+            f' {words.percent(found["wanted"])}, by first tokens')
+  what = ('The output-suppression control is the base with its last layer\'s'
+          ' down projection changed, so that')
+  if not found.get('matched', True):
+    return document.Text(
+        f'{what} it would answer as few of the forgotten questions as the'
+        f' unlearned model. It does not come to that ({shares}), so it is'
+        ' compared with nothing here.')
   return document.Text(
-      'The output-suppression control is the base with its last layer\'s down'
-      ' projection changed, so that it answers as few of the forgotten'
-      f' questions as the unlearned model ({words.percent(found["answered"])}'
-      f' against {words.percent(found["wanted"])}, by first tokens) and all'
-      ' that leads to them is as it was. Its CAD is not 0 for that: scores sum'
-      ' to what the output says, so an answer that is only hidden takes some of'
-      ' them along. Readability, below, looks at the states instead.')
+      f'{what} it answers as few of the forgotten questions as the unlearned'
+      f' model ({shares}) and all that leads to them is as it was. Its CAD is'
+      ' not 0 for that: scores sum to what the output says, so an answer that'
+      ' is only hidden takes some of them along. Readability, below, looks at'
+      ' the states instead. It is in full precision, also where it is compared'
+      ' with a quantized model.')
 
 
 def _rows(name: str, where: str, found: Record) -> Iterator[tuple[str, ...]]:
@@ -147,8 +155,9 @@ def _readability(record: Record) -> Iterator[document.Block]:
       f' {words.estimate(found)}; the best layer ({hidden["layer"]}) reads'
       f' {words.signed(hidden["value"])}'
       f' {words.interval(hidden["interval"], 3, True)} more than the last one'
-      f' says{_guessed(hidden)}. It sees neither what a model keeps at other'
-      ' tokens, nor what no linear map finds.')
+      f' says{_guessed(hidden)}.{_avoided(found)} It sees neither what a model'
+      ' keeps at other tokens, nor what no linear map finds.')
+  yield document.Text(_verdict(found))
   yield document.Plots((document.Plot(
       'readability', _layers_chart(found),
       'Forgotten questions that each layer answers, 0 being the embedding. An'
@@ -165,6 +174,40 @@ def _readability(record: Record) -> Iterator[document.Block]:
   yield document.Table(
       ('readability of', 'value [95 % interval]', 'level or questions'),
       tuple(rows), labels=1)
+
+
+_CHECKS = {  # What did not hold, of readability.
+    'within_guessing': 'what is read is no more than guessing gives',
+    'not_avoided': 'right answers are not avoided, which tells them as well',
+    'below_prompt_halves': 'less is read than in the base',
+    'below_base_quantized': 'less is read than in the quantized base',
+    'below_suppression': 'less is read than in the suppression control'}
+_VERDICTS = {True: 'nothing is to be read', False: 'something is to be read',
+             'inconclusive': 'whether anything is to be read is open'}
+
+
+def _verdict(found: Record) -> str:
+  """At each precision, whether nothing is to be read, and why not."""
+  parts = []
+  for precision, one in (('full precision', found), *found.get(
+      'by_precision', {}).items()):
+    fails = [f'{_CHECKS.get(name, name)}'
+             f' ({"no" if held is False else "open"})'
+             for name, held in one['checks'].items() if held is not True]
+    parts.append(f'{precision}: {_VERDICTS[one["passed"]]}'
+                 + (f'; {", ".join(fails)}' if fails else ''))
+  return ('The verdict of readability, which is beside the four properties.'
+          f' {". ".join(part[:1].upper() + part[1:] for part in parts)}.')
+
+
+def _avoided(found: Record) -> str:
+  """What the layer that answers the least does."""
+  least = found.get('avoided')
+  if least is None:
+    return ''
+  return (f' The layer that answers the least ({least["layer"]}) answers'
+          f' {words.estimate(least)}, where guessing gives'
+          f' {words.number(least["guessing_level_5"])} or more (5 % level).')
 
 
 def _guessed(hidden: Record) -> str:
@@ -202,8 +245,8 @@ def _copy_back(record: Record) -> Iterator[document.Block]:
         ' halves with as many nodes in each layer, by what comes back: '
         + '; '.join(f'{precision} {_comes_back(less, True)}'
                     for precision, less in halves.items())
-        + '. Above 0, what was edited where the scores are large is what made'
-        ' the model forget.')
+        + '. Above 0, the forgetting rests more on the nodes whose scores are'
+        ' large, or on larger changes there; below 0, less.')
   rows = []
   for precision, parts in found['by_precision'].items():
     rows += [

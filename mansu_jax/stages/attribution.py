@@ -46,7 +46,7 @@ class Found:
     report: JSON-able account (sizes, faithfulness, pairs).
     selected: how it was selected, to do so from other pairs; None where each
       pair's scores were not kept.
-    edges: scores of the edges that it stands for by name, at level edge.
+    edges: the edges that it stands for, at level edge.
     movable: at level edge, by leaf name [L, nodes], which parts of the nodes'
       weights are at the end of an edge; None: all.
   """
@@ -56,7 +56,7 @@ class Found:
   means: dict[str, np.ndarray]
   report: dict[str, Any]
   selected: robustness.Selected | None = None
-  edges: dict[str, float] | None = None
+  edges: edge_circuit.EdgeCircuit | None = None
   movable: dict[str, np.ndarray] | None = None
 
 
@@ -113,12 +113,13 @@ def _find_edges(config, model, pairs, means, retain, once) -> Found:
       edge_weights.unit_values(carried, means['neurons']),
       edge_weights.movable(carried, model.config.d_ff)))
   found.report['edges'] = edges.size
-  found.report.update(_edge_account(
-      config, model, pairs, edges, own, groups, contrast))
   if config.circuit.selection == 'random':  # No edges end at its nodes.
     return found
-  return dataclasses.replace(
-      found, edges=edge_circuit.named(edges, model.config))
+  account, times = _edge_account(
+      config, model, pairs, edges, own, groups, contrast)
+  found.report.update(
+      account | picture.of_edges(edges, model.config, means, times))
+  return dataclasses.replace(found, edges=edges)
 
 
 def _edge_sums(config, model, pairs, once):
@@ -133,20 +134,22 @@ def _edge_sums(config, model, pairs, once):
 
 
 def _edge_account(
-    config, model, pairs, edges, own, groups, contrast) -> dict[str, Any]:
-  """How faithful the edges themselves are, and whether others give them."""
-  if config.circuit.selection == 'random':  # Others are edited.
-    return {}
+    config, model, pairs, edges, own, groups, contrast
+) -> tuple[dict[str, Any], np.ndarray | None]:
+  """How faithful the edges themselves are, and whether others give them.
+
+  Also in which share of the resamples each is selected, [S, G].
+  """
   measure = edge_attribution.faithfulness(
       config, model, pairs if own is None else own.pairs)
-  report = {'edge_faithfulness': measure(edges.chosen)}
+  report, times = {'edge_faithfulness': measure(edges.chosen)}, None
   if own is not None:
     selected = edge_robustness.of_edges(
         config, model, edges, groups, own, contrast)
-    report['robustness'], _ = robustness.measure(
+    report['robustness'], times = robustness.measure(
         config, selected, lambda row: measure.metrics(
             edge_robustness.whole(row, model.config)))
-  return report
+  return report, times
 
 
 def forget_pairs(

@@ -17,6 +17,7 @@ from mansu_jax.circuits import divergence
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits import readability as readability_lib
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.stages import attribution
@@ -24,8 +25,14 @@ from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import quantizers
 from mansu_jax.stages import readability
 
-# The base answers too few pairs, or there are none.
-_NO_PAIRS = (eap_ig.TooFewAnswered, pairs_lib.NoPairs)
+
+class NothingOutside(ValueError):
+  """The circuit holds every node that can be scored."""
+
+
+# Of one of CAD and AS-NC: the base answers too few pairs, there are none, or
+# there is nothing off the circuit.
+_NOT_MEASURED = (eap_ig.TooFewAnswered, pairs_lib.NoPairs, NothingOutside)
 _COPIED_BACK = 3  # Random circuits whose weights are copied back.
 _HALVES = 5  # Random halves of the circuit, likewise.
 _MATCHED = 0.05  # How far a control may be off the share that it shall answer.
@@ -40,11 +47,14 @@ class Models:
 
   Attributes:
     after: the unlearned model at each precision, full precision first.
-    beside: models that give nulls of one value.
+    quantized: the base under each quantizer, a null of one value: at a
+      quantizer its own, in full precision the first's.
+    control: what hides answers only, another; None: there is none.
   """
 
   after: Mapping[str, Callable[[], types.Params]]
-  beside: Mapping[str, Callable[[], types.Params]]
+  quantized: Mapping[str, Callable[[], types.Params]]
+  control: Callable[[], types.Params] | None = None
 
 
 def measure(
@@ -56,7 +66,7 @@ def measure(
   Args:
     config: the run's.
     inputs: its data; retain pairs are made of the retain questions.
-    quantize: its quantizers; the leading one gives a null.
+    quantize: its quantizers, which give nulls.
     model: the base model.
     found: the circuit C, with its scores.
     unlearned: full params after.
@@ -70,48 +80,62 @@ def measure(
   views = {'fp': lambda params: params} | {
       name: functools.partial(quantize, name)
       for name in config.quant_schemes}
-  beside = {}
-  out, reasons, circuit = dict(_NOTHING), [], found.circuit
+  control, reasons, circuit = None, [], found.circuit
+  out = dict(_NOTHING)
   try:
     reader = readability.Reader(config, inputs, model, unlearned, views)
   except readability.NothingToRead as error:
     logging.warning('Readability is not measured: %s', error)
     out['readability'] = {'reason': str(error)}
   else:
-    control = reader.control(_forget_pairs(config, inputs, model))
-    if abs(control.reached - control.wanted) <= _MATCHED:
-      beside['suppression'] = lambda: control.params
-    out['suppression_control'] = {
-        'wanted': control.wanted, 'answered': control.reached,
-        'scale': control.scale}
-    out['readability'] = reader.measure(control)
-    rng, layers = _draws(config, model)
-    out['copy_back'] = reader.copy_back(
-        circuit, [select.matched_random(circuit, layers, rng)
-                  for _ in range(_COPIED_BACK)],
-        _halves(model, found, layers, rng),
-        [name for name in views  # Others would calibrate anew.
-         if name not in quant.CALIBRATED])
+    control, read = _read(config, inputs, model, found, reader, list(views))
+    out |= read
     del reader
   if not config.eval.cad_pairs:
     return out | {'S': _inconclusive('--eval_cad_pairs=0 skips CAD and AS-NC')}
-  after = {name: functools.partial(view, unlearned)
-           for name, view in views.items()}
-  quantized = {'base_quantized': functools.partial(
-      views[config.quant_schemes[0]], model.params)}
+  after, quantized = ({
+      name: functools.partial(view, params) for name, view in views.items()}
+                      for params in (unlearned, model.params))
+  del quantized['fp']
   for key, name, part, compared in (
-      ('cad', 'CAD', _cad, quantized | beside),
+      ('cad', 'CAD', _cad, control),
       # A control that hides answers leaves what is off C as it is: no null.
-      ('as_nc', 'AS-NC', _as_nc, quantized)):
+      ('as_nc', 'AS-NC', _as_nc, None)):
     try:
       out[key] = part(config, inputs, model, circuit, Models(
-          after=after, beside=compared))
-    except _NO_PAIRS as error:  # Keep the rest of the run.
+          after=after, quantized=quantized, control=compared))
+    except _NOT_MEASURED as error:  # Keep the rest of the run.
       logging.warning('%s is not measured: %s', name, error)
       reasons.append(f'{name} is not measured: {error}')
   if reasons:
     return out | {'S': _inconclusive(' '.join(reasons))}
   return out | {'S': divergence.at_every_precision(out['cad'], out['as_nc'])}
+
+
+def _read(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
+    found: attribution.Found, reader: readability.Reader,
+    precisions: list[str]
+) -> tuple[Callable[[], types.Params] | None, dict[str, Any]]:
+  """The control's params, if it is matched, and what is read."""
+  made = reader.control(_forget_pairs(config, inputs, model))
+  matched = abs(made.reached - made.wanted) <= _MATCHED
+  out = {'suppression_control': {
+      'wanted': made.wanted, 'answered': made.reached, 'scale': made.scale,
+      'matched': matched}}
+  try:
+    out['readability'] = reader.measure(made if matched else None)
+  except readability_lib.NothingToRead as error:
+    logging.warning('Readability is not measured: %s', error)
+    out['readability'] = {'reason': str(error)}
+  rng, layers = _draws(config, model)
+  out['copy_back'] = reader.copy_back(
+      found.circuit, [select.matched_random(found.circuit, layers, rng)
+                      for _ in range(_COPIED_BACK)],
+      _halves(model, found, layers, rng),
+      [name for name in precisions  # Others would calibrate anew.
+       if name not in quant.CALIBRATED])
+  return (lambda: made.params) if matched else None, out
 
 
 _NOTHING = {key: {} for key in (
@@ -163,9 +187,16 @@ def _divergence(
   base, answered = eap_ig.keep_answered(run(model.params))
   kept = lambda make: eap_ig.PairScores(*(x[answered] for x in run(make())))
   facts = np.array([p.fact for p in pairs])[answered]
-  beside = {name: kept(make) for name, make in models.beside.items()}
+  quantized = {name: kept(make) for name, make in models.quantized.items()}
+  hides = {} if models.control is None else {
+      'suppression': kept(models.control)}
+
+  def beside(precision):
+    own = [precision] if precision in quantized else list(quantized)[:1]
+    return {'base_quantized': quantized[name] for name in own} | hides
+
   found = {name: divergence.measure(
-      base, kept(make), beside, nodes, facts, random_nodes=draw,
+      base, kept(make), beside(name), nodes, facts, random_nodes=draw,
       random_circuits=max(_LEAST_RANDOM, config.circuit.random_circuits),
       resamples=config.eval.bootstrap, seed=config.seed)
            for name, make in models.after.items()}
@@ -194,7 +225,11 @@ def _as_nc(config, inputs, model, circuit, models) -> dict[str, Any]:
   pairs = attribution.retain_pairs(config, inputs.splits, model.tokenizer)
   outside = lambda circuit: divergence.outside(
       circuit, config.attribution.level)
-  draw = _random(config, model, circuit)
+  draw, nodes = _random(config, model, circuit), outside(circuit)
+  if not any(nodes[kind].any() for kind in graph.KINDS):
+    raise NothingOutside(
+        f'the circuit holds every node of --attribution_level='
+        f'{config.attribution.level}, so that nothing is off it')
   return _divergence(
-      config, model, pairs[:config.eval.cad_pairs], models, outside(circuit),
+      config, model, pairs[:config.eval.cad_pairs], models, nodes,
       draw and (lambda rng: outside(draw(rng))))

@@ -84,6 +84,10 @@ def questions(
   told_apart = [i for i, row in enumerate(first) if len(set(row)) == len(row)]
   _check_enough(told_apart, 'forget questions (use near or far) whose choices'
                 ' differ in their first tokens')
+  if len({asked[i].fact for i in told_apart}) < 2:
+    raise NothingToRead(
+        f'its {len(told_apart)} forget questions (use near or far) are about one'
+        ' fact; wanted two facts at least, for what guessing gives')
   width = max(len(first[i]) for i in told_apart)
   rows = [first[i] + first[i][:1] * (width - len(first[i]))
           for i in told_apart]
@@ -132,21 +136,33 @@ class Reader:
     self._common, self._above = evaluation.layers_in_common(
         model.params, unlearned), {}
     self._full, *self._quantized = views
-    self._read = {
-        ('base', self._full): self._picks(*self._base, model.params)}
+    self._tokens, self._choices = np.unique(
+        self._questions.asked.choices, return_inverse=True)
+    self._choices = self._choices.reshape(self._questions.asked.choices.shape)
+    self._guessed = {}
+    self._read = {('base', self._full): self._picks(
+        *self._base, model.params)}
 
   def picks(self, name: str, precision: str) -> np.ndarray:
     """The choices that each layer of a model prefers, [L + 1, m] int."""
     key = name, precision
     if key not in self._read:
       params = self._views[precision](self._params[name])
-      self._read[key] = self._picks(
-          *self._questions.states(self._model.config, params), params)
+      scores = self._scores(*self._questions.states(
+          self._model.config, params), params)
+      self._read[key] = readability.picks(scores, self._choices)
+      if name == 'unlearned':
+        self._guessed[precision] = readability.guesses(
+            scores, self._choices, self._questions.asked.right,
+            self._questions.facts, draws=self._config.eval.bootstrap,
+            seed=self._config.seed)
     return self._read[key]
 
+  def _scores(self, fit, at, params) -> np.ndarray:
+    return lens.read(fit, at, _table(params), self._tokens)
+
   def _picks(self, fit, at, params) -> np.ndarray:
-    return lens.read(
-        fit, at, _table(params), self._questions.asked.choices)
+    return readability.picks(self._scores(fit, at, params), self._choices)
 
   def _right(self, picks: np.ndarray) -> np.ndarray:
     """Whether the model itself answers each question [m]."""
@@ -172,20 +188,33 @@ class Reader:
         keep=self._base[0], wanted=float(wanted),
         match=np.arange(len(every.right)) < len(asked.right))
 
-  def measure(self, control: suppression.Control) -> dict[str, Any]:
-    """Readability of the unlearned model at every precision."""
+  def measure(self, control: suppression.Control | None) -> dict[str, Any]:
+    """Readability of the unlearned model at every precision.
+
+    Beside it are the base under the precision's own quantizer (in full
+    precision under the first) and the control, in full precision.
+
+    Args:
+      control: from `control`; None: without.
+
+    Raises:
+      readability.NothingToRead: the base holds nothing.
+    """
     asked, facts = self._questions.asked, self._questions.facts
-    hidden = [suppression.states(
-        self._model.config, self._model.params, control, s)
-              for s in self._base]
-    beside = {'suppression': self._picks(*hidden, control.params)}
-    if self._quantized:
-      beside = {'base_quantized': self.picks(
-          'base', self._quantized[0])} | beside
-    out = {precision: readability.measure(
-        self.picks('base', self._full), self.picks('unlearned', precision),
-        beside, asked.right, asked.counts, facts, **self._resampling)
-           for precision in self._views}
+    hides = {} if control is None else {'suppression': self._picks(
+        *(suppression.states(
+            self._model.config, self._model.params, control, s)
+          for s in self._base), control.params)}
+
+    def one(precision):
+      unlearned = self.picks('unlearned', precision)
+      quantized = {'base_quantized': self.picks('base', name) for name in (
+          [precision] if precision in self._quantized else self._quantized[:1])}
+      return readability.measure(
+          self.picks('base', self._full), unlearned, quantized | hides,
+          asked.right, facts, self._guessed[precision], **self._resampling)
+
+    out = {precision: one(precision) for precision in self._views}
     return out[self._full] | {
         'by_precision': {name: out[name] for name in self._quantized},
         'fitted_on': len(self._questions.fit),
@@ -199,9 +228,9 @@ class Reader:
         below are run once for all such models.
       precision: what they were made with, one of the views.
     """
-    if precision not in self._above:
-      self._above[precision] = lens.Above(
-          self._model.config, self._questions.prompts, self._common)
+    if precision not in self._above:  # What others kept is not needed again.
+      self._above = {precision: lens.Above(
+          self._model.config, self._questions.prompts, self._common)}
     asked = self._questions.asked
     return np.equal(asked.right, lens.says(
         self._above[precision](params), _table(params), asked.choices))

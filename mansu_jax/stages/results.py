@@ -16,6 +16,7 @@ from mansu_jax import config as run_config
 from mansu_jax import files
 from mansu_jax import tree_paths
 from mansu_jax import types
+from mansu_jax.circuits import edge_circuit
 from mansu_jax.circuits import graph
 from mansu_jax.data import tokenization
 from mansu_jax.eval import generation
@@ -106,11 +107,23 @@ def samples(
       for i, (split, q) in enumerate(chosen)]
 
 
-def write_circuit(found: attribution.Found, root: pathlib.Path) -> None:
-  """Writes `circuit.json`: nodes, and edges where it is made of them."""
+def write_circuit(
+    found: attribution.Found, shape: Any, root: pathlib.Path) -> None:
+  """Writes `circuit.json`: nodes, and edges where it is made of them.
+
+  These are in `circuit_edges.json` too, in the Mechanistic Interpretability
+  Benchmark's format, which `--circuit_file` reads.
+
+  Args:
+    found: the circuit.
+    shape: the model's config.
+    root: the workdir.
+  """
   fields = graph.to_json(found.circuit, found.means)
   if found.edges is not None:
-    fields['edges'] = found.edges
+    fields['edges'] = edge_circuit.named(found.edges, shape)
+    files.write_json(root / 'circuit_edges.json', edge_circuit.to_json(
+        found.edges, shape))
   files.write_json(root / 'circuit.json', fields | {'report': found.report})
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mansu_jax.circuits import lens
+from mansu_jax.circuits import readability
 from mansu_jax.models import decoder
 from mansu_jax.models import layers
 from tests.circuits import small
@@ -121,19 +122,32 @@ class ReadTest(absltest.TestCase):
     choices = np.concatenate([wrong, answers[50:, None]], 1)
     return fit, lens.States(states[50:], None, says), table, choices
 
+  def _read(self, hide_from):
+    fit, asked, table, choices = self._world(hide_from)
+    return readability.picks(
+        lens.read(fit, asked, table, np.arange(60)), choices)
+
   def test_finds_turned_answers_and_no_others(self):
-    right = lambda picks: np.equal(picks, 3).mean(1)
-    got = right(lens.read(*self._world(None)))
+    got = np.equal(self._read(None), 3).mean(1)
     self.assertLess(got[0], 0.5)
     np.testing.assert_array_equal(got[1:3], 1.0)
 
   def test_the_last_layer_is_what_the_model_says(self):
-    np.testing.assert_array_equal(lens.read(*self._world(None))[-1], 0)
+    np.testing.assert_array_equal(self._read(None)[-1], 0)
+    _, asked, table, choices = self._world(None)
+    np.testing.assert_array_equal(lens.says(asked.final, table, choices), 0)
 
   def test_an_answer_hidden_late_is_read_before(self):
-    got = np.equal(lens.read(*self._world(2)), 3).mean(1)
+    got = np.equal(self._read(2), 3).mean(1)
     self.assertEqual(got[1], 1.0)
     self.assertLess(got[2], 0.5)
+
+  def test_some_tokens(self):
+    fit, asked, table, _ = self._world(None)
+    every = lens.read(fit, asked, table, np.arange(60))
+    np.testing.assert_allclose(
+        lens.read(fit, asked, table, np.array([3, 50])), every[..., [3, 50]],
+        rtol=1e-5)
 
 
 if __name__ == '__main__':

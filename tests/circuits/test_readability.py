@@ -22,13 +22,87 @@ def _picks(*shares, seed=0):
                _RIGHT, (_RIGHT + 1) % 4) for share in shares])
 
 
-def _measure(base, unlearned, right=_RIGHT, counts=_COUNTS, facts=_FACTS,
-             **beside):
+def _guessed(layers, choices=4, draws=2000):
+  """What guesses that know nothing answer, question by question."""
+  rng = np.random.default_rng(1)
+  return rng.binomial(_M, 1 / choices, (draws, layers)) / _M
+
+
+def _measure(base, unlearned, facts=_FACTS, guessed=None, **beside):
+  guessed = _guessed(len(unlearned)) if guessed is None else guessed
   return readability.measure(
-      base, unlearned, beside, right, counts, facts, resamples=200, seed=0)
+      base, unlearned, beside, _RIGHT, facts, guessed, resamples=200, seed=0)
 
 
 _BASE = _picks(0.25, 0.5, 1.0, 1.0)
+
+
+class PicksTest(absltest.TestCase):
+
+  def test_the_best_of_each_questions_choices(self):
+    scores = np.array([[[1.0, 5.0, 3.0], [9.0, 2.0, 4.0]]])
+    choices = np.array([[0, 2], [1, 2]])
+    np.testing.assert_array_equal(
+        readability.picks(scores, choices), [[1, 1]])
+
+  def test_the_first_of_what_repeats(self):
+    np.testing.assert_array_equal(
+        readability.picks(np.ones((2, 1, 3)), np.array([[1, 2, 1]])), [[0], [0]])
+
+
+class GuessesTest(parameterized.TestCase):
+
+  def _asked(self, facts=40, per_fact=6, tokens=50, seed=0):
+    """Questions whose right token is the fact's, and whose others are any."""
+    rng = np.random.default_rng(seed)
+    fact = np.repeat(np.arange(facts), per_fact)
+    choices = np.array([rng.choice(
+        np.setdiff1d(np.arange(tokens), f), 4, replace=False) for f in fact])
+    right = rng.integers(0, 4, fact.size)
+    choices[np.arange(fact.size), right] = fact
+    return fact, choices, right
+
+  def _scores(self, fact, alike, seed, layers=5, tokens=50):
+    """Logits that know nothing, alike within a fact."""
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=(layers, fact.max() + 1, tokens))[:, fact]
+    own = rng.normal(size=(layers, fact.size, tokens))
+    return np.sqrt(alike) * shared + np.sqrt(1 - alike) * own
+
+  @parameterized.parameters(0.0, 0.9)
+  def test_its_level_is_that_of_states_that_know_nothing(self, alike):
+    fact, choices, right = self._asked()
+    above = []
+    for seed in range(150):
+      scores = self._scores(fact, alike, seed)
+      got = readability.guesses(
+          scores, choices, right, fact, draws=60, seed=seed)
+      self.assertEqual(got.shape, (60, 5))
+      most = np.equal(readability.picks(scores, choices), right).mean(1).max()
+      above.append(most > np.quantile(got.max(1), 0.95))
+    self.assertBetween(np.mean(above), 0.005, 0.12)
+
+  def test_states_that_know_everything_are_of_no_use_for_other_facts(self):
+    fact, choices, right = self._asked()
+    scores = np.eye(50)[fact][None] + 1e-3 * self._scores(fact, 0, 0, layers=1)
+    np.testing.assert_array_equal(readability.picks(scores, choices)[0], right)
+    got = readability.guesses(scores, choices, right, fact, draws=200, seed=0)
+    self.assertLess(got.mean(), 0.3)
+
+  def test_an_answer_that_is_likely_whatever_is_asked(self):
+    fact, choices, right = self._asked()
+    scores = np.broadcast_to(-np.arange(50.0), (1, fact.size, 50))
+    said = np.equal(readability.picks(scores, choices), right).mean()
+    got = readability.guesses(scores, choices, right, fact, draws=20, seed=0)
+    np.testing.assert_allclose(got, said)
+
+  def test_facts_of_different_sizes(self):
+    fact, choices, right = self._asked()
+    some = np.flatnonzero((fact % 3 > 0) | (np.arange(fact.size) % 6 == 0))
+    got = readability.guesses(
+        self._scores(fact, 0.5, 0)[:, some], choices[some], right[some],
+        fact[some], draws=50, seed=0)
+    self.assertBetween(got.mean(), 0.2, 0.3)
 
 
 class MeasureTest(parameterized.TestCase):
@@ -42,16 +116,29 @@ class MeasureTest(parameterized.TestCase):
   def test_best_layers_over_guessing(self):
     unlearned = _picks(0.25, 0.5, 0.75, 0.25, seed=1)
     got = _measure(_BASE, unlearned)
-    rng = np.random.default_rng(1)
-    guess = np.mean([np.equal(unlearned, rng.integers(0, 4, _M)).mean(1).max()
-                     for _ in range(2000)])
+    guess = _guessed(4).max(1)
     self.assertAlmostEqual(
-        got['value'], (0.75 - guess) / (1 - guess), delta=0.01)
+        got['value'], (0.75 - guess.mean()) / (1 - guess.mean()))
+    self.assertAlmostEqual(
+        got['nulls']['guessing']['level_95'],
+        (np.quantile(guess, 0.95) - guess.mean()) / (1 - guess.mean()))
     self.assertBetween(got['value'], *got['interval'])
     self.assertEqual(got['by_layer']['base'], [0.25, 0.5, 1.0, 1.0])
     self.assertEqual(got['by_layer']['unlearned'], [0.25, 0.5, 0.75, 0.25])
     self.assertEqual((got['questions'], got['facts']), (_M, _M // 2))
     json.dumps(got, allow_nan=False)
+
+  def test_a_base_that_holds_nothing(self):
+    with self.assertRaisesRegex(readability.NothingToRead, 'answers 0.25 of'):
+      _measure(_picks(0.25, 0.25), _picks(0.25, 0.25, seed=1))
+
+  def test_an_answer_that_is_avoided_is_not_gone(self):
+    got = _measure(_BASE, _picks(0.25, 0.25, 0.0, 0.25))
+    self.assertEqual((got['avoided']['value'], got['avoided']['layer']), (0, 2))
+    self.assertLess(0.05, got['avoided']['guessing_level_5'])
+    self.assertIs(got['checks']['within_guessing'], True)
+    self.assertIs(got['checks']['not_avoided'], False)
+    self.assertIs(got['passed'], False)
 
   def test_what_the_last_layer_does_not_say_is_hidden(self):
     hidden = _measure(_BASE, _picks(0.25, 0.5, 1.0, 0.4))['hidden']
@@ -61,9 +148,7 @@ class MeasureTest(parameterized.TestCase):
     # What is said less often than guessing would is not hidden for that.
     below = _picks(0.0, 0.0, 0.3, 0.0)
     hidden = _measure(_BASE, below)['hidden']
-    rng = np.random.default_rng(1)
-    guess = np.mean([np.equal(below, rng.integers(0, 4, _M)).mean(1).max()
-                     for _ in range(2000)])
+    guess = _guessed(4).max(1).mean()
     self.assertAlmostEqual(hidden['value'], 0.3 - guess, delta=0.01)
     shown = _measure(_BASE, _picks(0.25, 0.25, 0.25, 0.5))['hidden']
     self.assertEqual(
@@ -71,13 +156,17 @@ class MeasureTest(parameterized.TestCase):
 
   def test_where_nothing_is_to_be_read_nothing_is(self):
     rng = np.random.default_rng(0)
-    runs = [_measure(_BASE, rng.integers(0, 4, (12, _M))[
-        np.repeat(np.arange(4), 3)]) for _ in range(60)]
+    # Every third layer says what it likes: as many as are guessed with.
+    guessed = _guessed(4)[:, np.repeat(np.arange(4), 3)]
+    runs = [_measure(_BASE, rng.integers(0, 4, (4, _M))[
+        np.repeat(np.arange(4), 3)], guessed=guessed) for _ in range(120)]
     middles = [np.mean(run['interval']) for run in runs]
     for values in ([run['value'] for run in runs], middles):
       self.assertLess(abs(np.mean(values)), 0.03)
-    # True 19 times in 20, of the 95 % level.
-    self.assertGreater(np.mean([run['passed'] is True for run in runs]), 0.85)
+    # 95 % levels, but a value at the level, which is 1 in 20, is not within.
+    for check in ('within_guessing', 'not_avoided'):
+      self.assertGreater(np.mean(
+          [run['checks'][check] is True for run in runs]), 0.8, check)
     self.assertEqual({run['passed'] for run in runs} - {True, 'inconclusive'},
                      set())
     hidden = [run['hidden'] for run in runs]
@@ -99,22 +188,15 @@ class MeasureTest(parameterized.TestCase):
     self.assertGreater(width(np.repeat(np.arange(5), 16)), width(
         np.arange(_M)))
 
-  def test_guessing_knows_how_many_choices_there_are(self):
-    level = lambda count: _measure(
-        _BASE, _picks(0.3, 0.3, 0.3, 0.3), counts=np.full(_M, count))[
-            'nulls']['guessing']['level_95']
-    self.assertGreater(_measure(_BASE, _picks(0.3), right=_RIGHT % 2,
-                                counts=np.full(_M, 2))['nulls']['guessing'][
-                                    'level_95'], 0)
-    self.assertGreater(level(4), 0)
-
 
 class JudgeTest(parameterized.TestCase):
 
   def _judge(self, value=0.0, interval=(-0.1, 0.05), guessing=0.1, halves=0.9,
-             difference=(-1.0, -0.8)):
+             difference=(-1.0, -0.8), least=0.2, least_interval=(0.1, 0.3)):
     return readability.judge({
-        'value': value, 'interval': interval, 'nulls': {
+        'value': value, 'interval': interval, 'avoided': {
+            'value': least, 'interval': least_interval,
+            'guessing_level_5': 0.15}, 'nulls': {
             'guessing': {'level_95': guessing},
             'prompt_halves': {'level_5': halves},
             'suppression': {'value': 0.9, 'difference_interval': difference}}})
@@ -122,11 +204,13 @@ class JudgeTest(parameterized.TestCase):
   def test_passes_below_all(self):
     got = self._judge()
     self.assertIs(got['passed'], True)
-    self.assertLen(got['checks'], 3)
+    self.assertLen(got['checks'], 4)
 
   @parameterized.parameters(
       (dict(value=0.3, interval=(0.2, 0.4)), False),
       (dict(value=0.2, interval=(0.0, 0.4)), 'inconclusive'),
+      (dict(least=0.02, least_interval=(0.0, 0.05)), False),
+      (dict(least=0.1, least_interval=(0.0, 0.2)), 'inconclusive'),
       (dict(halves=-0.1), False), (dict(difference=(0.1, 0.2)), False),
       (dict(difference=(-0.1, 0.2)), 'inconclusive'))
   def test_each_can_stop_it(self, changes, want):

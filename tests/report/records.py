@@ -119,6 +119,8 @@ def readability() -> dict[str, Any]:
       'value': 0.064, 'interval': [-0.02, 0.151], 'questions': 358,
       'facts': 59, 'hidden': {
           'value': 0.012, 'interval': [0.0, 0.041], 'layer': 27},
+      'avoided': {'value': 0.187, 'interval': [0.14, 0.23], 'layer': 4,
+                  'guessing_level_5': 0.192},
       'by_layer': {'base': rise, 'unlearned': low,
                    'suppression': rise[:-1] + [0.33], 'base_quantized': rise},
       'nulls': {
@@ -128,7 +130,8 @@ def readability() -> dict[str, Any]:
               'value': 0.981, 'difference_interval': [-1.01, -0.83]},
           'suppression': {
               'value': 0.993, 'difference_interval': [-1.02, -0.85]}},
-      'checks': {'within_guessing': 'inconclusive'}, 'passed': 'inconclusive'}
+      'checks': {'within_guessing': 'inconclusive', 'below_suppression': True},
+      'passed': 'inconclusive'}
   return one | {'by_precision': {'nf4': one | {'value': 0.031}},
                 'fitted_on': 320, 'left_out': 2}
 

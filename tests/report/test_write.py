@@ -181,6 +181,9 @@ class ContentTest(cases.ReportTest):
       for null in record[key]['nulls'].values():
         self.assertIn(f'{null.get("mean", null.get("value")):.3f}', text)
     self.assertIn('(33.4 % against 33.2 %, by first tokens)', text)
+    record['suppression_control']['matched'] = False
+    self.assertIn('It does not come to that (33.4 % against 33.2 %',
+                  self.page(record).text)
     del record['suppression_control']  # As of records before 0.2.
     self.assertIn('There is no output-suppression control in this run',
                   self.page(record).text)
@@ -193,6 +196,12 @@ class ContentTest(cases.ReportTest):
     self.assertLen(rows, 6)  # With four nulls.
     self.assertEqual(rows[2][2], '95 % level 0.058 (500 draws)')
     self.assertEqual(rows[3][2], '5 % level 0.967 (500 draws)')
+    text = self.page(record).text
+    self.assertIn(
+        'Full precision: whether anything is to be read is open; what is read'
+        ' is no more than guessing gives (open). Nf4: whether', text)
+    self.assertIn('answers the least (4) answers 0.187 [0.140, 0.230], where'
+                  ' guessing gives 0.192 or more', text)
     record['readability'] = {'reason': 'there are 3 retain questions'}
     self.assertIn('Readability was not measured: there are 3 retain questions.',
                   self.page(record).text)

@@ -1,6 +1,8 @@
 """Circuits that hold nothing are refused, and what they are ranked by."""
 
 import dataclasses
+import json
+import pathlib
 import types
 from unittest import mock
 
@@ -19,6 +21,7 @@ from mansu_jax.circuits import select
 from mansu_jax.stages import attribution
 from mansu_jax.stages import edge_attribution
 from mansu_jax.stages import edits
+from mansu_jax.stages import results
 from tests import runs
 from tests.circuits import small
 
@@ -98,7 +101,8 @@ class MovableTest(parameterized.TestCase):
     measure = mock.Mock(
         return_value=0.5, smallest_prefix=lambda *_: 1, config=_CONFIG)
     with mock.patch.object(attribution, '_measure', return_value=measure), (
-        mock.patch.object(attribution, '_edge_account', return_value={})):
+        mock.patch.object(
+            attribution, '_edge_account', return_value=({}, None))):
       found = attribution._find_edges(
           _parse('--circuit_resamples=0', '--circuit_edges=5',
                  f'--circuit_selection={selection}',
@@ -112,6 +116,20 @@ class MovableTest(parameterized.TestCase):
         lambda x, mask: int(jnp.broadcast_to(mask, x.shape).sum()),
         edit.theta, edit.movable)
     self.assertEqual(sum(jax.tree.leaves(moves)), budget)
+    folder = pathlib.Path(self.create_tempdir())
+    results.write_circuit(found, _CONFIG, folder)
+    nodes = json.loads((folder / 'circuit.json').read_text())
+    path = folder / 'circuit_edges.json'
+    if selection == 'random':  # No edges end at its nodes.
+      self.assertFalse(path.exists())
+      self.assertIsNone(nodes['edges'])
+      return
+    edges = edge_circuit.from_json(
+        json.loads(path.read_text()), _CONFIG, 'circuit_edges.json')
+    self.assertEqual(edges.size, 5)
+    self.assertEqual(set(edge_circuit.named(edges, _CONFIG)), set(
+        nodes['edges']))
+    self.assertLen(found.report['picture']['edges'], 5)
 
 
 class ContrastTest(absltest.TestCase):

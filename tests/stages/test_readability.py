@@ -13,6 +13,7 @@ import numpy as np
 from mansu_jax import config as run_config
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import lens
+from mansu_jax.circuits import readability as readability_lib
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
@@ -100,6 +101,18 @@ class ReaderTest(parameterized.TestCase):
     self.views = {'fp': lambda params: params,
                   'nf4': lambda params: jax.tree.map(jnp.round, params)}
 
+  def _ask_what_it_knows(self):
+    """Makes what the base answers the right answers."""
+    asked = readability.questions(_config(), self.inputs, _TOKENIZER)
+    said = iter(self._reader(self.base).picks('base', 'fp')[-1])
+    self.assertLen(asked.prompts, 16)
+    known = lambda split: [
+        dataclasses.replace(q, answer=q.choices[next(said)])
+        for q in self.inputs.evaluation[split]]
+    evaluation = dict(self.inputs.evaluation) | {
+        split: known(split) for split in ('forget_paraphrase', 'forget_far')}
+    self.inputs = dataclasses.replace(self.inputs, evaluation=evaluation)
+
   def _reader(self, unlearned):
     return readability.Reader(
         _config(bootstrap=200), self.inputs, self.model, unlearned, self.views)
@@ -125,6 +138,7 @@ class ReaderTest(parameterized.TestCase):
     self.assertAlmostEqual(got, control.reached, delta=1e-6)
 
   def test_each_model_is_run_once(self):
+    self._ask_what_it_knows()
     runs, parts = [], []
     states, above = lens.states, lens.Above.__call__
     with mock.patch.object(lens, 'states', lambda *args: (
@@ -140,7 +154,13 @@ class ReaderTest(parameterized.TestCase):
     self.assertLen(runs, 4)
     self.assertLen(parts, 4)
 
+  def test_a_base_that_knows_nothing(self):
+    with self.assertRaisesRegex(
+        readability_lib.NothingToRead, 'the best layer of the base answers'):
+      self._reader(self.base).measure(None)
+
   def test_readability_of_the_base_is_one(self):
+    self._ask_what_it_knows()
     reader = self._reader(self.base)
     control = reader.control([])
     got = reader.measure(control)
