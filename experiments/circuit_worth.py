@@ -12,8 +12,8 @@ are transients in which everything is down, what is retained too.) So circuits
 are compared at what they cost, not at what they reach. One JSON file an arm and
 seed, written when it is done, and the edited weights beside it (`.npz`, the
 circuit's slices); what is there is not run again. The questions asked of a seed
-are in `questions_sN.json`, in the order of the answers; what arms of a seed share is
-in `setting_sN.json`, and arms of another setting are refused.
+are in `questions_sN.json`, in the order of the answers; what arms of a seed
+share is in `setting_sN.json`, and arms of another setting are refused.
 
 Arms are settings of `ARMS`, `random:N` for the N-th random circuit of as many
 nodes in each layer as the attributed one, or `ARM+random:N` likewise under

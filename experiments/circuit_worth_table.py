@@ -129,12 +129,14 @@ def less_random(found: dict[str, Any]) -> list[str]:
   for name in sorted(n for n in arms if not is_random(n)):
     for against in (name, 'attributed'):
       randoms = [a for n, a in arms.items() if is_random(n)
-                 and setting(n) == against and a['reached']]
+                 and setting(n) == against]
       if randoms:
         break
     if not randoms:
       continue
-    cells = [f'| {name}', f'{len(randoms)} of {against}']
+    missed = sum(not a['reached'] for a in randoms)
+    note = f' ({missed} not there)' if missed else ''
+    cells = [f'| {name}', f'{len(randoms)} of {against}{note}']
     for measure in _MEASURES:
       for precision in _PRECISIONS:
         cells.append(_difference(

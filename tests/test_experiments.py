@@ -171,13 +171,13 @@ class CircuitWorthTest(absltest.TestCase):
     self.assertStartsWith(by_arm['small'][6], '+0.500 [')
     self.assertEqual(by_arm['other'][1], '2 of attributed')
 
-  def test_random_circuits_that_never_get_there_are_not_compared_with(self):
+  def test_random_circuits_that_never_get_there_are_compared_with_too(self):
     self._arm('attributed', '0111', '0101')
     self._arm('random:0', '0110', '0111')
     self._arm('random:1', '1111', '0101', reached=False)
     _, ((_, against, *_, held_out, _, _, _),) = self._tables()
-    self.assertEqual(against, '1 of attributed')
-    self.assertStartsWith(held_out, '+0.500 [')
+    self.assertEqual(against, '2 of attributed (1 not there)')
+    self.assertStartsWith(held_out, '+0.250 [')
 
   def test_what_came_back_by_setting(self):
     (self.folder / 'relearning').mkdir()

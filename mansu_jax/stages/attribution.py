@@ -25,6 +25,7 @@ from mansu_jax.circuits import robustness as robustness_lib
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.models import config as model_config
 from mansu_jax.stages import edge_attribution
 from mansu_jax.stages import edge_robustness
 from mansu_jax.stages import inputs as inputs_lib

@@ -86,8 +86,8 @@ def questions(
                 ' differ in their first tokens')
   if len({asked[i].fact for i in told_apart}) < 2:
     raise NothingToRead(
-        f'its {len(told_apart)} forget questions (use near or far) are about one'
-        ' fact; wanted two facts at least, for what guessing gives')
+        f'its {len(told_apart)} forget questions (use near or far) are about'
+        ' one fact; wanted two facts at least, for what guessing gives')
   width = max(len(first[i]) for i in told_apart)
   rows = [first[i] + first[i][:1] * (width - len(first[i]))
           for i in told_apart]

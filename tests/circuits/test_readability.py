@@ -46,8 +46,8 @@ class PicksTest(absltest.TestCase):
         readability.picks(scores, choices), [[1, 1]])
 
   def test_the_first_of_what_repeats(self):
-    np.testing.assert_array_equal(
-        readability.picks(np.ones((2, 1, 3)), np.array([[1, 2, 1]])), [[0], [0]])
+    got = readability.picks(np.ones((2, 1, 3)), np.array([[1, 2, 1]]))
+    np.testing.assert_array_equal(got, [[0], [0]])
 
 
 class GuessesTest(parameterized.TestCase):

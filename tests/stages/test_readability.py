@@ -195,8 +195,9 @@ class ReaderTest(parameterized.TestCase):
     nothing = graph.empty(self.model.config)
     with mock.patch.object(reader, '_right', side_effect=lambda picks: (
         np.full(16, picks is reader.picks('base', 'fp')))), (
-            mock.patch.object(reader, 'answered', side_effect=lambda params, _: (
-                np.full(16, readability._same(params, self.base))))):
+            mock.patch.object(reader, 'answered', side_effect=(
+                lambda params, _: np.full(
+                    16, readability._same(params, self.base))))):
       got = reader.copy_back(
           self.circuit, [], [self.circuit, nothing, nothing], ('fp',))
     self.assertEqual(got['by_precision']['fp']['best_half']['share'], 1.0)
