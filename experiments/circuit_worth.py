@@ -147,15 +147,15 @@ def check_setting(bench: Bench, path: pathlib.Path) -> None:
   if not path.exists():
     files.write_json(path, setting)
     return
-  there = json.loads(path.read_text())
-  differ = [key for key in setting if setting[key] != there.get(key)]
-  differ += [f'{key} {there["config"].get(key)} -> {value}' for key, value in (
-      config.items()) if 'config' in differ and there['config'].get(
-          key) != setting['config'][key]]
+  now = tree_paths.flatten(setting)
+  there = tree_paths.flatten(json.loads(path.read_text()))
+  differ = [f'{key} is {there[key]} there, and {now[key]} here'
+            for key in now if key in there and there[key] != now[key]]
   if differ:
     raise ValueError(
-        f'{path} is of another setting ({"; ".join(differ)}): its arms do not'
-        ' compare with those asked for. Give another --out.')
+        f'The arms in {path.parent} are of another setting:'
+        f' {"; ".join(differ)}. They do not compare with those asked for: give'
+        ' another --out.')
 
 
 def circuit_of(

@@ -1,10 +1,12 @@
 """Scripts in experiments/ that no other test runs."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
 import tempfile
 import types
+from unittest import mock
 
 from absl.testing import absltest
 import jax
@@ -15,6 +17,7 @@ from mansu_jax import quant
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.models import decoder
 from mansu_jax.unlearn import losses
+from tests import runs
 from tests.eval import toy_model
 from tests.models import tiny
 
@@ -110,6 +113,29 @@ class PairedDifferencesTest(absltest.TestCase):
                   self._run('three', 0, answers, scheme='fp4')):
       with self.assertRaisesRegex(ValueError, 'wanted the same'):
         self.script.differences([one], [other])
+
+
+class SettingTest(absltest.TestCase):
+
+  def test_arms_of_another_setting_are_refused(self):
+    worth = _script('circuit_worth')
+    config = runs.parse('--model=m', '--workdir=w', '--quant_schemes=nf4')
+    bench = lambda config, data='1': types.SimpleNamespace(
+        config=config, inputs=types.SimpleNamespace(hashes={'f.jsonl': data}))
+    path = pathlib.Path(self.create_tempdir()) / 'setting_s0.json'
+    with mock.patch.object(worth, '_TARGET', types.SimpleNamespace(value=0.33)):
+      worth.check_setting(bench(config), path)
+      # As if the flag were newer than the arms.
+      there = json.loads(path.read_text())
+      del there['config']['eval']['questions']
+      path.write_text(json.dumps(there))
+      worth.check_setting(
+          bench(dataclasses.replace(config, workdir='other')), path)
+      with self.assertRaisesRegex(
+          ValueError, 'config/seed is 0 there, and 3 here.*another --out'):
+        worth.check_setting(bench(dataclasses.replace(config, seed=3)), path)
+      with self.assertRaisesRegex(ValueError, 'hashes/f.jsonl is 1 there'):
+        worth.check_setting(bench(config, '2'), path)
 
 
 class CircuitWorthTest(absltest.TestCase):
