@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import circuit_worth
 from mansu_jax import quant
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.models import decoder
@@ -118,24 +119,24 @@ class PairedDifferencesTest(absltest.TestCase):
 class SettingTest(absltest.TestCase):
 
   def test_arms_of_another_setting_are_refused(self):
-    worth = _script('circuit_worth')
     config = runs.parse('--model=m', '--workdir=w', '--quant_schemes=nf4')
     bench = lambda config, data='1': types.SimpleNamespace(
         config=config, inputs=types.SimpleNamespace(hashes={'f.jsonl': data}))
     path = pathlib.Path(self.create_tempdir()) / 'setting_s0.json'
-    with mock.patch.object(worth, '_TARGET', types.SimpleNamespace(value=0.33)):
-      worth.check_setting(bench(config), path)
+    with mock.patch.object(
+        circuit_worth, '_TARGET', types.SimpleNamespace(value=0.33)):
+      circuit_worth.check_setting(bench(config), path)
       # As if the flag were newer than the arms.
       there = json.loads(path.read_text())
       del there['config']['eval']['questions']
       path.write_text(json.dumps(there))
-      worth.check_setting(
+      circuit_worth.check_setting(
           bench(dataclasses.replace(config, workdir='other')), path)
       with self.assertRaisesRegex(
           ValueError, 'config/seed is 0 there, and 3 here.*another --out'):
-        worth.check_setting(bench(dataclasses.replace(config, seed=3)), path)
+        circuit_worth.check_setting(bench(dataclasses.replace(config, seed=3)), path)
       with self.assertRaisesRegex(ValueError, 'hashes/f.jsonl is 1 there'):
-        worth.check_setting(bench(config, '2'), path)
+        circuit_worth.check_setting(bench(config, '2'), path)
 
 
 class CircuitWorthTest(absltest.TestCase):
