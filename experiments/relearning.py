@@ -1,24 +1,30 @@
 """How soon does what was forgotten come back? Every arm of `circuit_worth`.
 
   python -m experiments.relearning DIR [--seed=0] [--arms budget_1 ...]
+      [--models NAME=PATH ...] [--controls]
 
-DIR is a folder of `experiments.circuit_worth`. Half of the forgotten facts are
+DIR is a folder of `experiments.circuit_worth`, or a new one where `--models`
+are given: Hugging Face folders, such as `model/` of a finished run. With
+`--controls` each of these is followed by an edit that only hides as many
+answers (`circuits.suppression`). Half of the forgotten facts are
 taught again to each edited model, all weights free, by their train phrasings;
 asked are the far phrasings of the other half, of which nothing is taught: what
 comes back there was still in the weights. Beside it stand CAD, on the arm's own
-circuit and on the attributed one of its setting, and readability. One JSON file
-an arm, `relearning/ARM_sN.json`, written when it is done; what is there is not
-run again. The batches are the same for all arms.
+circuit and on the attributed one of its setting (of arms), and readability. One
+JSON file an arm or model, `relearning/NAME_sN.json`, written when it is done;
+what is there is not run again. The batches are the same for all.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,19 +110,65 @@ def relearn(
   return out
 
 
+class Edited(NamedTuple):
+  """A model that has forgotten."""
+
+  name: str
+  params: Callable[[], types.Params]
+  circuits: dict[str, graph.Circuit]  # That CAD is measured on.
+
+
+def _arms(
+    folder: pathlib.Path, seed: int, model: Any, wanted: list[str] | None
+) -> Iterator[Edited]:
+  """Arms that are done; all, or some."""
+  for path in sorted(folder.glob(f'*_s{seed}.npz')):
+    if not path.with_suffix('.json').exists():
+      continue  # Still running.
+    arm = json.loads(path.with_suffix('.json').read_text())['arm']
+    if wanted and arm not in wanted:
+      continue
+    circuit, theta = _read(path)
+    circuits = {'own': circuit}
+    attributed = folder / f'{circuit_worth_table.setting(arm)}_s{seed}.npz'
+    if circuit_worth_table.is_random(arm) and attributed.exists():
+      circuits['attributed'] = _read(attributed)[0]
+    edit = edits.circuit_edit(model, circuit, (), quantized_views=False)
+    yield Edited(arm, functools.partial(edit.merge, theta), circuits)
+
+
+def _models(
+    named: list[str], controls: bool, config: Any, inputs: Any, model: Any
+) -> Iterator[Edited]:
+  """Models by name and path, and what hides as many answers as each."""
+  pairs = attribution.forget_pairs(config, inputs.splits, model.tokenizer)
+  for one in named:
+    name, _, path = one.partition('=')
+    load = functools.cache(lambda path=path: loading.load(path).params)
+    yield Edited(name, load, {})
+    if controls:
+      reader = lambda load=load: readability.Reader(
+          config, inputs, model, load(), {'fp': lambda params: params})
+      yield Edited(
+          f'{name}_control', lambda reader=reader: reader().control(
+              pairs[:config.eval.cad_pairs]).params, {})
+
+
 def main() -> None:
-  """Relearns every arm."""
+  """Relearns every arm and model."""
   parser = argparse.ArgumentParser(
       description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('folder', type=pathlib.Path)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--arms', nargs='*', help='all that there are by default')
+  parser.add_argument('--models', nargs='*', default=[], metavar='NAME=PATH')
+  parser.add_argument('--controls', action='store_true')
   parser.add_argument('--run', default='experiments/quickstart.flags')
   parser.add_argument('--learning_rate', type=float, default=2e-5)
   args = parser.parse_args()
   folder, seed = args.folder, args.seed
-  (folder / 'relearning').mkdir(exist_ok=True)
+  (folder / 'relearning').mkdir(parents=True, exist_ok=True)
   config = run_flags.from_flagfile(
       args.run, f'--seed={seed}', f'--workdir={folder}/unused')
   inputs = checks.read(config)
@@ -131,28 +183,23 @@ def main() -> None:
             'not_taught': float(right[~is_taught].mean()),
             'right': ''.join(map(str, right.astype(int)))}
 
-  for path in sorted(folder.glob(f'*_s{seed}.npz')):
-    if not path.with_suffix('.json').exists():
-      continue  # Still running.
-    arm = json.loads(path.with_suffix('.json').read_text())['arm']
-    out = folder / 'relearning' / path.with_suffix('.json').name
-    if out.exists() or (args.arms and arm not in args.arms):
+  for edited in itertools.chain(
+      _arms(folder, seed, model, args.arms),
+      _models(args.models, args.controls, config, inputs, model)):
+    name = edited.name.replace(':', '_').replace('+', '_')
+    out = folder / 'relearning' / f'{name}_s{seed}.json'
+    if out.exists():
       continue
-    circuit, theta = _read(path)
-    params = edits.circuit_edit(
-        model, circuit, (), quantized_views=False).merge(theta)
-    circuits = {'own': circuit}
-    attributed = folder / f'{circuit_worth_table.setting(arm)}_s{seed}.npz'
-    if circuit_worth_table.is_random(arm) and attributed.exists():
-      circuits['attributed'] = _read(attributed)[0]
+    params = edited.params()
     found = {
-        'arm': arm, 'learning_rate': args.learning_rate,
-        'cad': divergences(params, circuits), 'readability': readable(params),
+        'arm': edited.name, 'learning_rate': args.learning_rate,
+        'cad': divergences(params, edited.circuits),
+        'readability': readable(params),
         'relearning': relearn(
             model, params, taught, ask, rate=args.learning_rate, seed=seed)}
     files.write_json(out, found)
-    print(arm, [(x['step'], round(x['not_taught'], 3))
-                for x in found['relearning']], flush=True)
+    print(edited.name, [(x['step'], round(x['not_taught'], 3))
+                        for x in found['relearning']], flush=True)
 
 
 def _halves(config, inputs, model, seed):
