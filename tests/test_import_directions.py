@@ -10,7 +10,7 @@ _ROOT = pathlib.Path(__file__).parents[1] / 'mansu_jax'
 _FILES = sorted(_ROOT.rglob('*.py'))
 _MOST_LINES = 400
 
-_NAMES = ('types', 'tree_paths', 'files')  # Import nothing of ours.
+_NAMES = ('types', 'tree_paths', 'files', 'intervals')  # Import none of ours.
 _FIRST = (*_NAMES, 'config')
 _TOOLS = (*_FIRST, 'sharding', 'checkpoints', 'fisher')
 _DATA = (*_TOOLS, 'quant', 'data')
@@ -21,6 +21,7 @@ _MAY_IMPORT = {
     'types': (),
     'tree_paths': (),
     'files': (),
+    'intervals': (),
     'config_fields': _NAMES,
     'config_stages': (*_NAMES, 'config_fields'),
     'config': (*_NAMES, 'config_fields', 'config_stages'),

@@ -98,10 +98,12 @@ def measure(
   Raises:
     eap_ig.TooFewAnswered: fewer than two facts.
   """
-  if np.unique(groups).size < 2:
+  facts = np.unique(groups).size
+  if facts < 2:
     raise eap_ig.TooFewAnswered(
-        f'CAD needs pairs of at least 2 facts to resample; got'
-        f' {np.unique(groups).size}. Raise --eval_cad_pairs.')
+        f'CAD needs pairs of at least 2 facts to resample; got {facts}. Raise'
+        ' --eval_cad_pairs.')
+  interval = lambda draws: resampling.interval(draws, facts)
   rng = np.random.default_rng(seed)
   main, same = compare(before, after, nodes), compare(before, before, nodes)
   draws = np.stack([resampling.weights(groups, rng) for _ in range(resamples)])
@@ -113,16 +115,16 @@ def measure(
     other = compare(before, scores, nodes)
     nulls[name] = {
         'value': float(other(uniform)),
-        'difference_interval': resampling.interval(values - other(draws))}
+        'difference_interval': interval(values - other(draws))}
   if random_nodes is not None:
     randoms = [compare(before, after, random_nodes(rng))
                for _ in range(random_circuits)]
     nulls['random_circuits'] = _null(
         np.array([one(uniform) for one in randoms])) | {
-            'difference_interval': resampling.interval(values - np.mean(
+            'difference_interval': interval(values - np.mean(
                 [one(draws) for one in randoms], axis=0))}
   return {'value': float(main(uniform)),
-          'interval': resampling.interval(values),
+          'interval': interval(values),
           'pairs': int(groups.size), 'nulls': nulls}
 
 

@@ -19,7 +19,8 @@ answers that are likely whatever is asked are as likely there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,8 @@ def measure(
     return read(name) / read('base')
 
   draws = share('unlearned', weights)
+  count = np.unique(facts).size
+  interval = functools.partial(resampling.interval, groups=count)
   nulls = {
       'guessing': {'mean': 0.0, 'draws': len(guessed), 'level_95': (
           level - floor) / (held - floor)},
@@ -132,14 +135,13 @@ def measure(
   for name in beside:
     nulls[name] = {
         'value': float(share(name, uniform)[0]),
-        'difference_interval': resampling.interval(
-            draws - share(name, weights))}
+        'difference_interval': interval(draws - share(name, weights))}
   out = {
       'value': float(share('unlearned', uniform)[0]),
-      'interval': resampling.interval(draws),
-      'hidden': _hidden(hits['unlearned'], weights, guessed),
-      'avoided': _avoided(hits['unlearned'], weights, guessed),
-      'questions': int(right.size), 'facts': int(np.unique(facts).size),
+      'interval': interval(draws),
+      'hidden': _hidden(hits['unlearned'], weights, guessed, interval),
+      'avoided': _avoided(hits['unlearned'], weights, guessed, interval),
+      'questions': int(right.size), 'facts': int(count),
       'by_layer': {name: hit.mean(1).tolist() for name, hit in hits.items()},
       'nulls': nulls}
   return out | judge(out)
@@ -164,27 +166,27 @@ def judge(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _avoided(
-    hits: np.ndarray, weights: np.ndarray, guesses: np.ndarray
-) -> dict[str, Any]:
+    hits: np.ndarray, weights: np.ndarray, guesses: np.ndarray,
+    interval: Callable[[np.ndarray], list[float]]) -> dict[str, Any]:
   """The layer that answers the least."""
   by_layer = hits.mean(1)
   least = int(by_layer.argmin())
   return {'value': float(by_layer[least]),
-          'interval': resampling.interval(weights @ hits[least]),
+          'interval': interval(weights @ hits[least]),
           'guessing_level_5': float(np.quantile(
               guesses.min(1), 1 - resampling.LEVEL)),
           'layer': least}
 
 
 def _hidden(
-    hits: np.ndarray, weights: np.ndarray, guesses: np.ndarray
-) -> dict[str, Any]:
+    hits: np.ndarray, weights: np.ndarray, guesses: np.ndarray,
+    interval: Callable[[np.ndarray], list[float]]) -> dict[str, Any]:
   """The best layer less the last, or less guessing where that is more."""
   by_layer, floor = hits.mean(1), guesses.max(1).mean()
   best = int(by_layer.argmax())
   less = lambda read, said: read - np.maximum(said, floor)
   return {'value': float(less(by_layer[best], by_layer[-1])),
-          'interval': resampling.interval(less(
+          'interval': interval(less(
               weights @ hits[best], weights @ hits[-1])),
           'guessing_level_95': float(np.quantile(less(
               guesses.max(1), guesses[:, -1]), resampling.LEVEL)),

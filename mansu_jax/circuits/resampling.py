@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mansu_jax import intervals
+
 LEVEL = 0.95
 Verdict = bool | str  # True, False or 'inconclusive'
 
@@ -30,9 +32,15 @@ def halves(
   return tuple(side / side.sum() for side in sides)
 
 
-def interval(values: np.ndarray) -> list[float]:
-  """The middle 95 % of draws."""
-  return [float(v) for v in np.quantile(values, [0.025, 0.975])]
+def interval(values: np.ndarray, groups: int) -> list[float]:
+  """The middle 95 % of bootstrap draws, widened for few groups.
+
+  Args:
+    values: [draws].
+    groups: how many are resampled.
+  """
+  tail = intervals.expanded((1 - LEVEL) / 2, groups)
+  return [float(v) for v in np.quantile(values, [tail, 1 - tail])]
 
 
 def above(bounds: Iterable[float], level: float = 0.0) -> Verdict:

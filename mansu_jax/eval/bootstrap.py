@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
-from scipy import stats
+
+from mansu_jax import intervals
 
 RESAMPLES = 4000
 LEVEL = 0.95
@@ -132,10 +133,7 @@ def _weights(count: int, resamples: int, seed: int) -> np.ndarray:
 def _quantiles(
     draws: np.ndarray, count: int, tail: float) -> tuple[float, float]:
   """Percentile bounds, tails expanded for few facts; nan is unbounded."""
-  if count > 1:
-    t = stats.t.ppf(tail, count - 1) * math.sqrt(count / (count - 1))
-    tail = float(stats.norm.cdf(t))
-  ends = []
+  tail, ends = intervals.expanded(tail, count), []
   for probability, worst in ((tail, -np.inf), (1 - tail, np.inf)):
     filled = np.where(np.isnan(draws), worst, draws)
     method = 'linear' if np.isfinite(filled).all() else 'nearest'

@@ -260,7 +260,8 @@ class Reader:
              for i in range(len(halves))]
     out = {'confined': confined, 'by_precision': {},
            'best_half_less_random': {}}
-    share = functools.partial(_share, self._weights())
+    share = functools.partial(
+        _share, self._weights(), np.unique(self._questions.facts).size)
     for precision in precisions:
       answered = lambda params, precision=precision: self.answered(
           self._views[precision](params), precision)
@@ -297,14 +298,14 @@ class Reader:
         for _ in range(self._resampling['resamples'])])
 
 
-def _share(weights, gained, lost) -> dict[str, Any]:
+def _share(weights, facts, gained, lost) -> dict[str, Any]:
   """Share of what was forgotten that comes back, of each question [m]."""
   lost, back = weights @ lost, weights @ gained
   if (lost <= 0).any():
     return {'share': None, 'interval': [None, None]}
   values = back / lost
   return {'share': float(values[0]),
-          'interval': resampling.interval(values[1:])}
+          'interval': resampling.interval(values[1:], facts)}
 
 
 def _with_pairs(hide, asked, pairs, states):

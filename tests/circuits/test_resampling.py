@@ -36,8 +36,12 @@ class DrawsTest(absltest.TestCase):
             (one[inside] > 0).all(), not (other[inside] > 0).any())
 
   def test_interval(self):
-    self.assertEqual(
-        resampling.interval(np.arange(1001.0)), [25.0, 975.0])
+    draws = np.arange(1001.0)
+    np.testing.assert_allclose(
+        resampling.interval(draws, 10**6), [25.0, 975.0], atol=0.01)
+    low, high = resampling.interval(draws, 10)  # Of few, wider.
+    self.assertLess(low, 10.0)
+    self.assertAlmostEqual(low, 1000 - high, delta=1e-6)
 
 
 class VerdictTest(parameterized.TestCase):
