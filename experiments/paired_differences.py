@@ -6,7 +6,8 @@ A0, B0 and so on are workdirs, paired by seed. Prints a Markdown table of A less
 B: accuracy on the forget facts in new phrasings and on what is kept, in full
 precision and under the first quantizer, and the gap between the two. Questions
 of all seeds count together; facts are resampled, with all their questions, so
-that two runs that miss the same questions differ by nothing.
+that two runs that miss the same questions differ by nothing. How much a run
+varies from one training to the next is not in the intervals.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def differences(
   """The difference in each measure, with its interval.
 
   Raises:
-    ValueError: the seeds or quantizers of the two sides differ.
+    ValueError: the seeds, quantizers or questions of the two sides differ, or
+      a seed is there twice.
   """
   sides = [{seed: (scheme, answers) for seed, scheme, answers in map(
       read, folders)} for folders in (of, against)]
@@ -67,9 +69,20 @@ def differences(
     raise ValueError(
         f'The runs have the seeds {seeds[0]} and {seeds[1]} and the quantizers'
         f' {schemes[0]} and {schemes[1]}; wanted the same, and one quantizer.')
-  pairs = [(sides[0][seed][1][key], other)
-           for seed, (_, answers) in sides[1].items()
-           for key, other in answers.items() if key in sides[0][seed][1]]
+  for side, folders in zip(sides, (of, against)):
+    if len(side) < len(folders):
+      raise ValueError(
+          f'{len(folders)} runs have the seeds {sorted(side)}; wanted one run a'
+          ' seed on either side.')
+  pairs = []
+  for seed, (_, answers) in sides[1].items():
+    others = sides[0][seed][1]
+    if others.keys() != answers.keys():
+      raise ValueError(
+          f'Of seed {seed} {len(others.keys() ^ answers.keys())} questions were'
+          ' asked on one side only; wanted the same on both: runs with the same'
+          ' data and --eval_ flags.')
+    pairs += [(others[key], other) for key, other in answers.items()]
   out = {}
   for name, (splits, value) in measures(*schemes[0]).items():
     chosen = [(a, b) for a, b in pairs if b['split'] in splits]

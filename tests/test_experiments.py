@@ -115,6 +115,15 @@ class PairedDifferencesTest(absltest.TestCase):
       with self.assertRaisesRegex(ValueError, 'wanted the same'):
         self.script.differences([one], [other])
 
+  def test_a_seed_twice_and_other_questions_are_refused(self):
+    answers = {split: {'f': (1, 1)} for split in ('forget_far', 'retain')}
+    one, same = (self._run(name, 0, answers) for name in ('one', 'same'))
+    with self.assertRaisesRegex(ValueError, 'wanted one run a seed'):
+      self.script.differences([one, same], [one])
+    other = self._run('other', 0, answers | {'retain': {'g': (1, 1)}})
+    with self.assertRaisesRegex(ValueError, 'Of seed 0 2 questions were'):
+      self.script.differences([one], [other])
+
 
 class SettingTest(absltest.TestCase):
 
