@@ -119,21 +119,20 @@ class Above:
     Args:
       config: the models'.
       prompts: n lists of token ids, none empty.
-      common: how many layers, from the lowest on; with one at least, the
-        embeddings too.
+      common: how many layers, from the lowest on, and the embeddings; of 0
+        these may differ, and nothing is kept.
     """
     self._config, self._common = config, common
     self._batches, self._below = _batches(prompts), None
 
   def __call__(self, params: types.Params) -> np.ndarray:
     """A model's states after the final norm, at last tokens, [n, D]."""
-    below = self._below
-    if below is None:
-      below = [jax.device_get(_entering(
+    if self._below is None:
+      self._below = [jax.device_get(_entering(
           self._config, params, batch.rows, self._common))
-               for batch in self._batches]
-      self._below = below if self._common else None  # Embeddings may differ.
-    below = iter(below)
+                     for batch in self._batches] if self._common else (
+                         [None] * len(self._batches))
+    below = iter(self._below)
     final, = _each(self._batches, lambda batch: (_final(
         self._config, params, next(below), batch.rows, batch.ends,
         self._common),))
@@ -149,11 +148,13 @@ def _entering(config, params, rows, common):
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'common'))
-def _final(config, params, x, rows, ends, common):
+def _final(config, params, below, rows, ends, common):
+  """Goes on from what enters layer `common`; None: from the tokens."""
+  start = {'tokens': rows.tokens} if below is None else {'embeddings': below}
   with _EXACT():
     hidden = decoder.forward(
-        config, params, embeddings=x, first_layer=common,
-        positions=rows.positions, segments=rows.segments)
+        config, params, **start, first_layer=common, positions=rows.positions,
+        segments=rows.segments)
   return hidden.reshape(-1, hidden.shape[-1])[ends]
 
 

@@ -85,21 +85,23 @@ def _margins(config, params, x, asked):
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _answered(config, params, x, asked):
-  """Whether the right logit is the largest, of residuals [n, D] after all."""
+def answered(
+    config: model_config.ModelConfig, params: types.Params, x: types.Array,
+    asked: Asked) -> types.Array:
+  """Whether each right answer's first token is the likeliest choice's, [n].
+
+  Args:
+    config: the model's.
+    params: full params.
+    x: residuals [n, D] after all layers.
+    asked: what they are asked.
+  """
   def best(x, *one):
     logits = _logits(config, params, x, one[0])
     return logits[one[1]] > jnp.max(
         jnp.where(_others(*one), logits, -jnp.inf))
 
   return jax.vmap(best)(x, *asked)
-
-
-def answered(
-    config: model_config.ModelConfig, params: types.Params,
-    states: lens.States, asked: Asked) -> np.ndarray:
-  """Whether each right answer's first token is the likeliest choice's [n]."""
-  return np.asarray(_answered(config, params, states.layers[:, -1], asked))
 
 
 def make(
@@ -132,7 +134,7 @@ def make(
 
   def share(scale):
     return float(np.mean(np.asarray(
-        _answered(config, params, x + scale * moved, asked))[match]))
+        answered(config, params, x + scale * moved, asked))[match]))
 
   scale = _largest_above(share, wanted)
   mlp = params['layers']['mlp']

@@ -54,7 +54,7 @@ class Models:
 
   after: Mapping[str, Callable[[], types.Params]]
   quantized: Mapping[str, Callable[[], types.Params]]
-  control: Callable[[], types.Params] | None = None
+  control: types.Params | None = None
 
 
 def measure(
@@ -116,7 +116,7 @@ def _read(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
     found: attribution.Found, reader: readability.Reader,
     precisions: list[str]
-) -> tuple[Callable[[], types.Params] | None, dict[str, Any]]:
+) -> tuple[types.Params | None, dict[str, Any]]:
   """The control's params, if it is matched, and what is read."""
   made = reader.control(_forget_pairs(config, inputs, model))
   matched = abs(made.reached - made.wanted) <= _MATCHED
@@ -135,7 +135,7 @@ def _read(
       _halves(model, found, layers, rng),
       [name for name in precisions  # Others would calibrate anew.
        if name not in quant.CALIBRATED])
-  return (lambda: made.params) if matched else None, out
+  return made.params if matched else None, out
 
 
 _NOTHING = {key: {} for key in (
@@ -189,11 +189,11 @@ def _divergence(
   facts = np.array([p.fact for p in pairs])[answered]
   quantized = {name: kept(make) for name, make in models.quantized.items()}
   hides = {} if models.control is None else {
-      'suppression': kept(models.control)}
+      'suppression': kept(lambda: models.control)}
 
   def beside(precision):
-    own = [precision] if precision in quantized else list(quantized)[:1]
-    return {'base_quantized': quantized[name] for name in own} | hides
+    names = quantizers.of_base(precision, list(quantized))
+    return {'base_quantized': quantized[name] for name in names} | hides
 
   found = {name: divergence.measure(
       base, kept(make), beside(name), nodes, facts, random_nodes=draw,

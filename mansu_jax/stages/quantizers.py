@@ -41,6 +41,14 @@ def held(names: Sequence[str]) -> tuple[str, ...]:
   return tuple(n for n in names if quant.find(n).holds_scale)
 
 
+def of_base(precision: str, names: Sequence[str]) -> list[str]:
+  """Under which of the quantizers the base stands beside a precision.
+
+  Its own, or the first where it is full precision; none where there is none.
+  """
+  return [precision] if precision in names else list(names[:1])
+
+
 def check(config: run_config.RunConfig) -> None:
   """Raises ValueError on `--quant_schemes` that cannot be used together.
 

@@ -27,6 +27,7 @@ from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import tokenization
 from mansu_jax.stages import evaluation
 from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import quantizers
 
 _LEAST = 8  # Questions; fewer say nothing of layers.
 
@@ -136,10 +137,9 @@ class Reader:
     self._common, self._above = evaluation.layers_in_common(
         model.params, unlearned), {}
     self._full, *self._quantized = views
-    self._tokens, self._choices = np.unique(
-        self._questions.asked.choices, return_inverse=True)
-    self._choices = self._choices.reshape(self._questions.asked.choices.shape)
-    self._guessed = {}
+    choices, self._guessed = self._questions.asked.choices, {}
+    self._tokens = np.unique(choices)
+    self._choices = np.searchsorted(self._tokens, choices)
     self._read = {('base', self._full): self._picks(
         *self._base, model.params)}
 
@@ -208,8 +208,8 @@ class Reader:
 
     def one(precision):
       unlearned = self.picks('unlearned', precision)
-      quantized = {'base_quantized': self.picks('base', name) for name in (
-          [precision] if precision in self._quantized else self._quantized[:1])}
+      quantized = {'base_quantized': self.picks('base', name)
+                   for name in quantizers.of_base(precision, self._quantized)}
       return readability.measure(
           self.picks('base', self._full), unlearned, quantized | hides,
           asked.right, facts, self._guessed[precision], **self._resampling)

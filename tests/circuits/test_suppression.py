@@ -31,6 +31,11 @@ def _prompts(num, seed):
   return [rng.integers(0, 29, 6).tolist() for _ in range(num)]
 
 
+def _answered(params, states, asked):
+  return np.asarray(suppression.answered(
+      _CONFIG, params, states.layers[:, -1], asked))
+
+
 class SuppressionTest(parameterized.TestCase):
 
   @classmethod
@@ -46,26 +51,23 @@ class SuppressionTest(parameterized.TestCase):
         match=np.ones(24, bool) if match is None else match, wanted=wanted)
 
   def test_answered(self):
-    right = suppression.answered(_CONFIG, _PARAMS, self.hide, self.asked)
+    right = _answered(_PARAMS, self.hide, self.asked)
     self.assertTrue(right.all())
     wrong = self.asked._replace(right=np.zeros(24, np.int32))
-    self.assertFalse(suppression.answered(
-        _CONFIG, _PARAMS, self.hide, wrong).any())
+    self.assertFalse(_answered(_PARAMS, self.hide, wrong).any())
 
   def test_choices_that_fill_up_do_not_count(self):
     # Filled up with the first choice, which is the right one here.
     first = suppression.Asked(
         self.asked.choices[:, [1, 0, 1, 1]], np.zeros(24, np.int32),
         np.full(24, 2, np.int32))
-    self.assertTrue(suppression.answered(
-        _CONFIG, _PARAMS, self.hide, first).all())
+    self.assertTrue(_answered(_PARAMS, self.hide, first).all())
 
   @parameterized.parameters(0.25, 0.5, 0.75)
   def test_answers_as_many_as_wanted(self, wanted):
     control = self._make(wanted)
     states = lens.states(_CONFIG, control.params, self.prompts)
-    got = suppression.answered(
-        _CONFIG, control.params, states, self.asked).mean()
+    got = _answered(control.params, states, self.asked).mean()
     self.assertAlmostEqual(got, wanted, delta=1.01 / 24)
     self.assertAlmostEqual(got, control.reached, delta=1.01 / 24)
     self.assertEqual(control.wanted, wanted)
@@ -74,7 +76,7 @@ class SuppressionTest(parameterized.TestCase):
     match = np.arange(24) < 8
     control = self._make(0.5, match)
     states = lens.states(_CONFIG, control.params, self.prompts)
-    got = suppression.answered(_CONFIG, control.params, states, self.asked)
+    got = _answered(control.params, states, self.asked)
     self.assertAlmostEqual(got[match].mean(), 0.5, delta=1.01 / 8)
 
   def test_only_the_last_down_projection_changes(self):
