@@ -86,6 +86,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   with clock.stage('circuit'):
     by_edge = config.attribution.level == 'edge'
     found = (_of_edges if by_edge else _of_nodes)(config, model, scored)
+    found.report['picture']['places'] = picture.by_place(scored.arrays['place'])
   if scored.others and found.selected is not None:
     with clock.stage('other phrasings'):
       found.report['robustness']['phrasings'] = robustness.reworded(
@@ -131,7 +132,8 @@ def _score(
   means = eap_ig.node_means(kept, model.config)
   arrays = {
       'neuron': means['neurons'], 'head': means['heads'],
-      'kv_head': means['kv_heads'], 'answered': answered,
+      'kv_head': means['kv_heads'], 'place': kept.places.mean(0),
+      'place_names': np.array(eap_ig.PLACES), 'answered': answered,
       'metric_clean': scores.metric_clean,
       'metric_corrupt': scores.metric_corrupt}
   known = [p for p, is_kept in zip(pairs, answered) if is_kept]

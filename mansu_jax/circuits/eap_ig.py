@@ -29,6 +29,7 @@ from mansu_jax.models import sites as sites_lib
 _NEURON = sites_lib.Site.MLP_HIDDEN
 _HEAD = sites_lib.Site.HEAD_OUT
 SITES = (_NEURON, _HEAD)
+PLACES = ('before', 'changed', 'after', 'last')  # See `places`.
 
 
 class TooFewAnswered(ValueError):
@@ -55,6 +56,28 @@ class PairScores(NamedTuple):
   heads: types.Array  # [B, L, N]
   metric_clean: types.Array  # [B]
   metric_corrupt: types.Array  # [B]
+  places: types.Array  # [B, L, 2, P], sums over heads and over neurons by place
+
+
+def places(batch: PairBatch) -> types.Array:
+  """Where in its prompt each token stands, an index into `PLACES`, [R, T].
+
+  `changed` is all from the first to the last token in which the prompts of a
+  pair differ (the subject, of prompts about facts), `before` and `after` what
+  stands before and after it, and `last` the prompt's end, changed or not.
+  Padding counts as any.
+  """
+  pairs, own = batch.last.size, batch.segments
+  differ = (batch.clean != batch.corrupt) & (own >= 0)
+  extreme = lambda reduce, values: reduce(
+      values.ravel(), own.ravel() % (pairs + 1), pairs + 1)[own]
+  length = own.shape[1]
+  first = extreme(jax.ops.segment_min, jnp.where(
+      differ, batch.positions, length))
+  final = extreme(jax.ops.segment_max, jnp.where(differ, batch.positions, -1))
+  ends = jnp.arange(own.size).reshape(own.shape) == batch.last[own]
+  return jnp.select(
+      [ends, batch.positions < first, batch.positions <= final], [3, 0, 1], 2)
 
 
 def metric(
@@ -107,15 +130,17 @@ def _pair_scores(config, params, batch, steps):
   zeros = jax.tree.map(jnp.zeros_like, delta)
   grads, _ = jax.lax.scan(add_step, zeros, jnp.arange(steps, dtype=jnp.float32))
   owner = jax.nn.one_hot(batch.segments, batch.last.size)  # [R, T, B]
-  neurons = jnp.einsum(
-      'LRTF,RTB->BLF', delta[_NEURON] * grads[_NEURON], owner)
-  heads = jnp.einsum(
-      'LRTN,RTB->BLN', (delta[_HEAD] * grads[_HEAD]).sum(-1), owner)
+  neurons = delta[_NEURON] * grads[_NEURON] / steps  # [L, R, T, F]
+  heads = (delta[_HEAD] * grads[_HEAD]).sum(-1) / steps  # [L, R, T, N]
+  each = jnp.stack([heads.sum(-1), neurons.sum(-1)])  # [2, L, R, T]
   return PairScores(
-      neurons=neurons / steps,
-      heads=heads / steps,
+      neurons=jnp.einsum('LRTF,RTB->BLF', neurons, owner),
+      heads=jnp.einsum('LRTN,RTB->BLN', heads, owner),
       metric_clean=metric(params, hidden, batch),
-      metric_corrupt=metric(params, hidden_corrupt, batch))
+      metric_corrupt=metric(params, hidden_corrupt, batch),
+      places=jnp.einsum(
+          'KLRT,RTB,RTP->BLKP', each, owner,
+          jax.nn.one_hot(places(batch), len(PLACES))))
 
 
 def score_pairs(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mansu_jax.report import circuit_picture
 from mansu_jax.report import document
+from mansu_jax.report import place_picture
 from mansu_jax.report import svg
 from mansu_jax.report import words
 
@@ -86,6 +87,14 @@ def _pictures(found: Record) -> Iterator[document.Plot]:
     yield document.Plot(
         'circuit', circuit_picture.draw(f'Circuit of {name(found)}', picture),
         _caption(found, picture))
+    if places := picture.get('places'):
+      yield document.Plot(
+          'circuit_places', place_picture.draw('Where in the prompt', places),
+          'Sums of the scores of all heads, and of all neurons, of a layer,'
+          ' whether in the circuit or not, by where in the prompt they act:'
+          ' before the tokens that the corrupted prompt changes (the subject,'
+          ' of prompts about facts), there, after them, and at the last token,'
+          ' whose logits are asked.')
     return
   for kind, n in found['nodes'].items():
     if n:

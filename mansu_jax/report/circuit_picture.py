@@ -128,10 +128,9 @@ def _axis(frame: drawing.Frame, layout: _Layout) -> None:
 def _mark(
     frame: drawing.Frame, layer: float, y: float, radius: float, score: float,
     held: bool, told: str) -> None:
-  style = _HELPS if score >= 0 else _HURTS
-  frame.add(drawing.element(
-      'circle', f'<title>{html.escape(told)}</title>', cx=frame.x(layer),
-      cy=frame.top + y, r=max(radius, _LEAST), class_=f'mark {style}',
+  frame.add(drawing.mark(
+      frame.x(layer), frame.top + y, max(radius, _LEAST),
+      _HELPS if score >= 0 else _HURTS, told,
       fill_opacity=_FULL if held else _FAINT))
 
 

@@ -191,6 +191,14 @@ class Frame:
         class_='mj', role='img', aria_label=self.title) + '\n'
 
 
+def mark(x: float, y: float, radius: float, style: str, told: str,
+         **attributes) -> str:
+  """A disc that tells what it is, in pixels."""
+  return element(
+      'circle', f'<title>{html.escape(told)}</title>', cx=float(x), cy=float(y),
+      r=float(radius), class_=f'mark {style}', **attributes)
+
+
 def room_for(labels: Sequence[str]) -> float:
   """Pixels from the edge that the longest of labels takes."""
   return ROOM + CHARACTER * max(map(len, labels), default=0)

@@ -91,10 +91,13 @@ def find(
   if config.attribution.level == 'edge':
     kept = [p for p, is_kept in zip(retain, contrast['answered']) if is_kept
             ] if contrast else []
-    return _find_edges(config, model, answered, done['means'], kept, once)
-  return find_circuit(
-      config, model, answered, done['means'], contrast and contrast['means'],
-      done.get('each'))
+    found = _find_edges(config, model, answered, done['means'], kept, once)
+  else:
+    found = find_circuit(
+        config, model, answered, done['means'],
+        contrast and contrast['means'], done.get('each'))
+  found.report['picture']['places'] = picture.by_place(done['places'])
+  return found
 
 
 def _find_edges(config, model, pairs, means, retain, once) -> Found:
@@ -209,7 +212,8 @@ def score(
   """Mean scores of the base model over the pairs that it answers.
 
   Returns:
-    `means` by kind of node; `answered`, a bool for each pair; and, with
+    `means` by kind of node; `places` [L, 2, P], the mean of
+    those of `eap_ig.PairScores`; `answered`, a bool for each pair; and, with
     --circuit_resamples, `each`: the scores of the answered pairs.
 
   Raises:
@@ -220,7 +224,7 @@ def score(
       model.config, model.params, batches, steps=config.attribution.steps))
   each = {'each': scores._asdict()} if config.circuit.resamples else {}
   return {'means': eap_ig.node_means(scores, model.config),
-          'answered': answered, **each}
+          'places': scores.places.mean(0), 'answered': answered, **each}
 
 
 def find_circuit(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edge_circuit
 from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import graph
@@ -80,6 +81,20 @@ def of_edges(
       'mlp': _heads(mlp, inner[:, -1:]), 'edges': drawn,
       'heads': _heads(means['heads'], inner[:, :-1])},
           'largest': _largest(rows)}
+
+
+def by_place(places: np.ndarray) -> dict[str, Any]:
+  """The picture's part about places in the prompt: sums over all nodes.
+
+  Args:
+    places: mean scores [L, 2, P], as in `eap_ig.PairScores`.
+
+  Returns:
+    `names` of the P places; `attention` and `mlp`, [L][P].
+  """
+  attention, mlp = np.moveaxis(places, 1, 0)
+  return {'names': list(eap_ig.PLACES), 'attention': _short(attention),
+          'mlp': _short(mlp)}
 
 
 def _mlp(scores: np.ndarray, held: np.ndarray) -> dict[str, Any]:

@@ -18,7 +18,8 @@ def _random_scores(pairs=6, seed=0, shift=1.0):
   rng = np.random.default_rng(seed)
   return eap_ig.PairScores(
       rng.normal(size=(pairs, 2, 24)) + shift,
-      rng.normal(size=(pairs, 2, 4)) + shift, np.ones(pairs), np.zeros(pairs))
+      rng.normal(size=(pairs, 2, 4)) + shift, np.ones(pairs), np.zeros(pairs),
+      np.zeros((pairs, 2, 2, 4)))
 
 
 def _neuron_scores(*columns):
@@ -28,7 +29,8 @@ def _neuron_scores(*columns):
   for j, column in enumerate(columns):
     neurons[:, 0, j] = column
   return eap_ig.PairScores(
-      neurons, np.zeros((pairs, 2, 4)), np.ones(pairs), np.zeros(pairs))
+      neurons, np.zeros((pairs, 2, 4)), np.ones(pairs), np.zeros(pairs),
+      np.zeros((pairs, 2, 2, 4)))
 
 
 def _scaled(scores, factor):

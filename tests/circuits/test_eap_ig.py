@@ -10,8 +10,10 @@ import numpy as np
 
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import pair_batches
+from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.models import decoder
 from tests.circuits import golden
+from tests.circuits import small
 
 
 @absltest.skipUnless(golden.EXISTS, golden.MISSING)
@@ -87,12 +89,55 @@ class TinyLlamaTest(parameterized.TestCase):
     self.assertLess(abs(total / 100 / change - 1), 0.05)
 
 
+class PlacesTest(absltest.TestCase):
+
+  def _packed(self, *changed):
+    """Prompts of 6, 6 and 3 tokens that differ at some, and their places."""
+    pairs = []
+    for fact, (length, some) in enumerate(zip((6, 6, 3), changed)):
+      corrupt = tuple(9 if i in some else 5 for i in range(length))
+      pairs.append(pairs_lib.AttributionPair(
+          (5,) * length, corrupt, 1, 2, fact=str(fact)))
+    (batch,) = pair_batches.pack(pairs, 3)
+    places = np.asarray(eap_ig.places(jax.device_put(batch)))
+    return batch, [''.join(eap_ig.PLACES[i][0] for i in places[
+        batch.segments == own]) for own in range(3)]
+
+  def test_tokens_are_before_in_and_after_what_changes_or_last(self):
+    _, got = self._packed((1, 3), (4, 5), (2,))
+    # b(efore), c(hanged), a(fter) and l(ast).
+    self.assertEqual(got, ['bcccal', 'bbbbcl', 'bbl'])
+
+  def test_sums_by_place_are_those_of_nodes_and_follow_no_packing(self):
+    cfg = small.config()
+    params, pairs = small.params(cfg), small.pairs()
+    score = lambda pairs, **how: eap_ig.score_pairs(
+        cfg, params, pair_batches.pack(pairs, 3, **how), steps=2)
+    got = score(pairs)
+    self.assertEqual(got.places.shape, (3, 2, 2, 4))
+    for part, nodes in enumerate((got.heads, got.neurons)):
+      np.testing.assert_allclose(
+          got.places[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        score(pairs, alone=True).places, got.places, rtol=1e-3, atol=1e-6)
+
+  def test_nothing_reaches_what_stands_before_the_change(self):
+    cfg = small.config()
+    first = small.pairs()[1]
+    same = dataclasses.replace(
+        first, corrupt_ids=first.clean_ids[:2] + first.corrupt_ids[2:])
+    got = eap_ig.score_pairs(
+        cfg, small.params(cfg), pair_batches.pack([same], 1), steps=2)
+    np.testing.assert_array_equal(got.places[..., 0], 0)
+    self.assertTrue((got.places[:, 0, :, 1] != 0).all())
+
+
 class KeepAnsweredTest(absltest.TestCase):
 
   def _scores(self, clean, corrupt):
     zeros = np.zeros((len(clean), 1, 1))
     return eap_ig.PairScores(
-        zeros, zeros, np.array(clean), np.array(corrupt))
+        zeros, zeros, np.array(clean), np.array(corrupt), zeros)
 
   def test_pairs_answered_wrongly_are_dropped(self):
     kept, mask = eap_ig.keep_answered(self._scores([1., -2., 3.], [-1.] * 3))

@@ -57,7 +57,9 @@ def node_picture() -> dict[str, Any]:
       'mlp': {'score': [(-1.0) ** i for i in range(_LAYERS)],
               'size': [n / 10 for n in counts], 'neurons': counts,
               'all': [n / 8 + 1 for n in counts]},
-      'heads': {'score': _scores(_HEADS), 'held': [[0] * _HEADS] * _LAYERS}}
+      'heads': {'score': _scores(_HEADS), 'held': [[0] * _HEADS] * _LAYERS},
+      'places': {'names': ['before', 'changed', 'after', 'last'],
+                 'attention': _scores(4), 'mlp': _scores(4)}}
 
 
 def edge_picture() -> dict[str, Any]:

@@ -153,6 +153,7 @@ class ContentTest(cases.ReportTest):
       text = (root / 'report.md').read_text()
       self.assertIn('## Robustness of the circuit', text)
       self.assertTrue((root / 'plots' / 'circuit.svg').exists())
+      self.assertTrue((root / 'plots' / 'circuit_places.svg').exists())
       self.assertFalse((root / 'plots' / 'circuit_neurons.svg').exists())
 
 

@@ -1,0 +1,63 @@
+"""Marks of the places stand by layer and place, as large as their scores."""
+
+from xml.etree import ElementTree
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from mansu_jax.circuits import eap_ig
+from mansu_jax.report import place_picture
+
+_SVG = '{http://www.w3.org/2000/svg}'
+
+
+def _places(layers):
+  score = lambda part, layer, i: (-1) ** (layer + i) * (part + layer + i) / 10
+  return {'names': list(eap_ig.PLACES)} | {
+      name: [[score(part, layer, i) for i in range(4)]
+             for layer in range(layers)]
+      for part, name in enumerate(('attention', 'mlp'))}
+
+
+class PlacePictureTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 2, 30, 80)
+  def test_a_mark_for_each_layer_part_and_place(self, layers):
+    places = _places(layers)
+    root = ElementTree.fromstring(place_picture.draw('t', places))
+    marks = [m for m in root.iter(f'{_SVG}circle')
+             if m.get('class', '').startswith('mark')]
+    self.assertLen(marks, 8 * layers)
+    width = float(root.get('width'))
+    rows = {}
+    for mark in marks:
+      told = mark.find(f'{_SVG}title').text
+      layer = int(told.split(',')[0].removeprefix('layer '))
+      rows.setdefault(told.split(', ', 1)[1].split(':')[0], {})[layer] = mark
+      self.assertBetween(float(mark.get('cx')), 0, width)
+    self.assertLen(rows, 8)
+    heights = {name: {float(m.get('cy')) for m in of.values()}
+               for name, of in rows.items()}
+    self.assertTrue(all(len(some) == 1 for some in heights.values()))
+    self.assertLen(set().union(*heights.values()), 8)
+
+  def test_areas_are_scores_and_colours_signs(self):
+    places = _places(4)
+    root = ElementTree.fromstring(place_picture.draw('t', places))
+    area = {}
+    for mark in root.iter(f'{_SVG}circle'):
+      if mark.get('class', '').startswith('mark'):
+        score = float(mark.find(f'{_SVG}title').text.rsplit(' ', 1)[1])
+        area[abs(score)] = float(mark.get('r')) ** 2
+        self.assertIn('unlearned' if score >= 0 else 'null', mark.get('class'))
+    for score, size in area.items():
+      self.assertAlmostEqual(size / area[0.7], score / 0.7, delta=0.02)
+
+  def test_all_zero_is_drawn(self):
+    places = _places(2) | {
+        part: [[0.0] * 4] * 2 for part in ('attention', 'mlp')}
+    ElementTree.fromstring(place_picture.draw('t', places))
+
+
+if __name__ == '__main__':
+  absltest.main()
