@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import circuit_worth
+from experiments import circuit_worth_table
 from mansu_jax import quant
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.eval import statistics
 from mansu_jax.models import decoder
 from mansu_jax.unlearn import losses
 from tests import runs
@@ -123,6 +125,39 @@ class PairedDifferencesTest(absltest.TestCase):
     other = self._run('other', 0, answers | {'retain': {'g': (1, 1)}})
     with self.assertRaisesRegex(ValueError, 'Of seed 0 2 questions were'):
       self.script.differences([one], [other])
+
+
+class OverCircuitsTest(absltest.TestCase):
+
+  def _found(self, shifts, seed=0):
+    """A circuit right on 0.5 less random ones right on 0.5 + shift each."""
+    rng = np.random.default_rng(seed)
+    own = (rng.random(400) < 0.5).astype(float)
+    others = np.array([rng.random(400) < 0.5 + s for s in shifts], float)
+    facts = [f'fact/{i // 2}' for i in range(400)]
+    return own, others, facts
+
+  def test_unlike_circuits_widen_the_interval_and_alike_ones_do_not(self):
+    alike, unlike = self._found([0.0] * 10), self._found([-0.4, 0.4] * 5)
+    got = [circuit_worth_table.over_circuits(*some) for some in (alike, unlike)]
+    for (own, others, facts), (value, low, high) in zip((alike, unlike), got):
+      self.assertAlmostEqual(value, own.mean() - others.mean())
+      self.assertBetween(value, low, high)
+      by_fact = statistics.interval(own - others.mean(0), facts).interval
+      self.assertGreater(high - low, by_fact[1] - by_fact[0])
+    (_, low, high), (_, low_unlike, high_unlike) = got
+    self.assertGreater(high_unlike - low_unlike, 3 * (high - low))
+    # Of ten circuits 0.4 apart, as t of 9 degrees of freedom has it.
+    self.assertAlmostEqual(high_unlike - low_unlike, 2 * 2.26 * np.sqrt(
+        0.4**2 / 9 + 0.5**2 / 400 * 1.1), delta=0.08)
+
+  def test_covers_what_circuits_at_large_do(self):
+    rng, hit = np.random.default_rng(1), 0
+    for trial in range(100):
+      own, others, facts = self._found(rng.normal(0, 0.1, 8), seed=trial)
+      _, low, high = circuit_worth_table.over_circuits(own, others, facts)
+      hit += low <= 0 <= high
+    self.assertBetween(hit, 88, 100)
 
 
 class SettingTest(absltest.TestCase):
