@@ -158,6 +158,18 @@ class WordsTest(absltest.TestCase):
     np.testing.assert_allclose(
         got['interval'], [0.7 - half, min(0.7 + half, 1)])
 
+  def test_the_interval_is_as_wide_as_overlaps_vary(self):
+    """Over data sets; leaving out one group they are 2.3 times as wide."""
+    values, widths = [], []
+    for seed in range(0, 60, 2):
+      words = robustness.Words(
+          _sums(3.0, seed=seed), _sums(3.0, seed=seed + 1))
+      got = robustness.other_words(words, _top(20))['kept']
+      values.append(got['value'])
+      widths.append(np.subtract(*got['interval'][::-1]))
+    half = stats.t.ppf(0.975, 11) * np.std(values)
+    self.assertBetween(np.mean(widths) / 2 / half, 0.7, 1.6)
+
   def test_the_interval_holds_the_value_where_selection_is_noisy(self):
     words = robustness.Words(_sums(3.0), _sums(4.0, seed=1))
     got = robustness.other_words(words, _top(20))
