@@ -12,8 +12,8 @@ speaks of random circuits at large; and has how many were as quick, and how many
 keep as much in all (retain and held-out), which over n random circuits and one
 is significant at 5 % where n is 19 and none is. All are blind to the draw of
 batches, which all arms share. The fourth has CAD, readability, and what is
-answered of facts that are not taught while others are: of
-`experiments.relearning`, where it was run.
+answered of facts that are not taught while others are, with 95 % intervals by
+fact: of `experiments.relearning`, where it was run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def read(folder: pathlib.Path) -> dict[int, dict[str, Any]]:
   for path in sorted(folder.glob('questions_s*.json')):
     seed = int(path.stem.removeprefix('questions_s'))
     arms = [json.loads(p.read_text()) for p in sorted(
-        folder.glob(f'*_s{seed}.json')) if p != path]
+        folder.glob(f'*_s{seed}.json'))
+            if not p.name.startswith(('questions_', 'setting_'))]
     after = [json.loads(p.read_text()) for p in sorted(
         folder.glob(f'relearning/*_s{seed}.json'))]
     out[seed] = {'questions': json.loads(path.read_text()),
@@ -220,18 +221,44 @@ def less_many(found: dict[str, Any]) -> list[str]:
   return rows
 
 
-def relearned(found: dict[str, Any]) -> list[str]:
+def taught(facts: Iterable[str], seed: int) -> set[str]:
+  """The half of the forgotten facts that relearning teaches again."""
+  facts = sorted(set(facts))
+  return set(np.random.default_rng(seed).permutation(facts)[:len(facts) // 2])
+
+
+def relearned(found: dict[str, Any], seed: int) -> list[str]:
   """Rows of the fourth table."""
   number, rows = '{:.3f}'.format, []
+  facts = [q[2] for q in found['questions'] if q[0] == 'forget_far']
+  known = taught(facts, seed)
+  asked = np.array([fact not in known for fact in facts])
+  by_fact = lambda values: '{:.3f} [{:.3f}, {:.3f}]'.format(*(
+      lambda e: (e.value, *e.interval))(statistics.interval(
+          values, [f for f, new in zip(facts, asked) if new], largest=1.0)))
+  answers = lambda arm, i: np.array(
+      list(arm['relearning'][i]['right']), float)[asked]
   for key, members in _grouped(found['relearning']):
     cells = [f'| {key}', str(len(members))]
     for which in ('own', 'attributed'):
       values = [m['cad'][which]['value'] for m in members if which in m['cad']]
       cells.append(_spread(values, number) if values else '')
     cells.append(_spread((m['readability']['value'] for m in members), number))
-    for at in zip(*(m['relearning'] for m in members)):
-      cells.append(_spread((a['not_taught'] for a in at), number))
+    for i, _ in enumerate(members[0]['relearning']):
+      right_at = [answers(m, i) for m in members]
+      cells.append(by_fact(right_at[0]) if len(members) == 1 else _spread(
+          (right.mean() for right in right_at), number))
     rows.append(' | '.join(cells) + ' |')
+  arms = found['relearning']
+  for name in sorted(n for n in arms if not is_random(n)):
+    randoms = [a for n, a in arms.items() if is_random(n)
+               and setting(n) == name]
+    if randoms:
+      rows.append(' | '.join([f'| {name}, less random', str(len(randoms)), '',
+                              '', '', *(
+          by_fact(answers(arms[name], i) - np.mean(
+              [answers(a, i) for a in randoms], 0))
+          for i, _ in enumerate(arms[name]['relearning']))]) + ' |')
   return rows
 
 
@@ -264,7 +291,7 @@ def main() -> None:
           f'not taught, step {step}' for step in steps)]
       print(f'| {" | ".join(names)} |')
       print('|---' * len(names) + '|')
-      print('\n'.join(relearned(found)) + '\n')
+      print('\n'.join(relearned(found, seed)) + '\n')
 
 
 if __name__ == '__main__':

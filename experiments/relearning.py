@@ -205,8 +205,7 @@ def main() -> None:
 def _halves(config, inputs, model, seed):
   """What is taught of half of the facts; whether a far question is of them."""
   train = inputs.splits.forget_train
-  facts = sorted({q.fact for q in train})
-  known = set(np.random.default_rng(seed).permutation(facts)[:len(facts) // 2])
+  known = circuit_worth_table.taught((q.fact for q in train), seed)
   far = evaluation.Evaluator(config, dataclasses.replace(
       inputs, heldout_text=[], evaluation={
           'forget_far': inputs.evaluation['forget_far']}), model)

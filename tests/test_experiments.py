@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
 import tempfile
 import types
 from unittest import mock
@@ -196,6 +197,7 @@ class CircuitWorthTest(absltest.TestCase):
         ('retain_heldout', 'q2', 'continent/france', 'continent'),
         ('retain_heldout', 'q3', 'continent/brazil', 'continent')]
     (self.folder / 'questions_s0.json').write_text(json.dumps(self.questions))
+    (self.folder / 'setting_s0.json').write_text('{"target": 0.33}')
 
   def _arm(self, name, fp, nf4, **fields):
     record = {'arm': name, 'right': {'fp': fp, 'nf4': nf4}, 'steps': 30,
@@ -251,23 +253,34 @@ class CircuitWorthTest(absltest.TestCase):
     self.assertStartsWith(held_out, '+0.250 [')
 
   def test_what_came_back_by_setting(self):
+    facts = [f'capital/{i}' for i in range(8)]
+    (self.folder / 'questions_s0.json').write_text(json.dumps(
+        [('forget_far', fact, fact, 'capital') for fact in facts]))
+    asked = [f for f in facts if f not in self.table.taught(facts, 0)]
+    self.assertLen(asked, 4)
+    right = lambda n: ''.join(  # Of what is not taught, the first n.
+        str(int(f not in asked[n:])) for f in facts)
     (self.folder / 'relearning').mkdir()
     for name, cad, back in (
-        ('attributed', {'own': 0.9}, 0.5), ('random:0', {
-            'own': 0.7, 'attributed': 0.8}, 0.25), ('random:1', {
-                'own': 0.6, 'attributed': 0.4}, 0.75)):
+        ('attributed', {'own': 0.9}, 2), ('random:0', {
+            'own': 0.7, 'attributed': 0.8}, 1), ('random:1', {
+                'own': 0.6, 'attributed': 0.4}, 3)):
       (self.folder / f'relearning/{name.replace(":", "_")}_s0.json').write_text(
           json.dumps({'arm': name, 'cad': {
               k: {'value': v} for k, v in cad.items()},
-                      'readability': {'value': back / 2}, 'relearning': [
-                  {'step': 0, 'not_taught': 0.0},
-                  {'step': 2, 'not_taught': back}]}))
+                      'readability': {'value': back / 8}, 'relearning': [
+                  {'step': 0, 'right': right(0)},
+                  {'step': 2, 'right': right(back)}]}))
     (found,) = self.table.read(self.folder).values()
-    self.assertEqual(self.table.relearned(found), [
-        '| attributed | 1 | 0.900 |  | 0.250 | 0.000 | 0.500 |',
-        '| attributed, random | 2 | 0.650 [0.600, 0.700]'
+    own, randoms, less = self.table.relearned(found, 0)
+    self.assertRegex(own, re.escape('| attributed | 1 | 0.900 |  | 0.250 |')
+                     + r' 0.000 \[0.000, 0.\d+\] | 0.500 \[0.\d+, 0.\d+\] \|')
+    self.assertEqual(
+        randoms, '| attributed, random | 2 | 0.650 [0.600, 0.700]'
         ' | 0.600 [0.400, 0.800] | 0.250 [0.125, 0.375]'
-        ' | 0.000 [0.000, 0.000] | 0.500 [0.250, 0.750] |'])
+        ' | 0.000 [0.000, 0.000] | 0.500 [0.250, 0.750] |')
+    self.assertStartsWith(less, '| attributed, less random | 2 |')
+    self.assertStartsWith(less.split(' | ')[-1], '0.000 [-')
 
   def test_arms_of_other_settings_are_no_random_circuits(self):
     self.assertEqual(self.table.setting('budget_1+random:3'), 'budget_1')
