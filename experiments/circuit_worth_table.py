@@ -233,9 +233,9 @@ def relearned(found: dict[str, Any], seed: int) -> list[str]:
   facts = [q[2] for q in found['questions'] if q[0] == 'forget_far']
   known = taught(facts, seed)
   asked = np.array([fact not in known for fact in facts])
-  by_fact = lambda values: '{:.3f} [{:.3f}, {:.3f}]'.format(*(
-      lambda e: (e.value, *e.interval))(statistics.interval(
-          values, [f for f, new in zip(facts, asked) if new], largest=1.0)))
+  facts = [fact for fact, new in zip(facts, asked) if new]
+  tell = lambda found: '{:.3f} [{:.3f}, {:.3f}]'.format(
+      found.value, *found.interval)
   answers = lambda arm, i: np.array(
       list(arm['relearning'][i]['right']), float)[asked]
   for key, members in _grouped(found['relearning']):
@@ -246,8 +246,10 @@ def relearned(found: dict[str, Any], seed: int) -> list[str]:
     cells.append(_spread((m['readability']['value'] for m in members), number))
     for i, _ in enumerate(members[0]['relearning']):
       right_at = [answers(m, i) for m in members]
-      cells.append(by_fact(right_at[0]) if len(members) == 1 else _spread(
-          (right.mean() for right in right_at), number))
+      cells.append(
+          tell(statistics.accuracy_with_interval(right_at[0], facts))
+          if len(members) == 1 else _spread(
+              (right.mean() for right in right_at), number))
     rows.append(' | '.join(cells) + ' |')
   arms = found['relearning']
   for name in sorted(n for n in arms if not is_random(n)):
@@ -256,8 +258,8 @@ def relearned(found: dict[str, Any], seed: int) -> list[str]:
     if randoms:
       rows.append(' | '.join([f'| {name}, less random', str(len(randoms)), '',
                               '', '', *(
-          by_fact(answers(arms[name], i) - np.mean(
-              [answers(a, i) for a in randoms], 0))
+          tell(statistics.interval(answers(arms[name], i) - np.mean(
+              [answers(a, i) for a in randoms], 0), facts, largest=1.0))
           for i, _ in enumerate(arms[name]['relearning']))]) + ' |')
   return rows
 
