@@ -119,6 +119,18 @@ def scatter(
   return tree_paths.unflatten(flat)
 
 
+def moved(before: types.Params, after: types.Params) -> dict[str, np.ndarray]:
+  """How many of each node's weights differ, by kind [L, nodes]."""
+  out = {}
+  flat, flat_after = tree_paths.flatten(before), tree_paths.flatten(after)
+  for name, (kind, axis) in UNIT_AXIS.items():
+    differ = flat[name] != flat_after[name]
+    count = np.asarray(differ.sum(tuple(
+        i for i in range(1, differ.ndim) if i != axis + 1)))
+    out[kind] = out.get(kind, 0) + count
+  return out
+
+
 def spread(slices: types.Params, index: CircuitIndex) -> types.Params:
   """Slices [S, ...] by layer of the span, [C, n, ...]; padding is 0."""
   owned = _owned(index)

@@ -21,6 +21,7 @@ _NULLS = {
 _CURVES = {  # Of the chart by layer: name and style.
     'base': ('base', 'base'), 'unlearned': ('unlearned', 'unlearned'),
     'suppression': ('suppression control', 'null')}
+_ALIKE = 0.02  # Shares of moved weights that are as good as the same.
 _UNDONE = {
     'circuit': 'the circuit', 'rest': 'all but the circuit',
     'random': 'a random circuit', 'best_half': 'the better half of the circuit',
@@ -245,8 +246,7 @@ def _copy_back(record: Record) -> Iterator[document.Block]:
         ' halves with as many nodes in each layer, by what comes back: '
         + '; '.join(f'{precision} {_comes_back(less, True)}'
                     for precision, less in halves.items())
-        + '. Above 0, the forgetting rests more on the nodes whose scores are'
-        ' large, or on larger changes there; below 0, less.')
+        + '.' + _moved(found))
   rows = []
   for precision, parts in found['by_precision'].items():
     rows += [
@@ -259,6 +259,20 @@ def _copy_back(record: Record) -> Iterator[document.Block]:
   yield document.Table(
       ('precision', 'undone on', 'share answered',
        'comes back [95 % interval]'), tuple(rows), labels=2)
+
+
+def _moved(found: Record) -> str:
+  """What the halves' difference says, by how alike they are in what moved."""
+  told, alike = '', False
+  if moved := found.get('moved'):  # Older records have none.
+    best, *others = moved.values()
+    told = (f' It holds {words.percent(best)} of the weights that moved, they'
+            f' {words.percent(min(others))} to {words.percent(max(others))},'
+            ' the nearest of many drawn.')
+    alike = abs(best - sum(others) / len(others)) < _ALIKE
+  return told + (
+      ' Above 0, the forgetting rests more on the nodes whose scores are large'
+      f'{"" if alike else ", or on more changes there"}; below 0, less.')
 
 
 def _kind(name: str) -> str:

@@ -17,6 +17,7 @@ from mansu_jax.circuits import divergence
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits import param_mask
 from mansu_jax.circuits import readability as readability_lib
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
@@ -34,7 +35,8 @@ class NothingOutside(ValueError):
 # there is nothing off the circuit.
 _NOT_MEASURED = (eap_ig.TooFewAnswered, pairs_lib.NoPairs, NothingOutside)
 _COPIED_BACK = 3  # Random circuits whose weights are copied back.
-_HALVES = 5  # Random halves of the circuit, likewise.
+_HALVES = 5  # Random halves of the circuit, likewise,
+_DRAWN = 200  # of as many drawn.
 _MATCHED = 0.05  # How far a control may be off the share that it shall answer.
 _LEAST_RANDOM = 100  # Random circuits, for a 95 % level.
 
@@ -88,7 +90,8 @@ def measure(
     logging.warning('Readability is not measured: %s', error)
     out['readability'] = {'reason': str(error)}
   else:
-    control, read = _read(config, inputs, model, found, reader, list(views))
+    control, read = _read(
+        config, inputs, model, found, unlearned, reader, list(views))
     out |= read
     del reader
   if not config.eval.cad_pairs:
@@ -114,8 +117,8 @@ def measure(
 
 def _read(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
-    found: attribution.Found, reader: readability.Reader,
-    precisions: list[str]
+    found: attribution.Found, unlearned: types.Params,
+    reader: readability.Reader, precisions: list[str]
 ) -> tuple[types.Params | None, dict[str, Any]]:
   """The control's params, if it is matched, and what is read."""
   made = reader.control(_forget_pairs(config, inputs, model))
@@ -129,10 +132,11 @@ def _read(
     logging.warning('Readability is not measured: %s', error)
     out['readability'] = {'reason': str(error)}
   rng, layers = _draws(config, model)
+  halves, moved = _halves(model, found, unlearned, layers, rng)
   out['copy_back'] = reader.copy_back(
       found.circuit, [select.matched_random(found.circuit, layers, rng)
                       for _ in range(_COPIED_BACK)],
-      _halves(model, found, layers, rng),
+      halves, moved,
       [name for name in precisions  # Others would calibrate anew.
        if name not in quant.CALIBRATED])
   return made.params if matched else None, out
@@ -158,14 +162,26 @@ def _draws(config, model):
       config.circuit, model.config.num_layers)
 
 
-def _halves(model, found, layers, rng) -> list[graph.Circuit]:
-  """The best half of the circuit by its scores, then random ones."""
+def _halves(
+    model, found, unlearned, layers, rng
+) -> tuple[list[graph.Circuit], list[float]]:
+  """The best half of the circuit by its scores, then random ones.
+
+  Of many random ones those that come nearest to the best one's share of the
+  weights that moved, which is the second of what is returned, for each: what
+  more of the edit is undone brings more back, whichever the nodes.
+  """
   best = select.best_half(found.circuit, found.means, model.config)
   if not best.kinds:
-    return []
-  return [best] + [
-      select.matched_random(best, layers, rng, among=found.circuit)
-      for _ in range(_HALVES)]
+    return [], []
+  moved = param_mask.moved(model.params, unlearned)
+  count = lambda c: sum(float(moved[k][c[k]].sum()) for k in graph.KINDS)
+  total, most = max(count(found.circuit), 1.0), count(best)
+  drawn = sorted(
+      (select.matched_random(best, layers, rng, among=found.circuit)
+       for _ in range(_DRAWN)), key=lambda c: abs(count(c) - most))
+  halves = [best, *drawn[:_HALVES]]
+  return halves, [count(c) / total for c in halves]
 
 
 def _forget_pairs(config, inputs, model) -> Pairs:

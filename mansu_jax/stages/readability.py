@@ -237,7 +237,8 @@ class Reader:
 
   def copy_back(
       self, circuit: graph.Circuit, randoms: Sequence[graph.Circuit],
-      halves: Sequence[graph.Circuit], precisions: Sequence[str]
+      halves: Sequence[graph.Circuit], moved: Sequence[float],
+      precisions: Sequence[str]
   ) -> dict[str, Any]:
     """Which part of the edit, when undone, brings the answers back?
 
@@ -251,6 +252,7 @@ class Reader:
       randoms: random circuits.
       halves: the half of C that attribution ranks highest, then random ones of
         as many nodes in each layer; or none at all.
+      moved: the share of the circuit's moved weights that each half holds.
       precisions: some of the views.
     """
     base, unlearned = self._params['base'], self._params['unlearned']
@@ -259,7 +261,7 @@ class Reader:
     names = [f'random_half_{i - 1}' if i else 'best_half'
              for i in range(len(halves))]
     out = {'confined': confined, 'by_precision': {},
-           'best_half_less_random': {}}
+           'best_half_less_random': {}, 'moved': dict(zip(names, moved))}
     share = functools.partial(
         _share, self._weights(), np.unique(self._questions.facts).size)
     for precision in precisions:

@@ -30,6 +30,26 @@ def _assert_trees_equal(got, want):
     np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
+class MovedTest(absltest.TestCase):
+
+  def test_counts_the_weights_of_each_node_that_differ(self):
+    before = small.params(_CONFIG)
+    after = jax.tree.map(np.copy, before)
+    after['layers']['mlp']['gate'][0, 2, 7] += 1  # [L, D, F]
+    after['layers']['mlp']['down'][0, 7, 1:4] += 1  # [L, F, D]
+    after['layers']['attn']['q'][1, 5, 3] += 1  # [L, D, N, H]
+    after['layers']['attn']['v'][1, 0, 1, 2] += 1  # [L, D, K, H]
+    after['embed'] += 1  # Of no node.
+    got = param_mask.moved(before, after)
+    want = {kind: np.zeros(shape) for kind, shape in graph.shapes(
+        _CONFIG).items()}
+    want['neurons'][0, 7] = 4
+    want['heads'][1, 3] = _CONFIG.d_head
+    want['kv_heads'][1, 1] = 1
+    for kind, counts in want.items():
+      np.testing.assert_array_equal(got[kind], counts, err_msg=kind)
+
+
 class GatherTest(parameterized.TestCase):
 
   def setUp(self):

@@ -148,7 +148,8 @@ class ReaderTest(parameterized.TestCase):
       reader = self._reader(self.other)
       control = reader.control([])
       reader.measure(control)
-      edited = reader.copy_back(self.circuit, [], [], ('fp', 'nf4'))
+      edited = reader.copy_back(
+          self.circuit, [], [], [], ('fp', 'nf4'))
     self.assertIs(edited['confined'], False)
     # Base and unlearned at two precisions, and two parts undone at both.
     self.assertLen(runs, 4)
@@ -178,7 +179,8 @@ class ReaderTest(parameterized.TestCase):
             np.arange(self.circuit[kind].shape[1]) % 2 == odd)
                          for kind in graph.KINDS}) for odd in (0, 1))
     reader = self._reader(edited)
-    got = reader.copy_back(self.circuit, [], [first, second, second], ('fp',))
+    got = reader.copy_back(
+        self.circuit, [], [first, second, second], [0.6, 0.4, 0.4], ('fp',))
     self.assertIs(got['confined'], True)
     parts = got['by_precision']['fp']
     self.assertEqual(parts['circuit']['answered'], parts['base']['answered'])
@@ -199,7 +201,10 @@ class ReaderTest(parameterized.TestCase):
                 lambda params, _: np.full(
                     16, readability._same(params, self.base))))):
       got = reader.copy_back(
-          self.circuit, [], [self.circuit, nothing, nothing], ('fp',))
+          self.circuit, [], [self.circuit, nothing, nothing], [1.0, 0.0, 0.0],
+          ('fp',))
+    self.assertEqual(got['moved'], {
+        'best_half': 1.0, 'random_half_0': 0.0, 'random_half_1': 0.0})
     self.assertEqual(got['by_precision']['fp']['best_half']['share'], 1.0)
     self.assertEqual(got['by_precision']['fp']['random_half_1']['share'], 0.0)
     self.assertEqual(got['best_half_less_random']['fp'], {
@@ -208,7 +213,7 @@ class ReaderTest(parameterized.TestCase):
   def test_an_edit_of_everything(self):
     random = small.random_circuit(self.model.config, 0.5)
     reader = self._reader(self.other)
-    got = reader.copy_back(self.circuit, [random], [], ('fp',))
+    got = reader.copy_back(self.circuit, [random], [], [], ('fp',))
     self.assertIs(got['confined'], False)
     parts = got['by_precision']['fp']
     answered = lambda params: reader.answered(params, 'fp').mean()
