@@ -227,6 +227,7 @@ def _float32(weights: types.Params) -> types.Params:
 def _backward(config, stacked, grads, acts, sources, rotary, mask):
   """Scores [B, S, G] from the metric's gradients [P, B, T, D]."""
   scores = [_meet(sources, grads.mean(0)[:, None])]  # Of the logits.
+  size = scores[0].shape[1]
   layer = functools.partial(_layer_back, config, rotary, mask)
   for i, group in reversed(list(enumerate(layer_groups(config.num_layers)))):
     below = sources[:i + 2]  # The input's, and of this group and lower ones.
@@ -240,10 +241,8 @@ def _backward(config, stacked, grads, acts, sources, rotary, mask):
         step, grads, (jnp.asarray(group), acts[i]), reverse=True)
     met = jnp.moveaxis(met, 0, 2)  # [B, below, layers, 3 N + 1]
     met = met.reshape(*met.shape[:2], -1)
-    above = scores[0].shape[1] - met.shape[1]
-    scores.insert(0, jnp.pad(met, ((0, 0), (0, above), (0, 0))))
-    scores[1:] = [jnp.concatenate(scores[1:], -1)]
-  return is_edge(config) * jnp.concatenate(scores, -1)
+    scores.append(jnp.pad(met, ((0, 0), (0, size - met.shape[1]), (0, 0))))
+  return is_edge(config) * jnp.concatenate(scores[::-1], -1)
 
 
 def _layer_back(config, rotary, mask, g, weights, kept):
