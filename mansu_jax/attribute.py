@@ -195,7 +195,8 @@ def lines(record: dict[str, Any]) -> list[str]:
   nodes = circuit['nodes']
   what = (f'{circuit["edges"]} of {circuit["candidates"]:,} edges, on'
           f' {nodes} nodes' if circuit['level'] == 'edge' else
-          ', '.join(f'{count} {kind}' for kind, count in nodes.items()))
+          ', '.join(f'{count} {kind.replace("_", " ")}'
+                    for kind, count in nodes.items()))
   random = circuit['random']
   beside = '' if random['mean'] is None else (
       f' (random circuits: mean {words.number(random["mean"], 2)}, most'
@@ -225,7 +226,8 @@ def _curve_line(circuit: dict[str, Any]) -> str:
 def _firm_lines(found: dict[str, Any]) -> list[str]:
   """How much of the circuit other pairs give."""
   if 'halves' not in found:
-    return []
+    return [f'robustness: not measured; {found["reason"]}'
+            ] if 'reason' in found else []
   shares = [('disjoint halves of the facts', found['halves'])] + [
       (f'{use} phrasings', entry) for use, entry in found.get(
           'phrasings', {}).items() if 'kept' in entry]

@@ -41,8 +41,9 @@ class AttributionConfig:
   """EAP-IG: which pairs, how many path steps, which nodes."""
 
   level: str = _field(
-      'neuron', 'What is scored and edited: MLP neurons, attention heads, both,'
-      ' or the slices that read and write the connections of these (edge).',
+      'neuron_and_head', 'What is scored and edited: MLP neurons, attention'
+      ' heads, both, or the slices that read and write the connections of these'
+      ' (edge).',
       ('neuron', 'head', 'neuron_and_head', 'edge'))
   steps: int = _field(5, 'Integrated-gradient steps M.')
   pairs: str = _field(
@@ -79,7 +80,7 @@ class CircuitConfig:
       ' the same layers, drawn by the seed; all: every weight (baselines).',
       ('attributed', 'random', 'all'))
   budget: float = _field(
-      0.03, 'Share of all model weights that the circuit may own, in (0, 1].')
+      0.01, 'Share of all model weights that the circuit may own, in (0, 1].')
   first_layer: int = _field(0, 'First layer that may hold the circuit.')
   last_layer: int = _field(-1, 'Last layer that may; negative: from the end.')
   per_layer_cap: float = _field(

@@ -190,6 +190,10 @@ class QuestionsTest(absltest.TestCase):
     self.assertEqual(
         points[-1]['size'], report['smallest_faithful_prefix']['candidates'])
     self.assertAlmostEqual(points[-1]['faithfulness'], 1.0, delta=1e-5)
+    # A key/value head is its query heads, and no node of its own.
+    self.assertEqual(points[-1]['size'], sum(
+        int(np.prod(shapes[kind])) for kind in ('neurons', 'heads')))
+    self.assertNotIn('kv_heads', written['nodes'])
     self.assertEqual(points[0]['size'], 0)
     self.assertEqual(points[0]['faithfulness'], report['faithfulness_of_none'])
     self.assertEqual(

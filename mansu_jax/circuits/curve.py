@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from absl import logging
 import numpy as np
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -58,6 +59,9 @@ def trace(
     and the same of each random curve, in `random_curves`.
   """
   sizes = [int(share * count) for share in SHARES]
+  logging.info(
+      'faithfulness at %d sizes, each beside %d random circuits'
+      ' (--circuit_curve_circuits)', len(sizes), randoms)
   values = [faithfulness(first(size)) for size in sizes]
   drawn = [[faithfulness(draw(size)) for _ in range(randoms)]
            for size in sizes]

@@ -180,11 +180,14 @@ def keep_answered(scores: PairScores) -> tuple[PairScores, np.ndarray]:
   answered = scores.metric_clean > 0
   clean, corrupt = scores.metric_clean.mean(), scores.metric_corrupt.mean()
   if not answered.any() or clean <= corrupt:
+    swapped = (' Are answer and corrupted answer exchanged? The metric is'
+               ' above 0 on corrupted prompts and below it on clean ones.'
+               ) if clean < 0 < corrupt else ''
     raise TooFewAnswered(
         f'The model answers {int(answered.sum())} of {answered.size}'
         f' attribution pairs and its mean metric is {clean:.3f} on clean and'
         f' {corrupt:.3f} on corrupted prompts; wanted clean above corrupted.'
-        ' These prompts do not elicit the knowledge: give others with'
+        f'{swapped} These prompts do not elicit the knowledge: give others with'
         ' --attribution_pairs=FILE, or check the forget set.')
   return jax.tree.map(lambda x: x[answered], scores), answered
 

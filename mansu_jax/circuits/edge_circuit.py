@@ -75,23 +75,25 @@ def named(
 
 def to_json(
     circuit: EdgeCircuit, config: model_config.ModelConfig) -> dict[str, Any]:
-  """What a circuit file of the benchmark holds; see `from_json`."""
+  """What a circuit file of the benchmark holds; see `from_json`.
+
+  Its readers want a score of every edge: those that have none are written as 0
+  and named under `unscored`, which only we read.
+  """
   sources = edges_lib.source_names(config)
   targets = edges_lib.target_names(config)
-  held, scored = nodes(circuit, config), circuit.scored
-
-  def edge(u, t):
-    score = {'score': float(circuit.scores[u, t])}
-    return (score if scored is None or scored[u, t] else {}) | {
-        'in_graph': bool(circuit.chosen[u, t])}
-
+  held, real = nodes(circuit, config), edges_lib.is_edge(config)
+  name = lambda u, t: f'{sources[u]}->{targets[t]}'
+  unscored = {} if circuit.scored is None else {'unscored': [
+      name(u, t) for u, t in np.argwhere(real & ~circuit.scored)]}
   return {
       'cfg': _cfg(config),
       'nodes': {name: {'in_graph': bool(is_held)}
                 for name, is_held in zip(sources, held)} | {
                     'logits': {'in_graph': True}},
-      'edges': {f'{sources[u]}->{targets[t]}': edge(u, t)
-                for u, t in np.argwhere(edges_lib.is_edge(config))}}
+      'edges': {name(u, t): {'score': float(circuit.scores[u, t]),
+                             'in_graph': bool(circuit.chosen[u, t])}
+                for u, t in np.argwhere(real)}} | unscored
 
 
 def _cfg(config: model_config.ModelConfig) -> dict[str, Any]:
@@ -123,7 +125,8 @@ def from_json(
     fields: Any, config: model_config.ModelConfig, where: str) -> EdgeCircuit:
   """Reads what a circuit file of the benchmark holds.
 
-  Edges that are not named are not in the circuit and have no score.
+  Edges that are not named are not in the circuit and have no score, and
+  neither have those named under `unscored`.
 
   Args:
     fields: the file's JSON.
@@ -135,6 +138,10 @@ def from_json(
       model, or it names what is no node or edge, or chooses neurons.
   """
   _check_object(where, 'the whole file', fields)
+  if 'cfg' not in fields and fields.get('edges', fields) is None:
+    raise ValueError(
+        f'{where} is a circuit of nodes; wanted one of edges, as'
+        ' --attribution_level=edge writes it.')
   missing = [key for key in ('cfg', 'edges') if key not in fields]
   if missing:
     raise ValueError(
@@ -151,9 +158,15 @@ def from_json(
   real = edges_lib.is_edge(config)
   chosen, scored = np.zeros_like(real), np.zeros_like(real)
   scores = np.zeros(real.shape, np.float32)
-  for at, edge in _edges(fields['edges'], config, where):
+  unscored = fields.get('unscored', [])
+  if not isinstance(unscored, list):
+    raise ValueError(
+        f"{where}: 'unscored' is {_short(unscored)}; wanted a list of names of"
+        f' edges. {_REMEDY}')
+  unscored = set(map(str, unscored))
+  for name, at, edge in _edges(fields['edges'], config, where):
     chosen[at], score = edge.get('in_graph', False), edge.get('score')
-    if score is not None:
+    if score is not None and name not in unscored:
       scores[at], scored[at] = score, True
   return EdgeCircuit(
       chosen, scores, None if scored[real].all() else scored)
@@ -202,8 +215,8 @@ def _check_nodes(
 
 def _edges(
     found: Any, config: model_config.ModelConfig, where: str
-) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-  """Place and fields of each edge, checked."""
+) -> Iterator[tuple[str, tuple[int, int], dict[str, Any]]]:
+  """Name, place and fields of each edge, checked."""
   _check_object(where, "'edges'", found)
   place = {
       f'{source}->{target}': (u, t)
@@ -224,7 +237,7 @@ def _edges(
       raise ValueError(
           f"{where}: 'score' of {name!r} is {_short(score)}; wanted a finite"
           f' number. {_REMEDY}')
-    yield at, edge
+    yield name, at, edge
 
 
 def _is_score(value: Any) -> bool:

@@ -7,6 +7,7 @@ owns k and v (design: the edit is made of whole units).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import dataclasses
 from typing import Any
 
@@ -21,6 +22,11 @@ LEVEL_KINDS = {
     'neuron_and_head': KINDS,
     'edge': KINDS,  # The weights at the ends of the circuit's edges.
 }
+
+
+def acting(kinds: Iterable[str]) -> tuple[str, ...]:
+  """Those whose nodes act by themselves: a key/value head is its heads."""
+  return tuple(kind for kind in kinds if kind != 'kv_heads')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

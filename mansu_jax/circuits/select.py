@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import math
 from typing import NamedTuple
 
@@ -36,6 +37,28 @@ def layer_range(options: run_config.CircuitConfig, num_layers: int) -> range:
         f'={options.last_layer} give no layer of the model\'s {num_layers};'
         f' wanted 0 <= first <= last < {num_layers}.')
   return range(first, last + 1)
+
+
+def candidate_kinds(config: run_config.RunConfig) -> tuple[str, ...]:
+  """The kinds of node that may be selected.
+
+  A key/value head owns weights that an edit may move. As a node it is the query
+  heads that share it, so where circuits are all that is wanted it is none.
+  """
+  kinds = graph.LEVEL_KINDS[config.attribution.level]
+  return graph.acting(kinds) if config.mode == 'attribute' else kinds
+
+
+def of_kinds(ranking: Ranking, kinds: Sequence[str]) -> Ranking:
+  """The nodes of a ranking that are of some kinds."""
+  return _keep(ranking, np.isin(ranking.kind, [
+      k for k, kind in enumerate(ranking.kinds) if kind in kinds]))
+
+
+def _keep(ranking: Ranking, kept: np.ndarray) -> Ranking:
+  return ranking._replace(**{
+      field: getattr(ranking, field)[kept]
+      for field in ('kind', 'layer', 'node', 'cost')})
 
 
 def rank(
@@ -81,9 +104,7 @@ def only(
       values[ranking.kinds[k]][layer, node] != 0
       for k, layer, node in zip(ranking.kind, ranking.layer, ranking.node)],
                   bool)
-  return ranking._replace(**{
-      field: getattr(ranking, field)[kept]
-      for field in ('kind', 'layer', 'node', 'cost')})
+  return _keep(ranking, kept)
 
 
 def prefix(

@@ -17,6 +17,11 @@ from mansu_jax.report import svg
 from mansu_jax.report import words
 
 Record = dict[str, Any]
+_LEFT_ALONE = {
+    'neuron': '; attention is left as it is.',
+    'head': '; MLPs are left as they are.'}
+_KV = (' A key/value head is weights that may move, and no node of its own: it'
+       ' is the query heads that share it.')
 _SELECTED = {
     'top': 'Circuits of the highest scores',
     'greedy': 'Circuits from the logits down, by the highest score that leads'
@@ -92,9 +97,9 @@ def _pictures(found: Record) -> Iterator[document.Plot]:
           'circuit_places', place_picture.draw('Where in the prompt', places),
           'Sums of the scores of all heads, and of all neurons, of a layer,'
           ' whether in the circuit or not, by where in the prompt they act:'
-          ' before the tokens that the corrupted prompt changes (the subject,'
-          ' of prompts about facts), there, after them, and at the last token,'
-          ' whose logits are asked.')
+          ' from the first to the last token that the corrupted prompt changes'
+          ' (the subject, of prompts about facts), after these, and at the last'
+          ' token, whose logits are asked. Areas are |sums|, on one scale.')
     return
   for kind, n in found['nodes'].items():
     if n:
@@ -117,7 +122,10 @@ def _caption(found: Record, picture: Record) -> str:
     return text + (f' Of the {found["edges"]:,} edges {which} are drawn, wider'
                    ' and darker with |score|: through the heads, or below where'
                    ' no end is a head.')
-  if any(picture['mlp']['neurons']):
+  if found['level'] == 'head':
+    text += (' MLPs are no candidates at this level; a ring is the summed'
+             ' |score| of all neurons of one.')
+  elif any(picture['mlp']['neurons']):
     text += (' An MLP\'s ring is the summed |score| of all its neurons, the'
              ' disc of those in the circuit, whose sum gives the colour; bars'
              ' count them.')
@@ -163,7 +171,9 @@ def _faithfulness_plot(found: Record) -> list[document.Plot]:
   caption = ('Every edge outside a circuit carries what the corrupted prompt'
              ' gave.') if not _by_kind(found) else (
                  'Patching all candidate nodes outside a circuit with their'
-                 ' activations on the corrupted prompt.')
+                 ' activations on the corrupted prompt'
+                 + _LEFT_ALONE.get(found['level'], '.')
+                 + _KV * ('kv_heads' in found['nodes']))
   return [document.Plot('faithfulness', chart, caption)]
 
 

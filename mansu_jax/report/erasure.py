@@ -156,8 +156,10 @@ def _readability(record: Record) -> Iterator[document.Block]:
       f' {words.estimate(found)}; the best layer ({hidden["layer"]}) reads'
       f' {words.signed(hidden["value"])}'
       f' {words.interval(hidden["interval"], 3, True)} more than the last one'
-      f' says{_guessed(hidden)}.{_avoided(found)} It sees neither what a model'
-      ' keeps at other tokens, nor what no linear map finds.')
+      f' says{_guessed(hidden)}.{_avoided(found)} It finds what is hidden in the'
+      ' layers after those that bring answers to the last token (where the'
+      ' base\'s curve rises), and neither what a model keeps at other tokens,'
+      ' nor what no linear map finds.')
   yield document.Text(_verdict(found))
   yield document.Plots((document.Plot(
       'readability', _layers_chart(found),
@@ -242,9 +244,12 @@ def _copy_back(record: Record) -> Iterator[document.Block]:
   halves = found.get('best_half_less_random', {})
   if halves:
     yield document.Text(
-        'Of the circuit, the half that attribution ranks highest against random'
-        ' halves with as many nodes in each layer, by what comes back: '
+        'Of the circuit, the half that attribution ranks highest less the mean'
+        ' of random halves with as many nodes in each layer, by what comes'
+        ' back: '
         + '; '.join(f'{precision} {_comes_back(less, True)}'
+                    + (f' (as much on {less["as_much"]} of them)'
+                       if 'as_much' in less else '')
                     for precision, less in halves.items())
         + '.' + _moved(found))
   rows = []

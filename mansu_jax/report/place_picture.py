@@ -1,7 +1,8 @@
 """Where in the prompt scores are: layers from left to right, places below.
 
 A row a place for attention and one for MLPs; the area of a mark is the |sum| of
-the layer's scores there, on one scale, and its colour the sign.
+the layer's scores there, on one scale, and its colour the sign. Before the
+change a causal model is the same on both prompts, so there is no row for it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ Record = dict[str, Any]
 _WIDTH, _ROW, _GAP = 960, 24.0, 16.0
 _LEAST = 0.35  # Radius of the smallest mark.
 _WORDS = {
-    'before': 'before the change', 'changed': 'what changes',
-    'after': 'after it', 'last': 'last token'}
+    'changed': 'what changes', 'after': 'after it', 'last': 'last token'}
 _PARTS = {'attention': 'attention', 'mlp': 'MLPs'}
 
 
@@ -30,7 +30,8 @@ def draw(title: str, places: Record) -> str:
       `mlp`, [L][places].
   """
   names = places['names']
-  rows = [(part, i) for part in _PARTS for i in range(len(names))]
+  rows = [(part, i) for part in _PARTS
+          for i, name in enumerate(names) if name in _WORDS]
   labels = [f'{_PARTS[part]}, {_WORDS[names[i]]}' for part, i in rows]
   layers = len(places['mlp'])
   frame = drawing.Frame(
@@ -46,9 +47,10 @@ def draw(title: str, places: Record) -> str:
     y = frame.top + (number + 0.5) * _ROW + (part == 'mlp') * _GAP
     frame.add(drawing.text(frame.left - 10, y + 4, label, text_anchor='end'))
     for layer, scores in enumerate(places[part]):
-      frame.add(drawing.mark(
-          frame.x(layer), y, max(
-              radius * math.sqrt(abs(scores[i]) / most), _LEAST),
-          'unlearned' if scores[i] >= 0 else 'null',
-          f'layer {layer}, {label}: {scores[i]:.3g}'))
+      if scores[i]:
+        frame.add(drawing.mark(
+            frame.x(layer), y, max(
+                radius * math.sqrt(abs(scores[i]) / most), _LEAST),
+            'unlearned' if scores[i] > 0 else 'null',
+            f'layer {layer}, {label}: {scores[i]:.3g}'))
   return frame.render()

@@ -94,9 +94,13 @@ def bound(letter: str, entry: Record) -> str:
           f' {words.signed(entry["upper"])}')
 
 
-def failed_checks(entry: Record) -> list[str]:
-  """The checks of S that do not hold, in words."""
-  return [name for name, holds in _checks(entry).items() if holds is False]
+def unmet_checks(entry: Record) -> list[str]:
+  """The checks of S that do not hold, and those that are open, in words."""
+  found = _checks(entry)
+  return [f'{told}: {"; ".join(names)}' for told, names in (
+      ('does not hold', [k for k, holds in found.items() if holds is False]),
+      ('open', [k for k, holds in found.items() if holds == 'inconclusive']))
+          if names]
 
 
 def _checks(entry: Record) -> dict[str, bool | str]:
@@ -175,7 +179,7 @@ def _scheme_notes(record: Record, letter: str, entry: Record) -> list[str]:
 
 
 def _check_notes(record: Record, letter: str, entry: Record) -> list[str]:
-  """CAD, AS-NC, and the checks that failed."""
+  """CAD, AS-NC, and the checks that do not hold."""
   del letter
   notes = []
   for key, name in (('cad', 'CAD'), ('as_nc', 'AS-NC')):
@@ -183,9 +187,7 @@ def _check_notes(record: Record, letter: str, entry: Record) -> list[str]:
     if key == 'cad' and entry.get('threshold') is not None:
       notes[-1] += ('; the highest 95 % level of a null is'
                     f' {words.number(entry["threshold"])}')
-  if failed := failed_checks(entry):
-    notes.append(f'does not hold: {"; ".join(failed)}')
-  return notes
+  return notes + unmet_checks(entry)
 
 
 def _doubt(letter: str, entry: Record) -> list[str]:

@@ -11,6 +11,10 @@ from mansu_jax.report import words
 
 Record = dict[str, Any]
 
+_PHRASINGS = (  # What is said where some are compared.
+    ' Phrasings: the same facts in words that gave no part of the circuit.',
+    ', and of phrasings 95 % intervals of the jackknife, a quarter of the facts'
+    ' left out at a time')
 _MEASURES = ('kept', 'jaccard', 'spearman', 'spearman_absolute')
 
 
@@ -45,6 +49,8 @@ def section(record: Record) -> document.Section:
 def _explained(found: Record) -> str:
   groups = (f'{found["facts"]} facts' if found['groups'] == found['facts'] else
             f'{found["groups"]} groups of {found["facts"]} facts')
+  reworded = any('kept' in entry
+                 for entry in found.get('phrasings', {}).values())
   return (
       'The circuit is selected again, at the same budget, from other pairs.'
       f' Resampled: {groups}, drawn with replacement'
@@ -52,14 +58,13 @@ def _explained(found: Record) -> str:
       ' the circuit\'s own, so this is the noise of selection alone, and'
       f' {words.percent(found["resamples"]["firm"])} of the circuit is in at'
       ' least 95 % of the samples. Halves: two circuits of disjoint halves of'
-      f' the facts, {found["halves"]["draws"]} times. Phrasings: the same facts'
-      ' in words that gave no part of the circuit. Share kept and Jaccard are'
+      f' the facts, {found["halves"]["draws"]} times.'
+      f'{_PHRASINGS[0] if reworded else ""} Share kept and Jaccard are'
       ' of the two circuits and mean nothing beside what random ones give: of'
       ' nodes as many in each layer, of edges those selected and pruned alike'
       ' by scores permuted among the edges into each layer. Spearman is of all'
-      ' candidates\' scores.'
-      ' Brackets: ranges of 95 % of the draws, and of phrasings 95 % intervals'
-      ' of the jackknife, a quarter of the facts left out at a time.')
+      ' candidates\' scores. Brackets: ranges of 95 % of the draws'
+      f'{_PHRASINGS[1] if reworded else ""}.')
 
 
 def _compared(found: Record, alike: str) -> Iterator[tuple[str, Record]]:
@@ -121,7 +126,10 @@ def _faithfulness_plot(found: Record) -> document.Plot:
   return document.Plot('robustness_faithfulness', svg.dot_chart(
       'Faithfulness on other pairs', rows, label='share of the behaviour',
       legend=[svg.Key('this circuit', 'unlearned'), svg.Key('other', 'base'),
-              svg.Key('random', 'null')], width=svg.NARROW),
+              *[svg.Key('random', 'null')][:len(rows) - 1]],
+      width=svg.NARROW),
                        'The other circuit: on its own pairs that of the half of'
-                       ' the facts that a pair is not of, on phrasings that of'
-                       ' these phrasings. Intervals are by fact.')
+                       ' the facts that a pair is not of'
+                       + (', on phrasings that of these phrasings'
+                          if len(rows) > 1 else '')
+                       + '. Intervals are by fact.')

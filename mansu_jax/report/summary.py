@@ -23,10 +23,9 @@ def lines(record: Record) -> list[str]:
     out.append(_property(letter, entry))
     if letter == 'Q' and entry.get('value') is not None:
       out.append(_gap_line(record, entry))
-    if failed := properties.failed_checks(entry):
-      out += textwrap.wrap(
-          f'does not hold: {"; ".join(failed)}', _WIDTH,
-          initial_indent=' ' * 4, subsequent_indent=' ' * 6)
+    for unmet in properties.unmet_checks(entry):
+      out += textwrap.wrap(unmet, _WIDTH, initial_indent=' ' * 4,
+                           subsequent_indent=' ' * 6)
   out += _accuracies(record)
   folder = config.get('workdir') or '.'
   out.append(f'report: {folder.rstrip("/")}/report.html')

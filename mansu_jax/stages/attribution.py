@@ -258,9 +258,9 @@ def find_circuit(
     if ends:
       ranking = _touched(ends, options, model.config)
     else:
-      ranking = select.rank(
+      ranking = select.of_kinds(select.rank(
           _values(means, contrast, options.contrast), level, options,
-          model.config)
+          model.config), select.candidate_kinds(config))
     size = select.size_within(ranking, options.budget, total)
     return ranking, select.prefix(ranking, size, model.config)
 
@@ -332,8 +332,9 @@ def _values(means, contrast, weight) -> dict[str, np.ndarray]:
 
 
 def _share_of_score(circuit, means) -> float:
-  chosen = sum(np.abs(means[k])[circuit[k]].sum() for k in circuit.kinds)
-  return float(chosen / sum(np.abs(means[k]).sum() for k in circuit.kinds))
+  kinds = graph.acting(circuit.kinds) or circuit.kinds  # Each score once.
+  chosen = sum(np.abs(means[k])[circuit[k]].sum() for k in kinds)
+  return float(chosen / sum(np.abs(means[k]).sum() for k in kinds))
 
 
 def _measure(config, model, pairs) -> faithfulness.Faithfulness:
@@ -349,6 +350,7 @@ def _measure(config, model, pairs) -> faithfulness.Faithfulness:
 def _account(config, measure, ranking, circuit, randoms):
   """Faithfulness of the circuit, of random ones, and of prefixes."""
   values = np.array([measure(r) for r in randoms])
+  ranking = select.of_kinds(ranking, graph.acting(ranking.kinds))
   prefix = measure.smallest_prefix(ranking, config.circuit.faithfulness)
   return {
       'faithfulness': measure(circuit),

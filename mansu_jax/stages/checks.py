@@ -7,6 +7,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from absl import logging
+
 from mansu_jax import config as run_config
 from mansu_jax import tree_paths
 from mansu_jax import workdir
@@ -25,6 +27,8 @@ from mansu_jax.stages import edge_file
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import quantizers
 from mansu_jax.stages import training
+
+_DEFAULT_EDGES = run_config.CircuitConfig().edges  # Where fewer are no error.
 
 
 def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
@@ -279,7 +283,13 @@ def _check_edges(
   most = edge_select.num_candidates(
       shapes, select.layer_range(options, shapes.num_layers),
       options.per_layer_cap)
-  if options.edges > most:
+  whole = edge_select.num_candidates(shapes, range(shapes.num_layers), 1.0)
+  if options.edges > most and options.edges == _DEFAULT_EDGES > whole:
+    logging.warning(
+        'The model has %d edges, fewer than the %d that --circuit_edges is by'
+        ' default: the circuit holds all that lead somewhere.', whole,
+        options.edges)
+  elif options.edges > most:
     raise ValueError(
         f'--circuit_edges={options.edges}, but the model has {most} within the'
         ' layers and the cap that are given; wanted no more. Lower it.')

@@ -289,7 +289,8 @@ class Reader:
       if halves:
         best, *others = (gained[name] for name in names)
         out['best_half_less_random'][precision] = share(
-            best - np.mean(others, 0), lost)
+            best - np.mean(others, 0), lost) | {
+                'as_much': sum(int(o.sum() >= best.sum()) for o in others)}
     return out
 
   def _weights(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -93,9 +94,11 @@ def measure(
   sums = robustness.Sums(*(x[present] for x in own.sums))
   if len(sums.counts) < _FEWEST:
     return {'reason': (
-        f'the pairs are of {len(sums.counts)} facts; halves of them want'
-        f' {_FEWEST}')}, None
+        f'the pairs that the model answers are of {len(sums.counts)} facts;'
+        f' wanted {_FEWEST}, to halve them')}, None
   draws, seed = config.circuit.resamples, config.seed
+  logging.info('selecting again: %d resamples (--circuit_resamples), %d halves',
+               draws, _HALVINGS)
   again, times = robustness.resampled(
       sums, method.select, method.reference, draws, seed)
   firsts = robustness.halvings(len(sums.counts), _HALVINGS, seed)
@@ -199,7 +202,7 @@ class Nodes:
 
   def __init__(self, config: run_config.RunConfig, shape: Any):
     self._shape = shape
-    self._kinds = graph.LEVEL_KINDS[config.attribution.level]
+    self._kinds = select.candidate_kinds(config)
     self._layers = select.layer_range(config.circuit, shape.num_layers)
 
   def row(self, nodes: Any) -> np.ndarray:

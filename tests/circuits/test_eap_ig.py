@@ -148,6 +148,13 @@ class KeepAnsweredTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'do not elicit the knowledge'):
       eap_ig.keep_answered(self._scores([1., -2.], [3., 3.]))
 
+  def test_exchanged_answers_are_named(self):
+    with self.assertRaisesRegex(ValueError, r'answer exchanged\? .*do not el'):
+      eap_ig.keep_answered(self._scores([-1., -2.], [3., 3.]))
+    with self.assertRaisesRegex(ValueError, r'prompts; wanted clean above'
+                                r' corrupted\. These'):
+      eap_ig.keep_answered(self._scores([-1., -2.], [-1., -1.]))
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -50,7 +50,14 @@ class FileTest(absltest.TestCase):
     self.assertEqual(got.scores[here], -2)
     again = edge_circuit.to_json(got, cfg)
     self.assertEqual(again['edges']['m0->logits']['score'], -2)
-    self.assertEqual(again['edges']['input->m0'], {'in_graph': True})
+    # Other readers want a score of every edge.
+    self.assertEqual(
+        again['edges']['input->m0'], {'score': 0, 'in_graph': True})
+    self.assertIn('input->m0', again['unscored'])
+    self.assertNotIn('m0->logits', again['unscored'])
+    back = edge_circuit.from_json(again, cfg, 'x.json')
+    np.testing.assert_array_equal(back.scored, got.scored)
+    np.testing.assert_array_equal(back.chosen, got.chosen)
     self.assertTrue(again['nodes']['m0']['in_graph'])
 
   def test_bad_files(self):
@@ -71,7 +78,12 @@ class FileTest(absltest.TestCase):
     edge = lambda value: {'edges': {'m0->logits': value}}
     score = lambda value: edge({'score': value, 'in_graph': True})
     nodes = lambda value: {'nodes': {'m0': value}}
+    with self.assertRaisesRegex(
+        ValueError, 'x.json is a circuit of nodes; wanted one of edges'):
+      edge_circuit.from_json(
+          {'nodes': {'heads': {}}, 'edges': None, 'report': {}}, cfg, 'x.json')
     for change, message in (
+        ({'unscored': 3}, "'unscored' is 3; wanted a list"),
         ({'cfg': []}, "'cfg' is \\[\\]; wanted an object"),
         ({'edges': []}, "'edges' is \\[\\]; wanted an object"),
         ({'edges': None}, "'edges' is null; wanted an object"),

@@ -77,6 +77,15 @@ class SummaryTest(parameterized.TestCase):
     for check in checks:
       self.assertIn(check.split('_')[-1], text)
 
+  def test_checks_that_are_open_are_named_too(self):
+    record = records.make()
+    checks = record['properties']['S']['checks']
+    checks |= dict.fromkeys(checks, True)
+    checks['as_nc_below_prompt_halves'] = 'inconclusive'
+    text = '\n'.join(summary.lines(record))
+    self.assertIn('    open: AS-NC below prompt halves', text)
+    self.assertNotIn('does not hold', text)
+
   def test_gives_the_reason_of_what_is_not_measured(self):
     self.assertIn('  Q inconclusive  there are no questions',
                   summary.lines(records.bare()))
@@ -135,17 +144,17 @@ class CompareTest(absltest.TestCase):
     self.assertEqual(row['time'], '4 min 22 s')
 
   def test_base_is_the_records(self):
-    base = self._rows([_run(0), _run(0, budget=0.01)])[0]
+    base = self._rows([_run(0), _run(0, budget=0.02)])[0]
     self.assertEqual(base['seeds'], '1')
     self.assertEqual(base['retain, fp / quantized'], '0.888 / 0.820')
     self.assertEqual(base['PTQ gap'], '-0.043')
 
   def test_rows_are_named_by_the_flags_that_differ(self):
-    rows = self._rows([_run(0), _run(0, selection='random', budget=0.01)])
+    rows = self._rows([_run(0), _run(0, selection='random', budget=0.02)])
     self.assertEqual(
         [row['run'] for row in rows[1:]],
-        ['--circuit_budget=0.03 --circuit_selection=attributed',
-         '--circuit_budget=0.01 --circuit_selection=random'])
+        ['--circuit_budget=0.01 --circuit_selection=attributed',
+         '--circuit_budget=0.02 --circuit_selection=random'])
 
   def test_no_base_row_where_bases_differ(self):
     other = _run(0)
@@ -184,8 +193,8 @@ class CompareTest(absltest.TestCase):
     self.assertNotIn('\n\n', table.compare([record]))
 
   def test_refuses_one_name_for_two_settings(self):
-    with self.assertRaisesRegex(ValueError, 'circuit_budget=0.01'):
-      table.compare([_run(0), _run(0, budget=0.01)], ['x', 'x'])
+    with self.assertRaisesRegex(ValueError, 'circuit_budget=0.02'):
+      table.compare([_run(0), _run(0, budget=0.02)], ['x', 'x'])
     with self.assertRaisesRegex(ValueError, 'No records'):
       table.compare([])
 

@@ -208,7 +208,7 @@ class ReaderTest(parameterized.TestCase):
     self.assertEqual(got['by_precision']['fp']['best_half']['share'], 1.0)
     self.assertEqual(got['by_precision']['fp']['random_half_1']['share'], 0.0)
     self.assertEqual(got['best_half_less_random']['fp'], {
-        'share': 1.0, 'interval': [1.0, 1.0]})
+        'share': 1.0, 'interval': [1.0, 1.0], 'as_much': 0})
 
   def test_an_edit_of_everything(self):
     random = small.random_circuit(self.model.config, 0.5)
