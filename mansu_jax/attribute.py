@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mansu_jax import config as run_config
+from mansu_jax import sharding
 from mansu_jax import files
 from mansu_jax import workdir
 from mansu_jax.circuits import eap_ig
@@ -70,6 +71,11 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     ValueError: bad input, before any long work; or pairs that do not elicit
       the knowledge.
   """
+  with jax.set_mesh(sharding.make_mesh(config.mesh)):
+    return _run(config)
+
+
+def _run(config: run_config.RunConfig) -> dict[str, Any]:
   clock = workdir.Clock()
   inputs = checks.read(config)
   pairs = []

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from absl import logging
 
 from mansu_jax import config as run_config
+from mansu_jax import sharding
 from mansu_jax import workdir
 from mansu_jax.circuits import eap_ig
 from mansu_jax.models import loading
@@ -42,6 +45,11 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     ValueError: bad input, before any long work: as `pair.load`, or flags or
       data that are wrong.
   """
+  with jax.set_mesh(sharding.make_mesh(config.mesh)):
+    return _run(config)
+
+
+def _run(config: run_config.RunConfig) -> dict[str, Any]:
   clock = workdir.Clock()
   inputs = checks.read(config)
   with clock.stage('load'):

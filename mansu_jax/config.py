@@ -24,6 +24,7 @@ FisherConfig = config_stages.FisherConfig
 EditConfig = config_stages.EditConfig
 UnlearnConfig = config_stages.UnlearnConfig
 EvalConfig = config_stages.EvalConfig
+MeshConfig = config_stages.MeshConfig
 
 _field, _check = config_fields.field, config_fields.check
 
@@ -76,6 +77,7 @@ class RunConfig:
   edit: EditConfig = EditConfig()
   unlearn: UnlearnConfig = UnlearnConfig()
   eval: EvalConfig = EvalConfig()
+  mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

@@ -246,6 +246,29 @@ class UnlearnConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """How the devices are arranged; their product is their number."""
+
+  data: int = _field(
+      1, 'Devices over which rows of a batch are split, with whole weights on'
+      ' each; -1: what is left.')
+  fsdp: int = _field(
+      -1, 'Devices over which rows, and weights along the model width, are'
+      ' split; -1: what is left.')
+  tensor: int = _field(
+      1, 'Devices over which weights are split along heads, neurons and'
+      ' vocabulary; -1: what is left.')
+
+  def __post_init__(self):
+    sizes = self.data, self.fsdp, self.tensor
+    _check(all(size == -1 or size > 0 for size in sizes)
+           and sizes.count(-1) < 2,
+           f'--mesh_data={self.data}, --mesh_fsdp={self.fsdp} and --mesh_tensor'
+           f'={self.tensor} are no mesh; wanted numbers of devices, at most one'
+           ' of them -1 for what is left.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
   """How much is measured, and with what certainty."""
 

@@ -6,8 +6,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax
+
 from mansu_jax import checkpoints
 from mansu_jax import config as run_config
+from mansu_jax import sharding
 from mansu_jax import workdir
 from mansu_jax.models import hf_io
 from mansu_jax.models import loading
@@ -34,6 +37,11 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   Raises:
     ValueError: bad input, before any long work; or a run that went wrong.
   """
+  with jax.set_mesh(sharding.make_mesh(config.mesh)):
+    return _run(config)
+
+
+def _run(config: run_config.RunConfig) -> dict[str, Any]:
   clock = workdir.Clock()
   inputs = checks.read(config)
   with clock.stage('load'):

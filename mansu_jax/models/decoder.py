@@ -32,6 +32,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layers
@@ -78,7 +79,7 @@ class Decoder(nn.Module):
     scale = self.param('final_norm', nn.initializers.ones, (cfg.d_model,))
     if embeddings is None:
       embeddings = jnp.take(table, tokens, axis=0)
-    x = embeddings.astype(self.dtype)
+    x = sharding.split_rows(embeddings.astype(self.dtype))
     rotary = layers.rotary_tables(cfg, _positions(positions, x.shape[1]))
     mask = _mask(attention_mask, x.shape[1])
     x, _ = self._stack()(cfg, self.sites, name='layers')(x, rotary, mask)
@@ -192,7 +193,7 @@ def forward(
   x = embed(params, tokens) if embeddings is None else embeddings
   rotary = layers.rotary_tables(config, _positions(positions, x.shape[1]))
   x = lifted.run_layers(
-      config, params['layers'], x.astype(dtype), rotary,
+      config, params['layers'], sharding.split_rows(x.astype(dtype)), rotary,
       _mask(attention_mask, x.shape[1]), first=first_layer,
       stop=config.num_layers, circuit=circuit and circuit['layers'],
       start=circuit_start, remat=remat)

@@ -23,6 +23,12 @@ MATRICES = {
 }
 
 
+# Axes of every leaf in memory, as `sharding.PLACES` names them.
+AXES = {'embed': 'VD', 'lm_head': 'VD', 'final_norm': 'D',
+        'layers/attn_norm': 'LD', 'layers/mlp_norm': 'LD'} | {
+            name: own.memory for name, own in MATRICES.items()}
+
+
 def block_layout(config: config_lib.ModelConfig) -> types.PyTree:
   """A tree like the params: a `BlockLayout`, or None for what stays."""
   return tree_paths.map_named(

