@@ -13,6 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mansu_jax import sharding
 from mansu_jax import types
 
 LogProb = Callable[[types.PyTree, types.PyTree, types.PyTree], types.Array]
@@ -31,7 +32,7 @@ def _sum_of_squares(log_prob, theta, frozen, examples, weights, *, chunk):
         lambda g: weight * jnp.square(g.astype(jnp.float32)), grads)
 
   def add_chunk(total, part):
-    squares = jax.vmap(squared)(*part)
+    squares = jax.vmap(squared)(*jax.tree.map(sharding.split_rows, part))
     return jax.tree.map(lambda t, s: t + s.sum(0), total, squares), None
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), theta)

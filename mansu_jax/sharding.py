@@ -99,10 +99,21 @@ def place(tree: types.PyTree, letters: dict[str, str]) -> types.PyTree:
                               tree)
 
 
-def split_rows(x: types.Array) -> types.Array:
-  """Asks that the rows of `x` [B, ...] be split, where a mesh is set."""
+def row_parts() -> int:
+  """Parts that rows are split into on the mesh that is set; 1 without."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  return 1 if mesh.empty else math.prod(mesh.shape[a] for a in PLACES['B'])
+
+
+def whole_rows(count: int) -> int:
+  """The least number of rows, at least `count`, that splits evenly."""
+  return -(-count // row_parts()) * row_parts()
+
+
+def split_rows(x: types.Array) -> types.Array:
+  """Asks that the rows of `x` [B, ...] be split, where they split evenly."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if row_parts() == 1 or x.shape[0] % row_parts():
     return x
   letters = 'B' + '.' * (x.ndim - 1)
   return jax.lax.with_sharding_constraint(x, spec(letters, x.shape, mesh))

@@ -29,7 +29,7 @@ _MAY_IMPORT = {
     'workdir': (*_FIRST, 'run_flags'),
     'sharding': _FIRST,
     'checkpoints': _FIRST,
-    'fisher': _FIRST,
+    'fisher': (*_FIRST, 'sharding'),
     'quant': _TOOLS,
     'data': (*_TOOLS, 'quant'),
     'models': _DATA,

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.data import packing
 from mansu_jax.models import config as model_config
@@ -163,7 +164,8 @@ def _batches(prompts: Sequence[Sequence[int]]) -> list[_Batch]:
   lengths = [len(p) for p in prompts]
   width = -(-max(_WIDTH, *lengths) // _MULTIPLE) * _MULTIPLE
   filled = packing.fill_rows(lengths, width)
-  batches = [filled[i:i + _ROWS] for i in range(0, len(filled), _ROWS)]
+  rows = sharding.whole_rows(_ROWS)
+  batches = [filled[i:i + rows] for i in range(0, len(filled), rows)]
   most = max(sum(map(len, batch)) for batch in batches)
   most = -(-most // _PLACES) * _PLACES
   packed = (_pack(prompts, batch, width) for batch in batches)
@@ -185,8 +187,9 @@ def _pack(
     prompts: Sequence[Sequence[int]], batch: Sequence[Sequence[int]],
     width: int) -> tuple[_Rows, np.ndarray, list[int]]:
   """Rows of some prompts, where each ends in them, and which it is."""
-  tokens, positions = np.zeros((2, _ROWS, width), np.int32)
-  segments = np.full((_ROWS, width), -1, np.int32)
+  rows = sharding.whole_rows(_ROWS)
+  tokens, positions = np.zeros((2, rows, width), np.int32)
+  segments = np.full((rows, width), -1, np.int32)
   ends, members = [], []
   for row, chosen in enumerate(batch):
     start = 0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax.circuits import eap_ig
 from mansu_jax.data import packing
 from mansu_jax.data import pairs as pairs_lib
@@ -42,7 +43,7 @@ def pack(
   if alone:
     fill = lambda some, capacity: [[i] for i in range(len(some))]
     widths, rows = [_width([lengths[i] for i in m], max(lengths))
-                    for m in members], size
+                    for m in members], sharding.whole_rows(size)
   else:
     fill = packing.fill_rows
     capacity, rows = _row_shape([[lengths[i] for i in m] for m in members])
@@ -64,7 +65,7 @@ def _row_shape(lengths: Sequence[Sequence[int]]) -> tuple[int, int]:
       capacity: max(len(packing.fill_rows(some, capacity)) for some in lengths)
       for capacity in range(shortest, max(shortest, _LONGEST) + 1, _MULTIPLE)}
   capacity = min(rows, key=lambda c: (c * rows[c], c))
-  return capacity, rows[capacity]
+  return capacity, sharding.whole_rows(rows[capacity])
 
 
 def _batch(

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mansu_jax import sharding
+
 ROW_LENGTH = 64  # Usual row; measured fastest for short questions on CPU.
 TOKEN_BUDGET = 1024  # Tokens a batch.
 _GROWTH = 4  # Long segments go to rows of this multiple.
@@ -126,7 +128,8 @@ def _batches(
     segments: Sequence[Segment], rows: list[list[int]], capacity: int,
     token_budget: int) -> list[PackedBatch]:
   """Batches of a fixed number of rows; the last is padded with empty ones."""
-  size = batch_rows(len(rows), max(1, token_budget // capacity))
+  size = sharding.whole_rows(
+      batch_rows(len(rows), max(1, token_budget // capacity)))
   return [
       _batch(segments, rows[i:i + size], size, capacity)
       for i in range(0, len(rows), size)

@@ -78,7 +78,7 @@ class Decoder(nn.Module):
       self.param('lm_head', init_table, table_shape)
     scale = self.param('final_norm', nn.initializers.ones, (cfg.d_model,))
     if embeddings is None:
-      embeddings = jnp.take(table, tokens, axis=0)
+      embeddings = embed({'embed': table}, tokens)
     x = sharding.split_rows(embeddings.astype(self.dtype))
     rotary = layers.rotary_tables(cfg, _positions(positions, x.shape[1]))
     mask = _mask(attention_mask, x.shape[1])
@@ -129,7 +129,7 @@ def embed(
     tokens: Array,  # [B, T] int32
 ) -> Array:
   """Token embeddings [B, T, D]; ids outside the vocabulary give NaN."""
-  return jnp.take(params['embed'], tokens, axis=0)
+  return jnp.take(params['embed'], sharding.split_rows(tokens), axis=0)
 
 
 def unembed(

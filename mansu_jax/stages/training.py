@@ -13,6 +13,7 @@ import numpy as np
 from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax import fisher as fisher_lib
+from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.data import batching
@@ -48,7 +49,7 @@ def make_batches(
   def referenced(sequences, mask):
     return batches_lib.add_reference(
         batches_lib.make_spans(sequences.tokens, mask), hidden,
-        packing.fill_rows)
+        packing.fill_rows, batch_rows=sharding.whole_rows(_ROWS))
 
   def pool(sequences, batch, salt):
     return pool_of(referenced(sequences, sequences.answer_mask), batch, salt)
@@ -96,7 +97,7 @@ def make_batches(
       forget=forget_pool, marginals=table, alternatives=others,
       retain=retain, text=text, crossed=crossed, crossed_account=account,
       prompts=prompts, partners=partners, fill=packing.fill_rows,
-      steps=options.steps, seed=seed)
+      steps=options.steps, seed=seed, row_parts=sharding.row_parts())
 
 
 def _retain_pool(
@@ -229,7 +230,8 @@ def circuit_fisher(
 
   once = saved.get if saved else lambda name, make: make()
   return once('fisher', lambda: fisher_lib.diagonal_fisher(
-      log_prob, edit.theta, edit.base, examples, chunk=options.chunk))
+      log_prob, edit.theta, edit.base, examples,
+      chunk=sharding.whole_rows(options.chunk)))
 
 
 def unlearn(
@@ -319,8 +321,9 @@ def _sequence_kl(
     return jnp.sum(kl * part.weight)
 
   num = spans.length.size
-  rows = np.arange(num + -num % _ROWS)  # One shape: what is added weighs 0.
+  size = sharding.whole_rows(_ROWS)
+  rows = np.arange(num + -num % size)  # One shape: what is added weighs 0.
   spans = spans.take(rows % num)
   spans = spans._replace(weight=spans.weight * (rows < num)[:, None])
   return sum(float(total(theta, edit.base, spans.take(part)))
-             for part in rows.reshape(-1, _ROWS)) / num
+             for part in rows.reshape(-1, size)) / num

@@ -239,6 +239,7 @@ class Batches:
     fill: the bin packer.
     steps: as many will be asked for; all get rows of one number and length.
     seed: of the choice of partners.
+    row_parts: rows are a multiple of this, so that they split over devices.
   """
 
   def __init__(
@@ -249,7 +250,7 @@ class Batches:
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
       alternatives: objective.Alternatives | None = None,
-      fill: FillRows, steps: int, seed: int = 0):
+      fill: FillRows, steps: int, seed: int = 0, row_parts: int = 1):
     self.forget, self.retain = forget, retain
     self.text, self.crossed = text, crossed
     self.crossed_account = crossed_account
@@ -262,7 +263,8 @@ class Batches:
       lengths.append(np.concatenate([g.length for g in groups]).tolist())
       sizes.append([_places(g) for g in (*groups, prompts)])
     self._capacity = max(ROW, *map(max, lengths))
-    self._rows = max(len(fill(some, self._capacity)) for some in lengths)
+    rows = max(len(fill(some, self._capacity)) for some in lengths)
+    self._rows = -(-rows // row_parts) * row_parts
     self._sizes = np.max(sizes, axis=0).tolist()  # One shape for all steps.
 
   def _groups(self, step: int) -> tuple[list[Spans], Spans | None]:

@@ -106,14 +106,18 @@ def run(
   """
   fns = (problem.tx, problem.loss, problem.exact)
 
+  carry = jax.tree.map(jnp.array, (problem.theta, problem.tx.init(
+      problem.theta)))  # Own buffers: the step donates them.
+
   # A program of this run: a cache that outlived it would keep what the
-  # functions close over (Fisher, code grids) in memory.
-  @functools.partial(jax.jit, donate_argnames='carry')
+  # functions close over (Fisher, code grids) in memory. What comes out lies on
+  # the devices as what goes in, or the second step would compile again.
+  @functools.partial(
+      jax.jit, donate_argnames='carry',
+      out_shardings=(jax.tree.map(lambda x: x.sharding, carry),) + 3 * (None,))
   def unlearn_step(carry, *rest):
     return _step(fns, carry, *rest)
 
-  carry = jax.tree.map(jnp.array, (problem.theta, problem.tx.init(
-      problem.theta)))  # Own buffers: the step donates them.
   history, start = [], None
   for step in range(steps):
     view = problem.views[step % len(problem.views)]
