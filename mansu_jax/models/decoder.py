@@ -129,7 +129,9 @@ def embed(
     tokens: Array,  # [B, T] int32
 ) -> Array:
   """Token embeddings [B, T, D]; ids outside the vocabulary give NaN."""
-  return jnp.take(params['embed'], sharding.split_rows(tokens), axis=0)
+  # Of a table that is split over width and vocabulary. Its few rows are put
+  # together on every device: less than the table, and rows are split next.
+  return sharding.whole(jnp.take(params['embed'], tokens, axis=0))
 
 
 def unembed(

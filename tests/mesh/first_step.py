@@ -1,0 +1,89 @@
+"""Run in its own process: scores and gradients on meshes of several shapes."""
+
+import os
+
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+# pylint: disable=wrong-import-position
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax import fisher
+from mansu_jax import sharding
+from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits import edges
+from mansu_jax.circuits import pair_batches
+from mansu_jax.models import decoder
+from mansu_jax.models import layout
+from mansu_jax.stages import edits
+from tests.circuits import small
+
+MESHES = ((1, 1, 1), (1, 2, 1), (2, 2, 1), (1, 2, 2), (1, 8, 1), (2, 2, 2))
+_TOKENS = np.random.default_rng(1).integers(0, 29, (16, 12))
+
+
+def _gradients(model):
+  """Of a loss on the circuit's slices, and the Fisher of its rows."""
+  edit = edits.circuit_edit(
+      model, small.circuit(model.config), ('nf4',), quantized_views=True)
+
+  def loss(theta, frozen, tokens):
+    hidden = edit.forward(theta, frozen, tokens)
+    logits = edit.unembed(theta, frozen, hidden[:, :-1])
+    picked = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), tokens[:, 1:, None], -1)
+    return picked.mean()
+
+  step = jax.jit(jax.grad(loss)).lower(
+      edit.theta, edit.base, _TOKENS).compile()
+  out = {name: jax.jit(jax.grad(loss))(edit.theta, view.frozen(), _TOKENS)
+         for name, view in edit.views.items()}
+  out['fisher'] = fisher.diagonal_fisher(
+      lambda theta, frozen, row: loss(theta, frozen, row[None]), edit.theta,
+      edit.base, jnp.asarray(_TOKENS), chunk=sharding.whole_rows(2))
+  return out, step.cost_analysis()['flops'], edit.theta
+
+
+def _measure(config, params):
+  model = types.SimpleNamespace(
+      config=config, params=sharding.place(params, layout.AXES))
+  batches = pair_batches.pack(small.pairs() * 4, 12, alone=True)
+  out = {'nodes': eap_ig.score_pairs(
+      config, model.params, batches, steps=3)._asdict()}
+  out['edges'] = edges.pair_scores(
+      config, model.params, batches[0], points=edges.eap_ig_points(3)).edges[:12]
+  gradients, flops, theta = _gradients(model)
+  return jax.device_get(out | gradients), flops, theta
+
+
+def main():
+  config = small.config(d_model=32, d_ff=64, d_head=8)
+  params = jax.tree.map(np.asarray, decoder.init(config, jax.random.key(0)))
+  alone = flops_alone = None
+  for sizes in MESHES:
+    options = run_config.MeshConfig(**dict(zip(sharding.AXES, sizes)))
+    with jax.set_mesh(sharding.make_mesh(
+        options, jax.devices()[:math.prod(sizes)])):
+      got, flops, theta = _measure(config, params)
+    if alone is None:
+      alone, flops_alone = got, flops
+      continue
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(alone), jax.tree.leaves(got)):
+      largest = np.abs(a).max()
+      assert np.abs(a - b).max() <= 1e-5 * largest, (
+          sizes, jax.tree_util.keystr(path), np.abs(a - b).max() / largest)
+    split = {leaf.sharding.is_fully_replicated
+             for leaf in jax.tree.leaves(theta)}
+    print(f'{sizes}: equal; {flops / flops_alone:.2f} of the operations a'
+          f' device; slices {"split" if False in split else "whole"}')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,104 @@
+"""Results do not depend on the number and arrangement of devices."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+import pytest
+
+from mansu_jax import config as run_config
+from mansu_jax import sharding
+from mansu_jax.models import decoder
+from mansu_jax.models import layout
+from tests import runs
+from tests.models import tiny
+
+
+def _process(module, *args):
+  """What a module prints, run in a process of its own."""
+  done = subprocess.run(
+      [sys.executable, '-m', module, *map(str, args)], capture_output=True,
+      text=True, check=False)
+  assert done.returncode == 0, done.stderr[-3000:]
+  return done.stdout
+
+
+class MeshTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ((1, -1, 1), (1, 8, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)),
+      ((8, -1, 1), (8, 1, 1)))
+  def test_sizes(self, asked, want):
+    options = run_config.MeshConfig(**dict(zip(sharding.AXES, asked)))
+    self.assertEqual(sharding.sizes(options, 8), want)
+
+  @parameterized.parameters(
+      ((1, 3, -1), 'mesh_fsdp=3.* do not divide the 8 devices'),
+      ((1, 4, 1), 'make 4 of the 8 devices'),
+      ((16, 1, 1), 'do not divide the 8 devices'))
+  def test_sizes_that_do_not_fit(self, asked, message):
+    options = run_config.MeshConfig(**dict(zip(sharding.AXES, asked)))
+    with self.assertRaisesRegex(ValueError, message):
+      sharding.sizes(options, 8)
+
+  @parameterized.parameters((0, 1, 1), (-1, -1, 1), (1, -2, 1))
+  def test_sizes_that_are_none(self, data, fsdp, tensor):
+    with self.assertRaisesRegex(ValueError, 'no mesh; wanted numbers'):
+      run_config.MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
+
+  def test_every_leaf_has_its_axes(self):
+    for tied in (True, False):
+      shapes = decoder.abstract(tiny.config(tie_embeddings=tied))
+      for path, leaf in jax.tree.leaves_with_path(shapes):
+        name = '/'.join(key.key for key in path)
+        self.assertLen(layout.AXES[name], leaf.ndim)
+
+  def test_without_a_mesh_nothing_is_split(self):
+    x = np.zeros((4, 2))
+    self.assertIs(sharding.split_rows(x), x)
+    self.assertEqual((sharding.row_parts(), sharding.whole_rows(5)), (1, 5))
+
+  def test_scores_and_gradients_are_the_same(self):
+    said = _process('tests.mesh.first_step')
+    self.assertLen(re.findall('equal', said), 5)
+    for data, fsdp, tensor, share in re.findall(
+        r'\((\d), (\d), (\d)\): equal; ([\d.]+) of', said):
+      parts = math.prod(map(int, (data, fsdp, tensor)))
+      # Each device has its own rows, and not all of them.
+      self.assertLess(float(share), 1.6 / parts)
+    self.assertNotIn('slices whole', said)
+
+
+@pytest.mark.slow
+class WholeJobTest(absltest.TestCase):
+
+  def test_the_job_is_the_same(self):
+    root = tiny.temp_dir(self)
+    alone, *others = '1,1,1', '1,2,1', '1,4,1', '1,2,2', '2,2,2'
+    _process('tests.mesh.whole_job', root, alone, *others)
+    record = lambda name: json.loads((root / name / 'record.json').read_text())
+    tensors = lambda name: runs.tensors(root / name / 'model')
+    want, weights, base = record(alone), tensors(alone), tensors('job')
+    moved = sum(int((weights[k] != base[k]).sum()) for k in weights)
+    self.assertGreater(moved, 1000)
+    for name in others:
+      got, now = record(name), tensors(name)
+      self.assertEqual(got['circuit']['nodes'], want['circuit']['nodes'])
+      differ = sum(int((weights[k] != now[k]).sum()) for k in weights)
+      self.assertLessEqual(differ, 0.01 * moved, name)
+      for split, models in want['accuracy'].items():
+        for model, precisions in models.items():
+          for precision, entry in precisions.items():
+            value = got['accuracy'][split][model][precision]['value']
+            low, high = entry['interval']
+            self.assertBetween(value, low, high, (name, split, model))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,45 @@
+"""Run in its own process: the tiny job on meshes of several shapes.
+
+  python -m tests.mesh.whole_job FOLDER DATA,FSDP,TENSOR ...
+
+Writes the job in FOLDER/job and a run of each mesh in FOLDER/DATA,FSDP,TENSOR,
+on as many of eight simulated devices.
+"""
+
+import os
+
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+# pylint: disable=wrong-import-position
+import functools
+import math
+import pathlib
+import sys
+from unittest import mock
+
+import jax
+
+from mansu_jax import sharding
+from tests import runs
+from tests import tiny_job
+
+
+def main():
+  folder, *meshes = sys.argv[1:]
+  root = pathlib.Path(folder)
+  job = tiny_job.make(root / 'job')
+  make = sharding.make_mesh
+  for name in meshes:
+    sizes = list(map(int, name.split(',')))
+    devices = jax.devices()[:math.prod(sizes)]
+    with mock.patch.object(sharding, 'make_mesh', functools.partial(
+        make, devices=devices)):
+      runs.run(root / name, *job, *(
+          f'--mesh_{axis}={size}'
+          for axis, size in zip(sharding.AXES, sizes)))
+    jax.clear_caches()
+
+
+if __name__ == '__main__':
+  main()
