@@ -20,9 +20,9 @@ from mansu_jax import run_flags
 
 _UNFINISHED = '.orbax-checkpoint-tmp'  # In the name while Orbax is writing.
 _IDENTITY, _HASHES = 'flags.txt', 'hashes.json'
-# These may differ when a run goes on: they change no figure.
-_SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
-    'debug', 'profile', 'fail_on_verdict'))
+# These may differ when a run goes on: they change no figure, but for rounding.
+_SAME_RUN = ('--mesh_', *(f'--{prefix}{flag}' for prefix in ('', 'no')
+                          for flag in ('debug', 'profile', 'fail_on_verdict')))
 # JAX's names of the two durations.
 _COMPILING = ('/jax/core/compile/jaxpr_to_mlir_module_duration',
               '/jax/core/compile/backend_compile_duration')
@@ -44,6 +44,7 @@ def open_workdir(
     ValueError: as `check_workdir`, or a finished stage is of other bytes.
   """
   root = check_workdir(config)
+  root.mkdir(parents=True, exist_ok=True)
   made_of = root / _HASHES
   if _has_finished(root) and made_of.exists():
     found = json.loads(made_of.read_text(encoding='utf-8'))
@@ -72,7 +73,9 @@ def _has_finished(root: pathlib.Path) -> bool:
 
 
 def check_workdir(config: run_config.RunConfig) -> pathlib.Path:
-  """Creates the workdir, or finds it fit to go on in; claims nothing yet.
+  """Finds that the workdir can be made, or gone on in; claims nothing yet.
+
+  A folder that is not there is not left behind: the run may yet be refused.
 
   Raises:
     ValueError: no workdir given, not writable, holds other files, holds
@@ -82,11 +85,14 @@ def check_workdir(config: run_config.RunConfig) -> pathlib.Path:
     raise ValueError('No workdir: give --workdir=DIR, a new or empty folder'
                      ' for the outputs.')
   root = pathlib.Path(config.workdir)
+  missing = [path for path in (root, *root.parents) if not path.exists()]
   try:
     root.mkdir(parents=True, exist_ok=True)
     probe = root / '.write_probe'
     probe.touch()
     probe.unlink()
+    for path in missing:
+      path.rmdir()
   except OSError as error:
     raise ValueError(
         f'--workdir={root} cannot be written: {error.strerror}. Give a folder'
@@ -96,7 +102,7 @@ def check_workdir(config: run_config.RunConfig) -> pathlib.Path:
   if identity.exists() and _has_finished(root):
     _check_same_run(root, identity.read_text(encoding='utf-8'), wanted,
                     config.resume)
-  elif not identity.exists() and any(root.iterdir()):
+  elif root.exists() and not identity.exists() and any(root.iterdir()):
     raise ValueError(
         f'--workdir={root} holds files of something else'
         f' ({sorted(p.name for p in root.iterdir())[0]!r} and so on) and no'

@@ -37,6 +37,15 @@ class OpenTest(parameterized.TestCase):
         {p.name for p in root.iterdir()}, {'flags.txt', 'hashes.json'})
     self.assertIn('--seed=3\n', (root / 'flags.txt').read_text())
 
+  def test_a_check_leaves_nothing_behind(self):
+    workdir.check_workdir(self._config())
+    self.assertEmpty(list(self.parent.iterdir()))
+
+  def test_a_run_may_go_on_on_another_mesh(self):
+    self._open(self._config())
+    self._finish_a_stage()
+    self._open(self._config(mesh=config_lib.MeshConfig(fsdp=1, tensor=-1)))
+
   def test_an_empty_folder_is_welcome(self):
     self.root.mkdir(parents=True)
     self._open(self._config())
