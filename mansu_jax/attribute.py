@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from mansu_jax import config as run_config
-from mansu_jax import sharding
 from mansu_jax import files
+from mansu_jax import sharding
 from mansu_jax import workdir
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edge_circuit

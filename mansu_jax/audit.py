@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
 from absl import logging
+import jax
 
 from mansu_jax import config as run_config
 from mansu_jax import sharding
