@@ -108,13 +108,15 @@ def run(
 
   carry = jax.tree.map(jnp.array, (problem.theta, problem.tx.init(
       problem.theta)))  # Own buffers: the step donates them.
+  # What a step gives lies on the devices as what it takes, or the next one
+  # would compile again.
+  places = jax.tree.map(lambda x: x.sharding, carry)
+  carry = jax.device_put(carry, places)
 
   # A program of this run: a cache that outlived it would keep what the
-  # functions close over (Fisher, code grids) in memory. What comes out lies on
-  # the devices as what goes in, or the second step would compile again.
-  @functools.partial(
-      jax.jit, donate_argnames='carry',
-      out_shardings=(jax.tree.map(lambda x: x.sharding, carry),) + 3 * (None,))
+  # functions close over (Fisher, code grids) in memory.
+  @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
+      places, None, None, None))
   def unlearn_step(carry, *rest):
     return _step(fns, carry, *rest)
 
