@@ -78,7 +78,7 @@ class MeshTest(parameterized.TestCase):
 @pytest.mark.slow
 class WholeJobTest(absltest.TestCase):
 
-  def test_the_job_is_the_same(self):
+  def test_the_job_is_the_same_but_for_a_few_bins(self):
     root = tiny.temp_dir(self)
     alone, *others = '1,1,1', '1,2,1', '1,4,1', '1,2,2', '2,2,2'
     _process('tests.mesh.whole_job', root, alone, *others)
