@@ -33,6 +33,7 @@ from mansu_jax.eval import statistics
 _KEPT = ('retain', 'retain_heldout')
 _MEASURES = ('forgotten', 'retain', 'held-out', 'same entity')
 _PRECISIONS = ('fp', 'nf4')
+_NONE = '–'  # There are no such questions.
 _ENOUGH = 5  # Random circuits to resample.
 _RESAMPLES = 4000
 
@@ -106,7 +107,7 @@ def _cells(arms: Sequence[dict[str, Any]], questions) -> list[str]:
   cells = [_spread((a['steps'] for a in arms), lambda x: f'{x:.0f}')]
   for measure in _MEASURES:
     rows = _rows(questions, measure)
-    cells.append(' / '.join(
+    cells.append(_NONE if not rows.any() else ' / '.join(
         _spread((right(a, p)[rows].mean() for a in arms),
                lambda x: f'{x:.3f}') for p in _PRECISIONS))
   cells.append(' / '.join(
@@ -156,6 +157,8 @@ def less_random(found: dict[str, Any]) -> list[str]:
 def _difference(arm, randoms, questions, measure, precision) -> str:
   """Arm less the mean of random ones, and how many of them it exceeds."""
   chosen = _rows(questions, measure)
+  if not chosen.any():
+    return _NONE
   facts = [q[2] for q, kept in zip(questions, chosen) if kept]
   own = right(arm, precision)[chosen]
   others = np.array([right(a, precision)[chosen] for a in randoms])
@@ -216,7 +219,8 @@ def less_many(found: dict[str, Any]) -> list[str]:
       for precision in _PRECISIONS:
         cells.append('{:+.3f} [{:+.3f}, {:+.3f}]'.format(*over_circuits(
             right(own, precision)[chosen], np.array([
-                right(a, precision)[chosen] for a in randoms]), facts)))
+                right(a, precision)[chosen] for a in randoms]), facts))
+                     if facts else _NONE)
     rows.append(' | '.join(cells) + ' |')
   return rows
 

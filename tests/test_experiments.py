@@ -283,6 +283,22 @@ class CircuitWorthTest(absltest.TestCase):
     self.assertStartsWith(less, '| attributed, less random | 2 |')
     self.assertStartsWith(less.split(' | ')[-1], '0.000 [-')
 
+  def test_a_measure_without_questions(self):
+    self.questions[1:] = [
+        ('retain', 'q1', 'currency/peru', 'currency'),
+        ('retain_heldout', 'q2', 'continent/peru', 'continent')]
+    (self.folder / 'questions_s0.json').write_text(json.dumps(self.questions))
+    self._arm('attributed', '011', '010')
+    for i in range(5):
+      self._arm(f'random:{i}', '110', '011')
+    (own, _), ((_, _, *less),) = self._tables()
+    self.assertEqual(own[6], '–')
+    self.assertEqual(less[6:], ['–', '–'])
+    (found,) = self.table.read(self.folder).values()
+    (row,) = self.table.less_many(found)
+    self.assertEndsWith(row, '– | – |')
+    self.assertStartsWith(row, '| attributed | 5 | 5 | 0 | 5 |')
+
   def test_arms_of_other_settings_are_no_random_circuits(self):
     self.assertEqual(self.table.setting('budget_1+random:3'), 'budget_1')
     self.assertEqual(self.table.setting('random:3'), 'attributed')
