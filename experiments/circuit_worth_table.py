@@ -68,6 +68,11 @@ def is_random(name: str) -> bool:
   return 'random:' in name
 
 
+def _randoms(arms: dict[str, Any], name: str) -> list[dict[str, Any]]:
+  """The random circuits of an arm's setting."""
+  return [a for n, a in arms.items() if is_random(n) and setting(n) == name]
+
+
 def _subject(question: Sequence[str]) -> str:
   """`france` of the fact `capital/france`."""
   return question[2].split('/', 1)[-1]
@@ -137,9 +142,7 @@ def less_random(found: dict[str, Any]) -> list[str]:
   rows = []
   for name in sorted(n for n in arms if not is_random(n)):
     for against in (name, 'attributed'):
-      randoms = [a for n, a in arms.items() if is_random(n)
-                 and setting(n) == against]
-      if randoms:
+      if randoms := _randoms(arms, against):
         break
     if not randoms:
       continue
@@ -202,8 +205,7 @@ def less_many(found: dict[str, Any]) -> list[str]:
   """Rows of the third table."""
   arms, questions, rows = found['arms'], found['questions'], []
   for name in sorted(n for n in arms if not is_random(n)):
-    randoms = [a for n, a in arms.items()
-               if is_random(n) and setting(n) == name]
+    randoms = _randoms(arms, name)
     if len(randoms) < _ENOUGH:
       continue
     own = arms[name]
@@ -257,9 +259,7 @@ def relearned(found: dict[str, Any], seed: int) -> list[str]:
     rows.append(' | '.join(cells) + ' |')
   arms = found['relearning']
   for name in sorted(n for n in arms if not is_random(n)):
-    randoms = [a for n, a in arms.items() if is_random(n)
-               and setting(n) == name]
-    if randoms:
+    if randoms := _randoms(arms, name):
       rows.append(' | '.join([f'| {name}, less random', str(len(randoms)), '',
                               '', '', *(
           tell(statistics.interval(answers(arms[name], i) - np.mean(

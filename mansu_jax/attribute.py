@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from mansu_jax import config as run_config
@@ -59,6 +58,7 @@ class _Found(NamedTuple):
   selected: robustness.Selected | None
 
 
+@sharding.on_mesh
 def run(config: run_config.RunConfig) -> dict[str, Any]:
   """Attributes, selects a circuit, and writes the workdir.
 
@@ -72,11 +72,6 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     ValueError: bad input, before any long work; or pairs that do not elicit
       the knowledge.
   """
-  with jax.set_mesh(sharding.make_mesh(config.mesh)):
-    return _run(config)
-
-
-def _run(config: run_config.RunConfig) -> dict[str, Any]:
   clock = workdir.Clock()
   inputs = checks.read(config)
   pairs = []

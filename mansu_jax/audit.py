@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from absl import logging
-import jax
 
 from mansu_jax import config as run_config
 from mansu_jax import sharding
@@ -28,6 +27,7 @@ from mansu_jax.stages import quantizers
 from mansu_jax.stages import results
 
 
+@sharding.on_mesh
 def run(config: run_config.RunConfig) -> dict[str, Any]:
   """Audits a model and writes the workdir.
 
@@ -44,11 +44,6 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     ValueError: bad input, before any long work: as `pair.load`, or flags or
       data that are wrong.
   """
-  with jax.set_mesh(sharding.make_mesh(config.mesh)):
-    return _run(config)
-
-
-def _run(config: run_config.RunConfig) -> dict[str, Any]:
   clock = workdir.Clock()
   inputs = checks.read(config)
   with clock.stage('load'):

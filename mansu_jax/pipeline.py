@@ -6,8 +6,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
-
 from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax import sharding
@@ -25,6 +23,7 @@ from mansu_jax.stages import results
 from mansu_jax.stages import training
 
 
+@sharding.on_mesh
 def run(config: run_config.RunConfig) -> dict[str, Any]:
   """Runs a job and writes its workdir.
 
@@ -37,11 +36,6 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   Raises:
     ValueError: bad input, before any long work; or a run that went wrong.
   """
-  with jax.set_mesh(sharding.make_mesh(config.mesh)):
-    return _run(config)
-
-
-def _run(config: run_config.RunConfig) -> dict[str, Any]:
   clock = workdir.Clock()
   inputs = checks.read(config)
   with clock.stage('load'):

@@ -13,8 +13,10 @@ decoder asks only that rows be split, which keeps it from gathering them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
 import math
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -53,6 +55,16 @@ def make_mesh(
   return jax.make_mesh(
       sizes(options, len(devices)), AXES, devices=devices,
       axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def on_mesh(flow: Callable[[Any], Any]) -> Callable[[Any], Any]:
+  """Has a flow run on the mesh of its config; raises as `make_mesh`."""
+  @functools.wraps(flow)
+  def run(config):
+    with jax.set_mesh(make_mesh(config.mesh)):
+      return flow(config)
+
+  return run
 
 
 def sizes(options: run_config.MeshConfig, devices: int) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ _MAY_IMPORT = {
     'models': _DATA,
     'circuits': (*_DATA, 'models'),
     'transforms': (*_FIRST, 'quant'),
-    'unlearn': _FIRST,
+    'unlearn': (*_FIRST, 'sharding'),
     'baselines': (*_FIRST, 'unlearn', 'transforms'),
     'eval': (*_FIRST, 'quant', 'data'),
     'report': _NAMES,

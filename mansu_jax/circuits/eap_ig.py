@@ -29,7 +29,7 @@ from mansu_jax.models import sites as sites_lib
 _NEURON = sites_lib.Site.MLP_HIDDEN
 _HEAD = sites_lib.Site.HEAD_OUT
 SITES = (_NEURON, _HEAD)
-PLACES = ('before', 'changed', 'after', 'last')  # See `places`.
+PLACES = ('changed', 'after', 'last')  # See `places`.
 
 
 class TooFewAnswered(ValueError):
@@ -63,9 +63,9 @@ def places(batch: PairBatch) -> types.Array:
   """Where in its prompt each token stands, an index into `PLACES`, [R, T].
 
   `changed` is all from the first to the last token in which the prompts of a
-  pair differ (the subject, of prompts about facts), `before` and `after` what
-  stands before and after it, and `last` the prompt's end, changed or not.
-  Padding counts as any.
+  pair differ (the subject, of prompts about facts), `after` what stands behind
+  it, and `last` the prompt's end, changed or not. What stands before it is -1:
+  a causal model is the same there on both prompts. Padding counts as any.
   """
   pairs, own = batch.last.size, batch.segments
   differ = (batch.clean != batch.corrupt) & (own >= 0)
@@ -77,7 +77,7 @@ def places(batch: PairBatch) -> types.Array:
   final = extreme(jax.ops.segment_max, jnp.where(differ, batch.positions, -1))
   ends = jnp.arange(own.size).reshape(own.shape) == batch.last[own]
   return jnp.select(
-      [ends, batch.positions < first, batch.positions <= final], [3, 0, 1], 2)
+      [ends, batch.positions < first, batch.positions <= final], [2, -1, 0], 1)
 
 
 def metric(

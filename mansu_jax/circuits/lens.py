@@ -168,7 +168,7 @@ def _batches(prompts: Sequence[Sequence[int]]) -> list[_Batch]:
   batches = [filled[i:i + rows] for i in range(0, len(filled), rows)]
   most = max(sum(map(len, batch)) for batch in batches)
   most = -(-most // _PLACES) * _PLACES
-  packed = (_pack(prompts, batch, width) for batch in batches)
+  packed = (_pack(prompts, batch, rows, width) for batch in batches)
   return [_Batch(rows, np.pad(ends, (0, most - len(ends))), members)
           for rows, ends, members in packed]
 
@@ -185,9 +185,8 @@ def _each(
 
 def _pack(
     prompts: Sequence[Sequence[int]], batch: Sequence[Sequence[int]],
-    width: int) -> tuple[_Rows, np.ndarray, list[int]]:
+    rows: int, width: int) -> tuple[_Rows, np.ndarray, list[int]]:
   """Rows of some prompts, where each ends in them, and which it is."""
-  rows = sharding.whole_rows(_ROWS)
   tokens, positions = np.zeros((2, rows, width), np.int32)
   segments = np.full((rows, width), -1, np.int32)
   ends, members = [], []

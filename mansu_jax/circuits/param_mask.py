@@ -9,6 +9,7 @@ Only the second is trained: optimizer state has no padding.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -124,11 +125,16 @@ def moved(before: types.Params, after: types.Params) -> dict[str, np.ndarray]:
   out = {}
   flat, flat_after = tree_paths.flatten(before), tree_paths.flatten(after)
   for name, (kind, axis) in UNIT_AXIS.items():
-    differ = flat[name] != flat_after[name]
-    count = np.asarray(differ.sum(tuple(
-        i for i in range(1, differ.ndim) if i != axis + 1)))
-    out[kind] = out.get(kind, 0) + count
+    others = tuple(
+        i for i in range(1, flat[name].ndim) if i != axis + 1)
+    out[kind] = out.get(kind, 0) + np.asarray(_differing(
+        flat[name], flat_after[name], others))
   return out
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _differing(one, other, axes):
+  return jnp.sum(one != other, axes)
 
 
 def spread(slices: types.Params, index: CircuitIndex) -> types.Params:

@@ -1,8 +1,7 @@
 """Where in the prompt scores are: layers from left to right, places below.
 
 A row a place for attention and one for MLPs; the area of a mark is the |sum| of
-the layer's scores there, on one scale, and its colour the sign. Before the
-change a causal model is the same on both prompts, so there is no row for it.
+the layer's scores there, on one scale, and its colour the sign.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ def draw(title: str, places: Record) -> str:
       `mlp`, [L][places].
   """
   names = places['names']
-  rows = [(part, i) for part in _PARTS
-          for i, name in enumerate(names) if name in _WORDS]
+  rows = [(part, i) for part in _PARTS for i in range(len(names))]
   labels = [f'{_PARTS[part]}, {_WORDS[names[i]]}' for part, i in rows]
   layers = len(places['mlp'])
   frame = drawing.Frame(

@@ -49,7 +49,7 @@ def make_batches(
   def referenced(sequences, mask):
     return batches_lib.add_reference(
         batches_lib.make_spans(sequences.tokens, mask), hidden,
-        packing.fill_rows, batch_rows=sharding.whole_rows(_ROWS))
+        packing.fill_rows)
 
   def pool(sequences, batch, salt):
     return pool_of(referenced(sequences, sequences.answer_mask), batch, salt)
@@ -97,7 +97,7 @@ def make_batches(
       forget=forget_pool, marginals=table, alternatives=others,
       retain=retain, text=text, crossed=crossed, crossed_account=account,
       prompts=prompts, partners=partners, fill=packing.fill_rows,
-      steps=options.steps, seed=seed, row_parts=sharding.row_parts())
+      steps=options.steps, seed=seed)
 
 
 def _retain_pool(

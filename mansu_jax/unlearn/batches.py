@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax.unlearn import objective
 
 _NEIGHBOURS = 20  # Forget sequences that a retain sequence is compared with.
@@ -146,6 +147,7 @@ def add_reference(
     spans: Spans, hidden: HiddenFn, fill: FillRows, *, batch_rows: int = 16
 ) -> Spans:
   """Fills in `reference` [n, A, D] from the base's hidden states."""
+  batch_rows = sharding.whole_rows(batch_rows)
   packed, (starts,) = pack([spans], fill)
   pad = -packed.tokens.shape[0] % batch_rows
   packed = [np.pad(x, ((0, pad), (0, 0))) for x in packed]
@@ -239,7 +241,6 @@ class Batches:
     fill: the bin packer.
     steps: as many will be asked for; all get rows of one number and length.
     seed: of the choice of partners.
-    row_parts: rows are a multiple of this, so that they split over devices.
   """
 
   def __init__(
@@ -250,7 +251,7 @@ class Batches:
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
       alternatives: objective.Alternatives | None = None,
-      fill: FillRows, steps: int, seed: int = 0, row_parts: int = 1):
+      fill: FillRows, steps: int, seed: int = 0):
     self.forget, self.retain = forget, retain
     self.text, self.crossed = text, crossed
     self.crossed_account = crossed_account
@@ -263,8 +264,8 @@ class Batches:
       lengths.append(np.concatenate([g.length for g in groups]).tolist())
       sizes.append([_places(g) for g in (*groups, prompts)])
     self._capacity = max(ROW, *map(max, lengths))
-    rows = max(len(fill(some, self._capacity)) for some in lengths)
-    self._rows = -(-rows // row_parts) * row_parts
+    self._rows = sharding.whole_rows(
+        max(len(fill(some, self._capacity)) for some in lengths))
     self._sizes = np.max(sizes, axis=0).tolist()  # One shape for all steps.
 
   def _groups(self, step: int) -> tuple[list[Spans], Spans | None]:

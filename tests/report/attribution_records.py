@@ -58,8 +58,8 @@ def node_picture() -> dict[str, Any]:
               'size': [n / 10 for n in counts], 'neurons': counts,
               'all': [n / 8 + 1 for n in counts]},
       'heads': {'score': _scores(_HEADS), 'held': [[0] * _HEADS] * _LAYERS},
-      'places': {'names': ['before', 'changed', 'after', 'last'],
-                 'attention': _scores(4), 'mlp': _scores(4)}}
+      'places': {'names': ['changed', 'after', 'last'],
+                 'attention': _scores(3), 'mlp': _scores(3)}}
 
 
 def edge_picture() -> dict[str, Any]:

@@ -15,7 +15,7 @@ def _places(layers):
   score = lambda part, layer, i: (
       (-1) ** (layer + i) * (part + layer + i + 1) / 10)
   return {'names': list(eap_ig.PLACES)} | {
-      name: [[score(part, layer, i) for i in range(4)]
+      name: [[score(part, layer, i) for i in range(3)]
              for layer in range(layers)]
       for part, name in enumerate(('attention', 'mlp'))}
 
@@ -52,11 +52,11 @@ class PlacePictureTest(parameterized.TestCase):
         area[abs(score)] = float(mark.get('r')) ** 2
         self.assertIn('unlearned' if score >= 0 else 'null', mark.get('class'))
     for score, size in area.items():
-      self.assertAlmostEqual(size / area[0.8], score / 0.8, delta=0.02)
+      self.assertAlmostEqual(size / area[0.7], score / 0.7, delta=0.02)
 
   def test_zeros_have_no_mark(self):
     places = _places(2) | {
-        part: [[0.0] * 4] * 2 for part in ('attention', 'mlp')}
+        part: [[0.0] * 3] * 2 for part in ('attention', 'mlp')}
     self.assertNotIn('class="mark', place_picture.draw('t', places))
 
 
