@@ -19,7 +19,7 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 import numpy as np
 
 from mansu_jax import config as run_config
@@ -85,7 +85,9 @@ def sizes(options: run_config.MeshConfig, devices: int) -> tuple[int, ...]:
   return found
 
 
-def spec(letters: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def spec(
+    letters: str, shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
   """Where an array's axes go; axes that do not divide evenly stay whole.
 
   Args:
@@ -108,12 +110,11 @@ def place(tree: types.PyTree, letters: dict[str, str]) -> types.PyTree:
     tree: of arrays, on the host or on devices.
     letters: by leaf name.
   """
-  mesh = jax.sharding.get_mesh()
+  mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return tree
   return tree_paths.map_named(lambda name, leaf: jax.device_put(
-      leaf, NamedSharding(mesh, spec(letters[name], np.shape(leaf), mesh))),
-                              tree)
+      leaf, spec(letters[name], np.shape(leaf), mesh)), tree)
 
 
 def row_parts() -> int:
