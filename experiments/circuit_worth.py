@@ -71,6 +71,7 @@ _KEPT = ('level', 'selection', 'nodes', 'edges', 'pairs', 'share_of_weights',
 
 _FIRST = ('--attribution_level=neuron', '--circuit_budget=0.06')
 _SMALL = ('--circuit_budget=0.01',)
+_BOTH = (*_SMALL, '--attribution_level=neuron_and_head')
 ARMS = {  # Beside _FIRST.
     'attributed': (),
     'head': ('--attribution_level=head',),
@@ -84,8 +85,12 @@ ARMS = {  # Beside _FIRST.
     'budget_1': _SMALL,
     'budget_0.5': ('--circuit_budget=0.005',),
     'budget_1_head': (*_SMALL, '--attribution_level=head'),
-    'budget_1_neuron_and_head': (
-        *_SMALL, '--attribution_level=neuron_and_head'),
+    'budget_1_neuron_and_head': _BOTH,
+    'budget_1_neuron_and_head_all_layers': (
+        *_BOTH, '--circuit_first_layer=0', '--circuit_last_layer=-1'),
+    'budget_1_neuron_and_head_layers_2_23': (*_BOTH, '--circuit_first_layer=2'),
+    'budget_1_neuron_and_head_fisher_0.5': (
+        *_BOTH, '--edit_fisher_quantile=0.5'),
     'budget_1_edge': (*_SMALL, '--attribution_level=edge'),
     'budget_1_edge_1000': (
         *_SMALL, '--attribution_level=edge', '--circuit_edges=1000'),

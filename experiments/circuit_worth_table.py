@@ -13,7 +13,8 @@ keep as much in all (retain and held-out), which over n random circuits and one
 is significant at 5 % where n is 19 and none is. All are blind to the draw of
 batches, which all arms share. The fourth has CAD, readability, and what is
 answered of facts that are not taught while others are, with 95 % intervals by
-fact: of `experiments.relearning`, where it was run.
+fact, and over circuits too where these are five: of `experiments.relearning`,
+where it was run.
 """
 
 from __future__ import annotations
@@ -202,29 +203,36 @@ def over_circuits(
 
 
 def less_many(found: dict[str, Any]) -> list[str]:
-  """Rows of the third table."""
-  arms, questions, rows = found['arms'], found['questions'], []
-  for name in sorted(n for n in arms if not is_random(n)):
-    randoms = _randoms(arms, name)
-    if len(randoms) < _ENOUGH:
+  """Rows of the third table: of all random circuits, and of those there."""
+  rows = []
+  for name, own in sorted(found['arms'].items()):
+    if is_random(name):
       continue
-    own = arms[name]
-    cells = [f'| {name}', str(len(randoms)), str(sum(
-        a['reached'] and a['steps'] <= own['steps'] for a in randoms))]
-    for precision in _PRECISIONS:
-      kept = lambda a, p=precision: right(a, p)[
-          _rows(questions, 'retain') | _rows(questions, 'held-out')].mean()
-      cells.append(str(sum(kept(a) >= kept(own) for a in randoms)))
-    for measure in _MEASURES:
-      chosen = _rows(questions, measure)
-      facts = [q[2] for q, is_kept in zip(questions, chosen) if is_kept]
-      for precision in _PRECISIONS:
-        cells.append('{:+.3f} [{:+.3f}, {:+.3f}]'.format(*over_circuits(
-            right(own, precision)[chosen], np.array([
-                right(a, precision)[chosen] for a in randoms]), facts))
-                     if facts else _NONE)
-    rows.append(' | '.join(cells) + ' |')
+    randoms = _randoms(found['arms'], name)
+    there = [a for a in randoms if a['reached']]
+    for told, some in ((name, randoms), (f'{name}, those there', there)):
+      if len(some) >= _ENOUGH and (told == name or len(some) < len(randoms)):
+        rows.append(f'| {told} | ' + ' | '.join(
+            _against_many(own, some, found['questions'])) + ' |')
   return rows
+
+
+def _against_many(own, randoms, questions) -> list[str]:
+  """The third table's cells of an arm and some random circuits."""
+  at_least = lambda value: str(sum(value(a) >= value(own) for a in randoms))
+  kept_rows = _rows(questions, 'retain') | _rows(questions, 'held-out')
+  cells = [str(len(randoms)), str(sum(
+      a['reached'] and a['steps'] <= own['steps'] for a in randoms))]
+  cells += [at_least(lambda a, p=p: right(a, p)[kept_rows].mean())
+            for p in _PRECISIONS]
+  for measure in _MEASURES:
+    chosen = _rows(questions, measure)
+    facts = [q[2] for q, is_kept in zip(questions, chosen) if is_kept]
+    cells += [_less(right(own, p)[chosen], np.array(
+        [right(a, p)[chosen] for a in randoms]), facts) if facts else _NONE
+              for p in _PRECISIONS]
+  cells += [at_least(lambda a, p=p: -a['perplexity'][p]) for p in _PRECISIONS]
+  return [*cells, at_least(lambda a: -a['moved'])]
 
 
 def taught(facts: Iterable[str], seed: int) -> set[str]:
@@ -262,10 +270,20 @@ def relearned(found: dict[str, Any], seed: int) -> list[str]:
     if randoms := _randoms(arms, name):
       rows.append(' | '.join([f'| {name}, less random', str(len(randoms)), '',
                               '', '', *(
-          tell(statistics.interval(answers(arms[name], i) - np.mean(
-              [answers(a, i) for a in randoms], 0), facts, largest=1.0))
+          _less(answers(arms[name], i),
+                np.array([answers(a, i) for a in randoms]), facts)
           for i, _ in enumerate(arms[name]['relearning']))]) + ' |')
   return rows
+
+
+def _less(own: np.ndarray, others: np.ndarray, facts: Sequence[str]) -> str:
+  """A circuit less random ones, which are resampled where they are enough."""
+  if len(others) >= _ENOUGH:
+    found = over_circuits(own, others, facts)
+  else:
+    one = statistics.interval(own - others.mean(0), facts, largest=1.0)
+    found = one.value, *one.interval
+  return '{:+.3f} [{:+.3f}, {:+.3f}]'.format(*found)
 
 
 def main() -> None:
@@ -286,7 +304,8 @@ def main() -> None:
     print('\n'.join(less_random(found)) + '\n')
     if many := less_many(found):
       names = ['arm', 'random circuits', 'as quick', 'keep as much, fp', 'NF4'
-               ] + [f'{m}, {p}' for m in _MEASURES for p in ('fp', 'NF4')]
+               ] + [f'{m}, {p}' for m in _MEASURES for p in ('fp', 'NF4')] + [
+                   'perplexity as low, fp', 'NF4', 'moves as little']
       print(f'Circuits resampled as well:\n\n| {" | ".join(names)} |')
       print('|---' * len(names) + '|')
       print('\n'.join(many) + '\n')

@@ -20,9 +20,9 @@ from mansu_jax import run_flags
 
 _UNFINISHED = '.orbax-checkpoint-tmp'  # In the name while Orbax is writing.
 _IDENTITY, _HASHES = 'flags.txt', 'hashes.json'
-# These may differ when a run goes on: they change no figure, but for rounding.
-_SAME_RUN = ('--mesh_', *(f'--{prefix}{flag}' for prefix in ('', 'no')
-                          for flag in ('debug', 'profile', 'fail_on_verdict')))
+# These may differ when a run goes on: they change no figure.
+_SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
+    'debug', 'profile', 'fail_on_verdict'))
 # JAX's names of the two durations.
 _COMPILING = ('/jax/core/compile/jaxpr_to_mlir_module_duration',
               '/jax/core/compile/backend_compile_duration')

@@ -281,7 +281,7 @@ class CircuitWorthTest(absltest.TestCase):
         ' | 0.600 [0.400, 0.800] | 0.250 [0.125, 0.375]'
         ' | 0.000 [0.000, 0.000] | 0.500 [0.250, 0.750] |')
     self.assertStartsWith(less, '| attributed, less random | 2 |')
-    self.assertStartsWith(less.split(' | ')[-1], '0.000 [-')
+    self.assertStartsWith(less.split(' | ')[-1], '+0.000 [-')
 
   def test_a_measure_without_questions(self):
     self.questions[1:] = [
@@ -296,8 +296,18 @@ class CircuitWorthTest(absltest.TestCase):
     self.assertEqual(less[6:], ['–', '–'])
     (found,) = self.table.read(self.folder).values()
     (row,) = self.table.less_many(found)
-    self.assertEndsWith(row, '– | – |')
     self.assertStartsWith(row, '| attributed | 5 | 5 | 0 | 5 |')
+    self.assertEndsWith(row, '| – | – | 5 | 5 | 5 |')
+
+  def test_many_random_circuits_of_which_some_are_not_there(self):
+    self._arm('attributed', '0111', '0101', moved=0.02)
+    for i in range(6):
+      self._arm(f'random:{i}', '0110', '0101', reached=i > 0)
+    (found,) = self.table.read(self.folder).values()
+    every, there = self.table.less_many(found)
+    self.assertStartsWith(every, '| attributed | 6 | 5 | 0 | 6 |')
+    self.assertStartsWith(there, '| attributed, those there | 5 | 5 | 0 | 5 |')
+    self.assertEndsWith(there, '| 5 | 5 | 5 |')
 
   def test_arms_of_other_settings_are_no_random_circuits(self):
     self.assertEqual(self.table.setting('budget_1+random:3'), 'budget_1')

@@ -41,11 +41,6 @@ class OpenTest(parameterized.TestCase):
     workdir.check_workdir(self._config())
     self.assertEmpty(list(self.parent.iterdir()))
 
-  def test_a_run_may_go_on_on_another_mesh(self):
-    self._open(self._config())
-    self._finish_a_stage()
-    self._open(self._config(mesh=config_lib.MeshConfig(fsdp=1, tensor=-1)))
-
   def test_an_empty_folder_is_welcome(self):
     self.root.mkdir(parents=True)
     self._open(self._config())
@@ -65,6 +60,7 @@ class OpenTest(parameterized.TestCase):
   @parameterized.parameters(
       (dict(seed=1), "--seed="),
       (dict(quant_schemes=('nf4', 'fp4')), '--quant_schemes='),
+      (dict(mesh=config_lib.MeshConfig(tensor=2)), '--mesh_tensor='),
       (dict(data=config_lib.DataConfig(forget=('a',))), '--data_forget=a'))
   def test_another_run_is_refused_and_kept(self, changes, flag):
     self._open(self._config())

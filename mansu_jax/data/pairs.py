@@ -262,7 +262,9 @@ def read_pairs(
   """
   pairs, warned = [], False
   for where, record in jsonl.read_records(path):
-    by_id = any(field in record for field in _ID_FIELDS)
+    whole = lambda fields, record=record: record.keys() >= set(fields)
+    by_id = whole(_ID_FIELDS) or not whole(_TEXT_FIELDS) and any(
+        field in record for field in _ID_FIELDS)
     warned = warned or _warn_of_others(where, record, by_id)
     if by_id:
       pair = _from_ids(where, record)

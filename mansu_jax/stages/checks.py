@@ -265,8 +265,13 @@ def fit_attribute(
     _check_tokens([q for split in splits_lib.FORGOTTEN
                    for q in splits.evaluation[split]], tokenizer, shapes)
   if config.circuit.contrast:
-    _check_ids(attribution.retain_pairs(config, splits, tokenizer),
-               'the retain set', shapes)
+    try:
+      retain = attribution.retain_pairs(config, splits, tokenizer)
+    except pairs_lib.NoPairs as error:
+      raise ValueError(
+          f'--circuit_contrast={config.circuit.contrast} needs retain pairs:'
+          f' {error}') from error
+    _check_ids(retain, 'the retain set', shapes)
   if config.attribution.level != 'edge':
     _check_circuit(config, shapes)
   elif config.circuit.file:

@@ -154,6 +154,15 @@ class ReadPairsTest(parameterized.TestCase):
     self.assertEqual(tokenizer.decode([pair.answer_id]), ' d')
     self.assertEqual(tokenizer.decode([pair.corrupt_answer_id]), ' e')
 
+  def test_text_beside_some_ids_is_read_as_text(self):
+    tokenizer = toy_model.ToyTokenizer(bos=1)
+    want = pairs_lib.read_pairs(self.write(TEXT | {'fact': 'x'}), tokenizer)
+    with self.assertLogs(level='WARNING') as logs:
+      got = pairs_lib.read_pairs(self.write(
+          TEXT | {'fact': 'x', 'clean_ids': [3]}), tokenizer)
+    self.assertEqual(got, want)
+    self.assertIn("ignores the fields ['clean_ids']", logs.output[0])
+
   @parameterized.named_parameters(
       ('missing', {k: v for k, v in TEXT.items() if k != 'answer'},
        "lacks the field 'answer'"),
