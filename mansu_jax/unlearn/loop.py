@@ -61,17 +61,37 @@ class Problem:
   codes_changed: Callable[[types.PyTree], types.Array] | None = None
 
 
-def _step(problem_fns, carry, seen, frozen, base, theta0, batch):
-  """One optimizer step; `problem_fns` = (tx, loss, exact)."""
-  tx, loss, exact = problem_fns
-  theta, opt_state = carry
-  (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-      theta if seen is None else seen, frozen, base, batch)
-  updates, opt_state = tx.update(grads, opt_state, theta)
-  theta = exact(opt_state, optax.apply_updates(theta, updates))
-  finite = jnp.stack(
-      [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(theta)]).all()
-  return (theta, opt_state), metrics, _moved(theta, theta0), finite
+def make_step(problem: Problem, places: types.PyTree) -> Callable[..., Any]:
+  """The jitted optimizer step of a problem.
+
+  A program of this run: a cache that outlived it would keep what the functions
+  close over (Fisher, code grids) in memory.
+
+  Args:
+    problem: of it, only `tx`, `loss` and `exact` are read.
+    places: shardings of the carry. What a step gives lies on the devices as
+      what it takes, or the next one would compile again.
+
+  Returns:
+    `((theta, opt_state), seen, frozen, base, theta0, batch) -> ((theta,
+    opt_state), metrics, moved, finite)`; it donates its first argument. `seen`
+    is theta as the view holds it, or None: theta itself.
+  """
+  tx, loss, exact = problem.tx, problem.loss, problem.exact
+
+  @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
+      places, None, None, None))
+  def unlearn_step(carry, seen, frozen, base, theta0, batch):
+    theta, opt_state = carry
+    (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
+        theta if seen is None else seen, frozen, base, batch)
+    updates, opt_state = tx.update(grads, opt_state, theta)
+    theta = exact(opt_state, optax.apply_updates(theta, updates))
+    finite = jnp.stack(
+        [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(theta)]).all()
+    return (theta, opt_state), metrics, _moved(theta, theta0), finite
+
+  return unlearn_step
 
 
 def _moved(theta: types.PyTree, theta0: types.PyTree) -> types.Array:
@@ -104,21 +124,11 @@ def run(
     ValueError: the loss or a weight is not finite, or retain has collapsed;
       the message says at which step and what to change.
   """
-  fns = (problem.tx, problem.loss, problem.exact)
-
   carry = jax.tree.map(jnp.array, (problem.theta, problem.tx.init(
       problem.theta)))  # Own buffers: the step donates them.
-  # What a step gives lies on the devices as what it takes, or the next one
-  # would compile again.
   places = jax.tree.map(lambda x: x.sharding, carry)
   carry = jax.device_put(carry, places)
-
-  # A program of this run: a cache that outlived it would keep what the
-  # functions close over (Fisher, code grids) in memory.
-  @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
-      places, None, None, None))
-  def unlearn_step(carry, *rest):
-    return _step(fns, carry, *rest)
+  unlearn_step = make_step(problem, places)
 
   history, start = [], None
   for step in range(steps):
