@@ -47,6 +47,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.eval import perplexity
 from mansu_jax.eval import scoring
+from mansu_jax.models import hf_io
 from mansu_jax.models import loading
 from mansu_jax.stages import attribution
 from mansu_jax.stages import checks
@@ -127,7 +128,8 @@ def prepare(seed: int) -> Bench:
       _RUN.value, f'--seed={seed}', '--circuit_random_circuits=1',
       f'--workdir={_OUT.value}/unused', *_FIRST)
   inputs = checks.read(config)
-  model = loading.load(config.model, stored_as=config.export_dtype)
+  model = loading.load(
+      config.model, hf_io.EXPORT_DTYPES[config.export_dtype])
   only_far = dataclasses.replace(inputs, heldout_text=[], evaluation={
       'forget_far': inputs.evaluation['forget_far']})
   return Bench(

@@ -42,6 +42,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
 from mansu_jax.data import tokenization
 from mansu_jax.models import decoder
+from mansu_jax.models import hf_io
 from mansu_jax.models import loading
 from mansu_jax.stages import attribution
 from mansu_jax.stages import checks
@@ -172,7 +173,8 @@ def main() -> None:
   config = run_flags.from_flagfile(
       args.run, f'--seed={seed}', f'--workdir={folder}/unused')
   inputs = checks.read(config)
-  model = loading.load(config.model, stored_as=config.export_dtype)
+  model = loading.load(
+      config.model, hf_io.EXPORT_DTYPES[config.export_dtype])
   taught, is_taught, far = _halves(config, inputs, model, seed)
   divergences = _divergences(config, inputs, model)
   readable = _readable(config, inputs, model)

@@ -23,6 +23,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import robustness as robustness_lib
 from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.models import hf_io
 from mansu_jax.models import loading
 from mansu_jax.report import words
 from mansu_jax.report import write as report
@@ -77,7 +78,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   pairs = []
   with clock.stage('load'):
     model = loading.load(
-        config.model, stored_as=config.export_dtype,
+        config.model, hf_io.EXPORT_DTYPES[config.export_dtype],
         check=lambda shapes, tokenizer: pairs.extend(
             checks.fit_attribute(config, inputs, shapes, tokenizer)))
   root = workdir.open_workdir(

@@ -58,7 +58,9 @@ class RunConfig:
       ' all of them but q4_k, q6_k and the calibrated ones, which are'
       ' measured.')
   export_dtype: str = _field(
-      'float32', 'Storage type of the exported model; decides the codes. The'
+      'float32', 'Storage type of the exported model; decides the codes. All'
+      ' weights but those that are trained are held in it: bfloat16 halves the'
+      ' memory, and a quantized view is rounded to it, as bitsandbytes does. The'
       ' base is attributed, and it and the unlearned model are measured, as'
       ' stored in it. To audit:'
       ' float32 stands for the type that the file of --model has.',

@@ -40,7 +40,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   inputs = checks.read(config)
   with clock.stage('load'):
     model = loading.load(
-        config.model, stored_as=config.export_dtype,
+        config.model, hf_io.EXPORT_DTYPES[config.export_dtype],
         check=functools.partial(checks.fit, config, inputs))
     evaluator = evaluation.Evaluator(config, inputs, model)
     quantize = quantizers.Quantizers(config, inputs, model)
@@ -58,11 +58,10 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   with clock.stage('unlearn'):
     done = saved.get('unlearn', lambda: training.unlearn(
         config, edit, fisher, batches, model))
-    unlearned = hf_io.as_stored(
-        edit.merge(done['theta']), config.export_dtype)
+    theta = hf_io.as_stored(done['theta'], config.export_dtype)
+    unlearned = edit.merge(theta)
     kl = training.retain_kl(
-        config, edit, fisher, batches, done['history'], hf_io.as_stored(
-            done['theta'], config.export_dtype))
+        config, edit, fisher, batches, done['history'], theta)
     crossed = batches.crossed_account
     del edit, batches  # The views' weights.
   with clock.stage('export'):

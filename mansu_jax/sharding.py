@@ -19,6 +19,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 import numpy as np
 
@@ -110,11 +111,23 @@ def place(tree: types.PyTree, letters: dict[str, str]) -> types.PyTree:
     tree: of arrays, on the host or on devices.
     letters: by leaf name.
   """
+  if jax.sharding.get_abstract_mesh().empty:
+    return tree
+  return tree_paths.map_named(
+      lambda name, leaf: put(leaf, letters[name]), tree)
+
+
+def put(x: types.Array | np.ndarray, letters: str) -> types.Array:
+  """Puts an array on the mesh that is set; without one, on a device.
+
+  Args:
+    x: on the host, whole, or on devices.
+    letters: one for each axis.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
-    return tree
-  return tree_paths.map_named(lambda name, leaf: jax.device_put(
-      leaf, spec(letters[name], np.shape(leaf), mesh)), tree)
+    return jnp.asarray(x)
+  return jax.device_put(x, spec(letters, np.shape(x), mesh))
 
 
 def row_parts() -> int:

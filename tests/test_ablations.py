@@ -223,12 +223,12 @@ class AblationTest(parameterized.TestCase):
   def test_what_is_measured_is_what_is_exported(self):
     root, record = _run('--export_dtype=bfloat16')
     config = runs.parse(*tiny_job.make(_folder() / 'job'), *_BRIEF)
-    model = loading.load(config.model, stored_as='bfloat16')
+    model = loading.load(config.model, ml_dtypes.bfloat16)
     found = inputs.read(config)
     measured = evaluation.measure_all(
         config, evaluation.Evaluator(config, found, model),
         quantizers.Quantizers(config, found, model), model,
-        loading.load(root / 'model').params)
+        loading.load(root / 'model', ml_dtypes.bfloat16).params)
     for precision in ('fp', 'nf4'):
       texts = measured['unlearned', precision].texts
       self.assertEqual(

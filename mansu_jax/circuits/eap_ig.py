@@ -116,8 +116,9 @@ def _pair_scores(config, params, batch, steps):
   hidden, clean = run(batch.clean)
   hidden_corrupt, corrupt = run(batch.corrupt)
   delta = {site: clean[site] - corrupt[site] for site in SITES}
-  start = decoder.embed(params, batch.corrupt)  # [R, T, D]
-  path = decoder.embed(params, batch.clean) - start
+  embed = lambda tokens: decoder.embed(params, tokens).astype(jnp.float32)
+  start = embed(batch.corrupt)  # [R, T, D]
+  path = embed(batch.clean) - start
 
   def total_metric(taps, k):
     out, _ = run(embeddings=start + (k / steps) * path, perturbations=taps)

@@ -69,7 +69,8 @@ def _at_ends(config, params, rows, ends):
         segments=rows.segments)
   take = lambda x: x.reshape(-1, x.shape[-1])[ends]
   residual = taps[sites_lib.Site.RESIDUAL]  # [L, B, T, D]
-  first = take(decoder.embed(params, rows.tokens))
+  first = take(
+      decoder.embed(params, rows.tokens).astype(residual.dtype))
   layers = jnp.concatenate([first[None], jax.vmap(take)(residual)])
   last = layers[-2] + take(taps[sites_lib.Site.ATTN_OUT][-1])
   return jnp.moveaxis(layers, 0, 1), last, take(hidden)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
@@ -112,10 +112,10 @@ def assemble(
     dtype: dtype of the params.
 
   Returns:
-    Params; at most one leaf exists twice at any moment.
+    Params on the mesh that is set; at most one leaf exists on the host.
 
   Raises:
-    ValueError: a weight is not finite.
+    ValueError: a weight is not finite, or not in `dtype`.
   """
   flat = {}
   shapes = tree_paths.flatten(decoder.abstract(config))
@@ -126,9 +126,11 @@ def assemble(
     target = buffer if tensor.layer is None else buffer[tensor.layer]
     rows = read(tensor)
     _check_finite(rows, tensor.name)
-    target[...] = from_torch(rows, tensor.leaf, target.shape)
+    with np.errstate(over='ignore'):  # It is told next.
+      target[...] = from_torch(rows, tensor.leaf, target.shape)
+    _check_range(target, tensor.name)
     if tensor.layer in (None, config.num_layers - 1):
-      flat[tensor.leaf] = jnp.asarray(buffer)
+      flat[tensor.leaf] = sharding.put(buffer, layout.AXES[tensor.leaf])
   return tree_paths.unflatten(flat)
 
 
@@ -138,6 +140,14 @@ def _check_finite(rows: np.ndarray, name: str) -> None:
     raise ValueError(
         f'{bad} of {rows.size} weights of {name} are not finite; wanted'
         ' numbers. The checkpoint is damaged: fetch or train it anew.')
+
+
+def _check_range(stored: np.ndarray, name: str) -> None:
+  lost = stored.size - np.count_nonzero(np.isfinite(stored))
+  if lost:
+    raise ValueError(
+        f'{lost} weights of {name} are too large for {stored.dtype.name}:'
+        ' expected finite ones. Give --export_dtype=float32 or bfloat16.')
 
 
 def from_torch(

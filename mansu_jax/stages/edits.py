@@ -40,7 +40,7 @@ class Edit:
     views: by name, `fp` first.
     forward: `(theta, frozen, tokens, positions, segments) -> hidden [B, T, D]`.
     unembed: `(theta, frozen, hidden) -> logits`; theta None: the frozen one's.
-    merge: `theta -> full params` in full precision.
+    merge: `theta -> full params` in the base's dtypes.
     movable: a tree like theta, which of it may move; None: all.
   """
 
@@ -92,7 +92,7 @@ def circuit_edit(
   index = param_mask.make_index(circuit)
   layout = model_layout.block_layout(config)
   frame, (start, _) = param_mask.make_frame(circuit), circuit.span
-  theta = jax.jit(param_mask.gather)(params, index)
+  theta = _float32(jax.jit(param_mask.gather)(params, index))
   grids = tuple(
       _circuit_grid(params, name, layout, index, storage_dtype)
       for name in scheme_names)
@@ -145,14 +145,24 @@ def full_edit(model: Any) -> Edit:
   base = {'params': params}
   pick = lambda theta, frozen: frozen['params'] if theta is None else theta
   return Edit(
-      theta=params, grids=(), base=base,
+      theta=_float32(params), grids=(), base=base,
       views={'fp': loop.View(frozen=lambda: base)},
       forward=lambda theta, frozen, tokens, positions=None, segments=None: (
           decoder.forward(config, theta, tokens, positions=positions,
                           segments=segments, remat=True)),
       unembed=lambda theta, frozen, hidden: decoder.unembed(
           pick(theta, frozen), hidden),
-      merge=lambda theta: theta)
+      merge=lambda theta: jax.tree.map(
+          lambda x, like: _cast(x, like.dtype), theta, params))
+
+
+def _float32(tree: types.PyTree) -> types.PyTree:
+  """What is trained is float32, whatever the base is held in."""
+  return jax.tree.map(lambda x: _cast(x, jnp.float32), tree)
+
+
+def _cast(x: types.Array, dtype: Any) -> types.Array:
+  return x if x.dtype == dtype else x.astype(dtype)
 
 
 def make(

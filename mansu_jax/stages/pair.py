@@ -63,7 +63,7 @@ def load(config: run_config.RunConfig, inputs: inputs_lib.Inputs) -> Pair:
   tokenizer, told = _one_tokenizer(config, inputs, *found)
   checks.fit_audit(config, inputs, found[0].config, tokenizer)
   dtype = _measured_as(config, found[1])
-  base, unlearned = (f.load(stored_as=dtype) for f in found)
+  base, unlearned = (f.load(hf_io.EXPORT_DTYPES[dtype]) for f in found)
   changes = weight_change.compare(base.params, unlearned.params)
   _check_related(config, changes)
   account = unlearned.source | {

@@ -71,14 +71,15 @@ class SizeTest(parameterized.TestCase):
 
   def _made(self, edit):
     tx = edits.make_transform(_run_config(), edit, None)
-    fns = (tx, objective.make_loss(
-        problem.options(), edit.forward, edit.unembed),
-           edits.exact_weights(_run_config(), edit))
+    step = loop.make_step(loop.Problem(
+        theta=edit.theta, tx=tx, loss=objective.make_loss(
+            problem.options(), edit.forward, edit.unembed),
+        views=list(edit.views.values()), base=edit.base,
+        exact=edits.exact_weights(_run_config(), edit)), None)
     carry = edit.theta, tx.init(edit.theta)
     # Without the text: with it as many places are predicted as words exist.
     batch = problem.batch(problem.hidden_of_model())._replace(text=None)
-    step = jax.make_jaxpr(lambda *args: loop._step(fns, *args))
-    return _shapes_made(step(
+    return _shapes_made(jax.make_jaxpr(step)(
         carry, None, edit.base, edit.base, edit.theta, batch).jaxpr)
 
   def test_no_program_of_the_step_makes_a_full_weight(self):
@@ -354,7 +355,7 @@ class MakeTest(parameterized.TestCase):
     np.testing.assert_array_equal(edit.unembed(None, view, hidden), want)
     np.testing.assert_allclose(
         edit.unembed(other, view, hidden), 2 * want, rtol=1e-6)
-    self.assertIs(edit.merge(other), other)
+    jax.tree.map(self.assertIs, edit.merge(other), other)
     tx = edits.make_transform(config, edit, None)
     state = tx.init({'w': jnp.ones(2)})
     theta = {'w': jnp.zeros(2)}
