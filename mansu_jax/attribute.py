@@ -129,7 +129,8 @@ def _score(
   """Scores all pairs, and makes those of other phrasings."""
   scores = eap_ig.score_pairs(
       model.config, model.params,
-      pair_batches.pack(pairs, config.attribution.batch),
+      pair_batches.to_score(
+          pairs, config.attribution.batch, model.config),
       steps=config.attribution.steps)
   kept, answered = eap_ig.keep_answered(scores)
   means = eap_ig.node_means(kept, model.config)

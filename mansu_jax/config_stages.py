@@ -49,7 +49,8 @@ class AttributionConfig:
   pairs: str = _field(
       '64', 'How many clean/corrupted prompt pairs to make of the forget set,'
       ' as many as there are, if fewer; or a JSONL file of pairs.')
-  batch: int = _field(16, 'Pairs in one batch.')
+  batch: int = _field(
+      16, 'Pairs in one batch, at most: fewer where a device has less memory.')
 
   def __post_init__(self):
     _check_fields(self, 'attribution')
@@ -130,7 +131,9 @@ class FisherConfig:
       'data', 'data: empirical Fisher; model: labels drawn from the model'
       ' (true Fisher).', ('data', 'model'))
   sequences: int = _field(128, 'Retain sequences it is averaged over.')
-  chunk: int = _field(4, 'Per-example gradients live at once.')
+  chunk: int = _field(
+      4, 'Per-example gradients live at once, at most: fewer where a device has'
+      ' less memory.')
 
   def __post_init__(self):
     _check_fields(self, 'fisher')
@@ -243,6 +246,21 @@ class UnlearnConfig:
            ' --nounlearn_quantizer_in_loop.')
     _check(0 <= self.warmup < 1, f'--unlearn_warmup={self.warmup} is outside'
            ' [0, 1).')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+  """For which devices a run is planned."""
+
+  topology: str = _field(
+      'v5e:2x4', 'TPU slice, which need not be there: v5e, v5p or v6e and its'
+      ' shape, such as v5p:2x2x4; or `this`, the devices that are there.')
+  memory_gib: float = _field(
+      0.0, 'Memory of a device in GiB, if not that of the topology; to plan for'
+      ' 80 GB, say (74.5).')
+
+  def __post_init__(self):
+    _check_least(self, 'plan', 0, 'memory_gib')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

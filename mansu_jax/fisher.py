@@ -20,8 +20,17 @@ LogProb = Callable[[types.PyTree, types.PyTree, types.PyTree], types.Array]
 
 
 @functools.partial(jax.jit, static_argnames=('log_prob', 'chunk'))
-def _sum_of_squares(log_prob, theta, frozen, examples, weights, *, chunk):
-  """Sum over examples of the weighted squared per-example gradients."""
+def sum_of_squares(log_prob, theta, frozen, examples, weights, *, chunk):
+  """Sum over examples of the weighted squared per-example gradients.
+
+  Args:
+    log_prob: as of `diagonal_fisher`, static.
+    theta: likewise.
+    frozen: likewise.
+    examples: a whole number of chunks.
+    weights: [examples], 0 on padding.
+    chunk: as of `diagonal_fisher`, static.
+  """
 
   def split(leaf):
     return leaf.reshape(-1, chunk, *leaf.shape[1:])
@@ -73,7 +82,7 @@ def diagonal_fisher(
   weights = jnp.pad(jnp.ones(num, jnp.float32), (0, padding))
   examples = jax.tree.map(
       lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, 0)]), examples)
-  total = _sum_of_squares(
+  total = sum_of_squares(
       log_prob, theta, frozen, examples, weights, chunk=chunk)
   return jax.tree.map(lambda x: x / num, total)
 

@@ -4,6 +4,7 @@
   --workdir=DIR --model=M --data_forget=F --data_retain=R  your own
   --workdir=DIR --mode=audit --base=B --model=M   a model unlearned elsewhere
   --workdir=DIR --mode=attribute --model=M --attribution_pairs=F   circuits only
+  --mode=plan --flagfile=experiments/llama31_8b_plan.flags   what a run takes
 
 Flags are of stages, `--<stage>_<field>`; later ones override a flagfile's, but
 --data_* add to them (experiments/recipe.flags is the method without data). Exit
@@ -57,6 +58,10 @@ def main(
           ' --name=value (an indented comment in a flagfile is an argument'
           ' too: put # in the first column).')
     config = run_flags.to_config(flag_values)
+    if config.mode == 'plan':
+      from mansu_jax import plan
+      print('\n'.join(plan.lines(plan.run(config))))
+      return 0
     from mansu_jax import attribute  # Slow to import: after the flags' checks.
     from mansu_jax import audit
     from mansu_jax import pipeline

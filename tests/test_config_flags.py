@@ -87,7 +87,8 @@ class RoundTripTest(parameterized.TestCase):
     self.assertEqual(_parse()[0], config_lib.RunConfig())
 
   def test_every_field_survives_its_flagfile(self):
-    pinned = ('mode', 'method', 'selection', 'workdir', 'resume', 'floor')
+    pinned = ('mode', 'method', 'selection', 'workdir', 'resume', 'floor',
+              'topology', 'memory_gib')
     for stage, field in _all_fields():
       if field.name in pinned:
         continue  # Tested below: not alone, or not in the file.
@@ -100,7 +101,8 @@ class RoundTripTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (_BASELINE,), (('--circuit_selection=random', '--edit_floor=lift'),),
-      (('--edit_floor=none', '--noresume', '--quant_schemes=nf4,int8'),))
+      (('--edit_floor=none', '--noresume', '--quant_schemes=nf4,int8'),),
+      (('--mode=plan', '--plan_topology=this', '--plan_memory_gib=74.5'),))
   def test_fields_that_hang_together_survive(self, args):
     config, _ = _parse(*args)
     got, _ = _parse_text(run_flags.to_flagfile(config))
@@ -171,7 +173,7 @@ class RefusalTest(parameterized.TestCase):
       (['--edit_floor=none', '--edit_landing=boundary'],
        'boundary contradicts --edit_floor=none'),
       (['--quant_schemes='], 'No quantizer'),
-      (['--mode=plan'], '--mode=plan is not built'),
+      (['--mode=compare'], '--mode=compare is not built'),
       (['--circuit_budget=0'], r'--circuit_budget=0.0 is outside \(0, 1\]'),
       (['--circuit_budget=1.5'], '--circuit_budget=1.5 is outside'),
       (['--circuit_first_layer=-1'], '--circuit_first_layer=-1 must be'),

@@ -12,7 +12,7 @@ _MOST_LINES = 400
 
 _NAMES = ('types', 'tree_paths', 'files', 'intervals')  # Import none of ours.
 _FIRST = (*_NAMES, 'config')
-_TOOLS = (*_FIRST, 'sharding', 'checkpoints', 'fisher')
+_TOOLS = (*_FIRST, 'memory', 'sharding', 'checkpoints', 'fisher')
 _DATA = (*_TOOLS, 'quant', 'data')
 _STAGES = (*_DATA, 'models', 'circuits', 'transforms', 'unlearn', 'baselines',
            'eval', 'report', 'workdir', 'stages')
@@ -27,6 +27,7 @@ _MAY_IMPORT = {
     'config': (*_NAMES, 'config_fields', 'config_stages'),
     'run_flags': _FIRST,
     'workdir': (*_FIRST, 'run_flags'),
+    'memory': (),
     'sharding': _FIRST,
     'checkpoints': _FIRST,
     'fisher': (*_FIRST, 'sharding'),
@@ -43,7 +44,8 @@ _MAY_IMPORT = {
     'pipeline': _STAGES,
     'audit': _STAGES,
     'attribute': _STAGES,
-    'plan': (*_STAGES, 'pipeline'),
+    'planning': _STAGES,  # The stages again, on shapes.
+    'plan': (*_STAGES, 'planning'),
     # The report's summary is what it prints.
     'main': ('config', 'run_flags', 'pipeline', 'audit', 'attribute', 'plan',
              'report'),

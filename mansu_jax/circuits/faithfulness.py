@@ -30,7 +30,7 @@ _SITE = {'neurons': sites_lib.Site.MLP_HIDDEN,
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _patched_metric(
+def patched_metric(
     config: model_config.ModelConfig, params: types.Params,
     batch: eap_ig.PairBatch, corrupt: types.Params, keep: types.Params
 ) -> types.Array:
@@ -45,7 +45,7 @@ def _patched_metric(
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _corrupted(config, params, batch):
+def corrupted(config, params, batch):
   """Summed metric and activations of the corrupted prompts."""
   with jax.default_matmul_precision('float32'):
     hidden, taps = decoder.forward_with_taps(
@@ -94,7 +94,7 @@ class Faithfulness:
     self.config, self._params, self._batch = config, params, batch
     self._outside = ~np.isin(np.arange(config.num_layers), layers)[:, None]
     self._kinds = [k for k in _SITE if k in graph.LEVEL_KINDS[level]]
-    corrupt_metric, self._corrupt = _corrupted(config, params, batch)
+    corrupt_metric, self._corrupt = corrupted(config, params, batch)
     self._corrupt_metric = float(corrupt_metric)
     full = graph.Circuit(**{
         kind: np.ones(s, bool) for kind, s in graph.shapes(config).items()})
@@ -109,7 +109,7 @@ class Faithfulness:
         _SITE[kind]: jnp.asarray(circuit[kind] | self._outside, jnp.float32)
         for kind in self._kinds}
     corrupt = {site: self._corrupt[site] for site in keep}
-    return np.asarray(_patched_metric(
+    return np.asarray(patched_metric(
         self.config, self._params, self._batch, corrupt, keep), np.float64)
 
   def __call__(self, circuit: graph.Circuit) -> float:

@@ -61,7 +61,7 @@ class States(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _at_ends(config, params, rows, ends):
+def at_ends(config, params, rows, ends):
   """States at the places `ends` [P] of flattened rows [B * T]."""
   with _EXACT():
     hidden, taps = decoder.forward_with_taps(
@@ -102,7 +102,7 @@ def states(
     params: full params.
     prompts: n lists of token ids, none empty.
   """
-  return States(*_each(_batches(prompts), lambda batch: _at_ends(
+  return States(*_each(batches_of(prompts), lambda batch: at_ends(
       config, params, batch.rows, batch.ends)))
 
 
@@ -125,7 +125,7 @@ class Above:
         these may differ, and nothing is kept.
     """
     self._config, self._common = config, common
-    self._batches, self._below = _batches(prompts), None
+    self._batches, self._below = batches_of(prompts), None
 
   def __call__(self, params: types.Params) -> np.ndarray:
     """A model's states after the final norm, at last tokens, [n, D]."""
@@ -160,7 +160,7 @@ def _final(config, params, below, rows, ends, common):
   return hidden.reshape(-1, hidden.shape[-1])[ends]
 
 
-def _batches(prompts: Sequence[Sequence[int]]) -> list[_Batch]:
+def batches_of(prompts: Sequence[Sequence[int]]) -> list[_Batch]:
   """Batches of one shape."""
   lengths = [len(p) for p in prompts]
   width = -(-max(_WIDTH, *lengths) // _MULTIPLE) * _MULTIPLE

@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mansu_jax import memory
 from mansu_jax import sharding
 from mansu_jax.circuits import eap_ig
 from mansu_jax.data import packing
 from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.models import config as model_config
 
 _MULTIPLE = 8  # Row lengths are multiples of this,
+_COPIES = 8  # Of what is tapped, of both prompts, and its gradients.
 _LONGEST = 32  # and no longer, unless a prompt is: attention grows with it.
 
 
@@ -50,6 +53,23 @@ def pack(
     widths = [capacity] * count
   return [_batch([pairs[i] for i in m], size, rows, width, fill)
           for m, width in zip(members, widths)]
+
+
+def to_score(
+    pairs: Sequence[pairs_lib.AttributionPair], most: int,
+    shapes: model_config.ModelConfig) -> list[eap_ig.PairBatch]:
+  """Batches for node scores: `pack`, of as many pairs as a device has room for.
+
+  Args:
+    pairs: at least one.
+    most: pairs a batch, at most.
+    shapes: the model's.
+  """
+  longest = max(len(p.clean_ids) for p in pairs)
+  taps = longest * shapes.num_layers * (
+      shapes.d_ff + shapes.num_heads * shapes.d_head)  # float32
+  return pack(pairs, memory.fitting(
+      most, _COPIES * 4 * taps / sharding.row_parts()))
 
 
 def _width(lengths: Sequence[int], longest: int) -> int:

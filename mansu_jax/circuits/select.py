@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mansu_jax import config as run_config
+from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
 from mansu_jax.models import config as model_config
+from mansu_jax.models import decoder
 
 
 class Ranking(NamedTuple):
@@ -47,6 +49,48 @@ def candidate_kinds(config: run_config.RunConfig) -> tuple[str, ...]:
   """
   kinds = graph.LEVEL_KINDS[config.attribution.level]
   return graph.acting(kinds) if config.mode == 'attribute' else kinds
+
+
+def choose(
+    config: run_config.RunConfig, shapes: model_config.ModelConfig,
+    means: dict[str, np.ndarray],
+    contrast: dict[str, np.ndarray] | None = None
+) -> tuple[Ranking, graph.Circuit]:
+  """The ranking of nodes by mean scores, and what of it is in the budget.
+
+  Args:
+    config: the run's.
+    shapes: the model's.
+    means: scores by kind, [L, nodes].
+    contrast: scores on retain pairs, for `--circuit_contrast`.
+
+  Raises:
+    ValueError: as `layer_range` and `size_within`.
+  """
+  values = contrasted(means, contrast, config.circuit.contrast)
+  ranking = of_kinds(
+      rank(values, config.attribution.level, config.circuit, shapes),
+      candidate_kinds(config))
+  return within(config, shapes, ranking)
+
+
+def contrasted(
+    means: dict[str, np.ndarray], contrast: dict[str, np.ndarray] | None,
+    weight: float) -> dict[str, np.ndarray]:
+  """|scores|, less a share of those on retain pairs; by kind, [L, nodes]."""
+  if contrast is None:
+    return {kind: np.abs(scores) for kind, scores in means.items()}
+  return {kind: np.abs(scores) - weight * np.abs(contrast[kind])
+          for kind, scores in means.items()}
+
+
+def within(
+    config: run_config.RunConfig, shapes: model_config.ModelConfig,
+    ranking: Ranking) -> tuple[Ranking, graph.Circuit]:
+  """A ranking, and as much of it as is in the budget; see `choose`."""
+  total = tree_paths.count(decoder.abstract(shapes))
+  size = size_within(ranking, config.circuit.budget, total)
+  return ranking, prefix(ranking, size, shapes)
 
 
 def of_kinds(ranking: Ranking, kinds: Sequence[str]) -> Ranking:

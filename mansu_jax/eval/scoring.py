@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,35 @@ class Scorer:
     self._below = below and jax.jit(below)
     self._normalised = jax.jit(self._target_logprobs)
     self._logit_bytes = logit_bytes
+
+  def programs(
+      self, params: types.Params, batches: Sequence[packing.PackedBatch],
+      places: Sequence[np.ndarray], targets: Sequence[np.ndarray]
+  ) -> list[tuple[Any, tuple[Any, ...], int]]:
+    """What `logprobs` of one model runs, as `(jitted, arguments, calls)`.
+
+    Args:
+      params: the model, or its shapes; of a scorer without `below`.
+      batches: as of `logprobs`, and so the others.
+      places: see there.
+      targets: see there.
+    """
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    kinds: dict[Any, list[Any]] = {}
+    for batch in batches:
+      rows = tuple(map(shape, (
+          batch.tokens, batch.positions, batch.attention_mask)))
+      kinds.setdefault(rows[0].shape, [rows, 0])[1] += 1
+    out = [(self._apply, (params, *rows), calls)
+           for rows, calls in kinds.values()]
+    if not out:
+      return []
+    size = self._block_size(params, batches[0])
+    hidden = jax.eval_shape(*out[0][:1], *out[0][1])
+    return out + [(self._normalised, (
+        params, jax.ShapeDtypeStruct((size, hidden.shape[-1]), hidden.dtype),
+        jax.ShapeDtypeStruct((size, targets[0].shape[1]), jnp.int32)),
+                   -(-sum(map(len, places)) // size))]
 
   def logprobs(
       self, params: types.Params, batches: Sequence[packing.PackedBatch],

@@ -46,7 +46,11 @@ def read_config(path: pathlib.Path) -> config_lib.ModelConfig:
   Raises:
     ValueError: no such file, not JSON, or not a config understood here.
   """
-  file = path / _CONFIG
+  return read_config_file(path / _CONFIG)
+
+
+def read_config_file(file: pathlib.Path) -> config_lib.ModelConfig:
+  """As `read_config`, of a file of any name."""
   return llama.from_hf(_read_json(file), str(file))
 
 

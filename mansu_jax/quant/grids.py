@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax.quant import blocking
+from mansu_jax.quant import layout as layout_lib
 from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
 from mansu_jax.quant import schemes
@@ -185,7 +186,7 @@ def code_grid(
   def make(name, leaf, leaf_layout):
     if leaf is None or leaf_layout is None:
       return None
-    codes = _leaf_codes(leaf, scheme, leaf_layout, storage_dtype)
+    codes = leaf_codes(leaf, scheme, leaf_layout, storage_dtype)
     return codes if take is None else jax.tree.map(
         functools.partial(take, name), codes)
 
@@ -239,7 +240,10 @@ def _skips_codes(scheme, dtype) -> bool:
 
 @functools.partial(
     jax.jit, static_argnames=('scheme', 'layout', 'storage_dtype'))
-def _leaf_codes(leaf, scheme, layout, storage_dtype):
+def leaf_codes(
+    leaf: jax.Array, scheme: scheme_lib.Scheme, layout: layout_lib.BlockLayout,
+    storage_dtype: jax.typing.DTypeLike | None) -> scheme_lib.Codes:
+  """The program of one leaf's grid; all but the leaf are static."""
   stored = leaf if storage_dtype is None else leaves.cast(leaf, storage_dtype)
   return blocking.encode(stored, scheme, layout)
 

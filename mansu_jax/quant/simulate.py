@@ -100,11 +100,14 @@ def _check_leaf(leaf, name, layout, scheme):
 def _fake_quantize_leaf(leaf, scheme, layout):
   if leaves.is_concrete(leaf) and not _any_extreme(leaf):
     scheme = scheme.ordinary()
-  return _fake_quantize(leaf, scheme, layout)
+  return fake_quantize_leaf(leaf, scheme, layout)
 
 
 @functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
-def _fake_quantize(leaf, scheme, layout):
+def fake_quantize_leaf(
+    leaf: jax.Array, scheme: scheme_lib.Scheme,
+    layout: layout_lib.BlockLayout) -> jax.Array:
+  """The program of one leaf; scheme and layout are static."""
   return blocking.fake_quantize(leaf, scheme, layout).astype(leaf.dtype)
 
 

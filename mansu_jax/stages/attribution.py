@@ -219,7 +219,8 @@ def score(
   Raises:
     ValueError: the pairs do not elicit the knowledge.
   """
-  batches = pair_batches.pack(pairs, config.attribution.batch)
+  batches = pair_batches.to_score(
+      pairs, config.attribution.batch, model.config)
   scores, answered = eap_ig.keep_answered(eap_ig.score_pairs(
       model.config, model.params, batches, steps=config.attribution.steps))
   each = {'each': scores._asdict()} if config.circuit.resamples else {}
@@ -251,18 +252,14 @@ def find_circuit(
   Raises:
     ValueError: no node is within the budget.
   """
-  options, level = config.circuit, config.attribution.level
+  options = config.circuit
   total = tree_paths.count(model.params)
 
   def choose(means):
     if ends:
-      ranking = _touched(ends, options, model.config)
-    else:
-      ranking = select.of_kinds(select.rank(
-          _values(means, contrast, options.contrast), level, options,
-          model.config), select.candidate_kinds(config))
-    size = select.size_within(ranking, options.budget, total)
-    return ranking, select.prefix(ranking, size, model.config)
+      return select.within(config, model.config, _touched(
+          ends, options, model.config))
+    return select.choose(config, model.config, means, contrast)
 
   ranking, attributed = choose(means)
   layers = select.layer_range(options, model.config.num_layers)
@@ -321,14 +318,6 @@ def _touched(ends, options, config) -> select.Ranking:
         ' --circuit_first_layer and --circuit_last_layer, or give another'
         ' --circuit_edge_selection.')
   return out
-
-
-def _values(means, contrast, weight) -> dict[str, np.ndarray]:
-  """What is ranked: |scores|, less a share of those on retain pairs."""
-  if contrast is None:
-    return {kind: np.abs(scores) for kind, scores in means.items()}
-  return {kind: np.abs(scores) - weight * np.abs(contrast[kind])
-          for kind, scores in means.items()}
 
 
 def _share_of_score(circuit, means) -> float:

@@ -41,7 +41,8 @@ def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
   unused(config)
   quantizers.check(config)
   inputs = inputs_lib.read(config)
-  workdir.check_workdir(config)
+  if config.mode != 'plan':  # Which writes nothing.
+    workdir.check_workdir(config)
   return inputs
 
 

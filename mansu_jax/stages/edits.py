@@ -22,6 +22,7 @@ from mansu_jax import transforms
 from mansu_jax import types
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
+from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import layout as model_layout
 from mansu_jax.stages import quantizers
@@ -108,6 +109,24 @@ def circuit_edit(
           frozen=lambda full=full: frozen(full()),
           see=functools.partial(_see_quantized, grid))
 
+  forward, unembed = functions(config, start)
+  scatter = jax.jit(param_mask.scatter)  # Params are an argument: not baked.
+  merge = lambda slices: scatter(params, index, slices)
+  return Edit(
+      theta=theta, grids=grids, base=base, views=views, forward=forward,
+      unembed=unembed, merge=merge,
+      movable=movable and param_mask.slice_mask(movable, index))
+
+
+def functions(
+    config: model_config.ModelConfig, start: int
+) -> tuple[Callable[..., types.Array], Callable[..., types.Array]]:
+  """`forward` and `unembed` of an `Edit` of a circuit.
+
+  Args:
+    config: the model's.
+    start: first layer of the circuit.
+  """
   def forward(slices, frozen, tokens, positions=None, segments=None):
     lifted = param_mask.collection(
         slices, frozen['index'], frozen['frame'])
@@ -120,12 +139,7 @@ def circuit_edit(
     del slices  # The embedding is never part of a circuit.
     return decoder.unembed(frozen['params'], hidden)
 
-  scatter = jax.jit(param_mask.scatter)  # Params are an argument: not baked.
-  merge = lambda slices: scatter(params, index, slices)
-  return Edit(
-      theta=theta, grids=grids, base=base, views=views, forward=forward,
-      unembed=unembed, merge=merge,
-      movable=movable and param_mask.slice_mask(movable, index))
+  return forward, unembed
 
 
 def _quantized_model(

@@ -197,7 +197,8 @@ def _divergence(
     config: run_config.RunConfig, model: Any, pairs: Pairs, models: Models,
     nodes: graph.Circuit, draw: Any) -> dict[str, Any]:
   """`divergence.measure` in full precision, and `by_precision`."""
-  batches = pair_batches.pack(pairs, config.attribution.batch)
+  batches = pair_batches.to_score(
+      pairs, config.attribution.batch, model.config)
   run = lambda params: eap_ig.score_pairs(
       model.config, params, batches, steps=config.attribution.steps)
   base, answered = eap_ig.keep_answered(run(model.params))

@@ -80,6 +80,17 @@ class Evaluator:
         texts=perplexity.score(scorer, params, self._texts, kept))
 
 
+  def programs(
+      self, params: types.Params) -> list[tuple[Any, tuple[Any, ...], int]]:
+    """What measuring one model runs, as `scoring.Scorer.programs` has it."""
+    if not self.has_data:
+      return []
+    scorer, out = self._scorer(0), []
+    for task in (self._task, self._texts):
+      out += scorer.programs(params, task.batches, task.places, task.targets)
+    return out
+
+
 def _scorer(config: Any, common: int) -> scoring.Scorer:
   """Scores models that have their first layers in common."""
   if not common:

@@ -75,7 +75,7 @@ def read(config: run_config.RunConfig) -> Inputs:
   splits = splits_lib.read_splits(
       forget=files['forget'], retain=files['retain'],
       heldout=files['heldout'], text=files['text'],
-      require_train=config.mode == 'unlearn')
+      require_train=config.mode in ('unlearn', 'plan'))
   heldout_text = [
       d for path in files['heldout_text'] for d in text_lib.read_text(path)]
   _check_other_text(splits.text, heldout_text)

@@ -31,7 +31,7 @@ def guaranteed(config: run_config.RunConfig) -> tuple[str, ...]:
   Those whose scales stay where the floor freezes what sets them; the others
   are measured only. None without a floor.
   """
-  if config.mode != 'unlearn' or config.edit.floor == 'none':
+  if config.mode not in ('unlearn', 'plan') or config.edit.floor == 'none':
     return ()
   return held(config.quant_schemes)
 
@@ -68,7 +68,7 @@ def check(config: run_config.RunConfig) -> None:
       raise ValueError(
           f'{given} repeats a quantizer ({name} is {first}); wanted each once.'
           ' Drop the repetition.')
-  edits = config.mode == 'unlearn' and config.method == 'mansu'
+  edits = config.mode in ('unlearn', 'plan') and config.method == 'mansu'
   if edits and not quant.find(names[0]).holds_scale:
     why = ('whose codes depend on what comes in at a matrix'
            if names[0] in quant.CALIBRATED

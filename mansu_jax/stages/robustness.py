@@ -261,7 +261,8 @@ def of_nodes(
   def score(pairs: Pairs) -> Scored:
     found = eap_ig.score_pairs(
         model.config, model.params,
-        pair_batches.pack(pairs, config.attribution.batch),
+        pair_batches.to_score(
+            pairs, config.attribution.batch, model.config),
         steps=config.attribution.steps)
     answered = found.metric_clean > 0
     return collect(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax import fisher as fisher_lib
+from mansu_jax import memory
 from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
@@ -34,17 +35,47 @@ _NEAR = 0.1  # Share of all retain sequences that counts as near.
 _ROWS = 16  # Sequences whose KL is measured at once.
 
 
-def make_batches(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any
-) -> batches_lib.Batches:
-  """Encodes the training data and keeps the base's states on it."""
-  options, seed = config.unlearn, config.seed
-  run = jax.jit(lambda params, tokens, positions, segments: decoder.forward(
-      model.config, params, tokens, positions=positions, segments=segments))
-  hidden = lambda *packed: run(model.params, *packed)
+class Base(NamedTuple):
+  """What training asks of the base.
+
+  Attributes:
+    hidden: `(tokens, positions, segments), each [R, T] -> states [R, T, D]`.
+    say: final states [n, D] to probabilities [n, V].
+  """
+
+  hidden: Callable[..., types.Array | np.ndarray]
+  say: Callable[[np.ndarray], np.ndarray]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def base_states(config, params, tokens, positions, segments):
+  """Final hidden states [R, T, D] of packed rows [R, T]."""
+  return decoder.forward(
+      config, params, tokens, positions=positions, segments=segments)
+
+
+def ask_base(model: Any) -> Base:
+  """The base as training asks it."""
   softmax = jax.jit(lambda params, states: jax.nn.softmax(
       decoder.unembed(params, states)))
-  say = lambda states: np.asarray(softmax(model.params, states))
+  return Base(
+      hidden=functools.partial(base_states, model.config, model.params),
+      say=lambda states: np.asarray(softmax(model.params, states)))
+
+
+def make_batches(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
+    base: Base | None = None) -> batches_lib.Batches:
+  """Encodes the training data and keeps the base's states on it.
+
+  Args:
+    config: the run's.
+    inputs: its data.
+    model: the base.
+    base: what answers for it; None: itself.
+  """
+  options, seed = config.unlearn, config.seed
+  hidden, say = base or ask_base(model)
 
   def referenced(sequences, mask):
     return batches_lib.add_reference(
@@ -194,7 +225,7 @@ def _sample(num: int, limit: int, seed: int) -> np.ndarray:
   return np.sort(rng.permutation(num)[:limit])
 
 
-def _fisher_spans(
+def fisher_spans(
     config: run_config.RunConfig, batches: batches_lib.Batches
 ) -> batches_lib.Spans:
   """The `--fisher_sequences` retain sequences of the Fisher."""
@@ -214,12 +245,30 @@ def circuit_fisher(
   if not edit.grids or config.edit.projection == 'none':
     return None
   options = config.fisher
-  examples = jax.tree.map(jnp.asarray, _fisher_spans(config, batches))
+  examples = jax.tree.map(jnp.asarray, fisher_spans(config, batches))
   if options.labels == 'model':
     examples = examples._replace(labels=fisher_lib.draw_labels(
         jax.random.key(config.seed),
         edit.unembed(None, edit.base, examples.reference)))
 
+  once = saved.get if saved else lambda name, make: make()
+  return once('fisher', lambda: fisher_lib.diagonal_fisher(
+      log_prob_of(edit), edit.theta, edit.base, examples,
+      chunk=fisher_chunk(config, edit.theta)))
+
+
+def fisher_chunk(config: run_config.RunConfig, theta: types.PyTree) -> int:
+  """Examples whose gradients are live at once: as many as devices have room.
+
+  Each has a gradient and its square, on the devices that have its row.
+  """
+  own = 2 * sum(memory.bytes_of(x) for x in jax.tree.leaves(theta))
+  parts = sharding.row_parts()
+  return parts * memory.fitting(-(-config.fisher.chunk // parts), own)
+
+
+def log_prob_of(edit: edits.Edit) -> fisher_lib.LogProb:
+  """The log-probability of a sequence's answer, as the Fisher takes it."""
   # Not `edit` itself: what is compiled is cached with all it closes over.
   forward, unembed = edit.forward, edit.unembed
 
@@ -228,10 +277,7 @@ def circuit_fisher(
     logits = unembed(theta, view, hidden[example.where])
     return -jnp.sum(losses.token_nll(logits, example.labels) * example.weight)
 
-  once = saved.get if saved else lambda name, make: make()
-  return once('fisher', lambda: fisher_lib.diagonal_fisher(
-      log_prob, edit.theta, edit.base, examples,
-      chunk=sharding.whole_rows(options.chunk)))
+  return log_prob
 
 
 def unlearn(
@@ -252,17 +298,8 @@ def unlearn(
     `{'theta': trained pytree, 'history': {metric: [steps]}}`; the history's
     `view` is the number of each step's view in `edit.views`.
   """
-  options = config.unlearn
-  full, *quantized = edit.views
-  names = [full] * options.fp_steps + quantized
-  problem = loop.Problem(
-      theta=edit.theta,
-      tx=edits.make_transform(config, edit, fisher),
-      loss=objective.make_loss(options, edit.forward, edit.unembed),
-      views=[edit.views[name] for name in names], base=edit.base,
-      exact=edits.exact_weights(config, edit),
-      codes_changed=functools.partial(
-          edits.codes_changed, edit.grids[0]) if edit.grids else None)
+  options, names = config.unlearn, _view_names(config, edit)
+  problem = make_problem(config, edit, fisher)
   theta, history = loop.run(
       problem, batches, steps=options.steps,
       total_weights=tree_paths.count(model.params),
@@ -271,6 +308,26 @@ def unlearn(
   return {'theta': theta, 'history': {
       key: np.array([row[key] for row in history]) for key in history[0]
   } | {'view': np.resize(numbers, len(history))}}
+
+
+def make_problem(
+    config: run_config.RunConfig, edit: edits.Edit,
+    fisher: types.PyTree | None) -> loop.Problem:
+  """What the loop is handed; arguments as of `unlearn`."""
+  return loop.Problem(
+      theta=edit.theta,
+      tx=edits.make_transform(config, edit, fisher),
+      loss=objective.make_loss(config.unlearn, edit.forward, edit.unembed),
+      views=[edit.views[name] for name in _view_names(config, edit)],
+      base=edit.base, exact=edits.exact_weights(config, edit),
+      codes_changed=functools.partial(
+          edits.codes_changed, edit.grids[0]) if edit.grids else None)
+
+
+def _view_names(config: run_config.RunConfig, edit: edits.Edit) -> list[str]:
+  """The views in the order in which steps take them, round after round."""
+  full, *quantized = edit.views
+  return [full] * config.unlearn.fp_steps + quantized
 
 
 def retain_kl(
@@ -296,7 +353,7 @@ def retain_kl(
     values = history['retain_kl'][history['view'] == number]
     seen[name] = float(
         np.mean(values[-max(1, values.size // 10):])) if values.size else None
-  spans = _fisher_spans(config, batches)
+  spans = fisher_spans(config, batches)
   out = {'measured_nats_per_sequence': _sequence_kl(edit, theta, spans),
          'sequences': int(spans.length.size), 'seen_by_view': seen,
          'fisher_estimate_nats_per_sequence': None}

@@ -4,8 +4,10 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from mansu_jax import memory
 from mansu_jax.circuits import pair_batches
 from mansu_jax.data import pairs as pairs_lib
+from tests.circuits import small
 
 
 def _pairs(lengths):
@@ -66,6 +68,20 @@ class PackTest(parameterized.TestCase):
     size = sum(b.clean.size for b in batches)
     one_a_row = len(lengths) * -(-max(lengths) // 8) * 8
     self.assertLess(size, 0.75 * one_a_row)
+
+
+class ToScoreTest(parameterized.TestCase):
+
+  def test_fewer_pairs_where_a_device_has_less_memory(self):
+    pairs = _pairs([5] * 12)
+    shapes = small.config()
+    sizes = []
+    for size in (1e9, 512e3, 1.0):
+      with memory.planned(size):
+        batches = pair_batches.to_score(pairs, 6, shapes)
+      sizes.append(batches[0].last.size)
+      self.assertEqual(sum(b.weight.sum() for b in batches), 12)
+    self.assertEqual(sizes, [6, 4, 1])
 
 
 if __name__ == '__main__':

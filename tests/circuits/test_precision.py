@@ -51,11 +51,11 @@ class PrecisionTest(parameterized.TestCase):
                 self.params, self.batch)
 
   def test_circuits_of_nodes(self):
-    corrupted = functools.partial(faithfulness._corrupted, _CONFIG)
+    corrupted = functools.partial(faithfulness.corrupted, _CONFIG)
     self._check(corrupted, self.params, self.batch)
     _, taps = corrupted(self.params, self.batch)
     self._check(
-        functools.partial(faithfulness._patched_metric, _CONFIG), self.params,
+        functools.partial(faithfulness.patched_metric, _CONFIG), self.params,
         self.batch, taps, _keep())
 
   def test_circuits_of_edges(self):

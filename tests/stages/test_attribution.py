@@ -138,13 +138,13 @@ class ContrastTest(absltest.TestCase):
     rng = np.random.default_rng(0)
     own, retain = ({kind: rng.normal(size=shape) for kind, shape in
                     graph.shapes(_CONFIG).items()} for _ in range(2))
-    values = attribution._values(own, retain, 2.0)
+    values = select.contrasted(own, retain, 2.0)
     for kind, found in values.items():
       np.testing.assert_allclose(
           found, np.abs(own[kind]) - 2 * np.abs(retain[kind]))
       self.assertLess(found.min(), 0)
       np.testing.assert_array_equal(
-          attribution._values(own, None, 2.0)[kind], np.abs(own[kind]))
+          select.contrasted(own, None, 2.0)[kind], np.abs(own[kind]))
     options = run_config.CircuitConfig()
     ranking = select.rank(values, 'neuron', options, _CONFIG)
     ranked = values['neurons'][ranking.layer, ranking.node]

@@ -1,0 +1,53 @@
+"""How much memory a device has, and how many of something fit a share of it.
+
+Sizes of batches that change no result but for rounding are most sizes: fewer
+are taken where a device is small. What a device has in all decides, not what is
+free, so that a run is cut alike whenever it is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import contextvars
+import math
+import os
+
+import jax
+
+SHARE = 0.1  # Of a device's memory, for what is cut into batches.
+_planned: contextvars.ContextVar[float | None] = contextvars.ContextVar(
+    'planned', default=None)
+
+
+def device_bytes() -> float:
+  """Bytes of a device; of a CPU its share of the machine's."""
+  if (planned := _planned.get()) is not None:
+    return planned
+  devices = jax.local_devices()
+  stats = devices[0].memory_stats() or {}
+  if 'bytes_limit' in stats:
+    return float(stats['bytes_limit'])
+  total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return total / len(devices)
+
+
+@contextlib.contextmanager
+def planned(size: float) -> Iterator[None]:
+  """Within it devices have `size` bytes, as those of a plan."""
+  token = _planned.set(size)
+  try:
+    yield
+  finally:
+    _planned.reset(token)
+
+
+def bytes_of(x: jax.Array | jax.ShapeDtypeStruct) -> int:
+  """Bytes of an array, or a shape, on one device."""
+  shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
+  return math.prod(shape) * x.dtype.itemsize
+
+
+def fitting(most: int, each: float) -> int:
+  """How many of `each` bytes fit `SHARE`: at least 1, at most `most`."""
+  return int(max(1, min(most, SHARE * device_bytes() // max(each, 1))))

@@ -1,0 +1,126 @@
+"""What a run would take, on the devices of the test."""
+
+import functools
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+
+from mansu_jax import plan
+from mansu_jax import tree_paths
+from mansu_jax.circuits import graph
+from mansu_jax.models import decoder
+from mansu_jax.models import loading
+from mansu_jax.planning import stages
+from tests import runs
+from tests import tiny_job
+
+
+@functools.cache
+def _job():
+  folder = pathlib.Path(tempfile.mkdtemp())
+  return tuple(tiny_job.make(folder))
+
+
+def _config(*flags):
+  return runs.parse(
+      *_job(), '--mode=plan', '--plan_topology=this', *flags)
+
+
+@functools.cache
+def _plan():
+  return plan.run(_config())
+
+
+class PlanTest(parameterized.TestCase):
+
+  def test_every_stage_is_planned(self):
+    self.assertEqual([stage.name for stage in _plan().stages], [
+        'attribution', 'references', 'fisher', 'unlearn', 'export', 'evaluate',
+        'erasure'])
+    self.assertTrue(_plan().fits)
+    for stage in _plan().stages:
+      self.assertNotEmpty(stage.calls)
+      self.assertGreater(stage.bytes, sum(stage.held.values()))
+
+  def test_steps_are_as_many_as_the_run_takes(self):
+    config = _config()
+    stage = next(s for s in _plan().stages if s.name == 'unlearn')
+    self.assertEqual(sum(c.calls for c in stage.calls), config.unlearn.steps)
+    self.assertLen(stage.calls, 1 + len(config.quant_schemes))
+
+  def test_memory_that_is_held_is_the_models(self):
+    params = loading.load(_config().model).params
+    want = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    stages_ = {stage.name: stage for stage in _plan().stages}
+    self.assertEqual(stages_['attribution'].held['base'], want)
+    self.assertEqual(stages_['evaluate'].held['unlearned'], want)
+    self.assertEqual(stages_['unlearn'].held['view under nf4'], want)
+
+  def test_bfloat16_halves_what_is_held(self):
+    half = plan.run(_config('--export_dtype=bfloat16')).stages[0]
+    self.assertEqual(half.held['base'], _plan().stages[0].held['base'] / 2)
+
+  def test_trained_arrays_have_the_circuits_size(self):
+    config = _config()
+    shapes = loading.find(config.model).config
+    size = 4 * graph.num_weights(stages.draw_circuit(config, shapes), shapes)
+    held = next(s for s in _plan().stages if s.name == 'unlearn').held
+    self.assertEqual(held['slices_before'], size)
+    # theta, two moments, origin, latent, emitted, a grid of code, scale, flag.
+    self.assertBetween(held['slices_and_optimizer'], 6 * size, 10 * size)
+
+  def test_the_circuit_has_the_budgets_size(self):
+    config = _config('--circuit_budget=0.1')
+    found = loading.find(config.model)
+    circuit = stages.draw_circuit(config, found.config)
+    total = tree_paths.count(loading.load(config.model).params)
+    share = graph.num_weights(circuit, found.config) / total
+    self.assertBetween(share, 0.07, 0.1)
+
+  def test_too_little_memory_is_told(self):
+    found = plan.run(_config('--plan_memory_gib=0.0001'))
+    self.assertFalse(found.fits)
+    said = plan.lines(found)
+    self.assertStartsWith(said[-1], 'does not fit: the largest stage is')
+    told = [line for line in said if line.startswith('unlearn does not fit')]
+    self.assertLen(told, 1)
+    self.assertIn('Lower --circuit_budget, --unlearn_forget_batch', told[0])
+    self.assertStartsWith(plan.lines(_plan())[-1], 'fits: the largest stage')
+
+  def test_a_config_alone_is_enough(self):
+    found = plan.run(_config('--model=shipped:llama32_1b', *(
+        f'--{name}' for name in (
+            'circuit_last_layer=15', 'unlearn_steps=2'))))
+    self.assertEqual(found.weights, 1_235_814_400)
+    self.assertLen(found.notes, 1)
+
+  @parameterized.parameters(
+      ('--plan_topology=v5e', 'wanted `this`'),
+      ('--model=shipped:llama9', 'no config of the package'),
+      ('--method=graddiff', None),
+      ('--workdir=somewhere', 'writes nothing; leave it out'))
+  def test_bad_flags(self, flag, message):
+    with self.assertRaisesRegex(ValueError, message or 'graddiff'):
+      plan.run(_config(flag))
+
+  def test_flags_of_plans_in_other_modes(self):
+    with self.assertRaisesRegex(ValueError, 'are for --mode=plan, but'):
+      runs.parse(*_job(), '--plan_topology=v5p:2x2x4')
+
+
+class ShapesTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('llama32_1b', 1_235_814_400), ('llama31_8b', 8_030_261_248),
+      ('llama33_70b', 70_553_706_496))
+  def test_configs_have_the_published_number_of_weights(self, name, want):
+    _, shapes, tokenizer = loading.find_config(f'shipped:{name}')
+    self.assertEqual(tree_paths.count(decoder.abstract(shapes)), want)
+    self.assertIsNone(tokenizer)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,42 @@
+"""Plans of large models by the TPU's compiler, with no TPU.
+
+In an environment of its own (BUILD.md); skipped where libtpu is not installed.
+"""
+
+import pathlib
+
+from absl.testing import absltest
+import pytest
+
+from mansu_jax import plan
+from mansu_jax import run_flags
+
+pytest.importorskip('libtpu')
+
+_FLAGS = pathlib.Path(__file__).parents[2] / 'experiments'
+
+
+class PlanTest(absltest.TestCase):
+
+  def test_llama_31_8b_fits_a_v5e_8(self):
+    found = plan.run(run_flags.from_flagfile(
+        str(_FLAGS / 'llama31_8b_plan.flags')))
+    said = plan.lines(found)
+    self.assertTrue(found.fits, said)
+    self.assertStartsWith(said[-1], 'fits: the largest stage is')
+    base = found.stages[0].held['base']
+    self.assertAlmostEqual(
+        base * found.mesh['fsdp'] / (2 * found.weights), 1, places=2)
+    # No gradient of the weights is live: a step takes less than one of them.
+    step = next(s for s in found.stages if s.name == 'unlearn')
+    self.assertLess(max(call.bytes for call in step.calls), base)
+
+  def test_a_chip_is_too_small_for_8b(self):
+    found = plan.run(run_flags.from_flagfile(
+        str(_FLAGS / 'llama31_8b_plan.flags'), '--plan_topology=v5e:1x1'))
+    self.assertFalse(found.fits)
+    self.assertStartsWith(plan.lines(found)[-1], 'does not fit: the largest')
+
+
+if __name__ == '__main__':
+  absltest.main()
