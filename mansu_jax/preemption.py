@@ -1,9 +1,11 @@
 """SIGTERM and ctrl-C: a run that is told to stop ends where it can go on.
 
 `main` listens; library code is never told anything unless its caller does.
-Without more, a signal raises `Stopped` wherever the main thread is. Within
-`deferred` it only waits to be asked for: by code that first saves its state,
-or by the end of the block.
+Without more, a signal raises `Stopped` wherever the main thread is; where
+Python drops that and says so, as in a callback of the garbage collector, the
+next `check` or end of a `deferred` block raises it. Within `deferred` it only
+waits to be asked for: by code that first saves its state, or by the block's
+end.
 """
 
 from __future__ import annotations

