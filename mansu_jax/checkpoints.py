@@ -1,58 +1,369 @@
-"""Finished stages, kept with Orbax so that a run can go on after a stop."""
+"""Finished stages, and steps of a loop, kept so that a run can go on.
+
+Orbax writes them in the background, each to a temporary name that it renames
+when all is on the disk: what is found is whole. It does not tell whether bytes
+were altered since, so that a SHA-256 of the arrays lies beside them. What is
+damaged is set aside, with a warning, and made anew.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import contextlib
+import hashlib
+import json
 import pathlib
+import shutil
+from typing import Any
 
 from absl import logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mansu_jax import preemption
 from mansu_jax import types
 
+_DIGEST = '_sha256'  # Beside a stage's own keys.
+_UNFINISHED = '.orbax-checkpoint-tmp'  # In the name while Orbax is writing.
+_DAMAGED = '.damaged'
+_KEPT_STEPS = 2  # The newest, and one to fall back to.
+_ITEM = 'default'  # Orbax's name of what a step holds.
 
-class Stages:
-  """Results of stages by name, in one folder.
 
-  Orbax writes to a temporary name and renames, so a stage that is found is
-  whole.
+class Unkept:
+  """Makes what is asked for and keeps nothing; `Stages` has the methods."""
+
+  def get(
+      self, name: str, make: Callable[[], types.PyTree], *,
+      replaces: str | None = None) -> types.PyTree:
+    """What `make` gives."""
+    del name, replaces
+    return make()
+
+  def get_json(self, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives, as it comes back from JSON."""
+    del name
+    return from_bytes(to_bytes(make()))
+
+
+class Stages(Unkept):
+  """Results of stages by name, in one folder; a context manager.
+
+  A save goes on in the background: its error comes out of the next save, of
+  `wait`, or of the context's end. Folders left by a process that was killed
+  while it wrote are removed first.
 
   Args:
-    root: folder of the checkpoints.
+    root: folder of the checkpoints, of one process at a time.
     resume: whether results found there are used.
   """
 
   def __init__(self, root: pathlib.Path, *, resume: bool):
     self._root = pathlib.Path(root).absolute()
     self._resume = resume
-    self._checkpointer = ocp.PyTreeCheckpointer()
+    self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+    self._saving: pathlib.Path | None = None
+    self._replaced: list[pathlib.Path] = []
+    _remove_unfinished(self._root)
 
-  def get(self, name: str, make: Callable[[], types.PyTree]) -> types.PyTree:
+  def __enter__(self) -> Stages:
+    return self
+
+  def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    try:
+      with _closing(kind is not None):
+        self.wait()
+    finally:
+      self._checkpointer.close()
+
+  def get(
+      self, name: str, make: Callable[[], types.PyTree], *,
+      replaces: str | None = None) -> types.PyTree:
     """The stage's result: restored when there is one, else made and saved.
 
     Args:
       name: of the stage.
-      make: computes a nested dict of arrays and numbers.
+      make: computes a nested dict of arrays (none of size 0) and numbers.
+      replaces: name of `steps` that are of no use once this one is saved.
 
     Raises:
-      OSError: it cannot be saved, as where the disk is full.
+      OSError: it, or the one saved before it, cannot be saved, as where the
+        disk is full.
     """
     path = self._root / name
-    if self._resume and path.exists():
-      logging.info('%s: restored from %s', name, path)
-      return self._restore(path)
-    result = make()
-    try:
-      self._checkpointer.save(path, result, force=True)
-    except (ValueError, OSError) as error:  # Tensorstore's are ValueErrors.
-      raise OSError(f'{path} cannot be saved ({error})') from error
+    result = self._find(path)
+    if result is None:
+      result = make()
+      self._save(path, result)
+    if replaces:
+      self._replaced.append(self._root / replaces)
     return result
 
-  def _restore(self, path: pathlib.Path) -> types.PyTree:
-    """As NumPy: bound to no device, so that nothing compiles anew for it."""
-    saved = self._checkpointer.metadata(path).item_metadata.tree
-    to_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-    return self._checkpointer.restore(path, restore_args=to_numpy)
+  def get_json(self, name: str, make: Callable[[], Any]) -> Any:
+    """As `get`, of anything JSON-able, always as it comes back from there."""
+    return from_bytes(self.get(name, lambda: {'json': to_bytes(make())})[
+        'json'])
+
+  def steps(self, name: str, every: int) -> Steps:
+    """Where a loop keeps its steps.
+
+    Args:
+      name: of the folder.
+      every: steps from one save to the next; 0: only when told to stop.
+    """
+    root = self._root / name
+    if not self._resume:
+      _remove(root)
+    return Steps(root, every)
+
+  def wait(self) -> None:
+    """Waits for what is being saved; then removes what it replaces.
+
+    Raises:
+      OSError: it cannot be saved.
+    """
+    with preemption.deferred():
+      if self._saving is not None:
+        with _saves(self._saving):
+          self._checkpointer.wait_until_finished()
+      for path in self._replaced:
+        _remove(path)
+      self._saving = None
+      self._replaced.clear()
+
+  def _find(self, path: pathlib.Path) -> types.PyTree | None:
+    if path == self._saving:  # Asked for twice.
+      self.wait()
+    if not (self._resume and path.exists()):
+      return None
+    found = _read(path, then='it is made anew')
+    if found is not None:
+      logging.info('%s: restored from %s', path.name, path)
+    return found
+
+  def _save(self, path: pathlib.Path, result: types.PyTree) -> None:
+    self.wait()
+    with preemption.deferred(), _saves(path):
+      self._saving = path
+      self._checkpointer.save(path, _signed(result), force=True)
+
+
+class Steps:
+  """The newest steps of a loop, as its `Keeper`; a context manager.
+
+  Args:
+    root: their folder, of nothing else.
+    every: steps from one save to the next; 0: only when told to stop. One that
+      is due while the last is still being written is left out.
+  """
+
+  def __init__(self, root: pathlib.Path, every: int):
+    self._root, self._every = root, every
+    self._manager: ocp.CheckpointManager | None = None
+
+  def __enter__(self) -> Steps:
+    return self
+
+  def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    if self._manager is not None:
+      with _closing(kind is not None), _saves(self._root):
+        self._manager.wait_until_finished()
+      self._manager.close()
+
+  def restore(
+      self, like: types.PyTree
+  ) -> tuple[types.PyTree, list[dict[str, float]]] | None:
+    """The newest state that is whole; None where there is none.
+
+    Args:
+      like: what has the shapes and types of the carry.
+
+    Returns:
+      The carry, as NumPy arrays, and the history of the steps that led there.
+    """
+    steps = sorted((int(path.name) for path in self._root.glob('*')
+                    if path.name.isdecimal()), reverse=True)
+    for step, before in zip(steps, [*steps[1:], 0]):
+      then = f'going back to step {before}'
+      check = lambda found: _unpack(found['carry'], like)
+      found = _read(self._root / str(step), _ITEM, then=then, check=check)
+      if found is not None:
+        logging.info('%s: going on after step %d', self._root, step)
+        return _unpack(found['carry'], like), _rows(found['history'])
+    return None
+
+  def after(
+      self, step: int, carry: types.PyTree,
+      history: list[dict[str, float]]) -> None:
+    """Saves the state after a step, where it is due.
+
+    The arrays are copied at once and written in the background.
+
+    Args:
+      step: steps done.
+      carry: pytree of arrays; the caller may give up their buffers.
+      history: of all steps so far.
+
+    Raises:
+      preemption.Stopped: the run has been told to stop; the step is saved.
+      OSError: the step, or one before it, cannot be saved.
+    """
+    stopping = preemption.asked()
+    with _saves(self._root):  # This step or the one before: the error tells.
+      if self._manager is not None:
+        self._manager.check_for_errors()
+        if not stopping and self._manager.is_saving_in_progress():
+          return
+      if not stopping and not (self._every and step % self._every == 0):
+        return
+      self._manager = self._manager or ocp.CheckpointManager(
+          self._root, options=ocp.CheckpointManagerOptions(
+              max_to_keep=_KEPT_STEPS, enable_async_checkpointing=True))
+      self._manager.save(step, args=ocp.args.PyTreeSave(_signed({
+          'carry': _pack(carry), 'history': _columns(history)})), force=True)
+      if stopping:
+        self._manager.wait_until_finished()
+        logging.info('%s: step %d is saved', self._root, step)
+    if stopping:
+      preemption.check()
+
+
+def to_bytes(value: Any) -> np.ndarray:
+  """JSON of a value, numbers of NumPy among them, as an array of bytes."""
+  text = json.dumps(value, default=lambda number: number.item())
+  return np.frombuffer(text.encode(), np.uint8)
+
+
+def from_bytes(text: np.ndarray) -> Any:
+  """Inverse of `to_bytes`."""
+  return json.loads(text.tobytes())
+
+
+def _pack(carry: types.PyTree) -> dict[str, np.ndarray]:
+  """Leaves by number, in memory of their own: Orbax saves none of size 0."""
+  return {f'{i:06}': np.array(leaf)
+          for i, leaf in enumerate(jax.tree.leaves(carry)) if leaf.size}
+
+
+def _unpack(
+    found: Mapping[str, np.ndarray], like: types.PyTree) -> types.PyTree:
+  """Inverse of `_pack`; raises ValueError where it is of something else."""
+  wanted, shape = jax.tree.flatten(like)
+  leaves = [found.get(f'{i:06}', np.zeros(x.shape, x.dtype))
+            for i, x in enumerate(wanted)]
+  describe = lambda arrays: [(x.shape, x.dtype) for x in arrays]
+  if describe(leaves) != describe(wanted) or len(found) != sum(
+      x.size > 0 for x in wanted):
+    raise ValueError('its arrays are not of this loop')
+  return jax.tree.unflatten(shape, leaves)
+
+
+def _columns(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
+  return {key: np.array([row[key] for row in history]) for key in history[0]}
+
+
+def _rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
+  lists = [column.tolist() for column in columns.values()]
+  return [dict(zip(columns, row)) for row in zip(*lists)]
+
+
+def _signed(tree: types.PyTree) -> types.PyTree:
+  """With the digest, numbers as arrays."""
+  tree = jax.tree.map(
+      lambda x: x if isinstance(x, jax.Array) else np.asarray(x), tree)
+  return {**tree, _DIGEST: _digest(tree)}
+
+
+def _digest(tree: types.PyTree) -> np.ndarray:
+  """SHA-256 [32] of names, types, shapes and bytes, in the order of names."""
+  found = hashlib.sha256()
+  named = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in (
+      jax.tree_util.tree_flatten_with_path(tree)[0])}
+  for name in sorted(named):
+    leaf = named[name]
+    found.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
+    found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+  return np.frombuffer(found.digest(), np.uint8)
+
+
+def _read(
+    path: pathlib.Path, item: str = '', *, then: str,
+    check: Callable[[types.PyTree], Any] = lambda found: None
+) -> types.PyTree | None:
+  """What was saved; None where that is damaged, which is then set aside.
+
+  Args:
+    path: what is set aside.
+    item: what is read of it.
+    then: what happens where it is damaged, for the warning.
+    check: raises where it is not what is wanted.
+  """
+  try:
+    found = dict(_restore(path / item))
+    wanted = found.pop(_DIGEST, None)
+    if wanted is None or not np.array_equal(_digest(found), wanted):
+      raise ValueError('its bytes are not those that were saved')
+    check(found)
+    return found
+  except (MemoryError, PermissionError):  # Says nothing of the files.
+    raise
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    lines = str(error).strip().splitlines()  # Orbax raises all sorts.
+    logging.warning(
+        '%s is damaged: %s (%s: %s); it is now called *%s', path, then,
+        type(error).__name__, lines[0] if lines else '', _DAMAGED)
+    _set_aside(path)
+    return None
+
+
+def _restore(path: pathlib.Path) -> types.PyTree:
+  """As NumPy: bound to no device, so that nothing compiles anew for it."""
+  checkpointer = ocp.PyTreeCheckpointer()
+  saved = checkpointer.metadata(path).item_metadata
+  if saved is None:
+    raise ValueError('there is no account of its arrays')
+  to_numpy = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
+  return checkpointer.restore(path, restore_args=to_numpy)
+
+
+def _set_aside(path: pathlib.Path) -> None:
+  aside = path.with_name(f'{path.name}{_DAMAGED}')
+  _remove(aside)
+  path.rename(aside)
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
+
+
+def _remove_unfinished(root: pathlib.Path, name: str = '*') -> None:
+  """Removes what Orbax left of a stage, or steps, that it was writing."""
+  for pattern in (f'{name}{_UNFINISHED}*', f'{name}/*{_UNFINISHED}*'):
+    for path in root.glob(pattern):
+      shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _saves(path: pathlib.Path):
+  """Errors of saving as OSError with the path; what is half written goes."""
+  try:
+    yield
+  except Exception as error:  # Tensorstore's are ValueErrors, others wrapped.
+    _remove_unfinished(path.parent, path.name)
+    raise OSError(f'{path} cannot be saved ({error})') from error
+
+
+@contextlib.contextmanager
+def _closing(failed: bool):
+  """Where something has failed already, a save's error is only logged."""
+  try:
+    yield
+  except OSError as error:
+    if not failed:
+      raise
+    logging.error('%s', error)

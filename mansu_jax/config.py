@@ -50,7 +50,7 @@ class RunConfig:
       ' Required to audit.')
   workdir: str = _field(
       '', 'Folder that receives all outputs: new, empty, or of the same run,'
-      ' which then goes on after its last finished stage. Required.')
+      ' which then goes on where it was stopped. Required.')
   seed: int = _field(0, 'Seed of every random choice.')
   resume: bool = _field(True, 'Continue a run found in the workdir.')
   quant_schemes: tuple[str, ...] = _field(

@@ -226,6 +226,10 @@ class UnlearnConfig:
   text_pool: int = _field(96, 'Text windows whose reference states are kept.')
   collapse: float = _field(
       3.0, 'Stop when the retain KL exceeds this (nats a token).')
+  save_every: int = _field(
+      10, 'Steps from one save of the loop\'s state to the next, in the'
+      ' background, so that a run that is stopped goes on from there (0: only'
+      ' when told to stop); it changes no figure.')
 
   def __post_init__(self):
     _check_fields(self, 'unlearn')
@@ -234,7 +238,7 @@ class UnlearnConfig:
     _check_least(self, 'unlearn', 0, 'forget_pool', 'text_batch',
                  'forget_weight', 'alternatives_weight', 'kl_weight',
                  'nll_weight', 'text_weight', 'prompt_weight', 'crossed_batch',
-                 'crossed_weight')
+                 'crossed_weight', 'save_every')
     for name in ('learning_rate', 'npo_beta', 'collapse'):
       _check(getattr(self, name) > 0, f'--unlearn_{name}='
              f'{getattr(self, name)} must be positive.')

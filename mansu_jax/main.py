@@ -8,7 +8,8 @@
 
 Flags are of stages, `--<stage>_<field>`; later ones override a flagfile's, but
 --data_* add to them (experiments/recipe.flags is the method without data). Exit
-status: 0 done, 2 bad input, 3 the verdict is not `passed` (--fail_on_verdict).
+status: 0 done, 2 bad input, 3 the verdict is not `passed` (--fail_on_verdict),
+75 told to stop (SIGTERM, ctrl-C); the same command then goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from mansu_jax import preemption
 from mansu_jax import run_flags
 
 VERDICT_FAILED = 3  # Exit status with --fail_on_verdict.
@@ -39,14 +41,35 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _is_ours(record: Any) -> bool:
-  """Drops Orbax's account of its files, and JAX's of absent backends."""
-  return record.levelno > std_logging.INFO or not any(
-      name in record.pathname for name in ('orbax', 'xla_bridge'))
+  """Drops Orbax's account of its files, and JAX's of absent backends.
+
+  Orbax's errors too, with their tracebacks: `checkpoints` says what goes wrong.
+  """
+  limits = {'orbax': std_logging.ERROR, 'xla_bridge': std_logging.INFO}
+  return not any(name in record.pathname and record.levelno <= limit
+                 for name, limit in limits.items())
+
+
+def _again(flag_values: flags.FlagValues) -> str:
+  """What the same command does after a stop."""
+  return ('goes on from what is finished' if flag_values.mode == 'unlearn'
+          else 'starts anew')
 
 
 def main(
     argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-  """Logs, checks, runs."""
+  """Logs, checks, runs; may be told to stop."""
+  try:
+    with preemption.listening():
+      return _main(argv, flag_values)
+  except preemption.Stopped as stopped:
+    print(f'mansu_jax: stopped by {stopped}; the same command'
+          f' {_again(flag_values)}. Exit status {preemption.EXIT_STATUS}.',
+          file=sys.stderr)
+    return preemption.EXIT_STATUS
+
+
+def _main(argv: list[str], flag_values: flags.FlagValues) -> int:
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours)
   # Transformers says that there is no PyTorch; nothing here needs it.
@@ -83,7 +106,7 @@ def main(
     what = f'{error.filename}: ' if error.filename else ''
     print(f'mansu_jax: {what}{error.strerror or error}. Check that the file can'
           ' be read or written and that the disk has room; the same command'
-          ' goes on after the last finished stage.', file=sys.stderr)
+          f' {_again(flag_values)}.', file=sys.stderr)
     return USER_ERROR
   passed = record['verdict']['passed']
   return VERDICT_FAILED if config.fail_on_verdict and passed is not True else 0

@@ -4,10 +4,12 @@ loop -> quantize and compare -> evaluate -> report."""
 from __future__ import annotations
 
 import functools
+import pathlib
 from typing import Any
 
 from mansu_jax import checkpoints
 from mansu_jax import config as run_config
+from mansu_jax import preemption
 from mansu_jax import sharding
 from mansu_jax import workdir
 from mansu_jax.models import hf_io
@@ -46,18 +48,31 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     quantize = quantizers.Quantizers(config, inputs, model)
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
-  saved = checkpoints.Stages(root / 'checkpoints', resume=config.resume)
+  with checkpoints.Stages(
+      root / 'checkpoints', resume=config.resume) as saved:
+    return _run(config, clock, inputs, model, evaluator, quantize, root, saved)
+
+
+def _run(
+    config: run_config.RunConfig, clock: workdir.Clock, inputs: Any,
+    model: Any, evaluator: evaluation.Evaluator,
+    quantize: quantizers.Quantizers, root: pathlib.Path,
+    saved: checkpoints.Stages) -> dict[str, Any]:
+  """What can go on after a stop, each part where it was left."""
   with clock.stage('attribution'):
     found = attribution.find(config, inputs, model, saved)
     results.write_circuit(found, model.config, root)
   with clock.stage('references'):
-    batches = training.make_batches(config, inputs, model)
+    batches = training.make_batches(config, inputs, model, saved)
     edit = edits.make(config, model, found.circuit, found.movable)
   with clock.stage('fisher'):
     fisher = training.circuit_fisher(config, edit, batches, saved)
   with clock.stage('unlearn'):
-    done = saved.get('unlearn', lambda: training.unlearn(
-        config, edit, fisher, batches, model))
+    with preemption.deferred(), saved.steps(
+        'unlearn_steps', config.unlearn.save_every) as steps:
+      done = saved.get('unlearn', lambda: training.unlearn(
+          config, edit, fisher, batches, model, keep=steps),
+                       replaces='unlearn_steps')
     theta = hf_io.as_stored(done['theta'], config.export_dtype)
     unlearned = edit.merge(theta)
     kl = training.retain_kl(
@@ -68,13 +83,14 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     results.export(config, model, unlearned, root)
   with clock.stage('evaluate'):
     measured = evaluation.measure_all(
-        config, evaluator, quantize, model, unlearned)
+        config, evaluator, quantize, model, unlearned, saved)
     results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
     structure = erasure.measure(
-        config, inputs, quantize, model, found, unlearned)
+        config, inputs, quantize, model, found, unlearned, saved)
   with clock.stage('samples'):
-    texts = results.samples(config, inputs, quantize, model, unlearned)
+    texts = saved.get_json('samples', lambda: results.samples(
+        config, inputs, quantize, model, unlearned))
   with clock.stage('survival'):
     record = results.make_record(
         config=config, inputs=inputs, quantize=quantize, model=model,

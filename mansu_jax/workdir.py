@@ -8,6 +8,7 @@ import functools
 import json
 import pathlib
 import resource
+import shutil
 import time
 from typing import Any
 
@@ -16,13 +17,14 @@ import jax
 
 from mansu_jax import config as run_config
 from mansu_jax import files
+from mansu_jax import preemption
 from mansu_jax import run_flags
 
 _UNFINISHED = '.orbax-checkpoint-tmp'  # In the name while Orbax is writing.
 _IDENTITY, _HASHES = 'flags.txt', 'hashes.json'
 # These may differ when a run goes on: they change no figure.
 _SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
-    'debug', 'profile', 'fail_on_verdict'))
+    'debug', 'profile', 'fail_on_verdict', 'unlearn_save_every'))
 # JAX's names of the two durations.
 _COMPILING = ('/jax/core/compile/jaxpr_to_mlir_module_duration',
               '/jax/core/compile/backend_compile_duration')
@@ -55,6 +57,8 @@ def open_workdir(
             f' another content (SHA-256 {_short(found.get(name))}, now'
             f' {_short(hashes.get(name))}); wanted the same. Give a new'
             ' folder, or put the old content back.')
+  for path in root.glob('.model.*'):  # Of a process killed while it wrote.
+    shutil.rmtree(path)
   files.write_json(made_of, dict(hashes))
   files.write_text(root / _IDENTITY, run_flags.to_flagfile(config))
   return root
@@ -159,7 +163,8 @@ class Clock:
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
-    """Times a block and logs it."""
+    """Times a block and logs it; raises Stopped where the run shall stop."""
+    preemption.check()
     logging.info('%s ...', name)
     total = _compile_seconds()
     start, before = time.monotonic(), total[0]

@@ -1,6 +1,9 @@
 """Stages are made once, whole, and come back as they were."""
 
+import contextlib
 import pathlib
+import resource
+import shutil
 import tempfile
 from unittest import mock
 
@@ -11,16 +14,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import checkpoints
+from mansu_jax import preemption
 
 _TREE = {
     'theta': {'layers': {'mlp': {
         'gate': jnp.linspace(-1, 1, 6).reshape(2, 3),
         'mask': jnp.array([True, False]),
         'half': jnp.array([0.1, -3.0], jnp.bfloat16)}}},
-    'history': {'loss': np.array([1.5, 0.25]), 'step': np.array([1, 2])}}
+    'history': {'loss': np.array([1.5, 0.25]), 'step': np.array([1, 2])},
+    'empty': {}, 'number': 0.1}
 
 
-class StagesTest(parameterized.TestCase):
+def _damage(path, how):
+  """Damages a file; how: one of `_DAMAGES`."""
+  content = bytearray(path.read_bytes())
+  if how == 'deleted':
+    path.unlink()
+    return
+  if how == 'truncated':
+    content = content[:len(content) // 2]
+  elif how == 'flipped':
+    content[len(content) // 2] ^= 1
+  else:
+    content = b'garbage'
+  path.write_bytes(content)
+
+
+_DAMAGES = ('deleted', 'truncated', 'flipped', 'garbage')
+
+
+@contextlib.contextmanager
+def _no_room(size):
+  """No file may grow beyond `size` bytes, as on a disk that is full."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+class _Case(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
@@ -29,27 +63,51 @@ class StagesTest(parameterized.TestCase):
     self.root = pathlib.Path(made.name) / 'checkpoints'
     self.made = []
 
-  def _get(self, result, *, resume=True, name='unlearn'):
+  def _get(self, result, *, resume=True, name='unlearn', **options):
     def make():
       self.made.append(name)
       return result
-    return checkpoints.Stages(self.root, resume=resume).get(name, make)
+    with checkpoints.Stages(self.root, resume=resume) as saved:
+      return saved.get(name, make, **options)
+
+  def assert_same_bits(self, got, want):
+    want = jax.tree.map(np.asarray, want)
+    self.assertEqual(jax.tree.structure(got), jax.tree.structure(want))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+      self.assertEqual(np.asarray(a).dtype, b.dtype)
+      self.assertEqual(np.asarray(a).tobytes(), b.tobytes())
+
+
+class StagesTest(_Case):
 
   def test_made_once_and_restored_bit_for_bit(self):
-    first = self._get(_TREE)
-    second = self._get({'theta': {}, 'history': {}})
+    self.assertIs(self._get(_TREE), _TREE)
+    self.assert_same_bits(self._get({'theta': {}, 'history': {}}), _TREE)
     self.assertEqual(self.made, ['unlearn'])
-    for got in (first, second):
-      self.assertEqual(jax.tree.structure(got), jax.tree.structure(_TREE))
-      for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(_TREE)):
-        self.assertEqual(a.dtype, b.dtype)
-        np.testing.assert_array_equal(a, b)
 
   def test_stages_do_not_mix(self):
-    self._get({'x': np.ones(2)}, name='fisher')
-    got = self._get({'x': np.zeros(2)}, name='unlearn')
-    np.testing.assert_array_equal(got['x'], np.zeros(2))
-    self.assertEqual(self.made, ['fisher', 'unlearn'])
+    with checkpoints.Stages(self.root, resume=True) as saved:
+      saved.get('fisher', lambda: {'x': np.ones(2)})
+      saved.get('unlearn', lambda: {'x': np.zeros(2)})
+    self.assert_same_bits(self._get({}, name='fisher'), {'x': np.ones(2)})
+    self.assert_same_bits(self._get({}), {'x': np.zeros(2)})
+
+  def test_what_is_saved_is_what_was_given(self):
+    # The save goes on in the background while its arrays are used.
+    big = np.zeros(4_000_000, np.float32)
+    with checkpoints.Stages(self.root, resume=True) as saved:
+      saved.get('big', lambda: {'x': jnp.asarray(big) + 1})
+      saved.get('next', lambda: {'x': np.ones(1)})
+    np.testing.assert_array_equal(self._get({}, name='big')['x'], big + 1)
+
+  def test_json_comes_back_as_it_was(self):
+    value = {'a': [1, 0.1, None, 'é'], 'b': {'c': True, 'n': float('inf')}}
+    with checkpoints.Stages(self.root, resume=True) as saved:
+      first = saved.get_json('account', lambda: value | {'d': np.float32(0.5)})
+      again = saved.get_json('account', dict)
+    self.assertEqual(first, value | {'d': 0.5})
+    self.assertEqual(again, first)
+    self.assertEqual(checkpoints.Unkept().get_json('x', lambda: (1, 2)), [1, 2])
 
   def test_without_resume_it_is_made_again_and_kept(self):
     self._get({'x': np.ones(2)})
@@ -58,29 +116,242 @@ class StagesTest(parameterized.TestCase):
     np.testing.assert_array_equal(self._get({})['x'], [5, 5])
     self.assertLen(self.made, 2)
 
-  def test_a_stage_that_failed_leaves_nothing(self):
+  def test_a_stage_that_failed_leaves_nothing_and_loses_none(self):
     def fail():
       raise ValueError('the loss is nan')
     with self.assertRaisesRegex(ValueError, 'the loss is nan'):
-      checkpoints.Stages(self.root, resume=True).get('unlearn', fail)
-    got = self._get({'x': np.ones(2)})
-    np.testing.assert_array_equal(got['x'], [1, 1])
+      with checkpoints.Stages(self.root, resume=True) as saved:
+        saved.get('fisher', lambda: {'x': np.ones(2)})
+        saved.get('unlearn', fail)
+    self.assertEqual([p.name for p in self.root.iterdir()], ['fisher'])
 
-  def test_what_cannot_be_saved_is_an_error_of_the_disk(self):
-    saved = checkpoints.Stages(self.root, resume=True)
-    for error in (ValueError('OUT_OF_RANGE: Error writing'), OSError('full')):
-      with mock.patch.object(
-          saved._checkpointer, 'save', side_effect=error), (
-              self.assertRaisesRegex(OSError, 'unlearn cannot be saved')):
-        saved.get('unlearn', lambda: {'x': np.ones(2)})
-
-  def test_a_half_written_stage_is_not_used(self):
+  def test_a_half_written_stage_is_removed(self):
     # What Orbax leaves when the process is killed while it writes.
     self._get({'x': np.ones(2)})
     (self.root / 'unlearn').rename(
         self.root / 'unlearn.orbax-checkpoint-tmp-7')
     got = self._get({'x': np.zeros(2)})
     np.testing.assert_array_equal(got['x'], [0, 0])
+    self.assertEqual([p.name for p in self.root.iterdir()], ['unlearn'])
+
+
+class DiskTest(_Case):
+
+  def test_what_cannot_be_saved_is_an_error_of_the_disk(self):
+    for error in (ValueError('OUT_OF_RANGE: Error writing'), OSError('full')):
+      with checkpoints.Stages(self.root, resume=True) as saved:
+        with mock.patch.object(
+            saved._checkpointer, 'save', side_effect=error), (
+                self.assertRaisesRegex(OSError, 'unlearn cannot be saved')):
+          saved.get('unlearn', lambda: {'x': np.ones(2)})
+
+  @parameterized.parameters('the next save', 'the end')
+  def test_a_full_disk_comes_out_and_leaves_what_was_whole(self, when):
+    rng = np.random.default_rng(0)
+    with self.assertRaisesRegex(OSError, 'checkpoints/big cannot be saved'):
+      with checkpoints.Stages(self.root, resume=True) as saved:
+        saved.get('small', lambda: {'x': np.ones(2)})
+        saved.wait()
+        with _no_room(20_000):
+          saved.get('big', lambda: {'x': rng.normal(size=50_000)})
+          if when == 'the next save':
+            saved.get('next', lambda: {'x': np.ones(2)})
+            self.fail('went on')
+          saved.wait()
+    self.assertEqual([p.name for p in self.root.iterdir()], ['small'])
+    self._get({}, name='small')
+    self.assertEmpty(self.made)
+
+  def test_an_error_that_ends_the_run_is_not_hidden_by_the_disks(self):
+    with self.assertRaisesRegex(ValueError, 'the loss'):
+      with checkpoints.Stages(self.root, resume=True) as saved:
+        with _no_room(5_000):
+          saved.get('big', lambda: {'x': np.random.normal(size=50_000)})
+          raise ValueError('the loss is nan')
+
+  def test_of_steps_too(self):
+    rng = np.random.default_rng(0)
+    rows = [{'loss': 1.0, 'step': 1}]
+    with checkpoints.Stages(self.root, resume=True) as saved:
+      with saved.steps('steps', 1) as steps:
+        steps.after(1, {'w': np.ones(2)}, rows)
+      with self.assertRaisesRegex(OSError, 'steps.* cannot be saved'):
+        with _no_room(20_000), saved.steps('steps', 1) as steps:
+          steps.after(2, {'w': rng.normal(size=50_000)}, rows)
+      with saved.steps('steps', 1) as steps:
+        carry, _ = steps.restore({'w': np.zeros(2)})
+    np.testing.assert_array_equal(carry['w'], [1, 1])
+
+
+class DamageTest(_Case):
+
+  @parameterized.parameters(*_DAMAGES)
+  def test_no_damage_gives_other_bits(self, how):
+    """Whatever file of a stage it is done to; Orbax tells few of them."""
+    self._get(_TREE)
+    whole = self.root.with_name('whole')
+    self.root.rename(whole)
+    files = [p for p in (whole / 'unlearn').rglob('*') if p.is_file()]
+    for file in files:
+      shutil.copytree(whole, self.root)
+      _damage(self.root / file.relative_to(whole), how)
+      with self.subTest(str(file.relative_to(whole))):
+        self.made.clear()
+        with self.assertLogs(level='WARNING') as logs:
+          checkpoints.logging.warning('something')  # There may be no other.
+          got = self._get(_TREE)
+        self.assert_same_bits(jax.tree.map(np.asarray, got), _TREE)
+        told = f'{self.root}/unlearn is damaged: it is made anew'
+        self.assertEqual(any(told in x for x in logs.output), bool(self.made))
+        self.assertEqual(
+            (self.root / 'unlearn.damaged').exists(), bool(self.made))
+        self.made.clear()
+        self._get({})  # Whole again.
+        self.assertEmpty(self.made)
+      shutil.rmtree(self.root)
+
+  @parameterized.parameters('flipped', 'truncated', 'deleted')
+  def test_damaged_arrays_are_noticed(self, how):
+    values = np.random.default_rng(0).normal(size=999)
+    self._get({'x': values})
+    largest = max((p for p in self.root.rglob('*') if p.is_file()),
+                  key=lambda p: p.stat().st_size)
+    _damage(largest, how)
+    with self.assertLogs(level='WARNING') as logs:
+      self._get({'x': values})
+    self.assertRegex('\n'.join(logs.output), 'unlearn is damaged: .* made anew')
+    self.assertLen(self.made, 2)
+
+  def test_a_file_in_the_place_of_a_stage(self):
+    self.root.mkdir(parents=True)
+    for _ in range(2):
+      (self.root / 'unlearn').write_text('not a folder')
+      self._get({'x': np.ones(1)})
+      shutil.rmtree(self.root / 'unlearn')
+    self.assertLen(self.made, 2)
+
+  def test_what_may_not_be_read_is_not_called_damaged(self):
+    self._get({'x': np.ones(1)})
+    with mock.patch.object(
+        checkpoints, '_restore', side_effect=PermissionError(13, 'denied')):
+      with self.assertRaises(PermissionError):
+        self._get({'x': np.ones(1)})
+    self.assertTrue((self.root / 'unlearn').exists())
+
+
+def _carry(step):
+  return ({'w': jnp.array([[step, -0.5]], jnp.bfloat16), 'none': None,
+           'no_rows': jnp.zeros((0, 3))},
+          (jnp.int32(step), {'mu': jnp.full(3, step / 3)}))
+
+
+def _history(step):
+  return [{'loss': 1 / (i + 1), 'step': i + 1} for i in range(step)]
+
+
+class StepsTest(_Case):
+
+  def _steps(self, every=10, resume=True):
+    saved = self.enter_context(checkpoints.Stages(self.root, resume=resume))
+    return self.enter_context(saved.steps('steps', every))
+
+  def _save(self, *numbers):
+    """Saves these steps, one after the other."""
+    with checkpoints.Stages(self.root, resume=True) as saved:
+      for step in numbers:
+        with saved.steps('steps', step) as steps:
+          steps.after(step, _carry(step), _history(step))
+
+  def _names(self):
+    return {p.name for p in (self.root / 'steps').iterdir()}
+
+  def _check_restored(self, step):
+    carry, history = self._steps().restore(_carry(0))
+    self.assert_same_bits(carry, _carry(step))
+    self.assertEqual(history, _history(step))
+    self.assertIsInstance(history[0]['step'], int)
+
+  def test_none_at_first(self):
+    self.assertIsNone(self._steps().restore(_carry(0)))
+
+  def test_the_newest_comes_back_bit_for_bit_and_two_are_kept(self):
+    self._save(10, 20, 30)
+    self.assertEqual(self._names(), {'20', '30'})
+    self._check_restored(30)
+
+  def test_saved_where_it_is_due(self):
+    with checkpoints.Stages(self.root, resume=True) as saved:
+      with saved.steps('steps', 4) as steps:
+        for step in range(1, 7):
+          steps.after(step, _carry(step), _history(step))
+    self.assertEqual(self._names(), {'4'})
+
+  def test_buffers_may_be_given_up_at_once(self):
+    with checkpoints.Stages(self.root, resume=True) as saved:
+      with saved.steps('steps', 1) as steps:
+        carry = {'w': jnp.ones(2_000_000)}
+        steps.after(1, carry, _history(1))
+        double = jax.jit(lambda x: x * 2, donate_argnums=0)
+        for _ in range(9):
+          carry = {'w': double(carry['w'])}
+        jax.block_until_ready(carry)
+      got, _ = steps.restore(carry)
+    self.assertEqual(np.unique(got['w']), [1])
+
+  @parameterized.product(how=_DAMAGES, file=('arrays', '_METADATA'))
+  def test_a_damaged_one_falls_back_to_the_one_before(self, how, file):
+    self._save(10, 20)
+    files = [p for p in (self.root / 'steps' / '20').rglob('*') if p.is_file()]
+    by_size = sorted(files, key=lambda p: p.stat().st_size)
+    _damage(by_size[-1] if file == 'arrays' else next(
+        p for p in files if p.name == file), how)
+    with self.assertLogs(level='WARNING') as logs:
+      self._check_restored(10)
+    self.assertRegex('\n'.join(logs.output), (
+        r'steps/20 is damaged: going back to step 10 \(.*\); .*\.damaged'))
+    self.assertEqual(self._names(), {'10', '20.damaged'})
+    self._save(20, 30)
+    self._check_restored(30)
+
+  def test_without_one_before_it_begins(self):
+    self._save(10, 20)
+    for step in (10, 20):
+      shutil.rmtree(self.root / 'steps' / str(step) / 'default')
+    with self.assertLogs(level='WARNING') as logs:
+      self.assertIsNone(self._steps().restore(_carry(0)))
+    self.assertRegex('\n'.join(logs.output), 'steps/10 .* back to step 0')
+
+  def test_a_state_of_something_else_is_not_used(self):
+    self._save(10)
+    theta, state = _carry(0)
+    with self.assertLogs(level='WARNING') as logs:
+      self.assertIsNone(self._steps().restore((theta, (state[0], jnp.ones(2)))))
+    self.assertRegex('\n'.join(logs.output), 'arrays are not of this loop')
+
+  def test_without_resume_they_are_gone(self):
+    self._save(10)
+    self.assertIsNone(self._steps(resume=False).restore(_carry(0)))
+    self.assertFalse((self.root / 'steps').exists())
+
+  def test_the_stage_that_they_lead_to_replaces_them(self):
+    self._save(10)
+    with checkpoints.Stages(self.root, resume=True) as saved:
+      saved.get('unlearn', lambda: {'x': np.ones(1)}, replaces='steps')
+      self.assertTrue((self.root / 'steps').exists())  # It may yet fail.
+      saved.wait()
+      self.assertFalse((self.root / 'steps').exists())
+    self._save(10)  # Killed in between: it is there already.
+    self._get({}, replaces='steps')
+    self.assertFalse((self.root / 'steps').exists())
+
+  def test_told_to_stop_it_saves_and_stops(self):
+    for every, step in ((0, 3), (10, 7)):
+      with checkpoints.Stages(self.root, resume=True) as saved:
+        with self.assertRaises(preemption.Stopped), saved.steps(
+            'steps', every) as steps, mock.patch.object(
+                preemption._ear, 'heard', 'SIGTERM'):
+          steps.after(step, _carry(step), _history(step))
+      self._check_restored(step)
 
 
 if __name__ == '__main__':

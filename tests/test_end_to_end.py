@@ -4,9 +4,11 @@ import collections
 import html.parser
 import importlib.util
 import json
+import os
 import pathlib
 import re
 import shutil
+import signal
 import tempfile
 from unittest import mock
 import xml.etree.ElementTree
@@ -24,13 +26,18 @@ from mansu_jax.models import decoder
 from mansu_jax.models import loading
 from mansu_jax.report import write as report
 from mansu_jax.unlearn import loop
+from tests import bad_input
 from tests import runs
 from tests import tiny_job
 
 _SPLITS = (
     'forget', 'forget_paraphrase', 'forget_far', 'retain', 'retain_heldout')
 _MODELS, _PRECISIONS = ('base', 'unlearned'), ('fp', 'nf4')
-_STAGES = ('attribution', 'fisher', 'unlearn')
+_STAGES = (
+    'attribution', 'circuit', 'robustness', 'references_forget',
+    'references_retain', 'references_text', 'fisher', 'unlearn',
+    *(f'evaluation_{m}_{p}' for m in _MODELS for p in _PRECISIONS),
+    'readability', 'cad', 'as_nc', 'samples')
 
 
 class _Page(html.parser.HTMLParser):
@@ -337,13 +344,54 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(runs.sha256(copy / 'model' / 'model.safetensors'),
                      runs.sha256(self.root / 'model' / 'model.safetensors'))
 
-  def test_a_run_that_was_stopped_goes_on_to_the_same_end(self):
-    root = self.folder / 'stopped'
-    with mock.patch.object(loop, 'run', side_effect=KeyboardInterrupt):
+  def _check_same_end(self, root, record):
+    self.assertEqual(runs.figures(record), runs.figures(self.record))
+    self.assertEqual(runs.sha256(root / 'model' / 'model.safetensors'),
+                     runs.sha256(self.root / 'model' / 'model.safetensors'))
+    self.assertEqual(
+        sorted(p.name for p in (root / 'checkpoints').iterdir()),
+        sorted(_STAGES))
+
+  def test_told_to_stop_in_the_loop_it_goes_on_after_that_step(self):
+    root, check = self.folder / 'preempted', loop._check
+    def tell(row, *rest):
+      if row['step'] == 23:
+        os.kill(os.getpid(), signal.SIGTERM)
+      check(row, *rest)
+    args = [f'--flagfile={self.flagfile}', f'--workdir={root}']
+    with mock.patch.object(loop, '_check', tell):
+      status, said = bad_input.status(args)
+    self.assertEqual(status, 75)
+    self.assertRegex(said, 'stopped by SIGTERM; the same command goes on')
+    steps = root / 'checkpoints' / 'unlearn_steps'
+    self.assertIn('23', [p.name for p in steps.iterdir()])
+    with mock.patch.object(
+        pipeline.attribution, 'score', side_effect=AssertionError), (
+            mock.patch.object(loop, '_check', side_effect=check)) as checked:
+      record = runs.run(root, *args[:1])
+    self.assertEqual(checked.call_args_list[0][0][0]['step'], 24)
+    self._check_same_end(root, record)
+
+  @parameterized.parameters(
+      (pipeline.evaluation.Evaluator, '__call__', 2, ['evaluation_base_fp']),
+      (pipeline.erasure, '_as_nc', 1, ['readability', 'cad']))
+  def test_stopped_in_the_middle_of_a_stage(self, where, name, call, kept):
+    """What was measured is not measured again."""
+    root, calls, whole = self.folder / f'stopped_{name}', [], getattr(
+        where, name)
+    def stop(*args, **options):
+      calls.append(name)
+      if len(calls) == call:
+        raise KeyboardInterrupt
+      return whole(*args, **options)
+    with mock.patch.object(where, name, stop):
       with self.assertRaises(KeyboardInterrupt):
         runs.run(root, f'--flagfile={self.flagfile}')
-    self.assertFalse((root / 'record.json').exists())
-    with mock.patch.object(
-        pipeline.attribution, 'score', side_effect=AssertionError):
+    self.assertContainsSubset(
+        kept, [p.name for p in (root / 'checkpoints').iterdir()])
+    before = len(calls)
+    with mock.patch.object(where, name, stop):
       record = runs.run(root, f'--flagfile={self.flagfile}')
-    self.assertEqual(runs.figures(record), runs.figures(self.record))
+    self.assertLen(calls, before + (3 if call == 2 else 1))
+    self._check_same_end(root, record)
+

@@ -10,7 +10,8 @@ _ROOT = pathlib.Path(__file__).parents[1] / 'mansu_jax'
 _FILES = sorted(_ROOT.rglob('*.py'))
 _MOST_LINES = 400
 
-_NAMES = ('types', 'tree_paths', 'files', 'intervals')  # Import none of ours.
+# Import none of ours.
+_NAMES = ('types', 'tree_paths', 'files', 'intervals', 'preemption')
 _FIRST = (*_NAMES, 'config')
 _TOOLS = (*_FIRST, 'memory', 'sharding', 'checkpoints', 'fisher')
 _DATA = (*_TOOLS, 'quant', 'data')
@@ -22,6 +23,7 @@ _MAY_IMPORT = {
     'tree_paths': (),
     'files': (),
     'intervals': (),
+    'preemption': (),
     'config_fields': _NAMES,
     'config_stages': (*_NAMES, 'config_fields'),
     'config': (*_NAMES, 'config_fields', 'config_stages'),
@@ -47,8 +49,8 @@ _MAY_IMPORT = {
     'planning': _STAGES,  # The stages again, on shapes.
     'plan': (*_STAGES, 'planning'),
     # The report's summary is what it prints.
-    'main': ('config', 'run_flags', 'pipeline', 'audit', 'attribute', 'plan',
-             'report'),
+    'main': ('config', 'run_flags', 'preemption', 'pipeline', 'audit',
+             'attribute', 'plan', 'report'),
 }
 _NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'matplotlib', 'pandas')
 _READ_FLAGS = ('run_flags.py', 'main.py')

@@ -51,6 +51,20 @@ class OpenTest(parameterized.TestCase):
     self._open(self._config())
     self.assertEqual((self.root / 'record.json').read_text(), '{}')
 
+  def test_what_a_killed_process_was_writing_is_removed(self):
+    self._open(self._config())
+    self._finish_a_stage()
+    (self.root / '.model.x1y2').mkdir()
+    self._open(self._config())
+    self.assertFalse((self.root / '.model.x1y2').exists())
+
+  @parameterized.parameters(
+      dict(debug=True), dict(unlearn=config_lib.UnlearnConfig(save_every=0)))
+  def test_what_changes_no_figure_may_differ(self, **changes):
+    self._open(self._config())
+    self._finish_a_stage()
+    self._open(self._config(**changes))
+
   def test_a_moved_run_is_still_the_same(self):
     self._open(self._config())
     moved = self.parent / 'moved'

@@ -161,7 +161,7 @@ def _references(job: Job) -> tuple[Any, ...]:
     rows.append(tokens)
     return np.zeros((*tokens.shape, width), np.float32)
 
-  batches = training.make_batches(config, job.inputs, model, training.Base(
+  batches = training.make_batches(config, job.inputs, model, base=training.Base(
       hidden=hidden, say=lambda states: np.full(
           (len(states), shapes.vocab_size), 1 / shapes.vocab_size,
           np.float32)))

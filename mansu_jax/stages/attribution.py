@@ -70,44 +70,43 @@ class Ends(NamedTuple):
 
 def find(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
-    saved: checkpoints.Stages | None = None) -> Found:
+    saved: checkpoints.Unkept = checkpoints.Unkept()) -> Found:
   """The circuit of a run: pairs, scores, selection.
 
   Args:
     config: the run's.
     inputs: its data.
     model: the base model.
-    saved: the stages of a run that can go on; None: nothing is kept.
+    saved: the stages of a run that can go on.
   """
-  once = saved.get if saved else lambda name, make: make()
   pairs = forget_pairs(config, inputs.splits, model.tokenizer)
-  done = once('attribution', lambda: score(config, model, pairs))
+  done = saved.get('attribution', lambda: score(config, model, pairs))
   answered = [p for p, kept in zip(pairs, done['answered']) if kept]
   retain, contrast = [], None
   if config.circuit.contrast:
     retain = retain_pairs(
         config, inputs.splits, model.tokenizer)
-    contrast = once('contrast', lambda: score(config, model, retain))
+    contrast = saved.get('contrast', lambda: score(config, model, retain))
   if config.attribution.level == 'edge':
     kept = [p for p, is_kept in zip(retain, contrast['answered']) if is_kept
             ] if contrast else []
-    found = _find_edges(config, model, answered, done['means'], kept, once)
+    found = _find_edges(config, model, answered, done['means'], kept, saved)
   else:
     found = find_circuit(
         config, model, answered, done['means'],
-        contrast and contrast['means'], done.get('each'))
+        contrast and contrast['means'], done.get('each'), saved=saved)
   found.report['picture']['places'] = picture.by_place(done['places'])
   return found
 
 
-def _find_edges(config, model, pairs, means, retain, once) -> Found:
+def _find_edges(config, model, pairs, means, retain, saved) -> Found:
   """A circuit of edges, and the weights that it stands for."""
   score_edges = lambda pairs: {
       'edges': edge_attribution.mean_scores(config, model, pairs)}
-  own, groups = _edge_sums(config, model, pairs, once)
-  scores = once('edges', lambda: score_edges(pairs))['edges'] if (
+  own, groups = _edge_sums(config, model, pairs, saved)
+  scores = saved.get('edges', lambda: score_edges(pairs))['edges'] if (
       own is None) else edge_robustness.whole(own.sums.mean(), model.config)
-  contrast = once('edges_contrast', lambda: score_edges(
+  contrast = saved.get('edges_contrast', lambda: score_edges(
       retain))['edges'] if retain else None
   edges = edge_attribution.select_edges(
       config, model.config, scores, contrast)
@@ -115,30 +114,30 @@ def _find_edges(config, model, pairs, means, retain, once) -> Found:
   carried = edge_weights.carried(edges, model.config)
   found = find_circuit(config, model, pairs, means, ends=Ends(
       edge_weights.unit_values(carried, means['neurons']),
-      edge_weights.movable(carried, model.config.d_ff)))
+      edge_weights.movable(carried, model.config.d_ff)), saved=saved)
   found.report['edges'] = edges.size
   if config.circuit.selection == 'random':  # No edges end at its nodes.
     return found
   account, times = _edge_account(
-      config, model, pairs, edges, own, groups, contrast)
+      config, model, pairs, edges, own, groups, contrast, saved)
   found.report.update(
       account | picture.of_edges(edges, model.config, means, times))
   return dataclasses.replace(found, edges=edges)
 
 
-def _edge_sums(config, model, pairs, once):
+def _edge_sums(config, model, pairs, saved):
   """Scores by group of facts and the groups, where pairs are resampled."""
   if not (config.circuit.resamples and config.circuit.selection != 'random'):
     return None, None
   groups = robustness_lib.group_facts(
       [p.fact for p in pairs], robustness_lib.GROUPS, config.seed)
-  return edge_robustness.answered(pairs, groups, **once(
+  return edge_robustness.answered(pairs, groups, **saved.get(
       'edge_sums', lambda: edge_robustness.sums(
           config, model, pairs, groups))), groups
 
 
 def _edge_account(
-    config, model, pairs, edges, own, groups, contrast
+    config, model, pairs, edges, own, groups, contrast, saved
 ) -> tuple[dict[str, Any], np.ndarray | None]:
   """How faithful the edges themselves are, and whether others give them.
 
@@ -146,13 +145,14 @@ def _edge_account(
   """
   measure = edge_attribution.faithfulness(
       config, model, pairs if own is None else own.pairs)
-  report, times = {'edge_faithfulness': measure(edges.chosen)}, None
+  report, times = {'edge_faithfulness': saved.get_json(
+      'edge_faithfulness', lambda: measure(edges.chosen))}, None
   if own is not None:
     selected = edge_robustness.of_edges(
         config, model, edges, groups, own, contrast)
     report['robustness'], times = robustness.measure(
         config, selected, lambda row: measure.metrics(
-            edge_robustness.whole(row, model.config)))
+            edge_robustness.whole(row, model.config)), saved)
   return report, times
 
 
@@ -235,7 +235,8 @@ def find_circuit(
     contrast: dict[str, np.ndarray] | None = None,
     each: dict[str, np.ndarray] | None = None,
     groups: dict[str, int] | None = None, *,
-    ends: Ends | None = None) -> Found:
+    ends: Ends | None = None,
+    saved: checkpoints.Unkept = checkpoints.Unkept()) -> Found:
   """Selects the circuit and compares it with random ones and other pairs.
 
   Args:
@@ -248,6 +249,7 @@ def find_circuit(
     groups: of facts, to resample; None: each is one.
     ends: where a circuit of edges ends; ranked by what is carried there, and
       only where that is not 0.
+    saved: the stages of a run that can go on.
 
   Raises:
     ValueError: no node is within the budget.
@@ -271,7 +273,8 @@ def find_circuit(
   randoms = [select.matched_random(attributed, layers, rng)
              for _ in range(options.random_circuits)]
   measure = _measure(config, model, pairs)
-  report = _account(config, measure, ranking, circuit, randoms)
+  report = saved.get_json('circuit', lambda: _account(
+      config, measure, ranking, circuit, randoms))
   report |= {'pairs': len(pairs), 'nodes': {
       k: int(circuit[k].sum()) for k in circuit.kinds},
              'share_of_absolute_score': _share_of_score(circuit, means),
@@ -289,7 +292,7 @@ def find_circuit(
         eap_ig.PairScores(**each))
     report['robustness'], times = robustness.measure(
         config, selected, lambda row: measure.metrics(
-            selected.method.place(row)))
+            selected.method.place(row)), saved)
   report |= picture.of_nodes(circuit, means, times)
   return Found(circuit=circuit, ranking=ranking, means=means, report=report,
                selected=selected, movable=movable)

@@ -11,7 +11,6 @@ import numpy as np
 
 from mansu_jax import config as run_config
 from mansu_jax.data import batching
-from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import subjects as subjects_lib
@@ -125,7 +124,7 @@ def check(
 
 def spans(
     config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any,
-    hidden: batches_lib.HiddenFn, say: SayFn
+    refer: Callable[[batches_lib.Spans], batches_lib.Spans], say: SayFn
 ) -> tuple[batches_lib.Spans, dict[str, int]]:
   """Crossed prompts with the base's states from the subject on.
 
@@ -136,7 +135,7 @@ def spans(
     config: the run's; it asks for crossed prompts.
     splits: its questions.
     tokenizer: the model's.
-    hidden: the base's final states of packed rows.
+    refer: fills in the base's states, as `batches.add_reference`.
     say: see `SayFn`.
 
   Returns:
@@ -152,10 +151,8 @@ def spans(
   start = [len(tokens) for tokens in tokenization.encode(before, tokenizer)]
   tokens, real = batching.pad_sequences(ids)
   first = len(tokenization.prefix_ids(tokenizer)) + np.array(start)[:, None]
-  made = batches_lib.add_reference(
-      batches_lib.make_spans(
-          tokens, real & (np.arange(tokens.shape[1]) >= first)),
-      hidden, packing.fill_rows)
+  made = refer(batches_lib.make_spans(
+      tokens, real & (np.arange(tokens.shape[1]) >= first)))
   leak = _leaks(made, chosen, _answers(splits.forget_train, tokenizer), say)
   kept = np.flatnonzero(leak < _LEAK)
   account |= {'leaking': leak.size - kept.size, 'kept': kept.size}

@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax import quant
 from mansu_jax import types
@@ -62,7 +63,8 @@ class Models:
 def measure(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
     quantize: quantizers.Quantizers, model: Any, found: attribution.Found,
-    unlearned: types.Params) -> dict[str, Any]:
+    unlearned: types.Params,
+    saved: checkpoints.Unkept = checkpoints.Unkept()) -> dict[str, Any]:
   """CAD, AS-NC, readability and property S, JSON-able.
 
   Args:
@@ -72,6 +74,7 @@ def measure(
     model: the base model.
     found: the circuit C, with its scores.
     unlearned: full params after.
+    saved: the stages of a run that can go on.
 
   Returns:
     `cad`, `as_nc`, `readability`, `suppression_control`, `copy_back` and `S`.
@@ -82,18 +85,31 @@ def measure(
   views = {'fp': lambda params: params} | {
       name: functools.partial(quantize, name)
       for name in config.quant_schemes}
-  control, reasons, circuit = None, [], found.circuit
-  out = dict(_NOTHING)
-  try:
-    reader = readability.Reader(config, inputs, model, unlearned, views)
-  except readability.NothingToRead as error:
-    logging.warning('Readability is not measured: %s', error)
-    out['readability'] = {'reason': str(error)}
-  else:
-    control, read = _read(
+  reasons, circuit, controls = [], found.circuit, []
+  make_reader = lambda: readability.Reader(
+      config, inputs, model, unlearned, views)
+
+  def read():
+    try:
+      reader = make_reader()
+    except readability.NothingToRead as error:
+      logging.warning('Readability is not measured: %s', error)
+      return {'readability': {'reason': str(error)}}
+    control, out = _read(
         config, inputs, model, found, unlearned, reader, list(views))
-    out |= read
-    del reader
+    controls.append(control)
+    return out
+
+  out = _NOTHING | saved.get_json('readability', read)
+
+  def control():
+    if not out['suppression_control'].get('matched'):
+      return None
+    if not controls:  # It is not kept.
+      controls.append(make_reader().control(
+          _forget_pairs(config, inputs, model)).params)
+    return controls[0]
+
   if not config.eval.cad_pairs:
     return out | {'S': _inconclusive('--eval_cad_pairs=0 skips CAD and AS-NC')}
   after, quantized = ({
@@ -103,10 +119,12 @@ def measure(
   for key, name, part, compared in (
       ('cad', 'CAD', _cad, control),
       # A control that hides answers leaves what is off C as it is: no null.
-      ('as_nc', 'AS-NC', _as_nc, None)):
+      ('as_nc', 'AS-NC', _as_nc, lambda: None)):
+    measure_part = lambda part=part, compared=compared: part(
+        config, inputs, model, circuit, Models(
+            after=after, quantized=quantized, control=compared()))
     try:
-      out[key] = part(config, inputs, model, circuit, Models(
-          after=after, quantized=quantized, control=compared))
+      out[key] = saved.get_json(key, measure_part)
     except _NOT_MEASURED as error:  # Keep the rest of the run.
       logging.warning('%s is not measured: %s', name, error)
       reasons.append(f'{name} is not measured: {error}')

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax import types
 from mansu_jax.data import questions as questions_lib
@@ -79,6 +80,24 @@ class Evaluator:
         scores=accuracy.score(scorer, params, self._task, kept),
         texts=perplexity.score(scorer, params, self._texts, kept))
 
+  def as_tree(self, measured: Measured) -> types.PyTree:
+    """What was measured, as a dict of arrays, none of size 0."""
+    out = {'texts': {str(i): dataclasses.asdict(loss) for i, loss in enumerate(
+        measured.texts.values())}, 'kinds': checkpoints.to_bytes(
+            list(measured.texts))}
+    if measured.scores.logprob.size:
+      out['logprob'] = measured.scores.logprob
+    return out
+
+  def from_tree(self, tree: types.PyTree) -> Measured:
+    """Inverse of `as_tree`."""
+    return Measured(
+        scores=accuracy.judge(
+            self.questions, tree.get('logprob', np.zeros((0, 0)))),
+        texts={kind: perplexity.TextLoss(**tree['texts'][str(i)])
+               for i, kind in enumerate(
+                   checkpoints.from_bytes(tree['kinds']))})
+
 
   def programs(
       self, params: types.Params) -> list[tuple[Any, tuple[Any, ...], int]]:
@@ -124,12 +143,14 @@ def layers_in_common(first: types.Params, second: types.Params) -> int:
 
 def measure_all(
     config: run_config.RunConfig, evaluator: Evaluator,
-    quantize: quantizers.Quantizers, model: Any, unlearned: types.Params
+    quantize: quantizers.Quantizers, model: Any, unlearned: types.Params,
+    saved: checkpoints.Unkept = checkpoints.Unkept()
 ) -> dict[tuple[str, str], Measured]:
   """`{(model, precision): Measured}` of both models at every precision.
 
   Layers below the edit are alike in both, and are run once for both. Where
-  there is nothing to measure on, nothing is run: {}.
+  there is nothing to measure on, nothing is run: {}. Each is kept in `saved`,
+  the stages of a run that can go on.
   """
   if not evaluator.has_data:
     return {}
@@ -141,6 +162,9 @@ def measure_all(
   for precision, view in views.items():
     kept = scoring.Kept()
     for name, params in zip(MODELS, (model.params, unlearned)):
-      out[name, precision] = evaluator(view(params), common=common, kept=kept)
+      measure = lambda: evaluator.as_tree(evaluator(
+          view(params), common=common, kept=kept))
+      out[name, precision] = evaluator.from_tree(
+          saved.get(f'evaluation_{name}_{precision}', measure))
   return {(name, precision): out[name, precision]
           for name in MODELS for precision in views}

@@ -15,6 +15,7 @@ from absl import logging
 import jax
 import numpy as np
 
+from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import faithfulness
@@ -76,7 +77,8 @@ class Selected(NamedTuple):
 
 
 def measure(
-    config: run_config.RunConfig, selected: Selected, run: Patched
+    config: run_config.RunConfig, selected: Selected, run: Patched,
+    saved: checkpoints.Unkept = checkpoints.Unkept()
 ) -> tuple[dict[str, Any], Any]:
   """Resamples and halves the pairs of a circuit.
 
@@ -84,18 +86,34 @@ def measure(
     config: the run's.
     selected: the circuit.
     run: what runs circuits on the first of its pairs.
+    saved: the stages of a run that can go on.
 
   Returns:
     JSON-able account, and the share of resamples in which each candidate is
     selected, in its place; `reason` and None where there are too few facts.
   """
-  method, own = selected
+  own = selected.own
   present = own.sums.counts > 0
-  sums = robustness.Sums(*(x[present] for x in own.sums))
-  if len(sums.counts) < _FEWEST:
+  if present.sum() < _FEWEST:
     return {'reason': (
-        f'the pairs that the model answers are of {len(sums.counts)} facts;'
+        f'the pairs that the model answers are of {present.sum()} facts;'
         f' wanted {_FEWEST}, to halve them')}, None
+
+  def make():
+    account, times = _select_again(config, selected, run, present)
+    return {'account': checkpoints.to_bytes(account), 'times': times}
+
+  found = saved.get('robustness', make)
+  return checkpoints.from_bytes(found['account']), selected.method.place(
+      found['times'])
+
+
+def _select_again(
+    config: run_config.RunConfig, selected: Selected, run: Patched,
+    present: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+  """The account of `measure`, and the shares [n]."""
+  method, own = selected
+  sums = robustness.Sums(*(x[present] for x in own.sums))
   draws, seed = config.circuit.resamples, config.seed
   logging.info('selecting again: %d resamples (--circuit_resamples), %d halves',
                draws, _HALVINGS)
@@ -109,7 +127,7 @@ def measure(
   return {
       'groups': int(present.sum()), 'facts': len({p.fact for p in own.pairs}),
       'resamples': again, 'halves': halves, 'random': robustness.chance(
-          method.reference, method.draw, draws, seed)}, method.place(times)
+          method.reference, method.draw, draws, seed)}, times
 
 
 def _crossed(config, method, own, run, in_first):

@@ -65,6 +65,7 @@ def ask_base(model: Any) -> Base:
 
 def make_batches(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
+    saved: checkpoints.Unkept = checkpoints.Unkept(),
     base: Base | None = None) -> batches_lib.Batches:
   """Encodes the training data and keeps the base's states on it.
 
@@ -72,18 +73,24 @@ def make_batches(
     config: the run's.
     inputs: its data.
     model: the base.
+    saved: the stages of a run that can go on.
     base: what answers for it; None: itself.
   """
   options, seed = config.unlearn, config.seed
   hidden, say = base or ask_base(model)
 
-  def referenced(sequences, mask):
-    return batches_lib.add_reference(
-        batches_lib.make_spans(sequences.tokens, mask), hidden,
-        packing.fill_rows)
+  def refer(name, spans):
+    found = saved.get(f'references_{name}', lambda: {
+        'states': batches_lib.add_reference(
+            spans, hidden, packing.fill_rows).reference})
+    return spans._replace(reference=found['states'])
 
-  def pool(sequences, batch, salt):
-    return pool_of(referenced(sequences, sequences.answer_mask), batch, salt)
+  def referenced(name, sequences, mask):
+    return refer(name, batches_lib.make_spans(sequences.tokens, mask))
+
+  def pool(name, sequences, batch, salt):
+    return pool_of(
+        referenced(name, sequences, sequences.answer_mask), batch, salt)
 
   def pool_of(spans, batch, salt):
     size = spans.length.size
@@ -98,16 +105,18 @@ def make_batches(
   if inputs.splits.text and options.text_batch:
     windows = batching.encode_text(
         inputs.splits.text, model.tokenizer, config.data.text_window)
-    text = pool(windows.take(_sample(
+    text = pool('text', windows.take(_sample(
         windows.length.size, options.text_pool, seed)), options.text_batch, 2)
   if options.crossed_batch:
     spans, account = crossing.spans(
-        config, inputs.splits, model.tokenizer, hidden, say)
+        config, inputs.splits, model.tokenizer,
+        functools.partial(refer, 'crossed'), say)
     crossed = pool_of(spans, options.crossed_batch, 3)
   if options.prompt_weight:
     first = forget.answer_mask.argmax(1)[:, None]  # Predicts the answer.
-    prompts = referenced(forget, np.arange(forget.tokens.shape[1]) < first)
-  forget_pool = pool(forget, options.forget_batch, 0)
+    prompts = referenced(
+        'prompts', forget, np.arange(forget.tokens.shape[1]) < first)
+  forget_pool = pool('forget', forget, options.forget_batch, 0)
   table = None
   if options.loss == 'exchange':
     partners = exchange_partners(
@@ -122,7 +131,7 @@ def make_batches(
     others = alternatives(forget_questions, model.tokenizer)
   retain = _retain_pool(
       config, inputs.splits.retain_train, forget_pool,
-      lambda questions: pool(batching.encode_sequences(
+      lambda name, questions: pool(name, batching.encode_sequences(
           questions, model.tokenizer), options.retain_batch, 1))
   return batches_lib.Batches(
       forget=forget_pool, marginals=table, alternatives=others,
@@ -134,7 +143,7 @@ def make_batches(
 def _retain_pool(
     config: run_config.RunConfig,
     questions: Sequence[questions_lib.Question], forget: batches_lib.Pool,
-    pool: Callable[[Sequence[questions_lib.Question]], batches_lib.Pool]
+    pool: Callable[[str, Sequence[questions_lib.Question]], batches_lib.Pool]
 ) -> batches_lib.Pool:
   """Retain questions, evenly over facts, and more of those that are near.
 
@@ -145,7 +154,7 @@ def _retain_pool(
   """
   options, seed = config.unlearn, config.seed
   chosen = inputs_lib.thin(questions, options.retain_pool, seed)
-  even = pool(chosen)
+  even = pool('retain', chosen)
   size, batch = even.even, even.sampler.batch
   if not options.near_share or batch == 1:
     return even
@@ -158,7 +167,7 @@ def _retain_pool(
       options.retain_pool, seed)
   spans = even.spans
   if more:
-    spans = batches_lib.join([spans, pool(more).spans])
+    spans = batches_lib.join([spans, pool('retain_near', more).spans])
     rows = nearest(
         spans, min(int(_NEAR * len(questions)), len(rows) + len(more)))
   part = round(options.near_share * batch)
@@ -235,12 +244,12 @@ def fisher_spans(
 
 def circuit_fisher(
     config: run_config.RunConfig, edit: edits.Edit,
-    batches: batches_lib.Batches, saved: checkpoints.Stages | None = None
+    batches: batches_lib.Batches,
+    saved: checkpoints.Unkept = checkpoints.Unkept()
 ) -> types.PyTree | None:
   """Diagonal Fisher of the retain facts on the circuit's slices.
 
-  None where nothing is projected. `saved`: the stages of a run that can go on;
-  None: nothing is kept.
+  None where nothing is projected. `saved`: the stages of a run that can go on.
   """
   if not edit.grids or config.edit.projection == 'none':
     return None
@@ -283,7 +292,7 @@ def log_prob_of(edit: edits.Edit) -> fisher_lib.LogProb:
 def unlearn(
     config: run_config.RunConfig, edit: edits.Edit,
     fisher: types.PyTree | None, batches: batches_lib.Batches, model: Any,
-    **visits: Any) -> types.PyTree:
+    **rest: Any) -> types.PyTree:
   """Runs the loop.
 
   Args:
@@ -292,7 +301,7 @@ def unlearn(
     fisher: from `circuit_fisher`.
     batches: from `make_batches`.
     model: the base.
-    **visits: `visit` and `log_every` of `loop.run`.
+    **rest: `visit`, `keep` and `log_every` of `loop.run`.
 
   Returns:
     `{'theta': trained pytree, 'history': {metric: [steps]}}`; the history's
@@ -303,7 +312,7 @@ def unlearn(
   theta, history = loop.run(
       problem, batches, steps=options.steps,
       total_weights=tree_paths.count(model.params),
-      collapse=options.collapse, **visits)
+      collapse=options.collapse, **rest)
   numbers = [list(edit.views).index(name) for name in names]
   return {'theta': theta, 'history': {
       key: np.array([row[key] for row in history]) for key in history[0]

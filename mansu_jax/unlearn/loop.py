@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from absl import logging
 import jax
@@ -61,6 +61,27 @@ class Problem:
   codes_changed: Callable[[types.PyTree], types.Array] | None = None
 
 
+class Keeper(Protocol):
+  """Keeps the loop's state, so that a run that was stopped can go on.
+
+  The state after a step is all that later ones depend on: the carry (theta and
+  the optimizer's state), the history, and the number of steps in it.
+  """
+
+  def restore(
+      self, like: types.PyTree
+  ) -> tuple[types.PyTree, list[dict[str, float]]] | None:
+    """A carry of the shapes and types of `like` and its history, or None."""
+
+  def after(
+      self, step: int, carry: types.PyTree,
+      history: list[dict[str, float]]) -> None:
+    """Is called after every step, whose buffers the next one overwrites.
+
+    It may raise, to end the run there.
+    """
+
+
 def make_step(problem: Problem, places: types.PyTree) -> Callable[..., Any]:
   """The jitted optimizer step of a problem.
 
@@ -100,11 +121,38 @@ def _moved(theta: types.PyTree, theta0: types.PyTree) -> types.Array:
   return sum(jax.tree.leaves(differs))
 
 
+def _start(problem: Problem) -> tuple[types.PyTree, types.PyTree]:
+  """Theta and optimizer state before the first step, and their shardings.
+
+  In buffers of their own, since the step donates them: copied one by one, so
+  that what only `init` holds is freed as its copy is made.
+  """
+  leaves, tree = jax.tree.flatten(
+      (problem.theta, problem.tx.init(problem.theta)))
+  for i, leaf in enumerate(leaves):
+    leaves[i] = jnp.array(leaf, leaf.dtype)  # Typed as a step's and a file's.
+  places = [leaf.sharding for leaf in leaves]
+  leaves = jax.device_put(leaves, places)
+  return jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, places)
+
+
+def _put(
+    found: types.PyTree, carry: types.PyTree, places: types.PyTree
+) -> types.PyTree:
+  """A state that was kept in the place of a carry, which is given up."""
+  def put(host, leaf, place):
+    leaf.delete()
+    return jnp.array(jax.device_put(host, place))  # Never the host's memory.
+
+  return jax.tree.map(put, found, carry, places)
+
+
 def run(
     problem: Problem, batches: Callable[[int], types.PyTree], *, steps: int,
     total_weights: int, collapse: float,
     visit: Callable[[int, types.PyTree], bool | None] | None = None,
-    log_every: int = 10) -> tuple[types.PyTree, list[dict[str, float]]]:
+    keep: Keeper | None = None, log_every: int = 10
+) -> tuple[types.PyTree, list[dict[str, float]]]:
   """Runs the loop.
 
   Args:
@@ -115,6 +163,8 @@ def run(
     collapse: stop when the retain KL exceeds this, in nats a token.
     visit: called as `visit(step, theta)` after every logged step, with weights
       that the next step overwrites; where it returns True, the loop ends.
+    keep: where the state is kept, and gone on from, to the same end; None: not
+      at all.
     log_every: steps between progress lines.
 
   Returns:
@@ -122,16 +172,17 @@ def run(
 
   Raises:
     ValueError: the loss or a weight is not finite, or retain has collapsed;
-      the message says at which step and what to change.
+      the message says at which step and what to change. Others as of `keep`.
   """
-  carry = jax.tree.map(jnp.array, (problem.theta, problem.tx.init(
-      problem.theta)))  # Own buffers: the step donates them.
-  places = jax.tree.map(lambda x: x.sharding, carry)
-  carry = jax.device_put(carry, places)
+  (carry, places), history = _start(problem), []
+  found = None if keep is None else keep.restore(carry)
+  if found is not None:
+    carry, history = _put(found[0], carry, places), list(found[1])
+  del found
   unlearn_step = make_step(problem, places)
 
-  history, start = [], None
-  for step in range(steps):
+  first, start = len(history), None
+  for step in range(first, steps):
     view = problem.views[step % len(problem.views)]
     seen = None if view.see is None else view.see(carry[0])
     carry, metrics, moved, finite = unlearn_step(
@@ -143,7 +194,7 @@ def run(
     _check(row, bool(finite), collapse)
     start = start or time.monotonic()  # The first step compiles.
     if (step + 1) % log_every == 0 or step + 1 == steps:
-      seconds = (time.monotonic() - start) / max(step, 1)
+      seconds = (time.monotonic() - start) / max(step - first, 1)
       shares = f'moved {row["moved"]:.3%}'
       if problem.codes_changed is not None:
         changed = float(problem.codes_changed(carry[0]))
@@ -151,6 +202,8 @@ def run(
       _log(row, shares, steps, seconds)
       if visit is not None and visit(step + 1, carry[0]):
         break
+    if keep is not None:
+      keep.after(step + 1, carry, history)
   return carry[0], history
 
 

@@ -51,7 +51,7 @@ class EmptyTest(absltest.TestCase):
       return attribution._find_edges(
           _parse('--circuit_resamples=0', *flags), self.model, [], self.means,
           [],
-          lambda name, make: {'edges': scores})
+          mock.Mock(get=lambda name, make: {'edges': scores}))
 
   def _scores(self, *edges):
     scores = np.where(_REAL, 1e-3, 0.0)
@@ -107,7 +107,9 @@ class MovableTest(parameterized.TestCase):
           _parse('--circuit_resamples=0', '--circuit_edges=5',
                  f'--circuit_selection={selection}',
                  f'--circuit_budget={(budget + 1) / total}'),
-          model, [], means, [], lambda name, make: {'edges': scores})
+          model, [], means, [], mock.Mock(
+              get=lambda name, make: {'edges': scores},
+              get_json=lambda name, make: make()))
     self.assertAlmostEqual(found.report['share_of_weights'], budget / total)
     edit = edits.circuit_edit(
         types.SimpleNamespace(config=_CONFIG, params=params), found.circuit,

@@ -1,6 +1,7 @@
 """Crossed prompts in a run: which there are, what is kept, what is refused."""
 
 import collections
+import functools
 import pathlib
 import tempfile
 
@@ -9,10 +10,12 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+from mansu_jax.data import packing
 from mansu_jax.models import decoder
 from mansu_jax.models import loading
 from mansu_jax.stages import crossing
 from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.unlearn import batches
 from tests import runs
 from tests import tiny_job
 
@@ -32,7 +35,8 @@ class CrossingTest(parameterized.TestCase):
     run = jax.jit(lambda params, tokens, positions, segments: decoder.forward(
         cls.model.config, params, tokens, positions=positions,
         segments=segments))
-    cls.hidden = lambda self, *packed: run(self.model.params, *packed)
+    cls.refer = lambda self, spans: batches.add_reference(
+        spans, functools.partial(run, self.model.params), packing.fill_rows)
     cls.say = lambda self, states: np.asarray(jax.nn.softmax(
         decoder.unembed(self.model.params, states)))
 
@@ -43,7 +47,7 @@ class CrossingTest(parameterized.TestCase):
     config = self._config(*flags)
     return crossing.spans(
         config, inputs_lib.read(config).splits, self.model.tokenizer,
-        self.hidden, self.say)[0]
+        self.refer, self.say)[0]
 
   def _texts(self, spans):
     return [self.model.tokenizer.decode(row[:size])
@@ -114,7 +118,7 @@ class CrossingTest(parameterized.TestCase):
     config = runs.parse(*self._reworded())
     spans, account = crossing.spans(
         config, inputs_lib.read(config).splits, self.model.tokenizer,
-        self.hidden, self.say)
+        self.refer, self.say)
     texts = self._texts(spans)
     crops = {form.format(name)
              for key, form in tiny_job._FORMS['crop'].items()
@@ -169,7 +173,7 @@ class CrossingTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'leads the base to what is'):
       crossing.spans(
           config, inputs_lib.read(config).splits, self.model.tokenizer,
-          self.hidden, self.say)
+          self.refer, self.say)
 
   def test_refuses_prompts_that_are_too_long(self):
     config = self._config()

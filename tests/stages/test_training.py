@@ -54,7 +54,8 @@ class RetainPoolTest(parameterized.TestCase):
         retain_pool=limit, **options))
     self.asked = []
 
-    def pool(questions):
+    def pool(name, questions):
+      del name
       self.asked.append([q.id for q in questions])
       return _pool(base[[int(q.fact) for q in questions]], batch)
 

@@ -165,6 +165,85 @@ class StopTest(parameterized.TestCase):
     self.assertLen(history, 4)
 
 
+class _Memory:
+  """A keeper that holds the state after each step on the host."""
+
+  def __init__(self, found=None, stop=None):
+    self.states, self._found, self._stop = {}, found, stop
+
+  def restore(self, like):
+    self.like = jax.tree.map(lambda x: (x.shape, x.dtype), like)
+    return self._found
+
+  def after(self, step, carry, history):
+    self.states[step] = jax.tree.map(np.array, carry), list(history)
+    if step == self._stop:
+      raise KeyboardInterrupt
+
+
+class KeepTest(parameterized.TestCase):
+  """Resumed after any step, a run ends as one that was not stopped."""
+
+  def _problem(self):
+    floor = optax.GradientTransformation(  # Its state is theta's own array.
+        lambda params: {'origin': params, 'weak': jnp.asarray(1.0)},
+        lambda updates, state, params=None: (updates, state))
+    return _problem(
+        tx=optax.chain(optax.adam(optax.cosine_decay_schedule(0.1, 9)), floor),
+        views=[_view(i, see=lambda theta, i=i: {'w': jnp.round(
+            theta['w'] * i) / i}) for i in (1, 2, 64)])
+
+  def _run(self, keep=None, **options):
+    batches = lambda step: np.random.default_rng(step).normal(
+        size=3).astype(np.float32)
+    return _run(self._problem(), batches, steps=7, keep=keep, **options)
+
+  def _check_same(self, got, want):
+    self.assertEqual(jax.tree.structure(got), jax.tree.structure(want))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+      self.assertEqual(np.asarray(a).dtype, np.asarray(b).dtype)
+      self.assertEqual(np.asarray(a).tobytes(), np.asarray(b).tobytes())
+
+  def test_what_is_kept_is_the_state_after_each_step(self):
+    keep = _Memory()
+    theta, history = self._run(keep)
+    self.assertEqual(list(keep.states), list(range(1, 8)))
+    last, rows = keep.states[7]
+    self._check_same(last[0], theta)
+    self.assertEqual(rows, history)
+    self.assertEqual(
+        keep.like, jax.tree.map(lambda x: (x.shape, x.dtype), last))
+    self.assertEqual(history, self._run()[1])
+
+  @parameterized.parameters(range(1, 8))
+  def test_goes_on_after_any_step_to_the_same_bits(self, step):
+    whole = _Memory()
+    theta, history = self._run(whole)
+    rest = _Memory(whole.states[step])
+    got, rows = self._run(rest)
+    self._check_same(got, theta)
+    self.assertEqual(rows, history)
+    self.assertEqual(list(rest.states), list(range(step + 1, 8)))
+    for after, state in rest.states.items():
+      self._check_same(state, whole.states[after])
+
+  def test_one_program_after_a_stop(self):
+    stopped = _Memory(stop=3)
+    with self.assertRaises(KeyboardInterrupt):
+      self._run(stopped)
+    with self.assertLogs('jax', 'WARNING') as logs, jax.log_compiles():
+      self._run(_Memory(stopped.states[3]))
+    self.assertLen([
+        x for x in logs.output if 'Compiling jit(unlearn_step)' in x], 1)
+
+  def test_what_was_kept_may_be_used_again(self):
+    whole = _Memory()
+    theta, _ = self._run(whole)
+    for _ in range(2):  # The step donates its buffers, not these.
+      got, _ = self._run(_Memory(whole.states[2]))
+      self._check_same(got, theta)
+
+
 class VisitTest(parameterized.TestCase):
 
   @parameterized.parameters((3, [3, 6, 7]), (10, [7]), (1, list(range(1, 8))))

@@ -1,0 +1,98 @@
+"""Signals: where they interrupt, where they wait, and who hears them."""
+
+import os
+import signal
+import threading
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from mansu_jax import preemption
+
+
+def _tell(number=signal.SIGTERM):
+  os.kill(os.getpid(), number)
+
+
+class PreemptionTest(parameterized.TestCase):
+
+  @parameterized.parameters((signal.SIGTERM, 'SIGTERM'),
+                            (signal.SIGINT, 'SIGINT'))
+  def test_a_signal_interrupts(self, number, name):
+    with self.assertRaisesRegex(preemption.Stopped, f'^{name}$'):
+      with preemption.listening():
+        _tell(number)
+        self.fail('went on')
+
+  def test_errors_that_are_passed_over_do_not_swallow_it(self):
+    self.assertNotIsInstance(preemption.Stopped(), Exception)
+
+  def test_deferred_it_is_asked_for_and_raised_at_the_end(self):
+    reached = []
+    with self.assertRaises(preemption.Stopped), preemption.listening():
+      with preemption.deferred():
+        with preemption.deferred():
+          self.assertFalse(preemption.asked())
+          _tell()
+          self.assertTrue(preemption.asked())
+        reached.append('the end of the inner block')
+      self.fail('went on')
+    self.assertLen(reached, 1)
+
+  def test_an_error_leaves_a_deferred_block_as_it_is(self):
+    with preemption.listening():
+      with self.assertRaises(KeyError), preemption.deferred():
+        _tell()
+        raise KeyError
+      with self.assertRaises(preemption.Stopped):
+        preemption.check()
+
+  def test_a_second_ctrl_c_does_not_wait(self):
+    reached = []
+    with self.assertRaises(preemption.Stopped), preemption.listening():
+      with preemption.deferred():
+        _tell()
+        _tell()  # Some launchers send it twice.
+        reached.append('the second')
+        _tell(signal.SIGINT)
+        reached.append('the end')
+    self.assertEqual(reached, ['the second'])
+
+  def test_what_handled_signals_before_does_so_again(self):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with preemption.listening():
+      self.assertNotEqual(signal.getsignal(signal.SIGTERM), before[0])
+      with preemption.deferred():
+        try:
+          _tell()
+        finally:
+          preemption._ear.heard = ''
+    self.assertEqual(
+        before, [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)])
+
+  def test_nobody_is_told_who_does_not_listen(self):
+    self.assertFalse(preemption.asked())
+    preemption.check()
+    with preemption.deferred():
+      pass
+
+  def test_what_was_heard_is_forgotten_afterwards(self):
+    with self.assertRaises(preemption.Stopped), preemption.listening():
+      _tell()
+    self.assertFalse(preemption.asked())
+
+  def test_in_another_thread_nothing_is_done(self):
+    done = []
+
+    def listen():
+      with preemption.listening():
+        done.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    self.assertEqual(done, [signal.getsignal(signal.SIGTERM)])
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,146 @@
+"""A run that is killed again and again ends as one that was left alone.
+
+In processes of their own, with a cache of compiled programs of their own: a
+process that is killed while it writes there may leave half a program.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+
+from absl import logging
+from absl.testing import absltest
+import pytest
+
+from tests import runs
+from tests import tiny_job
+
+_STEPS = 600  # Seconds of training: more to be killed in.
+_AFTER = (  # What a process says it begins, before it is killed
+    *['load'] * 2, *['attribution'] * 2, 'references', 'fisher',
+    *['unlearn'] * 9, 'export', *['evaluate'] * 2, *['erasure'] * 2, 'survival')
+_MOST_LINES = {'unlearn': 10}  # after at most so many more lines (else 2)
+_SECONDS = 0.3  # and at most so long.
+_SAME_FILES = ('model/model.safetensors', 'circuit.json', 'answers.jsonl',
+               'flags.txt', 'hashes.json')
+
+
+@pytest.mark.slow
+class KillTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    made = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(made.cleanup)
+    cls.folder = pathlib.Path(made.name)
+    cls.flags = [*tiny_job.make(cls.folder / 'job'),
+                 f'--unlearn_steps={_STEPS}', '--unlearn_save_every=7']
+    cls.environment = os.environ | {
+        'JAX_COMPILATION_CACHE_DIR': str(cls.folder / 'compiled'),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1'}
+    cls.whole = cls.folder / 'whole'
+    cls.run_whole(cls.whole)
+
+  @classmethod
+  def start(cls, root, begins='load', lines=0):
+    """A process that begins a stage, some lines later; what it has said."""
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'mansu_jax.main', *cls.flags,
+         f'--workdir={root}'], env=cls.environment, text=True,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    said, left = [], None
+    for line in process.stderr:
+      said.append(line)
+      left = lines if f'{begins} ...' in line else left and left - 1
+      if left == 0:
+        break
+    return process, said
+
+  @classmethod
+  def run_whole(cls, root):
+    """Runs it to its end."""
+    process, said = cls.start(root)
+    said += process.communicate()[1]
+    if process.returncode:
+      raise AssertionError(''.join(said))
+
+  def interrupt(self, root, number, begins, lines=0, seconds=0.0):
+    """Sends a signal, if the process still runs.
+
+    Args:
+      root: the workdir.
+      number: of the signal.
+      begins: the stage that it has begun,
+      lines: that it has written since,
+      seconds: that it has gone on then.
+
+    Returns:
+      The exit status, and what the process wrote.
+    """
+    process, said = self.start(root, begins, lines)
+    try:
+      said += process.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+      process.send_signal(number)
+      said += process.communicate()[1]
+    return process.returncode, ''.join(said)
+
+  def check_same(self, root):
+    """Everything that a run leaves is as that of the run left alone."""
+    for name in _SAME_FILES:
+      self.assertEqual(runs.sha256(root / name), runs.sha256(
+          self.whole / name), name)
+    record, whole = (json.loads((folder / 'record.json').read_text())
+                     for folder in (root, self.whole))
+    self.assertLen(record['history']['loss'], _STEPS)
+    self.assertEqual(record['history'], whole['history'])
+    self.assertEqual(runs.figures(record), runs.figures(whole))
+    names = lambda folder: sorted(
+        str(p.relative_to(folder)) for p in [
+            *folder.glob('*'), *folder.glob('checkpoints/*')])
+    self.assertEqual(names(root), names(self.whole))
+
+  def test_killed_at_random_moments(self):
+    rng, root = random.Random(0), self.folder / 'killed'
+    stages, steps = collections.Counter(), []
+    for begins in _AFTER:
+      status = 0
+      while status == 0:  # It was at its end too soon.
+        status, said = self.interrupt(
+            root, signal.SIGKILL, begins, rng.randrange(
+                _MOST_LINES.get(begins, 2) + 1), rng.uniform(0, _SECONDS))
+        self.assertIn(status, (0, -signal.SIGKILL), said)
+        self.assertNotIn('damaged', said)
+        stages[re.findall(r'(\w+) \.\.\.', said)[-1]] += status != 0
+        steps += re.findall(r'going on after step (\d+)', said)
+    self.run_whole(root)
+    self.check_same(root)
+    logging.info('%d kills: %s; gone on after steps %s',
+                 sum(stages.values()), dict(stages), steps)
+    self.assertLen(_AFTER, 21)
+    self.assertGreater(len(set(steps)), 2)
+
+  def test_told_to_stop(self):
+    root = self.folder / 'stopped'
+    for begins, saves in ('references', False), ('unlearn', True):
+      status, said = self.interrupt(root, signal.SIGTERM, begins)
+      self.assertEqual(status, 75, said)
+      self.assertIn('stopped by SIGTERM; the same command goes on', said)
+      self.assertEqual(bool(re.search(r'step \d+ is saved', said)), saves)
+      if saves:  # Else JAX's callback of the collector may be where it is.
+        self.assertNotIn('Traceback', said)
+    self.run_whole(root)
+    self.check_same(root)
+
+
+if __name__ == '__main__':
+  absltest.main()
