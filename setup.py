@@ -18,6 +18,7 @@ _BASE = [
     'safetensors>=0.5',
     'scipy>=1.13',  # Quantiles of the intervals; comes with jax.
     'tokenizers>=0.22',  # Tokenizer of a .gguf; comes with transformers.
+    'tqdm>=4.66',  # Progress bars; comes with transformers.
     'transformers>=5.0',  # Configs and tokenizers; no model code.
 ]
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mansu_jax import clock as clock_lib
 from mansu_jax import config as run_config
 from mansu_jax import files
 from mansu_jax import sharding
@@ -73,7 +74,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     ValueError: bad input, before any long work; or pairs that do not elicit
       the knowledge.
   """
-  clock = workdir.Clock()
+  clock = clock_lib.Clock()
   inputs = checks.read(config)
   pairs = []
   with clock.stage('load'):
@@ -83,6 +84,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
             checks.fit_attribute(config, inputs, shapes, tokenizer)))
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
+  if config.profile:
+    clock.trace_to(root / 'profile')
   with clock.stage('attribution'):
     scored = _score(config, inputs, model, pairs)
     files.write_npz(root / 'attribution.npz', scored.arrays)

@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import logging
 
+from mansu_jax import clock as clock_lib
 from mansu_jax import config as run_config
 from mansu_jax import sharding
 from mansu_jax import workdir
@@ -44,13 +45,15 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     ValueError: bad input, before any long work: as `pair.load`, or flags or
       data that are wrong.
   """
-  clock = workdir.Clock()
+  clock = clock_lib.Clock()
   inputs = checks.read(config)
   with clock.stage('load'):
     pair = pair_lib.load(config, inputs)
   base, unlearned = pair.base, pair.unlearned
   root = workdir.open_workdir(config, inputs.hashes | {
       'base': base.source['sha256'], 'model': pair.account['sha256']})
+  if config.profile:
+    clock.trace_to(root / 'profile')
   with clock.stage('attribution'):
     found, why = _find_circuit(config, inputs, base)
     if found is not None:

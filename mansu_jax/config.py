@@ -73,7 +73,9 @@ class RunConfig:
       'mansu', 'mansu, or the baseline GradDiff on all weights (ascent on'
       ' forget, descent on retain).', ('mansu', 'graddiff'))
   debug: bool = _field(False, 'Show tracebacks.')
-  profile: bool = _field(False, 'Write a JAX profiler trace (not built yet).')
+  profile: bool = _field(
+      False, 'Write JAX profiler traces, of the first 20 seconds of each stage,'
+      ' to WORKDIR/profile.')
   fail_on_verdict: bool = _field(
       False, 'Exit with status 3 when the verdict is not `passed`.')
   data: DataConfig = DataConfig()

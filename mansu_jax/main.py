@@ -24,6 +24,7 @@ from absl import flags
 from absl import logging
 
 from mansu_jax import preemption
+from mansu_jax import progress
 from mansu_jax import run_flags
 
 VERDICT_FAILED = 3  # Exit status with --fail_on_verdict.
@@ -71,7 +72,8 @@ def main(
 
 def _main(argv: list[str], flag_values: flags.FlagValues) -> int:
   logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().addFilter(_is_ours)
+  for each in (_is_ours, progress.AboveBars()):
+    logging.get_absl_handler().addFilter(each)
   # Transformers says that there is no PyTorch; nothing here needs it.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   try:

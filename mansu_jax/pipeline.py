@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 from mansu_jax import checkpoints
+from mansu_jax import clock as clock_lib
 from mansu_jax import config as run_config
 from mansu_jax import preemption
 from mansu_jax import sharding
@@ -38,7 +39,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   Raises:
     ValueError: bad input, before any long work; or a run that went wrong.
   """
-  clock = workdir.Clock()
+  clock = clock_lib.Clock()
   inputs = checks.read(config)
   with clock.stage('load'):
     model = loading.load(
@@ -48,6 +49,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     quantize = quantizers.Quantizers(config, inputs, model)
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
+  if config.profile:
+    clock.trace_to(root / 'profile')
   with checkpoints.Stages(
       root / 'checkpoints', resume=config.resume) as saved:
     return _run(config, clock, inputs, model, evaluator, quantize, root, saved)

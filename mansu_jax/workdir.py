@@ -1,23 +1,14 @@
-"""The workdir: opened with checks, stages timed."""
+"""The workdir: opened with checks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-import contextlib
-import functools
+from collections.abc import Mapping
 import json
 import pathlib
-import resource
 import shutil
-import time
-from typing import Any
-
-from absl import logging
-import jax
 
 from mansu_jax import config as run_config
 from mansu_jax import files
-from mansu_jax import preemption
 from mansu_jax import run_flags
 
 _UNFINISHED = '.orbax-checkpoint-tmp'  # In the name while Orbax is writing.
@@ -25,9 +16,6 @@ _IDENTITY, _HASHES = 'flags.txt', 'hashes.json'
 # These may differ when a run goes on: they change no figure.
 _SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
     'debug', 'profile', 'fail_on_verdict', 'unlearn_save_every'))
-# JAX's names of the two durations.
-_COMPILING = ('/jax/core/compile/jaxpr_to_mlir_module_duration',
-              '/jax/core/compile/backend_compile_duration')
 
 
 def open_workdir(
@@ -128,50 +116,3 @@ def _check_same_run(
     raise ValueError(
         f'--workdir={root} holds another run; the first flag that differs is'
         f' {first(theirs)} there and {first(ours)} here. Give a new folder.')
-
-
-def peak_bytes() -> int:
-  """Peak memory: of the device where it tells, else of this process."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  if 'peak_bytes_in_use' in stats:
-    return int(stats['peak_bytes_in_use'])
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@functools.cache
-def _compile_seconds() -> list[float]:
-  """A running total, in one listener for the whole process."""
-  total = [0.0]
-
-  def hear(event: str, seconds: float, **_) -> None:
-    if event in _COMPILING:
-      total[0] += seconds
-
-  jax.monitoring.register_event_duration_secs_listener(hear)
-  return total
-
-
-class Clock:
-  """Times stages; `stages` is the record's list.
-
-  `compile_seconds` is what JAX spends on lowering and compiling programs, of
-  `seconds`; tracing is not in it.
-  """
-
-  def __init__(self):
-    self.stages: list[dict[str, Any]] = []
-
-  @contextlib.contextmanager
-  def stage(self, name: str) -> Iterator[None]:
-    """Times a block and logs it; raises Stopped where the run shall stop."""
-    preemption.check()
-    logging.info('%s ...', name)
-    total = _compile_seconds()
-    start, before = time.monotonic(), total[0]
-    yield
-    seconds, compiling = time.monotonic() - start, total[0] - before
-    self.stages.append({
-        'name': name, 'seconds': seconds, 'compile_seconds': compiling,
-        'peak_bytes': peak_bytes()})
-    logging.info(
-        '%s: %.1f s, of which %.1f compiling', name, seconds, compiling)

@@ -156,8 +156,7 @@ class FlagsTest(bad_input.Refusals):
       (('--edit_floor=none', '--edit_landing=boundary'), 'contradicts'),
       (('--unlearn_fp_steps=30', '--unlearn_steps=30'),
        '--unlearn_fp_steps=30 of --unlearn_steps=30 leaves no step'),
-      (('--base=other',), '--base=other is for --mode=audit'),
-      (('--profile',), '--profile is not built yet'))
+      (('--base=other',), '--base=other is for --mode=audit'))
   def test_flags_that_contradict(self, args, message):
     self.refused(*args, message=(message,))
 

@@ -191,7 +191,8 @@ class RunTest(parameterized.TestCase):
         [s['name'] for s in stages])
     for stage in stages:
       self.assertEqual(
-          set(stage), {'name', 'seconds', 'compile_seconds', 'peak_bytes'})
+          set(stage), {'name', 'seconds', 'compile_seconds', 'peak_bytes',
+                       'tokens', 'tokens_per_second'})
       self.assertBetween(stage['compile_seconds'], 0, stage['seconds'])
       self.assertGreater(stage['peak_bytes'], 2**20)
 

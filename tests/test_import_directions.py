@@ -11,24 +11,27 @@ _FILES = sorted(_ROOT.rglob('*.py'))
 _MOST_LINES = 400
 
 # Import none of ours.
-_NAMES = ('types', 'tree_paths', 'files', 'intervals', 'preemption')
+_NAMES = ('types', 'tree_paths', 'files', 'intervals', 'preemption',
+          'progress')
 _FIRST = (*_NAMES, 'config')
 _TOOLS = (*_FIRST, 'memory', 'sharding', 'checkpoints', 'fisher')
 _DATA = (*_TOOLS, 'quant', 'data')
 _STAGES = (*_DATA, 'models', 'circuits', 'transforms', 'unlearn', 'baselines',
-           'eval', 'report', 'workdir', 'stages')
+           'eval', 'report', 'workdir', 'clock', 'stages')
 # Part of the package -> parts that it may import beside itself.
 _MAY_IMPORT = {
     'types': (),
     'tree_paths': (),
     'files': (),
     'intervals': (),
+    'progress': (),
     'preemption': (),
     'config_fields': _NAMES,
     'config_stages': (*_NAMES, 'config_fields'),
     'config': (*_NAMES, 'config_fields', 'config_stages'),
     'run_flags': _FIRST,
     'workdir': (*_FIRST, 'run_flags'),
+    'clock': _FIRST,
     'memory': (),
     'sharding': _FIRST,
     'checkpoints': _FIRST,
@@ -49,7 +52,7 @@ _MAY_IMPORT = {
     'planning': _STAGES,  # The stages again, on shapes.
     'plan': (*_STAGES, 'planning'),
     # The report's summary is what it prints.
-    'main': ('config', 'run_flags', 'preemption', 'pipeline', 'audit',
+    'main': ('config', 'run_flags', 'preemption', 'progress', 'pipeline', 'audit',
              'attribute', 'plan', 'report'),
 }
 _NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'matplotlib', 'pandas')

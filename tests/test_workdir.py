@@ -5,8 +5,6 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import jax
-import numpy as np
 
 from mansu_jax import config as config_lib
 from mansu_jax import workdir
@@ -146,36 +144,6 @@ class OpenTest(parameterized.TestCase):
     pathlib.Path.touch = refuse
     with self.assertRaisesRegex(ValueError, 'written: Permission denied'):
       self._open(self._config())
-
-
-class ClockTest(absltest.TestCase):
-
-  def test_stages_are_listed_in_order(self):
-    clock = workdir.Clock()
-    for name in ('one', 'two'):
-      with clock.stage(name):
-        pass
-    self.assertEqual([s['name'] for s in clock.stages], ['one', 'two'])
-    for stage in clock.stages:
-      self.assertGreaterEqual(stage['seconds'], 0)
-      self.assertGreater(stage['peak_bytes'], 2**20)
-
-  def test_compilation_is_told_from_the_rest(self):
-    clock = workdir.Clock()
-    program = jax.jit(lambda x: x * 3 + 1)
-    for name in ('compiles', 'runs'):
-      with clock.stage(name):
-        program(np.ones(7))
-    first, second = clock.stages
-    self.assertBetween(first['compile_seconds'], 1e-4, first['seconds'])
-    self.assertEqual(second['compile_seconds'], 0)
-
-  def test_a_failed_stage_is_not_listed_as_done(self):
-    clock = workdir.Clock()
-    with self.assertRaises(KeyError):
-      with clock.stage('one'):
-        raise KeyError
-    self.assertEmpty(clock.stages)
 
 
 if __name__ == '__main__':

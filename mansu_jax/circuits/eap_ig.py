@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import progress
 from mansu_jax import types
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
@@ -162,7 +163,8 @@ def of_real_pairs(
     score: from a batch to arrays with one row a pair.
     batches: of pairs.
   """
-  for batch in batches:
+  for batch in progress.over(batches, 'scores of pairs'):
+    progress.count(2 * (np.asarray(batch.segments) >= 0).sum())
     real = np.asarray(batch.weight) > 0
     yield jax.tree.map(
         lambda x, real=real: x[real], jax.device_get(score(batch)))

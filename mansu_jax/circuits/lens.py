@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import progress
 from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.data import packing
@@ -178,8 +179,10 @@ def _each(
     batches: Sequence[_Batch], run: Callable[[_Batch], Sequence[types.Array]]
 ) -> list[np.ndarray]:
   """What runs of all batches give [P, ...], of prompts in their order."""
-  parts = [[x[:len(batch.members)] for x in jax.device_get(run(batch))]
-           for batch in batches]
+  parts = []
+  for batch in progress.over(batches, 'states at prompts'):
+    progress.count((np.asarray(batch.rows.segments) >= 0).sum())
+    parts.append([x[:len(batch.members)] for x in jax.device_get(run(batch))])
   back = np.argsort([i for batch in batches for i in batch.members])
   return [np.concatenate(x)[back] for x in zip(*parts)]
 

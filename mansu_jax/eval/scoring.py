@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import progress
 from mansu_jax import types
 from mansu_jax.data import packing
 
@@ -164,7 +165,8 @@ class Scorer:
       self, params, batches, places, targets, kept
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Hidden states [m, D] and targets [m, K] to score, batch by batch."""
-    for batch in batches:
+    for batch in progress.over(batches, 'scoring'):
+      progress.count(sum(len(places[s]) for s in batch.segments))
       hidden = np.asarray(self._hidden(
           params, batch.tokens, batch.positions, batch.attention_mask,
           keep=functools.partial(kept.get, batch)))

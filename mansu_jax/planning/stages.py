@@ -29,7 +29,6 @@ from mansu_jax.circuits import lens
 from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import param_mask
 from mansu_jax.circuits import select
-from mansu_jax.models import decoder
 from mansu_jax.models import layout as model_layout
 from mansu_jax.models import loading
 from mansu_jax.planning import recorder as recorder_lib

@@ -151,18 +151,21 @@ def _stages(record: Record) -> document.Section:
   def row(name, stages, peak):
     seconds = sum(s['seconds'] for s in stages)
     compiling = [s.get('compile_seconds') for s in stages]
+    rates = [s.get('tokens_per_second') for s in stages]
+    rate = f'{rates[0]:,.0f}' if len(rates) == 1 and rates[0] else ''
     return (name, words.duration(seconds), words.duration(
-        None if None in compiling else sum(compiling)), words.size(peak))
+        None if None in compiling else sum(compiling)), rate, words.size(peak))
 
   stages = record['stages']
   peaks = [s['peak_bytes'] for s in stages if s.get('peak_bytes')]
   rows = [row(s['name'], [s], s.get('peak_bytes')) for s in stages]
   rows.append(row('all', stages, max(peaks, default=None)))
   return document.Section('Stages', (
-      document.Table(('stage', 'time', 'of which compiling',
+      document.Table(('stage', 'time', 'of which compiling', 'tokens a second',
                       'peak memory so far'), tuple(rows)),
-      document.Text('Peak memory is of the device where it tells, else of the'
-                    ' process. In a resumed run a restored stage shows what'
+      document.Text('Tokens are those that models were run on, without the time'
+                    ' to compile. Peak memory is of the fullest device where'
+                    ' they tell, else of the process. In a resumed run a restored stage shows what'
                     ' restoring it took.')))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from mansu_jax import checkpoints
 from mansu_jax import config as run_config
+from mansu_jax import progress
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.circuits import curve
@@ -341,7 +342,8 @@ def _measure(config, model, pairs) -> faithfulness.Faithfulness:
 
 def _account(config, measure, ranking, circuit, randoms):
   """Faithfulness of the circuit, of random ones, and of prefixes."""
-  values = np.array([measure(r) for r in randoms])
+  values = np.array([
+      measure(r) for r in progress.over(randoms, 'random circuits')])
   ranking = select.of_kinds(ranking, graph.acting(ranking.kinds))
   prefix = measure.smallest_prefix(ranking, config.circuit.faithfulness)
   return {

@@ -58,8 +58,6 @@ def unused(config: run_config.RunConfig) -> None:
     raise ValueError(
         f'--base={config.base} is for --mode=audit, but the mode is'
         f' {config.mode}; leave it out, and name the model with --model.')
-  if config.profile:
-    raise ValueError('--profile is not built yet; leave it out.')
 
 
 def _check_audit(config: run_config.RunConfig) -> None:

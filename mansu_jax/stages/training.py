@@ -14,6 +14,7 @@ from mansu_jax import checkpoints
 from mansu_jax import config as run_config
 from mansu_jax import fisher as fisher_lib
 from mansu_jax import memory
+from mansu_jax import progress
 from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
@@ -255,6 +256,7 @@ def circuit_fisher(
     return None
   options = config.fisher
   examples = jax.tree.map(jnp.asarray, fisher_spans(config, batches))
+  progress.count(examples.length.sum())
   if options.labels == 'model':
     examples = examples._replace(labels=fisher_lib.draw_labels(
         jax.random.key(config.seed),

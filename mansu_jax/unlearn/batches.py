@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mansu_jax import progress
 from mansu_jax import sharding
 from mansu_jax.unlearn import objective
 
@@ -152,7 +153,9 @@ def add_reference(
   pad = -packed.tokens.shape[0] % batch_rows
   packed = [np.pad(x, ((0, pad), (0, 0))) for x in packed]
   flat = []
-  for r in range(0, packed[0].shape[0], batch_rows):
+  progress.count(spans.length.sum())
+  for r in progress.over(
+      range(0, packed[0].shape[0], batch_rows), 'reference states'):
     states = np.asarray(hidden(*(x[r:r + batch_rows] for x in packed)))
     flat.append(states.reshape(-1, states.shape[-1]))
   places = np.where(spans.weight > 0, starts[:, None] + spans.where, 0)
@@ -291,6 +294,7 @@ class Batches:
     if self._alternatives is not None:
       others = objective.Alternatives(*(x[rows] for x in self._alternatives))
     packed, starts = pack(groups, self._fill, self._rows, self._capacity)
+    progress.count(sum(int(g.length.sum()) for g in groups))
     forget, retain, *rest = map(targets, groups, starts, self._sizes)
     next_or_none = lambda pool: None if pool is None else rest.pop(0)
     return objective.Batch(

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mansu_jax import progress
 from mansu_jax import types
 
 
@@ -182,7 +183,8 @@ def run(
   unlearn_step = make_step(problem, places)
 
   first, start = len(history), None
-  for step in range(first, steps):
+  for step in progress.over(
+      range(first, steps), 'unlearn', total=steps, start=first):
     view = problem.views[step % len(problem.views)]
     seen = None if view.see is None else view.see(carry[0])
     carry, metrics, moved, finite = unlearn_step(
