@@ -130,6 +130,15 @@ def put(x: types.Array | np.ndarray, letters: str) -> types.Array:
   return jax.device_put(x, spec(letters, np.shape(x), mesh))
 
 
+def zeros(
+    shape: Sequence[int], dtype: jax.typing.DTypeLike, letters: str
+) -> types.Array:
+  """Zeros on the mesh that is set, made where they lie; see `put`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  place = None if mesh.empty else spec(letters, shape, mesh)
+  return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
+
+
 def row_parts() -> int:
   """Parts that rows are split into on the mesh that is set; 1 without."""
   mesh = jax.sharding.get_abstract_mesh()

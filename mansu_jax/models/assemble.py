@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import math
 from typing import Any
 
+import jax
 import numpy as np
 
 from mansu_jax import sharding
@@ -20,6 +22,7 @@ from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.quant import layout as quant_layout
 
+MOST_ON_HOST = 2**31  # Bytes of a leaf that is put together there.
 _SHOWN = 4  # Names listed in an error message before '...'.
 
 
@@ -112,26 +115,69 @@ def assemble(
     dtype: dtype of the params.
 
   Returns:
-    Params on the mesh that is set; at most one leaf exists on the host.
+    Params on the mesh that is set. On the host there is at most one leaf, and
+    of a leaf of over `MOST_ON_HOST` bytes one layer.
 
   Raises:
     ValueError: a weight is not finite, or not in `dtype`.
   """
   flat = {}
   shapes = tree_paths.flatten(decoder.abstract(config))
-  buffer = None
+  stack = None
   for tensor in tensors(config, names):
-    if tensor.layer in (None, 0):
-      buffer = np.empty(shapes[tensor.leaf].shape, dtype)
-    target = buffer if tensor.layer is None else buffer[tensor.layer]
+    shape, axes = shapes[tensor.leaf].shape, layout.AXES[tensor.leaf]
+    whole = tensor.layer is None
+    if whole or tensor.layer == 0:
+      stack = _stack(shape, dtype, axes, whole)
     rows = read(tensor)
     _check_finite(rows, tensor.name)
     with np.errstate(over='ignore'):  # It is told next.
-      target[...] = from_torch(rows, tensor.leaf, target.shape)
-    _check_range(target, tensor.name)
-    if tensor.layer in (None, config.num_layers - 1):
-      flat[tensor.leaf] = sharding.put(buffer, layout.AXES[tensor.leaf])
+      one = from_torch(rows, tensor.leaf, shape if whole else shape[1:]).astype(
+          dtype, copy=False)
+    _check_range(one, tensor.name)
+    stack.add(0 if whole else tensor.layer, one)
+    if whole or tensor.layer == config.num_layers - 1:
+      flat[tensor.leaf] = stack.done()
   return tree_paths.unflatten(flat)
+
+
+class _OnHost:
+  """A leaf put together on the host."""
+
+  def __init__(self, shape, dtype, axes, whole):
+    self._buffer, self._axes = np.empty(shape, dtype), axes
+    self._whole = whole
+
+  def add(self, layer: int, one: np.ndarray) -> None:
+    target = self._buffer if self._whole else self._buffer[layer]
+    target[...] = one
+
+  def done(self) -> types.Array:
+    return sharding.put(self._buffer, self._axes)
+
+
+class _OnDevices:
+  """A leaf put together where it will lie, a layer at a time."""
+
+  def __init__(self, shape, dtype, axes):
+    self._leaf = sharding.zeros(shape, dtype, axes)
+    self._axes = axes[1:]
+    self._set = jax.jit(
+        lambda leaf, one, layer: leaf.at[layer].set(one), donate_argnums=0,
+        out_shardings=self._leaf.sharding)
+
+  def add(self, layer: int, one: np.ndarray) -> None:
+    self._leaf = self._set(self._leaf, sharding.put(one, self._axes), layer)
+
+  def done(self) -> types.Array:
+    return self._leaf
+
+
+def _stack(shape, dtype, axes, whole):
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  if whole or size <= MOST_ON_HOST:
+    return _OnHost(shape, dtype, axes, whole)
+  return _OnDevices(shape, dtype, axes)
 
 
 def _check_finite(rows: np.ndarray, name: str) -> None:

@@ -1,5 +1,6 @@
 """Hugging Face directories without torch: round trips and refusals."""
 
+import contextlib
 import json
 import time
 from unittest import mock
@@ -15,6 +16,9 @@ from safetensors import numpy as safetensors_numpy
 import tokenizers
 import tokenizers.models
 
+from mansu_jax import config as run_config
+from mansu_jax import sharding
+from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import hf_io
 from mansu_jax.models import llama
@@ -60,6 +64,18 @@ class RoundTripTest(parameterized.TestCase):
         loading.load(path).params, weights)
     self.assertEqual(
         json.loads((path / 'config.json').read_text())['torch_dtype'], name)
+
+  @parameterized.parameters('float32', 'bfloat16')
+  def test_large_leaves_are_read_a_layer_at_a_time(self, dtype):
+    path = tiny.temp_dir(self) / 'model'
+    hf_io.write(path, tiny.config(), tiny.params(tiny.config()), None)
+    want = loading.load(path, dtype).params
+    mesh = sharding.make_mesh(run_config.MeshConfig())
+    for context in (contextlib.nullcontext(), jax.set_mesh(mesh)):
+      with context, mock.patch.object(assemble, 'MOST_ON_HOST', 0):
+        got = loading.load(path, dtype).params
+      jax.tree.map(np.testing.assert_array_equal, got, want)
+    jax.tree.map(lambda a, b: self.assertEqual(a.dtype, b.dtype), got, want)
 
   def test_a_model_is_replaced_whole_and_leaves_nothing_behind(self):
     path = tiny.temp_dir(self) / 'model'
