@@ -136,10 +136,10 @@ class Above:
                      for batch in self._batches] if self._common else (
                          [None] * len(self._batches))
     below = iter(self._below)
-    final, = _each(self._batches, lambda batch: (_final(
+    found, = _each(self._batches, lambda batch: (final(
         self._config, params, next(below), batch.rows, batch.ends,
         self._common),))
-    return final
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'common'))
@@ -151,7 +151,7 @@ def _entering(config, params, rows, common):
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'common'))
-def _final(config, params, below, rows, ends, common):
+def final(config, params, below, rows, ends, common):
   """Goes on from what enters layer `common`; None: from the tokens."""
   start = {'tokens': rows.tokens} if below is None else {'embeddings': below}
   with _EXACT():

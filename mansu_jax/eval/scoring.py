@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,15 @@ Unembed = Callable[[types.Params, types.Array], types.Array]
 LOGIT_BYTES = 50_000_000  # Most that one block of float32 logits may take.
 KEPT_BYTES = 1_000_000_000  # Most that one `Kept` may take.
 _MOST_PLACES = 256  # A block of more places gains no speed.
+
+
+class Call(NamedTuple):
+  """A program that a scorer runs."""
+
+  fn: Any  # jitted
+  args: tuple[Any, ...]  # params and shapes
+  calls: int
+  shared: bool  # Once for all models that have layers in common.
 
 
 class Kept:
@@ -82,11 +91,11 @@ class Scorer:
   def programs(
       self, params: types.Params, batches: Sequence[packing.PackedBatch],
       places: Sequence[np.ndarray], targets: Sequence[np.ndarray]
-  ) -> list[tuple[Any, tuple[Any, ...], int]]:
-    """What `logprobs` of one model runs, as `(jitted, arguments, calls)`.
+  ) -> list[Call]:
+    """What `logprobs` of one model runs.
 
     Args:
-      params: the model, or its shapes; of a scorer without `below`.
+      params: the model, or its shapes.
       batches: as of `logprobs`, and so the others.
       places: see there.
       targets: see there.
@@ -97,16 +106,20 @@ class Scorer:
       rows = tuple(map(shape, (
           batch.tokens, batch.positions, batch.attention_mask)))
       kinds.setdefault(rows[0].shape, [rows, 0])[1] += 1
-    out = [(self._apply, (params, *rows), calls)
-           for rows, calls in kinds.values()]
-    if not out:
+    out, hidden = [], None
+    for (tokens, *rest), calls in kinds.values():
+      if self._below is not None:
+        out.append(Call(self._below, (params, tokens, *rest), calls, True))
+        tokens = shape(jax.eval_shape(*out[-1][:1], *out[-1].args))
+      out.append(Call(self._apply, (params, tokens, *rest), calls, False))
+      hidden = jax.eval_shape(self._apply, *out[-1].args)
+    if hidden is None:
       return []
     size = self._block_size(params, batches[0])
-    hidden = jax.eval_shape(*out[0][:1], *out[0][1])
-    return out + [(self._normalised, (
+    return out + [Call(self._normalised, (
         params, jax.ShapeDtypeStruct((size, hidden.shape[-1]), hidden.dtype),
         jax.ShapeDtypeStruct((size, targets[0].shape[1]), jnp.int32)),
-                   -(-sum(map(len, places)) // size))]
+                       -(-sum(map(len, places)) // size), False)]
 
   def logprobs(
       self, params: types.Params, batches: Sequence[packing.PackedBatch],

@@ -20,16 +20,15 @@ _MOVES = frozenset((
     'broadcast_in_dim', 'convert_element_type', 'copy', 'dynamic_slice',
     'gather', 'optimization_barrier', 'reshape', 'rev', 'sharding_constraint',
     'slice', 'squeeze', 'transpose'))
-# Passes of a matrix unit for bfloat16 that one product in float32 takes.
-_PASSES = {lax.Precision.DEFAULT: 1, lax.Precision.HIGH: 3,
-           lax.Precision.HIGHEST: 6}
+# Of products in float32, how far they ask for more than bfloat16's digits.
+_EXACT = {lax.Precision.HIGH: 0.5, lax.Precision.HIGHEST: 1.0}
 
 
 class Cost(NamedTuple):
   """Of one call, on all devices together."""
 
   flops: float = 0.0  # of products; a multiplication and an addition are two
-  passes: float = 0.0  # flops times the passes that their precision asks for
+  exact: float = 0.0  # those of them in float32 proper (half of HIGH's)
   weights: float = 0.0  # bytes of products' operands that are arguments
   activations: float = 0.0  # bytes of their other operands and of results
 
@@ -118,11 +117,11 @@ def _product(eqn, given) -> Cost:
   precision = eqn.params['precision']
   if isinstance(precision, tuple):
     precision = precision[0]
-  passes = _PASSES.get(precision, 1) if left.dtype.itemsize == 4 else 1
+  exact = _EXACT.get(precision, 0.0) if left.dtype.itemsize == 4 else 0.0
   weights = sum(aval.size * stored for aval, stored in zip((left, right), given)
                 if stored is not None)
   activations = sum(
       aval.size * aval.dtype.itemsize
       for aval, stored in zip((left, right), given) if stored is None)
-  return Cost(flops, passes * flops, weights,
+  return Cost(flops, exact * flops, weights,
               activations + out.size * out.dtype.itemsize)

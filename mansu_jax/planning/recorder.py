@@ -190,7 +190,8 @@ class Recorder:
     """
     chip, size, shape = self._chip, self._mesh.size, self._mesh.shape
     weights = cost.weights / shape['tensor']
-    bound = max(cost.passes / size / chip.flops,
+    products = cost.flops + (chip.passes - 1) * cost.exact
+    bound = max(products / size / chip.flops,
                 (weights + cost.activations / size) / chip.bandwidth)
     gathered = weights * (1 - 1 / shape['fsdp'])
     return (bound + gathered / chip.links) / EFFICIENCY

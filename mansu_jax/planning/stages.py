@@ -304,9 +304,10 @@ def _evaluate(job: Job, unlearned: types.Params) -> None:
       unlearned=unlearned, quantized=model.params):
     for name in config.quant_schemes:
       _quantized(job, name, calls=2)
-    models = 2 * (1 + len(config.quant_schemes))
-    for fn, args, calls in evaluator.programs(model.params):
-      record.call('scoring', fn, *args, calls=calls * models)
+    precisions = 1 + len(config.quant_schemes)
+    for call in evaluator.programs(model.params, job.circuit.span[0]):
+      record.call('scoring', call.fn, *call.args, calls=(
+          precisions * call.calls * (1 if call.shared else 2)))
 
 
 def _erasure(job: Job, unlearned: types.Params) -> None:
@@ -331,4 +332,11 @@ def _erasure(job: Job, unlearned: types.Params) -> None:
         'lens.at_ends', lens.at_ends, model.config, model.params,
         recorder_lib.shapes_of(batches[0].rows),
         recorder_lib.shapes_of(batches[0].ends),
-        calls=len(batches) * (2 + _COPIED_BACK) * (1 + schemes))
+        calls=len(batches) * 2 * (1 + schemes))
+    rows, common = batches[0].rows, job.circuit.span[0]
+    record.call(
+        'lens.final', lens.final, model.config, model.params,
+        jax.ShapeDtypeStruct(
+            (*rows.tokens.shape, model.config.d_model), jnp.float32),
+        recorder_lib.shapes_of(rows), recorder_lib.shapes_of(batches[0].ends),
+        calls=len(batches) * _COPIED_BACK * (1 + schemes), common=common)

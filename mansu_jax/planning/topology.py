@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 import os
 import re
 import time
@@ -24,6 +25,7 @@ class Chip(NamedTuple):
   flops: float  # a second, in bfloat16 (of this machine, as it computes)
   bandwidth: float  # bytes a second from its memory
   links: float  # bytes a second to the other devices
+  passes: float = 6.0  # times what a product takes, in float32 proper
 
 
 # Google's published figures of a chip; of its memory what the compiler grants.
@@ -105,10 +107,13 @@ def _measured(device: jax.Device) -> Chip:
   side = 2048
   x = jax.device_put(jnp.ones((side, side), jnp.float32), device)
   multiply, move = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)
-  flops = 2 * side**3 / _seconds(multiply, x)
+  exact = jax.jit(functools.partial(jnp.matmul, precision='highest'))
+  seconds = _seconds(multiply, x)
   y = jax.device_put(jnp.ones(2**26, jnp.float32), device)
   bandwidth = 2 * y.nbytes / _seconds(move, y)
-  return Chip(device.device_kind, memory, flops, bandwidth, bandwidth)
+  return Chip(
+      device.device_kind, memory, 2 * side**3 / seconds, bandwidth, bandwidth,
+      max(1.0, _seconds(lambda a: exact(a, a), x) / seconds))
 
 
 def _seconds(run, x, times: int = 3) -> float:

@@ -100,11 +100,11 @@ class Evaluator:
 
 
   def programs(
-      self, params: types.Params) -> list[tuple[Any, tuple[Any, ...], int]]:
-    """What measuring one model runs, as `scoring.Scorer.programs` has it."""
+      self, params: types.Params, common: int) -> list[scoring.Call]:
+    """What measuring models runs that have their first layers in common."""
     if not self.has_data:
       return []
-    scorer, out = self._scorer(0), []
+    scorer, out = self._scorer(common), []
     for task in (self._task, self._texts):
       out += scorer.programs(params, task.batches, task.places, task.targets)
     return out

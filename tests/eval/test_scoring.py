@@ -74,5 +74,47 @@ class KeptTest(absltest.TestCase):
     self.assertEqual(self._times_below_ran(), 2 * len(self.task.batches))
 
 
+class ProgramsTest(absltest.TestCase):
+  """What is said to be run is what runs."""
+
+  def _ran(self, below):
+    toy = KeptTest()
+    toy.setUp()
+    scorer = scoring.Scorer(
+        toy._apply if below else toy._whole, toy_model.unembed,
+        below=toy._below if below else None)
+    names = ('_below', '_apply', '_normalised') if below else (
+        '_apply', '_normalised')
+    said = dict.fromkeys(names, 0)
+    for call in scorer.programs(
+        toy.models[0], toy.task.batches, toy.task.places, toy.task.targets):
+      (name,) = (n for n in names if getattr(scorer, n) is call.fn)
+      call.fn.lower(*call.args)  # The shapes fit.
+      self.assertEqual(call.shared, name == '_below')
+      said[name] += call.calls
+    ran = dict.fromkeys(names, 0)
+    for name in names:
+      inner = getattr(scorer, name)
+
+      def counted(*args, name=name, inner=inner):
+        ran[name] += 1
+        return inner(*args)
+
+      setattr(scorer, name, counted)
+    accuracy.score(scorer, toy.models[0], toy.task)
+    return said, ran
+
+  def test_without_layers_in_common(self):
+    said, ran = self._ran(False)
+    ran['_apply'] -= 1  # Asked for its shape.
+    self.assertEqual(said, ran)
+
+  def test_with_layers_in_common(self):
+    said, ran = self._ran(True)
+    for name in ('_below', '_apply'):
+      ran[name] -= 1
+    self.assertEqual(said, ran)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -20,7 +20,7 @@ class CountTest(parameterized.TestCase):
   def test_a_product(self):
     found = _of(lambda x, y: x @ y, (_A, _B), (_B, _C))
     self.assertEqual(found.flops, 2 * _A * _B * _C)
-    self.assertEqual(found.passes, found.flops)
+    self.assertEqual(found.exact, 0)
     self.assertEqual(found.weights, 4 * (_A * _B + _B * _C))
     self.assertEqual(found.activations, 4 * _A * _C)
 
@@ -64,15 +64,15 @@ class CountTest(parameterized.TestCase):
         x[0, 0] > 0, lambda: x @ y, lambda: x @ y @ y), (_B, _B), (_B, _B))
     self.assertEqual(found.flops, 2 * 2 * _B**3)
 
-  def test_precision_takes_passes(self):
+  def test_precision_is_told(self):
     def f(x, y):
       with jax.default_matmul_precision('float32'):
         return x @ y
 
     found = _of(f, (_A, _B), (_B, _C))
-    self.assertEqual(found.passes, 6 * found.flops)
+    self.assertEqual(found.exact, found.flops)
     half = _of(f, (_A, _B), (_B, _C), dtype=jnp.bfloat16)
-    self.assertEqual(half.passes, half.flops)
+    self.assertEqual(half.exact, 0)
 
   def test_costs_add_up(self):
     one = cost.Cost(1, 2, 3, 4)
