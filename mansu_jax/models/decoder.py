@@ -82,14 +82,15 @@ class Decoder(nn.Module):
     x = sharding.split_rows(embeddings.astype(self.dtype))
     rotary = layers.rotary_tables(cfg, _positions(positions, x.shape[1]))
     mask = _mask(attention_mask, x.shape[1])
-    x, _ = self._stack()(cfg, self.sites, name='layers')(x, rotary, mask)
+    x, _ = self._stack(x.shape[0] * x.shape[1])(cfg, self.sites, name='layers')(x, rotary, mask)
     return layers.rms_norm(x, scale, cfg.norm_eps)
 
-  def _stack(self) -> Any:
+  def _stack(self, tokens: int) -> Any:
     block = layers.Block
     if self.remat:
       block = nn.remat(
-          block, prevent_cse=False, policy=lifted.REMAT_POLICY)
+          block, prevent_cse=False, policy=lifted.remat_policy(
+              self.config, tokens, self.config.num_layers))
     stacked = ('params', 'patches', 'intermediates', 'perturbations')
     return nn.scan(
         block,

@@ -7,18 +7,42 @@ so that no part of the frozen model is copied or gets a gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mansu_jax import memory
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layers as layers_lib
 
-# Outputs of the projections are kept and only cheap work is done again; without
-# this a scan also saves a copy of every weight that it contracts.
-REMAT_POLICY = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+# Of a device, for what a backward pass finds there of the forward one.
+_KEPT_SHARE = 0.5
+
+
+def remat_policy(
+    config: config_lib.ModelConfig, tokens: int, layers: int
+) -> Callable[..., bool]:
+  """What of a layer's forward pass is kept for the backward one.
+
+  The outputs of the projections, so that only cheap work is done again; where
+  a device has no room for these, nothing but what enters the layer. Without
+  either a scan also saves a copy of every weight that it contracts.
+
+  Args:
+    config: the model's.
+    tokens: in all rows, of all devices.
+    layers: that are differentiated.
+  """
+  heads = 2 * (config.num_heads + config.num_kv_heads) * config.d_head
+  width = heads + 2 * config.d_ff + 2 * config.d_model
+  kept = 4 * tokens * layers * width / sharding.row_parts()  # float32
+  if kept > _KEPT_SHARE * memory.device_bytes():
+    return jax.checkpoint_policies.nothing_saveable
+  return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
 def run_layers(
@@ -76,7 +100,8 @@ def run_layers(
     return block.apply(variables, x, rotary, mask)
 
   if remat:
-    layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICY)
+    layer = jax.checkpoint(layer, prevent_cse=False, policy=remat_policy(
+        config, x.shape[0] * x.shape[1], stop - start))
 
   def run(x, begin, end, lifted: Any = None):
     if begin == end:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import memory
 from mansu_jax.models import decoder
 from tests.models import tiny
 
@@ -163,6 +164,25 @@ class CircuitTest(parameterized.TestCase):
                for eqn in jax.make_jaxpr(jax.grad(loss))(circuit).jaxpr.eqns
                if eqn.primitive.name == 'scan']
     self.assertEqual(sorted(lengths), [1, 1, 2])  # Below: forward only.
+
+  def test_a_small_device_keeps_less_of_the_forward_pass(self):
+    circuit = _circuit(self.cfg, self.edited['layers'])
+
+    def compiled():  # Not `_circuit_gradient`: it would be traced once.
+      return jax.jit(jax.grad(lambda circuit: _loss(
+          self.cfg, self.base, self.ids, circuit, True))).lower(
+              circuit).compile()
+
+    large = compiled()
+    with memory.planned(1.0):
+      jax.clear_caches()
+      small = compiled()
+    jax.clear_caches()
+    for got, want in zip(
+        jax.tree.leaves(small(circuit)), jax.tree.leaves(large(circuit))):
+      np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    flops = lambda program: program.cost_analysis()['flops']
+    self.assertGreater(flops(small), 1.05 * flops(large))
 
   def test_no_gradient_of_full_size_exists(self):
     circuit = _circuit(self.cfg, self.edited['layers'])
