@@ -142,7 +142,13 @@ def zeros(
 def row_parts() -> int:
   """Parts that rows are split into on the mesh that is set; 1 without."""
   mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else math.prod(mesh.shape[a] for a in PLACES['B'])
+  return math.prod(mesh.shape.get(a, 1) for a in PLACES['B'])
+
+
+def weight_parts() -> int:
+  """Parts that weights are split into on the mesh that is set; 1 without."""
+  mesh = jax.sharding.get_abstract_mesh()  # Of others: without these axes.
+  return math.prod(mesh.shape.get(name, 1) for name in ('fsdp', 'tensor'))
 
 
 def whole_rows(count: int) -> int:

@@ -9,10 +9,13 @@ order, where blocks may straddle rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mansu_jax import memory
+from mansu_jax import sharding
 from mansu_jax.quant import layout as layout_lib
 from mansu_jax.quant import scheme as scheme_lib
 
@@ -21,16 +24,38 @@ def fake_quantize(
     leaf: jax.Array, scheme: scheme_lib.Scheme, layout: layout_lib.BlockLayout
 ) -> jax.Array:
   """Quantizes and decodes a leaf; its shape, float32."""
-  blocks, shape, back, scheme = _cut(leaf, scheme, layout)
-  return back(scheme.snap(blocks, scheme.share(blocks, shape)))
+  def quantize(part, layout):
+    blocks, shape, back, own = _cut(part, scheme, layout)
+    return back(own.snap(blocks, own.share(blocks, shape)))
+
+  return _by_matrix(quantize, leaf, layout)
 
 
 def encode(
     leaf: jax.Array, scheme: scheme_lib.Scheme, layout: layout_lib.BlockLayout
 ) -> scheme_lib.Codes:
   """Codes of a leaf, each field of its shape."""
-  blocks, shape, back, scheme = _cut(leaf, scheme, layout)
-  return jax.tree.map(back, scheme.encode_blocks(blocks, shape))
+  def encode_part(part, layout):
+    blocks, shape, back, own = _cut(part, scheme, layout)
+    return jax.tree.map(back, own.encode_blocks(blocks, shape))
+
+  return _by_matrix(encode_part, leaf, layout)
+
+
+def _by_matrix(
+    run: Callable[[jax.Array, layout_lib.BlockLayout], Any], leaf: jax.Array,
+    layout: layout_lib.BlockLayout) -> Any:
+  """Runs a stack whole, or a matrix at a time where a device has less room.
+
+  No block is of two matrices. What is made on the way is as large as the stack
+  in float32.
+  """
+  size = 4 * leaf.size / sharding.weight_parts()
+  if size <= memory.SHARE * memory.device_bytes() or (
+      layout.batch != layout.memory[:1]):
+    return run(leaf, layout)
+  one = layout.unbatched()
+  return jax.lax.map(lambda matrix: run(matrix, one), leaf)
 
 
 def _cut(leaf, scheme, layout) -> tuple[

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import memory
 from mansu_jax import quant
 from mansu_jax.quant import blocking
 
@@ -48,6 +49,21 @@ class BlockingTest(parameterized.TestCase):
     if wanted.shared.tail is not None and codes.shared.tail is None:
       self.assertFalse(np.any(wanted.shared.tail))
     jax.tree.map(np.testing.assert_array_equal, codes, wanted)
+    with memory.planned(1.0):  # A matrix at a time.
+      alone = jax.jit(lambda x: (
+          blocking.fake_quantize(x, scheme, layout),
+          blocking.encode(x, scheme, layout)))(leaf)
+    jax.tree.map(np.testing.assert_array_equal, alone, (traced, codes))
+
+  def test_a_matrix_at_a_time_where_there_is_less_room(self):
+    layout = quant.BlockLayout(memory='LFD', out='D', inp='F')
+    loops = []
+    for size in (1e12, 1.0):
+      with memory.planned(size):
+        loops.append('scan' in str(jax.make_jaxpr(
+            lambda x: blocking.fake_quantize(x, quant.get('nf4'), layout))(
+                jnp.ones((3, 64, 64)))))
+    self.assertEqual(loops, [False, True])
 
   @parameterized.parameters('nf4', 'fp4')
   def test_extreme_scales_keep_their_bits(self, name):
