@@ -30,30 +30,27 @@ def _planned(text: str) -> plan.Plan:
       *(f'--plan_memory_gib={gib}' for gib in memory)))
 
 
-def rows(found: list[plan.Plan]) -> list[list[str]]:
-  """Head and a row for each plan."""
-  names = [stage.name for stage in found[0].stages]
-  head = ['model', 'devices', 'GiB of each', *names, 'fits', 's a step',
-          's in all']
-  out = [head]
-  for one in found:
-    step = next(s for s in one.stages if s.name == 'unlearn').calls[0]
-    out.append([
-        one.model, one.topology, f'{one.chip.memory / _GIB:.2f}', *(
-            f'{stage.bytes / _GIB:.1f}' for stage in one.stages),
-        'yes' if one.fits else 'no', f'{step.seconds:.2f}',
-        f'{sum(stage.seconds for stage in one.stages):.0f}'])
-  return out
+def _row(found: plan.Plan) -> list[str]:
+  step = next(s for s in found.stages if s.name == 'unlearn').calls[0]
+  return [
+      found.model, found.topology, f'{found.chip.memory / _GIB:.2f}', *(
+          f'{stage.bytes / _GIB:.1f}' for stage in found.stages),
+      'yes' if found.fits else 'no', f'{step.seconds:.2f}',
+      f'{sum(stage.seconds for stage in found.stages):.0f}']
 
 
 def main(argv: list[str]) -> None:
-  """Plans and prints a table in Markdown."""
+  """Plans and prints a table in Markdown, a row as soon as it is known."""
   del argv
-  table = rows([_planned(text) for text in _PLANS.value])
-  for i, row in enumerate(table):
-    print('| ' + ' | '.join(row) + ' |')
+  line = lambda cells: print('| ' + ' | '.join(cells) + ' |', flush=True)
+  for i, text in enumerate(_PLANS.value):
+    found = _planned(text)
     if not i:
-      print('|' + '---|' * len(row))
+      line(['model', 'devices', 'GiB of each', *(
+          stage.name for stage in found.stages), 'fits', 's a step',
+            's in all'])
+      line(['---'] * (len(found.stages) + 6))
+    line(_row(found))
 
 
 if __name__ == '__main__':
