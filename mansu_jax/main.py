@@ -58,20 +58,44 @@ def _again(flag_values: flags.FlagValues) -> str:
 
 def main(
     argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-  """Logs, checks, runs; may be told to stop."""
+  """Joins, logs, checks, runs; may be told to stop."""
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_is_ours)
+  name, any_of = 'mansu_jax', None
   try:
-    with preemption.listening():
-      return _main(argv, flag_values)
+    if flag_values.mesh_distributed and len(argv) == 1:
+      from mansu_jax import processes  # JAX is slow to import.
+      processes.join(run_flags.to_config(flag_values).mesh.join_seconds)
+      any_of = processes.any_true
+      name = _name(processes.number())
+    with preemption.listening(any_of):
+      return _main(argv, flag_values, name)
+  except ValueError as error:
+    if flag_values.debug:
+      raise
+    print(f'{name}: {error}', file=sys.stderr)
+    return USER_ERROR
   except preemption.Stopped as stopped:
-    print(f'mansu_jax: stopped by {stopped}; the same command'
+    print(f'{name}: stopped by {stopped}; the same command'
           f' {_again(flag_values)}. Exit status {preemption.EXIT_STATUS}.',
           file=sys.stderr)
     return preemption.EXIT_STATUS
 
 
-def _main(argv: list[str], flag_values: flags.FlagValues) -> int:
-  logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().addFilter(_is_ours)
+def _name(number: int) -> str:
+  """What a process calls itself; all but the first say what goes wrong."""
+  if not number:
+    return 'mansu_jax'
+  name = f'mansu_jax, process {number}'
+  handler = logging.get_absl_handler()
+  handler.setFormatter(std_logging.Formatter(f'{name}: %(message)s'))
+  logging.set_verbosity(logging.WARNING)
+  sys.stdout = open(os.devnull, 'w', encoding='utf-8')
+  return name
+
+
+def _main(
+    argv: list[str], flag_values: flags.FlagValues, name: str) -> int:
   # Transformers says that there is no PyTorch; nothing here needs it.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   try:
@@ -95,16 +119,11 @@ def _main(argv: list[str], flag_values: flags.FlagValues) -> int:
     flow = audit if config.mode == 'audit' else pipeline
     record = flow.run(config)
     print('\n'.join(summary.lines(record)))
-  except ValueError as error:
-    if flag_values.debug:
-      raise
-    print(f'mansu_jax: {error}', file=sys.stderr)
-    return USER_ERROR
   except OSError as error:  # A file that vanished, no right, a full disk.
     if flag_values.debug:
       raise
     what = f'{error.filename}: ' if error.filename else ''
-    print(f'mansu_jax: {what}{error.strerror or error}. Check that the file can'
+    print(f'{name}: {what}{error.strerror or error}. Check that the file can'
           ' be read or written and that the disk has room; the same command'
           f' {_again(flag_values)}.', file=sys.stderr)
     return USER_ERROR

@@ -11,7 +11,8 @@ _FILES = sorted(_ROOT.rglob('*.py'))
 _MOST_LINES = 400
 
 # Import none of ours.
-_NAMES = ('types', 'tree_paths', 'files', 'intervals', 'preemption')
+_NAMES = ('types', 'tree_paths', 'processes', 'files', 'intervals',
+          'preemption')
 _FIRST = (*_NAMES, 'config')
 _TOOLS = (*_FIRST, 'memory', 'sharding', 'checkpoints', 'fisher')
 _DATA = (*_TOOLS, 'quant', 'data')
@@ -21,7 +22,8 @@ _STAGES = (*_DATA, 'models', 'circuits', 'transforms', 'unlearn', 'baselines',
 _MAY_IMPORT = {
     'types': (),
     'tree_paths': (),
-    'files': (),
+    'processes': (),
+    'files': ('processes',),
     'intervals': (),
     'preemption': (),
     'config_fields': _NAMES,
@@ -29,9 +31,9 @@ _MAY_IMPORT = {
     'config': (*_NAMES, 'config_fields', 'config_stages'),
     'run_flags': _FIRST,
     'workdir': (*_FIRST, 'run_flags'),
-    'memory': (),
+    'memory': ('processes',),
     'sharding': _FIRST,
-    'checkpoints': _FIRST,
+    'checkpoints': (*_FIRST, 'sharding'),
     'fisher': (*_FIRST, 'sharding'),
     'quant': _TOOLS,
     'data': (*_TOOLS, 'quant'),
@@ -40,7 +42,7 @@ _MAY_IMPORT = {
     'transforms': (*_FIRST, 'quant'),
     'unlearn': (*_FIRST, 'sharding'),
     'baselines': (*_FIRST, 'unlearn', 'transforms'),
-    'eval': (*_FIRST, 'quant', 'data'),
+    'eval': (*_FIRST, 'sharding', 'quant', 'data'),
     'report': _NAMES,
     'stages': _STAGES,  # The glue between packages.
     'pipeline': _STAGES,
@@ -49,8 +51,8 @@ _MAY_IMPORT = {
     'planning': _STAGES,  # The stages again, on shapes.
     'plan': (*_STAGES, 'planning'),
     # The report's summary is what it prints.
-    'main': ('config', 'run_flags', 'preemption', 'pipeline', 'audit',
-             'attribute', 'plan', 'report'),
+    'main': ('config', 'run_flags', 'preemption', 'processes', 'pipeline',
+             'audit', 'attribute', 'plan', 'report'),
 }
 _NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'matplotlib', 'pandas')
 _READ_FLAGS = ('run_flags.py', 'main.py')

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
@@ -165,7 +166,7 @@ def of_real_pairs(
   for batch in batches:
     real = np.asarray(batch.weight) > 0
     yield jax.tree.map(
-        lambda x, real=real: x[real], jax.device_get(score(batch)))
+        lambda x, real=real: x[real], sharding.fetch(score(batch)))
 
 
 def keep_answered(scores: PairScores) -> tuple[PairScores, np.ndarray]:

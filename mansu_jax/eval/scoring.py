@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.data import packing
 
@@ -49,7 +50,7 @@ class Kept:
     state = make()
     if state.nbytes <= self._room:
       self._room -= state.nbytes
-      self._states[batch] = np.asarray(state)
+      self._states[batch] = sharding.fetch(state)
     return state
 
 
@@ -131,7 +132,7 @@ class Scorer:
     scored = []
     for hidden, wanted, count in _blocks(rows, size):
       block = self._normalised(params, hidden, wanted)
-      scored.append(np.asarray(block)[:count])
+      scored.append(sharding.fetch(block)[:count])
     visited = [s for batch in batches for s in batch.segments]
     ends = np.cumsum([len(places[s]) for s in visited])
     parts = np.split(np.concatenate(scored), ends[:-1])
@@ -165,7 +166,7 @@ class Scorer:
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Hidden states [m, D] and targets [m, K] to score, batch by batch."""
     for batch in batches:
-      hidden = np.asarray(self._hidden(
+      hidden = sharding.fetch(self._hidden(
           params, batch.tokens, batch.positions, batch.attention_mask,
           keep=functools.partial(kept.get, batch)))
       index = np.concatenate([

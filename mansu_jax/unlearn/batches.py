@@ -153,7 +153,8 @@ def add_reference(
   packed = [np.pad(x, ((0, pad), (0, 0))) for x in packed]
   flat = []
   for r in range(0, packed[0].shape[0], batch_rows):
-    states = np.asarray(hidden(*(x[r:r + batch_rows] for x in packed)))
+    states = sharding.fetch(
+        hidden(*(x[r:r + batch_rows] for x in packed)))
     flat.append(states.reshape(-1, states.shape[-1]))
   places = np.where(spans.weight > 0, starts[:, None] + spans.where, 0)
   return spans._replace(reference=np.concatenate(flat)[places])
