@@ -9,7 +9,7 @@ first reads and writes them: what is kept is small, and whole in all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import contextlib
 import hashlib
 import json
@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mansu_jax import loop_state
 from mansu_jax import preemption
 from mansu_jax import processes
 from mansu_jax import sharding
@@ -32,8 +33,8 @@ _UNFINISHED = '.orbax-checkpoint-tmp'  # In the name while Orbax is writing.
 _DAMAGED = '.damaged'
 _KEPT_STEPS = 2  # The newest, and one to fall back to.
 _ITEM = 'default'  # Orbax's name of what a step holds.
-_FIRST = ocp.options.MultiprocessingOptions(
-    primary_host=0, active_processes={0})  # Orbax waits for no other.
+_FIRST = {'multiprocessing_options': ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0})}  # Orbax waits for no other.
 
 
 class Unkept:
@@ -67,7 +68,9 @@ class Stages(Unkept):
   def __init__(self, root: pathlib.Path, *, resume: bool):
     self._root = pathlib.Path(root).absolute()
     self._resume = resume
-    self._checkpointer: ocp.AsyncCheckpointer | None = None
+    handler = ocp.PyTreeCheckpointHandler(**_FIRST)
+    self._checkpointer = processes.is_first() and ocp.AsyncCheckpointer(
+        handler, **_FIRST)
     self._saving: pathlib.Path | None = None
     self._replaced: list[pathlib.Path] = []
     processes.once(lambda: _remove_unfinished(self._root))
@@ -78,9 +81,9 @@ class Stages(Unkept):
   def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
     try:
       with _closing(kind is not None):
-        self._wait_here() if kind is not None else self.wait()
+        self._wait() if kind is not None else self.wait()
     finally:
-      if self._checkpointer is not None:
+      if self._checkpointer:
         self._checkpointer.close()
 
   def get(
@@ -132,9 +135,9 @@ class Stages(Unkept):
     Raises:
       OSError: it cannot be saved.
     """
-    processes.once(self._wait_here)
+    processes.once(self._wait)
 
-  def _wait_here(self) -> None:
+  def _wait(self) -> None:
     with preemption.deferred():
       if self._saving is not None:
         with _saves(self._saving):
@@ -158,9 +161,6 @@ class Stages(Unkept):
     self.wait()
     with preemption.deferred(), _saves(path):
       self._saving = path
-      self._checkpointer = self._checkpointer or ocp.AsyncCheckpointer(
-          ocp.PyTreeCheckpointHandler(multiprocessing_options=_FIRST),
-          multiprocessing_options=_FIRST)
       self._checkpointer.save(path, tree, force=True)
 
 
@@ -202,16 +202,14 @@ class Steps:
       The carry, as NumPy arrays, and the history of the steps that led there.
     """
     found = processes.once(lambda: self._newest(like))
-    if found is None:
-      return None
-    return _unpack(found['carry'], like), _rows(found['history'])
+    return found and loop_state.unpack(found, like)
 
   def _newest(self, like: types.PyTree) -> types.PyTree | None:
     steps = sorted((int(path.name) for path in self._root.glob('*')
                     if path.name.isdecimal()), reverse=True)
     for step, before in zip(steps, [*steps[1:], 0]):
       then = f'going back to step {before}'
-      check = lambda found: _unpack(found['carry'], like)
+      check = lambda found: loop_state.unpack(found, like)
       found = _read(self._root / str(step), _ITEM, then=then, check=check)
       if found is not None:
         logging.info('%s: going on after step %d', self._root, step)
@@ -235,19 +233,18 @@ class Steps:
       OSError: the step, or one before it, cannot be saved.
     """
     stopping = preemption.asked()
-    if not stopping and not (self._every and step % self._every == 0):
+    due = self._every and step % self._every == 0
+    if not stopping and (not due or processes.once(self._is_busy)):
       return
-    if not stopping and processes.once(self._is_busy):
-      return
-    state = _signed({'carry': _pack(carry), 'history': _columns(history)})
+    state = _signed(loop_state.pack(carry, history))
     processes.once(lambda: self._save(step, state, stopping))
     if stopping:
       preemption.check()
 
   def _is_busy(self) -> bool:
+    if self._manager is None:
+      return False
     with _saves(self._root):
-      if self._manager is None:
-        return False
       self._manager.check_for_errors()
       return self._manager.is_saving_in_progress()
 
@@ -258,7 +255,7 @@ class Steps:
         self._manager = ocp.CheckpointManager(
             self._root, options=ocp.CheckpointManagerOptions(
                 max_to_keep=_KEPT_STEPS, enable_async_checkpointing=True,
-                create=False, multiprocessing_options=_FIRST))
+                create=False, **_FIRST))
       self._manager.save(step, args=ocp.args.PyTreeSave(state), force=True)
       if wait:
         self._manager.wait_until_finished()
@@ -276,39 +273,11 @@ def from_bytes(text: np.ndarray) -> Any:
   return json.loads(text.tobytes())
 
 
-def _pack(carry: types.PyTree) -> dict[str, np.ndarray]:
-  """Leaves by number, in memory of their own: Orbax saves none of size 0."""
-  return {f'{i:06}': np.array(sharding.fetch(leaf))
-          for i, leaf in enumerate(jax.tree.leaves(carry)) if leaf.size}
-
-
-def _unpack(
-    found: Mapping[str, np.ndarray], like: types.PyTree) -> types.PyTree:
-  """Inverse of `_pack`; raises ValueError where it is of something else."""
-  wanted, shape = jax.tree.flatten(like)
-  leaves = [found.get(f'{i:06}', np.zeros(x.shape, x.dtype))
-            for i, x in enumerate(wanted)]
-  describe = lambda arrays: [(x.shape, x.dtype) for x in arrays]
-  if describe(leaves) != describe(wanted) or len(found) != sum(
-      x.size > 0 for x in wanted):
-    raise ValueError('its arrays are not of this loop')
-  return jax.tree.unflatten(shape, leaves)
-
-
-def _columns(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
-  return {key: np.array([row[key] for row in history]) for key in history[0]}
-
-
-def _rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
-  lists = [column.tolist() for column in columns.values()]
-  return [dict(zip(columns, row)) for row in zip(*lists)]
-
-
 def _signed(tree: types.PyTree) -> types.PyTree:
   """With the digest, numbers as arrays."""
   tree = jax.tree.map(
       lambda x: x if isinstance(x, jax.Array) and x.is_fully_addressable
-      else sharding.fetch(np.asarray(x) if np.isscalar(x) else x), tree)
+      else np.asarray(sharding.fetch(x)), tree)
   return {**tree, _DIGEST: _digest(tree)}
 
 
@@ -356,9 +325,8 @@ def _read(
 
 def _restore(path: pathlib.Path) -> types.PyTree:
   """As NumPy: bound to no device, so that nothing compiles anew for it."""
-  checkpointer = ocp.Checkpointer(
-      ocp.PyTreeCheckpointHandler(multiprocessing_options=_FIRST),
-      multiprocessing_options=_FIRST)
+  handler = ocp.PyTreeCheckpointHandler(**_FIRST)
+  checkpointer = ocp.Checkpointer(handler, **_FIRST)
   saved = checkpointer.metadata(path).item_metadata
   if saved is None:
     raise ValueError('there is no account of its arrays')

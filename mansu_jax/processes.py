@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 import os
 import pickle
+import sys
+import traceback
 from typing import Any, TypeVar
 
 import jax
@@ -26,13 +28,19 @@ _PIECE = 2**26  # Most bytes of what follows, at a time.
 _T = TypeVar('_T')
 
 
-class _Alone:
-  """Whether this process does what the others wait for."""
+class _State:
+  """Of this process.
 
-  depth: int = 0
+  Attributes:
+    alone: does what the others wait for.
+    shared: what all have raised.
+  """
+
+  alone: bool = False
+  shared: Exception | None = None
 
 
-_alone = _Alone()
+_state = _State()
 
 
 def join(seconds: int) -> None:
@@ -107,21 +115,22 @@ def once(make: Callable[[], _T]) -> _T:
   Raises:
     Whatever `make` raises, in all processes.
   """
-  if jax.process_count() == 1 or _alone.depth:
+  if jax.process_count() == 1 or _state.alone:
     return make()
   outcome = None
   if is_first():
-    _alone.depth += 1
+    _state.alone = True
     try:
       outcome = make(), None
     except Exception as error:  # pylint: disable=broad-exception-caught
       outcome = None, error
     finally:
-      _alone.depth -= 1
+      _state.alone = False
   # Pickled by this program for itself, in the same run: never from a file.
   told = _tell(None if outcome is None else pickle.dumps(outcome))
   value, error = outcome if outcome is not None else pickle.loads(told)
   if error is not None:
+    _state.shared = error
     raise error
   return value
 
@@ -145,13 +154,29 @@ def together(make: Callable[[], _T]) -> _T:
     text = (str(failure) or type(failure).__name__).encode()[:_SHORT]
     mine[:len(text)] = np.frombuffer(text, np.uint8)
   every = multihost_utils.process_allgather(mine)
-  if failure is not None:
-    raise failure
-  for number, row in enumerate(every):
+  for other, row in enumerate(every):
     if row.any():
       text = row.tobytes().rstrip(b'\0').decode(errors='ignore')
-      raise ValueError(f'Process {number} cannot go on: {text}')
+      _state.shared = failure or ValueError(
+          f'Process {other} cannot go on: {text}')
+      raise _state.shared
   return result
+
+
+def leave(error: Exception, status: int) -> None:
+  """Ends this process at once where the others wait for it; else nothing.
+
+  They would wait for minutes; so they find it gone, and end as well.
+
+  Args:
+    error: why it ends. One that all have raised is none to end at once for.
+    status: the exit status; with 1, as Python's, the error is shown.
+  """
+  if jax.process_count() > 1 and error is not _state.shared:
+    if status == 1:
+      traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(status)  # pylint: disable=protected-access
 
 
 def _tell(data: bytes | None) -> bytes:
