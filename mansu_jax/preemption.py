@@ -72,6 +72,8 @@ def _hear(number: int, frame: object) -> None:
   del frame
   impatient = number == signal.SIGINT and _ear.heard
   _ear.heard = signal.Signals(number).name
+  if impatient and _ear.any_of is not None:
+    os._exit(EXIT_STATUS)  # pylint: disable=protected-access
   if impatient or not (_ear.deferring or _ear.any_of):
     raise Stopped(_ear.heard)
   # Not by the log: the signal may have come while it is being written.

@@ -15,6 +15,7 @@ import sys
 import traceback
 from typing import Any, TypeVar
 
+from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -54,8 +55,11 @@ def join(seconds: int) -> None:
     seconds: that all may take to come.
 
   Raises:
-    ValueError: the environment does not tell, or not all came in time.
+    ValueError: the environment does not tell, or, of a JAX that raises that,
+      not all came in time; a newer one ends the process.
   """
+  logging.info('joining the other processes of the run; waits for them up to'
+               ' --mesh_join_seconds=%d', seconds)
   numbers = {'num_processes': _number(_NUMBER), 'process_id': _number(_ID)}
   try:
     jax.distributed.initialize(initialization_timeout=seconds, **numbers)

@@ -55,11 +55,3 @@ def start(
       [sys.executable, '-m', module, *map(str, args)], text=True,
       env={**common, 'JAX_PROCESS_ID': str(i)}, stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT) for i in range(processes)])
-
-
-def alone(code: str, environment: Mapping[str, str]) -> tuple[int, str]:
-  """(exit status, what it says) of a program in a process by itself."""
-  done = subprocess.run(
-      [sys.executable, '-c', code], env=environment, text=True, check=False,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-  return done.returncode, done.stdout
