@@ -84,9 +84,12 @@ def _hear(number: int, frame: object) -> None:
 
 def asked() -> bool:
   """Whether the run has been told to stop; of several processes, any."""
-  if _ear.any_of is not None and _ear.any_of(bool(_ear.heard)):
-    _ear.heard = _ear.heard or 'a signal to another process'
-  return bool(_ear.heard)
+  if _ear.any_of is None:
+    return bool(_ear.heard)
+  if not _ear.any_of(bool(_ear.heard)):
+    return False  # Whatever came while they agreed: next time.
+  _ear.heard = _ear.heard or 'a signal to another process'
+  return True
 
 
 def check() -> None:

@@ -107,6 +107,17 @@ class PreemptionTest(parameterized.TestCase):
     preemption.check()  # Asks nobody.
     self.assertLen(told, 3)
 
+  def test_a_signal_while_they_agree_waits_for_the_next_time(self):
+    def any_of(mine):
+      if not mine:
+        _tell()
+      return mine
+
+    with self.assertRaises(preemption.Stopped):
+      with preemption.listening(any_of):
+        self.assertFalse(preemption.asked())
+        preemption.check()
+
   def test_in_another_thread_nothing_is_done(self):
     done = []
 
