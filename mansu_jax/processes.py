@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 import traceback
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from absl import logging
 import jax

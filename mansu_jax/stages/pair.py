@@ -14,6 +14,7 @@ import json
 from typing import Any
 
 from mansu_jax import config as run_config
+from mansu_jax import processes
 from mansu_jax import types
 from mansu_jax.data import tokenization
 from mansu_jax.eval import weight_change

@@ -94,7 +94,8 @@ class JobTest(absltest.TestCase):
       process.kill()
     for status, said in job.end():
       self.assertEqual(status, -signal.SIGKILL, said)
-    self.assertRegex(self.check_end(self.start(name)), r'going on after step \d')
+    said = self.check_end(self.start(name))
+    self.assertRegex(said, r'going on after step \d')
     self.check_same(name, '1,2,1')
 
 
