@@ -74,9 +74,9 @@ def main():
   params = jax.tree.map(np.asarray, decoder.init(config, jax.random.key(0)))
   alone, flops_alone, _ = _measure(config, params)
   for sizes in MESHES:
-    devices = jax.devices()[:math.prod(sizes)]
-    if jax.process_count() > 1 and len(devices) < jax.device_count():
+    if jax.process_count() > 1 and math.prod(sizes) != jax.device_count():
       continue  # Not of all processes.
+    devices = jax.devices()[:math.prod(sizes)]
     options = run_config.MeshConfig(**dict(zip(sharding.AXES, sizes)))
     with jax.set_mesh(sharding.make_mesh(options, devices)):
       got, flops, theta = _measure(config, params)
