@@ -3,12 +3,13 @@
 Orbax writes them in the background, each to a temporary name that it renames
 when all is on the disk: what is found is whole. It does not tell whether bytes
 were altered since, so that a SHA-256 of the arrays lies beside them. What is
-damaged is set aside, with a warning, and made anew.
+damaged is set aside, with a warning, and made anew. Of several processes the
+first reads and writes them: what is kept is small, and whole in all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import contextlib
 import hashlib
 import json
@@ -21,7 +22,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mansu_jax import loop_state
 from mansu_jax import preemption
+from mansu_jax import processes
+from mansu_jax import sharding
 from mansu_jax import types
 
 _DIGEST = '_sha256'  # Beside a stage's own keys.
@@ -29,6 +33,8 @@ _UNFINISHED = '.orbax-checkpoint-tmp'  # In the name while Orbax is writing.
 _DAMAGED = '.damaged'
 _KEPT_STEPS = 2  # The newest, and one to fall back to.
 _ITEM = 'default'  # Orbax's name of what a step holds.
+_FIRST = {'multiprocessing_options': ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0})}  # Orbax waits for no other.
 
 
 class Unkept:
@@ -62,10 +68,12 @@ class Stages(Unkept):
   def __init__(self, root: pathlib.Path, *, resume: bool):
     self._root = pathlib.Path(root).absolute()
     self._resume = resume
-    self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+    handler = ocp.PyTreeCheckpointHandler(**_FIRST)
+    self._checkpointer = processes.is_first() and ocp.AsyncCheckpointer(
+        handler, **_FIRST)
     self._saving: pathlib.Path | None = None
     self._replaced: list[pathlib.Path] = []
-    _remove_unfinished(self._root)
+    processes.once(lambda: _remove_unfinished(self._root))
 
   def __enter__(self) -> Stages:
     return self
@@ -73,9 +81,10 @@ class Stages(Unkept):
   def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
     try:
       with _closing(kind is not None):
-        self.wait()
+        self._wait() if kind is not None else self.wait()
     finally:
-      self._checkpointer.close()
+      if self._checkpointer:
+        self._checkpointer.close()
 
   def get(
       self, name: str, make: Callable[[], types.PyTree], *,
@@ -90,12 +99,15 @@ class Stages(Unkept):
     Raises:
       OSError: it, or the one saved before it, cannot be saved, as where the
         disk is full.
+      preemption.Stopped: the run has been told to stop.
     """
+    preemption.check()
     path = self._root / name
-    result = self._find(path)
+    result = processes.once(lambda: self._find(path))
     if result is None:
       result = make()
-      self._save(path, result)
+      tree = _signed(result)
+      processes.once(lambda: self._save(path, tree))
     if replaces:
       self._replaced.append(self._root / replaces)
     return result
@@ -114,7 +126,7 @@ class Stages(Unkept):
     """
     root = self._root / name
     if not self._resume:
-      _remove(root)
+      processes.once(lambda: _remove(root))
     return Steps(root, every)
 
   def wait(self) -> None:
@@ -123,6 +135,9 @@ class Stages(Unkept):
     Raises:
       OSError: it cannot be saved.
     """
+    processes.once(self._wait)
+
+  def _wait(self) -> None:
     with preemption.deferred():
       if self._saving is not None:
         with _saves(self._saving):
@@ -142,11 +157,11 @@ class Stages(Unkept):
       logging.info('%s: restored from %s', path.name, path)
     return found
 
-  def _save(self, path: pathlib.Path, result: types.PyTree) -> None:
+  def _save(self, path: pathlib.Path, tree: types.PyTree) -> None:
     self.wait()
     with preemption.deferred(), _saves(path):
       self._saving = path
-      self._checkpointer.save(path, _signed(result), force=True)
+      self._checkpointer.save(path, tree, force=True)
 
 
 class Steps:
@@ -166,8 +181,12 @@ class Steps:
     return self
 
   def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    with _closing(kind is not None):  # After an error, no other waits.
+      self._close() if kind is not None else processes.once(self._close)
+
+  def _close(self) -> None:
     if self._manager is not None:
-      with _closing(kind is not None), _saves(self._root):
+      with _saves(self._root):
         self._manager.wait_until_finished()
       self._manager.close()
 
@@ -182,15 +201,19 @@ class Steps:
     Returns:
       The carry, as NumPy arrays, and the history of the steps that led there.
     """
+    found = processes.once(lambda: self._newest(like))
+    return found and loop_state.unpack(found, like)
+
+  def _newest(self, like: types.PyTree) -> types.PyTree | None:
     steps = sorted((int(path.name) for path in self._root.glob('*')
                     if path.name.isdecimal()), reverse=True)
     for step, before in zip(steps, [*steps[1:], 0]):
       then = f'going back to step {before}'
-      check = lambda found: _unpack(found['carry'], like)
+      check = lambda found: loop_state.unpack(found, like)
       found = _read(self._root / str(step), _ITEM, then=then, check=check)
       if found is not None:
         logging.info('%s: going on after step %d', self._root, step)
-        return _unpack(found['carry'], like), _rows(found['history'])
+        return found
     return None
 
   def after(
@@ -210,23 +233,33 @@ class Steps:
       OSError: the step, or one before it, cannot be saved.
     """
     stopping = preemption.asked()
-    with _saves(self._root):  # This step or the one before: the error tells.
-      if self._manager is not None:
-        self._manager.check_for_errors()
-        if not stopping and self._manager.is_saving_in_progress():
-          return
-      if not stopping and not (self._every and step % self._every == 0):
-        return
-      self._manager = self._manager or ocp.CheckpointManager(
-          self._root, options=ocp.CheckpointManagerOptions(
-              max_to_keep=_KEPT_STEPS, enable_async_checkpointing=True))
-      self._manager.save(step, args=ocp.args.PyTreeSave(_signed({
-          'carry': _pack(carry), 'history': _columns(history)})), force=True)
-      if stopping:
-        self._manager.wait_until_finished()
-        logging.info('%s: step %d is saved', self._root, step)
+    due = self._every and step % self._every == 0
+    if not stopping and (not due or processes.once(self._is_busy)):
+      return
+    state = _signed(loop_state.pack(carry, history))
+    processes.once(lambda: self._save(step, state, stopping))
     if stopping:
       preemption.check()
+
+  def _is_busy(self) -> bool:
+    if self._manager is None:
+      return False
+    with _saves(self._root):
+      self._manager.check_for_errors()
+      return self._manager.is_saving_in_progress()
+
+  def _save(self, step: int, state: types.PyTree, wait: bool) -> None:
+    with _saves(self._root):  # This step or the one before: the error tells.
+      if self._manager is None:
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(
+            self._root, options=ocp.CheckpointManagerOptions(
+                max_to_keep=_KEPT_STEPS, enable_async_checkpointing=True,
+                create=False, **_FIRST))
+      self._manager.save(step, args=ocp.args.PyTreeSave(state), force=True)
+      if wait:
+        self._manager.wait_until_finished()
+        logging.info('%s: step %d is saved', self._root, step)
 
 
 def to_bytes(value: Any) -> np.ndarray:
@@ -240,38 +273,11 @@ def from_bytes(text: np.ndarray) -> Any:
   return json.loads(text.tobytes())
 
 
-def _pack(carry: types.PyTree) -> dict[str, np.ndarray]:
-  """Leaves by number, in memory of their own: Orbax saves none of size 0."""
-  return {f'{i:06}': np.array(leaf)
-          for i, leaf in enumerate(jax.tree.leaves(carry)) if leaf.size}
-
-
-def _unpack(
-    found: Mapping[str, np.ndarray], like: types.PyTree) -> types.PyTree:
-  """Inverse of `_pack`; raises ValueError where it is of something else."""
-  wanted, shape = jax.tree.flatten(like)
-  leaves = [found.get(f'{i:06}', np.zeros(x.shape, x.dtype))
-            for i, x in enumerate(wanted)]
-  describe = lambda arrays: [(x.shape, x.dtype) for x in arrays]
-  if describe(leaves) != describe(wanted) or len(found) != sum(
-      x.size > 0 for x in wanted):
-    raise ValueError('its arrays are not of this loop')
-  return jax.tree.unflatten(shape, leaves)
-
-
-def _columns(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
-  return {key: np.array([row[key] for row in history]) for key in history[0]}
-
-
-def _rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
-  lists = [column.tolist() for column in columns.values()]
-  return [dict(zip(columns, row)) for row in zip(*lists)]
-
-
 def _signed(tree: types.PyTree) -> types.PyTree:
   """With the digest, numbers as arrays."""
   tree = jax.tree.map(
-      lambda x: x if isinstance(x, jax.Array) else np.asarray(x), tree)
+      lambda x: x if isinstance(x, jax.Array) and x.is_fully_addressable
+      else np.asarray(sharding.fetch(x)), tree)
   return {**tree, _DIGEST: _digest(tree)}
 
 
@@ -319,7 +325,8 @@ def _read(
 
 def _restore(path: pathlib.Path) -> types.PyTree:
   """As NumPy: bound to no device, so that nothing compiles anew for it."""
-  checkpointer = ocp.PyTreeCheckpointer()
+  handler = ocp.PyTreeCheckpointHandler(**_FIRST)
+  checkpointer = ocp.Checkpointer(handler, **_FIRST)
   saved = checkpointer.metadata(path).item_metadata
   if saved is None:
     raise ValueError('there is no account of its arrays')

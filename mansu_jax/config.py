@@ -101,6 +101,9 @@ class RunConfig:
            f'--plan_topology={self.plan.topology} and --plan_memory_gib='
            f'{self.plan.memory_gib} are for --mode=plan, but the mode is'
            f' {self.mode}; leave them out.')
+    _check(not (self.mode == 'plan' and self.mesh.distributed),
+           '--mesh_distributed joins processes to run together, but --mode=plan'
+           ' runs nothing; leave it out.')
     _check(0 <= self.seed < _SEEDS, f'--seed={self.seed} is outside'
            f' [0, {_SEEDS}); wanted a seed that NumPy and JAX both take.')
     _check(bool(self.quant_schemes), 'No quantizer: give'

@@ -280,6 +280,11 @@ class MeshConfig:
   tensor: int = _field(
       1, 'Devices over which weights are split along heads, neurons and'
       ' vocabulary; -1: what is left.')
+  distributed: bool = _field(
+      False, 'Join the other processes of the run, which have devices of their'
+      ' own (jax.distributed; BUILD.md, Several processes).')
+  join_seconds: int = _field(
+      300, 'Seconds that all processes may take to come; it changes no figure.')
 
   def __post_init__(self):
     sizes = self.data, self.fsdp, self.tensor
@@ -288,6 +293,7 @@ class MeshConfig:
            f'--mesh_data={self.data}, --mesh_fsdp={self.fsdp} and --mesh_tensor'
            f'={self.tensor} are no mesh; wanted numbers of devices, at most one'
            ' of them -1 for what is left.')
+    _check_least(self, 'mesh', 1, 'join_seconds')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""Files written to a temporary name and renamed: one that is there is whole."""
+"""Files written to a temporary name and renamed: one that is there is whole.
+
+Of several processes the first writes; all must ask.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,28 @@ from typing import Any
 
 import numpy as np
 
+from mansu_jax import processes
+
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a whole file or nothing."""
-  temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.write_text(text, encoding='utf-8')
-  os.replace(temporary, path)
+  def write():
+    temporary = path.with_name(f'.{path.name}.tmp')
+    temporary.write_text(text, encoding='utf-8')
+    os.replace(temporary, path)
+
+  processes.once(write)
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes compressed arrays by name, without pickles."""
-  temporary = path.with_name(f'.{path.name}.tmp')
-  with open(temporary, 'wb') as file:
-    np.savez_compressed(file, allow_pickle=False, **arrays)
-  os.replace(temporary, path)
+  def write():
+    temporary = path.with_name(f'.{path.name}.tmp')
+    with open(temporary, 'wb') as file:
+      np.savez_compressed(file, allow_pickle=False, **arrays)
+    os.replace(temporary, path)
+
+  processes.once(write)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

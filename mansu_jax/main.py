@@ -59,57 +59,80 @@ def _again(flag_values: flags.FlagValues) -> str:
 
 def main(
     argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-  """Logs, checks, runs; may be told to stop."""
-  try:
-    with preemption.listening():
-      return _main(argv, flag_values)
-  except preemption.Stopped as stopped:
-    print(f'mansu_jax: stopped by {stopped}; the same command'
-          f' {_again(flag_values)}. Exit status {preemption.EXIT_STATUS}.',
-          file=sys.stderr)
-    return preemption.EXIT_STATUS
-
-
-def _main(argv: list[str], flag_values: flags.FlagValues) -> int:
+  """Joins, logs, checks, runs; may be told to stop."""
   logging.set_verbosity(logging.INFO)
   for each in (_is_ours, progress.AboveBars()):
     logging.get_absl_handler().addFilter(each)
+  name, any_of, leave = 'mansu_jax', None, lambda error, status: None
+  try:
+    if flag_values.mesh_distributed and len(argv) == 1:
+      from mansu_jax import processes  # JAX is slow to import.
+      processes.join(run_flags.to_config(flag_values).mesh.join_seconds)
+      name = _name(processes.number())
+      any_of, leave = processes.any_true, processes.leave
+    with preemption.listening(any_of):
+      return _main(argv, flag_values)
+  except preemption.Stopped as stopped:
+    print(f'{name}: stopped by {stopped}; the same command'
+          f' {_again(flag_values)}. Exit status {preemption.EXIT_STATUS}.',
+          file=sys.stderr)
+    return preemption.EXIT_STATUS
+  except Exception as error:
+    if flag_values.debug or not isinstance(error, (ValueError, OSError)):
+      leave(error, 1)
+      raise
+    print(f'{name}: {_told(error, flag_values)}', file=sys.stderr)
+    leave(error, USER_ERROR)
+    return USER_ERROR
+
+
+def _told(
+    error: ValueError | OSError, flag_values: flags.FlagValues) -> str:
+  """An error in a line."""
+  if isinstance(error, ValueError):
+    return str(error)
+  # A file that vanished, no right, a full disk.
+  what = f'{error.filename}: ' if error.filename else ''
+  return (f'{what}{error.strerror or error}. Check that the file can be read or'
+          ' written and that the disk has room; the same command'
+          f' {_again(flag_values)}.')
+
+
+def _name(number: int) -> str:
+  """What a process calls itself; all but the first say what goes wrong."""
+  if not number:
+    return 'mansu_jax'
+  name = f'mansu_jax, process {number}'
+  handler = logging.get_absl_handler()
+  handler.setFormatter(std_logging.Formatter(f'{name}: %(message)s'))
+  logging.set_verbosity(logging.WARNING)
+  sys.stdout = open(os.devnull, 'w', encoding='utf-8')
+  return name
+
+
+def _main(argv: list[str], flag_values: flags.FlagValues) -> int:
   # Transformers says that there is no PyTorch; nothing here needs it.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
-  try:
-    if len(argv) > 1:
-      raise ValueError(
-          f'Positional arguments {argv[1:]} are not used; write flags as'
-          ' --name=value (an indented comment in a flagfile is an argument'
-          ' too: put # in the first column).')
-    config = run_flags.to_config(flag_values)
-    if config.mode == 'plan':
-      from mansu_jax import plan
-      print('\n'.join(plan.lines(plan.run(config))))
-      return 0
-    from mansu_jax import attribute  # Slow to import: after the flags' checks.
-    from mansu_jax import audit
-    from mansu_jax import pipeline
-    from mansu_jax.report import summary
-    if config.mode == 'attribute':
-      print('\n'.join(attribute.lines(attribute.run(config))))
-      return 0
-    flow = audit if config.mode == 'audit' else pipeline
-    record = flow.run(config)
-    print('\n'.join(summary.lines(record)))
-  except ValueError as error:
-    if flag_values.debug:
-      raise
-    print(f'mansu_jax: {error}', file=sys.stderr)
-    return USER_ERROR
-  except OSError as error:  # A file that vanished, no right, a full disk.
-    if flag_values.debug:
-      raise
-    what = f'{error.filename}: ' if error.filename else ''
-    print(f'mansu_jax: {what}{error.strerror or error}. Check that the file can'
-          ' be read or written and that the disk has room; the same command'
-          f' {_again(flag_values)}.', file=sys.stderr)
-    return USER_ERROR
+  if len(argv) > 1:
+    raise ValueError(
+        f'Positional arguments {argv[1:]} are not used; write flags as'
+        ' --name=value (an indented comment in a flagfile is an argument'
+        ' too: put # in the first column).')
+  config = run_flags.to_config(flag_values)
+  if config.mode == 'plan':
+    from mansu_jax import plan
+    print('\n'.join(plan.lines(plan.run(config))))
+    return 0
+  from mansu_jax import attribute  # Slow to import: after the flags' checks.
+  from mansu_jax import audit
+  from mansu_jax import pipeline
+  from mansu_jax.report import summary
+  if config.mode == 'attribute':
+    print('\n'.join(attribute.lines(attribute.run(config))))
+    return 0
+  flow = audit if config.mode == 'audit' else pipeline
+  record = flow.run(config)
+  print('\n'.join(summary.lines(record)))
   passed = record['verdict']['passed']
   return VERDICT_FAILED if config.fail_on_verdict and passed is not True else 0
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import contextvars
+import functools
 import math
 import os
 
 import jax
+
+from mansu_jax import processes
 
 SHARE = 0.1  # Of a device's memory, for what is cut into batches.
 _planned: contextvars.ContextVar[float | None] = contextvars.ContextVar(
@@ -24,6 +27,16 @@ def device_bytes() -> float:
   """Bytes of a device; of a CPU its share of the machine's."""
   if (planned := _planned.get()) is not None:
     return planned
+  return _first_bytes() if jax.process_count() > 1 else _own_bytes()
+
+
+@functools.cache
+def _first_bytes() -> float:
+  """Those of the first process, so that all cut alike."""
+  return processes.once(_own_bytes)
+
+
+def _own_bytes() -> float:
   devices = jax.local_devices()
   stats = devices[0].memory_stats() or {}
   if 'bytes_limit' in stats:

@@ -19,6 +19,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 import numpy as np
@@ -137,6 +138,32 @@ def zeros(
   mesh = jax.sharding.get_abstract_mesh()
   place = None if mesh.empty else spec(letters, shape, mesh)
   return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
+
+
+def fetch(tree: types.PyTree) -> types.PyTree:
+  """Brings arrays to the host, whole; in several processes all must ask.
+
+  Args:
+    tree: of arrays, on the host or on devices, of other processes too.
+
+  Returns:
+    The same as NumPy arrays, the same in all processes. To be read only.
+  """
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return jax.tree.map(_fetch, tree)
+
+
+def _fetch(x: types.Array | np.ndarray) -> np.ndarray:
+  if is_here(x):
+    return np.asarray(x)
+  return multihost_utils.process_allgather(x, tiled=True)
+
+
+def is_here(x: types.Array | np.ndarray) -> bool:
+  """Whether this process has all of an array."""
+  return not isinstance(x, jax.Array) or (
+      x.is_fully_addressable or x.is_fully_replicated)
 
 
 def row_parts() -> int:

@@ -1,4 +1,4 @@
-"""The workdir: opened with checks."""
+"""The workdir, of the first process alone: opened with checks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import shutil
 
 from mansu_jax import config as run_config
 from mansu_jax import files
+from mansu_jax import processes
 from mansu_jax import run_flags
 
 _UNFINISHED = '.orbax-checkpoint-tmp'  # In the name while Orbax is writing.
 _IDENTITY, _HASHES = 'flags.txt', 'hashes.json'
 # These may differ when a run goes on: they change no figure.
 _SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
-    'debug', 'profile', 'fail_on_verdict', 'unlearn_save_every'))
+    'debug', 'profile', 'fail_on_verdict', 'unlearn_save_every',
+    'mesh_join_seconds'))
 
 
 def open_workdir(
@@ -31,8 +33,30 @@ def open_workdir(
     hashes: `{name: SHA-256}` of data files and weights.
 
   Raises:
-    ValueError: as `check_workdir`, or a finished stage is of other bytes.
+    ValueError: as `check_workdir`, or a finished stage is of other bytes; or
+      another process has read other bytes than the first.
   """
+  _check_same_bytes(hashes)
+  return processes.once(lambda: _open_workdir(config, hashes))
+
+
+def _check_same_bytes(hashes: Mapping[str, str]) -> None:
+  """Raises ValueError where processes do not run on the same."""
+  wanted = processes.once(lambda: dict(hashes))
+
+  def check():
+    for name in sorted(wanted.keys() | hashes.keys()):
+      if wanted.get(name) != hashes.get(name):
+        raise ValueError(
+            f'{name!r} has SHA-256 {_short(hashes.get(name))} in process'
+            f' {processes.number()}, but {_short(wanted.get(name))} in process'
+            ' 0; wanted the same everywhere. Give all hosts the same files.')
+
+  processes.together(check)
+
+
+def _open_workdir(
+    config: run_config.RunConfig, hashes: Mapping[str, str]) -> pathlib.Path:
   root = check_workdir(config)
   root.mkdir(parents=True, exist_ok=True)
   made_of = root / _HASHES
@@ -73,6 +97,10 @@ def check_workdir(config: run_config.RunConfig) -> pathlib.Path:
     ValueError: no workdir given, not writable, holds other files, holds
       another run's finished stages, or holds some and --noresume was given.
   """
+  return processes.once(lambda: _check_workdir(config))
+
+
+def _check_workdir(config: run_config.RunConfig) -> pathlib.Path:
   if not config.workdir:
     raise ValueError('No workdir: give --workdir=DIR, a new or empty folder'
                      ' for the outputs.')

@@ -11,8 +11,8 @@ _FILES = sorted(_ROOT.rglob('*.py'))
 _MOST_LINES = 400
 
 # Import none of ours.
-_NAMES = ('types', 'tree_paths', 'files', 'intervals', 'preemption',
-          'progress')
+_NAMES = ('types', 'tree_paths', 'processes', 'files', 'intervals',
+          'preemption', 'progress')
 _FIRST = (*_NAMES, 'config')
 _TOOLS = (*_FIRST, 'memory', 'sharding', 'checkpoints', 'fisher')
 _DATA = (*_TOOLS, 'quant', 'data')
@@ -22,7 +22,8 @@ _STAGES = (*_DATA, 'models', 'circuits', 'transforms', 'unlearn', 'baselines',
 _MAY_IMPORT = {
     'types': (),
     'tree_paths': (),
-    'files': (),
+    'processes': (),
+    'files': ('processes',),
     'intervals': (),
     'progress': (),
     'preemption': (),
@@ -32,9 +33,10 @@ _MAY_IMPORT = {
     'run_flags': _FIRST,
     'workdir': (*_FIRST, 'run_flags'),
     'clock': _FIRST,
-    'memory': (),
+    'memory': ('processes',),
     'sharding': _FIRST,
-    'checkpoints': _FIRST,
+    'loop_state': (*_FIRST, 'sharding'),
+    'checkpoints': (*_FIRST, 'sharding', 'loop_state'),
     'fisher': (*_FIRST, 'sharding'),
     'quant': _TOOLS,
     'data': (*_TOOLS, 'quant'),
@@ -43,7 +45,7 @@ _MAY_IMPORT = {
     'transforms': (*_FIRST, 'quant'),
     'unlearn': (*_FIRST, 'sharding'),
     'baselines': (*_FIRST, 'unlearn', 'transforms'),
-    'eval': (*_FIRST, 'quant', 'data'),
+    'eval': (*_FIRST, 'sharding', 'quant', 'data'),
     'report': _NAMES,
     'stages': _STAGES,  # The glue between packages.
     'pipeline': _STAGES,
@@ -52,8 +54,8 @@ _MAY_IMPORT = {
     'planning': _STAGES,  # The stages again, on shapes.
     'plan': (*_STAGES, 'planning'),
     # The report's summary is what it prints.
-    'main': ('config', 'run_flags', 'preemption', 'progress', 'pipeline', 'audit',
-             'attribute', 'plan', 'report'),
+    'main': ('config', 'run_flags', 'preemption', 'processes', 'progress',
+             'pipeline', 'audit', 'attribute', 'plan', 'report'),
 }
 _NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'matplotlib', 'pandas')
 _READ_FLAGS = ('run_flags.py', 'main.py')

@@ -81,6 +81,43 @@ class PreemptionTest(parameterized.TestCase):
       _tell()
     self.assertFalse(preemption.asked())
 
+  def test_of_several_processes_all_stop_where_they_ask(self):
+    told, reached = [], []
+
+    def any_of(mine):
+      told.append(mine)
+      return mine or len(told) == 2
+
+    with self.assertRaisesRegex(preemption.Stopped, 'another process'):
+      with preemption.listening(any_of):
+        with preemption.deferred():
+          preemption.check()
+        reached.append('the end of the block')
+        preemption.check()
+        self.fail('went on')
+    self.assertEqual(told, [False, False])
+    with self.assertRaisesRegex(preemption.Stopped, '^SIGTERM$'):
+      with preemption.listening(any_of):
+        _tell()
+        with preemption.deferred():
+          pass
+        reached.append('what comes after the signal')
+        preemption.check()
+    self.assertEqual((told[2:], len(reached)), ([True], 2))
+    preemption.check()  # Asks nobody.
+    self.assertLen(told, 3)
+
+  def test_a_signal_while_they_agree_waits_for_the_next_time(self):
+    def any_of(mine):
+      if not mine:
+        _tell()
+      return mine
+
+    with self.assertRaises(preemption.Stopped):
+      with preemption.listening(any_of):
+        self.assertFalse(preemption.asked())
+        preemption.check()
+
   def test_in_another_thread_nothing_is_done(self):
     done = []
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import progress
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
@@ -167,7 +168,7 @@ def of_real_pairs(
     progress.count(2 * (np.asarray(batch.segments) >= 0).sum())
     real = np.asarray(batch.weight) > 0
     yield jax.tree.map(
-        lambda x, real=real: x[real], jax.device_get(score(batch)))
+        lambda x, real=real: x[real], sharding.fetch(score(batch)))
 
 
 def keep_answered(scores: PairScores) -> tuple[PairScores, np.ndarray]:

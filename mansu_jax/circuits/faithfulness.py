@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.circuits import curve
 from mansu_jax.circuits import eap_ig
@@ -109,8 +110,8 @@ class Faithfulness:
         _SITE[kind]: jnp.asarray(circuit[kind] | self._outside, jnp.float32)
         for kind in self._kinds}
     corrupt = {site: self._corrupt[site] for site in keep}
-    return np.asarray(patched_metric(
-        self.config, self._params, self._batch, corrupt, keep), np.float64)
+    return np.float64(sharding.fetch(patched_metric(
+        self.config, self._params, self._batch, corrupt, keep)))
 
   def __call__(self, circuit: graph.Circuit) -> float:
     """The faithfulness of a circuit.

@@ -131,7 +131,7 @@ class Above:
   def __call__(self, params: types.Params) -> np.ndarray:
     """A model's states after the final norm, at last tokens, [n, D]."""
     if self._below is None:
-      self._below = [jax.device_get(_entering(
+      self._below = [sharding.fetch(_entering(
           self._config, params, batch.rows, self._common))
                      for batch in self._batches] if self._common else (
                          [None] * len(self._batches))
@@ -182,7 +182,7 @@ def _each(
   parts = []
   for batch in progress.over(batches, 'states at prompts'):
     progress.count((np.asarray(batch.rows.segments) >= 0).sum())
-    parts.append([x[:len(batch.members)] for x in jax.device_get(run(batch))])
+    parts.append([x[:len(batch.members)] for x in sharding.fetch(run(batch))])
   back = np.argsort([i for batch in batches for i in batch.members])
   return [np.concatenate(x)[back] for x in zip(*parts)]
 
@@ -241,7 +241,7 @@ def says(
   Returns:
     [m] int.
   """
-  vectors = np.asarray(table[choices], np.float64)  # [m, C, D]
+  vectors = np.float64(sharding.fetch(table[choices]))  # [m, C, D]
   return np.einsum('mD,mCD->mC', final, vectors).argmax(1)
 
 
@@ -259,7 +259,7 @@ def read(
   Returns:
     [L + 1, m, U] float32 logits; the last layer's are the model's own.
   """
-  vectors = np.asarray(table[tokens], np.float64)  # [U, D]
+  vectors = np.float64(sharding.fetch(table[tokens]))  # [U, D]
   inner = [predict(fit.layers[:, layer], fit.final, asked.layers[:, layer])
            for layer in range(fit.layers.shape[1] - 1)]
   return np.stack([(states @ vectors.T).astype(np.float32)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.circuits import graph
@@ -148,7 +149,7 @@ def moved(before: types.Params, after: types.Params) -> dict[str, np.ndarray]:
   for name, (kind, axis) in UNIT_AXIS.items():
     others = tuple(
         i for i in range(1, flat[name].ndim) if i != axis + 1)
-    out[kind] = out.get(kind, 0) + np.asarray(_differing(
+    out[kind] = out.get(kind, 0) + sharding.fetch(_differing(
         flat[name], flat_after[name], others))
   return out
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.circuits import lens
 from mansu_jax.models import config as model_config
@@ -124,16 +125,17 @@ def make(
   """
   x = jnp.asarray(hide.layers[:, -1])
   gaps, grads = _margins(config, params, x, asked)
-  grads = np.asarray(grads, np.float64)
-  wish = -np.asarray(gaps, np.float64)[:, None] * grads / np.sum(
+  gaps, grads = map(np.float64, sharding.fetch((gaps, grads)))
+  wish = -gaps[:, None] * grads / np.sum(
       grads**2, 1, keepdims=True)  # [n, D]
-  inside, outside = (np.asarray(_hidden(config, params, s.last), np.float64)
-                     for s in (hide, keep))
+  inside, outside = (
+      np.float64(sharding.fetch(_hidden(config, params, s.last)))
+      for s in (hide, keep))
   change = _least_squares(inside, wish, outside)  # [F, D]
   moved = jnp.asarray(inside @ change, jnp.float32)
 
   def share(scale):
-    return float(np.mean(np.asarray(
+    return float(np.mean(sharding.fetch(
         answered(config, params, x + scale * moved, asked))[match]))
 
   scale = _largest_above(share, wanted)
@@ -156,13 +158,13 @@ def states(
     control: made of it.
     base: its states.
   """
-  hidden = np.asarray(_hidden(config, params, base.last), np.float64)
+  hidden = np.float64(sharding.fetch(_hidden(config, params, base.last)))
   after = base.layers[:, -1] + (hidden @ control.change).astype(np.float32)
   final = layers_lib.rms_norm(
       jnp.asarray(after), params['final_norm'], config.norm_eps)
   return lens.States(
       np.concatenate([base.layers[:, :-1], after[:, None]], 1), base.last,
-      np.asarray(final))
+      sharding.fetch(final))
 
 
 def _least_squares(inside, wish, outside):

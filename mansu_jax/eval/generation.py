@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.data import tokenization
 from mansu_jax.eval import scoring
@@ -67,7 +68,7 @@ class Generator:
     start, rows = length.copy(), np.arange(len(prompts))
     open_ = np.ones(len(prompts), bool)
     for _ in range(max_new_tokens):
-      new = np.asarray(self._next(params, tokens, length))
+      new = sharding.fetch(self._next(params, tokens, length))
       open_ &= ~np.isin(new, list(stop_ids))
       if not open_.any():
         break

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import progress
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.data import packing
 
@@ -59,7 +60,7 @@ class Kept:
     state = make()
     if state.nbytes <= self._room:
       self._room -= state.nbytes
-      self._states[batch] = np.asarray(state)
+      self._states[batch] = sharding.fetch(state)
     return state
 
 
@@ -145,7 +146,7 @@ class Scorer:
     scored = []
     for hidden, wanted, count in _blocks(rows, size):
       block = self._normalised(params, hidden, wanted)
-      scored.append(np.asarray(block)[:count])
+      scored.append(sharding.fetch(block)[:count])
     visited = [s for batch in batches for s in batch.segments]
     ends = np.cumsum([len(places[s]) for s in visited])
     parts = np.split(np.concatenate(scored), ends[:-1])
@@ -180,7 +181,7 @@ class Scorer:
     """Hidden states [m, D] and targets [m, K] to score, batch by batch."""
     for batch in progress.over(batches, 'scoring'):
       progress.count(sum(len(places[s]) for s in batch.segments))
-      hidden = np.asarray(self._hidden(
+      hidden = sharding.fetch(self._hidden(
           params, batch.tokens, batch.positions, batch.attention_mask,
           keep=functools.partial(kept.get, batch)))
       index = np.concatenate([

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
 
@@ -67,7 +68,7 @@ def compare(
 
 def _change(name: str, before: types.Array, after: types.Array) -> Change:
   layers = before.shape[0] if name.startswith(_STACKED) else 1
-  moved, *products = _row_sums(before, after)
+  moved, *products = sharding.fetch(_row_sums(before, after))
   by_layer = lambda rows, dtype: np.asarray(rows, dtype).reshape(
       layers, -1).sum(1)
   return Change(

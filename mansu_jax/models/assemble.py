@@ -57,6 +57,27 @@ def tensors(
       yield Tensor(names[leaf].format(layer), leaf, layer, shape)
 
 
+def layers(
+    config: config_lib.ModelConfig, names: Mapping[str, str],
+    params: types.Params) -> Iterator[tuple[Tensor, np.ndarray]]:
+  """Yields each tensor of a file with its layer of the params, on the host.
+
+  Of several processes all must go through it: each layer is gathered.
+
+  Args:
+    config: the model.
+    names: as of `tensors`.
+    params: its weights.
+  """
+  flat = tree_paths.flatten(params)
+  for tensor in tensors(config, names):
+    leaf = flat[tensor.leaf]
+    if sharding.is_here(leaf):
+      leaf = sharding.fetch(leaf)  # No program to cut it.
+    yield tensor, sharding.fetch(
+        leaf if tensor.layer is None else leaf[tensor.layer])
+
+
 def check(
     got: Mapping[str, tuple[int, ...]],
     config: config_lib.ModelConfig,

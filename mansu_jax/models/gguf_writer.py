@@ -70,10 +70,8 @@ def _write(
   writer = gguf.GGUFWriter(path, 'llama')
   _add_config(writer, config)
   words = _add_tokenizer(writer, config, tokenizer)
-  flat = {name: np.asarray(leaf)
-          for name, leaf in tree_paths.flatten(params).items()}
-  for tensor in assemble.tensors(config, gguf_io.NAMES):
-    writer.add_tensor(tensor.name, _rows(config, flat[tensor.leaf], tensor))
+  for tensor, layer in assemble.layers(config, gguf_io.NAMES, params):
+    writer.add_tensor(tensor.name, _rows(config, layer, tensor))
   if _has_kind(config, 'llama3'):
     writer.add_tensor(gguf_io.ROTARY_DIVISORS, (
         1 / layers.llama3_shrinkage(config)).astype(np.float32))
@@ -110,10 +108,9 @@ def _add_config(
 
 
 def _rows(
-    config: config_lib.ModelConfig, leaf: np.ndarray, tensor: assemble.Tensor
-) -> np.ndarray:
+    config: config_lib.ModelConfig, layer: np.ndarray,
+    tensor: assemble.Tensor) -> np.ndarray:
   """One tensor as the file holds it."""
-  layer = leaf if tensor.layer is None else leaf[tensor.layer]
   rows = assemble.to_torch(layer.astype(np.float32), tensor)
   heads = {'layers/attn/q': config.num_heads,
            'layers/attn/k': config.num_kv_heads}.get(tensor.leaf)

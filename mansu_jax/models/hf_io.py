@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from mansu_jax import processes
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.models import assemble
@@ -260,7 +261,8 @@ def write(
   """Writes a directory that `AutoModelForCausalLM.from_pretrained` loads.
 
   It is written beside `path` and renamed, so that `path` is never half a
-  model. A model directory that is already there is replaced.
+  model. A model directory that is already there is replaced. Of several
+  processes the first writes; all must ask.
 
   Args:
     path: the directory.
@@ -274,20 +276,26 @@ def write(
     OSError: the disk is full, or the folder cannot be written.
   """
   path = pathlib.Path(path)
-  check_export(path, export_dtype)
+  processes.once(lambda: check_export(path, export_dtype))
   tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
+  weights = _torch_tensors(config, params, EXPORT_DTYPES[export_dtype])
+  fields = llama.to_hf(config, export_dtype)
+  processes.once(lambda: _write(path, weights, fields, tokenizer))
+
+
+def _write(
+    path: pathlib.Path, weights: dict[str, np.ndarray],
+    fields: dict[str, Any], tokenizer: Any | None) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(
       prefix=f'.{path.name}.', dir=path.parent) as scratch:
     new = pathlib.Path(scratch) / 'new'
     new.mkdir()
-    weights = _torch_tensors(config, params, EXPORT_DTYPES[export_dtype])
     try:
       safetensors_numpy.save_file(
           weights, new / _WEIGHTS, metadata={'format': 'pt'})
     except safetensors.SafetensorError as error:
       raise OSError(f'{path / _WEIGHTS} cannot be written ({error})') from error
-    fields = llama.to_hf(config, export_dtype)
     (new / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
     if tokenizer is not None:
       _write_tokenizer(new, tokenizer)
@@ -316,11 +324,9 @@ def _share(path: pathlib.Path) -> None:
 def _torch_tensors(
     config: config_lib.ModelConfig, params: types.Params, dtype: Any
 ) -> dict[str, np.ndarray]:
-  flat = {name: np.asarray(leaf)
-          for name, leaf in tree_paths.flatten(params).items()}
+  """Of the first process; another fetches with it, and keeps nothing."""
   out = {}
-  for tensor in assemble.tensors(config, llama.NAMES):
-    leaf = flat[tensor.leaf]
-    layer = leaf if tensor.layer is None else leaf[tensor.layer]
-    out[tensor.name] = assemble.to_torch(layer.astype(dtype), tensor)
+  for tensor, layer in assemble.layers(config, llama.NAMES, params):
+    if processes.is_first():
+      out[tensor.name] = assemble.to_torch(layer.astype(dtype), tensor)
   return out

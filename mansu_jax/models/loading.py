@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mansu_jax import processes
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import gguf_io
@@ -110,9 +111,12 @@ def load(
       understood, or a pickle. Raised before any weight is read. Or a weight
       that is not finite, or beyond the range of `dtype`.
   """
-  found = find(name_or_path)
-  check(found.config, found.tokenizer)
-  return found.load(dtype)
+  def find_and_check():
+    found = find(name_or_path)
+    check(found.config, found.tokenizer)
+    return found
+
+  return processes.together(find_and_check).load(dtype)
 
 
 def find(name_or_path: str) -> Checkpoint:

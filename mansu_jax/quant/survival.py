@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax.quant import affine
 from mansu_jax.quant import blocking
 from mansu_jax.quant import layout as layout_lib
@@ -155,7 +156,7 @@ def survival(
 
 def _tally(before, after, scheme, layout, codes) -> _Tally:
   if layout is None:
-    moved = int(np.sum(np.asarray(before) != np.asarray(after)))
+    moved = int(jnp.sum(jnp.asarray(before) != jnp.asarray(after)))
     return _Tally(
         before.size, np.array([moved, 0, 0]), np.zeros(3),
         _count_ratios(np.zeros(0, np.float32)))
@@ -167,7 +168,7 @@ def _tally(before, after, scheme, layout, codes) -> _Tally:
     one = _compare(
         _matrix(before, layout, index), _matrix(after, layout, index),
         jax.tree.map(take, codes), scheme, layout.unbatched())
-    moved, ratio, count, product = jax.device_get(one)
+    moved, ratio, count, product = sharding.fetch(one)
     counts.append(count.sum(1, dtype=np.int64))
     products.append(product.sum(1, dtype=np.float64))
     ratios.append(_count_ratios(ratio[moved]))

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 from mansu_jax import files
+from mansu_jax import processes
 from mansu_jax.report import attribution
 from mansu_jax.report import audit
 from mansu_jax.report import circuit
@@ -28,13 +29,18 @@ def write(record: dict[str, Any], root: pathlib.Path) -> None:
   """Writes a run's record and its report.
 
   A figure that is not finite becomes null in `record.json`, which is strict
-  JSON, and its place is listed under `not_finite`.
+  JSON, and its place is listed under `not_finite`. Of several processes the
+  first writes, its own record; all must ask.
 
   Args:
     record: as `stages.results.make_record` makes it.
     root: an existing folder.
   """
   record = as_json(record)
+  processes.once(lambda: _write(record, root))
+
+
+def _write(record: dict[str, Any], root: pathlib.Path) -> None:
   files.write_json(root / 'record.json', record)
   report = make_report(record)
   (root / 'plots').mkdir(exist_ok=True)

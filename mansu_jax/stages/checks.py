@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 
 from mansu_jax import config as run_config
+from mansu_jax import processes
 from mansu_jax import tree_paths
 from mansu_jax import workdir
 from mansu_jax.circuits import edge_select
@@ -38,9 +39,12 @@ def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
     ValueError: as `unused`, `quantizers.check`, `inputs.read` and
       `workdir.check_workdir`, in this order.
   """
-  unused(config)
-  quantizers.check(config)
-  inputs = inputs_lib.read(config)
+  def read_inputs():
+    unused(config)
+    quantizers.check(config)
+    return inputs_lib.read(config)
+
+  inputs = processes.together(read_inputs)
   if config.mode != 'plan':  # Which writes nothing.
     workdir.check_workdir(config)
   return inputs

@@ -12,6 +12,7 @@ import numpy as np
 
 from mansu_jax import checkpoints
 from mansu_jax import config as run_config
+from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.eval import accuracy
@@ -134,10 +135,10 @@ def layers_in_common(first: types.Params, second: types.Params) -> int:
   both up to that layer.
   """
   same = jax.jit(lambda a, b: jnp.all(a == b, axis=tuple(range(1, a.ndim))))
-  if not np.all(same(first['embed'], second['embed'])):
+  if not np.all(sharding.fetch(same(first['embed'], second['embed']))):
     return 0
-  rows = np.all([np.asarray(x) for x in jax.tree.leaves(jax.tree.map(
-      same, first['layers'], second['layers']))], axis=0)  # [L]
+  rows = np.all(jax.tree.leaves(sharding.fetch(jax.tree.map(
+      same, first['layers'], second['layers']))), axis=0)  # [L]
   return int(np.argmin(rows)) if not rows.all() else rows.size
 
 

@@ -14,6 +14,7 @@ import json
 from typing import Any
 
 from mansu_jax import config as run_config
+from mansu_jax import processes
 from mansu_jax import types
 from mansu_jax.data import tokenization
 from mansu_jax.eval import weight_change
@@ -58,10 +59,14 @@ def load(config: run_config.RunConfig, inputs: inputs_lib.Inputs) -> Pair:
     ValueError: as `loading.load` and `checks.fit_audit`; configs or tokenizers
       that differ, weights that are all equal, or unrelated.
   """
-  found = [loading.find(name) for name in (config.base, config.model)]
-  differing = _check_configs(*found)
-  tokenizer, told = _one_tokenizer(config, inputs, *found)
-  checks.fit_audit(config, inputs, found[0].config, tokenizer)
+  def find():
+    found = [loading.find(name) for name in (config.base, config.model)]
+    differing = _check_configs(*found)
+    tokenizer, told = _one_tokenizer(config, inputs, *found)
+    checks.fit_audit(config, inputs, found[0].config, tokenizer)
+    return found, differing, tokenizer, told
+
+  found, differing, tokenizer, told = processes.together(find)
   dtype = _measured_as(config, found[1])
   base, unlearned = (f.load(hf_io.EXPORT_DTYPES[dtype]) for f in found)
   changes = weight_change.compare(base.params, unlearned.params)

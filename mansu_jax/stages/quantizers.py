@@ -7,11 +7,11 @@ import functools
 from typing import Any
 
 from absl import logging
-import jax
 import numpy as np
 
 from mansu_jax import config as run_config
 from mansu_jax import quant
+from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.models import calibration
@@ -172,7 +172,7 @@ class Quantizers:
     for kept_scheme, kept_params, codes in self._kept:
       if kept_scheme == scheme and kept_params is params:
         return codes
-    codes = jax.device_get(calibration.quantize(
+    codes = sharding.fetch(calibration.quantize(
         self._model.config, params, *self._windows, scheme,
         keep_codes=True).codes)
     self._kept.append((scheme, params, codes))

@@ -74,7 +74,7 @@ def environment() -> dict[str, Any]:
   return {
       'mansu_jax': mansu_jax.__version__, 'jax': jax.__version__,
       'python': platform.python_version(), 'platform': platform.platform(),
-      'backend': jax.default_backend(),
+      'backend': jax.default_backend(), 'processes': jax.process_count(),
       'devices': [d.device_kind for d in devices]}
 
 

@@ -61,7 +61,7 @@ def ask_base(model: Any) -> Base:
       decoder.unembed(params, states)))
   return Base(
       hidden=functools.partial(base_states, model.config, model.params),
-      say=lambda states: np.asarray(softmax(model.params, states)))
+      say=lambda states: sharding.fetch(softmax(model.params, states)))
 
 
 def make_batches(

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mansu_jax.quant import leaves
@@ -172,8 +171,8 @@ def _check_basis(name, basis, param):
         f' {param_shape[-2] if len(param_shape) > 1 else "d_in"}. A full-rank'
         ' basis leaves nothing to edit; give fewer directions.')
   if leaves.is_concrete(basis):
-    gram = np.asarray(jnp.asarray(basis).mT @ jnp.asarray(basis))
-    error = float(np.max(np.abs(gram - np.eye(basis_shape[-1])), initial=0))
+    gram = jnp.asarray(basis).mT @ jnp.asarray(basis)
+    error = float(jnp.max(jnp.abs(gram - jnp.eye(basis_shape[-1])), initial=0))
     if not error < 1e-3:
       raise ValueError(
           f'Null-space basis for {name!r} is not orthonormal: its Gram matrix'

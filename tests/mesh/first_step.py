@@ -1,8 +1,12 @@
-"""Run in its own process: scores and gradients on meshes of several shapes."""
+"""Run in its own process: scores and gradients on meshes of several shapes.
+
+Where the environment says that it is one of several processes, on the meshes
+of all their devices, which are compared with what it computes by itself.
+"""
 
 import os
 
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 # pylint: disable=wrong-import-position
@@ -15,6 +19,7 @@ import numpy as np
 
 from mansu_jax import config as run_config
 from mansu_jax import fisher
+from mansu_jax import processes
 from mansu_jax import sharding
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edges
@@ -24,7 +29,7 @@ from mansu_jax.models import layout
 from mansu_jax.stages import edits
 from tests.circuits import small
 
-MESHES = ((1, 1, 1), (1, 2, 1), (2, 2, 1), (1, 2, 2), (1, 8, 1), (2, 2, 2))
+MESHES = ((1, 2, 1), (2, 2, 1), (1, 2, 2), (1, 8, 1), (2, 2, 2))
 _TOKENS = np.random.default_rng(1).integers(0, 29, (16, 12))
 
 
@@ -59,21 +64,22 @@ def _measure(config, params):
   out['edges'] = edges.pair_scores(
       config, model.params, batches[0], points=edges.eap_ig_points(3)).edges[:12]
   gradients, flops, theta = _gradients(model)
-  return jax.device_get(out | gradients), flops, theta
+  return sharding.fetch(out | gradients), flops, theta
 
 
 def main():
+  if 'JAX_PROCESS_ID' in os.environ:
+    processes.join(60)
   config = small.config(d_model=32, d_ff=64, d_head=8)
   params = jax.tree.map(np.asarray, decoder.init(config, jax.random.key(0)))
-  alone = flops_alone = None
+  alone, flops_alone, _ = _measure(config, params)
   for sizes in MESHES:
+    if jax.process_count() > 1 and math.prod(sizes) != jax.device_count():
+      continue  # Not of all processes.
+    devices = jax.devices()[:math.prod(sizes)]
     options = run_config.MeshConfig(**dict(zip(sharding.AXES, sizes)))
-    with jax.set_mesh(sharding.make_mesh(
-        options, jax.devices()[:math.prod(sizes)])):
+    with jax.set_mesh(sharding.make_mesh(options, devices)):
       got, flops, theta = _measure(config, params)
-    if alone is None:
-      alone, flops_alone = got, flops
-      continue
     for (path, a), b in zip(
         jax.tree.leaves_with_path(alone), jax.tree.leaves(got)):
       largest = np.abs(a).max()

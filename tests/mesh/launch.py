@@ -1,0 +1,57 @@
+"""Runs a module as several processes on this machine, joined by JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+
+_MOST_SECONDS = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """Processes that run, of which each writes to one pipe."""
+
+  processes: Sequence[subprocess.Popen]
+
+  def wait_for(self, text: str) -> str:
+    """What the first says up to a line that holds the text, or its end."""
+    said = []
+    for line in self.processes[0].stdout:
+      said.append(line)
+      if text in line:
+        break
+    return ''.join(said)
+
+  def end(self) -> list[tuple[int, str]]:
+    """(exit status, what it said since) of each, at its end."""
+    deadline = time.monotonic() + _MOST_SECONDS
+    try:
+      said = [p.communicate(timeout=deadline - time.monotonic())[0]
+              for p in self.processes]
+    finally:
+      for process in self.processes:
+        process.kill()
+    return [(p.returncode, s) for p, s in zip(self.processes, said)]
+
+
+def start(
+    module: str, *args: str, processes: int = 2, devices: int = 1,
+    environment: Mapping[str, str] | None = None) -> Job:
+  """Starts the processes; the arguments go to each."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  common = {
+      **os.environ, **(environment or {}), 'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+      'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(processes)}
+  return Job([subprocess.Popen(
+      [sys.executable, '-m', module, *map(str, args)], text=True,
+      env={**common, 'JAX_PROCESS_ID': str(i)}, stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT) for i in range(processes)])

@@ -1,0 +1,103 @@
+"""A run of two processes is that of one with as many devices."""
+
+import json
+import pathlib
+import signal
+import tempfile
+
+from absl.testing import absltest
+import pytest
+
+from mansu_jax import sharding
+from tests import runs
+from tests import tiny_job
+from tests.mesh import launch
+from tests.mesh import test_mesh
+
+
+class TwoTest(absltest.TestCase):
+
+  def _check(self, module, says, devices=1):
+    for status, said in launch.start(module, devices=devices).end():
+      self.assertEqual(status, 0, said[-3000:])
+      self.assertIn(says, said)
+    return said
+
+  def test_what_one_tells_the_others(self):
+    self._check('tests.mesh.told', 'all told', devices=2)
+
+  @pytest.mark.slow
+  def test_scores_and_gradients_are_the_same(self):
+    said = self._check('tests.mesh.first_step', 'equal', devices=2)
+    self.assertEqual(said.count('equal'), 2)  # Meshes of four devices.
+    self.assertNotIn('slices whole', said)
+
+
+@pytest.mark.slow
+class JobTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    made = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(made.cleanup)
+    cls.root = pathlib.Path(made.name)
+    cls.flags = [*tiny_job.make(cls.root / 'job'), '--unlearn_steps=20',
+                 '--unlearn_save_every=4']
+    test_mesh.run_meshes(cls.root, '1,2,1', '1,2,2')
+    cls.base = runs.tensors(cls.root / 'job' / 'model')
+
+  def start(self, name, devices=1, mesh=(1, 2, 1)):
+    """Two processes that unlearn into a folder."""
+    return launch.start(
+        'mansu_jax.main', *self.flags, '--mesh_distributed',
+        f'--workdir={self.root / name}', *(
+            f'--mesh_{axis}={size}' for axis, size in zip(
+                sharding.AXES, mesh)), devices=devices, environment={
+                    'JAX_COMPILATION_CACHE_DIR': str(self.root / 'compiled')})
+
+  def check_end(self, job):
+    """Both end, and the first alone says how."""
+    (status, said), (other, whispered) = job.end()
+    self.assertEqual((status, other), (0, 0), said + whispered)
+    self.assertIn('report.html', said)
+    self.assertNotIn('report.html', whispered)
+    return said
+
+  def check_same(self, name, other):
+    """To the bit as a run of one process on as many devices."""
+    got = json.loads((self.root / name / 'record.json').read_text())
+    self.assertEqual(got['environment']['processes'], 2)
+    test_mesh.check_same(
+        self, self.root, got, name, other, self.base, most=0)
+    self.assertEmpty([p for p in (self.root / name).rglob('.*')])
+
+  def test_on_one_device_each(self):
+    self.check_end(self.start('one each'))
+    self.check_same('one each', '1,2,1')
+
+  def test_on_two_devices_each(self):
+    self.check_end(self.start('two each', 2, (1, 2, 2)))
+    self.check_same('two each', '1,2,2')
+
+  def test_stopped_and_killed_it_goes_on(self):
+    name = 'stopped'
+    job = self.start(name)
+    job.wait_for('unlearn ...')
+    job.processes[1].send_signal(signal.SIGTERM)  # Not the one with the files.
+    for (status, said), by in zip(job.end(), ('another process', 'SIGTERM')):
+      self.assertEqual(status, 75, said)
+      self.assertRegex(said, f'stopped by .*{by}.* the same command goes on')
+    job = self.start(name)
+    job.wait_for('step 10/')
+    for process in job.processes:
+      process.kill()
+    for status, said in job.end():
+      self.assertEqual(status, -signal.SIGKILL, said)
+    said = self.check_end(self.start(name))
+    self.assertRegex(said, r'going on after step \d')
+    self.check_same(name, '1,2,1')
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,55 @@
+"""A process by itself; several are in tests/mesh."""
+
+import os
+import subprocess
+import sys
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from mansu_jax import processes
+
+
+class AloneTest(parameterized.TestCase):
+
+  def test_a_process_by_itself_tells_nobody(self):
+    value = object()  # Is not copied.
+    self.assertIs(processes.once(lambda: value), value)
+    self.assertIs(processes.together(lambda: value), value)
+    self.assertTrue(processes.is_first())
+    self.assertEqual([processes.any_true(x) for x in (True, False)],
+                     [True, False])
+    processes.leave(ValueError(), 2)  # Stays.
+
+  @parameterized.parameters(
+      ({}, 'the environment has none of them; wanted JAX_COORDINATOR_ADDRESS'),
+      ({'JAX_COORDINATOR_ADDRESS': 'localhost:1'},
+       'has JAX_COORDINATOR_ADDRESS=localhost:1; wanted'),
+      ({'JAX_NUM_PROCESSES': 'two'}, "JAX_NUM_PROCESSES='two' .* no number"))
+  def test_who_is_told_nothing_says_so(self, given, message):
+    status, said = self._join(given)
+    self.assertEqual(status, 2, said)
+    self.assertRegex(said, message)
+    self.assertLen([x for x in said.splitlines() if 'mansu_jax' in x], 1)
+
+  def test_who_finds_nobody_says_for_whom_it_waited(self):
+    status, said = self._join({
+        'JAX_COORDINATOR_ADDRESS': 'localhost:1', 'JAX_NUM_PROCESSES': '2',
+        'JAX_PROCESS_ID': '1'})
+    self.assertNotEqual(status, 0)
+    self.assertIn('waits for them up to --mesh_join_seconds=3', said)
+
+  def _join(self, given):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(
+        ('JAX_COORDINATOR', 'JAX_NUM', 'JAX_PROCESS'))}
+    code = ('import sys; from mansu_jax import main; sys.argv ='
+            ' ["mansu_jax", "--mesh_distributed", "--mesh_join_seconds=3"];'
+            ' main.run()')
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=clean | given, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    return done.returncode, done.stdout
+
+
+if __name__ == '__main__':
+  absltest.main()
