@@ -64,7 +64,7 @@ class RunConfig:
   export_dtype: str = _field(
       'float32', 'Storage type of the exported model; decides the codes. All'
       ' weights but those that are trained are held in it: bfloat16 halves the'
-      ' memory, and a quantized view is rounded to it, as bitsandbytes does. The'
+      ' memory, and a quantized view is rounded to it, as by bitsandbytes. The'
       ' base is attributed, and it and the unlearned model are measured, as'
       ' stored in it. To audit:'
       ' float32 stands for the type that the file of --model has.',

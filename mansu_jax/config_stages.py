@@ -261,7 +261,8 @@ class PlanConfig:
       ' shape, such as v5p:2x2x4; or `this`, the devices that are there.')
   memory_gib: float = _field(
       0.0, 'Memory of a device in GiB, if not that of the topology; to plan for'
-      ' 80 GB, say (74.5).')
+      ' 80 GB, say (74.5: of a GPU JAX takes three quarters, unless'
+      ' XLA_PYTHON_CLIENT_MEM_FRACTION says more).')
 
   def __post_init__(self):
     _check_least(self, 'plan', 0, 'memory_gib')

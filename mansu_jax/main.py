@@ -9,7 +9,7 @@
 Flags are of stages, `--<stage>_<field>`; later ones override a flagfile's, but
 --data_* add to them (experiments/recipe.flags is the method without data). Exit
 status: 0 done, 2 bad input, 3 the verdict is not `passed` (--fail_on_verdict),
-75 told to stop (SIGTERM, ctrl-C); the same command then goes on.
+4 a plan does not fit, 75 told to stop (SIGTERM, ctrl-C); the same command then goes on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from mansu_jax import run_flags
 
 VERDICT_FAILED = 3  # Exit status with --fail_on_verdict.
 USER_ERROR = 2
+DOES_NOT_FIT = 4  # Exit status of such a plan.
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -70,6 +71,8 @@ def main(
       processes.join(run_flags.to_config(flag_values).mesh.join_seconds)
       name = _name(processes.number())
       any_of, leave = processes.any_true, processes.leave
+    if flag_values.mode == 'plan':  # Nothing to save; it compiles for long.
+      return _main(argv, flag_values)
     with preemption.listening(any_of):
       return _main(argv, flag_values)
   except preemption.Stopped as stopped:
@@ -121,8 +124,9 @@ def _main(argv: list[str], flag_values: flags.FlagValues) -> int:
   config = run_flags.to_config(flag_values)
   if config.mode == 'plan':
     from mansu_jax import plan
-    print('\n'.join(plan.lines(plan.run(config))))
-    return 0
+    found = plan.run(config)
+    print('\n'.join(plan.lines(found)))
+    return 0 if found.fits else DOES_NOT_FIT
   from mansu_jax import attribute  # Slow to import: after the flags' checks.
   from mansu_jax import audit
   from mansu_jax import pipeline

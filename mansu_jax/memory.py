@@ -19,14 +19,15 @@ import jax
 from mansu_jax import processes
 
 SHARE = 0.1  # Of a device's memory, for what is cut into batches.
-_planned: contextvars.ContextVar[float | None] = contextvars.ContextVar(
-    'planned', default=None)
+# Bytes and platform of the devices of a plan.
+_planned: contextvars.ContextVar[tuple[float, str] | None] = (
+    contextvars.ContextVar('planned', default=None))
 
 
 def device_bytes() -> float:
   """Bytes of a device; of a CPU its share of the machine's."""
-  if (planned := _planned.get()) is not None:
-    return planned
+  if (plan := _planned.get()) is not None:
+    return plan[0]
   return _first_bytes() if jax.process_count() > 1 else _own_bytes()
 
 
@@ -45,10 +46,23 @@ def _own_bytes() -> float:
   return total / len(devices)
 
 
+def platform() -> str:
+  """Of the devices that programs are for: `cpu`, `gpu`, `tpu`."""
+  plan = _planned.get()
+  return jax.default_backend() if plan is None else plan[1]
+
+
 @contextlib.contextmanager
-def planned(size: float) -> Iterator[None]:
-  """Within it devices have `size` bytes, as those of a plan."""
-  token = _planned.set(size)
+def planned(size: float, of: str = 'cpu') -> Iterator[None]:
+  """Within it devices are those of a plan.
+
+  What was traced before does not know: see `jax.clear_caches`.
+
+  Args:
+    size: bytes of a device.
+    of: its platform.
+  """
+  token = _planned.set((size, of))
   try:
     yield
   finally:

@@ -57,7 +57,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
 
 
 def _run(
-    config: run_config.RunConfig, clock: workdir.Clock, inputs: Any,
+    config: run_config.RunConfig, clock: clock_lib.Clock, inputs: Any,
     model: Any, evaluator: evaluation.Evaluator,
     quantize: quantizers.Quantizers, root: pathlib.Path,
     saved: checkpoints.Stages) -> dict[str, Any]:

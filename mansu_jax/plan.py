@@ -1,9 +1,10 @@
 """What a run would take, before it is paid for: `--mode=plan`.
 
-Every program of the run is compiled ahead of time for the devices that are
-asked for, which need not be there, from the model's config alone. Memory is the
-compiler's own account; operations are counted from the programs; seconds are
-an estimate (see `planning.recorder`).
+The heavy programs of every stage are compiled ahead of time for the devices
+that are asked for, which need not be there, from the model's config alone.
+Memory is the compiler's own account; operations are counted from the programs;
+seconds are an estimate (see `planning.recorder`). Not planned are samples, the
+statistics of what moved, and what calibrated quantizers do to calibrate.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from mansu_jax import config as run_config
 from mansu_jax import memory
+from mansu_jax import quant
 from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax.circuits import param_mask
@@ -98,7 +100,17 @@ def run(config: run_config.RunConfig) -> Plan:
       jax.ShapeDtypeStruct(x.shape, dtype), layout.AXES[leaf]),
                                 decoder.abstract(shapes))
   model = loading.LoadedModel(shapes, params, tokenizer, {})
-  with jax.set_mesh(mesh), memory.planned(chip.memory):
+  hosts = len({device.process_index for device in devices})
+  if hosts > 1:
+    notes.append(f'these devices are of {hosts} hosts: one process on each'
+                 ' (--mesh_distributed)')
+  calibrated = [name for name in config.quant_schemes
+                if name in quant.CALIBRATED]
+  if calibrated:
+    notes.append('what it takes to calibrate is not counted: '
+                 + ', '.join(calibrated))
+  jax.clear_caches()  # What is traced follows the devices' memory and kind.
+  with jax.set_mesh(mesh), memory.planned(chip.memory, devices[0].platform):
     stages.plan(stages.Job(
         config=config, inputs=inputs, model=model, circuit=circuit,
         index=recorder.whole(index), frame=recorder.whole(frame),
@@ -117,6 +129,10 @@ def _check(config: run_config.RunConfig) -> None:
     raise ValueError(
         f'--mode=plan is of --method=mansu, not of {config.method}, which'
         ' trains every weight; wanted mansu.')
+  for name in ('profile', 'fail_on_verdict'):
+    if getattr(config, name):
+      raise ValueError(f'--{name} changes nothing in --mode=plan, which runs'
+                       ' nothing; leave it out.')
   if config.workdir:
     raise ValueError(
         f'--workdir={config.workdir} is not used in --mode=plan, which writes'
@@ -152,8 +168,10 @@ def lines(plan: Plan) -> list[str]:
           if not plan.fits_stage(stage)]
   seconds = sum(stage.seconds for stage in plan.stages)
   out.append(
-      f'about {seconds:.0f} s in all, at {recorder_lib.EFFICIENCY:.0%} of what'
-      f' the devices could; to compile took {plan.compile_seconds:.0f} s here')
+      f'about {seconds:.0f} s of matrix products, at'
+      f' {recorder_lib.EFFICIENCY:.0%} of what the devices could: without'
+      ' loading, compiling, export and what the host does. To compile took'
+      f' {plan.compile_seconds:.0f} s here.')
   largest = plan.largest
   out.append(
       f'{"fits" if plan.fits else "does not fit"}: the largest stage is'

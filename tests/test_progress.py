@@ -27,7 +27,8 @@ class ProgressTest(absltest.TestCase):
 
   def test_none_in_a_log(self):
     with mock.patch.object(sys, 'stderr', io.StringIO()) as log:
-      self.assertEqual(list(progress.over(iter('ab'), 'x', total=2)), ['a', 'b'])
+      found = list(progress.over(iter('ab'), 'x', total=2))
+      self.assertEqual(found, ['a', 'b'])
       self.assertEqual(log.getvalue(), '')
 
   def test_a_loop_that_goes_on(self):

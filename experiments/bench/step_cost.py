@@ -114,7 +114,8 @@ def main(argv: list[str]) -> None:
   config = run_flags.from_flagfile(_JOB.value, *_OVERRIDES.value)
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
     found = measure(config)
-  found |= {'job': _JOB.value, 'overrides': _OVERRIDES.value, 'cores': len(os.sched_getaffinity(0)),
+  found |= {'job': _JOB.value, 'overrides': _OVERRIDES.value,
+            'cores': len(os.sched_getaffinity(0)),
             'device': jax.devices()[0].device_kind, 'jax': jax.__version__}
   print(json.dumps(found, indent=1))
   if _OUT.value:

@@ -82,7 +82,8 @@ class Decoder(nn.Module):
     x = sharding.split_rows(embeddings.astype(self.dtype))
     rotary = layers.rotary_tables(cfg, _positions(positions, x.shape[1]))
     mask = _mask(attention_mask, x.shape[1])
-    x, _ = self._stack(x.shape[0] * x.shape[1])(cfg, self.sites, name='layers')(x, rotary, mask)
+    stack = self._stack(x.shape[0] * x.shape[1])
+    x, _ = stack(cfg, self.sites, name='layers')(x, rotary, mask)
     return layers.rms_norm(x, scale, cfg.norm_eps)
 
   def _stack(self, tokens: int) -> Any:

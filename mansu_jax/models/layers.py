@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import memory
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import sites as sites_lib
@@ -217,7 +218,7 @@ def project_down(
   torch falls from 2.3e-4 to 0.9e-4 (mean 1.2e-4 to 0.6e-4), for 2 % of the
   forward time. Other devices accumulate in hardware blocks.
   """
-  if jax.default_backend() != 'cpu':
+  if memory.platform() != 'cpu':
     return _einsum('BTF,FD->BTD', a, weight)
   parts = zip(jnp.array_split(a, 8, axis=-1), jnp.array_split(weight, 8))
   return sum(_einsum('BTF,FD->BTD', x, w) for x, w in parts)

@@ -165,9 +165,11 @@ class Recorder:
       if not str(error).startswith('RESOURCE_EXHAUSTED'):
         raise
       found = _OUT_OF_MEMORY.search(str(error))
-      # With its arguments: no less is known.
-      own = float(found[1]) * _UNITS[found[2].upper()] if found else 0
-      refused = found[0] if found else str(error).splitlines()[1][:200]
+      own = float(found[1]) * _UNITS[found[2].upper()] if found else 0.0
+      own = max(0.0, own - self.size([  # Arguments are among what it used.
+          x for x in jax.tree.leaves((args, static))
+          if isinstance(x, jax.ShapeDtypeStruct)]))
+      refused = found[0] if found else ' '.join(str(error).split())[:200]
       logging.warning('%s does not compile: %s', name, refused)
       out = self.whole(out)
     else:

@@ -93,11 +93,12 @@ def plan(job: Job) -> None:
   batches, theta, grids, views = _references(job)
   fisher = _fisher(job, batches, theta, grids, views)
   _unlearn(job, batches, theta, grids, views, fisher)
-  with job.recorder.stage('export', base=params, slices=theta):
-    unlearned = job.recorder.call(
+  with job.recorder.stage(
+      'export', base=params, slices=theta, **_quantized_views(job, views)):
+    job.recorder.call(
         'scatter', jax.jit(param_mask.scatter), params, job.index, theta)
-  _evaluate(job, unlearned)
-  _erasure(job, unlearned)
+  _evaluate(job)
+  _erasure(job)
 
 
 def _scores(job: Job, pairs: Any, runs: int = 1) -> None:
@@ -164,7 +165,8 @@ def _references(job: Job) -> tuple[Any, ...]:
       hidden=hidden, say=lambda states: np.full(
           (len(states), shapes.vocab_size), 1 / shapes.vocab_size,
           np.float32)))
-  with record.stage('references', '', base=model.params):
+  view = {'view': _matrices(job)} if config.unlearn.quantizer_in_loop else {}
+  with record.stage('references', '', base=model.params, **view):
     by_shape: dict[Any, int] = {}
     for tokens in rows:
       by_shape[tokens.shape] = by_shape.get(tokens.shape, 0) + 1
@@ -179,6 +181,12 @@ def _references(job: Job) -> tuple[Any, ...]:
     if config.unlearn.quantizer_in_loop:
       views |= {name: _quantized(job, name) for name in names}
   return batches, theta, grids, views
+
+
+def _matrices(job: Job) -> types.Params:
+  """What one more model holds: all else it shares with the base."""
+  flat = tree_paths.flatten(job.model.params)
+  return {leaf: flat[leaf] for leaf in model_layout.MATRICES}
 
 
 def _gather_float32(params, index):
@@ -243,10 +251,10 @@ def _edit(job: Job, theta, grids, views) -> edits.Edit:
       merge=lambda slices: slices)
 
 
-def _quantized_views(views: dict[str, Any]) -> dict[str, Any]:
+def _quantized_views(job: Job, views: dict[str, Any]) -> dict[str, Any]:
   """Those that are kept: with several, each is made anew at its steps."""
-  made = {f'view under {k}': v for k, v in views.items() if k != 'fp'}
-  return dict([*made.items()][:1])
+  made = [f'view under {name}' for name in views if name != 'fp']
+  return dict.fromkeys(made[:1], _matrices(job))
 
 
 def _fisher(job: Job, batches, theta, grids, views) -> types.PyTree | None:
@@ -261,7 +269,7 @@ def _fisher(job: Job, batches, theta, grids, views) -> types.PyTree | None:
       lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), spans)
   with record.stage(
       'fisher', '--fisher_chunk, --circuit_budget', base=job.frozen,
-      slices=theta, grids=grids, **_quantized_views(views)):
+      slices=theta, grids=grids, **_quantized_views(job, views)):
     return record.call(
         'fisher.sum_of_squares', fisher_lib.sum_of_squares,
         training.log_prob_of(edit), theta, job.frozen, examples,
@@ -283,8 +291,8 @@ def _unlearn(job: Job, batches, theta, grids, views, fisher) -> None:
   with record.stage(
       'unlearn', '--circuit_budget, --unlearn_forget_batch,'
       ' --unlearn_retain_batch, --unlearn_text_batch', base=job.frozen,
-      slices_before=theta, slices_and_optimizer=carry, fisher=fisher,
-      **_quantized_views(views)):
+      slices_before=theta, grids=grids, slices_and_optimizer=carry,
+      fisher=fisher, **_quantized_views(job, views)):
     for name in views:
       seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
           x.shape, x.dtype, sharding=x.sharding), theta)
@@ -295,13 +303,13 @@ def _unlearn(job: Job, batches, theta, grids, views, fisher) -> None:
           calls=round(steps * share / len(problem.views)))
 
 
-def _evaluate(job: Job, unlearned: types.Params) -> None:
+def _evaluate(job: Job) -> None:
   """Both models at every precision, on all questions and texts."""
   config, record, model = job.config, job.recorder, job.model
   evaluator = evaluation.Evaluator(config, job.inputs, model)
   with record.stage(
       'evaluate', '--eval_batch_tokens', base=model.params,
-      unlearned=unlearned, quantized=model.params):
+      unlearned=_matrices(job), quantized=_matrices(job)):
     for name in config.quant_schemes:
       _quantized(job, name, calls=2)
     precisions = 1 + len(config.quant_schemes)
@@ -310,13 +318,15 @@ def _evaluate(job: Job, unlearned: types.Params) -> None:
           precisions * call.calls * (1 if call.shared else 2)))
 
 
-def _erasure(job: Job, unlearned: types.Params) -> None:
+def _erasure(job: Job) -> None:
   """Scores for CAD and AS-NC, and what a lens reads."""
   config, record, model = job.config, job.recorder, job.model
   schemes = len(config.quant_schemes)
+  matrices = _matrices(job)
   with record.stage(
       'erasure', '--attribution_batch', base=model.params,
-      unlearned=unlearned, quantized=model.params):
+      unlearned=matrices, copied_back=matrices, quantized=matrices,
+      control=matrices['layers/mlp/down']):
     if config.eval.cad_pairs:
       runs = 3 + 2 * schemes  # Base, edit, control; both quantized.
       few = lambda pairs: pairs[:config.eval.cad_pairs]

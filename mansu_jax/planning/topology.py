@@ -13,6 +13,8 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 
+from mansu_jax import memory
+
 THIS = 'this'
 _GIB = 2**30
 
@@ -39,7 +41,8 @@ _NAME = re.compile(r'(v5e|v5p|v6e):\d+x\d+(x\d+)?')
 # What a TPU's runtime would ask the cloud's metadata server for.
 _ENVIRONMENT = {
     'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
-    'TPU_WORKER_ID': '0', 'TPU_WORKER_HOSTNAMES': 'localhost'}
+    'TPU_WORKER_ID': '0', 'TPU_WORKER_HOSTNAMES': 'localhost',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}  # None is used: plans may run at once.
 
 
 def check(name: str) -> None:
@@ -85,13 +88,15 @@ def find(name: str) -> tuple[Sequence[jax.Device], Chip]:
   except ImportError as error:
     raise ValueError(
         f'--plan_topology={name} needs the TPU\'s compiler, which is not'
-        ' installed; wanted the package libtpu. Run `pip install'
-        ' "mansu_jax[plan]"`, best in an environment of its own: it slows the'
-        ' start of all others.') from error
+        ' installed; wanted the package libtpu. Run `pip install -e'
+        " '.[plan]'`, best in an environment of its own: it slows the start of"
+        ' all others.') from error
   try:
     devices = topologies.get_topology_desc(
         platform='tpu', topology_name=name).devices
   except jax.errors.JaxRuntimeError as error:
+    if 'INVALID_ARGUMENT' not in str(error):
+      raise
     raise ValueError(
         f'--plan_topology={name}: the TPU\'s compiler knows no such slice'
         f' ({str(error).splitlines()[0]}). Give one that can be had, such as'
@@ -101,19 +106,21 @@ def find(name: str) -> tuple[Sequence[jax.Device], Chip]:
 
 def _measured(device: jax.Device) -> Chip:
   """Of a device that is there: memory as it tells, speeds as they come out."""
-  stats = device.memory_stats() or {}
-  memory = stats.get('bytes_limit') or (
-      os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
   side = 2048
   x = jax.device_put(jnp.ones((side, side), jnp.float32), device)
   multiply, move = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)
   exact = jax.jit(functools.partial(jnp.matmul, precision='highest'))
-  seconds = _seconds(multiply, x)
+  seconds = alone = _seconds(multiply, x)
+  exact_seconds = _seconds(lambda a: exact(a, a), x)
   y = jax.device_put(jnp.ones(2**26, jnp.float32), device)
   bandwidth = 2 * y.nbytes / _seconds(move, y)
+  if device.platform == 'cpu':  # They share one machine.
+    seconds *= len(jax.local_devices())
+    bandwidth /= len(jax.local_devices())
   return Chip(
-      device.device_kind, memory, 2 * side**3 / seconds, bandwidth, bandwidth,
-      max(1.0, _seconds(lambda a: exact(a, a), x) / seconds))
+      device.device_kind, memory.device_bytes(), 2 * side**3 / seconds,
+      bandwidth, bandwidth,
+      max(1.0, exact_seconds / alone))
 
 
 def _seconds(run, x, times: int = 3) -> float:

@@ -165,8 +165,8 @@ def _stages(record: Record) -> document.Section:
                       'peak memory so far'), tuple(rows)),
       document.Text('Tokens are those that models were run on, without the time'
                     ' to compile. Peak memory is of the fullest device where'
-                    ' they tell, else of the process. In a resumed run a restored stage shows what'
-                    ' restoring it took.')))
+                    ' they tell, else of the process. In a resumed run a restored'
+                    ' stage shows what restoring it took.')))
 
 
 def flags(config: Record) -> Iterator[str]:

@@ -25,6 +25,7 @@ from mansu_jax.circuits import param_mask
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import layout as model_layout
+from mansu_jax.quant import leaves
 from mansu_jax.stages import quantizers
 from mansu_jax.unlearn import loop
 
@@ -62,7 +63,14 @@ def codes_changed(grid: quant.CodeGrid, theta: types.PyTree) -> types.Array:
 
 
 # The grid is an argument: a program must not keep it.
-_see_quantized = jax.jit(lambda grid, theta: grid.decode_nearest(theta))
+@functools.partial(jax.jit, static_argnames='dtype')
+def _see_quantized(grid, theta, *, dtype):
+  """As a quantized model in `dtype` holds them, which decodes into it."""
+  return jax.tree.map(
+      lambda x: leaves.cast(x, dtype).astype(x.dtype) if dtype != x.dtype
+      else x, grid.decode_nearest(theta))
+
+
 _see_copy = jax.jit(lambda theta: jax.tree.map(jnp.copy, theta))
 
 
@@ -107,7 +115,8 @@ def circuit_edit(
       full = _quantized_model(params, layout, name, kept=kept)
       views[name] = loop.View(
           frozen=lambda full=full: frozen(full()),
-          see=functools.partial(_see_quantized, grid))
+          see=functools.partial(
+              _see_quantized, grid, dtype=params['embed'].dtype))
 
   forward, unembed = functions(config, start)
   scatter = jax.jit(param_mask.scatter)  # Params are an argument: not baked.

@@ -99,7 +99,6 @@ class Evaluator:
                for i, kind in enumerate(
                    checkpoints.from_bytes(tree['kinds']))})
 
-
   def programs(
       self, params: types.Params, common: int) -> list[scoring.Call]:
     """What measuring models runs that have their first layers in common."""

@@ -256,16 +256,18 @@ def circuit_fisher(
     return None
   options = config.fisher
   examples = jax.tree.map(jnp.asarray, fisher_spans(config, batches))
-  progress.count(examples.length.sum())
   if options.labels == 'model':
     examples = examples._replace(labels=fisher_lib.draw_labels(
         jax.random.key(config.seed),
         edit.unembed(None, edit.base, examples.reference)))
 
-  once = saved.get if saved else lambda name, make: make()
-  return once('fisher', lambda: fisher_lib.diagonal_fisher(
-      log_prob_of(edit), edit.theta, edit.base, examples,
-      chunk=fisher_chunk(config, edit.theta)))
+  def make():
+    progress.count(examples.length.sum())
+    return fisher_lib.diagonal_fisher(
+        log_prob_of(edit), edit.theta, edit.base, examples,
+        chunk=fisher_chunk(config, edit.theta))
+
+  return saved.get('fisher', make) if saved else make()
 
 
 def fisher_chunk(config: run_config.RunConfig, theta: types.PyTree) -> int:

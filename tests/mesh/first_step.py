@@ -62,7 +62,8 @@ def _measure(config, params):
   out = {'nodes': eap_ig.score_pairs(
       config, model.params, batches, steps=3)._asdict()}
   out['edges'] = edges.pair_scores(
-      config, model.params, batches[0], points=edges.eap_ig_points(3)).edges[:12]
+      config, model.params, batches[0],
+      points=edges.eap_ig_points(3)).edges[:12]
   gradients, flops, theta = _gradients(model)
   return sharding.fetch(out | gradients), flops, theta
 

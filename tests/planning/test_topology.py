@@ -28,7 +28,7 @@ class TopologyTest(parameterized.TestCase):
 
   def test_without_the_compiler(self):
     with mock.patch.dict('sys.modules', {'libtpu': None}):
-      with self.assertRaisesRegex(ValueError, r'pip install "mansu_jax\[plan'):
+      with self.assertRaisesRegex(ValueError, r"pip install -e '.\[plan\]'"):
         topology.find('v5e:2x4')
 
 

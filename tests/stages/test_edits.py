@@ -104,6 +104,24 @@ class SizeTest(parameterized.TestCase):
     self.assertEqual(theta, graph.num_weights(nodes, _CONFIG))
 
 
+class ViewTest(absltest.TestCase):
+
+  def test_a_view_in_bfloat16_is_the_quantized_model(self):
+    model = problem.model()
+    model = dataclasses.replace(model, params=jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16), model.params))
+    circuit = small.circuit(_CONFIG)
+    edit = edits.circuit_edit(
+        model, circuit, ('nf4',), quantized_views=True,
+        storage_dtype=jnp.bfloat16)
+    want = _gather(quant.fake_quantize(model.params, 'nf4', _LAYOUT),
+                   param_mask.make_index(circuit))
+    jax.tree.map(
+        np.testing.assert_array_equal, edit.views['nf4'].see(edit.theta), want)
+    self.assertEqual({x.dtype for x in jax.tree.leaves(edit.theta)},
+                     {jnp.dtype('float32')})
+
+
 class ChainTest(parameterized.TestCase):
 
   def test_full_tree_and_slices_agree_through_the_chain(self):
@@ -142,7 +160,7 @@ class ChainTest(parameterized.TestCase):
       self.assertGreater(count, 5, name)
 
 
-class ViewTest(parameterized.TestCase):
+class StoredViewTest(parameterized.TestCase):
 
   @classmethod
   def setUpClass(cls):

@@ -27,9 +27,10 @@ class PlanTest(absltest.TestCase):
     base = found.stages[0].held['base']
     self.assertAlmostEqual(
         base * found.mesh['fsdp'] / (2 * found.weights), 1, places=2)
-    # No gradient of the weights is live: a step takes less than one of them.
+    # Gradients of all weights, in float32, would be twice the base.
     step = next(s for s in found.stages if s.name == 'unlearn')
     self.assertLess(max(call.bytes for call in step.calls), base)
+    self.assertStartsWith(found.notes[-1], 'these devices are of 2 hosts')
 
   def test_a_chip_is_too_small_for_8b(self):
     found = plan.run(run_flags.from_flagfile(
