@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import contextvars
-import functools
 import math
 import os
 
@@ -22,19 +21,23 @@ SHARE = 0.1  # Of a device's memory, for what is cut into batches.
 # Bytes and platform of the devices of a plan.
 _planned: contextvars.ContextVar[tuple[float, str] | None] = (
     contextvars.ContextVar('planned', default=None))
+_agreed: list[float] = []  # Of several processes; once for all.
 
 
 def device_bytes() -> float:
   """Bytes of a device; of a CPU its share of the machine's."""
   if (plan := _planned.get()) is not None:
     return plan[0]
-  return _first_bytes() if jax.process_count() > 1 else _own_bytes()
+  return _agreed[0] if _agreed else _own_bytes()
 
 
-@functools.cache
-def _first_bytes() -> float:
-  """Those of the first process, so that all cut alike."""
-  return processes.once(_own_bytes)
+def agree() -> None:
+  """Has all processes take what the first one's device has; all must ask.
+
+  Before anything is traced whose size depends on it.
+  """
+  if jax.process_count() > 1 and not _agreed:
+    _agreed.append(processes.once(_own_bytes))
 
 
 def _own_bytes() -> float:

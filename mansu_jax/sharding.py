@@ -25,6 +25,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 import numpy as np
 
 from mansu_jax import config as run_config
+from mansu_jax import memory
 from mansu_jax import tree_paths
 from mansu_jax import types
 
@@ -53,6 +54,7 @@ def make_mesh(
   Raises:
     ValueError: the sizes do not give as many devices as there are.
   """
+  memory.agree()
   devices = jax.devices() if devices is None else devices
   return jax.make_mesh(
       sizes(options, len(devices)), AXES, devices=devices,

@@ -34,7 +34,7 @@ _MAY_IMPORT = {
     'workdir': (*_FIRST, 'run_flags'),
     'clock': _FIRST,
     'memory': ('processes',),
-    'sharding': _FIRST,
+    'sharding': (*_FIRST, 'memory'),
     'loop_state': (*_FIRST, 'sharding'),
     'checkpoints': (*_FIRST, 'sharding', 'loop_state'),
     'fisher': (*_FIRST, 'sharding'),
