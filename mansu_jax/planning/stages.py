@@ -183,9 +183,9 @@ def _references(job: Job) -> tuple[Any, ...]:
   return batches, theta, grids, views
 
 
-def _matrices(job: Job) -> types.Params:
+def _matrices(job: Job, params: types.Params | None = None) -> types.Params:
   """What one more model holds: all else it shares with the base."""
-  flat = tree_paths.flatten(job.model.params)
+  flat = tree_paths.flatten(params or job.model.params)
   return {leaf: flat[leaf] for leaf in model_layout.MATRICES}
 
 
@@ -253,8 +253,9 @@ def _edit(job: Job, theta, grids, views) -> edits.Edit:
 
 def _quantized_views(job: Job, views: dict[str, Any]) -> dict[str, Any]:
   """Those that are kept: with several, each is made anew at its steps."""
-  made = [f'view under {name}' for name in views if name != 'fp']
-  return dict.fromkeys(made[:1], _matrices(job))
+  made = {f'view under {name}': _matrices(job, view)
+          for name, view in views.items() if name != 'fp'}
+  return dict([*made.items()][:1])
 
 
 def _fisher(job: Job, batches, theta, grids, views) -> types.PyTree | None:
