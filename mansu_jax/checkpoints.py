@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mansu_jax import files
 from mansu_jax import loop_state
 from mansu_jax import preemption
 from mansu_jax import processes
@@ -29,7 +30,6 @@ from mansu_jax import sharding
 from mansu_jax import types
 
 _DIGEST = '_sha256'  # Beside a stage's own keys.
-_UNFINISHED = '.orbax-checkpoint-tmp'  # In the name while Orbax is writing.
 _DAMAGED = '.damaged'
 _KEPT_STEPS = 2  # The newest, and one to fall back to.
 _ITEM = 'default'  # Orbax's name of what a step holds.
@@ -350,7 +350,7 @@ def _remove(path: pathlib.Path) -> None:
 
 def _remove_unfinished(root: pathlib.Path, name: str = '*') -> None:
   """Removes what Orbax left of a stage, or steps, that it was writing."""
-  for pattern in (f'{name}{_UNFINISHED}*', f'{name}/*{_UNFINISHED}*'):
+  for pattern in (f'{name}{files.UNFINISHED}*', f'{name}/*{files.UNFINISHED}*'):
     for path in root.glob(pattern):
       shutil.rmtree(path, ignore_errors=True)
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from mansu_jax import processes
 
+UNFINISHED = '.orbax-checkpoint-tmp'  # In a name while Orbax is writing.
+
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a whole file or nothing."""

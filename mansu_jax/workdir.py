@@ -12,7 +12,6 @@ from mansu_jax import files
 from mansu_jax import processes
 from mansu_jax import run_flags
 
-_UNFINISHED = '.orbax-checkpoint-tmp'  # In the name while Orbax is writing.
 _IDENTITY, _HASHES = 'flags.txt', 'hashes.json'
 # These may differ when a run goes on: they change no figure.
 _SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
@@ -85,7 +84,8 @@ def _has_finished(root: pathlib.Path) -> bool:
   checkpoints = root / 'checkpoints'
   return (root / 'record.json').exists() or (
       checkpoints.is_dir() and any(
-          _UNFINISHED not in path.name for path in checkpoints.iterdir()))
+          files.UNFINISHED not in path.name
+          for path in checkpoints.iterdir()))
 
 
 def check_workdir(config: run_config.RunConfig) -> pathlib.Path:

@@ -9,7 +9,6 @@ import pathlib
 import re
 import shutil
 import signal
-import tempfile
 from unittest import mock
 import xml.etree.ElementTree
 
@@ -29,6 +28,7 @@ from mansu_jax.unlearn import loop
 from tests import bad_input
 from tests import runs
 from tests import tiny_job
+from tests.models import tiny
 
 _SPLITS = (
     'forget', 'forget_paraphrase', 'forget_far', 'retain', 'retain_heldout')
@@ -59,9 +59,7 @@ class RunTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    made = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(made.cleanup)
-    cls.folder = pathlib.Path(made.name)
+    cls.folder = tiny.class_dir(cls)
     cls.flagfile = cls.folder / 'job.flags'
     cls.flagfile.write_text('# A job.\n' + '\n'.join(
         tiny_job.make(cls.folder / 'job')) + '\n')

@@ -7,13 +7,11 @@ process that is killed while it writes there may leave half a program.
 import collections
 import json
 import os
-import pathlib
 import random
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 
 from absl import logging
 from absl.testing import absltest
@@ -21,6 +19,7 @@ import pytest
 
 from tests import runs
 from tests import tiny_job
+from tests.models import tiny
 
 _STEPS = 600  # Seconds of training: more to be killed in.
 _AFTER = (  # What a process says it begins, before it is killed
@@ -38,9 +37,7 @@ class KillTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    made = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(made.cleanup)
-    cls.folder = pathlib.Path(made.name)
+    cls.folder = tiny.class_dir(cls)
     cls.flags = [*tiny_job.make(cls.folder / 'job'),
                  f'--unlearn_steps={_STEPS}', '--unlearn_save_every=7']
     cls.environment = os.environ | {

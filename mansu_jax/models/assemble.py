@@ -151,11 +151,15 @@ def assemble(
     if whole or tensor.layer == 0:
       stack = _stack(shape, dtype, axes, whole)
     rows = read(tensor)
-    _check_finite(rows, tensor.name)
+    _check_finite(
+        rows, tensor.name, 'not finite; wanted numbers. The checkpoint is'
+        ' damaged: fetch or train it anew.')
     with np.errstate(over='ignore'):  # It is told next.
       one = from_torch(rows, tensor.leaf, shape if whole else shape[1:]).astype(
           dtype, copy=False)
-    _check_range(one, tensor.name)
+    _check_finite(
+        one, tensor.name, f'too large for {one.dtype.name}: expected finite'
+        ' ones. Give --export_dtype=float32 or bfloat16.')
     stack.add(0 if whole else tensor.layer, one)
     if whole or tensor.layer == config.num_layers - 1:
       flat[tensor.leaf] = stack.done()
@@ -201,20 +205,11 @@ def _stack(shape, dtype, axes, whole):
   return _OnDevices(shape, dtype, axes)
 
 
-def _check_finite(rows: np.ndarray, name: str) -> None:
-  bad = rows.size - np.count_nonzero(np.isfinite(rows))
+def _check_finite(weights: np.ndarray, name: str, why: str) -> None:
+  """Raises ValueError where there are others than numbers."""
+  bad = weights.size - np.count_nonzero(np.isfinite(weights))
   if bad:
-    raise ValueError(
-        f'{bad} of {rows.size} weights of {name} are not finite; wanted'
-        ' numbers. The checkpoint is damaged: fetch or train it anew.')
-
-
-def _check_range(stored: np.ndarray, name: str) -> None:
-  lost = stored.size - np.count_nonzero(np.isfinite(stored))
-  if lost:
-    raise ValueError(
-        f'{lost} weights of {name} are too large for {stored.dtype.name}:'
-        ' expected finite ones. Give --export_dtype=float32 or bfloat16.')
+    raise ValueError(f'{bad} of {weights.size} weights of {name} are {why}')
 
 
 def from_torch(

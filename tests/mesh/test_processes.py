@@ -1,9 +1,7 @@
 """A run of two processes is that of one with as many devices."""
 
 import json
-import pathlib
 import signal
-import tempfile
 
 from absl.testing import absltest
 import pytest
@@ -13,6 +11,7 @@ from tests import runs
 from tests import tiny_job
 from tests.mesh import launch
 from tests.mesh import test_mesh
+from tests.models import tiny
 
 
 class TwoTest(absltest.TestCase):
@@ -39,9 +38,7 @@ class JobTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    made = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(made.cleanup)
-    cls.root = pathlib.Path(made.name)
+    cls.root = tiny.class_dir(cls)
     cls.flags = [*tiny_job.make(cls.root / 'job'), '--unlearn_steps=20',
                  '--unlearn_save_every=4']
     test_mesh.run_meshes(cls.root, '1,2,1', '1,2,2')

@@ -35,6 +35,13 @@ def temp_dir(test):
   return pathlib.Path(made.name)
 
 
+def class_dir(case):
+  """As `temp_dir`, for all tests of a class."""
+  made = tempfile.TemporaryDirectory()
+  case.addClassCleanup(made.cleanup)
+  return pathlib.Path(made.name)
+
+
 def config(**changes):
   fields = {
       'vocab_size': len(VOCAB), 'd_model': 24, 'num_layers': 3, 'num_heads': 4,

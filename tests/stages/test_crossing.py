@@ -2,8 +2,6 @@
 
 import collections
 import functools
-import pathlib
-import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -18,6 +16,7 @@ from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.unlearn import batches
 from tests import runs
 from tests import tiny_job
+from tests.models import tiny
 
 _MARK = 'Tell me. '
 
@@ -27,9 +26,7 @@ class CrossingTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    made = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(made.cleanup)
-    cls.folder = pathlib.Path(made.name)
+    cls.folder = tiny.class_dir(cls)
     cls.flags = tiny_job.make(cls.folder / 'job')
     cls.model = loading.load(cls.folder / 'job' / 'model')
     run = jax.jit(lambda params, tokens, positions, segments: decoder.forward(
