@@ -23,6 +23,7 @@ from mansu_jax.stages import erasure
 from mansu_jax.stages import evaluation
 from mansu_jax.stages import quantizers
 from mansu_jax.stages import results
+from mansu_jax.stages import retain_kl
 from mansu_jax.stages import training
 
 
@@ -71,17 +72,10 @@ def _run(
   with clock.stage('fisher'):
     fisher = training.circuit_fisher(config, edit, batches, saved)
   with clock.stage('unlearn'):
-    with preemption.deferred(), saved.steps(
-        'unlearn_steps', config.unlearn.save_every) as steps:
-      done = saved.get('unlearn', lambda: training.unlearn(
-          config, edit, fisher, batches, model, keep=steps),
-                       replaces='unlearn_steps')
-    theta = hf_io.as_stored(done['theta'], config.export_dtype)
-    unlearned = edit.merge(theta)
-    kl = training.retain_kl(
-        config, edit, fisher, batches, done['history'], theta)
-    crossed = batches.crossed_account
-    del edit, batches  # The views' weights.
+    theta, trained = _train(config, model, edit, fisher, batches, saved)
+    merge = edit.merge
+    del edit, batches, fisher  # The views' weights, before another model's.
+    unlearned = merge(theta)
   with clock.stage('export'):
     results.export(config, model, unlearned, root)
   with clock.stage('evaluate'):
@@ -99,7 +93,20 @@ def _run(
         config=config, inputs=inputs, quantize=quantize, model=model,
         found=found, evaluator=evaluator, measured=measured,
         structure=structure, unlearned=unlearned, answers_in_words=texts,
-        stages=clock.stages,
-        training=results.trained(done['history'], kl, crossed))
+        stages=clock.stages, training=trained)
   report.write(record, root)
   return record
+
+
+def _train(
+    config: run_config.RunConfig, model: Any, edit: edits.Edit, fisher: Any,
+    batches: Any, saved: checkpoints.Stages) -> tuple[Any, dict[str, Any]]:
+  """The trained weights as they are stored, and the record's account."""
+  with preemption.deferred(), saved.steps(
+      'unlearn_steps', config.unlearn.save_every) as steps:
+    done = saved.get('unlearn', lambda: training.unlearn(
+        config, edit, fisher, batches, model, keep=steps),
+                     replaces='unlearn_steps')
+  theta = hf_io.as_stored(done['theta'], config.export_dtype)
+  kl = retain_kl.measure(config, edit, fisher, batches, done['history'], theta)
+  return theta, results.trained(done['history'], kl, batches.crossed_account)

@@ -3,8 +3,8 @@
 The heavy programs of every stage are compiled ahead of time for the devices
 that are asked for, which need not be there, from the model's config alone.
 Memory is the compiler's own account; operations are counted from the programs;
-seconds are an estimate (see `planning.recorder`). Not planned are samples, the
-statistics of what moved, and what calibrated quantizers do to calibrate.
+seconds are an estimate (see `planning.recorder`). Not planned is what calibrated
+quantizers do to calibrate.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mansu_jax.circuits import param_mask
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.models import loading
+from mansu_jax.planning import job as job_lib
 from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.planning import stages
 from mansu_jax.planning import stand_in
@@ -91,7 +92,7 @@ def run(config: run_config.RunConfig) -> Plan:
   devices, chip = topology.find(config.plan.topology)
   if config.plan.memory_gib:
     chip = chip._replace(memory=config.plan.memory_gib * _GIB)
-  circuit = stages.draw_circuit(config, shapes)
+  circuit = job_lib.draw_circuit(config, shapes)
   index, frame = param_mask.make_index(circuit), param_mask.make_frame(circuit)
   mesh = sharding.make_mesh(config.mesh, devices)
   recorder = recorder_lib.Recorder(mesh, chip)
@@ -111,7 +112,7 @@ def run(config: run_config.RunConfig) -> Plan:
                  + ', '.join(calibrated))
   jax.clear_caches()  # What is traced follows the devices' memory and kind.
   with jax.set_mesh(mesh), memory.planned(chip.memory, devices[0].platform):
-    stages.plan(stages.Job(
+    stages.plan(job_lib.Job(
         config=config, inputs=inputs, model=model, circuit=circuit,
         index=recorder.whole(index), frame=recorder.whole(frame),
         recorder=recorder))

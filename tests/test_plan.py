@@ -1,20 +1,24 @@
 """What a run would take, on the devices of the test."""
 
+import contextlib
 import functools
+import gc
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 
+from mansu_jax import clock
 from mansu_jax import plan
 from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.models import loading
-from mansu_jax.planning import stages
+from mansu_jax.planning import job as job_lib
 from tests import runs
 from tests import tiny_job
 
@@ -35,12 +39,18 @@ def _plan():
   return plan.run(_config())
 
 
+def _bytes_there():
+  """Of all arrays; those that share their memory count once."""
+  return sum({x.unsafe_buffer_pointer(): x.nbytes for x in jax.live_arrays()
+              if not x.is_deleted()}.values())
+
+
 class PlanTest(parameterized.TestCase):
 
   def test_every_stage_is_planned(self):
     self.assertEqual([stage.name for stage in _plan().stages], [
         'attribution', 'references', 'fisher', 'unlearn', 'export', 'evaluate',
-        'erasure'])
+        'erasure', 'samples', 'survival'])
     self.assertTrue(_plan().fits)
     for stage in _plan().stages:
       self.assertNotEmpty(stage.calls)
@@ -49,8 +59,9 @@ class PlanTest(parameterized.TestCase):
   def test_steps_are_as_many_as_the_run_takes(self):
     config = _config()
     stage = next(s for s in _plan().stages if s.name == 'unlearn')
-    self.assertEqual(sum(c.calls for c in stage.calls), config.unlearn.steps)
-    self.assertLen(stage.calls, 1 + len(config.quant_schemes))
+    steps = [call for call in stage.calls if call.name.startswith('step at')]
+    self.assertEqual(sum(c.calls for c in steps), config.unlearn.steps)
+    self.assertLen(steps, 1 + len(config.quant_schemes))
 
   def test_memory_that_is_held_is_the_models(self):
     params = loading.load(_config().model).params
@@ -66,10 +77,36 @@ class PlanTest(parameterized.TestCase):
     half = plan.run(_config('--export_dtype=bfloat16')).stages[0]
     self.assertEqual(half.held['base'], _plan().stages[0].held['base'] / 2)
 
+  def test_what_is_held_is_what_lies_there_in_a_run(self):
+    flags = (*_job(), '--attribution_level=neuron_and_head',
+             '--unlearn_steps=2', '--eval_cad_pairs=0')
+    found, timed, before = {}, clock.Clock.stage, _bytes_there()
+
+    @contextlib.contextmanager
+    def measured(self, name):
+      with timed(self, name):
+        yield
+        gc.collect()
+        found[name] = _bytes_there() - before
+
+    with mock.patch.object(clock.Clock, 'stage', measured):
+      with tempfile.TemporaryDirectory() as folder:
+        runs.run(pathlib.Path(folder, 'run'), *flags)
+    planned = {stage.name: stage for stage in plan.run(runs.parse(
+        *flags, '--mode=plan', '--plan_topology=this')).stages}
+    held = {name: sum(stage.held.values()) for name, stage in planned.items()}
+    slices = planned['fisher'].held['slices']
+    self.assertEqual(found['attribution'], held['attribution'])
+    for name, want in (
+        ('fisher', held['fisher'] + slices),  # It is the stage's result.
+        ('unlearn', held['export']), ('evaluate', held['survival'] + slices),
+        ('survival', held['survival'] + slices)):
+      self.assertAlmostEqual(found[name] / want, 1, delta=0.01, msg=name)
+
   def test_trained_arrays_have_the_circuits_size(self):
     config = _config()
     shapes = loading.find(config.model).config
-    size = 4 * graph.num_weights(stages.draw_circuit(config, shapes), shapes)
+    size = 4 * graph.num_weights(job_lib.draw_circuit(config, shapes), shapes)
     held = next(s for s in _plan().stages if s.name == 'unlearn').held
     self.assertEqual(held['slices_before'], size)
     # theta, two moments, origin, latent, emitted, a grid of code, scale, flag.
@@ -78,7 +115,7 @@ class PlanTest(parameterized.TestCase):
   def test_the_circuit_has_the_budgets_size(self):
     config = _config('--circuit_budget=0.1')
     found = loading.find(config.model)
-    circuit = stages.draw_circuit(config, found.config)
+    circuit = job_lib.draw_circuit(config, found.config)
     total = tree_paths.count(loading.load(config.model).params)
     share = graph.num_weights(circuit, found.config) / total
     self.assertBetween(share, 0.07, 0.1)

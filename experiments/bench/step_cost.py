@@ -31,7 +31,7 @@ from mansu_jax import sharding
 from mansu_jax.models import decoder
 from mansu_jax.models import loading
 from mansu_jax.planning import cost
-from mansu_jax.planning import stages as planned
+from mansu_jax.planning import job as planned
 from mansu_jax.stages import edits
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import training

@@ -96,6 +96,7 @@ def gather(params: types.Params, index: CircuitIndex) -> types.Params:
       for name in _owned(index)})
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def gather_leaf(
     name: str, leaf: types.Array, index: CircuitIndex) -> types.Array:
   """The slices [S, ...] of one leaf that the circuit owns units of."""
@@ -111,21 +112,28 @@ def only_owned(params: types.PyTree, index: CircuitIndex) -> types.PyTree:
 def scatter(
     params: types.Params, index: CircuitIndex,
     slices: types.Params) -> types.Params:
-  """Puts slices back into the full params."""
-  flat = tree_paths.flatten(params)
-  flat_slices = tree_paths.flatten(slices)
-  for name, (unit, axis) in _owned(index).items():
-    flat[name] = _scatter_leaf(
-        flat[name], flat_slices[name].astype(flat[name].dtype), unit, axis)
-  return tree_paths.unflatten(flat)
+  """Full params with slices put in; they share what the circuit does not own.
 
-
-def _scatter_leaf(leaf, slices, unit, axis):
-  """A layer at a time, each node asking for its slice.
-
-  A scatter into all layers would say the same, but the TPU's compiler (libtpu
-  0.0.52) gives up on one of heads of bfloat16.
+  Not to be jitted as a whole: that would copy all else too.
   """
+  flat, parts = tree_paths.flatten(params), tree_paths.flatten(slices)
+  return tree_paths.unflatten(flat | {
+      name: scatter_leaf(name, flat[name], parts[name], index)
+      for name in _owned(index)})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def scatter_leaf(
+    name: str, leaf: types.Array, slices: types.Array, index: CircuitIndex
+) -> types.Array:
+  """A leaf [L, ...] with its slices [S, ...] put in.
+
+  A layer at a time, each node asking for its slice. A scatter into all layers
+  would say the same, but the TPU's compiler (libtpu 0.0.52) gives up on one of
+  heads of bfloat16.
+  """
+  unit, axis = _owned(index)[name]
+  slices = slices.astype(leaf.dtype)
   count = unit.layers.size
   rows = jnp.full((leaf.shape[0], leaf.shape[axis + 1]), count, jnp.int32)
   rows = rows.at[unit.layers, unit.nodes].set(

@@ -49,7 +49,7 @@ class Control(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _hidden(config, params, last):
+def hidden(config, params, last):
   """The last MLP's hidden activation [n, F] of its input's states [n, D]."""
   mlp = {name: w[-1].astype(jnp.float32)
          for name, w in params['layers']['mlp'].items()}
@@ -129,7 +129,7 @@ def make(
   wish = -gaps[:, None] * grads / np.sum(
       grads**2, 1, keepdims=True)  # [n, D]
   inside, outside = (
-      np.float64(sharding.fetch(_hidden(config, params, s.last)))
+      np.float64(sharding.fetch(hidden(config, params, s.last)))
       for s in (hide, keep))
   change = _least_squares(inside, wish, outside)  # [F, D]
   moved = jnp.asarray(inside @ change, jnp.float32)
@@ -158,8 +158,8 @@ def states(
     control: made of it.
     base: its states.
   """
-  hidden = np.float64(sharding.fetch(_hidden(config, params, base.last)))
-  after = base.layers[:, -1] + (hidden @ control.change).astype(np.float32)
+  inside = np.float64(sharding.fetch(hidden(config, params, base.last)))
+  after = base.layers[:, -1] + (inside @ control.change).astype(np.float32)
   final = layers_lib.rms_norm(
       jnp.asarray(after), params['final_norm'], config.norm_eps)
   return lens.States(

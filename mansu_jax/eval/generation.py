@@ -21,12 +21,16 @@ _MULTIPLE = 8
 
 
 class Generator:
-  """Continues prompts greedily; compiled once for all models of one shape."""
+  """Continues prompts greedily; compiled once for all models of one shape.
+
+  Attributes:
+    next_tokens: the program, `(params, tokens [B, T], length [B]) -> [B]`.
+  """
 
   def __init__(self, apply: scoring.Apply, unembed: scoring.Unembed):
     """Creates a generator; see `scoring` for the functions."""
     self._apply, self._unembed = apply, unembed
-    self._next = jax.jit(self._next_tokens)
+    self.next_tokens = jax.jit(self._next_tokens)
 
   def _next_tokens(self, params, tokens, length):
     """Most likely next token [B] of rows [B, T] that are `length` [B] long."""
@@ -64,11 +68,11 @@ class Generator:
           ' prompts that have tokens.')
     if not prompts:
       return []
-    tokens, length = _window(prompts, max_new_tokens)
+    tokens, length = window(prompts, max_new_tokens)
     start, rows = length.copy(), np.arange(len(prompts))
     open_ = np.ones(len(prompts), bool)
     for _ in range(max_new_tokens):
-      new = sharding.fetch(self._next(params, tokens, length))
+      new = sharding.fetch(self.next_tokens(params, tokens, length))
       open_ &= ~np.isin(new, list(stop_ids))
       if not open_.any():
         break
@@ -77,7 +81,7 @@ class Generator:
     return [tokens[i, start[i]:length[i]].tolist() for i in rows]
 
 
-def _window(
+def window(
     prompts: Sequence[Sequence[int]], room: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Prompts right-padded with room behind them, [B, T], and lengths [B]."""

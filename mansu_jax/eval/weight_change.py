@@ -68,7 +68,7 @@ def compare(
 
 def _change(name: str, before: types.Array, after: types.Array) -> Change:
   layers = before.shape[0] if name.startswith(_STACKED) else 1
-  moved, *products = sharding.fetch(_row_sums(before, after))
+  moved, *products = sharding.fetch(row_sums(before, after))
   by_layer = lambda rows, dtype: np.asarray(rows, dtype).reshape(
       layers, -1).sum(1)
   return Change(
@@ -77,7 +77,7 @@ def _change(name: str, before: types.Array, after: types.Array) -> Change:
 
 
 @jax.jit
-def _row_sums(before, after):
+def row_sums(before, after):
   """Sums over the last axis on the device, to be added in float64."""
   moved = jnp.sum(before != after, axis=-1, dtype=jnp.int32)
   before, after = (x.astype(jnp.float32) for x in (before, after))

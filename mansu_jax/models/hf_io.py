@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import math
@@ -10,6 +10,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+import huggingface_hub
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -32,6 +33,7 @@ EXPORT_DTYPES = {
 # What files store weights in -> the export dtype that holds it.
 FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
           'BF16': 'bfloat16'}
+MOST_IN_A_FILE = 5 * 10**9  # Bytes of weights.
 PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 
 _CONFIG = 'config.json'
@@ -261,7 +263,8 @@ def write(
   """Writes a directory that `AutoModelForCausalLM.from_pretrained` loads.
 
   It is written beside `path` and renamed, so that `path` is never half a
-  model. A model directory that is already there is replaced. Of several
+  model. A model directory that is already there is replaced. Weights of over
+  `MOST_IN_A_FILE` bytes are written as shards with an index. Of several
   processes the first writes; all must ask.
 
   Args:
@@ -278,31 +281,75 @@ def write(
   path = pathlib.Path(path)
   processes.once(lambda: check_export(path, export_dtype))
   tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
-  weights = _torch_tensors(config, params, EXPORT_DTYPES[export_dtype])
-  fields = llama.to_hf(config, export_dtype)
-  processes.once(lambda: _write(path, weights, fields, tokenizer))
+  with _replaced(path) as new:
+    _write_weights(new, config, params, EXPORT_DTYPES[export_dtype])
+
+    def write_rest():
+      fields = llama.to_hf(config, export_dtype)
+      (new / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
+      if tokenizer is not None:
+        _write_tokenizer(new, tokenizer)
+      _share(new)
+
+    processes.once(write_rest)
 
 
-def _write(
-    path: pathlib.Path, weights: dict[str, np.ndarray],
-    fields: dict[str, Any], tokenizer: Any | None) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-      prefix=f'.{path.name}.', dir=path.parent) as scratch:
-    new = pathlib.Path(scratch) / 'new'
-    new.mkdir()
-    try:
-      safetensors_numpy.save_file(
-          weights, new / _WEIGHTS, metadata={'format': 'pt'})
-    except safetensors.SafetensorError as error:
-      raise OSError(f'{path / _WEIGHTS} cannot be written ({error})') from error
-    (new / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
-    if tokenizer is not None:
-      _write_tokenizer(new, tokenizer)
-    _share(new)
-    if path.exists():
-      path.rename(pathlib.Path(scratch) / 'old')
-    new.rename(path)
+@contextlib.contextmanager
+def _replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A new directory that takes the place of `path` if nothing fails.
+
+  It lies beside it. Of several processes the first has it; all must ask.
+  """
+  with contextlib.ExitStack() as files:
+    def make():
+      path.parent.mkdir(parents=True, exist_ok=True)
+      scratch = files.enter_context(tempfile.TemporaryDirectory(
+          prefix=f'.{path.name}.', dir=path.parent))
+      (pathlib.Path(scratch) / 'new').mkdir()
+      return pathlib.Path(scratch)
+
+    scratch = processes.once(make)
+    yield scratch / 'new'
+
+    def replace():
+      if path.exists():
+        path.rename(scratch / 'old')
+      (scratch / 'new').rename(path)
+
+    processes.once(replace)
+
+
+def _write_weights(
+    path: pathlib.Path, config: config_lib.ModelConfig, params: types.Params,
+    dtype: Any) -> None:
+  """One file, or shards with their index; the host holds one at a time."""
+  split = huggingface_hub.split_state_dict_into_shards_factory(
+      {t.name: t for t in assemble.tensors(config, llama.NAMES)},
+      get_storage_size=lambda t: math.prod(t.shape) * np.dtype(dtype).itemsize,
+      filename_pattern=_WEIGHTS.replace('.', '{suffix}.'),
+      max_shard_size=MOST_IN_A_FILE)
+  file_of = split.tensor_to_filename
+  parts: dict[str, dict[str, np.ndarray]] = {}
+  for tensor, layer in assemble.layers(config, llama.NAMES, params):
+    name = file_of[tensor.name]
+    part = parts.setdefault(name, {})
+    part[tensor.name] = (  # Other processes fetch with the first.
+        assemble.to_torch(layer.astype(dtype), tensor)
+        if processes.is_first() else None)
+    if len(part) == len(split.filename_to_tensors[name]):
+      processes.once(lambda name=name: _save(path / name, parts[name]))
+      del parts[name], part
+  if split.is_sharded:
+    index = {'metadata': split.metadata, 'weight_map': file_of}
+    processes.once(lambda: (path / _INDEX).write_text(
+        json.dumps(index, indent=2, sort_keys=True) + '\n'))
+
+
+def _save(file: pathlib.Path, weights: dict[str, np.ndarray]) -> None:
+  try:
+    safetensors_numpy.save_file(weights, file, metadata={'format': 'pt'})
+  except safetensors.SafetensorError as error:
+    raise OSError(f'{file.name} cannot be written ({error})') from error
 
 
 def _write_tokenizer(path: pathlib.Path, tokenizer: Any) -> None:
@@ -319,14 +366,3 @@ def _share(path: pathlib.Path) -> None:
   """Gives files the directory's read rights (safetensors writes 0600)."""
   for file in path.iterdir():
     file.chmod(path.stat().st_mode & 0o666)
-
-
-def _torch_tensors(
-    config: config_lib.ModelConfig, params: types.Params, dtype: Any
-) -> dict[str, np.ndarray]:
-  """Of the first process; another fetches with it, and keeps nothing."""
-  out = {}
-  for tensor, layer in assemble.layers(config, llama.NAMES, params):
-    if processes.is_first():
-      out[tensor.name] = assemble.to_torch(layer.astype(dtype), tensor)
-  return out

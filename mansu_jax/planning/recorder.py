@@ -54,19 +54,15 @@ class Call:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Stage:
-  """A stage of the run.
+class Part:
+  """Of a stage, while it holds the same.
 
   Attributes:
-    name: as in the record's `stages`.
     held: bytes on each device all the while, by what they are.
     calls: its programs.
-    flags: those that lower its memory.
   """
 
-  name: str
   held: dict[str, float]
-  flags: str
   calls: list[Call] = dataclasses.field(default_factory=list)
 
   @property
@@ -75,10 +71,45 @@ class Stage:
     return sum(self.held.values()) + max((c.bytes for c in self.calls),
                                          default=0)
 
+
+@dataclasses.dataclass(kw_only=True)
+class Stage:
+  """A stage of the run.
+
+  Attributes:
+    name: as in the record's `stages`.
+    flags: those that lower its memory.
+    parts: one after the other.
+  """
+
+  name: str
+  flags: str
+  parts: list[Part] = dataclasses.field(default_factory=list)
+
+  @property
+  def peak(self) -> Part:
+    """The part that needs most."""
+    return max(self.parts, key=lambda part: part.bytes)
+
+  @property
+  def bytes(self) -> float:
+    """The peak, a device."""
+    return self.peak.bytes
+
+  @property
+  def held(self) -> dict[str, float]:
+    """Bytes that the part with the peak holds, by what they are."""
+    return self.peak.held
+
   @property
   def largest(self) -> Call | None:
-    """The call that needs most beside what is held."""
-    return max(self.calls, key=lambda c: c.bytes, default=None)
+    """The call that needs most there, beside what is held."""
+    return max(self.peak.calls, key=lambda c: c.bytes, default=None)
+
+  @property
+  def calls(self) -> list[Call]:
+    """All programs."""
+    return [call for part in self.parts for call in part.calls]
 
   @property
   def flops(self) -> float:
@@ -104,11 +135,16 @@ class Recorder:
   @contextlib.contextmanager
   def stage(self, name: str, flags: str = '', **held: types.PyTree):
     """A stage, while which these trees lie on the devices."""
-    self._held = list(held.values())
-    self.stages.append(Stage(name=name, flags=flags, held={
-        what: self.size(tree) for what, tree in held.items()}))
+    self.stages.append(Stage(name=name, flags=flags))
+    self.then(**held)
     yield
     logging.info('planned: %s', name)
+
+  def then(self, **held: types.PyTree) -> None:
+    """From here on in the stage these trees lie on the devices instead."""
+    self._held = list(held.values())
+    self.stages[-1].parts.append(Part(held={
+        what: self.size(tree) for what, tree in held.items()}))
 
   def place(self, x: Any, letters: str) -> jax.ShapeDtypeStruct:
     """A shape, placed as `sharding.put` places an array."""
@@ -150,7 +186,7 @@ class Recorder:
     own += self.size([
         x for x in jax.tree.leaves((args, static))
         if isinstance(x, jax.ShapeDtypeStruct) and id(x) not in known])
-    self.stages[-1].calls.append(Call(
+    self.stages[-1].parts[-1].calls.append(Call(
         name=name, calls=calls, bytes=own, refused=refused, cost=cost,
         seconds=self._seconds(cost)))
     return out

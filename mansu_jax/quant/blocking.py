@@ -23,10 +23,10 @@ from mansu_jax.quant import scheme as scheme_lib
 def fake_quantize(
     leaf: jax.Array, scheme: scheme_lib.Scheme, layout: layout_lib.BlockLayout
 ) -> jax.Array:
-  """Quantizes and decodes a leaf; its shape, float32."""
+  """Quantizes and decodes a leaf; its shape and dtype."""
   def quantize(part, layout):
     blocks, shape, back, own = _cut(part, scheme, layout)
-    return back(own.snap(blocks, own.share(blocks, shape)))
+    return back(own.snap(blocks, own.share(blocks, shape))).astype(leaf.dtype)
 
   return _by_matrix(quantize, leaf, layout)
 
@@ -47,10 +47,10 @@ def _by_matrix(
     layout: layout_lib.BlockLayout) -> Any:
   """Runs a stack whole, or a matrix at a time where a device has less room.
 
-  No block is of two matrices. What is made on the way is as large as the stack
-  in float32.
+  No block is of two matrices. What is made on the way is up to three times as
+  large as the stack in float32.
   """
-  size = 4 * leaf.size / sharding.weight_parts()
+  size = 3 * 4 * leaf.size / sharding.weight_parts()
   if size <= memory.SHARE * memory.device_bytes() or (
       layout.batch != layout.memory[:1]):
     return run(leaf, layout)

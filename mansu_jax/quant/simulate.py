@@ -6,7 +6,7 @@ products run on decoded weights.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Collection
 import math
 
 import jax
@@ -23,8 +23,8 @@ PyTree = leaves.PyTree
 
 
 def fake_quantize(
-    params: PyTree, scheme: str | scheme_lib.Scheme, layout: PyTree
-) -> PyTree:
+    params: PyTree, scheme: str | scheme_lib.Scheme, layout: PyTree, *,
+    donate: Collection[str] = ()) -> PyTree:
   """Replaces each weight by its value after quantization.
 
   Example:
@@ -40,6 +40,8 @@ def fake_quantize(
     params: any pytree of floating-point weights.
     scheme: a scheme or its name.
     layout: a tree like `params` of `BlockLayout`; None leaves a leaf alone.
+    donate: names of leaves that give their memory to the result, as with
+      `jax.jit`: they cannot be used again.
 
   Returns:
     A tree like `params`, same dtypes. Its gradient is zero, as that of a
@@ -52,10 +54,10 @@ def fake_quantize(
   """
   scheme = schemes.get(scheme)
   check_quantizable(params, layout, scheme)
-  quantize = lambda leaf, leaf_layout: (
+  quantize = lambda name, leaf, leaf_layout: (
       leaf if leaf is None or leaf_layout is None
-      else _fake_quantize_leaf(leaf, scheme, leaf_layout))
-  return leaves.tree_map(quantize, params, layout)
+      else _fake_quantize_leaf(leaf, scheme, leaf_layout, name in donate))
+  return leaves.map_named(quantize, params, layout)
 
 
 def check_quantizable(
@@ -97,21 +99,22 @@ def _check_leaf(leaf, name, layout, scheme):
     leaves.check_finite(leaf, name, 'Parameter')
 
 
-def _fake_quantize_leaf(leaf, scheme, layout):
-  if leaves.is_concrete(leaf) and not _any_extreme(leaf):
+def _fake_quantize_leaf(leaf, scheme, layout, donate):
+  if leaves.is_concrete(leaf) and not any_extreme(leaf):
     scheme = scheme.ordinary()
-  return fake_quantize_leaf(leaf, scheme, layout)
+  run = fake_quantize_in_place if donate else fake_quantize_leaf
+  return run(leaf, scheme, layout)
 
 
-@functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
-def fake_quantize_leaf(
-    leaf: jax.Array, scheme: scheme_lib.Scheme,
-    layout: layout_lib.BlockLayout) -> jax.Array:
-  """The program of one leaf; scheme and layout are static."""
-  return blocking.fake_quantize(leaf, scheme, layout).astype(leaf.dtype)
+# The program of one leaf; scheme and layout are static.
+fake_quantize_leaf = jax.jit(
+    blocking.fake_quantize, static_argnames=('scheme', 'layout'))
+fake_quantize_in_place = jax.jit(
+    blocking.fake_quantize, static_argnames=('scheme', 'layout'),
+    donate_argnames='leaf')
 
 
 @jax.jit
-def _any_extreme(leaf):
+def any_extreme(leaf: jax.Array) -> jax.Array:
   """Whether some weight's block could have a scale of extreme size."""
   return extremes.any_extreme(leaf.astype(jnp.float32))

@@ -165,7 +165,7 @@ def _tally(before, after, scheme, layout, codes) -> _Tally:
                             for a in layout.batch)):
     # One matrix at a time: several arrays of its size are needed.
     take = lambda x: x[index]
-    one = _compare(
+    one = compare_matrix(
         _matrix(before, layout, index), _matrix(after, layout, index),
         jax.tree.map(take, codes), scheme, layout.unbatched())
     moved, ratio, count, product = sharding.fetch(one)
@@ -185,7 +185,7 @@ def _matrix(leaf, layout, index):
 
 
 @functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
-def _compare(before, after, codes, scheme, layout):
+def compare_matrix(before, after, codes, scheme, layout):
   """One matrix on the device; sums a row, to be added in float64.
 
   Returns:

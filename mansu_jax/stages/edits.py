@@ -76,8 +76,7 @@ _see_copy = jax.jit(lambda theta: jax.tree.map(jnp.copy, theta))
 
 def _circuit_grid(params, scheme, layout, index, dtype):
   """The code grid of theta_0 at the circuit's slices."""
-  gather = functools.partial(
-      jax.jit(param_mask.gather_leaf, static_argnums=0), index=index)
+  gather = functools.partial(param_mask.gather_leaf, index=index)
   return quant.code_grid(
       param_mask.only_owned(params, index), scheme,
       param_mask.only_owned(layout, index), storage_dtype=dtype, take=gather)
@@ -101,7 +100,7 @@ def circuit_edit(
   index = param_mask.make_index(circuit)
   layout = model_layout.block_layout(config)
   frame, (start, _) = param_mask.make_frame(circuit), circuit.span
-  theta = _float32(jax.jit(param_mask.gather)(params, index))
+  theta = _float32(param_mask.gather(params, index))
   grids = tuple(
       _circuit_grid(params, name, layout, index, storage_dtype)
       for name in scheme_names)
@@ -119,8 +118,7 @@ def circuit_edit(
               _see_quantized, grid, dtype=params['embed'].dtype))
 
   forward, unembed = functions(config, start)
-  scatter = jax.jit(param_mask.scatter)  # Params are an argument: not baked.
-  merge = lambda slices: scatter(params, index, slices)
+  merge = lambda slices: param_mask.scatter(params, index, slices)
   return Edit(
       theta=theta, grids=grids, base=base, views=views, forward=forward,
       unembed=unembed, merge=merge,

@@ -82,7 +82,7 @@ def measure(
     few, one or both of the first two are {} and S is inconclusive; where there
     is nothing to read, so are the next three, and S is not passed.
   """
-  views = {'fp': lambda params: params} | {
+  views = {'fp': lambda params, donate=(): params} | {
       name: functools.partial(quantize, name)
       for name in config.quant_schemes}
   reasons, circuit, controls = [], found.circuit, []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import functools
 from typing import Any
 
@@ -107,11 +107,19 @@ class Quantizers:
     self._layout = model_layout.block_layout(model.config)
     self._kept: list[tuple[Any, types.Params, Any]] = []
 
-  def __call__(self, name: str, params: types.Params) -> types.Params:
-    """The params as the named scheme stores them, decoded."""
+  def __call__(
+      self, name: str, params: types.Params, *, donate: Collection[str] = ()
+  ) -> types.Params:
+    """The params as the named scheme stores them, decoded.
+
+    Args:
+      name: the scheme's.
+      params: full params.
+      donate: leaves that may give their memory to the result.
+    """
     scheme = quant.find(name)
     if isinstance(scheme, quant.Scheme):
-      return quant.fake_quantize(params, scheme, self._layout)
+      return quant.fake_quantize(params, scheme, self._layout, donate=donate)
     return calibration.dequantize(params, self._codes(scheme, params))
 
   def survival(

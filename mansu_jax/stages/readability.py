@@ -6,7 +6,7 @@ first tokens tell the choices apart; the lens is fitted on retain questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mansu_jax import config as run_config
+from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import lens
@@ -31,7 +32,8 @@ from mansu_jax.stages import quantizers
 
 _LEAST = 8  # Questions; fewer say nothing of layers.
 
-Views = Mapping[str, Callable[[types.Params], types.Params]]
+# Of params, and by `donate` of leaves that are not used again.
+Views = Mapping[str, Callable[..., types.Params]]
 
 
 class NothingToRead(ValueError):
@@ -235,6 +237,11 @@ class Reader:
     return np.equal(asked.right, lens.says(
         self._above[precision](params), _table(params), asked.choices))
 
+  def _answered_under(self, precision: str, params: types.Params):
+    """As `answered`, of params that are not used again."""
+    return self.answered(self._views[precision](params, donate=_new_leaves(
+        params, self._params.values())), precision)
+
   def copy_back(
       self, circuit: graph.Circuit, randoms: Sequence[graph.Circuit],
       halves: Sequence[graph.Circuit], moved: Sequence[float],
@@ -265,8 +272,7 @@ class Reader:
     share = functools.partial(
         _share, self._weights(), np.unique(self._questions.facts).size)
     for precision in precisions:
-      answered = lambda params, precision=precision: self.answered(
-          self._views[precision](params), precision)
+      answered = functools.partial(self._answered_under, precision)
       acc = {name: self._right(self.picks(name, precision))
              for name in self._params}
       if confined:  # Nothing to run: undone on C it is the base.
@@ -327,16 +333,20 @@ def _table(params: types.Params) -> types.Array:
   return params.get('lm_head', params['embed'])
 
 
-@jax.jit
-def _copied(to, source, index):
-  return param_mask.scatter(to, index, param_mask.gather(source, index))
-
-
 def _copy(
     to: types.Params, source: types.Params, circuit: graph.Circuit
 ) -> types.Params:
-  """`to` with the circuit's weights of `source`."""
-  return _copied(to, source, param_mask.make_index(circuit))
+  """`to` with the circuit's weights of `source`; it shares all other leaves."""
+  index = param_mask.make_index(circuit)
+  return param_mask.scatter(to, index, param_mask.gather(source, index))
+
+
+def _new_leaves(
+    params: types.Params, others: Iterable[types.Params]) -> list[str]:
+  """Names of those that are in none of the others."""
+  known = {id(leaf) for other in others for leaf in jax.tree.leaves(other)}
+  return [name for name, leaf in tree_paths.flatten(params).items()
+          if id(leaf) not in known]
 
 
 @jax.jit

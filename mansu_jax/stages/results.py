@@ -18,9 +18,11 @@ from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.circuits import edge_circuit
 from mansu_jax.circuits import graph
+from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
 from mansu_jax.eval import generation
 from mansu_jax.eval import weight_change
+from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import hf_io
 from mansu_jax.stages import attribution
@@ -29,7 +31,7 @@ from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import quantizers
 from mansu_jax.stages import verdict
 
-_NEW_TOKENS = 12
+NEW_TOKENS = 12  # Of a sample, at most.
 
 
 def export(
@@ -83,28 +85,41 @@ def samples(
     quantize: quantizers.Quantizers, model: Any, unlearned: types.Params
 ) -> list[dict[str, Any]]:
   """Free answers to a few questions of each split, before and after."""
-  chosen = [
-      (split, q) for split, questions in inputs.evaluation.items()
-      if split != 'forget' and config.eval.generations
-      for q in inputs_lib.thin(
-          questions, config.eval.generations, config.seed)]
+  chosen = asked_freely(config, inputs)
   if not chosen:
     return []
   scheme = config.quant_schemes[0]
   variants = {
       'base': model.params, 'unlearned': unlearned,
       f'unlearned_{scheme}': quantize(scheme, unlearned)}
-  apply = lambda params, tokens, positions, mask: decoder.forward(
-      model.config, params, tokens, positions=positions, attention_mask=mask)
-  generator = generation.Generator(apply, decoder.unembed)
+  generator = make_generator(model.config)
   prompts = [q.prompt for _, q in chosen]
   texts = {name: generation.complete(
       generator, params, prompts, model.tokenizer,
-      max_new_tokens=_NEW_TOKENS) for name, params in variants.items()}
+      max_new_tokens=NEW_TOKENS) for name, params in variants.items()}
   return [
       {'split': split, 'id': q.id, 'prompt': q.prompt, 'answer': q.answer,
        'continuations': {name: texts[name][i] for name in variants}}
       for i, (split, q) in enumerate(chosen)]
+
+
+def asked_freely(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs
+) -> list[tuple[str, questions_lib.Question]]:
+  """The questions that samples answer, with their splits."""
+  return [
+      (split, q) for split, questions in inputs.evaluation.items()
+      if split != 'forget' and config.eval.generations
+      for q in inputs_lib.thin(
+          questions, config.eval.generations, config.seed)]
+
+
+def make_generator(config: model_config.ModelConfig) -> generation.Generator:
+  """Continues prompts by models of one config."""
+  return generation.Generator(
+      lambda params, tokens, positions, mask: decoder.forward(
+          config, params, tokens, positions=positions, attention_mask=mask),
+      decoder.unembed)
 
 
 def write_circuit(

@@ -33,7 +33,6 @@ from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
 
 _NEAR = 0.1  # Share of all retain sequences that counts as near.
-_ROWS = 16  # Sequences whose KL is measured at once.
 
 
 class Base(NamedTuple):
@@ -341,59 +340,3 @@ def _view_names(config: run_config.RunConfig, edit: edits.Edit) -> list[str]:
   """The views in the order in which steps take them, round after round."""
   full, *quantized = edit.views
   return [full] * config.unlearn.fp_steps + quantized
-
-
-def retain_kl(
-    config: run_config.RunConfig, edit: edits.Edit,
-    fisher: types.PyTree | None, batches: batches_lib.Batches,
-    history: dict[str, np.ndarray], theta: types.PyTree) -> dict[str, Any]:
-  """The Fisher's estimate of the retain KL beside the measured one.
-
-  Both are of the final weights in full precision on the Fisher's sequences, in
-  nats a sequence. `seen_by_view` is that of training, in nats a token: the mean
-  over the last tenth of the steps at each view.
-
-  Args:
-    config: the run's.
-    edit: what was trained.
-    fisher: from `circuit_fisher`.
-    batches: of the training.
-    history: from `unlearn`.
-    theta: its final weights, as they are stored.
-  """
-  seen = {}
-  for number, name in enumerate(edit.views):
-    values = history['retain_kl'][history['view'] == number]
-    seen[name] = float(
-        np.mean(values[-max(1, values.size // 10):])) if values.size else None
-  spans = fisher_spans(config, batches)
-  out = {'measured_nats_per_sequence': _sequence_kl(edit, theta, spans),
-         'sequences': int(spans.length.size), 'seen_by_view': seen,
-         'fisher_estimate_nats_per_sequence': None}
-  if fisher is not None:
-    delta = jax.tree.map(lambda a, b: a - b, theta, edit.theta)
-    out['fisher_estimate_nats_per_sequence'] = float(
-        fisher_lib.predicted_kl(fisher, delta))
-  return out
-
-
-def _sequence_kl(
-    edit: edits.Edit, theta: types.PyTree, spans: batches_lib.Spans) -> float:
-  """Mean KL(base || edited) of the answers, in nats a sequence."""
-  forward, unembed = edit.forward, edit.unembed
-
-  @jax.jit
-  def total(theta, view, part):
-    hidden = forward(theta, view, part.tokens)  # [B, T, D]
-    at = jnp.take_along_axis(hidden, part.where[..., None], 1)  # [B, A, D]
-    kl = losses.token_kl(
-        unembed(None, view, part.reference), unembed(theta, view, at))
-    return jnp.sum(kl * part.weight)
-
-  num = spans.length.size
-  size = sharding.whole_rows(_ROWS)
-  rows = np.arange(num + -num % size)  # One shape: what is added weighs 0.
-  spans = spans.take(rows % num)
-  spans = spans._replace(weight=spans.weight * (rows < num)[:, None])
-  return sum(float(total(theta, edit.base, spans.take(part)))
-             for part in rows.reshape(-1, size)) / num

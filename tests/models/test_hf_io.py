@@ -77,6 +77,35 @@ class RoundTripTest(parameterized.TestCase):
       jax.tree.map(np.testing.assert_array_equal, got, want)
     jax.tree.map(lambda a, b: self.assertEqual(a.dtype, b.dtype), got, want)
 
+  def test_large_models_are_written_in_shards_with_an_index(self):
+    path, cfg = tiny.temp_dir(self) / 'model', tiny.config()
+    weights = tiny.params(cfg)
+    hf_io.write(path, cfg, weights, None)
+    want = safetensors_numpy.load_file(path / 'model.safetensors')
+    largest = max(x.nbytes for x in want.values())
+    for most in (2 * largest, largest - 1):  # One is too large for any shard.
+      with mock.patch.object(hf_io, 'MOST_IN_A_FILE', most):
+        hf_io.write(path, cfg, weights, None)
+      names = sorted(p.name for p in path.glob('*.safetensors'))
+      self.assertGreater(len(names), 2)
+      self.assertEqual(names, [
+          f'model-{i:05d}-of-{len(names):05d}.safetensors'
+          for i in range(1, len(names) + 1)])
+      shards = {name: safetensors_numpy.load_file(path / name)
+                for name in names}
+      for shard in shards.values():
+        self.assertTrue(len(shard) == 1 or sum(
+            x.nbytes for x in shard.values()) <= most)
+      index = json.loads((path / 'model.safetensors.index.json').read_text())
+      self.assertEqual(index['weight_map'], {
+          tensor: name for name, shard in shards.items() for tensor in shard})
+      self.assertEqual(index['metadata']['total_size'],
+                       sum(x.nbytes for x in want.values()))
+      got = {k: x for shard in shards.values() for k, x in shard.items()}
+      jax.tree.map(np.testing.assert_array_equal, got, want)
+      jax.tree.map(np.testing.assert_array_equal, loading.load(path).params,
+                   weights)
+
   def test_a_model_is_replaced_whole_and_leaves_nothing_behind(self):
     path = tiny.temp_dir(self) / 'model'
     cfg = tiny.config()

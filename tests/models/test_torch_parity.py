@@ -1,5 +1,7 @@
 """Logits equal torch transformers' in both directions, on tiny Llamas."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -78,6 +80,17 @@ class TorchParityTest(parameterized.TestCase):
     self.assertEqual(reloaded.config, model.config)
     jax.tree.map(
         np.testing.assert_array_equal, reloaded.params, model.params)
+
+  def test_shards_that_are_written_load(self):
+    cfg, ids = tiny.config(), _ids()
+    weights, path = tiny.params(cfg), tiny.temp_dir(self) / 'model'
+    with mock.patch.object(hf_io, 'MOST_IN_A_FILE', 20_000):
+      hf_io.write(path, cfg, weights, None)
+    self.assertTrue((path / 'model.safetensors.index.json').is_file())
+    model = transformers.AutoModelForCausalLM.from_pretrained(path)
+    np.testing.assert_allclose(
+        tiny.logits(cfg, weights, ids), _torch_logits(model, ids),
+        rtol=0, atol=1e-4)
 
   @parameterized.named_parameters(
       ('bfloat16', 'bfloat16', 8e-3), ('float16', 'float16', 1e-3))

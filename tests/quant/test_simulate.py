@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import memory
 from mansu_jax import quant
+from mansu_jax.quant import simulate
 from tests.reference import quant_naive
 
 _LAYOUT = {
@@ -73,6 +75,23 @@ class FakeQuantizeTest(parameterized.TestCase):
         lambda x: quant.fake_quantize(x, 'nf4', layout)).lower(leaf).compile()
     memory = program.memory_analysis()
     self.assertLess(memory.temp_size_in_bytes, 3 * leaf.size * 4)
+
+  def test_little_memory_takes_no_float32_of_a_whole_stack(self):
+    leaf = jax.ShapeDtypeStruct((16, 256, 512), jnp.bfloat16)
+    layout = quant.BlockLayout(memory='LDF', out='F', inp='D')
+    with memory.planned(1.0):
+      lowered = simulate.fake_quantize_leaf.lower(
+          leaf, scheme=quant.find('nf4').ordinary(), layout=layout)
+    self.assertIn('tensor<16x256x512xbf16>', lowered.as_text())
+    self.assertNotIn('tensor<16x256x512xf32>', lowered.as_text())
+
+  def test_donated_leaves_give_their_memory(self):
+    params = _params()
+    want = quant.fake_quantize(params, 'nf4', _LAYOUT)
+    got = quant.fake_quantize(params, 'nf4', _LAYOUT, donate=['attn/q'])
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    self.assertTrue(params['attn']['q'].is_deleted())
+    self.assertFalse(params['down'].is_deleted())
 
   def test_other_pytrees(self):
     layout = quant.BlockLayout(memory='DF', out='F', inp='D')

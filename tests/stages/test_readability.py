@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import config as run_config
+from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import lens
 from mansu_jax.circuits import readability as readability_lib
@@ -50,6 +51,14 @@ def _inputs(retain=12, near=10, far=6, extra=()):
 def _config(**options):
   return run_config.RunConfig(
       workdir='w', eval=run_config.EvalConfig(**options))
+
+
+def _rounded(params, donate=()):
+  """A view; what is donated to it is gone."""
+  out = jax.tree.map(jnp.round, params)
+  for name in donate:
+    tree_paths.flatten(params)[name].delete()
+  return out
 
 
 class QuestionsTest(parameterized.TestCase):
@@ -98,8 +107,7 @@ class ReaderTest(parameterized.TestCase):
         config=config, params=self.base, tokenizer=_TOKENIZER)
     self.inputs = _inputs()
     self.circuit = small.circuit(config)
-    self.views = {'fp': lambda params: params,
-                  'nf4': lambda params: jax.tree.map(jnp.round, params)}
+    self.views = {'fp': lambda params, donate=(): params, 'nf4': _rounded}
 
   def _ask_what_it_knows(self):
     """Makes what the base answers the right answers."""
@@ -213,15 +221,28 @@ class ReaderTest(parameterized.TestCase):
   def test_an_edit_of_everything(self):
     random = small.random_circuit(self.model.config, 0.5)
     reader = self._reader(self.other)
-    got = reader.copy_back(self.circuit, [random], [], [], ('fp',))
+    got = reader.copy_back(self.circuit, [random], [], [], ('fp', 'nf4'))
     self.assertIs(got['confined'], False)
-    parts = got['by_precision']['fp']
-    answered = lambda params: reader.answered(params, 'fp').mean()
-    for name, params in (
-        ('circuit', readability._copy(self.other, self.base, self.circuit)),
-        ('rest', readability._copy(self.base, self.other, self.circuit)),
-        ('random_0', readability._copy(self.other, self.base, random))):
-      self.assertEqual(parts[name]['answered'], answered(params), name)
+    for precision, view in (('fp', lambda params: params), ('nf4', _rounded)):
+      parts = got['by_precision'][precision]
+      answered = lambda params: reader.answered(
+          view(params), precision).mean()
+      for name, params in (
+          ('circuit', readability._copy(self.other, self.base, self.circuit)),
+          ('rest', readability._copy(self.base, self.other, self.circuit)),
+          ('random_0', readability._copy(self.other, self.base, random))):
+        self.assertEqual(parts[name]['answered'], answered(params), name)
+
+  def test_a_copy_shares_all_but_the_circuit(self):
+    copy = readability._copy(self.base, self.other, self.circuit)
+    self.assertCountEqual(
+        readability._new_leaves(copy, [self.base, self.other]), [
+            'layers/attn/k', 'layers/attn/o', 'layers/attn/q', 'layers/attn/v',
+            'layers/mlp/down', 'layers/mlp/gate', 'layers/mlp/up'])
+    nothing = readability._copy(
+        self.base, self.other, graph.empty(self.model.config))
+    self.assertEqual(
+        readability._new_leaves(nothing, [self.base, self.other]), [])
 
   def test_copying_everything_back_is_the_base(self):
     everything = graph.Circuit(**{

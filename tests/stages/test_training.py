@@ -12,7 +12,7 @@ import numpy as np
 
 from mansu_jax import config as run_config
 from mansu_jax.data import batching
-from mansu_jax.models import decoder
+from mansu_jax.stages import retain_kl
 from mansu_jax.stages import training
 from mansu_jax.unlearn import batches
 from mansu_jax.unlearn import loop
@@ -33,11 +33,6 @@ def _questions(facts, phrasings):
   return [
       types.SimpleNamespace(fact=f'{fact}', id=f'{fact}/train_{i}')
       for fact in range(facts) for i in range(phrasings)]
-
-
-def _retain(spans):
-  return types.SimpleNamespace(retain=types.SimpleNamespace(
-      spans=spans, even=spans.length.size))
 
 
 class RetainPoolTest(parameterized.TestCase):
@@ -129,41 +124,6 @@ class ViewsTest(parameterized.TestCase):
     self.assertEqual(seen, (want * 7)[:7])
 
 
-class RetainKLTest(absltest.TestCase):
-
-  def test_is_of_the_final_weights_on_the_fishers_sequences(self):
-    edit = problem.circuit_edit()
-    hidden = problem.hidden_of_model()
-    spans = problem.spans(hidden, *problem.RETAIN)
-    config = run_config.RunConfig(fisher=run_config.FisherConfig(sequences=9))
-    history = {'retain_kl': np.arange(8.0), 'view': np.array([0, 1] * 4)}
-    measure = lambda theta, fisher=None: training.retain_kl(
-        config, edit, fisher, _retain(spans), history, theta)
-    same = measure(edit.theta)
-    self.assertAlmostEqual(same['measured_nats_per_sequence'], 0, places=5)
-    self.assertEqual(same['sequences'], 2)
-    self.assertEqual(same['seen_by_view'], {'fp': 6.0, 'nf4': 7.0})
-    self.assertIsNone(same['fisher_estimate_nats_per_sequence'])
-
-    theta = jax.tree.map(lambda x: x + 0.05 * np.sign(x), edit.theta)
-    logp = lambda params: np.asarray(jax.nn.log_softmax(decoder.unembed(
-        params, decoder.forward(problem.CONFIG, params, spans.tokens))))
-    base, got = logp(problem.model().params), logp(edit.merge(theta))
-    kl = (np.exp(base) * (base - got)).sum(-1)  # [n, T]
-    tokens, mask = problem.RETAIN
-    want = (kl * mask[:, :kl.shape[1]]).sum() / len(tokens)
-    self.assertGreater(want, 1e-3)
-    fisher = jax.tree.map(np.ones_like, theta)
-    changed = measure(theta, fisher)
-    self.assertAlmostEqual(
-        changed['measured_nats_per_sequence'], want, delta=1e-3 * want)
-    size = sum(x.size for x in jax.tree.leaves(theta))
-    zeros = sum((np.asarray(x) == 0).sum() for x in jax.tree.leaves(theta))
-    self.assertAlmostEqual(
-        changed['fisher_estimate_nats_per_sequence'],
-        0.5 * 0.05**2 * (size - zeros), delta=1e-4 * size)
-
-
 class MemoryTest(absltest.TestCase):
 
   def test_nothing_of_the_edit_outlives_it(self):
@@ -174,12 +134,12 @@ class MemoryTest(absltest.TestCase):
     hidden = problem.hidden_of_model()
     spans = problem.spans(hidden, *problem.RETAIN)
     saved = mock.Mock(get=lambda name, make: make())
-    fisher = training.circuit_fisher(config, edit, _retain(spans), saved)
+    fisher = training.circuit_fisher(config, edit, problem.retain(spans), saved)
     batch = problem.batch(hidden)._replace(text=None, prompts=None)
     done = training.unlearn(
         config, edit, fisher, lambda step: batch, problem.model())
-    training.retain_kl(
-        config, edit, fisher, _retain(spans), done['history'], done['theta'])
+    retain_kl.measure(
+        config, edit, fisher, problem.retain(spans), done['history'], done['theta'])
     held = jax.tree.leaves((
         edit.views['nf4'].frozen()['params']['layers']['mlp'], edit.theta,
         edit.grids, fisher))

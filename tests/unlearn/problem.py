@@ -1,6 +1,7 @@
 """A tiny model, sequences of several lengths, and how they are packed."""
 
 import functools
+import types
 
 import jax
 import numpy as np
@@ -58,6 +59,12 @@ def spans(hidden, tokens, mask):
   return batches.add_reference(
       batches.make_spans(tokens, mask), hidden, packing.fill_rows,
       batch_rows=2)
+
+
+def retain(spans_):
+  """Training batches of which only the retain pool's sequences are asked."""
+  return types.SimpleNamespace(retain=types.SimpleNamespace(
+      spans=spans_, even=spans_.length.size))
 
 
 def batch(hidden, *, alone=False, rows=None):

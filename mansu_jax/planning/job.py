@@ -1,0 +1,113 @@
+"""What is planned, and what several stages do with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mansu_jax import config as run_config
+from mansu_jax import quant
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits import graph
+from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits import param_mask
+from mansu_jax.circuits import select
+from mansu_jax.models import layout as model_layout
+from mansu_jax.models import loading
+from mansu_jax.planning import recorder as recorder_lib
+from mansu_jax.quant import simulate
+from mansu_jax.stages import attribution
+from mansu_jax.stages import inputs as inputs_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """What is planned.
+
+  Attributes:
+    config: the run's.
+    inputs: its data.
+    model: with shapes for params, placed.
+    circuit: as large as the run's.
+    index: of it, and `frame`: shapes, whole on every device.
+    recorder: keeps account.
+  """
+
+  config: run_config.RunConfig
+  inputs: inputs_lib.Inputs
+  model: loading.LoadedModel
+  circuit: graph.Circuit
+  index: param_mask.CircuitIndex
+  frame: types.Params
+  recorder: recorder_lib.Recorder
+
+  @property
+  def frozen(self) -> types.PyTree:
+    """What a step does not train."""
+    return {'params': self.model.params, 'index': self.index,
+            'frame': self.frame}
+
+
+def draw_circuit(config: run_config.RunConfig, shapes: Any) -> graph.Circuit:
+  """A circuit of the run's size, from scores that are drawn by its seed.
+
+  Of each kind of node the same share: scores are so many a weight.
+  """
+  rng, costs = np.random.default_rng(config.seed), graph.costs(shapes)
+  return select.choose(config, shapes, {
+      kind: costs[kind] * rng.normal(size=size)
+      for kind, size in graph.shapes(shapes).items()})[1]
+
+
+def scores(job: Job, pairs: Any, runs: int = 1) -> None:
+  """Node scores of some pairs, by so many models."""
+  if not pairs:
+    return
+  options = job.config.attribution
+  batches = pair_batches.to_score(pairs, options.batch, job.model.config)
+  job.recorder.call(
+      'eap_ig.pair_scores', eap_ig.pair_scores, job.model.config,
+      job.model.params, recorder_lib.shapes_of(batches[0]),
+      calls=runs * len(batches), steps=options.steps)
+
+
+def forget_pairs(job: Job) -> Any:
+  """Those of the run."""
+  return attribution.forget_pairs(
+      job.config, job.inputs.splits, job.model.tokenizer)
+
+
+def matrices(job: Job, params: types.Params | None = None) -> types.Params:
+  """What one more model holds: all else it shares with the base."""
+  flat = tree_paths.flatten(params or job.model.params)
+  return {leaf: flat[leaf] for leaf in model_layout.MATRICES}
+
+
+def quantized(
+    job: Job, name: str, calls: int = 1, *, in_place: bool = False
+) -> types.Params:
+  """The model under a quantizer, made leaf by leaf."""
+  scheme, flat = quant.find(name), tree_paths.flatten(job.model.params)
+  if not isinstance(scheme, quant.Scheme):  # Calibrated: of the same size.
+    return job.model.params
+  run = (simulate.fake_quantize_in_place if in_place
+         else simulate.fake_quantize_leaf)
+  for leaf, layout in model_layout.MATRICES.items():
+    job.recorder.call(
+        f'blocks of {leaf}', simulate.any_extreme, flat[leaf], calls=calls)
+    flat[leaf] = job.recorder.call(
+        f'{name} of {leaf}', run, flat[leaf], scheme.ordinary(), layout,
+        calls=calls)
+  return tree_paths.unflatten(flat)
+
+
+def scattered(job: Job, theta: types.PyTree) -> None:
+  """Slices put back into the base, a leaf at a time."""
+  flat = tree_paths.flatten(job.model.params)
+  for leaf, part in tree_paths.flatten(theta).items():
+    job.recorder.call(f'scatter into {leaf}', param_mask.scatter_leaf, leaf,
+                      flat[leaf], part, job.index)
