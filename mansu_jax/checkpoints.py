@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
+import errno
 import hashlib
 import json
 import pathlib
@@ -31,6 +32,10 @@ from mansu_jax import types
 
 _DIGEST = '_sha256'  # Beside a stage's own keys.
 _DAMAGED = '.damaged'
+# Errors of the machine or its mounts, which say nothing of a file's bytes.
+_NOT_OF_FILES = frozenset((
+    errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.ENOSPC, errno.ESTALE, errno.ETIMEDOUT))
 _KEPT_STEPS = 2  # The newest, and one to fall back to.
 _ITEM = 'default'  # Orbax's name of what a step holds.
 _FIRST = {'multiprocessing_options': ocp.options.MultiprocessingOptions(
@@ -312,9 +317,10 @@ def _read(
       raise ValueError('its bytes are not those that were saved')
     check(found)
     return found
-  except (MemoryError, PermissionError):  # Says nothing of the files.
-    raise
   except Exception as error:  # pylint: disable=broad-exception-caught
+    if isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in _NOT_OF_FILES):
+      raise
     lines = str(error).strip().splitlines()  # Orbax raises all sorts.
     logging.warning(
         '%s is damaged: %s (%s: %s); it is now called *%s', path, then,

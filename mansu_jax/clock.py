@@ -97,9 +97,13 @@ class Clock:
 
     def end() -> None:
       with lock:
-        if not ended:
-          ended.append(True)
+        if ended:
+          return
+        ended.append(True)
+        try:
           jax.profiler.stop_trace()
+        except Exception as error:  # pylint: disable=broad-exception-caught
+          logging.error('The trace of %s is not written: %s', name, error)
 
     timer = threading.Timer(_TRACED_S, end)
     timer.daemon = True

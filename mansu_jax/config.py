@@ -74,8 +74,8 @@ class RunConfig:
       ' forget, descent on retain).', ('mansu', 'graddiff'))
   debug: bool = _field(False, 'Show tracebacks.')
   profile: bool = _field(
-      False, 'Write JAX profiler traces, of the first 20 seconds of each stage,'
-      ' to WORKDIR/profile.')
+      False, 'Write JAX profiler traces, of the first 20 seconds of each stage'
+      ' after loading, to WORKDIR/profile.')
   fail_on_verdict: bool = _field(
       False, 'Exit with status 3 when the verdict is not `passed`.')
   data: DataConfig = DataConfig()

@@ -1,6 +1,7 @@
 """Stages are made once, whole, and come back as they were."""
 
 import contextlib
+import errno
 import pathlib
 import resource
 import shutil
@@ -230,13 +231,21 @@ class DamageTest(_Case):
       shutil.rmtree(self.root / 'unlearn')
     self.assertLen(self.made, 2)
 
-  def test_what_may_not_be_read_is_not_called_damaged(self):
+  @parameterized.parameters('EACCES', 'EMFILE', 'ESTALE')
+  def test_what_may_not_be_read_is_not_called_damaged(self, name):
     self._get({'x': np.ones(1)})
-    with mock.patch.object(
-        checkpoints, '_restore', side_effect=PermissionError(13, 'denied')):
-      with self.assertRaises(PermissionError):
+    with mock.patch.object(checkpoints, '_restore', side_effect=OSError(
+        getattr(errno, name), 'not now')):
+      with self.assertRaisesRegex(OSError, 'not now'):
         self._get({'x': np.ones(1)})
     self.assertTrue((self.root / 'unlearn').exists())
+
+  def test_a_bad_sector_is_damage(self):
+    self._get({'x': np.ones(1)})
+    with mock.patch.object(checkpoints, '_restore', side_effect=OSError(
+        errno.EIO, 'input/output error')):
+      self._get({'x': np.ones(1)})
+    self.assertTrue((self.root / 'unlearn.damaged').exists())
 
 
 def _carry(step):

@@ -1,5 +1,7 @@
 """Stages are timed, and traced where that is asked for."""
 
+from unittest import mock
+
 from absl.testing import absltest
 import jax
 import numpy as np
@@ -70,6 +72,21 @@ class ClockTest(absltest.TestCase):
         raise KeyError
     with clock.stage('goes on'):  # Two at once would be an error.
       pass
+    self.assertLen(clock.stages, 1)
+
+  def test_a_trace_that_is_not_written_stops_no_run(self):
+    root, clock = tiny.temp_dir(self), clock_lib.Clock()
+    clock.trace_to(root)
+    stop = jax.profiler.stop_trace
+
+    def full():
+      stop()
+      raise OSError('disk full')
+
+    with mock.patch.object(jax.profiler, 'stop_trace', full):
+      with self.assertLogs(level='ERROR') as logs, clock.stage('one'):
+        pass
+    self.assertIn('The trace of one is not written: disk full', logs.output[0])
     self.assertLen(clock.stages, 1)
 
 

@@ -24,9 +24,13 @@ from tests import tiny_job
 
 
 @functools.cache
+def _made():
+  folder = tempfile.TemporaryDirectory()  # Removed at the end, with the cache.
+  return folder, tuple(tiny_job.make(pathlib.Path(folder.name)))
+
+
 def _job():
-  folder = pathlib.Path(tempfile.mkdtemp())
-  return tuple(tiny_job.make(folder))
+  return _made()[1]
 
 
 def _config(*flags):
