@@ -169,7 +169,7 @@ def lines(plan: Plan) -> list[str]:
           if not plan.fits_stage(stage)]
   seconds = sum(stage.seconds for stage in plan.stages)
   out.append(
-      f'about {seconds:.0f} s of matrix products, at'
+      f'about {seconds:.0f} s of products and of moving weights, at'
       f' {recorder_lib.EFFICIENCY:.0%} of what the devices could: without'
       ' loading, compiling, export and what the host does. To compile took'
       f' {plan.compile_seconds:.0f} s here.')

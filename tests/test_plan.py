@@ -124,6 +124,14 @@ class PlanTest(parameterized.TestCase):
     share = graph.num_weights(circuit, found.config) / total
     self.assertBetween(share, 0.07, 0.1)
 
+  def test_attribution_of_edges_has_its_own_programs(self):
+    found = plan.run(_config(
+        '--attribution_level=edge', '--circuit_edges=50')).stages[0]
+    names = [call.name for call in found.calls]
+    for name in ('edges.pair_scores', 'edge_patching.corrupted',
+                 'edge_patching.metric'):
+      self.assertIn(name, names)
+
   def test_too_little_memory_is_told(self):
     found = plan.run(_config('--plan_memory_gib=0.0001'))
     self.assertFalse(found.fits)

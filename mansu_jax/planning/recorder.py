@@ -183,12 +183,12 @@ class Recorder:
       self._compiled[key] = (fn, *self._compile(name, fn, args, static))
     _, own, refused, cost, out = self._compiled[key]
     known = {id(x) for tree in self._held for x in jax.tree.leaves(tree)}
-    own += self.size([
-        x for x in jax.tree.leaves((args, static))
-        if isinstance(x, jax.ShapeDtypeStruct) and id(x) not in known])
+    given = [x for x in jax.tree.leaves((args, static))
+             if isinstance(x, jax.ShapeDtypeStruct)]
+    own += self.size([x for x in given if id(x) not in known])
     self.stages[-1].parts[-1].calls.append(Call(
         name=name, calls=calls, bytes=own, refused=refused, cost=cost,
-        seconds=self._seconds(cost)))
+        seconds=self._seconds(cost, self.size((given, out)))))
     return out
 
   def _compile(self, name, fn, args, static):
@@ -220,13 +220,16 @@ class Recorder:
     logging.info('compiled: %s, %.1f s', name, seconds)
     return float(own), refused, cost_lib.count(traced.jaxpr), out
 
-  def _seconds(self, cost: cost_lib.Cost) -> float:
+  def _seconds(self, cost: cost_lib.Cost, moved: float) -> float:
     """Roofline of products, memory and links, at `EFFICIENCY`.
 
     Rows are split over `data` and `fsdp`. Weights are split over `tensor`;
-    each product gathers what `fsdp` has split of them.
+    each product gathers what `fsdp` has split of them. What has no products
+    moves its arguments and results, of so many bytes a device, once.
     """
     chip, size, shape = self._chip, self._mesh.size, self._mesh.shape
+    if not cost.flops:
+      return moved / chip.bandwidth / EFFICIENCY
     weights = cost.weights / shape['tensor']
     products = cost.flops + (chip.passes - 1) * cost.exact
     bound = max(products / size / chip.flops,

@@ -20,6 +20,7 @@ from mansu_jax import fisher as fisher_lib
 from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax import types
+from mansu_jax.circuits import edge_patching
 from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import pair_batches
@@ -66,6 +67,7 @@ def _attribution(job: job_lib.Job) -> None:
           model.params, recorder_lib.shapes_of(batches[0]),
           calls=len(batches),
           points=edges_lib.eap_ig_points(config.attribution.steps))
+      _edge_faithfulness(job, pairs)
     few = pairs[:config.circuit.pairs]
     batch = recorder_lib.shapes_of(pair_batches.pack(few, len(few))[0])
     _, taps = record.call(
@@ -78,6 +80,22 @@ def _attribution(job: job_lib.Job) -> None:
         'faithfulness.patched_metric', faithfulness.patched_metric,
         model.config, model.params, batch, taps, keep,
         calls=config.circuit.random_circuits + _PREFIXES)
+
+
+def _edge_faithfulness(job: job_lib.Job, pairs: Any) -> None:
+  """Of the circuit's edges, and of none and all of them."""
+  config, model, record = job.config, job.model, job.recorder
+  batches = pair_batches.pack(
+      pairs[:config.circuit.pairs], config.attribution.batch)
+  batch = recorder_lib.shapes_of(batches[0])
+  given = record.call(
+      'edge_patching.corrupted', edge_patching.corrupted, model.config,
+      model.params, batch, calls=len(batches))
+  patched = record.whole(jax.ShapeDtypeStruct(
+      edges_lib.is_edge(model.config).shape, bool))
+  record.call(
+      'edge_patching.metric', edge_patching.metric, model.config, model.params,
+      batch, given, patched, calls=3 * len(batches))
 
 
 def _references(job: job_lib.Job) -> tuple[Any, ...]:

@@ -1,0 +1,109 @@
+"""What stages hold, what their programs take, and how long that is."""
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+
+from mansu_jax import config as run_config
+from mansu_jax import sharding
+from mansu_jax.planning import recorder
+from mansu_jax.planning import topology
+
+_CHIP = topology.Chip('one', memory=1e6, flops=1e9, bandwidth=1e6, links=1e6,
+                      passes=3)
+_FLOATS = jax.ShapeDtypeStruct((256, 64), jnp.float32)
+_BYTES = 4 * 256 * 64
+
+
+class RecorderTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    mesh = sharding.make_mesh(run_config.MeshConfig(), jax.devices()[:1])
+    self.enter_context(jax.set_mesh(mesh))
+    self.recorder = recorder.Recorder(mesh, _CHIP)
+    self.x = self.recorder.place(_FLOATS, 'VD')
+
+  def test_a_call_adds_its_result_and_what_is_not_held(self):
+    add = jax.jit(lambda x, y: x + y)
+    other = self.recorder.place(_FLOATS, 'VD')
+    with self.recorder.stage('one', 'flag', x=self.x):
+      self.recorder.call('add', add, self.x, other, calls=5)
+    stage, = self.recorder.stages
+    self.assertEqual(stage.held, {'x': _BYTES})
+    self.assertBetween(stage.largest.bytes, 2 * _BYTES, 2.1 * _BYTES)
+    self.assertBetween(stage.bytes, 3 * _BYTES, 3.1 * _BYTES)
+    self.assertEqual(stage.largest.calls, 5)
+
+  def test_what_is_donated_is_not_added(self):
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    with self.recorder.stage('one', x=self.x):
+      out = self.recorder.call('add', add, self.x)
+    self.assertEqual(out.shape, self.x.shape)
+    self.assertLess(self.recorder.stages[0].largest.bytes, 0.1 * _BYTES)
+
+  def test_the_peak_is_of_the_part_that_takes_most(self):
+    with self.recorder.stage('one', x=self.x):
+      self.recorder.call('double', jax.jit(lambda x: jnp.concatenate(
+          [x, x, x])), self.x)
+      self.recorder.then(x=self.x, y=self.x, z=self.x)
+      self.recorder.call('sum', jax.jit(jnp.sum), self.x)
+    stage, = self.recorder.stages
+    self.assertLen(stage.parts, 2)
+    self.assertEqual(stage.bytes, stage.parts[0].bytes)
+    self.assertEqual(stage.largest.name, 'double')
+    self.assertEqual([call.name for call in stage.calls], ['double', 'sum'])
+
+  def test_seconds(self):
+    product = jax.jit(lambda x: x @ x.T)
+    with self.recorder.stage('one', x=self.x):
+      self.recorder.call('add', jax.jit(lambda x: x + 1), self.x, calls=3)
+      self.recorder.call('product', product, self.x)
+    add, dot = self.recorder.stages[0].calls
+    self.assertAlmostEqual(
+        add.seconds, 2 * _BYTES / 1e6 / recorder.EFFICIENCY)
+    flops = 2 * 256 * 64 * 256
+    self.assertEqual(dot.cost.flops, flops)
+    moved = 2 * _BYTES + 4 * 256 * 256  # Memory is what limits it.
+    self.assertAlmostEqual(dot.seconds, moved / 1e6 / recorder.EFFICIENCY)
+    self.assertAlmostEqual(
+        self.recorder.stages[0].seconds, 3 * add.seconds + dot.seconds)
+
+  def test_the_same_program_is_compiled_once(self):
+    traced = []
+    add = jax.jit(lambda x: traced.append(1) or x + 1)
+    with self.recorder.stage('one', x=self.x):
+      for _ in range(2):
+        self.recorder.call('add', add, self.x)
+    self.assertLen(traced, 1)
+    self.assertLen(self.recorder.stages[0].calls, 2)
+
+  def test_a_compiler_that_runs_out_of_memory(self):
+    class Refused:
+      """Traces, and does not compile."""
+
+      def trace(self, *args):
+        self._traced = jax.jit(lambda x: x + 1).trace(*args)
+        return self
+
+      jaxpr = property(lambda self: self._traced.jaxpr)
+      out_info = property(lambda self: self._traced.out_info)
+
+      def lower(self):
+        raise jax.errors.JaxRuntimeError(
+            'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used'
+            ' 1.50M of 1.00M hbm. Exceeded hbm capacity by 0.50M.')
+
+    refused = Refused()
+    refused.trace(self.x)
+    with self.recorder.stage('one', x=self.x):
+      with self.assertLogs(level='WARNING'):
+        self.recorder.call('too much', refused, self.x)
+    stage, = self.recorder.stages
+    self.assertEqual(stage.bytes, 1.5 * 2**20)  # The argument is among it.
+    self.assertEqual(
+        stage.largest.refused, 'Used 1.50M of 1.00M hbm')
+
+
+if __name__ == '__main__':
+  absltest.main()
