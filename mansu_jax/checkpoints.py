@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -36,6 +37,7 @@ _DAMAGED = '.damaged'
 _NOT_OF_FILES = frozenset((
     errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
     errno.ENOSPC, errno.ESTALE, errno.ETIMEDOUT))
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # In TensorStore's messages.
 _KEPT_STEPS = 2  # The newest, and one to fall back to.
 _ITEM = 'default'  # Orbax's name of what a step holds.
 _FIRST = {'multiprocessing_options': ocp.options.MultiprocessingOptions(
@@ -318,8 +320,7 @@ def _read(
     check(found)
     return found
   except Exception as error:  # pylint: disable=broad-exception-caught
-    if isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno in _NOT_OF_FILES):
+    if _is_of_machine(error):
       raise
     lines = str(error).strip().splitlines()  # Orbax raises all sorts.
     logging.warning(
@@ -327,6 +328,15 @@ def _read(
         type(error).__name__, lines[0] if lines else '', _DAMAGED)
     _set_aside(path)
     return None
+
+
+def _is_of_machine(error: Exception) -> bool:
+  """Whether an error says nothing of the files that were read."""
+  if isinstance(error, (MemoryError, PermissionError)):
+    return True
+  told = _OS_ERROR.search(str(error))
+  number = int(told[1]) if told else getattr(error, 'errno', None)
+  return number in _NOT_OF_FILES
 
 
 def _restore(path: pathlib.Path) -> types.PyTree:

@@ -76,6 +76,7 @@ def _run(
     merge = edit.merge
     del edit, batches, fisher  # The views' weights, before another model's.
     unlearned = merge(theta)
+    del merge, theta
   with clock.stage('export'):
     results.export(config, model, unlearned, root)
   with clock.stage('evaluate'):

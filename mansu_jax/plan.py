@@ -3,8 +3,8 @@
 The heavy programs of every stage are compiled ahead of time for the devices
 that are asked for, which need not be there, from the model's config alone.
 Memory is the compiler's own account; operations are counted from the programs;
-seconds are an estimate (see `planning.recorder`). Not planned is what calibrated
-quantizers do to calibrate.
+seconds are an estimate (see `planning.recorder`). Not planned is what
+calibrated quantizers do to calibrate.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def _too_much(plan: Plan, stage: recorder_lib.Stage) -> str:
   held = ', '.join(f'{name} {size / _GIB:.2f}'
                    for name, size in stage.held.items())
   wider = 'more devices, or a larger --mesh_fsdp'
-  return (f'{stage.name} does not fit: it holds {held} GiB, and'
-          f' {stage.largest.name} takes {stage.largest.bytes / _GIB:.2f} more.'
+  largest = stage.largest and (
+      f', and {stage.largest.name} takes {stage.largest.bytes / _GIB:.2f} more')
+  return (f'{stage.name} does not fit: it holds {held} GiB{largest or ""}.'
           f' Lower {stage.flags or "--circuit_budget"}, give'
           f' --export_dtype=bfloat16, or take {wider}.')

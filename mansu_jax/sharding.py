@@ -156,6 +156,14 @@ def fetch(tree: types.PyTree) -> types.PyTree:
   return jax.tree.map(_fetch, tree)
 
 
+def fetch_once(x: types.Array | np.ndarray) -> np.ndarray:
+  """As `fetch`, of one array, of which JAX keeps no copy on the host."""
+  if isinstance(x, jax.Array):
+    x = jax.make_array_from_single_device_arrays(
+        x.shape, x.sharding, [shard.data for shard in x.addressable_shards])
+  return fetch(x)
+
+
 def _fetch(x: types.Array | np.ndarray) -> np.ndarray:
   if is_here(x):
     return np.asarray(x)

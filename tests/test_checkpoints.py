@@ -240,6 +240,15 @@ class DamageTest(_Case):
         self._get({'x': np.ones(1)})
     self.assertTrue((self.root / 'unlearn').exists())
 
+  def test_what_tensorstore_may_not_read_is_not_called_damaged(self):
+    self._get({'x': np.ones(1)})
+    with mock.patch.object(checkpoints, '_restore', side_effect=ValueError(
+        'RESOURCE_EXHAUSTED: Error opening "zarr" driver: Too many open files'
+        " [os_error_code='24'] [source locations='posix.cc']")):
+      with self.assertRaisesRegex(ValueError, 'Too many open files'):
+        self._get({'x': np.ones(1)})
+    self.assertTrue((self.root / 'unlearn').exists())
+
   def test_a_bad_sector_is_damage(self):
     self._get({'x': np.ones(1)})
     with mock.patch.object(checkpoints, '_restore', side_effect=OSError(

@@ -131,7 +131,7 @@ class Above:
   def __call__(self, params: types.Params) -> np.ndarray:
     """A model's states after the final norm, at last tokens, [n, D]."""
     if self._below is None:
-      self._below = [sharding.fetch(_entering(
+      self._below = [sharding.fetch(entering(
           self._config, params, batch.rows, self._common))
                      for batch in self._batches] if self._common else (
                          [None] * len(self._batches))
@@ -143,7 +143,8 @@ class Above:
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'common'))
-def _entering(config, params, rows, common):
+def entering(config, params, rows, common):
+  """What enters layer `common`, of batches as of `batches_of`."""
   with _EXACT():
     return decoder.entering(
         config, params, rows.tokens, layer=common, positions=rows.positions,

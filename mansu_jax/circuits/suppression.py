@@ -26,7 +26,7 @@ from mansu_jax.models import config as model_config
 from mansu_jax.models import layers as layers_lib
 
 _RIDGE = 1e-4  # Of the mean squared hidden activation.
-_HALVINGS = 30
+HALVINGS = 30  # Of the scale, each asks once.
 _SHORT_OF = 0.999
 
 
@@ -49,7 +49,9 @@ class Control(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def hidden(config, params, last):
+def hidden(
+    config: model_config.ModelConfig, params: types.Params, last: types.Array
+) -> types.Array:
   """The last MLP's hidden activation [n, F] of its input's states [n, D]."""
   mlp = {name: w[-1].astype(jnp.float32)
          for name, w in params['layers']['mlp'].items()}
@@ -182,7 +184,7 @@ def _largest_above(share, wanted: float) -> float:
   Less a little: there a margin is 0, and falls on either side by rounding.
   """
   low, high = 0.0, 4.0
-  for _ in range(_HALVINGS):
+  for _ in range(HALVINGS):
     middle = (low + high) / 2
     low, high = (middle, high) if share(middle) >= wanted else (low, middle)
   return _SHORT_OF * low

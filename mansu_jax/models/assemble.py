@@ -62,7 +62,8 @@ def layers(
     params: types.Params) -> Iterator[tuple[Tensor, np.ndarray]]:
   """Yields each tensor of a file with its layer of the params, on the host.
 
-  Of several processes all must go through it: each layer is gathered.
+  Of several processes all must go through it: each layer is gathered. The host
+  keeps none.
 
   Args:
     config: the model.
@@ -72,10 +73,15 @@ def layers(
   flat = tree_paths.flatten(params)
   for tensor in tensors(config, names):
     leaf = flat[tensor.leaf]
-    if sharding.is_here(leaf):
-      leaf = sharding.fetch(leaf)  # No program to cut it.
-    yield tensor, sharding.fetch(
-        leaf if tensor.layer is None else leaf[tensor.layer])
+    yield tensor, (
+        sharding.fetch_once(leaf) if tensor.layer is None
+        else sharding.fetch(take_layer(leaf, tensor.layer)))
+
+
+@jax.jit
+def take_layer(leaf: types.Array, layer: int) -> types.Array:
+  """One layer of a stacked leaf; one program for all of them."""
+  return leaf[layer]
 
 
 def check(

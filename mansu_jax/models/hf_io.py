@@ -282,7 +282,10 @@ def write(
   processes.once(lambda: check_export(path, export_dtype))
   tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
   with _replaced(path) as new:
-    _write_weights(new, config, params, EXPORT_DTYPES[export_dtype])
+    try:
+      _write_weights(new, config, params, EXPORT_DTYPES[export_dtype])
+    except safetensors.SafetensorError as error:
+      raise OSError(f'{path} cannot be written ({error})') from error
 
     def write_rest():
       fields = llama.to_hf(config, export_dtype)
@@ -337,19 +340,13 @@ def _write_weights(
         assemble.to_torch(layer.astype(dtype), tensor)
         if processes.is_first() else None)
     if len(part) == len(split.filename_to_tensors[name]):
-      processes.once(lambda name=name: _save(path / name, parts[name]))
+      processes.once(lambda name=name: safetensors_numpy.save_file(
+          parts[name], path / name, metadata={'format': 'pt'}))
       del parts[name], part
   if split.is_sharded:
     index = {'metadata': split.metadata, 'weight_map': file_of}
     processes.once(lambda: (path / _INDEX).write_text(
         json.dumps(index, indent=2, sort_keys=True) + '\n'))
-
-
-def _save(file: pathlib.Path, weights: dict[str, np.ndarray]) -> None:
-  try:
-    safetensors_numpy.save_file(weights, file, metadata={'format': 'pt'})
-  except safetensors.SafetensorError as error:
-    raise OSError(f'{file.name} cannot be written ({error})') from error
 
 
 def _write_tokenizer(path: pathlib.Path, tokenizer: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from mansu_jax import config as run_config
@@ -90,7 +91,14 @@ def matrices(job: Job, params: types.Params | None = None) -> types.Params:
 def quantized(
     job: Job, name: str, calls: int = 1, *, in_place: bool = False
 ) -> types.Params:
-  """The model under a quantizer, made leaf by leaf."""
+  """The model under a quantizer, made leaf by leaf.
+
+  Args:
+    job: what is planned; its stage holds the result already.
+    name: the quantizer's.
+    calls: how many models.
+    in_place: whether it takes the memory of what it is made of.
+  """
   scheme, flat = quant.find(name), tree_paths.flatten(job.model.params)
   if not isinstance(scheme, quant.Scheme):  # Calibrated: of the same size.
     return job.model.params
@@ -101,13 +109,23 @@ def quantized(
         f'blocks of {leaf}', simulate.any_extreme, flat[leaf], calls=calls)
     flat[leaf] = job.recorder.call(
         f'{name} of {leaf}', run, flat[leaf], scheme.ordinary(), layout,
-        calls=calls)
+        calls=calls, held=not in_place)
   return tree_paths.unflatten(flat)
 
 
-def scattered(job: Job, theta: types.PyTree) -> None:
-  """Slices put back into the base, a leaf at a time."""
+def gathered(job: Job, calls: int = 1) -> types.Params:
+  """The circuit's slices of a model, in its dtype."""
   flat = tree_paths.flatten(job.model.params)
-  for leaf, part in tree_paths.flatten(theta).items():
+  shapes = jax.eval_shape(param_mask.gather, job.model.params, job.index)
+  return tree_paths.unflatten({
+      leaf: job.recorder.call(
+          f'slices of {leaf}', param_mask.gather_leaf, leaf, flat[leaf],
+          job.index, calls=calls) for leaf in tree_paths.flatten(shapes)})
+
+
+def scattered(job: Job, slices: types.PyTree, calls: int = 1) -> None:
+  """Slices put into a model, a leaf at a time; the stage holds the result."""
+  flat = tree_paths.flatten(job.model.params)
+  for leaf, part in tree_paths.flatten(slices).items():
     job.recorder.call(f'scatter into {leaf}', param_mask.scatter_leaf, leaf,
-                      flat[leaf], part, job.index)
+                      flat[leaf], part, job.index, calls=calls, held=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax.circuits import lens
-from mansu_jax.circuits import param_mask
 from mansu_jax.circuits import suppression
 from mansu_jax.data import tokenization
 from mansu_jax.eval import generation
@@ -18,12 +20,10 @@ from mansu_jax.planning import job as job_lib
 from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.quant import survival
 from mansu_jax.stages import attribution
+from mansu_jax.stages import erasure
 from mansu_jax.stages import evaluation
 from mansu_jax.stages import readability
 from mansu_jax.stages import results
-
-_COPIED_BACK = 11  # Circuits that `stages.erasure` copies back, about.
-_SCALES = 32  # At which the suppression control is asked, about.
 
 
 def plan(job: job_lib.Job) -> None:
@@ -53,58 +53,86 @@ def _evaluate(job: job_lib.Job) -> None:
 def _erasure(job: job_lib.Job) -> None:
   """What a lens reads and copying back, then scores for CAD and AS-NC."""
   config, record, model = job.config, job.recorder, job.model
-  schemes, matrices = len(config.quant_schemes), job_lib.matrices(job)
-  held = {'base': model.params, 'unlearned': matrices,
-          'control': matrices['layers/mlp/down']}
+  matrices = job_lib.matrices(job)
+  held = {'base': model.params, 'unlearned': matrices}
   with record.stage('erasure', '--attribution_batch', **held):
+    pairs = job_lib.forget_pairs(job)[:config.eval.cad_pairs]
     try:
       asked = readability.questions(config, job.inputs, model.tokenizer)
     except readability.NothingToRead:
       asked = None
     if asked:
+      _suppression(job, asked, pairs)
+      held['control'] = matrices['layers/mlp/down']
       record.then(**held, quantized=matrices)
-      batches = lens.batches_of(asked.fit + asked.prompts)
-      rows, ends = map(recorder_lib.shapes_of, batches[0][:2])
-      record.call(
-          'lens.at_ends', lens.at_ends, model.config, model.params, rows, ends,
-          calls=len(batches) * 2 * (1 + schemes))
-      record.then(**held)
-      _suppression(job, asked)
-      record.then(**held, copied_back=matrices)
-      _copied_back(job, rows, ends, len(batches) * (1 + schemes))
+      _lens(job, asked)
+      _copied_back(job, asked, held)
     if config.eval.cad_pairs:
       record.then(**held, quantized=matrices)
-      runs = 3 + 2 * schemes  # Base, edit, control; both quantized.
-      few = lambda pairs: pairs[:config.eval.cad_pairs]
-      job_lib.scores(job, few(job_lib.forget_pairs(job)), runs)
-      job_lib.scores(job, few(attribution.retain_pairs(
-          config, job.inputs.splits, model.tokenizer)), runs - 1)
+      for name in config.quant_schemes:
+        job_lib.quantized(job, name, calls=4)  # Both models, for CAD and AS-NC.
+      # Base, edit and, on forget pairs, control; the first two quantized.
+      runs = 2 + 2 * len(config.quant_schemes)
+      job_lib.scores(job, pairs, runs + ('control' in held))
+      job_lib.scores(job, attribution.retain_pairs(
+          config, job.inputs.splits, model.tokenizer)[:config.eval.cad_pairs],
+                     runs)
 
 
-def _suppression(job: job_lib.Job, asked: readability.Questions) -> None:
-  model, record, size = job.model, job.recorder, len(asked.prompts)
-  residual = jax.ShapeDtypeStruct((size, model.config.d_model), jnp.float32)
-  record.call('suppression.hidden', suppression.hidden, model.config,
-              model.params, residual, calls=4)
-  record.call('suppression.answered', suppression.answered, model.config,
-              model.params, residual, recorder_lib.shapes_of(asked.asked),
-              calls=_SCALES)
-
-
-def _copied_back(job: job_lib.Job, rows, ends, batches: int) -> None:
-  """Parts of the edit undone, and what such models say."""
-  config, record, model = job.config, job.recorder, job.model
-  slices = jax.eval_shape(param_mask.gather, model.params, job.index)
-  job_lib.scattered(job, record.whole(slices))
+def _lens(job: job_lib.Job, asked: readability.Questions) -> None:
+  """States at the ends of prompts, of both models at every precision."""
+  config, model = job.config, job.model
   for name in config.quant_schemes:
-    job_lib.quantized(job, name, calls=_COPIED_BACK, in_place=True)
-  below = jax.ShapeDtypeStruct(
-      (*rows.tokens.shape, model.config.d_model), jnp.float32)
-  common = job.circuit.span[0]
+    job_lib.quantized(job, name, calls=2)
+  batches = lens.batches_of(asked.fit + asked.prompts)
+  job.recorder.call(
+      'lens.at_ends', lens.at_ends, model.config, model.params,
+      *map(recorder_lib.shapes_of, batches[0][:2]),
+      calls=len(batches) * 2 * (1 + len(config.quant_schemes)))
+
+
+def _suppression(
+    job: job_lib.Job, asked: readability.Questions, pairs: Sequence[Any]
+) -> None:
+  """What the control is made of, and how well it answers at some scales."""
+  model, record = job.model, job.recorder
+  states = lambda size: jax.ShapeDtypeStruct(
+      (size, model.config.d_model), jnp.float32)
+  hide, keep = len(asked.prompts) + len(pairs), len(asked.fit)
+  for size in (hide, keep):
+    record.call('suppression.hidden', suppression.hidden, model.config,
+                model.params, states(size))
+  asks = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+      (hide, *x.shape[1:]), x.dtype), asked.asked)
+  record.call('suppression.answered', suppression.answered, model.config,
+              model.params, states(hide), asks, calls=suppression.HALVINGS + 1)
+
+
+def _copied_back(
+    job: job_lib.Job, asked: readability.Questions, held: dict[str, Any]
+) -> None:
+  """Halves of the edit undone, and what such models say."""
+  config, record, model = job.config, job.recorder, job.model
+  schemes = [name for name in config.quant_schemes
+             if name not in quant.CALIBRATED]
+  copies, precisions = 1 + erasure.HALVES, 1 + len(schemes)
+  record.then(**held)
+  slices = job_lib.gathered(job, calls=copies * precisions)
+  record.then(**held, slices=slices, copied_back=job_lib.matrices(job))
+  job_lib.scattered(job, slices, calls=copies * precisions)
+  record.then(**held, copied_back=job_lib.matrices(job))
+  for name in schemes:
+    job_lib.quantized(job, name, calls=copies, in_place=True)
+  batches, common = lens.batches_of(asked.prompts), job.circuit.span[0]
+  rows, ends = map(recorder_lib.shapes_of, batches[0][:2])
+  below = None
+  if common:
+    below = recorder_lib.shapes_of(record.call(
+        'lens.entering', lens.entering, model.config, model.params, rows,
+        calls=len(batches) * precisions, common=common))
   record.call(
-      'lens.final', lens.final, model.config, model.params,
-      below if common else None, rows, ends, calls=batches * _COPIED_BACK,
-      common=common)
+      'lens.final', lens.final, model.config, model.params, below, rows, ends,
+      calls=len(batches) * copies * precisions, common=common)
 
 
 def _samples(job: job_lib.Job) -> None:
@@ -114,15 +142,16 @@ def _samples(job: job_lib.Job) -> None:
   if not chosen:
     return
   matrices = job_lib.matrices(job)
-  tokens, length = generation.window(
+  rows = generation.window(
       tokenization.encode_prompts(
           [q.prompt for _, q in chosen], model.tokenizer), results.NEW_TOKENS)
   with record.stage(
       'samples', '--eval_generations', base=model.params, unlearned=matrices,
       quantized=matrices):
+    job_lib.quantized(job, config.quant_schemes[0])
     record.call(
         'next tokens', results.make_generator(model.config).next_tokens,
-        model.params, *map(recorder_lib.shapes_of, (tokens, length)),
+        model.params, *map(recorder_lib.shapes_of, rows),
         calls=3 * results.NEW_TOKENS)
 
 

@@ -162,8 +162,8 @@ class Recorder:
     return float(sum(map(memory.bytes_of, jax.tree.leaves(tree))))
 
   def call(
-      self, name: str, fn: Any, *args: Any, calls: int = 1, **static: Any
-  ) -> types.PyTree:
+      self, name: str, fn: Any, *args: Any, calls: int = 1,
+      held: bool = False, **static: Any) -> types.PyTree:
     """Compiles a jitted function for these shapes, as part of the stage.
 
     Args:
@@ -171,6 +171,7 @@ class Recorder:
       fn: jitted, or what `jax.jit(f).trace(*args)` gave.
       *args: arrays, shapes, and what is static under jit.
       calls: how often the run calls it so.
+      held: whether its result is among what the stage holds already.
       **static: keyword arguments.
 
     Returns:
@@ -186,6 +187,7 @@ class Recorder:
     given = [x for x in jax.tree.leaves((args, static))
              if isinstance(x, jax.ShapeDtypeStruct)]
     own += self.size([x for x in given if id(x) not in known])
+    own -= self.size(out) if held else 0
     self.stages[-1].parts[-1].calls.append(Call(
         name=name, calls=calls, bytes=own, refused=refused, cost=cost,
         seconds=self._seconds(cost, self.size((given, out)))))

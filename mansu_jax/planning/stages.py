@@ -9,7 +9,6 @@ and reference states, whose values change no shape.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import param_mask
+from mansu_jax.models import assemble
 from mansu_jax.models import layout as model_layout
 from mansu_jax.planning import job as job_lib
 from mansu_jax.planning import measures
@@ -113,10 +113,7 @@ def _references(job: job_lib.Job) -> tuple[Any, ...]:
       hidden=hidden, say=lambda states: np.full(
           (len(states), shapes.vocab_size), 1 / shapes.vocab_size,
           np.float32)))
-  view = {}
-  if config.unlearn.quantizer_in_loop:
-    view['view'] = job_lib.matrices(job)
-  with record.stage('references', '', base=model.params, **view):
+  with record.stage('references', '', base=model.params):
     by_shape: dict[Any, int] = {}
     for tokens in rows:
       by_shape[tokens.shape] = by_shape.get(tokens.shape, 0) + 1
@@ -124,30 +121,34 @@ def _references(job: job_lib.Job) -> tuple[Any, ...]:
       packed = [jax.ShapeDtypeStruct(shape, jnp.int32)] * 3
       record.call('decoder.forward', training.base_states, shapes,
                   model.params, *packed, calls=calls)
-    theta = record.call(
-        'gather', jax.jit(_gather_float32), model.params, job.index)
-    grids = tuple(_grid(job, name, theta) for name in names)
+    theta = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        x.shape, jnp.float32, sharding=x.sharding), job_lib.gathered(job))
+    held = {'base': model.params, 'slices': theta}
+    grids = tuple(_grid(job, name, theta, held) for name in names)
     views = {'fp': model.params}
     if config.unlearn.quantizer_in_loop:
-      views |= {name: job_lib.quantized(job, name) for name in names}
+      views |= dict.fromkeys(names)  # Several are made at their steps.
+      if len(names) == 1:
+        record.then(**held, grids=grids, view=job_lib.matrices(job))
+        views[names[0]] = job_lib.quantized(job, names[0])
   return batches, theta, grids, views
 
 
-def _gather_float32(params, index):
-  return jax.tree.map(
-      lambda x: x.astype(jnp.float32), param_mask.gather(params, index))
-
-
-def _grid(job: job_lib.Job, name: str, theta: types.PyTree) -> quant.CodeGrid:
+def _grid(
+    job: job_lib.Job, name: str, theta: types.PyTree, held: dict[str, Any]
+) -> quant.CodeGrid:
   """The code grid of the slices: a leaf's at a time, then its part of it."""
   config, scheme = job.config, quant.find(name).ordinary()
   flat = tree_paths.flatten(job.model.params)
   for leaf in tree_paths.flatten(theta):
+    job.recorder.then(**held)
     codes = job.recorder.call(
         f'code grid of {leaf}', grids_lib.leaf_codes, flat[leaf], scheme,
         model_layout.MATRICES[leaf], jnp.dtype(config.export_dtype))
-    job.recorder.call(
-        f'slices of {leaf}', _gather_codes(leaf), codes, job.index)
+    job.recorder.then(**held, codes=codes)
+    for field in jax.tree.leaves(codes):
+      job.recorder.call(f'codes of {leaf}', param_mask.gather_leaf, leaf,
+                        field, job.index)
   made = jax.eval_shape(lambda params, index: quant.code_grid(
       param_mask.only_owned(params, index), name, param_mask.only_owned(
           model_layout.block_layout(job.model.config), index),
@@ -155,12 +156,6 @@ def _grid(job: job_lib.Job, name: str, theta: types.PyTree) -> quant.CodeGrid:
       take=lambda leaf, x: param_mask.gather_leaf(leaf, x, index)),
                         job.model.params, job.index)
   return _placed_like(made, theta)
-
-
-@functools.cache
-def _gather_codes(leaf: str) -> Any:
-  return jax.jit(lambda codes, index: jax.tree.map(
-      lambda x: param_mask.gather_leaf(leaf, x, index), codes))
 
 
 def _placed_like(tree: types.PyTree, theta: types.PyTree) -> types.PyTree:
@@ -185,10 +180,9 @@ def _edit(job: job_lib.Job, theta, grids, views) -> edits.Edit:
 
 def _quantized_views(
     job: job_lib.Job, views: dict[str, Any]) -> dict[str, Any]:
-  """Those that are kept: with several, each is made anew at its steps."""
-  made = {f'view under {name}': job_lib.matrices(job, view)
-          for name, view in views.items() if name != 'fp'}
-  return dict([*made.items()][:1])
+  """Those that are kept."""
+  return {f'view under {name}': job_lib.matrices(job, view)
+          for name, view in views.items() if name != 'fp' and view}
 
 
 def _fisher(
@@ -223,23 +217,36 @@ def _unlearn(job: job_lib.Job, batches, theta, grids, views, fisher) -> None:
   step = loop.make_step(problem, jax.tree.map(lambda x: x.sharding, carry))
   batch = recorder_lib.shapes_of(batches(0))
   steps = config.unlearn.steps
+  held = {'base': job.frozen, 'slices_before': theta, 'grids': grids,
+          'fisher': fisher, **_quantized_views(job, views)}
   with record.stage(
       'unlearn', '--circuit_budget, --unlearn_forget_batch,'
-      ' --unlearn_retain_batch, --unlearn_text_batch', base=job.frozen,
-      slices_before=theta, grids=grids, slices_and_optimizer=carry,
-      fisher=fisher, **_quantized_views(job, views)):
-    for name in views:
+      ' --unlearn_retain_batch, --unlearn_text_batch', **held,
+      slices_and_optimizer=carry):
+    for name, view in views.items():
+      share = config.unlearn.fp_steps if name == 'fp' else 1
+      calls = round(steps * share / len(problem.views))
+      if view is None:
+        record.then(**held, slices_and_optimizer=carry,
+                    view=job_lib.matrices(job))
+        view = job_lib.quantized(job, name, calls)
+        record.then(**held, slices_and_optimizer=carry,
+                    view=job_lib.matrices(job, view))
       seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
           x.shape, x.dtype, sharding=x.sharding), theta)
-      share = config.unlearn.fp_steps if name == 'fp' else 1
       record.call(
-          f'step at {name}', step, carry, seen,
-          job.frozen | {'params': views[name]}, job.frozen, theta, batch,
-          calls=round(steps * share / len(problem.views)))
+          f'step at {name}', step, carry, seen, job.frozen | {'params': view},
+          job.frozen, theta, batch, calls=calls)
+    record.then(**held, slices=theta)
     spans = retain_kl.batches_of(training.fisher_spans(config, batches))
     record.call(
         'retain_kl', retain_kl.program(edit), theta, job.frozen,
         recorder_lib.shapes_of(spans[0]), calls=len(spans))
-  with record.stage('export', base=job.frozen, slices=theta,
-                    unlearned=job_lib.matrices(job)):
+    record.then(base=job.model.params, slices=theta,
+                unlearned=job_lib.matrices(job))
     job_lib.scattered(job, theta)
+  with record.stage(
+      'export', base=job.model.params, unlearned=job_lib.matrices(job)):
+    for leaf, x in job_lib.matrices(job).items():
+      record.call(f'layer of {leaf}', assemble.take_layer, x,
+                  jax.ShapeDtypeStruct((), jnp.int32), calls=x.shape[0])

@@ -185,8 +185,19 @@ def _matrix(leaf, layout, index):
 
 
 @functools.partial(jax.jit, static_argnames=('scheme', 'layout'))
-def compare_matrix(before, after, codes, scheme, layout):
+def compare_matrix(
+    before: jax.Array, after: jax.Array,
+    codes: tuple[affine.AffineCodes, affine.AffineCodes] | None,
+    scheme: scheme_lib.Scheme | None, layout: layout_lib.BlockLayout
+) -> tuple[jax.Array, ...]:
   """One matrix on the device; sums a row, to be added in float64.
+
+  Args:
+    before: the matrix, in its memory order, and so `after`.
+    after: of the edited model.
+    codes: of both, where calibration has made them; else None.
+    scheme: makes the codes; None where they are given.
+    layout: of the matrix.
 
   Returns:
     moved: bool [out, in].

@@ -35,8 +35,8 @@ class NothingOutside(ValueError):
 # Of one of CAD and AS-NC: the base answers too few pairs, there are none, or
 # there is nothing off the circuit.
 _NOT_MEASURED = (eap_ig.TooFewAnswered, pairs_lib.NoPairs, NothingOutside)
-_COPIED_BACK = 3  # Random circuits whose weights are copied back.
-_HALVES = 5  # Random halves of the circuit, likewise,
+_RANDOM_COPIED = 3  # Random circuits whose weights are copied back.
+HALVES = 5  # Random halves of the circuit, likewise,
 _DRAWN = 200  # of as many drawn.
 _MATCHED = 0.05  # How far a control may be off the share that it shall answer.
 _LEAST_RANDOM = 100  # Random circuits, for a 95 % level.
@@ -153,7 +153,7 @@ def _read(
   halves, moved = _halves(model, found, unlearned, layers, rng)
   out['copy_back'] = reader.copy_back(
       found.circuit, [select.matched_random(found.circuit, layers, rng)
-                      for _ in range(_COPIED_BACK)],
+                      for _ in range(_RANDOM_COPIED)],
       halves, moved,
       [name for name in precisions  # Others would calibrate anew.
        if name not in quant.CALIBRATED])
@@ -198,7 +198,7 @@ def _halves(
   drawn = sorted(
       (select.matched_random(best, layers, rng, among=found.circuit)
        for _ in range(_DRAWN)), key=lambda c: abs(count(c) - most))
-  halves = [best, *drawn[:_HALVES]]
+  halves = [best, *drawn[:HALVES]]
   return halves, [count(c) / total for c in halves]
 
 

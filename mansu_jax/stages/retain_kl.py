@@ -58,7 +58,9 @@ def measure(
 
 
 def program(edit: edits.Edit) -> Callable[..., types.Array]:
-  """`(theta, view, spans) -> KL(base || edited)` of answers, summed, in nats.
+  """What measures a batch: `(theta, base, spans) -> nats`.
+
+  Of KL(base || edited), summed over the answers' tokens.
   """
   forward, unembed = edit.forward, edit.unembed
 

@@ -68,6 +68,17 @@ def _measure(config, params):
   return sharding.fetch(out | gradients), flops, theta
 
 
+def _check_fetched_once():
+  """JAX keeps no copy on the host, as it does of what `fetch` fetches."""
+  rows = np.arange(64.0, dtype=np.float32).reshape(8, 8)
+  x = sharding.put(rows, 'D.')
+  np.testing.assert_array_equal(sharding.fetch_once(x), rows)
+  if jax.process_count() == 1 and not x.sharding.is_fully_replicated:
+    assert x._npy_value is None
+    sharding.fetch(x)
+    assert x._npy_value is not None
+
+
 def main():
   if 'JAX_PROCESS_ID' in os.environ:
     processes.join(60)
@@ -81,6 +92,7 @@ def main():
     options = run_config.MeshConfig(**dict(zip(sharding.AXES, sizes)))
     with jax.set_mesh(sharding.make_mesh(options, devices)):
       got, flops, theta = _measure(config, params)
+      _check_fetched_once()
     for (path, a), b in zip(
         jax.tree.leaves_with_path(alone), jax.tree.leaves(got)):
       largest = np.abs(a).max()

@@ -69,6 +69,7 @@ class MeshTest(parameterized.TestCase):
   def test_fetch_brings_all_to_the_host(self):
     x = np.ones((2, 3), np.float32)
     self.assertIs(sharding.fetch(x), x)
+    self.assertIs(sharding.fetch_once(x), x)
     got = sharding.fetch({'x': jnp.asarray(x), 'none': None, 'host': x})
     self.assertIsInstance(got['x'], np.ndarray)
     np.testing.assert_array_equal(got['x'], x)

@@ -51,12 +51,16 @@ def main():
     assert not sharding.is_here(split)
     whole = jax.jit(lambda x: 2 * x, out_shardings=PartitionSpec())(split)
     assert sharding.is_here(whole) and sharding.is_here(x)
-    for name, got in sharding.fetch({
+    given = {
         'split': 2 * split, 'whole': whole, 'host': 2 * x, 'flags': split > 7,
-        'narrow': (2 * split).astype(jnp.bfloat16)}).items():
-      assert isinstance(got, np.ndarray), name
-      want = x > 7 if name == 'flags' else 2 * x
-      np.testing.assert_array_equal(np.asarray(got, want.dtype), want)
+        'narrow': (2 * split).astype(jnp.bfloat16)}
+    for fetched in (
+        {name: sharding.fetch_once(x) for name, x in given.items()},
+        sharding.fetch(given)):
+      for name, got in fetched.items():
+        assert isinstance(got, np.ndarray), name
+        want = x > 7 if name == 'flags' else 2 * x
+        np.testing.assert_array_equal(np.asarray(got, want.dtype), want)
   print('all told')
 
 

@@ -139,7 +139,8 @@ class MemoryTest(absltest.TestCase):
     done = training.unlearn(
         config, edit, fisher, lambda step: batch, problem.model())
     retain_kl.measure(
-        config, edit, fisher, problem.retain(spans), done['history'], done['theta'])
+        config, edit, fisher, problem.retain(spans), done['history'],
+        done['theta'])
     held = jax.tree.leaves((
         edit.views['nf4'].frozen()['params']['layers']['mlp'], edit.theta,
         edit.grids, fisher))
