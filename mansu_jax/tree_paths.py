@@ -5,7 +5,7 @@ A leaf is named by its keys joined with '/', for example `layers/mlp/gate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import re
 from typing import Any
 
@@ -16,17 +16,17 @@ PyTree = Any
 
 def flatten(tree: PyTree) -> dict[str, Any]:
   """Returns `{leaf name: leaf}` of a nested dict; None leaves are kept."""
-  flat = {}
+  return dict(_leaves('', tree))
 
-  def visit(prefix: str, node: Any) -> None:
-    if isinstance(node, dict):
-      for key in sorted(node):
-        visit(f'{prefix}/{key}' if prefix else str(key), node[key])
-    else:
-      flat[prefix] = node
 
-  visit('', tree)
-  return flat
+def _leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+  # No closure that calls itself: it would keep the leaves till the next
+  # collection of garbage, each a stack of matrices.
+  if not isinstance(node, dict):
+    yield prefix, node
+    return
+  for key in sorted(node):
+    yield from _leaves(f'{prefix}/{key}' if prefix else str(key), node[key])
 
 
 def unflatten(flat: dict[str, Any]) -> dict[str, Any]:

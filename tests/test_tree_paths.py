@@ -1,5 +1,8 @@
 """Leaf names and what is made from them."""
 
+import gc
+import weakref
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -30,6 +33,16 @@ class NamesTest(absltest.TestCase):
     self.assertEqual(got, {
         'a': ('a', None, 7),
         'b': {'x': {'deep': ('b/x/deep', 2, 8)}, 'y': ('b/y', 1, 9)}})
+
+  def test_leaves_live_no_longer_than_their_tree(self):
+    tree = {'a': {'b': np.zeros(3)}}
+    leaf = weakref.ref(tree['a']['b'])
+    gc.disable()
+    self.addCleanup(gc.enable)
+    tree_paths.unflatten(tree_paths.flatten(tree))
+    tree_paths.map_named(lambda name, x: None, tree)
+    del tree
+    self.assertIsNone(leaf())
 
   def test_counts_scalars_of_arrays_and_shapes(self):
     tree = {'w': np.zeros((2, 3)), 'n': {'b': np.zeros(5)}, 'none': None}
