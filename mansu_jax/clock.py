@@ -25,7 +25,10 @@ _COMPILING = ('/jax/core/compile/jaxpr_to_mlir_module_duration',
 
 
 def peak_bytes() -> int:
-  """Peak memory: of the fullest device where they tell, else of the process."""
+  """Peak memory so far: of the fullest device where they tell it.
+
+  Else, as on CPU, of the process.
+  """
   peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use')
            for device in jax.local_devices()]
   if all(peak is not None for peak in peaks):
@@ -79,8 +82,9 @@ class Clock:
         'peak_bytes': peak_bytes(), 'tokens': tokens,
         'tokens_per_second': rate})
     logging.info(
-        '%s: %.1f s, of which %.1f compiling%s; peak %.2f GiB', name, seconds,
-        compiling, f'; {tokens} tokens, {rate:.0f} a second' if tokens else '',
+        '%s: %.1f s, of which %.1f compiling%s; peak so far %.2f GiB', name,
+        seconds, compiling,
+        f'; {tokens} tokens, {rate:.0f} a second' if tokens else '',
         self.stages[-1]['peak_bytes'] / _GIB)
 
   @contextlib.contextmanager

@@ -265,7 +265,9 @@ class PlanConfig:
       ' XLA_PYTHON_CLIENT_MEM_FRACTION says more).')
 
   def __post_init__(self):
-    _check_least(self, 'plan', 0, 'memory_gib')
+    _check(self.memory_gib >= 0,
+           f'--plan_memory_gib={self.memory_gib} is less than nothing; wanted'
+           ' GiB of a device, or 0 for what the topology has. Correct it.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

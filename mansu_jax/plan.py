@@ -43,6 +43,7 @@ class Plan:
     topology: as asked for.
     mesh: sizes of its axes by name.
     chip: the kind of device, with the memory that was asked for.
+    dtype: that weights are held in.
     stages: see `planning.recorder`.
     compile_seconds: of all programs, here.
     notes: what is not the run's own.
@@ -53,6 +54,7 @@ class Plan:
   topology: str
   mesh: dict[str, int]
   chip: topology.Chip
+  dtype: str
   stages: list[recorder_lib.Stage]
   compile_seconds: float
   notes: list[str]
@@ -101,7 +103,7 @@ def run(config: run_config.RunConfig) -> Plan:
       jax.ShapeDtypeStruct(x.shape, dtype), layout.AXES[leaf]),
                                 decoder.abstract(shapes))
   model = loading.LoadedModel(shapes, params, tokenizer, {})
-  hosts = len({device.process_index for device in devices})
+  hosts = topology.hosts(config.plan.topology, devices)
   if hosts > 1:
     notes.append(f'these devices are of {hosts} hosts: one process on each'
                  ' (--mesh_distributed)')
@@ -119,6 +121,7 @@ def run(config: run_config.RunConfig) -> Plan:
   return Plan(
       model=name, weights=tree_paths.count(params),
       topology=config.plan.topology, mesh=dict(mesh.shape), chip=chip,
+      dtype=config.export_dtype,
       stages=recorder.stages, compile_seconds=recorder.compile_seconds,
       notes=notes)
 
@@ -186,11 +189,16 @@ def _too_much(plan: Plan, stage: recorder_lib.Stage) -> str:
              for c in stage.calls if c.refused]
   if refused and stage.bytes <= plan.chip.memory:
     return f'{stage.name} does not run: {"; ".join(refused)}'
-  held = ', '.join(f'{name} {size / _GIB:.2f}'
-                   for name, size in stage.held.items())
-  wider = 'more devices, or a larger --mesh_fsdp'
+  held = sum(stage.held.values())
+  parts = ', '.join(f'{name} {size / _GIB:.2f}'
+                    for name, size in stage.held.items())
   largest = stage.largest and (
       f', and {stage.largest.name} takes {stage.largest.bytes / _GIB:.2f} more')
-  return (f'{stage.name} does not fit: it holds {held} GiB{largest or ""}.'
-          f' Lower {stage.flags or "--circuit_budget"}, give'
-          f' --export_dtype=bfloat16, or take {wider}.')
+  ways = ['take more devices, or a larger --mesh_fsdp or --mesh_tensor']
+  if plan.dtype == 'float32':
+    ways.insert(0, 'give --export_dtype=bfloat16')
+  if held < plan.chip.memory:  # Else smaller programs do not help.
+    ways.insert(0, f'lower {stage.flags or "--circuit_budget"}')
+  what = '; or '.join(ways)
+  return (f'{stage.name} does not fit: it holds {parts} GiB{largest or ""}.'
+          f' {what[0].upper()}{what[1:]}.')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import json
 import pathlib
 import shutil
@@ -59,20 +59,34 @@ def _open_workdir(
   root = check_workdir(config)
   root.mkdir(parents=True, exist_ok=True)
   made_of = root / _HASHES
-  if _has_finished(root) and made_of.exists():
-    found = json.loads(made_of.read_text(encoding='utf-8'))
-    for name in sorted(found.keys() | hashes.keys()):
-      if found.get(name) != hashes.get(name):
-        raise ValueError(
-            f'--workdir={root} holds stages that were made when {name!r} had'
-            f' another content (SHA-256 {_short(found.get(name))}, now'
-            f' {_short(hashes.get(name))}); wanted the same. Give a new'
-            ' folder, or put the old content back.')
+  _check_made_of(root, _read_hashes(root) | hashes, hashes)
   for path in root.glob('.model.*'):  # Of a process killed while it wrote.
     shutil.rmtree(path)
   files.write_json(made_of, dict(hashes))
   files.write_text(root / _IDENTITY, run_flags.to_flagfile(config))
   return root
+
+
+def _read_hashes(root: pathlib.Path) -> dict[str, str]:
+  """What its finished stages were made of; {} where there are none."""
+  made_of = root / _HASHES
+  if not (_has_finished(root) and made_of.exists()):
+    return {}
+  return json.loads(made_of.read_text(encoding='utf-8'))
+
+
+def _check_made_of(
+    root: pathlib.Path, names: Iterable[str], hashes: Mapping[str, str]
+) -> None:
+  """Raises ValueError where finished stages were made of other bytes."""
+  found = _read_hashes(root)
+  for name in sorted(names) if found else ():
+    if found.get(name) != hashes.get(name):
+      raise ValueError(
+          f'--workdir={root} holds stages that were made when {name!r} had'
+          f' another content (SHA-256 {_short(found.get(name))}, now'
+          f' {_short(hashes.get(name))}); wanted the same. Give a new'
+          ' folder, or put the old content back.')
 
 
 def _short(digest: str | None) -> str:
@@ -88,16 +102,28 @@ def _has_finished(root: pathlib.Path) -> bool:
           for path in checkpoints.iterdir()))
 
 
-def check_workdir(config: run_config.RunConfig) -> pathlib.Path:
+def check_workdir(
+    config: run_config.RunConfig, hashes: Mapping[str, str] | None = None
+) -> pathlib.Path:
   """Finds that the workdir can be made, or gone on in; claims nothing yet.
 
   A folder that is not there is not left behind: the run may yet be refused.
 
+  Args:
+    config: the run's.
+    hashes: `{name: SHA-256}` of what has been read so far.
+
   Raises:
     ValueError: no workdir given, not writable, holds other files, holds
-      another run's finished stages, or holds some and --noresume was given.
+      another run's finished stages, or such of other bytes, or holds some and
+      --noresume was given.
   """
-  return processes.once(lambda: _check_workdir(config))
+  def check():
+    root = _check_workdir(config)
+    _check_made_of(root, hashes or {}, hashes or {})
+    return root
+
+  return processes.once(check)
 
 
 def _check_workdir(config: run_config.RunConfig) -> pathlib.Path:

@@ -94,6 +94,13 @@ class OpenTest(parameterized.TestCase):
     self.assertEqual((self.root / 'hashes.json').read_text(), before)
     self._open(self._config())  # The same again is welcome.
 
+  def test_other_data_is_refused_before_a_model_is_read(self):
+    self._open(self._config(), data='1')
+    self._finish_a_stage()
+    workdir.check_workdir(self._config(), {'data': '1'})
+    with self.assertRaisesRegex(ValueError, "when 'data' had another"):
+      workdir.check_workdir(self._config(), {'data': '2'})
+
   def test_a_run_that_finished_nothing_makes_room(self):
     """It was refused later than here, and its flags are being corrected."""
     self._open(self._config())

@@ -37,7 +37,8 @@ _TPUS = {
     'TPU v5': Chip('v5p', 95 * _GIB, 459e12, 2765e9, 600e9),
     'TPU v6 lite': Chip('v6e', 31.25 * _GIB, 918e12, 1640e9, 448e9),
 }
-_NAME = re.compile(r'(v5e|v5p|v6e):\d+x\d+(x\d+)?')
+_ON_ONE_HOST = 8  # Chips of a slice of v5e or v6e.
+_NAME = re.compile(r'(v5e|v5p|v6e):[1-9]\d*x[1-9]\d*(x[1-9]\d*)?')
 # What a TPU's runtime would ask the cloud's metadata server for.
 _ENVIRONMENT = {
     'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
@@ -102,6 +103,17 @@ def find(name: str) -> tuple[Sequence[jax.Device], Chip]:
         f' ({str(error).splitlines()[0]}). Give one that can be had, such as'
         ' v5e:2x4 or v5p:2x2x4.') from error
   return devices, _TPUS[devices[0].device_kind]
+
+
+def hosts(name: str, devices: Sequence[jax.Device]) -> int:
+  """On how many hosts the devices of a topology are.
+
+  The compiler takes four chips a host; Google has v5e and v6e slices of up to
+  eight on one.
+  """
+  if name.startswith(('v5e:', 'v6e:')) and len(devices) <= _ON_ONE_HOST:
+    return 1
+  return len({device.process_index for device in devices})
 
 
 def _measured(device: jax.Device) -> Chip:

@@ -46,7 +46,7 @@ def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
 
   inputs = processes.together(read_inputs)
   if config.mode != 'plan':  # Which writes nothing.
-    workdir.check_workdir(config)
+    workdir.check_workdir(config, inputs.hashes)
   return inputs
 
 

@@ -15,7 +15,7 @@ class TopologyTest(parameterized.TestCase):
   def test_names(self, name):
     topology.check(name)
 
-  @parameterized.parameters('', 'v5e', 'v5e:8', 'h100:1x1', 'v5e:2x4 ', 'This')
+  @parameterized.parameters('', 'v5e', 'v5e:8', 'v5e:0x4', 'h100:1x1', 'v5e:2x4 ', 'This')
   def test_names_that_are_none(self, name):
     with self.assertRaisesRegex(ValueError, 'wanted `this`, or a slice of'):
       topology.check(name)
