@@ -19,8 +19,8 @@ from mansu_jax import run_flags
 _GIB = 2**30
 _FOLDER = pathlib.Path(__file__).parent
 _PLANS = flags.DEFINE_list('plans', [
-    'llama32_1b:v5e:1x1', 'llama31_8b:v5e:2x4', 'llama31_8b:v6e:2x2',
-    'llama33_70b:v5p:2x2x4', 'llama31_8b:v5p:1x1x1:74.5'],
+    'llama32_1b:v5e:1x1', 'llama32_1b:v6e:1x1', 'llama31_8b:v5e:2x4',
+    'llama31_8b:v5p:1x1x1:74.5', 'llama33_70b:v5p:2x2x4'],
                            'What to plan, NAME:TOPOLOGY[:GIB].')
 
 
