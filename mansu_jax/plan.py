@@ -185,20 +185,22 @@ def lines(plan: Plan) -> list[str]:
 
 
 def _too_much(plan: Plan, stage: recorder_lib.Stage) -> str:
-  refused = [f'{c.name} does not compile ({c.refused})'
-             for c in stage.calls if c.refused]
-  if refused and stage.bytes <= plan.chip.memory:
-    return f'{stage.name} does not run: {"; ".join(refused)}'
+  """Why a stage does not fit, and what to change."""
+  refused = '; '.join(f'{c.name} does not compile ({c.refused})'
+                      for c in stage.calls if c.refused)
   held = sum(stage.held.values())
-  parts = ', '.join(f'{name} {size / _GIB:.2f}'
-                    for name, size in stage.held.items())
-  largest = stage.largest and (
-      f', and {stage.largest.name} takes {stage.largest.bytes / _GIB:.2f} more')
   ways = ['take more devices, or a larger --mesh_fsdp or --mesh_tensor']
   if plan.dtype == 'float32':
     ways.insert(0, 'give --export_dtype=bfloat16')
   if held < plan.chip.memory:  # Else smaller programs do not help.
     ways.insert(0, f'lower {stage.flags or "--circuit_budget"}')
   what = '; or '.join(ways)
+  what = f'{what[0].upper()}{what[1:]}.'
+  if refused and stage.bytes <= plan.chip.memory:
+    return f'{stage.name} does not run: {refused}. {what}'
+  parts = ', '.join(f'{name} {size / _GIB:.2f}'
+                    for name, size in stage.held.items())
+  largest = stage.largest and (
+      f', and {stage.largest.name} takes {stage.largest.bytes / _GIB:.2f} more')
   return (f'{stage.name} does not fit: it holds {parts} GiB{largest or ""}.'
-          f' {what[0].upper()}{what[1:]}.')
+          f' {what}')

@@ -26,8 +26,10 @@ from mansu_jax.planning import topology
 
 # Of the bound that memory, products and links set, what is reached.
 EFFICIENCY = 0.5
+# As compilers say it; in the first and second group what it takes, in all.
 _OUT_OF_MEMORY = re.compile(
-    r'Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm', re.IGNORECASE)
+    r'(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds available HBM)'
+    r' \(?[\d.]+[KMGT]\)?(?: hbm)?', re.IGNORECASE)
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 

@@ -38,9 +38,12 @@ class PlanTest(absltest.TestCase):
     self.assertFalse(found.fits)
     said = plan.lines(found)
     self.assertStartsWith(said[-1], 'does not fit: the largest')
-    told = next(line for line in said if line.startswith('attribution does not'))
+    told = lambda stage: next(
+        line for line in said if line.startswith(f'{stage} does not fit'))
+    self.assertIn('Lower --attribution_batch', told('attribution'))
     self.assertEndsWith(
-        told, 'Take more devices, or a larger --mesh_fsdp or --mesh_tensor.')
+        told('evaluate'),
+        '. Take more devices, or a larger --mesh_fsdp or --mesh_tensor.')
 
 
 if __name__ == '__main__':
