@@ -184,15 +184,21 @@ def lines(plan: Plan) -> list[str]:
   return out
 
 
+# What a stage holds more of the larger the circuit is.
+_OF_CIRCUIT = frozenset((
+    'fisher', 'grids', 'slices', 'slices_and_optimizer', 'slices_before'))
+
+
 def _too_much(plan: Plan, stage: recorder_lib.Stage) -> str:
   """Why a stage does not fit, and what to change."""
   refused = '; '.join(f'{c.name} does not compile ({c.refused})'
                       for c in stage.calls if c.refused)
-  held = sum(stage.held.values())
+  fixed = sum(size for name, size in stage.held.items()
+              if name not in _OF_CIRCUIT)
   ways = ['take more devices, or a larger --mesh_fsdp or --mesh_tensor']
   if plan.dtype == 'float32':
     ways.insert(0, 'give --export_dtype=bfloat16')
-  if held < plan.chip.memory:  # Else smaller programs do not help.
+  if fixed < plan.chip.memory:  # Else smaller batches and circuits are in vain.
     ways.insert(0, f'lower {stage.flags or "--circuit_budget"}')
   what = '; or '.join(ways)
   what = f'{what[0].upper()}{what[1:]}.'

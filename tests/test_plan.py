@@ -1,6 +1,7 @@
 """What a run would take, on the devices of the test."""
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import pathlib
@@ -136,14 +137,28 @@ class PlanTest(parameterized.TestCase):
       self.assertIn(name, names)
 
   def test_too_little_memory_is_told(self):
+    stage = next(s for s in _plan().stages if s.name == 'unlearn')
+    most = (sum(stage.held.values()) + stage.bytes) / 2
+    wider = 'ake more devices, or a larger --mesh_fsdp or --mesh_tensor.'
+    for memory, dtype, advice in (
+        (most, 'float32', 'Lower --circuit_budget, --unlearn_forget_batch,'
+         ' --unlearn_retain_batch, --unlearn_text_batch; or give'
+         f' --export_dtype=bfloat16; or t{wider}'),
+        (1e5, 'float32', f'Give --export_dtype=bfloat16; or t{wider}'),
+        (1e5, 'bfloat16', f'T{wider}')):  # Less than the base.
+      found = dataclasses.replace(
+          _plan(), chip=_plan().chip._replace(memory=memory), dtype=dtype)
+      self.assertFalse(found.fits)
+      said = plan.lines(found)
+      self.assertStartsWith(said[-1], 'does not fit: the largest stage is')
+      told, = (line for line in said if line.startswith('unlearn does not fit'))
+      self.assertEndsWith(told, f'more. {advice}')
+    self.assertStartsWith(plan.lines(_plan())[-1], 'fits: the largest stage')
+
+  def test_a_plan_for_less_memory(self):
     found = plan.run(_config('--plan_memory_gib=0.0001'))
     self.assertFalse(found.fits)
-    said = plan.lines(found)
-    self.assertStartsWith(said[-1], 'does not fit: the largest stage is')
-    told = [line for line in said if line.startswith('unlearn does not fit')]
-    self.assertLen(told, 1)
-    self.assertIn('Lower --circuit_budget, --unlearn_forget_batch', told[0])
-    self.assertStartsWith(plan.lines(_plan())[-1], 'fits: the largest stage')
+    self.assertEqual(found.chip.memory, 0.0001 * 2**30)
 
   def test_a_config_alone_is_enough(self):
     found = plan.run(_config('--model=shipped:llama32_1b', *(
