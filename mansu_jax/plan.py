@@ -31,6 +31,9 @@ from mansu_jax.planning import topology
 from mansu_jax.stages import checks
 
 _GIB = 2**30
+# What a stage holds more of the larger the circuit is.
+_OF_CIRCUIT = frozenset((
+    'fisher', 'grids', 'slices', 'slices_and_optimizer', 'slices_before'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,11 +187,6 @@ def lines(plan: Plan) -> list[str]:
   return out
 
 
-# What a stage holds more of the larger the circuit is.
-_OF_CIRCUIT = frozenset((
-    'fisher', 'grids', 'slices', 'slices_and_optimizer', 'slices_before'))
-
-
 def _too_much(plan: Plan, stage: recorder_lib.Stage) -> str:
   """Why a stage does not fit, and what to change."""
   refused = '; '.join(f'{c.name} does not compile ({c.refused})'
@@ -200,13 +198,13 @@ def _too_much(plan: Plan, stage: recorder_lib.Stage) -> str:
     ways.insert(0, 'give --export_dtype=bfloat16')
   if fixed < plan.chip.memory:  # Else smaller batches and circuits are in vain.
     ways.insert(0, f'lower {stage.flags or "--circuit_budget"}')
-  what = '; or '.join(ways)
-  what = f'{what[0].upper()}{what[1:]}.'
+  advice = '; or '.join(ways)
+  advice = f'{advice[0].upper()}{advice[1:]}.'
   if refused and stage.bytes <= plan.chip.memory:
-    return f'{stage.name} does not run: {refused}. {what}'
+    return f'{stage.name} does not run: {refused}. {advice}'
   parts = ', '.join(f'{name} {size / _GIB:.2f}'
                     for name, size in stage.held.items())
   largest = stage.largest and (
       f', and {stage.largest.name} takes {stage.largest.bytes / _GIB:.2f} more')
   return (f'{stage.name} does not fit: it holds {parts} GiB{largest or ""}.'
-          f' {what}')
+          f' {advice}')

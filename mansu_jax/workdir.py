@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import json
 import pathlib
 import shutil
@@ -58,29 +58,28 @@ def _open_workdir(
     config: run_config.RunConfig, hashes: Mapping[str, str]) -> pathlib.Path:
   root = check_workdir(config)
   root.mkdir(parents=True, exist_ok=True)
-  made_of = root / _HASHES
-  _check_made_of(root, _read_hashes(root) | hashes, hashes)
+  _check_made_of(root, hashes, every=True)
   for path in root.glob('.model.*'):  # Of a process killed while it wrote.
     shutil.rmtree(path)
-  files.write_json(made_of, dict(hashes))
+  files.write_json(root / _HASHES, dict(hashes))
   files.write_text(root / _IDENTITY, run_flags.to_flagfile(config))
   return root
 
 
-def _read_hashes(root: pathlib.Path) -> dict[str, str]:
-  """What its finished stages were made of; {} where there are none."""
+def _check_made_of(
+    root: pathlib.Path, hashes: Mapping[str, str], *, every: bool) -> None:
+  """Raises ValueError where finished stages were made of other bytes.
+
+  Args:
+    root: the workdir.
+    hashes: of what has been read.
+    every: whether that is everything.
+  """
   made_of = root / _HASHES
   if not (_has_finished(root) and made_of.exists()):
-    return {}
-  return json.loads(made_of.read_text(encoding='utf-8'))
-
-
-def _check_made_of(
-    root: pathlib.Path, names: Iterable[str], hashes: Mapping[str, str]
-) -> None:
-  """Raises ValueError where finished stages were made of other bytes."""
-  found = _read_hashes(root)
-  for name in sorted(names) if found else ():
+    return
+  found = json.loads(made_of.read_text(encoding='utf-8'))
+  for name in sorted(hashes.keys() | (found.keys() if every else ())):
     if found.get(name) != hashes.get(name):
       raise ValueError(
           f'--workdir={root} holds stages that were made when {name!r} had'
@@ -120,7 +119,7 @@ def check_workdir(
   """
   def check():
     root = _check_workdir(config)
-    _check_made_of(root, hashes or {}, hashes or {})
+    _check_made_of(root, hashes or {}, every=False)
     return root
 
   return processes.once(check)

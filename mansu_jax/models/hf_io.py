@@ -337,7 +337,7 @@ def _write_weights(
     name = file_of[tensor.name]
     part = parts.setdefault(name, {})
     part[tensor.name] = (  # Other processes fetch with the first.
-        assemble.to_torch(layer.astype(dtype), tensor)
+        assemble.to_torch(layer.astype(dtype, copy=False), tensor)
         if processes.is_first() else None)
     if len(part) == len(split.filename_to_tensors[name]):
       processes.once(lambda name=name: safetensors_numpy.save_file(

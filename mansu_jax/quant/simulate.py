@@ -7,6 +7,7 @@ products run on decoded weights.
 from __future__ import annotations
 
 from collections.abc import Collection
+import functools
 import math
 
 import jax
@@ -106,12 +107,11 @@ def _fake_quantize_leaf(leaf, scheme, layout, donate):
   return run(leaf, scheme, layout)
 
 
+_jit = functools.partial(
+    jax.jit, blocking.fake_quantize, static_argnames=('scheme', 'layout'))
 # The program of one leaf; scheme and layout are static.
-fake_quantize_leaf = jax.jit(
-    blocking.fake_quantize, static_argnames=('scheme', 'layout'))
-fake_quantize_in_place = jax.jit(
-    blocking.fake_quantize, static_argnames=('scheme', 'layout'),
-    donate_argnames='leaf')
+fake_quantize_leaf = _jit()
+fake_quantize_in_place = _jit(donate_argnames='leaf')
 
 
 @jax.jit

@@ -82,9 +82,7 @@ def measure(
     few, one or both of the first two are {} and S is inconclusive; where there
     is nothing to read, so are the next three, and S is not passed.
   """
-  views = {'fp': lambda params, donate=(): params} | {
-      name: functools.partial(quantize, name)
-      for name in config.quant_schemes}
+  views = quantizers.views(config, quantize)
   reasons, circuit, controls = [], found.circuit, []
   make_reader = lambda: readability.Reader(
       config, inputs, model, unlearned, views)

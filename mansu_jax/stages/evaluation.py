@@ -155,9 +155,7 @@ def measure_all(
   if not evaluator.has_data:
     return {}
   common = layers_in_common(model.params, unlearned)
-  views = {'fp': lambda params: params} | {
-      scheme: functools.partial(quantize, scheme)
-      for scheme in config.quant_schemes}
+  views = quantizers.views(config, quantize)
   out = {}
   for precision, view in views.items():
     kept = scoring.Kept()

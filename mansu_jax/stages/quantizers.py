@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 import functools
 from typing import Any
 
@@ -91,6 +91,23 @@ def check_shapes(
         quant.check_quantizable(params, layout, scheme)
       except ValueError as error:
         raise ValueError(f'--quant_schemes has {name}: {error}') from error
+
+
+def views(
+    config: run_config.RunConfig, quantize: Callable[..., types.Params]
+) -> dict[str, Callable[..., types.Params]]:
+  """What a model is at each precision, full precision first.
+
+  Args:
+    config: the run's.
+    quantize: as `Quantizers` are called.
+
+  Returns:
+    `{precision: (params, donate=()) -> params}`; `donate` as of `Quantizers`.
+  """
+  return {'fp': lambda params, donate=(): params} | {
+      name: functools.partial(quantize, name)
+      for name in config.quant_schemes}
 
 
 class Quantizers:

@@ -237,7 +237,8 @@ class Reader:
     return np.equal(asked.right, lens.says(
         self._above[precision](params), _table(params), asked.choices))
 
-  def _answered_under(self, precision: str, params: types.Params):
+  def _answered_under(
+      self, precision: str, params: types.Params) -> np.ndarray:
     """As `answered`, of params that are not used again."""
     return self.answered(self._views[precision](params, donate=_new_leaves(
         params, self._params.values())), precision)
