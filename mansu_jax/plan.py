@@ -3,8 +3,7 @@
 The heavy programs of every stage are compiled ahead of time for the devices
 that are asked for, which need not be there, from the model's config alone.
 Memory is the compiler's own account; operations are counted from the programs;
-seconds are an estimate (see `planning.recorder`). Not planned is what
-calibrated quantizers do to calibrate.
+seconds are an estimate (see `planning.recorder`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 
 from mansu_jax import config as run_config
 from mansu_jax import memory
-from mansu_jax import quant
 from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax.circuits import param_mask
@@ -86,6 +84,10 @@ def run(config: run_config.RunConfig) -> Plan:
       no TPU compiler.
   """
   _check(config)
+  devices, chip = topology.find(config.plan.topology)
+  if config.plan.memory_gib:
+    chip = chip._replace(memory=config.plan.memory_gib * _GIB)
+  mesh = sharding.make_mesh(config.mesh, devices)
   inputs = checks.read(config)
   name, shapes, tokenizer = loading.find_config(config.model)
   notes = []
@@ -94,12 +96,8 @@ def run(config: run_config.RunConfig) -> Plan:
     notes.append('there is no tokenizer: lengths of texts are estimated, within'
                  ' about 5 %')
   checks.fit(config, inputs, shapes, tokenizer)
-  devices, chip = topology.find(config.plan.topology)
-  if config.plan.memory_gib:
-    chip = chip._replace(memory=config.plan.memory_gib * _GIB)
   circuit = job_lib.draw_circuit(config, shapes)
   index, frame = param_mask.make_index(circuit), param_mask.make_frame(circuit)
-  mesh = sharding.make_mesh(config.mesh, devices)
   recorder = recorder_lib.Recorder(mesh, chip)
   dtype = jnp.dtype(config.export_dtype)
   params = tree_paths.map_named(lambda leaf, x: recorder.place(
@@ -110,11 +108,6 @@ def run(config: run_config.RunConfig) -> Plan:
   if hosts > 1:
     notes.append(f'these devices are of {hosts} hosts: one process on each'
                  ' (--mesh_distributed)')
-  calibrated = [name for name in config.quant_schemes
-                if name in quant.CALIBRATED]
-  if calibrated:
-    notes.append('what it takes to calibrate is not counted: '
-                 + ', '.join(calibrated))
   jax.clear_caches()  # What is traced follows the devices' memory and kind.
   with jax.set_mesh(mesh), memory.planned(chip.memory, devices[0].platform):
     stages.plan(job_lib.Job(

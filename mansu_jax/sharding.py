@@ -39,6 +39,7 @@ PLACES = {
     'N': ('tensor',),
     'K': ('tensor',),
     'V': ('tensor',),
+    'R': AXES,  # Rows of a matrix of which each is computed by itself.
 }
 
 
@@ -178,14 +179,17 @@ def is_here(x: types.Array | np.ndarray) -> bool:
 
 def row_parts() -> int:
   """Parts that rows are split into on the mesh that is set; 1 without."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return math.prod(mesh.shape.get(a, 1) for a in PLACES['B'])
+  return _parts(PLACES['B'])
 
 
 def weight_parts() -> int:
   """Parts that weights are split into on the mesh that is set; 1 without."""
+  return _parts(('fsdp', 'tensor'))
+
+
+def _parts(names: Sequence[str]) -> int:
   mesh = jax.sharding.get_abstract_mesh()  # Of others: without these axes.
-  return math.prod(mesh.shape.get(name, 1) for name in ('fsdp', 'tensor'))
+  return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
 def whole_rows(count: int) -> int:
@@ -195,16 +199,20 @@ def whole_rows(count: int) -> int:
 
 def whole(x: types.Array) -> types.Array:
   """Asks that all of `x` be on every device, where a mesh is set."""
+  return split(x, '.' * x.ndim)
+
+
+def split(x: types.Array, letters: str) -> types.Array:
+  """Asks that `x` be split as its axes' letters say, where a mesh is set."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * x.ndim))
-
-
-def split_rows(x: types.Array) -> types.Array:
-  """Asks that the rows of `x` [B, ...] be split, where they split evenly."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if row_parts() == 1 or x.shape[0] % row_parts():
-    return x
-  letters = 'B' + '.' * (x.ndim - 1)
   return jax.lax.with_sharding_constraint(x, spec(letters, x.shape, mesh))
+
+
+def split_rows(x: types.Array, letter: str = 'B') -> types.Array:
+  """Asks that the first axis of `x` be split as its letter says, if evenly."""
+  parts = _parts(PLACES[letter])
+  if parts == 1 or x.shape[0] % parts:
+    return x
+  return split(x, letter + '.' * (x.ndim - 1))

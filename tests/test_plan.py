@@ -136,6 +136,15 @@ class PlanTest(parameterized.TestCase):
                  'edge_patching.metric'):
       self.assertIn(name, names)
 
+  def test_calibration_is_planned(self):
+    stages_ = {stage.name: stage for stage in plan.run(_config(
+        '--quant_schemes=nf4,gptq_g128', '--eval_cad_pairs=0')).stages}
+    called = {call.name: call.calls for call in stages_['evaluate'].calls}
+    self.assertEqual(called['calibration of gptq_g128'], 2)  # Of both models.
+    self.assertEqual(called['gptq_g128 of layers/mlp/down'], 2)
+    self.assertIn('gptq_g128 codes of layers/mlp/down', {
+        call.name for call in stages_['survival'].calls})
+
   def test_too_little_memory_is_told(self):
     stage = next(s for s in _plan().stages if s.name == 'unlearn')
     most = (sum(stage.held.values()) + stage.bytes) / 2
@@ -171,7 +180,8 @@ class PlanTest(parameterized.TestCase):
       ('--plan_topology=v5e', 'wanted `this`'),
       ('--model=shipped:llama9', 'no config of the package'),
       ('--method=graddiff', None),
-      ('--workdir=somewhere', 'writes nothing; leave it out'))
+      ('--workdir=somewhere', 'writes nothing; leave it out'),
+      ('--mesh_tensor=3', 'do not divide the'))
   def test_bad_flags(self, flag, message):
     with self.assertRaisesRegex(ValueError, message or 'graddiff'):
       plan.run(_config(flag))

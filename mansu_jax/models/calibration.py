@@ -8,16 +8,16 @@ before it, in its own layer too (q, k, v; o; gate, up; down): AutoGPTQ's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-import dataclasses
+from collections.abc import Callable, Sequence
 import functools
-from typing import NamedTuple
+from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.data import batching
@@ -33,29 +33,12 @@ from mansu_jax.quant import calibrated
 from mansu_jax.quant import layout as quant_layout
 from mansu_jax.quant import simulate
 
-_Codes = dict[str, affine.AffineCodes]
 _TOKENS_A_BATCH = 1024
 _NOT_CLIPPED = ('attn/q', 'attn/k')  # Errors of both multiply; as in AutoAWQ.
 
 # One layer of each quantized leaf, by its name within the layer.
-_LAYOUTS = {
-    name.removeprefix('layers/'): dataclasses.replace(
-        leaf_layout, memory=leaf_layout.memory[1:])
-    for name, leaf_layout in layout.MATRICES.items()}
-
-
-class Calibrated(NamedTuple):
-  """A quantized model.
-
-  Attributes:
-    params: decoded weights, in the dtypes of the params that were given;
-      embeddings, norms and lm_head are as they were.
-    codes: by leaf name as in `layout.MATRICES`, stacked over layers, in torch
-      order; None unless they were asked for. Little over a byte a weight.
-  """
-
-  params: types.Params
-  codes: _Codes | None
+_LAYOUTS = {name.removeprefix('layers/'): leaf_layout.unbatched()
+            for name, leaf_layout in layout.MATRICES.items()}
 
 
 def choose_windows(
@@ -89,13 +72,27 @@ def quantize(
     tokens: np.ndarray,  # [n, T] int32
     real: np.ndarray,  # [n, T] bool
     scheme: str | calibrated.CalibratedScheme,
-    *,
-    keep_codes: bool = False,
-) -> Calibrated:
+) -> types.Params:
+  """The params of the quantized model: `dequantize` of what `encode` gives.
+
+  Embeddings, norms and lm_head are as they were.
+  """
+  return dequantize(
+      params, encode(config, params, tokens, real, scheme))
+
+
+def encode(
+    config: config_lib.ModelConfig,
+    params: types.Params,
+    tokens: np.ndarray,  # [n, T] int32
+    real: np.ndarray,  # [n, T] bool
+    scheme: str | calibrated.CalibratedScheme,
+) -> dict[str, affine.AffineCodes]:
   """Quantizes the matrices of all layers; compiles once a shape and scheme.
 
   Holds the text's hidden states, for one layer at a time the inputs of its
-  matrices ([n, T, F] the largest) and their second moments, all in float32.
+  matrices ([n, T, F] the largest) and their second moments ([F, F]), all in
+  float32.
 
   Args:
     config: the model.
@@ -103,7 +100,10 @@ def quantize(
     tokens: calibration windows, padded on the right.
     real: True at tokens, False at padding.
     scheme: a calibrated scheme or its name.
-    keep_codes: whether to return the codes.
+
+  Returns:
+    Codes by leaf name as in `layout.MATRICES`, stacked over layers, in torch
+    order: little over a byte a weight.
 
   Raises:
     ValueError: an unknown scheme; windows without any token, of other shape
@@ -113,31 +113,52 @@ def quantize(
   scheme = calibrated.get(scheme)
   _check_windows(tokens, real, config.vocab_size)
   simulate.check_quantizable(params, layout.block_layout(config))
-  layers, codes = _quantize_layers(
-      config, scheme, keep_codes, params, jnp.asarray(tokens),
-      jnp.asarray(real))
-  _check_finite(layers, scheme)
-  codes = keep_codes and {f'layers/{name}': c for name, c in codes.items()}
-  return Calibrated(params | {'layers': layers}, codes or None)
+  codes = encode_layers(
+      config, scheme, params, jnp.asarray(tokens), jnp.asarray(real))
+  _check_finite(codes, scheme)
+  return codes
 
 
-def dequantize(params: types.Params, codes: _Codes) -> types.Params:
-  """The params of a quantized model, from the codes that were kept of it.
+def dequantize(
+    params: types.Params, codes: dict[str, affine.AffineCodes]
+) -> types.Params:
+  """The params of a quantized model, from its codes.
 
   Args:
     params: what was quantized; gives dtypes, and all that has no codes.
-    codes: see `Calibrated`.
+    codes: as `encode` gives them, on devices or the host.
   """
   flat = tree_paths.flatten(params)
   return tree_paths.unflatten(flat | {
-      name: _dequantize_leaf(leaf_codes, flat[name], layout.MATRICES[name])
+      name: dequantize_leaf(
+          place_codes(leaf_codes, sharding.put), flat[name], name)
       for name, leaf_codes in codes.items()})
 
 
-@functools.partial(jax.jit, static_argnames='leaf_layout')
-def _dequantize_leaf(codes, leaf, leaf_layout):
-  return quant_layout.from_rows(
-      affine.decode(codes), leaf_layout, leaf.shape).astype(leaf.dtype)
+def place_codes(
+    codes: affine.AffineCodes, put: Callable[[Any, str], Any]
+) -> affine.AffineCodes:
+  """Codes of a stack of matrices, split as their rows are quantized.
+
+  Args:
+    codes: [L, out, ...] and [L, in]; or their shapes.
+    put: `sharding.put` or like it, which gets each with its axes' letters.
+  """
+  letters = affine.AffineCodes('LR.', 'LR.', 'LR.', 'L.', 'L.')
+  return affine.AffineCodes(*(
+      x if x is None else put(x, axes) for x, axes in zip(codes, letters)))
+
+
+@functools.partial(jax.jit, static_argnames='name')
+def dequantize_leaf(
+    codes: affine.AffineCodes, leaf: types.Array, name: str) -> types.Array:
+  """A stack of matrices, decoded as the leaf lies, in its dtype."""
+  def decode(codes):  # Of one matrix: float32 is twice what comes of it.
+    return quant_layout.from_rows(
+        affine.decode(codes), layout.MATRICES[name].unbatched(),
+        leaf.shape[1:]).astype(leaf.dtype)
+
+  return sharding.split(lax.map(decode, codes), layout.AXES[name])
 
 
 def _check_windows(
@@ -158,18 +179,23 @@ def _check_windows(
 
 
 def _check_finite(
-    layers: types.Params, scheme: calibrated.CalibratedScheme) -> None:
-  for name, leaf in tree_paths.flatten(layers).items():
-    if not jnp.all(jnp.isfinite(leaf)):
+    codes: dict[str, affine.AffineCodes],
+    scheme: calibrated.CalibratedScheme) -> None:
+  for name, leaf_codes in codes.items():
+    if not all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(leaf_codes)):
       raise ValueError(
-          f'{scheme.name} gave non-finite weights of layers/{name}: wanted'
-          ' numbers. The second moment of its inputs has no Cholesky factor in'
-          ' float32, or an activation overflows. Raise the damping'
-          f' ({scheme.damping}) or give more calibration text.')
+          f'{scheme.name} gave non-finite weights of {name}: wanted numbers.'
+          ' The second moment of its inputs has no Cholesky factor in float32,'
+          f' or an activation overflows. Raise the damping ({scheme.damping})'
+          ' or give more calibration text.')
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _quantize_layers(config, scheme, keep_codes, params, tokens, real):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def encode_layers(
+    config: config_lib.ModelConfig, scheme: calibrated.CalibratedScheme,
+    params: types.Params, tokens: types.Array, real: types.Array
+) -> dict[str, affine.AffineCodes]:
+  """The program of `encode`, without its checks."""
   length = tokens.shape[1]
   rotary = layers_lib.rotary_tables(config, jnp.arange(length)[None])
   mask = jnp.tril(jnp.ones((length, length), bool))[None, None, None]
@@ -178,10 +204,10 @@ def _quantize_layers(config, scheme, keep_codes, params, tokens, real):
   def quantize_layer(x, weights):
     layer = _Layer(config, scheme, weights, real)
     x = layer.attend(x, rotary, mask)
-    x = layer.feed_forward(x)
-    return x, (layer.weights, layer.codes if keep_codes else None)
+    return layer.feed_forward(x), layer.codes
 
-  return lax.scan(quantize_layer, x, params['layers'])[1]
+  _, codes = lax.scan(quantize_layer, x, params['layers'])
+  return {f'layers/{name}': leaf_codes for name, leaf_codes in codes.items()}
 
 
 class _Layer:
@@ -194,7 +220,7 @@ class _Layer:
 
   def __init__(self, config, scheme, weights, real):
     self.weights: types.Params = weights
-    self.codes: _Codes = {}
+    self.codes: dict[str, affine.AffineCodes] = {}
     self._config, self._scheme, self._real = config, scheme, real
 
   def attend(self, x, rotary, mask):
@@ -243,7 +269,8 @@ class _Layer:
         np.full(len(r), name not in _NOT_CLIPPED)
         for name, r in zip(names, rows)]
     codes = self._scheme.encode(
-        jnp.concatenate(rows), _statistics(inputs, self._real),
+        sharding.split_rows(jnp.concatenate(rows), 'R'),
+        jax.tree.map(sharding.whole, _statistics(inputs, self._real)),
         foldable=foldable, clippable=jnp.asarray(np.concatenate(clippable)))
     ends = np.cumsum([len(r) for r in rows])[:-1]
     parts = zip(*(jnp.split(x, ends) for x in codes[:3]))

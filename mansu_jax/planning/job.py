@@ -17,12 +17,15 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import param_mask
 from mansu_jax.circuits import select
+from mansu_jax.models import calibration
 from mansu_jax.models import layout as model_layout
 from mansu_jax.models import loading
 from mansu_jax.planning import recorder as recorder_lib
+from mansu_jax.quant import affine
 from mansu_jax.quant import simulate
 from mansu_jax.stages import attribution
 from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages import quantizers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,8 +103,8 @@ def quantized(
     in_place: whether it takes the memory of what it is made of.
   """
   scheme, flat = quant.find(name), tree_paths.flatten(job.model.params)
-  if not isinstance(scheme, quant.Scheme):  # Calibrated: of the same size.
-    return job.model.params
+  if not isinstance(scheme, quant.Scheme):
+    return _decoded(job, name, calls)
   run = (simulate.fake_quantize_in_place if in_place
          else simulate.fake_quantize_leaf)
   for leaf, layout in model_layout.MATRICES.items():
@@ -111,6 +114,38 @@ def quantized(
         f'{name} of {leaf}', run, flat[leaf], scheme.ordinary(), layout,
         calls=calls, held=not in_place)
   return tree_paths.unflatten(flat)
+
+
+def calibrated(job: Job, name: str, calls: int) -> None:
+  """Codes of so many models, made with the run's calibration text."""
+  job.recorder.call(
+      f'calibration of {name}', *_calibration(job, name), calls=calls)
+
+
+def codes(job: Job, name: str) -> dict[str, affine.AffineCodes]:
+  """Shapes of the codes that calibration makes, by leaf, on the devices."""
+  program, *args = _calibration(job, name)
+  return {leaf: calibration.place_codes(leaf_codes, job.recorder.place)
+          for leaf, leaf_codes in jax.eval_shape(
+              program, *args).items()}
+
+
+def _calibration(job: Job, name: str) -> tuple[Any, ...]:
+  """The program, and what it is given."""
+  windows = quantizers.calibration_windows(
+      job.config, job.inputs, job.model.tokenizer)
+  return (calibration.encode_layers, job.model.config, quant.find(name),
+          job.model.params, *recorder_lib.shapes_of(windows))
+
+
+def _decoded(job: Job, name: str, calls: int) -> types.Params:
+  """The model from codes, which lie on the host until they are wanted."""
+  flat = tree_paths.flatten(job.model.params)
+  return tree_paths.unflatten(flat | {
+      leaf: job.recorder.call(
+          f'{name} of {leaf}', calibration.dequantize_leaf, leaf_codes,
+          flat[leaf], leaf, calls=calls, held=True)
+      for leaf, leaf_codes in codes(job, name).items()})
 
 
 def gathered(job: Job, calls: int = 1) -> types.Params:

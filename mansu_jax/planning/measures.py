@@ -39,9 +39,13 @@ def _evaluate(job: job_lib.Job) -> None:
   config, record, model = job.config, job.recorder, job.model
   evaluator = evaluation.Evaluator(config, job.inputs, model)
   matrices = job_lib.matrices(job)
+  held = {'base': model.params, 'unlearned': matrices}
   with record.stage(
-      'evaluate', '--eval_batch_tokens', base=model.params,
-      unlearned=matrices, quantized=matrices):
+      'evaluate', '--eval_batch_tokens, --eval_calibration_tokens', **held):
+    for name in config.quant_schemes:
+      if name in quant.CALIBRATED:
+        job_lib.calibrated(job, name, calls=2)
+    record.then(**held, quantized=matrices)
     for name in config.quant_schemes:
       job_lib.quantized(job, name, calls=2)
     precisions = 1 + len(config.quant_schemes)
@@ -164,14 +168,17 @@ def _survival(job: job_lib.Job) -> None:
     for leaf, array in flat.items():
       record.call(f'change of {leaf}', weight_change.row_sums, array, array)
     for name in config.quant_schemes:
-      scheme = quant.find(name)
-      if not isinstance(scheme, quant.Scheme):
-        continue
+      scheme, codes = quant.find(name), {}
+      if name in quant.CALIBRATED:
+        scheme, codes = None, job_lib.codes(job, name)
       for leaf, layout in model_layout.MATRICES.items():
         layers, *shape = flat[leaf].shape
         matrix = record.place(
             jax.ShapeDtypeStruct(tuple(shape), flat[leaf].dtype),
             model_layout.AXES[leaf][1:])
+        given = leaf in codes and 2 * (jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+            codes[leaf]),)
         record.call(
             f'{name} codes of {leaf}', survival.compare_matrix, matrix, matrix,
-            None, scheme, layout.unbatched(), calls=layers)
+            given or None, scheme, layout.unbatched(), calls=layers)

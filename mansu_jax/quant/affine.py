@@ -111,6 +111,14 @@ def round_to_nearest(rows: jax.Array, *, group: int = 128) -> AffineCodes:
           jnp.arange(inputs) // group, (*rows.shape[:-2], inputs)))
 
 
+def rounded(rows: jax.Array, *, group: int = 128) -> jax.Array:
+  """Values (float32) of `round_to_nearest`, without its codes."""
+  blocks = blockwise.split(rows, group)
+  scale, zero = fit(blocks, axis=-2)
+  return blockwise.join(
+      value(encode(blocks, scale, zero), scale, zero), rows.shape[-1])
+
+
 def output_error(error: jax.Array, second_moment: jax.Array) -> jax.Array:
   """Mean squared error of the outputs, tr(E H E^T), float32 [].
 

@@ -63,8 +63,9 @@ def awq(
     raise ValueError(f'The grid has {grid} alphas: wanted at least 1.')
 
   def try_alpha(best, alpha):
-    codes = _quantize_scaled(rows, mean_abs, alpha, group)
-    error = affine.output_error(affine.decode(codes) - rows, second_moment)
+    scales = _input_scales(mean_abs, alpha)
+    values = affine.rounded(rows * scales, group=group) / scales
+    error = affine.output_error(values - rows, second_moment)
     is_better = error < best[0]
     return jax.tree.map(
         lambda new, old: jnp.where(is_better, new, old), (error, alpha),
@@ -73,18 +74,12 @@ def awq(
   alphas = np.arange(grid, dtype=np.float32) / np.float32(grid)
   best, _ = lax.scan(
       try_alpha, (jnp.float32(np.inf), jnp.float32(0)), alphas)
-  if clipped is None:
-    return _quantize_scaled(rows, mean_abs, best[1], group)
   scales = _input_scales(mean_abs, best[1])
-  limit = _limits(rows * scales, second_moment / jnp.outer(scales, scales),
-                  group)
-  limit = jnp.where(clipped[:, None], limit, jnp.inf)
-  return _quantize_scaled(rows, mean_abs, best[1], group, limit)
-
-
-def _quantize_scaled(rows, mean_abs, alpha, group, limit=jnp.inf):
-  scales = _input_scales(mean_abs, alpha)
-  scaled = jnp.clip(rows * scales, -limit, limit)
+  scaled = rows * scales
+  if clipped is not None:
+    limit = _limits(scaled, second_moment / jnp.outer(scales, scales), group)
+    limit = jnp.where(clipped[:, None], limit, jnp.inf)
+    scaled = jnp.clip(scaled, -limit, limit)
   codes = affine.round_to_nearest(scaled, group=group)
   return codes._replace(divisor=scales)
 
@@ -107,8 +102,7 @@ def _limits(
 
   def try_shrink(best, shrink):
     clipped = jnp.clip(blocks, -largest * shrink, largest * shrink)
-    codes = affine.round_to_nearest(clipped, group=size)
-    difference = affine.decode(codes) - blocks
+    difference = affine.rounded(clipped, group=size) - blocks
     outputs = jnp.einsum('ogi,gij->ogj', difference, moments,
                          precision=lax.Precision.HIGHEST)
     error = jnp.sum(outputs * difference, -1, keepdims=True)  # [out, G, 1]

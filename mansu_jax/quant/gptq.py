@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax.quant import affine
+from mansu_jax.quant import cholesky
 
 _matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
@@ -45,8 +46,8 @@ def gptq(
       neighbours in that order: AutoGPTQ's `desc_act`.
 
   Returns:
-    Codes; NaN scales where the damped second moment is
-    not positive definite in float32: raise `damping` or use more inputs.
+    Codes; NaN scales where the damped second moment is not positive definite
+    in float32: raise `damping` or use more inputs.
 
   Raises:
     ValueError: shapes that do not fit, or a group below 1.
@@ -83,6 +84,7 @@ def _gptq_in_order(rows, second_moment, group, damping):
   starts = jnp.arange(0, len(columns), group)
   _, (code, scale, zero) = lax.scan(
       quantize_group, columns, (starts, factor.reshape(-1, group, len(factor))))
+  scale = jnp.where(jnp.all(jnp.isfinite(factor)), scale, jnp.nan)
   code = code.reshape(-1, code.shape[-1])[:inputs].T  # From [G, Q, out].
   return affine.AffineCodes(
       code, scale.T, zero.T.astype(jnp.uint8), jnp.arange(inputs) // group)
@@ -90,17 +92,10 @@ def _gptq_in_order(rows, second_moment, group, damping):
 
 def _inverse_factor(second_moment: jax.Array, damping: float) -> jax.Array:
   """Upper triangular U [in, in] with U^T U the damped second moment's inverse.
-
-  The Cholesky factor of the inverse, without inverting: reversed in order,
-  H = R R^T with R upper triangular, so that U = R^-1.
   """
   diagonal = jnp.diagonal(second_moment)
   added = jnp.where(diagonal > 0, damping * jnp.mean(diagonal), 1.0)
-  damped = second_moment + jnp.diag(added)
-  with jax.default_matmul_precision('highest'):
-    lower = jnp.linalg.cholesky(damped[::-1, ::-1])
-    return jax.scipy.linalg.solve_triangular(
-        lower[::-1, ::-1], jnp.eye(len(damped)), lower=False)
+  return cholesky.of_inverse(second_moment + jnp.diag(added))
 
 
 def _quantize_group(

@@ -110,6 +110,15 @@ def views(
       for name in config.quant_schemes}
 
 
+def calibration_windows(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, tokenizer: Any
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens [n, T] and mask of the run's calibration text."""
+  return calibration.choose_windows(
+      inputs.calibration, tokenizer,
+      most_tokens=config.eval.calibration_tokens)
+
+
 class Quantizers:
   """Quantizes params of one shape under each scheme of a run.
 
@@ -197,15 +206,12 @@ class Quantizers:
     for kept_scheme, kept_params, codes in self._kept:
       if kept_scheme == scheme and kept_params is params:
         return codes
-    codes = sharding.fetch(calibration.quantize(
-        self._model.config, params, *self._windows, scheme,
-        keep_codes=True).codes)
+    codes = sharding.fetch(calibration.encode(
+        self._model.config, params, *self._windows, scheme))
     self._kept.append((scheme, params, codes))
     return codes
 
   @functools.cached_property
   def _windows(self) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [n, T] and mask of the calibration text."""
-    return calibration.choose_windows(
-        self._inputs.calibration, self._model.tokenizer,
-        most_tokens=self._config.eval.calibration_tokens)
+    return calibration_windows(
+        self._config, self._inputs, self._model.tokenizer)

@@ -21,11 +21,16 @@ from mansu_jax import config as run_config
 from mansu_jax import fisher
 from mansu_jax import processes
 from mansu_jax import sharding
+from mansu_jax import tree_paths
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edges
 from mansu_jax.circuits import pair_batches
+from mansu_jax.models import calibration
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
+from mansu_jax.quant import affine
+from mansu_jax.quant import calibrated
+from mansu_jax.quant import layout as quant_layout
 from mansu_jax.stages import edits
 from tests.circuits import small
 
@@ -79,12 +84,29 @@ def _check_fetched_once():
     assert x._npy_value is not None
 
 
+def _calibrated(config, params):
+  """Codes of GPTQ, and what they decode to, which lies as the params do."""
+  scheme = calibrated.CalibratedScheme(name='gptq', method='gptq', group=16)
+  params = sharding.place(jax.tree.map(jnp.asarray, params), layout.AXES)
+  codes = sharding.fetch(calibration.encode(
+      config, params, _TOKENS, np.ones(_TOKENS.shape, bool), scheme))
+  decoded = calibration.dequantize(params, codes)
+  for old, new in zip(*map(jax.tree.leaves, (params, decoded))):
+    assert new.sharding.is_equivalent_to(old.sharding, old.ndim), new.sharding
+  for name, leaf_codes in codes.items():
+    got = sharding.fetch(tree_paths.flatten(decoded)[name])
+    rows = quant_layout.to_rows(got, layout.MATRICES[name])
+    np.testing.assert_allclose(rows, affine.decode(leaf_codes), rtol=1e-6)
+  return np.concatenate([c.code.ravel() for c in codes.values()])
+
+
 def main():
   if 'JAX_PROCESS_ID' in os.environ:
     processes.join(60)
   config = small.config(d_model=32, d_ff=64, d_head=8)
   params = jax.tree.map(np.asarray, decoder.init(config, jax.random.key(0)))
   alone, flops_alone, _ = _measure(config, params)
+  codes_alone = _calibrated(config, params)
   for sizes in MESHES:
     if jax.process_count() > 1 and math.prod(sizes) != jax.device_count():
       continue  # Not of all processes.
@@ -93,6 +115,9 @@ def main():
     with jax.set_mesh(sharding.make_mesh(options, devices)):
       got, flops, theta = _measure(config, params)
       _check_fetched_once()
+      if sizes == (1, 2, 2):  # Rounding is what moves the others, if any.
+        same = np.mean(_calibrated(config, params) == codes_alone)
+        assert same > 0.99, same
     for (path, a), b in zip(
         jax.tree.leaves_with_path(alone), jax.tree.leaves(got)):
       largest = np.abs(a).max()

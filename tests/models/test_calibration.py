@@ -80,7 +80,7 @@ class CalibrationTest(parameterized.TestCase):
     cfg = tiny.config(d_model=32, d_head=8)
     params = _with_unlike_inputs(tiny.params(cfg, scale=0.1))
     tokens, real = _windows(cfg, 12, 32)
-    got = calibration.quantize(cfg, params, tokens, real, scheme).params
+    got = calibration.quantize(cfg, params, tokens, real, scheme)
     want = _hidden(cfg, params, tokens)
     error = lambda p: float(jnp.sum(
         (_hidden(cfg, p, tokens) - want)**2 * real[..., None]))
@@ -90,22 +90,22 @@ class CalibrationTest(parameterized.TestCase):
     cfg = tiny.config(num_layers=1)
     params = tiny.params(cfg)
     tokens, real = _windows(cfg)
-    got = calibration.quantize(
-        cfg, params, tokens, real, _GPTQ, keep_codes=True)
-    for name, x in _inputs(cfg, got.params, tokens).items():
+    got = calibration.encode(cfg, params, tokens, real, _GPTQ)
+    quantized = calibration.dequantize(params, got)
+    for name, x in _inputs(cfg, quantized, tokens).items():
       leaf = tree_paths.flatten(params)[f'layers/{name}']
       rows = quant_layout.to_rows(leaf, layout.MATRICES[f'layers/{name}'])[0]
       x = np.asarray(x)[real].astype(np.float64)
       code, _, _ = calibrated_naive.gptq_by_size(
           rows, x.T @ x / len(x), 16)
       np.testing.assert_array_equal(
-          got.codes[f'layers/{name}'].code[0], code, err_msg=name)
+          got[f'layers/{name}'].code[0], code, err_msg=name)
 
   def test_layers_follow_one_another(self):
     cfg = tiny.config()
     params = tiny.params(cfg)
     tokens, real = _windows(cfg)
-    got = calibration.quantize(cfg, params, tokens, real, _GPTQ).params
+    got = calibration.quantize(cfg, params, tokens, real, _GPTQ)
     # The second layer alone, on what the quantized first one gives.
     entering = decoder.entering(cfg, got, tokens, layer=1)
     one = tiny.config(num_layers=1, vocab_size=tokens.size)
@@ -113,7 +113,7 @@ class CalibrationTest(parameterized.TestCase):
              'final_norm': params['final_norm'],
              'layers': jax.tree.map(lambda x: x[1:2], params['layers'])}
     numbers = np.arange(tokens.size).reshape(tokens.shape)
-    want = calibration.quantize(one, alone, numbers, real, _GPTQ).params
+    want = calibration.quantize(one, alone, numbers, real, _GPTQ)
     near = lambda a, b: np.testing.assert_allclose(
         a[1], b[0], rtol=1e-3, atol=1e-5)
     jax.tree.map(near, got['layers'], want['layers'])
@@ -124,7 +124,7 @@ class CalibrationTest(parameterized.TestCase):
     tokens, real = _windows(cfg)
     padded = np.pad(np.where(real, tokens, 5), ((0, 3), (0, 8)))
     got, want = (
-        calibration.quantize(cfg, params, *windows, _GPTQ).params
+        calibration.quantize(cfg, params, *windows, _GPTQ)
         for windows in ((padded, np.pad(real, ((0, 3), (0, 8)))),
                         (tokens, real)))
     jax.tree.map(
@@ -135,35 +135,32 @@ class CalibrationTest(parameterized.TestCase):
   def test_codes_dtypes_and_what_stays(self, scheme, dtype):
     cfg = tiny.config(tie_embeddings=False)
     params = jax.tree.map(lambda x: x.astype(dtype), tiny.params(cfg))
-    got = calibration.quantize(
-        cfg, params, *_windows(cfg), scheme, keep_codes=True)
-    self.assertEqual(set(got.codes), set(layout.MATRICES))
+    got = calibration.encode(cfg, params, *_windows(cfg), scheme)
+    self.assertEqual(set(got), set(layout.MATRICES))
     before = tree_paths.flatten(params)
-    for name, leaf in tree_paths.flatten(got.params).items():
+    quantized = calibration.quantize(cfg, params, *_windows(cfg), scheme)
+    for name, leaf in tree_paths.flatten(quantized).items():
       self.assertEqual(leaf.dtype, dtype)
-      if name not in got.codes:
+      if name not in got:
         np.testing.assert_array_equal(leaf, before[name])
         continue
-      codes = got.codes[name]
+      codes = got[name]
       self.assertEqual(codes.code.dtype, np.uint8)
       values = quant_layout.from_rows(
           affine.decode(codes), layout.MATRICES[name], leaf.shape)
       np.testing.assert_array_equal(values.astype(dtype), leaf)
-    self.assertIsNone(calibration.quantize(
-        cfg, params, *_windows(cfg), scheme).codes)
 
   def test_awq_scales_o_only_where_v_can_hold_the_scales(self):
     for kv_heads in (2, 4):
       cfg = tiny.config(num_kv_heads=kv_heads)
       params = tiny.params(cfg)
-      codes = calibration.quantize(
-          cfg, params, *_windows(cfg), _AWQ, keep_codes=True).codes
+      codes = calibration.encode(cfg, params, *_windows(cfg), _AWQ)
       scales = codes['layers/attn/o'].divisor
       self.assertEqual(bool(np.all(scales == 1)), kv_heads == 2)
 
   def test_compiles_once(self):
     cfg = tiny.config(max_position=63)
-    count = calibration._quantize_layers._cache_size
+    count = calibration.encode_layers._cache_size
     before = count()
     for seed in range(2):
       calibration.quantize(
@@ -240,7 +237,7 @@ class SmolLM2Test(parameterized.TestCase):
     error = lambda params: float(jnp.sum(
         (_hidden(self.config, params, tokens) - want)**2 * real[..., None]))
     self.assertLess(
-        error(quantized.params), 0.8 * error(_rounded(self.params, 128)))
+        error(quantized), 0.8 * error(_rounded(self.params, 128)))
 
 
 if __name__ == '__main__':

@@ -48,6 +48,13 @@ class AffineTest(parameterized.TestCase):
     got = affine.decode(affine.round_to_nearest(rows, group=16))
     np.testing.assert_array_equal(got[:, 3], 0)
 
+  @parameterized.parameters(1, 16, 40, 64)
+  def test_rounded_is_what_codes_say(self, group):
+    rows = _weights((3, 40))
+    np.testing.assert_array_equal(
+        affine.rounded(rows, group=group),
+        affine.decode(affine.round_to_nearest(rows, group=group)))
+
   def test_tiny_groups_become_zeros(self):
     rows = np.full((1, 8), 1e-38, np.float32)
     np.testing.assert_array_equal(

@@ -117,6 +117,15 @@ class GptqTest(parameterized.TestCase):
       np.testing.assert_array_equal(got.code[i], want.code)
       np.testing.assert_allclose(got.scale[i], want.scale, rtol=1e-5)
 
+  @parameterized.parameters(8, 16)  # One group shows none of it in its codes.
+  def test_no_factor_is_seen_in_the_scales(self, group):
+    moment = inputs.second_moment(inputs.correlated(16))
+    moment[:, 3] = moment[3] = 0
+    moment[3, 4] = moment[4, 3] = 1e9
+    moment[3, 3] = 1
+    got = _gptq(inputs.weights((4, 16)), moment, group=group)
+    self.assertTrue(np.isnan(got.scale).all())
+
   def test_bad_shapes(self):
     rows = inputs.weights((4, 40))
     with self.assertRaisesRegex(ValueError, r'\(4, 40\).*\(39, 39\)'):

@@ -48,7 +48,7 @@ class QuantizersTest(parameterized.TestCase):
     windows = calibration.choose_windows(
         self.inputs.calibration, self.model.tokenizer, most_tokens=4096)
     want = calibration.quantize(
-        self.model.config, params, *windows, 'gptq_g128').params
+        self.model.config, params, *windows, 'gptq_g128')
     jax.tree.map(np.testing.assert_array_equal,
                  self.quantize('gptq_g128', params), want)
 
@@ -57,7 +57,7 @@ class QuantizersTest(parameterized.TestCase):
     other = params | {'embed': params['embed'] * 2}
     quantize = quantizers.Quantizers(self.config, self.inputs, self.model)
     with mock.patch.object(
-        calibration, 'quantize', side_effect=calibration.quantize) as made:
+        calibration, 'encode', side_effect=calibration.encode) as made:
       first = quantize('gptq_g128', params)
       again = quantize('gptq_g128', params)
       quantize('gptq_g128', other)

@@ -6,10 +6,14 @@ In an environment of its own (BUILD.md); skipped where libtpu is not installed.
 import pathlib
 
 from absl.testing import absltest
+import jax
+import jax.numpy as jnp
 import pytest
 
 from mansu_jax import plan
 from mansu_jax import run_flags
+from mansu_jax.planning import topology
+from mansu_jax.quant import calibrated
 
 pytest.importorskip('libtpu')
 
@@ -44,6 +48,21 @@ class PlanTest(absltest.TestCase):
     self.assertEndsWith(
         told('evaluate'),
         '. Take more devices, or a larger --mesh_fsdp or --mesh_tensor.')
+
+  def test_quantizers_are_calibrated_at_the_width_of_8b(self):
+    devices, _ = topology.find('v5e:2x2')
+    shape = lambda *sizes: jax.ShapeDtypeStruct(
+        sizes, jnp.float32,
+        sharding=jax.sharding.SingleDeviceSharding(devices[0]))
+    moment = shape(14336, 14336)  # Of the hidden neurons.
+    for scheme in calibrated.CALIBRATED.values():
+      program = jax.jit(scheme.encode).trace(
+          shape(4096, 14336), calibrated.InputStatistics(moment, shape(14336)))
+      stats = program.lower().compile().memory_analysis()
+      # Where blocks of a factor are written out, hundreds of MB.
+      self.assertLess(stats.generated_code_size_in_bytes, 2**25, scheme.name)
+      self.assertLess(
+          stats.temp_size_in_bytes, 4 * 4 * 14336**2, scheme.name)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,60 @@
+"""The blocked factor of an inverse against NumPy in float64."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.quant import cholesky
+from tests.quant import inputs
+
+_of_inverse = jax.jit(cholesky.of_inverse, static_argnames='block')
+
+
+def _moment(size):
+  moment = inputs.second_moment(inputs.correlated(size)).astype(np.float32)
+  return moment + 0.01 * np.mean(np.diag(moment)) * np.eye(
+      size, dtype=np.float32)
+
+
+def _equations(size):
+  """Of the whole program, loops' bodies among them."""
+  jaxpr = jax.make_jaxpr(cholesky.of_inverse)(jnp.eye(size))
+  return str(jaxpr).count(' = ')
+
+
+class OfInverseTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (1, 128), (5, 128), (16, 16), (17, 8), (40, 8), (40, 1), (200, 128))
+  def test_equals_numpy(self, size, block):
+    matrix = _moment(size)
+    got = np.asarray(_of_inverse(matrix, block=block))
+    reverse = matrix.astype(np.float64)[::-1, ::-1]
+    want = np.linalg.inv(np.linalg.cholesky(reverse)[::-1, ::-1])
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+    np.testing.assert_array_equal(np.tril(got, -1), 0)
+    inverse = np.linalg.inv(matrix.astype(np.float64))
+    np.testing.assert_allclose(
+        got.T @ got, inverse, atol=1e-3 * np.abs(inverse).max())
+
+  def test_the_program_is_the_same_for_any_size(self):
+    self.assertEqual(_equations(1024), _equations(4096))
+
+  @parameterized.parameters(4, 16)
+  def test_no_factor_is_nan(self, block):
+    matrix = _moment(16)
+    matrix[3, 3] = -1
+    self.assertTrue(np.isnan(_of_inverse(matrix, block=block)).any())
+
+  def test_vmap(self):
+    stack = np.stack([_moment(20), 2 * _moment(20)])
+    got = jax.vmap(lambda x: cholesky.of_inverse(x, block=8))(stack)
+    for one, matrix in zip(got, stack):
+      np.testing.assert_allclose(
+          one, _of_inverse(matrix, block=8), rtol=1e-4, atol=1e-4)
+
+
+if __name__ == '__main__':
+  absltest.main()
