@@ -14,6 +14,7 @@ import numpy as np
 
 from mansu_jax import clock as clock_lib
 from mansu_jax import config as run_config
+from mansu_jax import environment
 from mansu_jax import files
 from mansu_jax import sharding
 from mansu_jax import workdir
@@ -35,7 +36,6 @@ from mansu_jax.stages import edge_file
 from mansu_jax.stages import edge_robustness
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import picture
-from mansu_jax.stages import results
 from mansu_jax.stages import robustness
 
 
@@ -107,7 +107,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
       'model': model.source | {'config': dataclasses.asdict(model.config)},
       'data': {'sha256': inputs.hashes},
       'config': dataclasses.asdict(config),
-      'environment': results.environment(), 'stages': clock.stages}
+      'environment': environment.here(), 'stages': clock.stages}
   report.write(record, root)
   return record
 

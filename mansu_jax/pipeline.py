@@ -50,6 +50,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     quantize = quantizers.Quantizers(config, inputs, model)
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
+  workdir.note_environment(root)
   if config.profile:
     clock.trace_to(root / 'profile')
   with checkpoints.Stages(
@@ -94,7 +95,8 @@ def _run(
         config=config, inputs=inputs, quantize=quantize, model=model,
         found=found, evaluator=evaluator, measured=measured,
         structure=structure, unlearned=unlearned, answers_in_words=texts,
-        stages=clock.stages, training=trained)
+        stages=clock.stages, training=trained,
+        earlier=workdir.earlier_environments(root))
   report.write(record, root)
   return record
 

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 import json
 import pathlib
 import shutil
+from typing import Any
+
+from absl import logging
 
 from mansu_jax import config as run_config
+from mansu_jax import environment
 from mansu_jax import files
 from mansu_jax import processes
 from mansu_jax import run_flags
 
 _IDENTITY, _HASHES = 'flags.txt', 'hashes.json'
+_ENVIRONMENTS = 'environments.json'
 # These may differ when a run goes on: they change no figure.
 _SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
     'debug', 'profile', 'fail_on_verdict', 'unlearn_save_every',
@@ -94,11 +99,46 @@ def _short(digest: str | None) -> str:
 
 def _has_finished(root: pathlib.Path) -> bool:
   """Whether there is a finished stage to lose or to confuse."""
+  return (root / 'record.json').exists() or _has_stages(root)
+
+
+def _has_stages(root: pathlib.Path) -> bool:
+  """Whether there is a stage to go on from."""
   checkpoints = root / 'checkpoints'
-  return (root / 'record.json').exists() or (
-      checkpoints.is_dir() and any(
-          files.UNFINISHED not in path.name
-          for path in checkpoints.iterdir()))
+  return checkpoints.is_dir() and any(
+      files.UNFINISHED not in path.name for path in checkpoints.iterdir())
+
+
+def note_environment(root: pathlib.Path) -> None:
+  """Keeps where a run goes on; warns where stages were made elsewhere.
+
+  On other devices, or by another version, sums round otherwise.
+
+  Args:
+    root: from `open_workdir`.
+  """
+  def note():
+    here, path = environment.here(), root / _ENVIRONMENTS
+    before = _environments(root) if _has_stages(root) else []
+    found = before and environment.differences(before[-1], here)
+    if found:
+      logging.warning(
+          '%s goes on elsewhere than it was left (%s): it may end with other'
+          ' bits than where it began.', root, found)
+    if found or not before:
+      files.write_json(path, [*before, here])
+
+  processes.once(note)
+
+
+def earlier_environments(root: pathlib.Path) -> list[dict[str, Any]]:
+  """Other environments that a run's stages were made in, oldest first."""
+  return processes.once(lambda: _environments(root)[:-1])
+
+
+def _environments(root: pathlib.Path) -> list[dict[str, Any]]:
+  path = root / _ENVIRONMENTS
+  return json.loads(path.read_text('utf-8')) if path.exists() else []
 
 
 def check_workdir(

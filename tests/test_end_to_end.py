@@ -69,9 +69,9 @@ class RunTest(parameterized.TestCase):
 
   def test_the_workdir_holds_what_the_contract_names_and_no_more(self):
     self.assertEqual(sorted(p.name for p in self.root.iterdir()), [
-        'answers.jsonl', 'checkpoints', 'circuit.json', 'flags.txt',
-        'hashes.json', 'model', 'plots', 'record.json', 'report.html',
-        'report.md'])
+        'answers.jsonl', 'checkpoints', 'circuit.json', 'environments.json',
+        'flags.txt', 'hashes.json', 'model', 'plots', 'record.json',
+        'report.html', 'report.md'])
 
   def test_the_returned_record_is_the_written_one(self):
     self.assertEqual(report.as_json(self.returned), self.record)
@@ -327,26 +327,30 @@ class RunTest(parameterized.TestCase):
     self.assertNotIn(str(self.root), text)
     again = self.folder / 'again'
     record = runs.run(again, f'--flagfile={self.root}/flags.txt')
-    self.assertEqual(runs.sha256(again / 'model' / 'model.safetensors'),
-                     runs.sha256(self.root / 'model' / 'model.safetensors'))
+    self._check_same(again, record)
     for name in ('circuit.json', 'flags.txt'):
       self.assertEqual((again / name).read_bytes(),
                        (self.root / name).read_bytes())
-    self.assertEqual(runs.figures(record), runs.figures(self.record))
 
   def test_a_finished_run_is_restored_not_made_again(self):
     copy = self.folder / 'copy'
     shutil.copytree(self.root, copy)
-    with mock.patch.object(loop, 'run', side_effect=AssertionError):
+    elsewhere = self.record['environment'] | {'devices': ['TPU v5'] * 4}
+    (copy / 'environments.json').write_text(json.dumps([elsewhere]))
+    with (mock.patch.object(loop, 'run', side_effect=AssertionError),
+          self.assertLogs() as logs):
       record = runs.run(copy, f'--flagfile={self.flagfile}')
-    self.assertEqual(runs.figures(record), runs.figures(self.record))
-    self.assertEqual(runs.sha256(copy / 'model' / 'model.safetensors'),
-                     runs.sha256(self.root / 'model' / 'model.safetensors'))
+    self.assertIn('4 x TPU v5 there, 1 x cpu here', ''.join(logs.output))
+    self.assertEqual(record['environment'].pop('earlier'), [elsewhere])
+    self._check_same(copy, record)
 
-  def _check_same_end(self, root, record):
+  def _check_same(self, root, record):
     self.assertEqual(runs.figures(record), runs.figures(self.record))
     self.assertEqual(runs.sha256(root / 'model' / 'model.safetensors'),
                      runs.sha256(self.root / 'model' / 'model.safetensors'))
+
+  def _check_same_end(self, root, record):
+    self._check_same(root, record)
     self.assertEqual(
         sorted(p.name for p in (root / 'checkpoints').iterdir()),
         sorted(_STAGES))

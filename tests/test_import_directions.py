@@ -13,7 +13,7 @@ _MOST_LINES = 400
 # Import none of ours.
 _NAMES = ('types', 'tree_paths', 'processes', 'files', 'intervals',
           'preemption', 'progress')
-_FIRST = (*_NAMES, 'config')
+_FIRST = (*_NAMES, 'config', 'environment')
 _TOOLS = (*_FIRST, 'memory', 'sharding', 'checkpoints', 'fisher')
 _DATA = (*_TOOLS, 'quant', 'data')
 _STAGES = (*_DATA, 'models', 'circuits', 'transforms', 'unlearn', 'baselines',
@@ -27,6 +27,7 @@ _MAY_IMPORT = {
     'intervals': (),
     'progress': (),
     'preemption': (),
+    'environment': (),
     'config_fields': _NAMES,
     'config_stages': (*_NAMES, 'config_fields'),
     'config': (*_NAMES, 'config_fields', 'config_stages'),

@@ -2,11 +2,13 @@
 
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from mansu_jax import config as config_lib
+from mansu_jax import environment
 from mansu_jax import workdir
 
 
@@ -48,6 +50,24 @@ class OpenTest(parameterized.TestCase):
     (self.root / 'record.json').write_text('{}')
     self._open(self._config())
     self.assertEqual((self.root / 'record.json').read_text(), '{}')
+
+  def test_where_stages_were_made(self):
+    root = self._open(self._config())
+    elsewhere, here = {'jax': '0.1'}, environment.here()
+    with mock.patch.object(environment, 'here', lambda: elsewhere):
+      workdir.note_environment(root)
+    workdir.note_environment(root)  # There is nothing yet to go on from.
+    self.assertEmpty(workdir.earlier_environments(root))
+    self._finish_a_stage()
+    for _ in range(2):
+      with mock.patch.object(
+          environment, 'here', lambda: elsewhere), self.assertLogs() as logs:
+        workdir.note_environment(root)
+        workdir.note_environment(root)
+      self.assertLen(logs.output, 1)
+      self.assertIn(f'jax {here["jax"]} there, 0.1 here', logs.output[0])
+      self.assertEqual(workdir.earlier_environments(root)[-1], here)
+      workdir.note_environment(root)
 
   def test_what_a_killed_process_was_writing_is_removed(self):
     self._open(self._config())

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
-import platform
 from typing import Any
 
-import jax
 import numpy as np
 
-import mansu_jax
 from mansu_jax import config as run_config
+from mansu_jax import environment
 from mansu_jax import files
 from mansu_jax import tree_paths
 from mansu_jax import types
@@ -68,16 +67,6 @@ def write_answers(
           'answer': question.answer, 'choices': list(question.choices),
           'models': models}, ensure_ascii=False) + '\n')
   files.write_text(root / 'answers.jsonl', ''.join(lines))
-
-
-def environment() -> dict[str, Any]:
-  """Versions and devices that a result depends on."""
-  devices = jax.devices()
-  return {
-      'mansu_jax': mansu_jax.__version__, 'jax': jax.__version__,
-      'python': platform.python_version(), 'platform': platform.platform(),
-      'backend': jax.default_backend(), 'processes': jax.process_count(),
-      'devices': [d.device_kind for d in devices]}
 
 
 def samples(
@@ -158,7 +147,8 @@ def make_record(
     unlearned: types.Params, answers_in_words: list[dict[str, Any]],
     stages: list[dict[str, Any]],
     changes: dict[str, weight_change.Change] | None = None,
-    training: dict[str, Any] | None = None) -> dict[str, Any]:
+    training: dict[str, Any] | None = None,
+    earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
   """Everything the report shows; JSON-able (see the contract).
 
   Args:
@@ -175,6 +165,7 @@ def make_record(
     stages: of the run's clock.
     changes: what moved; None: it is compared here.
     training: what `trained` gives; None: nothing was trained.
+    earlier: other environments that stages were made in.
   """
   answers = verdict.Answers(evaluator, measured, config)
   precisions = ('fp', *config.quant_schemes)
@@ -207,7 +198,8 @@ def make_record(
           tokenization.describe(model.tokenizer) if model.tokenizer else {}),
       'data': inputs_lib.describe(inputs),
       'quantizers': quantize.describe(),
-      'config': dataclasses.asdict(config), 'environment': environment(),
+      'config': dataclasses.asdict(config), 'environment': environment.here() | (
+          {'earlier': list(earlier)} if earlier else {}),
       'stages': stages,
   }
 
