@@ -132,7 +132,7 @@ def note_environment(root: pathlib.Path) -> None:
 
 
 def earlier_environments(root: pathlib.Path) -> list[dict[str, Any]]:
-  """Other environments that a run's stages were made in, oldest first."""
+  """Those that a run was in before this one, each as it was left."""
   return processes.once(lambda: _environments(root)[:-1])
 
 

@@ -126,8 +126,7 @@ def codes(job: Job, name: str) -> dict[str, affine.AffineCodes]:
   """Shapes of the codes that calibration makes, by leaf, on the devices."""
   program, *args = _calibration(job, name)
   return {leaf: calibration.place_codes(leaf_codes, job.recorder.place)
-          for leaf, leaf_codes in jax.eval_shape(
-              program, *args).items()}
+          for leaf, leaf_codes in program.eval_shape(*args).items()}
 
 
 def _calibration(job: Job, name: str) -> tuple[Any, ...]:

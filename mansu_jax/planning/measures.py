@@ -40,11 +40,12 @@ def _evaluate(job: job_lib.Job) -> None:
   evaluator = evaluation.Evaluator(config, job.inputs, model)
   matrices = job_lib.matrices(job)
   held = {'base': model.params, 'unlearned': matrices}
-  with record.stage(
-      'evaluate', '--eval_batch_tokens, --eval_calibration_tokens', **held):
-    for name in config.quant_schemes:
-      if name in quant.CALIBRATED:
-        job_lib.calibrated(job, name, calls=2)
+  calibrated = [n for n in config.quant_schemes if n in quant.CALIBRATED]
+  flags = ['--eval_batch_tokens'] + ['--eval_calibration_tokens'] * bool(
+      calibrated)
+  with record.stage('evaluate', ', '.join(flags), **held):
+    for name in calibrated:
+      job_lib.calibrated(job, name, calls=2)
     record.then(**held, quantized=matrices)
     for name in config.quant_schemes:
       job_lib.quantized(job, name, calls=2)
