@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from mansu_jax import config as run_config
@@ -68,7 +68,7 @@ def make_mesh(
 
 
 def _meet(mesh: Mesh) -> None:
-  """Has every group of devices that may exchange something do so at once.
+  """Has the devices along each axis, and axes together, exchange something.
 
   What fails of the network fails here, and none waits for long: on CPU, JAX
   gives a group up that first meets half a minute apart.
@@ -122,7 +122,8 @@ def spec(
   """
   out = []
   for letter, size in zip(letters, shape, strict=True):
-    names = PLACES.get(letter, ())
+    names = tuple(name for name in PLACES.get(letter, ())
+                  if name in mesh.shape)  # Others' meshes have axes of theirs.
     parts = math.prod(mesh.shape[name] for name in names)
     out.append(names if names and size % parts == 0 else None)
   return PartitionSpec(*out)
@@ -151,7 +152,18 @@ def put(x: types.Array | np.ndarray, letters: str) -> types.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return jnp.asarray(x)
-  return jax.device_put(x, spec(letters, np.shape(x), mesh))
+  where = spec(letters, np.shape(x), mesh)
+  if jax.process_count() > 1 and not isinstance(x, jax.Array):
+    # `device_put` would send all of it to all, to see that it is the same.
+    here = NamedSharding(_everywhere().sharding.mesh, where)
+    return jax.make_array_from_callback(np.shape(x), here, x.__getitem__)
+  return jax.device_put(x, where)
+
+
+@functools.partial(jax.jit, out_shardings=PartitionSpec())
+def _everywhere() -> types.Array:
+  """A number on the mesh that is set, which tells what that is made of."""
+  return jnp.zeros(())
 
 
 def zeros(

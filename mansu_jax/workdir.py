@@ -18,9 +18,10 @@ from mansu_jax import run_flags
 
 _IDENTITY, _HASHES = 'flags.txt', 'hashes.json'
 _ENVIRONMENTS = 'environments.json'
-# These may differ when a run goes on: they change no figure.
+# These may differ when a run goes on: they change no figure but by rounding.
 _SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
     'debug', 'profile', 'fail_on_verdict', 'unlearn_save_every',
+    'mesh_data', 'mesh_fsdp', 'mesh_tensor', 'mesh_distributed',
     'mesh_join_seconds'))
 
 
@@ -110,7 +111,7 @@ def _has_stages(root: pathlib.Path) -> bool:
 
 
 def note_environment(root: pathlib.Path) -> None:
-  """Keeps where a run goes on; warns where stages were made elsewhere.
+  """Keeps where a run goes on; warns where that is not where it was left.
 
   On other devices, or by another version, sums round otherwise.
 
@@ -123,22 +124,27 @@ def note_environment(root: pathlib.Path) -> None:
     found = before and environment.differences(before[-1], here)
     if found:
       logging.warning(
-          '%s goes on elsewhere than it was left (%s): it may end with other'
-          ' bits than where it began.', root, found)
-    if found or not before:
-      files.write_json(path, [*before, here])
+          '%s goes on elsewhere than it was left (%s): what is still to be done'
+          ' may round otherwise.', root, found)
+    files.write_json(path, [
+        *(each for each in before if environment.differences(each, here)),
+        here])
 
   processes.once(note)
 
 
 def earlier_environments(root: pathlib.Path) -> list[dict[str, Any]]:
-  """Those that a run was in before this one, each as it was left."""
+  """Those, other than this one, that a run with finished stages was in."""
   return processes.once(lambda: _environments(root)[:-1])
 
 
 def _environments(root: pathlib.Path) -> list[dict[str, Any]]:
   path = root / _ENVIRONMENTS
-  return json.loads(path.read_text('utf-8')) if path.exists() else []
+  try:
+    return list(json.loads(path.read_text('utf-8'))) if path.exists() else []
+  except ValueError:
+    logging.warning('%s is damaged: where the run was before is lost.', path)
+    return []
 
 
 def check_workdir(

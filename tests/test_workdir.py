@@ -69,6 +69,15 @@ class OpenTest(parameterized.TestCase):
       self.assertEqual(workdir.earlier_environments(root)[-1], here)
       workdir.note_environment(root)
 
+  def test_a_damaged_list_of_environments_is_begun_anew(self):
+    root = self._open(self._config())
+    self._finish_a_stage()
+    (root / 'environments.json').write_text('{')
+    with self.assertLogs() as logs:
+      workdir.note_environment(root)
+    self.assertRegex(logs.output[0], 'environments.json is damaged')
+    self.assertEmpty(workdir.earlier_environments(root))
+
   def test_what_a_killed_process_was_writing_is_removed(self):
     self._open(self._config())
     self._finish_a_stage()
@@ -77,7 +86,8 @@ class OpenTest(parameterized.TestCase):
     self.assertFalse((self.root / '.model.x1y2').exists())
 
   @parameterized.parameters(
-      dict(debug=True), dict(unlearn=config_lib.UnlearnConfig(save_every=0)))
+      dict(debug=True), dict(unlearn=config_lib.UnlearnConfig(save_every=0)),
+      dict(mesh=config_lib.MeshConfig(tensor=2)))
   def test_what_changes_no_figure_may_differ(self, **changes):
     self._open(self._config())
     self._finish_a_stage()
@@ -92,7 +102,6 @@ class OpenTest(parameterized.TestCase):
   @parameterized.parameters(
       (dict(seed=1), "--seed="),
       (dict(quant_schemes=('nf4', 'fp4')), '--quant_schemes='),
-      (dict(mesh=config_lib.MeshConfig(tensor=2)), '--mesh_tensor='),
       (dict(data=config_lib.DataConfig(forget=('a',))), '--data_forget=a'))
   def test_another_run_is_refused_and_kept(self, changes, flag):
     self._open(self._config())

@@ -154,9 +154,10 @@ def dequantize_leaf(
     codes: affine.AffineCodes, leaf: types.Array, name: str) -> types.Array:
   """A stack of matrices, decoded as the leaf lies, in its dtype."""
   def decode(codes):  # Of one matrix: float32 is twice what comes of it.
-    return quant_layout.from_rows(
+    one = quant_layout.from_rows(
         affine.decode(codes), layout.MATRICES[name].unbatched(),
         leaf.shape[1:]).astype(leaf.dtype)
+    return sharding.split(one, layout.AXES[name][1:])
 
   return sharding.split(lax.map(decode, codes), layout.AXES[name])
 
@@ -181,13 +182,20 @@ def _check_windows(
 def _check_finite(
     codes: dict[str, affine.AffineCodes],
     scheme: calibrated.CalibratedScheme) -> None:
-  for name, leaf_codes in codes.items():
-    if not all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(leaf_codes)):
-      raise ValueError(
-          f'{scheme.name} gave non-finite weights of {name}: wanted numbers.'
-          ' The second moment of its inputs has no Cholesky factor in float32,'
-          f' or an activation overflows. Raise the damping ({scheme.damping})'
-          ' or give more calibration text.')
+  bad = []  # (layer, place in the layer, name)
+  for place, name in enumerate(layout.MATRICES):
+    floats = [x for x in (codes[name].scale, codes[name].divisor)
+              if x is not None]
+    finite = np.all([jnp.isfinite(x).reshape(len(x), -1).all(1)
+                     for x in floats], axis=0)
+    bad += [(layer, place, name) for layer in np.flatnonzero(~finite)]
+  if bad:
+    layer, _, name = min(bad)
+    raise ValueError(
+        f'{scheme.name} gave non-finite weights of {name} in layer {layer}:'
+        ' wanted numbers. The second moment of its inputs has no Cholesky'
+        ' factor in float32, or an activation overflows. Raise the damping'
+        f' ({scheme.damping}) or give more calibration text.')
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

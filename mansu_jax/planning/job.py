@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -54,6 +55,12 @@ class Job:
     """What a step does not train."""
     return {'params': self.model.params, 'index': self.index,
             'frame': self.frame}
+
+  @functools.cached_property
+  def windows(self) -> tuple[np.ndarray, np.ndarray]:
+    """Of the text that quantizers are calibrated with."""
+    return quantizers.calibration_windows(
+        self.config, self.inputs, self.model.tokenizer)
 
 
 def draw_circuit(config: run_config.RunConfig, shapes: Any) -> graph.Circuit:
@@ -131,10 +138,8 @@ def codes(job: Job, name: str) -> dict[str, affine.AffineCodes]:
 
 def _calibration(job: Job, name: str) -> tuple[Any, ...]:
   """The program, and what it is given."""
-  windows = quantizers.calibration_windows(
-      job.config, job.inputs, job.model.tokenizer)
   return (calibration.encode_layers, job.model.config, quant.find(name),
-          job.model.params, *recorder_lib.shapes_of(windows))
+          job.model.params, *recorder_lib.shapes_of(job.windows))
 
 
 def _decoded(job: Job, name: str, calls: int) -> types.Params:

@@ -169,17 +169,17 @@ def _survival(job: job_lib.Job) -> None:
     for leaf, array in flat.items():
       record.call(f'change of {leaf}', weight_change.row_sums, array, array)
     for name in config.quant_schemes:
-      scheme, codes = quant.find(name), {}
-      if name in quant.CALIBRATED:
-        scheme, codes = None, job_lib.codes(job, name)
+      calibrated = name in quant.CALIBRATED
+      codes = job_lib.codes(job, name) if calibrated else {}
       for leaf, layout in model_layout.MATRICES.items():
         layers, *shape = flat[leaf].shape
         matrix = record.place(
             jax.ShapeDtypeStruct(tuple(shape), flat[leaf].dtype),
             model_layout.AXES[leaf][1:])
-        given = leaf in codes and 2 * (jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-            codes[leaf]),)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+            x.shape[1:], x.dtype), codes.get(leaf))
         record.call(
             f'{name} codes of {leaf}', survival.compare_matrix, matrix, matrix,
-            given or None, scheme, layout.unbatched(), calls=layers)
+            (one, one) if calibrated else None,
+            None if calibrated else quant.find(name), layout.unbatched(),
+            calls=layers)

@@ -102,21 +102,25 @@ def round_to_nearest(rows: jax.Array, *, group: int = 128) -> AffineCodes:
     group: inputs that share a scale; the last group of a row may be partial.
   """
   inputs = rows.shape[-1]
-  blocks = blockwise.split(rows, group)  # Zeros of padding move no range.
-  scale, zero = fit(blocks, axis=-2)  # [..., out, G, 1, 1]
+  code, scale, zero = _round_blocks(rows, group)
   flat = lambda x: x[..., 0, 0]
   return AffineCodes(
-      blockwise.join(encode(blocks, scale, zero), inputs), flat(scale),
+      blockwise.join(code, inputs), flat(scale),
       flat(zero).astype(jnp.uint8), jnp.broadcast_to(
           jnp.arange(inputs) // group, (*rows.shape[:-2], inputs)))
 
 
 def rounded(rows: jax.Array, *, group: int = 128) -> jax.Array:
   """Values (float32) of `round_to_nearest`, without its codes."""
-  blocks = blockwise.split(rows, group)
+  return blockwise.join(value(*_round_blocks(rows, group)), rows.shape[-1])
+
+
+def _round_blocks(
+    rows: jax.Array, group: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Codes [..., out, G, Q, 1], scales and zero points [..., out, G, 1, 1]."""
+  blocks = blockwise.split(rows, group)  # Zeros of padding move no range.
   scale, zero = fit(blocks, axis=-2)
-  return blockwise.join(
-      value(encode(blocks, scale, zero), scale, zero), rows.shape[-1])
+  return encode(blocks, scale, zero), scale, zero
 
 
 def output_error(error: jax.Array, second_moment: jax.Array) -> jax.Array:

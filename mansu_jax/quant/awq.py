@@ -49,7 +49,8 @@ def awq(
     clipped: bool [out], rows whose weights may be clipped; None: none.
 
   Returns:
-    Codes, whose divisor is s.
+    Codes, whose divisor is s; NaN scales where no error is finite, as where
+    the second moment is not.
 
   Raises:
     ValueError: shapes that do not fit, or a group or grid below 1.
@@ -81,7 +82,8 @@ def awq(
     limit = jnp.where(clipped[:, None], limit, jnp.inf)
     scaled = jnp.clip(scaled, -limit, limit)
   codes = affine.round_to_nearest(scaled, group=group)
-  return codes._replace(divisor=scales)
+  return codes._replace(divisor=scales, scale=jnp.where(
+      jnp.isfinite(best[0]), codes.scale, jnp.nan))
 
 
 def _limits(

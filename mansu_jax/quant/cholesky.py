@@ -12,7 +12,7 @@ import numpy as np
 _matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
-def of_inverse(matrix: jax.Array, *, block: int = 128) -> jax.Array:
+def inverse_cholesky(matrix: jax.Array, *, block: int = 128) -> jax.Array:
   """Upper triangular U with U^T U the inverse, without inverting.
 
   Reversed in order, the matrix is R R^T with R upper triangular, and U = R^-1.
@@ -61,7 +61,7 @@ def of_inverse(matrix: jax.Array, *, block: int = 128) -> jax.Array:
 
 
 def _inverse_of_block(matrix: jax.Array) -> jax.Array:
-  """`of_inverse` of a small matrix."""
+  """`inverse_cholesky` of a small matrix."""
   with jax.default_matmul_precision('highest'):
     lower = jnp.linalg.cholesky(matrix[::-1, ::-1])
     return jax.scipy.linalg.solve_triangular(

@@ -91,11 +91,10 @@ def _gptq_in_order(rows, second_moment, group, damping):
 
 
 def _inverse_factor(second_moment: jax.Array, damping: float) -> jax.Array:
-  """Upper triangular U [in, in] with U^T U the damped second moment's inverse.
-  """
+  """Upper triangular U [in, in], U^T U the damped second moment's inverse."""
   diagonal = jnp.diagonal(second_moment)
   added = jnp.where(diagonal > 0, damping * jnp.mean(diagonal), 1.0)
-  return cholesky.of_inverse(second_moment + jnp.diag(added))
+  return cholesky.inverse_cholesky(second_moment + jnp.diag(added))
 
 
 def _quantize_group(

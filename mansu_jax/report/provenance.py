@@ -143,8 +143,11 @@ def _remarks(record: Record, name: str, found: Record) -> Iterator[str]:
 
 
 def _environment(record: Record) -> document.Section:
+  values = dict(record['environment'])
+  earlier = {f'before, {i}': each for i, each in enumerate(
+      values.pop('earlier', []), 1)}
   return document.Section('Environment', (
-      _pairs('environment', record['environment']),))
+      _pairs('environment', values | earlier),))
 
 
 def _stages(record: Record) -> document.Section:

@@ -198,7 +198,8 @@ def make_record(
           tokenization.describe(model.tokenizer) if model.tokenizer else {}),
       'data': inputs_lib.describe(inputs),
       'quantizers': quantize.describe(),
-      'config': dataclasses.asdict(config), 'environment': environment.here() | (
+      'config': dataclasses.asdict(config),
+      'environment': environment.here() | (
           {'earlier': list(earlier)} if earlier else {}),
       'stages': stages,
   }

@@ -192,12 +192,24 @@ class CalibrationTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "'layers/mlp/up' has .* non-fin"):
       quantize(p=broken)
 
-  def test_second_moments_that_overflow(self):
+  @parameterized.parameters(_GPTQ, _AWQ)
+  def test_second_moments_that_overflow(self, scheme):
     cfg = tiny.config()
     params = tiny.params(cfg)
-    params['layers']['attn_norm'] *= 1e25
-    with self.assertRaisesRegex(ValueError, 'gptq gave non-finite.*damping'):
-      calibration.quantize(cfg, params, *_windows(cfg), _GPTQ)
+    norms = params['layers']['mlp_norm']
+    params['layers']['mlp_norm'] = norms.at[0].mul(1e25)
+    with self.assertRaisesRegex(
+        ValueError, f'{scheme.name} gave non-finite weights of layers/mlp/gate'
+        ' in layer 0.*damping'):
+      calibration.quantize(cfg, params, *_windows(cfg), scheme)
+
+  def test_on_a_mesh_of_other_axes(self):
+    cfg = tiny.config()
+    params = tiny.params(cfg)
+    want = calibration.quantize(cfg, params, *_windows(cfg), _GPTQ)
+    with jax.set_mesh(jax.make_mesh((1,), ('x',))):
+      got = calibration.quantize(cfg, params, *_windows(cfg), _GPTQ)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
   def test_windows_are_spread_and_counted(self):
     documents = [text_lib.TextDocument(
