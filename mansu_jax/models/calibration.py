@@ -66,21 +66,6 @@ def choose_windows(
   return tokens, np.arange(tokens.shape[1])[None] < length[:, None]
 
 
-def quantize(
-    config: config_lib.ModelConfig,
-    params: types.Params,
-    tokens: np.ndarray,  # [n, T] int32
-    real: np.ndarray,  # [n, T] bool
-    scheme: str | calibrated.CalibratedScheme,
-) -> types.Params:
-  """The params of the quantized model: `dequantize` of what `encode` gives.
-
-  Embeddings, norms and lm_head are as they were.
-  """
-  return dequantize(
-      params, encode(config, params, tokens, real, scheme))
-
-
 def encode(
     config: config_lib.ModelConfig,
     params: types.Params,
@@ -88,7 +73,7 @@ def encode(
     real: np.ndarray,  # [n, T] bool
     scheme: str | calibrated.CalibratedScheme,
 ) -> dict[str, affine.AffineCodes]:
-  """Quantizes the matrices of all layers; compiles once a shape and scheme.
+  """Codes of the matrices of all layers; compiles once a shape and scheme.
 
   Holds the text's hidden states, for one layer at a time the inputs of its
   matrices ([n, T, F] the largest) and their second moments ([F, F]), all in

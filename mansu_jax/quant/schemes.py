@@ -52,7 +52,8 @@ def get(scheme: str | scheme_lib.Scheme) -> scheme_lib.Scheme:
   if scheme in calibrated.CALIBRATED:
     raise ValueError(
         f'{scheme} quantizes by what comes in at a matrix, not by its weights'
-        ' alone; wanted calibration inputs. Use models.calibration.quantize.')
+        ' alone; wanted calibration inputs. Use `encode` and `dequantize` of'
+        ' models.calibration.')
   variant = _VARIANT.fullmatch(scheme) if isinstance(scheme, str) else None
   if variant is None:
     raise ValueError(

@@ -165,7 +165,7 @@ def make_record(
     stages: of the run's clock.
     changes: what moved; None: it is compared here.
     training: what `trained` gives; None: nothing was trained.
-    earlier: other environments that stages were made in.
+    earlier: other environments that the run was in before.
   """
   answers = verdict.Answers(evaluator, measured, config)
   precisions = ('fp', *config.quant_schemes)

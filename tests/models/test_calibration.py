@@ -50,6 +50,11 @@ def _rounded(params, group):
   return tree_paths.map_named(leaf, params)
 
 
+def _quantize(cfg, params, *windows_and_scheme):
+  return calibration.dequantize(
+      params, calibration.encode(cfg, params, *windows_and_scheme))
+
+
 def _inputs(cfg, params, tokens):
   """Inputs of the matrices of a one-layer model, each [n, T, in]."""
   _, taps = decoder.forward_with_taps(cfg, params, tokens, sites=_SITES)
@@ -80,7 +85,7 @@ class CalibrationTest(parameterized.TestCase):
     cfg = tiny.config(d_model=32, d_head=8)
     params = _with_unlike_inputs(tiny.params(cfg, scale=0.1))
     tokens, real = _windows(cfg, 12, 32)
-    got = calibration.quantize(cfg, params, tokens, real, scheme)
+    got = _quantize(cfg, params, tokens, real, scheme)
     want = _hidden(cfg, params, tokens)
     error = lambda p: float(jnp.sum(
         (_hidden(cfg, p, tokens) - want)**2 * real[..., None]))
@@ -105,7 +110,7 @@ class CalibrationTest(parameterized.TestCase):
     cfg = tiny.config()
     params = tiny.params(cfg)
     tokens, real = _windows(cfg)
-    got = calibration.quantize(cfg, params, tokens, real, _GPTQ)
+    got = _quantize(cfg, params, tokens, real, _GPTQ)
     # The second layer alone, on what the quantized first one gives.
     entering = decoder.entering(cfg, got, tokens, layer=1)
     one = tiny.config(num_layers=1, vocab_size=tokens.size)
@@ -113,7 +118,7 @@ class CalibrationTest(parameterized.TestCase):
              'final_norm': params['final_norm'],
              'layers': jax.tree.map(lambda x: x[1:2], params['layers'])}
     numbers = np.arange(tokens.size).reshape(tokens.shape)
-    want = calibration.quantize(one, alone, numbers, real, _GPTQ)
+    want = _quantize(one, alone, numbers, real, _GPTQ)
     near = lambda a, b: np.testing.assert_allclose(
         a[1], b[0], rtol=1e-3, atol=1e-5)
     jax.tree.map(near, got['layers'], want['layers'])
@@ -124,7 +129,7 @@ class CalibrationTest(parameterized.TestCase):
     tokens, real = _windows(cfg)
     padded = np.pad(np.where(real, tokens, 5), ((0, 3), (0, 8)))
     got, want = (
-        calibration.quantize(cfg, params, *windows, _GPTQ)
+        _quantize(cfg, params, *windows, _GPTQ)
         for windows in ((padded, np.pad(real, ((0, 3), (0, 8)))),
                         (tokens, real)))
     jax.tree.map(
@@ -138,7 +143,7 @@ class CalibrationTest(parameterized.TestCase):
     got = calibration.encode(cfg, params, *_windows(cfg), scheme)
     self.assertEqual(set(got), set(layout.MATRICES))
     before = tree_paths.flatten(params)
-    quantized = calibration.quantize(cfg, params, *_windows(cfg), scheme)
+    quantized = _quantize(cfg, params, *_windows(cfg), scheme)
     for name, leaf in tree_paths.flatten(quantized).items():
       self.assertEqual(leaf.dtype, dtype)
       if name not in got:
@@ -163,7 +168,7 @@ class CalibrationTest(parameterized.TestCase):
     count = calibration.encode_layers._cache_size
     before = count()
     for seed in range(2):
-      calibration.quantize(
+      _quantize(
           cfg, tiny.params(cfg, seed), *_windows(cfg), 'gptq_g128')
     self.assertEqual(count(), before + 1)
 
@@ -171,7 +176,7 @@ class CalibrationTest(parameterized.TestCase):
     cfg = tiny.config()
     tokens, real = _windows(cfg)
     with self.assertRaisesRegex(ValueError, f'the model knows {tokens.max()}'):
-      calibration.quantize(
+      _quantize(
           dataclasses.replace(cfg, vocab_size=int(tokens.max())),
           tiny.params(cfg), tokens, real, 'gptq_g128')
 
@@ -179,7 +184,7 @@ class CalibrationTest(parameterized.TestCase):
     cfg = tiny.config()
     params, (tokens, real) = tiny.params(cfg), _windows(cfg)
     quantize = lambda p=params, t=tokens, r=real, s='awq_g128': (
-        calibration.quantize(cfg, p, t, r, s))
+        _quantize(cfg, p, t, r, s))
     with self.assertRaisesRegex(ValueError, "'nf4'.*'awq_g128'"):
       quantize(s='nf4')
     with self.assertRaisesRegex(ValueError, r'\(12, 16\).*\(12, 15\)'):
@@ -201,14 +206,14 @@ class CalibrationTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         ValueError, f'{scheme.name} gave non-finite weights of layers/mlp/gate'
         ' in layer 0.*damping'):
-      calibration.quantize(cfg, params, *_windows(cfg), scheme)
+      _quantize(cfg, params, *_windows(cfg), scheme)
 
   def test_on_a_mesh_of_other_axes(self):
     cfg = tiny.config()
     params = tiny.params(cfg)
-    want = calibration.quantize(cfg, params, *_windows(cfg), _GPTQ)
+    want = _quantize(cfg, params, *_windows(cfg), _GPTQ)
     with jax.set_mesh(jax.make_mesh((1,), ('x',))):
-      got = calibration.quantize(cfg, params, *_windows(cfg), _GPTQ)
+      got = _quantize(cfg, params, *_windows(cfg), _GPTQ)
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
   def test_windows_are_spread_and_counted(self):
@@ -242,7 +247,7 @@ class SmolLM2Test(parameterized.TestCase):
 
   @parameterized.parameters(*calibrated.CALIBRATED)
   def test_beats_rounding_on_other_text(self, name):
-    quantized = calibration.quantize(
+    quantized = _quantize(
         self.config, self.params, *self.windows, name)
     tokens, real = self.other
     want = _hidden(self.config, self.params, tokens)

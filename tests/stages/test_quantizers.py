@@ -47,8 +47,8 @@ class QuantizersTest(parameterized.TestCase):
           quant.fake_quantize(params, name, layout))
     windows = calibration.choose_windows(
         self.inputs.calibration, self.model.tokenizer, most_tokens=4096)
-    want = calibration.quantize(
-        self.model.config, params, *windows, 'gptq_g128')
+    want = calibration.dequantize(params, calibration.encode(
+        self.model.config, params, *windows, 'gptq_g128'))
     jax.tree.map(np.testing.assert_array_equal,
                  self.quantize('gptq_g128', params), want)
 
