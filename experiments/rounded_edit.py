@@ -47,9 +47,9 @@ def _shuffled(leaf: jax.Array, rng: np.random.Generator) -> np.ndarray:
 def levels(params, scheme, layout):
   """The code's value of each weight; unquantized leaves as they are."""
   grid = quant.code_grid(params, scheme, layout)
-  value = lambda leaf, code, part: (
-      leaf if part is None else quant.get(scheme).level(code))
-  return jax.tree.map(value, params, grid.code, layout)
+  value = lambda leaf, part, own: (
+      leaf if part is None else quant.get(scheme).level(own.encode(leaf)))
+  return jax.tree.map(value, params, layout, grid.leaves)
 
 
 def variants(base, unlearned, scheme, layout, seed):

@@ -44,7 +44,7 @@ _MAY_IMPORT = {
     'models': _DATA,
     'circuits': (*_DATA, 'models'),
     'transforms': (*_FIRST, 'quant'),
-    'unlearn': (*_FIRST, 'sharding'),
+    'unlearn': (*_FIRST, 'sharding', 'transforms'),
     'baselines': (*_FIRST, 'unlearn', 'transforms'),
     'eval': (*_FIRST, 'sharding', 'quant', 'data'),
     'report': _NAMES,

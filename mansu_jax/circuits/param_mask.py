@@ -9,6 +9,7 @@ Only the second is trained: optimizer state has no padding.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import quant
 from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
@@ -96,11 +98,33 @@ def gather(params: types.Params, index: CircuitIndex) -> types.Params:
       for name in _owned(index)})
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def gather_leaf(
-    name: str, leaf: types.Array, index: CircuitIndex) -> types.Array:
-  """The slices [S, ...] of one leaf that the circuit owns units of."""
-  return leaf[_at(*_owned(index)[name])]
+    name: str, leaf: types.Array, index: CircuitIndex, run: int = 1
+) -> types.Array:
+  """The slices [S, ...] of one leaf that the circuit owns units of.
+
+  Args:
+    name: of the leaf.
+    leaf: [L, ...]; along the unit axis an entry stands for `run` units.
+    index: from `make_index`.
+    run: see `quant.LeafGrid`.
+  """
+  unit, axis = _owned(index)[name]
+  return leaf[_at(unit._replace(nodes=unit.nodes // run), axis)]
+
+
+def gather_grid(
+    name: str, grid: quant.LeafGrid, index: CircuitIndex) -> quant.LeafGrid:
+  """The grid of a leaf's slices; runs along other axes stay."""
+  _, axis = _owned(index)[name]
+  run = grid.shape[axis + 1] // grid.shared.scale.shape[axis + 1]
+  take = lambda part: gather_leaf(name, part, index, run)
+  shared = jax.tree.map(take, grid.shared)
+  shape = list(grid.shape[1:])
+  del shape[axis]
+  return dataclasses.replace(
+      grid, shared=shared, shape=(shared.scale.shape[0], *shape))
 
 
 def only_owned(params: types.PyTree, index: CircuitIndex) -> types.PyTree:

@@ -142,19 +142,13 @@ def _grid(
   flat = tree_paths.flatten(job.model.params)
   for leaf in tree_paths.flatten(theta):
     job.recorder.then(**held)
-    codes = job.recorder.call(
-        f'code grid of {leaf}', grids_lib.leaf_codes, flat[leaf], scheme,
+    shared = job.recorder.call(
+        f'code grid of {leaf}', grids_lib.leaf_shared, flat[leaf], scheme,
         model_layout.MATRICES[leaf], jnp.dtype(config.export_dtype))
-    job.recorder.then(**held, codes=codes)
-    for field in jax.tree.leaves(codes):
-      job.recorder.call(f'codes of {leaf}', param_mask.gather_leaf, leaf,
-                        field, job.index)
-  made = jax.eval_shape(lambda params, index: quant.code_grid(
-      param_mask.only_owned(params, index), name, param_mask.only_owned(
-          model_layout.block_layout(job.model.config), index),
-      storage_dtype=jnp.dtype(config.export_dtype),
-      take=lambda leaf, x: param_mask.gather_leaf(leaf, x, index)),
-                        job.model.params, job.index)
+    job.recorder.then(**held, shared=shared)
+  made = jax.eval_shape(lambda params, index: edits.circuit_grid(
+      params, scheme, model_layout.block_layout(job.model.config), index,
+      jnp.dtype(config.export_dtype)), job.model.params, job.index)
   return _placed_like(made, theta)
 
 

@@ -9,6 +9,7 @@ order, where blocks may straddle rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 import jax
@@ -29,6 +30,46 @@ def fake_quantize(
     return back(own.snap(blocks, own.share(blocks, shape))).astype(leaf.dtype)
 
   return _by_matrix(quantize, leaf, layout)
+
+
+def scales(
+    leaf: jax.Array, scheme: scheme_lib.Scheme, layout: layout_lib.BlockLayout
+) -> scheme_lib.Shared:
+  """What the blocks of a leaf share, [batch..., n, 1, m] in torch's order."""
+  def share_part(part, layout):
+    blocks, shape, _, own = _cut(part, scheme, layout)
+    return own.share(blocks, shape)
+
+  return _by_matrix(share_part, leaf, layout)
+
+
+def share(
+    leaf: jax.Array, scheme: scheme_lib.Scheme, layout: layout_lib.BlockLayout
+) -> scheme_lib.Shared:
+  """What the blocks of a leaf share, one entry for each run of `runs`."""
+  def share_part(part, layout):
+    blocks, shape, back, own = _cut(part, scheme, layout)
+    every = tuple(
+        slice(None, None, run) for run in runs(part.shape, scheme, layout))
+    spread = lambda x: back(jnp.broadcast_to(x, blocks.shape))[every]
+    return jax.tree.map(spread, own.share(blocks, shape))
+
+  return _by_matrix(share_part, leaf, layout)
+
+
+def runs(
+    shape: tuple[int, ...], scheme: scheme_lib.Scheme,
+    layout: layout_lib.BlockLayout) -> tuple[int, ...]:
+  """How many neighbours along each axis of a leaf lie in one block.
+
+  Along the last column axis, where a multiple of them makes up the block and
+  the axis; 1 along all others.
+  """
+  *_, columns = layout_lib.rows_shape(shape, layout)
+  axis = layout.memory.index(layout.inp[-1])
+  run = math.gcd(
+      scheme.for_columns(columns).block_length(columns), shape[axis])
+  return tuple(run if i == axis else 1 for i in range(len(shape)))
 
 
 def encode(

@@ -32,6 +32,30 @@ def join(blocks: jax.Array, n: int) -> jax.Array:
   return flat[..., :n]
 
 
+def spread(part: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Repeats each entry over its run along each axis, up to `shape`.
+
+  The inverse of `[::run]`: what neighbours share is kept once.
+  """
+  runs, ones = split_runs(part.shape, shape)
+  return jnp.broadcast_to(part.reshape(ones), runs).reshape(shape)
+
+
+def split_runs(
+    part: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[list[int], list[int]]:
+  """Shapes in which each run is an axis: of the whole, and of what is shared.
+
+  For example [2, 10] of [128, 10] gives [2, 64, 10] and [2, 1, 10].
+  """
+  runs, ones = [], []
+  for n, whole in zip(part, shape):
+    short = n == whole
+    runs += [n] if short else [n, whole // n]
+    ones += [n] if short else [n, 1]
+  return runs, ones
+
+
 def magnitude_bits(x: jax.Array) -> jax.Array:
   """int32 bits of |x| for float32 x; ordered as |x| is, subnormals too."""
   return lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(0x7FFFFFFF)

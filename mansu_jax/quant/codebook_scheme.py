@@ -63,8 +63,14 @@ class CodebookScheme(scheme.Scheme):
   def ordinary(self):
     return dataclasses.replace(self, is_ordinary=True)
 
-  def block_size(self, columns):
-    return None if columns % self.block else self.block
+  @property
+  def keeps_centres(self):
+    # |value * scale| <= scale, and (value * scale) * (1 / scale) is within two
+    # roundings of the value, far from a midpoint.
+    return self.is_ordinary and not self.double_quant
+
+  def block_length(self, columns):
+    return self.block
 
   def split(self, rows: jax.Array) -> jax.Array:
     flat = rows.reshape(*rows.shape[:-2], rows.shape[-2] * rows.shape[-1])

@@ -48,8 +48,8 @@ class GgufScheme(scheme.Scheme):
           ' in float16). Give another quantizer.')
     return self
 
-  def block_size(self, columns):
-    return None if columns % BLOCK else BLOCK
+  def block_length(self, columns):
+    return BLOCK
 
   def split(self, rows):
     return blockwise.split(rows, BLOCK)

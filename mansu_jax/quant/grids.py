@@ -1,11 +1,11 @@
 """The quantization grid under a set of weights, held fixed while they move.
 
-A `CodeGrid` is made once from the full theta_0 and says, for every weight, what
-its block shares, its code and whether it sets a scale. As long as those
-that do stay where they are, the grid tells exactly what the quantizer makes of
-any other value, without cutting blocks again. So its leaves may be gathered
-into circuit slices, beside the weights: a block of `down` spans 64 neurons,
-and blocks of slices would be other blocks.
+A `CodeGrid` is made once from the full theta_0 and holds the scales of its
+blocks. As long as the weights that set a scale stay where they are, and no
+other weight leaves its block's range, the grid tells exactly how the quantizer
+decodes any other values, without cutting blocks again. So it may be gathered
+into circuit slices beside the weights: a block of `down` spans 64 neurons, and
+blocks of slices would be other blocks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax.quant import blocking
+from mansu_jax.quant import blockwise
 from mansu_jax.quant import layout as layout_lib
 from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
@@ -29,131 +30,183 @@ PyTree = leaves.PyTree
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=('code', 'frozen', 'shared'), meta_fields=('scheme',))
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class CodeGrid:
-  """Codes, frozen flags and block scales of a tree of weights, leaf by leaf.
+    jax.tree_util.register_dataclass, data_fields=('shared',),
+    meta_fields=('scheme', 'shape'))
+@dataclasses.dataclass(frozen=True, eq=False)
+class LeafGrid:
+  """The grid of one leaf.
 
   Attributes:
-    code: uint8 code of each weight of theta_0.
-    frozen: bool, the weight sets its block's scale and must not move; True in
-      padding.
-    shared: what the block of each weight shares; every part is a tree, or None
-      where no leaf has it. Its `scale` is 0 in padding.
+    shared: what the block of each weight shares. Arrays have the axes of the
+      leaf; along each, an entry stands for a run of equally many neighbours
+      (64 weights of an NF4 block share one float32). `scale` is 0 in padding.
     scheme: the quantization scheme.
-
-  Every tree has the structure of the weights, with None for a leaf that stays
-  unquantized.
+    shape: of the leaf.
   """
 
-  code: PyTree
-  frozen: PyTree
   shared: scheme_lib.Shared
+  scheme: scheme_lib.Scheme
+  shape: tuple[int, ...]
+
+  def encode(self, values: jax.Array) -> jax.Array:
+    """Codes (uint8) of values, with the scales held."""
+    return self._elementwise(self.scheme.encode_at, values)
+
+  def snap(self, values: jax.Array) -> jax.Array:
+    """Values after quantization with the scales held, float32.
+
+    What is not finite becomes NaN, as it does where a quantizer sees it.
+    """
+    def snap(values, shared):
+      return jnp.where(
+          jnp.isfinite(values), self.scheme.snap(values, shared), jnp.nan)
+
+    return self._elementwise(snap, values)
+
+  def changes(self, values: jax.Array, origin: jax.Array) -> jax.Array:
+    """Whether quantization tells each value from that of `origin`; bool."""
+    return self.snap(values) != self.snap(origin)
+
+  def sets_scale(self, origin: jax.Array) -> jax.Array:
+    """Which weights of theta_0 set a scale, and must not move; bool.
+
+    True in padding.
+    """
+    return self._elementwise(self.scheme.sets_scale, origin)
+
+  def boundaries(self, origin: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Ends of the interval in which theta_0's decoded value stays, float32."""
+    def ends(values, shared):
+      return self.scheme.boundaries(
+          self.scheme.encode_at(values, shared), shared)
+
+    return self._elementwise(ends, origin)
+
+  def extent(self) -> tuple[jax.Array, jax.Array]:
+    """Least and largest value that leave each weight's scale, float32."""
+    low, high = self.scheme.extent(self.shared)
+    return (blockwise.spread(low, self.shape),
+            blockwise.spread(high, self.shape))
+
+  def spread(self) -> scheme_lib.Shared:
+    """What is shared, for every weight of the leaf."""
+    return jax.tree.map(
+        lambda x: blockwise.spread(x, self.shape), self.shared)
+
+  def _elementwise(self, fn, values):
+    """`fn(values, shared)` with each run an axis, along which parts have size 1.
+
+    So arithmetic on what a block shares stays of its size, as where blocks are
+    cut. Spread out, XLA may round its quotients otherwise.
+    """
+    runs, ones = blockwise.split_runs(self.shared.scale.shape, self.shape)
+
+    def call(values, shared):
+      shared = jax.tree.map(lambda x: x.reshape(ones), shared)
+      made = fn(values.astype(jnp.float32).reshape(runs), shared)
+      return jax.tree.map(lambda x: jnp.broadcast_to(
+          x, runs).reshape(self.shape), made)
+
+    return leaves.elementwise(call, values, values, self.shared)
+
+
+def is_leaf_grid(node: object) -> bool:
+  """For jax.tree functions: whether to stop at this node."""
+  return leaves.is_absent(node) or isinstance(node, LeafGrid)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=('leaves',),
+    meta_fields=('scheme',))
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class CodeGrid:
+  """The grids of a tree of weights.
+
+  Attributes:
+    leaves: a tree of the structure of the weights, of `LeafGrid`; None for a
+      leaf that stays unquantized.
+    scheme: the quantization scheme.
+  """
+
+  leaves: PyTree
   scheme: scheme_lib.Scheme
 
   @property
   def scale(self) -> PyTree:
-    """What sets the scale of each weight's block, float32."""
-    return self.shared.scale
+    """What sets the scale of each weight's block, float32, for every weight."""
+    return self._map(lambda grid: grid.spread().scale)
 
-  def fields(self) -> dict[str, PyTree]:
-    """The trees by name, without those that no leaf has."""
-    shared = {k: v for k, v in self.shared._asdict().items() if v is not None}
-    return {'code': self.code, 'frozen': self.frozen} | shared
+  def map_fields(self, fn: Callable[[PyTree], PyTree]) -> CodeGrid:
+    """Applies `fn` to trees of the weights' shapes, e.g. to gather slices.
 
-  def map_fields(self, fn: Callable[[PyTree, int | bool], PyTree]) -> CodeGrid:
-    """Applies `fn(tree, padding value)` to each tree, e.g. to gather slices."""
-    padding = {'frozen': True, 'tail': False}
-    made = {name: fn(tree, padding.get(name, 0))
-            for name, tree in self.fields().items()}
-    return CodeGrid(
-        code=made.pop('code'), frozen=made.pop('frozen'),
-        shared=scheme_lib.Shared(**made), scheme=self.scheme)
+    Args:
+      fn: takes a tree of arrays, one for each weight, and gives the same of
+        slices; padding, if any, is 0.
 
-  def leaf_grids(self) -> PyTree:
-    """The same as a tree of `LeafGrid`, None where unquantized."""
-    parts = [name for name in self.fields() if name in self.shared._fields]
+    Returns:
+      The grid of the slices, with an entry for each weight. To gather with one
+      for each run, see `map_leaves`.
+    """
+    whole = self._map(lambda grid: grid.spread())
+    parts = {name: self._part(whole, name)
+             for name in scheme_lib.Shared._fields}
+    parts = {name: fn(tree) for name, tree in parts.items()
+             if jax.tree.leaves(tree)}
+    make = lambda scale, *others: None if leaves.is_absent(scale) else LeafGrid(
+        scheme_lib.Shared(**dict(zip(parts, (scale, *others)))), self.scheme,
+        jnp.shape(scale))
+    return dataclasses.replace(
+        self, leaves=leaves.tree_map(make, *parts.values()))
 
-    def make(code, frozen, *shared):
-      if code is None:
-        return None
-      return LeafGrid(
-          code, frozen, scheme_lib.Shared(**dict(zip(parts, shared))),
-          self.scheme)
+  def _part(self, whole: PyTree, name: str) -> PyTree:
+    """One field of a tree of `Shared`, for every leaf if any has it."""
+    tree = self._map(lambda _, shared: getattr(shared, name), whole)
+    if name != 'tail' or not jax.tree.leaves(tree):
+      return tree
+    return self._map(  # No block of the others is partial.
+        lambda grid, tail: jnp.zeros(grid.shape, bool) if tail is None
+        else tail, tree)
 
-    return leaves.tree_map(
-        make, self.code, self.frozen,
-        *(getattr(self.shared, name) for name in parts))
-
-  def decode_code(self) -> PyTree:
-    """theta_0 after quantization, float32; None where unquantized."""
-    decode = lambda grid: None if grid is None else grid.decode_code()
-    return jax.tree.map(decode, self.leaf_grids(), is_leaf=is_leaf_grid)
+  def map_leaves(
+      self, fn: Callable[[str, LeafGrid], LeafGrid | None]) -> CodeGrid:
+    """Applies `fn(leaf name, grid)` to each leaf's grid."""
+    paths, tree = jax.tree_util.tree_flatten_with_path(
+        self.leaves, is_leaf=is_leaf_grid)
+    made = [
+        None if leaves.is_absent(grid) else fn(leaves.name_of(path), grid)
+        for path, grid in paths]
+    return dataclasses.replace(self, leaves=jax.tree.unflatten(tree, made))
 
   def decode_nearest(self, values: PyTree) -> PyTree:
     """Values after quantization with the scales held; see `grid_view`."""
     return grid_view(self, values)
 
-  def changes(self, values: PyTree) -> PyTree:
-    """Whether quantization tells each value from theta_0; bool trees."""
-    changes = lambda grid, leaf: None if grid is None else grid.changes(leaf)
-    return jax.tree.map(
-        changes, self.leaf_grids(), values, is_leaf=is_leaf_grid)
+  def changes(self, values: PyTree, origin: PyTree) -> PyTree:
+    """Whether quantization tells each value from theta_0's; bool trees."""
+    return self._map(LeafGrid.changes, values, origin)
 
-  def boundaries(self) -> tuple[PyTree, PyTree]:
-    """Lower and upper ends of each weight's interval, float32 trees."""
-    grids = self.leaf_grids()
-    ends = lambda i: jax.tree.map(
-        lambda grid: None if grid is None else grid.boundaries()[i], grids,
-        is_leaf=is_leaf_grid)
-    return ends(0), ends(1)
+  def sets_scale(self, origin: PyTree) -> PyTree:
+    """Which weights of theta_0 set a scale, and must not move; bool trees."""
+    return self._map(LeafGrid.sets_scale, origin)
 
+  def boundaries(self, origin: PyTree) -> tuple[PyTree, PyTree]:
+    """Ends of the interval of each weight of theta_0, float32 trees."""
+    ends = self._map(LeafGrid.boundaries, origin)
+    pick = lambda i: jax.tree.map(
+        lambda pair: pair and pair[i], ends,
+        is_leaf=lambda node: node is None or isinstance(node, tuple))
+    return pick(0), pick(1)
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=('code', 'frozen', 'shared'), meta_fields=('scheme',))
-@dataclasses.dataclass(frozen=True, eq=False)
-class LeafGrid:
-  """The grid of one leaf; arrays of the leaf's shape, as in `CodeGrid`."""
-
-  code: jax.Array
-  frozen: jax.Array
-  shared: scheme_lib.Shared
-  scheme: scheme_lib.Scheme
-
-  def decode_code(self) -> jax.Array:
-    """theta_0 after quantization, float32."""
-    return self.scheme.decode(self.code, self.shared)
-
-  def snap(self, values: jax.Array) -> jax.Array:
-    """Values after quantization with the scale held, float32."""
-    return self.scheme.snap(values.astype(jnp.float32), self.shared)
-
-  def boundaries(self) -> tuple[jax.Array, jax.Array]:
-    """Ends of the interval in which the decoded value stays, float32."""
-    return self.scheme.boundaries(self.code, self.shared)
-
-  def extent(self) -> tuple[jax.Array, jax.Array]:
-    """Least and largest value that leave the block's scale, float32."""
-    return self.scheme.extent(self.shared)
-
-  def changes(self, values: jax.Array) -> jax.Array:
-    """Whether quantization tells each value from theta_0; bool."""
-    return self.snap(values) != self.decode_code()
-
-
-def is_leaf_grid(node: object) -> bool:
-  """For jax.tree functions: whether to stop at this node."""
-  return node is None or isinstance(node, LeafGrid)
+  def _map(self, fn, *trees):
+    call = lambda grid, *found: (
+        None if leaves.is_absent(grid) else fn(grid, *found))
+    return jax.tree.map(call, self.leaves, *trees, is_leaf=is_leaf_grid)
 
 
 def code_grid(
     params: PyTree, scheme: str | scheme_lib.Scheme, layout: PyTree, *,
-    storage_dtype: jax.typing.DTypeLike | None = None,
-    take: Callable[[str, jax.Array], jax.Array] | None = None,
-) -> CodeGrid:
-  """Makes the grid of the full theta_0, or of a part of each leaf.
+    storage_dtype: jax.typing.DTypeLike | None = None) -> CodeGrid:
+  """Makes the grid of the full theta_0.
 
   Args:
     params: any pytree of floating-point weights, the whole of theta_0.
@@ -161,11 +214,9 @@ def code_grid(
     layout: a tree like `params` of `BlockLayout`; None leaves a leaf alone.
     storage_dtype: what the weights will be stored in, if not their dtype:
       quantizers see the weights after this cast.
-    take: `(leaf name, field of its grid) -> part`, e.g. to gather slices leaf
-      by leaf, where the whole grid would be larger than the model.
 
   Returns:
-    The grid, whose trees have the structure of `params`.
+    The grid, whose tree has the structure of `params`.
 
   Raises:
     ValueError: as `fake_quantize`; a scheme whose scales no frozen weights
@@ -178,39 +229,26 @@ def code_grid(
         ' fixed grid tells what it makes of an edit; wanted a scheme of a'
         ' scale that frozen weights hold, such as nf4 or q4_0. Measure'
         f' {scheme.name} with quant.fake_quantize.')
-  simulate.check_quantizable(params, layout, scheme)
-  for name, leaf in leaves.named(params).items():
-    if leaf is not None and leaves.named(layout)[name] is not None:
-      _check_dtype(scheme, storage_dtype or leaf.dtype, name)
+  layout = simulate.check_quantizable(params, layout, scheme)
+  layouts = leaves.named(layout)
+  quantized = [(name, leaf) for name, leaf in leaves.named(params).items()
+               if layouts[name] is not None]
+  for name, leaf in quantized:
+    _check_dtype(scheme, storage_dtype or leaf.dtype, name)
+  weights = [leaf for _, leaf in quantized]
+  if leaves.is_concrete(weights) and not any(
+      leaves.count_now(simulate.any_extreme, leaf) for leaf in weights):
+    scheme = scheme.ordinary()
 
-  def make(name, leaf, leaf_layout):
-    if leaf is None or leaf_layout is None:
+  def make(leaf, leaf_layout):
+    if leaf_layout is None:
       return None
-    codes = leaf_codes(leaf, scheme, leaf_layout, storage_dtype)
-    return codes if take is None else jax.tree.map(
-        functools.partial(take, name), codes)
+    return LeafGrid(
+        leaf_shared(leaf, scheme, leaf_layout, storage_dtype), scheme,
+        jnp.shape(leaf))
 
-  codes = leaves.map_named(make, params, layout)
-  field = lambda get: jax.tree.map(
-      lambda c: None if c is None else get(c), codes,
-      is_leaf=lambda c: c is None or isinstance(c, scheme_lib.Codes))
-  frozen = field(lambda c: c.frozen)
-  parts = {name: _complete(field(lambda c: getattr(c.shared, name)), frozen)
-           for name in scheme_lib.Shared._fields[1:]}
   return CodeGrid(
-      code=field(lambda c: c.code), frozen=frozen, shared=scheme_lib.Shared(
-          field(lambda c: c.shared.scale), **parts), scheme=scheme)
-
-
-def _complete(part: PyTree, frozen: PyTree) -> PyTree:
-  """None if no leaf has the part, else an array for every leaf.
-
-  Only `tail` is missing in some leaves: where no block is partial.
-  """
-  if not jax.tree.leaves(part):
-    return None
-  fill = lambda f, p: jnp.zeros(f.shape, bool) if p is None else p
-  return jax.tree.map(fill, frozen, part)
+      leaves=leaves.tree_map(make, params, layout), scheme=scheme)
 
 
 def _check_dtype(scheme, dtype, name):
@@ -240,32 +278,66 @@ def _skips_codes(scheme, dtype) -> bool:
 
 @functools.partial(
     jax.jit, static_argnames=('scheme', 'layout', 'storage_dtype'))
-def leaf_codes(
+def leaf_shared(
     leaf: jax.Array, scheme: scheme_lib.Scheme, layout: layout_lib.BlockLayout,
-    storage_dtype: jax.typing.DTypeLike | None) -> scheme_lib.Codes:
+    storage_dtype: jax.typing.DTypeLike | None) -> scheme_lib.Shared:
   """The program of one leaf's grid; all but the leaf are static."""
-  stored = leaf if storage_dtype is None else leaves.cast(leaf, storage_dtype)
-  return blocking.encode(stored, scheme, layout)
+  runs = blocking.runs(leaf.shape, scheme, layout)
+
+  def share(leaf):
+    stored = leaf if storage_dtype is None else leaves.cast(leaf, storage_dtype)
+    return blocking.share(stored, scheme, layout)
+
+  return leaves.sharded_as(_thinned(jax.typeof(leaf), runs), share, leaf)
+
+
+def _thinned(leaf, runs) -> jax.sharding.NamedSharding:
+  """The sharding of a leaf, whole along axes where it does not divide runs."""
+  mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+  parts = lambda axes: int(np.prod(
+      [mesh.shape[a] for a in np.atleast_1d(axes)], dtype=int))
+  kept = [
+      axes if axes and not (n // run) % parts(axes) else None
+      for axes, n, run in zip(spec, leaf.shape, runs)]
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*kept))
 
 
 def grid_view(grid: CodeGrid, values: PyTree) -> PyTree:
   """Snaps each value to its nearest code, with the scales of theta_0.
 
-  Equals `fake_quantize` of the full weights wherever the frozen weights are
-  where they were and no other weight is larger in magnitude.
+  Equals `fake_quantize` of the full weights wherever the weights that set
+  scales are where they were and no other weight is larger in magnitude.
 
   Args:
     grid: the grid of theta_0, or slices of it.
     values: a tree of the grid's structure and shapes.
 
   Returns:
-    A tree like `values`, same dtypes; where the grid is None, as it was.
+    A tree like `values`, same dtypes; where the grid is None, as it was. What
+    is not finite becomes NaN.
 
   Raises:
     ValueError: the trees differ in structure or shape.
   """
-  leaves.check_shapes(grid.scale, values, 'The code grid')
+  aligned = align_grid(grid, values)
   snap = lambda value, leaf_grid: (
-      value if value is None or leaf_grid is None
-      else leaf_grid.snap(value).astype(value.dtype))
-  return leaves.tree_map(snap, values, grid.leaf_grids())
+      value if leaf_grid is None else leaf_grid.snap(value).astype(value.dtype))
+  return leaves.tree_map(snap, values, aligned)
+
+
+def align_grid(grid: CodeGrid, params: PyTree) -> PyTree:
+  """The grid's leaves in the structure of the params, as `leaves.align`.
+
+  Raises:
+    ValueError: also where a grid is of another shape than its param.
+  """
+  what = f'The {grid.scheme.name} code grid'
+  aligned = leaves.align(grid.leaves, params, what, is_leaf_grid)
+  others = leaves.named(params)
+  for name, leaf_grid in leaves.named(aligned, is_leaf_grid).items():
+    if leaf_grid is not None and leaf_grid.shape != jnp.shape(others[name]):
+      raise ValueError(
+          f'{what} has shape {leaf_grid.shape} at {name!r}; wanted the'
+          f" param's {jnp.shape(others[name])}. Gather the grid as the params"
+          ' were.')
+  return aligned

@@ -38,9 +38,8 @@ class IntegerScheme(scheme.Scheme):
                      f' {self.largest}',
         'block': self.group or 'an output row', 'double_quantization': False}
 
-  def block_size(self, columns):
-    group = self.group or columns
-    return None if columns % group else group
+  def block_length(self, columns):
+    return self.group or columns
 
   def split(self, rows: jax.Array) -> jax.Array:
     if self.group is None:

@@ -81,6 +81,9 @@ class KScheme(scheme.Scheme):
   def search(self, blocks: jax.Array) -> Stored:
     """The stored scales of blocks [..., S * n, sub_block, 1]."""
 
+  def block_length(self, columns):
+    return self.sub_block
+
   def block_size(self, columns):
     return None  # The search goes through whole rows.
 

@@ -28,6 +28,20 @@ class BlockLayout:
   For example `BlockLayout(memory='LDNH', out='NH', inp='D')` is a stack of L
   torch weights [N * H, D].
 
+  Letters are the caller's. What others keep:
+
+    torch.nn.Linear, equinox.nn.Linear [out, in]   memory='OI', out='O', inp='I'
+    flax nnx.Linear, nn.Dense kernel [in, out]     memory='IO', out='O', inp='I'
+    nnx.Linear stacked over layers [L, in, out]    memory='LIO', out='O', inp='I'
+    nnx.MultiHeadAttention query [D, N, H]         memory='DNH', out='NH', inp='D'
+    nnx.MultiHeadAttention out [N, H, D]           memory='NHD', out='D', inp='NH'
+    torch.nn.Conv2d, equinox.nn.Conv2d [O, I, H, W]
+                                         memory='OIHW', out='O', inp='IHW'
+    flax nnx.Conv kernel [H, W, I, O]    memory='HWIO', out='O', inp='IHW'
+
+  A wrong layout of the right shape is found by no shape check: compare with
+  torch's matrix by `to_rows`, or check the exported edit by `check_edit`.
+
   Raises:
     ValueError: a repeated letter, or a row or column letter not in `memory`.
   """
@@ -111,3 +125,7 @@ def from_rows(
         f' {tuple(shape)} under {layout}: wanted {rows_shape(shape, layout)}.')
   permuted = rows.reshape([shape[axis] for axis in layout.permutation])
   return jnp.transpose(permuted, np.argsort(layout.permutation))
+
+
+# A matrix as torch keeps it, [out, in].
+TORCH = BlockLayout(memory='OI', out='O', inp='I')

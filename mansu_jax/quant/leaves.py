@@ -2,6 +2,9 @@
 
 `tree_paths` knows nested dicts, as the models' params are. The quantizers and
 transforms accept any pytree, so they take names from JAX's key paths.
+
+A place of a tree may be absent: None, or the `optax.MaskedNode` by which
+`optax.masked` and `optax.partition` hide leaves and whole subtrees.
 """
 
 from __future__ import annotations
@@ -12,38 +15,125 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
+import optax
 
 PyTree = Any
 
 
-def _is_none(node: Any) -> bool:
-  return node is None
+def is_absent(node: Any) -> bool:
+  """Whether there is no leaf here: None or an `optax.MaskedNode`."""
+  return node is None or isinstance(node, optax.MaskedNode)
 
 
-def named(tree: PyTree) -> dict[str, Any]:
-  """Returns `{name: leaf}`, keys joined with '/'; None leaves are kept."""
-  paths = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)[0]
-  return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-      for path, leaf in paths
-  }
+def named(
+    tree: PyTree, is_leaf: Callable[[Any], bool] = is_absent
+) -> dict[str, Any]:
+  """Returns `{name: leaf}`, keys joined with '/'; absent ones are kept."""
+  paths = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
+  return {name_of(path): leaf for path, leaf in paths}
 
 
 def tree_map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-  """`jax.tree.map` that hands `fn` the None leaves too."""
-  return jax.tree.map(fn, tree, *rest, is_leaf=_is_none)
+  """`jax.tree.map` that hands `fn` the absent leaves too."""
+  return jax.tree.map(fn, tree, *rest, is_leaf=is_absent)
 
 
 def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-  """Maps `fn(name, leaf, *rest_leaves)`, the None leaves too."""
-  call = lambda path, *found: fn(
-      jax.tree_util.keystr(path, simple=True, separator='/'), *found)
-  return jax.tree_util.tree_map_with_path(call, tree, *rest, is_leaf=_is_none)
+  """Maps `fn(name, leaf, *rest_leaves)`, the absent leaves too."""
+  call = lambda path, *found: fn(name_of(path), *found)
+  return jax.tree_util.tree_map_with_path(call, tree, *rest, is_leaf=is_absent)
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+  """A leaf's name: the keys of its path, joined with '/'."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def align(
+    tree: PyTree, params: PyTree, what: str,
+    is_leaf: Callable[[Any], bool] = is_absent) -> PyTree:
+  """Brings a tree into the structure of the params.
+
+  Args:
+    tree: a tree like the params. It may hold leaves where the params are
+      absent, which are dropped, and may be absent itself where they are not.
+    params: any pytree.
+    what: names the tree in messages, e.g. 'The Fisher'.
+    is_leaf: of the tree; true of absent nodes as well.
+
+  Returns:
+    A tree of the structure of the params (absent places are its leaves), None
+    wherever one of the two is absent.
+
+  Raises:
+    ValueError: one of them has a leaf at which the other has no place.
+  """
+  found, names = named(tree, is_leaf), named(params)
+  for name, leaf in names.items():
+    if not (is_absent(leaf) or name in found or _above(name, found)):
+      raise ValueError(
+          f'{what} has no leaf {name!r}, but the params do: give it the'
+          f' structure of the params. It has {list(found)}.')
+  for name in found.keys() - names.keys():
+    if not is_absent(found[name]) and not _above(name, names):
+      raise ValueError(
+          f'{what} has a leaf {name!r} that the params lack: give it the'
+          f' structure of the params, {list(names)}.')
+
+  def pick(name, leaf):
+    other = found.get(name)
+    return None if is_absent(leaf) or is_absent(other) else other
+
+  return map_named(pick, params)
+
+
+def _above(name: str, tree: dict[str, Any]) -> bool:
+  """Whether a tree by name is absent at a subtree that holds the name."""
+  parts = name.split('/')
+  return any(
+      '/'.join(parts[:i]) in tree and is_absent(tree['/'.join(parts[:i])])
+      for i in range(len(parts)))
+
+
+def align_shapes(tree: PyTree, params: PyTree, what: str) -> PyTree:
+  """As `align`; raises ValueError also at a leaf of another shape."""
+  aligned = align(tree, params, what)
+  others = named(params)
+  for name, leaf in named(aligned).items():
+    if leaf is not None and jnp.shape(leaf) != jnp.shape(others[name]):
+      raise ValueError(
+          f'{what} has shape {jnp.shape(leaf)} at {name!r}; wanted the'
+          f" param's {jnp.shape(others[name])}.")
+  return aligned
+
+
+def pairs(
+    params: PyTree, got: PyTree, what: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The leaves of two trees by name, without those that both lack.
+
+  Args:
+    params: any pytree.
+    got: of its structure and shapes.
+    what: names it in messages, e.g. 'The unlearned weights'.
+
+  Raises:
+    ValueError: a leaf that only one of them has, or of another shape.
+  """
+  found = named(align_shapes(got, params, what))
+  wanted = {name: leaf for name, leaf in named(params).items()
+            if not is_absent(leaf)}
+  for name in wanted:
+    if found[name] is None:
+      raise ValueError(
+          f'{what} has None at {name!r}, but the params have a leaf there: give'
+          ' both in full.')
+  return wanted, {name: found[name] for name in wanted}
 
 
 def cast(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
   """Casts for good: XLA may drop a cast that is cast back at once."""
-  return lax.optimization_barrier(x.astype(dtype))
+  return x if x.dtype == dtype else lax.optimization_barrier(x.astype(dtype))
 
 
 def is_concrete(tree: PyTree) -> bool:
@@ -53,42 +143,38 @@ def is_concrete(tree: PyTree) -> bool:
       for leaf in jax.tree.leaves(tree))
 
 
-def check_names(got: PyTree, params: PyTree, what: str) -> None:
-  """Raises ValueError at the first leaf that only one of the trees has."""
-  got_names, names = named(got), named(params)
-  for name in names:
-    if name not in got_names:
-      raise ValueError(
-          f'{what} has no leaf {name!r}, but the params do: give it the'
-          f' structure of the params. It has {list(got_names)}.')
-  for name in got_names:
-    if name not in names:
-      raise ValueError(
-          f'{what} has a leaf {name!r} that the params lack: give it the'
-          f' structure of the params, {list(names)}.')
-  structures = [jax.tree.structure(t, is_leaf=_is_none) for t in (got, params)]
-  if structures[0] != structures[1]:  # A tuple for a list, say.
-    raise ValueError(
-        f'{what} has the leaves of the params in other containers:'
-        f' {structures[0]}; wanted {structures[1]}.')
+def count_now(count: Callable[..., jax.Array], *args: PyTree) -> int:
+  """`int(count(*args))` of concrete arguments, under `jax.jit` too.
+
+  An `init` that is traced still has concrete masks and grids to check.
+  """
+  with jax.ensure_compile_time_eval():
+    return int(count(*args))
 
 
-def check_shapes(got: PyTree, params: PyTree, what: str) -> None:
-  """Raises ValueError unless each leaf is None or has the param's shape."""
-  check_names(got, params, what)
-  others = named(params)
-  for name, leaf in named(got).items():
-    if leaf is None or others[name] is None:
-      continue
-    if jnp.shape(leaf) != jnp.shape(others[name]):
-      raise ValueError(
-          f'{what} has shape {jnp.shape(leaf)} at {name!r}; wanted the'
-          f" param's {jnp.shape(others[name])}.")
+def elementwise(
+    fn: Callable[..., PyTree], like: jax.Array, *args: PyTree) -> PyTree:
+  """Calls `fn(*args)`, which has the shape of `like` and is sharded as it is.
+
+  Where axes of a mesh are explicit, JAX asks for the sharding of each reshape;
+  within `fn` the compiler chooses.
+  """
+  return sharded_as(jax.typeof(like).sharding, fn, *args)
+
+
+def sharded_as(
+    sharding: jax.sharding.NamedSharding, fn: Callable[..., PyTree],
+    *args: PyTree) -> PyTree:
+  """As `elementwise`, with the sharding of the result given."""
+  explicit = jax.sharding.AxisType.Explicit
+  if explicit not in sharding.mesh.axis_types:
+    return fn(*args)
+  return jax.sharding.auto_axes(fn, out_sharding=sharding)(*args)
 
 
 def check_broadcast(got: Any, param: Any, name: str, what: str) -> None:
   """Raises ValueError unless an array broadcasts to the param's shape."""
-  if got is None or param is None:
+  if got is None or is_absent(param):
     return
   shape, wanted = jnp.shape(got), jnp.shape(param)
   try:
@@ -112,9 +198,14 @@ def check_floating(leaf: Any, name: str, what: str) -> None:
 
 def check_finite(leaf: jax.Array, name: str, what: str) -> None:
   """Raises ValueError with the number of NaN and infinite entries."""
-  bad = int(jnp.size(leaf) - jnp.sum(jnp.isfinite(leaf)))
+  bad = count_now(_not_finite, leaf)
   if bad:
     raise ValueError(
         f'{what} {name!r} has {bad} non-finite entries of {jnp.size(leaf)}:'
         ' one would spoil its whole block. Find where they arose, or load'
         ' the weights again.')
+
+
+@jax.jit
+def _not_finite(leaf: jax.Array) -> jax.Array:
+  return jnp.sum(~jnp.isfinite(leaf))

@@ -85,12 +85,22 @@ class Scheme(abc.ABC):
     """The same, for blocks whose scales are known to be of ordinary size."""
     return self
 
-  @abc.abstractmethod
-  def block_size(self, columns: int) -> int | None:
-    """Weights in a block, if rows of this length are cut into whole ones.
+  @property
+  def keeps_centres(self) -> bool:
+    """Whether every decoded value encodes to its own code and is in `extent`.
 
-    None where they are not, or where the scheme wants whole rows.
+    True only where float32 arithmetic is known to have it so, bit for bit.
     """
+    return False
+
+  @abc.abstractmethod
+  def block_length(self, columns: int) -> int:
+    """Weights in a whole block of rows of this length."""
+
+  def block_size(self, columns: int) -> int | None:
+    """As `block_length`, where rows are cut into whole blocks; else None."""
+    length = self.block_length(columns)
+    return None if columns % length else length
 
   @abc.abstractmethod
   def split(self, rows: jax.Array) -> jax.Array:

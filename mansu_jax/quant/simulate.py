@@ -54,16 +54,16 @@ def fake_quantize(
       (outside jit) holds NaN or infinity.
   """
   scheme = schemes.get(scheme)
-  check_quantizable(params, layout, scheme)
+  layout = check_quantizable(params, layout, scheme)
   quantize = lambda name, leaf, leaf_layout: (
-      leaf if leaf is None or leaf_layout is None
+      leaf if leaf_layout is None
       else _fake_quantize_leaf(leaf, scheme, leaf_layout, name in donate))
   return leaves.map_named(quantize, params, layout)
 
 
 def check_quantizable(
     params: PyTree, layout: PyTree,
-    scheme: str | scheme_lib.Scheme | None = None) -> None:
+    scheme: str | scheme_lib.Scheme | None = None) -> PyTree:
   """Raises ValueError, naming the leaf, for what cannot be quantized.
 
   Args:
@@ -71,13 +71,17 @@ def check_quantizable(
     layout: a tree like it of `BlockLayout` and None.
     scheme: also checks that it, or the one of this name, can cut the rows of
       each leaf.
+
+  Returns:
+    The layout in the structure of the params; see `leaves.align`.
   """
   scheme = scheme and schemes.get(scheme)
-  leaves.check_names(layout, params, 'The layout')
-  layouts = leaves.named(layout)
-  for name, leaf in leaves.named(params).items():
-    if leaf is not None and layouts[name] is not None:
-      _check_leaf(leaf, name, layouts[name], scheme)
+  layout = leaves.align(layout, params, 'The layout')
+  others = leaves.named(params)
+  for name, leaf_layout in leaves.named(layout).items():
+    if leaf_layout is not None:
+      _check_leaf(others[name], name, leaf_layout, scheme)
+  return layout
 
 
 def _check_leaf(leaf, name, layout, scheme):
@@ -101,7 +105,7 @@ def _check_leaf(leaf, name, layout, scheme):
 
 
 def _fake_quantize_leaf(leaf, scheme, layout, donate):
-  if leaves.is_concrete(leaf) and not any_extreme(leaf):
+  if leaves.is_concrete(leaf) and not leaves.count_now(any_extreme, leaf):
     scheme = scheme.ordinary()
   run = fake_quantize_in_place if donate else fake_quantize_leaf
   return run(leaf, scheme, layout)

@@ -130,13 +130,10 @@ def survival(
     ValueError: as `fake_quantize`, or trees of different shapes.
   """
   scheme = schemes.get(scheme) if codes is None else None
-  leaves.check_shapes(theta_u, theta0, 'The unlearned weights')
+  before, after = leaves.pairs(theta0, theta_u, 'The unlearned weights')
   for params in (theta0, theta_u):
-    simulate.check_quantizable(params, layout, scheme)
-  after, layouts = leaves.named(theta_u), leaves.named(layout)
-  before = {
-      name: leaf for name, leaf in leaves.named(theta0).items()
-      if leaf is not None}
+    aligned = simulate.check_quantizable(params, layout, scheme)
+  layouts = leaves.named(aligned)
   given = lambda name: tuple(c[name] for c in codes) if (
       codes and layouts[name] is not None) else None
   tallies = {

@@ -57,9 +57,11 @@ class Edit:
 
 
 @jax.jit
-def codes_changed(grid: quant.CodeGrid, theta: types.PyTree) -> types.Array:
+def codes_changed(
+    grid: quant.CodeGrid, theta_0: types.PyTree, theta: types.PyTree
+) -> types.Array:
   """How many weights have another code, with the scales of theta_0."""
-  return sum(jnp.sum(x) for x in jax.tree.leaves(grid.changes(theta)))
+  return sum(jnp.sum(x) for x in jax.tree.leaves(grid.changes(theta, theta_0)))
 
 
 # The grid is an argument: a program must not keep it.
@@ -74,12 +76,23 @@ def _see_quantized(grid, theta, *, dtype):
 _see_copy = jax.jit(lambda theta: jax.tree.map(jnp.copy, theta))
 
 
-def _circuit_grid(params, scheme, layout, index, dtype):
-  """The code grid of theta_0 at the circuit's slices."""
-  gather = functools.partial(param_mask.gather_leaf, index=index)
-  return quant.code_grid(
+def circuit_grid(
+    params: types.Params, scheme: str | quant.Scheme, layout: types.PyTree,
+    index: param_mask.CircuitIndex, storage_dtype: Any) -> quant.CodeGrid:
+  """The code grid of theta_0 at the circuit's slices.
+
+  Args:
+    params: the full ones.
+    scheme: as of `quant.code_grid`, and so `layout` and `storage_dtype`.
+    layout: of the full params.
+    index: from `param_mask.make_index`.
+    storage_dtype: of the exported weights.
+  """
+  grid = quant.code_grid(
       param_mask.only_owned(params, index), scheme,
-      param_mask.only_owned(layout, index), storage_dtype=dtype, take=gather)
+      param_mask.only_owned(layout, index), storage_dtype=storage_dtype)
+  return grid.map_leaves(
+      lambda name, leaf: param_mask.gather_grid(name, leaf, index))
 
 
 def circuit_edit(
@@ -102,7 +115,7 @@ def circuit_edit(
   frame, (start, _) = param_mask.make_frame(circuit), circuit.span
   theta = _float32(param_mask.gather(params, index))
   grids = tuple(
-      _circuit_grid(params, name, layout, index, storage_dtype)
+      circuit_grid(params, name, layout, index, storage_dtype)
       for name in scheme_names)
 
   frozen = lambda full: {'params': full, 'index': index, 'frame': frame}
@@ -235,12 +248,5 @@ def make_transform(
       inner, circuit_mask=edit.movable, fisher=fisher,
       quantile=config.edit.fisher_quantile, grids=edit.grids,
       mode=config.edit.floor, landing=config.edit.landing,
-      lift_step=config.unlearn.steps,
+      lift_step=config.unlearn.steps, keep_origin=False,
       storage_dtype=jnp.dtype(config.export_dtype))
-
-
-def exact_weights(config: run_config.RunConfig, edit: Edit):
-  """`(opt_state, theta) -> theta`: the floor's exact weights, or theta."""
-  if not edit.grids:
-    return lambda opt_state, theta: theta
-  return lambda opt_state, theta: transforms.floor_params(opt_state)

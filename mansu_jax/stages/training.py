@@ -331,9 +331,9 @@ def make_problem(
       tx=edits.make_transform(config, edit, fisher),
       loss=objective.make_loss(config.unlearn, edit.forward, edit.unembed),
       views=[edit.views[name] for name in _view_names(config, edit)],
-      base=edit.base, exact=edits.exact_weights(config, edit),
-      codes_changed=functools.partial(
-          edits.codes_changed, edit.grids[0]) if edit.grids else None)
+      base=edit.base, codes_changed=functools.partial(
+          edits.codes_changed, edit.grids[0], edit.theta
+      ) if edit.grids else None)
 
 
 def _view_names(config: run_config.RunConfig, edit: edits.Edit) -> list[str]:

@@ -26,7 +26,8 @@ def mansu(
     landing: str = 'centre',
     lift_step: int | None = None,
     storage_dtype: jax.typing.DTypeLike = jnp.float32,
-) -> optax.GradientTransformation:
+    keep_origin: bool = True,
+) -> optax.GradientTransformationExtraArgs:
   """Circuit mask, null-space projection and magnitude floor over an optimizer.
 
   The order is part of the method. Masks come after `inner`, since an adaptive
@@ -47,9 +48,10 @@ def mansu(
     landing: see `magnitude_floor`.
     lift_step: see `magnitude_floor`.
     storage_dtype: see `magnitude_floor`.
+    keep_origin: see `magnitude_floor`.
 
   Returns:
-    The chain; `floor_params` of its state gives the exact weights.
+    The chain. Take its steps by `step`, which keeps floored weights exact.
 
   Raises:
     ValueError: as its parts.
@@ -62,5 +64,5 @@ def mansu(
         fisher, quantile=quantile, valid=valid))
   steps.append(magnitude_floor_lib.magnitude_floor(
       grids, mode=mode, landing=landing, lift_step=lift_step,
-      storage_dtype=storage_dtype))
+      storage_dtype=storage_dtype, keep_origin=keep_origin))
   return optax.chain(*steps)

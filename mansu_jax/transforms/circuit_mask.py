@@ -36,45 +36,46 @@ def mask_to_circuit(mask: optax.Updates) -> optax.GradientTransformation:
   Args:
     mask: a tree like the params; True or 1 keeps an update, False or 0 zeroes
       it. Leaves may be scalars or anything that broadcasts to the param. None
-      is refused for a param that exists: say True or False.
+      or `optax.MaskedNode` freezes: no weight of the leaf is in the circuit.
 
   Returns:
     The transformation, whose state holds the mask.
 
   Raises:
-    ValueError: at init, a leaf that is missing, None, of a shape that does not
+    ValueError: at init, a leaf that is missing, of a shape that does not
       broadcast to the param, or not 0 or 1.
   """
 
   def init_fn(params):
-    leaves.check_names(mask, params, 'The circuit mask')
-    shapes = leaves.named(params)
-    for name, leaf in leaves.named(mask).items():
-      _check_mask(name, leaf, shapes[name])
-    as_bool = lambda leaf: jnp.array(leaf) != 0
-    return CircuitMaskState(jax.tree.map(as_bool, mask))
+    aligned = leaves.align(mask, params, 'The circuit mask')
+    others = leaves.named(params)
+    for name, leaf in leaves.named(aligned).items():
+      _check_mask(name, leaf, others[name])
+    as_bool = lambda p, m: None if leaves.is_absent(p) else (
+        jnp.array(False if m is None else m) != 0)
+    return CircuitMaskState(leaves.tree_map(as_bool, params, aligned))
 
   def update_fn(updates, state, params=None):
     del params  # A fixed mask.
     keep = lambda u, m: (
-        None if u is None else jnp.where(m, u, jnp.zeros_like(u)))
+        u if leaves.is_absent(u) else jnp.where(m, u, jnp.zeros_like(u)))
     return leaves.tree_map(keep, updates, state.mask), state
 
   return optax.GradientTransformation(init_fn, update_fn)
 
 
 def _check_mask(name, mask, param):
-  if param is None:
-    return
   if mask is None:
-    raise ValueError(
-        f'The circuit mask is None at {name!r}, which could mean either way:'
-        ' give True to let the leaf move or False to freeze it.')
+    return
   leaves.check_broadcast(mask, param, name, 'The circuit mask')
   if leaves.is_concrete(mask):
-    values = jnp.asarray(mask)
-    odd = int(jnp.sum((values != 0) & (values != 1)))
+    odd = leaves.count_now(_count_odd, mask)
     if odd:
       raise ValueError(
           f'The circuit mask has {odd} entries at {name!r} that are neither 0'
           ' nor 1: threshold the scores first.')
+
+
+@jax.jit
+def _count_odd(mask):
+  return jnp.sum((mask != 0) & (mask != 1))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from mansu_jax.quant import blockwise
 from mansu_jax.quant import grids as grids_lib
 from mansu_jax.quant import leaves
 from mansu_jax.transforms import landing as landing_lib
@@ -19,13 +20,16 @@ LANDINGS = ('centre', 'boundary')
 
 
 class MagnitudeFloorState(NamedTuple):
-  """Leaves are of the param's shape; None where no grid has the leaf."""
+  """Trees have the structure of the params; None where no grid has the leaf.
+
+  theta_t itself is not kept: `floor_params` makes it of these.
+  """
 
   count: jax.Array  # int32 [], updates so far
-  grids: tuple[grids_lib.CodeGrid, ...]  # one a scheme
-  origin: optax.Params  # theta_0, dtype of the params
+  place: jax.tree_util.Partial  # (origin, latent, shared) -> theta_t of a leaf
+  shared: tuple[optax.Params, ...]  # one a scheme; leaf quant.Shared
+  origin: optax.Params | None  # theta_0, dtype of the params; None: not kept
   latent: optax.Updates  # float32, sum of all updates
-  emitted: optax.Params  # theta_t exactly, dtype of the params; every leaf
 
 
 def magnitude_floor(
@@ -36,7 +40,8 @@ def magnitude_floor(
     lift_step: int | None = None,
     storage_dtype: jax.typing.DTypeLike = jnp.float32,
     boundary_margin: float = 1.02,
-) -> optax.GradientTransformation:
+    keep_origin: bool = True,
+) -> optax.GradientTransformationExtraArgs:
   """Holds each weight at theta_0 until its quantized value changes.
 
   An error-feedback dead zone: updates add up in a float32 latent, and a weight
@@ -46,27 +51,29 @@ def magnitude_floor(
   target leaves its block's range: the scales, and with them the grid, stay.
 
   Goes last in a chain, and reads `params`. `optax.apply_updates` adds, and
-  `p + (e - p)` may miss `e` by a rounding: `floor_params(state)` returns the
-  exact weights. Updates of floored leaves are float32 whatever the leaf is,
-  since a coarser difference would miss by more.
+  `p + (e - p)` may miss `e` by a rounding: `transforms.step` applies updates
+  exactly, and `floor_params` gives the exact weights. Updates of floored leaves
+  are float32 whatever the leaf is, since a coarser difference would miss by
+  more.
 
-  Call `init` outside jit: the grids move from there into the state, and inside
-  they would be baked into the program as constants.
+  An update that is not finite makes the weight NaN, and later steps keep it so:
+  put `optax.apply_if_finite` around the chain to skip such a step.
+
+  The state has 8 bytes a weight and one float32 a block, 4 bytes a weight less
+  where theta_0 is not kept.
 
   Example:
     >>> import jax.numpy as jnp
-    >>> import optax
     >>> from mansu_jax import quant, transforms
     >>> params = {'w': jnp.array([[1.0], [0.25]])}
     >>> layout = {'w': quant.BlockLayout(memory='DF', out='F', inp='D')}
     >>> grid = quant.code_grid(params, 'int4_g128', layout)
     >>> tx = transforms.magnitude_floor(grid)
     >>> state = tx.init(params)
-    >>> step = {'w': jnp.full((2, 1), 0.05)}
+    >>> update = {'w': jnp.full((2, 1), 0.05)}
     >>> for _ in range(3):
-    ...   updates, state = tx.update(step, state, params)
-    ...   params = optax.apply_updates(params, updates)
-    ...   print(transforms.floor_params(state)['w'].ravel())
+    ...   params, state = transforms.step(tx, update, state, params)
+    ...   print(params['w'].ravel())
     [1.   0.25]
     [1.   0.25]
     [1.         0.42857146]
@@ -88,6 +95,8 @@ def magnitude_floor(
     storage_dtype: what the weights are exported in. Decisions are made on
       values after this cast, so the grids must be of weights cast to it.
     boundary_margin: at least 1; see `landing`, and used by 'lift'.
+    keep_origin: whether the state keeps theta_0. If not, pass it to each
+      `update` and `floor_params` as `origin`.
 
   Returns:
     The transformation, with `MagnitudeFloorState`.
@@ -95,7 +104,8 @@ def magnitude_floor(
   Raises:
     ValueError: an unknown mode or landing, 'lift' without `lift_step`, a margin
       under 1, no grids; at init, grids that do not fit the params or
-      were not made from them; at update, no `params`.
+      were not made from them; at update, no `params`, or no `origin` where it
+      is not kept.
 
   References:
     "Forgetting That Sticks", arXiv 2605.15138 (May 2026), for the floor; the
@@ -107,88 +117,80 @@ def magnitude_floor(
   grids = tuple(grids)
   _check_grids(grids)
   _check_options(grids, mode, landing, lift_step, boundary_margin)
-  place = functools.partial(
-      landing_lib.place, mode=mode, landing=landing,
+  rule = landing_lib.Rule(
+      schemes=tuple(grid.scheme for grid in grids), mode=mode, landing=landing,
       storage_dtype=jnp.dtype(storage_dtype))
 
-  def init_fn(params):
-    for grid in grids:
-      _check_grid(grid, params, storage_dtype)
-    floored = _floored(grids, params, mode)
-    copy = lambda f, p: jnp.array(p) if f else None
-    zeros = lambda f, p: jnp.zeros(jnp.shape(p), jnp.float32) if f else None
-    # Copies, so that the state may be donated and the arguments used again.
-    return MagnitudeFloorState(
-        count=jnp.zeros([], jnp.int32), grids=jax.tree.map(jnp.array, grids),
-        origin=leaves.tree_map(copy, floored, params),
-        latent=leaves.tree_map(zeros, floored, params),
-        emitted=jax.tree.map(jnp.array, params))
+  def placing(count):
+    # Arrays by position and by name: Orbax cannot save a Partial without.
+    return jax.tree_util.Partial(
+        rule, jnp.asarray(boundary_margin, jnp.float32),
+        lifting=jnp.asarray(lift_step is not None and count >= lift_step))
 
-  def update_fn(updates, state, params=None):
+  def init_fn(params):
+    aligned = [grids_lib.align_grid(grid, params) for grid in grids]
+    for grid, tree in zip(grids, aligned):
+      _check_grid(grid.scheme, tree, params, rule.storage_dtype)
+    floored = _floored(aligned, params, mode)
+    # Copies, so that the state may be donated and the arguments used again.
+    copy = lambda f, p: jnp.array(p) if f else None
+    zeros = lambda f, p: jnp.zeros_like(p, jnp.float32) if f else None
+    own = lambda _, g: None if g is None else jax.tree.map(jnp.array, g.shared)
+    return MagnitudeFloorState(
+        count=jnp.zeros([], jnp.int32),
+        place=placing(jnp.zeros([], jnp.int32)),
+        shared=tuple(leaves.tree_map(own, params, tree) for tree in aligned),
+        origin=leaves.tree_map(copy, floored, params) if keep_origin else None,
+        latent=leaves.tree_map(zeros, floored, params))
+
+  def update_fn(updates, state, params=None, *, origin=None, **extra_args):
+    del extra_args
     if params is None:
       raise ValueError(
           'magnitude_floor needs the params: call update(updates, state,'
           ' params).')
     count = optax.safe_increment(state.count)
-    lifting = lift_step is not None and count >= lift_step
-    add = lambda u, l: l if u is None or l is None else l + u
-    latent = leaves.tree_map(add, updates, state.latent)
-    step = lambda u, p, o, l, *g: (
-        _apply(p, u) if o is None
-        else place(o, l, g, boundary_margin, lifting))
-    emitted = leaves.tree_map(
-        step, updates, params, state.origin, latent,
-        *(grid.leaf_grids() for grid in state.grids))
-    difference = lambda u, o, e, p: (
-        u if u is None or o is None
+    add = lambda u, l: l if l is None or leaves.is_absent(u) else l + u
+    state = state._replace(
+        count=count, place=placing(count),
+        latent=leaves.tree_map(add, updates, state.latent))
+    difference = lambda u, p, e: (
+        u if e is None or leaves.is_absent(u)
         else e.astype(jnp.float32) - p.astype(jnp.float32))
-    new_updates = leaves.tree_map(
-        difference, updates, state.origin, emitted, params)
-    return new_updates, state._replace(
-        count=count, latent=latent, emitted=emitted)
+    exact = emitted(state, origin)
+    return leaves.tree_map(difference, updates, params, exact), state
 
-  return optax.GradientTransformation(init_fn, update_fn)
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def floor_params(opt_state: Any) -> optax.Params:
-  """The exact weights, from a state that holds a magnitude floor's anywhere.
+def emitted(
+    state: MagnitudeFloorState, origin: optax.Params | None = None
+) -> optax.Params:
+  """theta_t of the leaves of one floor, None for the others.
 
   Args:
-    opt_state: state of `magnitude_floor`, or of a chain, `optax.MultiSteps`,
-      `optax.inject_hyperparams` or the like around it.
-
-  Returns:
-    theta_t, with the structure and dtypes of the params.
+    state: of `magnitude_floor`.
+    origin: theta_0, where the state does not keep it.
 
   Raises:
-    ValueError: the state holds no magnitude floor, or several.
+    ValueError: theta_0 is neither kept nor given.
   """
-  is_floor = lambda node: isinstance(node, MagnitudeFloorState)
-  found = [
-      node for node in jax.tree.leaves(opt_state, is_leaf=is_floor)
-      if is_floor(node)]
-  if len(found) != 1:
+  if state.origin is not None:
+    origin = state.origin
+  elif origin is None:
     raise ValueError(
-        f'The optimizer state holds {len(found)} magnitude floors, wanted 1:'
-        ' put magnitude_floor last in the chain, once, and pass the state'
-        ' that this chain returned.')
-  return found[0].emitted
+        'The magnitude floor keeps no theta_0 (keep_origin=False) and none was'
+        ' given: pass it as origin=theta_0 to update, floor_params or step.')
+  place = lambda l, o, *shared: None if l is None else state.place(
+      o, l, shared)
+  return leaves.tree_map(place, state.latent, origin, *state.shared)
 
 
-def _apply(param, update):
-  """The param after `optax.apply_updates`, for a leaf without a floor."""
-  if param is None or update is None:
-    return param
-  return jnp.asarray(param + update).astype(jnp.asarray(param).dtype)
-
-
-def _floored(grids, params, mode):
+def _floored(aligned, params, mode):
   """A tree like the params: whether a leaf has a latent."""
-  if mode == 'none':
-    return leaves.tree_map(lambda p: p is not None, params)
-  any_grid = lambda p, *scales: (
-      p is not None and any(scale is not None for scale in scales))
-  return leaves.tree_map(any_grid, params, *(grid.scale for grid in grids))
+  floored = lambda p, *grids: not leaves.is_absent(p) and (
+      mode == 'none' or any(grid is not None for grid in grids))
+  return leaves.tree_map(floored, params, *aligned)
 
 
 def _check_grids(grids):
@@ -208,9 +210,9 @@ def _check_options(grids, mode, landing, lift_step, margin):
     raise ValueError(
         "Mode 'lift' acts at the run's last update: give its number as"
         ' lift_step.')
-  if mode == 'lift' and isinstance(lift_step, int) and lift_step < 1:
+  if mode == 'lift' and leaves.is_concrete(lift_step) and lift_step < 1:
     raise ValueError(f'lift_step counts updates from 1, got {lift_step}.')
-  if isinstance(margin, (int, float)) and not margin >= 1:
+  if leaves.is_concrete(margin) and not margin >= 1:
     raise ValueError(
         f'boundary_margin is {margin}, wanted at least 1: a smaller move does'
         ' not reach the boundary.')
@@ -220,31 +222,52 @@ def _check_options(grids, mode, landing, lift_step, margin):
         ' each scheme that the edit must survive.')
 
 
-def _check_grid(grid, params, storage_dtype):
+def _check_grid(scheme, aligned, params, storage_dtype):
   """Raises ValueError unless the grid is that of these params."""
-  what = f'{grid.scheme.name} code grid'
-  for field, tree in grid.fields().items():
-    leaves.check_shapes(tree, params, f'The {field} of the {what}')
-  leaf_grids = jax.tree.leaves(
-      grid.leaf_grids(), is_leaf=grids_lib.is_leaf_grid)
-  for (name, leaf), leaf_grid in zip(leaves.named(params).items(), leaf_grids):
-    if leaf is None or leaf_grid is None:
+  others = leaves.named(params)
+  grids = leaves.named(aligned, grids_lib.is_leaf_grid)
+  for name, grid in grids.items():
+    if grid is None:
       continue
+    leaf = others[name]
     leaves.check_floating(leaf, name, 'The magnitude floor')
-    if not leaves.is_concrete((leaf, leaf_grid)):
+    if not leaves.is_concrete((leaf, grid)):
       continue
-    others = int(_count_other_values(leaf, leaf_grid, jnp.dtype(storage_dtype)))
-    if others:
+    outside = leaves.count_now(_count_misfits, leaf, grid, storage_dtype)
+    if outside:
       raise ValueError(
-          f'The {what} gives {others} of {leaf.size} weights of {name!r}'
-          ' another value than they quantize to: it was made from other'
-          ' weights. Make it with quant.code_grid from the full theta_0,'
-          ' storage_dtype='
-          f'{jnp.dtype(storage_dtype).name}, and start from theta_0.')
+          f'The {scheme.name} code grid does not fit {outside} of {leaf.size}'
+          f' weights of {name!r}: their blocks have other scales, so it was'
+          ' made from other weights. Make it with quant.code_grid from the full'
+          f' theta_0, storage_dtype={storage_dtype.name}, and start from'
+          ' theta_0.')
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _count_other_values(leaf, grid, storage_dtype):
+def _count_misfits(leaf, grid, storage_dtype):
+  """Weights beyond their block's range, or in a block that lacks its extreme."""
+  def misfits(values, grid):
+    lo, hi = grid.extent()
+    sets_scale = grid.sets_scale(values)
+    beyond = ((values < lo) | (values > hi)) & ~sets_scale
+    return beyond | _lacks_extreme(sets_scale, grid)
+
   values = landing_lib.stored(
       leaf.astype(jnp.float32), leaf.dtype, storage_dtype)
-  return jnp.sum(grid.changes(values))
+  return jnp.sum(leaves.elementwise(misfits, values, values, grid))
+
+
+def _lacks_extreme(sets_scale, grid):
+  """Whether no weight of the block sets its scale; False where runs are short.
+
+  A run is known to be a whole block where the scheme's length is fixed.
+  """
+  kept = grid.shared.scale.shape
+  runs = [n // m if m else 1 for n, m in zip(grid.shape, kept)]
+  run = max(runs, default=1)
+  if run == 1 or grid.scheme.block_length(run + 1) != run:
+    return jnp.zeros((), bool)
+  axis = runs.index(run)
+  split = (*grid.shape[:axis], kept[axis], run, *grid.shape[axis + 1:])
+  has = jnp.any(sets_scale.reshape(split), axis=axis + 1)
+  return ~blockwise.spread(has, grid.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -44,8 +45,10 @@ def project_to_null_space(
     [0. 1. 0. 1.]
 
   Args:
-    fisher: a tree like the params, entries >= 0; a None leaf passes through.
+    fisher: a tree like the params, entries >= 0; a leaf that is None or
+      `optax.MaskedNode` passes through.
     quantile: share of each leaf's coordinates to keep, in (0, 1]; 1 keeps all.
+      Read at init: the mask stays as it is then.
     valid: a tree of bool masks that broadcast to the leaves, False where an
       entry is padding: it is zeroed and does not enter the quantile. A None
       leaf, or None for the tree, means that all are valid.
@@ -61,24 +64,28 @@ def project_to_null_space(
     Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural
     networks", for the diagonal Fisher as what earlier behaviour depends on.
   """
-  if not 0 < quantile <= 1:
+  if leaves.is_concrete(quantile) and not 0 < quantile <= 1:
     raise ValueError(
         f'quantile is the share of coordinates to keep: got {quantile}, wanted'
         ' a number in (0, 1].')
 
   def init_fn(params):
-    leaves.check_shapes(fisher, params, 'The Fisher')
-    for name, leaf in leaves.named(fisher).items():
+    aligned = leaves.align_shapes(fisher, params, 'The Fisher')
+    for name, leaf in leaves.named(aligned).items():
       _check_fisher(name, leaf)
-    usable = valid
-    if valid is None:
-      usable = leaves.tree_map(lambda _: None, fisher)
-    leaves.check_names(usable, params, 'The valid mask')
-    for name, leaf in leaves.named(params).items():
-      leaves.check_broadcast(
-          leaves.named(usable)[name], leaf, name, 'The valid mask')
-    mask = lambda f, v: None if f is None else _keep_small(f, v, quantile)
-    return NullSpaceState(leaves.tree_map(mask, fisher, usable))
+    usable = leaves.tree_map(lambda _: None, params) if valid is None else (
+        leaves.align(valid, params, 'The valid mask'))
+    others = leaves.named(params)
+    for name, leaf in leaves.named(usable).items():
+      leaves.check_broadcast(leaf, others[name], name, 'The valid mask')
+    keep_small = functools.partial(_keep_small, quantile=quantile)
+    mask = lambda f, v: None if f is None else leaves.elementwise(
+        keep_small, f, f, v)
+    make = lambda: leaves.tree_map(mask, aligned, usable)
+    if not leaves.is_concrete((aligned, usable, quantile)):
+      return NullSpaceState(make())
+    with jax.ensure_compile_time_eval():  # Else a traced init would fold it.
+      return NullSpaceState(make())
 
   def update_fn(updates, state, params=None):
     del params  # A fixed mask.
@@ -110,25 +117,25 @@ def project_off_basis(basis: optax.Updates) -> optax.GradientTransformation:
   """
 
   def init_fn(params):
-    leaves.check_names(basis, params, 'The null-space basis')
+    aligned = leaves.align(basis, params, 'The null-space basis')
     shapes = leaves.named(params)
-    for name, leaf in leaves.named(basis).items():
+    for name, leaf in leaves.named(aligned).items():
       if leaf is not None:
         _check_basis(name, leaf, shapes[name])
-    return OffBasisState(jax.tree.map(jnp.array, basis))
+    return OffBasisState(jax.tree.map(jnp.array, aligned))
 
   def update_fn(updates, state, params=None):
     del params  # Linear in the updates alone.
-    remove = lambda u, q: (
-        u if u is None or q is None
-        else (u - q @ (q.mT @ u)).astype(u.dtype))
+    off = lambda u, q: (u - q @ (q.mT @ u)).astype(u.dtype)
+    remove = lambda u, q: u if q is None or leaves.is_absent(u) else (
+        leaves.elementwise(off, u, u, q))
     return leaves.tree_map(remove, updates, state.basis), state
 
   return optax.GradientTransformation(init_fn, update_fn)
 
 
 def _apply_mask(update, mask):
-  if update is None or mask is None:
+  if mask is None or leaves.is_absent(update):
     return update
   return jnp.where(mask, update, jnp.zeros_like(update))
 
@@ -139,10 +146,11 @@ def _keep_small(fisher, valid, quantile):
   if valid is None:
     valid = jnp.ones((), bool)
   valid = jnp.broadcast_to(jnp.asarray(valid, bool), fisher.shape)
-  if quantile == 1 or not fisher.size:
+  if not fisher.size:
     return valid
   known = jnp.where(valid, fisher, jnp.nan)
-  threshold = jnp.nanquantile(known, quantile)
+  threshold = jnp.where(
+      jnp.asarray(quantile) < 1, jnp.nanquantile(known, quantile), jnp.inf)
   return valid & ((fisher < threshold) | (fisher == jnp.nanmin(known)))
 
 
@@ -150,11 +158,23 @@ def _check_fisher(name, leaf):
   if leaf is None or not leaves.is_concrete(leaf):
     return
   leaves.check_finite(leaf, name, 'The Fisher of')
-  negative = int(jnp.sum(jnp.asarray(leaf) < 0))
+  negative = leaves.count_now(_count_negative, leaf)
   if negative:
     raise ValueError(
         f'The Fisher of {name!r} has {negative} negative entries: it is a mean'
         ' of squares. Pass the squares, not the gradients.')
+
+
+@jax.jit
+def _count_negative(leaf):
+  return jnp.sum(leaf < 0)
+
+
+@jax.jit
+def _skew(basis):
+  """How far columns are from orthonormal."""
+  gram = basis.mT @ basis
+  return jnp.max(jnp.abs(gram - jnp.eye(basis.shape[-1])), initial=0)
 
 
 def _check_basis(name, basis, param):
@@ -171,8 +191,8 @@ def _check_basis(name, basis, param):
         f' {param_shape[-2] if len(param_shape) > 1 else "d_in"}. A full-rank'
         ' basis leaves nothing to edit; give fewer directions.')
   if leaves.is_concrete(basis):
-    gram = jnp.asarray(basis).mT @ jnp.asarray(basis)
-    error = float(jnp.max(jnp.abs(gram - jnp.eye(basis_shape[-1])), initial=0))
+    with jax.ensure_compile_time_eval():
+      error = float(_skew(basis))
     if not error < 1e-3:
       raise ValueError(
           f'Null-space basis for {name!r} is not orthonormal: its Gram matrix'

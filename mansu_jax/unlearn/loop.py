@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from mansu_jax import progress
+from mansu_jax import transforms
 from mansu_jax import types
 
 
@@ -44,11 +45,11 @@ class Problem:
 
   Attributes:
     theta: trainable pytree, as it is before the first step.
-    tx: the optax chain.
+    tx: the optax chain. Steps are those of `transforms.step`, and theta before
+      the first one is handed to it as `origin`.
     loss: `(theta seen, frozen, base, batch) -> (scalar, metrics)`.
     views: step t uses number t mod n.
     base: the reference's frozen pytree (the full-precision view).
-    exact: `(opt_state, theta) -> theta`: the floor's exact weights, or theta.
     codes_changed: `theta -> scalar`: how many weights the quantizer tells from
       the base's; None where there is no code grid. For the progress line.
   """
@@ -58,7 +59,6 @@ class Problem:
   loss: Callable[..., Any]
   views: Sequence[View]
   base: types.PyTree
-  exact: Callable[..., types.PyTree]
   codes_changed: Callable[[types.PyTree], types.Array] | None = None
 
 
@@ -90,7 +90,7 @@ def make_step(problem: Problem, places: types.PyTree) -> Callable[..., Any]:
   close over (Fisher, code grids) in memory.
 
   Args:
-    problem: of it, only `tx`, `loss` and `exact` are read.
+    problem: of it, only `tx` and `loss` are read.
     places: shardings of the carry. What a step gives lies on the devices as
       what it takes, or the next one would compile again.
 
@@ -99,7 +99,7 @@ def make_step(problem: Problem, places: types.PyTree) -> Callable[..., Any]:
     opt_state), metrics, moved, finite)`; it donates its first argument. `seen`
     is theta as the view holds it, or None: theta itself.
   """
-  tx, loss, exact = problem.tx, problem.loss, problem.exact
+  tx, loss = problem.tx, problem.loss
 
   @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
       places, None, None, None))
@@ -107,8 +107,8 @@ def make_step(problem: Problem, places: types.PyTree) -> Callable[..., Any]:
     theta, opt_state = carry
     (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
         theta if seen is None else seen, frozen, base, batch)
-    updates, opt_state = tx.update(grads, opt_state, theta)
-    theta = exact(opt_state, optax.apply_updates(theta, updates))
+    theta, opt_state = transforms.step(
+        tx, grads, opt_state, theta, origin=theta0)
     finite = jnp.stack(
         [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(theta)]).all()
     return (theta, opt_state), metrics, _moved(theta, theta0), finite

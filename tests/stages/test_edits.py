@@ -74,8 +74,7 @@ class SizeTest(parameterized.TestCase):
     step = loop.make_step(loop.Problem(
         theta=edit.theta, tx=tx, loss=objective.make_loss(
             problem.options(), edit.forward, edit.unembed),
-        views=list(edit.views.values()), base=edit.base,
-        exact=edits.exact_weights(_run_config(), edit)), None)
+        views=list(edit.views.values()), base=edit.base), None)
     carry = edit.theta, tx.init(edit.theta)
     # Without the text: with it as many places are predicted as words exist.
     batch = problem.batch(problem.hidden_of_model())._replace(text=None)
@@ -97,9 +96,12 @@ class SizeTest(parameterized.TestCase):
     edit = problem.circuit_edit()
     tx = edits.make_transform(_run_config(), edit, None)
     size = sum(x.size for x in jax.tree.leaves(tx.init(edit.theta)))
-    # Two moments, origin, latent, emitted, three grid fields, counters.
+    # Two moments, the latent, and scales, one a block where blocks are whole.
     theta = tree_paths.count(edit.theta)
-    self.assertBetween(size, 8 * theta, 8 * theta + 10)
+    scales = jax.tree.leaves(edit.grids)
+    self.assertLess(sum(x.size for x in scales), 0.7 * theta)
+    self.assertBetween(
+        size - sum(x.size for x in scales), 3 * theta, 3 * theta + 10)
     nodes = small.circuit(_CONFIG)
     self.assertEqual(theta, graph.num_weights(nodes, _CONFIG))
 
@@ -142,7 +144,7 @@ class ChainTest(parameterized.TestCase):
     whole = chain(fisher=fisher, circuit_mask=mask, valid=mask, grids=grid)
     sliced = chain(
         fisher=_gather(fisher, index), circuit_mask=None,
-        grids=grid.map_fields(lambda tree, padding: _gather(tree, index)))
+        grids=grid.map_fields(lambda tree: _gather(tree, index)))
     walks = [[whole, params, whole.init(params)],
              [sliced, slices, sliced.init(slices)]]
     updates = [jax.jit(tx.update) for tx, _, _ in walks]
@@ -177,7 +179,7 @@ class StoredViewTest(parameterized.TestCase):
         jnp.add, cls.edit.theta, noise))
     cls.theta = jax.tree.map(
         lambda t, c, n, frozen: jnp.where((n != 0) & ~frozen, c, t),
-        cls.edit.theta, centre, noise, grid.frozen)
+        cls.edit.theta, centre, noise, grid.sets_scale(cls.edit.theta))
     cls.merged = cls.edit.merge(cls.theta)
 
   def test_full_precision_comes_first_and_structures_are_equal(self):
@@ -222,10 +224,11 @@ class StoredViewTest(parameterized.TestCase):
         jax.tree.leaves(quant.fake_quantize(p, 'nf4', _LAYOUT))
         for p in (self.merged, self.params))))
     self.assertGreater(want, 100)
-    self.assertEqual(int(edits.codes_changed(grid, self.theta)), want)
+    self.assertEqual(int(edits.codes_changed(
+        grid, theta0, self.theta)), want)
     nudged = jax.tree.map(lambda x: x * (1 + 1e-6), theta0)
     self.assertGreater(int(loop._moved(nudged, theta0)), 100)
-    self.assertEqual(int(edits.codes_changed(grid, nudged)), 0)
+    self.assertEqual(int(edits.codes_changed(grid, theta0, nudged)), 0)
 
   def test_the_quantized_view_is_the_quantized_model(self):
     view = self.edit.views['nf4'].frozen()
@@ -269,7 +272,7 @@ class SpanTest(parameterized.TestCase):
         lambda x: rng.normal(size=x.shape).astype(np.float32), edit.theta)
     theta = jax.tree.map(
         lambda t, n, frozen: jnp.where(frozen, t, t + 0.3 * jnp.abs(t) * n),
-        edit.theta, noise, edit.grids[0].frozen)
+        edit.theta, noise, edit.grids[0].sets_scale(edit.theta))
     theta = jax.tree.map(  # Block maxima stay the largest.
         lambda t, scale: jnp.clip(t, -scale, scale), theta,
         edit.grids[0].scale)
@@ -303,8 +306,7 @@ class LoopTest(parameterized.TestCase):
         loop.Problem(
             theta=edit.theta, tx=edits.make_transform(config, edit, fisher),
             loss=loss,
-            views=list(edit.views.values()), base=edit.base,
-            exact=edits.exact_weights(config, edit)),
+            views=list(edit.views.values()), base=edit.base),
         lambda step: batch, steps=4,
         total_weights=tree_paths.count(params), collapse=1e3)
     loss.assert_called_once()  # Traced.
@@ -321,7 +323,7 @@ class LoopTest(parameterized.TestCase):
         history[-1]['moved'], moved / tree_paths.count(params), places=6)
     for d, f, grid_frozen in zip(*map(jax.tree.leaves, (
         jax.tree.map(lambda a, b: np.asarray(a != b), theta, edit.theta),
-        fisher, edit.grids[0].frozen))):
+        fisher, edit.grids[0].sets_scale(edit.theta)))):
       self.assertFalse(np.any(d & np.asarray(grid_frozen)))
       self.assertFalse(np.any(d & (f > 0.75)))  # Above the median for sure.
 
@@ -374,10 +376,6 @@ class MakeTest(parameterized.TestCase):
     np.testing.assert_allclose(
         edit.unembed(other, view, hidden), 2 * want, rtol=1e-6)
     jax.tree.map(self.assertIs, edit.merge(other), other)
-    tx = edits.make_transform(config, edit, None)
-    state = tx.init({'w': jnp.ones(2)})
-    theta = {'w': jnp.zeros(2)}
-    self.assertIs(edits.exact_weights(config, edit)(state, theta), theta)
 
   @parameterized.parameters((100, 0.05, 5), (10, 0.0, 0), (7, 0.5, 3))
   def test_learning_rate_warms_up_and_falls(self, steps, warmup, peak_at):

@@ -75,10 +75,10 @@ class OrderTest(parameterized.TestCase):
     floor = transforms.magnitude_floor(
         quant.code_grid(params, 'nf4', _LAYOUT))
     project = transforms.project_off_basis(_problem()[1])
-    theta, state = _walk(optax.chain(optax.sgd(0.02), floor, project), params)
-    exact = transforms.floor_params(state)
-    self.assertGreater(
-        np.max(np.abs(np.asarray(theta['w'] - exact['w']))), 1e-2)
+    theta, _ = _walk(optax.chain(optax.sgd(0.02), floor, project), params)
+    check = quant.check_edit(params, theta, 'nf4', _LAYOUT)
+    self.assertGreater(check.moved_unchanged, 10)
+    self.assertFalse(check.survives)
 
 
 class MansuTest(parameterized.TestCase):
@@ -116,7 +116,7 @@ class MansuTest(parameterized.TestCase):
     self.assertFalse(np.any(moved & ~np.asarray(self.mask['w'])))
     self.assertFalse(np.any(moved & (np.asarray(self.fisher['w']) > 0.6)))
     for grid in self.grids:
-      self.assertFalse(np.any(moved & np.asarray(grid.frozen['w'])))
+      self.assertFalse(np.any(moved & np.asarray(grid.sets_scale(self.params)['w'])))
       before, after = (
           quant.fake_quantize(t, grid.scheme, _LAYOUT)['w']
           for t in (self.params, exact))

@@ -47,6 +47,14 @@ class CircuitMaskTest(parameterized.TestCase):
     self.assertIsNone(got[1][0])
     np.testing.assert_array_equal(got[1][1], [0, 0])
 
+  def test_none_freezes(self):
+    params = {'w': jnp.ones(2), 'v': jnp.ones(2), 'u': jnp.ones(2)}
+    tx = transforms.mask_to_circuit(
+        {'w': None, 'v': optax.MaskedNode(), 'u': True})
+    got, _ = tx.update(params, tx.init(params))
+    np.testing.assert_array_equal(
+        [got['w'], got['v'], got['u']], [[0, 0], [0, 0], [1, 1]])
+
   def test_state_may_be_donated(self):
     mask = {'w': jnp.array([True, False])}
     tx = transforms.mask_to_circuit(mask)
@@ -61,7 +69,6 @@ class CircuitMaskTest(parameterized.TestCase):
     self.assertEqual(state.mask['w'].dtype, bool)
 
   @parameterized.named_parameters(
-      ('none', {'w': None}, "None at 'w'"),
       ('missing', {}, "no leaf 'w'"),
       ('extra', {'w': True, 'v': True}, "leaf 'v' that the params lack"),
       ('shape', {'w': np.ones(3)}, r"\(3,\) at 'w'.*broadcast"),

@@ -66,7 +66,8 @@ class InvariantTest(parameterized.TestCase):
       after = np.asarray(quant.fake_quantize(new, name, _LAYOUT))
       np.testing.assert_array_equal(before != after, moved)
       shared = [
-          quant.code_grid(x, name, _LAYOUT).shared for x in (old, new)]
+          quant.code_grid(x, name, _LAYOUT).leaves.shared
+          for x in (old, new)]
       jax.tree.map(lambda a, b: np.testing.assert_array_equal(
           _bits(a), _bits(b)), *shared)
     if landing == 'centre':
@@ -97,7 +98,7 @@ class InvariantTest(parameterized.TestCase):
     state = tx.init(theta0)
     for count in range(1, 5):
       update = jnp.asarray(_draw(rng, kind, 0.02 * step), jnp.float32)
-      _, state = _update(update, state, theta0, mode, landing, storage)
+      _, state = _update(tx, update, state, theta0)
       theta = transforms.floor_params(state)
       self.assertEqual(theta.dtype, theta0.dtype)
       if mode == 'hold' or count >= 2:
@@ -106,14 +107,46 @@ class InvariantTest(parameterized.TestCase):
       self.assertGreater(moved, 20)  # It does not hold by holding all.
 
 
-def _update(update, state, params, mode, landing, storage):
+class NonFiniteTest(parameterized.TestCase):
+  """What is not finite is seen: it never becomes an edit."""
+
+  @parameterized.parameters(
+      *_CASES, *((('nf4',), dtypes, ('none', 'centre')) for dtypes in _DTYPES))
+  @settings(max_examples=5, deadline=None)
+  @given(
+      seed=st.integers(0, 2**32 - 1), at=st.integers(1, 4),
+      bad=st.sampled_from((np.nan, np.inf, -np.inf)))
+  def test_at_any_step(self, names, dtypes, options, seed, at, bad):
+    rng, (dtype, storage), (mode, landing) = (
+        np.random.default_rng(seed), dtypes, options)
+    theta0 = jnp.asarray(_draw(rng, 'normal', 0.02), dtype)
+    tx = transforms.magnitude_floor(
+        [quant.code_grid(theta0, name, _LAYOUT, storage_dtype=jnp.dtype(storage))
+         for name in names], mode=mode, landing=landing, lift_step=2,
+        storage_dtype=storage)
+    hit = rng.random(_SHAPE) < 0.01
+    hit[tuple(rng.integers(_SHAPE))] = True
+    states = [tx.init(theta0)] * 2  # With and without.
+    for count in range(1, 5):
+      update = jnp.asarray(_draw(rng, 'normal', 0.01), jnp.float32)
+      spoilt = jnp.where(hit, bad, update) if count == at else update
+      (updates, states[0]), (_, states[1]) = (
+          _update(tx, u, state, theta0)
+          for u, state in zip((spoilt, update), states))
+      got, want = (
+          np.float32(transforms.floor_params(state)) for state in states)
+      seen = hit & (count >= at)
+      np.testing.assert_array_equal(np.isfinite(got), ~seen)
+      np.testing.assert_array_equal(np.isfinite(updates), ~seen)
+      np.testing.assert_array_equal(got[~seen], want[~seen])
+
+
+def _update(tx, update, state, params):
   """One compiled step, shared by examples: the grids are in the state."""
-  key = (mode, landing, storage)
-  if key not in _STEPS:
-    _STEPS[key] = jax.jit(transforms.magnitude_floor(
-        state.grids, mode=mode, landing=landing, lift_step=2,
-        storage_dtype=storage).update)
-  return _STEPS[key](update, state, params)
+  rule = state.place.func
+  if rule not in _STEPS:
+    _STEPS[rule] = jax.jit(tx.update)
+  return _STEPS[rule](update, state, params)
 
 
 _STEPS = {}

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mansu_jax import quant
+from mansu_jax import transforms
 from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import objective
 
@@ -33,15 +35,10 @@ def _loss(theta, frozen, base, batch):
       crossed_kl=value)
 
 
-def _exact(opt_state, theta):
-  del opt_state
-  return theta
-
-
 def _problem(**changes):
   fields = {
       'theta': {'w': jnp.array(_START)}, 'tx': _SGD, 'loss': _loss,
-      'views': [_view(0)], 'base': _frozen(0), 'exact': _exact}
+      'views': [_view(0)], 'base': _frozen(0)}
   return loop.Problem(**fields | changes)
 
 
@@ -97,15 +94,26 @@ class StepTest(parameterized.TestCase):
     theta, _ = _run(_problem(tx=optax.chain(_SGD, keep)))
     np.testing.assert_allclose(theta['w'], np.array(_START) / 16)
 
-  def test_the_exact_weights_replace_the_sum(self):
-    exact = lambda opt_state, theta: {'w': jnp.round(theta['w'] * 2) / 2}
-    theta, _ = _run(_problem(exact=exact), steps=1)
-    np.testing.assert_array_equal(theta['w'], [0.5, -1.0, 2.0])
-    tx = optax.chain(_SGD, optax.trace(0.0))
-    from_state = lambda opt_state, theta: {
-        'w': opt_state[1].trace['w'] + theta['w'] * 0}
-    theta, _ = _run(_problem(tx=tx, exact=from_state), steps=1)
-    np.testing.assert_array_equal(theta['w'], [-0.5, 1.0, -2.0])
+  def test_steps_behind_a_floor_are_exact(self):
+    theta, layout = {'w': jnp.linspace(-1.0, 1.0, 64)[None]}, {'w': quant.TORCH}
+    floor = transforms.magnitude_floor(
+        quant.code_grid(theta, 'nf4', layout), keep_origin=False)
+    got, _ = _run(
+        _problem(theta=theta, tx=optax.chain(optax.sgd(0.1), floor)),
+        batches=lambda step: np.float32(0))
+    check = quant.check_edit(theta, got, 'nf4', layout)
+    self.assertTrue(check.survives, check)
+    self.assertGreater(check.moved, 30)
+
+  @parameterized.parameters(np.nan, np.inf)
+  def test_what_is_not_finite_stops_behind_a_floor(self, bad):
+    theta = {'w': jnp.linspace(-1.0, 1.0, 64)[None]}
+    floor = transforms.magnitude_floor(
+        quant.code_grid(theta, 'nf4', {'w': quant.TORCH}), keep_origin=False)
+    spoil = optax.stateless(lambda u, p: {'w': u['w'].at[0, 3].set(bad)})
+    with self.assertRaisesRegex(ValueError, 'Step 1: .*are not finite'):
+      _run(_problem(theta=theta, tx=optax.chain(spoil, floor)),
+           batches=lambda step: np.float32(0))
 
 
 class ViewTest(parameterized.TestCase):
