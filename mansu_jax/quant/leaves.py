@@ -25,6 +25,16 @@ def is_absent(node: Any) -> bool:
   return node is None or isinstance(node, optax.MaskedNode)
 
 
+def is_placeholder(params: PyTree) -> bool:
+  """Whether this stands for params of unknown structure.
+
+  `optax.tree_map_params` calls `init` with such an object, to learn which parts
+  of a state are trees like the params.
+  """
+  known = is_absent(params) or isinstance(params, (dict, list, tuple))
+  return not known and not jax.tree.leaves(params)
+
+
 def named(
     tree: PyTree, is_leaf: Callable[[Any], bool] = is_absent
 ) -> dict[str, Any]:

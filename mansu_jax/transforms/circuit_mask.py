@@ -47,6 +47,8 @@ def mask_to_circuit(mask: optax.Updates) -> optax.GradientTransformation:
   """
 
   def init_fn(params):
+    if leaves.is_placeholder(params):
+      return CircuitMaskState(jax.tree.map(jnp.array, mask))
     aligned = leaves.align(mask, params, 'The circuit mask')
     others = leaves.named(params)
     for name, leaf in leaves.named(aligned).items():

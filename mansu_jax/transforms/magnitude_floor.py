@@ -128,6 +128,14 @@ def magnitude_floor(
         lifting=jnp.asarray(lift_step is not None and count >= lift_step))
 
   def init_fn(params):
+    own = lambda _, g: None if g is None else jax.tree.map(jnp.array, g.shared)
+    if leaves.is_placeholder(params):
+      return MagnitudeFloorState(
+          count=jnp.zeros([], jnp.int32), place=placing(0),
+          shared=tuple(jax.tree.map(
+              lambda g: own(None, g), grid.leaves,
+              is_leaf=grids_lib.is_leaf_grid) for grid in grids),
+          origin=params if keep_origin else None, latent=params)
     aligned = [grids_lib.align_grid(grid, params) for grid in grids]
     for grid, tree in zip(grids, aligned):
       _check_grid(grid.scheme, tree, params, rule.storage_dtype)
@@ -135,10 +143,8 @@ def magnitude_floor(
     # Copies, so that the state may be donated and the arguments used again.
     copy = lambda f, p: jnp.array(p) if f else None
     zeros = lambda f, p: jnp.zeros_like(p, jnp.float32) if f else None
-    own = lambda _, g: None if g is None else jax.tree.map(jnp.array, g.shared)
     return MagnitudeFloorState(
-        count=jnp.zeros([], jnp.int32),
-        place=placing(jnp.zeros([], jnp.int32)),
+        count=jnp.zeros([], jnp.int32), place=placing(0),
         shared=tuple(leaves.tree_map(own, params, tree) for tree in aligned),
         origin=leaves.tree_map(copy, floored, params) if keep_origin else None,
         latent=leaves.tree_map(zeros, floored, params))

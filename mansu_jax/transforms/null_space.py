@@ -70,6 +70,8 @@ def project_to_null_space(
         ' a number in (0, 1].')
 
   def init_fn(params):
+    if leaves.is_placeholder(params):
+      return NullSpaceState(params)
     aligned = leaves.align_shapes(fisher, params, 'The Fisher')
     for name, leaf in leaves.named(aligned).items():
       _check_fisher(name, leaf)
@@ -117,6 +119,8 @@ def project_off_basis(basis: optax.Updates) -> optax.GradientTransformation:
   """
 
   def init_fn(params):
+    if leaves.is_placeholder(params):
+      return OffBasisState(jax.tree.map(jnp.array, basis))
     aligned = leaves.align(basis, params, 'The null-space basis')
     shapes = leaves.named(params)
     for name, leaf in leaves.named(aligned).items():

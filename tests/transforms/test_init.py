@@ -75,6 +75,24 @@ class TracedInitTest(parameterized.TestCase):
       jax.jit(skew.init)(params)
 
 
+  def test_tree_map_params_finds_what_is_like_the_params(self):
+    params = _params()
+    specs = {'w': 'spec of w', 'b': 'spec of b'}
+    tx = _mansu(params)
+    got = optax.tree_map_params(
+        tx, lambda leaf, spec: leaf if leaf is None else spec, tx.init(params),
+        specs, transform_non_params=lambda leaf: 'whole',
+        is_leaf=lambda leaf: leaf is None)
+    adam, mask, null_space, floor = (
+        got[0][0], got[1], got[2], got[3])
+    self.assertEqual(adam.mu, specs)
+    self.assertEqual(mask.mask, {'w': 'whole', 'b': 'whole'})
+    self.assertEqual(null_space.mask, specs)
+    self.assertEqual(floor.latent, {'w': 'spec of w', 'b': None})
+    self.assertEqual(floor.origin, {'w': 'spec of w', 'b': None})
+    self.assertEqual(floor.shared[0]['w'].scale, 'whole')
+
+
 class InjectTest(parameterized.TestCase):
 
   def test_quantile_and_lift_step(self):
