@@ -239,11 +239,12 @@ def _tensors(
   for tensor in sorted(found, key=lambda t: t.start):
     if tensor.start < end:
       raise ValueError(
-          f'the tensors {before.name} and {tensor.name} overlap')
+          f'the tensors {shorten(before.name)} and {shorten(tensor.name)}'
+          ' overlap')
     end, before = tensor.start + tensor.size, tensor
   if before is not None and end > cursor.size:
     raise ValueError(
-        f'the tensor {before.name} ends at byte {end}, the file at'
+        f'the tensor {shorten(before.name)} ends at byte {end}, the file at'
         f' {cursor.size}')
   return tuple(found)
 

@@ -188,14 +188,14 @@ def _llama3_scaling(
     if np.allclose(divisors, want, 1e-5, 0):
       return scaling
   raise ValueError(
-      f'{file.path} divides rotary frequencies by {_shown(divisors.ravel())}: expected'
+      f'{file.path} divides rotary frequencies by {_shown(divisors)}: expected'
       f' the {config.d_head // 2} divisors of Llama 3.1 (bands 1 and 4 of 8192'
       ' tokens). Use the Hugging Face directory of this model.')
 
 
 def _shown(values: np.ndarray) -> str:
   more = ', ...' if values.size > 4 else ''
-  return f'{", ".join(f"{x:.4g}" for x in values[:4])}{more}'
+  return f'{", ".join(f"{x:.4g}" for x in values.flat[:4])}{more}'
 
 
 def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ of CPU time, over 100 MB of memory, or a process that died. `--first=INDEX
 """
 
 import argparse
-import functools
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -246,8 +246,8 @@ def _work(first: int, count: int) -> None:
     path = pathlib.Path(folder) / 'x.gguf'
     for base in bases():  # All that is imported and compiled once.
       path.write_bytes(base.data)
-      assert judge(path)[0] != 'refused', judge(path)
       loading.find(str(path)).load()
+      judge(path)
     _limit_memory()
     for index in range(first, first + count):
       print(index, file=sys.stderr)  # The last one is where it died.
