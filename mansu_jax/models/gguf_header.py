@@ -102,7 +102,8 @@ def read(data: np.ndarray) -> Header:
     key = cursor.name(_LONGEST_KEY, 'key')
     if key in metadata:
       raise ValueError(f'two values of the key {shorten(key)}')
-    metadata[key] = _value(cursor, cursor.number('I', 'value type'), key)
+    what = f'value of {shorten(key)}'
+    metadata[key] = _value(cursor, cursor.number('I', f'type of {what}'), what)
   return Header(metadata, _tensors(cursor, num_tensors, _alignment(metadata)))
 
 
@@ -193,9 +194,8 @@ class _Cursor:
     return out
 
 
-def _value(cursor: _Cursor, kind: int, key: str, depth: int = 0) -> Any:
+def _value(cursor: _Cursor, kind: int, what: str, depth: int = 0) -> Any:
   """The next value, of a type given by its number."""
-  what = f'value of {shorten(key)}'
   if kind in _SCALARS:
     return cursor.number(_SCALARS[kind], what)
   if kind == _STRING:
@@ -214,7 +214,7 @@ def _value(cursor: _Cursor, kind: int, key: str, depth: int = 0) -> Any:
   if inner != _ARRAY:
     raise ValueError(f'{what} with elements of the unknown type {inner}')
   cursor.check_count(count, _LEAST_ARRAY, f'arrays in the {what}')
-  return [_value(cursor, inner, key, depth + 1) for _ in range(count)]
+  return [_value(cursor, inner, what, depth + 1) for _ in range(count)]
 
 
 def _alignment(metadata: dict[str, Any]) -> int:
@@ -230,11 +230,20 @@ def _tensors(
     cursor: _Cursor, count: int, alignment: int) -> tuple[Tensor, ...]:
   """The next tensors' places."""
   cursor.check_count(count, _LEAST_TENSOR, 'tensors')
-  found = [_tensor(cursor, alignment) for _ in range(count)]
-  if len({t.name for t in found}) < count:
-    raise ValueError('two tensors of one name')
+  found = {}
+  for _ in range(count):
+    tensor = _tensor(cursor, alignment)
+    if tensor.name in found:
+      raise ValueError(f'two tensors of the name {shorten(tensor.name)}')
+    found[tensor.name] = tensor
   first = -(-cursor.at // alignment) * alignment  # Offsets count from here.
-  found = [dataclasses.replace(t, start=first + t.start) for t in found]
+  out = [dataclasses.replace(t, start=first + t.start) for t in found.values()]
+  _check_places(out, first, cursor.size)
+  return tuple(out)
+
+
+def _check_places(found: Sequence[Tensor], first: int, size: int) -> None:
+  """Raises ValueError where tensors overlap or leave the file."""
   end, before = first, None
   for tensor in sorted(found, key=lambda t: t.start):
     if tensor.start < end:
@@ -242,11 +251,10 @@ def _tensors(
           f'the tensors {shorten(before.name)} and {shorten(tensor.name)}'
           ' overlap')
     end, before = tensor.start + tensor.size, tensor
-  if before is not None and end > cursor.size:
+  if before is not None and end > size:
     raise ValueError(
         f'the tensor {shorten(before.name)} ends at byte {end}, the file at'
-        f' {cursor.size}')
-  return tuple(found)
+        f' {size}')
 
 
 def _tensor(cursor: _Cursor, alignment: int) -> Tensor:

@@ -127,7 +127,7 @@ class HeaderTest(parameterized.TestCase):
        "tensor 't' ends at byte 2147483680, the file at"),
       ('tensor_name', {'tensors': [_tensor(b't' * 65)]}, 'wanted at most 64'),
       ('two_names', {'tensors': [_tensor(b't'), _tensor(b't', offset=32)]},
-       'two tensors of one name'),
+       "two tensors of the name 't'"),
       ('axes', {'tensors': [_tensor(b't', (1,) * 5)]}, 'of 5 axes'),
       ('no_axes', {'tensors': [_tensor(b't', ()) + b'12345678']}, 'of 0 axes'),
       ('overflow', {'tensors': [_tensor(b't', (2**32, 2**32))]},
