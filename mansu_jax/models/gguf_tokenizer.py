@@ -110,9 +110,15 @@ def build(metadata: Mapping[str, Any], where: str) -> Any:
     raise ValueError(
         f'{where} has {_CHAT_TEMPLATE} = {gguf_header.shorten(template)}:'
         ' expected text. Convert the model again with its tokenizer.')
+  import transformers  # pylint: disable=g-import-not-at-top
+
+  make = transformers.PreTrainedTokenizerFast
   try:
-    return _wrap(_byte_level_bpe(found, merges), found, template,
-                 metadata['llama.context_length'])
+    return make(**_parts(found, merges), chat_template=template,
+                model_max_length=metadata['llama.context_length'],
+                clean_up_tokenization_spaces=False)
+  except MemoryError:
+    raise
   except Exception as error:  # The bare class, of the tokenizers package.
     raise ValueError(
         f'The vocabulary in {where} makes no tokenizer'
@@ -120,13 +126,11 @@ def build(metadata: Mapping[str, Any], where: str) -> Any:
         ' file is damaged; download or convert it again.') from error
 
 
-def _wrap(
-    backend: tokenizers.Tokenizer, found: Mapping[str, Any],
-    template: str | None, longest: int) -> Any:
-  """The transformers tokenizer around a backend."""
-  import transformers  # pylint: disable=g-import-not-at-top
-
-  tokens = found['tokens']
+def _parts(
+    found: Mapping[str, Any], merges: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+  """The backend, and the special tokens by transformers' names."""
+  backend, tokens = _byte_level_bpe(found, merges), found['tokens']
   special = {
       f'{short}_token': tokens[special_id(found, long)]
       for short, long in (('bos', 'bos'), ('eos', 'eos'), ('unk', 'unknown'),
@@ -135,13 +139,7 @@ def _wrap(
   add_bos = bool(found.get('add_bos_token', False))
   if add_bos:
     backend.post_processor = _bos_template(found)
-  return transformers.PreTrainedTokenizerFast(
-      tokenizer_object=backend,
-      chat_template=template,
-      model_max_length=longest,
-      clean_up_tokenization_spaces=False,
-      add_bos_token=add_bos,
-      **special)
+  return {'tokenizer_object': backend, 'add_bos_token': add_bos} | special
 
 
 def ggml_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _check_index(
     found = ' and '.join(stored.get(wrong[0], ['no shard']))
     raise ValueError(
         f'{index} does not fit its shards for {len(wrong)} tensors, such as'
-        f' {wrong[0]}: the index names {listed}, but the tensor is in {found}.'
+        f' {wrong[0]!r}: the index names {listed}, but the tensor is in {found}.'
         ' Expected each tensor in one shard, the one that the index names.'
         ' Download the whole checkpoint again.')
 

@@ -277,7 +277,7 @@ class RefuseTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('in_two_shards', lambda shards, index: shards[1].update(
           {_UP: shards[0][_UP]}),
-       f'1 tensors, such as {_UP}: the index names 0.safetensors, but the'
+       f'1 tensors, such as .{_UP}.: the index names 0.safetensors, but the'
        ' tensor is in 0.safetensors and 1.safetensors'),
       ('wrong_shard', lambda shards, index: index.update(
           {_UP: '1.safetensors'}),
