@@ -39,7 +39,7 @@ from tests.models import tiny
 SEED = 18
 MOST_SECONDS, MOST_BYTES = 1.0, 100 * 2**20
 _KILL_SECONDS = 20  # Of CPU time: the process is in a loop.
-_CHUNK = 20_000  # Mutations of a process.
+_CHUNK = 100_000  # Mutations of a process.
 _LONGEST_MESSAGE = 2000
 _VOCAB = ['<s>', '</s>', 't', 'h', 'Ġ', 'é', '1', 'th', '<a>']
 _KINDS = [3, 3, 1, 1, 1, 1, 1, 1, 4]
