@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import ctypes
 import functools
+import math
 import os
 import pathlib
 from typing import Any
@@ -96,17 +97,17 @@ def quantize(
 def stored_types(path: pathlib.Path) -> dict[str, int]:
   """How many weights of the layers' matrices are stored as each type."""
   sizes: dict[str, int] = {}
-  for tensor in gguf_io.open_file(path).reader.tensors:
+  for tensor in gguf_io.open_file(path).tensors:
     if tensor.name.startswith('blk.') and len(tensor.shape) > 1:
-      kind = tensor.tensor_type.name
-      sizes[kind] = sizes.get(kind, 0) + int(tensor.n_elements)
+      kind = tensor.kind.name
+      sizes[kind] = sizes.get(kind, 0) + math.prod(tensor.shape)
   return sizes
 
 
 def types_by_inputs(path: pathlib.Path) -> dict[int, str]:
   """Type of the layers' matrices by their number of inputs."""
-  return {int(tensor.shape[0]): tensor.tensor_type.name
-          for tensor in gguf_io.open_file(path).reader.tensors
+  return {tensor.shape[-1]: tensor.kind.name
+          for tensor in gguf_io.open_file(path).tensors
           if tensor.name.startswith('blk.') and len(tensor.shape) > 1}
 
 

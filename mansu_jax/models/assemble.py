@@ -106,6 +106,7 @@ def check(
         f'{where} has {len(got)} tensors, but its config {config.num_layers}'
         ' layers: expected several tensors a layer. Use the config and weights'
         ' of one checkpoint.')
+  _check_widths(got, config, where)
   want = {t.name: t.shape for t in tensors(config, names)}
   missing = [name for name in want if name not in got]
   extra = [name for name in got if name not in want]
@@ -120,6 +121,22 @@ def check(
         f' Expected exactly the {len(want)} tensors of a {config.num_layers}'
         f'-layer Llama with {"tied" if config.tie_embeddings else "untied"}'
         ' embeddings. Use the config and weights of one checkpoint.')
+
+
+def _check_widths(
+    got: Mapping[str, tuple[int, ...]], config: config_lib.ModelConfig,
+    where: str) -> None:
+  """Raises ValueError before shapes are traced that no tensor here has."""
+  longest = max((max(shape, default=1) for shape in got.values()), default=0)
+  widths = {'d_model': config.d_model, 'd_ff': config.d_ff,
+            'vocab_size': config.vocab_size,
+            'num_heads * d_head': config.num_heads * config.d_head}
+  wide = {name: width for name, width in widths.items() if width > longest}
+  if wide:
+    raise ValueError(
+        f'The tensors in {where} do not fit its config, which has {wide}: no'
+        f' tensor has over {longest} rows or columns. Use the config and'
+        ' weights of one checkpoint.')
 
 
 def _shorten(items: list[str]) -> str:

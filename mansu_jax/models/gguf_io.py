@@ -7,8 +7,9 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from mansu_jax import types
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
+from mansu_jax.models import gguf_header
 from mansu_jax.models import gguf_tokenizer
 from mansu_jax.models import layers
 
@@ -52,65 +54,74 @@ _OPTIONAL = frozenset({
     'rope.scaling.type', 'rope.scaling.factor', 'vocab_size'})
 
 
-class _Reader(gguf.GGUFReader):
-  """The package's reader over a plain array: slices of a memmap are slow."""
-
-  data = property(
-      lambda self: self._data,
-      lambda self, memmap: setattr(self, '_data', np.asarray(memmap)))
-
-
 @dataclasses.dataclass(frozen=True)
 class GgufFile:
   """An opened file: its metadata, with nothing dequantised yet."""
 
   path: pathlib.Path
-  reader: gguf.GGUFReader
+  data: np.ndarray  # [bytes] uint8, mapped
   metadata: Mapping[str, Any]
+  tensors: Sequence[gguf_header.Tensor]
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """Tensor name -> torch shape."""
-    return {t.name: tuple(int(n) for n in reversed(t.shape))
-            for t in self.reader.tensors}
+    return {t.name: t.shape for t in self.tensors}
 
   @property
   def quantization(self) -> str:
     """The format most weights are stored in, for example `Q4_1`."""
     sizes: dict[str, int] = {}
-    for tensor in self.reader.tensors:
-      kind = tensor.tensor_type.name
-      sizes[kind] = sizes.get(kind, 0) + tensor.n_elements
-    return max(sizes, key=sizes.get)
+    for tensor in self.tensors:
+      kind = tensor.kind.name
+      sizes[kind] = sizes.get(kind, 0) + math.prod(tensor.shape)
+    return max(sizes, key=sizes.get, default='F32')
+
+  def stored(self, tensor: gguf_header.Tensor) -> np.ndarray:
+    """A tensor's bytes, [..., bytes of a row] uint8; a view of the file."""
+    end = tensor.start + tensor.size
+    return self.data[tensor.start:end].reshape(tensor.bytes_shape)
 
 
 def open_file(path: pathlib.Path) -> GgufFile:
-  """Maps a file and parses its header.
+  """Maps a file, parses its header and checks all that it claims.
 
   Raises:
-    ValueError: not a GGUF file, a truncated one, or another architecture.
+    ValueError: not a GGUF file, a truncated or damaged one, one of several
+      parts, or another architecture.
   """
   with open(path, 'rb') as file:
-    magic = file.read(4)
-  if magic != b'GGUF':
+    magic = file.read(len(gguf_header.MAGIC))
+  if magic != gguf_header.MAGIC:
     raise ValueError(
         f'{path} starts with {magic!r}: expected b\'GGUF\'. Give a GGUF file,'
         ' or a Hugging Face directory.')
+  data = np.asarray(np.memmap(path, mode='r'))  # A memmap's slices are slow.
   try:
-    reader = _Reader(path)
-    metadata = {key: f.contents() for key, f in reader.fields.items()}
-  except (ValueError, IndexError, KeyError, OverflowError, TypeError,
-          MemoryError) as error:
+    metadata, tensors = gguf_header.read(data)
+  except ValueError as error:
     raise ValueError(
-        f'{path} cannot be read as GGUF ({error}) at {path.stat().st_size}'
-        ' bytes: expected a complete file. It is truncated or damaged;'
-        ' download it again.') from error
+        f'{path} cannot be read as GGUF ({error}) at {data.size} bytes:'
+        ' expected a complete little-endian file. It is truncated or damaged'
+        ' or of another kind; download or convert it again.') from error
+  _check_whole_llama(path, metadata)
+  return GgufFile(path, data, metadata, tensors)
+
+
+def _check_whole_llama(
+    path: pathlib.Path, metadata: Mapping[str, Any]) -> None:
+  parts = metadata.get(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, 1)
+  if parts not in (0, 1):
+    raise ValueError(
+        f'{path} is one of {gguf_header.shorten(parts)} parts of a model:'
+        ' expected a whole one. Merge them with llama.cpp\'s `llama-gguf-split'
+        ' --merge`.')
   architecture = metadata.get('general.architecture')
   if architecture != 'llama':
     raise ValueError(
-        f'{path} has architecture {architecture!r}: expected \'llama\', the'
-        ' only GGUF architecture read here. Use a Llama-family file.')
-  return GgufFile(path, reader, metadata)
+        f'{path} has architecture {gguf_header.shorten(architecture)}:'
+        ' expected \'llama\', the only GGUF architecture read here. Use a'
+        ' Llama-family file.')
 
 
 def read_config(file: GgufFile) -> config_lib.ModelConfig:
@@ -163,15 +174,18 @@ def _llama3_scaling(
     file: GgufFile, config: config_lib.ModelConfig
 ) -> config_lib.RopeScaling:
   """The scaling whose divisors the file holds."""
-  (tensor,) = (t for t in file.reader.tensors if t.name == ROTARY_DIVISORS)
-  divisors = np.ravel(gguf.dequantize(tensor.data, tensor.tensor_type))
-  for factor in (float(divisors.max(initial=1)), *_LLAMA3_FACTORS):
+  (tensor,) = (t for t in file.tensors if t.name == ROTARY_DIVISORS)
+  _check_format(file, tensor)
+  divisors = _dequantise(file.stored(tensor), tensor)
+  right_shape = divisors.shape == (config.d_head // 2,)
+  factors = (float(divisors.max(initial=1)), *_LLAMA3_FACTORS)
+  for factor in factors if right_shape else ():
     scaling = config_lib.RopeScaling(
         kind='llama3', factor=factor, low_freq_factor=1.0,
         high_freq_factor=4.0, original_max_position=8192)
     want = 1 / layers.llama3_shrinkage(
         dataclasses.replace(config, rope_scaling=scaling))
-    if divisors.shape == want.shape and np.allclose(divisors, want, 1e-5, 0):
+    if np.allclose(divisors, want, 1e-5, 0):
       return scaling
   raise ValueError(
       f'{file.path} divides rotary frequencies by {_shown(divisors)}: expected'
@@ -181,7 +195,7 @@ def _llama3_scaling(
 
 def _shown(values: np.ndarray) -> str:
   more = ', ...' if values.size > 4 else ''
-  return f'{", ".join(f"{x:.4g}" for x in values[:4])}{more}'
+  return f'{", ".join(f"{x:.4g}" for x in values.flat[:4])}{more}'
 
 
 def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:
@@ -193,14 +207,14 @@ def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:
   unknown = sorted(found.keys() - _REQUIRED - _OPTIONAL)
   if unknown:
     raise ValueError(
-        f'{path} has the unknown llama keys {unknown}: expected only keys'
-        ' known here, since another may change what the model computes. Use a'
-        ' plain Llama-family file.')
+        f'{path} has the unknown llama keys {gguf_header.shorten(unknown)}:'
+        ' expected only keys known here, since another may change what the'
+        ' model computes. Use a plain Llama-family file.')
   for key, value in found.items():
     kind = str if key == 'rope.scaling.type' else (int, float)
     if not isinstance(value, kind) or isinstance(value, bool):
       raise ValueError(
-          f'{path} has llama.{key} = {value!r}: expected one'
+          f'{path} has llama.{key} = {gguf_header.shorten(value)}: expected one'
           f' {"name" if kind is str else "number"}. Per-layer values are not'
           ' implemented; use a plain Llama-family file.')
 
@@ -213,8 +227,9 @@ def _rope_scaling(
     return None
   if kind != 'linear':
     raise ValueError(
-        f'{path} has llama.rope.scaling.type = {kind!r}: expected \'none\' or'
-        ' \'linear\'. Use the Hugging Face directory of this model.')
+        f'{path} has llama.rope.scaling.type = {gguf_header.shorten(kind)}:'
+        ' expected \'none\' or \'linear\'. Use the Hugging Face directory of'
+        ' this model.')
   return config_lib.RopeScaling(
       kind=kind, factor=_shortest_decimal(found.get('rope.scaling.factor', 1)))
 
@@ -222,7 +237,8 @@ def _rope_scaling(
 def _shortest_decimal(value: float) -> float:
   """The shortest decimal that reads back as this float32: 1e-5, not
   9.99999975e-6, which is what GGUF's float32 makes of it."""
-  return float(str(np.float32(value)))
+  with np.errstate(over='ignore'):  # The config refuses infinity.
+    return float(str(np.float32(value)))
 
 
 def read_params(
@@ -234,16 +250,17 @@ def read_params(
     ValueError: missing, extra or misshapen tensors, or a storage format that
       the `gguf` package cannot dequantise. Nothing large is read before.
   """
-  _check_formats(file)
+  for tensor in {t.kind: t for t in file.tensors}.values():
+    _check_format(file, tensor)
   shapes = dict(file.shapes)
   if config.rope_scaling is not None and config.rope_scaling.kind == 'llama3':
     shapes.pop(ROTARY_DIVISORS, None)
   assemble.check(shapes, config, NAMES, str(file.path))
-  by_name = {t.name: t for t in file.reader.tensors}
+  by_name = {t.name: t for t in file.tensors}
 
   def read(tensor: assemble.Tensor) -> np.ndarray:
     stored = by_name[tensor.name]
-    rows = gguf.dequantize(stored.data, stored.tensor_type)
+    rows = _dequantise(file.stored(stored), stored)
     heads = {'layers/attn/q': config.num_heads,
              'layers/attn/k': config.num_kv_heads}.get(tensor.leaf)
     return rows if heads is None else _unpair_rotary(rows, heads)
@@ -251,17 +268,25 @@ def read_params(
   return assemble.assemble(config, NAMES, read, dtype)
 
 
-def _check_formats(file: GgufFile) -> None:
-  """Tries one row of each storage format."""
-  first = {t.tensor_type: t for t in file.reader.tensors}
-  for kind, tensor in first.items():
-    try:
-      gguf.dequantize(tensor.data[:1], kind)
-    except NotImplementedError as error:
-      raise ValueError(
-          f'{file.path} stores {tensor.name} as {kind.name}: expected a format'
-          ' that the gguf package dequantises (F32, F16, BF16, Q4_0 .. Q8_0,'
-          ' Q2_K .. Q6_K, ...). Requantise it or use another file.') from error
+def _check_format(file: GgufFile, tensor: gguf_header.Tensor) -> None:
+  """Tries one row of a tensor."""
+  stored = file.stored(tensor)
+  try:
+    _dequantise(stored.reshape(-1, stored.shape[-1])[0], tensor)
+  except NotImplementedError as error:
+    raise ValueError(
+        f'{file.path} stores {tensor.name} as {tensor.kind.name}: expected a'
+        ' format that the gguf package dequantises (F32, F16, BF16, Q4_0 ..'
+        ' Q8_0, Q2_K .. Q6_K, ...). Requantise it or use another file.'
+    ) from error
+
+
+def _dequantise(
+    stored: np.ndarray,  # [..., bytes of a row] uint8
+    tensor: gguf_header.Tensor) -> np.ndarray:
+  """Float32 values; scales of damaged files may overflow to infinity."""
+  with np.errstate(over='ignore', invalid='ignore'):
+    return gguf.dequantize(stored, tensor.kind)
 
 
 def _unpair_rotary(

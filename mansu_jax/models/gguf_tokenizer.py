@@ -7,7 +7,8 @@ and stands here, as llama.cpp defines it (src/llama-vocab.cpp).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import array
+from collections.abc import Mapping, Sequence
 import json
 from typing import Any
 
@@ -16,6 +17,8 @@ from tokenizers import decoders
 from tokenizers import models
 from tokenizers import pre_tokenizers
 from tokenizers import processors
+
+from mansu_jax.models import gguf_header
 
 _CONTROL, _USER_DEFINED = 3, 4  # Values of tokenizer.ggml.token_type.
 
@@ -45,6 +48,7 @@ _WORDS = {
     'smollm': _smollm_words,
 }
 _WHOLE_WORDS_FIRST = ('llama-bpe',)  # A word in the vocabulary is one token.
+_CHAT_TEMPLATE = 'tokenizer.chat_template'
 _NO_VOCABULARY = ('none', 'no_vocab')  # Files of token ids only.
 
 
@@ -96,14 +100,37 @@ def build(metadata: Mapping[str, Any], where: str) -> Any:
   Raises:
     ValueError: another kind of tokenizer, or incomplete metadata.
   """
-  import transformers  # pylint: disable=g-import-not-at-top
-
   found = ggml_keys(metadata)
   if found.get('model') in _NO_VOCABULARY:
     return None
   _check(found, where)
-  tokens = found['tokens']
-  backend = _byte_level_bpe(found, where)
+  merges = _merges(found, where)
+  template = metadata.get(_CHAT_TEMPLATE)
+  if not isinstance(template, str | None):
+    raise ValueError(
+        f'{where} has {_CHAT_TEMPLATE} = {gguf_header.shorten(template)}:'
+        ' expected text. Convert the model again with its tokenizer.')
+  import transformers  # pylint: disable=g-import-not-at-top
+
+  make = transformers.PreTrainedTokenizerFast
+  try:
+    return make(**_parts(found, merges), chat_template=template,
+                model_max_length=metadata['llama.context_length'],
+                clean_up_tokenization_spaces=False)
+  except MemoryError:
+    raise
+  except Exception as error:  # The bare class, of the tokenizers package.
+    raise ValueError(
+        f'The vocabulary in {where} makes no tokenizer'
+        f' ({gguf_header.shorten(str(error))}): expected byte-level BPE. The'
+        ' file is damaged; download or convert it again.') from error
+
+
+def _parts(
+    found: Mapping[str, Any], merges: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+  """The backend, and the special tokens by transformers' names."""
+  backend, tokens = _byte_level_bpe(found, merges), found['tokens']
   special = {
       f'{short}_token': tokens[special_id(found, long)]
       for short, long in (('bos', 'bos'), ('eos', 'eos'), ('unk', 'unknown'),
@@ -111,14 +138,8 @@ def build(metadata: Mapping[str, Any], where: str) -> Any:
       if special_id(found, long) is not None}
   add_bos = bool(found.get('add_bos_token', False))
   if add_bos:
-    backend.post_processor = _bos_template(found, where)
-  return transformers.PreTrainedTokenizerFast(
-      tokenizer_object=backend,
-      chat_template=metadata.get('tokenizer.chat_template'),
-      model_max_length=metadata['llama.context_length'],
-      clean_up_tokenization_spaces=False,
-      add_bos_token=add_bos,
-      **special)
+    backend.post_processor = _bos_template(found)
+  return {'tokenizer_object': backend, 'add_bos_token': add_bos} | special
 
 
 def ggml_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,25 +152,59 @@ def ggml_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _check(found: Mapping[str, Any], where: str) -> None:
   wanted = {'model': ('gpt2',), 'pre': tuple(_WORDS),
             'add_space_prefix': (False, None), 'add_eos_token': (False, None)}
+  shown = lambda key: gguf_header.shorten(found.get(key))
   for key, values in wanted.items():
     if found.get(key) not in values:
       raise ValueError(
-          f'{where} has tokenizer.ggml.{key} = {found.get(key)!r}: expected'
-          f' one of {list(values)}. Use the Hugging Face directory of this'
-          ' model, which brings its tokenizer.json.')
+          f'{where} has tokenizer.ggml.{key} = {shown(key)}: expected one of'
+          f' {list(values)}. Use the Hugging Face directory of this model,'
+          ' which brings its tokenizer.json.')
+  _check_vocabulary(found, where)
+  for name in ('bos', 'eos'):
+    key = f'{name}_token_id'
+    if key in found and special_id(found, name) is None:
+      raise ValueError(
+          f'{where} has tokenizer.ggml.{key} = {shown(key)}: expected an id'
+          f' below {len(found["tokens"])}, the number of tokens. Convert the'
+          ' model again with its tokenizer.')
+  if not isinstance(found.get('add_bos_token', False), int):
+    raise ValueError(
+        f'{where} has tokenizer.ggml.add_bos_token = {shown("add_bos_token")}:'
+        ' expected true or false. Convert the model again with its tokenizer.')
+  if found.get('add_bos_token') and 'bos_token_id' not in found:
+    raise ValueError(
+        f'{where} asks for a BOS token in front but names none: expected'
+        ' tokenizer.ggml.bos_token_id. Convert the model again.')
+
+
+def _check_vocabulary(found: Mapping[str, Any], where: str) -> None:
   missing = [k for k in ('tokens', 'merges', 'token_type') if k not in found]
   if missing:
     raise ValueError(
         f'{where} lacks tokenizer.ggml keys {missing}: expected a vocabulary,'
         ' its merges and its token types. Convert the model again with its'
         ' tokenizer.')
-  for name in ('bos', 'eos'):
-    key = f'{name}_token_id'
-    if key in found and special_id(found, name) is None:
-      raise ValueError(
-          f'{where} has tokenizer.ggml.{key} = {found[key]!r}: expected an id'
-          f' below {len(found["tokens"])}, the number of tokens. Convert the'
-          ' model again with its tokenizer.')
+  tokens, merges, kinds = (
+      found['tokens'], found['merges'], found['token_type'])
+  if not (_are(tokens, str) and _are(merges, str) and _are(kinds, int)
+          and len(kinds) == len(tokens)):
+    raise ValueError(
+        f'{where} has {_counted(tokens)} as tokens, {_counted(merges)} as'
+        f' merges and {_counted(kinds)} as token types: expected strings,'
+        ' strings, and one number a token. Convert the model again with its'
+        ' tokenizer.')
+
+
+def _are(values: Any, kind: type[Any]) -> bool:
+  """Whether it is an array of this kind; elements of one are all alike."""
+  return isinstance(values, (list, array.array)) and (
+      not values or isinstance(values[0], kind))
+
+
+def _counted(values: Any) -> str:
+  if not isinstance(values, (list, array.array)):
+    return gguf_header.shorten(values)
+  return f'an array of {len(values)}'
 
 
 def special_id(found: Mapping[str, Any], name: str) -> int | None:
@@ -163,25 +218,34 @@ def special_id(found: Mapping[str, Any], name: str) -> int | None:
     name: `bos`, `eos`, `unknown` or `padding`.
   """
   value = found.get(f'{name}_token_id')
-  inside = isinstance(value, int) and 0 <= value < len(found.get('tokens', ()))
+  tokens = found.get('tokens')
+  whole = isinstance(value, int) and not isinstance(value, bool)
+  inside = whole and isinstance(tokens, list) and 0 <= value < len(tokens)
   return value if inside else None
 
 
-def _byte_level_bpe(
-    found: Mapping[str, Any], where: str
-) -> tokenizers.Tokenizer:
-  tokens, pre = found['tokens'], found['pre']
+def _merges(found: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
+  """The file's merges, checked: two tokens that make a third."""
+  tokens = found['tokens']
   merges = [tuple(merge.split(' ')) for merge in found['merges']]
-  vocab = {token: i for i, token in enumerate(tokens)}
-  broken = [m for m in merges if len(m) != 2 or ''.join(m) not in vocab]
+  vocab = frozenset(tokens)
+  broken = [m for m in merges if len(m) != 2 or not (
+      m[0] in vocab and m[1] in vocab and ''.join(m) in vocab)]
   if len(vocab) != len(tokens) or broken:
     raise ValueError(
         f'{where} has {len(tokens)} tokens of which {len(vocab)} differ, and'
-        f' {len(broken)} merges that make no token (first: {broken[:1]}):'
-        ' expected distinct tokens and merges of two. The file is damaged;'
-        ' download it again.')
+        f' {len(broken)} merges that do not make a token of two tokens (first:'
+        f' {gguf_header.shorten(broken[:1])}): expected distinct tokens and'
+        ' merges of two. The file is damaged; download it again.')
+  return merges
+
+
+def _byte_level_bpe(
+    found: Mapping[str, Any], merges: Sequence[tuple[str, str]]
+) -> tokenizers.Tokenizer:
+  tokens, pre = found['tokens'], found['pre']
   backend = tokenizers.Tokenizer(models.BPE(
-      vocab=vocab, merges=merges,
+      vocab={token: i for i, token in enumerate(tokens)}, merges=merges,
       ignore_merges=pre in _WHOLE_WORDS_FIRST))
   backend.pre_tokenizer = _WORDS[pre]()
   backend.decoder = decoders.ByteLevel()
@@ -193,14 +257,8 @@ def _byte_level_bpe(
   return backend
 
 
-def _bos_template(
-    found: Mapping[str, Any], where: str
-) -> processors.PostProcessor:
-  bos_id = found.get('bos_token_id')
-  if bos_id is None:
-    raise ValueError(
-        f'{where} asks for a BOS token in front but names none: expected'
-        ' tokenizer.ggml.bos_token_id. Convert the model again.')
+def _bos_template(found: Mapping[str, Any]) -> processors.PostProcessor:
+  bos_id = found['bos_token_id']
   bos = found['tokens'][bos_id]
   return processors.TemplateProcessing(
       single=f'{bos} $A', pair=f'{bos} $A {bos} $B',

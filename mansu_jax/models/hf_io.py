@@ -84,7 +84,8 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
   """The safetensors files of a directory, in name order.
 
   Raises:
-    ValueError: only pickle checkpoints, no weights at all, or a missing shard.
+    ValueError: only pickle checkpoints, no weights at all, a missing shard, or
+      a tensor that is not in the shard that the index names, or in two.
   """
   if (path / _WEIGHTS).is_file():
     return [path / _WEIGHTS]
@@ -103,7 +104,31 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
         f'{path / _INDEX} names {names}, of which {outside} lie outside the'
         f' directory and {missing} are missing: expected every shard beside'
         ' the index. Download the missing files.')
-  return [path / n for n in names]
+  files = [path / n for n in names]
+  _check_index(path / _INDEX, weight_map, files)
+  return files
+
+
+def _check_index(
+    index: pathlib.Path, weight_map: Mapping[str, str],
+    files: Sequence[pathlib.Path]) -> None:
+  """Checks by the headers that each tensor lies where the index says."""
+  stored: dict[str, list[str]] = {}
+  for file in files:
+    with _open(file) as handle:
+      for name in handle.keys():
+        stored.setdefault(name, []).append(file.name)
+  wrong = [name for name in sorted(stored.keys() | weight_map.keys())
+           if stored.get(name) != [weight_map.get(name)]
+           and not name.endswith(llama.IGNORED_TENSOR_SUFFIX)]
+  if wrong:
+    listed = weight_map.get(wrong[0], 'no shard')
+    found = ' and '.join(stored.get(wrong[0], ['no shard']))
+    raise ValueError(
+        f'{index} does not fit its shards for {len(wrong)} tensors, such as'
+        f' {wrong[0]!r}: the index names {listed}, but the tensor is in {found}.'
+        ' Expected each tensor in one shard, the one that the index names.'
+        ' Download the whole checkpoint again.')
 
 
 def _refuse_without_safetensors(path: pathlib.Path) -> None:

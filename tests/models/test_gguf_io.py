@@ -165,23 +165,6 @@ class RefuseTest(parameterized.TestCase):
         loading.load(path)
     self.assertLess(time.process_time() - started, 20.0)
 
-  def test_flipped_header_bytes_never_raise_anything_else(self):
-    path = tiny.temp_dir(self) / 'x.gguf'
-    cfg = tiny.config()
-    tiny.write_gguf(path, cfg, tiny.params(cfg))
-    whole = path.read_bytes()
-    rng = np.random.default_rng(0)
-    refused = 0
-    for offset in rng.integers(4, 3000, 60):
-      damaged = bytearray(whole)
-      damaged[offset] ^= 0xFF
-      path.write_bytes(bytes(damaged))
-      try:
-        loading.load(path)
-      except ValueError:
-        refused += 1
-    self.assertGreater(refused, 10)
-
 
 if __name__ == '__main__':
   absltest.main()

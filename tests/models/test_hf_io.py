@@ -274,6 +274,42 @@ class RefuseTest(parameterized.TestCase):
         json.dumps({'weight_map': {_UP: '../model.safetensors'}}))
     self._refused(path, 'lie outside')
 
+  @parameterized.named_parameters(
+      ('in_two_shards', lambda shards, index: shards[1].update(
+          {_UP: shards[0][_UP]}),
+       f'1 tensors, such as .{_UP}.: the index names 0.safetensors, but the'
+       ' tensor is in 0.safetensors and 1.safetensors'),
+      ('wrong_shard', lambda shards, index: index.update(
+          {_UP: '1.safetensors'}),
+       'the index names 1.safetensors, but the tensor is in 0.safetensors'),
+      ('in_no_shard', lambda shards, index: shards[0].pop(_UP),
+       'the index names 0.safetensors, but the tensor is in no shard'),
+      ('unlisted', lambda shards, index: index.pop(_UP),
+       'the index names no shard, but the tensor is in 0.safetensors'))
+  def test_index_that_does_not_fit_its_shards(self, change, message):
+    path = _write(self)
+    file = path / 'model.safetensors'
+    tensors = safetensors_numpy.load_file(file)
+    file.unlink()
+    shards = [{k: x for k, x in tensors.items() if (k == _UP) == first}
+              for first in (True, False)]
+    shards[0]['model.norm.weight'] = shards[1].pop('model.norm.weight')
+    index = {k: f'{i}.safetensors' for i in (0, 1) for k in shards[i]}
+
+    def save():
+      for i, shard in enumerate(shards):
+        safetensors_numpy.save_file(shard, path / f'{i}.safetensors')
+      (path / 'model.safetensors.index.json').write_text(
+          json.dumps({'weight_map': index}))
+
+    save()
+    loading.load(path)
+    change(shards, index)
+    save()
+    with absltest.mock.patch.object(
+        assemble, 'assemble', side_effect=AssertionError('a weight is read')):
+      self._refused(path, message)
+
   def test_broken_tokenizer(self):
     path = _write(self)
     (path / 'tokenizer.json').write_text('{}')

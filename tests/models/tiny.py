@@ -17,6 +17,7 @@ VOCAB = (
     ['<pad>', '<s>', '</s>']
     + [chr(c) for c in range(ord('!'), ord('~') + 1)] + ['Ġ', 'Ċ']
     + [merge.replace(' ', '') for merge in MERGES] + ['<a>', '<b>'])
+KINDS = [3] * 3 + [1] * (len(VOCAB) - 3)
 
 # Changes of the config that a GGUF file can hold, by name.
 GGUF_CASES = (
@@ -106,7 +107,8 @@ def gguf_tensors(cfg, weights):
 
 def write_gguf(path, cfg, weights, *, architecture='llama', extra=None,
                change_tensors=lambda tensors: tensors, raw=None,
-               add_bos=False, pre='smollm'):
+               add_bos=False, pre='smollm', vocab=VOCAB, merges=MERGES,
+               kinds=KINDS, bos_and_eos=(1, 2), add=lambda writer: None):
   """Writes a float32 GGUF with a byte-level tokenizer of few tokens."""
   writer = gguf.GGUFWriter(path, architecture)
   writer.add_block_count(cfg.num_layers)
@@ -123,12 +125,13 @@ def write_gguf(path, cfg, weights, *, architecture='llama', extra=None,
     writer.add_rope_scaling_factor(cfg.rope_scaling.factor)
   writer.add_tokenizer_model('gpt2')
   writer.add_tokenizer_pre(pre)
-  writer.add_token_list(VOCAB)
-  writer.add_token_types([3] * 3 + [1] * (len(VOCAB) - 3))
-  writer.add_token_merges(MERGES)
-  writer.add_bos_token_id(1)
-  writer.add_eos_token_id(2)
+  writer.add_token_list(vocab)
+  writer.add_token_types(kinds)
+  writer.add_token_merges(merges)
+  writer.add_bos_token_id(bos_and_eos[0])
+  writer.add_eos_token_id(bos_and_eos[1])
   writer.add_add_bos_token(add_bos)
+  add(writer)
   for key, value in (extra or {}).items():
     writer.add_uint32(key, value)
   for name, rows in change_tensors(gguf_tensors(cfg, weights)).items():
