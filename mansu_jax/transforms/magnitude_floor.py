@@ -117,6 +117,8 @@ def magnitude_floor(
   grids = tuple(grids)
   _check_grids(grids)
   _check_options(grids, mode, landing, lift_step, boundary_margin)
+  if isinstance(storage_dtype, jax.Array):  # inject_hyperparams calls types.
+    storage_dtype = storage_dtype.dtype
   rule = landing_lib.Rule(
       schemes=tuple(grid.scheme for grid in grids), mode=mode, landing=landing,
       storage_dtype=jnp.dtype(storage_dtype))
