@@ -14,14 +14,23 @@ import tokenizers
 
 from mansu_jax import main
 from mansu_jax.models import hf_io
+from mansu_jax.models import llama
 from mansu_jax.models import loading
+from mansu_jax.report import summary
 from mansu_jax.report import write as report
 from tests import bad_input
 from tests import runs
 from tests import tiny_job
 from tests.models import tiny
 
+try:
+  import torch
+  import transformers
+except ImportError:
+  torch = None
+
 _UP = 'model.layers.1.mlp.up_proj.weight'
+_EMBED = 'model.embed_tokens.weight'
 
 
 class _Folder(parameterized.TestCase):
@@ -41,6 +50,10 @@ class WeightsTest(_Folder):
     self.parts = tiny_job.base(train=False)
     hf_io.write(self.base, *self.parts)
     shutil.copytree(self.base, self.model)
+
+  def _configure(self, **fields):
+    file = self.model / 'config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
   def _change(self, change, folder=None):
     file = (folder or self.model) / 'model.safetensors'
@@ -145,12 +158,118 @@ class WeightsTest(_Folder):
     self.assertEqual([n for n, l in leaves.items() if l['moved']],
                      ['final_norm'])
 
+  def test_constants_are_compared_as_float32(self):
+    self._double_a_row()
+    self._configure(  # As other tools write out GGUF's float32.
+        rms_norm_eps=9.9999997e-06, rope_theta=10000.0003, rope_parameters={
+            'rope_type': 'default', 'rope_theta': 10000.0})
+    self.assertEqual(self._audit()['pair']['other_differences'], {})
+    self._configure(rms_norm_eps=9.99e-06)
+    with self.assertRaisesRegex(ValueError, 'norm_eps = 1e-05, .* 9.99e-06'):
+      self._audit()
+
+  def test_fields_that_compute_nothing(self):
+    self._double_a_row()
+    self._configure(**dict.fromkeys(llama._IGNORED, 'anything'), **{
+        'pruned_heads': {}, 'is_encoder_decoder': False})
+    self.assertEqual(self._audit()['pair']['other_differences'], {})
+    self._configure(pruned_heads={'1': [0]})
+    with self.assertRaisesRegex(ValueError, 'pruned_heads = .*expected {}'):
+      self._audit()
+
+  def test_tied_weights_that_are_stored_twice(self):
+    self._double_a_row()
+    twice = lambda found: found | {'lm_head.weight': found[_EMBED]}
+    self._change(lambda found: found.update(twice(found)))
+    record = self._audit()
+    self.assertEqual([n for n, l in record['movement']['leaves'].items()
+                      if l['moved']], ['layers/mlp/up'])
+
+  def test_tied_weights_that_differ_are_refused(self):
+    def change(found):
+      found['lm_head.weight'] = found[_EMBED].copy()
+      found['lm_head.weight'][-1, 0] += 1
+    self._change(change)
+    with self.assertRaisesRegex(
+        ValueError, 'lm_head.weight beside .*differ.* Set tie_word_embeddings'):
+      self._audit()
+
+  def test_the_rounding_of_a_base_is_told_from_moves(self):
+    config, params, tokenizer = self.parts
+    hf_io.write(self.base, config, params, tokenizer, export_dtype='bfloat16')
+    self._double_a_row()
+    record = self._audit()
+    self.assertGreater(record['movement']['total']['moved'], 0.9)
+    self.assertAlmostEqual(
+        record['pair']['moved_beyond_rounding'],
+        64 / record['movement']['total']['size'])
+    told = 'moved for more than the base\'s rounding to bfloat16'
+    self.assertIn(told, (self.folder / 'audit/report.md').read_text())
+    self.assertIn(told, '\n'.join(summary.lines(record)))
+
   def test_bytes_that_changed_meanwhile_are_refused(self):
     self._double_a_row()
     self._audit()
     self._double_a_row()
     with self.assertRaisesRegex(ValueError, "'model' had another content"):
       self._audit()
+
+
+@absltest.skipIf(torch is None, 'torch is not installed')
+class TransformersTest(_Folder):
+  """Pairs of which transformers saved one or both."""
+
+  def setUp(self):
+    super().setUp()
+    config = tiny.config(bos_token_id=1, eos_token_id=2)
+    self.gguf = self.folder / 'base.gguf'
+    tiny.write_gguf(self.gguf, config, tiny.params(config))
+    self.torch_model = transformers.AutoModelForCausalLM.from_pretrained(
+        self.folder, gguf_file=self.gguf.name)
+    if getattr(self.torch_model, 'hf_quantizer', None) is not None:
+      # Version 5 does not save what it loaded from a GGUF file otherwise.
+      self.torch_model.hf_quantizer.remove_quantization_config(
+          self.torch_model)
+    self.base = self._save('base')
+    with torch.no_grad():
+      self.torch_model.model.layers[1].mlp.up_proj.weight[3] *= 2
+
+  def _save(self, name, model=None, **options):
+    path = self.folder / name
+    (model or self.torch_model).save_pretrained(path, **options)
+    return path
+
+  def _moved(self, base, model):
+    """Weights that moved, by leaf."""
+    record = runs.audit(self.folder / f'audit_{model.name}_{base.name}',
+                        f'--base={base}', f'--model={model}')
+    return {name: round(leaf['moved'] * leaf['size'])
+            for name, leaf in record['movement']['leaves'].items()
+            if leaf['moved']}
+
+  def test_a_directory_saved_from_a_gguf_file(self):
+    fields = json.loads((self.base / 'config.json').read_text())
+    self.assertNotEqual(fields['rms_norm_eps'], 1e-5)
+    model = self._save('model')
+    for base in (self.base, self.gguf):
+      self.assertEqual(self._moved(base, model), {'layers/mlp/up': 24})
+    with self.assertRaisesRegex(ValueError, 'equal those of .*as float32'):
+      self._moved(self.gguf, self.base)
+
+  def test_bfloat16(self):
+    model = self._save('model', self.torch_model.to(torch.bfloat16))
+    for base in (self.base, self.gguf):
+      self.assertEqual(self._moved(base, model), {'layers/mlp/up': 24})
+
+  def test_shards_and_tied_weights_twice(self):
+    model = self._save('model', max_shard_size='10KB')
+    self.assertGreater(len(list(model.glob('*.safetensors'))), 2)
+    self.assertEqual(self._moved(self.base, model), {'layers/mlp/up': 24})
+    twice = self._save('twice')
+    found = runs.tensors(twice)
+    safetensors_numpy.save_file(
+        found | {'lm_head.weight': found[_EMBED]}, twice / 'model.safetensors')
+    self.assertEqual(self._moved(self.gguf, twice), {'layers/mlp/up': 24})
 
 
 class RefusalTest(bad_input.Refusals):
