@@ -36,6 +36,7 @@ from mansu_jax.stages import edge_file
 from mansu_jax.stages import edge_robustness
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import picture
+from mansu_jax.stages import results
 from mansu_jax.stages import robustness
 
 
@@ -93,6 +94,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     by_edge = config.attribution.level == 'edge'
     found = (_of_edges if by_edge else _of_nodes)(config, model, scored)
     found.report['picture']['places'] = picture.by_place(scored.arrays['place'])
+    found.report.update(attribution.count_skipped(config, model.tokenizer))
   if scored.others and found.selected is not None:
     with clock.stage('other phrasings'):
       found.report['robustness']['phrasings'] = robustness.reworded(
@@ -105,6 +107,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
                  'corrupt': float(scored.kept.metric_corrupt.mean()),
                  'answered': len(scored.known), 'pairs': len(pairs)},
       'model': model.source | {'config': dataclasses.asdict(model.config)},
+      'tokenization': results.describe_tokenization(
+          config, model.tokenizer, inputs.splits.forget_train),
       'data': {'sha256': inputs.hashes},
       'config': dataclasses.asdict(config),
       'environment': environment.here(), 'stages': clock.stages}
@@ -207,7 +211,9 @@ def lines(record: dict[str, Any]) -> list[str]:
   random = circuit['random']
   beside = '' if random['mean'] is None else (
       f' (random circuits: mean {words.number(random["mean"], 2)}, most'
-      f' {words.number(random["max"], 2)})')
+      f' {words.number(random["max"], 2)}'
+      + (f', {random["same"]} of {random["circuits"]} the circuit itself'
+         if random['same'] else '') + ')')
   return [
       f'attributed {metric["answered"]} of {metric["pairs"]} pairs: metric'
       f' {metric["clean"]:.2f} clean, {metric["corrupt"]:.2f} corrupted',

@@ -97,6 +97,7 @@ def find(
         config, model, answered, done['means'],
         contrast and contrast['means'], done.get('each'), saved=saved)
   found.report['picture']['places'] = picture.by_place(done['places'])
+  found.report.update(count_skipped(config, model.tokenizer))
   return found
 
 
@@ -162,11 +163,31 @@ def forget_pairs(
 ) -> list[pairs_lib.AttributionPair]:
   """The pairs of the file `--attribution_pairs`, or made of the questions."""
   if config.attribution.pairs_file:
-    return pairs_lib.read_pairs(config.attribution.pairs_file, tokenizer)
+    return pairs_lib.read_pairs(
+        config.attribution.pairs_file, tokenizer, chat=config.data.chat,
+        skip_unequal=config.attribution.skip_unequal).pairs
   return pairs_lib.build_pairs(
       splits.forget_train, tokenizer,
       max_pairs=config.attribution.most_pairs, seed=config.seed,
-      others=splits.retain_train)
+      others=splits.retain_train, chat=config.data.chat)
+
+
+def count_skipped(
+    config: run_config.RunConfig, tokenizer: Any) -> dict[str, int]:
+  """`pairs_skipped` of the file of pairs, for the record; logs it.
+
+  Empty without --attribution_skip_unequal.
+  """
+  if not config.attribution.skip_unequal:
+    return {}
+  path = config.attribution.pairs_file
+  found = pairs_lib.read_pairs(
+      path, tokenizer, chat=config.data.chat, skip_unequal=True)
+  logging.warning(
+      '%s: %d of %d pairs are left out (--attribution_skip_unequal): their'
+      ' clean and corrupted prompts differ in token length', path,
+      found.skipped, found.skipped + len(found.pairs))
+  return {'pairs_skipped': found.skipped}
 
 
 def why_none(
@@ -204,7 +225,7 @@ def retain_pairs(
   return pairs_lib.build_pairs(
       splits.retain_train, tokenizer,
       max_pairs=config.attribution.most_pairs or _CONTRAST_PAIRS,
-      seed=config.seed)
+      seed=config.seed, chat=config.data.chat)
 
 
 def score(
@@ -351,7 +372,9 @@ def _account(config, measure, ranking, circuit, randoms):
       'faithfulness_of_none': measure(graph.empty(measure.config)),
       'random': {
           'mean': float(values.mean()), 'max': float(values.max()),
-          'circuits': len(randoms)},
+          'circuits': len(randoms)} | select.count_same(
+              sum(select.same(circuit, r) for r in randoms), len(randoms),
+              'faithfulness'),
       'smallest_faithful_prefix': {
           'target': config.circuit.faithfulness, 'nodes': prefix,
           'candidates': int(ranking.node.size)},
@@ -371,4 +394,5 @@ def trace_curve(
   return curve.trace(
       ranking.node.size, first,
       lambda size: select.matched_random(first(size), layers, rng),
-      _measure(config, model, pairs), config.circuit.curve_circuits)
+      _measure(config, model, pairs), config.circuit.curve_circuits,
+      select.same)

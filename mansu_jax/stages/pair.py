@@ -194,7 +194,8 @@ def _check_encodings(
   questions += [*inputs.splits.forget_train, *inputs.splits.retain_train]
   texts = [d.text for d in inputs.heldout_text]
   cut = lambda tokenizer: [
-      *tokenization.encode_questions(questions, tokenizer),
+      *tokenization.encode_questions(
+          questions, tokenizer, chat=config.data.chat),
       *tokenization.encode_prompts(texts, tokenizer)]
   for text, one, other in zip(
       [q.prompt for q in questions] + texts, cut(ours), cut(theirs)):
