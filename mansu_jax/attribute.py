@@ -82,7 +82,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     model = loading.load(
         config.model, hf_io.EXPORT_DTYPES[config.export_dtype],
         check=lambda shapes, tokenizer: pairs.extend(
-            checks.fit_attribute(config, inputs, shapes, tokenizer)))
+            _fit(config, inputs, shapes, tokenizer)))
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
   if config.profile:
@@ -94,7 +94,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     by_edge = config.attribution.level == 'edge'
     found = (_of_edges if by_edge else _of_nodes)(config, model, scored)
     found.report['picture']['places'] = picture.by_place(scored.arrays['place'])
-    found.report.update(attribution.count_skipped(config, model.tokenizer))
+    found.report.update(attribution.describe_file(config, model.tokenizer))
   if scored.others and found.selected is not None:
     with clock.stage('other phrasings'):
       found.report['robustness']['phrasings'] = robustness.reworded(
@@ -114,6 +114,21 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
       'environment': environment.here(), 'stages': clock.stages}
   report.write(record, root)
   return record
+
+
+def _fit(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, shapes: Any,
+    tokenizer: Any) -> list[pairs_lib.AttributionPair]:
+  """As `checks.fit_attribute`; refuses --data_chat where it changes nothing."""
+  pairs = checks.fit_attribute(config, inputs, shapes, tokenizer)
+  path = config.attribution.pairs_file
+  if config.data.chat and path and not config.circuit.contrast:
+    found = attribution.read_file(config, tokenizer)
+    if found.as_ids == found.skipped + len(found.pairs):
+      raise ValueError(
+          f'--data_chat changes nothing: all pairs of {path} are token ids'
+          ' already; leave it out, or give the pairs as text.')
+  return pairs
 
 
 def _contrast(

@@ -164,7 +164,10 @@ class WeightsTest(_Folder):
         rms_norm_eps=9.9999997e-06, rope_theta=10000.0003, rope_parameters={
             'rope_type': 'default', 'rope_theta': 10000.0})
     self.assertEqual(self._audit()['pair']['other_differences'], {})
-    self._configure(rms_norm_eps=9.99e-06)
+    self._configure(rms_norm_eps=9.99e-06, rope_theta=1e300)
+    with self.assertRaisesRegex(ValueError, 'rope_theta as .10000.0, 1e.300'):
+      self._audit()
+    self._configure(rope_theta=10000.0)
     with self.assertRaisesRegex(ValueError, 'norm_eps = 1e-05, .* 9.99e-06'):
       self._audit()
 
@@ -352,6 +355,17 @@ class RefusalTest(bad_input.Refusals):
     self._json('tokenizer.json', lambda fields: fields.update(
         normalizer=json.loads(lower.__getstate__())))
     self.refused(message=('cut .* differently', 'wanted the same tokens'))
+
+  def test_tokenizers_that_cut_the_turns_differently(self):
+    for folder in (self.base, self.model):
+      file = folder / 'tokenizer_config.json'
+      file.write_text(json.dumps(json.loads(file.read_text()) | {
+          'chat_template': "QQ {{ messages[0]['content'] }}"}))
+    replace = tokenizers.normalizers.Replace('QQ', 'Q')
+    self._json('tokenizer.json', lambda fields: fields.update(
+        normalizer=json.loads(replace.__getstate__())))
+    self.refused('--data_chat', message=("cut 'QQ .* differently",))
+    self.refused(for_weights=True, message=('All .* weights .* equal',))
 
   def test_neither_has_a_tokenizer(self):
     for folder in (self.base, self.model):

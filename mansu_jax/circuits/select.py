@@ -211,7 +211,7 @@ def count_same(count: int, draws: int, compared: str) -> dict[str, Any]:
       f' whose {compared} is compared are the circuit itself: its layers have'
       ' too few other nodes or edges to draw from, and the comparison'
       f' {"says nothing" if every else "rests on the others"}. Take a smaller'
-      ' circuit (--circuit_budget; --circuit_edges of edges), or more layers'
+      ' circuit (--circuit_budget, or --circuit_edges), or more layers'
       ' (--circuit_first_layer, --circuit_last_layer).')
   logging.warning('%s', text)
   return {'same': count, 'warning': text}

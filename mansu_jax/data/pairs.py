@@ -54,6 +54,7 @@ class FromFile(NamedTuple):
 
   pairs: list[AttributionPair]
   skipped: int  # Left out, for prompts of unequal token length.
+  as_ids: int  # Given as token ids, which no form changes; of all.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,16 +273,15 @@ def read_pairs(
       answers start with the same token, with file and line; or prompts differ
       in token length, with all lines.
   """
-  pairs, warned, unequal = [], False, []
+  pairs, warned, unequal, as_ids = [], False, [], 0
   for where, record in jsonl.read_records(path):
     whole = lambda fields, record=record: record.keys() >= set(fields)
     by_id = whole(_ID_FIELDS) or not whole(_TEXT_FIELDS) and any(
         field in record for field in _ID_FIELDS)
     warned = warned or _warn_of_others(where, record, by_id)
-    if by_id:
-      pair = _from_ids(where, record)
-    else:
-      pair = _from_text(where, record, tokenizer, chat)
+    as_ids += by_id
+    pair = _from_ids(where, record) if by_id else _from_text(
+        where, record, tokenizer, chat)
     _check_pair(where, pair, tokenizer)
     if len(pair.clean_ids) == len(pair.corrupt_ids):
       pairs.append(pair)
@@ -289,19 +289,13 @@ def read_pairs(
       unequal.append((where.rpartition(':')[2], pair))
   if unequal and not (skip_unequal and pairs):
     _refuse_unequal(path, unequal, len(pairs))
-  return FromFile(pairs, len(unequal))
+  return FromFile(pairs, len(unequal), as_ids)
 
 
 def _refuse_unequal(
     path: str, unequal: Sequence[tuple[str, AttributionPair]], equal: int
 ) -> None:
-  """Raises ValueError on pairs of unequal length, by line; NoPairs on no other.
-
-  Args:
-    path: the file.
-    unequal: lines and their pairs.
-    equal: how many pairs are not.
-  """
+  """Raises ValueError on pairs by line, beside others; NoPairs on no other."""
   shown = [f'line {line} has {len(pair.clean_ids)} and'
            f' {len(pair.corrupt_ids)}' for line, pair in unequal[:_SHOWN]]
   if len(unequal) > _SHOWN:

@@ -138,14 +138,16 @@ def differences(
   """
   for field in dataclasses.fields(one):
     values = getattr(one, field.name), getattr(other, field.name)
-    if _as_used(values[0]) != _as_used(values[1]):
+    if as_used(values[0]) != as_used(values[1]):
       yield field.name, *values
 
 
-def _as_used(value: Any) -> Any:
+def as_used(value: Any) -> Any:
+  """A field's value, real numbers in float32."""
   if isinstance(value, RopeScaling):
-    return tuple(map(_as_used, dataclasses.astuple(value)))
-  return np.float32(value) if isinstance(value, float) else value
+    return tuple(map(as_used, dataclasses.astuple(value)))
+  with np.errstate(over='ignore'):
+    return np.float32(value) if isinstance(value, float) else value
 
 
 def _short(value: object) -> str:

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 import sys
 from typing import Any
 
-import numpy as np
-
 from mansu_jax.models import config as config_lib
 
 NAMES = {
@@ -190,7 +188,7 @@ def _rope(
   scaling = {k: v for k, v in scaling.items() if v is not None}
   thetas = {source['rope_theta'] for source in (fields, scaling)
             if source.get('rope_theta') is not None}
-  if len(set(map(np.float32, thetas))) > 1:
+  if len({config_lib.as_used(float(theta)) for theta in thetas}) > 1:
     raise ValueError(
         f'{where} gives rope_theta as {sorted(thetas)}: expected one value.'
         ' Make rope_theta and rope_parameters agree.')

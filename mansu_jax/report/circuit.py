@@ -93,9 +93,10 @@ def _rows(found: Record) -> Iterator[tuple[str, str]]:
     yield 'share of all weights', words.percent(found['share_of_weights'])
     yield ('share of the absolute score',
            words.percent(found['share_of_absolute_score']))
-  yield 'attribution pairs', str(found['pairs']) + (
-      f'; {found["pairs_skipped"]} of the file left out, for prompts of unequal'
-      ' token length' if found.get('pairs_skipped') else '')
+  yield 'attribution pairs', str(found['pairs']) + ''.join(
+      f'; {found[key]} of the file {what}' for key, what in (
+          ('pairs_skipped', 'left out, for prompts of unequal token length'),
+          ('pairs_as_ids', 'given as token ids')) if found.get(key))
   if 'no_curve' in found:
     yield 'faithfulness by size', f'not measured: {found["no_curve"]}'
   yield from _faithfulness_rows(found)

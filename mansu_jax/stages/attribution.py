@@ -97,7 +97,7 @@ def find(
         config, model, answered, done['means'],
         contrast and contrast['means'], done.get('each'), saved=saved)
   found.report['picture']['places'] = picture.by_place(done['places'])
-  found.report.update(count_skipped(config, model.tokenizer))
+  found.report.update(describe_file(config, model.tokenizer))
   return found
 
 
@@ -163,31 +163,38 @@ def forget_pairs(
 ) -> list[pairs_lib.AttributionPair]:
   """The pairs of the file `--attribution_pairs`, or made of the questions."""
   if config.attribution.pairs_file:
-    return pairs_lib.read_pairs(
-        config.attribution.pairs_file, tokenizer, chat=config.data.chat,
-        skip_unequal=config.attribution.skip_unequal).pairs
+    return read_file(config, tokenizer).pairs
   return pairs_lib.build_pairs(
       splits.forget_train, tokenizer,
       max_pairs=config.attribution.most_pairs, seed=config.seed,
       others=splits.retain_train, chat=config.data.chat)
 
 
-def count_skipped(
-    config: run_config.RunConfig, tokenizer: Any) -> dict[str, int]:
-  """`pairs_skipped` of the file of pairs, for the record; logs it.
+def read_file(
+    config: run_config.RunConfig, tokenizer: Any) -> pairs_lib.FromFile:
+  """What the file `--attribution_pairs` holds."""
+  options = config.attribution
+  return pairs_lib.read_pairs(
+      options.pairs_file, tokenizer, chat=config.data.chat,
+      skip_unequal=options.skip_unequal)
 
-  Empty without --attribution_skip_unequal.
-  """
-  if not config.attribution.skip_unequal:
+
+def describe_file(
+    config: run_config.RunConfig, tokenizer: Any) -> dict[str, int]:
+  """`pairs_skipped` and `pairs_as_ids` of a file of pairs; the log has them."""
+  if not config.attribution.pairs_file:
     return {}
-  path = config.attribution.pairs_file
-  found = pairs_lib.read_pairs(
-      path, tokenizer, chat=config.data.chat, skip_unequal=True)
-  logging.warning(
-      '%s: %d of %d pairs are left out (--attribution_skip_unequal): their'
-      ' clean and corrupted prompts differ in token length', path,
-      found.skipped, found.skipped + len(found.pairs))
-  return {'pairs_skipped': found.skipped}
+  found, path = read_file(config, tokenizer), config.attribution.pairs_file
+  every = found.skipped + len(found.pairs)
+  if found.skipped:
+    logging.warning(
+        '%s: %d of %d pairs are left out (--attribution_skip_unequal): their'
+        ' clean and corrupted prompts differ in token length', path,
+        found.skipped, every)
+  if found.as_ids and config.data.chat:
+    logging.warning('%s: %d of %d pairs are token ids, which --data_chat leaves'
+                    ' as they are', path, found.as_ids, every)
+  return {'pairs_skipped': found.skipped, 'pairs_as_ids': found.as_ids}
 
 
 def why_none(

@@ -138,11 +138,14 @@ def _one_tokenizer(
     return ours or theirs, told[ours is None, theirs is None]
   for what, of in (('token', _vocabulary), ('merge', _merges)):
     _check_same(config, what, of(ours), of(theirs))
-  if _rules(ours) == _rules(theirs):
-    return ours, 'the same'
-  _check_encodings(config, inputs, ours, theirs)
-  return ours, ('of the same vocabulary and merges, but not the same; they cut'
-                ' the data of this audit alike, and the base\'s is used')
+  told = 'the same'
+  if _rules(ours) != _rules(theirs):
+    _check_encodings(config, inputs, ours, theirs)
+    told = ('of the same vocabulary and merges, but not the same; they cut the'
+            ' data of this audit alike, and the base\'s is used')
+  if config.data.chat and ours.chat_template != theirs.chat_template:
+    told += '; their chat templates differ, and the base\'s is used'
+  return ours, told
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:
@@ -193,9 +196,12 @@ def _check_encodings(
   questions = [q for qs in inputs.evaluation.values() for q in qs]
   questions += [*inputs.splits.forget_train, *inputs.splits.retain_train]
   texts = [d.text for d in inputs.heldout_text]
+  if config.data.chat:
+    tokenization.check_template(ours, config.base)
+    questions = [dataclasses.replace(q, prompt=tokenization.prompt_text(
+        q.prompt, ours, chat=True)) for q in questions]
   cut = lambda tokenizer: [
-      *tokenization.encode_questions(
-          questions, tokenizer, chat=config.data.chat),
+      *tokenization.encode_questions(questions, tokenizer),
       *tokenization.encode_prompts(texts, tokenizer)]
   for text, one, other in zip(
       [q.prompt for q in questions] + texts, cut(ours), cut(theirs)):
