@@ -62,9 +62,10 @@ class AttributionConfig:
 
   def __post_init__(self):
     _check_fields(self, 'attribution')
-    _check(self.pairs_file or not self.skip_unequal, '--attribution_skip_unequal'
-           ' is for pairs of a file, but --attribution_pairs='
-           f'{self.pairs} makes some of questions, equally long; leave it out.')
+    _check(self.pairs_file or not self.skip_unequal,
+           '--attribution_skip_unequal is for pairs of a file, but'
+           f' --attribution_pairs={self.pairs} makes some of questions, equally'
+           ' long; leave it out.')
     _check_least(self, 'attribution', 1, 'steps', 'batch')
     _check(self.pairs != '', '--attribution_pairs is empty; wanted a number of'
            ' pairs, or a JSONL file of pairs.')

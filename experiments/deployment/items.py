@@ -97,7 +97,8 @@ def read_answers(path: pathlib.Path) -> Items:
   precisions = rows[0][1]
   return Items(
       questions=tuple(questions), splits=tuple(splits),
-      chat=_is_chat(path.parent / 'record.json'), recorded={name: _recorded(name, questions, rows) for name in precisions})
+      chat=_is_chat(path.parent / 'record.json'),
+      recorded={name: _recorded(name, questions, rows) for name in precisions})
 
 
 def _is_chat(record: pathlib.Path) -> bool:

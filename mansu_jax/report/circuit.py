@@ -55,8 +55,8 @@ def beside_random(found: Record, alike: str) -> str:
     return ''
   if random.get('same') == random['circuits']:
     return f'random circuits {alike} are the circuit itself'
-  return (f'random circuits {alike} {words.number(random["mean"], 2)} on average'
-          f' and at most {words.number(random["max"], 2)}')
+  return (f'random circuits {alike} {words.number(random["mean"], 2)} on'
+          f' average and at most {words.number(random["max"], 2)}')
 
 
 def name(found: Record) -> str:
@@ -237,7 +237,7 @@ def _no_comparison(curve: Any) -> str:
   if isinstance(curve, dict):  # An older record.
     return ''
   sizes = [f'{p["size"]:,} ({p["random"]["same"]})' for p in curve[:-1]
-           if p['size'] and (p.get('random') or {}).get('same')]
+           if p.get('size') and (p.get('random') or {}).get('same')]
   if not sizes:
     return ''
   return (' For want of other candidates some random circuits are those of the'

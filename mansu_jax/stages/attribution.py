@@ -26,7 +26,6 @@ from mansu_jax.circuits import robustness as robustness_lib
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import splits as splits_lib
-from mansu_jax.models import config as model_config
 from mansu_jax.stages import edge_attribution
 from mansu_jax.stages import edge_robustness
 from mansu_jax.stages import inputs as inputs_lib
@@ -307,7 +306,7 @@ def find_circuit(
   report |= {'pairs': len(pairs), 'nodes': {
       k: int(circuit[k].sum()) for k in circuit.kinds},
              'share_of_absolute_score': _share_of_score(circuit, means),
-             'share_of_weights': num_weights(
+             'share_of_weights': edge_weights.num_weights(
                  circuit, movable, model.config) / total}
   logging.info(
       'circuit: %s, %.2f%% of weights, faithfulness %.2f (random %.2f)',
@@ -325,15 +324,6 @@ def find_circuit(
   report |= picture.of_nodes(circuit, means, times)
   return Found(circuit=circuit, ranking=ranking, means=means, report=report,
                selected=selected, movable=movable)
-
-
-def num_weights(
-    circuit: graph.Circuit, movable: dict[str, np.ndarray] | None,
-    config: model_config.ModelConfig) -> int:
-  """Weights of a circuit that may change, `movable` as in `Found`."""
-  if movable is None:
-    return graph.num_weights(circuit, config)
-  return edge_weights.num_weights(circuit, movable, config)
 
 
 def _touched(ends, options, config) -> select.Ranking:

@@ -85,7 +85,8 @@ def samples(
   prompts = [q.prompt for _, q in chosen]
   texts = {name: generation.complete(
       generator, params, prompts, model.tokenizer,
-      max_new_tokens=NEW_TOKENS, chat=config.data.chat) for name, params in variants.items()}
+      max_new_tokens=NEW_TOKENS, chat=config.data.chat)
+           for name, params in variants.items()}
   return [
       {'split': split, 'id': q.id, 'prompt': q.prompt, 'answer': q.answer,
        'continuations': {name: texts[name][i] for name in variants}}

@@ -194,7 +194,7 @@ class ReadPairsTest(parameterized.TestCase):
         [p.fact for p in found.pairs], [f'{path}:1', f'{path}:3'])
     path = self.write(TEXT, *[TEXT | longer] * 23)
     with self.assertRaisesRegex(
-        ValueError, '23 of 24 pairs .* line 21 has 2 and 3; and 3 more. Choose'):
+        ValueError, '23 of 24 pairs .* line 21 has 2 and 3; and 3 more. Cho'):
       pairs_lib.read_pairs(path, tokenizer)
     path = self.write(TEXT | longer)
     for skip in (False, True):
@@ -218,7 +218,8 @@ class ReadPairsTest(parameterized.TestCase):
     path = self.write(IDS, IDS | {'facts': 'x', 'id': 'y'}, IDS | {'id': 'z'})
     with self.assertLogs(level='WARNING') as logs:
       read = pairs_lib.read_pairs(path)
-    self.assertEqual([p.fact for p in read.pairs], [f'{path}:{i}' for i in (1, 2, 3)])
+    self.assertEqual(
+        [p.fact for p in read.pairs], [f'{path}:{i}' for i in (1, 2, 3)])
     self.assertLen(logs.output, 1)
     self.assertRegex(
         logs.output[0], rf"{path}:2: ignores the fields \['facts', 'id'\].*fact")

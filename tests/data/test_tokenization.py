@@ -90,7 +90,7 @@ class EncodeTest(parameterized.TestCase):
     tokenizer = toy_model.ChatTokenizer()
     tokenizer.apply_chat_template = refuse
     with self.assertRaisesRegex(
-        ValueError, "M: The chat template .* cannot be filled .'tools'.*wanted"):
+        ValueError, "M: The chat template .* cannot be filled .'tools'.*want"):
       tokenization.check_template(tokenizer, 'M')
 
   def test_chat_without_template(self):
