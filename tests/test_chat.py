@@ -6,6 +6,7 @@ import tempfile
 from unittest import mock
 
 from absl.testing import absltest
+import pytest
 
 from mansu_jax import plan
 from mansu_jax.data import tokenization
@@ -61,6 +62,7 @@ class EverywhereTest(absltest.TestCase):
                   (self.folder / root / 'report.md').read_text())
     return record
 
+  @pytest.mark.slow
   def test_a_run_and_its_audit(self):
     record = self._check(
         runs.run(self.folder / 'run', *self.flags), 'run')

@@ -2,7 +2,12 @@
 
 from absl.testing import absltest
 
+import numpy as np
+
 from mansu_jax import attribute
+from mansu_jax.circuits import edge_circuit
+from mansu_jax.circuits import edges
+from mansu_jax.stages import edge_attribution
 from tests import bad_input
 from tests import runs
 from tests import tiny_job
@@ -76,6 +81,17 @@ class FewNodesTest(absltest.TestCase):
     self.assertEqual(code, 2)
     self.assertIn('1 of 23 pairs', said)
     self.assertRegex(said, 'line 4 has . and .. Choose')
+
+  def test_random_circuits_of_edges(self):
+    shape = tiny.config()
+    real = edges.is_edge(shape)
+    circuit = edge_circuit.EdgeCircuit(real, np.zeros(real.shape))
+    drawn = iter([real.copy(), np.zeros_like(real)] * 2)
+    report = edge_attribution.account(
+        runs.parse('--circuit_random_circuits=4'), shape, circuit,
+        lambda chosen: chosen.mean(), lambda: next(drawn))
+    self.assertEqual(report['random']['same'], 2)
+    self.assertStartsWith(report['random']['warning'], '2 of 4 random circuits')
 
 
 if __name__ == '__main__':

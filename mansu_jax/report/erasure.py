@@ -60,9 +60,9 @@ def _divergences(record: Record) -> Iterator[document.Block]:
   if why:
     yield document.Text(f'{why[:1].upper()}{why[1:].rstrip(".")}.')
   for key, *_ in parts:
-    null = record.get(key, {}).get('nulls', {}).get('random_circuits', {})
-    if 'warning' in null:
-      yield document.Text(null['warning'])
+    nulls = (record.get(key) or {}).get('nulls', {})
+    if warning := nulls.get('random_circuits', {}).get('warning'):
+      yield document.Text(warning)
   above = record['properties']['S'].get('checks', {}).get(
       'cad_above_random_circuits')
   if above is not None and above is not True:
