@@ -9,10 +9,12 @@ from absl.testing import absltest
 import pytest
 
 from mansu_jax import plan
+from mansu_jax.data import subjects
 from mansu_jax.data import tokenization
 from mansu_jax.models import hf_io
 from mansu_jax.models import loading
 from mansu_jax.report import write as report
+from mansu_jax.stages import crossing
 from tests import bad_input
 from tests import runs
 from tests import tiny_job
@@ -97,6 +99,21 @@ class EverywhereTest(absltest.TestCase):
     self.asked.forms.clear()
     plan.run(runs.parse('--mode=plan', '--plan_topology=this', *self.flags))
     self.assertEqual(self.asked.forms, {True})
+
+
+class CrossedTest(absltest.TestCase):
+
+  def test_what_is_kept_starts_at_the_subject(self):
+    *_, tokenizer = tiny_job.base(train=False, chat=True)
+    chosen = [subjects.ask(('The king of ', ' lives in'), 'Alvaria'),
+              subjects.ask(('', ': its king lives in'), 'Borvia')]
+    encoded, start = crossing._encode(chosen, tokenizer, True)
+    self.assertEqual(
+        [tokenizer.decode(ids[at:]) for ids, at in zip(encoded, start)],
+        [' Alvaria lives in\nreply\n', 'Borvia: its king lives in\nreply\n'])
+    for ids, at in zip(encoded, start):
+      self.assertStartsWith(tokenizer.decode(ids[:at]), '<|end|>user\n')
+      self.assertEqual(ids.count(tokenizer.bos_token_id), 1)
 
 
 class RefusalTest(bad_input.Refusals):
