@@ -268,7 +268,7 @@ def read_pairs(
       out.
 
   Raises:
-    NoPairs: all of them are.
+    NoPairs: all of them are left out.
     ValueError: the file is missing or malformed, prompts do not differ, or both
       answers start with the same token, with file and line; or prompts differ
       in token length, with all lines.
@@ -288,20 +288,21 @@ def read_pairs(
     else:
       unequal.append((where.rpartition(':')[2], pair))
   if unequal and not (skip_unequal and pairs):
-    _refuse_unequal(path, unequal, len(pairs))
+    error = NoPairs if skip_unequal else ValueError
+    raise error(_of_unequal(path, unequal, len(pairs)))
   return FromFile(pairs, len(unequal), as_ids)
 
 
-def _refuse_unequal(
+def _of_unequal(
     path: str, unequal: Sequence[tuple[str, AttributionPair]], equal: int
-) -> None:
-  """Raises ValueError on pairs by line, beside others; NoPairs on no other."""
+) -> str:
+  """The message on pairs of unequal length, by line, beside so many others."""
   shown = [f'line {line} has {len(pair.clean_ids)} and'
            f' {len(pair.corrupt_ids)}' for line, pair in unequal[:_SHOWN]]
   if len(unequal) > _SHOWN:
     shown.append(f'and {len(unequal) - _SHOWN} more')
   remedy = ' or give --attribution_skip_unequal to leave these out'
-  raise (ValueError if equal else NoPairs)(
+  return (
       f'{path}: {len(unequal)} of {equal + len(unequal)} pairs have a clean and'
       ' a corrupted prompt of different token length; wanted equal ones. Tokens'
       f' by line: {"; ".join(shown)}. Choose subjects of as many tokens'

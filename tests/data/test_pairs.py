@@ -197,10 +197,11 @@ class ReadPairsTest(parameterized.TestCase):
         ValueError, '23 of 24 pairs .* line 21 has 2 and 3; and 3 more. Cho'):
       pairs_lib.read_pairs(path, tokenizer)
     path = self.write(TEXT | longer)
-    for skip in (False, True):
+    for skip, error in ((False, ValueError), (True, pairs_lib.NoPairs)):
       with self.assertRaisesRegex(
-          pairs_lib.NoPairs, 'line 1 has 2 and 3. Choose .*tokens.$'):
+          error, 'line 1 has 2 and 3. Choose .*tokens.$') as caught:
         pairs_lib.read_pairs(path, tokenizer, skip_unequal=skip)
+      self.assertIs(type(caught.exception), error)
 
   def test_text_in_chat_form(self):
     tokenizer = toy_model.ChatTokenizer(bos=1)
