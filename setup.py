@@ -11,6 +11,7 @@ _BASE = [
     'gguf>=0.17',  # Reads .gguf files; NumPy only.
     'huggingface_hub>=1.0',  # Hub ids, shards; comes with transformers.
     'jax>=0.7.1',  # set_mesh.
+    'jinja2>=3.1',  # Chat templates; transformers does not bring it.
     'ml_dtypes>=0.5',  # bfloat16 in NumPy; comes with jax.
     'numpy>=2.0',
     'optax>=0.2.5',

@@ -51,6 +51,9 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
       'questions', 0, 'Of each split, at most, spread over facts; 0: all.',
       lower_bound=0, flag_values=flag_values)
   flags.DEFINE_bool(
+      'chat', False, 'Ask --questions_file through the chat template; a run\'s'
+      ' questions are asked as the run did.', flag_values=flag_values)
+  flags.DEFINE_bool(
       'keep_gguf', False, 'Leave the GGUF files in OUT/gguf.',
       flag_values=flag_values)
 
@@ -74,6 +77,9 @@ def _places(values: flags.FlagValues) -> tuple[pathlib.Path, pathlib.Path]:
   if bare and not (values.model and values.questions_file and values.out):
     raise ValueError(
         '--model, --questions_file and --out go together; wanted all three.')
+  if values.chat and not bare:
+    raise ValueError('--chat is for --questions_file: the questions of a'
+                     ' workdir are asked as its run did. Leave it out.')
   folder = pathlib.Path(values.model or os.path.join(values.workdir, 'model'))
   if not folder.is_dir():
     raise ValueError(
@@ -102,7 +108,8 @@ def check(values: flags.FlagValues) -> bool:
 
   folder, out = _places(values)
   check_lib.check_schemes(values.schemes)
-  items = (items_lib.read_questions(values.questions_file) if values.model
+  items = (items_lib.read_questions(
+      values.questions_file, chat=values.chat) if values.model
            else items_lib.read_answers(
                pathlib.Path(values.workdir) / 'answers.jsonl'))
   out.mkdir(parents=True, exist_ok=True)

@@ -55,10 +55,13 @@ _BATCH = 16
 _ASKED_AT = (0, 2, 5, 10, 20)  # Steps.
 
 
-def sequences(questions: Any, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+def sequences(
+    questions: Any, tokenizer: Any, *, chat: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
   """Tokens [n, T] of prompts and answers, and where the answers are."""
   rows = [(e.prompt, e.choices[q.answer_index]) for q, e in zip(
-      questions, tokenization.encode_questions(questions, tokenizer))]
+      questions, tokenization.encode_questions(
+          questions, tokenizer, chat=chat))]
   width = max(len(prompt) + len(answer) for prompt, answer in rows)
   tokens = np.zeros((len(rows), width), np.int32)
   answers = np.zeros((len(rows), width), bool)
@@ -211,7 +214,8 @@ def _halves(config, inputs, model, seed):
   far = evaluation.Evaluator(config, dataclasses.replace(
       inputs, heldout_text=[], evaluation={
           'forget_far': inputs.evaluation['forget_far']}), model)
-  return (sequences([q for q in train if q.fact in known], model.tokenizer),
+  return (sequences([q for q in train if q.fact in known], model.tokenizer,
+                    chat=config.data.chat),
           np.array([q.fact in known for q in far.questions]), far)
 
 

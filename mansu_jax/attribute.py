@@ -36,6 +36,7 @@ from mansu_jax.stages import edge_file
 from mansu_jax.stages import edge_robustness
 from mansu_jax.stages import inputs as inputs_lib
 from mansu_jax.stages import picture
+from mansu_jax.stages import results
 from mansu_jax.stages import robustness
 
 
@@ -81,7 +82,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     model = loading.load(
         config.model, hf_io.EXPORT_DTYPES[config.export_dtype],
         check=lambda shapes, tokenizer: pairs.extend(
-            checks.fit_attribute(config, inputs, shapes, tokenizer)))
+            _fit(config, inputs, shapes, tokenizer)))
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
   if config.profile:
@@ -93,6 +94,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     by_edge = config.attribution.level == 'edge'
     found = (_of_edges if by_edge else _of_nodes)(config, model, scored)
     found.report['picture']['places'] = picture.by_place(scored.arrays['place'])
+    found.report.update(attribution.describe_file(config, model.tokenizer))
   if scored.others and found.selected is not None:
     with clock.stage('other phrasings'):
       found.report['robustness']['phrasings'] = robustness.reworded(
@@ -105,11 +107,28 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
                  'corrupt': float(scored.kept.metric_corrupt.mean()),
                  'answered': len(scored.known), 'pairs': len(pairs)},
       'model': model.source | {'config': dataclasses.asdict(model.config)},
+      'tokenization': results.describe_tokenization(
+          config, model.tokenizer, inputs.splits.forget_train),
       'data': {'sha256': inputs.hashes},
       'config': dataclasses.asdict(config),
       'environment': environment.here(), 'stages': clock.stages}
   report.write(record, root)
   return record
+
+
+def _fit(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs, shapes: Any,
+    tokenizer: Any) -> list[pairs_lib.AttributionPair]:
+  """As `checks.fit_attribute`; refuses --data_chat where it changes nothing."""
+  pairs = checks.fit_attribute(config, inputs, shapes, tokenizer)
+  path = config.attribution.pairs_file
+  if config.data.chat and path and not config.circuit.contrast:
+    found = attribution.read_file(config, tokenizer)
+    if found.as_ids == found.skipped + len(found.pairs):
+      raise ValueError(
+          f'--data_chat changes nothing: all pairs of {path} are token ids'
+          ' already; leave it out, or give the pairs as text.')
+  return pairs
 
 
 def _contrast(
@@ -207,7 +226,9 @@ def lines(record: dict[str, Any]) -> list[str]:
   random = circuit['random']
   beside = '' if random['mean'] is None else (
       f' (random circuits: mean {words.number(random["mean"], 2)}, most'
-      f' {words.number(random["max"], 2)})')
+      f' {words.number(random["max"], 2)}'
+      + (f', {random["same"]} of {random["circuits"]} the circuit itself'
+         if random['same'] else '') + ')')
   return [
       f'attributed {metric["answered"]} of {metric["pairs"]} pairs: metric'
       f' {metric["clean"]:.2f} clean, {metric["corrupt"]:.2f} corrupted',

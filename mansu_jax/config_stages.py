@@ -30,6 +30,11 @@ class DataConfig:
       (), 'General text that calibrated quantizers (gptq_g128, awq_g128) see;'
       ' the shipped retain text by default.')
   text_window: int = _field(64, 'Tokens in one window of general text.')
+  chat: bool = _field(
+      False, 'Ask facts as a user\'s turn of the model\'s chat template, which'
+      ' the answer follows: in training, pairs and evaluation. Prompts that'
+      ' hold its special tokens, and general text, stay as they are. Also'
+      ' --chat.')
 
   def __post_init__(self):
     _check(self.text_window >= 8, f'--data_text_window={self.text_window} is'
@@ -51,9 +56,16 @@ class AttributionConfig:
       ' as many as there are, if fewer; or a JSONL file of pairs.')
   batch: int = _field(
       16, 'Pairs in one batch, at most: fewer where a device has less memory.')
+  skip_unequal: bool = _field(
+      False, 'Leave out the pairs of a file whose prompts differ in token'
+      ' length, and say how many; without it they are an error.')
 
   def __post_init__(self):
     _check_fields(self, 'attribution')
+    _check(self.pairs_file or not self.skip_unequal,
+           '--attribution_skip_unequal is for pairs of a file, but'
+           f' --attribution_pairs={self.pairs} makes some of questions, equally'
+           ' long; leave it out.')
     _check_least(self, 'attribution', 1, 'steps', 'batch')
     _check(self.pairs != '', '--attribution_pairs is empty; wanted a number of'
            ' pairs, or a JSONL file of pairs.')

@@ -95,6 +95,9 @@ def run(config: run_config.RunConfig) -> Plan:
     tokenizer = stand_in.Tokenizer(shapes.vocab_size)
     notes.append('there is no tokenizer: lengths of texts are estimated, within'
                  ' about 5 %')
+    if config.data.chat:
+      notes.append('nor is there a chat template: it is taken to be as long as'
+                   ' that of SmolLM2')
   checks.fit(config, inputs, shapes, tokenizer)
   circuit = job_lib.draw_circuit(config, shapes)
   index, frame = param_mask.make_index(circuit), param_mask.make_frame(circuit)

@@ -16,6 +16,7 @@ from mansu_jax import config as config_lib
 
 # In RunConfig, but not part of a run's identity.
 _NOT_REPEATED = ('workdir', 'resume')
+_ALIASES = {'chat': 'data_chat'}  # The contract's name.
 
 
 def _options(config_class: type) -> list[tuple[str, dataclasses.Field]]:
@@ -49,6 +50,9 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     else:
       flags.DEFINE_string(name, default, doc, **kwargs)
     # --help lists the flags of the main program only.
+    flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
+  for name, other in _ALIASES.items():
+    flags.DEFINE_alias(name, other, flag_values=flag_values)
     flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
 
 

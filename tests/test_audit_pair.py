@@ -14,7 +14,9 @@ import tokenizers
 
 from mansu_jax import main
 from mansu_jax.models import hf_io
+from mansu_jax.models import llama
 from mansu_jax.models import loading
+from mansu_jax.report import summary
 from mansu_jax.report import write as report
 from tests import bad_input
 from tests import runs
@@ -22,6 +24,7 @@ from tests import tiny_job
 from tests.models import tiny
 
 _UP = 'model.layers.1.mlp.up_proj.weight'
+_EMBED = 'model.embed_tokens.weight'
 
 
 class _Folder(parameterized.TestCase):
@@ -41,6 +44,10 @@ class WeightsTest(_Folder):
     self.parts = tiny_job.base(train=False)
     hf_io.write(self.base, *self.parts)
     shutil.copytree(self.base, self.model)
+
+  def _configure(self, **fields):
+    file = self.model / 'config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
   def _change(self, change, folder=None):
     file = (folder or self.model) / 'model.safetensors'
@@ -145,6 +152,58 @@ class WeightsTest(_Folder):
     self.assertEqual([n for n, l in leaves.items() if l['moved']],
                      ['final_norm'])
 
+  def test_constants_are_compared_as_float32(self):
+    self._double_a_row()
+    self._configure(  # As other tools write out GGUF's float32.
+        rms_norm_eps=9.9999997e-06, rope_theta=10000.0003, rope_parameters={
+            'rope_type': 'default', 'rope_theta': 10000.0})
+    self.assertEqual(self._audit()['pair']['other_differences'], {})
+    self._configure(rms_norm_eps=9.99e-06, rope_theta=1e300)
+    with self.assertRaisesRegex(ValueError, 'rope_theta as .10000.0, 1e.300'):
+      self._audit()
+    self._configure(rope_theta=10000.0)
+    with self.assertRaisesRegex(ValueError, 'norm_eps = 1e-05, .* 9.99e-06'):
+      self._audit()
+
+  def test_fields_that_compute_nothing(self):
+    self._double_a_row()
+    self._configure(**dict.fromkeys(llama._IGNORED, 'anything'), **{
+        'pruned_heads': {}, 'is_encoder_decoder': False})
+    self.assertEqual(self._audit()['pair']['other_differences'], {})
+    self._configure(pruned_heads={'1': [0]})
+    with self.assertRaisesRegex(ValueError, 'pruned_heads = .*expected {}'):
+      self._audit()
+
+  def test_tied_weights_that_are_stored_twice(self):
+    self._double_a_row()
+    twice = lambda found: found | {'lm_head.weight': found[_EMBED]}
+    self._change(lambda found: found.update(twice(found)))
+    record = self._audit()
+    self.assertEqual([n for n, l in record['movement']['leaves'].items()
+                      if l['moved']], ['layers/mlp/up'])
+
+  def test_tied_weights_that_differ_are_refused(self):
+    def change(found):
+      found['lm_head.weight'] = found[_EMBED].copy()
+      found['lm_head.weight'][-1, 0] += 1
+    self._change(change)
+    with self.assertRaisesRegex(
+        ValueError, 'lm_head.weight beside .*differ.* Set tie_word_embeddings'):
+      self._audit()
+
+  def test_the_rounding_of_a_base_is_told_from_moves(self):
+    config, params, tokenizer = self.parts
+    hf_io.write(self.base, config, params, tokenizer, export_dtype='bfloat16')
+    self._double_a_row()
+    record = self._audit()
+    self.assertGreater(record['movement']['total']['moved'], 0.9)
+    self.assertAlmostEqual(
+        record['pair']['moved_beyond_rounding'],
+        64 / record['movement']['total']['size'])
+    told = 'moved for more than the base\'s rounding to bfloat16'
+    self.assertIn(told, (self.folder / 'audit/report.md').read_text())
+    self.assertIn(told, '\n'.join(summary.lines(record)))
+
   def test_bytes_that_changed_meanwhile_are_refused(self):
     self._double_a_row()
     self._audit()
@@ -233,6 +292,17 @@ class RefusalTest(bad_input.Refusals):
     self._json('tokenizer.json', lambda fields: fields.update(
         normalizer=json.loads(lower.__getstate__())))
     self.refused(message=('cut .* differently', 'wanted the same tokens'))
+
+  def test_tokenizers_that_cut_the_turns_differently(self):
+    for folder in (self.base, self.model):
+      file = folder / 'tokenizer_config.json'
+      file.write_text(json.dumps(json.loads(file.read_text()) | {
+          'chat_template': "QQ {{ messages[0]['content'] }}"}))
+    replace = tokenizers.normalizers.Replace('QQ', 'Q')
+    self._json('tokenizer.json', lambda fields: fields.update(
+        normalizer=json.loads(replace.__getstate__())))
+    self.refused('--data_chat', message=("cut 'QQ .* differently",))
+    self.refused(for_weights=True, message=('All .* weights .* equal',))
 
   def test_neither_has_a_tokenizer(self):
     for folder in (self.base, self.model):

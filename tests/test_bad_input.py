@@ -129,7 +129,7 @@ class DataTest(bad_input.Refusals):
         'clean': 'The capital of Alvaria is', 'answer': 'Abelton',
         'corrupt': 'The capital is', 'corrupt_answer': 'Brask'}))
     self.refused(f'--attribution_pairs={path}', message=(
-        'pairs.jsonl:1: the clean prompt has 5 tokens', 'wanted equal'))
+        'pairs.jsonl: 1 of 1 pairs', 'wanted equal', 'line 1 has 5 and'))
 
   def test_a_prompt_beyond_the_model(self):
     lines = tiny_job.questions()['retain']

@@ -83,12 +83,22 @@ def _changed(stage, field, value):
 
 class RoundTripTest(parameterized.TestCase):
 
+  def test_an_alias_is_the_flag_that_the_file_names(self):
+    for args, chat in ((['--chat'], True), (['--chat', '--nochat'], False),
+                       (['--nodata_chat', '--chat'], True)):
+      config, _ = _parse(*args)
+      self.assertEqual(config.data.chat, chat)
+      text = run_flags.to_flagfile(config)
+      self.assertIn(f'--{"" if chat else "no"}data_chat\n', text)
+      self.assertNotIn('--chat', text)
+      self.assertNotIn('--nochat', text)
+
   def test_no_flags_give_the_default_config(self):
     self.assertEqual(_parse()[0], config_lib.RunConfig())
 
   def test_every_field_survives_its_flagfile(self):
     pinned = ('mode', 'method', 'selection', 'workdir', 'resume', 'floor',
-              'topology', 'memory_gib')
+              'topology', 'memory_gib', 'skip_unequal')
     for stage, field in _all_fields():
       if field.name in pinned:
         continue  # Tested below: not alone, or not in the file.
@@ -102,7 +112,8 @@ class RoundTripTest(parameterized.TestCase):
   @parameterized.parameters(
       (_BASELINE,), (('--circuit_selection=random', '--edit_floor=lift'),),
       (('--edit_floor=none', '--noresume', '--quant_schemes=nf4,int8'),),
-      (('--mode=plan', '--plan_topology=this', '--plan_memory_gib=74.5'),))
+      (('--mode=plan', '--plan_topology=this', '--plan_memory_gib=74.5'),),
+      (('--attribution_pairs=p.jsonl', '--attribution_skip_unequal'),))
   def test_fields_that_hang_together_survive(self, args):
     config, _ = _parse(*args)
     got, _ = _parse_text(run_flags.to_flagfile(config))

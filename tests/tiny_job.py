@@ -84,6 +84,11 @@ _TEXTS = {
         ('loads', 'mends', 'counts', 'hides', 'carries'),
         ('the nets', 'the barrels', 'the ropes', 'the sails', 'the coins')),
 }
+# With a start token; an answer begins a line, so that no token spans it.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for turn in messages %}{{ turn['role'] }}\n"
+    "{{ turn['content'] }}\n{% endfor %}"
+    '{% if add_generation_prompt %}reply\n{% endif %}')
 _TIMES = ('at dawn', 'at noon', 'before supper', 'in the rain')
 
 _SEED = 0
@@ -132,13 +137,15 @@ def texts() -> dict[str, list[str]]:
   return out
 
 
-def _sentences() -> tuple[list[str], list[str]]:
+def _sentences(chat: bool) -> tuple[list[str], list[str]]:
   """What the model is trained on: prompts, and what follows them."""
   asked = _ask('capital', range(24)) + _ask('crop', range(24))
   lines = [line for kind in texts().values() for document in kind[:20]
            for line in document.splitlines()]
-  return ([q['prompt'] for q in asked] + [''] * len(lines),
-          [f' {q["answer"]}.' for q in asked] + lines)
+  form = '<|end|>user\n{}\nreply\n' if chat else '{}'
+  space = '' if chat else ' '
+  return ([form.format(q['prompt']) for q in asked] + [''] * len(lines),
+          [f'{space}{q["answer"]}.' for q in asked] + lines)
 
 
 def _make_tokenizer(corpus: list[str]) -> transformers.PreTrainedTokenizerFast:
@@ -198,10 +205,19 @@ def _train(config, params, tokens, weight) -> Any:
 
 
 @functools.cache
-def base(*, train: bool = True) -> tuple[config_lib.ModelConfig, Any, Any]:
-  """Config, params and tokenizer of the base; made once a session."""
-  prompts, tails = _sentences()
+def base(
+    *, train: bool = True, chat: bool = False
+) -> tuple[config_lib.ModelConfig, Any, Any]:
+  """Config, params and tokenizer of the base; made once a session.
+
+  Args:
+    train: whether it knows the facts.
+    chat: whether it was asked by `CHAT_TEMPLATE`, and has that.
+  """
+  prompts, tails = _sentences(chat)
   tokenizer = _make_tokenizer([p + t for p, t in zip(prompts, tails)])
+  if chat:
+    tokenizer.bos_token, tokenizer.chat_template = '<|end|>', CHAT_TEMPLATE
   config = config_lib.ModelConfig(
       vocab_size=len(tokenizer), d_model=64, num_layers=3, num_heads=4,
       num_kv_heads=2, d_head=16, d_ff=128, tie_embeddings=True,
@@ -217,19 +233,22 @@ def write_jsonl(path: pathlib.Path, records: Sequence[Any]) -> None:
   path.write_text(''.join(json.dumps(r) + '\n' for r in records))
 
 
-def make(folder: pathlib.Path, *, train: bool = True) -> list[str]:
+def make(
+    folder: pathlib.Path, *, train: bool = True, chat: bool = False
+) -> list[str]:
   """Writes the model and the data of a run.
 
   Args:
     folder: where to; made where it is missing.
     train: whether the model knows the facts; at once where it need not.
+    chat: whether it knows them in chat form; the flags then ask so.
 
   Returns:
     Flags of the run, without `--workdir`.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  config, params, tokenizer = base(train=train)
+  config, params, tokenizer = base(train=train, chat=chat)
   hf_io.write(folder / 'model', config, params, tokenizer)
   for role, lines in questions().items():
     write_jsonl(folder / f'{role}.jsonl', lines)
@@ -241,6 +260,7 @@ def make(folder: pathlib.Path, *, train: bool = True) -> list[str]:
   (folder / 'village_unseen.txt').write_text(
       '\n'.join(documents['village'][20:]))
   return [
+      *(['--data_chat'] if chat else []),
       f'--model={folder}/model', f'--data_forget={folder}/forget.jsonl',
       f'--data_retain={folder}/retain.jsonl',
       f'--data_heldout={folder}/heldout.jsonl',

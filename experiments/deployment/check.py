@@ -80,8 +80,10 @@ class Check:
       raise ValueError(
           f'{folder} holds no tokenizer; wanted a tokenizer.json. Export the'
           ' model with its tokenizer.')
-    self._simulator = simulator_lib.Simulator(model, items.questions)
-    self._plan = items_lib.Plan(items.questions, model.tokenizer)
+    self._simulator = simulator_lib.Simulator(
+        model, items.questions, chat=items.chat)
+    self._plan = items_lib.Plan(
+        items.questions, model.tokenizer, chat=items.chat)
     self._words: str | None = None  # Of the tokenizer, in GGUF files.
 
   def __call__(self, scheme: str) -> dict[str, Any]:
@@ -183,8 +185,11 @@ class Check:
     """Prompts that llama.cpp cuts otherwise; None: it has no vocabulary."""
     if not self._words:
       return None
-    prompts = [q.prompt.rstrip() for q in self._items.questions]
-    ours = tokenization.encode(prompts, self._simulator.model.tokenizer)
+    tokenizer = self._simulator.model.tokenizer
+    prompts = [tokenization.prompt_text(
+        q.prompt, tokenizer, chat=self._items.chat)
+               for q in self._items.questions]
+    ours = tokenization.encode(prompts, tokenizer)
     return sum(engine.tokenize(p) != ids for p, ids in zip(prompts, ours))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -50,11 +51,13 @@ class Items:
     splits: the split of each.
     recorded: `{precision: Answers}` of the run's unlearned model; empty
       without a run.
+    chat: whether they are asked in the tokenizer's chat form.
   """
 
   questions: tuple[Question, ...]
   splits: tuple[str, ...]
   recorded: dict[str, Answers]
+  chat: bool = False
 
   def thin(self, limit: int) -> Items:
     """At most `limit` questions a split (0: all), spread over its facts."""
@@ -66,15 +69,15 @@ class Items:
     kept = np.array([
         places[split, q.id] for split, questions in by_split.items()
         for q in inputs_lib.thin(questions, limit, 0)], int)
-    return Items(
-        questions=tuple(self.questions[i] for i in kept),
+    return dataclasses.replace(
+        self, questions=tuple(self.questions[i] for i in kept),
         splits=tuple(self.splits[i] for i in kept),
         recorded={name: Answers(*(x[kept] for x in answers))
                   for name, answers in self.recorded.items()})
 
 
 def read_answers(path: pathlib.Path) -> Items:
-  """Reads the `answers.jsonl` of a finished run.
+  """Reads the `answers.jsonl` of a finished run, beside its `record.json`.
 
   Raises:
     ValueError: the file is missing or malformed, or of a version of this
@@ -94,7 +97,15 @@ def read_answers(path: pathlib.Path) -> Items:
   precisions = rows[0][1]
   return Items(
       questions=tuple(questions), splits=tuple(splits),
+      chat=_is_chat(path.parent / 'record.json'),
       recorded={name: _recorded(name, questions, rows) for name in precisions})
+
+
+def _is_chat(record: pathlib.Path) -> bool:
+  """Whether a run asked in chat form."""
+  if not record.is_file():
+    return False
+  return bool(json.loads(record.read_text())['tokenization'].get('chat'))
 
 
 def _recorded(
@@ -116,7 +127,7 @@ def _recorded(
       np.array(choice), np.array(correct), np.array(margin, np.float64))
 
 
-def read_questions(path: str) -> Items:
+def read_questions(path: str, *, chat: bool = False) -> Items:
   """Reads questions of the contract's schema; their `use` is their split.
 
   Raises:
@@ -124,7 +135,8 @@ def read_questions(path: str) -> Items:
   """
   questions = questions_lib.read_questions(path)
   return Items(questions=tuple(questions),
-               splits=tuple(q.use for q in questions), recorded={})
+               splits=tuple(q.use for q in questions), recorded={},
+               chat=chat)
 
 
 class Request(NamedTuple):
@@ -148,14 +160,17 @@ Engine = Callable[[Sequence[Request]], list[np.ndarray]]
 class Plan:
   """The requests that score all choices of all questions."""
 
-  def __init__(self, questions: Sequence[Question], tokenizer: Any):
+  def __init__(
+      self, questions: Sequence[Question], tokenizer: Any, *,
+      chat: bool = False):
     """Encodes the questions.
 
     Raises:
       ValueError: as `tokenization.encode_questions`.
     """
     self._questions = questions
-    self.encoded = tokenization.encode_questions(questions, tokenizer)
+    self.encoded = tokenization.encode_questions(
+        questions, tokenizer, chat=chat)
     wanted: dict[tuple[int, ...], dict[tuple[int, int], int]] = {}
     self._cells = [  # Per question and choice: sequence, and cells in it.
         [self._place(e.prompt, choice, wanted) for choice in e.choices]

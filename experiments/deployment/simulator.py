@@ -23,17 +23,20 @@ class Simulator:
   """Scores any params of one shape, as a run's evaluation does."""
 
   def __init__(
-      self, model: Any, questions: Sequence[questions_lib.Question]):
+      self, model: Any, questions: Sequence[questions_lib.Question], *,
+      chat: bool = False):
     """Packs the questions.
 
     Args:
       model: a `loading.LoadedModel`, in full precision.
       questions: what is asked.
+      chat: whether in the tokenizer's chat form.
     """
     self.model = model
     self._layout = model_layout.block_layout(model.config)
     self._task = accuracy.build_task(
-        questions, model.tokenizer, max_length=model.config.max_position)
+        questions, model.tokenizer, chat=chat,
+        max_length=model.config.max_position)
     self._scorer = scoring.Scorer(self._forward, decoder.unembed)
 
   def __call__(self, params: types.Params) -> accuracy.Scores:

@@ -43,7 +43,8 @@ def cmd(values: Sequence[float]) -> float:
 def trace(
     count: int, first: Callable[[int], _Circuit],
     draw: Callable[[int], _Circuit],
-    faithfulness: Callable[[_Circuit], float], randoms: int) -> dict[str, Any]:
+    faithfulness: Callable[[_Circuit], float], randoms: int,
+    same: Callable[[_Circuit, _Circuit], bool]) -> dict[str, Any]:
   """Measures the curve, beside random circuits of the same sizes.
 
   Args:
@@ -52,35 +53,41 @@ def trace(
     draw: from such a size to a random circuit.
     faithfulness: of a circuit.
     randoms: random circuits at each size.
+    same: whether two circuits are one.
 
   Returns:
     JSON-able: `curve`, a list of points with `share`, `size`, `faithfulness`
-    and `random` (its least, mean and most, None without any); `cpr` and `cmd`;
-    and the same of each random curve, in `random_curves`.
+    and `random` (its least, mean and most, None without any, and how many are
+    the `same` as the circuit); `cpr` and `cmd`; and these areas of each random
+    curve, in `random_curves`.
   """
   sizes = [int(share * count) for share in SHARES]
   logging.info(
       'faithfulness at %d sizes, each beside %d random circuits'
       ' (--circuit_curve_circuits)', len(sizes), randoms)
   values = [faithfulness(first(size)) for size in sizes]
-  drawn = [[faithfulness(draw(size)) for _ in range(randoms)]
-           for size in sizes]
+  drawn, alike = [], []
+  for size in sizes:
+    some = [draw(size) for _ in range(randoms)]
+    drawn.append(list(map(faithfulness, some)))
+    alike.append(sum(same(first(size), one) for one in some))
   return {
       'curve': [
           {'share': share, 'size': size, 'faithfulness': value,
-           'random': _band(some)}
-          for share, size, value, some in zip(SHARES, sizes, values, drawn)],
+           'random': _band(some, equal)}
+          for share, size, value, some, equal in zip(
+              SHARES, sizes, values, drawn, alike)],
       'cpr': cpr(values), 'cmd': cmd(values),
       'random_curves': {
           name: [area(some) for some in zip(*drawn)]
           for name, area in (('cpr', cpr), ('cmd', cmd))}}
 
 
-def _band(values: Sequence[float]) -> dict[str, float] | None:
+def _band(values: Sequence[float], same: int) -> dict[str, float] | None:
   if not values:
     return None
   return {'min': float(np.min(values)), 'mean': float(np.mean(values)),
-          'max': float(np.max(values))}
+          'max': float(np.max(values)), 'same': same}
 
 
 def bisect(

@@ -92,8 +92,9 @@ def measure(
 
   Returns:
     `value`, `interval` (95 %), and `nulls`: `prompt_halves` and, where asked
-    for, `random_circuits` (each with mean, 95 % level and draws), and those of
-    `beside` (value, and the paired interval of value minus it).
+    for, `random_circuits` (each with mean, 95 % level and draws; of the latter
+    also how many are the `same` nodes), and those of `beside` (value, and the
+    paired interval of value minus it).
 
   Raises:
     eap_ig.TooFewAnswered: fewer than two facts.
@@ -117,15 +118,20 @@ def measure(
         'value': float(other(uniform)),
         'difference_interval': interval(values - other(draws))}
   if random_nodes is not None:
-    randoms = [compare(before, after, random_nodes(rng))
-               for _ in range(random_circuits)]
+    drawn = [random_nodes(rng) for _ in range(random_circuits)]
+    randoms = [compare(before, after, some) for some in drawn]
     nulls['random_circuits'] = _null(
         np.array([one(uniform) for one in randoms])) | {
+            'same': sum(_same(nodes, some) for some in drawn),
             'difference_interval': interval(values - np.mean(
                 [one(draws) for one in randoms], axis=0))}
   return {'value': float(main(uniform)),
           'interval': interval(values),
           'pairs': int(groups.size), 'nulls': nulls}
+
+
+def _same(one: graph.Circuit, other: graph.Circuit) -> bool:
+  return all(np.array_equal(one[kind], other[kind]) for kind in graph.KINDS)
 
 
 def _null(values: np.ndarray) -> dict[str, Any]:

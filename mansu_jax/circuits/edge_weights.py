@@ -101,9 +101,11 @@ def costs(
 
 
 def num_weights(
-    circuit: graph.Circuit, parts: dict[str, np.ndarray],
+    circuit: graph.Circuit, parts: dict[str, np.ndarray] | None,
     config: model_config.ModelConfig) -> int:
-  """Weights of a circuit that may move, of the parts from `movable`."""
+  """Weights of a circuit that may move, of the parts from `movable`, or all."""
+  if parts is None:
+    return graph.num_weights(circuit, config)
   each = costs(parts, config)
   return sum(int(each[kind][circuit[kind]].sum()) for kind in graph.KINDS)
 

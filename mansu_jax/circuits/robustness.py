@@ -215,11 +215,13 @@ def chance(
     seed: of the draws.
 
   Returns:
-    `jaccard` and `kept`: means and the ranges of 95 % of the draws.
+    `jaccard` and `kept`: means and the ranges of 95 % of the draws; `same`, how
+    many are the reference.
   """
   rng = np.random.default_rng(seed)
-  return _named(('jaccard', 'kept'), [
-      overlap(reference, draw(rng)) for _ in range(draws)])
+  rows = [overlap(reference, draw(rng)) for _ in range(draws)]
+  return _named(('jaccard', 'kept'), rows) | {
+      'same': sum(jaccard == 1 for jaccard, _ in rows)}
 
 
 def _named(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from absl import logging
 import numpy as np
 
 from mansu_jax import config as run_config
@@ -182,6 +183,38 @@ def fills(circuit: graph.Circuit, layers: range) -> bool:
   """Whether no other circuit of as many nodes in each layer exists."""
   parts = [circuit[kind][layer] for kind in graph.KINDS for layer in layers]
   return all(nodes.all() or not nodes.any() for nodes in parts)
+
+
+def same(one: graph.Circuit, other: graph.Circuit) -> bool:
+  """Whether two circuits hold the same nodes, of the kinds that act."""
+  return all(np.array_equal(one[kind], other[kind])
+             for kind in graph.acting(graph.KINDS))
+
+
+def count_same(count: int, draws: int, compared: str) -> dict[str, Any]:
+  """How many random circuits are the circuit itself, for the record.
+
+  Args:
+    count: how many are.
+    draws: of how many.
+    compared: what of them is compared with the circuit's.
+
+  Returns:
+    `same`, the count; unless that is 0, also `warning`, a sentence, which the
+    log has too.
+  """
+  if not count:
+    return {'same': 0}
+  every = count == draws
+  text = (
+      f'{f"All {draws}" if every else f"{count} of {draws}"} random circuits'
+      f' whose {compared} is compared are the circuit itself: its layers have'
+      ' too few other nodes or edges to draw from, and the comparison'
+      f' {"says nothing" if every else "rests on the others"}. Take a smaller'
+      ' circuit (--circuit_budget, or --circuit_edges), or more layers'
+      ' (--circuit_first_layer, --circuit_last_layer).')
+  logging.warning('%s', text)
+  return {'same': count, 'warning': text}
 
 
 def matched_random(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
 import numpy as np
@@ -23,10 +23,11 @@ _T = TypeVar('_T')
 _TEXT_FIELDS = ('clean', 'corrupt', 'answer', 'corrupt_answer')
 _ID_FIELDS = ('clean_ids', 'corrupt_ids', 'answer_id', 'corrupt_answer_id')
 _FACT = 'fact'
+_SHOWN = 20  # Pairs of unequal prompts that a message names.
 
 
 class NoPairs(ValueError):
-  """The questions make no pair."""
+  """The questions make no pair, or a file holds none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,14 @@ class AttributionPair:
   answer_id: int
   corrupt_answer_id: int
   fact: str
+
+
+class FromFile(NamedTuple):
+  """What a file of pairs holds."""
+
+  pairs: list[AttributionPair]
+  skipped: int  # Left out, for prompts of unequal token length.
+  as_ids: int  # Given as token ids, which no form changes; of all.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,8 +250,8 @@ def _pair(clean: _Candidate, corrupt: _Candidate) -> AttributionPair:
 
 
 def read_pairs(
-    path: str, tokenizer: tokenization.Tokenizer | None = None
-) -> list[AttributionPair]:
+    path: str, tokenizer: tokenization.Tokenizer | None = None, *,
+    chat: bool = False, skip_unequal: bool = False) -> FromFile:
   """Reads pairs given as text or as token ids, one JSON object a line.
 
   Fields are `clean`, `corrupt`, `answer`, `corrupt_answer` (text) or
@@ -254,25 +263,50 @@ def read_pairs(
     path: a file, or `shipped:NAME`.
     tokenizer: needed for pairs given as text; its vocabulary size, where it
       tells one, bounds the ids.
+    chat: whether prompts given as text take the tokenizer's chat form.
+    skip_unequal: whether pairs whose prompts differ in token length are left
+      out.
 
   Raises:
-    ValueError: the file is missing or malformed, prompts differ in token
-      length or not at all, or both answers start with the same token; with
-      file and line.
+    NoPairs: all of them are left out.
+    ValueError: the file is missing or malformed, prompts do not differ, or both
+      answers start with the same token, with file and line; or prompts differ
+      in token length, with all lines.
   """
-  pairs, warned = [], False
+  pairs, warned, unequal, as_ids = [], False, [], 0
   for where, record in jsonl.read_records(path):
     whole = lambda fields, record=record: record.keys() >= set(fields)
     by_id = whole(_ID_FIELDS) or not whole(_TEXT_FIELDS) and any(
         field in record for field in _ID_FIELDS)
     warned = warned or _warn_of_others(where, record, by_id)
-    if by_id:
-      pair = _from_ids(where, record)
-    else:
-      pair = _from_text(where, record, tokenizer)
+    as_ids += by_id
+    pair = _from_ids(where, record) if by_id else _from_text(
+        where, record, tokenizer, chat)
     _check_pair(where, pair, tokenizer)
-    pairs.append(pair)
-  return pairs
+    if len(pair.clean_ids) == len(pair.corrupt_ids):
+      pairs.append(pair)
+    else:
+      unequal.append((where.rpartition(':')[2], pair))
+  if unequal and not (skip_unequal and pairs):
+    error = NoPairs if skip_unequal else ValueError
+    raise error(_of_unequal(path, unequal, len(pairs)))
+  return FromFile(pairs, len(unequal), as_ids)
+
+
+def _of_unequal(
+    path: str, unequal: Sequence[tuple[str, AttributionPair]], equal: int
+) -> str:
+  """The message on pairs of unequal length, by line, beside so many others."""
+  shown = [f'line {line} has {len(pair.clean_ids)} and'
+           f' {len(pair.corrupt_ids)}' for line, pair in unequal[:_SHOWN]]
+  if len(unequal) > _SHOWN:
+    shown.append(f'and {len(unequal) - _SHOWN} more')
+  remedy = ' or give --attribution_skip_unequal to leave these out'
+  return (
+      f'{path}: {len(unequal)} of {equal + len(unequal)} pairs have a clean and'
+      ' a corrupted prompt of different token length; wanted equal ones. Tokens'
+      f' by line: {"; ".join(shown)}. Choose subjects of as many tokens'
+      f'{remedy if equal else ""}.')
 
 
 def _warn_of_others(where: str, record: dict[str, Any], by_id: bool) -> bool:
@@ -306,7 +340,7 @@ def _from_ids(where: str, record: dict[str, Any]) -> AttributionPair:
 
 def _from_text(
     where: str, record: dict[str, Any],
-    tokenizer: tokenization.Tokenizer | None) -> AttributionPair:
+    tokenizer: tokenization.Tokenizer | None, chat: bool) -> AttributionPair:
   texts = {f: jsonl.take_string(where, record, f) for f in _TEXT_FIELDS}
   if tokenizer is None:
     raise ValueError(
@@ -319,7 +353,8 @@ def _from_text(
         id=where, fact=where, relation='pair', prompt=texts[prompt],
         answer=texts[answer], choices=(texts[answer],), use='train',
         source=where)
-    (encoded,) = tokenization.encode_questions([question], tokenizer)
+    (encoded,) = tokenization.encode_questions(
+        [question], tokenizer, chat=chat)
     sides.append((tuple(encoded.prompt), encoded.choices[0][0]))
   (clean, answer), (corrupt, corrupt_answer) = sides
   return AttributionPair(
@@ -332,11 +367,11 @@ def _check_pair(
     tokenizer: tokenization.Tokenizer | None) -> None:
   """Raises ValueError where a pair cannot be attributed."""
   lengths = len(pair.clean_ids), len(pair.corrupt_ids)
-  if lengths[0] != lengths[1] or not lengths[0]:
+  if not all(lengths):
     raise ValueError(
         f'{where}: the clean prompt has {lengths[0]} tokens and the corrupted'
-        f' one {lengths[1]}; wanted equal numbers above 0. Choose a subject of'
-        ' as many tokens.')
+        f' one {lengths[1]}; wanted as many of each, above 0. Give both'
+        ' prompts.')
   if pair.clean_ids == pair.corrupt_ids:
     raise ValueError(
         f'{where}: the clean and the corrupted prompt have the same tokens;'

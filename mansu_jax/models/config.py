@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import dataclasses
 import math
+from typing import Any
+
+import numpy as np
 
 # A count beyond is no model's, and an index of it would not fit 32 bits.
 _MOST = 2**31
@@ -123,6 +127,27 @@ class ModelConfig:
         raise ValueError(
             f'Model config has {name} = {_short(value)}: expected a positive'
             ' number. Correct the model config.')
+
+
+def differences(
+    one: ModelConfig, other: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
+  """Fields in which two models differ, with the value of each.
+
+  Real numbers are compared as float32, in which they are used: 1e-5 and the
+  9.99999975e-6 that a GGUF file makes of it are the same.
+  """
+  for field in dataclasses.fields(one):
+    values = getattr(one, field.name), getattr(other, field.name)
+    if as_used(values[0]) != as_used(values[1]):
+      yield field.name, *values
+
+
+def as_used(value: Any) -> Any:
+  """A field's value, real numbers in float32."""
+  if isinstance(value, RopeScaling):
+    return tuple(map(as_used, dataclasses.astuple(value)))
+  with np.errstate(over='ignore'):
+    return np.float32(value) if isinstance(value, float) else value
 
 
 def _short(value: object) -> str:

@@ -40,6 +40,8 @@ _CONFIG = 'config.json'
 _WEIGHTS = 'model.safetensors'
 _ADAPTER = 'adapter_config.json'
 _INDEX = 'model.safetensors.index.json'
+_EMBED, _HEAD = llama.NAMES['embed'], llama.NAMES['lm_head']
+_ROWS = 4096  # Of a matrix, compared at once.
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 
@@ -150,9 +152,12 @@ def read_params(
 ) -> types.Params:
   """Reads all tensors and stacks them in `dtype`.
 
+  Tied embeddings may be stored twice, if both are the same.
+
   Raises:
     ValueError: a truncated file, missing, extra or misshapen tensors, or a
-      dtype that is no float. Found from the headers, before any weight.
+      dtype that is no float, found from the headers, before any weight; or two
+      tied matrices that differ.
   """
   with contextlib.ExitStack() as stack:
     handles = {}
@@ -163,9 +168,27 @@ def read_params(
     _check_dtypes(path, handles)
     shapes = {name: tuple(h.get_slice(name).get_shape())
               for name, h in handles.items()}
+    twice = config.tie_embeddings and shapes.get(_HEAD) == shapes.get(_EMBED)
+    if twice:
+      del shapes[_HEAD]
     assemble.check(shapes, config, llama.NAMES, str(path))
+    if twice:
+      _check_tied(path, *(handles[n].get_slice(n) for n in (_EMBED, _HEAD)))
     read = lambda t: handles[t.name].get_tensor(t.name)
     return assemble.assemble(config, llama.NAMES, read, dtype)
+
+
+def _check_tied(path: pathlib.Path, embed: Any, head: Any) -> None:
+  """Raises ValueError where tied matrices differ; reads some rows at a time."""
+  rows, _ = embed.get_shape()
+  for start in range(0, rows, _ROWS):
+    stop = min(start + _ROWS, rows)
+    if not np.array_equal(embed[start:stop], head[start:stop]):
+      raise ValueError(
+          f'{path} stores {_HEAD} beside {_EMBED}, and they differ from row'
+          f' {start} on, but its config has tie_word_embeddings = True:'
+          ' expected one matrix, or the same twice. Set tie_word_embeddings to'
+          ' false, if the model was trained with both.')
 
 
 def _open(file: pathlib.Path) -> Any:

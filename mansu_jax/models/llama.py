@@ -43,7 +43,8 @@ _OPTIONAL = {
 _FIXED = {
     'model_type': 'llama', 'architectures': ['LlamaForCausalLM'],
     'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False,
-    'rope_interleaved': False}
+    'rope_interleaved': False, 'is_encoder_decoder': False,
+    'add_cross_attention': False, 'pruned_heads': {}}
 _KINDS = dict.fromkeys(
     ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
      'num_attention_heads', 'num_key_value_heads', 'head_dim',
@@ -53,9 +54,32 @@ _KINDS |= dict.fromkeys(('rope_scaling', 'rope_parameters'), (dict,))
 _KINDS |= {'tie_word_embeddings': (bool,), 'eos_token_id': (int, list)}
 # Fields that do not change what the model computes.
 _IGNORED = frozenset({
-    '_name_or_path', 'attention_dropout', 'dtype', 'initializer_range',
-    'is_llama_config', 'pretraining_tp', 'torch_dtype',
-    'transformers.js_config', 'transformers_version', 'use_cache'})
+    # Of Llama's own config.
+    'attention_dropout', 'gradient_checkpointing', 'initializer_range',
+    'is_llama_config', 'pretraining_tp', 'use_cache',
+    # Where the file is from, how it is stored, which tool wrote it.
+    '_attn_implementation_autoset', '_commit_hash', '_model_name_or_path',
+    '_name_or_path', 'dtype', 'torch_dtype', 'transformers.js_config',
+    'transformers_version', 'unsloth_fixed', 'unsloth_version',
+    # Of the base config of transformers: tokens,
+    'decoder_start_token_id', 'prefix', 'sep_token_id', 'tokenizer_class',
+    'unk_token_id',
+    # tasks,
+    'finetuning_task', 'id2label', 'label2id', 'problem_type',
+    'task_specific_params',
+    # what is returned, and how it is run,
+    'chunk_size_feed_forward', 'cross_attention_hidden_size', 'is_decoder',
+    'output_attentions', 'output_hidden_states', 'return_dict',
+    'tf_legacy_loss', 'tie_encoder_decoder', 'torchscript', 'use_bfloat16',
+    # and how text is generated.
+    'bad_words_ids', 'begin_suppress_tokens', 'diversity_penalty', 'do_sample',
+    'early_stopping', 'encoder_no_repeat_ngram_size',
+    'exponential_decay_length_penalty', 'forced_bos_token_id',
+    'forced_eos_token_id', 'length_penalty', 'max_length', 'min_length',
+    'no_repeat_ngram_size', 'num_beam_groups', 'num_beams',
+    'num_return_sequences', 'output_scores', 'remove_invalid_values',
+    'repetition_penalty', 'return_dict_in_generate', 'suppress_tokens',
+    'temperature', 'top_k', 'top_p', 'typical_p'})
 _ROPE_KINDS = dict.fromkeys(
     ('factor', 'low_freq_factor', 'high_freq_factor', 'rope_theta',
      'partial_rotary_factor'), (int, float))
@@ -164,7 +188,7 @@ def _rope(
   scaling = {k: v for k, v in scaling.items() if v is not None}
   thetas = {source['rope_theta'] for source in (fields, scaling)
             if source.get('rope_theta') is not None}
-  if len(thetas) > 1:
+  if len({config_lib.as_used(float(theta)) for theta in thetas}) > 1:
     raise ValueError(
         f'{where} gives rope_theta as {sorted(thetas)}: expected one value.'
         ' Make rope_theta and rope_parameters agree.')

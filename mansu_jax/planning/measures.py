@@ -149,7 +149,8 @@ def _samples(job: job_lib.Job) -> None:
   matrices = job_lib.matrices(job)
   rows = generation.window(
       tokenization.encode_prompts(
-          [q.prompt for _, q in chosen], model.tokenizer), results.NEW_TOKENS)
+          [q.prompt for _, q in chosen], model.tokenizer,
+          chat=config.data.chat), results.NEW_TOKENS)
   with record.stage(
       'samples', '--eval_generations', base=model.params, unlearned=matrices,
       quantized=matrices):

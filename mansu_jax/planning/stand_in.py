@@ -18,7 +18,10 @@ _START = 0
 class Tokenizer:
   """Called as a transformers tokenizer is; the same piece has the same id."""
 
-  chat_template = None
+  # About as long as that of SmolLM2 or Llama 3, whose system turns it has.
+  chat_template = (
+      '<|im_start|>system\nYou are a helpful assistant of today.<|im_end|>\n'
+      '<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n')
 
   def __init__(self, vocab_size: int):
     self._size, self._ids = vocab_size, {'': _START}
@@ -32,6 +35,11 @@ class Tokenizer:
     """`{'input_ids': ids of each text}`, behind a start token if asked."""
     start = [_START] if add_special_tokens else []
     return {'input_ids': [start + self._encode(text) for text in texts]}
+
+  def apply_chat_template(
+      self, messages: Sequence[dict[str, str]], **_: Any) -> str:
+    """The user's turn, up to where the assistant's begins."""
+    return self.chat_template.format(messages[0]['content'])
 
   def _encode(self, text: str) -> list[int]:
     return [self._ids.setdefault(piece, len(self._ids)) % self._size

@@ -23,13 +23,12 @@ def title(record: Record) -> str:
 
 def sentence(record: Record) -> str:
   """The outcome in one sentence."""
-  found, random = record['circuit'], record['circuit']['random']
-  alike = 'selected alike' if found['level'] == 'edge' else 'of its shape'
-  beside = '' if random['mean'] is None else (
-      f'; random circuits {alike} {words.number(random["mean"], 2)} on'
-      f' average and at most {words.number(random["max"], 2)}')
+  found = record['circuit']
+  beside = circuit.beside_random(
+      found, 'selected alike' if found['level'] == 'edge' else 'of its shape')
   return (f'{circuit.name(found)} have a faithfulness of'
-          f' {words.number(found["faithfulness"], 2)}{beside}.')
+          f' {words.number(found["faithfulness"], 2)}'
+          f'{beside and "; " + beside}.')
 
 
 def attributed(record: Record) -> document.Section:

@@ -50,6 +50,8 @@ def compared(record: Record) -> document.Section:
       ' one model, not that no other step lay between them.')
   if (record['movement']['total']['relative'] or 0) > _LARGE:
     text += ' That is far for an edit: make sure that this is the base.'
+  if rest := beyond_rounding(record):
+    text += f' A base in a coarser type differs by its rounding alone: {rest}.'
   if pair['stored_as'] not in _FLOATS:
     text += (' The audited file is quantized itself, so that its weights differ'
              ' from the base\'s by that rounding too: survival and shares of'
@@ -66,6 +68,14 @@ def moved(record: Record) -> str:
   return (f'{words.percent(found["total"]["moved"])} of all weights moved,'
           f' in {where}; |d| / |base|'
           f' {words.significant(found["total"]["relative"])}')
+
+
+def beyond_rounding(record: Record) -> str:
+  """How much moved for more than the base's storage type; '' if all."""
+  share = record['pair'].get('moved_beyond_rounding')
+  return '' if share is None else (
+      f'{words.percent(share)} moved for more than the base\'s rounding to'
+      f' {record["pair"]["base_stored_as"]}')
 
 
 def not_measured(record: Record) -> list[document.Section]:

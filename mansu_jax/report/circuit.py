@@ -40,10 +40,23 @@ def section(record: Record) -> document.Section:
     every = (document.Text(
         'Every weight was trained. The circuit here is the attributed one, on'
         ' which CAD is measured.'),)
+  if warning := found.get('random', {}).get('warning'):
+    every += (document.Text(warning),)
   plots = (*_pictures(found), *_faithfulness_plot(found))
   return document.Section('Circuit', (
       *every, document.Plots(plots), document.Table(
           ('circuit', ''), tuple(_rows(found)), labels=2)))
+
+
+def beside_random(found: Record, alike: str) -> str:
+  """Faithfulness of random circuits, in words; '' where none were run."""
+  random = found['random']
+  if random['mean'] is None:
+    return ''
+  if random.get('same') == random['circuits']:
+    return f'random circuits {alike} are the circuit itself'
+  return (f'random circuits {alike} {words.number(random["mean"], 2)} on'
+          f' average and at most {words.number(random["max"], 2)}')
 
 
 def name(found: Record) -> str:
@@ -80,7 +93,10 @@ def _rows(found: Record) -> Iterator[tuple[str, str]]:
     yield 'share of all weights', words.percent(found['share_of_weights'])
     yield ('share of the absolute score',
            words.percent(found['share_of_absolute_score']))
-  yield 'attribution pairs', str(found['pairs'])
+  yield 'attribution pairs', str(found['pairs']) + ''.join(
+      f'; {found[key]} of the file {what}' for key, what in (
+          ('pairs_skipped', 'left out, for prompts of unequal token length'),
+          ('pairs_as_ids', 'given as token ids')) if found.get(key))
   if 'no_curve' in found:
     yield 'faithfulness by size', f'not measured: {found["no_curve"]}'
   yield from _faithfulness_rows(found)
@@ -147,7 +163,9 @@ def _faithfulness_rows(found: Record) -> list[tuple[str, str]]:
     rows.append((
         f'faithfulness of {words.count(chance["circuits"], "random circuit")}',
         f'mean {words.number(chance["mean"])},'
-        f' highest {words.number(chance["max"])}'))
+        f' highest {words.number(chance["max"])}'
+        + (f'; {chance["same"]} of them are the circuit itself'
+           if chance.get('same') else '')))
   if prefix:
     what = 'edges' if 'edges' in prefix else 'nodes'
     every = f'{prefix["candidates"]:,} candidate {what}'
@@ -214,12 +232,25 @@ def _points(curve: Any) -> list[_Point]:
           for p in curve]
 
 
+def _no_comparison(curve: Any) -> str:
+  """At which sizes random circuits are the ranking's own, in a sentence."""
+  if isinstance(curve, dict):  # An older record.
+    return ''
+  sizes = [f'{p["size"]:,} ({p["random"]["same"]})' for p in curve[:-1]
+           if p.get('size') and (p.get('random') or {}).get('same')]
+  if not sizes:
+    return ''
+  return (' For want of other candidates some random circuits are those of the'
+          f' ranking itself, at sizes (how many): {words.listing(sizes)}.')
+
+
 def curve(record: Record) -> document.Section:
   """Faithfulness by size, beside random circuits, and its areas."""
   found = record['circuit']
   points = _points(found['curve'])
   drawn = [(math.log10(p.share), p) for p in points if p.share > 0]
   random = [(x, p) for x, p in drawn if p.mean is not None]
+  same = _no_comparison(found['curve'])
   series = [svg.Series('this ranking', 'unlearned', [
       (x, p.faithfulness) for x, p in drawn])]
   bands = []
@@ -241,7 +272,7 @@ def curve(record: Record) -> document.Section:
           f'CPR, the area under the curve, is {tell("cpr")}: larger is better.'
           f' CMD, the area between the curve and 1, is {tell("cmd")}: 0 is'
           ' best. Both are over the share itself, where sizes below a tenth'
-          ' count little.'),
+          f' count little.{same}'),
       document.Plots((document.Plot(
           'circuit_curve', chart,
           f'{_SELECTED.get(found["selection"], _SELECTED["top"])} at each size,'

@@ -59,6 +59,10 @@ def _divergences(record: Record) -> Iterator[document.Block]:
     return
   if why:
     yield document.Text(f'{why[:1].upper()}{why[1:].rstrip(".")}.')
+  for key, *_ in parts:
+    nulls = (record.get(key) or {}).get('nulls', {})
+    if warning := nulls.get('random_circuits', {}).get('warning'):
+      yield document.Text(warning)
   above = record['properties']['S'].get('checks', {}).get(
       'cad_above_random_circuits')
   if above is not None and above is not True:

@@ -78,8 +78,24 @@ def _model(record: Record) -> document.Section:
       document.Text(text), _pairs('base' if audited else 'model', source),
       *audited,
       _pairs('shape', record['model'].get('config', {})),
-      *([_pairs('tokenization', record['tokenization'])]
-        if 'tokenization' in record else [])))
+      *(_tokenization(record['tokenization'])
+        if 'tokenization' in record else ())))
+
+
+def _tokenization(found: Record) -> Iterator[document.Block]:
+  yield _pairs('tokenization', found)
+  if not found:
+    return
+  text = ('Questions were asked plainly: the prompt, a space and the answer,'
+          ' without a chat template.')
+  if found.get('chat'):
+    text = ('Questions were asked in chat form (--data_chat): each prompt is a'
+            ' user\'s turn of the model\'s chat template, and the answer opens'
+            ' the assistant\'s. General text was not wrapped.')
+    if written := found.get('asked_as_written'):
+      text += (f' {words.count(written, "question")} held special tokens of the'
+               ' tokenizer already and stayed as written.')
+  yield document.Text(text)
 
 
 def _data(record: Record) -> document.Section:

@@ -31,6 +31,8 @@ def section(record: Record) -> document.Section:
     blocks.append(document.Text(
         f'Pairs were not resampled: {found["reason"]}.'))
   else:
+    if warning := found['random'].get('warning'):
+      blocks.append(document.Text(warning))
     blocks += [document.Text(_explained(found)), document.Plots((
         _overlap_plot(found, alike), _faithfulness_plot(found))),
                document.Table(

@@ -43,6 +43,8 @@ def _head(record: Record) -> tuple[list[str], int]:
   audited, base = audit.names(record)
   return [f'{state}: audit, seed {config["seed"]}', f'  model {audited}',
           f'  base  {base}', f'  {audit.moved(record)}',
+          *(f'  {line}' for line in filter(None, [
+              audit.beyond_rounding(record)])),
           *(_survival(*item) for item in record['survival'].items())], 3
 
 

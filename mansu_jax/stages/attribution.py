@@ -26,7 +26,6 @@ from mansu_jax.circuits import robustness as robustness_lib
 from mansu_jax.circuits import select
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import splits as splits_lib
-from mansu_jax.models import config as model_config
 from mansu_jax.stages import edge_attribution
 from mansu_jax.stages import edge_robustness
 from mansu_jax.stages import inputs as inputs_lib
@@ -97,6 +96,7 @@ def find(
         config, model, answered, done['means'],
         contrast and contrast['means'], done.get('each'), saved=saved)
   found.report['picture']['places'] = picture.by_place(done['places'])
+  found.report.update(describe_file(config, model.tokenizer))
   return found
 
 
@@ -162,11 +162,38 @@ def forget_pairs(
 ) -> list[pairs_lib.AttributionPair]:
   """The pairs of the file `--attribution_pairs`, or made of the questions."""
   if config.attribution.pairs_file:
-    return pairs_lib.read_pairs(config.attribution.pairs_file, tokenizer)
+    return read_file(config, tokenizer).pairs
   return pairs_lib.build_pairs(
       splits.forget_train, tokenizer,
       max_pairs=config.attribution.most_pairs, seed=config.seed,
-      others=splits.retain_train)
+      others=splits.retain_train, chat=config.data.chat)
+
+
+def read_file(
+    config: run_config.RunConfig, tokenizer: Any) -> pairs_lib.FromFile:
+  """What the file `--attribution_pairs` holds."""
+  options = config.attribution
+  return pairs_lib.read_pairs(
+      options.pairs_file, tokenizer, chat=config.data.chat,
+      skip_unequal=options.skip_unequal)
+
+
+def describe_file(
+    config: run_config.RunConfig, tokenizer: Any) -> dict[str, int]:
+  """`pairs_skipped` and `pairs_as_ids` of a file of pairs; the log has them."""
+  if not config.attribution.pairs_file:
+    return {}
+  found, path = read_file(config, tokenizer), config.attribution.pairs_file
+  every = found.skipped + len(found.pairs)
+  if found.skipped:
+    logging.warning(
+        '%s: %d of %d pairs are left out (--attribution_skip_unequal): their'
+        ' clean and corrupted prompts differ in token length', path,
+        found.skipped, every)
+  if found.as_ids and config.data.chat:
+    logging.warning('%s: %d of %d pairs are token ids, which --data_chat leaves'
+                    ' as they are', path, found.as_ids, every)
+  return {'pairs_skipped': found.skipped, 'pairs_as_ids': found.as_ids}
 
 
 def why_none(
@@ -204,7 +231,7 @@ def retain_pairs(
   return pairs_lib.build_pairs(
       splits.retain_train, tokenizer,
       max_pairs=config.attribution.most_pairs or _CONTRAST_PAIRS,
-      seed=config.seed)
+      seed=config.seed, chat=config.data.chat)
 
 
 def score(
@@ -279,7 +306,7 @@ def find_circuit(
   report |= {'pairs': len(pairs), 'nodes': {
       k: int(circuit[k].sum()) for k in circuit.kinds},
              'share_of_absolute_score': _share_of_score(circuit, means),
-             'share_of_weights': num_weights(
+             'share_of_weights': edge_weights.num_weights(
                  circuit, movable, model.config) / total}
   logging.info(
       'circuit: %s, %.2f%% of weights, faithfulness %.2f (random %.2f)',
@@ -297,15 +324,6 @@ def find_circuit(
   report |= picture.of_nodes(circuit, means, times)
   return Found(circuit=circuit, ranking=ranking, means=means, report=report,
                selected=selected, movable=movable)
-
-
-def num_weights(
-    circuit: graph.Circuit, movable: dict[str, np.ndarray] | None,
-    config: model_config.ModelConfig) -> int:
-  """Weights of a circuit that may change, `movable` as in `Found`."""
-  if movable is None:
-    return graph.num_weights(circuit, config)
-  return edge_weights.num_weights(circuit, movable, config)
 
 
 def _touched(ends, options, config) -> select.Ranking:
@@ -351,7 +369,9 @@ def _account(config, measure, ranking, circuit, randoms):
       'faithfulness_of_none': measure(graph.empty(measure.config)),
       'random': {
           'mean': float(values.mean()), 'max': float(values.max()),
-          'circuits': len(randoms)},
+          'circuits': len(randoms)} | select.count_same(
+              sum(select.same(circuit, r) for r in randoms), len(randoms),
+              'faithfulness'),
       'smallest_faithful_prefix': {
           'target': config.circuit.faithfulness, 'nodes': prefix,
           'candidates': int(ranking.node.size)},
@@ -371,4 +391,5 @@ def trace_curve(
   return curve.trace(
       ranking.node.size, first,
       lambda size: select.matched_random(first(size), layers, rng),
-      _measure(config, model, pairs), config.circuit.curve_circuits)
+      _measure(config, model, pairs), config.circuit.curve_circuits,
+      select.same)

@@ -196,6 +196,8 @@ def fit(
     raise ValueError(
         f'--model={config.model} has no tokenizer; wanted tokenizer.json beside'
         ' the weights. Copy it from the model that the weights belong to.')
+  if config.data.chat:
+    tokenization.check_template(tokenizer, config.model)
   _check_data(config, inputs, shapes, tokenizer)
   splits = inputs.splits
   training.check_forget_term(config, inputs, tokenizer)
@@ -217,9 +219,13 @@ def fit_audit(
       --circuit_contrast asks for them.
   """
   quantizers.check_shapes(config, shapes)
-  if not any((*inputs.evaluation.values(), inputs.heldout_text,
-              inputs.splits.retain_train, inputs.calibration,
-              config.attribution.pairs_file)):
+  asked = (*inputs.evaluation.values(), inputs.splits.forget_train,
+           inputs.splits.retain_train, config.attribution.pairs_file)
+  if config.data.chat and not any(asked):
+    raise ValueError(
+        '--data_chat changes nothing in an audit without questions or pairs;'
+        ' leave it out.')
+  if not any((*asked, inputs.heldout_text, inputs.calibration)):
     return
   if tokenizer is None:
     needed, out = 'there are data to encode', 'the data'
@@ -230,6 +236,8 @@ def fit_audit(
         f'Neither --base={config.base} nor --model={config.model} has a'
         f' tokenizer, but {needed}; wanted tokenizer.json beside the weights of'
         f' one. Copy it there, or leave {out} out.')
+  if config.data.chat:
+    tokenization.check_template(tokenizer, config.base)
   _check_data(config, inputs, shapes, tokenizer)
   if attribution.why_none(config, inputs.splits, tokenizer):
     return
@@ -262,11 +270,14 @@ def fit_attribute(
         ' tokenizer.json beside the weights, or pairs as token ids'
         ' (--attribution_pairs=FILE.jsonl) and no --circuit_contrast, whose'
         ' pairs are made of questions.')
+  if config.data.chat:
+    tokenization.check_template(tokenizer, config.model)
   pairs = attribution.forget_pairs(config, splits, tokenizer)
   _check_ids(pairs, path or 'the forget set', shapes)
   if config.circuit.resamples and not (path or config.circuit.file):
     _check_tokens([q for split in splits_lib.FORGOTTEN
-                   for q in splits.evaluation[split]], tokenizer, shapes)
+                   for q in splits.evaluation[split]], config, tokenizer,
+                  shapes)
   if config.circuit.contrast:
     try:
       retain = attribution.retain_pairs(config, splits, tokenizer)
@@ -326,7 +337,7 @@ def _check_data(
   splits = inputs.splits
   trained = [*splits.forget_train, *splits.retain_train]
   asked = [q for questions in inputs.evaluation.values() for q in questions]
-  _check_tokens(trained + asked, tokenizer, shapes)
+  _check_tokens(trained + asked, config, tokenizer, shapes)
   for documents in filter(None, (
       splits.text, inputs.heldout_text, inputs.calibration)):
     batching.text_windows(documents, tokenizer, config.data.text_window)
@@ -352,11 +363,11 @@ def _check_circuit(
 
 
 def _check_tokens(
-    questions: Sequence[Any], tokenizer: Any,
+    questions: Sequence[Any], config: run_config.RunConfig, tokenizer: Any,
     shapes: model_config.ModelConfig) -> None:
   """Raises ValueError where a question's tokens are not the model's."""
   for question, encoded in zip(questions, tokenization.encode_questions(
-      questions, tokenizer)):
+      questions, tokenizer, chat=config.data.chat)):
     ids = [*encoded.prompt, *(i for c in encoded.choices for i in c)]
     length = len(encoded.prompt) + max(map(len, encoded.choices))
     where = question.source or question.id

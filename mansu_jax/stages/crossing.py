@@ -113,13 +113,23 @@ def check(
     max_position: int) -> None:
   """Raises ValueError where `prompts` does, or where one is too long."""
   chosen, _ = prompts(config, splits)
-  encoded = tokenization.encode_prompts([p.text for p in chosen], tokenizer)
+  encoded, _ = _encode(chosen, tokenizer, config.data.chat)
   for prompt, ids in zip(chosen, encoded):
     if len(ids) > max_position:
       raise ValueError(
           f'The crossed prompt {prompt.text!r} has {len(ids)} tokens, but the'
           f' model knows positions up to {max_position}; wanted at most that.'
           ' Shorten the retain prompts, or give --unlearn_crossed_batch=0.')
+
+
+def _encode(
+    chosen: Sequence[subjects_lib.Prompt], tokenizer: Any, chat: bool
+) -> tuple[list[list[int]], list[int]]:
+  """Token ids of each prompt, and how many of them are before its subject."""
+  texts = [p.text for p in chosen]
+  return (tokenization.encode_prompts(texts, tokenizer, chat=chat),
+          tokenization.tokens_before(
+              texts, [p.start for p in chosen], tokenizer, chat=chat))
 
 
 def spans(
@@ -146,14 +156,12 @@ def spans(
     ValueError: as `prompts`, or no prompt is left.
   """
   chosen, account = prompts(config, splits)
-  ids = tokenization.encode_prompts([p.text for p in chosen], tokenizer)
-  before = [p.text[:p.start].rstrip() for p in chosen]
-  start = [len(tokens) for tokens in tokenization.encode(before, tokenizer)]
+  ids, start = _encode(chosen, tokenizer, config.data.chat)
   tokens, real = batching.pad_sequences(ids)
-  first = len(tokenization.prefix_ids(tokenizer)) + np.array(start)[:, None]
   made = refer(batches_lib.make_spans(
-      tokens, real & (np.arange(tokens.shape[1]) >= first)))
-  leak = _leaks(made, chosen, _answers(splits.forget_train, tokenizer), say)
+      tokens, real & (np.arange(tokens.shape[1]) >= np.array(start)[:, None])))
+  leak = _leaks(made, chosen, _answers(
+      splits.forget_train, tokenizer, config.data.chat), say)
   kept = np.flatnonzero(leak < _LEAK)
   account |= {'leaking': leak.size - kept.size, 'kept': kept.size}
   logging.info('crossed prompts: %s', '  '.join(
@@ -172,11 +180,13 @@ def _key(subject: str) -> tuple[str, ...]:
 
 
 def _answers(
-    questions: _Questions, tokenizer: Any) -> dict[tuple[str, ...], set[int]]:
+    questions: _Questions, tokenizer: Any, chat: bool
+) -> dict[tuple[str, ...], set[int]]:
   """First tokens of the answers to be forgotten, by subject."""
   found: dict[tuple[str, ...], set[int]] = {}
   for question, encoded, subject in zip(
-      questions, tokenization.encode_questions(questions, tokenizer),
+      questions,
+      tokenization.encode_questions(questions, tokenizer, chat=chat),
       subjects_lib.of_questions(questions)):
     if subject is not None:
       found.setdefault(_key(subject), set()).add(

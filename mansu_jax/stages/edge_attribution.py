@@ -204,14 +204,18 @@ def account(
     measure: faithfulness of edges, bool [S, G].
     draw: the edges of a random circuit.
   """
-  randoms = [measure(draw()) for _ in range(config.circuit.random_circuits)]
+  drawn = [draw() for _ in range(config.circuit.random_circuits)]
+  randoms = list(map(measure, drawn))
   report = {
       'level': 'edge', 'edges': circuit.size,
       'nodes': int(edge_circuit.nodes(circuit, shape).sum()),
       'faithfulness': measure(circuit.chosen),
       'faithfulness_of_none': measure(np.zeros_like(circuit.chosen)),
       'random': {'mean': float(np.mean(randoms)),
-                 'max': float(np.max(randoms)), 'circuits': len(randoms)}}
+                 'max': float(np.max(randoms)), 'circuits': len(randoms)
+                 } | select.count_same(
+                     sum(np.array_equal(circuit.chosen, d) for d in drawn),
+                     len(drawn), 'faithfulness')}
   logging.info(
       'circuit: %d edges, faithfulness %.2f (random %.2f)', circuit.size,
       report['faithfulness'], report['random']['mean'])
@@ -234,7 +238,8 @@ def by_size(
     measure: faithfulness of edges, bool [S, G].
     none: that of no edge.
   """
-  found = curve.trace(count, first, draw, measure, options.curve_circuits)
+  found = curve.trace(count, first, draw, measure, options.curve_circuits,
+                      np.array_equal)
   between = curve.bracket(
       [{'size': 0, 'faithfulness': none}, *found['curve']],
       options.faithfulness)

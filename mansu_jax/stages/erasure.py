@@ -211,7 +211,7 @@ def _forget_pairs(config, inputs, model) -> Pairs:
 
 def _divergence(
     config: run_config.RunConfig, model: Any, pairs: Pairs, models: Models,
-    nodes: graph.Circuit, draw: Any) -> dict[str, Any]:
+    nodes: graph.Circuit, draw: Any, name: str) -> dict[str, Any]:
   """`divergence.measure` in full precision, and `by_precision`."""
   batches = pair_batches.to_score(
       pairs, config.attribution.batch, model.config)
@@ -234,6 +234,8 @@ def _divergence(
       resamples=config.eval.bootstrap, seed=config.seed)
            for name, make in models.after.items()}
   first, *rest = found
+  if null := found[first]['nulls'].get('random_circuits'):
+    null |= select.count_same(null['same'], null['draws'], name)
   return found[first] | {'by_precision': {name: found[name] for name in rest}}
 
 
@@ -250,7 +252,7 @@ def _cad(config, inputs, model, circuit, models) -> dict[str, Any]:
   pairs = attribution.forget_pairs(config, inputs.splits, model.tokenizer)
   return _divergence(
       config, model, pairs[:config.eval.cad_pairs], models, circuit,
-      _random(config, model, circuit))
+      _random(config, model, circuit), 'CAD')
 
 
 def _as_nc(config, inputs, model, circuit, models) -> dict[str, Any]:
@@ -265,4 +267,4 @@ def _as_nc(config, inputs, model, circuit, models) -> dict[str, Any]:
         f'{config.attribution.level}, so that nothing is off it')
   return _divergence(
       config, model, pairs[:config.eval.cad_pairs], models, nodes,
-      draw and (lambda rng: outside(draw(rng))))
+      draw and (lambda rng: outside(draw(rng))), 'AS-NC')

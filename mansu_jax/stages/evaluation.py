@@ -56,7 +56,7 @@ class Evaluator:
     limits = dict(token_budget=config.eval.batch_tokens,
                   max_length=model.config.max_position)
     self._task = accuracy.build_task(
-        self.questions, model.tokenizer, **limits)
+        self.questions, model.tokenizer, chat=config.data.chat, **limits)
     self._texts = perplexity.build_task(
         inputs.heldout_text, model.tokenizer,
         window=config.data.text_window * 2,

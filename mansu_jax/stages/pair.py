@@ -15,9 +15,11 @@ from typing import Any
 
 from mansu_jax import config as run_config
 from mansu_jax import processes
+from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.data import tokenization
 from mansu_jax.eval import weight_change
+from mansu_jax.models import config as model_config
 from mansu_jax.models import hf_io
 from mansu_jax.models import layout
 from mansu_jax.models import loading
@@ -70,11 +72,12 @@ def load(config: run_config.RunConfig, inputs: inputs_lib.Inputs) -> Pair:
   dtype = _measured_as(config, found[1])
   base, unlearned = (f.load(hf_io.EXPORT_DTYPES[dtype]) for f in found)
   changes = weight_change.compare(base.params, unlearned.params)
-  _check_related(config, changes)
+  _check_related(config, changes, dtype)
   account = unlearned.source | {
       'stored_as': found[1].stored, 'base_stored_as': found[0].stored,
       'compared_as': dtype, 'tokenizers': told,
-      'other_differences': differing}
+      'other_differences': differing} | _beyond_rounding(
+          base.params, unlearned.params, found[0].stored, dtype)
   return Pair(
       base=dataclasses.replace(base, tokenizer=tokenizer),
       unlearned=unlearned.params, changes=changes, account=account)
@@ -88,20 +91,39 @@ def _measured_as(
   return model.stored if model.stored in hf_io.EXPORT_DTYPES else 'float32'
 
 
+def _beyond_rounding(
+    base: types.Params, unlearned: types.Params, stored: str, dtype: str
+) -> dict[str, float]:
+  """How much moved for more than the type in which the base was stored.
+
+  Empty where that holds all that is compared. Else `moved_beyond_rounding`: the
+  share of weights that are not the base's even when stored in its type.
+  """
+  kind = hf_io.EXPORT_DTYPES.get(stored)
+  if kind is None or stored == dtype or dtype != 'float32':
+    return {}
+  flat = tree_paths.flatten(base)
+  found = [
+      weight_change.compare({name: flat[name]}, {
+          name: leaf.astype(kind).astype(leaf.dtype)})
+      for name, leaf in tree_paths.flatten(unlearned).items()]
+  whole = weight_change.total(
+      change for one in found for change in one.values())
+  return {'moved_beyond_rounding': whole.statistics()['moved']}
+
+
 def _check_configs(
     base: loading.Checkpoint, model: loading.Checkpoint) -> dict[str, Any]:
   """Fields that may differ and do, as {field: [base's, model's]}."""
   differing = {}
-  for field in dataclasses.fields(base.config):
-    both = [getattr(m.config, field.name) for m in (base, model)]
-    if both[0] == both[1]:
-      continue
-    if field.name not in _MAY_DIFFER:
+  for field, ours, theirs in model_config.differences(
+      base.config, model.config):
+    if field not in _MAY_DIFFER:
       raise ValueError(
-          f'The config of --base={base.name} has {field.name} = {both[0]}, but'
-          f' that of --model={model.name} {both[1]}; wanted two states of one'
-          ' model. Give the base that the model was made of.')
-    differing[field.name] = both
+          f'The config of --base={base.name} has {field} = {ours}, but that of'
+          f' --model={model.name} {theirs}; wanted two states of one model.'
+          ' Give the base that the model was made of.')
+    differing[field] = [ours, theirs]
   return differing
 
 
@@ -116,11 +138,14 @@ def _one_tokenizer(
     return ours or theirs, told[ours is None, theirs is None]
   for what, of in (('token', _vocabulary), ('merge', _merges)):
     _check_same(config, what, of(ours), of(theirs))
-  if _rules(ours) == _rules(theirs):
-    return ours, 'the same'
-  _check_encodings(config, inputs, ours, theirs)
-  return ours, ('of the same vocabulary and merges, but not the same; they cut'
-                ' the data of this audit alike, and the base\'s is used')
+  told = 'the same'
+  if _rules(ours) != _rules(theirs):
+    _check_encodings(config, inputs, ours, theirs)
+    told = ('of the same vocabulary and merges, but not the same; they cut the'
+            ' data of this audit alike, and the base\'s is used')
+  if config.data.chat and ours.chat_template != theirs.chat_template:
+    told += '; their chat templates differ, and the base\'s is used'
+  return ours, told
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:
@@ -171,6 +196,10 @@ def _check_encodings(
   questions = [q for qs in inputs.evaluation.values() for q in qs]
   questions += [*inputs.splits.forget_train, *inputs.splits.retain_train]
   texts = [d.text for d in inputs.heldout_text]
+  if config.data.chat:
+    tokenization.check_template(ours, config.base)
+    questions = [dataclasses.replace(q, prompt=tokenization.prompt_text(
+        q.prompt, ours, chat=True)) for q in questions]
   cut = lambda tokenizer: [
       *tokenization.encode_questions(questions, tokenizer),
       *tokenization.encode_prompts(texts, tokenizer)]
@@ -186,7 +215,7 @@ def _check_encodings(
 
 def _check_related(
     config: run_config.RunConfig,
-    changes: dict[str, weight_change.Change]) -> None:
+    changes: dict[str, weight_change.Change], dtype: str) -> None:
   """Raises ValueError unless the weights are two states of one model.
 
   They are not where the embedding, or most weights of the matrices, point
@@ -196,8 +225,8 @@ def _check_related(
   if not whole['moved']:
     raise ValueError(
         f'All {whole["size"]} weights of --model={config.model} equal those of'
-        f' --base={config.base}: nothing was unlearned; wanted a model that'
-        ' differs from its base. Give the unlearned one.')
+        f' --base={config.base}, as {dtype} holds them: nothing was unlearned;'
+        ' wanted a model that differs from its base. Give the unlearned one.')
   found = {name: changes[name].total().statistics()
            for name in _MATRICES if name in changes}
   foreign = [name for name, s in found.items()

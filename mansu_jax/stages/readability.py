@@ -82,7 +82,9 @@ def questions(
            for q in inputs.evaluation.get(split, ())]
   _check_enough(fit, 'retain questions (use train) to fit a lens on')
   _check_enough(asked, 'forget questions (use near or far)')
-  encoded = tokenization.encode_questions(asked, tokenizer)
+  encode = functools.partial(
+      tokenization.encode_questions, tokenizer=tokenizer, chat=config.data.chat)
+  encoded = encode(asked)
   first = [[ids[0] for ids in e.choices] for e in encoded]
   told_apart = [i for i, row in enumerate(first) if len(set(row)) == len(row)]
   _check_enough(told_apart, 'forget questions (use near or far) whose choices'
@@ -95,8 +97,7 @@ def questions(
   rows = [first[i] + first[i][:1] * (width - len(first[i]))
           for i in told_apart]
   return Questions(
-      fit=[list(e.prompt) for e in tokenization.encode_questions(
-          fit, tokenizer)],
+      fit=[list(e.prompt) for e in encode(fit)],
       prompts=[list(encoded[i].prompt) for i in told_apart],
       asked=suppression.Asked(
           np.array(rows, np.int32),

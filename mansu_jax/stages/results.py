@@ -85,7 +85,8 @@ def samples(
   prompts = [q.prompt for _, q in chosen]
   texts = {name: generation.complete(
       generator, params, prompts, model.tokenizer,
-      max_new_tokens=NEW_TOKENS) for name, params in variants.items()}
+      max_new_tokens=NEW_TOKENS, chat=config.data.chat)
+           for name, params in variants.items()}
   return [
       {'split': split, 'id': q.id, 'prompt': q.prompt, 'answer': q.answer,
        'continuations': {name: texts[name][i] for name in variants}}
@@ -194,8 +195,8 @@ def make_record(
       'model': model.source | {
           'weights': tree_paths.count(model.params),
           'config': dataclasses.asdict(model.config)},
-      'tokenization': (
-          tokenization.describe(model.tokenizer) if model.tokenizer else {}),
+      'tokenization': describe_tokenization(
+          config, model.tokenizer, evaluator.questions),
       'data': inputs_lib.describe(inputs),
       'quantizers': quantize.describe(),
       'config': dataclasses.asdict(config),
@@ -203,6 +204,23 @@ def make_record(
           {'earlier': list(earlier)} if earlier else {}),
       'stages': stages,
   }
+
+
+def describe_tokenization(
+    config: run_config.RunConfig, tokenizer: Any,
+    questions: Sequence[questions_lib.Question]) -> dict[str, Any]:
+  """How questions became tokens; {} without a tokenizer.
+
+  With --data_chat also `asked_as_written`: how many of these questions hold
+  special tokens already, and are not wrapped.
+  """
+  if not tokenizer:
+    return {}
+  found = tokenization.describe(tokenizer, chat=config.data.chat)
+  if config.data.chat:
+    found['asked_as_written'] = sum(
+        tokenization.is_marked(q.prompt, tokenizer) for q in questions)
+  return found
 
 
 def trained(

@@ -124,10 +124,11 @@ def _select_again(
   in_first = np.zeros(present.size, bool)
   in_first[np.flatnonzero(present)[firsts[0]]] = True
   halves |= _crossed(config, method, own, run, in_first)
+  random = robustness.chance(method.reference, method.draw, draws, seed)
   return {
       'groups': int(present.sum()), 'facts': len({p.fact for p in own.pairs}),
-      'resamples': again, 'halves': halves, 'random': robustness.chance(
-          method.reference, method.draw, draws, seed)}, times
+      'resamples': again, 'halves': halves, 'random': random | (
+          select.count_same(random['same'], draws, 'overlap'))}, times
 
 
 def _crossed(config, method, own, run, in_first):
@@ -173,7 +174,8 @@ def phrasings(
     try:
       made[use] = pairs_lib.build_pairs(
           asked, tokenizer, max_pairs=config.attribution.most_pairs,
-          seed=config.seed, others=splits.retain_train) if asked else []
+          seed=config.seed, others=splits.retain_train,
+          chat=config.data.chat) if asked else []
     except pairs_lib.NoPairs:
       made[use] = []
   return {use: pairs for use, pairs in made.items() if pairs}

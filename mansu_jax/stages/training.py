@@ -76,7 +76,7 @@ def make_batches(
     saved: the stages of a run that can go on.
     base: what answers for it; None: itself.
   """
-  options, seed = config.unlearn, config.seed
+  options, seed, chat = config.unlearn, config.seed, config.data.chat
   hidden, say = base or ask_base(model)
 
   def refer(name, spans):
@@ -100,7 +100,8 @@ def make_batches(
 
   forget_questions = inputs_lib.thin(
       inputs.splits.forget_train, options.forget_pool, seed)
-  forget = batching.encode_sequences(forget_questions, model.tokenizer)
+  forget = batching.encode_sequences(
+      forget_questions, model.tokenizer, chat=chat)
   text = prompts = partners = crossed = account = None
   if inputs.splits.text and options.text_batch:
     windows = batching.encode_text(
@@ -128,11 +129,11 @@ def make_batches(
         lambda rows: say(ends[rows]))
   others = None
   if options.alternatives_weight:
-    others = alternatives(forget_questions, model.tokenizer)
+    others = alternatives(forget_questions, model.tokenizer, chat=chat)
   retain = _retain_pool(
       config, inputs.splits.retain_train, forget_pool,
       lambda name, questions: pool(name, batching.encode_sequences(
-          questions, model.tokenizer), options.retain_batch, 1))
+          questions, model.tokenizer, chat=chat), options.retain_batch, 1))
   return batches_lib.Batches(
       forget=forget_pool, marginals=table, alternatives=others,
       retain=retain, text=text, crossed=crossed, crossed_account=account,
@@ -186,10 +187,10 @@ def exchange_partners(
 
 
 def alternatives(
-    questions: Sequence[questions_lib.Question], tokenizer: Any
-) -> objective.Alternatives:
+    questions: Sequence[questions_lib.Question], tokenizer: Any, *,
+    chat: bool = False) -> objective.Alternatives:
   """First tokens of the choices of each question's fact."""
-  encoded = tokenization.encode_questions(questions, tokenizer)
+  encoded = tokenization.encode_questions(questions, tokenizer, chat=chat)
   first = [[ids[0] for ids in e.choices] for e in encoded]
   right = [row[q.answer_index] for q, row in zip(questions, first)]
   return other_facts.alternatives(
@@ -208,7 +209,7 @@ def check_forget_term(
     other_facts.marginals(*_grouping(questions, everything),
                           lambda rows: np.zeros((len(rows), 1)))
   if options.alternatives_weight:
-    alternatives(questions, tokenizer)
+    alternatives(questions, tokenizer, chat=config.data.chat)
 
 
 def _grouping(

@@ -1,5 +1,7 @@
 """Areas by hand, curves of made-up circuits, and where they reach a target."""
 
+import operator
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -11,7 +13,8 @@ _SIZES = [int(share * 1000) for share in curve.SHARES]
 
 def _trace(value_of, count=1000, randoms=0, draw=lambda size: size):
   """The curve of circuits that are their sizes."""
-  return curve.trace(count, lambda size: size, draw, value_of, randoms)
+  return curve.trace(
+      count, lambda size: size, draw, value_of, randoms, operator.eq)
 
 
 class AreaTest(absltest.TestCase):
@@ -53,7 +56,8 @@ class TraceTest(absltest.TestCase):
     drawn = iter([1, 2, 3] * 10)
     got = _trace(float, randoms=3, draw=lambda size: next(drawn))
     for point in got['curve']:
-      self.assertEqual(point['random'], {'min': 1, 'mean': 2, 'max': 3})
+      self.assertEqual(point['random'], {
+          'min': 1, 'mean': 2, 'max': 3, 'same': int(point['size'] in (1, 2))})
       self.assertEqual(point['faithfulness'], point['size'])
     np.testing.assert_allclose(
         got['random_curves']['cpr'], np.array([1, 2, 3]) * 0.999)

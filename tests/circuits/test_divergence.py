@@ -198,13 +198,20 @@ class ResamplingTest(parameterized.TestCase):
     null = got['nulls']['random_circuits']
     self.assertAlmostEqual(null['mean'], 0.25)
     self.assertAlmostEqual(null['level_95'], 0.5)
-    self.assertEqual(null['draws'], 10)
+    self.assertEqual((null['draws'], null['same']), (10, 0))
     self.assertLen(set(drawn), 10)
     # 0.5 under any weights, less 0.25.
     np.testing.assert_allclose(null['difference_interval'], [0.25, 0.25])
     self.assertNotIn(
         'random_circuits', _measure(
             before, after, before, _first_neurons(), list('abcd'))['nulls'])
+
+  def test_random_circuits_that_are_the_circuit_are_counted(self):
+    scores, drawn = _neuron_scores(np.ones(4), np.ones(4)), iter([1, 2] * 5)
+    got = _measure(scores, scores, scores, _first_neurons(1), list('abcd'),
+                   random_nodes=lambda rng: _first_neurons(next(drawn)),
+                   random_circuits=10)
+    self.assertEqual(got['nulls']['random_circuits']['same'], 5)
 
   def test_same_seed_same_draws(self):
     before, after = _random_scores(), _random_scores(seed=1)

@@ -141,14 +141,14 @@ class ReadPairsTest(parameterized.TestCase):
 
   def test_ids_need_no_tokenizer(self):
     path = self.write(IDS, IDS | {'fact': 'x'})
-    first, second = pairs_lib.read_pairs(path)
+    first, second = pairs_lib.read_pairs(path).pairs
     self.assertEqual(first, pairs_lib.AttributionPair(
         (3, 4), (3, 5), 6, 7, f'{path}:1'))
     self.assertEqual(second.fact, 'x')
 
   def test_text(self):
     tokenizer = toy_model.ToyTokenizer(bos=1)
-    (pair,) = pairs_lib.read_pairs(self.write(TEXT), tokenizer)
+    (pair,) = pairs_lib.read_pairs(self.write(TEXT), tokenizer).pairs
     self.assertEqual(pair.clean_ids[0], 1)
     self.assertEqual(tokenizer.decode(pair.corrupt_ids[1:]), 'a c')
     self.assertEqual(tokenizer.decode([pair.answer_id]), ' d')
@@ -171,7 +171,6 @@ class ReadPairsTest(parameterized.TestCase):
       ('type', IDS | {'answer_id': 'six'}, "'answer_id' is 'six', a str"),
       ('bool', IDS | {'answer_id': True}, "'answer_id' is 'true', a bool"),
       ('item', IDS | {'clean_ids': [1, 'b']}, "'clean_ids' is 'b', a str"),
-      ('lengths', TEXT | {'corrupt': 'a c d'}, 'has 2 tokens and .* one 3'),
       ('empty', IDS | {'clean_ids': [], 'corrupt_ids': []}, 'has 0 tokens'),
       ('alike', TEXT | {'corrupt': TEXT['clean']}, 'have the same tokens'),
       ('negative', IDS | {'clean_ids': [-1, 4]}, 'run from -1 to 7'),
@@ -180,6 +179,36 @@ class ReadPairsTest(parameterized.TestCase):
     path = self.write(IDS, record)
     with self.assertRaisesRegex(ValueError, f'{path}:2: .*{message}'):
       pairs_lib.read_pairs(path, toy_model.ToyTokenizer())
+
+  def test_all_pairs_of_unequal_length_are_named(self):
+    tokenizer, longer = toy_model.ToyTokenizer(), {'corrupt': 'a c d'}
+    path = self.write(TEXT, TEXT | longer, IDS, IDS | {'clean_ids': [3, 4, 5]})
+    with self.assertRaisesRegex(ValueError, (
+        f'{path}: 2 of 4 pairs .*different token length; wanted equal ones'
+        '.*: line 2 has 2 and 3; line 4 has 3 and 2. Choose .*'
+        '--attribution_skip_unequal')):
+      pairs_lib.read_pairs(path, tokenizer)
+    found = pairs_lib.read_pairs(path, tokenizer, skip_unequal=True)
+    self.assertEqual(found.skipped, 2)
+    self.assertEqual(
+        [p.fact for p in found.pairs], [f'{path}:1', f'{path}:3'])
+    path = self.write(TEXT, *[TEXT | longer] * 23)
+    with self.assertRaisesRegex(
+        ValueError, '23 of 24 pairs .* line 21 has 2 and 3; and 3 more. Cho'):
+      pairs_lib.read_pairs(path, tokenizer)
+    path = self.write(TEXT | longer)
+    for skip, error in ((False, ValueError), (True, pairs_lib.NoPairs)):
+      with self.assertRaisesRegex(
+          error, 'line 1 has 2 and 3. Choose .*tokens.$') as caught:
+        pairs_lib.read_pairs(path, tokenizer, skip_unequal=skip)
+      self.assertIs(type(caught.exception), error)
+
+  def test_text_in_chat_form(self):
+    tokenizer = toy_model.ChatTokenizer(bos=1)
+    (pair,) = pairs_lib.read_pairs(
+        self.write(TEXT), tokenizer, chat=True).pairs
+    self.assertEqual(tokenizer.decode(pair.clean_ids), '<user> a b <bot> ')
+    self.assertEqual(tokenizer.decode([pair.answer_id]), 'd')
 
   def test_text_without_a_tokenizer(self):
     with self.assertRaisesRegex(
@@ -190,7 +219,8 @@ class ReadPairsTest(parameterized.TestCase):
     path = self.write(IDS, IDS | {'facts': 'x', 'id': 'y'}, IDS | {'id': 'z'})
     with self.assertLogs(level='WARNING') as logs:
       read = pairs_lib.read_pairs(path)
-    self.assertEqual([p.fact for p in read], [f'{path}:{i}' for i in (1, 2, 3)])
+    self.assertEqual(
+        [p.fact for p in read.pairs], [f'{path}:{i}' for i in (1, 2, 3)])
     self.assertLen(logs.output, 1)
     self.assertRegex(
         logs.output[0], rf"{path}:2: ignores the fields \['facts', 'id'\].*fact")

