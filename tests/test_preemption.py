@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 
 from absl.testing import absltest
@@ -12,6 +15,102 @@ from mansu_jax import preemption
 
 def _tell(number=signal.SIGTERM):
   os.kill(os.getpid(), number)
+
+
+def _run(code):
+  """Exit status and standard error of a process that runs the code."""
+  start = """
+      import gc, os, signal, time
+      from mansu_jax import preemption
+      tell = lambda number: os.kill(os.getpid(), number)
+      """
+  done = subprocess.run(
+      [sys.executable, '-c', textwrap.dedent(start) + textwrap.dedent(code)],
+      stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+  return done.returncode, done.stderr.splitlines()
+
+
+class ProcessTest(parameterized.TestCase):
+  """What ends a process, in one of its own."""
+
+  @parameterized.parameters('SIGTERM', 'SIGINT')
+  def test_while_it_starts_a_signal_ends_it_in_one_line(self, name):
+    status, lines = _run(f"""
+        preemption.hear()
+        with preemption.before_exit(lambda: os.write(2, b'cleared\\n')):
+          tell(signal.{name})
+        print('went on')
+        """)
+    self.assertEqual(status, 75)
+    self.assertEqual(lines, [
+        f'mansu_jax: stopped by {name}; nothing was to be saved yet: give the'
+        ' same command again. Exit status 75.', 'cleared'])
+
+  def test_a_second_ctrl_c_does_not_wait(self):
+    status, lines = _run("""
+        preemption.hear()
+        with preemption.listening(then='the same command starts anew'):
+          with preemption.deferred():
+            tell(signal.SIGTERM)
+            tell(signal.SIGTERM)  # Some launchers send it twice.
+            os.write(2, b'the second\\n')
+            tell(signal.SIGINT)
+            os.write(2, b'the end\\n')
+        """)
+    self.assertEqual(status, 75)
+    self.assertLen(lines, 3)
+    self.assertRegex(lines[0], 'SIGTERM: stops as soon as its state')
+    self.assertEqual(lines[1:], [
+        'the second', 'mansu_jax: stopped by SIGINT; the same command starts'
+        ' anew. Exit status 75.'])
+
+  def test_a_second_ctrl_c_strikes_no_exception_that_unwinds(self):
+    status, lines = _run("""
+        preemption.hear()
+        with preemption.listening():
+          try:
+            tell(signal.SIGINT)
+          finally:
+            tell(signal.SIGTERM)
+            os.write(2, b'finishes\\n')
+            tell(signal.SIGINT)
+            os.write(2, b'the end\\n')
+        """)
+    self.assertEqual(status, 75)
+    self.assertEqual(lines[0], 'finishes')
+    self.assertLen(lines, 2)
+    self.assertStartsWith(lines[1], 'mansu_jax: stopped by SIGINT;')
+
+  def test_what_python_drops_is_raised_again(self):
+    status, lines = _run("""
+        def on_collect(phase, info):
+          if phase == 'start' and not told:
+            told.append(True)
+            tell(signal.SIGTERM)
+
+        told = []
+        gc.callbacks.append(on_collect)
+        try:
+          with preemption.listening():
+            gc.collect()
+            os.write(2, b'dropped\\n')
+            time.sleep(60)
+        except preemption.Stopped as stopped:
+          preemption.say_stopped(str(stopped))
+          os._exit(75)
+        """)
+    self.assertEqual(status, 75, lines)
+    self.assertEqual(lines[0], 'dropped')
+    self.assertLen(lines, 2)
+    self.assertStartsWith(lines[1], 'mansu_jax: stopped by SIGTERM;')
+
+  @parameterized.parameters('SIGTERM', 'SIGINT')
+  def test_when_it_leaves_its_status_stands(self, name):
+    status, lines = _run(f"""
+        preemption.hear()
+        preemption.leave(3, lambda: tell(signal.{name}))
+        """)
+    self.assertEqual((status, lines), (3, []))
 
 
 class PreemptionTest(parameterized.TestCase):
@@ -46,17 +145,6 @@ class PreemptionTest(parameterized.TestCase):
         raise KeyError
       with self.assertRaises(preemption.Stopped):
         preemption.check()
-
-  def test_a_second_ctrl_c_does_not_wait(self):
-    reached = []
-    with self.assertRaises(preemption.Stopped), preemption.listening():
-      with preemption.deferred():
-        _tell()
-        _tell()  # Some launchers send it twice.
-        reached.append('the second')
-        _tell(signal.SIGINT)
-        reached.append('the end')
-    self.assertEqual(reached, ['the second'])
 
   def test_what_handled_signals_before_does_so_again(self):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
