@@ -3,10 +3,11 @@
 A process that is `main`'s from its first line to its last goes through:
 
 * starting (`hear`): there is nothing to save; a signal ends it at once.
-* running (`listening`): a signal raises `Stopped` wherever the main thread is.
-  Within `deferred` it only waits to be asked for: by code that first saves its
-  state, or by the block's end. Where Python drops the exception, as in a
-  callback of the garbage collector, it is raised again soon.
+* running (`listening`): a signal raises `Stopped` at the next line of this
+  package that the main thread comes to, not within what it calls: JAX drops
+  exceptions in its callbacks, or makes others of them. Within `deferred` it
+  only waits to be asked for: by code that first saves its state, or by the
+  block's end.
 * stopping: what is being saved is finished. A second ctrl-C ends the process at
   once, by `os._exit`: an exception could strike native code, or the
   interpreter's end. A second SIGTERM, which some launchers send, does nothing.
@@ -26,11 +27,13 @@ import signal
 import sys
 import threading
 import time
+import types
 from typing import Any, NoReturn
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_AGAIN_S = 0.05  # From an exception that was dropped to the next.
+_PATIENCE_S = 3.0  # After which a stop that takes time says so.
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class Stopped(BaseException):
@@ -48,7 +51,7 @@ class _Ear:
     listening: within `listening`.
     heard: the first signal's name.
     stopping: whether one ended `listening`.
-    dropped: whether an exception was.
+    interrupted: whether `Stopped` has been, or will be, raised by a signal.
     said: whether the process has said that it stops.
     status: the exit status, once it stands.
     deferring: depth of `deferred` blocks.
@@ -60,7 +63,7 @@ class _Ear:
   listening: bool = False
   heard: str = ''
   stopping: bool = False
-  dropped: bool = False
+  interrupted: bool = False
   said: bool = False
   status: int | None = None
   deferring: int = 0
@@ -104,59 +107,76 @@ def listening(
     yield
     return
   before = {number: signal.getsignal(number) for number in _SIGNALS}
-  hook = sys.unraisablehook
-  sys.unraisablehook = lambda args: (
-      _again() if isinstance(args.exc_value, Stopped) else hook(args))
-  _ear.heard, _ear.stopping, _ear.dropped, _ear.said = '', False, False, False
+  _ear.heard, _ear.said = '', False
+  _ear.stopping = _ear.interrupted = False
   _ear.any_of, _ear.name, _ear.then, _ear.listening = any_of, name, then, True
   try:
     for number in _SIGNALS:
       signal.signal(number, _hear)
     yield
+  except Exception as error:
+    if _ear.interrupted:  # Something made this of it.
+      raise Stopped(_ear.heard) from error
+    raise
   finally:
+    if _ear.interrupted:
+      sys.settrace(None)
     _ear.listening, _ear.stopping = False, bool(_ear.heard)
     for number, handler in before.items():
       signal.signal(number, handler)
-    sys.unraisablehook = hook
     _ear.heard, _ear.any_of = '', None
 
 
-def _hear(number: int, frame: object) -> None:
-  del frame
+def _hear(number: int, frame: types.FrameType | None) -> None:
   name, before = signal.Signals(number).name, _ear.heard
   repeated = before or _ear.stopping or _ear.status is not None
   if repeated and number == signal.SIGTERM:
-    if _ear.dropped:
-      _ear.dropped = False
-      _interrupt()
-  elif _ear.status is not None:
+    return
+  if _ear.status is not None:
     exit_now(_ear.status)
-  elif repeated or not _ear.listening:
+  if repeated or not _ear.listening:
     say_stopped(name)
     exit_now(EXIT_STATUS)
+  _ear.heard = name
+  if _ear.deferring or _ear.any_of:
+    _say_waits()
   else:
-    _ear.heard = name
-    if _ear.deferring or _ear.any_of:
-      _say(f'{name}: stops as soon as its state can be saved (ctrl-C once more:'
-           ' at once).')
-    _interrupt()
+    _interrupt(frame)
 
 
-def _interrupt() -> None:
-  if _ear.listening and not (_ear.deferring or _ear.any_of):
+def _interrupt(frame: types.FrameType | None) -> None:
+  """Has `Stopped` raised in the innermost frame of this package."""
+  _ear.interrupted, ours = True, []
+  while frame is not None:
+    name = frame.f_code.co_filename
+    if name.startswith(_OURS) and name != __file__:
+      ours.append(frame)
+    frame = frame.f_back
+  if not ours:
     raise Stopped(_ear.heard)
-
-
-def _again() -> None:
-  """Has the main thread interrupted once more, by a second SIGTERM."""
-  _ear.dropped = True
-
-  def interrupt():
-    time.sleep(_AGAIN_S)
-    _thread.interrupt_main(signal.SIGTERM)
-
+  sys.settrace(lambda *_: None)  # Of no new frame, but frames have their own.
+  for frame in ours:
+    frame.f_trace = _raise
   # Not by `threading`, of which the main thread may hold a lock.
-  _thread.start_new_thread(interrupt, ())
+  _thread.start_new_thread(_lose_patience, ())
+
+
+def _raise(frame: types.FrameType, event: str, arg: Any) -> Any:
+  del frame, arg
+  if event == 'line':
+    raise Stopped(_ear.heard)
+  return _raise
+
+
+def _lose_patience() -> None:
+  time.sleep(_PATIENCE_S)
+  if _ear.listening and _ear.interrupted:
+    _say_waits()
+
+
+def _say_waits() -> None:
+  _say(f'{_ear.heard}: stops as soon as its state can be saved (ctrl-C once'
+       ' more: at once).')
 
 
 def _say(text: str) -> None:

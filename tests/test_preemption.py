@@ -81,28 +81,47 @@ class ProcessTest(parameterized.TestCase):
     self.assertLen(lines, 2)
     self.assertStartsWith(lines[1], 'mansu_jax: stopped by SIGINT;')
 
-  def test_what_python_drops_is_raised_again(self):
+  def test_a_line_of_the_package_is_interrupted_not_what_it_calls(self):
+    """Where JAX calls back, exceptions are dropped, or become others."""
     status, lines = _run("""
+        exec(compile(
+            'def flow():\\n  work()\\n  os.write(2, b"the next line\\\\n")',
+            preemption._OURS + 'flow.py', 'exec'))
         def on_collect(phase, info):
-          if phase == 'start' and not told:
-            told.append(True)
+          if phase == 'start' and due:
+            due.pop()
             tell(signal.SIGTERM)
 
-        told = []
+        def work():
+          due.append(True)
+          gc.collect()
+          os.write(2, b'goes on\\n')
+
+        due = []
         gc.callbacks.append(on_collect)
         try:
           with preemption.listening():
-            gc.collect()
-            os.write(2, b'dropped\\n')
-            time.sleep(60)
+            flow()
         except preemption.Stopped as stopped:
           preemption.say_stopped(str(stopped))
           os._exit(75)
         """)
     self.assertEqual(status, 75, lines)
-    self.assertEqual(lines[0], 'dropped')
+    self.assertEqual(lines[0], 'goes on')
     self.assertLen(lines, 2)
     self.assertStartsWith(lines[1], 'mansu_jax: stopped by SIGTERM;')
+
+  def test_an_error_that_something_makes_of_it_is_still_a_stop(self):
+    with self.assertRaisesRegex(preemption.Stopped, '^SIGTERM$'):
+      with preemption.listening():
+        try:
+          _tell()
+        except preemption.Stopped as stopped:
+          raise ValueError('Exception raised while comparing') from stopped
+    with self.assertRaises(ValueError), preemption.listening():
+      with preemption.deferred():
+        _tell()
+        raise ValueError('of its own')
 
   @parameterized.parameters('SIGTERM', 'SIGINT')
   def test_when_it_leaves_its_status_stands(self, name):
