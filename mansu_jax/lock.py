@@ -126,9 +126,10 @@ def check(root: pathlib.Path) -> None:
 
 def cannot_write(root: pathlib.Path, error: OSError) -> ValueError:
   """What is said of a workdir that cannot be written."""
-  return ValueError(
-      f'--workdir={root} cannot be written: {error.strerror}. Give a folder'
-      ' that can be.')
+  why = ('it is a file, or a link that leads nowhere' if isinstance(
+      error, FileExistsError) else error.strerror)
+  return ValueError(f'--workdir={root} cannot be written: {why}. Give a folder'
+                    ' that can be.')
 
 
 def _acquire(root: pathlib.Path) -> _Held:

@@ -26,6 +26,7 @@ import contextlib
 import logging as std_logging
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -42,18 +43,37 @@ from mansu_jax import run_flags
 VERDICT_FAILED = 3  # Exit status with --fail_on_verdict.
 USER_ERROR = 2
 DOES_NOT_FIT = 4  # Exit status of such a plan.
+_LONGEST = 2000  # Characters of a message.
 
 
 def _parse(argv: list[str]) -> list[str]:
   """Parses flags; exits on one that absl does not take, or on --help."""
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, UnicodeDecodeError) as error:
+  except flags.Error as error:
     what = str(error).removeprefix('ERROR:: ').rstrip('.')
-    print(f'mansu_jax: {what}. See --help.', file=sys.stderr)
+    for ours, pythons in (
+        ('; wanted a whole number, such as 100', r': invalid literal for int.*'),
+        ('; wanted a whole number of fewer digits', r': Exceeds the limit.*'),
+        ('; wanted a number, such as 0.1', r': could not convert string to.*')):
+      what = re.sub(f'{pythons}$', ours, what, flags=re.DOTALL)
+    print(f'mansu_jax: {_line(what)}. See --help.', file=sys.stderr)
+    sys.exit(USER_ERROR)
+  except UnicodeDecodeError as error:
+    given = ' '.join(arg for arg in argv if arg.startswith('--flagfile'))
+    print(f'mansu_jax: {_line(given)}: {error}; wanted text in that encoding,'
+          ' which is the locale\'s. Save it as UTF-8, and set PYTHONUTF8=1 where'
+          ' the locale has another.', file=sys.stderr)
     sys.exit(USER_ERROR)
   except SystemExit:  # Of absl's --help, with status 1.
     sys.exit(0)
+
+
+def _line(text: str) -> str:
+  """A message in one line, of which the middle goes where it is endless."""
+  text = ' '.join(text.splitlines())
+  half = _LONGEST // 2
+  return text if len(text) <= _LONGEST else f'{text[:half]} ... {text[-half:]}'
 
 
 def _is_ours(record: Any) -> bool:
@@ -101,7 +121,7 @@ def main(
     if flag_values.debug or not isinstance(error, (ValueError, OSError)):
       leave(error, 1)
       raise
-    print(f'{name}: {_told(error, flag_values)}', file=sys.stderr)
+    print(f'{name}: {_line(_told(error, flag_values))}', file=sys.stderr)
     leave(error, USER_ERROR)
     return USER_ERROR
 
@@ -191,6 +211,8 @@ def _judged(flow: Any, summary: Any, config: run_config.RunConfig) -> int:
 def run() -> None:
   """The program; it ends the process."""
   preemption.hear()
+  if hasattr(sys.stdout, 'reconfigure'):  # Names that a locale cannot write.
+    sys.stdout.reconfigure(errors='backslashreplace')
   run_flags.define()
   try:
     app.run(main, flags_parser=_parse)

@@ -218,6 +218,7 @@ def _check_workdir(config: run_config.RunConfig) -> pathlib.Path:
     raise ValueError('No workdir: give --workdir=DIR, a new or empty folder'
                      ' for the outputs.')
   root = pathlib.Path(config.workdir)
+  run_config.check_text('workdir', str(root.absolute()))
   try:
     missing = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(parents=True, exist_ok=True)

@@ -173,7 +173,6 @@ class RefusalTest(parameterized.TestCase):
       (['--edit_floor=none', '--edit_landing=boundary'],
        'boundary contradicts --edit_floor=none'),
       (['--quant_schemes='], 'No quantizer'),
-      (['--mode=compare'], '--mode=compare is not built'),
       (['--circuit_budget=0'], r'--circuit_budget=0.0 is outside \(0, 1\]'),
       (['--circuit_budget=1.5'], '--circuit_budget=1.5 is outside'),
       (['--circuit_first_layer=-1'], '--circuit_first_layer=-1 must be'),
@@ -198,7 +197,7 @@ class RefusalTest(parameterized.TestCase):
 
   @parameterized.parameters(
       '--unlearn_loss=dpo', '--circuit_selection=none', '--export_dtype=int8',
-      '--unlearn_stepz=3', '--unlearn_steps=many')
+      '--unlearn_stepz=3', '--unlearn_steps=many', '--mode=compare')
   def test_absl_refuses_what_is_no_value_of_a_flag(self, arg):
     with self.assertRaises(flags.Error):
       _parse(arg)

@@ -108,8 +108,9 @@ def open_file(path: pathlib.Path) -> GgufFile:
   architecture = metadata.get('general.architecture')
   if architecture != 'llama':
     raise ValueError(
-        f'{path} has architecture {architecture!r}: expected \'llama\', the'
-        ' only GGUF architecture read here. Use a Llama-family file.')
+        f'{path} has `general.architecture: {architecture}`; wanted'
+        ' `general.architecture: llama`, the only one that this version reads.'
+        ' Use another file.')
   return GgufFile(path, reader, metadata)
 
 
@@ -195,14 +196,14 @@ def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:
     raise ValueError(
         f'{path} has the unknown llama keys {unknown}: expected only keys'
         ' known here, since another may change what the model computes. Use a'
-        ' plain Llama-family file.')
+        ' file without them.')
   for key, value in found.items():
     kind = str if key == 'rope.scaling.type' else (int, float)
     if not isinstance(value, kind) or isinstance(value, bool):
       raise ValueError(
           f'{path} has llama.{key} = {value!r}: expected one'
           f' {"name" if kind is str else "number"}. Per-layer values are not'
-          ' implemented; use a plain Llama-family file.')
+          ' implemented; use another file.')
 
 
 def _rope_scaling(

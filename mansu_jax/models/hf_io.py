@@ -68,7 +68,7 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
         f'{file.parent} has no {file.name}: expected a Hugging Face model'
         ' directory with config.json and safetensors. Check the path.')
   try:
-    fields = json.loads(file.read_text())
+    fields = json.loads(file.read_text('utf-8'))
   except (ValueError, RecursionError) as error:  # Also bytes not UTF-8.
     raise ValueError(
         f'{file} is not JSON ({error}): expected a JSON object. Download it'
@@ -353,7 +353,7 @@ def _write_tokenizer(path: pathlib.Path, tokenizer: Any) -> None:
   tokenizer.save_pretrained(str(path))
   # transformers 5 renamed the class; both 4 and 5 know it by its old name.
   file = path / 'tokenizer_config.json'
-  fields = json.loads(file.read_text())
+  fields = json.loads(file.read_text('utf-8'))
   if fields.get('tokenizer_class') == 'TokenizersBackend':
     fields['tokenizer_class'] = 'PreTrainedTokenizerFast'
     file.write_text(json.dumps(fields, indent=2) + '\n')

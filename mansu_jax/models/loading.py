@@ -166,6 +166,11 @@ def _find(name_or_path: str) -> Checkpoint:
   if path.is_file():
     _refuse_other_files(path)
     return _find_gguf(path, 'gguf', name_or_path)
+  if path.exists():
+    raise ValueError(
+        f'{name_or_path!r} is a pipe, socket or device: expected a Hugging Face'
+        ' directory, or a .gguf file that can be read again. Write it to a file'
+        ' first.')
   if not _HUB_ID.fullmatch(name_or_path):
     raise ValueError(
         f'No model at {name_or_path!r}: expected a Hugging Face directory, a'
