@@ -1,16 +1,22 @@
 """Signals: where they interrupt, where they wait, and who hears them."""
 
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
+import time
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from mansu_jax import preemption
+
+_ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _tell(number=signal.SIGTERM):
@@ -130,6 +136,41 @@ class ProcessTest(parameterized.TestCase):
         preemption.leave(3, lambda: tell(signal.{name}))
         """)
     self.assertEqual((status, lines), (3, []))
+
+
+class StartTest(parameterized.TestCase):
+  """The program, before it has anything to save."""
+
+  @parameterized.product(
+      module=('mansu_jax', 'mansu_jax.main'), number=(
+          signal.SIGTERM, signal.SIGINT), wait=(0.0, 0.05, 0.5))
+  def test_a_signal_ends_it_in_one_line(self, module, number, wait):
+    with tempfile.TemporaryDirectory() as folder:
+      process = subprocess.Popen(
+          [sys.executable, '-m', module, f'--workdir={folder}/run'], cwd=_ROOT,
+          text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+      while not self._hears(process.pid):
+        time.sleep(0.001)
+      time.sleep(wait)
+      process.send_signal(number)
+      _, said = process.communicate(timeout=300)
+      if process.returncode == 2:  # It was faster: there are no data.
+        self.assertGreater(wait, 0)
+        return
+      self.assertEqual(process.returncode, 75, said)
+      self.assertRegex(said, f'^mansu_jax: stopped by {number.name};'
+                       '.*Exit status 75.\n$')
+      self.assertEmpty(os.listdir(folder))
+
+  def _hears(self, pid):
+    """Whether a process has got past Python's own start."""
+    status = pathlib.Path(f'/proc/{pid}/status')
+    if not status.exists():
+      self.skipTest('needs /proc')
+    caught = re.search(r'SigCgt:\s*(\w+)', status.read_text())
+    mask = int(caught[1], 16) if caught else 0
+    return all(mask >> number - 1 & 1 for number in (
+        signal.SIGTERM, signal.SIGINT))
 
 
 class PreemptionTest(parameterized.TestCase):
