@@ -210,7 +210,8 @@ class UnlearnConfig:
       ' for one gradient, up to ten times that with momentum.')
   warmup: float = _field(0.05, 'Share of the steps spent warming up.')
   forget_batch: int = _field(12, 'Forget sequences a step.', most=_MOST_ROWS)
-  retain_batch: int = _field(12, 'Retain fact sequences a step.', most=_MOST_ROWS)
+  retain_batch: int = _field(
+      12, 'Retain fact sequences a step.', most=_MOST_ROWS)
   near_share: float = _field(
       0.25, 'Share of each retain batch that is drawn from the sequences whose'
       ' base states are nearest to the forget set\'s, a tenth of the retain set'

@@ -4,8 +4,8 @@
 (`flock`), and frees it whatever the process dies of; a clean end removes it.
 Some file systems keep flock to one host or mount, or have none. For these the
 owner touches the file every few seconds: a lock from elsewhere that stays
-untouched for half a minute is that of a dead process. No two clocks are
-compared: who waits watches the file.
+untouched for longer than NFS and the like keep a file's times is that of a dead
+process. No two hosts' clocks are compared: who waits watches the file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ except ImportError:  # Windows.
 
 NAME = '.mansu_jax.lock'
 LOST_STATUS = 2  # Exit status where another run has taken the lock.
-_BEAT_S, _WATCH_S, _POLL_S = 5.0, 30.0, 0.5
+_BEAT_S, _WATCH_S, _POLL_S = 5.0, 90.0, 0.5
 _OLD_S = 600.0  # Untouched for so long, nobody needs to watch.
 _TRIES = 100  # Of opening a file that its owner is just removing.
 _BOOT = pathlib.Path('/proc/sys/kernel/random/boot_id')
@@ -173,6 +173,7 @@ def _try(root: pathlib.Path, made: list[pathlib.Path]) -> _Held | None:
     lock = _Held(path, file, made)
     os.ftruncate(file, 0)
     os.pwrite(file, lock.text.encode(), 0)
+    os.fsync(file)  # Else other hosts may not see it before it is closed.
     return lock
   except BaseException:
     os.close(file)

@@ -44,6 +44,10 @@ VERDICT_FAILED = 3  # Exit status with --fail_on_verdict.
 USER_ERROR = 2
 DOES_NOT_FIT = 4  # Exit status of such a plan.
 _LONGEST = 2000  # Characters of a message.
+_WANTED = {  # What Python says of a number -> what was wanted.
+    'invalid literal for int': 'a whole number, such as 100',
+    'Exceeds the limit': 'a whole number of fewer digits',
+    'could not convert string to float': 'a number, such as 0.1'}
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -52,18 +56,15 @@ def _parse(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except flags.Error as error:
     what = str(error).removeprefix('ERROR:: ').rstrip('.')
-    for ours, pythons in (
-        ('; wanted a whole number, such as 100', r': invalid literal for int.*'),
-        ('; wanted a whole number of fewer digits', r': Exceeds the limit.*'),
-        ('; wanted a number, such as 0.1', r': could not convert string to.*')):
-      what = re.sub(f'{pythons}$', ours, what, flags=re.DOTALL)
+    for pythons, ours in _WANTED.items():
+      what = re.sub(f': {pythons}.*', f'; wanted {ours}', what, flags=re.DOTALL)
     print(f'mansu_jax: {_line(what)}. See --help.', file=sys.stderr)
     sys.exit(USER_ERROR)
   except UnicodeDecodeError as error:
     given = ' '.join(arg for arg in argv if arg.startswith('--flagfile'))
     print(f'mansu_jax: {_line(given)}: {error}; wanted text in that encoding,'
-          ' which is the locale\'s. Save it as UTF-8, and set PYTHONUTF8=1 where'
-          ' the locale has another.', file=sys.stderr)
+          ' which is the locale\'s. Save it as UTF-8, and set PYTHONUTF8=1'
+          ' where the locale has another.', file=sys.stderr)
     sys.exit(USER_ERROR)
   except SystemExit:  # Of absl's --help, with status 1.
     sys.exit(0)
@@ -217,7 +218,10 @@ def run() -> None:
   try:
     app.run(main, flags_parser=_parse)
   except SystemExit as left:
-    preemption.leave(left.code or 0, _part)
+    if isinstance(left.code, str):
+      print(left.code, file=sys.stderr)
+    preemption.leave(
+        1 if isinstance(left.code, str) else left.code or 0, _part)
 
 
 def _part() -> None:

@@ -32,10 +32,9 @@ class LockTest(parameterized.TestCase):
     self.parent = pathlib.Path(made.name)
     self.root = self.parent / 'deep' / 'run'
     self.file = self.root / lock.NAME
-    for name, seconds in ('_BEAT_S', 0.02), ('_WATCH_S', 0.5), ('_POLL_S', 0.02):
-      patch = mock.patch.object(lock, name, seconds)
-      patch.start()
-      self.addCleanup(patch.stop)
+    patch = mock.patch.multiple(lock, _BEAT_S=0.02, _WATCH_S=0.5, _POLL_S=0.02)
+    patch.start()
+    self.addCleanup(patch.stop)
 
   def start(self, code):
     """A process that runs the code, with `root` the workdir."""
