@@ -80,6 +80,8 @@ def _forget() -> None:
   """Of a forked child: the lock is its parent's."""
   for lock in _held.values():
     os.close(lock.file)
+    lock.ended = threading.Event()  # The old one may be in use, for ever.
+    lock.ended.set()
   _held.clear()
 
 

@@ -163,7 +163,7 @@ def _interrupt(frame: types.FrameType | None) -> None:
 
 def _raise(frame: types.FrameType, event: str, arg: Any) -> Any:
   del frame, arg
-  if event == 'line':
+  if event == 'line' and not _ear.deferring:
     raise Stopped(_ear.heard)
   return _raise
 

@@ -138,18 +138,26 @@ class LockTest(parameterized.TestCase):
   def test_a_child_neither_has_it_nor_keeps_it(self):
     process = self.start("""
         read, write = os.pipe()
-        with lock.held(root):
-          child = os.fork()
-          if not child:
-            os.close(write)
-            os.read(read, 1)  # Until the parent says so.
-            os._exit(bool(lock._held))
+        try:
+          with lock.held(root):
+            left = os.fork()
+            if not left:
+              raise KeyError  # Leaves the block, and lets the parent's be.
+            os.waitpid(left, 0)
+            print((root / lock.NAME).exists(), flush=True)
+            stays = os.fork()
+            if not stays:
+              os.close(write)
+              os.read(read, 1)  # Until the parent says so.
+              os._exit(bool(lock._held))
+        except KeyError:
+          os._exit(0)
         with lock.held(root):
           os.write(write, b'x')
-          print(os.waitpid(child, 0)[1], 'held')
+          print(os.waitpid(stays, 0)[1], 'held')
         """)
     said, errors = process.communicate()
-    self.assertEqual(said, '0 held\n', errors)
+    self.assertEqual(said, 'True\n0 held\n', errors)
 
   def test_a_stop_by_a_signal_removes_it(self):
     process = self.start('preemption.hear()\n' + _HOLD)

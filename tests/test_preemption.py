@@ -117,6 +117,29 @@ class ProcessTest(parameterized.TestCase):
     self.assertLen(lines, 2)
     self.assertStartsWith(lines[1], 'mansu_jax: stopped by SIGTERM;')
 
+  def test_what_is_deferred_just_then_is_not_interrupted(self):
+    status, lines = _run("""
+        class Telling:
+          def __enter__(self):
+            tell(signal.SIGTERM)
+          def __exit__(self, *_):
+            pass
+
+        exec(compile(
+            'def flow():\\n'
+            '  with Telling(), preemption.deferred():\\n'
+            '    os.write(2, b"first\\\\n")\\n'
+            '    os.write(2, b"last\\\\n")\\n'
+            '  os.write(2, b"behind\\\\n")', preemption._OURS + 'flow.py',
+            'exec'))
+        try:
+          with preemption.listening():
+            flow()
+        except preemption.Stopped:
+          os._exit(75)
+        """)
+    self.assertEqual((status, lines), (75, ['first', 'last']))
+
   def test_an_error_that_something_makes_of_it_is_still_a_stop(self):
     with self.assertRaisesRegex(preemption.Stopped, '^SIGTERM$'):
       with preemption.listening():
