@@ -53,5 +53,5 @@ setuptools.setup(
                 'nbclient>=0.10', 'nbformat>=5.10', 'pytest>=8',
                 'pytest-xdist>=3.5'],
     },
-    entry_points={'console_scripts': ['mansu_jax = mansu_jax.main:run']},
+    entry_points={'console_scripts': ['mansu_jax = mansu_jax.__main__:run']},
 )

@@ -62,6 +62,7 @@ class _Found(NamedTuple):
 
 
 @sharding.on_mesh
+@workdir.locked
 def run(config: run_config.RunConfig) -> dict[str, Any]:
   """Attributes, selects a circuit, and writes the workdir.
 
@@ -112,6 +113,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
       'data': {'sha256': inputs.hashes},
       'config': dataclasses.asdict(config),
       'environment': environment.here(), 'stages': clock.stages}
+  workdir.note_flags(config, root)
   report.write(record, root)
   return record
 

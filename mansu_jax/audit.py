@@ -29,6 +29,7 @@ from mansu_jax.stages import results
 
 
 @sharding.on_mesh
+@workdir.locked
 def run(config: run_config.RunConfig) -> dict[str, Any]:
   """Audits a model and writes the workdir.
 
@@ -78,6 +79,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         unlearned=unlearned, answers_in_words=texts, stages=clock.stages,
         changes=pair.changes)
   record |= {'pair': pair.account}
+  workdir.note_flags(config, root)
   report.write(record, root)
   return record
 

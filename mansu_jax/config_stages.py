@@ -9,6 +9,8 @@ from mansu_jax import config_fields
 _field, _check = config_fields.field, config_fields.check
 _check_fields = config_fields.check_fields
 _check_least = config_fields.check_least
+_MOST_DRAWS = 10**5  # Of what is drawn at random, and measured, each time.
+_MOST_ROWS = 10**5  # Of a batch.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class DataConfig:
       ' --chat.')
 
   def __post_init__(self):
+    _check_fields(self, 'data')
     _check(self.text_window >= 8, f'--data_text_window={self.text_window} is'
            ' too short; wanted 8 or more tokens.')
 
@@ -69,9 +72,12 @@ class AttributionConfig:
     _check_least(self, 'attribution', 1, 'steps', 'batch')
     _check(self.pairs != '', '--attribution_pairs is empty; wanted a number of'
            ' pairs, or a JSONL file of pairs.')
-    _check(self.most_pairs != 0 and not self.pairs.startswith('-'),
-           f'--attribution_pairs={self.pairs}: wanted at least 1 pair, or a'
-           ' JSONL file of pairs.')
+    most = config_fields.MOST
+    counted = self.pairs.isdecimal() and len(self.pairs) <= len(str(most))
+    _check(1 <= int(self.pairs) <= most if counted else
+           not (self.pairs.isdecimal() or self.pairs.startswith('-')),
+           f'--attribution_pairs={self.pairs[:40]}: wanted at least 1 pair and'
+           f' at most {most:,}, or a JSONL file of pairs.')
 
   @property
   def most_pairs(self) -> int | None:
@@ -104,16 +110,17 @@ class CircuitConfig:
       0.8, 'Report the smallest prefix of the ranking this faithful.')
   curve_circuits: int = _field(
       5, 'To attribute alone: random circuits at each size of the curve of'
-      ' faithfulness (0: none).')
+      ' faithfulness (0: none).', most=_MOST_DRAWS)
   random_circuits: int = _field(
-      20, 'Random circuits for comparison, alike in each layer.')
+      20, 'Random circuits for comparison, alike in each layer.',
+      most=_MOST_DRAWS)
   pairs: int = _field(32, 'Pairs on which faithfulness is measured.')
   resamples: int = _field(
       100, 'Times that the circuit is selected again from resampled pairs, to'
-      ' tell how firm it is; 0: not at all.')
+      ' tell how firm it is; 0: not at all.', most=_MOST_DRAWS)
   edges: int = _field(
       200, 'Edges of a circuit of edges, before those that lead nowhere are'
-      ' dropped.')
+      ' dropped.', most=10**9)
   edge_selection: str = _field(
       'greedy', 'greedy: from the logits down, the highest |score| that leads'
       ' there; top: the highest |score| anywhere.', ('greedy', 'top'))
@@ -214,17 +221,19 @@ class UnlearnConfig:
       4e-3, 'Peak learning rate (cosine); of lars, a share of each leaf\'s norm'
       ' for one gradient, up to ten times that with momentum.')
   warmup: float = _field(0.05, 'Share of the steps spent warming up.')
-  forget_batch: int = _field(12, 'Forget sequences a step.')
-  retain_batch: int = _field(12, 'Retain fact sequences a step.')
+  forget_batch: int = _field(12, 'Forget sequences a step.', most=_MOST_ROWS)
+  retain_batch: int = _field(
+      12, 'Retain fact sequences a step.', most=_MOST_ROWS)
   near_share: float = _field(
       0.25, 'Share of each retain batch that is drawn from the sequences whose'
       ' base states are nearest to the forget set\'s, a tenth of the retain set'
       ' at most; in [0, 1).')
-  text_batch: int = _field(2, 'General text windows a step.')
+  text_batch: int = _field(
+      2, 'General text windows a step.', most=_MOST_ROWS)
   crossed_batch: int = _field(
       0, 'Crossed prompts a step: the retain set\'s phrasings asked of the'
       ' forget set\'s subjects (the words that all prompts of a fact share);'
-      ' what the base says of them otherwise is kept.')
+      ' what the base says of them otherwise is kept.', most=_MOST_ROWS)
   crossed_weight: float = _field(
       1.0, 'Weight of their KL, within the retain KL.')
   crossed_pool: int = _field(
@@ -277,6 +286,7 @@ class PlanConfig:
       ' XLA_PYTHON_CLIENT_MEM_FRACTION says more).')
 
   def __post_init__(self):
+    _check_fields(self, 'plan')
     _check(self.memory_gib >= 0,
            f'--plan_memory_gib={self.memory_gib} is less than nothing; wanted'
            ' GiB of a device, or 0 for what the topology has. Correct it.')
@@ -302,6 +312,7 @@ class MeshConfig:
       300, 'Seconds that all processes may take to come; it changes no figure.')
 
   def __post_init__(self):
+    _check_fields(self, 'mesh')
     sizes = self.data, self.fsdp, self.tensor
     _check(all(size == -1 or size > 0 for size in sizes)
            and sizes.count(-1) < 2,
@@ -324,13 +335,15 @@ class EvalConfig:
   batch_tokens: int = _field(512, 'Tokens in one evaluation batch.')
   calibration_tokens: int = _field(
       4096, 'Tokens of calibration text at most, in windows of 128.')
-  bootstrap: int = _field(2000, 'Bootstrap resamples, by fact.')
+  bootstrap: int = _field(
+      2000, 'Bootstrap resamples, by fact.', most=_MOST_DRAWS)
   generations: int = _field(6, 'Sample questions answered freely.')
   cad_pairs: int = _field(32, 'Pairs for CAD and AS-NC (0: skip).')
   lens_questions: int = _field(
       320, 'Retain questions that readability\'s lens is fitted on (0: skip).')
 
   def __post_init__(self):
+    _check_fields(self, 'eval')
     _check_least(self, 'eval', 0, 'questions', 'kept_questions',
                  'text_windows', 'generations', 'cad_pairs',
                  'lens_questions')

@@ -8,14 +8,25 @@
 
 Flags are of stages, `--<stage>_<field>`; later ones override a flagfile's, but
 --data_* add to them (experiments/recipe.flags is the method without data). Exit
-status: 0 done, 2 bad input, 3 the verdict is not `passed` (--fail_on_verdict),
-4 a plan does not fit, 75 told to stop (SIGTERM, ctrl-C); the same command then goes on.
+status: 0 done, 2 bad input or a workdir in use, 3 the verdict is not `passed`
+(--fail_on_verdict), 4 a plan does not fit, 75 told to stop (SIGTERM, ctrl-C);
+the same command then goes on.
 """
 
 from __future__ import annotations
 
+from mansu_jax import preemption
+
+if __name__ == '__main__':
+  preemption.hear()  # Before anything that is slow to import.
+
+# pylint: disable=g-import-not-at-top
+from collections.abc import Callable
+import contextlib
 import logging as std_logging
 import os
+import pathlib
+import re
 import sys
 from typing import Any
 
@@ -23,23 +34,47 @@ from absl import app
 from absl import flags
 from absl import logging
 
-from mansu_jax import preemption
+from mansu_jax import config as run_config
+from mansu_jax import lock
 from mansu_jax import progress
 from mansu_jax import run_flags
+# pylint: enable=g-import-not-at-top
 
 VERDICT_FAILED = 3  # Exit status with --fail_on_verdict.
 USER_ERROR = 2
 DOES_NOT_FIT = 4  # Exit status of such a plan.
+_LONGEST = 2000  # Characters of a message.
+_WANTED = {  # What Python says of a number -> what was wanted.
+    'invalid literal for int': 'a whole number, such as 100',
+    'Exceeds the limit': 'a whole number of fewer digits',
+    'could not convert string to float': 'a number, such as 0.1'}
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; exits on one that absl does not take."""
+  """Parses flags; exits on one that absl does not take, or on --help."""
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, UnicodeDecodeError) as error:
+  except flags.Error as error:
     what = str(error).removeprefix('ERROR:: ').rstrip('.')
-    print(f'mansu_jax: {what}. See --help.', file=sys.stderr)
+    for pythons, ours in _WANTED.items():
+      what = re.sub(f': {pythons}.*', f'; wanted {ours}', what, flags=re.DOTALL)
+    print(f'mansu_jax: {_line(what)}. See --help.', file=sys.stderr)
     sys.exit(USER_ERROR)
+  except UnicodeDecodeError as error:
+    given = ' '.join(arg for arg in argv if arg.startswith('--flagfile'))
+    print(f'mansu_jax: {_line(given)}: {error}; wanted text in that encoding,'
+          ' which is the locale\'s. Save it as UTF-8, and set PYTHONUTF8=1'
+          ' where the locale has another.', file=sys.stderr)
+    sys.exit(USER_ERROR)
+  except SystemExit:  # Of absl's --help, with status 1.
+    sys.exit(0)
+
+
+def _line(text: str) -> str:
+  """A message in one line, of which the middle goes where it is endless."""
+  text = ' '.join(text.splitlines())
+  half = _LONGEST // 2
+  return text if len(text) <= _LONGEST else f'{text[:half]} ... {text[-half:]}'
 
 
 def _is_ours(record: Any) -> bool:
@@ -64,29 +99,43 @@ def main(
   logging.set_verbosity(logging.INFO)
   for each in (_is_ours, progress.AboveBars()):
     logging.get_absl_handler().addFilter(each)
-  name, any_of, leave = 'mansu_jax', None, lambda error, status: None
+  name, leave = 'mansu_jax', lambda error, status: None
   try:
-    if flag_values.mesh_distributed and len(argv) == 1:
+    config = _config(argv, flag_values)
+    any_of = None
+    if config.mesh.distributed:
       from mansu_jax import processes  # JAX is slow to import.
-      processes.join(run_flags.to_config(flag_values).mesh.join_seconds)
+      processes.join(config.mesh.join_seconds)
       name = _name(processes.number())
       any_of, leave = processes.any_true, processes.leave
-    if flag_values.mode == 'plan':  # Nothing to save; it compiles for long.
-      return _main(argv, flag_values)
-    with preemption.listening(any_of):
-      return _main(argv, flag_values)
+    with _locked(config):
+      run = _flow(config)
+      if config.mode == 'plan':  # Nothing to save; it compiles for long.
+        return run(config)
+      with preemption.listening(any_of, name=name, then=(
+          f'the same command {_again(flag_values)}')):
+        return run(config)
   except preemption.Stopped as stopped:
-    print(f'{name}: stopped by {stopped}; the same command'
-          f' {_again(flag_values)}. Exit status {preemption.EXIT_STATUS}.',
-          file=sys.stderr)
+    preemption.say_stopped(str(stopped))
     return preemption.EXIT_STATUS
   except Exception as error:
     if flag_values.debug or not isinstance(error, (ValueError, OSError)):
       leave(error, 1)
       raise
-    print(f'{name}: {_told(error, flag_values)}', file=sys.stderr)
+    print(f'{name}: {_line(_told(error, flag_values))}', file=sys.stderr)
     leave(error, USER_ERROR)
     return USER_ERROR
+
+
+def _locked(
+    config: run_config.RunConfig) -> contextlib.AbstractContextManager[None]:
+  """Has one process by itself lock its workdir before JAX is imported.
+
+  Of several, it takes JAX to know which is the first; the flow asks it.
+  """
+  if config.mode == 'plan' or config.mesh.distributed or not config.workdir:
+    return contextlib.nullcontext()
+  return lock.held(pathlib.Path(config.workdir))
 
 
 def _told(
@@ -113,28 +162,47 @@ def _name(number: int) -> str:
   return name
 
 
-def _main(argv: list[str], flag_values: flags.FlagValues) -> int:
-  # Transformers says that there is no PyTorch; nothing here needs it.
-  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+def _config(
+    argv: list[str], flag_values: flags.FlagValues) -> run_config.RunConfig:
+  """The config; raises ValueError where flags are wrong."""
   if len(argv) > 1:
     raise ValueError(
         f'Positional arguments {argv[1:]} are not used; write flags as'
         ' --name=value (an indented comment in a flagfile is an argument'
         ' too: put # in the first column).')
-  config = run_flags.to_config(flag_values)
+  return run_flags.to_config(flag_values)
+
+
+def _flow(
+    config: run_config.RunConfig) -> Callable[[run_config.RunConfig], int]:
+  """What the mode runs, which gives the exit status; slow to import."""
+  # Transformers says that there is no PyTorch; nothing here needs it.
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   if config.mode == 'plan':
     from mansu_jax import plan
-    found = plan.run(config)
-    print('\n'.join(plan.lines(found)))
-    return 0 if found.fits else DOES_NOT_FIT
-  from mansu_jax import attribute  # Slow to import: after the flags' checks.
+    return lambda config: _plan(plan, config)
+  if config.mode == 'attribute':
+    from mansu_jax import attribute
+    return lambda config: _attribute(attribute, config)
   from mansu_jax import audit
   from mansu_jax import pipeline
   from mansu_jax.report import summary
-  if config.mode == 'attribute':
-    print('\n'.join(attribute.lines(attribute.run(config))))
-    return 0
   flow = audit if config.mode == 'audit' else pipeline
+  return lambda config: _judged(flow, summary, config)
+
+
+def _plan(plan: Any, config: run_config.RunConfig) -> int:
+  found = plan.run(config)
+  print('\n'.join(plan.lines(found)))
+  return 0 if found.fits else DOES_NOT_FIT
+
+
+def _attribute(attribute: Any, config: run_config.RunConfig) -> int:
+  print('\n'.join(attribute.lines(attribute.run(config))))
+  return 0
+
+
+def _judged(flow: Any, summary: Any, config: run_config.RunConfig) -> int:
   record = flow.run(config)
   print('\n'.join(summary.lines(record)))
   passed = record['verdict']['passed']
@@ -142,9 +210,25 @@ def _main(argv: list[str], flag_values: flags.FlagValues) -> int:
 
 
 def run() -> None:
-  """Entry point of the console script."""
+  """The program; it ends the process."""
+  preemption.hear()
+  if hasattr(sys.stdout, 'reconfigure'):  # Names that a locale cannot write.
+    sys.stdout.reconfigure(errors='backslashreplace')
   run_flags.define()
-  app.run(main, flags_parser=_parse)
+  try:
+    app.run(main, flags_parser=_parse)
+  except SystemExit as left:
+    if isinstance(left.code, str):
+      print(left.code, file=sys.stderr)
+    preemption.leave(
+        1 if isinstance(left.code, str) else left.code or 0, _part)
+
+
+def _part() -> None:
+  """Leaves the other processes, which wait for each other's end."""
+  if flags.FLAGS.is_parsed() and flags.FLAGS.mesh_distributed:
+    from mansu_jax import processes
+    processes.part()
 
 
 if __name__ == '__main__':

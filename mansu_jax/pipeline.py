@@ -28,6 +28,7 @@ from mansu_jax.stages import training
 
 
 @sharding.on_mesh
+@workdir.locked
 def run(config: run_config.RunConfig) -> dict[str, Any]:
   """Runs a job and writes its workdir.
 
@@ -97,6 +98,7 @@ def _run(
         structure=structure, unlearned=unlearned, answers_in_words=texts,
         stages=clock.stages, training=trained,
         earlier=workdir.earlier_environments(root))
+  workdir.note_flags(config, root)
   report.write(record, root)
   return record
 

@@ -20,6 +20,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from mansu_jax import preemption
+
 _ADDRESS, _NUMBER, _ID = (
     'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 _SHORT = 1024  # Bytes of a message that goes at once, its length among them.
@@ -184,7 +186,13 @@ def leave(error: Exception, status: int) -> None:
     if status == 1:
       traceback.print_exception(error)
     sys.stderr.flush()
-    os._exit(status)  # pylint: disable=protected-access
+    preemption.exit_now(status)
+
+
+def part() -> None:
+  """Has a process that joined others wait for their end."""
+  if jax.distributed.is_initialized():
+    jax.distributed.shutdown()
 
 
 def _tell(data: bytes | None) -> bytes:

@@ -1,8 +1,13 @@
-"""The workdir, of the first process alone: opened with checks."""
+"""The workdir, of the first process alone: locked, and opened with checks.
+
+At every moment, where there is a `record.json`, `flags.txt` is that of its run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import contextlib
+import functools
 import json
 import pathlib
 import shutil
@@ -13,10 +18,11 @@ from absl import logging
 from mansu_jax import config as run_config
 from mansu_jax import environment
 from mansu_jax import files
+from mansu_jax import lock
 from mansu_jax import processes
 from mansu_jax import run_flags
 
-_IDENTITY, _HASHES = 'flags.txt', 'hashes.json'
+_IDENTITY, _HASHES, _RECORD = 'flags.txt', 'hashes.json', 'record.json'
 _ENVIRONMENTS = 'environments.json'
 # These may differ when a run goes on: they change no figure but by rounding.
 _SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
@@ -25,13 +31,26 @@ _SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
     'mesh_join_seconds'))
 
 
+def locked(flow: Callable[[Any], Any]) -> Callable[[Any], Any]:
+  """Has a flow hold the lock of its config's workdir; errors as `lock.held`."""
+  @functools.wraps(flow)
+  def run(config):
+    with contextlib.ExitStack() as stack:
+      if config.workdir:  # Else it is refused, as one among other errors.
+        processes.once(lambda: stack.enter_context(
+            lock.held(pathlib.Path(config.workdir))))
+      return flow(config)
+
+  return run
+
+
 def open_workdir(
     config: run_config.RunConfig, hashes: Mapping[str, str]) -> pathlib.Path:
   """Creates or reopens the workdir and writes in it what its run is.
 
   That is `flags.txt`, and the SHA-256 of everything that the run reads in
   `hashes.json`: finished stages are of use to the same flags on the same bytes
-  only.
+  only. Flags of a finished run stay until `note_flags`.
 
   Args:
     config: the run's.
@@ -68,8 +87,31 @@ def _open_workdir(
   for path in root.glob('.model.*'):  # Of a process killed while it wrote.
     shutil.rmtree(path)
   files.write_json(root / _HASHES, dict(hashes))
-  files.write_text(root / _IDENTITY, run_flags.to_flagfile(config))
+  if not (root / _RECORD).exists():
+    files.write_text(root / _IDENTITY, run_flags.to_flagfile(config))
   return root
+
+
+def note_flags(config: run_config.RunConfig, root: pathlib.Path) -> None:
+  """Makes ready for the record: `flags.txt` becomes that of its run.
+
+  A record that is of other flags, which change no figure, goes first.
+
+  Args:
+    config: the run's.
+    root: from `open_workdir`.
+
+  Raises:
+    ValueError: the workdir is another run's now.
+  """
+  def note():
+    lock.check(root)
+    flags, path = run_flags.to_flagfile(config), root / _IDENTITY
+    if not path.exists() or path.read_text(encoding='utf-8') != flags:
+      (root / _RECORD).unlink(missing_ok=True)
+      files.write_text(path, flags)
+
+  processes.once(note)
 
 
 def _check_made_of(
@@ -100,7 +142,7 @@ def _short(digest: str | None) -> str:
 
 def _has_finished(root: pathlib.Path) -> bool:
   """Whether there is a finished stage to lose or to confuse."""
-  return (root / 'record.json').exists() or _has_stages(root)
+  return (root / _RECORD).exists() or _has_stages(root)
 
 
 def _has_stages(root: pathlib.Path) -> bool:
@@ -176,8 +218,9 @@ def _check_workdir(config: run_config.RunConfig) -> pathlib.Path:
     raise ValueError('No workdir: give --workdir=DIR, a new or empty folder'
                      ' for the outputs.')
   root = pathlib.Path(config.workdir)
-  missing = [path for path in (root, *root.parents) if not path.exists()]
+  run_config.check_text('workdir', str(root.absolute()))
   try:
+    missing = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(parents=True, exist_ok=True)
     probe = root / '.write_probe'
     probe.touch()
@@ -185,19 +228,18 @@ def _check_workdir(config: run_config.RunConfig) -> pathlib.Path:
     for path in missing:
       path.rmdir()
   except OSError as error:
-    raise ValueError(
-        f'--workdir={root} cannot be written: {error.strerror}. Give a folder'
-        ' that can be.') from error
+    raise lock.cannot_write(root, error) from error
   wanted = run_flags.to_flagfile(config)
   identity = root / _IDENTITY
   if identity.exists() and _has_finished(root):
     _check_same_run(root, identity.read_text(encoding='utf-8'), wanted,
                     config.resume)
-  elif root.exists() and not identity.exists() and any(root.iterdir()):
-    raise ValueError(
-        f'--workdir={root} holds files of something else'
-        f' ({sorted(p.name for p in root.iterdir())[0]!r} and so on) and no'
-        f' {_IDENTITY} of a run; give a new or empty folder.')
+  elif root.exists() and not identity.exists():
+    others = sorted({path.name for path in root.iterdir()} - {lock.NAME})
+    if others:
+      raise ValueError(
+          f'--workdir={root} holds files of something else ({others[0]!r} and'
+          f' so on) and no {_IDENTITY} of a run; give a new or empty folder.')
   return root
 
 

@@ -27,6 +27,21 @@ class DataTest(bad_input.Refusals):
     self.refused(f'--data_{role}=no/such.jsonl', message=(
         "'no/such.jsonl' does not exist", 'wanted', 'Correct the path'))
 
+  def test_what_is_no_regular_file(self):
+    pipe, link = self.folder / 'pipe', self.folder / 'link'
+    os.mkfifo(pipe)
+    link.symlink_to(link)
+    for path, what in (
+        ('/dev/null', 'is a device, which cannot be read again'),
+        (pipe, 'is a pipe or socket, which cannot be read again'),
+        (link, 'cannot be read .Too many levels'), (self.folder, 'a folder')):
+      for flag in ('--data_forget', '--data_text', '--attribution_pairs'):
+        self.refused(f'{flag}={path}', message=(
+            f"'{path}' .*{what}", 'wanted a readable file', 'Correct the path'))
+    for path in '/dev/null', pipe:
+      self.refused(f'--model={path}', message=(
+          f"'{path}' is a pipe, socket or device: expected", 'Write it to a'))
+
   @parameterized.parameters('forget', 'retain')
   def test_no_file(self, role):
     self.without(f'--data_{role}')
@@ -194,6 +209,12 @@ class FlagsTest(bad_input.Refusals):
 
 
 class WorkdirTest(bad_input.Refusals):
+
+  def test_where_no_folder_can_be(self):
+    (self.folder / 'loop').symlink_to(self.folder / 'loop')
+    for path in '/dev/null', self.folder / 'loop':
+      self.refused(f'--workdir={path}', message=(
+          'it is a file, or a link that leads nowhere', 'Give a folder'))
 
   def test_none(self):
     self.refused('--workdir=', message=('No workdir', 'give --workdir=DIR'))

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 from absl import flags
 from absl.testing import absltest
@@ -184,7 +185,6 @@ class RefusalTest(parameterized.TestCase):
       (['--edit_floor=none', '--edit_landing=boundary'],
        'boundary contradicts --edit_floor=none'),
       (['--quant_schemes='], 'No quantizer'),
-      (['--mode=compare'], '--mode=compare is not built'),
       (['--circuit_budget=0'], r'--circuit_budget=0.0 is outside \(0, 1\]'),
       (['--circuit_budget=1.5'], '--circuit_budget=1.5 is outside'),
       (['--circuit_first_layer=-1'], '--circuit_first_layer=-1 must be'),
@@ -209,7 +209,7 @@ class RefusalTest(parameterized.TestCase):
 
   @parameterized.parameters(
       '--unlearn_loss=dpo', '--circuit_selection=none', '--export_dtype=int8',
-      '--unlearn_stepz=3', '--unlearn_steps=many')
+      '--unlearn_stepz=3', '--unlearn_steps=many', '--mode=compare')
   def test_absl_refuses_what_is_no_value_of_a_flag(self, arg):
     with self.assertRaises(flags.Error):
       _parse(arg)
@@ -224,6 +224,36 @@ class RefusalTest(parameterized.TestCase):
   def test_a_config_without_flags_is_checked_alike(self, cls, args, message):
     with self.assertRaisesRegex(ValueError, message):
       cls(**args)
+
+
+  def test_every_number_has_a_largest(self):
+    for stage, field in _all_fields():
+      values = {int: (10**20, 10**5000, -10**20), float: (1e300, -1e300)}
+      for value in values.get(type(field.default), ()):
+        flag = '_'.join(filter(None, (stage, field.name)))
+        with self.subTest(flag), self.assertRaisesRegex(
+            ValueError, f'--{flag}=.* is out of range; wanted .* at most'):
+          _changed(stage, field, value)
+
+  @parameterized.parameters(
+      ('x' * 256, 'too long: 256 bytes, 256 in one name; wanted'),
+      ('/'.join(['d' * 99] * 40), 'too long: 3999 bytes, 99 in one name'),
+      ('a\0b', 'NUL; wanted'), ('a\nb', 'line break'), ('a ', 'ends with'),
+      ('~/a', 'begins with ~.*HOME'), ('a\udcff', 'not UTF-8.*PYTHONUTF8=1'))
+  def test_names_that_no_file_has(self, name, message):
+    for args in (dict(model=name), dict(workdir=name), dict(base=name)):
+      with self.assertRaisesRegex(ValueError, f'--{[*args][0]}=.*{message}'):
+        config_lib.RunConfig(**args)
+    with self.assertRaisesRegex(ValueError, f'--data_text=.*{message}'):
+      config_lib.DataConfig(text=('a', name))
+    with self.assertRaisesRegex(ValueError, f'attribution_pairs=.*{message}'):
+      config_lib.AttributionConfig(pairs=name)
+
+  def test_names_that_are_empty(self):
+    with self.assertRaisesRegex(ValueError, '--data_text= is empty'):
+      config_lib.DataConfig(text=('',))
+    with self.assertRaisesRegex(ValueError, 'No model: give --model'):
+      config_lib.RunConfig(model='')
 
 
 class ExperimentTest(parameterized.TestCase):
@@ -284,18 +314,41 @@ class MainTest(parameterized.TestCase):
         [sys.executable, '-m', 'mansu_jax.main', *args], env=env,
         capture_output=True, text=True, check=False, timeout=120)
 
-  def test_help_lists_every_flag(self):
-    text = self._run('--help').stdout
+  def test_help_lists_every_flag_and_mode(self):
+    done = self._run('--help')
+    self.assertEqual(done.returncode, 0)
+    text = done.stdout
+    self.assertIn('--mode: <unlearn|audit|attribute|plan>:', text)
     for name in _flag_names():
       self.assertRegex(text, rf'--(\[no\])?{name}\b')
 
+  def test_a_flagfile_that_the_locale_cannot_read(self):
+    with tempfile.NamedTemporaryFile('wb', suffix='.flags') as file:
+      file.write('--workdir=é\n'.encode())
+      file.flush()
+      ascii_only = {'LC_ALL': 'C', 'PYTHONUTF8': '0'}
+      with mock.patch.dict(os.environ, ascii_only):
+        done = self._run(f'--flagfile={file.name}')
+        self.assertRegex(done.stderr, f'{file.name}: .ascii.*PYTHONUTF8=1')
+        named = self._run('--workdir=é')
+        self.assertRegex(named.stderr, 'not UTF-8 .* ascii; .*PYTHONUTF8=1')
+      self.assertEqual((done.returncode, named.returncode), (2, 2))
+
   @parameterized.parameters(
       (('--seed=5', 'stray'), r"Positional arguments \['stray'\]"),
-      (('--circuit_budget=2',), '--circuit_budget=2.0 is outside'))
+      (('--circuit_budget=2',), '--circuit_budget=2.0 is outside'),
+      (('--unlearn_steps=1e20',),
+       '--unlearn_steps=1e20; wanted a whole number, such as 100'),
+      (('--unlearn_learning_rate=',), 'rate=; wanted a number, such as 0.1'),
+      ((f'--seed={"9" * 5000}',), ' ... 9+; wanted .* fewer digits'),
+      (('--mode=compare',),
+       'should be one of <unlearn.audit.attribute.plan>'))
   def test_user_errors_are_one_line_and_status_2(self, args, message):
     done = self._run(*args)
     self.assertEqual(done.returncode, 2)
     self.assertRegex(done.stderr, f'mansu_jax: .*{message}')
+    self.assertLen(done.stderr.splitlines(), 1)
+    self.assertLess(len(done.stderr), 2100)
     self.assertNotIn('Traceback', done.stderr)
 
 

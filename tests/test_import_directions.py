@@ -10,7 +10,7 @@ _ROOT = pathlib.Path(__file__).parents[1] / 'mansu_jax'
 _FILES = sorted(_ROOT.rglob('*.py'))
 _MOST_LINES = 400
 
-# Import none of ours.
+# Import none of ours but each other.
 _NAMES = ('types', 'tree_paths', 'processes', 'files', 'intervals',
           'preemption', 'progress')
 _FIRST = (*_NAMES, 'config', 'environment')
@@ -22,17 +22,18 @@ _STAGES = (*_DATA, 'models', 'circuits', 'transforms', 'unlearn', 'baselines',
 _MAY_IMPORT = {
     'types': (),
     'tree_paths': (),
-    'processes': (),
+    'processes': ('preemption',),
     'files': ('processes',),
     'intervals': (),
     'progress': (),
     'preemption': (),
+    'lock': ('preemption',),
     'environment': (),
     'config_fields': _NAMES,
     'config_stages': (*_NAMES, 'config_fields'),
     'config': (*_NAMES, 'config_fields', 'config_stages'),
     'run_flags': _FIRST,
-    'workdir': (*_FIRST, 'run_flags'),
+    'workdir': (*_FIRST, 'run_flags', 'lock'),
     'clock': _FIRST,
     'memory': ('processes',),
     'sharding': (*_FIRST, 'memory'),
@@ -56,7 +57,8 @@ _MAY_IMPORT = {
     'plan': (*_STAGES, 'planning'),
     # The report's summary is what it prints.
     'main': ('config', 'run_flags', 'preemption', 'processes', 'progress',
-             'pipeline', 'audit', 'attribute', 'plan', 'report'),
+             'lock', 'pipeline', 'audit', 'attribute', 'plan', 'report'),
+    '__main__': ('preemption', 'main'),
 }
 _NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'matplotlib', 'pandas')
 _READ_FLAGS = ('run_flags.py', 'main.py')

@@ -1,17 +1,199 @@
 """Signals: where they interrupt, where they wait, and who hears them."""
 
 import os
+import pathlib
+import re
 import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
 import threading
+import time
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from mansu_jax import preemption
 
+_ROOT = pathlib.Path(__file__).parents[1]
+
 
 def _tell(number=signal.SIGTERM):
   os.kill(os.getpid(), number)
+
+
+def _run(code):
+  """Exit status and standard error of a process that runs the code."""
+  start = """
+      import gc, os, signal, time
+      from mansu_jax import preemption
+      tell = lambda number: os.kill(os.getpid(), number)
+      """
+  done = subprocess.run(
+      [sys.executable, '-c', textwrap.dedent(start) + textwrap.dedent(code)],
+      stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+  return done.returncode, done.stderr.splitlines()
+
+
+class ProcessTest(parameterized.TestCase):
+  """What ends a process, in one of its own."""
+
+  @parameterized.parameters('SIGTERM', 'SIGINT')
+  def test_while_it_starts_a_signal_ends_it_in_one_line(self, name):
+    status, lines = _run(f"""
+        preemption.hear()
+        with preemption.before_exit(lambda: os.write(2, b'cleared\\n')):
+          tell(signal.{name})
+        print('went on')
+        """)
+    self.assertEqual(status, 75)
+    self.assertEqual(lines, [
+        f'mansu_jax: stopped by {name}; nothing was to be saved yet: give the'
+        ' same command again. Exit status 75.', 'cleared'])
+
+  def test_a_second_ctrl_c_does_not_wait(self):
+    status, lines = _run("""
+        preemption.hear()
+        with preemption.listening(then='the same command starts anew'):
+          with preemption.deferred():
+            tell(signal.SIGTERM)
+            tell(signal.SIGTERM)  # Some launchers send it twice.
+            os.write(2, b'the second\\n')
+            tell(signal.SIGINT)
+            os.write(2, b'the end\\n')
+        """)
+    self.assertEqual(status, 75)
+    self.assertLen(lines, 3)
+    self.assertRegex(lines[0], 'SIGTERM: stops as soon as its state')
+    self.assertEqual(lines[1:], [
+        'the second', 'mansu_jax: stopped by SIGINT; the same command starts'
+        ' anew. Exit status 75.'])
+
+  def test_a_second_ctrl_c_strikes_no_exception_that_unwinds(self):
+    status, lines = _run("""
+        preemption.hear()
+        with preemption.listening():
+          try:
+            tell(signal.SIGINT)
+          finally:
+            tell(signal.SIGTERM)
+            os.write(2, b'finishes\\n')
+            tell(signal.SIGINT)
+            os.write(2, b'the end\\n')
+        """)
+    self.assertEqual(status, 75)
+    self.assertEqual(lines[0], 'finishes')
+    self.assertLen(lines, 2)
+    self.assertStartsWith(lines[1], 'mansu_jax: stopped by SIGINT;')
+
+  def test_a_line_of_the_package_is_interrupted_not_what_it_calls(self):
+    """Where JAX calls back, exceptions are dropped, or become others."""
+    status, lines = _run("""
+        exec(compile(
+            'def flow():\\n  work()\\n  os.write(2, b"the next line\\\\n")',
+            preemption._OURS + 'flow.py', 'exec'))
+        def on_collect(phase, info):
+          if phase == 'start' and due:
+            due.pop()
+            tell(signal.SIGTERM)
+
+        def work():
+          due.append(True)
+          gc.collect()
+          os.write(2, b'goes on\\n')
+
+        due = []
+        gc.callbacks.append(on_collect)
+        try:
+          with preemption.listening():
+            flow()
+        except preemption.Stopped as stopped:
+          preemption.say_stopped(str(stopped))
+          os._exit(75)
+        """)
+    self.assertEqual(status, 75, lines)
+    self.assertEqual(lines[0], 'goes on')
+    self.assertLen(lines, 2)
+    self.assertStartsWith(lines[1], 'mansu_jax: stopped by SIGTERM;')
+
+  def test_what_is_deferred_just_then_is_not_interrupted(self):
+    status, lines = _run("""
+        class Telling:
+          def __enter__(self):
+            tell(signal.SIGTERM)
+          def __exit__(self, *_):
+            pass
+
+        exec(compile(
+            'def flow():\\n'
+            '  with Telling(), preemption.deferred():\\n'
+            '    os.write(2, b"first\\\\n")\\n'
+            '    os.write(2, b"last\\\\n")\\n'
+            '  os.write(2, b"behind\\\\n")', preemption._OURS + 'flow.py',
+            'exec'))
+        try:
+          with preemption.listening():
+            flow()
+        except preemption.Stopped:
+          os._exit(75)
+        """)
+    self.assertEqual((status, lines), (75, ['first', 'last']))
+
+  def test_an_error_that_something_makes_of_it_is_still_a_stop(self):
+    with self.assertRaisesRegex(preemption.Stopped, '^SIGTERM$'):
+      with preemption.listening():
+        try:
+          _tell()
+        except preemption.Stopped as stopped:
+          raise ValueError('Exception raised while comparing') from stopped
+    with self.assertRaises(ValueError), preemption.listening():
+      with preemption.deferred():
+        _tell()
+        raise ValueError('of its own')
+
+  @parameterized.parameters('SIGTERM', 'SIGINT')
+  def test_when_it_leaves_its_status_stands(self, name):
+    status, lines = _run(f"""
+        preemption.hear()
+        preemption.leave(3, lambda: tell(signal.{name}))
+        """)
+    self.assertEqual((status, lines), (3, []))
+
+
+class StartTest(parameterized.TestCase):
+  """The program, before it has anything to save."""
+
+  @parameterized.product(
+      module=('mansu_jax', 'mansu_jax.main'), number=(
+          signal.SIGTERM, signal.SIGINT), wait=(0.0, 0.05, 0.5))
+  def test_a_signal_ends_it_in_one_line(self, module, number, wait):
+    with tempfile.TemporaryDirectory() as folder:
+      process = subprocess.Popen(
+          [sys.executable, '-m', module, f'--workdir={folder}/run'], cwd=_ROOT,
+          text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+      while not self._hears(process.pid):
+        time.sleep(0.001)
+      time.sleep(wait)
+      process.send_signal(number)
+      _, said = process.communicate(timeout=300)
+      if process.returncode == 2:  # It was faster: there are no data.
+        self.assertGreater(wait, 0)
+        return
+      self.assertEqual(process.returncode, 75, said)
+      self.assertRegex(said, f'^mansu_jax: stopped by {number.name};'
+                       '.*Exit status 75.\n$')
+      self.assertEmpty(os.listdir(folder))
+
+  def _hears(self, pid):
+    """Whether a process has got past Python's own start."""
+    status = pathlib.Path(f'/proc/{pid}/status')
+    if not status.exists():
+      self.skipTest('needs /proc')
+    caught = re.search(r'SigCgt:\s*(\w+)', status.read_text())
+    mask = int(caught[1], 16) if caught else 0
+    return all(mask >> number - 1 & 1 for number in (
+        signal.SIGTERM, signal.SIGINT))
 
 
 class PreemptionTest(parameterized.TestCase):
@@ -46,17 +228,6 @@ class PreemptionTest(parameterized.TestCase):
         raise KeyError
       with self.assertRaises(preemption.Stopped):
         preemption.check()
-
-  def test_a_second_ctrl_c_does_not_wait(self):
-    reached = []
-    with self.assertRaises(preemption.Stopped), preemption.listening():
-      with preemption.deferred():
-        _tell()
-        _tell()  # Some launchers send it twice.
-        reached.append('the second')
-        _tell(signal.SIGINT)
-        reached.append('the end')
-    self.assertEqual(reached, ['the second'])
 
   def test_what_handled_signals_before_does_so_again(self):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 from absl import logging
 from absl.testing import absltest
@@ -134,8 +135,26 @@ class KillTest(absltest.TestCase):
       self.assertEqual(status, 75, said)
       self.assertIn('stopped by SIGTERM; the same command goes on', said)
       self.assertEqual(bool(re.search(r'step \d+ is saved', said)), bool(steps))
-      if steps:  # Else JAX's callback of the collector may be where it is.
-        self.assertNotIn('Traceback', said)
+      self.assertNotIn('Traceback', said)
+    self.run_whole(root)
+    self.check_same(root)
+
+  def test_told_twice_by_an_impatient_user(self):
+    """A second ctrl-C strikes what the first has begun to end."""
+    rng, root = random.Random(1), self.folder / 'twice'
+    for begins in ('load', 'attribution', 'fisher', *['unlearn'] * 3,
+                   'evaluate', 'erasure'):
+      process, said = self.start(root, begins)
+      time.sleep(rng.uniform(0, _SECONDS))
+      process.send_signal(signal.SIGINT)
+      time.sleep(rng.uniform(0, _SECONDS))
+      process.send_signal(signal.SIGINT)  # None, if it has ended.
+      said = ''.join([*said, *process.communicate()[1:]])
+      self.assertEqual(process.returncode, 75, said)
+      self.assertEqual(said.count('stopped by SIGINT'), 1, said)
+      self.assertNotIn('Traceback', said)
+      self.assertNotIn('damaged', said)
+      self.assertFalse((root / '.mansu_jax.lock').exists())
     self.run_whole(root)
     self.check_same(root)
 

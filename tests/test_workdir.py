@@ -1,5 +1,7 @@
 """The workdir: one run's, whole files, honest refusals."""
 
+import json
+import os
 import pathlib
 import tempfile
 from unittest import mock
@@ -9,6 +11,9 @@ from absl.testing import parameterized
 
 from mansu_jax import config as config_lib
 from mansu_jax import environment
+from mansu_jax import files
+from mansu_jax import lock
+from mansu_jax import run_flags
 from mansu_jax import workdir
 
 
@@ -92,6 +97,88 @@ class OpenTest(parameterized.TestCase):
     self._open(self._config())
     self._finish_a_stage()
     self._open(self._config(**changes))
+
+  def _is_consistent(self):
+    """Where there is a record, `flags.txt` is that of its run."""
+    record, flags = self.root / 'record.json', self.root / 'flags.txt'
+    return not record.exists() or (
+        json.loads(record.read_text()) == flags.read_text())
+
+  def _finish(self, config):
+    """All that a run writes of flags and record."""
+    root = self._open(config)
+    workdir.note_flags(config, root)
+    files.write_json(root / 'record.json', run_flags.to_flagfile(config))
+
+  @parameterized.parameters({}, dict(debug=True))
+  def test_killed_anywhere_flags_are_those_of_the_record(self, **changes):
+    class Killed(BaseException):
+      pass
+
+    steps = []
+
+    def until(last):
+      """Steps of the file system, of which those from `last` on are not."""
+      def step(do):
+        def counted(*args, **kwargs):
+          if len(steps) == last:
+            raise Killed
+          steps.append(do.__name__)
+          self.assertTrue(self._is_consistent())
+          return do(*args, **kwargs)
+        return counted
+      return (mock.patch.object(os, 'replace', step(os.replace)),
+              mock.patch.object(pathlib.Path, 'unlink', step(
+                  pathlib.Path.unlink)))
+
+    first, other = self._config(), self._config(**changes)
+    for last in range(100):
+      self._finish(first)
+      steps.clear()
+      replace, unlink = until(last)
+      with replace, unlink:
+        try:
+          self._finish(other)
+          break
+        except Killed:
+          pass
+      self.assertTrue(self._is_consistent(), steps)
+      self._finish(other)
+      self.assertTrue(self._is_consistent())
+    self.assertEqual((self.root / 'flags.txt').read_text(),
+                     run_flags.to_flagfile(other))
+    self.assertGreaterEqual(last, 3)  # The record, the hashes, at least.
+
+  def test_a_record_keeps_its_flags_until_the_next(self):
+    self._finish(self._config())
+    before = (self.root / 'flags.txt').read_text()
+    self._open(self._config(debug=True))
+    self.assertEqual((self.root / 'flags.txt').read_text(), before)
+    self._finish(self._config(debug=True))
+    self.assertIn('--debug\n', (self.root / 'flags.txt').read_text())
+
+  def test_a_flow_holds_the_lock(self):
+    config = self._config()
+
+    @workdir.locked
+    def flow(given):
+      self.assertIs(given, config)
+      self.assertTrue((self.root / lock.NAME).exists())
+      return self._open(config)
+
+    for _ in range(2):  # Twice in a row.
+      self.assertEqual(flow(config), self.root)
+    self.assertFalse((self.root / lock.NAME).exists())
+    with self.assertRaisesRegex(ValueError, 'No workdir'):
+      workdir.locked(workdir.check_workdir)(self._config(workdir=''))
+
+  def test_nothing_is_recorded_in_a_workdir_that_another_run_took(self):
+    config = self._config()
+    with lock.held(self.root):
+      root = self._open(config)
+      (root / lock.NAME).unlink()
+      with self.assertRaisesRegex(ValueError, 'taken over by another run'):
+        workdir.note_flags(config, root)
 
   def test_a_moved_run_is_still_the_same(self):
     self._open(self._config())

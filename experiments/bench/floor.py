@@ -3,8 +3,8 @@
   python -m experiments.bench.floor [--weights=1048576] [--rounds=30] [--out=F]
 
 One square matrix whose gradient is a product, `transforms.step` compiled with
-donated weights and state. Variants take turns in one process and the fastest round counts, since other work on the
-machine only ever slows one down.
+donated weights and state. Variants take turns in one process and the fastest
+round counts, since other work on the machine only ever slows one down.
 """
 
 from __future__ import annotations

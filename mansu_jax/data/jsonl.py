@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import hashlib
 import json
 import pathlib
+import stat
 from typing import Any
 
 SHIPPED = 'shipped:'
@@ -26,8 +27,8 @@ def resolve(path: str) -> pathlib.Path:
   if path.startswith(SHIPPED):
     return _resolve_shipped(path)
   found = pathlib.Path(path)
-  if not found.is_file():
-    what = 'is a folder' if found.is_dir() else 'does not exist'
+  what = _why_no_file(found)
+  if what:
     hint = (f' (* stands for several names after {SHIPPED} only)'
             if '*' in path else '')
     raise ValueError(
@@ -35,6 +36,23 @@ def resolve(path: str) -> pathlib.Path:
         f' {SHIPPED}NAME, such as {SHIPPED}capitals_europe.jsonl. Correct the'
         ' path; one flag names one file.')
   return found
+
+
+def _why_no_file(path: pathlib.Path) -> str:
+  """What a path is, where it is no regular file, which can be read again."""
+  try:
+    mode = path.stat().st_mode
+  except (FileNotFoundError, ValueError):
+    return 'does not exist'
+  except OSError as error:
+    return f'cannot be read ({error.strerror})'
+  if stat.S_ISREG(mode):
+    return ''
+  if stat.S_ISDIR(mode):
+    return 'is a folder'
+  return ('is a device' if stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+          else 'is a pipe or socket') + (
+              ', which cannot be read again when the run goes on')
 
 
 def shipped_names() -> list[str]:

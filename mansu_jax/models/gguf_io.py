@@ -118,10 +118,11 @@ def _check_whole_llama(
         ' --merge`.')
   architecture = metadata.get('general.architecture')
   if architecture != 'llama':
+    found = gguf_header.shorten(architecture).strip('\'"')
     raise ValueError(
-        f'{path} has architecture {gguf_header.shorten(architecture)}:'
-        ' expected \'llama\', the only GGUF architecture read here. Use a'
-        ' Llama-family file.')
+        f'{path} has `general.architecture: {found}`; wanted'
+        ' `general.architecture: llama`, the only one that this version reads.'
+        ' Use another file.')
 
 
 def read_config(file: GgufFile) -> config_lib.ModelConfig:
@@ -209,14 +210,14 @@ def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:
     raise ValueError(
         f'{path} has the unknown llama keys {gguf_header.shorten(unknown)}:'
         ' expected only keys known here, since another may change what the'
-        ' model computes. Use a plain Llama-family file.')
+        ' model computes. Use a file without them.')
   for key, value in found.items():
     kind = str if key == 'rope.scaling.type' else (int, float)
     if not isinstance(value, kind) or isinstance(value, bool):
       raise ValueError(
           f'{path} has llama.{key} = {gguf_header.shorten(value)}: expected one'
           f' {"name" if kind is str else "number"}. Per-layer values are not'
-          ' implemented; use a plain Llama-family file.')
+          ' implemented; use another file.')
 
 
 def _rope_scaling(

