@@ -1,4 +1,4 @@
-"""Which files of a Hugging Face directory hold the weights; safetensors only."""
+"""The files of a Hugging Face directory that hold weights; safetensors only."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def _check_index(
     found = ' and '.join(stored.get(wrong[0], ['no shard']))
     raise ValueError(
         f'{index} does not fit its shards for {len(wrong)} tensors, such as'
-        f' {wrong[0]!r}: the index names {listed}, but the tensor is in {found}.'
-        ' Expected each tensor in one shard, the one that the index names.'
-        ' Download the whole checkpoint again.')
+        f' {wrong[0]!r}: the index names {listed}, but the tensor is in'
+        f' {found}. Expected each tensor in one shard, the one that the index'
+        ' names. Download the whole checkpoint again.')
 
 
 def _refuse_without_safetensors(path: pathlib.Path) -> None:

@@ -55,7 +55,7 @@ class LeafGrid:
   def snap(self, values: jax.Array) -> jax.Array:
     """Values after quantization with the scales held, float32.
 
-    What is not finite becomes NaN, as it does where a quantizer sees it.
+    NaN and infinity become NaN.
     """
     def snap(values, shared):
       return jnp.where(
@@ -64,7 +64,7 @@ class LeafGrid:
     return self._elementwise(snap, values)
 
   def changes(self, values: jax.Array, origin: jax.Array) -> jax.Array:
-    """Whether quantization tells each value from that of `origin`; bool."""
+    """Whether each value decodes differently from `origin`; bool."""
     return self.snap(values) != self.snap(origin)
 
   def sets_scale(self, origin: jax.Array) -> jax.Array:
@@ -94,10 +94,10 @@ class LeafGrid:
         lambda x: blockwise.spread(x, self.shape), self.shared)
 
   def _elementwise(self, fn, values):
-    """`fn(values, shared)` with each run an axis, along which parts have size 1.
+    """`fn(values, shared)`, each run an axis along which `shared` has size 1.
 
-    So arithmetic on what a block shares stays of its size, as where blocks are
-    cut. Spread out, XLA may round its quotients otherwise.
+    Arithmetic on scales then has the shapes that it has where blocks are cut.
+    On scales that are spread out, XLA may round quotients otherwise.
     """
     runs, ones = blockwise.split_runs(self.shared.scale.shape, self.shape)
 
@@ -182,7 +182,7 @@ class CodeGrid:
     return grid_view(self, values)
 
   def changes(self, values: PyTree, origin: PyTree) -> PyTree:
-    """Whether quantization tells each value from theta_0's; bool trees."""
+    """Whether each value decodes differently from theta_0; bool trees."""
     return self._map(LeafGrid.changes, values, origin)
 
   def sets_scale(self, origin: PyTree) -> PyTree:
@@ -313,8 +313,8 @@ def grid_view(grid: CodeGrid, values: PyTree) -> PyTree:
     values: a tree of the grid's structure and shapes.
 
   Returns:
-    A tree like `values`, same dtypes; where the grid is None, as it was. What
-    is not finite becomes NaN.
+    A tree like `values`, same dtypes; a leaf without a grid is returned as it
+    is. NaN and infinity become NaN.
 
   Raises:
     ValueError: the trees differ in structure or shape.

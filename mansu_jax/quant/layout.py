@@ -28,19 +28,19 @@ class BlockLayout:
   For example `BlockLayout(memory='LDNH', out='NH', inp='D')` is a stack of L
   torch weights [N * H, D].
 
-  Letters are the caller's. What others keep:
+  The caller chooses the letters. Layouts of other libraries, as memory, out,
+  inp:
 
-    torch.nn.Linear, equinox.nn.Linear [out, in]   memory='OI', out='O', inp='I'
-    flax nnx.Linear, nn.Dense kernel [in, out]     memory='IO', out='O', inp='I'
-    nnx.Linear stacked over layers [L, in, out]    memory='LIO', out='O', inp='I'
-    nnx.MultiHeadAttention query [D, N, H]         memory='DNH', out='NH', inp='D'
-    nnx.MultiHeadAttention out [N, H, D]           memory='NHD', out='D', inp='NH'
-    torch.nn.Conv2d, equinox.nn.Conv2d [O, I, H, W]
-                                         memory='OIHW', out='O', inp='IHW'
-    flax nnx.Conv kernel [H, W, I, O]    memory='HWIO', out='O', inp='IHW'
+    torch, equinox Linear [out, in]           'OI',   'O',  'I'
+    flax Linear, Dense kernel [in, out]       'IO',   'O',  'I'
+    a stack of these over L layers            'LIO',  'O',  'I'
+    flax attention query, key, value          'DNH',  'NH', 'D'
+    flax attention out                        'NHD',  'D',  'NH'
+    torch, equinox Conv2d weight              'OIHW', 'O',  'IHW'
+    flax Conv kernel                          'HWIO', 'O',  'IHW'
 
-  A wrong layout of the right shape is found by no shape check: compare with
-  torch's matrix by `to_rows`, or check the exported edit by `check_edit`.
+  No shape check finds a wrong layout of the right shape: compare `to_rows` of
+  the leaf with torch's matrix, or run `check_edit` on the exported edit.
 
   Raises:
     ValueError: a repeated letter, or a row or column letter not in `memory`.

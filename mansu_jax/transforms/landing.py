@@ -84,7 +84,7 @@ def _place(rule, origin, latent, shared, margin, lifting):
   for grid in grids:
     moves &= ~grid.sets_scale
   placed = jnp.where(moves, value.astype(origin.dtype), origin)
-  # A clip would make a code of infinity, and a comparison one of NaN.
+  # Else a clip would give infinity a code, and comparisons would give NaN one.
   return jnp.where(jnp.isfinite(latent), placed, jnp.nan)
 
 
@@ -100,7 +100,7 @@ class _Grid:
     self._decoded = grid.snap(origin)
 
   def changes(self, values: jax.Array) -> jax.Array:
-    """Whether quantization tells each value from theta_0; bool."""
+    """Whether each value decodes differently from theta_0; bool."""
     return self.snap(values) != self._decoded
 
 
@@ -123,8 +123,8 @@ def _land(target, *, landing, fit, grids, exact):
     landing: as of `Rule`.
     fit: rounds values to what is stored.
     grids: of all schemes.
-    exact: whether the first scheme's centres are known to be stored as they
-      are and to be told from theta_0 where targets are.
+    exact: whether the only scheme's centres are known to be stored unchanged
+      and to decode to themselves.
   """
   if exact and landing == 'centre':
     return grids[0].snap(target), grids[0].changes(target)

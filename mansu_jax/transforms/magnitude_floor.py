@@ -253,7 +253,7 @@ def _check_grid(scheme, aligned, params, storage_dtype):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _count_misfits(leaf, grid, storage_dtype):
-  """Weights beyond their block's range, or in a block that lacks its extreme."""
+  """Weights beyond their block's range, or of a block without its extreme."""
   def misfits(values, grid):
     lo, hi = grid.extent()
     sets_scale = grid.sets_scale(values)

@@ -58,7 +58,8 @@ class CodeGridTest(parameterized.TestCase):
     moved = params['down'] + 0.01 * rng.normal(size=params['down'].shape)
     extent = grid.leaves['down'].extent()
     moved = jnp.where(
-        grid.sets_scale(params)['down'], params['down'], jnp.clip(moved, *extent))
+        grid.sets_scale(params)['down'], params['down'],
+        jnp.clip(moved, *extent))
     moved = {'down': moved, 'norm': params['norm']}
     jax.tree.map(
         np.testing.assert_array_equal, grid.decode_nearest(moved),

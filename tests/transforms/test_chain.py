@@ -116,7 +116,8 @@ class MansuTest(parameterized.TestCase):
     self.assertFalse(np.any(moved & ~np.asarray(self.mask['w'])))
     self.assertFalse(np.any(moved & (np.asarray(self.fisher['w']) > 0.6)))
     for grid in self.grids:
-      self.assertFalse(np.any(moved & np.asarray(grid.sets_scale(self.params)['w'])))
+      sets_scale = np.asarray(grid.sets_scale(self.params)['w'])
+      self.assertFalse(np.any(moved & sets_scale))
       before, after = (
           quant.fake_quantize(t, grid.scheme, _LAYOUT)['w']
           for t in (self.params, exact))

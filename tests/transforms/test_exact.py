@@ -194,7 +194,8 @@ class PartitionTest(parameterized.TestCase):
     rng = np.random.default_rng(1)
     fisher = jax.tree.map(
         lambda p: jnp.asarray(rng.random(p.shape), jnp.float32), params)
-    mask = jax.tree.map(lambda p: jnp.asarray(rng.random(p.shape) < 0.7), params)
+    mask = jax.tree.map(
+        lambda p: jnp.asarray(rng.random(p.shape) < 0.7), params)
     return {'fisher': fisher, 'circuit_mask': mask}
 
   def _mansu(self, params, scheme='nf4', **parts):

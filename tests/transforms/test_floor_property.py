@@ -121,7 +121,8 @@ class NonFiniteTest(parameterized.TestCase):
         np.random.default_rng(seed), dtypes, options)
     theta0 = jnp.asarray(_draw(rng, 'normal', 0.02), dtype)
     tx = transforms.magnitude_floor(
-        [quant.code_grid(theta0, name, _LAYOUT, storage_dtype=jnp.dtype(storage))
+        [quant.code_grid(
+            theta0, name, _LAYOUT, storage_dtype=jnp.dtype(storage))
          for name in names], mode=mode, landing=landing, lift_step=2,
         storage_dtype=storage)
     hit = rng.random(_SHAPE) < 0.01
