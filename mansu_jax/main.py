@@ -47,7 +47,8 @@ _LONGEST = 2000  # Characters of a message.
 _WANTED = {  # What Python says of a number -> what was wanted.
     'invalid literal for int': 'a whole number, such as 100',
     'Exceeds the limit': 'a whole number of fewer digits',
-    'could not convert string to float': 'a number, such as 0.1'}
+    'could not convert string to float': 'a number, such as 0.1',
+    "('Non-boolean argument": 'true or false'}
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -57,7 +58,8 @@ def _parse(argv: list[str]) -> list[str]:
   except flags.Error as error:
     what = str(error).removeprefix('ERROR:: ').rstrip('.')
     for pythons, ours in _WANTED.items():
-      what = re.sub(f': {pythons}.*', f'; wanted {ours}', what, flags=re.DOTALL)
+      what = re.sub(f': {re.escape(pythons)}.*', f'; wanted {ours}', what,
+                    flags=re.DOTALL)
     print(f'mansu_jax: {_line(what)}. See --help.', file=sys.stderr)
     sys.exit(USER_ERROR)
   except UnicodeDecodeError as error:

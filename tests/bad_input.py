@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import pathlib
 import tempfile
 from unittest import mock
@@ -30,10 +31,27 @@ def status(args):
   """(status, stderr) of `main.main` on a command line."""
   values = flags.FlagValues()
   run_flags.define(values)
-  out = io.StringIO()
   rest = values(['mansu_jax', *args])
-  with contextlib.redirect_stderr(out):
-    return main.main(rest, values), out.getvalue()
+  with _both_stderrs() as said:
+    return main.main(rest, values), said()
+
+
+@contextlib.contextmanager
+def _both_stderrs():
+  """Gives a function that tells what Python and the process wrote to stderr."""
+  out, own = io.StringIO(), os.dup(2)
+  with tempfile.TemporaryFile() as file:
+    os.dup2(file.fileno(), 2)  # A stop is said there, whatever sys.stderr is.
+    try:
+      def said():
+        file.seek(0)
+        return out.getvalue() + file.read().decode()
+
+      with contextlib.redirect_stderr(out):
+        yield said
+    finally:
+      os.dup2(own, 2)
+      os.close(own)
 
 
 class Refusals(parameterized.TestCase):

@@ -71,15 +71,22 @@ def check_edit(
 
   Args:
     theta_0: any pytree of weights, before.
-    theta_t: after; same structure and shapes.
+    theta_t: after; same structure and shapes. Where its dtype is another,
+      theta_0 is cast to it first, as an export casts a base that it leaves
+      alone.
     scheme: a scheme or its name.
     layout: a tree like both of `BlockLayout`; None for a leaf that stays
       unquantized.
     storage_dtype: what the weights are stored in, if not their dtype.
 
   Raises:
-    ValueError: as `fake_quantize`, or trees of different structure or shapes.
+    ValueError: as `fake_quantize`; trees of different structure or shapes; or
+      it is called under `jax.jit`.
   """
+  if not leaves.is_concrete((theta_0, theta_t)):
+    raise ValueError(
+        'check_edit counts weights and needs their values, but got abstract'
+        ' ones: call it outside jax.jit.')
   scheme = schemes.get(scheme)
   before, after = leaves.pairs(theta_0, theta_t, 'theta_t')
   for params in (theta_0, theta_t):
@@ -88,11 +95,13 @@ def check_edit(
   for name, leaf_layout in leaves.named(aligned).items():
     if name not in before:
       continue
+    pair = jnp.asarray(before[name]), jnp.asarray(after[name])
     if leaf_layout is None:
-      unquantized += leaves.count_now(_count_moved, before[name], after[name])
+      unquantized += leaves.count_now(_count_moved, *pair)
       continue
-    counts = _compare(before[name], after[name], scheme, leaf_layout,
-                      storage_dtype and jnp.dtype(storage_dtype))
+    counts = leaves.whole(
+        _compare, *pair, scheme, leaf_layout,
+        storage_dtype and jnp.dtype(storage_dtype))
     found[name] = EditCheck(**{
         key: int(np.sum(value, dtype=np.int64))
         for key, value in jax.device_get(counts).items()})
@@ -108,6 +117,7 @@ _COUNTS = ('moved', 'changed_codes', 'moved_unchanged', 'scales_changed')
     jax.jit, static_argnames=('scheme', 'layout', 'storage_dtype'))
 def _compare(before, after, scheme, layout, storage_dtype):
   """Counts of one leaf, by row where they may be large."""
+  before = leaves.cast(before, after.dtype)
   as_stored = lambda x: x if storage_dtype is None else (
       leaves.cast(x, storage_dtype))
   levels, scales = zip(*(
@@ -135,6 +145,7 @@ def _levels_and_scales(leaf, scheme, layout):
 
 @jax.jit
 def _count_moved(before, after):
+  before = before.astype(after.dtype)
   return jnp.sum(_bits(before) != _bits(after))
 
 

@@ -57,11 +57,12 @@ class LeafGrid:
 
     NaN and infinity become NaN.
     """
-    def snap(values, shared):
-      return jnp.where(
-          jnp.isfinite(values), self.scheme.snap(values, shared), jnp.nan)
+    return jnp.where(
+        jnp.isfinite(values), self.snap_finite(values), jnp.nan)
 
-    return self._elementwise(snap, values)
+  def snap_finite(self, values: jax.Array) -> jax.Array:
+    """As `snap`, of finite values; of others, some code's value."""
+    return self._elementwise(self.scheme.snap, values)
 
   def changes(self, values: jax.Array, origin: jax.Array) -> jax.Array:
     """Whether each value decodes differently from `origin`; bool."""

@@ -31,16 +31,29 @@ def is_placeholder(params: PyTree) -> bool:
   `optax.tree_map_params` calls `init` with such an object, to learn which parts
   of a state are trees like the params.
   """
-  known = is_absent(params) or isinstance(params, (dict, list, tuple))
-  return not known and not jax.tree.leaves(params)
+  if is_absent(params) or isinstance(params, (dict, list, tuple)):
+    return False
+  structure = jax.tree.structure(params)
+  return not structure.num_leaves and not structure.children()
 
 
 def named(
     tree: PyTree, is_leaf: Callable[[Any], bool] = is_absent
 ) -> dict[str, Any]:
-  """Returns `{name: leaf}`, keys joined with '/'; absent ones are kept."""
+  """Returns `{name: leaf}`, keys joined with '/'; absent ones are kept.
+
+  Raises:
+    ValueError: two leaves have one name, as of {'a/b': x, 'a': {'b': y}}.
+  """
   paths = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
-  return {name_of(path): leaf for path, leaf in paths}
+  found = {name_of(path): leaf for path, leaf in paths}
+  if len(found) < len(paths):
+    names = [name_of(path) for path, _ in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    raise ValueError(
+        f'Two leaves of a tree have the name {twice[0]!r}, since its keys are'
+        ' joined with "/": rename a key.')
+  return found
 
 
 def tree_map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
@@ -180,6 +193,18 @@ def sharded_as(
   if explicit not in sharding.mesh.axis_types:
     return fn(*args)
   return jax.sharding.auto_axes(fn, out_sharding=sharding)(*args)
+
+
+def whole(fn: Callable[..., PyTree], first: jax.Array, *args: Any) -> PyTree:
+  """Calls `fn(first, *args)`, whose results every device gets in full.
+
+  `args` may hold what is no array; see `elementwise`.
+  """
+  mesh = jax.typeof(first).sharding.mesh
+  place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  arrays = [x for x in args if isinstance(x, jax.Array)]
+  others = [x for x in args if not isinstance(x, jax.Array)]
+  return sharded_as(place, lambda *xs: fn(*xs, *others), first, *arrays)
 
 
 def check_broadcast(got: Any, param: Any, name: str, what: str) -> None:

@@ -108,7 +108,7 @@ def _fake_quantize_leaf(leaf, scheme, layout, donate):
   if leaves.is_concrete(leaf) and not leaves.count_now(any_extreme, leaf):
     scheme = scheme.ordinary()
   run = fake_quantize_in_place if donate else fake_quantize_leaf
-  return run(leaf, scheme, layout)
+  return leaves.elementwise(lambda x: run(x, scheme, layout), leaf, leaf)
 
 
 _jit = functools.partial(

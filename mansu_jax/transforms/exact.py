@@ -6,6 +6,8 @@ floor chose by a rounding, which the quantizer may see.
 
 from __future__ import annotations
 
+import collections
+import inspect
 from typing import Any
 
 import jax
@@ -49,7 +51,8 @@ def step(
   Raises:
     ValueError: as `floor_params`, where there is a floor.
   """
-  tx = optax.with_extra_args_support(tx)
+  if not _takes_extra_args(tx):
+    tx = optax.with_extra_args_support(tx)
   updates, state = tx.update(grads, state, params, **extra_args)
   params = optax.apply_updates(params, updates)
   if _floors(state):
@@ -75,7 +78,8 @@ def floor_params(
 
   Raises:
     ValueError: the state holds no magnitude floor, two that own the same leaf,
-      or one that other transformations follow in its chain.
+      or one that other transformations follow in its chain; or `origin` does
+      not fit the params.
   """
   floors = _floors(opt_state)
   if not floors:
@@ -83,6 +87,8 @@ def floor_params(
         'The optimizer state holds no magnitude floor: put magnitude_floor last'
         ' in the chain, and pass the state that this chain returned.')
   _check_last(opt_state)
+  if params is not None and origin is not None:
+    floor_lib.check_origin(origin, params)
   exact = {}
   for floor in floors:
     for name, leaf in leaves.named(floor_lib.emitted(floor, origin)).items():
@@ -98,6 +104,12 @@ def floor_params(
   return leaves.map_named(lambda name, leaf: exact.get(name, leaf), params)
 
 
+def _takes_extra_args(tx: Any) -> bool:
+  """Whether `update` takes any keyword, as of `optax.MultiSteps` too."""
+  return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(
+      tx.update).parameters.values())
+
+
 def _is_floor(node: Any) -> bool:
   return isinstance(node, floor_lib.MagnitudeFloorState)
 
@@ -110,19 +122,22 @@ def _floors(opt_state: optax.OptState) -> list[floor_lib.MagnitudeFloorState]:
 def _check_last(node: Any) -> None:
   """Raises ValueError where a floor is not the last of its chain.
 
-  The state of `optax.chain` is the one plain tuple among optax's states.
+  States of chains are plain tuples, of named chains `OrderedDict`; other states
+  of optax are neither.
   """
   if _is_floor(node) or leaves.is_absent(node):
     return
   parts = jax.tree.leaves(
       node, is_leaf=lambda other: other is not node)
   holds = [bool(_floors(part)) for part in parts]
-  if type(node) is tuple and any(holds) and not holds[-1]:
-    raise ValueError(
-        'The optimizer state has a magnitude floor with'
-        f' {len(holds) - 1 - max(i for i, h in enumerate(holds) if h)}'
-        ' transformation(s) behind it in the chain, which would move weights'
-        ' off their codes: put magnitude_floor last.')
+  if type(node) in (tuple, collections.OrderedDict) and any(holds):
+    behind = holds[holds.index(True):].count(False)
+    if behind:
+      raise ValueError(
+          f'The optimizer state has a magnitude floor with {behind}'
+          ' transformation(s) behind it in the chain, which may move weights'
+          ' off their codes: put magnitude_floor last, and give leaves that it'
+          ' does not own to others by optax.partition.')
   for part, has in zip(parts, holds):
     if has:
       _check_last(part)

@@ -93,11 +93,11 @@ class _Grid:
 
   def __init__(self, grid: grids_lib.LeafGrid, origin: jax.Array):
     self.scheme = grid.scheme
-    self.snap = grid.snap
+    self.snap = grid.snap_finite  # `_place` sees what is not finite.
     self.sets_scale = grid.sets_scale(origin)
     self.extent = grid.extent()
     self.boundaries = functools.partial(grid.boundaries, origin)
-    self._decoded = grid.snap(origin)
+    self._decoded = self.snap(origin)
 
   def changes(self, values: jax.Array) -> jax.Array:
     """Whether each value decodes differently from theta_0; bool."""

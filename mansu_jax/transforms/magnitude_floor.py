@@ -56,11 +56,14 @@ def magnitude_floor(
   are float32 whatever the leaf is, since a coarser difference would miss by
   more.
 
-  An update that is not finite makes the weight NaN, and later steps keep it so:
-  put `optax.apply_if_finite` around the chain to skip such a step.
+  An update that is not finite makes the weight NaN, and later steps keep it so.
+  `optax.apply_if_finite` around the chain skips steps whose gradients are not
+  finite; around the floor alone it also skips updates that the optimizer spoils
+  (an overflow, 0 / 0).
 
-  The state has 8 bytes a weight and one float32 a block, 4 bytes a weight less
-  where theta_0 is not kept.
+  The state has 8 bytes a weight, or 4 where theta_0 is not kept, and what a
+  block shares: one float32 under nf4, two under nf4_dq and q4_0. Slices that
+  cut through blocks have that for each weight.
 
   Example:
     >>> import jax.numpy as jnp
@@ -91,7 +94,8 @@ def magnitude_floor(
       value, so that this quantizer leaves the edit as it is. 'boundary': to
       its target, once that is `boundary_margin` times the distance away.
     lift_step: number of the update that lifts, the run's last; other modes
-      ignore it.
+      ignore it. Only updates that reach the floor count: not the steps that
+      `optax.apply_if_finite` skips or `optax.MultiSteps` gathers.
     storage_dtype: what the weights are exported in. Decisions are made on
       values after this cast, so the grids must be of weights cast to it.
     boundary_margin: at least 1; see `landing`, and used by 'lift'.
@@ -157,6 +161,8 @@ def magnitude_floor(
       raise ValueError(
           'magnitude_floor needs the params: call update(updates, state,'
           ' params).')
+    if origin is not None:
+      check_origin(origin, params)
     count = optax.safe_increment(state.count)
     add = lambda u, l: l if l is None or leaves.is_absent(u) else l + u
     state = state._replace(
@@ -192,6 +198,17 @@ def emitted(
   place = lambda l, o, *shared: None if l is None else state.place(
       o, l, shared)
   return leaves.tree_map(place, state.latent, origin, *state.shared)
+
+
+def check_origin(origin: optax.Params, params: optax.Params) -> None:
+  """Raises ValueError unless theta_0 has the shapes and dtypes of the params."""
+  aligned = leaves.align_shapes(origin, params, 'origin')
+  others = leaves.named(params)
+  for name, leaf in leaves.named(aligned).items():
+    if leaf is not None and leaf.dtype != others[name].dtype:
+      raise ValueError(
+          f'origin is {leaf.dtype.name} at {name!r}, but the params are'
+          f' {others[name].dtype.name}: pass theta_0 as it was trained from.')
 
 
 def _floored(aligned, params, mode):

@@ -196,7 +196,7 @@ def _check_basis(name, basis, param):
         ' basis leaves nothing to edit; give fewer directions.')
   if leaves.is_concrete(basis):
     with jax.ensure_compile_time_eval():
-      error = float(_skew(basis))
+      error = float(leaves.whole(_skew, jnp.asarray(basis)))
     if not error < 1e-3:
       raise ValueError(
           f'Null-space basis for {name!r} is not orthonormal: its Gram matrix'

@@ -63,6 +63,25 @@ class CheckEditTest(parameterized.TestCase):
         before, after, 'nf4', quant.TORCH, storage_dtype=jnp.bfloat16)
     self.assertEqual((check.moved, check.moved_unchanged), (1, 1))
 
+  def test_an_export_in_another_type(self):
+    before = jax.random.normal(jax.random.key(0), (64, 8))
+    tx = transforms.magnitude_floor(
+        quant.code_grid(before, 'nf4', _DENSE, storage_dtype=jnp.bfloat16),
+        storage_dtype=jnp.bfloat16)
+    after, _ = transforms.step(
+        tx, 0.5 * jnp.sin(50 * before), tx.init(before), before)
+    exported = after.astype(jnp.bfloat16)
+    for storage in (None, jnp.bfloat16):
+      check = quant.check_edit(
+          before, exported, 'nf4', _DENSE, storage_dtype=storage)
+      self.assertTrue(check.survives, check)
+      self.assertGreater(check.moved, 50)
+
+  def test_needs_values(self):
+    check = lambda x: quant.check_edit(x, x, 'nf4', _DENSE)
+    with self.assertRaisesRegex(ValueError, 'outside jax.jit'):
+      jax.jit(check)(jnp.ones((64, 8)))
+
   def test_leaves_totals_and_what_stays_unquantized(self):
     draw = lambda i: jax.random.normal(jax.random.key(i), (64, 8))
     before = {'a': draw(0), 'b': draw(1), 'norm': jnp.ones(3), 'none': None}
@@ -139,7 +158,7 @@ class LayoutTest(parameterized.TestCase):
     exported = quant.check_edit(before.T, after.T, 'nf4', quant.TORCH)
     self.assertFalse(exported.survives)
     self.assertGreater(exported.moved_unchanged, 0)
-    self.assertGreater(exported.scales_changed, 5)
+    self.assertGreater(exported.scales_changed, 0)
 
 
 if __name__ == '__main__':

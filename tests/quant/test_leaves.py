@@ -40,5 +40,12 @@ class AlignTest(parameterized.TestCase):
       leaves.align(tree, params, 'It')
 
 
+class NamedTest(absltest.TestCase):
+
+  def test_refuses_two_leaves_of_one_name(self):
+    with self.assertRaisesRegex(ValueError, "the name 'a/b'"):
+      leaves.named({'a/b': 1, 'a': {'b': 2}})
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -36,10 +36,10 @@ def _params():
 
 
 def _transformation(params, layout, names):
-  basis = jnp.linalg.qr(_params()['w'][..., :4])[0]
+  basis = jnp.linalg.qr(_params()['w'][..., :4])[0]  # [L, D, 4]
   if isinstance(params['w'].sharding, jax.sharding.NamedSharding):
     basis = jax.device_put(basis, jax.sharding.NamedSharding(
-        params['w'].sharding.mesh, jax.sharding.PartitionSpec()))
+        params['w'].sharding.mesh, jax.sharding.PartitionSpec(None, 'a')))
   return optax.chain(
       optax.adam(0.05), transforms.project_off_basis({'w': basis}),
       transforms.mansu(
@@ -101,9 +101,10 @@ def main():
       differ = int(np.sum(np.asarray(theta['w']) != np.asarray(alone['w'])))
       assert differ <= 2, (kind, spec, differ)  # The basis: sums' order.
       for name in names:
-        check = quant.check_edit(*jax.device_get((_params(), theta)), name,
-                                 {'w': layout})
+        check = quant.check_edit(params, theta, name, {'w': layout})
         assert check.survives, (kind, spec, name, check)
+        view = quant.fake_quantize(theta, name, {'w': layout})['w']
+        assert kind == 'auto' or view.sharding.is_equivalent_to(place, 3)
         moved = max(moved, check.moved)
       if names == ('q4_0',):
         _check_placement(tx, params, state)

@@ -1,5 +1,7 @@
 """Exact weights: of any state, behind any wrapper, and of several floors."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -142,15 +144,44 @@ class WrapperTest(parameterized.TestCase):
     after, state = step(_grads(4, params), state, theta)
     self.assertTrue(quant.check_edit(params, after, 'nf4', _LAYOUT).survives)
 
-  def test_apply_if_finite_notices_what_arises_within(self):
+  def test_apply_if_finite_around_the_floor_skips_what_an_optimizer_spoils(
+      self):
     params = _params()
     spoil = optax.stateless(lambda u, p: jax.tree.map(lambda x: x * jnp.inf, u))
-    tx = optax.apply_if_finite(optax.chain(spoil, _floor(params)), 3)
+    tx = optax.chain(spoil, optax.apply_if_finite(_floor(params), 3))
     theta, state = transforms.step(
         tx, _grads(0, params), tx.init(params), params)
+    self.assertEqual(int(state[1].total_notfinite), 1)
+    jax.tree.map(np.testing.assert_array_equal, theta, params)
+    bare = optax.chain(spoil, _floor(params))
+    theta, _ = transforms.step(
+        bare, _grads(0, params), bare.init(params), params)
     self.assertFalse(np.any(np.isfinite(theta['w'])))
-    _, state = transforms.step(tx, _grads(0, theta), state, theta)
-    self.assertEqual(int(state.total_notfinite), 1)
+
+  @parameterized.named_parameters(
+      ('object', lambda tx: tx),
+      ('transformation', lambda tx: tx.gradient_transformation()))
+  def test_multi_steps_hands_on_theta_0(self, form):
+    params = _params()
+    tx = form(optax.MultiSteps(optax.chain(
+        optax.sgd(0.1), _floor(params, keep_origin=False)), 2))
+    theta, _, _ = _walk(tx, params, 4, origin=params)
+    check = quant.check_edit(params, theta, 'nf4', _LAYOUT)
+    self.assertTrue(check.survives, check)
+    self.assertGreater(check.moved, 50)
+
+  @parameterized.named_parameters(
+      ('shape', lambda p: p | {'w': p['v']}, "origin has shape .* at 'w'"),
+      ('dtype', lambda p: p | {'w': p['w'].astype(jnp.bfloat16)},
+       "origin is bfloat16 at 'w', but the params are float32"))
+  def test_theta_0_must_fit(self, change, message):
+    params = _params()
+    tx = _floor(params, keep_origin=False)
+    with self.assertRaisesRegex(ValueError, message):
+      tx.update(params, tx.init(params), params, origin=change(params))
+    with self.assertRaisesRegex(ValueError, message):
+      transforms.floor_params(
+          tx.init(params), params, origin=change(params))
 
 
 class FloorParamsTest(parameterized.TestCase):
@@ -165,6 +196,18 @@ class FloorParamsTest(parameterized.TestCase):
         optax.chain(optax.sgd(0.1), _floor(params)), behind)):
       with self.assertRaisesRegex(ValueError, '1 transformation.* behind it'):
         transforms.step(chain, params, chain.init(params), params)
+
+  def test_refuses_what_follows_one_of_several_floors(self):
+    params = _params()
+    own = lambda name: optax.masked(
+        _floor(params), {k: k == name for k in params})
+    floors = optax.chain(own('w'), own('v'))
+    transforms.step(floors, params, floors.init(params), params)
+    for tx in (optax.chain(own('w'), optax.clip(1e-3), own('v')),
+               optax.named_chain(
+                   ('floor', _floor(params)), ('clip', optax.clip(1e-3)))):
+      with self.assertRaisesRegex(ValueError, 'behind it.*optax.partition'):
+        transforms.step(tx, params, tx.init(params), params)
 
   def test_wants_a_floor(self):
     with self.assertRaisesRegex(ValueError, 'no magnitude floor'):
@@ -220,6 +263,22 @@ class PartitionTest(parameterized.TestCase):
     np.testing.assert_array_equal(theta['b'], plain['b'])
     jax.tree.map(np.testing.assert_array_equal,
                  transforms.floor_params(state, theta), theta)
+
+  def test_a_group_may_own_no_leaf(self):
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Params:
+      w: jax.Array
+
+    params = Params(_params()['w'])
+    tx = optax.partition(
+        {'floor': transforms.mansu(
+            optax.sgd(0.1), circuit_mask=Params(True), fisher=params,
+            grids=quant.code_grid(params, 'nf4', Params(_LAYOUT['w']))),
+         'free': optax.sgd(0.1)}, Params('free'))
+    theta, _, _ = _walk(tx, params, 2)
+    plain, _, _ = _walk(optax.sgd(0.1), params, 2)
+    np.testing.assert_array_equal(theta.w, plain.w)
 
   def test_lean_floors_under_partition(self):
     params = _params()

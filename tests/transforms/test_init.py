@@ -125,6 +125,19 @@ class InjectTest(parameterized.TestCase):
         float(jnp.mean(state.inner_state.mask['w'])), 0.25, places=2)
     tx.update(params, state, params)
 
+  def test_a_storage_type(self):
+    params = _params()
+    grids = quant.code_grid(
+        params, 'nf4', _LAYOUT, storage_dtype=jnp.bfloat16)
+    parts = _parts(params) | {'grids': grids}
+    tx = optax.inject_hyperparams(transforms.mansu)(
+        optax.adam(0.05), **parts, storage_dtype=jnp.bfloat16)
+    theta, _ = transforms.step(tx, params, tx.init(params), params)
+    check = quant.check_edit(
+        params, theta, 'nf4', _LAYOUT, storage_dtype=jnp.bfloat16)
+    self.assertTrue(check.survives, check)
+    self.assertGreater(check.moved, 20)
+
   def test_out_of_range_is_still_refused(self):
     params = _params()
     tx = optax.inject_hyperparams(transforms.project_to_null_space)(
