@@ -128,8 +128,8 @@ def _check_non_finite(tx, state, params, update, bad, rng):
   hit = rng.random(_SHAPE) < 0.01
   hit[tuple(rng.integers(_SHAPE))] = True
   spoilt, fine = state, state
-  for given in (jnp.where(hit, bad, update), update):
-    updates, spoilt = _update(tx, given, spoilt, params)
+  for one in (jnp.where(hit, bad, update), update):
+    updates, spoilt = _update(tx, one, spoilt, params)
     _, fine = _update(tx, update, fine, params)
     got, want = (
         np.float32(transforms.floor_params(each)) for each in (spoilt, fine))
