@@ -27,9 +27,8 @@ class LockTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    made = tempfile.TemporaryDirectory()
-    self.addCleanup(made.cleanup)
-    self.parent = pathlib.Path(made.name)
+    self.parent = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory()))
     self.root = self.parent / 'deep' / 'run'
     self.file = self.root / lock.NAME
     patch = mock.patch.multiple(lock, _BEAT_S=0.02, _WATCH_S=0.5, _POLL_S=0.02)

@@ -21,9 +21,8 @@ class OpenTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    made = tempfile.TemporaryDirectory()
-    self.addCleanup(made.cleanup)
-    self.parent = pathlib.Path(made.name)
+    self.parent = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory()))
     self.root = self.parent / 'deep' / 'run'
 
   def _config(self, **changes):

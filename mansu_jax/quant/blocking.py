@@ -36,25 +36,28 @@ def scales(
     leaf: jax.Array, scheme: scheme_lib.Scheme, layout: layout_lib.BlockLayout
 ) -> scheme_lib.Shared:
   """What the blocks of a leaf share, [batch..., n, 1, m] in torch's order."""
-  def share_part(part, layout):
-    blocks, shape, _, own = _cut(part, scheme, layout)
-    return own.share(blocks, shape)
-
-  return _by_matrix(share_part, leaf, layout)
+  return _shares(leaf, scheme, layout, lambda part, spread, thin: part)
 
 
 def share(
     leaf: jax.Array, scheme: scheme_lib.Scheme, layout: layout_lib.BlockLayout
 ) -> scheme_lib.Shared:
   """What the blocks of a leaf share, one entry for each run of `runs`."""
-  def share_part(part, layout):
-    blocks, shape, back, own = _cut(part, scheme, layout)
-    every = tuple(
-        slice(None, None, run) for run in runs(part.shape, scheme, layout))
-    spread = lambda x: back(jnp.broadcast_to(x, blocks.shape))[every]
-    return jax.tree.map(spread, own.share(blocks, shape))
+  return _shares(
+      leaf, scheme, layout, lambda part, spread, thin: spread(part)[thin])
 
-  return _by_matrix(share_part, leaf, layout)
+
+def _shares(leaf, scheme, layout, form):
+  """What blocks share; `form(part, spread over the leaf, thinning slices)`."""
+  def of_part(leaf, layout):
+    blocks, shape, back, own = _cut(leaf, scheme, layout)
+    spread = lambda x: back(jnp.broadcast_to(x, blocks.shape))
+    thin = tuple(
+        slice(None, None, run) for run in runs(leaf.shape, scheme, layout))
+    return jax.tree.map(
+        lambda x: form(x, spread, thin), own.share(blocks, shape))
+
+  return _by_matrix(of_part, leaf, layout)
 
 
 def runs(
