@@ -109,8 +109,10 @@ def held(root: pathlib.Path) -> Iterator[None]:
       raise _refusal(root, json.loads(mine.text))
     yield
     return
-  lock = _held[key] = _acquire(root)
-  with preemption.before_exit(lambda: _release(lock)):
+  made = []  # Known before it is made: a signal may end the process then.
+  with preemption.before_exit(lambda: [_release(lock) for lock in made]):
+    made.append(_acquire(root))
+    lock = _held[key] = made[0]
     threading.Thread(target=_beat, args=(lock,), daemon=True).start()
     try:
       yield
