@@ -50,16 +50,18 @@ class _Held:
     file: descriptor of the file, which flock belongs to.
     text: what the file says.
     made: folders that were made for it.
-    thread: that holds it, which may ask again.
+    process, thread: that hold it; the thread may ask again.
+    leaving: whether the file is being removed, and is no longer missed.
     ended: ends the heartbeat.
   """
 
   def __init__(self, path: pathlib.Path, file: int, made: list[pathlib.Path]):
     self.path, self.file, self.made = path, file, made
-    self.thread = threading.get_ident()
+    self.process, self.thread = os.getpid(), threading.get_ident()
+    self.leaving = False
     self.ended = threading.Event()
     self.text = json.dumps({
-        'pid': os.getpid(), 'host': socket.gethostname(), 'started':
+        'pid': self.process, 'host': socket.gethostname(), 'started':
         datetime.datetime.now(datetime.timezone.utc).isoformat(
             timespec='seconds'), 'place': _place(file), 'id': uuid.uuid4().hex})
 
@@ -110,7 +112,7 @@ def held(root: pathlib.Path) -> Iterator[None]:
     yield
     return
   made = []  # Known before it is made: a signal may end the process then.
-  with preemption.before_exit(lambda: [_release(lock) for lock in made]):
+  with preemption.before_exit(lambda: [_remove(lock) for lock in made]):
     made.append(_acquire(root))
     lock = _held[key] = made[0]
     threading.Thread(target=_beat, args=(lock,), daemon=True).start()
@@ -275,6 +277,8 @@ def _beat(lock: _Held) -> None:
   """Touches the file until the lock is given up or lost."""
   while not lock.ended.wait(_BEAT_S):
     if not lock.is_ours():
+      if lock.leaving:
+        return
       logging.error('%s', _lost(lock))
       if preemption.is_ours():  # As if killed: the other run goes on.
         preemption.exit_now(LOST_STATUS)
@@ -290,12 +294,20 @@ def _lost(lock: _Held) -> str:
 
 
 def _release(lock: _Held) -> None:
-  if lock.ended.is_set():
+  if lock.ended.is_set():  # Of a forked child.
     return
+  _remove(lock)
   lock.ended.set()
+  os.close(lock.file)
+
+
+def _remove(lock: _Held) -> None:
+  """Removes what it left; may begin anew in its own midst, in a signal."""
+  if lock.process != os.getpid():
+    return
+  lock.leaving = True
   if lock.is_ours():
     lock.path.unlink(missing_ok=True)
-  os.close(lock.file)
   _remove_empty(lock.made)
 
 

@@ -166,6 +166,28 @@ class LockTest(parameterized.TestCase):
     self.assertEqual(process.returncode, 75)
     self.assertEmpty(list(self.parent.iterdir()))
 
+  @parameterized.parameters('is_ours', 'path', 'made')
+  def test_a_signal_while_it_is_released_leaves_nothing(self, reached):
+    process = self.start(f"""
+        class Impatient(lock._Held):
+          armed = False
+
+          def __getattribute__(self, name):
+            if name == {reached!r} and Impatient.armed:
+              Impatient.armed = False
+              os.kill(os.getpid(), signal.SIGINT)
+            return super().__getattribute__(name)
+
+        preemption.hear()
+        lock._Held = Impatient
+        with lock.held(root):
+          Impatient.armed = True
+        sys.exit('no signal')
+        """)
+    _, errors = process.communicate()
+    self.assertEqual(process.returncode, 75, errors)
+    self.assertEmpty(list(self.parent.iterdir()))
+
   @parameterized.parameters(None, errno.EOPNOTSUPP)
   def test_from_elsewhere_a_sign_of_life_decides(self, no_flock):
     """On a file system whose flock does not reach other hosts, or lacks."""
