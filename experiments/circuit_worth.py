@@ -37,25 +37,25 @@ from absl import logging
 import jax
 import numpy as np
 
-from mansu_jax import config as run_config
-from mansu_jax import files
-from mansu_jax import run_flags
 from mansu_jax import tree_paths
 from mansu_jax import types
-from mansu_jax.circuits import edge_weights
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
+from mansu_jax.circuits.edges import edge_weights
+from mansu_jax.config import flags as run_flags
+from mansu_jax.config import run as run_config
 from mansu_jax.eval import perplexity
 from mansu_jax.eval import scoring
-from mansu_jax.models import hf_io
-from mansu_jax.models import loading
-from mansu_jax.stages import attribution
-from mansu_jax.stages import checks
-from mansu_jax.stages import edits
-from mansu_jax.stages import evaluation
-from mansu_jax.stages import inputs as inputs_lib
-from mansu_jax.stages import quantizers
-from mansu_jax.stages import training
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
+from mansu_jax.runtime import files
+from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.judge import evaluation
+from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import checks
+from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import training
 from mansu_jax.unlearn import batches as batches_lib
 
 _OUT = flags.DEFINE_string('out', None, 'Folder of the results.')

@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from mansu_jax import intervals
-from mansu_jax.eval import statistics
+from mansu_jax.statistics import intervals
+from mansu_jax.statistics import statistics
 
 # What is compared: splits, or other facts of what facts are forgotten of.
 _KEPT = ('retain', 'retain_heldout')

@@ -104,7 +104,7 @@ def check(values: flags.FlagValues) -> bool:
   from experiments.deployment import check as check_lib
   from experiments.deployment import items as items_lib
   from experiments.deployment import tables
-  from mansu_jax import files
+  from mansu_jax.runtime import files
 
   folder, out = _places(values)
   check_lib.check_schemes(values.schemes)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mansu_jax.eval import statistics
+from mansu_jax.statistics import statistics
 
 _FORGOTTEN = ('forget_paraphrase', 'forget_far')
 _KEPT = ('retain', 'retain_heldout')

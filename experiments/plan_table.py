@@ -13,8 +13,8 @@ import pathlib
 from absl import app
 from absl import flags
 
-from mansu_jax import plan
-from mansu_jax import run_flags
+from mansu_jax.config import flags as run_flags
+from mansu_jax.flows import plan
 
 _GIB = 2**30
 _FOLDER = pathlib.Path(__file__).parent

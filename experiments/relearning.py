@@ -32,23 +32,23 @@ import numpy as np
 import optax
 
 from experiments import circuit_worth_table
-from mansu_jax import files
-from mansu_jax import run_flags
 from mansu_jax import tree_paths
 from mansu_jax import types
-from mansu_jax.circuits import divergence
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
+from mansu_jax.config import flags as run_flags
 from mansu_jax.data import tokenization
+from mansu_jax.erasure import divergence
 from mansu_jax.models import decoder
-from mansu_jax.models import hf_io
-from mansu_jax.models import loading
-from mansu_jax.stages import attribution
-from mansu_jax.stages import checks
-from mansu_jax.stages import edits
-from mansu_jax.stages import evaluation
-from mansu_jax.stages import readability
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
+from mansu_jax.runtime import files
+from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.judge import evaluation
+from mansu_jax.stages.judge import readability
+from mansu_jax.stages.prepare import checks
+from mansu_jax.stages.train import edits
 from mansu_jax.unlearn import losses
 
 _BATCH = 16

@@ -29,12 +29,12 @@ import jax
 import numpy as np
 
 from mansu_jax import quant
-from mansu_jax import run_flags
+from mansu_jax.config import flags as run_flags
 from mansu_jax.models import layout as model_layout
-from mansu_jax.models import loading
+from mansu_jax.models.io import loading
 from mansu_jax.quant import survival
-from mansu_jax.stages import evaluation
-from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages.judge import evaluation
+from mansu_jax.stages.prepare import inputs as inputs_lib
 
 _SPLITS = ('forget', 'forget_far', 'retain', 'retain_heldout')
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mansu_jax import preemption
+from mansu_jax.runtime import preemption
 
 
 def run() -> None:

@@ -15,7 +15,7 @@ the same command then goes on.
 
 from __future__ import annotations
 
-from mansu_jax import preemption
+from mansu_jax.runtime import preemption
 
 if __name__ == '__main__':
   preemption.hear()  # Before anything that is slow to import.
@@ -34,10 +34,11 @@ from absl import app
 from absl import flags
 from absl import logging
 
-from mansu_jax import config as run_config
-from mansu_jax import lock
-from mansu_jax import progress
-from mansu_jax import run_flags
+from mansu_jax.config import flags as run_flags
+from mansu_jax.config import run as run_config
+from mansu_jax.runtime import lock
+from mansu_jax.runtime import progress
+
 # pylint: enable=g-import-not-at-top
 
 VERDICT_FAILED = 3  # Exit status with --fail_on_verdict.
@@ -106,7 +107,7 @@ def main(
     config = _config(argv, flag_values)
     any_of = None
     if config.mesh.distributed:
-      from mansu_jax import processes  # JAX is slow to import.
+      from mansu_jax.runtime import processes  # JAX is slow to import.
       processes.join(config.mesh.join_seconds)
       name = _name(processes.number())
       any_of, leave = processes.any_true, processes.leave
@@ -181,13 +182,13 @@ def _flow(
   # Transformers says that there is no PyTorch; nothing here needs it.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   if config.mode == 'plan':
-    from mansu_jax import plan
+    from mansu_jax.flows import plan
     return lambda config: _plan(plan, config)
   if config.mode == 'attribute':
-    from mansu_jax import attribute
+    from mansu_jax.flows import attribute
     return lambda config: _attribute(attribute, config)
-  from mansu_jax import audit
-  from mansu_jax import pipeline
+  from mansu_jax.flows import audit
+  from mansu_jax.flows import unlearn as pipeline
   from mansu_jax.report import summary
   flow = audit if config.mode == 'audit' else pipeline
   return lambda config: _judged(flow, summary, config)
@@ -229,7 +230,7 @@ def run() -> None:
 def _part() -> None:
   """Leaves the other processes, which wait for each other's end."""
   if flags.FLAGS.is_parsed() and flags.FLAGS.mesh_distributed:
-    from mansu_jax import processes
+    from mansu_jax.runtime import processes
     processes.part()
 
 

@@ -13,9 +13,9 @@ from absl import flags
 from absl.testing import parameterized
 
 from mansu_jax import main
-from mansu_jax import run_flags
+from mansu_jax.config import flags as run_flags
 from mansu_jax.models import assemble
-from mansu_jax.stages import attribution
+from mansu_jax.stages.circuit import attribution
 from tests import tiny_job
 
 

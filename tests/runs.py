@@ -12,12 +12,12 @@ from absl import flags
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from mansu_jax import attribute as attribute_lib
-from mansu_jax import audit as audit_lib
-from mansu_jax import config as config_lib
-from mansu_jax import pipeline
-from mansu_jax import run_flags
 from mansu_jax.circuits import graph
+from mansu_jax.config import flags as run_flags
+from mansu_jax.config import run as config_lib
+from mansu_jax.flows import attribute as attribute_lib
+from mansu_jax.flows import audit as audit_lib
+from mansu_jax.flows import unlearn as pipeline
 from mansu_jax.report import write as report
 from tests.reference import quant_naive
 

@@ -14,10 +14,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mansu_jax.eval import perplexity
-from mansu_jax.models import loading
-from mansu_jax.stages import evaluation
-from mansu_jax.stages import inputs
-from mansu_jax.stages import quantizers
+from mansu_jax.models.io import loading
+from mansu_jax.stages.judge import evaluation
+from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import inputs
 from tests import runs
 from tests import tiny_job
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from mansu_jax import main
-from mansu_jax import run_flags
 from mansu_jax.circuits import curve
-from mansu_jax.circuits import edge_circuit
-from mansu_jax.circuits import edges
 from mansu_jax.circuits import graph
-from mansu_jax.models import hf_io
-from mansu_jax.models import loading
+from mansu_jax.circuits.edges import edge_circuit
+from mansu_jax.circuits.edges import edges
+from mansu_jax.config import flags as run_flags
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
 from tests import bad_input
 from tests import runs
 from tests import tiny_job

@@ -13,9 +13,9 @@ from safetensors import numpy as safetensors_numpy
 import tokenizers
 
 from mansu_jax import main
-from mansu_jax.models import hf_io
-from mansu_jax.models import llama
-from mansu_jax.models import loading
+from mansu_jax.models.families import llama
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
 from mansu_jax.report import summary
 from mansu_jax.report import write as report
 from tests import bad_input

@@ -12,9 +12,9 @@ from absl.testing import parameterized
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from mansu_jax.models import gguf_io
-from mansu_jax.models import hf_io
-from mansu_jax.models import loading
+from mansu_jax.models.io import gguf_io
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
 from tests import bad_input
 from tests.models import tiny
 

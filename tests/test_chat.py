@@ -8,13 +8,13 @@ from unittest import mock
 from absl.testing import absltest
 import pytest
 
-from mansu_jax import plan
 from mansu_jax.data import subjects
 from mansu_jax.data import tokenization
-from mansu_jax.models import hf_io
-from mansu_jax.models import loading
+from mansu_jax.flows import plan
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
 from mansu_jax.report import write as report
-from mansu_jax.stages import crossing
+from mansu_jax.stages.prepare import crossing
 from tests import bad_input
 from tests import runs
 from tests import tiny_job

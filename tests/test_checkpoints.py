@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import checkpoints
-from mansu_jax import preemption
+from mansu_jax.runtime import checkpoints
+from mansu_jax.runtime import preemption
 
 _TREE = {
     'theta': {'layers': {'mlp': {

@@ -6,8 +6,8 @@ from absl.testing import absltest
 import jax
 import numpy as np
 
-from mansu_jax import clock as clock_lib
-from mansu_jax import progress
+from mansu_jax.runtime import clock as clock_lib
+from mansu_jax.runtime import progress
 from tests.models import tiny
 
 

@@ -12,12 +12,12 @@ from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax import config as config_lib
 from mansu_jax import quant
-from mansu_jax import run_flags
-from mansu_jax.data import jsonl
-from mansu_jax.stages import inputs
-from mansu_jax.stages import training
+from mansu_jax.config import flags as run_flags
+from mansu_jax.config import run as config_lib
+from mansu_jax.data.readers import jsonl
+from mansu_jax.stages.prepare import inputs
+from mansu_jax.stages.train import training
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))

@@ -27,12 +27,12 @@ from experiments.deployment import simulator
 from mansu_jax import quant
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.models import decoder
-from mansu_jax.models import gguf_io
-from mansu_jax.models import gguf_writer
-from mansu_jax.models import hf_io
 from mansu_jax.models import layout
-from mansu_jax.models import loading
-from mansu_jax.stages import results
+from mansu_jax.models.io import gguf_io
+from mansu_jax.models.io import gguf_writer
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
+from mansu_jax.stages.judge import results
 from tests import tiny_job
 from tests.models import tiny
 

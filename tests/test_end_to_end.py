@@ -19,10 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import transformers
 
-from mansu_jax import pipeline
 from mansu_jax.circuits import graph
+from mansu_jax.flows import unlearn as pipeline
 from mansu_jax.models import decoder
-from mansu_jax.models import loading
+from mansu_jax.models.io import loading
 from mansu_jax.report import write as report
 from mansu_jax.unlearn import loop
 from tests import bad_input

@@ -18,8 +18,8 @@ from experiments import circuit_worth
 from experiments import circuit_worth_table
 from mansu_jax import quant
 from mansu_jax.data import questions as questions_lib
-from mansu_jax.eval import statistics
 from mansu_jax.models import decoder
+from mansu_jax.statistics import statistics
 from mansu_jax.unlearn import losses
 from tests import runs
 from tests.eval import toy_model

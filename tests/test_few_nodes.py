@@ -1,13 +1,12 @@
 """Attribution where few nodes are left to draw from, and pairs do not fit."""
 
 from absl.testing import absltest
-
 import numpy as np
 
-from mansu_jax import attribute
-from mansu_jax.circuits import edge_circuit
-from mansu_jax.circuits import edges
-from mansu_jax.stages import edge_attribution
+from mansu_jax.circuits.edges import edge_circuit
+from mansu_jax.circuits.edges import edges
+from mansu_jax.flows import attribute
+from mansu_jax.stages.circuit import edge_attribution
 from tests import bad_input
 from tests import runs
 from tests import tiny_job

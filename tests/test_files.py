@@ -6,7 +6,7 @@ import tempfile
 
 from absl.testing import absltest
 
-from mansu_jax import files
+from mansu_jax.runtime import files
 
 
 class FilesTest(absltest.TestCase):

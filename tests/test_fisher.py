@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import config as run_config
-from mansu_jax import fisher
+from mansu_jax.config import run as run_config
 from mansu_jax.models import decoder
-from mansu_jax.stages import training
+from mansu_jax.stages.train import training
 from mansu_jax.unlearn import batches
+from mansu_jax.unlearn import fisher
 from tests.circuits import small
 from tests.reference import circuit_naive
 from tests.reference import unlearn_naive

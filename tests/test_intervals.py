@@ -4,7 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax import intervals
+from mansu_jax.statistics import intervals
 
 
 class ExpandedTest(parameterized.TestCase):

@@ -17,7 +17,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax import lock
+from mansu_jax.runtime import lock
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _HOLD = 'with lock.held(root):\n  print("held", flush=True)\n  time.sleep(600)'
@@ -39,8 +39,8 @@ class LockTest(parameterized.TestCase):
     """A process that runs the code, with `root` the workdir."""
     begin = f"""
         import os, pathlib, signal, sys, time
-        from mansu_jax import lock
-        from mansu_jax import preemption
+        from mansu_jax.runtime import lock
+        from mansu_jax.runtime import preemption
         root = pathlib.Path({str(self.root)!r})
         """
     process = subprocess.Popen(

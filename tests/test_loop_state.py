@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import loop_state
+from mansu_jax.runtime import loop_state
 
 
 class LoopStateTest(absltest.TestCase):

@@ -5,7 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 
-from mansu_jax import memory
+from mansu_jax.runtime import memory
 
 
 class MemoryTest(parameterized.TestCase):

@@ -12,14 +12,14 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 
-from mansu_jax import clock
-from mansu_jax import plan
 from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
+from mansu_jax.flows import plan
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
-from mansu_jax.models import loading
+from mansu_jax.models.io import loading
 from mansu_jax.planning import job as job_lib
+from mansu_jax.runtime import clock
 from tests import runs
 from tests import tiny_job
 

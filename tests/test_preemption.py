@@ -14,7 +14,7 @@ import time
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax import preemption
+from mansu_jax.runtime import preemption
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
@@ -27,7 +27,7 @@ def _run(code):
   """Exit status and standard error of a process that runs the code."""
   start = """
       import gc, os, signal, time
-      from mansu_jax import preemption
+      from mansu_jax.runtime import preemption
       tell = lambda number: os.kill(os.getpid(), number)
       """
   done = subprocess.run(

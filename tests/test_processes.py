@@ -7,7 +7,7 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax import processes
+from mansu_jax.runtime import processes
 
 
 class AloneTest(parameterized.TestCase):

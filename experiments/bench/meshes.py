@@ -17,9 +17,9 @@ from absl import app
 from absl import flags
 import numpy as np
 
-from mansu_jax import files
 from mansu_jax import tree_paths
-from mansu_jax.models import loading
+from mansu_jax.models.io import loading
+from mansu_jax.runtime import files
 
 _OUT = flags.DEFINE_string('out', '', 'A JSON file to write, besides printing.')
 

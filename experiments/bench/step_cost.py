@@ -25,16 +25,16 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
-from mansu_jax import config as run_config
-from mansu_jax import run_flags
-from mansu_jax import sharding
+from mansu_jax.config import flags as run_flags
+from mansu_jax.config import run as run_config
 from mansu_jax.models import decoder
-from mansu_jax.models import loading
+from mansu_jax.models.io import loading
 from mansu_jax.planning import cost
 from mansu_jax.planning import job as planned
-from mansu_jax.stages import edits
-from mansu_jax.stages import inputs as inputs_lib
-from mansu_jax.stages import training
+from mansu_jax.runtime import sharding
+from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import training
 from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import losses
 

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments.deployment import items
 from mansu_jax import types
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layout
-from mansu_jax.models import llama
-from experiments.deployment import items
+from mansu_jax.models.families import llama
 
 _DOUBLE = '_dq'  # Doubly quantized scales.
 SCHEMES = ('nf4', 'fp4', 'nf4_dq', 'fp4_dq')

@@ -21,9 +21,9 @@ from experiments.deployment import simulator as simulator_lib
 from mansu_jax import types
 from mansu_jax.data import tokenization
 from mansu_jax.eval import accuracy
-from mansu_jax.models import gguf_io
-from mansu_jax.models import gguf_writer
-from mansu_jax.models import loading
+from mansu_jax.models.io import gguf_io
+from mansu_jax.models.io import gguf_writer
+from mansu_jax.models.io import loading
 
 _BF16 = '_bf16'
 BNB = (*bnb.SCHEMES, *(f'{name}{_BF16}' for name in bnb.SCHEMES))

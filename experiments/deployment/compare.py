@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.deployment import items as items_lib
 from mansu_jax.eval import accuracy
-from mansu_jax.eval import statistics
+from mansu_jax.statistics import statistics
 
 # Nats. Engines sum in other orders, which moves a score by up to 1e-4 or so:
 # choices that are nearer to each other than this are a tie.

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mansu_jax.data import jsonl
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
+from mansu_jax.data.readers import jsonl
 from mansu_jax.eval import accuracy
-from mansu_jax.stages import inputs as inputs_lib
+from mansu_jax.stages.prepare import inputs as inputs_lib
 
 Question = questions_lib.Question
 

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import special
 
 from experiments.deployment import items
-from mansu_jax.models import gguf_io
+from mansu_jax.models.io import gguf_io
 
 # Our names -> llama.cpp's `llama_ftype`.
 FTYPES = {

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import progress
-from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import sites as sites_lib
+from mansu_jax.runtime import progress
+from mansu_jax.runtime import sharding
 
 _NEURON = sites_lib.Site.MLP_HIDDEN
 _HEAD = sites_lib.Site.HEAD_OUT

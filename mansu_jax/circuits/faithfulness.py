@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.circuits import curve
 from mansu_jax.circuits import eap_ig
@@ -24,6 +23,7 @@ from mansu_jax.circuits import select
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import sites as sites_lib
+from mansu_jax.runtime import sharding
 
 _NOISE = 1e-3  # Of the metrics: a spread below this is none.
 _SITE = {'neurons': sites_lib.Site.MLP_HIDDEN,

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mansu_jax import memory
-from mansu_jax import sharding
 from mansu_jax.circuits import eap_ig
 from mansu_jax.data import packing
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.models import config as model_config
+from mansu_jax.runtime import memory
+from mansu_jax.runtime import sharding
 
 _MULTIPLE = 8  # Row lengths are multiples of this,
 _COPIES = 8  # Of what is tapped, of both prompts, and its gradients.

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import quant
-from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.circuits import graph
+from mansu_jax.runtime import sharding
 
 # leaf name -> (kind of its unit, unit axis within one layer).
 UNIT_AXIS = {

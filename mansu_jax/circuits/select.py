@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from absl import logging
 import numpy as np
 
-from mansu_jax import config as run_config
 from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
+from mansu_jax.config import run as run_config
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mansu_jax import sharding
+from mansu_jax.runtime import sharding
 
 ROW_LENGTH = 64  # Usual row; measured fastest for short questions on CPU.
 TOKEN_BUDGET = 1024  # Tokens a batch.

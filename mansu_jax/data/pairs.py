@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 from absl import logging
 import numpy as np
 
-from mansu_jax.data import jsonl
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import subjects as subjects_lib
 from mansu_jax.data import tokenization
+from mansu_jax.data.readers import jsonl
 
 _T = TypeVar('_T')
 _TEXT_FIELDS = ('clean', 'corrupt', 'answer', 'corrupt_answer')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mansu_jax.data import jsonl
+from mansu_jax.data.readers import jsonl
 
 USES = ('train', 'near', 'far')
 

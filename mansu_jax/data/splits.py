@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 
 from mansu_jax.data import questions as questions_lib
-from mansu_jax.data import text as text_lib
+from mansu_jax.data.readers import text as text_lib
 
 Question = questions_lib.Question
 

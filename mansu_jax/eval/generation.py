@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.data import tokenization
 from mansu_jax.eval import scoring
+from mansu_jax.runtime import sharding
 
 _MULTIPLE = 8
 

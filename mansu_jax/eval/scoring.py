@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import progress
-from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.data import packing
+from mansu_jax.runtime import progress
+from mansu_jax.runtime import sharding
 
 # (params, tokens [B, T], positions [B, T], attention_mask [B, T, S])
 #   -> hidden [B, T, D]; in place of the tokens what `below` makes of them

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
+from mansu_jax.runtime import sharding
 
 _STACKED = 'layers/'
 

@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.quant import layout as quant_layout
+from mansu_jax.runtime import sharding
 
 MOST_ON_HOST = 2**31  # Bytes of a leaf that is put together there.
 _SHOWN = 4  # Names listed in an error message before '...'.

@@ -17,12 +17,11 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.data import batching
-from mansu_jax.data import text as text_lib
 from mansu_jax.data import tokenization
+from mansu_jax.data.readers import text as text_lib
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import layers as layers_lib
@@ -32,6 +31,7 @@ from mansu_jax.quant import affine
 from mansu_jax.quant import calibrated
 from mansu_jax.quant import layout as quant_layout
 from mansu_jax.quant import simulate
+from mansu_jax.runtime import sharding
 
 _TOKENS_A_BATCH = 1024
 _NOT_CLIPPED = ('attn/q', 'attn/k')  # Errors of both multiply; as in AutoAWQ.

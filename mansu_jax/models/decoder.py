@@ -32,12 +32,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layers
 from mansu_jax.models import lifted
 from mansu_jax.models import sites as sites_lib
+from mansu_jax.runtime import sharding
 
 Array = types.Array
 Params = types.Params

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import memory
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import sites as sites_lib
+from mansu_jax.runtime import memory
 
 Array = types.Array
 Site = sites_lib.Site

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mansu_jax import memory
-from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layers as layers_lib
+from mansu_jax.runtime import memory
+from mansu_jax.runtime import sharding
 
 # Of a device, for what a backward pass finds there of the forward one.
 _KEPT_SHARE = 0.5

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from mansu_jax import config as run_config
 from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax import types
@@ -18,15 +17,16 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import param_mask
 from mansu_jax.circuits import select
+from mansu_jax.config import run as run_config
 from mansu_jax.models import calibration
 from mansu_jax.models import layout as model_layout
-from mansu_jax.models import loading
+from mansu_jax.models.io import loading
 from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.quant import affine
 from mansu_jax.quant import simulate
-from mansu_jax.stages import attribution
-from mansu_jax.stages import inputs as inputs_lib
-from mansu_jax.stages import quantizers
+from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import inputs as inputs_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

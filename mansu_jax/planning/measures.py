@@ -10,20 +10,20 @@ import jax.numpy as jnp
 
 from mansu_jax import quant
 from mansu_jax import tree_paths
-from mansu_jax.circuits import lens
-from mansu_jax.circuits import suppression
 from mansu_jax.data import tokenization
+from mansu_jax.erasure import lens
+from mansu_jax.erasure import suppression
 from mansu_jax.eval import generation
 from mansu_jax.eval import weight_change
 from mansu_jax.models import layout as model_layout
 from mansu_jax.planning import job as job_lib
 from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.quant import survival
-from mansu_jax.stages import attribution
-from mansu_jax.stages import erasure
-from mansu_jax.stages import evaluation
-from mansu_jax.stages import readability
-from mansu_jax.stages import results
+from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.judge import erasure
+from mansu_jax.stages.judge import evaluation
+from mansu_jax.stages.judge import readability
+from mansu_jax.stages.judge import results
 
 
 def plan(job: job_lib.Job) -> None:

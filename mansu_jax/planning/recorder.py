@@ -18,11 +18,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mansu_jax import memory
-from mansu_jax import sharding
 from mansu_jax import types
 from mansu_jax.planning import cost as cost_lib
 from mansu_jax.planning import topology
+from mansu_jax.runtime import memory
+from mansu_jax.runtime import sharding
 
 # Of the bound that memory, products and links set, what is reached.
 EFFICIENCY = 0.5

@@ -15,25 +15,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import fisher as fisher_lib
 from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax import types
-from mansu_jax.circuits import edge_patching
-from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits.edges import edge_patching
+from mansu_jax.circuits.edges import edges as edges_lib
 from mansu_jax.models import assemble
 from mansu_jax.models import layout as model_layout
 from mansu_jax.planning import job as job_lib
 from mansu_jax.planning import measures
 from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.quant import grids as grids_lib
-from mansu_jax.stages import attribution
-from mansu_jax.stages import edits
-from mansu_jax.stages import quantizers
-from mansu_jax.stages import retain_kl
-from mansu_jax.stages import training
+from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import retain_kl
+from mansu_jax.stages.train import training
+from mansu_jax.unlearn import fisher as fisher_lib
 from mansu_jax.unlearn import loop
 
 _PREFIXES = 12  # Prefixes that `Faithfulness.smallest_prefix` runs, about.

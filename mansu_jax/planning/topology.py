@@ -13,7 +13,7 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 
-from mansu_jax import memory
+from mansu_jax.runtime import memory
 
 THIS = 'this'
 _GIB = 2**30

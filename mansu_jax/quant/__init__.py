@@ -7,12 +7,12 @@ code, `survival.survival` how much of an edit is left; `packing` and
 `gguf_bytes` give the bytes that others store.
 """
 
-from mansu_jax.quant import gguf_bytes
 from mansu_jax.quant import packing
 from mansu_jax.quant import survival
 from mansu_jax.quant.calibrated import CALIBRATED
 from mansu_jax.quant.edit_check import check_edit
 from mansu_jax.quant.edit_check import EditCheck
+from mansu_jax.quant.formats import gguf_bytes
 from mansu_jax.quant.grids import code_grid
 from mansu_jax.quant.grids import CodeGrid
 from mansu_jax.quant.grids import grid_view

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mansu_jax import memory
-from mansu_jax import sharding
 from mansu_jax.quant import layout as layout_lib
 from mansu_jax.quant import scheme as scheme_lib
+from mansu_jax.runtime import memory
+from mansu_jax.runtime import sharding
 
 
 def fake_quantize(

@@ -8,12 +8,12 @@ import re
 from mansu_jax.quant import calibrated
 from mansu_jax.quant import codebook_scheme
 from mansu_jax.quant import fp4
-from mansu_jax.quant import gguf_schemes
 from mansu_jax.quant import int4
 from mansu_jax.quant import int8
-from mansu_jax.quant import k_quants
 from mansu_jax.quant import nf4
 from mansu_jax.quant import scheme as scheme_lib
+from mansu_jax.quant.formats import gguf_schemes
+from mansu_jax.quant.formats import k_quants
 
 SCHEMES = {
     s.name: s for s in (

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import sharding
 from mansu_jax.quant import affine
 from mansu_jax.quant import blocking
 from mansu_jax.quant import layout as layout_lib
@@ -28,6 +27,7 @@ from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
 from mansu_jax.quant import schemes
 from mansu_jax.quant import simulate
+from mansu_jax.runtime import sharding
 
 Codes = Mapping[str, affine.AffineCodes]
 # Bins of log10(|d| / dist): 0 is the boundary. The end bins take the rest.

@@ -7,8 +7,6 @@ import math
 import pathlib
 from typing import Any
 
-from mansu_jax import files
-from mansu_jax import processes
 from mansu_jax.report import attribution
 from mansu_jax.report import audit
 from mansu_jax.report import circuit
@@ -23,6 +21,8 @@ from mansu_jax.report import provenance
 from mansu_jax.report import robustness
 from mansu_jax.report import structure
 from mansu_jax.report import words
+from mansu_jax.runtime import files
+from mansu_jax.runtime import processes
 
 
 def write(record: dict[str, Any], root: pathlib.Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mansu_jax import progress
-from mansu_jax import sharding
+from mansu_jax.runtime import progress
+from mansu_jax.runtime import sharding
 from mansu_jax.unlearn import objective
 
 _NEIGHBOURS = 20  # Forget sequences that a retain sequence is compared with.

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mansu_jax import progress
 from mansu_jax import transforms
 from mansu_jax import types
+from mansu_jax.runtime import progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import config as run_config
 from mansu_jax import types
+from mansu_jax.config import run as run_config
 from mansu_jax.unlearn import losses
 
 # (theta, frozen, tokens [R, T], positions [R, T], segments [R, T])

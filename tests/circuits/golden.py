@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from mansu_jax.data import pairs as pairs_lib
-from mansu_jax.models import loading
+from mansu_jax.models.io import loading
 
 FOLDER = pathlib.Path(__file__).parents[3] / 'shared' / 'golden'
 EXISTS = FOLDER.exists()

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from mansu_jax.circuits import eap_ig
-from mansu_jax.circuits import edges
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits.edges import edges
 from mansu_jax.data import pairs as pairs_lib
 from tests.models import tiny
 

@@ -6,9 +6,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax.circuits import divergence
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
+from mansu_jax.erasure import divergence
 from tests.circuits import small
 
 _CONFIG = small.config()

@@ -5,9 +5,9 @@ import json
 from absl.testing import absltest
 import numpy as np
 
-from mansu_jax.circuits import edge_circuit
-from mansu_jax.circuits import edge_select
-from mansu_jax.circuits import edges
+from mansu_jax.circuits.edges import edge_circuit
+from mansu_jax.circuits.edges import edge_select
+from mansu_jax.circuits.edges import edges
 from tests.circuits import small
 
 

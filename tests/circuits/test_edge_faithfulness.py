@@ -5,11 +5,11 @@ import dataclasses
 from absl.testing import absltest
 import numpy as np
 
-from mansu_jax.circuits import edge_faithfulness
-from mansu_jax.circuits import edge_patching
-from mansu_jax.circuits import edge_select
-from mansu_jax.circuits import edges
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits.edges import edge_faithfulness
+from mansu_jax.circuits.edges import edge_patching
+from mansu_jax.circuits.edges import edge_select
+from mansu_jax.circuits.edges import edges
 from tests.circuits import small
 
 _CONFIG = small.config()

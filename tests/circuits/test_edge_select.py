@@ -4,9 +4,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax.circuits import edge_circuit
-from mansu_jax.circuits import edge_select
-from mansu_jax.circuits import edges
+from mansu_jax.circuits.edges import edge_circuit
+from mansu_jax.circuits.edges import edge_select
+from mansu_jax.circuits.edges import edges
 from tests.circuits import small
 
 

@@ -3,12 +3,12 @@
 from absl.testing import absltest
 import numpy as np
 
-from mansu_jax.circuits import edge_circuit
-from mansu_jax.circuits import edge_weights
-from mansu_jax.circuits import edges
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
 from mansu_jax.circuits import select
+from mansu_jax.circuits.edges import edge_circuit
+from mansu_jax.circuits.edges import edge_weights
+from mansu_jax.circuits.edges import edges
 from tests.circuits import small
 
 _CONFIG = small.config()  # 2 layers, 4 heads on 2 key/value heads, F 24.

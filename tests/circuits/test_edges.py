@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax.circuits import eap_ig
-from mansu_jax.circuits import edge_patching
-from mansu_jax.circuits import edges
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits.edges import edge_patching
+from mansu_jax.circuits.edges import edges
 from tests.circuits import golden
 from tests.circuits import small
 from tests.models import tiny

@@ -7,11 +7,11 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax import config as run_config
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import select
+from mansu_jax.config import run as run_config
 from tests.circuits import small
 from tests.reference import circuit_naive
 

@@ -7,8 +7,8 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
-from mansu_jax.circuits import lens
-from mansu_jax.circuits import readability
+from mansu_jax.erasure import lens
+from mansu_jax.erasure import readability
 from mansu_jax.models import decoder
 from mansu_jax.models import layers
 from tests.circuits import small

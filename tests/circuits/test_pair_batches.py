@@ -4,9 +4,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax import memory
 from mansu_jax.circuits import pair_batches
 from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.runtime import memory
 from tests.circuits import small
 
 

@@ -6,7 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax.circuits import readability
+from mansu_jax.erasure import readability
 
 _M = 80
 _RIGHT = np.arange(_M) % 4

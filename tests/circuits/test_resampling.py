@@ -4,7 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax.circuits import resampling
+from mansu_jax.erasure import resampling
 
 _GROUPS = np.array(list('aabbbc'))
 

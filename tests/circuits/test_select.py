@@ -4,9 +4,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax import config as run_config
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
+from mansu_jax.config import run as run_config
 from tests.circuits import small
 
 _CONFIG = small.config(num_layers=4)

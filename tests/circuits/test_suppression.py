@@ -5,8 +5,8 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
-from mansu_jax.circuits import lens
-from mansu_jax.circuits import suppression
+from mansu_jax.erasure import lens
+from mansu_jax.erasure import suppression
 from mansu_jax.models import decoder
 from tests.circuits import small
 

@@ -7,8 +7,8 @@ import numpy as np
 from mansu_jax.data import batching
 from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
-from mansu_jax.data import text as text_lib
 from mansu_jax.data import tokenization
+from mansu_jax.data.readers import text as text_lib
 from tests.eval import toy_model
 
 

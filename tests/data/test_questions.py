@@ -5,8 +5,8 @@ import json
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax.data import jsonl
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.data.readers import jsonl
 
 GOOD = {
     'id': 'capital/france/train_0', 'fact': 'capital/france',

@@ -12,7 +12,7 @@ from absl.testing import parameterized
 
 from mansu_jax.data import build_facts
 from mansu_jax.data import questions as questions_lib
-from mansu_jax.models import loading
+from mansu_jax.models.io import loading
 
 _SHIPPED = pathlib.Path(build_facts.__file__).parent / 'shipped'
 _ROLES = ('capitals', 'entity', 'retain', 'heldout')

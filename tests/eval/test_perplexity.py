@@ -6,8 +6,8 @@ from absl.testing import absltest
 import jax
 import numpy as np
 
-from mansu_jax.data import text as text_lib
 from mansu_jax.data import tokenization
+from mansu_jax.data.readers import text as text_lib
 from mansu_jax.eval import perplexity
 from mansu_jax.eval import scoring
 from tests.eval import toy_model

@@ -8,7 +8,7 @@ from absl.testing import parameterized
 import numpy as np
 from scipy import stats
 
-from mansu_jax.eval import statistics
+from mansu_jax.statistics import statistics
 
 
 def ids(facts, each):

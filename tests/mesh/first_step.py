@@ -17,21 +17,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import config as run_config
-from mansu_jax import fisher
-from mansu_jax import processes
-from mansu_jax import sharding
 from mansu_jax import tree_paths
 from mansu_jax.circuits import eap_ig
-from mansu_jax.circuits import edges
 from mansu_jax.circuits import pair_batches
+from mansu_jax.circuits.edges import edges
+from mansu_jax.config import run as run_config
 from mansu_jax.models import calibration
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.quant import affine
 from mansu_jax.quant import calibrated
 from mansu_jax.quant import layout as quant_layout
-from mansu_jax.stages import edits
+from mansu_jax.runtime import processes
+from mansu_jax.runtime import sharding
+from mansu_jax.stages.train import edits
+from mansu_jax.unlearn import fisher
 from tests.circuits import small
 
 MESHES = ((1, 2, 1), (2, 2, 1), (1, 2, 2), (1, 8, 1), (2, 2, 2))

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mansu_jax import config as run_config
-from mansu_jax import sharding
+from mansu_jax.config import run as run_config
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
+from mansu_jax.runtime import sharding
 from tests import runs
 from tests.models import tiny
 

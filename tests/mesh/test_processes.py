@@ -6,7 +6,7 @@ import signal
 from absl.testing import absltest
 import pytest
 
-from mansu_jax import sharding
+from mansu_jax.runtime import sharding
 from tests import runs
 from tests import tiny_job
 from tests.mesh import launch

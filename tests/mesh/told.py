@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from mansu_jax import config as run_config
-from mansu_jax import processes
-from mansu_jax import sharding
+from mansu_jax.config import run as run_config
+from mansu_jax.runtime import processes
+from mansu_jax.runtime import sharding
 
 
 def _fails(kind, make):

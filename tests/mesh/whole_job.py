@@ -21,7 +21,7 @@ from unittest import mock
 
 import jax
 
-from mansu_jax import sharding
+from mansu_jax.runtime import sharding
 from tests import runs
 from tests import tiny_job
 

@@ -30,8 +30,8 @@ import gguf
 
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
-from mansu_jax.models import gguf_writer
-from mansu_jax.models import loading
+from mansu_jax.models.io import gguf_writer
+from mansu_jax.models.io import loading
 from tests.models import tiny
 
 SEED = 18

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import tree_paths
-from mansu_jax.data import text as text_lib
+from mansu_jax.data.readers import text as text_lib
 from mansu_jax.models import calibration
 from mansu_jax.models import decoder
 from mansu_jax.models import layers
 from mansu_jax.models import layout
-from mansu_jax.models import loading
 from mansu_jax.models import sites
+from mansu_jax.models.io import loading
 from mansu_jax.quant import affine
 from mansu_jax.quant import calibrated
 from mansu_jax.quant import layout as quant_layout

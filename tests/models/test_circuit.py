@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import memory
 from mansu_jax.models import decoder
+from mansu_jax.runtime import memory
 from tests.models import tiny
 
 # Units a layer, padded with F, N or K, which are out of range.

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax.models import decoder
-from mansu_jax.models import loading
 from mansu_jax.models import sites as sites_lib
+from mansu_jax.models.io import loading
 from tests.models import tiny
 from tests.reference import decoder_naive
 

@@ -10,10 +10,10 @@ import gguf
 import numpy as np
 import pytest
 
-from mansu_jax.models import gguf_header
-from mansu_jax.models import gguf_io
-from mansu_jax.models import gguf_tokenizer
-from mansu_jax.models import loading
+from mansu_jax.models.io import gguf_header
+from mansu_jax.models.io import gguf_io
+from mansu_jax.models.io import gguf_tokenizer
+from mansu_jax.models.io import loading
 from tests.models import gguf_fuzz
 from tests.models import tiny
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax.models import gguf_io
-from mansu_jax.models import loading
+from mansu_jax.models.io import gguf_io
+from mansu_jax.models.io import loading
 from tests.models import tiny
 
 

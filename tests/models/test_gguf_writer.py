@@ -12,9 +12,9 @@ import tokenizers
 import transformers
 
 from mansu_jax.models import config as config_lib
-from mansu_jax.models import gguf_io
-from mansu_jax.models import gguf_writer
-from mansu_jax.models import loading
+from mansu_jax.models.io import gguf_io
+from mansu_jax.models.io import gguf_writer
+from mansu_jax.models.io import loading
 from tests import tiny_job
 from tests.models import tiny
 

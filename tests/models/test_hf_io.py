@@ -16,13 +16,13 @@ from safetensors import numpy as safetensors_numpy
 import tokenizers
 import tokenizers.models
 
-from mansu_jax import config as run_config
-from mansu_jax import sharding
+from mansu_jax.config import run as run_config
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
-from mansu_jax.models import hf_io
-from mansu_jax.models import llama
-from mansu_jax.models import loading
+from mansu_jax.models.families import llama
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
+from mansu_jax.runtime import sharding
 from tests.models import tiny
 
 _LLAMA3 = config_lib.RopeScaling(

@@ -10,15 +10,15 @@ import jax
 import numpy as np
 import pytest
 
-from mansu_jax import run_flags
 from mansu_jax import tree_paths
+from mansu_jax.config import flags as run_flags
 from mansu_jax.models import decoder
-from mansu_jax.models import hf_io
-from mansu_jax.models import llama
-from mansu_jax.models import loading
-from mansu_jax.stages import checks
-from mansu_jax.stages import inputs
-from mansu_jax.stages import quantizers
+from mansu_jax.models.families import llama
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
+from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import checks
+from mansu_jax.stages.prepare import inputs
 from tests.models import tiny
 
 _EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'

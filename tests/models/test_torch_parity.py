@@ -7,8 +7,8 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
-from mansu_jax.models import hf_io
-from mansu_jax.models import loading
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
 from tests.models import tiny
 
 try:

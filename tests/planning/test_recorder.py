@@ -5,10 +5,10 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 
-from mansu_jax import config as run_config
-from mansu_jax import sharding
+from mansu_jax.config import run as run_config
 from mansu_jax.planning import recorder
 from mansu_jax.planning import topology
+from mansu_jax.runtime import sharding
 
 _CHIP = topology.Chip('one', memory=1e6, flops=1e9, bandwidth=1e6, links=1e6,
                       passes=3)

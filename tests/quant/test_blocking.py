@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import memory
 from mansu_jax import quant
 from mansu_jax.quant import blocking
+from mansu_jax.runtime import memory
 
 _NAMES = (*quant.SCHEMES, 'nf4_dq', 'fp4_b128_dq', 'nf4_b4096')
 _LAYOUTS = {

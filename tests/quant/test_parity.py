@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax.quant import gguf_bytes
 from mansu_jax.quant import nested
 from mansu_jax.quant import packing
 from mansu_jax.quant import schemes
+from mansu_jax.quant.formats import gguf_bytes
 
 _installed = lambda name: importlib.util.find_spec(name) is not None
 _QUANT_TYPES = gguf.GGMLQuantizationType

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import memory
 from mansu_jax import quant
 from mansu_jax.quant import simulate
+from mansu_jax.runtime import memory
 from tests.reference import quant_naive
 
 _LAYOUT = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mansu_jax import config as run_config
+from mansu_jax.config import run as run_config
 from tests.report import records
 
 _LAYERS, _HEADS = 30, 9

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from mansu_jax import config as run_config
+from mansu_jax.config import run as run_config
 
 SCHEMES = ('nf4', 'int4_g128')
 PROMPT = 'Is <script>alert("x")</script> | *the* capital of\nFrance & Co.?'

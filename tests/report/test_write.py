@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax import config as run_config
-from mansu_jax import run_flags
+from mansu_jax.config import flags as run_flags
+from mansu_jax.config import run as run_config
 from mansu_jax.report import markdown
 from mansu_jax.report import provenance
 from mansu_jax.report import write

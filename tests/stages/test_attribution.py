@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import config as run_config
-from mansu_jax.circuits import edge_circuit
-from mansu_jax.circuits import edge_select
-from mansu_jax.circuits import edges as edges_lib
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
-from mansu_jax.stages import attribution
-from mansu_jax.stages import edge_attribution
-from mansu_jax.stages import edits
-from mansu_jax.stages import results
+from mansu_jax.circuits.edges import edge_circuit
+from mansu_jax.circuits.edges import edge_select
+from mansu_jax.circuits.edges import edges as edges_lib
+from mansu_jax.config import run as run_config
+from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import edge_attribution
+from mansu_jax.stages.judge import results
+from mansu_jax.stages.train import edits
 from tests import runs
 from tests.circuits import small
 

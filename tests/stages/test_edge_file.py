@@ -6,12 +6,12 @@ import json
 from absl.testing import absltest
 import numpy as np
 
-from mansu_jax import config as run_config
-from mansu_jax.circuits import edge_circuit
-from mansu_jax.circuits import edges
-from mansu_jax.models import loading
-from mansu_jax.stages import edge_attribution
-from mansu_jax.stages import edge_file
+from mansu_jax.circuits.edges import edge_circuit
+from mansu_jax.circuits.edges import edges
+from mansu_jax.config import run as run_config
+from mansu_jax.models.io import loading
+from mansu_jax.stages.circuit import edge_attribution
+from mansu_jax.stages.circuit import edge_file
 from tests.circuits import small
 
 _CONFIG = small.config()

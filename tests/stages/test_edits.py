@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mansu_jax import config as run_config
 from mansu_jax import quant
 from mansu_jax import transforms
 from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
+from mansu_jax.config import run as run_config
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
-from mansu_jax.models import loading
-from mansu_jax.stages import edits
+from mansu_jax.models.io import loading
+from mansu_jax.stages.train import edits
 from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import objective
 from tests.circuits import small

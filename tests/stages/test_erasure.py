@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import config as run_config
 from mansu_jax import tree_paths
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
-from mansu_jax.circuits import readability as readability_lib
 from mansu_jax.circuits import select
-from mansu_jax.circuits import suppression
-from mansu_jax.stages import attribution
-from mansu_jax.stages import erasure
-from mansu_jax.stages import readability
+from mansu_jax.config import run as run_config
+from mansu_jax.erasure import readability as readability_lib
+from mansu_jax.erasure import suppression
+from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.judge import erasure
+from mansu_jax.stages.judge import readability
 from tests.circuits import small
 
 _CONFIG = small.config()

@@ -9,10 +9,10 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
-from mansu_jax.models import loading
-from mansu_jax.stages import evaluation
-from mansu_jax.stages import inputs as inputs_lib
-from mansu_jax.stages import quantizers
+from mansu_jax.models.io import loading
+from mansu_jax.stages.judge import evaluation
+from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import inputs as inputs_lib
 from tests import runs
 from tests import tiny_job
 

@@ -9,9 +9,9 @@ import tempfile
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax import config as run_config
+from mansu_jax.config import run as run_config
 from mansu_jax.data import questions as questions_lib
-from mansu_jax.stages import inputs
+from mansu_jax.stages.prepare import inputs
 
 
 def _question(number, fact, use='train', **changes):

@@ -5,11 +5,11 @@ import json
 from absl.testing import absltest
 import numpy as np
 
-from mansu_jax.circuits import edge_circuit
-from mansu_jax.circuits import edge_select
-from mansu_jax.circuits import edges
 from mansu_jax.circuits import graph
-from mansu_jax.stages import picture
+from mansu_jax.circuits.edges import edge_circuit
+from mansu_jax.circuits.edges import edge_select
+from mansu_jax.circuits.edges import edges
+from mansu_jax.stages.circuit import picture
 from tests.circuits import small
 
 _CONFIG = small.config()

@@ -13,9 +13,9 @@ import numpy as np
 from mansu_jax import quant
 from mansu_jax.models import calibration
 from mansu_jax.models import layout as model_layout
-from mansu_jax.models import loading
-from mansu_jax.stages import inputs as inputs_lib
-from mansu_jax.stages import quantizers
+from mansu_jax.models.io import loading
+from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import inputs as inputs_lib
 from tests import runs
 from tests import tiny_job
 

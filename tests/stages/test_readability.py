@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import config as run_config
 from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
-from mansu_jax.circuits import lens
-from mansu_jax.circuits import readability as readability_lib
+from mansu_jax.config import run as run_config
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
-from mansu_jax.stages import inputs as inputs_lib
-from mansu_jax.stages import readability
+from mansu_jax.erasure import lens
+from mansu_jax.erasure import readability as readability_lib
+from mansu_jax.stages.judge import readability
+from mansu_jax.stages.prepare import inputs as inputs_lib
 from tests.circuits import small
 from tests.eval import toy_model
 

@@ -4,9 +4,9 @@ from absl.testing import absltest
 import jax
 import numpy as np
 
-from mansu_jax import config as run_config
+from mansu_jax.config import run as run_config
 from mansu_jax.models import decoder
-from mansu_jax.stages import retain_kl
+from mansu_jax.stages.train import retain_kl
 from tests.unlearn import problem
 
 

@@ -6,20 +6,20 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax import config as run_config
 from mansu_jax.circuits import eap_ig
-from mansu_jax.circuits import edges
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits import robustness as robustness_lib
 from mansu_jax.circuits import select
+from mansu_jax.circuits.edges import edges
+from mansu_jax.config import run as run_config
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import questions
 from mansu_jax.data import splits
-from mansu_jax.models import loading
-from mansu_jax.stages import edge_attribution
-from mansu_jax.stages import edge_robustness
-from mansu_jax.stages import robustness
+from mansu_jax.models.io import loading
+from mansu_jax.stages.circuit import edge_attribution
+from mansu_jax.stages.circuit import edge_robustness
+from mansu_jax.stages.circuit import robustness
 from tests import tiny_job
 from tests.circuits import small
 

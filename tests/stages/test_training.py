@@ -10,10 +10,10 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
-from mansu_jax import config as run_config
+from mansu_jax.config import run as run_config
 from mansu_jax.data import batching
-from mansu_jax.stages import retain_kl
-from mansu_jax.stages import training
+from mansu_jax.stages.train import retain_kl
+from mansu_jax.stages.train import training
 from mansu_jax.unlearn import batches
 from mansu_jax.unlearn import loop
 from tests.unlearn import problem

@@ -8,12 +8,12 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax import config as run_config
+from mansu_jax.config import run as run_config
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.eval import accuracy
 from mansu_jax.eval import perplexity
-from mansu_jax.stages import evaluation
-from mansu_jax.stages import verdict
+from mansu_jax.stages.judge import evaluation
+from mansu_jax.stages.judge import verdict
 
 _SPLITS = ('forget', 'forget_paraphrase', 'forget_far', 'retain',
            'retain_heldout')

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mansu_jax import plan
-from mansu_jax import run_flags
+from mansu_jax.config import flags as run_flags
+from mansu_jax.flows import plan
 from mansu_jax.planning import topology
 from mansu_jax.quant import calibrated
 

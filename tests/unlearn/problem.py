@@ -6,12 +6,12 @@ import types
 import jax
 import numpy as np
 
-from mansu_jax import config as run_config
 from mansu_jax.circuits import graph
+from mansu_jax.config import run as run_config
 from mansu_jax.data import packing
 from mansu_jax.models import decoder
-from mansu_jax.models import loading
-from mansu_jax.stages import edits
+from mansu_jax.models.io import loading
+from mansu_jax.stages.train import edits
 from mansu_jax.unlearn import batches
 from mansu_jax.unlearn import objective
 from tests.circuits import small

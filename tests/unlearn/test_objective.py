@@ -9,7 +9,7 @@ import numpy as np
 
 from mansu_jax import quant
 from mansu_jax.models import layout
-from mansu_jax.stages import edits
+from mansu_jax.stages.train import edits
 from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
 from tests.circuits import small

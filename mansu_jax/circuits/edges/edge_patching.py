@@ -1,0 +1,201 @@
+"""Runs of the model in which some edges carry what the corrupted prompt gave.
+
+The truth that edge scores estimate, and how faithful a circuit of edges is. A
+patched edge's target reads z'_u instead of z_u, everything downstream runs on,
+and a source is what it is in this run: so several edges may be patched at once.
+Sources, targets and their order are those of `edges`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import functools
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.circuits import eap_ig
+from mansu_jax.circuits.edges import edges as edges_lib
+from mansu_jax.models import config as model_config
+from mansu_jax.models import decoder
+from mansu_jax.models import layers as layers_lib
+
+Array = types.Array
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def corrupted(
+    config: model_config.ModelConfig, params: types.Params,
+    batch: eap_ig.PairBatch) -> Array:
+  """What each source gives under the corrupted prompts, [S, R, T, D]."""
+  heads_of = _attention(config, batch)
+
+  def layer(x, weights):
+    weights = _float32(weights)
+    heads = heads_of(weights, jnp.broadcast_to(
+        x, (3 * config.num_heads, *x.shape)))
+    out = _mlp(config, weights, x + heads.sum(0))
+    return x + heads.sum(0) + out, jnp.concatenate([heads, out[None]])
+
+  with jax.default_matmul_precision('float32'):
+    start = decoder.embed(params, batch.corrupt).astype(jnp.float32)
+    _, made = lax.scan(layer, start, params['layers'])  # [L, N + 1, R, T, D]
+    return jnp.concatenate([start[None], made.reshape(-1, *start.shape)])
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def metric(
+    config: model_config.ModelConfig, params: types.Params,
+    batch: eap_ig.PairBatch, reference: Array, patched: Array) -> Array:
+  """The metric on the clean prompts with some edges patched.
+
+  Args:
+    config: the model's.
+    params: full params.
+    batch: B pairs, packed in any way.
+    reference: what `corrupted` gives of them, [S, R, T, D]; as much again and
+      a half is held beside it.
+    patched: bool [S, G]; entries that are no edge are not looked at.
+
+  Returns:
+    logit(answer) - logit(corrupted answer), [B].
+  """
+  patched = jnp.where(edges_lib.is_edge(config), patched, 0.0)
+  with jax.default_matmul_precision('float32'):
+    return _metric(config, params, batch, reference, patched)
+
+
+def _metric(config, params, batch, reference, patched):
+  """As `metric`; patched is float32.
+
+  What a source gives less what it gave under the corrupted prompts is one row
+  of the array of its group of layers; so a layer meets no group above its own.
+  """
+  x = decoder.embed(params, batch.clean).astype(jnp.float32)
+  below = x[None] - reference[:1]
+  of_layer = functools.partial(
+      _patched_layer, config, _attention(config, batch), params['layers'],
+      reference, patched)
+  for group in edges_lib.layer_groups(config.num_layers):
+    own = jnp.zeros((len(group) * (config.num_heads + 1), *x.shape))
+    (x, own), _ = lax.scan(
+        functools.partial(of_layer, below, group.start), (x, own),
+        jnp.asarray(group))
+    below = jnp.concatenate([below, own])
+  x = x - _sum_of((below,), patched[:, -1:])[0]
+  hidden = layers_lib.rms_norm(x, params['final_norm'], config.norm_eps)
+  return eap_ig.metric(params, hidden, batch)
+
+
+def _patched_layer(
+    config, heads_of, stacked, reference, patched, below, first, carry, number):
+  """A step of the scan over a group of layers, from layer `first` on.
+
+  The carry is the residual stream [R, T, D] and the group's differences.
+  """
+  x, own = carry
+  width, reads = config.num_heads + 1, 3 * config.num_heads + 1
+  weights = _float32(jax.tree.map(
+      lambda w: lax.dynamic_index_in_dim(w, number, keepdims=False), stacked))
+  part = functools.partial(
+      lax.dynamic_slice_in_dim, start_index=1 + number * width)
+  columns = lax.dynamic_slice_in_dim(patched, number * reads, reads, 1)
+  known = part(reference, slice_size=width)
+  inputs = x - _sum_of((below, own), columns)  # [3 N + 1, R, T, D]
+  heads = heads_of(weights, inputs[:-1])
+  made = heads - known[:-1]
+  out = _mlp(config, weights, inputs[-1] + heads.sum(0) - _sum_of(
+      (made,), part(columns[:, -1:], slice_size=width - 1))[0])
+  own = lax.dynamic_update_slice_in_dim(
+      own, jnp.concatenate([made, (out - known[-1])[None]]),
+      (number - first) * width, 0)
+  return (x + heads.sum(0) + out, own), None
+
+
+def _sum_of(differences: Sequence[Array], columns: Array) -> Array:
+  """Sums [t, R, T, D] of arrays [u, R, T, D] by columns [S, t], in order."""
+  stops = np.cumsum([len(some) for some in differences])
+  return sum(
+      jnp.einsum('ut,uRTD->tRTD', columns[stop - len(some):stop], some)
+      for some, stop in zip(differences, stops))
+
+
+def _float32(weights: types.Params) -> types.Params:
+  return jax.tree.map(lambda w: w.astype(jnp.float32), weights)
+
+
+def _attention(config, batch):
+  """`(weights, inputs) -> outputs` of a layer's heads, [N, R, T, D].
+
+  The inputs are what the query, key and value inputs of each query head read,
+  [3 N, R, T, D].
+  """
+  rotary = layers_lib.rotary_tables(config, batch.positions)
+  mask = decoder.segment_mask(batch.positions, batch.segments)[:, None, None]
+  group = config.num_heads // config.num_kv_heads
+  each = lambda y: jnp.repeat(y, group, axis=1)  # Of each query head.
+
+  def run(weights, inputs):
+    attn = weights['attn']
+    normed = layers_lib.rms_norm(
+        inputs, weights['attn_norm'], config.norm_eps)
+    matrices = attn['q'], each(attn['k']), each(attn['v'])
+    q, k, v = (jnp.einsum('NRTD,DNH->RTNH', part, matrix)
+               for part, matrix in zip(jnp.split(normed, 3), matrices))
+    heads = layers_lib.attend(
+        layers_lib.rotate(q, rotary), layers_lib.rotate(k, rotary), v, mask)
+    return jnp.einsum('RTNH,NHD->NRTD', heads, attn['o'])
+
+  return run
+
+
+def _mlp(config, weights, x):
+  """The MLP's output [R, T, D] of what it reads."""
+  mlp = weights['mlp']
+  normed = layers_lib.rms_norm(x, weights['mlp_norm'], config.norm_eps)
+  hidden = nn.silu(jnp.einsum('RTD,DF->RTF', normed, mlp['gate']))
+  hidden *= jnp.einsum('RTD,DF->RTF', normed, mlp['up'])
+  return layers_lib.project_down(hidden, mlp['down'])
+
+
+def exact_scores(
+    config: model_config.ModelConfig, params: types.Params,
+    batch: eap_ig.PairBatch, *, native_kv: bool = False) -> np.ndarray:
+  """Exact scores: the clean metric less that with one edge patched.
+
+  One run an edge: for small models.
+
+  Args:
+    config: the model's.
+    params: full params.
+    batch: B pairs.
+    native_kv: patch the keys, and the values, of all query heads of a group
+      together; each of these targets then holds the group's score.
+
+  Returns:
+    Scores [B, S, G], 0 where there is no edge.
+  """
+  real = edges_lib.is_edge(config)
+  reference = corrupted(config, params, batch)
+  run = functools.partial(metric, config, params, batch, reference)
+  clean = run(np.zeros_like(real))
+  out = np.zeros((clean.size, *real.shape), np.float32)
+  for source, target in np.argwhere(real):
+    patched = np.zeros_like(real)
+    patched[source, _together(config, target) if native_kv else target] = True
+    out[:, source, target] = clean - run(patched)
+  return out
+
+
+def _together(config: model_config.ModelConfig, target: int) -> np.ndarray:
+  """The targets that are one native input with this one."""
+  heads, group = config.num_heads, config.num_heads // config.num_kv_heads
+  place = target % (3 * heads + 1)
+  if not heads <= place < 3 * heads or target == config.num_layers * (
+      3 * heads + 1):
+    return np.array([target])
+  return target - place % group + np.arange(group)

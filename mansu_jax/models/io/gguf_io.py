@@ -1,0 +1,299 @@
+"""Reads `.gguf` files of the llama architecture, weights dequantised.
+
+llama.cpp's converter reorders the rows of W_Q and W_K so that rotary pairs
+lie side by side; they are put back in the order (h, h + H / 2) here. Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import gguf
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.models import assemble
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import layers
+from mansu_jax.models.io import gguf_header
+from mansu_jax.models.io import gguf_tokenizer
+
+NAMES = {
+    'embed': 'token_embd.weight',
+    'final_norm': 'output_norm.weight',
+    'lm_head': 'output.weight',
+    'layers/attn_norm': 'blk.{}.attn_norm.weight',
+    'layers/mlp_norm': 'blk.{}.ffn_norm.weight',
+    'layers/attn/q': 'blk.{}.attn_q.weight',
+    'layers/attn/k': 'blk.{}.attn_k.weight',
+    'layers/attn/v': 'blk.{}.attn_v.weight',
+    'layers/attn/o': 'blk.{}.attn_output.weight',
+    'layers/mlp/gate': 'blk.{}.ffn_gate.weight',
+    'layers/mlp/up': 'blk.{}.ffn_up.weight',
+    'layers/mlp/down': 'blk.{}.ffn_down.weight',
+}
+
+# Tensor of what each rotary frequency is divided by, [H / 2]: how llama.cpp
+# holds the scaling of Llama 3.1.
+ROTARY_DIVISORS = 'rope_freqs.weight'
+_LLAMA3_FACTORS = (8.0, 32.0)  # Of Llama 3.1 and 3.2.
+
+# Keys of the llama architecture that the config is made of.
+_REQUIRED = frozenset({
+    'block_count', 'context_length', 'embedding_length',
+    'feed_forward_length', 'attention.head_count',
+    'attention.layer_norm_rms_epsilon'})
+_OPTIONAL = frozenset({
+    'attention.head_count_kv', 'attention.key_length',
+    'attention.value_length', 'rope.dimension_count', 'rope.freq_base',
+    'rope.scaling.type', 'rope.scaling.factor', 'vocab_size'})
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufFile:
+  """An opened file: its metadata, with nothing dequantised yet."""
+
+  path: pathlib.Path
+  data: np.ndarray  # [bytes] uint8, mapped
+  metadata: Mapping[str, Any]
+  tensors: Sequence[gguf_header.Tensor]
+
+  @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> torch shape."""
+    return {t.name: t.shape for t in self.tensors}
+
+  @property
+  def quantization(self) -> str:
+    """The format most weights are stored in, for example `Q4_1`."""
+    sizes: dict[str, int] = {}
+    for tensor in self.tensors:
+      kind = tensor.kind.name
+      sizes[kind] = sizes.get(kind, 0) + math.prod(tensor.shape)
+    return max(sizes, key=sizes.get, default='F32')
+
+  def stored(self, tensor: gguf_header.Tensor) -> np.ndarray:
+    """A tensor's bytes, [..., bytes of a row] uint8; a view of the file."""
+    end = tensor.start + tensor.size
+    return self.data[tensor.start:end].reshape(tensor.bytes_shape)
+
+
+def open_file(path: pathlib.Path) -> GgufFile:
+  """Maps a file, parses its header and checks all that it claims.
+
+  Raises:
+    ValueError: not a GGUF file, a truncated or damaged one, one of several
+      parts, or another architecture.
+  """
+  with open(path, 'rb') as file:
+    magic = file.read(len(gguf_header.MAGIC))
+  if magic != gguf_header.MAGIC:
+    raise ValueError(
+        f'{path} starts with {magic!r}: expected b\'GGUF\'. Give a GGUF file,'
+        ' or a Hugging Face directory.')
+  data = np.asarray(np.memmap(path, mode='r'))  # A memmap's slices are slow.
+  try:
+    metadata, tensors = gguf_header.read(data)
+  except ValueError as error:
+    raise ValueError(
+        f'{path} cannot be read as GGUF ({error}) at {data.size} bytes:'
+        ' expected a complete little-endian file. It is truncated or damaged'
+        ' or of another kind; download or convert it again.') from error
+  _check_whole_llama(path, metadata)
+  return GgufFile(path, data, metadata, tensors)
+
+
+def _check_whole_llama(
+    path: pathlib.Path, metadata: Mapping[str, Any]) -> None:
+  parts = metadata.get(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, 1)
+  if parts not in (0, 1):
+    raise ValueError(
+        f'{path} is one of {gguf_header.shorten(parts)} parts of a model:'
+        ' expected a whole one. Merge them with llama.cpp\'s `llama-gguf-split'
+        ' --merge`.')
+  architecture = metadata.get('general.architecture')
+  if architecture != 'llama':
+    found = gguf_header.shorten(architecture).strip('\'"')
+    raise ValueError(
+        f'{path} has `general.architecture: {found}`; wanted'
+        ' `general.architecture: llama`, the only one that this version reads.'
+        ' Use another file.')
+
+
+def read_config(file: GgufFile) -> config_lib.ModelConfig:
+  """Builds the config from the metadata.
+
+  Raises:
+    ValueError: a missing or unknown `llama.*` key, or an unsupported value.
+  """
+  prefix = 'llama.'
+  found = {key.removeprefix(prefix): value
+           for key, value in file.metadata.items() if key.startswith(prefix)}
+  _check_keys(file.path, found)
+  heads, width = found['attention.head_count'], found['embedding_length']
+  if heads < 1:
+    raise ValueError(
+        f'{file.path} has llama.attention.head_count = {heads}: expected a'
+        ' positive number. Convert the model again.')
+  d_head = found.get('attention.key_length', width // heads)
+  for key in ('attention.value_length', 'rope.dimension_count'):
+    if found.get(key, d_head) != d_head:
+      raise ValueError(
+          f'{file.path} has llama.{key} = {found[key]}: expected the head'
+          f' width {d_head}. Partial rotary positions and unequal head widths'
+          ' are not implemented; use another model.')
+  keys = gguf_tokenizer.ggml_keys(file.metadata)
+  token = lambda name: gguf_tokenizer.special_id(keys, name)
+  config = config_lib.ModelConfig(
+      vocab_size=file.shapes.get(NAMES['embed'], (1,))[0],
+      d_model=width,
+      num_layers=found['block_count'],
+      num_heads=heads,
+      num_kv_heads=found.get('attention.head_count_kv', heads),
+      d_head=d_head,
+      d_ff=found['feed_forward_length'],
+      rope_theta=_shortest_decimal(found.get('rope.freq_base', 10_000.0)),
+      rope_scaling=_rope_scaling(file.path, found),
+      norm_eps=_shortest_decimal(found['attention.layer_norm_rms_epsilon']),
+      tie_embeddings=NAMES['lm_head'] not in file.shapes,
+      max_position=found['context_length'],
+      bos_token_id=token('bos'),
+      eos_token_id=token('eos'),
+      pad_token_id=token('padding'))
+  if ROTARY_DIVISORS in file.shapes:
+    scaling = _llama3_scaling(file, config)
+    config = dataclasses.replace(config, rope_scaling=scaling)
+  return config
+
+
+def _llama3_scaling(
+    file: GgufFile, config: config_lib.ModelConfig
+) -> config_lib.RopeScaling:
+  """The scaling whose divisors the file holds."""
+  (tensor,) = (t for t in file.tensors if t.name == ROTARY_DIVISORS)
+  _check_format(file, tensor)
+  divisors = _dequantise(file.stored(tensor), tensor)
+  right_shape = divisors.shape == (config.d_head // 2,)
+  factors = (float(divisors.max(initial=1)), *_LLAMA3_FACTORS)
+  for factor in factors if right_shape else ():
+    scaling = config_lib.RopeScaling(
+        kind='llama3', factor=factor, low_freq_factor=1.0,
+        high_freq_factor=4.0, original_max_position=8192)
+    want = 1 / layers.llama3_shrinkage(
+        dataclasses.replace(config, rope_scaling=scaling))
+    if np.allclose(divisors, want, 1e-5, 0):
+      return scaling
+  raise ValueError(
+      f'{file.path} divides rotary frequencies by {_shown(divisors)}: expected'
+      f' the {config.d_head // 2} divisors of Llama 3.1 (bands 1 and 4 of 8192'
+      ' tokens). Use the Hugging Face directory of this model.')
+
+
+def _shown(values: np.ndarray) -> str:
+  more = ', ...' if values.size > 4 else ''
+  return f'{", ".join(f"{x:.4g}" for x in values.flat[:4])}{more}'
+
+
+def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+  missing = sorted(_REQUIRED - found.keys())
+  if missing:
+    raise ValueError(
+        f'{path} lacks the llama keys {missing}: expected'
+        f' {sorted(_REQUIRED)}. Convert the model again.')
+  unknown = sorted(found.keys() - _REQUIRED - _OPTIONAL)
+  if unknown:
+    raise ValueError(
+        f'{path} has the unknown llama keys {gguf_header.shorten(unknown)}:'
+        ' expected only keys known here, since another may change what the'
+        ' model computes. Use a file without them.')
+  for key, value in found.items():
+    kind = str if key == 'rope.scaling.type' else (int, float)
+    if not isinstance(value, kind) or isinstance(value, bool):
+      raise ValueError(
+          f'{path} has llama.{key} = {gguf_header.shorten(value)}: expected one'
+          f' {"name" if kind is str else "number"}. Per-layer values are not'
+          ' implemented; use another file.')
+
+
+def _rope_scaling(
+    path: pathlib.Path, found: Mapping[str, Any]
+) -> config_lib.RopeScaling | None:
+  kind = found.get('rope.scaling.type', 'none')
+  if kind == 'none':
+    return None
+  if kind != 'linear':
+    raise ValueError(
+        f'{path} has llama.rope.scaling.type = {gguf_header.shorten(kind)}:'
+        ' expected \'none\' or \'linear\'. Use the Hugging Face directory of'
+        ' this model.')
+  return config_lib.RopeScaling(
+      kind=kind, factor=_shortest_decimal(found.get('rope.scaling.factor', 1)))
+
+
+def _shortest_decimal(value: float) -> float:
+  """The shortest decimal that reads back as this float32: 1e-5, not
+  9.99999975e-6, which is what GGUF's float32 makes of it."""
+  with np.errstate(over='ignore'):  # The config refuses infinity.
+    return float(str(np.float32(value)))
+
+
+def read_params(
+    file: GgufFile, config: config_lib.ModelConfig, dtype: Any
+) -> types.Params:
+  """Dequantises all tensors to float32 and stacks them in `dtype`.
+
+  Raises:
+    ValueError: missing, extra or misshapen tensors, or a storage format that
+      the `gguf` package cannot dequantise. Nothing large is read before.
+  """
+  for tensor in {t.kind: t for t in file.tensors}.values():
+    _check_format(file, tensor)
+  shapes = dict(file.shapes)
+  if config.rope_scaling is not None and config.rope_scaling.kind == 'llama3':
+    shapes.pop(ROTARY_DIVISORS, None)
+  assemble.check(shapes, config, NAMES, str(file.path))
+  by_name = {t.name: t for t in file.tensors}
+
+  def read(tensor: assemble.Tensor) -> np.ndarray:
+    stored = by_name[tensor.name]
+    rows = _dequantise(file.stored(stored), stored)
+    heads = {'layers/attn/q': config.num_heads,
+             'layers/attn/k': config.num_kv_heads}.get(tensor.leaf)
+    return rows if heads is None else _unpair_rotary(rows, heads)
+
+  return assemble.assemble(config, NAMES, read, dtype)
+
+
+def _check_format(file: GgufFile, tensor: gguf_header.Tensor) -> None:
+  """Tries one row of a tensor."""
+  stored = file.stored(tensor)
+  try:
+    _dequantise(stored.reshape(-1, stored.shape[-1])[0], tensor)
+  except NotImplementedError as error:
+    raise ValueError(
+        f'{file.path} stores {tensor.name} as {tensor.kind.name}: expected a'
+        ' format that the gguf package dequantises (F32, F16, BF16, Q4_0 ..'
+        ' Q8_0, Q2_K .. Q6_K, ...). Requantise it or use another file.'
+    ) from error
+
+
+def _dequantise(
+    stored: np.ndarray,  # [..., bytes of a row] uint8
+    tensor: gguf_header.Tensor) -> np.ndarray:
+  """Float32 values; scales of damaged files may overflow to infinity."""
+  with np.errstate(over='ignore', invalid='ignore'):
+    return gguf.dequantize(stored, tensor.kind)
+
+
+def _unpair_rotary(
+    rows: np.ndarray,  # [heads * H, D], rotary pairs side by side
+    heads: int,
+) -> np.ndarray:
+  """Undoes llama.cpp's row order: (h, h + H / 2) become pairs again."""
+  paired = rows.reshape(heads, -1, 2, rows.shape[-1])  # [heads, H / 2, 2, D]
+  return paired.swapaxes(1, 2).reshape(rows.shape)

