@@ -10,58 +10,35 @@ _ROOT = pathlib.Path(__file__).parents[1] / 'mansu_jax'
 _FILES = sorted(_ROOT.rglob('*.py'))
 _MOST_LINES = 400
 
-# Import none of ours but each other.
-_NAMES = ('types', 'tree_paths', 'processes', 'files', 'intervals',
-          'preemption', 'progress')
-_FIRST = (*_NAMES, 'config', 'environment')
-_TOOLS = (*_FIRST, 'memory', 'sharding', 'checkpoints', 'fisher')
-_DATA = (*_TOOLS, 'quant', 'data')
-_STAGES = (*_DATA, 'models', 'circuits', 'transforms', 'unlearn', 'baselines',
-           'eval', 'report', 'workdir', 'clock', 'stages')
-# Part of the package -> parts that it may import beside itself.
+# Room of the package -> rooms that it may import beside itself.
+_FIRST = ('types', 'tree_paths', 'config', 'runtime')
+_MODEL = (*_FIRST, 'quant', 'data', 'models')
+_STAGES = (*_MODEL, 'circuits', 'statistics', 'erasure', 'transforms',
+           'unlearn', 'eval')
 _MAY_IMPORT = {
     'types': (),
     'tree_paths': (),
-    'processes': ('preemption',),
-    'files': ('processes',),
-    'intervals': (),
-    'progress': (),
-    'preemption': (),
-    'lock': ('preemption',),
-    'environment': (),
-    'config_fields': _NAMES,
-    'config_stages': (*_NAMES, 'config_fields'),
-    'config': (*_NAMES, 'config_fields', 'config_stages'),
-    'run_flags': _FIRST,
-    'workdir': (*_FIRST, 'run_flags', 'lock'),
-    'clock': _FIRST,
-    'memory': ('processes',),
-    'sharding': (*_FIRST, 'memory'),
-    'loop_state': (*_FIRST, 'sharding'),
-    'checkpoints': (*_FIRST, 'sharding', 'loop_state'),
-    'fisher': (*_FIRST, 'sharding'),
-    'quant': _TOOLS,
-    'data': (*_TOOLS, 'quant'),
-    'models': _DATA,
-    'circuits': (*_DATA, 'models'),
-    'transforms': (*_FIRST, 'quant'),
-    'unlearn': (*_FIRST, 'sharding', 'transforms'),
-    'baselines': (*_FIRST, 'unlearn', 'transforms'),
-    'eval': (*_FIRST, 'sharding', 'quant', 'data'),
-    'report': _NAMES,
+    'config': (),
+    'statistics': (),
+    'runtime': ('types', 'tree_paths', 'config'),
+    'quant': _FIRST,
+    'data': _FIRST,
+    'models': (*_FIRST, 'quant', 'data'),
+    'circuits': _MODEL,
+    'erasure': (*_MODEL, 'circuits', 'statistics'),
+    'transforms': ('types', 'quant'),
+    'unlearn': (*_FIRST, 'transforms'),
+    'eval': (*_FIRST, 'data'),
+    'report': ('runtime',),
     'stages': _STAGES,  # The glue between packages.
-    'pipeline': _STAGES,
-    'audit': _STAGES,
-    'attribute': _STAGES,
-    'planning': _STAGES,  # The stages again, on shapes.
-    'plan': (*_STAGES, 'planning'),
+    'planning': (*_STAGES, 'stages'),  # The stages again, on shapes.
+    'flows': (*_STAGES, 'stages', 'planning', 'report'),
     # The report's summary is what it prints.
-    'main': ('config', 'run_flags', 'preemption', 'processes', 'progress',
-             'lock', 'pipeline', 'audit', 'attribute', 'plan', 'report'),
-    '__main__': ('preemption', 'main'),
+    'main': ('config', 'runtime', 'flows', 'report'),
+    '__main__': ('runtime', 'main'),
 }
 _NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'matplotlib', 'pandas')
-_READ_FLAGS = ('run_flags.py', 'main.py')
+_READ_FLAGS = ('config/flags.py', 'main.py')
 
 
 def _name(path):

@@ -8,6 +8,8 @@ import sys
 from typing import Any
 
 MOST = 10**7  # Of a whole number, where its field names no other.
+MOST_DRAWS = 10**5  # Of what is drawn at random, and measured, each time.
+MOST_ROWS = 10**5  # Of a batch.
 _LARGEST = 1e9  # Of other numbers; float32 holds the square.
 # Linux' limits, less what lies in a workdir.
 _NAME_BYTES, _PATH_BYTES = 255, 4095 - 512

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 
+from mansu_jax.config import attribution
+from mansu_jax.config import circuit
+from mansu_jax.config import data
+from mansu_jax.config import edit
+from mansu_jax.config import evaluation
 from mansu_jax.config import fields as config_fields
-from mansu_jax.config import stages as config_stages
+from mansu_jax.config import fisher
+from mansu_jax.config import mesh
+from mansu_jax.config import plan
+from mansu_jax.config import unlearn
 
 MODES = ('unlearn', 'audit', 'attribute', 'plan')
 _SEEDS = 2**32
 
 EXPORT_DTYPES = ('float32', 'bfloat16', 'float16')
 
-DataConfig = config_stages.DataConfig
-AttributionConfig = config_stages.AttributionConfig
-CircuitConfig = config_stages.CircuitConfig
-FisherConfig = config_stages.FisherConfig
-EditConfig = config_stages.EditConfig
-UnlearnConfig = config_stages.UnlearnConfig
-EvalConfig = config_stages.EvalConfig
-MeshConfig = config_stages.MeshConfig
-PlanConfig = config_stages.PlanConfig
+DataConfig = data.DataConfig
+AttributionConfig = attribution.AttributionConfig
+CircuitConfig = circuit.CircuitConfig
+FisherConfig = fisher.FisherConfig
+EditConfig = edit.EditConfig
+UnlearnConfig = unlearn.UnlearnConfig
+EvalConfig = evaluation.EvalConfig
+MeshConfig = mesh.MeshConfig
+PlanConfig = plan.PlanConfig
 
 _field, _check = config_fields.field, config_fields.check
 check_text = config_fields.check_text
