@@ -16,7 +16,7 @@ from absl.testing import parameterized
 
 from mansu_jax.runtime import preemption
 
-_ROOT = pathlib.Path(__file__).parents[1]
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _tell(number=signal.SIGTERM):

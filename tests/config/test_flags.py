@@ -19,7 +19,7 @@ from mansu_jax.data.readers import jsonl
 from mansu_jax.stages.prepare import inputs
 from mansu_jax.stages.train import training
 
-_ROOT = pathlib.Path(__file__).parents[1]
+_ROOT = pathlib.Path(__file__).parents[2]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
 _RECIPE = _ROOT / 'experiments' / 'recipe.flags'  # Has no data.
 _JOBS = [path for path in _EXPERIMENTS if path != _RECIPE]

@@ -19,7 +19,7 @@ from absl.testing import parameterized
 
 from mansu_jax.runtime import lock
 
-_ROOT = pathlib.Path(__file__).parents[1]
+_ROOT = pathlib.Path(__file__).parents[2]
 _HOLD = 'with lock.held(root):\n  print("held", flush=True)\n  time.sleep(600)'
 
 

@@ -14,8 +14,8 @@ from mansu_jax.models.io import gguf_header
 from mansu_jax.models.io import gguf_io
 from mansu_jax.models.io import gguf_tokenizer
 from mansu_jax.models.io import loading
-from tests.models import gguf_fuzz
 from tests.models import tiny
+from tests.models.io import gguf_fuzz
 
 _U8, _U32, _STRING, _ARRAY, _F32 = 0, 4, 8, 9, 0
 

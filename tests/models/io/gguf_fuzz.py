@@ -2,7 +2,7 @@
 
 Every mutation is made from (seed, index) alone. By hand:
 
-  python -m tests.models.gguf_fuzz --first=0 --count=1000000
+  python -m tests.models.io.gguf_fuzz --first=0 --count=1000000
 
 prints how many files loaded and were refused, and each failure: another
 exception than ValueError, a message of several lines, a warning, over a second
@@ -289,10 +289,10 @@ def _one_process(first: int, count: int) -> tuple[dict | None, int]:
   """What a process found, or None; and the last mutation that it began."""
   with tempfile.TemporaryFile('w+') as errors:
     done = subprocess.run(
-        [sys.executable, '-m', 'tests.models.gguf_fuzz', '--work',
+        [sys.executable, '-m', 'tests.models.io.gguf_fuzz', '--work',
          f'--first={first}', f'--count={count}'],
         stdout=subprocess.PIPE, stderr=errors, text=True, check=False,
-        cwd=pathlib.Path(__file__).parents[2], env=os.environ | {
+        cwd=pathlib.Path(__file__).parents[3], env=os.environ | {
             'JAX_PLATFORMS': 'cpu', 'MALLOC_ARENA_MAX': '1',
             'TOKENIZERS_PARALLELISM': 'false'})
     errors.seek(0)

@@ -17,7 +17,7 @@ from absl.testing import parameterized
 from tests import bad_input
 from tests import tiny_job
 
-_ROOT = pathlib.Path(__file__).parents[1]
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 class DataTest(bad_input.Refusals):
