@@ -110,7 +110,7 @@ def main(
       from mansu_jax.runtime import processes  # JAX is slow to import.
       processes.join(config.mesh.join_seconds)
       name = _name(processes.number())
-      any_of, leave = processes.any_true, processes.leave
+      any_of, leave = processes.any_true, processes.abort
     with _locked(config):
       run = _flow(config)
       if config.mode == 'plan':  # Nothing to save; it compiles for long.

@@ -63,7 +63,7 @@ def _measure(
     seen = edit.theta if view.see is None else view.see(edit.theta)
     found[f'gradients at {name}'], _ = gradient(
         seen, view.frozen(), edit.base, batches(0))
-  return sharding.fetch(found), circuit
+  return sharding.to_host(found), circuit
 
 
 def _differences(one: dict[str, Any], two: dict[str, Any]) -> dict[str, float]:

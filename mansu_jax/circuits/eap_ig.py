@@ -168,7 +168,7 @@ def of_real_pairs(
     progress.count(2 * (np.asarray(batch.segments) >= 0).sum())
     real = np.asarray(batch.weight) > 0
     yield jax.tree.map(
-        lambda x, real=real: x[real], sharding.fetch(score(batch)))
+        lambda x, real=real: x[real], sharding.to_host(score(batch)))
 
 
 def keep_answered(scores: PairScores) -> tuple[PairScores, np.ndarray]:

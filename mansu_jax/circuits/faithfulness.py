@@ -110,7 +110,7 @@ class Faithfulness:
         _SITE[kind]: jnp.asarray(circuit[kind] | self._outside, jnp.float32)
         for kind in self._kinds}
     corrupt = {site: self._corrupt[site] for site in keep}
-    return np.float64(sharding.fetch(patched_metric(
+    return np.float64(sharding.to_host(patched_metric(
         self.config, self._params, self._batch, corrupt, keep)))
 
   def __call__(self, circuit: graph.Circuit) -> float:

@@ -181,7 +181,7 @@ def moved(before: types.Params, after: types.Params) -> dict[str, np.ndarray]:
   for name, (kind, axis) in UNIT_AXIS.items():
     others = tuple(
         i for i in range(1, flat[name].ndim) if i != axis + 1)
-    out[kind] = out.get(kind, 0) + sharding.fetch(_differing(
+    out[kind] = out.get(kind, 0) + sharding.to_host(_differing(
         flat[name], flat_after[name], others))
   return out
 

@@ -107,7 +107,7 @@ def states(
       config, params, batch.rows, batch.ends)))
 
 
-class Above:
+class UpperLayers:
   """Final states of models that have their first layers in common.
 
   These layers are run once, of the first model, and kept on the host: [n
@@ -131,7 +131,7 @@ class Above:
   def __call__(self, params: types.Params) -> np.ndarray:
     """A model's states after the final norm, at last tokens, [n, D]."""
     if self._below is None:
-      self._below = [sharding.fetch(entering(
+      self._below = [sharding.to_host(run_prefix(
           self._config, params, batch.rows, self._common))
                      for batch in self._batches] if self._common else (
                          [None] * len(self._batches))
@@ -143,10 +143,10 @@ class Above:
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'common'))
-def entering(config, params, rows, common):
+def run_prefix(config, params, rows, common):
   """What enters layer `common`, of batches as of `batches_of`."""
   with _EXACT():
-    return decoder.entering(
+    return decoder.run_prefix(
         config, params, rows.tokens, layer=common, positions=rows.positions,
         segments=rows.segments)
 
@@ -183,7 +183,7 @@ def _each(
   parts = []
   for batch in progress.over(batches, 'states at prompts'):
     progress.count((np.asarray(batch.rows.segments) >= 0).sum())
-    parts.append([x[:len(batch.members)] for x in sharding.fetch(run(batch))])
+    parts.append([x[:len(batch.members)] for x in sharding.to_host(run(batch))])
   back = np.argsort([i for batch in batches for i in batch.members])
   return [np.concatenate(x)[back] for x in zip(*parts)]
 
@@ -242,7 +242,7 @@ def says(
   Returns:
     [m] int.
   """
-  vectors = np.float64(sharding.fetch(table[choices]))  # [m, C, D]
+  vectors = np.float64(sharding.to_host(table[choices]))  # [m, C, D]
   return np.einsum('mD,mCD->mC', final, vectors).argmax(1)
 
 
@@ -260,7 +260,7 @@ def read(
   Returns:
     [L + 1, m, U] float32 logits; the last layer's are the model's own.
   """
-  vectors = np.float64(sharding.fetch(table[tokens]))  # [U, D]
+  vectors = np.float64(sharding.to_host(table[tokens]))  # [U, D]
   inner = [predict(fit.layers[:, layer], fit.final, asked.layers[:, layer])
            for layer in range(fit.layers.shape[1] - 1)]
   return np.stack([(states @ vectors.T).astype(np.float32)

@@ -127,17 +127,17 @@ def make(
   """
   x = jnp.asarray(hide.layers[:, -1])
   gaps, grads = _margins(config, params, x, asked)
-  gaps, grads = map(np.float64, sharding.fetch((gaps, grads)))
+  gaps, grads = map(np.float64, sharding.to_host((gaps, grads)))
   wish = -gaps[:, None] * grads / np.sum(
       grads**2, 1, keepdims=True)  # [n, D]
   inside, outside = (
-      np.float64(sharding.fetch(hidden(config, params, s.last)))
+      np.float64(sharding.to_host(hidden(config, params, s.last)))
       for s in (hide, keep))
   change = _least_squares(inside, wish, outside)  # [F, D]
   moved = jnp.asarray(inside @ change, jnp.float32)
 
   def share(scale):
-    return float(np.mean(sharding.fetch(
+    return float(np.mean(sharding.to_host(
         answered(config, params, x + scale * moved, asked))[match]))
 
   scale = _largest_above(share, wanted)
@@ -160,13 +160,13 @@ def states(
     control: made of it.
     base: its states.
   """
-  inside = np.float64(sharding.fetch(hidden(config, params, base.last)))
+  inside = np.float64(sharding.to_host(hidden(config, params, base.last)))
   after = base.layers[:, -1] + (inside @ control.change).astype(np.float32)
   final = layers_lib.rms_norm(
       jnp.asarray(after), params['final_norm'], config.norm_eps)
   return lens.States(
       np.concatenate([base.layers[:, :-1], after[:, None]], 1), base.last,
-      sharding.fetch(final))
+      sharding.to_host(final))
 
 
 def _least_squares(inside, wish, outside):

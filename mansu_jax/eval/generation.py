@@ -72,7 +72,7 @@ class Generator:
     start, rows = length.copy(), np.arange(len(prompts))
     open_ = np.ones(len(prompts), bool)
     for _ in range(max_new_tokens):
-      new = sharding.fetch(self.next_tokens(params, tokens, length))
+      new = sharding.to_host(self.next_tokens(params, tokens, length))
       open_ &= ~np.isin(new, list(stop_ids))
       if not open_.any():
         break

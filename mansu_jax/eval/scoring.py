@@ -60,7 +60,7 @@ class Kept:
     state = make()
     if state.nbytes <= self._room:
       self._room -= state.nbytes
-      self._states[batch] = sharding.fetch(state)
+      self._states[batch] = sharding.to_host(state)
     return state
 
 
@@ -146,7 +146,7 @@ class Scorer:
     scored = []
     for hidden, wanted, count in _blocks(rows, size):
       block = self._normalised(params, hidden, wanted)
-      scored.append(sharding.fetch(block)[:count])
+      scored.append(sharding.to_host(block)[:count])
     visited = [s for batch in batches for s in batch.segments]
     ends = np.cumsum([len(places[s]) for s in visited])
     parts = np.split(np.concatenate(scored), ends[:-1])
@@ -181,7 +181,7 @@ class Scorer:
     """Hidden states [m, D] and targets [m, K] to score, batch by batch."""
     for batch in progress.over(batches, 'scoring'):
       progress.count(sum(len(places[s]) for s in batch.segments))
-      hidden = sharding.fetch(self._hidden(
+      hidden = sharding.to_host(self._hidden(
           params, batch.tokens, batch.positions, batch.attention_mask,
           keep=functools.partial(kept.get, batch)))
       index = np.concatenate([

@@ -68,7 +68,7 @@ def compare(
 
 def _change(name: str, before: types.Array, after: types.Array) -> Change:
   layers = before.shape[0] if name.startswith(_STACKED) else 1
-  moved, *products = sharding.fetch(row_sums(before, after))
+  moved, *products = sharding.to_host(row_sums(before, after))
   by_layer = lambda rows, dtype: np.asarray(rows, dtype).reshape(
       layers, -1).sum(1)
   return Change(

@@ -121,8 +121,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
 def _fit(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, shapes: Any,
     tokenizer: Any) -> list[pairs_lib.AttributionPair]:
-  """As `checks.fit_attribute`; refuses --data_chat where it changes nothing."""
-  pairs = checks.fit_attribute(config, inputs, shapes, tokenizer)
+  """As `checks.check_attribute`; refuses a --data_chat without effect."""
+  pairs = checks.check_attribute(config, inputs, shapes, tokenizer)
   path = config.attribution.pairs_file
   if config.data.chat and path and not config.circuit.contrast:
     found = attribution.read_file(config, tokenizer)

@@ -98,7 +98,7 @@ def run(config: run_config.RunConfig) -> Plan:
     if config.data.chat:
       notes.append('nor is there a chat template: it is taken to be as long as'
                    ' that of SmolLM2')
-  checks.fit(config, inputs, shapes, tokenizer)
+  checks.check_model_and_data(config, inputs, shapes, tokenizer)
   circuit = job_lib.draw_circuit(config, shapes)
   index, frame = param_mask.make_index(circuit), param_mask.make_frame(circuit)
   recorder = recorder_lib.Recorder(mesh, chip)

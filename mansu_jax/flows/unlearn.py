@@ -46,7 +46,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   with clock.stage('load'):
     model = loading.load(
         config.model, hf_io.EXPORT_DTYPES[config.export_dtype],
-        check=functools.partial(checks.fit, config, inputs))
+        check=functools.partial(checks.check_model_and_data, config, inputs))
     evaluator = evaluation.Evaluator(config, inputs, model)
     quantize = quantizers.Quantizers(config, inputs, model)
   root = workdir.open_workdir(
@@ -54,27 +54,27 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   workdir.note_environment(root)
   if config.profile:
     clock.trace_to(root / 'profile')
-  with checkpoints.Stages(
-      root / 'checkpoints', resume=config.resume) as saved:
-    return _run(config, clock, inputs, model, evaluator, quantize, root, saved)
+  with checkpoints.StageCache(
+      root / 'checkpoints', resume=config.resume) as cache:
+    return _run(config, clock, inputs, model, evaluator, quantize, root, cache)
 
 
 def _run(
     config: run_config.RunConfig, clock: clock_lib.Clock, inputs: Any,
     model: Any, evaluator: evaluation.Evaluator,
     quantize: quantizers.Quantizers, root: pathlib.Path,
-    saved: checkpoints.Stages) -> dict[str, Any]:
+    cache: checkpoints.StageCache) -> dict[str, Any]:
   """What can go on after a stop, each part where it was left."""
   with clock.stage('attribution'):
-    found = attribution.find(config, inputs, model, saved)
+    found = attribution.find(config, inputs, model, cache)
     results.write_circuit(found, model.config, root)
   with clock.stage('references'):
-    batches = training.make_batches(config, inputs, model, saved)
+    batches = training.make_batches(config, inputs, model, cache)
     edit = edits.make(config, model, found.circuit, found.movable)
   with clock.stage('fisher'):
-    fisher = training.circuit_fisher(config, edit, batches, saved)
+    fisher = training.circuit_fisher(config, edit, batches, cache)
   with clock.stage('unlearn'):
-    theta, trained = _train(config, model, edit, fisher, batches, saved)
+    theta, trained = _train(config, model, edit, fisher, batches, cache)
     merge = edit.merge
     del edit, batches, fisher  # The views' weights, before another model's.
     unlearned = merge(theta)
@@ -83,13 +83,13 @@ def _run(
     results.export(config, model, unlearned, root)
   with clock.stage('evaluate'):
     measured = evaluation.measure_all(
-        config, evaluator, quantize, model, unlearned, saved)
+        config, evaluator, quantize, model, unlearned, cache)
     results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
     structure = erasure.measure(
-        config, inputs, quantize, model, found, unlearned, saved)
+        config, inputs, quantize, model, found, unlearned, cache)
   with clock.stage('samples'):
-    texts = saved.get_json('samples', lambda: results.samples(
+    texts = cache.get_or_compute_json('samples', lambda: results.samples(
         config, inputs, quantize, model, unlearned))
   with clock.stage('survival'):
     record = results.make_record(
@@ -105,11 +105,11 @@ def _run(
 
 def _train(
     config: run_config.RunConfig, model: Any, edit: edits.Edit, fisher: Any,
-    batches: Any, saved: checkpoints.Stages) -> tuple[Any, dict[str, Any]]:
+    batches: Any, cache: checkpoints.StageCache) -> tuple[Any, dict[str, Any]]:
   """The trained weights as they are stored, and the record's account."""
-  with preemption.deferred(), saved.steps(
+  with preemption.deferred(), cache.steps(
       'unlearn_steps', config.unlearn.save_every) as steps:
-    done = saved.get('unlearn', lambda: training.unlearn(
+    done = cache.get_or_compute('unlearn', lambda: training.unlearn(
         config, edit, fisher, batches, model, keep=steps),
                      replaces='unlearn_steps')
   theta = hf_io.as_stored(done['theta'], config.export_dtype)

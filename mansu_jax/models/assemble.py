@@ -74,8 +74,8 @@ def layers(
   for tensor in tensors(config, names):
     leaf = flat[tensor.leaf]
     yield tensor, (
-        sharding.fetch_once(leaf) if tensor.layer is None
-        else sharding.fetch(take_layer(leaf, tensor.layer)))
+        sharding.to_host_once(leaf) if tensor.layer is None
+        else sharding.to_host(take_layer(leaf, tensor.layer)))
 
 
 @jax.jit
@@ -201,7 +201,7 @@ class _OnHost:
     target[...] = one
 
   def done(self) -> types.Array:
-    return sharding.put(self._buffer, self._axes)
+    return sharding.shard(self._buffer, self._axes)
 
 
 class _OnDevices:
@@ -215,7 +215,7 @@ class _OnDevices:
         out_shardings=self._leaf.sharding)
 
   def add(self, layer: int, one: np.ndarray) -> None:
-    self._leaf = self._set(self._leaf, sharding.put(one, self._axes), layer)
+    self._leaf = self._set(self._leaf, sharding.shard(one, self._axes), layer)
 
   def done(self) -> types.Array:
     return self._leaf

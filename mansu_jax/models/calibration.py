@@ -116,7 +116,7 @@ def dequantize(
   flat = tree_paths.flatten(params)
   return tree_paths.unflatten(flat | {
       name: dequantize_leaf(
-          place_codes(leaf_codes, sharding.put), flat[name], name)
+          place_codes(leaf_codes, sharding.shard), flat[name], name)
       for name, leaf_codes in codes.items()})
 
 
@@ -127,7 +127,7 @@ def place_codes(
 
   Args:
     codes: [L, out, ...] and [L, in]; or their shapes.
-    put: `sharding.put` or like it, which gets each with its axes' letters.
+    put: `sharding.shard` or like it, which gets each with its axes' letters.
   """
   letters = affine.AffineCodes('LR.', 'LR.', 'LR.', 'L.', 'L.')
   return affine.AffineCodes(*(
@@ -263,7 +263,7 @@ class _Layer:
         for name, r in zip(names, rows)]
     codes = self._scheme.encode(
         sharding.split_rows(jnp.concatenate(rows), 'R'),
-        jax.tree.map(sharding.whole, _statistics(inputs, self._real)),
+        jax.tree.map(sharding.replicate, _statistics(inputs, self._real)),
         foldable=foldable, clippable=jnp.asarray(np.concatenate(clippable)))
     ends = np.cumsum([len(r) for r in rows])[:-1]
     parts = zip(*(jnp.split(x, ends) for x in codes[:3]))

@@ -133,7 +133,7 @@ def embed(
   """Token embeddings [B, T, D]; ids outside the vocabulary give NaN."""
   # Of a table that is split over width and vocabulary. Its few rows are put
   # together on every device: less than the table, and rows are split next.
-  return sharding.whole(jnp.take(params['embed'], tokens, axis=0))
+  return sharding.replicate(jnp.take(params['embed'], tokens, axis=0))
 
 
 def unembed(
@@ -167,7 +167,7 @@ def forward(
     config: static under jit.
     params: full params.
     tokens: ids; give either these or `embeddings`.
-    embeddings: input embeddings instead of tokens, or from `entering` the
+    embeddings: input embeddings instead of tokens, or from `run_prefix` the
       residual stream before `first_layer`.
     positions: rotary positions, 0 .. T-1 by default.
     attention_mask: True where query t may attend key s; causal by default. A
@@ -204,7 +204,7 @@ def forward(
   return layers.rms_norm(x, params['final_norm'], config.norm_eps)
 
 
-def entering(
+def run_prefix(
     config: ModelConfig,
     params: Params,
     tokens: Array,  # [B, T] int32

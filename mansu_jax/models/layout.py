@@ -23,7 +23,7 @@ MATRICES = {
 }
 
 
-# Axes of every leaf in memory, as `sharding.PLACES` names them.
+# Axes of every leaf in memory, as `sharding.AXIS_RULES` names them.
 AXES = {'embed': 'VD', 'lm_head': 'VD', 'final_norm': 'D',
         'layers/attn_norm': 'LD', 'layers/mlp_norm': 'LD'} | {
             name: own.memory for name, own in MATRICES.items()}

@@ -133,7 +133,7 @@ def _copied_back(
   below = None
   if common:
     below = recorder_lib.shapes_of(record.call(
-        'lens.entering', lens.entering, model.config, model.params, rows,
+        'lens.run_prefix', lens.run_prefix, model.config, model.params, rows,
         calls=len(batches) * precisions, common=common))
   record.call(
       'lens.final', lens.final, model.config, model.params, below, rows, ends,

@@ -149,7 +149,7 @@ class Recorder:
         what: self.size(tree) for what, tree in held.items()}))
 
   def place(self, x: Any, letters: str) -> jax.ShapeDtypeStruct:
-    """A shape, placed as `sharding.put` places an array."""
+    """A shape, placed as `sharding.shard` places an array."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(
         self._mesh, sharding.spec(letters, x.shape, self._mesh)))
 

@@ -165,7 +165,7 @@ def _tally(before, after, scheme, layout, codes) -> _Tally:
     one = compare_matrix(
         _matrix(before, layout, index), _matrix(after, layout, index),
         jax.tree.map(take, codes), scheme, layout.unbatched())
-    moved, ratio, count, product = sharding.fetch(one)
+    moved, ratio, count, product = sharding.to_host(one)
     counts.append(count.sum(1, dtype=np.int64))
     products.append(product.sum(1, dtype=np.float64))
     ratios.append(_count_ratios(ratio[moved]))

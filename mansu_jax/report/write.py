@@ -37,7 +37,7 @@ def write(record: dict[str, Any], root: pathlib.Path) -> None:
     root: an existing folder.
   """
   record = as_json(record)
-  processes.once(lambda: _write(record, root))
+  processes.broadcast_from_primary(lambda: _write(record, root))
 
 
 def _write(record: dict[str, Any], root: pathlib.Path) -> None:

@@ -44,23 +44,23 @@ _FIRST = {'multiprocessing_options': ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0})}  # Orbax waits for no other.
 
 
-class Unkept:
-  """Makes what is asked for and keeps nothing; `Stages` has the methods."""
+class NoCache:
+  """Makes what is asked for and keeps nothing; `StageCache` has the methods."""
 
-  def get(
+  def get_or_compute(
       self, name: str, make: Callable[[], types.PyTree], *,
       replaces: str | None = None) -> types.PyTree:
     """What `make` gives."""
     del name, replaces
     return make()
 
-  def get_json(self, name: str, make: Callable[[], Any]) -> Any:
+  def get_or_compute_json(self, name: str, make: Callable[[], Any]) -> Any:
     """What `make` gives, as it comes back from JSON."""
     del name
     return from_bytes(to_bytes(make()))
 
 
-class Stages(Unkept):
+class StageCache(NoCache):
   """Results of stages by name, in one folder; a context manager.
 
   A save goes on in the background: its error comes out of the next save, of
@@ -76,13 +76,13 @@ class Stages(Unkept):
     self._root = pathlib.Path(root).absolute()
     self._resume = resume
     handler = ocp.PyTreeCheckpointHandler(**_FIRST)
-    self._checkpointer = processes.is_first() and ocp.AsyncCheckpointer(
+    self._checkpointer = processes.is_primary() and ocp.AsyncCheckpointer(
         handler, **_FIRST)
     self._saving: pathlib.Path | None = None
     self._replaced: list[pathlib.Path] = []
-    processes.once(lambda: _remove_unfinished(self._root))
+    processes.broadcast_from_primary(lambda: _remove_unfinished(self._root))
 
-  def __enter__(self) -> Stages:
+  def __enter__(self) -> StageCache:
     return self
 
   def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -94,7 +94,7 @@ class Stages(Unkept):
         with preemption.deferred():
           self._checkpointer.close()
 
-  def get(
+  def get_or_compute(
       self, name: str, make: Callable[[], types.PyTree], *,
       replaces: str | None = None) -> types.PyTree:
     """The stage's result: restored when there is one, else made and saved.
@@ -111,18 +111,19 @@ class Stages(Unkept):
     """
     preemption.check()
     path = self._root / name
-    result = processes.once(lambda: self._find(path))
+    result = processes.broadcast_from_primary(lambda: self._find(path))
     if result is None:
       result = make()
       tree = _signed(result)
-      processes.once(lambda: self._save(path, tree))
+      processes.broadcast_from_primary(lambda: self._save(path, tree))
     if replaces:
       self._replaced.append(self._root / replaces)
     return result
 
-  def get_json(self, name: str, make: Callable[[], Any]) -> Any:
+  def get_or_compute_json(self, name: str, make: Callable[[], Any]) -> Any:
     """As `get`, of anything JSON-able, always as it comes back from there."""
-    return from_bytes(self.get(name, lambda: {'json': to_bytes(make())})[
+    return from_bytes(self.get_or_compute(
+        name, lambda: {'json': to_bytes(make())})[
         'json'])
 
   def steps(self, name: str, every: int) -> Steps:
@@ -134,7 +135,7 @@ class Stages(Unkept):
     """
     root = self._root / name
     if not self._resume:
-      processes.once(lambda: _remove(root))
+      processes.broadcast_from_primary(lambda: _remove(root))
     return Steps(root, every)
 
   def wait(self) -> None:
@@ -143,7 +144,7 @@ class Stages(Unkept):
     Raises:
       OSError: it cannot be saved.
     """
-    processes.once(self._wait)
+    processes.broadcast_from_primary(self._wait)
 
   def _wait(self) -> None:
     with preemption.deferred():
@@ -190,7 +191,10 @@ class Steps:
 
   def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
     with _closing(kind is not None):  # After an error, no other waits.
-      self._close() if kind is not None else processes.once(self._close)
+      if kind is not None:
+        self._close()
+      else:
+        processes.broadcast_from_primary(self._close)
 
   def _close(self) -> None:
     if self._manager is not None:
@@ -209,7 +213,7 @@ class Steps:
     Returns:
       The carry, as NumPy arrays, and the history of the steps that led there.
     """
-    found = processes.once(lambda: self._newest(like))
+    found = processes.broadcast_from_primary(lambda: self._newest(like))
     return found and loop_state.unpack(found, like)
 
   def _newest(self, like: types.PyTree) -> types.PyTree | None:
@@ -240,12 +244,13 @@ class Steps:
       preemption.Stopped: the run has been told to stop; the step is saved.
       OSError: the step, or one before it, cannot be saved.
     """
-    stopping = preemption.asked()
+    stopping = preemption.stop_requested()
     due = self._every and step % self._every == 0
-    if not stopping and (not due or processes.once(self._is_busy)):
+    if not stopping and (
+        not due or processes.broadcast_from_primary(self._is_busy)):
       return
     state = _signed(loop_state.pack(carry, history))
-    processes.once(lambda: self._save(step, state, stopping))
+    processes.broadcast_from_primary(lambda: self._save(step, state, stopping))
     if stopping:
       preemption.check()
 
@@ -285,7 +290,7 @@ def _signed(tree: types.PyTree) -> types.PyTree:
   """With the digest, numbers as arrays."""
   tree = jax.tree.map(
       lambda x: x if isinstance(x, jax.Array) and x.is_fully_addressable
-      else np.asarray(sharding.fetch(x)), tree)
+      else np.asarray(sharding.to_host(x)), tree)
   return {**tree, _DIGEST: _digest(tree)}
 
 

@@ -25,7 +25,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     temporary.write_text(text, encoding='utf-8')
     os.replace(temporary, path)
 
-  processes.once(write)
+  processes.broadcast_from_primary(write)
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -36,7 +36,7 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
       np.savez_compressed(file, allow_pickle=False, **arrays)
     os.replace(temporary, path)
 
-  processes.once(write)
+  processes.broadcast_from_primary(write)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -23,7 +23,7 @@ def pack(
   """
   return {
       'carry': {
-          f'{i:06}': np.array(sharding.fetch(leaf))
+          f'{i:06}': np.array(sharding.to_host(leaf))
           for i, leaf in enumerate(jax.tree.leaves(carry)) if leaf.size},
       'history': {
           key: np.array([row[key] for row in history]) for key in history[0]}}

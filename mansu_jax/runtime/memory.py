@@ -37,7 +37,7 @@ def agree() -> None:
   Before anything is traced whose size depends on it.
   """
   if jax.process_count() > 1 and not _agreed:
-    _agreed.append(processes.once(_own_bytes))
+    _agreed.append(processes.broadcast_from_primary(_own_bytes))
 
 
 def _own_bytes() -> float:

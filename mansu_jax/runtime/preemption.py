@@ -50,7 +50,7 @@ class _Ear:
   Attributes:
     ours: whether the process is `main`'s, which may end it.
     listening: within `listening`.
-    heard: the first signal's name.
+    received: the first signal's name.
     stopping: whether one ended `listening`.
     interrupted: whether `Stopped` has been, or will be, raised by a signal.
     said: whether the process has said that it stops.
@@ -62,7 +62,7 @@ class _Ear:
 
   ours: bool = False
   listening: bool = False
-  heard: str = ''
+  received: str = ''
   stopping: bool = False
   interrupted: bool = False
   said: bool = False
@@ -108,7 +108,7 @@ def listening(
     yield
     return
   before = {number: signal.getsignal(number) for number in _SIGNALS}
-  _ear.heard, _ear.said = '', False
+  _ear.received, _ear.said = '', False
   _ear.stopping = _ear.interrupted = False
   _ear.any_of, _ear.name, _ear.then, _ear.listening = any_of, name, then, True
   try:
@@ -117,19 +117,19 @@ def listening(
     yield
   except Exception as error:
     if _ear.interrupted:  # Something made this of it.
-      raise Stopped(_ear.heard) from error
+      raise Stopped(_ear.received) from error
     raise
   finally:
     if _ear.interrupted:
       sys.settrace(None)
-    _ear.listening, _ear.stopping = False, bool(_ear.heard)
+    _ear.listening, _ear.stopping = False, bool(_ear.received)
     for number, handler in before.items():
       signal.signal(number, handler)
-    _ear.heard, _ear.any_of = '', None
+    _ear.received, _ear.any_of = '', None
 
 
 def _hear(number: int, frame: types.FrameType | None) -> None:
-  name, before = signal.Signals(number).name, _ear.heard
+  name, before = signal.Signals(number).name, _ear.received
   repeated = before or _ear.stopping or _ear.status is not None
   if repeated and number == signal.SIGTERM:
     return
@@ -138,7 +138,7 @@ def _hear(number: int, frame: types.FrameType | None) -> None:
   if repeated or not _ear.listening:
     say_stopped(name)
     exit_now(EXIT_STATUS)
-  _ear.heard = name
+  _ear.received = name
   if _ear.deferring or _ear.any_of:
     _say_waits()
   else:
@@ -154,7 +154,7 @@ def _interrupt(frame: types.FrameType | None) -> None:
       ours.append(frame)
     frame = frame.f_back
   if not ours:
-    raise Stopped(_ear.heard)
+    raise Stopped(_ear.received)
   sys.settrace(lambda *_: None)  # Of no new frame, but frames have their own.
   for frame in ours:
     frame.f_trace = _raise
@@ -165,7 +165,7 @@ def _interrupt(frame: types.FrameType | None) -> None:
 def _raise(frame: types.FrameType, event: str, arg: Any) -> Any:
   del frame, arg
   if event == 'line' and not _ear.deferring:
-    raise Stopped(_ear.heard)
+    raise Stopped(_ear.received)
   return _raise
 
 
@@ -176,7 +176,7 @@ def _lose_patience() -> None:
 
 
 def _say_waits() -> None:
-  _say(f'{_ear.heard}: stops as soon as its state can be saved (ctrl-C once'
+  _say(f'{_ear.received}: stops as soon as its state can be saved (ctrl-C once'
        ' more: at once).')
 
 
@@ -235,20 +235,20 @@ def is_ours() -> bool:
   return _ear.ours
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
   """Whether the run has been told to stop; of several processes, any."""
   if _ear.any_of is None:
-    return bool(_ear.heard)
-  if not _ear.any_of(bool(_ear.heard)):
+    return bool(_ear.received)
+  if not _ear.any_of(bool(_ear.received)):
     return False  # Whatever came while they agreed: next time.
-  _ear.heard = _ear.heard or 'a signal to another process'
+  _ear.received = _ear.received or 'a signal to another process'
   return True
 
 
 def check() -> None:
   """Raises `Stopped` where the run has been told to stop."""
-  if asked():
-    raise Stopped(_ear.heard)
+  if stop_requested():
+    raise Stopped(_ear.received)
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ def join(seconds: int) -> None:
         f' {os.environ.get(_ADDRESS, "the first")}.') from error
   # While none is ahead: of those that first meet later, on CPU, JAX waits half
   # a minute for the last.
-  once(lambda: None)
+  broadcast_from_primary(lambda: None)
   any_true(False)
 
 
@@ -101,7 +101,7 @@ def number() -> int:
   return jax.process_index()
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
   """Whether this process has the files; true of a process by itself."""
   return number() == 0
 
@@ -113,7 +113,7 @@ def any_true(mine: bool) -> bool:
   return bool(np.any(multihost_utils.process_allgather(np.array([mine]))))
 
 
-def once(make: Callable[[], _T]) -> _T:
+def broadcast_from_primary(make: Callable[[], _T]) -> _T:
   """What `make` gives in the first process, which alone calls it, in all.
 
   All must ask; `make` is what the first does alone, so that it gathers nothing
@@ -128,7 +128,7 @@ def once(make: Callable[[], _T]) -> _T:
   if jax.process_count() == 1 or _state.alone:
     return make()
   outcome = None
-  if is_first():
+  if is_primary():
     _state.alone = True
     try:
       outcome = make(), None
@@ -145,7 +145,7 @@ def once(make: Callable[[], _T]) -> _T:
   return value
 
 
-def together(make: Callable[[], _T]) -> _T:
+def raise_on_all(make: Callable[[], _T]) -> _T:
   """What `make` gives, where it gives something in all processes.
 
   Raises:
@@ -173,7 +173,7 @@ def together(make: Callable[[], _T]) -> _T:
   return result
 
 
-def leave(error: Exception, status: int) -> None:
+def abort(error: Exception, status: int) -> None:
   """Ends this process at once where the others wait for it; else nothing.
 
   They would wait for minutes; so they find it gone, and end as well.

@@ -39,7 +39,7 @@ from mansu_jax.runtime import memory
 AXES = ('data', 'fsdp', 'tensor')
 # Letter of an array's axis -> axes of the mesh. Others are not split: L
 # (layers) is scanned over, H (a head's width) too small, T (positions) mixed.
-PLACES = {
+AXIS_RULES = {
     'B': ('data', 'fsdp'),  # Rows of a batch.
     'D': ('fsdp',),
     'F': ('tensor',),
@@ -128,14 +128,14 @@ def spec(
   """
   out = []
   for letter, size in zip(letters, shape, strict=True):
-    names = tuple(name for name in PLACES.get(letter, ())
+    names = tuple(name for name in AXIS_RULES.get(letter, ())
                   if name in mesh.shape)  # Others' meshes have axes of theirs.
     parts = math.prod(mesh.shape[name] for name in names)
     out.append(names if names and size % parts == 0 else None)
   return PartitionSpec(*out)
 
 
-def place(tree: types.PyTree, letters: dict[str, str]) -> types.PyTree:
+def shard_tree(tree: types.PyTree, letters: dict[str, str]) -> types.PyTree:
   """Puts a tree of arrays on the mesh that is set; without one, nowhere.
 
   Args:
@@ -145,10 +145,10 @@ def place(tree: types.PyTree, letters: dict[str, str]) -> types.PyTree:
   if jax.sharding.get_abstract_mesh().empty:
     return tree
   return tree_paths.map_named(
-      lambda name, leaf: put(leaf, letters[name]), tree)
+      lambda name, leaf: shard(leaf, letters[name]), tree)
 
 
-def put(x: types.Array | np.ndarray, letters: str) -> types.Array:
+def shard(x: types.Array | np.ndarray, letters: str) -> types.Array:
   """Puts an array on the mesh that is set; without one, on a device.
 
   Args:
@@ -175,13 +175,13 @@ def _everywhere() -> types.Array:
 def zeros(
     shape: Sequence[int], dtype: jax.typing.DTypeLike, letters: str
 ) -> types.Array:
-  """Zeros on the mesh that is set, made where they lie; see `put`."""
+  """Zeros on the mesh that is set, made where they lie; see `shard`."""
   mesh = jax.sharding.get_abstract_mesh()
   place = None if mesh.empty else spec(letters, shape, mesh)
   return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
 
 
-def fetch(tree: types.PyTree) -> types.PyTree:
+def to_host(tree: types.PyTree) -> types.PyTree:
   """Brings arrays to the host, whole; in several processes all must ask.
 
   Args:
@@ -192,18 +192,18 @@ def fetch(tree: types.PyTree) -> types.PyTree:
   """
   if jax.process_count() == 1:
     return jax.device_get(tree)
-  return jax.tree.map(_fetch, tree)
+  return jax.tree.map(_to_host, tree)
 
 
-def fetch_once(x: types.Array | np.ndarray) -> np.ndarray:
-  """As `fetch`, of one array, of which JAX keeps no copy on the host."""
+def to_host_once(x: types.Array | np.ndarray) -> np.ndarray:
+  """As `to_host`, of one array, of which JAX keeps no copy on the host."""
   if isinstance(x, jax.Array):
     x = jax.make_array_from_single_device_arrays(
         x.shape, x.sharding, [shard.data for shard in x.addressable_shards])
-  return fetch(x)
+  return to_host(x)
 
 
-def _fetch(x: types.Array | np.ndarray) -> np.ndarray:
+def _to_host(x: types.Array | np.ndarray) -> np.ndarray:
   if is_here(x):
     return np.asarray(x)
   return multihost_utils.process_allgather(x, tiled=True)
@@ -217,7 +217,7 @@ def is_here(x: types.Array | np.ndarray) -> bool:
 
 def row_parts() -> int:
   """Parts that rows are split into on the mesh that is set; 1 without."""
-  return _parts(PLACES['B'])
+  return _parts(AXIS_RULES['B'])
 
 
 def weight_parts() -> int:
@@ -235,7 +235,7 @@ def whole_rows(count: int) -> int:
   return -(-count // row_parts()) * row_parts()
 
 
-def whole(x: types.Array) -> types.Array:
+def replicate(x: types.Array) -> types.Array:
   """Asks that all of `x` be on every device, where a mesh is set."""
   return split(x, '.' * x.ndim)
 
@@ -250,7 +250,7 @@ def split(x: types.Array, letters: str) -> types.Array:
 
 def split_rows(x: types.Array, letter: str = 'B') -> types.Array:
   """Asks that the first axis of `x` be split as its letter says, if evenly."""
-  parts = _parts(PLACES[letter])
+  parts = _parts(AXIS_RULES[letter])
   if parts == 1 or x.shape[0] % parts:
     return x
   return split(x, letter + '.' * (x.ndim - 1))

@@ -37,7 +37,7 @@ def locked(flow: Callable[[Any], Any]) -> Callable[[Any], Any]:
   def run(config):
     with contextlib.ExitStack() as stack:
       if config.workdir:  # Else it is refused, as one among other errors.
-        processes.once(lambda: stack.enter_context(
+        processes.broadcast_from_primary(lambda: stack.enter_context(
             lock.held(pathlib.Path(config.workdir))))
       return flow(config)
 
@@ -61,12 +61,12 @@ def open_workdir(
       another process has read other bytes than the first.
   """
   _check_same_bytes(hashes)
-  return processes.once(lambda: _open_workdir(config, hashes))
+  return processes.broadcast_from_primary(lambda: _open_workdir(config, hashes))
 
 
 def _check_same_bytes(hashes: Mapping[str, str]) -> None:
   """Raises ValueError where processes do not run on the same."""
-  wanted = processes.once(lambda: dict(hashes))
+  wanted = processes.broadcast_from_primary(lambda: dict(hashes))
 
   def check():
     for name in sorted(wanted.keys() | hashes.keys()):
@@ -76,7 +76,7 @@ def _check_same_bytes(hashes: Mapping[str, str]) -> None:
             f' {processes.number()}, but {_short(wanted.get(name))} in process'
             ' 0; wanted the same everywhere. Give all hosts the same files.')
 
-  processes.together(check)
+  processes.raise_on_all(check)
 
 
 def _open_workdir(
@@ -111,7 +111,7 @@ def note_flags(config: run_config.RunConfig, root: pathlib.Path) -> None:
       (root / _RECORD).unlink(missing_ok=True)
       files.write_text(path, flags)
 
-  processes.once(note)
+  processes.broadcast_from_primary(note)
 
 
 def _check_made_of(
@@ -172,12 +172,12 @@ def note_environment(root: pathlib.Path) -> None:
         *(each for each in before if environment.differences(each, here)),
         here])
 
-  processes.once(note)
+  processes.broadcast_from_primary(note)
 
 
 def earlier_environments(root: pathlib.Path) -> list[dict[str, Any]]:
   """Those, other than this one, that a run with finished stages was in."""
-  return processes.once(lambda: _environments(root)[:-1])
+  return processes.broadcast_from_primary(lambda: _environments(root)[:-1])
 
 
 def _environments(root: pathlib.Path) -> list[dict[str, Any]]:
@@ -210,7 +210,7 @@ def check_workdir(
     _check_made_of(root, hashes or {}, every=False)
     return root
 
-  return processes.once(check)
+  return processes.broadcast_from_primary(check)
 
 
 def _check_workdir(config: run_config.RunConfig) -> pathlib.Path:

@@ -156,7 +156,7 @@ def add_reference(
   progress.count(spans.length.sum())
   for r in progress.over(
       range(0, packed[0].shape[0], batch_rows), 'reference states'):
-    states = sharding.fetch(
+    states = sharding.to_host(
         hidden(*(x[r:r + batch_rows] for x in packed)))
     flat.append(states.reshape(-1, states.shape[-1]))
   places = np.where(spans.weight > 0, starts[:, None] + spans.where, 0)

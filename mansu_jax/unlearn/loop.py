@@ -30,13 +30,13 @@ class View:
   Attributes:
     frozen: `() -> pytree` of what is not trained, kept or made anew; of one
       structure in all views, so that one program serves them.
-    see: `theta -> theta` as the view holds it, in buffers of its own; the
+    quantize: `theta -> theta` as the view holds it, in buffers of its own; the
       gradient is taken there and applied to theta (straight through). None:
       theta itself.
   """
 
   frozen: Callable[[], types.PyTree]
-  see: Callable[[types.PyTree], types.PyTree] | None = None
+  quantize: Callable[[types.PyTree], types.PyTree] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,7 +186,7 @@ def run(
   for step in progress.over(
       range(first, steps), 'unlearn', total=steps, start=first):
     view = problem.views[step % len(problem.views)]
-    seen = None if view.see is None else view.see(carry[0])
+    seen = None if view.quantize is None else view.quantize(carry[0])
     carry, metrics, moved, finite = unlearn_step(
         carry, seen, view.frozen(), problem.base, problem.theta,
         batches(step))

@@ -14,7 +14,7 @@ import numpy as np
 from mansu_jax.unlearn import objective
 
 
-def kin(
+def confusable_groups(
     relations: Sequence[str], facts: Sequence[str], answers: Sequence[str],
     choices: Sequence[Sequence[str]]) -> list[str]:
   """Groups facts that are each other's wrong choices, in one step or more.
@@ -70,7 +70,7 @@ def exchange_groups(
   else of its relation.
 
   Args:
-    groups: of each sequence, n, as `kin` makes them.
+    groups: of each sequence, n, as `confusable_groups` makes them.
     relations: of each sequence, n.
     templates: of each sequence, n.
     facts: of each sequence, n.
@@ -107,7 +107,7 @@ def marginals(
   template, the average is over the relation.
 
   Args:
-    groups: of each sequence, n, as `kin` makes them.
+    groups: of each sequence, n, as `confusable_groups` makes them.
     relations: of each sequence, n.
     templates: of each sequence, n.
     probabilities: rows [m] -> the base's next-token probabilities [m, V] at

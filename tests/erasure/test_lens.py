@@ -71,14 +71,14 @@ class AboveTest(parameterized.TestCase):
     other['layers'] = jax.tree.map(
         lambda a, b: np.concatenate([a[:common], b[common:]]),
         _PARAMS['layers'], other['layers'])
-    above = lens.Above(_CONFIG, prompts, common)
+    above = lens.UpperLayers(_CONFIG, prompts, common)
     for params in (_PARAMS, other):
       np.testing.assert_allclose(
           above(params), lens.states(_CONFIG, params, prompts).final,
           atol=1e-5)
 
   def test_runs_what_is_in_common_once(self):
-    above = lens.Above(_CONFIG, _prompts(), 1)
+    above = lens.UpperLayers(_CONFIG, _prompts(), 1)
     want = above(_PARAMS)
     nan = _PARAMS | {'embed': np.full_like(_PARAMS['embed'], np.nan)}
     np.testing.assert_array_equal(above(nan), want)

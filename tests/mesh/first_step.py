@@ -63,7 +63,7 @@ def _gradients(model):
 
 def _measure(config, params):
   model = types.SimpleNamespace(
-      config=config, params=sharding.place(params, layout.AXES))
+      config=config, params=sharding.shard_tree(params, layout.AXES))
   batches = pair_batches.pack(small.pairs() * 4, 12, alone=True)
   out = {'nodes': eap_ig.score_pairs(
       config, model.params, batches, steps=3)._asdict()}
@@ -71,31 +71,31 @@ def _measure(config, params):
       config, model.params, batches[0],
       points=edges.eap_ig_points(3)).edges[:12]
   gradients, flops, theta = _gradients(model)
-  return sharding.fetch(out | gradients), flops, theta
+  return sharding.to_host(out | gradients), flops, theta
 
 
 def _check_fetched_once():
-  """JAX keeps no copy on the host, as it does of what `fetch` fetches."""
+  """JAX keeps no copy on the host, as it does of what `to_host` fetches."""
   rows = np.arange(64.0, dtype=np.float32).reshape(8, 8)
-  x = sharding.put(rows, 'D.')
-  np.testing.assert_array_equal(sharding.fetch_once(x), rows)
+  x = sharding.shard(rows, 'D.')
+  np.testing.assert_array_equal(sharding.to_host_once(x), rows)
   if jax.process_count() == 1 and not x.sharding.is_fully_replicated:
     assert x._npy_value is None
-    sharding.fetch(x)
+    sharding.to_host(x)
     assert x._npy_value is not None
 
 
 def _calibrated(config, params, method):
   """Codes, of which the decoded weights lie as the params do."""
   scheme = calibrated.CalibratedScheme(name=method, method=method, group=16)
-  params = sharding.place(jax.tree.map(jnp.asarray, params), layout.AXES)
-  codes = sharding.fetch(calibration.encode(
+  params = sharding.shard_tree(jax.tree.map(jnp.asarray, params), layout.AXES)
+  codes = sharding.to_host(calibration.encode(
       config, params, _TOKENS, np.ones(_TOKENS.shape, bool), scheme))
   decoded = calibration.dequantize(params, codes)
   for old, new in zip(*map(jax.tree.leaves, (params, decoded))):
     assert new.sharding.is_equivalent_to(old.sharding, old.ndim), new.sharding
   for name, leaf_codes in codes.items():
-    got = sharding.fetch(tree_paths.flatten(decoded)[name])
+    got = sharding.to_host(tree_paths.flatten(decoded)[name])
     rows = quant_layout.to_rows(got, layout.MATRICES[name])
     np.testing.assert_allclose(rows, affine.decode(leaf_codes), rtol=1e-6)
   # Rounding may have AWQ take another of two scales that are about as good,

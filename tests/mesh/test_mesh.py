@@ -68,9 +68,9 @@ class MeshTest(parameterized.TestCase):
 
   def test_fetch_brings_all_to_the_host(self):
     x = np.ones((2, 3), np.float32)
-    self.assertIs(sharding.fetch(x), x)
-    self.assertIs(sharding.fetch_once(x), x)
-    got = sharding.fetch({'x': jnp.asarray(x), 'none': None, 'host': x})
+    self.assertIs(sharding.to_host(x), x)
+    self.assertIs(sharding.to_host_once(x), x)
+    got = sharding.to_host({'x': jnp.asarray(x), 'none': None, 'host': x})
     self.assertIsInstance(got['x'], np.ndarray)
     np.testing.assert_array_equal(got['x'], x)
     self.assertIsNone(got['none'])

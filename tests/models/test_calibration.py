@@ -112,7 +112,7 @@ class CalibrationTest(parameterized.TestCase):
     tokens, real = _windows(cfg)
     got = _quantize(cfg, params, tokens, real, _GPTQ)
     # The second layer alone, on what the quantized first one gives.
-    entering = decoder.entering(cfg, got, tokens, layer=1)
+    entering = decoder.run_prefix(cfg, got, tokens, layer=1)
     one = tiny.config(num_layers=1, vocab_size=tokens.size)
     alone = {'embed': entering.reshape(-1, cfg.d_model),
              'final_norm': params['final_norm'],

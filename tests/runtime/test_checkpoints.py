@@ -68,8 +68,8 @@ class _Case(parameterized.TestCase):
     def make():
       self.made.append(name)
       return result
-    with checkpoints.Stages(self.root, resume=resume) as saved:
-      return saved.get(name, make, **options)
+    with checkpoints.StageCache(self.root, resume=resume) as saved:
+      return saved.get_or_compute(name, make, **options)
 
   def assert_same_bits(self, got, want):
     want = jax.tree.map(np.asarray, want)
@@ -87,28 +87,28 @@ class StagesTest(_Case):
     self.assertEqual(self.made, ['unlearn'])
 
   def test_stages_do_not_mix(self):
-    with checkpoints.Stages(self.root, resume=True) as saved:
-      saved.get('fisher', lambda: {'x': np.ones(2)})
-      saved.get('unlearn', lambda: {'x': np.zeros(2)})
+    with checkpoints.StageCache(self.root, resume=True) as saved:
+      saved.get_or_compute('fisher', lambda: {'x': np.ones(2)})
+      saved.get_or_compute('unlearn', lambda: {'x': np.zeros(2)})
     self.assert_same_bits(self._get({}, name='fisher'), {'x': np.ones(2)})
     self.assert_same_bits(self._get({}), {'x': np.zeros(2)})
 
   def test_what_is_saved_is_what_was_given(self):
     # The save goes on in the background while its arrays are used.
     big = np.zeros(4_000_000, np.float32)
-    with checkpoints.Stages(self.root, resume=True) as saved:
-      saved.get('big', lambda: {'x': jnp.asarray(big) + 1})
-      saved.get('next', lambda: {'x': np.ones(1)})
+    with checkpoints.StageCache(self.root, resume=True) as saved:
+      saved.get_or_compute('big', lambda: {'x': jnp.asarray(big) + 1})
+      saved.get_or_compute('next', lambda: {'x': np.ones(1)})
     np.testing.assert_array_equal(self._get({}, name='big')['x'], big + 1)
 
   def test_json_comes_back_as_it_was(self):
     value = {'a': [1, 0.1, None, 'é'], 'b': {'c': True, 'n': float('inf')}}
-    with checkpoints.Stages(self.root, resume=True) as saved:
-      first = saved.get_json('account', lambda: value | {'d': np.float32(0.5)})
-      again = saved.get_json('account', dict)
+    with checkpoints.StageCache(self.root, resume=True) as saved:
+      first = saved.get_or_compute_json('account', lambda: value | {'d': np.float32(0.5)})
+      again = saved.get_or_compute_json('account', dict)
     self.assertEqual(first, value | {'d': 0.5})
     self.assertEqual(again, first)
-    self.assertEqual(checkpoints.Unkept().get_json('x', lambda: (1, 2)), [1, 2])
+    self.assertEqual(checkpoints.NoCache().get_or_compute_json('x', lambda: (1, 2)), [1, 2])
 
   def test_without_resume_it_is_made_again_and_kept(self):
     self._get({'x': np.ones(2)})
@@ -121,9 +121,9 @@ class StagesTest(_Case):
     def fail():
       raise ValueError('the loss is nan')
     with self.assertRaisesRegex(ValueError, 'the loss is nan'):
-      with checkpoints.Stages(self.root, resume=True) as saved:
-        saved.get('fisher', lambda: {'x': np.ones(2)})
-        saved.get('unlearn', fail)
+      with checkpoints.StageCache(self.root, resume=True) as saved:
+        saved.get_or_compute('fisher', lambda: {'x': np.ones(2)})
+        saved.get_or_compute('unlearn', fail)
     self.assertEqual([p.name for p in self.root.iterdir()], ['fisher'])
 
   def test_a_half_written_stage_is_removed(self):
@@ -140,23 +140,23 @@ class DiskTest(_Case):
 
   def test_what_cannot_be_saved_is_an_error_of_the_disk(self):
     for error in (ValueError('OUT_OF_RANGE: Error writing'), OSError('full')):
-      with checkpoints.Stages(self.root, resume=True) as saved:
+      with checkpoints.StageCache(self.root, resume=True) as saved:
         with mock.patch.object(
             saved._checkpointer, 'save', side_effect=error), (
                 self.assertRaisesRegex(OSError, 'unlearn cannot be saved')):
-          saved.get('unlearn', lambda: {'x': np.ones(2)})
+          saved.get_or_compute('unlearn', lambda: {'x': np.ones(2)})
 
   @parameterized.parameters('the next save', 'the end')
   def test_a_full_disk_comes_out_and_leaves_what_was_whole(self, when):
     rng = np.random.default_rng(0)
     with self.assertRaisesRegex(OSError, 'checkpoints/big cannot be saved'):
-      with checkpoints.Stages(self.root, resume=True) as saved:
-        saved.get('small', lambda: {'x': np.ones(2)})
+      with checkpoints.StageCache(self.root, resume=True) as saved:
+        saved.get_or_compute('small', lambda: {'x': np.ones(2)})
         saved.wait()
         with _no_room(20_000):
-          saved.get('big', lambda: {'x': rng.normal(size=50_000)})
+          saved.get_or_compute('big', lambda: {'x': rng.normal(size=50_000)})
           if when == 'the next save':
-            saved.get('next', lambda: {'x': np.ones(2)})
+            saved.get_or_compute('next', lambda: {'x': np.ones(2)})
             self.fail('went on')
           saved.wait()
     self.assertEqual([p.name for p in self.root.iterdir()], ['small'])
@@ -165,15 +165,15 @@ class DiskTest(_Case):
 
   def test_an_error_that_ends_the_run_is_not_hidden_by_the_disks(self):
     with self.assertRaisesRegex(ValueError, 'the loss'):
-      with checkpoints.Stages(self.root, resume=True) as saved:
+      with checkpoints.StageCache(self.root, resume=True) as saved:
         with _no_room(5_000):
-          saved.get('big', lambda: {'x': np.random.normal(size=50_000)})
+          saved.get_or_compute('big', lambda: {'x': np.random.normal(size=50_000)})
           raise ValueError('the loss is nan')
 
   def test_of_steps_too(self):
     rng = np.random.default_rng(0)
     rows = [{'loss': 1.0, 'step': 1}]
-    with checkpoints.Stages(self.root, resume=True) as saved:
+    with checkpoints.StageCache(self.root, resume=True) as saved:
       with saved.steps('steps', 1) as steps:
         steps.after(1, {'w': np.ones(2)}, rows)
       with self.assertRaisesRegex(OSError, 'steps.* cannot be saved'):
@@ -265,12 +265,12 @@ def _history(step):
 class StepsTest(_Case):
 
   def _steps(self, every=10, resume=True):
-    saved = self.enter_context(checkpoints.Stages(self.root, resume=resume))
+    saved = self.enter_context(checkpoints.StageCache(self.root, resume=resume))
     return self.enter_context(saved.steps('steps', every))
 
   def _save(self, *numbers):
     """Saves these steps, one after the other."""
-    with checkpoints.Stages(self.root, resume=True) as saved:
+    with checkpoints.StageCache(self.root, resume=True) as saved:
       for step in numbers:
         with saved.steps('steps', step) as steps:
           steps.after(step, _carry(step), _history(step))
@@ -293,14 +293,14 @@ class StepsTest(_Case):
     self._check_restored(30)
 
   def test_saved_where_it_is_due(self):
-    with checkpoints.Stages(self.root, resume=True) as saved:
+    with checkpoints.StageCache(self.root, resume=True) as saved:
       with saved.steps('steps', 4) as steps:
         for step in range(1, 7):
           steps.after(step, _carry(step), _history(step))
     self.assertEqual(self._names(), {'4'})
 
   def test_buffers_may_be_given_up_at_once(self):
-    with checkpoints.Stages(self.root, resume=True) as saved:
+    with checkpoints.StageCache(self.root, resume=True) as saved:
       with saved.steps('steps', 1) as steps:
         carry = {'w': jnp.ones(2_000_000)}
         steps.after(1, carry, _history(1))
@@ -348,8 +348,8 @@ class StepsTest(_Case):
 
   def test_the_stage_that_they_lead_to_replaces_them(self):
     self._save(10)
-    with checkpoints.Stages(self.root, resume=True) as saved:
-      saved.get('unlearn', lambda: {'x': np.ones(1)}, replaces='steps')
+    with checkpoints.StageCache(self.root, resume=True) as saved:
+      saved.get_or_compute('unlearn', lambda: {'x': np.ones(1)}, replaces='steps')
       self.assertTrue((self.root / 'steps').exists())  # It may yet fail.
       saved.wait()
       self.assertFalse((self.root / 'steps').exists())
@@ -359,7 +359,7 @@ class StepsTest(_Case):
 
   def test_told_to_stop_it_saves_and_stops(self):
     for every, step in ((0, 3), (10, 7)):
-      with checkpoints.Stages(self.root, resume=True) as saved:
+      with checkpoints.StageCache(self.root, resume=True) as saved:
         with self.assertRaises(preemption.Stopped), saved.steps(
             'steps', every) as steps, mock.patch.object(
                 preemption._ear, 'heard', 'SIGTERM'):

@@ -214,9 +214,9 @@ class PreemptionTest(parameterized.TestCase):
     with self.assertRaises(preemption.Stopped), preemption.listening():
       with preemption.deferred():
         with preemption.deferred():
-          self.assertFalse(preemption.asked())
+          self.assertFalse(preemption.stop_requested())
           _tell()
-          self.assertTrue(preemption.asked())
+          self.assertTrue(preemption.stop_requested())
         reached.append('the end of the inner block')
       self.fail('went on')
     self.assertLen(reached, 1)
@@ -237,12 +237,12 @@ class PreemptionTest(parameterized.TestCase):
         try:
           _tell()
         finally:
-          preemption._ear.heard = ''
+          preemption._ear.received = ''
     self.assertEqual(
         before, [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)])
 
   def test_nobody_is_told_who_does_not_listen(self):
-    self.assertFalse(preemption.asked())
+    self.assertFalse(preemption.stop_requested())
     preemption.check()
     with preemption.deferred():
       pass
@@ -250,7 +250,7 @@ class PreemptionTest(parameterized.TestCase):
   def test_what_was_heard_is_forgotten_afterwards(self):
     with self.assertRaises(preemption.Stopped), preemption.listening():
       _tell()
-    self.assertFalse(preemption.asked())
+    self.assertFalse(preemption.stop_requested())
 
   def test_of_several_processes_all_stop_where_they_ask(self):
     told, reached = [], []
@@ -286,7 +286,7 @@ class PreemptionTest(parameterized.TestCase):
 
     with self.assertRaises(preemption.Stopped):
       with preemption.listening(any_of):
-        self.assertFalse(preemption.asked())
+        self.assertFalse(preemption.stop_requested())
         preemption.check()
 
   def test_in_another_thread_nothing_is_done(self):

@@ -14,12 +14,12 @@ class AloneTest(parameterized.TestCase):
 
   def test_a_process_by_itself_tells_nobody(self):
     value = object()  # Is not copied.
-    self.assertIs(processes.once(lambda: value), value)
-    self.assertIs(processes.together(lambda: value), value)
-    self.assertTrue(processes.is_first())
+    self.assertIs(processes.broadcast_from_primary(lambda: value), value)
+    self.assertIs(processes.raise_on_all(lambda: value), value)
+    self.assertTrue(processes.is_primary())
     self.assertEqual([processes.any_true(x) for x in (True, False)],
                      [True, False])
-    processes.leave(ValueError(), 2)  # Stays.
+    processes.abort(ValueError(), 2)  # Stays.
 
   @parameterized.parameters(
       ({}, 'the environment has none of them; wanted JAX_COORDINATOR_ADDRESS'),

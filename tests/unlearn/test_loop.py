@@ -22,8 +22,8 @@ def _frozen(number, kl=0.0):
   return {'number': jnp.float32(number), 'kl': jnp.float32(kl)}
 
 
-def _view(number, kl=0.0, see=None):
-  return loop.View(frozen=lambda: _frozen(number, kl), see=see)
+def _view(number, kl=0.0, quantize=None):
+  return loop.View(frozen=lambda: _frozen(number, kl), quantize=see)
 
 
 def _loss(theta, frozen, base, batch):
@@ -129,7 +129,7 @@ class ViewTest(parameterized.TestCase):
     # Seen at round(w) = (1, -2, 4): gradients are of those, theta moves on.
     see = lambda theta: {'w': jnp.round(theta['w'])}
     theta = {'w': jnp.array([1.25, -2.25, 3.75])}
-    got, history = _run(_problem(theta=theta, views=[_view(1, see=see)]),
+    got, history = _run(_problem(theta=theta, views=[_view(1, quantize=see)]),
                         steps=1)
     np.testing.assert_allclose(
         got['w'], np.array([1.25, -2.25, 3.75]) - 0.5 * np.array(_START))
@@ -139,8 +139,8 @@ class ViewTest(parameterized.TestCase):
     loss = mock.Mock(side_effect=_loss)
     problem = _problem(
         tx=optax.adam(optax.cosine_decay_schedule(0.1, 9)), loss=loss,
-        views=[_view(0, see=lambda theta: {'w': theta['w'] + 0}),
-               _view(1, see=lambda theta: {'w': jnp.round(theta['w'])})])
+        views=[_view(0, quantize=lambda theta: {'w': theta['w'] + 0}),
+               _view(1, quantize=lambda theta: {'w': jnp.round(theta['w'])})])
     with self.assertLogs('jax', 'WARNING') as logs, jax.log_compiles():
       _run(problem, steps=6)
     steps = [x for x in logs.output if 'Compiling jit(unlearn_step)' in x]
@@ -198,7 +198,7 @@ class KeepTest(parameterized.TestCase):
         lambda updates, state, params=None: (updates, state))
     return _problem(
         tx=optax.chain(optax.adam(optax.cosine_decay_schedule(0.1, 9)), floor),
-        views=[_view(i, see=lambda theta, i=i: {'w': jnp.round(
+        views=[_view(i, quantize=lambda theta, i=i: {'w': jnp.round(
             theta['w'] * i) / i}) for i in (1, 2, 64)])
 
   def _run(self, keep=None, **options):

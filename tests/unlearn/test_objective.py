@@ -161,7 +161,7 @@ class ObjectiveTest(parameterized.TestCase):
   def test_the_target_stays_the_full_precision_base_in_a_quantized_view(self):
     loss = self._loss(problem.options())
     view, base = self.edit.views['nf4'], self.edit.base
-    _, metrics = loss(view.see(self.edit.theta), view.frozen(), base,
+    _, metrics = loss(view.quantize(self.edit.theta), view.frozen(), base,
                       problem.batch(self.hidden))
     rounded = jax.device_get(quant.fake_quantize(
         self.model.params, 'nf4', layout.block_layout(problem.CONFIG)))

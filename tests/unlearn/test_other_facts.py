@@ -35,7 +35,7 @@ class ExchangeGroupsTest(absltest.TestCase):
 class KinTest(absltest.TestCase):
 
   def test_facts_are_linked_by_choices_in_any_number_of_steps(self):
-    got = other_facts.kin(
+    got = other_facts.confusable_groups(
         ['cap'] * 5 + ['river'],
         ['fr', 'jp', 'de', 'cn', 'pl', 'po'],
         ['Paris', 'Tokyo', 'Berlin', 'Beijing', 'Warsaw', 'Italy'],
@@ -45,18 +45,18 @@ class KinTest(absltest.TestCase):
     self.assertEqual(got, [europe, asia, europe, asia, europe, 'river'])
 
   def test_a_relation_that_is_not_divided_keeps_its_name(self):
-    got = other_facts.kin(
+    got = other_facts.confusable_groups(
         ['a', 'a', 'b', 'b', 'a'], ['x', 'y', 'x', 'y', 'x'], '12341',
         ['12', '21', '34', '43', '15'])
     self.assertEqual(got, ['a', 'a', 'b', 'b', 'a'])
 
   def test_one_answer_of_two_facts_links_them(self):
-    got = other_facts.kin(
+    got = other_facts.confusable_groups(
         ['a'] * 4, 'xyzw', '1123', ['15', '16', '23', '37'])
     self.assertEqual(got, ['a (x and others)'] * 2 + ['a (z and others)'] * 2)
 
   def test_choices_that_leave_a_fact_alone_divide_nothing(self):
-    got = other_facts.kin(
+    got = other_facts.confusable_groups(
         ['a'] * 3 + ['b'], 'xyzx', '1234', ['12', '21', '35', '46'])
     self.assertEqual(got, ['a'] * 3 + ['b'])
 

@@ -38,7 +38,7 @@ class EdgeFaithfulness:
       batches: Sequence[eap_ig.PairBatch], alone: np.ndarray):
     self._config, self._params, self._batches = config, params, batches
     self._alone = alone
-    keep = sharding.fetch if len(batches) > 1 else lambda reference: reference
+    keep = sharding.to_host if len(batches) > 1 else lambda reference: reference
     self._references = [
         keep(edge_patching.corrupted(config, params, b)) for b in batches]
     whole = np.ones_like(alone)
@@ -59,7 +59,7 @@ class EdgeFaithfulness:
     for batch, reference in zip(self._batches, self._references):
       metrics = edge_patching.metric(
           self._config, self._params, batch, reference, ~carried)
-      found.append(np.float64(sharding.fetch(metrics))[
+      found.append(np.float64(sharding.to_host(metrics))[
           np.asarray(batch.weight) > 0])
     return np.concatenate(found)
 

@@ -226,7 +226,7 @@ def write(
     OSError: the disk is full, or the folder cannot be written.
   """
   path = pathlib.Path(path)
-  processes.once(lambda: check_export(path, export_dtype))
+  processes.broadcast_from_primary(lambda: check_export(path, export_dtype))
   tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
   with _replaced(path) as new:
     try:
@@ -241,7 +241,7 @@ def write(
         _write_tokenizer(new, tokenizer)
       _share(new)
 
-    processes.once(write_rest)
+    processes.broadcast_from_primary(write_rest)
 
 
 @contextlib.contextmanager
@@ -258,7 +258,7 @@ def _replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
       (pathlib.Path(scratch) / 'new').mkdir()
       return pathlib.Path(scratch)
 
-    scratch = processes.once(make)
+    scratch = processes.broadcast_from_primary(make)
     yield scratch / 'new'
 
     def replace():
@@ -266,7 +266,7 @@ def _replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
         path.rename(scratch / 'old')
       (scratch / 'new').rename(path)
 
-    processes.once(replace)
+    processes.broadcast_from_primary(replace)
 
 
 def _write_weights(
@@ -285,14 +285,15 @@ def _write_weights(
     part = parts.setdefault(name, {})
     part[tensor.name] = (  # Other processes fetch with the first.
         assemble.to_torch(layer.astype(dtype, copy=False), tensor)
-        if processes.is_first() else None)
+        if processes.is_primary() else None)
     if len(part) == len(split.filename_to_tensors[name]):
-      processes.once(lambda name=name: safetensors_numpy.save_file(
-          parts[name], path / name, metadata={'format': 'pt'}))
+      processes.broadcast_from_primary(
+          lambda name=name: safetensors_numpy.save_file(
+              parts[name], path / name, metadata={'format': 'pt'}))
       del parts[name], part
   if split.is_sharded:
     index = {'metadata': split.metadata, 'weight_map': file_of}
-    processes.once(lambda: (path / hf_files.INDEX).write_text(
+    processes.broadcast_from_primary(lambda: (path / hf_files.INDEX).write_text(
         json.dumps(index, indent=2, sort_keys=True) + '\n'))
 
 

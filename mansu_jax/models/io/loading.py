@@ -117,7 +117,7 @@ def load(
     check(found.config, found.tokenizer)
     return found
 
-  return processes.together(find_and_check).load(dtype)
+  return processes.raise_on_all(find_and_check).load(dtype)
 
 
 def find(name_or_path: str) -> Checkpoint:

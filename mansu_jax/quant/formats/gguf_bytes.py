@@ -40,7 +40,7 @@ def to_bytes(
                      ' q4_1, q5_0, q8_0, q4_k or q6_k.')
   scheme = scheme.for_columns(rows.shape[-1])
   blocks = scheme.split(jnp.asarray(rows, jnp.float32))
-  code, shared, stored = sharding.fetch(_encode(blocks, scheme))
+  code, shared, stored = sharding.to_host(_encode(blocks, scheme))
   return _BYTES[scheme.name](code, shared, stored).reshape(rows.shape[0], -1)
 
 

@@ -69,44 +69,46 @@ class Ends(NamedTuple):
 
 def find(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
-    saved: checkpoints.Unkept = checkpoints.Unkept()) -> Found:
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> Found:
   """The circuit of a run: pairs, scores, selection.
 
   Args:
     config: the run's.
     inputs: its data.
     model: the base model.
-    saved: the stages of a run that can go on.
+    cache: the stages of a run that can go on.
   """
   pairs = forget_pairs(config, inputs.splits, model.tokenizer)
-  done = saved.get('attribution', lambda: score(config, model, pairs))
+  done = cache.get_or_compute(
+      'attribution', lambda: score(config, model, pairs))
   answered = [p for p, kept in zip(pairs, done['answered']) if kept]
   retain, contrast = [], None
   if config.circuit.contrast:
     retain = retain_pairs(
         config, inputs.splits, model.tokenizer)
-    contrast = saved.get('contrast', lambda: score(config, model, retain))
+    contrast = cache.get_or_compute(
+        'contrast', lambda: score(config, model, retain))
   if config.attribution.level == 'edge':
     kept = [p for p, is_kept in zip(retain, contrast['answered']) if is_kept
             ] if contrast else []
-    found = _find_edges(config, model, answered, done['means'], kept, saved)
+    found = _find_edges(config, model, answered, done['means'], kept, cache)
   else:
     found = find_circuit(
         config, model, answered, done['means'],
-        contrast and contrast['means'], done.get('each'), saved=saved)
+        contrast and contrast['means'], done.get('each'), cache=cache)
   found.report['picture']['places'] = picture.by_place(done['places'])
   found.report.update(describe_file(config, model.tokenizer))
   return found
 
 
-def _find_edges(config, model, pairs, means, retain, saved) -> Found:
+def _find_edges(config, model, pairs, means, retain, cache) -> Found:
   """A circuit of edges, and the weights that it stands for."""
   score_edges = lambda pairs: {
       'edges': edge_attribution.mean_scores(config, model, pairs)}
-  own, groups = _edge_sums(config, model, pairs, saved)
-  scores = saved.get('edges', lambda: score_edges(pairs))['edges'] if (
+  own, groups = _edge_sums(config, model, pairs, cache)
+  scores = cache.get_or_compute('edges', lambda: score_edges(pairs))['edges'] if (
       own is None) else edge_robustness.whole(own.sums.mean(), model.config)
-  contrast = saved.get('edges_contrast', lambda: score_edges(
+  contrast = cache.get_or_compute('edges_contrast', lambda: score_edges(
       retain))['edges'] if retain else None
   edges = edge_attribution.select_edges(
       config, model.config, scores, contrast)
@@ -114,30 +116,30 @@ def _find_edges(config, model, pairs, means, retain, saved) -> Found:
   carried = edge_weights.carried(edges, model.config)
   found = find_circuit(config, model, pairs, means, ends=Ends(
       edge_weights.unit_values(carried, means['neurons']),
-      edge_weights.movable(carried, model.config.d_ff)), saved=saved)
+      edge_weights.movable(carried, model.config.d_ff)), cache=cache)
   found.report['edges'] = edges.size
   if config.circuit.selection == 'random':  # No edges end at its nodes.
     return found
   account, times = _edge_account(
-      config, model, pairs, edges, own, groups, contrast, saved)
+      config, model, pairs, edges, own, groups, contrast, cache)
   found.report.update(
       account | picture.of_edges(edges, model.config, means, times))
   return dataclasses.replace(found, edges=edges)
 
 
-def _edge_sums(config, model, pairs, saved):
+def _edge_sums(config, model, pairs, cache):
   """Scores by group of facts and the groups, where pairs are resampled."""
   if not (config.circuit.resamples and config.circuit.selection != 'random'):
     return None, None
   groups = robustness_lib.group_facts(
       [p.fact for p in pairs], robustness_lib.GROUPS, config.seed)
-  return edge_robustness.answered(pairs, groups, **saved.get(
+  return edge_robustness.answered(pairs, groups, **cache.get_or_compute(
       'edge_sums', lambda: edge_robustness.sums(
           config, model, pairs, groups))), groups
 
 
 def _edge_account(
-    config, model, pairs, edges, own, groups, contrast, saved
+    config, model, pairs, edges, own, groups, contrast, cache
 ) -> tuple[dict[str, Any], np.ndarray | None]:
   """How faithful the edges themselves are, and whether others give them.
 
@@ -145,14 +147,14 @@ def _edge_account(
   """
   measure = edge_attribution.faithfulness(
       config, model, pairs if own is None else own.pairs)
-  report, times = {'edge_faithfulness': saved.get_json(
+  report, times = {'edge_faithfulness': cache.get_or_compute_json(
       'edge_faithfulness', lambda: measure(edges.chosen))}, None
   if own is not None:
     selected = edge_robustness.of_edges(
         config, model, edges, groups, own, contrast)
     report['robustness'], times = robustness.measure(
         config, selected, lambda row: measure.metrics(
-            edge_robustness.whole(row, model.config)), saved)
+            edge_robustness.whole(row, model.config)), cache)
   return report, times
 
 
@@ -263,7 +265,7 @@ def find_circuit(
     each: dict[str, np.ndarray] | None = None,
     groups: dict[str, int] | None = None, *,
     ends: Ends | None = None,
-    saved: checkpoints.Unkept = checkpoints.Unkept()) -> Found:
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> Found:
   """Selects the circuit and compares it with random ones and other pairs.
 
   Args:
@@ -276,7 +278,7 @@ def find_circuit(
     groups: of facts, to resample; None: each is one.
     ends: where a circuit of edges ends; ranked by what is carried there, and
       only where that is not 0.
-    saved: the stages of a run that can go on.
+    cache: the stages of a run that can go on.
 
   Raises:
     ValueError: no node is within the budget.
@@ -300,7 +302,7 @@ def find_circuit(
   randoms = [select.matched_random(attributed, layers, rng)
              for _ in range(options.random_circuits)]
   measure = _measure(config, model, pairs)
-  report = saved.get_json('circuit', lambda: _account(
+  report = cache.get_or_compute_json('circuit', lambda: _account(
       config, measure, ranking, circuit, randoms))
   report |= {'pairs': len(pairs), 'nodes': {
       k: int(circuit[k].sum()) for k in circuit.kinds},
@@ -319,7 +321,7 @@ def find_circuit(
         eap_ig.PairScores(**each))
     report['robustness'], times = robustness.measure(
         config, selected, lambda row: measure.metrics(
-            selected.method.place(row)), saved)
+            selected.method.place(row)), cache)
   report |= picture.of_nodes(circuit, means, times)
   return Found(circuit=circuit, ranking=ranking, means=means, report=report,
                selected=selected, movable=movable)

@@ -78,7 +78,7 @@ class Selected(NamedTuple):
 
 def measure(
     config: run_config.RunConfig, selected: Selected, run: Patched,
-    saved: checkpoints.Unkept = checkpoints.Unkept()
+    cache: checkpoints.NoCache = checkpoints.NoCache()
 ) -> tuple[dict[str, Any], Any]:
   """Resamples and halves the pairs of a circuit.
 
@@ -86,7 +86,7 @@ def measure(
     config: the run's.
     selected: the circuit.
     run: what runs circuits on the first of its pairs.
-    saved: the stages of a run that can go on.
+    cache: the stages of a run that can go on.
 
   Returns:
     JSON-able account, and the share of resamples in which each candidate is
@@ -103,7 +103,7 @@ def measure(
     account, times = _select_again(config, selected, run, present)
     return {'account': checkpoints.to_bytes(account), 'times': times}
 
-  found = saved.get('robustness', make)
+  found = cache.get_or_compute('robustness', make)
   return checkpoints.from_bytes(found['account']), selected.method.place(
       found['times'])
 

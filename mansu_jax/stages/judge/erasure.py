@@ -64,7 +64,7 @@ def measure(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
     quantize: quantizers.Quantizers, model: Any, found: attribution.Found,
     unlearned: types.Params,
-    saved: checkpoints.Unkept = checkpoints.Unkept()) -> dict[str, Any]:
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> dict[str, Any]:
   """CAD, AS-NC, readability and property S, JSON-able.
 
   Args:
@@ -74,7 +74,7 @@ def measure(
     model: the base model.
     found: the circuit C, with its scores.
     unlearned: full params after.
-    saved: the stages of a run that can go on.
+    cache: the stages of a run that can go on.
 
   Returns:
     `cad`, `as_nc`, `readability`, `suppression_control`, `copy_back` and `S`.
@@ -98,7 +98,7 @@ def measure(
     controls.append(control)
     return out
 
-  out = _NOTHING | saved.get_json('readability', read)
+  out = _NOTHING | cache.get_or_compute_json('readability', read)
 
   def control():
     if not out['suppression_control'].get('matched'):
@@ -122,7 +122,7 @@ def measure(
         config, inputs, model, circuit, Models(
             after=after, quantized=quantized, control=compared()))
     try:
-      out[key] = saved.get_json(key, measure_part)
+      out[key] = cache.get_or_compute_json(key, measure_part)
     except _NOT_MEASURED as error:  # Keep the rest of the run.
       logging.warning('%s is not measured: %s', name, error)
       reasons.append(f'{name} is not measured: {error}')

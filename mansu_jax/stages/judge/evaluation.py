@@ -122,7 +122,7 @@ def _scorer(config: Any, common: int) -> scoring.Scorer:
           config, params, embeddings=x, first_layer=common,
           positions=positions, attention_mask=mask),
       decoder.unembed,
-      below=lambda params, tokens, positions, mask: decoder.entering(
+      below=lambda params, tokens, positions, mask: decoder.run_prefix(
           config, params, tokens, layer=common, positions=positions,
           attention_mask=mask))
 
@@ -130,13 +130,13 @@ def _scorer(config: Any, common: int) -> scoring.Scorer:
 def layers_in_common(first: types.Params, second: types.Params) -> int:
   """How many layers, from the lowest on, are the same in two models.
 
-  None where the embeddings differ; else `decoder.entering` gives the same for
+  None where the embeddings differ; else `decoder.run_prefix` gives the same for
   both up to that layer.
   """
   same = jax.jit(lambda a, b: jnp.all(a == b, axis=tuple(range(1, a.ndim))))
-  if not np.all(sharding.fetch(same(first['embed'], second['embed']))):
+  if not np.all(sharding.to_host(same(first['embed'], second['embed']))):
     return 0
-  rows = np.all(jax.tree.leaves(sharding.fetch(jax.tree.map(
+  rows = np.all(jax.tree.leaves(sharding.to_host(jax.tree.map(
       same, first['layers'], second['layers']))), axis=0)  # [L]
   return int(np.argmin(rows)) if not rows.all() else rows.size
 
@@ -144,12 +144,12 @@ def layers_in_common(first: types.Params, second: types.Params) -> int:
 def measure_all(
     config: run_config.RunConfig, evaluator: Evaluator,
     quantize: quantizers.Quantizers, model: Any, unlearned: types.Params,
-    saved: checkpoints.Unkept = checkpoints.Unkept()
+    cache: checkpoints.NoCache = checkpoints.NoCache()
 ) -> dict[tuple[str, str], Measured]:
   """`{(model, precision): Measured}` of both models at every precision.
 
   Layers below the edit are alike in both, and are run once for both. Where
-  there is nothing to measure on, nothing is run: {}. Each is kept in `saved`,
+  there is nothing to measure on, nothing is run: {}. Each is kept in `cache`,
   the stages of a run that can go on.
   """
   if not evaluator.has_data:
@@ -163,6 +163,6 @@ def measure_all(
       measure = lambda: evaluator.as_tree(evaluator(
           view(params), common=common, kept=kept))
       out[name, precision] = evaluator.from_tree(
-          saved.get(f'evaluation_{name}_{precision}', measure))
+          cache.get_or_compute(f'evaluation_{name}_{precision}', measure))
   return {(name, precision): out[name, precision]
           for name in MODELS for precision in views}

@@ -206,7 +206,7 @@ class Quantizers:
     for kept_scheme, kept_params, codes in self._kept:
       if kept_scheme == scheme and kept_params is params:
         return codes
-    codes = sharding.fetch(calibration.encode(
+    codes = sharding.to_host(calibration.encode(
         self._model.config, params, *self._windows, scheme))
     self._kept.append((scheme, params, codes))
     return codes

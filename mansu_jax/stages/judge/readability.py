@@ -232,7 +232,7 @@ class Reader:
       precision: what they were made with, one of the views.
     """
     if precision not in self._above:  # What others kept is not needed again.
-      self._above = {precision: lens.Above(
+      self._above = {precision: lens.UpperLayers(
           self._model.config, self._questions.prompts, self._common)}
     asked = self._questions.asked
     return np.equal(asked.right, lens.says(

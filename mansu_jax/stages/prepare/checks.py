@@ -36,21 +36,21 @@ def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
   """Checks flags and workdir, and reads the data: how every run starts.
 
   Raises:
-    ValueError: as `unused`, `quantizers.check`, `inputs.read` and
+    ValueError: as `check_unread_flags`, `quantizers.check`, `inputs.read` and
       `workdir.check_workdir`, in this order.
   """
   def read_inputs():
-    unused(config)
+    check_unread_flags(config)
     quantizers.check(config)
     return inputs_lib.read(config)
 
-  inputs = processes.together(read_inputs)
+  inputs = processes.raise_on_all(read_inputs)
   if config.mode != 'plan':  # Which writes nothing.
     workdir.check_workdir(config, inputs.hashes)
   return inputs
 
 
-def unused(config: run_config.RunConfig) -> None:
+def check_unread_flags(config: run_config.RunConfig) -> None:
   """Raises ValueError on a flag that this mode would silently ignore."""
   if config.mode == 'audit':
     _check_audit(config)
@@ -174,7 +174,7 @@ def _not_attribution(
       yield f'eval_{name}', value, why
 
 
-def fit(
+def check_model_and_data(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
     shapes: model_config.ModelConfig, tokenizer: Any) -> None:
   """Checks that flags, data and model fit each other.
@@ -209,14 +209,14 @@ def fit(
         config, splits, tokenizer))
 
 
-def fit_audit(
+def check_audit(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
     shapes: model_config.ModelConfig, tokenizer: Any) -> None:
-  """As `fit`, of what an audit needs: without data, nothing.
+  """As `check_model_and_data`, of what an audit needs: without data, nothing.
 
   Raises:
-    ValueError: as `fit`; but questions that make no pairs are allowed, unless
-      --circuit_contrast asks for them.
+    ValueError: as `check_model_and_data`; but questions that make no pairs are
+      allowed, unless --circuit_contrast asks for them.
   """
   quantizers.check_shapes(config, shapes)
   asked = (*inputs.evaluation.values(), inputs.splits.forget_train,
@@ -247,11 +247,11 @@ def fit_audit(
         config, inputs.splits, tokenizer))
 
 
-def fit_attribute(
+def check_attribute(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
     shapes: model_config.ModelConfig, tokenizer: Any
 ) -> list[pairs_lib.AttributionPair]:
-  """As `fit`, of attribution alone; returns its pairs.
+  """As `check_model_and_data`, of attribution alone; returns its pairs.
 
   Raises:
     ValueError: no pairs, or some that the model cannot read; no retain pairs,

@@ -58,17 +58,17 @@ def load(config: run_config.RunConfig, inputs: inputs_lib.Inputs) -> Pair:
     inputs: its data.
 
   Raises:
-    ValueError: as `loading.load` and `checks.fit_audit`; configs or tokenizers
-      that differ, weights that are all equal, or unrelated.
+    ValueError: as `loading.load` and `checks.check_audit`; configs or
+      tokenizers that differ, weights that are all equal, or unrelated.
   """
   def find():
     found = [loading.find(name) for name in (config.base, config.model)]
     differing = _check_configs(*found)
     tokenizer, told = _one_tokenizer(config, inputs, *found)
-    checks.fit_audit(config, inputs, found[0].config, tokenizer)
+    checks.check_audit(config, inputs, found[0].config, tokenizer)
     return found, differing, tokenizer, told
 
-  found, differing, tokenizer, told = processes.together(find)
+  found, differing, tokenizer, told = processes.raise_on_all(find)
   dtype = _measured_as(config, found[1])
   base, unlearned = (f.load(hf_io.EXPORT_DTYPES[dtype]) for f in found)
   changes = weight_change.compare(base.params, unlearned.params)

@@ -73,7 +73,7 @@ def _see_quantized(grid, theta, *, dtype):
       else x, grid.decode_nearest(theta))
 
 
-_see_copy = jax.jit(lambda theta: jax.tree.map(jnp.copy, theta))
+_copy = jax.jit(lambda theta: jax.tree.map(jnp.copy, theta))
 
 
 def circuit_grid(
@@ -120,14 +120,14 @@ def circuit_edit(
 
   frozen = lambda full: {'params': full, 'index': index, 'frame': frame}
   base = frozen(params)
-  views = {'fp': loop.View(frozen=lambda: base, see=_see_copy)}
+  views = {'fp': loop.View(frozen=lambda: base, quantize=_copy)}
   if quantized_views:
     kept = len(scheme_names) == 1  # Else a whole model for each.
     for name, grid in zip(scheme_names, grids):
       full = _quantized_model(params, layout, name, kept=kept)
       views[name] = loop.View(
           frozen=lambda full=full: frozen(full()),
-          see=functools.partial(
+          quantize=functools.partial(
               _see_quantized, grid, dtype=params['embed'].dtype))
 
   forward, unembed = functions(config, start)

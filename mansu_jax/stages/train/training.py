@@ -60,12 +60,12 @@ def ask_base(model: Any) -> Base:
       decoder.unembed(params, states)))
   return Base(
       hidden=functools.partial(base_states, model.config, model.params),
-      say=lambda states: sharding.fetch(softmax(model.params, states)))
+      say=lambda states: sharding.to_host(softmax(model.params, states)))
 
 
 def make_batches(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
-    saved: checkpoints.Unkept = checkpoints.Unkept(),
+    cache: checkpoints.NoCache = checkpoints.NoCache(),
     base: Base | None = None) -> batches_lib.Batches:
   """Encodes the training data and keeps the base's states on it.
 
@@ -73,14 +73,14 @@ def make_batches(
     config: the run's.
     inputs: its data.
     model: the base.
-    saved: the stages of a run that can go on.
+    cache: the stages of a run that can go on.
     base: what answers for it; None: itself.
   """
   options, seed, chat = config.unlearn, config.seed, config.data.chat
   hidden, say = base or ask_base(model)
 
   def refer(name, spans):
-    found = saved.get(f'references_{name}', lambda: {
+    found = cache.get_or_compute(f'references_{name}', lambda: {
         'states': batches_lib.add_reference(
             spans, hidden, packing.fill_rows).reference})
     return spans._replace(reference=found['states'])
@@ -223,7 +223,7 @@ def _grouping(
   """
   kin = dict(zip(
       [(q.relation, q.fact) for q in everything],
-      other_facts.kin(*zip(*(
+      other_facts.confusable_groups(*zip(*(
           (q.relation, q.fact, q.answer, q.choices) for q in everything)))))
   return ([kin[q.relation, q.fact] for q in questions],
           [q.relation for q in questions],
@@ -246,11 +246,11 @@ def fisher_spans(
 def circuit_fisher(
     config: run_config.RunConfig, edit: edits.Edit,
     batches: batches_lib.Batches,
-    saved: checkpoints.Unkept = checkpoints.Unkept()
+    cache: checkpoints.NoCache = checkpoints.NoCache()
 ) -> types.PyTree | None:
   """Diagonal Fisher of the retain facts on the circuit's slices.
 
-  None where nothing is projected. `saved`: the stages of a run that can go on.
+  None where nothing is projected. `cache`: the stages of a run that can go on.
   """
   if not edit.grids or config.edit.projection == 'none':
     return None
@@ -267,7 +267,7 @@ def circuit_fisher(
         log_prob_of(edit), edit.theta, edit.base, examples,
         chunk=fisher_chunk(config, edit.theta))
 
-  return saved.get('fisher', make) if saved else make()
+  return cache.get_or_compute('fisher', make) if cache else make()
 
 
 def fisher_chunk(config: run_config.RunConfig, theta: types.PyTree) -> int:

@@ -51,7 +51,7 @@ class EmptyTest(absltest.TestCase):
       return attribution._find_edges(
           _parse('--circuit_resamples=0', *flags), self.model, [], self.means,
           [],
-          mock.Mock(get=lambda name, make: {'edges': scores}))
+          mock.Mock(get_or_compute=lambda name, make: {'edges': scores}))
 
   def _scores(self, *edges):
     scores = np.where(_REAL, 1e-3, 0.0)
@@ -108,7 +108,7 @@ class MovableTest(parameterized.TestCase):
                  f'--circuit_selection={selection}',
                  f'--circuit_budget={(budget + 1) / total}'),
           model, [], means, [], mock.Mock(
-              get=lambda name, make: {'edges': scores},
+              get_or_compute=lambda name, make: {'edges': scores},
               get_json=lambda name, make: make()))
     self.assertAlmostEqual(found.report['share_of_weights'], budget / total)
     edit = edits.circuit_edit(

@@ -148,10 +148,10 @@ class ReaderTest(parameterized.TestCase):
   def test_each_model_is_run_once(self):
     self._ask_what_it_knows()
     runs, parts = [], []
-    states, above = lens.states, lens.Above.__call__
+    states, above = lens.states, lens.UpperLayers.__call__
     with mock.patch.object(lens, 'states', lambda *args: (
         runs.append(args[1]), states(*args))[1]), (
-            mock.patch.object(lens.Above, '__call__', lambda *args: (
+            mock.patch.object(lens.UpperLayers, '__call__', lambda *args: (
                 parts.append(args[1]), above(*args))[1])):
       reader = self._reader(self.other)
       control = reader.control([])

@@ -119,7 +119,7 @@ class ViewTest(absltest.TestCase):
     want = _gather(quant.fake_quantize(model.params, 'nf4', _LAYOUT),
                    param_mask.make_index(circuit))
     jax.tree.map(
-        np.testing.assert_array_equal, edit.views['nf4'].see(edit.theta), want)
+        np.testing.assert_array_equal, edit.views['nf4'].quantize(edit.theta), want)
     self.assertEqual({x.dtype for x in jax.tree.leaves(edit.theta)},
                      {jnp.dtype('float32')})
 
@@ -232,7 +232,7 @@ class StoredViewTest(parameterized.TestCase):
 
   def test_the_quantized_view_is_the_quantized_model(self):
     view = self.edit.views['nf4'].frozen()
-    seen = self.edit.views['nf4'].see(self.theta)
+    seen = self.edit.views['nf4'].quantize(self.theta)
     want = quant.fake_quantize(self.merged, 'nf4', _LAYOUT)
     got = jax.jit(param_mask.scatter)(
         view['params'], param_mask.make_index(small.circuit(_CONFIG)), seen)
@@ -242,7 +242,7 @@ class StoredViewTest(parameterized.TestCase):
         rtol=1e-4, atol=1e-4)
 
   def test_the_full_precision_view_is_the_merged_model(self):
-    view, seen = self.edit.base, self.edit.views['fp'].see(self.theta)
+    view, seen = self.edit.base, self.edit.views['fp'].quantize(self.theta)
     jax.tree.map(np.testing.assert_array_equal, seen, self.theta)
     hidden = jax.jit(self.edit.forward)(seen, view, _TOKENS)
     np.testing.assert_allclose(
@@ -281,7 +281,7 @@ class SpanTest(parameterized.TestCase):
       want = quant.fake_quantize(want, 'nf4', layout.block_layout(config))
     run = jax.jit(decoder.forward, static_argnums=0)
     got = jax.jit(edit.forward)(
-        edit.views[view].see(theta), frozen, _TOKENS)
+        edit.views[view].quantize(theta), frozen, _TOKENS)
     np.testing.assert_allclose(
         got, run(config, want, _TOKENS), rtol=1e-4, atol=1e-4)
     self.assertGreater(np.abs(got - run(

@@ -133,8 +133,8 @@ class MemoryTest(absltest.TestCase):
     edit = problem.circuit_edit.__wrapped__()  # Past its cache.
     hidden = problem.hidden_of_model()
     spans = problem.spans(hidden, *problem.RETAIN)
-    saved = mock.Mock(get=lambda name, make: make())
-    fisher = training.circuit_fisher(config, edit, problem.retain(spans), saved)
+    cache = mock.Mock(get_or_compute=lambda name, make: make())
+    fisher = training.circuit_fisher(config, edit, problem.retain(spans), cache)
     batch = problem.batch(hidden)._replace(text=None, prompts=None)
     done = training.unlearn(
         config, edit, fisher, lambda step: batch, problem.model())
