@@ -77,9 +77,10 @@ class MeshTest(parameterized.TestCase):
     self.assertIs(got['host'], x)
     self.assertTrue(sharding.is_here(x) and sharding.is_here(jnp.asarray(x)))
 
+  @pytest.mark.slow
   def test_scores_and_gradients_are_the_same(self):
     said = _process('tests.mesh.first_step')
-    self.assertLen(re.findall('equal', said), 5)
+    self.assertLen(re.findall('equal', said), 2)
     for data, fsdp, tensor, share in re.findall(
         r'\((\d), (\d), (\d)\): equal; ([\d.]+) of', said):
       parts = math.prod(map(int, (data, fsdp, tensor)))
