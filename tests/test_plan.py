@@ -11,6 +11,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import pytest
 
 from mansu_jax import clock
 from mansu_jax import plan
@@ -95,6 +96,7 @@ class PlanTest(parameterized.TestCase):
     half = _traced('--export_dtype=bfloat16').stages[0]
     self.assertEqual(half.held['base'], _plan().stages[0].held['base'] / 2)
 
+  @pytest.mark.slow
   def test_what_is_held_is_what_lies_there_in_a_run(self):
     flags = ('--attribution_level=neuron_and_head', '--unlearn_steps=2',
              '--eval_cad_pairs=0')
