@@ -1,7 +1,6 @@
 """Attribution where few nodes are left to draw from, and pairs do not fit."""
 
 from absl.testing import absltest
-
 import numpy as np
 
 from mansu_jax import attribute

@@ -183,6 +183,7 @@ class PlanTest(parameterized.TestCase):
     self.assertFalse(found.fits)
     self.assertEqual(found.chip.memory, 0.0001 * 2**30)
 
+  @pytest.mark.slow
   def test_a_config_alone_is_enough(self):
     found = _traced('--model=shipped:llama32_1b', '--circuit_last_layer=15',
                     '--unlearn_steps=2')

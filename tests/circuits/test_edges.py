@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import edge_patching
@@ -76,6 +77,7 @@ class TinyLlamaTest(parameterized.TestCase):
     self.assertLess(
         abs(got.edges[:, 0].sum(-1).mean() - change) / change, 0.01)
 
+  @pytest.mark.slow
   def test_pairs_of_many_lengths_are_scored_as_if_alone(self):
     pairs = [dataclasses.replace(
         p, clean_ids=p.clean_ids[:size], corrupt_ids=p.corrupt_ids[:size])
@@ -146,6 +148,7 @@ class ExactTest(parameterized.TestCase):
           edge_patching.metric(cfg, params, batch, reference, patched), want,
           atol=1e-5)
 
+  @pytest.mark.slow
   @parameterized.parameters({}, {
       'num_layers': 7, 'num_heads': 2, 'num_kv_heads': 1, 'd_head': 8})
   def test_gradients_are_exact_where_blocks_are_linear(self, **changes):
