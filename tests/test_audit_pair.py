@@ -115,8 +115,8 @@ class WeightsTest(_Folder):
     self.assertEqual(record['tokenization'], {})
     self.assertEqual(record['pair']['tokenizers'], 'there are none')
 
-  @pytest.mark.slow
   @parameterized.parameters('bfloat16', 'float16')
+  @pytest.mark.slow
   def test_a_cast_of_the_base_is_not_a_move(self, dtype):
     config, params, tokenizer = self.parts
     params = params | {'embed': params['embed'].at[0].mul(1.5)}

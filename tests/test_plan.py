@@ -98,6 +98,7 @@ class PlanTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_what_is_held_is_what_lies_there_in_a_run(self):
+    job = _job()  # Before anything is measured.
     flags = ('--attribution_level=neuron_and_head', '--unlearn_steps=2',
              '--eval_cad_pairs=0')
     gc.collect()
@@ -114,7 +115,7 @@ class PlanTest(parameterized.TestCase):
 
     with mock.patch.object(clock.Clock, 'stage', measured):
       with tempfile.TemporaryDirectory() as folder:
-        runs.run(pathlib.Path(folder, 'run'), *_job(), *flags)
+        runs.run(pathlib.Path(folder, 'run'), *job, *flags)
     planned = {stage.name: stage for stage in _traced(*flags).stages}
     held = {name: sum(stage.held.values()) for name, stage in planned.items()}
     slices = planned['fisher'].held['slices']

@@ -148,9 +148,9 @@ class ExactTest(parameterized.TestCase):
           edge_patching.metric(cfg, params, batch, reference, patched), want,
           atol=1e-5)
 
-  @pytest.mark.slow
   @parameterized.parameters({}, {
       'num_layers': 7, 'num_heads': 2, 'num_kv_heads': 1, 'd_head': 8})
+  @pytest.mark.slow
   def test_gradients_are_exact_where_blocks_are_linear(self, **changes):
     # Uniform attention, no MLP, and norms that only divide by a constant.
     cfg = small.config(norm_eps=1e8, **changes)

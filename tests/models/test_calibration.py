@@ -81,8 +81,8 @@ def _with_unlike_inputs(params):
 
 class CalibrationTest(parameterized.TestCase):
 
-  @pytest.mark.slow
   @parameterized.parameters(_GPTQ, _AWQ)
+  @pytest.mark.slow
   def test_beats_rounding(self, scheme):
     cfg = tiny.config(d_model=32, d_head=8)
     params = _with_unlike_inputs(tiny.params(cfg, scale=0.1))

@@ -32,8 +32,8 @@ class BlockingTest(parameterized.TestCase):
   def test_equals_the_rows(self, name, which):
     self.check_equals_the_rows(name, which)
 
-  @pytest.mark.slow
   @parameterized.parameters(*sorted({*_NAMES} - {*_KINDS}))
+  @pytest.mark.slow
   def test_of_all_schemes(self, name):
     for which in ('up', 'straddling'):
       self.check_equals_the_rows(name, which)
