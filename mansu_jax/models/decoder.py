@@ -391,7 +391,9 @@ def init(config: ModelConfig, key: Array) -> Params:
 
 def abstract(config: ModelConfig) -> Params:
   """The params' shapes and dtypes, without making any."""
-  return jax.tree.map(lambda x: x, _abstract(config))  # Dicts of the caller's.
+  # Dicts of the caller's own, on no mesh: the first caller may have had one.
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _abstract(config))
 
 
 @functools.cache  # Tracing takes 0.1 s, and selection asks hundreds of times.
