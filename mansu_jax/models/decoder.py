@@ -389,13 +389,12 @@ def init(config: ModelConfig, key: Array) -> Params:
   return Decoder(config).init(key, tokens)['params']
 
 
-def abstract(config: ModelConfig) -> Params:
-  """The params' shapes and dtypes, without making any."""
-  # Dicts of the caller's own, on no mesh: the first caller may have had one.
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _abstract(config))
-
-
 @functools.cache  # Tracing takes 0.1 s, and selection asks hundreds of times.
 def _abstract(config: ModelConfig) -> Params:
   return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def abstract(config: ModelConfig) -> Params:
+  """The params' shapes and dtypes, in new dicts and on no mesh."""
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _abstract(config))
