@@ -13,6 +13,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import circuit_worth
 from experiments import circuit_worth_table
@@ -314,6 +315,7 @@ class CircuitWorthTest(absltest.TestCase):
     self.assertEqual(self.table.setting('random:3'), 'attributed')
 
 
+@pytest.mark.slow
 class RelearningTest(absltest.TestCase):
 
   def test_answers_are_what_is_predicted(self):

@@ -26,6 +26,7 @@ q, o, head_onehot; k, v, kv_onehot) may be absent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -388,6 +389,12 @@ def init(config: ModelConfig, key: Array) -> Params:
   return Decoder(config).init(key, tokens)['params']
 
 
-def abstract(config: ModelConfig) -> Params:
-  """The params' shapes and dtypes, without making any."""
+@functools.cache  # Tracing takes 0.1 s, and selection asks hundreds of times.
+def _abstract(config: ModelConfig) -> Params:
   return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def abstract(config: ModelConfig) -> Params:
+  """The params' shapes and dtypes, in new dicts and on no mesh."""
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _abstract(config))

@@ -26,8 +26,10 @@ pytestmark = pytest.mark.slow
 _BRIEF = (
     '--unlearn_steps=12', '--unlearn_learning_rate=4e-2',
     '--eval_questions=12', '--eval_text_windows=2', '--eval_generations=0',
-    '--eval_cad_pairs=4', '--eval_bootstrap=100', '--attribution_steps=1',
-    '--attribution_pairs=12', '--circuit_random_circuits=1')
+    '--eval_cad_pairs=0', '--eval_bootstrap=100', '--attribution_steps=1',
+    '--attribution_pairs=12', '--circuit_random_circuits=1',
+    '--circuit_resamples=0')
+_WHOLE = ('--eval_cad_pairs=4', '--circuit_resamples=20')
 _GRADDIFF = ('--method=graddiff', '--circuit_selection=all',
              '--edit_floor=none', '--edit_projection=none',
              '--unlearn_loss=ascent', '--nounlearn_quantizer_in_loop',
@@ -108,9 +110,9 @@ class AblationTest(parameterized.TestCase):
     self.assertGreater(moved, 2 * _run(small)[1]['survival']['nf4']['moved'])
 
   def test_a_random_circuit_is_another_of_the_same_shape(self):
-    root, record = _run('--circuit_selection=random')
+    root, record = _run('--circuit_selection=random', *_WHOLE)
     self._check_edit(root)
-    other, attributed = _run()
+    other, attributed = _run(*_WHOLE)
     config = loading.load(root / 'model').config
     got, wanted = [
         runs.read_circuit(r, config).neurons for r in (root, other)]
@@ -126,7 +128,8 @@ class AblationTest(parameterized.TestCase):
       ('neuron_and_head', {'neurons', 'heads', 'kv_heads'},
        ('_attn', 'mlp')))
   def test_levels_edit_their_kinds_of_node(self, level, kinds, places):
-    root, _ = _run(f'--attribution_level={level}', '--circuit_budget=0.2')
+    root, _ = _run(
+        f'--attribution_level={level}', '--circuit_budget=0.2', *_WHOLE)
     self._check_edit(root)
     nodes = json.loads((root / 'circuit.json').read_text())['nodes']
     self.assertEqual(set(nodes), kinds)
@@ -140,7 +143,7 @@ class AblationTest(parameterized.TestCase):
   def test_edges_edit_the_weights_at_their_ends(self):
     root, record = _run(
         '--attribution_level=edge', '--circuit_budget=0.2',
-        '--circuit_edges=12')
+        '--circuit_edges=12', *_WHOLE)
     self._check_edit(root)
     edges = json.loads((root / 'circuit.json').read_text())['edges']
     self.assertLen(edges, record['circuit']['edges'])
@@ -174,7 +177,7 @@ class AblationTest(parameterized.TestCase):
         '--attribution_steps=1', '--attribution_pairs=12',
         '--attribution_level=edge', '--circuit_edges=12',
         '--circuit_random_circuits=1', '--circuit_curve_circuits=0',
-        '--eval_bootstrap=100')['circuit']
+        '--circuit_resamples=20', '--eval_bootstrap=100')['circuit']
     found = record['circuit']
     self.assertAlmostEqual(
         found['edge_faithfulness'], alone['faithfulness'], places=6)
@@ -187,7 +190,7 @@ class AblationTest(parameterized.TestCase):
           found['robustness'][kind]['kept'], firm[kind]['kept'], kind)
 
   def test_graddiff_moves_all_weights_and_few_codes(self):
-    root, record = _run(*_GRADDIFF)
+    root, record = _run(*_GRADDIFF, *_WHOLE)
     self.assertIn('robustness', record['circuit'])  # Of the attributed one.
     base, got = _base(), runs.tensors(root / 'model')
     for name in base:
@@ -282,8 +285,7 @@ class AblationTest(parameterized.TestCase):
              if not f.startswith(('--data_forget', '--data_heldout',
                                   '--data_text'))]
     root = _folder() / 'bare'
-    record = runs.run(root, *flags, *_BRIEF, f'--data_forget={path}',
-                      '--eval_cad_pairs=0')
+    record = runs.run(root, *flags, *_BRIEF, f'--data_forget={path}')
     self.assertEqual(record['data']['missing_splits'], [
         'forget_paraphrase', 'forget_far', 'retain_heldout'])
     for letter in 'FQS':
@@ -311,7 +313,7 @@ class AblationTest(parameterized.TestCase):
   def _replaced(self, role):
     flags = [f for f in tiny_job.make(_folder() / 'job')
              if not f.startswith(f'--data_{role}=')]
-    return [*flags, *_BRIEF, self._untrue(role)]
+    return [*flags, *_BRIEF, *_WHOLE, self._untrue(role)]
 
   def test_a_forget_set_that_the_base_does_not_know_is_refused(self):
     with self.assertRaisesRegex(

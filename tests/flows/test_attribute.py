@@ -143,6 +143,7 @@ class GoldenTest(absltest.TestCase):
                   (folder / 'given' / 'report.md').read_text())
 
 
+@pytest.mark.slow
 class StoredTest(absltest.TestCase):
 
   def test_the_model_is_attributed_as_it_is_stored(self):

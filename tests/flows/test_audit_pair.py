@@ -9,6 +9,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from safetensors import numpy as safetensors_numpy
 import tokenizers
 
@@ -115,6 +116,7 @@ class WeightsTest(_Folder):
     self.assertEqual(record['pair']['tokenizers'], 'there are none')
 
   @parameterized.parameters('bfloat16', 'float16')
+  @pytest.mark.slow
   def test_a_cast_of_the_base_is_not_a_move(self, dtype):
     config, params, tokenizer = self.parts
     params = params | {'embed': params['embed'].at[0].mul(1.5)}
@@ -137,6 +139,7 @@ class WeightsTest(_Folder):
     self.assertEqual(record['pair']['compared_as'], 'bfloat16')
     self.assertIn('rounded to bfloat16', record['pair']['weights_note'])
 
+  @pytest.mark.slow
   def test_a_gguf_and_a_directory_make_a_pair(self):
     config = tiny.config()
     self.base = self.folder / 'base.gguf'

@@ -21,6 +21,7 @@ from tests import tiny_job
 
 _QUICK = (  # Each asks for something in a way of its own.
     '--unlearn_steps=2', '--unlearn_crossed_batch=2',
+    '--quant_schemes=nf4,int8',
     '--unlearn_alternatives_weight=1', '--unlearn_prompt_weight=1',
     '--eval_questions=24', '--eval_cad_pairs=4', '--eval_lens_questions=16',
     '--circuit_contrast=0.1', '--circuit_resamples=4', '--circuit_pairs=4',

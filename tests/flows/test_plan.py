@@ -11,6 +11,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import pytest
 
 from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
@@ -18,7 +19,9 @@ from mansu_jax.flows import plan
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.models.io import loading
+from mansu_jax.planning import cost
 from mansu_jax.planning import job as job_lib
+from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.runtime import clock
 from tests import runs
 from tests import tiny_job
@@ -42,6 +45,17 @@ def _config(*flags):
 @functools.cache
 def _plan():
   return plan.run(_config())
+
+
+def _traced(*flags):
+  """A plan without the compiler: what is held and called, and how often."""
+  def compile_none(recorder, name, fn, args, static):
+    del name
+    traced = fn if hasattr(fn, 'jaxpr') else fn.trace(*args, **static)
+    return 1.0, '', cost.count(traced.jaxpr), recorder.whole(traced.out_info)
+
+  with mock.patch.object(recorder_lib.Recorder, '_compile', compile_none):
+    return plan.run(_config(*flags))
 
 
 def _bytes_there():
@@ -79,12 +93,14 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(stages_['unlearn'].held['view under nf4'], want - rest)
 
   def test_bfloat16_halves_what_is_held(self):
-    half = plan.run(_config('--export_dtype=bfloat16')).stages[0]
+    half = _traced('--export_dtype=bfloat16').stages[0]
     self.assertEqual(half.held['base'], _plan().stages[0].held['base'] / 2)
 
+  @pytest.mark.slow
   def test_what_is_held_is_what_lies_there_in_a_run(self):
-    flags = (*_job(), '--attribution_level=neuron_and_head',
-             '--unlearn_steps=2', '--eval_cad_pairs=0')
+    job = _job()  # Before anything is measured.
+    flags = ('--attribution_level=neuron_and_head', '--unlearn_steps=2',
+             '--eval_cad_pairs=0')
     gc.collect()
     self.addCleanup(gc.collect)
     self.addCleanup(gc.enable)
@@ -99,9 +115,8 @@ class PlanTest(parameterized.TestCase):
 
     with mock.patch.object(clock.Clock, 'stage', measured):
       with tempfile.TemporaryDirectory() as folder:
-        runs.run(pathlib.Path(folder, 'run'), *flags)
-    planned = {stage.name: stage for stage in plan.run(runs.parse(
-        *flags, '--mode=plan', '--plan_topology=this')).stages}
+        runs.run(pathlib.Path(folder, 'run'), *job, *flags)
+    planned = {stage.name: stage for stage in _traced(*flags).stages}
     held = {name: sum(stage.held.values()) for name, stage in planned.items()}
     slices = planned['fisher'].held['slices']
     self.assertEqual(found['attribution'], held['attribution'])
@@ -129,16 +144,16 @@ class PlanTest(parameterized.TestCase):
     self.assertBetween(share, 0.07, 0.1)
 
   def test_attribution_of_edges_has_its_own_programs(self):
-    found = plan.run(_config(
-        '--attribution_level=edge', '--circuit_edges=50')).stages[0]
+    found = _traced(
+        '--attribution_level=edge', '--circuit_edges=50').stages[0]
     names = [call.name for call in found.calls]
     for name in ('edges.pair_scores', 'edge_patching.corrupted',
                  'edge_patching.metric'):
       self.assertIn(name, names)
 
   def test_calibration_is_planned(self):
-    stages_ = {stage.name: stage for stage in plan.run(_config(
-        '--quant_schemes=nf4,gptq_g128', '--eval_cad_pairs=0')).stages}
+    stages_ = {stage.name: stage for stage in _traced(
+        '--quant_schemes=nf4,gptq_g128', '--eval_cad_pairs=0').stages}
     called = {call.name: call.calls for call in stages_['evaluate'].calls}
     self.assertEqual(called['calibration of gptq_g128'], 2)  # Of both models.
     self.assertEqual(called['gptq_g128 of layers/mlp/down'], 2)
@@ -165,14 +180,14 @@ class PlanTest(parameterized.TestCase):
     self.assertStartsWith(plan.lines(_plan())[-1], 'fits: the largest stage')
 
   def test_a_plan_for_less_memory(self):
-    found = plan.run(_config('--plan_memory_gib=0.0001'))
+    found = _traced('--plan_memory_gib=0.0001')
     self.assertFalse(found.fits)
     self.assertEqual(found.chip.memory, 0.0001 * 2**30)
 
+  @pytest.mark.slow
   def test_a_config_alone_is_enough(self):
-    found = plan.run(_config('--model=shipped:llama32_1b', *(
-        f'--{name}' for name in (
-            'circuit_last_layer=15', 'unlearn_steps=2'))))
+    found = _traced('--model=shipped:llama32_1b', '--circuit_last_layer=15',
+                    '--unlearn_steps=2')
     self.assertEqual(found.weights, 1_235_814_400)
     self.assertLen(found.notes, 1)
 

@@ -77,9 +77,10 @@ class MeshTest(parameterized.TestCase):
     self.assertIs(got['host'], x)
     self.assertTrue(sharding.is_here(x) and sharding.is_here(jnp.asarray(x)))
 
+  @pytest.mark.slow
   def test_scores_and_gradients_are_the_same(self):
     said = _process('tests.mesh.first_step')
-    self.assertLen(re.findall('equal', said), 5)
+    self.assertLen(re.findall('equal', said), 2)
     for data, fsdp, tensor, share in re.findall(
         r'\((\d), (\d), (\d)\): equal; ([\d.]+) of', said):
       parts = math.prod(map(int, (data, fsdp, tensor)))
@@ -88,9 +89,12 @@ class MeshTest(parameterized.TestCase):
     self.assertNotIn('slices whole', said)
 
 
-def run_meshes(root, *meshes):
+BRIEF = ('--eval_cad_pairs=0', '--circuit_resamples=0')
+
+
+def run_meshes(root, *args):
   """Runs the tiny job of 20 steps on meshes, in a folder of each one's name."""
-  _process('tests.mesh.whole_job', root, *meshes)
+  _process('tests.mesh.whole_job', root, *args)
 
 
 def check_same(test, root, got, name, other, base, most=0.01):
@@ -121,7 +125,7 @@ class WholeJobTest(absltest.TestCase):
   def test_the_job_is_the_same_but_for_a_few_bins(self):
     root = tiny.temp_dir(self)
     alone, *others = '1,1,1', '1,2,1', '1,4,1', '1,2,2', '2,2,2'
-    run_meshes(root, alone, *others)
+    run_meshes(root, alone, *others, *BRIEF)
     base = runs.tensors(root / 'job' / 'model')
     for name in others:
       got = json.loads((root / name / 'record.json').read_text())

@@ -16,20 +16,20 @@ from tests.models import tiny
 
 class TwoTest(absltest.TestCase):
 
-  def _check(self, module, says, devices=1):
-    for status, said in launch.start(module, devices=devices).end():
+  def _check(self, module, *args, says):
+    for status, said in launch.start(module, *args, devices=2).end():
       self.assertEqual(status, 0, said[-3000:])
       self.assertIn(says, said)
     return said
 
   def test_what_one_tells_the_others(self):
-    self._check('tests.mesh.told', 'all told', devices=2)
+    self._check('tests.mesh.told', says='all told')
 
   @pytest.mark.slow
-  def test_scores_and_gradients_are_the_same(self):
-    said = self._check('tests.mesh.first_step', 'equal', devices=2)
-    self.assertEqual(said.count('equal'), 2)  # Meshes of four devices.
-    self.assertNotIn('slices whole', said)
+  def test_scores_of_edges_and_calibrated_codes_are_the_same(self):
+    """The rest of a first step is part of the whole jobs below."""
+    said = self._check('tests.mesh.first_step', 'edges', 'gptq', says='equal')
+    self.assertEqual(said.count('equal'), 1)  # The mesh of four devices.
 
 
 @pytest.mark.slow
@@ -41,13 +41,13 @@ class JobTest(absltest.TestCase):
     cls.root = tiny.class_dir(cls)
     cls.flags = [*tiny_job.make(cls.root / 'job'), '--unlearn_steps=20',
                  '--unlearn_save_every=4']
-    test_mesh.run_meshes(cls.root, '1,2,1', '1,2,2')
+    test_mesh.run_meshes(cls.root, '1,2,1', '1,2,2', *test_mesh.BRIEF)
     cls.base = runs.tensors(cls.root / 'job' / 'model')
 
-  def start(self, name, devices=1, mesh=(1, 2, 1)):
+  def start(self, name, devices=1, mesh=(1, 2, 1), brief=test_mesh.BRIEF):
     """Two processes that unlearn into a folder."""
     return launch.start(
-        'mansu_jax.main', *self.flags, '--mesh_distributed',
+        'mansu_jax.main', *self.flags, *brief, '--mesh_distributed',
         f'--workdir={self.root / name}', *(
             f'--mesh_{axis}={size}' for axis, size in zip(
                 sharding.AXES, mesh)), devices=devices, environment={
@@ -70,7 +70,7 @@ class JobTest(absltest.TestCase):
     self.assertEmpty([p for p in (self.root / name).rglob('.*')])
 
   def test_on_one_device_each(self):
-    self.check_end(self.start('one each'))
+    self.check_end(self.start('one each', brief=()))  # With all that it has.
     self.check_same('one each', '1,2,1')
 
   def test_on_two_devices_each(self):

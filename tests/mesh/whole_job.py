@@ -1,6 +1,6 @@
 """Run in its own process: the tiny job on meshes of several shapes.
 
-  python -m tests.mesh.whole_job FOLDER DATA,FSDP,TENSOR ...
+  python -m tests.mesh.whole_job FOLDER DATA,FSDP,TENSOR ... [--FLAG=VALUE ...]
 
 Writes the job in FOLDER/job and a run of each mesh in FOLDER/DATA,FSDP,TENSOR,
 on as many of eight simulated devices. Of 20 steps: a threshold turns rounding
@@ -27,7 +27,8 @@ from tests import tiny_job
 
 
 def main():
-  folder, *meshes = sys.argv[1:]
+  folder, *args = sys.argv[1:]
+  meshes = [arg for arg in args if not arg.startswith('--')]
   root = pathlib.Path(folder)
   job = tiny_job.make(root / 'job')
   make = sharding.make_mesh
@@ -38,7 +39,7 @@ def main():
         make, devices=devices)):
       runs.run(root / name, *job, '--unlearn_steps=20', *(
           f'--mesh_{axis}={size}'
-          for axis, size in zip(sharding.AXES, sizes)))
+          for axis, size in zip(sharding.AXES, sizes)), *args[len(meshes):])
     jax.clear_caches()
 
 

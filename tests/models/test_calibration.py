@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax import tree_paths
 from mansu_jax.data.readers import text as text_lib
@@ -81,6 +82,7 @@ def _with_unlike_inputs(params):
 class CalibrationTest(parameterized.TestCase):
 
   @parameterized.parameters(_GPTQ, _AWQ)
+  @pytest.mark.slow
   def test_beats_rounding(self, scheme):
     cfg = tiny.config(d_model=32, d_head=8)
     params = _with_unlike_inputs(tiny.params(cfg, scale=0.1))
@@ -91,6 +93,7 @@ class CalibrationTest(parameterized.TestCase):
         (_hidden(cfg, p, tokens) - want)**2 * real[..., None]))
     self.assertLess(error(got), 0.8 * error(_rounded(params, scheme.group)))
 
+  @pytest.mark.slow
   def test_each_matrix_sees_the_inputs_behind_those_before_it(self):
     cfg = tiny.config(num_layers=1)
     params = tiny.params(cfg)
@@ -155,6 +158,7 @@ class CalibrationTest(parameterized.TestCase):
           affine.decode(codes), layout.MATRICES[name], leaf.shape)
       np.testing.assert_array_equal(values.astype(dtype), leaf)
 
+  @pytest.mark.slow
   def test_awq_scales_o_only_where_v_can_hold_the_scales(self):
     for kv_heads in (2, 4):
       cfg = tiny.config(num_kv_heads=kv_heads)
@@ -208,6 +212,7 @@ class CalibrationTest(parameterized.TestCase):
         ' in layer 0.*damping'):
       _quantize(cfg, params, *_windows(cfg), scheme)
 
+  @pytest.mark.slow
   def test_on_a_mesh_of_other_axes(self):
     cfg = tiny.config()
     params = tiny.params(cfg)

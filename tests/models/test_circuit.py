@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.models import decoder
 from mansu_jax.runtime import memory
@@ -165,6 +166,7 @@ class CircuitTest(parameterized.TestCase):
                if eqn.primitive.name == 'scan']
     self.assertEqual(sorted(lengths), [1, 1, 2])  # Below: forward only.
 
+  @pytest.mark.slow
   def test_a_small_device_keeps_less_of_the_forward_pass(self):
     circuit = _circuit(self.cfg, self.edited['layers'])
 

@@ -15,6 +15,7 @@ import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.quant import nested
 from mansu_jax.quant import packing
@@ -170,6 +171,7 @@ class BitsandbytesTest(parameterized.TestCase):
 
 class NestedTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_stacks_are_apart(self):
     scales = np.random.default_rng(0).lognormal(size=(3, 2, 700))
     scales = jnp.asarray(scales, jnp.float32)

@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 from absl.testing import absltest
+import pytest
 
 
 class ShardingTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_equal_on_four_devices(self):
     done = subprocess.run(
         [sys.executable, '-m', 'tests.transforms.sharded_floor'],

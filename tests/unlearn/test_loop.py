@@ -23,7 +23,7 @@ def _frozen(number, kl=0.0):
 
 
 def _view(number, kl=0.0, quantize=None):
-  return loop.View(frozen=lambda: _frozen(number, kl), quantize=see)
+  return loop.View(frozen=lambda: _frozen(number, kl), quantize=quantize)
 
 
 def _loss(theta, frozen, base, batch):
@@ -129,7 +129,7 @@ class ViewTest(parameterized.TestCase):
     # Seen at round(w) = (1, -2, 4): gradients are of those, theta moves on.
     see = lambda theta: {'w': jnp.round(theta['w'])}
     theta = {'w': jnp.array([1.25, -2.25, 3.75])}
-    got, history = _run(_problem(theta=theta, views=[_view(1, quantize=see)]),
+    got, history = _run(_problem(theta=theta, views=[_view(1, quantize=quantize)]),
                         steps=1)
     np.testing.assert_allclose(
         got['w'], np.array([1.25, -2.25, 3.75]) - 0.5 * np.array(_START))

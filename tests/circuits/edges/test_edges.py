@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import pair_batches
@@ -76,6 +77,7 @@ class TinyLlamaTest(parameterized.TestCase):
     self.assertLess(
         abs(got.edges[:, 0].sum(-1).mean() - change) / change, 0.01)
 
+  @pytest.mark.slow
   def test_pairs_of_many_lengths_are_scored_as_if_alone(self):
     pairs = [dataclasses.replace(
         p, clean_ids=p.clean_ids[:size], corrupt_ids=p.corrupt_ids[:size])
@@ -148,6 +150,7 @@ class ExactTest(parameterized.TestCase):
 
   @parameterized.parameters({}, {
       'num_layers': 7, 'num_heads': 2, 'num_kv_heads': 1, 'd_head': 8})
+  @pytest.mark.slow
   def test_gradients_are_exact_where_blocks_are_linear(self, **changes):
     # Uniform attention, no MLP, and norms that only divide by a constant.
     cfg = small.config(norm_eps=1e8, **changes)

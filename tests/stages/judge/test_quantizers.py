@@ -9,6 +9,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from mansu_jax import quant
 from mansu_jax.models import calibration
@@ -52,6 +53,7 @@ class QuantizersTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal,
                  self.quantize('gptq_g128', params), want)
 
+  @pytest.mark.slow
   def test_calibrates_once_for_the_same_params_and_scheme(self):
     params = self.model.params
     other = params | {'embed': params['embed'] * 2}

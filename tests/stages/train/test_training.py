@@ -9,6 +9,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from mansu_jax.config import run as run_config
 from mansu_jax.data import batching
@@ -124,6 +125,7 @@ class ViewsTest(parameterized.TestCase):
     self.assertEqual(seen, (want * 7)[:7])
 
 
+@pytest.mark.slow
 class MemoryTest(absltest.TestCase):
 
   def test_nothing_of_the_edit_outlives_it(self):
