@@ -220,7 +220,7 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
          'reached': reached(), 'steps': far[-1][0],
          'circuit': {k: x for k, x in found.report.items() if k in _KEPT},
          'moved': float(done['history']['moved'][-1]),
-         'weights': attribution.num_weights(
+         'weights': edge_weights.num_weights(
              circuit, found.movable, bench.model.config)
          / tree_paths.count(bench.model.params)}
   out |= _measure(bench, edit.merge(done['theta']), common, kept)

@@ -3,7 +3,7 @@
   --flagfile=experiments/quickstart.flags --workdir=DIR   a job that is shipped
   --workdir=DIR --model=M --data_forget=F --data_retain=R  your own
   --workdir=DIR --mode=audit --base=B --model=M   a model unlearned elsewhere
-  --workdir=DIR --mode=attribute --model=M --attribution_pairs=F   circuits only
+  --workdir=DIR --mode=attribute --model=M --attribution_pairs_file=F   circuits only
   --mode=plan --flagfile=experiments/llama31_8b_plan.flags   what a run takes
 
 Flags are of stages, `--<stage>_<field>`; later ones override a flagfile's, but

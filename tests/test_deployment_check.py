@@ -237,7 +237,7 @@ class ActivationsTest(parameterized.TestCase):
       logits = np.asarray(decoder.unembed(params, run(params, ids[None])))[0]
       logprob = special.log_softmax(logits.astype(np.float64), axis=-1)
       return np.median(np.abs(
-          logprob[request.places, request.targets] - want))
+          logprob[request.positions, request.targets] - want))
 
     forward = lambda p, tokens: decoder.forward(cfg, p, tokens)
     self.assertGreater(error(forward), 1e-3)
@@ -266,7 +266,7 @@ class MisreadTest(absltest.TestCase):
     logits = np.asarray(tiny.logits(cfg, want, jnp.asarray(ids)[None])[0])
     logprob = special.log_softmax(logits.astype(np.float64), axis=-1)
     np.testing.assert_allclose(
-        got, logprob[request.places, request.targets], atol=1e-4)
+        got, logprob[request.positions, request.targets], atol=1e-4)
 
 
 if __name__ == '__main__':

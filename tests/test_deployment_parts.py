@@ -37,7 +37,7 @@ class _Bigrams:
 
   def __call__(self, requests):
     return [np.array([self.logprob[r.tokens[p], t]
-                      for p, t in zip(r.places, r.targets)])
+                      for p, t in zip(r.positions, r.targets)])
             for r in requests]
 
   def sequence(self, text):
@@ -67,7 +67,7 @@ class PlanTest(absltest.TestCase):
 
   def test_scores_that_are_not_finite_are_refused(self):
     plan = items.Plan([_question(0, ['x', 'y'])], _Letters())
-    broken = lambda requests: [np.full(len(r.places), np.nan)
+    broken = lambda requests: [np.full(len(r.positions), np.nan)
                                for r in requests]
     with self.assertRaisesRegex(ValueError, "'q0' score .* wanted finite"):
       plan.score(broken)

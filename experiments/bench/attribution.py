@@ -86,7 +86,7 @@ def _contenders(model: Any) -> dict[str, tuple[Callable[[], Any], int]]:
   """What is timed: how it is run, and its temporary bytes."""
   config, params = model.config, model.params
   (batch,) = pair_batches.pack(
-      _pairs(config.vocab_size), _PAIRS.value, alone=True)
+      _pairs(config.vocab_size), _PAIRS.value, one_per_row=True)
   batch, steps = jax.device_put(batch), _STEPS.value
   points = edges.eap_ig_points(steps)
   programs = {

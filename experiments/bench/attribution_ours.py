@@ -22,7 +22,7 @@ def _prepare(job: dict[str, Any]) -> Callable[[], np.ndarray]:
   pairs = [
       pairs_lib.AttributionPair(tuple(clean), tuple(corrupt), *ids, fact='')
       for clean, corrupt, *ids in job['pairs']]
-  (batch,) = pair_batches.pack(pairs, len(pairs), alone=True)
+  (batch,) = pair_batches.pack(pairs, len(pairs), one_per_row=True)
   batch, points = jax.device_put(batch), edges.eap_ig_points(job['steps'])
   return lambda: np.asarray(edges.pair_scores(
       model.config, model.params, batch, points=points).edges).mean(0)

@@ -60,7 +60,7 @@ def _measure(
   problem = training.make_problem(config, edit, found['fisher'])
   gradient = jax.jit(jax.grad(problem.loss, has_aux=True))
   for name, view in edit.views.items():
-    seen = edit.theta if view.see is None else view.see(edit.theta)
+    seen = edit.theta if view.quantize is None else view.quantize(edit.theta)
     found[f'gradients at {name}'], _ = gradient(
         seen, view.frozen(), edit.base, batches(0))
   return sharding.to_host(found), circuit

@@ -160,14 +160,14 @@ class Engine:
         (len(requests), max(len(r.tokens) for r in requests)), np.int64)
     for row, request in zip(tokens, requests):
       row[:len(request.tokens)] = request.tokens
-    counts = [len(r.places) for r in requests]
+    counts = [len(r.positions) for r in requests]
     rows = np.repeat(np.arange(len(requests)), counts)
-    places = np.concatenate([r.places for r in requests])
+    positions = np.concatenate([r.positions for r in requests])
     targets = torch.from_numpy(np.concatenate([r.targets for r in requests]))
     with torch.inference_mode():
       hidden = self._model.get_decoder()(
           input_ids=torch.from_numpy(tokens), use_cache=False)[0]
-      logits = self._model.get_output_embeddings()(hidden[rows, places])
+      logits = self._model.get_output_embeddings()(hidden[rows, positions])
       found = torch.log_softmax(logits.double(), -1)
       found = found.gather(1, targets[:, None])[:, 0].numpy()
     return np.split(found, np.cumsum(counts)[:-1])

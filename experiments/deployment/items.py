@@ -61,13 +61,13 @@ class Items:
 
   def thin(self, limit: int) -> Items:
     """At most `limit` questions a split (0: all), spread over its facts."""
-    places = {(s, q.id): i
+    positions = {(s, q.id): i
               for i, (s, q) in enumerate(zip(self.splits, self.questions))}
     by_split: dict[str, list[Question]] = {}
     for split, question in zip(self.splits, self.questions):
       by_split.setdefault(split, []).append(question)
     kept = np.array([
-        places[split, q.id] for split, questions in by_split.items()
+        positions[split, q.id] for split, questions in by_split.items()
         for q in inputs_lib.thin(questions, limit, 0)], int)
     return dataclasses.replace(
         self, questions=tuple(self.questions[i] for i in kept),
@@ -144,12 +144,12 @@ class Request(NamedTuple):
 
   Attributes:
     tokens: ids.
-    places: [m] positions in the sequence that predict.
+    positions: [m] positions in the sequence that predict.
     targets: [m] token ids scored there.
   """
 
   tokens: tuple[int, ...]
-  places: np.ndarray
+  positions: np.ndarray
   targets: np.ndarray
 
 

@@ -196,20 +196,20 @@ class Engine:
     logits = np.ctypeslib.as_array(
         lib.llama_get_logits(self._context), (sum(map(len, rows)), size))
     out, start = [], 0
-    for request, places in zip(requests, rows):
-      found = logits[start:start + len(places)].astype(np.float64)
-      found = special.log_softmax(found, axis=-1)  # [places, V]
-      out.append(found[np.searchsorted(places, request.places),
+    for request, positions in zip(requests, rows):
+      found = logits[start:start + len(positions)].astype(np.float64)
+      found = special.log_softmax(found, axis=-1)  # [positions, V]
+      out.append(found[np.searchsorted(positions, request.positions),
                        request.targets])
-      start += len(places)
+      start += len(positions)
     return out
 
   def _fill(self, requests: Sequence[items.Request]) -> list[np.ndarray]:
-    """Makes the batch; returns the places of each request that predict."""
+    """Makes the batch; returns the positions of each request that predict."""
     batch, n = self._batch, 0
-    rows = [np.unique(request.places) for request in requests]
-    for sequence, (request, places) in enumerate(zip(requests, rows)):
-      predicts = set(places.tolist())
+    rows = [np.unique(request.positions) for request in requests]
+    for sequence, (request, positions) in enumerate(zip(requests, rows)):
+      predicts = set(positions.tolist())
       for position, token in enumerate(request.tokens):
         batch.token[n], batch.pos[n] = token, position
         batch.n_seq_id[n], batch.seq_id[n][0] = 1, sequence

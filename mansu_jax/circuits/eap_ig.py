@@ -31,7 +31,7 @@ from mansu_jax.runtime import sharding
 _NEURON = sites_lib.Site.MLP_HIDDEN
 _HEAD = sites_lib.Site.HEAD_OUT
 SITES = (_NEURON, _HEAD)
-PLACES = ('changed', 'after', 'last')  # See `places`.
+TOKEN_ROLES = ('changed', 'after', 'last')  # See `token_roles`.
 
 
 class TooFewAnswered(ValueError):
@@ -58,11 +58,11 @@ class PairScores(NamedTuple):
   heads: types.Array  # [B, L, N]
   metric_clean: types.Array  # [B]
   metric_corrupt: types.Array  # [B]
-  places: types.Array  # [B, L, 2, P], sums over heads and over neurons by place
+  token_roles: types.Array  # [B, L, 2, P], sums over heads and over neurons by place
 
 
-def places(batch: PairBatch) -> types.Array:
-  """Where in its prompt each token stands, an index into `PLACES`, [R, T].
+def token_roles(batch: PairBatch) -> types.Array:
+  """Where in its prompt each token stands, an index into `TOKEN_ROLES`, [R, T].
 
   `changed` is all from the first to the last token in which the prompts of a
   pair differ (the subject, of prompts about facts), `after` what stands behind
@@ -141,9 +141,9 @@ def _pair_scores(config, params, batch, steps):
       heads=jnp.einsum('LRTN,RTB->BLN', heads, owner),
       metric_clean=metric(params, hidden, batch),
       metric_corrupt=metric(params, hidden_corrupt, batch),
-      places=jnp.einsum(
+      token_roles=jnp.einsum(
           'KLRT,RTB,RTP->BLKP', each, owner,
-          jax.nn.one_hot(places(batch), len(PLACES))))
+          jax.nn.one_hot(token_roles(batch), len(TOKEN_ROLES))))
 
 
 def score_pairs(
@@ -192,7 +192,7 @@ def keep_answered(scores: PairScores) -> tuple[PairScores, np.ndarray]:
         f' attribution pairs and its mean metric is {clean:.3f} on clean and'
         f' {corrupt:.3f} on corrupted prompts; wanted clean above corrupted.'
         f'{swapped} These prompts do not elicit the knowledge: give others with'
-        ' --attribution_pairs=FILE, or check the forget set.')
+        ' --attribution_pairs_file=FILE, or check the forget set.')
   return jax.tree.map(lambda x: x[answered], scores), answered
 
 

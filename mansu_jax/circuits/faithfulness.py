@@ -75,7 +75,7 @@ def spread(clean: float, corrupt: float, pairs: int) -> float:
       f' logit(corrupted answer), is {clean / pairs:.4g} on the clean and'
       f' {corrupt / pairs:.4g} on the corrupted prompts, on average; wanted it'
       ' higher on the clean ones. Give pairs whose corrupted prompts ask for'
-      ' the corrupted answer (--attribution_pairs), or raise --circuit_pairs.')
+      ' the corrupted answer (--attribution_pairs_file), or raise --circuit_pairs.')
 
 
 class Faithfulness:

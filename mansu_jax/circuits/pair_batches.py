@@ -25,8 +25,8 @@ _LONGEST = 32  # and no longer, unless a prompt is: attention grows with it.
 
 def pack(
     pairs: Sequence[pairs_lib.AttributionPair], size: int, *,
-    alone: bool = False) -> list[eap_ig.PairBatch]:
-  """Packs pairs into batches of one shape, or few with `alone`, in order.
+    one_per_row: bool = False) -> list[eap_ig.PairBatch]:
+  """Packs pairs into batches of one shape, or few with `one_per_row`, in order.
 
   There are as few batches of at most `size` pairs as may be, and as small; the
   last is filled up with pairs of weight 0. Rows have the length that wastes
@@ -35,7 +35,7 @@ def pack(
   Args:
     pairs: at least one.
     size: most pairs a batch.
-    alone: give each pair a row of its own, in each batch as long as its longest
+    one_per_row: give each pair a row of its own, in each batch as long as its longest
       needs, rounded up to a multiple of 8 but not beyond the longest of all.
   """
   lengths = [len(p.clean_ids) for p in pairs]
@@ -43,7 +43,7 @@ def pack(
   size = -(-len(pairs) // count)
   members = [list(range(i, min(i + size, len(pairs))))
              for i in range(0, len(pairs), size)]
-  if alone:
+  if one_per_row:
     fill = lambda some, capacity: [[i] for i in range(len(some))]
     widths, rows = [_width([lengths[i] for i in m], max(lengths))
                     for m in members], sharding.whole_rows(size)

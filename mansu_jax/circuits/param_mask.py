@@ -232,7 +232,7 @@ def slice_mask(
   return tree_paths.unflatten(out)
 
 
-def make_frame(circuit: graph.Circuit) -> types.Params:
+def make_replacement_masks(circuit: graph.Circuit) -> types.Params:
   """What the decoder needs beside the slices: which units they replace.
 
   Returns:
@@ -255,8 +255,8 @@ def make_frame(circuit: graph.Circuit) -> types.Params:
 
 def collection(
     slices: types.Params, index: CircuitIndex,
-    frame: types.Params) -> types.Params:
-  """The decoder's `circuit` collection: spread slices and frame in a tree."""
+    replacement_masks: types.Params) -> types.Params:
+  """The decoder's `circuit` collection: spread slices and replacement_masks in a tree."""
   return tree_paths.unflatten({
       **tree_paths.flatten(spread(slices, index)),
-      **tree_paths.flatten(frame)})
+      **tree_paths.flatten(replacement_masks)})

@@ -19,9 +19,12 @@ class AttributionConfig:
       ' (edge).',
       ('neuron', 'head', 'neuron_and_head', 'edge'))
   steps: int = _field(5, 'Integrated-gradient steps M.')
-  pairs: str = _field(
-      '64', 'How many clean/corrupted prompt pairs to make of the forget set,'
-      ' as many as there are, if fewer; or a JSONL file of pairs.')
+  pairs: int = _field(
+      64, 'Clean/corrupted prompt pairs to make from the forget set, or as many'
+      ' as it allows. Unused with --attribution_pairs_file.')
+  pairs_file: str = _field(
+      '', 'JSONL file of attribution pairs to use instead of pairs made from'
+      ' the forget set.')
   batch: int = _field(
       16, 'Pairs in one batch, at most: fewer where a device has less memory.')
   skip_unequal: bool = _field(
@@ -30,26 +33,17 @@ class AttributionConfig:
 
   def __post_init__(self):
     fields.check_fields(self, 'attribution')
+    fields.check_least(self, 'attribution', 1, 'steps', 'pairs', 'batch')
+    default = type(self).pairs
+    _check(not self.pairs_file or self.pairs == default,
+           f'--attribution_pairs={self.pairs} counts pairs made from questions,'
+           f' but --attribution_pairs_file={self.pairs_file} gives the pairs;'
+           ' set only one of them.')
     _check(self.pairs_file or not self.skip_unequal,
-           '--attribution_skip_unequal is for pairs of a file, but'
-           f' --attribution_pairs={self.pairs} makes some of questions, equally'
-           ' long; leave it out.')
-    fields.check_least(self, 'attribution', 1, 'steps', 'batch')
-    _check(self.pairs != '', '--attribution_pairs is empty; wanted a number of'
-           ' pairs, or a JSONL file of pairs.')
-    most = fields.MOST
-    counted = self.pairs.isdecimal() and len(self.pairs) <= len(str(most))
-    _check(1 <= int(self.pairs) <= most if counted else
-           not (self.pairs.isdecimal() or self.pairs.startswith('-')),
-           f'--attribution_pairs={self.pairs[:40]}: wanted at least 1 pair and'
-           f' at most {most:,}, or a JSONL file of pairs.')
+           '--attribution_skip_unequal applies to --attribution_pairs_file only:'
+           ' pairs made from questions always have equal length. Leave it out.')
 
   @property
-  def most_pairs(self) -> int | None:
-    """How many pairs to make; None where they come from a file."""
-    return int(self.pairs) if self.pairs.isdecimal() else None
-
-  @property
-  def pairs_file(self) -> str:
-    """The file of pairs; empty where they are made."""
-    return '' if self.pairs.isdecimal() else self.pairs
+  def max_pairs(self) -> int | None:
+    """Number of pairs to make; None when `pairs_file` gives them."""
+    return None if self.pairs_file else self.pairs

@@ -7,16 +7,49 @@ from the field itself. This is the only module that reads absl flags.
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from typing import Any
 
 from absl import flags
+from absl import logging
 
 from mansu_jax.config import run as config_lib
 
 # In RunConfig, but not part of a run's identity.
 _NOT_REPEATED = ('workdir', 'resume')
 _ALIASES = {'chat': 'data_chat'}  # The contract's name.
+# Accepted until 0.4, and absent from --help.
+_FORMER_NAMES = {
+    'unlearn_alternatives_weight': 'unlearn_choice_kl_weight',
+    'unlearn_collapse': 'unlearn_max_retain_kl',
+    'unlearn_crossed_batch': 'unlearn_swapped_batch',
+    'unlearn_crossed_pool': 'unlearn_swapped_pool',
+    'unlearn_crossed_weight': 'unlearn_swapped_weight',
+    'unlearn_near_share': 'unlearn_nearest_share',
+}
+_FORMER_VALUES = {'unlearn_loss': {
+    'exchange': 'answer_swap', 'marginal': 'group_marginal'}}
+
+
+class _EnumParser(flags.EnumParser):
+  """Replaces former values by the current ones."""
+
+  def __init__(self, choices: tuple[str, ...], former: dict[str, str]):
+    super().__init__(choices)
+    self._former = former
+
+  def parse(self, argument: str) -> str:
+    return super().parse(self._former.get(argument, argument))
+
+
+class _PairsParser(flags.IntegerParser):
+  """A number of pairs; until 0.4 also a file, which --attribution_pairs took."""
+
+  def parse(self, argument: Any) -> int | str:
+    if isinstance(argument, int) or re.fullmatch(r'-?\d*', argument):
+      return super().parse(argument)
+    return argument
 
 
 def _options(config_class: type) -> list[tuple[str, dataclasses.Field]]:
@@ -35,8 +68,12 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     default, doc = field.default, field.metadata['help']
     choices = field.metadata.get('choices')
     kwargs = {'flag_values': flag_values}
-    if choices:
+    if name == 'attribution_pairs':
+      flags.DEFINE(_PairsParser(), name, default, doc, **kwargs)
+    elif choices:
       flags.DEFINE_enum(name, default, choices, doc, **kwargs)
+      if name in _FORMER_VALUES:
+        flag_values[name].parser = _EnumParser(choices, _FORMER_VALUES[name])
     elif isinstance(default, bool):
       flags.DEFINE_bool(name, default, doc, **kwargs)
     elif isinstance(default, int):
@@ -54,6 +91,8 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   for name, other in _ALIASES.items():
     flags.DEFINE_alias(name, other, flag_values=flag_values)
     flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
+  for name, other in _FORMER_NAMES.items():
+    flags.DEFINE_alias(name, other, flag_values=flag_values)
 
 
 def to_config(
@@ -65,16 +104,28 @@ def to_config(
     return tuple(got) if isinstance(got, list) else got
 
   stages = config_lib.stages()
-  built = {
-      stage: stage_class(**{
-          f.name: value(f'{stage}_{f.name}')
-          for f in dataclasses.fields(stage_class)})
+  fields = {
+      stage: {f.name: value(f'{stage}_{f.name}')
+              for f in dataclasses.fields(stage_class)}
       for stage, stage_class in stages.items()
   }
+  _move_pairs_file(fields['attribution'])
+  built = {name: stages[name](**values) for name, values in fields.items()}
   top = {f.name: value(f.name)
          for f in dataclasses.fields(config_lib.RunConfig)
          if f.name not in stages}
   return config_lib.RunConfig(**top, **built)
+
+
+def _move_pairs_file(attribution: dict[str, Any]) -> None:
+  """Moves a file that --attribution_pairs names to --attribution_pairs_file."""
+  path = attribution['pairs']
+  if isinstance(path, str):
+    logging.warning(
+        '--attribution_pairs=FILE is deprecated; use'
+        ' --attribution_pairs_file=%s.', path)
+    attribution['pairs_file'] = attribution['pairs_file'] or path
+    attribution['pairs'] = config_lib.AttributionConfig().pairs
 
 
 def from_flagfile(path: str, *overrides: str) -> config_lib.RunConfig:

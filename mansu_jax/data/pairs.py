@@ -127,7 +127,7 @@ def build_pairs(
         ' fact of the same relation and phrasing, with a prompt of equal token'
         ' length and an answer that starts with another token; nor has a retain'
         ' fact a subject of as many tokens to stand in. Add facts of the same'
-        ' relation to the set, or give pairs as a file (--attribution_pairs).')
+        ' relation to the set, or give pairs as a file (--attribution_pairs_file).')
   used: dict[int, int] = {}
   pairs = []
   for i in _in_rounds(candidates, sorted(partners), rng)[:max_pairs]:

@@ -1,7 +1,7 @@
 """What facts are about, and the phrasings around it.
 
 The same can then be asked of another subject: of the retain set's phrasings
-about the forgotten subjects (crossed prompts), or in the words of a question
+about the forgotten subjects (swapped-subject prompts), or in the words of a question
 about a subject that it does not fit (corrupted prompts).
 """
 

@@ -161,7 +161,7 @@ def tokens_before(
       raise ValueError(
           f'The chat template writes {prompt!r} as {asked.text!r}; wanted the'
           ' prompt word for word, to find its subject there. Leave --data_chat'
-          ' out, or give --unlearn_crossed_batch=0.')
+          ' out, or give --unlearn_swapped_batch=0.')
     texts.append((asked.text[:place] + before.strip()).rstrip(' '))
     extra.append(len(asked.start))
   return [more + len(ids)

@@ -27,7 +27,7 @@ class Task:
   Attributes:
     questions: n questions.
     batches: their packed prompts and choices.
-    places: per question [m], segment positions that predict something.
+    positions: per question [m], segment positions that predict something.
     targets: per question [m, K], token ids that are scored there.
     cells: per question and choice, the (row, column) of `targets` whose sum
       is the choice's log-probability.
@@ -35,7 +35,7 @@ class Task:
 
   questions: tuple[questions_lib.Question, ...]
   batches: list[packing.PackedBatch]
-  places: list[np.ndarray]
+  positions: list[np.ndarray]
   targets: list[np.ndarray]
   cells: list[list[tuple[np.ndarray, np.ndarray]]]
 
@@ -95,23 +95,23 @@ def build_task(
       token_budget=token_budget, max_length=max_length)
   width = max((len(p.targets) for p in packed), default=1)
   plans = [_plan(p, width) for p in packed]
-  places, targets, cells = map(list, zip(*plans)) if plans else ([], [], [])
+  positions, targets, cells = map(list, zip(*plans)) if plans else ([], [], [])
   return Task(
-      questions=tuple(questions), batches=batches, places=places,
+      questions=tuple(questions), batches=batches, positions=positions,
       targets=targets, cells=cells)
 
 
 def _plan(packed: batching.PackedQuestion, width: int):
   """Places [m], their targets [m, width], and each choice's cells in them."""
-  places = sorted({p for path in packed.predictors for p in path})
-  row = {place: i for i, place in enumerate(places)}
-  targets = np.zeros((len(places), width), np.int32)
+  positions = sorted({p for path in packed.predictors for p in path})
+  row = {position: i for i, position in enumerate(positions)}
+  targets = np.zeros((len(positions), width), np.int32)
   cells = []
   for column, (path, ids) in enumerate(zip(packed.predictors, packed.targets)):
-    rows = np.array([row[place] for place in path])
+    rows = np.array([row[position] for position in path])
     targets[rows, column] = ids
     cells.append((rows, np.full(len(rows), column)))
-  return np.array(places), targets, cells
+  return np.array(positions), targets, cells
 
 
 def score(
@@ -129,7 +129,7 @@ def score(
     ValueError: a score is not finite, so the model is broken.
   """
   found = scorer.logprobs(
-      params, task.batches, task.places, task.targets, kept)
+      params, task.batches, task.positions, task.targets, kept)
   most = max((len(cells) for cells in task.cells), default=0)
   logprob = np.full((len(task.questions), most), -np.inf)
   for i, (table, cells) in enumerate(zip(found, task.cells)):

@@ -35,10 +35,10 @@ class Generator:
   def _next_tokens(self, params, tokens, length):
     """Most likely next token [B] of rows [B, T] that are `length` [B] long."""
     size, width = tokens.shape
-    place = jnp.arange(width)
+    position = jnp.arange(width)
     mask = jnp.tril(jnp.ones((width, width), bool))
     hidden = self._apply(
-        params, tokens, jnp.broadcast_to(place, (size, width)),
+        params, tokens, jnp.broadcast_to(position, (size, width)),
         jnp.broadcast_to(mask, (size, width, width)))
     last = hidden[jnp.arange(size), length - 1]  # [B, D]
     return jnp.argmax(self._unembed(params, last), axis=-1)

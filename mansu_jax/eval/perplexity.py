@@ -27,13 +27,13 @@ class Task:
   Attributes:
     kinds: per window, the kind of its text.
     batches: the packed windows without their last token.
-    places: per window [m], all its input positions.
+    positions: per window [m], all its input positions.
     targets: per window [m, 1], the tokens that follow.
   """
 
   kinds: tuple[str, ...]
   batches: list[packing.PackedBatch]
-  places: list[np.ndarray]
+  positions: list[np.ndarray]
   targets: list[np.ndarray]
 
 
@@ -98,7 +98,7 @@ def build_task(
       max_length=max_length)
   return Task(
       kinds=tuple(kinds), batches=batches,
-      places=[s.positions for s in segments],
+      positions=[s.positions for s in segments],
       targets=[np.array(ids[1:], np.int32)[:, None] for ids in windows])
 
 
@@ -131,7 +131,7 @@ def score(
     ValueError: a log-probability is not finite, so the model is broken.
   """
   found = scorer.logprobs(
-      params, task.batches, task.places, task.targets, kept)
+      params, task.batches, task.positions, task.targets, kept)
   nll = np.array([-table.sum(dtype=np.float64) for table in found])
   if not np.isfinite(nll).all():
     bad = task.kinds[int(np.argmin(np.isfinite(nll)))]

@@ -1,6 +1,6 @@
-"""Log-probabilities of next tokens at chosen places of packed batches.
+"""Log-probabilities of next tokens at chosen positions of packed batches.
 
-Most of a run's time is here. The hidden state is gathered at the places that
+Most of a run's time is here. The hidden state is gathered at the positions that
 predict something before it meets the vocabulary, and the vocabulary is
 normalised in chunks, so that no `[B, T, V]` array exists.
 """
@@ -28,7 +28,7 @@ Unembed = Callable[[types.Params, types.Array], types.Array]
 
 LOGIT_BYTES = 50_000_000  # Most that one block of float32 logits may take.
 KEPT_BYTES = 1_000_000_000  # Most that one `Kept` may take.
-_MOST_PLACES = 256  # A block of more places gains no speed.
+_MOST_POSITIONS = 256  # A block of more positions gains no speed.
 
 
 class Call(NamedTuple):
@@ -91,14 +91,14 @@ class Scorer:
 
   def programs(
       self, params: types.Params, batches: Sequence[packing.PackedBatch],
-      places: Sequence[np.ndarray], targets: Sequence[np.ndarray]
+      positions: Sequence[np.ndarray], targets: Sequence[np.ndarray]
   ) -> list[Call]:
     """What `logprobs` of one model runs.
 
     Args:
       params: the model, or its shapes.
       batches: as of `logprobs`, and so the others.
-      places: see there.
+      positions: see there.
       targets: see there.
     """
     shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
@@ -120,19 +120,19 @@ class Scorer:
     return out + [Call(self._normalised, (
         params, jax.ShapeDtypeStruct((size, hidden.shape[-1]), hidden.dtype),
         jax.ShapeDtypeStruct((size, targets[0].shape[1]), jnp.int32)),
-                       -(-sum(map(len, places)) // size), False)]
+                       -(-sum(map(len, positions)) // size), False)]
 
   def logprobs(
       self, params: types.Params, batches: Sequence[packing.PackedBatch],
-      places: Sequence[np.ndarray], targets: Sequence[np.ndarray],
+      positions: Sequence[np.ndarray], targets: Sequence[np.ndarray],
       kept: Kept | None = None) -> list[np.ndarray]:
-    """Scores targets at places of every segment.
+    """Scores targets at positions of every segment.
 
     Args:
       params: the model.
       batches: packed segments.
-      places: per segment [m] int, positions in it that predict.
-      targets: per segment [m, K] int, token ids scored at each place, of one K
+      positions: per segment [m] int, positions in it that predict.
+      targets: per segment [m, K] int, token ids scored at each position, of one K
         for all; entries that are padding hold any valid id.
       kept: from models that have `below` in common with this one.
 
@@ -142,16 +142,16 @@ class Scorer:
     if not batches:
       return []
     size = self._block_size(params, batches[0])
-    rows = self._rows(params, batches, places, targets, kept or Kept(0))
+    rows = self._rows(params, batches, positions, targets, kept or Kept(0))
     scored = []
     for hidden, wanted, count in _blocks(rows, size):
       block = self._normalised(params, hidden, wanted)
       scored.append(sharding.to_host(block)[:count])
     visited = [s for batch in batches for s in batch.segments]
-    ends = np.cumsum([len(places[s]) for s in visited])
+    ends = np.cumsum([len(positions[s]) for s in visited])
     parts = np.split(np.concatenate(scored), ends[:-1])
     found = dict(zip(visited, parts))
-    return [found[s] for s in range(len(places))]
+    return [found[s] for s in range(len(positions))]
 
   def _target_logprobs(self, params, hidden, targets):
     """Log-probabilities [C, K] of targets [C, K] after hidden [C, D]."""
@@ -167,7 +167,7 @@ class Scorer:
         batch.attention_mask)
     logits = jax.eval_shape(self._unembed, params, hidden)
     fit = self._logit_bytes // (4 * logits.shape[-1])
-    return min(_MOST_PLACES, max(1, fit))
+    return min(_MOST_POSITIONS, max(1, fit))
 
   def _hidden(self, params, tokens, *rest, keep=lambda make: make()):
     if self._below is None:
@@ -176,16 +176,16 @@ class Scorer:
     return self._apply(params, x, *rest)
 
   def _rows(
-      self, params, batches, places, targets, kept
+      self, params, batches, positions, targets, kept
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Hidden states [m, D] and targets [m, K] to score, batch by batch."""
     for batch in progress.over(batches, 'scoring'):
-      progress.count(sum(len(places[s]) for s in batch.segments))
+      progress.count(sum(len(positions[s]) for s in batch.segments))
       hidden = sharding.to_host(self._hidden(
           params, batch.tokens, batch.positions, batch.attention_mask,
           keep=functools.partial(kept.get, batch)))
       index = np.concatenate([
-          offset + places[s]
+          offset + positions[s]
           for s, offset in zip(batch.segments, batch.offsets)])
       wanted = np.concatenate([targets[s] for s in batch.segments])
       flat = hidden.reshape(-1, hidden.shape[-1])  # [B * T, D]

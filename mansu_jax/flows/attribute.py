@@ -15,7 +15,7 @@ import numpy as np
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
-from mansu_jax.circuits import robustness as robustness_lib
+from mansu_jax.circuits import stability as stability_lib
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edges as edges_lib
 from mansu_jax.config import run as run_config
@@ -32,9 +32,9 @@ from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import edge_attribution
 from mansu_jax.stages.circuit import edge_file
-from mansu_jax.stages.circuit import edge_robustness
-from mansu_jax.stages.circuit import picture
-from mansu_jax.stages.circuit import robustness
+from mansu_jax.stages.circuit import edge_stability
+from mansu_jax.stages.circuit import circuit_summary
+from mansu_jax.stages.circuit import stability
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import checks
 from mansu_jax.stages.prepare import inputs as inputs_lib
@@ -48,8 +48,8 @@ class _Scored(NamedTuple):
   means: dict[str, np.ndarray]
   arrays: dict[str, np.ndarray]  # Of `attribution.npz`.
   groups: dict[str, int]  # Of each fact.
-  others: dict[str, robustness.Pairs]  # Other phrasings.
-  of_edges: robustness.Scored | None
+  others: dict[str, stability.Pairs]  # Other phrasings.
+  of_edges: stability.Scored | None
   contrast: Any  # Mean scores on retain pairs, of nodes or edges; or None.
 
 
@@ -58,7 +58,7 @@ class _Found(NamedTuple):
 
   file: dict[str, Any]  # Of `circuit.json`.
   report: dict[str, Any]
-  selected: robustness.Selected | None
+  selected: stability.Selected | None
 
 
 @sharding.on_mesh
@@ -94,11 +94,11 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   with clock.stage('circuit'):
     by_edge = config.attribution.level == 'edge'
     found = (_of_edges if by_edge else _of_nodes)(config, model, scored)
-    found.report['picture']['places'] = picture.by_place(scored.arrays['place'])
+    found.report['summary']['token_roles'] = circuit_summary.by_role(scored.arrays['token_role'])
     found.report.update(attribution.describe_file(config, model.tokenizer))
   if scored.others and found.selected is not None:
     with clock.stage('other phrasings'):
-      found.report['robustness']['phrasings'] = robustness.reworded(
+      found.report['stability']['phrasings'] = stability.reworded(
           config, found.selected, scored.others)
   files.write_json(
       root / 'circuit.json', found.file | {'report': found.report})
@@ -160,22 +160,22 @@ def _score(
   means = eap_ig.node_means(kept, model.config)
   arrays = {
       'neuron': means['neurons'], 'head': means['heads'],
-      'kv_head': means['kv_heads'], 'place': kept.places.mean(0),
-      'place_names': np.array(eap_ig.PLACES), 'answered': answered,
+      'kv_head': means['kv_heads'], 'token_role': kept.token_roles.mean(0),
+      'token_role_names': np.array(eap_ig.TOKEN_ROLES), 'answered': answered,
       'metric_clean': scores.metric_clean,
       'metric_corrupt': scores.metric_corrupt}
   known = [p for p, is_kept in zip(pairs, answered) if is_kept]
   given = bool(config.circuit.file)  # Nothing is selected.
-  others = {} if given else robustness.phrasings(
+  others = {} if given else stability.phrasings(
       config, inputs.splits, model.tokenizer)
   by_edge = config.attribution.level == 'edge' and not given
-  groups = robustness_lib.group_facts(
+  groups = stability_lib.group_facts(
       [p.fact for some in (known, *others.values()) for p in some],
-      robustness_lib.GROUPS if by_edge else None, config.seed)
+      stability_lib.GROUPS if by_edge else None, config.seed)
   of_edges = None
   if by_edge:
-    of_edges = edge_robustness.score(config, model, known, groups)
-    edges = edge_robustness.whole(of_edges.sums.mean(), model.config)
+    of_edges = edge_stability.score(config, model, known, groups)
+    edges = edge_stability.whole(of_edges.sums.mean(), model.config)
     arrays |= {
         'edge': edges.astype(np.float32),
         'src_names': np.array(edges_lib.source_names(model.config)),
@@ -194,14 +194,14 @@ def _of_edges(
         config, model, scored.known, scored.arrays['edge'], scored.contrast)
   selected, times = None, None
   if config.circuit.resamples and scored.of_edges is not None:
-    selected = edge_robustness.of_edges(
+    selected = edge_stability.of_edges(
         config, model, found.circuit, scored.groups, scored.of_edges,
         scored.contrast)
-    report['robustness'], times = robustness.measure(
+    report['stability'], times = stability.measure(
         config, selected, selected.method.patch(scored.known))
   return _Found(
       edge_circuit.to_json(found.circuit, shape), found.report | report
-      | picture.of_edges(found.circuit, shape, scored.means, times), selected)
+      | circuit_summary.of_edges(found.circuit, shape, scored.means, times), selected)
 
 
 def _of_nodes(
@@ -236,7 +236,7 @@ def lines(record: dict[str, Any]) -> list[str]:
       f' {metric["clean"]:.2f} clean, {metric["corrupt"]:.2f} corrupted',
       f'circuit of {what}: faithfulness {circuit["faithfulness"]:.2f}{beside}',
       _curve_line(circuit),
-      *_firm_lines(circuit.get('robustness', {})),
+      *_firm_lines(circuit.get('stability', {})),
       f'scores: {workdir_name}/attribution.npz',
       f'circuit: {workdir_name}/circuit.json',
       f'report: {workdir_name}/report.html']
@@ -256,7 +256,7 @@ def _curve_line(circuit: dict[str, Any]) -> str:
 def _firm_lines(found: dict[str, Any]) -> list[str]:
   """How much of the circuit other pairs give."""
   if 'halves' not in found:
-    return [f'robustness: not measured; {found["reason"]}'
+    return [f'stability: not measured; {found["reason"]}'
             ] if 'reason' in found else []
   shares = [('disjoint halves of the facts', found['halves'])] + [
       (f'{use} phrasings', entry) for use, entry in found.get(

@@ -25,7 +25,7 @@ from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import checks
 from mansu_jax.stages.prepare import inputs as inputs_lib
-from mansu_jax.stages.prepare import pair as pair_lib
+from mansu_jax.stages.prepare import model_pair
 
 
 @sharding.on_mesh
@@ -43,13 +43,13 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     The record, as in `record.json`.
 
   Raises:
-    ValueError: bad input, before any long work: as `pair.load`, or flags or
+    ValueError: bad input, before any long work: as `model_pair.load`, or flags or
       data that are wrong.
   """
   clock = clock_lib.Clock()
   inputs = checks.read(config)
   with clock.stage('load'):
-    pair = pair_lib.load(config, inputs)
+    pair = model_pair.load(config, inputs)
   base, unlearned = pair.base, pair.unlearned
   root = workdir.open_workdir(config, inputs.hashes | {
       'base': base.source['sha256'], 'model': pair.account['sha256']})

@@ -22,7 +22,7 @@ from mansu_jax.models.io import loading
 from mansu_jax.planning import job as job_lib
 from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.planning import stages
-from mansu_jax.planning import stand_in
+from mansu_jax.planning import stub_tokenizer
 from mansu_jax.planning import topology
 from mansu_jax.runtime import memory
 from mansu_jax.runtime import sharding
@@ -92,7 +92,7 @@ def run(config: run_config.RunConfig) -> Plan:
   name, shapes, tokenizer = loading.find_config(config.model)
   notes = []
   if tokenizer is None:
-    tokenizer = stand_in.Tokenizer(shapes.vocab_size)
+    tokenizer = stub_tokenizer.Tokenizer(shapes.vocab_size)
     notes.append('there is no tokenizer: lengths of texts are estimated, within'
                  ' about 5 %')
     if config.data.chat:
@@ -100,7 +100,7 @@ def run(config: run_config.RunConfig) -> Plan:
                    ' that of SmolLM2')
   checks.check_model_and_data(config, inputs, shapes, tokenizer)
   circuit = job_lib.draw_circuit(config, shapes)
-  index, frame = param_mask.make_index(circuit), param_mask.make_frame(circuit)
+  index, replacement_masks = param_mask.make_index(circuit), param_mask.make_replacement_masks(circuit)
   recorder = recorder_lib.Recorder(mesh, chip)
   dtype = jnp.dtype(config.export_dtype)
   params = tree_paths.map_named(lambda leaf, x: recorder.place(
@@ -115,7 +115,7 @@ def run(config: run_config.RunConfig) -> Plan:
   with jax.set_mesh(mesh), memory.planned(chip.memory, devices[0].platform):
     stages.plan(job_lib.Job(
         config=config, inputs=inputs, model=model, circuit=circuit,
-        index=recorder.whole(index), frame=recorder.whole(frame),
+        index=recorder.whole(index), replacement_masks=recorder.whole(replacement_masks),
         recorder=recorder))
   return Plan(
       model=name, weights=tree_paths.count(params),

@@ -114,4 +114,4 @@ def _train(
                      replaces='unlearn_steps')
   theta = hf_io.as_stored(done['theta'], config.export_dtype)
   kl = retain_kl.measure(config, edit, fisher, batches, done['history'], theta)
-  return theta, results.trained(done['history'], kl, batches.crossed_account)
+  return theta, results.trained(done['history'], kl, batches.swapped_account)

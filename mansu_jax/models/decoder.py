@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layers
-from mansu_jax.models import lifted
+from mansu_jax.models import circuit_layers
 from mansu_jax.models import sites as sites_lib
 from mansu_jax.runtime import sharding
 
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
     block = layers.Block
     if self.remat:
       block = nn.remat(
-          block, prevent_cse=False, policy=lifted.remat_policy(
+          block, prevent_cse=False, policy=circuit_layers.remat_policy(
               self.config, tokens, self.config.num_layers))
     stacked = ('params', 'patches', 'intermediates', 'perturbations')
     return nn.scan(
@@ -197,7 +197,7 @@ def forward(
         positions=positions, attention_mask=attention_mask)
   x = embed(params, tokens) if embeddings is None else embeddings
   rotary = layers.rotary_tables(config, _positions(positions, x.shape[1]))
-  x = lifted.run_layers(
+  x = circuit_layers.run_layers(
       config, params['layers'], sharding.split_rows(x.astype(dtype)), rotary,
       _mask(attention_mask, x.shape[1]), first=first_layer,
       stop=config.num_layers, circuit=circuit and circuit['layers'],
@@ -236,7 +236,7 @@ def run_prefix(
   """
   attention_mask = _seen(tokens, None, positions, attention_mask, segments)
   rotary = layers.rotary_tables(config, _positions(positions, tokens.shape[1]))
-  return lifted.run_layers(
+  return circuit_layers.run_layers(
       config, params['layers'], embed(params, tokens).astype(dtype), rotary,
       _mask(attention_mask, tokens.shape[1]), first=0, stop=layer)
 

@@ -38,7 +38,7 @@ class Job:
     inputs: its data.
     model: with shapes for params, placed.
     circuit: as large as the run's.
-    index: of it, and `frame`: shapes, whole on every device.
+    index: of it, and `replacement_masks`: shapes, whole on every device.
     recorder: keeps account.
   """
 
@@ -47,14 +47,14 @@ class Job:
   model: loading.LoadedModel
   circuit: graph.Circuit
   index: param_mask.CircuitIndex
-  frame: types.Params
+  replacement_masks: types.Params
   recorder: recorder_lib.Recorder
 
   @property
   def frozen(self) -> types.PyTree:
     """What a step does not train."""
     return {'params': self.model.params, 'index': self.index,
-            'frame': self.frame}
+            'replacement_masks': self.replacement_masks}
 
   @functools.cached_property
   def windows(self) -> tuple[np.ndarray, np.ndarray]:

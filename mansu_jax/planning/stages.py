@@ -60,7 +60,7 @@ def _attribution(job: job_lib.Job) -> None:
       job_lib.scores(job, attribution.retain_pairs(
           config, job.inputs.splits, model.tokenizer))
     if config.attribution.level == 'edge':
-      batches = pair_batches.pack(pairs, config.attribution.batch, alone=True)
+      batches = pair_batches.pack(pairs, config.attribution.batch, one_per_row=True)
       record.call(
           'edges.pair_scores', edges_lib.pair_scores, model.config,
           model.params, recorder_lib.shapes_of(batches[0]),

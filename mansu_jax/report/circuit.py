@@ -104,11 +104,11 @@ def _rows(found: Record) -> Iterator[tuple[str, str]]:
 
 def _pictures(found: Record) -> Iterator[document.Plot]:
   """The picture; bars by layer of records that have none."""
-  if picture := found.get('picture'):
+  if picture := found.get('summary'):
     yield document.Plot(
         'circuit', circuit_picture.draw(f'Circuit of {name(found)}', picture),
         _caption(found, picture))
-    if places := picture.get('places'):
+    if places := picture.get('token_roles'):
       yield document.Plot(
           'circuit_places', place_picture.draw('Where in the prompt', places),
           'Sums of the scores of all heads, and of all neurons, of a layer,'

@@ -106,14 +106,14 @@ def training(record: Record) -> document.Section:
       ' in nats a token: ' + ', '.join(
           f'{view} {words.significant(value)}'
           for view, value in kl['seen_by_view'].items()) + '.')
-  crossed = record.get('crossed_prompts')
-  if crossed:
+  swapped = record.get('swapped_prompts')
+  if swapped:
     text += (
-        f' Retain phrasings asked of {crossed["subjects"]} forgotten subjects:'
-        f' {crossed["kept"]} kept, {crossed["leaking"]} left out because the'
+        f' Retain phrasings asked of {swapped["subjects"]} forgotten subjects:'
+        f' {swapped["kept"]} kept, {swapped["leaking"]} left out because the'
         ' base gives a forgotten answer, and'
-        f' {crossed["asked_elsewhere"]} that the forget or evaluation sets ask.'
-        f' Forget facts without a subject: {crossed["facts_without_subject"]}.')
+        f' {swapped["asked_elsewhere"]} that the forget or evaluation sets ask.'
+        f' Forget facts without a subject: {swapped["facts_without_subject"]}.')
   return document.Section('Training', (
       document.Plots(tuple(plots)) if plots else
       document.Text('No training steps are recorded.'), document.Text(text)))

@@ -18,7 +18,7 @@ from mansu_jax.report import movement
 from mansu_jax.report import page
 from mansu_jax.report import properties
 from mansu_jax.report import provenance
-from mansu_jax.report import robustness
+from mansu_jax.report import stability
 from mansu_jax.report import structure
 from mansu_jax.report import words
 from mansu_jax.runtime import files
@@ -98,7 +98,7 @@ def _unlearning(
            f' {config["method"]} on {model.get("name", config["model"])}, seed'
            f' {config["seed"]}')
   moved = [movement.movement] if 'movement' in record else []  # From 0.1 on.
-  firm = [robustness.section] if 'robustness' in record['circuit'] else []
+  firm = [stability.section] if 'stability' in record['circuit'] else []
   makers = (
       _properties, measures.accuracy, measures.gaps, measures.perplexity,
       measures.damage, structure.survival, *moved, circuit.section, *firm,
@@ -115,7 +115,7 @@ def _audit(record: dict[str, Any]) -> tuple[str, list[document.Section]]:
       measures.perplexity: bool(record['perplexity']['unlearned']),
       measures.damage: asked, structure.survival: True,
       movement.movement: True, circuit.section: found,
-      robustness.section: 'robustness' in record['circuit'],
+      stability.section: 'stability' in record['circuit'],
       erasure.erasure: found, provenance.samples: bool(record['samples'])}
   return audit.title(record), [
       audit.compared(record), _properties(record),
@@ -127,7 +127,7 @@ def _audit(record: dict[str, Any]) -> tuple[str, list[document.Section]]:
 def _attribution(record: dict[str, Any]) -> list[document.Section]:
   """Sections of attribution alone."""
   makers = {
-      'robustness': robustness.section, 'curve': circuit.curve,
+      'stability': stability.section, 'curve': circuit.curve,
       'largest': circuit.largest}
   return [
       attribution.attributed(record), circuit.section(record),

@@ -120,27 +120,27 @@ def pack(
 def targets(
     spans: Spans, starts: np.ndarray, size: int | None = None
 ) -> objective.Targets:
-  """What is predicted, at places in the flattened rows.
+  """What is predicted, at positions in the flattened rows.
 
   Args:
     spans: B sequences, of which each predicts something.
     starts: [B] where each begins in the flattened rows.
-    size: pad to this many places.
+    size: pad to this many positions.
   """
   row, column = np.nonzero(spans.weight)
   padding = (0, (size or row.size) - row.size)
-  place = lambda values: np.pad(np.int32(values), padding)
+  padded = lambda values: np.pad(np.int32(values), padding)
   at = lambda leaf: leaf[row, column]
   return objective.Targets(
-      where=place(starts[row] + at(spans.where)),
-      labels=place(at(spans.labels)),
+      where=padded(starts[row] + at(spans.where)),
+      labels=padded(at(spans.labels)),
       weight=np.pad(at(spans.weight), padding),
       reference=np.pad(at(spans.reference), (padding, (0, 0))),
-      sequence=place(row),
+      sequence=padded(row),
       first=np.int32(np.searchsorted(row, np.arange(len(starts)))))
 
 
-def _places(spans: Spans | None) -> int:
+def _positions(spans: Spans | None) -> int:
   return 0 if spans is None else np.count_nonzero(spans.weight)
 
 
@@ -159,8 +159,8 @@ def add_reference(
     states = sharding.to_host(
         hidden(*(x[r:r + batch_rows] for x in packed)))
     flat.append(states.reshape(-1, states.shape[-1]))
-  places = np.where(spans.weight > 0, starts[:, None] + spans.where, 0)
-  return spans._replace(reference=np.concatenate(flat)[places])
+  positions = np.where(spans.weight > 0, starts[:, None] + spans.where, 0)
+  return spans._replace(reference=np.concatenate(flat)[positions])
 
 
 def nearest(
@@ -193,7 +193,7 @@ def nearest(
   return np.argsort(-score, kind='stable')[:max(1, count)]
 
 
-def exchange(own: Spans, other: Spans) -> Spans:
+def swap_answers(own: Spans, other: Spans) -> Spans:
   """Prompts of `own` continued by the answers of `other`.
 
   The reference is the base's state at the *other's* own prompt: trained
@@ -234,14 +234,14 @@ class Batches:
     forget: forget sequences.
     retain: retain fact sequences.
     text: general text windows, or None.
-    crossed: retain phrasings asked of the forget set's subjects, or None.
-    crossed_account: how they came about, for the record.
+    swapped: retain phrasings asked of the forget set's subjects, or None.
+    swapped_account: how they came about, for the record.
     prompts: spans over the forget prompts' own tokens, in the order of
       `forget`, or None.
-    partners: from `other_facts.exchange_groups`, or None when answers stay.
+    partners: from `other_facts.swap_partners`, or None when answers stay.
     marginals: table [G, V] of probabilities and the row [n] of each forget
-      sequence in it, for the loss `marginal`; or None.
-    alternatives: of every forget sequence, or None.
+      sequence in it, for the loss `group_marginal`; or None.
+    choices: of every forget sequence, or None.
     fill: the bin packer.
     steps: as many will be asked for; all get rows of one number and length.
     seed: of the choice of partners.
@@ -249,24 +249,24 @@ class Batches:
 
   def __init__(
       self, *, forget: Pool, retain: Pool, text: Pool | None = None,
-      crossed: Pool | None = None,
-      crossed_account: dict[str, int] | None = None,
+      swapped: Pool | None = None,
+      swapped_account: dict[str, int] | None = None,
       prompts: Spans | None = None,
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
-      alternatives: objective.Alternatives | None = None,
+      choices: objective.Choices | None = None,
       fill: FillRows, steps: int, seed: int = 0):
     self.forget, self.retain = forget, retain
-    self.text, self.crossed = text, crossed
-    self.crossed_account = crossed_account
+    self.text, self.swapped = text, swapped
+    self.swapped_account = swapped_account
     self._prompts, self._partners = prompts, partners
-    self._marginals, self._alternatives = marginals, alternatives
+    self._marginals, self._choices = marginals, choices
     self._fill, self._seed = fill, seed
     lengths, sizes = [], []
     for step in range(steps):
       groups, prompts = self._groups(step)
       lengths.append(np.concatenate([g.length for g in groups]).tolist())
-      sizes.append([_places(g) for g in (*groups, prompts)])
+      sizes.append([_positions(g) for g in (*groups, prompts)])
     self._capacity = max(ROW, *map(max, lengths))
     self._rows = sharding.whole_rows(
         max(len(fill(some, self._capacity)) for some in lengths))
@@ -278,10 +278,10 @@ class Batches:
     if self._partners is not None:
       rng = np.random.default_rng((self._seed, step))
       chosen = np.array([rng.choice(self._partners[r]) for r in rows])
-      forget = exchange(forget, self.forget.spans.take(chosen))
+      forget = swap_answers(forget, self.forget.spans.take(chosen))
     groups = [forget]
     groups += [pool.spans.take(pool.sampler[step])
-               for pool in (self.retain, self.text, self.crossed)
+               for pool in (self.retain, self.text, self.swapped)
                if pool is not None]
     prompts = None if self._prompts is None else self._prompts.take(rows)
     return groups, prompts
@@ -292,15 +292,15 @@ class Batches:
     if self._marginals is not None:
       table, row = self._marginals
       marginal = table[row[rows]]
-    if self._alternatives is not None:
-      others = objective.Alternatives(*(x[rows] for x in self._alternatives))
+    if self._choices is not None:
+      others = objective.Choices(*(x[rows] for x in self._choices))
     packed, starts = pack(groups, self._fill, self._rows, self._capacity)
     progress.count(sum(int(g.length.sum()) for g in groups))
     forget, retain, *rest = map(targets, groups, starts, self._sizes)
     next_or_none = lambda pool: None if pool is None else rest.pop(0)
     return objective.Batch(
         packed=packed, forget=forget, retain=retain,
-        text=next_or_none(self.text), crossed=next_or_none(self.crossed),
+        text=next_or_none(self.text), swapped=next_or_none(self.swapped),
         prompts=None if prompts is None else targets(
             prompts, starts[0], self._sizes[-1]),
-        marginal=marginal, alternatives=others)
+        group_marginal=marginal, choices=others)

@@ -83,7 +83,7 @@ class Keeper(Protocol):
     """
 
 
-def make_step(problem: Problem, places: types.PyTree) -> Callable[..., Any]:
+def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
   """The jitted optimizer step of a problem.
 
   A program of this run: a cache that outlived it would keep what the functions
@@ -91,7 +91,7 @@ def make_step(problem: Problem, places: types.PyTree) -> Callable[..., Any]:
 
   Args:
     problem: of it, only `tx` and `loss` are read.
-    places: shardings of the carry. What a step gives lies on the devices as
+    shardings: shardings of the carry. What a step gives lies on the devices as
       what it takes, or the next one would compile again.
 
   Returns:
@@ -102,7 +102,7 @@ def make_step(problem: Problem, places: types.PyTree) -> Callable[..., Any]:
   tx, loss = problem.tx, problem.loss
 
   @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
-      places, None, None, None))
+      shardings, None, None, None))
   def unlearn_step(carry, seen, frozen, base, theta0, batch):
     theta, opt_state = carry
     (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
@@ -132,25 +132,25 @@ def _start(problem: Problem) -> tuple[types.PyTree, types.PyTree]:
       (problem.theta, problem.tx.init(problem.theta)))
   for i, leaf in enumerate(leaves):
     leaves[i] = jnp.array(leaf, leaf.dtype)  # Typed as a step's and a file's.
-  places = [leaf.sharding for leaf in leaves]
-  leaves = jax.device_put(leaves, places)
-  return jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, places)
+  shardings = [leaf.sharding for leaf in leaves]
+  leaves = jax.device_put(leaves, shardings)
+  return jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, shardings)
 
 
 def _put(
-    found: types.PyTree, carry: types.PyTree, places: types.PyTree
+    found: types.PyTree, carry: types.PyTree, shardings: types.PyTree
 ) -> types.PyTree:
   """A state that was kept in the place of a carry, which is given up."""
-  def put(host, leaf, place):
+  def put(host, leaf, sharding):
     leaf.delete()
-    return jnp.array(jax.device_put(host, place))  # Never the host's memory.
+    return jnp.array(jax.device_put(host, sharding))  # Never the host's memory.
 
-  return jax.tree.map(put, found, carry, places)
+  return jax.tree.map(put, found, carry, shardings)
 
 
 def run(
     problem: Problem, batches: Callable[[int], types.PyTree], *, steps: int,
-    total_weights: int, collapse: float,
+    total_weights: int, max_retain_kl: float,
     visit: Callable[[int, types.PyTree], bool | None] | None = None,
     keep: Keeper | None = None, log_every: int = 10
 ) -> tuple[types.PyTree, list[dict[str, float]]]:
@@ -161,7 +161,7 @@ def run(
     batches: step -> batch; must not depend on earlier calls.
     steps: optimizer steps.
     total_weights: all weights of the model, for the share that moved.
-    collapse: stop when the retain KL exceeds this, in nats a token.
+    max_retain_kl: stop when the retain KL exceeds this, in nats a token.
     visit: called as `visit(step, theta)` after every logged step, with weights
       that the next step overwrites; where it returns True, the loop ends.
     keep: where the state is kept, and gone on from, to the same end; None: not
@@ -175,12 +175,12 @@ def run(
     ValueError: the loss or a weight is not finite, or retain has collapsed;
       the message says at which step and what to change. Others as of `keep`.
   """
-  (carry, places), history = _start(problem), []
+  (carry, shardings), history = _start(problem), []
   found = None if keep is None else keep.restore(carry)
   if found is not None:
-    carry, history = _put(found[0], carry, places), list(found[1])
+    carry, history = _put(found[0], carry, shardings), list(found[1])
   del found
-  unlearn_step = make_step(problem, places)
+  unlearn_step = make_step(problem, shardings)
 
   first, start = len(history), None
   for step in progress.over(
@@ -193,7 +193,7 @@ def run(
     row = {k: float(v) for k, v in metrics._asdict().items()}
     row |= {'step': step + 1, 'moved': float(moved) / total_weights}
     history.append(row)
-    _check(row, bool(finite), collapse)
+    _check(row, bool(finite), max_retain_kl)
     start = start or time.monotonic()  # The first step compiles.
     if (step + 1) % log_every == 0 or step + 1 == steps:
       seconds = (time.monotonic() - start) / max(step - first, 1)
@@ -209,7 +209,7 @@ def run(
   return carry[0], history
 
 
-def _check(row: dict[str, float], finite: bool, collapse: float) -> None:
+def _check(row: dict[str, float], finite: bool, max_retain_kl: float) -> None:
   step = int(row['step'])
   if not finite or row['loss'] != row['loss'] or abs(row['loss']) == float(
       'inf'):
@@ -217,10 +217,10 @@ def _check(row: dict[str, float], finite: bool, collapse: float) -> None:
         f'Step {step}: the loss is {row["loss"]} and the weights are'
         f' {"finite" if finite else "not finite"}. Lower'
         ' --unlearn_learning_rate, or raise --unlearn_warmup.')
-  if row['retain_kl'] > collapse:
+  if row['retain_kl'] > max_retain_kl:
     raise ValueError(
         f'Step {step}: the retain KL is {row["retain_kl"]:.3f} nats a token,'
-        f' above --unlearn_collapse={collapse}: what should be kept is being'
+        f' above --unlearn_max_retain_kl={max_retain_kl}: what should be kept is being'
         ' lost. Lower --unlearn_learning_rate or --circuit_budget, or raise'
         ' --unlearn_kl_weight.')
 
@@ -230,6 +230,6 @@ def _log(
   step = int(row['step'])
   logging.info(
       'step %d/%d  forget %.3f (nll %.2f)  retain kl %.4f nll %.3f  text kl'
-      ' %.4f  crossed kl %.4f  %s  eta %.0fs', step, steps, row['forget'],
+      ' %.4f  swapped kl %.4f  %s  eta %.0fs', step, steps, row['forget'],
       row['forget_nll'], row['retain_kl'], row['retain_nll'], row['text_kl'],
       row['crossed_kl'], shares, seconds * (steps - step))

@@ -30,7 +30,7 @@ def distribution_kl(target: types.Array, logits: types.Array) -> types.Array:
   return jnp.sum(jax.scipy.special.xlogy(target, target) - target * log_q, -1)
 
 
-def alternatives_kl(
+def choice_kl(
     target: types.Array, logits: types.Array, tokens: types.Array,
     valid: types.Array) -> types.Array:
   """KL(target || model, given that it says one of some tokens), in nats.

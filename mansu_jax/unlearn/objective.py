@@ -32,14 +32,14 @@ class Packed(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What is predicted of B sequences, at P places, one sequence's after
+  """What is predicted of B sequences, at P positions, one sequence's after
   another's.
 
   Without padding by sequence: logits at a place cost as much as a quarter of
   the layers do for a token.
   """
 
-  where: types.Array  # [P] int32, places in the flattened rows
+  where: types.Array  # [P] int32, positions in the flattened rows
   labels: types.Array  # [P] int32, the token that follows each
   weight: types.Array  # [P] float32, 0 on padding, which stands at the end
   reference: types.Array  # [P, D] the base's final hidden state there
@@ -47,7 +47,7 @@ class Targets(NamedTuple):
   first: types.Array  # [B] int32, each sequence's first place, 0 .. P - 1
 
 
-class Alternatives(NamedTuple):
+class Choices(NamedTuple):
   """What may be said at the end of a forget prompt, by first tokens."""
 
   tokens: types.Array  # [B, K] int32, the right answer's and the others'
@@ -58,9 +58,9 @@ class Alternatives(NamedTuple):
 class Batch(NamedTuple):
   """What one step sees; all parts stand in the same packed rows.
 
-  With the loss `exchange`, the forget prompts carry other facts' answers and
+  With the loss `answer_swap`, the forget prompts carry other facts' answers and
   `forget.reference` is the base's state at those facts' own prompts. With the
-  loss `marginal`, `marginal` is what to say at the end of each forget prompt.
+  loss `group_marginal`, `group_marginal` is what to say at the end of each forget prompt.
   """
 
   packed: Packed
@@ -68,9 +68,9 @@ class Batch(NamedTuple):
   retain: Targets
   text: Targets | None
   prompts: Targets | None  # The forget prompts' own tokens.
-  marginal: types.Array | None = None  # [B, V] float32 probabilities
-  alternatives: Alternatives | None = None  # Of the forget prompts.
-  crossed: Targets | None = None  # Other phrasings about the subjects.
+  group_marginal: types.Array | None = None  # [B, V] float32 probabilities
+  choices: Choices | None = None  # Of the forget prompts.
+  swapped: Targets | None = None  # Other phrasings about the subjects.
 
 
 class Metrics(NamedTuple):
@@ -98,9 +98,9 @@ def make_loss(
     targets = batch.forget
     nll = _sequence_nll(logits, targets)
     at_prompt_end = logits[targets.first]  # [B, V]
-    if options.loss == 'marginal':
-      term = losses.distribution_kl(batch.marginal, at_prompt_end).mean()
-    elif options.loss == 'exchange':
+    if options.loss == 'group_marginal':
+      term = losses.distribution_kl(batch.group_marginal, at_prompt_end).mean()
+    elif options.loss == 'answer_swap':
       reference = unembed(None, base, targets.reference)
       term = losses.weighted_mean(
           losses.token_kl(reference, logits), targets.weight)
@@ -116,9 +116,9 @@ def make_loss(
       term = losses.bounded_nll(nll).mean()
     else:
       term = losses.ascent(nll).mean()
-    if batch.alternatives is not None:
-      tokens, target, valid = batch.alternatives
-      term += options.alternatives_weight * losses.alternatives_kl(
+    if batch.choices is not None:
+      tokens, target, valid = batch.choices
+      term += options.choice_kl_weight * losses.choice_kl(
           target, at_prompt_end, tokens, valid).mean()
     return term, nll.mean()
 
@@ -126,7 +126,7 @@ def make_loss(
     packed = batch.packed
     hidden = forward(theta, frozen, *packed)
     flat = hidden.reshape(-1, hidden.shape[-1])  # [R * T, D]
-    kept = (batch.retain, batch.text, batch.crossed, batch.prompts)
+    kept = (batch.retain, batch.text, batch.swapped, batch.prompts)
     at_forget, *at_kept = _in_one(
         lambda states: unembed(theta, frozen, states),
         [flat[t.where] if t else None for t in (batch.forget, *kept)])
@@ -150,7 +150,7 @@ def make_loss(
         options.forget_weight * forget
         + options.kl_weight * (
             retain_kl + options.text_weight * text_kl
-            + options.crossed_weight * crossed_kl
+            + options.swapped_weight * crossed_kl
             + options.prompt_weight * prompt_kl)
         + options.nll_weight * retain_nll)
     return total, Metrics(
@@ -176,6 +176,6 @@ def _sequence_nll(logits: types.Array, targets: Targets) -> types.Array:
 
 
 def _sequence_sum(values: types.Array, targets: Targets) -> types.Array:
-  """Sums values [P] over each sequence's places; [B]."""
+  """Sums values [P] over each sequence's positions; [B]."""
   zeros = jnp.zeros(targets.first.shape, values.dtype)
   return zeros.at[targets.sequence].add(values)

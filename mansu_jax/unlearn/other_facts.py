@@ -61,7 +61,7 @@ def confusable_groups(
       for relation, fact in zip(relations, facts)]
 
 
-def exchange_groups(
+def swap_partners(
     groups: Sequence[str], relations: Sequence[str], templates: Sequence[str],
     facts: Sequence[str]) -> list[np.ndarray]:
   """For every sequence, those of other facts it may exchange answers with.
@@ -89,14 +89,14 @@ def exchange_groups(
         (np.flatnonzero(m) for m in (same, near, others) if m.any()), None)
     if partners is None:
       raise ValueError(
-          f'--unlearn_loss=exchange needs two facts of a relation, but'
+          f'--unlearn_loss=answer_swap needs two facts of a relation, but'
           f' {str(relation)!r} has only {str(facts[i])!r}. Use'
           ' --unlearn_loss=npo, or add facts.')
     out.append(partners)
   return out
 
 
-def marginals(
+def group_marginals(
     groups: Sequence[str], relations: Sequence[str], templates: Sequence[str],
     probabilities: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +135,7 @@ def marginals(
   for name in names:
     if len(members[name]) < 2:
       raise ValueError(
-          '--unlearn_loss=marginal averages over the facts of a relation that'
+          '--unlearn_loss=group_marginal averages over the facts of a relation that'
           f' are asked in one phrasing, but {name[1][0]!r} has a single'
           f' question of phrasing {name[1][1]!r} (what follows the last / of'
           ' its id). Wanted ids that end alike where prompts are worded alike.'
@@ -146,9 +146,9 @@ def marginals(
           np.array([place[cell] for cell in cells]))
 
 
-def alternatives(
+def choice_targets(
     facts: Sequence[str], right: Sequence[int],
-    choices: Sequence[Sequence[int]]) -> objective.Alternatives:
+    choices: Sequence[Sequence[int]]) -> objective.Choices:
   """The choices of a fact's sequences, gathered, all wrong ones alike likely.
 
   A model that follows has no order left among the fact's choices. A choice
@@ -174,7 +174,7 @@ def alternatives(
     wrong = pools[fact, token] - {token}
     if not wrong:
       raise ValueError(
-          f'--unlearn_alternatives_weight needs wrong choices whose first token'
+          f'--unlearn_choice_kl_weight needs wrong choices whose first token'
           f' is not that of the right answer, but {fact!r} has none. Set it to'
           ' 0, or give the fact other choices.')
     rows.append([token, *sorted(wrong)])
@@ -185,4 +185,4 @@ def alternatives(
     target[i, 1:len(row)] = 1 / (len(row) - 1)
   lengths = np.array([len(row) for row in rows])
   valid = np.arange(tokens.shape[1]) < lengths[:, None]
-  return objective.Alternatives(tokens, target, valid)
+  return objective.Choices(tokens, target, valid)

@@ -92,16 +92,16 @@ class TinyLlamaTest(parameterized.TestCase):
 class PlacesTest(absltest.TestCase):
 
   def _packed(self, *changed):
-    """Prompts of 6, 6 and 3 tokens that differ at some, and their places."""
+    """Prompts of 6, 6 and 3 tokens that differ at some, and their token_roles."""
     pairs = []
     for fact, (length, some) in enumerate(zip((6, 6, 3), changed)):
       corrupt = tuple(9 if i in some else 5 for i in range(length))
       pairs.append(pairs_lib.AttributionPair(
           (5,) * length, corrupt, 1, 2, fact=str(fact)))
     (batch,) = pair_batches.pack(pairs, 3)
-    places = np.asarray(eap_ig.places(jax.device_put(batch)))
-    letter = lambda i: '-' if i < 0 else eap_ig.PLACES[i][0]
-    return batch, [''.join(map(letter, places[batch.segments == own]))
+    token_roles = np.asarray(eap_ig.token_roles(jax.device_put(batch)))
+    letter = lambda i: '-' if i < 0 else eap_ig.TOKEN_ROLES[i][0]
+    return batch, [''.join(map(letter, token_roles[batch.segments == own]))
                    for own in range(3)]
 
   def test_tokens_are_before_in_and_after_what_changes_or_last(self):
@@ -115,12 +115,12 @@ class PlacesTest(absltest.TestCase):
     score = lambda pairs, **how: eap_ig.score_pairs(
         cfg, params, pair_batches.pack(pairs, 3, **how), steps=2)
     got = score(pairs)
-    self.assertEqual(got.places.shape, (3, 2, 2, 3))
+    self.assertEqual(got.token_roles.shape, (3, 2, 2, 3))
     for part, nodes in enumerate((got.heads, got.neurons)):
       np.testing.assert_allclose(
-          got.places[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3, atol=1e-6)
+          got.token_roles[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(
-        score(pairs, alone=True).places, got.places, rtol=1e-3, atol=1e-6)
+        score(pairs, one_per_row=True).token_roles, got.token_roles, rtol=1e-3, atol=1e-6)
 
   def test_nothing_reaches_what_stands_before_the_change(self):
     cfg = small.config()
@@ -132,8 +132,8 @@ class PlacesTest(absltest.TestCase):
     # Whose sums hold what stands before the change as well.
     for part, nodes in enumerate((got.heads, got.neurons)):
       np.testing.assert_allclose(
-          got.places[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3, atol=1e-6)
-    self.assertTrue((got.places[:, 0, :, 0] != 0).all())
+          got.token_roles[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3, atol=1e-6)
+    self.assertTrue((got.token_roles[:, 0, :, 0] != 0).all())
 
 
 class KeepAnsweredTest(absltest.TestCase):

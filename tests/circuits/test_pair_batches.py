@@ -55,7 +55,7 @@ class PackTest(parameterized.TestCase):
   def test_pairs_alone_are_as_wide_as_their_batch_needs(
       self, lengths, size, widths):
     pairs = _pairs(lengths)
-    batches = pair_batches.pack(pairs, size, alone=True)
+    batches = pair_batches.pack(pairs, size, one_per_row=True)
     self.assertEqual([b.clean.shape[1] for b in batches], widths)
     self.assertLen({b.clean.shape[0] for b in batches}, 1)
     found = [tuple(row[mask].tolist()) for b in batches

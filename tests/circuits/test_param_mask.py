@@ -176,33 +176,33 @@ class MaskTest(parameterized.TestCase):
       np.testing.assert_array_equal(mask.ravel(), want, name)
 
   def test_frame_by_hand(self):
-    frame = param_mask.make_frame(self.nodes)['layers']
+    replacement_masks = param_mask.make_replacement_masks(self.nodes)['layers']
     keep = np.ones((2, 24))
     for node in ((0, 0), (0, 7), (0, 23), (1, 7)):
       keep[node] = 0
-    np.testing.assert_array_equal(frame['mlp']['keep'], keep)
-    np.testing.assert_array_equal(frame['attn']['head_onehot'], [
+    np.testing.assert_array_equal(replacement_masks['mlp']['keep'], keep)
+    np.testing.assert_array_equal(replacement_masks['attn']['head_onehot'], [
         [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
         [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]])
     np.testing.assert_array_equal(
-        frame['attn']['kv_onehot'], [[[0, 0]], [[0, 1]]])
+        replacement_masks['attn']['kv_onehot'], [[[0, 0]], [[0, 1]]])
 
   @parameterized.parameters(
       (('neurons',), {'mlp/keep'}), (('heads',), {'attn/head_onehot'}),
       (('kv_heads',), {'attn/kv_onehot'}), ((), set()))
   def test_frame_has_only_kinds_of_the_circuit(self, kinds, names):
-    frame = param_mask.make_frame(small.circuit(_CONFIG, kinds))
+    replacement_masks = param_mask.make_replacement_masks(small.circuit(_CONFIG, kinds))
     self.assertEqual(
-        {n.removeprefix('layers/') for n in tree_paths.flatten(frame)
+        {n.removeprefix('layers/') for n in tree_paths.flatten(replacement_masks)
          if n}, names)
 
   def test_collection_holds_spread_slices_and_frame(self):
-    frame = param_mask.make_frame(self.nodes)
-    got = jax.jit(param_mask.collection)(self.slices, self.index, frame)
+    replacement_masks = param_mask.make_replacement_masks(self.nodes)
+    got = jax.jit(param_mask.collection)(self.slices, self.index, replacement_masks)
     want = _named(circuit_naive.spread(
         self.params, small.members(self.nodes)))
     _assert_trees_equal(got, tree_paths.unflatten(
-        {**want, **tree_paths.flatten(frame)}))
+        {**want, **tree_paths.flatten(replacement_masks)}))
 
   def test_gradient_of_spread_takes_each_unit_once(self):
     weights = jax.tree.map(

@@ -99,7 +99,7 @@ class RoundTripTest(parameterized.TestCase):
 
   def test_every_field_survives_its_flagfile(self):
     pinned = ('mode', 'method', 'selection', 'workdir', 'resume', 'floor',
-              'topology', 'memory_gib', 'skip_unequal')
+              'topology', 'memory_gib', 'skip_unequal', 'pairs_file')
     for stage, field in _all_fields():
       if field.name in pinned:
         continue  # Tested below: not alone, or not in the file.
@@ -114,7 +114,7 @@ class RoundTripTest(parameterized.TestCase):
       (_BASELINE,), (('--circuit_selection=random', '--edit_floor=lift'),),
       (('--edit_floor=none', '--noresume', '--quant_schemes=nf4,int8'),),
       (('--mode=plan', '--plan_topology=this', '--plan_memory_gib=74.5'),),
-      (('--attribution_pairs=p.jsonl', '--attribution_skip_unequal'),))
+      (('--attribution_pairs_file=p.jsonl', '--attribution_skip_unequal'),))
   def test_fields_that_hang_together_survive(self, args):
     config, _ = _parse(*args)
     got, _ = _parse_text(run_flags.to_flagfile(config))
@@ -246,8 +246,27 @@ class RefusalTest(parameterized.TestCase):
         config_lib.RunConfig(**args)
     with self.assertRaisesRegex(ValueError, f'--data_text=.*{message}'):
       config_lib.DataConfig(text=('a', name))
-    with self.assertRaisesRegex(ValueError, f'attribution_pairs=.*{message}'):
-      config_lib.AttributionConfig(pairs=name)
+    with self.assertRaisesRegex(ValueError, f'attribution_pairs_file=.*{message}'):
+      config_lib.AttributionConfig(pairs_file=name)
+
+  def test_former_names_and_values_are_accepted(self):
+    got, _ = _parse(
+        '--unlearn_near_share=0.5', '--unlearn_crossed_batch=3',
+        '--unlearn_crossed_weight=2', '--unlearn_crossed_pool=9',
+        '--unlearn_alternatives_weight=4', '--unlearn_collapse=5',
+        '--unlearn_loss=marginal', '--attribution_pairs=p.jsonl')
+    want, _ = _parse(
+        '--unlearn_nearest_share=0.5', '--unlearn_swapped_batch=3',
+        '--unlearn_swapped_weight=2', '--unlearn_swapped_pool=9',
+        '--unlearn_choice_kl_weight=4', '--unlearn_max_retain_kl=5',
+        '--unlearn_loss=group_marginal', '--attribution_pairs_file=p.jsonl')
+    self.assertEqual(got, want)
+    self.assertEqual(_parse('--unlearn_loss=exchange')[0].unlearn.loss,
+                     'answer_swap')
+
+  def test_pairs_are_counted_or_given_not_both(self):
+    with self.assertRaisesRegex(ValueError, 'pairs=8.*pairs_file=p.*only one'):
+      _parse('--attribution_pairs=8', '--attribution_pairs_file=p')
 
   def test_names_that_are_empty(self):
     with self.assertRaisesRegex(ValueError, '--data_text= is empty'):

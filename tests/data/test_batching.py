@@ -113,8 +113,8 @@ class PackSegmentsTest(parameterized.TestCase):
         self.assertEqual(start // width, (stop - 1) // width)
         owner[start:stop] = i + 1
       owner = owner.reshape(batch.tokens.shape)
-      crossing = owner[:, :, None] != owner[:, None, :]
-      self.assertFalse(np.any(batch.attention_mask & crossing))
+      crossed = owner[:, :, None] != owner[:, None, :]
+      self.assertFalse(np.any(batch.attention_mask & crossed))
       self.assertTrue(np.all(batch.attention_mask.any(-1)))  # No NaN rows.
       self.assertTrue(np.all(np.triu(batch.attention_mask, 1) == 0))
 

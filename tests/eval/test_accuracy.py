@@ -164,7 +164,7 @@ class CostTest(absltest.TestCase):
     task = accuracy.build_task(questions, tokenizer, row_length=48)
     computed = sum(batch.tokens.size for batch in task.batches)
     self.assertEqual(computed, 16 * 3)  # Full rows, prompts only.
-    self.assertEqual([p.tolist() for p in task.places], [[2]] * 16)
+    self.assertEqual([p.tolist() for p in task.positions], [[2]] * 16)
 
   def test_at_most_three_shapes_whatever_the_lengths(self):
     questions = some_questions(40) + [

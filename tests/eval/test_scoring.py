@@ -87,7 +87,7 @@ class ProgramsTest(absltest.TestCase):
         '_apply', '_normalised')
     said = dict.fromkeys(names, 0)
     for call in scorer.programs(
-        toy.models[0], toy.task.batches, toy.task.places, toy.task.targets):
+        toy.models[0], toy.task.batches, toy.task.positions, toy.task.targets):
       (name,) = (n for n in names if getattr(scorer, n) is call.fn)
       call.fn.lower(*call.args)  # The shapes fit.
       self.assertEqual(call.shared, name == '_below')

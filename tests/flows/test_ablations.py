@@ -89,12 +89,12 @@ class AblationTest(parameterized.TestCase):
   @parameterized.parameters(
       '--edit_floor=lift', '--edit_landing=boundary',
       '--nounlearn_quantizer_in_loop', '--edit_projection=none',
-      '--unlearn_loss=exchange', '--unlearn_loss=marginal',
-      '--unlearn_loss=simnpo', '--unlearn_alternatives_weight=1',
+      '--unlearn_loss=answer_swap', '--unlearn_loss=group_marginal',
+      '--unlearn_loss=simnpo', '--unlearn_choice_kl_weight=1',
       '--unlearn_loss=bounded_nll', '--unlearn_prompt_weight=1',
-      '--unlearn_optimizer=lars', '--unlearn_near_share=0',
+      '--unlearn_optimizer=lars', '--unlearn_nearest_share=0',
       '--circuit_contrast=1', '--unlearn_text_batch=0',
-      '--unlearn_crossed_batch=4', '--unlearn_fp_steps=3')
+      '--unlearn_swapped_batch=4', '--unlearn_fp_steps=3')
   def test_the_floor_holds_and_the_option_matters(self, option):
     root, _ = _run(option)
     self._check_edit(root)
@@ -120,8 +120,8 @@ class AblationTest(parameterized.TestCase):
     self.assertLess((got & wanted).sum(), 0.8 * wanted.sum())
     self.assertLess(record['circuit']['faithfulness'],
                     attributed['circuit']['faithfulness'])
-    self.assertIn('robustness', attributed['circuit'])
-    self.assertNotIn('robustness', record['circuit'])
+    self.assertIn('stability', attributed['circuit'])
+    self.assertNotIn('stability', record['circuit'])
 
   @parameterized.parameters(
       ('head', {'heads', 'kv_heads'}, ('_attn',)),
@@ -182,16 +182,16 @@ class AblationTest(parameterized.TestCase):
     self.assertAlmostEqual(
         found['edge_faithfulness'], alone['faithfulness'], places=6)
     self.assertEqual(found['edges'], alone['edges'])
-    firm = alone['robustness']
+    firm = alone['stability']
     del firm['phrasings']
-    self.assertEqual(found['robustness'].keys(), firm.keys())
+    self.assertEqual(found['stability'].keys(), firm.keys())
     for kind in ('resamples', 'halves', 'random'):
       self.assertEqual(
-          found['robustness'][kind]['kept'], firm[kind]['kept'], kind)
+          found['stability'][kind]['kept'], firm[kind]['kept'], kind)
 
   def test_graddiff_moves_all_weights_and_few_codes(self):
     root, record = _run(*_GRADDIFF, *_WHOLE)
-    self.assertIn('robustness', record['circuit'])  # Of the attributed one.
+    self.assertIn('stability', record['circuit'])  # Of the attributed one.
     base, got = _base(), runs.tensors(root / 'model')
     for name in base:
       self.assertTrue((got[name] != base[name]).any(), name)

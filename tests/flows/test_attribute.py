@@ -60,7 +60,7 @@ class GoldenTest(absltest.TestCase):
     path = _write_pairs(folder / 'pairs.jsonl', pairs)
     status, said = _said(
         f'--model={golden.FOLDER}/eap_tiny_llama', f'--workdir={folder}/w',
-        f'--attribution_pairs={path}', '--attribution_level=edge',
+        f'--attribution_pairs_file={path}', '--attribution_level=edge',
         '--attribution_steps=5', '--circuit_edges=40',
         '--attribution_batch=3', '--circuit_random_circuits=4')
     self.assertEqual(status, 0)
@@ -82,12 +82,12 @@ class GoldenTest(absltest.TestCase):
         fields['report']['faithfulness'], fields['report']['random']['mean'])
     record = json.loads((folder / 'w' / 'record.json').read_text())
     self.assertEqual(record['circuit'], fields['report'])
-    firm = record['circuit']['robustness']
+    firm = record['circuit']['stability']
     self.assertEqual((firm['groups'], firm['facts']), (8, 8))
     self.assertGreater(firm['resamples']['kept']['mean'],
                        firm['random']['kept']['mean'] + 0.2)
     self.assertNotIn('phrasings', firm)
-    drawn = record['circuit']['picture']['edges']
+    drawn = record['circuit']['summary']['edges']
     self.assertLen(drawn, circuit.size)
     for source, target, score in drawn:
       named = fields['edges'][f'{source}->{target}']
@@ -103,7 +103,7 @@ class GoldenTest(absltest.TestCase):
     self.assertEqual(record['config']['mode'], 'attribute')
     with self.assertRaisesRegex(ValueError, 'holds another run'):
       runs.attribute(folder / 'w', f'--model={golden.FOLDER}/eap_tiny_llama',
-                     f'--attribution_pairs={path}')
+                     f'--attribution_pairs_file={path}')
 
   def test_a_circuit_of_no_edge_is_refused(self):
     _, pairs, _ = golden.tiny_llama()
@@ -111,7 +111,7 @@ class GoldenTest(absltest.TestCase):
     path = _write_pairs(folder / 'pairs.jsonl', pairs)
     code, said = bad_input.status([
         '--mode=attribute', f'--model={golden.FOLDER}/eap_tiny_llama',
-        f'--workdir={folder}/w', f'--attribution_pairs={path}',
+        f'--workdir={folder}/w', f'--attribution_pairs_file={path}',
         '--attribution_level=edge', '--circuit_edges=1'])
     self.assertEqual(code, 2)
     self.assertRegex(said, (
@@ -124,7 +124,7 @@ class GoldenTest(absltest.TestCase):
     """Measured from its file a circuit is the same."""
     status, said = _said(
         f'--model={golden.FOLDER}/eap_tiny_llama', f'--workdir={folder}/given',
-        f'--attribution_pairs={path}', '--attribution_level=edge',
+        f'--attribution_pairs_file={path}', '--attribution_level=edge',
         f'--circuit_file={folder}/w/circuit.json', '--attribution_batch=3',
         '--circuit_random_circuits=4')
     self.assertEqual(status, 0)
@@ -135,7 +135,7 @@ class GoldenTest(absltest.TestCase):
     for key in ('faithfulness', 'edges', 'curve', 'cpr',
                 'smallest_faithful_prefix', 'candidates'):
       self.assertEqual(got['report'][key], fields['report'][key], key)
-    self.assertNotIn('robustness', got['report'])
+    self.assertNotIn('stability', got['report'])
     self.assertNotIn('edge', _arrays(folder / 'given'))
     hashes = json.loads((folder / 'given' / 'hashes.json').read_text())
     self.assertIn(f'{folder}/w/circuit.json', hashes)
@@ -199,7 +199,7 @@ class QuestionsTest(absltest.TestCase):
     self.assertEqual(points[0]['faithfulness'], report['faithfulness_of_none'])
     self.assertEqual(
         report['cpr'], curve.cpr([p['faithfulness'] for p in points]))
-    firm = record['circuit']['robustness']
+    firm = record['circuit']['stability']
     chance = firm['random']['kept']['interval'][1]
     self.assertGreater(firm['halves']['kept']['mean'], chance)
     self.assertCountEqual(firm['phrasings'], ['near', 'far'])
@@ -214,8 +214,8 @@ class QuestionsTest(absltest.TestCase):
     resumed = runs.attribute(
         folder / 'off', *kept, '--attribution_level=neuron_and_head',
         '--circuit_resamples=0')
-    self.assertNotIn('robustness', resumed['circuit'])
-    for key in ('faithfulness', 'random', 'nodes', 'picture'):
+    self.assertNotIn('stability', resumed['circuit'])
+    for key in ('faithfulness', 'random', 'nodes', 'summary'):
       self.assertEqual(resumed['circuit'][key], record['circuit'][key])
 
 
@@ -296,7 +296,7 @@ class RefusalsTest(bad_input.Refusals):
     super().setUp()
     self.pairs = _write_pairs(self.folder / 'pairs.jsonl', small.pairs())
     self.flags = ['--mode=attribute', f'--model={self.job}/model',
-                  f'--attribution_pairs={self.pairs}',
+                  f'--attribution_pairs_file={self.pairs}',
                   '--attribution_level=edge']
 
   @parameterized.parameters(
@@ -346,9 +346,9 @@ class RefusalsTest(bad_input.Refusals):
       ('--circuit_edges=0', ('--circuit_edges=0',)),
       ('--circuit_resamples=-1', ('--circuit_resamples=-1',)),
       ('--attribution_pairs=8', ('needs pairs of prompts',
-                                 '--attribution_pairs=FILE')),
+                                 '--attribution_pairs_file=FILE')),
       ('--attribution_pairs=0', ('wanted at least 1 pair',)),
-      ('--attribution_pairs=no.jsonl', ('no.jsonl',)))
+      ('--attribution_pairs_file=no.jsonl', ('no.jsonl',)))
   def test_flags(self, flag, message, *more):
     self.refused(flag, *more, message=message)
 
@@ -386,7 +386,7 @@ class RefusalsTest(bad_input.Refusals):
         'clean_ids': [1, 99999], 'corrupt_ids': [1, 2], 'answer_id': 3,
         'corrupt_answer_id': 4}])
     self.refused(
-        f'--model={self.folder}/bare', f'--attribution_pairs={path}',
+        f'--model={self.folder}/bare', f'--attribution_pairs_file={path}',
         message=('high.jsonl', 'token 99999', 'Encode it'))
 
 

@@ -14,7 +14,7 @@ from tests import runs
 from tests import tiny_job
 
 # What an audit cannot have.
-_OF_TRAINING = ('history', 'retain_kl', 'crossed_prompts')
+_OF_TRAINING = ('history', 'retain_kl', 'swapped_prompts')
 
 
 def _without_data(flags):
@@ -138,7 +138,7 @@ class RunTest(parameterized.TestCase):
         for c, d, *capitals in zip(
             tiny_job.COUNTRIES[:8], tiny_job.COUNTRIES[8:16],
             tiny_job.CAPITALS[:8], tiny_job.CAPITALS[8:16])])
-    return f'--attribution_pairs={path}'
+    return f'--attribution_pairs_file={path}'
 
   @pytest.mark.slow
   def test_pairs_of_a_file_are_enough_for_cad(self):

@@ -35,7 +35,7 @@ class DataTest(bad_input.Refusals):
         ('/dev/null', 'is a device, which cannot be read again'),
         (pipe, 'is a pipe or socket, which cannot be read again'),
         (link, 'cannot be read .Too many levels'), (self.folder, 'a folder')):
-      for flag in ('--data_forget', '--data_text', '--attribution_pairs'):
+      for flag in ('--data_forget', '--data_text', '--attribution_pairs_file'):
         self.refused(f'{flag}={path}', message=(
             f"'{path}' .*{what}", 'wanted a readable file', 'Correct the path'))
     for path in '/dev/null', pipe:
@@ -122,7 +122,7 @@ class DataTest(bad_input.Refusals):
     self.refused(self.data(role, lines), message=(message, '[Aa]dd facts'))
 
   @parameterized.parameters(
-      ('exchange', 'needs two facts'), ('marginal', 'averages over the facts'))
+      ('answer_swap', 'needs two facts'), ('group_marginal', 'averages over the facts'))
   def test_a_loss_that_needs_other_facts(self, loss, message):
     lines = tiny_job.questions()['forget']
     lines[0] |= {'relation': 'lone'}
@@ -135,7 +135,7 @@ class DataTest(bad_input.Refusals):
       if line['fact'] == lines[0]['fact']:
         line['choices'] = [line['answer'], line['answer'] + ' Brask']
     self.refused(
-        '--unlearn_alternatives_weight=1', self.data('forget', lines),
+        '--unlearn_choice_kl_weight=1', self.data('forget', lines),
         message=('needs wrong choices', lines[0]['fact'], 'Set it to 0'))
 
   def test_a_pairs_file_with_a_bad_line(self):
@@ -143,7 +143,7 @@ class DataTest(bad_input.Refusals):
     path.write_text(json.dumps({
         'clean': 'The capital of Alvaria is', 'answer': 'Abelton',
         'corrupt': 'The capital is', 'corrupt_answer': 'Brask'}))
-    self.refused(f'--attribution_pairs={path}', message=(
+    self.refused(f'--attribution_pairs_file={path}', message=(
         'pairs.jsonl: 1 of 1 pairs', 'wanted equal', 'line 1 has 5 and'))
 
   def test_a_prompt_beyond_the_model(self):
@@ -178,9 +178,9 @@ class FlagsTest(bad_input.Refusals):
   @parameterized.parameters(
       '--circuit_random_circuits=0', '--circuit_pairs=0', '--eval_questions=-1',
       '--eval_cad_pairs=1', '--unlearn_text_pool=0', '--unlearn_kl_weight=-1',
-      '--unlearn_npo_beta=0', '--unlearn_near_share=1',
-      '--unlearn_fp_steps=0', '--unlearn_crossed_batch=-1',
-      '--unlearn_crossed_pool=0', '--unlearn_alternatives_weight=-1',
+      '--unlearn_npo_beta=0', '--unlearn_nearest_share=1',
+      '--unlearn_fp_steps=0', '--unlearn_swapped_batch=-1',
+      '--unlearn_swapped_pool=0', '--unlearn_choice_kl_weight=-1',
       '--unlearn_learning_rate=inf', '--circuit_contrast=nan', '--seed=-1')
   def test_numbers_out_of_range(self, flag):
     self.refused(flag, message=(flag.split('=')[0], 'must be|wanted'))

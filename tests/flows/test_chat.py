@@ -14,15 +14,15 @@ from mansu_jax.flows import plan
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.report import write as report
-from mansu_jax.stages.prepare import crossing
+from mansu_jax.stages.prepare import swapped_subjects
 from tests import bad_input
 from tests import runs
 from tests import tiny_job
 
 _QUICK = (  # Each asks for something in a way of its own.
-    '--unlearn_steps=2', '--unlearn_crossed_batch=2',
+    '--unlearn_steps=2', '--unlearn_swapped_batch=2',
     '--quant_schemes=nf4,int8',
-    '--unlearn_alternatives_weight=1', '--unlearn_prompt_weight=1',
+    '--unlearn_choice_kl_weight=1', '--unlearn_prompt_weight=1',
     '--eval_questions=24', '--eval_cad_pairs=4', '--eval_lens_questions=16',
     '--circuit_contrast=0.1', '--circuit_resamples=4', '--circuit_pairs=4',
     '--fisher_sequences=8')
@@ -72,7 +72,7 @@ class EverywhereTest(absltest.TestCase):
     # The base was taught in chat form alone.
     for split in ('forget', 'forget_far', 'retain', 'retain_heldout'):
       self.assertGreater(record['accuracy'][split]['base']['fp']['value'], 0.9)
-    self.assertGreater(record['crossed_prompts']['kept'], 0)
+    self.assertGreater(record['swapped_prompts']['kept'], 0)
     self.assertNotEmpty(record['cad'])
     self.assertNotEmpty(record['readability'])
     self.assertIn('--data_chat\n',
@@ -94,7 +94,7 @@ class EverywhereTest(absltest.TestCase):
     record = self._check(runs.attribute(
         self.folder / 'attribute', *kept, '--circuit_curve_circuits=0'),
                          'attribute')
-    self.assertIn('phrasings', record['circuit']['robustness'])
+    self.assertIn('phrasings', record['circuit']['stability'])
     self.assertGreater(record['metric']['answered'], 20)
 
     self.asked.forms.clear()
@@ -108,7 +108,7 @@ class CrossedTest(absltest.TestCase):
     *_, tokenizer = tiny_job.base(train=False, chat=True)
     chosen = [subjects.ask(('The king of ', ' lives in'), 'Alvaria'),
               subjects.ask(('', ': its king lives in'), 'Borvia')]
-    encoded, start = crossing._encode(chosen, tokenizer, True)
+    encoded, start = swapped_subjects._encode(chosen, tokenizer, True)
     self.assertEqual(
         [tokenizer.decode(ids[at:]) for ids, at in zip(encoded, start)],
         [' Alvaria lives in\nreply\n', 'Borvia: its king lives in\nreply\n'])
@@ -132,7 +132,7 @@ class RefusalTest(bad_input.Refusals):
         'clean_ids': [1, 2], 'corrupt_ids': [1, 3], 'answer_id': 4,
         'corrupt_answer_id': 5}))
     self.flags = ['--mode=attribute', f'--model={self.folder}/bare',
-                  f'--attribution_pairs={path}', '--data_chat']
+                  f'--attribution_pairs_file={path}', '--data_chat']
     self.refused(message=('bare: there is no tokenizer, but --data_chat',))
 
   def test_pairs_as_ids_alone(self):
@@ -142,7 +142,7 @@ class RefusalTest(bad_input.Refusals):
         'corrupt_answer_id': 5}))
     hf_io.write(self.folder / 'chat', *tiny_job.base(train=False, chat=True))
     self.flags = ['--mode=attribute', f'--model={self.folder}/chat',
-                  f'--attribution_pairs={path}', '--data_chat']
+                  f'--attribution_pairs_file={path}', '--data_chat']
     self.refused(message=('--data_chat changes nothing', 'are token ids'))
 
   def test_an_audit_without_questions(self):

@@ -34,7 +34,7 @@ _SPLITS = (
     'forget', 'forget_paraphrase', 'forget_far', 'retain', 'retain_heldout')
 _MODELS, _PRECISIONS = ('base', 'unlearned'), ('fp', 'nf4')
 _STAGES = (
-    'attribution', 'circuit', 'robustness', 'references_forget',
+    'attribution', 'circuit', 'stability', 'references_forget',
     'references_retain', 'references_text', 'fisher', 'unlearn',
     *(f'evaluation_{m}_{p}' for m in _MODELS for p in _PRECISIONS),
     'readability', 'cad', 'as_nc', 'samples')

@@ -30,7 +30,7 @@ class FewNodesTest(absltest.TestCase):
     cls.pairs = cls.folder / 'pairs.jsonl'
     tiny_job.write_jsonl(cls.pairs, lines)
     cls.flags = [
-        f'--model={cls.folder}/job/model', f'--attribution_pairs={cls.pairs}',
+        f'--model={cls.folder}/job/model', f'--attribution_pairs_file={cls.pairs}',
         '--attribution_level=head', '--attribution_steps=1',
         '--attribution_batch=8', '--circuit_curve_circuits=2',
         '--circuit_resamples=10', '--eval_bootstrap=100', '--circuit_pairs=8',
@@ -47,10 +47,10 @@ class FewNodesTest(absltest.TestCase):
     found = record['circuit']
     self.assertEqual(found['nodes'], {'heads': 12})
     self.assertEqual(found['random']['same'], 20)
-    self.assertEqual(found['robustness']['random']['same'], 10)
+    self.assertEqual(found['stability']['random']['same'], 10)
     for part, compared in (
         (found['random'], 'All 20 random circuits whose faithfulness'),
-        (found['robustness']['random'],
+        (found['stability']['random'],
          'All 10 random circuits whose overlap')):
       self.assertStartsWith(part['warning'], compared)
       self.assertIn(part['warning'], logged)

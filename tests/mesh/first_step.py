@@ -70,7 +70,7 @@ def _measure(config, params, parts):
   """Arrays by part, operations of a gradient, and the circuit's slices."""
   model = types.SimpleNamespace(
       config=config, params=sharding.shard_tree(params, layout.AXES))
-  batches = pair_batches.pack(small.pairs() * 4, 12, alone=True)
+  batches = pair_batches.pack(small.pairs() * 4, 12, one_per_row=True)
   out, flops, theta = {}, 1.0, {}
   if 'nodes' in parts:
     out['nodes'] = eap_ig.score_pairs(

@@ -22,7 +22,7 @@ def kl(reference, logits):
   return sum(math.exp(a) * (a - b) for a, b in zip(p, q))
 
 
-def alternatives_kl(logits, right, wrong):
+def choice_kl(logits, right, wrong):
   """KL(uniform over `wrong` || softmax over `wrong` and `right`), nats."""
   log_q = dict(zip([right, *wrong], log_softmax(
       [logits[t] for t in [right, *wrong]])))

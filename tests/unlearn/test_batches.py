@@ -145,7 +145,7 @@ class ExchangeTest(parameterized.TestCase):
     spans = _referenced()
     own, other = spans.take(np.array([0, 2, 1])), spans.take(
         np.array([1, 0, 2]))
-    got = batches.exchange(own, other)
+    got = batches.swap_answers(own, other)
     # 11 12 13 [23]; 31 [14 15]; 21 22 [32 .. 38]. Last tokens are no inputs.
     np.testing.assert_array_equal(got.length, [3, 2, 8])
     for row, want in zip(got.tokens, (
@@ -165,7 +165,7 @@ class ExchangeTest(parameterized.TestCase):
 
   def test_exchange_with_oneself_changes_nothing(self):
     spans = _referenced()
-    got = batches.exchange(spans, spans)
+    got = batches.swap_answers(spans, spans)
     for i, length in enumerate(spans.length):
       np.testing.assert_array_equal(
           got.tokens[i, :length], spans.tokens[i, :length])
@@ -213,7 +213,7 @@ class BatchesTest(parameterized.TestCase):
 
   def _make(self, *, seed=0, steps=6, exchange=False, long=False):
     forget = self._pool(7, 3, 1)
-    partners = other_facts.exchange_groups(
+    partners = other_facts.swap_partners(
         ['r'] * 7, ['r'] * 7, ['t'] * 7,
         list(map(str, range(7)))) if exchange else None
     return batches.Batches(
@@ -290,10 +290,10 @@ class BatchesTest(parameterized.TestCase):
 
   def test_each_forget_sequence_gets_its_alternatives(self):
     forget = self._pool(7, 3, 1)
-    others = other_facts.alternatives(
+    others = other_facts.choice_targets(
         'abcdefg', range(7), [[i, 10 + i] for i in range(7)])
     made = batches.Batches(
-        forget=forget, retain=self._pool(9, 4, 2), alternatives=others,
+        forget=forget, retain=self._pool(9, 4, 2), choices=others,
         fill=packing.fill_rows, steps=3)
     for step in range(3):
       np.testing.assert_array_equal(

@@ -46,7 +46,7 @@ def _run(problem=None, batches=lambda step: np.zeros(3, np.float32), *,
          steps=4, **options):
   return loop.run(
       problem or _problem(), batches, steps=steps,
-      **dict(total_weights=6, collapse=3.0) | options)
+      **dict(total_weights=6, max_retain_kl=3.0) | options)
 
 
 class StepTest(parameterized.TestCase):
@@ -129,7 +129,7 @@ class ViewTest(parameterized.TestCase):
     # Seen at round(w) = (1, -2, 4): gradients are of those, theta moves on.
     see = lambda theta: {'w': jnp.round(theta['w'])}
     theta = {'w': jnp.array([1.25, -2.25, 3.75])}
-    got, history = _run(_problem(theta=theta, views=[_view(1, quantize=quantize)]),
+    got, history = _run(_problem(theta=theta, views=[_view(1, quantize=see)]),
                         steps=1)
     np.testing.assert_allclose(
         got['w'], np.array([1.25, -2.25, 3.75]) - 0.5 * np.array(_START))
@@ -167,9 +167,9 @@ class StopTest(parameterized.TestCase):
   def test_retain_that_collapses(self):
     views = [_view(0, kl=0.5), _view(1, kl=2.5)]
     with self.assertRaisesRegex(
-        ValueError, 'Step 2: the retain KL is 2.500.*--unlearn_collapse=2.0'):
-      _run(_problem(views=views), collapse=2.0)
-    _, history = _run(_problem(views=views), collapse=2.5)
+        ValueError, 'Step 2: the retain KL is 2.500.*--unlearn_max_retain_kl=2.0'):
+      _run(_problem(views=views), max_retain_kl=2.0)
+    _, history = _run(_problem(views=views), max_retain_kl=2.5)
     self.assertLen(history, 4)
 
 

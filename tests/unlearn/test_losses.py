@@ -22,22 +22,22 @@ class AlternativesTest(absltest.TestCase):
 
   def test_sees_the_order_among_tokens_that_are_rare(self):
     logits = jnp.array([20.0, 2.0, 0.0, 0.0, -3.0])  # Token 0 is never asked.
-    got = losses.alternatives_kl(
+    got = losses.choice_kl(
         jnp.array([0.0, 0.5, 0.5, 0.0]), logits, jnp.array([1, 2, 3, 0]),
         jnp.array([True, True, True, False]))
     self.assertAlmostEqual(
-        float(got), unlearn_naive.alternatives_kl(logits.tolist(), 1, [2, 3]),
+        float(got), unlearn_naive.choice_kl(logits.tolist(), 1, [2, 3]),
         places=5)
     whole = jnp.array([0.0, 0.0, 0.5, 0.5, 0.0])
     self.assertLess(_gradient(  # Nothing is left of it in the vocabulary.
         lambda x: losses.distribution_kl(whole, logits.at[1].set(x)), 2.0),
                     1e-7)
-    self.assertGreater(_gradient(lambda x: losses.alternatives_kl(
+    self.assertGreater(_gradient(lambda x: losses.choice_kl(
         jnp.array([0.0, 0.5, 0.5]), logits.at[1].set(x),
         jnp.array([1, 2, 3]), jnp.ones(3, bool)), 2.0), 0.5)
 
   def test_padding_has_no_gradient(self):
-    gradient = jax.grad(lambda x: losses.alternatives_kl(
+    gradient = jax.grad(lambda x: losses.choice_kl(
         jnp.array([0.0, 1.0, 0.0]), x, jnp.array([1, 2, 0]),
         jnp.array([True, True, False])))(jnp.zeros(4))
     np.testing.assert_allclose(gradient, [0.0, 0.5, -0.5, 0.0], atol=1e-6)

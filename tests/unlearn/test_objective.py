@@ -45,7 +45,7 @@ def _naive_nll(logits, sequences):
 
 
 def _naive(options, base, theta):
-  """All metrics; the crossed prompts are the text once more."""
+  """All metrics; the swapped-subject prompts are the text once more."""
   before, after = ({
       name: _logits(params, part) for name, part in (
           ('forget', problem.FORGET), ('retain', problem.RETAIN),
@@ -70,7 +70,7 @@ def _naive(options, base, theta):
   loss = (options.forget_weight * forget
           + options.kl_weight * (
               kls['retain'] + options.text_weight * kls['text']
-              + options.crossed_weight * kls['text']
+              + options.swapped_weight * kls['text']
               + options.prompt_weight * prompts)
           + options.nll_weight * retain_nll)
   return [loss, forget, np.mean(nll), kls['retain'], retain_nll, kls['text'],
@@ -101,9 +101,9 @@ class ObjectiveTest(parameterized.TestCase):
   def test_packed_rows_equal_each_sequence_alone(self, name):
     options = problem.options(
         loss=name, forget_weight=0.7, kl_weight=3.0, nll_weight=0.5,
-        text_weight=0.3, prompt_weight=2.0, crossed_weight=0.4, npo_beta=0.3)
+        text_weight=0.3, prompt_weight=2.0, swapped_weight=0.4, npo_beta=0.3)
     batch = problem.batch(self.hidden)
-    batch = batch._replace(crossed=batch.text)
+    batch = batch._replace(swapped=batch.text)
     self.assertEqual(batch.packed.tokens.shape[0], 1)  # All share a row.
     view = self.edit.base
     loss, metrics = self._loss(options)(self.theta, view, view, batch)
@@ -112,16 +112,16 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertEqual(float(loss), float(metrics.loss))
     self.assertGreater(min(map(abs, want)), 1e-3)
 
-  def test_crossed_prompts_are_kept_like_text_by_their_own_weight(self):
+  def test_swapped_prompts_are_kept_like_text_by_their_own_weight(self):
     view, batch = self.edit.base, problem.batch(self.hidden)
 
     def loss(weight, batch):
       options = problem.options(
-          kl_weight=3.0, text_weight=0.3, crossed_weight=weight)
+          kl_weight=3.0, text_weight=0.3, swapped_weight=weight)
       return self._loss(options)(self.theta, view, view, batch)
 
     _, metrics = loss(0.7, batch)
-    got, _ = loss(0.7, batch._replace(crossed=batch.text))
+    got, _ = loss(0.7, batch._replace(swapped=batch.text))
     self.assertGreater(metrics.text_kl, 1e-3)
     self.assertAlmostEqual(
         got - metrics.loss, 3.0 * 0.7 * metrics.text_kl, delta=2e-4)
@@ -180,7 +180,7 @@ class ObjectiveTest(parameterized.TestCase):
     batch = batch._replace(
         forget=batch.forget._replace(reference=reference))
     view = self.edit.base
-    _, metrics = self._loss(problem.options(loss='exchange'))(
+    _, metrics = self._loss(problem.options(loss='answer_swap'))(
         self.theta, view, view, batch)
     after = _logits(self.merged, problem.FORGET)
     table = np.float64(self.model.params['embed'])
@@ -195,9 +195,9 @@ class ObjectiveTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     marginal = rng.dirichlet(
         np.ones(problem.CONFIG.vocab_size), 3).astype(np.float32)
-    batch = problem.batch(self.hidden)._replace(marginal=marginal)
+    batch = problem.batch(self.hidden)._replace(group_marginal=marginal)
     view = self.edit.base
-    _, metrics = self._loss(problem.options(loss='marginal'))(
+    _, metrics = self._loss(problem.options(loss='group_marginal'))(
         self.theta, view, view, batch)
     after = _logits(self.merged, problem.FORGET)
     values = [unlearn_naive.kl(np.log(marginal[i]), after[i][row[0]])
@@ -205,23 +205,23 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertAlmostEqual(
         float(metrics.forget), np.mean(values), delta=1e-3)
 
-  @parameterized.parameters('marginal', 'npo')
+  @parameterized.parameters('group_marginal', 'npo')
   def test_alternatives_add_a_kl_over_the_choices_at_the_prompts_end(
       self, name):
     rights, wrongs = [3, 5, 8], [[1, 2], [4], [2, 9, 11, 28]]
-    others = other_facts.alternatives(
+    others = other_facts.choice_targets(
         'abc', rights, [[r, *w] for r, w in zip(rights, wrongs)])
     marginal = np.full((3, problem.CONFIG.vocab_size),
                        1 / problem.CONFIG.vocab_size, np.float32)
-    batch = problem.batch(self.hidden)._replace(marginal=marginal)
+    batch = problem.batch(self.hidden)._replace(group_marginal=marginal)
     view = self.edit.base
     without, with_them = (
-        float(self._loss(problem.options(loss=name, alternatives_weight=2.0))(
+        float(self._loss(problem.options(loss=name, choice_kl_weight=2.0))(
             self.theta, view, view, b)[1].forget)
-        for b in (batch, batch._replace(alternatives=others)))
+        for b in (batch, batch._replace(choices=others)))
     after = _logits(self.merged, problem.FORGET)
     want = np.mean([
-        unlearn_naive.alternatives_kl(after[i][row[0]], right, wrong)
+        unlearn_naive.choice_kl(after[i][row[0]], right, wrong)
         for i, (row, right, wrong) in enumerate(zip(
             _places(problem.FORGET[1]), rights, wrongs))])
     self.assertGreater(want, 0.1)

@@ -10,7 +10,7 @@ class ExchangeGroupsTest(absltest.TestCase):
 
   def test_partners_share_relation_and_template_where_they_can(self):
     relations = ['capital', 'capital', 'capital', 'capital', 'river', 'river']
-    got = other_facts.exchange_groups(
+    got = other_facts.swap_partners(
         relations, relations,
         ['t1', 't1', 't2', 't1', 't1', 't3'],
         ['fr', 'de', 'fr', 'fr', 'po', 'rhone'])
@@ -20,12 +20,12 @@ class ExchangeGroupsTest(absltest.TestCase):
   def test_a_relation_of_one_fact_is_refused(self):
     with self.assertRaisesRegex(
         ValueError, "two facts of a relation.*'river'.*only 'po'"):
-      other_facts.exchange_groups(
+      other_facts.swap_partners(
           ['a', 'a', 'river'], ['a', 'a', 'river'], ['t'] * 3,
           ['x', 'y', 'po'])
 
   def test_a_group_comes_before_the_rest_of_the_relation(self):
-    got = other_facts.exchange_groups(
+    got = other_facts.swap_partners(
         ['eu', 'eu', 'as', 'as', 'af'], ['cap'] * 5,
         ['t1', 't1', 't1', 't2', 't1'], ['fr', 'de', 'jp', 'cn', 'eg'])
     self.assertEqual(
@@ -66,7 +66,7 @@ class MarginalTest(absltest.TestCase):
   def test_averages_the_facts_of_a_relation_and_template(self):
     probabilities = lambda rows: np.eye(5)[rows]
     relations = ['a', 'b', 'a', 'a', 'b']
-    table, row = other_facts.marginals(
+    table, row = other_facts.group_marginals(
         relations, relations, ['t'] * 5, probabilities)
     np.testing.assert_array_equal(row, [0, 1, 0, 0, 1])
     np.testing.assert_allclose(
@@ -74,7 +74,7 @@ class MarginalTest(absltest.TestCase):
     self.assertEqual(table.dtype, np.float32)
 
   def test_a_group_with_one_sequence_of_a_template_takes_the_relation(self):
-    table, row = other_facts.marginals(
+    table, row = other_facts.group_marginals(
         ['eu', 'eu', 'as', 'as', 'as'], ['cap'] * 5,
         ['t1', 't1', 't1', 't2', 't2'], lambda rows: np.eye(5)[rows])
     np.testing.assert_array_equal(row, [0, 0, 1, 2, 2])
@@ -87,7 +87,7 @@ class MarginalTest(absltest.TestCase):
     relations = ['a', 'a', 'river', 'river', 'river']
     with self.assertRaisesRegex(
         ValueError, "'river' has a single question of phrasing 't2'.*=npo"):
-      other_facts.marginals(
+      other_facts.group_marginals(
           relations, relations, ['t', 't', 't', 't', 't2'],
           lambda rows: np.eye(5)[rows])
 
@@ -95,7 +95,7 @@ class MarginalTest(absltest.TestCase):
 class AlternativesTest(absltest.TestCase):
 
   def test_gathers_the_choices_of_a_facts_sequences(self):
-    got = other_facts.alternatives(
+    got = other_facts.choice_targets(
         ['fr', 'de', 'fr'], [5, 6, 5], [[5, 1, 2], [3, 6, 6], [7, 2, 5]])
     np.testing.assert_array_equal(
         got.tokens, [[5, 1, 2, 7], [6, 3, 0, 0], [5, 1, 2, 7]])
@@ -108,13 +108,13 @@ class AlternativesTest(absltest.TestCase):
     self.assertEqual(got.target.dtype, np.float32)
 
   def test_an_answer_that_is_spelled_in_two_ways_has_two_pools(self):
-    got = other_facts.alternatives(['fr', 'fr'], [5, 9], [[5, 1], [9, 8]])
+    got = other_facts.choice_targets(['fr', 'fr'], [5, 9], [[5, 1], [9, 8]])
     np.testing.assert_array_equal(got.tokens, [[5, 1], [9, 8]])
 
   def test_choices_that_begin_alike_are_refused(self):
     with self.assertRaisesRegex(
-        ValueError, "alternatives_weight needs wrong choices.*'de'.*to 0"):
-      other_facts.alternatives(['fr', 'de'], [5, 6], [[5, 1], [6, 6]])
+        ValueError, "choice_kl_weight needs wrong choices.*'de'.*to 0"):
+      other_facts.choice_targets(['fr', 'de'], [5, 6], [[5, 1], [6, 6]])
 
 
 if __name__ == '__main__':

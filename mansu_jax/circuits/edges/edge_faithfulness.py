@@ -30,25 +30,25 @@ class EdgeFaithfulness:
     config: the model's.
     params: full params.
     batches: of pairs that the model answers.
-    alone: bool [S, G], edges that are never patched.
+    never_patched: bool [S, G], edges that are never patched.
   """
 
   def __init__(
       self, config: model_config.ModelConfig, params: types.Params,
-      batches: Sequence[eap_ig.PairBatch], alone: np.ndarray):
+      batches: Sequence[eap_ig.PairBatch], never_patched: np.ndarray):
     self._config, self._params, self._batches = config, params, batches
-    self._alone = alone
+    self._never_patched = never_patched
     keep = sharding.to_host if len(batches) > 1 else lambda reference: reference
     self._references = [
         keep(edge_patching.corrupted(config, params, b)) for b in batches]
-    whole = np.ones_like(alone)
+    whole = np.ones_like(never_patched)
     clean, corrupt = self._each(whole), self._each(~whole)
     self._pairs, self._clean = clean.size, clean.sum()
     self._corrupt = corrupt.sum()
 
   def metrics(self, chosen: np.ndarray) -> np.ndarray:
     """The metric of each pair [P] where the circuit's edges carry theirs."""
-    return self._each(chosen | self._alone)
+    return self._each(chosen | self._never_patched)
 
   def _each(self, carried: np.ndarray) -> np.ndarray:
     """The metric of each pair [P] with all but some edges patched.

@@ -94,7 +94,7 @@ def rank_top(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
 
 def rank_greedy(
-    values: np.ndarray, allowed: np.ndarray, alone: np.ndarray,
+    values: np.ndarray, allowed: np.ndarray, never_patched: np.ndarray,
     config: model_config.ModelConfig, most: int | None = None) -> np.ndarray:
   """Edges from the logits down, so that those of any prefix lead there.
 
@@ -103,7 +103,7 @@ def rank_greedy(
   Args:
     values: [S, G].
     allowed: bool [S, G], the edges to rank.
-    alone: bool [S, G], those `given`.
+    never_patched: bool [S, G], those `given`.
     config: the model's.
     most: rank no more than so many; None: all.
 
@@ -122,7 +122,7 @@ def rank_greedy(
         continue
       reached.add(node)
       for target in reads.get(node, ()):
-        waiting += np.flatnonzero(alone[:, target]).tolist()
+        waiting += np.flatnonzero(never_patched[:, target]).tolist()
         for source in np.flatnonzero(allowed[:, target]):
           heapq.heappush(heap, (-float(values[source, target]), int(source),
                                 int(target)))
@@ -143,16 +143,16 @@ def prefix(scores: np.ndarray, order: np.ndarray, size: int) -> EdgeCircuit:
 
 
 def prune(
-    circuit: EdgeCircuit, alone: np.ndarray, config: model_config.ModelConfig
+    circuit: EdgeCircuit, never_patched: np.ndarray, config: model_config.ModelConfig
 ) -> EdgeCircuit:
   """Drops edges that do not lie on a path from the input to the logits.
 
   Args:
     circuit: the circuit.
-    alone: bool [S, G], those `given`, which a path may take.
+    never_patched: bool [S, G], those `given`, which a path may take.
     config: the model's.
   """
-  owner, held = edge_circuit.owners(config), circuit.chosen | alone
+  owner, held = edge_circuit.owners(config), circuit.chosen | never_patched
   into = owner != _LOGITS
   while True:
     fed = np.zeros(len(held), bool)

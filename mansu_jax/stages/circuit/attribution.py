@@ -17,7 +17,7 @@ from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
-from mansu_jax.circuits import robustness as robustness_lib
+from mansu_jax.circuits import stability as stability_lib
 from mansu_jax.circuits import select
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edge_weights
@@ -27,9 +27,9 @@ from mansu_jax.data import splits as splits_lib
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import progress
 from mansu_jax.stages.circuit import edge_attribution
-from mansu_jax.stages.circuit import edge_robustness
-from mansu_jax.stages.circuit import picture
-from mansu_jax.stages.circuit import robustness
+from mansu_jax.stages.circuit import edge_stability
+from mansu_jax.stages.circuit import circuit_summary
+from mansu_jax.stages.circuit import stability
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
 _CONTRAST_PAIRS = 64  # Of the retain set, where forget pairs are a file's.
@@ -55,7 +55,7 @@ class Found:
   ranking: select.Ranking
   means: dict[str, np.ndarray]
   report: dict[str, Any]
-  selected: robustness.Selected | None = None
+  selected: stability.Selected | None = None
   edges: edge_circuit.EdgeCircuit | None = None
   movable: dict[str, np.ndarray] | None = None
 
@@ -96,7 +96,7 @@ def find(
     found = find_circuit(
         config, model, answered, done['means'],
         contrast and contrast['means'], done.get('each'), cache=cache)
-  found.report['picture']['places'] = picture.by_place(done['places'])
+  found.report['summary']['token_roles'] = circuit_summary.by_role(done['token_roles'])
   found.report.update(describe_file(config, model.tokenizer))
   return found
 
@@ -107,7 +107,7 @@ def _find_edges(config, model, pairs, means, retain, cache) -> Found:
       'edges': edge_attribution.mean_scores(config, model, pairs)}
   own, groups = _edge_sums(config, model, pairs, cache)
   scores = cache.get_or_compute('edges', lambda: score_edges(pairs))['edges'] if (
-      own is None) else edge_robustness.whole(own.sums.mean(), model.config)
+      own is None) else edge_stability.whole(own.sums.mean(), model.config)
   contrast = cache.get_or_compute('edges_contrast', lambda: score_edges(
       retain))['edges'] if retain else None
   edges = edge_attribution.select_edges(
@@ -123,7 +123,7 @@ def _find_edges(config, model, pairs, means, retain, cache) -> Found:
   account, times = _edge_account(
       config, model, pairs, edges, own, groups, contrast, cache)
   found.report.update(
-      account | picture.of_edges(edges, model.config, means, times))
+      account | circuit_summary.of_edges(edges, model.config, means, times))
   return dataclasses.replace(found, edges=edges)
 
 
@@ -131,10 +131,10 @@ def _edge_sums(config, model, pairs, cache):
   """Scores by group of facts and the groups, where pairs are resampled."""
   if not (config.circuit.resamples and config.circuit.selection != 'random'):
     return None, None
-  groups = robustness_lib.group_facts(
-      [p.fact for p in pairs], robustness_lib.GROUPS, config.seed)
-  return edge_robustness.answered(pairs, groups, **cache.get_or_compute(
-      'edge_sums', lambda: edge_robustness.sums(
+  groups = stability_lib.group_facts(
+      [p.fact for p in pairs], stability_lib.GROUPS, config.seed)
+  return edge_stability.answered(pairs, groups, **cache.get_or_compute(
+      'edge_sums', lambda: edge_stability.sums(
           config, model, pairs, groups))), groups
 
 
@@ -150,29 +150,29 @@ def _edge_account(
   report, times = {'edge_faithfulness': cache.get_or_compute_json(
       'edge_faithfulness', lambda: measure(edges.chosen))}, None
   if own is not None:
-    selected = edge_robustness.of_edges(
+    selected = edge_stability.of_edges(
         config, model, edges, groups, own, contrast)
-    report['robustness'], times = robustness.measure(
+    report['stability'], times = stability.measure(
         config, selected, lambda row: measure.metrics(
-            edge_robustness.whole(row, model.config)), cache)
+            edge_stability.whole(row, model.config)), cache)
   return report, times
 
 
 def forget_pairs(
     config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any
 ) -> list[pairs_lib.AttributionPair]:
-  """The pairs of the file `--attribution_pairs`, or made of the questions."""
+  """The pairs of the file `--attribution_pairs_file`, or made of the questions."""
   if config.attribution.pairs_file:
     return read_file(config, tokenizer).pairs
   return pairs_lib.build_pairs(
       splits.forget_train, tokenizer,
-      max_pairs=config.attribution.most_pairs, seed=config.seed,
+      max_pairs=config.attribution.max_pairs, seed=config.seed,
       others=splits.retain_train, chat=config.data.chat)
 
 
 def read_file(
     config: run_config.RunConfig, tokenizer: Any) -> pairs_lib.FromFile:
-  """What the file `--attribution_pairs` holds."""
+  """What the file `--attribution_pairs_file` holds."""
   options = config.attribution
   return pairs_lib.read_pairs(
       options.pairs_file, tokenizer, chat=config.data.chat,
@@ -209,7 +209,7 @@ def why_none(
     return '--eval_cad_pairs=0 skips CAD and AS-NC'
   if not (config.attribution.pairs_file or splits.forget_train):
     return ('there are no train questions of the forget set to make pairs of'
-            ' (--data_forget), and no file of pairs (--attribution_pairs)')
+            ' (--data_forget), and no file of pairs (--attribution_pairs_file)')
   try:
     forget_pairs(config, splits, tokenizer)
   except pairs_lib.NoPairs as error:
@@ -231,7 +231,7 @@ def retain_pairs(
         ' (--data_retain).')
   return pairs_lib.build_pairs(
       splits.retain_train, tokenizer,
-      max_pairs=config.attribution.most_pairs or _CONTRAST_PAIRS,
+      max_pairs=config.attribution.max_pairs or _CONTRAST_PAIRS,
       seed=config.seed, chat=config.data.chat)
 
 
@@ -254,7 +254,7 @@ def score(
       model.config, model.params, batches, steps=config.attribution.steps))
   each = {'each': scores._asdict()} if config.circuit.resamples else {}
   return {'means': eap_ig.node_means(scores, model.config),
-          'places': scores.places.mean(0), 'answered': answered, **each}
+          'token_roles': scores.token_roles.mean(0), 'answered': answered, **each}
 
 
 def find_circuit(
@@ -315,14 +315,14 @@ def find_circuit(
       report['faithfulness'], report['random']['mean'])
   selected, times = None, None
   if each is not None and options.selection != 'random':
-    groups = groups or robustness_lib.group_facts([p.fact for p in pairs])
-    selected = robustness.of_nodes(
+    groups = groups or stability_lib.group_facts([p.fact for p in pairs])
+    selected = stability.of_nodes(
         config, model, circuit, lambda means: choose(means)[1], groups, pairs,
         eap_ig.PairScores(**each))
-    report['robustness'], times = robustness.measure(
+    report['stability'], times = stability.measure(
         config, selected, lambda row: measure.metrics(
             selected.method.place(row)), cache)
-  report |= picture.of_nodes(circuit, means, times)
+  report |= circuit_summary.of_nodes(circuit, means, times)
   return Found(circuit=circuit, ranking=ranking, means=means, report=report,
                selected=selected, movable=movable)
 

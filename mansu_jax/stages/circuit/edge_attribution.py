@@ -39,7 +39,7 @@ def each_pair(
       points=edges_lib.eap_ig_points(options.steps))
   order = np.argsort([len(p.clean_ids) for p in pairs], kind='stable')
   batches = pair_batches.pack(  # In order of length: less padding.
-      [pairs[i] for i in order], options.batch, alone=True)
+      [pairs[i] for i in order], options.batch, one_per_row=True)
   rows = (edges_lib.EdgeScores(*row)
           for found in eap_ig.of_real_pairs(score, batches)
           for row in zip(*found))
@@ -62,10 +62,10 @@ def _ranked(
 ) -> tuple[np.ndarray, Callable[[int], edge_circuit.EdgeCircuit]]:
   """The ranking by values, and the circuit of its first so many."""
   layers = select.layer_range(options, shape.num_layers)
-  alone, held = edge_select.given(shape, layers), scores.astype(np.float32)
+  never_patched, held = edge_select.given(shape, layers), scores.astype(np.float32)
   order = _order(options, shape, layers, values, most)
   return order, lambda size: edge_select.prune(
-      edge_select.prefix(held, order, size), alone, shape)
+      edge_select.prefix(held, order, size), never_patched, shape)
 
 
 def select_edges(

@@ -106,7 +106,7 @@ class Evaluator:
       return []
     scorer, out = self._scorer(common), []
     for task in (self._task, self._texts):
-      out += scorer.programs(params, task.batches, task.places, task.targets)
+      out += scorer.programs(params, task.batches, task.positions, task.targets)
     return out
 
 

@@ -225,9 +225,9 @@ def describe_tokenization(
 
 def trained(
     history: dict[str, np.ndarray] | None = None,
-    kl: dict[str, Any] | None = None, crossed: dict[str, int] | None = None
+    kl: dict[str, Any] | None = None, swapped: dict[str, int] | None = None
 ) -> dict[str, Any]:
   """What the record says of training; by default that there was none."""
   return {
-      'retain_kl': kl or {}, 'crossed_prompts': crossed,
+      'retain_kl': kl or {}, 'swapped_prompts': swapped,
       'history': {k: v.tolist() for k, v in (history or {}).items()}}

@@ -25,7 +25,7 @@ from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import edge_file
 from mansu_jax.stages.judge import quantizers
-from mansu_jax.stages.prepare import crossing
+from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import training
 
@@ -201,7 +201,7 @@ def check_model_and_data(
   _check_data(config, inputs, shapes, tokenizer)
   splits = inputs.splits
   training.check_forget_term(config, inputs, tokenizer)
-  crossing.check(config, splits, tokenizer, shapes.max_position)
+  swapped_subjects.check(config, splits, tokenizer, shapes.max_position)
   _check_pairs(config, 'forget', attribution.forget_pairs(
       config, splits, tokenizer))
   if config.eval.cad_pairs or config.circuit.contrast:
@@ -262,13 +262,13 @@ def check_attribute(
   if not path and not splits.forget_train:
     raise ValueError(
         '--mode=attribute needs pairs of prompts; wanted a file of them'
-        ' (--attribution_pairs=FILE.jsonl), or train questions of a forget set'
+        ' (--attribution_pairs_file=FILE.jsonl), or train questions of a forget set'
         ' to make some of (--data_forget).')
   if tokenizer is None and (not path or config.circuit.contrast):
     raise ValueError(
         f'--model={config.model} has no tokenizer to encode questions; wanted'
         ' tokenizer.json beside the weights, or pairs as token ids'
-        ' (--attribution_pairs=FILE.jsonl) and no --circuit_contrast, whose'
+        ' (--attribution_pairs_file=FILE.jsonl) and no --circuit_contrast, whose'
         ' pairs are made of questions.')
   if config.data.chat:
     tokenization.check_template(tokenizer, config.model)

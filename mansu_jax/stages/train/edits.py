@@ -112,13 +112,13 @@ def circuit_edit(
   config, params = model.config, model.params
   index = param_mask.make_index(circuit)
   layout = model_layout.block_layout(config)
-  frame, (start, _) = param_mask.make_frame(circuit), circuit.span
+  replacement_masks, (start, _) = param_mask.make_replacement_masks(circuit), circuit.span
   theta = _float32(param_mask.gather(params, index))
   grids = tuple(
       circuit_grid(params, name, layout, index, storage_dtype)
       for name in scheme_names)
 
-  frozen = lambda full: {'params': full, 'index': index, 'frame': frame}
+  frozen = lambda full: {'params': full, 'index': index, 'replacement_masks': replacement_masks}
   base = frozen(params)
   views = {'fp': loop.View(frozen=lambda: base, quantize=_copy)}
   if quantized_views:
@@ -149,7 +149,7 @@ def functions(
   """
   def forward(slices, frozen, tokens, positions=None, segments=None):
     lifted = param_mask.collection(
-        slices, frozen['index'], frozen['frame'])
+        slices, frozen['index'], frozen['replacement_masks'])
     return decoder.forward(
         config, frozen['params'], tokens, positions=positions,
         segments=segments, circuit=lifted, circuit_start=start,

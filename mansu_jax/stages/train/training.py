@@ -22,7 +22,7 @@ from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import memory
 from mansu_jax.runtime import progress
 from mansu_jax.runtime import sharding
-from mansu_jax.stages.prepare import crossing
+from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import edits
 from mansu_jax.unlearn import batches as batches_lib
@@ -102,41 +102,41 @@ def make_batches(
       inputs.splits.forget_train, options.forget_pool, seed)
   forget = batching.encode_sequences(
       forget_questions, model.tokenizer, chat=chat)
-  text = prompts = partners = crossed = account = None
+  text = prompts = partners = swapped = account = None
   if inputs.splits.text and options.text_batch:
     windows = batching.encode_text(
         inputs.splits.text, model.tokenizer, config.data.text_window)
     text = pool('text', windows.take(_sample(
         windows.length.size, options.text_pool, seed)), options.text_batch, 2)
-  if options.crossed_batch:
-    spans, account = crossing.spans(
+  if options.swapped_batch:
+    spans, account = swapped_subjects.spans(
         config, inputs.splits, model.tokenizer,
-        functools.partial(refer, 'crossed'), say)
-    crossed = pool_of(spans, options.crossed_batch, 3)
+        functools.partial(refer, 'swapped'), say)
+    swapped = pool_of(spans, options.swapped_batch, 3)
   if options.prompt_weight:
     first = forget.answer_mask.argmax(1)[:, None]  # Predicts the answer.
     prompts = referenced(
         'prompts', forget, np.arange(forget.tokens.shape[1]) < first)
   forget_pool = pool('forget', forget, options.forget_batch, 0)
   table = None
-  if options.loss == 'exchange':
-    partners = exchange_partners(
+  if options.loss == 'answer_swap':
+    partners = swap_partners(
         forget_questions, inputs.splits.forget_train)
-  elif options.loss == 'marginal':
+  elif options.loss == 'group_marginal':
     ends = forget_pool.spans.reference[:, 0]  # [n, D], prompt ends.
-    table = other_facts.marginals(
+    table = other_facts.group_marginals(
         *_grouping(forget_questions, inputs.splits.forget_train),
         lambda rows: say(ends[rows]))
   others = None
-  if options.alternatives_weight:
-    others = alternatives(forget_questions, model.tokenizer, chat=chat)
+  if options.choice_kl_weight:
+    others = choice_targets(forget_questions, model.tokenizer, chat=chat)
   retain = _retain_pool(
       config, inputs.splits.retain_train, forget_pool,
       lambda name, questions: pool(name, batching.encode_sequences(
           questions, model.tokenizer, chat=chat), options.retain_batch, 1))
   return batches_lib.Batches(
-      forget=forget_pool, marginals=table, alternatives=others,
-      retain=retain, text=text, crossed=crossed, crossed_account=account,
+      forget=forget_pool, marginals=table, choices=others,
+      retain=retain, text=text, swapped=swapped, swapped_account=account,
       prompts=prompts, partners=partners, fill=packing.fill_rows,
       steps=options.steps, seed=seed)
 
@@ -150,14 +150,14 @@ def _retain_pool(
 
   Facts that are near in the even pool join it in their other phrasings, as far
   as `--unlearn_retain_pool` allows: trained in few, a near fact is kept in
-  those and lost in the rest. `--unlearn_near_share` of each batch is drawn
+  those and lost in the rest. `--unlearn_nearest_share` of each batch is drawn
   from the nearest of all these, at most as many as a tenth of the whole set.
   """
   options, seed = config.unlearn, config.seed
   chosen = inputs_lib.thin(questions, options.retain_pool, seed)
   even = pool('retain', chosen)
   size, batch = even.even, even.sampler.batch
-  if not options.near_share or batch == 1:
+  if not options.nearest_share or batch == 1:
     return even
   nearest = lambda spans, count: batches_lib.nearest(
       *(np.asarray(s.reference[:, 0]) for s in (spans, forget.spans)), count)
@@ -171,29 +171,29 @@ def _retain_pool(
     spans = batches_lib.join([spans, pool('retain_near', more).spans])
     rows = nearest(
         spans, min(int(_NEAR * len(questions)), len(rows) + len(more)))
-  part = round(options.near_share * batch)
+  part = round(options.nearest_share * batch)
   part = min(max(1, part), batch - 1)  # Some of both.
   return batches_lib.Pool(
       spans=spans, even=size, sampler=batching.FavouringSampler(
           size, batch, even.sampler.seed, favoured=rows, part=part))
 
 
-def exchange_partners(
+def swap_partners(
     questions: Sequence[questions_lib.Question],
     everything: Sequence[questions_lib.Question]) -> list[np.ndarray]:
   """Sequences of other facts, of the same group and template if possible."""
-  return other_facts.exchange_groups(
+  return other_facts.swap_partners(
       *_grouping(questions, everything), [q.fact for q in questions])
 
 
-def alternatives(
+def choice_targets(
     questions: Sequence[questions_lib.Question], tokenizer: Any, *,
-    chat: bool = False) -> objective.Alternatives:
+    chat: bool = False) -> objective.Choices:
   """First tokens of the choices of each question's fact."""
   encoded = tokenization.encode_questions(questions, tokenizer, chat=chat)
   first = [[ids[0] for ids in e.choices] for e in encoded]
   right = [row[q.answer_index] for q, row in zip(questions, first)]
-  return other_facts.alternatives(
+  return other_facts.choice_targets(
       [q.fact for q in questions], right, first)
 
 
@@ -203,13 +203,13 @@ def check_forget_term(
   """Raises ValueError where the forget term lacks other facts or choices."""
   options, everything = config.unlearn, inputs.splits.forget_train
   questions = inputs_lib.thin(everything, options.forget_pool, config.seed)
-  if options.loss == 'exchange':
-    exchange_partners(questions, everything)
-  elif options.loss == 'marginal':
-    other_facts.marginals(*_grouping(questions, everything),
+  if options.loss == 'answer_swap':
+    swap_partners(questions, everything)
+  elif options.loss == 'group_marginal':
+    other_facts.group_marginals(*_grouping(questions, everything),
                           lambda rows: np.zeros((len(rows), 1)))
-  if options.alternatives_weight:
-    alternatives(questions, tokenizer, chat=config.data.chat)
+  if options.choice_kl_weight:
+    choice_targets(questions, tokenizer, chat=config.data.chat)
 
 
 def _grouping(
@@ -316,7 +316,7 @@ def unlearn(
   theta, history = loop.run(
       problem, batches, steps=options.steps,
       total_weights=tree_paths.count(model.params),
-      collapse=options.collapse, **rest)
+      max_retain_kl=options.max_retain_kl, **rest)
   numbers = [list(edit.views).index(name) for name in names]
   return {'theta': theta, 'history': {
       key: np.array([row[key] for row in history]) for key in history[0]

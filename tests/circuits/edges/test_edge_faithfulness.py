@@ -26,9 +26,9 @@ class EdgeFaithfulnessTest(absltest.TestCase):
     cls.pairs = small.elicited(_CONFIG, cls.params)
     (cls.batch,) = pair_batches.pack(cls.pairs, 3)
 
-  def _measure(self, alone=_NONE, batch=None):
+  def _measure(self, never_patched=_NONE, batch=None):
     return edge_faithfulness.EdgeFaithfulness(
-        _CONFIG, self.params, [batch or self.batch], alone)
+        _CONFIG, self.params, [batch or self.batch], never_patched)
 
   def _metric(self, patched):
     reference = edge_patching.corrupted(_CONFIG, self.params, self.batch)
@@ -38,19 +38,19 @@ class EdgeFaithfulnessTest(absltest.TestCase):
   def test_equals_patched_runs(self):
     rng = np.random.default_rng(0)
     corrupt, clean = self._metric(_REAL), self._metric(_NONE)
-    for alone in (_NONE, edge_select.given(_CONFIG, range(1, 2))):
-      chosen = _REAL & ~alone & (rng.random(_REAL.shape) < 0.5)
-      want = (self._metric(~(chosen | alone)) - corrupt) / (clean - corrupt)
+    for never_patched in (_NONE, edge_select.given(_CONFIG, range(1, 2))):
+      chosen = _REAL & ~never_patched & (rng.random(_REAL.shape) < 0.5)
+      want = (self._metric(~(chosen | never_patched)) - corrupt) / (clean - corrupt)
       self.assertGreater(min(abs(want), abs(want - 1)), 1e-3)
-      self.assertAlmostEqual(self._measure(alone)(chosen), want, delta=1e-5)
+      self.assertAlmostEqual(self._measure(never_patched)(chosen), want, delta=1e-5)
 
   def test_the_ends(self):
     measure = self._measure()
     self.assertEqual(measure(_REAL), 1.0)
     self.assertEqual(measure(_NONE), 0.0)
-    alone = edge_select.given(_CONFIG, range(1, 2))
-    measure = self._measure(alone)
-    self.assertEqual(measure(_REAL & ~alone), 1.0)
+    never_patched = edge_select.given(_CONFIG, range(1, 2))
+    measure = self._measure(never_patched)
+    self.assertEqual(measure(_REAL & ~never_patched), 1.0)
     # All that the logits read is patched, whatever the layers are left.
     self.assertAlmostEqual(measure(_NONE), 0.0, delta=1e-4)
 

@@ -41,13 +41,13 @@ class CandidatesTest(parameterized.TestCase):
     real, layers = edges.is_edge(cfg), range(start, stop)
     names = edges.target_names(cfg)
     got = edge_select.candidates(_values(cfg), cfg, layers, 1.0)
-    alone = edge_select.given(cfg, layers)
+    never_patched = edge_select.given(cfg, layers)
     for place, name in enumerate(names):
       within = name == 'logits' or _layer_of(name) in layers
       np.testing.assert_array_equal(
           got[:, place], real[:, place] & within, name)
       np.testing.assert_array_equal(
-          alone[:, place], real[:, place] & (not within), name)
+          never_patched[:, place], real[:, place] & (not within), name)
     self.assertEqual(
         edge_select.num_candidates(cfg, layers, 1.0), got.sum())
 
@@ -88,13 +88,13 @@ class RankTest(parameterized.TestCase):
 
   def test_greedy_by_hand(self):
     cfg, at = small.with_places()
-    values, (_, real, alone) = np.zeros_like(_values(cfg)), _whole(cfg)
+    values, (_, real, never_patched) = np.zeros_like(_values(cfg)), _whole(cfg)
     values[at('m1', 'logits')] = 1
     values[at('input', 'a0.h0<q>')] = 9  # Not reached before a0.h0 is.
     values[at('a0.h0', 'm1')] = 5
     values[at('a0.h1', 'm0')] = 8  # m0 is not reached before long.
     values[at('input', 'm1')] = 0.5
-    order = edge_select.rank_greedy(values, real, alone, cfg)
+    order = edge_select.rank_greedy(values, real, never_patched, cfg)
     self.assertEqual(
         [*zip(*np.unravel_index(order[:4], real.shape))],
         [at('m1', 'logits'), at('a0.h0', 'm1'), at('input', 'a0.h0<q>'),
@@ -106,33 +106,33 @@ class RankTest(parameterized.TestCase):
     values[at('a1.h1', 'logits')] = 2
     values[at('input', 'm0')] = 1  # m0 feeds a1.h1, whatever the circuit.
     allowed = edge_select.candidates(values, cfg, layers, 1.0)
-    alone = edge_select.given(cfg, layers)
-    order = edge_select.rank_greedy(values, allowed, alone, cfg)
+    never_patched = edge_select.given(cfg, layers)
+    order = edge_select.rank_greedy(values, allowed, never_patched, cfg)
     self.assertCountEqual(order, np.flatnonzero(allowed))
     chosen = edge_select.prefix(values, order, 2)
     self.assertCountEqual(
         map(tuple, np.argwhere(chosen.chosen)),
         [at('a1.h1', 'logits'), at('input', 'm0')])
     np.testing.assert_array_equal(
-        edge_select.prune(chosen, alone, cfg).chosen, chosen.chosen)
-    pruned = edge_select.prune(chosen, np.zeros_like(alone), cfg)
+        edge_select.prune(chosen, never_patched, cfg).chosen, chosen.chosen)
+    pruned = edge_select.prune(chosen, np.zeros_like(never_patched), cfg)
     self.assertEqual(pruned.size, 0)
 
   def test_greedy_may_stop_early(self):
     cfg, _ = small.with_places()
-    values, (_, real, alone) = _values(cfg), _whole(cfg)
-    order = edge_select.rank_greedy(values, real, alone, cfg)
+    values, (_, real, never_patched) = _values(cfg), _whole(cfg)
+    order = edge_select.rank_greedy(values, real, never_patched, cfg)
     for most in (0, 7, order.size, order.size + 5):
       np.testing.assert_array_equal(
-          edge_select.rank_greedy(values, real, alone, cfg, most),
+          edge_select.rank_greedy(values, real, never_patched, cfg, most),
           order[:most])
 
   @parameterized.parameters(5, 20)
   def test_greedy_edges_lead_to_the_logits(self, size):
     cfg, _ = small.with_places()
-    _, real, alone = _whole(cfg)
+    _, real, never_patched = _whole(cfg)
     chosen = _chosen(cfg, edge_select.rank_greedy(
-        _values(cfg), real, alone, cfg), size)
+        _values(cfg), real, never_patched, cfg), size)
     self.assertEqual(chosen.sum(), size)
     owner, feeds = edge_circuit.owners(cfg), chosen.any(1)
     for target in np.flatnonzero(chosen.any(0)):
@@ -140,9 +140,9 @@ class RankTest(parameterized.TestCase):
 
   def test_every_edge_is_ranked_once(self):
     cfg, _ = small.with_places()
-    values, (_, real, alone) = _values(cfg), _whole(cfg)
+    values, (_, real, never_patched) = _values(cfg), _whole(cfg)
     for order in (edge_select.rank_top(values, real),
-                  edge_select.rank_greedy(values, real, alone, cfg)):
+                  edge_select.rank_greedy(values, real, never_patched, cfg)):
       self.assertCountEqual(order, np.flatnonzero(real))
     self.assertEqual(_chosen(cfg, order, 0).sum(), 0)
 
@@ -151,14 +151,14 @@ class PruneTest(absltest.TestCase):
 
   def test_by_hand(self):
     cfg, at = small.with_places()
-    _, real, alone = _whole(cfg)
+    _, real, never_patched = _whole(cfg)
     chosen = np.zeros_like(real)
     kept = [at('input', 'a0.h1<v>'), at('a0.h1', 'm1'), at('m1', 'logits')]
     for edge in (*kept, at('input', 'm0'), at('a0.h0', 'a1.h0<k>'),
                  at('a1.h0', 'logits')):
       chosen[edge] = True
     got = edge_select.prune(
-        edge_circuit.EdgeCircuit(chosen, _values(cfg)), alone, cfg)
+        edge_circuit.EdgeCircuit(chosen, _values(cfg)), never_patched, cfg)
     self.assertCountEqual(map(tuple, np.argwhere(got.chosen)), kept)
     names = np.array(edges.source_names(cfg))
     self.assertEqual(
@@ -166,10 +166,10 @@ class PruneTest(absltest.TestCase):
 
   def test_all_edges_are_connected(self):
     cfg, _ = small.with_places()
-    _, real, alone = _whole(cfg)
+    _, real, never_patched = _whole(cfg)
     whole = edge_circuit.EdgeCircuit(real, _values(cfg))
     np.testing.assert_array_equal(
-        edge_select.prune(whole, alone, cfg).chosen, real)
+        edge_select.prune(whole, never_patched, cfg).chosen, real)
 
 
 class PermuteTest(absltest.TestCase):

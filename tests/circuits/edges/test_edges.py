@@ -37,7 +37,7 @@ class TinyLlamaTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.model, cls.pairs, cls.want = golden.tiny_llama()
-    (cls.batch,) = pair_batches.pack(cls.pairs, 8, alone=True)
+    (cls.batch,) = pair_batches.pack(cls.pairs, 8, one_per_row=True)
 
   def _scores(self, batches, points):
     return _score(self.model, batches, points)
@@ -82,13 +82,13 @@ class TinyLlamaTest(parameterized.TestCase):
     pairs = [dataclasses.replace(
         p, clean_ids=p.clean_ids[:size], corrupt_ids=p.corrupt_ids[:size])
              for p, size in zip(self.pairs, itertools.cycle((2, 5, 5)))]
-    batches = pair_batches.pack(pairs, 3, alone=True)
+    batches = pair_batches.pack(pairs, 3, one_per_row=True)
     self.assertLen(batches, 3)
     points = edges.eap_ig_points(3)
     got = self._scores(batches, points)
     self.assertLen(got.edges, 8)
     for i, pair in enumerate(pairs):
-      want = self._scores(pair_batches.pack([pair], 1, alone=True), points)
+      want = self._scores(pair_batches.pack([pair], 1, one_per_row=True), points)
       self.assertLess(golden.largest(got.edges[i], want.edges[0]), 1e-4)
 
   def test_one_edge_of_every_kind_sums_to_the_nodes_score(self):
@@ -104,7 +104,7 @@ class SmolLM2Test(absltest.TestCase):
 
   def test_matches_the_reference(self):
     model, pairs, want = golden.smollm2()
-    batches = pair_batches.pack(pairs, 16, alone=True)
+    batches = pair_batches.pack(pairs, 16, one_per_row=True)
     got = _score(model, batches, edges.eap_ig_points(5)).edges.mean(0)
     for name in ('edge_eap_ig5', 'edge_eap_ig5_f64'):
       self.assertLess(golden.largest(got, want[name]), 1e-5)
@@ -160,7 +160,7 @@ class ExactTest(parameterized.TestCase):
       layer['mlp']['down'] = layer['mlp']['down'] * 0
       layer['attn_norm'] = np.full_like(layer['attn_norm'], 1e4)
     params['final_norm'] = np.full_like(params['final_norm'], 1e4)
-    (batch,) = pair_batches.pack(small.pairs(), 3, alone=True)
+    (batch,) = pair_batches.pack(small.pairs(), 3, one_per_row=True)
     want = edge_patching.exact_scores(cfg, params, batch)
     self.assertGreater(np.abs(want).max(), 1e-3)
     for points in (edges.EAP, edges.eap_ig_points(3)):

@@ -131,7 +131,7 @@ class MovableTest(parameterized.TestCase):
     self.assertEqual(edges.size, 5)
     self.assertEqual(set(edge_circuit.named(edges, _CONFIG)), set(
         nodes['edges']))
-    self.assertLen(found.report['picture']['edges'], 5)
+    self.assertLen(found.report['summary']['edges'], 5)
 
 
 class ContrastTest(absltest.TestCase):

@@ -62,7 +62,7 @@ class RetainPoolTest(parameterized.TestCase):
   @parameterized.parameters(
       (0.25, 8, 2), (0.1, 4, 1), (0.9, 4, 3), (0.25, 2, 1))
   def test_a_batch_has_some_of_both(self, share, batch, part):
-    got = self._made(1, batch, near_share=share)
+    got = self._made(1, batch, nearest_share=share)
     firsts = [got.sampler[step][:part] for step in range(8)]
     self.assertEqual(set(np.concatenate(firsts).tolist()), set(self.near))
     self.assertLen(got.sampler[0], batch)
@@ -72,7 +72,7 @@ class RetainPoolTest(parameterized.TestCase):
     self.assertLen(self.asked, 1)
 
   def test_what_is_near_comes_in_all_its_phrasings(self):
-    got = self._made(5, 8, near_share=0.5)
+    got = self._made(5, 8, nearest_share=0.5)
     self.assertLen(self.asked, 2)
     self.assertLen(self.asked[0], 40)
     self.assertEqual(
@@ -89,14 +89,14 @@ class RetainPoolTest(parameterized.TestCase):
     self.assertEqual(set(np.concatenate(rest).tolist()), set(range(40)))
 
   def test_the_near_ones_are_as_many_as_the_pool_at_most(self):
-    got = self._made(30, 8, near_share=0.5)
+    got = self._made(30, 8, nearest_share=0.5)
     self.assertEqual(got.spans.length.size, 80)
     firsts = np.concatenate([got.sampler[step][:4] for step in range(44)])
     self.assertLen(set(firsts.tolist()), 4 + 40)  # Not 120, a tenth of all.
 
   @parameterized.parameters((0.0, 8), (0.5, 1))
   def test_nothing_is_favoured(self, share, batch):
-    got = self._made(5, batch, near_share=share)
+    got = self._made(5, batch, nearest_share=share)
     self.assertIsInstance(got.sampler, batching.BatchSampler)
     self.assertLen(self.asked, 1)
 

@@ -1,7 +1,7 @@
-"""How edges are scored, selected and run for `robustness`.
+"""How edges are scored, selected and run for `stability`.
 
 Scores of every edge and pair would not fit: they are summed over at most
-`robustness.GROUPS` groups of facts, and those are what is resampled.
+`stability.GROUPS` groups of facts, and those are what is resampled.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from mansu_jax.circuits import robustness as robustness_lib
+from mansu_jax.circuits import stability as stability_lib
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edges as edges_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.stages.circuit import edge_attribution
-from mansu_jax.stages.circuit import robustness
+from mansu_jax.stages.circuit import stability
 
 
 def score(
-    config: run_config.RunConfig, model: Any, pairs: robustness.Pairs,
-    groups: Mapping[str, int]) -> robustness.Scored:
+    config: run_config.RunConfig, model: Any, pairs: stability.Pairs,
+    groups: Mapping[str, int]) -> stability.Scored:
   """EAP-IG scores of all edges, in a row, over the pairs that are answered.
 
   Args:
@@ -34,7 +34,7 @@ def score(
 
 
 def sums(
-    config: run_config.RunConfig, model: Any, pairs: robustness.Pairs,
+    config: run_config.RunConfig, model: Any, pairs: stability.Pairs,
     groups: Mapping[str, int]) -> dict[str, np.ndarray]:
   """What `score` takes long to compute, to keep; arguments as there.
 
@@ -53,14 +53,14 @@ def sums(
 
 
 def answered(
-    pairs: robustness.Pairs, groups: Mapping[str, int], totals: np.ndarray,
-    metrics: np.ndarray) -> robustness.Scored:
+    pairs: stability.Pairs, groups: Mapping[str, int], totals: np.ndarray,
+    metrics: np.ndarray) -> stability.Scored:
   """The answered of the pairs that gave `sums`, with these."""
   kept = np.flatnonzero(metrics[:, 0] > 0)
   some = [pairs[i] for i in kept]
   counts = np.bincount([groups[p.fact] for p in some], minlength=len(totals))
-  return robustness.Scored(
-      some, *metrics[kept].T, robustness_lib.Sums(totals, counts))
+  return stability.Scored(
+      some, *metrics[kept].T, stability_lib.Sums(totals, counts))
 
 
 def whole(row: np.ndarray, shape: Any) -> np.ndarray:
@@ -74,8 +74,8 @@ def whole(row: np.ndarray, shape: Any) -> np.ndarray:
 def of_edges(
     config: run_config.RunConfig, model: Any,
     circuit: edge_circuit.EdgeCircuit, groups: dict[str, int],
-    own: robustness.Scored, contrast: np.ndarray | None = None
-) -> robustness.Selected:
+    own: stability.Scored, contrast: np.ndarray | None = None
+) -> stability.Selected:
   """A circuit of edges with what gave it.
 
   Args:
@@ -90,11 +90,11 @@ def of_edges(
   real = edges_lib.is_edge(shape)
   scores = whole(own.sums.mean(), shape)
 
-  def patch(pairs: robustness.Pairs) -> robustness.Patched:
+  def patch(pairs: stability.Pairs) -> stability.Patched:
     measure = edge_attribution.faithfulness(config, model, pairs)
     return lambda row: measure.metrics(whole(row, shape))
 
-  return robustness.Selected(robustness.Method(
+  return stability.Selected(stability.Method(
       groups=groups, reference=circuit.chosen[real], patch=patch,
       place=lambda row: whole(row, shape),
       score=lambda pairs: score(config, model, pairs, groups),

@@ -28,7 +28,7 @@ _ROWS = 64  # Prompts judged at once.
 def prompts(
     config: run_config.RunConfig, splits: splits_lib.Splits
 ) -> tuple[list[subjects_lib.Prompt], dict[str, int]]:
-  """A sample of the crossed prompts, `--unlearn_crossed_pool` at most.
+  """A sample of the swapped-subject prompts, `--unlearn_swapped_pool` at most.
 
   Every relation of the retain set gives as many, where it has them. What the
   forget set or the evaluation asks word for word is passed over: the first is
@@ -48,17 +48,17 @@ def prompts(
       that could be their subject, or all are asked elsewhere.
   """
   options = config.unlearn
-  if not options.crossed_batch:
+  if not options.swapped_batch:
     return [], {}
   found = subjects_lib.of_questions(splits.forget_train)
   about = list(dict.fromkeys(s for s in found if s is not None))
   phrasings = _phrasings(splits.retain_train)
   if not about or not phrasings:
     raise ValueError(
-        f'--unlearn_crossed_batch={options.crossed_batch}, but the prompts of'
+        f'--unlearn_swapped_batch={options.swapped_batch}, but the prompts of'
         f' the {"retain" if about else "forget"} facts share no word that could'
         ' be their subject; wanted several phrasings of each fact. Give them,'
-        ' or --unlearn_crossed_batch=0.')
+        ' or --unlearn_swapped_batch=0.')
   rng = np.random.default_rng(config.seed)
   turns = collections.deque(_asked(f, about, rng) for f in phrasings)
   asked = {splits_lib.plain(q.prompt) for q in splits.forget_train}
@@ -66,7 +66,7 @@ def prompts(
             for questions in splits.evaluation.values() for q in questions}
   chosen: dict[str, subjects_lib.Prompt] = {}
   passed_over = 0
-  while turns and len(chosen) < options.crossed_pool:
+  while turns and len(chosen) < options.swapped_pool:
     prompt = next(turns[0], None)
     if prompt is None:
       turns.popleft()
@@ -77,10 +77,10 @@ def prompts(
       turns.rotate(-1)
   if not chosen:
     raise ValueError(
-        f'--unlearn_crossed_batch={options.crossed_batch}, but each retain'
+        f'--unlearn_swapped_batch={options.swapped_batch}, but each retain'
         ' phrasing asked of a subject to be forgotten is a question of the'
         ' forget set or of the evaluation; wanted some that are not. Give'
-        ' retain facts of other relations, or --unlearn_crossed_batch=0.')
+        ' retain facts of other relations, or --unlearn_swapped_batch=0.')
   return list(chosen.values()), {
       'subjects': len(about), 'asked_elsewhere': passed_over,
       'facts_without_subject': len({
@@ -117,9 +117,9 @@ def check(
   for prompt, ids in zip(chosen, encoded):
     if len(ids) > max_position:
       raise ValueError(
-          f'The crossed prompt {prompt.text!r} has {len(ids)} tokens, but the'
+          f'The swapped-subject prompt {prompt.text!r} has {len(ids)} tokens, but the'
           f' model knows positions up to {max_position}; wanted at most that.'
-          ' Shorten the retain prompts, or give --unlearn_crossed_batch=0.')
+          ' Shorten the retain prompts, or give --unlearn_swapped_batch=0.')
 
 
 def _encode(
@@ -136,13 +136,13 @@ def spans(
     config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any,
     refer: Callable[[batches_lib.Spans], batches_lib.Spans], say: SayFn
 ) -> tuple[batches_lib.Spans, dict[str, int]]:
-  """Crossed prompts with the base's states from the subject on.
+  """Swapped-subject prompts with the base's states from the subject on.
 
   Prompts at whose end the base would name what is to be forgotten of their
   subject are left out.
 
   Args:
-    config: the run's; it asks for crossed prompts.
+    config: the run's; it asks for swapped-subject prompts.
     splits: its questions.
     tokenizer: the model's.
     refer: fills in the base's states, as `batches.add_reference`.
@@ -164,13 +164,13 @@ def spans(
       splits.forget_train, tokenizer, config.data.chat), say)
   kept = np.flatnonzero(leak < _LEAK)
   account |= {'leaking': leak.size - kept.size, 'kept': kept.size}
-  logging.info('crossed prompts: %s', '  '.join(
+  logging.info('swapped-subject prompts: %s', '  '.join(
       f'{name.replace("_", " ")} {n}' for name, n in account.items()))
   if not kept.size:
     raise ValueError(
-        f'Each of {len(chosen)} crossed prompts leads the base to what is to be'
+        f'Each of {len(chosen)} swapped-subject prompts leads the base to what is to be'
         ' forgotten; wanted some that do not. Give retain facts of other'
-        ' relations, or --unlearn_crossed_batch=0.')
+        ' relations, or --unlearn_swapped_batch=0.')
   return made.take(kept), account
 
 

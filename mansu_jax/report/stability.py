@@ -20,7 +20,7 @@ _MEASURES = ('kept', 'jaccard', 'spearman', 'spearman_absolute')
 
 def section(record: Record) -> document.Section:
   """Overlap and faithfulness of circuits of other pairs."""
-  found, title = record['circuit']['robustness'], 'Robustness of the circuit'
+  found, title = record['circuit']['stability'], 'Robustness of the circuit'
   alike = ('selected alike' if record['circuit']['level'] == 'edge' else
            'its shape')
   blocks = []

@@ -3,7 +3,7 @@
 from absl.testing import absltest
 
 from mansu_jax.data import tokenization
-from mansu_jax.planning import stand_in
+from mansu_jax.planning import stub_tokenizer
 
 _TEXT = 'The capital of Liechtenstein is Vaduz, since 1719.'
 
@@ -11,7 +11,7 @@ _TEXT = 'The capital of Liechtenstein is Vaduz, since 1719.'
 class TokenizerTest(absltest.TestCase):
 
   def test_it_is_called_as_a_tokenizer(self):
-    tokenizer = stand_in.Tokenizer(100)
+    tokenizer = stub_tokenizer.Tokenizer(100)
     self.assertLen(tokenization.prefix_ids(tokenizer), 1)
     bare, = tokenization.encode([_TEXT], tokenizer)
     # The capital of Liechte nstein is Vaduz , sin.. 171 9 .
@@ -20,7 +20,7 @@ class TokenizerTest(absltest.TestCase):
     self.assertNotIn(tokenization.prefix_ids(tokenizer)[0], bare)
 
   def test_a_piece_has_one_id(self):
-    tokenizer = stand_in.Tokenizer(1000)
+    tokenizer = stub_tokenizer.Tokenizer(1000)
     one, two, other = tokenization.encode(
         [_TEXT, _TEXT, 'Bern is it'], tokenizer)
     self.assertEqual(one, two)
@@ -28,7 +28,7 @@ class TokenizerTest(absltest.TestCase):
     self.assertLen(set(one), len(one))
 
   def test_every_character_is_in_a_piece(self):
-    tokenizer = stand_in.Tokenizer(1000)
+    tokenizer = stub_tokenizer.Tokenizer(1000)
     for text in ('__x_', '  \n\t', 'é°ß', '(a)', '123456', 'x\n\ny'):
       self.assertNotEmpty(tokenization.encode([text], tokenizer)[0])
 

@@ -9,7 +9,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edge_select
 from mansu_jax.circuits.edges import edges
-from mansu_jax.stages.circuit import picture
+from mansu_jax.stages.circuit import circuit_summary
 from tests.circuits import small
 
 _CONFIG = small.config()
@@ -25,23 +25,23 @@ class NodesTest(absltest.TestCase):
 
   def test_layers_are_summed_in_and_outside_the_circuit(self):
     circuit, means = small.circuit(_CONFIG), _means()
-    got = picture.of_nodes(circuit, means, None)
-    mlp, scores = got['picture']['mlp'], means['neurons']
+    got = circuit_summary.of_nodes(circuit, means, None)
+    mlp, scores = got['summary']['mlp'], means['neurons']
     self.assertEqual(mlp['neurons'], [3, 1])
     chosen = scores[0, [0, 7, 23]]
     np.testing.assert_allclose(
         [mlp['score'][0], mlp['size'][0], mlp['all'][0]],
         [chosen.sum(), np.abs(chosen).sum(), np.abs(scores[0]).sum()],
         rtol=1e-3)
-    self.assertEqual(got['picture']['heads']['held'],
+    self.assertEqual(got['summary']['heads']['held'],
                      [[0, 0, 1, 0], [1, 1, 0, 1]])
     np.testing.assert_allclose(
-        got['picture']['kv_heads']['score'], means['kv_heads'], rtol=1e-3)
+        got['summary']['kv_heads']['score'], means['kv_heads'], rtol=1e-3)
     self.assertEqual(json.loads(json.dumps(got)), got)
 
   def test_heads_that_no_level_has_are_left_out(self):
-    got = picture.of_nodes(
-        small.circuit(_CONFIG, ('neurons',)), _means(), None)['picture']
+    got = circuit_summary.of_nodes(
+        small.circuit(_CONFIG, ('neurons',)), _means(), None)['summary']
     self.assertNotIn('kv_heads', got)
     self.assertFalse(np.any(got['heads']['held']))
 
@@ -49,7 +49,7 @@ class NodesTest(absltest.TestCase):
     circuit, means = small.circuit(_CONFIG), _means()
     times = {kind: np.full(means[kind].shape, 0.25) for kind in means}
     times['neurons'][1, 7] = 0.75
-    found = picture.of_nodes(circuit, means, times)['largest']
+    found = circuit_summary.of_nodes(circuit, means, times)['largest']
     self.assertLen(found, 9)
     sizes = [abs(entry['score']) for entry in found]
     self.assertEqual(sizes, sorted(sizes, reverse=True))
@@ -71,13 +71,13 @@ class EdgesTest(absltest.TestCase):
     order = edge_select.rank_greedy(np.abs(scores), real, alone, config)
     circuit = edge_select.prune(edge_select.prefix(
         scores.astype(np.float32), order, size), alone, config)
-    return circuit, picture.of_edges(circuit, config, _means(config), None)
+    return circuit, circuit_summary.of_edges(circuit, config, _means(config), None)
 
   def test_nodes_are_those_of_the_edges(self):
     circuit, got = self._of(12)
     names = np.array(edges.source_names(_CONFIG))[
         edge_circuit.nodes(circuit, _CONFIG)]
-    drawn = got['picture']
+    drawn = got['summary']
     held = [f'a{i}.h{j}' for i, row in enumerate(drawn['heads']['held'])
             for j, is_held in enumerate(row) if is_held]
     held += [f'm{i}' for i, (is_held,) in enumerate(drawn['mlp']['held'])
@@ -91,7 +91,7 @@ class EdgesTest(absltest.TestCase):
   def test_the_largest_edges_are_drawn(self):
     circuit, got = self._of(190, small.config(num_layers=3))
     self.assertGreater(circuit.size, 150)
-    drawn = got['picture']['edges']
+    drawn = got['summary']['edges']
     self.assertLen(drawn, 150)
     least = abs(drawn[-1][2])
     sizes = np.sort(np.abs(circuit.scores[circuit.chosen]))

@@ -1,6 +1,6 @@
 """The circuit of other pairs: resampled, halved, and in other words.
 
-`circuits.robustness` compares selections; here pairs are made and scored, and
+`circuits.stability` compares selections; here pairs are made and scored, and
 the circuits are run: a circuit that shares few nodes with another may carry
 the behaviour as well, and only a run tells.
 """
@@ -19,7 +19,7 @@ from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
-from mansu_jax.circuits import robustness
+from mansu_jax.circuits import stability
 from mansu_jax.circuits import select
 from mansu_jax.config import run as run_config
 from mansu_jax.data import pairs as pairs_lib
@@ -42,7 +42,7 @@ class Scored(NamedTuple):
   pairs: Pairs  # P of them
   clean: np.ndarray  # [P]
   corrupt: np.ndarray  # [P]
-  sums: robustness.Sums
+  sums: stability.Sums
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Method:
 
   groups: dict[str, int]
   reference: np.ndarray
-  select: robustness.Select
+  select: stability.Select
   draw: Callable[[np.random.Generator], np.ndarray]
   score: Callable[[Pairs], Scored]
   patch: Callable[[Pairs], Patched]
@@ -103,7 +103,7 @@ def measure(
     account, times = _select_again(config, selected, run, present)
     return {'account': checkpoints.to_bytes(account), 'times': times}
 
-  found = cache.get_or_compute('robustness', make)
+  found = cache.get_or_compute('stability', make)
   return checkpoints.from_bytes(found['account']), selected.method.place(
       found['times'])
 
@@ -113,18 +113,18 @@ def _select_again(
     present: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
   """The account of `measure`, and the shares [n]."""
   method, own = selected
-  sums = robustness.Sums(*(x[present] for x in own.sums))
+  sums = stability.Sums(*(x[present] for x in own.sums))
   draws, seed = config.circuit.resamples, config.seed
   logging.info('selecting again: %d resamples (--circuit_resamples), %d halves',
                draws, _HALVINGS)
-  again, times = robustness.resampled(
+  again, times = stability.resampled(
       sums, method.select, method.reference, draws, seed)
-  firsts = robustness.halvings(len(sums.counts), _HALVINGS, seed)
-  halves = robustness.halves(sums, method.select, firsts)
+  firsts = stability.halvings(len(sums.counts), _HALVINGS, seed)
+  halves = stability.halves(sums, method.select, firsts)
   in_first = np.zeros(present.size, bool)
   in_first[np.flatnonzero(present)[firsts[0]]] = True
   halves |= _crossed(config, method, own, run, in_first)
-  random = robustness.chance(method.reference, method.draw, draws, seed)
+  random = stability.chance(method.reference, method.draw, draws, seed)
   return {
       'groups': int(present.sum()), 'facts': len({p.fact for p in own.pairs}),
       'resamples': again, 'halves': halves, 'random': random | (
@@ -173,7 +173,7 @@ def phrasings(
              for q in splits.evaluation[split]]
     try:
       made[use] = pairs_lib.build_pairs(
-          asked, tokenizer, max_pairs=config.attribution.most_pairs,
+          asked, tokenizer, max_pairs=config.attribution.max_pairs,
           seed=config.seed, others=splits.retain_train,
           chat=config.data.chat) if asked else []
     except pairs_lib.NoPairs:
@@ -205,12 +205,12 @@ def _in_other_words(config, method, own, pairs):
   except ValueError as error:
     return account | {'reason': str(error)}
   either = (found.sums.counts + own.sums.counts) > 0
-  words = robustness.Words(*(robustness.Sums(*(x[either] for x in side.sums))
+  words = stability.Words(*(stability.Sums(*(x[either] for x in side.sums))
                              for side in (own, found)))
   run, rng = method.patch(found.pairs), np.random.default_rng(config.seed)
   randoms = [run(method.draw(rng)) for _ in range(_RANDOM)]
   tell = lambda metrics: _faithful(config, found, metrics)
-  return account | robustness.other_words(words, method.select) | {
+  return account | stability.other_words(words, method.select) | {
       'faithfulness': tell(run(method.reference)),
       'own_faithfulness': tell(run(method.select(found.sums.mean()))),
       'random_faithfulness': tell(np.mean(randoms, 0)),
@@ -275,7 +275,7 @@ def of_nodes(
   def collect(pairs: Pairs, scores: eap_ig.PairScores) -> Scored:
     index = np.array([groups[p.fact] for p in pairs], int)
     return Scored(pairs, scores.metric_clean, scores.metric_corrupt,
-                  robustness.add_up(nodes.of_pairs(scores), index,
+                  stability.add_up(nodes.of_pairs(scores), index,
                                     max(groups.values()) + 1))
 
   def score(pairs: Pairs) -> Scored:

@@ -9,7 +9,7 @@ import numpy as np
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
-from mansu_jax.circuits import robustness as robustness_lib
+from mansu_jax.circuits import stability as stability_lib
 from mansu_jax.circuits import select
 from mansu_jax.circuits.edges import edges
 from mansu_jax.config import run as run_config
@@ -18,8 +18,8 @@ from mansu_jax.data import questions
 from mansu_jax.data import splits
 from mansu_jax.models.io import loading
 from mansu_jax.stages.circuit import edge_attribution
-from mansu_jax.stages.circuit import edge_robustness
-from mansu_jax.stages.circuit import robustness
+from mansu_jax.stages.circuit import edge_stability
+from mansu_jax.stages.circuit import stability
 from tests import tiny_job
 from tests.circuits import small
 
@@ -68,8 +68,8 @@ def _nodes(config, pairs, scores):
     return select.prefix(ranking, int(0.4 * ranking.node.size), _CONFIG)
 
   circuit = choose(eap_ig.node_means(scores, _CONFIG))
-  groups = robustness_lib.group_facts([p.fact for p in pairs])
-  return circuit, robustness.of_nodes(
+  groups = stability_lib.group_facts([p.fact for p in pairs])
+  return circuit, stability.of_nodes(
       config, _model(), circuit, choose, groups, pairs, scores)
 
 
@@ -77,7 +77,7 @@ class NodesTest(parameterized.TestCase):
 
   @parameterized.product(level=list(graph.LEVEL_KINDS), first=(0, 1))
   def test_rows_and_kinds_are_the_same_nodes(self, level, first):
-    nodes = robustness.Nodes(_config(level, first_layer=first), _CONFIG)
+    nodes = stability.Nodes(_config(level, first_layer=first), _CONFIG)
     circuit = small.random_circuit(
         _CONFIG, 0.5, kinds=graph.LEVEL_KINDS[level])
     for kind in graph.KINDS:
@@ -126,13 +126,13 @@ class MeasureTest(absltest.TestCase):
     groups = {f'fact {i}': i for i in range(facts)}
     pairs = [pairs_lib.AttributionPair((1,), (2,), 1, 2, f)
              for f in groups for _ in range(2)]
-    method = robustness.Method(
+    method = stability.Method(
         groups=groups, reference=np.ones(facts, bool),
         select=lambda means: means > 0, draw=lambda rng: rng.random(facts) < .5,
         score=None, patch=None, place=lambda row: row)
-    sums = robustness_lib.Sums(
+    sums = stability_lib.Sums(
         np.eye(facts, dtype=np.float32), np.full(facts, 2))
-    return robustness.Selected(method, robustness.Scored(
+    return stability.Selected(method, stability.Scored(
         pairs, np.full(2 * facts, 3.0), np.full(2 * facts, -1.0), sums))
 
   def test_each_pair_runs_the_circuit_of_the_other_half(self):
@@ -141,7 +141,7 @@ class MeasureTest(absltest.TestCase):
     index = np.array([selected.method.groups[p.fact]
                       for p in selected.own.pairs])
     run = lambda row: np.where(row[index], 3.0, -1.0)
-    got, times = robustness.measure(_config(), selected, run)
+    got, times = stability.measure(_config(), selected, run)
     self.assertEqual(got['halves']['faithfulness']['value'], 0)
     self.assertEqual(got['halves']['own_faithfulness']['value'], 1)
     self.assertEqual(got['halves']['kept']['mean'], 0)
@@ -151,12 +151,12 @@ class MeasureTest(absltest.TestCase):
 
   def test_a_pair_less_than_all_may_be_run(self):
     run = lambda row: np.full(4, 1.0)  # Of the first four pairs.
-    got, _ = robustness.measure(_config(), self._selected(), run)
+    got, _ = stability.measure(_config(), self._selected(), run)
     self.assertEqual(got['halves']['faithfulness']['n'], 4)
     self.assertEqual(got['halves']['faithfulness']['value'], 0.5)
 
   def test_too_few_facts_are_said(self):
-    got, times = robustness.measure(
+    got, times = stability.measure(
         _config(), self._selected(facts=3), lambda row: np.ones(6))
     self.assertIn('3 facts', got['reason'])
     self.assertIsNone(times)
@@ -167,7 +167,7 @@ class RewordedTest(absltest.TestCase):
   def test_the_same_pairs_are_the_same_circuit(self):
     config, pairs = _config(), _pairs()
     _, selected = _nodes(config, pairs, _scores(pairs))
-    got = robustness.reworded(config, selected, {'near': pairs})['near']
+    got = stability.reworded(config, selected, {'near': pairs})['near']
     self.assertEqual(got['kept']['value'], 1)
     self.assertAlmostEqual(got['spearman']['value'], 1, places=4)
     self.assertEqual(got['faithfulness'], got['own_faithfulness'])
@@ -180,7 +180,7 @@ class RewordedTest(absltest.TestCase):
     others = [pairs_lib.AttributionPair(
         p.clean_ids[::-1], p.corrupt_ids[::-1], p.answer_id,
         p.corrupt_answer_id, p.fact) for p in pairs]
-    got = robustness.reworded(config, selected, {'far': others})['far']
+    got = stability.reworded(config, selected, {'far': others})['far']
     self.assertGreaterEqual(got['facts'], 4)
     self.assertLess(got['kept']['value'], 1)
 
@@ -190,7 +190,7 @@ class RewordedTest(absltest.TestCase):
     turned = [pairs_lib.AttributionPair(
         p.clean_ids, p.corrupt_ids, p.corrupt_answer_id, p.answer_id, p.fact)
               for p in pairs]
-    got = robustness.reworded(config, selected, {'near': turned})['near']
+    got = stability.reworded(config, selected, {'near': turned})['near']
     self.assertEqual((got['answered'], got['facts']), (0, 0))
     self.assertIn('answers 0 of them', got['reason'])
 
@@ -198,22 +198,22 @@ class RewordedTest(absltest.TestCase):
     config, pairs = _config(), _pairs()
     _, selected = _nodes(config, pairs, _scores(pairs))
     alike = [dataclasses.replace(p, corrupt_ids=p.clean_ids) for p in pairs]
-    got = robustness.reworded(config, selected, {'near': alike})['near']
+    got = stability.reworded(config, selected, {'near': alike})['near']
     self.assertIn('Faithfulness cannot be measured', got['reason'])
 
 
 class EdgesTest(absltest.TestCase):
 
   def _scored(self, config, pairs, groups):
-    return edge_robustness.score(config, _model(), pairs, groups)
+    return edge_stability.score(config, _model(), pairs, groups)
 
   def test_group_sums_add_up_to_the_scores_of_pairs(self):
     pairs = _pairs(6) + small.pairs()[:1]  # Of other lengths too.
-    groups = robustness_lib.group_facts([p.fact for p in pairs], 2)
+    groups = stability_lib.group_facts([p.fact for p in pairs], 2)
     got = self._scored(_config('edge'), pairs, groups)
     totals = np.zeros_like(got.sums.totals)
     for pair in got.pairs:
-      batch = pair_batches.pack([pair], 1, alone=True)[0]
+      batch = pair_batches.pack([pair], 1, one_per_row=True)[0]
       found = edges.pair_scores(
           _CONFIG, small.params(_CONFIG), batch,
           points=edges.eap_ig_points(2))
@@ -224,11 +224,11 @@ class EdgesTest(absltest.TestCase):
 
   def test_all_groups_select_the_reference_and_run_it(self):
     config, pairs = _config('edge'), _pairs()
-    groups = robustness_lib.group_facts([p.fact for p in pairs], 5)
+    groups = stability_lib.group_facts([p.fact for p in pairs], 5)
     own = self._scored(config, pairs, groups)
-    whole = edge_robustness.whole(own.sums.mean(), _CONFIG)
+    whole = edge_stability.whole(own.sums.mean(), _CONFIG)
     circuit = edge_attribution.select_edges(config, _CONFIG, whole)
-    selected = edge_robustness.of_edges(
+    selected = edge_stability.of_edges(
         config, _model(), circuit, groups, own)
     method = selected.method
     np.testing.assert_array_equal(
@@ -237,11 +237,11 @@ class EdgesTest(absltest.TestCase):
     run = method.patch(own.pairs)
     np.testing.assert_allclose(run(every), own.clean, atol=1e-4)
     np.testing.assert_allclose(run(~every), own.corrupt, atol=1e-4)
-    got, times = robustness.measure(config, selected, run)
+    got, times = stability.measure(config, selected, run)
     self.assertEqual(got['groups'], 5)
     self.assertEqual(times.shape, circuit.chosen.shape)
     self.assertEqual(
-        robustness.reworded(config, selected, {'near': own.pairs})['near'][
+        stability.reworded(config, selected, {'near': own.pairs})['near'][
             'kept']['value'], 1)
 
 
@@ -259,7 +259,7 @@ class PhrasingsTest(absltest.TestCase):
   def test_near_and_far_questions_make_pairs(self):
     _, _, tokenizer = tiny_job.base(train=False)
     made = self._splits()
-    got = robustness.phrasings(_config(), made, tokenizer)
+    got = stability.phrasings(_config(), made, tokenizer)
     self.assertCountEqual(got, ['near', 'far'])
     trained = {tuple(tokenizer(q.prompt)['input_ids'])
                for q in made.forget_train}
@@ -271,10 +271,10 @@ class PhrasingsTest(absltest.TestCase):
     _, _, tokenizer = tiny_job.base(train=False)
     made = self._splits()
     self.assertEmpty(
-        robustness.phrasings(_config(resamples=0), made, tokenizer))
+        stability.phrasings(_config(resamples=0), made, tokenizer))
     config = run_config.RunConfig(
-        attribution=run_config.AttributionConfig(pairs='pairs.jsonl'))
-    self.assertEmpty(robustness.phrasings(config, made, tokenizer))
+        attribution=run_config.AttributionConfig(pairs_file='pairs.jsonl'))
+    self.assertEmpty(stability.phrasings(config, made, tokenizer))
 
 
 if __name__ == '__main__':

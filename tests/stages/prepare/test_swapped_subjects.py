@@ -11,7 +11,7 @@ import numpy as np
 from mansu_jax.data import packing
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
-from mansu_jax.stages.prepare import crossing
+from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.unlearn import batches
 from tests import runs
@@ -38,11 +38,11 @@ class CrossingTest(parameterized.TestCase):
         decoder.unembed(self.model.params, states)))
 
   def _config(self, *flags):
-    return runs.parse(*self.flags, '--unlearn_crossed_batch=4', *flags)
+    return runs.parse(*self.flags, '--unlearn_swapped_batch=4', *flags)
 
   def _spans(self, *flags):
     config = self._config(*flags)
-    return crossing.spans(
+    return swapped_subjects.spans(
         config, inputs_lib.read(config).splits, self.model.tokenizer,
         self.refer, self.say)[0]
 
@@ -53,7 +53,7 @@ class CrossingTest(parameterized.TestCase):
   def test_off_by_default(self):
     config = runs.parse(*self.flags)
     splits = inputs_lib.read(config).splits
-    self.assertEqual(crossing.prompts(config, splits), ([], {}))
+    self.assertEqual(swapped_subjects.prompts(config, splits), ([], {}))
 
   def _reworded(self, relations=('capital', 'crop')):
     """Flags of a retain set that asks after capitals in words of its own."""
@@ -69,13 +69,13 @@ class CrossingTest(parameterized.TestCase):
     path = self.folder / f'reworded_{len(relations)}.jsonl'
     tiny_job.write_jsonl(path, retain)
     return [*(f for f in self.flags if not f.startswith('--data_retain')),
-            f'--data_retain={path}', '--unlearn_crossed_batch=4']
+            f'--data_retain={path}', '--unlearn_swapped_batch=4']
 
   def test_each_relation_gives_as_many(self):
-    flags = [*self._reworded(), '--unlearn_crossed_pool=40']
+    flags = [*self._reworded(), '--unlearn_swapped_pool=40']
     config = runs.parse(*flags)
     splits = inputs_lib.read(config).splits
-    got, account = crossing.prompts(config, splits)
+    got, account = swapped_subjects.prompts(config, splits)
     self.assertLen({prompt.text for prompt in got}, 40)
     self.assertEqual(
         collections.Counter(p.text.startswith(_MARK) for p in got),
@@ -89,9 +89,9 @@ class CrossingTest(parameterized.TestCase):
         {p.subject for p in got}, tiny_job.COUNTRIES[:12])
     self.assertEqual(account, {
         'subjects': 12, 'asked_elsewhere': 0, 'facts_without_subject': 0})
-    self.assertEqual(got, crossing.prompts(config, splits)[0])
+    self.assertEqual(got, swapped_subjects.prompts(config, splits)[0])
     other = runs.parse(*flags, '--seed=1')
-    self.assertNotEqual(got, crossing.prompts(other, splits)[0])
+    self.assertNotEqual(got, swapped_subjects.prompts(other, splits)[0])
 
   def test_what_the_forget_set_or_the_evaluation_asks_is_passed_over(self):
     questions = tiny_job.questions()
@@ -104,7 +104,7 @@ class CrossingTest(parameterized.TestCase):
     path = self.folder / 'asked_heldout.jsonl'
     tiny_job.write_jsonl(path, heldout)
     config = self._config(f'--data_heldout={path}')
-    got, account = crossing.prompts(config, inputs_lib.read(config).splits)
+    got, account = swapped_subjects.prompts(config, inputs_lib.read(config).splits)
     self.assertEqual({p.text for p in got}, {
         form.format(country) for country in tiny_job.COUNTRIES[:12]
         for name, form in tiny_job._FORMS['crop'].items()
@@ -113,7 +113,7 @@ class CrossingTest(parameterized.TestCase):
 
   def test_what_leads_to_a_forgotten_answer_is_left_out(self):
     config = runs.parse(*self._reworded())
-    spans, account = crossing.spans(
+    spans, account = swapped_subjects.spans(
         config, inputs_lib.read(config).splits, self.model.tokenizer,
         self.refer, self.say)
     texts = self._texts(spans)
@@ -126,7 +126,7 @@ class CrossingTest(parameterized.TestCase):
     self.assertEqual(account['leaking'], 108 - len(texts))
 
   def test_states_are_the_bases_from_the_subject_on(self):
-    spans = self._spans('--unlearn_crossed_pool=30')
+    spans = self._spans('--unlearn_swapped_pool=30')
     config, params = self.model.config, self.model.params
     for row, text in enumerate(self._texts(spans)):
       size, count = spans.length[row], int(spans.weight[row].sum())
@@ -150,9 +150,9 @@ class CrossingTest(parameterized.TestCase):
     tiny_job.write_jsonl(path, questions)
     flags = [f for f in self.flags if not f.startswith('--data_forget')]
     config = runs.parse(
-        *flags, f'--data_forget={path}', '--unlearn_crossed_batch=4')
+        *flags, f'--data_forget={path}', '--unlearn_swapped_batch=4')
     with self.assertRaisesRegex(ValueError, 'share no word'):
-      crossing.prompts(config, inputs_lib.read(config).splits)
+      swapped_subjects.prompts(config, inputs_lib.read(config).splits)
 
   def test_refuses_when_each_prompt_is_asked_elsewhere(self):
     retain = [q for q in tiny_job.questions()['retain']
@@ -161,24 +161,24 @@ class CrossingTest(parameterized.TestCase):
     tiny_job.write_jsonl(path, retain)
     flags = [f for f in self.flags if not f.startswith('--data_retain')]
     config = runs.parse(
-        *flags, f'--data_retain={path}', '--unlearn_crossed_batch=4')
+        *flags, f'--data_retain={path}', '--unlearn_swapped_batch=4')
     with self.assertRaisesRegex(ValueError, 'is a question of the forget set'):
-      crossing.prompts(config, inputs_lib.read(config).splits)
+      swapped_subjects.prompts(config, inputs_lib.read(config).splits)
 
   def test_refuses_when_each_prompt_leaks(self):
     config = runs.parse(*self._reworded(['capital']))
     with self.assertRaisesRegex(ValueError, 'leads the base to what is'):
-      crossing.spans(
+      swapped_subjects.spans(
           config, inputs_lib.read(config).splits, self.model.tokenizer,
           self.refer, self.say)
 
   def test_refuses_prompts_that_are_too_long(self):
     config = self._config()
     splits = inputs_lib.read(config).splits
-    crossing.check(config, splits, self.model.tokenizer, 128)
+    swapped_subjects.check(config, splits, self.model.tokenizer, 128)
     with self.assertRaisesRegex(
         ValueError, r'has \d+ tokens, but the model knows positions up to 4'):
-      crossing.check(config, splits, self.model.tokenizer, 4)
+      swapped_subjects.check(config, splits, self.model.tokenizer, 4)
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ from absl.testing import parameterized
 import numpy as np
 from scipy import stats
 
-from mansu_jax.circuits import robustness
+from mansu_jax.circuits import stability
 
 
 def _top(size):
@@ -22,31 +22,31 @@ def _sums(noise, groups=12, n=200, signal=0, seed=0):
   rng = np.random.default_rng((1, seed))
   signal = np.random.default_rng((0, signal)).normal(size=n)
   rows = signal + noise * rng.normal(size=(3 * groups, n))
-  return robustness.add_up(rows, np.arange(3 * groups) % groups, groups)
+  return stability.add_up(rows, np.arange(3 * groups) % groups, groups)
 
 
 class GroupsTest(parameterized.TestCase):
 
   def test_each_fact_is_one_group_by_default(self):
-    groups = robustness.group_facts(['b', 'a', 'b', 'c'])
+    groups = stability.group_facts(['b', 'a', 'b', 'c'])
     self.assertCountEqual(groups, 'abc')
     self.assertCountEqual(groups.values(), range(3))
 
   @parameterized.parameters(4, 7, 30)
   def test_groups_are_even_and_the_same_in_any_order(self, most):
     facts = [str(i) for i in range(23)]
-    groups = robustness.group_facts(facts, most, seed=3)
+    groups = stability.group_facts(facts, most, seed=3)
     sizes = np.bincount(list(groups.values()))
     self.assertLen(sizes, min(most, 23))
     self.assertLessEqual(np.ptp(sizes), 1)
     self.assertEqual(
-        groups, robustness.group_facts(facts[::-1] + facts, most, seed=3))
+        groups, stability.group_facts(facts[::-1] + facts, most, seed=3))
     if most < 23:
-      self.assertNotEqual(groups, robustness.group_facts(facts, most, seed=4))
+      self.assertNotEqual(groups, stability.group_facts(facts, most, seed=4))
 
   def test_means_weigh_groups_by_their_pairs(self):
     scores = np.array([[1.0, 2], [3, 4], [5, 12]])
-    sums = robustness.add_up(scores, np.array([0, 0, 2]), 3)
+    sums = stability.add_up(scores, np.array([0, 0, 2]), 3)
     np.testing.assert_array_equal(sums.counts, [2, 0, 1])
     np.testing.assert_allclose(sums.mean(), scores.mean(0))
     np.testing.assert_allclose(
@@ -58,18 +58,18 @@ class OverlapTest(absltest.TestCase):
 
   def test_by_hand(self):
     one, other = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0]], bool)
-    self.assertEqual(robustness.overlap(one, other), (1 / 5, 1 / 4))
-    self.assertEqual(robustness.overlap(one, one), (1, 1))
-    self.assertEqual(robustness.overlap(one & False, other), (0, 0))
+    self.assertEqual(stability.overlap(one, other), (1 / 5, 1 / 4))
+    self.assertEqual(stability.overlap(one, one), (1, 1))
+    self.assertEqual(stability.overlap(one & False, other), (0, 0))
 
   def test_correlations_are_spearmans(self):
     one, other = np.random.default_rng(0).normal(size=(2, 50))
-    got = robustness.correlations(one, other)
+    got = stability.correlations(one, other)
     np.testing.assert_allclose(got, [
         stats.spearmanr(one, other).statistic,
         stats.spearmanr(np.abs(one), np.abs(other)).statistic])
-    self.assertEqual(robustness.correlations(one, 0 * one), (0, 0))
-    np.testing.assert_allclose(robustness.correlations(one, -one), (-1, 1))
+    self.assertEqual(stability.correlations(one, 0 * one), (0, 0))
+    np.testing.assert_allclose(stability.correlations(one, -one), (-1, 1))
 
 
 class ResampledTest(absltest.TestCase):
@@ -77,7 +77,7 @@ class ResampledTest(absltest.TestCase):
   def test_alike_facts_give_the_circuit_each_time(self):
     sums, select = _sums(0.0), _top(20)
     reference = select(sums.mean())
-    got, times = robustness.resampled(sums, select, reference, 30, seed=0)
+    got, times = stability.resampled(sums, select, reference, 30, seed=0)
     self.assertEqual(got['kept'], {'mean': 1, 'interval': [1, 1]})
     self.assertEqual((got['firm'], got['draws']), (1, 30))
     np.testing.assert_array_equal(times, reference)
@@ -85,7 +85,7 @@ class ResampledTest(absltest.TestCase):
   def test_noise_shows_and_is_counted(self):
     sums, select = _sums(3.0), _top(20)
     reference = select(sums.mean())
-    got, times = robustness.resampled(sums, select, reference, 200, seed=0)
+    got, times = stability.resampled(sums, select, reference, 200, seed=0)
     mean, (low, high) = got['kept']['mean'], got['kept']['interval']
     self.assertBetween(mean, low, high)
     self.assertLess(high, 1)
@@ -97,8 +97,8 @@ class ResampledTest(absltest.TestCase):
 
   def test_groups_are_drawn_with_replacement(self):
     seen = []
-    robustness.resampled(
-        robustness.Sums(np.eye(6, dtype=np.float32), np.ones(6)),
+    stability.resampled(
+        stability.Sums(np.eye(6, dtype=np.float32), np.ones(6)),
         lambda means: seen.append(means) or means > 0, np.ones(6, bool), 50, 0)
     drawn = np.array(seen) * 6
     np.testing.assert_allclose(drawn.sum(1), 6)
@@ -110,25 +110,25 @@ class ResampledTest(absltest.TestCase):
 class HalvesTest(absltest.TestCase):
 
   def test_halves_are_disjoint_and_even(self):
-    firsts = robustness.halvings(7, 40, seed=0)
+    firsts = stability.halvings(7, 40, seed=0)
     np.testing.assert_array_equal(firsts.sum(1), 3)
     self.assertGreater(len(np.unique(firsts, axis=0)), 20)
 
   def test_halves_share_less_than_resamples(self):
     sums, select = _sums(3.0), _top(20)
     reference = select(sums.mean())
-    again, _ = robustness.resampled(sums, select, reference, 100, seed=0)
-    got = robustness.halves(
-        sums, select, robustness.halvings(12, 40, seed=0))
+    again, _ = stability.resampled(sums, select, reference, 100, seed=0)
+    got = stability.halves(
+        sums, select, stability.halvings(12, 40, seed=0))
     self.assertLess(got['kept']['mean'], again['kept']['mean'] - 0.05)
     self.assertBetween(got['spearman']['mean'], 0.1, 0.9)
 
   def test_one_half_never_sees_the_other(self):
     totals = np.zeros((4, 4), np.float32)
     np.fill_diagonal(totals, 1)  # Group i scores candidate i alone.
-    got = robustness.halves(
-        robustness.Sums(totals, np.ones(4)), lambda means: means > 0,
-        robustness.halvings(4, 10, seed=0))
+    got = stability.halves(
+        stability.Sums(totals, np.ones(4)), lambda means: means > 0,
+        stability.halvings(4, 10, seed=0))
     self.assertEqual(got['jaccard'], {'mean': 0, 'interval': [0, 0]})
     self.assertEqual(got['spearman']['mean'], -1)
 
@@ -137,7 +137,7 @@ class WordsTest(absltest.TestCase):
 
   def test_the_same_scores_are_the_same_circuit(self):
     sums = _sums(2.0)
-    got = robustness.other_words(robustness.Words(sums, sums), _top(20))
+    got = stability.other_words(stability.Words(sums, sums), _top(20))
     for name in ('jaccard', 'kept', 'spearman', 'spearman_absolute'):
       self.assertAlmostEqual(got[name]['value'], 1)
       np.testing.assert_allclose(got[name]['interval'], [1, 1])
@@ -145,14 +145,14 @@ class WordsTest(absltest.TestCase):
   def test_the_jackknife_of_a_mean_is_students(self):
     """`kept` here is the mean of the groups' own zeros and ones."""
     values = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1.0])
-    sums = robustness.Sums(np.eye(10, dtype=np.float32), np.ones(10))
+    sums = stability.Sums(np.eye(10, dtype=np.float32), np.ones(10))
     select = lambda means: (means > 0) & (select.own | (values > 0))
 
     def own(means):  # Called for one side, then for the other.
       select.own = not getattr(select, 'own', False)
       return select(means)
 
-    got = robustness.other_words(robustness.Words(sums, sums), own)['kept']
+    got = stability.other_words(stability.Words(sums, sums), own)['kept']
     half = stats.t.ppf(0.975, 9) * stats.sem(values)
     self.assertAlmostEqual(got['value'], 0.7)
     np.testing.assert_allclose(
@@ -162,25 +162,25 @@ class WordsTest(absltest.TestCase):
     """Over data sets; leaving out one group they are 2.3 times as wide."""
     values, widths = [], []
     for seed in range(0, 60, 2):
-      words = robustness.Words(
+      words = stability.Words(
           _sums(3.0, seed=seed), _sums(3.0, seed=seed + 1))
-      got = robustness.other_words(words, _top(20))['kept']
+      got = stability.other_words(words, _top(20))['kept']
       values.append(got['value'])
       widths.append(np.subtract(*got['interval'][::-1]))
     half = stats.t.ppf(0.975, 11) * np.std(values)
     self.assertBetween(np.mean(widths) / 2 / half, 0.7, 1.6)
 
   def test_the_interval_holds_the_value_where_selection_is_noisy(self):
-    words = robustness.Words(_sums(3.0), _sums(4.0, seed=1))
-    got = robustness.other_words(words, _top(20))
+    words = stability.Words(_sums(3.0), _sums(4.0, seed=1))
+    got = stability.other_words(words, _top(20))
     for entry in got.values():
       low, high = entry['interval']
       self.assertTrue(low <= entry['value'] <= high)
       self.assertGreater(high - low, 0.01)
 
   def test_phrasings_with_nothing_in_common(self):
-    words = robustness.Words(_sums(0.5), _sums(0.5, signal=1))
-    got = robustness.other_words(words, _top(20))
+    words = stability.Words(_sums(0.5), _sums(0.5, signal=1))
+    got = stability.other_words(words, _top(20))
     self.assertLess(got['kept']['value'], 0.3)
     self.assertLess(abs(got['spearman']['value']), 0.2)
 
@@ -190,7 +190,7 @@ class ChanceTest(absltest.TestCase):
   def test_the_share_kept_is_the_density(self):
     reference = np.arange(400) < 100
     draw = lambda rng: rng.permutation(reference)
-    got = robustness.chance(reference, draw, 300, seed=0)
+    got = stability.chance(reference, draw, 300, seed=0)
     self.assertAlmostEqual(got['kept']['mean'], 0.25, delta=0.01)
     self.assertAlmostEqual(
         got['jaccard']['mean'], 0.25 / 1.75, delta=0.01)

@@ -26,7 +26,7 @@ _LETTER = {'neurons': 'm{}.n{}', 'heads': 'a{}.h{}', 'kv_heads': 'a{}.kv{}'}
 def of_nodes(
     circuit: graph.Circuit, means: Mapping[str, np.ndarray], times: Any
 ) -> dict[str, Any]:
-  """`picture` and `largest` of a circuit of nodes, JSON-able.
+  """`summary` and `largest` of a circuit of nodes, JSON-able.
 
   Args:
     circuit: of nodes.
@@ -35,7 +35,7 @@ def of_nodes(
       not measured.
 
   Returns:
-    `picture`: of `heads` and `kv_heads` the scores [L][nodes] and which are
+    `summary`: of `heads` and `kv_heads` the scores [L][nodes] and which are
     `held`; of `mlp` by layer the summed score and |score| of the circuit's
     neurons, their number, and the summed |score| of `all` neurons. `largest`:
     names, scores and shares of resamples.
@@ -49,7 +49,7 @@ def of_nodes(
       (_LETTER[kind].format(*node), means[kind][tuple(node)],
        None if times is None else float(times[kind][tuple(node)]))
       for kind in circuit.kinds for node in np.argwhere(circuit[kind])]
-  return {'picture': drawn, 'largest': _largest(largest)}
+  return {'summary': drawn, 'largest': _largest(largest)}
 
 
 def of_edges(
@@ -58,7 +58,7 @@ def of_edges(
 ) -> dict[str, Any]:
   """The same of a circuit of edges; each MLP is a node like a head.
 
-  `picture` has `edges`, the largest: source, target, score.
+  `summary` has `edges`, the largest: source, target, score.
 
   Args:
     circuit: of edges.
@@ -77,23 +77,23 @@ def of_edges(
       for u, t in np.argwhere(circuit.chosen)]
   rows.sort(key=lambda row: -abs(row[1]))
   drawn = [[*row[0].split('->'), _short(row[1])] for row in rows[:_EDGES]]
-  return {'picture': {
+  return {'summary': {
       'mlp': _heads(mlp, inner[:, -1:]), 'edges': drawn,
       'heads': _heads(means['heads'], inner[:, :-1])},
           'largest': _largest(rows)}
 
 
-def by_place(places: np.ndarray) -> dict[str, Any]:
-  """The picture's part about places in the prompt: sums over all nodes.
+def by_role(token_roles: np.ndarray) -> dict[str, Any]:
+  """The picture's part about token_roles in the prompt: sums over all nodes.
 
   Args:
-    places: mean scores [L, 2, P], as in `eap_ig.PairScores`.
+    token_roles: mean scores [L, 2, P], as in `eap_ig.PairScores`.
 
   Returns:
-    `names` of the P places; `attention` and `mlp`, [L][P].
+    `names` of the P token_roles; `attention` and `mlp`, [L][P].
   """
-  attention, mlp = np.moveaxis(places, 1, 0)
-  return {'names': list(eap_ig.PLACES), 'attention': _short(attention),
+  attention, mlp = np.moveaxis(token_roles, 1, 0)
+  return {'names': list(eap_ig.TOKEN_ROLES), 'attention': _short(attention),
           'mlp': _short(mlp)}
 
 
