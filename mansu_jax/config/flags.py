@@ -19,7 +19,7 @@ from mansu_jax.config import run as config_lib
 # In RunConfig, but not part of a run's identity.
 _NOT_REPEATED = ('workdir', 'resume')
 _ALIASES = {'chat': 'data_chat'}  # The contract's name.
-# Accepted until 0.4, and absent from --help.
+# Accepted until 0.3, and absent from --help.
 _FORMER_NAMES = {
     'unlearn_alternatives_weight': 'unlearn_choice_kl_weight',
     'unlearn_collapse': 'unlearn_max_retain_kl',
@@ -44,7 +44,7 @@ class _EnumParser(flags.EnumParser):
 
 
 class _PairsParser(flags.IntegerParser):
-  """A number of pairs; until 0.4 also a file, which --attribution_pairs took."""
+  """A number of pairs; until 0.3 also a file, which --attribution_pairs took."""
 
   def parse(self, argument: Any) -> int | str:
     if isinstance(argument, int) or re.fullmatch(r'-?\d*', argument):
