@@ -1,5 +1,8 @@
-"""The flow: config -> params -> attribution -> circuit -> Fisher -> chain ->
-loop -> quantize and compare -> evaluate -> report."""
+"""`--mode=unlearn`: attribute, train the circuit, export, measure, report.
+
+config -> params -> attribution -> circuit -> Fisher -> unlearn loop ->
+quantize and compare -> evaluate -> report.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import functools
 import pathlib
 from typing import Any
 
+from mansu_jax import tree_paths
+from mansu_jax import types
 from mansu_jax.config import run as run_config
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
@@ -22,7 +27,9 @@ from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import checks
+from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import retain_kl
 from mansu_jax.stages.train import training
 
@@ -30,16 +37,16 @@ from mansu_jax.stages.train import training
 @sharding.on_mesh
 @workdir.locked
 def run(config: run_config.RunConfig) -> dict[str, Any]:
-  """Runs a job and writes its workdir.
+  """Runs a job and writes its workdir; resumes a stopped one.
 
   Args:
-    config: the run's; see `run_flags` for the command line.
+    config: see `config.flags` for the command line.
 
   Returns:
     The record, as in `record.json`.
 
   Raises:
-    ValueError: bad input, before any long work; or a run that went wrong.
+    ValueError: bad input, found before any long work; or the loop diverged.
   """
   clock = clock_lib.Clock()
   inputs = checks.read(config)
@@ -47,8 +54,12 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     model = loading.load(
         config.model, hf_io.EXPORT_DTYPES[config.export_dtype],
         check=functools.partial(checks.check_model_and_data, config, inputs))
-    evaluator = evaluation.Evaluator(config, inputs, model)
-    quantize = quantizers.Quantizers(config, inputs, model)
+    evaluator = evaluation.Evaluator(config.eval, config.data, inputs, model)
+    quantize = quantizers.Quantizers(
+        config.quant_schemes, model, calibration_texts=inputs.calibration,
+        calibration_tokens=config.eval.calibration_tokens,
+        guarantee=quantizers.guaranteed(
+            config.quant_schemes, config.edit.floor))
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
   workdir.note_environment(root)
@@ -60,37 +71,28 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
 
 
 def _run(
-    config: run_config.RunConfig, clock: clock_lib.Clock, inputs: Any,
-    model: Any, evaluator: evaluation.Evaluator,
-    quantize: quantizers.Quantizers, root: pathlib.Path,
-    cache: checkpoints.StageCache) -> dict[str, Any]:
-  """What can go on after a stop, each part where it was left."""
+    config: run_config.RunConfig, clock: clock_lib.Clock,
+    inputs: inputs_lib.Inputs, model: loading.LoadedModel,
+    evaluator: evaluation.Evaluator, quantize: quantizers.Quantizers,
+    root: pathlib.Path, cache: checkpoints.StageCache) -> dict[str, Any]:
+  """The stages that resume from `cache`."""
   with clock.stage('attribution'):
     found = attribution.find(config, inputs, model, cache)
     results.write_circuit(found, model.config, root)
-  with clock.stage('references'):
-    batches = training.make_batches(config, inputs, model, cache)
-    edit = edits.make(config, model, found.circuit, found.movable)
-  with clock.stage('fisher'):
-    fisher = training.circuit_fisher(config, edit, batches, cache)
-  with clock.stage('unlearn'):
-    theta, trained = _train(config, model, edit, fisher, batches, cache)
-    merge = edit.merge
-    del edit, batches, fisher  # The views' weights, before another model's.
-    unlearned = merge(theta)
-    del merge, theta
-  with clock.stage('export'):
-    results.export(config, model, unlearned, root)
+  unlearned, trained = _unlearn(
+      config, clock, inputs, model, found, root, cache)
   with clock.stage('evaluate'):
     measured = evaluation.measure_all(
-        config, evaluator, quantize, model, unlearned, cache)
+        evaluator, quantize.views(), model.params, unlearned, cache)
     results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
     structure = erasure.measure(
         config, inputs, quantize, model, found, unlearned, cache)
   with clock.stage('samples'):
+    chosen = results.asked_freely(
+        inputs, config.eval.generations, seed=config.seed)
     texts = cache.get_or_compute_json('samples', lambda: results.samples(
-        config, inputs, quantize, model, unlearned))
+        chosen, quantize, model, unlearned, chat=config.data.chat))
   with clock.stage('survival'):
     record = results.make_record(
         config=config, inputs=inputs, quantize=quantize, model=model,
@@ -103,15 +105,51 @@ def _run(
   return record
 
 
+def _unlearn(
+    config: run_config.RunConfig, clock: clock_lib.Clock,
+    inputs: inputs_lib.Inputs, model: loading.LoadedModel,
+    found: attribution.Found, root: pathlib.Path,
+    cache: checkpoints.StageCache) -> tuple[types.Params, dict[str, Any]]:
+  """Trains and exports; the full params and the record's training fields."""
+  # `_train` returns slices: its views of the whole model are freed before the
+  # unlearned one is made.
+  merge, trained = _train(config, clock, inputs, model, found, cache)
+  with clock.stage('export'):
+    unlearned = merge()
+    hf_io.write(root / 'model', model.config, unlearned, model.tokenizer,
+                export_dtype=config.export_dtype)
+  return unlearned, trained
+
+
 def _train(
-    config: run_config.RunConfig, model: Any, edit: edits.Edit, fisher: Any,
-    batches: Any, cache: checkpoints.StageCache) -> tuple[Any, dict[str, Any]]:
-  """The trained weights as they are stored, and the record's account."""
-  with preemption.deferred(), cache.steps(
-      'unlearn_steps', config.unlearn.save_every) as steps:
-    done = cache.get_or_compute('unlearn', lambda: training.unlearn(
-        config, edit, fisher, batches, model, keep=steps),
-                     replaces='unlearn_steps')
-  theta = hf_io.as_stored(done['theta'], config.export_dtype)
-  kl = retain_kl.measure(config, edit, fisher, batches, done['history'], theta)
-  return theta, results.trained(done['history'], kl, batches.swapped_account)
+    config: run_config.RunConfig, clock: clock_lib.Clock,
+    inputs: inputs_lib.Inputs, model: loading.LoadedModel,
+    found: attribution.Found, cache: checkpoints.StageCache
+) -> tuple[functools.partial, dict[str, Any]]:
+  """`() -> full unlearned params`, and the record's training fields."""
+  with clock.stage('references'):
+    batches = pools.make_batches(
+        config.unlearn, config.data, inputs.splits, model, seed=config.seed,
+        cache=cache)
+    circuit = None if config.circuit.selection == 'all' else found.circuit
+    edit = edits.make(
+        model, circuit, quantizers.with_fixed_grid(config.quant_schemes),
+        quantized_views=config.unlearn.quantizer_in_loop,
+        storage_dtype=config.export_dtype, movable=found.movable)
+  with clock.stage('fisher'):
+    spans, fisher = training.fisher_spans(
+        config.fisher, batches, seed=config.seed), None
+    if edit.grids and config.edit.projection != 'none':
+      fisher = training.circuit_fisher(
+          config.fisher, edit, spans, seed=config.seed, cache=cache)
+  with clock.stage('unlearn'):
+    with preemption.deferred(), cache.steps(
+        'unlearn_steps', config.unlearn.save_every) as steps:
+      done = cache.get_or_compute('unlearn', lambda: training.unlearn(
+          config.unlearn, config.edit, edit, fisher, batches, keep=steps,
+          total_weights=tree_paths.count(model.params)),
+                                  replaces='unlearn_steps')
+    theta = hf_io.as_stored(done['theta'], config.export_dtype)
+    kl = retain_kl.measure(edit, fisher, spans, done['history'], theta)
+  return functools.partial(edit.merge, theta), results.describe_training(
+      done['history'], kl, batches.swapped_account)

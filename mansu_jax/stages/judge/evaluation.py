@@ -17,6 +17,7 @@ from mansu_jax.eval import accuracy
 from mansu_jax.eval import perplexity
 from mansu_jax.eval import scoring
 from mansu_jax.models import decoder
+from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import sharding
 from mansu_jax.stages.judge import quantizers
@@ -27,7 +28,7 @@ MODELS = ('base', 'unlearned')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-  """What one model at one precision did.
+  """One model's results at one precision.
 
   Attributes:
     scores: of all questions, in the order of `Evaluator.questions`.
@@ -39,11 +40,17 @@ class Measured:
 
 
 class Evaluator:
-  """Packs the questions once and measures any params of one shape."""
+  """Packs the questions and texts once, and scores any params of one shape.
+
+  Attributes:
+    questions: all questions, split after split.
+    slices: each split's slice of `questions`.
+    has_data: False if there are neither questions nor texts.
+  """
 
   def __init__(
-      self, config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-      model: Any):
+      self, options: run_config.EvalConfig, data: run_config.DataConfig,
+      inputs: inputs_lib.Inputs, model: loading.LoadedModel):
     self.questions: list[questions_lib.Question] = []
     self.slices: dict[str, slice] = {}
     for name, questions in inputs.evaluation.items():
@@ -52,16 +59,15 @@ class Evaluator:
       self.slices[name] = slice(start, len(self.questions))
     self.has_data = bool(self.questions or inputs.heldout_text)
     if not self.has_data:
-      return  # There may be no tokenizer.
-    limits = dict(token_budget=config.eval.batch_tokens,
+      return  # The model may have no tokenizer.
+    limits = dict(token_budget=options.batch_tokens,
                   max_length=model.config.max_position)
     self._task = accuracy.build_task(
-        self.questions, model.tokenizer, chat=config.data.chat, **limits)
+        self.questions, model.tokenizer, chat=data.chat, **limits)
     self._texts = perplexity.build_task(
-        inputs.heldout_text, model.tokenizer,
-        window=config.data.text_window * 2,
-        max_windows=config.eval.text_windows, **limits)
-    # One for each number of layers in common: never a second program.
+        inputs.heldout_text, model.tokenizer, window=data.text_window * 2,
+        max_windows=options.text_windows, **limits)
+    # One compiled program for each number of shared layers.
     self._scorer = functools.cache(
         functools.partial(_scorer, model.config))
 
@@ -72,9 +78,9 @@ class Evaluator:
 
     Args:
       params: the model.
-      common: as many of its layers, from the first on, it has in common with
-        the others that are given `kept`.
-      kept: what those layers gave.
+      common: number of first layers that it shares with the other models
+        that are scored with the same `kept`.
+      kept: the outputs of those layers, filled at the first call.
     """
     scorer = self._scorer(common)
     return Measured(
@@ -82,7 +88,7 @@ class Evaluator:
         texts=perplexity.score(scorer, params, self._texts, kept))
 
   def as_tree(self, measured: Measured) -> types.PyTree:
-    """What was measured, as a dict of arrays, none of size 0."""
+    """`measured` as a dict of arrays without empty ones, for a checkpoint."""
     out = {'texts': {str(i): dataclasses.asdict(loss) for i, loss in enumerate(
         measured.texts.values())}, 'kinds': checkpoints.to_bytes(
             list(measured.texts))}
@@ -101,7 +107,7 @@ class Evaluator:
 
   def programs(
       self, params: types.Params, common: int) -> list[scoring.Call]:
-    """What measuring models runs that have their first layers in common."""
+    """The programs that score models which share their first layers."""
     if not self.has_data:
       return []
     scorer, out = self._scorer(common), []
@@ -111,7 +117,7 @@ class Evaluator:
 
 
 def _scorer(config: Any, common: int) -> scoring.Scorer:
-  """Scores models that have their first layers in common."""
+  """A scorer of models that share their first `common` layers."""
   if not common:
     return scoring.Scorer(
         lambda params, tokens, positions, mask: decoder.forward(
@@ -128,10 +134,10 @@ def _scorer(config: Any, common: int) -> scoring.Scorer:
 
 
 def layers_in_common(first: types.Params, second: types.Params) -> int:
-  """How many layers, from the lowest on, are the same in two models.
+  """Number of first layers that are equal in two models.
 
-  None where the embeddings differ; else `decoder.run_prefix` gives the same for
-  both up to that layer.
+  Up to that layer `decoder.run_prefix` gives the same for both. 0 if the
+  embeddings differ.
   """
   same = jax.jit(lambda a, b: jnp.all(a == b, axis=tuple(range(1, a.ndim))))
   if not np.all(sharding.to_host(same(first['embed'], second['embed']))):
@@ -142,24 +148,31 @@ def layers_in_common(first: types.Params, second: types.Params) -> int:
 
 
 def measure_all(
-    config: run_config.RunConfig, evaluator: Evaluator,
-    quantize: quantizers.Quantizers, model: Any, unlearned: types.Params,
+    evaluator: Evaluator, views: quantizers.Views, base: types.Params,
+    unlearned: types.Params,
     cache: checkpoints.NoCache = checkpoints.NoCache()
 ) -> dict[tuple[str, str], Measured]:
-  """`{(model, precision): Measured}` of both models at every precision.
+  """Measures both models at every precision.
 
-  Layers below the edit are alike in both, and are run once for both. Where
-  there is nothing to measure on, nothing is run: {}. Each is kept in `cache`,
-  the stages of a run that can go on.
+  Layers below the edit are equal in both models and run once for both.
+
+  Args:
+    evaluator: of the run's questions and texts.
+    views: from `Quantizers.views`.
+    base: full params before unlearning.
+    unlearned: full params after it.
+    cache: keeps each result for a resumed run.
+
+  Returns:
+    `{(model, precision): Measured}`; {} without questions and texts.
   """
   if not evaluator.has_data:
     return {}
-  common = layers_in_common(model.params, unlearned)
-  views = quantizers.views(config, quantize)
+  common = layers_in_common(base, unlearned)
   out = {}
   for precision, view in views.items():
     kept = scoring.Kept()
-    for name, params in zip(MODELS, (model.params, unlearned)):
+    for name, params in zip(MODELS, (base, unlearned)):
       measure = lambda: evaluator.as_tree(evaluator(
           view(params), common=common, kept=kept))
       out[name, precision] = evaluator.from_tree(

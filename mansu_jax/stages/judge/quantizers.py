@@ -1,8 +1,8 @@
-"""The run's quantizers: some only look at weights, others at inputs too."""
+"""The run's quantizers, of weights alone or calibrated on text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -12,50 +12,51 @@ import numpy as np
 from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax import types
-from mansu_jax.config import run as run_config
 from mansu_jax.models import calibration
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import layout as model_layout
+from mansu_jax.models.io import loading
 from mansu_jax.quant import survival as survival_lib
 from mansu_jax.runtime import sharding
-from mansu_jax.stages.prepare import inputs as inputs_lib
 
 _SHARES = ('moved', 'changed_codes', 'moved_unchanged', 'median_ratio',
            'carried', 'cosine')
 
+# `{precision: (params, donate=()) -> params}`, full precision first.
+Views = Mapping[str, Callable[..., types.Params]]
 
-def guaranteed(config: run_config.RunConfig) -> tuple[str, ...]:
-  """The quantizers under which the floor promises that every edit survives.
 
-  Those whose scales stay where the floor freezes what sets them; the others
-  are measured only. None without a floor.
+def guaranteed(names: Sequence[str], floor: str) -> tuple[str, ...]:
+  """The quantizers under which the floor guarantees that every edit survives.
+
+  They have a fixed grid, whose scales the floor freezes. The others are only
+  measured. Empty without a floor.
   """
-  if config.mode not in ('unlearn', 'plan') or config.edit.floor == 'none':
-    return ()
-  return held(config.quant_schemes)
+  return () if floor == 'none' else with_fixed_grid(names)
 
 
-def held(names: Sequence[str]) -> tuple[str, ...]:
-  """Those of the quantizers that have a fixed grid."""
+def with_fixed_grid(names: Sequence[str]) -> tuple[str, ...]:
+  """The quantizers whose grid an edit within a block leaves unchanged."""
   return tuple(n for n in names if quant.find(n).holds_scale)
 
 
 def of_base(precision: str, names: Sequence[str]) -> list[str]:
-  """Under which of the quantizers the base stands beside a precision.
+  """The quantizer of the base that is compared at a precision, if any.
 
-  Its own, or the first where it is full precision; none where there is none.
+  At a quantizer its own; in full precision the first.
   """
   return [precision] if precision in names else list(names[:1])
 
 
-def check(config: run_config.RunConfig) -> None:
+def check(names: Sequence[str], *, edits: bool) -> None:
   """Raises ValueError on `--quant_schemes` that cannot be used together.
 
-  An unknown one, one named twice, or, to unlearn, a leading one that has no
-  fixed grid for edits to land on.
+  Args:
+    names: the quantizers.
+    edits: whether edits must land on the first one's codes, which needs a fixed
+      grid.
   """
-  names = config.quant_schemes
   given = f'--quant_schemes={",".join(names)}'
   found: dict[Any, str] = {}
   for name in names:
@@ -68,23 +69,22 @@ def check(config: run_config.RunConfig) -> None:
       raise ValueError(
           f'{given} repeats a quantizer ({name} is {first}); wanted each once.'
           ' Drop the repetition.')
-  edits = config.mode in ('unlearn', 'plan') and config.method == 'mansu'
   if edits and not quant.find(names[0]).holds_scale:
-    why = ('whose codes depend on what comes in at a matrix'
+    why = ('whose codes depend on the calibration inputs'
            if names[0] in quant.CALIBRATED
            else 'whose scales depend on all weights of a block')
     raise ValueError(
-        f'{given} starts with {names[0]}, {why}, so that no edit can be made'
-        ' to land on its codes; wanted first a quantizer with a fixed grid'
-        f' ({", ".join(held(tuple(quant.SCHEMES)))}). Put one first:'
-        f' {names[0]} is then measured beside it.')
+        f'{given} starts with {names[0]}, {why}: an edit cannot be made to land'
+        ' on its codes. Wanted a quantizer with a fixed grid first'
+        f' ({", ".join(with_fixed_grid(tuple(quant.SCHEMES)))}); {names[0]} may'
+        ' follow it and is then measured.')
 
 
 def check_shapes(
-    config: run_config.RunConfig, shapes: model_config.ModelConfig) -> None:
-  """Raises ValueError where a quantizer cannot cut the model's matrices."""
+    names: Sequence[str], shapes: model_config.ModelConfig) -> None:
+  """Raises ValueError if a quantizer cannot cut the model's matrices."""
   layout, params = model_layout.block_layout(shapes), decoder.abstract(shapes)
-  for name in config.quant_schemes:
+  for name in names:
     scheme = quant.find(name)
     if isinstance(scheme, quant.Scheme):
       try:
@@ -93,55 +93,46 @@ def check_shapes(
         raise ValueError(f'--quant_schemes has {name}: {error}') from error
 
 
-def views(
-    config: run_config.RunConfig, quantize: Callable[..., types.Params]
-) -> dict[str, Callable[..., types.Params]]:
-  """What a model is at each precision, full precision first.
-
-  Args:
-    config: the run's.
-    quantize: as `Quantizers` are called.
-
-  Returns:
-    `{precision: (params, donate=()) -> params}`; `donate` as of `Quantizers`.
-  """
-  return {'fp': lambda params, donate=(): params} | {
-      name: functools.partial(quantize, name)
-      for name in config.quant_schemes}
-
-
-def calibration_windows(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs, tokenizer: Any
-) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens [n, T] and mask of the run's calibration text."""
-  return calibration.choose_windows(
-      inputs.calibration, tokenizer,
-      most_tokens=config.eval.calibration_tokens)
-
-
 class Quantizers:
   """Quantizes params of one shape under each scheme of a run.
 
-  Calibration is slow, so its codes are kept on the host, for as long as this
-  object lives: little over a byte a weight, for each model and scheme.
+  Calibrated codes take long to compute, so this object keeps them on the host:
+  a little over a byte a weight for each model and scheme.
   """
 
   def __init__(
-      self, config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-      model: Any):
-    self._config, self._inputs, self._model = config, inputs, model
+      self, names: Sequence[str], model: loading.LoadedModel, *,
+      calibration_texts: Sequence[str] = (), calibration_tokens: int = 0,
+      guarantee: Sequence[str] = ()):
+    """Prepares the quantizers; computes nothing.
+
+    Args:
+      names: the schemes, the leading one first.
+      model: the base; gives shapes and tokenizer.
+      calibration_texts: documents that calibrated schemes see.
+      calibration_tokens: maximum number of their tokens.
+      guarantee: the schemes under which the floor guarantees survival.
+    """
+    self.names, self._model = tuple(names), model
+    self._texts, self._tokens = calibration_texts, calibration_tokens
+    self._guarantee = tuple(guarantee)
     self._layout = model_layout.block_layout(model.config)
     self._kept: list[tuple[Any, types.Params, Any]] = []
+
+  def views(self) -> dict[str, Callable[..., types.Params]]:
+    """`{precision: (params, donate=()) -> params}`, full precision first."""
+    return {'fp': lambda params, donate=(): params} | {
+        name: functools.partial(self, name) for name in self.names}
 
   def __call__(
       self, name: str, params: types.Params, *, donate: Collection[str] = ()
   ) -> types.Params:
-    """The params as the named scheme stores them, decoded.
+    """Quantizes and decodes the params under the named scheme.
 
     Args:
-      name: the scheme's.
+      name: the scheme's name.
       params: full params.
-      donate: leaves that may give their memory to the result.
+      donate: names of leaves whose memory the result may take over.
     """
     scheme = quant.find(name)
     if isinstance(scheme, quant.Scheme):
@@ -151,15 +142,16 @@ class Quantizers:
   def survival(
       self, base: types.Params, unlearned: types.Params
   ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contract's shares by scheme, and the full statistics."""
+    """`survival` and `survival_details` of the record."""
     details = {name: self._survival(name, base, unlearned)
-               for name in self._config.quant_schemes}
-    for name in guaranteed(self._config):
+               for name in self.names}
+    for name in self._guarantee:
       lost = details[name]['total']['moved_unchanged']
-      if lost:  # Nothing that we know of does this.
+      if lost:  # No known case.
         logging.error(
-            'The floor broke its promise: under %s a share of %g of all weights'
-            ' moved and kept its code. Please report it.', name, lost)
+            'The floor broke its guarantee: under %s a share of %g of all'
+            ' weights moved and kept its code. Please report this bug.', name,
+            lost)
     shares = {name: {k: found['total'][k] for k in _SHARES}
               for name, found in details.items()}
     return shares, details
@@ -172,28 +164,26 @@ class Quantizers:
         base, unlearned, scheme, self._layout, codes=codes)
 
   def describe(self) -> dict[str, Any]:
-    """What the record says of each scheme; see `_describe`."""
-    promised = guaranteed(self._config)
-    return {name: self._describe(name, name in promised)
-            for name in self._config.quant_schemes}
+    """The record's description of each scheme."""
+    return {name: self._describe(name) for name in self.names}
 
-  def _describe(self, name: str, promised: bool) -> dict[str, Any]:
-    """The code book, weights a scale, what stays, what the floor promises."""
+  def _describe(self, name: str) -> dict[str, Any]:
     scheme = quant.find(name)
     out = {'name': name} | scheme.description | {
-        'skipped': ['embed', 'norms', 'lm_head'], 'guaranteed': promised,
+        'skipped': ['embed', 'norms', 'lm_head'],
+        'guaranteed': name in self._guarantee,
         'holds_scale': scheme.holds_scale}
     if isinstance(scheme, quant.Scheme):
       out['instead'] = self._instead(scheme)
     else:
       out['calibration'] = {
-          'documents': len(self._inputs.calibration),
+          'documents': len(self._texts),
           'tokens': int(self._windows[1].sum()),
           'windows': len(self._windows[0])}
     return out
 
   def _instead(self, scheme: quant.Scheme) -> dict[str, str]:
-    """Leaves whose rows the scheme cannot cut, and what they get."""
+    """`{leaf: scheme}` of leaves whose rows the scheme cannot cut."""
     columns = lambda leaf, leaf_layout: int(np.prod(
         [leaf.shape[leaf_layout.memory.index(a)] for a in leaf_layout.inp]))
     params = tree_paths.flatten(decoder.abstract(self._model.config))
@@ -202,7 +192,7 @@ class Quantizers:
     return {leaf: name for leaf, name in given.items() if name != scheme.name}
 
   def _codes(self, scheme, params):
-    """Those that calibration makes of these very params, made once."""
+    """Calibrated codes of these params, computed once."""
     for kept_scheme, kept_params, codes in self._kept:
       if kept_scheme == scheme and kept_params is params:
         return codes
@@ -213,5 +203,5 @@ class Quantizers:
 
   @functools.cached_property
   def _windows(self) -> tuple[np.ndarray, np.ndarray]:
-    return calibration_windows(
-        self._config, self._inputs, self._model.tokenizer)
+    return calibration.choose_windows(
+        self._texts, self._model.tokenizer, most_tokens=self._tokens)

@@ -1,4 +1,4 @@
-"""From measurements to the record, and the exported model."""
+"""The outputs of a run: exported model, answers, samples, circuit, record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mansu_jax.eval import generation
 from mansu_jax.eval import weight_change
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
-from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
 from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
 from mansu_jax.stages.circuit import attribution
@@ -30,27 +30,18 @@ from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import verdict
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
-NEW_TOKENS = 12  # Of a sample, at most.
-
-
-def export(
-    config: run_config.RunConfig, model: Any, unlearned: types.Params,
-    root: pathlib.Path) -> None:
-  """Writes `model/`, which transformers loads."""
-  hf_io.write(root / 'model', model.config, unlearned, model.tokenizer,
-              export_dtype=config.export_dtype)
+NEW_TOKENS = 12  # Maximum length of a sample.
 
 
 def write_answers(
     evaluator: evaluation.Evaluator, measured: verdict.Measured,
     root: pathlib.Path) -> None:
-  """Writes `answers.jsonl`: what each model answered to each question.
+  """Writes `answers.jsonl`: each model's answer to each question.
 
-  A line is {split, id, fact, relation, prompt, answer, choices, models};
-  `models` is
-  {model: {precision: {choice, correct, margin}}}: the likeliest choice, whether
-  it is the right answer, and the log-probability of that less the best wrong
-  one's, in nats.
+  A line is {split, id, fact, relation, prompt, answer, choices, models}, where
+  `models` is {model: {precision: {choice, correct, margin}}}: the likeliest
+  choice, whether it is correct, and the log-probability of the right answer
+  less that of the best wrong one, in nats.
   """
   lines = []
   for split, rows in evaluator.slices.items():
@@ -70,14 +61,21 @@ def write_answers(
 
 
 def samples(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    quantize: quantizers.Quantizers, model: Any, unlearned: types.Params
-) -> list[dict[str, Any]]:
-  """Free answers to a few questions of each split, before and after."""
-  chosen = asked_freely(config, inputs)
+    chosen: Sequence[tuple[str, questions_lib.Question]],
+    quantize: quantizers.Quantizers, model: loading.LoadedModel,
+    unlearned: types.Params, *, chat: bool) -> list[dict[str, Any]]:
+  """Free answers before and after unlearning, and at the first quantizer.
+
+  Args:
+    chosen: questions with their splits, from `asked_freely`.
+    quantize: the run's quantizers.
+    model: the base.
+    unlearned: full params after unlearning.
+    chat: whether questions are asked in the chat template.
+  """
   if not chosen:
     return []
-  scheme = config.quant_schemes[0]
+  scheme = quantize.names[0]
   variants = {
       'base': model.params, 'unlearned': unlearned,
       f'unlearned_{scheme}': quantize(scheme, unlearned)}
@@ -85,7 +83,7 @@ def samples(
   prompts = [q.prompt for _, q in chosen]
   texts = {name: generation.complete(
       generator, params, prompts, model.tokenizer,
-      max_new_tokens=NEW_TOKENS, chat=config.data.chat)
+      max_new_tokens=NEW_TOKENS, chat=chat)
            for name, params in variants.items()}
   return [
       {'split': split, 'id': q.id, 'prompt': q.prompt, 'answer': q.answer,
@@ -94,18 +92,17 @@ def samples(
 
 
 def asked_freely(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs
+    inputs: inputs_lib.Inputs, limit: int, *, seed: int
 ) -> list[tuple[str, questions_lib.Question]]:
-  """The questions that samples answer, with their splits."""
+  """At most `limit` questions of each split but `forget`, with the split."""
   return [
       (split, q) for split, questions in inputs.evaluation.items()
-      if split != 'forget' and config.eval.generations
-      for q in inputs_lib.thin(
-          questions, config.eval.generations, config.seed)]
+      if split != 'forget' and limit
+      for q in inputs_lib.thin(questions, limit, seed)]
 
 
 def make_generator(config: model_config.ModelConfig) -> generation.Generator:
-  """Continues prompts by models of one config."""
+  """A generator for models of one config."""
   return generation.Generator(
       lambda params, tokens, positions, mask: decoder.forward(
           config, params, tokens, positions=positions, attention_mask=mask),
@@ -113,11 +110,12 @@ def make_generator(config: model_config.ModelConfig) -> generation.Generator:
 
 
 def write_circuit(
-    found: attribution.Found, shape: Any, root: pathlib.Path) -> None:
-  """Writes `circuit.json`: nodes, and edges where it is made of them.
+    found: attribution.Found, shape: model_config.ModelConfig,
+    root: pathlib.Path) -> None:
+  """Writes `circuit.json`: the nodes, and the edges of an edge circuit.
 
-  These are in `circuit_edges.json` too, in the Mechanistic Interpretability
-  Benchmark's format, which `--circuit_file` reads.
+  Edges are also written to `circuit_edges.json` in the format of the
+  Mechanistic Interpretability Benchmark, which `--circuit_file` reads.
 
   Args:
     found: the circuit.
@@ -133,7 +131,7 @@ def write_circuit(
 
 
 def describe_circuit(found: attribution.Found | None) -> dict[str, Any]:
-  """The record's account of the circuit; {} where none was attributed."""
+  """The record's `circuit`; {} without one."""
   if found is None:
     return {}
   by_layer = {k: found.circuit[k].sum(1).tolist() for k in found.circuit.kinds}
@@ -142,7 +140,7 @@ def describe_circuit(found: attribution.Found | None) -> dict[str, Any]:
 
 def make_record(
     *, config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    quantize: quantizers.Quantizers, model: Any,
+    quantize: quantizers.Quantizers, model: loading.LoadedModel,
     found: attribution.Found | None, evaluator: evaluation.Evaluator,
     measured: verdict.Measured, structure: dict[str, Any],
     unlearned: types.Params, answers_in_words: list[dict[str, Any]],
@@ -150,28 +148,29 @@ def make_record(
     changes: dict[str, weight_change.Change] | None = None,
     training: dict[str, Any] | None = None,
     earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-  """Everything the report shows; JSON-able (see the contract).
+  """The JSON-able record, which the report renders (see the contract).
 
   Args:
-    config: the run's.
-    inputs: its data.
-    quantize: its quantizers.
+    config: the run's, which the record holds.
+    inputs: questions and texts.
+    quantize: the run's quantizers.
     model: the base.
-    found: the circuit; None: there is none.
-    evaluator: of the questions.
-    measured: what both models did on them.
-    structure: what `erasure.measure` gives.
-    unlearned: params after.
-    answers_in_words: see `samples`.
+    found: the circuit, or None.
+    evaluator: the scored questions.
+    measured: from `evaluation.measure_all`.
+    structure: from `erasure.measure` or `erasure.not_measured`.
+    unlearned: full params after unlearning.
+    answers_in_words: from `samples`.
     stages: of the run's clock.
-    changes: what moved; None: it is compared here.
-    training: what `trained` gives; None: nothing was trained.
-    earlier: other environments that the run was in before.
+    changes: from `weight_change.compare`; None computes it.
+    training: from `describe_training`; None if nothing was trained.
+    earlier: environments in which a resumed run ran before.
   """
-  answers = verdict.Answers(evaluator, measured, config)
-  precisions = ('fp', *config.quant_schemes)
+  answers = verdict.Answers(
+      evaluator, measured, resamples=config.eval.bootstrap, seed=config.seed)
+  precisions = ('fp', *quantize.names)
   splits = list(evaluator.slices)
-  gaps = verdict.gaps(answers, config.quant_schemes)
+  gaps = verdict.gaps(answers, quantize.names)
   shares, details = quantize.survival(model.params, unlearned)
   changes = changes or weight_change.compare(model.params, unlearned)
   properties = {
@@ -190,13 +189,13 @@ def make_record(
       'survival': shares, 'survival_details': details,
       'movement': weight_change.describe(changes),
       **{k: v for k, v in structure.items() if k != 'S'},
-      'circuit': describe_circuit(found), **(training or trained()),
+      'circuit': describe_circuit(found), **(training or describe_training()),
       'samples': answers_in_words,
       'model': model.source | {
           'weights': tree_paths.count(model.params),
           'config': dataclasses.asdict(model.config)},
       'tokenization': describe_tokenization(
-          config, model.tokenizer, evaluator.questions),
+          model.tokenizer, evaluator.questions, chat=config.data.chat),
       'data': inputs_lib.describe(inputs),
       'quantizers': quantize.describe(),
       'config': dataclasses.asdict(config),
@@ -207,27 +206,33 @@ def make_record(
 
 
 def describe_tokenization(
-    config: run_config.RunConfig, tokenizer: Any,
-    questions: Sequence[questions_lib.Question]) -> dict[str, Any]:
-  """How questions became tokens; {} without a tokenizer.
+    tokenizer: Any, questions: Sequence[questions_lib.Question], *, chat: bool
+) -> dict[str, Any]:
+  """The record's `tokenization`; {} without a tokenizer.
 
-  With --data_chat also `asked_as_written`: how many of these questions hold
-  special tokens already, and are not wrapped.
+  In chat form it has `asked_as_written`: the number of questions that hold
+  special tokens already and are therefore not wrapped.
   """
   if not tokenizer:
     return {}
-  found = tokenization.describe(tokenizer, chat=config.data.chat)
-  if config.data.chat:
+  found = tokenization.describe(tokenizer, chat=chat)
+  if chat:
     found['asked_as_written'] = sum(
         tokenization.is_marked(q.prompt, tokenizer) for q in questions)
   return found
 
 
-def trained(
+def describe_training(
     history: dict[str, np.ndarray] | None = None,
     kl: dict[str, Any] | None = None, swapped: dict[str, int] | None = None
 ) -> dict[str, Any]:
-  """What the record says of training; by default that there was none."""
+  """The record's fields about training, empty if nothing was trained.
+
+  Args:
+    history: from `training.unlearn`.
+    kl: from `retain_kl.measure`.
+    swapped: the account of `swapped_subjects.spans`.
+  """
   return {
       'retain_kl': kl or {}, 'swapped_prompts': swapped,
       'history': {k: v.tolist() for k, v in (history or {}).items()}}

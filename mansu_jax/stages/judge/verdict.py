@@ -1,11 +1,11 @@
-"""Measurements -> the record's figures and the four properties.
+"""The record's figures and the four properties F, R, Q and S.
 
-A property passes when its whole interval is on the right side of its
-threshold, fails when all of it is on the wrong side, else is inconclusive. What
-passes by an upper bound alone (R, Q) does so by the one-sided 95 % bound; what
-fails does so by its two-sided interval. Of several quantizers all must pass;
-one of them fails Q by the interval of Bonferroni, so that the worst of many is
-not blamed for its luck.
+A property passes if its whole interval lies on the right side of its
+threshold, fails if it lies on the wrong side, and is inconclusive otherwise.
+R and Q pass by the one-sided upper 95 % bound; every property fails by the
+two-sided interval. Q requires every quantizer to pass. A quantizer fails Q by
+a Bonferroni interval over all quantizers, which corrects for picking the worst
+of several.
 """
 
 from __future__ import annotations
@@ -16,33 +16,31 @@ from typing import Any
 
 import numpy as np
 
-from mansu_jax.config import run as run_config
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.eval import perplexity
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.statistics import statistics
 
 FORGOTTEN, KEPT = splits_lib.FORGOTTEN, splits_lib.KEPT
-PHI = 0.9  # Design section 1: meaningful forgetting.
-_FORM_FACTS = 20  # A phrasing of fewer facts is not judged by itself.
-DROP = 0.01  # Retain preservation.
-GAP = 0.01  # Quantization permanence.
+PHI = 0.9  # Least phi of meaningful forgetting (F).
+_FORM_FACTS = 20  # Facts that a phrasing needs to be judged by itself.
+DROP = 0.01  # Largest accuracy drop of retain preservation (R).
+GAP = 0.01  # Largest PTQ gap of quantization permanence (Q).
 
 Measured = dict[tuple[str, str], evaluation.Measured]
 
 
 class Answers:
-  """Right answers and facts of splits, by model and precision."""
+  """Correct answers and facts of splits, by model and precision."""
 
   def __init__(
-      self, evaluator: evaluation.Evaluator, measured: Measured,
-      config: run_config.RunConfig):
+      self, evaluator: evaluation.Evaluator, measured: Measured, *,
+      resamples: int, seed: int):
     self._evaluator, self._measured = evaluator, measured
-    self._options = dict(
-        resamples=config.eval.bootstrap, seed=config.seed)
+    self._options = dict(resamples=resamples, seed=seed)
 
   def rows(self, splits: Sequence[str]) -> np.ndarray:
-    """Positions of the questions of some splits."""
+    """Indices of the questions of some splits."""
     return np.concatenate([
         np.arange(len(self._evaluator.questions))[self._evaluator.slices[s]]
         for s in splits])
@@ -50,7 +48,7 @@ class Answers:
   def correct(
       self, model: str, precision: str, rows: np.ndarray, *,
       normalised: bool = False) -> np.ndarray:
-    """Whether each question is answered rightly."""
+    """Whether each question is answered correctly."""
     scores = self._measured[model, precision].scores
     return (scores.correct_norm if normalised else scores.correct)[rows]
 
@@ -67,11 +65,11 @@ class Answers:
     return [self._evaluator.questions[i].id.rsplit('/', 1)[-1] for i in rows]
 
   def chance(self, rows: np.ndarray) -> np.ndarray:
-    """Chance of each question."""
+    """Chance accuracy of each question."""
     return np.array([self._evaluator.questions[i].chance for i in rows])
 
   def estimate(self, fn: Callable[..., Any], *columns, rows):
-    """A statistic bootstrapped by fact, as a record entry."""
+    """A statistic with its bootstrap by fact, as a record entry."""
     return fn(*columns, self.facts(rows), **self._options).record()
 
 
@@ -99,7 +97,7 @@ def accuracies(
 def by_group(
     answers: Answers, splits: Sequence[str], precisions: Sequence[str],
     group: Callable[[np.ndarray], list[str]]) -> dict[str, Any]:
-  """Plain accuracies of every relation or form: where the damage is."""
+  """Accuracies by relation or phrasing, without intervals."""
   out: dict[str, Any] = {}
   for split in splits:
     rows = answers.rows([split])
@@ -140,10 +138,10 @@ def gaps(answers: Answers, schemes: Sequence[str]) -> dict[str, Any]:
 
 
 def _detectable(answers, pair, rows, gap):
-  """What gap these items could have shown, and McNemar's p.
+  """The smallest detectable gap, and McNemar's p.
 
-  The larger of the formula's figure and the distance from the value to its
-  own bound, which is what decides the property.
+  The gap is the larger of the formula's and the distance from the value to its
+  upper bound, which decides the property.
   """
   events = (pair[0] != pair[1]).astype(float)
   items = statistics.effective_items(events, answers.facts(rows))
@@ -174,7 +172,7 @@ def perplexities(
 
 
 def _judge(low: float | None, high: float | None, passes, fails):
-  """True, False or inconclusive from bounds and two tests of a bound."""
+  """True, False or 'inconclusive', from two tests of an interval."""
   if passes(low, high):
     return True
   return False if fails(low, high) else 'inconclusive'
@@ -205,11 +203,11 @@ def property_f(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
 def _worst_form(
     answers: Answers, rows: np.ndarray, precisions: Sequence[str]
 ) -> dict[str, Any] | None:
-  """The phrasing that most surely is not forgotten, in full precision.
+  """The phrasing with the lowest upper bound of phi, in full precision.
 
-  An answer that is avoided in one phrasing does not make up for one that is
-  given in another, as it would in the pooled phi. The interval is Bonferroni's
-  over the phrasings, so that the worst of many is not blamed for its luck.
+  In the pooled phi, accuracy below chance in one phrasing would make up for
+  knowledge in another. The interval is Bonferroni-corrected over the
+  phrasings.
   """
   names = np.array(answers.forms(rows))
   judged = {}
@@ -235,7 +233,7 @@ def _worst_form(
 
 
 def property_r(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
-  """Retain preservation: pooled held-out drop, each precision to its base."""
+  """Retain preservation: accuracy drop from the base at each precision."""
   rows = answers.rows(KEPT)
   if not rows.size:
     return _missing(DROP, 'there are no retain or held-out questions')
@@ -254,7 +252,7 @@ def property_q(gap_entries: dict[str, Any]) -> dict[str, Any]:
   """Quantization permanence: the worst scheme decides."""
   if not gap_entries['ptq_gap']:
     return _missing(GAP, 'the forget set has no near or far questions')
-  # A scheme that surely recovers is worse than one that is uncertain.
+  # A significant recovery is worse than an uncertain one.
   recovers = lambda entry: entry['interval_of_all'][0] > GAP
   badness = lambda item: (recovers(item[1]), item[1]['upper'])
   worst = max(gap_entries['ptq_gap'].items(), key=badness)

@@ -1,12 +1,12 @@
-"""What is trained and how the model sees it: on a circuit, or everywhere.
+"""The trained weights and the model's views of them: a circuit's, or all.
 
-The circuit edit lifts the circuit's weights out of a frozen model: gradients,
-Fisher, latent and optimizer state exist for the slices only.
+A circuit edit gathers the circuit's weights from a frozen model into slices:
+gradients, Fisher, latent and optimizer state exist for the slices only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -25,8 +25,8 @@ from mansu_jax.config import run as run_config
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import layout as model_layout
+from mansu_jax.models.io import loading
 from mansu_jax.quant import leaves
-from mansu_jax.stages.judge import quantizers
 from mansu_jax.unlearn import loop
 
 
@@ -35,15 +35,18 @@ class Edit:
   """A trainable part of a model.
 
   Attributes:
-    theta: what is trained.
-    grids: a code grid over theta for each scheme; empty where all weights are
+    theta: the trained weights.
+    grids: a code grid over theta for each scheme; empty if every weight is
       trained.
     base: the frozen pytree in full precision.
-    views: by name, `fp` first.
+    views: `loop.View`s by name, `fp` first.
     forward: `(theta, frozen, tokens, positions, segments) -> hidden [B, T, D]`.
-    unembed: `(theta, frozen, hidden) -> logits`; theta None: the frozen one's.
+    unembed: `(theta, frozen, hidden) -> logits`; theta None uses the frozen
+      embedding.
     merge: `theta -> full params` in the base's dtypes.
-    movable: a tree like theta, which of it may move; None: all.
+    storage_dtype: dtype of the exported weights, which decides their codes.
+    movable: tree of bools like theta, False where a weight must stay; None
+      lets all of them move.
   """
 
   theta: types.PyTree
@@ -53,6 +56,7 @@ class Edit:
   forward: Callable[..., types.Array]
   unembed: Callable[..., types.Array]
   merge: Callable[[types.PyTree], types.Params]
+  storage_dtype: Any = jnp.float32
   movable: types.PyTree | None = None
 
 
@@ -60,14 +64,14 @@ class Edit:
 def codes_changed(
     grid: quant.CodeGrid, theta_0: types.PyTree, theta: types.PyTree
 ) -> types.Array:
-  """How many weights have another code, with the scales of theta_0."""
+  """Number of weights whose code differs from theta_0's, at its scales."""
   return sum(jnp.sum(x) for x in jax.tree.leaves(grid.changes(theta, theta_0)))
 
 
-# The grid is an argument: a program must not keep it.
+# The grid is an argument, so that the compiled program does not keep it.
 @functools.partial(jax.jit, static_argnames='dtype')
-def _see_quantized(grid, theta, *, dtype):
-  """As a quantized model in `dtype` holds them, which decodes into it."""
+def _quantize(grid, theta, *, dtype):
+  """Quantizes theta and decodes it, rounded to the model's `dtype`."""
   return jax.tree.map(
       lambda x: leaves.cast(x, dtype).astype(x.dtype) if dtype != x.dtype
       else x, grid.decode_nearest(theta))
@@ -82,11 +86,11 @@ def circuit_grid(
   """The code grid of theta_0 at the circuit's slices.
 
   Args:
-    params: the full ones.
-    scheme: as of `quant.code_grid`, and so `layout` and `storage_dtype`.
-    layout: of the full params.
+    params: full params.
+    scheme: as in `quant.code_grid`.
+    layout: block layout of the full params.
     index: from `param_mask.make_index`.
-    storage_dtype: of the exported weights.
+    storage_dtype: dtype of the exported weights.
   """
   grid = quant.code_grid(
       param_mask.only_owned(params, index), scheme,
@@ -96,63 +100,68 @@ def circuit_grid(
 
 
 def circuit_edit(
-    model: Any, circuit: graph.Circuit, scheme_names: tuple[str, ...],
-    *, quantized_views: bool, storage_dtype: Any = jnp.float32,
+    model: loading.LoadedModel, circuit: graph.Circuit,
+    scheme_names: Sequence[str], *, quantized_views: bool,
+    storage_dtype: Any = jnp.float32,
     movable: dict[str, np.ndarray] | None = None) -> Edit:
   """Trains the circuit's slices in a frozen model.
 
   Args:
-    model: a `models.loading.LoadedModel`.
+    model: the base.
     circuit: the weights that may change.
     scheme_names: quantizers that the edit must survive.
-    quantized_views: also give a view of the model under each quantizer.
-    storage_dtype: of the exported weights, which decides their codes.
-    movable: by leaf name [L, nodes], where a node's weights may not all move.
+    quantized_views: adds a view of the model under each quantizer.
+    storage_dtype: dtype of the exported weights, which decides their codes.
+    movable: bool [L, nodes] by leaf name; nodes whose part in that leaf may
+      move. None lets every weight of the circuit move.
   """
   config, params = model.config, model.params
-  index = param_mask.make_index(circuit)
-  layout = model_layout.block_layout(config)
-  replacement_masks, (start, _) = param_mask.make_replacement_masks(circuit), circuit.span
+  storage_dtype = jnp.dtype(storage_dtype)
+  index, layout = param_mask.make_index(circuit), model_layout.block_layout(
+      config)
+  masks = param_mask.make_replacement_masks(circuit)
   theta = _float32(param_mask.gather(params, index))
   grids = tuple(
       circuit_grid(params, name, layout, index, storage_dtype)
       for name in scheme_names)
 
-  frozen = lambda full: {'params': full, 'index': index, 'replacement_masks': replacement_masks}
+  frozen = lambda full: {
+      'params': full, 'index': index, 'replacement_masks': masks}
   base = frozen(params)
   views = {'fp': loop.View(frozen=lambda: base, quantize=_copy)}
   if quantized_views:
-    kept = len(scheme_names) == 1  # Else a whole model for each.
+    keep = len(scheme_names) == 1  # Several would take a whole model each.
     for name, grid in zip(scheme_names, grids):
-      full = _quantized_model(params, layout, name, kept=kept)
+      full = _quantized_model(params, layout, name, keep=keep)
       views[name] = loop.View(
           frozen=lambda full=full: frozen(full()),
           quantize=functools.partial(
-              _see_quantized, grid, dtype=params['embed'].dtype))
+              _quantize, grid, dtype=params['embed'].dtype))
 
-  forward, unembed = functions(config, start)
-  merge = lambda slices: param_mask.scatter(params, index, slices)
+  forward, unembed = functions(config, circuit.span[0])
   return Edit(
       theta=theta, grids=grids, base=base, views=views, forward=forward,
-      unembed=unembed, merge=merge,
+      unembed=unembed,
+      merge=lambda slices: param_mask.scatter(params, index, slices),
+      storage_dtype=storage_dtype,
       movable=movable and param_mask.slice_mask(movable, index))
 
 
 def functions(
     config: model_config.ModelConfig, start: int
 ) -> tuple[Callable[..., types.Array], Callable[..., types.Array]]:
-  """`forward` and `unembed` of an `Edit` of a circuit.
+  """`forward` and `unembed` of a circuit's `Edit`.
 
   Args:
-    config: the model's.
+    config: the model's config.
     start: first layer of the circuit.
   """
   def forward(slices, frozen, tokens, positions=None, segments=None):
-    lifted = param_mask.collection(
+    circuit_layers = param_mask.collection(
         slices, frozen['index'], frozen['replacement_masks'])
     return decoder.forward(
         config, frozen['params'], tokens, positions=positions,
-        segments=segments, circuit=lifted, circuit_start=start,
+        segments=segments, circuit=circuit_layers, circuit_start=start,
         remat=True)
 
   def unembed(slices, frozen, hidden):
@@ -163,18 +172,18 @@ def functions(
 
 
 def _quantized_model(
-    params: types.Params, layout: types.PyTree, name: str, *, kept: bool
+    params: types.Params, layout: types.PyTree, name: str, *, keep: bool
 ) -> Callable[[], types.Params]:
-  """`() -> the model under a quantizer`: kept, or made anew at each call."""
+  """`() -> the quantized model`: kept, or quantized again at each call."""
   make = functools.partial(quant.fake_quantize, params, name, layout)
-  if not kept:
+  if not keep:
     return make
   full = make()
   return lambda: full
 
 
-def full_edit(model: Any) -> Edit:
-  """Trains every weight: the setting of the baselines."""
+def full_edit(model: loading.LoadedModel) -> Edit:
+  """Trains every weight, as the baselines do."""
   config, params = model.config, model.params
   base = {'params': params}
   pick = lambda theta, frozen: frozen['params'] if theta is None else theta
@@ -191,7 +200,7 @@ def full_edit(model: Any) -> Edit:
 
 
 def _float32(tree: types.PyTree) -> types.PyTree:
-  """What is trained is float32, whatever the base is held in."""
+  """Trained weights are float32 in any base dtype."""
   return jax.tree.map(lambda x: _cast(x, jnp.float32), tree)
 
 
@@ -200,26 +209,22 @@ def _cast(x: types.Array, dtype: Any) -> types.Array:
 
 
 def make(
-    config: run_config.RunConfig, model: Any,
-    circuit: graph.Circuit | None,
-    movable: dict[str, np.ndarray] | None = None) -> Edit:
-  """The edit that a run asks for; `movable` as in `circuit_edit`."""
-  if config.circuit.selection == 'all':
+    model: loading.LoadedModel, circuit: graph.Circuit | None,
+    scheme_names: Sequence[str], **options: Any) -> Edit:
+  """`circuit_edit`, or `full_edit` if the circuit is None."""
+  if circuit is None:
     return full_edit(model)
-  return circuit_edit(
-      model, circuit, quantizers.held(config.quant_schemes),
-      quantized_views=config.unlearn.quantizer_in_loop,
-      storage_dtype=jnp.dtype(config.export_dtype), movable=movable)
+  return circuit_edit(model, circuit, scheme_names, **options)
 
 
 def optimizer(
     options: run_config.UnlearnConfig) -> optax.GradientTransformation:
   """Adam or LARS with a warmed-up cosine schedule.
 
-  Adam gives every coordinate about the same step, whatever its gradient, so
-  that behind the floor many codes change for little. LARS keeps the gradient's
-  proportions within a leaf. A leaf holds a matrix of all layers here, so the
-  trust ratio is one for all layers of a matrix, not one a layer.
+  Adam gives every coordinate a step of about the same size, whatever its
+  gradient, so that many codes behind the floor change for little gain. LARS
+  keeps the proportions of the gradient within a leaf. A leaf stacks a matrix of
+  all layers, so they share one trust ratio.
 
   References:
     You et al., Large Batch Training of Convolutional Networks, 2017
@@ -238,15 +243,15 @@ def optimizer(
 
 
 def make_transform(
-    config: run_config.RunConfig, edit: Edit, fisher: types.PyTree | None
-) -> optax.GradientTransformation:
-  """The optax chain of a run (see `transforms.chain` for its order)."""
-  inner = optimizer(config.unlearn)
+    options: run_config.UnlearnConfig, tx_options: run_config.EditConfig,
+    edit: Edit, fisher: types.PyTree | None) -> optax.GradientTransformation:
+  """The optax chain of a run; `transforms.chain` documents its order."""
+  inner = optimizer(options)
   if not edit.grids:
     return inner
   return transforms.mansu(
       inner, circuit_mask=edit.movable, fisher=fisher,
-      quantile=config.edit.fisher_quantile, grids=edit.grids,
-      mode=config.edit.floor, landing=config.edit.landing,
-      lift_step=config.unlearn.steps, keep_origin=False,
-      storage_dtype=jnp.dtype(config.export_dtype))
+      quantile=tx_options.fisher_quantile, grids=edit.grids,
+      mode=tx_options.floor, landing=tx_options.landing,
+      lift_step=options.steps, keep_origin=False,
+      storage_dtype=edit.storage_dtype)

@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import types
-from mansu_jax.config import run as run_config
 from mansu_jax.runtime import sharding
 from mansu_jax.stages.train import edits
-from mansu_jax.stages.train import training
 from mansu_jax.unlearn import batches as batches_lib
 from mansu_jax.unlearn import fisher as fisher_lib
 from mansu_jax.unlearn import losses
@@ -22,29 +20,26 @@ _ROWS = 16  # Sequences measured at once.
 
 
 def measure(
-    config: run_config.RunConfig, edit: edits.Edit,
-    fisher: types.PyTree | None, batches: batches_lib.Batches,
+    edit: edits.Edit, fisher: types.PyTree | None, spans: batches_lib.Spans,
     history: dict[str, np.ndarray], theta: types.PyTree) -> dict[str, Any]:
-  """The Fisher's estimate of the retain KL beside the measured one.
+  """Measures the retain KL and compares it with the Fisher's estimate.
 
-  Both are of the final weights in full precision on the Fisher's sequences, in
-  nats a sequence. `seen_by_view` is that of training, in nats a token: the mean
-  over the last tenth of the steps at each view.
+  Both figures are for the final weights in full precision on the Fisher's
+  sequences, in nats a sequence. `seen_by_view` comes from training, in nats a
+  token: the mean retain KL over the last tenth of each view's steps.
 
   Args:
-    config: the run's.
-    edit: what was trained.
-    fisher: from `circuit_fisher`.
-    batches: of the training.
-    history: from `unlearn`.
-    theta: its final weights, as they are stored.
+    edit: the trained part of the model.
+    fisher: from `training.circuit_fisher`, or None.
+    spans: from `training.fisher_spans`.
+    history: from `training.unlearn`.
+    theta: the final weights in their storage dtype.
   """
   seen = {}
   for number, name in enumerate(edit.views):
     values = history['retain_kl'][history['view'] == number]
     seen[name] = float(
         np.mean(values[-max(1, values.size // 10):])) if values.size else None
-  spans = training.fisher_spans(config, batches)
   run = program(edit)
   nats = sum(float(run(theta, edit.base, part)) for part in batches_of(spans))
   out = {'measured_nats_per_sequence': nats / spans.length.size,
@@ -58,9 +53,9 @@ def measure(
 
 
 def program(edit: edits.Edit) -> Callable[..., types.Array]:
-  """What measures a batch: `(theta, base, spans) -> nats`.
+  """Jitted `(theta, base, spans) -> KL(base || edited)`.
 
-  Of KL(base || edited), summed over the answers' tokens.
+  In nats, summed over the answers' tokens of all sequences.
   """
   forward, unembed = edit.forward, edit.unembed
 
@@ -76,7 +71,7 @@ def program(edit: edits.Edit) -> Callable[..., types.Array]:
 
 
 def batches_of(spans: batches_lib.Spans) -> list[batches_lib.Spans]:
-  """Batches of one shape; what fills the last one up weighs 0."""
+  """Batches of one shape; sequences that pad the last one have weight 0."""
   num, size = spans.length.size, sharding.whole_rows(_ROWS)
   rows = np.arange(num + -num % size)
   spans = spans.take(rows % num)

@@ -1,0 +1,265 @@
+"""Training data -> pools of sequences with the base's reference states.
+
+The base runs once over every sequence that training may see. Its final hidden
+states, of width D, stand in for its vocabulary logits in the retain KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.config import run as run_config
+from mansu_jax.data import batching
+from mansu_jax.data import packing
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import splits as splits_lib
+from mansu_jax.data import tokenization
+from mansu_jax.models import decoder
+from mansu_jax.models.io import loading
+from mansu_jax.runtime import checkpoints
+from mansu_jax.runtime import sharding
+from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import swapped_subjects
+from mansu_jax.unlearn import batches as batches_lib
+from mansu_jax.unlearn import objective
+from mansu_jax.unlearn import other_facts
+
+_NEIGHBOUR_SHARE = 0.1  # Largest share of the retain set that is favoured.
+
+Questions = Sequence[questions_lib.Question]
+
+
+class Reference(NamedTuple):
+  """The base model's answers to training's two queries.
+
+  Attributes:
+    hidden: `(tokens, positions, segments), each [R, T] -> states [R, T, D]`.
+    probabilities: final states [n, D] -> next-token probabilities [n, V].
+  """
+
+  hidden: Callable[..., types.Array | np.ndarray]
+  probabilities: Callable[[np.ndarray], np.ndarray]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def base_states(config, params, tokens, positions, segments):
+  """Final hidden states [R, T, D] of packed rows [R, T]."""
+  return decoder.forward(
+      config, params, tokens, positions=positions, segments=segments)
+
+
+def reference_of(model: loading.LoadedModel) -> Reference:
+  """Runs the base for its reference states and probabilities."""
+  softmax = jax.jit(lambda params, states: jax.nn.softmax(
+      decoder.unembed(params, states)))
+  return Reference(
+      hidden=functools.partial(base_states, model.config, model.params),
+      probabilities=lambda states: sharding.to_host(
+          softmax(model.params, states)))
+
+
+def make_batches(
+    options: run_config.UnlearnConfig, data: run_config.DataConfig,
+    splits: splits_lib.Splits, model: loading.LoadedModel, *, seed: int,
+    cache: checkpoints.NoCache = checkpoints.NoCache(),
+    reference: Reference | None = None) -> batches_lib.Batches:
+  """Encodes the training data and computes the base's reference states.
+
+  Args:
+    options: the loop's config.
+    data: chat format and text window.
+    splits: questions and texts.
+    model: the base.
+    seed: the run's.
+    cache: keeps the reference states, so that a resumed run skips them.
+    reference: replaces the base's answers (planning); None runs the base.
+  """
+  maker = _PoolMaker(
+      options, data, model, seed, cache, reference or reference_of(model))
+  questions = inputs_lib.thin(splits.forget_train, options.forget_pool, seed)
+  sequences = maker.encode(questions)
+  text = maker.text(splits.text)
+  swapped, account = maker.swapped(splits)
+  prompts = None
+  if options.prompt_weight:
+    first = sequences.answer_mask.argmax(1)[:, None]  # It predicts the answer.
+    prompts = maker.with_reference('prompts', batches_lib.make_spans(
+        sequences.tokens, np.arange(sequences.tokens.shape[1]) < first))
+  forget = maker.pool('forget', sequences, options.forget_batch, 0)
+  marginals = partners = None
+  if options.loss == 'answer_swap':
+    partners = swap_partners(questions, splits.forget_train)
+  elif options.loss == 'group_marginal':
+    ends = forget.spans.reference[:, 0]  # [n, D], ends of the prompts.
+    marginals = other_facts.group_marginals(
+        *_grouping(questions, splits.forget_train),
+        lambda rows: maker.reference.probabilities(ends[rows]))
+  choices = None
+  if options.choice_kl_weight:
+    choices = choice_targets(questions, model.tokenizer, chat=data.chat)
+  retain = retain_pool(
+      options, splits.retain_train, forget, maker.retain, seed=seed)
+  return batches_lib.Batches(
+      forget=forget, retain=retain, text=text, swapped=swapped,
+      swapped_account=account, prompts=prompts, partners=partners,
+      marginals=marginals, choices=choices, fill=packing.fill_rows,
+      steps=options.steps, seed=seed)
+
+
+class _PoolMaker(NamedTuple):
+  """Encodes questions and texts and adds the reference states."""
+
+  options: run_config.UnlearnConfig
+  data: run_config.DataConfig
+  model: loading.LoadedModel
+  seed: int
+  cache: checkpoints.NoCache
+  reference: Reference
+
+  def encode(self, questions: Questions) -> batching.Sequences:
+    return batching.encode_sequences(
+        questions, self.model.tokenizer, chat=self.data.chat)
+
+  def with_reference(
+      self, name: str, spans: batches_lib.Spans) -> batches_lib.Spans:
+    found = self.cache.get_or_compute(f'references_{name}', lambda: {
+        'states': batches_lib.add_reference(
+            spans, self.reference.hidden, packing.fill_rows).reference})
+    return spans._replace(reference=found['states'])
+
+  def pool(
+      self, name: str, sequences: batching.Sequences, batch: int, salt: int
+  ) -> batches_lib.Pool:
+    return self.pool_of(self.with_reference(name, batches_lib.make_spans(
+        sequences.tokens, sequences.answer_mask)), batch, salt)
+
+  def pool_of(
+      self, spans: batches_lib.Spans, batch: int, salt: int
+  ) -> batches_lib.Pool:
+    size = spans.length.size
+    return batches_lib.Pool(
+        spans=spans, even=size, sampler=batching.BatchSampler(
+            size, min(batch, size), 4 * self.seed + salt))
+
+  def retain(self, name: str, questions: Questions) -> batches_lib.Pool:
+    return self.pool(
+        name, self.encode(questions), self.options.retain_batch, 1)
+
+  def text(self, documents: Sequence[Any]) -> batches_lib.Pool | None:
+    if not documents or not self.options.text_batch:
+      return None
+    windows = batching.encode_text(
+        documents, self.model.tokenizer, self.data.text_window)
+    chosen = sample_rows(
+        windows.length.size, self.options.text_pool, self.seed)
+    return self.pool('text', windows.take(chosen), self.options.text_batch, 2)
+
+  def swapped(
+      self, splits: splits_lib.Splits
+  ) -> tuple[batches_lib.Pool | None, dict[str, int] | None]:
+    if not self.options.swapped_batch:
+      return None, None
+    spans, account = swapped_subjects.spans(
+        self.options, self.data, splits, self.model.tokenizer,
+        functools.partial(self.with_reference, 'swapped'),
+        self.reference.probabilities, seed=self.seed)
+    return self.pool_of(spans, self.options.swapped_batch, 3), account
+
+
+def retain_pool(
+    options: run_config.UnlearnConfig, questions: Questions,
+    forget: batches_lib.Pool,
+    make_pool: Callable[[str, Questions], batches_lib.Pool], *, seed: int
+) -> batches_lib.Pool:
+  """Retain questions of every fact, and more of the forget set's neighbours.
+
+  The neighbours are the facts whose base states are nearest to the forget
+  set's. They join the pool in their remaining phrasings, up to
+  `--unlearn_retain_pool` questions: a neighbour trained in few phrasings is
+  lost in the others. `--unlearn_nearest_share` of each batch is drawn from the
+  nearest sequences, at most a tenth of the retain set.
+  """
+  chosen = inputs_lib.thin(questions, options.retain_pool, seed)
+  even = make_pool('retain', chosen)
+  size, batch = even.even, even.sampler.batch
+  if not options.nearest_share or batch == 1:
+    return even
+  nearest = lambda spans, count: batches_lib.nearest(
+      *(np.asarray(s.reference[:, 0]) for s in (spans, forget.spans)), count)
+  rows = nearest(even.spans, int(_NEIGHBOUR_SHARE * size))
+  facts, ids = {chosen[i].fact for i in rows}, {q.id for q in chosen}
+  more = inputs_lib.thin(
+      [q for q in questions if q.fact in facts and q.id not in ids],
+      options.retain_pool, seed)
+  spans = even.spans
+  if more:
+    spans = batches_lib.join([spans, make_pool('retain_near', more).spans])
+    rows = nearest(spans, min(
+        int(_NEIGHBOUR_SHARE * len(questions)), len(rows) + len(more)))
+  part = round(options.nearest_share * batch)
+  part = min(max(1, part), batch - 1)  # At least one sequence of each kind.
+  return batches_lib.Pool(
+      spans=spans, even=size, sampler=batching.FavouringSampler(
+          size, batch, even.sampler.seed, favoured=rows, part=part))
+
+
+def swap_partners(
+    questions: Questions, forget_set: Questions) -> list[np.ndarray]:
+  """For each question, the questions of other facts to swap answers with."""
+  return other_facts.swap_partners(
+      *_grouping(questions, forget_set), [q.fact for q in questions])
+
+
+def choice_targets(
+    questions: Questions, tokenizer: Any, *, chat: bool = False
+) -> objective.Choices:
+  """First tokens of the choices of each question's fact."""
+  encoded = tokenization.encode_questions(questions, tokenizer, chat=chat)
+  first = [[ids[0] for ids in e.choices] for e in encoded]
+  right = [row[q.answer_index] for q, row in zip(questions, first)]
+  return other_facts.choice_targets(
+      [q.fact for q in questions], right, first)
+
+
+def check_forget_term(
+    options: run_config.UnlearnConfig, forget_set: Questions, tokenizer: Any,
+    *, seed: int, chat: bool) -> None:
+  """Raises ValueError if the forget term lacks other facts or choices."""
+  questions = inputs_lib.thin(forget_set, options.forget_pool, seed)
+  if options.loss == 'answer_swap':
+    swap_partners(questions, forget_set)
+  elif options.loss == 'group_marginal':
+    other_facts.group_marginals(
+        *_grouping(questions, forget_set),
+        lambda rows: np.zeros((len(rows), 1)))
+  if options.choice_kl_weight:
+    choice_targets(questions, tokenizer, chat=chat)
+
+
+def _grouping(
+    questions: Questions, forget_set: Questions
+) -> tuple[list[str], list[str], list[str]]:
+  """Group, relation and template of each question.
+
+  Groups come from the whole forget set, so that they do not depend on which
+  questions are drawn. A template is the last part of a question's id.
+  """
+  groups = dict(zip(
+      [(q.relation, q.fact) for q in forget_set],
+      other_facts.confusable_groups(*zip(*(
+          (q.relation, q.fact, q.answer, q.choices) for q in forget_set)))))
+  return ([groups[q.relation, q.fact] for q in questions],
+          [q.relation for q in questions],
+          [q.id.rsplit('/', 1)[-1] for q in questions])
+
+
+def sample_rows(size: int, limit: int, seed: int) -> np.ndarray:
+  """At most `limit` rows of `size`, drawn without replacement, sorted."""
+  rng = np.random.default_rng(seed)
+  return np.sort(rng.permutation(size)[:limit])
