@@ -55,6 +55,7 @@ from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import checks
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import training
 from mansu_jax.unlearn import batches as batches_lib
 
@@ -134,10 +135,15 @@ def prepare(seed: int) -> Bench:
       'forget_far': inputs.evaluation['forget_far']})
   return Bench(
       config=config, inputs=inputs, model=model,
-      batches=training.make_batches(config, inputs, model),
-      evaluator=evaluation.Evaluator(config, inputs, model),
-      far=evaluation.Evaluator(config, only_far, model),
-      quantize=quantizers.Quantizers(config, inputs, model))
+      batches=pools.make_batches(
+          config.unlearn, config.data, inputs.splits, model, seed=seed),
+      evaluator=evaluation.Evaluator(
+          config.eval, config.data, inputs, model),
+      far=evaluation.Evaluator(
+          config.eval, config.data, only_far, model),
+      quantize=quantizers.Quantizers(
+          config.quant_schemes, model, calibration_texts=inputs.calibration,
+          calibration_tokens=config.eval.calibration_tokens))
 
 
 def check_setting(bench: Bench, path: pathlib.Path) -> None:
@@ -195,8 +201,14 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
       *_FIRST, *ARMS[name])
   found = circuit_of(bench, config, draw, kept)
   circuit = found.circuit
-  edit = edits.make(config, bench.model, circuit, found.movable)
-  fisher = training.circuit_fisher(config, edit, bench.batches)
+  edit = edits.make(
+      bench.model, circuit, quantizers.with_fixed_grid(config.quant_schemes),
+      quantized_views=config.unlearn.quantizer_in_loop,
+      storage_dtype=config.export_dtype, movable=found.movable)
+  fisher = None
+  if config.edit.projection != 'none':
+    fisher = training.circuit_fisher(config.fisher, edit, training.fisher_spans(
+        config.fisher, bench.batches, seed=config.seed), seed=config.seed)
   common, far = circuit.span[0], []
 
   def reached():
@@ -214,7 +226,8 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
     return reached()
 
   done = training.unlearn(
-      config, edit, fisher, bench.batches, bench.model, visit=accuracy,
+      config.unlearn, config.edit, edit, fisher, bench.batches,
+      total_weights=tree_paths.count(bench.model.params), visit=accuracy,
       log_every=_EVERY)
   out = {'arm': arm, 'seed': bench.config.seed, 'draw': draw, 'far': far,
          'reached': reached(), 'steps': far[-1][0],

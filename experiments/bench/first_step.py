@@ -31,8 +31,10 @@ from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
 from mansu_jax.runtime import sharding
 from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import training
 
 _JOB = flags.DEFINE_string(
@@ -54,10 +56,17 @@ def _measure(
   found = {'scores': attribution.score(config, model, pairs)['means']}
   if circuit is None:
     circuit = attribution.find(config, inputs, model).circuit
-  edit = edits.make(config, model, circuit)
-  batches = training.make_batches(config, inputs, model)
-  found['fisher'] = training.circuit_fisher(config, edit, batches)
-  problem = training.make_problem(config, edit, found['fisher'])
+  edit = edits.make(
+      model, circuit, quantizers.with_fixed_grid(config.quant_schemes),
+      quantized_views=config.unlearn.quantizer_in_loop,
+      storage_dtype=config.export_dtype)
+  batches = pools.make_batches(
+      config.unlearn, config.data, inputs.splits, model, seed=config.seed)
+  found['fisher'] = training.circuit_fisher(
+      config.fisher, edit, training.fisher_spans(
+          config.fisher, batches, seed=config.seed), seed=config.seed)
+  problem = training.make_problem(
+      config.unlearn, config.edit, edit, found['fisher'])
   gradient = jax.jit(jax.grad(problem.loss, has_aux=True))
   for name, view in edit.views.items():
     seen = edit.theta if view.quantize is None else view.quantize(edit.theta)

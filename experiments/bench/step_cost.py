@@ -32,8 +32,10 @@ from mansu_jax.models.io import loading
 from mansu_jax.planning import cost
 from mansu_jax.planning import job as planned
 from mansu_jax.runtime import sharding
+from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import training
 from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import losses
@@ -55,7 +57,7 @@ def _plain(shapes: Any) -> Any:
         positions=batch.packed.positions, segments=batch.packed.segments)
     flat = hidden.reshape(-1, hidden.shape[-1])
     total = 0.0
-    for part in (batch.forget, batch.retain, batch.text, batch.crossed):
+    for part in (batch.forget, batch.retain, batch.text, batch.swapped):
       if part is not None:
         nll = losses.token_nll(
             decoder.unembed(params, flat[part.where]), part.labels)
@@ -68,9 +70,13 @@ def _plain(shapes: Any) -> Any:
 
 def _step(config: run_config.RunConfig, model: Any) -> tuple[Any, Any]:
   """The jitted step, and its arguments but the batch."""
-  edit = edits.make(config, model, planned.draw_circuit(config, model.config))
+  edit = edits.make(
+      model, planned.draw_circuit(config, model.config), quantizers.with_fixed_grid(config.quant_schemes),
+      quantized_views=config.unlearn.quantizer_in_loop,
+      storage_dtype=config.export_dtype)
   fisher = jax.tree.map(jnp.ones_like, edit.theta)
-  problem = training.make_problem(config, edit, fisher)
+  problem = training.make_problem(
+      config.unlearn, config.edit, edit, fisher)
   carry = jax.tree.map(jnp.array, (edit.theta, problem.tx.init(edit.theta)))
   step = loop.make_step(problem, jax.tree.map(lambda x: x.sharding, carry))
   seen = jax.tree.map(jnp.array, edit.theta)
@@ -80,7 +86,9 @@ def _step(config: run_config.RunConfig, model: Any) -> tuple[Any, Any]:
 def measure(config: run_config.RunConfig) -> dict[str, Any]:
   """Times both and counts what they compute."""
   model = loading.load(config.model)
-  batches = training.make_batches(config, inputs_lib.read(config), model)
+  batches = pools.make_batches(
+      config.unlearn, config.data, inputs_lib.read(config).splits, model,
+      seed=config.seed)
   batch = jax.device_put(batches(0))
   plain, (step, (carry, *rest)) = _plain(model.config), _step(config, model)
   compiled = {

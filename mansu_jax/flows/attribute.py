@@ -109,7 +109,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
                  'answered': len(scored.known), 'pairs': len(pairs)},
       'model': model.source | {'config': dataclasses.asdict(model.config)},
       'tokenization': results.describe_tokenization(
-          config, model.tokenizer, inputs.splits.forget_train),
+          model.tokenizer, inputs.splits.forget_train,
+          chat=config.data.chat),
       'data': {'sha256': inputs.hashes},
       'config': dataclasses.asdict(config),
       'environment': environment.here(), 'stages': clock.stages}

@@ -1,8 +1,10 @@
-"""The flow of an audit: base and unlearned model, of whatever tool -> params ->
-what moved -> attribution -> quantize and compare -> evaluate -> report.
+"""`--mode=audit`: measure a model that any tool unlearned against its base.
 
-It writes the workdir of a run that unlearns, but for `model/`, which is there
-already, and `checkpoints/`: an audit that was stopped starts anew.
+base and unlearned model -> weight changes -> attribution -> evaluate ->
+erasure -> report.
+
+An audit writes the same workdir as a run, without `model/` and `checkpoints/`:
+a stopped audit starts again from the beginning.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from mansu_jax.stages.prepare import model_pair
 def run(config: run_config.RunConfig) -> dict[str, Any]:
   """Audits a model and writes the workdir.
 
-  What the data do not allow is not measured: its part of the record is empty,
-  and the properties that rest on it are inconclusive.
+  Measures that the given data do not allow are left empty in the record, and
+  the properties that need them are inconclusive.
 
   Args:
     config: the run's, in audit mode.
@@ -60,17 +62,22 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     if found is not None:
       results.write_circuit(found, base.config, root)
   with clock.stage('evaluate'):
-    evaluator = evaluation.Evaluator(config, inputs, base)
-    quantize = quantizers.Quantizers(config, inputs, base)
+    evaluator = evaluation.Evaluator(config.eval, config.data, inputs, base)
+    quantize = quantizers.Quantizers(
+        config.quant_schemes, base, calibration_texts=inputs.calibration,
+        calibration_tokens=config.eval.calibration_tokens)
     measured = evaluation.measure_all(
-        config, evaluator, quantize, base, unlearned)
+        evaluator, quantize.views(), base.params, unlearned)
     results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
     structure = erasure.measure(
         config, inputs, quantize, base, found, unlearned
     ) if found is not None else erasure.not_measured(why)
   with clock.stage('samples'):
-    texts = results.samples(config, inputs, quantize, base, unlearned)
+    chosen = results.asked_freely(
+        inputs, config.eval.generations, seed=config.seed)
+    texts = results.samples(
+        chosen, quantize, base, unlearned, chat=config.data.chat)
   with clock.stage('survival'):
     record = results.make_record(
         config=config, inputs=inputs, quantize=quantize, model=base,
@@ -87,12 +94,12 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
 def _find_circuit(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
     base: loading.LoadedModel) -> tuple[attribution.Found | None, str]:
-  """The circuit by attribution on the base, or why there is none."""
+  """The base's circuit, or None and the reason."""
   why = attribution.why_none(config, inputs.splits, base.tokenizer)
   if why:
     return None, why
   try:
     return attribution.find(config, inputs, base), ''
   except eap_ig.TooFewAnswered as error:
-    logging.warning('There is no circuit: %s', error)
+    logging.warning('No circuit was attributed: %s', error)
     return None, str(error)

@@ -25,7 +25,6 @@ from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.quant import affine
 from mansu_jax.quant import simulate
 from mansu_jax.stages.circuit import attribution
-from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
 
@@ -59,8 +58,9 @@ class Job:
   @functools.cached_property
   def windows(self) -> tuple[np.ndarray, np.ndarray]:
     """Of the text that quantizers are calibrated with."""
-    return quantizers.calibration_windows(
-        self.config, self.inputs, self.model.tokenizer)
+    return calibration.choose_windows(
+        self.inputs.calibration, self.model.tokenizer,
+        most_tokens=self.config.eval.calibration_tokens)
 
 
 def draw_circuit(config: run_config.RunConfig, shapes: Any) -> graph.Circuit:

@@ -37,7 +37,8 @@ def plan(job: job_lib.Job) -> None:
 def _evaluate(job: job_lib.Job) -> None:
   """Both models at every precision, on all questions and texts."""
   config, record, model = job.config, job.recorder, job.model
-  evaluator = evaluation.Evaluator(config, job.inputs, model)
+  evaluator = evaluation.Evaluator(
+      config.eval, config.data, job.inputs, model)
   matrices = job_lib.matrices(job)
   held = {'base': model.params, 'unlearned': matrices}
   calibrated = [n for n in config.quant_schemes if n in quant.CALIBRATED]
@@ -143,7 +144,8 @@ def _copied_back(
 def _samples(job: job_lib.Job) -> None:
   """A few questions answered freely."""
   config, record, model = job.config, job.recorder, job.model
-  chosen = results.asked_freely(config, job.inputs)
+  chosen = results.asked_freely(
+      job.inputs, config.eval.generations, seed=config.seed)
   if not chosen:
     return
   matrices = job_lib.matrices(job)

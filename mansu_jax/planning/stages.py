@@ -31,6 +31,7 @@ from mansu_jax.quant import grids as grids_lib
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import retain_kl
 from mansu_jax.stages.train import training
 from mansu_jax.unlearn import fisher as fisher_lib
@@ -100,7 +101,7 @@ def _edge_faithfulness(job: job_lib.Job, pairs: Any) -> None:
 def _references(job: job_lib.Job) -> tuple[Any, ...]:
   """Reference states, the slices, their grids and the quantized view."""
   config, model, record = job.config, job.model, job.recorder
-  shapes, names = model.config, quantizers.held(config.quant_schemes)
+  shapes, names = model.config, quantizers.with_fixed_grid(config.quant_schemes)
   rows, width = [], shapes.d_model
 
   def hidden(tokens, positions, segments):
@@ -108,17 +109,19 @@ def _references(job: job_lib.Job) -> tuple[Any, ...]:
     rows.append(tokens)
     return np.zeros((*tokens.shape, width), np.float32)
 
-  batches = training.make_batches(config, job.inputs, model, base=training.Base(
-      hidden=hidden, say=lambda states: np.full(
-          (len(states), shapes.vocab_size), 1 / shapes.vocab_size,
-          np.float32)))
+  batches = pools.make_batches(
+      config.unlearn, config.data, job.inputs.splits, model, seed=config.seed,
+      reference=pools.Reference(
+          hidden=hidden, probabilities=lambda states: np.full(
+              (len(states), shapes.vocab_size), 1 / shapes.vocab_size,
+              np.float32)))
   with record.stage('references', '', base=model.params):
     by_shape: dict[Any, int] = {}
     for tokens in rows:
       by_shape[tokens.shape] = by_shape.get(tokens.shape, 0) + 1
     for shape, calls in by_shape.items():
       packed = [jax.ShapeDtypeStruct(shape, jnp.int32)] * 3
-      record.call('decoder.forward', training.base_states, shapes,
+      record.call('decoder.forward', pools.base_states, shapes,
                   model.params, *packed, calls=calls)
     theta = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
         x.shape, jnp.float32, sharding=x.sharding), job_lib.gathered(job))
@@ -168,7 +171,8 @@ def _edit(job: job_lib.Job, theta, grids, views) -> edits.Edit:
   return edits.Edit(
       theta=theta, grids=grids, base=job.frozen,
       views=dict.fromkeys(views, none), forward=forward, unembed=unembed,
-      merge=lambda slices: slices)
+      merge=lambda slices: slices,
+      storage_dtype=jnp.dtype(job.config.export_dtype))
 
 
 def _quantized_views(
@@ -184,8 +188,9 @@ def _fisher(
   if config.edit.projection == 'none':
     return None
   edit = _edit(job, theta, grids, views)
-  spans = training.fisher_spans(config, batches)
-  chunk = training.fisher_chunk(config, theta)
+  spans = training.fisher_spans(
+      config.fisher, batches, seed=config.seed)
+  chunk = training.fisher_chunk(config.fisher, theta)
   count = -(-spans.length.size // chunk) * chunk
   examples = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), spans)
@@ -203,10 +208,10 @@ def _unlearn(job: job_lib.Job, batches, theta, grids, views, fisher) -> None:
   edit = _edit(job, theta, grids, views)
   state = _placed_like(jax.eval_shape(
       lambda theta, grids, fisher: edits.make_transform(
-          config, dataclasses.replace(edit, grids=grids), fisher).init(theta),
+          config.unlearn, config.edit, dataclasses.replace(edit, grids=grids), fisher).init(theta),
       theta, grids, fisher), theta)
   carry = theta, state
-  problem = training.make_problem(config, edit, fisher)
+  problem = training.make_problem(config.unlearn, config.edit, edit, fisher)
   step = loop.make_step(problem, jax.tree.map(lambda x: x.sharding, carry))
   batch = recorder_lib.shapes_of(batches(0))
   steps = config.unlearn.steps
@@ -231,7 +236,8 @@ def _unlearn(job: job_lib.Job, batches, theta, grids, views, fisher) -> None:
           f'step at {name}', step, carry, seen, job.frozen | {'params': view},
           job.frozen, theta, batch, calls=calls)
     record.then(**held, slices=theta)
-    spans = retain_kl.batches_of(training.fisher_spans(config, batches))
+    spans = retain_kl.batches_of(training.fisher_spans(
+      config.fisher, batches, seed=config.seed))
     record.call(
         'retain_kl', retain_kl.program(edit), theta, job.frozen,
         recorder_lib.shapes_of(spans[0]), calls=len(spans))

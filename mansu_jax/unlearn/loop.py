@@ -232,4 +232,4 @@ def _log(
       'step %d/%d  forget %.3f (nll %.2f)  retain kl %.4f nll %.3f  text kl'
       ' %.4f  swapped kl %.4f  %s  eta %.0fs', step, steps, row['forget'],
       row['forget_nll'], row['retain_kl'], row['retain_nll'], row['text_kl'],
-      row['crossed_kl'], shares, seconds * (steps - step))
+      row['swapped_kl'], shares, seconds * (steps - step))

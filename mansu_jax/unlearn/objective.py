@@ -82,7 +82,7 @@ class Metrics(NamedTuple):
   retain_kl: types.Array  # nats a token
   retain_nll: types.Array  # nats a token
   text_kl: types.Array  # nats a token
-  crossed_kl: types.Array  # nats a token
+  swapped_kl: types.Array  # nats a token
 
 
 def make_loss(
@@ -141,7 +141,7 @@ def make_loss(
           losses.token_kl(reference, logits), targets.weight)
 
     forget, forget_nll = forget_term(at_forget, base, batch)
-    retain_kl, text_kl, crossed_kl, prompt_kl = map(
+    retain_kl, text_kl, swapped_kl, prompt_kl = map(
         kl, kept, at_kept, references)
     retain_nll = losses.weighted_mean(
         losses.token_nll(at_kept[0], batch.retain.labels),
@@ -150,11 +150,11 @@ def make_loss(
         options.forget_weight * forget
         + options.kl_weight * (
             retain_kl + options.text_weight * text_kl
-            + options.swapped_weight * crossed_kl
+            + options.swapped_weight * swapped_kl
             + options.prompt_weight * prompt_kl)
         + options.nll_weight * retain_nll)
     return total, Metrics(
-        total, forget, forget_nll, retain_kl, retain_nll, text_kl, crossed_kl)
+        total, forget, forget_nll, retain_kl, retain_nll, text_kl, swapped_kl)
 
   return loss
 

@@ -17,7 +17,7 @@ from mansu_jax.config import flags as run_flags
 from mansu_jax.config import run as config_lib
 from mansu_jax.data.readers import jsonl
 from mansu_jax.stages.prepare import inputs
-from mansu_jax.stages.train import training
+from mansu_jax.stages.train import pools
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
@@ -321,7 +321,9 @@ class ExperimentTest(parameterized.TestCase):
           [first.setdefault(word, len(first)) for word in text.split()]
           for text in texts]}
 
-    training.check_forget_term(config, inputs.read(config), tokenizer)
+    pools.check_forget_term(
+        config.unlearn, inputs.read(config).splits.forget_train, tokenizer,
+        seed=0, chat=False)
 
 
 class MainTest(parameterized.TestCase):

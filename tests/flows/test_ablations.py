@@ -229,8 +229,8 @@ class AblationTest(parameterized.TestCase):
     model = loading.load(config.model, ml_dtypes.bfloat16)
     found = inputs.read(config)
     measured = evaluation.measure_all(
-        config, evaluation.Evaluator(config, found, model),
-        quantizers.Quantizers(config, found, model), model,
+        evaluation.Evaluator(config.eval, config.data, found, model),
+        quantizers.Quantizers(('nf4',), model).views(), model.params,
         loading.load(root / 'model', ml_dtypes.bfloat16).params)
     for precision in ('fp', 'nf4'):
       texts = measured['unlearned', precision].texts

@@ -1,7 +1,6 @@
 """A tiny model, sequences of several lengths, and how they are packed."""
 
 import functools
-import types
 
 import jax
 import numpy as np
@@ -61,14 +60,8 @@ def spans(hidden, tokens, mask):
       batch_rows=2)
 
 
-def retain(spans_):
-  """Training batches of which only the retain pool's sequences are asked."""
-  return types.SimpleNamespace(retain=types.SimpleNamespace(
-      spans=spans_, even=spans_.length.size))
-
-
 def batch(hidden, *, alone=False, rows=None):
-  """All sequences in one batch; `alone`: one sequence a row."""
+  """All sequences in one batch; `alone` gives each a row of its own."""
   fill = packing.fill_rows
   if alone:
     fill = lambda lengths, capacity: [[i] for i in range(len(lengths))]

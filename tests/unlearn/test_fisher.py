@@ -1,5 +1,6 @@
 """Diagonal Fisher: squares of single gradients, not of their mean."""
 
+import types
 from unittest import mock
 
 from absl.testing import absltest
@@ -115,19 +116,12 @@ class CircuitFisherTest(parameterized.TestCase):
         where=np.pad(spans.where, pad), labels=np.pad(spans.labels, pad),
         weight=np.pad(spans.weight, pad),
         reference=np.pad(spans.reference, (*pad, (0, 0))))
-    config = run_config.RunConfig(
-        fisher=run_config.FisherConfig(**options),
-        edit=run_config.EditConfig(projection='fisher'))
-
-    class Retain:
-      retain = batches.Pool(
-          spans=spans, sampler=None, even=even or spans.length.size)
-
-    class Saved:
-      get = staticmethod(lambda name, make: make())
-
+    options = run_config.FisherConfig(**options)
+    made = types.SimpleNamespace(retain=batches.Pool(
+        spans=spans, sampler=None, even=even or spans.length.size))
     return training.circuit_fisher(
-        config, problem.circuit_edit(), Retain, Saved)
+        options, problem.circuit_edit(), training.fisher_spans(
+            options, made, seed=0), seed=0)
 
   def test_equals_the_loop_over_sequences_by_themselves(self):
     params = problem.model().params

@@ -32,7 +32,7 @@ def _loss(theta, frozen, base, batch):
   return value, objective.Metrics(
       loss=value, forget=frozen['number'], forget_nll=base['number'],
       retain_kl=frozen['kl'], retain_nll=value, text_kl=value,
-      crossed_kl=value)
+      swapped_kl=value)
 
 
 def _problem(**changes):

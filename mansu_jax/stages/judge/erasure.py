@@ -82,7 +82,7 @@ def measure(
     few, one or both of the first two are {} and S is inconclusive; where there
     is nothing to read, so are the next three, and S is not passed.
   """
-  views = quantizers.views(config, quantize)
+  views = quantize.views()
   reasons, circuit, controls = [], found.circuit, []
   make_reader = lambda: readability.Reader(
       config, inputs, model, unlearned, views)

@@ -27,7 +27,7 @@ from mansu_jax.stages.circuit import edge_file
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import inputs as inputs_lib
-from mansu_jax.stages.train import training
+from mansu_jax.stages.train import pools
 
 _DEFAULT_EDGES = run_config.CircuitConfig().edges  # Where fewer are no error.
 
@@ -41,7 +41,9 @@ def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
   """
   def read_inputs():
     check_unread_flags(config)
-    quantizers.check(config)
+    quantizers.check(
+        config.quant_schemes, edits=config.method == 'mansu' and
+        config.mode in ('unlearn', 'plan'))
     return inputs_lib.read(config)
 
   inputs = processes.raise_on_all(read_inputs)
@@ -191,7 +193,7 @@ def check_model_and_data(
       attribution pairs or exchange partners.
   """
   _check_circuit(config, shapes)
-  quantizers.check_shapes(config, shapes)
+  quantizers.check_shapes(config.quant_schemes, shapes)
   if tokenizer is None:
     raise ValueError(
         f'--model={config.model} has no tokenizer; wanted tokenizer.json beside'
@@ -200,7 +202,9 @@ def check_model_and_data(
     tokenization.check_template(tokenizer, config.model)
   _check_data(config, inputs, shapes, tokenizer)
   splits = inputs.splits
-  training.check_forget_term(config, inputs, tokenizer)
+  pools.check_forget_term(
+      config.unlearn, splits.forget_train, tokenizer, seed=config.seed,
+      chat=config.data.chat)
   swapped_subjects.check(config, splits, tokenizer, shapes.max_position)
   _check_pairs(config, 'forget', attribution.forget_pairs(
       config, splits, tokenizer))
@@ -218,7 +222,7 @@ def check_audit(
     ValueError: as `check_model_and_data`; but questions that make no pairs are
       allowed, unless --circuit_contrast asks for them.
   """
-  quantizers.check_shapes(config, shapes)
+  quantizers.check_shapes(config.quant_schemes, shapes)
   asked = (*inputs.evaluation.values(), inputs.splits.forget_train,
            inputs.splits.retain_train, config.attribution.pairs_file)
   if config.data.chat and not any(asked):

@@ -26,8 +26,9 @@ class EvaluationTest(parameterized.TestCase):
     cls.config = runs.parse(*tiny_job.make(pathlib.Path(folder) / 'job'))
     cls.model = loading.load(cls.config.model)
     found = inputs_lib.read(cls.config)
-    cls.evaluator = evaluation.Evaluator(cls.config, found, cls.model)
-    cls.quantize = quantizers.Quantizers(cls.config, found, cls.model)
+    cls.evaluator = evaluation.Evaluator(
+        cls.config.eval, cls.config.data, found, cls.model)
+    cls.quantize = quantizers.Quantizers(('nf4',), cls.model)
 
   def _edited(self, *path, layer=None):
     """The model with one leaf changed, in one layer if given."""
@@ -53,7 +54,7 @@ class EvaluationTest(parameterized.TestCase):
   def test_measured_together_as_alone(self, layer):
     edited = self._edited('layers', 'mlp', 'up', layer=layer)
     got = evaluation.measure_all(
-        self.config, self.evaluator, self.quantize, self.model, edited)
+        self.evaluator, self.quantize.views(), self.model.params, edited)
     views = {'fp': lambda params: params,
              'nf4': functools.partial(self.quantize, 'nf4')}
     self.assertCountEqual(

@@ -33,11 +33,14 @@ class QuantizersTest(parameterized.TestCase):
     cls.config = runs.parse(*flags, f'--quant_schemes={",".join(_ALL)}')
     cls.model = loading.load(cls.config.model)
     cls.inputs = inputs_lib.read(cls.config)
-    cls.quantize = quantizers.Quantizers(cls.config, cls.inputs, cls.model)
+    cls.quantize = cls._quantizers()
 
-  def _check(self, schemes, **more):
-    quantizers.check(dataclasses.replace(
-        self.config, quant_schemes=schemes, **more))
+  @classmethod
+  def _quantizers(cls):
+    return quantizers.Quantizers(
+        _ALL, cls.model, calibration_texts=cls.inputs.calibration,
+        calibration_tokens=cls.config.eval.calibration_tokens,
+        guarantee=quantizers.guaranteed(_ALL, 'hold'))
 
   def test_each_quantizes_as_it_does_alone(self):
     params = self.model.params
@@ -57,7 +60,7 @@ class QuantizersTest(parameterized.TestCase):
   def test_calibrates_once_for_the_same_params_and_scheme(self):
     params = self.model.params
     other = params | {'embed': params['embed'] * 2}
-    quantize = quantizers.Quantizers(self.config, self.inputs, self.model)
+    quantize = self._quantizers()
     with mock.patch.object(
         calibration, 'encode', side_effect=calibration.encode) as made:
       first = quantize('gptq_g128', params)
@@ -76,12 +79,8 @@ class QuantizersTest(parameterized.TestCase):
     self.assertNotIn('shipped:text_retain.jsonl', plain.hashes)
 
   def test_promises(self):
-    self.assertEqual(quantizers.guaranteed(self.config), ('nf4', 'q4_0'))
-    for change in (
-        dict(mode='audit'), dict(edit=dataclasses.replace(
-            self.config.edit, floor='none'))):
-      other = dataclasses.replace(self.config, **change)
-      self.assertEmpty(quantizers.guaranteed(other))
+    self.assertEqual(quantizers.guaranteed(_ALL, 'hold'), ('nf4', 'q4_0'))
+    self.assertEmpty(quantizers.guaranteed(_ALL, 'none'))
     said = self.quantize.describe()
     self.assertEqual(
         [said[name]['guaranteed'] for name in _ALL],
@@ -91,17 +90,16 @@ class QuantizersTest(parameterized.TestCase):
     self.assertGreater(said['gptq_g128']['calibration']['tokens'], 1000)
 
   def test_an_audit_takes_any_first(self):
-    self._check(('q4_k', 'nf4'), mode='audit')
+    quantizers.check(('q4_k', 'nf4'), edits=False)
     with self.assertRaisesRegex(ValueError, 'starts with q4_k'):
-      self._check(('q4_k', 'nf4'))
+      quantizers.check(('q4_k', 'nf4'), edits=True)
 
   def test_matrices_that_cannot_be_cut_are_refused_before_weights(self):
     shapes = dataclasses.replace(self.model.config, d_model=48)
     with self.assertRaisesRegex(
         ValueError, r"--quant_schemes has q4_0: .*'layers/attn/.'.*have 48"):
-      quantizers.check_shapes(self.config, shapes)
-    quantizers.check_shapes(dataclasses.replace(
-        self.config, quant_schemes=('nf4', 'gptq_g128')), shapes)
+      quantizers.check_shapes(_ALL, shapes)
+    quantizers.check_shapes(('nf4', 'gptq_g128'), shapes)
 
   def test_survival_of_no_edit(self):
     shares, _ = self.quantize.survival(self.model.params, self.model.params)

@@ -8,7 +8,6 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax.config import run as run_config
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.eval import accuracy
 from mansu_jax.eval import perplexity
@@ -60,8 +59,7 @@ class _Case:
   def answers(self):
     evaluator = types.SimpleNamespace(
         questions=self.questions, slices=self.slices)
-    return verdict.Answers(evaluator, self.measured, run_config.RunConfig(
-        eval=run_config.EvalConfig(bootstrap=500)))
+    return verdict.Answers(evaluator, self.measured, resamples=500, seed=0)
 
 
 def _shares(fp, nf4=None, *, base=1.0, splits=_SPLITS):

@@ -70,7 +70,8 @@ class SizeTest(parameterized.TestCase):
   """Gradients, state and updates have the size of the circuit."""
 
   def _made(self, edit):
-    tx = edits.make_transform(_run_config(), edit, None)
+    tx = edits.make_transform(
+        problem.options(), run_config.EditConfig(), edit, None)
     step = loop.make_step(loop.Problem(
         theta=edit.theta, tx=tx, loss=objective.make_loss(
             problem.options(), edit.forward, edit.unembed),
@@ -94,7 +95,8 @@ class SizeTest(parameterized.TestCase):
 
   def test_optimizer_state_is_of_the_circuit(self):
     edit = problem.circuit_edit()
-    tx = edits.make_transform(_run_config(), edit, None)
+    tx = edits.make_transform(
+        problem.options(), run_config.EditConfig(), edit, None)
     size = sum(x.size for x in jax.tree.leaves(tx.init(edit.theta)))
     # Two moments, the latent, and scales, one a block where blocks are whole.
     theta = tree_paths.count(edit.theta)
@@ -304,7 +306,8 @@ class LoopTest(parameterized.TestCase):
         config.unlearn, edit.forward, edit.unembed))
     theta, history = loop.run(
         loop.Problem(
-            theta=edit.theta, tx=edits.make_transform(config, edit, fisher),
+            theta=edit.theta, tx=edits.make_transform(
+                config.unlearn, config.edit, edit, fisher),
             loss=loss,
             views=list(edit.views.values()), base=edit.base),
         lambda step: batch, steps=4,
@@ -360,13 +363,7 @@ class MakeTest(parameterized.TestCase):
 
   def test_full_edit_trains_everything_and_unembeds_either(self):
     model = problem.model()
-    config = _run_config(
-        method='graddiff', edit=run_config.EditConfig(
-            floor='none', projection='none'),
-        unlearn=run_config.UnlearnConfig(
-            loss='ascent', quantizer_in_loop=False),
-        circuit=run_config.CircuitConfig(selection='all'))
-    edit = edits.make(config, model, None)
+    edit = edits.make(model, None, ('nf4',), quantized_views=False)
     self.assertEqual(edit.grids, ())
     self.assertEqual(list(edit.views), ['fp'])
     view, hidden = edit.base, jnp.ones((2, 16))

@@ -4,7 +4,6 @@ from absl.testing import absltest
 import jax
 import numpy as np
 
-from mansu_jax.config import run as run_config
 from mansu_jax.models import decoder
 from mansu_jax.stages.train import retain_kl
 from tests.unlearn import problem
@@ -16,10 +15,9 @@ class RetainKLTest(absltest.TestCase):
     edit = problem.circuit_edit()
     hidden = problem.hidden_of_model()
     spans = problem.spans(hidden, *problem.RETAIN)
-    config = run_config.RunConfig(fisher=run_config.FisherConfig(sequences=9))
     history = {'retain_kl': np.arange(8.0), 'view': np.array([0, 1] * 4)}
     measure = lambda theta, fisher=None: retain_kl.measure(
-        config, edit, fisher, problem.retain(spans), history, theta)
+        edit, fisher, spans, history, theta)
     same = measure(edit.theta)
     self.assertAlmostEqual(same['measured_nats_per_sequence'], 0, places=5)
     self.assertEqual(same['sequences'], 2)

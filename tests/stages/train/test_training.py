@@ -13,6 +13,7 @@ import pytest
 
 from mansu_jax.config import run as run_config
 from mansu_jax.data import batching
+from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import retain_kl
 from mansu_jax.stages.train import training
 from mansu_jax.unlearn import batches
@@ -46,8 +47,7 @@ class RetainPoolTest(parameterized.TestCase):
     towards = np.eye(4)[0] * 9
     base = rng.normal(size=(40, 4))
     base[list(self.near)] += towards
-    config = types.SimpleNamespace(seed=0, unlearn=problem.options(
-        retain_pool=limit, **options))
+    config = problem.options(retain_pool=limit, **options)
     self.asked = []
 
     def pool(name, questions):
@@ -55,9 +55,9 @@ class RetainPoolTest(parameterized.TestCase):
       self.asked.append([q.id for q in questions])
       return _pool(base[[int(q.fact) for q in questions]], batch)
 
-    return training._retain_pool(
+    return pools.retain_pool(
         config, _questions(40, phrasings),
-        _pool(rng.normal(size=(30, 4)) + towards, 4), pool)
+        _pool(rng.normal(size=(30, 4)) + towards, 4), pool, seed=0)
 
   @parameterized.parameters(
       (0.25, 8, 2), (0.1, 4, 1), (0.9, 4, 3), (0.25, 2, 1))
@@ -110,13 +110,12 @@ class ViewsTest(parameterized.TestCase):
       self, fp_steps, quantized, want):
     edit = problem.circuit_edit(
         schemes=('nf4', 'fp4'), quantized_views=quantized)
-    config = run_config.RunConfig(
-        quant_schemes=('nf4', 'fp4'),
-        unlearn=problem.options(fp_steps=fp_steps))
+    options = problem.options(fp_steps=fp_steps)
     with mock.patch.object(
         loop, 'run', return_value=(None, [{'loss': 0.0}] * 7)) as run:
       done = training.unlearn(
-          config, edit, None, lambda step: None, problem.model())
+          options, run_config.EditConfig(), edit, None, lambda step: None,
+          total_weights=1)
     given = run.call_args[0][0]
     names = {id(view): name for name, view in edit.views.items()}
     self.assertEqual([names[id(view)] for view in given.views], want)
@@ -130,19 +129,16 @@ class MemoryTest(absltest.TestCase):
 
   def test_nothing_of_the_edit_outlives_it(self):
     """Views hold whole models: a compiled program must not keep them."""
-    config = run_config.RunConfig(
-        quant_schemes=('nf4',), unlearn=problem.options(steps=2))
     edit = problem.circuit_edit.__wrapped__()  # Past its cache.
     hidden = problem.hidden_of_model()
     spans = problem.spans(hidden, *problem.RETAIN)
-    cache = mock.Mock(get_or_compute=lambda name, make: make())
-    fisher = training.circuit_fisher(config, edit, problem.retain(spans), cache)
+    fisher = training.circuit_fisher(
+        run_config.FisherConfig(), edit, spans, seed=0)
     batch = problem.batch(hidden)._replace(text=None, prompts=None)
     done = training.unlearn(
-        config, edit, fisher, lambda step: batch, problem.model())
-    retain_kl.measure(
-        config, edit, fisher, problem.retain(spans), done['history'],
-        done['theta'])
+        problem.options(steps=2), run_config.EditConfig(), edit, fisher,
+        lambda step: batch, total_weights=1)
+    retain_kl.measure(edit, fisher, spans, done['history'], done['theta'])
     held = jax.tree.leaves((
         edit.views['nf4'].frozen()['params']['layers']['mlp'], edit.theta,
         edit.grids, fisher))
