@@ -30,8 +30,8 @@ _MAY_IMPORT = {
     'unlearn': (*_FIRST, 'transforms'),
     'eval': (*_FIRST, 'data'),
     'report': ('runtime',),
+    'planning': _FIRST,  # It is handed the stages' programs.
     'stages': _STAGES,  # The glue between packages.
-    'planning': (*_STAGES, 'stages'),  # The stages again, on shapes.
     'flows': (*_STAGES, 'stages', 'planning', 'report'),
     # The report's summary is what it prints.
     'main': ('config', 'runtime', 'flows', 'report'),

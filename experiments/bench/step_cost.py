@@ -30,9 +30,9 @@ from mansu_jax.config import run as run_config
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.planning import cost
-from mansu_jax.planning import job as planned
 from mansu_jax.runtime import sharding
 from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import abstract
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
@@ -71,7 +71,8 @@ def _plain(shapes: Any) -> Any:
 def _step(config: run_config.RunConfig, model: Any) -> tuple[Any, Any]:
   """The jitted step, and its arguments but the batch."""
   edit = edits.make(
-      model, planned.draw_circuit(config, model.config), quantizers.with_fixed_grid(config.quant_schemes),
+      model, abstract.draw_circuit(config, model.config),
+      quantizers.with_fixed_grid(config.quant_schemes),
       quantized_views=config.unlearn.quantizer_in_loop,
       storage_dtype=config.export_dtype)
   fisher = jax.tree.map(jnp.ones_like, edit.theta)

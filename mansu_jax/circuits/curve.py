@@ -140,3 +140,12 @@ def smallest(value_at: Callable[[int], float], target: float, most: int) -> int:
   between = bracket(({'size': size, 'faithfulness': value_at(size)}
                      for size in sizes), target)
   return -1 if between is None else bisect(value_at, target, *between)
+
+
+def max_evaluations(most: int) -> int:
+  """Most evaluations that `smallest` makes for sizes up to `most`."""
+  sizes, steps = most.bit_length() + 2, 0
+  low, high = most // 2, most
+  while high - low > max(1, high // 50):
+    high, steps = (low + high) // 2, steps + 1
+  return sizes + steps

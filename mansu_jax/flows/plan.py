@@ -1,9 +1,9 @@
-"""What a run would take, before it is paid for: `--mode=plan`.
+"""`--mode=plan`: the memory and time of a run, before it is started.
 
-The heavy programs of every stage are compiled ahead of time for the devices
-that are asked for, which need not be there, from the model's config alone.
-Memory is the compiler's own account; operations are counted from the programs;
-seconds are an estimate (see `planning.recorder`).
+Compiles the heavy programs of every stage ahead of time from the model's config
+alone, for devices that need not be attached. Memory comes from the compiler,
+operations are counted from the programs, and seconds are an estimate (see
+`planning.recorder`).
 """
 
 from __future__ import annotations
@@ -11,43 +11,43 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
+from mansu_jax import quant
 from mansu_jax import tree_paths
-from mansu_jax.circuits import param_mask
 from mansu_jax.config import run as run_config
-from mansu_jax.models import decoder
-from mansu_jax.models import layout
 from mansu_jax.models.io import loading
-from mansu_jax.planning import job as job_lib
 from mansu_jax.planning import recorder as recorder_lib
-from mansu_jax.planning import stages
 from mansu_jax.planning import stub_tokenizer
 from mansu_jax.planning import topology
 from mansu_jax.runtime import memory
+from mansu_jax.runtime import programs
 from mansu_jax.runtime import sharding
+from mansu_jax.stages.circuit import programs as circuit_programs
+from mansu_jax.stages.judge import programs as judge_programs
+from mansu_jax.stages.prepare import abstract
 from mansu_jax.stages.prepare import checks
+from mansu_jax.stages.train import programs as train_programs
 
 _GIB = 2**30
-# What a stage holds more of the larger the circuit is.
+# Held trees that grow with the circuit.
 _OF_CIRCUIT = frozenset((
     'fisher', 'grids', 'slices', 'slices_and_optimizer', 'slices_before'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """The account of a run.
+  """The memory and time of a run, by stage.
 
   Attributes:
     model: its name.
-    weights: how many it has.
-    topology: as asked for.
-    mesh: sizes of its axes by name.
-    chip: the kind of device, with the memory that was asked for.
-    dtype: that weights are held in.
+    weights: their number.
+    topology: `--plan_topology`.
+    mesh: sizes of the mesh axes by name.
+    chip: the kind of device, with the memory to plan for.
+    dtype: storage dtype of the weights.
     stages: see `planning.recorder`.
-    compile_seconds: of all programs, here.
-    notes: what is not the run's own.
+    compile_seconds: of all programs, on this machine.
+    notes: where the plan differs from the run.
   """
 
   model: str
@@ -67,20 +67,20 @@ class Plan:
 
   @property
   def fits(self) -> bool:
-    """Whether every stage does."""
+    """Whether every stage fits."""
     return all(map(self.fits_stage, self.stages))
 
   def fits_stage(self, stage: recorder_lib.Stage) -> bool:
-    """Whether a stage needs no more than a device has."""
+    """Whether a stage fits into a device's memory."""
     return stage.bytes <= self.chip.memory and not any(
         call.refused for call in stage.calls)
 
 
 def run(config: run_config.RunConfig) -> Plan:
-  """Plans the run of a config; `lines` prints it.
+  """Plans the run of a config; `lines` formats the plan.
 
   Raises:
-    ValueError: bad flags or data, as of the run itself; no such topology; or
+    ValueError: bad flags or data, as in the run itself; an unknown topology; or
       no TPU compiler.
   """
   _check(config)
@@ -93,40 +93,57 @@ def run(config: run_config.RunConfig) -> Plan:
   notes = []
   if tokenizer is None:
     tokenizer = stub_tokenizer.Tokenizer(shapes.vocab_size)
-    notes.append('there is no tokenizer: lengths of texts are estimated, within'
-                 ' about 5 %')
+    notes.append('no tokenizer: text lengths are estimated to about 5 %')
     if config.data.chat:
-      notes.append('nor is there a chat template: it is taken to be as long as'
-                   ' that of SmolLM2')
+      notes.append('no chat template: its length is taken from SmolLM2\'s')
   checks.check_model_and_data(config, inputs, shapes, tokenizer)
-  circuit = job_lib.draw_circuit(config, shapes)
-  index, replacement_masks = param_mask.make_index(circuit), param_mask.make_replacement_masks(circuit)
   recorder = recorder_lib.Recorder(mesh, chip)
-  dtype = jnp.dtype(config.export_dtype)
-  params = tree_paths.map_named(lambda leaf, x: recorder.place(
-      jax.ShapeDtypeStruct(x.shape, dtype), layout.AXES[leaf]),
-                                decoder.abstract(shapes))
-  model = loading.LoadedModel(shapes, params, tokenizer, {})
+  plan_run = abstract.make(
+      config, inputs, shapes, tokenizer, programs.Placer(mesh))
   hosts = topology.hosts(config.plan.topology, devices)
   if hosts > 1:
-    notes.append(f'these devices are of {hosts} hosts: one process on each'
-                 ' (--mesh_distributed)')
-  jax.clear_caches()  # What is traced follows the devices' memory and kind.
+    notes.append(f'these devices belong to {hosts} hosts: start one process on'
+                 ' each (--mesh_distributed)')
+  jax.clear_caches()  # Traced programs depend on the devices' kind and memory.
   with jax.set_mesh(mesh), memory.planned(chip.memory, devices[0].platform):
-    stages.plan(job_lib.Job(
-        config=config, inputs=inputs, model=model, circuit=circuit,
-        index=recorder.whole(index), replacement_masks=recorder.whole(replacement_masks),
-        recorder=recorder))
+    _record(plan_run, recorder)
   return Plan(
-      model=name, weights=tree_paths.count(params),
+      model=name, weights=tree_paths.count(plan_run.model.params),
       topology=config.plan.topology, mesh=dict(mesh.shape), chip=chip,
       dtype=config.export_dtype,
       stages=recorder.stages, compile_seconds=recorder.compile_seconds,
       notes=notes)
 
 
+def _record(
+    plan_run: abstract.AbstractRun, recorder: recorder_lib.Recorder) -> None:
+  """Compiles the programs of every stage, in the order of the run."""
+  recorder.record('attribution', '--attribution_batch, --circuit_pairs',
+                  circuit_programs.attribute(plan_run))
+  prepared = recorder.record(
+      'references', '', train_programs.references(plan_run))
+  fisher = None
+  if plan_run.config.edit.projection != 'none':
+    fisher = recorder.record('fisher', '--fisher_chunk, --circuit_budget',
+                             train_programs.fisher(plan_run, prepared))
+  recorder.record(
+      'unlearn', '--circuit_budget, --unlearn_forget_batch,'
+      ' --unlearn_retain_batch, --unlearn_text_batch',
+      train_programs.unlearn(plan_run, prepared, fisher))
+  recorder.record('export', '', train_programs.export(plan_run, prepared))
+  calibrated = set(plan_run.config.quant_schemes) & set(quant.CALIBRATED)
+  for name, flags, programs_of in (
+      ('evaluate', '--eval_batch_tokens' + (
+          ', --eval_calibration_tokens' if calibrated else ''),
+       judge_programs.evaluate),
+      ('erasure', '--attribution_batch', judge_programs.erasure),
+      ('samples', '--eval_generations', judge_programs.samples),
+      ('survival', '', judge_programs.survival)):
+    recorder.record(name, flags, programs_of(plan_run))
+
+
 def _check(config: run_config.RunConfig) -> None:
-  """Raises ValueError on what has no plan."""
+  """Raises ValueError on a config that has no plan."""
   topology.prepare(config.plan.topology)
   if config.method != 'mansu':
     raise ValueError(

@@ -1,13 +1,12 @@
-"""Abstract calls: programs are compiled, not run, and what they take is kept.
+"""Compiles a run's programs without running them, and adds up what they need.
 
-A stage says what lies on the devices while it runs, and calls its programs as
-the run does, on shapes instead of arrays. Each call gives the shapes of its
-results, placed as the compiler places them, for the next one to take.
+The stages list their programs (`runtime.programs`). Each is compiled for shapes
+instead of arrays; its results are shapes with the shardings that the compiler
+chose, for the next program to take.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 import time
@@ -15,18 +14,17 @@ from typing import Any
 
 from absl import logging
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-import numpy as np
+from jax.sharding import Mesh
 
 from mansu_jax import types
 from mansu_jax.planning import cost as cost_lib
 from mansu_jax.planning import topology
 from mansu_jax.runtime import memory
-from mansu_jax.runtime import sharding
+from mansu_jax.runtime import programs as programs_lib
 
-# Of the bound that memory, products and links set, what is reached.
+# Assumed share of the roofline bound that programs reach.
 EFFICIENCY = 0.5
-# As compilers say it; in the first and second group what it takes, in all.
+# Compilers' messages; groups 1 and 2 are the total size and its unit.
 _OUT_OF_MEMORY = re.compile(
     r'(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds available HBM)'
     r' \(?[\d.]+[KMGT]\)?(?: hbm)?', re.IGNORECASE)
@@ -35,16 +33,16 @@ _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-  """A program, as a stage calls it.
+  """A compiled program and its cost.
 
   Attributes:
     name: of the program.
-    calls: how often.
-    bytes: for itself, a device: results, intermediates and code, and arguments
-      that the stage does not hold.
-    refused: why the compiler did not compile it; empty where it did.
+    calls: number of calls in a run.
+    bytes: of results, intermediates, code, and arguments that the stage does
+      not hold; on each device.
+    refused: the compiler's error; empty if it compiled.
     cost: of one call, on all devices.
-    seconds: of one call, estimated.
+    seconds: estimate for one call.
   """
 
   name: str
@@ -57,11 +55,11 @@ class Call:
 
 @dataclasses.dataclass(kw_only=True)
 class Part:
-  """Of a stage, while it holds the same.
+  """The part of a stage during which it holds the same trees.
 
   Attributes:
-    held: bytes on each device all the while, by what they are.
-    calls: its programs.
+    held: bytes on each device, by tree.
+    calls: programs, in order.
   """
 
   held: dict[str, float]
@@ -69,7 +67,7 @@ class Part:
 
   @property
   def bytes(self) -> float:
-    """The peak, a device."""
+    """Peak bytes on a device."""
     return sum(self.held.values()) + max((c.bytes for c in self.calls),
                                          default=0)
 
@@ -80,8 +78,8 @@ class Stage:
 
   Attributes:
     name: as in the record's `stages`.
-    flags: those that lower its memory.
-    parts: one after the other.
+    flags: flags that lower its memory.
+    parts: in order.
   """
 
   name: str
@@ -90,112 +88,111 @@ class Stage:
 
   @property
   def peak(self) -> Part:
-    """The part that needs most."""
+    """The part that needs most memory."""
     return max(self.parts, key=lambda part: part.bytes)
 
   @property
   def bytes(self) -> float:
-    """The peak, a device."""
+    """Peak bytes on a device."""
     return self.peak.bytes
 
   @property
   def held(self) -> dict[str, float]:
-    """Bytes that the part with the peak holds, by what they are."""
+    """Bytes by tree of the part with the peak."""
     return self.peak.held
 
   @property
   def largest(self) -> Call | None:
-    """The call that needs most there, beside what is held."""
+    """The program that needs most memory in that part."""
     return max(self.peak.calls, key=lambda c: c.bytes, default=None)
 
   @property
   def calls(self) -> list[Call]:
-    """All programs."""
+    """All programs, in order."""
     return [call for part in self.parts for call in part.calls]
 
   @property
   def flops(self) -> float:
-    """Of all calls, on all devices."""
+    """Floating-point operations of all calls, on all devices."""
     return sum(c.calls * c.cost.flops for c in self.calls)
 
   @property
   def seconds(self) -> float:
-    """Estimated, without compiling."""
+    """Estimated seconds of all calls, without compiling."""
     return sum(c.calls * c.seconds for c in self.calls)
 
 
 class Recorder:
-  """Compiles for a mesh of devices of one kind, and keeps account."""
+  """Compiles programs for a mesh of devices of one kind.
+
+  Attributes:
+    stages: what was recorded.
+    compile_seconds: spent compiling here.
+  """
 
   def __init__(self, mesh: Mesh, chip: topology.Chip):
-    self._mesh, self._chip = mesh, chip
+    self._placer, self._mesh, self._chip = programs_lib.Placer(
+        mesh), mesh, chip
     self._compiled: dict[Any, tuple[Any, ...]] = {}
     self._held: list[types.PyTree] = []
     self.stages: list[Stage] = []
     self.compile_seconds = 0.0
 
-  @contextlib.contextmanager
-  def stage(self, name: str, flags: str = '', **held: types.PyTree):
-    """A stage, while which these trees lie on the devices."""
-    self.stages.append(Stage(name=name, flags=flags))
-    self.then(**held)
-    yield
-    logging.info('planned: %s', name)
-
-  def then(self, **held: types.PyTree) -> None:
-    """From here on in the stage these trees lie on the devices instead."""
-    self._held = list(held.values())
-    self.stages[-1].parts.append(Part(held={
-        what: self.size(tree) for what, tree in held.items()}))
-
-  def place(self, x: Any, letters: str) -> jax.ShapeDtypeStruct:
-    """A shape, placed as `sharding.shard` places an array."""
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(
-        self._mesh, sharding.spec(letters, x.shape, self._mesh)))
-
-  def whole(self, tree: types.PyTree) -> types.PyTree:
-    """Shapes of arrays that are whole on every device."""
-    place = NamedSharding(self._mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-        np.shape(x), x.dtype, sharding=place), tree)
-
-  def size(self, tree: types.PyTree) -> float:
-    """Bytes a device."""
-    return float(sum(map(memory.bytes_of, jax.tree.leaves(tree))))
-
-  def call(
-      self, name: str, fn: Any, *args: Any, calls: int = 1,
-      held: bool = False, **static: Any) -> types.PyTree:
-    """Compiles a jitted function for these shapes, as part of the stage.
+  def record(
+      self, name: str, flags: str, programs: programs_lib.Programs) -> Any:
+    """Compiles the programs of a stage.
 
     Args:
-      name: of the program, for the account.
-      fn: jitted, or what `jax.jit(f).trace(*args)` gave.
-      *args: arrays, shapes, and what is static under jit.
-      calls: how often the run calls it so.
-      held: whether its result is among what the stage holds already.
-      **static: keyword arguments.
+      name: of the stage.
+      flags: flags that lower its memory, for the advice.
+      programs: from the `programs` module of the stage.
 
     Returns:
-      The shapes of its results, placed.
+      The generator's value: shapes for later stages.
     """
+    self.stages.append(Stage(name=name, flags=flags))
+    out = None
+    while True:
+      try:
+        step = programs.send(out)
+      except StopIteration as done:
+        logging.info('planned: %s', name)
+        return done.value
+      out = (self._hold(step) if isinstance(step, programs_lib.Hold)
+             else self._call(step))
+
+  def _hold(self, step: programs_lib.Hold) -> None:
+    self._held = list(step.trees.values())
+    self.stages[-1].parts.append(Part(held={
+        name: self.size(tree) for name, tree in step.trees.items()}))
+
+  def size(self, tree: types.PyTree) -> float:
+    """Bytes on each device."""
+    return float(sum(map(memory.bytes_of, jax.tree.leaves(tree))))
+
+  def _call(self, program: programs_lib.Program) -> types.PyTree:
+    """Compiles a program; the shapes of its results, with shardings."""
+    fn, args, static = program.fn, program.args, program.static
     key = (id(fn), jax.tree.structure((args, static)), tuple(
         (x.shape, x.dtype, x.sharding) if isinstance(x, jax.ShapeDtypeStruct)
         else _key(x) for x in jax.tree.leaves((args, static))))
-    if key not in self._compiled:  # `fn` is kept too: an id is of one object.
-      self._compiled[key] = (fn, *self._compile(name, fn, args, static))
+    if key not in self._compiled:  # Keeps `fn`, so that its id stays unique.
+      self._compiled[key] = (fn, *self._compile(program))
     _, own, refused, cost, out = self._compiled[key]
     known = {id(x) for tree in self._held for x in jax.tree.leaves(tree)}
     given = [x for x in jax.tree.leaves((args, static))
              if isinstance(x, jax.ShapeDtypeStruct)]
     own += self.size([x for x in given if id(x) not in known])
-    own -= self.size(out) if held else 0
+    own -= self.size(out) if program.held else 0
     self.stages[-1].parts[-1].calls.append(Call(
-        name=name, calls=calls, bytes=own, refused=refused, cost=cost,
+        name=program.name, calls=program.calls, bytes=own, refused=refused,
+        cost=cost,
         seconds=self._seconds(cost, self.size((given, out)))))
     return out
 
-  def _compile(self, name, fn, args, static):
+  def _compile(self, program: programs_lib.Program) -> tuple[Any, ...]:
+    name, fn = program.name, program.fn
+    args, static = program.args, program.static
     start = time.monotonic()
     traced = fn if hasattr(fn, 'jaxpr') else fn.trace(*args, **static)
     out = traced.out_info
@@ -206,30 +203,30 @@ class Recorder:
         raise
       found = _OUT_OF_MEMORY.search(str(error))
       own = float(found[1]) * _UNITS[found[2].upper()] if found else 0.0
-      own = max(0.0, own - self.size([  # Arguments are among what it used.
+      own = max(0.0, own - self.size([  # It counts the arguments too.
           x for x in jax.tree.leaves((args, static))
           if isinstance(x, jax.ShapeDtypeStruct)]))
       refused = found[0] if found else ' '.join(str(error).split())[:200]
       logging.warning('%s does not compile: %s', name, refused)
-      out = self.whole(out)
+      out = self._placer.replicate(out)
     else:
       stats = done.memory_analysis()
       own = (stats.temp_size_in_bytes + stats.output_size_in_bytes
              - stats.alias_size_in_bytes + stats.generated_code_size_in_bytes)
       refused = ''
-      out = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(
-          x.shape, x.dtype, sharding=place), out, done.output_shardings)
+      out = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(
+          x.shape, x.dtype, sharding=sharding), out, done.output_shardings)
     seconds = time.monotonic() - start
     self.compile_seconds += seconds
     logging.info('compiled: %s, %.1f s', name, seconds)
     return float(own), refused, cost_lib.count(traced.jaxpr), out
 
   def _seconds(self, cost: cost_lib.Cost, moved: float) -> float:
-    """Roofline of products, memory and links, at `EFFICIENCY`.
+    """Roofline estimate from products, memory and links, at `EFFICIENCY`.
 
-    Rows are split over `data` and `fsdp`. Weights are split over `tensor`;
-    each product gathers what `fsdp` has split of them. What has no products
-    moves its arguments and results, of so many bytes a device, once.
+    Rows are split over `data` and `fsdp`, weights over `tensor`; each product
+    gathers the weights that `fsdp` splits. A program without products moves
+    its arguments and results (`moved` bytes on a device) once.
     """
     chip, size, shape = self._chip, self._mesh.size, self._mesh.shape
     if not cost.flops:
@@ -243,11 +240,5 @@ class Recorder:
 
 
 def _key(x: Any) -> Any:
-  """An array by its shape; anything else by itself."""
+  """An array's shape and dtype; any other value itself."""
   return (x.shape, x.dtype) if hasattr(x, 'dtype') else x
-
-
-def shapes_of(tree: types.PyTree) -> types.PyTree:
-  """Shapes of arrays on the host, which are placed as the compiler likes."""
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)

@@ -20,9 +20,9 @@ from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.models.io import loading
 from mansu_jax.planning import cost
-from mansu_jax.planning import job as job_lib
 from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.runtime import clock
+from mansu_jax.stages.prepare import abstract
 from tests import runs
 from tests import tiny_job
 
@@ -49,10 +49,12 @@ def _plan():
 
 def _traced(*flags):
   """A plan without the compiler: what is held and called, and how often."""
-  def compile_none(recorder, name, fn, args, static):
-    del name
-    traced = fn if hasattr(fn, 'jaxpr') else fn.trace(*args, **static)
-    return 1.0, '', cost.count(traced.jaxpr), recorder.whole(traced.out_info)
+  def compile_none(recorder, program):
+    fn = program.fn
+    traced = fn if hasattr(fn, 'jaxpr') else fn.trace(
+        *program.args, **program.static)
+    return (1.0, '', cost.count(traced.jaxpr),
+            recorder._placer.replicate(traced.out_info))
 
   with mock.patch.object(recorder_lib.Recorder, '_compile', compile_none):
     return plan.run(_config(*flags))
@@ -122,14 +124,14 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(found['attribution'], held['attribution'])
     for name, want in (
         ('fisher', held['fisher'] + slices),  # It is the stage's result.
-        ('unlearn', held['export']), ('evaluate', held['survival']),
+        ('export', held['export']), ('evaluate', held['survival']),
         ('survival', held['survival'])):
       self.assertAlmostEqual(found[name] / want, 1, delta=0.01, msg=name)
 
   def test_trained_arrays_have_the_circuits_size(self):
     config = _config()
     shapes = loading.find(config.model).config
-    size = 4 * graph.num_weights(job_lib.draw_circuit(config, shapes), shapes)
+    size = 4 * graph.num_weights(abstract.draw_circuit(config, shapes), shapes)
     held = next(s for s in _plan().stages if s.name == 'unlearn').held
     self.assertEqual(held['slices_before'], size)
     # theta, two moments, latent; mask, and scales once a block or a weight.
@@ -138,7 +140,7 @@ class PlanTest(parameterized.TestCase):
   def test_the_circuit_has_the_budgets_size(self):
     config = _config('--circuit_budget=0.1')
     found = loading.find(config.model)
-    circuit = job_lib.draw_circuit(config, found.config)
+    circuit = abstract.draw_circuit(config, found.config)
     total = tree_paths.count(loading.load(config.model).params)
     share = graph.num_weights(circuit, found.config) / total
     self.assertBetween(share, 0.07, 0.1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from mansu_jax.config import run as run_config
 from mansu_jax.planning import recorder
 from mansu_jax.planning import topology
+from mansu_jax.runtime import programs
 from mansu_jax.runtime import sharding
 
 _CHIP = topology.Chip('one', memory=1e6, flops=1e9, bandwidth=1e6, links=1e6,
@@ -23,13 +24,25 @@ class RecorderTest(parameterized.TestCase):
     mesh = sharding.make_mesh(run_config.MeshConfig(), jax.devices()[:1])
     self.enter_context(jax.set_mesh(mesh))
     self.recorder = recorder.Recorder(mesh, _CHIP)
-    self.x = self.recorder.place(_FLOATS, 'VD')
+    self.placer = programs.Placer(mesh)
+    self.x = self.placer.shard(_FLOATS, 'VD')
+
+  def _record(self, *steps, flags=''):
+    """Records a stage that holds `x`; the results of its programs."""
+    out = []
+
+    def stage():
+      yield programs.hold(x=self.x)
+      for step in steps:
+        out.append((yield step))
+
+    self.recorder.record('one', flags, stage())
+    return out
 
   def test_a_call_adds_its_result_and_what_is_not_held(self):
     add = jax.jit(lambda x, y: x + y)
-    other = self.recorder.place(_FLOATS, 'VD')
-    with self.recorder.stage('one', 'flag', x=self.x):
-      self.recorder.call('add', add, self.x, other, calls=5)
+    other = self.placer.shard(_FLOATS, 'VD')
+    self._record(programs.program('add', add, self.x, other, calls=5))
     stage, = self.recorder.stages
     self.assertEqual(stage.held, {'x': _BYTES})
     self.assertBetween(stage.largest.bytes, 2 * _BYTES, 2.1 * _BYTES)
@@ -38,17 +51,16 @@ class RecorderTest(parameterized.TestCase):
 
   def test_what_is_donated_is_not_added(self):
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
-    with self.recorder.stage('one', x=self.x):
-      out = self.recorder.call('add', add, self.x)
+    out, = self._record(programs.program('add', add, self.x))
     self.assertEqual(out.shape, self.x.shape)
     self.assertLess(self.recorder.stages[0].largest.bytes, 0.1 * _BYTES)
 
   def test_the_peak_is_of_the_part_that_takes_most(self):
-    with self.recorder.stage('one', x=self.x):
-      self.recorder.call('double', jax.jit(lambda x: jnp.concatenate(
-          [x, x, x])), self.x)
-      self.recorder.then(x=self.x, y=self.x, z=self.x)
-      self.recorder.call('sum', jax.jit(jnp.sum), self.x)
+    self._record(
+        programs.program('double', jax.jit(lambda x: jnp.concatenate(
+            [x, x, x])), self.x),
+        programs.hold(x=self.x, y=self.x, z=self.x),
+        programs.program('sum', jax.jit(jnp.sum), self.x))
     stage, = self.recorder.stages
     self.assertLen(stage.parts, 2)
     self.assertEqual(stage.bytes, stage.parts[0].bytes)
@@ -57,9 +69,9 @@ class RecorderTest(parameterized.TestCase):
 
   def test_seconds(self):
     product = jax.jit(lambda x: x @ x.T)
-    with self.recorder.stage('one', x=self.x):
-      self.recorder.call('add', jax.jit(lambda x: x + 1), self.x, calls=3)
-      self.recorder.call('product', product, self.x)
+    self._record(
+        programs.program('add', jax.jit(lambda x: x + 1), self.x, calls=3),
+        programs.program('product', product, self.x))
     add, dot = self.recorder.stages[0].calls
     self.assertAlmostEqual(
         add.seconds, 2 * _BYTES / 1e6 / recorder.EFFICIENCY)
@@ -73,9 +85,7 @@ class RecorderTest(parameterized.TestCase):
   def test_the_same_program_is_compiled_once(self):
     traced = []
     add = jax.jit(lambda x: traced.append(1) or x + 1)
-    with self.recorder.stage('one', x=self.x):
-      for _ in range(2):
-        self.recorder.call('add', add, self.x)
+    self._record(*[programs.program('add', add, self.x)] * 2)
     self.assertLen(traced, 1)
     self.assertLen(self.recorder.stages[0].calls, 2)
 
@@ -101,9 +111,8 @@ class RecorderTest(parameterized.TestCase):
 
     refused = Refused()
     refused.trace(self.x)
-    with self.recorder.stage('one', x=self.x):
-      with self.assertLogs(level='WARNING'):
-        self.recorder.call('too much', refused, self.x)
+    with self.assertLogs(level='WARNING'):
+      self._record(programs.program('too much', refused, self.x))
     stage, = self.recorder.stages
     self.assertEqual(stage.bytes, 1.5 * 2**20)  # The argument is among it.
     self.assertEqual(stage.largest.refused, told)

@@ -1,0 +1,220 @@
+"""The programs that train the circuit (see `runtime.programs`).
+
+The run's own code reads and packs the data, so that rows and batches have the
+run's shapes. Reference states are zeros: their values change no shape.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import quant
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.models import assemble
+from mansu_jax.models import layout as model_layout
+from mansu_jax.models import programs as model_programs
+from mansu_jax.quant import grids as grids_lib
+from mansu_jax.runtime import programs
+from mansu_jax.stages.circuit import programs as circuit_programs
+from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import abstract
+from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import pools
+from mansu_jax.stages.train import retain_kl
+from mansu_jax.stages.train import training
+from mansu_jax.unlearn import batches as batches_lib
+from mansu_jax.unlearn import fisher as fisher_lib
+from mansu_jax.unlearn import loop
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+  """The shapes that the stage `references` leaves for the next ones.
+
+  Attributes:
+    batches: of the run; reference states are zeros.
+    edit: the circuit's edit; its views only have names.
+    views: full params by view; None where each step quantizes them anew.
+  """
+
+  batches: batches_lib.Batches
+  edit: edits.Edit
+  views: dict[str, types.Params | None]
+
+  @property
+  def quantized_views(self) -> dict[str, types.Params]:
+    """The matrices of the quantized views that stay on the devices."""
+    return {f'view under {name}': model_programs.matrices(view)
+            for name, view in self.views.items() if name != 'fp' and view}
+
+
+def references(run: abstract.AbstractRun) -> programs.Programs:
+  """Reference states, slices, code grids and quantized view; `Prepared`."""
+  config, model = run.config, run.model
+  names = quantizers.with_fixed_grid(config.quant_schemes)
+  batches, rows = _make_batches(run)
+  yield programs.hold(base=model.params)
+  for shape, calls in rows.items():
+    packed = [jax.ShapeDtypeStruct(shape, jnp.int32)] * 3
+    yield programs.program(
+        'decoder.forward', pools.base_states, model.config, model.params,
+        *packed, calls=calls)
+  slices = yield from circuit_programs.gather(run)
+  theta = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+      x.shape, jnp.float32, sharding=x.sharding), slices)
+  held = {'base': model.params, 'slices': theta}
+  grids = []
+  for name in names:
+    grids.append((yield from _grid(run, name, theta, held)))
+  views = {'fp': model.params}
+  if config.unlearn.quantizer_in_loop:
+    views |= dict.fromkeys(names)
+    if len(names) == 1:
+      yield programs.hold(**held, grids=grids, view=model_programs.matrices(
+          model.params))
+      views[names[0]] = yield from model_programs.quantize(
+          model.params, names[0])
+  return Prepared(
+      batches=batches, edit=_edit(run, theta, tuple(grids), views),
+      views=views)
+
+
+def _make_batches(
+    run: abstract.AbstractRun
+) -> tuple[batches_lib.Batches, collections.Counter]:
+  """The run's batches, and how often the base runs rows of each shape."""
+  shapes, rows = run.model.config, collections.Counter()
+
+  def hidden(tokens, positions, segments):
+    del positions, segments
+    rows[tokens.shape] += 1
+    return np.zeros((*tokens.shape, shapes.d_model), np.float32)
+
+  batches = pools.make_batches(
+      run.config.unlearn, run.config.data, run.inputs.splits, run.model,
+      seed=run.config.seed, reference=pools.Reference(
+          hidden=hidden, probabilities=lambda states: np.full(
+              (len(states), shapes.vocab_size), 1 / shapes.vocab_size,
+              np.float32)))
+  return batches, rows
+
+
+def _grid(
+    run: abstract.AbstractRun, name: str, theta: types.PyTree,
+    held: dict[str, Any]) -> programs.Programs:
+  """The code grid of the slices, made a leaf at a time; its shapes."""
+  scheme, dtype = quant.find(name).ordinary(), jnp.dtype(
+      run.config.export_dtype)
+  flat = tree_paths.flatten(run.model.params)
+  for leaf in tree_paths.flatten(theta):
+    yield programs.hold(**held)
+    shared = yield programs.program(
+        f'code grid of {leaf}', grids_lib.leaf_shared, flat[leaf], scheme,
+        model_layout.MATRICES[leaf], dtype)
+    yield programs.hold(**held, shared=shared)
+  made = jax.eval_shape(lambda params, index: edits.circuit_grid(
+      params, scheme, model_layout.block_layout(run.model.config), index,
+      dtype), run.model.params, run.index)
+  return programs.like(made, theta)
+
+
+def _edit(
+    run: abstract.AbstractRun, theta: types.PyTree, grids: tuple[Any, ...],
+    views: dict[str, Any]) -> edits.Edit:
+  forward, unembed = edits.functions(run.model.config, run.circuit.span[0])
+  unused = loop.View(frozen=lambda: None)
+  return edits.Edit(
+      theta=theta, grids=grids, base=run.frozen,
+      views=dict.fromkeys(views, unused), forward=forward, unembed=unembed,
+      merge=lambda slices: slices,
+      storage_dtype=jnp.dtype(run.config.export_dtype))
+
+
+def fisher(
+    run: abstract.AbstractRun, prepared: Prepared) -> programs.Programs:
+  """The Fisher diagonal, a tree of shapes like theta."""
+  options, edit = run.config.fisher, prepared.edit
+  yield programs.hold(base=run.frozen, slices=edit.theta, grids=edit.grids,
+                      **prepared.quantized_views)
+  spans = _fisher_spans(run, prepared)
+  chunk = training.fisher_chunk(options, edit.theta)
+  count = -(-spans.length.size // chunk) * chunk
+  examples = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), spans)
+  return (yield programs.program(
+      'fisher.sum_of_squares', fisher_lib.sum_of_squares,
+      training.log_prob_of(edit), edit.theta, run.frozen, examples,
+      jax.ShapeDtypeStruct((count,), jnp.float32), chunk=chunk))
+
+
+def _fisher_spans(
+    run: abstract.AbstractRun, prepared: Prepared) -> batches_lib.Spans:
+  return training.fisher_spans(
+      run.config.fisher, prepared.batches, seed=run.config.seed)
+
+
+def unlearn(
+    run: abstract.AbstractRun, prepared: Prepared,
+    fisher_diagonal: types.PyTree | None) -> programs.Programs:
+  """The steps at every view, and the retain KL."""
+  options, edit = run.config.unlearn, prepared.edit
+  theta = edit.theta
+  state = programs.like(jax.eval_shape(
+      lambda theta, grids, fisher: edits.make_transform(
+          options, run.config.edit, dataclasses.replace(edit, grids=grids),
+          fisher).init(theta), theta, edit.grids, fisher_diagonal), theta)
+  carry = theta, state
+  problem = training.make_problem(
+      options, run.config.edit, edit, fisher_diagonal)
+  step = loop.make_step(problem, jax.tree.map(lambda x: x.sharding, carry))
+  batch = programs.shapes_of(prepared.batches(0))
+  held = {'base': run.frozen, 'slices_before': theta, 'grids': edit.grids,
+          'fisher': fisher_diagonal, **prepared.quantized_views}
+  yield programs.hold(**held, slices_and_optimizer=carry)
+  for name, view in prepared.views.items():
+    share = options.fp_steps if name == 'fp' else 1
+    calls = round(options.steps * share / len(problem.views))
+    if view is None:
+      view = yield from _quantized_anew(
+          run, name, calls, held | {'slices_and_optimizer': carry})
+    seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=x.sharding), theta)
+    yield programs.program(
+        f'step at {name}', step, carry, seen, run.frozen | {'params': view},
+        run.frozen, theta, batch, calls=calls)
+  yield programs.hold(**held, slices=theta)
+  spans = retain_kl.batches_of(_fisher_spans(run, prepared))
+  yield programs.program(
+      'retain_kl', retain_kl.program(edit), theta, run.frozen,
+      programs.shapes_of(spans[0]), calls=len(spans))
+
+
+def _quantized_anew(
+    run: abstract.AbstractRun, name: str, calls: int, held: dict[str, Any]
+) -> programs.Programs:
+  """A view that its steps quantize again each time."""
+  params = run.model.params
+  yield programs.hold(**held, view=model_programs.matrices(params))
+  view = yield from model_programs.quantize(params, name, calls=calls)
+  yield programs.hold(**held, view=model_programs.matrices(view))
+  return view
+
+
+def export(
+    run: abstract.AbstractRun, prepared: Prepared) -> programs.Programs:
+  """Merges the slices into the base and takes layers for the files."""
+  matrices = model_programs.matrices(run.model.params)
+  yield programs.hold(
+      base=run.model.params, slices=prepared.edit.theta, unlearned=matrices)
+  yield from circuit_programs.scatter(run, prepared.edit.theta)
+  for leaf, x in matrices.items():
+    yield programs.program(
+        f'layer of {leaf}', assemble.take_layer, x,
+        jax.ShapeDtypeStruct((), jnp.int32), calls=x.shape[0])
