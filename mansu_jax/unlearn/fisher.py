@@ -24,12 +24,12 @@ def sum_of_squares(log_prob, theta, frozen, examples, weights, *, chunk):
   """Sum over examples of the weighted squared per-example gradients.
 
   Args:
-    log_prob: as of `diagonal_fisher`, static.
-    theta: likewise.
-    frozen: likewise.
-    examples: a whole number of chunks.
+    log_prob: as in `diagonal_fisher`; static.
+    theta: as in `diagonal_fisher`.
+    frozen: as in `diagonal_fisher`.
+    examples: pytree with a leading axis of whole chunks.
     weights: [examples], 0 on padding.
-    chunk: as of `diagonal_fisher`, static.
+    chunk: as in `diagonal_fisher`; static.
   """
 
   def split(leaf):
@@ -54,25 +54,31 @@ def diagonal_fisher(
     examples: types.PyTree, *, chunk: int = 4) -> types.PyTree:
   """The diagonal Fisher of `theta` over examples.
 
-  Whose labels `log_prob` scores decides the kind: labels of the data give the
-  empirical Fisher, labels drawn from the model the true one (see
-  `draw_labels`).
+  The labels decide the kind: labels of the data give the empirical Fisher,
+  labels drawn from the model (`draw_labels`) the true Fisher.
 
   Args:
     log_prob: `(theta, frozen, example) -> scalar` log-probability (nats) of
-      one example without its leading axis; padding must be masked inside.
-    theta: what is differentiated (the circuit slices).
-    frozen: everything else it needs, an argument so that nothing large is
-      baked into the program.
-    examples: pytree with leading axis of examples.
-    chunk: per-example gradients live at once; the peak is `chunk` times the
-      size of `theta` in float32.
+      one example without its leading axis; it masks padding.
+    theta: the differentiated pytree (the circuit slices).
+    frozen: all other arrays that `log_prob` needs, so that the compiled program
+      holds none of them as constants.
+    examples: pytree with a leading axis of examples.
+    chunk: per-example gradients in memory at once: `chunk` times the size of
+      `theta` in float32.
 
   Returns:
     A tree like `theta`, float32, >= 0.
 
   Raises:
-    ValueError: there are no examples.
+    ValueError: no examples.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> log_prob = lambda theta, frozen, x: -0.5 * (x - theta['mean']) ** 2
+    >>> examples = jnp.array([-1.0, 1.0, 3.0, 1.0])
+    >>> diagonal_fisher(log_prob, {'mean': jnp.array(1.0)}, None, examples)
+    {'mean': Array(2., dtype=float32)}
   """
   num = jax.tree.leaves(examples)[0].shape[0]
   if num == 0:
@@ -95,8 +101,8 @@ def draw_labels(key: types.Array, logits: types.Array) -> types.Array:
 def predicted_kl(fisher: types.PyTree, delta: types.PyTree) -> types.Array:
   """1/2 sum_i F_i d_i^2: the second-order estimate of the retain KL.
 
-  An estimate, per example, under the diagonal approximation; the paper's
-  Theorem 1 is this sum over the circuit. The measured KL is what counts.
+  In nats an example, under the diagonal approximation. Theorem 1 of the paper
+  is this sum over the circuit. It is an estimate: runs also measure the KL.
   """
   terms = jax.tree.map(
       lambda f, d: jnp.sum(f * jnp.square(d.astype(jnp.float32))),

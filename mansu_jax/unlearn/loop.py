@@ -1,8 +1,8 @@
-"""The unlearn loop: one jitted step, progress, and an honest stop.
+"""The unlearn loop: one jitted step, progress, and early stops.
 
-The loop knows nothing of models or circuits. It is handed what it trains
-(`theta`), the optax transformation, the loss, and the views of the weights
-through which gradients are taken in turn (the quantizer in the loop).
+The loop knows no models or circuits. It gets the trained weights (`theta`), the
+optax transformation, the loss, and the views of the weights at which it takes
+gradients in turn (the quantizer in the loop).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from mansu_jax.runtime import progress
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class View:
-  """The weights as a step sees them.
+  """The weights at which a step takes its gradient.
 
   Attributes:
-    frozen: `() -> pytree` of what is not trained, kept or made anew; of one
-      structure in all views, so that one program serves them.
-    quantize: `theta -> theta` as the view holds it, in buffers of its own; the
-      gradient is taken there and applied to theta (straight through). None:
-      theta itself.
+    frozen: `() -> pytree` of the weights that are not trained. All views have
+      the same structure, so that one program serves them.
+    quantize: `theta -> quantized theta`, in new buffers. The gradient is taken
+      there and applied to theta (straight-through estimator). None takes it at
+      theta.
   """
 
   frozen: Callable[[], types.PyTree]
@@ -41,17 +41,16 @@ class View:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
-  """What the loop is handed.
+  """Everything that the loop optimizes with.
 
   Attributes:
-    theta: trainable pytree, as it is before the first step.
-    tx: the optax chain. Steps are those of `transforms.step`, and theta before
-      the first one is handed to it as `origin`.
-    loss: `(theta seen, frozen, base, batch) -> (scalar, metrics)`.
-    views: step t uses number t mod n.
-    base: the reference's frozen pytree (the full-precision view).
-    codes_changed: `theta -> scalar`: how many weights the quantizer tells from
-      the base's; None where there is no code grid. For the progress line.
+    theta: trained pytree before the first step.
+    tx: the optax chain, applied by `transforms.step` with `theta` as `origin`.
+    loss: `(theta of the view, frozen, base, batch) -> (scalar, metrics)`.
+    views: step t uses view t mod n.
+    base: the frozen pytree of the full-precision view, for references.
+    codes_changed: `theta -> number of weights with another code`, for the log;
+      None without a code grid.
   """
 
   theta: types.PyTree
@@ -63,41 +62,41 @@ class Problem:
 
 
 class Keeper(Protocol):
-  """Keeps the loop's state, so that a run that was stopped can go on.
+  """Saves the loop's state, so that a stopped run can resume.
 
-  The state after a step is all that later ones depend on: the carry (theta and
-  the optimizer's state), the history, and the number of steps in it.
+  Later steps depend only on the carry (theta and optimizer state), the history,
+  and the number of steps.
   """
 
   def restore(
       self, like: types.PyTree
   ) -> tuple[types.PyTree, list[dict[str, float]]] | None:
-    """A carry of the shapes and types of `like` and its history, or None."""
+    """The saved carry, shaped and typed as `like`, and history; or None."""
 
   def after(
       self, step: int, carry: types.PyTree,
       history: list[dict[str, float]]) -> None:
-    """Is called after every step, whose buffers the next one overwrites.
+    """Called after every step; the next step overwrites the carry's buffers.
 
-    It may raise, to end the run there.
+    It may raise to stop the run.
     """
 
 
 def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
   """The jitted optimizer step of a problem.
 
-  A program of this run: a cache that outlived it would keep what the functions
-  close over (Fisher, code grids) in memory.
+  It is compiled once a run: a longer-lived cache would keep the arrays that
+  `tx` and `loss` close over (Fisher, code grids) in memory.
 
   Args:
-    problem: of it, only `tx` and `loss` are read.
-    shardings: shardings of the carry. What a step gives lies on the devices as
-      what it takes, or the next one would compile again.
+    problem: the step reads `tx` and `loss` only.
+    shardings: shardings of the carry. The step returns it with the same ones;
+      otherwise the next step would compile again.
 
   Returns:
     `((theta, opt_state), seen, frozen, base, theta0, batch) -> ((theta,
     opt_state), metrics, moved, finite)`; it donates its first argument. `seen`
-    is theta as the view holds it, or None: theta itself.
+    is the view's quantized theta, or None for theta itself.
   """
   tx, loss = problem.tx, problem.loss
 
@@ -117,7 +116,7 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
 
 
 def _moved(theta: types.PyTree, theta0: types.PyTree) -> types.Array:
-  """How many weights differ from those before the first step."""
+  """Number of weights that differ from theta before the first step."""
   differs = jax.tree.map(lambda a, b: jnp.sum(a != b), theta, theta0)
   return sum(jax.tree.leaves(differs))
 
@@ -125,13 +124,13 @@ def _moved(theta: types.PyTree, theta0: types.PyTree) -> types.Array:
 def _start(problem: Problem) -> tuple[types.PyTree, types.PyTree]:
   """Theta and optimizer state before the first step, and their shardings.
 
-  In buffers of their own, since the step donates them: copied one by one, so
-  that what only `init` holds is freed as its copy is made.
+  They are copies, since the step donates them. Leaves are copied one by one, so
+  that each original is freed before the next copy.
   """
   leaves, tree = jax.tree.flatten(
       (problem.theta, problem.tx.init(problem.theta)))
   for i, leaf in enumerate(leaves):
-    leaves[i] = jnp.array(leaf, leaf.dtype)  # Typed as a step's and a file's.
+    leaves[i] = jnp.array(leaf, leaf.dtype)  # Not weakly typed.
   shardings = [leaf.sharding for leaf in leaves]
   leaves = jax.device_put(leaves, shardings)
   return jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, shardings)
@@ -140,10 +139,10 @@ def _start(problem: Problem) -> tuple[types.PyTree, types.PyTree]:
 def _put(
     found: types.PyTree, carry: types.PyTree, shardings: types.PyTree
 ) -> types.PyTree:
-  """A state that was kept in the place of a carry, which is given up."""
+  """Puts a restored carry on the devices in place of the initial one."""
   def put(host, leaf, sharding):
     leaf.delete()
-    return jnp.array(jax.device_put(host, sharding))  # Never the host's memory.
+    return jnp.array(jax.device_put(host, sharding))  # A copy, to be donated.
 
   return jax.tree.map(put, found, carry, shardings)
 
@@ -158,22 +157,21 @@ def run(
 
   Args:
     problem: see `Problem`.
-    batches: step -> batch; must not depend on earlier calls.
+    batches: step -> batch, independent of earlier calls.
     steps: optimizer steps.
-    total_weights: all weights of the model, for the share that moved.
-    max_retain_kl: stop when the retain KL exceeds this, in nats a token.
-    visit: called as `visit(step, theta)` after every logged step, with weights
-      that the next step overwrites; where it returns True, the loop ends.
-    keep: where the state is kept, and gone on from, to the same end; None: not
-      at all.
-    log_every: steps between progress lines.
+    total_weights: number of weights of the whole model, for the moved share.
+    max_retain_kl: limit of the retain KL, in nats a token.
+    visit: called as `visit(step, theta)` after every logged step; the next step
+      overwrites theta. Returning True ends the loop.
+    keep: saves the state and resumes from it; None saves nothing.
+    log_every: steps between log lines.
 
   Returns:
     The final theta and the history, one dict a step.
 
   Raises:
-    ValueError: the loss or a weight is not finite, or retain has collapsed;
-      the message says at which step and what to change. Others as of `keep`.
+    ValueError: the loss or a weight is not finite, or the retain KL exceeds its
+      limit. Also what `keep` raises.
   """
   (carry, shardings), history = _start(problem), []
   found = None if keep is None else keep.restore(carry)
@@ -220,9 +218,9 @@ def _check(row: dict[str, float], finite: bool, max_retain_kl: float) -> None:
   if row['retain_kl'] > max_retain_kl:
     raise ValueError(
         f'Step {step}: the retain KL is {row["retain_kl"]:.3f} nats a token,'
-        f' above --unlearn_max_retain_kl={max_retain_kl}: what should be kept is being'
-        ' lost. Lower --unlearn_learning_rate or --circuit_budget, or raise'
-        ' --unlearn_kl_weight.')
+        f' above --unlearn_max_retain_kl={max_retain_kl}: the model is losing'
+        ' retained knowledge. Lower --unlearn_learning_rate or'
+        ' --circuit_budget, or raise --unlearn_kl_weight.')
 
 
 def _log(

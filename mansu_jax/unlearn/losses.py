@@ -1,6 +1,6 @@
-"""Forget and retain terms, each per example.
+"""Forget and retain losses, per example.
 
-`nll` is the sequence NLL: summed over the answer's tokens, in nats.
+`nll` is the sequence NLL in nats: summed over the answer's tokens.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def distribution_kl(target: types.Array, logits: types.Array) -> types.Array:
 def choice_kl(
     target: types.Array, logits: types.Array, tokens: types.Array,
     valid: types.Array) -> types.Array:
-  """KL(target || model, given that it says one of some tokens), in nats.
+  """KL(target || model renormalised over some tokens), in nats.
 
-  Sees the order among rare tokens, to which a KL over the vocabulary is blind.
+  It sees the order among rare tokens, which barely changes a KL over the whole
+  vocabulary.
 
   Args:
     target: [..., K] probabilities of the tokens, 0 where not valid.
@@ -74,7 +75,7 @@ def bounded_nll(nll: types.Array) -> types.Array:
   Unlike plain ascent it has a lower bound, and its gradient fades as the
   answer is forgotten (the unlikelihood of the sequence).
   """
-  # Added, not clipped: a certain answer keeps its gradient.
+  # An offset, not a clip, keeps the gradient of a certain answer.
   return -jnp.log(-jnp.expm1(-(nll + 1e-6)))
 
 
@@ -84,5 +85,5 @@ def ascent(nll: types.Array) -> types.Array:
 
 
 def weighted_mean(values: types.Array, weight: types.Array) -> types.Array:
-  """Mean of `values` under `weight` of the same shape; 0 without weight."""
+  """Weighted mean of arrays of one shape; 0 if all weights are 0."""
   return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-9)

@@ -1,7 +1,7 @@
-"""L = forget + lambda_kl KL(base || model) + lambda_nll NLL on retain.
+"""The objective: forget term + lambda_kl retain KL + lambda_nll retain NLL.
 
-Reference quantities are computed once, as final hidden states of width D at
-the predicted positions, never as vocabulary logits.
+The base's reference is computed once, as its final hidden states of width D at
+the predicted positions; logits [V] are unembedded from these at each step.
 """
 
 from __future__ import annotations
@@ -32,23 +32,22 @@ class Packed(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What is predicted of B sequences, at P positions, one sequence's after
-  another's.
+  """The P predicted positions of B sequences, sequence after sequence.
 
-  Without padding by sequence: logits at a place cost as much as a quarter of
-  the layers do for a token.
+  They are not padded to the longest sequence: the logits of a position cost as
+  much as a quarter of the layers do for a token.
   """
 
   where: types.Array  # [P] int32, positions in the flattened rows
   labels: types.Array  # [P] int32, the token that follows each
-  weight: types.Array  # [P] float32, 0 on padding, which stands at the end
-  reference: types.Array  # [P, D] the base's final hidden state there
-  sequence: types.Array  # [P] int32, whose place it is
-  first: types.Array  # [B] int32, each sequence's first place, 0 .. P - 1
+  weight: types.Array  # [P] float32, 0 on padding, which is at the end
+  reference: types.Array  # [P, D] the base's final hidden state
+  sequence: types.Array  # [P] int32, the sequence of each position
+  first: types.Array  # [B] int32, each sequence's first index, 0 .. P - 1
 
 
 class Choices(NamedTuple):
-  """What may be said at the end of a forget prompt, by first tokens."""
+  """Answers at the end of each forget prompt, by first tokens."""
 
   tokens: types.Array  # [B, K] int32, the right answer's and the others'
   target: types.Array  # [B, K] float32 probabilities, 0 for the right answer
@@ -56,11 +55,12 @@ class Choices(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """What one step sees; all parts stand in the same packed rows.
+  """The data of one step; all parts are in the same packed rows.
 
-  With the loss `answer_swap`, the forget prompts carry other facts' answers and
-  `forget.reference` is the base's state at those facts' own prompts. With the
-  loss `group_marginal`, `group_marginal` is what to say at the end of each forget prompt.
+  With the loss `answer_swap`, the forget prompts continue with other facts'
+  answers, and `forget.reference` is the base's state at those facts' own
+  prompts. With the loss `group_marginal`, `group_marginal` is the target at the
+  end of each forget prompt.
   """
 
   packed: Packed
@@ -70,11 +70,11 @@ class Batch(NamedTuple):
   prompts: Targets | None  # The forget prompts' own tokens.
   group_marginal: types.Array | None = None  # [B, V] float32 probabilities
   choices: Choices | None = None  # Of the forget prompts.
-  swapped: Targets | None = None  # Other phrasings about the subjects.
+  swapped: Targets | None = None  # Retain phrasings about forget subjects.
 
 
 class Metrics(NamedTuple):
-  """Scalars of one step, for the progress line and the record."""
+  """Scalars of one step, for the log and the record."""
 
   loss: types.Array
   forget: types.Array  # the forget term
@@ -90,8 +90,8 @@ def make_loss(
 ) -> Callable[..., tuple[types.Array, Metrics]]:
   """Builds `loss(theta, frozen, base, batch) -> (scalar, Metrics)`.
 
-  `base` holds what `unembed(None, base, .)` needs to turn reference states
-  into the full-precision base's logits, whichever view `frozen` is.
+  `base` is the full-precision pytree: `unembed(None, base, states)` gives the
+  base's logits, whichever view `frozen` is.
   """
 
   def forget_term(logits, base, batch):
@@ -162,7 +162,7 @@ def make_loss(
 def _in_one(
     fn: Callable[[types.Array], types.Array],
     states: Sequence[types.Array | None]) -> list[types.Array | None]:
-  """`fn` of each [P, D], by one call: the embedding is read once."""
+  """Applies `fn` to all [P, D] in one call: it reads the embedding once."""
   real = [s for s in states if s is not None]
   ends = np.cumsum([s.shape[0] for s in real])[:-1]
   found = iter(jnp.split(fn(jnp.concatenate(real)), ends))
@@ -170,12 +170,12 @@ def _in_one(
 
 
 def _sequence_nll(logits: types.Array, targets: Targets) -> types.Array:
-  """NLL of each sequence's labels, summed over its tokens; [B]."""
+  """Sequence NLL [B]: summed over each sequence's labels."""
   nll = losses.token_nll(logits, targets.labels)
   return _sequence_sum(nll * targets.weight, targets)
 
 
 def _sequence_sum(values: types.Array, targets: Targets) -> types.Array:
-  """Sums values [P] over each sequence's positions; [B]."""
+  """Sums values [P] over each sequence's positions, to [B]."""
   zeros = jnp.zeros(targets.first.shape, values.dtype)
   return zeros.at[targets.sequence].add(values)

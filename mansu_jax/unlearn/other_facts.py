@@ -1,7 +1,6 @@
-"""What the facts of a relation give each other's prompts in the forget terms.
+"""Targets of the forget term that come from other facts of the same relation.
 
-Partners to exchange answers with, the average of what is said, and the wrong
-choices.
+Partners to swap answers with, averaged answer distributions, and wrong choices.
 """
 
 from __future__ import annotations
@@ -17,22 +16,21 @@ from mansu_jax.unlearn import objective
 def confusable_groups(
     relations: Sequence[str], facts: Sequence[str], answers: Sequence[str],
     choices: Sequence[Sequence[str]]) -> list[str]:
-  """Groups facts that are each other's wrong choices, in one step or more.
+  """Groups facts that are each other's wrong choices, directly or via others.
 
-  Capitals of Europe are not mistaken for capitals of Asia where the questions
-  never offer one for the other: taking away the difference between them would
-  take away the continent as well.
+  If the questions never offer an Asian capital for a European country, the two
+  are separate groups: averaging over both would also erase the continent.
 
   Args:
-    relations: of each question, n.
-    facts: of each question, n.
-    answers: of each question, n.
-    choices: of each question, n.
+    relations: relation of each question.
+    facts: fact of each question.
+    answers: right answer of each question.
+    choices: choices of each question.
 
   Returns:
-    The group of each question: its relation where that is not divided, else
-    the relation and the group's first fact. A relation is not divided where
-    the choices leave a fact alone: they do not tell who its kin are.
+    The group of each question: its relation if all its facts are one group,
+    else the relation with the group's first fact. A relation is not divided
+    if one of its facts shares no choice with another.
   """
   parent = {key: key for key in zip(relations, facts)}
   owners: dict[tuple[str, str], list[tuple[str, str]]] = {}
@@ -49,7 +47,7 @@ def confusable_groups(
     for choice in some:
       for other in owners.get((relation, choice), ()):
         ends = sorted((root((relation, fact)), root(other)), key=order.get)
-        parent[ends[1]] = ends[0]  # The first fact stands for its group.
+        parent[ends[1]] = ends[0]  # The first fact names its group.
   roots = {key: root(key) for key in parent}
   sizes = collections.Counter(roots.values())
   whole = {relation for (relation, _), size in sizes.items() if size == 1}
@@ -64,16 +62,19 @@ def confusable_groups(
 def swap_partners(
     groups: Sequence[str], relations: Sequence[str], templates: Sequence[str],
     facts: Sequence[str]) -> list[np.ndarray]:
-  """For every sequence, those of other facts it may exchange answers with.
+  """For each sequence, the sequences of other facts to swap answers with.
 
-  Those of its group and template where there are such, else of its group,
-  else of its relation.
+  They have the same group and template if possible, else the same group, else
+  the same relation.
 
   Args:
-    groups: of each sequence, n, as `confusable_groups` makes them.
-    relations: of each sequence, n.
-    templates: of each sequence, n.
-    facts: of each sequence, n.
+    groups: group of each sequence, from `confusable_groups`.
+    relations: relation of each sequence.
+    templates: template of each sequence.
+    facts: fact of each sequence.
+
+  Returns:
+    Row indices [k] for each sequence.
 
   Raises:
     ValueError: a relation has a single fact.
@@ -83,13 +84,14 @@ def swap_partners(
   out = []
   for i, relation in enumerate(relations):
     others = (relations == relation) & (facts != facts[i])
-    near = others & (groups == groups[i])
-    same = near & (templates == templates[i])
+    in_group = others & (groups == groups[i])
+    same = in_group & (templates == templates[i])
     partners = next(
-        (np.flatnonzero(m) for m in (same, near, others) if m.any()), None)
+        (np.flatnonzero(m) for m in (same, in_group, others) if m.any()),
+        None)
     if partners is None:
       raise ValueError(
-          f'--unlearn_loss=answer_swap needs two facts of a relation, but'
+          '--unlearn_loss=answer_swap needs two facts of a relation, but'
           f' {str(relation)!r} has only {str(facts[i])!r}. Use'
           ' --unlearn_loss=npo, or add facts.')
     out.append(partners)
@@ -100,25 +102,25 @@ def group_marginals(
     groups: Sequence[str], relations: Sequence[str], templates: Sequence[str],
     probabilities: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What the base says after each template, averaged over a group's facts.
+  """The base's answer distribution per template, averaged over a group.
 
-  A model that says this has forgotten which fact it was asked for, and still
-  knows what kind of answer is wanted. Where a group has one sequence of a
-  template, the average is over the relation.
+  A model with this distribution no longer knows the fact, and still answers
+  with the right kind of entity. If a group has a single sequence of a template,
+  the average is over the relation.
 
   Args:
-    groups: of each sequence, n, as `confusable_groups` makes them.
-    relations: of each sequence, n.
-    templates: of each sequence, n.
+    groups: group of each sequence, from `confusable_groups`.
+    relations: relation of each sequence.
+    templates: template of each sequence.
     probabilities: rows [m] -> the base's next-token probabilities [m, V] at
       the end of those sequences' prompts.
 
   Returns:
-    Table [G, V] float32, and the row [n] of each sequence in it.
+    A table [G, V] float32, and each sequence's row in it, [n].
 
   Raises:
-    ValueError: a relation has a single sequence of a template: its average
-      is the answer.
+    ValueError: a relation has a single sequence of a template, whose average
+      would be the answer.
   """
   fine = list(zip(groups, templates))
   coarse = list(zip(relations, templates))
@@ -130,41 +132,40 @@ def group_marginals(
   cells = [(0, cell) if count[cell] > 1 else (1, whole)
            for cell, whole in zip(fine, coarse)]
   names = list(dict.fromkeys(cells))
-  place = {name: g for g, name in enumerate(names)}
+  row_of = {name: g for g, name in enumerate(names)}
   table = []
   for name in names:
     if len(members[name]) < 2:
       raise ValueError(
-          '--unlearn_loss=group_marginal averages over the facts of a relation that'
-          f' are asked in one phrasing, but {name[1][0]!r} has a single'
-          f' question of phrasing {name[1][1]!r} (what follows the last / of'
-          ' its id). Wanted ids that end alike where prompts are worded alike.'
-          ' Correct the ids, add facts, raise --unlearn_forget_pool, or use'
+          '--unlearn_loss=group_marginal averages over the facts of a relation'
+          f' in one phrasing, but {name[1][0]!r} has a single question in'
+          f' phrasing {name[1][1]!r} (the part of its id after the last /).'
+          ' Wanted the same ending for ids of equally worded prompts. Correct'
+          ' the ids, add facts, raise --unlearn_forget_pool, or use'
           ' --unlearn_loss=npo.')
     table.append(probabilities(np.array(members[name])).mean(0))
   return (np.stack(table).astype(np.float32),
-          np.array([place[cell] for cell in cells]))
+          np.array([row_of[cell] for cell in cells]))
 
 
 def choice_targets(
     facts: Sequence[str], right: Sequence[int],
     choices: Sequence[Sequence[int]]) -> objective.Choices:
-  """The choices of a fact's sequences, gathered, all wrong ones alike likely.
+  """A uniform target over the wrong choices of each fact.
 
-  A model that follows has no order left among the fact's choices. A choice
-  that begins as the right answer does is left out: one token cannot tell
-  them apart.
+  Choices are told apart by their first tokens; a wrong choice with the right
+  answer's first token is dropped.
 
   Args:
-    facts: of each sequence, n.
-    right: first token of the right answer of each sequence, n.
-    choices: first tokens of all choices of each sequence, n.
+    facts: fact of each sequence.
+    right: first token of the right answer of each sequence.
+    choices: first tokens of all choices of each sequence.
 
   Returns:
-    Rows of n sequences, the right answer's token first.
+    One row for each sequence, with the right answer's token first.
 
   Raises:
-    ValueError: all choices of a fact begin alike.
+    ValueError: all choices of a fact have the same first token.
   """
   pools: dict[tuple[str, int], set[int]] = {}
   for fact, token, some in zip(facts, right, choices):
@@ -174,8 +175,8 @@ def choice_targets(
     wrong = pools[fact, token] - {token}
     if not wrong:
       raise ValueError(
-          f'--unlearn_choice_kl_weight needs wrong choices whose first token'
-          f' is not that of the right answer, but {fact!r} has none. Set it to'
+          '--unlearn_choice_kl_weight needs wrong choices whose first token'
+          f' differs from the right answer\'s, but {fact!r} has none. Set it to'
           ' 0, or give the fact other choices.')
     rows.append([token, *sorted(wrong)])
   tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
