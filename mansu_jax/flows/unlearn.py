@@ -17,11 +17,14 @@ from mansu_jax.runtime import preemption
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import found as found_lib
+from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import checks
+from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import retain_kl
 from mansu_jax.stages.train import training
@@ -66,8 +69,8 @@ def _run(
     cache: checkpoints.StageCache) -> dict[str, Any]:
   """What can go on after a stop, each part where it was left."""
   with clock.stage('attribution'):
-    found = attribution.find(config, inputs, model, cache)
-    results.write_circuit(found, model.config, root)
+    found = _find_circuit(config, inputs, model, cache)
+    found_lib.write(found, model.config, root)
   with clock.stage('references'):
     batches = training.make_batches(config, inputs, model, cache)
     edit = edits.make(config, model, found.circuit, found.movable)
@@ -101,6 +104,16 @@ def _run(
   workdir.note_flags(config, root)
   report.write(record, root)
   return record
+
+
+def _find_circuit(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    model: loading.LoadedModel, cache: checkpoints.StageCache
+) -> attribution.Found:
+  """The circuit; the scores behind it are freed."""
+  settings = settings_lib.Settings.from_run(config)
+  scored = attribution.score(settings, inputs.splits, model, cache)
+  return attribution.find(settings, model, scored, cache)
 
 
 def _train(

@@ -24,7 +24,7 @@ from mansu_jax.models.io import loading
 from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.quant import affine
 from mansu_jax.quant import simulate
-from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
@@ -69,9 +69,10 @@ def draw_circuit(config: run_config.RunConfig, shapes: Any) -> graph.Circuit:
   Of each kind of node the same share: scores are so many a weight.
   """
   rng, costs = np.random.default_rng(config.seed), graph.costs(shapes)
-  return select.choose(config, shapes, {
-      kind: costs[kind] * rng.normal(size=size)
-      for kind, size in graph.shapes(shapes).items()})[1]
+  means = {kind: costs[kind] * rng.normal(size=size)
+           for kind, size in graph.shapes(shapes).items()}
+  return select.choose(
+      means, config.attribution.level, config.circuit, shapes)[1]
 
 
 def scores(job: Job, pairs: Any, runs: int = 1) -> None:
@@ -88,8 +89,9 @@ def scores(job: Job, pairs: Any, runs: int = 1) -> None:
 
 def forget_pairs(job: Job) -> Any:
   """Those of the run."""
-  return attribution.forget_pairs(
-      job.config, job.inputs.splits, job.model.tokenizer)
+  return prompt_pairs.forget_pairs(
+      job.config.attribution, job.inputs.splits, job.model.tokenizer,
+      seed=job.config.seed, chat=job.config.data.chat)
 
 
 def matrices(job: Job, params: types.Params | None = None) -> types.Params:

@@ -19,7 +19,7 @@ from mansu_jax.models import layout as model_layout
 from mansu_jax.planning import job as job_lib
 from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.quant import survival
-from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import readability
@@ -79,8 +79,9 @@ def _erasure(job: job_lib.Job) -> None:
       # Base, edit and, on forget pairs, control; the first two quantized.
       runs = 2 + 2 * len(config.quant_schemes)
       job_lib.scores(job, pairs, runs + ('control' in held))
-      job_lib.scores(job, attribution.retain_pairs(
-          config, job.inputs.splits, model.tokenizer)[:config.eval.cad_pairs],
+      job_lib.scores(job, prompt_pairs.retain_pairs(
+          config.attribution, job.inputs.splits, model.tokenizer,
+          seed=config.seed, chat=config.data.chat)[:config.eval.cad_pairs],
                      runs)
 
 

@@ -28,7 +28,7 @@ from mansu_jax.planning import job as job_lib
 from mansu_jax.planning import measures
 from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.quant import grids as grids_lib
-from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import retain_kl
@@ -57,8 +57,9 @@ def _attribution(job: job_lib.Job) -> None:
       base=model.params):
     job_lib.scores(job, pairs)
     if config.circuit.contrast:
-      job_lib.scores(job, attribution.retain_pairs(
-          config, job.inputs.splits, model.tokenizer))
+      job_lib.scores(job, prompt_pairs.retain_pairs(
+          config.attribution, job.inputs.splits, model.tokenizer,
+          seed=config.seed, chat=config.data.chat))
     if config.attribution.level == 'edge':
       batches = pair_batches.pack(pairs, config.attribution.batch, one_per_row=True)
       record.call(
