@@ -50,6 +50,7 @@ from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import files
 from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import checks
@@ -177,7 +178,9 @@ def circuit_of(
   """The arm's circuit, with the account of the attributed one."""
   key = config.attribution, config.circuit
   if key not in kept:
-    kept[key] = attribution.find(config, bench.inputs, bench.model)
+    settings = settings_lib.Settings.from_run(config)
+    kept[key] = attribution.find(settings, bench.model, attribution.score(
+        settings, bench.inputs.splits, bench.model))
   found = kept[key]
   if draw is None:
     return found

@@ -44,7 +44,7 @@ from mansu_jax.models import decoder
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import files
-from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import readability
 from mansu_jax.stages.prepare import checks
@@ -145,7 +145,9 @@ def _models(
     named: list[str], controls: bool, config: Any, inputs: Any, model: Any
 ) -> Iterator[Edited]:
   """Models by name and path, and what hides as many answers as each."""
-  pairs = attribution.forget_pairs(config, inputs.splits, model.tokenizer)
+  pairs = prompt_pairs.forget_pairs(
+      config.attribution, inputs.splits, model.tokenizer, seed=config.seed,
+      chat=config.data.chat)
   for one in named:
     name, _, path = one.partition('=')
     load = functools.cache(lambda path=path: loading.load(path).params)
@@ -221,8 +223,9 @@ def _halves(config, inputs, model, seed):
 
 def _divergences(config, inputs, model):
   """`(params, circuits by name) -> CAD by name`, on the run's pairs."""
-  pairs = attribution.forget_pairs(
-      config, inputs.splits, model.tokenizer)[:config.eval.cad_pairs]
+  pairs = prompt_pairs.forget_pairs(
+      config.attribution, inputs.splits, model.tokenizer, seed=config.seed,
+      chat=config.data.chat)[:config.eval.cad_pairs]
   batches = pair_batches.pack(pairs, config.attribution.batch)
   score = lambda params: eap_ig.score_pairs(
       model.config, params, batches, steps=config.attribution.steps)

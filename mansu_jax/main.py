@@ -186,7 +186,8 @@ def _flow(
     return lambda config: _plan(plan, config)
   if config.mode == 'attribute':
     from mansu_jax.flows import attribute
-    return lambda config: _attribute(attribute, config)
+    from mansu_jax.report import attribution_lines
+    return lambda config: _attribute(attribute, attribution_lines, config)
   from mansu_jax.flows import audit
   from mansu_jax.flows import unlearn as pipeline
   from mansu_jax.report import summary
@@ -200,8 +201,8 @@ def _plan(plan: Any, config: run_config.RunConfig) -> int:
   return 0 if found.fits else DOES_NOT_FIT
 
 
-def _attribute(attribute: Any, config: run_config.RunConfig) -> int:
-  print('\n'.join(attribute.lines(attribute.run(config))))
+def _attribute(flow: Any, lines: Any, config: run_config.RunConfig) -> int:
+  print('\n'.join(lines.lines(flow.run(config))))
   return 0
 
 

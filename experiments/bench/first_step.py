@@ -31,6 +31,7 @@ from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
 from mansu_jax.runtime import sharding
 from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import edits
@@ -52,10 +53,11 @@ def _measure(
 ) -> tuple[dict[str, Any], graph.Circuit]:
   """Arrays on the host by name, and the circuit that they are of."""
   inputs, model = inputs_lib.read(config), loading.load(config.model)
-  pairs = attribution.forget_pairs(config, inputs.splits, model.tokenizer)
-  found = {'scores': attribution.score(config, model, pairs)['means']}
+  settings = settings_lib.Settings.from_run(config)
+  scored = attribution.score(settings, inputs.splits, model)
+  found = {'scores': scored.means}
   if circuit is None:
-    circuit = attribution.find(config, inputs, model).circuit
+    circuit = attribution.find(settings, model, scored).circuit
   edit = edits.make(
       model, circuit, quantizers.with_fixed_grid(config.quant_schemes),
       quantized_views=config.unlearn.quantizer_in_loop,

@@ -1,17 +1,16 @@
-"""Faithfulness over the size of circuits, and its two areas.
+"""Faithfulness by circuit size, its two areas, and the smallest circuit.
 
 Sizes and areas are those of the circuit track of the Mechanistic
-Interpretability Benchmark (MIB). Circuits hold int(share n) of n edges, or
-nodes, for these shares: 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 %. Areas are
-by trapezoids between these points over the share itself, not its logarithm
-(the default of the track's `evaluate_area_under_curve`, which can do both).
-What lies below the first point does not count, so the most that faithfulness 1
-gives is 0.999. Points are circuits as they are evaluated, which may be pruned;
-their shares are those asked for.
+Interpretability Benchmark (MIB): circuits hold int(share n) of n edges or
+nodes, for shares of 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 %. Areas are
+computed with trapezoids over the share itself, not its logarithm, as by default
+in the track's `evaluate_area_under_curve`. The area below the first point does
+not count, so faithfulness 1 at every size gives 0.999. Pruning may make a
+circuit smaller than its share; the point keeps the share before pruning.
 
-Which circuits and pairs is the caller's: the track ranks by the signed score
-for CPR and by |score| for CMD, and measures on a validation split, where our
-stages have one ranking by |score| and the pairs that gave it.
+The caller chooses circuits and pairs. The track ranks by the signed score for
+CPR and by |score| for CMD, and measures on a validation split; our stages rank
+by |score| once and measure on the pairs that gave the scores.
 
 References:
   Mueller et al., MIB: A Mechanistic Interpretability Benchmark, 2025
@@ -21,13 +20,33 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+import dataclasses
+from typing import Any, Generic, TypeVar
 
 from absl import logging
 import numpy as np
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _Circuit = TypeVar('_Circuit')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefixes(Generic[_Circuit]):
+  """The circuits of a ranking, by size.
+
+  Attributes:
+    unit: what is ranked: 'nodes' or 'edges'.
+    count: number of ranked candidates.
+    first: the circuit of the first candidates, from their number (0 included).
+    draw: a random circuit of the same size.
+    same: whether two circuits are equal.
+  """
+
+  unit: str
+  count: int
+  first: Callable[[int], _Circuit]
+  draw: Callable[[int], _Circuit]
+  same: Callable[[_Circuit, _Circuit], bool]
 
 
 def cpr(values: Sequence[float]) -> float:
@@ -41,36 +60,32 @@ def cmd(values: Sequence[float]) -> float:
 
 
 def trace(
-    count: int, first: Callable[[int], _Circuit],
-    draw: Callable[[int], _Circuit],
-    faithfulness: Callable[[_Circuit], float], randoms: int,
-    same: Callable[[_Circuit, _Circuit], bool]) -> dict[str, Any]:
-  """Measures the curve, beside random circuits of the same sizes.
+    prefixes: Prefixes[_Circuit], faithfulness: Callable[[_Circuit], float],
+    randoms: int) -> dict[str, Any]:
+  """Measures the curve, and random circuits of the same sizes.
 
   Args:
-    count: how many edges or nodes a circuit may hold.
-    first: from a size, 0 included, to the circuit of the best ones.
-    draw: from such a size to a random circuit.
-    faithfulness: of a circuit.
-    randoms: random circuits at each size.
-    same: whether two circuits are one.
+    prefixes: the circuits by size.
+    faithfulness: faithfulness of a circuit.
+    randoms: number of random circuits at each size.
 
   Returns:
     JSON-able: `curve`, a list of points with `share`, `size`, `faithfulness`
-    and `random` (its least, mean and most, None without any, and how many are
-    the `same` as the circuit); `cpr` and `cmd`; and these areas of each random
-    curve, in `random_curves`.
+    and `random` (least, mean and largest value, and how many random circuits
+    are the `same` as the circuit; None without random circuits); `cpr` and
+    `cmd`; and `random_curves`, both areas of each random curve.
   """
-  sizes = [int(share * count) for share in SHARES]
+  sizes = [int(share * prefixes.count) for share in SHARES]
   logging.info(
-      'faithfulness at %d sizes, each beside %d random circuits'
+      'faithfulness at %d sizes, with %d random circuits at each'
       ' (--circuit_curve_circuits)', len(sizes), randoms)
-  values = [faithfulness(first(size)) for size in sizes]
+  values = [faithfulness(prefixes.first(size)) for size in sizes]
   drawn, alike = [], []
   for size in sizes:
-    some = [draw(size) for _ in range(randoms)]
+    some = [prefixes.draw(size) for _ in range(randoms)]
     drawn.append(list(map(faithfulness, some)))
-    alike.append(sum(same(first(size), one) for one in some))
+    alike.append(sum(
+        prefixes.same(prefixes.first(size), one) for one in some))
   return {
       'curve': [
           {'share': share, 'size': size, 'faithfulness': value,
@@ -90,32 +105,44 @@ def _band(values: Sequence[float], same: int) -> dict[str, float] | None:
           'max': float(np.max(values)), 'same': same}
 
 
-def bisect(
-    value_at: Callable[[int], float], target: float, low: int, high: int
-) -> int:
-  """The smallest size found, above `low`, that reaches a target.
+def smallest(
+    value_at: Callable[[int], float], target: float, most: int,
+    points: Iterable[dict[str, Any]] | None = None) -> int:
+  """The smallest size found that reaches a target; -1: none was found.
 
-  By bisection, to 2 %: values need not grow with size, so a smaller one that
-  happens to reach the target may exist.
+  Takes the first point that reaches the target, then bisects between it and
+  the point before. Values need not grow with size, so a smaller size may reach
+  the target as well.
 
   Args:
-    value_at: of a size.
-    target: what `high` reaches.
-    low: a size that does not reach it, or 0.
-    high: a size that does.
+    value_at: value at a size.
+    target: value to reach.
+    most: the largest size.
+    points: measured points with `size` and `faithfulness`, in order of size;
+      None: measures sizes 0, 1, 2, 4, ... and `most`, up to the first that
+      reaches the target.
   """
+  if points is None:
+    sizes = [0, *(2**k for k in range(most.bit_length())), most]
+    points = ({'size': size, 'faithfulness': value_at(size)} for size in sizes)
+  between = bracket(points, target)
+  return -1 if between is None else bisect(value_at, target, *between)
+
+
+def max_evaluations(most: int) -> int:
+  """Upper bound on the evaluations of `smallest` without `points`."""
+  sizes, steps = most.bit_length() + 2, 0
+  low, high = most // 2, most
   while high - low > max(1, high // 50):
-    middle = (low + high) // 2
-    reached = value_at(middle) >= target
-    low, high = (low, middle) if reached else (middle, high)
-  return high
+    high, steps = (low + high) // 2, steps + 1
+  return sizes + steps
 
 
 def bracket(
     points: Iterable[dict[str, Any]], target: float) -> tuple[int, int] | None:
-  """Where a curve first reaches a target: the size before it, and its own.
+  """The first size that reaches a target, after the size before it (or 0).
 
-  None where it never does.
+  None where no point reaches the target.
   """
   low = 0
   for point in points:
@@ -125,27 +152,19 @@ def bracket(
   return None
 
 
-def smallest(value_at: Callable[[int], float], target: float, most: int) -> int:
-  """The smallest size found that reaches a target; -1 where none is found.
-
-  Sizes 0, 1, 2, 4, ... and the most are tried up to the first that reaches it;
-  then by `bisect` between that and the one before it.
+def bisect(
+    value_at: Callable[[int], float], target: float, low: int, high: int
+) -> int:
+  """Narrows down, to 2 %, the size at which a target is reached.
 
   Args:
-    value_at: of a size.
-    target: to reach.
-    most: the largest size.
+    value_at: value at a size.
+    target: value that `high` reaches.
+    low: a size that does not reach it, or 0.
+    high: a size that reaches it.
   """
-  sizes = [0, *(2**k for k in range(most.bit_length())), most]
-  between = bracket(({'size': size, 'faithfulness': value_at(size)}
-                     for size in sizes), target)
-  return -1 if between is None else bisect(value_at, target, *between)
-
-
-def max_evaluations(most: int) -> int:
-  """Most evaluations that `smallest` makes for sizes up to `most`."""
-  sizes, steps = most.bit_length() + 2, 0
-  low, high = most // 2, most
   while high - low > max(1, high // 50):
-    high, steps = (low + high) // 2, steps + 1
-  return sizes + steps
+    middle = (low + high) // 2
+    reached = value_at(middle) >= target
+    low, high = (low, middle) if reached else (middle, high)
+  return high

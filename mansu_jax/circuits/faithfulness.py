@@ -1,33 +1,88 @@
-"""Does the circuit carry the behaviour? Patching, against random circuits.
+"""Faithfulness: how much of a behaviour a circuit carries alone.
 
-Candidate nodes outside the circuit get their activations from the corrupted
-prompt; a neuron circuit leaves attention alone, and a range of layers leaves
-the layers outside it alone.
-faithfulness = (m_circuit - m_corrupt) / (m_clean - m_corrupt), means over
-pairs. 1 is the whole behaviour, 0 none of it.
+All candidate nodes or edges outside the circuit take their activations from
+the corrupted prompt. With m the metric summed over pairs,
+
+  faithfulness = (m_circuit - m_corrupt) / (m_clean - m_corrupt)
+
+1 is the whole behaviour, 0 none of it. `of_nodes` measures circuits of nodes,
+`edge_faithfulness.of_edges` circuits of edges. A circuit of neurons leaves
+attention unpatched, and a range of layers leaves all other layers unpatched.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import dataclasses
 import functools
+from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import types
-from mansu_jax.circuits import curve
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
-from mansu_jax.circuits import select
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import sites as sites_lib
 from mansu_jax.runtime import sharding
 
-_NOISE = 1e-3  # Of the metrics: a spread below this is none.
+_NOISE = 1e-3  # Smallest spread, as a share of the metrics, beyond float noise.
 _SITE = {'neurons': sites_lib.Site.MLP_HIDDEN,
          'heads': sites_lib.Site.HEAD_OUT}
+_Circuit = TypeVar('_Circuit')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Faithfulness(Generic[_Circuit]):
+  """Measures circuits of nodes or of edges on fixed pairs.
+
+  Attributes:
+    metrics: runs a circuit; returns the metric of each pair, [P].
+    total: sums metrics [P] over the pairs.
+    clean: the total on the clean prompts.
+    corrupt: the total on the corrupted prompts.
+    pairs: number of pairs.
+  """
+
+  metrics: Callable[[_Circuit], np.ndarray]
+  total: Callable[[np.ndarray], float]
+  clean: float
+  corrupt: float
+  pairs: int
+
+  def __call__(self, circuit: _Circuit) -> float:
+    """The faithfulness of a circuit.
+
+    Raises:
+      ValueError: as `spread`.
+    """
+    whole = spread(self.clean, self.corrupt, self.pairs)
+    return float((self.total(self.metrics(circuit)) - self.corrupt) / whole)
+
+
+def spread(clean: float, corrupt: float, pairs: int) -> float:
+  """The denominator of faithfulness: clean less corrupted metric.
+
+  Args:
+    clean: metric summed over pairs, on the clean prompts.
+    corrupt: the same on the corrupted prompts.
+    pairs: number of pairs.
+
+  Raises:
+    ValueError: the difference is not positive, or is float noise.
+  """
+  if clean - corrupt > _NOISE * (abs(clean) + abs(corrupt)):
+    return clean - corrupt
+  raise ValueError(
+      f'Faithfulness cannot be measured on the first {pairs} pairs that the'
+      ' model answers (--circuit_pairs): their mean metric, logit(answer) -'
+      f' logit(corrupted answer), is {clean / pairs:.4g} on the clean and'
+      f' {corrupt / pairs:.4g} on the corrupted prompts; wanted a higher one on'
+      ' the clean prompts. Give pairs whose corrupted prompts ask for the'
+      ' corrupted answer (--attribution_pairs_file), or raise --circuit_pairs.')
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -35,7 +90,7 @@ def patched_metric(
     config: model_config.ModelConfig, params: types.Params,
     batch: eap_ig.PairBatch, corrupt: types.Params, keep: types.Params
 ) -> types.Array:
-  """The metric of each pair with all but `keep` corrupted, [B]."""
+  """The metric of each pair with all nodes but `keep` corrupted, [B]."""
   patches = {site: {'keep': keep[site], 'value': corrupt[site]}
              for site in keep}
   with jax.default_matmul_precision('float32'):  # As the scores.
@@ -56,78 +111,34 @@ def corrupted(config, params, batch):
   return jnp.sum(scores * batch.weight), taps
 
 
-def spread(clean: float, corrupt: float, pairs: int) -> float:
-  """What faithfulness is a share of: the clean metric less the corrupted.
+def of_nodes(
+    config: model_config.ModelConfig, params: types.Params,
+    batch: eap_ig.PairBatch, level: str, layers: range
+) -> Faithfulness[graph.Circuit]:
+  """Faithfulness of circuits of nodes.
 
   Args:
-    clean: the metric summed over pairs, on their clean prompts.
-    corrupt: on their corrupted ones.
-    pairs: how many they are.
-
-  Raises:
-    ValueError: it is not positive, or float noise.
-  """
-  if clean - corrupt > _NOISE * (abs(clean) + abs(corrupt)):
-    return clean - corrupt
-  raise ValueError(
-      f'Faithfulness cannot be measured on the first {pairs} pairs that the'
-      ' model answers (--circuit_pairs): their metric, logit(answer) -'
-      f' logit(corrupted answer), is {clean / pairs:.4g} on the clean and'
-      f' {corrupt / pairs:.4g} on the corrupted prompts, on average; wanted it'
-      ' higher on the clean ones. Give pairs whose corrupted prompts ask for'
-      ' the corrupted answer (--attribution_pairs_file), or raise --circuit_pairs.')
-
-
-class Faithfulness:
-  """Measures circuits on fixed pairs; corrupted activations are kept.
-
-  Args:
-    config: the model's.
+    config: the model's config.
     params: full params.
-    batch: one batch of pairs that the model answers.
+    batch: one batch of pairs that the model answers; pairs of weight 0 do not
+      count.
     level: a key of `graph.LEVEL_KINDS`; only its kinds are patched.
-    layers: only these are patched.
+    layers: the layers that are patched.
   """
+  outside = ~np.isin(np.arange(config.num_layers), layers)[:, None]
+  kinds = [k for k in _SITE if k in graph.LEVEL_KINDS[level]]
+  corrupt, activations = corrupted(config, params, batch)
+  activations = {_SITE[kind]: activations[_SITE[kind]] for kind in kinds}
 
-  def __init__(
-      self, config: model_config.ModelConfig, params: types.Params,
-      batch: eap_ig.PairBatch, level: str, layers: range):
-    self.config, self._params, self._batch = config, params, batch
-    self._outside = ~np.isin(np.arange(config.num_layers), layers)[:, None]
-    self._kinds = [k for k in _SITE if k in graph.LEVEL_KINDS[level]]
-    corrupt_metric, self._corrupt = corrupted(config, params, batch)
-    self._corrupt_metric = float(corrupt_metric)
-    full = graph.Circuit(**{
-        kind: np.ones(s, bool) for kind, s in graph.shapes(config).items()})
-    self._clean_metric = self._metric(full)
-
-  def _metric(self, circuit: graph.Circuit) -> float:
-    return float(self.metrics(circuit) @ np.asarray(self._batch.weight))
-
-  def metrics(self, circuit: graph.Circuit) -> np.ndarray:
-    """The metric of each pair with all outside the circuit corrupted, [B]."""
-    keep = {
-        _SITE[kind]: jnp.asarray(circuit[kind] | self._outside, jnp.float32)
-        for kind in self._kinds}
-    corrupt = {site: self._corrupt[site] for site in keep}
+  def metrics(circuit: graph.Circuit) -> np.ndarray:
+    keep = {_SITE[kind]: jnp.asarray(circuit[kind] | outside, jnp.float32)
+            for kind in kinds}
     return np.float64(sharding.to_host(patched_metric(
-        self.config, self._params, self._batch, corrupt, keep)))
+        config, params, batch, activations, keep)))
 
-  def __call__(self, circuit: graph.Circuit) -> float:
-    """The faithfulness of a circuit.
-
-    Raises:
-      ValueError: as `spread`, of the pairs.
-    """
-    whole = spread(self._clean_metric, self._corrupt_metric,
-                   int(np.sum(self._batch.weight)))
-    return (self._metric(circuit) - self._corrupt_metric) / whole
-
-  def smallest_prefix(self, ranking: select.Ranking, target: float) -> int:
-    """Nodes of the shortest prefix that `curve.smallest` finds to reach it.
-
-    Faithfulness need not grow with every node, so a shorter prefix that
-    happens to reach the target may exist. -1 where none is found.
-    """
-    value_at = lambda size: self(select.prefix(ranking, size, self.config))
-    return curve.smallest(value_at, target, ranking.node.size)
+  total = lambda metrics: float(metrics @ np.asarray(batch.weight))
+  full = graph.Circuit(**{
+      kind: np.ones(s, bool) for kind, s in graph.shapes(config).items()})
+  return Faithfulness(
+      metrics=metrics, total=total, clean=total(metrics(full)),
+      corrupt=float(corrupt), pairs=int(np.sum(batch.weight)))

@@ -1,8 +1,8 @@
 """The circuit: which MLP neurons and attention heads may change.
 
-Neuron j of a layer owns column j of gate and up and row j of down; a query
-head owns its slices of q and o; a key/value head is a unit of its own that
-owns k and v (design: the edit is made of whole units).
+Neuron j of a layer owns column j of gate and up and row j of down. A query head
+owns its slices of q and o, a key/value head its slices of k and v. An edit
+consists of whole units.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ LEVEL_KINDS = {
     'neuron': ('neurons',),
     'head': ('heads', 'kv_heads'),
     'neuron_and_head': KINDS,
-    'edge': KINDS,  # The weights at the ends of the circuit's edges.
+    'edge': KINDS,  # The edit changes the weights at the ends of edges.
 }
 
 
 def acting(kinds: Iterable[str]) -> tuple[str, ...]:
-  """Those whose nodes act by themselves: a key/value head is its heads."""
+  """The kinds without key/value heads, which act through their query heads."""
   return tuple(kind for kind in kinds if kind != 'kv_heads')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Circuit:
-  """Boolean membership of every node, one array a kind of node."""
+  """Boolean membership of every node, one array per kind of node."""
 
   neurons: np.ndarray  # [L, F] bool
   heads: np.ndarray  # [L, N] bool
@@ -42,19 +42,19 @@ class Circuit:
 
   @property
   def kinds(self) -> tuple[str, ...]:
-    """The kinds of node of which the circuit holds any."""
+    """The kinds of node that the circuit holds."""
     return tuple(kind for kind in KINDS if self[kind].any())
 
   @property
   def span(self) -> tuple[int, int]:
-    """The first layer that holds a node, and one past the last; or (0, 0)."""
+    """First layer that holds a node, and one past the last; (0, 0) if none."""
     held = np.flatnonzero(
         np.any([self[kind].any(1) for kind in KINDS], axis=0))
     return (int(held[0]), int(held[-1]) + 1) if held.size else (0, 0)
 
 
 def shapes(config: model_config.ModelConfig) -> dict[str, tuple[int, int]]:
-  """`{kind: (layers, nodes a layer)}` of a model."""
+  """`{kind: (layers, nodes per layer)}` of a model."""
   return {
       'neurons': (config.num_layers, config.d_ff),
       'heads': (config.num_layers, config.num_heads),
@@ -63,7 +63,7 @@ def shapes(config: model_config.ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def costs(config: model_config.ModelConfig) -> dict[str, int]:
-  """Weights that one node of each kind owns."""
+  """Number of weights that one node of each kind owns."""
   head = 2 * config.d_model * config.d_head
   return {'neurons': 3 * config.d_model, 'heads': head, 'kv_heads': head}
 
@@ -75,12 +75,12 @@ def empty(config: model_config.ModelConfig) -> Circuit:
 
 
 def num_weights(circuit: Circuit, config: model_config.ModelConfig) -> int:
-  """Weights that the circuit owns."""
+  """Number of weights that the circuit owns."""
   return sum(int(circuit[k].sum()) * c for k, c in costs(config).items())
 
 
 def to_json(circuit: Circuit, scores: dict[str, np.ndarray]) -> dict[str, Any]:
-  """Nodes by layer with their scores; `edges` is kept for edge circuits."""
+  """Nodes by layer with their scores; the caller may set `edges`."""
   nodes = {}
   for kind in circuit.kinds:
     nodes[kind] = {
@@ -93,7 +93,11 @@ def to_json(circuit: Circuit, scores: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def from_json(
     data: dict[str, Any], config: model_config.ModelConfig) -> Circuit:
-  """Reads `to_json`; raises ValueError where a node is not in the model."""
+  """Reads the output of `to_json`.
+
+  Raises:
+    ValueError: a kind of node is unknown, or a node is not in the model.
+  """
   circuit = empty(config)
   for kind, layers in data['nodes'].items():
     if kind not in KINDS:
@@ -105,6 +109,6 @@ def from_json(
         if not all(0 <= at < most for at, most in zip(got, limit)):
           raise ValueError(
               f'Circuit names {kind} {got}, but the model has {limit[0]}'
-              f' layers of {limit[1]}: it was made for another model.')
+              f' layers of {limit[1]}; wanted a circuit of this model.')
         circuit[kind][got] = True
   return circuit

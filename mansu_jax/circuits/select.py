@@ -11,7 +11,7 @@ import numpy as np
 
 from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
-from mansu_jax.config import run as run_config
+from mansu_jax.config import circuit as circuit_config
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 
@@ -26,7 +26,8 @@ class Ranking(NamedTuple):
   kinds: tuple[str, ...]
 
 
-def layer_range(options: run_config.CircuitConfig, num_layers: int) -> range:
+def layer_range(options: circuit_config.CircuitConfig, num_layers: int
+                ) -> range:
   """The layers that may hold the circuit.
 
   Raises:
@@ -37,65 +38,88 @@ def layer_range(options: run_config.CircuitConfig, num_layers: int) -> range:
   if not 0 <= first <= last < num_layers:
     raise ValueError(
         f'--circuit_first_layer={options.first_layer} and --circuit_last_layer'
-        f'={options.last_layer} give no layer of the model\'s {num_layers};'
+        f'={options.last_layer} select no layer of the model\'s {num_layers};'
         f' wanted 0 <= first <= last < {num_layers}.')
   return range(first, last + 1)
 
 
-def candidate_kinds(config: run_config.RunConfig) -> tuple[str, ...]:
-  """The kinds of node that may be selected.
+def candidate_kinds(level: str, *, for_edit: bool) -> tuple[str, ...]:
+  """The kinds of node that a circuit may hold.
 
-  A key/value head owns weights that an edit may move. As a node it is the query
-  heads that share it, so where circuits are all that is wanted it is none.
+  A key/value head owns weights that an edit may change, but acts through its
+  query heads alone. So it is a candidate only if the circuit is to be edited.
+
+  Args:
+    level: a key of `graph.LEVEL_KINDS`.
+    for_edit: whether the circuit's weights will be edited.
   """
-  kinds = graph.LEVEL_KINDS[config.attribution.level]
-  return graph.acting(kinds) if config.mode == 'attribute' else kinds
+  kinds = graph.LEVEL_KINDS[level]
+  return kinds if for_edit else graph.acting(kinds)
 
 
 def choose(
-    config: run_config.RunConfig, shapes: model_config.ModelConfig,
-    means: dict[str, np.ndarray],
-    contrast: dict[str, np.ndarray] | None = None
+    means: dict[str, np.ndarray], level: str,
+    options: circuit_config.CircuitConfig, config: model_config.ModelConfig,
+    contrast: dict[str, np.ndarray] | None = None, *, for_edit: bool = True
 ) -> tuple[Ranking, graph.Circuit]:
-  """The ranking of nodes by mean scores, and what of it is in the budget.
+  """Ranks nodes by mean scores and selects those within the budget.
 
   Args:
-    config: the run's.
-    shapes: the model's.
-    means: scores by kind, [L, nodes].
-    contrast: scores on retain pairs, for `--circuit_contrast`.
+    means: mean scores by kind, [L, nodes].
+    level: a key of `graph.LEVEL_KINDS`.
+    options: budget, layer range, per-layer cap and weight of the contrast.
+    config: the model's config.
+    contrast: mean scores on retain pairs, for `--circuit_contrast`.
+    for_edit: whether the circuit's weights will be edited.
+
+  Returns:
+    The ranking of all candidates, and the circuit.
 
   Raises:
     ValueError: as `layer_range` and `size_within`.
+
+  Example, a model of one layer with three neurons of 12 weights each:
+
+  >>> config = model_config.ModelConfig(
+  ...     vocab_size=8, d_model=4, num_layers=1, num_heads=2, num_kv_heads=1,
+  ...     d_head=2, d_ff=3)
+  >>> means = {'neurons': np.array([[0.1, -0.9, 0.3]])}
+  >>> options = circuit_config.CircuitConfig(budget=0.2)
+  >>> ranking, circuit = choose(means, 'neuron', options, config)
+  >>> ranking.node.tolist(), circuit.neurons.tolist()
+  ([1, 2, 0], [[False, True, True]])
   """
-  values = contrasted(means, contrast, config.circuit.contrast)
-  ranking = of_kinds(
-      rank(values, config.attribution.level, config.circuit, shapes),
-      candidate_kinds(config))
-  return within(config, shapes, ranking)
+  values = {kind: contrasted(scores, contrast and contrast[kind],
+                             options.contrast)
+            for kind, scores in means.items()}
+  ranking = of_kinds(rank(values, level, options, config),
+                     candidate_kinds(level, for_edit=for_edit))
+  return ranking, within_budget(ranking, options.budget, config)
 
 
 def contrasted(
-    means: dict[str, np.ndarray], contrast: dict[str, np.ndarray] | None,
-    weight: float) -> dict[str, np.ndarray]:
-  """|scores|, less a share of those on retain pairs; by kind, [L, nodes]."""
-  if contrast is None:
-    return {kind: np.abs(scores) for kind, scores in means.items()}
-  return {kind: np.abs(scores) - weight * np.abs(contrast[kind])
-          for kind, scores in means.items()}
+    scores: np.ndarray, retain: np.ndarray | None, weight: float
+) -> np.ndarray:
+  """|scores| of nodes or edges, less a multiple of |scores on retain pairs|."""
+  if retain is None:
+    return np.abs(scores)
+  return np.abs(scores) - weight * np.abs(retain)
 
 
-def within(
-    config: run_config.RunConfig, shapes: model_config.ModelConfig,
-    ranking: Ranking) -> tuple[Ranking, graph.Circuit]:
-  """A ranking, and as much of it as is in the budget; see `choose`."""
-  total = tree_paths.count(decoder.abstract(shapes))
-  size = size_within(ranking, config.circuit.budget, total)
-  return ranking, prefix(ranking, size, shapes)
+def within_budget(
+    ranking: Ranking, budget: float, config: model_config.ModelConfig
+) -> graph.Circuit:
+  """The longest prefix of a ranking within a share of all weights.
+
+  Raises:
+    ValueError: as `size_within`.
+  """
+  total = tree_paths.count(decoder.abstract(config))
+  return prefix(ranking, size_within(ranking, budget, total), config)
 
 
 def of_kinds(ranking: Ranking, kinds: Sequence[str]) -> Ranking:
-  """The nodes of a ranking that are of some kinds."""
+  """A ranking without the nodes of all other kinds."""
   return _keep(ranking, np.isin(ranking.kind, [
       k for k, kind in enumerate(ranking.kinds) if kind in kinds]))
 
@@ -108,20 +132,20 @@ def _keep(ranking: Ranking, kept: np.ndarray) -> Ranking:
 
 def rank(
     values: dict[str, np.ndarray], level: str,
-    options: run_config.CircuitConfig, config: model_config.ModelConfig,
+    options: circuit_config.CircuitConfig, config: model_config.ModelConfig,
     costs: dict[str, np.ndarray] | None = None) -> Ranking:
-  """Ranks the nodes of a level by value a weight, within range and cap.
+  """Ranks the nodes of a level by value per weight, within range and cap.
 
   Args:
-    values: by kind, [L, nodes], large where a node matters; of any sign.
+    values: values by kind, [L, nodes], of any sign; the largest matter most.
     level: a key of `graph.LEVEL_KINDS`.
     options: layer range and per-layer cap.
-    config: the model's.
-    costs: by kind, int [L, nodes], weights of a node that may change, at least
-      1; None: all that it owns.
+    config: the model's config.
+    costs: number of each node's weights that may change, by kind, int
+      [L, nodes], at least 1; None: all weights of the node.
 
   Returns:
-    The ranking, the largest value a weight first.
+    The ranking, with the largest value per weight first.
   """
   kinds = graph.LEVEL_KINDS[level]
   layers = layer_range(options, config.num_layers)
@@ -142,9 +166,9 @@ def rank(
   return Ranking(kind, layer, node, weights, kinds)
 
 
-def only(
+def nonzero(
     ranking: Ranking, values: dict[str, np.ndarray] | graph.Circuit) -> Ranking:
-  """The nodes of a ranking whose value, by kind [L, nodes], is not 0."""
+  """A ranking without the nodes whose value, by kind [L, nodes], is 0."""
   kept = np.array([
       values[ranking.kinds[k]][layer, node] != 0
       for k, layer, node in zip(ranking.kind, ranking.layer, ranking.node)],
@@ -165,7 +189,7 @@ def prefix(
 
 
 def size_within(ranking: Ranking, budget: float, total_weights: int) -> int:
-  """How many leading nodes fit a budget, a share of all weights.
+  """The number of leading nodes that fit a budget, a share of all weights.
 
   Raises:
     ValueError: the first node does not fit.
@@ -175,33 +199,33 @@ def size_within(ranking: Ranking, budget: float, total_weights: int) -> int:
     raise ValueError(
         f'--circuit_budget={budget} of {total_weights} weights is'
         f' {budget * total_weights:.0f} weights, less than the first node of'
-        f' the ranking ({ranking.cost[0]}); raise the budget.')
+        f' the ranking owns ({ranking.cost[0]}); raise the budget.')
   return int(fits.sum())
 
 
 def fills(circuit: graph.Circuit, layers: range) -> bool:
-  """Whether no other circuit of as many nodes in each layer exists."""
+  """Whether `matched_random` can draw no circuit but this one."""
   parts = [circuit[kind][layer] for kind in graph.KINDS for layer in layers]
   return all(nodes.all() or not nodes.any() for nodes in parts)
 
 
 def same(one: graph.Circuit, other: graph.Circuit) -> bool:
-  """Whether two circuits hold the same nodes, of the kinds that act."""
+  """Whether two circuits hold the same neurons and the same query heads."""
   return all(np.array_equal(one[kind], other[kind])
              for kind in graph.acting(graph.KINDS))
 
 
 def count_same(count: int, draws: int, compared: str) -> dict[str, Any]:
-  """How many random circuits are the circuit itself, for the record.
+  """The record's entry of random circuits that equal the circuit.
 
   Args:
-    count: how many are.
-    draws: of how many.
-    compared: what of them is compared with the circuit's.
+    count: number of them.
+    draws: number of random circuits.
+    compared: the quantity in which the circuits are compared.
 
   Returns:
-    `same`, the count; unless that is 0, also `warning`, a sentence, which the
-    log has too.
+    `same`, the count; unless it is 0, also `warning`, a sentence that is logged
+    too.
   """
   if not count:
     return {'same': 0}
@@ -220,13 +244,13 @@ def count_same(count: int, draws: int, compared: str) -> dict[str, Any]:
 def matched_random(
     circuit: graph.Circuit, layers: range, rng: np.random.Generator,
     among: graph.Circuit | None = None) -> graph.Circuit:
-  """As many nodes of each kind in each layer, drawn at random.
+  """A random circuit with as many nodes of each kind in each layer.
 
   Args:
-    circuit: whose nodes are counted.
-    layers: that it may have nodes in.
-    rng: of the draw.
-    among: what is drawn from; None: all nodes.
+    circuit: the circuit to match.
+    layers: the layers that may hold it.
+    rng: generator of the draw.
+    among: nodes to draw from; None: all nodes.
   """
   out = {}
   for kind in graph.KINDS:
@@ -243,16 +267,16 @@ def matched_random(
 def best_half(
     circuit: graph.Circuit, scores: dict[str, np.ndarray],
     config: model_config.ModelConfig) -> graph.Circuit:
-  """Nodes of the largest |score| a weight, up to half of a circuit's weights.
+  """The nodes of largest |score| per weight, with half of a circuit's weights.
 
   Args:
-    circuit: C.
-    scores: by kind, [L, nodes].
-    config: the model's.
+    circuit: the whole circuit.
+    scores: mean scores by kind, [L, nodes].
+    config: the model's config.
   """
-  every = run_config.CircuitConfig(
+  every = circuit_config.CircuitConfig(
       first_layer=0, last_layer=-1, per_layer_cap=1.0)
-  ranking = only(rank(
+  ranking = nonzero(rank(
       {kind: np.abs(scores[kind]) for kind in graph.KINDS}, 'neuron_and_head',
       every, config), circuit)
   half = graph.num_weights(circuit, config) / 2

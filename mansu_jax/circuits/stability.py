@@ -1,23 +1,24 @@
-"""How firmly a circuit rests on the pairs that it was attributed on.
+"""Stability: does a circuit depend on the pairs that it was attributed on?
 
-Scores are means over pairs, so that a circuit of other pairs is the same
-selection from other weights of them. Facts are resampled and halved, not
-pairs: phrasings of one fact are not independent. What is kept is the scores'
-sums over groups of facts: each fact a group where nodes are scored, a few
-groups of facts where the scores of every edge would not fit.
+Scores are means over pairs, so other pairs or other weights of the same pairs
+give another selection. Facts are resampled and halved, not pairs, because
+phrasings of one fact are not independent. Scores are kept as sums over groups
+of facts: one fact a group for nodes; a few groups of facts for edges, where one
+sum per fact would take too much memory.
 
-Four questions, from the easiest on:
+Four questions, the easiest first:
 
-* `resampled`: is the circuit selected again from a bootstrap sample of the
-  groups? Such a sample shares most facts with the reference, so this is the
-  noise of selection alone.
-* `halves`: do two disjoint halves of the facts select the same? Each has half
-  the data, so this is a lower bound of what as many other facts would give.
-* `other_words`: do the same facts in other phrasings?
-* `chance`: what random circuits give, of nodes as many in each layer, of edges
-  selected by permuted scores; an overlap means nothing without it.
+* `resampled`: does a bootstrap sample of the groups select the circuit again?
+  Such a sample shares most facts with the reference, so this measures the noise
+  of selection alone.
+* `halves`: do two disjoint halves of the facts select the same circuit? Each
+  half has half the data, so this is a lower bound for two full sets of facts.
+* `compare_phrasings`: do the same facts in other phrasings select it?
+* `random_overlap`: how much do random circuits overlap with it? They have as
+  many nodes in each layer, or edges selected by permuted scores. No overlap
+  means anything without this one.
 
-A candidate (node or edge) has one place in a row of n; a circuit is bool [n].
+Candidates (nodes or edges) are numbered 0 to n - 1; a circuit is bool [n].
 """
 
 from __future__ import annotations
@@ -32,64 +33,65 @@ from scipy import stats
 
 Select = Callable[[np.ndarray], np.ndarray]  # Mean scores [n] -> bool [n].
 
-GROUPS = 16  # Of facts, where each fact's own sums would be too many.
-_FIRM = 0.95  # Of the resamples.
+GROUPS = 16  # Groups of facts where sums per fact would take too much memory.
+_FIRM = 0.95  # Share of the resamples that select a firm candidate.
 _TAILS = (0.025, 0.975)
-_SUBSETS = 64  # Of the jackknife.
+_SUBSETS = 64  # Most subsets of the jackknife.
 
 
 class Sums(NamedTuple):
   """Scores summed over the pairs of each of K groups of facts."""
 
   totals: np.ndarray  # [K, n] float32
-  counts: np.ndarray  # [K], pairs
+  counts: np.ndarray  # [K], number of pairs
 
   def mean(self, weights: np.ndarray | None = None) -> np.ndarray:
-    """Mean scores [n] float64, each group as often as `weights` [K] says."""
+    """Mean scores [n] float64, with each group counted `weights` [K] times."""
     weights = np.ones(len(self.counts)) if weights is None else weights
     total = weights.astype(np.float32) @ self.totals
     return total.astype(np.float64) / max(weights @ self.counts, 1)
 
 
-class Words(NamedTuple):
-  """The same groups of facts in the circuit's phrasings and in others."""
+class Phrasings(NamedTuple):
+  """Scores of the same groups of facts in two sets of phrasings."""
 
-  own: Sums
+  own: Sums  # The phrasings that gave the circuit.
   other: Sums
 
 
 def group_facts(
     facts: Sequence[str], most: int | None = None, seed: int = 0
 ) -> dict[str, int]:
-  """`{fact: group}`: groups of as many facts, drawn at random.
+  """`{fact: group}`: groups of equally many facts, drawn at random.
 
   Args:
-    facts: of the pairs, in any order and number.
-    most: groups; None: each fact is one.
-    seed: of the draw.
+    facts: facts of the pairs, in any order; they may repeat.
+    most: largest number of groups; None: each fact is one group.
+    seed: seed of the draw.
   """
   names = sorted(set(facts))
   size = min(most or len(names), len(names))
   order = np.random.default_rng(seed).permutation(len(names))
-  return {name: int(place % size) for name, place in zip(names, order)}
+  return {name: int(i % size) for name, i in zip(names, order)}
 
 
-def add_up(scores: np.ndarray, groups: np.ndarray, count: int) -> Sums:
-  """Sums scores [P, n] of pairs in groups [P] of `count`."""
+def sum_by_group(
+    scores: np.ndarray, groups: np.ndarray, count: int) -> Sums:
+  """Sums the scores [P, n] of pairs whose groups [P] are below `count`."""
   totals = np.zeros((count, scores.shape[1]), np.float32)
   np.add.at(totals, groups, scores)
   return Sums(totals, np.bincount(groups, minlength=count))
 
 
 def overlap(circuit: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-  """Jaccard overlap, and the share of `circuit` that `other` holds."""
+  """Jaccard overlap, and the share of `circuit` that is in `other`."""
   both = np.count_nonzero(circuit & other)
   either = np.count_nonzero(circuit | other)
   return both / max(either, 1), both / max(np.count_nonzero(circuit), 1)
 
 
 def correlations(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-  """Spearman's of scores [n], and of their sizes; 0 where one is constant."""
+  """Spearman correlations of scores [n] and of |scores|; 0 for constants."""
   return _spearman(one, other), _spearman(np.abs(one), np.abs(other))
 
 
@@ -103,19 +105,19 @@ def _spearman(one: np.ndarray, other: np.ndarray) -> float:
 def resampled(
     sums: Sums, select: Select, reference: np.ndarray, draws: int, seed: int
 ) -> tuple[dict[str, Any], np.ndarray]:
-  """Selects again from bootstrap samples of the groups.
+  """Selects circuits from bootstrap samples of the groups.
 
   Args:
-    sums: of the pairs that gave the reference.
-    select: from mean scores to a circuit.
+    sums: scores of the pairs that gave the reference.
+    select: selects a circuit by mean scores.
     reference: the circuit, bool [n].
-    draws: bootstrap samples.
-    seed: of the draws.
+    draws: number of bootstrap samples.
+    seed: seed of the draws.
 
   Returns:
-    `jaccard` and `kept` (means and the ranges of 95 % of the draws) and
-    `firm`, the share of the reference that at least 95 % of them select; and
-    in how many of the draws each candidate is, a share, [n].
+    `jaccard` and `kept` (mean and 95 % range over the draws) and `firm`, the
+    share of the reference that at least 95 % of the draws select; and the share
+    of draws that select each candidate, [n].
   """
   rng = np.random.default_rng(seed)
   size = len(sums.counts)
@@ -131,22 +133,22 @@ def resampled(
 
 
 def halvings(size: int, draws: int, seed: int) -> np.ndarray:
-  """Which groups are in the first half of each halving, bool [draws, K]."""
+  """The groups in the first half of each random halving, bool [draws, K]."""
   rng = np.random.default_rng(seed)
   return np.stack([rng.permutation(size) < size // 2 for _ in range(draws)])
 
 
 def halves(sums: Sums, select: Select, firsts: np.ndarray) -> dict[str, Any]:
-  """Compares what disjoint halves of the groups select.
+  """Compares the circuits of disjoint halves of the groups.
 
   Args:
-    sums: of the pairs.
-    select: from mean scores to a circuit.
-    firsts: from `halvings`.
+    sums: scores of the pairs.
+    select: selects a circuit by mean scores.
+    firsts: first halves, from `halvings`.
 
   Returns:
-    `jaccard`, `kept`, `spearman` and `spearman_absolute`: means over halvings
-    and the ranges of 95 % of them.
+    `jaccard`, `kept`, `spearman` and `spearman_absolute`: mean and 95 % range
+    over the halvings.
   """
   rows = []
   for first in firsts:
@@ -159,14 +161,15 @@ def halves(sums: Sums, select: Select, firsts: np.ndarray) -> dict[str, Any]:
 _COMPARED = ('jaccard', 'kept', 'spearman', 'spearman_absolute')
 
 
-def other_words(words: Words, select: Select) -> dict[str, Any]:
-  """Compares what two phrasings of the same facts select.
+def compare_phrasings(
+    phrasings: Phrasings, select: Select) -> dict[str, Any]:
+  """Compares the circuits of two sets of phrasings of the same facts.
 
-  Intervals are of the jackknife that leaves out a quarter of the groups at a
-  time, both sides losing the same facts. A bootstrap sample has fewer different
-  facts than the data, selects less reliably, and its interval would lie below
-  the value. Leaving out one group does not estimate the error of what is not
-  smooth, as overlaps are not.
+  Intervals come from the jackknife that leaves out a quarter of the groups at a
+  time, the same ones on both sides. A bootstrap sample holds fewer different
+  facts than the data and selects less reliably, so its interval would lie below
+  the value. Leaving out one group at a time does not estimate the error of
+  statistics that are not smooth, such as overlaps.
 
   References:
     Shao and Wu, 1989. A general theory for jackknife variance estimation.
@@ -176,10 +179,10 @@ def other_words(words: Words, select: Select) -> dict[str, Any]:
     and `interval` (95 %).
   """
   def compare(weights: np.ndarray) -> tuple[float, ...]:
-    one, other = (side.mean(weights) for side in words)
+    one, other = (side.mean(weights) for side in phrasings)
     return (*overlap(select(one), select(other)), *correlations(one, other))
 
-  size = len(words.own.counts)
+  size = len(phrasings.own.counts)
   values = np.array(compare(np.ones(size)))
   fewer = max(1, size // 4)
   left_out = np.array([compare(row) for row in _without(size, fewer)])
@@ -192,7 +195,7 @@ def other_words(words: Words, select: Select) -> dict[str, Any]:
 
 
 def _without(size: int, fewer: int) -> np.ndarray:
-  """Weights [draws, size] of what is kept: all subsets, or some of them."""
+  """Weights [draws, size] of the remaining groups, for all or 64 subsets."""
   if math.comb(size, fewer) <= _SUBSETS:
     rows = list(itertools.combinations(range(size), fewer))
   else:
@@ -203,20 +206,20 @@ def _without(size: int, fewer: int) -> np.ndarray:
   return weights
 
 
-def chance(
+def random_overlap(
     reference: np.ndarray, draw: Callable[[np.random.Generator], np.ndarray],
     draws: int, seed: int) -> dict[str, Any]:
-  """Overlap of the reference with random circuits.
+  """The overlap of random circuits with the reference.
 
   Args:
     reference: the circuit, bool [n].
-    draw: one random circuit, bool [n].
-    draws: how many.
-    seed: of the draws.
+    draw: draws a random circuit, bool [n].
+    draws: number of random circuits.
+    seed: seed of the draws.
 
   Returns:
-    `jaccard` and `kept`: means and the ranges of 95 % of the draws; `same`, how
-    many are the reference.
+    `jaccard` and `kept` (mean and 95 % range over the draws) and `same`, the
+    number of random circuits that equal the reference.
   """
   rng = np.random.default_rng(seed)
   rows = [overlap(reference, draw(rng)) for _ in range(draws)]
@@ -226,7 +229,7 @@ def chance(
 
 def _named(
     names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, Any]:
-  """Mean and range of 95 % of each column."""
+  """Mean and 95 % range of each column."""
   columns = np.array(rows).T
   return {name: {'mean': float(column.mean()), 'interval': [
       float(x) for x in np.quantile(column, _TAILS)]}

@@ -21,6 +21,9 @@ from mansu_jax.runtime import clock as clock_lib
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import found as found_lib
+from mansu_jax.stages.circuit import prompt_pairs
+from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
@@ -60,7 +63,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   with clock.stage('attribution'):
     found, why = _find_circuit(config, inputs, base)
     if found is not None:
-      results.write_circuit(found, base.config, root)
+      found_lib.write(found, base.config, root)
   with clock.stage('evaluate'):
     evaluator = evaluation.Evaluator(config.eval, config.data, inputs, base)
     quantize = quantizers.Quantizers(
@@ -95,11 +98,15 @@ def _find_circuit(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
     base: loading.LoadedModel) -> tuple[attribution.Found | None, str]:
   """The base's circuit, or None and the reason."""
-  why = attribution.why_none(config, inputs.splits, base.tokenizer)
+  settings = settings_lib.Settings.from_run(config)
+  why = prompt_pairs.why_none(
+      config.attribution, inputs.splits, base.tokenizer,
+      cad_pairs=config.eval.cad_pairs, seed=config.seed, chat=config.data.chat)
   if why:
     return None, why
   try:
-    return attribution.find(config, inputs, base), ''
+    scored = attribution.score(settings, inputs.splits, base)
+    return attribution.find(settings, base, scored), ''
   except eap_ig.TooFewAnswered as error:
     logging.warning('No circuit was attributed: %s', error)
     return None, str(error)

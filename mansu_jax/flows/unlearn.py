@@ -22,6 +22,8 @@ from mansu_jax.runtime import preemption
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import found as found_lib
+from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
@@ -77,8 +79,8 @@ def _run(
     root: pathlib.Path, cache: checkpoints.StageCache) -> dict[str, Any]:
   """The stages that resume from `cache`."""
   with clock.stage('attribution'):
-    found = attribution.find(config, inputs, model, cache)
-    results.write_circuit(found, model.config, root)
+    found = _find_circuit(config, inputs, model, cache)
+    found_lib.write(found, model.config, root)
   unlearned, trained = _unlearn(
       config, clock, inputs, model, found, root, cache)
   with clock.stage('evaluate'):
@@ -103,6 +105,16 @@ def _run(
   workdir.note_flags(config, root)
   report.write(record, root)
   return record
+
+
+def _find_circuit(
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    model: loading.LoadedModel, cache: checkpoints.StageCache
+) -> attribution.Found:
+  """The circuit; the scores behind it are freed."""
+  settings = settings_lib.Settings.from_run(config)
+  scored = attribution.score(settings, inputs.splits, model, cache)
+  return attribution.find(settings, model, scored, cache)
 
 
 def _unlearn(

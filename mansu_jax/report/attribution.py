@@ -34,7 +34,8 @@ def sentence(record: Record) -> str:
 def attributed(record: Record) -> document.Section:
   """The pairs, and what the model says on them."""
   config, metric = record['config'], record['metric']
-  source = config['attribution']['pairs']
+  pairs = config['attribution']
+  source = str(pairs.get('pairs_file') or pairs['pairs'])
   files = words.listing(config['data']['forget'])
   made = (f'made of the train questions of {files}'
           if source.isdecimal() else source)

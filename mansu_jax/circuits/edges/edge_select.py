@@ -31,8 +31,9 @@ def into_layers(
   return out
 
 
-def given(config: model_config.ModelConfig, layers: range) -> np.ndarray:
-  """The edges that a range of layers leaves alone, bool [S, G]."""
+def outside_range(
+    config: model_config.ModelConfig, layers: range) -> np.ndarray:
+  """The edges into layers outside a range, never patched, bool [S, G]."""
   out = edges_lib.is_edge(config) & ~into_layers(config, layers)
   out[:, -1] = False  # Those into the logits are candidates always.
   return out

@@ -1,113 +1,126 @@
-"""Somebody else's circuit of edges, `--circuit_file`, measured on the pairs.
+"""Measures a circuit of edges from a file, `--circuit_file`, on the pairs.
 
-No score of ours has a part in it: its own rank the edges, where it has one of
-every edge. It is of the whole model, and is not selected again.
+Our scores play no part: the file's own scores rank the edges, if it has one for
+every edge. The circuit may use all layers of the model, and is not selected
+again from other pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
+from mansu_jax.circuits import curve
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edge_select
 from mansu_jax.circuits.edges import edges as edges_lib
-from mansu_jax.config import run as run_config
-from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.config import circuit as circuit_config
 from mansu_jax.models import config as model_config
+from mansu_jax.models.io import loading
+from mansu_jax.stages.circuit import circuit_summary
 from mansu_jax.stages.circuit import edge_attribution
+from mansu_jax.stages.circuit import edge_selection
+from mansu_jax.stages.circuit import found as found_lib
+from mansu_jax.stages.circuit import settings as settings_lib
 
-# What only the selection of a circuit reads, of the flags --circuit_*.
+# Fields of --circuit_* that only the selection of a circuit reads.
 IGNORED = frozenset((
     'contrast', 'edges', 'first_layer', 'last_layer', 'per_layer_cap',
     'resamples'))
 
 
 def read(
-    config: run_config.RunConfig, shape: model_config.ModelConfig
-) -> edge_circuit.EdgeCircuit:
-  """The circuit of `--circuit_file`, with edges that lead nowhere.
+    path: str, config: model_config.ModelConfig) -> edge_circuit.EdgeCircuit:
+  """Reads `--circuit_file`, without pruning it.
+
+  Args:
+    path: the file.
+    config: the model's config.
 
   Raises:
     ValueError: as `edge_circuit.read`, or no edge lies on a path from the input
       to the logits.
   """
-  path = config.circuit.file
-  circuit = edge_circuit.read(path, shape)
-  if not _pruned(circuit, shape).size:
+  circuit = edge_circuit.read(path, config)
+  if not _prune(circuit, config).size:
     raise ValueError(
         f'--circuit_file={path} holds {circuit.size} edges that are in_graph,'
-        ' and none of them lies on a path from the input to the logits; wanted'
-        ' one at least. Select a circuit by its scores before it is written,'
-        ' for example with apply_greedy of EAP-IG.')
+        ' but none lies on a path from the input to the logits; wanted at least'
+        ' one. Select a circuit by its scores before writing it, for example'
+        ' with apply_greedy of EAP-IG.')
   return circuit
 
 
-def measure(
-    config: run_config.RunConfig, model: Any,
-    pairs: Sequence[pairs_lib.AttributionPair]) -> edge_attribution.Found:
-  """The circuit of `--circuit_file`, and how faithful it is.
+def find(
+    settings: settings_lib.Settings, model: loading.LoadedModel,
+    scored: found_lib.Scored) -> found_lib.Found:
+  """The circuit of `--circuit_file`, pruned, with its account.
 
   Args:
-    config: the run's.
+    settings: the stage's settings.
     model: the model.
-    pairs: those that it answers.
+    scored: the pairs that the model answers.
 
   Returns:
-    The circuit without edges that lead nowhere, and the account of
-    `edge_attribution.find`; its curve only where every edge has a score, else
-    `no_curve`, which says why.
+    The circuit with the account of `edge_attribution.find`. If an edge has no
+    score, `no_curve` gives the reason instead of the curve.
 
   Raises:
     ValueError: as `read`.
   """
-  options, shape = config.circuit, model.config
-  given = read(config, shape)
-  circuit = _pruned(given, shape)
-  run = edge_attribution.faithfulness(config, model, pairs)
-  rng = np.random.default_rng(config.seed)
+  options, config = settings.circuit, model.config
+  given = read(options.file, config)
+  circuit = _prune(given, config)
+  measure = edge_selection.make_measure(settings, model, scored.pairs)
+  rng = np.random.default_rng(settings.seed)
   values = _values(circuit, rng)
-  draw = lambda size: edge_attribution.random_edges(
-      config, shape, values, None, size, rng)
-  report = edge_attribution.account(
-      config, shape, circuit, run, lambda: draw(given.size)) | {
+  draw = lambda size: edge_selection.random_edges(
+      options, config, values, None, size, rng)
+  report = edge_attribution.describe(config, circuit, measure, [
+      draw(given.size) for _ in range(options.random_circuits)]) | {
           'selection': 'file', 'edges_before_pruning': given.size,
-          'candidates': int(edges_lib.is_edge(shape).sum()),
-          'pairs': len(pairs)}
+          'candidates': int(edges_lib.is_edge(config).sum()),
+          'pairs': len(scored.pairs)}
   if circuit.scored is not None:
     report['no_curve'] = (
         f'{options.file} scores {int(circuit.scored.sum()):,} of'
         f' {report["candidates"]:,} edges')
   else:
-    report |= _curve(options, shape, circuit, run, draw, report)
-  return edge_attribution.Found(circuit, report)
+    report |= edge_attribution.describe_by_size(
+        options, _prefixes(options, config, circuit, draw), measure, report)
+  report |= circuit_summary.of_edges(circuit, config, scored.means, None)
+  return found_lib.Found(
+      circuit=None, ranking=None, means=scored.means, report=report,
+      edges=circuit)
 
 
-def _values(circuit, rng) -> np.ndarray:
-  """What random circuits permute: scores, or where some lack, membership."""
+def _values(
+    circuit: edge_circuit.EdgeCircuit, rng: np.random.Generator) -> np.ndarray:
+  """Values that random circuits permute: scores, or else membership."""
   if circuit.scored is None:
     return circuit.scores
   return circuit.chosen + 0.5 * rng.random(circuit.chosen.shape)
 
 
-def _pruned(circuit, shape) -> edge_circuit.EdgeCircuit:
-  return edge_select.prune(circuit, np.zeros_like(circuit.chosen), shape)
+def _prune(
+    circuit: edge_circuit.EdgeCircuit, config: model_config.ModelConfig
+) -> edge_circuit.EdgeCircuit:
+  return edge_select.prune(circuit, np.zeros_like(circuit.chosen), config)
 
 
-def _curve(
-    options: run_config.CircuitConfig, shape: model_config.ModelConfig,
-    circuit: edge_circuit.EdgeCircuit, run: Callable[[np.ndarray], float],
-    draw: Callable[[int], np.ndarray], report: dict[str, Any]
-) -> dict[str, Any]:
-  """Curve and smallest faithful prefix of the ranking by its own |scores|."""
-  real, values = edges_lib.is_edge(shape), np.abs(circuit.scores)
+def _prefixes(
+    options: circuit_config.CircuitConfig, config: model_config.ModelConfig,
+    circuit: edge_circuit.EdgeCircuit, draw: Callable[[int], np.ndarray]
+) -> curve.Prefixes[np.ndarray]:
+  """The circuits of the ranking by the file's own |scores|."""
+  real, values = edges_lib.is_edge(config), np.abs(circuit.scores)
   if options.edge_selection == 'top':
     order = edge_select.rank_top(values, real)
   else:
-    order = edge_select.rank_greedy(values, real, np.zeros_like(real), shape)
-  first = lambda size: _pruned(
-      edge_select.prefix(circuit.scores, order, size), shape).chosen
-  return edge_attribution.by_size(
-      options, order.size, first, draw, run, report['faithfulness_of_none'])
+    order = edge_select.rank_greedy(values, real, np.zeros_like(real), config)
+  first = lambda size: _prune(
+      edge_select.prefix(circuit.scores, order, size), config).chosen
+  return curve.Prefixes(
+      unit='edges', count=int(order.size), first=first, draw=draw,
+      same=np.array_equal)

@@ -1,105 +1,59 @@
-"""How edges are scored, selected and run for `stability`.
+"""How circuits of edges are scored, selected and run for `stability`.
 
-Scores of every edge and pair would not fit: they are summed over at most
-`stability.GROUPS` groups of facts, and those are what is resampled.
+Scores of every edge and fact would take too much memory, so scores are summed
+over at most `stability.GROUPS` groups of facts, and groups are resampled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
-from mansu_jax.circuits import stability as stability_lib
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edges as edges_lib
-from mansu_jax.config import run as run_config
-from mansu_jax.stages.circuit import edge_attribution
+from mansu_jax.models.io import loading
+from mansu_jax.stages.circuit import edge_selection
+from mansu_jax.stages.circuit import scoring
+from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.circuit import stability
 
 
 def score(
-    config: run_config.RunConfig, model: Any, pairs: stability.Pairs,
-    groups: Mapping[str, int]) -> stability.Scored:
-  """EAP-IG scores of all edges, in a row, over the pairs that are answered.
-
-  Args:
-    config: the run's.
-    model: the base model.
-    pairs: of prompts.
-    groups: of each fact.
-  """
-  return answered(pairs, groups, **sums(config, model, pairs, groups))
+    settings: settings_lib.Settings, model: loading.LoadedModel,
+    pairs: stability.Pairs, groups: dict[str, int]) -> stability.Scored:
+  """Scores of all edges on the pairs that the model answers."""
+  return scoring.answered_sums(pairs, groups, **scoring.edge_sums(
+      settings.attribution, model, pairs, groups))
 
 
-def sums(
-    config: run_config.RunConfig, model: Any, pairs: stability.Pairs,
-    groups: Mapping[str, int]) -> dict[str, np.ndarray]:
-  """What `score` takes long to compute, to keep; arguments as there.
-
-  Returns:
-    `totals` [groups, edges] float32 over the pairs that are answered, and
-    `metrics` [P, 2], of each pair's clean and corrupted prompt.
-  """
-  real = edges_lib.is_edge(model.config)
-  totals = np.zeros((max(groups.values()) + 1, int(real.sum())), np.float32)
-  metrics = np.zeros((len(pairs), 2))  # Clean and corrupt.
-  for place, found in edge_attribution.each_pair(config, model, pairs):
-    metrics[place] = found.metric_clean, found.metric_corrupt
-    if found.metric_clean > 0:
-      totals[groups[pairs[place].fact]] += found.edges[real]
-  return {'totals': totals, 'metrics': metrics}
-
-
-def answered(
-    pairs: stability.Pairs, groups: Mapping[str, int], totals: np.ndarray,
-    metrics: np.ndarray) -> stability.Scored:
-  """The answered of the pairs that gave `sums`, with these."""
-  kept = np.flatnonzero(metrics[:, 0] > 0)
-  some = [pairs[i] for i in kept]
-  counts = np.bincount([groups[p.fact] for p in some], minlength=len(totals))
-  return stability.Scored(
-      some, *metrics[kept].T, stability_lib.Sums(totals, counts))
-
-
-def whole(row: np.ndarray, shape: Any) -> np.ndarray:
-  """From all edges in a row to sources by targets, [S, G]."""
-  real = edges_lib.is_edge(shape)
-  out = np.zeros(real.shape, row.dtype)
-  out[real] = row
-  return out
-
-
-def of_edges(
-    config: run_config.RunConfig, model: Any,
+def make(
+    settings: settings_lib.Settings, model: loading.LoadedModel,
     circuit: edge_circuit.EdgeCircuit, groups: dict[str, int],
     own: stability.Scored, contrast: np.ndarray | None = None
 ) -> stability.Selected:
-  """A circuit of edges with what gave it.
+  """A circuit of edges, with its selection and scores.
 
   Args:
-    config: the run's.
+    settings: the stage's settings.
     model: the base model.
-    circuit: the reference.
-    groups: of each fact of all pairs that will be scored.
-    own: the pairs that gave the circuit.
-    contrast: as in `edge_attribution.select_edges`.
+    circuit: the circuit, selected from the scores.
+    groups: group of each fact of all pairs that will be scored.
+    own: the pairs that gave the circuit, with their scores.
+    contrast: as for `edge_selection.select_edges`.
   """
-  shape = model.config
-  real = edges_lib.is_edge(shape)
-  scores = whole(own.sums.mean(), shape)
+  config, options = model.config, settings.circuit
+  real = edges_lib.is_edge(config)
+  unflatten = lambda row: scoring.unflatten(row, config)
+  scores = unflatten(own.sums.mean())
 
-  def patch(pairs: stability.Pairs) -> stability.Patched:
-    measure = edge_attribution.faithfulness(config, model, pairs)
-    return lambda row: measure.metrics(whole(row, shape))
+  def make_run(pairs: stability.Pairs) -> stability.Run:
+    measure = edge_selection.make_measure(settings, model, pairs)
+    return lambda row: measure.metrics(unflatten(row))
 
   return stability.Selected(stability.Method(
-      groups=groups, reference=circuit.chosen[real], patch=patch,
-      place=lambda row: whole(row, shape),
-      score=lambda pairs: score(config, model, pairs, groups),
-      select=lambda means: edge_attribution.select_edges(
-          config, shape, whole(means, shape), contrast).chosen[real],
-      draw=lambda rng: edge_attribution.random_edges(
-          config, shape, scores, contrast, config.circuit.edges, rng)[real]
-  ), own)
+      groups=groups, reference=circuit.chosen[real], make_run=make_run,
+      unflatten=unflatten,
+      score=lambda pairs: score(settings, model, pairs, groups),
+      select=lambda means: edge_selection.select_edges(
+          options, config, unflatten(means), contrast).chosen[real],
+      draw=lambda rng: edge_selection.random_edges(
+          options, config, scores, contrast, options.edges, rng)[real]), own)

@@ -18,7 +18,7 @@ from mansu_jax.circuits.edges import edge_patching
 from mansu_jax.circuits.edges import edges as edges_lib
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.runtime import programs
-from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.prepare import abstract
 
 Pairs = Sequence[pairs_lib.AttributionPair]
@@ -57,7 +57,7 @@ def _faithfulness(run: abstract.AbstractRun, pairs: Pairs
   yield programs.program(
       'faithfulness.patched_metric', faithfulness.patched_metric,
       model.config, model.params, batch, taps, keep,
-      calls=1 + run.config.circuit.random_circuits
+      calls=2 + run.config.circuit.random_circuits
       + curve.max_evaluations(nodes))
 
 
@@ -93,14 +93,16 @@ def scores(
 
 def forget_pairs(run: abstract.AbstractRun) -> Pairs:
   """The run's forget pairs."""
-  return attribution.forget_pairs(
-      run.config, run.inputs.splits, run.model.tokenizer)
+  return prompt_pairs.forget_pairs(
+      run.config.attribution, run.inputs.splits, run.model.tokenizer,
+      seed=run.config.seed, chat=run.config.data.chat)
 
 
 def retain_pairs(run: abstract.AbstractRun) -> Pairs:
   """The run's retain pairs."""
-  return attribution.retain_pairs(
-      run.config, run.inputs.splits, run.model.tokenizer)
+  return prompt_pairs.retain_pairs(
+      run.config.attribution, run.inputs.splits, run.model.tokenizer,
+      seed=run.config.seed, chat=run.config.data.chat)
 
 
 def gather(run: abstract.AbstractRun, calls: int = 1) -> programs.Programs:

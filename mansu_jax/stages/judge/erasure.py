@@ -23,6 +23,7 @@ from mansu_jax.erasure import divergence
 from mansu_jax.erasure import readability as readability_lib
 from mansu_jax.runtime import checkpoints
 from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import readability
 from mansu_jax.stages.prepare import inputs as inputs_lib
@@ -203,7 +204,9 @@ def _halves(
 def _forget_pairs(config, inputs, model) -> Pairs:
   """The pairs of CAD; none where none can be made."""
   try:
-    pairs = attribution.forget_pairs(config, inputs.splits, model.tokenizer)
+    pairs = prompt_pairs.forget_pairs(
+        config.attribution, inputs.splits, model.tokenizer, seed=config.seed,
+        chat=config.data.chat)
   except pairs_lib.NoPairs:
     return []
   return pairs[:config.eval.cad_pairs]
@@ -249,7 +252,9 @@ def _random(config, model, circuit):
 
 def _cad(config, inputs, model, circuit, models) -> dict[str, Any]:
   """On the circuit, forget pairs."""
-  pairs = attribution.forget_pairs(config, inputs.splits, model.tokenizer)
+  pairs = prompt_pairs.forget_pairs(
+      config.attribution, inputs.splits, model.tokenizer, seed=config.seed,
+      chat=config.data.chat)
   return _divergence(
       config, model, pairs[:config.eval.cad_pairs], models, circuit,
       _random(config, model, circuit), 'CAD')
@@ -257,7 +262,9 @@ def _cad(config, inputs, model, circuit, models) -> dict[str, Any]:
 
 def _as_nc(config, inputs, model, circuit, models) -> dict[str, Any]:
   """Off the circuit, retain pairs."""
-  pairs = attribution.retain_pairs(config, inputs.splits, model.tokenizer)
+  pairs = prompt_pairs.retain_pairs(
+      config.attribution, inputs.splits, model.tokenizer, seed=config.seed,
+      chat=config.data.chat)
   outside = lambda circuit: divergence.outside(
       circuit, config.attribution.level)
   draw, nodes = _random(config, model, circuit), outside(circuit)

@@ -12,8 +12,6 @@ import numpy as np
 
 from mansu_jax import tree_paths
 from mansu_jax import types
-from mansu_jax.circuits import graph
-from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.config import run as run_config
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
@@ -107,27 +105,6 @@ def make_generator(config: model_config.ModelConfig) -> generation.Generator:
       lambda params, tokens, positions, mask: decoder.forward(
           config, params, tokens, positions=positions, attention_mask=mask),
       decoder.unembed)
-
-
-def write_circuit(
-    found: attribution.Found, shape: model_config.ModelConfig,
-    root: pathlib.Path) -> None:
-  """Writes `circuit.json`: the nodes, and the edges of an edge circuit.
-
-  Edges are also written to `circuit_edges.json` in the format of the
-  Mechanistic Interpretability Benchmark, which `--circuit_file` reads.
-
-  Args:
-    found: the circuit.
-    shape: the model's config.
-    root: the workdir.
-  """
-  fields = graph.to_json(found.circuit, found.means)
-  if found.edges is not None:
-    fields['edges'] = edge_circuit.named(found.edges, shape)
-    files.write_json(root / 'circuit_edges.json', edge_circuit.to_json(
-        found.edges, shape))
-  files.write_json(root / 'circuit.json', fields | {'report': found.report})
 
 
 def describe_circuit(found: attribution.Found | None) -> dict[str, Any]:

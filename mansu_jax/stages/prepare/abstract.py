@@ -94,6 +94,7 @@ def draw_circuit(
   the same share of its weights.
   """
   rng, costs = np.random.default_rng(config.seed), graph.costs(shapes)
-  return select.choose(config, shapes, {
-      kind: costs[kind] * rng.normal(size=size)
-      for kind, size in graph.shapes(shapes).items()})[1]
+  means = {kind: costs[kind] * rng.normal(size=size)
+           for kind, size in graph.shapes(shapes).items()}
+  return select.choose(
+      means, config.attribution.level, config.circuit, shapes)[1]

@@ -22,8 +22,8 @@ from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.runtime import processes
 from mansu_jax.runtime import workdir
-from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import edge_file
+from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import inputs as inputs_lib
@@ -206,11 +206,12 @@ def check_model_and_data(
       config.unlearn, splits.forget_train, tokenizer, seed=config.seed,
       chat=config.data.chat)
   swapped_subjects.check(config, splits, tokenizer, shapes.max_position)
-  _check_pairs(config, 'forget', attribution.forget_pairs(
-      config, splits, tokenizer))
+  sources = config.attribution, splits, tokenizer
+  drawn = dict(seed=config.seed, chat=config.data.chat)
+  _check_pairs(config, 'forget', prompt_pairs.forget_pairs(*sources, **drawn))
   if config.eval.cad_pairs or config.circuit.contrast:
-    _check_pairs(config, 'retain', attribution.retain_pairs(
-        config, splits, tokenizer))
+    _check_pairs(config, 'retain', prompt_pairs.retain_pairs(
+        *sources, **drawn))
 
 
 def check_audit(
@@ -243,31 +244,35 @@ def check_audit(
   if config.data.chat:
     tokenization.check_template(tokenizer, config.base)
   _check_data(config, inputs, shapes, tokenizer)
-  if attribution.why_none(config, inputs.splits, tokenizer):
+  sources = config.attribution, inputs.splits, tokenizer
+  drawn = dict(seed=config.seed, chat=config.data.chat)
+  if prompt_pairs.why_none(
+      *sources, cad_pairs=config.eval.cad_pairs, **drawn):
     return
   _check_circuit(config, shapes)
   if config.circuit.contrast:
-    _check_pairs(config, 'retain', attribution.retain_pairs(
-        config, inputs.splits, tokenizer))
+    _check_pairs(config, 'retain', prompt_pairs.retain_pairs(
+        *sources, **drawn))
 
 
 def check_attribute(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    shapes: model_config.ModelConfig, tokenizer: Any
-) -> list[pairs_lib.AttributionPair]:
-  """As `check_model_and_data`, of attribution alone; returns its pairs.
+    shapes: model_config.ModelConfig, tokenizer: Any) -> None:
+  """As `check_model_and_data`, of attribution alone.
 
   Raises:
-    ValueError: no pairs, or some that the model cannot read; no retain pairs,
-      where --circuit_contrast wants some; layers, budget or edges that it does
-      not have; or a circuit file that is no circuit of it.
+    ValueError: there are no pairs, or no retain pairs for --circuit_contrast;
+      the model lacks their tokens, or the layers, budget or edges; the circuit
+      file is of another model; or --data_chat changes nothing.
   """
   splits, path = inputs.splits, config.attribution.pairs_file
+  sources = config.attribution, splits, tokenizer
+  drawn = dict(seed=config.seed, chat=config.data.chat)
   if not path and not splits.forget_train:
     raise ValueError(
-        '--mode=attribute needs pairs of prompts; wanted a file of them'
-        ' (--attribution_pairs_file=FILE.jsonl), or train questions of a forget set'
-        ' to make some of (--data_forget).')
+        '--mode=attribute needs pairs of prompts: give a file of them'
+        ' (--attribution_pairs_file=FILE.jsonl), or train questions of a forget'
+        ' set (--data_forget).')
   if tokenizer is None and (not path or config.circuit.contrast):
     raise ValueError(
         f'--model={config.model} has no tokenizer to encode questions; wanted'
@@ -276,27 +281,26 @@ def check_attribute(
         ' pairs are made of questions.')
   if config.data.chat:
     tokenization.check_template(tokenizer, config.model)
-  pairs = attribution.forget_pairs(config, splits, tokenizer)
+  pairs = prompt_pairs.forget_pairs(*sources, **drawn)
   _check_ids(pairs, path or 'the forget set', shapes)
   if config.circuit.resamples and not (path or config.circuit.file):
-    _check_tokens([q for split in splits_lib.FORGOTTEN
-                   for q in splits.evaluation[split]], config, tokenizer,
-                  shapes)
+    _check_tokens([q for split in splits_lib.FORGOTTEN for q in
+                   splits.evaluation[split]], config, tokenizer, shapes)
   if config.circuit.contrast:
     try:
-      retain = attribution.retain_pairs(config, splits, tokenizer)
+      retain = prompt_pairs.retain_pairs(*sources, **drawn)
     except pairs_lib.NoPairs as error:
-      raise ValueError(
-          f'--circuit_contrast={config.circuit.contrast} needs retain pairs:'
-          f' {error}') from error
+      raise ValueError(f'--circuit_contrast={config.circuit.contrast} needs'
+                       f' retain pairs: {error}') from error
     _check_ids(retain, 'the retain set', shapes)
   if config.attribution.level != 'edge':
     _check_circuit(config, shapes)
   elif config.circuit.file:
-    edge_file.read(config, shapes)
+    edge_file.read(config.circuit.file, shapes)
   else:
     _check_edges(config, shapes)
-  return pairs
+  if config.data.chat and path and not config.circuit.contrast:
+    prompt_pairs.check_chat(config.attribution, tokenizer)
 
 
 def _check_edges(
