@@ -73,9 +73,10 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         evaluator, quantize.views(), base.params, unlearned)
     results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
-    structure = erasure.measure(
-        config, inputs, quantize, base, found, unlearned
-    ) if found is not None else erasure.not_measured(why)
+    structure = erasure.not_measured(why) if found is None else (
+        erasure.measure(
+            settings_lib.Settings.from_run(config), config.eval, inputs,
+            quantize, base, found, unlearned))
   with clock.stage('samples'):
     chosen = results.asked_freely(
         inputs, config.eval.generations, seed=config.seed)

@@ -89,7 +89,8 @@ def _run(
     results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
     structure = erasure.measure(
-        config, inputs, quantize, model, found, unlearned, cache)
+        settings_lib.Settings.from_run(config), config.eval, inputs, quantize,
+        model, found, unlearned, cache)
   with clock.stage('samples'):
     chosen = results.asked_freely(
         inputs, config.eval.generations, seed=config.seed)

@@ -1,4 +1,4 @@
-"""CAD on the circuit and AS-NC off it, readability, and their nulls."""
+"""Erasure: CAD on the circuit, AS-NC off it, readability, and their nulls."""
 
 from __future__ import annotations
 
@@ -21,39 +21,43 @@ from mansu_jax.config import run as run_config
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.erasure import divergence
 from mansu_jax.erasure import readability as readability_lib
+from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import prompt_pairs
+from mansu_jax.stages.circuit import settings as settings_lib
+from mansu_jax.stages.judge import copy_back
+from mansu_jax.stages.judge import first_token_questions
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import readability
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
 
 class NothingOutside(ValueError):
-  """The circuit holds every node that can be scored."""
+  """The circuit holds every node that attribution scores."""
 
 
-# Of one of CAD and AS-NC: the base answers too few pairs, there are none, or
-# there is nothing off the circuit.
+# Reasons for which CAD or AS-NC is not measured.
 _NOT_MEASURED = (eap_ig.TooFewAnswered, pairs_lib.NoPairs, NothingOutside)
 _RANDOM_COPIED = 3  # Random circuits whose weights are copied back.
-HALVES = 5  # Random halves of the circuit, likewise,
-_DRAWN = 200  # of as many drawn.
-_MATCHED = 0.05  # How far a control may be off the share that it shall answer.
-_LEAST_RANDOM = 100  # Random circuits, for a 95 % level.
+HALVES = 5  # Random halves of the circuit whose weights are copied back,
+_DRAWN = 200  # chosen among so many.
+_MATCHED = 0.05  # Largest difference of a control's accuracy from its target.
+_LEAST_RANDOM = 100  # Random circuits for a 95 % level.
+_NOTHING = {key: {} for key in (
+    'cad', 'as_nc', 'readability', 'suppression_control', 'copy_back')}
 
 Pairs = list[pairs_lib.AttributionPair]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Models:
-  """What is compared; models are made when they are run, and not kept.
+  """The compared models, each made when it is run.
 
   Attributes:
     after: the unlearned model at each precision, full precision first.
-    quantized: the base under each quantizer, a null of one value: at a
-      quantizer its own, in full precision the first's.
-    control: what hides answers only, another; None: there is none.
+    quantized: the base under each quantizer, a null.
+    control: params that hide answers at the output, a null; or None.
   """
 
   after: Mapping[str, Callable[[], types.Params]]
@@ -61,41 +65,79 @@ class Models:
   control: types.Params | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+  """What every part of the measurement reads."""
+
+  settings: settings_lib.Settings
+  options: run_config.EvalConfig
+  inputs: inputs_lib.Inputs
+  model: loading.LoadedModel
+  found: attribution.Found
+  unlearned: types.Params
+
+  @property
+  def layers(self) -> range:
+    return select.layer_range(
+        self.settings.circuit, self.model.config.num_layers)
+
+  def rng(self) -> np.random.Generator:
+    return np.random.default_rng(self.settings.seed)
+
+  def pairs(self, make: Callable[..., Pairs]) -> Pairs:
+    settings = self.settings
+    return make(
+        settings.attribution, self.inputs.splits, self.model.tokenizer,
+        seed=settings.seed, chat=settings.chat)[:self.options.cad_pairs]
+
+  def forget_pairs(self) -> Pairs:
+    """The pairs of CAD; [] if there are none."""
+    try:
+      return self.pairs(prompt_pairs.forget_pairs)
+    except pairs_lib.NoPairs:
+      return []
+
+  def resampling(self) -> dict[str, int]:
+    return dict(
+        resamples=self.options.bootstrap, seed=self.settings.seed)
+
+
 def measure(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    quantize: quantizers.Quantizers, model: Any, found: attribution.Found,
+    settings: settings_lib.Settings, options: run_config.EvalConfig,
+    inputs: inputs_lib.Inputs, quantize: quantizers.Quantizers,
+    model: loading.LoadedModel, found: attribution.Found,
     unlearned: types.Params,
     cache: checkpoints.NoCache = checkpoints.NoCache()) -> dict[str, Any]:
   """CAD, AS-NC, readability and property S, JSON-able.
 
   Args:
-    config: the run's.
-    inputs: its data; retain pairs are made of the retain questions.
-    quantize: its quantizers, which give nulls.
-    model: the base model.
-    found: the circuit C, with its scores.
-    unlearned: full params after.
-    cache: the stages of a run that can go on.
+    settings: of attribution; pairs are scored with the same ones.
+    options: numbers of pairs, questions and resamples.
+    inputs: questions.
+    quantize: the run's quantizers, which give nulls.
+    model: the base.
+    found: the circuit C with its scores.
+    unlearned: full params after unlearning.
+    cache: keeps each part for a resumed run.
 
   Returns:
     `cad`, `as_nc`, `readability`, `suppression_control`, `copy_back` and `S`.
-    With --eval_cad_pairs=0, or where there are no pairs or the base answers too
-    few, one or both of the first two are {} and S is inconclusive; where there
-    is nothing to read, so are the next three, and S is not passed.
+    A part that is not measured is {}, or holds a `reason`. S is inconclusive
+    without CAD or AS-NC, and does not pass without readability.
   """
   views = quantize.views()
-  reasons, circuit, controls = [], found.circuit, []
-  make_reader = lambda: readability.Reader(
-      config, inputs, model, unlearned, views)
+  job = _Job(settings=settings, options=options, inputs=inputs, model=model,
+             found=found, unlearned=unlearned)
+  reasons, controls = [], []
+  make_reader = functools.partial(_make_reader, job, views)
 
   def read():
     try:
       reader = make_reader()
-    except readability.NothingToRead as error:
+    except first_token_questions.NothingToRead as error:
       logging.warning('Readability is not measured: %s', error)
       return {'readability': {'reason': str(error)}}
-    control, out = _read(
-        config, inputs, model, found, unlearned, reader, list(views))
+    control, out = _read(job, reader, list(views))
     controls.append(control)
     return out
 
@@ -104,12 +146,11 @@ def measure(
   def control():
     if not out['suppression_control'].get('matched'):
       return None
-    if not controls:  # It is not kept.
-      controls.append(make_reader().control(
-          _forget_pairs(config, inputs, model)).params)
+    if not controls:  # A resumed run makes it again.
+      controls.append(make_reader().control(job.forget_pairs()).params)
     return controls[0]
 
-  if not config.eval.cad_pairs:
+  if not options.cad_pairs:
     return out | {'S': _inconclusive('--eval_cad_pairs=0 skips CAD and AS-NC')}
   after, quantized = ({
       name: functools.partial(view, params) for name, view in views.items()}
@@ -117,14 +158,13 @@ def measure(
   del quantized['fp']
   for key, name, part, compared in (
       ('cad', 'CAD', _cad, control),
-      # A control that hides answers leaves what is off C as it is: no null.
+      # A control that hides answers changes nothing off C: it is no null.
       ('as_nc', 'AS-NC', _as_nc, lambda: None)):
-    measure_part = lambda part=part, compared=compared: part(
-        config, inputs, model, circuit, Models(
-            after=after, quantized=quantized, control=compared()))
+    measure_part = lambda part=part, compared=compared: part(job, Models(
+        after=after, quantized=quantized, control=compared()))
     try:
       out[key] = cache.get_or_compute_json(key, measure_part)
-    except _NOT_MEASURED as error:  # Keep the rest of the run.
+    except _NOT_MEASURED as error:  # The rest of the run continues.
       logging.warning('%s is not measured: %s', name, error)
       reasons.append(f'{name} is not measured: {error}')
   if reasons:
@@ -132,13 +172,19 @@ def measure(
   return out | {'S': divergence.at_every_precision(out['cad'], out['as_nc'])}
 
 
+def _make_reader(job: _Job, views: quantizers.Views) -> readability.Reader:
+  questions = first_token_questions.choose(
+      job.inputs, job.model.tokenizer, limit=job.options.lens_questions,
+      seed=job.settings.seed, chat=job.settings.chat)
+  return readability.Reader(
+      questions, job.model, job.unlearned, views, **job.resampling())
+
+
 def _read(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs, model: Any,
-    found: attribution.Found, unlearned: types.Params,
-    reader: readability.Reader, precisions: list[str]
+    job: _Job, reader: readability.Reader, precisions: list[str]
 ) -> tuple[types.Params | None, dict[str, Any]]:
-  """The control's params, if it is matched, and what is read."""
-  made = reader.control(_forget_pairs(config, inputs, model))
+  """The control's params if its accuracy matches, and the record's parts."""
+  made = reader.control(job.forget_pairs())
   matched = abs(made.reached - made.wanted) <= _MATCHED
   out = {'suppression_control': {
       'wanted': made.wanted, 'answered': made.reached, 'scale': made.scale,
@@ -148,23 +194,20 @@ def _read(
   except readability_lib.NothingToRead as error:
     logging.warning('Readability is not measured: %s', error)
     out['readability'] = {'reason': str(error)}
-  rng, layers = _draws(config, model)
-  halves, moved = _halves(model, found, unlearned, layers, rng)
-  out['copy_back'] = reader.copy_back(
-      found.circuit, [select.matched_random(found.circuit, layers, rng)
-                      for _ in range(_RANDOM_COPIED)],
-      halves, moved,
-      [name for name in precisions  # Others would calibrate anew.
-       if name not in quant.CALIBRATED])
+  rng, layers, circuit = job.rng(), job.layers, job.found.circuit
+  halves, moved = _halves(
+      job.model, job.found, job.unlearned, layers, rng)
+  randoms = [select.matched_random(circuit, layers, rng)
+             for _ in range(_RANDOM_COPIED)]
+  # Calibrated quantizers would calibrate again for every copy.
+  cheap = [name for name in precisions if name not in quant.CALIBRATED]
+  out['copy_back'] = copy_back.measure(
+      reader, circuit, randoms, halves, moved, cheap, **job.resampling())
   return made.params if matched else None, out
 
 
-_NOTHING = {key: {} for key in (
-    'cad', 'as_nc', 'readability', 'suppression_control', 'copy_back')}
-
-
 def not_measured(why: str) -> dict[str, Any]:
-  """What `measure` gives where there is nothing to measure on."""
+  """The result of `measure` without a circuit."""
   return _NOTHING | {'S': _inconclusive(why)}
 
 
@@ -173,20 +216,14 @@ def _inconclusive(why: str) -> dict[str, Any]:
           'passed': 'inconclusive', 'reason': why}
 
 
-def _draws(config, model):
-  """A generator of random circuits' draws, and their layers."""
-  return np.random.default_rng(config.seed), select.layer_range(
-      config.circuit, model.config.num_layers)
-
-
 def _halves(
     model, found, unlearned, layers, rng
 ) -> tuple[list[graph.Circuit], list[float]]:
-  """The best half of the circuit by its scores, then random ones.
+  """The best half of the circuit by its scores, then random halves.
 
-  Of many random ones those that come nearest to the best one's share of the
-  weights that moved, which is the second of what is returned, for each: what
-  more of the edit is undone brings more back, whichever the nodes.
+  The random halves are those whose share of the moved weights is nearest to the
+  best half's: undoing more of the edit restores more answers, whichever the
+  nodes. The second result is that share, for each half.
   """
   best = select.best_half(found.circuit, found.means, model.config)
   if not best.kinds:
@@ -201,40 +238,30 @@ def _halves(
   return halves, [count(c) / total for c in halves]
 
 
-def _forget_pairs(config, inputs, model) -> Pairs:
-  """The pairs of CAD; none where none can be made."""
-  try:
-    pairs = prompt_pairs.forget_pairs(
-        config.attribution, inputs.splits, model.tokenizer, seed=config.seed,
-        chat=config.data.chat)
-  except pairs_lib.NoPairs:
-    return []
-  return pairs[:config.eval.cad_pairs]
-
-
 def _divergence(
-    config: run_config.RunConfig, model: Any, pairs: Pairs, models: Models,
-    nodes: graph.Circuit, draw: Any, name: str) -> dict[str, Any]:
-  """`divergence.measure` in full precision, and `by_precision`."""
-  batches = pair_batches.to_score(
-      pairs, config.attribution.batch, model.config)
+    job: _Job, pairs: Pairs, models: Models, nodes: graph.Circuit,
+    draw: Callable[[np.random.Generator], graph.Circuit] | None, name: str
+) -> dict[str, Any]:
+  """`divergence.measure` in full precision, with `by_precision` beside it."""
+  options, model = job.settings.attribution, job.model
+  batches = pair_batches.to_score(pairs, options.batch, model.config)
   run = lambda params: eap_ig.score_pairs(
-      model.config, params, batches, steps=config.attribution.steps)
+      model.config, params, batches, steps=options.steps)
   base, answered = eap_ig.keep_answered(run(model.params))
   kept = lambda make: eap_ig.PairScores(*(x[answered] for x in run(make())))
   facts = np.array([p.fact for p in pairs])[answered]
   quantized = {name: kept(make) for name, make in models.quantized.items()}
-  hides = {} if models.control is None else {
+  suppression = {} if models.control is None else {
       'suppression': kept(lambda: models.control)}
 
-  def beside(precision):
+  def nulls(precision):
     names = quantizers.of_base(precision, list(quantized))
-    return {'base_quantized': quantized[name] for name in names} | hides
+    return {'base_quantized': quantized[name] for name in names} | suppression
 
   found = {name: divergence.measure(
-      base, kept(make), beside(name), nodes, facts, random_nodes=draw,
-      random_circuits=max(_LEAST_RANDOM, config.circuit.random_circuits),
-      resamples=config.eval.bootstrap, seed=config.seed)
+      base, kept(make), nulls(name), nodes, facts, random_nodes=draw,
+      random_circuits=max(_LEAST_RANDOM, job.settings.circuit.random_circuits),
+      **job.resampling())
            for name, make in models.after.items()}
   first, *rest = found
   if null := found[first]['nulls'].get('random_circuits'):
@@ -242,36 +269,31 @@ def _divergence(
   return found[first] | {'by_precision': {name: found[name] for name in rest}}
 
 
-def _random(config, model, circuit):
-  """Draws random circuits of the circuit's shape; None: there are no others."""
-  _, layers = _draws(config, model)
+def _random(job: _Job) -> Callable[[np.random.Generator], graph.Circuit] | None:
+  """Draws random circuits of the circuit's shape; None if no other exists."""
+  circuit, layers = job.found.circuit, job.layers
   if select.fills(circuit, layers):
     return None
   return lambda rng: select.matched_random(circuit, layers, rng)
 
 
-def _cad(config, inputs, model, circuit, models) -> dict[str, Any]:
-  """On the circuit, forget pairs."""
-  pairs = prompt_pairs.forget_pairs(
-      config.attribution, inputs.splits, model.tokenizer, seed=config.seed,
-      chat=config.data.chat)
+def _cad(job: _Job, models: Models) -> dict[str, Any]:
+  """CAD: on the circuit, with forget pairs."""
   return _divergence(
-      config, model, pairs[:config.eval.cad_pairs], models, circuit,
-      _random(config, model, circuit), 'CAD')
+      job, job.pairs(prompt_pairs.forget_pairs), models, job.found.circuit,
+      _random(job), 'CAD')
 
 
-def _as_nc(config, inputs, model, circuit, models) -> dict[str, Any]:
-  """Off the circuit, retain pairs."""
-  pairs = prompt_pairs.retain_pairs(
-      config.attribution, inputs.splits, model.tokenizer, seed=config.seed,
-      chat=config.data.chat)
-  outside = lambda circuit: divergence.outside(
-      circuit, config.attribution.level)
-  draw, nodes = _random(config, model, circuit), outside(circuit)
+def _as_nc(job: _Job, models: Models) -> dict[str, Any]:
+  """AS-NC: off the circuit, with retain pairs."""
+  pairs, level = job.pairs(prompt_pairs.retain_pairs), (
+      job.settings.attribution.level)
+  outside = lambda circuit: divergence.outside(circuit, level)
+  draw, nodes = _random(job), outside(job.found.circuit)
   if not any(nodes[kind].any() for kind in graph.KINDS):
     raise NothingOutside(
-        f'the circuit holds every node of --attribution_level='
-        f'{config.attribution.level}, so that nothing is off it')
+        f'the circuit holds every node of --attribution_level={level}, so no'
+        ' node is off it')
   return _divergence(
-      config, model, pairs[:config.eval.cad_pairs], models, nodes,
-      draw and (lambda rng: outside(draw(rng))), 'AS-NC')
+      job, pairs, models, nodes, draw and (lambda rng: outside(draw(rng))),
+      'AS-NC')

@@ -22,7 +22,7 @@ from mansu_jax.runtime import programs
 from mansu_jax.stages.circuit import programs as circuit_programs
 from mansu_jax.stages.judge import erasure as erasure_lib
 from mansu_jax.stages.judge import evaluation
-from mansu_jax.stages.judge import readability
+from mansu_jax.stages.judge import first_token_questions
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import abstract
 
@@ -78,8 +78,10 @@ def erasure(run: abstract.AbstractRun) -> programs.Programs:
   yield programs.hold(**held)
   pairs = circuit_programs.forget_pairs(run)[:config.eval.cad_pairs]
   try:
-    asked = readability.questions(config, run.inputs, model.tokenizer)
-  except readability.NothingToRead:
+    asked = first_token_questions.choose(
+        run.inputs, model.tokenizer, limit=config.eval.lens_questions,
+        seed=config.seed, chat=config.data.chat)
+  except first_token_questions.NothingToRead:
     asked = None
   if asked:
     yield from _suppression(run, asked, pairs)
@@ -100,7 +102,7 @@ def erasure(run: abstract.AbstractRun) -> programs.Programs:
 
 
 def _lens(
-    run: abstract.AbstractRun, asked: readability.Questions
+    run: abstract.AbstractRun, asked: first_token_questions.Questions
 ) -> programs.Programs:
   """States at the ends of prompts, of both models at every precision."""
   config, model = run.config, run.model
@@ -114,7 +116,7 @@ def _lens(
 
 
 def _suppression(
-    run: abstract.AbstractRun, asked: readability.Questions,
+    run: abstract.AbstractRun, asked: first_token_questions.Questions,
     pairs: Sequence[Any]) -> programs.Programs:
   """Makes the control and measures its accuracy at several scales."""
   model = run.model
@@ -133,7 +135,7 @@ def _suppression(
 
 
 def _copy_back(
-    run: abstract.AbstractRun, asked: readability.Questions,
+    run: abstract.AbstractRun, asked: first_token_questions.Questions,
     held: dict[str, Any]) -> programs.Programs:
   """Copies the base's weights back on parts of the circuit, and asks again."""
   model = run.model

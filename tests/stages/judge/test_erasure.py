@@ -15,20 +15,15 @@ from mansu_jax.circuits import select
 from mansu_jax.config import run as run_config
 from mansu_jax.erasure import readability as readability_lib
 from mansu_jax.erasure import suppression
-from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import prompt_pairs
+from mansu_jax.stages.circuit import settings as settings_lib
+from mansu_jax.stages.judge import copy_back
 from mansu_jax.stages.judge import erasure
+from mansu_jax.stages.judge import first_token_questions
 from mansu_jax.stages.judge import readability
 from tests.circuits import small
 
 _CONFIG = small.config()
-
-
-def _run(**stages):
-  return run_config.RunConfig(
-      workdir='w', quant_schemes=('nf4', 'fp4'),
-      eval=run_config.EvalConfig(bootstrap=100),
-      attribution=run_config.AttributionConfig(
-          level='neuron_and_head', steps=2), **stages)
 
 
 def _scaled(params, by):
@@ -81,7 +76,7 @@ class MeasureTest(absltest.TestCase):
     pairs = small.elicited(_CONFIG, base)
     for name in ('forget_pairs', 'retain_pairs'):
       self.enterContext(mock.patch.object(
-          attribution, name, lambda *args: pairs))
+          prompt_pairs, name, lambda *args, **kwargs: pairs))
     self.seen = []
     score = eap_ig.score_pairs
     self.enterContext(mock.patch.object(
@@ -93,12 +88,17 @@ class MeasureTest(absltest.TestCase):
     self.read = mock.Mock()
     self.read.control.return_value = self.control
     self.read.measure.return_value = {'value': 0.1}
-    self.read.copy_back.return_value = {}
-    self.enterContext(mock.patch.object(
-        readability, 'Reader', lambda *args: self.read))
+    for module, name, value in (
+        (readability, 'Reader', self.read), (copy_back, 'measure', {}),
+        (first_token_questions, 'choose', None)):
+      self.enterContext(mock.patch.object(
+          module, name, lambda *args, value=value, **kwargs: value))
 
-  def _quantize(self, name, params):
-    return _scaled(params, {'nf4': 0.9, 'fp4': 0.8}[name])
+  def views(self):
+    """The views of a stand-in for `Quantizers`."""
+    return {'fp': lambda params: params,
+            'nf4': lambda params: _scaled(params, 0.9),
+            'fp4': lambda params: _scaled(params, 0.8)}
 
   def _name(self, params):
     at = lambda params: float(params['layers']['mlp']['up'][0, 0, 0])
@@ -114,9 +114,13 @@ class MeasureTest(absltest.TestCase):
         circuit=self.circuit if circuit is None else circuit, means={
             kind: np.ones(shape) for kind, shape in graph.shapes(
                 _CONFIG).items()})
+    settings = settings_lib.Settings(
+        attribution=run_config.AttributionConfig(
+            level='neuron_and_head', steps=2),
+        circuit=run_config.CircuitConfig())
     return erasure.measure(
-        _run(), mock.MagicMock(), self._quantize, self.model, found,
-        self.unlearned)
+        settings, run_config.EvalConfig(bootstrap=100), mock.MagicMock(), self,
+        self.model, found, self.unlearned)
 
   def test_each_precision_has_its_own_quantized_base(self):
     got = self._measure()
@@ -159,7 +163,7 @@ class MeasureTest(absltest.TestCase):
         for kind, shape in graph.shapes(_CONFIG).items()}))
     self.assertEqual(got['as_nc'], {})
     self.assertEqual(got['S']['passed'], 'inconclusive')
-    self.assertIn('nothing is off it', got['S']['reason'])
+    self.assertIn('no node is off it', got['S']['reason'])
     self.assertNotIn('random_circuits', got['cad']['nulls'])
 
 

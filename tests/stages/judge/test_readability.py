@@ -12,18 +12,20 @@ import numpy as np
 
 from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
-from mansu_jax.config import run as run_config
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.erasure import lens
 from mansu_jax.erasure import readability as readability_lib
+from mansu_jax.stages.judge import copy_back
+from mansu_jax.stages.judge import first_token_questions
 from mansu_jax.stages.judge import readability
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from tests.circuits import small
 from tests.eval import toy_model
 
 _TOKENIZER = toy_model.ToyTokenizer()
+_RESAMPLING = dict(resamples=200, seed=0)
 _WORDS = ('ab', 'cd', 'ef', 'gh', 'ij', 'kl')
 
 
@@ -48,9 +50,9 @@ def _inputs(retain=12, near=10, far=6, extra=()):
       hashes={})
 
 
-def _config(**options):
-  return run_config.RunConfig(
-      workdir='w', eval=run_config.EvalConfig(**options))
+def _choose(inputs, tokenizer=_TOKENIZER, limit=320):
+  return first_token_questions.choose(
+      inputs, tokenizer, limit=limit, seed=0, chat=False)
 
 
 def _rounded(params, donate=()):
@@ -64,7 +66,7 @@ def _rounded(params, donate=()):
 class QuestionsTest(parameterized.TestCase):
 
   def test_all_phrasings_that_were_not_trained(self):
-    got = readability.questions(_config(), _inputs(), _TOKENIZER)
+    got = _choose(_inputs())
     self.assertLen(got.prompts, 16)
     self.assertLen(got.fit, 12)
     self.assertEqual(got.asked.counts.tolist(), [3, 4] * 8)
@@ -78,22 +80,21 @@ class QuestionsTest(parameterized.TestCase):
     same = dataclasses.replace(
         _question(0, 'near'), id='same', choices=('ab', 'ab cd', 'ef'),
         answer='ab')
-    got = readability.questions(_config(), _inputs(extra=[same]), _TOKENIZER)
+    got = _choose(_inputs(extra=[same]))
     self.assertEqual((len(got.prompts), got.left_out), (16, 1))
 
   def test_as_many_as_asked_for(self):
-    got = readability.questions(
-        _config(lens_questions=9), _inputs(), _TOKENIZER)
+    got = _choose(_inputs(), limit=9)
     self.assertLen(got.fit, 9)
 
   @parameterized.parameters(
-      (dict(lens_questions=0), {}, 'eval_lens_questions=0'),
+      (dict(limit=0), {}, 'eval_lens_questions=0'),
       ({}, dict(retain=3), 'there are 3 retain questions'),
       ({}, dict(near=0, far=0), 'there are 0 forget questions'))
   def test_too_few(self, options, data, want):
-    with self.assertRaisesRegex(readability.NothingToRead, want):
-      readability.questions(_config(**options), _inputs(**data), None if (
-          'near' in data) else _TOKENIZER)
+    with self.assertRaisesRegex(first_token_questions.NothingToRead, want):
+      _choose(_inputs(**data), None if 'near' in data else _TOKENIZER,
+              **options)
 
 
 class ReaderTest(parameterized.TestCase):
@@ -111,7 +112,7 @@ class ReaderTest(parameterized.TestCase):
 
   def _ask_what_it_knows(self):
     """Makes what the base answers the right answers."""
-    asked = readability.questions(_config(), self.inputs, _TOKENIZER)
+    asked = _choose(self.inputs)
     said = iter(self._reader(self.base).picks('base', 'fp')[-1])
     self.assertLen(asked.prompts, 16)
     known = lambda split: [
@@ -123,10 +124,13 @@ class ReaderTest(parameterized.TestCase):
 
   def _reader(self, unlearned):
     return readability.Reader(
-        _config(bootstrap=200), self.inputs, self.model, unlearned, self.views)
+        _choose(self.inputs), self.model, unlearned, self.views, **_RESAMPLING)
+
+  def _copy_back(self, reader, *args):
+    return copy_back.measure(reader, self.circuit, *args, **_RESAMPLING)
 
   def test_answered_is_what_the_model_prefers(self):
-    asked = readability.questions(_config(), self.inputs, _TOKENIZER)
+    asked = _choose(self.inputs)
     states = lens.states(self.model.config, self.other, asked.prompts)
     logits = states.final @ np.asarray(self.other['embed']).T
     want = [max(row[:n], key=lambda t, i=i: logits[i, t]) == row[r]
@@ -156,8 +160,7 @@ class ReaderTest(parameterized.TestCase):
       reader = self._reader(self.other)
       control = reader.control([])
       reader.measure(control)
-      edited = reader.copy_back(
-          self.circuit, [], [], [], ('fp', 'nf4'))
+      edited = self._copy_back(reader, [], [], [], ('fp', 'nf4'))
     self.assertIs(edited['confined'], False)
     # Base and unlearned at two precisions, and two parts undone at both.
     self.assertLen(runs, 4)
@@ -180,15 +183,15 @@ class ReaderTest(parameterized.TestCase):
     self.assertEqual((got['fitted_on'], got['left_out']), (12, 0))
 
   def test_an_edit_of_the_circuit_alone(self):
-    edited = readability._copy(self.base, self.other, self.circuit)
-    self.assertFalse(readability._same(edited, self.base))
+    edited = copy_back._copy(self.base, self.other, self.circuit)
+    self.assertFalse(copy_back._equal(edited, self.base))
     first, second = (
         graph.Circuit(**{kind: self.circuit[kind] & (
             np.arange(self.circuit[kind].shape[1]) % 2 == odd)
                          for kind in graph.KINDS}) for odd in (0, 1))
     reader = self._reader(edited)
-    got = reader.copy_back(
-        self.circuit, [], [first, second, second], [0.6, 0.4, 0.4], ('fp',))
+    got = self._copy_back(
+        reader, [], [first, second, second], [0.6, 0.4, 0.4], ('fp',))
     self.assertIs(got['confined'], True)
     parts = got['by_precision']['fp']
     self.assertEqual(parts['circuit']['answered'], parts['base']['answered'])
@@ -197,19 +200,19 @@ class ReaderTest(parameterized.TestCase):
                          ('random_half_1', second)):
       self.assertEqual(
           parts[name]['answered'], reader.answered(
-              readability._copy(edited, self.base, undone), 'fp').mean(), name)
+              copy_back._copy(edited, self.base, undone), 'fp').mean(), name)
 
   def test_a_half_that_undoes_everything_and_others_that_undo_nothing(self):
-    edited = readability._copy(self.base, self.other, self.circuit)
+    edited = copy_back._copy(self.base, self.other, self.circuit)
     reader = self._reader(edited)
     nothing = graph.empty(self.model.config)
-    with mock.patch.object(reader, '_right', side_effect=lambda picks: (
+    with mock.patch.object(reader, 'correct', side_effect=lambda picks: (
         np.full(16, picks is reader.picks('base', 'fp')))), (
             mock.patch.object(reader, 'answered', side_effect=(
                 lambda params, _: np.full(
-                    16, readability._same(params, self.base))))):
-      got = reader.copy_back(
-          self.circuit, [], [self.circuit, nothing, nothing], [1.0, 0.0, 0.0],
+                    16, copy_back._equal(params, self.base))))):
+      got = self._copy_back(
+          reader, [], [self.circuit, nothing, nothing], [1.0, 0.0, 0.0],
           ('fp',))
     self.assertEqual(got['moved'], {
         'best_half': 1.0, 'random_half_0': 0.0, 'random_half_1': 0.0})
@@ -221,25 +224,25 @@ class ReaderTest(parameterized.TestCase):
   def test_an_edit_of_everything(self):
     random = small.random_circuit(self.model.config, 0.5)
     reader = self._reader(self.other)
-    got = reader.copy_back(self.circuit, [random], [], [], ('fp', 'nf4'))
+    got = self._copy_back(reader, [random], [], [], ('fp', 'nf4'))
     self.assertIs(got['confined'], False)
     for precision, view in (('fp', lambda params: params), ('nf4', _rounded)):
       parts = got['by_precision'][precision]
       answered = lambda params: reader.answered(
           view(params), precision).mean()
       for name, params in (
-          ('circuit', readability._copy(self.other, self.base, self.circuit)),
-          ('rest', readability._copy(self.base, self.other, self.circuit)),
-          ('random_0', readability._copy(self.other, self.base, random))):
+          ('circuit', copy_back._copy(self.other, self.base, self.circuit)),
+          ('rest', copy_back._copy(self.base, self.other, self.circuit)),
+          ('random_0', copy_back._copy(self.other, self.base, random))):
         self.assertEqual(parts[name]['answered'], answered(params), name)
 
   def test_a_copy_shares_all_but_the_circuit(self):
-    copy = readability._copy(self.base, self.other, self.circuit)
+    copy = copy_back._copy(self.base, self.other, self.circuit)
     self.assertCountEqual(
         readability._new_leaves(copy, [self.base, self.other]), [
             'layers/attn/k', 'layers/attn/o', 'layers/attn/q', 'layers/attn/v',
             'layers/mlp/down', 'layers/mlp/gate', 'layers/mlp/up'])
-    nothing = readability._copy(
+    nothing = copy_back._copy(
         self.base, self.other, graph.empty(self.model.config))
     self.assertEqual(
         readability._new_leaves(nothing, [self.base, self.other]), [])
@@ -247,7 +250,7 @@ class ReaderTest(parameterized.TestCase):
   def test_copying_everything_back_is_the_base(self):
     everything = graph.Circuit(**{
         kind: np.ones_like(self.circuit[kind]) for kind in graph.KINDS})
-    got = readability._copy(self.other, self.base, everything)
+    got = copy_back._copy(self.other, self.base, everything)
     jax.tree.map(
         np.testing.assert_array_equal, got['layers']['mlp'],
         self.base['layers']['mlp'])
