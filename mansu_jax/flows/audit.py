@@ -48,8 +48,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     The record, as in `record.json`.
 
   Raises:
-    ValueError: bad input, before any long work: as `model_pair.load`, or flags or
-      data that are wrong.
+    ValueError: bad flags, data or models, found before any long work.
   """
   clock = clock_lib.Clock()
   inputs = checks.read(config)

@@ -147,24 +147,23 @@ def _check(config: run_config.RunConfig) -> None:
   topology.prepare(config.plan.topology)
   if config.method != 'mansu':
     raise ValueError(
-        f'--mode=plan is of --method=mansu, not of {config.method}, which'
-        ' trains every weight; wanted mansu.')
+        f'--mode=plan supports --method=mansu only, got {config.method}.')
   for name in ('profile', 'fail_on_verdict'):
     if getattr(config, name):
-      raise ValueError(f'--{name} changes nothing in --mode=plan, which runs'
-                       ' nothing; leave it out.')
+      raise ValueError(f'--{name} has no effect in --mode=plan, which runs no'
+                       ' stage; leave it out.')
   if config.workdir:
     raise ValueError(
-        f'--workdir={config.workdir} is not used in --mode=plan, which writes'
+        f'--workdir={config.workdir} has no effect in --mode=plan, which writes'
         ' nothing; leave it out.')
 
 
-_HEADS = ('stage', 'GiB', 'of it held', 'largest program', 'TFLOP', 's a call',
-          's in all')
+_HEADS = ('stage', 'GiB', 'held GiB', 'largest program', 'TFLOP', 's/call',
+          'total s')
 
 
 def lines(plan: Plan) -> list[str]:
-  """The plan as text; the last line says whether it fits."""
+  """The plan as lines of text; the last one says whether it fits."""
   mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.items())
   out = [
       f'{plan.model}, {plan.weights / 1e9:.2f} billion weights, on'
@@ -188,9 +187,9 @@ def lines(plan: Plan) -> list[str]:
           if not plan.fits_stage(stage)]
   seconds = sum(stage.seconds for stage in plan.stages)
   out.append(
-      f'about {seconds:.0f} s of products and of moving weights, at'
-      f' {recorder_lib.EFFICIENCY:.0%} of what the devices could: without'
-      ' loading, compiling, export and what the host does. To compile took'
+      f'about {seconds:.0f} s of device time, assuming'
+      f' {recorder_lib.EFFICIENCY:.0%} of the roofline bound; loading,'
+      ' compiling, export and host work come on top. Compiling took'
       f' {plan.compile_seconds:.0f} s here.')
   largest = plan.largest
   out.append(
@@ -201,20 +200,20 @@ def lines(plan: Plan) -> list[str]:
 
 
 def _too_much(plan: Plan, stage: recorder_lib.Stage) -> str:
-  """Why a stage does not fit, and what to change."""
+  """Why a stage does not fit, and which flags to change."""
   refused = '; '.join(f'{c.name} does not compile ({c.refused})'
                       for c in stage.calls if c.refused)
   fixed = sum(size for name, size in stage.held.items()
               if name not in _OF_CIRCUIT)
-  ways = ['take more devices, or a larger --mesh_fsdp or --mesh_tensor']
+  ways = ['use more devices, or a larger --mesh_fsdp or --mesh_tensor']
   if plan.dtype == 'float32':
     ways.insert(0, 'give --export_dtype=bfloat16')
-  if fixed < plan.chip.memory:  # Else smaller batches and circuits are in vain.
+  if fixed < plan.chip.memory:  # Otherwise smaller batches do not help.
     ways.insert(0, f'lower {stage.flags or "--circuit_budget"}')
   advice = '; or '.join(ways)
   advice = f'{advice[0].upper()}{advice[1:]}.'
   if refused and stage.bytes <= plan.chip.memory:
-    return f'{stage.name} does not run: {refused}. {advice}'
+    return f'{stage.name} does not compile: {refused}. {advice}'
   parts = ', '.join(f'{name} {size / _GIB:.2f}'
                     for name, size in stage.held.items())
   largest = stage.largest and (

@@ -1,8 +1,8 @@
-"""What a program computes and reads, counted from its jaxpr.
+"""Operations and bytes of a program, counted from its jaxpr.
 
-A compiler's own account counts the body of a loop once, and all that is heavy
-here stands in loops (over layers, path steps, examples). So matrix products are
-counted from the program before it is compiled, loops as often as they run.
+XLA's cost analysis counts a loop's body once, and the heavy work here is in
+loops (over layers, path steps, examples). So matrix products are counted in the
+jaxpr, with each loop body times its number of iterations.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from typing import Any, NamedTuple
 from jax import lax
 from jax.extend import core
 
-# An operand that is moved, cut or cast between memory and a product is read
-# in the dtype that it has in memory.
+# Primitives through which a product reads an operand from memory, in the dtype
+# in which it is stored.
 _MOVES = frozenset((
     'broadcast_in_dim', 'convert_element_type', 'copy', 'dynamic_slice',
     'gather', 'optimization_barrier', 'reshape', 'rev', 'sharding_constraint',
     'slice', 'squeeze', 'transpose'))
-# Of products in float32, how far they ask for more than bfloat16's digits.
+# Share of a float32 product's passes beyond bfloat16, by precision.
 _EXACT = {lax.Precision.HIGH: 0.5, lax.Precision.HIGHEST: 1.0}
 
 
 class Cost(NamedTuple):
-  """Of one call, on all devices together."""
+  """The cost of one call, summed over all devices."""
 
-  flops: float = 0.0  # of products; a multiplication and an addition are two
-  exact: float = 0.0  # those of them in float32 proper (half of HIGH's)
-  weights: float = 0.0  # bytes of products' operands that are arguments
-  activations: float = 0.0  # bytes of their other operands and of results
+  flops: float = 0.0  # of matrix products; a multiply-add counts as two
+  exact: float = 0.0  # flops in full float32 precision (half of HIGH's)
+  weights: float = 0.0  # bytes of the products' operands that are arguments
+  activations: float = 0.0  # bytes of the other operands and of results
 
   def __add__(self, other: Cost) -> Cost:
     return Cost(*(a + b for a, b in zip(self, other)))
 
   def times(self, count: float) -> Cost:
-    """Of so many calls."""
+    """The cost of `count` calls."""
     return Cost(*(count * x for x in self))
 
 
 def count(jaxpr: Any) -> Cost:
-  """The cost of a closed jaxpr, as `jax.jit(f).trace(*args).jaxpr` is.
+  """The cost of a closed jaxpr, such as `jax.jit(f).trace(*args).jaxpr`.
 
-  Loops of unknown length count once, branches as the one that computes most.
+  A `while` loop counts once; a `cond` counts as its most expensive branch.
   """
   return _count(jaxpr.jaxpr, [v.aval.dtype.itemsize if _is_array(v) else None
                               for v in jaxpr.jaxpr.invars])[0]
@@ -56,12 +56,12 @@ def _is_array(var: Any) -> bool:
 def _count(
     jaxpr: Any, stored: Sequence[int | None]
 ) -> tuple[Cost, list[int | None]]:
-  """The cost, and which results are arguments that were only moved.
+  """The cost, and for each result the itemsize if it is a moved argument.
 
   Args:
-    jaxpr: open.
-    stored: for each argument the bytes of an entry where it lies in memory;
-      None: it is computed.
+    jaxpr: an open jaxpr.
+    stored: itemsize of each argument that is read from memory; None for
+      computed ones.
   """
   known: dict[Any, int | None] = dict(zip(jaxpr.invars, stored))
   for var in jaxpr.constvars:
@@ -83,13 +83,13 @@ def _count(
 
 
 def _inner(eqn, given):
-  """The cost of the programs that an equation holds."""
+  """The cost of an equation's inner jaxprs."""
   name, params = eqn.primitive.name, eqn.params
   nothing = [None] * len(eqn.outvars)
   if name == 'scan':
-    # What is scanned over is an argument still, in slices.
+    # Slices of a scanned argument are still read from memory.
     cost, made = _count(params['jaxpr'].jaxpr, given)
-    # A carry that comes back unchanged is one; results are stacked anew.
+    # So is an unchanged carry. Stacked results are computed.
     carried = made[:params['num_carry']]
     return cost.times(params['length']), carried + nothing[len(carried):]
   if name == 'while':

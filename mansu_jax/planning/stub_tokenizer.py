@@ -1,8 +1,8 @@
-"""A tokenizer in place of one that is not there: about as many tokens.
+"""A stub tokenizer for plans of models without one: it estimates lengths.
 
-A plan needs to know how long prompts are, not what they say. English words of
-up to seven letters count as one token and longer ones as several, which gives
-within a few percent as many as the vocabularies of 50 to 130 thousand do.
+A plan needs the prompts' lengths, not their tokens. English words of up to
+seven letters count as one token and longer ones as several, which is within a
+few percent of vocabularies of 50 to 130 thousand tokens.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _START = 0
 
 
 class Tokenizer:
-  """Called as a transformers tokenizer is; the same piece has the same id."""
+  """Has the interface of a transformers tokenizer; equal pieces share an id."""
 
-  # About as long as that of SmolLM2 or Llama 3, whose system turns it has.
+  # As long as the templates of SmolLM2 and Llama 3, with a system turn.
   chat_template = (
       '<|im_start|>system\nYou are a helpful assistant of today.<|im_end|>\n'
       '<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n')
@@ -32,13 +32,13 @@ class Tokenizer:
   def __call__(
       self, texts: Sequence[str], add_special_tokens: bool = True, **_: Any
   ) -> dict[str, list[list[int]]]:
-    """`{'input_ids': ids of each text}`, behind a start token if asked."""
+    """`{'input_ids': ids of each text}`, with a start token if asked for."""
     start = [_START] if add_special_tokens else []
     return {'input_ids': [start + self._encode(text) for text in texts]}
 
   def apply_chat_template(
       self, messages: Sequence[dict[str, str]], **_: Any) -> str:
-    """The user's turn, up to where the assistant's begins."""
+    """The user's turn, up to the start of the assistant's."""
     return self.chat_template.format(messages[0]['content'])
 
   def _encode(self, text: str) -> list[int]:

@@ -165,13 +165,13 @@ class PlanTest(parameterized.TestCase):
   def test_too_little_memory_is_told(self):
     stage = next(s for s in _plan().stages if s.name == 'unlearn')
     most = (sum(stage.held.values()) + stage.bytes) / 2
-    wider = 'ake more devices, or a larger --mesh_fsdp or --mesh_tensor.'
+    wider = 'se more devices, or a larger --mesh_fsdp or --mesh_tensor.'
     for memory, dtype, advice in (
         (most, 'float32', 'Lower --circuit_budget, --unlearn_forget_batch,'
          ' --unlearn_retain_batch, --unlearn_text_batch; or give'
-         f' --export_dtype=bfloat16; or t{wider}'),
-        (1e5, 'float32', f'Give --export_dtype=bfloat16; or t{wider}'),
-        (1e5, 'bfloat16', f'T{wider}')):  # Less than the base.
+         f' --export_dtype=bfloat16; or u{wider}'),
+        (1e5, 'float32', f'Give --export_dtype=bfloat16; or u{wider}'),
+        (1e5, 'bfloat16', f'U{wider}')):  # Less than the base.
       found = dataclasses.replace(
           _plan(), chip=_plan().chip._replace(memory=memory), dtype=dtype)
       self.assertFalse(found.fits)

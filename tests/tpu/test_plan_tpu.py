@@ -50,7 +50,7 @@ class PlanTest(absltest.TestCase):
     self.assertIn('Lower --attribution_batch', told('attribution'))
     self.assertEndsWith(
         told('evaluate'),
-        '. Take more devices, or a larger --mesh_fsdp or --mesh_tensor.')
+        '. Use more devices, or a larger --mesh_fsdp or --mesh_tensor.')
 
   def test_quantizers_are_calibrated_at_the_width_of_8b(self):
     devices, _ = topology.find('v5e:2x2')
