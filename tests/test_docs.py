@@ -49,13 +49,14 @@ def _anchors(path: pathlib.Path) -> set[str]:
 @functools.cache
 def _defined(path: pathlib.Path) -> set[str]:
   """The names that a module defines or imports."""
-  names = set()
-  for node in ast.parse(path.read_text(encoding='utf-8')).body:
+  tree, names = ast.parse(path.read_text(encoding='utf-8')), set()
+  for node in tree.body:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
       names.add(node.name)
     elif isinstance(node, ast.Assign):
       names |= {t.id for t in node.targets if isinstance(t, ast.Name)}
-    elif isinstance(node, ast.ImportFrom):
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom):
       names |= {alias.asname or alias.name for alias in node.names}
   return names
 
