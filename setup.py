@@ -49,6 +49,9 @@ setuptools.setup(
                    'torch>=2.5'],
         'bench': ['bitsandbytes>=0.50', 'qwix>=0.1', 'torch>=2.5', 'torchao'],
         'llamacpp': ['llama-cpp-python>=0.3.36'],  # Compiles for minutes.
+        # The documentation site; MkDocs 2 drops plugins and themes.
+        'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.5',
+                 'mkdocstrings[python]>=0.29', 'ruff'],
         'dev': ['build>=1', 'chex>=0.1.90', 'hypothesis>=6.100', 'ipykernel>=6',
                 'nbclient>=0.10', 'nbformat>=5.10', 'pytest>=8',
                 'pytest-xdist>=3.5'],

@@ -1,4 +1,4 @@
-"""What runs on large models would take: the tables of BUILD.md.
+"""What runs on large models would take: the table of docs/scaling.md.
 
   python -m experiments.plan_table [--plans=NAME:TOPOLOGY[:GIB],...]
 
