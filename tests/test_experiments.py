@@ -117,10 +117,11 @@ class PairedDifferencesTest(absltest.TestCase):
   def test_a_seed_twice_and_other_questions_are_refused(self):
     answers = {split: {'f': (1, 1)} for split in ('forget_far', 'retain')}
     one, same = (self._run(name, 0, answers) for name in ('one', 'same'))
-    with self.assertRaisesRegex(ValueError, 'wanted one run a seed'):
+    with self.assertRaisesRegex(ValueError, 'wanted one run per seed'):
       self.script.differences([one, same], [one])
     other = self._run('other', 0, answers | {'retain': {'g': (1, 1)}})
-    with self.assertRaisesRegex(ValueError, 'Of seed 0 2 questions were'):
+    with self.assertRaisesRegex(
+        ValueError, 'Seed 0 has 2 questions in one setting only'):
       self.script.differences([one], [other])
 
 

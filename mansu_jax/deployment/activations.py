@@ -27,7 +27,7 @@ _INPUTS_OF_O_AND_DOWN = (sites.Site.HEAD_OUT, sites.Site.MLP_HIDDEN)
 
 
 def round_q8_0(x: jax.Array) -> jax.Array:
-  """Encodes values [..., n] as Q8_0 and decodes them; n is a multiple of 32."""
+  """Encodes values [..., n] as Q8_0 and decodes; n is a multiple of 32."""
   blocks = x.reshape(*x.shape[:-1], -1, _Q8_0_BLOCK)
   absmax = jnp.max(jnp.abs(blocks), -1, keepdims=True)
   code = jnp.round(blocks * _inverse(absmax, 127.0))
@@ -36,7 +36,7 @@ def round_q8_0(x: jax.Array) -> jax.Array:
 
 
 def round_q8_k(x: jax.Array) -> jax.Array:
-  """Encodes values [..., n] as Q8_K and decodes them; n is a multiple of 256."""
+  """Encodes values [..., n] as Q8_K and decodes; n is a multiple of 256."""
   blocks = x.reshape(*x.shape[:-1], -1, _Q8_K_BLOCK)
   first = jnp.argmax(jnp.abs(blocks), -1, keepdims=True)
   largest = jnp.take_along_axis(blocks, first, -1)

@@ -231,7 +231,8 @@ class EngineTest(absltest.TestCase):
   def test_errors_quote_the_log_of_llama_cpp(self):
     path = tiny.temp_dir(self) / 'x.gguf'
     path.write_bytes(b'GGUF' + b'\0' * 64)
-    with self.assertRaisesRegex(ValueError, 'cannot load .*x.gguf; its log says'):
+    with self.assertRaisesRegex(
+        ValueError, 'cannot load .*x.gguf; its log says'):
       llamacpp.Engine(path, 8)
     with self.assertRaisesRegex(ValueError, 'cannot quantize .* to q8_0'):
       llamacpp.quantize(path, path.with_name('y.gguf'), 'q8_0')
@@ -269,7 +270,8 @@ class ActivationsTest(parameterized.TestCase):
 
     forward = lambda p, tokens: decoder.forward(cfg, p, tokens)
     self.assertGreater(error(forward), 1e-3)
-    self.assertLess(error(activations.with_rounded_inputs(forward, types)), 1e-5)
+    rounded = activations.with_rounded_inputs(forward, types)
+    self.assertLess(error(rounded), 1e-5)
 
 
 @needs_bnb
