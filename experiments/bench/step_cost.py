@@ -15,6 +15,7 @@ results.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import json
 import os
 import pathlib
@@ -81,6 +82,17 @@ def _step(config: run_config.RunConfig, model: Any) -> tuple[Any, Any]:
   return step, (carry, theta, edit.base, edit.base, edit.theta)
 
 
+def _time(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+  """Seconds of the fastest round by name; the functions take turns."""
+  seconds: dict[str, list[float]] = {name: [] for name in runs}
+  for _ in range(_ROUNDS.value + 1):  # Round 0 compiles.
+    for name, run in runs.items():
+      start = time.perf_counter()
+      run()
+      seconds[name].append(time.perf_counter() - start)
+  return {name: min(times[1:]) for name, times in seconds.items()}
+
+
 def measure(config: run_config.RunConfig) -> dict[str, Any]:
   """Times step and plain pass, and counts their operations.
 
@@ -102,16 +114,13 @@ def measure(config: run_config.RunConfig) -> dict[str, Any]:
       'temporary_bytes': (
           traced.lower().compile().memory_analysis().temp_size_in_bytes)}
          for name, traced in compiled.items()}
-  seconds = {'plain': [], 'step': []}
-  for _ in range(_ROUNDS.value + 1):  # Round 0 compiles.
-    start = time.perf_counter()
-    jax.block_until_ready(plain(model.params, batch))
-    seconds['plain'].append(time.perf_counter() - start)
-    start = time.perf_counter()
+  def run_step():
+    nonlocal carry
     carry, *_ = jax.block_until_ready(step(carry, *rest, batch))
-    seconds['step'].append(time.perf_counter() - start)
-  for name, found in seconds.items():
-    out[name]['seconds'] = min(found[1:])
+
+  run_plain = lambda: jax.block_until_ready(plain(model.params, batch))
+  for name, seconds in _time({'plain': run_plain, 'step': run_step}).items():
+    out[name]['seconds'] = seconds
   out['tokens'] = int((batch.packed.segments >= 0).sum())
   out['rows'] = list(batch.packed.tokens.shape)
   out['ratio'] = {key: out['step'][key] / out['plain'][key]

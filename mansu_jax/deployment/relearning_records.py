@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -118,14 +119,27 @@ class Session:
 
     Yields:
       Each new record after it is written.
+
+    Raises:
+      ValueError: An existing record has another learning rate; or see `record`.
     """
     (folder / 'relearning').mkdir(parents=True, exist_ok=True)
     for target in targets:
       path = path_of(folder, target.name, self.config.seed)
-      if not path.exists():
-        record = self.record(target, learning_rate)
-        files.write_json(path, record)
-        yield record
+      if path.exists():
+        _check_learning_rate(path, learning_rate)
+        continue
+      record = self.record(target, learning_rate)
+      files.write_json(path, record)
+      yield record
+
+
+def _check_learning_rate(path: pathlib.Path, wanted: float) -> None:
+  found = json.loads(path.read_text())['learning_rate']
+  if found != wanted:
+    raise ValueError(
+        f'{path} is a record with learning rate {found}; wanted {wanted}. Give'
+        ' another output folder, or delete the record.')
 
 
 def targets_of(

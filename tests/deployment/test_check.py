@@ -82,7 +82,7 @@ class FlagsTest(parameterized.TestCase):
     self.assertIn("bitsandbytes, accelerate: run `pip install -e '.[parity]'`",
                   errors)
     self.assertIn("llama_cpp: run `pip install -e '.[llamacpp]'`", errors)
-    self.assertIn('Or leave out those of --schemes=nf4,', errors)
+    self.assertIn('that need them from --schemes=nf4,', errors)
 
   def test_a_missing_file_is_named(self):
     folder = tiny.temp_dir(self)

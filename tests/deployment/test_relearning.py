@@ -163,6 +163,9 @@ class CommandLineTest(absltest.TestCase):
     before = [path.stat().st_mtime_ns for path in paths]
     self.assertEqual(_main(*args), (0, ''))  # Existing records stay.
     self.assertEqual([path.stat().st_mtime_ns for path in paths], before)
+    status, errors = _main(*args, '--learning_rate=2e-3')
+    self.assertEqual(status, command_line.USER_ERROR)
+    self.assertIn('a record with learning rate 0.001; wanted 0.002', errors)
 
 
 if __name__ == '__main__':
