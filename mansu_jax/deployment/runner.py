@@ -43,8 +43,8 @@ def check_schemes(schemes: Sequence[str]) -> None:
         f'--schemes has {unknown or "none"}; wanted some of'
         f' {list(schemes_lib.ALL)}.')
   extras.require(schemes_lib.extras(schemes), alternative=(
-      f'Or remove the schemes that need them from --schemes={",".join(schemes)}.'
-  ))
+      'Or remove the schemes that need them from'
+      f' --schemes={",".join(schemes)}.'))
   bf16 = [s for s in schemes if s.endswith(schemes_lib.BF16)]
   if bf16 and not bnb.has_bf16_kernel():
     raise ValueError(
