@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from mansu_jax.deployment import relearning_attack
 from mansu_jax.statistics import intervals
 from mansu_jax.statistics import statistics
 
@@ -235,17 +236,11 @@ def _against_many(own, randoms, questions) -> list[str]:
   return [*cells, at_least(lambda a: -a['moved'])]
 
 
-def taught(facts: Iterable[str], seed: int) -> set[str]:
-  """The half of the forgotten facts that relearning teaches again."""
-  facts = sorted(set(facts))
-  return set(np.random.default_rng(seed).permutation(facts)[:len(facts) // 2])
-
-
 def relearned(found: dict[str, Any], seed: int) -> list[str]:
   """Rows of the fourth table."""
   number, rows = '{:.3f}'.format, []
   facts = [q[2] for q in found['questions'] if q[0] == 'forget_far']
-  known = taught(facts, seed)
+  known = relearning_attack.choose_taught_facts(facts, seed)
   asked = np.array([fact not in known for fact in facts])
   facts = [fact for fact, new in zip(facts, asked) if new]
   tell = lambda found: '{:.3f} [{:.3f}, {:.3f}]'.format(

@@ -13,18 +13,13 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from experiments import circuit_worth
 from experiments import circuit_worth_table
 from mansu_jax import quant
-from mansu_jax.data import questions as questions_lib
-from mansu_jax.models import decoder
+from mansu_jax.deployment import relearning_attack
 from mansu_jax.statistics import statistics
-from mansu_jax.unlearn import losses
 from tests import runs
-from tests.eval import toy_model
-from tests.models import tiny
 
 _FOLDER = pathlib.Path(__file__).parents[1] / 'experiments'
 
@@ -122,10 +117,11 @@ class PairedDifferencesTest(absltest.TestCase):
   def test_a_seed_twice_and_other_questions_are_refused(self):
     answers = {split: {'f': (1, 1)} for split in ('forget_far', 'retain')}
     one, same = (self._run(name, 0, answers) for name in ('one', 'same'))
-    with self.assertRaisesRegex(ValueError, 'wanted one run a seed'):
+    with self.assertRaisesRegex(ValueError, 'wanted one run per seed'):
       self.script.differences([one, same], [one])
     other = self._run('other', 0, answers | {'retain': {'g': (1, 1)}})
-    with self.assertRaisesRegex(ValueError, 'Of seed 0 2 questions were'):
+    with self.assertRaisesRegex(
+        ValueError, 'Seed 0 has 2 questions in one setting only'):
       self.script.differences([one], [other])
 
 
@@ -258,7 +254,8 @@ class CircuitWorthTest(absltest.TestCase):
     facts = [f'capital/{i}' for i in range(8)]
     (self.folder / 'questions_s0.json').write_text(json.dumps(
         [('forget_far', fact, fact, 'capital') for fact in facts]))
-    asked = [f for f in facts if f not in self.table.taught(facts, 0)]
+    taught = relearning_attack.choose_taught_facts(facts, 0)
+    asked = [f for f in facts if f not in taught]
     self.assertLen(asked, 4)
     right = lambda n: ''.join(  # Of what is not taught, the first n.
         str(int(f not in asked[n:])) for f in facts)
@@ -313,43 +310,6 @@ class CircuitWorthTest(absltest.TestCase):
   def test_arms_of_other_settings_are_no_random_circuits(self):
     self.assertEqual(self.table.setting('budget_1+random:3'), 'budget_1')
     self.assertEqual(self.table.setting('random:3'), 'attributed')
-
-
-@pytest.mark.slow
-class RelearningTest(absltest.TestCase):
-
-  def test_answers_are_what_is_predicted(self):
-    tokens, answers = _script('relearning').sequences([
-        questions_lib.Question(
-            id='q', fact='f', relation='r', prompt=prompt, answer='dd ee',
-            choices=('cc', 'dd ee'), use='train', source='')
-        for prompt in ('aa bb', 'aa')], toy_model.ToyTokenizer())
-    np.testing.assert_array_equal(
-        answers, [[False, False, True, True], [False, True, True, False]])
-    np.testing.assert_array_equal(tokens[0][answers[0]], tokens[1][answers[1]])
-    self.assertEqual(tokens[1, 3], 0)
-
-  def test_what_is_taught_is_learned_and_the_model_stays(self):
-    script, config = _script('relearning'), tiny.config(num_layers=1)
-    params = jax.tree.map(jnp.asarray, tiny.params(config))
-    before = jax.tree.map(np.array, params)
-    tokens = tiny.tokens(config, 20, 6)
-    answers = np.arange(6)[None] >= np.full((20, 1), 4)
-
-    def ask(params):
-      hidden = decoder.forward(config, params, tokens[:, :-1])
-      nll = losses.token_nll(decoder.unembed(params, hidden), tokens[:, 1:])
-      return {'nll': float(jnp.sum(nll * answers[:, 1:]))}
-
-    run = lambda: script.relearn(
-        types.SimpleNamespace(config=config), params, (tokens, answers), ask,
-        rate=1e-2, seed=0)
-    found = run()
-    self.assertEqual([x['step'] for x in found], [0, 2, 5, 10, 20])
-    self.assertEqual(found[0]['nll'], ask(before)['nll'])
-    self.assertLess(found[-1]['nll'], 0.5 * found[0]['nll'])
-    jax.tree.map(np.testing.assert_array_equal, params, before)
-    self.assertEqual(found, run())
 
 
 if __name__ == '__main__':

@@ -33,12 +33,18 @@ _MAY_IMPORT = {
     'planning': _FIRST,  # It is handed the stages' programs.
     'stages': _STAGES,  # The glue between packages.
     'flows': (*_STAGES, 'stages', 'planning', 'report'),
+    # Checks of exported models; a program of its own, which nothing imports.
+    'deployment': (*_STAGES, 'stages', 'report'),
     # The report's summary is what it prints.
     'main': ('config', 'runtime', 'flows', 'report'),
     '__main__': ('runtime', 'main'),
 }
-_NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'matplotlib', 'pandas')
-_READ_FLAGS = ('config/flags.py', 'main.py')
+_NOT_IN_THE_LIBRARY = ('chex', 'torch', 'bitsandbytes', 'accelerate',
+                       'llama_cpp', 'matplotlib', 'pandas')
+# Room -> packages of its extras, which only its functions import.
+_OPTIONAL = {'deployment': ('torch', 'bitsandbytes', 'llama_cpp')}
+_READ_FLAGS = ('config/flags.py', 'main.py', 'deployment/check.py',
+               'deployment/relearn.py')
 
 
 def _name(path):
@@ -50,10 +56,24 @@ def _name(path):
 _MODULES = {_name(path): path for path in _FILES}
 
 
-def _imports(path):
-  """Full names of the modules that a file imports, wherever in it."""
+def _walk(node, functions):
+  """All nodes below one; with or without the bodies of functions."""
+  for child in ast.iter_child_nodes(node):
+    if functions or not isinstance(child, ast.FunctionDef):
+      yield child
+      yield from _walk(child, functions)
+
+
+def _imports(path, functions=True):
+  """Full names of the modules that a file imports.
+
+  Args:
+    path: Python file.
+    functions: Whether to include imports in the bodies of functions.
+  """
   found = set()
-  for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+  tree = ast.parse(path.read_text(encoding='utf-8'))
+  for node in _walk(tree, functions):
     if isinstance(node, ast.Import):
       found |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
@@ -113,8 +133,20 @@ class ImportsTest(parameterized.TestCase):
 
   def test_what_only_tests_need_is_not_imported(self):
     for path in _FILES:
+      room = path.relative_to(_ROOT).parts[0]
       for name in _imports(path):
-        self.assertNotIn(name.split('.')[0], _NOT_IN_THE_LIBRARY, str(path))
+        package = name.split('.')[0]
+        if package not in _OPTIONAL.get(room, ()):
+          self.assertNotIn(package, _NOT_IN_THE_LIBRARY, str(path))
+
+  def test_optional_packages_are_imported_in_functions_only(self):
+    for room, packages in _OPTIONAL.items():
+      imported = set()
+      for path in (_ROOT / room).rglob('*.py'):
+        imported |= {name.split('.')[0] for name in _imports(path)}
+        for name in _imports(path, functions=False):
+          self.assertNotIn(name.split('.')[0], packages, str(path))
+      self.assertContainsSubset(packages, imported)
 
 
 class SourceTest(absltest.TestCase):

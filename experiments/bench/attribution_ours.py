@@ -1,4 +1,4 @@
-"""Our side of `attribution_against`: scores of all edges."""
+"""Process of `attribution_against` that scores all edges by this package."""
 
 from __future__ import annotations
 

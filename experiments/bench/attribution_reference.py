@@ -1,10 +1,10 @@
-"""The reference's side of `attribution_against`: EAP-IG by Hanna et al.
+"""Process of `attribution_against` that runs EAP-IG by Hanna et al.
 
-Runs in an environment with `eap` and `transformer_lens`, unchanged but for two
-things that hold for any CPU and any token ids: it allocates its scores on
-'cuda', and takes strings, before which it puts a BOS. With `weight_gradients`
-false, backward passes make no gradients of weights, which it never uses; as it
-comes, they do.
+It runs in an environment with `eap` and `transformer_lens`. Two patches let it
+run on a CPU and on token ids: the original allocates its scores on 'cuda', and
+takes strings, to which it prepends a BOS token. The original also computes
+gradients of weights, which it never uses; with `weight_gradients` false, the
+backward passes skip them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from experiments.bench import attribution_process
 
 
 def _model(path: str) -> transformer_lens.HookedTransformer:
-  """A Llama from a Hugging Face directory, weights unprocessed."""
+  """Loads a Llama from a Hugging Face directory without folding weights."""
   source = transformers.AutoModelForCausalLM.from_pretrained(
       path, dtype=torch.float32)
   c = source.config

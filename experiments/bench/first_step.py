@@ -1,13 +1,14 @@
-"""Scores, Fisher and first gradients of a run, on several meshes of devices.
+"""Scores, Fisher and first gradients of a run on several device meshes.
 
   XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu \\
       python -m experiments.bench.first_step [--job=FLAGFILE]
       [--override=FLAG ...] [--mesh=DATA,FSDP,TENSOR ...] [--out=F]
 
-All before a threshold turns rounding into whole bins: attribution scores of all
-nodes, the Fisher of the circuit's weights, and gradients of the first step at
-each view, on the circuit that one device finds. Differences are of the largest
-entry of the array. Two cores take 3 minutes a mesh on SmolLM2-135M.
+Compares quantities before the first threshold, which can turn a rounding error
+into another quantization bin: attribution scores of all nodes, the Fisher of
+the circuit's weights, and the gradients of the first step at each view, all on
+the circuit that one device finds. Differences are relative to the largest entry
+of the array. SmolLM2-135M takes 3 minutes per mesh on two cores.
 """
 
 from __future__ import annotations
@@ -41,17 +42,28 @@ from mansu_jax.stages.train import training
 _JOB = flags.DEFINE_string(
     'job', 'experiments/quickstart.flags', 'Flagfile of the run.')
 _OVERRIDES = flags.DEFINE_multi_string(
-    'override', [], 'Flag of the run, such as --fisher_sequences=16.')
+    'override', [],
+    'Flag of the run, such as --fisher_sequences=16; repeatable.')
 _MESHES = flags.DEFINE_multi_string(
-    'mesh', ['1,2,1', '1,2,2', '2,2,2'], 'Sizes of data, fsdp and tensor.')
+    'mesh', ['1,2,1', '1,2,2', '2,2,2'],
+    'Sizes of the axes data, fsdp and tensor; repeatable.')
 _OUT = flags.DEFINE_string('out', '', 'JSON file for the results.')
-_NOT_HERE = ('--circuit_resamples=0', '--circuit_random_circuits=1')
+_SKIP = (  # Parts of a run that this benchmark does not need.
+    '--circuit_resamples=0', '--circuit_random_circuits=1')
 
 
 def _measure(
     config: run_config.RunConfig, circuit: graph.Circuit | None
 ) -> tuple[dict[str, Any], graph.Circuit]:
-  """Arrays on the host by name, and the circuit that they are of."""
+  """Computes the compared arrays on the current mesh.
+
+  Args:
+    config: Config of the run.
+    circuit: Circuit; None: attribution finds it.
+
+  Returns:
+    Host arrays by name, and the circuit.
+  """
   inputs, model = inputs_lib.read(config), loading.load(config.model)
   settings = settings_lib.Settings.from_run(config)
   scored = attribution.score(settings, inputs.splits, model)
@@ -71,25 +83,26 @@ def _measure(
       config.unlearn, config.edit, edit, found['fisher'])
   gradient = jax.jit(jax.grad(problem.loss, has_aux=True))
   for name, view in edit.views.items():
-    seen = edit.theta if view.quantize is None else view.quantize(edit.theta)
+    theta = edit.theta if view.quantize is None else view.quantize(edit.theta)
     found[f'gradients at {name}'], _ = gradient(
-        seen, view.frozen(), edit.base, batches(0))
+        theta, view.frozen(), edit.base, batches(0))
   return sharding.to_host(found), circuit
 
 
-def _differences(one: dict[str, Any], two: dict[str, Any]) -> dict[str, float]:
-  """By name the largest, of the largest entry of its array."""
-  largest = lambda a, b: float(np.abs(a - b).max() / np.abs(a).max())
-  return {name: max(jax.tree.leaves(jax.tree.map(largest, one[name], two[name])))
-          for name in one}
+def _differences(
+    first: dict[str, Any], second: dict[str, Any]) -> dict[str, float]:
+  """Largest difference by name, relative to the array's largest entry."""
+  relative = lambda a, b: float(np.abs(a - b).max() / np.abs(a).max())
+  return {name: max(jax.tree.leaves(
+      jax.tree.map(relative, first[name], second[name]))) for name in first}
 
 
 def main(argv: list[str]) -> None:
-  """Measures and prints."""
+  """Compares all meshes with one device; prints and writes differences."""
   del argv
   logging.set_verbosity(logging.INFO)
   config = run_flags.from_flagfile(
-      _JOB.value, *_NOT_HERE, *_OVERRIDES.value)
+      _JOB.value, *_SKIP, *_OVERRIDES.value)
   first, circuit, found = None, None, []
   for mesh in ('1,1,1', *_MESHES.value):
     sizes = dict(zip(sharding.AXES, map(int, mesh.split(','))))

@@ -1,10 +1,10 @@
-"""What the floor adds to a step of Adam: milliseconds, and bytes of state.
+"""Cost of the floor in a step of Adam: milliseconds and bytes of state.
 
   python -m experiments.bench.floor [--weights=1048576] [--rounds=30] [--out=F]
 
-One square matrix whose gradient is a product, `transforms.step` compiled with
-donated weights and state. Variants take turns in one process and the fastest
-round counts, since other work on the machine only ever slows one down.
+The benchmark updates one square matrix by `transforms.step`, compiled with
+donated weights and state. Variants take turns in one process, and the fastest
+round counts, because other work on the machine can only slow a round down.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from mansu_jax import quant
 from mansu_jax import transforms
 
 _WEIGHTS = flags.DEFINE_integer('weights', 1 << 20, 'Weights of the matrix.')
-_ROUNDS = flags.DEFINE_integer('rounds', 30, 'Rounds; the fastest counts.')
+_ROUNDS = flags.DEFINE_integer(
+    'rounds', 30, 'Timed rounds; the fastest counts.')
 _OUT = flags.DEFINE_string('out', '', 'JSON file for the results.')
 
 
 def _variants(params: Any) -> dict[str, optax.GradientTransformation]:
+  """Transformations to time, by name."""
   layout = quant.BlockLayout(memory='IO', out='O', inp='I')
   grid = lambda name: quant.code_grid(params, name, layout)
   adam = lambda: optax.adam(1e-4)
@@ -48,7 +50,7 @@ def _variants(params: Any) -> dict[str, optax.GradientTransformation]:
 
 
 def _program(tx: optax.GradientTransformation, params: Any) -> Any:
-  """`(carry) -> carry` of one step, and the first carry."""
+  """Compiled `(carry, slope, origin) -> carry`, and the first carry."""
   def step(carry, slope, origin):
     theta, state = carry
     return transforms.step(tx, slope * theta, state, theta, origin=origin)
@@ -56,7 +58,23 @@ def _program(tx: optax.GradientTransformation, params: Any) -> Any:
   return jax.jit(step, donate_argnums=0), (jnp.array(params), tx.init(params))
 
 
+def _time(
+    programs: dict[str, Any], slope: jax.Array, params: jax.Array
+) -> dict[str, float]:
+  """Seconds of the fastest round by name."""
+  carries = {name: carry for name, (_, carry) in programs.items()}
+  seconds: dict[str, list[float]] = {name: [] for name in programs}
+  for _ in range(_ROUNDS.value + 1):  # Round 0 compiles.
+    for name, (step, _) in programs.items():
+      start = time.perf_counter()
+      carries[name] = jax.block_until_ready(
+          step(carries[name], slope, params))
+      seconds[name].append(time.perf_counter() - start)
+  return {name: min(times[1:]) for name, times in seconds.items()}
+
+
 def main(argv: list[str]) -> None:
+  """Times all variants; prints and writes the results."""
   del argv
   side = round(_WEIGHTS.value ** 0.5)
   params, slope = (0.02 * jax.random.normal(jax.random.key(i), (side, side))
@@ -66,18 +84,10 @@ def main(argv: list[str]) -> None:
   rows = {name: {'bytes_of_state_a_weight': round(
       sum(x.nbytes for x in jax.tree.leaves(carry[1])) / params.size, 3)}
           for name, (_, carry) in programs.items()}
-  carries = {name: carry for name, (_, carry) in programs.items()}
-  seconds: dict[str, list[float]] = {name: [] for name in programs}
-  for _ in range(_ROUNDS.value + 1):  # The first compiles.
-    for name, (step, _) in programs.items():
-      start = time.perf_counter()
-      carries[name] = jax.block_until_ready(
-          step(carries[name], slope, params))
-      seconds[name].append(time.perf_counter() - start)
-  for name, times in seconds.items():
-    rows[name]['ms'] = round(1e3 * min(times[1:]), 3)
-    rows[name]['times_adam'] = round(
-        min(times[1:]) / min(seconds['adam'][1:]), 2)
+  seconds = _time(programs, slope, params)
+  for name, fastest in seconds.items():
+    rows[name]['ms'] = round(1e3 * fastest, 3)
+    rows[name]['times_adam'] = round(fastest / seconds['adam'], 2)
     print(f'{rows[name]["ms"]:8.2f} ms  {rows[name]["times_adam"]:5.2f} x adam'
           f'  {rows[name]["bytes_of_state_a_weight"]:6.2f} bytes  {name}')
   if _OUT.value:

@@ -1,10 +1,10 @@
-"""One run on several arrangements of devices: what differs from the first.
+"""Compares finished runs of one job on several device meshes.
 
   python -m experiments.bench.meshes WORKDIR OTHER [OTHER ...] [--out=FILE]
 
-Of finished runs with the same flags but for `--mesh_*`: the circuits and their
-scores, the weights that moved, and the accuracies. Simulated devices are had by
-`XLA_FLAGS=--xla_force_host_platform_device_count=8`.
+The runs have the same flags except `--mesh_*`. The benchmark compares circuits
+and their scores, moved weights, and accuracies with those of the first run.
+`XLA_FLAGS=--xla_force_host_platform_device_count=8` simulates eight devices.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from mansu_jax import tree_paths
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import files
 
-_OUT = flags.DEFINE_string('out', '', 'A JSON file to write, besides printing.')
+_OUT = flags.DEFINE_string('out', '', 'JSON file for the results.')
 
 
 def _read(root: pathlib.Path) -> dict[str, Any]:
+  """Node scores, weights and record of a finished run."""
   read = lambda name: json.loads((root / name).read_text(encoding='utf-8'))
   record = read('record.json')
   return {
@@ -39,7 +40,7 @@ def _read(root: pathlib.Path) -> dict[str, Any]:
 def _compare(
     first: dict[str, Any], other: dict[str, Any], base: dict[str, Any]
 ) -> dict[str, Any]:
-  """What differs between two runs; `base` is their model's weights."""
+  """Differences between two runs of one base model."""
   moved = differ = 0
   for name, weights in first['weights'].items():
     theirs, before = map(np.asarray, (other['weights'][name], base[name]))
@@ -57,11 +58,12 @@ def _compare(
       'accuracy': _accuracies(first['record'], other['record'])}
 
 
-def _accuracies(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
-  """How many there are, the largest difference, and how many lie outside."""
+def _accuracies(
+    first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+  """Count, largest difference, and count outside the first's interval."""
   pairs = [
-      (found, two['accuracy'][split][model][precision]['value'])
-      for split, models in one['accuracy'].items()
+      (found, second['accuracy'][split][model][precision]['value'])
+      for split, models in first['accuracy'].items()
       for model, precisions in models.items()
       for precision, found in precisions.items()]
   return {
@@ -72,9 +74,9 @@ def _accuracies(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-  """Compares and prints."""
+  """Compares all runs with the first; prints and writes differences."""
   if len(argv) < 3:
-    raise app.UsageError('give the workdir of a run, and those of others')
+    raise app.UsageError('Give the workdirs of two or more finished runs.')
   first, *others = (_read(pathlib.Path(path)) for path in argv[1:])
   model = first['record']['config']['model']
   base = tree_paths.flatten(loading.load(model).params)

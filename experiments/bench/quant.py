@@ -1,14 +1,13 @@
-"""Times quantizing weights and decoding them again, against other libraries.
+"""Times quantizing and decoding weights, beside other libraries.
 
   python -m experiments.bench.quant [--weights=67108864] [--out=FILE.json]
 
-All contenders do the same in one process, in turn and several rounds, on the
-same float32 weights: a plain copy of the bytes; ours, as the simulator does it
-(weights as they lie in memory, input-first) and through packed codes;
-bitsandbytes, torchao and qwix where they are installed (`pip install bitsandbytes torchao qwix`). The fastest round
-counts, and the median is printed beside it. The table says how much memory our
-programs hold beside input and output, and the copy's time is a bound that no
-quantizer can pass.
+All contenders process the same float32 weights in one process, in turn: a copy
+of the bytes; this package, as the simulator does it (weights input-first in
+memory) and through packed codes; bitsandbytes, torchao and qwix if they are
+installed (extra `bench`). The fastest round counts; the table also has the
+median. No quantizer can be faster than the copy. The table gives the memory
+that programs of this package hold beside input and output.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ from mansu_jax import quant
 from mansu_jax.quant import blocking
 from mansu_jax.quant import packing
 
-_WEIGHTS = flags.DEFINE_integer('weights', 2**26, 'Weights, rows of 8,192.')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds; the fastest counts.')
+_WEIGHTS = flags.DEFINE_integer('weights', 2**26, 'Weights, in rows of 8,192.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Timed rounds; the fastest counts.')
 _SCHEMES = flags.DEFINE_list(
     'schemes', ['nf4', 'fp4', 'nf4_dq', 'int8', 'int4_g128', 'q4_0', 'q4_1',
-                'q8_0', 'q4_k', 'q6_k'], 'Schemes of ours that are timed.')
+                'q8_0', 'q4_k', 'q6_k'], 'Schemes of this package to time.')
 _OUT = flags.DEFINE_string('out', '', 'JSON file for the results.')
 _COLUMNS = 8192
 _BLOCK = 64
@@ -49,10 +48,10 @@ class Contender(NamedTuple):
   """A round trip of all weights.
 
   Attributes:
-    name: what the table calls it.
-    weights: how many it does.
-    run: does it and waits until it is done.
-    temporary: bytes beside input and output, where known.
+    name: Name in the table.
+    weights: Number of weights.
+    run: Function that blocks until the round trip is done.
+    temporary: Bytes beside input and output; None: unknown.
   """
 
   name: str
@@ -62,7 +61,7 @@ class Contender(NamedTuple):
 
 
 def _ours(x: jax.Array, names: list[str]) -> Iterator[Contender]:
-  """Copy, simulator and packed round trip, compiled before they are timed."""
+  """Copy, simulator and packed round trip of this package, compiled."""
   yield _compiled('copy (jax)', lambda a: a + 1, x)
   for name in names:
     run = functools.partial(
@@ -85,7 +84,7 @@ def _compiled(name: str, fn: Callable[..., Any], x: jax.Array) -> Contender:
 
 
 def _others(x: np.ndarray) -> Iterator[Contender]:
-  """What is installed of the others; NF4 in blocks of 64."""
+  """NumPy copy and other installed libraries; NF4 in blocks of 64."""
   out = np.empty_like(x)
   yield Contender('copy (numpy)', x.size, lambda: np.copyto(out, x))
   if importlib.util.find_spec('bitsandbytes'):
@@ -119,7 +118,8 @@ def _torchao(x: np.ndarray) -> Iterator[Contender]:
   import torch
   from torchao.quantization.quantize_.workflows.nf4 import nf4_tensor
 
-  part = torch.from_numpy(x[:len(x) // 16])  # It holds 16 times its input.
+  # torchao allocates 16 times its input, so it gets a sixteenth.
+  part = torch.from_numpy(x[:len(x) // 16])
 
   def trip(threads):
     torch.set_num_threads(threads)
@@ -143,7 +143,8 @@ def _qwix(x: np.ndarray) -> Iterator[Contender]:
 
 
 def _measure(contenders: list[Contender], rounds: int) -> list[dict[str, Any]]:
-  for contender in contenders:  # Caches, thread pools, pages.
+  """Times all contenders in turn."""
+  for contender in contenders:  # Warms up caches, thread pools and pages.
     contender.run()
   seconds: dict[str, list[float]] = {c.name: [] for c in contenders}
   for _ in range(rounds):
@@ -159,6 +160,7 @@ def _measure(contenders: list[Contender], rounds: int) -> list[dict[str, Any]]:
 
 
 def _environment() -> dict[str, Any]:
+  """Versions and device."""
   found = {}
   for name in ('jax', 'torch', 'bitsandbytes', 'torchao', 'qwix'):
     try:
@@ -171,6 +173,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _table(results: list[dict[str, Any]]) -> Iterator[str]:
+  """Lines of a Markdown table."""
   copy = next(r for r in results if r['name'] == 'copy (jax)')
   yield ('| round trip | M weights/s | of the median | times the copy | beside'
          ' input and output |')
@@ -178,13 +181,13 @@ def _table(results: list[dict[str, Any]]) -> Iterator[str]:
   for r in results:
     rates = [r['weights'] / r[k] / 1e6 for k in ('seconds', 'median_seconds')]
     times = copy['weights_per_second'] / r['weights_per_second']
-    held = r['temporary_bytes']
+    temporary = r['temporary_bytes']
     yield (f'| {r["name"]} | {rates[0]:.1f} | {rates[1]:.1f} | {times:.1f} |'
-           f' {"–" if held is None else f"{held / 1e6:.0f} MB"} |')
+           f' {"–" if temporary is None else f"{temporary / 1e6:.0f} MB"} |')
 
 
 def main(argv: list[str]) -> None:
-  """Measures and prints."""
+  """Times all contenders; prints a table and writes the results."""
   del argv
   rows = _WEIGHTS.value // _COLUMNS
   x = np.random.default_rng(0).standard_normal(

@@ -1,19 +1,18 @@
-"""What the TPU compiler makes of the quantizers, with no TPU at hand.
+"""Programs that the TPU compiler makes of the quantizers, without a TPU.
 
   python -m experiments.bench.quant_program [--topology=v5e:2x4]
 
-Compiles quantizing and decoding one matrix for one chip of a topology and
-prints, beside a copy of the same bytes: fusions, temporary memory, bytes that
-go over memory relative to the matrix, and the compiler's own estimate of the
-time. Wants `pip install libtpu` in an environment of its own, since it slows
-every start of JAX.
+Compiles quantizing and decoding of one matrix for one chip of a TPU slice. The
+table gives, beside a copy of the same bytes: fusions, temporary memory, bytes
+accessed relative to the matrix, and the compiler's time estimate. It needs `pip
+install libtpu`, best in its own environment, because libtpu slows every start
+of JAX.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 import functools
-import os
 import re
 
 from absl import app
@@ -23,17 +22,19 @@ from jax.experimental import topologies
 import jax.numpy as jnp
 
 from mansu_jax import quant
+from mansu_jax.planning import topology
 from mansu_jax.quant import blocking
 
-_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x4', 'Of the TPU slice.')
+_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x4', 'TPU slice.')
 _SCHEMES = flags.DEFINE_list(
     'schemes', ['nf4', 'fp4', 'nf4_dq', 'int8', 'int4_g128', 'q4_0', 'q4_1',
-                'q8_0'], 'Schemes.')
+                'q8_0'], 'Schemes to compile.')
 _SHAPE = (4096, 14336)  # [D, F] of Llama 8B.
 _FUSION = re.compile(r'= \S+ fusion\(')
 
 
 def _row(name: str, fn: Callable[..., jax.Array], device: jax.Device) -> str:
+  """Row of the table for one program."""
   weights = jax.ShapeDtypeStruct(
       _SHAPE, jnp.float32, sharding=jax.sharding.SingleDeviceSharding(device))
   program = jax.jit(fn).lower(weights).compile()
@@ -47,12 +48,9 @@ def _row(name: str, fn: Callable[..., jax.Array], device: jax.Device) -> str:
 
 
 def main(argv: list[str]) -> None:
-  """Compiles and prints."""
+  """Compiles all programs and prints a table."""
   del argv
-  os.environ.update(
-      TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5litepod-8',
-      TPU_WORKER_ID='0', TPU_WORKER_HOSTNAMES='localhost')
-  jax.config.update('jax_platforms', 'cpu')
+  topology.prepare(_TOPOLOGY.value)
   device = topologies.get_topology_desc(
       platform='tpu', topology_name=_TOPOLOGY.value).devices[0]
   layout = quant.BlockLayout(memory='DF', out='F', inp='D')

@@ -1,19 +1,21 @@
-"""What a step of unlearning takes, beside what no training can do without.
+"""Cost of an unlearning step relative to one plain forward and backward pass.
 
   python -m experiments.bench.step_cost [--job=FLAGFILE] [--override=FLAG ...]
       [--rounds=10] [--out=F]
 
-On SmolLM2-135M, the quickstart's batches and a circuit of its size: the step at
-the full-precision view (forward, gradients of the circuit's slices, the chain,
-the floor, the base's own logits for the KL), and a plain forward and backward
-of the same packed rows to their embeddings, without any weight's gradient and
-with logits at the same places. In one process and in turn; the fastest round
-counts. Operations are those of matrix products (`planning.cost`); temporary
-memory is what XLA reserves beside arguments and results.
+Uses SmolLM2-135M, the quickstart's batches and a circuit of its size. The step
+is at the full-precision view: forward pass, gradients of the circuit's slices,
+the chain, the floor, and the base's logits for the KL. The plain pass runs the
+same packed rows forward and backward to their embeddings, without weight
+gradients, with logits at the same positions. Both run in one process and in
+turn; the fastest round counts. Operations are those of matrix products
+(`planning.cost`). Temporary memory is what XLA reserves beside arguments and
+results.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import json
 import os
 import pathlib
@@ -27,6 +29,7 @@ import jax.numpy as jnp
 
 from mansu_jax.config import flags as run_flags
 from mansu_jax.config import run as run_config
+from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.planning import cost
@@ -43,17 +46,19 @@ from mansu_jax.unlearn import losses
 _JOB = flags.DEFINE_string(
     'job', 'experiments/quickstart.flags', 'Flagfile of the run.')
 _OVERRIDES = flags.DEFINE_multi_string(
-    'override', [], 'Flag of the run, such as --circuit_first_layer=0.')
-_ROUNDS = flags.DEFINE_integer('rounds', 10, 'Rounds; the fastest counts.')
+    'override', [], 'Flag of the run, such as --circuit_first_layer=0;'
+    ' repeatable.')
+_ROUNDS = flags.DEFINE_integer(
+    'rounds', 10, 'Timed rounds; the fastest counts.')
 _OUT = flags.DEFINE_string('out', '', 'JSON file for the results.')
 
 
-def _plain(shapes: Any) -> Any:
-  """Loss and gradient to the embeddings, of the step's rows and places."""
+def _plain(config: model_config.ModelConfig) -> Any:
+  """Compiled loss and gradient at the embeddings, on the step's batch."""
 
   def loss(embeddings, params, batch):
     hidden = decoder.forward(
-        shapes, params, embeddings=embeddings,
+        config, params, embeddings=embeddings,
         positions=batch.packed.positions, segments=batch.packed.segments)
     flat = hidden.reshape(-1, hidden.shape[-1])
     total = 0.0
@@ -69,7 +74,7 @@ def _plain(shapes: Any) -> Any:
 
 
 def _step(config: run_config.RunConfig, model: Any) -> tuple[Any, Any]:
-  """The jitted step, and its arguments but the batch."""
+  """The compiled step, and its arguments except the batch."""
   edit = edits.make(
       model, abstract.draw_circuit(config, model.config),
       quantizers.with_fixed_grid(config.quant_schemes),
@@ -80,12 +85,30 @@ def _step(config: run_config.RunConfig, model: Any) -> tuple[Any, Any]:
       config.unlearn, config.edit, edit, fisher)
   carry = jax.tree.map(jnp.array, (edit.theta, problem.tx.init(edit.theta)))
   step = loop.make_step(problem, jax.tree.map(lambda x: x.sharding, carry))
-  seen = jax.tree.map(jnp.array, edit.theta)
-  return step, (carry, seen, edit.base, edit.base, edit.theta)
+  theta = jax.tree.map(jnp.array, edit.theta)
+  return step, (carry, theta, edit.base, edit.base, edit.theta)
+
+
+def _time(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+  """Seconds of the fastest round by name; the functions take turns."""
+  seconds: dict[str, list[float]] = {name: [] for name in runs}
+  for _ in range(_ROUNDS.value + 1):  # Round 0 compiles.
+    for name, run in runs.items():
+      start = time.perf_counter()
+      run()
+      seconds[name].append(time.perf_counter() - start)
+  return {name: min(times[1:]) for name, times in seconds.items()}
 
 
 def measure(config: run_config.RunConfig) -> dict[str, Any]:
-  """Times both and counts what they compute."""
+  """Times step and plain pass, and counts their operations.
+
+  Args:
+    config: Config of the run.
+
+  Returns:
+    JSON-able results.
+  """
   model = loading.load(config.model)
   batches = pools.make_batches(
       config.unlearn, config.data, inputs_lib.read(config).splits, model,
@@ -100,16 +123,13 @@ def measure(config: run_config.RunConfig) -> dict[str, Any]:
       'temporary_bytes': (
           traced.lower().compile().memory_analysis().temp_size_in_bytes)}
          for name, traced in compiled.items()}
-  seconds = {'plain': [], 'step': []}
-  for _ in range(_ROUNDS.value + 1):  # The first compiles.
-    start = time.perf_counter()
-    jax.block_until_ready(plain(model.params, batch))
-    seconds['plain'].append(time.perf_counter() - start)
-    start = time.perf_counter()
+  def run_step():
+    nonlocal carry
     carry, *_ = jax.block_until_ready(step(carry, *rest, batch))
-    seconds['step'].append(time.perf_counter() - start)
-  for name, found in seconds.items():
-    out[name]['seconds'] = min(found[1:])
+
+  run_plain = lambda: jax.block_until_ready(plain(model.params, batch))
+  for name, seconds in _time({'plain': run_plain, 'step': run_step}).items():
+    out[name]['seconds'] = seconds
   out['tokens'] = int((batch.packed.segments >= 0).sum())
   out['rows'] = list(batch.packed.tokens.shape)
   out['ratio'] = {key: out['step'][key] / out['plain'][key]
@@ -118,7 +138,7 @@ def measure(config: run_config.RunConfig) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-  """Measures and prints."""
+  """Measures, prints and writes the results."""
   del argv
   config = run_flags.from_flagfile(_JOB.value, *_OVERRIDES.value)
   with jax.set_mesh(sharding.make_mesh(config.mesh)):

@@ -1,4 +1,4 @@
-"""The deployment check on a tiny model, in whatever engines are installed."""
+"""The deployment check on a tiny model, in the engines that are installed."""
 
 import collections
 import contextlib
@@ -18,14 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from experiments import deployment_check
-from experiments.deployment import activations
-from experiments.deployment import bnb
-from experiments.deployment import items
-from experiments.deployment import llamacpp
-from experiments.deployment import simulator
 from mansu_jax import quant
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.deployment import activations
+from mansu_jax.deployment import bnb
+from mansu_jax.deployment import check
+from mansu_jax.deployment import command_line
+from mansu_jax.deployment import extras
+from mansu_jax.deployment import llamacpp
+from mansu_jax.deployment import scoring_plan
+from mansu_jax.deployment import simulator
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.models.io import gguf_io
@@ -36,15 +38,15 @@ from mansu_jax.stages.judge import results
 from tests import tiny_job
 from tests.models import tiny
 
-_QUESTIONS = 3  # Of each split.
+_QUESTIONS = 3  # Per split.
 
 
-def _lacks(*names):
-  return [n for n in names if importlib.util.find_spec(n) is None]
+def _missing(extra):
+  return [name for name in extras.PACKAGES[extra]
+          if importlib.util.find_spec(name) is None]
 
 
-_NO_BNB = _lacks('torch', 'bitsandbytes', 'accelerate')
-_NO_LLAMA = _lacks('llama_cpp')
+_NO_BNB, _NO_LLAMA = _missing('parity'), _missing('llamacpp')
 needs_bnb = absltest.skipIf(_NO_BNB, f'not installed: {_NO_BNB}')
 needs_llama = absltest.skipIf(_NO_LLAMA, f'not installed: {_NO_LLAMA}')
 
@@ -53,19 +55,19 @@ class FlagsTest(parameterized.TestCase):
 
   def _fails(self, *args):
     values = flags.FlagValues()
-    deployment_check.define(values)
-    rest = values(['deployment_check', *args])
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-      status = deployment_check.main(rest, values)
-    self.assertEqual(status, deployment_check.USER_ERROR)
-    return said.getvalue()
+    check.define(values)
+    rest = values(['check', *args])
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+      status = check.main(rest, values)
+    self.assertEqual(status, command_line.USER_ERROR)
+    return errors.getvalue()
 
   @parameterized.parameters(
       ([], 'Wanted either --workdir, or --model'),
       (['--workdir=a', '--model=b'], 'Wanted either --workdir, or --model'),
       (['--model=b'], 'wanted all three'),
-      (['--workdir=/nowhere'], '/nowhere/model is no folder'),
+      (['--workdir=/nowhere'], '/nowhere/model is not a folder'),
       (['extra'], 'Positional arguments'))
   def test_bad_flags(self, args, message):
     self.assertIn(message, self._fails(*args))
@@ -73,32 +75,58 @@ class FlagsTest(parameterized.TestCase):
   def test_unknown_schemes_and_missing_packages(self):
     folder = tiny.temp_dir(self)
     (folder / 'model').mkdir()
-    said = self._fails(f'--workdir={folder}', '--schemes=nf4,q3_k')
-    self.assertIn("--schemes has ['q3_k']; wanted some of", said)
+    errors = self._fails(f'--workdir={folder}', '--schemes=nf4,q3_k')
+    self.assertIn("--schemes has ['q3_k']; wanted some of", errors)
     with mock.patch.object(importlib.util, 'find_spec', lambda name: None):
-      said = self._fails(f'--workdir={folder}')
-    self.assertIn("pip install -e '.[parity]'", said)
-    self.assertIn("pip install -e '.[llamacpp]'", said)
+      errors = self._fails(f'--workdir={folder}')
+    self.assertIn("bitsandbytes, accelerate: run `pip install -e '.[parity]'`",
+                  errors)
+    self.assertIn("llama_cpp: run `pip install -e '.[llamacpp]'`", errors)
+    self.assertIn('that need them from --schemes=nf4,', errors)
+
+  def test_a_missing_file_is_named(self):
+    folder = tiny.temp_dir(self)
+    (folder / 'model').mkdir()
+    with mock.patch.object(extras, 'require'):
+      errors = self._fails(f'--workdir={folder}')
+    self.assertIn('answers.jsonl', errors)
+    self.assertStartsWith(errors, 'mansu_jax.deployment.check: ')
+
+
+class MissingPackagesTest(absltest.TestCase):
+
+  def test_engines_name_the_extra(self):
+    path = pathlib.Path('x')
+    with mock.patch.object(importlib.util, 'find_spec', lambda name: None):
+      with self.assertRaisesRegex(ValueError, r"torch.*'\.\[parity\]'"):
+        bnb.load(path, 'nf4')
+      if _NO_LLAMA:  # Otherwise another test may have loaded the library.
+        for use in (lambda: llamacpp.Engine(path, 8),
+                    lambda: llamacpp.quantize(path, path, 'q8_0')):
+          with self.assertRaisesRegex(
+              ValueError, r"llama_cpp.*'\.\[llamacpp\]'"):
+            use()
 
 
 class _Workdir:
-  """An exported model, and what the simulator recorded of it."""
+  """A workdir with an exported model and the simulator's recorded answers."""
 
   def __init__(self, root, schemes):
     self.root = pathlib.Path(root)
     config, params, tokenizer = tiny_job.base()
     hf_io.write(self.root / 'model', config, params, tokenizer)
-    splits = {split: asked[:27:27 // _QUESTIONS]
-              for split, asked in tiny_job.questions().items()}
+    splits = {split: questions[:27:27 // _QUESTIONS]
+              for split, questions in tiny_job.questions().items()}
     self.lines = sum(splits.values(), [])
     tiny_job.write_jsonl(self.root / 'questions.jsonl', self.lines)
-    asked = questions_lib.read_questions(str(self.root / 'questions.jsonl'))
+    questions = questions_lib.read_questions(
+        str(self.root / 'questions.jsonl'))
     simulate = simulator.Simulator(
-        loading.load(str(self.root / 'model')), asked)
-    views = {'fp': params} | {s: simulate.quantized(s) for s in schemes}
-    starts = range(0, len(asked), _QUESTIONS)
+        loading.load(str(self.root / 'model')), questions)
+    views = {'fp': params} | {s: simulate.quantize(s) for s in schemes}
+    starts = range(0, len(questions), _QUESTIONS)
     evaluator = types.SimpleNamespace(
-        questions=asked,
+        questions=questions,
         slices={split: slice(start, start + _QUESTIONS)
                 for split, start in zip(splits, starts)})
     results.write_answers(evaluator, {
@@ -108,10 +136,10 @@ class _Workdir:
 
   def check(self, *args):
     values = flags.FlagValues()
-    deployment_check.define(values)
-    rest = values(['deployment_check', *args])
+    check.define(values)
+    rest = values(['check', *args])
     with contextlib.redirect_stdout(io.StringIO()):
-      status = deployment_check.main(rest, values)
+      status = check.main(rest, values)
     out = pathlib.Path(values.out or values.workdir)
     return (status, json.loads((out / 'deployment.json').read_text()),
             (out / 'deployment.md').read_text())
@@ -144,7 +172,7 @@ class EngineTest(absltest.TestCase):
     self.assertIn(f'0 of {3 * _QUESTIONS}', page)
 
   @needs_bnb
-  def test_another_answer_is_found(self):
+  def test_a_differing_answer_is_reported(self):
     path = self.work.root / 'answers.jsonl'
     self.addCleanup(path.write_text, self.work.recorded)
     lines = list(map(json.loads, self.work.recorded.splitlines()))
@@ -154,7 +182,7 @@ class EngineTest(absltest.TestCase):
     tiny_job.write_jsonl(path, lines)
     status, result, page = self.work.check(
         f'--workdir={self.folder}', '--schemes=nf4')
-    self.assertEqual(status, deployment_check.DISAGREES)
+    self.assertEqual(status, check.DISAGREES)
     self.assertLen(result['schemes']['nf4']['differing'], 1)
     self.assertIn('do not agree: nf4', page)
     self.assertIn('Answers that differ: nf4', page)
@@ -174,7 +202,7 @@ class EngineTest(absltest.TestCase):
     for found in result['schemes'].values():
       self.assertLess(found['same_weights']['mean_margin_difference'], 0.5)
     self.assertIsNone(plain['rounded_activations'])
-    for name in ('q8_0', 'q4_k'):  # Activations are all that differs.
+    for name in ('q8_0', 'q4_k'):  # Only activations differ.
       found = result['schemes'][name]
       self.assertGreater(found['same_weights']['max_margin_difference'], 1e-2)
       self.assertLess(
@@ -200,10 +228,11 @@ class EngineTest(absltest.TestCase):
     self.assertEqual([p.name for p in out.iterdir() if p.is_dir()], [])
 
   @needs_llama
-  def test_llama_cpp_says_what_is_wrong(self):
+  def test_errors_quote_the_log_of_llama_cpp(self):
     path = tiny.temp_dir(self) / 'x.gguf'
     path.write_bytes(b'GGUF' + b'\0' * 64)
-    with self.assertRaisesRegex(ValueError, 'cannot load .*x.gguf; it says'):
+    with self.assertRaisesRegex(
+        ValueError, 'cannot load .*x.gguf; its log says'):
       llamacpp.Engine(path, 8)
     with self.assertRaisesRegex(ValueError, 'cannot quantize .* to q8_0'):
       llamacpp.quantize(path, path.with_name('y.gguf'), 'q8_0')
@@ -211,14 +240,14 @@ class EngineTest(absltest.TestCase):
 
 @needs_llama
 class ActivationsTest(parameterized.TestCase):
-  """Rows of 256 and more: K types, whose activations are rounded to Q8_K.
+  """Rows of 256 and more, so that K types apply; they round inputs to Q8_K.
 
-  Sums in another order may flip a rounding, and what follows is then off by
-  1e-2 or so: hence medians.
+  Another order of sums may flip a rounding, and later values are then off by
+  about 1e-2. So the test compares medians.
   """
 
   @parameterized.parameters('q4_k', 'q6_k', 'q4_0')
-  def test_our_decoder_on_rounded_activations_is_llama_cpp(self, scheme):
+  def test_decoder_with_rounded_activations_equals_llama_cpp(self, scheme):
     cfg = tiny.config(d_model=256, d_ff=512, d_head=64, num_layers=1)
     folder = tiny.temp_dir(self)
     plain, path = folder / 'f32.gguf', folder / 'x.gguf'
@@ -226,11 +255,11 @@ class ActivationsTest(parameterized.TestCase):
     llamacpp.quantize(plain, path, scheme)
     params = gguf_io.read_params(gguf_io.open_file(path), cfg, np.float32)
     ids = tiny.tokens(cfg, batch=1)[0]
-    request = items.Request(
+    request = scoring_plan.Request(
         tuple(ids.tolist()), np.arange(len(ids) - 1), ids[1:].astype(np.int64))
     with llamacpp.Engine(path, len(ids)) as engine:
       (want,) = engine([request])
-    types = llamacpp.types_by_inputs(path)
+    types = llamacpp.types_by_input_size(path)
     self.assertEqual(set(types.values()), {scheme.upper()})
 
     def error(run):
@@ -241,14 +270,15 @@ class ActivationsTest(parameterized.TestCase):
 
     forward = lambda p, tokens: decoder.forward(cfg, p, tokens)
     self.assertGreater(error(forward), 1e-3)
-    self.assertLess(error(activations.rounded(forward, types)), 1e-5)
+    rounded = activations.with_rounded_inputs(forward, types)
+    self.assertLess(error(rounded), 1e-5)
 
 
 @needs_bnb
 class MisreadTest(absltest.TestCase):
-  """Rows of 96 are what bitsandbytes' AVX-512 dequantizer reads wrongly."""
+  """Rows of 96, which the AVX-512 dequantizer of bitsandbytes misreads."""
 
-  def test_matrices_that_bitsandbytes_misreads_are_multiplied_rightly(self):
+  def test_misread_matrices_are_replaced(self):
     cfg = tiny.config(
         d_model=96, d_ff=160, d_head=24, tie_embeddings=False)
     folder = tiny.temp_dir(self)
@@ -256,11 +286,11 @@ class MisreadTest(absltest.TestCase):
     hf_io.write(folder, cfg, params, None)
     model = bnb.load(folder, 'nf4')
     want = quant.fake_quantize(params, 'nf4', layout.block_layout(cfg))
-    got = bnb.params(model, cfg)
-    self.assertEqual(
-        simulator.weights_differing(got, want, cfg)['differing'], 0)
+    got = bnb.read_params(model, cfg)
+    differences = simulator.count_differing_weights(got, want, cfg)
+    self.assertEqual(differences['differing'], 0)
     ids = tiny.tokens(cfg, batch=1)[0]
-    request = items.Request(
+    request = scoring_plan.Request(
         tuple(ids.tolist()), np.arange(len(ids) - 1), ids[1:].astype(np.int64))
     (got,) = bnb.Engine(model)([request])
     logits = np.asarray(tiny.logits(cfg, want, jnp.asarray(ids)[None])[0])

@@ -1,4 +1,4 @@
-"""llama.cpp's 8-bit activations, against its rules in loops and its package."""
+"""llama.cpp's 8-bit activations, against loops and the gguf package."""
 
 from unittest import mock
 
@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.deployment import activations
+from mansu_jax.deployment import activations
 from mansu_jax.models import decoder
 from tests.models import tiny
 
 
 def _activations(columns):
-  """Rows with an outlier, a block of zeros and a single value."""
+  """Rows with an outlier, a block of zeros, and a single non-zero value."""
   x = np.random.default_rng(0).normal(size=(5, columns)).astype(np.float32)
   x[1, 7] = 300
   x[2, :256] = 0
@@ -26,7 +26,7 @@ def _activations(columns):
 
 class RoundingTest(parameterized.TestCase):
 
-  def test_q8_0_is_that_of_the_gguf_package(self):
+  def test_q8_0_equals_the_gguf_package(self):
     x = _activations(512)
     kind = gguf.GGMLQuantizationType.Q8_0
     want = gguf.dequantize(gguf.quantize(x, kind), kind)
@@ -49,12 +49,12 @@ class RoundingTest(parameterized.TestCase):
   @parameterized.parameters(
       ('F32', None), ('BF16', None), ('Q4_0', 'round_q8_0'),
       ('Q5_0', 'round_q8_0'), ('Q4_K', 'round_q8_k'), ('Q6_K', 'round_q8_k'))
-  def test_goes_by_the_type_of_the_weights(self, weights, want):
-    self.assertIs(activations.rounding(weights),
+  def test_rounding_follows_the_type_of_the_weights(self, weights, want):
+    self.assertIs(activations.rounding_for(weights),
                   want and getattr(activations, want))
 
 
-class RoundedTest(absltest.TestCase):
+class WithRoundedInputsTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
@@ -69,13 +69,14 @@ class RoundedTest(absltest.TestCase):
     forward = lambda params, tokens: decoder.forward(
         self.cfg, params, tokens)
     if rounding is not None:
-      forward = activations.rounded(forward, kinds)
-    with mock.patch.object(activations, 'rounding', rounding):
+      forward = activations.with_rounded_inputs(forward, kinds)
+    with mock.patch.object(activations, 'rounding_for', rounding):
       return jax.jit(forward)(self.params, self.tokens)
 
-  def test_is_asked_for_the_inputs_of_every_matrix(self):
+  def test_rounds_the_inputs_of_every_matrix(self):
     def zeros_before(kind):
-      return lambda asked: jnp.zeros_like if asked == kind else None
+      return lambda requested: (
+          jnp.zeros_like if requested == kind else None)
     plain = self._run()
     np.testing.assert_array_equal(self._run(lambda kind: None), plain)
     without = lambda *names: jax.tree_util.tree_map_with_path(
@@ -90,10 +91,10 @@ class RoundedTest(absltest.TestCase):
   def test_heads_are_rounded_as_one_row(self):
     found = []
     def rounding(kind):
-      def keep(x):
+      def record_shape(x):
         found.append((kind, x.shape[-1], x.ndim))
         return x
-      return keep
+      return record_shape
     self._run(rounding)
     self.assertEqual(set(found), {('D', 32, 3), ('NH', 48, 3), ('F', 40, 3)})
 

@@ -1,14 +1,15 @@
-"""The deployment check without an engine: plan, answers, comparison, tables."""
+"""Parts of the deployment check that need no engine."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 from scipy import special
 
-from experiments.deployment import compare
-from experiments.deployment import items
-from experiments.deployment import tables
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.deployment import compare
+from mansu_jax.deployment import items
+from mansu_jax.deployment import scoring_plan
+from mansu_jax.deployment import tables
 from mansu_jax.eval import accuracy
 from tests import tiny_job
 from tests.models import tiny
@@ -29,7 +30,7 @@ class _Letters:
 
 
 class _Bigrams:
-  """An engine that knows pairs of tokens only."""
+  """An engine whose next token depends on the last one only."""
 
   def __init__(self):
     logits = np.random.default_rng(0).normal(size=(96, 96))
@@ -45,13 +46,14 @@ class _Bigrams:
     return sum(self.logprob[a, b] for a, b in zip(ids, ids[1:]))
 
 
-class PlanTest(absltest.TestCase):
+class ScoringPlanTest(absltest.TestCase):
 
-  def test_scores_are_those_of_whole_sequences(self):
-    asked = [_question(0, ['x', 'y', 'xyz', 'xy']), _question(1, ['uv', 'w'])]
+  def test_scores_equal_those_of_full_sequences(self):
+    questions = [
+        _question(0, ['x', 'y', 'xyz', 'xy']), _question(1, ['uv', 'w'])]
     engine = _Bigrams()
-    got = items.Plan(asked, _Letters()).score(engine)
-    for question, row in zip(asked, got.logprob):
+    got = scoring_plan.ScoringPlan(questions, _Letters()).score(engine)
+    for question, row in zip(questions, got.logprob):
       want = [engine.sequence(f'{question.prompt} {choice}')
               - engine.sequence(question.prompt)
               for choice in question.choices]
@@ -60,13 +62,15 @@ class PlanTest(absltest.TestCase):
 
   def test_choices_share_sequences(self):
     # Continuations ' x', ' y' and ' xy': inputs 'a b ' (twice) and 'a b x'.
-    plan = items.Plan([_question(0, ['x', 'y', 'xy'])], _Letters())
+    plan = scoring_plan.ScoringPlan(
+        [_question(0, ['x', 'y', 'xy'])], _Letters())
     self.assertLen(plan.requests, 2)
     self.assertEqual([len(r.tokens) for r in plan.requests], [4, 5])
     self.assertEqual([len(r.targets) for r in plan.requests], [3, 3])
 
-  def test_scores_that_are_not_finite_are_refused(self):
-    plan = items.Plan([_question(0, ['x', 'y'])], _Letters())
+  def test_non_finite_scores_are_refused(self):
+    plan = scoring_plan.ScoringPlan(
+        [_question(0, ['x', 'y'])], _Letters())
     broken = lambda requests: [np.full(len(r.positions), np.nan)
                                for r in requests]
     with self.assertRaisesRegex(ValueError, "'q0' score .* wanted finite"):
@@ -74,11 +78,11 @@ class PlanTest(absltest.TestCase):
 
   def test_batches_hold_each_request_once_within_limits(self):
     rng = np.random.default_rng(0)
-    requests = [items.Request((0,) * n, np.arange(1), np.arange(1))
+    requests = [scoring_plan.Request((0,) * n, np.arange(1), np.arange(1))
                 for n in rng.integers(1, 40, 200).tolist() + [300]]
-    got = items.batches(requests, 128, 8)
+    got = scoring_plan.make_batches(requests, 128, 8)
     self.assertEqual(sorted(sum(got, [])), list(range(201)))
-    self.assertEqual(got[0], [200])  # Longer than a batch: alone.
+    self.assertEqual(got[0], [200])  # Longer than a batch.
     for batch in got[1:]:
       widest = max(len(requests[i].tokens) for i in batch)
       self.assertLessEqual(widest * len(batch), 128)
@@ -102,25 +106,25 @@ class AnswersTest(parameterized.TestCase):
     tiny_job.write_jsonl(self.path, lines)
     return items.read_answers(self.path)
 
-  def test_reads_and_thins(self):
+  def test_reads_and_subsamples(self):
     got = self._read(*(self._line(i) for i in range(6)),
                      self._line(6, 'forget'))
     self.assertEqual(got.splits, ('retain',) * 6 + ('forget',))
     np.testing.assert_array_equal(
         got.recorded['fp'].margin, -0.5 - np.arange(7))
     np.testing.assert_array_equal(got.recorded['fp'].choice, [1] * 7)
-    few = got.thin(3)
+    few = got.subsample(3)
     self.assertEqual(few.splits, ('retain',) * 3 + ('forget',))
     self.assertLen({q.fact for q in few.questions}, 4)
     for question, margin in zip(few.questions, few.recorded['fp'].margin):
       self.assertEqual(margin, -0.5 - int(question.id[1:]))
-    self.assertEqual(got.thin(0).questions, got.questions)
+    self.assertEqual(got.subsample(0).questions, got.questions)
 
   @parameterized.parameters(
       ({'prompt': None}, 'wanted a string'),
       ({'models': {'unlearned': {'fp': {
           'choice': 'z', 'correct': True, 'margin': 1.0}}}},
-       "choice 'z' of fp is none of"),
+       "fp has the choice 'z'; wanted one of"),
       ({'models': {'unlearned': {}}}, "lacks the field 'fp'"))
   def test_a_bad_line_is_named(self, changes, message):
     with self.assertRaisesRegex(ValueError, f'answers.jsonl:2.*{message}'):
@@ -135,15 +139,15 @@ class AnswersTest(parameterized.TestCase):
 class CompareTest(absltest.TestCase):
 
   def _compare(self, real, simulated_choice, margin):
-    """Sides by side of questions whose answer is the first of two choices."""
-    asked = [_question(i, ['x', 'y']) for i in range(len(real))]
-    scores = accuracy.judge(asked, np.array(real))
+    """Compares on questions whose answer is the first of two choices."""
+    questions = [_question(i, ['x', 'y']) for i in range(len(real))]
+    scores = accuracy.judge(questions, np.array(real))
     choice = np.array(simulated_choice)
     simulated = items.Answers(choice, choice == 0, np.array(margin))
-    whole = items.Items(
-        questions=tuple(asked), recorded={},
+    both = items.Items(
+        questions=tuple(questions), recorded={},
         splits=tuple('ab'[i % 2] for i in range(len(real))))
-    return compare.side_by_side(whole, simulated, scores)
+    return compare.compare_answers(both, simulated, scores)
 
   def test_by_hand(self):
     got = self._compare(
@@ -166,9 +170,9 @@ class CompareTest(absltest.TestCase):
     self.assertTrue(got['same_answers'])
     self.assertTrue(got['differing'][0]['tie'])
     got = self._compare([[-1.0, -1.0001]], [1], [-0.5])
-    self.assertFalse(got['same_answers'])  # Near in one engine only.
+    self.assertFalse(got['same_answers'])  # Tied in one engine only.
 
-  def test_a_difference_in_all_facts_excludes_zero(self):
+  def test_interval_of_a_difference_in_all_facts_excludes_zero(self):
     got = self._compare([[-1.0, -2.0]] * 40, [1] * 40, [-1.0] * 40)
     self.assertFalse(got['zero_inside'])
     self.assertEqual(got['difference']['value'], 1.0)
@@ -176,7 +180,7 @@ class CompareTest(absltest.TestCase):
 
 class TablesTest(absltest.TestCase):
 
-  def test_what_is_not_simulated_is_a_dash(self):
+  def test_a_scheme_without_simulated_weights_has_a_dash(self):
     found = {
         'accuracy': {'retain': {'n': 1, 'simulated': 1.0, 'real': 0.0}},
         'differing': [], 'n': 1, 'max_margin_difference': 0.25,

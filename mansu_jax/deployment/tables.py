@@ -1,4 +1,4 @@
-"""`deployment.json` as Markdown."""
+"""Renders `deployment.json` as Markdown."""
 
 from __future__ import annotations
 
@@ -9,23 +9,32 @@ from mansu_jax.report import markdown
 from mansu_jax.report import words
 
 _NONE = '–'
-_SHOWN = 20  # Items that differ, of a scheme.
+_MAX_ITEMS = 20  # Differing items shown per scheme.
 
 _HOW_TO_READ = (
-    'Accuracy is given as simulated / real. NF4 and FP4 are bitsandbytes 4-bit'
-    ' through transformers, products in float32: every answer must be the same'
-    ' but for ties, and no weight may differ. So of f32, a GGUF file that is'
-    ' not quantized and checks the conversion. The others are GGUF files in'
-    ' llama.cpp, which rounds activations to 8 bits where weights are'
-    ' quantized, as the simulator of a run does not. No weight may differ,'
-    ' answers may, and the 95 % interval of real less simulated accuracy, by'
-    ' fact, must hold 0 where the simulator rounds activations too (second'
-    ' table). "_bf16" is bitsandbytes with its bfloat16 kernel: its interval'
-    ' must hold 0 as it is.')
+    'Accuracy is given as simulated / real. NF4 and FP4 run in bitsandbytes'
+    ' 4-bit through transformers with float32 products. f32 is a GGUF file'
+    ' that is not quantized; it checks the conversion. These schemes agree if'
+    ' no weight differs and all answers are the same, except for ties. The'
+    ' other schemes are quantized GGUF files in llama.cpp, which rounds'
+    ' activations to 8 bits where weights are quantized; the simulator of a'
+    ' run does not. Their answers may differ. They agree if no weight differs'
+    ' and the 95 % interval by fact of real less simulated accuracy contains 0'
+    ' for a simulator that rounds activations too (second table). "_bf16" is'
+    ' bitsandbytes with its bfloat16 kernel. It agrees if no weight differs and'
+    ' its interval in the first table contains 0.')
 
 
 def line(scheme: str, found: dict[str, Any]) -> str:
-  """One scheme in a line."""
+  """Summary of one scheme in a line.
+
+  Args:
+    scheme: Name of the scheme.
+    found: Result of the scheme, see `runner.Runner`.
+
+  Returns:
+    The line.
+  """
   state = 'agrees' if found['agrees'] else 'DOES NOT AGREE'
   return (f'{scheme}: {state}; {len(found["differing"])} of {found["n"]}'
           f' answers differ, margins by at most'
@@ -35,10 +44,13 @@ def line(scheme: str, found: dict[str, Any]) -> str:
 
 
 def render(result: dict[str, Any]) -> str:
-  """The page.
+  """Renders the page.
 
   Args:
-    result: of `check.run`.
+    result: Content of `deployment.json`, see `runner.run`.
+
+  Returns:
+    Markdown.
   """
   schemes = result['schemes']
   bad = [name for name, found in schemes.items() if not found['agrees']]
@@ -52,8 +64,9 @@ def render(result: dict[str, Any]) -> str:
   gguf = {k: v for k, v in schemes.items() if 'same_weights' in v}
   if gguf:
     parts += ['## GGUF: the same weights in two engines',
-              markdown.table(gguf_table(gguf)), *map(_kernel_note, (
-                  (k, v) for k, v in gguf.items() if _is_kernels(v)))]
+              markdown.table(gguf_table(gguf)),
+              *(_activation_note(name, found) for name, found in gguf.items()
+                if _differs_by_activations(found))]
   for name, found in schemes.items():
     if found['exact'] and found['differing']:
       parts += [f'## Answers that differ: {name}',
@@ -62,22 +75,21 @@ def render(result: dict[str, Any]) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
-def _is_kernels(found: dict[str, Any]) -> bool:
-  """Whether deployment differs by more than chance, but not by its weights."""
+def _differs_by_activations(found: dict[str, Any]) -> bool:
+  """Whether answers differ beyond chance although the weights are equal."""
   return found['agrees'] and not found['zero_inside']
 
 
-def _kernel_note(item: tuple[str, dict[str, Any]]) -> str:
-  name, found = item
-  return (f'{name}: accuracy in deployment is that of the run\'s simulator'
-          f' {words.estimate(found["difference"], sign=True)}, though the'
-          ' weights are the same. Against a simulator that rounds activations'
-          ' to 8 bits the difference is within chance: the rounding costs it,'
-          ' not the quantized weights.')
+def _activation_note(name: str, found: dict[str, Any]) -> str:
+  return (f'{name}: accuracy in deployment differs from the simulator of the'
+          f' run by {words.estimate(found["difference"], sign=True)}, although'
+          ' the weights are the same. Against a simulator that rounds'
+          ' activations to 8 bits, the difference is within chance. So the'
+          ' rounding of activations causes it, not the quantized weights.')
 
 
 def main_table(schemes: dict[str, dict[str, Any]]) -> document.Table:
-  """Simulator and real, a scheme a row."""
+  """Table of simulated and real accuracy, one scheme per row."""
   first = next(iter(schemes.values()))
   splits = list(first['accuracy'])
   columns = (
@@ -89,19 +101,19 @@ def main_table(schemes: dict[str, dict[str, Any]]) -> document.Table:
     rows.append((
         name, *(f'{p["simulated"]:.3f} / {p["real"]:.3f}' for p in pairs),
         f'{len(found["differing"])} of {found["n"]}',
-        f'{found["max_margin_difference"]:.2g}', _weights(found),
+        f'{found["max_margin_difference"]:.2g}', _weights_cell(found),
         words.estimate(found['difference'], sign=True),
         'yes' if found['agrees'] else 'no'))
   return document.Table(columns, tuple(rows))
 
 
-def _weights(found: dict[str, Any]) -> str:
+def _weights_cell(found: dict[str, Any]) -> str:
   weights = found['weights']
   return _NONE if weights is None else f'{weights["differing"]:,}'
 
 
 def gguf_table(schemes: dict[str, dict[str, Any]]) -> document.Table:
-  """llama.cpp against our decoder on the file's own weights."""
+  """Table of llama.cpp against the simulator on the file's own weights."""
   columns = ('scheme', 'stored as', 'simulated by', 'answers that differ',
              'mean and largest margin difference', 'real - ours',
              'and with activations rounded', 'prompts tokenized differently')
@@ -111,30 +123,30 @@ def gguf_table(schemes: dict[str, dict[str, Any]]) -> document.Table:
     rounded = found['rounded_activations']
     types = ', '.join(f'{k} {v / total:.0%}'
                       for k, v in found['stored_types'].items())
-    unlike = found['prompts_tokenized_differently']
+    prompts = found['prompts_tokenized_differently']
     rows.append((
         name, types, found['simulated_by'],
         f'{same["differing"]} of {same["n"]}',
         f'{same["mean_margin_difference"]:.2g},'
         f' {same["max_margin_difference"]:.2g}',
         words.estimate(same['difference'], sign=True),
-        _NONE if rounded is None else _rounded(rounded),
-        _NONE if unlike is None else str(unlike)))
+        _NONE if rounded is None else _rounded_cell(rounded),
+        _NONE if prompts is None else str(prompts)))
   return document.Table(columns, tuple(rows), labels=3)
 
 
-def _rounded(found: dict[str, Any]) -> str:
+def _rounded_cell(found: dict[str, Any]) -> str:
   return (f'{words.estimate(found["difference"], sign=True)};'
           f' {found["differing"]} of {found["n"]},'
           f' {found["mean_margin_difference"]:.2g}')
 
 
 def items_table(found: dict[str, Any]) -> document.Table:
-  """Items with another choice."""
+  """Table of the items on which simulator and engine choose differently."""
   columns = ('item', 'simulated', 'real', 'margins', 'gap', 'tie')
   rows = tuple(
       (f'{d["split"]}: {d["id"]}', d['simulated'], d['real'],
        f'{d["simulated_margin"]:+.5f} / {d["real_margin"]:+.5f}',
        f'{d["gap"]:.2g}', 'yes' if d['tie'] else 'no')
-      for d in found['differing'][:_SHOWN])
+      for d in found['differing'][:_MAX_ITEMS])
   return document.Table(columns, rows, labels=3)
