@@ -18,7 +18,7 @@ from absl import app
 
 from mansu_jax.report import document
 from mansu_jax.report import markdown
-from mansu_jax.report import provenance
+from mansu_jax.report.sections import provenance
 from mansu_jax.report import words
 
 Record = dict[str, Any]

@@ -7,19 +7,19 @@ import math
 import pathlib
 from typing import Any
 
-from mansu_jax.report import attribution
-from mansu_jax.report import audit
-from mansu_jax.report import circuit
+from mansu_jax.report.sections import attribution
+from mansu_jax.report.sections import audit
+from mansu_jax.report.sections import circuit
 from mansu_jax.report import document
-from mansu_jax.report import erasure
+from mansu_jax.report.sections import erasure
 from mansu_jax.report import markdown
-from mansu_jax.report import measures
-from mansu_jax.report import movement
+from mansu_jax.report.sections import measures
+from mansu_jax.report.sections import movement
 from mansu_jax.report import page
-from mansu_jax.report import properties
-from mansu_jax.report import provenance
-from mansu_jax.report import stability
-from mansu_jax.report import structure
+from mansu_jax.report.sections import properties
+from mansu_jax.report.sections import provenance
+from mansu_jax.report.sections import stability
+from mansu_jax.report.sections import structure
 from mansu_jax.report import words
 from mansu_jax.runtime import files
 from mansu_jax.runtime import processes

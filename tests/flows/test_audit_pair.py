@@ -17,7 +17,7 @@ from mansu_jax import main
 from mansu_jax.models.families import llama
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
-from mansu_jax.report import summary
+from mansu_jax.report.sections import summary
 from mansu_jax.report import write as report
 from tests import bad_input
 from tests import runs

@@ -7,7 +7,7 @@ import tempfile
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax.report import summary
+from mansu_jax.report.sections import summary
 from mansu_jax.report import table
 from mansu_jax.report import words
 from tests.report import pages

@@ -12,7 +12,7 @@ from absl.testing import parameterized
 from mansu_jax.config import flags as run_flags
 from mansu_jax.config import run as run_config
 from mansu_jax.report import markdown
-from mansu_jax.report import provenance
+from mansu_jax.report.sections import provenance
 from mansu_jax.report import write
 from tests.report import cases
 from tests.report import pages

@@ -6,7 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from mansu_jax.circuits import eap_ig
-from mansu_jax.report import place_picture
+from mansu_jax.report.charts import token_role_chart
 
 _SVG = '{http://www.w3.org/2000/svg}'
 
@@ -25,7 +25,7 @@ class PlacePictureTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 30, 80)
   def test_a_mark_for_each_layer_part_and_place(self, layers):
     places = _places(layers)
-    root = ElementTree.fromstring(place_picture.draw('t', places))
+    root = ElementTree.fromstring(token_role_chart.draw('t', places))
     marks = [m for m in root.iter(f'{_SVG}circle')
              if m.get('class', '').startswith('mark')]
     self.assertLen(marks, 6 * layers)
@@ -44,7 +44,7 @@ class PlacePictureTest(parameterized.TestCase):
 
   def test_areas_are_scores_and_colours_signs(self):
     places = _places(4)
-    root = ElementTree.fromstring(place_picture.draw('t', places))
+    root = ElementTree.fromstring(token_role_chart.draw('t', places))
     area = {}
     for mark in root.iter(f'{_SVG}circle'):
       if mark.get('class', '').startswith('mark'):
@@ -57,7 +57,7 @@ class PlacePictureTest(parameterized.TestCase):
   def test_zeros_have_no_mark(self):
     places = _places(2) | {
         part: [[0.0] * 3] * 2 for part in ('attention', 'mlp')}
-    self.assertNotIn('class="mark', place_picture.draw('t', places))
+    self.assertNotIn('class="mark', token_role_chart.draw('t', places))
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from mansu_jax.report import drawing
+from mansu_jax.report.charts import drawing
 
 Record = dict[str, Any]
 

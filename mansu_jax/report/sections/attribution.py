@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mansu_jax.report import circuit
+from mansu_jax.report.sections import circuit
 from mansu_jax.report import document
 from mansu_jax.report import words
 

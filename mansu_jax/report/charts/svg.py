@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import html
 from typing import NamedTuple
 
-from mansu_jax.report import drawing
+from mansu_jax.report.charts import drawing
 
 Key, Rule = drawing.Key, drawing.Rule
 STYLES = ('unlearned', 'null', 'base')  # What a mark's colour tells.

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 from absl.testing import absltest
 import numpy as np
 
-from mansu_jax.report import svg
+from mansu_jax.report.charts import svg
 
 _SPACE = '{http://www.w3.org/2000/svg}'
 

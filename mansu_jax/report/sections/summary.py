@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from mansu_jax.report import audit
-from mansu_jax.report import properties
+from mansu_jax.report.sections import audit
+from mansu_jax.report.sections import properties
 from mansu_jax.report import words
 
 Record = dict[str, Any]

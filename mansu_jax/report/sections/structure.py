@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mansu_jax.report import document
-from mansu_jax.report import svg
+from mansu_jax.report.charts import svg
 from mansu_jax.report import words
 
 Record = dict[str, Any]

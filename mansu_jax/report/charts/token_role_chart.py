@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mansu_jax.report import drawing
+from mansu_jax.report.charts import drawing
 
 Record = dict[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mansu_jax.report import document
-from mansu_jax.report import svg
+from mansu_jax.report.charts import svg
 from mansu_jax.report import words
 
 Record = dict[str, Any]

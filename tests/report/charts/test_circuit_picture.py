@@ -8,7 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax.report import circuit_picture
+from mansu_jax.report.charts import circuit_picture
 from tests.report import attribution_records
 
 _SPACE = '{http://www.w3.org/2000/svg}'

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import math
 from typing import Any, NamedTuple
 
-from mansu_jax.report import circuit_picture
+from mansu_jax.report.charts import circuit_picture
 from mansu_jax.report import document
-from mansu_jax.report import place_picture
-from mansu_jax.report import svg
+from mansu_jax.report.charts import token_role_chart
+from mansu_jax.report.charts import svg
 from mansu_jax.report import words
 
 Record = dict[str, Any]
@@ -110,7 +110,7 @@ def _pictures(found: Record) -> Iterator[document.Plot]:
         _caption(found, picture))
     if places := picture.get('token_roles'):
       yield document.Plot(
-          'circuit_places', place_picture.draw('Where in the prompt', places),
+          'circuit_places', token_role_chart.draw('Where in the prompt', places),
           'Sums of the scores of all heads, and of all neurons, of a layer,'
           ' whether in the circuit or not, by where in the prompt they act:'
           ' from the first to the last token that the corrupted prompt changes'

@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from mansu_jax.report import document
-from mansu_jax.report import svg
+from mansu_jax.report.charts import svg
 from mansu_jax.report import words
 
 Record = dict[str, Any]
