@@ -1,6 +1,6 @@
-"""Small clean SVG charts, written by hand: dots with intervals, bars, lines.
+"""SVG charts: dots with intervals, bars, lines and heat maps.
 
-They are drawn with `drawing`. Text is escaped here; callers pass it plain.
+Callers pass text plain; the charts escape it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import NamedTuple
 from mansu_jax.report.charts import drawing
 
 Key, Rule = drawing.Key, drawing.Rule
-STYLES = ('unlearned', 'null', 'base')  # What a mark's colour tells.
+STYLES = ('unlearned', 'null', 'base')  # Colours of marks.
 WIDE, NARROW = 640, 310  # Pixels.
 
 _element, _text, _dot = drawing.element, drawing.text, drawing.dot
 
 
 class Dot(NamedTuple):
-  """A value with its interval; None is not drawn."""
+  """A value with its interval; a value of None is not drawn."""
 
   value: float | None
   interval: Sequence[float | None] | None = None
@@ -28,14 +28,14 @@ class Dot(NamedTuple):
 
 
 class Row(NamedTuple):
-  """A line of a dot chart."""
+  """A row of a dot chart."""
 
   label: str
   dots: Sequence[Dot]
 
 
 class Bar(NamedTuple):
-  """A bar from x `left` to `right`."""
+  """A bar between the x values `left` and `right`."""
 
   left: float
   right: float
@@ -46,113 +46,124 @@ class Bar(NamedTuple):
 class Series(NamedTuple):
   """A line through (x, y) points."""
 
-  label: str  # In the legend; empty: not named there.
+  label: str  # Legend entry; empty for none.
   style: str
   points: Sequence[tuple[float, float]]
 
 
 class Band(NamedTuple):
-  """An area between two lines, through (x, low, high)."""
+  """An area between two lines through (x, low, high) points."""
 
-  label: str  # In the legend.
+  label: str  # Legend entry; empty for none.
   style: str
   points: Sequence[tuple[float, float, float]]
 
 
 class Strip(NamedTuple):
-  """A row of a heat map: a value a column, none below 0."""
+  """A row of a heat map: one value per column, each at least 0."""
 
   label: str
   values: Sequence[float]
 
 
-def _span(rows: Sequence[Row], rules: Sequence[Rule]) -> tuple[float, float]:
-  """The range of all that is drawn, with some room."""
+def _limits(rows: Sequence[Row], rules: Sequence[Rule]) -> tuple[float, float]:
+  """The range of all values, with a margin of 4 % on each side."""
   values = [rule.value for rule in rules]
   for row in rows:
     for dot in row.dots:
       values += [v for v in (dot.value, *(dot.interval or ()))
                  if v is not None]
   low, high = drawing.widen(min(values, default=0.0), max(values, default=1.0))
-  room = 0.04 * (high - low)
-  return low - room, high + room
+  margin = 0.04 * (high - low)
+  return low - margin, high + margin
 
 
 def dot_chart(
     title: str, rows: Sequence[Row], *, label: str,
     legend: Sequence[Key] = (), rules: Sequence[Rule] = (),
-    span: tuple[float, float] | None = None, joined: bool = False,
+    limits: tuple[float, float] | None = None, joined: bool = False,
     width: int = WIDE) -> str:
-  """Values with intervals, a label a row.
+  """Values with intervals, in labelled rows.
 
   Args:
-    title: of the chart.
-    rows: from above; a row whose values are all None says so.
-    label: of the horizontal axis.
-    legend: what the marks stand for.
-    rules: reference values.
-    span: range of the axis; None: of what is drawn.
-    joined: put a row's dots on one line and join them (no intervals).
-    width: pixels.
+    title: Title of the chart.
+    rows: Rows from the top; one without any value reads `not measured`.
+    label: Label of the horizontal axis, with the unit.
+    legend: Meaning of the marks.
+    rules: Reference values.
+    limits: Range of the horizontal axis; None for the range of the values.
+    joined: Whether to draw a row's dots on one line, joined and without
+      intervals.
+    width: Width in pixels.
   """
   characters = 34 if width == WIDE else 18
   heights = [
       12.0 + 11 * (1 if joined else max(1, len(row.dots)) + 0.4)
       for row in rows]
-  shown = [drawing.shorten(row.label, characters) for row in rows]
+  names = [drawing.shorten(row.label, characters) for row in rows]
   frame = drawing.Frame(
-      title, x=span or _span(rows, rules), y=(0, 1), width=width,
-      height=sum(heights), left=12 + drawing.room_for(shown),
+      title, x=limits or _limits(rows, rules), y=(0, 1), width=width,
+      height=sum(heights), left=12 + drawing.label_width(names),
       legend=legend, rules=rules)
   frame.x_axis(label, 6 if width == WIDE else 4)
-  y = float(frame.top)
-  for row, height, name in zip(rows, heights, shown):
-    told = f'<title>{html.escape(row.label)}</title>{html.escape(name)}'
+  top = float(frame.top)
+  for row, height, name in zip(rows, heights, names):
+    middle = top + height / 2
     frame.add(_element(
-        'text', told,
-        x=float(frame.left - 8), y=y + height / 2 + 4, text_anchor='end'))
-    if y > frame.top and not joined:
-      frame.add(_element('line', x1=float(frame.left), x2=float(frame.right),
-                         y1=y, y2=y, class_='grid'))
-    _draw_dots(frame, row.dots, y, height, joined)
-    y += height
+        'text', f'<title>{html.escape(row.label)}</title>{html.escape(name)}',
+        x=float(frame.left - 8), y=middle + 4, text_anchor='end'))
+    if top > frame.top and not joined:
+      frame.add(_horizontal(frame.left, frame.right, top, 'grid'))
+    _draw_row(frame, row.dots, middle, joined)
+    top += height
   return frame.render()
 
 
-def _draw_dots(frame, dots, top, height, joined):
-  drawn = [dot for dot in dots if dot.value is not None]
-  if not drawn:
-    frame.add(_text(frame.left + 8, top + height / 2 + 4, 'not measured',
-                    class_='missing'))
-  if joined and len(drawn) > 1:
-    ends = [frame.x(dot.value) for dot in drawn]
-    frame.add(_element('line', x1=min(ends), x2=max(ends), y1=top + height / 2,
-                       y2=top + height / 2, class_='span axis'))
+def _horizontal(start: float, end: float, y: float, style: str) -> str:
+  """A horizontal line, in pixels."""
+  return _element(
+      'line', x1=float(start), x2=float(end), y1=y, y2=y, class_=style)
+
+
+def _draw_row(
+    frame: drawing.Frame, dots: Sequence[Dot], middle: float, joined: bool
+) -> None:
+  """Draws a row's dots around its middle, in pixels."""
+  xs = [frame.x(dot.value) for dot in dots if dot.value is not None]
+  if not xs:
+    frame.add(_text(
+        frame.left + 8, middle + 4, 'not measured', class_='missing'))
+  if joined and len(xs) > 1:
+    frame.add(_horizontal(min(xs), max(xs), middle, 'span axis'))
   for i, dot in enumerate(dots):
-    if dot.value is None:
-      continue
-    y = top + height / 2 + (0 if joined else 11 * (i - (len(dots) - 1) / 2))
-    low, high = dot.interval or (None, None)
-    if low is not None and high is not None:
-      frame.add(_element('line', x1=frame.x(low), x2=frame.x(high), y1=y, y2=y,
-                         class_=f'span {dot.style}'))
-    frame.add(_dot(frame.x(dot.value), y, dot.style, dot.hollow))
+    if dot.value is not None:
+      offset = 0 if joined else 11 * (i - (len(dots) - 1) / 2)
+      _draw_dot(frame, dot, middle + offset)
+
+
+def _draw_dot(frame: drawing.Frame, dot: Dot, y: float) -> None:
+  """Draws a value, and its interval where both bounds are known."""
+  low, high = dot.interval or (None, None)
+  if low is not None and high is not None:
+    frame.add(_horizontal(
+        frame.x(low), frame.x(high), y, f'span {dot.style}'))
+  frame.add(_dot(frame.x(dot.value), y, dot.style, dot.hollow))
 
 
 def bar_chart(
     title: str, bars: Sequence[Bar], *, x_label: str, y_label: str,
     legend: Sequence[Key] = (), rules: Sequence[Rule] = (),
-    whole: bool = False) -> str:
+    integers: bool = False) -> str:
   """Bars on linear axes, for histograms and counts.
 
   Args:
-    title: of the chart.
-    bars: none may overlap.
-    x_label: of the horizontal axis.
-    y_label: of the vertical axis.
-    legend: what the colours stand for.
-    rules: reference values.
-    whole: name whole numbers only on the horizontal axis.
+    title: Title of the chart.
+    bars: Bars that do not overlap.
+    x_label: Label of the horizontal axis, with the unit.
+    y_label: Label of the vertical axis, with the unit.
+    legend: Meaning of the colours.
+    rules: Reference values.
+    integers: Whether to label integers only on the horizontal axis.
   """
   lefts = [bar.left for bar in bars] + [r.value for r in rules]
   rights = [bar.right for bar in bars] + [r.value for r in rules]
@@ -160,14 +171,14 @@ def bar_chart(
   frame = drawing.Frame(
       title, x=(min(lefts, default=0), max(rights, default=1)),
       y=(0, highest * 1.05), width=WIDE, height=170,
-      left=14 + drawing.room_for(
+      left=14 + drawing.label_width(
           [drawing.number(drawing.ticks(0, highest, 4)[-1])]),
       legend=legend, rules=rules, y_label=y_label)
-  frame.x_axis(x_label, 8, whole)
+  frame.x_axis(x_label, 8, integers)
   for bar in bars:
     if bar.height > 0:
-      left, right, top = frame.x(bar.left), frame.x(bar.right), frame.y(
-          bar.height)
+      left, right = frame.x(bar.left), frame.x(bar.right)
+      top = frame.y(bar.height)
       gap = min(1.0, 0.1 * (right - left))
       frame.add(_element(
           'rect', x=left + gap, width=right - left - 2 * gap, y=top,
@@ -178,30 +189,46 @@ def bar_chart(
 def heat_map(
     title: str, rows: Sequence[Strip], *, x_label: str,
     name: Callable[[float], str]) -> str:
-  """Values from 0, clear, to the largest, in full colour; columns from 0."""
-  most = max((v for row in rows for v in row.values), default=0) or 1
+  """Values as shades, from 0 (clear) to the largest (full colour).
+
+  Args:
+    title: Title of the chart.
+    rows: Rows from the top; columns are numbered from 0.
+    x_label: Label of the columns.
+    name: Formats a value for the legend and the tooltips.
+  """
+  largest = max((v for row in rows for v in row.values), default=0) or 1
   frame = drawing.Frame(
       title, x=(-0.5, max(len(row.values) for row in rows) - 0.5), y=(0, 1),
       width=WIDE, height=18 * len(rows),
-      left=12 + drawing.room_for([row.label for row in rows]),
-      legend=[Key(f'largest: {name(most)}', 'unlearned')])
-  frame.x_axis(x_label, 8, whole=True)
+      left=12 + drawing.label_width([row.label for row in rows]),
+      legend=[Key(f'largest: {name(largest)}', 'unlearned')])
+  frame.x_axis(x_label, 8, integers=True)
   for i, row in enumerate(rows):
     top = float(frame.top + 18 * i)
     frame.add(_text(frame.left - 8, top + 13, row.label, text_anchor='end'))
     for x, value in enumerate(row.values):
-      told = html.escape(f'{row.label}, {x_label} {x}: {name(value)}')
+      tooltip = html.escape(f'{row.label}, {x_label} {x}: {name(value)}')
       frame.add(_element(
-          'rect', f'<title>{told}</title>', x=frame.x(x - 0.5), y=top + 1,
+          'rect', f'<title>{tooltip}</title>', x=frame.x(x - 0.5), y=top + 1,
           width=frame.x(x + 0.5) - frame.x(x - 0.5), height=16.0,
-          class_='bar unlearned', fill_opacity=value / most))
+          class_='bar unlearned', fill_opacity=value / largest))
   return frame.render()
 
 
 def line_chart(
     title: str, series: Sequence[Series], *, x_label: str, y_label: str,
     width: int = NARROW, bands: Sequence[Band] = ()) -> str:
-  """Lines on linear axes, from zero or from their lowest value if lower."""
+  """Lines on linear axes; the vertical axis includes zero.
+
+  Args:
+    title: Title of the chart.
+    series: Lines.
+    x_label: Label of the horizontal axis, with the unit.
+    y_label: Label of the vertical axis, with the unit.
+    width: Width in pixels.
+    bands: Areas behind the lines.
+  """
   points = [p for line in series for p in line.points]
   for band in bands:
     points += [(x, y) for x, *ends in band.points for y in ends]
@@ -211,22 +238,36 @@ def line_chart(
   marks = drawing.ticks(low, high, 4)
   frame = drawing.Frame(
       title, x=(min(xs), max(xs)), y=(low, high), width=width, height=140,
-      left=14 + drawing.room_for([drawing.number(v) for v in marks]),
+      left=14 + drawing.label_width([drawing.number(v) for v in marks]),
       legend=[Key(line.label, line.style) for line in (*series, *bands)
               if line.label],
       y_label=y_label)
   frame.x_axis(x_label, 4)
-  joined = lambda ends: ' '.join(
-      f'{frame.x(x):.1f},{frame.y(y):.1f}' for x, y in ends)
   for band in bands:
-    around = [(x, top) for x, _, top in band.points] + [
-        (x, bottom) for x, bottom, _ in reversed(band.points)]
-    frame.add(_element(
-        'polygon', points=joined(around), class_=f'band {band.style}'))
+    _draw_band(frame, band)
   for line in series:
-    frame.add(_element('polyline', points=joined(line.points),
-                       class_=f'line {line.style}'))
-    if len(line.points) == 1:
-      (x, y), = line.points
-      frame.add(_dot(frame.x(x), frame.y(y), line.style, False))
+    _draw_line(frame, line)
   return frame.render()
+
+
+def _polyline(
+    frame: drawing.Frame, points: Sequence[tuple[float, float]]) -> str:
+  """Pixels of points, as the `points` attribute."""
+  return ' '.join(f'{frame.x(x):.1f},{frame.y(y):.1f}' for x, y in points)
+
+
+def _draw_band(frame: drawing.Frame, band: Band) -> None:
+  outline = [(x, high) for x, _, high in band.points] + [
+      (x, low) for x, low, _ in reversed(band.points)]
+  frame.add(_element(
+      'polygon', points=_polyline(frame, outline),
+      class_=f'band {band.style}'))
+
+
+def _draw_line(frame: drawing.Frame, line: Series) -> None:
+  """Draws a line, or a dot where there is one point only."""
+  frame.add(_element('polyline', points=_polyline(frame, line.points),
+                     class_=f'line {line.style}'))
+  if len(line.points) == 1:
+    (x, y), = line.points
+    frame.add(_dot(frame.x(x), frame.y(y), line.style, False))

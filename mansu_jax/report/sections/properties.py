@@ -1,4 +1,4 @@
-"""The four properties, as cards, and the verdict in one sentence."""
+"""The four properties as cards, and the verdict in one sentence."""
 
 from __future__ import annotations
 
@@ -12,79 +12,98 @@ Record = dict[str, Any]
 
 
 class _Property(NamedTuple):
-  """How a property reads."""
+  """The words for a property."""
 
   title: str
   name: str  # Within a sentence.
   measure: str
-  wanted: str
+  passes: str
   meaning: str
-  side: str  # Which bound decides: 'lower' or 'upper'.
-  sign: bool  # A difference, printed with its sign.
+  side: str  # The bound that decides: 'lower' or 'upper'; '' for checks.
+  sign: bool  # Whether the measure is a difference, printed with its sign.
 
 
 _PROPERTIES = {
     'F': _Property(
         'meaningful forgetting', 'forgetting', 'phi',
-        'passes when the whole interval is at or above',
-        'How much of the base\'s lead over guessing is gone, on phrasings of'
-        ' the forget facts that were not trained on: 1 is down to chance, 0'
+        'passes if the whole 95 % interval is at or above',
+        'phi is the share of the base\'s accuracy above chance that is gone, on'
+        ' phrasings of the forget facts that training never saw: 1 is chance, 0'
         ' is nothing forgotten.', 'lower', False),
     'R': _Property(
         'retain preservation', 'retain preservation', 'accuracy drop',
-        'passes when the upper bound is at or below',
-        'Accuracy lost on retained facts in new phrasings and on facts that'
-        ' no training saw; a negative drop is a gain.', 'upper', True),
+        'passes if the one-sided upper 95 % bound is at or below',
+        'Accuracy lost on retain facts in new phrasings and on facts that'
+        ' training never saw; a negative drop is a gain.', 'upper', True),
     'Q': _Property(
-        'quantization permanence', 'quantization permanence', 'gap',
-        'passes when the upper bound is at or below',
-        'What quantization brings back of the forgotten facts: accuracy'
-        ' quantized less accuracy in full precision; + is recovery.',
-        'upper', True),
+        'quantization permanence', 'quantization permanence', 'PTQ gap',
+        'passes if the one-sided upper 95 % bound is at or below',
+        'Accuracy on forget questions when quantized minus that in full'
+        ' precision; a positive gap means that quantization recovers forgotten'
+        ' facts.', 'upper', True),
     'S': _Property(
         'structural erasure', 'structural erasure', 'CAD',
-        'passes when CAD on the circuit is above, and AS-NC off it below,'
-        ' every one of their nulls',
-        'Whether the circuit behind the facts has changed, and not only the'
-        ' answer.', '', False),
+        'passes if CAD is above, and AS-NC within, all of their nulls at every'
+        ' precision',
+        'Whether attribution on the circuit changed by more than other causes'
+        ' explain, and not only the answer.', '', False),
 }
+_NULLS = {
+    'prompt_halves': 'prompt halves', 'base_quantized': 'the quantized base',
+    'random_circuits': 'random circuits',
+    'suppression': 'the suppression control'}
+_CHECKS = {'cad_above_': 'CAD above ', 'as_nc_below_': 'AS-NC below '}
 
 
 def sentence(record: Record) -> str:
-  """The verdict in one plain sentence."""
+  """The verdict in one sentence."""
   by_state: dict[str, list[str]] = {}
   for letter, entry in record['properties'].items():
     by_state.setdefault(words.verdict(entry.get('passed')), []).append(
         _PROPERTIES[letter].name)
-  verb = lambda names: 'is' if len(names) == 1 else 'are'
+  if list(by_state) == ['passed']:
+    return f'All four properties passed: {words.listing(by_state["passed"])}.'
   parts = []
-  if names := by_state.get('failed'):
-    parts.append(f'{words.listing(names)} failed')
-  if names := by_state.get('inconclusive'):
-    parts.append(f'{words.listing(names)} {verb(names)} inconclusive')
-  if names := by_state.get('passed'):
-    rest = 'all four: ' if len(names) == len(record['properties']) else ''
-    parts.append(f'{rest}{words.listing(names)} passed')
-  if names := by_state.get(words.MISSING):
-    parts.append(f'{words.listing(names)} {verb(names)} not measured')
+  for state, verb in (('failed', ''), ('inconclusive', ('is ', 'are ')),
+                      ('passed', ''), (words.MISSING, ('was ', 'were '))):
+    if names := by_state.get(state):
+      auxiliary = verb and verb[len(names) > 1]
+      parts.append(f'{words.listing(names)} {auxiliary}{state}')
   text = '; '.join(parts)
   return f'{text[:1].upper()}{text[1:]}.'
 
 
+def section(record: Record) -> document.Section:
+  """The properties as cards."""
+  makers: dict[str, Callable[..., list[str]]] = {
+      'F': _forgetting_notes, 'Q': _quantizer_notes, 'S': _check_notes}
+  return document.Section('Four properties', (document.Cards(tuple(
+      document.Card(
+          letter=letter, title=_PROPERTIES[letter].title,
+          state=entry.get('passed', words.MISSING),
+          headline=headline(letter, entry),
+          threshold=_threshold(letter, entry),
+          meaning=_PROPERTIES[letter].meaning,
+          notes=(*_why(letter, entry),
+                 *makers.get(letter, _precision_notes)(record, letter, entry),
+                 *_detectable(letter, entry)))
+      for letter, entry in record['properties'].items())),))
+
+
 def headline(letter: str, entry: Record) -> str:
-  """The value with its interval, short."""
+  """The value with its interval, or how many checks of S hold."""
   spec = _PROPERTIES[letter]
   if 'checks' in entry:
     checks = _checks(entry)
-    good = sum(v is True for v in checks.values())
-    return f'{good} of {len(checks)} checks hold'
+    passed = sum(v is True for v in checks.values())
+    return f'{passed} of {len(checks)} checks passed'
   scheme = f' under {entry["scheme"]}' if entry.get('scheme') else ''
   return (f'{spec.measure} {words.estimate(entry, 3, spec.sign)}'
           f'{scheme if entry.get("value") is not None else ""}')
 
 
 def bound(letter: str, entry: Record) -> str:
-  """The value with the bound that decides; a failure's is its interval's."""
+  """The value with the bound that decides: the interval for a failure."""
   spec = _PROPERTIES[letter]
   if (spec.side != 'upper' or entry.get('upper') is None
       or entry.get('passed') is False):
@@ -95,50 +114,89 @@ def bound(letter: str, entry: Record) -> str:
 
 
 def unmet_checks(entry: Record) -> list[str]:
-  """The checks of S that do not hold, and those that are open, in words."""
+  """The failed and the inconclusive checks of S, in words."""
   found = _checks(entry)
-  return [f'{told}: {"; ".join(names)}' for told, names in (
-      ('does not hold', [k for k, holds in found.items() if holds is False]),
-      ('open', [k for k, holds in found.items() if holds == 'inconclusive']))
-          if names]
+  by_state = (
+      ('failed', [k for k, state in found.items() if state is False]),
+      ('inconclusive',
+       [k for k, state in found.items() if state == 'inconclusive']))
+  return [f'{state} checks: {"; ".join(names)}'
+          for state, names in by_state if names]
 
 
 def _checks(entry: Record) -> dict[str, bool | str]:
-  """The checks of S, in words, at every precision."""
-  named = lambda key: key.replace('_', ' ').replace(
-      'as nc', 'AS-NC').replace('cad', 'CAD')
-  out = {named(k): holds for k, holds in entry.get('checks', {}).items()}
+  """The checks of S by name, at every precision."""
+  out = {_check_name(k): state for k, state in entry.get('checks', {}).items()}
   for precision, other in entry.get('by_precision', {}).items():
-    out |= {f'{named(k)} under {precision}': holds
-            for k, holds in other.get('checks', {}).items()}
+    out |= {f'{_check_name(k)} under {precision}': state
+            for k, state in other.get('checks', {}).items()}
   return out
 
 
-def threshold(letter: str, entry: Record) -> str:
-  """What would have passed."""
-  bound = entry.get('threshold')
-  tail = '' if bound is None or letter == 'S' else f' {bound:g}'
-  return _PROPERTIES[letter].wanted + tail
+def _check_name(key: str) -> str:
+  """`CAD above random circuits` for `cad_above_random_circuits`."""
+  for prefix, text in _CHECKS.items():
+    if key.startswith(prefix):
+      null = key.removeprefix(prefix)
+      return text + _NULLS.get(null, null.replace('_', ' '))
+  return key.replace('_', ' ')
 
 
-def cards(record: Record) -> document.Cards:
-  """One card a property."""
-  makers: dict[str, Callable[..., list[str]]] = {
-      'F': _forgetting_notes, 'Q': _scheme_notes, 'S': _check_notes}
-  return document.Cards(tuple(
-      document.Card(
-          letter=letter, title=_PROPERTIES[letter].title,
-          state=entry.get('passed', words.MISSING),
-          headline=headline(letter, entry),
-          threshold=threshold(letter, entry),
-          meaning=_PROPERTIES[letter].meaning,
-          notes=tuple(makers.get(letter, _precision_notes)(
-              record, letter, entry) + _doubt(letter, entry)))
-      for letter, entry in record['properties'].items()))
+def _threshold(letter: str, entry: Record) -> str:
+  """The condition under which the property passes."""
+  threshold = entry.get('threshold')
+  value = '' if threshold is None or letter == 'S' else f' {threshold:g}'
+  return _PROPERTIES[letter].passes + value
+
+
+def _why(letter: str, entry: Record) -> list[str]:
+  """The verdict with its reason."""
+  state = entry.get('passed')
+  if letter == 'S' and (unmet := unmet_checks(entry)):
+    return unmet
+  makers = {True: _why_passed, False: _why_failed,
+            'inconclusive': _why_inconclusive}
+  return [f'{words.VERDICTS[state]}: {makers[state](letter, entry)}'
+          ] if state in makers else []
+
+
+def _why_passed(letter: str, entry: Record) -> str:
+  if letter == 'S':
+    return 'every check passed at every precision'
+  limit = f'{entry["threshold"]:g}'
+  if letter == 'F':
+    return f'the whole 95 % interval is at or above {limit}'
+  return (f'the upper bound {words.signed(entry.get("upper"))} is at or below'
+          f' {limit}')
+
+
+def _why_failed(letter: str, entry: Record) -> str:
+  if letter == 'S':
+    return entry.get('reason') or 'at least one check failed'
+  limit, (_, high) = entry['threshold'], entry['interval']
+  if letter == 'R':
+    return f'the whole 95 % interval is above {limit:g}'
+  if letter == 'Q':
+    return ('the whole 95 % interval, corrected for the number of quantizers,'
+            f' is above {limit:g}')
+  if high is not None and high < limit:
+    return f'the whole 95 % interval is below {limit:g}'
+  worst = entry.get('worst_form') or {}
+  return (f'the whole interval of the phrasing {worst.get("form")} is below'
+          f' {limit:g}')
+
+
+def _why_inconclusive(letter: str, entry: Record) -> str:
+  if reason := entry.get('reason'):
+    return reason
+  if letter == 'S' or entry.get('value') is None:
+    return 'the measure is not defined on these data'
+  return (f'the interval includes the threshold {entry["threshold"]:g}; more'
+          ' questions on more facts would narrow it')
 
 
 def _precision_notes(record: Record, letter: str, entry: Record) -> list[str]:
-  """The same figure under each quantizer."""
+  """The measure under each quantizer."""
   del record
   sign = _PROPERTIES[letter].sign
   return [f'{precision}: {words.estimate(found, 3, sign)}'
@@ -147,7 +205,7 @@ def _precision_notes(record: Record, letter: str, entry: Record) -> list[str]:
 
 
 def _forgetting_notes(record: Record, letter: str, entry: Record) -> list[str]:
-  """phi at each precision, the worst phrasing, where answers are avoided."""
+  """phi by precision, the worst phrasing, and accuracy below chance."""
   notes = _precision_notes(record, letter, entry)
   if worst := entry.get('worst_form'):
     accuracies = ', '.join(f'{words.number(value)} {precision}'
@@ -155,71 +213,58 @@ def _forgetting_notes(record: Record, letter: str, entry: Record) -> list[str]:
     notes.append(
         f'worst phrasing: {worst["form"]}, phi {words.estimate(worst, 3)},'
         f' accuracy {accuracies} ({words.count(worst["n"], "question")});'
-        ' where even its interval is below the threshold, the property fails')
+        ' the property fails if this whole interval, corrected for the number'
+        ' of phrasings, is below the threshold')
   below = [precision for precision, found
            in entry.get('by_precision', {}).items()
            if (found.get('lower') or 0) > 1]
   if below:
     notes.append(
-        f'below chance ({words.listing(below)}): the right answer is avoided,'
-        ' so part of it can be read from what is avoided; 1 is the aim, more is'
-        ' not better')
+        f'below chance ({words.listing(below)}): the model avoids the right'
+        ' answer, which reveals part of it; the aim is 1, not more')
   return notes
 
 
-def _scheme_notes(record: Record, letter: str, entry: Record) -> list[str]:
+def _quantizer_notes(record: Record, letter: str, entry: Record) -> list[str]:
   """The gap of every quantizer; the worst one decides."""
   del letter, entry
   notes = []
   for scheme, gap in record['ptq_gap'].items():
     base = record['ptq_gap_base'].get(scheme, {}).get('value')
-    notes.append(f'{scheme}: {words.estimate(gap, 3, True)}; the base\'s own'
-                 f' gap is {words.signed(base)}')
+    notes.append(f'{scheme}: {words.estimate(gap, 3, True)}; gap of the base'
+                 f' {words.signed(base)}')
   return notes
 
 
 def _check_notes(record: Record, letter: str, entry: Record) -> list[str]:
-  """CAD, AS-NC, and the checks that do not hold."""
+  """CAD and AS-NC with their intervals."""
   del letter
   notes = []
   for key, name in (('cad', 'CAD'), ('as_nc', 'AS-NC')):
     notes.append(f'{name}: {words.estimate(record.get(key))}')
     if key == 'cad' and entry.get('threshold') is not None:
-      notes[-1] += ('; the highest 95 % level of a null is'
+      notes[-1] += ('; highest 95 % level of a null'
                     f' {words.number(entry["threshold"])}')
-  return notes + unmet_checks(entry)
-
-
-def _doubt(letter: str, entry: Record) -> list[str]:
-  """Why a property is inconclusive, and what the data could have shown."""
-  notes = []
-  if entry.get('passed') == 'inconclusive':
-    notes.append('inconclusive: ' + (entry.get('reason') or _reason(entry)))
-  smallest = smallest_effect(letter, entry)
-  if smallest is not None:
-    notes.append(
-        'smallest effect that these data could have shown:'
-        f' {words.number(smallest)}'
-        + (f' ({words.count(entry["n"], "question")} on'
-           f' {words.count(entry["facts"], "fact")})'
-           if entry.get('facts') else ''))
   return notes
 
 
-def _reason(entry: Record) -> str:
-  if entry.get('value') is None:
-    return 'it is not defined on these data'
-  return ('the interval holds values on both sides of the threshold'
-          f' {entry["threshold"]:g}; more questions on more facts would'
-          ' narrow it')
+def _detectable(letter: str, entry: Record) -> list[str]:
+  """The smallest effect that the data can show."""
+  smallest = _smallest_effect(letter, entry)
+  if smallest is None:
+    return []
+  data = (f' ({words.count(entry["n"], "question")} on'
+          f' {words.count(entry["facts"], "fact")})'
+          if entry.get('facts') else '')
+  return [f'smallest detectable effect: {words.number(smallest)}{data}']
 
 
-def smallest_effect(letter: str, entry: Record) -> float | None:
-  """The recorded one, or the reach of the bound that decides."""
+def _smallest_effect(letter: str, entry: Record) -> float | None:
+  """The recorded one, or the distance to the bound that decides."""
   if entry.get('smallest_detectable') is not None:
     return entry['smallest_detectable']
   side = _PROPERTIES[letter].side
-  bound = entry.get(side) if side else None
-  if bound is None or entry.get('value') is None:
+  limit = entry.get(side) if side else None
+  if limit is None or entry.get('value') is None:
     return None
-  return abs(entry['value'] - bound)
+  return abs(entry['value'] - limit)

@@ -1,4 +1,4 @@
-"""Sample answers, and all that is needed to trust or repeat the run."""
+"""Sample answers, and what is needed to trust or repeat the run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NOT_REPEATED = ('workdir', 'resume')
 
 
 def samples(record: Record) -> document.Section:
-  """Free continuations before and after."""
-  title = 'Free answers'
+  """Greedy continuations before and after unlearning."""
+  title = 'Sample answers'
   if not record['samples']:
     return document.Section(title, (document.Text(
-        'No question was answered freely (--eval_generations=0).'),))
+        'No sample answers were generated (--eval_generations=0).'),))
   names = list(record['samples'][0]['continuations'])
   rows = tuple(
       (s['split'], s['prompt'], s['answer'], *(
@@ -26,10 +26,10 @@ def samples(record: Record) -> document.Section:
           for n in names)) for s in record['samples'])
   columns = ('split', 'prompt', 'right answer',
              *(n.replace('_', ', ') for n in names))
-  return document.Section(title, (
-      document.Text('Greedy continuations of a few questions of each split,'
-                    ' drawn by the seed and not chosen.'),
-      document.Table(columns, rows, labels=len(columns))))
+  return document.Section(title, (document.Table(
+      columns, rows, labels=len(columns),
+      caption='Greedy continuations of a few questions of each split. The'
+      ' seed draws the questions; nobody chose them.'),))
 
 
 def provenance(record: Record) -> list[document.Section]:
@@ -39,17 +39,19 @@ def provenance(record: Record) -> list[document.Section]:
 
 
 def of_attribution(record: Record) -> list[document.Section]:
-  """The same of attribution alone, which quantizes nothing."""
+  """The same without quantizers, which attribution does not use."""
   return [_model(record), _data(record), _environment(record),
           _stages(record), _flags(record)]
 
 
-def _pairs(name: str, values: dict[str, Any]) -> document.Table:
+def _key_values(
+    name: str, values: dict[str, Any], caption: str) -> document.Table:
   rows = tuple((key, _plain(value)) for key, value in values.items())
-  return document.Table((name, ''), rows, labels=2)
+  return document.Table((name, 'value'), rows, labels=2, caption=caption)
 
 
 def _plain(value: Any) -> str:
+  """A JSON value as text."""
   if value is None or value in ('', {}):
     return 'none'
   if isinstance(value, bool):
@@ -66,130 +68,147 @@ def _plain(value: Any) -> str:
 def _model(record: Record) -> document.Section:
   source = {k: v for k, v in record['model'].items() if k != 'config'}
   note = source.get('weights_note', '')
-  text = f'fp ("full precision") means the weights as loaded: {note}.'
+  text = f'Full precision (fp) means the weights as loaded: {note}.'
   if 'dequantised' in note:
-    text += (' So this full precision is itself the decoded values of a'
-             ' quantized file, and the base is not the model as it was'
-             ' trained.')
-  audited = ()
+    text += (' These are decoded from a quantized file, so the base differs'
+             ' from the original model.')
+  blocks = [document.Text(text)]
   if 'pair' in record:
-    audited = (_pairs('unlearned model', record['pair']),)
+    blocks += [_key_values('base', source, 'Source of the base.'),
+               _key_values('unlearned model', record['pair'],
+                           'Source of the audited model.')]
+  else:
+    blocks.append(_key_values('model', source, 'Source of the base model.'))
+  blocks.append(_key_values('shape', record['model'].get('config', {}),
+                            'Architecture of the model.'))
   return document.Section('Model', (
-      document.Text(text), _pairs('base' if audited else 'model', source),
-      *audited,
-      _pairs('shape', record['model'].get('config', {})),
-      *(_tokenization(record['tokenization'])
-        if 'tokenization' in record else ())))
+      *blocks, *_tokenization(record.get('tokenization'))))
 
 
-def _tokenization(found: Record) -> Iterator[document.Block]:
-  yield _pairs('tokenization', found)
+def _tokenization(found: Record | None) -> Iterator[document.Block]:
+  if found is None:
+    return
+  yield _key_values('tokenization', found, 'How text becomes tokens.')
   if not found:
     return
-  text = ('Questions were asked plainly: the prompt, a space and the answer,'
-          ' without a chat template.')
+  text = ('Questions were asked as plain text: the prompt, a space and the'
+          ' answer, without a chat template.')
   if found.get('chat'):
     text = ('Questions were asked in chat form (--data_chat): each prompt is a'
-            ' user\'s turn of the model\'s chat template, and the answer opens'
-            ' the assistant\'s. General text was not wrapped.')
-    if written := found.get('asked_as_written'):
-      text += (f' {words.count(written, "question")} held special tokens of the'
-               ' tokenizer already and stayed as written.')
+            ' user turn of the model\'s chat template, and the answer begins'
+            ' the assistant turn. General text was not wrapped.')
+    if unwrapped := found.get('asked_as_written'):
+      text += (f' {words.count(unwrapped, "question")} already contained'
+               ' special tokens and stayed unchanged.')
   yield document.Text(text)
 
 
 def _data(record: Record) -> document.Section:
   data = record['data']
-  counted = tuple(
+  counts = tuple(
       (split, *(str(data[k][split]) if data[k].get(split) else 'none'
                 for k in ('questions', 'facts')))
       for split in data.get('questions', {}))
-  hashes = tuple(sorted(data['sha256'].items()))
-  asked = (document.Table(('split', 'questions asked', 'facts'), counted),)
-  return document.Section('Data', (
-      *(asked if 'questions' in data else ()),
-      document.Table(('file', 'sha256'), hashes, labels=2)))
+  blocks = []
+  if 'questions' in data:
+    blocks.append(document.Table(
+        ('split', 'questions asked', 'facts'), counts,
+        caption='Evaluation questions, and the facts that they ask for.'))
+  return document.Section('Data', (*blocks, document.Table(
+      ('file', 'sha256'), tuple(sorted(data['sha256'].items())), labels=2,
+      caption='SHA-256 hashes of the files that the run read.')))
 
 
 def _quantizers(record: Record) -> document.Section:
-  stored = f'Exported in {record["config"]["export_dtype"]}'
-  if 'pair' in record:
-    stored = f'Both models as {record["pair"]["compared_as"]} holds them'
   rows = tuple(
-      (name, found['code_book'],
-       str(found['block']),
+      (name, found['code_book'], str(found['block']),
        _plain(found.get('double_quantization')),
-       words.listing(found.get('skipped', [])), _edits(found))
+       words.listing(found.get('skipped', [])), _guarantee(found))
       for name, found in record['quantizers'].items())
   return document.Section('Quantizers', (
       document.Table(
-          ('quantizer', 'code book', 'weights a scale', 'double quantization',
-           'not quantized', 'edits'), rows, labels=6),
+          ('quantizer', 'code book', 'weights per scale',
+           'double quantization', 'not quantized', 'edits'), rows, labels=6,
+          caption=f'{_storage(record)} The storage type affects the codes.'
+          + ('' if 'pair' in record else ' Edits: "guaranteed" means that'
+             ' the magnitude floor made every moved weight change its code'
+             ' under this quantizer, with the block scales held; "measured"'
+             ' means that survival was only measured.')),
       *(document.Text(text) for name, found in record['quantizers'].items()
-        for text in _remarks(record, name, found)),
-      document.Text(f'{stored}; storage type decides codes.' + (
-          '' if 'pair' in record else ' Guaranteed: the floor let no weight'
-          ' move that this quantizer would not see move, with the scale of each'
-          ' block held. The others are measured.'))))
+        for text in _remarks(record, name, found))))
 
 
-def _edits(found: Record) -> str:
+def _storage(record: Record) -> str:
+  if 'pair' in record:
+    return ('Quantizers of this audit, applied to both models as'
+            f' {record["pair"]["compared_as"]}.')
+  return ('Quantizers of this run, applied to the model in its export type'
+          f' {record["config"]["export_dtype"]}.')
+
+
+def _guarantee(found: Record) -> str:
   known = {True: 'guaranteed', False: 'measured'}
   return known.get(found.get('guaranteed'), words.MISSING)
 
 
 def _remarks(record: Record, name: str, found: Record) -> Iterator[str]:
-  """What a quantizer does otherwise than its name says, and what it saw."""
+  """Quantized bases, fallback formats, and calibration."""
   note = record['model'].get('weights_note', '')
   if f'dequantised from {name.upper()} ' in note:
-    yield (f'The base\'s weights are decoded {name} values already: {name} takes'
-           ' nothing from the base, and shows nothing of what another format'
-           ' would take.')
+    yield (f'The base\'s weights are already decoded {name} values, so {name}'
+           ' does not change the base. Its figures do not show what another'
+           ' format would lose.')
   if instead := found.get('instead'):
     kinds = {}
     for leaf, other in instead.items():
       kinds.setdefault(other, []).append(leaf)
-    yield f'{name} cannot cut the rows of some matrices: ' + '; '.join(
-        f'{words.listing(leaves)} get {other}'
-        for other, leaves in kinds.items()) + ', as in llama.cpp.'
-  if seen := found.get('calibration'):
-    yield (f'{name} was calibrated on {seen["tokens"]:,} tokens, in'
-           f' {words.count(seen["windows"], "window")} spread over'
-           f' {words.count(seen["documents"], "document")}.')
+    yield (f'{name} cannot cut the rows of some matrices into its blocks. As in'
+           ' llama.cpp, ' + '; '.join(
+               f'{words.listing(leaves)} use {other}'
+               for other, leaves in kinds.items()) + '.')
+  if used := found.get('calibration'):
+    yield (f'{name} was calibrated on {used["tokens"]:,} tokens, in'
+           f' {words.count(used["windows"], "window")} from'
+           f' {words.count(used["documents"], "document")}.')
 
 
 def _environment(record: Record) -> document.Section:
   values = dict(record['environment'])
-  earlier = {f'before, {i}': each for i, each in enumerate(
+  earlier = {f'before resumption, {i}': each for i, each in enumerate(
       values.pop('earlier', []), 1)}
   return document.Section('Environment', (
-      _pairs('environment', values | earlier),))
+      _key_values('environment', values | earlier,
+                  'Versions and devices of the run.'),))
 
 
 def _stages(record: Record) -> document.Section:
-  def row(name, stages, peak):
-    seconds = sum(s['seconds'] for s in stages)
-    compiling = [s.get('compile_seconds') for s in stages]
-    rates = [s.get('tokens_per_second') for s in stages]
-    rate = f'{rates[0]:,.0f}' if len(rates) == 1 and rates[0] else ''
-    return (name, words.duration(seconds), words.duration(
-        None if None in compiling else sum(compiling)), rate, words.size(peak))
-
   stages = record['stages']
   peaks = [s['peak_bytes'] for s in stages if s.get('peak_bytes')]
-  rows = [row(s['name'], [s], s.get('peak_bytes')) for s in stages]
-  rows.append(row('all', stages, max(peaks, default=None)))
-  return document.Section('Stages', (
-      document.Table(('stage', 'time', 'of which compiling', 'tokens a second',
-                      'peak memory so far'), tuple(rows)),
-      document.Text('Tokens are those that models were run on, without the time'
-                    ' to compile. Peak memory is of the fullest device where'
-                    ' they tell, else of the process. In a resumed run a restored'
-                    ' stage shows what restoring it took.')))
+  rows = [_stage(s['name'], [s], s.get('peak_bytes')) for s in stages]
+  rows.append(_stage('all', stages, max(peaks, default=None)))
+  return document.Section('Stages', (document.Table(
+      ('stage', 'time', 'compilation', 'tokens per second',
+       'peak memory so far'), tuple(rows),
+      caption='Wall-clock time of each stage; the time includes compilation.'
+      ' Tokens per second counts the tokens that models processed and excludes'
+      ' compilation. Peak memory is that of the fullest device, or of the'
+      ' process where devices do not report it. In a resumed run, a restored'
+      ' stage shows the time to restore it.'),))
+
+
+def _stage(
+    name: str, stages: list[Record], peak: float | None) -> tuple[str, ...]:
+  compiling = [s.get('compile_seconds') for s in stages]
+  rates = [s.get('tokens_per_second') for s in stages]
+  return (
+      name, words.duration(sum(s['seconds'] for s in stages)),
+      words.duration(None if None in compiling else sum(compiling)),
+      f'{rates[0]:,.0f}' if len(rates) == 1 and rates[0] else '',
+      words.size(peak))
 
 
 def flags(config: Record) -> Iterator[str]:
-  """The flags that repeat a run, without its workdir."""
+  """The flags that repeat a run, except its workdir."""
   for name, value in config.items():
     if isinstance(value, dict):
       for field, inner in value.items():
@@ -211,6 +230,7 @@ def _flag(name: str, value: Any, *, repeated: bool = False) -> Iterator[str]:
 
 def _flags(record: Record) -> document.Section:
   return document.Section('Flags', (
-      document.Text('The same as flags.txt; python -m mansu_jax.main'
-                    ' --flagfile=flags.txt --workdir=DIR repeats the run.'),
+      document.Text('The contents of flags.txt. This command repeats the run:'
+                    ' python -m mansu_jax.main --flagfile=flags.txt'
+                    ' --workdir=DIR'),
       document.Code('\n'.join(flags(record['config'])))))

@@ -1,87 +1,97 @@
-"""The verdict as a few lines for the terminal."""
+"""The verdict in a few lines for the terminal."""
 
 from __future__ import annotations
 
 import textwrap
 from typing import Any
 
+from mansu_jax.report import words
 from mansu_jax.report.sections import audit
 from mansu_jax.report.sections import properties
-from mansu_jax.report import words
 
 Record = dict[str, Any]
 
 _WIDTH = 80
-_WANTED = {'F': '>=', 'R': '<=', 'Q': '<='}
+_NO_BREAK = '\u00a0'
+_TEXT = 18  # Column at which a property's text starts.
+_COMPARISONS = {'F': '>=', 'R': '<=', 'Q': '<='}
+_LEGEND = ('  value [95 % interval]; F forgetting, R retain, Q quantization,'
+           ' S structure')
 
 
 def lines(record: Record) -> list[str]:
-  """About a dozen lines of at most 80 columns, but for paths."""
-  config = record['config']
-  out, whole = _head(record)
-  for letter, entry in record['properties'].items():
-    out.append(_property(letter, entry))
-    if letter == 'Q' and entry.get('value') is not None:
-      out.append(_gap_line(record, entry))
-    for unmet in properties.unmet_checks(entry):
-      out += textwrap.wrap(unmet, _WIDTH, initial_indent=' ' * 4,
-                           subsequent_indent=' ' * 6)
-  out += _accuracies(record)
-  folder = config.get('workdir') or '.'
-  out.append(f'report: {folder.rstrip("/")}/report.html')
-  paths = (*range(1, whole), len(out) - 1)  # These stay whole.
-  return [line if i in paths else _cut(line) for i, line in enumerate(out)]
+  """About 15 lines of at most 80 columns; lines with paths may be longer."""
+  folder = record['config'].get('workdir') or '.'
+  return [
+      *_head(record), _LEGEND,
+      *(line for letter, entry in record['properties'].items()
+        for line in _property(record, letter, entry)),
+      *_accuracies(record),
+      f'report: {folder.rstrip("/")}/report.html']
 
 
-def _head(record: Record) -> tuple[list[str], int]:
-  """Verdict and models, and how many lines of them end in a path."""
+def _wrap(text: str, indent: int, first: int | None = None) -> list[str]:
+  """Lines of at most 80 columns; `first` is the first line's indent."""
+  wrapped = textwrap.wrap(
+      text, _WIDTH, initial_indent=' ' * (indent if first is None else first),
+      subsequent_indent=' ' * indent)
+  return [line.replace(_NO_BREAK, ' ') for line in wrapped]
+
+
+def _head(record: Record) -> list[str]:
+  """The verdict, the models, and in an audit what differs between them."""
   config, model = record['config'], record['model']
   state = words.verdict(record['verdict']['passed']).upper()
   if not audit.is_audit(record):
     return [f'{state}: {config["method"]} on'
-            f' {model.get("name", config["model"])}, seed {config["seed"]}'], 1
+            f' {model.get("name", config["model"])}, seed {config["seed"]}']
   audited, base = audit.names(record)
+  differences = [audit.moved(record), *filter(None, [
+      audit.beyond_rounding(record)]),
+                 *(_survival(*item) for item in record['survival'].items())]
   return [f'{state}: audit, seed {config["seed"]}', f'  model {audited}',
-          f'  base  {base}', f'  {audit.moved(record)}',
-          *(f'  {line}' for line in filter(None, [
-              audit.beyond_rounding(record)])),
-          *(_survival(*item) for item in record['survival'].items())], 3
+          f'  base  {base}',
+          *(line for text in differences for line in _wrap(text, 4, 2))]
 
 
 def _survival(scheme: str, found: Record) -> str:
-  return (f'  {scheme}: {words.percent(found["changed_codes"])} of all weights'
-          f' changed code, {words.percent(found["moved_unchanged"])} moved and'
-          ' did not')
+  return (f'{scheme}: {words.percent(found["changed_codes"])} of all weights'
+          f' changed code, {words.percent(found["moved_unchanged"])} moved'
+          ' without changing code')
 
 
-def _cut(line: str) -> str:
-  return line if len(line) <= _WIDTH else line[:_WIDTH - 3] + '...'
-
-
-def _property(letter: str, entry: Record) -> str:
+def _property(record: Record, letter: str, entry: Record) -> list[str]:
+  """A property's verdict with its value and the condition to pass."""
   state = words.verdict(entry.get('passed'))
   text = properties.headline(letter, entry)
   if entry.get('value') is None and entry.get('reason'):
     text = entry['reason']
-  elif letter in _WANTED and entry.get('threshold') is not None:
-    text = (properties.bound(letter, entry)
-            + f', wanted {_WANTED[letter]} {entry["threshold"]:g}')
+  elif letter in _COMPARISONS and entry.get('threshold') is not None:
+    needs = f'needs {_COMPARISONS[letter]} {entry["threshold"]:g}'
+    text = (f'{properties.bound(letter, entry)},'
+            f' {needs.replace(" ", _NO_BREAK)}')
+  out = _wrap(f'{letter} {state:12}  {text}', _TEXT, 2)
   if worst := entry.get('worst_form'):
-    text += f'; {worst["form"]} {words.number(worst["value"], 2)}'
-  return f'  {letter} {state:12}  {text}'
+    out += _wrap(f'worst phrasing {worst["form"]}: phi'
+                 f' {words.estimate(worst)}', 6, 4)
+  if letter == 'Q' and entry.get('value') is not None:
+    out += _wrap(_gap(record, entry), 6, 4)
+  for unmet in properties.unmet_checks(entry):
+    out += _wrap(unmet, 6, 4)
+  return out
 
 
-def _gap_line(record: Record, entry: Record) -> str:
-  """What the gap is to be read beside."""
+def _gap(record: Record, entry: Record) -> str:
+  """What the PTQ gap compares with."""
   base = record['ptq_gap_base'].get(entry['scheme'])
   adjusted = record['ptq_gap_adjusted'].get(entry['scheme'])
-  return (f'    detectable {words.number(entry["smallest_detectable"])};'
-          f' base\'s own {words.signed((base or {}).get("value"))},'
+  return (f'smallest detectable {words.number(entry["smallest_detectable"])};'
+          f' base {words.signed((base or {}).get("value"))},'
           f' adjusted {words.estimate(adjusted, 3, True)}')
 
 
 def _accuracies(record: Record) -> list[str]:
-  """A line a split: fp and the leading quantizer, base -> unlearned."""
+  """One line per split: fp and the leading quantizer, base -> unlearned."""
   if audit.is_audit(record) and not record['accuracy']:
     return [f'  accuracy {words.MISSING}: there are no questions']
   scheme = record['config']['quant_schemes'][0]
@@ -89,31 +99,34 @@ def _accuracies(record: Record) -> list[str]:
   for split in words.SPLITS:
     found = record['accuracy'].get(split)
     cells = [words.MISSING] if found is None else [
-        ' -> '.join(_value(found[m].get(p)) for m in ('base', 'unlearned'))
-        for p in ('fp', scheme)]
-    out.append(f'    {split:28}' + ''.join(f'{c:16}' for c in cells).rstrip())
+        _change(found, precision) for precision in ('fp', scheme)]
+    out.append(f'    {split:28}{_columns(cells, 16)}')
   return out + _others(record)
 
 
 def _others(record: Record) -> list[str]:
-  """A line for each quantizer beside the leading one."""
+  """One line per further quantizer."""
   schemes = record['config']['quant_schemes'][1:]
   if not schemes or not record['ptq_gap']:
     return []
   width = max(map(len, schemes)) + 2
-  out = ['  other quantizers: gap (its upper bound), forget_far,'
+  out = ['  other quantizers: gap (upper bound); accuracy on forget_far,'
          ' retain_heldout']
   for scheme in schemes:
     gap = record['ptq_gap'][scheme]
     cells = [f'{words.signed(gap["value"])} ({words.signed(gap["upper"])})']
     for split in ('forget_far', 'retain_heldout'):
       found = record['accuracy'].get(split)
-      cells.append(words.MISSING if found is None else ' -> '.join(
-          _value(found[m].get(scheme)) for m in ('base', 'unlearned')))
-    out.append(f'    {scheme:{width}}' + ''.join(f'{c:18}' for c in cells
-                                                 ).rstrip())
+      cells.append(words.MISSING if found is None else _change(found, scheme))
+    out.append(f'    {scheme:{width}}{_columns(cells, 18)}')
   return out
 
 
-def _value(entry: Record | None) -> str:
-  return words.number((entry or {}).get('value'))
+def _columns(cells: list[str], width: int) -> str:
+  return ''.join(f'{cell:{width}}' for cell in cells).rstrip()
+
+
+def _change(split: Record, precision: str) -> str:
+  """`base -> unlearned` accuracy."""
+  return ' -> '.join(words.number((split[m].get(precision) or {}).get('value'))
+                     for m in ('base', 'unlearned'))
