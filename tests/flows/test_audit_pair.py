@@ -203,7 +203,7 @@ class WeightsTest(_Folder):
     self.assertAlmostEqual(
         record['pair']['moved_beyond_rounding'],
         64 / record['movement']['total']['size'])
-    told = 'moved for more than the base\'s rounding to bfloat16'
+    told = 'moved by more than the base\'s rounding to bfloat16'
     self.assertIn(told, (self.folder / 'audit/report.md').read_text())
     self.assertIn(told, '\n'.join(summary.lines(record)))
 

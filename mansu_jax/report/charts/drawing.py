@@ -15,7 +15,8 @@ from typing import NamedTuple
 CHARACTER = 6.5  # Mean width of a label's character, in pixels.
 MARGIN = 16  # Around the drawing, in pixels.
 _STYLE = '''
-.mj{font:11.5px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+.mj{font-size:11.5px;
+font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 .mj text{fill:#4a5565}.mj .title{font-weight:600;font-size:13px;fill:#1b2430}
 .mj .bg{fill:#fff}.mj .grid{stroke:#e6e9ee}.mj .axis{stroke:#9aa5b4}
 .mj .rule{stroke:#1b2430;stroke-dasharray:4 3}

@@ -96,6 +96,11 @@ def _compared(found: Record, random: str) -> Iterator[tuple[str, Record]]:
   yield random, found['random']
 
 
+def _short(label: str) -> str:
+  """A label that fits a narrow chart."""
+  return label.split(' (')[0].split(' of ')[0].split(' selected')[0]
+
+
 def _estimate(values: Record) -> Record:
   """A value, or a mean over draws, with its interval."""
   return {'value': values.get('value', values.get('mean')),
@@ -126,7 +131,7 @@ def _overlap_plot(found: Record, random: str) -> document.Plot:
     again = _estimate(entry['kept'])
     style = 'null' if entry is found['random'] else 'unlearned'
     rows.append(svg.Row(
-        label, [svg.Dot(again['value'], again['interval'], style)]))
+        _short(label), [svg.Dot(again['value'], again['interval'], style)]))
   return document.Plot('stability_overlap', svg.dot_chart(
       'Share of the circuit selected again', rows,
       label='share selected again', limits=(0.0, 1.0), width=svg.NARROW),
@@ -164,7 +169,7 @@ def _faithfulness_table(found: Record) -> document.Table:
 def _faithfulness_plot(found: Record) -> document.Plot:
   measured = list(_faithful(found))
   styles = ('unlearned', 'base', 'null')
-  rows = [svg.Row(row.label, [
+  rows = [svg.Row(_short(row.label), [
       svg.Dot(entry['value'], entry['interval'], style)
       for entry, style in zip(row[1:], styles) if entry]) for row in measured]
   legend = [svg.Key('this circuit', 'unlearned'),

@@ -55,9 +55,9 @@ def _head(record: Record) -> list[str]:
 
 
 def _survival(scheme: str, found: Record) -> str:
-  return (f'{scheme}: {words.percent(found["changed_codes"])} of all weights'
-          f' changed code, {words.percent(found["moved_unchanged"])} moved'
-          ' without changing code')
+  return (f'{scheme}: {words.percent(found["changed_codes"])} of weights changed'
+          f' code, {words.percent(found["moved_unchanged"])} moved but kept their'
+          ' code')
 
 
 def _property(record: Record, letter: str, entry: Record) -> list[str]:
