@@ -1,4 +1,4 @@
-"""Renames the keys of older records to those that reports read."""
+"""Renames the keys of older records."""
 
 from __future__ import annotations
 

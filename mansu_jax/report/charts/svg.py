@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from mansu_jax.report.charts import drawing
 
-Key, Rule = drawing.Key, drawing.Rule
+Key = drawing.Key
+Rule = drawing.Rule
 STYLES = ('unlearned', 'null', 'base')  # Colours of marks.
 WIDE, NARROW = 640, 310  # Pixels.
 

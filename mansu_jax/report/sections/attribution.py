@@ -1,4 +1,4 @@
-"""The outcome of an attribution run, and what it attributed."""
+"""The outcome and the pairs of an attribution run."""
 
 from __future__ import annotations
 

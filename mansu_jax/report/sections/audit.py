@@ -1,4 +1,4 @@
-"""What an audit compared, and what it did not measure."""
+"""The models that an audit compared, and the missing measures."""
 
 from __future__ import annotations
 

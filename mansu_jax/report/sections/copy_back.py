@@ -30,8 +30,8 @@ def blocks(record: Record) -> Iterator[document.Block]:
           'The edit lies within the circuit. Restoring the circuit gives the'
           ' base, and there is nothing to restore outside it.'
           if found['confined'] else
-          'If the circuit holds what was erased, restoring the circuit brings'
-          ' the answers back and restoring the rest does not.'))
+          'If the circuit holds the erased knowledge, restoring the circuit'
+          ' brings the answers back and restoring the rest does not.'))
   if found.get('best_half_less_random'):
     yield document.Text(_halves(found))
   if rows := tuple(_rows(found)):

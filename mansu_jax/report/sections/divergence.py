@@ -56,15 +56,15 @@ def blocks(record: Record) -> Iterator[document.Block]:
        'level, difference or pairs'),
       tuple(row for m in found for row in _rows(m, record[m.key])), labels=2,
       caption='CAD and AS-NC of the unlearned model with 95 % intervals by'
-      ' fact, and their nulls, in full precision and per quantizer. A resampled'
-      ' null has a mean and a level: CAD passes above its 95 % level, AS-NC'
-      ' at or below it. A null of one value has the paired'
-      ' difference: the measure minus the null, which should be above 0 for CAD'
-      ' and below 0 for AS-NC.')
+      ' fact, and their nulls, in full precision and per quantizer. Resampled'
+      ' nulls have a mean and a level: CAD should lie above the 95 % level,'
+      ' AS-NC below it. Other nulls have one value and the paired difference'
+      ' (measure minus null): it should be above 0 for CAD and below 0 for'
+      ' AS-NC.')
 
 
 def _remarks(record: Record, why: str | None) -> Iterator[str]:
-  """The reason of S, identical random circuits, and what a high CAD shows."""
+  """The reason of S, identical random circuits, and the limits of CAD."""
   if why:
     yield f'{why[:1].upper()}{why[1:].rstrip(".")}.'
   for measure in _MEASURES:

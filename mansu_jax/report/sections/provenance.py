@@ -1,4 +1,4 @@
-"""Sample answers, and what is needed to trust or repeat the run."""
+"""Sample answers, and the model, data and settings of the run."""
 
 from __future__ import annotations
 

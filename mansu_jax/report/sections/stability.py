@@ -161,8 +161,9 @@ def _faithfulness_table(found: Record) -> document.Table:
       ('measured on', 'this circuit', 'other circuit', 'random circuits',
        'pairs'), rows,
       caption='Faithfulness with 95 % intervals by fact: the share of the'
-      ' behaviour that a circuit carries. On its own pairs, the other circuit is selected'
-      ' from the half of the facts that does not contain the pair\'s fact.'
+      ' behaviour that a circuit carries. On its own pairs, the other circuit'
+      ' is selected from the half of the facts that does not contain the'
+      ' pair\'s fact.'
       f'{rephrased}')
 
 

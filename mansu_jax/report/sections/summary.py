@@ -39,7 +39,7 @@ def _wrap(text: str, indent: int, first: int | None = None) -> list[str]:
 
 
 def _head(record: Record) -> list[str]:
-  """The verdict, the models, and in an audit what differs between them."""
+  """The verdict and the models; in an audit, also their differences."""
   config, model = record['config'], record['model']
   state = words.verdict(record['verdict']['passed']).upper()
   if not audit.is_audit(record):
@@ -55,9 +55,10 @@ def _head(record: Record) -> list[str]:
 
 
 def _survival(scheme: str, found: Record) -> str:
-  return (f'{scheme}: {words.percent(found["changed_codes"])} of weights changed'
-          f' code, {words.percent(found["moved_unchanged"])} moved but kept their'
-          ' code')
+  changed, unchanged = (
+      words.percent(found[k]) for k in ('changed_codes', 'moved_unchanged'))
+  return (f'{scheme}: {changed} of weights changed code, {unchanged} moved but'
+          ' kept their code')
 
 
 def _property(record: Record, letter: str, entry: Record) -> list[str]:
@@ -82,7 +83,7 @@ def _property(record: Record, letter: str, entry: Record) -> list[str]:
 
 
 def _gap(record: Record, entry: Record) -> str:
-  """What the PTQ gap compares with."""
+  """The smallest detectable gap, and the gap of the base."""
   base = record['ptq_gap_base'].get(entry['scheme'])
   adjusted = record['ptq_gap_adjusted'].get(entry['scheme'])
   return (f'smallest detectable {words.number(entry["smallest_detectable"])};'
