@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from mansu_jax.report import document
 from mansu_jax.report import words
 from mansu_jax.report.charts import svg
+from mansu_jax.report.sections import properties
 
 Record = dict[str, Any]
 
@@ -44,12 +45,11 @@ def blocks(record: Record) -> Iterator[document.Block]:
       ' values from causes other than the erasure of this circuit.')
   yield document.Text(_control(record.get('suppression_control')))
   found = [m for m in _MEASURES if record.get(m.key)]
-  why = record['properties']['S'].get('reason')
   if not found:
-    yield document.Text('CAD and AS-NC were not measured:'
-                        f' {(why or "they were skipped").rstrip(".")}.')
+    why = record['properties']['S'].get('reason') or 'they were skipped'
+    yield document.Text(f'CAD and AS-NC were not measured: {why.rstrip(".")}.')
     return
-  yield from map(document.Text, _remarks(record, why))
+  yield from map(document.Text, _remarks(record))
   yield document.Plots(tuple(_plot(m, record[m.key]) for m in found))
   yield document.Table(
       ('measure', 'data or null', 'value [95 % interval]',
@@ -63,22 +63,23 @@ def blocks(record: Record) -> Iterator[document.Block]:
       ' AS-NC.')
 
 
-def _remarks(record: Record, why: str | None) -> Iterator[str]:
+def _remarks(record: Record) -> Iterator[str]:
   """The reason of S, identical random circuits, and the limits of CAD."""
-  if why:
+  entry = record['properties']['S']
+  why = entry.get('reason')
+  if why and not properties.unmet_checks(entry):  # The card lists the checks.
     yield f'{why[:1].upper()}{why[1:].rstrip(".")}.'
   for measure in _MEASURES:
     nulls = (record.get(measure.key) or {}).get('nulls', {})
     if warning := nulls.get('random_circuits', {}).get('warning'):
       yield warning
-  above = record['properties']['S'].get('checks', {}).get(
-      'cad_above_random_circuits')
+  above = entry.get('checks', {}).get('cad_above_random_circuits')
   if above is not None and above is not True:
-    yield ('CAD is not above that of random circuits of the same shape. The'
-           ' scores sum to the change of the output, so they fade on every'
-           ' circuit once the answer is gone, whether it was erased or hidden.'
-           ' This CAD shows that the answer is gone, not that it was removed'
-           ' from this circuit.')
+    yield ('CAD is not clearly above that of random circuits of the same'
+           ' shape. The scores sum to the change of the output, so they fade on'
+           ' every circuit once the answer is gone, whether it was erased or'
+           ' hidden. This CAD shows that the answer is gone, not that it was'
+           ' removed from this circuit.')
 
 
 def _control(found: Record | None) -> str:

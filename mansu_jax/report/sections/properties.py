@@ -97,6 +97,8 @@ def headline(letter: str, entry: Record) -> str:
     checks = _checks(entry)
     passed = sum(v is True for v in checks.values())
     return f'{passed} of {len(checks)} checks passed'
+  if letter == 'S':
+    return 'not judged'
   scheme = f' under {entry["scheme"]}' if entry.get('scheme') else ''
   return (f'{spec.measure} {words.estimate(entry, 3, spec.sign)}'
           f'{scheme if entry.get("value") is not None else ""}')

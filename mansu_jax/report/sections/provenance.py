@@ -130,9 +130,9 @@ def _quantizers(record: Record) -> document.Section:
           ('quantizer', 'code book', 'weights per scale',
            'double quantization', 'not quantized', 'edits'), rows, labels=6,
           caption=f'{_storage(record)} The storage type affects the codes.'
-          ' Edits: "guaranteed" means that the magnitude floor makes every moved'
-          ' weight change its code under this quantizer, with the block scales'
-          ' held; "measured" means that survival is only measured.'),
+          ' Edits: "guaranteed" means that the magnitude floor makes every'
+          ' moved weight change its code under this quantizer, with the block'
+          ' scales held; "measured" means that survival is only measured.'),
       *(document.Text(text) for name, found in record['quantizers'].items()
         for text in _remarks(record, name, found))))
 

@@ -57,13 +57,15 @@ def _outcome(found: Record) -> str:
   """Readability, the answers hidden in the best layer, and avoidance."""
   hidden, least = found['hidden'], found.get('avoided')
   text = (f'Readability is {words.estimate(found)}. The lens of the best layer'
-          f' ({hidden["layer"]}) answers {words.signed(hidden["value"])}'
-          f' {words.interval(hidden["interval"], 3, True)} more of the'
-          f' questions than the last layer{_guessing(hidden)}.')
+          f' ({hidden["layer"]}) exceeds the last layer by'
+          f' {words.signed(hidden["value"])}'
+          f' {words.interval(hidden["interval"], 3, True)} in the share of'
+          f' questions answered{_guessing(hidden)}.')
   if least:
     text += (f' The layer with the fewest right answers ({least["layer"]})'
-             f' answers {words.estimate(least)}; guessing answers at least'
-             f' {words.number(least["guessing_level_5"])} (5 % level).')
+             f' answers {words.estimate(least)} of the questions; guessing'
+             f' answers at least {words.number(least["guessing_level_5"])} (5 %'
+             ' level).')
   return text
 
 
@@ -80,7 +82,7 @@ def _verdict(found: Record) -> str:
   parts = [f'{precision} {words.verdict(one["passed"])} ({_why(one)})'
            for precision, one in verdicts.items()]
   return ('Verdict of readability, in addition to the four properties:'
-          f' {"; ".join(parts)}.')
+          f' {", ".join(parts)}.')
 
 
 def _why(found: Record) -> str:
@@ -91,7 +93,7 @@ def _why(found: Record) -> str:
           _CHECKS.get(name, name))
   if not by_state:
     return 'no more is readable than by guessing'
-  return ', '.join(f'{state} checks: {words.listing(names)}'
+  return '; '.join(f'{state} checks: {words.listing(names)}'
                    for state, names in by_state.items())
 
 

@@ -109,9 +109,9 @@ class SectionsTest(cases.ReportTest):
     text = self.page(record).text
     self.assertIn(
         'full precision inconclusive (inconclusive checks: readability within'
-        ' the guessing level); nf4 inconclusive', text)
-    self.assertIn('fewest right answers (4) answers 0.187 [0.140, 0.230];'
-                  ' guessing answers at least 0.192', text)
+        ' the guessing level), nf4 inconclusive', text)
+    self.assertIn('fewest right answers (4) answers 0.187 [0.140, 0.230]'
+                  ' of the questions; guessing answers at least 0.192', text)
     record['readability'] = {'reason': 'there are 3 retain questions'}
     self.assertIn('Readability was not measured: there are 3 retain questions.',
                   self.page(record).text)
@@ -192,6 +192,7 @@ class SectionsTest(cases.ReportTest):
     self.assertIn('there are no questions', page.text)
     self.assertIn('No weight moved', page.text)
     self.assertIn('CAD and AS-NC were not measured', page.text)
+    self.assertIn('not judged', page.text)
     self.assertNotRegex(page.text, r'\b(nan|None|inf)\b')
     rows = page.table('split', 'questions asked')
     self.assertEqual({cell for row in rows for cell in row[1:2]}, {'none'})
