@@ -189,7 +189,7 @@ def _flow(
     return lambda config: _attribute(attribute, config)
   from mansu_jax.flows import audit
   from mansu_jax.flows import unlearn as pipeline
-  from mansu_jax.report import summary
+  from mansu_jax.report.sections import summary
   flow = audit if config.mode == 'audit' else pipeline
   return lambda config: _judged(flow, summary, config)
 
