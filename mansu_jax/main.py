@@ -186,11 +186,11 @@ def _flow(
     return lambda config: _plan(plan, config)
   if config.mode == 'attribute':
     from mansu_jax.flows import attribute
-    from mansu_jax.report import attribution_lines
-    return lambda config: _attribute(attribute, attribution_lines, config)
+    from mansu_jax.report.sections import attribution_summary
+    return lambda config: _attribute(attribute, attribution_summary, config)
   from mansu_jax.flows import audit
   from mansu_jax.flows import unlearn as pipeline
-  from mansu_jax.report import summary
+  from mansu_jax.report.sections import summary
   flow = audit if config.mode == 'audit' else pipeline
   return lambda config: _judged(flow, summary, config)
 

@@ -1,6 +1,6 @@
-"""What a report is made of; the same blocks become Markdown and HTML.
+"""The content of a report: blocks that become Markdown and HTML.
 
-All text is plain: the renderers escape it.
+All text is plain; the renderers escape it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ class Text(NamedTuple):
   text: str
 
 
+class Bullets(NamedTuple):
+  """A bullet list."""
+
+  items: tuple[str, ...]
+
+
 class Table(NamedTuple):
-  """A table; the first `labels` columns hold words, the others figures."""
+  """A table; the first `labels` columns hold text, the others figures."""
 
   columns: tuple[str, ...]
   rows: tuple[tuple[str, ...], ...]
   labels: int = 1
-  caption: str = ''
+  caption: str = ''  # Quantity, unit, data, and how to read it.
 
 
 class Plot(NamedTuple):
-  """A chart: `plots/<name>.svg`."""
+  """A chart, written to `plots/<name>.svg`."""
 
   name: str
   svg: str
@@ -32,13 +38,13 @@ class Plot(NamedTuple):
 
 
 class Plots(NamedTuple):
-  """Charts side by side, where there is room."""
+  """Charts, side by side where the page is wide enough."""
 
   items: tuple[Plot, ...]
 
 
 class Card(NamedTuple):
-  """One property."""
+  """The verdict on one property."""
 
   letter: str
   title: str
@@ -50,32 +56,32 @@ class Card(NamedTuple):
 
 
 class Cards(NamedTuple):
-  """The properties side by side."""
+  """The properties, side by side where the page is wide enough."""
 
   items: tuple[Card, ...]
 
 
 class Code(NamedTuple):
-  """Text to copy, as it stands."""
+  """Verbatim text."""
 
   text: str
 
 
-Block = Text | Table | Plots | Cards | Code
+Block = Text | Bullets | Table | Plots | Cards | Code
 
 
 class Section(NamedTuple):
-  """A heading and what stands under it."""
+  """A heading and its blocks."""
 
   title: str
   blocks: tuple[Block, ...]
 
 
 class Report(NamedTuple):
-  """The whole."""
+  """A complete report."""
 
   title: str
-  state: bool | str | None  # The verdict; None: nothing is judged.
+  state: bool | str | None  # The verdict; None where nothing is judged.
   sentence: str
   sections: tuple[Section, ...]
 

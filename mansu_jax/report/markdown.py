@@ -1,4 +1,4 @@
-"""A report as Markdown."""
+"""Renders a report as Markdown."""
 
 from __future__ import annotations
 
@@ -8,34 +8,42 @@ import re
 from mansu_jax.report import document
 from mansu_jax.report import words
 
-# An underscore within a word and a lone bracket mean nothing.
+# Underscores within words and lone brackets have no meaning in Markdown.
 _SPECIAL = re.compile(r'([\\`*|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[\[(:]))')
 _AT_START = re.compile(r'^(\d*)(#+|[+\-=.)])(?=\s|$)')
 
 
 def escape(text: str) -> str:
-  """Plain text as one line of Markdown; line breaks become a sign."""
+  """Plain text as one line of Markdown; `⏎` replaces line breaks."""
   line = ' ⏎ '.join(part.strip() for part in text.splitlines()).strip()
   line = _SPECIAL.sub(r'\\\1', html.escape(line, quote=False))
   return _AT_START.sub(r'\1\\\2', line)
 
 
 def table(block: document.Table) -> str:
-  """A pipe table."""
+  """A caption paragraph, then a pipe table."""
   figures = len(block.columns) - block.labels
   rules = ['---'] * block.labels + ['---:'] * figures
   row = lambda cells: f'| {" | ".join(cells)} |'
-  lines = [row([escape(c) for c in block.columns]), row(rules)]
+  lines = [escape(block.caption), ''] if block.caption else []
+  lines += [row([escape(c) for c in block.columns]), row(rules)]
   lines += [row([escape(c) for c in cells]) for cells in block.rows]
-  if block.caption:
-    lines += ['', escape(block.caption)]
   return '\n'.join(lines)
 
 
 def _plots(block: document.Plots) -> str:
-  return '\n\n'.join(
-      f'![{escape(plot.caption)}](plots/{plot.name}.svg)\n\n'
-      f'{escape(plot.caption)}' for plot in block.items)
+  return '\n\n'.join(map(_plot, block.items))
+
+
+def _plot(plot: document.Plot) -> str:
+  """An image and its caption, whose first sentence is the alternative text."""
+  alternative = plot.caption.split('. ')[0].removesuffix('.')
+  return (f'![{escape(alternative)}](plots/{plot.name}.svg)\n\n'
+          f'{escape(plot.caption)}')
+
+
+def _bullets(block: document.Bullets) -> str:
+  return '\n'.join(f'- {escape(item)}' for item in block.items)
 
 
 def _cards(block: document.Cards) -> str:
@@ -57,6 +65,7 @@ def _code(block: document.Code) -> str:
 
 _BLOCKS = {
     document.Text: lambda block: escape(block.text),
+    document.Bullets: _bullets,
     document.Table: table,
     document.Plots: _plots,
     document.Cards: _cards,
@@ -65,7 +74,7 @@ _BLOCKS = {
 
 
 def render(report: document.Report) -> str:
-  """The whole page."""
+  """The report as a Markdown document."""
   parts = [f'# {escape(report.title)}', f'**{escape(report.sentence)}**']
   for section in report.sections:
     parts.append(f'## {escape(section.title)}')

@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML page."""
+"""Renders a report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import html
 from mansu_jax.report import document
 from mansu_jax.report import words
 
-_LONG = 36  # Characters.
+_LONG = 36  # Characters from which a label cell wraps.
 _MARKS = {True: '✓', False: '✗', 'inconclusive': '?'}
 _STYLE = '''
 :root{color-scheme:light dark;--text:#1b2430;--soft:#5b6675;--line:#dfe4ea;
@@ -42,8 +42,8 @@ margin:0 0 6px}
 .soft,.card li,figcaption,caption{color:var(--soft);font-size:13px}
 .scroll{overflow-x:auto;margin:12px 0}
 table{border-collapse:collapse;background:var(--card);font-size:13.5px;
-border:1px solid var(--line)}
-caption{caption-side:bottom;text-align:left;padding:6px 0}
+min-width:min(100%,640px);border:1px solid var(--line)}
+caption{caption-side:top;text-align:left;padding:0 0 8px;max-width:90ch}
 th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:right;
 vertical-align:top;white-space:nowrap;font-variant-numeric:tabular-nums}
 th{font-weight:600;white-space:normal;vertical-align:bottom}.l{text-align:left}
@@ -66,7 +66,7 @@ def _text(block: document.Text) -> str:
 
 
 def _cell(tag: str, text: str, label: bool) -> str:
-  """A cell; long words wrap, figures do not."""
+  """A table cell; long labels wrap, figures do not."""
   wraps = label and (len(text) > _LONG or '\n' in text)
   names = 'l w' if wraps else 'l' if label else ''
   kind = names and f' class="{names}"'
@@ -83,6 +83,11 @@ def _table(block: document.Table) -> str:
   return (f'<div class="scroll"><table>{caption}<thead>'
           f'{row("th", block.columns)}</thead>\n<tbody>{body}</tbody>'
           '</table></div>')
+
+
+def _bullets(block: document.Bullets) -> str:
+  items = ''.join(f'<li>{html.escape(item)}</li>' for item in block.items)
+  return f'<ul>{items}</ul>'
 
 
 def _plots(block: document.Plots) -> str:
@@ -118,6 +123,7 @@ def _code(block: document.Code) -> str:
 
 _BLOCKS = {
     document.Text: _text,
+    document.Bullets: _bullets,
     document.Table: _table,
     document.Plots: _plots,
     document.Cards: _cards,
@@ -126,7 +132,7 @@ _BLOCKS = {
 
 
 def render(report: document.Report) -> str:
-  """The whole page; nothing in it comes from elsewhere."""
+  """The report as an HTML document that loads nothing."""
   title = html.escape(report.title)
   parts = []
   for section in report.sections:

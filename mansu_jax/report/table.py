@@ -1,9 +1,10 @@
-"""Runs side by side: `python -m mansu_jax.report.table [NAME=]DIR ...`.
+"""Compares runs: `python -m mansu_jax.report.table [NAME=]DIR ...`.
 
-Prints Markdown tables of the records in workdirs, one row a setting: runs that
-differ in nothing but the seed share a row, as mean [min, max]. A row is named
-by its flags that not all runs have, or by NAME. The first table has what is
-answered, the second, where it was measured, what is left inside.
+Prints Markdown tables of the records in workdirs. Each row is one setting:
+runs that differ only in their seed share a row, as mean [min, max]. A row's
+name is NAME, or the flags that not all runs share. The first table compares
+accuracy, PTQ gap and perplexity. The second compares CAD, AS-NC and
+readability where they were measured.
 """
 
 from __future__ import annotations
@@ -18,58 +19,70 @@ from absl import app
 
 from mansu_jax.report import document
 from mansu_jax.report import markdown
-from mansu_jax.report import provenance
 from mansu_jax.report import words
+from mansu_jax.report.sections import provenance
 
 Record = dict[str, Any]
 
 _SPLITS = ('forget_paraphrase', 'forget_far', 'retain', 'retain_heldout')
 _COLUMNS = (
     'run', 'quantizer', 'seeds', *(f'{s}, fp / quantized' for s in _SPLITS),
-    'PTQ gap', 'base\'s own gap', 'adjusted gap',
+    'PTQ gap', 'PTQ gap of the base', 'base-adjusted gap',
     'perplexity ratio, fp / quantized', 'weights moved', 'time')
 _STRUCTURE = (
     'run', 'seeds', 'CAD, fp / quantized', 'CAD of the suppression control',
     'CAD of random circuits', 'AS-NC, fp / quantized',
     'readability, fp / quantized', 'readability of the suppression control',
     'readability of the quantized base', 'readability by guessing, 95 % level',
-    'hidden, fp / quantized', 'S')
+    'best minus last layer, fp / quantized', 'S')
+_CAPTION = (
+    'Mean over seeds [minimum, maximum]. Accuracy and gaps are shares of'
+    ' questions; fp is full precision. PTQ gap: accuracy when quantized minus'
+    ' full precision, on forget_paraphrase and forget_far. Perplexity ratio:'
+    ' unlearned divided by base.')
+_STRUCTURE_CAPTION = (
+    'Mean over seeds [minimum, maximum]. CAD and AS-NC: 0 unchanged, 1 gone.'
+    ' Readability: share of the base\'s; 0 is guessing. Best minus last layer:'
+    ' share of forget questions that the best layer\'s lens answers, minus that'
+    ' of the last layer. S: verdicts on structural erasure.')
 
 
 def compare(
     records: Sequence[Record], names: Sequence[str] | None = None) -> str:
-  """Markdown tables of runs.
+  """Markdown tables that compare runs.
 
   Args:
-    records: as in `record.json`.
-    names: of the row of each record; None or an empty one: its flags.
+    records: Records as in `record.json`.
+    names: Row name of each record; None or '' for its flags.
 
   Raises:
-    ValueError: there are no records, or runs of one name differ in more than
+    ValueError: There are no records, or runs of one name differ in more than
       the seed.
   """
   if not records:
-    raise ValueError('No records to compare; wanted at least one. Give the'
-                     ' workdirs of finished runs.')
+    raise ValueError('There are no records to compare; give the workdirs of at'
+                     ' least one finished run.')
   groups = _grouped(records, names or [''] * len(records))
   rows = [(name, *_cells(group)) for name, group in groups]
   if len({_measured_on(record) for record in records}) == 1:
     rows.insert(0, ('base', *_base_cells(records)))
-  tables = [document.Table(_COLUMNS, tuple(rows), labels=2)]
+  tables = [document.Table(
+      _COLUMNS, tuple(rows), labels=2, caption=_CAPTION)]
   if any(record['cad'] or _readable(record) for record in records):
     tables.append(document.Table(_STRUCTURE, tuple(
-        (name, *_structure_cells(group)) for name, group in groups)))
+        (name, *_structure_cells(group)) for name, group in groups),
+                                 caption=_STRUCTURE_CAPTION))
   return '\n\n'.join(map(markdown.table, tables)) + '\n'
 
 
 def _measured_on(record: Record) -> str:
-  """Equal where the base's figures may share a row."""
+  """A key that records with the same base figures share."""
   return json.dumps([record['model'].get('sha256'), record['data']['sha256'],
                      _scheme(record)], sort_keys=True)
 
 
 def _identity(record: Record) -> frozenset[str]:
-  """The flags of a run but for its seed."""
+  """The flags of a run except its seed."""
   return frozenset(flag for flag in provenance.flags(record['config'])
                    if not flag.startswith('--seed='))
 
@@ -77,7 +90,7 @@ def _identity(record: Record) -> frozenset[str]:
 def _grouped(
     records: Sequence[Record], names: Sequence[str]
 ) -> list[tuple[str, list[Record]]]:
-  """Records by setting, in order of first appearance, each with its name."""
+  """Names of the settings with their records, in order of appearance."""
   common = frozenset.intersection(*map(_identity, records))
   groups: dict[Any, list[Record]] = {}
   for record, name in zip(records, names):
@@ -89,8 +102,7 @@ def _grouped(
                          - frozenset.intersection(*settings))
       raise ValueError(
           f'The runs named {key!r} differ in more than the seed:'
-          f' {" ".join(differing)}; wanted runs of one setting. Name them'
-          ' apart.')
+          f' {" ".join(differing)}. Give each setting a name of its own.')
     flags = ' '.join(sorted(_identity(group[0]) - common))
     name = key if isinstance(key, str) else flags
     out.append((name or _kind(group[0]), group))
@@ -98,7 +110,7 @@ def _grouped(
 
 
 def _kind(record: Record) -> str:
-  """What a run did, where no flag tells it from the others."""
+  """The name of a run that no flag distinguishes from the others."""
   config = record['config']
   return 'audit' if config['mode'] == 'audit' else config['method']
 
@@ -109,7 +121,7 @@ def _scheme(record: Record) -> str:
 
 def _over_seeds(
     values: Sequence[float | None], form: Callable[[float], str]) -> str:
-  """mean [min, max] of what was measured."""
+  """`mean [min, max]` of the values that were measured."""
   known = [v for v in values if v is not None]
   if not known:
     return words.MISSING
@@ -123,7 +135,7 @@ def _over_seeds(
 
 
 def _both(group, get, form) -> str:
-  """fp / quantized; `get(record, precision)`."""
+  """`fp / quantized` values of `get(record, precision)`."""
   parts = [
       _over_seeds([get(r, 'fp' if fp else _scheme(r)) for r in group], form)
       for fp in (True, False)]
@@ -158,13 +170,13 @@ def _cells(group: Sequence[Record]) -> list[str]:
 
 
 def _readable(record: Record) -> Record:
-  """Readability, where it was measured."""
+  """Readability; {} where it was not measured."""
   found = record.get('readability') or {}
   return found if 'value' in found else {}
 
 
 def _structure_cells(group: Sequence[Record]) -> list[str]:
-  """CAD, AS-NC and readability beside what they should differ from."""
+  """CAD, AS-NC and readability with their nulls."""
   measures = {
       'cad': lambda r: r['cad'] or {}, 'as_nc': lambda r: r['as_nc'] or {},
       'readability': _readable}
@@ -193,7 +205,7 @@ def _structure_cells(group: Sequence[Record]) -> list[str]:
 
 
 def _base_cells(records: Sequence[Record]) -> list[str]:
-  """The base's row: what it is when nothing is unlearned.
+  """The row of the base model.
 
   The base does not depend on a run's setting, so each seed counts once.
   """
@@ -207,21 +219,22 @@ def read(folder: str) -> Record:
   """The record of a workdir.
 
   Raises:
-    ValueError: there is none, or it is not a record.
+    ValueError: The workdir has no record, or not one of an unlearning run or
+      an audit.
   """
   path = pathlib.Path(folder) / 'record.json'
   if not path.is_file():
-    raise ValueError(f'No record.json in {folder!r}; wanted the workdir of a'
-                     ' finished run.')
+    raise ValueError(f'There is no record.json in {folder!r}; give the workdir'
+                     ' of a finished run.')
   record = json.loads(path.read_text(encoding='utf-8'))
   if 'accuracy' not in record or 'config' not in record:
-    raise ValueError(f'{path} has no accuracy or no config; wanted the record'
-                     ' of a run that unlearns.')
+    raise ValueError(f'{path} has no accuracy or no config; give the workdir of'
+                     ' an unlearning run or an audit.')
   return record
 
 
 def main(argv: list[str]) -> int:
-  """Prints the table."""
+  """Prints the tables."""
   parts = [argument.rpartition('=') for argument in argv[1:]]
   try:
     table = compare([read(folder) for _, _, folder in parts],

@@ -1,4 +1,4 @@
-"""Figures in words: one way to print each kind, and absence said plainly."""
+"""Formats figures as text: one format for each kind of figure."""
 
 from __future__ import annotations
 
@@ -10,38 +10,43 @@ MISSING = 'not measured'
 
 SPLITS = {
     'forget': 'forget (trained phrasings)',
-    'forget_paraphrase': 'forget_paraphrase (near phrasings)',
-    'forget_far': 'forget_far (unlike any trained)',
-    'retain': 'retain (phrasings not trained on)',
-    'retain_heldout': 'retain_heldout (facts not trained on)',
+    'forget_paraphrase': 'forget_paraphrase (near phrasings, not trained)',
+    'forget_far': 'forget_far (far phrasings, not trained)',
+    'retain': 'retain (trained facts, new phrasings)',
+    'retain_heldout': 'retain_heldout (facts never trained)',
+}
+# The `use` field of evaluation questions on forget facts -> a label.
+PHRASINGS = {
+    'near': 'near phrasings (forget_paraphrase)',
+    'far': 'far phrasings (forget_far)',
 }
 VERDICTS = {True: 'passed', False: 'failed', 'inconclusive': 'inconclusive'}
 
 
 def verdict(state: Any) -> str:
-  """passed, failed or inconclusive."""
+  """`passed`, `failed`, `inconclusive` or `not measured`."""
   return VERDICTS.get(state, MISSING)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-  """A figure with so many decimals."""
+  """A figure rounded to `digits` decimals."""
   if value is None:
     return MISSING
   return f'{round(value, digits) + 0.0:.{digits}f}'  # No sign on zero.
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-  """A difference, with its sign."""
+  """A difference with its sign."""
   return MISSING if value is None else f'{value + 0.0:+.{digits}f}'
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-  """A figure of any size, rounded to significant digits."""
+  """A figure rounded to `digits` significant digits."""
   return MISSING if value is None else f'{value:.{digits}g}'
 
 
 def percent(share: float | None) -> str:
-  """A share in percent, to three significant digits: a tiny one shows."""
+  """A share in percent with three significant digits."""
   if share is None:
     return MISSING
   return f'{100 * share:.3g} %'
@@ -50,7 +55,7 @@ def percent(share: float | None) -> str:
 def interval(
     bounds: Sequence[float | None] | None, digits: int = 3,
     sign: bool = False) -> str:
-  """`[low, high]`, or in words."""
+  """`[low, high]`, or `no interval`."""
   if not bounds or all(x is None for x in bounds):
     return 'no interval'
   form = signed if sign else number
@@ -70,12 +75,12 @@ def estimate(
 
 
 def ratio(above: float | None, below: float | None) -> float | None:
-  """above / below where both are known."""
+  """above / below; None where one is unknown or below is 0."""
   return None if above is None or not below else above / below
 
 
 def duration(seconds: float | None) -> str:
-  """Seconds, or minutes where those read better."""
+  """`4.2 s`, or `3 min 07 s` from two minutes on."""
   if seconds is None:
     return MISSING
   if seconds < 120:
@@ -84,7 +89,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-  """Bytes in binary units."""
+  """A number of bytes in binary units."""
   if count is None:
     return MISSING
   power = min(3, int(math.log2(max(count, 1)) // 10))

@@ -1,46 +1,61 @@
-"""A record -> `record.json`, `report.md`, `report.html` and `plots/`."""
+"""Writes a run's `record.json`, `report.md`, `report.html` and `plots/`.
+
+`python -m mansu_jax.report.write WORKDIR [FOLDER]` renders the report of
+WORKDIR/record.json again, into FOLDER or WORKDIR.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import pathlib
+import sys
 from typing import Any
 
-from mansu_jax.report import attribution
-from mansu_jax.report import audit
-from mansu_jax.report import circuit
+from absl import app
+
 from mansu_jax.report import document
-from mansu_jax.report import erasure
+from mansu_jax.report import former_keys
 from mansu_jax.report import markdown
-from mansu_jax.report import measures
-from mansu_jax.report import movement
 from mansu_jax.report import page
-from mansu_jax.report import properties
-from mansu_jax.report import provenance
-from mansu_jax.report import stability
-from mansu_jax.report import structure
 from mansu_jax.report import words
+from mansu_jax.report.sections import accuracy
+from mansu_jax.report.sections import attribution
+from mansu_jax.report.sections import audit
+from mansu_jax.report.sections import circuit
+from mansu_jax.report.sections import curve
+from mansu_jax.report.sections import erasure
+from mansu_jax.report.sections import movement
+from mansu_jax.report.sections import perplexity
+from mansu_jax.report.sections import properties
+from mansu_jax.report.sections import provenance
+from mansu_jax.report.sections import ptq_gap
+from mansu_jax.report.sections import question_groups
+from mansu_jax.report.sections import stability
+from mansu_jax.report.sections import survival
+from mansu_jax.report.sections import training
 from mansu_jax.runtime import files
 from mansu_jax.runtime import processes
 
+Record = dict[str, Any]
 
-def write(record: dict[str, Any], root: pathlib.Path) -> None:
-  """Writes a run's record and its report.
 
-  A figure that is not finite becomes null in `record.json`, which is strict
-  JSON, and its place is listed under `not_finite`. Of several processes the
-  first writes, its own record; all must ask.
+def write(record: Record, root: pathlib.Path) -> None:
+  """Writes a record and its report.
+
+  `record.json` is strict JSON: null replaces figures that are not finite, and
+  `not_finite` lists their keys. Collective: every process must call it; the
+  first process writes its own record.
 
   Args:
-    record: as `stages.results.make_record` makes it.
-    root: an existing folder.
+    record: From `stages.judge.results.make_record` or an attribution.
+    root: An existing folder.
   """
   record = as_json(record)
   processes.broadcast_from_primary(lambda: _write(record, root))
 
 
-def _write(record: dict[str, Any], root: pathlib.Path) -> None:
+def _write(record: Record, root: pathlib.Path) -> None:
   files.write_json(root / 'record.json', record)
   report = make_report(record)
   (root / 'plots').mkdir(exist_ok=True)
@@ -50,28 +65,30 @@ def _write(record: dict[str, Any], root: pathlib.Path) -> None:
   files.write_text(root / 'report.html', page.render(report))
 
 
-def as_json(record: dict[str, Any]) -> dict[str, Any]:
-  """The record as a reader of `record.json` will find it."""
-  places: list[str] = []
-  clean = _finite(record, '', places)
-  if places:
-    clean['not_finite'] = places
+def as_json(record: Record) -> Record:
+  """The record as `record.json` holds it."""
+  not_finite: list[str] = []
+  clean = _finite(record, '', not_finite)
+  if not_finite:
+    clean['not_finite'] = not_finite
   return json.loads(json.dumps(clean, allow_nan=False))
 
 
-def _finite(value: Any, place: str, places: list[str]) -> Any:
+def _finite(value: Any, key: str, not_finite: list[str]) -> Any:
+  """The value with None for figures that are not finite; lists their keys."""
   if isinstance(value, dict):
-    return {k: _finite(v, f'{place}/{k}', places) for k, v in value.items()}
+    return {k: _finite(v, f'{key}/{k}', not_finite) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
-    return [_finite(v, f'{place}/{i}', places) for i, v in enumerate(value)]
+    return [_finite(v, f'{key}/{i}', not_finite) for i, v in enumerate(value)]
   if isinstance(value, float) and not math.isfinite(value):
-    places.append(place.removeprefix('/'))
+    not_finite.append(key.removeprefix('/'))
     return None
   return value
 
 
-def make_report(record: dict[str, Any]) -> document.Report:
-  """The report's content, from a record in its JSON form."""
+def make_report(record: Record) -> document.Report:
+  """The report of a record in its JSON form."""
+  record = former_keys.rename(record)
   if attribution.is_attribution(record):
     title, sections = attribution.title(record), _attribution(record)
     state, sentence = None, attribution.sentence(record)
@@ -79,57 +96,78 @@ def make_report(record: dict[str, Any]) -> document.Report:
     make = _audit if audit.is_audit(record) else _unlearning
     title, sections = make(record)
     state, sentence = record['verdict']['passed'], properties.sentence(record)
-  if places := record.get('not_finite'):
-    sections.insert(1, document.Section('Not finite', (document.Text(
-        'These figures were infinite or not a number, and stand as not'
-        f' measured below: {words.listing(places)}.'),)))
+  if not_finite := record.get('not_finite'):
+    sections.insert(1, document.Section('Figures that are not finite', (
+        document.Text(
+            'These figures of record.json are infinite or not a number; the'
+            ' report shows them as not measured:'
+            f' {words.listing(not_finite)}.'),)))
   return document.Report(title, state, sentence, tuple(sections))
 
 
-def _properties(record: dict[str, Any]) -> document.Section:
-  return document.Section('Four properties', (properties.cards(record),))
-
-
-def _unlearning(
-    record: dict[str, Any]) -> tuple[str, list[document.Section]]:
-  """Title and sections of a run that unlearns."""
+def _unlearning(record: Record) -> tuple[str, list[document.Section]]:
+  """Title and sections of an unlearning run."""
   config, model = record['config'], record['model']
   title = (f'Unlearning {words.verdict(record["verdict"]["passed"])}:'
            f' {config["method"]} on {model.get("name", config["model"])}, seed'
            f' {config["seed"]}')
-  moved = [movement.movement] if 'movement' in record else []  # From 0.1 on.
-  firm = [stability.section] if 'stability' in record['circuit'] else []
-  makers = (
-      _properties, measures.accuracy, measures.gaps, measures.perplexity,
-      measures.damage, structure.survival, *moved, circuit.section, *firm,
-      structure.training, erasure.erasure, provenance.samples)
-  return title, [
-      *(make(record) for make in makers), *provenance.provenance(record)]
-
-
-def _audit(record: dict[str, Any]) -> tuple[str, list[document.Section]]:
-  """The same of an audit, without sections on what was not measured."""
-  asked, found = bool(record['accuracy']), bool(record['circuit'])
-  makers = {
-      measures.accuracy: asked, measures.gaps: bool(record['ptq_gap']),
-      measures.perplexity: bool(record['perplexity']['unlearned']),
-      measures.damage: asked, structure.survival: True,
-      movement.movement: True, circuit.section: found,
+  included = {
+      properties.section: True, accuracy.section: True, ptq_gap.section: True,
+      perplexity.section: True, question_groups.section: True,
+      survival.section: True,
+      movement.section: 'movement' in record,  # From 0.1 on.
+      circuit.section: True,
       stability.section: 'stability' in record['circuit'],
-      erasure.erasure: found, provenance.samples: bool(record['samples'])}
-  return audit.title(record), [
-      audit.compared(record), _properties(record),
-      *audit.not_measured(record),
-      *(make(record) for make, measured in makers.items() if measured),
+      training.section: True, erasure.section: True, provenance.samples: True}
+  return title, [
+      *(make(record) for make, include in included.items() if include),
       *provenance.provenance(record)]
 
 
-def _attribution(record: dict[str, Any]) -> list[document.Section]:
-  """Sections of attribution alone."""
+def _audit(record: Record) -> tuple[str, list[document.Section]]:
+  """Title and sections of an audit; omits sections without a measurement."""
+  asked, found = bool(record['accuracy']), bool(record['circuit'])
+  included = {
+      accuracy.section: asked, ptq_gap.section: bool(record['ptq_gap']),
+      perplexity.section: bool(record['perplexity']['unlearned']),
+      question_groups.section: asked, survival.section: True,
+      movement.section: True, circuit.section: found,
+      stability.section: 'stability' in record['circuit'],
+      erasure.section: found, provenance.samples: bool(record['samples'])}
+  return audit.title(record), [
+      audit.compared(record), properties.section(record),
+      *audit.not_measured(record),
+      *(make(record) for make, include in included.items() if include),
+      *provenance.provenance(record)]
+
+
+def _attribution(record: Record) -> list[document.Section]:
+  """Sections of an attribution."""
   makers = {
-      'stability': stability.section, 'curve': circuit.curve,
+      'stability': stability.section, 'curve': curve.section,
       'largest': circuit.largest}
   return [
       attribution.attributed(record), circuit.section(record),
       *(make(record) for key, make in makers.items()
         if key in record['circuit']), *provenance.of_attribution(record)]
+
+
+def main(argv: list[str]) -> int:
+  """Renders the report of a workdir again."""
+  if len(argv) not in (2, 3):
+    print('usage: python -m mansu_jax.report.write WORKDIR [FOLDER]',
+          file=sys.stderr)
+    return 2
+  source, root = pathlib.Path(argv[1]), pathlib.Path(argv[-1])
+  path = source / 'record.json'
+  if not path.is_file():
+    print(f'mansu_jax.report.write: no record.json in {argv[1]!r}; give the'
+          ' workdir of a finished run.', file=sys.stderr)
+    return 2
+  root.mkdir(parents=True, exist_ok=True)
+  write(json.loads(path.read_text(encoding='utf-8')), root)
+  return 0
+
+
+if __name__ == '__main__':
+  app.run(main)

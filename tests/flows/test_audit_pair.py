@@ -17,7 +17,7 @@ from mansu_jax import main
 from mansu_jax.models.families import llama
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
-from mansu_jax.report import summary
+from mansu_jax.report.sections import summary
 from mansu_jax.report import write as report
 from tests import bad_input
 from tests import runs
@@ -203,7 +203,7 @@ class WeightsTest(_Folder):
     self.assertAlmostEqual(
         record['pair']['moved_beyond_rounding'],
         64 / record['movement']['total']['size'])
-    told = 'moved for more than the base\'s rounding to bfloat16'
+    told = 'moved by more than the base\'s rounding to bfloat16'
     self.assertIn(told, (self.folder / 'audit/report.md').read_text())
     self.assertIn(told, '\n'.join(summary.lines(record)))
 

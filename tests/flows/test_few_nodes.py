@@ -55,14 +55,15 @@ class FewNodesTest(absltest.TestCase):
       self.assertStartsWith(part['warning'], compared)
       self.assertIn(part['warning'], logged)
       self.assertIn(part['warning'], report.replace('\n', ' '))
-    self.assertIn('random circuits of its shape are the circuit itself', report)
+    self.assertIn('random circuits of the same shape are identical to the'
+                  ' circuit', report)
     self.assertIn('20 of 20 the circuit itself', '\n'.join(
         attribute.lines(record)))
     *_, last = found['curve']
     self.assertEqual(last['random']['same'], 2)
     self.assertEqual(found['pairs_skipped'], 1)
     self.assertIn('1 of 23 pairs are left out', logged)
-    self.assertIn('1 of the file left out', report)
+    self.assertIn('1 of the file dropped', report)
 
   def test_some_random_circuits(self):
     record, _, report = self._run(0.145)
@@ -71,8 +72,7 @@ class FewNodesTest(absltest.TestCase):
     self.assertBetween(found['random']['same'], 1, 19)
     told = f'{found["random"]["same"]} of 20 random circuits whose'
     self.assertIn(told, report)
-    self.assertIn('; '.join(['', f'{found["random"]["same"]} of them are']),
-                  report)
+    self.assertIn(f'; {found["random"]["same"]} of them identical', report)
 
   def test_without_the_flag_they_are_refused(self):
     code, said = bad_input.status([

@@ -1,8 +1,8 @@
-"""What charts are drawn with: elements, a frame with axes, one style.
+"""Elements of SVG charts: shapes, a frame with axes, and one style.
 
-Every drawing is a whole SVG document with its own style, readable on light and
-dark screens and in print, so that the same text serves as a file and inline
-in a page. Text is escaped here; callers pass it plain.
+Each drawing is a complete SVG document with its own style and background. It
+is readable on light and dark screens and in print, as a file and inline in an
+HTML page. This module escapes text; callers pass it plain.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import html
 import math
 from typing import NamedTuple
 
-CHARACTER = 6.5  # Mean width of a character of the labels, in pixels.
-ROOM = 16  # Around everything.
+CHARACTER = 6.5  # Mean width of a label's character, in pixels.
+MARGIN = 16  # Around the drawing, in pixels.
 _STYLE = '''
-.mj{font:11.5px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+.mj{font-size:11.5px;
+font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 .mj text{fill:#4a5565}.mj .title{font-weight:600;font-size:13px;fill:#1b2430}
 .mj .bg{fill:#fff}.mj .grid{stroke:#e6e9ee}.mj .axis{stroke:#9aa5b4}
 .mj .rule{stroke:#1b2430;stroke-dasharray:4 3}
@@ -39,7 +40,7 @@ _STYLE = '''
 
 
 class Key(NamedTuple):
-  """An entry of the legend."""
+  """A legend entry."""
 
   label: str
   style: str
@@ -54,12 +55,12 @@ class Rule(NamedTuple):
 
 
 def number(value: float) -> str:
-  """A tick's label: short, without a sign on zero."""
+  """A tick label: short, without a sign on zero."""
   return f'{value + 0.0:.6g}'
 
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:
-  """Round values that cover [low, high] from inside."""
+  """Round values within [low, high], about `count` of them."""
   raw = (high - low) / count
   power = 10.0 ** math.floor(math.log10(raw))
   step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
@@ -68,7 +69,14 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
 
 
 def element(name: str, content: str | None = None, **attributes) -> str:
-  """An element; names of attributes with _ for - and a trailing _ dropped."""
+  """An SVG element.
+
+  Args:
+    name: Element name.
+    content: Escaped content; None for an empty element.
+    **attributes: Plain values. In names `_` becomes `-`; a trailing `_` is
+      dropped.
+  """
   written = []
   for key, value in attributes.items():
     key = key.rstrip('_').replace('_', '-')
@@ -81,26 +89,37 @@ def element(name: str, content: str | None = None, **attributes) -> str:
 
 
 def text(x: float, y: float, text: str, **attributes) -> str:
-  """A text that starts, ends or is centred at a place, in pixels."""
+  """A text element at a position in pixels; `text_anchor` aligns it."""
   return element('text', html.escape(text), x=float(x), y=float(y),
                  **attributes)
 
 
 def shorten(text: str, characters: int) -> str:
-  """One line of at most so many characters."""
+  """One line of at most `characters` characters."""
   text = ' '.join(text.split())
   return text if len(text) <= characters else text[:characters - 1] + '…'
 
 
 class Frame:
-  """Title, legend and linear axes; marks are added in data coordinates."""
+  """Title, legend and linear axes.
+
+  `x` and `y` convert data to pixels; `add` takes elements in pixels.
+
+  Attributes:
+    title: Title of the chart.
+    width: Width in pixels.
+    left: Left edge of the plotting area, in pixels.
+    right: Right edge.
+    top: Top edge.
+    bottom: Bottom edge.
+  """
 
   def __init__(
       self, title: str, *, x: tuple[float, float], y: tuple[float, float],
       width: int, height: float, left: float, legend: Sequence[Key] = (),
       rules: Sequence[Rule] = (), y_label: str = ''):
     self.title, self.width, self._marks = title, width, []
-    self.left, self.right = left, width - ROOM - 4
+    self.left, self.right = left, width - MARGIN - 4
     legend_rows = self._lay_out(legend)
     self.top = 38 + 18 * legend_rows + (14 if rules or y_label else 0)
     self.bottom = self.top + height
@@ -111,12 +130,12 @@ class Frame:
     self._draw_rules()
 
   def _lay_out(self, legend: Sequence[Key]) -> int:
-    """Draws the legend under the title; returns how many rows it takes."""
-    x, row = ROOM + 6.0, 0
+    """Draws the legend under the title; returns its number of rows."""
+    x, row = MARGIN + 6.0, 0
     for key in legend:
       wide = 26 + CHARACTER * len(key.label)
-      if x + wide > self.width and x > ROOM + 6:
-        x, row = ROOM + 6.0, row + 1
+      if x + wide > self.width and x > MARGIN + 6:
+        x, row = MARGIN + 6.0, row + 1
       y = 40.0 + 18 * row
       self._marks.append(dot(x, y - 4, key.style, key.hollow))
       self._marks.append(text(x + 9, y, key.label))
@@ -124,12 +143,12 @@ class Frame:
     return row + 1 if legend else 0
 
   def x(self, value: float) -> float:
-    """Pixels of a value."""
+    """Horizontal position of a value, in pixels."""
     low, high = self._x
     return self.left + (value - low) / (high - low) * (self.right - self.left)
 
   def y(self, value: float) -> float:
-    """Pixels of a value."""
+    """Vertical position of a value, in pixels."""
     low, high = self._y
     return self.bottom - (value - low) / (high - low) * (
         self.bottom - self.top)
@@ -138,10 +157,10 @@ class Frame:
     """Adds an element."""
     self._marks.append(mark)
 
-  def x_axis(self, label: str, count: int, whole: bool = False) -> None:
-    """Vertical grid lines with their values, and the label below."""
+  def x_axis(self, label: str, count: int, integers: bool = False) -> None:
+    """Draws vertical grid lines, their values, and the axis label."""
     for value in ticks(*self._x, count):
-      if whole and value != round(value):
+      if integers and value != round(value):
         continue
       x = self.x(value)
       self._marks.insert(0, element(
@@ -153,14 +172,14 @@ class Frame:
                    text_anchor='middle'))
 
   def _y_axis(self, label: str) -> None:
-    """Horizontal grid lines with their values; the label is above."""
+    """Draws horizontal grid lines, their values, and the label above."""
     for value in ticks(*self._y, 4):
       y = self.y(value)
       self._marks.insert(0, element(
           'line', x1=float(self.left), x2=float(self.right), y1=y, y2=y,
           class_='grid'))
       self.add(text(self.left - 7, y + 4, number(value), text_anchor='end'))
-    self.add(text(ROOM, self.top - 7, label))
+    self.add(text(MARGIN, self.top - 7, label))
 
   def _draw_rules(self) -> None:
     edge = -math.inf
@@ -175,7 +194,7 @@ class Frame:
       edge = middle + half
 
   def render(self) -> str:
-    """The whole document."""
+    """The complete SVG document."""
     height = math.ceil(self.bottom + 44)
     self.add(element(
         'line', x1=float(self.left), x2=float(self.right),
@@ -184,34 +203,32 @@ class Frame:
     body = [
         f'<title>{title}</title>', f'<style>{_STYLE}</style>',
         element('rect', width=self.width, height=height, rx=6, class_='bg'),
-        text(ROOM, 22, self.title, class_='title'), *self._marks]
+        text(MARGIN, 22, self.title, class_='title'), *self._marks]
     return element(
         'svg', '\n'.join(body), xmlns='http://www.w3.org/2000/svg',
         viewBox=f'0 0 {self.width} {height}', width=self.width, height=height,
         class_='mj', role='img', aria_label=self.title) + '\n'
 
 
-def mark(x: float, y: float, radius: float, style: str, told: str,
+def mark(x: float, y: float, radius: float, style: str, tooltip: str,
          **attributes) -> str:
-  """A disc that tells what it is, in pixels."""
+  """A disc with a tooltip; position and radius in pixels."""
   return element(
-      'circle', f'<title>{html.escape(told)}</title>', cx=float(x), cy=float(y),
-      r=float(radius), class_=f'mark {style}', **attributes)
+      'circle', f'<title>{html.escape(tooltip)}</title>', cx=float(x),
+      cy=float(y), r=float(radius), class_=f'mark {style}', **attributes)
 
 
-def room_for(labels: Sequence[str]) -> float:
-  """Pixels from the edge that the longest of labels takes."""
-  return ROOM + CHARACTER * max(map(len, labels), default=0)
+def label_width(labels: Sequence[str]) -> float:
+  """Width of the longest label with the outer margin, in pixels."""
+  return MARGIN + CHARACTER * max(map(len, labels), default=0)
 
 
 def widen(low: float, high: float) -> tuple[float, float]:
-  """A range of more than no width."""
+  """The range, or one of width 1 where it is empty."""
   return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
 def dot(x: float, y: float, style: str, hollow: bool) -> str:
-  """A mark of a chart, in pixels."""
+  """A data point; position in pixels."""
   return element('circle', cx=float(x), cy=float(y), r=4,
-                  class_=f'dot {style}' + ' hollow' * hollow)
-
-
+                 class_=f'dot {style}' + ' hollow' * hollow)

@@ -1,4 +1,4 @@
-"""What only an audit says: which two models, and what was not measured."""
+"""The models that an audit compared, and the missing measures."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from mansu_jax.report import document
-from mansu_jax.report import movement
 from mansu_jax.report import words
+from mansu_jax.report.sections import movement
 
 Record = dict[str, Any]
 
 _FLOATS = ('float32', 'bfloat16', 'float16')
-_LARGE = 0.2  # Of the base's norm; the shipped experiments stay below 0.1.
-# Split -> what it is made of.
-_GIVES = {
+_LARGE = 0.2  # |d| / |base|; the shipped experiments stay below 0.1.
+# Split -> the data that it is made from.
+_SOURCES = {
     'forget': 'train questions in --data_forget',
     'forget_paraphrase': 'near questions in --data_forget',
     'forget_far': 'far questions in --data_forget',
@@ -24,7 +24,7 @@ _GIVES = {
 
 
 def is_audit(record: Record) -> bool:
-  """Whether the record is of an audit."""
+  """Whether the record is from `--mode=audit`."""
   return 'pair' in record
 
 
@@ -34,33 +34,43 @@ def names(record: Record) -> tuple[str, str]:
 
 
 def title(record: Record) -> str:
-  """The report's title."""
+  """Title of the report."""
   model, base = names(record)
   state = words.verdict(record['verdict']['passed'])
   return f'Audit of {model} against {base}: {state}'
 
 
 def compared(record: Record) -> document.Section:
-  """The two models, in what type, and what moved between them."""
+  """The two models, their storage types, and how far they differ."""
   (model, base), pair = names(record), record['pair']
-  text = (
-      f'{model} (stored in {pair["stored_as"]}) against its base {base} (stored'
-      f' in {pair["base_stored_as"]}), both as {pair["compared_as"]} holds'
-      f' them: {moved(record)}. That the weights are near shows two states of'
-      ' one model, not that no other step lay between them.')
+  sentences = [
+      f'The audit compares {model} (stored in {pair["stored_as"]}) with its'
+      f' base {base} (stored in {pair["base_stored_as"]}), both converted to'
+      f' {pair["compared_as"]}.',
+      f'{moved(record)}.',
+      'Similar weights show that one model was derived from the other. They do'
+      ' not show that nothing else happened in between.',
+      *_doubts(record)]
+  return document.Section(
+      'What was compared', (document.Text(' '.join(sentences)),))
+
+
+def _doubts(record: Record) -> Iterator[str]:
+  """Reasons why the two models may differ by more than an edit."""
+  pair = record['pair']
   if (record['movement']['total']['relative'] or 0) > _LARGE:
-    text += ' That is far for an edit: make sure that this is the base.'
+    yield ('This difference is large for an edit: check that this is the'
+           ' right base.')
   if rest := beyond_rounding(record):
-    text += f' A base in a coarser type differs by its rounding alone: {rest}.'
+    yield f'{rest}; this rounding alone explains the other differences.'
   if pair['stored_as'] not in _FLOATS:
-    text += (' The audited file is quantized itself, so that its weights differ'
-             ' from the base\'s by that rounding too: survival and shares of'
-             ' weights that moved are of both together.')
-  return document.Section('What was compared', (document.Text(text),))
+    yield ('The audited file is itself quantized, so its weights also differ by'
+           ' that rounding. Survival and the shares of moved weights include'
+           ' it.')
 
 
 def moved(record: Record) -> str:
-  """How much moved, and where, in a few words."""
+  """The share of weights that moved, and the layers, in words."""
   found = record['movement']
   layers = movement.layers(found['layers'])
   where = (f'none of {len(found["layers"])} layers'
@@ -71,31 +81,30 @@ def moved(record: Record) -> str:
 
 
 def beyond_rounding(record: Record) -> str:
-  """How much moved for more than the base's storage type; '' if all."""
+  """The share that moved by more than the base's rounding; '' if not known."""
   share = record['pair'].get('moved_beyond_rounding')
   return '' if share is None else (
-      f'{words.percent(share)} moved for more than the base\'s rounding to'
+      f'{words.percent(share)} moved by more than the base\'s rounding to'
       f' {record["pair"]["base_stored_as"]}')
 
 
 def not_measured(record: Record) -> list[document.Section]:
-  """What is missing and what would give it; nothing if all is there."""
+  """The missing measures and the data they need; [] if none is missing."""
   rows = tuple(_missing(record))
   if not rows:
     return []
-  return [document.Section('What was not measured', (
-      document.Text('The data of this audit do not allow what follows; the'
-                    ' properties that rest on it are inconclusive.'),
-      document.Table(('not measured', 'what would allow it, or why'), rows,
-                     labels=2)))]
+  return [document.Section('What was not measured', (document.Table(
+      ('not measured', 'data it needs, or reason'), rows, labels=2,
+      caption='Measures that the data of this audit do not allow. Properties'
+      ' that need them are inconclusive.'),))]
 
 
 def _missing(record: Record) -> Iterator[tuple[str, str]]:
   for split in words.SPLITS:
     if split not in record['accuracy']:
-      yield f'accuracy on {split}', _GIVES[split]
+      yield f'accuracy on {split}', _SOURCES[split]
   if not record['ptq_gap']:
-    yield ('what quantization brings back (ptq_gap)',
+    yield ('recovery under quantization (PTQ gap)',
            'near or far questions in --data_forget')
   if not record['perplexity']['unlearned']:
     yield 'perplexity', 'text in --data_heldout_text'
@@ -105,5 +114,5 @@ def _missing(record: Record) -> Iterator[tuple[str, str]]:
   elif not (record['cad'] and record['as_nc']):
     yield 'CAD' if not record['cad'] else 'AS-NC', why
   if not record['samples']:
-    yield 'free answers', ('near or far questions, or held-out ones, and'
-                           ' --eval_generations above 0')
+    yield ('sample answers', 'near, far or held-out questions, and'
+           ' --eval_generations above 0')

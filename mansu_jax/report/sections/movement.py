@@ -1,4 +1,4 @@
-"""Which weights moved: by leaf, and by layer of each leaf."""
+"""Weights that differ from the base's, by parameter and layer."""
 
 from __future__ import annotations
 
@@ -7,37 +7,39 @@ import itertools
 from typing import Any
 
 from mansu_jax.report import document
-from mansu_jax.report import svg
 from mansu_jax.report import words
+from mansu_jax.report.charts import svg
 
 Record = dict[str, Any]
 
 _NEARLY_ALL = 0.99
 
 
-def movement(record: Record) -> document.Section:
-  """Shares of weights that moved, and how far, by leaf and layer."""
+def section(record: Record) -> document.Section:
+  """Shares of weights that moved, and how far, by parameter and layer."""
   found = record['movement']
+  blocks: list[document.Block] = []
+  if found['total']['moved'] > _NEARLY_ALL:
+    blocks.append(document.Text(
+        'Nearly every weight moved. Either all of them were trained, or the'
+        ' model was converted to another storage type or quantized.'))
+  if maps := _maps(found['leaves']):
+    blocks.append(document.Plots(maps))
+  return document.Section('Weights that moved', (*blocks, _table(found)))
+
+
+def _table(found: Record) -> document.Table:
   rows = [(name, f'{leaf["size"]:,}', *_figures(leaf), _layers(leaf))
           for name, leaf in found['leaves'].items()]
   rows.append(('all', f'{found["total"]["size"]:,}',
                *_figures(found['total']), ''))
-  blocks: list[document.Block] = [
-      document.Text(
-          'A weight moved if it is not equal to the base\'s. |d| / |base| is'
-          ' the norm of the difference over that of the base\'s weights; the'
-          ' cosine is between the weights before and after.')]
-  if found['total']['moved'] > _NEARLY_ALL:
-    blocks.append(document.Text(
-        'Nearly every weight moved: all of them were trained, or the model'
-        ' went through another storage type or quantization on its way.'))
-  maps = _maps(found['leaves'])
-  if maps:
-    blocks.append(document.Plots(maps))
-  blocks.append(document.Table(
-      ('leaf', 'weights', 'moved', '|d| / |base|', 'cosine',
-       'layers that moved'), tuple(rows)))
-  return document.Section('Which weights moved', tuple(blocks))
+  return document.Table(
+      ('parameter', 'weights', 'moved', '|d| / |base|', 'cosine',
+       'layers that moved'), tuple(rows),
+      caption='Differences between the unlearned model and the base, by'
+      ' parameter. Moved: share of the weights that differ from the base\'s.'
+      ' |d| / |base|: norm of the difference divided by the norm of the base\'s'
+      ' weights. Cosine: between the weights before and after; 1 is unchanged.')
 
 
 def _figures(entry: Record) -> tuple[str, str, str]:
@@ -47,13 +49,13 @@ def _figures(entry: Record) -> tuple[str, str, str]:
 
 
 def _layers(leaf: Record) -> str:
-  """`13-23 of 30` of a stacked leaf."""
+  """`13-23 of 30` for a stacked parameter; '' for any other."""
   by_layer = leaf.get('by_layer')
   return '' if by_layer is None else layers(by_layer) or 'none'
 
 
 def layers(by_layer: Sequence[Record]) -> str | None:
-  """Which layers moved, as ranges of those that there are; None: none."""
+  """The layers that moved, as `0 and 13-23 of 30`; None for no layer."""
   moved = [i for i, entry in enumerate(by_layer) if entry['moved']]
   if not moved:
     return None
@@ -66,19 +68,21 @@ def layers(by_layer: Sequence[Record]) -> str | None:
 
 
 def _maps(leaves: dict[str, Record]) -> tuple[document.Plot, ...]:
-  """Heat maps over layers of the stacked leaves that moved."""
+  """Heat maps over layers of the stacked parameters that moved."""
   stacked = {name.removeprefix('layers/'): leaf['by_layer']
              for name, leaf in leaves.items()
              if 'by_layer' in leaf and leaf['moved']}
   if not stacked:
     return ()
   shares = _map('Share of weights that moved', stacked, 'moved', words.percent)
-  sizes = _map('|d| / |base|', stacked, 'relative', words.significant)
+  sizes = _map('Relative size of the change, |d| / |base|', stacked,
+               'relative', words.significant)
   return (
-      document.Plot('moved_share', shares, 'Share of the weights of each leaf'
-                    ' and layer that moved; the darkest is the largest.'),
-      document.Plot('moved_norm', sizes, 'Norm of the difference over the'
-                    ' base\'s, of each leaf and layer.'))
+      document.Plot('moved_share', shares, 'Share of weights that moved, by'
+                    ' parameter and layer; the darkest cell is the largest.'),
+      document.Plot('moved_norm', sizes, 'Norm of the difference divided by the'
+                    ' norm of the base\'s weights, by parameter and layer; the'
+                    ' darkest cell is the largest.'))
 
 
 def _map(title: str, stacked: dict[str, list[Record]], key: str,

@@ -1,4 +1,4 @@
-"""Marks of the picture stand where their nodes do, as large as their scores."""
+"""Marks stand at their nodes; their areas are the scores."""
 
 import itertools
 import re
@@ -8,7 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax.report import circuit_picture
+from mansu_jax.report.charts import circuit_picture
 from tests.report import attribution_records
 
 _SPACE = '{http://www.w3.org/2000/svg}'
@@ -18,9 +18,9 @@ def _elements(svg, name, style=''):
   """Attributes by tooltip of the elements of a kind."""
   found = {}
   for element in ElementTree.fromstring(svg).iter(_SPACE + name):
-    told = element.find(_SPACE + 'title')
-    if told is not None and style in element.get('class'):
-      found.setdefault(told.text, []).append(element.attrib)
+    tooltip = element.find(_SPACE + 'title')
+    if tooltip is not None and style in element.get('class'):
+      found.setdefault(tooltip.text, []).append(element.attrib)
   return found
 
 
@@ -82,9 +82,9 @@ class NodesTest(absltest.TestCase):
   def test_areas_are_the_scores_and_colours_their_signs(self):
     marks = _elements(self.svg, 'circle', 'mark')
     sizes = {}
-    for told, (attributes,) in marks.items():
-      if 'head' in told:
-        score = float(told.split(': ')[1].split(',')[0])
+    for tooltip, (attributes,) in marks.items():
+      if 'head' in tooltip:
+        score = float(tooltip.split(': ')[1].split(',')[0])
         radius, = _numbers(attributes, 'r')
         sizes[abs(score)] = radius**2
         self.assertIn('unlearned' if score > 0 else 'null',
@@ -99,8 +99,8 @@ class NodesTest(absltest.TestCase):
     rings = _elements(self.svg, 'circle', 'ring')
     discs = _elements(self.svg, 'circle', 'mark')
     self.assertLen(rings, 30)
-    told = 'layer 10, MLP: 48 neurons in the circuit with |score| 4.8 of 7'
-    area = [float(some[told][0]['r'])**2 for some in (discs, rings)]
+    tooltip = 'layer 10, MLP: 48 neurons in the circuit with |score| 4.8 of 7'
+    area = [float(some[tooltip][0]['r'])**2 for some in (discs, rings)]
     self.assertAlmostEqual(area[0] / area[1], 4.8 / 7, delta=0.02)
     self.assertNotIn('layer 0, MLP: 0 neurons in the circuit with |score| 0'
                      ' of 1', discs)
@@ -121,9 +121,9 @@ class EdgesTest(absltest.TestCase):
     self.svg = circuit_picture.draw('t', self.picture)
     self.marks = _elements(self.svg, 'circle', 'mark')
 
-  def _place(self, name):
-    (mark,), = [some for told, some in self.marks.items()
-                if told.startswith(f'{name}:')]
+  def _position(self, name):
+    (mark,), = [some for tooltip, some in self.marks.items()
+                if tooltip.startswith(f'{name}:')]
     return _numbers(mark, 'cx', 'cy')
 
   def test_edges_join_their_nodes(self):
@@ -133,7 +133,7 @@ class EdgesTest(absltest.TestCase):
     numbers = [float(x) for x in re.findall(r'[\d.]+', path['d'])]
     np.testing.assert_allclose(
         numbers[:2] + numbers[-2:],
-        self._place('layer 3, head 2') + self._place('layer 7, head 0'),
+        self._position('layer 3, head 2') + self._position('layer 7, head 0'),
         atol=0.1)
     (path,) = paths['input -> m0: 3']
     numbers = [float(x) for x in re.findall(r'[\d.]+', path['d'])]
@@ -149,8 +149,8 @@ class EdgesTest(absltest.TestCase):
     self.assertIn('null', negative['class'])
 
   def test_members_are_full_and_others_faint(self):
-    opacity = {('in the circuit' in told): float(mark['fill-opacity'])
-               for told, (mark,) in self.marks.items()}
+    opacity = {('in the circuit' in tooltip): float(mark['fill-opacity'])
+               for tooltip, (mark,) in self.marks.items()}
     self.assertGreater(opacity[True], 0.8)
     self.assertLess(opacity[False], 0.4)
 
@@ -183,14 +183,14 @@ class ShapesTest(parameterized.TestCase):
   def test_many_heads_share_rows_and_sum_up(self):
     picture = _model(80, 64, edges=True)
     marks = _elements(circuit_picture.draw('t', picture), 'circle', 'mark')
-    rows = {told.split(': ')[0].split(', ')[1] for told in marks}
+    rows = {tooltip.split(': ')[0].split(', ')[1] for tooltip in marks}
     self.assertEqual(
         rows - {'MLP'}, {f'heads {i}-{i + 1}' for i in range(0, 64, 2)})
     score = sum(picture['heads']['score'][5][10:12])
     held = any(picture['heads']['held'][5][10:12])
-    told = f'layer 5, heads 10-11: {score:.3g}' + (
+    tooltip = f'layer 5, heads 10-11: {score:.3g}' + (
         ', in the circuit' if held else '')
-    self.assertIn(told, marks)
+    self.assertIn(tooltip, marks)
 
   def test_no_score_at_all(self):
     picture = _model(3, 2)

@@ -1,4 +1,4 @@
-"""Marks of the places stand by layer and place, as large as their scores."""
+"""Marks stand by layer and token role; their areas are the scores."""
 
 from xml.etree import ElementTree
 
@@ -6,12 +6,12 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from mansu_jax.circuits import eap_ig
-from mansu_jax.report import place_picture
+from mansu_jax.report.charts import token_role_chart
 
 _SVG = '{http://www.w3.org/2000/svg}'
 
 
-def _places(layers):
+def _token_roles(layers):
   score = lambda part, layer, i: (
       (-1) ** (layer + i) * (part + layer + i + 1) / 10)
   return {'names': list(eap_ig.TOKEN_ROLES)} | {
@@ -23,18 +23,18 @@ def _places(layers):
 class PlacePictureTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 2, 30, 80)
-  def test_a_mark_for_each_layer_part_and_place(self, layers):
-    places = _places(layers)
-    root = ElementTree.fromstring(place_picture.draw('t', places))
+  def test_a_mark_for_each_layer_part_and_role(self, layers):
+    token_roles = _token_roles(layers)
+    root = ElementTree.fromstring(token_role_chart.draw('t', token_roles))
     marks = [m for m in root.iter(f'{_SVG}circle')
              if m.get('class', '').startswith('mark')]
     self.assertLen(marks, 6 * layers)
     width = float(root.get('width'))
     rows = {}
     for mark in marks:
-      told = mark.find(f'{_SVG}title').text
-      layer = int(told.split(',')[0].removeprefix('layer '))
-      rows.setdefault(told.split(', ', 1)[1].split(':')[0], {})[layer] = mark
+      tooltip = mark.find(f'{_SVG}title').text
+      layer = int(tooltip.split(',')[0].removeprefix('layer '))
+      rows.setdefault(tooltip.split(', ', 1)[1].split(':')[0], {})[layer] = mark
       self.assertBetween(float(mark.get('cx')), 0, width)
     self.assertLen(rows, 6)
     heights = {name: {float(m.get('cy')) for m in of.values()}
@@ -43,8 +43,8 @@ class PlacePictureTest(parameterized.TestCase):
     self.assertLen(set().union(*heights.values()), 6)
 
   def test_areas_are_scores_and_colours_signs(self):
-    places = _places(4)
-    root = ElementTree.fromstring(place_picture.draw('t', places))
+    token_roles = _token_roles(4)
+    root = ElementTree.fromstring(token_role_chart.draw('t', token_roles))
     area = {}
     for mark in root.iter(f'{_SVG}circle'):
       if mark.get('class', '').startswith('mark'):
@@ -55,9 +55,9 @@ class PlacePictureTest(parameterized.TestCase):
       self.assertAlmostEqual(size / area[0.7], score / 0.7, delta=0.02)
 
   def test_zeros_have_no_mark(self):
-    places = _places(2) | {
+    token_roles = _token_roles(2) | {
         part: [[0.0] * 3] * 2 for part in ('attention', 'mlp')}
-    self.assertNotIn('class="mark', place_picture.draw('t', places))
+    self.assertNotIn('class="mark', token_role_chart.draw('t', token_roles))
 
 
 if __name__ == '__main__':

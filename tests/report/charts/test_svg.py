@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 from absl.testing import absltest
 import numpy as np
 
-from mansu_jax.report import svg
+from mansu_jax.report.charts import svg
 
 _SPACE = '{http://www.w3.org/2000/svg}'
 
@@ -41,9 +41,9 @@ class HeatMapTest(absltest.TestCase):
     texts = _texts(chart)
     self.assertContainsSubset(
         ['one', '<two>', 'largest: 2 kg', '0', '2'], texts)
-    told = [e.text for e in ElementTree.fromstring(chart).iter(
+    tooltips = [e.text for e in ElementTree.fromstring(chart).iter(
         _SPACE + 'title')]
-    self.assertIn('<two>, layer 0: 1 kg', told)
+    self.assertIn('<two>, layer 0: 1 kg', tooltips)
 
   def test_a_map_of_zeros_is_clear(self):
     chart = svg.heat_map(
@@ -57,7 +57,7 @@ class DotChartTest(absltest.TestCase):
   def test_dots_lie_at_their_values(self):
     dots = [svg.Dot(0.0), svg.Dot(0.25, (0.0, 1.0), 'base', True),
             svg.Dot(1.0)]
-    chart = svg.dot_chart('t', [svg.Row('r', dots)], label='x', span=(0., 1.))
+    chart = svg.dot_chart('t', [svg.Row('r', dots)], label='x', limits=(0., 1.))
     xs = [float(d['cx']) for d in _find(chart, 'circle', 'dot')]
     self.assertAlmostEqual((xs[1] - xs[0]) / (xs[2] - xs[0]), 0.25, places=3)
     line, = _find(chart, 'line', 'span')
@@ -121,11 +121,11 @@ class BarChartTest(absltest.TestCase):
         float(rule['x1']), float(small['x']) + float(small['width']),
         float(large['x']))
 
-  def test_whole_numbers_only(self):
+  def test_integers_only(self):
     bars = [svg.Bar(i - 0.4, i + 0.4, 5.0) for i in range(3)]
     names = [_texts(svg.bar_chart(
-        't', bars, x_label='x', y_label='y', whole=whole))
-             for whole in (True, False)]
+        't', bars, x_label='x', y_label='y', integers=integers))
+             for integers in (True, False)]
     self.assertNotIn('0.5', names[0])
     self.assertIn('0.5', names[1])
 

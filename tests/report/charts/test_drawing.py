@@ -4,7 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax.report import drawing
+from mansu_jax.report.charts import drawing
 
 
 class TicksTest(parameterized.TestCase):
