@@ -92,7 +92,7 @@ class TinyLlamaTest(parameterized.TestCase):
 class PlacesTest(absltest.TestCase):
 
   def _packed(self, *changed):
-    """Prompts of 6, 6 and 3 tokens that differ at some, and their token_roles."""
+    """Prompts of 6, 6 and 3 tokens that differ in some, and their roles."""
     pairs = []
     for fact, (length, some) in enumerate(zip((6, 6, 3), changed)):
       corrupt = tuple(9 if i in some else 5 for i in range(length))
@@ -118,9 +118,11 @@ class PlacesTest(absltest.TestCase):
     self.assertEqual(got.token_roles.shape, (3, 2, 2, 3))
     for part, nodes in enumerate((got.heads, got.neurons)):
       np.testing.assert_allclose(
-          got.token_roles[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3, atol=1e-6)
+          got.token_roles[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3,
+          atol=1e-6)
     np.testing.assert_allclose(
-        score(pairs, one_per_row=True).token_roles, got.token_roles, rtol=1e-3, atol=1e-6)
+        score(pairs, one_per_row=True).token_roles, got.token_roles, rtol=1e-3,
+        atol=1e-6)
 
   def test_nothing_reaches_what_stands_before_the_change(self):
     cfg = small.config()
@@ -132,7 +134,8 @@ class PlacesTest(absltest.TestCase):
     # Whose sums hold what stands before the change as well.
     for part, nodes in enumerate((got.heads, got.neurons)):
       np.testing.assert_allclose(
-          got.token_roles[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3, atol=1e-6)
+          got.token_roles[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3,
+          atol=1e-6)
     self.assertTrue((got.token_roles[:, 0, :, 0] != 0).all())
 
 

@@ -191,14 +191,16 @@ class MaskTest(parameterized.TestCase):
       (('neurons',), {'mlp/keep'}), (('heads',), {'attn/head_onehot'}),
       (('kv_heads',), {'attn/kv_onehot'}), ((), set()))
   def test_frame_has_only_kinds_of_the_circuit(self, kinds, names):
-    replacement_masks = param_mask.make_replacement_masks(small.circuit(_CONFIG, kinds))
+    masks = param_mask.make_replacement_masks(
+        small.circuit(_CONFIG, kinds))
     self.assertEqual(
-        {n.removeprefix('layers/') for n in tree_paths.flatten(replacement_masks)
+        {n.removeprefix('layers/') for n in tree_paths.flatten(masks)
          if n}, names)
 
   def test_collection_holds_spread_slices_and_frame(self):
     replacement_masks = param_mask.make_replacement_masks(self.nodes)
-    got = jax.jit(param_mask.collection)(self.slices, self.index, replacement_masks)
+    got = jax.jit(param_mask.collection)(
+        self.slices, self.index, replacement_masks)
     want = _named(circuit_naive.spread(
         self.params, small.members(self.nodes)))
     _assert_trees_equal(got, tree_paths.unflatten(

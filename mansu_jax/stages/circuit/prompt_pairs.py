@@ -20,7 +20,8 @@ _USES = ('near', 'far')
 
 def forget_pairs(
     options: attribution_config.AttributionConfig, splits: splits_lib.Splits,
-    tokenizer: tokenization.Tokenizer | None, *, seed: int, chat: bool) -> Pairs:
+    tokenizer: tokenization.Tokenizer | None, *, seed: int, chat: bool
+) -> Pairs:
   """The pairs of `--attribution_pairs_file`, or pairs made from questions.
 
   Args:

@@ -24,11 +24,12 @@ from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import tokenization
 from mansu_jax.erasure import lens
 from mansu_jax.erasure import readability
-from mansu_jax.erasure import resampling
 from mansu_jax.erasure import suppression
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.statistics import intervals
+from mansu_jax.statistics import resampling
 
 _LEAST = 8  # Questions; fewer say nothing of layers.
 
@@ -316,7 +317,7 @@ def _share(weights, facts, gained, lost) -> dict[str, Any]:
     return {'share': None, 'interval': [None, None]}
   values = back / lost
   return {'share': float(values[0]),
-          'interval': resampling.interval(values[1:], facts)}
+          'interval': intervals.interval(values[1:], facts)}
 
 
 def _with_pairs(hide, asked, pairs, states):

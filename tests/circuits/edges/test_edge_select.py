@@ -41,7 +41,7 @@ class CandidatesTest(parameterized.TestCase):
     real, layers = edges.is_edge(cfg), range(start, stop)
     names = edges.target_names(cfg)
     got = edge_select.candidates(_values(cfg), cfg, layers, 1.0)
-    never_patched = edge_select.given(cfg, layers)
+    never_patched = edge_select.outside_range(cfg, layers)
     for place, name in enumerate(names):
       within = name == 'logits' or _layer_of(name) in layers
       np.testing.assert_array_equal(
@@ -106,7 +106,7 @@ class RankTest(parameterized.TestCase):
     values[at('a1.h1', 'logits')] = 2
     values[at('input', 'm0')] = 1  # m0 feeds a1.h1, whatever the circuit.
     allowed = edge_select.candidates(values, cfg, layers, 1.0)
-    never_patched = edge_select.given(cfg, layers)
+    never_patched = edge_select.outside_range(cfg, layers)
     order = edge_select.rank_greedy(values, allowed, never_patched, cfg)
     self.assertCountEqual(order, np.flatnonzero(allowed))
     chosen = edge_select.prefix(values, order, 2)

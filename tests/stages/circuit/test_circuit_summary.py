@@ -71,7 +71,8 @@ class EdgesTest(absltest.TestCase):
     order = edge_select.rank_greedy(np.abs(scores), real, alone, config)
     circuit = edge_select.prune(edge_select.prefix(
         scores.astype(np.float32), order, size), alone, config)
-    return circuit, circuit_summary.of_edges(circuit, config, _means(config), None)
+    return circuit, circuit_summary.of_edges(
+        circuit, config, _means(config), None)
 
   def test_nodes_are_those_of_the_edges(self):
     circuit, got = self._of(12)

@@ -15,7 +15,7 @@ from mansu_jax.circuits import select
 from mansu_jax.config import run as run_config
 from mansu_jax.erasure import readability as readability_lib
 from mansu_jax.erasure import suppression
-from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import readability
 from tests.circuits import small
@@ -81,7 +81,7 @@ class MeasureTest(absltest.TestCase):
     pairs = small.elicited(_CONFIG, base)
     for name in ('forget_pairs', 'retain_pairs'):
       self.enterContext(mock.patch.object(
-          attribution, name, lambda *args: pairs))
+          prompt_pairs, name, lambda *args, **kwargs: pairs))
     self.seen = []
     score = eap_ig.score_pairs
     self.enterContext(mock.patch.object(
