@@ -17,7 +17,7 @@ from mansu_jax.runtime import preemption
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import attribution
-from mansu_jax.stages.circuit import found as found_lib
+from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
@@ -70,7 +70,7 @@ def _run(
   """What can go on after a stop, each part where it was left."""
   with clock.stage('attribution'):
     found = _find_circuit(config, inputs, model, cache)
-    found_lib.write(found, model.config, root)
+    outputs.write(found, model.config, root)
   with clock.stage('references'):
     batches = training.make_batches(config, inputs, model, cache)
     edit = edits.make(config, model, found.circuit, found.movable)

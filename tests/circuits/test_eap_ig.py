@@ -89,7 +89,7 @@ class TinyLlamaTest(parameterized.TestCase):
     self.assertLess(abs(total / 100 / change - 1), 0.05)
 
 
-class PlacesTest(absltest.TestCase):
+class TokenRolesTest(absltest.TestCase):
 
   def _packed(self, *changed):
     """Prompts of 6, 6 and 3 tokens that differ in some, and their roles."""
@@ -109,7 +109,7 @@ class PlacesTest(absltest.TestCase):
     # c(hanged), a(fter) and l(ast).
     self.assertEqual(got, ['-cccal', '----cl', '--l'])
 
-  def test_sums_by_place_are_those_of_nodes_and_follow_no_packing(self):
+  def test_sums_by_role_are_those_of_nodes_in_any_packing(self):
     cfg = small.config()
     params, pairs = small.params(cfg), small.pairs()
     score = lambda pairs, **how: eap_ig.score_pairs(
@@ -124,7 +124,7 @@ class PlacesTest(absltest.TestCase):
         score(pairs, one_per_row=True).token_roles, got.token_roles, rtol=1e-3,
         atol=1e-6)
 
-  def test_nothing_reaches_what_stands_before_the_change(self):
+  def test_scores_before_the_change_are_0(self):
     cfg = small.config()
     first = small.pairs()[1]
     same = dataclasses.replace(

@@ -73,8 +73,8 @@ def metric(
 def _metric(config, params, batch, reference, patched):
   """As `metric`, with float32 `patched`.
 
-  The outputs of sources less those on the corrupted prompts are stored by group
-  of layers, so a layer multiplies with no group above its own.
+  The differences between the sources' outputs and `reference` are stored by
+  group of layers, so a layer multiplies with no group above its own.
   """
   x = decoder.embed(params, batch.clean).astype(jnp.float32)
   below = x[None] - reference[:1]

@@ -118,7 +118,7 @@ def num_weights(
 def transfer(
     parts: dict[str, np.ndarray], circuit: graph.Circuit,
     other: graph.Circuit, rng: np.random.Generator) -> dict[str, np.ndarray]:
-  """The movable parts of a random circuit, matched to those of a circuit.
+  """Movable parts for a random circuit that match the parts of a circuit.
 
   Each node of the random circuit takes the parts of a random node of the
   circuit, so equally many weights may change in each matrix and layer.

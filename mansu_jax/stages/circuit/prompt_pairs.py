@@ -26,7 +26,7 @@ def forget_pairs(
 
   Args:
     options: the file, or the number of pairs to make.
-    splits: the questions; those to forget give the pairs.
+    splits: questions of the run, by role and use.
     tokenizer: the model's tokenizer; None: the file gives token ids.
     seed: seed of the choice of partners.
     chat: whether prompts take the tokenizer's chat form.
@@ -108,7 +108,7 @@ def why_none(
 
   Args:
     options: the file, or the number of pairs to make.
-    splits: the questions.
+    splits: questions of the run, by role and use.
     tokenizer: the model's tokenizer.
     cad_pairs: number of pairs of CAD; 0: the audit measures no circuit.
     seed: seed of the choice of partners.

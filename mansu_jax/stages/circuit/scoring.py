@@ -113,13 +113,13 @@ def edge_sums(
 
 def answered_sums(
     pairs: Pairs, groups: Mapping[str, int], totals: np.ndarray,
-    metrics: np.ndarray) -> stability.Scored:
+    metrics: np.ndarray) -> stability.GroupScores:
   """The answered pairs, with the sums that `edge_sums` returned for all."""
   kept = np.flatnonzero(metrics[:, 0] > 0)
   answered = [pairs[i] for i in kept]
   counts = np.bincount(
       [groups[p.fact] for p in answered], minlength=len(totals))
-  return stability.Scored(
+  return stability.GroupScores(
       answered, *metrics[kept].T, stability_lib.Sums(totals, counts))
 
 

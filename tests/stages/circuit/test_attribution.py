@@ -20,14 +20,14 @@ from mansu_jax.circuits.edges import edges as edges_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.stages.circuit import edge_ends
 from mansu_jax.stages.circuit import edge_selection
-from mansu_jax.stages.circuit import found as found_lib
 from mansu_jax.stages.circuit import node_circuit
+from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.train import edits
 from tests import runs
 from tests.circuits import small
 
-_CONFIG, _AT = small.with_places()
+_CONFIG, _AT = small.with_edge_index()
 _REAL = edges_lib.is_edge(_CONFIG)
 
 
@@ -37,11 +37,11 @@ def _parse(*flags):
 
 
 def _scored(means, scores):
-  return found_lib.Scored(
+  return outputs.Scored(
       answered=np.ones(0, bool), metric_clean=np.ones(0),
       metric_corrupt=np.ones(0), pairs=[], means=means,
       token_roles=np.zeros((2, 2, 3)),
-      edges=found_lib.EdgeScores(means=scores))
+      edges=outputs.EdgeScores(means=scores))
 
 
 class EmptyTest(absltest.TestCase):
@@ -126,7 +126,7 @@ class MovableTest(parameterized.TestCase):
         edit.theta, edit.movable)
     self.assertEqual(sum(jax.tree.leaves(moves)), budget)
     folder = pathlib.Path(self.create_tempdir())
-    found_lib.write(found, _CONFIG, folder)
+    outputs.write(found, _CONFIG, folder)
     nodes = json.loads((folder / 'circuit.json').read_text())
     path = folder / 'circuit_edges.json'
     if selection == 'random':  # No edges end at its nodes.
@@ -183,7 +183,7 @@ class RandomEdgesTest(parameterized.TestCase):
     scores = np.where(_REAL, np.random.default_rng(0).normal(
         size=_REAL.shape), 0)
     layers, rng = range(_CONFIG.num_layers), np.random.default_rng(1)
-    alone = edge_select.outside_range(_CONFIG, layers)
+    never_patched = edge_select.outside_range(_CONFIG, layers)
     circuit = edge_selection.select_edges(
         settings.circuit, _CONFIG, scores)
     draw = lambda size: edge_selection.random_edges(
@@ -193,7 +193,7 @@ class RandomEdgesTest(parameterized.TestCase):
       got = draw(20)
       self.assertFalse((got & ~_REAL).any())
       pruned = edge_select.prune(
-          edge_circuit.EdgeCircuit(got, scores), alone, _CONFIG)
+          edge_circuit.EdgeCircuit(got, scores), never_patched, _CONFIG)
       np.testing.assert_array_equal(pruned.chosen, got)
       sizes.append(got.sum())
       same.append((got & circuit.chosen).sum() / circuit.size)

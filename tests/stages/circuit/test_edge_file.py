@@ -14,7 +14,7 @@ from mansu_jax.config import circuit as circuit_config
 from mansu_jax.models.io import loading
 from mansu_jax.stages.circuit import edge_attribution
 from mansu_jax.stages.circuit import edge_file
-from mansu_jax.stages.circuit import found as found_lib
+from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 from tests.circuits import small
 
@@ -48,7 +48,7 @@ def _scores():
 def _scored(edges_=None):
   pairs = _pairs()
   metric = np.ones(len(pairs))
-  return found_lib.Scored(
+  return outputs.Scored(
       answered=metric > 0, metric_clean=metric, metric_corrupt=-metric,
       pairs=pairs, token_roles=np.zeros((2, 2, 3)), edges=edges_,
       means={kind: np.ones(shape)
@@ -72,7 +72,7 @@ class MeasureTest(absltest.TestCase):
   def _found(self, **more):
     return edge_attribution.find(
         _settings(resamples=0, **self.options | more), _model(),
-        _scored(found_lib.EdgeScores(means=_scores())))
+        _scored(outputs.EdgeScores(means=_scores())))
 
   def test_it_is_measured_as_if_selected(self):
     for how in ('greedy', 'top'):

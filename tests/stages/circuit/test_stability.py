@@ -142,7 +142,7 @@ class MeasureTest(absltest.TestCase):
         score=None, make_run=None, unflatten=lambda row: row)
     sums = stability_lib.Sums(
         np.eye(facts, dtype=np.float32), np.full(facts, 2))
-    return stability.Selected(method, stability.Scored(
+    return stability.Selected(method, stability.GroupScores(
         pairs, np.full(2 * facts, 3.0), np.full(2 * facts, -1.0), sums))
 
   def test_each_pair_runs_the_circuit_of_the_other_half(self):
