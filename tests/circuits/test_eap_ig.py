@@ -155,8 +155,8 @@ class KeepAnsweredTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'do not elicit the knowledge'):
       eap_ig.keep_answered(self._scores([1., -2.], [3., 3.]))
 
-  def test_exchanged_answers_are_named(self):
-    with self.assertRaisesRegex(ValueError, r'answer exchanged\? .*do not el'):
+  def test_swapped_answers_are_named(self):
+    with self.assertRaisesRegex(ValueError, r'answer swapped\? .*do not el'):
       eap_ig.keep_answered(self._scores([-1., -2.], [3., 3.]))
     with self.assertRaisesRegex(ValueError, r'prompts; wanted clean above'
                                 r' corrupted\. These'):

@@ -119,8 +119,9 @@ def answered_sums(
   answered = [pairs[i] for i in kept]
   counts = np.bincount(
       [groups[p.fact] for p in answered], minlength=len(totals))
+  clean, corrupt = metrics[kept].T
   return stability.GroupScores(
-      answered, *metrics[kept].T, stability_lib.Sums(totals, counts))
+      answered, clean, corrupt, stability_lib.Sums(totals, counts))
 
 
 def unflatten(row: np.ndarray, config: model_config.ModelConfig) -> np.ndarray:

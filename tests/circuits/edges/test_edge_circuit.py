@@ -79,7 +79,7 @@ class FileTest(absltest.TestCase):
     score = lambda value: edge({'score': value, 'in_graph': True})
     nodes = lambda value: {'nodes': {'m0': value}}
     with self.assertRaisesRegex(
-        ValueError, 'x.json is a circuit of nodes; wanted one of edges'):
+        ValueError, 'x.json is a circuit of nodes; wanted a circuit of edges'):
       edge_circuit.from_json(
           {'nodes': {'heads': {}}, 'edges': None, 'report': {}}, cfg, 'x.json')
     for change, message in (
