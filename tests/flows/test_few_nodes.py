@@ -31,7 +31,8 @@ class FewNodesTest(absltest.TestCase):
     cls.pairs = cls.folder / 'pairs.jsonl'
     tiny_job.write_jsonl(cls.pairs, lines)
     cls.flags = [
-        f'--model={cls.folder}/job/model', f'--attribution_pairs_file={cls.pairs}',
+        f'--model={cls.folder}/job/model',
+        f'--attribution_pairs_file={cls.pairs}',
         '--attribution_level=head', '--attribution_steps=1',
         '--attribution_batch=8', '--circuit_curve_circuits=2',
         '--circuit_resamples=10', '--eval_bootstrap=100', '--circuit_pairs=8',

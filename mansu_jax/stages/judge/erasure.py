@@ -111,7 +111,8 @@ def measure(
     return controls[0]
 
   if not config.eval.cad_pairs:
-    return out | {'S': verdict.missing('--eval_cad_pairs=0 skips CAD and AS-NC')}
+    return out | {
+        'S': verdict.missing('--eval_cad_pairs=0 skips CAD and AS-NC')}
   after, quantized = ({
       name: functools.partial(view, params) for name, view in views.items()}
                       for params in (unlearned, model.params))
