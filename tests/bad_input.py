@@ -64,7 +64,7 @@ class Refusals(parameterized.TestCase):
     self.workdir = self.folder / 'run'
     _, self.job, self.flags = _job()
     early = mock.patch.object(
-        attribution, 'find', side_effect=AssertionError('work had started'))
+        attribution, 'score', side_effect=AssertionError('work had started'))
     early.start()
     self.addCleanup(early.stop)
 

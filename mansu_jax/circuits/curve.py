@@ -35,7 +35,7 @@ class Prefixes(Generic[_Circuit]):
   """The circuits of a ranking, by size.
 
   Attributes:
-    unit: what is ranked: 'nodes' or 'edges'.
+    unit: kind of candidate: 'nodes' or 'edges'.
     count: number of ranked candidates.
     first: the circuit of the first candidates, from their number (0 included).
     draw: a random circuit of the same size.

@@ -1,11 +1,11 @@
-"""EAP-IG node scores: what each neuron and head adds to the right answer.
+"""EAP-IG node scores: the effect of each neuron and head on the answer.
 
-Score of neuron j: sum over positions of (a_j - a'_j) times the mean over
-k = 0..M-1 of dm/da_j, with input embeddings e' + (k/M)(e - e'); a and a' are
-its activations under the clean and the corrupted prompt, and
+The score of neuron j is the sum over positions of (a_j - a'_j) times the mean
+over k = 0..M-1 of dm/da_j at input embeddings e' + (k/M)(e - e'). Here a and a'
+are its activations on the clean and the corrupted prompt, and
 m = logit(answer) - logit(corrupted answer) at the last prompt position.
-A positive score helps the clean answer. Heads likewise, at the attention
-output before W_O (the same number as after it).
+A positive score favours the clean answer. Heads are scored in the same way, at
+the attention output before W_O (the score after it is equal).
 
 References:
   Hanna et al., Have Faith in Faithfulness, 2024 (arXiv 2403.17806)
@@ -35,7 +35,7 @@ TOKEN_ROLES = ('changed', 'after', 'last')  # See `token_roles`.
 
 
 class TooFewAnswered(ValueError):
-  """The base answers too few pairs for scores to mean anything."""
+  """The model answers too few pairs for meaningful scores."""
 
 
 class PairBatch(NamedTuple):
@@ -44,30 +44,31 @@ class PairBatch(NamedTuple):
   clean: types.Array  # [R, T] int32
   corrupt: types.Array  # [R, T] int32
   positions: types.Array  # [R, T] int32, within the prompt
-  segments: types.Array  # [R, T] int32, which pair; -1 on padding
-  last: types.Array  # [B] int32, the prompt's end in the flattened rows
+  segments: types.Array  # [R, T] int32, index of the pair; -1 on padding
+  last: types.Array  # [B] int32, last prompt token in the flattened rows
   answer: types.Array  # [B] int32, first token of the right answer
   corrupt_answer: types.Array  # [B] int32
-  weight: types.Array  # [B] float32, 0 on filled-up rows
+  weight: types.Array  # [B] float32, 0 for padding pairs
 
 
 class PairScores(NamedTuple):
-  """Scores of every pair; positive helps the clean answer."""
+  """Scores of every pair; positive scores favour the clean answer."""
 
   neurons: types.Array  # [B, L, F]
   heads: types.Array  # [B, L, N]
   metric_clean: types.Array  # [B]
   metric_corrupt: types.Array  # [B]
-  token_roles: types.Array  # [B, L, 2, P], sums over heads and over neurons by place
+  token_roles: types.Array  # [B, L, 2, P], sums over heads, neurons, by role
 
 
 def token_roles(batch: PairBatch) -> types.Array:
-  """Where in its prompt each token stands, an index into `TOKEN_ROLES`, [R, T].
+  """The role of each token in its prompt, an index into `TOKEN_ROLES`, [R, T].
 
-  `changed` is all from the first to the last token in which the prompts of a
-  pair differ (the subject, of prompts about facts), `after` what stands behind
-  it, and `last` the prompt's end, changed or not. What stands before it is -1:
-  a causal model is the same there on both prompts. Padding counts as any.
+  `changed`: tokens from the first to the last one in which the prompts of a
+  pair differ (in prompts about facts, the subject). `after`: later tokens.
+  `last`: the last token of the prompt, changed or not. Earlier tokens have role
+  -1: a causal model has equal activations there on both prompts. Padding has
+  any role.
   """
   pairs, own = batch.last.size, batch.segments
   differ = (batch.clean != batch.corrupt) & (own >= 0)
@@ -95,19 +96,19 @@ def metric(
 def pair_scores(
     config: model_config.ModelConfig, params: types.Params, batch: PairBatch,
     *, steps: int) -> PairScores:
-  """Node scores of one batch of pairs, not yet averaged.
+  """Node scores of one batch of pairs, not averaged.
 
   Args:
-    config: the model's.
+    config: the model's config.
     params: full params.
     batch: the pairs.
-    steps: M, points on the straight path from the corrupted embeddings; the
-      clean end is never sampled.
+    steps: M, number of points on the straight path from the corrupted to the
+      clean embeddings, without the clean end.
 
   Returns:
     Scores [B, ...] and both metrics.
   """
-  with jax.default_matmul_precision('float32'):  # On TPU it is bfloat16.
+  with jax.default_matmul_precision('float32'):  # bfloat16 on TPU by default.
     return _pair_scores(config, params, batch, steps)
 
 
@@ -149,7 +150,30 @@ def _pair_scores(config, params, batch, steps):
 def score_pairs(
     config: model_config.ModelConfig, params: types.Params,
     batches: list[PairBatch], *, steps: int) -> PairScores:
-  """Scores of all pairs of the batches, as NumPy, filled-up rows removed."""
+  """Node scores of all pairs, as NumPy arrays without padding pairs.
+
+  Args:
+    config: the model's config.
+    params: full params.
+    batches: batches of pairs, for example from `pair_batches.pack`.
+    steps: M, number of points on the path.
+
+  Example, two pairs of random tokens on a random model:
+
+  >>> from mansu_jax.circuits import pair_batches
+  >>> from mansu_jax.data import pairs
+  >>> config = model_config.ModelConfig(
+  ...     vocab_size=16, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1,
+  ...     d_head=4, d_ff=12)
+  >>> params = decoder.init(config, jax.random.key(0))
+  >>> made = [
+  ...     pairs.AttributionPair((1, 2, 5), (1, 3, 5), 7, 8, fact='a'),
+  ...     pairs.AttributionPair((1, 4, 5), (1, 2, 5), 9, 7, fact='b')]
+  >>> scores = score_pairs(
+  ...     config, params, pair_batches.pack(made, 2), steps=2)
+  >>> scores.neurons.shape, scores.heads.shape  # [B, L, F] and [B, L, N]
+  ((2, 1, 12), (2, 1, 2))
+  """
   score = functools.partial(pair_scores, config, params, steps=steps)
   return jax.tree.map(
       lambda *xs: np.concatenate(xs), *of_real_pairs(score, batches))
@@ -158,11 +182,11 @@ def score_pairs(
 def of_real_pairs(
     score: Callable[[PairBatch], types.PyTree], batches: Iterable[PairBatch]
 ) -> Iterator[types.PyTree]:
-  """Each batch's scores, as NumPy, without those of filled-up rows.
+  """Yields the scores of each batch, as NumPy arrays without padding pairs.
 
   Args:
-    score: from a batch to arrays with one row a pair.
-    batches: of pairs.
+    score: scores a batch; returns arrays with one row per pair.
+    batches: batches of pairs.
   """
   for batch in progress.over(batches, 'scores of pairs'):
     progress.count(2 * (np.asarray(batch.segments) >= 0).sum())
@@ -172,34 +196,34 @@ def of_real_pairs(
 
 
 def keep_answered(scores: PairScores) -> tuple[PairScores, np.ndarray]:
-  """Keeps the pairs whose right answer the model prefers to the other.
+  """Keeps the pairs in which the model prefers the right answer.
 
   Returns:
-    The kept scores and the mask [B] of kept pairs.
+    The kept scores, and the mask [B] of kept pairs.
 
   Raises:
     TooFewAnswered: no pair is answered, or the mean clean metric does not
-      exceed the mean corrupted one: the prompts do not elicit the knowledge.
+      exceed the mean corrupted metric: the prompts do not elicit the knowledge.
   """
   answered = scores.metric_clean > 0
   clean, corrupt = scores.metric_clean.mean(), scores.metric_corrupt.mean()
   if not answered.any() or clean <= corrupt:
-    swapped = (' Are answer and corrupted answer exchanged? The metric is'
-               ' above 0 on corrupted prompts and below it on clean ones.'
+    swapped = (' Are answer and corrupted answer swapped? The metric is'
+               ' above 0 on corrupted prompts and below 0 on clean ones.'
                ) if clean < 0 < corrupt else ''
     raise TooFewAnswered(
         f'The model answers {int(answered.sum())} of {answered.size}'
         f' attribution pairs and its mean metric is {clean:.3f} on clean and'
         f' {corrupt:.3f} on corrupted prompts; wanted clean above corrupted.'
-        f'{swapped} These prompts do not elicit the knowledge: give others with'
-        ' --attribution_pairs_file=FILE, or check the forget set.')
+        f'{swapped} These prompts do not elicit the knowledge: give other'
+        ' pairs (--attribution_pairs_file=FILE), or check the forget set.')
   return jax.tree.map(lambda x: x[answered], scores), answered
 
 
 def node_means(
     scores: PairScores, config: model_config.ModelConfig
 ) -> dict[str, np.ndarray]:
-  """Mean over pairs by kind of node; a key/value head sums over its group.
+  """Mean scores by kind; a key/value head gets the sum of its query heads.
 
   Returns:
     `neurons` [L, F], `heads` [L, N], `kv_heads` [L, K].

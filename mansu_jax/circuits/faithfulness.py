@@ -1,4 +1,4 @@
-"""Faithfulness: how much of a behaviour a circuit carries alone.
+"""Faithfulness: the share of a behaviour that a circuit carries.
 
 All candidate nodes or edges outside the circuit take their activations from
 the corrupted prompt. With m the metric summed over pairs,
@@ -59,8 +59,8 @@ class Faithfulness(Generic[_Circuit]):
     Raises:
       ValueError: as `spread`.
     """
-    whole = spread(self.clean, self.corrupt, self.pairs)
-    return float((self.total(self.metrics(circuit)) - self.corrupt) / whole)
+    span = spread(self.clean, self.corrupt, self.pairs)
+    return float((self.total(self.metrics(circuit)) - self.corrupt) / span)
 
 
 def spread(clean: float, corrupt: float, pairs: int) -> float:

@@ -1,10 +1,33 @@
-"""From a circuit to its weights: index, gather, scatter, masks.
+"""The weights of a circuit: index, gather, scatter and masks.
 
-Three trees exist with the same leaf names: the full params; the circuit
-slices, whose leading axis is the circuit's units (neurons, heads) one after
-the other, layer by layer; and the slices spread over the C layers of the
-circuit's span, as a scan over layers wants them, padded to the fullest layer.
-Only the second is trained: optimizer state has no padding.
+Three trees have the same leaf names:
+
+* the full params;
+* the circuit's slices, with the circuit's units (neurons, heads), layer by
+  layer, on the leading axis;
+* the slices spread over the C layers of the circuit's span, padded to the
+  fullest layer, for a scan over layers.
+
+Only the slices are trained, so optimizer state has no padding.
+
+Example: zero the weights of two neurons and of a head.
+
+>>> from mansu_jax.models import config as model_config
+>>> from mansu_jax.models import decoder
+>>> config = model_config.ModelConfig(
+...     vocab_size=16, d_model=8, num_layers=2, num_heads=2, num_kv_heads=1,
+...     d_head=4, d_ff=12)
+>>> params = decoder.init(config, jax.random.key(0))
+>>> circuit = graph.empty(config)
+>>> circuit.neurons[0, [3, 5]] = True
+>>> circuit.heads[1, 0] = True
+>>> index = make_index(circuit)
+>>> slices = gather(params, index)
+>>> slices['layers']['mlp']['down'].shape  # 2 of 2 * 12 neurons, [S, D]
+(2, 8)
+>>> edited = scatter(params, index, jax.tree.map(jnp.zeros_like, slices))
+>>> {kind: int(count.sum()) for kind, count in moved(params, edited).items()}
+{'neurons': 48, 'heads': 64, 'kv_heads': 0}
 """
 
 from __future__ import annotations
@@ -23,7 +46,7 @@ from mansu_jax import types
 from mansu_jax.circuits import graph
 from mansu_jax.runtime import sharding
 
-# leaf name -> (kind of its unit, unit axis within one layer).
+# Leaf name -> (kind of unit, unit axis within one layer).
 UNIT_AXIS = {
     'layers/mlp/gate': ('neurons', 1),  # [D, F]
     'layers/mlp/up': ('neurons', 1),  # [D, F]
@@ -36,15 +59,15 @@ UNIT_AXIS = {
 
 
 class UnitIndex(NamedTuple):
-  """The S units of one kind, and where those of each layer are among them."""
+  """The S units of one kind, and their positions by layer."""
 
   layers: types.Array  # [S] int32, ascending
   nodes: types.Array  # [S] int32, number within the layer
-  places: types.Array  # [C, n] int32; S on padding
+  positions: types.Array  # [C, n] int32, positions among the S; S on padding
 
 
 class CircuitIndex(NamedTuple):
-  """A `UnitIndex` a kind of node; None where the circuit has none of it."""
+  """A `UnitIndex` per kind of node; None if the circuit has no such node."""
 
   neurons: UnitIndex | None
   heads: UnitIndex | None
@@ -52,7 +75,7 @@ class CircuitIndex(NamedTuple):
 
 
 def make_index(circuit: graph.Circuit) -> CircuitIndex:
-  """Lists each kind's units, and their places by layer of the span."""
+  """Lists the units of each kind, and their positions by layer of the span."""
   span = slice(*circuit.span)
 
   def listed(mask: np.ndarray) -> UnitIndex | None:
@@ -61,11 +84,11 @@ def make_index(circuit: graph.Circuit) -> CircuitIndex:
       return None
     layers, nodes = np.nonzero(mask)
     column = np.arange(counts.max())
-    places = np.where(
+    positions = np.where(
         column < counts[:, None],
         (np.cumsum(counts) - counts)[:, None] + column, nodes.size)
     return UnitIndex(*(jnp.asarray(x, jnp.int32)
-                       for x in (layers, nodes, places[span])))
+                       for x in (layers, nodes, positions[span])))
 
   return CircuitIndex(*(listed(circuit[kind]) for kind in graph.KINDS))
 
@@ -78,12 +101,12 @@ def _owned(index: CircuitIndex) -> dict[str, tuple[UnitIndex, int]]:
 
 
 def _at(unit: UnitIndex, axis: int) -> tuple[Any, ...]:
-  """Subscript of a full leaf [L, ...] that gives or takes slices [S, ...]."""
+  """Subscript of the slices [S, ...] in a full leaf [L, ...]."""
   return (unit.layers, *(slice(None),) * axis, unit.nodes)
 
 
 def gather(params: types.Params, index: CircuitIndex) -> types.Params:
-  """Takes the circuit's slices of a tree shaped like the params.
+  """Takes the circuit's slices from a tree shaped like the params.
 
   Args:
     params: full tree (weights, or a code grid's codes, scales, frozen flags).
@@ -102,11 +125,11 @@ def gather(params: types.Params, index: CircuitIndex) -> types.Params:
 def gather_leaf(
     name: str, leaf: types.Array, index: CircuitIndex, run: int = 1
 ) -> types.Array:
-  """The slices [S, ...] of one leaf that the circuit owns units of.
+  """The circuit's slices [S, ...] of one leaf.
 
   Args:
-    name: of the leaf.
-    leaf: [L, ...]; along the unit axis an entry stands for `run` units.
+    name: name of the leaf, in `UNIT_AXIS`.
+    leaf: [L, ...]; an entry along the unit axis stands for `run` units.
     index: from `make_index`.
     run: see `quant.LeafGrid`.
   """
@@ -116,7 +139,7 @@ def gather_leaf(
 
 def gather_grid(
     name: str, grid: quant.LeafGrid, index: CircuitIndex) -> quant.LeafGrid:
-  """The grid of a leaf's slices; runs along other axes stay."""
+  """The code grid of a leaf's slices; runs along other axes stay."""
   _, axis = _owned(index)[name]
   run = grid.shape[axis + 1] // grid.shared.scale.shape[axis + 1]
   take = lambda part: gather_leaf(name, part, index, run)
@@ -128,7 +151,7 @@ def gather_grid(
 
 
 def only_owned(params: types.PyTree, index: CircuitIndex) -> types.PyTree:
-  """The leaves of a tree like the params that have slices."""
+  """The leaves that have slices, of a tree shaped like the params."""
   flat = tree_paths.flatten(params)
   return tree_paths.unflatten({name: flat[name] for name in _owned(index)})
 
@@ -136,9 +159,9 @@ def only_owned(params: types.PyTree, index: CircuitIndex) -> types.PyTree:
 def scatter(
     params: types.Params, index: CircuitIndex,
     slices: types.Params) -> types.Params:
-  """Full params with slices put in; they share what the circuit does not own.
+  """Full params with the slices put in; all other leaves are shared.
 
-  Not to be jitted as a whole: that would copy all else too.
+  Do not jit this function as a whole: jit would copy the shared leaves.
   """
   flat, parts = tree_paths.flatten(params), tree_paths.flatten(slices)
   return tree_paths.unflatten(flat | {
@@ -152,9 +175,9 @@ def scatter_leaf(
 ) -> types.Array:
   """A leaf [L, ...] with its slices [S, ...] put in.
 
-  A layer at a time, each node asking for its slice. A scatter into all layers
-  would say the same, but the TPU's compiler (libtpu 0.0.52) gives up on one of
-  heads of bfloat16.
+  Works layer by layer: each node looks up its slice. One scatter into all
+  layers would be equivalent, but the TPU compiler (libtpu 0.0.52) fails on a
+  scatter of bfloat16 heads.
   """
   unit, axis = _owned(index)[name]
   slices = slices.astype(leaf.dtype)
@@ -175,7 +198,7 @@ def scatter_leaf(
 
 
 def moved(before: types.Params, after: types.Params) -> dict[str, np.ndarray]:
-  """How many of each node's weights differ, by kind [L, nodes]."""
+  """Number of each node's weights that differ, by kind [L, nodes]."""
   out = {}
   flat, flat_after = tree_paths.flatten(before), tree_paths.flatten(after)
   for name, (kind, axis) in UNIT_AXIS.items():
@@ -192,15 +215,37 @@ def _differing(one, other, axes):
 
 
 def spread(slices: types.Params, index: CircuitIndex) -> types.Params:
-  """Slices [S, ...] by layer of the span, [C, n, ...]; padding is 0."""
+  """Slices [S, ...] by layer of the span, [C, n, ...], padded with 0."""
   owned = _owned(index)
   return tree_paths.map_named(
-      lambda name, leaf: leaf.at[owned[name][0].places].get(
+      lambda name, leaf: leaf.at[owned[name][0].positions].get(
           mode='fill', fill_value=0), slices)
 
 
 def full_mask(circuit: graph.Circuit, params: types.Params) -> types.Params:
-  """The circuit mask of the full params; broadcasts on every leaf."""
+  """The circuit as masks that broadcast against the full params.
+
+  For `transforms.mask_to_circuit`, if full params are trained instead of
+  slices.
+
+  Args:
+    circuit: the circuit.
+    params: full params, or their shapes.
+
+  Returns:
+    A tree like the params, bool.
+
+  >>> from mansu_jax.models import config as model_config
+  >>> from mansu_jax.models import decoder
+  >>> config = model_config.ModelConfig(
+  ...     vocab_size=16, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1,
+  ...     d_head=4, d_ff=3)
+  >>> circuit = graph.empty(config)
+  >>> circuit.neurons[0, 1] = True
+  >>> mask = full_mask(circuit, decoder.abstract(config))
+  >>> mask['layers']['mlp']['up'].tolist()  # [L, 1, F], against [L, D, F]
+  [[[False, True, False]]]
+  """
 
   def mask(name, leaf):
     if name not in UNIT_AXIS:
@@ -215,10 +260,11 @@ def full_mask(circuit: graph.Circuit, params: types.Params) -> types.Params:
 
 def slice_mask(
     movable: dict[str, np.ndarray], index: CircuitIndex) -> types.Params:
-  """Which slices may move, where a unit owns them and not all may.
+  """The slices that may change, if not all slices of a unit may.
 
   Args:
-    movable: bool [L, nodes] by leaf name.
+    movable: whether a node's slice of a leaf may change, bool [L, nodes] by
+      leaf name.
     index: from `make_index`.
 
   Returns:
@@ -227,17 +273,17 @@ def slice_mask(
   out = {}
   for name, (unit, _) in _owned(index).items():
     chosen = movable[name][np.asarray(unit.layers), np.asarray(unit.nodes)]
-    axes = 1 if name.startswith('layers/mlp') else 2  # Of one slice.
+    axes = 1 if name.startswith('layers/mlp') else 2  # Axes of a slice.
     out[name] = jnp.asarray(chosen.reshape(-1, *(1,) * axes))
   return tree_paths.unflatten(out)
 
 
 def make_replacement_masks(circuit: graph.Circuit) -> types.Params:
-  """What the decoder needs beside the slices: which units they replace.
+  """Masks by which the decoder replaces units with the circuit's slices.
 
   Returns:
     `{'layers': {'mlp': {'keep'}, 'attn': {'head_onehot', 'kv_onehot'}}}`,
-    float32, of the kinds that the circuit has and the layers of its span.
+    float32, for the kinds of node in the circuit and the layers of its span.
   """
   out = {}
   index = make_index(circuit)
@@ -246,9 +292,9 @@ def make_replacement_masks(circuit: graph.Circuit) -> types.Params:
     out['layers/mlp/keep'] = jnp.asarray(outside, jnp.float32)
   for kind, name in (('heads', 'head_onehot'), ('kv_heads', 'kv_onehot')):
     unit = getattr(index, kind)
-    if unit is not None:  # A zero row on padding.
+    if unit is not None:  # Padding gets a row of zeros.
       onehot = jax.nn.one_hot(unit.nodes, circuit[kind].shape[1])
-      out[f'layers/attn/{name}'] = onehot.at[unit.places].get(
+      out[f'layers/attn/{name}'] = onehot.at[unit.positions].get(
           mode='fill', fill_value=0)
   return tree_paths.unflatten(out)
 
@@ -256,7 +302,13 @@ def make_replacement_masks(circuit: graph.Circuit) -> types.Params:
 def collection(
     slices: types.Params, index: CircuitIndex,
     replacement_masks: types.Params) -> types.Params:
-  """The decoder's `circuit` collection: spread slices and replacement_masks in a tree."""
+  """The decoder's `circuit` collection: spread slices and their masks.
+
+  Args:
+    slices: from `gather`.
+    index: from `make_index`.
+    replacement_masks: from `make_replacement_masks`.
+  """
   return tree_paths.unflatten({
       **tree_paths.flatten(spread(slices, index)),
       **tree_paths.flatten(replacement_masks)})

@@ -1,4 +1,4 @@
-"""CAD and AS-NC: has the structure gone, or only the answer?
+"""CAD and AS-NC: is the structure gone, or only the answer?
 
 With a_0 and a_u the signed node scores before and after unlearning, on the
 same pairs, and C the circuit:
@@ -6,10 +6,10 @@ same pairs, and C the circuit:
   CAD   = 1 - <a_0, a_u>_C / <a_0, a_0>_C        on forget pairs
   AS-NC = the same off C                         on retain pairs
 
-0 is unchanged, 1 gone, above 1 reversed. Neither means anything alone, so
-both come with their nulls. Every resampling is a reweighting of pairs, and
-inner products of weighted means need only Gram matrices over pairs; so the
-nulls cost nothing beside the scores.
+0 is unchanged, 1 is gone, above 1 is reversed. Neither means anything without
+its nulls. Every resample reweights the pairs, and inner products of weighted
+means need only Gram matrices over pairs, so the nulls cost little more than
+the scores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import numpy as np
 
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
-from mansu_jax.erasure import resampling
+from mansu_jax.statistics import intervals
+from mansu_jax.statistics import resampling
+from mansu_jax.statistics import verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +36,19 @@ class Divergence:
 
   def __call__(
       self, weights: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
-    """1 - <a_0, a_u> / <a_0, a_0> with pairs weighted [..., P] (sum 1)."""
+    """1 - <a_0, a_u> / <a_0, a_0>, of weighted means over pairs.
+
+    Args:
+      weights: weights of the pairs, [..., P] (sum 1).
+      other: weights on the side of a_u; None: the same.
+    """
     other = weights if other is None else other
     product = lambda gram, side: np.sum((weights @ gram) * side, -1)
     return 1 - product(self.across, other) / product(self.before, weights)
 
 
 def _vectors(scores: eap_ig.PairScores, nodes: graph.Circuit) -> np.ndarray:
-  """Per-pair scores on the member nodes, [P, nodes]."""
+  """Scores of each pair on the given nodes, [P, nodes]."""
   grouped = scores.heads.reshape(
       *scores.heads.shape[:2], nodes.kv_heads.shape[1], -1)
   parts = [scores.neurons[:, nodes.neurons], scores.heads[:, nodes.heads],
@@ -52,13 +59,33 @@ def _vectors(scores: eap_ig.PairScores, nodes: graph.Circuit) -> np.ndarray:
 def compare(
     before: eap_ig.PairScores, after: eap_ig.PairScores,
     nodes: graph.Circuit) -> Divergence:
-  """The divergence of two models' scores on the same pairs and nodes."""
+  """The divergence of two models' scores on the same pairs and nodes.
+
+  Args:
+    before: scores of the base model, [P, ...].
+    after: scores of the unlearned model on the same pairs.
+    nodes: the circuit (CAD), or the nodes `outside` it (AS-NC).
+
+  Example: CAD over two pairs, where unlearning halves the score of the only
+  neuron in the circuit.
+
+  >>> circuit = graph.Circuit(
+  ...     neurons=np.array([[True, False]]), heads=np.zeros((1, 1), bool),
+  ...     kv_heads=np.zeros((1, 1), bool))
+  >>> scores = lambda own: eap_ig.PairScores(
+  ...     neurons=np.array([[[own, 3.0]]] * 2), heads=np.zeros((2, 1, 1)),
+  ...     metric_clean=np.ones(2), metric_corrupt=-np.ones(2),
+  ...     token_roles=np.zeros((2, 1, 2, 3)))
+  >>> cad = compare(scores(1.0), scores(0.5), circuit)
+  >>> float(cad(np.array([0.5, 0.5])))
+  0.5
+  """
   a_0, a_u = _vectors(before, nodes), _vectors(after, nodes)
   return Divergence(before=a_0 @ a_0.T, across=a_0 @ a_u.T)
 
 
 def outside(circuit: graph.Circuit, level: str) -> graph.Circuit:
-  """All nodes of the level's kinds that are not in the circuit."""
+  """All nodes outside the circuit, of the kinds of a level."""
   kinds = graph.LEVEL_KINDS[level]
   return graph.Circuit(**{
       kind: ~circuit[kind] if kind in kinds else np.zeros_like(circuit[kind])
@@ -79,32 +106,31 @@ def measure(
 
   Args:
     before: scores of the base model, [P, ...].
-    after: of the unlearned model, on the same pairs.
-    beside: of models that give a null of one value each, by name: the quantized
-      base, the suppression control.
-    nodes: the circuit (CAD) or what is outside it (AS-NC).
-    groups: fact of each pair, [P]; resampling is by fact.
-    resamples: bootstrap draws, and random halvings.
-    seed: of all draws.
-    random_nodes: draws nodes in the place of `nodes`, of a random circuit of
-      the same shape; None: no such null.
-    random_circuits: how many of them.
+    after: scores of the unlearned model on the same pairs.
+    beside: scores of models that give a null of one value, by name: the
+      quantized base, the suppression control.
+    nodes: the circuit (CAD) or the nodes outside it (AS-NC).
+    groups: fact of each pair, [P]; facts are resampled.
+    resamples: number of bootstrap draws, and of random halvings.
+    seed: seed of all draws.
+    random_nodes: draws a random counterpart of `nodes`; None: no such null.
+    random_circuits: number of such draws.
 
   Returns:
-    `value`, `interval` (95 %), and `nulls`: `prompt_halves` and, where asked
-    for, `random_circuits` (each with mean, 95 % level and draws; of the latter
-    also how many are the `same` nodes), and those of `beside` (value, and the
-    paired interval of value minus it).
+    `value`, `interval` (95 %), `pairs`, and `nulls`: `prompt_halves` and, if
+    asked for, `random_circuits` (each with mean, 95 % level and draws; the
+    latter also with the number that are the `same` nodes), and one for each
+    model of `beside` (value, and the paired interval of the difference).
 
   Raises:
-    eap_ig.TooFewAnswered: fewer than two facts.
+    eap_ig.TooFewAnswered: there are fewer than two facts.
   """
   facts = np.unique(groups).size
   if facts < 2:
     raise eap_ig.TooFewAnswered(
         f'CAD needs pairs of at least 2 facts to resample; got {facts}. Raise'
         ' --eval_cad_pairs.')
-  interval = lambda draws: resampling.interval(draws, facts)
+  interval = lambda draws: intervals.interval(draws, facts)
   rng = np.random.default_rng(seed)
   main, same = compare(before, after, nodes), compare(before, before, nodes)
   draws = np.stack([resampling.weights(groups, rng) for _ in range(resamples)])
@@ -136,14 +162,14 @@ def _same(one: graph.Circuit, other: graph.Circuit) -> bool:
 
 def _null(values: np.ndarray) -> dict[str, Any]:
   return {'mean': float(values.mean()),
-          'level_95': float(np.quantile(values, resampling.LEVEL)),
-          'level_5': float(np.quantile(values, 1 - resampling.LEVEL)),
+          'level_95': float(np.quantile(values, intervals.LEVEL)),
+          'level_5': float(np.quantile(values, 1 - intervals.LEVEL)),
           'draws': int(values.size)}
 
 
-_WANTED = {  # Nulls of CAD without which S does not pass, and why not.
+_REQUIRED = {  # Nulls of CAD that S needs to pass: reasons for their absence.
     'random_circuits': (
-        'the circuit holds every node of its layers, so that there is no random'
+        'the circuit holds every node of its layers, so there is no random'
         ' circuit to compare with'),
     'suppression': (
         'there is no matched output-suppression control to compare with')}
@@ -151,13 +177,16 @@ _WANTED = {  # Nulls of CAD without which S does not pass, and why not.
 
 def structural_erasure(
     cad: dict[str, Any], as_nc: dict[str, Any]) -> dict[str, Any]:
-  """Property S: CAD above all its nulls, AS-NC within all of its own.
+  """Property S: CAD above all its nulls, AS-NC below all of its own.
 
-  Against a null that is resampled: beyond its 95 % level for CAD, not beyond it
-  for AS-NC, whose null is what no edit at all would give; with the level in the
-  interval of a value that is on the wrong side, inconclusive. Against a null of
-  one value, by the paired interval. Without random circuits, or without the
-  suppression control, S does not pass.
+  A resampled null gives a 95 % level: CAD must be above it, AS-NC below it. If
+  the value is on the wrong side and its interval contains the level, the check
+  is inconclusive. A null of one value is compared by the paired interval.
+  Without random circuits or the suppression control, S does not pass.
+
+  Args:
+    cad: CAD, from `measure`.
+    as_nc: AS-NC, from `measure`.
   """
   checks = {f'cad_above_{name}': _beyond(cad, null, 1)
             for name, null in cad['nulls'].items()}
@@ -167,15 +196,15 @@ def structural_erasure(
             if 'level_95' in null]
   out = {'value': cad['value'], 'interval': cad['interval'],
          'threshold': max(levels), 'checks': checks,
-         'passed': resampling.all_of(checks.values()),
+         'passed': verdict.all_of(checks.values()),
          'measure': 'CAD; the threshold is the highest 95 % level of a null'}
-  if out['passed'] == 'inconclusive':
+  if out['passed'] == verdict.INCONCLUSIVE:
     open_ = [k.replace('_', ' ') for k, v in checks.items()
-             if v == 'inconclusive']
+             if v == verdict.INCONCLUSIVE]
     out['reason'] = f'the intervals leave open: {", ".join(open_)}'
-  lacking = [why for name, why in _WANTED.items() if name not in cad['nulls']]
+  lacking = [why for name, why in _REQUIRED.items() if name not in cad['nulls']]
   if out['passed'] is True and lacking:
-    out |= {'passed': 'inconclusive', 'reason': '; '.join(lacking)}
+    out |= {'passed': verdict.INCONCLUSIVE, 'reason': '; '.join(lacking)}
   return out
 
 
@@ -183,13 +212,13 @@ def at_every_precision(
     cad: dict[str, Any], as_nc: dict[str, Any]) -> dict[str, Any]:
   """S in full precision and, in `by_precision`, under each quantizer.
 
-  It fails where it fails at any, and passes where it passes at all of them.
+  S fails if it fails at any precision, and passes if it passes at all.
   """
   out = structural_erasure(cad, as_nc)
   others = {name: structural_erasure(
       cad['by_precision'][name], as_nc['by_precision'][name])
             for name in cad.get('by_precision', {})}
-  passed = resampling.all_of(
+  passed = verdict.all_of(
       [out['passed'], *(other['passed'] for other in others.values())])
   if passed != out['passed']:
     named = [name for name, other in others.items()
@@ -198,15 +227,16 @@ def at_every_precision(
   return out | {'passed': passed, 'by_precision': others}
 
 
-_WHY = {False: 'it fails', 'inconclusive': 'the intervals leave it open'}
+_WHY = {False: 'it fails',
+        verdict.INCONCLUSIVE: 'the intervals leave it open'}
 
 
 def _beyond(
     found: dict[str, Any], null: dict[str, Any], sign: int
-) -> resampling.Verdict:
-  """Whether a value is above (sign 1) or below (-1) a null."""
+) -> verdict.Verdict:
+  """Whether a value is above (sign 1) or below (sign -1) a null."""
   if 'level_95' not in null:
-    side = resampling.above if sign > 0 else resampling.below
+    side = verdict.above if sign > 0 else verdict.below
     return side(null['difference_interval'])
-  side = resampling.beyond if sign > 0 else resampling.within
+  side = verdict.beyond if sign > 0 else verdict.within
   return side(found, null['level_95'])

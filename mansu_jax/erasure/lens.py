@@ -1,19 +1,18 @@
-"""Where inside a model can an answer be read? A linear lens on every layer.
+"""A linear lens on every layer: where inside a model can an answer be read?
 
-Scores of attribution do not say by themselves whether knowledge has gone or
-only its way out: they sum to what the output says, so that they fade with the
-answer, whoever hid it. This looks at the states instead. At every layer
-a linear map from the residual stream to the final hidden state, both at a
-prompt's last token, is fitted on facts that are retained, and read on facts
-that are forgotten, which it has never seen: what it finds there is in the
-state, and not in the map. An edit late in the model that hides an answer leaves
-it readable in all the layers before.
+Attribution scores alone do not show whether knowledge is gone or only its path
+to the output: they sum to the output, so they fade with the answer, however it
+was hidden. The lens reads hidden states instead. At every layer it fits a
+linear map from the residual stream to the final hidden state, both at a
+prompt's last token, on retained facts, and applies it to forgotten facts, which
+the map has never seen: an answer that it finds is in the state, not in the map.
+An edit of late layers that hides an answer leaves it readable in earlier ones.
 
-The map is the tuned lens (Belrose et al.), by ridge regression in place of
-gradient descent, of answers' first tokens in place of all tokens. It is fitted
-to the model that it reads, so that a model which only turned its states is read
-as well as before. It sees the last token alone: an answer that stays at the
-subject, and is not moved on, it does not see.
+The map is the tuned lens (Belrose et al.) with ridge regression instead of
+gradient descent, on the first tokens of answers instead of all tokens. It is
+fitted to the model that it reads, so rotating the states of a model does not
+hide them. It reads the last token only, and misses an answer that stays at the
+subject's tokens.
 
 References:
   nostalgebraist, interpreting GPT: the logit lens, 2020
@@ -40,30 +39,30 @@ from mansu_jax.runtime import progress
 from mansu_jax.runtime import sharding
 
 _SITES = (sites_lib.Site.RESIDUAL, sites_lib.Site.ATTN_OUT)
-_ROWS = 16  # Rows run at once,
-_WIDTH = 64  # of as many tokens, or what the longest prompt needs,
-_MULTIPLE = 8  # in multiples of this.
-_PLACES = 64  # What is kept of a batch is padded to multiples of this.
-RIDGE = 1e-3  # Of the states' mean variance.
-# On TPU products are of bfloat16 parts by default.
+_ROWS = 16  # Rows in a batch.
+_WIDTH = 64  # Tokens in a row; more if the longest prompt needs more.
+_MULTIPLE = 8  # Row lengths are multiples of this.
+_ENDS = 64  # The number of prompts in a batch is padded to a multiple of this.
+RIDGE = 1e-3  # Penalty, as a share of the states' mean variance.
+# By default, TPUs multiply in bfloat16.
 _EXACT = functools.partial(jax.default_matmul_precision, 'float32')
 
 
 class States(NamedTuple):
-  """What a model holds at the last token of n prompts."""
+  """Hidden states at the last token of n prompts."""
 
-  layers: np.ndarray  # [n, L + 1, D], the embedding, and after each layer
-  last: np.ndarray  # [n, D], before the last layer's MLP and its norm
+  layers: np.ndarray  # [n, L + 1, D], embedding, and state after each layer
+  last: np.ndarray  # [n, D], before the norm and MLP of the last layer
   final: np.ndarray  # [n, D], after the final norm
 
   def take(self, rows: np.ndarray | slice) -> States:
-    """Those of some prompts."""
+    """The states of some prompts."""
     return States(*(x[rows] for x in self))
 
 
 @functools.partial(jax.jit, static_argnames='config')
 def at_ends(config, params, rows, ends):
-  """States at the places `ends` [P] of flattened rows [B * T]."""
+  """States at the positions `ends` [P] of flattened rows [B * T]."""
   with _EXACT():
     hidden, taps = decoder.forward_with_taps(
         config, params, rows.tokens, sites=_SITES, positions=rows.positions,
@@ -86,20 +85,20 @@ class _Rows(NamedTuple):
 
 
 class _Batch(NamedTuple):
-  """Rows that are run at once, and what is in them."""
+  """Packed rows that run together, and the prompts in them."""
 
   rows: _Rows
-  ends: np.ndarray  # [P] int, places of last tokens; the rest repeat the first
-  members: list[int]  # Which prompts end at the first of them
+  ends: np.ndarray  # [P] int, positions of last tokens, padded with 0
+  members: list[int]  # Index of the prompt that ends at each position
 
 
 def states(
     config: model_config.ModelConfig, params: types.Params,
     prompts: Sequence[Sequence[int]]) -> States:
-  """Runs prompts and keeps what is at their last tokens.
+  """Runs prompts and returns the states at their last tokens.
 
   Args:
-    config: the model's.
+    config: the model's config.
     params: full params.
     prompts: n lists of token ids, none empty.
   """
@@ -108,10 +107,10 @@ def states(
 
 
 class UpperLayers:
-  """Final states of models that have their first layers in common.
+  """Final states of models that share their first layers.
 
-  These layers are run once, of the first model, and kept on the host: [n
-  tokens, D] in all.
+  The shared layers run once, with the first model; their outputs, [tokens, D],
+  stay in host memory.
   """
 
   def __init__(
@@ -120,16 +119,15 @@ class UpperLayers:
     """Packs the prompts.
 
     Args:
-      config: the models'.
+      config: the models' config.
       prompts: n lists of token ids, none empty.
-      common: how many layers, from the lowest on, and the embeddings; of 0
-        these may differ, and nothing is kept.
+      common: number of shared layers; with 0 the embeddings may differ too.
     """
     self._config, self._common = config, common
     self._batches, self._below = batches_of(prompts), None
 
   def __call__(self, params: types.Params) -> np.ndarray:
-    """A model's states after the final norm, at last tokens, [n, D]."""
+    """A model's states after the final norm at last tokens, [n, D]."""
     if self._below is None:
       self._below = [sharding.to_host(run_prefix(
           self._config, params, batch.rows, self._common))
@@ -144,7 +142,7 @@ class UpperLayers:
 
 @functools.partial(jax.jit, static_argnames=('config', 'common'))
 def run_prefix(config, params, rows, common):
-  """What enters layer `common`, of batches as of `batches_of`."""
+  """Runs the layers below `common`; returns their output [B, T, D]."""
   with _EXACT():
     return decoder.run_prefix(
         config, params, rows.tokens, layer=common, positions=rows.positions,
@@ -153,7 +151,7 @@ def run_prefix(config, params, rows, common):
 
 @functools.partial(jax.jit, static_argnames=('config', 'common'))
 def final(config, params, below, rows, ends, common):
-  """Goes on from what enters layer `common`; None: from the tokens."""
+  """Runs layers from `common` on; `below` None: starts at the tokens."""
   start = {'tokens': rows.tokens} if below is None else {'embeddings': below}
   with _EXACT():
     hidden = decoder.forward(
@@ -163,14 +161,14 @@ def final(config, params, below, rows, ends, common):
 
 
 def batches_of(prompts: Sequence[Sequence[int]]) -> list[_Batch]:
-  """Batches of one shape."""
+  """Packs prompts into batches of one shape."""
   lengths = [len(p) for p in prompts]
   width = -(-max(_WIDTH, *lengths) // _MULTIPLE) * _MULTIPLE
   filled = packing.fill_rows(lengths, width)
   rows = sharding.whole_rows(_ROWS)
   batches = [filled[i:i + rows] for i in range(0, len(filled), rows)]
   most = max(sum(map(len, batch)) for batch in batches)
-  most = -(-most // _PLACES) * _PLACES
+  most = -(-most // _ENDS) * _ENDS
   packed = (_pack(prompts, batch, rows, width) for batch in batches)
   return [_Batch(rows, np.pad(ends, (0, most - len(ends))), members)
           for rows, ends, members in packed]
@@ -179,7 +177,7 @@ def batches_of(prompts: Sequence[Sequence[int]]) -> list[_Batch]:
 def _each(
     batches: Sequence[_Batch], run: Callable[[_Batch], Sequence[types.Array]]
 ) -> list[np.ndarray]:
-  """What runs of all batches give [P, ...], of prompts in their order."""
+  """Outputs [P, ...] of all batches, in the order of the prompts."""
   parts = []
   for batch in progress.over(batches, 'states at prompts'):
     progress.count((np.asarray(batch.rows.segments) >= 0).sum())
@@ -191,7 +189,7 @@ def _each(
 def _pack(
     prompts: Sequence[Sequence[int]], batch: Sequence[Sequence[int]],
     rows: int, width: int) -> tuple[_Rows, np.ndarray, list[int]]:
-  """Rows of some prompts, where each ends in them, and which it is."""
+  """The rows of a batch, and the end position and index of each prompt."""
   tokens, positions = np.zeros((2, rows, width), np.int32)
   segments = np.full((rows, width), -1, np.int32)
   ends, members = [], []
@@ -215,12 +213,12 @@ def predict(
 
   Args:
     train: [n, D] states.
-    target: [n, E] what they should give.
-    test: [m, D] states to read.
-    ridge: penalty, of the mean variance of a coordinate of `train`.
+    target: [n, E] targets.
+    test: [m, D] states to map.
+    ridge: penalty, as a share of the mean variance of a coordinate of `train`.
 
   Returns:
-    [m, E].
+    Predictions [m, E].
   """
   train, target, test = (x.astype(np.float64) for x in (train, target, test))
   middle, bias = train.mean(0), target.mean(0)
@@ -232,7 +230,7 @@ def predict(
 
 def says(
     final: np.ndarray, table: np.ndarray, choices: np.ndarray) -> np.ndarray:
-  """The choice that a state is nearest to.
+  """The choice with the largest logit.
 
   Args:
     final: [m, D], states after the final norm.
@@ -249,16 +247,16 @@ def says(
 def read(
     fit: States, asked: States, table: np.ndarray, tokens: np.ndarray
 ) -> np.ndarray:
-  """What each layer says of each question.
+  """The logits that the lens reads from each layer.
 
   Args:
-    fit: states of the prompts that the lens is fitted on.
-    asked: of m questions.
+    fit: states of the prompts to fit the lens on.
+    asked: states of m questions.
     table: [V, D], the unembedding.
-    tokens: [U] int, those that are asked for.
+    tokens: [U] int, first tokens of the choices.
 
   Returns:
-    [L + 1, m, U] float32 logits; the last layer's are the model's own.
+    [L + 1, m, U] float32 logits; those of the last layer are the model's own.
   """
   vectors = np.float64(sharding.to_host(table[tokens]))  # [U, D]
   inner = [predict(fit.layers[:, layer], fit.final, asked.layers[:, layer])

@@ -1,20 +1,20 @@
-"""Readability: how much of what the base holds can still be read inside.
+"""Readability: the share of the base's knowledge that a lens can still read.
 
 With acc_l the share of forgotten questions that a lens on layer l answers (see
-`lens`), and g what the best layer reaches by guessing:
+`lens`), and g the share that the best layer reaches by guessing:
 
   readability = (max_l acc_l(unlearned) - g) / (max_l acc_l(base) - g)
 
-1 is all that the base has, 0 nothing. `hidden` is the best layer's share less
-that of the last, whose state is what the model says, or less g where that is
-more: knowledge that is there and does not come out. `avoided` is the least
-layer's: below what guessing gives, right answers are avoided, which tells them
-as well. The best and the least layer are chosen once, and held where facts are
-resampled: the best of each draw is biased.
+1 is all knowledge of the base, 0 none of it. `hidden` is the best layer's share
+less the last layer's, which gives the model's answer, or less g if g is larger:
+knowledge inside the model that its answers do not show. `avoided` is the share
+of the worst layer: below guessing, the model avoids right answers, and so
+reveals them. The best and the worst layer are fixed before facts are resampled,
+because the best layer of each draw is biased.
 
-Guessing is what states say of other facts' questions: facts change places, each
-with all its questions, so that phrasings of one fact are wrong together, and
-answers that are likely whatever is asked are as likely there.
+For guessing, a lens reads the states of one fact to answer the questions of
+another. Facts swap with all their questions, so the phrasings of one fact are
+wrong together, and answers that are likely for any question stay as likely.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ from typing import Any
 
 import numpy as np
 
-from mansu_jax.erasure import resampling
+from mansu_jax.statistics import intervals
+from mansu_jax.statistics import resampling
+from mansu_jax.statistics import verdict
 
 
 class NothingToRead(ValueError):
-  """The base itself holds no more than guessing gives."""
+  """The lens reads no more from the base than guessing gives."""
 
 
 def picks(scores: np.ndarray, choices: np.ndarray) -> np.ndarray:
-  """The choices that are preferred, [L + 1, m] int.
+  """The preferred choice of each question at each layer, [L + 1, m] int.
 
   Args:
-    scores: [L + 1, m, U] logits of every token asked for.
-    choices: [m, C] int, which of the tokens each question's choices are.
+    scores: logits of the U choice tokens, [L + 1, m, U].
+    choices: positions of each question's choices among these, [m, C] int.
   """
   return np.take_along_axis(scores, choices[None], 2).argmax(2)
 
@@ -45,30 +47,30 @@ def picks(scores: np.ndarray, choices: np.ndarray) -> np.ndarray:
 def guesses(
     scores: np.ndarray, choices: np.ndarray, right: np.ndarray,
     facts: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
-  """How many questions the states of other facts' questions answer.
+  """The share of questions that the states of other facts' questions answer.
 
   Args:
-    scores: as in `picks`.
-    choices: as there.
-    right: [m] int, column of the right choice.
-    facts: [m], of each question; two at least.
-    draws: how often facts change places.
-    seed: of the draws.
+    scores: as for `picks`.
+    choices: as for `picks`.
+    right: column of the right choice, [m] int.
+    facts: fact of each question, [m]; at least two facts.
+    draws: number of random swaps of facts.
+    seed: seed of the swaps.
 
   Returns:
-    Share answered by each layer, [draws, L + 1].
+    Share of right answers of each layer, [draws, L + 1].
   """
   rng, (unique, fact) = np.random.default_rng(seed), np.unique(
       facts, return_inverse=True)
   rows = [np.flatnonzero(fact == i) for i in range(unique.size)]
-  rank = np.zeros(fact.size, int)  # Of a question among its fact's.
+  rank = np.zeros(fact.size, int)  # Position among the fact's questions.
   for members in rows:
     rank[members] = np.arange(members.size)
   shares = []
   for _ in range(draws):
     order = rng.permutation(unique.size)
     other = np.empty_like(order)
-    other[order] = np.roll(order, 1)  # No fact is left in its place.
+    other[order] = np.roll(order, 1)  # No fact keeps its place.
     state = np.array([rows[i][k % rows[i].size]
                       for i, k in zip(other[fact], rank)])
     shares.append(np.equal(picks(scores[:, state], choices), right).mean(1))
@@ -82,27 +84,26 @@ def measure(
   """Readability with its interval and nulls.
 
   Args:
-    base: the choice that each layer of the base prefers, [L + 1, m] int.
-    unlearned: that of the unlearned model's.
-    beside: those of models that give nulls of one value, by name.
-    right: [m] int, the right choice.
-    facts: [m], what is resampled.
+    base: choice preferred at each layer of the base, [L + 1, m] int.
+    unlearned: the same of the unlearned model.
+    beside: the same of models that give a null of one value, by name.
+    right: the right choice, [m] int.
+    facts: fact of each question, [m]; facts are resampled.
     guessed: `guesses` of the unlearned model, [draws, L + 1].
-    resamples: bootstrap draws, and halvings.
-    seed: of all draws.
+    resamples: number of bootstrap draws, and of random halvings.
+    seed: seed of all draws.
 
   Returns:
     `value`, `interval` (95 %), `hidden` (with the 95 % level of guessing),
-    `avoided` (the least layer's share, with the 5 % level), `by_layer` of all
+    `avoided` (share of the worst layer, with the 5 % level), `by_layer` of all
     models, and `nulls`: `guessing` (mean, 95 % level), `prompt_halves` (mean,
-    5 % level: of the base on two halves of the facts), and each of `beside`
-    (value, and the paired interval of value minus it). `passed`: what is read
-    is not told from guessing, from above or below, and is less than all of
-    `beside` read.
+    5 % level: the base on two halves of the facts), and one for each model of
+    `beside` (value, and the paired interval of the difference). `passed` and
+    `checks` as from `judge`.
 
   Raises:
-    NothingToRead: no layer of the base reads more than guessing gives, of which
-      readability would be a share.
+    NothingToRead: no layer of the base reads more than guessing gives, so the
+      denominator is 0.
   """
   rng = np.random.default_rng(seed)
   chosen = {'base': base, 'unlearned': unlearned, **beside}
@@ -110,13 +111,13 @@ def measure(
   best = {name: int(hit.mean(1).argmax()) for name, hit in hits.items()}
   most = guessed.max(1)
   floor, level = float(most.mean()), float(
-      np.quantile(most, resampling.LEVEL))
+      np.quantile(most, intervals.LEVEL))
   held = float(hits['base'].mean(1).max())
   if held <= level:
     raise NothingToRead(
         f'the best layer of the base answers {held:.2f} of the'
-        f' {right.size} questions, and guessing up to {level:.2f} (95 % level);'
-        ' wanted more, of what readability is a share')
+        f' {right.size} questions; wanted more than guessing reaches,'
+        f' {level:.2f} (95 % level)')
   weights = np.stack([resampling.weights(facts, rng) for _ in range(resamples)])
   uniform = np.full((1, right.size), 1 / right.size)
 
@@ -126,7 +127,7 @@ def measure(
 
   draws = share('unlearned', weights)
   count = np.unique(facts).size
-  interval = functools.partial(resampling.interval, groups=count)
+  interval = functools.partial(intervals.interval, count=count)
   nulls = {
       'guessing': {'mean': 0.0, 'draws': len(guessed), 'level_95': (
           level - floor) / (held - floor)},
@@ -148,55 +149,62 @@ def measure(
 
 
 def judge(found: dict[str, Any]) -> dict[str, Any]:
-  """Whether nothing is to be read: `passed`, and the `checks` behind it."""
+  """Whether nothing can be read: `passed`, and the `checks` behind it.
+
+  `passed`: the share read does not differ from guessing, above or below, and is
+  less than the share read from every model of `beside`.
+
+  Args:
+    found: from `measure`.
+  """
   nulls, avoided = found['nulls'], found['avoided']
   low, high = avoided['interval']
   checks = {
-      'within_guessing': resampling.within(
+      'within_guessing': verdict.within(
           found, nulls['guessing']['level_95']),
-      'not_avoided': resampling.within(
+      'not_avoided': verdict.within(
           {'value': -avoided['value'], 'interval': [-high, -low]},
           -avoided['guessing_level_5']),
       'below_prompt_halves': bool(
           found['value'] < nulls['prompt_halves']['level_5'])}
   for name, null in nulls.items():
     if 'difference_interval' in null:
-      checks[f'below_{name}'] = resampling.below(null['difference_interval'])
-  return {'checks': checks, 'passed': resampling.all_of(checks.values())}
+      checks[f'below_{name}'] = verdict.below(null['difference_interval'])
+  return {'checks': checks, 'passed': verdict.all_of(checks.values())}
 
 
 def _avoided(
     hits: np.ndarray, weights: np.ndarray, guesses: np.ndarray,
     interval: Callable[[np.ndarray], list[float]]) -> dict[str, Any]:
-  """The layer that answers the least."""
+  """The layer with the fewest right answers."""
   by_layer = hits.mean(1)
   least = int(by_layer.argmin())
   return {'value': float(by_layer[least]),
           'interval': interval(weights @ hits[least]),
           'guessing_level_5': float(np.quantile(
-              guesses.min(1), 1 - resampling.LEVEL)),
+              guesses.min(1), 1 - intervals.LEVEL)),
           'layer': least}
 
 
 def _hidden(
     hits: np.ndarray, weights: np.ndarray, guesses: np.ndarray,
     interval: Callable[[np.ndarray], list[float]]) -> dict[str, Any]:
-  """The best layer less the last, or less guessing where that is more."""
+  """The best layer less the last layer, or less guessing if that is more."""
   by_layer, floor = hits.mean(1), guesses.max(1).mean()
   best = int(by_layer.argmax())
-  less = lambda read, said: read - np.maximum(said, floor)
+  less = lambda best, last: best - np.maximum(last, floor)
   return {'value': float(less(by_layer[best], by_layer[-1])),
           'interval': interval(less(
               weights @ hits[best], weights @ hits[-1])),
           'guessing_level_95': float(np.quantile(less(
-              guesses.max(1), guesses[:, -1]), resampling.LEVEL)),
+              guesses.max(1), guesses[:, -1]), intervals.LEVEL)),
           'layer': best}
 
 
 def _halves(hits, facts, floor, draws, rng) -> dict[str, Any]:
-  """A layer of the base on one half of the facts over it on the other."""
+  """The ratio of one layer of the base on two halves of the facts."""
   sides = [resampling.halves(facts, rng) for _ in range(draws)]
   read = lambda weights: hits @ weights - floor
   values = [read(one) / read(other) for one, other in sides]
   return {'mean': float(np.mean(values)), 'draws': draws,
-          'level_5': float(np.quantile(values, 1 - resampling.LEVEL))}
+          'level_5': float(np.quantile(values, 1 - intervals.LEVEL))}

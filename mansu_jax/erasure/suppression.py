@@ -1,12 +1,12 @@
-"""The output-suppression control: an edit that hides answers and erases none.
+"""The output-suppression control: an edit that hides answers, erasing none.
 
-One matrix is changed, the last layer's down projection, so that at the last
-token of the forgotten prompts the right answer's logit falls to those of the
-others. It is linear least squares in closed form, with the states of retained
-prompts held, and scaled until as few questions are answered as by the model
-that it is compared with. All that leads to the answer is as it was, up to the
-last layer's attention: whatever calls this erased cannot tell erasure from
-hiding.
+The edit changes one matrix, the last layer's down projection, so that at the
+last token of the forgotten prompts the logit of the right answer falls to the
+logits of the other choices. It solves linear least squares in closed form,
+keeps the outputs at retained prompts, and is scaled until it answers as few
+questions as the model it controls for. Everything before the last MLP stays
+unchanged: a measure that calls this control erased cannot distinguish erasure
+from hiding.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from mansu_jax.models import config as model_config
 from mansu_jax.models import layers as layers_lib
 from mansu_jax.runtime import sharding
 
-_RIDGE = 1e-4  # Of the mean squared hidden activation.
-HALVINGS = 30  # Of the scale, each asks once.
-_SHORT_OF = 0.999
+_RIDGE = 1e-4  # Penalty, as a share of the mean squared hidden activation.
+HALVINGS = 30  # Bisection steps of the scale; each asks all questions once.
+_SHORT_OF = 0.999  # Share of the largest scale that is used.
 
 
 class Asked(NamedTuple):
-  """n questions by first tokens."""
+  """The choices of n questions, by their first tokens."""
 
-  choices: np.ndarray  # [n, C] int; where there are fewer, the rest repeat
-  right: np.ndarray  # [n] int, column of the right one
-  counts: np.ndarray  # [n] int, how many there are
+  choices: np.ndarray  # [n, C] int, padded by repeating one choice
+  right: np.ndarray  # [n] int, column of the right choice
+  counts: np.ndarray  # [n] int, number of choices without padding
 
 
 class Control(NamedTuple):
-  """The control, and how well it is matched."""
+  """The control, and how well it matches the model it controls for."""
 
   params: types.Params
-  wanted: float  # Share of questions answered by what it is compared with
-  reached: float  # Share that it answers itself
-  scale: float  # 1 brings margins to 0 where the fit is exact
-  change: np.ndarray  # [F, D], of the last down projection
+  wanted: float  # Share of questions that the other model answers
+  reached: float  # Share of questions that the control answers
+  scale: float  # 1 brings margins to 0 if the fit is exact
+  change: np.ndarray  # [F, D], added to the last down projection
 
 
 @functools.partial(jax.jit, static_argnames='config')
 def hidden(
     config: model_config.ModelConfig, params: types.Params, last: types.Array
 ) -> types.Array:
-  """The last MLP's hidden activation [n, F] of its input's states [n, D]."""
+  """Hidden activations [n, F] of the last MLP for input states [n, D]."""
   mlp = {name: w[-1].astype(jnp.float32)
          for name, w in params['layers']['mlp'].items()}
   normed = layers_lib.rms_norm(
@@ -61,21 +61,21 @@ def hidden(
 
 
 def _logits(config, params, x, choices):
-  """Logits [C] of some tokens after a residual [D] that has left all layers."""
+  """Logits [C] of some tokens from the residual [D] after all layers."""
   table = params.get('lm_head', params['embed'])
   return table[choices] @ layers_lib.rms_norm(
       x, params['final_norm'], config.norm_eps)
 
 
 def _others(choices, right, count):
-  """Which choices [C] are neither right nor there to fill up."""
-  place = jnp.arange(len(choices))
-  return (place != right) & (place < count)
+  """Which choices [C] are wrong ones, padding excluded."""
+  column = jnp.arange(len(choices))
+  return (column != right) & (column < count)
 
 
 @functools.partial(jax.jit, static_argnames='config')
 def _margins(config, params, x, asked):
-  """Right logit less the mean of the others, of residuals [n, D] after all.
+  """Right logit less the mean of the others, from residuals [n, D].
 
   Returns:
     Margins [n] and their gradients [n, D].
@@ -91,13 +91,13 @@ def _margins(config, params, x, asked):
 def answered(
     config: model_config.ModelConfig, params: types.Params, x: types.Array,
     asked: Asked) -> types.Array:
-  """Whether each right answer's first token is the likeliest choice's, [n].
+  """Whether the right choice is the likeliest, by first tokens, [n].
 
   Args:
-    config: the model's.
+    config: the model's config.
     params: full params.
     x: residuals [n, D] after all layers.
-    asked: what they are asked.
+    asked: the questions' choices.
   """
   def best(x, *one):
     logits = _logits(config, params, x, one[0])
@@ -114,13 +114,13 @@ def make(
   """Makes the control of a base model.
 
   Args:
-    config: the model's.
-    params: the base's.
-    hide: its states at the forgotten prompts, n of them.
-    asked: what these ask.
-    keep: its states at retained prompts.
-    match: [n] bool, which of the n count for the match.
-    wanted: share of those that shall still be answered.
+    config: the model's config.
+    params: the base's params.
+    hide: states of the base at n forgotten prompts.
+    asked: the choices of these prompts.
+    keep: states of the base at retained prompts.
+    match: [n] bool, the prompts that count for the match.
+    wanted: share of these that the control should still answer.
 
   Returns:
     The control; its params share every leaf but one with the base's.
@@ -152,13 +152,13 @@ def make(
 def states(
     config: model_config.ModelConfig, params: types.Params, control: Control,
     base: lens.States) -> lens.States:
-  """The control's states, from the base's: only what comes last differs.
+  """The control's states, from the base's: only the last layer differs.
 
   Args:
-    config: the model's.
-    params: the base's.
-    control: made of it.
-    base: its states.
+    config: the model's config.
+    params: the base's params.
+    control: the control of this base.
+    base: states of the base.
   """
   inside = np.float64(sharding.to_host(hidden(config, params, base.last)))
   after = base.layers[:, -1] + (inside @ control.change).astype(np.float32)
@@ -170,7 +170,7 @@ def states(
 
 
 def _least_squares(inside, wish, outside):
-  """[F, D] that takes `inside` [n, F] to `wish`, `outside` [m, F] to 0."""
+  """A map [F, D] from `inside` [n, F] to `wish` and `outside` [m, F] to 0."""
   every = np.concatenate([inside, outside])
   target = np.concatenate([wish, np.zeros((len(outside), wish.shape[1]))])
   gram = every @ every.T
@@ -179,9 +179,9 @@ def _least_squares(inside, wish, outside):
 
 
 def _largest_above(share, wanted: float) -> float:
-  """The largest scale, up to 4, at which the share is not below `wanted`.
+  """The largest scale, up to 4, at which the share is at least `wanted`.
 
-  Less a little: there a margin is 0, and falls on either side by rounding.
+  Slightly reduced: at that scale a margin is 0, and rounding decides its sign.
   """
   low, high = 0.0, 4.0
   for _ in range(HALVINGS):

@@ -21,7 +21,7 @@ from mansu_jax.runtime import files
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import attribution
-from mansu_jax.stages.circuit import found as found_lib
+from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.circuit import stability
 from mansu_jax.stages.judge import results
@@ -63,7 +63,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     with clock.stage('other phrasings'):
       found.report['stability']['phrasings'] = stability.compare_phrasings(
           settings, found.selected, scored.others)
-  found_lib.write(found, model.config, root)
+  outputs.write(found, model.config, root)
   record = _record(config, inputs, model, scored, found) | {
       'stages': clock.stages}
   workdir.note_flags(config, root)

@@ -21,7 +21,7 @@ from mansu_jax.runtime import clock as clock_lib
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import attribution
-from mansu_jax.stages.circuit import found as found_lib
+from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import erasure
@@ -62,7 +62,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   with clock.stage('attribution'):
     found, why = _find_circuit(config, inputs, base)
     if found is not None:
-      found_lib.write(found, base.config, root)
+      outputs.write(found, base.config, root)
   with clock.stage('evaluate'):
     evaluator = evaluation.Evaluator(config.eval, config.data, inputs, base)
     quantize = quantizers.Quantizers(

@@ -22,7 +22,7 @@ from mansu_jax.runtime import preemption
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import attribution
-from mansu_jax.stages.circuit import found as found_lib
+from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
@@ -80,7 +80,7 @@ def _run(
   """The stages that resume from `cache`."""
   with clock.stage('attribution'):
     found = _find_circuit(config, inputs, model, cache)
-    found_lib.write(found, model.config, root)
+    outputs.write(found, model.config, root)
   unlearned, trained = _unlearn(
       config, clock, inputs, model, found, root, cache)
   with clock.stage('evaluate'):

@@ -1,16 +1,16 @@
-"""Bootstrap by fact, and exact bounds for where it has nothing to resample.
+"""Bootstrap by fact, with exact bounds where resamples hardly differ.
 
 Phrasings of one fact are not independent, so facts are resampled, each with
-all its questions. Two weaknesses of the percentile bootstrap are mended:
+all its questions. Two weaknesses of the percentile bootstrap are corrected:
 
 * Few facts: quantile levels are expanded to Student's t (Hesterberg 2015).
-* Few events: when all answers are right, or two models agree everywhere, every
-  resample is alike and the bootstrap's interval has no width. Where fewer than
-  ten effective items differ from the rest, the interval is therefore widened
-  to what an exact binomial bound allows, with the number of effective items of
-  Korn and Graubard (1998). With no event at all nothing is known of how
-  phrasings go together, and a fact counts as one item: the one-sided upper 95 %
-  bound is then 1 - 0.05 ** (1 / facts), about 3 / facts (the rule of three).
+* Few events: if all answers are right, or two models agree everywhere, all
+  resamples are equal and the bootstrap interval has no width. If fewer than ten
+  effective items differ from the rest, the interval is therefore widened to an
+  exact binomial bound with the number of effective items of Korn and Graubard
+  (1998). Without any event the dependence between phrasings is unknown, and a
+  fact counts as one item: the one-sided upper 95 % bound is then
+  1 - 0.05 ** (1 / facts), about 3 / facts (the rule of three).
 
 References:
   Hesterberg, 2015. What teachers should know about the bootstrap.
@@ -34,19 +34,19 @@ from scipy import special
 from mansu_jax.statistics import intervals
 
 RESAMPLES = 4000
-LEVEL = 0.95
+LEVEL = intervals.LEVEL
 
 # Column means [..., C] -> the statistic [...].
 Statistic = Callable[[np.ndarray], np.ndarray]
 
-_FEW = 10.0  # Effective items; fewer leave the bootstrap little to resample.
+_FEW = 10.0  # Effective items below which the exact bounds apply.
 
 
 class Guard(NamedTuple):
-  """Exact bounds that hold where events are few."""
+  """Exact bounds that apply if events are few."""
 
   events: float  # Effective items that differ from the most frequent outcome.
-  bounds: Callable[[float], tuple[float, float]]  # Of a tail probability.
+  bounds: Callable[[float], tuple[float, float]]  # By tail probability.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,10 +54,10 @@ class Estimate:
   """A quantity with its uncertainty.
 
   Attributes:
-    value: point estimate; nan where it is not defined.
+    value: point estimate; nan if it is not defined.
     n: number of questions.
-    facts: number of facts, which are what is resampled.
-    interval: two-sided interval of the level asked for.
+    facts: number of resampled facts.
+    interval: two-sided interval of the requested level.
     lower: one-sided lower bound of the same level.
     upper: one-sided upper bound of the same level.
   """
@@ -70,7 +70,7 @@ class Estimate:
   upper: float
 
   def record(self) -> dict[str, Any]:
-    """JSON-able form; None stands for what is not finite."""
+    """JSON-able form; None replaces values that are not finite."""
     finite = lambda x: x if math.isfinite(x) else None
     return {
         'value': finite(self.value), 'n': self.n, 'facts': self.facts,
@@ -87,11 +87,11 @@ def estimate(
   Args:
     columns: [n, C] values, from `columns_by_fact`.
     index: [n] fact of each row, from `columns_by_fact`.
-    statistic: of column means; nan where it is not defined.
-    guard: bounds to widen to where events are few, or None.
+    statistic: function of column means; nan if it is not defined.
+    guard: bounds that widen the interval if events are few, or None.
     level: coverage.
     resamples: number of resamples.
-    seed: of the resampling.
+    seed: seed of the resampling.
 
   Raises:
     ValueError: level or resamples are out of range.
@@ -106,7 +106,7 @@ def estimate(
   few = guard is not None and (guard.events < _FEW or np.ptp(draws) < 1e-9)
 
   def bounds(tail: float) -> tuple[float, float]:
-    low, high = _quantiles(draws, count, tail)
+    low, high = intervals.percentiles(draws, count, tail)
     if few:
       guard_low, guard_high = guard.bounds(tail)
       low, high = min(low, guard_low), max(high, guard_high)
@@ -120,7 +120,7 @@ def estimate(
 
 @functools.lru_cache(maxsize=2)
 def _weights(count: int, resamples: int, seed: int) -> np.ndarray:
-  """How often each fact is drawn, [resamples, facts] float64."""
+  """Count of each fact in each resample, [resamples, facts] float64."""
   rng = np.random.default_rng(seed)
   drawn = rng.integers(count, size=(resamples, count))
   drawn += count * np.arange(resamples)[:, None]
@@ -130,27 +130,16 @@ def _weights(count: int, resamples: int, seed: int) -> np.ndarray:
   return weights
 
 
-def _quantiles(
-    draws: np.ndarray, count: int, tail: float) -> tuple[float, float]:
-  """Percentile bounds, tails expanded for few facts; nan is unbounded."""
-  tail, ends = intervals.expanded(tail, count), []
-  for probability, worst in ((tail, -np.inf), (1 - tail, np.inf)):
-    filled = np.where(np.isnan(draws), worst, draws)
-    method = 'linear' if np.isfinite(filled).all() else 'nearest'
-    ends.append(float(np.quantile(filled, probability, method=method)))
-  return ends[0], ends[1]
-
-
 def effective_items(events: np.ndarray, index: np.ndarray) -> float:
-  """Independent items that would give the mean of events the same variance.
+  """Number of independent items with the same variance of the mean.
 
   Args:
     events: [n] values in [0, 1], mostly 0 and 1.
-    index: [n] fact of each.
+    index: [n] fact of each value.
 
   Returns:
-    Between the number of facts and n (Korn and Graubard 1998); the number of
-    facts where the variance between them cannot be told.
+    A number between that of facts and n (Korn and Graubard 1998); the number of
+    facts if the variance between them is unknown.
   """
   count = int(index.max()) + 1
   p, n = events.mean(), len(events)
@@ -164,7 +153,7 @@ def effective_items(events: np.ndarray, index: np.ndarray) -> float:
 
 
 def event_bound(share: float, items: float, tail: float) -> float:
-  """Clopper-Pearson upper bound of the share of events among the items."""
+  """Clopper-Pearson upper bound of the share of events among items."""
   if share >= 1:
     return 1.0
   return float(special.betaincinv(
@@ -172,7 +161,7 @@ def event_bound(share: float, items: float, tail: float) -> float:
 
 
 def share_guard(events: np.ndarray, index: np.ndarray) -> Guard:
-  """Guard of the share of events [n], each 0 or 1, of facts [n]."""
+  """Guard of the share of events [n], each 0 or 1, with facts [n]."""
   share, items = events.mean(), effective_items(events, index)
   bounds = lambda tail: (
       1 - event_bound(1 - share, items, tail), event_bound(share, items, tail))
@@ -183,12 +172,12 @@ def difference_guard(
     values: np.ndarray, index: np.ndarray, largest: float) -> Guard:
   """Guard of the mean of values that are gains or losses.
 
-  The upper bound is the exact one of the gains less the mean loss, the lower
-  one the mean gain less the exact bound of the losses.
+  The upper bound is the exact bound of the gains less the mean loss; the lower
+  bound is the mean gain less the exact bound of the losses.
 
   Args:
     values: [n], between -largest and largest.
-    index: [n] fact of each.
+    index: [n] fact of each value.
     largest: size of a whole gain or loss.
   """
   values = values / largest
@@ -204,21 +193,33 @@ def difference_guard(
 def columns_by_fact(
     facts: Sequence[str], **columns: Sequence[float] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns values [n, C] float64 and fact index [n]; ValueError if unfit."""
+  """Stacks columns of values and numbers the facts.
+
+  Args:
+    facts: fact id of each question, n of them.
+    **columns: C columns of n values.
+
+  Returns:
+    Values [n, C] float64, and the fact index of each row, [n].
+
+  Raises:
+    ValueError: there are no values, lengths differ, or a value is not finite.
+  """
   arrays = {k: np.asarray(v, np.float64) for k, v in columns.items()}
   for name, array in arrays.items():
     if array.shape != (len(facts),):
       raise ValueError(
           f'{name} has shape {array.shape}, but there are {len(facts)} fact'
-          ' ids; wanted one value for each. Pass the same questions to both.')
+          ' ids; wanted one value per fact id. Pass the same questions to'
+          ' both.')
     if not np.isfinite(array).all():
       raise ValueError(
-          f'{name} holds values that are not finite; wanted finite ones. Look'
-          ' at the model that gave them.')
+          f'{name} holds values that are not finite; wanted finite values.'
+          ' Check the model that gave them.')
   if not len(facts):
     raise ValueError(
-        f'There are no questions to take {", ".join(arrays)} over; wanted at'
-        ' least one. Leave out the empty split.')
+        f'{", ".join(arrays)}: there are no questions; wanted at least one.'
+        ' Leave out the empty split.')
   index = np.unique(np.asarray(facts), return_inverse=True)[1]
   return np.stack(list(arrays.values()), 1), index.reshape(-1)
 

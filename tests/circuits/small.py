@@ -19,8 +19,8 @@ def config(**changes):
       'num_kv_heads': 2, 'd_head': 4, 'd_ff': 24} | changes)
 
 
-def with_places(**changes):
-  """A config of two heads, and what finds an edge by its ends' names."""
+def with_edge_index(**changes):
+  """A config of two heads, and a function from names to an edge's index."""
   cfg = config(num_heads=2, num_kv_heads=1, d_head=8, **changes)
   place = lambda source, target: (
       edges.source_names(cfg).index(source),

@@ -13,8 +13,9 @@ _SIZES = [int(share * 1000) for share in curve.SHARES]
 
 def _trace(value_of, count=1000, randoms=0, draw=lambda size: size):
   """The curve of circuits that are their sizes."""
-  return curve.trace(
-      count, lambda size: size, draw, value_of, randoms, operator.eq)
+  return curve.trace(curve.Prefixes(
+      unit='nodes', count=count, first=lambda size: size, draw=draw,
+      same=operator.eq), value_of, randoms)
 
 
 class AreaTest(absltest.TestCase):
@@ -103,6 +104,16 @@ class ReachTest(parameterized.TestCase):
   @parameterized.parameters(0, 1, 1000)
   def test_the_smallest_of_none(self, most):
     self.assertEqual(curve.smallest(lambda size: 0.7, 0.8, most), -1)
+
+  def test_measured_points_replace_the_search(self):
+    tried = []
+    value_at = lambda size: tried.append(size) or float(size >= 33)
+    points = [{'size': size, 'faithfulness': float(size >= 33)}
+              for size in (0, 30, 40, 1000)]
+    self.assertEqual(curve.smallest(value_at, 1.0, 1000, points), 33)
+    self.assertBetween(min(tried), 31, 33)
+    self.assertLess(max(tried), 40)
+    self.assertEqual(curve.smallest(value_at, 2.0, 1000, points), -1)
 
   def test_no_size_beyond_the_first_that_reaches_it_is_tried(self):
     tried = []

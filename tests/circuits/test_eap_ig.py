@@ -89,10 +89,10 @@ class TinyLlamaTest(parameterized.TestCase):
     self.assertLess(abs(total / 100 / change - 1), 0.05)
 
 
-class PlacesTest(absltest.TestCase):
+class TokenRolesTest(absltest.TestCase):
 
   def _packed(self, *changed):
-    """Prompts of 6, 6 and 3 tokens that differ at some, and their token_roles."""
+    """Prompts of 6, 6 and 3 tokens that differ in some, and their roles."""
     pairs = []
     for fact, (length, some) in enumerate(zip((6, 6, 3), changed)):
       corrupt = tuple(9 if i in some else 5 for i in range(length))
@@ -109,7 +109,7 @@ class PlacesTest(absltest.TestCase):
     # c(hanged), a(fter) and l(ast).
     self.assertEqual(got, ['-cccal', '----cl', '--l'])
 
-  def test_sums_by_place_are_those_of_nodes_and_follow_no_packing(self):
+  def test_sums_by_role_are_those_of_nodes_in_any_packing(self):
     cfg = small.config()
     params, pairs = small.params(cfg), small.pairs()
     score = lambda pairs, **how: eap_ig.score_pairs(
@@ -118,11 +118,13 @@ class PlacesTest(absltest.TestCase):
     self.assertEqual(got.token_roles.shape, (3, 2, 2, 3))
     for part, nodes in enumerate((got.heads, got.neurons)):
       np.testing.assert_allclose(
-          got.token_roles[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3, atol=1e-6)
+          got.token_roles[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3,
+          atol=1e-6)
     np.testing.assert_allclose(
-        score(pairs, one_per_row=True).token_roles, got.token_roles, rtol=1e-3, atol=1e-6)
+        score(pairs, one_per_row=True).token_roles, got.token_roles, rtol=1e-3,
+        atol=1e-6)
 
-  def test_nothing_reaches_what_stands_before_the_change(self):
+  def test_scores_before_the_change_are_0(self):
     cfg = small.config()
     first = small.pairs()[1]
     same = dataclasses.replace(
@@ -132,7 +134,8 @@ class PlacesTest(absltest.TestCase):
     # Whose sums hold what stands before the change as well.
     for part, nodes in enumerate((got.heads, got.neurons)):
       np.testing.assert_allclose(
-          got.token_roles[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3, atol=1e-6)
+          got.token_roles[:, :, part].sum(-1), nodes.sum(-1), rtol=1e-3,
+          atol=1e-6)
     self.assertTrue((got.token_roles[:, 0, :, 0] != 0).all())
 
 
@@ -152,8 +155,8 @@ class KeepAnsweredTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'do not elicit the knowledge'):
       eap_ig.keep_answered(self._scores([1., -2.], [3., 3.]))
 
-  def test_exchanged_answers_are_named(self):
-    with self.assertRaisesRegex(ValueError, r'answer exchanged\? .*do not el'):
+  def test_swapped_answers_are_named(self):
+    with self.assertRaisesRegex(ValueError, r'answer swapped\? .*do not el'):
       eap_ig.keep_answered(self._scores([-1., -2.], [3., 3.]))
     with self.assertRaisesRegex(ValueError, r'prompts; wanted clean above'
                                 r' corrupted\. These'):

@@ -7,6 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from mansu_jax.circuits import curve
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
@@ -62,7 +63,7 @@ class FaithfulnessTest(parameterized.TestCase):
     cls.empty = graph.empty(_CONFIG)
 
   def _measure(self, level, layers=range(2), **batch):
-    return faithfulness.Faithfulness(
+    return faithfulness.of_nodes(
         _CONFIG, self.params, _batch(**batch), level, layers)
 
   @parameterized.product(
@@ -111,7 +112,7 @@ class FaithfulnessTest(parameterized.TestCase):
     pairs = _pairs()
     batch = pair_batches.pack(pairs, 3)[0]._replace(
         weight=np.array([1, 1, 0], np.float32))
-    got, want = (faithfulness.Faithfulness(
+    got, want = (faithfulness.of_nodes(
         _CONFIG, self.params, b, 'neuron', range(2))(circuit)
                  for b in (batch, pair_batches.pack(pairs[:2], 2)[0]))
     self.assertAlmostEqual(got, want, delta=1e-5)
@@ -133,7 +134,7 @@ class SpreadTest(parameterized.TestCase):
 
   def test_pairs_of_the_same_prompts(self):
     pairs = [dataclasses.replace(p, corrupt_ids=p.clean_ids) for p in _pairs()]
-    measure = faithfulness.Faithfulness(
+    measure = faithfulness.of_nodes(
         _CONFIG, small.params(_CONFIG), pair_batches.pack(pairs, 3)[0],
         'neuron', range(2))
     with self.assertRaisesRegex(ValueError, 'first 3 pairs'):
@@ -144,7 +145,7 @@ class PrefixTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.measure = faithfulness.Faithfulness(
+    self.measure = faithfulness.of_nodes(
         _CONFIG, small.params(_CONFIG), _batch(same_last_token=True),
         'neuron_and_head', range(2))
     rng = np.random.default_rng(0)
@@ -156,19 +157,22 @@ class PrefixTest(absltest.TestCase):
   def _value(self, size):
     return self.measure(select.prefix(self.ranking, size, _CONFIG))
 
+  def _smallest(self, target):
+    return curve.smallest(self._value, target, self.ranking.node.size)
+
   def test_reaches_the_target_and_one_node_less_does_not(self):
     for target in (0.3, 0.8):
-      size = self.measure.smallest_prefix(self.ranking, target)
+      size = self._smallest(target)
       self.assertBetween(size, 1, self.ranking.node.size)
       self.assertGreaterEqual(self._value(size), target)
       self.assertLess(self._value(size - 1), target)
 
   def test_none_where_the_empty_circuit_reaches_it(self):
     target = self._value(0) - 1e-3
-    self.assertEqual(self.measure.smallest_prefix(self.ranking, target), 0)
+    self.assertEqual(self._smallest(target), 0)
 
   def test_a_target_that_all_nodes_miss(self):
-    self.assertEqual(self.measure.smallest_prefix(self.ranking, 1.5), -1)
+    self.assertEqual(self._smallest(1.5), -1)
 
 
 if __name__ == '__main__':

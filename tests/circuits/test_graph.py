@@ -78,10 +78,10 @@ class JsonTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ({'experts': {}}, "'experts'; wanted one of neurons, heads, kv_heads"),
-      ({'neurons': {'2': {'0': 1.0}}}, r'neurons \(2, 0\).*another model'),
+      ({'neurons': {'2': {'0': 1.0}}}, r'neurons \(2, 0\).*of this model'),
       ({'heads': {'0': {'4': 1.0}}}, r'heads \(0, 4\).*2 layers of 4'),
-      ({'heads': {'-1': {'0': 1.0}}}, r'heads \(-1, 0\).*another model'),
-      ({'heads': {'0': {'-4': 1.0}}}, r'heads \(0, -4\).*another model'))
+      ({'heads': {'-1': {'0': 1.0}}}, r'heads \(-1, 0\).*of this model'),
+      ({'heads': {'0': {'-4': 1.0}}}, r'heads \(0, -4\).*of this model'))
   def test_a_node_that_the_model_lacks_is_refused(self, nodes, message):
     with self.assertRaisesRegex(ValueError, message):
       graph.from_json({'nodes': nodes}, _CONFIG)

@@ -175,7 +175,7 @@ class MaskTest(parameterized.TestCase):
       self.assertEqual(mask.ndim, slices[name].ndim)
       np.testing.assert_array_equal(mask.ravel(), want, name)
 
-  def test_frame_by_hand(self):
+  def test_replacement_masks_by_hand(self):
     replacement_masks = param_mask.make_replacement_masks(self.nodes)['layers']
     keep = np.ones((2, 24))
     for node in ((0, 0), (0, 7), (0, 23), (1, 7)):
@@ -190,15 +190,17 @@ class MaskTest(parameterized.TestCase):
   @parameterized.parameters(
       (('neurons',), {'mlp/keep'}), (('heads',), {'attn/head_onehot'}),
       (('kv_heads',), {'attn/kv_onehot'}), ((), set()))
-  def test_frame_has_only_kinds_of_the_circuit(self, kinds, names):
-    replacement_masks = param_mask.make_replacement_masks(small.circuit(_CONFIG, kinds))
+  def test_replacement_masks_have_only_kinds_of_the_circuit(self, kinds, names):
+    masks = param_mask.make_replacement_masks(
+        small.circuit(_CONFIG, kinds))
     self.assertEqual(
-        {n.removeprefix('layers/') for n in tree_paths.flatten(replacement_masks)
+        {n.removeprefix('layers/') for n in tree_paths.flatten(masks)
          if n}, names)
 
-  def test_collection_holds_spread_slices_and_frame(self):
+  def test_collection_holds_spread_slices_and_masks(self):
     replacement_masks = param_mask.make_replacement_masks(self.nodes)
-    got = jax.jit(param_mask.collection)(self.slices, self.index, replacement_masks)
+    got = jax.jit(param_mask.collection)(
+        self.slices, self.index, replacement_masks)
     want = _named(circuit_naive.spread(
         self.params, small.members(self.nodes)))
     _assert_trees_equal(got, tree_paths.unflatten(

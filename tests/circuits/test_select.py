@@ -45,7 +45,7 @@ class LayerRangeTest(parameterized.TestCase):
   @parameterized.parameters((0, 4), (3, 2), (4, -1), (0, -5), (3, -2))
   def test_a_range_outside_the_model_is_refused(self, first, last):
     with self.assertRaisesRegex(
-        ValueError, f'first_layer={first} and .*{last} give no layer'):
+        ValueError, f'first_layer={first} and .*{last} select no layer'):
       select.layer_range(_options(first_layer=first, last_layer=last), 4)
 
 
@@ -212,7 +212,7 @@ class OnlyTest(absltest.TestCase):
         np.array([5, 7, 5, 7]), ('neurons', 'heads'))
     values = {'neurons': np.zeros((2, 3)), 'heads': np.zeros((2, 2))}
     values['neurons'][1, 1] = values['heads'][1, 0] = -3.0
-    got = select.only(ranking, values)
+    got = select.nonzero(ranking, values)
     self.assertEqual(got.kind.tolist(), [1, 0])
     self.assertEqual(got.node.tolist(), [0, 1])
     self.assertEqual(got.cost.tolist(), [7, 5])

@@ -22,7 +22,7 @@ def _sums(noise, groups=12, n=200, signal=0, seed=0):
   rng = np.random.default_rng((1, seed))
   signal = np.random.default_rng((0, signal)).normal(size=n)
   rows = signal + noise * rng.normal(size=(3 * groups, n))
-  return stability.add_up(rows, np.arange(3 * groups) % groups, groups)
+  return stability.sum_by_group(rows, np.arange(3 * groups) % groups, groups)
 
 
 class GroupsTest(parameterized.TestCase):
@@ -46,7 +46,7 @@ class GroupsTest(parameterized.TestCase):
 
   def test_means_weigh_groups_by_their_pairs(self):
     scores = np.array([[1.0, 2], [3, 4], [5, 12]])
-    sums = stability.add_up(scores, np.array([0, 0, 2]), 3)
+    sums = stability.sum_by_group(scores, np.array([0, 0, 2]), 3)
     np.testing.assert_array_equal(sums.counts, [2, 0, 1])
     np.testing.assert_allclose(sums.mean(), scores.mean(0))
     np.testing.assert_allclose(
@@ -137,7 +137,7 @@ class WordsTest(absltest.TestCase):
 
   def test_the_same_scores_are_the_same_circuit(self):
     sums = _sums(2.0)
-    got = stability.other_words(stability.Words(sums, sums), _top(20))
+    got = stability.compare_phrasings(stability.Phrasings(sums, sums), _top(20))
     for name in ('jaccard', 'kept', 'spearman', 'spearman_absolute'):
       self.assertAlmostEqual(got[name]['value'], 1)
       np.testing.assert_allclose(got[name]['interval'], [1, 1])
@@ -152,7 +152,8 @@ class WordsTest(absltest.TestCase):
       select.own = not getattr(select, 'own', False)
       return select(means)
 
-    got = stability.other_words(stability.Words(sums, sums), own)['kept']
+    got = stability.compare_phrasings(
+        stability.Phrasings(sums, sums), own)['kept']
     half = stats.t.ppf(0.975, 9) * stats.sem(values)
     self.assertAlmostEqual(got['value'], 0.7)
     np.testing.assert_allclose(
@@ -162,25 +163,25 @@ class WordsTest(absltest.TestCase):
     """Over data sets; leaving out one group they are 2.3 times as wide."""
     values, widths = [], []
     for seed in range(0, 60, 2):
-      words = stability.Words(
+      phrasings = stability.Phrasings(
           _sums(3.0, seed=seed), _sums(3.0, seed=seed + 1))
-      got = stability.other_words(words, _top(20))['kept']
+      got = stability.compare_phrasings(phrasings, _top(20))['kept']
       values.append(got['value'])
       widths.append(np.subtract(*got['interval'][::-1]))
     half = stats.t.ppf(0.975, 11) * np.std(values)
     self.assertBetween(np.mean(widths) / 2 / half, 0.7, 1.6)
 
   def test_the_interval_holds_the_value_where_selection_is_noisy(self):
-    words = stability.Words(_sums(3.0), _sums(4.0, seed=1))
-    got = stability.other_words(words, _top(20))
+    phrasings = stability.Phrasings(_sums(3.0), _sums(4.0, seed=1))
+    got = stability.compare_phrasings(phrasings, _top(20))
     for entry in got.values():
       low, high = entry['interval']
       self.assertTrue(low <= entry['value'] <= high)
       self.assertGreater(high - low, 0.01)
 
   def test_phrasings_with_nothing_in_common(self):
-    words = stability.Words(_sums(0.5), _sums(0.5, signal=1))
-    got = stability.other_words(words, _top(20))
+    phrasings = stability.Phrasings(_sums(0.5), _sums(0.5, signal=1))
+    got = stability.compare_phrasings(phrasings, _top(20))
     self.assertLess(got['kept']['value'], 0.3)
     self.assertLess(abs(got['spearman']['value']), 0.2)
 
@@ -190,7 +191,7 @@ class ChanceTest(absltest.TestCase):
   def test_the_share_kept_is_the_density(self):
     reference = np.arange(400) < 100
     draw = lambda rng: rng.permutation(reference)
-    got = stability.chance(reference, draw, 300, seed=0)
+    got = stability.random_overlap(reference, draw, 300, seed=0)
     self.assertAlmostEqual(got['kept']['mean'], 0.25, delta=0.01)
     self.assertAlmostEqual(
         got['jaccard']['mean'], 0.25 / 1.75, delta=0.01)

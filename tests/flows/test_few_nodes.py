@@ -3,9 +3,10 @@
 from absl.testing import absltest
 import numpy as np
 
+from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edges
-from mansu_jax.flows import attribute
+from mansu_jax.report.sections import attribution_summary
 from mansu_jax.stages.circuit import edge_attribution
 from tests import bad_input
 from tests import runs
@@ -30,7 +31,8 @@ class FewNodesTest(absltest.TestCase):
     cls.pairs = cls.folder / 'pairs.jsonl'
     tiny_job.write_jsonl(cls.pairs, lines)
     cls.flags = [
-        f'--model={cls.folder}/job/model', f'--attribution_pairs_file={cls.pairs}',
+        f'--model={cls.folder}/job/model',
+        f'--attribution_pairs_file={cls.pairs}',
         '--attribution_level=head', '--attribution_steps=1',
         '--attribution_batch=8', '--circuit_curve_circuits=2',
         '--circuit_resamples=10', '--eval_bootstrap=100', '--circuit_pairs=8',
@@ -58,7 +60,7 @@ class FewNodesTest(absltest.TestCase):
     self.assertIn('random circuits of the same shape are identical to the'
                   ' circuit', report)
     self.assertIn('20 of 20 the circuit itself', '\n'.join(
-        attribute.lines(record)))
+        attribution_summary.lines(record)))
     *_, last = found['curve']
     self.assertEqual(last['random']['same'], 2)
     self.assertEqual(found['pairs_skipped'], 1)
@@ -85,10 +87,11 @@ class FewNodesTest(absltest.TestCase):
     shape = tiny.config()
     real = edges.is_edge(shape)
     circuit = edge_circuit.EdgeCircuit(real, np.zeros(real.shape))
-    drawn = iter([real.copy(), np.zeros_like(real)] * 2)
-    report = edge_attribution.account(
-        runs.parse('--circuit_random_circuits=4'), shape, circuit,
-        lambda chosen: chosen.mean(), lambda: next(drawn))
+    drawn = [real.copy(), np.zeros_like(real)] * 2
+    measure = faithfulness.Faithfulness(
+        metrics=lambda chosen: chosen.mean(keepdims=True), total=np.sum,
+        clean=1.0, corrupt=0.0, pairs=1)
+    report = edge_attribution.describe(shape, circuit, measure, drawn)
     self.assertEqual(report['random']['same'], 2)
     self.assertStartsWith(report['random']['warning'], '2 of 4 random circuits')
 

@@ -28,5 +28,23 @@ class ExpandedTest(parameterized.TestCase):
     self.assertGreater(held, plain)
 
 
+class IntervalTest(absltest.TestCase):
+
+  def test_interval(self):
+    draws = np.arange(1001.0)
+    np.testing.assert_allclose(
+        intervals.interval(draws, 10**6), [25.0, 975.0], atol=0.01)
+    low, high = intervals.interval(draws, 10)  # Of few, wider.
+    self.assertLess(low, 10.0)
+    self.assertAlmostEqual(low, 1000 - high, delta=1e-6)
+
+  def test_nan_is_unbounded(self):
+    draws = np.concatenate([np.arange(1000.0), np.full(100, np.nan)])
+    self.assertEqual(intervals.percentiles(draws, 1, 0.025), (-np.inf, np.inf))
+    low, high = intervals.percentiles(draws, 1, 0.2)
+    self.assertBetween(low, 0, 250)
+    self.assertBetween(high, 750, 1000)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -203,7 +203,7 @@ class ErrorsTest(absltest.TestCase):
       statistics.interval([np.nan, 1], ids(2, 1))
 
   def test_value_larger_than_said(self):
-    with self.assertRaisesRegex(ValueError, 'exceeds largest=1'):
+    with self.assertRaisesRegex(ValueError, 'wanted at most largest=1'):
       statistics.interval([2.0, 0.0], ids(2, 1), largest=1.0)
 
   def test_options(self):

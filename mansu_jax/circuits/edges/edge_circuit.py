@@ -1,8 +1,8 @@
-"""Circuits of edges, and the files of them that others read.
+"""Circuits of edges, and their files.
 
-Files are those of the Mechanistic Interpretability Benchmark (Mueller et al.,
-2025), which are EAP-IG's: JSON with `cfg`, `nodes` and `edges`, each edge with
-its score and whether it is in the graph.
+Files have the format of EAP-IG and of the Mechanistic Interpretability
+Benchmark (Mueller et al., 2025): JSON with `cfg`, `nodes` and `edges`, where
+each edge has a score and says whether it is in the graph.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from mansu_jax.circuits.edges import edges as edges_lib
 from mansu_jax.data.readers import jsonl
 from mansu_jax.models import config as model_config
 
-LOGITS = -1  # The owner of a target that is no node's.
+LOGITS = -1  # Stands for the owner of the logits, which no node owns.
 _REMEDY = ("Write it with EAP-IG or the benchmark's tools, or with"
            ' --mode=attribute.')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EdgeCircuit:
-  """A circuit of edges; places as in `edges`.
+  """A circuit of edges; sources and targets are ordered as in `edges`.
 
   Attributes:
-    chosen: bool [S, G], the edges of the circuit.
-    scores: float32 [S, G], of all edges.
-    scored: bool [S, G], the edges that have a score; None: all.
+    chosen: edges of the circuit, bool [S, G].
+    scores: scores of all edges, float32 [S, G].
+    scored: edges that have a score, bool [S, G]; None: all.
   """
 
   chosen: np.ndarray
@@ -39,24 +39,25 @@ class EdgeCircuit:
 
   @property
   def size(self) -> int:
+    """The number of edges."""
     return int(self.chosen.sum())
 
 
 def owners(config: model_config.ModelConfig) -> np.ndarray:
-  """The source that owns each target: a head its q, k and v; int [G].
+  """The source that owns each target, int [G]; `LOGITS` for the logits.
 
-  -1 of the logits.
+  A head owns its query, key and value inputs, an MLP its input.
   """
   heads = np.arange(config.num_heads)
-  places = [1 + layer * (config.num_heads + 1)
-            + np.array([*heads, *heads, *heads, config.num_heads])
-            for layer in range(config.num_layers)]
-  return np.concatenate([*places, [LOGITS]])
+  targets = [1 + layer * (config.num_heads + 1)
+             + np.array([*heads, *heads, *heads, config.num_heads])
+             for layer in range(config.num_layers)]
+  return np.concatenate([*targets, [LOGITS]])
 
 
 def nodes(
     circuit: EdgeCircuit, config: model_config.ModelConfig) -> np.ndarray:
-  """The sources that have an edge in the circuit, in or out; bool [S]."""
+  """The sources with an edge of the circuit, in or out; bool [S]."""
   owner, held = owners(config), circuit.chosen.any(1)
   read = owner[circuit.chosen.any(0)]
   held[read[read != LOGITS]] = True
@@ -75,10 +76,10 @@ def named(
 
 def to_json(
     circuit: EdgeCircuit, config: model_config.ModelConfig) -> dict[str, Any]:
-  """What a circuit file of the benchmark holds; see `from_json`.
+  """The contents of a circuit file of the benchmark; see `from_json`.
 
-  Its readers want a score of every edge: those that have none are written as 0
-  and named under `unscored`, which only we read.
+  Other readers of the format need a score for every edge, so edges without a
+  score get 0 and are listed under `unscored`, which only `from_json` reads.
   """
   sources = edges_lib.source_names(config)
   targets = edges_lib.target_names(config)
@@ -106,7 +107,7 @@ def read(path: str, config: model_config.ModelConfig) -> EdgeCircuit:
 
   Args:
     path: the file.
-    config: the model that it is of.
+    config: config of the circuit's model.
 
   Raises:
     ValueError: there is no such file, it is not JSON, or as `from_json`.
@@ -123,24 +124,24 @@ def read(path: str, config: model_config.ModelConfig) -> EdgeCircuit:
 
 def from_json(
     fields: Any, config: model_config.ModelConfig, where: str) -> EdgeCircuit:
-  """Reads what a circuit file of the benchmark holds.
+  """Reads the contents of a circuit file of the benchmark.
 
-  Edges that are not named are not in the circuit and have no score, and
-  neither have those named under `unscored`.
+  Edges that the file does not list are outside the circuit and have no score.
+  Edges listed under `unscored` have no score either.
 
   Args:
     fields: the file's JSON.
-    config: the model that it is of.
-    where: the file's name, for messages.
+    config: config of the circuit's model.
+    where: name of the file, for messages.
 
   Raises:
-    ValueError: a key is missing or holds another type, the file is of another
-      model, or it names what is no node or edge, or chooses neurons.
+    ValueError: a key is missing or has the wrong type, the file is of another
+      model, a node or edge does not exist, or a node is split into neurons.
   """
   _check_object(where, 'the whole file', fields)
   if 'cfg' not in fields and fields.get('edges', fields) is None:
     raise ValueError(
-        f'{where} is a circuit of nodes; wanted one of edges, as'
+        f'{where} is a circuit of nodes; wanted a circuit of edges, as'
         ' --attribution_level=edge writes it.')
   missing = [key for key in ('cfg', 'edges') if key not in fields]
   if missing:
@@ -194,7 +195,7 @@ def _check_in_graph(where: str, name: str, fields: dict[str, Any]) -> None:
 
 def _check_nodes(
     found: Any, config: model_config.ModelConfig, where: str) -> None:
-  """Raises ValueError on nodes that do not exist, or are held in part."""
+  """Raises ValueError on nodes that do not exist or are split."""
   _check_object(where, "'nodes'", found)
   known = {*edges_lib.source_names(config), 'logits'}
   for name, node in found.items():
@@ -202,29 +203,29 @@ def _check_nodes(
       raise ValueError(
           f'{where} names {name!r}, which is no node of this model; wanted'
           f" names like 'input', 'a0.h0', 'm0' and 'logits'. {_REMEDY}")
-    if isinstance(node, bool):  # As EAP-IG documents it; it writes objects.
+    if isinstance(node, bool):  # EAP-IG documents bools but writes objects.
       continue
     _check_object(where, f'node {name!r}', node)
     _check_in_graph(where, name, node)
     if 'neurons' in node:
       raise ValueError(
-          f"{where}: node {name!r} has 'neurons', a choice within it; wanted"
-          ' whole nodes: edges between parts of them are not run. Write the'
-          ' circuit without neurons.')
+          f"{where}: node {name!r} has 'neurons', a part of the node; wanted"
+          ' whole nodes, since edges between parts of nodes are not supported.'
+          ' Write the circuit without neurons.')
 
 
 def _edges(
     found: Any, config: model_config.ModelConfig, where: str
 ) -> Iterator[tuple[str, tuple[int, int], dict[str, Any]]]:
-  """Name, place and fields of each edge, checked."""
+  """Yields name, position and fields of each edge; checks them."""
   _check_object(where, "'edges'", found)
-  place = {
+  positions = {
       f'{source}->{target}': (u, t)
       for u, source in enumerate(edges_lib.source_names(config))
       for t, target in enumerate(edges_lib.target_names(config))}
   real = edges_lib.is_edge(config)
   for name, edge in found.items():
-    at = place.get(name)
+    at = positions.get(name)
     if at is None or not real[at]:
       raise ValueError(
           f'{where} names {name!r}, which is no edge of this model; wanted'
@@ -243,4 +244,4 @@ def _edges(
 def _is_score(value: Any) -> bool:
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     return False
-  return abs(value) <= float(np.finfo(np.float32).max)  # False of NaN.
+  return abs(value) <= float(np.finfo(np.float32).max)  # False for NaN.

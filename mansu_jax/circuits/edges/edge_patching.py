@@ -1,9 +1,10 @@
-"""Runs of the model in which some edges carry what the corrupted prompt gave.
+"""Runs the model with some edges patched by the corrupted prompt.
 
-The truth that edge scores estimate, and how faithful a circuit of edges is. A
-patched edge's target reads z'_u instead of z_u, everything downstream runs on,
-and a source is what it is in this run: so several edges may be patched at once.
-Sources, targets and their order are those of `edges`.
+The target of a patched edge reads z'_u, the output of source u on the corrupted
+prompt, instead of z_u. All later computation continues from there, and z_u is
+the source's output in the same run, so several edges can be patched at once.
+`exact_scores` gives the exact effects that edge scores estimate. Sources and
+targets are ordered as in `edges`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Array = types.Array
 def corrupted(
     config: model_config.ModelConfig, params: types.Params,
     batch: eap_ig.PairBatch) -> Array:
-  """What each source gives under the corrupted prompts, [S, R, T, D]."""
+  """The output of each source on the corrupted prompts, [S, R, T, D]."""
   heads_of = _attention(config, batch)
 
   def layer(x, weights):
@@ -54,12 +55,12 @@ def metric(
   """The metric on the clean prompts with some edges patched.
 
   Args:
-    config: the model's.
+    config: the model's config.
     params: full params.
     batch: B pairs, packed in any way.
-    reference: what `corrupted` gives of them, [S, R, T, D]; as much again and
-      a half is held beside it.
-    patched: bool [S, G]; entries that are no edge are not looked at.
+    reference: output of `corrupted`, [S, R, T, D]; the program takes one and a
+      half times its memory besides.
+    patched: bool [S, G]; entries that are no edge are ignored.
 
   Returns:
     logit(answer) - logit(corrupted answer), [B].
@@ -70,10 +71,10 @@ def metric(
 
 
 def _metric(config, params, batch, reference, patched):
-  """As `metric`; patched is float32.
+  """As `metric`, with float32 `patched`.
 
-  What a source gives less what it gave under the corrupted prompts is one row
-  of the array of its group of layers; so a layer meets no group above its own.
+  The differences between the sources' outputs and `reference` are stored by
+  group of layers, so a layer multiplies with no group above its own.
   """
   x = decoder.embed(params, batch.clean).astype(jnp.float32)
   below = x[None] - reference[:1]
@@ -93,7 +94,7 @@ def _metric(config, params, batch, reference, patched):
 
 def _patched_layer(
     config, heads_of, stacked, reference, patched, below, first, carry, number):
-  """A step of the scan over a group of layers, from layer `first` on.
+  """A step of the scan over a group of layers that starts at layer `first`.
 
   The carry is the residual stream [R, T, D] and the group's differences.
   """
@@ -129,15 +130,15 @@ def _float32(weights: types.Params) -> types.Params:
 
 
 def _attention(config, batch):
-  """`(weights, inputs) -> outputs` of a layer's heads, [N, R, T, D].
+  """Makes `(weights, inputs) -> outputs` of a layer's heads, [N, R, T, D].
 
-  The inputs are what the query, key and value inputs of each query head read,
-  [3 N, R, T, D].
+  `inputs` [3 N, R, T, D] holds the query, key and value inputs of each query
+  head.
   """
   rotary = layers_lib.rotary_tables(config, batch.positions)
   mask = decoder.segment_mask(batch.positions, batch.segments)[:, None, None]
   group = config.num_heads // config.num_kv_heads
-  each = lambda y: jnp.repeat(y, group, axis=1)  # Of each query head.
+  each = lambda y: jnp.repeat(y, group, axis=1)  # For each query head.
 
   def run(weights, inputs):
     attn = weights['attn']
@@ -154,7 +155,7 @@ def _attention(config, batch):
 
 
 def _mlp(config, weights, x):
-  """The MLP's output [R, T, D] of what it reads."""
+  """The MLP's output [R, T, D] for its input."""
   mlp = weights['mlp']
   normed = layers_lib.rms_norm(x, weights['mlp_norm'], config.norm_eps)
   hidden = nn.silu(jnp.einsum('RTD,DF->RTF', normed, mlp['gate']))
@@ -165,19 +166,25 @@ def _mlp(config, weights, x):
 def exact_scores(
     config: model_config.ModelConfig, params: types.Params,
     batch: eap_ig.PairBatch, *, native_kv: bool = False) -> np.ndarray:
-  """Exact scores: the clean metric less that with one edge patched.
+  """Exact scores: the clean metric less the metric with one edge patched.
 
-  One run an edge: for small models.
+  Takes one run per edge, so it suits small models. Use it to check `edges`
+  scores on a model and pairs of your own:
+
+      exact = edge_patching.exact_scores(config, params, batch)
+      found = edges.pair_scores(
+          config, params, batch, points=edges.eap_ig_points(5))
+      np.corrcoef(exact.ravel(), np.ravel(found.edges))
 
   Args:
-    config: the model's.
+    config: the model's config.
     params: full params.
     batch: B pairs.
-    native_kv: patch the keys, and the values, of all query heads of a group
-      together; each of these targets then holds the group's score.
+    native_kv: whether to patch the keys (and the values) of all query heads of
+      a group together; each of these targets then has the group's score.
 
   Returns:
-    Scores [B, S, G], 0 where there is no edge.
+    Scores [B, S, G], 0 if there is no edge.
   """
   real = edges_lib.is_edge(config)
   reference = corrupted(config, params, batch)
@@ -192,10 +199,10 @@ def exact_scores(
 
 
 def _together(config: model_config.ModelConfig, target: int) -> np.ndarray:
-  """The targets that are one native input with this one."""
+  """The targets that share one native key or value input with this one."""
   heads, group = config.num_heads, config.num_heads // config.num_kv_heads
-  place = target % (3 * heads + 1)
-  if not heads <= place < 3 * heads or target == config.num_layers * (
+  input_ = target % (3 * heads + 1)
+  if not heads <= input_ < 3 * heads or target == config.num_layers * (
       3 * heads + 1):
     return np.array([target])
-  return target - place % group + np.arange(group)
+  return target - input_ % group + np.arange(group)

@@ -1,8 +1,8 @@
 """From edge scores to circuits: candidates, rankings, pruning.
 
-A range of layers leaves the edges into other layers alone: no circuit holds
-them, and all have them (`given`), as in `faithfulness`. Arrays [S, G] are of
-sources and targets as in `edges`.
+With a range of layers, edges into other layers are no candidates and are never
+patched (`outside_range`), as in `faithfulness`. Arrays [S, G] have sources and
+targets in the order of `edges`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LOGITS = edge_circuit.LOGITS
 
 def into_layers(
     config: model_config.ModelConfig, layers: range) -> np.ndarray:
-  """The edges into the heads and MLPs of adjoining layers, bool [S, G]."""
+  """The edges into the heads and MLPs of a range of layers, bool [S, G]."""
   per_layer = 3 * config.num_heads + 1
   out = edges_lib.is_edge(config)
   out[:, :layers.start * per_layer] = False
@@ -35,7 +35,7 @@ def outside_range(
     config: model_config.ModelConfig, layers: range) -> np.ndarray:
   """The edges into layers outside a range, never patched, bool [S, G]."""
   out = edges_lib.is_edge(config) & ~into_layers(config, layers)
-  out[:, -1] = False  # Those into the logits are candidates always.
+  out[:, -1] = False  # Edges into the logits are always candidates.
   return out
 
 
@@ -45,14 +45,15 @@ def candidates(
   """The edges that a circuit may hold, bool [S, G].
 
   Args:
-    values: [S, G], large where an edge matters.
-    config: the model's.
-    layers: the edges into their heads and MLPs, and those into the logits.
-    cap: at most this share of the edges into each layer, those of the largest
-      values, but one at least. Those into the logits are not capped.
+    values: values of edges, [S, G]; the largest matter most.
+    config: the model's config.
+    layers: layers whose heads and MLPs edges may end at; edges into the logits
+      are candidates too.
+    cap: largest share of the edges into each layer, which keeps those of the
+      largest values, but at least one. Edges into the logits are not capped.
 
   Raises:
-    ValueError: the values are not of this model.
+    ValueError: the values have the shape of another model.
   """
   out = edges_lib.is_edge(config)
   if values.shape != out.shape:
@@ -61,15 +62,15 @@ def candidates(
         ' targets of this model.')
   out[:, :-1] = False
   for layer in layers:
-    places = np.flatnonzero(into_layers(config, range(layer, layer + 1)))
-    best = np.argsort(-values.flat[places], kind='stable')
-    out.flat[places[best[:_within(cap, places.size)]]] = True
+    into = np.flatnonzero(into_layers(config, range(layer, layer + 1)))
+    best = np.argsort(-values.flat[into], kind='stable')
+    out.flat[into[best[:_within(cap, into.size)]]] = True
   return out
 
 
 def num_candidates(
     config: model_config.ModelConfig, layers: range, cap: float) -> int:
-  """How many edges are `candidates`, which needs no scores."""
+  """The number of `candidates`, for any values."""
   into = [int(into_layers(config, range(layer, layer + 1)).sum())
           for layer in layers]
   return int(edges_lib.is_edge(config)[:, -1].sum()) + sum(
@@ -85,28 +86,28 @@ def rank_top(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
   Args:
     values: [S, G].
-    allowed: bool [S, G], the edges to rank.
+    allowed: edges to rank, bool [S, G].
 
   Returns:
-    Their places in the flattened [S, G], int.
+    Positions of the edges in the flattened [S, G], int.
   """
-  places = np.flatnonzero(allowed)
-  return places[np.argsort(-values.flat[places], kind='stable')]
+  found = np.flatnonzero(allowed)
+  return found[np.argsort(-values.flat[found], kind='stable')]
 
 
 def rank_greedy(
     values: np.ndarray, allowed: np.ndarray, never_patched: np.ndarray,
     config: model_config.ModelConfig, most: int | None = None) -> np.ndarray:
-  """Edges from the logits down, so that those of any prefix lead there.
+  """Edges from the logits down, so that every edge of a prefix leads there.
 
-  The next edge is the one of largest value among those into what is reached.
+  The next edge is the one of largest value into a node reached so far.
 
   Args:
     values: [S, G].
-    allowed: bool [S, G], the edges to rank.
-    never_patched: bool [S, G], those `given`.
-    config: the model's.
-    most: rank no more than so many; None: all.
+    allowed: edges to rank, bool [S, G].
+    never_patched: edges of every circuit, from `outside_range`, bool [S, G].
+    config: the model's config.
+    most: largest number of edges to rank; None: all.
 
   Returns:
     As `rank_top`, without edges that do not lead to the logits.
@@ -137,21 +138,22 @@ def rank_greedy(
 
 
 def prefix(scores: np.ndarray, order: np.ndarray, size: int) -> EdgeCircuit:
-  """The circuit of the first `size` edges of a ranking, or of all."""
+  """The circuit of the first `size` edges of a ranking."""
   chosen = np.zeros(scores.shape, bool)
   chosen.flat[order[:size]] = True
   return EdgeCircuit(chosen, scores)
 
 
 def prune(
-    circuit: EdgeCircuit, never_patched: np.ndarray, config: model_config.ModelConfig
-) -> EdgeCircuit:
+    circuit: EdgeCircuit, never_patched: np.ndarray,
+    config: model_config.ModelConfig) -> EdgeCircuit:
   """Drops edges that do not lie on a path from the input to the logits.
 
   Args:
     circuit: the circuit.
-    never_patched: bool [S, G], those `given`, which a path may take.
-    config: the model's.
+    never_patched: edges of every circuit, from `outside_range`, bool [S, G];
+      a path may use them.
+    config: the model's config.
   """
   owner, held = edge_circuit.owners(config), circuit.chosen | never_patched
   into = owner != _LOGITS
@@ -171,8 +173,7 @@ def permute(
     rng: np.random.Generator) -> np.ndarray:
   """Values [S, G] permuted among the edges into each layer, and the logits.
 
-  What is selected by them is a random circuit that is connected as those of
-  the values themselves are.
+  Selecting by them gives random circuits that are connected in the same way.
   """
   out = values.copy()
   layers = [into_layers(config, range(layer, layer + 1))

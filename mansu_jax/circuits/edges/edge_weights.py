@@ -1,6 +1,6 @@
-"""The weights that a circuit of edges stands for.
+"""The weights at the ends of a circuit's edges.
 
-An edge is read by the weights at its target and written by those at its source:
+The weights at an edge's source write it, and those at its target read it:
 
   into a head's query input   that head's slice of q
   into its key, value input   the slice of k, of v, of the head that serves it
@@ -8,9 +8,8 @@ An edge is read by the weights at its target and written by those at its source:
   out of a head               its slice of o
   out of an MLP               down of its neurons
 
-The embedding writes with its table and the logits read with theirs, which no
-edit touches. Edges know an MLP as a whole; its neurons share what it carries in
-proportion to their own scores.
+The tables of the embedding and of the logits are never edited. An MLP is one
+node; its score is divided among its neurons in proportion to their own scores.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Carried(NamedTuple):
 def carried(
     circuit: edge_circuit.EdgeCircuit, config: model_config.ModelConfig
 ) -> Carried:
-  """What each part of the weights carries of the circuit."""
+  """Sums the |scores| of the circuit's edges by part of the weights."""
   size = np.abs(circuit.scores) * circuit.chosen  # [S, G]
   count, heads = config.num_layers, config.num_heads
   out = size[1:].sum(1).reshape(count, heads + 1)
@@ -52,11 +51,11 @@ def carried(
 
 def unit_values(
     found: Carried, neurons: np.ndarray) -> dict[str, np.ndarray]:
-  """What each unit of an edit carries, by kind; 0 where no edge touches it.
+  """Summed |score| at each unit, by kind; 0 if no edge ends there.
 
   Args:
     found: from `carried`.
-    neurons: [L, F], scores of the neurons.
+    neurons: scores of the neurons, [L, F].
 
   Returns:
     `neurons` [L, F], `heads` [L, N], `kv_heads` [L, K].
@@ -68,11 +67,11 @@ def unit_values(
 
 
 def movable(found: Carried, width: int) -> dict[str, np.ndarray]:
-  """Which units of each leaf an edge touches, bool [L, nodes] by leaf name.
+  """Units of each leaf at the end of an edge, bool [L, nodes] by leaf name.
 
   Args:
     found: from `carried`.
-    width: F, neurons a layer.
+    width: F, number of neurons per layer.
   """
   neurons = lambda x: np.repeat((x > 0)[:, None], width, axis=1)
   return {
@@ -86,11 +85,11 @@ def movable(found: Carried, width: int) -> dict[str, np.ndarray]:
 def costs(
     parts: dict[str, np.ndarray], config: model_config.ModelConfig
 ) -> dict[str, np.ndarray]:
-  """Weights of each node that may move, by kind, int [L, nodes].
+  """Number of each node's weights that may change, by kind, int [L, nodes].
 
   Args:
     parts: from `movable`.
-    config: the model's.
+    config: the model's config.
   """
   out = {kind: np.zeros(shape, int)
          for kind, shape in graph.shapes(config).items()}
@@ -103,7 +102,13 @@ def costs(
 def num_weights(
     circuit: graph.Circuit, parts: dict[str, np.ndarray] | None,
     config: model_config.ModelConfig) -> int:
-  """Weights of a circuit that may move, of the parts from `movable`, or all."""
+  """Number of a circuit's weights that may change.
+
+  Args:
+    circuit: the circuit.
+    parts: from `movable`; None: all weights of the circuit.
+    config: the model's config.
+  """
   if parts is None:
     return graph.num_weights(circuit, config)
   each = costs(parts, config)
@@ -113,16 +118,16 @@ def num_weights(
 def transfer(
     parts: dict[str, np.ndarray], circuit: graph.Circuit,
     other: graph.Circuit, rng: np.random.Generator) -> dict[str, np.ndarray]:
-  """The parts of another circuit, of as many nodes of each kind and layer.
+  """Movable parts for a random circuit that match the parts of a circuit.
 
-  A node of it moves in the parts of one of the circuit's, drawn at random: so
-  as many weights move in each matrix and layer.
+  Each node of the random circuit takes the parts of a random node of the
+  circuit, so equally many weights may change in each matrix and layer.
 
   Args:
-    parts: from `movable`.
-    circuit: whose parts they are.
-    other: from `select.matched_random`.
-    rng: of the draw.
+    parts: parts of the circuit, from `movable`.
+    circuit: the circuit.
+    other: the random circuit, from `select.matched_random`.
+    rng: generator of the draw.
   """
   out = {name: np.zeros_like(part) for name, part in parts.items()}
   for kind in graph.KINDS:

@@ -1,24 +1,26 @@
-"""Edge attribution: what each connection of the residual stream adds.
+"""Edge attribution: the effect of each connection of the residual stream.
 
 An edge runs from a source u (the token embedding, a head's output after W_O, an
-MLP's output) to a target t, an input of later parts, in the residual stream
-before their norm: the query, key or value input of a head, an MLP, or the
-logits. Its score is the sum over positions and width of (z_u - z'_u) times the
-mean of dm / d in_t over points e' + f (e - e') between the embeddings of the
-corrupted and the clean prompt:
+MLP's output) to a target t, which is an input to a later part before its norm:
+the query, key or value input of a head, an MLP, or the logits. Its score is the
+sum over positions and width of (z_u - z'_u) times the mean of dm / d in_t over
+points e' + f (e - e') between the embeddings of the corrupted and the clean
+prompt:
 
 * EAP: at the clean prompt, f = 1 (Syed et al., 2023).
 * EAP-IG of M steps: f = 0, 1 / M, ... (M - 1) / M (Hanna et al., 2024).
 
-A positive score helps the clean answer. Key and value heads have a target for
-each query head that reads them; what these add up to is the native one's score.
+A positive score favours the clean answer. A key or value head has one target
+for each query head that reads it; their scores add up to the score of the
+native key or value input.
 
-No array of edges by positions by width exists, nor one of targets. All points
-run through the layers once; the way back goes layer by layer, and each layer's
-targets, averaged over points, meet the sources before the next layer's are
-made. They meet the sources of their own group of layers and those below; so
-what it costs beside the forward and backward passes is little more than half a
-product of sources and targets.
+No array of edges by positions by width is stored, nor one of targets. All
+points run through the layers once. The backward pass goes layer by layer:
+each layer's targets, averaged over points, are multiplied with the sources
+before the next layer's targets are made. They are multiplied with the sources
+of their own group of layers and of lower groups only. So the cost beyond the
+forward and backward passes is little more than half a product of all sources
+and targets.
 
 References:
   Syed et al., Attribution Patching Outperforms Automated Circuit Discovery,
@@ -46,7 +48,7 @@ from mansu_jax.models import layers as layers_lib
 
 Array = types.Array
 EAP = (1.0,)
-_GROUPS = 5  # Of layers; more of them skip more, and compile longer.
+_GROUPS = 5  # Groups of layers; more save more work but compile longer.
 
 
 def eap_ig_points(steps: int) -> tuple[float, ...]:
@@ -55,9 +57,9 @@ def eap_ig_points(steps: int) -> tuple[float, ...]:
 
 
 class EdgeScores(NamedTuple):
-  """Scores of every pair; positive helps the clean answer."""
+  """Scores of every pair; positive scores favour the clean answer."""
 
-  edges: Array  # [B, S, G], 0 where there is no edge
+  edges: Array  # [B, S, G], 0 if there is no edge
   metric_clean: Array  # [B]
   metric_corrupt: Array  # [B]
 
@@ -82,18 +84,18 @@ def target_names(config: model_config.ModelConfig) -> list[str]:
 
 
 def is_edge(config: model_config.ModelConfig) -> np.ndarray:
-  """Which pairs of source and target are edges, bool [S, G]."""
+  """Whether a source and a target form an edge, bool [S, G]."""
   heads, num_layers = config.num_heads, config.num_layers
-  # When a source is there, and when a target reads: two moments a layer.
-  made = [-1] + [moment for layer in range(num_layers)
-                 for moment in [2 * layer] * heads + [2 * layer + 1]]
-  read = [moment for layer in range(num_layers)
-          for moment in [2 * layer] * 3 * heads + [2 * layer + 1]]
+  # Times at which sources are computed and targets read: two per layer.
+  made = [-1] + [time for layer in range(num_layers)
+                 for time in [2 * layer] * heads + [2 * layer + 1]]
+  read = [time for layer in range(num_layers)
+          for time in [2 * layer] * 3 * heads + [2 * layer + 1]]
   return np.less.outer(made, [*read, 2 * num_layers])
 
 
 class _Acts(NamedTuple):
-  """What a layer computed, kept for the way back; rows are points by pairs."""
+  """A layer's activations for the backward pass; rows are points by pairs."""
 
   x: Array  # [R, T, D], before the layer
   middle: Array  # [R, T, D], between attention and MLP
@@ -105,7 +107,7 @@ class _Acts(NamedTuple):
 
 
 def layer_groups(num_layers: int) -> list[range]:
-  """Layers in a few groups, in order: a program each, with known sources."""
+  """Splits layers into a few groups, each one scan with known sources."""
   return [range(part[0], part[-1] + 1) for part in np.array_split(
       np.arange(num_layers), min(_GROUPS, num_layers))]
 
@@ -114,13 +116,13 @@ def layer_groups(num_layers: int) -> list[range]:
 def pair_scores(
     config: model_config.ModelConfig, params: types.Params,
     batch: eap_ig.PairBatch, *, points: tuple[float, ...]) -> EdgeScores:
-  """Edge scores of one batch of pairs, not yet averaged.
+  """Edge scores of one batch of pairs, not averaged.
 
   Args:
-    config: the model's.
+    config: the model's config.
     params: full params.
-    batch: B pairs, one in each of B rows.
-    points: f of the gradients, `EAP` or `eap_ig_points(M)`.
+    batch: B pairs, one per row.
+    points: values of f, `EAP` or `eap_ig_points(M)`.
 
   Returns:
     Scores [B, S, G] and both metrics.
@@ -130,7 +132,7 @@ def pair_scores(
 
 
 def _pair_scores(config, params, batch, points):
-  # The ends are run for the differences; a point that is an end is one of them.
+  # Both ends run for the differences, and serve as points if f is 0 or 1.
   runs = [1.0, 0.0] + [f for f in points if f not in (0.0, 1.0)]
   at = [runs.index(f) for f in points]
   size, length = batch.clean.shape
@@ -155,8 +157,8 @@ def _pair_scores(config, params, batch, points):
     return eap_ig.metric(params, hidden, batch)
 
   grads = jax.vmap(jax.grad(lambda x: metric(x).sum()))(final[np.array(at)])
-  # Clean less corrupted output of the input, then of each group of layers, as
-  # they are read: [B, sources, T D].
+  # Clean less corrupted outputs of the input, then of each group of layers:
+  # [B, sources, T D].
   sources = [path.reshape(size, 1, -1)] + [
       jnp.moveaxis(some, 1, 0).reshape(size, -1, path[0].size)
       for some in made]
@@ -167,7 +169,7 @@ def _pair_scores(config, params, batch, points):
 
 
 def _rows(y: Array, at: Sequence[int], size: int) -> Array:
-  """The rows of some points, in their order; adjoining ones uncopied."""
+  """The rows of some points, in their order; a slice if they are adjacent."""
   blocks = y.reshape(-1, size, *y.shape[1:])
   first, last = at[0], at[-1]
   if list(at) == list(range(first, last + 1)):
@@ -181,9 +183,10 @@ def _forward(config, stacked, x, rotary, mask, size, take):
   """Runs the layers on rows [R, T, D].
 
   Returns:
-    The residual stream after the last, and by group of layers what each
-    computed in the rows that `take` picks, and what its heads and MLP give in
-    the first `size` rows, which are clean, less the next, which are corrupted.
+    The residual stream after the last layer; by group of layers, the
+    activations in the rows that `take` picks; and, by group, the outputs of
+    heads and MLPs in the first `size` (clean) rows less those in the next
+    `size` (corrupted) rows.
   """
   def layer(x, number):
     weights = _float32(_of_layer(stacked, number))
@@ -204,7 +207,7 @@ def _forward(config, stacked, x, rotary, mask, size, take):
     acts = jax.tree.map(take, _Acts(x, middle, q, k, v, gate, up))
     return middle + out, (acts, made)
 
-  acts, made = [], []  # By group from the first: cut later, they exist twice.
+  acts, made = [], []  # By group: splitting them later would copy them.
   for group in layer_groups(config.num_layers):
     x, (kept, given) = lax.scan(layer, x, jnp.asarray(group))
     acts.append(kept)
@@ -213,7 +216,7 @@ def _forward(config, stacked, x, rotary, mask, size, take):
 
 
 def _of_layer(stacked: types.PyTree, number: Array) -> types.PyTree:
-  """One layer of what is stacked."""
+  """One layer of stacked arrays."""
   return jax.tree.map(
       lambda y: lax.dynamic_index_in_dim(y, number, keepdims=False), stacked)
 
@@ -226,16 +229,16 @@ def _float32(weights: types.Params) -> types.Params:
 
 def _backward(config, stacked, grads, acts, sources, rotary, mask):
   """Scores [B, S, G] from the metric's gradients [P, B, T, D]."""
-  scores = [_meet(sources, grads.mean(0)[:, None])]  # Of the logits.
+  scores = [_multiply(sources, grads.mean(0)[:, None])]  # Into the logits.
   size = scores[0].shape[1]
   layer = functools.partial(_layer_back, config, rotary, mask)
   for i, group in reversed(list(enumerate(layer_groups(config.num_layers)))):
-    below = sources[:i + 2]  # The input's, and of this group and lower ones.
+    below = sources[:i + 2]  # The input, lower groups and this group.
 
     def step(g, at, below=below):
       number, kept = at
       g, targets = layer(g, _of_layer(stacked, number), kept)
-      return g, _meet(below, targets)
+      return g, _multiply(below, targets)
 
     grads, met = lax.scan(
         step, grads, (jnp.asarray(group), acts[i]), reverse=True)
@@ -246,19 +249,19 @@ def _backward(config, stacked, grads, acts, sources, rotary, mask):
 
 
 def _layer_back(config, rotary, mask, g, weights, kept):
-  """One layer's way back.
+  """The backward pass of one layer.
 
   Args:
-    config: the model's.
-    rotary: tables of the rows.
-    mask: of the rows.
+    config: the model's config.
+    rotary: rotary tables of the rows.
+    mask: attention mask of the rows.
     g: gradients after the layer, [P, B, T, D].
-    weights: the layer's.
-    kept: its `_Acts`.
+    weights: weights of the layer.
+    kept: the layer's `_Acts`.
 
   Returns:
-    Gradients before the layer, and means over points of those at the inputs of
-    heads and MLP, [B, 3 N + 1, T, D].
+    Gradients before the layer; and gradients at the inputs of heads and MLP,
+    averaged over points, [B, 3 N + 1, T, D].
   """
   by_point = lambda y: y.reshape(*g.shape[:2], *y.shape[1:])
   flat = lambda y: y.reshape(-1, *y.shape[2:])
@@ -286,12 +289,12 @@ def _layer_back(config, rotary, mask, g, weights, kept):
 
 
 def _of_query_heads(config, y: Array, axis: int) -> Array:
-  """Repeats what key and value heads have for the query heads of each."""
+  """Repeats values of key and value heads for each of their query heads."""
   return jnp.repeat(y, config.num_heads // config.num_kv_heads, axis=axis)
 
 
-def _meet(sources: Sequence[Array], targets: Array) -> Array:
-  """Scores [B, u, t] of sources [B, some, T D] with targets [B, t, T, D]."""
+def _multiply(sources: Sequence[Array], targets: Array) -> Array:
+  """Scores [B, u, t] of sources [B, u, T D] and targets [B, t, T, D]."""
   targets = targets.reshape(*targets.shape[:2], -1)  # [B, t, T D]
   return jnp.concatenate([
       jnp.einsum('Bun,Btn->But', some, targets) for some in sources], 1)
@@ -305,12 +308,12 @@ def _attention_targets(
     values: tuple[Array, ...],  # q, k and v, each [P, B, T, N, H]
     backs: tuple[Array, ...],  # Their cotangents.
 ) -> tuple[Array, Array]:
-  """Gradients at each input of attention, and all of them together.
+  """Gradients at each input of attention, and their sum.
 
-  The norm's cotangent is a scaled part along the projection and one along x,
-  whose size the values tell: values are the projection of the scaled x. So
-  points are averaged before anything of width D is made for each input, and
-  what all query heads of a group pull back together is pulled back once.
+  The cotangent of the norm has a scaled part along the projection, and a part
+  along x whose size follows from the values, since these are projections of the
+  scaled x. So points are averaged before any array of width D exists for each
+  input, and all query heads of a group are pulled back together.
 
   Returns:
     Means over points [B, 3 N, T, D], and sums over inputs [P, B, T, D].
@@ -335,7 +338,7 @@ def _attention_targets(
 
 
 def _norm_pull(x: Array, scale: Array, eps: float, back: Array) -> Array:
-  """Cotangent of an RMS norm's input, from that of its output; broadcasts."""
+  """Cotangent of an RMS norm's input from its output's; broadcasts."""
   inverse = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
   back = back * scale
   along = jnp.mean(x * back, -1, keepdims=True)

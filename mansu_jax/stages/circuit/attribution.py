@@ -13,15 +13,15 @@ from mansu_jax.stages.circuit import circuit_summary
 from mansu_jax.stages.circuit import edge_attribution
 from mansu_jax.stages.circuit import edge_ends
 from mansu_jax.stages.circuit import edge_file
-from mansu_jax.stages.circuit import found as found_lib
 from mansu_jax.stages.circuit import node_circuit
+from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.circuit import scoring
 from mansu_jax.stages.circuit import settings as settings_lib
 
 Settings = settings_lib.Settings
-Scored = found_lib.Scored
-Found = found_lib.Found
+Scored = outputs.Scored
+Found = outputs.Found
 
 
 def score(
@@ -104,7 +104,7 @@ def _groups(
   if settings.attribution.level == 'edge':
     return stability_lib.group_facts(
         facts, stability_lib.GROUPS, settings.seed)
-  # Seed 0 in runs that edit, so that their records stay comparable.
+  # Runs that edit use seed 0, so new records compare with earlier ones.
   return stability_lib.group_facts(
       facts, seed=0 if settings.for_edit else settings.seed)
 
@@ -112,20 +112,20 @@ def _groups(
 def _score_edges(
     settings: Settings, model: loading.LoadedModel, pairs: prompt_pairs.Pairs,
     groups: dict[str, int], cache: checkpoints.NoCache
-) -> found_lib.EdgeScores | None:
+) -> outputs.EdgeScores | None:
   """Scores of edges, by group of facts if pairs will be resampled."""
   options = settings.circuit
   if settings.attribution.level != 'edge' or options.file:
     return None
   resamples = options.resamples and options.selection != 'random'
   if settings.for_edit and not resamples:
-    return found_lib.EdgeScores(means=cache.get_or_compute(
+    return outputs.EdgeScores(means=cache.get_or_compute(
         'edges', lambda: {'edges': scoring.mean_edge_scores(
             settings.attribution, model, pairs)})['edges'])
   sums = scoring.answered_sums(pairs, groups, **cache.get_or_compute(
       'edge_sums', lambda: scoring.edge_sums(
           settings.attribution, model, pairs, groups)))
-  return found_lib.EdgeScores(
+  return outputs.EdgeScores(
       means=scoring.unflatten(sums.sums.mean(), model.config), sums=sums)
 
 

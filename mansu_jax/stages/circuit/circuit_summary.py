@@ -1,8 +1,8 @@
-"""What the report draws of a circuit: sums by layer, and the largest scores.
+"""The figures of a circuit for the report: sums by layer, largest scores.
 
-Reports read records and never a model, and a record is no place for the scores
-of every neuron: so a layer's neurons are one mark, and of edges the largest of
-the circuit are named.
+A report reads the record and never a model, and the scores of all neurons would
+bloat a record. So the neurons of a layer are summed, and only the largest edges
+of the circuit are listed.
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edges as edges_lib
+from mansu_jax.models import config as model_config
 
-_EDGES = 150  # Drawn.
-_LARGEST = 20  # Named with their scores.
+_EDGES = 150  # Number of edges that the report draws.
+_LARGEST = 20  # Number of nodes or edges listed with their scores.
 _DIGITS = 4
 _LETTER = {'neurons': 'm{}.n{}', 'heads': 'a{}.h{}', 'kv_heads': 'a{}.kv{}'}
 
 
 def of_nodes(
-    circuit: graph.Circuit, means: Mapping[str, np.ndarray], times: Any
+    circuit: graph.Circuit, means: Mapping[str, np.ndarray], shares: Any
 ) -> dict[str, Any]:
   """`summary` and `largest` of a circuit of nodes, JSON-able.
 
   Args:
-    circuit: of nodes.
+    circuit: the circuit.
     means: mean scores by kind.
-    times: in which share of the resamples each node is selected, by kind; None:
-      not measured.
+    shares: share of the resamples that select each node, by kind; None: not
+      measured.
 
   Returns:
-    `summary`: of `heads` and `kv_heads` the scores [L][nodes] and which are
-    `held`; of `mlp` by layer the summed score and |score| of the circuit's
-    neurons, their number, and the summed |score| of `all` neurons. `largest`:
-    names, scores and shares of resamples.
+    `summary`: for `heads` and `kv_heads` the scores [L][nodes] and whether the
+    circuit holds them (`held`); for `mlp`, by layer, the summed score and
+    |score| of the circuit's neurons, their number, and the summed |score| of
+    `all` neurons. `largest`: names, scores and shares of resamples.
   """
   held = circuit.neurons
   drawn = {'mlp': _mlp(means['neurons'], held)}
@@ -47,33 +48,36 @@ def of_nodes(
       drawn[kind] = _heads(means[kind], circuit[kind])
   largest = [
       (_LETTER[kind].format(*node), means[kind][tuple(node)],
-       None if times is None else float(times[kind][tuple(node)]))
+       None if shares is None else float(shares[kind][tuple(node)]))
       for kind in circuit.kinds for node in np.argwhere(circuit[kind])]
   return {'summary': drawn, 'largest': _largest(largest)}
 
 
 def of_edges(
-    circuit: edge_circuit.EdgeCircuit, shape: Any,
-    means: Mapping[str, np.ndarray], times: np.ndarray | None
+    circuit: edge_circuit.EdgeCircuit, config: model_config.ModelConfig,
+    means: Mapping[str, np.ndarray], shares: np.ndarray | None
 ) -> dict[str, Any]:
-  """The same of a circuit of edges; each MLP is a node like a head.
+  """`summary` and `largest` of a circuit of edges, JSON-able.
 
-  `summary` has `edges`, the largest: source, target, score.
+  As from `of_nodes`, with each MLP as one node. `summary` also lists the
+  largest `edges`: source, target, score.
 
   Args:
-    circuit: of edges.
-    shape: the model's config.
+    circuit: the circuit.
+    config: the model's config.
     means: mean scores of nodes by kind.
-    times: share of the resamples in which each edge is selected, [S, G].
+    shares: share of the resamples that select each edge, [S, G]; None: not
+      measured.
   """
-  layers, heads = shape.num_layers, shape.num_heads
-  inner = edge_circuit.nodes(circuit, shape)[1:].reshape(layers, heads + 1)
-  sources = edges_lib.source_names(shape)
-  targets = edges_lib.target_names(shape)
-  mlp = means['neurons'].sum(1, keepdims=True)  # Linear: the MLP's own score.
+  layers, heads = config.num_layers, config.num_heads
+  inner = edge_circuit.nodes(circuit, config)[1:].reshape(layers, heads + 1)
+  sources = edges_lib.source_names(config)
+  targets = edges_lib.target_names(config)
+  # Scores are linear: the sum over neurons is the score of the MLP.
+  mlp = means['neurons'].sum(1, keepdims=True)
   rows = [
       (f'{sources[u]}->{targets[t]}', circuit.scores[u, t],
-       None if times is None else float(times[u, t]))
+       None if shares is None else float(shares[u, t]))
       for u, t in np.argwhere(circuit.chosen)]
   rows.sort(key=lambda row: -abs(row[1]))
   drawn = [[*row[0].split('->'), _short(row[1])] for row in rows[:_EDGES]]
@@ -84,13 +88,13 @@ def of_edges(
 
 
 def by_role(token_roles: np.ndarray) -> dict[str, Any]:
-  """The picture's part about token_roles in the prompt: sums over all nodes.
+  """Scores summed over all nodes, by role of the token in the prompt.
 
   Args:
     token_roles: mean scores [L, 2, P], as in `eap_ig.PairScores`.
 
   Returns:
-    `names` of the P token_roles; `attention` and `mlp`, [L][P].
+    `names` of the P roles; `attention` and `mlp`, [L][P].
   """
   attention, mlp = np.moveaxis(token_roles, 1, 0)
   return {'names': list(eap_ig.TOKEN_ROLES), 'attention': _short(attention),
@@ -114,7 +118,7 @@ def _largest(rows: list[tuple[str, Any, float | None]]) -> list[dict[str, Any]]:
 
 
 def _short(values: Any) -> Any:
-  """As lists of floats of a few digits, to keep the record small."""
+  """Lists of floats rounded to a few digits, to keep the record small."""
   if np.ndim(values):
     return [_short(v) for v in values]
   return float(f'{float(values):.{_DIGITS}g}')

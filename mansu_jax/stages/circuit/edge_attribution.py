@@ -19,14 +19,14 @@ from mansu_jax.stages.circuit import account
 from mansu_jax.stages.circuit import circuit_summary
 from mansu_jax.stages.circuit import edge_selection
 from mansu_jax.stages.circuit import edge_stability
-from mansu_jax.stages.circuit import found as found_lib
+from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.circuit import stability
 
 
 def find(
     settings: settings_lib.Settings, model: loading.LoadedModel,
-    scored: found_lib.Scored) -> found_lib.Found:
+    scored: outputs.Scored) -> outputs.Found:
   """Selects `--circuit_edges` edges; measures faithfulness and stability.
 
   Args:
@@ -48,7 +48,7 @@ def find(
     report['stability'], shares = stability.measure(
         settings, selected, selected.method.make_run(own.pairs))
   report |= circuit_summary.of_edges(circuit, config, scored.means, shares)
-  return found_lib.Found(
+  return outputs.Found(
       circuit=None, ranking=None, means=scored.means, report=report,
       selected=selected, edges=circuit)
 

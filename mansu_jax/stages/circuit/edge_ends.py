@@ -18,8 +18,8 @@ from mansu_jax.runtime import checkpoints
 from mansu_jax.stages.circuit import circuit_summary
 from mansu_jax.stages.circuit import edge_selection
 from mansu_jax.stages.circuit import edge_stability
-from mansu_jax.stages.circuit import found as found_lib
 from mansu_jax.stages.circuit import node_circuit
+from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.circuit import stability
 
@@ -27,8 +27,8 @@ Settings = settings_lib.Settings
 
 
 def find(
-    settings: Settings, model: loading.LoadedModel, scored: found_lib.Scored,
-    cache: checkpoints.NoCache = checkpoints.NoCache()) -> found_lib.Found:
+    settings: Settings, model: loading.LoadedModel, scored: outputs.Scored,
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> outputs.Found:
   """Selects edges, and the nodes whose weights are at their ends.
 
   Args:
@@ -80,7 +80,7 @@ def _choose(
 
 
 def _account(
-    settings: Settings, model: loading.LoadedModel, scored: found_lib.Scored,
+    settings: Settings, model: loading.LoadedModel, scored: outputs.Scored,
     edges: edge_circuit.EdgeCircuit, cache: checkpoints.NoCache
 ) -> tuple[dict[str, Any], np.ndarray | None]:
   """Faithfulness and stability of the edges themselves.

@@ -21,7 +21,7 @@ from mansu_jax.models.io import loading
 from mansu_jax.stages.circuit import circuit_summary
 from mansu_jax.stages.circuit import edge_attribution
 from mansu_jax.stages.circuit import edge_selection
-from mansu_jax.stages.circuit import found as found_lib
+from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 
 # Fields of --circuit_* that only the selection of a circuit reads.
@@ -54,7 +54,7 @@ def read(
 
 def find(
     settings: settings_lib.Settings, model: loading.LoadedModel,
-    scored: found_lib.Scored) -> found_lib.Found:
+    scored: outputs.Scored) -> outputs.Found:
   """The circuit of `--circuit_file`, pruned, with its account.
 
   Args:
@@ -90,7 +90,7 @@ def find(
     report |= edge_attribution.describe_by_size(
         options, _prefixes(options, config, circuit, draw), measure, report)
   report |= circuit_summary.of_edges(circuit, config, scored.means, None)
-  return found_lib.Found(
+  return outputs.Found(
       circuit=None, ranking=None, means=scored.means, report=report,
       edges=circuit)
 

@@ -19,7 +19,7 @@ from mansu_jax.stages.circuit import stability
 
 def score(
     settings: settings_lib.Settings, model: loading.LoadedModel,
-    pairs: stability.Pairs, groups: dict[str, int]) -> stability.Scored:
+    pairs: stability.Pairs, groups: dict[str, int]) -> stability.GroupScores:
   """Scores of all edges on the pairs that the model answers."""
   return scoring.answered_sums(pairs, groups, **scoring.edge_sums(
       settings.attribution, model, pairs, groups))
@@ -28,7 +28,7 @@ def score(
 def make(
     settings: settings_lib.Settings, model: loading.LoadedModel,
     circuit: edge_circuit.EdgeCircuit, groups: dict[str, int],
-    own: stability.Scored, contrast: np.ndarray | None = None
+    own: stability.GroupScores, contrast: np.ndarray | None = None
 ) -> stability.Selected:
   """A circuit of edges, with its selection and scores.
 

@@ -22,8 +22,8 @@ from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
 from mansu_jax.stages.circuit import account
 from mansu_jax.stages.circuit import circuit_summary
-from mansu_jax.stages.circuit import found as found_lib
 from mansu_jax.stages.circuit import node_stability
+from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.circuit import stability
 
@@ -41,8 +41,8 @@ class _Drawn(NamedTuple):
 
 
 def find(
-    settings: Settings, model: loading.LoadedModel, scored: found_lib.Scored,
-    cache: checkpoints.NoCache = checkpoints.NoCache()) -> found_lib.Found:
+    settings: Settings, model: loading.LoadedModel, scored: outputs.Scored,
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> outputs.Found:
   """Selects the circuit and measures its faithfulness and stability.
 
   Args:
@@ -61,9 +61,9 @@ def find(
 
 
 def make(
-    settings: Settings, model: loading.LoadedModel, scored: found_lib.Scored,
+    settings: Settings, model: loading.LoadedModel, scored: outputs.Scored,
     choose: Choose, movable: dict[str, np.ndarray] | None = None, *,
-    cache: checkpoints.NoCache = checkpoints.NoCache()) -> found_lib.Found:
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> outputs.Found:
   """As `find`, with a given selection.
 
   Args:
@@ -97,7 +97,7 @@ def make(
     report['stability'], shares = stability.measure(
         settings, selected, run, cache)
   report |= circuit_summary.of_nodes(circuit, scored.means, shares)
-  return found_lib.Found(
+  return outputs.Found(
       circuit=circuit, ranking=ranking, means=scored.means, report=report,
       selected=selected, movable=drawn.movable)
 

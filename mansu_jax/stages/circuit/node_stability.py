@@ -81,12 +81,12 @@ def make(
 
   def collect(pairs: stability.Pairs, scores: eap_ig.PairScores):
     index = np.array([groups[p.fact] for p in pairs], int)
-    return stability.Scored(
+    return stability.GroupScores(
         pairs, scores.metric_clean, scores.metric_corrupt,
         stability_lib.sum_by_group(
             nodes.of_pairs(scores), index, max(groups.values()) + 1))
 
-  def score(pairs: stability.Pairs) -> stability.Scored:
+  def score(pairs: stability.Pairs) -> stability.GroupScores:
     found = scoring.node_scores(settings.attribution, model, pairs)
     answered = found.metric_clean > 0
     return collect([p for p, is_kept in zip(pairs, answered) if is_kept],

@@ -20,12 +20,13 @@ _USES = ('near', 'far')
 
 def forget_pairs(
     options: attribution_config.AttributionConfig, splits: splits_lib.Splits,
-    tokenizer: tokenization.Tokenizer | None, *, seed: int, chat: bool) -> Pairs:
+    tokenizer: tokenization.Tokenizer | None, *, seed: int, chat: bool
+) -> Pairs:
   """The pairs of `--attribution_pairs_file`, or pairs made from questions.
 
   Args:
     options: the file, or the number of pairs to make.
-    splits: the questions; those to forget give the pairs.
+    splits: questions of the run, by role and use.
     tokenizer: the model's tokenizer; None: the file gives token ids.
     seed: seed of the choice of partners.
     chat: whether prompts take the tokenizer's chat form.
@@ -107,7 +108,7 @@ def why_none(
 
   Args:
     options: the file, or the number of pairs to make.
-    splits: the questions.
+    splits: questions of the run, by role and use.
     tokenizer: the model's tokenizer.
     cad_pairs: number of pairs of CAD; 0: the audit measures no circuit.
     seed: seed of the choice of partners.

@@ -113,14 +113,15 @@ def edge_sums(
 
 def answered_sums(
     pairs: Pairs, groups: Mapping[str, int], totals: np.ndarray,
-    metrics: np.ndarray) -> stability.Scored:
+    metrics: np.ndarray) -> stability.GroupScores:
   """The answered pairs, with the sums that `edge_sums` returned for all."""
   kept = np.flatnonzero(metrics[:, 0] > 0)
   answered = [pairs[i] for i in kept]
   counts = np.bincount(
       [groups[p.fact] for p in answered], minlength=len(totals))
-  return stability.Scored(
-      answered, *metrics[kept].T, stability_lib.Sums(totals, counts))
+  clean, corrupt = metrics[kept].T
+  return stability.GroupScores(
+      answered, clean, corrupt, stability_lib.Sums(totals, counts))
 
 
 def unflatten(row: np.ndarray, config: model_config.ModelConfig) -> np.ndarray:

@@ -31,7 +31,7 @@ _RANDOM = 5  # Random circuits that are run on each set of other phrasings.
 _FEWEST = 4  # Facts that halves need.
 
 
-class Scored(NamedTuple):
+class GroupScores(NamedTuple):
   """Pairs that the model answers, with their scores by group of facts."""
 
   pairs: Pairs  # P pairs
@@ -62,7 +62,7 @@ class Method:
   reference: np.ndarray
   select: stability.Select
   draw: Callable[[np.random.Generator], np.ndarray]
-  score: Callable[[Pairs], Scored]
+  score: Callable[[Pairs], GroupScores]
   make_run: Callable[[Pairs], Run]
   unflatten: Callable[[np.ndarray], Any]
 
@@ -71,7 +71,7 @@ class Selected(NamedTuple):
   """A circuit: how it was selected, and from which scores."""
 
   method: Method
-  own: Scored
+  own: GroupScores
 
 
 def measure(
@@ -143,7 +143,8 @@ def _cross_validate(settings, method, own, run, in_first):
 
 
 def _faithfulness(
-    settings: Settings, scored: Scored, metrics: np.ndarray) -> dict[str, Any]:
+    settings: Settings, scored: GroupScores, metrics: np.ndarray
+) -> dict[str, Any]:
   """Faithfulness of a circuit's metrics [P], with its interval by fact."""
   count = len(metrics)
   columns, index = bootstrap.columns_by_fact(

@@ -12,8 +12,9 @@ import numpy as np
 from mansu_jax import types
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
-from mansu_jax.erasure import resampling
 from mansu_jax.stages.judge import readability
+from mansu_jax.statistics import intervals
+from mansu_jax.statistics import resampling
 
 
 def measure(
@@ -94,7 +95,7 @@ def _share(
     return {'share': None, 'interval': [None, None]}
   values = back / lost
   return {'share': float(values[0]),
-          'interval': resampling.interval(values[1:], facts)}
+          'interval': intervals.interval(values[1:], facts)}
 
 
 def _copy(

@@ -31,6 +31,7 @@ from mansu_jax.stages.judge import first_token_questions
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import readability
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.statistics import verdict
 
 
 class NothingOutside(ValueError):
@@ -151,7 +152,8 @@ def measure(
     return controls[0]
 
   if not options.cad_pairs:
-    return out | {'S': _inconclusive('--eval_cad_pairs=0 skips CAD and AS-NC')}
+    return out | {
+        'S': verdict.missing('--eval_cad_pairs=0 skips CAD and AS-NC')}
   after, quantized = ({
       name: functools.partial(view, params) for name, view in views.items()}
                       for params in (unlearned, model.params))
@@ -168,7 +170,7 @@ def measure(
       logging.warning('%s is not measured: %s', name, error)
       reasons.append(f'{name} is not measured: {error}')
   if reasons:
-    return out | {'S': _inconclusive(' '.join(reasons))}
+    return out | {'S': verdict.missing(' '.join(reasons))}
   return out | {'S': divergence.at_every_precision(out['cad'], out['as_nc'])}
 
 
@@ -208,12 +210,7 @@ def _read(
 
 def not_measured(why: str) -> dict[str, Any]:
   """The result of `measure` without a circuit."""
-  return _NOTHING | {'S': _inconclusive(why)}
-
-
-def _inconclusive(why: str) -> dict[str, Any]:
-  return {'value': None, 'interval': [None, None], 'threshold': None,
-          'passed': 'inconclusive', 'reason': why}
+  return _NOTHING | {'S': verdict.missing(why)}
 
 
 def _halves(

@@ -20,6 +20,7 @@ from mansu_jax.data import splits as splits_lib
 from mansu_jax.eval import perplexity
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.statistics import statistics
+from mansu_jax.statistics import verdict
 
 FORGOTTEN, KEPT = splits_lib.FORGOTTEN, splits_lib.KEPT
 PHI = 0.9  # Least phi of meaningful forgetting (F).
@@ -175,14 +176,15 @@ def _judge(low: float | None, high: float | None, passes, fails):
   """True, False or 'inconclusive', from two tests of an interval."""
   if passes(low, high):
     return True
-  return False if fails(low, high) else 'inconclusive'
+  return False if fails(low, high) else verdict.INCONCLUSIVE
 
 
 def property_f(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
   """Meaningful forgetting: phi, in full precision, pooled and by phrasing."""
   rows = answers.rows(FORGOTTEN)
   if not rows.size:
-    return _missing(PHI, 'the forget set has no near or far questions')
+    return verdict.missing(
+        'the forget set has no near or far questions', PHI)
   entries = {p: answers.estimate(
       statistics.forgetting, answers.correct('base', p, rows),
       answers.correct('unlearned', p, rows), answers.chance(rows), rows=rows)
@@ -236,7 +238,8 @@ def property_r(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
   """Retain preservation: accuracy drop from the base at each precision."""
   rows = answers.rows(KEPT)
   if not rows.size:
-    return _missing(DROP, 'there are no retain or held-out questions')
+    return verdict.missing(
+        'there are no retain or held-out questions', DROP)
   entries = {p: answers.estimate(
       statistics.paired_drop, answers.correct('base', p, rows),
       answers.correct('unlearned', p, rows), rows=rows) for p in precisions}
@@ -251,7 +254,8 @@ def property_r(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
 def property_q(gap_entries: dict[str, Any]) -> dict[str, Any]:
   """Quantization permanence: the worst scheme decides."""
   if not gap_entries['ptq_gap']:
-    return _missing(GAP, 'the forget set has no near or far questions')
+    return verdict.missing(
+        'the forget set has no near or far questions', GAP)
   # A significant recovery is worse than an uncertain one.
   recovers = lambda entry: entry['interval_of_all'][0] > GAP
   badness = lambda item: (recovers(item[1]), item[1]['upper'])
@@ -265,15 +269,6 @@ def property_q(gap_entries: dict[str, Any]) -> dict[str, Any]:
       'measure': 'acc(quantized) - acc(fp), one-sided upper 95 % bound'}
 
 
-def _missing(threshold: float, why: str) -> dict[str, Any]:
-  return {'value': None, 'interval': [None, None], 'threshold': threshold,
-          'passed': 'inconclusive', 'reason': why}
-
-
 def overall(properties: dict[str, Any]) -> dict[str, Any]:
   """All four properties jointly."""
-  states = [p['passed'] for p in properties.values()]
-  passed = (True if all(s is True for s in states)
-            else False if any(s is False for s in states)
-            else 'inconclusive')
-  return {'passed': passed}
+  return {'passed': verdict.all_of(p['passed'] for p in properties.values())}

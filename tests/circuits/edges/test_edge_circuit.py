@@ -22,7 +22,7 @@ def _first(cfg, size):
 class FileTest(absltest.TestCase):
 
   def test_round_trip(self):
-    cfg, at = small.with_places()
+    cfg, at = small.with_edge_index()
     circuit = _first(cfg, 9)
     fields = json.loads(json.dumps(edge_circuit.to_json(circuit, cfg)))
     self.assertEqual(fields['cfg'], {
@@ -39,7 +39,7 @@ class FileTest(absltest.TestCase):
     self.assertIsNone(got.scored)
 
   def test_edges_without_a_score(self):
-    cfg, at = small.with_places()
+    cfg, at = small.with_edge_index()
     here = at('m0', 'logits')
     fields = {
         'cfg': {'n_layers': 2}, 'nodes': {'m0': True}, 'edges': {
@@ -61,7 +61,7 @@ class FileTest(absltest.TestCase):
     self.assertTrue(again['nodes']['m0']['in_graph'])
 
   def test_bad_files(self):
-    cfg, _ = small.with_places()
+    cfg, _ = small.with_edge_index()
     good = edge_circuit.to_json(_first(cfg, 9), cfg)
     read = lambda fields: edge_circuit.from_json(fields, cfg, 'x.json')
     with self.assertRaisesRegex(ValueError, r"x.json lacks \['edges'\]"):
@@ -73,13 +73,13 @@ class FileTest(absltest.TestCase):
         read(good | {'edges': {name: {'score': 1.0, 'in_graph': True}}})
 
   def test_wrong_types(self):
-    cfg, _ = small.with_places()
+    cfg, _ = small.with_edge_index()
     good = edge_circuit.to_json(_first(cfg, 9), cfg)
     edge = lambda value: {'edges': {'m0->logits': value}}
     score = lambda value: edge({'score': value, 'in_graph': True})
     nodes = lambda value: {'nodes': {'m0': value}}
     with self.assertRaisesRegex(
-        ValueError, 'x.json is a circuit of nodes; wanted one of edges'):
+        ValueError, 'x.json is a circuit of nodes; wanted a circuit of edges'):
       edge_circuit.from_json(
           {'nodes': {'heads': {}}, 'edges': None, 'report': {}}, cfg, 'x.json')
     for change, message in (
@@ -106,7 +106,7 @@ class FileTest(absltest.TestCase):
       edge_circuit.from_json([good], cfg, 'x.json')
 
   def test_what_is_no_file_of_json(self):
-    cfg, _ = small.with_places()
+    cfg, _ = small.with_edge_index()
     path = self.create_tempfile('circuit.json', content='{"cfg": ').full_path
     with self.assertRaisesRegex(ValueError, 'circuit.json is not JSON'):
       edge_circuit.read(path, cfg)

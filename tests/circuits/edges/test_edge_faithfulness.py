@@ -27,7 +27,7 @@ class EdgeFaithfulnessTest(absltest.TestCase):
     (cls.batch,) = pair_batches.pack(cls.pairs, 3)
 
   def _measure(self, never_patched=_NONE, batch=None):
-    return edge_faithfulness.EdgeFaithfulness(
+    return edge_faithfulness.of_edges(
         _CONFIG, self.params, [batch or self.batch], never_patched)
 
   def _metric(self, patched):
@@ -38,17 +38,20 @@ class EdgeFaithfulnessTest(absltest.TestCase):
   def test_equals_patched_runs(self):
     rng = np.random.default_rng(0)
     corrupt, clean = self._metric(_REAL), self._metric(_NONE)
-    for never_patched in (_NONE, edge_select.given(_CONFIG, range(1, 2))):
+    outside = edge_select.outside_range(_CONFIG, range(1, 2))
+    for never_patched in (_NONE, outside):
       chosen = _REAL & ~never_patched & (rng.random(_REAL.shape) < 0.5)
-      want = (self._metric(~(chosen | never_patched)) - corrupt) / (clean - corrupt)
+      want = (self._metric(~(chosen | never_patched)) - corrupt) / (
+          clean - corrupt)
       self.assertGreater(min(abs(want), abs(want - 1)), 1e-3)
-      self.assertAlmostEqual(self._measure(never_patched)(chosen), want, delta=1e-5)
+      self.assertAlmostEqual(
+          self._measure(never_patched)(chosen), want, delta=1e-5)
 
   def test_the_ends(self):
     measure = self._measure()
     self.assertEqual(measure(_REAL), 1.0)
     self.assertEqual(measure(_NONE), 0.0)
-    never_patched = edge_select.given(_CONFIG, range(1, 2))
+    never_patched = edge_select.outside_range(_CONFIG, range(1, 2))
     measure = self._measure(never_patched)
     self.assertEqual(measure(_REAL & ~never_patched), 1.0)
     # All that the logits read is patched, whatever the layers are left.
@@ -58,7 +61,7 @@ class EdgeFaithfulnessTest(absltest.TestCase):
     chosen = _REAL & (np.random.default_rng(2).random(_REAL.shape) < 0.5)
     batches = pair_batches.pack(self.pairs, 2)  # The last one is filled up.
     self.assertEqual([b.weight.sum() for b in batches], [2, 1])
-    got = edge_faithfulness.EdgeFaithfulness(
+    got = edge_faithfulness.of_edges(
         _CONFIG, self.params, batches, _NONE)
     want = self._measure()
     np.testing.assert_allclose(

@@ -37,11 +37,11 @@ class CandidatesTest(parameterized.TestCase):
 
   @parameterized.parameters((0, 3), (1, 3), (1, 2))
   def test_a_range_is_of_targets(self, start, stop):
-    cfg, _ = small.with_places(num_layers=3)
+    cfg, _ = small.with_edge_index(num_layers=3)
     real, layers = edges.is_edge(cfg), range(start, stop)
     names = edges.target_names(cfg)
     got = edge_select.candidates(_values(cfg), cfg, layers, 1.0)
-    never_patched = edge_select.given(cfg, layers)
+    never_patched = edge_select.outside_range(cfg, layers)
     for place, name in enumerate(names):
       within = name == 'logits' or _layer_of(name) in layers
       np.testing.assert_array_equal(
@@ -53,7 +53,7 @@ class CandidatesTest(parameterized.TestCase):
 
   @parameterized.parameters(0.001, 0.3, 0.5)
   def test_a_cap_keeps_the_best_into_each_layer(self, cap):
-    cfg, _ = small.with_places(num_layers=3)
+    cfg, _ = small.with_edge_index(num_layers=3)
     values, layers = _values(cfg), range(1, 3)
     got = edge_select.candidates(values, cfg, layers, cap)
     for layer in layers:
@@ -70,7 +70,7 @@ class CandidatesTest(parameterized.TestCase):
         edge_select.num_candidates(cfg, layers, cap), got.sum())
 
   def test_scores_of_another_model(self):
-    cfg, _ = small.with_places()
+    cfg, _ = small.with_edge_index()
     with self.assertRaisesRegex(ValueError, 'sources by targets'):
       edge_select.candidates(np.ones((2, 2)), cfg, range(2), 1.0)
 
@@ -79,7 +79,7 @@ class RankTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 7, 25)
   def test_top_is_of_the_largest(self, size):
-    cfg, _ = small.with_places()
+    cfg, _ = small.with_edge_index()
     values, (_, real, _) = _values(cfg), _whole(cfg)
     chosen = _chosen(cfg, edge_select.rank_top(values, real), size)
     self.assertEqual(chosen.sum(), size)
@@ -87,7 +87,7 @@ class RankTest(parameterized.TestCase):
         values[chosen].min(), values[real & ~chosen].max(initial=0))
 
   def test_greedy_by_hand(self):
-    cfg, at = small.with_places()
+    cfg, at = small.with_edge_index()
     values, (_, real, never_patched) = np.zeros_like(_values(cfg)), _whole(cfg)
     values[at('m1', 'logits')] = 1
     values[at('input', 'a0.h0<q>')] = 9  # Not reached before a0.h0 is.
@@ -101,12 +101,12 @@ class RankTest(parameterized.TestCase):
          at('input', 'm1')])
 
   def test_greedy_goes_through_layers_that_are_left_alone(self):
-    cfg, at = small.with_places()
+    cfg, at = small.with_edge_index()
     values, layers = np.zeros_like(_values(cfg)), range(0, 1)
     values[at('a1.h1', 'logits')] = 2
     values[at('input', 'm0')] = 1  # m0 feeds a1.h1, whatever the circuit.
     allowed = edge_select.candidates(values, cfg, layers, 1.0)
-    never_patched = edge_select.given(cfg, layers)
+    never_patched = edge_select.outside_range(cfg, layers)
     order = edge_select.rank_greedy(values, allowed, never_patched, cfg)
     self.assertCountEqual(order, np.flatnonzero(allowed))
     chosen = edge_select.prefix(values, order, 2)
@@ -119,7 +119,7 @@ class RankTest(parameterized.TestCase):
     self.assertEqual(pruned.size, 0)
 
   def test_greedy_may_stop_early(self):
-    cfg, _ = small.with_places()
+    cfg, _ = small.with_edge_index()
     values, (_, real, never_patched) = _values(cfg), _whole(cfg)
     order = edge_select.rank_greedy(values, real, never_patched, cfg)
     for most in (0, 7, order.size, order.size + 5):
@@ -129,7 +129,7 @@ class RankTest(parameterized.TestCase):
 
   @parameterized.parameters(5, 20)
   def test_greedy_edges_lead_to_the_logits(self, size):
-    cfg, _ = small.with_places()
+    cfg, _ = small.with_edge_index()
     _, real, never_patched = _whole(cfg)
     chosen = _chosen(cfg, edge_select.rank_greedy(
         _values(cfg), real, never_patched, cfg), size)
@@ -139,7 +139,7 @@ class RankTest(parameterized.TestCase):
       self.assertTrue(owner[target] == -1 or feeds[owner[target]])
 
   def test_every_edge_is_ranked_once(self):
-    cfg, _ = small.with_places()
+    cfg, _ = small.with_edge_index()
     values, (_, real, never_patched) = _values(cfg), _whole(cfg)
     for order in (edge_select.rank_top(values, real),
                   edge_select.rank_greedy(values, real, never_patched, cfg)):
@@ -150,7 +150,7 @@ class RankTest(parameterized.TestCase):
 class PruneTest(absltest.TestCase):
 
   def test_by_hand(self):
-    cfg, at = small.with_places()
+    cfg, at = small.with_edge_index()
     _, real, never_patched = _whole(cfg)
     chosen = np.zeros_like(real)
     kept = [at('input', 'a0.h1<v>'), at('a0.h1', 'm1'), at('m1', 'logits')]
@@ -165,7 +165,7 @@ class PruneTest(absltest.TestCase):
         names[edge_circuit.nodes(got, cfg)].tolist(), ['input', 'a0.h1', 'm1'])
 
   def test_all_edges_are_connected(self):
-    cfg, _ = small.with_places()
+    cfg, _ = small.with_edge_index()
     _, real, never_patched = _whole(cfg)
     whole = edge_circuit.EdgeCircuit(real, _values(cfg))
     np.testing.assert_array_equal(

@@ -18,20 +18,30 @@ from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edge_select
 from mansu_jax.circuits.edges import edges as edges_lib
 from mansu_jax.config import run as run_config
-from mansu_jax.stages.circuit import attribution
-from mansu_jax.stages.circuit import edge_attribution
-from mansu_jax.stages.judge import results
+from mansu_jax.stages.circuit import edge_ends
+from mansu_jax.stages.circuit import edge_selection
+from mansu_jax.stages.circuit import node_circuit
+from mansu_jax.stages.circuit import outputs
+from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.train import edits
 from tests import runs
 from tests.circuits import small
 
-_CONFIG, _AT = small.with_places()
+_CONFIG, _AT = small.with_edge_index()
 _REAL = edges_lib.is_edge(_CONFIG)
 
 
 def _parse(*flags):
-  return runs.parse(
-      '--model=m', '--workdir=w', '--attribution_level=edge', *flags)
+  return settings_lib.Settings.from_run(runs.parse(
+      '--model=m', '--workdir=w', '--attribution_level=edge', *flags))
+
+
+def _scored(means, scores):
+  return outputs.Scored(
+      answered=np.ones(0, bool), metric_clean=np.ones(0),
+      metric_corrupt=np.ones(0), pairs=[], means=means,
+      token_roles=np.zeros((2, 2, 3)),
+      edges=outputs.EdgeScores(means=scores))
 
 
 class EmptyTest(absltest.TestCase):
@@ -46,12 +56,11 @@ class EmptyTest(absltest.TestCase):
   def _find(self, scores, *flags):
     """As an unlearn run with these scores of edges."""
     measured = mock.patch.object(
-        attribution, '_measure', side_effect=AssertionError('went on'))
+        node_circuit, 'make_measure', side_effect=AssertionError('went on'))
     with measured:
-      return attribution._find_edges(
-          _parse('--circuit_resamples=0', *flags), self.model, [], self.means,
-          [],
-          mock.Mock(get_or_compute=lambda name, make: {'edges': scores}))
+      return edge_ends.find(
+          _parse('--circuit_resamples=0', *flags), self.model,
+          _scored(self.means, scores))
 
   def _scores(self, *edges):
     scores = np.where(_REAL, 1e-3, 0.0)
@@ -66,7 +75,7 @@ class EmptyTest(absltest.TestCase):
       self._find(scores, '--circuit_edges=1')
     circuit = edge_circuit.EdgeCircuit(_REAL & False, scores)
     with self.assertRaisesRegex(ValueError, '=top give .*selection=greedy'):
-      edge_attribution.refuse_empty(
+      edge_selection.check_not_empty(
           _parse('--circuit_edge_selection=top').circuit, circuit)
 
   def test_a_circuit_without_weights(self):
@@ -98,18 +107,16 @@ class MovableTest(parameterized.TestCase):
     means = {kind: rng.uniform(1, 2, size=shape)
              for kind, shape in graph.shapes(_CONFIG).items()}
     model = types.SimpleNamespace(config=_CONFIG, params=params)
-    measure = mock.Mock(
-        return_value=0.5, smallest_prefix=lambda *_: 1, config=_CONFIG)
-    with mock.patch.object(attribution, '_measure', return_value=measure), (
-        mock.patch.object(
-            attribution, '_edge_account', return_value=({}, None))):
-      found = attribution._find_edges(
+    measure = mock.Mock(return_value=0.5)
+    with mock.patch.object(
+        node_circuit, 'make_measure', return_value=measure), (
+            mock.patch.object(
+                edge_selection, 'make_measure', return_value=measure)):
+      found = edge_ends.find(
           _parse('--circuit_resamples=0', '--circuit_edges=5',
                  f'--circuit_selection={selection}',
                  f'--circuit_budget={(budget + 1) / total}'),
-          model, [], means, [], mock.Mock(
-              get_or_compute=lambda name, make: {'edges': scores},
-              get_json=lambda name, make: make()))
+          model, _scored(means, scores))
     self.assertAlmostEqual(found.report['share_of_weights'], budget / total)
     edit = edits.circuit_edit(
         types.SimpleNamespace(config=_CONFIG, params=params), found.circuit,
@@ -119,7 +126,7 @@ class MovableTest(parameterized.TestCase):
         edit.theta, edit.movable)
     self.assertEqual(sum(jax.tree.leaves(moves)), budget)
     folder = pathlib.Path(self.create_tempdir())
-    results.write_circuit(found, _CONFIG, folder)
+    outputs.write(found, _CONFIG, folder)
     nodes = json.loads((folder / 'circuit.json').read_text())
     path = folder / 'circuit_edges.json'
     if selection == 'random':  # No edges end at its nodes.
@@ -140,13 +147,14 @@ class ContrastTest(absltest.TestCase):
     rng = np.random.default_rng(0)
     own, retain = ({kind: rng.normal(size=shape) for kind, shape in
                     graph.shapes(_CONFIG).items()} for _ in range(2))
-    values = select.contrasted(own, retain, 2.0)
+    values = {kind: select.contrasted(own[kind], retain[kind], 2.0)
+              for kind in own}
     for kind, found in values.items():
       np.testing.assert_allclose(
           found, np.abs(own[kind]) - 2 * np.abs(retain[kind]))
       self.assertLess(found.min(), 0)
       np.testing.assert_array_equal(
-          select.contrasted(own, None, 2.0)[kind], np.abs(own[kind]))
+          select.contrasted(own[kind], None, 2.0), np.abs(own[kind]))
     options = run_config.CircuitConfig()
     ranking = select.rank(values, 'neuron', options, _CONFIG)
     ranked = values['neurons'][ranking.layer, ranking.node]
@@ -158,9 +166,10 @@ class ContrastTest(absltest.TestCase):
     values = np.abs(scores) - 2 * np.abs(retain)
     options = _parse('--circuit_edge_selection=top').circuit
     options = dataclasses.replace(options, contrast=2.0)
-    np.testing.assert_allclose(
-        edge_attribution._values(options, scores, retain), values)
-    order = edge_attribution._order(options, _CONFIG, range(2), values, None)
+    order, first = edge_selection.rank(options, _CONFIG, scores, values)
+    np.testing.assert_array_equal(
+        edge_selection.select_edges(options, _CONFIG, scores, retain).chosen,
+        first(options.edges).chosen)
     self.assertTrue((np.diff(values.flat[order]) <= 0).all())
     self.assertLess(values.flat[order[-1]], 0)
 
@@ -169,21 +178,22 @@ class RandomEdgesTest(parameterized.TestCase):
 
   @parameterized.product(selection=('greedy', 'top'), cap=(1.0, 0.5))
   def test_selected_and_pruned_as_the_circuit(self, selection, cap):
-    config = _parse(f'--circuit_edge_selection={selection}',
+    settings = _parse(f'--circuit_edge_selection={selection}',
                     f'--circuit_per_layer_cap={cap}', '--circuit_edges=20')
     scores = np.where(_REAL, np.random.default_rng(0).normal(
         size=_REAL.shape), 0)
     layers, rng = range(_CONFIG.num_layers), np.random.default_rng(1)
-    alone = edge_select.given(_CONFIG, layers)
-    circuit = edge_attribution.select_edges(config, _CONFIG, scores)
-    draw = lambda size: edge_attribution.random_edges(
-        config, _CONFIG, scores, None, size, rng)
+    never_patched = edge_select.outside_range(_CONFIG, layers)
+    circuit = edge_selection.select_edges(
+        settings.circuit, _CONFIG, scores)
+    draw = lambda size: edge_selection.random_edges(
+        settings.circuit, _CONFIG, scores, None, size, rng)
     sizes, same = [], []
     for _ in range(20):
       got = draw(20)
       self.assertFalse((got & ~_REAL).any())
       pruned = edge_select.prune(
-          edge_circuit.EdgeCircuit(got, scores), alone, _CONFIG)
+          edge_circuit.EdgeCircuit(got, scores), never_patched, _CONFIG)
       np.testing.assert_array_equal(pruned.chosen, got)
       sizes.append(got.sum())
       same.append((got & circuit.chosen).sum() / circuit.size)
@@ -193,13 +203,13 @@ class RandomEdgesTest(parameterized.TestCase):
     self.assertFalse(draw(0).any())
 
   def test_the_size_is_that_before_pruning(self):
-    config = _parse('--circuit_edges=20')
+    settings = _parse('--circuit_edges=20')
     scores = np.where(_REAL, np.random.default_rng(0).normal(
         size=_REAL.shape), 0)
     with mock.patch.object(
         edge_select, 'prune', side_effect=lambda circuit, *_: circuit):
-      got = edge_attribution.random_edges(
-          config, _CONFIG, scores, None, 20, np.random.default_rng(0))
+      got = edge_selection.random_edges(
+          settings.circuit, _CONFIG, scores, None, 20, np.random.default_rng(0))
     self.assertEqual(got.sum(), 20)
 
 

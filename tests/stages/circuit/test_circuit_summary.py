@@ -67,11 +67,12 @@ class EdgesTest(absltest.TestCase):
     real = edges.is_edge(config)
     scores = np.where(
         real, np.random.default_rng(0).normal(size=real.shape), 0)
-    alone = np.zeros_like(real)
-    order = edge_select.rank_greedy(np.abs(scores), real, alone, config)
+    never_patched = np.zeros_like(real)
+    order = edge_select.rank_greedy(np.abs(scores), real, never_patched, config)
     circuit = edge_select.prune(edge_select.prefix(
-        scores.astype(np.float32), order, size), alone, config)
-    return circuit, circuit_summary.of_edges(circuit, config, _means(config), None)
+        scores.astype(np.float32), order, size), never_patched, config)
+    return circuit, circuit_summary.of_edges(
+        circuit, config, _means(config), None)
 
   def test_nodes_are_those_of_the_edges(self):
     circuit, got = self._of(12)

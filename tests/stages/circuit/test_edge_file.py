@@ -6,22 +6,25 @@ import json
 from absl.testing import absltest
 import numpy as np
 
+from mansu_jax.circuits import graph
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edges
-from mansu_jax.config import run as run_config
+from mansu_jax.config import attribution as attribution_config
+from mansu_jax.config import circuit as circuit_config
 from mansu_jax.models.io import loading
 from mansu_jax.stages.circuit import edge_attribution
 from mansu_jax.stages.circuit import edge_file
+from mansu_jax.stages.circuit import outputs
+from mansu_jax.stages.circuit import settings as settings_lib
 from tests.circuits import small
 
 _CONFIG = small.config()
 
 
-def _config(**circuit):
-  return run_config.RunConfig(
-      mode='attribute',
-      attribution=run_config.AttributionConfig(level='edge', steps=2),
-      circuit=run_config.CircuitConfig(**circuit))
+def _settings(**circuit):
+  return settings_lib.Settings(
+      attribution=attribution_config.AttributionConfig(level='edge', steps=2),
+      circuit=circuit_config.CircuitConfig(**circuit), for_edit=False)
 
 
 def _model():
@@ -42,6 +45,16 @@ def _scores():
   return np.where(edges.is_edge(_CONFIG), drawn, 0).astype(np.float32)
 
 
+def _scored(edges_=None):
+  pairs = _pairs()
+  metric = np.ones(len(pairs))
+  return outputs.Scored(
+      answered=metric > 0, metric_clean=metric, metric_corrupt=-metric,
+      pairs=pairs, token_roles=np.zeros((2, 2, 3)), edges=edges_,
+      means={kind: np.ones(shape)
+             for kind, shape in graph.shapes(_CONFIG).items()})
+
+
 class MeasureTest(absltest.TestCase):
 
   def setUp(self):
@@ -52,19 +65,21 @@ class MeasureTest(absltest.TestCase):
   def _measured(self, fields, **more):
     with open(self.path, 'w', encoding='utf-8') as file:
       json.dump(fields, file)
-    return edge_file.measure(_config(
-        file=self.path, **self.options | more), _model(), _pairs())
+    return edge_file.find(_settings(
+        file=self.path, resamples=0, **self.options | more), _model(),
+                          _scored())
 
   def _found(self, **more):
     return edge_attribution.find(
-        _config(**self.options | more), _model(), _pairs(), _scores())
+        _settings(resamples=0, **self.options | more), _model(),
+        _scored(outputs.EdgeScores(means=_scores())))
 
   def test_it_is_measured_as_if_selected(self):
     for how in ('greedy', 'top'):
       own = self._found(edge_selection=how)
-      fields = edge_circuit.to_json(own.circuit, _CONFIG)
+      fields = edge_circuit.to_json(own.edges, _CONFIG)
       got = self._measured(fields, edge_selection=how)
-      np.testing.assert_array_equal(got.circuit.chosen, own.circuit.chosen)
+      np.testing.assert_array_equal(got.edges.chosen, own.edges.chosen)
       self.assertEqual(got.report['selection'], 'file')
       # Its random circuits are as large as the file's, which is pruned.
       for key in own.report.keys() - {
@@ -73,18 +88,18 @@ class MeasureTest(absltest.TestCase):
 
   def test_edges_that_lead_nowhere_are_dropped(self):
     own = self._found()
-    chosen, real = own.circuit.chosen.copy(), edges.is_edge(_CONFIG)
+    chosen, real = own.edges.chosen.copy(), edges.is_edge(_CONFIG)
     chosen[edges.source_names(_CONFIG).index('a0.h3')] = False
     for place, name in enumerate(edges.target_names(_CONFIG)):
       if name.startswith('a0.h3<'):
         chosen[:, place] = real[:, place]
-    held = dataclasses.replace(own.circuit, chosen=chosen)
+    held = dataclasses.replace(own.edges, chosen=chosen)
     report = self._measured(edge_circuit.to_json(held, _CONFIG)).report
     self.assertEqual(report['edges_before_pruning'], chosen.sum())
     self.assertLess(report['edges'], chosen.sum())
 
   def test_without_all_scores_there_is_no_curve(self):
-    fields = edge_circuit.to_json(self._found().circuit, _CONFIG)
+    fields = edge_circuit.to_json(self._found().edges, _CONFIG)
     fields['edges'] = {
         name: edge for name, edge in fields['edges'].items()
         if edge['in_graph']}
@@ -95,7 +110,7 @@ class MeasureTest(absltest.TestCase):
     self.assertRegex(report['no_curve'], 'circuit.json scores .* of .* edges')
 
   def test_a_circuit_of_nothing_is_refused(self):
-    fields = edge_circuit.to_json(self._found().circuit, _CONFIG)
+    fields = edge_circuit.to_json(self._found().edges, _CONFIG)
     for edge in fields['edges'].values():
       edge['in_graph'] = False
     with self.assertRaisesRegex(ValueError, 'holds 0 edges.*apply_greedy'):

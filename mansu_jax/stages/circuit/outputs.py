@@ -31,7 +31,7 @@ class EdgeScores:
   """
 
   means: np.ndarray
-  sums: stability.Scored | None = None
+  sums: stability.GroupScores | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
