@@ -16,9 +16,6 @@ from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
 from mansu_jax.data.readers import text as text_lib
 
-_MULTIPLE = 8  # Padded lengths are multiples of this: few compiled shapes.
-
-
 class Sequences(NamedTuple):
   """Right-padded token sequences; every array has leading axis n."""
 
@@ -44,31 +41,38 @@ class PackedQuestion(NamedTuple):
 
 
 def pad_sequences(
-    ids: Sequence[Sequence[int]], *, multiple: int = _MULTIPLE
-) -> tuple[np.ndarray, np.ndarray]:
-  """Right-pads with zeros to a common length that is a multiple.
+    ids: Sequence[Sequence[int]], *, multiple: int = packing.MULTIPLE,
+    room: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """Right-pads sequences with zeros to one length.
 
   Args:
     ids: n token id lists.
-    multiple: the padded length is the least multiple that holds the longest.
+    multiple: The padded length is a multiple of this.
+    room: Padding positions after the longest sequence, at least.
 
   Returns:
     tokens [n, T] int32 and mask [n, T] bool, True at real tokens.
 
   Raises:
     ValueError: there is no sequence.
+
+  Example:
+    >>> tokens, mask = pad_sequences([[5, 6, 7], [8]], multiple=4)
+    >>> tokens
+    array([[5, 6, 7, 0],
+           [8, 0, 0, 0]], dtype=int32)
+    >>> mask.sum(1)
+    array([3, 1])
   """
   if not ids:
     raise ValueError(
-        'There is no sequence to pad; wanted at least one. Check that the set'
+        'Padding got no sequence; wanted at least one. Check that the data set'
         ' is not empty.')
-  width = -(-max(1, *map(len, ids)) // multiple) * multiple
-  tokens = np.zeros((len(ids), width), np.int32)
-  mask = np.zeros((len(ids), width), bool)
-  for row, sequence in enumerate(ids):
-    tokens[row, :len(sequence)] = sequence
-    mask[row, :len(sequence)] = True
-  return tokens, mask
+  lengths = [len(sequence) for sequence in ids]
+  width = packing.round_up(max(1, *lengths) + room, multiple)
+  layout = packing.lay_out(
+      lengths, packing.one_per_row(lengths, width), (len(ids), width))
+  return layout.write(ids), np.arange(width) < np.array(lengths)[:, None]
 
 
 def encode_sequences(

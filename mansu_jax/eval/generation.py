@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import types
+from mansu_jax.data import batching
 from mansu_jax.data import tokenization
 from mansu_jax.eval import scoring
 from mansu_jax.runtime import sharding
-
-_MULTIPLE = 8
 
 
 class Generator:
@@ -84,13 +83,17 @@ class Generator:
 def window(
     prompts: Sequence[Sequence[int]], room: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Prompts right-padded with room behind them, [B, T], and lengths [B]."""
-  length = np.array([len(p) for p in prompts], np.int32)
-  width = -(-(int(length.max()) + room) // _MULTIPLE) * _MULTIPLE
-  tokens = np.zeros((len(prompts), width), np.int32)
-  for row, prompt in enumerate(prompts):
-    tokens[row, :len(prompt)] = prompt
-  return tokens, length
+  """Pads prompts on the right, with room for more tokens.
+
+  Args:
+    prompts: B token id lists.
+    room: Padding positions after the longest prompt, at least.
+
+  Returns:
+    tokens [B, T] int32 and lengths [B] int32.
+  """
+  tokens, mask = batching.pad_sequences(prompts, room=room)
+  return tokens, mask.sum(1).astype(np.int32)
 
 
 def complete(

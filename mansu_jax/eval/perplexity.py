@@ -94,7 +94,7 @@ def build_task(
   segments = [_causal(ids[:-1]) for ids in windows]
   longest = max((len(s.tokens) for s in segments), default=1)
   batches = packing.pack_segments(
-      segments, row_length=-(-longest // 8) * 8, token_budget=token_budget,
+      segments, row_length=packing.round_up(longest), token_budget=token_budget,
       max_length=max_length)
   return Task(
       kinds=tuple(kinds), batches=batches,
