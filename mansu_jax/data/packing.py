@@ -7,7 +7,7 @@ evaluation compiles one to three shapes.
 Packing has three steps: `fill_rows` or `one_per_row` assigns segments to rows,
 `lay_out` computes where each segment starts, and the `RowLayout` writes tokens,
 positions and segment ids. `pack_segments` takes these steps for scoring,
-`circuits.pair_batches` for attribution pairs and `unlearn.batches` for training.
+`circuits.pair_batches` for attribution pairs, `unlearn.batches` for training.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ def rms_norm(
   x32 = x.astype(jnp.float32)
   mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
   normed = x32 * jax.lax.rsqrt(mean_square + eps)
-  return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+  scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+  return (normed * scale).astype(x.dtype)
 
 
 def rotary_frequencies(config: config_lib.ModelConfig) -> np.ndarray:
@@ -70,7 +71,7 @@ def rotary_tables(
 ) -> tuple[Array, Array]:
   """Cosines and sines, each float32 [B, T, 1, H / 2]."""
   angles = positions.astype(jnp.float32)[..., None, None]
-  angles = angles * rotary_frequencies(config)
+  angles = angles * rotary_frequencies(config)[None, None, None]
   return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -93,7 +94,7 @@ class _Tapped(nn.Module):
     """Patches, sows and perturbs `x`; `x` itself when nothing is asked."""
     patch = self.get_variable('patches', str(site))
     if patch is not None:
-      keep = patch['keep'].reshape(-1, *(1,) * (x.ndim - 3))  # [units, ...]
+      keep = patch['keep'].reshape(1, 1, -1, *(1,) * (x.ndim - 3))
       x = jnp.where(keep > 0, x, patch['value'].astype(x.dtype))
     if site not in self.sites:
       return x
@@ -141,7 +142,8 @@ class Attention(_Tapped):
     onehot = self.circuit(onehot_name).astype(x.dtype)  # [m, N]
     lifted = _einsum('BTD,mDH->BTmH', x, weight)
     keep = 1 - onehot.sum(0)  # [N]
-    return heads * keep[:, None] + _einsum('BTmH,mN->BTNH', lifted, onehot)
+    return heads * keep[None, None, :, None] + _einsum(
+        'BTmH,mN->BTNH', lifted, onehot)
 
   def _project_out(self, heads: Array) -> Array:  # [B, T, N, H]
     weight = self.circuit('o')  # [m, H, D]
@@ -151,7 +153,7 @@ class Attention(_Tapped):
     keep = 1 - onehot.sum(0)  # [N]
     lifted = _einsum('BTNH,mN->BTmH', heads, onehot)
     return (
-        _einsum('BTNH,NHD->BTD', heads * keep[:, None], self.o)
+        _einsum('BTNH,NHD->BTD', heads * keep[None, None, :, None], self.o)
         + _einsum('BTmH,mHD->BTD', lifted, weight))
 
 
@@ -197,7 +199,8 @@ class Mlp(_Tapped):
     keep = self.circuit('keep')  # [F]
     if keep is None:
       return project_down(a, down)
-    return project_down(a * keep.astype(x.dtype), down) + self._lifted(x)
+    keep = keep.astype(x.dtype)[None, None]
+    return project_down(a * keep, down) + self._lifted(x)
 
   def _lifted(self, x: Array) -> Array:
     """What the circuit's own neurons add; padded slices are zero."""

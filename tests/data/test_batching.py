@@ -60,7 +60,7 @@ class SequencesTest(parameterized.TestCase):
 
   def test_text_with_nothing_to_predict(self):
     documents = [text_lib.TextDocument(text='a', kind='k')]
-    with self.assertRaisesRegex(ValueError, 'hold no two tokens in a row'):
+    with self.assertRaisesRegex(ValueError, 'has two tokens'):
       batching.encode_text(documents, toy_model.ToyTokenizer(), 8)
 
 

@@ -106,7 +106,8 @@ class ScoreTest(parameterized.TestCase):
     # A model that ignores its input: logits 0, 1, 2, ... over the vocabulary.
     apply = lambda params, tokens, positions, mask: np.ones(
         (*tokens.shape, 1), np.float32)
-    unembed = lambda params, hidden: hidden * np.arange(5, dtype=np.float32)
+    unembed = lambda params, hidden: hidden * np.arange(
+        5, dtype=np.float32).reshape((1,) * (hidden.ndim - 1) + (5,))
     tokenizer = toy_model.ToyTokenizer()
     tokenizer([' a', ' b'], add_special_tokens=False)  # Ids 3 and 4.
     task = accuracy.build_task(

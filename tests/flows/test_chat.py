@@ -133,7 +133,7 @@ class RefusalTest(bad_input.Refusals):
         'corrupt_answer_id': 5}))
     self.flags = ['--mode=attribute', f'--model={self.folder}/bare',
                   f'--attribution_pairs_file={path}', '--data_chat']
-    self.refused(message=('bare: there is no tokenizer, but --data_chat',))
+    self.refused(message=('bare has no tokenizer, but --data_chat',))
 
   def test_pairs_as_ids_alone(self):
     path = self.folder / 'pairs.jsonl'

@@ -24,6 +24,7 @@ from mansu_jax.circuits.edges import edge_weights
 from mansu_jax.config import run as run_config
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.data.readers import pair_files
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import progress
 from mansu_jax.stages.circuit import edge_attribution
@@ -171,10 +172,10 @@ def forget_pairs(
 
 
 def read_file(
-    config: run_config.RunConfig, tokenizer: Any) -> pairs_lib.FromFile:
+    config: run_config.RunConfig, tokenizer: Any) -> pair_files.PairFile:
   """What the file `--attribution_pairs_file` holds."""
   options = config.attribution
-  return pairs_lib.read_pairs(
+  return pair_files.read_pairs(
       options.pairs_file, tokenizer, chat=config.data.chat,
       skip_unequal=options.skip_unequal)
 
@@ -203,7 +204,7 @@ def why_none(
   """Why an audit has no forget pairs; empty where it has.
 
   Raises:
-    ValueError: as `pairs.read_pairs`, of the file of pairs.
+    ValueError: as `pair_files.read_pairs`, of the file of pairs.
   """
   if not config.eval.cad_pairs:
     return '--eval_cad_pairs=0 skips CAD and AS-NC'
