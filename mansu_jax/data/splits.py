@@ -96,8 +96,8 @@ def _check_named(**roles: Sequence[str]) -> None:
   for role, paths in roles.items():
     if not paths:
       raise ValueError(
-          f'The {role} set has no file; wanted at least one question file. Give'
-          f' --data_{role}=FILE.')
+          f'No file is given for the {role} set; wanted at least one question'
+          f' file. Give --data_{role}=FILE.')
 
 
 def build_splits(

@@ -67,7 +67,7 @@ class Evaluator:
 
   def __call__(
       self, params: types.Params, *, common: int = 0,
-      kept: scoring.Kept | None = None) -> Measured:
+      kept: scoring.HiddenCache | None = None) -> Measured:
     """Scores all questions and texts.
 
     Args:
@@ -122,7 +122,7 @@ def _scorer(config: Any, common: int) -> scoring.Scorer:
           config, params, embeddings=x, first_layer=common,
           positions=positions, attention_mask=mask),
       decoder.unembed,
-      below=lambda params, tokens, positions, mask: decoder.run_prefix(
+      prefix=lambda params, tokens, positions, mask: decoder.run_prefix(
           config, params, tokens, layer=common, positions=positions,
           attention_mask=mask))
 
@@ -158,7 +158,7 @@ def measure_all(
   views = quantizers.views(config, quantize)
   out = {}
   for precision, view in views.items():
-    kept = scoring.Kept()
+    kept = scoring.HiddenCache()
     for name, params in zip(MODELS, (model.params, unlearned)):
       measure = lambda: evaluator.as_tree(evaluator(
           view(params), common=common, kept=kept))
