@@ -38,7 +38,7 @@ class Segment(NamedTuple):
 
 
 class RowLayout(NamedTuple):
-  """Where each of n segments lies in R rows of T tokens.
+  """Positions of n segments in R rows of T tokens.
 
   Example:
     >>> lengths = [3, 2, 4]
@@ -96,7 +96,7 @@ class RowLayout(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)  # Hashed by identity.
 class PackedBatch:
-  """Rows to score, and where each segment lies in them.
+  """Rows to score, and the offset of each segment in them.
 
   Attributes:
     tokens: [B, T] int32, zero at padding.

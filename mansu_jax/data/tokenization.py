@@ -81,7 +81,7 @@ def prompt_text(
   Raises:
     ValueError: the tokenizer has no chat template, or the template fails.
   """
-  return _format(prompt, tokenizer, chat).text
+  return _format_prompt(prompt, tokenizer, chat).text
 
 
 def check_template(tokenizer: Tokenizer | None, name: str) -> None:
@@ -105,7 +105,7 @@ class _Formatted(NamedTuple):
   start: list[int]  # Token ids before the text.
 
 
-def _format(
+def _format_prompt(
     prompt: str, tokenizer: Tokenizer, chat: bool,
     start: Sequence[int] = ()) -> _Formatted:
   """Formats a prompt; `start` applies only without a chat template."""
@@ -138,7 +138,7 @@ def encode_prompts(
 ) -> list[list[int]]:
   """Encodes prompts, including start tokens."""
   start = prefix_ids(tokenizer)
-  formatted = [_format(p, tokenizer, chat, start) for p in prompts]
+  formatted = [_format_prompt(p, tokenizer, chat, start) for p in prompts]
   return [one.start + ids for one, ids in zip(
       formatted, encode([one.text for one in formatted], tokenizer))]
 
@@ -159,7 +159,7 @@ def tokens_before(
   """
   start, texts, extra = prefix_ids(tokenizer), [], []
   for prompt, end in zip(prompts, ends):
-    formatted = _format(prompt, tokenizer, chat, start)
+    formatted = _format_prompt(prompt, tokenizer, chat, start)
     offset = formatted.text.rfind(prompt.strip())
     if offset < 0:
       raise ValueError(
@@ -195,7 +195,8 @@ def encode_questions(
     [504, 3575, 282, 4649, 314]
   """
   start = prefix_ids(tokenizer)
-  formatted = [_format(q.prompt, tokenizer, chat, start) for q in questions]
+  formatted = [
+      _format_prompt(q.prompt, tokenizer, chat, start) for q in questions]
   tails = [one.separator + c.strip()
            for one, q in zip(formatted, questions) for c in q.choices]
   owners = [i for i, q in enumerate(questions) for _ in q.choices]

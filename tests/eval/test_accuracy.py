@@ -152,7 +152,8 @@ class ScoreTest(parameterized.TestCase):
     np.testing.assert_array_equal(part.logprob, got.logprob[[4, 1]])
 
   def test_too_long_for_the_model(self):
-    with self.assertRaisesRegex(ValueError, 'supports 4 positions; wanted at most 4'):
+    with self.assertRaisesRegex(
+        ValueError, 'supports 4 positions; wanted at most 4'):
       score(some_questions(9), toy_model.init(), max_length=4)
 
 

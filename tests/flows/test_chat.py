@@ -33,13 +33,13 @@ class _Asked:
 
   def __init__(self, test):
     self.forms = set()
-    asked = tokenization._asked
+    asked = tokenization._format_prompt
 
     def note(prompt, tokenizer, chat, start=()):
       self.forms.add(chat)
       return asked(prompt, tokenizer, chat, start)
 
-    test.enterContext(mock.patch.object(tokenization, '_asked', note))
+    test.enterContext(mock.patch.object(tokenization, '_format_prompt', note))
 
 
 @pytest.mark.slow

@@ -192,7 +192,8 @@ class LoadTest(parameterized.TestCase):
     self._refused(message, **changes)
 
   def test_no_bos_to_put_in_front(self):
-    with self.assertRaisesRegex(ValueError, 'f has add_bos_token but no BOS token'):
+    with self.assertRaisesRegex(
+        ValueError, 'f has add_bos_token but no BOS token'):
       gguf_tokenizer.build({'tokenizer.ggml.' + key: value for key, value in (
           ('model', 'gpt2'), ('pre', 'gpt-2'), ('tokens', ['a']),
           ('merges', []), ('token_type', [1]), ('add_bos_token', True))}, 'f')
