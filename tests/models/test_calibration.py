@@ -194,7 +194,7 @@ class CalibrationTest(parameterized.TestCase):
       quantize(s='nf4')
     with self.assertRaisesRegex(ValueError, r'\(12, 16\).*\(12, 15\)'):
       quantize(r=real[:, 1:])
-    with self.assertRaisesRegex(ValueError, 'hold no token'):
+    with self.assertRaisesRegex(ValueError, 'have no token'):
       quantize(r=np.zeros_like(real))
     broken = jax.tree.map(lambda x: x, params)
     broken['layers']['mlp']['up'] = params['layers']['mlp']['up'].at[0].set(

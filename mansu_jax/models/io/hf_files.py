@@ -66,9 +66,9 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
   missing = [n for n in names if not (path / n).is_file()]
   if outside or missing:
     raise ValueError(
-        f'{path / INDEX} names shards outside the directory {outside} or'
-        f' missing shards {missing}: expected all of {names} beside the index.'
-        ' Download the missing files.')
+        f'{path / INDEX} names {len(names)} shards; {missing} are missing, and'
+        f' {outside} are outside the directory: expected all shards beside the'
+        ' index. Download the missing files.')
   files = [path / n for n in names]
   _check_index(path / INDEX, weight_map, files)
   return files
