@@ -84,13 +84,13 @@ class RowLayout(NamedTuple):
   def positions(self) -> np.ndarray:
     """Positions within the segments, 0 at padding; [R, T] int32."""
     return self.write({
-        member: range(length) for member, length in zip(
+        member: np.arange(length) for member, length in zip(
             self.members.tolist(), self.lengths.tolist())})
 
   def segment_ids(self) -> np.ndarray:
     """Segment number of each token, -1 at padding; [R, T] int32."""
     return self.write({
-        member: [member] * length for member, length in zip(
+        member: np.full(length, member) for member, length in zip(
             self.members.tolist(), self.lengths.tolist())}, padding=-1)
 
 
