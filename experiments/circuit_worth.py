@@ -223,7 +223,7 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
       return False
     measured = bench.far(
         edit.merge(theta), common=common,
-        kept=kept.setdefault(('far', common), scoring.Kept()))
+        kept=kept.setdefault(('far', common), scoring.HiddenCache()))
     far.append((step, float(measured.scores.correct.mean())))
     logging.info('%s step %d: far %.3f', arm, *far[-1])
     return reached()
@@ -252,7 +252,7 @@ def _measure(
   for precision in ('fp', bench.config.quant_schemes[0]):
     view = params if precision == 'fp' else bench.quantize(precision, params)
     found = bench.evaluator(view, common=common, kept=kept.setdefault(
-        (precision, common), scoring.Kept()))
+        (precision, common), scoring.HiddenCache()))
     right[precision] = ''.join(map(str, found.scores.correct.astype(int)))
     losses[precision] = perplexity.pool(
         found.texts.values()).perplexity

@@ -27,7 +27,7 @@ _MAY_IMPORT = {
     'circuits': _MODEL,
     'erasure': (*_MODEL, 'circuits', 'statistics'),
     'transforms': ('types', 'quant'),
-    'unlearn': (*_FIRST, 'transforms'),
+    'unlearn': (*_FIRST, 'data', 'transforms'),
     'eval': (*_FIRST, 'data'),
     'report': ('runtime',),
     'planning': _FIRST,  # It is handed the stages' programs.

@@ -1,7 +1,6 @@
-"""Training sequences, right-padded, and the order in which they are seen.
+"""Encodes training sequences, lays out questions to score, samples batches.
 
-Packing for evaluation, where no gradient is taken, is in `packing.py`; the
-packed form of one question is made here.
+`packing` places the results in rows.
 """
 
 from __future__ import annotations
@@ -16,74 +15,84 @@ from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
 from mansu_jax.data.readers import text as text_lib
 
-_MULTIPLE = 8  # Padded lengths are multiples of this: few compiled shapes.
-
-
 class Sequences(NamedTuple):
   """Right-padded token sequences; every array has leading axis n."""
 
-  tokens: np.ndarray  # [n, T] int32, zero at padding.
+  tokens: np.ndarray  # [n, T] int32, zero at padding
   length: np.ndarray  # [n] int32
-  answer_mask: np.ndarray  # [n, T] bool: predicting t + 1 from t is scored.
+  answer_mask: np.ndarray  # [n, T] bool, True where the next token is scored
 
   def take(self, index: np.ndarray) -> Sequences:
-    """The sequences at `index`, padding length unchanged."""
+    """Selects sequences; the padded length stays."""
     return Sequences(*(leaf[index] for leaf in self))
 
 
 class PackedQuestion(NamedTuple):
-  """A prompt once, followed by the choice tokens that must be inputs.
+  """A prompt followed by the choice tokens that must be inputs.
 
-  The last token of a choice is never an input, and choices that begin alike
-  share those tokens, so four one-token choices cost nothing beyond the prompt.
+  The last token of a choice is never an input, and choices share their common
+  prefixes. So four one-token choices cost nothing beyond the prompt.
+
+  Attributes:
+    segment: Tokens of the prompt and of the choice prefixes.
+    predictors: For each choice, the segment position that predicts each of its
+      tokens.
+    targets: For each choice, its token ids.
   """
 
   segment: packing.Segment
-  predictors: list[list[int]]  # Per choice and token: who predicts it.
-  targets: list[list[int]]  # Per choice: its token ids.
+  predictors: list[list[int]]
+  targets: list[list[int]]
 
 
 def pad_sequences(
-    ids: Sequence[Sequence[int]], *, multiple: int = _MULTIPLE
-) -> tuple[np.ndarray, np.ndarray]:
-  """Right-pads with zeros to a common length that is a multiple.
+    ids: Sequence[Sequence[int]], *, multiple: int = packing.MULTIPLE,
+    room: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """Right-pads sequences with zeros to one length.
 
   Args:
     ids: n token id lists.
-    multiple: the padded length is the least multiple that holds the longest.
+    multiple: The padded length is a multiple of this.
+    room: Padding positions after the longest sequence, at least.
 
   Returns:
     tokens [n, T] int32 and mask [n, T] bool, True at real tokens.
 
   Raises:
     ValueError: there is no sequence.
+
+  Example:
+    >>> tokens, mask = pad_sequences([[5, 6, 7], [8]], multiple=4)
+    >>> tokens
+    array([[5, 6, 7, 0],
+           [8, 0, 0, 0]], dtype=int32)
+    >>> mask.sum(1)
+    array([3, 1])
   """
   if not ids:
     raise ValueError(
-        'There is no sequence to pad; wanted at least one. Check that the set'
+        'Padding got no sequence; wanted at least one. Check that the data set'
         ' is not empty.')
-  width = -(-max(1, *map(len, ids)) // multiple) * multiple
-  tokens = np.zeros((len(ids), width), np.int32)
-  mask = np.zeros((len(ids), width), bool)
-  for row, sequence in enumerate(ids):
-    tokens[row, :len(sequence)] = sequence
-    mask[row, :len(sequence)] = True
-  return tokens, mask
+  lengths = [len(sequence) for sequence in ids]
+  width = packing.round_up(max(1, *lengths) + room, multiple)
+  layout = packing.lay_out(
+      lengths, packing.one_per_row(lengths, width), (len(ids), width))
+  return layout.write(ids), np.arange(width) < np.array(lengths)[:, None]
 
 
 def encode_sequences(
     questions: Sequence[questions_lib.Question],
     tokenizer: tokenization.Tokenizer, *, chat: bool = False) -> Sequences:
-  """Prompt and right answer of each question.
+  """Encodes the prompt and the right answer of each question.
 
   Args:
     questions: n questions.
-    tokenizer: see `tokenization`.
-    chat: whether to use the chat template.
+    tokenizer: A transformers tokenizer.
+    chat: Whether to apply the chat template.
 
   Returns:
-    Sequences whose `answer_mask` is True at positions whose next token is an
-    answer token: prompt length - 1 up to the last but one.
+    Sequences whose `answer_mask` is True where the next token is an answer
+    token: from prompt length - 1 up to the last position but one.
 
   Raises:
     ValueError: there are no questions, or an answer has no tokens.
@@ -102,17 +111,26 @@ def encode_sequences(
 def text_windows(
     documents: Sequence[text_lib.TextDocument],
     tokenizer: tokenization.Tokenizer, window: int) -> list[list[int]]:
-  """Token windows of at most `window`, overlapping by one token.
+  """Cuts documents into windows that overlap by one token.
 
-  The overlap lets every token but a document's first be predicted just once.
+  Because of the overlap, each token except a document's first is predicted
+  exactly once.
+
+  Args:
+    documents: Texts to cut.
+    tokenizer: A transformers tokenizer.
+    window: Most tokens per window, at least 2.
+
+  Returns:
+    Token ids of each window, in document order.
 
   Raises:
-    ValueError: the window is shorter than 2, or no text has two tokens.
+    ValueError: `window` is less than 2, or no text has two tokens.
   """
   if window < 2:
     raise ValueError(
-        f'The text window is {window} tokens; wanted at least 2, one to see'
-        ' and one to predict. Enlarge it.')
+        f'The text window is {window} tokens; wanted at least 2: one input and'
+        ' one to predict. Increase it.')
   start = tokenization.prefix_ids(tokenizer)
   windows = []
   for ids in tokenization.encode([d.text for d in documents], tokenizer):
@@ -121,23 +139,26 @@ def text_windows(
         ids[i:i + window] for i in range(0, len(ids) - 1, window - 1)]
   if not windows:
     raise ValueError(
-        f'The {len(documents)} text documents hold no two tokens in a row;'
-        ' wanted some text to predict. Check the text files.')
+        f'None of the {len(documents)} text documents has two tokens; wanted'
+        ' text to predict. Check the text files.')
   return windows
 
 
 def encode_text(
     documents: Sequence[text_lib.TextDocument],
     tokenizer: tokenization.Tokenizer, window: int) -> Sequences:
-  """Windows of general text; every next token is scored.
+  """Encodes windows of general text; every next token is scored.
 
   Args:
-    documents: texts, each cut by itself.
-    tokenizer: see `tokenization`.
-    window: tokens a window; the last of a document may be shorter.
+    documents: Texts; no window spans two of them.
+    tokenizer: A transformers tokenizer.
+    window: Tokens per window. A document's last window may be shorter.
 
   Returns:
     Sequences in document order.
+
+  Raises:
+    ValueError: as `text_windows`.
   """
   tokens, mask = pad_sequences(text_windows(documents, tokenizer, window))
   length = mask.sum(1).astype(np.int32)
@@ -146,18 +167,25 @@ def encode_text(
 
 
 def pack_choices(encoded: tokenization.Encoded) -> PackedQuestion:
-  """Lays out a prompt and its choices as a tree of tokens.
+  """Lays out a prompt and its choices as a prefix tree of tokens.
 
   Args:
-    encoded: token ids of prompt and choices.
+    encoded: Token ids of the prompt and its choices.
 
   Returns:
-    A segment of the prompt and, for each distinct beginning of a choice
-    (without its last token), one token that sees the prompt and its own
-    beginnings; positions continue from the prompt for every choice.
+    A segment with the prompt and, for each distinct proper prefix of a choice,
+    its last token. That token attends to the prompt and to its own prefix. The
+    positions of every choice continue from the prompt.
+
+  Example:
+    >>> packed = pack_choices(tokenization.Encoded([5, 6], [[7, 8], [7, 9]]))
+    >>> packed.segment.tokens
+    array([5, 6, 7], dtype=int32)
+    >>> packed.predictors  # Position 1 predicts 7; position 2 predicts 8 or 9.
+    [[1, 2], [1, 2]]
   """
   prompt, choices = encoded
-  nodes = {(): len(prompt) - 1}  # Beginning of a choice -> place in segment.
+  nodes = {(): len(prompt) - 1}  # Prefix of a choice -> segment position.
   for choice in choices:
     for i in range(1, len(choice)):
       nodes.setdefault(tuple(choice[:i]), len(prompt) + len(nodes) - 1)
@@ -167,12 +195,12 @@ def pack_choices(encoded: tokenization.Encoded) -> PackedQuestion:
   visible[:, len(prompt):] = False
   tokens[:len(prompt)] = prompt
   positions[:len(prompt)] = np.arange(len(prompt))
-  for beginning, place in nodes.items():
-    if beginning:
-      tokens[place] = beginning[-1]
-      positions[place] = len(prompt) + len(beginning) - 1
-      for i in range(1, len(beginning) + 1):
-        visible[place, nodes[beginning[:i]]] = True
+  for prefix, index in nodes.items():
+    if prefix:
+      tokens[index] = prefix[-1]
+      positions[index] = len(prompt) + len(prefix) - 1
+      for i in range(1, len(prefix) + 1):
+        visible[index, nodes[prefix[:i]]] = True
   predictors = [
       [nodes[tuple(c[:i])] for i in range(len(c))] for c in choices]
   segment = packing.Segment(tokens, positions, visible)
@@ -180,22 +208,33 @@ def pack_choices(encoded: tokenization.Encoded) -> PackedQuestion:
 
 
 class BatchSampler:
-  """Batches of indices, epoch by epoch, as a function of the step alone.
+  """Samples batches of indices without replacement, epoch by epoch.
 
-  `sampler[step]` needs no history, so a resumed run sees the same batches.
-  Every epoch is a permutation of its own; a batch may span two epochs.
+  `sampler[step]` depends on the step and the seed only, so a resumed run gets
+  the same batches. Each epoch has its own permutation; a batch may span two
+  epochs.
+
+  Example:
+    >>> sampler = BatchSampler(n=4, batch=2, seed=0)
+    >>> sorted(np.concatenate([sampler[0], sampler[1]]).tolist())
+    [0, 1, 2, 3]
   """
 
   def __init__(self, n: int, batch: int, seed: int):
-    """Creates a sampler of `batch` indices out of `n` for each step.
+    """Creates a sampler.
+
+    Args:
+      n: Number of examples.
+      batch: Indices per step.
+      seed: Seed of the permutations.
 
     Raises:
       ValueError: `n` or `batch` is not positive.
     """
     if n < 1 or batch < 1:
       raise ValueError(
-          f'A sampler over {n} examples in batches of {batch} is empty; wanted'
-          ' both positive. Check the data set and the batch size.')
+          f'The sampler got n={n} and batch={batch}; wanted both positive.'
+          ' Check the data set and the batch size.')
     self.n, self.batch, self.seed = n, batch, seed
 
   def _epoch(self, epoch: int) -> np.ndarray:
@@ -205,17 +244,17 @@ class BatchSampler:
     """Indices [batch] int64 of a step >= 0."""
     if step < 0:
       raise IndexError(f'Step {step} is negative; wanted 0 or more.')
-    places = np.arange(step * self.batch, (step + 1) * self.batch)
-    epochs = places // self.n
+    drawn = np.arange(step * self.batch, (step + 1) * self.batch)
+    epochs = drawn // self.n
     orders = {e: self._epoch(e) for e in np.unique(epochs).tolist()}
     return np.array([
-        orders[e][p] for e, p in zip(epochs.tolist(), places % self.n)])
+        orders[e][i] for e, i in zip(epochs.tolist(), drawn % self.n)])
 
 
 class FavouringSampler:
-  """Batches of which a fixed part is drawn from favoured examples.
+  """Samples a fixed part of each batch from favoured examples.
 
-  The other part is drawn from all examples, the favoured ones too.
+  The rest is sampled from all examples, including the favoured ones.
   """
 
   def __init__(
@@ -224,17 +263,17 @@ class FavouringSampler:
     """Creates a sampler.
 
     Args:
-      n: examples in all.
-      batch: indices a step.
-      seed: of both parts.
-      favoured: indices [m] of the favoured examples.
-      part: how many indices of a batch are drawn from them, 0 < part < batch.
+      n: Number of examples.
+      batch: Indices per step.
+      seed: Seed of both parts.
+      favoured: Indices [m] of the favoured examples.
+      part: Favoured indices per step, 0 < part < batch.
     """
     self._favoured = np.asarray(favoured)
-    self._some = BatchSampler(self._favoured.size, part, seed)
+    self._part = BatchSampler(self._favoured.size, part, seed)
     self._all = BatchSampler(n, batch - part, seed)
 
   def __getitem__(self, step: int) -> np.ndarray:
     """Indices [batch] int64 of a step >= 0, the favoured part first."""
     return np.concatenate(
-        [self._favoured[self._some[step]], self._all[step]])
+        [self._favoured[self._part[step]], self._all[step]])

@@ -1,26 +1,26 @@
 """Expands the compact fact tables in `facts/` into the JSONL in `shipped/`.
 
-`python -m mansu_jax.data.build_facts` rewrites `shipped/` and is deterministic:
-the wrong choices of a question are the candidates with the smallest SHA-256 of
-(question id, candidate), so that adding a fact or a relation does not reshuffle
-the others. A second hash orders the four choices: by the first, the answer
-would mostly come last.
+`python -m mansu_jax.data.build_facts` rewrites `shipped/` deterministically.
+The wrong choices of a question are the candidates with the smallest SHA-256 of
+(question id, candidate), so a new fact or relation does not change the choices
+of others. A second hash orders the four choices; the first hash would put the
+answer last most of the time.
 
-A table (`facts/<name>.json`) is one relation, or several under `relations` that
-inherit the table's other keys. Keys of a relation:
+A table (`facts/<name>.json`) is one relation, or a list `relations` whose
+entries inherit the table's other keys. Keys of a relation:
 
-  relation: its name, the first part of the fact ids.
-  fact: optional pattern of the fact id, default '{relation}/{subject}'.
-  train, near: templates with '{subject}', cloze statements whose answer comes
-    last. Only the first kind is ever trained on.
-  question, narrative: what `facts/forms.json` puts into the far forms.
-  lead: optional word before a spoken answer ('It is in ...').
+  relation: Name; the first part of the fact ids.
+  fact: Pattern of the fact id, optional; default '{relation}/{subject}'.
+  train, near: Cloze statements with '{subject}' whose answer comes last. Only
+    `train` statements are trained on.
+  question, narrative: Texts that `facts/forms.json` inserts into the far forms.
+  lead: Words before a spoken answer ('It is in ...'), optional.
   facts: {group: {subject: answer}}.
   files: {shipped file: [groups]}.
-  choices_from: 'relation' (default) or 'group', where wrong choices come from.
-  distractors: optional further wrong choices, as a list or {group: list}.
-  also_right: optional {subject: [answers]} never offered as wrong choices.
-  per_fact: optional {use: n}; each fact gets n of the use's forms in rotation.
+  choices_from: Source of wrong choices, 'relation' (default) or 'group'.
+  distractors: Further wrong choices, optional, as a list or {group: list}.
+  also_right: {subject: [answers]} never offered as wrong choices, optional.
+  per_fact: {use: n}, optional; each fact gets n of the use's forms in rotation.
 """
 
 import hashlib
@@ -47,8 +47,8 @@ def _refuse_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
   table = dict(pairs)
   if len(table) < len(pairs):
     names = [name for name, _ in pairs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    raise ValueError(f'keys given twice: {twice}; keep one')
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    raise ValueError(f'keys given twice: {repeated}; keep one')
   return table
 
 
@@ -57,17 +57,19 @@ def _read_json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text(encoding='utf-8'),
                       object_pairs_hook=_refuse_duplicates)
   except ValueError as error:
-    raise ValueError(f'{path} is no valid fact table: {error}') from error
+    raise ValueError(
+        f'{path} is not a valid fact table ({error}); wanted JSON with distinct'
+        ' keys. Correct the file.') from error
 
 
 def read_relations(folder: pathlib.Path = FOLDER / 'facts') -> list[Relation]:
-  """Reads every table of `folder` but the forms.
+  """Reads every fact table of a folder, without `forms.json`.
 
   Args:
-    folder: the folder of the compact JSON tables.
+    folder: Folder of the compact JSON tables.
 
   Returns:
-    One mapping a relation, in the order of file names.
+    One mapping per relation, in the order of file names.
 
   Raises:
     ValueError: a key is missing, unknown or given twice.
@@ -85,21 +87,23 @@ def read_relations(folder: pathlib.Path = FOLDER / 'facts') -> list[Relation]:
       if missing or unknown:
         raise ValueError(
             f'{path}: relation {relation.get("relation")!r} lacks'
-            f' {sorted(missing)} and has unknown keys {sorted(unknown)}; see'
-            ' the keys in mansu_jax/data/build_facts.py.')
+            f' {sorted(missing)} and has unknown keys {sorted(unknown)}; wanted'
+            ' the keys listed in mansu_jax/data/build_facts.py. Correct the'
+            ' table.')
       _check_also_right(path, relation)
       relations.append(relation)
   return relations
 
 
 def _check_also_right(path: pathlib.Path, relation: Relation) -> None:
-  """Refuses exclusions of unknown subjects, which would do nothing."""
+  """Raises ValueError if `also_right` names subjects without a fact."""
   subjects = {name for facts in relation['facts'].values() for name in facts}
   unknown = relation.get('also_right', {}).keys() - subjects
   if unknown:
     raise ValueError(
         f'{path}: also_right of {relation["relation"]!r} names'
-        f' {sorted(unknown)}, which have no fact; correct or drop them.')
+        f' {sorted(unknown)}, which have no fact; wanted subjects of the table.'
+        ' Correct or remove them.')
 
 
 def _slug(text: str) -> str:
@@ -111,7 +115,7 @@ def _digest(*parts: str) -> str:
 
 
 def _fill(template: str, **parts: str) -> str:
-  """Fills a template; one that opens with a slot gets a capital letter."""
+  """Fills a template; capitalizes a leading slot."""
   text = template.format(**parts)
   return text[0].upper() + text[1:] if template[0] == '{' else text
 
@@ -119,7 +123,7 @@ def _fill(template: str, **parts: str) -> str:
 def _prompts(
     relation: Relation, forms: Mapping[str, str], subject: str,
 ) -> dict[str, list[tuple[str, str]]]:
-  """Returns {use: [(form name, prompt)]} of one subject."""
+  """Returns {use: [(form name, prompt)]} for one subject."""
   parts = {key: _fill(relation[key], subject=subject)
            for key in ('question', 'narrative')}
   parts['lead'] = f' {relation["lead"]}' if 'lead' in relation else ''
@@ -135,11 +139,11 @@ def _prompts(
 def _rotated(items: Sequence[Any], index: int, count: int) -> list[Any]:
   """Returns `count` of the items, a different window for each fact index."""
   keep = {(index * count + step) % len(items) for step in range(count)}
-  return [item for place, item in enumerate(items) if place in keep]
+  return [item for i, item in enumerate(items) if i in keep]
 
 
 def _candidates(relation: Relation, group: str, subject: str) -> list[str]:
-  """Returns the answers that may stand as wrong choices, sorted."""
+  """Returns the answers that may serve as wrong choices, sorted."""
   facts, extra = relation['facts'], relation.get('distractors', [])
   groups = [group] if relation.get('choices_from') == 'group' else facts
   pool = {answer for name in groups for answer in facts[name].values()}
@@ -150,17 +154,16 @@ def _candidates(relation: Relation, group: str, subject: str) -> list[str]:
 
 
 def _is_given_away(choice: str, subject: str) -> bool:
-  """Whether the subject spells the choice; symbols and digits never count."""
+  """Whether subject or choice contains the other; ignores short choices."""
   choice, subject = choice.lower(), subject.lower()
   return len(choice) > 2 and (choice in subject or subject in choice)
 
 
 def choose(key: str, answer: str, candidates: Sequence[str]) -> list[str]:
-  """Returns the answer and three wrong choices, in an order of their own.
+  """Returns the answer and three wrong choices, in hashed order.
 
-  Candidates that open with other letters than the choices so far go first:
-  choices that share their first token are told apart by their later tokens
-  alone.
+  Candidates whose first letters differ from the choices so far come first,
+  because the first token distinguishes them.
   """
   chosen, shared = [answer], []
   for candidate in sorted(candidates, key=lambda text: _digest(key, text)):
@@ -169,8 +172,8 @@ def choose(key: str, answer: str, candidates: Sequence[str]) -> list[str]:
   chosen = (chosen + shared)[:NUM_CHOICES]
   if len(chosen) < NUM_CHOICES:
     raise ValueError(
-        f'{key}: {len(candidates)} wrong choices, wanted {NUM_CHOICES - 1};'
-        ' add distractors to the relation.')
+        f'{key}: got {len(candidates)} wrong choices; wanted'
+        f' {NUM_CHOICES - 1}. Add distractors to the relation.')
   return sorted(chosen, key=lambda text: _digest('place', key, text))
 
 
@@ -181,7 +184,9 @@ def _questions(
   name, per_fact = relation['relation'], relation.get('per_fact', {})
   for index, (subject, answer) in enumerate(relation['facts'][group].items()):
     if _is_given_away(answer, subject):
-      raise ValueError(f'{name}: {subject!r} gives away {answer!r}; drop it.')
+      raise ValueError(
+          f'{name}: subject {subject!r} gives away the answer {answer!r};'
+          ' wanted a subject that does not spell it. Remove the fact.')
     fact = relation.get('fact', '{relation}/{subject}').format(
         relation=_slug(name), subject=_slug(subject))
     candidates = [text for text in _candidates(relation, group, subject)
@@ -200,12 +205,12 @@ def build(folder: pathlib.Path = FOLDER / 'facts') -> dict[str, str]:
   """Returns {file name: JSONL text} of all shipped files.
 
   Args:
-    folder: the folder of the compact JSON tables and of `forms.json`, the far
-      forms that all relations share.
+    folder: Folder of the compact JSON tables and of `forms.json`, the far forms
+      that all relations share.
 
   Raises:
-    ValueError: a bad table, an answer that its subject gives away, or too few
-      wrong choices.
+    ValueError: a table is invalid, a subject gives away its answer, or a
+      question has too few wrong choices.
   """
   forms = _read_json(folder / 'forms.json')
   texts = {}
@@ -223,7 +228,7 @@ def build(folder: pathlib.Path = FOLDER / 'facts') -> dict[str, str]:
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f'No arguments are known, got {argv[1:]}.')
+    raise app.UsageError(f'Got the arguments {argv[1:]}; wanted none.')
   for name, text in sorted(build().items()):
     (FOLDER / 'shipped' / name).write_text(text, encoding='utf-8')
     print(f'{name}: {text.count(chr(10))} questions')

@@ -1,4 +1,4 @@
-"""Questions about facts: the JSONL schema that forget and retain sets share."""
+"""Questions about facts, and the JSONL schema of the data files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ class Question:
   """One phrasing of one fact, with fixed choices.
 
   Attributes:
-    id: unique name.
-    fact: the fact it asks for; phrasings of one fact share it.
-    relation: kind of fact, for example `capital`.
-    prompt: text that the answer continues.
-    answer: the right continuation, one of `choices`.
-    choices: two or more distinct continuations.
-    use: `train`, `near` (held-out paraphrase) or `far` (another form).
-    source: `file:line` it was read from, for messages; not compared.
+    id: Unique name.
+    fact: Name of the fact; all its phrasings share it.
+    relation: Kind of fact, for example `capital`.
+    prompt: Text that the answer continues.
+    answer: Right continuation, one of `choices`.
+    choices: Two or more distinct continuations.
+    use: `train`, `near` (a paraphrase that is not trained on) or `far` (another
+      form, such as a question or a chat turn).
+    source: `file:line`, for error messages; ignored by `==`.
+
+  Example:
+    >>> question = Question(
+    ...     id='capital/france/train_0', fact='capital/france',
+    ...     relation='capital', prompt='The capital of France is',
+    ...     answer='Paris', choices=('Rome', 'Paris'), use='train')
+    >>> question.answer_index, question.chance
+    (1, 0.5)
   """
 
   id: str
@@ -48,20 +57,22 @@ class Question:
 
 
 def read_questions(path: str) -> list[Question]:
-  """Reads one JSONL file of questions.
-
-  Fields that the schema does not name are ignored, as the contract lets them
-  be added.
+  """Reads one JSONL file of questions; ignores unknown fields.
 
   Args:
-    path: a file, or `shipped:NAME`.
+    path: A file, or `shipped:NAME`.
 
   Returns:
     The questions in file order.
 
   Raises:
-    ValueError: the file is missing, empty or malformed, or an id repeats; the
-      message names file and line.
+    ValueError: the file is missing, empty or malformed, or two questions share
+      an id. The message names file and line.
+
+  Example:
+    >>> questions = read_questions('shipped:capitals_europe')
+    >>> questions[0].prompt, questions[0].answer, questions[0].use
+    ('The capital of France is', 'Paris', 'train')
   """
   questions = [parse(where, r) for where, r in jsonl.read_records(path)]
   check_unique_ids(questions)
@@ -75,13 +86,13 @@ def check_unique_ids(questions: list[Question]) -> None:
     other = first.setdefault(question.id, question)
     if other is not question:
       raise ValueError(
-          f'{question.source}: id {question.id!r} is already taken at'
-          f' {other.source}; wanted a unique id for every question. Rename one'
-          ' or drop the repetition.')
+          f'{question.source}: id {question.id!r} is already used at'
+          f' {other.source}; wanted a unique id for each question. Rename or'
+          ' remove one.')
 
 
 def parse(where: str, record: dict[str, Any]) -> Question:
-  """One question of a parsed line; ValueError naming `where` otherwise."""
+  """Builds a question from a parsed line; ValueError names `where`."""
   fields = {
       name: jsonl.take_string(where, record, name)
       for name in ('id', 'fact', 'relation', 'prompt', 'answer', 'use')
@@ -96,13 +107,13 @@ def parse(where: str, record: dict[str, Any]) -> Question:
 
 def _parse_choices(
     where: str, record: dict[str, Any], answer: str) -> tuple[str, ...]:
-  """Returns the choices; ValueError when they cannot be scored."""
+  """Returns the choices; ValueError if they are invalid."""
   choices = jsonl.take(where, record, 'choices', list, 'a list of strings')
   for choice in choices:
     jsonl.check_type(where, 'choices', choice, str, 'a list of strings')
     if not choice.strip():
       raise ValueError(
-          f"{where}: field 'choices' has a blank choice {choice!r}; wanted"
+          f"{where}: field 'choices' has a blank entry {choice!r}; wanted"
           ' text. Fill it in or remove it.')
   stripped = [choice.strip() for choice in choices]
   repeated = sorted({c for c in stripped if stripped.count(c) > 1})
@@ -117,5 +128,6 @@ def _parse_choices(
   if answer not in choices:
     raise ValueError(
         f"{where}: answer {answer!r} is not among the choices {choices};"
-        ' wanted it there, spelled alike. Correct one of them.')
+        ' wanted one of them, spelled the same. Correct the answer or the'
+        ' choices.')
   return tuple(choices)

@@ -1,8 +1,16 @@
-"""Splits: the role of a file (forget, retain, heldout) times the use.
+"""Forms splits from the role of each file and the use of each question.
 
-`forget` = forget x train, `forget_paraphrase` = forget x near, `forget_far` =
-forget x far, `retain` = retain x near and far, `retain_heldout` = heldout x
-any. Training uses forget x train and retain x train.
+Roles are `forget`, `retain` and `heldout`; uses are `train`, `near` and `far`.
+
+| split | role | use |
+|---|---|---|
+| `forget` | forget | train |
+| `forget_paraphrase` | forget | near |
+| `forget_far` | forget | far |
+| `retain` | retain | near, far |
+| `retain_heldout` | heldout | any |
+
+Training uses the `train` questions of the forget and retain files.
 """
 
 from __future__ import annotations
@@ -25,11 +33,11 @@ class Splits:
   """All data of a run.
 
   Attributes:
-    forget_train: questions to unlearn.
-    retain_train: questions to keep, used in training.
-    evaluation: `{split: questions}` with every name of `NAMES`; a split for
-      which no file has questions is an empty list.
-    text: general text documents.
+    forget_train: Questions to unlearn.
+    retain_train: Questions that training retains.
+    evaluation: `{split: questions}` for each name in `NAMES`. A split without
+      questions is an empty list.
+    text: General text documents.
   """
 
   forget_train: list[Question]
@@ -51,19 +59,28 @@ def read_splits(
     text: Sequence[str] = (),
     require_train: bool = True,
 ) -> Splits:
-  """Reads the files of every role and forms the splits.
+  """Reads the files of each role and forms the splits.
 
   Args:
-    forget: question files to unlearn.
-    retain: question files to keep.
-    heldout: question files that no training sees.
-    text: general text files.
-    require_train: whether forget and retain must be named and have `train`
-      questions; False where nothing is trained, as in an audit.
+    forget: Question files to unlearn.
+    retain: Question files to retain.
+    heldout: Question files that training never uses.
+    text: General text files.
+    require_train: Whether the forget and retain roles need files with `train`
+      questions. False for modes without training, such as audit.
 
   Raises:
     ValueError: a file is missing or malformed, a set is empty, two roles
       overlap, or an evaluation question repeats a trained one.
+
+  Example:
+    >>> splits = read_splits(
+    ...     forget=['shipped:capitals_europe'],
+    ...     retain=['shipped:retain_author'])
+    >>> len(splits.forget_train), len(splits.evaluation['forget_paraphrase'])
+    (600, 50)
+    >>> splits.missing
+    ('retain_heldout',)
   """
   if require_train:
     _check_named(forget=forget, retain=retain)
@@ -79,7 +96,7 @@ def _check_named(**roles: Sequence[str]) -> None:
   for role, paths in roles.items():
     if not paths:
       raise ValueError(
-          f'No file is named for the {role} set; wanted at least one question'
+          f'No file is given for the {role} set; wanted at least one question'
           f' file. Give --data_{role}=FILE.')
 
 
@@ -91,7 +108,7 @@ def build_splits(
     text: list[text_lib.TextDocument],
     require_train: bool = True,
 ) -> Splits:
-  """Forms the splits of questions already read; see `read_splits`."""
+  """Forms the splits of parsed questions; see `read_splits`."""
   roles = {'forget': forget, 'retain': retain, 'heldout': heldout}
   check_disjoint('forget', forget, 'retain', retain)
   check_disjoint('forget', forget, 'heldout', heldout)
@@ -119,19 +136,19 @@ def _of_use(questions: list[Question], *uses: str) -> list[Question]:
 
 
 def plain(text: str) -> str:
-  """A text up to case and spacing."""
+  """Normalizes case and white space."""
   return ' '.join(text.split()).casefold()
 
 
 def _wording(question: Question) -> tuple[str, str]:
-  """Prompt and answer up to case and spacing."""
+  """Prompt and answer with case and white space normalized."""
   return plain(question.prompt), plain(question.answer)
 
 
 def check_disjoint(
     role: str, questions: list[Question], other_role: str,
     others: list[Question]) -> None:
-  """Raises ValueError when two roles share a fact, or prompt and answer."""
+  """Raises ValueError if two roles share a fact, or prompt and answer."""
   facts = {q.fact: q for q in reversed(questions)}
   wordings = {_wording(q): q for q in reversed(questions)}
   for other in others:
@@ -139,26 +156,26 @@ def check_disjoint(
       raise ValueError(
           f'{other.source}: fact {other.fact!r} of the {other_role} set is'
           f' also in the {role} set at {facts[other.fact].source}; wanted'
-          ' disjoint facts. Remove it from one of the two.')
+          ' disjoint facts. Remove it from one set.')
     if _wording(other) in wordings:
       raise ValueError(
           f'{other.source}: prompt {other.prompt!r} with answer'
           f' {other.answer!r} of the {other_role} set is also in the {role}'
           f' set at {wordings[_wording(other)].source}; wanted disjoint'
-          ' questions. Remove it from one of the two.')
+          ' questions. Remove it from one set.')
 
 
 def _check_unseen(role: str, questions: list[Question]) -> None:
-  """Raises ValueError when a held-out phrasing is worded as a trained one."""
+  """Raises ValueError if an evaluation question repeats a trained one."""
   trained = {_wording(q): q for q in questions if q.use == 'train'}
   for question in questions:
     seen = trained.get(_wording(question))
     if question.use != 'train' and seen is not None:
       raise ValueError(
           f'{question.source}: the {role} question of use {question.use!r}'
-          f' has the prompt {question.prompt!r} and answer of the trained one'
-          f' at {seen.source}; wanted a phrasing that training does not see.'
-          ' Reword it or drop it.')
+          f' repeats the prompt {question.prompt!r} and answer of the trained'
+          f' question at {seen.source}; wanted a phrasing that is not trained'
+          ' on. Reword or remove it.')
 
 
 def _check_has_train(role: str, questions: list[Question]) -> None:
@@ -166,5 +183,5 @@ def _check_has_train(role: str, questions: list[Question]) -> None:
     source = questions[0].source if questions else 'no file'
     raise ValueError(
         f"The {role} set (from {source}) has no question of use 'train' among"
-        f' its {len(questions)}; wanted at least one. Mark some phrasings as'
-        " 'train'.")
+        f' its {len(questions)} questions; wanted at least one. Mark some'
+        " phrasings as 'train'.")

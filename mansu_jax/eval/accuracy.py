@@ -1,8 +1,15 @@
-"""Multiple-choice accuracy by summed log-probability of the continuation.
+"""Multiple-choice accuracy by summed log-probability of each choice.
 
-A prompt is computed once for all its choices, and many questions share a row
-(see `packing`). Scores equal those of one sequence a choice, as
-lm-evaluation-harness computes them, to float rounding.
+The model computes a prompt once for all its choices, and many questions share
+a row (see `data.packing`). Up to float rounding, scores equal those of
+lm-evaluation-harness, which runs one sequence per choice.
+
+Example (`apply` and `unembed` of any model; see `scoring`):
+
+    scorer = scoring.Scorer(apply, decoder.unembed)
+    task = accuracy.build_task(questions, model.tokenizer)
+    scores = accuracy.score(scorer, model.params, task)
+    print(scores.correct.mean())
 """
 
 from __future__ import annotations
@@ -22,15 +29,16 @@ from mansu_jax.eval import scoring
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-  """Questions packed for scoring; made once, scored for every model.
+  """Questions packed for scoring; built once for all models.
 
   Attributes:
     questions: n questions.
-    batches: their packed prompts and choices.
-    positions: per question [m], segment positions that predict something.
-    targets: per question [m, K], token ids that are scored there.
-    cells: per question and choice, the (row, column) of `targets` whose sum
-      is the choice's log-probability.
+    batches: Packed prompts and choices.
+    positions: For each question, the segment positions [m] that predict a
+      choice token.
+    targets: For each question, the token ids [m, K] to score at each position.
+    cells: For each question and choice, the (rows, columns) of `targets` whose
+      log-probabilities sum to the choice's.
   """
 
   questions: tuple[questions_lib.Question, ...]
@@ -42,16 +50,17 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-  """What a model answers to n questions, in the order of the task.
+  """Scores of one model on n questions, in the order of the task.
 
   Attributes:
-    logprob: [n, C] float64, summed log-probability (nats) of each choice;
-      -inf where a question has fewer than C choices.
-    answer_logprob: [n] float64, that of the right answer.
-    correct: [n] bool, the right answer scores above every other choice.
-    correct_norm: [n] bool, the same with scores divided by the number of
-      characters of the choice, as lm-evaluation-harness's `acc_norm`.
-    margin: [n] float64, right answer's score minus the best wrong one's.
+    logprob: [n, C] float64, summed log-probability (nats) of each choice; -inf
+      beyond a question's choices.
+    answer_logprob: [n] float64, `logprob` of the right answer.
+    correct: [n] bool, whether the right answer scores above all other choices.
+    correct_norm: [n] bool, `correct` for scores divided by the characters of
+      the choice, like `acc_norm` of lm-evaluation-harness.
+    margin: [n] float64, score of the right answer minus that of the best wrong
+      choice.
   """
 
   logprob: np.ndarray
@@ -61,7 +70,7 @@ class Scores:
   margin: np.ndarray
 
   def take(self, index: Sequence[int] | np.ndarray | slice) -> Scores:
-    """The scores of some of the questions, for example of one split."""
+    """Selects questions, for example those of one split."""
     return Scores(**{
         field.name: getattr(self, field.name)[index]
         for field in dataclasses.fields(self)})
@@ -75,15 +84,15 @@ def build_task(
     max_length: int | None = None) -> Task:
   """Encodes and packs questions.
 
-  Pass the questions of all splits at once: they then share rows and shapes.
+  Pass the questions of all splits at once, so that they share rows and shapes.
 
   Args:
     questions: n questions.
-    tokenizer: see `tokenization`.
-    chat: whether to ask in the tokenizer's chat form.
-    row_length: see `packing.pack_segments`.
-    token_budget: see `packing.pack_segments`.
-    max_length: longest position that the model knows, or None.
+    tokenizer: A transformers tokenizer.
+    chat: Whether to apply the chat template.
+    row_length: See `packing.pack_segments`.
+    token_budget: See `packing.pack_segments`.
+    max_length: Longest position that the model supports, or None.
 
   Raises:
     ValueError: a prompt or choice has no tokens, or is too long.
@@ -102,7 +111,7 @@ def build_task(
 
 
 def _plan(packed: batching.PackedQuestion, width: int):
-  """Places [m], their targets [m, width], and each choice's cells in them."""
+  """Positions [m], their targets [m, width], and the cells of each choice."""
   positions = sorted({p for path in packed.predictors for p in path})
   row = {position: i for i, position in enumerate(positions)}
   targets = np.zeros((len(positions), width), np.int32)
@@ -116,20 +125,20 @@ def _plan(packed: batching.PackedQuestion, width: int):
 
 def score(
     scorer: scoring.Scorer, params: types.Params, task: Task,
-    kept: scoring.Kept | None = None) -> Scores:
-  """Scores every choice of every question.
+    cache: scoring.HiddenCache | None = None) -> Scores:
+  """Scores all choices of all questions.
 
   Args:
-    scorer: compiled functions, shared by all models of one shape.
-    params: the model.
-    task: packed questions.
-    kept: see `scoring.Scorer.logprobs`.
+    scorer: Compiled functions, shared by all models of one shape.
+    params: Params of the model.
+    task: Packed questions.
+    cache: See `scoring.Scorer.logprobs`.
 
   Raises:
-    ValueError: a score is not finite, so the model is broken.
+    ValueError: a score is not finite.
   """
   found = scorer.logprobs(
-      params, task.batches, task.positions, task.targets, kept)
+      params, task.batches, task.positions, task.targets, cache)
   most = max((len(cells) for cells in task.cells), default=0)
   logprob = np.full((len(task.questions), most), -np.inf)
   for i, (table, cells) in enumerate(zip(found, task.cells)):
@@ -145,18 +154,26 @@ def _check_finite(task: Task, logprob: np.ndarray) -> None:
       raise ValueError(
           f'The model scores the choices of question {question.id!r} as'
           f' {row[:len(question.choices)]}; wanted finite log-probabilities.'
-          ' Its weights or activations overflow: look at the training loss, or'
-          ' lower the learning rate.')
+          ' Weights or activations overflow. Check the training loss, or lower'
+          ' the learning rate.')
 
 
 def judge(
     questions: Sequence[questions_lib.Question],
     logprob: np.ndarray) -> Scores:
-  """Compares the right answer's score with the best wrong one.
+  """Compares the right answer's score with that of the best wrong choice.
 
   Args:
     questions: n questions.
-    logprob: [n, C] scores in nats of their choices, as in `Scores`.
+    logprob: [n, C] scores of their choices in nats, as in `Scores`.
+
+  Example:
+    >>> question = questions_lib.Question(
+    ...     id='q', fact='f', relation='r', prompt='1 + 1 =', answer='2',
+    ...     choices=('2', '3'), use='near')
+    >>> scores = judge([question], np.array([[-1.5, -2.0]]))
+    >>> scores.correct.tolist(), scores.margin.tolist()
+    ([True], [0.5])
   """
   n = len(questions)
   answer = np.array([q.answer_index for q in questions], int)
@@ -172,7 +189,7 @@ def judge(
 
 
 def _margin(scores: np.ndarray, answer: np.ndarray) -> np.ndarray:
-  """Right score [n] minus the largest of the others; ties give zero."""
+  """Score of the right answer minus the best other score, [n]."""
   rows = np.arange(len(scores))
   others = scores.copy()
   others[rows, answer] = -np.inf

@@ -1,7 +1,8 @@
-"""Perplexity of general text, kind by kind.
+"""Perplexity of general text, by kind of text.
 
-Documents are cut in windows that overlap by one token, so each token but a
-document's first is predicted once; what lies before a window is not seen.
+Documents are cut into windows that overlap by one token, so each token except
+a document's first is predicted once. A window's tokens do not attend to text
+before the window.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from mansu_jax.eval import scoring
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-  """Windows packed for scoring; made once, scored for every model.
+  """Windows packed for scoring; built once for all models.
 
   Attributes:
-    kinds: per window, the kind of its text.
-    batches: the packed windows without their last token.
-    positions: per window [m], all its input positions.
-    targets: per window [m, 1], the tokens that follow.
+    kinds: Kind of text of each window.
+    batches: Packed windows without their last tokens.
+    positions: All input positions [m] of each window.
+    targets: Next tokens [m, 1] of each window.
   """
 
   kinds: tuple[str, ...]
@@ -39,11 +40,17 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextLoss:
-  """Loss on text of one kind (or of several together).
+  """Loss on text of one kind, or of several kinds together.
 
   Attributes:
     window_nll: [w] float64, summed negative log-probability in nats.
-    window_tokens: [w] int, predicted tokens.
+    window_tokens: [w] int, number of predicted tokens.
+
+  Example:
+    >>> loss = TextLoss(
+    ...     window_nll=np.array([2.0, 4.0]), window_tokens=np.array([2, 4]))
+    >>> round(loss.perplexity, 3)
+    2.718
   """
 
   window_nll: np.ndarray
@@ -51,7 +58,7 @@ class TextLoss:
 
   @property
   def nll(self) -> float:
-    """Nats over all predicted tokens."""
+    """Summed negative log-probability in nats."""
     return float(self.window_nll.sum())
 
   @property
@@ -61,7 +68,7 @@ class TextLoss:
 
   @property
   def perplexity(self) -> float:
-    """exp(nats a token); infinite where that overflows."""
+    """exp(nats per token); infinity on overflow."""
     mean = self.nll / self.tokens
     return math.exp(mean) if mean < 700 else math.inf
 
@@ -74,12 +81,12 @@ def build_task(
   """Encodes, cuts and packs documents.
 
   Args:
-    documents: texts; none gives a task without windows.
-    tokenizer: see `tokenization`.
-    window: tokens a window.
-    max_windows: most windows of a kind, spread evenly over it; 0 takes all.
-    token_budget: see `packing.pack_segments`.
-    max_length: longest position that the model knows, or None.
+    documents: Texts; without any, the task has no windows.
+    tokenizer: A transformers tokenizer.
+    window: Tokens per window.
+    max_windows: Most windows per kind of text, evenly spaced; 0 takes all.
+    token_budget: See `packing.pack_segments`.
+    max_length: Longest position that the model supports, or None.
 
   Raises:
     ValueError: the window is too short or too long, or a kind of text has
@@ -94,7 +101,7 @@ def build_task(
   segments = [_causal(ids[:-1]) for ids in windows]
   longest = max((len(s.tokens) for s in segments), default=1)
   batches = packing.pack_segments(
-      segments, row_length=-(-longest // 8) * 8, token_budget=token_budget,
+      segments, row_length=packing.round_up(longest), token_budget=token_budget,
       max_length=max_length)
   return Task(
       kinds=tuple(kinds), batches=batches,
@@ -103,6 +110,7 @@ def build_task(
 
 
 def _thin(windows: list[list[int]], most: int) -> list[list[int]]:
+  """Selects at most `most` evenly spaced windows; 0 selects all."""
   if not most or len(windows) <= most:
     return windows
   chosen = np.linspace(0, len(windows) - 1, most).round().astype(int)
@@ -110,6 +118,7 @@ def _thin(windows: list[list[int]], most: int) -> list[list[int]]:
 
 
 def _causal(ids: list[int]) -> packing.Segment:
+  """A segment whose tokens attend to themselves and earlier tokens."""
   k = len(ids)
   return packing.Segment(
       np.array(ids, np.int32), np.arange(k, dtype=np.int32),
@@ -118,26 +127,26 @@ def _causal(ids: list[int]) -> packing.Segment:
 
 def score(
     scorer: scoring.Scorer, params: types.Params, task: Task,
-    kept: scoring.Kept | None = None) -> dict[str, TextLoss]:
-  """Loss of every kind of text, in the order of the documents.
+    cache: scoring.HiddenCache | None = None) -> dict[str, TextLoss]:
+  """Computes the loss of each kind of text, in the order of the documents.
 
   Args:
-    scorer: compiled functions, shared by all models of one shape.
-    params: the model.
-    task: packed windows.
-    kept: see `scoring.Scorer.logprobs`.
+    scorer: Compiled functions, shared by all models of one shape.
+    params: Params of the model.
+    task: Packed windows.
+    cache: See `scoring.Scorer.logprobs`.
 
   Raises:
-    ValueError: a log-probability is not finite, so the model is broken.
+    ValueError: a log-probability is not finite.
   """
   found = scorer.logprobs(
-      params, task.batches, task.positions, task.targets, kept)
+      params, task.batches, task.positions, task.targets, cache)
   nll = np.array([-table.sum(dtype=np.float64) for table in found])
   if not np.isfinite(nll).all():
     bad = task.kinds[int(np.argmin(np.isfinite(nll)))]
     raise ValueError(
         f'The loss on text of kind {bad!r} is not finite; wanted finite'
-        ' log-probabilities. The weights or activations overflow: look at the'
+        ' log-probabilities. Weights or activations overflow. Check the'
         ' training loss, or lower the learning rate.')
   tokens = np.array([len(table) for table in found], int)
   kinds = np.array(task.kinds)
@@ -148,7 +157,7 @@ def score(
 
 
 def pool(losses: Iterable[TextLoss]) -> TextLoss:
-  """Several kinds as one text, each token counting alike.
+  """Pools several kinds of text; all tokens have equal weight.
 
   Raises:
     ValueError: there is no loss.
@@ -156,8 +165,8 @@ def pool(losses: Iterable[TextLoss]) -> TextLoss:
   losses = list(losses)
   if not losses:
     raise ValueError(
-        'There is no text to take the perplexity of; wanted at least one kind.'
-        ' Give text files that training does not see.')
+        'Perplexity got no text; wanted at least one kind. Give text files that'
+        ' training does not use.')
   return TextLoss(
       window_nll=np.concatenate([x.window_nll for x in losses]),
       window_tokens=np.concatenate([x.window_tokens for x in losses]))

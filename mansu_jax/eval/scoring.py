@@ -1,8 +1,8 @@
-"""Log-probabilities of next tokens at chosen positions of packed batches.
+"""Log-probabilities of next tokens at given positions of packed batches.
 
-Most of a run's time is here. The hidden state is gathered at the positions that
-predict something before it meets the vocabulary, and the vocabulary is
-normalised in chunks, so that no `[B, T, V]` array exists.
+A run spends most of its time here. The scorer gathers the hidden states at the
+scored positions before the unembedding, and normalizes over the vocabulary in
+blocks, so no `[B, T, V]` array exists.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mansu_jax.runtime import progress
 from mansu_jax.runtime import sharding
 
 # (params, tokens [B, T], positions [B, T], attention_mask [B, T, S])
-#   -> hidden [B, T, D]; in place of the tokens what `below` makes of them
+#   -> hidden [B, T, D]. A scorer with a `prefix` passes its result as tokens.
 Apply = Callable[..., types.Array]
 # (params, hidden [..., D]) -> logits [..., V]
 Unembed = Callable[[types.Params, types.Array], types.Array]
 
-LOGIT_BYTES = 50_000_000  # Most that one block of float32 logits may take.
-KEPT_BYTES = 1_000_000_000  # Most that one `Kept` may take.
-_MOST_POSITIONS = 256  # A block of more positions gains no speed.
+LOGIT_BYTES = 50_000_000  # Most bytes of one block of float32 logits.
+CACHE_BYTES = 1_000_000_000  # Most bytes in one `HiddenCache`.
+_MOST_POSITIONS = 256  # Larger blocks are not faster.
 
 
 class Call(NamedTuple):
@@ -37,24 +37,24 @@ class Call(NamedTuple):
   fn: Any  # jitted
   args: tuple[Any, ...]  # params and shapes
   calls: int
-  shared: bool  # Once for all models that have layers in common.
+  shared: bool  # Runs once for all models that share a prefix.
 
 
-class Kept:
-  """What `below` gave, on the host, by batch: of as many as fit."""
+class HiddenCache:
+  """Caches the results of a shared prefix on the host, by batch."""
 
-  def __init__(self, limit: int = KEPT_BYTES):
-    """Holds nothing yet.
+  def __init__(self, limit: int = CACHE_BYTES):
+    """Creates an empty cache.
 
     Args:
-      limit: bytes in all.
+      limit: Most bytes to store. Further batches are recomputed.
     """
     self._room, self._states = limit, {}
 
   def get(
       self, batch: packing.PackedBatch, make: Callable[[], types.Array]
   ) -> types.Array | np.ndarray:
-    """What was kept for the batch, else what `make` gives."""
+    """Returns the cached result of a batch, or calls `make`."""
     if batch in self._states:
       return self._states[batch]
     state = make()
@@ -65,41 +65,41 @@ class Kept:
 
 
 class Scorer:
-  """Scores packed segments; compiled once for all models of one shape.
+  """Scores packed segments; compiles once for all models of one shape.
 
-  `params` is an argument of the compiled functions: the base, the unlearned
-  and the quantized model share one program.
+  The compiled functions take `params` as an argument, so the base, unlearned
+  and quantized models share one program.
   """
 
   def __init__(
-      self, apply: Apply, unembed: Unembed, *, below: Apply | None = None,
+      self, apply: Apply, unembed: Unembed, *, prefix: Apply | None = None,
       logit_bytes: int = LOGIT_BYTES):
     """Creates a scorer.
 
     Args:
-      apply: the decoder up to its final norm, see `Apply`.
-      unembed: hidden states to logits, see `Unembed`.
-      below: of the arguments of `apply`; its result takes the tokens' place
-        there. What models have in common, so that it is computed once for all
-        that are given one `Kept`.
-      logit_bytes: most bytes of one float32 block of logits.
+      apply: Runs the decoder up to its final norm; see `Apply`.
+      unembed: Maps hidden states to logits; see `Unembed`.
+      prefix: Runs the layers that several models share, with the arguments of
+        `apply`; `apply` gets its result instead of the tokens. Models that use
+        one `HiddenCache` run the prefix once.
+      logit_bytes: Most bytes of one float32 block of logits.
     """
     self._apply, self._unembed = jax.jit(apply), unembed
-    self._below = below and jax.jit(below)
-    self._normalised = jax.jit(self._target_logprobs)
+    self._prefix = prefix and jax.jit(prefix)
+    self._normalized = jax.jit(self._target_logprobs)
     self._logit_bytes = logit_bytes
 
   def programs(
       self, params: types.Params, batches: Sequence[packing.PackedBatch],
       positions: Sequence[np.ndarray], targets: Sequence[np.ndarray]
   ) -> list[Call]:
-    """What `logprobs` of one model runs.
+    """Lists the programs that `logprobs` runs for one model.
 
     Args:
-      params: the model, or its shapes.
-      batches: as of `logprobs`, and so the others.
-      positions: see there.
-      targets: see there.
+      params: Params of the model, or their shapes.
+      batches: See `logprobs`.
+      positions: See `logprobs`.
+      targets: See `logprobs`.
     """
     shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
     kinds: dict[Any, list[Any]] = {}
@@ -109,15 +109,15 @@ class Scorer:
       kinds.setdefault(rows[0].shape, [rows, 0])[1] += 1
     out, hidden = [], None
     for (tokens, *rest), calls in kinds.values():
-      if self._below is not None:
-        out.append(Call(self._below, (params, tokens, *rest), calls, True))
+      if self._prefix is not None:
+        out.append(Call(self._prefix, (params, tokens, *rest), calls, True))
         tokens = shape(jax.eval_shape(*out[-1][:1], *out[-1].args))
       out.append(Call(self._apply, (params, tokens, *rest), calls, False))
       hidden = jax.eval_shape(self._apply, *out[-1].args)
     if hidden is None:
       return []
     size = self._block_size(params, batches[0])
-    return out + [Call(self._normalised, (
+    return out + [Call(self._normalized, (
         params, jax.ShapeDtypeStruct((size, hidden.shape[-1]), hidden.dtype),
         jax.ShapeDtypeStruct((size, targets[0].shape[1]), jnp.int32)),
                        -(-sum(map(len, positions)) // size), False)]
@@ -125,27 +125,28 @@ class Scorer:
   def logprobs(
       self, params: types.Params, batches: Sequence[packing.PackedBatch],
       positions: Sequence[np.ndarray], targets: Sequence[np.ndarray],
-      kept: Kept | None = None) -> list[np.ndarray]:
-    """Scores targets at positions of every segment.
+      cache: HiddenCache | None = None) -> list[np.ndarray]:
+    """Computes log-probabilities of target tokens in every segment.
 
     Args:
-      params: the model.
-      batches: packed segments.
-      positions: per segment [m] int, positions in it that predict.
-      targets: per segment [m, K] int, token ids scored at each position, of one K
-        for all; entries that are padding hold any valid id.
-      kept: from models that have `below` in common with this one.
+      params: Params of the model.
+      batches: Packed segments.
+      positions: Scored positions [m] int of each segment.
+      targets: Token ids [m, K] int to score at each position, for each segment.
+        K is the same for all segments; padding holds any valid id.
+      cache: Cache shared with models that have the same prefix.
 
     Returns:
-      Per segment the log-probabilities [m, K] float32.
+      Log-probabilities [m, K] float32 of each segment.
     """
     if not batches:
       return []
     size = self._block_size(params, batches[0])
-    rows = self._rows(params, batches, positions, targets, kept or Kept(0))
+    rows = self._rows(
+        params, batches, positions, targets, cache or HiddenCache(0))
     scored = []
     for hidden, wanted, count in _blocks(rows, size):
-      block = self._normalised(params, hidden, wanted)
+      block = self._normalized(params, hidden, wanted)
       scored.append(sharding.to_host(block)[:count])
     visited = [s for batch in batches for s in batch.segments]
     ends = np.cumsum([len(positions[s]) for s in visited])
@@ -161,7 +162,7 @@ class Scorer:
 
   def _block_size(
       self, params: types.Params, batch: packing.PackedBatch) -> int:
-    """Places a block, such that their logits fit the budget."""
+    """Positions per block such that its logits fit the budget."""
     hidden = jax.eval_shape(
         self._hidden, params, batch.tokens, batch.positions,
         batch.attention_mask)
@@ -169,21 +170,22 @@ class Scorer:
     fit = self._logit_bytes // (4 * logits.shape[-1])
     return min(_MOST_POSITIONS, max(1, fit))
 
-  def _hidden(self, params, tokens, *rest, keep=lambda make: make()):
-    if self._below is None:
+  def _hidden(self, params, tokens, *rest, get=lambda make: make()):
+    """Hidden states [B, T, D]; `get` returns the prefix or makes it."""
+    if self._prefix is None:
       return self._apply(params, tokens, *rest)
-    x = keep(lambda: self._below(params, tokens, *rest))
+    x = get(lambda: self._prefix(params, tokens, *rest))
     return self._apply(params, x, *rest)
 
   def _rows(
-      self, params, batches, positions, targets, kept
+      self, params, batches, positions, targets, cache
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Hidden states [m, D] and targets [m, K] to score, batch by batch."""
     for batch in progress.over(batches, 'scoring'):
       progress.count(sum(len(positions[s]) for s in batch.segments))
       hidden = sharding.to_host(self._hidden(
           params, batch.tokens, batch.positions, batch.attention_mask,
-          keep=functools.partial(kept.get, batch)))
+          get=functools.partial(cache.get, batch)))
       index = np.concatenate([
           offset + positions[s]
           for s, offset in zip(batch.segments, batch.offsets)])
@@ -195,19 +197,19 @@ class Scorer:
 def _blocks(
     rows: Iterator[tuple[np.ndarray, np.ndarray]], size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-  """Cuts rows anew into blocks of `size`, the last one padded.
+  """Regroups rows into blocks of `size`; pads the last block.
 
   Yields:
-    hidden [size, D], targets [size, K] and the number of rows not padding.
+    hidden [size, D], targets [size, K] and the number of rows before padding.
   """
-  held = None
+  rest = None
   for new in rows:
-    held = new if held is None else tuple(
-        np.concatenate(pair) for pair in zip(held, new))
-    while len(held[0]) >= size:
-      yield held[0][:size], held[1][:size], size
-      held = held[0][size:], held[1][size:]
-  if held is not None and len(held[0]):
-    count = len(held[0])
+    rest = new if rest is None else tuple(
+        np.concatenate(pair) for pair in zip(rest, new))
+    while len(rest[0]) >= size:
+      yield rest[0][:size], rest[1][:size], size
+      rest = rest[0][size:], rest[1][size:]
+  if rest is not None and len(rest[0]):
+    count = len(rest[0])
     pad = ((0, size - count), (0, 0))
-    yield np.pad(held[0], pad), np.pad(held[1], pad), count
+    yield np.pad(rest[0], pad), np.pad(rest[1], pad), count

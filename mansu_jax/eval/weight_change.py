@@ -1,7 +1,7 @@
-"""Which weights differ between two models, leaf by leaf and layer by layer.
+"""Compares the weights of two models, by leaf and by layer.
 
-Leaves under `layers/` are stacked on a leading axis of layers; any other leaf
-counts as one layer.
+Leaves under `layers/` have a leading axis of layers. Any other leaf counts as
+one layer.
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ _STACKED = 'layers/'
 
 
 class Change(NamedTuple):
-  """Sums over the weights of each layer of a leaf (L = 1 if not stacked)."""
+  """Sums over the weights in each layer of a leaf (L = 1 if not stacked)."""
 
-  size: np.ndarray  # int64 [L], weights
-  moved: np.ndarray  # int64 [L], weights that differ
-  edit: np.ndarray  # float64 [L], d . d, of d = after - before
+  size: np.ndarray  # int64 [L], number of weights
+  moved: np.ndarray  # int64 [L], number of weights that differ
+  edit: np.ndarray  # float64 [L], d . d with d = after - before
   before: np.ndarray  # float64 [L], before . before
   after: np.ndarray  # float64 [L], after . after
   both: np.ndarray  # float64 [L], before . after
 
   def total(self) -> Change:
-    """Of all layers together: fields [1]."""
+    """Adds the layers up: fields [1]."""
     return Change(*(field.sum(keepdims=True) for field in self))
 
   def statistics(self, layer: int = 0) -> dict[str, Any]:
-    """Of one layer, JSON-able: `size`, and
+    """Statistics of one layer, JSON-able.
 
-      moved: share of its weights that differ.
-      relative: |d| / |before|; None where before vanishes.
-      cosine: of before with after; None where either vanishes.
+    Returns:
+      size: Number of weights.
+      moved: Share of the weights that differ.
+      relative: |d| / |before|; None if `before` is zero.
+      cosine: Cosine between before and after; None if either is zero.
     """
     size, moved, edit, before, after, both = (
         field[layer].item() for field in self)
@@ -55,11 +57,20 @@ def compare(
   """Compares two models of the same structure and shapes.
 
   Args:
-    before: nested dict of weights.
-    after: the same of the other model.
+    before: Params of the first model.
+    after: Params of the second model.
 
   Returns:
     `{leaf name: Change}`.
+
+  Example:
+    >>> changes = compare(
+    ...     {'embed': jnp.array([[3.0, 4.0]])},
+    ...     {'embed': jnp.array([[3.0, 4.5]])})
+    >>> changes['embed'].statistics()['moved']
+    0.5
+    >>> changes['embed'].statistics()['relative']
+    0.1
   """
   others = tree_paths.flatten(after)
   return {name: _change(name, leaf, others[name])
@@ -78,7 +89,7 @@ def _change(name: str, before: types.Array, after: types.Array) -> Change:
 
 @jax.jit
 def row_sums(before, after):
-  """Sums over the last axis on the device, to be added in float64."""
+  """Sums over the last axis on the device; the host adds them in float64."""
   moved = jnp.sum(before != after, axis=-1, dtype=jnp.int32)
   before, after = (x.astype(jnp.float32) for x in (before, after))
   edit = after - before
@@ -88,14 +99,17 @@ def row_sums(before, after):
 
 
 def total(changes: Iterable[Change]) -> Change:
-  """Of several leaves together: fields [1]."""
+  """Adds the changes of several leaves up: fields [1]."""
   return Change(*map(sum, zip(*(change.total() for change in changes))))
 
 
 def describe(changes: dict[str, Change]) -> dict[str, Any]:
-  """JSON-able: `total`, and of each leaf with its `by_layer` where stacked.
+  """Statistics for the run record, JSON-able.
 
-  A layer's share and norm are in `layers`, over its leaves.
+  Returns:
+    total: Statistics over all leaves.
+    leaves: Statistics of each leaf, with `by_layer` if it is stacked.
+    layers: Statistics of each layer over its leaves.
   """
   stacked = {name: c for name, c in changes.items()
              if name.startswith(_STACKED)}

@@ -1,7 +1,7 @@
-"""From per-layer torch tensors to stacked params, strict both ways.
+"""Converts between per-layer torch tensors and stacked params, strictly.
 
-Shared by the file formats: each brings its table of tensor names and a
-function that reads one tensor; the expected shapes follow from the config.
+All file formats use this module. Each format supplies its table of tensor names
+and a function that reads one tensor; the config gives the expected shapes.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from mansu_jax.models import layout
 from mansu_jax.quant import layout as quant_layout
 from mansu_jax.runtime import sharding
 
-MOST_ON_HOST = 2**31  # Bytes of a leaf that is put together there.
+MOST_ON_HOST = 2**31  # Most bytes of a leaf that the host assembles.
 _SHOWN = 4  # Names listed in an error message before '...'.
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One tensor of a file: its place in the params and its torch shape."""
+  """One tensor of a file: its leaf in the params and its torch shape."""
 
   name: str
   leaf: str
-  layer: int | None  # None: the leaf is not stacked.
-  shape: tuple[int, ...]  # [out, in], or [D] of a norm.
+  layer: int | None  # None if the leaf is not stacked.
+  shape: tuple[int, ...]  # [out, in], or [D] for a norm.
 
 
 def tensors(
     config: config_lib.ModelConfig, names: Mapping[str, str]
 ) -> Iterator[Tensor]:
-  """Yields the tensors a file must hold, leaf by leaf, layer by layer.
+  """Yields the tensors of a model file, leaf by leaf and layer by layer.
 
   Args:
-    config: the model.
-    names: leaf name -> tensor name, with `{}` for the layer.
+    config: Config of the model.
+    names: Leaf name -> tensor name, with `{}` for the layer.
   """
   for leaf, array in tree_paths.flatten(decoder.abstract(config)).items():
     if not leaf.startswith('layers/'):
@@ -60,15 +60,15 @@ def tensors(
 def layers(
     config: config_lib.ModelConfig, names: Mapping[str, str],
     params: types.Params) -> Iterator[tuple[Tensor, np.ndarray]]:
-  """Yields each tensor of a file with its layer of the params, on the host.
+  """Yields each tensor of a file with its weights, on the host.
 
-  Of several processes all must go through it: each layer is gathered. The host
-  keeps none.
+  Collective: every process must iterate over all tensors, because each layer is
+  gathered. The host stores one layer at a time.
 
   Args:
-    config: the model.
-    names: as of `tensors`.
-    params: its weights.
+    config: Config of the model.
+    names: See `tensors`.
+    params: Params of the model.
   """
   flat = tree_paths.flatten(params)
   for tensor in tensors(config, names):
@@ -80,7 +80,7 @@ def layers(
 
 @jax.jit
 def take_layer(leaf: types.Array, layer: int) -> types.Array:
-  """One layer of a stacked leaf; one program for all of them."""
+  """One layer of a stacked leaf; one program serves all layers."""
   return leaf[layer]
 
 
@@ -93,19 +93,19 @@ def check(
   """Checks a file's tensor names and shapes against the config.
 
   Args:
-    got: tensor name -> torch shape, from the file's header.
-    config: the model.
-    names: leaf name -> tensor name pattern.
-    where: the file or directory, for the message.
+    got: Tensor name -> torch shape, from the file's header.
+    config: Config of the model.
+    names: Leaf name -> tensor name pattern.
+    where: File or directory, for the message.
 
   Raises:
-    ValueError: a missing tensor, an extra one, or one of another shape.
+    ValueError: a tensor is missing, unexpected or of another shape.
   """
-  if config.num_layers > len(got):  # Before names are made for them all.
+  if config.num_layers > len(got):  # A damaged config may claim billions.
     raise ValueError(
-        f'{where} has {len(got)} tensors, but its config {config.num_layers}'
-        ' layers: expected several tensors a layer. Use the config and weights'
-        ' of one checkpoint.')
+        f'{where} has {len(got)} tensors, but its config has'
+        f' {config.num_layers} layers: expected several tensors per layer. Use'
+        ' the config and weights of one checkpoint.')
   _check_widths(got, config, where)
   want = {t.name: t.shape for t in tensors(config, names)}
   missing = [name for name in want if name not in got]
@@ -113,20 +113,26 @@ def check(
   wrong = [f'{name} {tuple(got[name])} (wanted {shape})'
            for name, shape in want.items()
            if name in got and tuple(got[name]) != shape]
-  found = [f'{what} {_shorten(which)}' for what, which in (
-      ('missing', missing), ('extra', extra), ('wrong shape:', wrong)) if which]
-  if found:
+  problems = [
+      f'{problem} {_shorten(listed)}' for problem, listed in (
+          ('missing', missing), ('extra', extra), ('wrong shape:', wrong))
+      if listed]
+  if problems:
     raise ValueError(
-        f'The tensors in {where} do not fit its config: {"; ".join(found)}.'
-        f' Expected exactly the {len(want)} tensors of a {config.num_layers}'
-        f'-layer Llama with {"tied" if config.tie_embeddings else "untied"}'
-        ' embeddings. Use the config and weights of one checkpoint.')
+        f'The tensors in {where} do not match its config:'
+        f' {"; ".join(problems)}. Expected exactly the {len(want)} tensors of a'
+        f' {config.num_layers}-layer Llama with'
+        f' {"tied" if config.tie_embeddings else "untied"} embeddings. Use the'
+        ' config and weights of one checkpoint.')
 
 
 def _check_widths(
     got: Mapping[str, tuple[int, ...]], config: config_lib.ModelConfig,
     where: str) -> None:
-  """Raises ValueError before shapes are traced that no tensor here has."""
+  """Raises ValueError if the config has widths beyond any tensor's shape.
+
+  Runs before shapes are traced, which fails for absurd widths.
+  """
   longest = max((max(shape, default=1) for shape in got.values()), default=0)
   widths = {'d_model': config.d_model, 'd_ff': config.d_ff,
             'vocab_size': config.vocab_size,
@@ -134,9 +140,9 @@ def _check_widths(
   wide = {name: width for name, width in widths.items() if width > longest}
   if wide:
     raise ValueError(
-        f'The tensors in {where} do not fit its config, which has {wide}: no'
-        f' tensor has over {longest} rows or columns. Use the config and'
-        ' weights of one checkpoint.')
+        f'The tensors in {where} do not match its config, which has {wide}:'
+        f' expected at most {longest}, the longest axis of a tensor. Use the'
+        ' config and weights of one checkpoint.')
 
 
 def _shorten(items: list[str]) -> str:
@@ -150,89 +156,93 @@ def assemble(
     read: Callable[[Tensor], np.ndarray],
     dtype: Any,
 ) -> types.Params:
-  """Reads every tensor and stacks them into params, one leaf at a time.
+  """Reads all tensors and stacks them into params, one leaf at a time.
 
   Args:
-    config: the model.
-    names: leaf name -> tensor name pattern.
-    read: returns one tensor in torch order; `check` has passed.
-    dtype: dtype of the params.
+    config: Config of the model.
+    names: Leaf name -> tensor name pattern.
+    read: Returns one tensor in torch order. Call `check` before.
+    dtype: Dtype of the params.
 
   Returns:
-    Params on the mesh that is set. On the host there is at most one leaf, and
-    of a leaf of over `MOST_ON_HOST` bytes one layer.
+    Params on the current mesh. The host stores at most one leaf at a time, or
+    one layer of a leaf of over `MOST_ON_HOST` bytes.
 
   Raises:
-    ValueError: a weight is not finite, or not in `dtype`.
+    ValueError: a weight is not finite, in the file or in `dtype`.
   """
   flat = {}
   shapes = tree_paths.flatten(decoder.abstract(config))
   stack = None
   for tensor in tensors(config, names):
     shape, axes = shapes[tensor.leaf].shape, layout.AXES[tensor.leaf]
-    whole = tensor.layer is None
-    if whole or tensor.layer == 0:
-      stack = _stack(shape, dtype, axes, whole)
+    unstacked = tensor.layer is None
+    if unstacked or tensor.layer == 0:
+      stack = _stack(shape, dtype, axes, unstacked)
     rows = read(tensor)
     _check_finite(
-        rows, tensor.name, 'not finite; wanted numbers. The checkpoint is'
-        ' damaged: fetch or train it anew.')
-    with np.errstate(over='ignore'):  # It is told next.
-      one = from_torch(rows, tensor.leaf, shape if whole else shape[1:]).astype(
-          dtype, copy=False)
+        rows, tensor.name, 'not finite: expected finite weights. The checkpoint'
+        ' is damaged: download or train it again.')
+    with np.errstate(over='ignore'):  # `_check_finite` reports overflow.
+      layer = from_torch(
+          rows, tensor.leaf, shape if unstacked else shape[1:]).astype(
+              dtype, copy=False)
     _check_finite(
-        one, tensor.name, f'too large for {one.dtype.name}: expected finite'
-        ' ones. Give --export_dtype=float32 or bfloat16.')
-    stack.add(0 if whole else tensor.layer, one)
-    if whole or tensor.layer == config.num_layers - 1:
+        layer, tensor.name, f'too large for {layer.dtype.name}: expected finite'
+        ' weights. Give --export_dtype=float32 or bfloat16.')
+    stack.add(0 if unstacked else tensor.layer, layer)
+    if unstacked or tensor.layer == config.num_layers - 1:
       flat[tensor.leaf] = stack.done()
   return tree_paths.unflatten(flat)
 
 
 class _OnHost:
-  """A leaf put together on the host."""
+  """Assembles a leaf on the host."""
 
-  def __init__(self, shape, dtype, axes, whole):
+  def __init__(self, shape, dtype, axes, unstacked):
     self._buffer, self._axes = np.empty(shape, dtype), axes
-    self._whole = whole
+    self._unstacked = unstacked
 
-  def add(self, layer: int, one: np.ndarray) -> None:
-    target = self._buffer if self._whole else self._buffer[layer]
-    target[...] = one
+  def add(self, layer: int, weights: np.ndarray) -> None:
+    target = self._buffer if self._unstacked else self._buffer[layer]
+    target[...] = weights
 
   def done(self) -> types.Array:
     return sharding.shard(self._buffer, self._axes)
 
 
 class _OnDevices:
-  """A leaf put together where it will lie, a layer at a time."""
+  """Assembles a leaf on its devices, one layer at a time."""
 
   def __init__(self, shape, dtype, axes):
     self._leaf = sharding.zeros(shape, dtype, axes)
     self._axes = axes[1:]
     self._set = jax.jit(
-        lambda leaf, one, layer: leaf.at[layer].set(one), donate_argnums=0,
-        out_shardings=self._leaf.sharding)
+        lambda leaf, weights, layer: leaf.at[layer].set(weights),
+        donate_argnums=0, out_shardings=self._leaf.sharding)
 
-  def add(self, layer: int, one: np.ndarray) -> None:
-    self._leaf = self._set(self._leaf, sharding.shard(one, self._axes), layer)
+  def add(self, layer: int, weights: np.ndarray) -> None:
+    self._leaf = self._set(
+        self._leaf, sharding.shard(weights, self._axes), layer)
 
   def done(self) -> types.Array:
     return self._leaf
 
 
-def _stack(shape, dtype, axes, whole):
+def _stack(shape, dtype, axes, unstacked):
+  """Chooses where to assemble a leaf."""
   size = math.prod(shape) * np.dtype(dtype).itemsize
-  if whole or size <= MOST_ON_HOST:
-    return _OnHost(shape, dtype, axes, whole)
+  if unstacked or size <= MOST_ON_HOST:
+    return _OnHost(shape, dtype, axes, unstacked)
   return _OnDevices(shape, dtype, axes)
 
 
-def _check_finite(weights: np.ndarray, name: str, why: str) -> None:
-  """Raises ValueError where there are others than numbers."""
+def _check_finite(weights: np.ndarray, name: str, problem: str) -> None:
+  """Raises ValueError if weights are infinite or NaN."""
   bad = weights.size - np.count_nonzero(np.isfinite(weights))
   if bad:
-    raise ValueError(f'{bad} of {weights.size} weights of {name} are {why}')
+    raise ValueError(
+        f'{bad} of {weights.size} weights of {name} are {problem}')
 
 
 def from_torch(

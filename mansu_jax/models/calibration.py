@@ -1,9 +1,9 @@
-"""Quantizes a whole model with calibration text, layer by layer.
+"""Quantizes a model with calibration text, layer by layer.
 
-The hidden states of the text are carried through the layers. In each, every
-matrix is quantized on the inputs that it gets behind all those quantized
-before it, in its own layer too (q, k, v; o; gate, up; down): AutoGPTQ's
-`true_sequential`. AutoAWQ takes the inputs of the unquantized model instead.
+The hidden states of the text pass through the layers. Each matrix is quantized
+on the inputs that the already quantized matrices produce, including those of
+its own layer (q, k, v; o; gate, up; down). This is AutoGPTQ's
+`true_sequential`; AutoAWQ uses the inputs of the unquantized model instead.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from mansu_jax.quant import layout as quant_layout
 from mansu_jax.quant import simulate
 from mansu_jax.runtime import sharding
 
-_TOKENS_A_BATCH = 1024
-_NOT_CLIPPED = ('attn/q', 'attn/k')  # Errors of both multiply; as in AutoAWQ.
+_BATCH_TOKENS = 1024  # Tokens per batch.
+_NOT_CLIPPED = ('attn/q', 'attn/k')  # Their errors multiply; as in AutoAWQ.
 
-# One layer of each quantized leaf, by its name within the layer.
+# Layout of one layer of each quantized leaf, by name within the layer.
 _LAYOUTS = {name.removeprefix('layers/'): leaf_layout.unbatched()
             for name, leaf_layout in layout.MATRICES.items()}
 
@@ -45,13 +45,13 @@ def choose_windows(
     documents: Sequence[text_lib.TextDocument],
     tokenizer: tokenization.Tokenizer, *, window: int = 128,
     most_tokens: int = 4096) -> tuple[np.ndarray, np.ndarray]:
-  """Calibration windows, spread evenly over the documents.
+  """Selects calibration windows, evenly spaced over the documents.
 
   Args:
-    documents: general text, not what is measured afterwards.
-    tokenizer: see `tokenization`.
-    window: tokens a window.
-    most_tokens: tokens in all, at most, but one window at least.
+    documents: General text that no later measurement uses.
+    tokenizer: A transformers tokenizer.
+    window: Tokens per window.
+    most_tokens: Most tokens in all windows; at least one window is selected.
 
   Returns:
     tokens [n, T] int32 and real [n, T] bool, for `quantize`.
@@ -73,27 +73,27 @@ def encode(
     real: np.ndarray,  # [n, T] bool
     scheme: str | calibrated.CalibratedScheme,
 ) -> dict[str, affine.AffineCodes]:
-  """Codes of the matrices of all layers; compiles once a shape and scheme.
+  """Quantizes the matrices of all layers; compiles once per shape and scheme.
 
-  Holds the text's hidden states, for one layer at a time the inputs of its
-  matrices ([n, T, F] the largest) and their second moments ([F, F]), all in
-  float32.
+  Memory holds the hidden states of the text and, for one layer at a time, the
+  inputs of its matrices (at most [n, T, F]) and their second moments (at most
+  [F, F]), all in float32.
 
   Args:
-    config: the model.
-    params: its params, on a device or the host.
-    tokens: calibration windows, padded on the right.
+    config: Config of the model.
+    params: Params of the model, on devices or the host.
+    tokens: Calibration windows, right-padded.
     real: True at tokens, False at padding.
-    scheme: a calibrated scheme or its name.
+    scheme: Calibrated scheme or its name.
 
   Returns:
     Codes by leaf name as in `layout.MATRICES`, stacked over layers, in torch
-    order: little over a byte a weight.
+    order. They take little more than one byte per weight.
 
   Raises:
-    ValueError: an unknown scheme; windows without any token, of other shape
-      than `real` or with ids that the model does not know; weights that are
-      not finite; or a second moment that float32 cannot factor.
+    ValueError: the scheme is unknown; the windows have no token, another shape
+      than `real`, or ids outside the vocabulary; weights are not finite; or
+      float32 cannot factor a second moment.
   """
   scheme = calibrated.get(scheme)
   _check_windows(tokens, real, config.vocab_size)
@@ -107,11 +107,15 @@ def encode(
 def dequantize(
     params: types.Params, codes: dict[str, affine.AffineCodes]
 ) -> types.Params:
-  """The params of a quantized model, from its codes.
+  """Decodes a quantized model.
 
   Args:
-    params: what was quantized; gives dtypes, and all that has no codes.
-    codes: as `encode` gives them, on devices or the host.
+    params: Params that were quantized. They give the dtypes, and the leaves
+      without codes.
+    codes: Result of `encode`, on devices or the host.
+
+  Returns:
+    Params of the quantized model.
   """
   flat = tree_paths.flatten(params)
   return tree_paths.unflatten(flat | {
@@ -123,11 +127,11 @@ def dequantize(
 def place_codes(
     codes: affine.AffineCodes, put: Callable[[Any, str], Any]
 ) -> affine.AffineCodes:
-  """Codes of a stack of matrices, split as their rows are quantized.
+  """Shards the codes of a stack of matrices by rows.
 
   Args:
-    codes: [L, out, ...] and [L, in]; or their shapes.
-    put: `sharding.shard` or like it, which gets each with its axes' letters.
+    codes: Arrays [L, out, ...] and [L, in], or their shapes.
+    put: `(array, axis letters) -> array`, such as `sharding.shard`.
   """
   letters = affine.AffineCodes('LR.', 'LR.', 'LR.', 'L.', 'L.')
   return affine.AffineCodes(*(
@@ -137,12 +141,12 @@ def place_codes(
 @functools.partial(jax.jit, static_argnames='name')
 def dequantize_leaf(
     codes: affine.AffineCodes, leaf: types.Array, name: str) -> types.Array:
-  """A stack of matrices, decoded as the leaf lies, in its dtype."""
-  def decode(codes):  # Of one matrix: float32 is twice what comes of it.
-    one = quant_layout.from_rows(
+  """Decodes a stack of matrices in the leaf's memory order and dtype."""
+  def decode(codes):  # One matrix at a time limits float32 temporaries.
+    weights = quant_layout.from_rows(
         affine.decode(codes), layout.MATRICES[name].unbatched(),
         leaf.shape[1:]).astype(leaf.dtype)
-    return sharding.split(one, layout.AXES[name][1:])
+    return sharding.split(weights, layout.AXES[name][1:])
 
   return sharding.split(lax.map(decode, codes), layout.AXES[name])
 
@@ -152,35 +156,36 @@ def _check_windows(
   if np.ndim(tokens) != 2 or np.shape(tokens) != np.shape(real):
     raise ValueError(
         f'Calibration tokens have shape {np.shape(tokens)} and their mask'
-        f' {np.shape(real)}: wanted [n, T] for both.')
+        f' {np.shape(real)}: expected [n, T] for both. Pass the result of'
+        ' choose_windows.')
   if not np.any(real):
     raise ValueError(
-        'The calibration windows hold no token: wanted some text that the'
-        ' quantized weights shall fit. Give text files.')
+        'The calibration windows have no token: expected some text. Give text'
+        ' files.')
   if np.min(tokens) < 0 or np.max(tokens) >= vocab_size:
     raise ValueError(
-        f'Calibration tokens run from {np.min(tokens)} to {np.max(tokens)}, but'
-        f' the model knows {vocab_size}: wanted ids below that. Use the'
-        ' tokenizer of the model.')
+        f'Calibration tokens range from {np.min(tokens)} to {np.max(tokens)};'
+        f' wanted ids from 0 to {vocab_size - 1}. Use the tokenizer of the'
+        ' model.')
 
 
 def _check_finite(
     codes: dict[str, affine.AffineCodes],
     scheme: calibrated.CalibratedScheme) -> None:
-  bad = []  # (layer, place in the layer, name)
-  for place, name in enumerate(layout.MATRICES):
+  bad = []  # (layer, index of the matrix in the layer, name)
+  for index, name in enumerate(layout.MATRICES):
     floats = [x for x in (codes[name].scale, codes[name].divisor)
               if x is not None]
     finite = np.all([jnp.isfinite(x).reshape(len(x), -1).all(1)
                      for x in floats], axis=0)
-    bad += [(layer, place, name) for layer in np.flatnonzero(~finite)]
+    bad += [(layer, index, name) for layer in np.flatnonzero(~finite)]
   if bad:
     layer, _, name = min(bad)
     raise ValueError(
-        f'{scheme.name} gave non-finite weights of {name} in layer {layer}:'
-        ' wanted numbers. The second moment of its inputs has no Cholesky'
-        ' factor in float32, or an activation overflows. Raise the damping'
-        f' ({scheme.damping}) or give more calibration text.')
+        f'{scheme.name} gave non-finite weights of {name} in layer {layer};'
+        ' wanted finite weights. The second moment of the inputs has no'
+        ' Cholesky factor in float32, or an activation overflows. Increase the'
+        f' damping ({scheme.damping}) or give more calibration text.')
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -188,7 +193,7 @@ def encode_layers(
     config: config_lib.ModelConfig, scheme: calibrated.CalibratedScheme,
     params: types.Params, tokens: types.Array, real: types.Array
 ) -> dict[str, affine.AffineCodes]:
-  """The program of `encode`, without its checks."""
+  """The compiled part of `encode`, without its checks."""
   length = tokens.shape[1]
   rotary = layers_lib.rotary_tables(config, jnp.arange(length)[None])
   mask = jnp.tril(jnp.ones((length, length), bool))[None, None, None]
@@ -204,11 +209,11 @@ def encode_layers(
 
 
 class _Layer:
-  """One layer while it is quantized and run; lives within one trace.
+  """Quantizes and runs one layer within one trace.
 
   Attributes:
-    weights: the layer's params; matrices are replaced as they are quantized.
-    codes: of the matrices quantized so far.
+    weights: Params of the layer; quantized matrices replace the originals.
+    codes: Codes of the matrices quantized so far.
   """
 
   def __init__(self, config, scheme, weights, real):
@@ -217,21 +222,21 @@ class _Layer:
     self._config, self._scheme, self._real = config, scheme, real
 
   def attend(self, x, rotary, mask):
-    """Quantizes q, k, v and o; returns the residual stream [n, T, D] after."""
+    """Quantizes q, k, v, o; returns the next residual stream [n, T, D]."""
     cfg = self._config
     normed = layers_lib.rms_norm(x, self.weights['attn_norm'], cfg.norm_eps)
     self._quantize(('attn/q', 'attn/k', 'attn/v'), normed)
     attention = layers_lib.Attention(cfg, (sites_lib.Site.HEAD_OUT,))
     heads = self._run(
         attention, 'attn', sites_lib.Site.HEAD_OUT, normed, rotary, mask)
-    # Where query heads share a value head, no v can hold the scales of o.
+    # If query heads share a value head, v cannot absorb the scales of o.
     self._quantize(
         ('attn/o',), heads.reshape(*x.shape[:2], -1),
         foldable=cfg.num_heads == cfg.num_kv_heads)
     return x + jnp.einsum('BTNH,NHD->BTD', heads, self.weights['attn']['o'])
 
   def feed_forward(self, x):
-    """Quantizes gate, up and down; returns the stream [n, T, D] after."""
+    """Quantizes gate, up, down; returns the next residual stream."""
     cfg = self._config
     normed = layers_lib.rms_norm(x, self.weights['mlp_norm'], cfg.norm_eps)
     self._quantize(('mlp/gate', 'mlp/up'), normed)
@@ -241,13 +246,13 @@ class _Layer:
     return x + layers_lib.project_down(hidden, self.weights['mlp']['down'])
 
   def _run(self, module, part, site, x, *args):
-    """What is found at a site of a module, [n, T, ...], some rows at a time."""
+    """Activations at a site of a module, [n, T, ...], in row batches."""
     def run_row(row):
       _, state = module.apply(
           {'params': self.weights[part]}, row[None], *args,
           mutable=['intermediates'])
       return state['intermediates'][str(site)][0][0]
-    rows = max(1, _TOKENS_A_BATCH // x.shape[1])
+    rows = max(1, _BATCH_TOKENS // x.shape[1])
     return lax.map(run_row, x, batch_size=min(rows, len(x)))
 
   def _quantize(
@@ -279,6 +284,7 @@ def _statistics(
     inputs: types.Array,  # [n, T, in]
     real: types.Array,  # [n, T] bool
 ) -> calibrated.InputStatistics:
+  """Second moment and mean magnitude of the inputs at real tokens."""
   x = jnp.where(real[..., None], inputs, 0).reshape(-1, inputs.shape[-1])
   count = jnp.sum(real, dtype=jnp.float32)
   moment = jnp.matmul(x.T, x, precision=lax.Precision.HIGHEST)

@@ -1,8 +1,8 @@
-"""A range of layers, with a circuit lifted out of some of them.
+"""Runs a range of layers, some of them with circuit weights.
 
-Only layers from the circuit's first one up are differentiated, and only the
-circuit's own layers compute its slices. All read the stacked weights by number,
-so that no part of the frozen model is copied or gets a gradient.
+Gradients flow only through layers from the circuit's first layer on, and only
+the circuit's layers compute its slices. Every layer indexes the stacked
+weights, so no part of the frozen model is copied or gets a gradient.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from mansu_jax.models import layers as layers_lib
 from mansu_jax.runtime import memory
 from mansu_jax.runtime import sharding
 
-# Of a device, for what a backward pass finds there of the forward one.
-_KEPT_SHARE = 0.5
+_SAVED_SHARE = 0.5  # Share of a device's memory for saved activations.
 
 
 def remat_policy(
     config: config_lib.ModelConfig, tokens: int, layers: int
 ) -> Callable[..., bool]:
-  """What of a layer's forward pass is kept for the backward one.
+  """Chooses the activations that the forward pass saves for the backward pass.
 
-  The outputs of the projections, so that only cheap work is done again; where
-  a device has no room for these, nothing but what enters the layer. Without
-  either a scan also saves a copy of every weight that it contracts.
+  The policy saves the outputs of the projections, so the backward pass
+  recomputes only cheap operations. If a device lacks memory for these, the
+  policy saves only the input of each layer. Without a policy, a scan would also
+  save a copy of each weight that it contracts.
 
   Args:
-    config: the model's.
-    tokens: in all rows, of all devices.
-    layers: that are differentiated.
+    config: Config of the model.
+    tokens: Number of tokens in all rows on all devices.
+    layers: Number of differentiated layers.
   """
   heads = 2 * (config.num_heads + config.num_kv_heads) * config.d_head
   width = heads + 2 * config.d_ff + 2 * config.d_model
-  kept = 4 * tokens * layers * width / sharding.row_parts()  # float32
-  if kept > _KEPT_SHARE * memory.device_bytes():
+  saved = 4 * tokens * layers * width / sharding.row_parts()  # float32
+  if saved > _SAVED_SHARE * memory.device_bytes():
     return jax.checkpoint_policies.nothing_saveable
   return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
@@ -58,26 +58,26 @@ def run_layers(
     start: int | None = None,
     remat: bool = False,
 ) -> types.Array:
-  """Runs layers `first` to `stop - 1`, some with the circuit's weights.
+  """Runs layers `first` to `stop - 1`, some with circuit weights.
 
   Args:
-    config: static.
-    stacked: the params' `layers`.
-    x: the residual stream before layer `first`.
-    rotary: from `layers.rotary_tables`.
+    config: Config of the model; static under jit.
+    stacked: `layers` of the params.
+    x: Residual stream before layer `first`.
+    rotary: Result of `layers.rotary_tables`.
     mask: True where a token may attend.
-    first: first layer that is run; static.
-    stop: first layer that is not; static.
-    circuit: the `layers` of a circuit collection, for the layers `start` to
-      `start + C - 1`; None or empty: there is none.
-    start: first layer of the circuit; None where C is L.
-    remat: recompute layers in the backward pass.
+    first: First layer to run; static under jit.
+    stop: First layer not to run; static under jit.
+    circuit: `layers` of a circuit collection for the layers `start` to
+      `start + C - 1`. None or empty: no circuit.
+    start: First layer of the circuit. May be None if C is L.
+    remat: Whether to recompute layers in the backward pass.
 
   Returns:
-    The residual stream after the last of them, [B, T, D].
+    Residual stream after the last layer, [B, T, D].
 
   Raises:
-    ValueError: the circuit's rows are not layers that are run.
+    ValueError: the circuit's layers are not among the layers to run.
   """
   leaves = jax.tree.leaves(circuit)
   rows = leaves[0].shape[0] if leaves else 0
@@ -85,29 +85,30 @@ def run_layers(
     start = first
   if start is None or not first <= start <= stop - rows:
     raise ValueError(
-        f'A circuit of {rows} layers from layer {start} in layers {first} to'
-        f' {stop - 1}; wanted its first layer as circuit_start, so that all are'
-        ' layers of the model that are run.')
+        f'The circuit has {rows} layers from layer {start} on, but the decoder'
+        f' runs layers {first} to {stop - 1}; wanted all circuit layers among'
+        ' these. Pass the first circuit layer as circuit_start.')
   block = layers_lib.Block(config)
 
-  def layer(x, number, lifted):
+  def layer(x, index, circuit_layer):
     weights = jax.tree.map(
         lambda leaf: jax.lax.dynamic_index_in_dim(
-            leaf, number, keepdims=False), stacked)
+            leaf, index, keepdims=False), stacked)
     variables = {'params': weights}
-    if lifted is not None:
-      variables['circuit'] = lifted
+    if circuit_layer is not None:
+      variables['circuit'] = circuit_layer
     return block.apply(variables, x, rotary, mask)
 
   if remat:
     layer = jax.checkpoint(layer, prevent_cse=False, policy=remat_policy(
         config, x.shape[0] * x.shape[1], stop - start))
 
-  def run(x, begin, end, lifted: Any = None):
+  def run(x, begin, end, circuit: Any = None):
     if begin == end:
       return x
     x, _ = jax.lax.scan(
-        lambda x, at: layer(x, *at), x, (jnp.arange(begin, end), lifted))
+        lambda x, inputs: layer(x, *inputs), x,
+        (jnp.arange(begin, end), circuit))
     return x
 
   x = run(x, first, start)

@@ -1,4 +1,4 @@
-"""The shape and constants of one decoder, independent of any file format."""
+"""Shapes and constants of a decoder, independent of any file format."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from typing import Any
 
 import numpy as np
 
-# A count beyond is no model's, and an index of it would not fit 32 bits.
-_MOST = 2**31
+_MOST = 2**31  # Exclusive bound of all counts: indices have 32 bits.
 
 ROPE_KINDS = ('linear', 'llama3')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-  """How rotary frequencies are stretched beyond the trained context.
+  """Scaling of rotary frequencies beyond the context length of pretraining.
 
   Attributes:
-    kind: `linear` divides every frequency by `factor`; `llama3` divides the
-      slow ones, keeps the fast ones and blends between (Llama 3.1, 2024).
-    factor: the divisor, at least 1.
-    low_freq_factor: `llama3` only; wavelengths longer than
-      `original_max_position / low_freq_factor` tokens are divided in full.
-    high_freq_factor: `llama3` only; wavelengths shorter than
-      `original_max_position / high_freq_factor` tokens are kept.
-    original_max_position: `llama3` only; context length of pretraining.
+    kind: `linear` divides all frequencies by `factor`. `llama3` divides low
+      frequencies, keeps high frequencies and blends between them (Llama 3.1,
+      2024).
+    factor: Divisor, at least 1.
+    low_freq_factor: For `llama3`: wavelengths longer than
+      `original_max_position / low_freq_factor` tokens are divided fully.
+    high_freq_factor: For `llama3`: wavelengths shorter than
+      `original_max_position / high_freq_factor` tokens are unchanged.
+    original_max_position: For `llama3`: context length of pretraining.
+
+  Raises:
+    ValueError: a field is missing, out of range or not for this `kind`.
   """
 
   kind: str
@@ -40,11 +43,11 @@ class RopeScaling:
     if self.kind not in ROPE_KINDS:
       raise ValueError(
           f'Rotary scaling {self.kind!r} is not implemented: expected one of'
-          f' {list(ROPE_KINDS)} or none. Use a model with one of these.')
+          f' {list(ROPE_KINDS)} or none. Use another model.')
     if not 1 <= self.factor < math.inf:
       raise ValueError(
-          f'Rotary scaling factor is {self.factor}: expected a number from 1.'
-          ' Correct `rope_scaling` in the model config.')
+          f'Rotary scaling factor is {self.factor}: expected a finite number >='
+          ' 1. Correct `rope_scaling` in the model config.')
     bands = (self.low_freq_factor, self.high_freq_factor,
              self.original_max_position)
     if self.kind == 'llama3' and None in bands:
@@ -61,30 +64,41 @@ class RopeScaling:
           ' config.')
     if self.kind != 'llama3' and bands != (None, None, None):
       raise ValueError(
-          f'Rotary scaling {self.kind!r} got llama3 bands {bands}: expected'
-          ' none. Remove them from `rope_scaling`.')
+          f'Rotary scaling {self.kind!r} got the llama3 fields {bands}:'
+          ' expected none. Remove them from `rope_scaling`.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-  """Everything the decoder needs besides its weights; hashable, so static.
+  """All that defines a decoder besides its weights; hashable, so static.
 
   Attributes:
-    vocab_size: V.
+    vocab_size: V, number of tokens.
     d_model: D, width of the residual stream.
-    num_layers: L.
-    num_heads: N query heads.
-    num_kv_heads: K key/value heads; query head n reads head n // (N / K).
-    d_head: H, even (rotary halves); need not be D / N.
+    num_layers: L, number of layers.
+    num_heads: N, number of query heads.
+    num_kv_heads: K, number of key/value heads. Query head n uses key/value head
+      n // (N / K).
+    d_head: H, width of a head; even, not necessarily D / N.
     d_ff: F, width of the MLP.
-    rope_theta: base of the rotary frequencies.
-    rope_scaling: how frequencies are stretched, or None.
-    norm_eps: added to the mean square in every RMSNorm.
-    tie_embeddings: whether the output matrix is the embedding.
-    max_position: longest context the model was made for, in tokens.
-    bos_token_id: id or None.
-    eos_token_id: id, several ids, or None.
-    pad_token_id: id or None.
+    rope_theta: Base of the rotary frequencies.
+    rope_scaling: Scaling of the rotary frequencies, or None.
+    norm_eps: Constant added to the mean square in each RMSNorm.
+    tie_embeddings: Whether the unembedding is the embedding.
+    max_position: Context length of the model, in tokens.
+    bos_token_id: Token id or None.
+    eos_token_id: Token id, several ids, or None.
+    pad_token_id: Token id or None.
+
+  Raises:
+    ValueError: a field is out of range.
+
+  Example:
+    >>> config = ModelConfig(
+    ...     vocab_size=97, d_model=16, num_layers=2, num_heads=4,
+    ...     num_kv_heads=2, d_head=4, d_ff=32)
+    >>> config.tie_embeddings
+    False
   """
 
   vocab_size: int
@@ -120,21 +134,21 @@ class ModelConfig:
     if self.d_head % 2:
       raise ValueError(
           f'Model config has d_head = {self.d_head}: expected an even width,'
-          ' since rotary positions pair its halves. Correct the head width.')
+          ' which rotary positions split into halves. Correct the head width.')
     for name in ('norm_eps', 'rope_theta'):
       value = getattr(self, name)
       if not 0 < value < math.inf:
         raise ValueError(
             f'Model config has {name} = {_short(value)}: expected a positive'
-            ' number. Correct the model config.')
+            ' finite number. Correct the model config.')
 
 
 def differences(
     one: ModelConfig, other: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
-  """Fields in which two models differ, with the value of each.
+  """Yields the fields in which two configs differ, with both values.
 
-  Real numbers are compared as float32, in which they are used: 1e-5 and the
-  9.99999975e-6 that a GGUF file makes of it are the same.
+  Real numbers are compared as float32, the dtype of their use. So 1e-5 equals
+  9.99999975e-6, which a GGUF file stores for it.
   """
   for field in dataclasses.fields(one):
     values = getattr(one, field.name), getattr(other, field.name)
@@ -143,7 +157,7 @@ def differences(
 
 
 def as_used(value: Any) -> Any:
-  """A field's value, real numbers in float32."""
+  """A field's value, with real numbers in float32."""
   if isinstance(value, RopeScaling):
     return tuple(map(as_used, dataclasses.astuple(value)))
   with np.errstate(over='ignore'):

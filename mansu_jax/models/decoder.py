@@ -1,7 +1,7 @@
-"""The one decoder: scanned layers, plain-dict params, taps and circuits.
+"""The decoder: scanned layers, plain-dict params, taps and circuits.
 
-Params are the Linen `params` collection as a plain dict; leaf names joined
-with '/' (weights input-first, layers stacked on a leading L):
+Params are the Linen `params` collection as a plain dict. Weights are
+input-first, layers are stacked on a leading L, and leaf names join keys by '/':
 
     embed [V, D]           final_norm [D]       lm_head [V, D] when untied
     layers/attn_norm [L, D]                     layers/mlp_norm [L, D]
@@ -9,18 +9,27 @@ with '/' (weights input-first, layers stacked on a leading L):
     layers/attn/o [L, N, H, D]
     layers/mlp/gate, up [L, D, F]               layers/mlp/down [L, F, D]
 
-The optional `circuit` holds weights lifted out of a frozen base, so that
-their gradient has the circuit's size and no full weight gradient exists. It
-covers C layers, from `circuit_start` on:
+The optional `circuit` holds weights that replace slices of a frozen base. Their
+gradient has the circuit's size, so no full weight gradient exists. The circuit
+covers C layers from `circuit_start` on:
 
     layers/mlp/gate, up, down [C, n, D]         layers/mlp/keep [C, F]
     layers/attn/q [C, m, D, H], o [C, m, H, D]
     layers/attn/head_onehot [C, m, N]
     layers/attn/k, v [C, c, D, H]               layers/attn/kv_onehot [C, c, K]
 
-`keep` is 0 at lifted neurons and 1 elsewhere; a one-hot row is zero where its
-slice is padding, and padded slices are zero. Any of the three groups (mlp;
-q, o, head_onehot; k, v, kv_onehot) may be absent.
+`keep` is 0 at neurons of the circuit and 1 elsewhere. Padded slices and their
+one-hot rows are zero. Each of the three groups (mlp; q, o, head_onehot; k, v,
+kv_onehot) is optional.
+
+Example:
+  >>> config = config_lib.ModelConfig(
+  ...     vocab_size=97, d_model=16, num_layers=2, num_heads=4,
+  ...     num_kv_heads=2, d_head=4, d_ff=32)
+  >>> params = init(config, jax.random.key(0))
+  >>> hidden = forward(config, params, jnp.array([[5, 6, 7]]))
+  >>> unembed(params, hidden).shape
+  (1, 3, 97)
 """
 
 from __future__ import annotations
@@ -35,8 +44,8 @@ import jax.numpy as jnp
 
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
-from mansu_jax.models import layers
 from mansu_jax.models import circuit_layers
+from mansu_jax.models import layers
 from mansu_jax.models import sites as sites_lib
 from mansu_jax.runtime import sharding
 
@@ -50,11 +59,11 @@ class Decoder(nn.Module):
   """A Llama-family decoder up to the final norm.
 
   Attributes:
-    config: shapes and constants.
-    remat: recompute each layer in the backward pass instead of storing it.
-    sites: tap points to sow (`intermediates`) and perturb (`perturbations`);
-      a site that is not listed costs nothing.
-    dtype: compute dtype; norms, softmax and rotary positions stay float32.
+    config: Shapes and constants.
+    remat: Whether to recompute each layer in the backward pass.
+    sites: Tap points to sow (`intermediates`) and perturb (`perturbations`).
+      Other sites add no operations.
+    dtype: Compute dtype; norms, softmax and rotary positions stay float32.
   """
 
   config: ModelConfig
@@ -115,9 +124,9 @@ def _mask(attention_mask: Array | None, length: int) -> Array:
 
 def segment_mask(
     positions: Array,  # [B, T] int32, within the segment
-    segments: Array,  # [B, T] int32, number of a token's segment in its row
+    segments: Array,  # [B, T] int32, segment number of each token
 ) -> Array:
-  """Packed rows: a token sees itself and what precedes it in its segment.
+  """Causal mask of packed rows: tokens attend within their segment.
 
   Returns:
     bool [B, T, S].
@@ -132,8 +141,8 @@ def embed(
     tokens: Array,  # [B, T] int32
 ) -> Array:
   """Token embeddings [B, T, D]; ids outside the vocabulary give NaN."""
-  # Of a table that is split over width and vocabulary. Its few rows are put
-  # together on every device: less than the table, and rows are split next.
+  # The table is sharded over width and vocabulary. Replicating its few rows
+  # moves less than the table; `split_rows` shards them next.
   return sharding.replicate(jnp.take(params['embed'], tokens, axis=0))
 
 
@@ -162,34 +171,34 @@ def forward(
     remat: bool = False,
     dtype: Any = jnp.float32,
 ) -> Array:
-  """Runs the decoder; `unembed` its result for logits.
+  """Runs the decoder up to the final norm; `unembed` gives logits.
 
   Args:
-    config: static under jit.
-    params: full params.
-    tokens: ids; give either these or `embeddings`.
-    embeddings: input embeddings instead of tokens, or from `run_prefix` the
-      residual stream before `first_layer`.
-    positions: rotary positions, 0 .. T-1 by default.
-    attention_mask: True where query t may attend key s; causal by default. A
-      row without any True attends uniformly: mask its loss.
-    segments: instead of a mask, where rows hold several sequences each: the
-      number of a token's; see `segment_mask`.
-    circuit: lifted weights that replace their originals (module docstring).
-    circuit_start: the layer of the circuit's first row; static under jit. May
-      be left out where the circuit has a row for every layer.
-    first_layer: layers below it are not run; static under jit.
-    remat: recompute layers in the backward pass.
-    dtype: compute dtype.
+    config: Config of the model; static under jit.
+    params: Full params.
+    tokens: Token ids; give either these or `embeddings`.
+    embeddings: Input embeddings instead of tokens, or the result of
+      `run_prefix` with `first_layer`.
+    positions: Rotary positions; 0 .. T-1 by default.
+    attention_mask: True where query t may attend to key s; causal by default. A
+      row without True attends uniformly: mask its loss.
+    segments: Segment number of each token in packed rows, instead of a mask;
+      see `segment_mask`.
+    circuit: Weights that replace slices of `params` (see the module docstring).
+    circuit_start: Layer of the circuit's first row; static under jit. Optional
+      if the circuit has a row for every layer.
+    first_layer: First layer to run; static under jit.
+    remat: Whether to recompute layers in the backward pass.
+    dtype: Compute dtype.
 
   Returns:
     Hidden state after the final norm, [B, T, D] in `dtype`.
 
   Raises:
-    ValueError: both or neither of tokens and embeddings, a mask and segments,
-      or a circuit whose rows are not layers of the model that are run.
+    ValueError: both or neither of tokens and embeddings are given, a mask and
+      segments are given, or a circuit layer is not among the layers to run.
   """
-  attention_mask = _seen(
+  attention_mask = _resolve_mask(
       tokens, embeddings, positions, attention_mask, segments)
   if not jax.tree.leaves(circuit) and not first_layer:
     return Decoder(config, remat=remat, dtype=dtype).apply(
@@ -216,25 +225,26 @@ def run_prefix(
     segments: Array | None = None,  # [B, T] int32
     dtype: Any = jnp.float32,
 ) -> Array:
-  """The residual stream before a layer, for `forward` to go on from.
+  """Computes the residual stream before a layer, an input of `forward`.
 
-  Models that differ from that layer on only, as before and after an edit, have
-  it in common.
+  Models that differ only from that layer on, for example before and after an
+  edit, share this result.
 
   Args:
-    config: static under jit.
-    params: full params.
-    tokens: ids.
-    layer: the first layer that is not run; static under jit.
-    positions: as in `forward`.
-    attention_mask: as in `forward`.
-    segments: as in `forward`.
-    dtype: compute dtype.
+    config: Config of the model; static under jit.
+    params: Full params.
+    tokens: Token ids.
+    layer: First layer not to run; static under jit.
+    positions: See `forward`.
+    attention_mask: See `forward`.
+    segments: See `forward`.
+    dtype: Compute dtype.
 
   Returns:
     [B, T, D] in `dtype`.
   """
-  attention_mask = _seen(tokens, None, positions, attention_mask, segments)
+  attention_mask = _resolve_mask(
+      tokens, None, positions, attention_mask, segments)
   rotary = layers.rotary_tables(config, _positions(positions, tokens.shape[1]))
   return circuit_layers.run_layers(
       config, params['layers'], embed(params, tokens).astype(dtype), rotary,
@@ -255,41 +265,41 @@ def forward_with_taps(
     remat: bool = False,
     dtype: Any = jnp.float32,
 ) -> tuple[Array, dict[Site, Array]]:
-  """Runs the decoder and returns the values at the tap sites.
+  """Runs the decoder and returns the activations at tap sites.
 
-  The gradient with respect to a perturbation of zeros is the gradient at its
-  site. Values are those before the perturbation is added.
+  The gradient with respect to a zero perturbation is the gradient at its site.
+  Returned activations exclude the perturbation.
 
   Args:
-    config: static under jit.
-    params: full params.
-    tokens: ids; give either these or `embeddings`.
-    sites: what to return.
-    perturbations: added at their sites, which must be among `sites`.
-    embeddings: input embeddings instead of tokens.
-    positions: rotary positions, 0 .. T-1 by default.
-    attention_mask: True where query t may attend key s; causal by default.
-    segments: instead of a mask, as in `forward`.
-    remat: recompute layers in the backward pass.
-    dtype: compute dtype.
+    config: Config of the model; static under jit.
+    params: Full params.
+    tokens: Token ids; give either these or `embeddings`.
+    sites: Sites to return.
+    perturbations: Values to add at sites, which must be among `sites`.
+    embeddings: Input embeddings instead of tokens.
+    positions: Rotary positions; 0 .. T-1 by default.
+    attention_mask: True where query t may attend to key s; causal by default.
+    segments: Segment numbers instead of a mask; see `forward`.
+    remat: Whether to recompute layers in the backward pass.
+    dtype: Compute dtype.
 
   Returns:
     `(hidden [B, T, D], {site: [L, B, T, ...]})`.
 
   Raises:
-    ValueError: an unknown site, a perturbation off the sites, both or neither
-      of tokens and embeddings, or a mask and segments.
+    ValueError: a site is unknown, a perturbation is not at one of `sites`, both
+      or neither of tokens and embeddings are given, or a mask and segments are.
   """
-  attention_mask = _seen(
+  attention_mask = _resolve_mask(
       tokens, embeddings, positions, attention_mask, segments)
-  sites = _known_sites(sites)
+  sites = sites_lib.parse(sites)
   variables = {'params': params}
   if perturbations:
-    variables['perturbations'] = _nest(config, sites, perturbations)
+    variables['perturbations'] = _perturbations(config, sites, perturbations)
   hidden, state = Decoder(config, remat=remat, sites=sites, dtype=dtype).apply(
       variables, tokens, embeddings=embeddings, positions=positions,
       attention_mask=attention_mask, mutable=['intermediates'])
-  return hidden, {s: _sown(state['intermediates'], s) for s in sites}
+  return hidden, {s: sites_lib.sown(state['intermediates'], s) for s in sites}
 
 
 def forward_patched(
@@ -301,86 +311,58 @@ def forward_patched(
     positions: Array | None = None,  # [B, T]
     segments: Array | None = None,  # [B, T] int32
 ) -> Array:
-  """Runs the decoder with some nodes' activations replaced.
+  """Runs the decoder and replaces the activations of some nodes.
 
   Args:
-    config: static under jit.
-    params: full params.
-    tokens: ids.
-    patches: by site, `keep` [L, F or N] (nodes above 0 keep their own value)
-      and `value` [L, B, T, ...], what the others get.
-    positions: rotary positions, 0 .. T-1 by default.
-    segments: as in `forward`.
+    config: Config of the model; static under jit.
+    params: Full params.
+    tokens: Token ids.
+    patches: For each site, `keep` [L, F or N], above 0 at nodes that are not
+      replaced, and `value` [L, B, T, ...], the replacements.
+    positions: Rotary positions; 0 .. T-1 by default.
+    segments: See `forward`.
 
   Returns:
     Hidden state after the final norm, [B, T, D].
   """
-  attention_mask = _seen(tokens, None, positions, None, segments)
-  tree: dict[str, Any] = {}
-  for site, patch in patches.items():
-    node = tree
-    for key in sites_lib.MODULE_PATHS[site]:
-      node = node.setdefault(key, {})
-    node[str(site)] = dict(patch)
+  attention_mask = _resolve_mask(tokens, None, positions, None, segments)
+  tree = sites_lib.nest({site: dict(patch) for site, patch in patches.items()})
   return Decoder(config).apply(
       {'params': params, 'patches': tree}, tokens, positions=positions,
       attention_mask=attention_mask)
 
 
-def _seen(
+def _resolve_mask(
     tokens: Array | None, embeddings: Array | None, positions: Array | None,
     attention_mask: Array | None, segments: Array | None) -> Array | None:
-  """Checks what a forward function is given; returns its mask, if any."""
+  """Checks inputs; returns the attention mask, None if causal."""
   if (tokens is None) == (embeddings is None):
     got = 'neither' if tokens is None else 'both'
     raise ValueError(
-        f'The decoder got {got} of tokens and embeddings: expected one of'
-        ' them. Pass tokens [B, T] or embeddings [B, T, D].')
+        f'The decoder got {got} of tokens and embeddings: expected one. Pass'
+        ' tokens [B, T] or embeddings [B, T, D].')
   if segments is None:
     return attention_mask
   if attention_mask is not None:
     raise ValueError(
-        'The decoder got an attention mask and segments: expected one of them'
-        ' at most. Leave one out.')
+        'The decoder got an attention mask and segments: expected at most one.'
+        ' Leave one out.')
   return segment_mask(_positions(positions, segments.shape[1]), segments)
 
 
-def _known_sites(sites: Sequence[str]) -> tuple[Site, ...]:
-  unknown = [s for s in sites if s not in list(Site)]
-  if unknown:
-    raise ValueError(
-        f'Unknown tap sites {unknown}: expected some of'
-        f' {[str(s) for s in Site]}.')
-  return tuple(Site(s) for s in sites)
-
-
-def _nest(
+def _perturbations(
     config: ModelConfig,
     sites: tuple[Site, ...],
     perturbations: Mapping[Site, Array],
 ) -> dict[str, Any]:
-  """Lays perturbations out as the collection; absent sites get a zero."""
-  stray = [str(s) for s in perturbations if s not in sites]
-  if stray:
+  """Nests perturbations like the collection; other sites get zeros."""
+  unlisted = [str(s) for s in perturbations if s not in sites]
+  if unlisted:
     raise ValueError(
-        f'Perturbations at {stray}, but the sites are'
+        f'Perturbations at {unlisted}, but the sites are'
         f' {[str(s) for s in sites]}: expected a subset. Add them to `sites`.')
-  tree: dict[str, Any] = {}
-  for site in sites:
-    node = tree
-    for key in sites_lib.MODULE_PATHS[site]:
-      node = node.setdefault(key, {})
-    zero = jnp.zeros((config.num_layers,))
-    node[str(site)] = perturbations.get(site, zero)
-  return tree
-
-
-def _sown(intermediates: dict[str, Any], site: Site) -> Array:
-  node = intermediates
-  for key in sites_lib.MODULE_PATHS[site]:
-    node = node[key]
-  (value,) = node[str(site)]
-  return value
+  zero = jnp.zeros((config.num_layers,))
+  return sites_lib.nest({s: perturbations.get(s, zero) for s in sites})
 
 
 def init(config: ModelConfig, key: Array) -> Params:
@@ -389,12 +371,12 @@ def init(config: ModelConfig, key: Array) -> Params:
   return Decoder(config).init(key, tokens)['params']
 
 
-@functools.cache  # Tracing takes 0.1 s, and selection asks hundreds of times.
+@functools.cache  # Tracing takes 0.1 s; selection calls this often.
 def _abstract(config: ModelConfig) -> Params:
   return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 def abstract(config: ModelConfig) -> Params:
-  """The params' shapes and dtypes, in new dicts and on no mesh."""
+  """Shapes and dtypes of the params, in new dicts and without sharding."""
   return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _abstract(config))

@@ -1,4 +1,4 @@
-"""Which leaves a 4-bit deployment quantizes, and their axes in torch order."""
+"""Axes of each leaf, and the leaves that a 4-bit deployment quantizes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mansu_jax.quant import layout as quant_layout
 
 _BlockLayout = quant_layout.BlockLayout
 
-# Memory order of each quantized leaf and the torch [out, in] order of its
-# axes; L is a batch axis. Embedding, norms and lm_head stay as they are.
+# Axes of each quantized leaf in memory, and in torch's [out, in] order; L is a
+# batch axis. Embedding, norms and lm_head are not quantized.
 MATRICES = {
     'layers/attn/q': _BlockLayout(memory='LDNH', out='NH', inp='D'),
     'layers/attn/k': _BlockLayout(memory='LDKH', out='KH', inp='D'),
@@ -23,13 +23,13 @@ MATRICES = {
 }
 
 
-# Axes of every leaf in memory, as `sharding.AXIS_RULES` names them.
+# Axes of each leaf in memory, in the letters of `sharding.AXIS_RULES`.
 AXES = {'embed': 'VD', 'lm_head': 'VD', 'final_norm': 'D',
         'layers/attn_norm': 'LD', 'layers/mlp_norm': 'LD'} | {
             name: own.memory for name, own in MATRICES.items()}
 
 
 def block_layout(config: config_lib.ModelConfig) -> types.PyTree:
-  """A tree like the params: a `BlockLayout`, or None for what stays."""
+  """A tree like the params: a `BlockLayout`, or None if not quantized."""
   return tree_paths.map_named(
       lambda name, _: MATRICES.get(name), decoder.abstract(config))

@@ -1,18 +1,20 @@
-"""Named places in the decoder where activations are read or perturbed."""
+"""Tap points of the decoder, where activations are read or perturbed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 import enum
+from typing import Any
 
 
 class Site(enum.StrEnum):
-  """A tap point of every layer, with the shape found there.
+  """A tap point of each layer, with the shape of its activations.
 
   MLP_HIDDEN [B, T, F]: act(gate) * up, the input of the down projection.
-  HEAD_OUT [B, T, N, H]: attention output per query head, before W_O.
-  MLP_OUT [B, T, D]: what the MLP adds to the residual stream.
-  ATTN_OUT [B, T, D]: what attention adds to the residual stream.
-  RESIDUAL [B, T, D]: the residual stream after the layer.
+  HEAD_OUT [B, T, N, H]: Attention output of each query head, before W_O.
+  MLP_OUT [B, T, D]: Output of the MLP, added to the residual stream.
+  ATTN_OUT [B, T, D]: Output of attention, added to the residual stream.
+  RESIDUAL [B, T, D]: Residual stream after the layer.
   """
 
   MLP_HIDDEN = 'mlp_hidden'
@@ -22,7 +24,7 @@ class Site(enum.StrEnum):
   RESIDUAL = 'residual'
 
 
-# Where in the variable collections a site's value lives.
+# Path of each site in the variable collections.
 MODULE_PATHS = {
     Site.MLP_HIDDEN: ('layers', 'mlp'),
     Site.HEAD_OUT: ('layers', 'attn'),
@@ -32,6 +34,36 @@ MODULE_PATHS = {
 }
 
 
-def site_name(layer: int, site: Site) -> str:
-  """Name of a site in one layer, for example `layer_3.mlp_hidden`."""
-  return f'layer_{layer}.{Site(site)}'
+def parse(sites: Sequence[str]) -> tuple[Site, ...]:
+  """Converts names to sites; ValueError for an unknown name."""
+  unknown = [s for s in sites if s not in list(Site)]
+  if unknown:
+    raise ValueError(
+        f'Unknown tap sites {unknown}: expected some of'
+        f' {[str(s) for s in Site]}. Correct `sites`.')
+  return tuple(Site(s) for s in sites)
+
+
+def nest(values: Mapping[Site, Any]) -> dict[str, Any]:
+  """Nests one value per site like a variable collection.
+
+  Example:
+    >>> nest({Site.RESIDUAL: 1, Site.MLP_HIDDEN: 2})
+    {'layers': {'residual': 1, 'mlp': {'mlp_hidden': 2}}}
+  """
+  tree: dict[str, Any] = {}
+  for site, value in values.items():
+    node = tree
+    for key in MODULE_PATHS[site]:
+      node = node.setdefault(key, {})
+    node[str(site)] = value
+  return tree
+
+
+def sown(intermediates: Mapping[str, Any], site: Site) -> Any:
+  """The value that the decoder sowed at a site."""
+  node = intermediates
+  for key in MODULE_PATHS[site]:
+    node = node[key]
+  (value,) = node[str(site)]
+  return value

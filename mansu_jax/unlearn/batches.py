@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mansu_jax.data import packing
 from mansu_jax.runtime import progress
 from mansu_jax.runtime import sharding
 from mansu_jax.unlearn import objective
@@ -21,8 +22,6 @@ from mansu_jax.unlearn import objective
 _NEIGHBOURS = 20  # Forget sequences that a retain sequence is compared with.
 ROW = 64  # Tokens a row; longer sequences make longer rows.
 
-# (lengths, capacity) -> sequences of each row.
-FillRows = Callable[[Sequence[int], int], list[list[int]]]
 # (tokens, positions, segments), each [R, T] -> the base's hidden [R, T, D].
 HiddenFn = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
@@ -77,44 +76,35 @@ def make_spans(tokens: np.ndarray, mask: np.ndarray) -> Spans:
 
 
 def pack(
-    groups: Sequence[Spans], fill: FillRows, rows: int | None = None,
+    groups: Sequence[Spans], fill: packing.FillRows = packing.fill_rows,
+    rows: int | None = None,
     capacity: int = ROW) -> tuple[objective.Packed, list[np.ndarray]]:
   """Packs the sequences of all groups into shared rows.
 
   Args:
-    groups: sequences; all are packed together.
-    fill: the bin packer.
-    rows: pad to this many rows.
-    capacity: tokens a row; the longest sequence's, if that has more.
+    groups: Sequences, packed together.
+    fill: Assigns sequences to rows.
+    rows: Number of rows; None: as many as the sequences need.
+    capacity: Tokens per row, raised to the longest sequence's length.
 
   Returns:
     The rows, and for each group the start of each sequence in the flattened
     rows, [n].
 
   Raises:
-    ValueError: the sequences do not fit `rows`.
+    ValueError: the sequences do not fit into `rows`.
   """
   lengths = np.concatenate([g.length for g in groups])
   capacity = max(capacity, int(lengths.max()))
   filled = fill(lengths.tolist(), capacity)
-  rows = rows or len(filled)
-  if len(filled) > rows:
-    raise ValueError(f'{len(filled)} rows do not fit {rows}: plan for more.')
-  tokens, positions = np.zeros((2, rows, capacity), np.int32)
-  segments = np.full((rows, capacity), -1, np.int32)
+  layout = packing.lay_out(lengths, filled, (rows or len(filled), capacity))
   starts = np.zeros(lengths.size, np.int64)
-  source = [(g, i) for g in groups for i in range(g.length.size)]
-  for r, members in enumerate(filled):
-    at = 0
-    for member in members:
-      (group, i), size = source[member], lengths[member]
-      tokens[r, at:at + size] = group.tokens[i, :size]
-      positions[r, at:at + size] = np.arange(size)
-      segments[r, at:at + size] = member
-      starts[member] = r * capacity + at
-      at += size
+  starts[layout.members] = layout.starts
   ends = np.cumsum([g.length.size for g in groups])[:-1]
-  return objective.Packed(tokens, positions, segments), np.split(starts, ends)
+  packed = objective.Packed(
+      tokens=layout.write([tokens for g in groups for tokens in g.tokens]),
+      positions=layout.positions(), segments=layout.segment_ids())
+  return packed, np.split(starts, ends)
 
 
 def targets(
@@ -145,7 +135,8 @@ def _positions(spans: Spans | None) -> int:
 
 
 def add_reference(
-    spans: Spans, hidden: HiddenFn, fill: FillRows, *, batch_rows: int = 16
+    spans: Spans, hidden: HiddenFn,
+    fill: packing.FillRows = packing.fill_rows, *, batch_rows: int = 16
 ) -> Spans:
   """Fills in `reference` [n, A, D] from the base's hidden states."""
   batch_rows = sharding.whole_rows(batch_rows)
@@ -242,7 +233,7 @@ class Batches:
     marginals: table [G, V] of probabilities and the row [n] of each forget
       sequence in it, for the loss `group_marginal`; or None.
     choices: of every forget sequence, or None.
-    fill: the bin packer.
+    fill: assigns sequences to rows.
     steps: as many will be asked for; all get rows of one number and length.
     seed: of the choice of partners.
   """
@@ -255,7 +246,7 @@ class Batches:
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
       choices: objective.Choices | None = None,
-      fill: FillRows, steps: int, seed: int = 0):
+      fill: packing.FillRows = packing.fill_rows, steps: int, seed: int = 0):
     self.forget, self.retain = forget, retain
     self.text, self.swapped = text, swapped
     self.swapped_account = swapped_account

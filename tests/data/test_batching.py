@@ -5,7 +5,6 @@ from absl.testing import parameterized
 import numpy as np
 
 from mansu_jax.data import batching
-from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
 from mansu_jax.data.readers import text as text_lib
@@ -41,7 +40,7 @@ class SequencesTest(parameterized.TestCase):
         got.take(np.array([1, 1])).tokens, got.tokens[[1, 1]])
 
   def test_no_questions(self):
-    with self.assertRaisesRegex(ValueError, 'no sequence to pad'):
+    with self.assertRaisesRegex(ValueError, 'got no sequence'):
       batching.encode_sequences([], toy_model.ToyTokenizer())
 
   @parameterized.parameters(2, 3, 4, 9, 50)
@@ -61,7 +60,7 @@ class SequencesTest(parameterized.TestCase):
 
   def test_text_with_nothing_to_predict(self):
     documents = [text_lib.TextDocument(text='a', kind='k')]
-    with self.assertRaisesRegex(ValueError, 'hold no two tokens in a row'):
+    with self.assertRaisesRegex(ValueError, 'has two tokens'):
       batching.encode_text(documents, toy_model.ToyTokenizer(), 8)
 
 
@@ -85,59 +84,6 @@ class PackChoicesTest(absltest.TestCase):
         [1, 1, 0, 0, 1]])
     self.assertEqual(got.predictors, [[1, 2, 3], [1, 2], [1, 4], [1, 2]])
     self.assertEqual(got.targets, [[7, 8, 9], [7, 8], [4, 3], [7, 1]])
-
-
-class PackSegmentsTest(parameterized.TestCase):
-
-  def segments(self, lengths):
-    return [
-        packing.Segment(
-            np.full(k, i + 1, np.int32), np.arange(k, dtype=np.int32),
-            np.tril(np.ones((k, k), bool)))
-        for i, k in enumerate(lengths)]
-
-  @parameterized.parameters(
-      ([3],), ([64] * 5,), ([1, 64, 65, 256, 257, 2, 2],), ([5] * 200,))
-  def test_every_segment_is_placed_once_and_alone(self, lengths):
-    segments = self.segments(lengths)
-    batches = packing.pack_segments(segments)
-    placed = [i for batch in batches for i in batch.segments]
-    self.assertCountEqual(placed, range(len(lengths)))
-    self.assertLessEqual(len({b.tokens.shape for b in batches}), 3)
-    for batch in batches:
-      flat, width = batch.tokens.ravel(), batch.tokens.shape[1]
-      owner = np.zeros(flat.size, int)
-      for i, start in zip(batch.segments, batch.offsets):
-        stop = start + lengths[i]
-        self.assertTrue(np.all(flat[start:stop] == i + 1))
-        self.assertEqual(start // width, (stop - 1) // width)
-        owner[start:stop] = i + 1
-      owner = owner.reshape(batch.tokens.shape)
-      crossed = owner[:, :, None] != owner[:, None, :]
-      self.assertFalse(np.any(batch.attention_mask & crossed))
-      self.assertTrue(np.all(batch.attention_mask.any(-1)))  # No NaN rows.
-      self.assertTrue(np.all(np.triu(batch.attention_mask, 1) == 0))
-
-  def test_rows_are_nearly_full(self):
-    lengths = np.random.default_rng(0).integers(5, 25, 500).tolist()
-    batches = packing.pack_segments(self.segments(lengths))
-    used = sum(batch.tokens.size for batch in batches)
-    self.assertLess(used, 1.05 * sum(lengths))
-
-  def test_budget_bounds_a_batch(self):
-    batches = packing.pack_segments(
-        self.segments([60] * 50), token_budget=256)
-    self.assertLessEqual(max(b.tokens.size for b in batches), 256)
-
-  @parameterized.parameters((0, 16, 1), (5, 16, 5), (17, 16, 12), (32, 16, 16))
-  def test_batch_rows(self, rows, most, want):
-    got = packing.batch_rows(rows, most)
-    waste = lambda size: -rows % size
-    self.assertLessEqual(waste(got), waste(want))
-    self.assertLessEqual(got, most)
-
-  def test_nothing_to_pack(self):
-    self.assertEqual(packing.pack_segments([]), [])
 
 
 class BatchSamplerTest(parameterized.TestCase):

@@ -9,6 +9,7 @@ from absl.testing import parameterized
 
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.data.readers import pair_files
 from tests.eval import toy_model
 
 CAPITALS = {
@@ -107,7 +108,7 @@ class BuildPairsTest(parameterized.TestCase):
         capitals={'ddd': 'Ud', 'eee': 'Te'})]
     for pair in self.build(entity, others=others + kin):
       self.assertRegex(self.tokenizer.decode(pair.corrupt_ids), 'ddd|eee')
-    with self.assertRaisesRegex(ValueError, 'None of the 6 .*to stand in'):
+    with self.assertRaisesRegex(ValueError, 'None of the 6 .*same number of tokens'):
       self.build(entity, others=some_questions(capitals={'longland': 'Wd'}))
 
   def test_no_one_stands_in_where_facts_are_each_others_partners(self):
@@ -141,14 +142,14 @@ class ReadPairsTest(parameterized.TestCase):
 
   def test_ids_need_no_tokenizer(self):
     path = self.write(IDS, IDS | {'fact': 'x'})
-    first, second = pairs_lib.read_pairs(path).pairs
+    first, second = pair_files.read_pairs(path).pairs
     self.assertEqual(first, pairs_lib.AttributionPair(
         (3, 4), (3, 5), 6, 7, f'{path}:1'))
     self.assertEqual(second.fact, 'x')
 
   def test_text(self):
     tokenizer = toy_model.ToyTokenizer(bos=1)
-    (pair,) = pairs_lib.read_pairs(self.write(TEXT), tokenizer).pairs
+    (pair,) = pair_files.read_pairs(self.write(TEXT), tokenizer).pairs
     self.assertEqual(pair.clean_ids[0], 1)
     self.assertEqual(tokenizer.decode(pair.corrupt_ids[1:]), 'a c')
     self.assertEqual(tokenizer.decode([pair.answer_id]), ' d')
@@ -156,9 +157,9 @@ class ReadPairsTest(parameterized.TestCase):
 
   def test_text_beside_some_ids_is_read_as_text(self):
     tokenizer = toy_model.ToyTokenizer(bos=1)
-    want = pairs_lib.read_pairs(self.write(TEXT | {'fact': 'x'}), tokenizer)
+    want = pair_files.read_pairs(self.write(TEXT | {'fact': 'x'}), tokenizer)
     with self.assertLogs(level='WARNING') as logs:
-      got = pairs_lib.read_pairs(self.write(
+      got = pair_files.read_pairs(self.write(
           TEXT | {'fact': 'x', 'clean_ids': [3]}), tokenizer)
     self.assertEqual(got, want)
     self.assertIn("ignores the fields ['clean_ids']", logs.output[0])
@@ -173,57 +174,58 @@ class ReadPairsTest(parameterized.TestCase):
       ('item', IDS | {'clean_ids': [1, 'b']}, "'clean_ids' is 'b', a str"),
       ('empty', IDS | {'clean_ids': [], 'corrupt_ids': []}, 'has 0 tokens'),
       ('alike', TEXT | {'corrupt': TEXT['clean']}, 'have the same tokens'),
-      ('negative', IDS | {'clean_ids': [-1, 4]}, 'run from -1 to 7'),
+      ('negative', IDS | {'clean_ids': [-1, 4]}, 'range from -1 to 7'),
       ('same', TEXT | {'corrupt_answer': 'd'}, 'both answers start with token'))
   def test_bad_line_is_named(self, record, message):
     path = self.write(IDS, record)
     with self.assertRaisesRegex(ValueError, f'{path}:2: .*{message}'):
-      pairs_lib.read_pairs(path, toy_model.ToyTokenizer())
+      pair_files.read_pairs(path, toy_model.ToyTokenizer())
 
   def test_all_pairs_of_unequal_length_are_named(self):
     tokenizer, longer = toy_model.ToyTokenizer(), {'corrupt': 'a c d'}
     path = self.write(TEXT, TEXT | longer, IDS, IDS | {'clean_ids': [3, 4, 5]})
     with self.assertRaisesRegex(ValueError, (
-        f'{path}: 2 of 4 pairs .*different token length; wanted equal ones'
+        f'{path}: 2 of 4 pairs .*different token length; wanted equal lengths'
         '.*: line 2 has 2 and 3; line 4 has 3 and 2. Choose .*'
         '--attribution_skip_unequal')):
-      pairs_lib.read_pairs(path, tokenizer)
-    found = pairs_lib.read_pairs(path, tokenizer, skip_unequal=True)
+      pair_files.read_pairs(path, tokenizer)
+    found = pair_files.read_pairs(path, tokenizer, skip_unequal=True)
     self.assertEqual(found.skipped, 2)
     self.assertEqual(
         [p.fact for p in found.pairs], [f'{path}:1', f'{path}:3'])
     path = self.write(TEXT, *[TEXT | longer] * 23)
     with self.assertRaisesRegex(
         ValueError, '23 of 24 pairs .* line 21 has 2 and 3; and 3 more. Cho'):
-      pairs_lib.read_pairs(path, tokenizer)
+      pair_files.read_pairs(path, tokenizer)
     path = self.write(TEXT | longer)
     for skip, error in ((False, ValueError), (True, pairs_lib.NoPairs)):
       with self.assertRaisesRegex(
           error, 'line 1 has 2 and 3. Choose .*tokens.$') as caught:
-        pairs_lib.read_pairs(path, tokenizer, skip_unequal=skip)
+        pair_files.read_pairs(path, tokenizer, skip_unequal=skip)
       self.assertIs(type(caught.exception), error)
 
   def test_text_in_chat_form(self):
     tokenizer = toy_model.ChatTokenizer(bos=1)
-    (pair,) = pairs_lib.read_pairs(
+    (pair,) = pair_files.read_pairs(
         self.write(TEXT), tokenizer, chat=True).pairs
     self.assertEqual(tokenizer.decode(pair.clean_ids), '<user> a b <bot> ')
     self.assertEqual(tokenizer.decode([pair.answer_id]), 'd')
 
   def test_text_without_a_tokenizer(self):
     with self.assertRaisesRegex(
-        ValueError, 'there is no tokenizer.*tokenizer.json.*clean_ids'):
-      pairs_lib.read_pairs(self.write(TEXT))
+        ValueError, 'has no tokenizer.*tokenizer.json.*clean_ids'):
+      pair_files.read_pairs(self.write(TEXT))
 
   def test_fields_that_are_ignored_are_named_once(self):
     path = self.write(IDS, IDS | {'facts': 'x', 'id': 'y'}, IDS | {'id': 'z'})
     with self.assertLogs(level='WARNING') as logs:
-      read = pairs_lib.read_pairs(path)
+      read = pair_files.read_pairs(path)
     self.assertEqual(
         [p.fact for p in read.pairs], [f'{path}:{i}' for i in (1, 2, 3)])
     self.assertLen(logs.output, 1)
     self.assertRegex(
-        logs.output[0], rf"{path}:2: ignores the fields \['facts', 'id'\].*fact")
+        logs.output[0],
+        rf"{path}:2: .* ignores the fields \['facts', 'id'\].*fact")
 
 
 if __name__ == '__main__':

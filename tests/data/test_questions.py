@@ -45,7 +45,7 @@ class ReadQuestionsTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
       ('truncated', changed()[:40], 'is not JSON'),
-      ('not_an_object', '["a"]', 'holds a list'),
+      ('not_an_object', '["a"]', 'contains a list'),
       ('use', changed(use='tain'), "'tain'; wanted one of train, near, far"),
       ('missing', without('fact'), "lacks the field 'fact'.*Add 'fact'"),
       ('missing_choices', without('choices'), "lacks the field 'choices'"),
@@ -55,7 +55,7 @@ class ReadQuestionsTest(parameterized.TestCase):
       ('blank', changed(answer=' '), "'answer' is blank"),
       ('choices_text', changed(choices='Paris'), "'choices' is 'Paris', a str"),
       ('choice_type', changed(choices=['Paris', 1]), "'choices' is '1', a int"),
-      ('choice_blank', changed(choices=['Paris', '']), 'blank choice'),
+      ('choice_blank', changed(choices=['Paris', '']), 'blank entry'),
       ('one_choice', changed(choices=['Paris']), 'has 1 entries; wanted two'),
       ('duplicates', changed(choices=['Paris', 'Rome', 'Paris ']),
        r"repeats \['Paris'\]"),
@@ -68,7 +68,7 @@ class ReadQuestionsTest(parameterized.TestCase):
 
   def test_repeated_id(self):
     path = self.write(changed(), changed(prompt='other'))
-    with self.assertRaisesRegex(ValueError, f'{path}:2.*taken at {path}:1'):
+    with self.assertRaisesRegex(ValueError, f'{path}:2.*used at {path}:1'):
       questions_lib.read_questions(path)
 
   @parameterized.parameters('', '\n\n  \n')
@@ -104,7 +104,7 @@ class ResolveTest(absltest.TestCase):
 
   def test_unknown_shipped_name_lists_the_known(self):
     for name in ('nothing', '../questions.py', ''):
-      with self.assertRaisesRegex(ValueError, 'does not exist: the package'):
+      with self.assertRaisesRegex(ValueError, 'does not exist; wanted one of'):
         questions_lib.resolve(f'shipped:{name}')
 
   def test_sha256(self):

@@ -68,7 +68,7 @@ class BuildSplitsTest(parameterized.TestCase):
       build(**{role: same})
 
   def test_ids_are_unique_over_roles(self):
-    with self.assertRaisesRegex(ValueError, "id 'same' is already taken"):
+    with self.assertRaisesRegex(ValueError, "id 'same' is already used"):
       build(forget=[make('same', 'F')],
             retain=[make('same', 'R', prompt='another prompt')])
 
@@ -103,7 +103,7 @@ class ReadSplitsTest(absltest.TestCase):
 
   def test_same_file_twice_is_refused(self):
     path = self.write('a', self.line('a', 'A'))
-    with self.assertRaisesRegex(ValueError, f'{path}:1: id .*taken'):
+    with self.assertRaisesRegex(ValueError, f'{path}:1: id .*used'):
       splits_lib.read_splits(
           forget=[path, path], retain=[self.write('b', self.line('b', 'B'))])
 

@@ -92,7 +92,7 @@ class EncodeTest(parameterized.TestCase):
     tokenizer = toy_model.ChatTokenizer()
     tokenizer.apply_chat_template = refuse
     with self.assertRaisesRegex(
-        ValueError, "M: The chat template .* cannot be filled .'tools'.*want"):
+        ValueError, "M: The chat template .* failed .'tools'.*want"):
       tokenization.check_template(tokenizer, 'M')
 
   def test_chat_without_template(self):

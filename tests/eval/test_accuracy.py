@@ -106,7 +106,8 @@ class ScoreTest(parameterized.TestCase):
     # A model that ignores its input: logits 0, 1, 2, ... over the vocabulary.
     apply = lambda params, tokens, positions, mask: np.ones(
         (*tokens.shape, 1), np.float32)
-    unembed = lambda params, hidden: hidden * np.arange(5, dtype=np.float32)
+    unembed = lambda params, hidden: hidden * np.arange(
+        5, dtype=np.float32).reshape((1,) * (hidden.ndim - 1) + (5,))
     tokenizer = toy_model.ToyTokenizer()
     tokenizer([' a', ' b'], add_special_tokens=False)  # Ids 3 and 4.
     task = accuracy.build_task(
@@ -151,7 +152,8 @@ class ScoreTest(parameterized.TestCase):
     np.testing.assert_array_equal(part.logprob, got.logprob[[4, 1]])
 
   def test_too_long_for_the_model(self):
-    with self.assertRaisesRegex(ValueError, 'up to 4; wanted at most 4'):
+    with self.assertRaisesRegex(
+        ValueError, 'supports 4 positions; wanted at most 4'):
       score(some_questions(9), toy_model.init(), max_length=4)
 
 

@@ -9,7 +9,7 @@ from tests.eval import test_accuracy
 from tests.eval import toy_model
 
 
-class KeptTest(absltest.TestCase):
+class HiddenCacheTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
@@ -20,7 +20,7 @@ class KeptTest(absltest.TestCase):
     self.models[1]['up'] = toy_model.init(1)['up']
     self.ran = []
 
-  def _below(self, params, tokens, positions, attention_mask):
+  def _run_prefix(self, params, tokens, positions, attention_mask):
     del attention_mask
     return params['embed'][tokens] + params['place'][positions]
 
@@ -29,68 +29,68 @@ class KeptTest(absltest.TestCase):
     seen = attention_mask / attention_mask.sum(-1, keepdims=True)
     return x + seen @ (x @ params['up'])
 
-  def _whole(self, params, *batch):
-    return self._apply(params, self._below(params, *batch), *batch[1:])
+  def _run_all(self, params, *batch):
+    return self._apply(params, self._run_prefix(params, *batch), *batch[1:])
 
-  def _scores(self, kept):
+  def _scores(self, cache):
     scorer = scoring.Scorer(
-        self._apply, toy_model.unembed, below=self._below)
-    inner = scorer._below
+        self._apply, toy_model.unembed, prefix=self._run_prefix)
+    inner = scorer._prefix
 
     def counted(*args):
       self.ran.append(1)
       return inner(*args)
 
-    scorer._below = counted
-    return [accuracy.score(scorer, params, self.task, kept).logprob
+    scorer._prefix = counted
+    return [accuracy.score(scorer, params, self.task, cache).logprob
             for params in self.models]
 
   def _check(self, got):
-    scorer = scoring.Scorer(self._whole, toy_model.unembed)
+    scorer = scoring.Scorer(self._run_all, toy_model.unembed)
     for params, found in zip(self.models, got):
       np.testing.assert_allclose(
           found, accuracy.score(scorer, params, self.task).logprob, rtol=1e-5)
     self.assertFalse(np.allclose(*got))
 
-  def _times_below_ran(self):
+  def _times_prefix_ran(self):
     shapes_asked = 2  # Once a model, of nothing.
     return len(self.ran) - shapes_asked
 
   def test_it_is_run_for_the_first_model_only(self):
-    self._check(self._scores(scoring.Kept()))
-    self.assertEqual(self._times_below_ran(), len(self.task.batches))
+    self._check(self._scores(scoring.HiddenCache()))
+    self.assertEqual(self._times_prefix_ran(), len(self.task.batches))
 
   def test_what_does_not_fit_is_run_again(self):
-    size = self._below(
+    size = self._run_prefix(
         self.models[0], *[getattr(self.task.batches[0], name) for name in (
             'tokens', 'positions', 'attention_mask')]).nbytes
     count = len(self.task.batches)
     self.assertGreater(count, 2)
-    self._check(self._scores(scoring.Kept(2 * size)))
-    self.assertEqual(self._times_below_ran(), 2 * count - 2)
+    self._check(self._scores(scoring.HiddenCache(2 * size)))
+    self.assertEqual(self._times_prefix_ran(), 2 * count - 2)
 
   def test_nothing_is_kept_unasked(self):
     self._check(self._scores(None))
-    self.assertEqual(self._times_below_ran(), 2 * len(self.task.batches))
+    self.assertEqual(self._times_prefix_ran(), 2 * len(self.task.batches))
 
 
 class ProgramsTest(absltest.TestCase):
   """What is said to be run is what runs."""
 
-  def _ran(self, below):
-    toy = KeptTest()
+  def _ran(self, prefix):
+    toy = HiddenCacheTest()
     toy.setUp()
     scorer = scoring.Scorer(
-        toy._apply if below else toy._whole, toy_model.unembed,
-        below=toy._below if below else None)
-    names = ('_below', '_apply', '_normalised') if below else (
-        '_apply', '_normalised')
+        toy._apply if prefix else toy._run_all, toy_model.unembed,
+        prefix=toy._run_prefix if prefix else None)
+    names = ('_prefix', '_apply', '_normalized') if prefix else (
+        '_apply', '_normalized')
     said = dict.fromkeys(names, 0)
     for call in scorer.programs(
         toy.models[0], toy.task.batches, toy.task.positions, toy.task.targets):
       (name,) = (n for n in names if getattr(scorer, n) is call.fn)
       call.fn.lower(*call.args)  # The shapes fit.
-      self.assertEqual(call.shared, name == '_below')
+      self.assertEqual(call.shared, name == '_prefix')
       said[name] += call.calls
     ran = dict.fromkeys(names, 0)
     for name in names:
@@ -111,7 +111,7 @@ class ProgramsTest(absltest.TestCase):
 
   def test_with_layers_in_common(self):
     said, ran = self._ran(True)
-    for name in ('_below', '_apply'):
+    for name in ('_prefix', '_apply'):
       ran[name] -= 1
     self.assertEqual(said, ran)
 

@@ -33,13 +33,13 @@ class _Asked:
 
   def __init__(self, test):
     self.forms = set()
-    asked = tokenization._asked
+    asked = tokenization._format_prompt
 
     def note(prompt, tokenizer, chat, start=()):
       self.forms.add(chat)
       return asked(prompt, tokenizer, chat, start)
 
-    test.enterContext(mock.patch.object(tokenization, '_asked', note))
+    test.enterContext(mock.patch.object(tokenization, '_format_prompt', note))
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ class RefusalTest(bad_input.Refusals):
         'corrupt_answer_id': 5}))
     self.flags = ['--mode=attribute', f'--model={self.folder}/bare',
                   f'--attribution_pairs_file={path}', '--data_chat']
-    self.refused(message=('bare: there is no tokenizer, but --data_chat',))
+    self.refused(message=('bare has no tokenizer, but --data_chat',))
 
   def test_pairs_as_ids_alone(self):
     path = self.folder / 'pairs.jsonl'

@@ -149,7 +149,8 @@ class CircuitTest(parameterized.TestCase):
     circuit = jax.tree.map(
         lambda x: x[:rows], _circuit(self.cfg, self.edited['layers']))
     with self.assertRaisesRegex(
-        ValueError, f'{rows} layers from layer {start} in layers 0 to 2'):
+        ValueError, f'{rows} layers from layer {start} on, but the decoder'
+        ' runs layers 0 to 2'):
       tiny.logits(self.cfg, self.base, self.ids, circuit=circuit,
                   circuit_start=start)
 

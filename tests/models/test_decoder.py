@@ -207,10 +207,6 @@ class TapsTest(parameterized.TestCase):
           cfg, weights, ids, sites=[Site.MLP_OUT],
           perturbations={Site.ATTN_OUT: 0})
 
-  def test_site_names(self):
-    self.assertEqual(
-        sites_lib.site_name(3, Site.MLP_HIDDEN), 'layer_3.mlp_hidden')
-
 
 if __name__ == '__main__':
   absltest.main()

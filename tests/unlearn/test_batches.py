@@ -106,9 +106,8 @@ class PackTest(parameterized.TestCase):
     packed, _ = batches.pack(groups, packing.fill_rows, rows=3)
     self.assertEqual(packed.tokens.shape, (3, batches.ROW))
     self.assertTrue(np.all(packed.segments[1:] == -1))
-    alone = lambda lengths, capacity: [[i] for i in range(len(lengths))]
-    with self.assertRaisesRegex(ValueError, '3 rows do not fit 2'):
-      batches.pack(groups, alone, rows=2)
+    with self.assertRaisesRegex(ValueError, 'got 3 rows'):
+      batches.pack(groups, packing.one_per_row, rows=2)
 
   def test_long_sequences_make_long_rows(self):
     tokens = np.arange(200).reshape(2, 100)
@@ -286,7 +285,7 @@ class BatchesTest(parameterized.TestCase):
         fill=packing.fill_rows, steps=3)
     for step in range(3):
       np.testing.assert_array_equal(
-          made(step).marginal, table[row[forget.sampler[step]]])
+          made(step).group_marginal, table[row[forget.sampler[step]]])
 
   def test_each_forget_sequence_gets_its_alternatives(self):
     forget = self._pool(7, 3, 1)
@@ -297,7 +296,7 @@ class BatchesTest(parameterized.TestCase):
         fill=packing.fill_rows, steps=3)
     for step in range(3):
       np.testing.assert_array_equal(
-          made(step).alternatives.tokens[:, 0], forget.sampler[step])
+          made(step).choices.tokens[:, 0], forget.sampler[step])
 
   def test_optional_parts_are_none(self):
     made = batches.Batches(
@@ -305,8 +304,8 @@ class BatchesTest(parameterized.TestCase):
         fill=packing.fill_rows, steps=2)
     self.assertIsNone(made(0).text)
     self.assertIsNone(made(0).prompts)
-    self.assertIsNone(made(0).marginal)
-    self.assertIsNone(made(0).alternatives)
+    self.assertIsNone(made(0).group_marginal)
+    self.assertIsNone(made(0).choices)
 
 
 if __name__ == '__main__':

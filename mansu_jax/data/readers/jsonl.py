@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, read strictly, with file:line in errors."""
+"""Reads JSONL files strictly; errors name file and line."""
 
 from __future__ import annotations
 
@@ -15,31 +15,35 @@ _SUFFIXES = ('', '.jsonl', '.txt')
 
 
 def resolve(path: str) -> pathlib.Path:
-  """Returns the file that `path` names; `shipped:NAME` is in the package.
+  """Returns the path of a data file.
 
   Args:
-    path: a path, or `shipped:NAME` with or without its suffix.
+    path: A path, or `shipped:NAME` (with or without suffix) for a file in the
+      package.
 
   Raises:
-    ValueError: there is no such file.
+    ValueError: the file does not exist or is not a regular file.
+
+  Example:
+    >>> resolve('shipped:capitals_europe').name
+    'capitals_europe.jsonl'
   """
   path = str(path)
   if path.startswith(SHIPPED):
     return _resolve_shipped(path)
   found = pathlib.Path(path)
-  what = _why_no_file(found)
-  if what:
-    hint = (f' (* stands for several names after {SHIPPED} only)'
-            if '*' in path else '')
+  problem = _why_no_file(found)
+  if problem:
+    hint = f' (* works only after {SHIPPED})' if '*' in path else ''
     raise ValueError(
-        f'Data file {path!r} {what}: wanted a readable file{hint}, or'
+        f'Data file {path!r} {problem}; wanted a readable file{hint}, or'
         f' {SHIPPED}NAME, such as {SHIPPED}capitals_europe.jsonl. Correct the'
-        ' path; one flag names one file.')
+        ' path; each flag takes one file.')
   return found
 
 
 def _why_no_file(path: pathlib.Path) -> str:
-  """What a path is, where it is no regular file, which can be read again."""
+  """Says why a path is not a regular file; '' if it is one."""
   try:
     mode = path.stat().st_mode
   except (FileNotFoundError, ValueError):
@@ -52,11 +56,11 @@ def _why_no_file(path: pathlib.Path) -> str:
     return 'is a folder'
   return ('is a device' if stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
           else 'is a pipe or socket') + (
-              ', which cannot be read again when the run goes on')
+              ', which cannot be read again when a run resumes')
 
 
 def shipped_names() -> list[str]:
-  """File names that `shipped:NAME` may stand for, in order."""
+  """Names of the shipped data files, sorted."""
   if not _SHIPPED_DIR.is_dir():
     return []
   return sorted(
@@ -69,17 +73,21 @@ def _resolve_shipped(path: str) -> pathlib.Path:
     if name + suffix in names:
       return _SHIPPED_DIR / (name + suffix)
   raise ValueError(
-      f'Shipped data {path!r} does not exist: the package holds {names}.'
-      f' Name one of them as {SHIPPED}NAME, or give a path.')
+      f'Shipped file {path!r} does not exist; wanted one of {names}. Correct'
+      ' the name, or give a path.')
 
 
 def sha256(path: str) -> str:
-  """Hex SHA-256 of the file's bytes, for the record of a run."""
+  """Hex SHA-256 of a file's bytes."""
   return hashlib.sha256(resolve(path).read_bytes()).hexdigest()
 
 
 def read_text(path: str) -> str:
-  """Returns a UTF-8 file's contents; ValueError when it is not UTF-8."""
+  """Reads a UTF-8 text file.
+
+  Raises:
+    ValueError: the file is missing, unreadable or not UTF-8.
+  """
   try:
     return resolve(path).read_text(encoding='utf-8-sig')
   except UnicodeDecodeError as e:
@@ -88,15 +96,24 @@ def read_text(path: str) -> str:
         ' file.') from e
   except OSError as e:
     raise ValueError(
-        f'{path}: cannot be read ({e.strerror}). Check its permissions.'
+        f'{path}: cannot be read ({e.strerror}); wanted a readable file. Check'
+        ' its permissions.'
     ) from e
 
 
 def read_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields `('file:line', object)` of a JSONL file; blank lines are skipped.
+  """Yields `('file:line', object)` for each line; skips blank lines.
+
+  Args:
+    path: A file, or `shipped:NAME`.
 
   Raises:
-    ValueError: a line is not one JSON object, or the file has none.
+    ValueError: a line is not a JSON object, or the file has no line.
+
+  Example:
+    >>> where, record = next(read_records('shipped:capitals_europe'))
+    >>> where, record['answer']
+    ('shipped:capitals_europe:1', 'Paris')
   """
   empty = True
   for number, line in enumerate(read_text(path).split('\n'), start=1):
@@ -107,8 +124,8 @@ def read_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield where, _parse(where, line)
   if empty:
     raise ValueError(
-        f'{path}: is empty; wanted at least one JSON object, one a line. Fill'
-        ' the file or leave out its flag.')
+        f'{path}: is empty; wanted at least one line with a JSON object. Fill'
+        ' the file or remove its flag.')
 
 
 def _parse(where: str, line: str) -> dict[str, Any]:
@@ -119,19 +136,19 @@ def _parse(where: str, line: str) -> dict[str, Any]:
     reason = 'nested too deeply' if deep else getattr(e, 'msg', str(e))
     raise ValueError(
         f'{where}: is not JSON ({reason} at column {getattr(e, "colno", 1)});'
-        f' got {_short(line)}; wanted one JSON object a line. Correct the'
+        f' got {_short(line)}; wanted one JSON object per line. Correct the'
         ' line.') from e
   if not isinstance(record, dict):
     raise ValueError(
-        f'{where}: holds a {type(record).__name__}, {_short(line)}; wanted one'
+        f'{where}: contains a {type(record).__name__}, {_short(line)}; wanted a'
         ' JSON object with named fields. Correct the line.')
   try:
     json.dumps(record, ensure_ascii=False).encode()
   except UnicodeEncodeError as e:
     raise ValueError(
-        f'{where}: holds half a surrogate pair, {e.object[e.start]!a}, which is'
-        ' no character; wanted Unicode text. Write the character itself, or'
-        ' both halves of the pair.') from e
+        f'{where}: contains half a surrogate pair, {e.object[e.start]!a};'
+        ' wanted Unicode text. Write the character itself, or both halves of'
+        ' the pair.') from e
   return record
 
 
@@ -141,7 +158,7 @@ def _short(value: object, limit: int = 60) -> str:
 
 
 def check_type(where: str, field: str, value: Any, want: type, name: str):
-  """Returns `value`; ValueError when it is not of the type `want`."""
+  """Returns `value`; ValueError if it is not of type `want`."""
   wrong_bool = isinstance(value, bool) and want is not bool
   if not isinstance(value, want) or wrong_bool:
     raise ValueError(
@@ -152,7 +169,7 @@ def check_type(where: str, field: str, value: Any, want: type, name: str):
 
 def take(where: str, record: dict[str, Any], field: str, want: type,
          name: str) -> Any:
-  """Returns `record[field]`; ValueError when missing or of another type."""
+  """Returns `record[field]`; ValueError if missing or of another type."""
   if field not in record:
     raise ValueError(
         f'{where}: lacks the field {field!r}; got the fields'
@@ -161,7 +178,7 @@ def take(where: str, record: dict[str, Any], field: str, want: type,
 
 
 def take_string(where: str, record: dict[str, Any], field: str) -> str:
-  """Returns a non-blank string field; ValueError otherwise."""
+  """Returns a string field; ValueError if it is missing or blank."""
   value = take(where, record, field, str, 'a string')
   if not value.strip():
     raise ValueError(

@@ -1,4 +1,4 @@
-"""General text: what the model must keep predicting as before."""
+"""Reads general text, whose prediction unlearning must not change."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class TextDocument:
   """One document.
 
   Attributes:
-    text: its text.
-    kind: sort of text (`prose`, `code`, ...); results are given by kind.
+    text: The document's text.
+    kind: Kind of text, such as `prose` or `code`; perplexity is given by kind.
   """
 
   text: str
@@ -26,8 +26,16 @@ def read_text(path: str) -> list[TextDocument]:
 
   A `.txt` file is one document whose kind is the file's stem.
 
+  Args:
+    path: A file, or `shipped:NAME`.
+
   Raises:
     ValueError: the file is missing, empty or malformed.
+
+  Example:
+    >>> documents = read_text('shipped:text_heldout')
+    >>> len(by_kind(documents)['legal'])
+    8
   """
   resolved = jsonl.resolve(path)
   if resolved.suffix == '.txt':
@@ -44,7 +52,7 @@ def _plain(path: str, resolved: pathlib.Path) -> TextDocument:
   text = jsonl.read_text(path)
   if not text.strip():
     raise ValueError(
-        f'{path}: is empty; wanted text. Fill the file or leave out its flag.')
+        f'{path}: is empty; wanted text. Fill the file or remove its flag.')
   return TextDocument(text=text, kind=resolved.stem)
 
 

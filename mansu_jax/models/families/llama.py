@@ -1,6 +1,6 @@
-"""Llama in Hugging Face terms: tensor names, and config fields both ways.
+"""Llama in Hugging Face files: tensor names, and conversion of the config.
 
-Every field of a `config.json` is handled, knowingly ignored, or refused.
+Each field of a `config.json` is handled, explicitly ignored, or refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES = {
     'layers/mlp/up': 'model.layers.{}.mlp.up_proj.weight',
     'layers/mlp/down': 'model.layers.{}.mlp.down_proj.weight',
 }
-# Old checkpoints store what follows from the config.
+# Old checkpoints store these tensors, which follow from the config.
 IGNORED_TENSOR_SUFFIX = '.self_attn.rotary_emb.inv_freq'
 
 _REQUIRED = frozenset({
@@ -33,20 +33,20 @@ _REQUIRED = frozenset({
     'num_hidden_layers', 'num_attention_heads'})
 _NEVER_NULL = _REQUIRED | {
     'rms_norm_eps', 'max_position_embeddings', 'tie_word_embeddings'}
-# With transformers' defaults where a file leaves them out.
+# Optional fields with the defaults of transformers.
 _OPTIONAL = {
     'num_key_value_heads': None, 'head_dim': None, 'rms_norm_eps': 1e-6,
     'max_position_embeddings': 2048, 'tie_word_embeddings': False,
     'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': None,
     'rope_theta': None, 'rope_scaling': None, 'rope_parameters': None}
-# Fields with one value that this decoder implements.
+# Fields of which this decoder implements one value.
 _FIXED = {
     'model_type': 'llama', 'architectures': ['LlamaForCausalLM'],
     'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False,
     'rope_interleaved': False, 'is_encoder_decoder': False,
     'add_cross_attention': False, 'pruned_heads': {}}
 _FIXED_HINTS = {
-    'model_type': ', such as Llama 2 and 3, SmolLM2 and TinyLlama have'}
+    'model_type': ' (Llama 2 and 3, SmolLM2, TinyLlama)'}
 _KINDS = dict.fromkeys(
     ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
      'num_attention_heads', 'num_key_value_heads', 'head_dim',
@@ -56,24 +56,24 @@ _KINDS |= dict.fromkeys(('rope_scaling', 'rope_parameters'), (dict,))
 _KINDS |= {'tie_word_embeddings': (bool,), 'eos_token_id': (int, list)}
 # Fields that do not change what the model computes.
 _IGNORED = frozenset({
-    # Of Llama's own config.
+    # Fields of the Llama config.
     'attention_dropout', 'gradient_checkpointing', 'initializer_range',
     'is_llama_config', 'pretraining_tp', 'use_cache',
-    # Where the file is from, how it is stored, which tool wrote it.
+    # Origin and storage of the file, and the tool that wrote it.
     '_attn_implementation_autoset', '_commit_hash', '_model_name_or_path',
     '_name_or_path', 'dtype', 'torch_dtype', 'transformers.js_config',
     'transformers_version', 'unsloth_fixed', 'unsloth_version',
-    # Of the base config of transformers: tokens,
+    # Fields of the base config of transformers: tokens,
     'decoder_start_token_id', 'prefix', 'sep_token_id', 'tokenizer_class',
     'unk_token_id',
     # tasks,
     'finetuning_task', 'id2label', 'label2id', 'problem_type',
     'task_specific_params',
-    # what is returned, and how it is run,
+    # outputs and execution,
     'chunk_size_feed_forward', 'cross_attention_hidden_size', 'is_decoder',
     'output_attentions', 'output_hidden_states', 'return_dict',
     'tf_legacy_loss', 'tie_encoder_decoder', 'torchscript', 'use_bfloat16',
-    # and how text is generated.
+    # and text generation.
     'bad_words_ids', 'begin_suppress_tokens', 'diversity_penalty', 'do_sample',
     'early_stopping', 'encoder_no_repeat_ngram_size',
     'exponential_decay_length_penalty', 'forced_bos_token_id',
@@ -98,12 +98,22 @@ def from_hf(fields: Mapping[str, Any], where: str) -> config_lib.ModelConfig:
   """Builds a config from the fields of a Hugging Face `config.json`.
 
   Args:
-    fields: the parsed file.
-    where: its path, for messages.
+    fields: Parsed file.
+    where: Path of the file, for messages.
 
   Raises:
-    ValueError: another architecture, an unknown or missing field, or a value
-      that the decoder does not implement.
+    ValueError: the architecture is another, a field is unknown or missing, or
+      the decoder does not implement a value.
+
+  Example:
+    >>> config = from_hf({
+    ...     'model_type': 'llama', 'vocab_size': 97, 'hidden_size': 16,
+    ...     'intermediate_size': 32, 'num_hidden_layers': 2,
+    ...     'num_attention_heads': 4}, 'config.json')
+    >>> config.d_head, config.num_kv_heads, config.eos_token_id
+    (4, 4, 2)
+    >>> from_hf(to_hf(config, 'float32'), 'config.json') == config
+    True
   """
   _check_fields(fields, where)
   get = lambda name: fields.get(name, _OPTIONAL[name])
@@ -136,9 +146,9 @@ def _check_fields(fields: Mapping[str, Any], where: str) -> None:
     got = fields.get(name, value)
     if got != value:
       raise ValueError(
-          f'{where} has `{name}: {got}`; wanted `{name}: {value}`, the only one'
-          f' that this version reads{_FIXED_HINTS.get(name, "")}. Use another'
-          ' model.')
+          f'{where} has `{name}: {got}`; wanted `{name}: {value}`, the only'
+          f' value that this version supports{_FIXED_HINTS.get(name, "")}. Use'
+          ' another model.')
   missing = sorted(_REQUIRED - fields.keys())
   if missing:
     raise ValueError(
@@ -148,10 +158,10 @@ def _check_fields(fields: Mapping[str, Any], where: str) -> None:
                    - _FIXED.keys() - _IGNORED)
   if unknown:
     raise ValueError(
-        f'{where} has the unknown fields {unknown}: expected only fields known'
-        ' of `model_type: llama`, since another may change what the model'
-        ' computes. Use a config without them; one that is harmless can be'
-        ' removed.')
+        f'{where} has the unknown fields {unknown}: expected only known fields'
+        ' of `model_type: llama`, because another field may change the'
+        ' computation. Use another model, or remove a field that has no'
+        ' effect.')
   _check_kinds(fields, _KINDS, where)
   eos = fields.get('eos_token_id')
   for value in eos if isinstance(eos, list) else ():
@@ -170,7 +180,7 @@ def _check_fields(fields: Mapping[str, Any], where: str) -> None:
 def _check_kinds(
     fields: Mapping[str, Any], wanted: Mapping[str, tuple[type, ...]],
     where: str) -> None:
-  """Raises ValueError on a value of another type; some fields may be null."""
+  """Raises ValueError for a value of another type; some may be null."""
   for name, kinds in wanted.items():
     value = fields.get(name)
     fits = name not in fields or type(value) in kinds or (
@@ -187,7 +197,7 @@ def _check_kinds(
 def _rope(
     fields: Mapping[str, Any], where: str
 ) -> tuple[float, config_lib.RopeScaling | None]:
-  """Base and scaling, from either spelling that transformers uses."""
+  """Rotary base and scaling, from the old or the new field names."""
   scaling = dict(fields.get('rope_scaling') or {})
   scaling |= dict(fields.get('rope_parameters') or {})
   scaling = {k: v for k, v in scaling.items() if v is not None}
@@ -196,7 +206,7 @@ def _rope(
   if len({config_lib.as_used(float(theta)) for theta in thetas}) > 1:
     raise ValueError(
         f'{where} gives rope_theta as {sorted(thetas)}: expected one value.'
-        ' Make rope_theta and rope_parameters agree.')
+        ' Correct rope_theta or rope_parameters.')
   scaling.pop('rope_theta', None)
   legacy = scaling.pop('type', None)
   kind = scaling.pop('rope_type', None) or legacy or 'default'
@@ -206,8 +216,8 @@ def _rope(
   if wanted is None or set(scaling) != set(wanted):
     raise ValueError(
         f'{where} has rotary scaling {kind!r} with the fields'
-        f' {sorted(scaling)}: expected one of {_SCALING_FIELDS}. Use a model'
-        ' with one of these.')
+        f' {sorted(scaling)}: expected one of {_SCALING_FIELDS}. Use another'
+        ' model.')
   theta = float(thetas.pop()) if thetas else 10_000.0
   if kind == 'default':
     return theta, None
@@ -217,11 +227,11 @@ def _rope(
 
 
 def to_hf(config: config_lib.ModelConfig, dtype: str) -> dict[str, Any]:
-  """Fields of a `config.json` that old and new transformers read.
+  """Builds a `config.json` for old and new versions of transformers.
 
   Args:
-    config: the model.
-    dtype: dtype of the stored weights, for example `float32`.
+    config: Config of the model.
+    dtype: Dtype of the stored weights, for example `float32`.
   """
   eos = config.eos_token_id
   return {

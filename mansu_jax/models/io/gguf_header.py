@@ -1,8 +1,8 @@
-"""Reads the header of a `.gguf` file: its values, and where each tensor lies.
+"""Reads the header of a `.gguf` file: metadata and tensor offsets.
 
-Every count, length and offset is compared with the bytes that are left before
-anything is looped over or allocated. The `gguf` package's own reader makes an
-array of each element: 22 s and 330 MB for a list of a million bytes. Format:
+The reader compares each count, length and offset with the remaining bytes
+before it loops or allocates. The reader of the `gguf` package makes an array
+per element: 22 s and 330 MB for a list of a million bytes. Format:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 
 MAGIC = b'GGUF'
 _VERSIONS = (2, 3)
-# struct's and array's letters of the scalar types; a truth value is one byte.
+# Format letters of the scalar types in struct and array; a bool is one byte.
 _SCALARS = {
     gguf.GGUFValueType.UINT8: 'B', gguf.GGUFValueType.INT8: 'b',
     gguf.GGUFValueType.UINT16: 'H', gguf.GGUFValueType.INT16: 'h',
@@ -30,28 +30,28 @@ _SCALARS = {
     gguf.GGUFValueType.FLOAT32: 'f', gguf.GGUFValueType.FLOAT64: 'd',
     gguf.GGUFValueType.BOOL: '?'}
 _STRING, _ARRAY = gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY
-# The fewest bytes of a string, an array, a key with its value, and a tensor.
+# Least bytes of a string, an array, a key with its value, and a tensor.
 _LEAST_STRING, _LEAST_ARRAY, _LEAST_PAIR, _LEAST_TENSOR = 8, 12, 13, 32
-# The format's own limits, except for the depth, which it leaves open.
+# Limits of the format, except for the depth, which it does not limit.
 _LONGEST_KEY, _LONGEST_NAME, _MOST_AXES = 2**16 - 1, 64, 4
-_DEEPEST = 4  # Arrays in arrays.
+_DEEPEST = 4  # Nesting of arrays.
 _ALIGNMENT = 'general.alignment'
 
 _repr = reprlib.Repr()
 _repr.maxstring = 80
-shorten = _repr.repr  # A value of the file, for a message of one line.
+shorten = _repr.repr  # Formats a value of the file for a message.
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One tensor of a file; its bytes are not read yet.
+  """One tensor of a file, without its values.
 
   Attributes:
-    name: as in the file.
-    kind: the format it is stored in.
-    shape: in torch's order, rows first.
-    start: where it begins, in bytes from the start of the file.
-    size: its bytes.
+    name: Name in the file.
+    kind: Storage format.
+    shape: Shape in torch's order, rows first.
+    start: Offset of the first byte in the file.
+    size: Number of bytes.
   """
 
   name: str
@@ -62,7 +62,7 @@ class Tensor:
 
   @property
   def bytes_shape(self) -> tuple[int, ...]:
-    """Shape of the stored bytes: `shape` with the bytes of a row last."""
+    """Shape of the stored bytes: `shape` with bytes per row as last axis."""
     rows = self.shape[:-1]
     return (*rows, self.size // math.prod(rows))
 
@@ -71,9 +71,9 @@ class Header(NamedTuple):
   """The header of a file.
 
   Attributes:
-    metadata: key -> int, float, bool, str, or a sequence: an `array.array` of
-      numbers, a list of strings or of sequences.
-    tensors: in the file's order.
+    metadata: Key -> int, float, bool, str, or a sequence (an `array.array` of
+      numbers, a list of strings, or a list of sequences).
+    tensors: Tensors in file order.
   """
 
   metadata: dict[str, Any]
@@ -81,14 +81,14 @@ class Header(NamedTuple):
 
 
 def read(data: np.ndarray) -> Header:
-  """Parses a header and checks that all tensors lie in the file.
+  """Parses a header and checks that the file contains all tensors.
 
   Args:
     data: [bytes] uint8, the whole file.
 
   Raises:
-    ValueError: a damaged or truncated file, another version of the format, or
-      a big-endian file. The message does not name the file.
+    ValueError: the file is damaged, truncated, big-endian or of another version
+      of the format. The message does not name the file.
   """
   cursor = _Cursor(data)
   cursor.take(len(MAGIC), 'magic')
@@ -117,41 +117,41 @@ def _check_version(version: int) -> None:
 
 
 class _Cursor:
-  """A place in the file; takes nothing that is not left."""
+  """A read position in the file; refuses to read past the end."""
 
   def __init__(self, data: np.ndarray):
     self._data, self.at, self.size = memoryview(data), 0, len(data)
 
   def take(self, size: int, what: str) -> memoryview:
-    """The next bytes."""
+    """Reads the next bytes."""
     start, self.at = self.at, self.at + size
     if self.at > self.size:
       raise ValueError(
-          f'{what} of {size} bytes at byte {start}, where'
+          f'{what} needs {size} bytes at byte {start}, but'
           f' {self.size - start} are left')
     return self._data[start:self.at]
 
   def check_count(self, count: int, least: int, what: str) -> None:
-    """Raises ValueError where elements of `least` bytes would not fit."""
+    """Raises ValueError unless `count` elements of `least` bytes fit."""
     left = self.size - self.at
     if count * least > left:
       raise ValueError(
-          f'{count} {what} at byte {self.at}, where {left} bytes are left')
+          f'{count} {what} at byte {self.at}, but {left} bytes are left')
 
   def number(self, letter: str, what: str) -> Any:
-    """The next number of struct's type `letter`."""
+    """Reads the next number of struct type `letter`."""
     (value,) = struct.unpack(
         f'<{letter}', self.take(struct.calcsize(f'<{letter}'), what))
     return value
 
   def numbers(self, letter: str, count: int, what: str) -> array.array:
-    """The next `count` numbers; truth values as bytes."""
+    """Reads the next `count` numbers; bools as bytes."""
     out = array.array(letter.replace('?', 'B'))
     out.frombytes(self.take(count * out.itemsize, what))
     return out
 
   def text(self, what: str) -> str:
-    """The next string."""
+    """Reads the next string."""
     size = self.number('Q', f'length of {what}')
     try:
       return str(self.take(size, what), 'utf-8')
@@ -159,7 +159,7 @@ class _Cursor:
       raise ValueError(f'{what} that is not UTF-8 ({error.reason})') from error
 
   def name(self, longest: int, what: str) -> str:
-    """The next string, which names something."""
+    """Reads the next string; refuses long and unprintable names."""
     at = self.at
     text = self.text(what)
     if len(text) > longest or not text.isprintable():
@@ -169,7 +169,7 @@ class _Cursor:
     return text
 
   def texts(self, count: int, what: str) -> list[str]:
-    """The next strings; as `text`, but fast."""
+    """Reads the next `count` strings; faster than `text` for each."""
     data, at, end = self._data, self.at, self.size
     length = struct.Struct('<Q').unpack_from
     out = []
@@ -188,14 +188,14 @@ class _Cursor:
         ) from error
     if len(out) < count:
       raise ValueError(
-          f'{what} of {count} strings, of which string {len(out)} goes beyond'
-          ' the end of the file')
+          f'{what} has {count} strings, but string {len(out)} goes beyond the'
+          ' end of the file')
     self.at = at
     return out
 
 
 def _value(cursor: _Cursor, kind: int, what: str, depth: int = 0) -> Any:
-  """The next value, of a type given by its number."""
+  """Reads the next value; `kind` is the number of its type."""
   if kind in _SCALARS:
     return cursor.number(_SCALARS[kind], what)
   if kind == _STRING:
@@ -228,7 +228,7 @@ def _alignment(metadata: dict[str, Any]) -> int:
 
 def _tensors(
     cursor: _Cursor, count: int, alignment: int) -> tuple[Tensor, ...]:
-  """The next tensors' places."""
+  """Reads the next `count` tensors."""
   cursor.check_count(count, _LEAST_TENSOR, 'tensors')
   found = {}
   for _ in range(count):
@@ -243,7 +243,7 @@ def _tensors(
 
 
 def _check_places(found: Sequence[Tensor], first: int, size: int) -> None:
-  """Raises ValueError where tensors overlap or leave the file."""
+  """Raises ValueError if tensors overlap or exceed the file."""
   end, before = first, None
   for tensor in sorted(found, key=lambda t: t.start):
     if tensor.start < end:
@@ -258,7 +258,7 @@ def _check_places(found: Sequence[Tensor], first: int, size: int) -> None:
 
 
 def _tensor(cursor: _Cursor, alignment: int) -> Tensor:
-  """The next tensor; its start still counts from the first one's."""
+  """Reads the next tensor; its start is relative to the first tensor."""
   name = cursor.name(_LONGEST_NAME, 'tensor name')
   what = f'the tensor {shorten(name)}'
   num_axes = cursor.number('I', f'number of axes of {what}')
@@ -269,7 +269,7 @@ def _tensor(cursor: _Cursor, alignment: int) -> Tensor:
   kind = cursor.number('I', f'type of {what}')
   offset = cursor.number('Q', f'offset of {what}')
   if kind not in gguf.GGML_QUANT_SIZES:
-    raise ValueError(f'{what} of the type {kind}, which is not known')
+    raise ValueError(f'{what} of the unknown type {kind}')
   if offset % alignment:
     raise ValueError(
         f'{what} at the offset {offset}, wanted a multiple of {alignment}')
@@ -279,7 +279,7 @@ def _tensor(cursor: _Cursor, alignment: int) -> Tensor:
 
 def _num_bytes(
     sizes: Sequence[int], kind: gguf.GGMLQuantizationType, what: str) -> int:
-  """Bytes of a tensor; Python's integers do not overflow."""
+  """Bytes of a tensor, in Python integers, which do not overflow."""
   block, stored = gguf.GGML_QUANT_SIZES[kind]
   if 0 in sizes or sizes[0] % block:
     raise ValueError(

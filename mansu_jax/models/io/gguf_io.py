@@ -1,7 +1,7 @@
-"""Reads `.gguf` files of the llama architecture, weights dequantised.
+"""Reads `.gguf` files of the llama architecture and dequantizes the weights.
 
-llama.cpp's converter reorders the rows of W_Q and W_K so that rotary pairs
-lie side by side; they are put back in the order (h, h + H / 2) here. Format:
+llama.cpp's converter reorders the rows of W_Q and W_K so that rotary pairs are
+adjacent. This reader restores the order (h, h + H / 2). Format:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -38,12 +38,12 @@ NAMES = {
     'layers/mlp/down': 'blk.{}.ffn_down.weight',
 }
 
-# Tensor of what each rotary frequency is divided by, [H / 2]: how llama.cpp
-# holds the scaling of Llama 3.1.
+# Tensor of the divisors of the rotary frequencies, [H / 2]. llama.cpp stores
+# the scaling of Llama 3.1 in this form.
 ROTARY_DIVISORS = 'rope_freqs.weight'
-_LLAMA3_FACTORS = (8.0, 32.0)  # Of Llama 3.1 and 3.2.
+_LLAMA3_FACTORS = (8.0, 32.0)  # Llama 3.1 and 3.2.
 
-# Keys of the llama architecture that the config is made of.
+# Keys of the llama architecture that define the config.
 _REQUIRED = frozenset({
     'block_count', 'context_length', 'embedding_length',
     'feed_forward_length', 'attention.head_count',
@@ -56,7 +56,7 @@ _OPTIONAL = frozenset({
 
 @dataclasses.dataclass(frozen=True)
 class GgufFile:
-  """An opened file: its metadata, with nothing dequantised yet."""
+  """An open file with parsed metadata; weights are not dequantized yet."""
 
   path: pathlib.Path
   data: np.ndarray  # [bytes] uint8, mapped
@@ -70,7 +70,7 @@ class GgufFile:
 
   @property
   def quantization(self) -> str:
-    """The format most weights are stored in, for example `Q4_1`."""
+    """Storage format of most weights, for example `Q4_1`."""
     sizes: dict[str, int] = {}
     for tensor in self.tensors:
       kind = tensor.kind.name
@@ -78,17 +78,17 @@ class GgufFile:
     return max(sizes, key=sizes.get, default='F32')
 
   def stored(self, tensor: gguf_header.Tensor) -> np.ndarray:
-    """A tensor's bytes, [..., bytes of a row] uint8; a view of the file."""
+    """Bytes of a tensor, [..., bytes per row] uint8; a view of the file."""
     end = tensor.start + tensor.size
     return self.data[tensor.start:end].reshape(tensor.bytes_shape)
 
 
 def open_file(path: pathlib.Path) -> GgufFile:
-  """Maps a file, parses its header and checks all that it claims.
+  """Maps a file, parses its header and checks it.
 
   Raises:
-    ValueError: not a GGUF file, a truncated or damaged one, one of several
-      parts, or another architecture.
+    ValueError: the file is not GGUF, truncated, damaged, one of several parts,
+      or of another architecture.
   """
   with open(path, 'rb') as file:
     magic = file.read(len(gguf_header.MAGIC))
@@ -101,9 +101,9 @@ def open_file(path: pathlib.Path) -> GgufFile:
     metadata, tensors = gguf_header.read(data)
   except ValueError as error:
     raise ValueError(
-        f'{path} cannot be read as GGUF ({error}) at {data.size} bytes:'
-        ' expected a complete little-endian file. It is truncated or damaged'
-        ' or of another kind; download or convert it again.') from error
+        f'{path} ({data.size} bytes) cannot be read as GGUF ({error}): expected'
+        ' a complete little-endian file. It is truncated, damaged or of another'
+        ' kind; download or convert it again.') from error
   _check_whole_llama(path, metadata)
   return GgufFile(path, data, metadata, tensors)
 
@@ -114,22 +114,23 @@ def _check_whole_llama(
   if parts not in (0, 1):
     raise ValueError(
         f'{path} is one of {gguf_header.shorten(parts)} parts of a model:'
-        ' expected a whole one. Merge them with llama.cpp\'s `llama-gguf-split'
-        ' --merge`.')
+        ' expected a single file. Merge the parts with llama.cpp\'s'
+        ' `llama-gguf-split --merge`.')
   architecture = metadata.get('general.architecture')
   if architecture != 'llama':
     found = gguf_header.shorten(architecture).strip('\'"')
     raise ValueError(
         f'{path} has `general.architecture: {found}`; wanted'
-        ' `general.architecture: llama`, the only one that this version reads.'
-        ' Use another file.')
+        ' `general.architecture: llama`, the only one that this version'
+        ' supports. Use another file.')
 
 
 def read_config(file: GgufFile) -> config_lib.ModelConfig:
   """Builds the config from the metadata.
 
   Raises:
-    ValueError: a missing or unknown `llama.*` key, or an unsupported value.
+    ValueError: a `llama.*` key is missing or unknown, or a value is not
+      supported.
   """
   prefix = 'llama.'
   found = {key.removeprefix(prefix): value
@@ -174,10 +175,10 @@ def read_config(file: GgufFile) -> config_lib.ModelConfig:
 def _llama3_scaling(
     file: GgufFile, config: config_lib.ModelConfig
 ) -> config_lib.RopeScaling:
-  """The scaling whose divisors the file holds."""
+  """The scaling that gives the divisors in the file."""
   (tensor,) = (t for t in file.tensors if t.name == ROTARY_DIVISORS)
   _check_format(file, tensor)
-  divisors = _dequantise(file.stored(tensor), tensor)
+  divisors = _dequantize(file.stored(tensor), tensor)
   right_shape = divisors.shape == (config.d_head // 2,)
   factors = (float(divisors.max(initial=1)), *_LLAMA3_FACTORS)
   for factor in factors if right_shape else ():
@@ -189,12 +190,13 @@ def _llama3_scaling(
     if np.allclose(divisors, want, 1e-5, 0):
       return scaling
   raise ValueError(
-      f'{file.path} divides rotary frequencies by {_shown(divisors)}: expected'
+      f'{file.path} divides rotary frequencies by {_format(divisors)}: expected'
       f' the {config.d_head // 2} divisors of Llama 3.1 (bands 1 and 4 of 8192'
       ' tokens). Use the Hugging Face directory of this model.')
 
 
-def _shown(values: np.ndarray) -> str:
+def _format(values: np.ndarray) -> str:
+  """The first four values, for a message."""
   more = ', ...' if values.size > 4 else ''
   return f'{", ".join(f"{x:.4g}" for x in values.flat[:4])}{more}'
 
@@ -209,8 +211,8 @@ def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:
   if unknown:
     raise ValueError(
         f'{path} has the unknown llama keys {gguf_header.shorten(unknown)}:'
-        ' expected only keys known here, since another may change what the'
-        ' model computes. Use a file without them.')
+        ' expected only known keys, because another key may change the'
+        ' computation. Use another file.')
   for key, value in found.items():
     kind = str if key == 'rope.scaling.type' else (int, float)
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -236,8 +238,10 @@ def _rope_scaling(
 
 
 def _shortest_decimal(value: float) -> float:
-  """The shortest decimal that reads back as this float32: 1e-5, not
-  9.99999975e-6, which is what GGUF's float32 makes of it."""
+  """The shortest decimal that rounds to this float32.
+
+  GGUF stores 1e-5 as 9.99999975e-6; this function returns 1e-5.
+  """
   with np.errstate(over='ignore'):  # The config refuses infinity.
     return float(str(np.float32(value)))
 
@@ -245,11 +249,12 @@ def _shortest_decimal(value: float) -> float:
 def read_params(
     file: GgufFile, config: config_lib.ModelConfig, dtype: Any
 ) -> types.Params:
-  """Dequantises all tensors to float32 and stacks them in `dtype`.
+  """Dequantizes all tensors to float32 and stacks them in `dtype`.
 
   Raises:
-    ValueError: missing, extra or misshapen tensors, or a storage format that
-      the `gguf` package cannot dequantise. Nothing large is read before.
+    ValueError: tensors are missing, unexpected or of another shape, or the
+      `gguf` package cannot dequantize their format. Both are checked before the
+      weights are read.
   """
   for tensor in {t.kind: t for t in file.tensors}.values():
     _check_format(file, tensor)
@@ -261,7 +266,7 @@ def read_params(
 
   def read(tensor: assemble.Tensor) -> np.ndarray:
     stored = by_name[tensor.name]
-    rows = _dequantise(file.stored(stored), stored)
+    rows = _dequantize(file.stored(stored), stored)
     heads = {'layers/attn/q': config.num_heads,
              'layers/attn/k': config.num_kv_heads}.get(tensor.leaf)
     return rows if heads is None else _unpair_rotary(rows, heads)
@@ -270,30 +275,30 @@ def read_params(
 
 
 def _check_format(file: GgufFile, tensor: gguf_header.Tensor) -> None:
-  """Tries one row of a tensor."""
+  """Raises ValueError if one row of a tensor cannot be dequantized."""
   stored = file.stored(tensor)
   try:
-    _dequantise(stored.reshape(-1, stored.shape[-1])[0], tensor)
+    _dequantize(stored.reshape(-1, stored.shape[-1])[0], tensor)
   except NotImplementedError as error:
     raise ValueError(
         f'{file.path} stores {tensor.name} as {tensor.kind.name}: expected a'
-        ' format that the gguf package dequantises (F32, F16, BF16, Q4_0 ..'
-        ' Q8_0, Q2_K .. Q6_K, ...). Requantise it or use another file.'
+        ' format that the gguf package dequantizes (F32, F16, BF16, Q4_0 ..'
+        ' Q8_0, Q2_K .. Q6_K, ...). Requantize it or use another file.'
     ) from error
 
 
-def _dequantise(
-    stored: np.ndarray,  # [..., bytes of a row] uint8
+def _dequantize(
+    stored: np.ndarray,  # [..., bytes per row] uint8
     tensor: gguf_header.Tensor) -> np.ndarray:
-  """Float32 values; scales of damaged files may overflow to infinity."""
+  """Float32 values; in damaged files, scales may overflow to infinity."""
   with np.errstate(over='ignore', invalid='ignore'):
     return gguf.dequantize(stored, tensor.kind)
 
 
 def _unpair_rotary(
-    rows: np.ndarray,  # [heads * H, D], rotary pairs side by side
+    rows: np.ndarray,  # [heads * H, D], rotary pairs adjacent
     heads: int,
 ) -> np.ndarray:
-  """Undoes llama.cpp's row order: (h, h + H / 2) become pairs again."""
+  """Inverts llama.cpp's row order, so that (h, h + H / 2) are pairs."""
   paired = rows.reshape(heads, -1, 2, rows.shape[-1])  # [heads, H / 2, 2, D]
   return paired.swapaxes(1, 2).reshape(rows.shape)

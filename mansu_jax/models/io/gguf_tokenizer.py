@@ -1,8 +1,9 @@
 """Builds a fast tokenizer from the metadata of a GGUF file.
 
-Byte-level BPE (`tokenizer.ggml.model` = 'gpt2'): vocabulary and merges are in
-the file, the rule that cuts text into words is named by `tokenizer.ggml.pre`
-and stands here, as llama.cpp defines it (src/llama-vocab.cpp).
+Supports byte-level BPE (`tokenizer.ggml.model` = 'gpt2'). The file contains the
+vocabulary and the merges; `tokenizer.ggml.pre` names the rule that splits text
+into words. This module defines the rules as llama.cpp does
+(src/llama-vocab.cpp).
 """
 
 from __future__ import annotations
@@ -47,19 +48,19 @@ _WORDS = {
     'llama-bpe': _llama3_words,
     'smollm': _smollm_words,
 }
-_WHOLE_WORDS_FIRST = ('llama-bpe',)  # A word in the vocabulary is one token.
+_WHOLE_WORDS_FIRST = ('llama-bpe',)  # Words in the vocabulary stay whole.
 _CHAT_TEMPLATE = 'tokenizer.chat_template'
-_NO_VOCABULARY = ('none', 'no_vocab')  # Files of token ids only.
+_NO_VOCABULARY = ('none', 'no_vocab')  # Models that take token ids only.
 
 
 def word_rule(fields: Mapping[str, Any]) -> str | None:
-  """Name of the rule by which a tokenizer cuts text, as GGUF files give it.
+  """Finds the GGUF name of the rule by which a tokenizer splits text.
 
   Args:
-    fields: the parsed `tokenizer.json`.
+    fields: Parsed `tokenizer.json`.
 
   Returns:
-    One of the rules known here; None for another, or for a tokenizer that is
+    Name of a supported rule; None for another rule, or for a tokenizer that is
     not plain byte-level BPE.
   """
   model = fields['model']
@@ -81,7 +82,7 @@ def word_rule(fields: Mapping[str, Any]) -> str | None:
 
 
 def _without_offsets(node: Any) -> Any:
-  """JSON without `trim_offsets`, which changes no token."""
+  """JSON without `trim_offsets`, which does not affect tokens."""
   if isinstance(node, list):
     return [_without_offsets(x) for x in node]
   if isinstance(node, dict):
@@ -91,14 +92,17 @@ def _without_offsets(node: Any) -> Any:
 
 
 def build(metadata: Mapping[str, Any], where: str) -> Any:
-  """Returns a `transformers.PreTrainedTokenizerFast`; None: there is none.
+  """Builds a `transformers.PreTrainedTokenizerFast`.
 
   Args:
-    metadata: the file's keys and values.
-    where: the file, for messages.
+    metadata: Keys and values of the file.
+    where: Path of the file, for messages.
+
+  Returns:
+    The tokenizer; None if the file has no vocabulary.
 
   Raises:
-    ValueError: another kind of tokenizer, or incomplete metadata.
+    ValueError: the tokenizer is of another kind, or metadata is missing.
   """
   found = ggml_keys(metadata)
   if found.get('model') in _NO_VOCABULARY:
@@ -119,9 +123,9 @@ def build(metadata: Mapping[str, Any], where: str) -> Any:
                 clean_up_tokenization_spaces=False)
   except MemoryError:
     raise
-  except Exception as error:  # The bare class, of the tokenizers package.
+  except Exception as error:  # The tokenizers package raises this class.
     raise ValueError(
-        f'The vocabulary in {where} makes no tokenizer'
+        f'The vocabulary in {where} gives no tokenizer'
         f' ({gguf_header.shorten(str(error))}): expected byte-level BPE. The'
         ' file is damaged; download or convert it again.') from error
 
@@ -129,7 +133,7 @@ def build(metadata: Mapping[str, Any], where: str) -> Any:
 def _parts(
     found: Mapping[str, Any], merges: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
-  """The backend, and the special tokens by transformers' names."""
+  """Backend and special tokens, as arguments of the transformers class."""
   backend, tokens = _byte_level_bpe(found, merges), found['tokens']
   special = {
       f'{short}_token': tokens[special_id(found, long)]
@@ -143,7 +147,7 @@ def _parts(
 
 
 def ggml_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
-  """The `tokenizer.ggml.` keys of a file, without that prefix."""
+  """The `tokenizer.ggml.` keys of a file, without the prefix."""
   prefix = 'tokenizer.ggml.'
   return {key.removeprefix(prefix): value
           for key, value in metadata.items() if key.startswith(prefix)}
@@ -158,7 +162,7 @@ def _check(found: Mapping[str, Any], where: str) -> None:
       raise ValueError(
           f'{where} has tokenizer.ggml.{key} = {shown(key)}: expected one of'
           f' {list(values)}. Use the Hugging Face directory of this model,'
-          ' which brings its tokenizer.json.')
+          ' which has a tokenizer.json.')
   _check_vocabulary(found, where)
   for name in ('bos', 'eos'):
     key = f'{name}_token_id'
@@ -173,7 +177,7 @@ def _check(found: Mapping[str, Any], where: str) -> None:
         ' expected true or false. Convert the model again with its tokenizer.')
   if found.get('add_bos_token') and 'bos_token_id' not in found:
     raise ValueError(
-        f'{where} asks for a BOS token in front but names none: expected'
+        f'{where} has add_bos_token but no BOS token: expected'
         ' tokenizer.ggml.bos_token_id. Convert the model again.')
 
 
@@ -196,25 +200,26 @@ def _check_vocabulary(found: Mapping[str, Any], where: str) -> None:
 
 
 def _are(values: Any, kind: type[Any]) -> bool:
-  """Whether it is an array of this kind; elements of one are all alike."""
+  """Whether `values` is an array of this kind; checks one element."""
   return isinstance(values, (list, array.array)) and (
       not values or isinstance(values[0], kind))
 
 
 def _counted(values: Any) -> str:
+  """Describes an array by its length, for a message."""
   if not isinstance(values, (list, array.array)):
     return gguf_header.shorten(values)
   return f'an array of {len(values)}'
 
 
 def special_id(found: Mapping[str, Any], name: str) -> int | None:
-  """A special token's id; None where the vocabulary holds no such token.
+  """Id of a special token; None if the vocabulary has no such token.
 
-  Real files give 4294967295 or an id beyond the vocabulary for padding that
-  they do not have.
+  Some files without a padding token give it the id 4294967295 or another id
+  beyond the vocabulary.
 
   Args:
-    found: the `tokenizer.ggml.` keys, without that prefix.
+    found: The `tokenizer.ggml.` keys, without the prefix.
     name: `bos`, `eos`, `unknown` or `padding`.
   """
   value = found.get(f'{name}_token_id')
@@ -225,7 +230,7 @@ def special_id(found: Mapping[str, Any], name: str) -> int | None:
 
 
 def _merges(found: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
-  """The file's merges, checked: two tokens that make a third."""
+  """Checks the merges: each joins two tokens into a third."""
   tokens = found['tokens']
   merges = [tuple(merge.split(' ')) for merge in found['merges']]
   vocab = frozenset(tokens)
@@ -233,10 +238,11 @@ def _merges(found: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
       m[0] in vocab and m[1] in vocab and ''.join(m) in vocab)]
   if len(vocab) != len(tokens) or broken:
     raise ValueError(
-        f'{where} has {len(tokens)} tokens of which {len(vocab)} differ, and'
-        f' {len(broken)} merges that do not make a token of two tokens (first:'
-        f' {gguf_header.shorten(broken[:1])}): expected distinct tokens and'
-        ' merges of two. The file is damaged; download it again.')
+        f'{where} has {len(tokens)} tokens, {len(vocab)} of them distinct, and'
+        f' {len(broken)} invalid merges (first:'
+        f' {gguf_header.shorten(broken[:1])}): expected distinct tokens, and'
+        ' merges that join two tokens into a third. The file is damaged;'
+        ' download it again.')
   return merges
 
 

@@ -1,9 +1,14 @@
-"""Writes `.gguf` files of the llama architecture, in float32.
+"""Writes `.gguf` files of the llama architecture in float32, for llama.cpp.
 
-As llama.cpp's own converter writes them: rows of W_Q and W_K reordered so that
-rotary pairs lie side by side, and the vocabulary of a byte-level tokenizer, so
-that llama.cpp can be given text. A tokenizer of another kind is left out; such
-a file takes and gives token ids only.
+Like llama.cpp's converter, the writer reorders the rows of W_Q and W_K so that
+rotary pairs are adjacent, and stores the vocabulary of a byte-level tokenizer.
+It omits other tokenizers; llama.cpp then accepts token ids only.
+
+Example, after `python -m mansu_jax.main --workdir=run ...`:
+
+    model = loading.load('run/model')
+    gguf_writer.write(
+        'model.gguf', model.config, model.params, model.tokenizer)
 """
 
 from __future__ import annotations
@@ -35,21 +40,21 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # Token types.
 def write(
     path: str | pathlib.Path, config: config_lib.ModelConfig,
     params: types.Params, tokenizer: Any | None) -> str | None:
-  """Writes a whole file or nothing.
+  """Writes a file atomically.
 
   Args:
-    path: the file; one that is there is replaced.
-    config: the model.
-    params: its weights, written in float32.
-    tokenizer: a transformers fast tokenizer, or None.
+    path: Target file; an existing file is replaced.
+    config: Config of the model.
+    params: Params of the model.
+    tokenizer: A transformers fast tokenizer, or None.
 
   Returns:
-    The name of the tokenizer's word rule, such as `smollm`; None where the
-    file holds no vocabulary.
+    Name of the tokenizer's word rule, such as `smollm`; None if the file has no
+    vocabulary.
 
   Raises:
-    ValueError: params that do not fit the config, or are not finite.
-    OSError: the disk is full, or the folder cannot be written.
+    ValueError: params do not match the config or are not finite.
+    OSError: the disk is full, or the folder is not writable.
   """
   tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
   for name, leaf in tree_paths.flatten(params).items():
@@ -110,7 +115,7 @@ def _add_config(
 def _rows(
     config: config_lib.ModelConfig, layer: np.ndarray,
     tensor: assemble.Tensor) -> np.ndarray:
-  """One tensor as the file holds it."""
+  """Rows of one tensor in the order of the file."""
   rows = assemble.to_torch(layer.astype(np.float32), tensor)
   heads = {'layers/attn/q': config.num_heads,
            'layers/attn/k': config.num_kv_heads}.get(tensor.leaf)
@@ -121,7 +126,7 @@ def _pair_rotary(
     rows: np.ndarray,  # [heads * H, D]
     heads: int,
 ) -> np.ndarray:
-  """llama.cpp's row order: the pairs (h, h + H / 2) side by side."""
+  """Reorders rows like llama.cpp: the pairs (h, h + H / 2) are adjacent."""
   halves = rows.reshape(heads, 2, -1, rows.shape[-1])  # [heads, 2, H / 2, D]
   return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
@@ -151,14 +156,14 @@ def _add_tokenizer(
 
 
 def _fields(tokenizer: Any | None) -> dict[str, Any] | None:
-  """What a `tokenizer.json` of the tokenizer holds."""
+  """Fields of the tokenizer's `tokenizer.json`, or None."""
   backend = getattr(tokenizer, 'backend_tokenizer', None)
   return None if backend is None else json.loads(backend.to_str())
 
 
 def _vocabulary(
     fields: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
-  """Tokens by id and their types; ids without a token are filled up."""
+  """Tokens by id and their types; unused ids get placeholders."""
   tokens = [f'[PAD{i}]' for i in range(size)]
   kinds = [_UNUSED] * size
   for token, i in fields['model']['vocab'].items():

@@ -1,4 +1,4 @@
-"""The files of a Hugging Face directory that hold weights; safetensors only."""
+"""Finds the weight files of a Hugging Face directory; safetensors only."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ _ADAPTER = 'adapter_config.json'
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-  """The JSON object in a file; ValueError where there is none."""
+  """Reads a JSON object from a file.
+
+  Raises:
+    ValueError: the file is missing, not JSON or not an object.
+  """
   if not file.is_file():
     if (file.parent / _ADAPTER).is_file():
       raise ValueError(
           f'{file.parent} holds a PEFT adapter ({_ADAPTER}) and no'
-          f' {file.name}: expected a whole model. Merge it into its base'
-          ' (`merge_and_unload` of peft) and save that.')
+          f' {file.name}: expected a full model. Merge the adapter into its'
+          ' base (`merge_and_unload` of peft) and save the result.')
     raise ValueError(
         f'{file.parent} has no {file.name}: expected a Hugging Face model'
         ' directory with config.json and safetensors. Check the path.')
@@ -36,7 +40,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
         ' again.') from error
   if not isinstance(fields, dict):
     raise ValueError(
-        f'{file} holds a {type(fields).__name__}: expected a JSON object.'
+        f'{file} contains a {type(fields).__name__}: expected a JSON object.'
         ' Download it again.')
   return fields
 
@@ -45,8 +49,8 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
   """The safetensors files of a directory, in name order.
 
   Raises:
-    ValueError: only pickle checkpoints, no weights at all, a missing shard, or
-      a tensor that is not in the shard that the index names, or in two.
+    ValueError: the directory has only pickles or no weights, a shard is
+      missing, or a tensor is not in exactly the shard that the index names.
   """
   if (path / WEIGHTS).is_file():
     return [path / WEIGHTS]
@@ -62,9 +66,9 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
   missing = [n for n in names if not (path / n).is_file()]
   if outside or missing:
     raise ValueError(
-        f'{path / INDEX} names {names}, of which {outside} lie outside the'
-        f' directory and {missing} are missing: expected every shard beside'
-        ' the index. Download the missing files.')
+        f'{path / INDEX} names {len(names)} shards; {missing} are missing, and'
+        f' {outside} are outside the directory: expected all shards beside the'
+        ' index. Download the missing files.')
   files = [path / n for n in names]
   _check_index(path / INDEX, weight_map, files)
   return files
@@ -73,7 +77,7 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
 def _check_index(
     index: pathlib.Path, weight_map: Mapping[str, str],
     files: Sequence[pathlib.Path]) -> None:
-  """Checks by the headers that each tensor lies where the index says."""
+  """Raises ValueError unless each tensor is in the shard of the index."""
   stored: dict[str, list[str]] = {}
   for file in files:
     with open_file(file) as handle:
@@ -86,10 +90,10 @@ def _check_index(
     listed = weight_map.get(wrong[0], 'no shard')
     found = ' and '.join(stored.get(wrong[0], ['no shard']))
     raise ValueError(
-        f'{index} does not fit its shards for {len(wrong)} tensors, such as'
+        f'{index} does not match its shards for {len(wrong)} tensors, such as'
         f' {wrong[0]!r}: the index names {listed}, but the tensor is in'
-        f' {found}. Expected each tensor in one shard, the one that the index'
-        ' names. Download the whole checkpoint again.')
+        f' {found}. Expected each tensor in exactly the shard that the index'
+        ' names. Download the checkpoint again.')
 
 
 def _refuse_without_safetensors(path: pathlib.Path) -> None:
@@ -97,21 +101,21 @@ def _refuse_without_safetensors(path: pathlib.Path) -> None:
       p.name for p in path.iterdir() if p.suffix in PICKLE_SUFFIXES)
   if pickles:
     raise ValueError(
-        f'{path} holds pickle checkpoints {pickles}: expected safetensors. A'
-        ' pickle can run any code when it is read, so it is refused; convert'
-        ' it with `save_pretrained(..., safe_serialization=True)`.')
+        f'{path} holds pickle checkpoints {pickles}: expected safetensors.'
+        ' Reading a pickle can run arbitrary code, so it is refused; convert it'
+        ' with `save_pretrained(..., safe_serialization=True)`.')
   raise ValueError(
-      f'{path} has neither {WEIGHTS} nor {INDEX}; it holds'
+      f'{path} has neither {WEIGHTS} nor {INDEX}; it contains'
       f' {sorted(p.name for p in path.iterdir())}. Expected a Hugging Face'
       ' directory with safetensors. Check the path.')
 
 
 def open_file(file: pathlib.Path) -> Any:
-  """A safetensors file whose header is read; ValueError where it is damaged."""
+  """Opens a safetensors file; ValueError if it is damaged."""
   try:
     return safetensors.safe_open(file, framework='np')
   except safetensors.SafetensorError as error:
     raise ValueError(
-        f'{file} cannot be read as safetensors ({error}) at'
-        f' {file.stat().st_size} bytes: expected a complete file. It is'
-        ' truncated or damaged; download it again.') from error
+        f'{file} ({file.stat().st_size} bytes) cannot be read as safetensors'
+        f' ({error}): expected a complete file. It is truncated or damaged;'
+        ' download it again.') from error

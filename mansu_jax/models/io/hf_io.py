@@ -1,4 +1,10 @@
-"""Reads and writes Hugging Face directories, safetensors only."""
+"""Reads and writes Hugging Face directories; safetensors only.
+
+`loading.load` reads a whole model; `write` saves one:
+
+    hf_io.write('out', model.config, params, model.tokenizer,
+                export_dtype='bfloat16')
+"""
 
 from __future__ import annotations
 
@@ -31,14 +37,14 @@ EXPORT_DTYPES = {
     'bfloat16': ml_dtypes.bfloat16,
     'float16': np.float16,
 }
-# What files store weights in -> the export dtype that holds it.
+# Dtype of stored tensors -> export dtype that represents it.
 FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
           'BF16': 'bfloat16'}
-MOST_IN_A_FILE = 5 * 10**9  # Bytes of weights.
+MOST_IN_A_FILE = 5 * 10**9  # Most bytes of weights per file.
 
 _CONFIG = 'config.json'
 _EMBED, _HEAD = llama.NAMES['embed'], llama.NAMES['lm_head']
-_ROWS = 4096  # Of a matrix, compared at once.
+_ROWS = 4096  # Rows of a matrix to compare at once.
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 
@@ -46,13 +52,13 @@ def read_config(path: pathlib.Path) -> config_lib.ModelConfig:
   """Reads `config.json` of a directory.
 
   Raises:
-    ValueError: no such file, not JSON, or not a config understood here.
+    ValueError: the file is missing, not JSON or not a supported config.
   """
   return read_config_file(path / _CONFIG)
 
 
 def read_config_file(file: pathlib.Path) -> config_lib.ModelConfig:
-  """As `read_config`, of a file of any name."""
+  """Reads a config file of any name; see `read_config`."""
   return llama.from_hf(hf_files.read_json(file), str(file))
 
 
@@ -61,12 +67,17 @@ def read_params(
 ) -> types.Params:
   """Reads all tensors and stacks them in `dtype`.
 
-  Tied embeddings may be stored twice, if both are the same.
+  Tied embeddings may be stored twice if both copies are equal.
+
+  Args:
+    path: Hugging Face directory.
+    config: Config of the model.
+    dtype: Dtype of the params.
 
   Raises:
-    ValueError: a truncated file, missing, extra or misshapen tensors, or a
-      dtype that is no float, found from the headers, before any weight; or two
-      tied matrices that differ.
+    ValueError: a file is truncated, tensors are missing, unexpected or of
+      another shape, or a dtype is not a float (all found before the weights are
+      read); or the copies of tied embeddings differ.
   """
   with contextlib.ExitStack() as stack:
     handles = {}
@@ -88,16 +99,16 @@ def read_params(
 
 
 def _check_tied(path: pathlib.Path, embed: Any, head: Any) -> None:
-  """Raises ValueError where tied matrices differ; reads some rows at a time."""
+  """Raises ValueError if tied matrices differ; reads them in blocks."""
   rows, _ = embed.get_shape()
   for start in range(0, rows, _ROWS):
     stop = min(start + _ROWS, rows)
     if not np.array_equal(embed[start:stop], head[start:stop]):
       raise ValueError(
-          f'{path} stores {_HEAD} beside {_EMBED}, and they differ from row'
-          f' {start} on, but its config has tie_word_embeddings = True:'
-          ' expected one matrix, or the same twice. Set tie_word_embeddings to'
-          ' false, if the model was trained with both.')
+          f'{path} has tie_word_embeddings = True, but {_HEAD} differs from'
+          f' {_EMBED} from row {start} on: expected one matrix, or two equal'
+          ' ones. Set tie_word_embeddings to false if the model was trained'
+          ' with both.')
 
 
 def _check_dtypes(path: pathlib.Path, handles: Mapping[str, Any]) -> None:
@@ -106,16 +117,16 @@ def _check_dtypes(path: pathlib.Path, handles: Mapping[str, Any]) -> None:
   if wrong:
     name, dtype = next(iter(wrong.items()))
     raise ValueError(
-        f'{path} stores {len(wrong)} tensors in a dtype that is no float, such'
-        f' as {name} in {dtype}: expected one of {list(FLOATS)}. Quantized'
-        ' checkpoints are refused; use the full-precision model.')
+        f'{path} stores {len(wrong)} tensors in a dtype that is not a float,'
+        f' such as {name} in {dtype}: expected one of {list(FLOATS)}. Quantized'
+        ' checkpoints are not supported; use the full-precision model.')
 
 
 def stored_dtype(files: Sequence[pathlib.Path]) -> str:
-  """The export dtype in which files hold most of their weights.
+  """The export dtype of most weights in the files.
 
   Raises:
-    ValueError: a truncated file.
+    ValueError: a file is truncated.
   """
   sizes: dict[str, int] = {}
   for file in files:
@@ -128,17 +139,17 @@ def stored_dtype(files: Sequence[pathlib.Path]) -> str:
 
 
 def read_tokenizer(path: pathlib.Path) -> Any | None:
-  """The directory's tokenizer, or None when it holds no tokenizer files.
+  """Reads the tokenizer of a directory; None if it has no tokenizer files.
 
   Raises:
-    ValueError: the files are there but do not make a tokenizer.
+    ValueError: transformers cannot read the tokenizer files.
   """
   if not any((path / name).is_file() for name in _TOKENIZER_FILES):
     return None
   import transformers  # pylint: disable=g-import-not-at-top
 
-  # The plain class takes tokenizer.json as it stands and, unlike the other,
-  # imports no torch when it is merely looked up.
+  # The plain class uses tokenizer.json unchanged and, unlike AutoTokenizer,
+  # imports no torch.
   plain = (path / 'tokenizer.json').is_file()
   name = 'PreTrainedTokenizerFast' if plain else 'AutoTokenizer'
   try:
@@ -152,10 +163,11 @@ def read_tokenizer(path: pathlib.Path) -> Any | None:
 
 
 def check_export(path: pathlib.Path, export_dtype: str) -> None:
-  """Checks what `write` needs, for use before long work.
+  """Checks the arguments of `write`; call this before long work.
 
   Raises:
-    ValueError: an unknown dtype, or a target that is not a model directory.
+    ValueError: the dtype is unknown, or `path` is a file or a non-empty
+      directory without a model.
   """
   if export_dtype not in EXPORT_DTYPES:
     raise ValueError(
@@ -168,18 +180,24 @@ def check_export(path: pathlib.Path, export_dtype: str) -> None:
   if path.is_dir() and any(path.iterdir()) and not (path / _CONFIG).is_file():
     raise ValueError(
         f'{path} is not empty and holds no model: expected a new, empty or'
-        ' model directory, since it is replaced. Give another path.')
+        ' model directory, because the export replaces it. Give another path.')
 
 
 def as_stored(params: types.Params, export_dtype: str) -> types.Params:
-  """Params as a reader of the exported file gets them, in their own dtype.
+  """Rounds params to the export dtype, in their own dtype.
+
+  The result equals the params that a reader of the exported file gets.
 
   Args:
-    params: any float pytree.
-    export_dtype: as in `write`.
+    params: Params, or any nested dict of float arrays.
+    export_dtype: See `write`.
 
   Raises:
-    ValueError: a finite weight that `export_dtype` has no finite value for.
+    ValueError: a finite weight overflows in `export_dtype`.
+
+  Example:
+    >>> as_stored({'w': jnp.array([1.001])}, 'bfloat16')
+    {'w': Array([1.], dtype=float32)}
   """
   dtype = EXPORT_DTYPES[export_dtype]
 
@@ -191,7 +209,7 @@ def as_stored(params: types.Params, export_dtype: str) -> types.Params:
     if lost:
       raise ValueError(
           f'{lost} weights of {name} are too large for {export_dtype}: expected'
-          ' finite ones. Give --export_dtype=float32 or bfloat16.')
+          ' finite weights. Give --export_dtype=float32 or bfloat16.')
     return stored
 
   return tree_paths.unflatten({
@@ -209,21 +227,34 @@ def write(
 ) -> None:
   """Writes a directory that `AutoModelForCausalLM.from_pretrained` loads.
 
-  It is written beside `path` and renamed, so that `path` is never half a
-  model. A model directory that is already there is replaced. Weights of over
-  `MOST_IN_A_FILE` bytes are written as shards with an index. Of several
-  processes the first writes; all must ask.
+  The export is atomic: files are written to a temporary directory, which then
+  replaces `path`. Weights of over `MOST_IN_A_FILE` bytes are sharded, with an
+  index. Collective: every process must call it; the primary process writes.
 
   Args:
-    path: the directory.
-    config: the model.
-    params: its weights, cast to `export_dtype` by rounding to nearest even.
-    tokenizer: a transformers tokenizer, or None to write none.
+    path: Target directory. A model directory at this path is replaced.
+    config: Config of the model.
+    params: Params of the model, rounded to nearest even in `export_dtype`.
+    tokenizer: A transformers tokenizer, or None to write none.
     export_dtype: `float32`, `bfloat16` or `float16`.
 
   Raises:
-    ValueError: see `check_export`; or params that do not fit the config.
-    OSError: the disk is full, or the folder cannot be written.
+    ValueError: as `check_export`; or params do not match the config.
+    OSError: the disk is full, or the directory is not writable.
+
+  Example:
+    >>> import jax
+    >>> from mansu_jax.models.io import loading
+    >>> config = config_lib.ModelConfig(
+    ...     vocab_size=97, d_model=16, num_layers=2, num_heads=4,
+    ...     num_kv_heads=2, d_head=4, d_ff=32)
+    >>> params = decoder.init(config, jax.random.key(0))
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / 'model'
+    >>> write(path, config, params, tokenizer=None)
+    >>> sorted(file.name for file in path.iterdir())
+    ['config.json', 'model.safetensors']
+    >>> loading.load(str(path)).config == config
+    True
   """
   path = pathlib.Path(path)
   processes.broadcast_from_primary(lambda: check_export(path, export_dtype))
@@ -246,9 +277,9 @@ def write(
 
 @contextlib.contextmanager
 def _replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A new directory that takes the place of `path` if nothing fails.
+  """Yields a temporary directory that replaces `path` if nothing fails.
 
-  It lies beside it. Of several processes the first has it; all must ask.
+  Collective: every process must enter it; the primary process owns it.
   """
   with contextlib.ExitStack() as files:
     def make():
@@ -272,7 +303,7 @@ def _replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def _write_weights(
     path: pathlib.Path, config: config_lib.ModelConfig, params: types.Params,
     dtype: Any) -> None:
-  """One file, or shards with their index; the host holds one at a time."""
+  """Writes one file, or shards and an index; the host stores one at a time."""
   split = huggingface_hub.split_state_dict_into_shards_factory(
       {t.name: t for t in assemble.tensors(config, llama.NAMES)},
       get_storage_size=lambda t: math.prod(t.shape) * np.dtype(dtype).itemsize,
@@ -283,7 +314,7 @@ def _write_weights(
   for tensor, layer in assemble.layers(config, llama.NAMES, params):
     name = file_of[tensor.name]
     part = parts.setdefault(name, {})
-    part[tensor.name] = (  # Other processes fetch with the first.
+    part[tensor.name] = (  # Other processes only take part in the gather.
         assemble.to_torch(layer.astype(dtype, copy=False), tensor)
         if processes.is_primary() else None)
     if len(part) == len(split.filename_to_tensors[name]):
@@ -299,7 +330,7 @@ def _write_weights(
 
 def _write_tokenizer(path: pathlib.Path, tokenizer: Any) -> None:
   tokenizer.save_pretrained(str(path))
-  # transformers 5 renamed the class; both 4 and 5 know it by its old name.
+  # transformers 5 renamed the class; versions 4 and 5 accept the old name.
   file = path / 'tokenizer_config.json'
   fields = json.loads(file.read_text('utf-8'))
   if fields.get('tokenizer_class') == 'TokenizersBackend':
@@ -308,6 +339,6 @@ def _write_tokenizer(path: pathlib.Path, tokenizer: Any) -> None:
 
 
 def _share(path: pathlib.Path) -> None:
-  """Gives files the directory's read rights (safetensors writes 0600)."""
+  """Gives files the directory's read permissions; safetensors sets 0600."""
   for file in path.iterdir():
     file.chmod(path.stat().st_mode & 0o666)

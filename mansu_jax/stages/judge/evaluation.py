@@ -73,7 +73,7 @@ class Evaluator:
 
   def __call__(
       self, params: types.Params, *, common: int = 0,
-      kept: scoring.Kept | None = None) -> Measured:
+      kept: scoring.HiddenCache | None = None) -> Measured:
     """Scores all questions and texts.
 
     Args:
@@ -128,7 +128,7 @@ def _scorer(config: Any, common: int) -> scoring.Scorer:
           config, params, embeddings=x, first_layer=common,
           positions=positions, attention_mask=mask),
       decoder.unembed,
-      below=lambda params, tokens, positions, mask: decoder.run_prefix(
+      prefix=lambda params, tokens, positions, mask: decoder.run_prefix(
           config, params, tokens, layer=common, positions=positions,
           attention_mask=mask))
 
@@ -171,7 +171,7 @@ def measure_all(
   common = layers_in_common(base, unlearned)
   out = {}
   for precision, view in views.items():
-    kept = scoring.Kept()
+    kept = scoring.HiddenCache()
     for name, params in zip(MODELS, (base, unlearned)):
       measure = lambda: evaluator.as_tree(evaluator(
           view(params), common=common, kept=kept))

@@ -16,7 +16,6 @@ import numpy as np
 from mansu_jax import types
 from mansu_jax.config import run as run_config
 from mansu_jax.data import batching
-from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import tokenization
@@ -108,7 +107,7 @@ def make_batches(
   return batches_lib.Batches(
       forget=forget, retain=retain, text=text, swapped=swapped,
       swapped_account=account, prompts=prompts, partners=partners,
-      marginals=marginals, choices=choices, fill=packing.fill_rows,
+      marginals=marginals, choices=choices,
       steps=options.steps, seed=seed)
 
 
@@ -130,7 +129,7 @@ class _PoolMaker(NamedTuple):
       self, name: str, spans: batches_lib.Spans) -> batches_lib.Spans:
     found = self.cache.get_or_compute(f'references_{name}', lambda: {
         'states': batches_lib.add_reference(
-            spans, self.reference.hidden, packing.fill_rows).reference})
+            spans, self.reference.hidden).reference})
     return spans._replace(reference=found['states'])
 
   def pool(

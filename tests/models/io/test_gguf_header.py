@@ -95,18 +95,18 @@ class HeaderTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
       ('bytes', {'pairs': [_pair(b'a', _ARRAY, _array(_U8, 2**40))]},
-       "value of 'a' of 1099511627776 bytes at byte 49, where"),
+       "value of 'a' needs 1099511627776 bytes at byte 49, but"),
       ('numbers', {'pairs': [_pair(b'a', _ARRAY, _array(_U32, 2**62))]},
-       "value of 'a' of 18446744073709551616 bytes"),
+       "value of 'a' needs 18446744073709551616 bytes"),
       ('strings', {'pairs': [_pair(b'a', _ARRAY, _array(_STRING, 2**40))]},
        "1099511627776 strings in the value of 'a'"),
       ('long_strings', {'pairs': [_pair(b'a', _ARRAY, _array(
           _STRING, 2, _text(b'x') + struct.pack('<Q', 2**63)))]},
-       "value of 'a' of 2 strings, of which string 1 goes beyond"),
+       "value of 'a' has 2 strings, but string 1 goes beyond"),
       ('arrays', {'pairs': [_pair(b'a', _ARRAY, _array(_ARRAY, 2**40))]},
        "1099511627776 arrays in the value of 'a'"),
       ('string', {'pairs': [_pair(b'a', _STRING, struct.pack('<Q', 2**63))]},
-       "value of 'a' of 9223372036854775808 bytes"),
+       "value of 'a' needs 9223372036854775808 bytes"),
       ('depth', {'pairs': _nested(5)}, 'arrays nested over 4 deep'),
       ('keys', {'counts': (0, 2**40)}, '1099511627776 keys at byte 24'),
       ('tensors', {'counts': (2**40, 0)}, '1099511627776 tensors at byte 24'),
@@ -135,7 +135,7 @@ class HeaderTest(parameterized.TestCase):
       ('empty', {'tensors': [_tensor(b't', (0, 4))]}, r'of the shape \(4, 0\)'),
       ('blocks', {'tensors': [_tensor(b't', (31,), 2)]},
        r'of the shape \(31,\), wanted rows of a multiple of 32 for Q4_0'),
-      ('type', {'tensors': [_tensor(b't', kind=99)]}, 'of the type 99'),
+      ('type', {'tensors': [_tensor(b't', kind=99)]}, 'of the unknown type 99'),
       ('offset', {'tensors': [_tensor(b't', offset=64)]}, 'ends at byte'),
       ('misaligned', {'tensors': [_tensor(b't', offset=16)]},
        'at the offset 16, wanted a multiple of 32'),
@@ -174,25 +174,26 @@ class LoadTest(parameterized.TestCase):
                   extra={'split.count': 2})
 
   def test_widths_that_no_tensor_has(self):
-    self._refused("config, which has .'num_heads . d_head': 4294967296.: no"
-                  ' tensor has over 104 rows', extra={
+    self._refused("config, which has .'num_heads . d_head': 4294967296.: "
+                  'expected at most 104', extra={
                       'llama.attention.key_length': 2**30})
 
   @parameterized.parameters(
       ({'vocab': tiny.VOCAB[:-1] + ['zqx'], 'merges': ['zq x']},
-       "104 tokens of which .*1 merges that do not make .*'zq', 'x'"),
+       "104 tokens, 104 of them distinct, and 1 invalid merges .*'zq', 'x'"),
       ({'kinds': tiny.KINDS[1:]}, 'an array of 103 as token types'),
       ({'vocab': tiny.KINDS}, 'an array of 104 as tokens'),
       ({'vocab': ['a:b:c', *tiny.VOCAB[1:]], 'add_bos': True,
         'bos_and_eos': (0, 1)},
-       'vocabulary in .*x.gguf makes no tokenizer .*a:b:c'),
+       'vocabulary in .*x.gguf gives no tokenizer .*a:b:c'),
       ({'add': lambda writer: writer.add_uint32('tokenizer.chat_template', 1)},
        'chat_template = 1: expected text'))
   def test_vocabularies(self, changes, message):
     self._refused(message, **changes)
 
   def test_no_bos_to_put_in_front(self):
-    with self.assertRaisesRegex(ValueError, 'f asks for a BOS token'):
+    with self.assertRaisesRegex(
+        ValueError, 'f has add_bos_token but no BOS token'):
       gguf_tokenizer.build({'tokenizer.ggml.' + key: value for key, value in (
           ('model', 'gpt2'), ('pre', 'gpt-2'), ('tokens', ['a']),
           ('merges', []), ('token_type', [1]), ('add_bos_token', True))}, 'f')

@@ -194,7 +194,7 @@ class RefuseTest(parameterized.TestCase):
       ('shape', lambda t: t | {_UP: np.ones((24, 40), 'f')},
        rf'wrong shape: 1 .{_UP} \(24, 40\) .wanted \(40, 24\)'),
       ('integers', lambda t: t | {_UP: np.ones((40, 24), np.uint8)},
-       f'no float, such as {_UP} in U8'))
+       f'not a float, such as {_UP} in U8'))
   def test_tensors(self, change, message):
     path = _write(self)
     _change_tensors(path, change)
@@ -219,7 +219,7 @@ class RefuseTest(parameterized.TestCase):
           'rope_theta': 5e5}}, 'rope_theta as .10000.0, 500000.0'),
       ('layers', {'num_hidden_layers': 4}, 'missing 9 .model.layers.3.'),
       ('many_layers', {'num_hidden_layers': 2 * 10**9},
-       '29 tensors, but its config 2000000000'),
+       '29 tensors, but its config has 2000000000'),
       ('heads', {'num_key_value_heads': 3}, '4 query heads for 3'),
       ('text', {'hidden_size': 'wide'}, "hidden_size = 'wide': expected int"),
       ('bool', {'num_hidden_layers': True}, 'True: expected int'),
@@ -260,21 +260,21 @@ class RefuseTest(parameterized.TestCase):
     (path / 'config.json').rename(path / 'other.json')
     self._refused(path, 'has no config.json')
     self._refused(path / 'nowhere', 'No model at .*nowhere')
-    self._refused(path / 'other.json', "ending '.json'")
+    self._refused(path / 'other.json', "suffix '.json'")
 
   def test_broken_json(self):
     path = _write(self)
     (path / 'config.json').write_text('{"model_type": "lla')
     self._refused(path, 'config.json is not JSON')
     (path / 'config.json').write_text('[1]')
-    self._refused(path, 'config.json holds a list')
+    self._refused(path, 'config.json contains a list')
 
   def test_index_that_leaves_the_directory(self):
     path = _write(self)
     (path / 'model.safetensors').rename(path.parent / 'model.safetensors')
     (path / 'model.safetensors.index.json').write_text(
         json.dumps({'weight_map': {_UP: '../model.safetensors'}}))
-    self._refused(path, 'lie outside')
+    self._refused(path, 'outside the directory')
 
   @parameterized.named_parameters(
       ('in_two_shards', lambda shards, index: shards[1].update(
