@@ -15,6 +15,7 @@ from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
 from mansu_jax.data.readers import text as text_lib
 
+
 class Sequences(NamedTuple):
   """Right-padded token sequences; every array has leading axis n."""
 

@@ -43,8 +43,8 @@ import jax
 import jax.numpy as jnp
 
 from mansu_jax import types
-from mansu_jax.models import config as config_lib
 from mansu_jax.models import circuit_layers
+from mansu_jax.models import config as config_lib
 from mansu_jax.models import layers
 from mansu_jax.models import sites as sites_lib
 from mansu_jax.runtime import sharding

@@ -17,8 +17,8 @@ from mansu_jax import main
 from mansu_jax.models.families import llama
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
-from mansu_jax.report.sections import summary
 from mansu_jax.report import write as report
+from mansu_jax.report.sections import summary
 from tests import bad_input
 from tests import runs
 from tests import tiny_job

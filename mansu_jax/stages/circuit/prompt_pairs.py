@@ -8,9 +8,9 @@ from absl import logging
 
 from mansu_jax.config import attribution as attribution_config
 from mansu_jax.data import pairs as pairs_lib
-from mansu_jax.data.readers import pair_files
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import tokenization
+from mansu_jax.data.readers import pair_files
 from mansu_jax.stages.circuit import settings as settings_lib
 
 Pairs = list[pairs_lib.AttributionPair]

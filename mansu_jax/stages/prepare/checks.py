@@ -25,8 +25,8 @@ from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import edge_file
 from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.judge import quantizers
-from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.train import pools
 
 _DEFAULT_EDGES = run_config.CircuitConfig().edges  # Where fewer are no error.

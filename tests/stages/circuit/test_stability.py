@@ -10,8 +10,8 @@ import numpy as np
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
-from mansu_jax.circuits import stability as stability_lib
 from mansu_jax.circuits import select
+from mansu_jax.circuits import stability as stability_lib
 from mansu_jax.circuits.edges import edges
 from mansu_jax.config import attribution as attribution_config
 from mansu_jax.config import circuit as circuit_config

@@ -11,8 +11,8 @@ import numpy as np
 from mansu_jax.data import packing
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
-from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.unlearn import batches
 from tests import runs
 from tests import tiny_job
