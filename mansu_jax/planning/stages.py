@@ -27,7 +27,7 @@ from mansu_jax.models import layout as model_layout
 from mansu_jax.planning import job as job_lib
 from mansu_jax.planning import measures
 from mansu_jax.planning import recorder as recorder_lib
-from mansu_jax.quant import grids as grids_lib
+from mansu_jax.quant import make_grids
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.train import edits
@@ -142,7 +142,7 @@ def _grid(
   for leaf in tree_paths.flatten(theta):
     job.recorder.then(**held)
     shared = job.recorder.call(
-        f'code grid of {leaf}', grids_lib.leaf_shared, flat[leaf], scheme,
+        f'code grid of {leaf}', make_grids.leaf_shared, flat[leaf], scheme,
         model_layout.MATRICES[leaf], jnp.dtype(config.export_dtype))
     job.recorder.then(**held, shared=shared)
   made = jax.eval_shape(lambda params, index: edits.circuit_grid(

@@ -52,7 +52,7 @@ class AffineTest(parameterized.TestCase):
   def test_rounded_is_what_codes_say(self, group):
     rows = _weights((3, 40))
     np.testing.assert_array_equal(
-        affine.rounded(rows, group=group),
+        affine.fake_quantize(rows, group=group),
         affine.decode(affine.round_to_nearest(rows, group=group)))
 
   def test_tiny_groups_become_zeros(self):

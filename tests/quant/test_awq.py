@@ -124,7 +124,7 @@ class AwqTest(parameterized.TestCase):
     rows, (moment, mean_abs) = inputs.weights((4, 40)), _statistics(40)
     with self.assertRaisesRegex(ValueError, r'\(39, 39\)'):
       awq_lib.awq(rows, np.eye(39), mean_abs)
-    with self.assertRaisesRegex(ValueError, r'\(39,\): wanted \(40,\)'):
+    with self.assertRaisesRegex(ValueError, r'\(39,\); wanted \(40,\)'):
       awq_lib.awq(rows, moment, mean_abs[1:])
     with self.assertRaisesRegex(ValueError, 'grid has 0'):
       awq_lib.awq(rows, moment, mean_abs, grid=0)

@@ -51,7 +51,7 @@ class PackTest(parameterized.TestCase):
     np.testing.assert_array_equal(zeros, np.float32([1e-38]))
 
   def test_refusals(self):
-    with self.assertRaisesRegex(ValueError, 'int8 is no 4-bit code book'):
+    with self.assertRaisesRegex(ValueError, 'int8 is not a 4-bit code book'):
       quant.packing.pack(_rows(), 'int8')
     with self.assertRaisesRegex(ValueError, r'shape \(64,\); wanted a matrix'):
       quant.packing.pack(_rows()[0], 'nf4')
@@ -68,7 +68,7 @@ class GgufTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         quant.gguf_bytes.to_bytes(rows, 'q4_0'),
         quant.gguf_bytes.to_bytes(rows, quant.get('q4_0')))
-    with self.assertRaisesRegex(ValueError, 'nf4 is no format of GGUF'):
+    with self.assertRaisesRegex(ValueError, 'nf4 is not a GGUF format'):
       quant.gguf_bytes.to_bytes(rows, 'nf4')
     with self.assertRaisesRegex(ValueError, '1 non-finite'):
       quant.gguf_bytes.to_bytes(rows.at[0, 0].set(jnp.inf), 'q4_0')

@@ -44,7 +44,7 @@ class NamedTest(absltest.TestCase):
 
   def test_refuses_two_leaves_of_one_name(self):
     with self.assertRaisesRegex(ValueError, "the name 'a/b'"):
-      leaves.named({'a/b': 1, 'a': {'b': 2}})
+      leaves.flatten({'a/b': 1, 'a': {'b': 2}})
 
 
 if __name__ == '__main__':

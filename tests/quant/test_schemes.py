@@ -239,7 +239,7 @@ class SchemesTest(parameterized.TestCase):
     self.assertEqual(schemes.find('gptq_g128').method, 'gptq')
     self.assertIs(schemes.find('nf4'), schemes.get('nf4'))
     with self.assertRaisesRegex(
-        ValueError, 'gptq_g128 quantizes by what comes'):
+        ValueError, 'gptq_g128 needs calibration inputs'):
       schemes.get('gptq_g128')
 
   def test_names_say_what_they_are(self):

@@ -194,7 +194,7 @@ class FloorParamsTest(parameterized.TestCase):
     tx = optax.chain(optax.sgd(0.1), _floor(params), behind)
     for chain in (tx, optax.chain(tx), optax.chain(
         optax.chain(optax.sgd(0.1), _floor(params)), behind)):
-      with self.assertRaisesRegex(ValueError, '1 transformation.* behind it'):
+      with self.assertRaisesRegex(ValueError, '1 transformation.* after a magnitude'):
         transforms.step(chain, params, chain.init(params), params)
 
   def test_refuses_what_follows_one_of_several_floors(self):
@@ -206,7 +206,7 @@ class FloorParamsTest(parameterized.TestCase):
     for tx in (optax.chain(own('w'), optax.clip(1e-3), own('v')),
                optax.named_chain(
                    ('floor', _floor(params)), ('clip', optax.clip(1e-3)))):
-      with self.assertRaisesRegex(ValueError, 'behind it.*optax.partition'):
+      with self.assertRaisesRegex(ValueError, 'after a magnitude.*optax.partition'):
         transforms.step(tx, params, tx.init(params), params)
 
   def test_wants_a_floor(self):
@@ -216,7 +216,7 @@ class FloorParamsTest(parameterized.TestCase):
   def test_refuses_two_floors_of_one_leaf(self):
     params = _params()
     state = optax.chain(_floor(params), _floor(params)).init(params)
-    with self.assertRaisesRegex(ValueError, "Two magnitude floors own '[vw]'"):
+    with self.assertRaisesRegex(ValueError, "Two magnitude floors cover '[vw]'"):
       transforms.floor_params(state)
 
   def test_leaves_without_a_floor_come_from_the_params(self):

@@ -140,8 +140,8 @@ class OffBasisTest(parameterized.TestCase):
     np.testing.assert_allclose(retained @ np.float32(got['w']), 0, atol=0.1)
 
   @parameterized.named_parameters(
-      ('rows', (3, 1), r"'w' has shape \(3, 1\).*expected \[4, rank\]"),
-      ('full_rank', (4, 4), 'rank < 4. A full-rank basis leaves nothing'),
+      ('rows', (3, 1), r"'w' has shape \(3, 1\).*wanted \[4, rank\]"),
+      ('full_rank', (4, 4), 'rank < 4. A full-rank basis would remove'),
       ('not_orthonormal', (4, 2), 'not orthonormal'))
   def test_refuses_a_basis(self, shape, message):
     tx = transforms.project_off_basis({'w': np.ones(shape)})
