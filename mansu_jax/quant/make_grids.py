@@ -89,7 +89,7 @@ def _check_dtype(scheme, dtype, name):
 
 @functools.cache
 def _skips_codes(scheme, dtype) -> bool:
-  """Whether, for some absmax, no value of the dtype encodes to some code."""
+  """Whether, for some absmax, values of the dtype do not reach every code."""
   mantissa_bits = jnp.finfo(dtype).nmant
   if mantissa_bits > 7:  # More precise than bfloat16, which reaches 255 codes.
     return False

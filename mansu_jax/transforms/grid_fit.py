@@ -64,7 +64,7 @@ def _check_values(scheme, aligned, params, storage_dtype):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _count_misfits(leaf, grid, storage_dtype):
-  """Counts weights outside their block's range or in a block without extreme."""
+  """Counts weights out of their block's range or in a block without extreme."""
   def misfits(values, grid):
     lo, hi = grid.extent()
     sets_scale = grid.sets_scale(values)

@@ -118,7 +118,7 @@ class FlooredLeaf:
         for grid, decoded in zip(self._grids, self._decoded)])
 
   def _extent(self) -> tuple[jax.Array, jax.Array]:
-    """Least and largest value that leave the scales of all schemes unchanged."""
+    """Least and largest value that change the scale of no scheme."""
     lows, highs = zip(*(grid.extent() for grid in self._grids))
     return (functools.reduce(jnp.maximum, lows),
             functools.reduce(jnp.minimum, highs))

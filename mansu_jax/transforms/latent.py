@@ -130,7 +130,7 @@ def current_weights(
 
 
 def check_origin(origin: optax.Params, params: optax.Params) -> None:
-  """Raises ValueError unless theta_0 has the shapes and dtypes of the params."""
+  """Raises ValueError unless theta_0 has the params' shapes and dtypes."""
   aligned = leaves.align_shapes(origin, params, 'origin')
   others = leaves.flatten(params)
   for name, leaf in leaves.flatten(aligned).items():

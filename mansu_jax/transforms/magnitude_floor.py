@@ -34,14 +34,15 @@ def magnitude_floor(
   This is a dead zone with error feedback: a float32 latent sums the updates,
   and a weight leaves theta_0 only if theta_0 plus the latent, its target, has
   another quantized value. At every step, a weight is bit-equal to theta_0 or
-  its decoded value differs from that of theta_0. The weight of largest magnitude
-  in each block is frozen, and targets are clipped to the range of their block,
-  so the scales and the grid do not change.
+  its decoded value differs from that of theta_0. The largest weight of each
+  block is frozen, and targets are clipped to the range of their block, so the
+  scales and the grid do not change.
 
   Put it last in a chain; it reads `params`. `optax.apply_updates` adds, and
   `p + (e - p)` may differ from `e` by a rounding: `transforms.step` applies
   updates exactly, and `floor_params` returns the exact weights. Updates of
-  floored leaves are float32 for every dtype of the leaf, to limit this rounding.
+  floored leaves are float32 for every dtype of the leaf, to keep this rounding
+  small.
 
   A non-finite update makes the weight NaN in this step and all later ones.
   `optax.apply_if_finite` around the chain skips steps with non-finite

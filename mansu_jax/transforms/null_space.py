@@ -212,6 +212,6 @@ def _check_basis(name, basis, param):
       error = float(devices.replicated(_gram_error, jnp.asarray(basis)))
     if not error < 1e-3:
       raise ValueError(
-          f'The null-space basis of {name!r} is not orthonormal: its Gram matrix'
-          f' deviates from the identity by {error:.2g}. Use the Q factor of a QR'
-          ' factorization.')
+          f'The null-space basis of {name!r} is not orthonormal: its Gram'
+          f' matrix deviates from the identity by {error:.2g}. Use the Q factor'
+          ' of a QR factorization.')

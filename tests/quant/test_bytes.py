@@ -1,4 +1,4 @@
-"""The bytes that others store: what is accepted, and edge cases."""
+"""Bytes of bitsandbytes and llama.cpp: accepted arguments and edge cases."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -17,7 +17,7 @@ def _rows(shape=(6, 64)):
 class PackTest(parameterized.TestCase):
 
   @parameterized.parameters('nf4', 'fp4_b32', 'nf4_dq', 'nf4_b4096_dq')
-  def test_names_do_as_well_as_schemes(self, name):
+  def test_a_name_equals_its_scheme(self, name):
     rows = _rows()
     got = quant.packing.pack(rows, name)
     jax.tree.map(np.testing.assert_array_equal, got,
@@ -26,7 +26,7 @@ class PackTest(parameterized.TestCase):
         quant.packing.unpack(got, name, rows.shape),
         quant.get(name).fake_quantize(rows))
 
-  def test_in_double_precision_too(self):
+  def test_with_64_bit_types_enabled(self):
     want = quant.packing.pack(_rows(), 'nf4')
     with jax.enable_x64(True):
       got = quant.packing.pack(_rows(), 'nf4')
@@ -42,7 +42,7 @@ class PackTest(parameterized.TestCase):
       np.testing.assert_array_equal(got.packed[i], want.packed)
       np.testing.assert_array_equal(got.absmax[i], want.absmax)
 
-  def test_subnormal_partial_blocks_are_no_zeros(self):
+  def test_subnormal_partial_blocks_are_not_zeros(self):
     rows = jnp.full((1, 1), 1e-42, jnp.float32)
     got = quant.packing.pack(rows, 'nf4').absmax
     np.testing.assert_array_equal(
@@ -76,7 +76,7 @@ class GgufTest(parameterized.TestCase):
 
 class CheckTest(absltest.TestCase):
 
-  def test_names_do_as_well_as_schemes(self):
+  def test_a_name_equals_its_scheme(self):
     layout = {'w': quant.BlockLayout(memory='DF', out='F', inp='D')}
     quant.check_quantizable({'w': jnp.ones((32, 4))}, layout, 'q4_0')
     with self.assertRaisesRegex(ValueError, "'w': q4_0 cuts rows"):

@@ -44,7 +44,7 @@ class GgufScheme(scheme.Scheme):
     if columns % BLOCK:
       raise ValueError(
           f'{self.name} cuts rows into blocks of {BLOCK} weights, but these'
-          f' have {columns}; wanted a multiple of {BLOCK}. llama.cpp stores such'
+          f' have {columns}; wanted a multiple of {BLOCK}. llama.cpp keeps such'
           ' a matrix in float16: use another quantizer.')
     return self
 
