@@ -1,10 +1,10 @@
-"""What the floor adds to a step of Adam: milliseconds, and bytes of state.
+"""Measures the cost of the floor: time of a step of Adam, and bytes of state.
 
   python -m experiments.bench.floor [--weights=1048576] [--rounds=30] [--out=F]
 
-One square matrix whose gradient is a product, `transforms.step` compiled with
-donated weights and state. Variants take turns in one process and the fastest
-round counts, since other work on the machine only ever slows one down.
+Compiles `transforms.step` with donated weights and state for one square matrix
+whose gradient is a product. Variants alternate in one process, and the fastest
+round counts, since other work on the machine can only slow a round down.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import optax
 from mansu_jax import quant
 from mansu_jax import transforms
 
-_WEIGHTS = flags.DEFINE_integer('weights', 1 << 20, 'Weights of the matrix.')
-_ROUNDS = flags.DEFINE_integer('rounds', 30, 'Rounds; the fastest counts.')
+_WEIGHTS = flags.DEFINE_integer('weights', 1 << 20, 'Size of the matrix.')
+_ROUNDS = flags.DEFINE_integer('rounds', 30, 'Number of rounds.')
 _OUT = flags.DEFINE_string('out', '', 'JSON file for the results.')
 
 
@@ -48,7 +48,7 @@ def _variants(params: Any) -> dict[str, optax.GradientTransformation]:
 
 
 def _program(tx: optax.GradientTransformation, params: Any) -> Any:
-  """`(carry) -> carry` of one step, and the first carry."""
+  """A function `(carry) -> carry` of one step, and the first carry."""
   def step(carry, slope, origin):
     theta, state = carry
     return transforms.step(tx, slope * theta, state, theta, origin=origin)
@@ -57,6 +57,7 @@ def _program(tx: optax.GradientTransformation, params: Any) -> Any:
 
 
 def main(argv: list[str]) -> None:
+  """Measures all variants and prints a table."""
   del argv
   side = round(_WEIGHTS.value ** 0.5)
   params, slope = (0.02 * jax.random.normal(jax.random.key(i), (side, side))

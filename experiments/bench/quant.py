@@ -1,14 +1,13 @@
-"""Times quantizing weights and decoding them again, against other libraries.
+"""Times the round trip of quantizing and decoding, against other libraries.
 
   python -m experiments.bench.quant [--weights=67108864] [--out=FILE.json]
 
-All contenders do the same in one process, in turn and several rounds, on the
-same float32 weights: a plain copy of the bytes; ours, as the simulator does it
-(weights as they lie in memory, input-first) and through packed codes;
-bitsandbytes, torchao and qwix where they are installed (`pip install bitsandbytes torchao qwix`). The fastest round
-counts, and the median is printed beside it. The table says how much memory our
-programs hold beside input and output, and the copy's time is a bound that no
-quantizer can pass.
+All contenders process the same float32 weights in one process, alternating over
+several rounds: a plain copy, which bounds the speed of any quantizer; this
+library's fake quantization of input-first weights and its packed codes; and, if
+installed (`pip install bitsandbytes torchao qwix`), other libraries. The
+fastest round counts; the table also gives the median, and the memory that our
+programs need beside input and output.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ from mansu_jax import quant
 from mansu_jax.quant import blocking
 from mansu_jax.quant import packing
 
-_WEIGHTS = flags.DEFINE_integer('weights', 2**26, 'Weights, rows of 8,192.')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds; the fastest counts.')
+_WEIGHTS = flags.DEFINE_integer('weights', 2**26, 'Size, in rows of 8,192.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Number of rounds.')
 _SCHEMES = flags.DEFINE_list(
     'schemes', ['nf4', 'fp4', 'nf4_dq', 'int8', 'int4_g128', 'q4_0', 'q4_1',
-                'q8_0', 'q4_k', 'q6_k'], 'Schemes of ours that are timed.')
+                'q8_0', 'q4_k', 'q6_k'], 'Schemes of this library to time.')
 _OUT = flags.DEFINE_string('out', '', 'JSON file for the results.')
 _COLUMNS = 8192
 _BLOCK = 64
@@ -49,10 +48,10 @@ class Contender(NamedTuple):
   """A round trip of all weights.
 
   Attributes:
-    name: what the table calls it.
-    weights: how many it does.
-    run: does it and waits until it is done.
-    temporary: bytes beside input and output, where known.
+    name: name in the table.
+    weights: number of weights.
+    run: performs the round trip and waits for its end.
+    temporary: bytes beside input and output; None if unknown.
   """
 
   name: str
@@ -62,7 +61,7 @@ class Contender(NamedTuple):
 
 
 def _ours(x: jax.Array, names: list[str]) -> Iterator[Contender]:
-  """Copy, simulator and packed round trip, compiled before they are timed."""
+  """Copy, fake quantization and packed round trip, compiled in advance."""
   yield _compiled('copy (jax)', lambda a: a + 1, x)
   for name in names:
     run = functools.partial(
@@ -85,7 +84,7 @@ def _compiled(name: str, fn: Callable[..., Any], x: jax.Array) -> Contender:
 
 
 def _others(x: np.ndarray) -> Iterator[Contender]:
-  """What is installed of the others; NF4 in blocks of 64."""
+  """The other libraries, if installed; NF4 in blocks of 64."""
   out = np.empty_like(x)
   yield Contender('copy (numpy)', x.size, lambda: np.copyto(out, x))
   if importlib.util.find_spec('bitsandbytes'):
@@ -119,7 +118,7 @@ def _torchao(x: np.ndarray) -> Iterator[Contender]:
   import torch
   from torchao.quantization.quantize_.workflows.nf4 import nf4_tensor
 
-  part = torch.from_numpy(x[:len(x) // 16])  # It holds 16 times its input.
+  part = torch.from_numpy(x[:len(x) // 16])  # Needs 16 times its memory.
 
   def trip(threads):
     torch.set_num_threads(threads)
@@ -143,7 +142,7 @@ def _qwix(x: np.ndarray) -> Iterator[Contender]:
 
 
 def _measure(contenders: list[Contender], rounds: int) -> list[dict[str, Any]]:
-  for contender in contenders:  # Caches, thread pools, pages.
+  for contender in contenders:  # Warms up caches and thread pools.
     contender.run()
   seconds: dict[str, list[float]] = {c.name: [] for c in contenders}
   for _ in range(rounds):

@@ -1,12 +1,12 @@
-"""What the TPU compiler makes of the quantizers, with no TPU at hand.
+"""Compiles the quantizers for a TPU, without a TPU, and prints their costs.
 
   python -m experiments.bench.quant_program [--topology=v5e:2x4]
 
-Compiles quantizing and decoding one matrix for one chip of a topology and
-prints, beside a copy of the same bytes: fusions, temporary memory, bytes that
-go over memory relative to the matrix, and the compiler's own estimate of the
-time. Wants `pip install libtpu` in an environment of its own, since it slows
-every start of JAX.
+Compiles fake quantization of one matrix for one chip of a topology. The table
+gives the number of fusions, temporary memory, memory traffic relative to the
+size of the matrix, and the compiler's estimate of the time, and compares them
+with a copy. Requires `pip install libtpu`, in a separate environment, since
+libtpu slows every start of JAX.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import jax.numpy as jnp
 from mansu_jax import quant
 from mansu_jax.quant import blocking
 
-_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x4', 'Of the TPU slice.')
+_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x4', 'TPU topology.')
 _SCHEMES = flags.DEFINE_list(
     'schemes', ['nf4', 'fp4', 'nf4_dq', 'int8', 'int4_g128', 'q4_0', 'q4_1',
-                'q8_0'], 'Schemes.')
+                'q8_0'], 'Schemes to compile.')
 _SHAPE = (4096, 14336)  # [D, F] of Llama 8B.
 _FUSION = re.compile(r'= \S+ fusion\(')
 
@@ -47,7 +47,7 @@ def _row(name: str, fn: Callable[..., jax.Array], device: jax.Device) -> str:
 
 
 def main(argv: list[str]) -> None:
-  """Compiles and prints."""
+  """Compiles all schemes and prints a table."""
   del argv
   os.environ.update(
       TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5litepod-8',

@@ -89,7 +89,7 @@ def _check_dtype(scheme, dtype, name):
 
 @functools.cache
 def _skips_codes(scheme, dtype) -> bool:
-  """Whether, for some absmax, values of the dtype do not reach every code."""
+  """Whether values of the dtype miss a code of the scheme for some absmax."""
   mantissa_bits = jnp.finfo(dtype).nmant
   if mantissa_bits > 7:  # More precise than bfloat16, which reaches 255 codes.
     return False

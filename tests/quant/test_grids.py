@@ -81,7 +81,8 @@ class CodeGridTest(parameterized.TestCase):
     self.assertTrue(np.all(gathered.sets_scale(slices)['down'][:, 2]))
     self.assertFalse(np.any(np.isnan(view)))
     # Quantizing the slices themselves would give other blocks.
-    if name not in ('int8', *_GGUF):  # INT8 scales whole rows; GGUF cannot cut these.
+    # INT8 scales whole rows, and GGUF cannot cut these.
+    if name not in ('int8', *_GGUF):
       own = quant.fake_quantize(
           {'down': slices['down'][:, :2]}, name, {'down': _LAYOUT['down']})
       self.assertTrue(np.any(own['down'] != view[:, :2]))

@@ -61,7 +61,7 @@ class SchemesTest(parameterized.TestCase):
     matrix[1] = np.round(matrix[1] * 64) / 64  # Ties.
     matrix[2, :32] = -0.25
     matrix[3] = abs(matrix[3])
-    matrix[4, 5:8] = [0.5, -0.5, 0.5]  # Two largest weights with opposite signs.
+    matrix[4, 5:8] = [0.5, -0.5, 0.5]  # Largest twice, with both signs.
     code, value = gguf_naive.quantize(matrix, name)
     np.testing.assert_array_equal(
         _encode(matrix, schemes.get(name)).code, code)
@@ -111,7 +111,7 @@ class SchemesTest(parameterized.TestCase):
 
   @parameterized.parameters(*_NAMES)
   def test_zero_blocks_stay_zero_and_frozen(self, name):
-    matrix = np.zeros_like(_rows(name, 8, 150))  # The same shape, to compile once.
+    matrix = np.zeros_like(_rows(name, 8, 150))
     codes = _encode(matrix, schemes.get(name))
     np.testing.assert_array_equal(codes.scale, 0)
     self.assertEqual(np.all(codes.frozen), name not in _K)

@@ -99,7 +99,7 @@ def main():
       tx, theta, state = _walk(params, {'w': layout}, names)
       assert theta['w'].sharding.is_equivalent_to(place, 3), (kind, spec)
       differ = int(np.sum(np.asarray(theta['w']) != np.asarray(alone['w'])))
-      assert differ <= 2, (kind, spec, differ)  # Products with the basis add in another order.
+      assert differ <= 2, (kind, spec, differ)  # Order of sums.
       for name in names:
         check = quant.check_edit(params, theta, name, {'w': layout})
         assert check.survives, (kind, spec, name, check)

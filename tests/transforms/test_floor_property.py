@@ -1,9 +1,9 @@
 """The invariant of the floor at every step, checked by quantizing again.
 
 A weight is bit-equal to theta_0, or its decoded value after the cast to the
-storage dtype differs from that of theta_0. Block maxima never move. Weights that
-landed on a centre are fixed points of the first quantizer. A non-finite update
-makes its weight NaN and changes no other weight.
+storage dtype differs from that of theta_0. Block maxima never move. Weights
+that landed on a centre are fixed points of the first quantizer. A non-finite
+update makes its weight NaN and changes no other weight.
 """
 
 from absl.testing import absltest
