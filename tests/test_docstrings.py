@@ -25,7 +25,7 @@ def _module_name(path):
 
 
 def _public_functions():
-  """Functions that the two rooms export, also by an exported module."""
+  """Public functions of both rooms and of the modules that quant exports."""
   for room in (quant, transforms):
     for name in dir(room):
       value = getattr(room, name)

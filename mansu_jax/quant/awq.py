@@ -84,7 +84,7 @@ def awq(
     limit = jnp.where(clipped[:, None], limit, jnp.inf)
     scaled = jnp.clip(scaled, -limit, limit)
   codes = affine.round_to_nearest(scaled, group=group)
-  return codes._replace(divisor=scales, scale=jnp.where(
+  return codes._replace(divisor=scales[0], scale=jnp.where(
       jnp.isfinite(best[0]), codes.scale, jnp.nan))
 
 
@@ -120,8 +120,8 @@ def _limits(
 
 
 def _input_scales(mean_abs: jax.Array, alpha: jax.Array) -> jax.Array:
-  """mean|x|^alpha [in], normalized so that largest times smallest is 1."""
+  """mean|x|^alpha [1, in], normalized so that largest times smallest is 1."""
   largest = jnp.max(mean_abs, initial=0)
   share = mean_abs / jnp.where(largest > 0, largest, 1)
   scales = jnp.maximum(share**alpha, _LEAST_SCALE)
-  return scales * lax.rsqrt(jnp.max(scales) * jnp.min(scales))
+  return (scales * lax.rsqrt(jnp.max(scales) * jnp.min(scales)))[None]

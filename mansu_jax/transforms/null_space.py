@@ -191,7 +191,8 @@ def _count_negative(leaf):
 def _gram_error(basis):
   """Largest deviation of the Gram matrix from the identity."""
   gram = basis.mT @ basis
-  return jnp.max(jnp.abs(gram - jnp.eye(basis.shape[-1])), initial=0)
+  identity = jnp.broadcast_to(jnp.eye(basis.shape[-1]), gram.shape)
+  return jnp.max(jnp.abs(gram - identity), initial=0)
 
 
 def _check_basis(name, basis, param):

@@ -98,7 +98,8 @@ class SignedMaxScheme(GgufScheme):
     del shape
     absmax = blockwise.absmax(blocks)
     # The sign of the first weight of largest magnitude, without a gather.
-    early = 2 * jnp.arange(blocks.shape[-2], 0, -1)[:, None]
+    early = jnp.broadcast_to(
+        2 * jnp.arange(blocks.shape[-2], 0, -1)[:, None], blocks.shape)
     rank = jnp.where(jnp.abs(blocks) == absmax, early + (blocks >= 0), 0)
     first = jnp.max(rank, axis=-2, keepdims=True)
     shared = scheme.Shared(jnp.where(first % 2 == 1, absmax, -absmax))

@@ -210,7 +210,8 @@ def _fit_offset(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   least error (`make_qkx2_quants`).
   """
   weight = jnp.sqrt(blockwise.divide(_sum(x * x), x.shape[0])) + jnp.abs(x)
-  low, high = jnp.minimum(jnp.min(x, 0), 0), jnp.max(x, 0)
+  low = jnp.minimum(jnp.min(x, 0, keepdims=True), 0)  # [1, n]
+  high = jnp.max(x, 0, keepdims=True)
   flat = high == low
   sum_w, sum_x = _sum(weight), _sum(weight * x)
 
@@ -248,7 +249,7 @@ def _fit_offset(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   widest = 1 / blockwise.rounded(first)  # XLA takes 1 / (a / b) for b / a.
   start = (widest, low, error(codes(first, low), widest, low))
   scale, offset, _ = lax.fori_loop(0, _OFFSET_STEPS.size, attempt, start)
-  return jnp.where(flat, 0, scale), -jnp.where(flat, low, offset)
+  return jnp.where(flat, 0, scale)[0], -jnp.where(flat, low, offset)[0]
 
 
 def _fit_signed(x: jax.Array) -> jax.Array:
@@ -258,7 +259,7 @@ def _fit_signed(x: jax.Array) -> jax.Array:
   weights x**2 (`make_qx_quants`).
   """
   index = jnp.argmax(jnp.abs(x), 0, keepdims=True)
-  largest = jnp.take_along_axis(x, index, 0)[0]
+  largest = jnp.take_along_axis(x, index, 0)  # [1, n]
   empty = jnp.abs(largest) < _LEAST
   divisor = jnp.where(empty, 1, largest)
   weight = x * x
@@ -276,7 +277,7 @@ def _fit_signed(x: jax.Array) -> jax.Array:
 
   zero = jnp.zeros(largest.shape, jnp.float32)
   scale, _ = lax.fori_loop(0, _SIGNED_STEPS.size, attempt, (zero, zero))
-  return jnp.where(empty, 0, scale)
+  return jnp.where(empty, 0, scale)[0]
 
 
 def _product(x, y):
@@ -284,10 +285,10 @@ def _product(x, y):
 
 
 def _sum(products):
-  """Sum over the first axis, one entry after the other, as in C."""
-  total = blockwise.rounded(products[0])
+  """Sum [1, n] over the first axis, one entry after the other, as in C."""
+  total = blockwise.rounded(products[:1])
   for i in range(1, products.shape[0]):
-    total = total + blockwise.rounded(products[i])
+    total = total + blockwise.rounded(products[i:i + 1])
   return total
 
 
