@@ -55,26 +55,26 @@ def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
   })
 
 
-def check_same_structure(got: PyTree, want: PyTree, what: str) -> None:
+def check_same_structure(got: PyTree, want: PyTree, label: str) -> None:
   """Raises ValueError with the name of the first leaf that differs.
 
   Args:
     got: a nested dict of arrays or shapes.
     want: the nested dict whose keys and shapes `got` must have.
-    what: name of `got` in messages.
+    label: name of `got` in messages.
   """
   got_flat, want_flat = flatten(got), flatten(want)
   for name in want_flat:
     if name not in got_flat:
-      raise ValueError(f'{what} lacks the leaf {name!r}.')
+      raise ValueError(f'{label} lacks the leaf {name!r}.')
   for name in got_flat:
     if name not in want_flat:
-      raise ValueError(f'{what} has a leaf {name!r} that is not expected.')
+      raise ValueError(f'{label} has a leaf {name!r} that is not expected.')
   for name, leaf in want_flat.items():
     shapes = [getattr(x, 'shape', None) for x in (got_flat[name], leaf)]
     if shapes[0] != shapes[1]:
       raise ValueError(
-          f'{what} has shape {shapes[0]} at {name!r}; wanted {shapes[1]}.')
+          f'{label} has shape {shapes[0]} at {name!r}; wanted {shapes[1]}.')
 
 
 def count(tree: PyTree) -> int:

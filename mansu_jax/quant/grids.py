@@ -246,13 +246,13 @@ def align_grid(grid: CodeGrid, params: PyTree) -> PyTree:
   Raises:
     ValueError: the structures differ, or a grid and its param differ in shape.
   """
-  what = f'The {grid.scheme.name} code grid'
-  aligned = leaves.align(grid.leaves, params, what, is_leaf_grid)
+  label = f'The {grid.scheme.name} code grid'
+  aligned = leaves.align(grid.leaves, params, label, is_leaf_grid)
   others = leaves.flatten(params)
   for name, leaf_grid in leaves.flatten(aligned, is_leaf_grid).items():
     if leaf_grid is not None and leaf_grid.shape != jnp.shape(others[name]):
       raise ValueError(
-          f'{what} has shape {leaf_grid.shape} at {name!r}; wanted the'
+          f'{label} has shape {leaf_grid.shape} at {name!r}; wanted the'
           f" param's {jnp.shape(others[name])}. Gather the grid with the same"
           ' indices as the params.')
   return aligned

@@ -79,7 +79,7 @@ def name_of(path: tuple[Any, ...]) -> str:
 
 
 def align(
-    tree: PyTree, params: PyTree, what: str,
+    tree: PyTree, params: PyTree, label: str,
     is_leaf: Callable[[Any], bool] = is_absent) -> PyTree:
   """Brings a tree into the structure of the params.
 
@@ -87,7 +87,7 @@ def align(
     tree: a tree like the params. Its leaves are dropped where the params are
       absent, and a node may be absent where the params have leaves.
     params: any pytree.
-    what: name of the tree in messages, e.g. 'The Fisher'.
+    label: name of the tree in messages, e.g. 'The Fisher'.
     is_leaf: predicate for the leaves of the tree; must hold for absent nodes.
 
   Returns:
@@ -101,12 +101,12 @@ def align(
   for name, leaf in names.items():
     if not (is_absent(leaf) or name in found or _is_inside_absent(name, found)):
       raise ValueError(
-          f'{what} has no leaf {name!r}, but the params do: give it the'
+          f'{label} has no leaf {name!r}, but the params do: give it the'
           f' structure of the params. It has {list(found)}.')
   for name in found.keys() - names.keys():
     if not is_absent(found[name]) and not _is_inside_absent(name, names):
       raise ValueError(
-          f'{what} has a leaf {name!r} that the params lack: give it the'
+          f'{label} has a leaf {name!r} that the params lack: give it the'
           f' structure of the params, {list(names)}.')
 
   def pick(name, leaf):
@@ -123,38 +123,38 @@ def _is_inside_absent(name: str, flat: dict[str, Any]) -> bool:
   return any(parent in flat and is_absent(flat[parent]) for parent in parents)
 
 
-def align_shapes(tree: PyTree, params: PyTree, what: str) -> PyTree:
+def align_shapes(tree: PyTree, params: PyTree, label: str) -> PyTree:
   """`align`; raises ValueError also for a leaf of another shape."""
-  aligned = align(tree, params, what)
+  aligned = align(tree, params, label)
   others = flatten(params)
   for name, leaf in flatten(aligned).items():
     if leaf is not None and jnp.shape(leaf) != jnp.shape(others[name]):
       raise ValueError(
-          f'{what} has shape {jnp.shape(leaf)} at {name!r}; wanted the shape of'
+          f'{label} has shape {jnp.shape(leaf)} at {name!r}; wanted the shape of'
           f' the param, {jnp.shape(others[name])}.')
   return aligned
 
 
 def flatten_pair(
-    params: PyTree, other: PyTree, what: str
+    params: PyTree, other: PyTree, label: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Flattens two trees by name, without the leaves that both lack.
 
   Args:
     params: any pytree.
     other: a tree of the same structure and shapes.
-    what: name of `other` in messages, e.g. 'The unlearned weights'.
+    label: name of `other` in messages, e.g. 'The unlearned weights'.
 
   Raises:
     ValueError: only one of them has a leaf, or its shapes differ.
   """
-  found = flatten(align_shapes(other, params, what))
+  found = flatten(align_shapes(other, params, label))
   wanted = {name: leaf for name, leaf in flatten(params).items()
             if not is_absent(leaf)}
   for name in wanted:
     if found[name] is None:
       raise ValueError(
-          f'{what} has None at {name!r}, but the params have a leaf there: give'
+          f'{label} has None at {name!r}, but the params have a leaf there: give'
           ' both in full.')
   return wanted, {name: found[name] for name in wanted}
 
@@ -183,7 +183,7 @@ def count_now(count: Callable[..., jax.Array], *args: PyTree) -> int:
     return int(count(*args))
 
 
-def check_broadcast(leaf: Any, param: Any, name: str, what: str) -> None:
+def check_broadcast(leaf: Any, param: Any, name: str, label: str) -> None:
   """Raises ValueError unless an array broadcasts to the shape of the param."""
   if leaf is None or is_absent(param):
     return
@@ -194,25 +194,25 @@ def check_broadcast(leaf: Any, param: Any, name: str, what: str) -> None:
     fits = False
   if not fits:
     raise ValueError(
-        f'{what} has shape {shape} at {name!r}, which does not broadcast to'
+        f'{label} has shape {shape} at {name!r}, which does not broadcast to'
         f" the param's {wanted}.")
 
 
-def check_floating(leaf: Any, name: str, what: str) -> None:
+def check_floating(leaf: Any, name: str, label: str) -> None:
   """Raises ValueError unless the leaf holds floating-point numbers."""
   dtype = jnp.result_type(leaf)
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(
-        f'{what} of {name!r} needs floating-point weights, got {dtype}: cast'
+        f'{label} of {name!r} needs floating-point weights, got {dtype}: cast'
         ' the leaf, or give it None to leave it unchanged.')
 
 
-def check_finite(leaf: jax.Array, name: str, what: str) -> None:
+def check_finite(leaf: jax.Array, name: str, label: str) -> None:
   """Raises ValueError with the number of NaN and infinite entries."""
   bad = count_now(_count_non_finite, leaf)
   if bad:
     raise ValueError(
-        f'{what} {name!r} has {bad} non-finite entries out of'
+        f'{label} {name!r} has {bad} non-finite entries out of'
         f' {jnp.size(leaf)}. One such entry would spoil its whole block: find'
         ' its source, or load the weights again.')
 

@@ -123,10 +123,10 @@ def leaf_shared(
 
 def _runs_sharding(leaf, runs) -> jax.sharding.NamedSharding:
   """The sharding of a leaf, without axes that do not divide its runs."""
-  mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+  mesh = leaf.sharding.mesh
   parts = lambda axes: int(np.prod(
       [mesh.shape[a] for a in np.atleast_1d(axes)], dtype=int))
-  kept = [
+  spec = [
       axes if axes and not (n // run) % parts(axes) else None
-      for axes, n, run in zip(spec, leaf.shape, runs)]
-  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*kept))
+      for axes, n, run in zip(leaf.sharding.spec, leaf.shape, runs)]
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))

@@ -155,8 +155,9 @@ def _qwix(row, moment, group):
   how = qarray.HowToQuantize(
       qtype='int4', channelwise_axes=(0,), tiled_axes={1: group},
       calibration_method='minmax')
-  found, _ = gptq_core.quantize_weight(
-      jnp.asarray(row), jnp.asarray(moment), how, blocksize=16)
+  with jax.numpy_rank_promotion('allow'):
+    found, _ = gptq_core.quantize_weight(
+        jnp.asarray(row), jnp.asarray(moment), how, blocksize=16)
   return np.asarray(found.qvalue).astype(int) + 8, found.scale
 
 
