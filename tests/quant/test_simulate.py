@@ -113,7 +113,7 @@ class RefusalTest(parameterized.TestCase):
   def test_non_finite_weights_name_the_leaf(self, bad):
     params = _params()
     params['attn']['q'] = params['attn']['q'].at[0, 0, 0, :3].set(bad)
-    self._refuses("'attn/q' has 3 non-finite entries of 288", params)
+    self._refuses("'attn/q' has 3 non-finite entries out of 288", params)
 
   def test_integer_leaf(self):
     params = _params() | {'down': jnp.ones((10, 6), jnp.int8)}
