@@ -1,12 +1,11 @@
-"""Names for the leaves of nested-dict pytrees, and masks made from the names.
+"""Names for the leaves of nested-dict pytrees.
 
-A leaf is named by its keys joined with '/', for example `layers/mlp/gate`.
+A name joins the keys of a leaf with '/', for example `layers/mlp/gate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,13 +14,19 @@ PyTree = Any
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
-  """Returns `{leaf name: leaf}` of a nested dict; None leaves are kept."""
+  """Returns `{leaf name: leaf}` of a nested dict, including None leaves.
+
+  Example:
+    >>> from mansu_jax import tree_paths
+    >>> tree_paths.flatten({'b': {'y': 1, 'x': 2}, 'a': None})
+    {'a': None, 'b/x': 2, 'b/y': 1}
+  """
   return dict(_leaves('', tree))
 
 
 def _leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
-  # No closure that calls itself: it would keep the leaves till the next
-  # collection of garbage, each a stack of matrices.
+  # Not a recursive closure: its reference cycle would keep the leaves in memory
+  # until the next garbage collection.
   if not isinstance(node, dict):
     yield prefix, node
     return
@@ -42,7 +47,7 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-  """Maps `fn(name, leaf, *rest_leaves)` over nested dicts of equal keys."""
+  """Maps `fn(name, leaf, *rest_leaves)` over nested dicts with equal keys."""
   others = [flatten(r) for r in rest]
   return unflatten({
       name: fn(name, leaf, *(o[name] for o in others))
@@ -50,56 +55,28 @@ def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
   })
 
 
-def match(tree: PyTree, rules: Sequence[tuple[str, Any]]) -> PyTree:
-  """Gives every leaf the value of the first rule whose pattern fits its name.
+def check_same_structure(got: PyTree, want: PyTree, label: str) -> None:
+  """Raises ValueError with the name of the first leaf that differs.
 
   Args:
-    tree: nested dict.
-    rules: ordered `(regular expression, value)`; the whole name must match.
-
-  Returns:
-    A tree of the same keys that holds the values.
-
-  Raises:
-    ValueError: a leaf fits no rule, or a rule fits no leaf.
+    got: a nested dict of arrays or shapes.
+    want: the nested dict whose keys and shapes `got` must have.
+    label: name of `got` in messages.
   """
-  compiled = [(re.compile(pattern), value) for pattern, value in rules]
-  used = [False] * len(rules)
-  out = {}
-  for name in flatten(tree):
-    for i, (pattern, value) in enumerate(compiled):
-      if pattern.fullmatch(name):
-        used[i], out[name] = True, value
-        break
-    else:
-      raise ValueError(
-          f'Parameter {name!r} matches none of the patterns'
-          f' {[p for p, _ in rules]}: every parameter must be covered; add a'
-          ' rule for it.')
-  unused = [pattern for (pattern, _), hit in zip(rules, used) if not hit]
-  if unused:
-    raise ValueError(
-        f'Patterns {unused} match no parameter; the parameters are'
-        f' {list(out)}. Correct or remove them.')
-  return unflatten(out)
-
-
-def check_same_structure(got: PyTree, want: PyTree, what: str) -> None:
-  """Raises ValueError naming the first leaf in which two trees differ."""
   got_flat, want_flat = flatten(got), flatten(want)
   for name in want_flat:
     if name not in got_flat:
-      raise ValueError(f'{what} lacks the leaf {name!r}.')
+      raise ValueError(f'{label} lacks the leaf {name!r}.')
   for name in got_flat:
     if name not in want_flat:
-      raise ValueError(f'{what} has a leaf {name!r} that is not expected.')
+      raise ValueError(f'{label} has a leaf {name!r} that is not expected.')
   for name, leaf in want_flat.items():
     shapes = [getattr(x, 'shape', None) for x in (got_flat[name], leaf)]
     if shapes[0] != shapes[1]:
       raise ValueError(
-          f'{what} has shape {shapes[0]} at {name!r}; wanted {shapes[1]}.')
+          f'{label} has shape {shapes[0]} at {name!r}; wanted {shapes[1]}.')
 
 
 def count(tree: PyTree) -> int:
-  """Number of scalars in a tree of arrays (or of shapes)."""
+  """Number of scalars in a tree of arrays or shapes."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,9 +1,9 @@
-"""Aliases and the axis letters that every array comment uses.
+"""Type aliases, and the axis letters of all comments on arrays.
 
 Axes: B batch, T query token, S key token, D model width, N query heads,
 K key/value heads, H head width, F MLP width, V vocabulary, L layers,
-M path steps, E edges, R rank, Q quantization block. Circuit slices use n
-(neurons), m (query heads) and c (key/value heads) a layer.
+M path steps, E edges, R rank, Q quantization block. Circuit slices have n
+neurons, m query heads and c key/value heads in each layer.
 """
 
 from __future__ import annotations

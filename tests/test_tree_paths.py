@@ -1,4 +1,4 @@
-"""Leaf names and what is made from them."""
+"""Leaf names, and comparison of structures."""
 
 import gc
 import weakref
@@ -27,14 +27,14 @@ class NamesTest(absltest.TestCase):
     self.assertEqual(
         list(tree_paths.flatten(tree).values()), jax.tree.leaves(tree))
 
-  def test_map_hands_over_names_and_matching_leaves(self):
+  def test_map_passes_names_and_matching_leaves(self):
     other = {'a': 7, 'b': {'x': {'deep': 8}, 'y': 9}}
     got = tree_paths.map_named(lambda *args: args, _TREE, other)
     self.assertEqual(got, {
         'a': ('a', None, 7),
         'b': {'x': {'deep': ('b/x/deep', 2, 8)}, 'y': ('b/y', 1, 9)}})
 
-  def test_leaves_live_no_longer_than_their_tree(self):
+  def test_leaves_are_freed_with_their_tree(self):
     tree = {'a': {'b': np.zeros(3)}}
     leaf = weakref.ref(tree['a']['b'])
     gc.disable()
@@ -51,27 +51,6 @@ class NamesTest(absltest.TestCase):
         tree_paths.count(jax.eval_shape(lambda: {'w': np.zeros((4, 2))})), 8)
 
 
-class MatchTest(parameterized.TestCase):
-
-  def test_the_first_fitting_rule_decides(self):
-    got = tree_paths.match(
-        _TREE, [('b/y', 'one'), ('b/.*', 'two'), ('.*', 'rest')])
-    self.assertEqual(got, {
-        'a': 'rest', 'b': {'x': {'deep': 'two'}, 'y': 'one'}})
-
-  @parameterized.named_parameters(
-      ('part_of_a_name', [('b', 1), ('a', 2)]), ('no_rules', []))
-  def test_every_leaf_must_be_covered(self, rules):
-    with self.assertRaisesRegex(ValueError, 'matches none of the patterns'):
-      tree_paths.match(_TREE, rules)
-
-  @parameterized.named_parameters(
-      ('unknown', [('.*', 1), ('c', 2)]), ('shadowed', [('.*', 1), ('a', 2)]))
-  def test_every_rule_must_be_used(self, rules):
-    with self.assertRaisesRegex(ValueError, f"'{rules[1][0]}'.*no parameter"):
-      tree_paths.match(_TREE, rules)
-
-
 class StructureTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
@@ -82,7 +61,7 @@ class StructureTest(parameterized.TestCase):
        r"Fisher has shape \(4,\) at 'n/b'; wanted \(3,\)"),
       ('none', {'w': np.zeros(2), 'n': {'b': None}},
        r"Fisher has shape None at 'n/b'"))
-  def test_the_leaf_at_fault_is_named(self, got, message):
+  def test_the_error_names_the_leaf(self, got, message):
     want = {'w': np.zeros(2), 'n': {'b': np.zeros(3)}}
     with self.assertRaisesRegex(ValueError, message):
       tree_paths.check_same_structure(got, want, 'Fisher')

@@ -1,11 +1,11 @@
-"""Cutting an axis into blocks, and the largest magnitude of each.
+"""Cuts an axis into blocks, and computes the largest magnitude of each.
 
-Blocks are [..., n, Q, m]: n of them, of Q weights each, m beside each other.
-So weights whose blocks lie along an axis that is not the last are blocked by a
-mere reshape, and everything stays in whole lanes. A flat axis has m = 1.
+Blocks are [..., n, Q, m]: n blocks of Q weights, for m adjacent columns. If the
+blocks lie along an axis that is not the last, a reshape is enough and vector
+lanes stay full. A flat axis has m = 1.
 
 XLA flushes float32 subnormals to zero on most devices, so magnitudes are
-compared as integers: the bits of non-negative floats are in order of value.
+compared as integers: the bits of non-negative floats are ordered by value.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def join(blocks: jax.Array, n: int) -> jax.Array:
 def spread(part: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Repeats each entry over its run along each axis, up to `shape`.
 
-  The inverse of `[::run]`: what neighbours share is kept once.
+  The inverse of `[::run]`, which stores one entry for a run of neighbours.
   """
   runs, ones = split_runs(part.shape, shape)
   return jnp.broadcast_to(part.reshape(ones), runs).reshape(shape)
@@ -44,20 +44,19 @@ def spread(part: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def split_runs(
     part: tuple[int, ...], shape: tuple[int, ...]
 ) -> tuple[list[int], list[int]]:
-  """Shapes in which each run is an axis: of the whole, and of what is shared.
+  """Shapes with each run as an axis: of the full array, and of one with `part`.
 
-  For example [2, 10] of [128, 10] gives [2, 64, 10] and [2, 1, 10].
+  For example, [2, 10] and [128, 10] give [2, 64, 10] and [2, 1, 10].
   """
   runs, ones = [], []
-  for n, whole in zip(part, shape):
-    short = n == whole
-    runs += [n] if short else [n, whole // n]
-    ones += [n] if short else [n, 1]
+  for n, size in zip(part, shape):
+    runs += [n] if n == size else [n, size // n]
+    ones += [n] if n == size else [n, 1]
   return runs, ones
 
 
 def magnitude_bits(x: jax.Array) -> jax.Array:
-  """int32 bits of |x| for float32 x; ordered as |x| is, subnormals too."""
+  """int32 bits of |x| for float32 x, ordered as |x|, including subnormals."""
   return lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(0x7FFFFFFF)
 
 
@@ -68,7 +67,7 @@ def absmax(blocks: jax.Array) -> jax.Array:
 
 
 def lookup(index: jax.Array, table: np.ndarray) -> jax.Array:
-  """`table[index]` for a short table, as selects: XLA vectorises these."""
+  """`table[index]` for a short table, as selects, which XLA vectorizes."""
   out = jnp.full(index.shape, table[0])
   for i, entry in enumerate(table[1:]):
     out = jnp.where(index > i, entry, out)
@@ -85,7 +84,7 @@ def rank(x: jax.Array, thresholds: np.ndarray) -> jax.Array:
 
 def staircase(
     x: jax.Array, thresholds: np.ndarray, entries: np.ndarray) -> jax.Array:
-  """`entries[rank(x, thresholds)]` without the rank; as selects."""
+  """`entries[rank(x, thresholds)]` as selects, without the rank."""
   out = jnp.full(x.shape, entries[0])
   for threshold, entry in zip(thresholds, entries[1:]):
     out = jnp.where(x > threshold, entry, out)
@@ -93,19 +92,19 @@ def staircase(
 
 
 def rounded(product: jax.Array) -> jax.Array:
-  """A float32 product, to be added to after its own rounding.
+  """Forces a float32 product to be rounded before it is added to.
 
-  Compilers fuse a product and a sum into one rounding, and an optimization
-  barrier is gone by then. This clip changes no finite value and stands between.
+  Compilers fuse a product and a sum into one rounding, after they have removed
+  optimization barriers. This clip changes no finite value and prevents fusion.
   """
   largest = np.finfo(np.float32).max
   return jnp.clip(product, -largest, largest)
 
 
 def divide(x: jax.Array, by: jax.typing.ArrayLike) -> jax.Array:
-  """x / by, correctly rounded, for a number or what a block shares.
+  """x / by, correctly rounded, where one divisor serves many entries.
 
-  XLA would multiply by the reciprocal of a common divisor. It cannot where the
-  divisor depends on x; x is never NaN.
+  XLA would multiply by the reciprocal of a common divisor, so this makes the
+  divisor depend on x. x must not be NaN.
   """
   return x / jnp.where(x == x, jnp.asarray(by, jnp.float32), 1)

@@ -1,8 +1,8 @@
-"""Block quantization to a table of values, as bitsandbytes does it.
+"""Block quantization to a table of values, as in bitsandbytes.
 
-The arithmetic is that of bitsandbytes 0.50.2 to the last bit; its rules are
-written down in the golden README of this project. Blocks run over the
-flattened torch matrix and the last one may be partial.
+Results equal those of bitsandbytes 0.50.2 to the last bit; the README of the
+golden files states its rules. Blocks cut the flattened torch matrix, and the
+last block may be partial.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from mansu_jax.quant import extremes
 from mansu_jax.quant import nested
 from mansu_jax.quant import scheme
 
-BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # What bitsandbytes takes.
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # As in bitsandbytes.
 DEFAULT_BLOCK = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodebookScheme(scheme.Scheme):
-  """NF4, FP4 and their like.
+  """NF4, FP4 and their variants.
 
   Attributes:
-    name: the name in flags and records.
+    name: name in flags and records.
     table: value of each code, within [-1, 1].
-    order: the codes in order of value.
-    block: Q, the number of weights that share a scale; one of `BLOCKS`.
-    double_quant: whether scales are kept in 8 bits, see `nested`.
-    is_ordinary: no scale but 0 is under 2**-60 or over 2**60, so that plain
-      arithmetic keeps every bit; else it is found out at run time.
+    order: codes in order of value.
+    block: number Q of weights that share a scale; one of `BLOCKS`.
+    double_quant: whether scales are stored in 8 bits; see `nested`.
+    is_ordinary: whether all scales are known to be 0 or within 2**-60 to 2**60,
+      where plain arithmetic is exact. If False, this is checked at run time.
 
   Raises:
-    ValueError: another block size.
+    ValueError: a block size that bitsandbytes does not support.
   """
 
   table: tuple[float, ...]
@@ -53,7 +53,7 @@ class CodebookScheme(scheme.Scheme):
     if self.block not in BLOCKS:
       raise ValueError(
           f'{self.name} has a block of {self.block} weights; wanted one of'
-          f' {BLOCKS}, which are what bitsandbytes takes.')
+          f' {BLOCKS}, as in bitsandbytes.')
 
   @property
   def description(self):
@@ -66,7 +66,7 @@ class CodebookScheme(scheme.Scheme):
   @property
   def keeps_centres(self):
     # |value * scale| <= scale, and (value * scale) * (1 / scale) is within two
-    # roundings of the value, far from a midpoint.
+    # roundings of the value, which is far from a midpoint.
     return self.is_ordinary and not self.double_quant
 
   def block_length(self, columns):
@@ -79,20 +79,20 @@ class CodebookScheme(scheme.Scheme):
   def join(self, blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return blockwise.join(blocks, shape[-2] * shape[-1]).reshape(shape)
 
-  def share(self, blocks, shape):
+  def fit(self, blocks, shape):
     scale = blockwise.absmax(blocks)
-    stored = self._store(scale) if self.double_quant else None
+    stored = self._quantize_scales(scale) if self.double_quant else None
     return scheme.Shared(scale, stored=stored, tail=self._tail(shape))
 
-  def _store(self, scale):
-    """Scales [..., n, 1, m] doubly quantized, all of a matrix in its order."""
+  def _quantize_scales(self, scale):
+    """Double quantization of scales [..., n, 1, m], in the matrix's order."""
     in_order = jnp.swapaxes(scale[..., 0, :], -1, -2)  # [..., m, n]
     flat = in_order.reshape(*in_order.shape[:-2], -1)
-    restored = nested.restore(flat).reshape(in_order.shape)
+    restored = nested.fake_quantize(flat).reshape(in_order.shape)
     return jnp.swapaxes(restored, -1, -2)[..., None, :]
 
   def _tail(self, shape: tuple[int, ...]) -> jax.Array | None:
-    """Which blocks [n, 1, 1] are partial; None: none is."""
+    """Which blocks [n, 1, 1] are partial; None if none is."""
     n = math.prod(shape[-2:])
     if n % self.block == 0:
       return None
@@ -103,7 +103,7 @@ class CodebookScheme(scheme.Scheme):
     if self.is_ordinary:
       return self._encode(False, values, shared)
     extreme = extremes.any_extreme(shared.scale)
-    if 0 in self._midpoints:  # Two zeros: the sign of a tiny value counts.
+    if 0 in self._midpoints:  # Two zeros: the sign of a tiny value matters.
       extreme |= extremes.any_extreme(values)
     return _exact_if(extreme, self._encode, values, shared)
 
@@ -135,8 +135,8 @@ class CodebookScheme(scheme.Scheme):
     ends = self._level_ends
     lo = blockwise.lookup(level, np.append(np.float32(-np.inf), ends))
     hi = blockwise.lookup(level, np.append(ends, np.float32(np.inf)))
-    times = lambda end: jnp.where(jnp.isinf(end), end, end * shared.scale)
-    return times(lo), times(hi)
+    scaled = lambda end: jnp.where(jnp.isinf(end), end, end * shared.scale)
+    return scaled(lo), scaled(hi)
 
   @functools.cached_property
   def _table(self) -> np.ndarray:
@@ -152,12 +152,12 @@ class CodebookScheme(scheme.Scheme):
 
   @functools.cached_property
   def _levels(self) -> np.ndarray:
-    """Code -> place among the distinct values."""
+    """Code -> index among the distinct values."""
     return np.unique(self._table, return_inverse=True)[1].astype(np.uint8)
 
   @functools.cached_property
   def _level_ends(self) -> np.ndarray:
-    """Midpoints between codes of different value."""
+    """Midpoints between codes of different values."""
     values = self._table[self._order]
     return self._midpoints[values[1:] != values[:-1]]
 
@@ -166,40 +166,40 @@ class CodebookScheme(scheme.Scheme):
     return normalize(values, shared.scale, shared.tail)
 
   def _encode(self, exact, values, shared):
-    place = blockwise.rank(
+    rank = blockwise.rank(
         self._normalized(exact, values, shared), self._midpoints)
     if np.array_equal(self._order, np.arange(len(self._order))):
-      return place
-    return blockwise.lookup(place, self._order)
+      return rank
+    return blockwise.lookup(rank, self._order)
 
   def _decode(self, exact, code, shared):
-    return _times(exact, blockwise.lookup(code, self._table), shared)
+    return _multiply(exact, blockwise.lookup(code, self._table), shared)
 
   def _snap(self, exact, values, shared):
     value = blockwise.staircase(
         self._normalized(exact, values, shared), self._midpoints,
         self._table[self._order])
-    return _times(exact, value, shared)
+    return _multiply(exact, value, shared)
 
 
 def _stored(shared: scheme.Shared) -> jax.Array:
   return shared.scale if shared.stored is None else shared.stored
 
 
-def _times(exact, value, shared):
+def _multiply(exact, value, shared):
   scale = _stored(shared)
   return extremes.multiply(value, scale) if exact else value * scale
 
 
 def _exact_if(extreme, fn, *args):
-  """Calls `fn(exact, *args)`, exact where float32 in XLA would lose bits."""
+  """Calls `fn(exact, *args)`; exact if `extreme`, since XLA would lose bits."""
   return lax.cond(
       extreme, functools.partial(fn, True), functools.partial(fn, False),
       *args)
 
 
 def _normalize(values, scale, tail):
-  """x / absmax by bitsandbytes' formulas, for ordinary magnitudes."""
+  """x / absmax by the formulas of bitsandbytes, for ordinary magnitudes."""
   scale = jnp.maximum(scale, extremes.SMALLEST_ORDINARY)  # Blocks of zeros.
   full = values * (1 / scale)
   if tail is None:

@@ -1,4 +1,4 @@
-"""Whether an edit survives quantization, weight by weight, from the files."""
+"""Checks weight by weight whether an edit survives quantization."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax.quant import blocking
+from mansu_jax.quant import devices
 from mansu_jax.quant import layout as layout_lib
 from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
@@ -22,17 +23,17 @@ PyTree = leaves.PyTree
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditCheck:
-  """Counts of weights, and of blocks in `scales_changed`.
+  """Counts of weights, and in `scales_changed` of blocks.
 
   Attributes:
-    moved: weights whose bits differ from theta_0's.
-    changed_codes: weights whose decoded value differs in code, not merely by
-      the scale of their block.
-    moved_unchanged: weights that moved and kept their code: rounded away.
-    scales_changed: blocks whose scale differs, so that codes of weights that
-      did not move may differ too.
-    moved_unquantized: weights that moved in leaves that stay unquantized.
-    leaves: the same by leaf name, of quantized leaves.
+    moved: number of weights whose bits differ from theta_0.
+    changed_codes: number of weights whose code changed to one of another value.
+    moved_unchanged: number of weights that moved but kept their code:
+      quantization rounds their edit away.
+    scales_changed: number of blocks whose scale differs. In such a block,
+      weights that did not move may change their code.
+    moved_unquantized: number of weights that moved in unquantized leaves.
+    leaves: the counts of each quantized leaf, by name.
   """
 
   moved: int
@@ -44,7 +45,7 @@ class EditCheck:
 
   @property
   def survives(self) -> bool:
-    """Whether each weight is as it was or has another code of its old scale."""
+    """Whether all moved weights changed their code and no scale changed."""
     return not (self.moved_unchanged or self.scales_changed) and (
         self.moved == self.changed_codes)
 
@@ -53,12 +54,12 @@ def check_edit(
     theta_0: PyTree, theta_t: PyTree, scheme: str | scheme_lib.Scheme,
     layout: PyTree, *, storage_dtype: jax.typing.DTypeLike | None = None
 ) -> EditCheck:
-  """Quantizes both anew and counts what quantization keeps of the edit.
+  """Quantizes both trees from scratch and counts the weights that changed.
 
-  Independent of the transformations: it knows no grid and no state. To catch a
-  wrong `BlockLayout` as well, check what is exported, in torch's order and with
-  `TORCH` for every matrix: blocks of another layout are other blocks, so that
-  moved weights keep their codes there and scales change.
+  The check uses no grid and no optimizer state. To detect a wrong
+  `BlockLayout` as well, check the exported weights, in torch's order and with
+  `TORCH` for every matrix. A wrong layout gives other blocks, in which moved
+  weights keep their codes and scales change.
 
   Example:
     >>> import jax.numpy as jnp
@@ -70,36 +71,35 @@ def check_edit(
     (2, 1, 1)
 
   Args:
-    theta_0: any pytree of weights, before.
-    theta_t: after; same structure and shapes. Where its dtype is another,
-      theta_0 is cast to it first, as an export casts a base that it leaves
-      alone.
+    theta_0: any pytree of weights, before the edit.
+    theta_t: the weights after the edit, with the same structure and shapes. If
+      a dtype differs, theta_0 is cast to it first, as the export does.
     scheme: a scheme or its name.
     layout: a tree like both of `BlockLayout`; None for a leaf that stays
       unquantized.
-    storage_dtype: what the weights are stored in, if not their dtype.
+    storage_dtype: dtype in which the weights are stored; None: their own dtype.
 
   Raises:
-    ValueError: as `fake_quantize`; trees of different structure or shapes; or
-      it is called under `jax.jit`.
+    ValueError: see `fake_quantize`; also trees of different structure or
+      shapes, or a call under `jax.jit`.
   """
   if not leaves.is_concrete((theta_0, theta_t)):
     raise ValueError(
-        'check_edit counts weights and needs their values, but got abstract'
-        ' ones: call it outside jax.jit.')
+        'check_edit needs concrete weights, but got abstract ones: call it'
+        ' outside jax.jit.')
   scheme = schemes.get(scheme)
-  before, after = leaves.pairs(theta_0, theta_t, 'theta_t')
+  before, after = leaves.flatten_pair(theta_0, theta_t, 'theta_t')
   for params in (theta_0, theta_t):
     aligned = simulate.check_quantizable(params, layout, scheme)
   found, unquantized = {}, 0
-  for name, leaf_layout in leaves.named(aligned).items():
+  for name, leaf_layout in leaves.flatten(aligned).items():
     if name not in before:
       continue
     pair = jnp.asarray(before[name]), jnp.asarray(after[name])
     if leaf_layout is None:
       unquantized += leaves.count_now(_count_moved, *pair)
       continue
-    counts = leaves.whole(
+    counts = devices.replicated(
         _compare, *pair, scheme, leaf_layout,
         storage_dtype and jnp.dtype(storage_dtype))
     found[name] = EditCheck(**{
@@ -116,7 +116,7 @@ _COUNTS = ('moved', 'changed_codes', 'moved_unchanged', 'scales_changed')
 @functools.partial(
     jax.jit, static_argnames=('scheme', 'layout', 'storage_dtype'))
 def _compare(before, after, scheme, layout, storage_dtype):
-  """Counts of one leaf, by row where they may be large."""
+  """Counts of one leaf; counts of weights are by row, to fit in int32."""
   before = leaves.cast(before, after.dtype)
   as_stored = lambda x: x if storage_dtype is None else (
       leaves.cast(x, storage_dtype))
@@ -135,10 +135,10 @@ def _compare(before, after, scheme, layout, storage_dtype):
 
 
 def _levels_and_scales(leaf, scheme, layout):
-  """Places of the codes in order of value, and the blocks' scales in a list."""
+  """Indices of the codes in order of value, and a list of block parameters."""
   codes = blocking.encode(leaf, scheme, layout)
   *_, columns = layout_lib.rows_shape(leaf.shape, layout)
-  shared = blocking.scales(leaf, scheme, layout)._replace(tail=None)
+  shared = blocking.block_params(leaf, scheme, layout)._replace(tail=None)
   level = scheme.for_columns(columns).level(codes.code)
   return level, jax.tree.leaves(shared)
 
@@ -150,7 +150,7 @@ def _count_moved(before, after):
 
 
 def _bits(x):
-  """Bits of a floating array; all its types are exact in float32."""
+  """float32 bits of a floating array; float32 represents all its values."""
   if not jnp.issubdtype(x.dtype, jnp.floating):
     return x
   return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)

@@ -1,11 +1,11 @@
-"""IEEE float32 products and quotients where XLA would lose bits.
+"""IEEE float32 products and quotients that XLA would flush to zero.
 
-bitsandbytes keeps float32 subnormals, XLA flushes them to zero. That matters
-only for blocks whose absmax is tiny (values of the scaled table are subnormal)
-or huge (1 / absmax is), and for choosing between FP4's two zeros. The functions
-here hold a number as `fraction * 2**exponent` with a fraction in [1, 2), and
-round to the subnormal grid by integer arithmetic. They are several times
-slower than plain arithmetic, so callers ask `any_extreme` first.
+bitsandbytes computes with float32 subnormals; XLA flushes them to zero. This
+matters only for blocks whose absmax is tiny (the scaled table has subnormals)
+or huge (1 / absmax is subnormal), and for the choice between FP4's two zeros.
+The functions here represent a number as `fraction * 2**exponent` with a
+fraction in [1, 2), and round to subnormals by integer arithmetic. They are
+several times slower than plain arithmetic, so callers first call `any_extreme`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import numpy as np
 
 from mansu_jax.quant import blockwise
 
-# Between these, no product or quotient below leaves the normal range.
+# For scales in this range, no product or quotient here is subnormal.
 SMALLEST_ORDINARY = np.float32(2.0**-60)
 LARGEST_ORDINARY = np.float32(2.0**60)
-# The least absmax of a full block in bitsandbytes; it is subnormal.
+# Lower bound of the absmax of a full block in bitsandbytes; it is subnormal.
 _LEAST_SCALE_BITS = np.float32(1e-38).view(np.int32)
 _ONE_BITS = np.float32(1).view(np.int32)
 
 
 def any_extreme(x: jax.Array) -> jax.Array:
-  """Whether some entry is neither zero nor of ordinary magnitude; bool []."""
+  """Whether any entry is neither zero nor within 2**-60 to 2**60; bool []."""
   bits = blockwise.magnitude_bits(x)
   small = (bits > 0) & (bits < SMALLEST_ORDINARY.view(np.int32))
   return jnp.any(small | (bits > LARGEST_ORDINARY.view(np.int32)))
@@ -35,10 +35,10 @@ def any_extreme(x: jax.Array) -> jax.Array:
 def normalize(
     values: jax.Array, scale: jax.Array, tail: jax.Array | None
 ) -> jax.Array:
-  """x / absmax by bitsandbytes' formulas, subnormals kept.
+  """x / absmax by the formulas of bitsandbytes, with subnormals.
 
-  Results under 2**-126 are given as 2**-126 of their sign, or zero where IEEE
-  arithmetic gives zero: only their order among thresholds is used.
+  A result under 2**-126 is returned as 2**-126 with its sign, or as zero if
+  IEEE arithmetic gives zero: callers only compare it with thresholds.
   """
   fraction, exponent = _decompose(values)
   clamped = jnp.maximum(blockwise.magnitude_bits(scale), _LEAST_SCALE_BITS)
@@ -65,14 +65,14 @@ def multiply(value: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def _subnormal_product(value, fraction, exponent):
-  """Bits of |value| * fraction * 2**exponent where that is under 2**-126."""
-  # The scale in units of the subnormal grid: an integer under 2**31.
+  """Bits of |value| * fraction * 2**exponent if the product is subnormal."""
+  # The scale in units of 2**-149, the subnormal step: an integer under 2**31.
   unit = jnp.clip(exponent + 149, 0, 30)
   count = fraction * _power_of_two(unit)
   steps = jnp.abs(value) * count
   below = jnp.floor(steps)
-  # A rounded product that ends in one half may hide on which side it lies:
-  # mantissa * count / 2**shift is exact, and modulo 2**32 enough to compare.
+  # If the rounded product ends in one half, the exact product may lie above or
+  # below. mantissa * count / 2**shift is exact; modulo 2**32 it is comparable.
   mantissa = (blockwise.magnitude_bits(value) & 0x7FFFFF) | 0x800000
   shift = 23 - _exponent(blockwise.magnitude_bits(value))
   excess = (
@@ -87,15 +87,15 @@ def _subnormal_product(value, fraction, exponent):
 
 
 def _reciprocal(x):
-  """1 / x for x > 0 as IEEE float32 rounds it, as fraction and exponent."""
+  """1 / x for x > 0, rounded as in IEEE float32, as (fraction, exponent)."""
   fraction, exponent = _decompose(x)
   inverse = 1 / fraction  # In (0.5, 1].
-  # From 2**126 on the result is subnormal: a multiple of 2**-149.
+  # For x >= 2**126 the result is subnormal: a multiple of 2**-149.
   steps = inverse * _power_of_two(jnp.clip(149 - exponent, 0, 24))
   below = jnp.floor(steps)
   mantissa = (blockwise.magnitude_bits(fraction) & 0x7FFFFF) | 0x800000
-  # 1 / x is 2**(172 - exponent) / mantissa steps: it exceeds below + 1/2 if
-  # (2 * below + 1) * mantissa falls short of a power of 2, here 0 mod 2**32.
+  # 1 / x is 2**(172 - exponent) / mantissa steps. It exceeds below + 1/2 if
+  # (2 * below + 1) * mantissa is less than a power of 2 that is 0 mod 2**32.
   shortfall = (
       (2 * below.astype(jnp.uint32) + 1) * mantissa.astype(jnp.uint32))
   shortfall = lax.bitcast_convert_type(shortfall, jnp.int32)
@@ -109,7 +109,7 @@ def _reciprocal(x):
 def _decompose(x):
   """Float32 x as (fraction, exponent), x = fraction * 2**exponent."""
   bits = blockwise.magnitude_bits(x)
-  # A subnormal's bits are its value on the grid: as a float it is normal.
+  # The bits of a subnormal count steps of 2**-149; as a float they are normal.
   wide = blockwise.magnitude_bits(bits.astype(jnp.float32))
   is_subnormal = bits < 0x800000
   exponent = jnp.where(is_subnormal, _exponent(wide) - 149, _exponent(bits))
@@ -121,7 +121,7 @@ def _decompose(x):
 
 
 def _compose(fraction, exponent):
-  """fraction * 2**exponent, its magnitude kept from leaving the range."""
+  """fraction * 2**exponent, with its magnitude clipped to the normal range."""
   value = fraction * _power_of_two(jnp.clip(exponent, -120, 120))
   least = jnp.sign(fraction) * np.float32(2.0**-126)
   # IEEE rounds 2**-150 and less to zero.

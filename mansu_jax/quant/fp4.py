@@ -1,4 +1,4 @@
-"""FP4 as bitsandbytes computes it: what `load_in_4bit=True` alone means."""
+"""FP4 as in bitsandbytes: the default of `load_in_4bit=True`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""GPTQ: 4-bit weights whose rounding errors make up for one another.
+"""GPTQ: 4-bit weights that compensate one another's rounding errors.
 
 Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative
-Pre-trained Transformers" (arXiv 2210.17323), with groups whose scales are
-fitted when their turn comes, as in AutoGPTQ.
+Pre-trained Transformers" (arXiv 2210.17323). As in AutoGPTQ, the scale of a
+group is fitted just before the group is rounded.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ def gptq(
 ) -> affine.AffineCodes:
   """Quantizes a matrix so that its outputs on the given inputs change little.
 
-  Columns are rounded in order, and each one's error is made up for by those
-  that follow. Within a group errors are carried column by column, beyond it by
-  one product a group (the paper's lazy batches).
+  Columns are rounded in order, and the columns that follow compensate the error
+  of each. Within a group, errors propagate column by column; to later groups,
+  by one matrix product a group (the paper's lazy batches).
 
   Args:
     rows: weights [out, in] in torch order, float32.
-    second_moment: mean of x x^T over calibration inputs x, [in, in] float32;
-      a common factor does not matter. Weights of inputs that are always zero
-      (zero diagonal) become zero.
-    group: inputs that share a scale; the last group may be partial.
-    damping: share of the mean diagonal that is added to the diagonal.
-    act_order: take the inputs from the largest mean square down instead, so
-      that they are rounded with others left to make up for it. Groups are of
-      neighbours in that order: AutoGPTQ's `desc_act`.
+    second_moment: mean of x x^T over calibration inputs x, [in, in] float32, up
+      to a constant factor. Weights of inputs that are always zero (zero
+      diagonal) become zero.
+    group: number of inputs that share a scale; the last group may be partial.
+    damping: share of the mean diagonal to add to the diagonal.
+    act_order: whether to round inputs in descending order of their mean square,
+      so that the most important ones have the most columns left to compensate
+      them. Groups then hold neighbours in this order: AutoGPTQ's `desc_act`.
 
   Returns:
-    Codes; NaN scales where the damped second moment is not positive definite
+    Codes. Scales are NaN if the damped second moment is not positive definite
     in float32: raise `damping` or use more inputs.
 
   Raises:
-    ValueError: shapes that do not fit, or a group below 1.
+    ValueError: inconsistent shapes, or a group below 1.
   """
   affine.check_calibration(rows, second_moment, group)
   group = min(group, rows.shape[1])
@@ -64,22 +64,22 @@ def gptq(
 
 
 def _gptq_in_order(rows, second_moment, group, damping):
-  """`gptq` from the first column to the last, for a group of at most all."""
+  """`gptq` from the first column to the last; `group` is at most all."""
   inputs = rows.shape[1]
   padding = (0, -inputs % group)
   factor = _inverse_factor(second_moment, damping)
   factor = jnp.pad(factor, (padding, padding))
-  # Any positive diagonal will do in padding, where weights are zero.
+  # In padding, weights are zero and any positive diagonal is valid.
   factor += jnp.diag((np.arange(inputs + padding[1]) >= inputs) * 1.0)
   is_alive = jnp.diagonal(second_moment) > 0
   columns = jnp.pad(jnp.where(is_alive, rows, 0).T, (padding, (0, 0)))
 
   def quantize_group(columns, at):
-    start, ahead = at  # ahead [Q, in]: how the group moves what follows.
-    cut = functools.partial(
+    start, factor_rows = at  # [], [Q, in]
+    take = functools.partial(
         lax.dynamic_slice_in_dim, start_index=start, slice_size=group)
-    found, errors = _quantize_group(cut(columns), cut(ahead, axis=1))
-    return columns - _matmul(ahead.T, errors), found
+    result, errors = _quantize_group(take(columns), take(factor_rows, axis=1))
+    return columns - _matmul(factor_rows.T, errors), result
 
   starts = jnp.arange(0, len(columns), group)
   _, (code, scale, zero) = lax.scan(
@@ -91,7 +91,7 @@ def _gptq_in_order(rows, second_moment, group, damping):
 
 
 def _inverse_factor(second_moment: jax.Array, damping: float) -> jax.Array:
-  """Upper triangular U [in, in], U^T U the damped second moment's inverse."""
+  """Upper triangular U [in, in]; U^T U inverts the damped second moment."""
   diagonal = jnp.diagonal(second_moment)
   added = jnp.where(diagonal > 0, damping * jnp.mean(diagonal), 1.0)
   return cholesky.inverse_cholesky(second_moment + jnp.diag(added))
@@ -101,12 +101,16 @@ def _quantize_group(
     columns: jax.Array,  # [Q, out]
     factor: jax.Array,  # [Q, Q]
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
-  """Code [Q, out], scale and zero [out] of one group, and errors [Q, out] over
-  U's diagonal."""
+  """Quantizes one group.
+
+  Returns:
+    Code [Q, out], scale and zero [out]; and errors [Q, out], divided by the
+    diagonal of U.
+  """
   scale, zero = (x[0] for x in affine.fit(columns, axis=0))
 
   def quantize_column(errors, i):
-    column = columns[i] - _matmul(factor[:, i], errors)  # Rows from i are 0.
+    column = columns[i] - _matmul(factor[:, i], errors)  # errors[i:] is 0.
     code = affine.encode(column, scale, zero)
     error = (column - affine.value(code, scale, zero)) / factor[i, i]
     return errors.at[i].set(error), code

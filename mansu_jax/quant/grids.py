@@ -1,11 +1,10 @@
-"""The quantization grid under a set of weights, held fixed while they move.
+"""The quantization grid of a set of weights, held fixed while they move.
 
 A `CodeGrid` is made once from the full theta_0 and holds the scales of its
-blocks. As long as the weights that set a scale stay where they are, and no
-other weight leaves its block's range, the grid tells exactly how the quantizer
-decodes any other values, without cutting blocks again. So it may be gathered
-into circuit slices beside the weights: a block of `down` spans 64 neurons, and
-blocks of slices would be other blocks.
+blocks. As long as the weights that set a scale do not move, and no other weight
+leaves its block's range, the grid gives exactly the values that the quantizer
+decodes. It needs no blocks: circuit slices of the grid can be gathered together
+with slices of the weights, although a block of `down` spans 64 neurons.
 """
 
 from __future__ import annotations
@@ -16,15 +15,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mansu_jax.quant import blocking
 from mansu_jax.quant import blockwise
-from mansu_jax.quant import layout as layout_lib
+from mansu_jax.quant import devices
 from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
-from mansu_jax.quant import schemes
-from mansu_jax.quant import simulate
 
 PyTree = leaves.PyTree
 
@@ -37,11 +32,11 @@ class LeafGrid:
   """The grid of one leaf.
 
   Attributes:
-    shared: what the block of each weight shares. Arrays have the axes of the
-      leaf; along each, an entry stands for a run of equally many neighbours
+    shared: parameters of the block of each weight. Arrays have the axes of the
+      leaf; along each axis, one entry serves a run of equally many neighbours
       (64 weights of an NF4 block share one float32). `scale` is 0 in padding.
     scheme: the quantization scheme.
-    shape: of the leaf.
+    shape: shape of the leaf.
   """
 
   shared: scheme_lib.Shared
@@ -49,11 +44,11 @@ class LeafGrid:
   shape: tuple[int, ...]
 
   def encode(self, values: jax.Array) -> jax.Array:
-    """Codes (uint8) of values, with the scales held."""
+    """Codes (uint8) of values, at the fixed scales."""
     return self._elementwise(self.scheme.encode_at, values)
 
   def snap(self, values: jax.Array) -> jax.Array:
-    """Values after quantization with the scales held, float32.
+    """Quantizes and decodes values (float32) at the fixed scales.
 
     NaN and infinity become NaN.
     """
@@ -61,7 +56,7 @@ class LeafGrid:
         jnp.isfinite(values), self.snap_finite(values), jnp.nan)
 
   def snap_finite(self, values: jax.Array) -> jax.Array:
-    """As `snap`, of finite values; of others, some code's value."""
+    """`snap` for finite values; other values give an arbitrary code's value."""
     return self._elementwise(self.scheme.snap, values)
 
   def changes(self, values: jax.Array, origin: jax.Array) -> jax.Array:
@@ -69,14 +64,14 @@ class LeafGrid:
     return self.snap(values) != self.snap(origin)
 
   def sets_scale(self, origin: jax.Array) -> jax.Array:
-    """Which weights of theta_0 set a scale, and must not move; bool.
+    """Whether each weight of theta_0 sets a scale and must not move; bool.
 
     True in padding.
     """
     return self._elementwise(self.scheme.sets_scale, origin)
 
   def boundaries(self, origin: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Ends of the interval in which theta_0's decoded value stays, float32."""
+    """Ends (float32) of the interval that decodes to theta_0's value."""
     def ends(values, shared):
       return self.scheme.boundaries(
           self.scheme.encode_at(values, shared), shared)
@@ -84,35 +79,35 @@ class LeafGrid:
     return self._elementwise(ends, origin)
 
   def extent(self) -> tuple[jax.Array, jax.Array]:
-    """Least and largest value that leave each weight's scale, float32."""
+    """Least and largest value (float32) that do not change the scale."""
     low, high = self.scheme.extent(self.shared)
     return (blockwise.spread(low, self.shape),
             blockwise.spread(high, self.shape))
 
   def spread(self) -> scheme_lib.Shared:
-    """What is shared, for every weight of the leaf."""
+    """The block parameters, repeated for every weight of the leaf."""
     return jax.tree.map(
         lambda x: blockwise.spread(x, self.shape), self.shared)
 
   def _elementwise(self, fn, values):
-    """`fn(values, shared)`, each run an axis along which `shared` has size 1.
+    """Calls `fn(values, shared)` with runs as axes, where `shared` has size 1.
 
-    Arithmetic on scales then has the shapes that it has where blocks are cut.
-    On scales that are spread out, XLA may round quotients otherwise.
+    Arithmetic on scales then has the same shapes as in block quantization. With
+    scales repeated for every weight, XLA may round quotients differently.
     """
     runs, ones = blockwise.split_runs(self.shared.scale.shape, self.shape)
 
     def call(values, shared):
       shared = jax.tree.map(lambda x: x.reshape(ones), shared)
-      made = fn(values.astype(jnp.float32).reshape(runs), shared)
+      result = fn(values.astype(jnp.float32).reshape(runs), shared)
       return jax.tree.map(lambda x: jnp.broadcast_to(
-          x, runs).reshape(self.shape), made)
+          x, runs).reshape(self.shape), result)
 
-    return leaves.elementwise(call, values, values, self.shared)
+    return devices.elementwise(call, values, values, self.shared)
 
 
 def is_leaf_grid(node: object) -> bool:
-  """For jax.tree functions: whether to stop at this node."""
+  """Predicate for jax.tree functions: a `LeafGrid` or an absent node."""
   return leaves.is_absent(node) or isinstance(node, LeafGrid)
 
 
@@ -124,7 +119,7 @@ class CodeGrid:
   """The grids of a tree of weights.
 
   Attributes:
-    leaves: a tree of the structure of the weights, of `LeafGrid`; None for a
+    leaves: a tree of `LeafGrid` in the structure of the weights; None for a
       leaf that stays unquantized.
     scheme: the quantization scheme.
   """
@@ -134,22 +129,34 @@ class CodeGrid:
 
   @property
   def scale(self) -> PyTree:
-    """What sets the scale of each weight's block, float32, for every weight."""
+    """The value (float32) that sets the scale of each weight's block."""
     return self._map(lambda grid: grid.spread().scale)
 
   def map_fields(self, fn: Callable[[PyTree], PyTree]) -> CodeGrid:
     """Applies `fn` to trees of the weights' shapes, e.g. to gather slices.
 
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from mansu_jax import quant, transforms
+      >>> params = {'w': jnp.arange(256.0).reshape(64, 4)}
+      >>> layout = {'w': quant.BlockLayout(memory='IO', out='O', inp='I')}
+      >>> rows = jnp.array([3, 5])
+      >>> gather = lambda tree: jax.tree.map(lambda x: x[rows], tree)
+      >>> grid = quant.code_grid(params, 'nf4', layout).map_fields(gather)
+      >>> transforms.magnitude_floor(grid).init(gather(params)).count.item()
+      0
+
     Args:
-      fn: takes a tree of arrays, one for each weight, and gives the same of
-        slices; padding, if any, is 0.
+      fn: takes a tree of arrays with one entry a weight, and returns the same
+        for the slices; it fills padding, if any, with 0.
 
     Returns:
-      The grid of the slices, with an entry for each weight. To gather with one
+      The grid of the slices, with an entry for each weight. To gather one entry
       for each run, see `map_leaves`.
     """
-    whole = self._map(lambda grid: grid.spread())
-    parts = {name: self._part(whole, name)
+    spread = self._map(lambda grid: grid.spread())
+    parts = {name: self._field(spread, name)
              for name in scheme_lib.Shared._fields}
     parts = {name: fn(tree) for name, tree in parts.items()
              if jax.tree.leaves(tree)}
@@ -159,39 +166,37 @@ class CodeGrid:
     return dataclasses.replace(
         self, leaves=leaves.tree_map(make, *parts.values()))
 
-  def _part(self, whole: PyTree, name: str) -> PyTree:
-    """One field of a tree of `Shared`, for every leaf if any has it."""
-    tree = self._map(lambda _, shared: getattr(shared, name), whole)
+  def _field(self, spread: PyTree, name: str) -> PyTree:
+    """One field of a tree of `Shared`; `tail` for all leaves if any has it."""
+    tree = self._map(lambda _, shared: getattr(shared, name), spread)
     if name != 'tail' or not jax.tree.leaves(tree):
       return tree
-    return self._map(  # No block of the others is partial.
+    return self._map(  # In the other leaves, no block is partial.
         lambda grid, tail: jnp.zeros(grid.shape, bool) if tail is None
         else tail, tree)
 
   def map_leaves(
       self, fn: Callable[[str, LeafGrid], LeafGrid | None]) -> CodeGrid:
     """Applies `fn(leaf name, grid)` to each leaf's grid."""
-    paths, tree = jax.tree_util.tree_flatten_with_path(
-        self.leaves, is_leaf=is_leaf_grid)
-    made = [
-        None if leaves.is_absent(grid) else fn(leaves.name_of(path), grid)
-        for path, grid in paths]
-    return dataclasses.replace(self, leaves=jax.tree.unflatten(tree, made))
+    call = lambda path, grid: (
+        None if leaves.is_absent(grid) else fn(leaves.name_of(path), grid))
+    return dataclasses.replace(self, leaves=jax.tree_util.tree_map_with_path(
+        call, self.leaves, is_leaf=is_leaf_grid))
 
   def decode_nearest(self, values: PyTree) -> PyTree:
-    """Values after quantization with the scales held; see `grid_view`."""
+    """Quantizes and decodes a tree at the fixed scales; see `grid_view`."""
     return grid_view(self, values)
 
   def changes(self, values: PyTree, origin: PyTree) -> PyTree:
-    """Whether each value decodes differently from theta_0; bool trees."""
+    """Whether each value decodes differently from theta_0; a bool tree."""
     return self._map(LeafGrid.changes, values, origin)
 
   def sets_scale(self, origin: PyTree) -> PyTree:
-    """Which weights of theta_0 set a scale, and must not move; bool trees."""
+    """Whether each weight of theta_0 sets a scale; a bool tree."""
     return self._map(LeafGrid.sets_scale, origin)
 
   def boundaries(self, origin: PyTree) -> tuple[PyTree, PyTree]:
-    """Ends of the interval of each weight of theta_0, float32 trees."""
+    """Ends of the interval that decodes to theta_0's values; float32 trees."""
     ends = self._map(LeafGrid.boundaries, origin)
     pick = lambda i: jax.tree.map(
         lambda pair: pair and pair[i], ends,
@@ -204,118 +209,27 @@ class CodeGrid:
     return jax.tree.map(call, self.leaves, *trees, is_leaf=is_leaf_grid)
 
 
-def code_grid(
-    params: PyTree, scheme: str | scheme_lib.Scheme, layout: PyTree, *,
-    storage_dtype: jax.typing.DTypeLike | None = None) -> CodeGrid:
-  """Makes the grid of the full theta_0.
-
-  Args:
-    params: any pytree of floating-point weights, the whole of theta_0.
-    scheme: a scheme or its name.
-    layout: a tree like `params` of `BlockLayout`; None leaves a leaf alone.
-    storage_dtype: what the weights will be stored in, if not their dtype:
-      quantizers see the weights after this cast.
-
-  Returns:
-    The grid, whose tree has the structure of `params`.
-
-  Raises:
-    ValueError: as `fake_quantize`; a scheme whose scales no frozen weights
-      hold; or a dtype too coarse to reach each of its codes.
-  """
-  scheme = schemes.get(scheme)
-  if not scheme.holds_scale:
-    raise ValueError(
-        f'{scheme.name} fits its scales to all weights of a block, so that no'
-        ' fixed grid tells what it makes of an edit; wanted a scheme of a'
-        ' scale that frozen weights hold, such as nf4 or q4_0. Measure'
-        f' {scheme.name} with quant.fake_quantize.')
-  layout = simulate.check_quantizable(params, layout, scheme)
-  layouts = leaves.named(layout)
-  quantized = [(name, leaf) for name, leaf in leaves.named(params).items()
-               if layouts[name] is not None]
-  for name, leaf in quantized:
-    _check_dtype(scheme, storage_dtype or leaf.dtype, name)
-  weights = [leaf for _, leaf in quantized]
-  if leaves.is_concrete(weights) and not any(
-      leaves.count_now(simulate.any_extreme, leaf) for leaf in weights):
-    scheme = scheme.ordinary()
-
-  def make(leaf, leaf_layout):
-    if leaf_layout is None:
-      return None
-    return LeafGrid(
-        leaf_shared(leaf, scheme, leaf_layout, storage_dtype), scheme,
-        jnp.shape(leaf))
-
-  return CodeGrid(
-      leaves=leaves.tree_map(make, params, layout), scheme=scheme)
-
-
-def _check_dtype(scheme, dtype, name):
-  """Raises ValueError where values of the dtype skip codes of the scheme."""
-  if _skips_codes(scheme, jnp.dtype(dtype)):
-    raise ValueError(
-        f'{scheme.name} tells {len(scheme.levels)} values in a block, but'
-        f' {jnp.dtype(dtype).name}, in which {name!r} is stored, does not reach'
-        ' all of them; no edit could be promised to survive. Store the'
-        ' weights in float16, bfloat16 or float32.')
-
-
-@functools.cache
-def _skips_codes(scheme, dtype) -> bool:
-  """Whether some absmax of the dtype leaves a code that no value of it gets."""
-  mantissa_bits = jnp.finfo(dtype).nmant
-  if mantissa_bits > 7:  # As fine as bfloat16 at least: 255 codes are reached.
-    return False
-  ends = (scheme.levels[1:] + scheme.levels[:-1]) / 2
-  once = 1 + np.arange(2**mantissa_bits) / 2**mantissa_bits  # In [1, 2).
-  values = np.outer(2.0**-np.arange(12), once).ravel()
-  values = np.concatenate([values, [0], -values])
-  reached = lambda absmax: np.unique(np.searchsorted(
-      ends, values[abs(values) <= absmax] / absmax))
-  return any(len(reached(absmax)) <= len(ends) for absmax in once)
-
-
-@functools.partial(
-    jax.jit, static_argnames=('scheme', 'layout', 'storage_dtype'))
-def leaf_shared(
-    leaf: jax.Array, scheme: scheme_lib.Scheme, layout: layout_lib.BlockLayout,
-    storage_dtype: jax.typing.DTypeLike | None) -> scheme_lib.Shared:
-  """The program of one leaf's grid; all but the leaf are static."""
-  runs = blocking.runs(leaf.shape, scheme, layout)
-
-  def share(leaf):
-    stored = leaf if storage_dtype is None else leaves.cast(leaf, storage_dtype)
-    return blocking.share(stored, scheme, layout)
-
-  return leaves.sharded_as(_thinned(jax.typeof(leaf), runs), share, leaf)
-
-
-def _thinned(leaf, runs) -> jax.sharding.NamedSharding:
-  """The sharding of a leaf, whole along axes where it does not divide runs."""
-  mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
-  parts = lambda axes: int(np.prod(
-      [mesh.shape[a] for a in np.atleast_1d(axes)], dtype=int))
-  kept = [
-      axes if axes and not (n // run) % parts(axes) else None
-      for axes, n, run in zip(spec, leaf.shape, runs)]
-  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*kept))
-
-
 def grid_view(grid: CodeGrid, values: PyTree) -> PyTree:
-  """Snaps each value to its nearest code, with the scales of theta_0.
+  """Quantizes and decodes each value at the scales of theta_0.
 
-  Equals `fake_quantize` of the full weights wherever the weights that set
-  scales are where they were and no other weight is larger in magnitude.
+  The result equals `fake_quantize` of the full weights if the weights that set
+  scales have not moved and no other weight exceeds them in magnitude.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from mansu_jax import quant
+    >>> params = {'w': jnp.array([[7.0, 2.2, -0.4]])}
+    >>> grid = quant.code_grid(params, 'int4_g128', {'w': quant.TORCH})
+    >>> print(quant.grid_view(grid, {'w': jnp.array([[1.0, 2.6, -0.9]])})['w'])
+    [[ 1.  3. -1.]]
 
   Args:
     grid: the grid of theta_0, or slices of it.
     values: a tree of the grid's structure and shapes.
 
   Returns:
-    A tree like `values`, same dtypes; a leaf without a grid is returned as it
-    is. NaN and infinity become NaN.
+    A tree like `values` with the same dtypes. A leaf without a grid is returned
+    unchanged. NaN and infinity become NaN.
 
   Raises:
     ValueError: the trees differ in structure or shape.
@@ -327,18 +241,18 @@ def grid_view(grid: CodeGrid, values: PyTree) -> PyTree:
 
 
 def align_grid(grid: CodeGrid, params: PyTree) -> PyTree:
-  """The grid's leaves in the structure of the params, as `leaves.align`.
+  """The leaves of a grid in the structure of the params; see `leaves.align`.
 
   Raises:
-    ValueError: also where a grid is of another shape than its param.
+    ValueError: the structures differ, or a grid and its param differ in shape.
   """
-  what = f'The {grid.scheme.name} code grid'
-  aligned = leaves.align(grid.leaves, params, what, is_leaf_grid)
-  others = leaves.named(params)
-  for name, leaf_grid in leaves.named(aligned, is_leaf_grid).items():
+  label = f'The {grid.scheme.name} code grid'
+  aligned = leaves.align(grid.leaves, params, label, is_leaf_grid)
+  others = leaves.flatten(params)
+  for name, leaf_grid in leaves.flatten(aligned, is_leaf_grid).items():
     if leaf_grid is not None and leaf_grid.shape != jnp.shape(others[name]):
       raise ValueError(
-          f'{what} has shape {leaf_grid.shape} at {name!r}; wanted the'
-          f" param's {jnp.shape(others[name])}. Gather the grid as the params"
-          ' were.')
+          f'{label} has shape {leaf_grid.shape} at {name!r}; wanted the'
+          f" param's {jnp.shape(others[name])}. Gather the grid with the same"
+          ' indices as the params.')
   return aligned

@@ -1,4 +1,4 @@
-"""INT8: one scale an output row, absmax / 127, ties to even."""
+"""INT8: one scale per output row, absmax / 127, ties to even."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Symmetric integer quantization along a row of the torch matrix.
 
-A row of the [out, in] matrix, or each group of `group` weights of it, is
-divided by absmax / `largest` and rounded, ties to even. Codes are kept as
-uint8, shifted so that code 0 stands for `-largest`.
+A row of the [out, in] matrix, or each group of `group` weights in it, is
+divided by absmax / `largest` and rounded, ties to even. Codes are uint8 with an
+offset: code 0 represents `-largest`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mansu_jax.quant import scheme
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IntegerScheme(scheme.Scheme):
-  """INT8, INT4 and their like.
+  """INT8, INT4 and their variants.
 
   Attributes:
-    name: the name in flags and records.
-    largest: integers run from -largest to largest.
-    group: Q, weights of a row that share a scale; None: the whole row.
+    name: name in flags and records.
+    largest: largest integer; the smallest is -largest.
+    group: number Q of weights that share a scale; None for a whole row.
   """
 
   largest: int
@@ -49,8 +49,8 @@ class IntegerScheme(scheme.Scheme):
   def join(self, blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return blockwise.join(blocks, shape[-1])
 
-  def share(self, blocks, shape):
-    del shape  # A partial last group is scaled as the others are.
+  def fit(self, blocks, shape):
+    del shape  # A partial last group is scaled like the others.
     return scheme.Shared(blockwise.absmax(blocks))
 
   def encode_at(self, values, shared):

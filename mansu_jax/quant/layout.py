@@ -1,9 +1,9 @@
-"""How a weight leaf lies in memory and how torch would lay it out.
+"""Maps a weight leaf in memory to the matrix that torch would store.
 
 Block quantizers cut the flattened *torch* [out, in] matrix into blocks; our
-weights are input-first and stacked over layers. A `BlockLayout` says, in axis
-letters, how to go from one to the other. It comes from the model's side as
-data, so that nothing here knows of a model.
+weights are input-first and stacked over layers. A `BlockLayout` describes the
+conversion in axis letters. Models supply layouts as data, so that this package
+needs no model.
 """
 
 from __future__ import annotations
@@ -20,13 +20,20 @@ class BlockLayout:
   """Axis letters of one leaf.
 
   Attributes:
-    memory: the leaf's axes as they lie in memory, one letter each.
-    out: the letters that torch flattens into rows, in torch's order.
-    inp: the letters that torch flattens into columns, in torch's order.
+    memory: axes of the leaf in memory, one letter each.
+    out: letters of the axes that torch flattens into rows, in torch's order.
+    inp: letters of the axes that torch flattens into columns, in torch's order.
 
-  The remaining letters are batch axes, each index of which is its own matrix.
-  For example `BlockLayout(memory='LDNH', out='NH', inp='D')` is a stack of L
-  torch weights [N * H, D].
+  The remaining letters are batch axes: each index is a matrix of its own. For
+  example, `BlockLayout(memory='LDNH', out='NH', inp='D')` is a stack of L torch
+  weights [N * H, D].
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from mansu_jax import quant
+    >>> layout = quant.BlockLayout(memory='LDNH', out='NH', inp='D')
+    >>> quant.to_rows(jnp.zeros((2, 64, 4, 8)), layout).shape
+    (2, 32, 64)
 
   The caller chooses the letters. Layouts of other libraries, as memory, out,
   inp:
@@ -39,8 +46,8 @@ class BlockLayout:
     torch, equinox Conv2d weight              'OIHW', 'O',  'IHW'
     flax Conv kernel                          'HWIO', 'O',  'IHW'
 
-  No shape check finds a wrong layout of the right shape: compare `to_rows` of
-  the leaf with torch's matrix, or run `check_edit` on the exported edit.
+  No check finds a wrong layout of the right shape: compare `to_rows` of the
+  leaf with torch's matrix, or run `check_edit` on the exported edit.
 
   Raises:
     ValueError: a repeated letter, or a row or column letter not in `memory`.
@@ -54,8 +61,8 @@ class BlockLayout:
     for letters in (self.memory, self.out + self.inp):
       if len(set(letters)) != len(letters):
         raise ValueError(
-            f'{self} repeats an axis in {letters!r}: every axis has one letter'
-            ' and is a row axis, a column axis or a batch axis.')
+            f'{self} repeats an axis in {letters!r}: give every axis its own'
+            ' letter, as a row axis, a column axis or a batch axis.')
     if not self.inp:
       raise ValueError(f'{self} has no column axis: name one in `inp`.')
     unknown = sorted(set(self.out + self.inp) - set(self.memory))
@@ -75,13 +82,13 @@ class BlockLayout:
     return tuple(map(self.memory.index, self.batch + self.out + self.inp))
 
   def unbatched(self) -> BlockLayout:
-    """That of one matrix of the stack."""
+    """The layout of one matrix of the stack."""
     memory = ''.join(a for a in self.memory if a not in self.batch)
     return dataclasses.replace(self, memory=memory)
 
   @property
   def is_input_first(self) -> bool:
-    """Whether columns lie before rows in memory, each in torch's order."""
+    """Whether columns precede rows in memory, each in torch's order."""
     return self.memory == self.batch + self.inp + self.out
 
 
@@ -91,7 +98,7 @@ def rows_shape(shape: tuple[int, ...], layout: BlockLayout) -> tuple[int, ...]:
     raise ValueError(
         f'A leaf of shape {tuple(shape)} does not fit {layout}: wanted'
         f' {len(layout.memory)} axes, one for each letter of {layout.memory!r}.'
-        ' Give the layout of the full, ungathered weight.')
+        ' Pass the full weight, not a slice, with its layout.')
   sizes = dict(zip(layout.memory, shape))
   size = lambda letters: int(np.prod([sizes[a] for a in letters], dtype=int))
   return (
@@ -99,11 +106,20 @@ def rows_shape(shape: tuple[int, ...], layout: BlockLayout) -> tuple[int, ...]:
 
 
 def to_rows(leaf: jax.Array, layout: BlockLayout) -> jax.Array:
-  """Brings a leaf into torch order.
+  """Transposes a leaf to torch order.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from mansu_jax import quant
+    >>> layout = quant.BlockLayout(memory='IO', out='O', inp='I')
+    >>> print(quant.to_rows(jnp.array([[1, 2, 3], [4, 5, 6]]), layout))
+    [[1 4]
+     [2 5]
+     [3 6]]
 
   Args:
     leaf: weights in memory order, e.g. [L, D, N, H].
-    layout: their axis letters.
+    layout: axis letters of the leaf.
 
   Returns:
     [batch..., out, in], e.g. [L, N * H, D].
@@ -118,14 +134,32 @@ def to_rows(leaf: jax.Array, layout: BlockLayout) -> jax.Array:
 def from_rows(
     rows: jax.Array, layout: BlockLayout, shape: tuple[int, ...]
 ) -> jax.Array:
-  """Inverse of `to_rows`; `shape` is the leaf's shape in memory order."""
+  """Transposes rows in torch order back to memory order.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from mansu_jax import quant
+    >>> layout = quant.BlockLayout(memory='IO', out='O', inp='I')
+    >>> rows = jnp.array([[1, 4], [2, 5], [3, 6]])
+    >>> print(quant.from_rows(rows, layout, (2, 3)))
+    [[1 2 3]
+     [4 5 6]]
+
+  Args:
+    rows: [batch..., out, in].
+    layout: axis letters of the leaf.
+    shape: shape of the leaf in memory order.
+
+  Raises:
+    ValueError: the rows do not have the shape of `to_rows`.
+  """
   if rows.shape != rows_shape(shape, layout):
     raise ValueError(
-        f'Rows of shape {rows.shape} do not make a leaf of shape'
-        f' {tuple(shape)} under {layout}: wanted {rows_shape(shape, layout)}.')
+        f'Rows of shape {rows.shape} do not fit a leaf of shape {tuple(shape)}'
+        f' in {layout}: wanted {rows_shape(shape, layout)}.')
   permuted = rows.reshape([shape[axis] for axis in layout.permutation])
   return jnp.transpose(permuted, np.argsort(layout.permutation))
 
 
-# A matrix as torch keeps it, [out, in].
+# A matrix in torch's order, [out, in].
 TORCH = BlockLayout(memory='OI', out='O', inp='I')

@@ -1,9 +1,10 @@
-"""Double quantization: the scales of a matrix in 8 bits, as bitsandbytes does.
+"""Double quantization: 8-bit scales, as in bitsandbytes.
 
-Scales less their mean are quantized in blocks of 256 to a code book of 255
-values and one more, denser near zero. Everything here is of bitsandbytes 0.50.2
-on a CPU, to the last bit: the mean in the order in which torch adds, and the
-code from its table of 65,536 entries and not from the nearest value.
+The mean of a matrix's scales is subtracted, and the differences are quantized
+in blocks of 256 to a code book of 256 values, denser near zero. Results equal
+those of bitsandbytes 0.50.2 on a CPU to the last bit: the mean adds in torch's
+order, and codes come from a table of 65,536 entries, not from the nearest
+value.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import numpy as np
 from mansu_jax.quant import blockwise
 
 BLOCK = 256
-_ENTRIES = 1 << 16  # Of the table that encodes.
-_LANES, _STREAMS = 8, 4  # How torch's sum is vectorised.
+_ENTRIES = 1 << 16  # Entries of the table of codes.
+_LANES, _STREAMS = 8, 4  # Vectorization of torch's sum.
 _f32 = np.float32
 
 
 class NestedScales(NamedTuple):
-  """Scales [..., n] as they are kept."""
+  """Scales [..., n] as stored."""
 
-  code: jax.Array  # uint8 [..., n], places in `code_book()`
+  code: jax.Array  # uint8 [..., n], indices into `code_book()`
   absmax: jax.Array  # float32 [..., ceil(n / 256)]
   offset: jax.Array  # float32 [...], mean of the scales
 
@@ -48,7 +49,7 @@ def code_book() -> np.ndarray:
 
 
 def _linspace(n: int) -> np.ndarray:
-  """torch.linspace(0.1, 1, n) in float32: from both ends, one rounding."""
+  """torch.linspace(0.1, 1, n) in float32, which counts from both ends."""
   step = np.float64((_f32(1) - _f32(0.1)) / _f32(n - 1))
   i = np.arange(n)
   return np.where(
@@ -57,7 +58,7 @@ def _linspace(n: int) -> np.ndarray:
 
 @functools.cache
 def _table() -> np.ndarray:
-  """uint8 [65536]: code nearest to -1 + 2 i / 65535."""
+  """uint8 [65536]: the code nearest to -1 + 2 i / 65535."""
   values = code_book().astype(np.float64)
   midpoints = (values[1:] + values[:-1]) / 2
   return np.searchsorted(
@@ -68,39 +69,39 @@ def quantize(scales: jax.Array) -> NestedScales:
   """Quantizes the scales of each matrix.
 
   Args:
-    scales: float32 [..., n], of one matrix along the last axis.
+    scales: float32 [..., n]; the last axis holds the scales of one matrix.
   """
   offset = torch_mean(scales)
   blocks = blockwise.split(scales - offset[..., None], BLOCK)
   absmax = blockwise.absmax(blocks)
   value = blocks * (1 / jnp.where(absmax == 0, 1, absmax))
-  place = blockwise.rounded((value + 1) * _f32(_ENTRIES / 2 - 0.5))
-  index = jnp.floor(place + _f32(0.5)).astype(jnp.int32)
+  position = blockwise.rounded((value + 1) * _f32(_ENTRIES / 2 - 0.5))
+  index = jnp.floor(position + _f32(0.5)).astype(jnp.int32)
   code = jnp.asarray(_table())[jnp.clip(index, 0, _ENTRIES - 1)]
   return NestedScales(
       blockwise.join(code, scales.shape[-1]), absmax[..., 0, 0], offset)
 
 
-def dequantize(kept: NestedScales) -> jax.Array:
-  """The scales [..., n] as the matrix is decoded with, float32."""
-  n = kept.code.shape[-1]
-  absmax = jnp.repeat(kept.absmax, BLOCK, axis=-1)[..., :n]
-  product = jnp.asarray(code_book())[kept.code.astype(jnp.int32)] * absmax
-  return blockwise.rounded(product) + kept.offset[..., None]
+def dequantize(scales: NestedScales) -> jax.Array:
+  """The float32 scales [..., n] with which the matrix is decoded."""
+  n = scales.code.shape[-1]
+  absmax = jnp.repeat(scales.absmax, BLOCK, axis=-1)[..., :n]
+  product = jnp.asarray(code_book())[scales.code.astype(jnp.int32)] * absmax
+  return blockwise.rounded(product) + scales.offset[..., None]
 
 
-def restore(scales: jax.Array) -> jax.Array:
-  """The scales [..., n] after double quantization."""
+def fake_quantize(scales: jax.Array) -> jax.Array:
+  """Quantizes and decodes scales [..., n]."""
   return dequantize(quantize(scales))
 
 
 def torch_mean(x: jax.Array) -> jax.Array:
   """Mean over the last axis, added in the order of torch on one CPU thread.
 
-  float32 addition depends on the order, and a mean of other bits shifts every
-  restored scale. The order is that of `cascade_sum` in torch 2.13, of 8 lanes
-  in 4 streams. Above 32,768 scales torch divides them among its threads; this
-  is its result on one.
+  float32 addition depends on the order, and a mean with other bits shifts every
+  decoded scale. The order is that of `cascade_sum` in torch 2.13: 8 lanes in 4
+  streams. Above 32,768 scales, torch divides the sum among its threads; this
+  function gives the result of one thread.
 
   Args:
     x: float32 [..., n], n >= 1.
@@ -109,11 +110,11 @@ def torch_mean(x: jax.Array) -> jax.Array:
   x = jnp.moveaxis(x, -1, 0)  # [n, ...]
   lanes = _LANES if n >= _LANES else 1
   vectors = x[:n // lanes * lanes].reshape(-1, lanes, *x.shape[1:])
-  whole = vectors.shape[0] // _STREAMS
-  streams = _cascade(vectors[:whole * _STREAMS].reshape(
-      whole, _STREAMS, *vectors.shape[1:]))
+  full = vectors.shape[0] // _STREAMS
+  streams = _cascade(vectors[:full * _STREAMS].reshape(
+      full, _STREAMS, *vectors.shape[1:]))
   first = streams[0]
-  for vector in vectors[whole * _STREAMS:]:  # Three at most.
+  for vector in vectors[full * _STREAMS:]:  # Three at most.
     first = first + vector
   by_lane = first + streams[1] + streams[2] + streams[3]
   total = jnp.zeros(x.shape[1:], jnp.float32)
@@ -123,23 +124,23 @@ def torch_mean(x: jax.Array) -> jax.Array:
 
 
 def _cascade(x: jax.Array) -> jax.Array:
-  """Sum over the first axis as torch's `multi_row_sum` does it."""
+  """Sum over the first axis in the order of torch's `multi_row_sum`."""
   power = max(4, math.ceil(math.log2(max(x.shape[0], 1))) // 4)
-  step, rests = 1 << power, []
-  for _ in range(3):  # Levels: chunks of `step`, of step**2, of step**3.
+  step, remainders = 1 << power, []
+  for _ in range(3):  # Levels with chunks of step, step**2 and step**3.
     chunks = x.shape[0] // step
-    rests.append(_in_order(x[chunks * step:]))
-    x = _in_order(jnp.moveaxis(
+    remainders.append(_sequential_sum(x[chunks * step:]))
+    x = _sequential_sum(jnp.moveaxis(
         x[:chunks * step].reshape(chunks, step, *x.shape[1:]), 1, 0))
-  rests.append(_in_order(x))
-  total = rests[0]
-  for rest in rests[1:]:
-    total = total + rest
+  remainders.append(_sequential_sum(x))
+  total = remainders[0]
+  for remainder in remainders[1:]:
+    total = total + remainder
   return total
 
 
-def _in_order(x: jax.Array) -> jax.Array:
-  """Sum over the first axis, one after the other."""
+def _sequential_sum(x: jax.Array) -> jax.Array:
+  """Sum over the first axis, one entry after the other."""
   zero = jnp.zeros(x.shape[1:], x.dtype)
   if not x.shape[0]:
     return zero

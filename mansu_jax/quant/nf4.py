@@ -1,4 +1,4 @@
-"""NF4 as bitsandbytes computes it: blocks of 64, absmax scales in float32."""
+"""NF4 as in bitsandbytes: blocks of 64, absmax scales in float32."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What every quantization scheme of this package offers.
+"""The interface of the quantization schemes.
 
-A scheme turns a matrix in torch order into codes and, for each block, what its
-entries share. All of its arithmetic is elementwise once that is known, so the
-same code serves whole matrices and single weights whose scale is held fixed.
+A scheme cuts a matrix in torch order into blocks, fits the parameters of each
+block (a scale, perhaps an offset) and encodes the weights. Given the
+parameters, all arithmetic is elementwise: the same code serves whole matrices
+and single weights whose scale is held fixed.
 """
 
 from __future__ import annotations
@@ -20,85 +21,88 @@ from mansu_jax.quant import blockwise
 
 
 class Shared(NamedTuple):
-  """What the entries of a block share, by block or broadcast to entries.
+  """Parameters that all weights of a block share.
 
-  `stored` and `stored_offset` are what decodes: a format may keep its scale
-  more coarsely than it encodes by.
+  Arrays have one entry a block, or are broadcast to the weights. A format may
+  round its scale for storage: weights are encoded with `scale` and decoded with
+  `stored`.
   """
 
-  scale: Any  # float32; what sets the scale, e.g. the absmax
+  scale: Any  # float32; the value that sets the scale, e.g. the absmax
   offset: Any = None  # float32 lower end; None: the scheme is symmetric
-  stored: Any = None  # float32 scale as the file holds it; None: `scale`
-  stored_offset: Any = None  # float32; None: `offset`
-  tail: Any = None  # bool, the block is partial; None: no block is
+  stored: Any = None  # float32 scale as stored; None: equals `scale`
+  stored_offset: Any = None  # float32 offset as stored; None: equals `offset`
+  tail: Any = None  # bool, whether the block is partial; None: none is partial
 
 
 class Codes(NamedTuple):
-  """Codes of a matrix, each field of its shape [batch..., out, in]."""
+  """Codes of a matrix; each array has its shape [batch..., out, in]."""
 
   code: jax.Array  # uint8
-  frozen: jax.Array  # bool, the entry sets a scale and must not move
-  shared: Shared
+  frozen: jax.Array  # bool, whether the weight sets a scale and must not move
+  shared: Shared  # parameters of the block of each weight
 
   @property
   def scale(self) -> jax.Array:
-    """What sets the scale of the entry's block, float32."""
+    """The value that sets the scale of each weight's block, float32."""
     return self.shared.scale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scheme(abc.ABC):
-  """A block quantizer: codes, and values that depend on code and block alone.
+  """A block quantizer.
 
-  Hashable, so that it can be a static argument of jit.
+  The decoded value of a weight depends only on its code and its block's
+  parameters. Schemes are hashable, so that they can be static arguments of jit.
 
   Attributes:
-    name: the name in flags and records, e.g. 'nf4'.
+    name: name in flags and records, e.g. 'nf4'.
   """
 
   name: str
 
   @property
   def holds_scale(self) -> bool:
-    """Whether a block's scale stays while its `frozen` entries do.
+    """Whether freezing the `frozen` weights fixes the scale of their block.
 
-    Only then can the magnitude floor promise what the quantizer will make of
-    an edit. Where the scale is found by a search over all entries it is False.
+    The magnitude floor requires it: only then does it know the codes that the
+    quantizer will choose. It is False if all weights of a block determine its
+    scale, as in a least-squares fit.
     """
     return True
 
   def unnamed(self) -> Scheme:
-    """The same for all names of one quantizer."""
+    """The scheme without its name; equal for aliases of one quantizer."""
     return dataclasses.replace(self, name='')
 
   @property
   @abc.abstractmethod
   def description(self) -> dict[str, Any]:
-    """For records: code book, weights a scale, double quantization."""
+    """Code book, block size and double quantization, for records."""
 
   def for_columns(self, columns: int) -> Scheme:
-    """The scheme that a matrix of rows of this length gets; mostly self."""
-    del columns
+    """The scheme for rows of this length; a fallback, or usually self."""
+    del columns  # Most schemes take rows of any length.
     return self
 
   def ordinary(self) -> Scheme:
-    """The same, for blocks whose scales are known to be of ordinary size."""
+    """A faster scheme for blocks without extreme scales; see `extremes`."""
     return self
 
   @property
   def keeps_centres(self) -> bool:
     """Whether every decoded value encodes to its own code and is in `extent`.
 
-    True only where float32 arithmetic is known to have it so, bit for bit.
+    True only if this is known to hold bit for bit in float32 arithmetic.
     """
     return False
 
   @abc.abstractmethod
   def block_length(self, columns: int) -> int:
-    """Weights in a whole block of rows of this length."""
+    """Number of weights in a full block, for rows of this length."""
 
   def block_size(self, columns: int) -> int | None:
-    """As `block_length`, where rows are cut into whole blocks; else None."""
+    """`block_length` if full blocks make up a row; else None."""
     length = self.block_length(columns)
     return None if columns % length else length
 
@@ -108,63 +112,63 @@ class Scheme(abc.ABC):
 
   @abc.abstractmethod
   def join(self, blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Inverse of `split`; `shape` is that of the rows."""
+    """Inverse of `split`; `shape` is the shape of the rows."""
 
   @abc.abstractmethod
-  def share(self, blocks: jax.Array, shape: tuple[int, ...]) -> Shared:
-    """What each block shares, [..., 1, m] of float32 blocks [..., Q, m].
+  def fit(self, blocks: jax.Array, shape: tuple[int, ...]) -> Shared:
+    """Fits the parameters [..., 1, m] of float32 blocks [..., Q, m].
 
     Args:
-      blocks: those of a matrix, in torch order; or of several matrices.
-      shape: that of the rows, [batch..., out, in].
+      blocks: blocks of one or several matrices, in torch order.
+      shape: shape of the rows, [batch..., out, in].
     """
 
   @abc.abstractmethod
   def encode_at(self, values: jax.Array, shared: Shared) -> jax.Array:
-    """Codes (uint8) of values (float32) in blocks that share this."""
+    """Codes (uint8) of values (float32), given the block parameters."""
 
   @abc.abstractmethod
   def decode(self, code: jax.Array, shared: Shared) -> jax.Array:
-    """Values (float32) of codes in blocks that share this."""
+    """Values (float32) of codes, given the block parameters."""
 
   @abc.abstractmethod
   def level(self, code: jax.Array) -> jax.Array:
-    """Place (uint8) of the code's value among the distinct ones.
+    """Index (uint8) of the code's value among the distinct values.
 
-    Ascending where the scale is positive.
+    Values ascend with the index if the scale is positive.
     """
 
   @abc.abstractmethod
   def boundaries(
       self, code: jax.Array, shared: Shared
   ) -> tuple[jax.Array, jax.Array]:
-    """Ends (float32) of the interval in which the decoded value stays.
+    """Ends (float32) of the interval of values that decode as the code does.
 
-    Infinite outward of an end code, since larger values are clipped to it.
+    Infinite beyond an end code, since larger values are clipped to it.
     """
 
   @property
   @abc.abstractmethod
   def levels(self) -> np.ndarray:
-    """The distinct values [n] of the codes where the scale is 1; ascending."""
+    """The distinct code values [n] at scale 1, ascending."""
 
   def sets_scale(self, blocks: jax.Array, shared: Shared) -> jax.Array:
-    """Which entries (bool) of the blocks set what they share."""
+    """Which weights (bool) of the blocks set the block parameters."""
     return (blockwise.magnitude_bits(blocks)
             == blockwise.magnitude_bits(shared.scale))
 
   def extent(self, shared: Shared) -> tuple[jax.Array, jax.Array]:
-    """Least and largest value (float32) that leave the scale as it is."""
+    """Least and largest value (float32) that do not change the scale."""
     return -shared.scale, shared.scale
 
   def snap(self, values: jax.Array, shared: Shared) -> jax.Array:
-    """Values (float32) after quantization in blocks that share this."""
+    """Quantizes and decodes values (float32), given the block parameters."""
     return self.decode(self.encode_at(values, shared), shared)
 
   def encode_blocks(
       self, blocks: jax.Array, shape: tuple[int, ...]) -> Codes:
-    """Quantizes float32 blocks; fields have their shape. As for `share`."""
-    shared = self.share(blocks, shape)
+    """Codes of float32 blocks, in their shape; arguments as for `fit`."""
+    shared = self.fit(blocks, shape)
     spread = lambda x: jnp.broadcast_to(x, blocks.shape)
     return Codes(
         code=self.encode_at(blocks, shared),
@@ -172,7 +176,7 @@ class Scheme(abc.ABC):
         shared=jax.tree.map(spread, shared))
 
   def encode(self, rows: jax.Array) -> Codes:
-    """Quantizes a matrix [batch..., out, in]."""
+    """Codes of a matrix [batch..., out, in]."""
     blocks = self.split(rows.astype(jnp.float32))
     return jax.tree.map(lambda x: self.join(x, rows.shape),
                         self.encode_blocks(blocks, rows.shape))
@@ -180,9 +184,9 @@ class Scheme(abc.ABC):
   def fake_quantize(self, rows: jax.Array) -> jax.Array:
     """Quantizes and decodes a matrix [batch..., out, in]; float32."""
     blocks = self.split(rows.astype(jnp.float32))
-    snapped = self.snap(blocks, self.share(blocks, rows.shape))
+    snapped = self.snap(blocks, self.fit(blocks, rows.shape))
     return self.join(snapped, rows.shape)
 
 
-# A scheme is static: eager calls compile once a shape, traced ones inline.
+# Jit for methods of a scheme, which is a static argument.
 compiled = functools.partial(jax.jit, static_argnums=0)

@@ -1,4 +1,4 @@
-"""The quantization schemes by the names of `--quant_schemes`."""
+"""The quantization schemes by name, as in `--quant_schemes`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,20 @@ SCHEMES = {
         gguf_schemes.Q8_0, k_quants.Q4_K, k_quants.Q6_K)
 }
 NAMES = (*SCHEMES, *calibrated.CALIBRATED)
-# Variants: nf4_b128 has blocks of 128, nf4_dq doubly quantized scales.
+# Variants: nf4_b128 has blocks of 128; nf4_dq has double quantization.
 _VARIANT = re.compile(r'(nf4|fp4)(?:_b(\d+))?(_dq)?')
 
 
 def find(name: str) -> scheme_lib.Scheme | calibrated.CalibratedScheme:
-  """The scheme of a name, also one that needs calibration inputs.
+  """Returns the scheme of a name, including schemes that need calibration.
+
+  Example:
+    >>> from mansu_jax import quant
+    >>> quant.find('gptq_g128').method
+    'gptq'
+
+  Args:
+    name: an entry of `NAMES`, or a variant as in `get`.
 
   Raises:
     ValueError: no scheme has the name.
@@ -36,14 +44,19 @@ def find(name: str) -> scheme_lib.Scheme | calibrated.CalibratedScheme:
 
 
 def get(scheme: str | scheme_lib.Scheme) -> scheme_lib.Scheme:
-  """Returns the scheme of a name; a scheme is returned as it is.
+  """Returns the scheme of a name; returns a scheme unchanged.
+
+  Example:
+    >>> from mansu_jax import quant
+    >>> quant.get('nf4_b128').block
+    128
 
   Args:
     scheme: a scheme, a key of `SCHEMES`, or `nf4` or `fp4` with a block size
       (`nf4_b128`), double quantization (`nf4_dq`) or both (`nf4_b128_dq`).
 
   Raises:
-    ValueError: no scheme has the name, or none has the block size.
+    ValueError: no scheme has the name, or the block size is not supported.
   """
   if isinstance(scheme, scheme_lib.Scheme):
     return scheme
@@ -51,15 +64,14 @@ def get(scheme: str | scheme_lib.Scheme) -> scheme_lib.Scheme:
     return SCHEMES[scheme]
   if scheme in calibrated.CALIBRATED:
     raise ValueError(
-        f'{scheme} quantizes by what comes in at a matrix, not by its weights'
-        ' alone; wanted calibration inputs. Use `encode` and `dequantize` of'
-        ' models.calibration.')
+        f'{scheme} needs calibration inputs; wanted a scheme that needs the'
+        ' weights alone. Use `encode` and `dequantize` of models.calibration.')
   variant = _VARIANT.fullmatch(scheme) if isinstance(scheme, str) else None
   if variant is None:
     raise ValueError(
         f'Unknown quantization scheme {scheme!r}; wanted one of'
-        f' {", ".join(NAMES)}; or nf4 and fp4 with a block of their own and'
-        ' doubly quantized scales, as nf4_b128 and nf4_b128_dq.')
+        f' {", ".join(NAMES)}; or nf4 or fp4 with a block size, double'
+        ' quantization or both, such as nf4_b128, nf4_dq or nf4_b128_dq.')
   family, block, double = variant.groups()
   return dataclasses.replace(
       SCHEMES[family], name=scheme, double_quant=bool(double),

@@ -7,15 +7,13 @@ free, so that a run is cut alike whenever it is repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import contextvars
 import math
 import os
 
 import jax
-
-from mansu_jax.runtime import processes
 
 SHARE = 0.1  # Of a device's memory, for what is cut into batches.
 # Bytes and platform of the devices of a plan.
@@ -31,13 +29,18 @@ def device_bytes() -> float:
   return _agreed[0] if _agreed else _own_bytes()
 
 
-def agree() -> None:
-  """Has all processes take what the first one's device has; all must ask.
+def agree(broadcast: Callable[[Callable[[], float]], float]) -> None:
+  """Makes all processes use the device memory of the primary process.
 
-  Before anything is traced whose size depends on it.
+  Collective: every process must call it, before it traces programs whose size
+  depends on the memory.
+
+  Args:
+    broadcast: `processes.broadcast_from_primary`; an argument, so that this
+      module needs no other of the package.
   """
   if jax.process_count() > 1 and not _agreed:
-    _agreed.append(processes.broadcast_from_primary(_own_bytes))
+    _agreed.append(broadcast(_own_bytes))
 
 
 def _own_bytes() -> float:

@@ -35,6 +35,7 @@ from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.config import run as run_config
 from mansu_jax.runtime import memory
+from mansu_jax.runtime import processes
 
 AXES = ('data', 'fsdp', 'tensor')
 # Letter of an array's axis -> axes of the mesh. Others are not split: L
@@ -62,7 +63,7 @@ def make_mesh(
   Raises:
     ValueError: the sizes do not give as many devices as there are.
   """
-  memory.agree()
+  memory.agree(processes.broadcast_from_primary)
   devices = jax.devices() if devices is None else devices
   mesh = jax.make_mesh(
       sizes(options, len(devices)), AXES, devices=devices,

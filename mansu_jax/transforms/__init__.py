@@ -1,12 +1,12 @@
-"""MANSU's steps as optax transformations, for any pytree and any chain."""
+"""The steps of MANSU as optax transformations, for any pytree and any chain."""
 
 from mansu_jax.transforms.chain import mansu
 from mansu_jax.transforms.circuit_mask import CircuitMaskState
 from mansu_jax.transforms.circuit_mask import mask_to_circuit
 from mansu_jax.transforms.exact import floor_params
 from mansu_jax.transforms.exact import step
+from mansu_jax.transforms.latent import MagnitudeFloorState
 from mansu_jax.transforms.magnitude_floor import magnitude_floor
-from mansu_jax.transforms.magnitude_floor import MagnitudeFloorState
 from mansu_jax.transforms.null_space import NullSpaceState
 from mansu_jax.transforms.null_space import OffBasisState
 from mansu_jax.transforms.null_space import project_off_basis

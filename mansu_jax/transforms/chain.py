@@ -1,4 +1,4 @@
-"""The order of MANSU's transformations, once."""
+"""The chain of MANSU's transformations, in the order of the method."""
 
 from __future__ import annotations
 
@@ -28,22 +28,40 @@ def mansu(
     storage_dtype: jax.typing.DTypeLike = jnp.float32,
     keep_origin: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-  """Circuit mask, null-space projection and magnitude floor over an optimizer.
+  """Circuit mask, null-space projection and magnitude floor after an optimizer.
 
-  The order is part of the method. Masks come after `inner`, since an adaptive
-  step does not keep a projection (Adam rescales each coordinate) and weight
-  decay moves weights whose gradient is zero. The floor comes last, since any
-  change behind it would leave the grid, and nothing may follow it in a chain.
+  The order is part of the method. The masks follow `inner`, because adaptive
+  optimizers do not preserve a projection (Adam rescales each coordinate) and
+  weight decay moves weights whose gradient is zero. The floor comes last: any
+  later transformation would move weights off the grid.
+
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> from mansu_jax import quant, transforms
+    >>> params = {'w': jnp.array([[1.0, 0.0], [0.3, 0.2]])}
+    >>> grid = quant.code_grid(params, 'int4_g128', {'w': quant.TORCH})
+    >>> tx = transforms.mansu(
+    ...     optax.sgd(1.0), fisher={'w': jnp.array([[0.0, 0.0], [0.0, 9.0]])},
+    ...     circuit_mask={'w': True}, grids=grid)
+    >>> grads = {'w': jnp.full((2, 2), 0.2)}
+    >>> theta, _ = transforms.step(tx, grads, tx.init(params), params)
+    >>> print(theta['w'])
+    [[ 1.         -0.14285715]
+     [ 0.3         0.2       ]]
+
+  The largest weight of each row sets the scale of its block and does not move;
+  neither does the weight with the large Fisher.
 
   Args:
-    inner: the optimizer with its learning rate, e.g. `optax.adam(2e-3)`.
-    fisher: diagonal Fisher of the retain set; see `project_to_null_space`.
-      None leaves the projection out.
-    circuit_mask: see `mask_to_circuit`. None leaves it out, for params that
+    inner: optimizer with its learning rate, e.g. `optax.adam(2e-3)`.
+    fisher: diagonal Fisher of the retain set; see `project_to_null_space`. None
+      omits the projection.
+    circuit_mask: see `mask_to_circuit`. None omits the mask, for params that
       are circuit slices already.
     grids: see `magnitude_floor`.
     quantile: see `project_to_null_space`.
-    valid: where slices are not padding; see `project_to_null_space`.
+    valid: mask of the entries that are not padding; see
+      `project_to_null_space`.
     mode: see `magnitude_floor`.
     landing: see `magnitude_floor`.
     lift_step: see `magnitude_floor`.
@@ -51,10 +69,10 @@ def mansu(
     keep_origin: see `magnitude_floor`.
 
   Returns:
-    The chain. Take its steps by `step`, which keeps floored weights exact.
+    The chain. Apply it by `step`, which keeps floored weights exact.
 
   Raises:
-    ValueError: as its parts.
+    ValueError: see the transformations.
   """
   steps = [inner]
   if circuit_mask is not None:

@@ -12,15 +12,15 @@ from mansu_jax.quant import leaves
 
 
 class CircuitMaskState(NamedTuple):
-  mask: optax.Updates  # leaf bool, broadcasts to the param
+  mask: optax.Updates  # leaf bool, broadcasts to the param; None = absent
 
 
 def mask_to_circuit(mask: optax.Updates) -> optax.GradientTransformation:
   """Zeroes every update outside the circuit.
 
-  Unlike `optax.masked`, which hands updates outside its mask through unchanged,
-  this freezes what is outside. Put it *after* the optimizer: a mask in front of
-  AdamW still lets weight decay move the weights outside.
+  `optax.masked` passes updates outside its mask unchanged; this transformation
+  zeroes them. Put it *after* the optimizer: with a mask before AdamW, weight
+  decay still moves the weights outside.
 
   Example:
     >>> import jax.numpy as jnp
@@ -35,23 +35,23 @@ def mask_to_circuit(mask: optax.Updates) -> optax.GradientTransformation:
 
   Args:
     mask: a tree like the params; True or 1 keeps an update, False or 0 zeroes
-      it. Leaves may be scalars or anything that broadcasts to the param. None
-      or `optax.MaskedNode` freezes: no weight of the leaf is in the circuit.
+      it. Leaves broadcast to the param. None or `optax.MaskedNode` zeroes the
+      whole leaf.
 
   Returns:
     The transformation, whose state holds the mask.
 
   Raises:
-    ValueError: at init, a leaf that is missing, of a shape that does not
-      broadcast to the param, or not 0 or 1.
+    ValueError: at init, a missing leaf, a shape that does not broadcast to the
+      param, or an entry other than 0 and 1.
   """
 
   def init_fn(params):
     if leaves.is_placeholder(params):
       return CircuitMaskState(jax.tree.map(jnp.array, mask))
     aligned = leaves.align(mask, params, 'The circuit mask')
-    others = leaves.named(params)
-    for name, leaf in leaves.named(aligned).items():
+    others = leaves.flatten(params)
+    for name, leaf in leaves.flatten(aligned).items():
       _check_mask(name, leaf, others[name])
     as_bool = lambda p, m: None if leaves.is_absent(p) else (
         jnp.array(False if m is None else m) != 0)
@@ -71,13 +71,13 @@ def _check_mask(name, mask, param):
     return
   leaves.check_broadcast(mask, param, name, 'The circuit mask')
   if leaves.is_concrete(mask):
-    odd = leaves.count_now(_count_odd, mask)
-    if odd:
+    invalid = leaves.count_now(_count_invalid, mask)
+    if invalid:
       raise ValueError(
-          f'The circuit mask has {odd} entries at {name!r} that are neither 0'
-          ' nor 1: threshold the scores first.')
+          f'The circuit mask has {invalid} entries at {name!r} that are neither'
+          ' 0 nor 1: threshold the scores first.')
 
 
 @jax.jit
-def _count_odd(mask):
+def _count_invalid(mask):
   return jnp.sum((mask != 0) & (mask != 1))

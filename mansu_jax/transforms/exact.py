@@ -1,7 +1,7 @@
-"""Exact weights behind a magnitude floor.
+"""Exact weights after a magnitude floor.
 
-`optax.apply_updates` adds, and a sum of floats may miss the value that the
-floor chose by a rounding, which the quantizer may see.
+`optax.apply_updates` adds, and a float sum may differ by a rounding from the
+value that the floor chose. This may change the quantized value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 import optax
 
 from mansu_jax.quant import leaves
-from mansu_jax.transforms import magnitude_floor as floor_lib
+from mansu_jax.transforms import latent
 
 
 def step(
@@ -23,7 +23,7 @@ def step(
 ) -> tuple[optax.Params, optax.OptState]:
   """One update, applied so that floored weights are exact.
 
-  Use it in place of `tx.update` and `optax.apply_updates`, under `jax.jit`.
+  Use it in place of `tx.update` and `optax.apply_updates`, inside `jax.jit`.
 
   Example:
     >>> import jax, optax
@@ -39,17 +39,17 @@ def step(
     True
 
   Args:
-    tx: any optax transformation; without a floor this is an ordinary step.
-    grads: of the loss at `params`.
-    state: of `tx`.
-    params: the weights.
-    **extra_args: passed on to `tx.update`; `origin` to the floor as well.
+    tx: any optax transformation. Without a floor, this is an ordinary step.
+    grads: gradients of the loss at `params`.
+    state: state of `tx`.
+    params: current weights.
+    **extra_args: arguments of `tx.update`; the floor also reads `origin`.
 
   Returns:
     The new weights and state.
 
   Raises:
-    ValueError: as `floor_params`, where there is a floor.
+    ValueError: see `floor_params`, if `tx` has a floor.
   """
   if not _takes_extra_args(tx):
     tx = optax.with_extra_args_support(tx)
@@ -63,23 +63,34 @@ def step(
 def floor_params(
     opt_state: optax.OptState, params: optax.Params | None = None, *,
     origin: optax.Params | None = None) -> optax.Params:
-  """The exact weights, from a state that holds magnitude floors anywhere.
+  """Returns the exact weights of all magnitude floors in a state.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from mansu_jax import quant, transforms
+    >>> params = {'w': jnp.array([[7.0, 2.2]])}
+    >>> grid = quant.code_grid(params, 'int4_g128', {'w': quant.TORCH})
+    >>> tx = transforms.magnitude_floor(grid)
+    >>> updates = {'w': jnp.array([[0.5, 0.5]])}
+    >>> _, state = tx.update(updates, tx.init(params), params)
+    >>> print(transforms.floor_params(state)['w'])
+    [[7. 3.]]
 
   Args:
-    opt_state: state of `magnitude_floor`, or of a chain, `optax.partition`,
-      `optax.MultiSteps`, `optax.inject_hyperparams` or the like around one or
-      several that own different leaves.
-    params: the weights after `optax.apply_updates`: leaves without a floor are
-      taken from there. None: they are None.
-    origin: theta_0, where the floor does not keep it.
+    opt_state: state of `magnitude_floor`, or of a wrapper around one or several
+      floors with disjoint leaves, such as a chain, `optax.partition`,
+      `optax.MultiSteps` or `optax.inject_hyperparams`.
+    params: weights after `optax.apply_updates`, for the leaves without a floor.
+      If None, these leaves are None in the result.
+    origin: theta_0, if the state does not hold it.
 
   Returns:
     theta_t, with the structure and dtypes of the params.
 
   Raises:
-    ValueError: the state holds no magnitude floor, two that own the same leaf,
-      or one that other transformations follow in its chain; or `origin` does
-      not fit the params.
+    ValueError: the state holds no magnitude floor, two floors with the same
+      leaf, or a floor with other transformations after it in its chain; or
+      `origin` does not fit the params.
   """
   floors = _floors(opt_state)
   if not floors:
@@ -88,42 +99,42 @@ def floor_params(
         ' in the chain, and pass the state that this chain returned.')
   _check_last(opt_state)
   if params is not None and origin is not None:
-    floor_lib.check_origin(origin, params)
+    latent.check_origin(origin, params)
   exact = {}
   for floor in floors:
-    for name, leaf in leaves.named(floor_lib.emitted(floor, origin)).items():
+    weights = latent.current_weights(floor, origin)
+    for name, leaf in leaves.flatten(weights).items():
       if leaf is not None and name in exact:
         raise ValueError(
-            f'Two magnitude floors own {name!r}: give each leaf to one, for'
-            ' example by optax.partition.')
+            f'Two magnitude floors cover {name!r}: give each leaf to one floor,'
+            ' for example by optax.partition.')
       if leaf is not None:
         exact[name] = leaf
   if params is None:
-    whole = lambda name, _: exact.get(name)
-    return leaves.map_named(whole, floors[0].latent)
+    return leaves.map_named(lambda name, _: exact.get(name), floors[0].latent)
   return leaves.map_named(lambda name, leaf: exact.get(name, leaf), params)
 
 
 def _takes_extra_args(tx: Any) -> bool:
-  """Whether `update` takes any keyword, as of `optax.MultiSteps` too."""
+  """Whether `update` takes arbitrary keywords."""
   return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(
       tx.update).parameters.values())
 
 
 def _is_floor(node: Any) -> bool:
-  return isinstance(node, floor_lib.MagnitudeFloorState)
+  return isinstance(node, latent.MagnitudeFloorState)
 
 
-def _floors(opt_state: optax.OptState) -> list[floor_lib.MagnitudeFloorState]:
+def _floors(opt_state: optax.OptState) -> list[latent.MagnitudeFloorState]:
   return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_floor)
           if _is_floor(node)]
 
 
 def _check_last(node: Any) -> None:
-  """Raises ValueError where a floor is not the last of its chain.
+  """Raises ValueError if a floor is not the last transformation of its chain.
 
-  States of chains are plain tuples, of named chains `OrderedDict`; other states
-  of optax are neither.
+  The state of a chain is a plain tuple, of a named chain an `OrderedDict`; no
+  other state of optax has these types.
   """
   if _is_floor(node) or leaves.is_absent(node):
     return
@@ -131,13 +142,13 @@ def _check_last(node: Any) -> None:
       node, is_leaf=lambda other: other is not node)
   holds = [bool(_floors(part)) for part in parts]
   if type(node) in (tuple, collections.OrderedDict) and any(holds):
-    behind = holds[holds.index(True):].count(False)
-    if behind:
+    later = holds[holds.index(True):].count(False)
+    if later:
       raise ValueError(
-          f'The optimizer state has a magnitude floor with {behind}'
-          ' transformation(s) behind it in the chain, which may move weights'
-          ' off their codes: put magnitude_floor last, and give leaves that it'
-          ' does not own to others by optax.partition.')
-  for part, has in zip(parts, holds):
-    if has:
+          f'The optimizer state has {later} transformation(s) after a magnitude'
+          ' floor in its chain, which may move weights off their codes: put'
+          ' magnitude_floor last. To transform the leaves without a floor, use'
+          ' optax.partition.')
+  for part, has_floor in zip(parts, holds):
+    if has_floor:
       _check_last(part)

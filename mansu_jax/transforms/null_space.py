@@ -1,4 +1,4 @@
-"""Keeps updates in what the retained behaviour does not see."""
+"""Projects updates to directions that do not affect retained behaviour."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mansu_jax.quant import devices
 from mansu_jax.quant import leaves
 
 
@@ -26,13 +27,14 @@ def project_to_null_space(
     quantile: float = 0.5,
     valid: optax.Updates | None = None,
 ) -> optax.GradientTransformation:
-  """Zeroes updates where the retain Fisher is not small in its leaf.
+  """Zeroes updates of coordinates with a large retain Fisher.
 
-  A diagonal Fisher has only coordinate null spaces, so the projection is a
-  mask: a coordinate is kept if its Fisher is under the given quantile of its
-  leaf, or the least there: where many are zero, or all alike, these stay. It
-  belongs *after* the adaptive step: weight decay, momentum or a preconditioner
-  put behind it would move the masked coordinates again.
+  The null space of a diagonal Fisher is spanned by coordinates, so the
+  projection is a mask. It keeps a coordinate if its Fisher is below the given
+  quantile of its leaf, or equal to the minimum of the leaf: coordinates with
+  Fisher zero are kept even if they exceed the quantile. Put it *after* the
+  optimizer: weight decay, momentum or a preconditioner after the projection
+  would move the masked coordinates again.
 
   Example:
     >>> import jax.numpy as jnp
@@ -45,13 +47,13 @@ def project_to_null_space(
     [0. 1. 0. 1.]
 
   Args:
-    fisher: a tree like the params, entries >= 0; a leaf that is None or
-      `optax.MaskedNode` passes through.
-    quantile: share of each leaf's coordinates to keep, in (0, 1]; 1 keeps all.
-      Read at init: the mask stays as it is then.
-    valid: a tree of bool masks that broadcast to the leaves, False where an
-      entry is padding: it is zeroed and does not enter the quantile. A None
-      leaf, or None for the tree, means that all are valid.
+    fisher: a tree like the params, entries >= 0. Updates pass unchanged where
+      a leaf is None or `optax.MaskedNode`.
+    quantile: share of coordinates of each leaf to keep, in (0, 1]; 1 keeps all.
+      `init` computes the mask; later changes have no effect.
+    valid: a tree of bool masks that broadcast to the leaves, False for padding.
+      Padding is zeroed and does not enter the quantile. None, for a leaf or the
+      tree, means that all entries are valid.
 
   Returns:
     The transformation, whose state holds the mask.
@@ -62,31 +64,32 @@ def project_to_null_space(
 
   References:
     Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural
-    networks", for the diagonal Fisher as what earlier behaviour depends on.
+    networks", for the diagonal Fisher as a measure of importance.
   """
   if leaves.is_concrete(quantile) and not 0 < quantile <= 1:
     raise ValueError(
-        f'quantile is the share of coordinates to keep: got {quantile}, wanted'
+        f'quantile is the share of coordinates to keep: got {quantile}; wanted'
         ' a number in (0, 1].')
 
   def init_fn(params):
     if leaves.is_placeholder(params):
       return NullSpaceState(params)
     aligned = leaves.align_shapes(fisher, params, 'The Fisher')
-    for name, leaf in leaves.named(aligned).items():
+    for name, leaf in leaves.flatten(aligned).items():
       _check_fisher(name, leaf)
     usable = leaves.tree_map(lambda _: None, params) if valid is None else (
         leaves.align(valid, params, 'The valid mask'))
-    others = leaves.named(params)
-    for name, leaf in leaves.named(usable).items():
+    others = leaves.flatten(params)
+    for name, leaf in leaves.flatten(usable).items():
       leaves.check_broadcast(leaf, others[name], name, 'The valid mask')
     keep_small = functools.partial(_keep_small, quantile=quantile)
-    mask = lambda f, v: None if f is None else leaves.elementwise(
+    mask = lambda f, v: None if f is None else devices.elementwise(
         keep_small, f, f, v)
     make = lambda: leaves.tree_map(mask, aligned, usable)
     if not leaves.is_concrete((aligned, usable, quantile)):
       return NullSpaceState(make())
-    with jax.ensure_compile_time_eval():  # Else a traced init would fold it.
+    # Otherwise XLA would constant-fold the quantile of a traced init.
+    with jax.ensure_compile_time_eval():
       return NullSpaceState(make())
 
   def update_fn(updates, state, params=None):
@@ -97,15 +100,25 @@ def project_to_null_space(
 
 
 def project_off_basis(basis: optax.Updates) -> optax.GradientTransformation:
-  """Removes, per [..., d_in, d_out] leaf, the update's part in span(basis).
+  """Removes from [..., d_in, d_out] updates their component in span(basis).
 
-  With a basis of the retained inputs of a matrix, their outputs do not move.
-  Leading axes are stacks of matrices. As `project_to_null_space`, it belongs
-  after the adaptive step.
+  If the basis spans the retained inputs of a matrix, the outputs for these
+  inputs do not change. Leading axes are stacks of matrices. Put it after the
+  optimizer; see `project_to_null_space`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from mansu_jax import transforms
+    >>> tx = transforms.project_off_basis({'w': jnp.array([[1.0], [0.0]])})
+    >>> params = {'w': jnp.zeros((2, 3))}
+    >>> updates, _ = tx.update({'w': jnp.ones((2, 3))}, tx.init(params))
+    >>> print(updates['w'])
+    [[0. 0. 0.]
+     [1. 1. 1.]]
 
   Args:
     basis: a tree like the params; leaf [..., d_in, R] with orthonormal columns
-      and R < d_in, or None to pass the leaf through.
+      and R < d_in, or None to pass the update unchanged.
 
   Returns:
     The transformation, whose state holds the basis.
@@ -122,18 +135,18 @@ def project_off_basis(basis: optax.Updates) -> optax.GradientTransformation:
     if leaves.is_placeholder(params):
       return OffBasisState(jax.tree.map(jnp.array, basis))
     aligned = leaves.align(basis, params, 'The null-space basis')
-    shapes = leaves.named(params)
-    for name, leaf in leaves.named(aligned).items():
+    others = leaves.flatten(params)
+    for name, leaf in leaves.flatten(aligned).items():
       if leaf is not None:
-        _check_basis(name, leaf, shapes[name])
+        _check_basis(name, leaf, others[name])
     return OffBasisState(jax.tree.map(jnp.array, aligned))
 
   def update_fn(updates, state, params=None):
     del params  # Linear in the updates alone.
-    off = lambda u, q: (u - q @ (q.mT @ u)).astype(u.dtype)
-    remove = lambda u, q: u if q is None or leaves.is_absent(u) else (
-        leaves.elementwise(off, u, u, q))
-    return leaves.tree_map(remove, updates, state.basis), state
+    remove = lambda u, q: (u - q @ (q.mT @ u)).astype(u.dtype)
+    project = lambda u, q: u if q is None or leaves.is_absent(u) else (
+        devices.elementwise(remove, u, u, q))
+    return leaves.tree_map(project, updates, state.basis), state
 
   return optax.GradientTransformation(init_fn, update_fn)
 
@@ -145,7 +158,7 @@ def _apply_mask(update, mask):
 
 
 def _keep_small(fisher, valid, quantile):
-  """Bool mask of the coordinates to keep in one leaf."""
+  """Bool mask of the coordinates of one leaf to keep."""
   fisher = jnp.asarray(fisher, jnp.float32)
   if valid is None:
     valid = jnp.ones((), bool)
@@ -165,8 +178,8 @@ def _check_fisher(name, leaf):
   negative = leaves.count_now(_count_negative, leaf)
   if negative:
     raise ValueError(
-        f'The Fisher of {name!r} has {negative} negative entries: it is a mean'
-        ' of squares. Pass the squares, not the gradients.')
+        f'The Fisher of {name!r} has {negative} negative entries, but it is a'
+        ' mean of squares: pass squared gradients, not gradients.')
 
 
 @jax.jit
@@ -175,10 +188,11 @@ def _count_negative(leaf):
 
 
 @jax.jit
-def _skew(basis):
-  """How far columns are from orthonormal."""
+def _gram_error(basis):
+  """Largest deviation of the Gram matrix from the identity."""
   gram = basis.mT @ basis
-  return jnp.max(jnp.abs(gram - jnp.eye(basis.shape[-1])), initial=0)
+  identity = jnp.broadcast_to(jnp.eye(basis.shape[-1]), gram.shape)
+  return jnp.max(jnp.abs(gram - identity), initial=0)
 
 
 def _check_basis(name, basis, param):
@@ -190,15 +204,15 @@ def _check_basis(name, basis, param):
   if not fits:
     wanted = ', '.join(map(str, (*param_shape[:-1], 'rank')))
     raise ValueError(
-        f'Null-space basis for {name!r} has shape {basis_shape}, but the'
-        f' parameter is {param_shape}: expected [{wanted}] with rank <'
+        f'The null-space basis of {name!r} has shape {basis_shape}, but the'
+        f' parameter is {param_shape}; wanted [{wanted}] with rank <'
         f' {param_shape[-2] if len(param_shape) > 1 else "d_in"}. A full-rank'
-        ' basis leaves nothing to edit; give fewer directions.')
+        ' basis would remove every update: use fewer directions.')
   if leaves.is_concrete(basis):
     with jax.ensure_compile_time_eval():
-      error = float(leaves.whole(_skew, jnp.asarray(basis)))
+      error = float(devices.replicated(_gram_error, jnp.asarray(basis)))
     if not error < 1e-3:
       raise ValueError(
-          f'Null-space basis for {name!r} is not orthonormal: its Gram matrix'
-          f' is {error:.2g} from the identity. Take the Q of a QR'
-          ' factorization.')
+          f'The null-space basis of {name!r} is not orthonormal: its Gram'
+          f' matrix deviates from the identity by {error:.2g}. Use the Q factor'
+          ' of a QR factorization.')

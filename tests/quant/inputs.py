@@ -1,4 +1,4 @@
-"""Weights and calibration inputs for the calibrated quantizers' tests."""
+"""Weights and calibration inputs for tests of the calibrated quantizers."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def weights(shape, seed=0):
 
 
 def correlated(size, seed=1, count=300):
-  """Inputs [count, size] of few directions and unlike scales, float32."""
+  """Low-rank inputs [count, size] with different scales, float32."""
   rng = np.random.default_rng(seed)
   few = rng.normal(size=(count, max(2, size // 4)))
   mixed = few @ rng.normal(size=(few.shape[1], size))

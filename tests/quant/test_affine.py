@@ -1,4 +1,4 @@
-"""Asymmetric integers against loops, by hand, and at the edges."""
+"""Asymmetric integers against loops, by hand, and in edge cases."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -49,10 +49,10 @@ class AffineTest(parameterized.TestCase):
     np.testing.assert_array_equal(got[:, 3], 0)
 
   @parameterized.parameters(1, 16, 40, 64)
-  def test_rounded_is_what_codes_say(self, group):
+  def test_fake_quantize_equals_decoded_codes(self, group):
     rows = _weights((3, 40))
     np.testing.assert_array_equal(
-        affine.rounded(rows, group=group),
+        affine.fake_quantize(rows, group=group),
         affine.decode(affine.round_to_nearest(rows, group=group)))
 
   def test_tiny_groups_become_zeros(self):
@@ -61,7 +61,7 @@ class AffineTest(parameterized.TestCase):
         affine.decode(affine.round_to_nearest(rows)), np.zeros((1, 8)))
 
   def test_values_are_within_half_a_step(self):
-    # The zero point is rounded too: at an end of the range a whole step.
+    # The zero point is rounded too, so an end of the range may be a step away.
     rows = _weights((8, 256))
     codes = affine.round_to_nearest(rows)
     error = np.abs(affine.decode(codes) - rows) / affine.spread(codes)[0]

@@ -1,4 +1,4 @@
-"""AWQ against loops over the grid, and what it promises."""
+"""AWQ against loops over the grid, and its properties."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -41,7 +41,7 @@ class AwqTest(parameterized.TestCase):
     plain = _awq(rows, moment, mean_abs, group=group)
     got = _awq(rows, moment, mean_abs, group=group, clipped=clipped)
     np.testing.assert_array_equal(got.code[~clipped], plain.code[~clipped])
-    # What the inputs are divided by, but for a factor of a row's group.
+    # The input scales, up to a factor for each group of a row.
     alpha = calibrated_naive.best_alpha(rows, moment, mean_abs, group, 20)
     scales = calibrated_naive.input_scales(mean_abs, alpha)
     some = calibrated_naive.clip(
@@ -55,7 +55,7 @@ class AwqTest(parameterized.TestCase):
     self.assertGreater(np.sum(code != plain.code[clipped]), 10)
 
   @parameterized.parameters(0, 1, 2, 3)
-  def test_errs_less_than_rounding(self, seed):
+  def test_has_less_error_than_rounding(self, seed):
     rows = inputs.weights((16, 96), seed)
     moment, mean_abs = _statistics(96, seed + 10)
     error = lambda codes: float(affine.output_error(
@@ -66,7 +66,7 @@ class AwqTest(parameterized.TestCase):
     self.assertLessEqual(
         error(_awq(rows, moment, mean_abs, group=32, grid=2)), rounded)
 
-  def test_with_one_alpha_it_is_rounding(self):
+  def test_one_alpha_rounds_to_nearest(self):
     rows = inputs.weights((4, 200))
     moment, mean_abs = _statistics(200)
     got = _awq(rows, moment, mean_abs, grid=1)
@@ -75,7 +75,7 @@ class AwqTest(parameterized.TestCase):
     np.testing.assert_allclose(
         affine.spread(got)[0], affine.spread(want)[0], rtol=1e-6)
 
-  def test_the_unit_of_the_inputs_does_not_matter(self):
+  def test_is_invariant_to_the_scale_of_the_inputs(self):
     rows = inputs.weights((4, 48))
     moment, mean_abs = _statistics(48)
     got = _awq(rows, moment * np.float32(2.0**40),
@@ -84,8 +84,8 @@ class AwqTest(parameterized.TestCase):
         np.testing.assert_array_equal, got,
         _awq(rows, moment, mean_abs, group=16))
 
-  def test_matrices_together_share_the_scales(self):
-    # One group: rows differ by their range, columns by the scales alone.
+  def test_rows_share_the_input_scales(self):
+    # With one group, rows differ by their range and columns by the scales.
     rows = inputs.weights((6, 32))
     moment, mean_abs = _statistics(32)
     scale, _ = map(np.asarray, affine.spread(
@@ -124,7 +124,7 @@ class AwqTest(parameterized.TestCase):
     rows, (moment, mean_abs) = inputs.weights((4, 40)), _statistics(40)
     with self.assertRaisesRegex(ValueError, r'\(39, 39\)'):
       awq_lib.awq(rows, np.eye(39), mean_abs)
-    with self.assertRaisesRegex(ValueError, r'\(39,\): wanted \(40,\)'):
+    with self.assertRaisesRegex(ValueError, r'\(39,\); wanted \(40,\)'):
       awq_lib.awq(rows, moment, mean_abs[1:])
     with self.assertRaisesRegex(ValueError, 'grid has 0'):
       awq_lib.awq(rows, moment, mean_abs, grid=0)

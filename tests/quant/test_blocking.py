@@ -19,10 +19,10 @@ _LAYOUTS = {
     'q': (quant.BlockLayout(memory='LDNH', out='NH', inp='D'), (2, 256, 2, 3)),
     'o': (quant.BlockLayout(memory='LNHD', out='D', inp='NH'), (2, 4, 64, 3)),
     'torch': (quant.BlockLayout(memory='FD', out='F', inp='D'), (3, 256)),
-    'straddling': (
+    'spanning': (
         quant.BlockLayout(memory='LDF', out='F', inp='D'), (2, 96, 3))}
 _KINDS = ('nf4', 'int4_g32', 'q4_k', 'nf4_dq')
-_CASES = sorted({*itertools.product(_KINDS, ('up', 'straddling')),
+_CASES = sorted({*itertools.product(_KINDS, ('up', 'spanning')),
                  *itertools.product(('nf4', 'q4_k'), _LAYOUTS)})
 
 
@@ -35,7 +35,7 @@ class BlockingTest(parameterized.TestCase):
   @parameterized.parameters(*sorted({*_NAMES} - {*_KINDS}))
   @pytest.mark.slow
   def test_of_all_schemes(self, name):
-    for which in ('up', 'straddling'):
+    for which in ('up', 'spanning'):
       self.check_equals_the_rows(name, which)
 
   def check_equals_the_rows(self, name, which):
@@ -58,13 +58,13 @@ class BlockingTest(parameterized.TestCase):
     if wanted.shared.tail is not None and codes.shared.tail is None:
       self.assertFalse(np.any(wanted.shared.tail))
     jax.tree.map(np.testing.assert_array_equal, codes, wanted)
-    with memory.planned(1.0):  # A matrix at a time.
+    with memory.planned(1.0):  # One matrix at a time.
       alone = jax.jit(lambda x: (
           blocking.fake_quantize(x, scheme, layout),
           blocking.encode(x, scheme, layout)))(leaf)
     jax.tree.map(np.testing.assert_array_equal, alone, (traced, codes))
 
-  def test_a_matrix_at_a_time_where_there_is_less_room(self):
+  def test_little_memory_takes_one_matrix_at_a_time(self):
     layout = quant.BlockLayout(memory='LFD', out='D', inp='F')
     loops = []
     for size in (1e12, 1.0):
@@ -86,19 +86,19 @@ class BlockingTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         np.asarray(got).view(np.int32), np.asarray(want).view(np.int32))
     self.assertTrue(np.any(np.asarray(got)[:64].view(np.int32) != 0))
-    # Plain arithmetic, which is for other weights, would not keep them.
+    # The arithmetic for ordinary scales flushes them to zero.
     plain = blocking.fake_quantize(leaf, scheme.ordinary(), layout)
     self.assertFalse(np.any(np.asarray(plain)[:64].view(np.int32) & 0x7FFFFFFF))
 
   @parameterized.parameters('nf4', 'fp4', 'int8', 'int4_g128', 'q4_0', 'q8_0')
-  def test_no_temporary_where_nothing_straddles(self, name):
+  def test_no_temporary_if_blocks_lie_within_rows(self, name):
     leaf = jax.ShapeDtypeStruct((2, 512, 1024), jnp.float32)
     layout = quant.BlockLayout(memory='LDF', out='F', inp='D')
     scheme = quant.get(name).ordinary()
     program = jax.jit(
         lambda x: blocking.fake_quantize(x, scheme, layout)
     ).lower(leaf).compile()
-    # Scales of blocks, and flags of where they are from.
+    # Room for the scales of the blocks.
     self.assertLess(
         program.memory_analysis().temp_size_in_bytes, leaf.size * 4 / 4)
     self.assertNotIn('transpose', program.as_text())

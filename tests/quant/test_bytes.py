@@ -1,4 +1,4 @@
-"""The bytes that others store: what is accepted, and edge cases."""
+"""Bytes of bitsandbytes and llama.cpp: accepted arguments and edge cases."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -17,7 +17,7 @@ def _rows(shape=(6, 64)):
 class PackTest(parameterized.TestCase):
 
   @parameterized.parameters('nf4', 'fp4_b32', 'nf4_dq', 'nf4_b4096_dq')
-  def test_names_do_as_well_as_schemes(self, name):
+  def test_a_name_equals_its_scheme(self, name):
     rows = _rows()
     got = quant.packing.pack(rows, name)
     jax.tree.map(np.testing.assert_array_equal, got,
@@ -26,7 +26,7 @@ class PackTest(parameterized.TestCase):
         quant.packing.unpack(got, name, rows.shape),
         quant.get(name).fake_quantize(rows))
 
-  def test_in_double_precision_too(self):
+  def test_with_64_bit_types_enabled(self):
     want = quant.packing.pack(_rows(), 'nf4')
     with jax.enable_x64(True):
       got = quant.packing.pack(_rows(), 'nf4')
@@ -42,7 +42,7 @@ class PackTest(parameterized.TestCase):
       np.testing.assert_array_equal(got.packed[i], want.packed)
       np.testing.assert_array_equal(got.absmax[i], want.absmax)
 
-  def test_subnormal_partial_blocks_are_no_zeros(self):
+  def test_subnormal_partial_blocks_are_not_zeros(self):
     rows = jnp.full((1, 1), 1e-42, jnp.float32)
     got = quant.packing.pack(rows, 'nf4').absmax
     np.testing.assert_array_equal(
@@ -51,7 +51,7 @@ class PackTest(parameterized.TestCase):
     np.testing.assert_array_equal(zeros, np.float32([1e-38]))
 
   def test_refusals(self):
-    with self.assertRaisesRegex(ValueError, 'int8 is no 4-bit code book'):
+    with self.assertRaisesRegex(ValueError, 'int8 is not a 4-bit code book'):
       quant.packing.pack(_rows(), 'int8')
     with self.assertRaisesRegex(ValueError, r'shape \(64,\); wanted a matrix'):
       quant.packing.pack(_rows()[0], 'nf4')
@@ -68,7 +68,7 @@ class GgufTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         quant.gguf_bytes.to_bytes(rows, 'q4_0'),
         quant.gguf_bytes.to_bytes(rows, quant.get('q4_0')))
-    with self.assertRaisesRegex(ValueError, 'nf4 is no format of GGUF'):
+    with self.assertRaisesRegex(ValueError, 'nf4 is not a GGUF format'):
       quant.gguf_bytes.to_bytes(rows, 'nf4')
     with self.assertRaisesRegex(ValueError, '1 non-finite'):
       quant.gguf_bytes.to_bytes(rows.at[0, 0].set(jnp.inf), 'q4_0')
@@ -76,7 +76,7 @@ class GgufTest(parameterized.TestCase):
 
 class CheckTest(absltest.TestCase):
 
-  def test_names_do_as_well_as_schemes(self):
+  def test_a_name_equals_its_scheme(self):
     layout = {'w': quant.BlockLayout(memory='DF', out='F', inp='D')}
     quant.check_quantizable({'w': jnp.ones((32, 4))}, layout, 'q4_0')
     with self.assertRaisesRegex(ValueError, "'w': q4_0 cuts rows"):

@@ -19,7 +19,7 @@ def _moment(size):
 
 
 def _factored(jaxpr):
-  """Sizes of what is factored or solved anywhere in a program."""
+  """Sizes of all factorizations and triangular solves in a program."""
   found = []
   for equation in jaxpr.eqns:
     if equation.primitive.name in ('cholesky', 'triangular_solve'):
@@ -46,13 +46,13 @@ class InverseCholeskyTest(parameterized.TestCase):
         got.T @ got, inverse, atol=1e-3 * np.abs(inverse).max())
 
   def test_only_a_block_is_factored_at_once(self):
-    # A TPU's compiler writes out all that is.
+    # TPU compilers unroll every factorization.
     sizes = _factored(jax.make_jaxpr(cholesky.inverse_cholesky)(
         jnp.eye(512)).jaxpr)
     self.assertEqual(sizes, [128, 128])
 
   @parameterized.parameters(4, 16)
-  def test_no_factor_is_nan(self, block):
+  def test_nan_if_there_is_no_factor(self, block):
     matrix = _moment(16)
     matrix[3, 3] = -1
     self.assertTrue(np.isnan(_inverse_cholesky(matrix, block=block)).any())

@@ -1,4 +1,4 @@
-"""check_edit counts what quantizing both anew tells, in any layout."""
+"""`check_edit` against quantizing both trees, in any layout."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -14,7 +14,7 @@ _DENSE = quant.BlockLayout(memory='IO', out='O', inp='I')
 
 
 def _unlearned(weights, layout, name='nf4', steps=5):
-  """Weights after a few steps behind a floor of this layout."""
+  """Weights after a few steps with a floor of this layout."""
   tx = optax.chain(optax.sgd(0.05), transforms.magnitude_floor(
       quant.code_grid(weights, name, layout)))
   theta, state = weights, tx.init(weights)
@@ -27,7 +27,7 @@ def _unlearned(weights, layout, name='nf4', steps=5):
 class CheckEditTest(parameterized.TestCase):
 
   def test_by_hand(self):
-    # One INT4 block of absmax 7, in which integers are code centres.
+    # One INT4 block of absmax 7, whose code centres are the integers.
     before = jnp.array([[7.0, 2.2, 2.2, -3.0, 0.1]])
     after = jnp.array([[7.0, 2.4, 3.0, -3.0, 0.1]])
     check = quant.check_edit(before, after, 'int4_g128', quant.TORCH)
@@ -44,7 +44,7 @@ class CheckEditTest(parameterized.TestCase):
     self.assertFalse(scaled.survives)
 
   def test_a_code_that_changes_without_a_move(self):
-    # 2.4 is 2 of 7 / 7, but 5 of 3.5 / 7.
+    # 2.4 rounds to 2 steps of 7 / 7, but to 5 steps of 3.5 / 7.
     before, after = jnp.array([[7.0, 2.4]]), jnp.array([[3.5, 2.4]])
     check = quant.check_edit(before, after, 'int4_g128', quant.TORCH)
     self.assertEqual((check.moved, check.changed_codes), (1, 1))
@@ -63,7 +63,7 @@ class CheckEditTest(parameterized.TestCase):
         before, after, 'nf4', quant.TORCH, storage_dtype=jnp.bfloat16)
     self.assertEqual((check.moved, check.moved_unchanged), (1, 1))
 
-  def test_an_export_in_another_type(self):
+  def test_an_export_in_another_dtype(self):
     before = jax.random.normal(jax.random.key(0), (64, 8))
     tx = transforms.magnitude_floor(
         quant.code_grid(before, 'nf4', _DENSE, storage_dtype=jnp.bfloat16),
@@ -77,12 +77,12 @@ class CheckEditTest(parameterized.TestCase):
       self.assertTrue(check.survives, check)
       self.assertGreater(check.moved, 50)
 
-  def test_needs_values(self):
+  def test_requires_concrete_values(self):
     check = lambda x: quant.check_edit(x, x, 'nf4', _DENSE)
     with self.assertRaisesRegex(ValueError, 'outside jax.jit'):
       jax.jit(check)(jnp.ones((64, 8)))
 
-  def test_leaves_totals_and_what_stays_unquantized(self):
+  def test_leaves_totals_and_unquantized_leaves(self):
     draw = lambda i: jax.random.normal(jax.random.key(i), (64, 8))
     before = {'a': draw(0), 'b': draw(1), 'norm': jnp.ones(3), 'none': None}
     layout = {'a': _DENSE, 'b': _DENSE, 'norm': None, 'none': None}
@@ -124,7 +124,7 @@ class CheckEditTest(parameterized.TestCase):
 
 
 class LayoutTest(parameterized.TestCase):
-  """Layouts of other libraries: an edit holds in torch's own matrix."""
+  """With layouts of other libraries, edits survive in torch's matrix."""
 
   @parameterized.named_parameters(
       ('torch', (32, 64), quant.TORCH, lambda w: w),
@@ -140,7 +140,7 @@ class LayoutTest(parameterized.TestCase):
       ('flax_conv', (3, 3, 8, 32), quant.BlockLayout(
           memory='HWIO', out='O', inp='IHW'),
        lambda w: w.transpose(3, 2, 0, 1).reshape(32, 72)))
-  def test_edit_holds_in_torch_order(self, shape, layout, to_torch):
+  def test_edit_survives_in_torch_order(self, shape, layout, to_torch):
     before = jax.random.normal(jax.random.key(0), shape)
     after = _unlearned(before, layout)
     inside = quant.check_edit(before, after, 'nf4', layout)
@@ -150,9 +150,9 @@ class LayoutTest(parameterized.TestCase):
     self.assertTrue(exported.survives, exported)
     self.assertGreater(exported.moved, 50)
 
-  def test_a_wrong_layout_shows_in_what_is_exported(self):
+  def test_the_export_reveals_a_wrong_layout(self):
     before = jax.random.normal(jax.random.key(0), (64, 64))  # A square kernel.
-    after = _unlearned(before, quant.TORCH)  # It lies as [in, out].
+    after = _unlearned(before, quant.TORCH)  # The kernel is [in, out].
     self.assertTrue(
         quant.check_edit(before, after, 'nf4', quant.TORCH).survives)
     exported = quant.check_edit(before.T, after.T, 'nf4', quant.TORCH)

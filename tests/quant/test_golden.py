@@ -1,4 +1,4 @@
-"""NF4 and FP4 against bitsandbytes' own output, bit by bit."""
+"""NF4 and FP4 against the output of bitsandbytes, bit by bit."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from mansu_jax.quant import nested
 from mansu_jax.quant import packing
 from mansu_jax.quant import schemes
 
-pytestmark = pytest.mark.slow  # A program for every size and block.
+pytestmark = pytest.mark.slow  # Compiles a program for every size and block.
 
 _GOLDEN = (
     pathlib.Path(__file__).parents[3] / 'shared/golden/nf4_fp4_cases.npz')
@@ -28,7 +28,7 @@ _BITS = {4: np.int32, 2: np.uint16}
 
 @functools.partial(jax.jit, static_argnums=1)
 def _encode_and_snap(rows, scheme):
-  """Codes and scales, values in the input's dtype, and what is stored."""
+  """Codes, scales, values in the dtype of the input, and stored bytes."""
   codes = scheme.encode(rows)
   return (
       codes.code, codes.shared.scale,
@@ -139,13 +139,13 @@ class GoldenTest(parameterized.TestCase):
         _bits(unpacked.astype(rows.dtype)), _bits(snapped))
 
   def _written_rule(self, arrays, key, code, name, n, dtype):
-    """bitsandbytes' values, but for the two oddities that the README lists."""
+    """Values of bitsandbytes without the two oddities that the README lists."""
     values = arrays[f'{key}.dequant']
     want = _bits(values).copy()
-    if name == 'fp4':  # Its code 8 may read -0.0.
+    if name == 'fp4':  # Code 8 may decode to -0.0.
       is_zero = (code == 8) & ((want & want.dtype.type(_largest(want))) == 0)
       want[is_zero] = 0
-    if dtype == 'bfloat16':  # It flushes subnormal results.
+    if dtype == 'bfloat16':  # bfloat16 kernels flush subnormals.
       scale = np.repeat(
           arrays[f'{key}.absmax'].reshape(-1), int(key.split('.')[-1]))[:n]
       exact = (arrays[f'table_{name}'][code] * scale).astype(jnp.bfloat16)
@@ -155,7 +155,7 @@ class GoldenTest(parameterized.TestCase):
 
 
 def _largest(bits):
-  """Every bit of the type but its sign."""
+  """All bits of the type except the sign."""
   return 0x7FFFFFFF if bits.itemsize == 4 else 0x7FFF
 
 

@@ -1,4 +1,4 @@
-"""GPTQ against column-by-column loops, qwix, and what it promises."""
+"""GPTQ against column-by-column loops and qwix, and its properties."""
 
 import importlib.util
 
@@ -46,7 +46,7 @@ class GptqTest(parameterized.TestCase):
     np.testing.assert_array_equal(got_zero, zero)
 
   @parameterized.parameters(0, 1, 2)
-  def test_errs_less_than_rounding_on_correlated_inputs(self, seed):
+  def test_has_less_error_than_rounding_on_correlated_inputs(self, seed):
     rows = inputs.weights((16, 96), seed)
     moment = inputs.second_moment(inputs.correlated(96, seed + 10))
     rounded = affine.round_to_nearest(rows, group=32)
@@ -55,20 +55,20 @@ class GptqTest(parameterized.TestCase):
         0.5 * _error(rounded, rows, moment))
 
   @parameterized.parameters(((7, 256),), ((3, 200),))
-  def test_is_rounding_for_unrelated_inputs(self, shape):
+  def test_rounds_to_nearest_for_uncorrelated_inputs(self, shape):
     rows = inputs.weights(shape)
     got = _gptq(rows, np.eye(shape[1], dtype=np.float32))
     want = affine.round_to_nearest(rows)
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
-  def test_the_unit_of_the_inputs_does_not_matter(self):
+  def test_is_invariant_to_the_scale_of_the_inputs(self):
     rows = inputs.weights((4, 48))
     moment = inputs.second_moment(inputs.correlated(48))
     got = _gptq(rows, moment * np.float32(2.0**20), group=16)
     jax.tree.map(
         np.testing.assert_array_equal, got, _gptq(rows, moment, group=16))
 
-  def test_dead_inputs_get_zeros_and_leave_the_rest_alone(self):
+  def test_dead_inputs_get_zeros_and_do_not_affect_others(self):
     rows = inputs.weights((4, 40))
     x = inputs.correlated(40)
     x[:, [0, 7, 39]] = 0
@@ -117,8 +117,8 @@ class GptqTest(parameterized.TestCase):
       np.testing.assert_array_equal(got.code[i], want.code)
       np.testing.assert_allclose(got.scale[i], want.scale, rtol=1e-5)
 
-  @parameterized.parameters(8, 16)  # One group shows none of it in its codes.
-  def test_no_factor_is_seen_in_the_scales(self, group):
+  @parameterized.parameters(8, 16)  # With one group, codes are valid.
+  def test_scales_are_nan_if_there_is_no_factor(self, group):
     moment = inputs.second_moment(inputs.correlated(16))
     moment[:, 3] = moment[3] = 0
     moment[3, 4] = moment[4, 3] = 1e9
@@ -136,11 +136,11 @@ class GptqTest(parameterized.TestCase):
       gptq_lib.gptq(rows, np.eye(40), group=0)
 
   @parameterized.parameters(16, 48)
-  def test_second_opinion(self, group):
+  def test_equals_qwix(self, group):
     if importlib.util.find_spec('qwix') is None:
       self.skipTest('qwix is not installed')
     moment = inputs.second_moment(inputs.correlated(48))
-    # Moved off zero: qwix fails where its zero point is 0 (our code 8).
+    # Shifted, since qwix fails at a zero point of 0 (code 8 here).
     for row in inputs.weights((6, 48)) + np.float32(0.03):
       got = _gptq(row[None], moment, group=group)
       code, scale = _qwix(row[None], moment, group)
@@ -149,14 +149,15 @@ class GptqTest(parameterized.TestCase):
 
 
 def _qwix(row, moment, group):
-  """Codes and scales of one row; with zero points qwix takes no more."""
+  """Codes and scales of one row; with zero points, qwix supports only one."""
   from qwix._src.core import qarray  # pylint: disable=g-import-not-at-top
   from qwix.contrib import gptq_core  # pylint: disable=g-import-not-at-top
   how = qarray.HowToQuantize(
       qtype='int4', channelwise_axes=(0,), tiled_axes={1: group},
       calibration_method='minmax')
-  found, _ = gptq_core.quantize_weight(
-      jnp.asarray(row), jnp.asarray(moment), how, blocksize=16)
+  with jax.numpy_rank_promotion('allow'):
+    found, _ = gptq_core.quantize_weight(
+        jnp.asarray(row), jnp.asarray(moment), how, blocksize=16)
   return np.asarray(found.qvalue).astype(int) + 8, found.scale
 
 

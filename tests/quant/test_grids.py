@@ -1,4 +1,4 @@
-"""The fixed grid agrees with quantizing again, and survives gathering."""
+"""The fixed grid equals quantizing again, also after gathering."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -23,7 +23,7 @@ def _params(dtype=jnp.float32, shape=(2, 32, 10)):
 
 
 def _encoded(leaf, name, layout):
-  """Codes by cutting the whole leaf into blocks, in the leaf's own order."""
+  """Codes of the whole leaf by blocks, in memory order."""
   codes = quant.get(name).encode(quant.to_rows(leaf, layout))
   return jax.tree.map(
       lambda x: quant.from_rows(x, layout, leaf.shape), codes)
@@ -80,13 +80,14 @@ class CodeGridTest(parameterized.TestCase):
     np.testing.assert_array_equal(view[:, 2], 0)
     self.assertTrue(np.all(gathered.sets_scale(slices)['down'][:, 2]))
     self.assertFalse(np.any(np.isnan(view)))
-    # Cutting the slices into blocks of their own would be another quantizer.
-    if name not in ('int8', *_GGUF):  # Whole rows; no multiple of 32.
+    # Quantizing the slices themselves would give other blocks.
+    # INT8 scales whole rows, and GGUF cannot cut these.
+    if name not in ('int8', *_GGUF):
       own = quant.fake_quantize(
           {'down': slices['down'][:, :2]}, name, {'down': _LAYOUT['down']})
       self.assertTrue(np.any(own['down'] != view[:, :2]))
 
-  def test_what_a_block_shares_is_kept_once(self):
+  def test_block_parameters_are_stored_once(self):
     layouts = {
         'columns_first': ((2, 128, 10), _LAYOUT['down'], (2, 2, 10)),
         'torch': ((10, 128), quant.TORCH, (10, 2)),
@@ -101,7 +102,7 @@ class CodeGridTest(parameterized.TestCase):
       np.testing.assert_array_equal(leaf.spread().scale, whole.scale)
       np.testing.assert_array_equal(leaf.sets_scale(x), whole.frozen)
 
-  def test_what_is_not_finite_becomes_nan(self):
+  def test_non_finite_values_become_nan(self):
     params = _params()
     bad = jnp.zeros((2, 32, 10)).at[0, 0, :3].set(
         jnp.array([jnp.nan, jnp.inf, -jnp.inf]))
@@ -147,7 +148,7 @@ class CodeGridTest(parameterized.TestCase):
         (lo['down'] <= params['down']) & (params['down'] <= hi['down'])))
 
   @parameterized.parameters('q4_k', 'q6_k')
-  def test_refuses_scales_that_a_search_finds(self, name):
+  def test_refuses_schemes_that_search_for_scales(self, name):
     with self.assertRaisesRegex(ValueError, f'{name} fits its scales.*Measure'):
       quant.code_grid(_params(), name, _LAYOUT)
 
@@ -157,7 +158,7 @@ class CodeGridTest(parameterized.TestCase):
       ('nf4', 'float8_e4m3fn', False), ('int8', 'bfloat16', False),
       ('q8_0', 'float16', False))
   def test_refuses_a_dtype_that_skips_codes(self, name, dtype, refused):
-    # By the definition: some code that no value of the dtype falls on.
+    # By definition: no value of the dtype encodes to some code.
     scheme, dtype = quant.get(name), jnp.dtype(dtype)
     bits = np.uint8 if dtype.itemsize == 1 else np.uint16
     values = np.arange(2.0**(8 * dtype.itemsize)).astype(bits).view(dtype)

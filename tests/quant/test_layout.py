@@ -1,4 +1,4 @@
-"""Torch order of our leaves."""
+"""Transposition of leaves to torch order."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -29,7 +29,7 @@ class LayoutTest(parameterized.TestCase):
     back = layout_lib.from_rows(rows, layout, shape)
     np.testing.assert_array_equal(back, leaf)
 
-  def test_says_what_is_wrong(self):
+  def test_errors(self):
     with self.assertRaisesRegex(ValueError, 'repeats an axis'):
       layout_lib.BlockLayout(memory='DF', out='F', inp='F')
     with self.assertRaisesRegex(ValueError, r"names axes \['N'\]"):

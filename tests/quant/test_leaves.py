@@ -1,4 +1,4 @@
-"""Trees with holes are brought into the structure of the params."""
+"""Trees with absent leaves are aligned with the params."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -40,11 +40,11 @@ class AlignTest(parameterized.TestCase):
       leaves.align(tree, params, 'It')
 
 
-class NamedTest(absltest.TestCase):
+class FlattenTest(absltest.TestCase):
 
-  def test_refuses_two_leaves_of_one_name(self):
+  def test_refuses_two_leaves_with_the_same_name(self):
     with self.assertRaisesRegex(ValueError, "the name 'a/b'"):
-      leaves.named({'a/b': 1, 'a': {'b': 2}})
+      leaves.flatten({'a/b': 1, 'a': {'b': 2}})
 
 
 if __name__ == '__main__':

@@ -43,7 +43,7 @@ def _bits(x):
 
 
 def _weights(shape, seed):
-  """Heavy tails of several sizes, some rows on a lattice, full of ties."""
+  """Heavy-tailed values; some rows lie on a lattice and have many ties."""
   rng = np.random.default_rng(seed)
   x = rng.standard_t(3, shape) * 0.02 * 10.0 ** rng.uniform(-3, 2, (
       shape[0], 1))
@@ -78,7 +78,7 @@ class GgufPackageTest(parameterized.TestCase):
         gguf.dequantize(got, kind), schemes.get(name).fake_quantize(x))
 
   @parameterized.parameters('q4_k', 'q6_k')
-  def test_bytes_decode_to_what_is_simulated(self, name):
+  def test_bytes_decode_to_the_simulated_values(self, name):
     x, kind = _weights((70, 512), 2), _QUANT_TYPES[name.upper()]
     got = gguf_bytes.to_bytes(x, schemes.get(name))
     np.testing.assert_array_equal(
@@ -89,7 +89,7 @@ class GgufPackageTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         gguf_bytes.to_bytes(x, schemes.get('q4_k')),
         gguf.quantize(x, _QUANT_TYPES.Q5_0))
-    with self.assertRaisesRegex(ValueError, 'nf4 is no format of GGUF'):
+    with self.assertRaisesRegex(ValueError, 'nf4 is not a GGUF format'):
       gguf_bytes.to_bytes(x, schemes.get('nf4'))
     with self.assertRaisesRegex(ValueError, 'blocks of 32'):
       gguf_bytes.to_bytes(x[:, :50], schemes.get('q8_0'))
@@ -97,7 +97,7 @@ class GgufPackageTest(parameterized.TestCase):
 
 @unittest.skipUnless(_installed('llama_cpp'), 'no llama-cpp-python')
 class LlamaCppTest(parameterized.TestCase):
-  """Parity with the C that llama.cpp quantizes with."""
+  """Parity with the C code of llama.cpp."""
 
   def _quantize(self, x, kind):
     folder = pathlib.Path(importlib.util.find_spec('llama_cpp').origin).parent
@@ -126,9 +126,9 @@ class BitsandbytesTest(parameterized.TestCase):
   def _check(self, name, x):
     from bitsandbytes import functional
     import torch
-    torch.set_num_threads(1)  # Its mean of many scales depends on threads.
+    torch.set_num_threads(1)  # The mean of many scales depends on the threads.
     scheme = schemes.get(name)
-    # Flat: its CPU kernel counts the scales of 2-D weights by row.
+    # Flat, since the CPU kernel counts the scales of 2-D weights by row.
     packed, state = functional.quantize_4bit(
         torch.from_numpy(x.reshape(-1)), blocksize=scheme.block,
         quant_type=name[:3], compress_statistics=scheme.double_quant)
@@ -172,15 +172,15 @@ class BitsandbytesTest(parameterized.TestCase):
 class NestedTest(absltest.TestCase):
 
   @pytest.mark.slow
-  def test_stacks_are_apart(self):
+  def test_matrices_of_a_stack_are_independent(self):
     scales = np.random.default_rng(0).lognormal(size=(3, 2, 700))
     scales = jnp.asarray(scales, jnp.float32)
-    got = nested.restore(scales)
+    got = nested.fake_quantize(scales)
     for index in np.ndindex(3, 2):
       np.testing.assert_array_equal(
-          got[index], nested.restore(scales[index]))
+          got[index], nested.fake_quantize(scales[index]))
 
-  def test_nearly_restores(self):
+  def test_error_is_small(self):
     scales = np.random.default_rng(0).lognormal(size=5000).astype(np.float32)
     kept = nested.quantize(scales)
     self.assertEqual(kept.code.dtype, jnp.uint8)

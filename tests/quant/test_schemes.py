@@ -1,4 +1,4 @@
-"""Each scheme against a loop reference, and what all of them promise."""
+"""Each scheme against a loop reference, and properties of all schemes."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -29,7 +29,7 @@ def _heavy_tails(shape, seed=0):
 
 
 def _rows(name, out, columns, seed=0):
-  """Weights in rows of a length that the scheme cuts."""
+  """Weights in rows of a length that the scheme supports."""
   cut = 256 if name in _K else 32 if name in _GGUF else 1
   return _heavy_tails((out, -(-columns // cut) * cut), seed)
 
@@ -61,7 +61,7 @@ class SchemesTest(parameterized.TestCase):
     matrix[1] = np.round(matrix[1] * 64) / 64  # Ties.
     matrix[2, :32] = -0.25
     matrix[3] = abs(matrix[3])
-    matrix[4, 5:8] = [0.5, -0.5, 0.5]  # Largest twice, of both signs.
+    matrix[4, 5:8] = [0.5, -0.5, 0.5]  # Largest twice, with both signs.
     code, value = gguf_naive.quantize(matrix, name)
     np.testing.assert_array_equal(
         _encode(matrix, schemes.get(name)).code, code)
@@ -111,22 +111,22 @@ class SchemesTest(parameterized.TestCase):
 
   @parameterized.parameters(*_NAMES)
   def test_zero_blocks_stay_zero_and_frozen(self, name):
-    matrix = np.zeros_like(_rows(name, 8, 150))  # One shape: compiled once.
+    matrix = np.zeros_like(_rows(name, 8, 150))
     codes = _encode(matrix, schemes.get(name))
     np.testing.assert_array_equal(codes.scale, 0)
     self.assertEqual(np.all(codes.frozen), name not in _K)
     np.testing.assert_array_equal(_snap(matrix, schemes.get(name)), 0)
 
   @parameterized.parameters(*_HELD)
-  def test_frozen_are_what_sets_the_scale(self, name):
+  def test_frozen_weights_set_the_scale(self, name):
     matrix, scheme = _rows(name, 8, 150), schemes.get(name)
     codes = _encode(matrix, scheme)
     lo, hi = map(np.asarray, scheme.extent(codes.shared))
     ends = (matrix == lo) | (matrix == hi)
-    if name in ('q4_0', 'q5_0'):  # Their extent ends just before.
+    if name in ('q4_0', 'q5_0'):  # Their extent excludes it.
       ends = (matrix < lo) | (matrix > hi)
     np.testing.assert_array_equal(codes.frozen, ends)
-    # All others may go anywhere in the extent, and the scales stay.
+    # All others may move within the extent without changing a scale.
     rng = np.random.default_rng(1)
     moved = np.where(codes.frozen, matrix, np.where(
         rng.random(matrix.shape) < 0.3, np.where(
@@ -138,7 +138,7 @@ class SchemesTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, again.shared, codes.shared)
 
   @parameterized.parameters(*_NAMES)
-  def test_boundaries_enclose_and_lead_to_neighbours(self, name):
+  def test_boundaries_enclose_codes_and_separate_neighbours(self, name):
     scheme, matrix = schemes.get(name), _rows(name, 8, 150)
     codes = _encode(matrix, scheme)
     lo, hi = map(np.asarray, scheme.boundaries(codes.code, codes.shared))
@@ -173,7 +173,7 @@ class SchemesTest(parameterized.TestCase):
     self.assertLen(np.unique(level), len(np.unique(values)))
     self.assertLessEqual(len(np.unique(level)), len(scheme.levels))
 
-  def test_fp4_has_two_zeros_of_one_level(self):
+  def test_the_two_zeros_of_fp4_have_one_level(self):
     scheme = schemes.get('fp4')
     x = np.array([[1.0, 0.001, -0.001]], np.float32)
     codes = _encode(x, scheme)
@@ -192,7 +192,7 @@ class SchemesTest(parameterized.TestCase):
 
   @parameterized.parameters(('int8', 127), ('int4_g128', 7))
   def test_divides_by_the_step(self, name, largest):
-    # On ties, XLA's x * (1 / step) would round to other integers.
+    # At ties, x * (1 / step), as XLA computes it, rounds to other integers.
     half = np.arange(-largest, largest) + np.float32(0.5)
     apart = 0
     for absmax in np.linspace(1, 2, 20, dtype=np.float32):
@@ -208,7 +208,7 @@ class SchemesTest(parameterized.TestCase):
   @given(seed=st.integers(0, 2**32 - 1), power=st.integers(-130, 110))
   def test_at_a_fixed_scale_it_is_the_same(self, name, seed, power):
     if name in (*_GGUF, *_K):
-      power = power % 24 - 12  # Scales are float16 there.
+      power = power % 24 - 12  # Scales are float16.
     matrix = _rows(name, 8, 150, seed) * np.float32(2.0**power)
     scheme = schemes.get(name)
     codes = _encode(matrix, scheme)
@@ -239,10 +239,10 @@ class SchemesTest(parameterized.TestCase):
     self.assertEqual(schemes.find('gptq_g128').method, 'gptq')
     self.assertIs(schemes.find('nf4'), schemes.get('nf4'))
     with self.assertRaisesRegex(
-        ValueError, 'gptq_g128 quantizes by what comes'):
+        ValueError, 'gptq_g128 needs calibration inputs'):
       schemes.get('gptq_g128')
 
-  def test_names_say_what_they_are(self):
+  def test_names_of_variants(self):
     scheme = schemes.get('nf4_b128_dq')
     self.assertEqual((scheme.name, scheme.block, scheme.double_quant),
                      ('nf4_b128_dq', 128, True))

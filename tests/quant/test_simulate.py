@@ -1,4 +1,4 @@
-"""Quantized weights of whole trees, and what is refused."""
+"""Fake quantization of whole trees, and its errors."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -29,7 +29,7 @@ class FakeQuantizeTest(parameterized.TestCase):
   @parameterized.product(
       scheme=('nf4', 'fp4', 'int8', 'int4_g128'),
       dtype=('float32', 'bfloat16', 'float16'))
-  def test_blocks_lie_along_the_torch_weight(self, scheme, dtype):
+  def test_blocks_follow_the_torch_weight(self, scheme, dtype):
     params = _params(dtype)
     got = quant.fake_quantize(params, scheme, _LAYOUT)
     self.assertEqual(
@@ -76,7 +76,7 @@ class FakeQuantizeTest(parameterized.TestCase):
     memory = program.memory_analysis()
     self.assertLess(memory.temp_size_in_bytes, 3 * leaf.size * 4)
 
-  def test_little_memory_takes_no_float32_of_a_whole_stack(self):
+  def test_little_memory_takes_no_float32_copy_of_a_stack(self):
     leaf = jax.ShapeDtypeStruct((16, 256, 512), jnp.bfloat16)
     layout = quant.BlockLayout(memory='LDF', out='F', inp='D')
     with memory.planned(1.0):
@@ -85,7 +85,7 @@ class FakeQuantizeTest(parameterized.TestCase):
     self.assertIn('tensor<16x256x512xbf16>', lowered.as_text())
     self.assertNotIn('tensor<16x256x512xf32>', lowered.as_text())
 
-  def test_donated_leaves_give_their_memory(self):
+  def test_donated_leaves_are_reused(self):
     params = _params()
     want = quant.fake_quantize(params, 'nf4', _LAYOUT)
     got = quant.fake_quantize(params, 'nf4', _LAYOUT, donate=['attn/q'])
@@ -113,7 +113,7 @@ class RefusalTest(parameterized.TestCase):
   def test_non_finite_weights_name_the_leaf(self, bad):
     params = _params()
     params['attn']['q'] = params['attn']['q'].at[0, 0, 0, :3].set(bad)
-    self._refuses("'attn/q' has 3 non-finite entries of 288", params)
+    self._refuses("'attn/q' has 3 non-finite entries out of 288", params)
 
   def test_integer_leaf(self):
     params = _params() | {'down': jnp.ones((10, 6), jnp.int8)}

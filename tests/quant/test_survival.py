@@ -17,7 +17,7 @@ _LAYOUT = {
 
 
 def _reference(before, after, name):
-  """Moved, changed, unchanged counts, ratios, carried and cosine by loops."""
+  """Counts, ratios, carried share and cosine, by loops."""
   old = quant_naive.quantize(before, name)
   new = quant_naive.quantize(after, name)
   counts, ratios = [0, 0, 0], []
@@ -71,7 +71,7 @@ class SurvivalTest(parameterized.TestCase):
     self.assertEqual(sum(got['total']['histogram'][at:]), past)
 
   def test_by_hand(self):
-    # Scale 7, so integers are codes: 0.2 stays under its boundary at 0.5.
+    # At scale 7, integers are codes: 0.2 stays below its boundary at 0.5.
     tree = lambda w, norm: {
         'w': jnp.array(w)[:, None], 'norm': jnp.full(1, norm)}
     before = tree([7.0, 0.0, 2.0, -7.0], 1.0)
@@ -89,7 +89,7 @@ class SurvivalTest(parameterized.TestCase):
     self.assertAlmostEqual(total['cosine'], 1 / np.sqrt(1.05), places=5)
     self.assertAlmostEqual(got['leaves']['norm']['moved'], 1 / 5)
 
-  def test_outward_of_an_end_code_is_infinitely_far(self):
+  def test_distances_beyond_an_end_code_are_infinite(self):
     before = {'w': jnp.array([[7.0], [6.8]]), 'norm': None}
     after = {'w': jnp.array([[7.0], [6.9]]), 'norm': None}
     total = survival_lib.survival(before, after, 'int4_g128', _LAYOUT)['total']
@@ -97,7 +97,7 @@ class SurvivalTest(parameterized.TestCase):
     self.assertEqual(total['histogram'][0], 1)
 
   @parameterized.parameters(1, 2, 5001, 5002)
-  def test_medians_are_near_and_parts_add_up(self, size):
+  def test_medians_are_accurate_and_parts_add_up(self, size):
     rng = np.random.default_rng(size)
     ratios = np.exp(4 * rng.normal(size=size)).astype(np.float32)
     ratios[size // 2:size // 2 + size // 9] = np.inf
@@ -121,7 +121,7 @@ class SurvivalTest(parameterized.TestCase):
     self.assertIsNone(total['carried'])
     self.assertIsNone(total['cosine'])
 
-  def test_a_diffuse_edit_is_carried_under_noise(self):
+  def test_quantization_preserves_a_diffuse_edit_under_noise(self):
     rng = np.random.default_rng(0)
     before = {'w': jnp.asarray(rng.normal(size=(512, 512)), jnp.float32),
               'norm': None}
@@ -132,7 +132,7 @@ class SurvivalTest(parameterized.TestCase):
     self.assertAlmostEqual(total['carried'], 1.0, delta=0.1)
     self.assertLess(total['cosine'], 0.1)
 
-  def test_layers_are_told_apart(self):
+  def test_statistics_of_each_layer(self):
     layout = {'w': quant.BlockLayout(memory='LDF', out='F', inp='D')}
     rng = np.random.default_rng(3)
     before = (rng.normal(size=(3, 32, 12)) * 0.02).astype(np.float32)
@@ -155,7 +155,7 @@ class SurvivalTest(parameterized.TestCase):
         self.assertAlmostEqual(got, want, places=5)
     self.assertEqual(whole['by_layer']['moved'][0], 0)
 
-  def test_codes_that_were_made_elsewhere(self):
+  def test_codes_of_calibrated_schemes(self):
     rng = np.random.default_rng(4)
     before = (rng.normal(size=(32, 12)) * 0.02).astype(np.float32)
     after = before + np.float32(0.004) * (rng.random((32, 12)) < 0.3)

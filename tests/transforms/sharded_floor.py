@@ -1,6 +1,6 @@
-"""Run in its own process: the chain over four devices equals that on one.
+"""Compares the chain on four devices with one device, in its own process.
 
-On meshes of both kinds, Auto and Explicit, and along every axis of the leaf.
+Covers Auto and Explicit meshes, and shards every axis of the leaf.
 """
 
 import os
@@ -22,11 +22,11 @@ from mansu_jax import transforms
 
 _INPUT_FIRST = quant.BlockLayout(memory='LDF', out='F', inp='D')
 _TORCH = quant.BlockLayout(memory='LFD', out='F', inp='D')
-_CASES = (  # Layout, schemes, and along which axes of the mesh the leaf lies.
+_CASES = (  # Layout, schemes, and mesh axes of the axes of the leaf.
     (_INPUT_FIRST, ('nf4', 'int8'), ('a', None, None)),
     (_INPUT_FIRST, ('nf4', 'int8'), (None, ('a', 'b'), None)),
     (_INPUT_FIRST, ('q4_0',), (None, 'b', 'a')),
-    (_TORCH, ('nf4',), (None, 'a', 'b')),  # Blocks straddle rows.
+    (_TORCH, ('nf4',), (None, 'a', 'b')),  # Blocks span rows.
 )
 
 
@@ -49,7 +49,7 @@ def _transformation(params, layout, names):
 
 
 def _walk(params, layout, names):
-  """The chain, and theta and its state after three steps."""
+  """The chain, and the params and state after three steps."""
   tx = _transformation(params, layout, names)
   theta, state = params, tx.init(params)
   step = jax.jit(lambda *args: transforms.step(tx, *args))
@@ -66,7 +66,7 @@ def _latent(state):
 
 
 def _check_placement(tx, params, state):
-  """Where a state lies that is made eagerly, traced, or restored."""
+  """Checks shardings of states from eager init, traced init and restore."""
   want = params['w'].sharding
   assert _latent(tx.init(params)).sharding.is_equivalent_to(want, 3)
   placed = jax.tree.map(lambda x: x.sharding, state)
@@ -99,7 +99,7 @@ def main():
       tx, theta, state = _walk(params, {'w': layout}, names)
       assert theta['w'].sharding.is_equivalent_to(place, 3), (kind, spec)
       differ = int(np.sum(np.asarray(theta['w']) != np.asarray(alone['w'])))
-      assert differ <= 2, (kind, spec, differ)  # The basis: sums' order.
+      assert differ <= 2, (kind, spec, differ)  # Order of sums.
       for name in names:
         check = quant.check_edit(params, theta, name, {'w': layout})
         assert check.survives, (kind, spec, name, check)

@@ -1,4 +1,4 @@
-"""The order of the chain, and why it is that order."""
+"""The order of the chain, and the reasons for it."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -40,7 +40,7 @@ class OrderTest(parameterized.TestCase):
     retained, basis, params = _problem()
 
     def seen(*steps):
-      """How far the outputs of retained inputs move."""
+      """How far the outputs for retained inputs move."""
       theta, _ = _walk(optax.chain(*steps), params)
       return np.linalg.norm(retained @ (theta['w'] - params['w']))
 
@@ -94,7 +94,7 @@ class MansuTest(parameterized.TestCase):
         quant.code_grid(self.params, name, _LAYOUT)
         for name in ('nf4', 'int8')]
 
-  def test_is_the_written_chain(self):
+  def test_equals_the_explicit_chain(self):
     parts = optax.chain(
         optax.adam(0.1), transforms.mask_to_circuit(self.mask),
         transforms.project_to_null_space(self.fisher, quantile=0.3),
@@ -105,7 +105,7 @@ class MansuTest(parameterized.TestCase):
     want, got = (_walk(tx, self.params) for tx in (parts, whole))
     jax.tree.map(np.testing.assert_array_equal, want, got)
 
-  def test_moves_only_what_all_parts_allow(self):
+  def test_moves_only_weights_that_all_parts_allow(self):
     tx = transforms.mansu(
         optax.adamw(0.05, weight_decay=0.1), fisher=self.fisher,
         circuit_mask=self.mask, grids=self.grids)

@@ -1,4 +1,4 @@
-"""Outside the circuit nothing moves, whatever the optimizer does."""
+"""No optimizer moves weights outside the circuit."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -37,7 +37,7 @@ class CircuitMaskTest(parameterized.TestCase):
     self.assertTrue(np.all(after[:2] < 1))
     before = move(optax.chain(
         transforms.mask_to_circuit(mask), optax.adamw(0.1, weight_decay=0.5)))
-    self.assertTrue(np.all(before < 1))  # The trap this order avoids.
+    self.assertTrue(np.all(before < 1))  # Decay moves them.
 
   def test_none_params_empty_leaves_and_other_pytrees(self):
     params = [jnp.ones((0, 2)), (None, jnp.ones(2))]

@@ -1,4 +1,4 @@
-"""Exact weights: of any state, behind any wrapper, and of several floors."""
+"""Exact weights of any state, in any wrapper, with one or several floors."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def _grads(step, params):
 
 
 def _walk(tx, params, steps=40, **extra):
-  """By `transforms.step`, compiled; also the weights after each step."""
+  """Params and state after compiled steps, and the weights after each step."""
   step = jax.jit(lambda *args: transforms.step(tx, *args, **extra))
   theta, state, seen = params, tx.init(params), []
   for i in range(steps):
@@ -46,7 +46,7 @@ def _floor(params, **options):
 class StepTest(parameterized.TestCase):
 
   @parameterized.parameters('float32', 'bfloat16')
-  def test_every_step_is_exact_where_adding_is_not(self, dtype):
+  def test_every_step_is_exact_although_adding_is_not(self, dtype):
     params = _params(dtype)
     tx = optax.chain(optax.adam(5e-3), _floor(params))
     theta, state, seen = _walk(tx, params)
@@ -67,7 +67,7 @@ class StepTest(parameterized.TestCase):
     np.testing.assert_allclose(
         np.float32(added['w']), np.float32(theta['w']), rtol=0, atol=2**-27)
 
-  def test_leaves_without_a_floor_are_ordinary(self):
+  def test_leaves_without_a_floor_take_ordinary_steps(self):
     params = _params()
     theta, _, _ = _walk(optax.chain(optax.sgd(0.1), _floor(params)), params)
     plain, _, _ = _walk(optax.sgd(0.1), params)
@@ -80,7 +80,7 @@ class StepTest(parameterized.TestCase):
         optax.sgd(0.5), params, optax.sgd(0.5).init(params), params)
     np.testing.assert_array_equal(theta['w'], [0.5, 0.5])
 
-  def test_theta_0_need_not_be_kept(self):
+  def test_theta_0_can_be_passed_instead_of_stored(self):
     params = _params()
     make = lambda **options: optax.chain(
         optax.adam(1e-3), _floor(params, **options))
@@ -104,7 +104,7 @@ class StepTest(parameterized.TestCase):
     state = transforms.magnitude_floor(
         quant.code_grid(params, 'nf4', layout)).init(params)
     size = sum(x.nbytes for x in jax.tree.leaves(state))
-    # Origin, latent, one scale a block, and four scalars.
+    # Origin, latent, one scale per block, and four scalars.
     self.assertEqual(size, 256 * 32 * (4 + 4 + 4 / 64) + 4 + 4 + 1)
 
 
@@ -144,7 +144,7 @@ class WrapperTest(parameterized.TestCase):
     after, state = step(_grads(4, params), state, theta)
     self.assertTrue(quant.check_edit(params, after, 'nf4', _LAYOUT).survives)
 
-  def test_apply_if_finite_around_the_floor_skips_what_an_optimizer_spoils(
+  def test_apply_if_finite_around_the_floor_skips_overflows_of_optimizers(
       self):
     params = _params()
     spoil = optax.stateless(lambda u, p: jax.tree.map(lambda x: x * jnp.inf, u))
@@ -161,7 +161,7 @@ class WrapperTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('object', lambda tx: tx),
       ('transformation', lambda tx: tx.gradient_transformation()))
-  def test_multi_steps_hands_on_theta_0(self, form):
+  def test_multi_steps_passes_theta_0(self, form):
     params = _params()
     tx = form(optax.MultiSteps(optax.chain(
         optax.sgd(0.1), _floor(params, keep_origin=False)), 2))
@@ -189,34 +189,34 @@ class FloorParamsTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('clip', optax.clip(1e-3)), ('ema', optax.ema(0.9)),
       ('decay', optax.add_decayed_weights(0.1)))
-  def test_refuses_what_follows_the_floor(self, behind):
+  def test_refuses_a_transformation_after_the_floor(self, later):
     params = _params()
-    tx = optax.chain(optax.sgd(0.1), _floor(params), behind)
+    tx = optax.chain(optax.sgd(0.1), _floor(params), later)
     for chain in (tx, optax.chain(tx), optax.chain(
-        optax.chain(optax.sgd(0.1), _floor(params)), behind)):
-      with self.assertRaisesRegex(ValueError, '1 transformation.* behind it'):
+        optax.chain(optax.sgd(0.1), _floor(params)), later)):
+      with self.assertRaisesRegex(ValueError, '1 transformation.* after'):
         transforms.step(chain, params, chain.init(params), params)
 
-  def test_refuses_what_follows_one_of_several_floors(self):
+  def test_refuses_a_transformation_after_one_of_several_floors(self):
     params = _params()
-    own = lambda name: optax.masked(
+    only = lambda name: optax.masked(
         _floor(params), {k: k == name for k in params})
-    floors = optax.chain(own('w'), own('v'))
+    floors = optax.chain(only('w'), only('v'))
     transforms.step(floors, params, floors.init(params), params)
-    for tx in (optax.chain(own('w'), optax.clip(1e-3), own('v')),
+    for tx in (optax.chain(only('w'), optax.clip(1e-3), only('v')),
                optax.named_chain(
                    ('floor', _floor(params)), ('clip', optax.clip(1e-3)))):
-      with self.assertRaisesRegex(ValueError, 'behind it.*optax.partition'):
+      with self.assertRaisesRegex(ValueError, 'after.*optax.partition'):
         transforms.step(tx, params, tx.init(params), params)
 
-  def test_wants_a_floor(self):
+  def test_requires_a_floor(self):
     with self.assertRaisesRegex(ValueError, 'no magnitude floor'):
       transforms.floor_params(optax.adam(1.0).init(_params()))
 
   def test_refuses_two_floors_of_one_leaf(self):
     params = _params()
     state = optax.chain(_floor(params), _floor(params)).init(params)
-    with self.assertRaisesRegex(ValueError, "Two magnitude floors own '[vw]'"):
+    with self.assertRaisesRegex(ValueError, "Two .* floors cover '[vw]'"):
       transforms.floor_params(state)
 
   def test_leaves_without_a_floor_come_from_the_params(self):
@@ -230,10 +230,10 @@ class FloorParamsTest(parameterized.TestCase):
 
 
 class PartitionTest(parameterized.TestCase):
-  """Full trees serve a part of the params, whatever hides the rest."""
+  """Full trees work for a part of the params, however the rest is hidden."""
 
   def _parts(self, params):
-    """Mask, Fisher and grid of all of the params."""
+    """Mask, Fisher and grid of all params."""
     rng = np.random.default_rng(1)
     fisher = jax.tree.map(
         lambda p: jnp.asarray(rng.random(p.shape), jnp.float32), params)
@@ -264,7 +264,7 @@ class PartitionTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal,
                  transforms.floor_params(state, theta), theta)
 
-  def test_a_group_may_own_no_leaf(self):
+  def test_a_group_may_have_no_leaf(self):
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass
     class Params:
@@ -280,7 +280,7 @@ class PartitionTest(parameterized.TestCase):
     plain, _, _ = _walk(optax.sgd(0.1), params, 2)
     np.testing.assert_array_equal(theta.w, plain.w)
 
-  def test_lean_floors_under_partition(self):
+  def test_partition_of_floors_without_theta_0(self):
     params = _params()
     tx = optax.partition(
         {'floor': self._mansu(params, keep_origin=False),

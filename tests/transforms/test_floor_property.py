@@ -1,9 +1,9 @@
-"""Section 6's invariant at every step, by really quantizing again.
+"""The invariant of the floor at every step, checked by quantizing again.
 
-A non-finite update at any step makes its weight NaN and changes no other. A
-weight is bit-equal to theta_0, or its decoded value differs from theta_0's
-after the cast to the storage dtype; block maxima never move; and what landed on
-a centre is a fixed point of the first quantizer.
+A weight is bit-equal to theta_0, or its decoded value after the cast to the
+storage dtype differs from that of theta_0. Block maxima never move. Weights
+that landed on a centre are fixed points of the first quantizer. A non-finite
+update makes its weight NaN and changes no other weight.
 """
 
 from absl.testing import absltest
@@ -18,7 +18,7 @@ import numpy as np
 from mansu_jax import quant
 from mansu_jax import transforms
 
-_SHAPE = (32, 17)  # Blocks straddle rows, and the last one is partial.
+_SHAPE = (32, 17)  # Blocks span rows, and the last block is partial.
 _LAYOUT = quant.BlockLayout(memory='DF', out='F', inp='D')
 _ALL = ('nf4', 'fp4', 'int8', 'int4_g128')
 _GGUF = ('q4_0', 'q4_1', 'q8_0')
@@ -27,7 +27,7 @@ _NAMES = (('nf4',), ('fp4',), ('int8',), ('nf4', 'int4_g128'), _ALL,
 _DTYPES = (('float32', 'float32'), ('bfloat16', 'float32'),
            ('float16', 'float16'), ('float32', 'bfloat16'))
 _OPTIONS = (('hold', 'centre'), ('hold', 'boundary'), ('lift', 'centre'))
-# Every two of a scheme, dtypes and options meet; each case compiles a step.
+# All pairs of schemes, dtypes and options occur; each case compiles a step.
 _CASES = [(names, dtypes, _OPTIONS[(i + j) % len(_OPTIONS)])
           for i, names in enumerate(_NAMES) for j, dtypes in enumerate(_DTYPES)]
 _BAD = (np.nan, np.inf, -np.inf)
@@ -43,7 +43,7 @@ def _draw(rng, kind, size):
     x = rng.integers(-8, 9, _SHAPE) / 8
   elif kind == 'sparse':  # Whole blocks of zeros.
     x = rng.normal(size=_SHAPE) * (np.arange(17) < 9)
-  else:  # Near and under the smallest float16.
+  else:  # Near and below the smallest float16.
     x = rng.normal(size=_SHAPE) * 1e-5
   return x * size
 
@@ -53,14 +53,14 @@ def _bits(x):
 
 
 def _as_stored(weights, dtype):
-  """What a quantizer is given after export, as float32 for comparison."""
+  """The exported weights, as float32 for comparison."""
   return weights.astype(dtype).astype(jnp.float32)
 
 
 class InvariantTest(parameterized.TestCase):
 
   def _check(self, theta0, theta, names, storage, landing):
-    """The invariant; returns how many weights moved."""
+    """Checks the invariant; returns the number of moved weights."""
     moved = _bits(theta) != _bits(theta0)
     old, new = (_as_stored(x, storage) for x in (theta0, theta))
     for name in names:
@@ -75,8 +75,8 @@ class InvariantTest(parameterized.TestCase):
     if landing == 'centre':
       landed = quant.fake_quantize(new, names[0], _LAYOUT)
       landed = _as_stored(landed.astype(theta.dtype), storage)
-      # 127 * (absmax / 127) may miss absmax, which no weight may exceed; under
-      # q4_0 none may reach it.
+      # 127 * (absmax / 127) may differ from absmax, which bounds all weights;
+      # under q4_0 it is a strict bound.
       tolerance = 0 if set(names) <= {'nf4', 'fp4'} else 2**-22
       np.testing.assert_allclose(
           np.asarray(landed)[moved], np.asarray(new)[moved], rtol=tolerance)
@@ -108,13 +108,13 @@ class InvariantTest(parameterized.TestCase):
       if mode == 'hold' or count >= 2:
         moved = self._check(theta0, theta, names, storage, landing)
     if step == 1.0 and kind == 'normal':
-      self.assertGreater(moved, 20)  # It does not hold by holding all.
+      self.assertGreater(moved, 20)  # The invariant is not vacuous.
 
 
 class NoFloorTest(parameterized.TestCase):
 
   @parameterized.parameters(*_DTYPES)
-  def test_what_is_not_finite_is_seen(self, dtype, storage):
+  def test_non_finite_updates_make_weights_nan(self, dtype, storage):
     rng = np.random.default_rng(0)
     theta0 = jnp.asarray(_draw(rng, 'normal', 0.02), dtype)
     tx = transforms.magnitude_floor((), mode='none', storage_dtype=storage)
@@ -124,7 +124,7 @@ class NoFloorTest(parameterized.TestCase):
 
 
 def _check_non_finite(tx, state, params, update, bad, rng):
-  """A spoilt weight is NaN from this step on, others are as without it."""
+  """A non-finite update makes its weight NaN for good, and no other weight."""
   hit = rng.random(_SHAPE) < 0.01
   hit[tuple(rng.integers(_SHAPE))] = True
   spoilt, fine = state, state
@@ -139,7 +139,7 @@ def _check_non_finite(tx, state, params, update, bad, rng):
 
 
 def _update(tx, update, state, params):
-  """One compiled step, shared by examples: the grids are in the state."""
+  """One step, compiled once for all examples: the state holds the grids."""
   rule = state.place.func
   if rule not in _STEPS:
     _STEPS[rule] = jax.jit(tx.update)

@@ -1,4 +1,4 @@
-"""`init` under tracing, hyperparameters injected, states saved and restored."""
+"""Traced `init`, injected hyperparameters, saved and restored states."""
 
 import tempfile
 
@@ -58,7 +58,7 @@ class TracedInitTest(parameterized.TestCase):
       ('fisher', {'fisher': {'w': -np.ones((64, 20)), 'b': np.ones(3)}},
        'negative entries'),
       ('shape', {'fisher': {'w': np.ones(3), 'b': np.ones(3)}}, 'has shape'))
-  def test_what_is_concrete_is_checked_when_traced(self, change, message):
+  def test_concrete_arguments_are_checked_under_tracing(self, change, message):
     params = _params()
     tx = transforms.mansu(optax.adam(0.1), **(_parts(params) | change))
     for init in (tx.init, jax.jit(tx.init)):
@@ -74,23 +74,22 @@ class TracedInitTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'not orthonormal'):
       jax.jit(skew.init)(params)
 
-
-  def test_tree_map_params_finds_what_is_like_the_params(self):
+  def test_tree_map_params_finds_trees_like_the_params(self):
     params = _params()
     specs = {'w': 'spec of w', 'b': 'spec of b'}
     tx = _mansu(params)
     got = optax.tree_map_params(
         tx, lambda leaf, spec: leaf if leaf is None else spec, tx.init(params),
-        specs, transform_non_params=lambda leaf: 'whole',
+        specs, transform_non_params=lambda leaf: 'other',
         is_leaf=lambda leaf: leaf is None)
     adam, mask, null_space, floor = (
         got[0][0], got[1], got[2], got[3])
     self.assertEqual(adam.mu, specs)
-    self.assertEqual(mask.mask, {'w': 'whole', 'b': 'whole'})
+    self.assertEqual(mask.mask, {'w': 'other', 'b': 'other'})
     self.assertEqual(null_space.mask, specs)
     self.assertEqual(floor.latent, {'w': 'spec of w', 'b': None})
     self.assertEqual(floor.origin, {'w': 'spec of w', 'b': None})
-    self.assertEqual(floor.shared[0]['w'].scale, 'whole')
+    self.assertEqual(floor.shared[0]['w'].scale, 'other')
 
 
 class InjectTest(parameterized.TestCase):
@@ -125,7 +124,7 @@ class InjectTest(parameterized.TestCase):
         float(jnp.mean(state.inner_state.mask['w'])), 0.25, places=2)
     tx.update(params, state, params)
 
-  def test_a_storage_type(self):
+  def test_a_storage_dtype(self):
     params = _params()
     grids = quant.code_grid(
         params, 'nf4', _LAYOUT, storage_dtype=jnp.bfloat16)
@@ -138,7 +137,7 @@ class InjectTest(parameterized.TestCase):
     self.assertTrue(check.survives, check)
     self.assertGreater(check.moved, 20)
 
-  def test_out_of_range_is_still_refused(self):
+  def test_refuses_a_quantile_out_of_range(self):
     params = _params()
     tx = optax.inject_hyperparams(transforms.project_to_null_space)(
         _parts(params)['fisher'], quantile=1.5)

@@ -1,4 +1,4 @@
-"""The magnitude floor: hand numbers, loops, wrappers, refusals."""
+"""The magnitude floor: values by hand, loops, wrappers and errors."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -40,7 +40,7 @@ def _run(tx, params, steps, size=0.004, seed=1):
 
 
 class HandNumbersTest(parameterized.TestCase):
-  """One INT4 block of absmax 7, in which integers are code centres."""
+  """One INT4 block of absmax 7, whose code centres are the integers."""
 
   def _walk(self, update, start=2.2, **options):
     params = {'w': jnp.array([[7.0], [start]]), 'b': None}
@@ -60,14 +60,14 @@ class HandNumbersTest(parameterized.TestCase):
     np.testing.assert_array_equal(got, np.float32([2.2, 2.2, 3, 2.2, 1]))
 
   def test_hold_boundary(self):
-    # dist is 0.3: 0.305 has crossed, 0.31 is past 1.02 dist.
+    # dist is 0.3: 0.305 crosses the boundary, 0.31 exceeds 1.02 dist.
     got = self._walk([0.305, 0.005, 1.0], landing='boundary')
     np.testing.assert_allclose(got, [2.2, 2.51, 3.51], rtol=1e-6)
     self.assertEqual(got[0], np.float32(2.2))
     got = self._walk([0.305], landing='boundary', boundary_margin=1.0)
     np.testing.assert_allclose(got, [2.505], rtol=1e-6)
 
-  def test_end_code_cannot_be_left_outwards(self):
+  def test_no_weight_moves_beyond_an_end_code(self):
     np.testing.assert_array_equal(
         self._walk([0.3, 99.0], start=6.6), np.float32([6.6, 6.6]))
     np.testing.assert_array_equal(
@@ -80,7 +80,7 @@ class HandNumbersTest(parameterized.TestCase):
         [0.05, 0.05, 0.05], mode='lift', lift_step=2, landing=landing)
     np.testing.assert_allclose(got, [2.25, *lifted], rtol=1e-6)
 
-  def test_lift_leaves_what_was_not_updated(self):
+  def test_lift_leaves_weights_without_updates(self):
     got = self._walk([0.0], mode='lift', lift_step=1)
     np.testing.assert_array_equal(got, np.float32([2.2]))
 
@@ -97,7 +97,7 @@ class HandNumbersTest(parameterized.TestCase):
     tx = transforms.magnitude_floor(grid)
     update = {'w': jnp.array([[0.0], [0.002]]), 'b': None}
     _, state = tx.update(update, tx.init(params), params)
-    # Code 0 became code 8, both zero: not a change.
+    # Code 0 became code 8, but both decode to zero.
     np.testing.assert_array_equal(
         transforms.floor_params(state)['w'], params['w'])
 
@@ -135,7 +135,7 @@ class MagnitudeFloorTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, eager, jitted)
 
   @parameterized.parameters('float32', 'bfloat16', 'float16')
-  def test_apply_updates_is_right_to_one_rounding(self, dtype):
+  def test_apply_updates_is_accurate_to_one_rounding(self, dtype):
     params = _params(dtype=dtype)
     theta, state = _run(
         transforms.magnitude_floor(_grids(params, 'nf4')), params, 5)
@@ -145,7 +145,7 @@ class MagnitudeFloorTest(parameterized.TestCase):
     np.testing.assert_allclose(
         np.float32(theta['w']), np.float32(exact['w']), rtol=0, atol=2**-27)
 
-  def test_updates_are_float32_where_there_is_a_floor(self):
+  def test_updates_of_floored_leaves_are_float32(self):
     params = _params(dtype=jnp.bfloat16)
     tx = transforms.magnitude_floor(_grids(params, 'nf4'))
     updates, state = tx.update(params, tx.init(params), params)
@@ -154,7 +154,7 @@ class MagnitudeFloorTest(parameterized.TestCase):
     self.assertEqual(state.latent['w'].dtype, jnp.float32)
     self.assertIsNone(state.latent['b'])
 
-  def test_a_scheme_may_leave_a_leaf_to_the_others(self):
+  def test_a_scheme_may_skip_a_leaf(self):
     params = _params()
     grids = _grids(params, 'nf4') + _grids(
         params, 'int8', layout={'w': None, 'b': None})
@@ -240,7 +240,7 @@ class MagnitudeFloorTest(parameterized.TestCase):
     for _ in range(2):
       updates, state = update(kept, state, jax.tree.map(jnp.array, kept))
     jax.tree.map(np.testing.assert_array_equal, params, kept)
-    quant.grid_view(grids[0], params)  # Neither is gone.
+    quant.grid_view(grids[0], params)  # Neither was donated.
 
 
 class WrapperTest(parameterized.TestCase):
@@ -284,7 +284,7 @@ class RefusalTest(parameterized.TestCase):
       ('landing', {'landing': 'edge'}, "landing 'edge'.*centre"),
       ('lift', {'mode': 'lift'}, 'lift_step'),
       ('lift_step', {'mode': 'lift', 'lift_step': 0}, 'from 1, got 0'),
-      ('margin', {'boundary_margin': 0.5}, 'is 0.5, wanted at least 1'))
+      ('margin', {'boundary_margin': 0.5}, 'is 0.5; wanted at least 1'))
   def test_options(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       transforms.magnitude_floor(_grids(_params(), 'nf4'), **options)
@@ -306,23 +306,23 @@ class RefusalTest(parameterized.TestCase):
        "'w' needs floating-point"),
       ('other_weights', lambda p: p | {'w': p['w'][:, ::-1]},
        "nf4 code grid does not fit .* of 408 weights of 'w'"))
-  def test_params_that_do_not_fit(self, change, message):
+  def test_params_that_do_not_match_the_grid(self, change, message):
     params = _params()
     tx = transforms.magnitude_floor(_grids(params, 'nf4'))
     with self.assertRaisesRegex(ValueError, message):
       tx.init(change(params))
 
-  def test_a_grid_that_was_not_gathered_as_the_params(self):
+  def test_a_grid_that_was_not_gathered_with_the_params(self):
     params = _params((128, 17))
     (grid,) = _grids(params, 'nf4')
     slices = params | {'w': params['w'][:64]}
     with self.assertRaisesRegex(ValueError, r'grid has shape \(128, 17\)'):
       transforms.magnitude_floor(grid).init(slices)
 
-  def test_what_is_no_grid(self):
+  def test_other_types_than_grids(self):
     (grid,) = _grids(_params(), 'nf4')
     for wrong in ({'w': grid}, [grid.leaves['w']]):
-      with self.assertRaisesRegex(ValueError, 'quant.code_grid makes'):
+      with self.assertRaisesRegex(ValueError, 'result of quant.code_grid'):
         transforms.magnitude_floor(wrong)
 
   def test_grid_of_weights_before_the_storage_cast(self):

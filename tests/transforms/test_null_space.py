@@ -1,4 +1,4 @@
-"""Projections: hand numbers, what they leave at rest, what they refuse."""
+"""Projections: values by hand, invariants and errors."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -37,14 +37,14 @@ class NullSpaceTest(parameterized.TestCase):
     np.testing.assert_array_equal(got['a'], [1, 0])
     np.testing.assert_array_equal(got['b'], [1, 0])
 
-  def test_padding_neither_moves_nor_counts(self):
+  def test_padding_does_not_move_or_enter_the_quantile(self):
     fisher = {'w': jnp.array([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]])}
     valid = {'w': jnp.array([[True], [True], [False]])}
     tx = transforms.project_to_null_space(fisher, valid=valid)
     got = _apply(tx, fisher, {'w': jnp.ones((3, 2))})
     np.testing.assert_array_equal(got['w'], [[1, 1], [0, 0], [0, 0]])
 
-  def test_zero_fisher_is_always_null(self):
+  def test_zero_fisher_is_always_kept(self):
     # Three of four are zero, so the median is zero too.
     fisher = {'w': jnp.array([0.0, 0.0, 0.0, 5.0])}
     got = _apply(
@@ -52,7 +52,7 @@ class NullSpaceTest(parameterized.TestCase):
     np.testing.assert_array_equal(got['w'], [1, 1, 1, 0])
 
   @parameterized.parameters(0.1, 0.5, 0.99)
-  def test_what_is_alike_everywhere_is_kept(self, quantile):
+  def test_a_constant_fisher_is_kept(self, quantile):
     fisher = {'w': jnp.full(4, 2.0), 'one': jnp.ones(1)}
     got = _apply(transforms.project_to_null_space(fisher, quantile=quantile),
                  fisher, jax.tree.map(jnp.ones_like, fisher))
@@ -79,7 +79,7 @@ class NullSpaceTest(parameterized.TestCase):
     self.assertEqual(got['b'].shape, (0, 3))
     self.assertEqual(got['c'].dtype, jnp.bfloat16)
 
-  def test_zeroes_even_what_is_not_finite(self):
+  def test_zeroes_non_finite_updates(self):
     fisher = {'w': jnp.array([1.0, 2.0])}
     got = _apply(
         transforms.project_to_null_space(fisher), fisher,
@@ -140,8 +140,8 @@ class OffBasisTest(parameterized.TestCase):
     np.testing.assert_allclose(retained @ np.float32(got['w']), 0, atol=0.1)
 
   @parameterized.named_parameters(
-      ('rows', (3, 1), r"'w' has shape \(3, 1\).*expected \[4, rank\]"),
-      ('full_rank', (4, 4), 'rank < 4. A full-rank basis leaves nothing'),
+      ('rows', (3, 1), r"'w' has shape \(3, 1\).*wanted \[4, rank\]"),
+      ('full_rank', (4, 4), 'rank < 4. A full-rank basis would remove'),
       ('not_orthonormal', (4, 2), 'not orthonormal'))
   def test_refuses_a_basis(self, shape, message):
     tx = transforms.project_off_basis({'w': np.ones(shape)})

@@ -1,4 +1,4 @@
-"""Codes as a `.gguf` file keeps them: the bytes of each block, on the host."""
+"""The bytes of each block in a `.gguf` file, computed on the host."""
 
 from __future__ import annotations
 
@@ -8,46 +8,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax.quant import devices
 from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
 from mansu_jax.quant import schemes
 from mansu_jax.quant.formats import gguf_schemes
 from mansu_jax.quant.formats import k_quants
-from mansu_jax.runtime import sharding
 
 
 def to_bytes(
     rows: jax.Array, scheme: str | scheme_lib.Scheme) -> np.ndarray:
   """Quantizes a matrix to the bytes that llama.cpp reads.
 
+  Collective: in a run of several processes, every process must call it.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from mansu_jax import quant
+    >>> rows = jnp.linspace(-1.0, 1.0, 64).reshape(2, 32)
+    >>> quant.gguf_bytes.to_bytes(rows, 'q8_0').shape
+    (2, 34)
+
   Args:
     rows: [out, in], floating-point, in torch order.
-    scheme: a GGUF one or its name; for rows of a length that it cannot cut,
-      the one that llama.cpp falls back to is used.
+    scheme: a GGUF scheme or its name. For rows that it cannot cut into blocks,
+      the fallback of llama.cpp is used.
 
   Returns:
-    uint8 [out, bytes of a row], as `gguf.quantize` gives.
+    uint8 [out, bytes per row], as from `gguf.quantize`.
 
   Raises:
-    ValueError: a scheme that is not of GGUF, rows that it cannot cut, or NaN
-      or infinity.
+    ValueError: a scheme that is not a GGUF format, rows that it cannot cut, or
+      NaN or infinity.
   """
   scheme = schemes.get(scheme)
   leaves.check_floating(rows, 'rows', 'Quantization')
   leaves.check_finite(jnp.asarray(rows), 'rows', 'Weights')
   if not isinstance(scheme, (gguf_schemes.GgufScheme, k_quants.KScheme)):
-    raise ValueError(f'{scheme.name} is no format of GGUF files; wanted q4_0,'
+    raise ValueError(f'{scheme.name} is not a GGUF format; wanted q4_0,'
                      ' q4_1, q5_0, q8_0, q4_k or q6_k.')
   scheme = scheme.for_columns(rows.shape[-1])
   blocks = scheme.split(jnp.asarray(rows, jnp.float32))
-  code, shared, stored = sharding.to_host(_encode(blocks, scheme))
+  code, shared, stored = devices.to_host(_encode(blocks, scheme))
   return _BYTES[scheme.name](code, shared, stored).reshape(rows.shape[0], -1)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _encode(blocks, scheme):
-  """Codes, what blocks share and, of a K format, its stored scales."""
-  shared = scheme.share(blocks, blocks.shape)
+  """Codes, block parameters and, for a K format, the stored scales."""
+  shared = scheme.fit(blocks, blocks.shape)
   is_k = isinstance(scheme, k_quants.KScheme)
   flat = lambda x: x[..., 0]
   return (flat(scheme.encode_at(blocks, shared)), jax.tree.map(flat, shared),
@@ -110,7 +119,7 @@ def _q6_k(code, _, stored):
 
 
 def _halves(code: np.ndarray) -> np.ndarray:
-  """4-bit codes [..., 2 n] in n bytes: the first n in the low nibbles."""
+  """n bytes of 4-bit codes [..., 2 n], the first n in the low nibbles."""
   first, second = np.split(code, 2, -1)
   return first | second << 4
 

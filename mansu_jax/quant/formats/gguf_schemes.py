@@ -1,9 +1,9 @@
 """The plain block formats of llama.cpp: Q4_0, Q4_1, Q5_0, Q8_0.
 
 A row of the torch matrix is cut into blocks of 32. The scale is stored in
-float16, but weights are encoded by the scale before that rounding. The
-arithmetic is that of the `gguf` package's NumPy (0.19), to the last bit for
-blocks whose largest magnitude is above 1e-30: XLA flushes subnormals.
+float16, but weights are encoded with the scale before this rounding. Results
+equal those of the `gguf` package's NumPy code (0.19) to the last bit for blocks
+whose largest magnitude exceeds 1e-30; below, XLA flushes subnormals.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class GgufScheme(scheme.Scheme):
   """Cuts rows into blocks; codes count equal steps from the lowest value.
 
   Attributes:
-    name: the name in flags and records.
-    bits: of a code.
+    name: name in flags and records.
+    bits: number of bits of a code.
   """
 
   bits: int
@@ -44,8 +44,8 @@ class GgufScheme(scheme.Scheme):
     if columns % BLOCK:
       raise ValueError(
           f'{self.name} cuts rows into blocks of {BLOCK} weights, but these'
-          f' have {columns}; wanted a multiple (llama.cpp leaves such a matrix'
-          ' in float16). Give another quantizer.')
+          f' have {columns}; wanted a multiple of {BLOCK}. llama.cpp keeps such'
+          ' a matrix in float16: use another quantizer.')
     return self
 
   def block_length(self, columns):
@@ -67,26 +67,26 @@ class GgufScheme(scheme.Scheme):
 
   @abc.abstractmethod
   def step(self, shared: scheme.Shared) -> jax.Array:
-    """What one code more adds, before it is stored; may be negative."""
+    """Distance between neighbouring codes, unrounded; may be negative."""
 
   @abc.abstractmethod
   def lower_end(self, shared: scheme.Shared) -> jax.Array:
-    """Where the interval of code 1 starts."""
+    """Lower end of the interval of code 1."""
 
   def boundaries(self, code, shared):
     step, first = self.step(shared), self.lower_end(shared)
     code = code.astype(jnp.float32)
-    outward = jnp.where(step < 0, -jnp.inf, jnp.inf)
-    below = jnp.where(code == 0, -outward, first + (code - 1) * step)
-    above = jnp.where(code == self.top, outward, first + code * step)
+    infinity = jnp.where(step < 0, -jnp.inf, jnp.inf)
+    below = jnp.where(code == 0, -infinity, first + (code - 1) * step)
+    above = jnp.where(code == self.top, infinity, first + code * step)
     return jnp.minimum(below, above), jnp.maximum(below, above)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SignedMaxScheme(GgufScheme):
-  """Q4_0 and Q5_0: the largest weight, with its sign, gets the lowest code.
+  """Q4_0 and Q5_0: the weight of largest magnitude gets the lowest code.
 
-  `shared.scale` is that weight.
+  `shared.scale` is this weight, with its sign.
   """
 
   @property
@@ -94,11 +94,12 @@ class SignedMaxScheme(GgufScheme):
     """The code of 0."""
     return 2**(self.bits - 1)
 
-  def share(self, blocks, shape):
+  def fit(self, blocks, shape):
     del shape
     absmax = blockwise.absmax(blocks)
-    # The sign of the first of those that are as large, without a gather.
-    early = 2 * jnp.arange(blocks.shape[-2], 0, -1)[:, None]
+    # The sign of the first weight of largest magnitude, without a gather.
+    early = jnp.broadcast_to(
+        2 * jnp.arange(blocks.shape[-2], 0, -1)[:, None], blocks.shape)
     rank = jnp.where(jnp.abs(blocks) == absmax, early + (blocks >= 0), 0)
     first = jnp.max(rank, axis=-2, keepdims=True)
     shared = scheme.Shared(jnp.where(first % 2 == 1, absmax, -absmax))
@@ -121,7 +122,7 @@ class SignedMaxScheme(GgufScheme):
     return jnp.abs(blocks) == jnp.abs(shared.scale)
 
   def extent(self, shared):
-    # Another weight of the same magnitude may set the scale by its sign.
+    # A second weight of this magnitude could change the sign of the scale.
     bits = blockwise.magnitude_bits(shared.scale)
     largest = lax.bitcast_convert_type(jnp.maximum(bits - 1, 0), jnp.float32)
     return -largest, largest
@@ -138,7 +139,7 @@ class OffsetScheme(GgufScheme):
   `shared.offset` is the smallest weight, `shared.scale` the largest.
   """
 
-  def share(self, blocks, shape):
+  def fit(self, blocks, shape):
     del shape
     shared = scheme.Shared(
         jnp.max(blocks, axis=-2, keepdims=True),
@@ -174,12 +175,12 @@ class OffsetScheme(GgufScheme):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoundedScheme(GgufScheme):
-  """Q8_0: integers from absmax / 127, halves away from zero.
+  """Q8_0: multiples of absmax / 127, with halves rounded away from zero.
 
-  Codes are the integers shifted by 128; -128 is not used.
+  Codes are the integers plus 128; -128 is not used.
   """
 
-  def share(self, blocks, shape):
+  def fit(self, blocks, shape):
     del shape
     shared = scheme.Shared(blockwise.absmax(blocks))
     return shared._replace(stored=float16(self.step(shared)))
@@ -197,8 +198,8 @@ class RoundedScheme(GgufScheme):
   def encode_at(self, values, shared):
     scaled = values * _inverse(self.step(shared))
     size = jnp.abs(scaled)
-    whole = jnp.floor(size)
-    rounded = jnp.sign(scaled) * (whole + jnp.floor(2 * (size - whole)))
+    floor = jnp.floor(size)
+    rounded = jnp.sign(scaled) * (floor + jnp.floor(2 * (size - floor)))
     integer = jnp.clip(rounded, -self._largest, self._largest)
     return (integer + (self._largest + 1)).astype(jnp.uint8)
 
@@ -216,7 +217,7 @@ class RoundedScheme(GgufScheme):
 
 
 def float16(x: jax.Array) -> jax.Array:
-  """float32 values as float16 stores them."""
+  """Rounds float32 values to float16, and returns them as float32."""
   return leaves.cast(x, jnp.float16).astype(jnp.float32)
 
 
@@ -225,16 +226,17 @@ def _inverse(step):
 
 
 def _count(scaled, half, top):
-  """floor(scaled + half), two float32 roundings, within [0, top].
+  """floor(scaled + half) with two float32 roundings, clipped to [0, top].
 
-  By comparison, since XLA would fuse the product in `scaled` with an addition.
+  Computed by comparisons, since XLA would fuse the product in `scaled` with the
+  addition.
   """
   return blockwise.rank(scaled, _last_below(half, top))
 
 
 @functools.cache
 def _last_below(half: float, top: int) -> np.ndarray:
-  """The largest float32 x, for each k in 1..top, with x + half under k."""
+  """For each k in 1..top, the largest float32 x with x + half < k."""
   def one(k):
     x = np.float32(k - half)
     while x + np.float32(half) >= k:

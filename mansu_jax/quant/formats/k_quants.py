@@ -1,13 +1,13 @@
-"""The K formats of llama.cpp, Q4_K and Q6_K: scales found by a search.
+"""The K formats of llama.cpp, Q4_K and Q6_K, whose scales a search finds.
 
-A row is cut into super-blocks of 256. Each holds sub-blocks with scales of
-their own, which are themselves stored as integers times a float16. The scales
-are fitted to all weights of a sub-block by least squares, so no choice of
-frozen weights holds them: these schemes are measured, never guaranteed.
+A row is cut into super-blocks of 256. Each consists of sub-blocks whose scales
+are stored as integers times a float16. Scales are fitted to all weights of a
+sub-block by least squares, so freezing some weights does not fix them: the
+magnitude floor cannot guarantee edits under these schemes.
 
-The search is that of llama.cpp without an importance matrix
-(`quantize_row_q4_K_ref`, `quantize_row_q6_K_ref`), to the last bit of its build
-for plain x86-64: sums go in its order and no product is fused with a sum. The
+Results equal those of llama.cpp without an importance matrix
+(`quantize_row_q4_K_ref`, `quantize_row_q6_K_ref`), built for plain x86-64, to
+the last bit: sums have its order, and no product is fused with a sum. The
 `gguf` package reads these formats but does not write them.
 """
 
@@ -27,9 +27,9 @@ from mansu_jax.quant import scheme
 from mansu_jax.quant.formats import gguf_schemes
 
 SUPER_BLOCK = 256
-_CHUNK = 1024  # Sub-blocks searched at once.
-_LEAST = np.float32(1e-15)  # llama.cpp's GROUP_MAX_EPS: a block of zeros.
-# How many steps the largest weight is tried at, each rounded as in C.
+_CHUNK = 1024  # Number of sub-blocks to search at once.
+_LEAST = np.float32(1e-15)  # llama.cpp's GROUP_MAX_EPS; less counts as zeros.
+# Candidate codes of the largest weight, each rounded as in C.
 _tenths = lambda i: np.float32(0.1) * np.asarray(i, np.float32)
 _OFFSET_STEPS = (np.float32(-1) + _tenths(range(21))) + np.float32(15)
 _SIGNED_STEPS = np.float32(32) + _tenths([0, *range(-9, 0), *range(1, 10)])
@@ -49,9 +49,9 @@ class KScheme(scheme.Scheme):
   """A K format.
 
   Attributes:
-    name: the name in flags and records.
-    fallback: what llama.cpp gives a matrix whose rows are not a multiple of
-      256 weights.
+    name: name in flags and records.
+    fallback: scheme that llama.cpp uses for a matrix whose rows are not a
+      multiple of 256 weights.
   """
 
   fallback: scheme.Scheme
@@ -75,7 +75,7 @@ class KScheme(scheme.Scheme):
   @property
   @abc.abstractmethod
   def sub_block(self) -> int:
-    """Weights that share a scale."""
+    """Number of weights that share a scale."""
 
   @abc.abstractmethod
   def search(self, blocks: jax.Array) -> Stored:
@@ -85,7 +85,7 @@ class KScheme(scheme.Scheme):
     return self.sub_block
 
   def block_size(self, columns):
-    return None  # The search goes through whole rows.
+    return None  # A super-block holds several sub-blocks of a row.
 
   def split(self, rows):
     return blockwise.split(rows, self.sub_block)
@@ -93,19 +93,19 @@ class KScheme(scheme.Scheme):
   def join(self, blocks, shape):
     return blocks.reshape(shape)
 
-  def share(self, blocks, shape):
+  def fit(self, blocks, shape):
     del shape
-    found = self.search(blocks)
+    stored = self.search(blocks)
     by_block = lambda one, many: (
         one[..., None] * many.astype(jnp.float32)).reshape(
             *blocks.shape[:-2], 1, 1)
-    scale = by_block(found.scale, found.scales)
-    offset = (None if found.offset is None
-              else -by_block(found.offset, found.offsets))
+    scale = by_block(stored.scale, stored.scales)
+    offset = (None if stored.offset is None
+              else -by_block(stored.offset, stored.offsets))
     return scheme.Shared(scale, offset)
 
   def sets_scale(self, blocks, shared):
-    return jnp.zeros(blocks.shape, bool)  # All do, together.
+    return jnp.zeros(blocks.shape, bool)  # All weights set it together.
 
   def level(self, code):
     return code
@@ -144,10 +144,10 @@ class Q4K(KScheme):
     return code.astype(jnp.float32) * shared.scale + shared.offset
 
   def boundaries(self, code, shared):
-    place = code.astype(jnp.float32)
-    end = lambda at: at * shared.scale + shared.offset
-    return (jnp.where(code == 0, -jnp.inf, end(place - 0.5)),
-            jnp.where(code == 15, jnp.inf, end(place + 0.5)))
+    integer = code.astype(jnp.float32)
+    end = lambda x: x * shared.scale + shared.offset
+    return (jnp.where(code == 0, -jnp.inf, end(integer - 0.5)),
+            jnp.where(code == 15, jnp.inf, end(integer + 0.5)))
 
   @property
   def levels(self):
@@ -164,8 +164,8 @@ class Q6K(KScheme):
 
   def search(self, blocks):
     scale = self.by_super_block(_by_chunks(_fit_signed, blocks))
-    place = jnp.argmax(jnp.abs(scale), -1, keepdims=True)
-    most = jnp.take_along_axis(scale, place, -1)
+    largest = jnp.argmax(jnp.abs(scale), -1, keepdims=True)
+    most = jnp.take_along_axis(scale, largest, -1)
     empty = jnp.abs(most) < _LEAST
     inverse = jnp.where(empty, 0, -128 / jnp.where(empty, 1, most))
     levels = jnp.minimum(_nearest(inverse * scale), 127)
@@ -181,10 +181,10 @@ class Q6K(KScheme):
     return (code.astype(jnp.float32) - 32) * shared.scale
 
   def boundaries(self, code, shared):
-    place, step = code.astype(jnp.float32) - 32, shared.scale
-    outward = jnp.where(step < 0, -jnp.inf, jnp.inf)
-    below = jnp.where(code == 0, -outward, (place - 0.5) * step)
-    above = jnp.where(code == 63, outward, (place + 0.5) * step)
+    integer, step = code.astype(jnp.float32) - 32, shared.scale
+    infinity = jnp.where(step < 0, -jnp.inf, jnp.inf)
+    below = jnp.where(code == 0, -infinity, (integer - 0.5) * step)
+    above = jnp.where(code == 63, infinity, (integer + 0.5) * step)
     return jnp.minimum(below, above), jnp.maximum(below, above)
 
   @property
@@ -193,7 +193,7 @@ class Q6K(KScheme):
 
 
 def _by_chunks(fit, blocks):
-  """Fits blocks [..., Q, 1], some at a time: the search fits the cache."""
+  """Fits blocks [..., Q, 1], a chunk at a time, to stay in the cache."""
   flat = blocks.reshape(-1, blocks.shape[-2])
   padded = jnp.pad(flat, ((0, -flat.shape[0] % _CHUNK), (0, 0)))
   found = lax.map(lambda chunk: fit(chunk.T), padded.reshape(
@@ -205,12 +205,13 @@ def _by_chunks(fit, blocks):
 def _fit_offset(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Scale and depth [n] of blocks [32, n]: x ~ scale * code - depth.
 
-  Twenty-one scales around (max - min) / 15 are tried; for the codes that each
-  gives, scale and offset are solved for by least squares with weights
-  rms + |x|, and the fit of least error is kept (`make_qkx2_quants`).
+  Tries twenty-one scales around (max - min) / 15. For the codes of each, least
+  squares with weights rms + |x| gives scale and offset. Returns the fit of
+  least error (`make_qkx2_quants`).
   """
   weight = jnp.sqrt(blockwise.divide(_sum(x * x), x.shape[0])) + jnp.abs(x)
-  low, high = jnp.minimum(jnp.min(x, 0), 0), jnp.max(x, 0)
+  low = jnp.minimum(jnp.min(x, 0, keepdims=True), 0)  # [1, n]
+  high = jnp.max(x, 0, keepdims=True)
   flat = high == low
   sum_w, sum_x = _sum(weight), _sum(weight * x)
 
@@ -226,7 +227,7 @@ def _fit_offset(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
   def attempt(i, best):
     scale, offset, least = best
-    # From the best offset so far, as llama.cpp does it.
+    # Uses the best offset so far, as llama.cpp does.
     code = codes(inverse(jnp.asarray(_OFFSET_STEPS)[i], offset), offset)
     weighted = weight * code
     sum_l, sum_l2, sum_xl = (
@@ -248,17 +249,17 @@ def _fit_offset(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   widest = 1 / blockwise.rounded(first)  # XLA takes 1 / (a / b) for b / a.
   start = (widest, low, error(codes(first, low), widest, low))
   scale, offset, _ = lax.fori_loop(0, _OFFSET_STEPS.size, attempt, start)
-  return jnp.where(flat, 0, scale), -jnp.where(flat, low, offset)
+  return jnp.where(flat, 0, scale)[0], -jnp.where(flat, low, offset)[0]
 
 
 def _fit_signed(x: jax.Array) -> jax.Array:
   """Scale [n] of blocks [16, n]: x ~ scale * (code - 32).
 
-  Nineteen scales around -max / 32 are tried, each refitted by least squares
-  with weights x**2 (`make_qx_quants`).
+  Tries nineteen scales around -max / 32 and refits each by least squares with
+  weights x**2 (`make_qx_quants`).
   """
-  place = jnp.argmax(jnp.abs(x), 0, keepdims=True)
-  largest = jnp.take_along_axis(x, place, 0)[0]
+  index = jnp.argmax(jnp.abs(x), 0, keepdims=True)
+  largest = jnp.take_along_axis(x, index, 0)  # [1, n]
   empty = jnp.abs(largest) < _LEAST
   divisor = jnp.where(empty, 1, largest)
   weight = x * x
@@ -276,7 +277,7 @@ def _fit_signed(x: jax.Array) -> jax.Array:
 
   zero = jnp.zeros(largest.shape, jnp.float32)
   scale, _ = lax.fori_loop(0, _SIGNED_STEPS.size, attempt, (zero, zero))
-  return jnp.where(empty, 0, scale)
+  return jnp.where(empty, 0, scale)[0]
 
 
 def _product(x, y):
@@ -284,10 +285,10 @@ def _product(x, y):
 
 
 def _sum(products):
-  """Over the first axis, one after the other, as C adds them."""
-  total = blockwise.rounded(products[0])
+  """Sum [1, n] over the first axis, one entry after the other, as in C."""
+  total = blockwise.rounded(products[:1])
   for i in range(1, products.shape[0]):
-    total = total + blockwise.rounded(products[i])
+    total = total + blockwise.rounded(products[i:i + 1])
   return total
 
 
@@ -304,7 +305,7 @@ def _ratio(one, largest):
 
 
 def _divide_by(x, step):
-  """x / step, x for a step of 0."""
+  """x / step, or x if the step is 0."""
   return blockwise.divide(x, jnp.where(step == 0, 1, step))
 
 

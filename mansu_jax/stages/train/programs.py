@@ -20,7 +20,7 @@ from mansu_jax import types
 from mansu_jax.models import assemble
 from mansu_jax.models import layout as model_layout
 from mansu_jax.models import programs as model_programs
-from mansu_jax.quant import grids as grids_lib
+from mansu_jax.quant import make_grids
 from mansu_jax.runtime import programs
 from mansu_jax.stages.circuit import programs as circuit_programs
 from mansu_jax.stages.judge import quantizers
@@ -116,7 +116,7 @@ def _grid(
   for leaf in tree_paths.flatten(theta):
     yield programs.hold(**held)
     shared = yield programs.program(
-        f'code grid of {leaf}', grids_lib.leaf_shared, flat[leaf], scheme,
+        f'code grid of {leaf}', make_grids.leaf_shared, flat[leaf], scheme,
         model_layout.MATRICES[leaf], dtype)
     yield programs.hold(**held, shared=shared)
   made = jax.eval_shape(lambda params, index: edits.circuit_grid(
