@@ -164,8 +164,8 @@ def of_real_pairs(
     score: from a batch to arrays with one row a pair.
     batches: of pairs.
   """
-  for batch in progress.over(batches, 'scores of pairs'):
-    progress.count(2 * (np.asarray(batch.segments) >= 0).sum())
+  for batch in progress.track(batches, 'scores of pairs'):
+    progress.count_tokens(2 * (np.asarray(batch.segments) >= 0).sum())
     real = np.asarray(batch.weight) > 0
     yield jax.tree.map(
         lambda x, real=real: x[real], sharding.to_host(score(batch)))

@@ -46,7 +46,7 @@ def pack(
   if one_per_row:
     fill = lambda some, capacity: [[i] for i in range(len(some))]
     widths, rows = [_width([lengths[i] for i in m], max(lengths))
-                    for m in members], sharding.whole_rows(size)
+                    for m in members], sharding.round_up_rows(size)
   else:
     fill = packing.fill_rows
     capacity, rows = _row_shape([[lengths[i] for i in m] for m in members])
@@ -69,7 +69,7 @@ def to_score(
   taps = longest * shapes.num_layers * (
       shapes.d_ff + shapes.num_heads * shapes.d_head)  # float32
   return pack(pairs, memory.fitting(
-      most, _COPIES * 4 * taps / sharding.row_parts()))
+      most, _COPIES * 4 * taps / sharding.num_row_shards()))
 
 
 def _width(lengths: Sequence[int], longest: int) -> int:
@@ -85,7 +85,7 @@ def _row_shape(lengths: Sequence[Sequence[int]]) -> tuple[int, int]:
       capacity: max(len(packing.fill_rows(some, capacity)) for some in lengths)
       for capacity in range(shortest, max(shortest, _LONGEST) + 1, _MULTIPLE)}
   capacity = min(rows, key=lambda c: (c * rows[c], c))
-  return capacity, sharding.whole_rows(rows[capacity])
+  return capacity, sharding.round_up_rows(rows[capacity])
 
 
 def _batch(

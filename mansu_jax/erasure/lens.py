@@ -167,7 +167,7 @@ def batches_of(prompts: Sequence[Sequence[int]]) -> list[_Batch]:
   lengths = [len(p) for p in prompts]
   width = -(-max(_WIDTH, *lengths) // _MULTIPLE) * _MULTIPLE
   filled = packing.fill_rows(lengths, width)
-  rows = sharding.whole_rows(_ROWS)
+  rows = sharding.round_up_rows(_ROWS)
   batches = [filled[i:i + rows] for i in range(0, len(filled), rows)]
   most = max(sum(map(len, batch)) for batch in batches)
   most = -(-most // _PLACES) * _PLACES
@@ -181,8 +181,8 @@ def _each(
 ) -> list[np.ndarray]:
   """What runs of all batches give [P, ...], of prompts in their order."""
   parts = []
-  for batch in progress.over(batches, 'states at prompts'):
-    progress.count((np.asarray(batch.rows.segments) >= 0).sum())
+  for batch in progress.track(batches, 'states at prompts'):
+    progress.count_tokens((np.asarray(batch.rows.segments) >= 0).sum())
     parts.append([x[:len(batch.members)] for x in sharding.to_host(run(batch))])
   back = np.argsort([i for batch in batches for i in batch.members])
   return [np.concatenate(x)[back] for x in zip(*parts)]

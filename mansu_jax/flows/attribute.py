@@ -112,8 +112,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
           config, model.tokenizer, inputs.splits.forget_train),
       'data': {'sha256': inputs.hashes},
       'config': dataclasses.asdict(config),
-      'environment': environment.here(), 'stages': clock.stages}
-  workdir.note_flags(config, root)
+      'environment': environment.describe(), 'stages': clock.stages}
+  workdir.write_flags(config, root)
   report.write(record, root)
   return record
 

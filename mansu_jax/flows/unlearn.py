@@ -51,7 +51,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     quantize = quantizers.Quantizers(config, inputs, model)
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
-  workdir.note_environment(root)
+  workdir.record_environment(root)
   if config.profile:
     clock.trace_to(root / 'profile')
   with checkpoints.StageCache(
@@ -98,7 +98,7 @@ def _run(
         structure=structure, unlearned=unlearned, answers_in_words=texts,
         stages=clock.stages, training=trained,
         earlier=workdir.earlier_environments(root))
-  workdir.note_flags(config, root)
+  workdir.write_flags(config, root)
   report.write(record, root)
   return record
 

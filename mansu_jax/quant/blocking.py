@@ -94,7 +94,7 @@ def _by_matrix(
   No block is of two matrices. What is made on the way is up to three times as
   large as the stack in float32.
   """
-  size = 3 * 4 * leaf.size / sharding.weight_parts()
+  size = 3 * 4 * leaf.size / sharding.num_weight_shards()
   if size <= memory.SHARE * memory.device_bytes() or (
       layout.batch != layout.memory[:1]):
     return run(leaf, layout)

@@ -362,7 +362,7 @@ class StepsTest(_Case):
       with checkpoints.StageCache(self.root, resume=True) as saved:
         with self.assertRaises(preemption.Stopped), saved.steps(
             'steps', every) as steps, mock.patch.object(
-                preemption._ear, 'heard', 'SIGTERM'):
+                preemption._state, 'heard', 'SIGTERM'):
           steps.after(step, _carry(step), _history(step))
       self._check_restored(step)
 

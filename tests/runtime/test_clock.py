@@ -44,7 +44,7 @@ class ClockTest(absltest.TestCase):
     clock = clock_lib.Clock()
     for name, tokens in (('none', 0), ('some', 120)):
       with clock.stage(name):
-        progress.count(tokens)
+        progress.count_tokens(tokens)
     none, some = clock.stages
     self.assertEqual((none['tokens'], none['tokens_per_second']), (0, None))
     self.assertEqual(some['tokens'], 120)

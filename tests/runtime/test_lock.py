@@ -159,7 +159,7 @@ class LockTest(parameterized.TestCase):
     self.assertEqual(said, 'True\n0 held\n', errors)
 
   def test_a_stop_by_a_signal_removes_it(self):
-    process = self.start('preemption.hear()\n' + _HOLD)
+    process = self.start('preemption.install_handlers()\n' + _HOLD)
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     process.communicate()
@@ -178,7 +178,7 @@ class LockTest(parameterized.TestCase):
               os.kill(os.getpid(), signal.SIGINT)
             return super().__getattribute__(name)
 
-        preemption.hear()
+        preemption.install_handlers()
         lock._Held = Impatient
         with lock.held(root):
           Impatient.armed = True
@@ -248,10 +248,10 @@ class LockTest(parameterized.TestCase):
 
   def test_one_that_another_run_has_taken_is_noticed_and_left_alone(self):
     with lock.held(self.root):
-      lock.check(self.root)
+      lock.check_held(self.root)
       self.file.write_text('{"pid": 8}')
       with self.refused('was removed, or taken over by another run'):
-        lock.check(self.root)
+        lock.check_held(self.root)
     self.assertEqual(self.file.read_text(), '{"pid": 8}')
 
   def test_a_program_that_has_lost_it_ends(self):

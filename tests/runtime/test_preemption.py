@@ -42,7 +42,7 @@ class ProcessTest(parameterized.TestCase):
   @parameterized.parameters('SIGTERM', 'SIGINT')
   def test_while_it_starts_a_signal_ends_it_in_one_line(self, name):
     status, lines = _run(f"""
-        preemption.hear()
+        preemption.install_handlers()
         with preemption.before_exit(lambda: os.write(2, b'cleared\\n')):
           tell(signal.{name})
         print('went on')
@@ -54,8 +54,8 @@ class ProcessTest(parameterized.TestCase):
 
   def test_a_second_ctrl_c_does_not_wait(self):
     status, lines = _run("""
-        preemption.hear()
-        with preemption.listening(then='the same command starts anew'):
+        preemption.install_handlers()
+        with preemption.stop_on_signals(then='the same command starts anew'):
           with preemption.deferred():
             tell(signal.SIGTERM)
             tell(signal.SIGTERM)  # Some launchers send it twice.
@@ -72,8 +72,8 @@ class ProcessTest(parameterized.TestCase):
 
   def test_a_second_ctrl_c_strikes_no_exception_that_unwinds(self):
     status, lines = _run("""
-        preemption.hear()
-        with preemption.listening():
+        preemption.install_handlers()
+        with preemption.stop_on_signals():
           try:
             tell(signal.SIGINT)
           finally:
@@ -92,7 +92,7 @@ class ProcessTest(parameterized.TestCase):
     status, lines = _run("""
         exec(compile(
             'def flow():\\n  work()\\n  os.write(2, b"the next line\\\\n")',
-            preemption._OURS + 'flow.py', 'exec'))
+            preemption._PACKAGE + 'flow.py', 'exec'))
         def on_collect(phase, info):
           if phase == 'start' and due:
             due.pop()
@@ -106,10 +106,10 @@ class ProcessTest(parameterized.TestCase):
         due = []
         gc.callbacks.append(on_collect)
         try:
-          with preemption.listening():
+          with preemption.stop_on_signals():
             flow()
         except preemption.Stopped as stopped:
-          preemption.say_stopped(str(stopped))
+          preemption.report_stop(str(stopped))
           os._exit(75)
         """)
     self.assertEqual(status, 75, lines)
@@ -130,10 +130,10 @@ class ProcessTest(parameterized.TestCase):
             '  with Telling(), preemption.deferred():\\n'
             '    os.write(2, b"first\\\\n")\\n'
             '    os.write(2, b"last\\\\n")\\n'
-            '  os.write(2, b"behind\\\\n")', preemption._OURS + 'flow.py',
+            '  os.write(2, b"behind\\\\n")', preemption._PACKAGE + 'flow.py',
             'exec'))
         try:
-          with preemption.listening():
+          with preemption.stop_on_signals():
             flow()
         except preemption.Stopped:
           os._exit(75)
@@ -142,12 +142,12 @@ class ProcessTest(parameterized.TestCase):
 
   def test_an_error_that_something_makes_of_it_is_still_a_stop(self):
     with self.assertRaisesRegex(preemption.Stopped, '^SIGTERM$'):
-      with preemption.listening():
+      with preemption.stop_on_signals():
         try:
           _tell()
         except preemption.Stopped as stopped:
           raise ValueError('Exception raised while comparing') from stopped
-    with self.assertRaises(ValueError), preemption.listening():
+    with self.assertRaises(ValueError), preemption.stop_on_signals():
       with preemption.deferred():
         _tell()
         raise ValueError('of its own')
@@ -155,8 +155,8 @@ class ProcessTest(parameterized.TestCase):
   @parameterized.parameters('SIGTERM', 'SIGINT')
   def test_when_it_leaves_its_status_stands(self, name):
     status, lines = _run(f"""
-        preemption.hear()
-        preemption.leave(3, lambda: tell(signal.{name}))
+        preemption.install_handlers()
+        preemption.exit_process(3, lambda: tell(signal.{name}))
         """)
     self.assertEqual((status, lines), (3, []))
 
@@ -202,7 +202,7 @@ class PreemptionTest(parameterized.TestCase):
                             (signal.SIGINT, 'SIGINT'))
   def test_a_signal_interrupts(self, number, name):
     with self.assertRaisesRegex(preemption.Stopped, f'^{name}$'):
-      with preemption.listening():
+      with preemption.stop_on_signals():
         _tell(number)
         self.fail('went on')
 
@@ -211,7 +211,7 @@ class PreemptionTest(parameterized.TestCase):
 
   def test_deferred_it_is_asked_for_and_raised_at_the_end(self):
     reached = []
-    with self.assertRaises(preemption.Stopped), preemption.listening():
+    with self.assertRaises(preemption.Stopped), preemption.stop_on_signals():
       with preemption.deferred():
         with preemption.deferred():
           self.assertFalse(preemption.stop_requested())
@@ -222,7 +222,7 @@ class PreemptionTest(parameterized.TestCase):
     self.assertLen(reached, 1)
 
   def test_an_error_leaves_a_deferred_block_as_it_is(self):
-    with preemption.listening():
+    with preemption.stop_on_signals():
       with self.assertRaises(KeyError), preemption.deferred():
         _tell()
         raise KeyError
@@ -231,13 +231,13 @@ class PreemptionTest(parameterized.TestCase):
 
   def test_what_handled_signals_before_does_so_again(self):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    with preemption.listening():
+    with preemption.stop_on_signals():
       self.assertNotEqual(signal.getsignal(signal.SIGTERM), before[0])
       with preemption.deferred():
         try:
           _tell()
         finally:
-          preemption._ear.received = ''
+          preemption._state.received = ''
     self.assertEqual(
         before, [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)])
 
@@ -248,7 +248,7 @@ class PreemptionTest(parameterized.TestCase):
       pass
 
   def test_what_was_heard_is_forgotten_afterwards(self):
-    with self.assertRaises(preemption.Stopped), preemption.listening():
+    with self.assertRaises(preemption.Stopped), preemption.stop_on_signals():
       _tell()
     self.assertFalse(preemption.stop_requested())
 
@@ -260,7 +260,7 @@ class PreemptionTest(parameterized.TestCase):
       return mine or len(told) == 2
 
     with self.assertRaisesRegex(preemption.Stopped, 'another process'):
-      with preemption.listening(any_of):
+      with preemption.stop_on_signals(any_of):
         with preemption.deferred():
           preemption.check()
         reached.append('the end of the block')
@@ -268,7 +268,7 @@ class PreemptionTest(parameterized.TestCase):
         self.fail('went on')
     self.assertEqual(told, [False, False])
     with self.assertRaisesRegex(preemption.Stopped, '^SIGTERM$'):
-      with preemption.listening(any_of):
+      with preemption.stop_on_signals(any_of):
         _tell()
         with preemption.deferred():
           pass
@@ -285,7 +285,7 @@ class PreemptionTest(parameterized.TestCase):
       return mine
 
     with self.assertRaises(preemption.Stopped):
-      with preemption.listening(any_of):
+      with preemption.stop_on_signals(any_of):
         self.assertFalse(preemption.stop_requested())
         preemption.check()
 
@@ -293,7 +293,7 @@ class PreemptionTest(parameterized.TestCase):
     done = []
 
     def listen():
-      with preemption.listening():
+      with preemption.stop_on_signals():
         done.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=listen)

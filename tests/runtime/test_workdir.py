@@ -57,28 +57,28 @@ class OpenTest(parameterized.TestCase):
 
   def test_where_stages_were_made(self):
     root = self._open(self._config())
-    elsewhere, here = {'jax': '0.1'}, environment.here()
+    elsewhere, here = {'jax': '0.1'}, environment.describe()
     with mock.patch.object(environment, 'here', lambda: elsewhere):
-      workdir.note_environment(root)
-    workdir.note_environment(root)  # There is nothing yet to go on from.
+      workdir.record_environment(root)
+    workdir.record_environment(root)  # There is nothing yet to go on from.
     self.assertEmpty(workdir.earlier_environments(root))
     self._finish_a_stage()
     for _ in range(2):
       with mock.patch.object(
           environment, 'here', lambda: elsewhere), self.assertLogs() as logs:
-        workdir.note_environment(root)
-        workdir.note_environment(root)
+        workdir.record_environment(root)
+        workdir.record_environment(root)
       self.assertLen(logs.output, 1)
       self.assertIn(f'jax {here["jax"]} there, 0.1 here', logs.output[0])
       self.assertEqual(workdir.earlier_environments(root)[-1], here)
-      workdir.note_environment(root)
+      workdir.record_environment(root)
 
   def test_a_damaged_list_of_environments_is_begun_anew(self):
     root = self._open(self._config())
     self._finish_a_stage()
     (root / 'environments.json').write_text('{')
     with self.assertLogs() as logs:
-      workdir.note_environment(root)
+      workdir.record_environment(root)
     self.assertRegex(logs.output[0], 'environments.json is damaged')
     self.assertEmpty(workdir.earlier_environments(root))
 
@@ -106,7 +106,7 @@ class OpenTest(parameterized.TestCase):
   def _finish(self, config):
     """All that a run writes of flags and record."""
     root = self._open(config)
-    workdir.note_flags(config, root)
+    workdir.write_flags(config, root)
     files.write_json(root / 'record.json', run_flags.to_flagfile(config))
 
   @parameterized.parameters({}, dict(debug=True))
@@ -177,7 +177,7 @@ class OpenTest(parameterized.TestCase):
       root = self._open(config)
       (root / lock.NAME).unlink()
       with self.assertRaisesRegex(ValueError, 'taken over by another run'):
-        workdir.note_flags(config, root)
+        workdir.write_flags(config, root)
 
   def test_a_moved_run_is_still_the_same(self):
     self._open(self._config())

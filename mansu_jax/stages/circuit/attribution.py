@@ -362,7 +362,7 @@ def _measure(config, model, pairs) -> faithfulness.Faithfulness:
 def _account(config, measure, ranking, circuit, randoms):
   """Faithfulness of the circuit, of random ones, and of prefixes."""
   values = np.array([
-      measure(r) for r in progress.over(randoms, 'random circuits')])
+      measure(r) for r in progress.track(randoms, 'random circuits')])
   ranking = select.of_kinds(ranking, graph.acting(ranking.kinds))
   prefix = measure.smallest_prefix(ranking, config.circuit.faithfulness)
   return {

@@ -262,7 +262,7 @@ def circuit_fisher(
         edit.unembed(None, edit.base, examples.reference)))
 
   def make():
-    progress.count(examples.length.sum())
+    progress.count_tokens(examples.length.sum())
     return fisher_lib.diagonal_fisher(
         log_prob_of(edit), edit.theta, edit.base, examples,
         chunk=fisher_chunk(config, edit.theta))
@@ -276,7 +276,7 @@ def fisher_chunk(config: run_config.RunConfig, theta: types.PyTree) -> int:
   Each has a gradient and its square, on the devices that have its row.
   """
   own = 2 * sum(memory.bytes_of(x) for x in jax.tree.leaves(theta))
-  parts = sharding.row_parts()
+  parts = sharding.num_row_shards()
   return parts * memory.fitting(-(-config.fisher.chunk // parts), own)
 
 
