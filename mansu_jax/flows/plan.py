@@ -132,14 +132,6 @@ def _check(config: run_config.RunConfig) -> None:
     raise ValueError(
         f'--mode=plan is of --method=mansu, not of {config.method}, which'
         ' trains every weight; wanted mansu.')
-  for name in ('profile', 'fail_on_verdict'):
-    if getattr(config, name):
-      raise ValueError(f'--{name} changes nothing in --mode=plan, which runs'
-                       ' nothing; leave it out.')
-  if config.workdir:
-    raise ValueError(
-        f'--workdir={config.workdir} is not used in --mode=plan, which writes'
-        ' nothing; leave it out.')
 
 
 _HEADS = ('stage', 'GiB', 'of it held', 'largest program', 'TFLOP', 's a call',

@@ -51,7 +51,7 @@ class MeshTest(parameterized.TestCase):
 
   @parameterized.parameters((0, 1, 1), (-1, -1, 1), (1, -2, 1))
   def test_sizes_that_are_none(self, data, fsdp, tensor):
-    with self.assertRaisesRegex(ValueError, 'no mesh; wanted numbers'):
+    with self.assertRaisesRegex(ValueError, 'make no mesh: mesh axes must be positive; at most one'):
       run_config.MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
 
   def test_every_leaf_has_its_axes(self):

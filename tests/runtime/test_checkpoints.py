@@ -1,4 +1,4 @@
-"""Stages are made once, whole, and come back as they were."""
+"""Stages and steps are saved completely and restored bit for bit."""
 
 import contextlib
 import errno
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax.runtime import checkpoint_io
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import preemption
 
@@ -27,7 +28,7 @@ _TREE = {
 
 
 def _damage(path, how):
-  """Damages a file; how: one of `_DAMAGES`."""
+  """Damages a file in one of the ways of `_DAMAGES`."""
   content = bytearray(path.read_bytes())
   if how == 'deleted':
     path.unlink()
@@ -46,7 +47,7 @@ _DAMAGES = ('deleted', 'truncated', 'flipped', 'garbage')
 
 @contextlib.contextmanager
 def _no_room(size):
-  """No file may grow beyond `size` bytes, as on a disk that is full."""
+  """Limits files to `size` bytes, as on a full disk."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
   try:
@@ -94,7 +95,7 @@ class StagesTest(_Case):
     self.assert_same_bits(self._get({}), {'x': np.zeros(2)})
 
   def test_what_is_saved_is_what_was_given(self):
-    # The save goes on in the background while its arrays are used.
+    # The save runs in the background while its arrays are in use.
     big = np.zeros(4_000_000, np.float32)
     with checkpoints.StageCache(self.root, resume=True) as saved:
       saved.get_or_compute('big', lambda: {'x': jnp.asarray(big) + 1})
@@ -104,11 +105,13 @@ class StagesTest(_Case):
   def test_json_comes_back_as_it_was(self):
     value = {'a': [1, 0.1, None, 'é'], 'b': {'c': True, 'n': float('inf')}}
     with checkpoints.StageCache(self.root, resume=True) as saved:
-      first = saved.get_or_compute_json('account', lambda: value | {'d': np.float32(0.5)})
+      first = saved.get_or_compute_json(
+          'account', lambda: value | {'d': np.float32(0.5)})
       again = saved.get_or_compute_json('account', dict)
     self.assertEqual(first, value | {'d': 0.5})
     self.assertEqual(again, first)
-    self.assertEqual(checkpoints.NoCache().get_or_compute_json('x', lambda: (1, 2)), [1, 2])
+    uncached = checkpoints.NoCache().get_or_compute_json('x', lambda: (1, 2))
+    self.assertEqual(uncached, [1, 2])
 
   def test_without_resume_it_is_made_again_and_kept(self):
     self._get({'x': np.ones(2)})
@@ -167,7 +170,8 @@ class DiskTest(_Case):
     with self.assertRaisesRegex(ValueError, 'the loss'):
       with checkpoints.StageCache(self.root, resume=True) as saved:
         with _no_room(5_000):
-          saved.get_or_compute('big', lambda: {'x': np.random.normal(size=50_000)})
+          saved.get_or_compute(
+              'big', lambda: {'x': np.random.normal(size=50_000)})
           raise ValueError('the loss is nan')
 
   def test_of_steps_too(self):
@@ -188,7 +192,7 @@ class DamageTest(_Case):
 
   @parameterized.parameters(*_DAMAGES)
   def test_no_damage_gives_other_bits(self, how):
-    """Whatever file of a stage it is done to; Orbax tells few of them."""
+    """For every file of a stage; Orbax detects damage to few of them."""
     self._get(_TREE)
     whole = self.root.with_name('whole')
     self.root.rename(whole)
@@ -199,11 +203,11 @@ class DamageTest(_Case):
       with self.subTest(str(file.relative_to(whole))):
         self.made.clear()
         with self.assertLogs(level='WARNING') as logs:
-          checkpoints.logging.warning('something')  # There may be no other.
+          checkpoint_io.logging.warning('any')  # assertLogs needs one.
           got = self._get(_TREE)
         self.assert_same_bits(jax.tree.map(np.asarray, got), _TREE)
-        told = f'{self.root}/unlearn is damaged: it is made anew'
-        self.assertEqual(any(told in x for x in logs.output), bool(self.made))
+        warning = f'{self.root}/unlearn is damaged: it is computed again'
+        self.assertEqual(any(warning in x for x in logs.output), bool(self.made))
         self.assertEqual(
             (self.root / 'unlearn.damaged').exists(), bool(self.made))
         self.made.clear()
@@ -220,7 +224,7 @@ class DamageTest(_Case):
     _damage(largest, how)
     with self.assertLogs(level='WARNING') as logs:
       self._get({'x': values})
-    self.assertRegex('\n'.join(logs.output), 'unlearn is damaged: .* made anew')
+    self.assertRegex('\n'.join(logs.output), 'unlearn is damaged: .* computed again')
     self.assertLen(self.made, 2)
 
   def test_a_file_in_the_place_of_a_stage(self):
@@ -239,14 +243,14 @@ class DamageTest(_Case):
           " [os_error_code='24'] [source locations='posix.cc']"))
   def test_what_may_not_be_read_is_not_called_damaged(self, error):
     self._get({'x': np.ones(1)})
-    with mock.patch.object(checkpoints, '_restore', side_effect=error):
+    with mock.patch.object(checkpoint_io, '_restore', side_effect=error):
       with self.assertRaisesRegex(type(error), 'not now'):
         self._get({'x': np.ones(1)})
     self.assertTrue((self.root / 'unlearn').exists())
 
   def test_a_bad_sector_is_damage(self):
     self._get({'x': np.ones(1)})
-    with mock.patch.object(checkpoints, '_restore', side_effect=OSError(
+    with mock.patch.object(checkpoint_io, '_restore', side_effect=OSError(
         errno.EIO, 'input/output error')):
       self._get({'x': np.ones(1)})
     self.assertTrue((self.root / 'unlearn.damaged').exists())
@@ -339,7 +343,7 @@ class StepsTest(_Case):
     theta, state = _carry(0)
     with self.assertLogs(level='WARNING') as logs:
       self.assertIsNone(self._steps().restore((theta, (state[0], jnp.ones(2)))))
-    self.assertRegex('\n'.join(logs.output), 'arrays are not of this loop')
+    self.assertRegex('\n'.join(logs.output), 'arrays belong to another loop')
 
   def test_without_resume_they_are_gone(self):
     self._save(10)
@@ -349,7 +353,8 @@ class StepsTest(_Case):
   def test_the_stage_that_they_lead_to_replaces_them(self):
     self._save(10)
     with checkpoints.StageCache(self.root, resume=True) as saved:
-      saved.get_or_compute('unlearn', lambda: {'x': np.ones(1)}, replaces='steps')
+      saved.get_or_compute(
+          'unlearn', lambda: {'x': np.ones(1)}, replaces='steps')
       self.assertTrue((self.root / 'steps').exists())  # It may yet fail.
       saved.wait()
       self.assertFalse((self.root / 'steps').exists())
@@ -357,12 +362,12 @@ class StepsTest(_Case):
     self._get({}, replaces='steps')
     self.assertFalse((self.root / 'steps').exists())
 
-  def test_told_to_stop_it_saves_and_stops(self):
+  def test_a_signal_saves_the_step_and_stops(self):
     for every, step in ((0, 3), (10, 7)):
       with checkpoints.StageCache(self.root, resume=True) as saved:
         with self.assertRaises(preemption.Stopped), saved.steps(
             'steps', every) as steps, mock.patch.object(
-                preemption._state, 'heard', 'SIGTERM'):
+                preemption._state, 'received', 'SIGTERM'):
           steps.after(step, _carry(step), _history(step))
       self._check_restored(step)
 

@@ -31,7 +31,7 @@ class LockTest(parameterized.TestCase):
         self.enterContext(tempfile.TemporaryDirectory()))
     self.root = self.parent / 'deep' / 'run'
     self.file = self.root / lock.NAME
-    patch = mock.patch.multiple(lock, _BEAT_S=0.02, _WATCH_S=0.5, _POLL_S=0.02)
+    patch = mock.patch.multiple(lock, _HEARTBEAT_S=0.02, _WATCH_S=0.5, _POLL_S=0.02)
     patch.start()
     self.addCleanup(patch.stop)
 
@@ -63,9 +63,9 @@ class LockTest(parameterized.TestCase):
     self.root.mkdir(parents=True)
     self.file.touch()
     with open(self.file, 'r+b') as file:
-      place = lock._place(file.fileno())
+      kernel = lock._kernel_and_device(file.fileno())
       file.write(json.dumps({'pid': 7, 'host': 'far', 'started': '2020',
-                             'place': place} | changes).encode())
+                             'place': kernel} | changes).encode())
 
   def refused(self, message):
     return self.assertRaisesRegex(ValueError, message)
@@ -95,8 +95,9 @@ class LockTest(parameterized.TestCase):
   def test_a_refused_run_imports_no_jax(self):
     with self.held_elsewhere():
       process = self.start("""
-          from mansu_jax import main, run_flags
           from absl import flags
+          from mansu_jax import main
+          from mansu_jax.config import flags as run_flags
           run_flags.define()
           status = main.main(flags.FLAGS(['x', f'--workdir={root}']))
           print(status, 'jax' in sys.modules)
@@ -110,7 +111,7 @@ class LockTest(parameterized.TestCase):
     with self.assertLogs() as logs, lock.held(self.root):
       pass
     self.assertRegex(logs.output[0], f'takes over the lock of process'
-                     f' {process.pid} on .*, started 20.*, which is gone')
+                     f' {process.pid} on .*, started 20.*, which has ended')
     self.assertFalse(self.file.exists())
 
   def test_the_thread_that_has_it_may_ask_again_another_not(self):
@@ -204,13 +205,13 @@ class LockTest(parameterized.TestCase):
       with mock.patch.object(lock.time, 'sleep', touch):
         touched.set()
         with self.refused('in use by process 7 on far, started 2020.*or delete'
-                          f' {self.file} if that host is gone'):
+                          f' {self.file} if that host is down'):
           with lock.held(self.root):
             self.fail('went on')
         touched.clear()
         with self.assertLogs() as logs, lock.held(self.root):
           self.assertIn(str(os.getpid()), self.file.read_text())
-    self.assertRegex(' '.join(logs.output), 'waits .* for a sign of life.*takes'
+    self.assertRegex(' '.join(logs.output), 'watches the lock for .*takes'
                      ' over the lock of process 7 on far')
 
   def file_system(self, no_flock):
@@ -256,7 +257,7 @@ class LockTest(parameterized.TestCase):
 
   def test_a_program_that_has_lost_it_ends(self):
     process = self.start(
-        'lock._BEAT_S = 0.02\npreemption.hear()\n' + _HOLD)
+        'lock._HEARTBEAT_S = 0.02\npreemption.hear()\n' + _HOLD)
     process.stdout.readline()
     self.file.unlink()
     _, errors = process.communicate()

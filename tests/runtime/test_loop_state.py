@@ -31,7 +31,7 @@ class LoopStateTest(absltest.TestCase):
       self.assertTrue(leaf.flags.owndata)
 
   def test_that_of_something_else_is_refused(self):
-    with self.assertRaisesRegex(ValueError, 'not of this loop'):
+    with self.assertRaisesRegex(ValueError, 'belong to another loop'):
       loop_state.unpack(self.packed, (self.carry[0], jnp.ones(2)))
 
 

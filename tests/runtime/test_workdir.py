@@ -1,4 +1,4 @@
-"""The workdir: one run's, whole files, honest refusals."""
+"""The workdir: opened for one run, refused for any other."""
 
 import json
 import os
@@ -58,18 +58,18 @@ class OpenTest(parameterized.TestCase):
   def test_where_stages_were_made(self):
     root = self._open(self._config())
     elsewhere, here = {'jax': '0.1'}, environment.describe()
-    with mock.patch.object(environment, 'here', lambda: elsewhere):
+    with mock.patch.object(environment, 'describe', lambda: elsewhere):
       workdir.record_environment(root)
     workdir.record_environment(root)  # There is nothing yet to go on from.
     self.assertEmpty(workdir.earlier_environments(root))
     self._finish_a_stage()
     for _ in range(2):
       with mock.patch.object(
-          environment, 'here', lambda: elsewhere), self.assertLogs() as logs:
+          environment, 'describe', lambda: elsewhere), self.assertLogs() as logs:
         workdir.record_environment(root)
         workdir.record_environment(root)
       self.assertLen(logs.output, 1)
-      self.assertIn(f'jax {here["jax"]} there, 0.1 here', logs.output[0])
+      self.assertIn(f'jax {here["jax"]} then, 0.1 now', logs.output[0])
       self.assertEqual(workdir.earlier_environments(root)[-1], here)
       workdir.record_environment(root)
 
@@ -243,7 +243,7 @@ class OpenTest(parameterized.TestCase):
   def test_files_of_something_else_are_refused_and_kept(self):
     self.root.mkdir(parents=True)
     (self.root / 'thesis.txt').write_text('mine')
-    with self.assertRaisesRegex(ValueError, "something else.*'thesis.txt'"):
+    with self.assertRaisesRegex(ValueError, "other files, such as 'thesis.txt'"):
       self._open(self._config())
     self.assertEqual([p.name for p in self.root.iterdir()], ['thesis.txt'])
 

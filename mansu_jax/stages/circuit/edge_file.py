@@ -19,11 +19,6 @@ from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.models import config as model_config
 from mansu_jax.stages.circuit import edge_attribution
 
-# What only the selection of a circuit reads, of the flags --circuit_*.
-IGNORED = frozenset((
-    'contrast', 'edges', 'first_layer', 'last_layer', 'per_layer_cap',
-    'resamples'))
-
 
 def read(
     config: run_config.RunConfig, shape: model_config.ModelConfig

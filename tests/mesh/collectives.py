@@ -1,4 +1,4 @@
-"""Run as several processes: what one tells the others."""
+"""Run as several processes: checks the collective functions."""
 
 import os
 
@@ -29,7 +29,7 @@ def main():
     got = processes.broadcast_from_primary(lambda: value if me == 0 else 1 / 0)
     np.testing.assert_array_equal(got['x'], value['x'])
     assert (got['name'], got['none']) == ('é', None)
-  assert processes.broadcast_from_primary(  # Within it.
+  assert processes.broadcast_from_primary(  # Nested.
       lambda: processes.broadcast_from_primary(lambda: 5)) == 5
 
   def full():
@@ -46,7 +46,7 @@ def main():
   text = _fails(
       ValueError if me == 0 else KeyError,
       lambda: processes.raise_on_all(wrong))
-  assert text == ('Process 1 cannot go on: 1' if me == 0 else '1'), text
+  assert text == ('Process 1 failed: 1' if me == 0 else '1'), text
 
   with jax.set_mesh(sharding.make_mesh(run_config.MeshConfig())):
     x = np.arange(48, dtype=np.float32).reshape(8, 6)
@@ -64,7 +64,7 @@ def main():
         assert isinstance(got, np.ndarray), name
         want = x > 7 if name == 'flags' else 2 * x
         np.testing.assert_array_equal(np.asarray(got, want.dtype), want)
-  print('all told')
+  print('all equal')
 
 
 if __name__ == '__main__':
