@@ -25,7 +25,7 @@ class AttributionConfig:
       5, 'Integration steps of the integrated gradients.')
   pairs: int = _field(
       64, 'Largest number of clean/corrupted prompt pairs to make from the'
-      ' forget set. Has no effect with --attribution_pairs_file.')
+      ' forget set. Cannot be combined with --attribution_pairs_file.')
   pairs_file: str = _field(
       '', 'JSONL file of attribution pairs. It replaces the pairs made from the'
       ' forget set.')

@@ -18,10 +18,10 @@ class DataConfig:
   forget: tuple[str, ...] = _field(
       (), 'JSONL file of questions to forget. May be repeated. `shipped:NAME` is'
       ' a file of the package; its NAME may contain the wildcards * and ?.'
-      ' Required for --mode=unlearn.')
+      ' Required to unlearn and to plan.')
   retain: tuple[str, ...] = _field(
-      (), 'JSONL file of questions to retain. May be repeated. Required for'
-      ' --mode=unlearn.')
+      (), 'JSONL file of questions to retain. May be repeated. Required to'
+      ' unlearn and to plan.')
   heldout: tuple[str, ...] = _measured(
       (), 'JSONL file of questions that are never trained on. They measure side'
       ' effects. May be repeated.')

@@ -91,7 +91,8 @@ def _help(field: dataclasses.Field) -> str:
   modes = field.metadata['modes']
   if set(modes) == set(config_lib.MODES):
     return field.metadata['help']
-  return f'{field.metadata["help"]} (Mode: {", ".join(modes)}.)'
+  label = 'Mode' if len(modes) == 1 else 'Modes'
+  return f'{field.metadata["help"]} ({label}: {", ".join(modes)}.)'
 
 
 def to_config(

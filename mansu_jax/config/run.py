@@ -62,7 +62,7 @@ class RunConfig:
       ' --mode=audit.', modes=('audit',))
   workdir: str = _field(
       '', 'Output folder: a new or empty folder, or the folder of a stopped run'
-      ' with the same flags, which then resumes. Required.',
+      ' with the same flags, which then resumes. Required except to plan.',
       modes=('unlearn', 'audit', 'attribute'))
   seed: int = _field(
       0, 'Seed of all random choices, at least 0.', maximum=_NUM_SEEDS - 1)

@@ -309,7 +309,7 @@ class MainTest(parameterized.TestCase):
     for name in _flag_names():
       self.assertRegex(text, rf'--(\[no\])?{name}\b')
     text = ' '.join(text.split())  # Help is wrapped.
-    self.assertIn('(Mode: unlearn, plan.)', text)
+    self.assertIn('(Modes: unlearn, plan.)', text)
     self.assertIn('134: timed out waiting for another process', text)
 
   def test_flags_that_the_mode_does_not_read(self):

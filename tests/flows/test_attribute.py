@@ -345,9 +345,9 @@ class RefusalsTest(bad_input.Refusals):
        '--attribution_level=neuron'),
       ('--circuit_edges=0', ('--circuit_edges=0',)),
       ('--circuit_resamples=-1', ('--circuit_resamples=-1',)),
-      ('--attribution_pairs=8', ('needs pairs of prompts',
-                                 '--attribution_pairs_file=FILE')),
-      ('--attribution_pairs=0', ('wanted at least 1 pair',)),
+      ('--attribution_pairs_file=', ('needs pairs of prompts',
+                                     '--attribution_pairs_file=FILE')),
+      ('--attribution_pairs=0', ('--attribution_pairs=0 must be at least 1',)),
       ('--attribution_pairs_file=no.jsonl', ('no.jsonl',)))
   def test_flags(self, flag, message, *more):
     self.refused(flag, *more, message=message)
@@ -366,7 +366,7 @@ class RefusalsTest(bad_input.Refusals):
     question['prompt'] = 'word ' * 150 + 'is'
     path = self.folder / 'long.jsonl'
     tiny_job.write_jsonl(path, asked)
-    args = ['--attribution_pairs=8', '--attribution_level=neuron',
+    args = ['--attribution_pairs_file=', '--attribution_level=neuron',
             f'--data_forget={path}']
     self.refused(*args, message=('long.jsonl', 'tokens', 'positions up to'))
 
@@ -374,7 +374,7 @@ class RefusalsTest(bad_input.Refusals):
     config, params, _ = tiny_job.base(train=False)
     hf_io.write(self.folder / 'bare', config, params, None)
     self.refused(
-        f'--model={self.folder}/bare', '--attribution_pairs=8',
+        f'--model={self.folder}/bare', '--attribution_pairs_file=',
         f'--data_forget={self.job}/forget.jsonl',
         message=('has no tokenizer', 'pairs as token ids'))
 

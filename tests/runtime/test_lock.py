@@ -257,7 +257,7 @@ class LockTest(parameterized.TestCase):
 
   def test_a_program_that_has_lost_it_ends(self):
     process = self.start(
-        'lock._HEARTBEAT_S = 0.02\npreemption.hear()\n' + _HOLD)
+        'lock._HEARTBEAT_S = 0.02\npreemption.install_handlers()\n' + _HOLD)
     process.stdout.readline()
     self.file.unlink()
     _, errors = process.communicate()
