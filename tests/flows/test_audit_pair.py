@@ -349,6 +349,7 @@ class RefusalTest(bad_input.Refusals):
   def test_a_pairs_file_with_a_bad_line(self):
     path = self.folder / 'pairs.jsonl'
     path.write_text('{"clean": "a"}')
+    self.without('--attribution_pairs')
     self.refused(f'--attribution_pairs_file={path}', message=(
         'pairs.jsonl:1: ', 'corrupt'))
 

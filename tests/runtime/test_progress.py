@@ -1,4 +1,4 @@
-"""Bars on terminals only; tokens counted."""
+"""Progress bars on terminals, and token counts."""
 
 import io
 import sys
@@ -23,7 +23,7 @@ class ProgressTest(absltest.TestCase):
       said = terminal.getvalue()
     self.assertIn('steps', said)
     self.assertIn('/3', said)
-    self.assertEndsWith(said, '\r')  # It is wiped out.
+    self.assertEndsWith(said, '\r')  # The bar is cleared.
 
   def test_none_in_a_log(self):
     with mock.patch.object(sys, 'stderr', io.StringIO()) as log:
@@ -31,7 +31,7 @@ class ProgressTest(absltest.TestCase):
       self.assertEqual(found, ['a', 'b'])
       self.assertEqual(log.getvalue(), '')
 
-  def test_a_loop_that_goes_on(self):
+  def test_a_resumed_loop(self):
     with mock.patch.object(sys, 'stderr', _Terminal()) as terminal:
       list(progress.track(range(7, 9), 'steps', total=9, start=7))
       self.assertIn('7/9', terminal.getvalue())
