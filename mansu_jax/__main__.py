@@ -6,7 +6,7 @@ from mansu_jax.runtime import preemption
 
 
 def run() -> None:
-  """Handles signals at once, then imports `main`, which is slow, and runs it."""
+  """Handles signals at once, before the slow import of `main`."""
   preemption.install_handlers()
   from mansu_jax import main  # pylint: disable=g-import-not-at-top
   main.run()

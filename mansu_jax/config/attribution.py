@@ -33,8 +33,8 @@ class AttributionConfig:
       16, 'Largest number of pairs in a batch. A device with little memory gets'
       ' smaller batches.')
   skip_unequal: bool = _field(
-      False, 'Skip pairs of --attribution_pairs_file whose two prompts differ in'
-      ' token length, and report their number. By default such a pair is an'
+      False, 'Skip pairs of --attribution_pairs_file whose two prompts differ'
+      ' in token length, and report their number. By default such a pair is an'
       ' error.')
 
   def __post_init__(self):
@@ -46,8 +46,9 @@ class AttributionConfig:
            f' but --attribution_pairs_file={self.pairs_file} gives the pairs.'
            ' Set only one of them.')
     _check(self.pairs_file or not self.skip_unequal,
-           '--attribution_skip_unequal applies to --attribution_pairs_file only:'
-           ' pairs made from questions always have equal length. Leave it out.')
+           '--attribution_skip_unequal applies to --attribution_pairs_file'
+           ' only: pairs made from questions always have equal length. Leave'
+           ' it out.')
 
   @property
   def max_pairs(self) -> int | None:

@@ -34,8 +34,8 @@ class CircuitConfig:
       0.0, 'Weight of the retain scores: nodes are ranked by |forget score| -'
       ' contrast * |retain score|. 0: rank by the forget scores alone.')
   faithfulness: float = _field(
-      0.8, 'Target faithfulness, in (0, 1]. The report gives the smallest prefix'
-      ' of the ranking that reaches it.')
+      0.8, 'Target faithfulness, in (0, 1]. The report gives the smallest'
+      ' prefix of the ranking that reaches it.')
   curve_circuits: int = _field(
       5, 'Random circuits at each size of the faithfulness curve; 0: none.',
       modes=('attribute',), maximum=fields.MAX_DRAWS)

@@ -16,8 +16,8 @@ class DataConfig:
   """Data files by role; `shipped:NAME` is a file of the package."""
 
   forget: tuple[str, ...] = _field(
-      (), 'JSONL file of questions to forget. May be repeated. `shipped:NAME` is'
-      ' a file of the package; its NAME may contain the wildcards * and ?.'
+      (), 'JSONL file of questions to forget. May be repeated. `shipped:NAME`'
+      ' is a file of the package; its NAME may contain the wildcards * and ?.'
       ' Required to unlearn and to plan.')
   retain: tuple[str, ...] = _field(
       (), 'JSONL file of questions to retain. May be repeated. Required to'

@@ -19,8 +19,8 @@ class EditConfig:
       ' with a low Fisher information of the retain set may change; none: no'
       ' projection.', ('fisher', 'none'))
   fisher_quantile: float = _field(
-      0.5, 'Quantile of the Fisher information of a leaf, in (0, 1]. Coordinates'
-      ' below it may change.')
+      0.5, 'Quantile of the Fisher information of a leaf, in (0, 1].'
+      ' Coordinates below it may change.')
   floor: str = _field(
       'hold', 'Magnitude floor, which makes edits survive quantization. hold:'
       ' accumulate updates until a weight reaches its next quantization code'

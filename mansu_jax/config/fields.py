@@ -117,8 +117,8 @@ def check_text(flag: str, text: str) -> None:
   check(text == text.strip() and not set(text) & set('\0\n\r'),
         f'--{flag}={_short(text)!r} begins or ends with a space, or contains a'
         ' line break or NUL; wanted a name on one line. Correct it.')
-  check(not text.startswith('~'), f'--{flag}={_short(text)} begins with ~, which'
-        ' your shell did not expand; wanted a path. Write $HOME.')
+  check(not text.startswith('~'), f'--{flag}={_short(text)} begins with ~,'
+        ' which your shell did not expand; wanted a path. Write $HOME.')
   try:
     parts = [len(part.encode()) for part in text.split('/')]
   except UnicodeEncodeError as error:

@@ -19,8 +19,9 @@ class MeshConfig:
       1, 'Devices along the mesh axis `data`, which splits the rows of a batch'
       ' and replicates the weights. -1: all remaining devices.')
   fsdp: int = _field(
-      -1, 'Devices along the mesh axis `fsdp`, which splits the rows of a batch,'
-      ' and the weights along the model width. -1: all remaining devices.')
+      -1, 'Devices along the mesh axis `fsdp`, which splits the rows of a'
+      ' batch, and the weights along the model width. -1: all remaining'
+      ' devices.')
   tensor: int = _field(
       1, 'Devices along the mesh axis `tensor`, which splits the weights along'
       ' heads, neurons and vocabulary. -1: all remaining devices.')

@@ -55,7 +55,7 @@ def _why_unread(
 
 
 def _check_base(config: run_config.RunConfig) -> None:
-  """Raises ValueError if an audit has no base or compares a model with itself."""
+  """Raises ValueError if an audit has no base, or the model itself as base."""
   if config.mode != 'audit':
     return
   if not config.base:
@@ -98,8 +98,8 @@ _CONDITIONS = (
     _Condition(
         ('circuit_edges', 'circuit_edge_selection', 'circuit_file'),
         lambda config: config.attribution.level != 'edge',
-        lambda config: 'it applies to --attribution_level=edge, but the level is'
-        f' --attribution_level={config.attribution.level}'),
+        lambda config: 'it applies to --attribution_level=edge, but the level'
+        f' is --attribution_level={config.attribution.level}'),
     _Condition(
         ('circuit_selection', 'circuit_budget'), _attributes_edges,
         lambda config: 'at --attribution_level=edge, --circuit_edges sets the'
@@ -108,8 +108,8 @@ _CONDITIONS = (
         ('circuit_contrast', 'circuit_edges', 'circuit_first_layer',
          'circuit_last_layer', 'circuit_per_layer_cap', 'circuit_resamples'),
         _measures_file,
-        lambda config: f'--circuit_file={config.circuit.file} gives the circuit,'
-        ' so that none is selected'),
+        lambda config: f'--circuit_file={config.circuit.file} gives the'
+        ' circuit, so that none is selected'),
     _Condition(
         ('data_forget',), _attributes_pairs_file,
         lambda config: 'the pairs come from --attribution_pairs_file='

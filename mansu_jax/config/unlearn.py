@@ -23,13 +23,14 @@ class UnlearnConfig:
       ' answers are each other\'s wrong choices, in the same phrasing;'
       ' answer_swap: imitate the base\'s answer for one other fact of that'
       ' group; ascent: gradient ascent (GradDiff).',
-      ('npo', 'simnpo', 'bounded_nll', 'group_marginal', 'answer_swap', 'ascent'))
+      ('npo', 'simnpo', 'bounded_nll', 'group_marginal', 'answer_swap',
+       'ascent'))
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
   forget_weight: float = _field(1.0, 'Weight of the forget loss.')
   choice_kl_weight: float = _field(
-      0.0, 'Weight, within the forget loss, of a KL over the first tokens of the'
-      ' choices of the training questions. Its target makes the wrong choices'
-      ' equally likely and the right one impossible.')
+      0.0, 'Weight, within the forget loss, of a KL over the first tokens of'
+      ' the choices of the training questions. Its target makes the wrong'
+      ' choices equally likely and the right one impossible.')
   kl_weight: float = _field(
       10.0, 'Weight of the retain KL, KL(base || model) on the retain data.')
   nll_weight: float = _field(
@@ -40,8 +41,8 @@ class UnlearnConfig:
       0.0, 'Weight of the KL on the tokens of the forget prompts themselves,'
       ' within the retain KL.')
   quantizer_in_loop: bool = _field(
-      True, 'Alternate between gradients of the full-precision model and of each'
-      ' quantized model.')
+      True, 'Alternate between gradients of the full-precision model and of'
+      ' each quantized model.')
   fp_steps: int = _field(
       1, 'Full-precision steps before each round of quantized steps. Has no'
       ' effect without --unlearn_quantizer_in_loop.')

@@ -198,8 +198,8 @@ def forward(
   x = embed(params, tokens) if embeddings is None else embeddings
   rotary = layers.rotary_tables(config, _positions(positions, x.shape[1]))
   x = circuit_layers.run_layers(
-      config, params['layers'], sharding.constrain_rows(x.astype(dtype)), rotary,
-      _mask(attention_mask, x.shape[1]), first=first_layer,
+      config, params['layers'], sharding.constrain_rows(x.astype(dtype)),
+      rotary, _mask(attention_mask, x.shape[1]), first=first_layer,
       stop=config.num_layers, circuit=circuit and circuit['layers'],
       start=circuit_start, remat=remat)
   return layers.rms_norm(x, params['final_norm'], config.norm_eps)

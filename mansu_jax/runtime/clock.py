@@ -1,7 +1,7 @@
 """Times the stages of a run and, on request, traces them.
 
-Run each stage within `Clock.stage(name)`; `Clock.stages` is then the list of the
-record, with seconds, compile time, peak memory and token rate.
+Run each stage within `Clock.stage(name)`. `Clock.stages` is then the list for
+the record, with seconds, compile time, peak memory and token rate.
 """
 
 from __future__ import annotations

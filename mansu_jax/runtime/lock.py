@@ -293,7 +293,7 @@ def _heartbeat(lock: _Held) -> None:
       if lock.releasing:
         return
       logging.error('%s', _lost_message(lock))
-      if preemption.owns_process():  # Ends like a kill; the other run continues.
+      if preemption.owns_process():
         preemption.exit_now(LOST_STATUS)
       return
     with contextlib.suppress(OSError):

@@ -97,8 +97,8 @@ def _read_number(name: str) -> int | None:
   if not text:
     return None
   if not text.isdecimal():
-    raise ValueError(f'The environment variable {name}={text!r} is not a number;'
-                     ' wanted 0 or more. Correct it.')
+    raise ValueError(f'The environment variable {name}={text!r} is not a'
+                     ' number; wanted 0 or more. Correct it.')
   return int(text)
 
 

@@ -1,8 +1,8 @@
 """Shards arrays over a mesh of devices.
 
-Decorate a flow with `on_mesh`, which sets the mesh of its configuration. `shard`
-then places an array on the mesh, `constrain` and `constrain_rows` annotate
-arrays within a program, and `to_host` gathers them.
+Decorate a flow with `on_mesh`, which sets the mesh of its configuration. Within
+it, `shard` places an array on the mesh, `constrain` and `constrain_rows`
+annotate arrays within a program, and `to_host` gathers them.
 
 The mesh has three axes; a single device is a mesh of size 1.
 

@@ -214,7 +214,8 @@ class RefusalTest(parameterized.TestCase):
         config_lib.RunConfig(**args)
     with self.assertRaisesRegex(ValueError, f'--data_text=.*{message}'):
       config_lib.DataConfig(text=('a', name))
-    with self.assertRaisesRegex(ValueError, f'attribution_pairs_file=.*{message}'):
+    with self.assertRaisesRegex(
+        ValueError, f'attribution_pairs_file=.*{message}'):
       config_lib.AttributionConfig(pairs_file=name)
 
   def test_former_names_and_values_are_accepted(self):

@@ -51,7 +51,8 @@ class MeshTest(parameterized.TestCase):
 
   @parameterized.parameters((0, 1, 1), (-1, -1, 1), (1, -2, 1))
   def test_sizes_that_are_none(self, data, fsdp, tensor):
-    with self.assertRaisesRegex(ValueError, 'make no mesh: mesh axes must be positive; at most one'):
+    with self.assertRaisesRegex(
+        ValueError, 'mesh axes must be positive; at most one may be -1'):
       run_config.MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
 
   def test_every_leaf_has_its_axes(self):
@@ -64,7 +65,8 @@ class MeshTest(parameterized.TestCase):
   def test_without_a_mesh_nothing_is_split(self):
     x = np.zeros((4, 2))
     self.assertIs(sharding.constrain_rows(x), x)
-    self.assertEqual((sharding.num_row_shards(), sharding.round_up_rows(5)), (1, 5))
+    self.assertEqual(sharding.num_row_shards(), 1)
+    self.assertEqual(sharding.round_up_rows(5), 5)
 
   def test_fetch_brings_all_to_the_host(self):
     x = np.ones((2, 3), np.float32)

@@ -70,7 +70,7 @@ class JobTest(absltest.TestCase):
     self.assertEmpty([p for p in (self.root / name).rglob('.*')])
 
   def test_on_one_device_each(self):
-    self.check_end(self.start('one each', brief=()))  # With the full evaluation.
+    self.check_end(self.start('one each', brief=()))  # Evaluates all.
     self.check_same('one each', '1,2,1')
 
   def test_on_two_devices_each(self):

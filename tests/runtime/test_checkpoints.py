@@ -207,7 +207,8 @@ class DamageTest(_Case):
           got = self._get(_TREE)
         self.assert_same_bits(jax.tree.map(np.asarray, got), _TREE)
         warning = f'{self.root}/unlearn is damaged: it is computed again'
-        self.assertEqual(any(warning in x for x in logs.output), bool(self.made))
+        self.assertEqual(
+            any(warning in x for x in logs.output), bool(self.made))
         self.assertEqual(
             (self.root / 'unlearn.damaged').exists(), bool(self.made))
         self.made.clear()
@@ -224,7 +225,8 @@ class DamageTest(_Case):
     _damage(largest, how)
     with self.assertLogs(level='WARNING') as logs:
       self._get({'x': values})
-    self.assertRegex('\n'.join(logs.output), 'unlearn is damaged: .* computed again')
+    self.assertRegex('\n'.join(logs.output),
+                     'unlearn is damaged: .* computed again')
     self.assertLen(self.made, 2)
 
   def test_a_file_instead_of_a_folder(self):

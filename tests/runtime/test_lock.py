@@ -31,7 +31,8 @@ class LockTest(parameterized.TestCase):
         self.enterContext(tempfile.TemporaryDirectory()))
     self.root = self.parent / 'deep' / 'run'
     self.file = self.root / lock.NAME
-    patch = mock.patch.multiple(lock, _HEARTBEAT_S=0.02, _WATCH_S=0.5, _POLL_S=0.02)
+    patch = mock.patch.multiple(
+        lock, _HEARTBEAT_S=0.02, _WATCH_S=0.5, _POLL_S=0.02)
     patch.start()
     self.addCleanup(patch.stop)
 
@@ -191,7 +192,7 @@ class LockTest(parameterized.TestCase):
 
   @parameterized.parameters(None, errno.EOPNOTSUPP)
   def test_a_lock_of_another_host_is_watched(self, no_flock):
-    """On a file system whose flock does not reach other hosts, or is missing."""
+    """On a file system whose flock is local to a host, or missing."""
     self.leave_a_lock(place=['elsewhere', 1])
     with self.file_system(no_flock):
       touched = threading.Event()

@@ -64,8 +64,8 @@ class OpenTest(parameterized.TestCase):
     self.assertEmpty(workdir.earlier_environments(root))
     self._finish_a_stage()
     for _ in range(2):
-      with mock.patch.object(
-          environment, 'describe', lambda: elsewhere), self.assertLogs() as logs:
+      with self.assertLogs() as logs, mock.patch.object(
+          environment, 'describe', lambda: elsewhere):
         workdir.record_environment(root)
         workdir.record_environment(root)
       self.assertLen(logs.output, 1)
@@ -243,7 +243,8 @@ class OpenTest(parameterized.TestCase):
   def test_other_files_are_refused_and_kept(self):
     self.root.mkdir(parents=True)
     (self.root / 'thesis.txt').write_text('mine')
-    with self.assertRaisesRegex(ValueError, "other files, such as 'thesis.txt'"):
+    with self.assertRaisesRegex(
+        ValueError, "other files, such as 'thesis.txt'"):
       self._open(self._config())
     self.assertEqual([p.name for p in self.root.iterdir()], ['thesis.txt'])
 

@@ -133,9 +133,9 @@ def _no_tokenizer_error(
     reason = 'a calibrated quantizer needs one to encode its text'
     remedy = 'that quantizer and the data'
   return ValueError(
-      f'Neither --base={base} nor --model={model} has a tokenizer, but {reason};'
-      ' wanted tokenizer.json beside the weights of one. Copy it there, or leave'
-      f' {remedy} out.')
+      f'Neither --base={base} nor --model={model} has a tokenizer, but'
+      f' {reason}; wanted tokenizer.json beside the weights of one. Copy it'
+      f' there, or leave {remedy} out.')
 
 
 def check_attribute(

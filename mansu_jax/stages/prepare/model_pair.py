@@ -270,8 +270,8 @@ def _check_related(
   if not total['moved']:
     raise ValueError(
         f'All {total["size"]} weights of --model={model} equal those of'
-        f' --base={base}, as {dtype}: nothing was unlearned; wanted a model that'
-        ' differs from its base. Give the unlearned one.')
+        f' --base={base}, as {dtype}: nothing was unlearned; wanted a model'
+        ' that differs from its base. Give the unlearned one.')
   found = {name: changes[name].total().statistics()
            for name in _MATRICES if name in changes}
   unrelated = [name for name, s in found.items()
