@@ -175,9 +175,10 @@ def _encode(
 
 
 def spans(
-    options: run_config.UnlearnConfig, splits: splits_lib.Splits,
-    tokenizer: Any, refer: Callable[[batches_lib.Spans], batches_lib.Spans],
-    next_token: NextTokenFn, *, seed: int, chat: bool
+    options: run_config.UnlearnConfig, data: run_config.DataConfig,
+    splits: splits_lib.Splits, tokenizer: Any,
+    refer: Callable[[batches_lib.Spans], batches_lib.Spans],
+    next_token: NextTokenFn, *, seed: int
 ) -> tuple[batches_lib.Spans, dict[str, int]]:
   """Swapped-subject prompts with the base's states from the subject on.
 
@@ -185,12 +186,12 @@ def spans(
 
   Args:
     options: Configuration of the loop, with swapped-subject prompts.
+    data: Configuration of the data.
     splits: Questions of the run.
     tokenizer: Tokenizer of the model.
     refer: Adds the base's states, as `batches.add_reference`.
     next_token: The base's next-token probabilities.
     seed: Seed of the run.
-    chat: Whether the chat template applies.
 
   Returns:
     The spans, and the counts of `prompts` with `leaking` (dropped prompts) and
@@ -200,12 +201,12 @@ def spans(
     ValueError: As `prompts`, or all prompts are dropped.
   """
   chosen, counts = prompts(options, splits, seed)
-  ids, start = _encode(chosen, tokenizer, chat)
+  ids, start = _encode(chosen, tokenizer, data.chat)
   tokens, real = batching.pad_sequences(ids)
   made = refer(batches_lib.make_spans(
       tokens, real & (np.arange(tokens.shape[1]) >= np.array(start)[:, None])))
   leak = _leaks(made, chosen, _forget_answers(
-      splits.forget_train, tokenizer, chat), next_token)
+      splits.forget_train, tokenizer, data.chat), next_token)
   kept = np.flatnonzero(leak < _MAX_LEAK)
   counts |= {'leaking': leak.size - kept.size, 'kept': kept.size}
   logging.info('swapped-subject prompts: %s', '  '.join(

@@ -110,8 +110,8 @@ def make_batches(
         windows.length.size, options.text_pool, seed)), options.text_batch, 2)
   if options.swapped_batch:
     spans, account = swapped_subjects.spans(
-        options, inputs.splits, model.tokenizer,
-        functools.partial(refer, 'swapped'), say, seed=seed, chat=chat)
+        options, config.data, inputs.splits, model.tokenizer,
+        functools.partial(refer, 'swapped'), say, seed=seed)
     swapped = pool_of(spans, options.swapped_batch, 3)
   if options.prompt_weight:
     first = forget.answer_mask.argmax(1)[:, None]  # Predicts the answer.

@@ -42,8 +42,8 @@ class SwappedSubjectsTest(parameterized.TestCase):
 
   def _spans(self, config):
     return swapped_subjects.spans(
-        config.unlearn, inputs_lib.read(config).splits, self.model.tokenizer,
-        self.refer, self.next_token, seed=config.seed, chat=False)
+        config.unlearn, config.data, inputs_lib.read(config).splits,
+        self.model.tokenizer, self.refer, self.next_token, seed=config.seed)
 
   def _prompts(self, config):
     return swapped_subjects.prompts(
