@@ -1,4 +1,4 @@
-"""The console script, and `python -m mansu_jax`: hears signals at once."""
+"""Entry point of `python -m mansu_jax` and of the console script."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from mansu_jax.runtime import preemption
 
 
 def run() -> None:
-  """Runs `main`, whose imports take a tenth of a second."""
-  preemption.hear()
+  """Handles signals at once, before the slow import of `main`."""
+  preemption.install_handlers()
   from mansu_jax import main  # pylint: disable=g-import-not-at-top
   main.run()
 

@@ -1,16 +1,30 @@
-"""Unlearns, and proves it under quantization: `python -m mansu_jax.main`.
+"""Unlearns facts and tests the result under quantization.
 
-  --flagfile=experiments/quickstart.flags --workdir=DIR   a job that is shipped
-  --workdir=DIR --model=M --data_forget=F --data_retain=R  your own
-  --workdir=DIR --mode=audit --base=B --model=M   a model unlearned elsewhere
-  --workdir=DIR --mode=attribute --model=M --attribution_pairs_file=F   circuits only
-  --mode=plan --flagfile=experiments/llama31_8b_plan.flags   what a run takes
+Usage: `python -m mansu_jax.main` with flags such as
 
-Flags are of stages, `--<stage>_<field>`; later ones override a flagfile's, but
---data_* add to them (experiments/recipe.flags is the method without data). Exit
-status: 0 done, 2 bad input or a workdir in use, 3 the verdict is not `passed`
-(--fail_on_verdict), 4 a plan does not fit, 75 told to stop (SIGTERM, ctrl-C);
-the same command then goes on.
+  --flagfile=experiments/quickstart.flags --workdir=DIR
+      a job of this repository
+  --workdir=DIR --model=M --data_forget=F --data_retain=R
+      your own model and data
+  --workdir=DIR --mode=audit --base=B --model=M
+      test a model that any tool has unlearned
+  --workdir=DIR --mode=attribute --model=M --attribution_pairs_file=F
+      attribution scores and a circuit only
+  --mode=plan --flagfile=experiments/llama31_8b_plan.flags
+      memory and time that a run needs
+
+Flags of a stage are `--<stage>_<field>`. A later flag overrides an earlier one
+and the flagfile, but repeated --data_* flags add up. experiments/recipe.flags
+holds the recommended method without data.
+
+Exit status:
+  0: done
+  1: internal error
+  2: bad input, workdir in use, or a file that cannot be read or written
+  3: the verdict is not `passed` (with --fail_on_verdict)
+  4: the planned run does not fit the devices
+  75: stopped by SIGTERM or ctrl-C; the same command resumes an unlearning run
+  134: timed out waiting for another process (with --mesh_distributed)
 """
 
 from __future__ import annotations
@@ -18,7 +32,7 @@ from __future__ import annotations
 from mansu_jax.runtime import preemption
 
 if __name__ == '__main__':
-  preemption.hear()  # Before anything that is slow to import.
+  preemption.install_handlers()  # Before the slow imports.
 
 # pylint: disable=g-import-not-at-top
 from collections.abc import Callable
@@ -35,17 +49,20 @@ from absl import flags
 from absl import logging
 
 from mansu_jax.config import flags as run_flags
+from mansu_jax.config import mode_checks
 from mansu_jax.config import run as run_config
 from mansu_jax.runtime import lock
 from mansu_jax.runtime import progress
 
 # pylint: enable=g-import-not-at-top
 
-VERDICT_FAILED = 3  # Exit status with --fail_on_verdict.
+# Exit statuses.
+INTERNAL_ERROR = 1
 USER_ERROR = 2
-DOES_NOT_FIT = 4  # Exit status of such a plan.
-_LONGEST = 2000  # Characters of a message.
-_WANTED = {  # What Python says of a number -> what was wanted.
+VERDICT_FAILED = 3
+DOES_NOT_FIT = 4
+_MAX_MESSAGE = 2000  # Characters of an error message.
+_WANTED = {  # Start of an error of Python -> value that the flag takes.
     'invalid literal for int': 'a whole number, such as 100',
     'Exceeds the limit': 'a whole number of fewer digits',
     'could not convert string to float': 'a number, such as 0.1',
@@ -53,111 +70,124 @@ _WANTED = {  # What Python says of a number -> what was wanted.
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; exits on one that absl does not take, or on --help."""
+  """Parses flags; exits on --help and on flags that absl refuses."""
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    what = str(error).removeprefix('ERROR:: ').rstrip('.')
-    for pythons, ours in _WANTED.items():
-      what = re.sub(f': {re.escape(pythons)}.*', f'; wanted {ours}', what,
+    text = str(error).removeprefix('ERROR:: ').rstrip('.')
+    for start, wanted in _WANTED.items():
+      text = re.sub(f': {re.escape(start)}.*', f'; wanted {wanted}', text,
                     flags=re.DOTALL)
-    print(f'mansu_jax: {_line(what)}. See --help.', file=sys.stderr)
+    print(f'mansu_jax: {_one_line(text)}. See --help.', file=sys.stderr)
     sys.exit(USER_ERROR)
   except UnicodeDecodeError as error:
     given = ' '.join(arg for arg in argv if arg.startswith('--flagfile'))
-    print(f'mansu_jax: {_line(given)}: {error}; wanted text in that encoding,'
-          ' which is the locale\'s. Save it as UTF-8, and set PYTHONUTF8=1'
-          ' where the locale has another.', file=sys.stderr)
+    print(f'mansu_jax: {_one_line(given)}: {error}; wanted text in this'
+          ' encoding, which the locale sets. Save the file as UTF-8, and set'
+          ' PYTHONUTF8=1 if the locale has another encoding.', file=sys.stderr)
     sys.exit(USER_ERROR)
-  except SystemExit:  # Of absl's --help, with status 1.
+  except SystemExit:  # absl exits with status 1 after --help.
     sys.exit(0)
 
 
-def _line(text: str) -> str:
-  """A message in one line, of which the middle goes where it is endless."""
+def _one_line(text: str) -> str:
+  """A message on one line, abbreviated in the middle if it is long."""
   text = ' '.join(text.splitlines())
-  half = _LONGEST // 2
-  return text if len(text) <= _LONGEST else f'{text[:half]} ... {text[-half:]}'
+  half = _MAX_MESSAGE // 2
+  return (text if len(text) <= _MAX_MESSAGE
+          else f'{text[:half]} ... {text[-half:]}')
 
 
-def _is_ours(record: Any) -> bool:
-  """Drops Orbax's account of its files, and JAX's of absent backends.
+def _should_log(record: Any) -> bool:
+  """Filters out log lines of Orbax, and of JAX about missing backends.
 
-  Orbax's errors too, with their tracebacks: `checkpoints` says what goes wrong.
+  Orbax's errors are filtered too, because `checkpoints` reports them.
   """
   limits = {'orbax': std_logging.ERROR, 'xla_bridge': std_logging.INFO}
   return not any(name in record.pathname and record.levelno <= limit
                  for name, limit in limits.items())
 
 
-def _again(flag_values: flags.FlagValues) -> str:
-  """What the same command does after a stop."""
-  return ('goes on from what is finished' if flag_values.mode == 'unlearn'
-          else 'starts anew')
+def _effect_of_repeating(flag_values: flags.FlagValues) -> str:
+  """What the same command does after a stop, as a verb phrase."""
+  return ('resumes the run' if flag_values.mode == 'unlearn'
+          else 'starts again from the beginning')
 
 
 def main(
     argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-  """Joins, logs, checks, runs; may be told to stop."""
+  """Runs the mode that the flags name.
+
+  Args:
+    argv: The arguments that are not flags, after the name of the program.
+    flag_values: The parsed flags.
+
+  Returns:
+    The exit status.
+  """
   logging.set_verbosity(logging.INFO)
-  for each in (_is_ours, progress.AboveBars()):
-    logging.get_absl_handler().addFilter(each)
-  name, leave = 'mansu_jax', lambda error, status: None
+  for log_filter in (_should_log, progress.ClearBarsFilter()):
+    logging.get_absl_handler().addFilter(log_filter)
+  name, abort = 'mansu_jax', lambda error, status: None
   try:
-    config = _config(argv, flag_values)
+    config = _read_config(argv, flag_values)
     any_of = None
     if config.mesh.distributed:
       from mansu_jax.runtime import processes  # JAX is slow to import.
       processes.join(config.mesh.join_seconds)
-      name = _name(processes.number())
-      any_of, leave = processes.any_true, processes.abort
-    with _locked(config):
+      name = _set_process_name(processes.index())
+      any_of, abort = processes.any_true, processes.abort
+    with _lock_workdir(config):
       run = _flow(config)
-      if config.mode == 'plan':  # Nothing to save; it compiles for long.
+      if config.mode == 'plan':  # Nothing to save: a signal ends it at once.
         return run(config)
-      with preemption.listening(any_of, name=name, then=(
-          f'the same command {_again(flag_values)}')):
+      with preemption.stop_on_signals(any_of, name=name, then=(
+          f'the same command {_effect_of_repeating(flag_values)}')):
         return run(config)
   except preemption.Stopped as stopped:
-    preemption.say_stopped(str(stopped))
+    preemption.report_stop(str(stopped))
     return preemption.EXIT_STATUS
   except Exception as error:
     if flag_values.debug or not isinstance(error, (ValueError, OSError)):
-      leave(error, 1)
+      abort(error, INTERNAL_ERROR)
       raise
-    print(f'{name}: {_line(_told(error, flag_values))}', file=sys.stderr)
-    leave(error, USER_ERROR)
+    print(f'{name}: {_one_line(_describe(error, flag_values))}',
+          file=sys.stderr)
+    abort(error, USER_ERROR)
     return USER_ERROR
 
 
-def _locked(
+def _lock_workdir(
     config: run_config.RunConfig) -> contextlib.AbstractContextManager[None]:
-  """Has one process by itself lock its workdir before JAX is imported.
+  """Locks the workdir of a single process before JAX is imported.
 
-  Of several, it takes JAX to know which is the first; the flow asks it.
+  With several processes, the flow locks it: only JAX knows which process is the
+  primary one.
   """
   if config.mode == 'plan' or config.mesh.distributed or not config.workdir:
     return contextlib.nullcontext()
   return lock.held(pathlib.Path(config.workdir))
 
 
-def _told(
+def _describe(
     error: ValueError | OSError, flag_values: flags.FlagValues) -> str:
-  """An error in a line."""
+  """The message of an error, with a remedy for errors of the system."""
   if isinstance(error, ValueError):
     return str(error)
-  # A file that vanished, no right, a full disk.
-  what = f'{error.filename}: ' if error.filename else ''
-  return (f'{what}{error.strerror or error}. Check that the file can be read or'
-          ' written and that the disk has room; the same command'
-          f' {_again(flag_values)}.')
+  file = f'{error.filename}: ' if error.filename else ''
+  return (f'{file}{error.strerror or error}. Check that the file can be read or'
+          ' written and that the disk has free space; then the same command'
+          f' {_effect_of_repeating(flag_values)}.')
 
 
-def _name(number: int) -> str:
-  """What a process calls itself; all but the first say what goes wrong."""
-  if not number:
+def _set_process_name(index: int) -> str:
+  """Names this process in its messages; silences all but the primary one.
+
+  The other processes still write warnings and errors.
+  """
+  if not index:
     return 'mansu_jax'
-  name = f'mansu_jax, process {number}'
+  name = f'mansu_jax, process {index}'
   handler = logging.get_absl_handler()
   handler.setFormatter(std_logging.Formatter(f'{name}: %(message)s'))
   logging.set_verbosity(logging.WARNING)
@@ -165,21 +195,23 @@ def _name(number: int) -> str:
   return name
 
 
-def _config(
+def _read_config(
     argv: list[str], flag_values: flags.FlagValues) -> run_config.RunConfig:
-  """The config; raises ValueError where flags are wrong."""
+  """Builds and checks the configuration; raises ValueError on bad flags."""
   if len(argv) > 1:
     raise ValueError(
         f'Positional arguments {argv[1:]} are not used; write flags as'
-        ' --name=value (an indented comment in a flagfile is an argument'
-        ' too: put # in the first column).')
-  return run_flags.to_config(flag_values)
+        ' --name=value. In a flagfile, a comment needs its # in the first'
+        ' column.')
+  config = run_flags.to_config(flag_values)
+  mode_checks.check_unread_flags(config)
+  return config
 
 
 def _flow(
     config: run_config.RunConfig) -> Callable[[run_config.RunConfig], int]:
-  """What the mode runs, which gives the exit status; slow to import."""
-  # Transformers says that there is no PyTorch; nothing here needs it.
+  """Imports the flow of the mode, which is slow; it returns the exit status."""
+  # Transformers warns that PyTorch is missing; nothing here needs it.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   if config.mode == 'plan':
     from mansu_jax.flows import plan
@@ -189,10 +221,10 @@ def _flow(
     from mansu_jax.report.sections import attribution_summary
     return lambda config: _attribute(attribute, attribution_summary, config)
   from mansu_jax.flows import audit
-  from mansu_jax.flows import unlearn as pipeline
+  from mansu_jax.flows import unlearn
   from mansu_jax.report.sections import summary
-  flow = audit if config.mode == 'audit' else pipeline
-  return lambda config: _judged(flow, summary, config)
+  flow = audit if config.mode == 'audit' else unlearn
+  return lambda config: _judge(flow, summary, config)
 
 
 def _plan(plan: Any, config: run_config.RunConfig) -> int:
@@ -206,7 +238,7 @@ def _attribute(flow: Any, lines: Any, config: run_config.RunConfig) -> int:
   return 0
 
 
-def _judged(flow: Any, summary: Any, config: run_config.RunConfig) -> int:
+def _judge(flow: Any, summary: Any, config: run_config.RunConfig) -> int:
   record = flow.run(config)
   print('\n'.join(summary.lines(record)))
   passed = record['verdict']['passed']
@@ -214,25 +246,27 @@ def _judged(flow: Any, summary: Any, config: run_config.RunConfig) -> int:
 
 
 def run() -> None:
-  """The program; it ends the process."""
-  preemption.hear()
-  if hasattr(sys.stdout, 'reconfigure'):  # Names that a locale cannot write.
+  """Runs the command line and ends the process."""
+  preemption.install_handlers()
+  if hasattr(sys.stdout, 'reconfigure'):
+    # Some locales cannot encode every name.
     sys.stdout.reconfigure(errors='backslashreplace')
   run_flags.define()
   try:
     app.run(main, flags_parser=_parse)
-  except SystemExit as left:
-    if isinstance(left.code, str):
-      print(left.code, file=sys.stderr)
-    preemption.leave(
-        1 if isinstance(left.code, str) else left.code or 0, _part)
+  except SystemExit as ended:
+    if isinstance(ended.code, str):
+      print(ended.code, file=sys.stderr)
+    preemption.exit_process(
+        INTERNAL_ERROR if isinstance(ended.code, str) else ended.code or 0,
+        _disconnect)
 
 
-def _part() -> None:
-  """Leaves the other processes, which wait for each other's end."""
+def _disconnect() -> None:
+  """Waits for the other processes of the run to end, if there are any."""
   if flags.FLAGS.is_parsed() and flags.FLAGS.mesh_distributed:
     from mansu_jax.runtime import processes
-    processes.part()
+    processes.disconnect()
 
 
 if __name__ == '__main__':

@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
   if _OUT.value:
     files.write_json(pathlib.Path(_OUT.value), {
         'job': _JOB.value, 'overrides': _OVERRIDES.value,
-        'environment': environment.here(), 'meshes': found})
+        'environment': environment.describe(), 'meshes': found})
 
 
 if __name__ == '__main__':

@@ -188,8 +188,8 @@ def of_real_pairs(
     score: scores a batch; returns arrays with one row per pair.
     batches: batches of pairs.
   """
-  for batch in progress.over(batches, 'scores of pairs'):
-    progress.count(2 * (np.asarray(batch.segments) >= 0).sum())
+  for batch in progress.track(batches, 'scores of pairs'):
+    progress.count_tokens(2 * (np.asarray(batch.segments) >= 0).sum())
     real = np.asarray(batch.weight) > 0
     yield jax.tree.map(
         lambda x, real=real: x[real], sharding.to_host(score(batch)))

@@ -45,7 +45,7 @@ def pack(
              for i in range(0, len(pairs), size)]
   by_batch = [[lengths[i] for i in batch] for batch in batches]
   if one_per_row:
-    fill, rows = packing.one_per_row, sharding.whole_rows(size)
+    fill, rows = packing.one_per_row, sharding.round_up_rows(size)
     widths = [min(packing.round_up(max(some)), max(lengths))
               for some in by_batch]
   else:
@@ -70,7 +70,7 @@ def to_score(
   taps = longest * shapes.num_layers * (
       shapes.d_ff + shapes.num_heads * shapes.d_head)  # float32
   return pack(pairs, memory.fitting(
-      most, _COPIES * 4 * taps / sharding.row_parts()))
+      most, _COPIES * 4 * taps / sharding.num_row_shards()))
 
 
 def _row_shape(lengths: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -81,7 +81,7 @@ def _row_shape(lengths: Sequence[Sequence[int]]) -> tuple[int, int]:
       for capacity in range(
           shortest, max(shortest, _LONGEST) + 1, packing.MULTIPLE)}
   capacity = min(rows, key=lambda c: (c * rows[c], c))
-  return capacity, sharding.whole_rows(rows[capacity])
+  return capacity, sharding.round_up_rows(rows[capacity])
 
 
 def _batch(

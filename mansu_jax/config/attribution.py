@@ -1,49 +1,56 @@
-"""EAP-IG: pairs, path steps and nodes."""
+"""Configuration of attribution by EAP-IG."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from mansu_jax.config import fields
 
-_field, _check = fields.field, fields.check
+_field = functools.partial(fields.field, modes=fields.MODES)
+_check = fields.check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttributionConfig:
-  """EAP-IG: which pairs, how many path steps, which nodes."""
+  """EAP-IG: prompt pairs, integration steps and scored components."""
 
   level: str = _field(
-      'neuron_and_head', 'What is scored and edited: MLP neurons, attention'
-      ' heads, both, or the slices that read and write the connections of these'
-      ' (edge).',
+      'neuron_and_head', 'Components that are scored: MLP neurons (neuron),'
+      ' attention heads (head), both (neuron_and_head), or the edges between'
+      ' them (edge). At level edge, unlearning edits the weights that read and'
+      ' write the selected edges.',
       ('neuron', 'head', 'neuron_and_head', 'edge'))
-  steps: int = _field(5, 'Integrated-gradient steps M.')
+  steps: int = _field(
+      5, 'Integration steps of the integrated gradients.')
   pairs: int = _field(
-      64, 'Clean/corrupted prompt pairs to make from the forget set, or as many'
-      ' as it allows. Unused with --attribution_pairs_file.')
+      64, 'Largest number of clean/corrupted prompt pairs to make from the'
+      ' forget set. Cannot be combined with --attribution_pairs_file.')
   pairs_file: str = _field(
-      '', 'JSONL file of attribution pairs to use instead of pairs made from'
-      ' the forget set.')
+      '', 'JSONL file of attribution pairs. It replaces the pairs made from the'
+      ' forget set.')
   batch: int = _field(
-      16, 'Pairs in one batch, at most: fewer where a device has less memory.')
+      16, 'Largest number of pairs in a batch. A device with little memory gets'
+      ' smaller batches.')
   skip_unequal: bool = _field(
-      False, 'Leave out the pairs of a file whose prompts differ in token'
-      ' length, and say how many; without it they are an error.')
+      False, 'Skip pairs of --attribution_pairs_file whose two prompts differ'
+      ' in token length, and report their number. By default such a pair is an'
+      ' error.')
 
   def __post_init__(self):
     fields.check_fields(self, 'attribution')
-    fields.check_least(self, 'attribution', 1, 'steps', 'pairs', 'batch')
+    fields.check_minimum(self, 'attribution', 1, 'steps', 'pairs', 'batch')
     default = type(self).pairs
     _check(not self.pairs_file or self.pairs == default,
            f'--attribution_pairs={self.pairs} counts pairs made from questions,'
-           f' but --attribution_pairs_file={self.pairs_file} gives the pairs;'
-           ' set only one of them.')
+           f' but --attribution_pairs_file={self.pairs_file} gives the pairs.'
+           ' Set only one of them.')
     _check(self.pairs_file or not self.skip_unequal,
-           '--attribution_skip_unequal applies to --attribution_pairs_file only:'
-           ' pairs made from questions always have equal length. Leave it out.')
+           '--attribution_skip_unequal applies to --attribution_pairs_file'
+           ' only: pairs made from questions always have equal length. Leave'
+           ' it out.')
 
   @property
   def max_pairs(self) -> int | None:
-    """Number of pairs to make; None when `pairs_file` gives them."""
+    """Number of pairs to make; None if `pairs_file` gives them."""
     return None if self.pairs_file else self.pairs

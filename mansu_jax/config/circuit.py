@@ -1,61 +1,74 @@
-"""From scores to the circuit."""
+"""Configuration of circuit selection."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from mansu_jax.config import fields
 
-_field, _check = fields.field, fields.check
+_field = functools.partial(fields.field, modes=fields.MODES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CircuitConfig:
-  """How scores become the circuit, the only weights that may change."""
+  """How scores become the circuit: the only weights that may change."""
 
   selection: str = _field(
-      'attributed', 'attributed: highest |score|; random: as many nodes of'
-      ' the same layers, drawn by the seed; all: every weight (baselines).',
+      'attributed', 'Nodes of the circuit. attributed: the highest absolute'
+      ' scores; random: nodes drawn by --seed, in the same number for each'
+      ' layer; all: every weight (for the baseline graddiff).',
       ('attributed', 'random', 'all'))
   budget: float = _field(
-      0.01, 'Share of all model weights that the circuit may own, in (0, 1].')
-  first_layer: int = _field(0, 'First layer that may hold the circuit.')
-  last_layer: int = _field(-1, 'Last layer that may; negative: from the end.')
+      0.01, 'Largest share of all model weights that the circuit may contain,'
+      ' in (0, 1].')
+  first_layer: int = _field(
+      0, 'First layer that the circuit may use, counted from 0.')
+  last_layer: int = _field(
+      -1, 'Last layer that the circuit may use. Negative numbers count from the'
+      ' last layer, -1.')
   per_layer_cap: float = _field(
-      1.0, 'Largest share of a layer\'s nodes, or edges into it, it may hold.')
+      1.0, 'Largest share of the nodes of a layer that the circuit may contain,'
+      ' in (0, 1]. At --attribution_level=edge: of the edges into a layer.')
   contrast: float = _field(
-      0.0, 'Rank by |forget score| minus this times |retain score|.')
+      0.0, 'Weight of the retain scores: nodes are ranked by |forget score| -'
+      ' contrast * |retain score|. 0: rank by the forget scores alone.')
   faithfulness: float = _field(
-      0.8, 'Report the smallest prefix of the ranking this faithful.')
+      0.8, 'Target faithfulness, in (0, 1]. The report gives the smallest'
+      ' prefix of the ranking that reaches it.')
   curve_circuits: int = _field(
-      5, 'To attribute alone: random circuits at each size of the curve of'
-      ' faithfulness (0: none).', most=fields.MOST_DRAWS)
+      5, 'Random circuits at each size of the faithfulness curve; 0: none.',
+      modes=('attribute',), maximum=fields.MAX_DRAWS)
   random_circuits: int = _field(
-      20, 'Random circuits for comparison, alike in each layer.',
-      most=fields.MOST_DRAWS)
-  pairs: int = _field(32, 'Pairs on which faithfulness is measured.')
+      20, 'Random circuits to compare the faithfulness with. Each has as many'
+      ' nodes in each layer as the circuit.', maximum=fields.MAX_DRAWS)
+  pairs: int = _field(
+      32, 'Largest number of prompt pairs that measure faithfulness.')
   resamples: int = _field(
-      100, 'Times that the circuit is selected again from resampled pairs, to'
-      ' tell how firm it is; 0: not at all.', most=fields.MOST_DRAWS)
+      100, 'Resamples of the prompt pairs. The circuit is selected again from'
+      ' each to measure its stability. 0: do not measure it.',
+      maximum=fields.MAX_DRAWS)
   edges: int = _field(
-      200, 'Edges of a circuit of edges, before those that lead nowhere are'
-      ' dropped.', most=10**9)
+      200, 'Edges to select, at --attribution_level=edge. The circuit drops'
+      ' selected edges that lie on no path from the input to the logits.',
+      maximum=10**9)
   edge_selection: str = _field(
-      'greedy', 'greedy: from the logits down, the highest |score| that leads'
-      ' there; top: the highest |score| anywhere.', ('greedy', 'top'))
+      'greedy', 'Order of selection, at --attribution_level=edge. greedy: start'
+      ' at the logits and always add the highest absolute score that connects'
+      ' to the circuit; top: the highest absolute scores anywhere.',
+      ('greedy', 'top'))
   file: str = _field(
-      '', 'To attribute alone, at level edge: a circuit of edges (JSON, as'
-      ' EAP-IG and the Mechanistic Interpretability Benchmark write it) that is'
-      ' measured on the pairs instead of one selected by our scores.')
+      '', 'JSON file of an edge circuit, in the format of EAP-IG and of the'
+      ' Mechanistic Interpretability Benchmark. It is measured instead of a'
+      ' selected circuit, at --attribution_level=edge.', modes=('attribute',))
 
   def __post_init__(self):
     fields.check_fields(self, 'circuit')
-    fields.check_least(self, 'circuit', 1, 'random_circuits', 'pairs', 'edges')
-    fields.check_least(self, 'circuit', 0, 'first_layer', 'contrast', 'resamples',
-                 'curve_circuits')
-    _check(0 < self.budget <= 1, f'--circuit_budget={self.budget} is outside'
-           ' (0, 1]: it is a share of all model weights.')
-    _check(0 < self.per_layer_cap <= 1, '--circuit_per_layer_cap='
-           f'{self.per_layer_cap} is outside (0, 1].')
-    _check(0 < self.faithfulness <= 1, '--circuit_faithfulness='
-           f'{self.faithfulness} is outside (0, 1].')
+    fields.check_minimum(
+        self, 'circuit', 1, 'random_circuits', 'pairs', 'edges')
+    fields.check_minimum(
+        self, 'circuit', 0, 'first_layer', 'contrast', 'resamples',
+        'curve_circuits')
+    fields.check(0 < self.budget <= 1, f'--circuit_budget={self.budget} is'
+                 ' outside (0, 1]: it is a share of all model weights.')
+    fields.check_share(self, 'circuit', 'per_layer_cap', 'faithfulness')

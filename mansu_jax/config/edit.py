@@ -1,31 +1,36 @@
-"""Projection and magnitude floor."""
+"""Configuration of the edit: null-space projection and magnitude floor."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from mansu_jax.config import fields
 
-_field, _check = fields.field, fields.check
+_field = functools.partial(fields.field, modes=fields.TRAINING_MODES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditConfig:
-  """The optax chain: projection and magnitude floor."""
+  """The chain of optax transforms that edits the circuit's weights."""
 
   projection: str = _field(
-      'fisher', 'Null-space projection of the updates.', ('fisher', 'none'))
+      'fisher', 'Null-space projection of the updates. fisher: only coordinates'
+      ' with a low Fisher information of the retain set may change; none: no'
+      ' projection.', ('fisher', 'none'))
   fisher_quantile: float = _field(
-      0.5, 'Coordinates under this quantile of their leaf may move.')
+      0.5, 'Quantile of the Fisher information of a leaf, in (0, 1].'
+      ' Coordinates below it may change.')
   floor: str = _field(
-      'hold', 'Magnitude floor: hold (error-feedback dead zone), lift (raise'
-      ' to the floor at the last step, as in the paper), none.',
-      ('hold', 'lift', 'none'))
+      'hold', 'Magnitude floor, which makes edits survive quantization. hold:'
+      ' accumulate updates until a weight reaches its next quantization code'
+      ' (error feedback); lift: raise smaller edits to the floor at the last'
+      ' step, as in the paper; none: no floor.', ('hold', 'lift', 'none'))
   landing: str = _field(
-      'centre', 'Where a moved weight lands: on its new code\'s value, or just'
-      ' past the boundary.', ('centre', 'boundary'))
+      'centre', 'New value of a weight that the floor moves. centre: the value'
+      ' of its new code; boundary: just beyond the boundary of its old code.',
+      ('centre', 'boundary'))
 
   def __post_init__(self):
     fields.check_fields(self, 'edit')
-    _check(0 < self.fisher_quantile <= 1, '--edit_fisher_quantile='
-           f'{self.fisher_quantile} is outside (0, 1].')
+    fields.check_share(self, 'edit', 'fisher_quantile')

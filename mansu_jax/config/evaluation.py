@@ -1,41 +1,51 @@
-"""How much is measured, and how certainly."""
+"""Configuration of the evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from mansu_jax.config import fields
 
-_field, _check = fields.field, fields.check
+_field = functools.partial(fields.field, modes=fields.EVALUATION_MODES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-  """How much is measured, and with what certainty."""
+  """Sizes of the evaluation sets and number of resamples."""
 
   questions: int = _field(
-      300, 'Questions a split at most (0: all), drawn evenly over facts.')
+      300, 'Largest number of questions in a split, drawn evenly over facts; 0:'
+      ' all. In --mode=attribute: of the other phrasings that test the'
+      ' circuit\'s stability.', modes=fields.MODES)
   kept_questions: int = _field(
-      0, 'As --eval_questions, for the splits of what is kept, retain and'
-      ' retain_heldout (0: as there).')
-  text_windows: int = _field(48, 'Windows of each kind of text at most.')
-  batch_tokens: int = _field(512, 'Tokens in one evaluation batch.')
+      0, 'Like --eval_questions, for the splits retain and retain_heldout. 0:'
+      ' use --eval_questions.')
+  text_windows: int = _field(
+      48, 'Largest number of windows of each kind of general text.')
+  batch_tokens: int = _field(512, 'Tokens in an evaluation batch.')
   calibration_tokens: int = _field(
-      4096, 'Tokens of calibration text at most, in windows of 128.')
+      4096, 'Largest number of tokens of calibration text, in windows of 128'
+      ' tokens.')
   bootstrap: int = _field(
-      2000, 'Bootstrap resamples, by fact.', most=fields.MOST_DRAWS)
-  generations: int = _field(6, 'Sample questions answered freely.')
-  cad_pairs: int = _field(32, 'Pairs for CAD and AS-NC (0: skip).')
+      2000, 'Bootstrap resamples of the facts, at least 100.',
+      modes=fields.MODES, maximum=fields.MAX_DRAWS)
+  generations: int = _field(
+      6, 'Questions whose free-form answers the report shows.')
+  cad_pairs: int = _field(
+      32, 'Largest number of prompt pairs for CAD and AS-NC; 0: skip both.')
   lens_questions: int = _field(
-      320, 'Retain questions that readability\'s lens is fitted on (0: skip).')
+      320, 'Retain questions to fit the readability lens on; 0: skip it.')
 
   def __post_init__(self):
     fields.check_fields(self, 'eval')
-    fields.check_least(self, 'eval', 0, 'questions', 'kept_questions',
-                 'text_windows', 'generations', 'cad_pairs',
-                 'lens_questions')
-    fields.check_least(self, 'eval', 1, 'batch_tokens', 'calibration_tokens')
-    _check(self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled;'
-           ' wanted 2 or more, or 0 to skip CAD and AS-NC.')
-    _check(self.bootstrap >= 100, f'--eval_bootstrap={self.bootstrap} is too'
-           ' few; wanted at least 100 resamples.')
+    fields.check_minimum(
+        self, 'eval', 0, 'questions', 'kept_questions', 'text_windows',
+        'generations', 'cad_pairs', 'lens_questions')
+    fields.check_minimum(self, 'eval', 1, 'batch_tokens', 'calibration_tokens')
+    fields.check(
+        self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled; wanted at'
+        ' least 2, or 0 to skip CAD and AS-NC.')
+    fields.check(
+        self.bootstrap >= 100, f'--eval_bootstrap={self.bootstrap} is too few;'
+        ' wanted at least 100 resamples.')

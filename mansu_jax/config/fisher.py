@@ -1,12 +1,13 @@
-"""The diagonal Fisher information of the retain set."""
+"""Configuration of the Fisher information."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from mansu_jax.config import fields
 
-_field = fields.field
+_field = functools.partial(fields.field, modes=fields.TRAINING_MODES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,13 +15,15 @@ class FisherConfig:
   """Diagonal Fisher information of the retain set, on the circuit."""
 
   labels: str = _field(
-      'data', 'data: empirical Fisher; model: labels drawn from the model'
-      ' (true Fisher).', ('data', 'model'))
-  sequences: int = _field(128, 'Retain sequences it is averaged over.')
+      'data', 'Labels of the Fisher information. data: those of the retain set'
+      ' (empirical Fisher); model: sampled from the model (true Fisher).',
+      ('data', 'model'))
+  sequences: int = _field(
+      128, 'Largest number of retain sequences to average over.')
   chunk: int = _field(
-      4, 'Per-example gradients live at once, at most: fewer where a device has'
-      ' less memory.')
+      4, 'Largest number of per-example gradients in memory at once. A device'
+      ' with little memory gets smaller chunks.')
 
   def __post_init__(self):
     fields.check_fields(self, 'fisher')
-    fields.check_least(self, 'fisher', 1, 'sequences', 'chunk')
+    fields.check_minimum(self, 'fisher', 1, 'sequences', 'chunk')

@@ -1,7 +1,8 @@
-"""The command line: every flag is a field of `config.RunConfig`.
+"""The command line: each flag is a field of `config.run.RunConfig`.
 
-A stage's field is `--<stage>_<field>`; the description and the choices come
-from the field itself. This is the only module that reads absl flags.
+A field of a stage has the flag `--<stage>_<field>`; help text and choices come
+from the field. `define` defines the flags, `to_config` builds the configuration
+from them, and `to_flagfile` writes it back. No other module reads absl flags.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 from absl import flags
 from absl import logging
 
+from mansu_jax.config import fields as config_fields
 from mansu_jax.config import run as config_lib
 
-# In RunConfig, but not part of a run's identity.
-_NOT_REPEATED = ('workdir', 'resume')
-_ALIASES = {'chat': 'data_chat'}  # The contract's name.
-# Accepted until 0.3, and absent from --help.
+# Where a run writes, and whether it resumes, do not identify it.
+_NOT_IN_FLAGFILE = ('workdir', 'resume')
+_ALIASES = {'chat': 'data_chat'}
+# Accepted until 0.3, and not listed by --help.
 _FORMER_NAMES = {
     'unlearn_alternatives_weight': 'unlearn_choice_kl_weight',
     'unlearn_collapse': 'unlearn_max_retain_kl',
@@ -33,7 +35,7 @@ _FORMER_VALUES = {'unlearn_loss': {
 
 
 class _EnumParser(flags.EnumParser):
-  """Replaces former values by the current ones."""
+  """Accepts the former names of values."""
 
   def __init__(self, choices: tuple[str, ...], former: dict[str, str]):
     super().__init__(choices)
@@ -44,7 +46,7 @@ class _EnumParser(flags.EnumParser):
 
 
 class _PairsParser(flags.IntegerParser):
-  """A number of pairs; until 0.3 also a file, which --attribution_pairs took."""
+  """Parses the number of pairs; until 0.3 also the name of a pairs file."""
 
   def parse(self, argument: Any) -> int | str:
     if isinstance(argument, int) or re.fullmatch(r'-?\d*', argument):
@@ -52,21 +54,10 @@ class _PairsParser(flags.IntegerParser):
     return argument
 
 
-def _options(config_class: type) -> list[tuple[str, dataclasses.Field]]:
-  """All `(flag name, field)` of a run, top-level ones first."""
-  stages = config_lib.stages(config_class)
-  out = [(f.name, f) for f in dataclasses.fields(config_class)
-         if f.name not in stages]
-  for stage, stage_class in stages.items():
-    out += [(f'{stage}_{f.name}', f) for f in dataclasses.fields(stage_class)]
-  return out
-
-
 def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-  """Defines every flag; call once before `app.run`."""
-  for name, field in _options(config_lib.RunConfig):
-    default, doc = field.default, field.metadata['help']
-    choices = field.metadata.get('choices')
+  """Defines every flag. Call it once, before `app.run`."""
+  for name, field, default in config_lib.options():
+    choices, doc = field.metadata['choices'], _help(field)
     kwargs = {'flag_values': flag_values}
     if name == 'attribution_pairs':
       flags.DEFINE(_PairsParser(), name, default, doc, **kwargs)
@@ -95,9 +86,22 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_alias(name, other, flag_values=flag_values)
 
 
+def _help(field: dataclasses.Field) -> str:
+  """Help text of a flag, with the modes that read it unless all do."""
+  modes = field.metadata['modes']
+  if set(modes) == set(config_lib.MODES):
+    return field.metadata['help']
+  label = 'Mode' if len(modes) == 1 else 'Modes'
+  return f'{field.metadata["help"]} ({label}: {", ".join(modes)}.)'
+
+
 def to_config(
     flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.RunConfig:
-  """Builds the config; raises ValueError where flags are wrong together."""
+  """Builds the configuration from parsed flags.
+
+  Raises:
+    ValueError: A value is out of range, or flags contradict each other.
+  """
 
   def value(name: str) -> Any:
     got = getattr(flag_values, name)
@@ -118,7 +122,7 @@ def to_config(
 
 
 def _move_pairs_file(attribution: dict[str, Any]) -> None:
-  """Moves a file that --attribution_pairs names to --attribution_pairs_file."""
+  """Moves a file name in --attribution_pairs to --attribution_pairs_file."""
   path = attribution['pairs']
   if isinstance(path, str):
     logging.warning(
@@ -129,16 +133,16 @@ def _move_pairs_file(attribution: dict[str, Any]) -> None:
 
 
 def from_flagfile(path: str, *overrides: str) -> config_lib.RunConfig:
-  """The config of a flagfile, for notebooks and scripts.
+  """Reads the configuration in a flagfile, for notebooks and scripts.
 
   Args:
-    path: the flagfile.
-    *overrides: flags as on the command line, such as '--seed=1'; they come
-      after the file's.
+    path: Name of the flagfile.
+    *overrides: Flags as on the command line, such as '--seed=1', which override
+      those of the file.
 
   Raises:
-    ValueError: a flag that does not exist, what is not a flag, or flags that
-      are wrong together.
+    ValueError: The file contains an unknown flag or something else than flags,
+      or as `to_config`.
   """
   flag_values = flags.FlagValues()
   define(flag_values)
@@ -153,21 +157,8 @@ def from_flagfile(path: str, *overrides: str) -> config_lib.RunConfig:
 
 
 def to_flagfile(config: config_lib.RunConfig) -> str:
-  """The text of a flagfile that repeats the run, without its workdir."""
-  stages = config_lib.stages()
-  lines = []
-  for name, field in _options(config_lib.RunConfig):
-    if name in _NOT_REPEATED:
-      continue
-    stage = next((s for s in stages if name.startswith(f'{s}_')
-                  and field in dataclasses.fields(stages[s])), None)
-    value = getattr(getattr(config, stage) if stage else config, field.name)
-    if isinstance(value, bool):
-      lines.append(f'--{"" if value else "no"}{name}')
-    elif name.startswith('data_') and isinstance(value, tuple):
-      lines += [f'--{name}={v}' for v in value]
-    elif isinstance(value, tuple):
-      lines.append(f'--{name}={",".join(value)}')
-    else:
-      lines.append(f'--{name}={value}')
+  """The text of a flagfile that repeats the run in another workdir."""
+  lines = [line for name, _, value in config_lib.options(config)
+           if name not in _NOT_IN_FLAGFILE
+           for line in config_fields.flag_lines(name, value)]
   return '\n'.join(lines) + '\n'

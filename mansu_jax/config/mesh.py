@@ -1,39 +1,43 @@
-"""Arrangement of the devices."""
+"""Configuration of the device mesh."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from mansu_jax.config import fields
 
-_field, _check = fields.field, fields.check
+_field = functools.partial(fields.field, modes=fields.MODES)
+_RUNNING_MODES = tuple(mode for mode in fields.MODES if mode != 'plan')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-  """How the devices are arranged; their product is their number."""
+  """Axes of the mesh; the product of their sizes is the number of devices."""
 
   data: int = _field(
-      1, 'Devices over which rows of a batch are split, with whole weights on'
-      ' each; -1: what is left.')
+      1, 'Devices along the mesh axis `data`, which splits the rows of a batch'
+      ' and replicates the weights. -1: all remaining devices.')
   fsdp: int = _field(
-      -1, 'Devices over which rows, and weights along the model width, are'
-      ' split; -1: what is left.')
+      -1, 'Devices along the mesh axis `fsdp`, which splits the rows of a'
+      ' batch, and the weights along the model width. -1: all remaining'
+      ' devices.')
   tensor: int = _field(
-      1, 'Devices over which weights are split along heads, neurons and'
-      ' vocabulary; -1: what is left.')
+      1, 'Devices along the mesh axis `tensor`, which splits the weights along'
+      ' heads, neurons and vocabulary. -1: all remaining devices.')
   distributed: bool = _field(
-      False, 'Join the other processes of the run, which have devices of their'
-      ' own (jax.distributed; BUILD.md, Several processes).')
+      False, 'Run as one of several processes, each with devices of its own, by'
+      ' jax.distributed. See docs/scaling.md.', modes=_RUNNING_MODES)
   join_seconds: int = _field(
-      300, 'Seconds that all processes may take to come; it changes no figure.')
+      300, 'Seconds to wait for the other processes at the start. Does not'
+      ' affect results.', modes=_RUNNING_MODES)
 
   def __post_init__(self):
     fields.check_fields(self, 'mesh')
     sizes = self.data, self.fsdp, self.tensor
-    _check(all(size == -1 or size > 0 for size in sizes)
-           and sizes.count(-1) < 2,
-           f'--mesh_data={self.data}, --mesh_fsdp={self.fsdp} and --mesh_tensor'
-           f'={self.tensor} are no mesh; wanted numbers of devices, at most one'
-           ' of them -1 for what is left.')
-    fields.check_least(self, 'mesh', 1, 'join_seconds')
+    fields.check(
+        all(size == -1 or size > 0 for size in sizes) and sizes.count(-1) < 2,
+        f'--mesh_data={self.data}, --mesh_fsdp={self.fsdp} and --mesh_tensor='
+        f'{self.tensor} make no mesh: mesh axes must be positive; at most one'
+        ' may be -1, for the remaining devices.')
+    fields.check_minimum(self, 'mesh', 1, 'join_seconds')

@@ -250,7 +250,7 @@ def _batches(
     segments: Sequence[Segment], rows: list[list[int]], capacity: int,
     token_budget: int) -> list[PackedBatch]:
   """Batches of a fixed number of rows; the last one is padded."""
-  size = sharding.whole_rows(
+  size = sharding.round_up_rows(
       batch_rows(len(rows), max(1, token_budget // capacity)))
   return [
       _batch(segments, rows[i:i + size], size, capacity)

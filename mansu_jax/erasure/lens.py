@@ -164,7 +164,7 @@ def batches_of(prompts: Sequence[Sequence[int]]) -> list[_Batch]:
   lengths = [len(p) for p in prompts]
   width = packing.round_up(max(_WIDTH, *lengths))
   filled = packing.fill_rows(lengths, width)
-  rows = sharding.whole_rows(_ROWS)
+  rows = sharding.round_up_rows(_ROWS)
   batches = [filled[i:i + rows] for i in range(0, len(filled), rows)]
   most = max(sum(map(len, batch)) for batch in batches)
   most = packing.round_up(most, _ENDS)
@@ -178,8 +178,8 @@ def _each(
 ) -> list[np.ndarray]:
   """Outputs [P, ...] of all batches, in the order of the prompts."""
   parts = []
-  for batch in progress.over(batches, 'states at prompts'):
-    progress.count((np.asarray(batch.rows.segments) >= 0).sum())
+  for batch in progress.track(batches, 'states at prompts'):
+    progress.count_tokens((np.asarray(batch.rows.segments) >= 0).sum())
     parts.append([x[:len(batch.members)] for x in sharding.to_host(run(batch))])
   back = np.argsort([i for batch in batches for i in batch.members])
   return [np.concatenate(x)[back] for x in zip(*parts)]

@@ -181,8 +181,8 @@ class Scorer:
       self, params, batches, positions, targets, cache
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Hidden states [m, D] and targets [m, K] to score, batch by batch."""
-    for batch in progress.over(batches, 'scoring'):
-      progress.count(sum(len(positions[s]) for s in batch.segments))
+    for batch in progress.track(batches, 'scoring'):
+      progress.count_tokens(sum(len(positions[s]) for s in batch.segments))
       hidden = sharding.to_host(self._hidden(
           params, batch.tokens, batch.positions, batch.attention_mask,
           get=functools.partial(cache.get, batch)))

@@ -66,7 +66,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   outputs.write(found, model.config, root)
   record = _record(config, inputs, model, scored, found) | {
       'stages': clock.stages}
-  workdir.note_flags(config, root)
+  workdir.write_flags(config, root)
   report.write(record, root)
   return record
 
@@ -83,4 +83,4 @@ def _record(
           model.tokenizer, inputs.splits.forget_train,
           chat=config.data.chat),
       'data': {'sha256': inputs.hashes}, 'config': dataclasses.asdict(config),
-      'environment': environment.here()}
+      'environment': environment.describe()}

@@ -89,7 +89,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         unlearned=unlearned, answers_in_words=texts, stages=clock.stages,
         changes=pair.changes)
   record |= {'pair': pair.account}
-  workdir.note_flags(config, root)
+  workdir.write_flags(config, root)
   report.write(record, root)
   return record
 

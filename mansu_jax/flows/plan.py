@@ -148,14 +148,6 @@ def _check(config: run_config.RunConfig) -> None:
   if config.method != 'mansu':
     raise ValueError(
         f'--mode=plan supports --method=mansu only, got {config.method}.')
-  for name in ('profile', 'fail_on_verdict'):
-    if getattr(config, name):
-      raise ValueError(f'--{name} has no effect in --mode=plan, which runs no'
-                       ' stage; leave it out.')
-  if config.workdir:
-    raise ValueError(
-        f'--workdir={config.workdir} has no effect in --mode=plan, which writes'
-        ' nothing; leave it out.')
 
 
 _HEADS = ('stage', 'GiB', 'held GiB', 'largest program', 'TFLOP', 's/call',

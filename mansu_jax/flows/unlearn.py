@@ -64,7 +64,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
             config.quant_schemes, config.edit.floor))
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
-  workdir.note_environment(root)
+  workdir.record_environment(root)
   if config.profile:
     clock.trace_to(root / 'profile')
   with checkpoints.StageCache(
@@ -103,7 +103,7 @@ def _run(
         structure=structure, unlearned=unlearned, answers_in_words=texts,
         stages=clock.stages, training=trained,
         earlier=workdir.earlier_environments(root))
-  workdir.note_flags(config, root)
+  workdir.write_flags(config, root)
   report.write(record, root)
   return record
 

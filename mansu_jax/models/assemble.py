@@ -74,7 +74,7 @@ def layers(
   for tensor in tensors(config, names):
     leaf = flat[tensor.leaf]
     yield tensor, (
-        sharding.to_host_once(leaf) if tensor.layer is None
+        sharding.to_host_uncached(leaf) if tensor.layer is None
         else sharding.to_host(take_layer(leaf, tensor.layer)))
 
 

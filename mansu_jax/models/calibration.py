@@ -146,9 +146,9 @@ def dequantize_leaf(
     weights = quant_layout.from_rows(
         affine.decode(codes), layout.MATRICES[name].unbatched(),
         leaf.shape[1:]).astype(leaf.dtype)
-    return sharding.split(weights, layout.AXES[name][1:])
+    return sharding.constrain(weights, layout.AXES[name][1:])
 
-  return sharding.split(lax.map(decode, codes), layout.AXES[name])
+  return sharding.constrain(lax.map(decode, codes), layout.AXES[name])
 
 
 def _check_windows(
@@ -267,7 +267,7 @@ class _Layer:
         np.full(len(r), name not in _NOT_CLIPPED)
         for name, r in zip(names, rows)]
     codes = self._scheme.encode(
-        sharding.split_rows(jnp.concatenate(rows), 'R'),
+        sharding.constrain_rows(jnp.concatenate(rows), 'R'),
         jax.tree.map(sharding.replicate, _statistics(inputs, self._real)),
         foldable=foldable, clippable=jnp.asarray(np.concatenate(clippable)))
     ends = np.cumsum([len(r) for r in rows])[:-1]

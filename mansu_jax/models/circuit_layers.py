@@ -39,7 +39,7 @@ def remat_policy(
   """
   heads = 2 * (config.num_heads + config.num_kv_heads) * config.d_head
   width = heads + 2 * config.d_ff + 2 * config.d_model
-  saved = 4 * tokens * layers * width / sharding.row_parts()  # float32
+  saved = 4 * tokens * layers * width / sharding.num_row_shards()  # float32
   if saved > _SAVED_SHARE * memory.device_bytes():
     return jax.checkpoint_policies.nothing_saveable
   return jax.checkpoint_policies.dots_with_no_batch_dims_saveable

@@ -89,7 +89,7 @@ class Decoder(nn.Module):
     scale = self.param('final_norm', nn.initializers.ones, (cfg.d_model,))
     if embeddings is None:
       embeddings = embed({'embed': table}, tokens)
-    x = sharding.split_rows(embeddings.astype(self.dtype))
+    x = sharding.constrain_rows(embeddings.astype(self.dtype))
     rotary = layers.rotary_tables(cfg, _positions(positions, x.shape[1]))
     mask = _mask(attention_mask, x.shape[1])
     stack = self._stack(x.shape[0] * x.shape[1])
@@ -207,8 +207,8 @@ def forward(
   x = embed(params, tokens) if embeddings is None else embeddings
   rotary = layers.rotary_tables(config, _positions(positions, x.shape[1]))
   x = circuit_layers.run_layers(
-      config, params['layers'], sharding.split_rows(x.astype(dtype)), rotary,
-      _mask(attention_mask, x.shape[1]), first=first_layer,
+      config, params['layers'], sharding.constrain_rows(x.astype(dtype)),
+      rotary, _mask(attention_mask, x.shape[1]), first=first_layer,
       stop=config.num_layers, circuit=circuit and circuit['layers'],
       start=circuit_start, remat=remat)
   return layers.rms_norm(x, params['final_norm'], config.norm_eps)

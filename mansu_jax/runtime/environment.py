@@ -1,4 +1,7 @@
-"""Versions and devices, on which the last bits of a result depend."""
+"""Describes versions and devices, on which the last bits of a result depend.
+
+`describe` gives the entry of the record; `differences` compares two of them.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,14 @@ import jaxlib
 
 import mansu_jax
 
-_OF_NO_BIT = ('python', 'platform')  # What results do not depend on.
+_IRRELEVANT = ('python', 'platform')  # Results do not depend on these.
 
 
-def here() -> dict[str, Any]:
-  """Those of this run, JSON-able; all processes' devices."""
+def describe() -> dict[str, Any]:
+  """Versions, processor and devices of this run, JSON-able.
+
+  Includes the devices of all processes.
+  """
   return {
       'mansu_jax': mansu_jax.__version__, 'jax': jax.__version__,
       'jaxlib': jaxlib.__version__, 'python': platform.python_version(),
@@ -27,7 +33,7 @@ def here() -> dict[str, Any]:
 
 
 def _processor() -> str:
-  """The name of the host's."""
+  """Name of the host's processor."""
   found = None
   if (path := pathlib.Path('/proc/cpuinfo')).exists():
     found = re.search(r'^model name\s*: (.*)', path.read_text('utf-8'), re.M)
@@ -35,14 +41,22 @@ def _processor() -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-  """What a result's last bits depend on and is not alike; or ''."""
+  """Differences of two environments that can change a result's last bits.
+
+  Args:
+    old: From `describe`.
+    new: From `describe`.
+
+  Returns:
+    A text such as 'jax 0.9 then, 0.10 now'; '' without differences.
+  """
   return '; '.join(
-      f'{key} {_short(old.get(key))} there, {_short(new[key])} here'
-      for key in new if key not in _OF_NO_BIT and old.get(key) != new[key])
+      f'{key} {_short(old.get(key))} then, {_short(new[key])} now'
+      for key in new if key not in _IRRELEVANT and old.get(key) != new[key])
 
 
 def _short(value: Any) -> str:
-  """Devices of one kind as their number."""
+  """A value as text; devices of the same kind become their number."""
   if isinstance(value, dict):
     return ' x '.join(f'{name} {size}' for name, size in value.items())
   if not isinstance(value, list):

@@ -1,11 +1,12 @@
-"""Files written to a temporary name and renamed: one that is there is whole.
+"""Writes files atomically, by a temporary name and a rename.
 
-Of several processes the first writes; all must ask.
+A file that exists is therefore complete. The functions are collective: every
+process calls them, and the primary one writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import os
 import pathlib
@@ -15,30 +16,38 @@ import numpy as np
 
 from mansu_jax.runtime import processes
 
-UNFINISHED = '.orbax-checkpoint-tmp'  # In a name while Orbax is writing.
+UNFINISHED = '.orbax-checkpoint-tmp'  # In the name of a file that Orbax writes.
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a whole file or nothing."""
-  def write():
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
-
-  processes.broadcast_from_primary(write)
+  """Writes a text file in UTF-8."""
+  _write(path, lambda temporary: temporary.write_text(text, encoding='utf-8'))
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes compressed arrays by name, without pickles."""
-  def write():
-    temporary = path.with_name(f'.{path.name}.tmp')
+  """Writes named arrays to a compressed .npz file, without pickles."""
+  def save(temporary: pathlib.Path) -> None:
     with open(temporary, 'wb') as file:
       np.savez_compressed(file, allow_pickle=False, **arrays)
-    os.replace(temporary, path)
 
-  processes.broadcast_from_primary(write)
+  _write(path, save)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes strict JSON: NaN and infinity are refused."""
+  """Writes JSON.
+
+  Raises:
+    ValueError: The value contains NaN or infinity.
+  """
   write_text(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
+
+
+def _write(
+    path: pathlib.Path, save: Callable[[pathlib.Path], Any]) -> None:
+  """Calls `save` with a temporary path, then renames the file."""
+  def write():
+    temporary = path.with_name(f'.{path.name}.tmp')
+    save(temporary)
+    os.replace(temporary, path)
+
+  processes.broadcast_from_primary(write)

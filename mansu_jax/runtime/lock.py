@@ -1,11 +1,15 @@
-"""The lock of a workdir: one run at a time, of any process, thread or host.
+"""Locks a workdir, so that one run at a time uses it.
 
-`WORKDIR/.mansu_jax.lock` names the process that runs there. The kernel holds it
-(`flock`), and frees it whatever the process dies of; a clean end removes it.
-Some file systems keep flock to one host or mount, or have none. For these the
-owner touches the file every few seconds: a lock from elsewhere that stays
-untouched for longer than NFS and the like keep a file's times is that of a dead
-process. No two hosts' clocks are compared: who waits watches the file.
+`held` is a context manager that holds the lock; `check_held` raises if another
+run has taken it since.
+
+The lock is the file `WORKDIR/.mansu_jax.lock`, which names its owner. The owner
+holds it by `flock`, which the kernel releases when the process dies; a clean
+exit removes the file. On some file systems, `flock` does not reach other hosts
+or mounts, or is missing. There the age of the file decides: the owner touches
+it every few seconds, and a process that wants the lock takes it over if nobody
+touches the file for longer than NFS caches file times. It watches the file
+instead of comparing the clocks of two hosts.
 """
 
 from __future__ import annotations
@@ -34,11 +38,11 @@ except ImportError:  # Windows.
   fcntl = None
 
 NAME = '.mansu_jax.lock'
-LOST_STATUS = 2  # Exit status where another run has taken the lock.
-_BEAT_S, _WATCH_S, _POLL_S = 5.0, 90.0, 0.5
-_OLD_S = 600.0  # Untouched for so long, nobody needs to watch.
-_TRIES = 100  # Of opening a file that its owner is just removing.
-_BOOT = pathlib.Path('/proc/sys/kernel/random/boot_id')
+LOST_STATUS = 2  # Exit status after another run has taken the lock.
+_HEARTBEAT_S, _WATCH_S, _POLL_S = 5.0, 90.0, 0.5
+_STALE_S = 600.0  # An older file belongs to a dead process.
+_ATTEMPTS = 100  # To open a file that its owner is removing.
+_BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
 _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 
 
@@ -46,76 +50,79 @@ class _Held:
   """A lock that this process holds.
 
   Attributes:
-    path: its file.
-    file: descriptor of the file, which flock belongs to.
-    text: what the file says.
-    made: folders that were made for it.
-    process, thread: that hold it; the thread may ask again.
-    leaving: whether the file is being removed, and is no longer missed.
-    ended: ends the heartbeat.
+    path: Path of the lock file.
+    file: Descriptor of the lock file, which the flock belongs to.
+    text: Content of the lock file.
+    made: Folders that were created for the file, innermost first.
+    process, thread: Owner of the lock.
+    releasing: Whether the owner is removing the file.
+    ended: Event that ends the heartbeat.
   """
 
   def __init__(self, path: pathlib.Path, file: int, made: list[pathlib.Path]):
     self.path, self.file, self.made = path, file, made
     self.process, self.thread = os.getpid(), threading.get_ident()
-    self.leaving = False
+    self.releasing = False
     self.ended = threading.Event()
+    now = datetime.datetime.now(datetime.timezone.utc)
     self.text = json.dumps({
-        'pid': self.process, 'host': socket.gethostname(), 'started':
-        datetime.datetime.now(datetime.timezone.utc).isoformat(
-            timespec='seconds'), 'place': _place(file), 'id': uuid.uuid4().hex})
+        'pid': self.process, 'host': socket.gethostname(),
+        'started': now.isoformat(timespec='seconds'),
+        'place': _kernel_and_device(file), 'id': uuid.uuid4().hex})
 
   def is_ours(self) -> bool:
-    """Whether the file at the path is still the one that was written."""
+    """Whether the lock file still has the content that this process wrote."""
     try:
       return self.path.read_text('utf-8') == self.text
     except FileNotFoundError:
       return False
     except (OSError, ValueError):
-      return True  # Nothing says that it is another's.
+      return True  # An unreadable file does not prove another owner.
 
 
-_held: dict[str, _Held] = {}
+_held: dict[str, _Held] = {}  # By real path of the workdir.
 
 
-def _forget() -> None:
-  """Of a forked child: the lock is its parent's."""
+def _drop_after_fork() -> None:
+  """Drops the locks in a forked child; they belong to its parent."""
   for lock in _held.values():
     os.close(lock.file)
-    lock.ended = threading.Event()  # The old one may be in use, for ever.
+    # The fork may have copied the old event while a thread held its lock.
+    lock.ended = threading.Event()
     lock.ended.set()
   _held.clear()
 
 
 if hasattr(os, 'register_at_fork'):
-  os.register_at_fork(after_in_child=_forget)
+  os.register_at_fork(after_in_child=_drop_after_fork)
 
 
 @contextlib.contextmanager
 def held(root: pathlib.Path) -> Iterator[None]:
   """Holds the lock of a workdir within the block.
 
-  The folder is made where it is missing; one that is empty at the end goes. The
-  thread that holds it may ask again.
+  Creates a missing folder, and removes it at the end if it is empty. The lock
+  is reentrant within a thread.
 
   Args:
-    root: the workdir.
+    root: The workdir.
 
   Raises:
-    ValueError: another run has it, or the folder cannot be written.
+    ValueError: Another run holds the lock, or the folder cannot be written.
   """
   key = os.path.realpath(root)
-  mine = _held.get(key)
-  if mine is not None:
-    if mine.thread != threading.get_ident():
-      raise _refusal(root, json.loads(mine.text))
+  own = _held.get(key)
+  if own is not None:
+    if own.thread != threading.get_ident():
+      raise _in_use_error(root, json.loads(own.text))
     yield
     return
-  made = []  # Known before it is made: a signal may end the process then.
-  with preemption.before_exit(lambda: [_remove(lock) for lock in made]):
-    made.append(_acquire(root))
-    lock = _held[key] = made[0]
-    threading.Thread(target=_beat, args=(lock,), daemon=True).start()
+  acquired = []  # The callback sees the lock once it is appended.
+  with preemption.before_exit(
+      lambda: [_remove(lock) for lock in acquired]):
+    acquired.append(_acquire(root))
+    lock = _held[key] = acquired[0]
+    threading.Thread(target=_heartbeat, args=(lock,), daemon=True).start()
     try:
       yield
     finally:
@@ -123,63 +130,64 @@ def held(root: pathlib.Path) -> Iterator[None]:
       _release(lock)
 
 
-def check(root: pathlib.Path) -> None:
-  """Raises ValueError where the lock was held and is another run's now."""
+def check_held(root: pathlib.Path) -> None:
+  """Raises ValueError if this process has lost the lock to another run."""
   lock = _held.get(os.path.realpath(root))
   if lock is not None and not lock.is_ours():
-    raise ValueError(_lost(lock))
+    raise ValueError(_lost_message(lock))
 
 
-def cannot_write(root: pathlib.Path, error: OSError) -> ValueError:
-  """What is said of a workdir that cannot be written."""
-  why = ('it is a file, or a link that leads nowhere' if isinstance(
-      error, FileExistsError) else error.strerror)
+def not_writable_error(root: pathlib.Path, error: OSError) -> ValueError:
+  """The error for a workdir that cannot be written."""
+  why = ('it is a file or a broken link' if isinstance(error, FileExistsError)
+         else error.strerror)
   return ValueError(f'--workdir={root} cannot be written: {why}. Give a folder'
-                    ' that can be.')
+                    ' that can be written.')
 
 
 def _acquire(root: pathlib.Path) -> _Held:
   made = []
   try:
     made = [path for path in (root, *root.parents) if not path.exists()]
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
       try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = _try(root, made)
-      except FileNotFoundError:  # Its owner has just removed the folder.
+        lock = _try_acquire(root, made)
+      except FileNotFoundError:  # The owner has just removed the folder.
         continue
       if lock is not None:
         return lock
-    raise _refusal(root, {})
+    raise _in_use_error(root, {})
   except BaseException as error:
     _remove_empty(made)
     if isinstance(error, OSError):
-      raise cannot_write(root, error) from error
+      raise not_writable_error(root, error) from error
     raise
 
 
-def _try(root: pathlib.Path, made: list[pathlib.Path]) -> _Held | None:
-  """The lock; None where its file was removed meanwhile."""
+def _try_acquire(
+    root: pathlib.Path, made: list[pathlib.Path]) -> _Held | None:
+  """Acquires the lock; returns None if its file was removed meanwhile."""
   path = root / NAME
   file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0),
                  0o666)
   try:
-    free = _flock(file)
+    locked = _flock(file)
     former = _read(file)
-    if free is False:
-      raise _refusal(root, former)
+    if locked is False:
+      raise _in_use_error(root, former)
     if not _is_at(file, path):
       os.close(file)
       return None
     if former:
-      if not (free and former.get('place') == _place(file)):
-        _watch(root, file, former)
-      logging.warning(
-          '%s: takes over the lock of %s, which is gone.', root, _who(former))
+      if not (locked and former.get('place') == _kernel_and_device(file)):
+        _check_dead(root, file, former)
+      logging.warning('%s: takes over the lock of %s, which has ended.', root,
+                      _describe(former))
     lock = _Held(path, file, made)
     os.ftruncate(file, 0)
     os.pwrite(file, lock.text.encode(), 0)
-    os.fsync(file)  # Else other hosts may not see it before it is closed.
+    os.fsync(file)  # Makes the content visible to other hosts at once.
     return lock
   except BaseException:
     os.close(file)
@@ -187,7 +195,7 @@ def _try(root: pathlib.Path, made: list[pathlib.Path]) -> _Held | None:
 
 
 def _flock(file: int) -> bool | None:
-  """Whether nobody else holds it; None where the file system has no flock."""
+  """Takes the flock; False if another has it, None without flock support."""
   try:
     if fcntl is None:
       raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -200,27 +208,30 @@ def _flock(file: int) -> bool | None:
       raise
     logging.warning(
         'The file system of the workdir has no flock (%s): two runs that start'
-        ' in it at once may not notice each other for %d s.', error.strerror,
-        _BEAT_S)
+        ' at the same time may not notice each other for %d s.',
+        error.strerror, _HEARTBEAT_S)
     return None
 
 
 def _is_at(file: int, path: pathlib.Path) -> bool:
-  """Whether an open file is the one at the path, not one removed since."""
+  """Whether an open file is still the one at the path."""
   try:
     return os.path.samestat(os.fstat(file), os.stat(path))
   except FileNotFoundError:
     return False
 
 
-def _place(file: int) -> list[Any]:
-  """Kernel and mount: in one place, flock is known to all."""
-  boot = _BOOT.read_text('utf-8').strip() if _BOOT.exists() else ''
+def _kernel_and_device(file: int) -> list[Any]:
+  """Identifies the running kernel and the mounted device of a file.
+
+  All processes with the same value see each other's flock.
+  """
+  boot = _BOOT_ID.read_text('utf-8').strip() if _BOOT_ID.exists() else ''
   return [boot or socket.gethostname(), os.fstat(file).st_dev]
 
 
 def _read(file: int) -> dict[str, Any]:
-  """What the owner wrote; empty where that is nothing or no JSON object."""
+  """The owner's entry in the lock file; empty if it is no JSON object."""
   try:
     found = json.loads(os.pread(file, 2**16, 0))
   except ValueError:
@@ -228,25 +239,26 @@ def _read(file: int) -> dict[str, Any]:
   return found if isinstance(found, dict) else {}
 
 
-def _watch(root: pathlib.Path, file: int, former: dict[str, Any]) -> None:
-  """Returns when a lock from elsewhere is found dead; ValueError if it lives.
-  """
+def _check_dead(
+    root: pathlib.Path, file: int, former: dict[str, Any]) -> None:
+  """Watches a lock of another host; raises ValueError if its owner is alive."""
   path, before = root / NAME, _stamp(root / NAME)
-  if _age(root, file) > _OLD_S:
+  if _age(root, file) > _STALE_S:
     return
   logging.info(
-      '%s is locked by %s, of which the file system cannot tell whether it is'
-      ' gone: waits %d s for a sign of life.', root, _who(former), _WATCH_S)
+      '%s is locked by %s, and the file system cannot tell whether that process'
+      ' is alive: watches the lock for %d s.', root, _describe(former),
+      _WATCH_S)
   end = time.monotonic() + _WATCH_S
   while time.monotonic() < end:
     time.sleep(_POLL_S)
     if _stamp(path) != before:
-      raise _refusal(root, former)
+      raise _in_use_error(root, former)
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, bytes]:
-  """Changes with each beat; the file is opened, so that NFS looks again."""
-  with open(path, 'rb') as file:
+  """Time and content of a file, which change with each heartbeat."""
+  with open(path, 'rb') as file:  # Opening it refreshes the cache of NFS.
     return os.fstat(file.fileno()).st_mtime_ns, file.read()
 
 
@@ -258,43 +270,44 @@ def _age(root: pathlib.Path, file: int) -> float:
     return os.fstat(now.fileno()).st_mtime - os.fstat(file).st_mtime
 
 
-def _who(owner: dict[str, Any]) -> str:
+def _describe(owner: dict[str, Any]) -> str:
   if not owner:
     return 'another process'
   return (f'process {owner.get("pid")} on {owner.get("host")}, started'
           f' {owner.get("started")}')
 
 
-def _refusal(root: pathlib.Path, owner: dict[str, Any]) -> ValueError:
-  away = owner and owner.get('host') != socket.gethostname()
-  gone = f', or delete {root / NAME} if that host is gone' if away else ''
+def _in_use_error(root: pathlib.Path, owner: dict[str, Any]) -> ValueError:
+  is_remote = owner and owner.get('host') != socket.gethostname()
+  delete = (f', or delete {root / NAME} if that host is down' if is_remote
+            else '')
   return ValueError(
-      f'--workdir={root} is in use by {_who(owner)}; wanted one run in a folder'
-      f' at a time. Wait for it, stop it{gone}, or give a new folder.')
+      f'--workdir={root} is in use by {_describe(owner)}; wanted one run in a'
+      f' folder at a time. Wait for it, stop it{delete}, or give a new folder.')
 
 
-def _beat(lock: _Held) -> None:
-  """Touches the file until the lock is given up or lost."""
-  while not lock.ended.wait(_BEAT_S):
+def _heartbeat(lock: _Held) -> None:
+  """Touches the lock file until the lock is released or lost."""
+  while not lock.ended.wait(_HEARTBEAT_S):
     if not lock.is_ours():
-      if lock.leaving:
+      if lock.releasing:
         return
-      logging.error('%s', _lost(lock))
-      if preemption.is_ours():  # As if killed: the other run goes on.
+      logging.error('%s', _lost_message(lock))
+      if preemption.owns_process():
         preemption.exit_now(LOST_STATUS)
       return
     with contextlib.suppress(OSError):
       os.utime(lock.path)
 
 
-def _lost(lock: _Held) -> str:
+def _lost_message(lock: _Held) -> str:
   return (f'{lock.path} was removed, or taken over by another run; wanted one'
-          ' run in a folder at a time. This one ends; start it again when the'
-          ' other is done.')
+          ' run in a folder at a time. This run ends; start it again after the'
+          ' other one.')
 
 
 def _release(lock: _Held) -> None:
-  if lock.ended.is_set():  # Of a forked child.
+  if lock.ended.is_set():  # In a forked child.
     return
   _remove(lock)
   lock.ended.set()
@@ -302,10 +315,13 @@ def _release(lock: _Held) -> None:
 
 
 def _remove(lock: _Held) -> None:
-  """Removes what it left; may begin anew in its own midst, in a signal."""
+  """Removes the lock file and empty folders.
+
+  A signal handler may call it while it runs.
+  """
   if lock.process != os.getpid():
     return
-  lock.leaving = True
+  lock.releasing = True
   if lock.is_ours():
     lock.path.unlink(missing_ok=True)
   _remove_empty(lock.made)
@@ -313,5 +329,5 @@ def _remove(lock: _Held) -> None:
 
 def _remove_empty(folders: list[pathlib.Path]) -> None:
   for path in folders:
-    with contextlib.suppress(OSError):  # There is something in it.
+    with contextlib.suppress(OSError):  # The folder is not empty.
       path.rmdir()

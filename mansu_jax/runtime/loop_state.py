@@ -1,4 +1,8 @@
-"""The state of a loop as one flat tree of NumPy arrays, to be kept."""
+"""Converts the state of a loop to a flat tree of NumPy arrays, and back.
+
+`pack` makes the tree that a checkpoint saves; `unpack` checks it and restores
+the state.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,15 @@ from mansu_jax.runtime import sharding
 def pack(
     carry: types.PyTree, history: list[dict[str, float]]
 ) -> dict[str, dict[str, np.ndarray]]:
-  """The state, in memory of its own; of several processes all must ask.
+  """Copies the state to host memory. Collective.
 
   Args:
-    carry: pytree of arrays, the leaves of which are numbered; those of size 0,
-      of which Orbax saves none, are left out.
-    history: of all steps, one row at least; becomes its columns.
+    carry: Pytree of arrays. Arrays of size 0 are left out, because Orbax does
+      not save them.
+    history: Metrics of each step, at least one.
+
+  Returns:
+    The leaves of `carry` by number, and the columns of `history` by name.
   """
   return {
       'carry': {
@@ -30,25 +37,28 @@ def pack(
 
 
 def unpack(
-    found: Mapping[str, Mapping[str, np.ndarray]], like: types.PyTree
+    packed: Mapping[str, Mapping[str, np.ndarray]], like: types.PyTree
 ) -> tuple[types.PyTree, list[dict[str, float]]]:
   """Inverse of `pack`.
 
   Args:
-    found: what `pack` gave.
-    like: of the structure, shapes and types of the carry.
+    packed: From `pack`.
+    like: Pytree with the structure, shapes and types of the carry.
+
+  Returns:
+    The carry and the history.
 
   Raises:
-    ValueError: it is of something else.
+    ValueError: The arrays do not fit `like`.
   """
-  carry, history = found['carry'], found['history']
-  wanted, shape = jax.tree.flatten(like)
+  carry, history = packed['carry'], packed['history']
+  wanted, structure = jax.tree.flatten(like)
   leaves = [carry.get(f'{i:06}', np.zeros(x.shape, x.dtype))
             for i, x in enumerate(wanted)]
   describe = lambda arrays: [(x.shape, x.dtype) for x in arrays]
   if describe(leaves) != describe(wanted) or len(carry) != sum(
       x.size > 0 for x in wanted):
-    raise ValueError('its arrays are not of this loop')
+    raise ValueError('its arrays belong to another loop')
   columns = [column.tolist() for column in history.values()]
-  return jax.tree.unflatten(shape, leaves), [
+  return jax.tree.unflatten(structure, leaves), [
       dict(zip(history, row)) for row in zip(*columns)]

@@ -1,8 +1,8 @@
-"""How much memory a device has, and how many of something fit a share of it.
+"""Chooses batch sizes by the memory of a device.
 
-Sizes of batches that change no result but for rounding are most sizes: fewer
-are taken where a device is small. What a device has in all decides, not what is
-free, so that a run is cut alike whenever it is repeated.
+`fitting` gives the largest batch that fits a fixed share of the memory. It uses
+the total memory of a device rather than its free memory, so that a repeated run
+has the same batches; the batch size changes results by rounding only.
 """
 
 from __future__ import annotations
@@ -15,35 +15,37 @@ import os
 
 import jax
 
-SHARE = 0.1  # Of a device's memory, for what is cut into batches.
+SHARE = 0.1  # Share of a device's memory that a batch may use.
 # Bytes and platform of the devices of a plan.
 _planned: contextvars.ContextVar[tuple[float, str] | None] = (
     contextvars.ContextVar('planned', default=None))
-_agreed: list[float] = []  # Of several processes; once for all.
+_shared: list[float] = []  # Bytes of a device of the primary process, or empty.
 
 
 def device_bytes() -> float:
-  """Bytes of a device; of a CPU its share of the machine's."""
+  """Memory of a device in bytes.
+
+  On CPU, the memory of the machine divided by the number of devices.
+  """
   if (plan := _planned.get()) is not None:
     return plan[0]
-  return _agreed[0] if _agreed else _own_bytes()
+  return _shared[0] if _shared else _local_device_bytes()
 
 
-def agree(broadcast: Callable[[Callable[[], float]], float]) -> None:
-  """Makes all processes use the device memory of the primary process.
+def synchronize(broadcast: Callable[[Callable[[], float]], float]) -> None:
+  """Makes all processes use the device memory of the primary one. Collective.
 
-  Collective: every process must call it, before it traces programs whose size
-  depends on the memory.
+  Call it before tracing any program whose batch size depends on the memory.
 
   Args:
     broadcast: `processes.broadcast_from_primary`; an argument, so that this
-      module needs no other of the package.
+      module imports no other of the package.
   """
-  if jax.process_count() > 1 and not _agreed:
-    _agreed.append(broadcast(_own_bytes))
+  if jax.process_count() > 1 and not _shared:
+    _shared.append(broadcast(_local_device_bytes))
 
 
-def _own_bytes() -> float:
+def _local_device_bytes() -> float:
   devices = jax.local_devices()
   stats = devices[0].memory_stats() or {}
   if 'bytes_limit' in stats:
@@ -53,22 +55,22 @@ def _own_bytes() -> float:
 
 
 def platform() -> str:
-  """Of the devices that programs are for: `cpu`, `gpu`, `tpu`."""
+  """Platform that programs are compiled for: `cpu`, `gpu` or `tpu`."""
   plan = _planned.get()
   return jax.default_backend() if plan is None else plan[1]
 
 
 @contextlib.contextmanager
-def planned(size: float, of: str = 'cpu') -> Iterator[None]:
-  """Within it devices are those of a plan.
+def planned(size: float, backend: str = 'cpu') -> Iterator[None]:
+  """Makes this module report the devices of a plan within the block.
 
-  What was traced before does not know: see `jax.clear_caches`.
+  Functions that JAX has traced before do not notice; see `jax.clear_caches`.
 
   Args:
-    size: bytes of a device.
-    of: its platform.
+    size: Bytes of a device.
+    backend: Platform of the devices.
   """
-  token = _planned.set((size, of))
+  token = _planned.set((size, backend))
   try:
     yield
   finally:
@@ -76,11 +78,16 @@ def planned(size: float, of: str = 'cpu') -> Iterator[None]:
 
 
 def bytes_of(x: jax.Array | jax.ShapeDtypeStruct) -> int:
-  """Bytes of an array, or a shape, on one device."""
+  """Bytes that an array, or an abstract array, needs on one device."""
   shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
   return math.prod(shape) * x.dtype.itemsize
 
 
 def fitting(most: int, each: float) -> int:
-  """How many of `each` bytes fit `SHARE`: at least 1, at most `most`."""
+  """Largest number of items that fits the memory for a batch.
+
+  Args:
+    most: Upper bound of the result, which is at least 1.
+    each: Bytes of an item on one device.
+  """
   return int(max(1, min(most, SHARE * device_bytes() // max(each, 1))))

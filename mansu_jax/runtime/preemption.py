@@ -1,20 +1,27 @@
-"""SIGTERM and ctrl-C: a run that is told to stop ends where it can go on.
+"""Stops a run on SIGTERM and ctrl-C at a point where it can resume.
 
-A process that is `main`'s from its first line to its last goes through:
+A program calls `install_handlers` first, runs its work within
+`stop_on_signals`, and ends with `exit_process`. Code that saves its state uses
+`deferred`, `stop_requested` and `check`.
 
-* starting (`hear`): there is nothing to save; a signal ends it at once.
-* running (`listening`): a signal raises `Stopped` at the next line of this
-  package that the main thread comes to, not within what it calls: JAX drops
-  exceptions in its callbacks, or makes others of them. Within `deferred` it
-  only waits to be asked for: by code that first saves its state, or by the
-  block's end.
-* stopping: what is being saved is finished. A second ctrl-C ends the process at
-  once, by `os._exit`: an exception could strike native code, or the
-  interpreter's end. A second SIGTERM, which some launchers send, does nothing.
-* leaving (`leave`): the exit status stands.
+A signal has a different effect in each phase of the process:
 
-Library code is never told anything unless its caller listens. Several processes
-stop together: where all of them ask, and one was told to.
+* After `install_handlers`: nothing needs saving, and a signal ends the process
+  at once.
+* Within `stop_on_signals`: a signal raises `Stopped` at the next line of this
+  package that the main thread executes. It does not raise within the functions
+  that this line calls, because JAX drops or converts exceptions in its
+  callbacks. Within `deferred` it raises nothing until the block ends; the code
+  there may ask `stop_requested`, save its state and call `check`.
+* After `Stopped`: running saves finish. A second ctrl-C ends the process at
+  once by `os._exit`, because an exception could interrupt native code or the
+  shutdown of the interpreter. A second SIGTERM, which some launchers send, is
+  ignored.
+* After `exit_process`: the exit status no longer changes.
+
+A caller outside `stop_on_signals` never sees `Stopped`. Several processes stop
+together: each of them asks `stop_requested` at the same points, and all stop if
+one received a signal.
 """
 
 from __future__ import annotations
@@ -33,196 +40,200 @@ from typing import Any, NoReturn
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_PATIENCE_S = 3.0  # After which a stop that takes time says so.
-_OURS = str(pathlib.Path(os.path.abspath(__file__)).parents[1]) + os.sep
+_NOTICE_S = 3.0  # A stop that takes longer prints a notice.
+_PACKAGE = str(pathlib.Path(os.path.abspath(__file__)).parents[1]) + os.sep
 
 
 class Stopped(BaseException):
-  """The run was told to stop; the message is the signal's name.
+  """A signal stopped the run; the message is the name of the signal.
 
-  No `Exception`: what passes over errors does not pass over this.
+  It is no `Exception`, so that handlers of errors do not catch it.
   """
 
 
-class _Ear:
-  """What was heard; one for the process, as signals are.
+class _State:
+  """State of signal handling; one for the process.
 
   Attributes:
-    ours: whether the process is `main`'s, which may end it.
-    listening: within `listening`.
-    received: the first signal's name.
-    stopping: whether one ended `listening`.
-    interrupted: whether `Stopped` has been, or will be, raised by a signal.
-    said: whether the process has said that it stops.
-    status: the exit status, once it stands.
-    deferring: depth of `deferred` blocks.
-    any_of, name, then: as of `listening`.
-    last: called before the process ends.
+    owns_process: Whether `install_handlers` was called: the program may end.
+    active: Whether `stop_on_signals` is active.
+    received: Name of the first signal.
+    stopping: Whether a signal ended `stop_on_signals`.
+    interrupted: Whether a signal has raised, or will raise, `Stopped`.
+    reported: Whether the stop was printed.
+    status: Exit status after `exit_process`.
+    deferring: Depth of nested `deferred` blocks.
+    any_of, name, then: Arguments of `stop_on_signals`.
+    callbacks: Functions to call before the process ends.
   """
 
-  ours: bool = False
-  listening: bool = False
+  owns_process: bool = False
+  active: bool = False
   received: str = ''
   stopping: bool = False
   interrupted: bool = False
-  said: bool = False
+  reported: bool = False
   status: int | None = None
   deferring: int = 0
   any_of: Callable[[bool], bool] | None = None
   name: str = 'mansu_jax'
   then: str = 'nothing was to be saved yet: give the same command again'
-  last: list[Callable[[], None]] = []
+  callbacks: list[Callable[[], None]] = []
 
 
-_ear = _Ear()
+_state = _State()
 
 
-def hear() -> None:
-  """From now on a signal ends the process in one line, with `EXIT_STATUS`.
+def install_handlers() -> None:
+  """Makes a signal end the process with one line and `EXIT_STATUS`.
 
-  For the first lines of a program: before them, while the interpreter itself
-  starts, a signal does what Python does with it.
+  Call it in the first lines of a program.
   """
-  _ear.ours = True
+  _state.owns_process = True
   for number in _SIGNALS:
-    signal.signal(number, _hear)
+    signal.signal(number, _on_signal)
 
 
 @contextlib.contextmanager
-def listening(
+def stop_on_signals(
     any_of: Callable[[bool], bool] | None = None, *,
-    name: str = _Ear.name, then: str = _Ear.then) -> Iterator[None]:
-  """Has SIGTERM and SIGINT raise `Stopped` within the block.
+    name: str = _State.name, then: str = _State.then) -> Iterator[None]:
+  """Makes SIGTERM and SIGINT raise `Stopped` within the block.
 
-  What handled them before does so again afterwards. In a thread other than the
-  main one, where signals cannot be had, nothing is done.
+  The block's end restores the previous handlers. In a thread other than the
+  main one, which receives no signals, the function does nothing.
 
   Args:
-    any_of: of one of several processes: whether its argument is true in any.
-      Then signals only wait to be asked for, by all processes in the same
-      places; ctrl-C twice still ends this one at once.
-    name: of the process, when it says that it stops.
-    then: what the same command does after a stop.
+    any_of: With several processes, a collective function that returns whether
+      its argument is true in any of them, such as `processes.any_true`. Signals
+      then take effect only where all processes call `stop_requested` or
+      `check`; a second ctrl-C still ends this process at once.
+    name: Name of the process in its messages.
+    then: What the same command does after a stop, for the message.
   """
   if threading.current_thread() is not threading.main_thread():
     yield
     return
-  before = {number: signal.getsignal(number) for number in _SIGNALS}
-  _ear.received, _ear.said = '', False
-  _ear.stopping = _ear.interrupted = False
-  _ear.any_of, _ear.name, _ear.then, _ear.listening = any_of, name, then, True
+  previous = {number: signal.getsignal(number) for number in _SIGNALS}
+  _state.received, _state.reported = '', False
+  _state.stopping = _state.interrupted = False
+  _state.any_of, _state.name, _state.then = any_of, name, then
+  _state.active = True
   try:
     for number in _SIGNALS:
-      signal.signal(number, _hear)
+      signal.signal(number, _on_signal)
     yield
   except Exception as error:
-    if _ear.interrupted:  # Something made this of it.
-      raise Stopped(_ear.received) from error
+    if _state.interrupted:  # A callback converted `Stopped` to an error.
+      raise Stopped(_state.received) from error
     raise
   finally:
-    if _ear.interrupted:
+    if _state.interrupted:
       sys.settrace(None)
-    _ear.listening, _ear.stopping = False, bool(_ear.received)
-    for number, handler in before.items():
+    _state.active, _state.stopping = False, bool(_state.received)
+    for number, handler in previous.items():
       signal.signal(number, handler)
-    _ear.received, _ear.any_of = '', None
+    _state.received, _state.any_of = '', None
 
 
-def _hear(number: int, frame: types.FrameType | None) -> None:
-  name, before = signal.Signals(number).name, _ear.received
-  repeated = before or _ear.stopping or _ear.status is not None
+def _on_signal(number: int, frame: types.FrameType | None) -> None:
+  name, before = signal.Signals(number).name, _state.received
+  repeated = before or _state.stopping or _state.status is not None
   if repeated and number == signal.SIGTERM:
     return
-  if _ear.status is not None:
-    exit_now(_ear.status)
-  if repeated or not _ear.listening:
-    say_stopped(name)
+  if _state.status is not None:
+    exit_now(_state.status)
+  if repeated or not _state.active:
+    report_stop(name)
     exit_now(EXIT_STATUS)
-  _ear.received = name
-  if _ear.deferring or _ear.any_of:
-    _say_waits()
+  _state.received = name
+  if _state.deferring or _state.any_of:
+    _report_waiting()
   else:
     _interrupt(frame)
 
 
 def _interrupt(frame: types.FrameType | None) -> None:
-  """Has `Stopped` raised in the innermost frame of this package."""
-  _ear.interrupted, ours = True, []
+  """Makes the innermost frame of this package raise `Stopped`."""
+  _state.interrupted, frames = True, []
   while frame is not None:
     name = frame.f_code.co_filename
-    if name.startswith(_OURS) and name != __file__:
-      ours.append(frame)
+    if name.startswith(_PACKAGE) and name != __file__:
+      frames.append(frame)
     frame = frame.f_back
-  if not ours:
-    raise Stopped(_ear.received)
-  sys.settrace(lambda *_: None)  # Of no new frame, but frames have their own.
-  for frame in ours:
-    frame.f_trace = _raise
-  # Not by `threading`, of which the main thread may hold a lock.
-  _thread.start_new_thread(_lose_patience, ())
+  if not frames:
+    raise Stopped(_state.received)
+  # Enables tracing; the frames below have trace functions of their own.
+  sys.settrace(lambda *_: None)
+  for frame in frames:
+    frame.f_trace = _raise_stopped
+  # The main thread may hold a lock of `threading`.
+  _thread.start_new_thread(_report_slow_stop, ())
 
 
-def _raise(frame: types.FrameType, event: str, arg: Any) -> Any:
+def _raise_stopped(frame: types.FrameType, event: str, arg: Any) -> Any:
+  """A trace function that raises `Stopped` at the next line."""
   del frame, arg
-  if event == 'line' and not _ear.deferring:
-    raise Stopped(_ear.received)
-  return _raise
+  if event == 'line' and not _state.deferring:
+    raise Stopped(_state.received)
+  return _raise_stopped
 
 
-def _lose_patience() -> None:
-  time.sleep(_PATIENCE_S)
-  if _ear.listening and _ear.interrupted:
-    _say_waits()
+def _report_slow_stop() -> None:
+  time.sleep(_NOTICE_S)
+  if _state.active and _state.interrupted:
+    _report_waiting()
 
 
-def _say_waits() -> None:
-  _say(f'{_ear.received}: stops as soon as its state can be saved (ctrl-C once'
-       ' more: at once).')
+def _report_waiting() -> None:
+  _print(f'{_state.received}: stops as soon as its state is saved (press ctrl-C'
+         ' again to stop at once).')
 
 
-def _say(text: str) -> None:
-  # Not by the log: the signal may have come while it is being written.
-  start = '\n' if os.isatty(2) else ''  # Behind a bar, or `^C`.
+def _print(text: str) -> None:
+  # Not by `logging`, which the signal may have interrupted.
+  start = '\n' if os.isatty(2) else ''  # After a progress bar or `^C`.
   with contextlib.suppress(OSError):
-    os.write(2, f'{start}{_ear.name}: {text}\n'.encode())
+    os.write(2, f'{start}{_state.name}: {text}\n'.encode())
 
 
-def say_stopped(name: str) -> None:
-  """Says, once, that the process was stopped, and by what."""
-  if not _ear.said:
-    _ear.said = True
-    _say(f'stopped by {name}; {_ear.then}. Exit status {EXIT_STATUS}.')
+def report_stop(name: str) -> None:
+  """Prints, once, that the named signal stopped the process."""
+  if not _state.reported:
+    _state.reported = True
+    _print(f'stopped by {name}; {_state.then}. Exit status {EXIT_STATUS}.')
 
 
 @contextlib.contextmanager
-def before_exit(do: Callable[[], None]) -> Iterator[None]:
-  """Has something short done when the process is ended within the block."""
-  _ear.last.append(do)
+def before_exit(callback: Callable[[], None]) -> Iterator[None]:
+  """Calls a short function if the process ends within the block."""
+  _state.callbacks.append(callback)
   try:
     yield
   finally:
-    _ear.last.remove(do)
+    _state.callbacks.remove(callback)
 
 
 def exit_now(status: int) -> NoReturn:
-  """Ends the process without unwinding; from any thread."""
-  for do in reversed(_ear.last):
+  """Ends the process without unwinding the stack; any thread may call it."""
+  for callback in reversed(_state.callbacks):
     with contextlib.suppress(Exception):
-      do()
+      callback()
   os._exit(status)  # pylint: disable=protected-access
 
 
-def leave(status: int, finish: Callable[[], Any] = lambda: None) -> NoReturn:
-  """Ends the process when all is done; signals no longer change its status.
+def exit_process(
+    status: int, finish: Callable[[], Any] = lambda: None) -> NoReturn:
+  """Ends the process after its work; later signals do not change the status.
 
-  The interpreter's own end is left out, and with it what `atexit` was told: a
-  signal there kills threads of JAX and Orbax in the midst of native code.
+  The interpreter's shutdown and its `atexit` functions are skipped: a signal
+  during the shutdown would kill threads of JAX and Orbax within native code.
 
   Args:
-    status: the exit status.
-    finish: done first; ctrl-C cuts it short.
+    status: Exit status.
+    finish: Called first; ctrl-C cuts it short.
   """
-  _ear.status = status
+  _state.status = status
   finish()
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -230,38 +241,43 @@ def leave(status: int, finish: Callable[[], Any] = lambda: None) -> NoReturn:
   exit_now(status)
 
 
-def is_ours() -> bool:
-  """Whether the process is `main`'s, which may end it."""
-  return _ear.ours
+def owns_process() -> bool:
+  """Whether the program has called `install_handlers`, so that it may end."""
+  return _state.owns_process
 
 
 def stop_requested() -> bool:
-  """Whether the run has been told to stop; of several processes, any."""
-  if _ear.any_of is None:
-    return bool(_ear.received)
-  if not _ear.any_of(bool(_ear.received)):
-    return False  # Whatever came while they agreed: next time.
-  _ear.received = _ear.received or 'a signal to another process'
+  """Whether a signal asked the run to stop.
+
+  Collective: with several processes, every process must call it, and the result
+  is true if any of them received a signal.
+  """
+  if _state.any_of is None:
+    return bool(_state.received)
+  if not _state.any_of(bool(_state.received)):
+    return False  # A signal that arrived meanwhile counts at the next call.
+  _state.received = _state.received or 'a signal to another process'
   return True
 
 
 def check() -> None:
-  """Raises `Stopped` where the run has been told to stop."""
+  """Raises `Stopped` if a signal asked the run to stop; collective."""
   if stop_requested():
-    raise Stopped(_ear.received)
+    raise Stopped(_state.received)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """Within the block a signal interrupts nothing; `Stopped` at its end.
+  """Defers `Stopped` to the end of the block.
 
-  Of nested blocks, at the end of the outermost; never in the place of an error
-  that leaves it. Of several processes nothing is raised at its end.
+  Nested blocks raise at the end of the outermost one. An error that leaves the
+  block is not replaced. With several processes the end raises nothing; the next
+  `check` does.
   """
-  _ear.deferring += 1
+  _state.deferring += 1
   try:
     yield
   finally:
-    _ear.deferring -= 1
-  if not _ear.deferring and _ear.any_of is None:
+    _state.deferring -= 1
+  if not _state.deferring and _state.any_of is None:
     check()

@@ -1,9 +1,11 @@
-"""The processes of one run: joined by JAX, one of them with the files.
+"""Coordinates the processes of one run, which JAX connects.
 
-Each runs the same flow with the same arguments, on its part of the mesh. The
-first alone reads and writes the workdir: what it finds there, or fails to, the
-others are told, so that all take the same branch. What is told goes through the
-devices, as everything that they exchange: all must ask in the same order.
+Every process runs the same flow with the same flags on its part of the mesh.
+Only the primary process, with index 0, accesses the workdir;
+`broadcast_from_primary` passes its result or its error to the others, so that
+all take the same branch, and `raise_on_all` makes the error of one the error of
+all. These functions are collective, since they communicate through the devices:
+every process must call them in the same order.
 """
 
 from __future__ import annotations
@@ -22,135 +24,148 @@ import numpy as np
 
 from mansu_jax.runtime import preemption
 
-_ADDRESS, _NUMBER, _ID = (
+_ADDRESS, _COUNT, _INDEX = (
     'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
-_SHORT = 1024  # Bytes of a message that goes at once, its length among them.
-_LENGTH = 8  # Bytes that tell the length.
-_PIECE = 2**26  # Most bytes of what follows, at a time.
+_HEADER = 1024  # Bytes of the first message: the length and first bytes.
+_LENGTH = 8  # Bytes of the length.
+_CHUNK = 2**26  # Largest number of bytes of a later message.
 
 _T = TypeVar('_T')
 
 
 class _State:
-  """Of this process.
+  """State of this process.
 
   Attributes:
-    alone: does what the others wait for.
-    shared: what all have raised.
+    in_broadcast: Whether the primary process computes a value to broadcast.
+    shared_error: The last error that all processes have raised.
   """
 
-  alone: bool = False
-  shared: Exception | None = None
+  in_broadcast: bool = False
+  shared_error: Exception | None = None
 
 
 _state = _State()
 
 
 def join(seconds: int) -> None:
-  """Joins the run's other processes; before anything is on a device.
+  """Connects to the other processes of the run.
 
-  On Cloud TPU, Slurm, Kubernetes and Open MPI, JAX finds out who they are.
-  Elsewhere the environment tells: `JAX_COORDINATOR_ADDRESS`, a host and a free
-  port of the first process; `JAX_NUM_PROCESSES`; `JAX_PROCESS_ID`, from 0.
+  Call it before any array is created. JAX finds the other processes on Cloud
+  TPU, Slurm, Kubernetes and Open MPI. Elsewhere set three environment
+  variables: `JAX_COORDINATOR_ADDRESS`, the host and a free port of the first
+  process; `JAX_NUM_PROCESSES`; and `JAX_PROCESS_ID`, counted from 0.
 
   Args:
-    seconds: that all may take to come.
+    seconds: Time to wait for all processes.
 
   Raises:
-    ValueError: the environment does not tell, or, of a JAX that raises that,
-      not all came in time; a newer one ends the process.
+    ValueError: The environment does not describe the other processes, or they
+      did not connect in time. Some versions of JAX end the process with status
+      134 instead.
   """
-  logging.info('joining the other processes of the run; waits for them up to'
+  logging.info('connecting to the other processes of the run; waits at most'
                ' --mesh_join_seconds=%d', seconds)
-  numbers = {'num_processes': _number(_NUMBER), 'process_id': _number(_ID)}
+  numbers = {'num_processes': _read_number(_COUNT),
+             'process_id': _read_number(_INDEX)}
   try:
     jax.distributed.initialize(initialization_timeout=seconds, **numbers)
   except ValueError as error:
-    given = {name: os.environ.get(name) for name in (_ADDRESS, _NUMBER, _ID)}
-    told = ', '.join(f'{name}={value}' for name, value in given.items()
-                     if value is not None) or 'none of them'
+    given = {name: os.environ.get(name) for name in (_ADDRESS, _COUNT, _INDEX)}
+    found = ', '.join(f'{name}={value}' for name, value in given.items()
+                      if value is not None) or 'none of them'
     raise ValueError(
         f'--mesh_distributed: JAX does not find the other processes ({error})'
-        f' and the environment has {told}; wanted {_ADDRESS} (host:port of'
-        f' process 0), {_NUMBER}, and {_ID} from 0 to less than that. Set'
-        ' them, or leave the flag out for one process.') from error
+        f' and the environment has {found}; wanted {_ADDRESS} (host:port of'
+        f' process 0), {_COUNT}, and {_INDEX}, from 0 to {_COUNT} - 1. Set'
+        ' them, or leave the flag out to run one process.') from error
   except RuntimeError as error:
     raise ValueError(
-        '--mesh_distributed: the processes did not come together within'
-        f' --mesh_join_seconds={seconds} ({str(error).splitlines()[0]}); wanted'
-        f' all of them. Check that all were started, and that each reaches'
-        f' {os.environ.get(_ADDRESS, "the first")}.') from error
-  # While none is ahead: of those that first meet later, on CPU, JAX waits half
-  # a minute for the last.
+        '--mesh_distributed: timed out waiting for another process after'
+        f' --mesh_join_seconds={seconds} ({str(error).splitlines()[0]}). Check'
+        ' that all processes were started, and that each reaches'
+        f' {os.environ.get(_ADDRESS, "process 0")}.') from error
+  # The processes are in step here. On CPU, JAX waits only half a minute for the
+  # last process of a collective, if the processes have not communicated before.
   broadcast_from_primary(lambda: None)
   any_true(False)
 
 
-def _number(name: str) -> int | None:
+def _read_number(name: str) -> int | None:
+  """The number in an environment variable; None if it is not set."""
   text = os.environ.get(name, '')
   if not text:
     return None
   if not text.isdecimal():
-    raise ValueError(f'{name}={text!r} in the environment is no number; wanted'
-                     ' one of 0 or more. Correct it.')
+    raise ValueError(f'The environment variable {name}={text!r} is not a'
+                     ' number; wanted 0 or more. Correct it.')
   return int(text)
 
 
-def number() -> int:
-  """Of this process, from 0."""
+def index() -> int:
+  """Index of this process, from 0."""
   return jax.process_index()
 
 
 def is_primary() -> bool:
-  """Whether this process has the files; true of a process by itself."""
-  return number() == 0
+  """Whether this process accesses the workdir; true for a single process."""
+  return index() == 0
 
 
-def any_true(mine: bool) -> bool:
-  """Whether it is true in any process; all must ask."""
+def any_true(value: bool) -> bool:
+  """Whether the value is true in any process. Collective."""
   if jax.process_count() == 1:
-    return mine
-  return bool(np.any(multihost_utils.process_allgather(np.array([mine]))))
+    return value
+  return bool(np.any(multihost_utils.process_allgather(np.array([value]))))
 
 
 def broadcast_from_primary(make: Callable[[], _T]) -> _T:
-  """What `make` gives in the first process, which alone calls it, in all.
+  """Calls a function in the primary process and returns its result in all.
 
-  All must ask; `make` is what the first does alone, so that it gathers nothing
-  of the others. Asked within `make`, it is only called.
+  Collective. The function itself must not call anything collective, except
+  `broadcast_from_primary`, which then only calls its own function.
 
   Args:
-    make: gives anything that pickles, of NumPy arrays rather than JAX's.
+    make: Called in the primary process only. Its result must pickle, with NumPy
+      arrays rather than JAX arrays.
 
   Raises:
-    Whatever `make` raises, in all processes.
+    Exception: Whatever `make` raises, in all processes.
   """
-  if jax.process_count() == 1 or _state.alone:
+  if jax.process_count() == 1 or _state.in_broadcast:
     return make()
   outcome = None
   if is_primary():
-    _state.alone = True
+    _state.in_broadcast = True
     try:
       outcome = make(), None
     except Exception as error:  # pylint: disable=broad-exception-caught
       outcome = None, error
     finally:
-      _state.alone = False
-  # Pickled by this program for itself, in the same run: never from a file.
-  told = _tell(None if outcome is None else pickle.dumps(outcome))
-  value, error = outcome if outcome is not None else pickle.loads(told)
+      _state.in_broadcast = False
+  # The same program pickles and unpickles within one run; no file is involved.
+  data = _broadcast_bytes(None if outcome is None else pickle.dumps(outcome))
+  value, error = outcome if outcome is not None else pickle.loads(data)
   if error is not None:
-    _state.shared = error
+    _state.shared_error = error
     raise error
   return value
 
 
 def raise_on_all(make: Callable[[], _T]) -> _T:
-  """What `make` gives, where it gives something in all processes.
+  """Calls a function in every process, and fails in all if it fails in one.
+
+  Collective.
+
+  Args:
+    make: Called in every process.
+
+  Returns:
+    The result of this process.
 
   Raises:
-    ValueError: it failed in another process, with that one's message.
-    Others: what `make` raises here.
+    ValueError: `make` failed in another process; has the message of that error.
+    Exception: Whatever `make` raises in this process.
   """
   if jax.process_count() == 1:
     return make()
@@ -159,57 +174,63 @@ def raise_on_all(make: Callable[[], _T]) -> _T:
     result = make()
   except Exception as error:  # pylint: disable=broad-exception-caught
     failure = error
-  mine = np.zeros(_SHORT, np.uint8)
+  message = np.zeros(_HEADER, np.uint8)
   if failure is not None:
-    text = (str(failure) or type(failure).__name__).encode()[:_SHORT]
-    mine[:len(text)] = np.frombuffer(text, np.uint8)
-  every = multihost_utils.process_allgather(mine)
-  for other, row in enumerate(every):
+    text = (str(failure) or type(failure).__name__).encode()[:_HEADER]
+    message[:len(text)] = np.frombuffer(text, np.uint8)
+  messages = multihost_utils.process_allgather(message)
+  for other, row in enumerate(messages):
     if row.any():
       text = row.tobytes().rstrip(b'\0').decode(errors='ignore')
-      _state.shared = failure or ValueError(
-          f'Process {other} cannot go on: {text}')
-      raise _state.shared
+      _state.shared_error = failure or ValueError(
+          f'Process {other} failed: {text}')
+      raise _state.shared_error
   return result
 
 
 def abort(error: Exception, status: int) -> None:
-  """Ends this process at once where the others wait for it; else nothing.
+  """Ends this process at once if the others would wait for it.
 
-  They would wait for minutes; so they find it gone, and end as well.
+  Does nothing in a single process, or for an error that all processes have
+  raised. Otherwise the others notice that this process is gone, and end too.
 
   Args:
-    error: why it ends. One that all have raised is none to end at once for.
-    status: the exit status; with 1, as Python's, the error is shown.
+    error: The error of this process.
+    status: Exit status; 1 also prints the traceback.
   """
-  if jax.process_count() > 1 and error is not _state.shared:
+  if jax.process_count() > 1 and error is not _state.shared_error:
     if status == 1:
       traceback.print_exception(error)
     sys.stderr.flush()
     preemption.exit_now(status)
 
 
-def part() -> None:
-  """Has a process that joined others wait for their end."""
+def disconnect() -> None:
+  """Waits until all processes of the run end; does nothing in a single one."""
   if jax.distributed.is_initialized():
     jax.distributed.shutdown()
 
 
-def _tell(data: bytes | None) -> bytes:
-  """The first process's bytes, in all."""
-  head = np.zeros(_SHORT, np.uint8)
-  room = _SHORT - _LENGTH
+def _broadcast_bytes(data: bytes | None) -> bytes:
+  """Returns the bytes of the primary process in all.
+
+  Args:
+    data: The bytes in the primary process, None in the others.
+  """
+  header = np.zeros(_HEADER, np.uint8)
+  room = _HEADER - _LENGTH
   if data is not None:
     start = len(data).to_bytes(_LENGTH, 'little') + data[:room]
-    head[:len(start)] = np.frombuffer(start, np.uint8)
-  head = multihost_utils.broadcast_one_to_all(head).tobytes()
-  size = int.from_bytes(head[:_LENGTH], 'little')
-  parts = [head[_LENGTH:]]
-  for start in range(room, size, _PIECE):
-    length = min(_PIECE, size - start)
-    piece = np.zeros(1 << (length - 1).bit_length(), np.uint8)  # Few shapes.
+    header[:len(start)] = np.frombuffer(start, np.uint8)
+  header = multihost_utils.broadcast_one_to_all(header).tobytes()
+  size = int.from_bytes(header[:_LENGTH], 'little')
+  parts = [header[_LENGTH:]]
+  for start in range(room, size, _CHUNK):
+    length = min(_CHUNK, size - start)
+    # Powers of two keep the number of compiled shapes small.
+    chunk = np.zeros(1 << (length - 1).bit_length(), np.uint8)
     if data is not None:
-      piece[:length] = np.frombuffer(data, np.uint8, length, start)
+      chunk[:length] = np.frombuffer(data, np.uint8, length, start)
     parts.append(
-        multihost_utils.broadcast_one_to_all(piece)[:length].tobytes())
+        multihost_utils.broadcast_one_to_all(chunk)[:length].tobytes())
   return b''.join(parts)[:size]

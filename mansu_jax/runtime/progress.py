@@ -1,8 +1,7 @@
-"""Progress bars with the time that is left, and a count of tokens.
+"""Shows progress bars and counts tokens.
 
-Bars are drawn where standard error is a terminal, and go when they are done; a
-log file never sees one. Whoever runs a model counts the tokens that it runs;
-`clock.Clock` makes tokens a second of them.
+Wrap the items of a loop in `track`, and call `count_tokens` wherever a model
+processes tokens; `clock.Clock` computes tokens per second from the count.
 """
 
 from __future__ import annotations
@@ -18,48 +17,51 @@ import tqdm
 _Item = TypeVar('_Item')
 
 
-class _Count:
-  """Of this process, since it started."""
+class _Counter:
+  """Tokens of this process since its start."""
 
   tokens: int = 0
 
 
-_count = _Count()
+_counter = _Counter()
 
 
-def over(
-    items: Iterable[_Item], what: str, *, total: int | None = None,
+def track(
+    items: Iterable[_Item], name: str, *, total: int | None = None,
     start: int = 0) -> Iterator[_Item]:
-  """Yields the items beneath a bar.
+  """Yields items and shows a progress bar with the remaining time.
+
+  The bar appears only if standard error is a terminal, and disappears at the
+  end.
 
   Args:
-    items: what is gone through.
-    what: one is called, in the singular or as a whole; the bar's name.
-    total: how many there are, where `items` does not tell.
-    start: how many were done before, of a loop that goes on.
+    items: Items of the loop.
+    name: Label of the bar.
+    total: Number of items, if `items` has no length.
+    start: Number of items that an earlier run has done.
   """
   bar = tqdm.tqdm(
-      items, desc=what, total=total, initial=start, leave=False, disable=None,
+      items, desc=name, total=total, initial=start, leave=False, disable=None,
       file=sys.stderr, dynamic_ncols=True)
   with contextlib.closing(bar):
     yield from bar
 
 
-def count(tokens: int) -> None:
-  """Adds tokens that a model was run on, padding not among them."""
-  _count.tokens += int(tokens)
+def count_tokens(tokens: int) -> None:
+  """Adds a number of tokens that a model has processed, without padding."""
+  _counter.tokens += int(tokens)
 
 
 def tokens() -> int:
-  """All tokens that were counted so far."""
-  return _count.tokens
+  """Number of tokens counted so far."""
+  return _counter.tokens
 
 
-class AboveBars(std_logging.Filter):
-  """Lets a handler's lines stand above bars, not in them."""
+class ClearBarsFilter(std_logging.Filter):
+  """Keeps log lines out of progress bars."""
 
   def filter(self, record: Any) -> bool:
-    """Clears the bars; the next change draws them again."""
+    """Clears the bars before a log line; their next update redraws them."""
     del record
     for bar in list(getattr(tqdm.tqdm, '_instances', ())):
       bar.clear()

@@ -1,14 +1,19 @@
-"""One mesh of devices, and what is split over which of its axes.
+"""Shards arrays over a mesh of devices.
 
-Every run has a mesh of three axes; a single device is a mesh of one.
+Decorate a flow with `on_mesh`, which sets the mesh of its configuration. Within
+it, `shard` places an array on the mesh, `constrain` and `constrain_rows`
+annotate arrays within a program, and `to_host` gathers them.
 
-* `data`: rows of a batch; weights are whole on each part.
-* `fsdp`: rows of a batch too, and weights along the model's width.
-* `tensor`: weights along heads, hidden neurons and the vocabulary.
+The mesh has three axes; a single device is a mesh of size 1.
 
-Which axis of an array goes where is told by its letter, in one table. What is
-computed with placed arrays, XLA's partitioner (GSPMD) splits by itself; the
-decoder asks only that rows be split, which keeps it from gathering them.
+* `data` splits the rows of a batch and replicates the weights.
+* `fsdp` splits the rows of a batch, and the weights along the model width.
+* `tensor` splits the weights along heads, hidden neurons and the vocabulary.
+
+Each axis of an array has a letter; `AXIS_RULES` maps letters to axes of the
+mesh. XLA's partitioner (GSPMD) derives the sharding of all computations from
+the sharding of their inputs. Only the decoder adds constraints: its rows stay
+split, so that XLA does not gather them.
 """
 
 from __future__ import annotations
@@ -38,8 +43,8 @@ from mansu_jax.runtime import memory
 from mansu_jax.runtime import processes
 
 AXES = ('data', 'fsdp', 'tensor')
-# Letter of an array's axis -> axes of the mesh. Others are not split: L
-# (layers) is scanned over, H (a head's width) too small, T (positions) mixed.
+# Letter of an array's axis -> axes of the mesh. Other letters are not split: L
+# (layers) is scanned over, H (head width) is small, T (tokens) is mixed.
 AXIS_RULES = {
     'B': ('data', 'fsdp'),  # Rows of a batch.
     'D': ('fsdp',),
@@ -47,38 +52,39 @@ AXIS_RULES = {
     'N': ('tensor',),
     'K': ('tensor',),
     'V': ('tensor',),
-    'R': AXES,  # Rows of a matrix of which each is computed by itself.
+    'R': AXES,  # Rows of a matrix that are computed independently.
 }
 
 
 def make_mesh(
     options: run_config.MeshConfig,
     devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """The mesh that the flags ask for.
+  """Makes the mesh of a configuration.
 
   Args:
-    options: sizes of its axes, one of which may be -1: what is left.
-    devices: what it is made of; None: all that there are.
+    options: Sizes of the axes; one of them may be -1, for the remaining
+      devices.
+    devices: Devices of the mesh; None for all.
 
   Raises:
-    ValueError: the sizes do not give as many devices as there are.
+    ValueError: The product of the sizes is not the number of devices.
   """
-  memory.agree(processes.broadcast_from_primary)
+  memory.synchronize(processes.broadcast_from_primary)
   devices = jax.devices() if devices is None else devices
   mesh = jax.make_mesh(
-      sizes(options, len(devices)), AXES, devices=devices,
+      axis_sizes(options, len(devices)), AXES, devices=devices,
       axis_types=(AxisType.Auto,) * len(AXES))
   if jax.process_count() > 1 and jax.process_count() == len(
       {device.process_index for device in devices}):
-    _meet(mesh)
+    _connect(mesh)
   return mesh
 
 
-def _meet(mesh: Mesh) -> None:
-  """Has the devices along each axis, and axes together, exchange something.
+def _connect(mesh: Mesh) -> None:
+  """Runs one collective over each set of mesh axes.
 
-  What fails of the network fails here, and none waits for long: on CPU, JAX
-  gives a group up that first meets half a minute apart.
+  Errors of the network then appear at the start. On CPU, JAX also gives up on
+  a first collective whose processes call it more than half a minute apart.
   """
   for count in range(1, len(AXES) + 1):
     for axes in itertools.combinations(AXES, count):
@@ -90,7 +96,15 @@ def _meet(mesh: Mesh) -> None:
 
 
 def on_mesh(flow: Callable[[Any], Any]) -> Callable[[Any], Any]:
-  """Has a flow run on the mesh of its config; raises as `make_mesh`."""
+  """Decorator: runs a flow on the mesh of its configuration.
+
+  Args:
+    flow: Function of a `RunConfig`.
+
+  Returns:
+    The function, which sets the mesh of `config.mesh` while it runs, and also
+    raises what `make_mesh` raises.
+  """
   @functools.wraps(flow)
   def run(config):
     with jax.set_mesh(make_mesh(config.mesh)):
@@ -99,49 +113,53 @@ def on_mesh(flow: Callable[[Any], Any]) -> Callable[[Any], Any]:
   return run
 
 
-def sizes(options: run_config.MeshConfig, devices: int) -> tuple[int, ...]:
-  """The sizes of the mesh's axes on so many devices; raises as `make_mesh`."""
+def axis_sizes(
+    options: run_config.MeshConfig, devices: int) -> tuple[int, ...]:
+  """Sizes of the mesh axes on a number of devices; raises as `make_mesh`."""
   found = [getattr(options, name) for name in AXES]
-  asked = ', '.join(
+  given = ', '.join(
       f'--mesh_{name}={size}' for name, size in zip(AXES, found))
-  given = math.prod(size for size in found if size > 0)
-  if devices % given:
+  product = math.prod(size for size in found if size > 0)
+  if devices % product:
     raise ValueError(
-        f'{asked} do not divide the {devices} devices that there are; wanted'
-        ' sizes whose product does. Change one, or give -1 for one.')
-  found = tuple(devices // given if size < 0 else size for size in found)
+        f'{given} do not divide the {devices} devices; wanted sizes whose'
+        ' product does. Change one, or give -1 for one.')
+  found = tuple(devices // product if size < 0 else size for size in found)
   if math.prod(found) != devices:
     raise ValueError(
-        f'{asked} make {math.prod(found)} of the {devices} devices that there'
-        ' are; wanted all of them. Give -1 for one of the sizes.')
+        f'{given} make {math.prod(found)} of the {devices} devices; wanted all'
+        ' of them. Give -1 for one of the sizes.')
   return found
 
 
 def spec(
     letters: str, shape: Sequence[int], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
-  """Where an array's axes go; axes that do not divide evenly stay whole.
+  """Partition spec of an array.
+
+  Axes whose size is not divisible by the number of shards are replicated.
 
   Args:
-    letters: one for each axis.
-    shape: of the array.
-    mesh: from `make_mesh`.
+    letters: One letter for each axis.
+    shape: Shape of the array.
+    mesh: From `make_mesh`.
   """
   out = []
   for letter, size in zip(letters, shape, strict=True):
+    # The caller's mesh may lack these axes.
     names = tuple(name for name in AXIS_RULES.get(letter, ())
-                  if name in mesh.shape)  # Others' meshes have axes of theirs.
-    parts = math.prod(mesh.shape[name] for name in names)
-    out.append(names if names and size % parts == 0 else None)
+                  if name in mesh.shape)
+    shards = math.prod(mesh.shape[name] for name in names)
+    out.append(names if names and size % shards == 0 else None)
   return PartitionSpec(*out)
 
 
 def shard_tree(tree: types.PyTree, letters: dict[str, str]) -> types.PyTree:
-  """Puts a tree of arrays on the mesh that is set; without one, nowhere.
+  """Shards a tree of arrays over the current mesh; without one, returns it.
 
   Args:
-    tree: of arrays, on the host or on devices.
-    letters: by leaf name.
+    tree: Arrays, on the host or on devices.
+    letters: Axis letters by leaf name.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return tree
@@ -150,54 +168,55 @@ def shard_tree(tree: types.PyTree, letters: dict[str, str]) -> types.PyTree:
 
 
 def shard(x: types.Array | np.ndarray, letters: str) -> types.Array:
-  """Puts an array on the mesh that is set; without one, on a device.
+  """Shards an array over the current mesh; without one, puts it on a device.
 
   Args:
-    x: on the host, whole, or on devices.
-    letters: one for each axis.
+    x: The full array, on the host or on devices.
+    letters: One letter for each axis.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return jnp.asarray(x)
-  where = spec(letters, np.shape(x), mesh)
+  partition = spec(letters, np.shape(x), mesh)
   if jax.process_count() > 1 and not isinstance(x, jax.Array):
-    # `device_put` would send all of it to all, to see that it is the same.
-    here = NamedSharding(_everywhere().sharding.mesh, where)
-    return jax.make_array_from_callback(np.shape(x), here, x.__getitem__)
-  return jax.device_put(x, where)
+    # `device_put` would compare the whole array between all processes.
+    sharding = NamedSharding(_replicated_zero().sharding.mesh, partition)
+    return jax.make_array_from_callback(np.shape(x), sharding, x.__getitem__)
+  return jax.device_put(x, partition)
 
 
 @functools.partial(jax.jit, out_shardings=PartitionSpec())
-def _everywhere() -> types.Array:
-  """A number on the mesh that is set, which tells what that is made of."""
+def _replicated_zero() -> types.Array:
+  """A scalar on the current mesh, whose sharding has the concrete mesh."""
   return jnp.zeros(())
 
 
 def zeros(
     shape: Sequence[int], dtype: jax.typing.DTypeLike, letters: str
 ) -> types.Array:
-  """Zeros on the mesh that is set, made where they lie; see `shard`."""
+  """Zeros that each device of the current mesh creates itself; see `shard`."""
   mesh = jax.sharding.get_abstract_mesh()
-  place = None if mesh.empty else spec(letters, shape, mesh)
-  return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
+  partition = None if mesh.empty else spec(letters, shape, mesh)
+  return jax.jit(
+      lambda: jnp.zeros(shape, dtype), out_shardings=partition)()
 
 
 def to_host(tree: types.PyTree) -> types.PyTree:
-  """Brings arrays to the host, whole; in several processes all must ask.
+  """Gathers arrays to host memory. Collective: every process must call it.
 
   Args:
-    tree: of arrays, on the host or on devices, of other processes too.
+    tree: Arrays, on the host or on devices of any process.
 
   Returns:
-    The same as NumPy arrays, the same in all processes. To be read only.
+    NumPy arrays, equal in all processes. They may be read-only.
   """
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return jax.tree.map(_to_host, tree)
 
 
-def to_host_once(x: types.Array | np.ndarray) -> np.ndarray:
-  """As `to_host`, of one array, of which JAX keeps no copy on the host."""
+def to_host_uncached(x: types.Array | np.ndarray) -> np.ndarray:
+  """As `to_host` for one array, of which JAX then caches no host copy."""
   if isinstance(x, jax.Array):
     x = jax.make_array_from_single_device_arrays(
         x.shape, x.sharding, [shard.data for shard in x.addressable_shards])
@@ -205,53 +224,58 @@ def to_host_once(x: types.Array | np.ndarray) -> np.ndarray:
 
 
 def _to_host(x: types.Array | np.ndarray) -> np.ndarray:
-  if is_here(x):
+  if is_local(x):
     return np.asarray(x)
   return multihost_utils.process_allgather(x, tiled=True)
 
 
-def is_here(x: types.Array | np.ndarray) -> bool:
-  """Whether this process has all of an array."""
+def is_local(x: types.Array | np.ndarray) -> bool:
+  """Whether this process can read the full array without communication."""
   return not isinstance(x, jax.Array) or (
       x.is_fully_addressable or x.is_fully_replicated)
 
 
-def row_parts() -> int:
-  """Parts that rows are split into on the mesh that is set; 1 without."""
-  return _parts(AXIS_RULES['B'])
+def num_row_shards() -> int:
+  """Number of shards of a batch's rows on the current mesh; 1 without one."""
+  return _num_shards(AXIS_RULES['B'])
 
 
-def weight_parts() -> int:
-  """Parts that weights are split into on the mesh that is set; 1 without."""
-  return _parts(('fsdp', 'tensor'))
+def num_weight_shards() -> int:
+  """Number of shards of the weights on the current mesh; 1 without one."""
+  return _num_shards(('fsdp', 'tensor'))
 
 
-def _parts(names: Sequence[str]) -> int:
-  mesh = jax.sharding.get_abstract_mesh()  # Of others: without these axes.
+def _num_shards(names: Sequence[str]) -> int:
+  mesh = jax.sharding.get_abstract_mesh()  # The caller's may lack these axes.
   return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
-def whole_rows(count: int) -> int:
-  """The least number of rows, at least `count`, that splits evenly."""
-  return -(-count // row_parts()) * row_parts()
+def round_up_rows(count: int) -> int:
+  """Rounds a number of rows up to a multiple of `num_row_shards`."""
+  return -(-count // num_row_shards()) * num_row_shards()
 
 
 def replicate(x: types.Array) -> types.Array:
-  """Asks that all of `x` be on every device, where a mesh is set."""
-  return split(x, '.' * x.ndim)
+  """Constrains an array to be replicated on all devices of the current mesh."""
+  return constrain(x, '.' * x.ndim)
 
 
-def split(x: types.Array, letters: str) -> types.Array:
-  """Asks that `x` be split as its axes' letters say, where a mesh is set."""
+def constrain(x: types.Array, letters: str) -> types.Array:
+  """Constrains the sharding of an array, within a program on a mesh.
+
+  Args:
+    x: The array.
+    letters: One letter for each axis.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
   return jax.lax.with_sharding_constraint(x, spec(letters, x.shape, mesh))
 
 
-def split_rows(x: types.Array, letter: str = 'B') -> types.Array:
-  """Asks that the first axis of `x` be split as its letter says, if evenly."""
-  parts = _parts(AXIS_RULES[letter])
-  if parts == 1 or x.shape[0] % parts:
+def constrain_rows(x: types.Array, letter: str = 'B') -> types.Array:
+  """Constrains the first axis of an array to be split if it divides evenly."""
+  shards = _num_shards(AXIS_RULES[letter])
+  if shards == 1 or x.shape[0] % shards:
     return x
-  return split(x, letter + '.' * (x.ndim - 1))
+  return constrain(x, letter + '.' * (x.ndim - 1))

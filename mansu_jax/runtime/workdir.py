@@ -1,6 +1,10 @@
-"""The workdir, of the first process alone: locked, and opened with checks.
+"""Opens the workdir of a run and checks that it belongs to this run.
 
-At every moment, where there is a `record.json`, `flags.txt` is that of its run.
+Decorate a flow with `locked`. The flow calls `check_workdir` early, then
+`open_workdir`, and `write_flags` just before it writes the record. Only the
+primary process accesses the workdir; the functions are collective.
+
+Whenever `record.json` exists, `flags.txt` holds the flags of its run.
 """
 
 from __future__ import annotations
@@ -22,21 +26,29 @@ from mansu_jax.runtime import files
 from mansu_jax.runtime import lock
 from mansu_jax.runtime import processes
 
-_IDENTITY, _HASHES, _RECORD = 'flags.txt', 'hashes.json', 'record.json'
+_FLAGS, _HASHES, _RECORD = 'flags.txt', 'hashes.json', 'record.json'
 _ENVIRONMENTS = 'environments.json'
-# These may differ when a run goes on: they change no figure but by rounding.
-_SAME_RUN = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
+# Flags that a resumed run may change: they affect results by rounding at most.
+_CHANGEABLE = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
     'debug', 'profile', 'fail_on_verdict', 'unlearn_save_every',
     'mesh_data', 'mesh_fsdp', 'mesh_tensor', 'mesh_distributed',
     'mesh_join_seconds'))
 
 
 def locked(flow: Callable[[Any], Any]) -> Callable[[Any], Any]:
-  """Has a flow hold the lock of its config's workdir; errors as `lock.held`."""
+  """Decorator: holds the lock of the workdir while a flow runs.
+
+  Args:
+    flow: Function of a `RunConfig`.
+
+  Returns:
+    The function, which also raises what `lock.held` raises. Without a workdir
+    it takes no lock; the flow then reports the missing flag.
+  """
   @functools.wraps(flow)
   def run(config):
     with contextlib.ExitStack() as stack:
-      if config.workdir:  # Else it is refused, as one among other errors.
+      if config.workdir:
         processes.broadcast_from_primary(lambda: stack.enter_context(
             lock.held(pathlib.Path(config.workdir))))
       return flow(config)
@@ -46,26 +58,29 @@ def locked(flow: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def open_workdir(
     config: run_config.RunConfig, hashes: Mapping[str, str]) -> pathlib.Path:
-  """Creates or reopens the workdir and writes in it what its run is.
+  """Creates or reopens the workdir, and writes the identity of its run.
 
-  That is `flags.txt`, and the SHA-256 of everything that the run reads in
-  `hashes.json`: finished stages are of use to the same flags on the same bytes
-  only. Flags of a finished run stay until `note_flags`.
+  The identity is `flags.txt` and `hashes.json`, the SHA-256 of all files that
+  the run reads: a finished stage is valid only for the same flags and the same
+  bytes. The flags of a finished run stay until `write_flags`.
 
   Args:
-    config: the run's.
-    hashes: `{name: SHA-256}` of data files and weights.
+    config: Configuration of the run.
+    hashes: `{name: SHA-256}` of the data files and weights.
+
+  Returns:
+    The path of the workdir.
 
   Raises:
-    ValueError: as `check_workdir`, or a finished stage is of other bytes; or
-      another process has read other bytes than the first.
+    ValueError: As `check_workdir`; or a finished stage comes from other bytes;
+      or another process has read other bytes than the primary one.
   """
-  _check_same_bytes(hashes)
+  _check_equal_hashes(hashes)
   return processes.broadcast_from_primary(lambda: _open_workdir(config, hashes))
 
 
-def _check_same_bytes(hashes: Mapping[str, str]) -> None:
-  """Raises ValueError where processes do not run on the same."""
+def _check_equal_hashes(hashes: Mapping[str, str]) -> None:
+  """Raises ValueError unless all processes have read the same bytes."""
   wanted = processes.broadcast_from_primary(lambda: dict(hashes))
 
   def check():
@@ -73,7 +88,7 @@ def _check_same_bytes(hashes: Mapping[str, str]) -> None:
       if wanted.get(name) != hashes.get(name):
         raise ValueError(
             f'{name!r} has SHA-256 {_short(hashes.get(name))} in process'
-            f' {processes.number()}, but {_short(wanted.get(name))} in process'
+            f' {processes.index()}, but {_short(wanted.get(name))} in process'
             ' 0; wanted the same everywhere. Give all hosts the same files.')
 
   processes.raise_on_all(check)
@@ -83,100 +98,101 @@ def _open_workdir(
     config: run_config.RunConfig, hashes: Mapping[str, str]) -> pathlib.Path:
   root = check_workdir(config)
   root.mkdir(parents=True, exist_ok=True)
-  _check_made_of(root, hashes, every=True)
-  for path in root.glob('.model.*'):  # Of a process killed while it wrote.
+  _check_hashes(root, hashes, complete=True)
+  for path in root.glob('.model.*'):  # Left by a process that was killed.
     shutil.rmtree(path)
   files.write_json(root / _HASHES, dict(hashes))
   if not (root / _RECORD).exists():
-    files.write_text(root / _IDENTITY, run_flags.to_flagfile(config))
+    files.write_text(root / _FLAGS, run_flags.to_flagfile(config))
   return root
 
 
-def note_flags(config: run_config.RunConfig, root: pathlib.Path) -> None:
-  """Makes ready for the record: `flags.txt` becomes that of its run.
+def write_flags(config: run_config.RunConfig, root: pathlib.Path) -> None:
+  """Writes `flags.txt` before the record is written.
 
-  A record that is of other flags, which change no figure, goes first.
+  Deletes an older record first if its run had other flags.
 
   Args:
-    config: the run's.
-    root: from `open_workdir`.
+    config: Configuration of the run.
+    root: From `open_workdir`.
 
   Raises:
-    ValueError: the workdir is another run's now.
+    ValueError: Another run has taken over the workdir.
   """
-  def note():
-    lock.check(root)
-    flags, path = run_flags.to_flagfile(config), root / _IDENTITY
+  def write():
+    lock.check_held(root)
+    flags, path = run_flags.to_flagfile(config), root / _FLAGS
     if not path.exists() or path.read_text(encoding='utf-8') != flags:
       (root / _RECORD).unlink(missing_ok=True)
       files.write_text(path, flags)
 
-  processes.broadcast_from_primary(note)
+  processes.broadcast_from_primary(write)
 
 
-def _check_made_of(
-    root: pathlib.Path, hashes: Mapping[str, str], *, every: bool) -> None:
-  """Raises ValueError where finished stages were made of other bytes.
+def _check_hashes(
+    root: pathlib.Path, hashes: Mapping[str, str], *, complete: bool) -> None:
+  """Raises ValueError if finished stages come from other bytes.
 
   Args:
-    root: the workdir.
-    hashes: of what has been read.
-    every: whether that is everything.
+    root: The workdir.
+    hashes: `{name: SHA-256}` of the files read so far.
+    complete: Whether these are all files of the run.
   """
-  made_of = root / _HASHES
-  if not (_has_finished(root) and made_of.exists()):
+  path = root / _HASHES
+  if not (_has_results(root) and path.exists()):
     return
-  found = json.loads(made_of.read_text(encoding='utf-8'))
-  for name in sorted(hashes.keys() | (found.keys() if every else ())):
+  found = json.loads(path.read_text(encoding='utf-8'))
+  for name in sorted(hashes.keys() | (found.keys() if complete else ())):
     if found.get(name) != hashes.get(name):
       raise ValueError(
-          f'--workdir={root} holds stages that were made when {name!r} had'
+          f'--workdir={root} holds stages that were computed when {name!r} had'
           f' another content (SHA-256 {_short(found.get(name))}, now'
           f' {_short(hashes.get(name))}); wanted the same. Give a new'
-          ' folder, or put the old content back.')
+          ' folder, or restore the old content.')
 
 
 def _short(digest: str | None) -> str:
   return f'{digest[:12]}...' if digest else 'none'
 
 
-def _has_finished(root: pathlib.Path) -> bool:
-  """Whether there is a finished stage to lose or to confuse."""
+def _has_results(root: pathlib.Path) -> bool:
+  """Whether the workdir holds a record or a finished stage."""
   return (root / _RECORD).exists() or _has_stages(root)
 
 
 def _has_stages(root: pathlib.Path) -> bool:
-  """Whether there is a stage to go on from."""
+  """Whether the workdir holds a finished stage, from which a run can resume."""
   checkpoints = root / 'checkpoints'
   return checkpoints.is_dir() and any(
       files.UNFINISHED not in path.name for path in checkpoints.iterdir())
 
 
-def note_environment(root: pathlib.Path) -> None:
-  """Keeps where a run goes on; warns where that is not where it was left.
+def record_environment(root: pathlib.Path) -> None:
+  """Adds the current environment to the workdir's list.
 
-  On other devices, or by another version, sums round otherwise.
+  Logs a warning if a run resumes in another environment: other devices or
+  versions may round differently.
 
   Args:
-    root: from `open_workdir`.
+    root: From `open_workdir`.
   """
-  def note():
-    here, path = environment.here(), root / _ENVIRONMENTS
-    before = _environments(root) if _has_stages(root) else []
-    found = before and environment.differences(before[-1], here)
+  def record():
+    current, path = environment.describe(), root / _ENVIRONMENTS
+    earlier = _environments(root) if _has_stages(root) else []
+    found = earlier and environment.differences(earlier[-1], current)
     if found:
       logging.warning(
-          '%s goes on elsewhere than it was left (%s): what is still to be done'
-          ' may round otherwise.', root, found)
+          '%s resumes in another environment (%s): the remaining stages may'
+          ' round differently.', root, found)
     files.write_json(path, [
-        *(each for each in before if environment.differences(each, here)),
-        here])
+        *(each for each in earlier if environment.differences(each, current)),
+        current])
 
-  processes.broadcast_from_primary(note)
+  processes.broadcast_from_primary(record)
 
 
 def earlier_environments(root: pathlib.Path) -> list[dict[str, Any]]:
-  """Those, other than this one, that a run with finished stages was in."""
+  """Other environments in which stages of the run were computed."""
   return processes.broadcast_from_primary(lambda: _environments(root)[:-1])
 
 
@@ -185,29 +201,33 @@ def _environments(root: pathlib.Path) -> list[dict[str, Any]]:
   try:
     return list(json.loads(path.read_text('utf-8'))) if path.exists() else []
   except ValueError:
-    logging.warning('%s is damaged: where the run was before is lost.', path)
+    logging.warning(
+        '%s is damaged: the list of earlier environments is lost.', path)
     return []
 
 
 def check_workdir(
     config: run_config.RunConfig, hashes: Mapping[str, str] | None = None
 ) -> pathlib.Path:
-  """Finds that the workdir can be made, or gone on in; claims nothing yet.
+  """Checks that the workdir can be created, or resumed by this run.
 
-  A folder that is not there is not left behind: the run may yet be refused.
+  Leaves no new folder behind, because later checks may still refuse the run.
 
   Args:
-    config: the run's.
-    hashes: `{name: SHA-256}` of what has been read so far.
+    config: Configuration of the run.
+    hashes: `{name: SHA-256}` of the files read so far.
+
+  Returns:
+    The path of the workdir.
 
   Raises:
-    ValueError: no workdir given, not writable, holds other files, holds
-      another run's finished stages, or such of other bytes, or holds some and
+    ValueError: No workdir was given; it is not writable; or it holds other
+      files, finished stages of another run or of other bytes, or any while
       --noresume was given.
   """
   def check():
     root = _check_workdir(config)
-    _check_made_of(root, hashes or {}, every=False)
+    _check_hashes(root, hashes or {}, complete=False)
     return root
 
   return processes.broadcast_from_primary(check)
@@ -219,6 +239,23 @@ def _check_workdir(config: run_config.RunConfig) -> pathlib.Path:
                      ' for the outputs.')
   root = pathlib.Path(config.workdir)
   run_config.check_text('workdir', str(root.absolute()))
+  _check_writable(root)
+  wanted = run_flags.to_flagfile(config)
+  flags = root / _FLAGS
+  if flags.exists() and _has_results(root):
+    _check_same_run(
+        root, flags.read_text(encoding='utf-8'), wanted, config.resume)
+  elif root.exists() and not flags.exists():
+    others = sorted({path.name for path in root.iterdir()} - {lock.NAME})
+    if others:
+      raise ValueError(
+          f'--workdir={root} holds other files, such as {others[0]!r}, and no'
+          f' {_FLAGS} of a run; give a new or empty folder.')
+  return root
+
+
+def _check_writable(root: pathlib.Path) -> None:
+  """Raises ValueError if the folder cannot be created or written."""
   try:
     missing = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(parents=True, exist_ok=True)
@@ -228,32 +265,28 @@ def _check_workdir(config: run_config.RunConfig) -> pathlib.Path:
     for path in missing:
       path.rmdir()
   except OSError as error:
-    raise lock.cannot_write(root, error) from error
-  wanted = run_flags.to_flagfile(config)
-  identity = root / _IDENTITY
-  if identity.exists() and _has_finished(root):
-    _check_same_run(root, identity.read_text(encoding='utf-8'), wanted,
-                    config.resume)
-  elif root.exists() and not identity.exists():
-    others = sorted({path.name for path in root.iterdir()} - {lock.NAME})
-    if others:
-      raise ValueError(
-          f'--workdir={root} holds files of something else ({others[0]!r} and'
-          f' so on) and no {_IDENTITY} of a run; give a new or empty folder.')
-  return root
+    raise lock.not_writable_error(root, error) from error
 
 
 def _check_same_run(
     root: pathlib.Path, found: str, wanted: str, resume: bool) -> None:
+  """Raises ValueError unless a run may resume in a workdir.
+
+  Args:
+    root: The workdir.
+    found: Text of its flagfile.
+    wanted: Text of this run's flagfile.
+    resume: Value of --resume.
+  """
   if not resume:
-    raise ValueError(f'--workdir={root} already holds a run and --noresume was'
+    raise ValueError(f'--workdir={root} already holds a run, and --noresume was'
                      ' given; give a new folder, or --resume.')
   only = lambda one, other: [
       line for line in one.splitlines()
-      if line not in other.splitlines() and not line.startswith(_SAME_RUN)]
+      if line not in other.splitlines() and not line.startswith(_CHANGEABLE)]
   theirs, ours = only(found, wanted), only(wanted, found)
   if theirs or ours:
     first = lambda lines: lines[0] if lines else 'none'
     raise ValueError(
-        f'--workdir={root} holds another run; the first flag that differs is'
+        f'--workdir={root} holds another run; the first different flag is'
         f' {first(theirs)} there and {first(ours)} here. Give a new folder.')

@@ -139,13 +139,13 @@ def add_reference(
     fill: packing.FillRows = packing.fill_rows, *, batch_rows: int = 16
 ) -> Spans:
   """Fills in `reference` [n, A, D] from the base's hidden states."""
-  batch_rows = sharding.whole_rows(batch_rows)
+  batch_rows = sharding.round_up_rows(batch_rows)
   packed, (starts,) = pack([spans], fill)
   pad = -packed.tokens.shape[0] % batch_rows
   packed = [np.pad(x, ((0, pad), (0, 0))) for x in packed]
   flat = []
-  progress.count(spans.length.sum())
-  for r in progress.over(
+  progress.count_tokens(spans.length.sum())
+  for r in progress.track(
       range(0, packed[0].shape[0], batch_rows), 'reference states'):
     states = sharding.to_host(
         hidden(*(x[r:r + batch_rows] for x in packed)))
@@ -259,7 +259,7 @@ class Batches:
       lengths.append(np.concatenate([g.length for g in groups]).tolist())
       sizes.append([_positions(g) for g in (*groups, prompts)])
     self._capacity = max(ROW, *map(max, lengths))
-    self._rows = sharding.whole_rows(
+    self._rows = sharding.round_up_rows(
         max(len(fill(some, self._capacity)) for some in lengths))
     self._sizes = np.max(sizes, axis=0).tolist()  # One shape for all steps.
 
@@ -286,7 +286,7 @@ class Batches:
     if self._choices is not None:
       others = objective.Choices(*(x[rows] for x in self._choices))
     packed, starts = pack(groups, self._fill, self._rows, self._capacity)
-    progress.count(sum(int(g.length.sum()) for g in groups))
+    progress.count_tokens(sum(int(g.length.sum()) for g in groups))
     forget, retain, *rest = map(targets, groups, starts, self._sizes)
     next_or_none = lambda pool: None if pool is None else rest.pop(0)
     return objective.Batch(

@@ -41,7 +41,7 @@ def sum_of_squares(log_prob, theta, frozen, examples, weights, *, chunk):
         lambda g: weight * jnp.square(g.astype(jnp.float32)), grads)
 
   def add_chunk(total, part):
-    squares = jax.vmap(squared)(*jax.tree.map(sharding.split_rows, part))
+    squares = jax.vmap(squared)(*jax.tree.map(sharding.constrain_rows, part))
     return jax.tree.map(lambda t, s: t + s.sum(0), total, squares), None
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), theta)

@@ -181,7 +181,7 @@ def run(
   unlearn_step = make_step(problem, shardings)
 
   first, start = len(history), None
-  for step in progress.over(
+  for step in progress.track(
       range(first, steps), 'unlearn', total=steps, start=first):
     view = problem.views[step % len(problem.views)]
     seen = None if view.quantize is None else view.quantize(carry[0])

@@ -1,4 +1,4 @@
-"""Flags and config: one to one, checked together, repeatable from a file."""
+"""Flags and config correspond, are checked, and survive a flagfile."""
 
 import dataclasses
 import os
@@ -18,6 +18,7 @@ from mansu_jax.config import run as config_lib
 from mansu_jax.data.readers import jsonl
 from mansu_jax.stages.prepare import inputs
 from mansu_jax.stages.train import pools
+from tests.config import options
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
@@ -45,41 +46,8 @@ def _parse_text(text):
     return _parse(f'--flagfile={file.name}')
 
 
-def _all_fields():
-  """`(stage or '', field)` of every option."""
-  stages = config_lib.stages()
-  out = [('', f) for f in dataclasses.fields(config_lib.RunConfig)
-         if f.name not in stages]
-  return out + [(stage, f) for stage, stage_class in stages.items()
-                for f in dataclasses.fields(stage_class)]
-
-
 def _flag_names():
-  return ['_'.join(filter(None, (stage, f.name)))
-          for stage, f in _all_fields()]
-
-
-def _other_value(field):
-  """Something valid that is not the default."""
-  default, choices = field.default, field.metadata.get('choices')
-  if choices:
-    return next(c for c in choices if c != default)
-  if isinstance(default, bool):
-    return not default
-  if isinstance(default, float):
-    return 0.12345678901234567
-  if isinstance(default, int):
-    return default + 3
-  return ('x y/b=1.jsonl', 'c') if isinstance(default, tuple) else 'x y=1'
-
-
-def _changed(stage, field, value):
-  config = config_lib.RunConfig()
-  if not stage:
-    return dataclasses.replace(config, **{field.name: value})
-  part = dataclasses.replace(
-      getattr(config, stage), **{field.name: value})
-  return dataclasses.replace(config, **{stage: part})
+  return [name for name, *_ in config_lib.options()]
 
 
 class RoundTripTest(parameterized.TestCase):
@@ -98,13 +66,14 @@ class RoundTripTest(parameterized.TestCase):
     self.assertEqual(_parse()[0], config_lib.RunConfig())
 
   def test_every_field_survives_its_flagfile(self):
-    pinned = ('mode', 'method', 'selection', 'workdir', 'resume', 'floor',
-              'topology', 'memory_gib', 'skip_unequal', 'pairs_file')
-    for stage, field in _all_fields():
-      if field.name in pinned:
-        continue  # Tested below: not alone, or not in the file.
-      with self.subTest(f'{stage}.{field.name}'):
-        config = _changed(stage, field, _other_value(field))
+    # Tested below: they need other flags, or are not in the file.
+    excluded = ('method', 'workdir', 'resume', 'attribution_skip_unequal')
+    for name, field, _ in config_lib.options():
+      if name in excluded:
+        continue
+      with self.subTest(name):
+        config = options.replace(
+            config_lib.RunConfig(), name, options.other_value(field))
         self.assertNotEqual(config, config_lib.RunConfig())
         got, rest = _parse_text(run_flags.to_flagfile(config))
         self.assertEqual(got, config)
@@ -227,17 +196,16 @@ class RefusalTest(parameterized.TestCase):
 
 
   def test_every_number_has_a_largest(self):
-    for stage, field in _all_fields():
-      values = {int: (10**20, 10**5000, -10**20), float: (1e300, -1e300)}
+    values = {int: (10**20, 10**5000, -10**20), float: (1e300, -1e300)}
+    for flag, field, _ in config_lib.options():
       for value in values.get(type(field.default), ()):
-        flag = '_'.join(filter(None, (stage, field.name)))
         with self.subTest(flag), self.assertRaisesRegex(
-            ValueError, f'--{flag}=.* is out of range; wanted .* at most'):
-          _changed(stage, field, value)
+            ValueError, f'--{flag}=.* is out of range; wanted at most'):
+          options.replace(config_lib.RunConfig(), flag, value)
 
   @parameterized.parameters(
-      ('x' * 256, 'too long: 256 bytes, 256 in one name; wanted'),
-      ('/'.join(['d' * 99] * 40), 'too long: 3999 bytes, 99 in one name'),
+      ('x' * 256, 'too long: the path has 256 bytes and its longest name 256'),
+      ('/'.join(['d' * 99] * 40), 'has 3999 bytes .* name 99; wanted at most'),
       ('a\0b', 'NUL; wanted'), ('a\nb', 'line break'), ('a ', 'ends with'),
       ('~/a', 'begins with ~.*HOME'), ('a\udcff', 'not UTF-8.*PYTHONUTF8=1'))
   def test_names_that_no_file_has(self, name, message):
@@ -246,7 +214,8 @@ class RefusalTest(parameterized.TestCase):
         config_lib.RunConfig(**args)
     with self.assertRaisesRegex(ValueError, f'--data_text=.*{message}'):
       config_lib.DataConfig(text=('a', name))
-    with self.assertRaisesRegex(ValueError, f'attribution_pairs_file=.*{message}'):
+    with self.assertRaisesRegex(
+        ValueError, f'attribution_pairs_file=.*{message}'):
       config_lib.AttributionConfig(pairs_file=name)
 
   def test_former_names_and_values_are_accepted(self):
@@ -342,6 +311,18 @@ class MainTest(parameterized.TestCase):
     self.assertIn('--mode: <unlearn|audit|attribute|plan>:', text)
     for name in _flag_names():
       self.assertRegex(text, rf'--(\[no\])?{name}\b')
+    text = ' '.join(text.split())  # Help is wrapped.
+    self.assertIn('(Modes: unlearn, plan.)', text)
+    self.assertIn('134: timed out waiting for another process', text)
+
+  def test_flags_that_the_mode_does_not_read(self):
+    for args, message in (
+        (('--mode=plan', '--mesh_distributed'), '--mesh_distributed has no'),
+        (('--mode=plan', '--workdir=w'), '--workdir=w has no effect in'),
+        (('--plan_memory_gib=2',), '--plan_memory_gib=2.0 has no effect')):
+      done = self._run(*args)
+      self.assertEqual(done.returncode, 2)
+      self.assertIn(f'mansu_jax: {message}', done.stderr)
 
   def test_a_flagfile_that_the_locale_cannot_read(self):
     with tempfile.NamedTemporaryFile('wb', suffix='.flags') as file:

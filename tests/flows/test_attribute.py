@@ -300,37 +300,37 @@ class RefusalsTest(bad_input.Refusals):
                   '--attribution_level=edge']
 
   @parameterized.parameters(
-      ('--unlearn_steps=3', ('--unlearn_steps=3 is for --mode=unlearn',
-                             'the mode is attribute')),
-      ('--base=x', ('--base=x is for --mode=audit', 'attribute')),
+      ('--unlearn_steps=3', ('--unlearn_steps=3 has no effect in --mode=attribute',
+                             'applies to --mode=unlearn', 'Leave it out')),
+      ('--base=x', ('--base=x has no effect', 'applies to --mode=audit')),
       ('--quant_schemes=fp4,int8', (
-          '--quant_schemes=fp4,int8 changes nothing', 'quantizes nothing')),
-      ('--fail_on_verdict', ('--fail_on_verdict=True changes nothing',)),
-      ('--eval_cad_pairs=4', ('--eval_cad_pairs=4 changes nothing',)),
-      ('--eval_questions=9', ('--eval_questions=9 changes nothing',)),
-      ('--eval_bootstrap=200', ('--eval_bootstrap=200 changes nothing',),
+          '--quant_schemes=fp4,int8 has no effect', '--mode=unlearn')),
+      ('--fail_on_verdict', ('--fail_on_verdict has no effect',)),
+      ('--eval_cad_pairs=4', ('--eval_cad_pairs=4 has no effect',)),
+      ('--eval_questions=9', ('--eval_questions=9 has no effect',)),
+      ('--eval_bootstrap=200', ('--eval_bootstrap=200 has no effect',),
        '--circuit_resamples=0'),
-      ('--data_forget=x', ('--data_forget=x changes nothing', 'whose pairs')),
-      ('--data_retain=x', ('--data_retain=x changes nothing', 'contrast')),
-      ('--data_heldout=x', ('--data_heldout=x changes nothing',)),
-      ('--data_heldout_text=x', ('--data_heldout_text=x changes nothing',)),
-      ('--data_text_window=9', ('--data_text_window=9 changes nothing',)),
+      ('--data_forget=x', ('--data_forget=x has no effect', 'pairs come from')),
+      ('--data_retain=x', ('--data_retain=x has no effect', 'contrast')),
+      ('--data_heldout=x', ('--data_heldout=x has no effect',)),
+      ('--data_heldout_text=x', ('--data_heldout_text=x has no effect',)),
+      ('--data_text_window=9', ('--data_text_window=9 has no effect',)),
       ('--circuit_file=no.json', ("'no.json' does not exist",)),
-      ('--circuit_file=x.json', ('--circuit_file=x.json changes nothing',
+      ('--circuit_file=x.json', ('--circuit_file=x.json has no effect',
                                  '=head'), '--attribution_level=head'),
-      ('--circuit_file=x.json', ('--circuit_file=x.json changes nothing',
+      ('--circuit_file=x.json', ('--circuit_file=x.json has no effect',
                                  '=unlearn'), '--mode=unlearn'),
-      ('--circuit_edges=7', ('--circuit_edges=7 changes nothing',
+      ('--circuit_edges=7', ('--circuit_edges=7 has no effect',
                              'circuit_file=x.json'), '--circuit_file=x.json'),
-      ('--circuit_resamples=7', ('--circuit_resamples=7 changes nothing',),
+      ('--circuit_resamples=7', ('--circuit_resamples=7 has no effect',),
        '--circuit_file=x.json'),
-      ('--eval_bootstrap=200', ('--eval_bootstrap=200 changes nothing',),
+      ('--eval_bootstrap=200', ('--eval_bootstrap=200 has no effect',),
        '--circuit_file=x.json'),
       ('--circuit_edges=99999', ('--circuit_edges=99999', 'has', 'Lower it')),
-      ('--circuit_budget=0.1', ('--circuit_budget=0.1 changes nothing',)),
+      ('--circuit_budget=0.1', ('--circuit_budget=0.1 has no effect',)),
       ('--circuit_selection=random', (
-          '--circuit_selection=random changes nothing', '=edge')),
-      ('--attribution_level=head', ('--circuit_edges=7 changes nothing',
+          '--circuit_selection=random has no effect', '=edge')),
+      ('--attribution_level=head', ('--circuit_edges=7 has no effect',
                                     '=head'), '--circuit_edges=7'),
       ('--attribution_level=head', ('no train questions of the retain set',),
        '--circuit_contrast=0.5'),
@@ -340,7 +340,7 @@ class RefusalsTest(bad_input.Refusals):
       ('--circuit_first_layer=7', ('--circuit_first_layer=7 and',)),
       ('--circuit_per_layer_cap=0.01', ('--circuit_edges=200, but', 'cap')),
       ('--circuit_curve_circuits=-1', ('--circuit_curve_circuits=-1',)),
-      ('--mode=unlearn', ('--circuit_curve_circuits=3 changes nothing',
+      ('--mode=unlearn', ('--circuit_curve_circuits=3 has no effect',
                           '=unlearn'), '--circuit_curve_circuits=3',
        '--attribution_level=neuron'),
       ('--circuit_edges=0', ('--circuit_edges=0',)),
@@ -367,8 +367,8 @@ class RefusalsTest(bad_input.Refusals):
     question['prompt'] = 'word ' * 150 + 'is'
     path = self.folder / 'long.jsonl'
     tiny_job.write_jsonl(path, asked)
-    args = ['--attribution_pairs_file=', '--attribution_pairs=8',
-            '--attribution_level=neuron', f'--data_forget={path}']
+    args = ['--attribution_pairs_file=', '--attribution_level=neuron',
+            f'--data_forget={path}']
     self.refused(*args, message=('long.jsonl', 'tokens', 'positions up to'))
 
   def test_questions_without_a_tokenizer(self):

@@ -18,8 +18,9 @@ _OF_TRAINING = ('history', 'retain_kl', 'swapped_prompts')
 
 
 def _without_data(flags):
-  """Flags of a job without its data."""
-  return [f for f in flags if not f.startswith('--data_')]
+  """Flags of a job without its data and the number of its pairs."""
+  return [f for f in flags
+          if not f.startswith(('--data_', '--attribution_pairs='))]
 
 
 class RunTest(parameterized.TestCase):

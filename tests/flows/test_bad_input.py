@@ -1,7 +1,6 @@
-"""Every bad input is refused early, in one message that says what to do.
+"""Every bad input is refused early, with one message and a remedy.
 
-The cases go through `main.main`, as on the command line; a few go through a
-process of their own.
+Most cases call `main.main`; a few start a process.
 """
 
 import json
@@ -27,7 +26,8 @@ class DataTest(bad_input.Refusals):
     self.refused(f'--data_{role}=no/such.jsonl', message=(
         "'no/such.jsonl' does not exist", 'wanted', 'Correct the path'))
 
-  def test_what_is_no_regular_file(self):
+  def test_files_that_are_not_regular(self):
+    self.without('--attribution_pairs')
     pipe, link = self.folder / 'pipe', self.folder / 'link'
     os.mkfifo(pipe)
     link.symlink_to(link)
@@ -115,7 +115,7 @@ class DataTest(bad_input.Refusals):
         'forget set', "no question of use 'train'", 'wanted'))
 
   @parameterized.parameters(
-      ('forget', 1, 'pairs of the forget set are of 1 fact'),
+      ('forget', 1, 'pairs of the forget set have 1 fact'),
       ('retain', 1, 'None of the'))
   def test_a_set_that_makes_no_pairs(self, role, facts, message):
     lines = tiny_job.questions()[role][:9 * facts]
@@ -143,6 +143,7 @@ class DataTest(bad_input.Refusals):
     path.write_text(json.dumps({
         'clean': 'The capital of Alvaria is', 'answer': 'Abelton',
         'corrupt': 'The capital is', 'corrupt_answer': 'Brask'}))
+    self.without('--attribution_pairs')
     self.refused(f'--attribution_pairs_file={path}', message=(
         'pairs.jsonl: 1 of 1 pairs', 'wanted equal', 'line 1 has 5 and'))
 
@@ -162,7 +163,7 @@ class FlagsTest(bad_input.Refusals):
 
   def test_budget_under_one_node(self):
     self.refused('--circuit_budget=0.0001', message=(
-        '--circuit_budget=0.0001', 'less than one node', 'raise the budget'))
+        '--circuit_budget=0.0001', 'less than one node', 'Raise the budget'))
 
   @parameterized.parameters(
       (('--method=graddiff',), '--method=graddiff'),
@@ -171,7 +172,7 @@ class FlagsTest(bad_input.Refusals):
       (('--edit_floor=none', '--edit_landing=boundary'), 'contradicts'),
       (('--unlearn_fp_steps=30', '--unlearn_steps=30'),
        '--unlearn_fp_steps=30 of --unlearn_steps=30 leaves no step'),
-      (('--base=other',), '--base=other is for --mode=audit'))
+      (('--base=other',), 'it applies to --mode=audit'))
   def test_flags_that_contradict(self, args, message):
     self.refused(*args, message=(message,))
 
@@ -214,7 +215,7 @@ class WorkdirTest(bad_input.Refusals):
     (self.folder / 'loop').symlink_to(self.folder / 'loop')
     for path in '/dev/null', self.folder / 'loop':
       self.refused(f'--workdir={path}', message=(
-          'it is a file, or a link that leads nowhere', 'Give a folder'))
+          'it is a file or a broken link', 'Give a folder'))
 
   def test_none(self):
     self.refused('--workdir=', message=('No workdir', 'give --workdir=DIR'))
@@ -230,7 +231,7 @@ class WorkdirTest(bad_input.Refusals):
     (other / 'flags.txt').write_text('--seed=7\n')
     (other / 'record.json').write_text('{}')
     self.refused(f'--workdir={other}', message=(
-        'holds another run', 'differs', 'Give a new folder'))
+        'holds another run', 'first different', 'Give a new folder'))
     self.assertEqual((other / 'flags.txt').read_text(), '--seed=7\n')
 
   def test_with_foreign_files(self):
@@ -243,7 +244,7 @@ class WorkdirTest(bad_input.Refusals):
 
 
 class ProcessTest(parameterized.TestCase):
-  """The program itself."""
+  """The program in a process of its own."""
 
   def _run(self, *args):
     env = os.environ | {'PYTHONPATH': str(_ROOT)}

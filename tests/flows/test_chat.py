@@ -149,7 +149,7 @@ class RefusalTest(bad_input.Refusals):
     self.flags = ['--mode=audit', f'--base={self.job}/model',
                   f'--model={self.folder}/copy', '--data_chat']
     hf_io.write(self.folder / 'copy', *tiny_job.base(train=False))
-    self.refused(message=('--data_chat changes nothing in an audit without',))
+    self.refused(message=('--data_chat has no effect in an audit without',))
 
 
 if __name__ == '__main__':

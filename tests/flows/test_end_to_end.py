@@ -365,7 +365,7 @@ class RunTest(parameterized.TestCase):
     with mock.patch.object(loop, '_check', tell):
       status, said = bad_input.status(args)
     self.assertEqual(status, 75)
-    self.assertRegex(said, 'stopped by SIGTERM; the same command goes on')
+    self.assertRegex(said, 'stopped by SIGTERM; the same command resumes')
     steps = root / 'checkpoints' / 'unlearn_steps'
     self.assertIn('23', [p.name for p in steps.iterdir()])
     with mock.patch.object(

@@ -15,6 +15,7 @@ import pytest
 
 from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
+from mansu_jax.config import mode_checks
 from mansu_jax.flows import plan
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
@@ -197,15 +198,16 @@ class PlanTest(parameterized.TestCase):
       ('--plan_topology=v5e', 'wanted `this`'),
       ('--model=shipped:llama9', 'no config of the package'),
       ('--method=graddiff', None),
-      ('--workdir=somewhere', 'writes nothing; leave it out'),
+      ('--workdir=somewhere', 'has no effect in --mode=plan'),
       ('--mesh_tensor=3', 'do not divide the'))
   def test_bad_flags(self, flag, message):
     with self.assertRaisesRegex(ValueError, message or 'graddiff'):
       plan.run(_config(flag))
 
   def test_flags_of_plans_in_other_modes(self):
-    with self.assertRaisesRegex(ValueError, 'are for --mode=plan, but'):
-      runs.parse(*_job(), '--plan_topology=v5p:2x2x4')
+    config = runs.parse(*_job(), '--plan_topology=v5p:2x2x4')
+    with self.assertRaisesRegex(ValueError, 'it applies to --mode=plan'):
+      mode_checks.check_unread_flags(config)
 
 
 class ShapesTest(parameterized.TestCase):

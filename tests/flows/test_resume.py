@@ -119,7 +119,7 @@ class KillTest(absltest.TestCase):
         self.assertIn(status, (0, -signal.SIGKILL), said)
         self.assertNotIn('damaged', said)
         stages[re.findall(r'(\w+) \.\.\.', said)[-1]] += status != 0
-        steps += re.findall(r'going on after step (\d+)', said)
+        steps += re.findall(r'resuming after step (\d+)', said)
     self.run_whole(root)
     self.check_same(root)
     logging.info('%d kills: %s; gone on after steps %s',
@@ -133,7 +133,7 @@ class KillTest(absltest.TestCase):
       # After a line of steps: before the first there is nothing to save.
       status, said = self.interrupt(root, signal.SIGTERM, begins, lines=steps)
       self.assertEqual(status, 75, said)
-      self.assertIn('stopped by SIGTERM; the same command goes on', said)
+      self.assertIn('stopped by SIGTERM; the same command resumes', said)
       self.assertEqual(bool(re.search(r'step \d+ is saved', said)), bool(steps))
       self.assertNotIn('Traceback', said)
     self.run_whole(root)

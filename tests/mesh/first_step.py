@@ -62,7 +62,7 @@ def _gradients(model):
          for name, view in edit.views.items()}
   out['fisher'] = fisher.diagonal_fisher(
       lambda theta, frozen, row: loss(theta, frozen, row[None]), edit.theta,
-      edit.base, jnp.asarray(_TOKENS), chunk=sharding.whole_rows(2))
+      edit.base, jnp.asarray(_TOKENS), chunk=sharding.round_up_rows(2))
   return out, step.cost_analysis()['flops'], edit.theta
 
 
@@ -88,7 +88,7 @@ def _check_fetched_once():
   """JAX keeps no copy on the host, as it does of what `to_host` fetches."""
   rows = np.arange(64.0, dtype=np.float32).reshape(8, 8)
   x = sharding.shard(rows, 'D.')
-  np.testing.assert_array_equal(sharding.to_host_once(x), rows)
+  np.testing.assert_array_equal(sharding.to_host_uncached(x), rows)
   if jax.process_count() == 1 and not x.sharding.is_fully_replicated:
     assert x._npy_value is None
     sharding.to_host(x)

@@ -15,12 +15,12 @@ _MOST_SECONDS = 600
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """Processes that run, of which each writes to one pipe."""
+  """Running processes; each writes its output and errors to a pipe."""
 
   processes: Sequence[subprocess.Popen]
 
   def wait_for(self, text: str) -> str:
-    """What the first says up to a line that holds the text, or its end."""
+    """Output of the first process up to a line with the text, or its end."""
     said = []
     for line in self.processes[0].stdout:
       said.append(line)
@@ -29,7 +29,7 @@ class Job:
     return ''.join(said)
 
   def end(self) -> list[tuple[int, str]]:
-    """(exit status, what it said since) of each, at its end."""
+    """Waits; returns `(exit status, further output)` of each process."""
     deadline = time.monotonic() + _MOST_SECONDS
     try:
       said = [p.communicate(timeout=deadline - time.monotonic())[0]
@@ -43,7 +43,7 @@ class Job:
 def start(
     module: str, *args: str, processes: int = 2, devices: int = 1,
     environment: Mapping[str, str] | None = None) -> Job:
-  """Starts the processes; the arguments go to each."""
+  """Starts the processes with the same arguments."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'

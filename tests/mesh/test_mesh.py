@@ -38,7 +38,7 @@ class MeshTest(parameterized.TestCase):
       ((8, -1, 1), (8, 1, 1)))
   def test_sizes(self, asked, want):
     options = run_config.MeshConfig(**dict(zip(sharding.AXES, asked)))
-    self.assertEqual(sharding.sizes(options, 8), want)
+    self.assertEqual(sharding.axis_sizes(options, 8), want)
 
   @parameterized.parameters(
       ((1, 3, -1), 'mesh_fsdp=3.* do not divide the 8 devices'),
@@ -47,11 +47,12 @@ class MeshTest(parameterized.TestCase):
   def test_sizes_that_do_not_fit(self, asked, message):
     options = run_config.MeshConfig(**dict(zip(sharding.AXES, asked)))
     with self.assertRaisesRegex(ValueError, message):
-      sharding.sizes(options, 8)
+      sharding.axis_sizes(options, 8)
 
   @parameterized.parameters((0, 1, 1), (-1, -1, 1), (1, -2, 1))
   def test_sizes_that_are_none(self, data, fsdp, tensor):
-    with self.assertRaisesRegex(ValueError, 'no mesh; wanted numbers'):
+    with self.assertRaisesRegex(
+        ValueError, 'mesh axes must be positive; at most one may be -1'):
       run_config.MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
 
   def test_every_leaf_has_its_axes(self):
@@ -63,19 +64,20 @@ class MeshTest(parameterized.TestCase):
 
   def test_without_a_mesh_nothing_is_split(self):
     x = np.zeros((4, 2))
-    self.assertIs(sharding.split_rows(x), x)
-    self.assertEqual((sharding.row_parts(), sharding.whole_rows(5)), (1, 5))
+    self.assertIs(sharding.constrain_rows(x), x)
+    self.assertEqual(sharding.num_row_shards(), 1)
+    self.assertEqual(sharding.round_up_rows(5), 5)
 
   def test_fetch_brings_all_to_the_host(self):
     x = np.ones((2, 3), np.float32)
     self.assertIs(sharding.to_host(x), x)
-    self.assertIs(sharding.to_host_once(x), x)
+    self.assertIs(sharding.to_host_uncached(x), x)
     got = sharding.to_host({'x': jnp.asarray(x), 'none': None, 'host': x})
     self.assertIsInstance(got['x'], np.ndarray)
     np.testing.assert_array_equal(got['x'], x)
     self.assertIsNone(got['none'])
     self.assertIs(got['host'], x)
-    self.assertTrue(sharding.is_here(x) and sharding.is_here(jnp.asarray(x)))
+    self.assertTrue(sharding.is_local(x) and sharding.is_local(jnp.asarray(x)))
 
   @pytest.mark.slow
   def test_scores_and_gradients_are_the_same(self):

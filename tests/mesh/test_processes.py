@@ -1,4 +1,4 @@
-"""A run of two processes is that of one with as many devices."""
+"""A run of two processes gives the bits of one with as many devices."""
 
 import json
 import signal
@@ -22,8 +22,8 @@ class TwoTest(absltest.TestCase):
       self.assertIn(says, said)
     return said
 
-  def test_what_one_tells_the_others(self):
-    self._check('tests.mesh.told', says='all told')
+  def test_collectives(self):
+    self._check('tests.mesh.collectives', says='all equal')
 
   @pytest.mark.slow
   def test_scores_of_edges_and_calibrated_codes_are_the_same(self):
@@ -54,15 +54,15 @@ class JobTest(absltest.TestCase):
                     'JAX_COMPILATION_CACHE_DIR': str(self.root / 'compiled')})
 
   def check_end(self, job):
-    """Both end, and the first alone says how."""
-    (status, said), (other, whispered) = job.end()
-    self.assertEqual((status, other), (0, 0), said + whispered)
+    """Checks that both succeed and only the primary one prints the outcome."""
+    (status, said), (other, other_said) = job.end()
+    self.assertEqual((status, other), (0, 0), said + other_said)
     self.assertIn('report.html', said)
-    self.assertNotIn('report.html', whispered)
+    self.assertNotIn('report.html', other_said)
     return said
 
   def check_same(self, name, other):
-    """To the bit as a run of one process on as many devices."""
+    """Checks for the bits of a run of one process on as many devices."""
     got = json.loads((self.root / name / 'record.json').read_text())
     self.assertEqual(got['environment']['processes'], 2)
     test_mesh.check_same(
@@ -70,29 +70,29 @@ class JobTest(absltest.TestCase):
     self.assertEmpty([p for p in (self.root / name).rglob('.*')])
 
   def test_on_one_device_each(self):
-    self.check_end(self.start('one each', brief=()))  # With all that it has.
+    self.check_end(self.start('one each', brief=()))  # Evaluates all.
     self.check_same('one each', '1,2,1')
 
   def test_on_two_devices_each(self):
     self.check_end(self.start('two each', 2, (1, 2, 2)))
     self.check_same('two each', '1,2,2')
 
-  def test_stopped_and_killed_it_goes_on(self):
+  def test_a_stopped_or_killed_run_resumes(self):
     name = 'stopped'
     job = self.start(name)
     job.wait_for('unlearn ...')
-    job.processes[1].send_signal(signal.SIGTERM)  # Not the one with the files.
+    job.processes[1].send_signal(signal.SIGTERM)  # Not the primary one.
     for (status, said), by in zip(job.end(), ('another process', 'SIGTERM')):
       self.assertEqual(status, 75, said)
-      self.assertRegex(said, f'stopped by .*{by}.* the same command goes on')
+      self.assertRegex(said, f'stopped by .*{by}.* the same command resumes')
     job = self.start(name)
     job.wait_for('step 10/')
-    job.processes[0].kill()  # The other finds that out by itself.
+    job.processes[0].kill()  # The other one notices and ends.
     (first, said), (second, _) = job.end()
     self.assertEqual(first, -signal.SIGKILL, said)
     self.assertNotIn(second, (0, 75, -signal.SIGKILL))
     said = self.check_end(self.start(name))
-    self.assertRegex(said, r'going on after step \d')
+    self.assertRegex(said, r'resuming after step \d')
     self.check_same(name, '1,2,1')
 
 

@@ -1,4 +1,4 @@
-"""Stages are made once, whole, and come back as they were."""
+"""Stages and steps are saved completely and restored bit for bit."""
 
 import contextlib
 import errno
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax.runtime import checkpoint_io
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import preemption
 
@@ -27,7 +28,7 @@ _TREE = {
 
 
 def _damage(path, how):
-  """Damages a file; how: one of `_DAMAGES`."""
+  """Damages a file in one of the ways of `_DAMAGES`."""
   content = bytearray(path.read_bytes())
   if how == 'deleted':
     path.unlink()
@@ -46,7 +47,7 @@ _DAMAGES = ('deleted', 'truncated', 'flipped', 'garbage')
 
 @contextlib.contextmanager
 def _no_room(size):
-  """No file may grow beyond `size` bytes, as on a disk that is full."""
+  """Limits files to `size` bytes, as on a full disk."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
   try:
@@ -81,7 +82,7 @@ class _Case(parameterized.TestCase):
 
 class StagesTest(_Case):
 
-  def test_made_once_and_restored_bit_for_bit(self):
+  def test_computed_once_and_restored_bit_for_bit(self):
     self.assertIs(self._get(_TREE), _TREE)
     self.assert_same_bits(self._get({'theta': {}, 'history': {}}), _TREE)
     self.assertEqual(self.made, ['unlearn'])
@@ -93,31 +94,33 @@ class StagesTest(_Case):
     self.assert_same_bits(self._get({}, name='fisher'), {'x': np.ones(2)})
     self.assert_same_bits(self._get({}), {'x': np.zeros(2)})
 
-  def test_what_is_saved_is_what_was_given(self):
-    # The save goes on in the background while its arrays are used.
+  def test_later_changes_do_not_reach_the_save(self):
+    # The save runs in the background while its arrays are in use.
     big = np.zeros(4_000_000, np.float32)
     with checkpoints.StageCache(self.root, resume=True) as saved:
       saved.get_or_compute('big', lambda: {'x': jnp.asarray(big) + 1})
       saved.get_or_compute('next', lambda: {'x': np.ones(1)})
     np.testing.assert_array_equal(self._get({}, name='big')['x'], big + 1)
 
-  def test_json_comes_back_as_it_was(self):
+  def test_json_round_trip(self):
     value = {'a': [1, 0.1, None, 'é'], 'b': {'c': True, 'n': float('inf')}}
     with checkpoints.StageCache(self.root, resume=True) as saved:
-      first = saved.get_or_compute_json('account', lambda: value | {'d': np.float32(0.5)})
+      first = saved.get_or_compute_json(
+          'account', lambda: value | {'d': np.float32(0.5)})
       again = saved.get_or_compute_json('account', dict)
     self.assertEqual(first, value | {'d': 0.5})
     self.assertEqual(again, first)
-    self.assertEqual(checkpoints.NoCache().get_or_compute_json('x', lambda: (1, 2)), [1, 2])
+    uncached = checkpoints.NoCache().get_or_compute_json('x', lambda: (1, 2))
+    self.assertEqual(uncached, [1, 2])
 
-  def test_without_resume_it_is_made_again_and_kept(self):
+  def test_without_resume_it_is_computed_again_and_saved(self):
     self._get({'x': np.ones(2)})
     got = self._get({'x': np.full(2, 5.0)}, resume=False)
     np.testing.assert_array_equal(got['x'], [5, 5])
     np.testing.assert_array_equal(self._get({})['x'], [5, 5])
     self.assertLen(self.made, 2)
 
-  def test_a_stage_that_failed_leaves_nothing_and_loses_none(self):
+  def test_a_failed_stage_is_not_saved_and_keeps_others(self):
     def fail():
       raise ValueError('the loss is nan')
     with self.assertRaisesRegex(ValueError, 'the loss is nan'):
@@ -126,8 +129,8 @@ class StagesTest(_Case):
         saved.get_or_compute('unlearn', fail)
     self.assertEqual([p.name for p in self.root.iterdir()], ['fisher'])
 
-  def test_a_half_written_stage_is_removed(self):
-    # What Orbax leaves when the process is killed while it writes.
+  def test_an_unfinished_stage_is_removed(self):
+    # As Orbax leaves it if the process is killed during a save.
     self._get({'x': np.ones(2)})
     (self.root / 'unlearn').rename(
         self.root / 'unlearn.orbax-checkpoint-tmp-7')
@@ -138,7 +141,7 @@ class StagesTest(_Case):
 
 class DiskTest(_Case):
 
-  def test_what_cannot_be_saved_is_an_error_of_the_disk(self):
+  def test_a_failed_save_is_an_os_error(self):
     for error in (ValueError('OUT_OF_RANGE: Error writing'), OSError('full')):
       with checkpoints.StageCache(self.root, resume=True) as saved:
         with mock.patch.object(
@@ -147,7 +150,7 @@ class DiskTest(_Case):
           saved.get_or_compute('unlearn', lambda: {'x': np.ones(2)})
 
   @parameterized.parameters('the next save', 'the end')
-  def test_a_full_disk_comes_out_and_leaves_what_was_whole(self, when):
+  def test_a_full_disk_keeps_finished_stages(self, when):
     rng = np.random.default_rng(0)
     with self.assertRaisesRegex(OSError, 'checkpoints/big cannot be saved'):
       with checkpoints.StageCache(self.root, resume=True) as saved:
@@ -163,14 +166,15 @@ class DiskTest(_Case):
     self._get({}, name='small')
     self.assertEmpty(self.made)
 
-  def test_an_error_that_ends_the_run_is_not_hidden_by_the_disks(self):
+  def test_a_failed_save_does_not_hide_another_error(self):
     with self.assertRaisesRegex(ValueError, 'the loss'):
       with checkpoints.StageCache(self.root, resume=True) as saved:
         with _no_room(5_000):
-          saved.get_or_compute('big', lambda: {'x': np.random.normal(size=50_000)})
+          saved.get_or_compute(
+              'big', lambda: {'x': np.random.normal(size=50_000)})
           raise ValueError('the loss is nan')
 
-  def test_of_steps_too(self):
+  def test_a_full_disk_keeps_finished_steps(self):
     rng = np.random.default_rng(0)
     rows = [{'loss': 1.0, 'step': 1}]
     with checkpoints.StageCache(self.root, resume=True) as saved:
@@ -187,8 +191,8 @@ class DiskTest(_Case):
 class DamageTest(_Case):
 
   @parameterized.parameters(*_DAMAGES)
-  def test_no_damage_gives_other_bits(self, how):
-    """Whatever file of a stage it is done to; Orbax tells few of them."""
+  def test_damage_never_changes_results(self, how):
+    """For every file of a stage; Orbax detects damage to few of them."""
     self._get(_TREE)
     whole = self.root.with_name('whole')
     self.root.rename(whole)
@@ -199,15 +203,16 @@ class DamageTest(_Case):
       with self.subTest(str(file.relative_to(whole))):
         self.made.clear()
         with self.assertLogs(level='WARNING') as logs:
-          checkpoints.logging.warning('something')  # There may be no other.
+          checkpoint_io.logging.warning('any')  # assertLogs needs one.
           got = self._get(_TREE)
         self.assert_same_bits(jax.tree.map(np.asarray, got), _TREE)
-        told = f'{self.root}/unlearn is damaged: it is made anew'
-        self.assertEqual(any(told in x for x in logs.output), bool(self.made))
+        warning = f'{self.root}/unlearn is damaged: it is computed again'
+        self.assertEqual(
+            any(warning in x for x in logs.output), bool(self.made))
         self.assertEqual(
             (self.root / 'unlearn.damaged').exists(), bool(self.made))
         self.made.clear()
-        self._get({})  # Whole again.
+        self._get({})  # It was saved again.
         self.assertEmpty(self.made)
       shutil.rmtree(self.root)
 
@@ -220,10 +225,11 @@ class DamageTest(_Case):
     _damage(largest, how)
     with self.assertLogs(level='WARNING') as logs:
       self._get({'x': values})
-    self.assertRegex('\n'.join(logs.output), 'unlearn is damaged: .* made anew')
+    self.assertRegex('\n'.join(logs.output),
+                     'unlearn is damaged: .* computed again')
     self.assertLen(self.made, 2)
 
-  def test_a_file_in_the_place_of_a_stage(self):
+  def test_a_file_instead_of_a_folder(self):
     self.root.mkdir(parents=True)
     for _ in range(2):
       (self.root / 'unlearn').write_text('not a folder')
@@ -234,19 +240,19 @@ class DamageTest(_Case):
   @parameterized.parameters(
       OSError(errno.EACCES, 'not now'), OSError(errno.EMFILE, 'not now'),
       OSError(errno.ESTALE, 'not now'), PermissionError('not now'),
-      MemoryError('not now'), ValueError(  # As TensorStore says it.
+      MemoryError('not now'), ValueError(  # A message of TensorStore.
           'RESOURCE_EXHAUSTED: Error opening "zarr" driver: not now'
           " [os_error_code='24'] [source locations='posix.cc']"))
-  def test_what_may_not_be_read_is_not_called_damaged(self, error):
+  def test_a_transient_error_is_not_damage(self, error):
     self._get({'x': np.ones(1)})
-    with mock.patch.object(checkpoints, '_restore', side_effect=error):
+    with mock.patch.object(checkpoint_io, '_restore', side_effect=error):
       with self.assertRaisesRegex(type(error), 'not now'):
         self._get({'x': np.ones(1)})
     self.assertTrue((self.root / 'unlearn').exists())
 
   def test_a_bad_sector_is_damage(self):
     self._get({'x': np.ones(1)})
-    with mock.patch.object(checkpoints, '_restore', side_effect=OSError(
+    with mock.patch.object(checkpoint_io, '_restore', side_effect=OSError(
         errno.EIO, 'input/output error')):
       self._get({'x': np.ones(1)})
     self.assertTrue((self.root / 'unlearn.damaged').exists())
@@ -269,7 +275,7 @@ class StepsTest(_Case):
     return self.enter_context(saved.steps('steps', every))
 
   def _save(self, *numbers):
-    """Saves these steps, one after the other."""
+    """Saves these steps in turn."""
     with checkpoints.StageCache(self.root, resume=True) as saved:
       for step in numbers:
         with saved.steps('steps', step) as steps:
@@ -284,22 +290,22 @@ class StepsTest(_Case):
     self.assertEqual(history, _history(step))
     self.assertIsInstance(history[0]['step'], int)
 
-  def test_none_at_first(self):
+  def test_no_step_at_first(self):
     self.assertIsNone(self._steps().restore(_carry(0)))
 
-  def test_the_newest_comes_back_bit_for_bit_and_two_are_kept(self):
+  def test_the_newest_is_restored_and_two_are_kept(self):
     self._save(10, 20, 30)
     self.assertEqual(self._names(), {'20', '30'})
     self._check_restored(30)
 
-  def test_saved_where_it_is_due(self):
+  def test_saved_when_due(self):
     with checkpoints.StageCache(self.root, resume=True) as saved:
       with saved.steps('steps', 4) as steps:
         for step in range(1, 7):
           steps.after(step, _carry(step), _history(step))
     self.assertEqual(self._names(), {'4'})
 
-  def test_buffers_may_be_given_up_at_once(self):
+  def test_buffers_may_be_donated_at_once(self):
     with checkpoints.StageCache(self.root, resume=True) as saved:
       with saved.steps('steps', 1) as steps:
         carry = {'w': jnp.ones(2_000_000)}
@@ -312,7 +318,7 @@ class StepsTest(_Case):
     self.assertEqual(np.unique(got['w']), [1])
 
   @parameterized.product(how=_DAMAGES, file=('arrays', '_METADATA'))
-  def test_a_damaged_one_falls_back_to_the_one_before(self, how, file):
+  def test_a_damaged_step_falls_back_to_the_one_before(self, how, file):
     self._save(10, 20)
     files = [p for p in (self.root / 'steps' / '20').rglob('*') if p.is_file()]
     by_size = sorted(files, key=lambda p: p.stat().st_size)
@@ -326,7 +332,7 @@ class StepsTest(_Case):
     self._save(20, 30)
     self._check_restored(30)
 
-  def test_without_one_before_it_begins(self):
+  def test_it_starts_again_without_an_undamaged_step(self):
     self._save(10, 20)
     for step in (10, 20):
       shutil.rmtree(self.root / 'steps' / str(step) / 'default')
@@ -334,35 +340,36 @@ class StepsTest(_Case):
       self.assertIsNone(self._steps().restore(_carry(0)))
     self.assertRegex('\n'.join(logs.output), 'steps/10 .* back to step 0')
 
-  def test_a_state_of_something_else_is_not_used(self):
+  def test_the_state_of_another_loop_is_not_used(self):
     self._save(10)
     theta, state = _carry(0)
     with self.assertLogs(level='WARNING') as logs:
       self.assertIsNone(self._steps().restore((theta, (state[0], jnp.ones(2)))))
-    self.assertRegex('\n'.join(logs.output), 'arrays are not of this loop')
+    self.assertRegex('\n'.join(logs.output), 'arrays belong to another loop')
 
-  def test_without_resume_they_are_gone(self):
+  def test_without_resume_they_are_removed(self):
     self._save(10)
     self.assertIsNone(self._steps(resume=False).restore(_carry(0)))
     self.assertFalse((self.root / 'steps').exists())
 
-  def test_the_stage_that_they_lead_to_replaces_them(self):
+  def test_the_stage_of_the_loop_replaces_them(self):
     self._save(10)
     with checkpoints.StageCache(self.root, resume=True) as saved:
-      saved.get_or_compute('unlearn', lambda: {'x': np.ones(1)}, replaces='steps')
-      self.assertTrue((self.root / 'steps').exists())  # It may yet fail.
+      saved.get_or_compute(
+          'unlearn', lambda: {'x': np.ones(1)}, replaces='steps')
+      self.assertTrue((self.root / 'steps').exists())  # The save may fail.
       saved.wait()
       self.assertFalse((self.root / 'steps').exists())
-    self._save(10)  # Killed in between: it is there already.
+    self._save(10)  # As after a kill in between.
     self._get({}, replaces='steps')
     self.assertFalse((self.root / 'steps').exists())
 
-  def test_told_to_stop_it_saves_and_stops(self):
+  def test_a_signal_saves_the_step_and_stops(self):
     for every, step in ((0, 3), (10, 7)):
       with checkpoints.StageCache(self.root, resume=True) as saved:
         with self.assertRaises(preemption.Stopped), saved.steps(
             'steps', every) as steps, mock.patch.object(
-                preemption._ear, 'heard', 'SIGTERM'):
+                preemption._state, 'received', 'SIGTERM'):
           steps.after(step, _carry(step), _history(step))
       self._check_restored(step)
 

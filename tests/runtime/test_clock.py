@@ -1,4 +1,4 @@
-"""Stages are timed, and traced where that is asked for."""
+"""Stages are timed, and traced on request."""
 
 from unittest import mock
 
@@ -23,7 +23,7 @@ class ClockTest(absltest.TestCase):
       self.assertGreaterEqual(stage['seconds'], 0)
       self.assertGreater(stage['peak_bytes'], 2**20)
 
-  def test_compilation_is_told_from_the_rest(self):
+  def test_compile_time_is_separate(self):
     clock = clock_lib.Clock()
     program = jax.jit(lambda x: x * 3 + 1)
     for name in ('compiles', 'runs'):
@@ -40,11 +40,11 @@ class ClockTest(absltest.TestCase):
         raise KeyError
     self.assertEmpty(clock.stages)
 
-  def test_tokens_are_of_the_stage(self):
+  def test_tokens_are_counted_by_stage(self):
     clock = clock_lib.Clock()
     for name, tokens in (('none', 0), ('some', 120)):
       with clock.stage(name):
-        progress.count(tokens)
+        progress.count_tokens(tokens)
     none, some = clock.stages
     self.assertEqual((none['tokens'], none['tokens_per_second']), (0, None))
     self.assertEqual(some['tokens'], 120)
@@ -70,11 +70,11 @@ class ClockTest(absltest.TestCase):
     with self.assertRaises(KeyError):
       with clock.stage('fails'):
         raise KeyError
-    with clock.stage('goes on'):  # Two at once would be an error.
+    with clock.stage('next'):  # A second running trace would be an error.
       pass
     self.assertLen(clock.stages, 1)
 
-  def test_a_trace_that_is_not_written_stops_no_run(self):
+  def test_a_failed_trace_does_not_stop_the_run(self):
     root, clock = tiny.temp_dir(self), clock_lib.Clock()
     clock.trace_to(root)
     stop = jax.profiler.stop_trace

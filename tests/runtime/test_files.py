@@ -1,4 +1,4 @@
-"""Whole files or nothing."""
+"""Files are written completely or not at all."""
 
 import json
 import pathlib
@@ -21,7 +21,7 @@ class FilesTest(absltest.TestCase):
     files.write_json(self.path, {'a': [1, None, 'é']})
     self.assertEqual(json.loads(self.path.read_text()), {'a': [1, None, 'é']})
 
-  def test_what_json_lacks_is_refused_and_the_old_file_kept(self):
+  def test_nan_is_refused_and_the_old_file_kept(self):
     files.write_json(self.path, {'a': 1})
     with self.assertRaises(ValueError):
       files.write_json(self.path, {'a': float('nan')})

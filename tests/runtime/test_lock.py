@@ -1,4 +1,4 @@
-"""The workdir's lock: one run at a time, of any process, thread or host."""
+"""The lock of a workdir, between processes, threads and hosts."""
 
 import contextlib
 import errno
@@ -31,12 +31,13 @@ class LockTest(parameterized.TestCase):
         self.enterContext(tempfile.TemporaryDirectory()))
     self.root = self.parent / 'deep' / 'run'
     self.file = self.root / lock.NAME
-    patch = mock.patch.multiple(lock, _BEAT_S=0.02, _WATCH_S=0.5, _POLL_S=0.02)
+    patch = mock.patch.multiple(
+        lock, _HEARTBEAT_S=0.02, _WATCH_S=0.5, _POLL_S=0.02)
     patch.start()
     self.addCleanup(patch.stop)
 
   def start(self, code):
-    """A process that runs the code, with `root` the workdir."""
+    """Starts a process that runs the code; `root` is the workdir."""
     begin = f"""
         import os, pathlib, signal, sys, time
         from mansu_jax.runtime import lock
@@ -51,7 +52,7 @@ class LockTest(parameterized.TestCase):
 
   @contextlib.contextmanager
   def held_elsewhere(self):
-    """Another process holds the lock."""
+    """Holds the lock in another process."""
     process = self.start(_HOLD)
     self.assertEqual(process.stdout.readline(), 'held\n')
     yield process
@@ -59,29 +60,29 @@ class LockTest(parameterized.TestCase):
     process.communicate()
 
   def leave_a_lock(self, **changes):
-    """The file that a dead process leaves, of this host unless changed."""
+    """Writes the lock file of a dead process of this host."""
     self.root.mkdir(parents=True)
     self.file.touch()
     with open(self.file, 'r+b') as file:
-      place = lock._place(file.fileno())
+      kernel = lock._kernel_and_device(file.fileno())
       file.write(json.dumps({'pid': 7, 'host': 'far', 'started': '2020',
-                             'place': place} | changes).encode())
+                             'place': kernel} | changes).encode())
 
   def refused(self, message):
     return self.assertRaisesRegex(ValueError, message)
 
-  def test_leaves_nothing_behind(self):
+  def test_removes_the_file_and_empty_folders(self):
     with lock.held(self.root):
       self.assertEqual([p.name for p in self.root.iterdir()], [lock.NAME])
     self.assertEmpty(list(self.parent.iterdir()))
 
-  def test_leaves_what_the_run_wrote(self):
+  def test_keeps_the_files_of_the_run(self):
     with self.assertRaises(KeyError), lock.held(self.root):
       (self.root / 'record.json').touch()
       raise KeyError
     self.assertEqual([p.name for p in self.root.iterdir()], ['record.json'])
 
-  def test_another_process_is_refused_and_told_by_whom(self):
+  def test_the_error_names_the_owner(self):
     with self.held_elsewhere() as process:
       for _ in range(2):
         with self.refused(
@@ -95,59 +96,60 @@ class LockTest(parameterized.TestCase):
   def test_a_refused_run_imports_no_jax(self):
     with self.held_elsewhere():
       process = self.start("""
-          from mansu_jax import main, run_flags
           from absl import flags
+          from mansu_jax import main
+          from mansu_jax.config import flags as run_flags
           run_flags.define()
           status = main.main(flags.FLAGS(['x', f'--workdir={root}']))
           print(status, 'jax' in sys.modules)
           """)
       self.assertEqual(process.communicate()[0], '2 False\n')
 
-  def test_a_killed_process_leaves_one_that_is_taken_over(self):
+  def test_the_lock_of_a_killed_process_is_taken_over(self):
     with self.held_elsewhere() as process:
       process.kill()
       process.wait()
     with self.assertLogs() as logs, lock.held(self.root):
       pass
     self.assertRegex(logs.output[0], f'takes over the lock of process'
-                     f' {process.pid} on .*, started 20.*, which is gone')
+                     f' {process.pid} on .*, started 20.*, which has ended')
     self.assertFalse(self.file.exists())
 
-  def test_the_thread_that_has_it_may_ask_again_another_not(self):
-    told = []
+  def test_it_is_reentrant_within_a_thread_only(self):
+    found = []
 
-    def ask():
+    def acquire():
       try:
         with lock.held(self.root):
-          told.append('held')
+          found.append('held')
       except ValueError as error:
-        told.append(str(error))
+        found.append(str(error))
 
     with lock.held(self.root):
       with lock.held(self.root / '..' / 'run'):
         pass
       self.assertTrue(self.file.exists())
-      thread = threading.Thread(target=ask)
+      thread = threading.Thread(target=acquire)
       thread.start()
       thread.join()
-    self.assertRegex(told[0], f'in use by process {os.getpid()} on')
-    ask()
-    self.assertEqual(told[1], 'held')
+    self.assertRegex(found[0], f'in use by process {os.getpid()} on')
+    acquire()
+    self.assertEqual(found[1], 'held')
 
-  def test_a_child_neither_has_it_nor_keeps_it(self):
+  def test_a_forked_child_does_not_hold_it(self):
     process = self.start("""
         read, write = os.pipe()
         try:
           with lock.held(root):
             left = os.fork()
             if not left:
-              raise KeyError  # Leaves the block, and lets the parent's be.
+              raise KeyError  # Leaves the block and keeps the file.
             os.waitpid(left, 0)
             print((root / lock.NAME).exists(), flush=True)
             stays = os.fork()
             if not stays:
               os.close(write)
-              os.read(read, 1)  # Until the parent says so.
+              os.read(read, 1)  # Until the parent writes.
               os._exit(bool(lock._held))
         except KeyError:
           os._exit(0)
@@ -158,8 +160,8 @@ class LockTest(parameterized.TestCase):
     said, errors = process.communicate()
     self.assertEqual(said, 'True\n0 held\n', errors)
 
-  def test_a_stop_by_a_signal_removes_it(self):
-    process = self.start('preemption.hear()\n' + _HOLD)
+  def test_a_signal_removes_the_file(self):
+    process = self.start('preemption.install_handlers()\n' + _HOLD)
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     process.communicate()
@@ -167,21 +169,21 @@ class LockTest(parameterized.TestCase):
     self.assertEmpty(list(self.parent.iterdir()))
 
   @parameterized.parameters('is_ours', 'path', 'made')
-  def test_a_signal_while_it_is_released_leaves_nothing(self, reached):
+  def test_a_signal_during_the_release_removes_all(self, reached):
     process = self.start(f"""
-        class Impatient(lock._Held):
+        class Interrupted(lock._Held):
           armed = False
 
           def __getattribute__(self, name):
-            if name == {reached!r} and Impatient.armed:
-              Impatient.armed = False
+            if name == {reached!r} and Interrupted.armed:
+              Interrupted.armed = False
               os.kill(os.getpid(), signal.SIGINT)
             return super().__getattribute__(name)
 
-        preemption.hear()
-        lock._Held = Impatient
+        preemption.install_handlers()
+        lock._Held = Interrupted
         with lock.held(root):
-          Impatient.armed = True
+          Interrupted.armed = True
         sys.exit('no signal')
         """)
     _, errors = process.communicate()
@@ -189,8 +191,8 @@ class LockTest(parameterized.TestCase):
     self.assertEmpty(list(self.parent.iterdir()))
 
   @parameterized.parameters(None, errno.EOPNOTSUPP)
-  def test_from_elsewhere_a_sign_of_life_decides(self, no_flock):
-    """On a file system whose flock does not reach other hosts, or lacks."""
+  def test_a_lock_of_another_host_is_watched(self, no_flock):
+    """On a file system whose flock is local to a host, or missing."""
     self.leave_a_lock(place=['elsewhere', 1])
     with self.file_system(no_flock):
       touched = threading.Event()
@@ -204,21 +206,21 @@ class LockTest(parameterized.TestCase):
       with mock.patch.object(lock.time, 'sleep', touch):
         touched.set()
         with self.refused('in use by process 7 on far, started 2020.*or delete'
-                          f' {self.file} if that host is gone'):
+                          f' {self.file} if that host is down'):
           with lock.held(self.root):
             self.fail('went on')
         touched.clear()
         with self.assertLogs() as logs, lock.held(self.root):
           self.assertIn(str(os.getpid()), self.file.read_text())
-    self.assertRegex(' '.join(logs.output), 'waits .* for a sign of life.*takes'
+    self.assertRegex(' '.join(logs.output), 'watches the lock for .*takes'
                      ' over the lock of process 7 on far')
 
   def file_system(self, no_flock):
-    """Has flock fail with an error number, where one is given."""
+    """Makes flock fail with an error number, if one is given."""
     return mock.patch.object(lock.fcntl, 'flock', side_effect=OSError(
         no_flock, 'none')) if no_flock else contextlib.nullcontext()
 
-  def test_from_elsewhere_and_long_untouched_it_is_dead(self):
+  def test_an_old_lock_of_another_host_is_taken_over(self):
     self.leave_a_lock(place=['elsewhere', 1])
     os.utime(self.file, (0, 0))
     with mock.patch.object(lock.time, 'sleep', side_effect=AssertionError):
@@ -226,13 +228,13 @@ class LockTest(parameterized.TestCase):
         pass
 
   @parameterized.parameters('', '{', '[1]', '"x"')
-  def test_a_file_that_says_nothing_is_taken(self, text):
+  def test_an_unreadable_file_is_taken_over(self, text):
     self.root.mkdir(parents=True)
     self.file.write_text(text)
     with lock.held(self.root):
       self.assertIn('"pid"', self.file.read_text())
 
-  def test_a_file_that_its_owner_is_just_removing(self):
+  def test_a_file_that_its_owner_is_removing(self):
     flock, calls = lock._flock, []
 
     def remove_first(file):
@@ -246,24 +248,24 @@ class LockTest(parameterized.TestCase):
         self.assertTrue(self.file.exists())
     self.assertLen(calls, 2)
 
-  def test_one_that_another_run_has_taken_is_noticed_and_left_alone(self):
+  def test_a_lost_lock_is_noticed_and_its_file_kept(self):
     with lock.held(self.root):
-      lock.check(self.root)
+      lock.check_held(self.root)
       self.file.write_text('{"pid": 8}')
       with self.refused('was removed, or taken over by another run'):
-        lock.check(self.root)
+        lock.check_held(self.root)
     self.assertEqual(self.file.read_text(), '{"pid": 8}')
 
-  def test_a_program_that_has_lost_it_ends(self):
+  def test_a_program_that_loses_the_lock_ends(self):
     process = self.start(
-        'lock._BEAT_S = 0.02\npreemption.hear()\n' + _HOLD)
+        'lock._HEARTBEAT_S = 0.02\npreemption.install_handlers()\n' + _HOLD)
     process.stdout.readline()
     self.file.unlink()
     _, errors = process.communicate()
     self.assertEqual(process.returncode, 2)
     self.assertIn('was removed, or taken over by another run', errors)
 
-  def test_the_owner_touches_it(self):
+  def test_the_owner_touches_the_file(self):
     with lock.held(self.root):
       os.utime(self.file, (0, 0))
       while self.file.stat().st_mtime == 0:

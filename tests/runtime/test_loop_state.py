@@ -1,4 +1,4 @@
-"""The state of a loop, to arrays and back."""
+"""Packing and unpacking the state of a loop."""
 
 from absl.testing import absltest
 import jax
@@ -17,21 +17,21 @@ class LoopStateTest(absltest.TestCase):
     self.history = [{'loss': 0.5, 'step': 1}, {'loss': 0.25, 'step': 2}]
     self.packed = loop_state.pack(self.carry, self.history)
 
-  def test_it_comes_back(self):
+  def test_round_trip(self):
     carry, history = loop_state.unpack(self.packed, self.carry)
     self.assertEqual(history, self.history)
     self.assertIsInstance(history[0]['step'], int)
     jax.tree.map(np.testing.assert_array_equal, carry, self.carry)
     self.assertEqual(carry[0]['w'].dtype, jnp.bfloat16)
 
-  def test_nothing_empty_is_kept_and_memory_is_its_own(self):
+  def test_empty_arrays_are_left_out_and_others_copied(self):
     leaves = self.packed['carry'].values()
     self.assertLen(leaves, 2)
     for leaf in leaves:
       self.assertTrue(leaf.flags.owndata)
 
-  def test_that_of_something_else_is_refused(self):
-    with self.assertRaisesRegex(ValueError, 'not of this loop'):
+  def test_the_state_of_another_loop_is_refused(self):
+    with self.assertRaisesRegex(ValueError, 'belong to another loop'):
       loop_state.unpack(self.packed, (self.carry[0], jnp.ones(2)))
 
 

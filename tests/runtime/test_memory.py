@@ -1,4 +1,4 @@
-"""Batches as large as a device has room for."""
+"""Batch sizes by the memory of a device."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -12,11 +12,11 @@ class MemoryTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (4, 1, 4), (4, 30, 3), (4, 1000, 1), (4, 0, 4), (1, 1, 1))
-  def test_as_many_as_fit_a_tenth(self, most, each, want):
+  def test_a_batch_fits_a_tenth_of_the_memory(self, most, each, want):
     with memory.planned(1000):
       self.assertEqual(memory.fitting(most, each), want)
 
-  def test_a_plan_is_over_when_it_ends(self):
+  def test_planned_devices_end_with_the_block(self):
     before = memory.device_bytes()
     with self.assertRaises(KeyError):
       with memory.planned(7):

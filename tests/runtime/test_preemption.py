@@ -1,4 +1,4 @@
-"""Signals: where they interrupt, where they wait, and who hears them."""
+"""Signals: where they stop a run, and where the stop is deferred."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ from mansu_jax.runtime import preemption
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
-def _tell(number=signal.SIGTERM):
+def _send(number=signal.SIGTERM):
   os.kill(os.getpid(), number)
 
 
@@ -28,7 +28,7 @@ def _run(code):
   start = """
       import gc, os, signal, time
       from mansu_jax.runtime import preemption
-      tell = lambda number: os.kill(os.getpid(), number)
+      send = lambda number: os.kill(os.getpid(), number)
       """
   done = subprocess.run(
       [sys.executable, '-c', textwrap.dedent(start) + textwrap.dedent(code)],
@@ -37,14 +37,14 @@ def _run(code):
 
 
 class ProcessTest(parameterized.TestCase):
-  """What ends a process, in one of its own."""
+  """Cases that end the process, each in a process of its own."""
 
   @parameterized.parameters('SIGTERM', 'SIGINT')
-  def test_while_it_starts_a_signal_ends_it_in_one_line(self, name):
+  def test_a_signal_during_the_start_ends_the_process(self, name):
     status, lines = _run(f"""
-        preemption.hear()
+        preemption.install_handlers()
         with preemption.before_exit(lambda: os.write(2, b'cleared\\n')):
-          tell(signal.{name})
+          send(signal.{name})
         print('went on')
         """)
     self.assertEqual(status, 75)
@@ -54,13 +54,13 @@ class ProcessTest(parameterized.TestCase):
 
   def test_a_second_ctrl_c_does_not_wait(self):
     status, lines = _run("""
-        preemption.hear()
-        with preemption.listening(then='the same command starts anew'):
+        preemption.install_handlers()
+        with preemption.stop_on_signals(then='the same command starts anew'):
           with preemption.deferred():
-            tell(signal.SIGTERM)
-            tell(signal.SIGTERM)  # Some launchers send it twice.
+            send(signal.SIGTERM)
+            send(signal.SIGTERM)  # Some launchers send it twice.
             os.write(2, b'the second\\n')
-            tell(signal.SIGINT)
+            send(signal.SIGINT)
             os.write(2, b'the end\\n')
         """)
     self.assertEqual(status, 75)
@@ -70,16 +70,16 @@ class ProcessTest(parameterized.TestCase):
         'the second', 'mansu_jax: stopped by SIGINT; the same command starts'
         ' anew. Exit status 75.'])
 
-  def test_a_second_ctrl_c_strikes_no_exception_that_unwinds(self):
+  def test_a_second_ctrl_c_ends_the_process_while_it_unwinds(self):
     status, lines = _run("""
-        preemption.hear()
-        with preemption.listening():
+        preemption.install_handlers()
+        with preemption.stop_on_signals():
           try:
-            tell(signal.SIGINT)
+            send(signal.SIGINT)
           finally:
-            tell(signal.SIGTERM)
+            send(signal.SIGTERM)
             os.write(2, b'finishes\\n')
-            tell(signal.SIGINT)
+            send(signal.SIGINT)
             os.write(2, b'the end\\n')
         """)
     self.assertEqual(status, 75)
@@ -87,16 +87,16 @@ class ProcessTest(parameterized.TestCase):
     self.assertLen(lines, 2)
     self.assertStartsWith(lines[1], 'mansu_jax: stopped by SIGINT;')
 
-  def test_a_line_of_the_package_is_interrupted_not_what_it_calls(self):
-    """Where JAX calls back, exceptions are dropped, or become others."""
+  def test_stopped_is_raised_by_a_line_of_the_package(self):
+    """Not within its callees: JAX drops or converts exceptions there."""
     status, lines = _run("""
         exec(compile(
             'def flow():\\n  work()\\n  os.write(2, b"the next line\\\\n")',
-            preemption._OURS + 'flow.py', 'exec'))
+            preemption._PACKAGE + 'flow.py', 'exec'))
         def on_collect(phase, info):
           if phase == 'start' and due:
             due.pop()
-            tell(signal.SIGTERM)
+            send(signal.SIGTERM)
 
         def work():
           due.append(True)
@@ -106,10 +106,10 @@ class ProcessTest(parameterized.TestCase):
         due = []
         gc.callbacks.append(on_collect)
         try:
-          with preemption.listening():
+          with preemption.stop_on_signals():
             flow()
         except preemption.Stopped as stopped:
-          preemption.say_stopped(str(stopped))
+          preemption.report_stop(str(stopped))
           os._exit(75)
         """)
     self.assertEqual(status, 75, lines)
@@ -117,52 +117,52 @@ class ProcessTest(parameterized.TestCase):
     self.assertLen(lines, 2)
     self.assertStartsWith(lines[1], 'mansu_jax: stopped by SIGTERM;')
 
-  def test_what_is_deferred_just_then_is_not_interrupted(self):
+  def test_a_deferred_block_that_starts_then_is_not_interrupted(self):
     status, lines = _run("""
-        class Telling:
+        class SendingContext:
           def __enter__(self):
-            tell(signal.SIGTERM)
+            send(signal.SIGTERM)
           def __exit__(self, *_):
             pass
 
         exec(compile(
             'def flow():\\n'
-            '  with Telling(), preemption.deferred():\\n'
+            '  with SendingContext(), preemption.deferred():\\n'
             '    os.write(2, b"first\\\\n")\\n'
             '    os.write(2, b"last\\\\n")\\n'
-            '  os.write(2, b"behind\\\\n")', preemption._OURS + 'flow.py',
+            '  os.write(2, b"behind\\\\n")', preemption._PACKAGE + 'flow.py',
             'exec'))
         try:
-          with preemption.listening():
+          with preemption.stop_on_signals():
             flow()
         except preemption.Stopped:
           os._exit(75)
         """)
     self.assertEqual((status, lines), (75, ['first', 'last']))
 
-  def test_an_error_that_something_makes_of_it_is_still_a_stop(self):
+  def test_a_converted_stop_is_still_a_stop(self):
     with self.assertRaisesRegex(preemption.Stopped, '^SIGTERM$'):
-      with preemption.listening():
+      with preemption.stop_on_signals():
         try:
-          _tell()
+          _send()
         except preemption.Stopped as stopped:
           raise ValueError('Exception raised while comparing') from stopped
-    with self.assertRaises(ValueError), preemption.listening():
+    with self.assertRaises(ValueError), preemption.stop_on_signals():
       with preemption.deferred():
-        _tell()
+        _send()
         raise ValueError('of its own')
 
   @parameterized.parameters('SIGTERM', 'SIGINT')
-  def test_when_it_leaves_its_status_stands(self, name):
+  def test_a_signal_after_exit_process_keeps_the_status(self, name):
     status, lines = _run(f"""
-        preemption.hear()
-        preemption.leave(3, lambda: tell(signal.{name}))
+        preemption.install_handlers()
+        preemption.exit_process(3, lambda: send(signal.{name}))
         """)
     self.assertEqual((status, lines), (3, []))
 
 
 class StartTest(parameterized.TestCase):
-  """The program, before it has anything to save."""
+  """The program, before it has state to save."""
 
   @parameterized.product(
       module=('mansu_jax', 'mansu_jax.main'), number=(
@@ -172,12 +172,12 @@ class StartTest(parameterized.TestCase):
       process = subprocess.Popen(
           [sys.executable, '-m', module, f'--workdir={folder}/run'], cwd=_ROOT,
           text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-      while not self._hears(process.pid):
+      while not self._handles_signals(process.pid):
         time.sleep(0.001)
       time.sleep(wait)
       process.send_signal(number)
       _, said = process.communicate(timeout=300)
-      if process.returncode == 2:  # It was faster: there are no data.
+      if process.returncode == 2:  # It ended first: it has no data.
         self.assertGreater(wait, 0)
         return
       self.assertEqual(process.returncode, 75, said)
@@ -185,8 +185,8 @@ class StartTest(parameterized.TestCase):
                        '.*Exit status 75.\n$')
       self.assertEmpty(os.listdir(folder))
 
-  def _hears(self, pid):
-    """Whether a process has got past Python's own start."""
+  def _handles_signals(self, pid):
+    """Whether the process has installed its signal handlers."""
     status = pathlib.Path(f'/proc/{pid}/status')
     if not status.exists():
       self.skipTest('needs /proc')
@@ -202,98 +202,98 @@ class PreemptionTest(parameterized.TestCase):
                             (signal.SIGINT, 'SIGINT'))
   def test_a_signal_interrupts(self, number, name):
     with self.assertRaisesRegex(preemption.Stopped, f'^{name}$'):
-      with preemption.listening():
-        _tell(number)
+      with preemption.stop_on_signals():
+        _send(number)
         self.fail('went on')
 
-  def test_errors_that_are_passed_over_do_not_swallow_it(self):
+  def test_handlers_of_errors_do_not_catch_it(self):
     self.assertNotIsInstance(preemption.Stopped(), Exception)
 
-  def test_deferred_it_is_asked_for_and_raised_at_the_end(self):
+  def test_a_deferred_stop_is_raised_at_the_end_of_the_block(self):
     reached = []
-    with self.assertRaises(preemption.Stopped), preemption.listening():
+    with self.assertRaises(preemption.Stopped), preemption.stop_on_signals():
       with preemption.deferred():
         with preemption.deferred():
           self.assertFalse(preemption.stop_requested())
-          _tell()
+          _send()
           self.assertTrue(preemption.stop_requested())
         reached.append('the end of the inner block')
       self.fail('went on')
     self.assertLen(reached, 1)
 
-  def test_an_error_leaves_a_deferred_block_as_it_is(self):
-    with preemption.listening():
+  def test_a_deferred_stop_does_not_replace_an_error(self):
+    with preemption.stop_on_signals():
       with self.assertRaises(KeyError), preemption.deferred():
-        _tell()
+        _send()
         raise KeyError
       with self.assertRaises(preemption.Stopped):
         preemption.check()
 
-  def test_what_handled_signals_before_does_so_again(self):
+  def test_the_previous_handlers_are_restored(self):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    with preemption.listening():
+    with preemption.stop_on_signals():
       self.assertNotEqual(signal.getsignal(signal.SIGTERM), before[0])
       with preemption.deferred():
         try:
-          _tell()
+          _send()
         finally:
-          preemption._ear.received = ''
+          preemption._state.received = ''
     self.assertEqual(
         before, [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)])
 
-  def test_nobody_is_told_who_does_not_listen(self):
+  def test_nothing_happens_outside_of_the_block(self):
     self.assertFalse(preemption.stop_requested())
     preemption.check()
     with preemption.deferred():
       pass
 
-  def test_what_was_heard_is_forgotten_afterwards(self):
-    with self.assertRaises(preemption.Stopped), preemption.listening():
-      _tell()
+  def test_a_signal_is_forgotten_after_the_block(self):
+    with self.assertRaises(preemption.Stopped), preemption.stop_on_signals():
+      _send()
     self.assertFalse(preemption.stop_requested())
 
-  def test_of_several_processes_all_stop_where_they_ask(self):
-    told, reached = [], []
+  def test_several_processes_stop_together(self):
+    given, reached = [], []
 
     def any_of(mine):
-      told.append(mine)
-      return mine or len(told) == 2
+      given.append(mine)
+      return mine or len(given) == 2
 
     with self.assertRaisesRegex(preemption.Stopped, 'another process'):
-      with preemption.listening(any_of):
+      with preemption.stop_on_signals(any_of):
         with preemption.deferred():
           preemption.check()
         reached.append('the end of the block')
         preemption.check()
         self.fail('went on')
-    self.assertEqual(told, [False, False])
+    self.assertEqual(given, [False, False])
     with self.assertRaisesRegex(preemption.Stopped, '^SIGTERM$'):
-      with preemption.listening(any_of):
-        _tell()
+      with preemption.stop_on_signals(any_of):
+        _send()
         with preemption.deferred():
           pass
         reached.append('what comes after the signal')
         preemption.check()
-    self.assertEqual((told[2:], len(reached)), ([True], 2))
-    preemption.check()  # Asks nobody.
-    self.assertLen(told, 3)
+    self.assertEqual((given[2:], len(reached)), ([True], 2))
+    preemption.check()  # Does not communicate.
+    self.assertLen(given, 3)
 
-  def test_a_signal_while_they_agree_waits_for_the_next_time(self):
+  def test_a_signal_during_the_collective_counts_at_the_next(self):
     def any_of(mine):
       if not mine:
-        _tell()
+        _send()
       return mine
 
     with self.assertRaises(preemption.Stopped):
-      with preemption.listening(any_of):
+      with preemption.stop_on_signals(any_of):
         self.assertFalse(preemption.stop_requested())
         preemption.check()
 
-  def test_in_another_thread_nothing_is_done(self):
+  def test_another_thread_changes_no_handlers(self):
     done = []
 
     def listen():
-      with preemption.listening():
+      with preemption.stop_on_signals():
         done.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=listen)

@@ -1,4 +1,4 @@
-"""A process by itself; several are in tests/mesh."""
+"""A single process; tests/mesh has tests of several."""
 
 import os
 import subprocess
@@ -12,32 +12,32 @@ from mansu_jax.runtime import processes
 
 class AloneTest(parameterized.TestCase):
 
-  def test_a_process_by_itself_tells_nobody(self):
-    value = object()  # Is not copied.
+  def test_a_single_process_does_not_communicate(self):
+    value = object()  # Not copied.
     self.assertIs(processes.broadcast_from_primary(lambda: value), value)
     self.assertIs(processes.raise_on_all(lambda: value), value)
     self.assertTrue(processes.is_primary())
     self.assertEqual([processes.any_true(x) for x in (True, False)],
                      [True, False])
-    processes.abort(ValueError(), 2)  # Stays.
+    processes.abort(ValueError(), 2)  # Does not exit.
 
   @parameterized.parameters(
       ({}, 'the environment has none of them; wanted JAX_COORDINATOR_ADDRESS'),
       ({'JAX_COORDINATOR_ADDRESS': 'localhost:1'},
        'has JAX_COORDINATOR_ADDRESS=localhost:1; wanted'),
-      ({'JAX_NUM_PROCESSES': 'two'}, "JAX_NUM_PROCESSES='two' .* no number"))
-  def test_who_is_told_nothing_says_so(self, given, message):
+      ({'JAX_NUM_PROCESSES': 'two'}, "JAX_NUM_PROCESSES='two' is not a number"))
+  def test_an_incomplete_environment_is_refused(self, given, message):
     status, said = self._join(given)
     self.assertEqual(status, 2, said)
     self.assertRegex(said, message)
     self.assertLen([x for x in said.splitlines() if 'mansu_jax' in x], 1)
 
-  def test_who_finds_nobody_says_for_whom_it_waited(self):
+  def test_it_logs_how_long_it_waits(self):
     status, said = self._join({
         'JAX_COORDINATOR_ADDRESS': 'localhost:1', 'JAX_NUM_PROCESSES': '2',
         'JAX_PROCESS_ID': '1'})
     self.assertNotEqual(status, 0)
-    self.assertIn('waits for them up to --mesh_join_seconds=3', said)
+    self.assertIn('waits at most --mesh_join_seconds=3', said)
 
   def _join(self, given):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(

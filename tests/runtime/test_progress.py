@@ -1,4 +1,4 @@
-"""Bars on terminals only; tokens counted."""
+"""Progress bars on terminals, and token counts."""
 
 import io
 import sys
@@ -19,36 +19,36 @@ class ProgressTest(absltest.TestCase):
 
   def test_a_bar_on_a_terminal(self):
     with mock.patch.object(sys, 'stderr', _Terminal()) as terminal:
-      self.assertEqual(list(progress.over(range(3), 'steps')), [0, 1, 2])
+      self.assertEqual(list(progress.track(range(3), 'steps')), [0, 1, 2])
       said = terminal.getvalue()
     self.assertIn('steps', said)
     self.assertIn('/3', said)
-    self.assertEndsWith(said, '\r')  # It is wiped out.
+    self.assertEndsWith(said, '\r')  # The bar is cleared.
 
   def test_none_in_a_log(self):
     with mock.patch.object(sys, 'stderr', io.StringIO()) as log:
-      found = list(progress.over(iter('ab'), 'x', total=2))
+      found = list(progress.track(iter('ab'), 'x', total=2))
       self.assertEqual(found, ['a', 'b'])
       self.assertEqual(log.getvalue(), '')
 
-  def test_a_loop_that_goes_on(self):
+  def test_a_resumed_loop(self):
     with mock.patch.object(sys, 'stderr', _Terminal()) as terminal:
-      list(progress.over(range(7, 9), 'steps', total=9, start=7))
+      list(progress.track(range(7, 9), 'steps', total=9, start=7))
       self.assertIn('7/9', terminal.getvalue())
 
   def test_lines_of_the_log_clear_the_bar(self):
-    above = progress.AboveBars()
+    above = progress.ClearBarsFilter()
     self.assertTrue(above.filter(None))
     with mock.patch.object(sys, 'stderr', _Terminal()) as terminal:
-      for _ in progress.over(range(2), 'steps'):
+      for _ in progress.track(range(2), 'steps'):
         before = len(terminal.getvalue())
         self.assertTrue(above.filter(None))
         self.assertIn('\r', terminal.getvalue()[before:])
 
   def test_tokens_add_up(self):
     before = progress.tokens()
-    progress.count(3)
-    progress.count(4)
+    progress.count_tokens(3)
+    progress.count_tokens(4)
     self.assertEqual(progress.tokens() - before, 7)
 
 

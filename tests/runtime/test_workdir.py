@@ -1,4 +1,4 @@
-"""The workdir: one run's, whole files, honest refusals."""
+"""The workdir: opened for one run, refused for any other."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class OpenTest(parameterized.TestCase):
   def _finish_a_stage(self):
     (self.root / 'checkpoints' / 'attribution').mkdir(parents=True)
 
-  def test_makes_the_folder_and_leaves_only_what_the_run_is(self):
+  def test_creates_the_folder_with_the_identity_of_the_run(self):
     root = self._open(self._config(seed=3))
     self.assertEqual(root, self.root)
     self.assertEqual(
@@ -45,7 +45,7 @@ class OpenTest(parameterized.TestCase):
     workdir.check_workdir(self._config())
     self.assertEmpty(list(self.parent.iterdir()))
 
-  def test_an_empty_folder_is_welcome(self):
+  def test_an_empty_folder_is_accepted(self):
     self.root.mkdir(parents=True)
     self._open(self._config())
 
@@ -55,34 +55,34 @@ class OpenTest(parameterized.TestCase):
     self._open(self._config())
     self.assertEqual((self.root / 'record.json').read_text(), '{}')
 
-  def test_where_stages_were_made(self):
+  def test_environments_of_stages(self):
     root = self._open(self._config())
-    elsewhere, here = {'jax': '0.1'}, environment.here()
-    with mock.patch.object(environment, 'here', lambda: elsewhere):
-      workdir.note_environment(root)
-    workdir.note_environment(root)  # There is nothing yet to go on from.
+    elsewhere, here = {'jax': '0.1'}, environment.describe()
+    with mock.patch.object(environment, 'describe', lambda: elsewhere):
+      workdir.record_environment(root)
+    workdir.record_environment(root)  # No stage is finished yet.
     self.assertEmpty(workdir.earlier_environments(root))
     self._finish_a_stage()
     for _ in range(2):
-      with mock.patch.object(
-          environment, 'here', lambda: elsewhere), self.assertLogs() as logs:
-        workdir.note_environment(root)
-        workdir.note_environment(root)
+      with self.assertLogs() as logs, mock.patch.object(
+          environment, 'describe', lambda: elsewhere):
+        workdir.record_environment(root)
+        workdir.record_environment(root)
       self.assertLen(logs.output, 1)
-      self.assertIn(f'jax {here["jax"]} there, 0.1 here', logs.output[0])
+      self.assertIn(f'jax {here["jax"]} then, 0.1 now', logs.output[0])
       self.assertEqual(workdir.earlier_environments(root)[-1], here)
-      workdir.note_environment(root)
+      workdir.record_environment(root)
 
-  def test_a_damaged_list_of_environments_is_begun_anew(self):
+  def test_a_damaged_list_of_environments_starts_again(self):
     root = self._open(self._config())
     self._finish_a_stage()
     (root / 'environments.json').write_text('{')
     with self.assertLogs() as logs:
-      workdir.note_environment(root)
+      workdir.record_environment(root)
     self.assertRegex(logs.output[0], 'environments.json is damaged')
     self.assertEmpty(workdir.earlier_environments(root))
 
-  def test_what_a_killed_process_was_writing_is_removed(self):
+  def test_unfinished_files_of_a_killed_process_are_removed(self):
     self._open(self._config())
     self._finish_a_stage()
     (self.root / '.model.x1y2').mkdir()
@@ -92,32 +92,32 @@ class OpenTest(parameterized.TestCase):
   @parameterized.parameters(
       dict(debug=True), dict(unlearn=config_lib.UnlearnConfig(save_every=0)),
       dict(mesh=config_lib.MeshConfig(tensor=2)))
-  def test_what_changes_no_figure_may_differ(self, **changes):
+  def test_flags_that_change_no_result_may_differ(self, **changes):
     self._open(self._config())
     self._finish_a_stage()
     self._open(self._config(**changes))
 
   def _is_consistent(self):
-    """Where there is a record, `flags.txt` is that of its run."""
+    """Whether `flags.txt` holds the flags of the record, if there is one."""
     record, flags = self.root / 'record.json', self.root / 'flags.txt'
     return not record.exists() or (
         json.loads(record.read_text()) == flags.read_text())
 
   def _finish(self, config):
-    """All that a run writes of flags and record."""
+    """Writes flags and record as a run does."""
     root = self._open(config)
-    workdir.note_flags(config, root)
+    workdir.write_flags(config, root)
     files.write_json(root / 'record.json', run_flags.to_flagfile(config))
 
   @parameterized.parameters({}, dict(debug=True))
-  def test_killed_anywhere_flags_are_those_of_the_record(self, **changes):
+  def test_flags_match_the_record_after_any_kill(self, **changes):
     class Killed(BaseException):
       pass
 
     steps = []
 
     def until(last):
-      """Steps of the file system, of which those from `last` on are not."""
+      """Patches file operations to raise `Killed` from number `last` on."""
       def step(do):
         def counted(*args, **kwargs):
           if len(steps) == last:
@@ -146,7 +146,7 @@ class OpenTest(parameterized.TestCase):
       self.assertTrue(self._is_consistent())
     self.assertEqual((self.root / 'flags.txt').read_text(),
                      run_flags.to_flagfile(other))
-    self.assertGreaterEqual(last, 3)  # The record, the hashes, at least.
+    self.assertGreaterEqual(last, 3)  # At least the record and the hashes.
 
   def test_a_record_keeps_its_flags_until_the_next(self):
     self._finish(self._config())
@@ -156,7 +156,7 @@ class OpenTest(parameterized.TestCase):
     self._finish(self._config(debug=True))
     self.assertIn('--debug\n', (self.root / 'flags.txt').read_text())
 
-  def test_a_flow_holds_the_lock(self):
+  def test_locked_holds_the_lock(self):
     config = self._config()
 
     @workdir.locked
@@ -171,13 +171,13 @@ class OpenTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'No workdir'):
       workdir.locked(workdir.check_workdir)(self._config(workdir=''))
 
-  def test_nothing_is_recorded_in_a_workdir_that_another_run_took(self):
+  def test_flags_are_not_written_after_losing_the_lock(self):
     config = self._config()
     with lock.held(self.root):
       root = self._open(config)
       (root / lock.NAME).unlink()
       with self.assertRaisesRegex(ValueError, 'taken over by another run'):
-        workdir.note_flags(config, root)
+        workdir.write_flags(config, root)
 
   def test_a_moved_run_is_still_the_same(self):
     self._open(self._config())
@@ -207,7 +207,7 @@ class OpenTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, f'{what}.*Give a new folder'):
       self._open(self._config(), **changes)
     self.assertEqual((self.root / 'hashes.json').read_text(), before)
-    self._open(self._config())  # The same again is welcome.
+    self._open(self._config())  # The same bytes are accepted.
 
   def test_other_data_is_refused_before_a_model_is_read(self):
     self._open(self._config(), data='1')
@@ -216,8 +216,8 @@ class OpenTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "when 'data' had another"):
       workdir.check_workdir(self._config(), {'data': '2'})
 
-  def test_a_run_that_finished_nothing_makes_room(self):
-    """It was refused later than here, and its flags are being corrected."""
+  def test_a_run_without_finished_stages_may_change_its_flags(self):
+    """Such as a run that a later check refused."""
     self._open(self._config())
     self._open(self._config(seed=1, resume=False), model='other')
     self.assertIn('--seed=1\n', (self.root / 'flags.txt').read_text())
@@ -240,10 +240,11 @@ class OpenTest(parameterized.TestCase):
   def test_a_new_run_without_resume_is_fine(self):
     self._open(self._config(resume=False))
 
-  def test_files_of_something_else_are_refused_and_kept(self):
+  def test_other_files_are_refused_and_kept(self):
     self.root.mkdir(parents=True)
     (self.root / 'thesis.txt').write_text('mine')
-    with self.assertRaisesRegex(ValueError, "something else.*'thesis.txt'"):
+    with self.assertRaisesRegex(
+        ValueError, "other files, such as 'thesis.txt'"):
       self._open(self._config())
     self.assertEqual([p.name for p in self.root.iterdir()], ['thesis.txt'])
 
@@ -252,7 +253,7 @@ class OpenTest(parameterized.TestCase):
       self._open(self._config(workdir=''))
 
   @parameterized.parameters('file', 'file/below')
-  def test_a_place_that_cannot_be_written_is_refused(self, name):
+  def test_a_path_that_cannot_be_written_is_refused(self, name):
     (self.parent / 'file').write_text('')
     with self.assertRaisesRegex(ValueError, 'cannot be written: .+ Give a'):
       self._open(self._config(workdir=str(self.parent / name)))
@@ -261,7 +262,7 @@ class OpenTest(parameterized.TestCase):
     self.root.mkdir(parents=True)
     probe = pathlib.Path.touch
     self.addCleanup(setattr, pathlib.Path, 'touch', probe)
-    def refuse(*args, **kwargs):  # Works for root as well, unlike chmod.
+    def refuse(*args, **kwargs):  # Unlike chmod, this also affects root.
       raise PermissionError(13, 'Permission denied')
     pathlib.Path.touch = refuse
     with self.assertRaisesRegex(ValueError, 'written: Permission denied'):

@@ -30,7 +30,7 @@ def compare(
     same: whether two circuits are equal.
   """
   values = [measure(one)
-            for one in progress.over(randoms, 'random circuits')]
+            for one in progress.track(randoms, 'random circuits')]
   return {
       'faithfulness': measure(circuit), 'faithfulness_of_none': measure(empty),
       'random': {

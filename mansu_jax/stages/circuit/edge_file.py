@@ -24,11 +24,6 @@ from mansu_jax.stages.circuit import edge_selection
 from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 
-# Fields of --circuit_* that only the selection of a circuit reads.
-IGNORED = frozenset((
-    'contrast', 'edges', 'first_layer', 'last_layer', 'per_layer_cap',
-    'resamples'))
-
 
 def read(
     path: str, config: model_config.ModelConfig) -> edge_circuit.EdgeCircuit:

@@ -176,7 +176,7 @@ def make_record(
       'data': inputs_lib.describe(inputs),
       'quantizers': quantize.describe(),
       'config': dataclasses.asdict(config),
-      'environment': environment.here() | (
+      'environment': environment.describe() | (
           {'earlier': list(earlier)} if earlier else {}),
       'stages': stages,
   }

@@ -1,8 +1,12 @@
-"""Reads and checks everything a run needs, before any long work starts."""
+"""Reads all data files of a run and checks them against each other.
+
+`read` returns the `Inputs`; `thin` draws a sample of questions evenly over
+facts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import fnmatch
 from typing import Any
@@ -17,7 +21,7 @@ from mansu_jax.data.readers import jsonl
 from mansu_jax.data.readers import text as text_lib
 
 _CALIBRATION = 'shipped:text_retain.jsonl'
-_WILD = '*?['
+_WILDCARDS = '*?['
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +29,12 @@ class Inputs:
   """The data of a run.
 
   Attributes:
-    splits: questions by role and use, and the text to retain.
+    splits: Questions by role and use, and the text to retain.
     evaluation: `{split: questions}`, thinned to `--eval_questions` or
       `--eval_kept_questions` each.
-    heldout_text: documents never trained on.
-    calibration: documents for calibrated quantizers; empty where there are
-      none of these.
-    hashes: `{file: sha256}`.
+    heldout_text: Documents that are never trained on.
+    calibration: Documents for calibrated quantizers; empty without any.
+    hashes: `{file: SHA-256}`.
   """
 
   splits: splits_lib.Splits
@@ -42,31 +45,32 @@ class Inputs:
 
 
 def expand(paths: Sequence[str]) -> tuple[str, ...]:
-  """Expands `shipped:` names that hold wildcards, in alphabetical order.
+  """Expands wildcards in `shipped:` names, in alphabetical order.
 
   Raises:
-    ValueError: a wildcard matches no shipped file.
+    ValueError: A pattern matches no shipped file.
   """
   out = []
   for path in paths:
     name = path.removeprefix(jsonl.SHIPPED)
-    if name == path or not any(c in name for c in _WILD):
+    if name == path or not any(c in name for c in _WILDCARDS):
       out.append(path)
       continue
     found = fnmatch.filter(jsonl.shipped_names(), name)
     if not found:
       raise ValueError(
-          f'{path!r} matches no shipped file; the package holds'
-          f' {jsonl.shipped_names()}.')
+          f'{path!r} matches no shipped file; the package contains'
+          f' {jsonl.shipped_names()}. Correct the pattern.')
     out += [jsonl.SHIPPED + f for f in found]
   return tuple(out)
 
 
 def read(config: run_config.RunConfig) -> Inputs:
-  """Reads all files.
+  """Reads all data files of a run.
 
   Raises:
-    ValueError: as the readers do, naming file and line.
+    ValueError: A reader refuses a file, naming the line; a file has two roles;
+      or heldout text is also used otherwise.
   """
   files = {f.name: expand(getattr(config.data, f.name))
            for f in dataclasses.fields(config.data)
@@ -76,43 +80,50 @@ def read(config: run_config.RunConfig) -> Inputs:
       forget=files['forget'], retain=files['retain'],
       heldout=files['heldout'], text=files['text'],
       require_train=config.mode in ('unlearn', 'plan'))
-  heldout_text = [
-      d for path in files['heldout_text'] for d in text_lib.read_text(path)]
-  _check_other_text(splits.text, heldout_text)
-  files['calibration'] = _calibration_files(config, files['calibration'])
-  calibration = [d for path in files['calibration']
-                 for d in text_lib.read_text(path)]
-  _check_other_text(calibration, heldout_text, '--data_calibration')
-  most = dict.fromkeys(splits_lib.KEPT, config.eval.kept_questions)
+  heldout_text = _read_texts(files['heldout_text'])
+  _check_disjoint(splits.text, heldout_text, '--data_text')
+  files['calibration'] = _calibration_files(
+      config.quant_schemes, files['calibration'])
+  calibration = _read_texts(files['calibration'])
+  _check_disjoint(calibration, heldout_text, '--data_calibration')
   paths = list(dict.fromkeys(p for named in files.values() for p in named))
-  if config.attribution.pairs_file:
-    paths.append(config.attribution.pairs_file)
-  if config.circuit.file:
-    paths.append(config.circuit.file)
+  paths += filter(None, (config.attribution.pairs_file, config.circuit.file))
   return Inputs(
       splits=splits,
-      evaluation={name: thin(
-          questions, most.get(name) or config.eval.questions, config.seed)
-                  for name, questions in splits.evaluation.items()},
+      evaluation=_thin_splits(config.eval, splits.evaluation, config.seed),
       heldout_text=heldout_text,
       calibration=calibration,
       hashes={path: jsonl.sha256(path) for path in paths})
 
 
+def _read_texts(paths: Sequence[str]) -> list[text_lib.TextDocument]:
+  return [d for path in paths for d in text_lib.read_text(path)]
+
+
+def _thin_splits(
+    options: run_config.EvalConfig,
+    splits: Mapping[str, list[questions_lib.Question]], seed: int
+) -> dict[str, list[questions_lib.Question]]:
+  """Thins each evaluation split to the number that its flag allows."""
+  limits = dict.fromkeys(splits_lib.KEPT, options.kept_questions)
+  return {name: thin(questions, limits.get(name) or options.questions, seed)
+          for name, questions in splits.items()}
+
+
 def _calibration_files(
-    config: run_config.RunConfig, given: Sequence[str]) -> Sequence[str]:
-  """The files of calibration text, if a quantizer needs some."""
-  needed = any(n in quant.CALIBRATED for n in config.quant_schemes)
+    schemes: Sequence[str], given: Sequence[str]) -> Sequence[str]:
+  """The calibration files; none unless a quantizer is calibrated."""
+  needed = any(name in quant.CALIBRATED for name in schemes)
   if given and not needed:
     raise ValueError(
         f'--data_calibration={given[0]} is for calibrated quantizers, but'
-        f' --quant_schemes={",".join(config.quant_schemes)} has none; wanted'
+        f' --quant_schemes={",".join(schemes)} has none; wanted'
         f' {" or ".join(quant.CALIBRATED)} among them. Leave the text out.')
   return (given or (_CALIBRATION,)) if needed else ()
 
 
-def _check_named_once(files: dict[str, list[str]]) -> None:
-  """Raises ValueError where a file is named twice."""
+def _check_named_once(files: Mapping[str, Sequence[str]]) -> None:
+  """Raises ValueError if two flags, or one flag twice, name the same file."""
   flag_of: dict[Any, str] = {}
   for name, paths in files.items():
     for path in paths:
@@ -121,51 +132,64 @@ def _check_named_once(files: dict[str, list[str]]) -> None:
       if first != name or repeated:
         where = 'twice' if repeated else f'in --data_{first} too'
         raise ValueError(
-            f'--data_{name}={path} is named {where}; wanted each file once. (A'
-            ' data flag adds to those of a flagfile: leave out one of them, or'
-            ' use a flagfile without data, such as experiments/recipe.flags.)')
+            f'--data_{name}={path} is named {where}; wanted each file once.'
+            ' Data flags add to those of a flagfile: leave out one of them, or'
+            ' use a flagfile without data, such as experiments/recipe.flags.')
 
 
-def _check_other_text(
-    seen_before: Sequence[text_lib.TextDocument],
-    heldout: Sequence[text_lib.TextDocument], where: str = '--data_text'
-) -> None:
-  """Raises ValueError where a document is both used and measured on."""
-  seen = {splits_lib.plain(d.text) for d in seen_before}
+def _check_disjoint(
+    used: Sequence[text_lib.TextDocument],
+    heldout: Sequence[text_lib.TextDocument], flag: str) -> None:
+  """Raises ValueError if a heldout document is also used otherwise.
+
+  Args:
+    used: Documents that training or calibration uses.
+    heldout: Documents that measure perplexity.
+    flag: Flag of the used documents.
+  """
+  seen = {splits_lib.plain(d.text) for d in used}
   for document in heldout:
     if splits_lib.plain(document.text) in seen:
       raise ValueError(
-          f'The document of kind {document.kind!r} that starts'
-          f' {document.text[:40]!r} is in {where} and in'
-          ' --data_heldout_text; wanted text that no training sees in the'
-          ' second. Remove it from one of the two.')
+          f'The document of kind {document.kind!r} that starts with'
+          f' {document.text[:40]!r} is in both {flag} and'
+          ' --data_heldout_text; wanted heldout text that nothing else uses.'
+          ' Remove it from one of them.')
 
 
 def thin(
     questions: list[questions_lib.Question], limit: int, seed: int
 ) -> list[questions_lib.Question]:
-  """At most `limit` questions (0: all), spread evenly over facts.
+  """Draws at most `limit` questions (0: all), evenly over facts.
 
-  Every fact keeps its first question before any fact keeps a second; which
-  one is first is drawn by the seed, so all phrasings are used.
+  Each fact gets one question before any fact gets a second one. The order of a
+  fact's questions is random, so that all phrasings occur.
+
+  Args:
+    questions: Questions to choose from.
+    limit: Largest number of questions; 0 for all.
+    seed: Seed of the draw.
+
+  Returns:
+    The chosen questions in their original order.
   """
   if not limit or len(questions) <= limit:
     return list(questions)
   order = np.random.default_rng(seed).permutation(len(questions))
-  seen: dict[str, int] = {}
+  count: dict[str, int] = {}
   turn = np.zeros(len(questions), int)
   for i in order:
     fact = questions[i].fact
-    turn[i] = seen.get(fact, 0)
-    seen[fact] = turn[i] + 1
+    turn[i] = count.get(fact, 0)
+    count[fact] = turn[i] + 1
   rank = np.empty(len(questions), int)
   rank[order] = np.arange(len(questions))
-  kept = np.lexsort((rank, turn))[:limit]
-  return [questions[i] for i in sorted(kept)]
+  chosen = np.lexsort((rank, turn))[:limit]
+  return [questions[i] for i in sorted(chosen)]
 
 
 def describe(inputs: Inputs) -> dict[str, Any]:
-  """What the record says of the data."""
+  """The data entry of the record."""
   return {
       'sha256': inputs.hashes,
       'questions': {k: len(v) for k, v in inputs.evaluation.items()},

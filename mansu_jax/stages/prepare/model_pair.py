@@ -1,13 +1,13 @@
-"""A base and what some tool made of it: found, checked, loaded (audit mode).
+"""Finds, checks and loads a base and the model unlearned from it, for an audit.
 
-Both are compared, and measured, in one storage type: that of most weights in
-the unlearned model's file, or the one that --export_dtype names if it is not
-float32. So a base in float32 is no other model than its unlearned bfloat16
-file for the cast alone.
+`load` returns both in one storage type: that of most weights in the unlearned
+model's file, or --export_dtype if it is not float32. A float32 base therefore
+does not differ from its bfloat16 file by the conversion alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
 import json
@@ -26,22 +26,23 @@ from mansu_jax.runtime import processes
 from mansu_jax.stages.prepare import checks
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
-_LEAST_COSINE = 0.5  # Of two states of one model; of two models it is near 0.
+# Smallest cosine of related weights; that of unrelated models is near 0.
+_MIN_COSINE = 0.5
 _MATRICES = ('embed', 'lm_head', *layout.MATRICES)
-# Fields of the config that change nothing that is computed here.
+# Fields of a model's configuration that do not affect its outputs here.
 _MAY_DIFFER = ('max_position', 'bos_token_id', 'eos_token_id', 'pad_token_id')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-  """Two states of one model.
+  """A base and the model unlearned from it.
 
   Attributes:
-    base: before, with the tokenizer that both use.
-    unlearned: params after.
-    changes: what moved, by leaf.
-    account: JSON-able: where the unlearned weights are from, in what they are
-      stored and compared, and what differs beside the weights.
+    base: The base, with the tokenizer for both models.
+    unlearned: Params of the unlearned model.
+    changes: Change of each leaf.
+    account: JSON-able: source of the unlearned weights, storage types, and
+      differences other than the weights.
   """
 
   base: loading.LoadedModel
@@ -51,101 +52,130 @@ class Pair:
 
 
 def load(config: run_config.RunConfig, inputs: inputs_lib.Inputs) -> Pair:
-  """Finds both models, checks that they are a pair, and loads them.
+  """Finds both models, checks that they belong together, and loads them.
 
   Args:
-    config: the run's, in audit mode.
-    inputs: its data.
+    config: Configuration of the run, in audit mode.
+    inputs: Data of the run.
 
   Raises:
-    ValueError: as `loading.load` and `checks.check_audit`; configs or
-      tokenizers that differ, weights that are all equal, or unrelated.
+    ValueError: As `loading.load` and `checks.check_audit`; or configurations or
+      tokenizers differ; or the weights are all equal, or unrelated.
   """
   def find():
     found = [loading.find(name) for name in (config.base, config.model)]
     differing = _check_configs(*found)
-    tokenizer, told = _one_tokenizer(config, inputs, *found)
+    tokenizer, comparison = _common_tokenizer(
+        *found, inputs, chat=config.data.chat)
     checks.check_audit(config, inputs, found[0].config, tokenizer)
-    return found, differing, tokenizer, told
+    return found, differing, tokenizer, comparison
 
-  found, differing, tokenizer, told = processes.raise_on_all(find)
-  dtype = _measured_as(config, found[1])
+  found, differing, tokenizer, comparison = processes.raise_on_all(find)
+  dtype = _common_dtype(config.export_dtype, found[1].stored)
   base, unlearned = (f.load(hf_io.EXPORT_DTYPES[dtype]) for f in found)
   changes = weight_change.compare(base.params, unlearned.params)
-  _check_related(config, changes, dtype)
+  _check_related(changes, config.base, config.model, dtype)
   account = unlearned.source | {
       'stored_as': found[1].stored, 'base_stored_as': found[0].stored,
-      'compared_as': dtype, 'tokenizers': told,
-      'other_differences': differing} | _beyond_rounding(
+      'compared_as': dtype, 'tokenizers': comparison,
+      'other_differences': differing} | _moved_beyond_rounding(
           base.params, unlearned.params, found[0].stored, dtype)
   return Pair(
       base=dataclasses.replace(base, tokenizer=tokenizer),
       unlearned=unlearned.params, changes=changes, account=account)
 
 
-def _measured_as(
-    config: run_config.RunConfig, model: loading.Checkpoint) -> str:
-  """The export dtype in which both are compared; see the module."""
-  if config.export_dtype != 'float32':
-    return config.export_dtype
-  return model.stored if model.stored in hf_io.EXPORT_DTYPES else 'float32'
+def _common_dtype(export_dtype: str, stored: str) -> str:
+  """The export dtype for both models; see the module.
+
+  Args:
+    export_dtype: Value of --export_dtype.
+    stored: Storage type of the unlearned model.
+  """
+  if export_dtype != 'float32':
+    return export_dtype
+  return stored if stored in hf_io.EXPORT_DTYPES else 'float32'
 
 
-def _beyond_rounding(
+def _moved_beyond_rounding(
     base: types.Params, unlearned: types.Params, stored: str, dtype: str
 ) -> dict[str, float]:
-  """How much moved for more than the type in which the base was stored.
+  """The share of weights that differ even in the storage type of the base.
 
-  Empty where that holds all that is compared. Else `moved_beyond_rounding`: the
-  share of weights that are not the base's even when stored in its type.
+  Args:
+    base: Params of the base.
+    unlearned: Params of the unlearned model.
+    stored: Storage type of the base.
+    dtype: Type in which both are compared.
+
+  Returns:
+    `moved_beyond_rounding`; empty if the storage type is not coarser.
   """
-  kind = hf_io.EXPORT_DTYPES.get(stored)
-  if kind is None or stored == dtype or dtype != 'float32':
+  coarse = hf_io.EXPORT_DTYPES.get(stored)
+  if coarse is None or stored == dtype or dtype != 'float32':
     return {}
   flat = tree_paths.flatten(base)
   found = [
       weight_change.compare({name: flat[name]}, {
-          name: leaf.astype(kind).astype(leaf.dtype)})
+          name: leaf.astype(coarse).astype(leaf.dtype)})
       for name, leaf in tree_paths.flatten(unlearned).items()]
-  whole = weight_change.total(
+  total = weight_change.total(
       change for one in found for change in one.values())
-  return {'moved_beyond_rounding': whole.statistics()['moved']}
+  return {'moved_beyond_rounding': total.statistics()['moved']}
 
 
 def _check_configs(
     base: loading.Checkpoint, model: loading.Checkpoint) -> dict[str, Any]:
-  """Fields that may differ and do, as {field: [base's, model's]}."""
+  """Compares the configurations of the models.
+
+  Returns:
+    The allowed differences, as `{field: [value of base, value of model]}`.
+
+  Raises:
+    ValueError: Another field differs.
+  """
   differing = {}
-  for field, ours, theirs in model_config.differences(
+  for field, base_value, model_value in model_config.differences(
       base.config, model.config):
     if field not in _MAY_DIFFER:
       raise ValueError(
-          f'The config of --base={base.name} has {field} = {ours}, but that of'
-          f' --model={model.name} {theirs}; wanted two states of one model.'
-          ' Give the base that the model was made of.')
-    differing[field] = [ours, theirs]
+          f'The config of --base={base.name} has {field} = {base_value}, but'
+          f' that of --model={model.name} has {model_value}; wanted the same'
+          ' architecture. Give the base that the model was derived from.')
+    differing[field] = [base_value, model_value]
   return differing
 
 
-def _one_tokenizer(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    base: loading.Checkpoint, model: loading.Checkpoint) -> tuple[Any, str]:
-  """The tokenizer of both, and how alike the two are."""
-  ours, theirs = base.tokenizer, model.tokenizer
-  if ours is None or theirs is None:
-    told = {(True, True): 'there are none', (True, False): 'the base has none',
-            (False, True): 'the unlearned model has none'}
-    return ours or theirs, told[ours is None, theirs is None]
-  for what, of in (('token', _vocabulary), ('merge', _merges)):
-    _check_same(config, what, of(ours), of(theirs))
-  told = 'the same'
-  if _rules(ours) != _rules(theirs):
-    _check_encodings(config, inputs, ours, theirs)
-    told = ('of the same vocabulary and merges, but not the same; they cut the'
-            ' data of this audit alike, and the base\'s is used')
-  if config.data.chat and ours.chat_template != theirs.chat_template:
-    told += '; their chat templates differ, and the base\'s is used'
-  return ours, told
+def _common_tokenizer(
+    base: loading.Checkpoint, model: loading.Checkpoint,
+    inputs: inputs_lib.Inputs, *, chat: bool) -> tuple[Any, str]:
+  """The tokenizer for both models, and a comparison in words.
+
+  Args:
+    base: The base.
+    model: The unlearned model.
+    inputs: Data of the run, which both tokenizers must encode equally.
+    chat: Whether the chat template applies.
+
+  Raises:
+    ValueError: The tokenizers differ in a way that changes tokens.
+  """
+  first, second = base.tokenizer, model.tokenizer
+  if first is None or second is None:
+    comparison = {
+        (True, True): 'there are none', (True, False): 'the base has none',
+        (False, True): 'the unlearned model has none'}
+    return first or second, comparison[first is None, second is None]
+  for kind, table in (('token', _vocabulary), ('merge', _merges)):
+    _check_same(base.name, model.name, kind, table(first), table(second))
+  comparison = 'the same'
+  if _rules_digest(first) != _rules_digest(second):
+    _check_encodings(base, model, inputs, chat=chat)
+    comparison = ('different, with the same vocabulary and merges; both encode'
+                  ' the data of this audit equally, and the base\'s is used')
+  if chat and first.chat_template != second.chat_template:
+    comparison += '; their chat templates differ, and the base\'s is used'
+  return first, comparison
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:
@@ -154,91 +184,106 @@ def _vocabulary(tokenizer: Any) -> dict[str, int]:
 
 
 def _backend(tokenizer: Any) -> dict[str, Any]:
-  """The content of its tokenizer.json; {} where it has none."""
+  """The content of tokenizer.json; empty for a tokenizer without it."""
   backend = getattr(tokenizer, 'backend_tokenizer', None)
   return json.loads(backend.to_str()) if backend is not None else {}
 
 
 def _merges(tokenizer: Any) -> dict[str, int]:
-  """`{merge: rank}`; {} of a tokenizer that does not merge."""
+  """`{merge: rank}`; empty for a tokenizer without merges."""
   found = _backend(tokenizer).get('model', {}).get('merges') or []
   return {m if isinstance(m, str) else ' '.join(m): rank
           for rank, m in enumerate(found)}
 
 
-def _rules(tokenizer: Any) -> str:
-  """SHA-256 of all that decides how it cuts text."""
+def _rules_digest(tokenizer: Any) -> str:
+  """SHA-256 of all settings that affect tokens."""
   fields = {k: v for k, v in _backend(tokenizer).items()
-            if k not in ('truncation', 'padding')}  # Set by its last use.
+            if k not in ('truncation', 'padding')}  # Set by the last call.
   return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _check_same(
-    config: run_config.RunConfig, what: str, ours: dict[str, int],
-    theirs: dict[str, int]) -> None:
-  """Raises ValueError at the first entry that one of two tables lacks."""
-  if ours == theirs:
+    base: str, model: str, kind: str, base_table: Mapping[str, int],
+    model_table: Mapping[str, int]) -> None:
+  """Raises ValueError at the first entry that differs between two tables.
+
+  Args:
+    base: Name of the base.
+    model: Name of the unlearned model.
+    kind: What an entry is, for the error.
+    base_table: Entries of the base's tokenizer.
+    model_table: Entries of the unlearned model's tokenizer.
+  """
+  if base_table == model_table:
     return
-  first = next(k for k in (*ours, *theirs) if ours.get(k) != theirs.get(k))
-  place = lambda table: table.get(first, 'absent')
+  entry = next(k for k in (*base_table, *model_table)
+               if base_table.get(k) != model_table.get(k))
+  number = lambda table: table.get(entry, 'absent')
   raise ValueError(
-      f'The tokenizers differ: {what} {first!r} is {place(ours)} in that of'
-      f' --base={config.base} and {place(theirs)} in that of'
-      f' --model={config.model}; wanted the same, for scores to be of the same'
-      ' tokens. Put the tokenizer of the base beside the model, if that is'
-      ' what it was trained with.')
+      f'The tokenizers differ: {kind} {entry!r} is {number(base_table)} in that'
+      f' of --base={base} and {number(model_table)} in that of --model={model};'
+      ' wanted the same, so that scores compare the same tokens. Copy the'
+      ' tokenizer of the base to the model, if it was trained with it.')
 
 
 def _check_encodings(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs, ours: Any,
-    theirs: Any) -> None:
-  """Raises ValueError where two tokenizers cut the data differently."""
+    base: loading.Checkpoint, model: loading.Checkpoint,
+    inputs: inputs_lib.Inputs, *, chat: bool) -> None:
+  """Raises ValueError if the two tokenizers encode the data differently."""
   questions = [q for qs in inputs.evaluation.values() for q in qs]
   questions += [*inputs.splits.forget_train, *inputs.splits.retain_train]
   texts = [d.text for d in inputs.heldout_text]
-  if config.data.chat:
-    tokenization.check_template(ours, config.base)
+  if chat:
+    tokenization.check_template(base.tokenizer, base.name)
     questions = [dataclasses.replace(q, prompt=tokenization.prompt_text(
-        q.prompt, ours, chat=True)) for q in questions]
-  cut = lambda tokenizer: [
+        q.prompt, base.tokenizer, chat=True)) for q in questions]
+  encode: Callable[[Any], list[Any]] = lambda tokenizer: [
       *tokenization.encode_questions(questions, tokenizer),
       *tokenization.encode_prompts(texts, tokenizer)]
-  for text, one, other in zip(
-      [q.prompt for q in questions] + texts, cut(ours), cut(theirs)):
-    if one != other:
+  for text, first, second in zip(
+      [q.prompt for q in questions] + texts, encode(base.tokenizer),
+      encode(model.tokenizer)):
+    if first != second:
       raise ValueError(
-          f'The tokenizers of --base={config.base} and --model={config.model}'
-          f' cut {text[:60]!r} (or its choices) differently; wanted the same'
-          ' tokens. Put the tokenizer of the base beside the model, if that is'
-          ' what it was trained with.')
+          f'The tokenizers of --base={base.name} and --model={model.name}'
+          f' encode {text[:60]!r} (or its choices) differently; wanted the same'
+          ' tokens. Copy the tokenizer of the base to the model, if it was'
+          ' trained with it.')
 
 
 def _check_related(
-    config: run_config.RunConfig,
-    changes: dict[str, weight_change.Change], dtype: str) -> None:
-  """Raises ValueError unless the weights are two states of one model.
+    changes: Mapping[str, weight_change.Change], base: str, model: str,
+    dtype: str) -> None:
+  """Raises ValueError unless one model is derived from the other.
 
-  They are not where the embedding, or most weights of the matrices, point
-  elsewhere than the base's.
+  Unrelated models have a low cosine in the embedding, or in most of the weights
+  of all matrices.
+
+  Args:
+    changes: Change of each leaf.
+    base: Name of the base.
+    model: Name of the unlearned model.
+    dtype: Type in which both are compared.
   """
-  whole = weight_change.total(changes.values()).statistics()
-  if not whole['moved']:
+  total = weight_change.total(changes.values()).statistics()
+  if not total['moved']:
     raise ValueError(
-        f'All {whole["size"]} weights of --model={config.model} equal those of'
-        f' --base={config.base}, as {dtype} holds them: nothing was unlearned;'
-        ' wanted a model that differs from its base. Give the unlearned one.')
+        f'All {total["size"]} weights of --model={model} equal those of'
+        f' --base={base}, as {dtype}: nothing was unlearned; wanted a model'
+        ' that differs from its base. Give the unlearned one.')
   found = {name: changes[name].total().statistics()
            for name in _MATRICES if name in changes}
-  foreign = [name for name, s in found.items()
-             if (s['cosine'] or 0) < _LEAST_COSINE]
-  share = sum(found[name]['size'] for name in foreign) / sum(
+  unrelated = [name for name, s in found.items()
+               if (s['cosine'] or 0) < _MIN_COSINE]
+  share = sum(found[name]['size'] for name in unrelated) / sum(
       s['size'] for s in found.values())
-  if 'embed' in foreign or share > 0.5:
-    first = found[foreign[0]]
+  if 'embed' in unrelated or share > 0.5:
+    first = found[unrelated[0]]
     raise ValueError(
-        f'--model={config.model} is no state of --base={config.base}:'
-        f' {foreign[0]!r} has a cosine of {first["cosine"] or 0:.3f} with the'
-        f' base\'s and differs by {first["relative"] or 0:.2f} of its norm'
-        f' ({len(foreign)} of {len(found)} matrices are as far off); wanted a'
-        f' cosine of {_LEAST_COSINE} or more. Give the base that the model was'
-        ' made of.')
+        f'--model={model} is not derived from --base={base}: {unrelated[0]!r}'
+        f' has a cosine of {first["cosine"] or 0:.3f} with that of the base and'
+        f' a relative difference of {first["relative"] or 0:.2f}'
+        f' ({len(unrelated)} of {len(found)} matrices are as far apart); wanted'
+        f' a cosine of at least {_MIN_COSINE}. Give the base that the model was'
+        ' derived from.')

@@ -1,4 +1,9 @@
-"""The retain set's prompts, asked of the forget set's subjects."""
+"""Prompts that ask the retain set's questions about the forget set's subjects.
+
+`prompts` draws them, `check` tests that the model can read them, and `spans`
+adds the base's hidden states for training. The subject of a fact is the words
+that all of its prompts share.
+"""
 
 from __future__ import annotations
 
@@ -18,114 +23,151 @@ from mansu_jax.data import tokenization
 from mansu_jax.unlearn import batches as batches_lib
 
 # The base's final states [m, D] -> its next-token probabilities [m, V].
-SayFn = Callable[[np.ndarray], np.ndarray]
+NextTokenFn = Callable[[np.ndarray], np.ndarray]
 
 _Questions = Sequence[questions_lib.Question]
-_LEAK = 0.01  # Probability of a forgotten answer that rules a prompt out.
-_ROWS = 64  # Prompts judged at once.
+_MAX_LEAK = 0.01  # Largest probability of a forget answer after a prompt.
+_ROWS = 64  # Prompts in a batch.
 
 
 def prompts(
-    config: run_config.RunConfig, splits: splits_lib.Splits
+    options: run_config.UnlearnConfig, splits: splits_lib.Splits, seed: int
 ) -> tuple[list[subjects_lib.Prompt], dict[str, int]]:
-  """A sample of the swapped-subject prompts, `--unlearn_swapped_pool` at most.
+  """Draws at most `--unlearn_swapped_pool` swapped-subject prompts.
 
-  Every relation of the retain set gives as many, where it has them. What the
-  forget set or the evaluation asks word for word is passed over: the first is
-  to be forgotten, and the second must not be trained on.
+  All relations of the retain set contribute equally, as long as they have
+  prompts. Prompts that are also questions of the forget set or of the
+  evaluation are skipped: training must not preserve the former or use the
+  latter.
 
   Args:
-    config: the run's.
-    splits: its questions.
+    options: Configuration of the loop.
+    splits: Questions of the run.
+    seed: Seed of the draw.
 
   Returns:
-    The prompts, and how many forget `subjects` there are,
-    `facts_without_subject` and prompts `asked_elsewhere` that were passed
-    over.
+    The prompts, and the counts `subjects` (of the forget set),
+    `facts_without_subject` and `asked_elsewhere` (skipped prompts).
 
   Raises:
-    ValueError: the prompts of the forget or of the retain facts share no word
-      that could be their subject, or all are asked elsewhere.
+    ValueError: The prompts of the forget facts, or of the retain facts, share
+      no word; or all swapped-subject prompts are skipped.
   """
-  options = config.unlearn
   if not options.swapped_batch:
     return [], {}
   found = subjects_lib.of_questions(splits.forget_train)
-  about = list(dict.fromkeys(s for s in found if s is not None))
-  phrasings = _phrasings(splits.retain_train)
-  if not about or not phrasings:
+  subjects = list(dict.fromkeys(s for s in found if s is not None))
+  templates = _templates(splits.retain_train)
+  if not subjects or not templates:
     raise ValueError(
         f'--unlearn_swapped_batch={options.swapped_batch}, but the prompts of'
-        f' the {"retain" if about else "forget"} facts share no word that could'
-        ' be their subject; wanted several phrasings of each fact. Give them,'
-        ' or --unlearn_swapped_batch=0.')
-  rng = np.random.default_rng(config.seed)
-  turns = collections.deque(_asked(f, about, rng) for f in phrasings)
-  asked = {splits_lib.plain(q.prompt) for q in splits.forget_train}
-  asked |= {splits_lib.plain(q.prompt)
-            for questions in splits.evaluation.values() for q in questions}
-  chosen: dict[str, subjects_lib.Prompt] = {}
-  passed_over = 0
-  while turns and len(chosen) < options.swapped_pool:
-    prompt = next(turns[0], None)
-    if prompt is None:
-      turns.popleft()
-    elif splits_lib.plain(prompt.text) in asked:
-      passed_over += 1
-    else:
-      chosen.setdefault(prompt.text, prompt)
-      turns.rotate(-1)
+        f' the {"retain" if subjects else "forget"} facts share no word that'
+        ' could be their subject; wanted several phrasings of each fact. Add'
+        ' some, or give --unlearn_swapped_batch=0.')
+  chosen, skipped = _draw(
+      templates, subjects, _asked(splits), options.swapped_pool,
+      np.random.default_rng(seed))
   if not chosen:
     raise ValueError(
-        f'--unlearn_swapped_batch={options.swapped_batch}, but each retain'
-        ' phrasing asked of a subject to be forgotten is a question of the'
-        ' forget set or of the evaluation; wanted some that are not. Give'
-        ' retain facts of other relations, or --unlearn_swapped_batch=0.')
-  return list(chosen.values()), {
-      'subjects': len(about), 'asked_elsewhere': passed_over,
+        f'--unlearn_swapped_batch={options.swapped_batch}, but every'
+        ' swapped-subject prompt is a question of the forget set or of the'
+        ' evaluation; wanted some that are not. Add retain facts of other'
+        ' relations, or give --unlearn_swapped_batch=0.')
+  return chosen, {
+      'subjects': len(subjects), 'asked_elsewhere': skipped,
       'facts_without_subject': len({
           q.fact for q, s in zip(splits.forget_train, found) if s is None})}
 
 
-def _phrasings(questions: _Questions) -> list[list[tuple[str, ...]]]:
-  """Templates by relation, of those that have some."""
+def _draw(
+    templates: Sequence[Sequence[tuple[str, ...]]], subjects: Sequence[str],
+    asked: set[str], limit: int, rng: np.random.Generator
+) -> tuple[list[subjects_lib.Prompt], int]:
+  """Draws prompts from each relation in turn.
+
+  Args:
+    templates: Templates of each relation.
+    subjects: Subjects of the forget set.
+    asked: Texts to skip, as from `splits.plain`.
+    limit: Largest number of prompts.
+    rng: Random generator.
+
+  Returns:
+    Distinct prompts, and the number of skipped ones.
+  """
+  turns = collections.deque(
+      _shuffled_prompts(group, subjects, rng) for group in templates)
+  chosen: dict[str, subjects_lib.Prompt] = {}
+  skipped = 0
+  while turns and len(chosen) < limit:
+    prompt = next(turns[0], None)
+    if prompt is None:
+      turns.popleft()
+    elif splits_lib.plain(prompt.text) in asked:
+      skipped += 1
+    else:
+      chosen.setdefault(prompt.text, prompt)
+      turns.rotate(-1)
+  return list(chosen.values()), skipped
+
+
+def _asked(splits: splits_lib.Splits) -> set[str]:
+  """The prompts of the forget set and of the evaluation."""
+  evaluated = (q for qs in splits.evaluation.values() for q in qs)
+  return {splits_lib.plain(q.prompt)
+          for q in (*splits.forget_train, *evaluated)}
+
+
+def _templates(questions: _Questions) -> list[list[tuple[str, ...]]]:
+  """The templates of each relation that has any."""
   by_relation: dict[str, list[tuple[str, str | None]]] = {}
   subjects = subjects_lib.of_questions(questions)
-  for question, own in zip(questions, subjects):
+  for question, subject in zip(questions, subjects):
     by_relation.setdefault(question.relation, []).append(
-        (question.prompt, own))
+        (question.prompt, subject))
   found = [subjects_lib.templates(*zip(*group))
            for group in by_relation.values()]
-  return [forms for forms in found if forms]
+  return [templates for templates in found if templates]
 
 
-def _asked(
-    forms: Sequence[tuple[str, ...]], about: Sequence[str],
+def _shuffled_prompts(
+    templates: Sequence[tuple[str, ...]], subjects: Sequence[str],
     rng: np.random.Generator) -> Iterator[subjects_lib.Prompt]:
-  """Every phrasing with every subject, in random order."""
-  order = rng.permutation(len(forms) * len(about))
+  """Yields each template with each subject, in random order."""
+  order = rng.permutation(len(templates) * len(subjects))
   for i in order:
-    yield subjects_lib.ask(forms[i // len(about)], about[i % len(about)])
+    yield subjects_lib.ask(
+        templates[i // len(subjects)], subjects[i % len(subjects)])
 
 
 def check(
-    config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any,
-    max_position: int) -> None:
-  """Raises ValueError where `prompts` does, or where one is too long."""
-  chosen, _ = prompts(config, splits)
-  encoded, _ = _encode(chosen, tokenizer, config.data.chat)
+    options: run_config.UnlearnConfig, splits: splits_lib.Splits,
+    tokenizer: Any, max_position: int, *, seed: int, chat: bool) -> None:
+  """Raises ValueError as `prompts`, or if a prompt is too long for the model.
+
+  Args:
+    options: Configuration of the loop.
+    splits: Questions of the run.
+    tokenizer: Tokenizer of the model.
+    max_position: Largest number of tokens that the model can read.
+    seed: Seed of the run.
+    chat: Whether the chat template applies.
+  """
+  chosen, _ = prompts(options, splits, seed)
+  encoded, _ = _encode(chosen, tokenizer, chat)
   for prompt, ids in zip(chosen, encoded):
     if len(ids) > max_position:
       raise ValueError(
-          f'The swapped-subject prompt {prompt.text!r} has {len(ids)} tokens, but the'
-          f' model knows positions up to {max_position}; wanted at most that.'
-          ' Shorten the retain prompts, or give --unlearn_swapped_batch=0.')
+          f'The swapped-subject prompt {prompt.text!r} has {len(ids)} tokens,'
+          f' but the model has positions up to {max_position}; wanted at most'
+          ' that. Shorten the retain prompts, or give'
+          ' --unlearn_swapped_batch=0.')
 
 
 def _encode(
     chosen: Sequence[subjects_lib.Prompt], tokenizer: Any, chat: bool
 ) -> tuple[list[list[int]], list[int]]:
-  """Token ids of each prompt, and how many of them are before its subject."""
+  """Token ids of each prompt, and the number of tokens before its subject."""
   texts = [p.text for p in chosen]
   return (tokenization.encode_prompts(texts, tokenizer, chat=chat),
           tokenization.tokens_before(
@@ -133,56 +175,59 @@ def _encode(
 
 
 def spans(
-    config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any,
-    refer: Callable[[batches_lib.Spans], batches_lib.Spans], say: SayFn
+    options: run_config.UnlearnConfig, data: run_config.DataConfig,
+    splits: splits_lib.Splits, tokenizer: Any,
+    refer: Callable[[batches_lib.Spans], batches_lib.Spans],
+    next_token: NextTokenFn, *, seed: int
 ) -> tuple[batches_lib.Spans, dict[str, int]]:
   """Swapped-subject prompts with the base's states from the subject on.
 
-  Prompts at whose end the base would name what is to be forgotten of their
-  subject are left out.
+  Drops prompts that the base completes with a forget answer of their subject.
 
   Args:
-    config: the run's; it asks for swapped-subject prompts.
-    splits: its questions.
-    tokenizer: the model's.
-    refer: fills in the base's states, as `batches.add_reference`.
-    say: see `SayFn`.
+    options: Configuration of the loop, with swapped-subject prompts.
+    data: Configuration of the data.
+    splits: Questions of the run.
+    tokenizer: Tokenizer of the model.
+    refer: Adds the base's states, as `batches.add_reference`.
+    next_token: The base's next-token probabilities.
+    seed: Seed of the run.
 
   Returns:
-    The spans, and what became of the prompts: as from `prompts`, and how many
-    were `leaking` and how many are `kept`.
+    The spans, and the counts of `prompts` with `leaking` (dropped prompts) and
+    `kept`.
 
   Raises:
-    ValueError: as `prompts`, or no prompt is left.
+    ValueError: As `prompts`, or all prompts are dropped.
   """
-  chosen, account = prompts(config, splits)
-  ids, start = _encode(chosen, tokenizer, config.data.chat)
+  chosen, counts = prompts(options, splits, seed)
+  ids, start = _encode(chosen, tokenizer, data.chat)
   tokens, real = batching.pad_sequences(ids)
   made = refer(batches_lib.make_spans(
       tokens, real & (np.arange(tokens.shape[1]) >= np.array(start)[:, None])))
-  leak = _leaks(made, chosen, _answers(
-      splits.forget_train, tokenizer, config.data.chat), say)
-  kept = np.flatnonzero(leak < _LEAK)
-  account |= {'leaking': leak.size - kept.size, 'kept': kept.size}
+  leak = _leaks(made, chosen, _forget_answers(
+      splits.forget_train, tokenizer, data.chat), next_token)
+  kept = np.flatnonzero(leak < _MAX_LEAK)
+  counts |= {'leaking': leak.size - kept.size, 'kept': kept.size}
   logging.info('swapped-subject prompts: %s', '  '.join(
-      f'{name.replace("_", " ")} {n}' for name, n in account.items()))
+      f'{name.replace("_", " ")} {n}' for name, n in counts.items()))
   if not kept.size:
     raise ValueError(
-        f'Each of {len(chosen)} swapped-subject prompts leads the base to what is to be'
-        ' forgotten; wanted some that do not. Give retain facts of other'
-        ' relations, or --unlearn_swapped_batch=0.')
-  return made.take(kept), account
+        f'The base completes each of the {len(chosen)} swapped-subject prompts'
+        ' with a forget answer; wanted some that it does not. Add retain facts'
+        ' of other relations, or give --unlearn_swapped_batch=0.')
+  return made.take(kept), counts
 
 
 def _key(subject: str) -> tuple[str, ...]:
-  """The same for all writings of a subject."""
+  """A subject without spelling variants, as a key."""
   return tuple(subjects_lib.words(subject))
 
 
-def _answers(
+def _forget_answers(
     questions: _Questions, tokenizer: Any, chat: bool
 ) -> dict[tuple[str, ...], set[int]]:
-  """First tokens of the answers to be forgotten, by subject."""
+  """First tokens of the forget answers, by subject."""
   found: dict[tuple[str, ...], set[int]] = {}
   for question, encoded, subject in zip(
       questions,
@@ -196,14 +241,17 @@ def _answers(
 
 def _leaks(
     made: batches_lib.Spans, chosen: Sequence[subjects_lib.Prompt],
-    answers: dict[tuple[str, ...], set[int]], say: SayFn) -> np.ndarray:
-  """The base's probability [n] of a forgotten answer after each prompt."""
+    answers: dict[tuple[str, ...], set[int]], next_token: NextTokenFn
+) -> np.ndarray:
+  """The base's largest probability [n] of a forget answer after each prompt."""
   last = made.weight.sum(1).astype(int) - 1
   ends = made.reference[np.arange(last.size), last]  # [n, D]
-  ends = np.pad(ends, ((0, -last.size % _ROWS), (0, 0)))  # One shape.
+  # A multiple of the batch size, so that one program serves all batches.
+  ends = np.pad(ends, ((0, -last.size % _ROWS), (0, 0)))
   leak = np.zeros(last.size)
   for i in range(0, last.size, _ROWS):
-    said = say(ends[i:i + _ROWS])  # [_ROWS, V]
+    probabilities = next_token(ends[i:i + _ROWS])  # [_ROWS, V]
     for row, prompt in enumerate(chosen[i:i + _ROWS]):
-      leak[i + row] = said[row, sorted(answers[_key(prompt.subject)])].max()
+      tokens = sorted(answers[_key(prompt.subject)])
+      leak[i + row] = probabilities[row, tokens].max()
   return leak

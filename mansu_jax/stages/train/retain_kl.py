@@ -72,7 +72,7 @@ def program(edit: edits.Edit) -> Callable[..., types.Array]:
 
 def batches_of(spans: batches_lib.Spans) -> list[batches_lib.Spans]:
   """Batches of one shape; sequences that pad the last one have weight 0."""
-  num, size = spans.length.size, sharding.whole_rows(_ROWS)
+  num, size = spans.length.size, sharding.round_up_rows(_ROWS)
   rows = np.arange(num + -num % size)
   spans = spans.take(rows % num)
   spans = spans._replace(weight=spans.weight * (rows < num)[:, None])

@@ -55,7 +55,7 @@ def circuit_fisher(
         edit.unembed(None, edit.base, examples.reference)))
 
   def compute():
-    progress.count(examples.length.sum())
+    progress.count_tokens(examples.length.sum())
     return fisher_lib.diagonal_fisher(
         log_prob_of(edit), edit.theta, edit.base, examples,
         chunk=fisher_chunk(options, edit.theta))
@@ -71,7 +71,7 @@ def fisher_chunk(
   """
   bytes_per_example = 2 * sum(
       memory.bytes_of(x) for x in jax.tree.leaves(theta))
-  parts = sharding.row_parts()
+  parts = sharding.num_row_shards()
   return parts * memory.fitting(
       -(-options.chunk // parts), bytes_per_example)
 

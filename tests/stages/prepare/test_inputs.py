@@ -1,4 +1,4 @@
-"""Reading what a run needs: wildcards, thinning, an honest account."""
+"""Reading the data of a run: wildcards, thinning, refusals, the record."""
 
 import dataclasses
 import json
@@ -127,7 +127,7 @@ class ReadTest(parameterized.TestCase):
     config = self._config()
     pairs = self._write('pairs.jsonl', [])
     with_pairs = dataclasses.replace(
-        config, attribution=run_config.AttributionConfig(pairs=pairs))
+        config, attribution=run_config.AttributionConfig(pairs_file=pairs))
     self.assertIn(pairs, inputs.read(with_pairs).hashes)
     got = inputs.describe(inputs.read(config))
     self.assertEqual(set(got['sha256']), {

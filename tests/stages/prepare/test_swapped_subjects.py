@@ -1,4 +1,4 @@
-"""Crossed prompts in a run: which there are, what is kept, what is refused."""
+"""Swapped-subject prompts: which are drawn, dropped and refused."""
 
 import collections
 import functools
@@ -21,7 +21,7 @@ from tests.models import tiny
 _MARK = 'Tell me. '
 
 
-class CrossingTest(parameterized.TestCase):
+class SwappedSubjectsTest(parameterized.TestCase):
 
   @classmethod
   def setUpClass(cls):
@@ -34,29 +34,30 @@ class CrossingTest(parameterized.TestCase):
         segments=segments))
     cls.refer = lambda self, spans: batches.add_reference(
         spans, functools.partial(run, self.model.params), packing.fill_rows)
-    cls.say = lambda self, states: np.asarray(jax.nn.softmax(
+    cls.next_token = lambda self, states: np.asarray(jax.nn.softmax(
         decoder.unembed(self.model.params, states)))
 
   def _config(self, *flags):
     return runs.parse(*self.flags, '--unlearn_swapped_batch=4', *flags)
 
-  def _spans(self, *flags):
-    config = self._config(*flags)
+  def _spans(self, config):
     return swapped_subjects.spans(
-        config, inputs_lib.read(config).splits, self.model.tokenizer,
-        self.refer, self.say)[0]
+        config.unlearn, config.data, inputs_lib.read(config).splits,
+        self.model.tokenizer, self.refer, self.next_token, seed=config.seed)
+
+  def _prompts(self, config):
+    return swapped_subjects.prompts(
+        config.unlearn, inputs_lib.read(config).splits, config.seed)
 
   def _texts(self, spans):
     return [self.model.tokenizer.decode(row[:size])
             for row, size in zip(spans.tokens, spans.length)]
 
   def test_off_by_default(self):
-    config = runs.parse(*self.flags)
-    splits = inputs_lib.read(config).splits
-    self.assertEqual(swapped_subjects.prompts(config, splits), ([], {}))
+    self.assertEqual(self._prompts(runs.parse(*self.flags)), ([], {}))
 
   def _reworded(self, relations=('capital', 'crop')):
-    """Flags of a retain set that asks after capitals in words of its own."""
+    """Flags of a retain set with its own phrasings for capitals."""
     retain = []
     for q in tiny_job.questions()['retain']:
       if q['relation'] not in relations:
@@ -74,8 +75,7 @@ class CrossingTest(parameterized.TestCase):
   def test_each_relation_gives_as_many(self):
     flags = [*self._reworded(), '--unlearn_swapped_pool=40']
     config = runs.parse(*flags)
-    splits = inputs_lib.read(config).splits
-    got, account = swapped_subjects.prompts(config, splits)
+    got, account = self._prompts(config)
     self.assertLen({prompt.text for prompt in got}, 40)
     self.assertEqual(
         collections.Counter(p.text.startswith(_MARK) for p in got),
@@ -89,9 +89,9 @@ class CrossingTest(parameterized.TestCase):
         {p.subject for p in got}, tiny_job.COUNTRIES[:12])
     self.assertEqual(account, {
         'subjects': 12, 'asked_elsewhere': 0, 'facts_without_subject': 0})
-    self.assertEqual(got, swapped_subjects.prompts(config, splits)[0])
+    self.assertEqual(got, self._prompts(config)[0])
     other = runs.parse(*flags, '--seed=1')
-    self.assertNotEqual(got, swapped_subjects.prompts(other, splits)[0])
+    self.assertNotEqual(got, self._prompts(other)[0])
 
   def test_what_the_forget_set_or_the_evaluation_asks_is_passed_over(self):
     questions = tiny_job.questions()
@@ -104,7 +104,7 @@ class CrossingTest(parameterized.TestCase):
     path = self.folder / 'asked_heldout.jsonl'
     tiny_job.write_jsonl(path, heldout)
     config = self._config(f'--data_heldout={path}')
-    got, account = swapped_subjects.prompts(config, inputs_lib.read(config).splits)
+    got, account = self._prompts(config)
     self.assertEqual({p.text for p in got}, {
         form.format(country) for country in tiny_job.COUNTRIES[:12]
         for name, form in tiny_job._FORMS['crop'].items()
@@ -112,21 +112,18 @@ class CrossingTest(parameterized.TestCase):
     self.assertEqual(account['asked_elsewhere'], 60 + 12)
 
   def test_what_leads_to_a_forgotten_answer_is_left_out(self):
-    config = runs.parse(*self._reworded())
-    spans, account = swapped_subjects.spans(
-        config, inputs_lib.read(config).splits, self.model.tokenizer,
-        self.refer, self.say)
+    spans, account = self._spans(runs.parse(*self._reworded()))
     texts = self._texts(spans)
     crops = {form.format(name)
              for key, form in tiny_job._FORMS['crop'].items()
              if key.startswith('train') for name in tiny_job.COUNTRIES[:12]}
-    self.assertContainsSubset(texts, crops)  # None of the capital's.
+    self.assertContainsSubset(texts, crops)  # No prompt about capitals.
     self.assertGreater(len(texts), 50)  # Of 60.
     self.assertEqual(account['kept'], len(texts))
     self.assertEqual(account['leaking'], 108 - len(texts))
 
   def test_states_are_the_bases_from_the_subject_on(self):
-    spans = self._spans('--unlearn_swapped_pool=30')
+    spans = self._spans(self._config('--unlearn_swapped_pool=30'))[0]
     config, params = self.model.config, self.model.params
     for row, text in enumerate(self._texts(spans)):
       size, count = spans.length[row], int(spans.weight[row].sum())
@@ -152,7 +149,7 @@ class CrossingTest(parameterized.TestCase):
     config = runs.parse(
         *flags, f'--data_forget={path}', '--unlearn_swapped_batch=4')
     with self.assertRaisesRegex(ValueError, 'share no word'):
-      swapped_subjects.prompts(config, inputs_lib.read(config).splits)
+      self._prompts(config)
 
   def test_refuses_when_each_prompt_is_asked_elsewhere(self):
     retain = [q for q in tiny_job.questions()['retain']
@@ -163,22 +160,23 @@ class CrossingTest(parameterized.TestCase):
     config = runs.parse(
         *flags, f'--data_retain={path}', '--unlearn_swapped_batch=4')
     with self.assertRaisesRegex(ValueError, 'is a question of the forget set'):
-      swapped_subjects.prompts(config, inputs_lib.read(config).splits)
+      self._prompts(config)
 
   def test_refuses_when_each_prompt_leaks(self):
     config = runs.parse(*self._reworded(['capital']))
-    with self.assertRaisesRegex(ValueError, 'leads the base to what is'):
-      swapped_subjects.spans(
-          config, inputs_lib.read(config).splits, self.model.tokenizer,
-          self.refer, self.say)
+    with self.assertRaisesRegex(ValueError, 'with a forget answer; wanted'):
+      self._spans(config)
 
   def test_refuses_prompts_that_are_too_long(self):
     config = self._config()
     splits = inputs_lib.read(config).splits
-    swapped_subjects.check(config, splits, self.model.tokenizer, 128)
+    check = lambda max_position: swapped_subjects.check(
+        config.unlearn, splits, self.model.tokenizer, max_position,
+        seed=config.seed, chat=False)
+    check(128)
     with self.assertRaisesRegex(
-        ValueError, r'has \d+ tokens, but the model knows positions up to 4'):
-      swapped_subjects.check(config, splits, self.model.tokenizer, 4)
+        ValueError, r'has \d+ tokens, but the model has positions up to 4'):
+      check(4)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Run as several processes: what one tells the others."""
+"""Run as several processes: checks the collective functions."""
 
 import os
 
@@ -23,13 +23,13 @@ def _fails(kind, make):
 def main():
   processes.join(60)
   me = int(os.environ['JAX_PROCESS_ID'])
-  assert (processes.number(), processes.is_primary()) == (me, me == 0)
+  assert (processes.index(), processes.is_primary()) == (me, me == 0)
   for size in (0, 3, 1016, 1017, 5_000, 3_000_000):
     value = {'x': np.arange(size, dtype=np.uint8), 'name': 'é', 'none': None}
     got = processes.broadcast_from_primary(lambda: value if me == 0 else 1 / 0)
     np.testing.assert_array_equal(got['x'], value['x'])
     assert (got['name'], got['none']) == ('é', None)
-  assert processes.broadcast_from_primary(  # Within it.
+  assert processes.broadcast_from_primary(  # Nested.
       lambda: processes.broadcast_from_primary(lambda: 5)) == 5
 
   def full():
@@ -46,25 +46,25 @@ def main():
   text = _fails(
       ValueError if me == 0 else KeyError,
       lambda: processes.raise_on_all(wrong))
-  assert text == ('Process 1 cannot go on: 1' if me == 0 else '1'), text
+  assert text == ('Process 1 failed: 1' if me == 0 else '1'), text
 
   with jax.set_mesh(sharding.make_mesh(run_config.MeshConfig())):
     x = np.arange(48, dtype=np.float32).reshape(8, 6)
     split = sharding.shard(x, 'D.')
-    assert not sharding.is_here(split)
+    assert not sharding.is_local(split)
     whole = jax.jit(lambda x: 2 * x, out_shardings=PartitionSpec())(split)
-    assert sharding.is_here(whole) and sharding.is_here(x)
+    assert sharding.is_local(whole) and sharding.is_local(x)
     given = {
         'split': 2 * split, 'whole': whole, 'host': 2 * x, 'flags': split > 7,
         'narrow': (2 * split).astype(jnp.bfloat16)}
     for fetched in (
-        {name: sharding.to_host_once(x) for name, x in given.items()},
+        {name: sharding.to_host_uncached(x) for name, x in given.items()},
         sharding.to_host(given)):
       for name, got in fetched.items():
         assert isinstance(got, np.ndarray), name
         want = x > 7 if name == 'flags' else 2 * x
         np.testing.assert_array_equal(np.asarray(got, want.dtype), want)
-  print('all told')
+  print('all equal')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,132 @@
+"""Refuses flags that the mode of a run does not read.
+
+The metadata of a field names the modes that read its flag. `_CONDITIONS` lists
+the flags whose use also depends on other flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import pathlib
+from typing import NamedTuple
+
+from mansu_jax.config import fields
+from mansu_jax.config import run as run_config
+
+
+class _Condition(NamedTuple):
+  """Flags that have no effect together with certain other flags.
+
+  Attributes:
+    flags: Names of the flags.
+    is_unread: Whether a run ignores them.
+    reason: Why, as the second half of an error message.
+  """
+
+  flags: tuple[str, ...]
+  is_unread: Callable[[run_config.RunConfig], bool]
+  reason: Callable[[run_config.RunConfig], str]
+
+
+def check_unread_flags(config: run_config.RunConfig) -> None:
+  """Raises ValueError on a changed flag that this run would ignore.
+
+  An audit without a base, or whose base is the model itself, is refused too.
+  """
+  _check_base(config)
+  for name, field, value in run_config.options(config):
+    if value == field.default:
+      continue
+    if reason := _why_unread(name, field, config):
+      raise ValueError(
+          f'{fields.flag_lines(name, value)[0]} has no effect in'
+          f' --mode={config.mode}: {reason}. Leave it out.')
+
+
+def _why_unread(
+    name: str, field: dataclasses.Field, config: run_config.RunConfig) -> str:
+  """The reason why a run ignores a flag; '' if it reads the flag."""
+  modes = field.metadata['modes']
+  if config.mode not in modes:
+    return f'it applies to {" and ".join(f"--mode={mode}" for mode in modes)}'
+  return next((condition.reason(config) for condition in _CONDITIONS
+               if name in condition.flags and condition.is_unread(config)), '')
+
+
+def _check_base(config: run_config.RunConfig) -> None:
+  """Raises ValueError if an audit has no base, or the model itself as base."""
+  if config.mode != 'audit':
+    return
+  if not config.base:
+    raise ValueError(
+        f'--mode=audit compares --model={config.model} with the model before'
+        ' unlearning, but no base is named; wanted both. Give --base=B, a model'
+        ' directory, hub id, .gguf file or wheel.')
+  if _resolved(config.base) == _resolved(config.model):
+    raise ValueError(
+        f'--base={config.base} and --model={config.model} are one model; wanted'
+        ' a model and its state before unlearning. Name the unlearned one with'
+        ' --model.')
+
+
+def _resolved(name: str) -> str:
+  """The absolute path of a model that is a file or folder; else its name."""
+  path = pathlib.Path(name)
+  return str(path.resolve()) if path.exists() else name
+
+
+def _attributes_edges(config: run_config.RunConfig) -> bool:
+  return config.mode == 'attribute' and config.attribution.level == 'edge'
+
+
+def _measures_file(config: run_config.RunConfig) -> bool:
+  return _attributes_edges(config) and bool(config.circuit.file)
+
+
+def _attributes_pairs_file(config: run_config.RunConfig) -> bool:
+  return config.mode == 'attribute' and bool(config.attribution.pairs_file)
+
+
+def _attributes_once(config: run_config.RunConfig) -> bool:
+  """Whether an attribution selects no circuit from resampled pairs."""
+  return config.mode == 'attribute' and bool(
+      config.circuit.file or not config.circuit.resamples)
+
+
+_CONDITIONS = (
+    _Condition(
+        ('circuit_edges', 'circuit_edge_selection', 'circuit_file'),
+        lambda config: config.attribution.level != 'edge',
+        lambda config: 'it applies to --attribution_level=edge, but the level'
+        f' is --attribution_level={config.attribution.level}'),
+    _Condition(
+        ('circuit_selection', 'circuit_budget'), _attributes_edges,
+        lambda config: 'at --attribution_level=edge, --circuit_edges sets the'
+        ' size of the circuit'),
+    _Condition(
+        ('circuit_contrast', 'circuit_edges', 'circuit_first_layer',
+         'circuit_last_layer', 'circuit_per_layer_cap', 'circuit_resamples'),
+        _measures_file,
+        lambda config: f'--circuit_file={config.circuit.file} gives the'
+        ' circuit, so that none is selected'),
+    _Condition(
+        ('data_forget',), _attributes_pairs_file,
+        lambda config: 'the pairs come from --attribution_pairs_file='
+        f'{config.attribution.pairs_file}'),
+    _Condition(
+        ('data_retain',),
+        lambda config: (_attributes_pairs_file(config)
+                        and not config.circuit.contrast),
+        lambda config: 'the pairs come from --attribution_pairs_file='
+        f'{config.attribution.pairs_file}, and only --circuit_contrast needs'
+        ' retain pairs'),
+    _Condition(
+        ('eval_bootstrap',), _attributes_once,
+        lambda config: 'no circuit is selected from resampled pairs'),
+    _Condition(
+        ('eval_questions',),
+        lambda config: (_attributes_once(config)
+                        or _attributes_pairs_file(config)),
+        lambda config: 'no other phrasings are compared'),
+)

@@ -1,0 +1,136 @@
+"""Each flag names the modes that read it; other modes refuse it."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from mansu_jax.config import fields
+from mansu_jax.config import mode_checks
+from mansu_jax.config import run as config_lib
+from tests import runs
+from tests.config import options
+
+_REQUIRED = {'audit': {'base': 'b', 'model': 'm'}}
+# Need other flags to be valid at all, and are read by all modes.
+_NOT_ALONE = ('mode', 'attribution_skip_unequal', 'method')
+# Read at --attribution_level=edge only.
+_EDGE = ('circuit_edges', 'circuit_edge_selection', 'circuit_file')
+
+
+def _changed(name, field, mode):
+  """A config of a mode in which one flag is not at its default."""
+  config = config_lib.RunConfig(mode=mode, **_REQUIRED.get(mode, {}))
+  return options.replace(config, name, options.other_value(field))
+
+
+def _check(*args):
+  mode_checks.check_unread_flags(runs.parse(*args))
+
+
+class ModesTest(parameterized.TestCase):
+
+  def test_every_field_names_its_modes(self):
+    for name, field, _ in config_lib.options():
+      with self.subTest(name):
+        modes = field.metadata['modes']
+        self.assertNotEmpty(modes)
+        self.assertContainsSubset(modes, config_lib.MODES)
+        self.assertLen(set(modes), len(modes))
+
+  @parameterized.parameters(*config_lib.MODES)
+  def test_a_mode_refuses_each_flag_that_it_does_not_read(self, mode):
+    refused = 0
+    for name, field, _ in config_lib.options():
+      if mode in field.metadata['modes']:
+        continue
+      refused += 1
+      flag = fields.flag_lines(name, options.other_value(field))[0]
+      with self.subTest(name):
+        with self.assertRaises(ValueError) as caught:
+          mode_checks.check_unread_flags(_changed(name, field, mode))
+        message = str(caught.exception)
+        self.assertStartsWith(message, f'{flag} has no effect in --mode={mode}:'
+                              ' it applies to --mode=')
+        self.assertEndsWith(message, '. Leave it out.')
+    self.assertGreater(refused, 3)
+
+  @parameterized.parameters(*config_lib.MODES)
+  def test_a_mode_accepts_each_flag_that_it_reads(self, mode):
+    for name, field, _ in config_lib.options():
+      if mode in field.metadata['modes'] and name not in (*_NOT_ALONE, *_EDGE):
+        with self.subTest(name):
+          mode_checks.check_unread_flags(_changed(name, field, mode))
+
+  @parameterized.parameters(*config_lib.MODES)
+  def test_defaults_are_accepted(self, mode):
+    mode_checks.check_unread_flags(
+        config_lib.RunConfig(mode=mode, **_REQUIRED.get(mode, {})))
+
+  def test_the_modes_of_a_field_are_required(self):
+    with self.assertRaises(TypeError):
+      fields.field(1, 'Help.')
+
+  def test_a_plan_takes_the_flags_of_a_run(self):
+    for name, field, _ in config_lib.options():
+      modes = field.metadata['modes']
+      if name.split('_')[0] in config_lib.stages() and not name.startswith(
+          ('mesh', 'plan')):
+        with self.subTest(name):
+          self.assertEqual('plan' in modes, 'unlearn' in modes)
+
+
+class ConditionsTest(parameterized.TestCase):
+  """Flags whose use depends on other flags; see also tests/flows."""
+
+  _PAIRS = '--attribution_pairs_file=p.jsonl'
+  _EDGE_LEVEL = '--attribution_level=edge'
+
+  @parameterized.parameters(
+      (('--circuit_edges=7',), 'it applies to --attribution_level=edge, but'
+       ' the level is --attribution_level=neuron_and_head'),
+      (('--mode=audit', '--base=b', '--circuit_edge_selection=top'),
+       'applies to --attribution_level=edge'),
+      (('--mode=attribute', '--circuit_file=c.json'),
+       'applies to --attribution_level=edge'),
+      (('--mode=attribute', _EDGE_LEVEL, '--circuit_budget=0.1'),
+       '--circuit_edges sets the size'),
+      (('--mode=attribute', _EDGE_LEVEL, '--circuit_file=c.json',
+        '--circuit_contrast=1'), '--circuit_file=c.json gives the circuit'),
+      (('--mode=attribute', _PAIRS, '--data_forget=f'), 'the pairs come from'),
+      (('--mode=attribute', _PAIRS, '--data_retain=r'),
+       'only --circuit_contrast needs retain pairs'),
+      (('--mode=attribute', '--circuit_resamples=0', '--eval_bootstrap=200'),
+       'no circuit is selected from resampled pairs'),
+      (('--mode=attribute', _PAIRS, '--eval_questions=9'),
+       'no other phrasings are compared'))
+  def test_refuses(self, args, reason):
+    flag = args[-1].split('=')[0]
+    with self.assertRaisesRegex(
+        ValueError, f'^{flag}=.* has no effect in --mode=.*{reason}'):
+      _check(*args)
+
+  @parameterized.parameters(
+      (_EDGE_LEVEL, '--circuit_edges=7', '--circuit_edge_selection=top'),
+      (_EDGE_LEVEL, '--circuit_budget=0.1'),
+      ('--mode=attribute', _EDGE_LEVEL, '--circuit_file=c.json',
+       '--circuit_edge_selection=top'),
+      ('--mode=attribute', _PAIRS, '--data_retain=r', '--circuit_contrast=1'),
+      ('--mode=attribute', _PAIRS, '--eval_bootstrap=200'),
+      ('--mode=attribute', '--data_forget=f', '--eval_questions=9'),
+      (_PAIRS, '--data_forget=f', '--data_retain=r', '--circuit_resamples=0',
+       '--eval_bootstrap=200', '--eval_questions=9'))
+  def test_accepts(self, *args):
+    _check(*args)
+
+
+class BaseTest(absltest.TestCase):
+
+  def test_an_audit_needs_another_base(self):
+    with self.assertRaisesRegex(ValueError, 'no base is named.*Give --base=B'):
+      _check('--mode=audit', '--model=m')
+    with self.assertRaisesRegex(ValueError, '--base=m and --model=m are one'):
+      _check('--mode=audit', '--model=m', '--base=m')
+    _check('--mode=audit', '--model=m', '--base=b')
+
+
+if __name__ == '__main__':
+  absltest.main()
