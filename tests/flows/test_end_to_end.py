@@ -340,7 +340,7 @@ class RunTest(parameterized.TestCase):
     with (mock.patch.object(loop, 'run', side_effect=AssertionError),
           self.assertLogs() as logs):
       record = runs.run(copy, f'--flagfile={self.flagfile}')
-    self.assertIn('4 x TPU v5 there, 1 x cpu here', ''.join(logs.output))
+    self.assertIn('4 x TPU v5 then, 1 x cpu now', ''.join(logs.output))
     self.assertEqual(record['environment'].pop('earlier'), [elsewhere])
     self._check_same(copy, record)
 
