@@ -25,7 +25,7 @@ class AttributionConfig:
       5, 'Integration steps of the integrated gradients.')
   pairs: int = _field(
       64, 'Largest number of clean/corrupted prompt pairs to make from the'
-      ' forget set. Cannot be combined with --attribution_pairs_file.')
+      ' forget set. --attribution_pairs_file overrides it.')
   pairs_file: str = _field(
       '', 'JSONL file of attribution pairs. It replaces the pairs made from the'
       ' forget set.')
@@ -40,11 +40,6 @@ class AttributionConfig:
   def __post_init__(self):
     fields.check_fields(self, 'attribution')
     fields.check_minimum(self, 'attribution', 1, 'steps', 'pairs', 'batch')
-    default = type(self).pairs
-    _check(not self.pairs_file or self.pairs == default,
-           f'--attribution_pairs={self.pairs} counts pairs made from questions,'
-           f' but --attribution_pairs_file={self.pairs_file} gives the pairs.'
-           ' Set only one of them.')
     _check(self.pairs_file or not self.skip_unequal,
            '--attribution_skip_unequal applies to --attribution_pairs_file'
            ' only: pairs made from questions always have equal length. Leave'

@@ -103,7 +103,7 @@ class Session:
       `readability` and `relearning`.
 
     Raises:
-      first_token_questions.NothingToRead: The run has too few questions for readability.
+      first_token_questions.NothingToRead: The run has too few questions.
     """
     params = target.load()
     return {

@@ -233,9 +233,12 @@ class RefusalTest(parameterized.TestCase):
     self.assertEqual(_parse('--unlearn_loss=exchange')[0].unlearn.loss,
                      'answer_swap')
 
-  def test_pairs_are_counted_or_given_not_both(self):
-    with self.assertRaisesRegex(ValueError, 'pairs=8.*pairs_file=p.*only one'):
-      _parse('--attribution_pairs=8', '--attribution_pairs_file=p')
+  def test_a_file_of_pairs_overrides_their_number(self):
+    options = _parse('--attribution_pairs=8')[0].attribution
+    self.assertEqual(options.max_pairs, 8)
+    options = _parse('--attribution_pairs=8',
+                     '--attribution_pairs_file=p')[0].attribution
+    self.assertIsNone(options.max_pairs)
 
   def test_names_that_are_empty(self):
     with self.assertRaisesRegex(ValueError, '--data_text= is empty'):

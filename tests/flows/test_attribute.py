@@ -347,7 +347,6 @@ class RefusalsTest(bad_input.Refusals):
       ('--circuit_resamples=-1', ('--circuit_resamples=-1',)),
       ('--attribution_pairs_file=', ('needs pairs of prompts',
                                      '--attribution_pairs_file=FILE')),
-      ('--attribution_pairs=8', ('=8 counts pairs', 'set only one')),
       ('--attribution_pairs=0', ('=0 must be at least 1',)),
       ('--attribution_pairs_file=no.jsonl', ('no.jsonl',)))
   def test_flags(self, flag, message, *more):
