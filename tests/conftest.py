@@ -20,7 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
   for name, value in (
       ('JAX_COMPILATION_CACHE_DIR', str(folder)),
       ('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', _LEAST_SECONDS),
-      ('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')):
+      ('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1'),
+      ('JAX_NUMPY_RANK_PROMOTION', 'raise')):
     os.environ.setdefault(name, value)
 
 

@@ -191,7 +191,8 @@ class WeightsTest(_Folder):
       found['lm_head.weight'][-1, 0] += 1
     self._change(change)
     with self.assertRaisesRegex(
-        ValueError, 'lm_head.weight beside .*differ.* Set tie_word_embeddings'):
+        ValueError, 'lm_head.weight differs from model.embed_tokens.weight'
+        '.* Set tie_word_embeddings'):
       self._audit()
 
   def test_the_rounding_of_a_base_is_told_from_moves(self):

@@ -191,8 +191,8 @@ class FlagsTest(bad_input.Refusals):
       ('nf4_b63', 'a block of 63', r'wanted one of \(32, 64', 'Correct'),
       ('nf4,nf4', 'repeats a quantizer', 'wanted each'),
       ('nf4,int4,int4_g128', r'repeats .*\(int4_g128 is int4\)', 'wanted each'),
-      ('q4_k', 'starts with q4_k', 'wanted first', 'nf4, fp4', 'Put one first'),
-      ('gptq_g128,nf4', 'starts with gptq_g128', 'Put one first'))
+      ('q4_k', 'starts with q4_k', 'fixed grid first', 'nf4, fp4'),
+      ('gptq_g128,nf4', 'starts with gptq_g128', 'fixed grid first'))
   def test_quantizers(self, value, *message):
     self.refused(f'--quant_schemes={value}', message=message)
 

@@ -24,6 +24,7 @@ from mansu_jax.flows import unlearn as pipeline
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.report import write as report
+from mansu_jax.stages.circuit import scoring
 from mansu_jax.unlearn import loop
 from tests import bad_input
 from tests import runs
@@ -369,7 +370,7 @@ class RunTest(parameterized.TestCase):
     steps = root / 'checkpoints' / 'unlearn_steps'
     self.assertIn('23', [p.name for p in steps.iterdir()])
     with mock.patch.object(
-        pipeline.attribution, 'score', side_effect=AssertionError), (
+        scoring, 'mean_node_scores', side_effect=AssertionError), (
             mock.patch.object(loop, '_check', side_effect=check)) as checked:
       record = runs.run(root, *args[:1])
     self.assertEqual(checked.call_args_list[0][0][0]['step'], 24)

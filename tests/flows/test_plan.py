@@ -196,7 +196,7 @@ class PlanTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('--plan_topology=v5e', 'wanted `this`'),
-      ('--model=shipped:llama9', 'no config of the package'),
+      ('--model=shipped:llama9', 'is not a shipped config'),
       ('--method=graddiff', None),
       ('--workdir=somewhere', 'has no effect in --mode=plan'),
       ('--mesh_tensor=3', 'do not divide the'))

@@ -106,7 +106,7 @@ def _patched_layer(
       lax.dynamic_slice_in_dim, start_index=1 + number * width)
   columns = lax.dynamic_slice_in_dim(patched, number * reads, reads, 1)
   known = part(reference, slice_size=width)
-  inputs = x - _sum_of((below, own), columns)  # [3 N + 1, R, T, D]
+  inputs = x[None] - _sum_of((below, own), columns)  # [3 N + 1, R, T, D]
   heads = heads_of(weights, inputs[:-1])
   made = heads - known[:-1]
   out = _mlp(config, weights, inputs[-1] + heads.sum(0) - _sum_of(

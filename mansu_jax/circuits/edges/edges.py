@@ -140,7 +140,8 @@ def _pair_scores(config, params, batch, points):
   path = decoder.embed(params, batch.clean).astype(jnp.float32) - start
   ends = jnp.stack([start + path * 0, start])
   ends = ends.at[0].set(decoder.embed(params, batch.clean))
-  inner = start + jnp.asarray(runs[2:]).reshape(-1, 1, 1, 1) * path
+  shares = jnp.asarray(runs[2:]).reshape(-1, 1, 1, 1)
+  inner = start[None] + shares * path[None]
   x = jnp.concatenate([ends, inner])  # [P, B, T, D]
   positions = jnp.tile(batch.positions, (len(runs), 1))
   mask = decoder.segment_mask(positions, jnp.tile(

@@ -41,7 +41,7 @@ class HalvesTest(absltest.TestCase):
     # Unit j of the circuit has moved in j of its 16 rows of `gate`.
     rows = np.arange(16)[:, None] < np.arange(96) % 16  # [D, F]
     after = tree_paths.map_named(
-        lambda name, w: w + 1.0 * rows if name == 'layers/mlp/gate' else w,
+        lambda name, w: w + 1.0 * rows[None] if name == 'layers/mlp/gate' else w,
         base)
     scores = {kind: np.zeros(shape)
               for kind, shape in graph.shapes(config).items()}

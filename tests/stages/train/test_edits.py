@@ -311,7 +311,7 @@ class LoopTest(parameterized.TestCase):
             loss=loss,
             views=list(edit.views.values()), base=edit.base),
         lambda step: batch, steps=4,
-        total_weights=tree_paths.count(params), collapse=1e3)
+        total_weights=tree_paths.count(params), max_retain_kl=1e3)
     loss.assert_called_once()  # Traced.
     merged = edit.merge(theta)
     codes = lambda p: quant.fake_quantize(p, 'nf4', _LAYOUT)
