@@ -246,7 +246,7 @@ def _backward(config, stacked, grads, acts, sources, rotary, mask):
     met = jnp.moveaxis(met, 0, 2)  # [B, below, layers, 3 N + 1]
     met = met.reshape(*met.shape[:2], -1)
     scores.append(jnp.pad(met, ((0, 0), (0, size - met.shape[1]), (0, 0))))
-  return is_edge(config) * jnp.concatenate(scores[::-1], -1)
+  return is_edge(config)[None] * jnp.concatenate(scores[::-1], -1)
 
 
 def _layer_back(config, rotary, mask, g, weights, kept):
@@ -341,6 +341,6 @@ def _attention_targets(
 def _norm_pull(x: Array, scale: Array, eps: float, back: Array) -> Array:
   """Cotangent of an RMS norm's input from its output's; broadcasts."""
   inverse = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
-  back = back * scale
+  back = back * scale.reshape((1,) * (back.ndim - 1) + (-1,))
   along = jnp.mean(x * back, -1, keepdims=True)
   return inverse * back - x * (inverse**3 * along)
