@@ -1,9 +1,9 @@
-"""Training batches as a function of the step, packed, with references kept.
+"""Packed training batches as a function of the step.
 
-Facts are short, so the sequences of a step share rows: a token sees its own
-sequence only, and little time goes to padding. Reference states (the base's
+Facts are short, so the sequences of a step share rows, which leaves little
+padding; a token attends to its own sequence only. Reference states (the base's
 final hidden state, width D, at each predicted position) are computed once for
-every sequence that training may see.
+every sequence in the pools.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HiddenFn = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
 
 class Spans(NamedTuple):
-  """Sequences by themselves, right-padded; leading axis n."""
+  """Right-padded sequences, one per row; leading axis n."""
 
   tokens: np.ndarray  # [n, T] int32
   length: np.ndarray  # [n] int32, tokens that are inputs
@@ -42,7 +42,7 @@ class Spans(NamedTuple):
 
 
 def join(parts: Sequence[Spans]) -> Spans:
-  """The sequences of all parts, padded alike."""
+  """Concatenates sequences, padded to one length."""
   def stack(arrays):
     if arrays[0] is None or arrays[0].ndim == 1:
       return None if arrays[0] is None else np.concatenate(arrays)
@@ -57,7 +57,7 @@ def join(parts: Sequence[Spans]) -> Spans:
 def make_spans(tokens: np.ndarray, mask: np.ndarray) -> Spans:
   """Lists the predicted positions of each sequence, without references.
 
-  What stands behind the last of them is never an input.
+  Tokens after the last predicted position are no inputs and are cut off.
 
   Args:
     tokens: [n, T] int32.
@@ -110,12 +110,12 @@ def pack(
 def targets(
     spans: Spans, starts: np.ndarray, size: int | None = None
 ) -> objective.Targets:
-  """What is predicted, at positions in the flattened rows.
+  """The targets of B sequences, as positions in the flattened rows.
 
   Args:
-    spans: B sequences, of which each predicts something.
-    starts: [B] where each begins in the flattened rows.
-    size: pad to this many positions.
+    spans: B sequences, each with a predicted position.
+    starts: start of each sequence in the flattened rows, [B].
+    size: number of positions to pad to.
   """
   row, column = np.nonzero(spans.weight)
   padding = (0, (size or row.size) - row.size)
@@ -156,17 +156,17 @@ def add_reference(
 
 def nearest(
     retain: np.ndarray, forget: np.ndarray, count: int) -> np.ndarray:
-  """The retain sequences that forgetting is likeliest to damage.
+  """The retain sequences nearest to the forget set, by their base states.
 
-  Those whose base state where the answer begins has the highest mean cosine
-  with that of its 20 nearest forget sequences, once what all share is taken
-  off. For capitals of countries these are capitals of states, and languages
-  and landmarks of countries.
+  A sequence's score is the mean cosine between its centred base state at the
+  end of the prompt and those of its 20 nearest forget sequences. For capitals
+  of countries, capitals of states and languages and landmarks of countries
+  score highest.
 
   Args:
     retain: base states [n, D].
     forget: base states [m, D].
-    count: how many; at least one, at most all.
+    count: number of sequences; at least one is returned.
 
   Returns:
     Rows [k] of `retain`, nearest first.
@@ -187,9 +187,9 @@ def nearest(
 def swap_answers(own: Spans, other: Spans) -> Spans:
   """Prompts of `own` continued by the answers of `other`.
 
-  The reference is the base's state at the *other's* own prompt: trained
-  towards it, the prompt's subject stops mattering and the answer keeps its
-  form. In expectation over partners this is the base's distribution averaged
+  The reference is the base's state at the prompt of `other`. Trained towards
+  it, the model ignores the prompt's subject and keeps the form of the answer.
+  In expectation over partners, the target is the base's distribution averaged
   over the other facts.
   """
   count = other.weight.sum(1).astype(int)
@@ -207,10 +207,10 @@ def swap_answers(own: Spans, other: Spans) -> Spans:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pool:
-  """Spans and the sampler that picks from them: `sampler[step]` -> rows.
+  """Sequences and their sampler, `sampler[step] -> rows`.
 
-  The first `even` spans stand for the set evenly; any others are more of what
-  is near the forget set.
+  The first `even` spans sample the set evenly; the others are additional
+  neighbours of the forget set.
   """
 
   spans: Spans
@@ -219,22 +219,24 @@ class Pool:
 
 
 class Batches:
-  """`batches(step)` -> `objective.Batch`; needs no history.
+  """`batches(step) -> objective.Batch`, independent of earlier steps.
+
+  All batches have one shape, so that one program serves every step.
 
   Args:
     forget: forget sequences.
     retain: retain fact sequences.
     text: general text windows, or None.
-    swapped: retain phrasings asked of the forget set's subjects, or None.
-    swapped_account: how they came about, for the record.
+    swapped: retain phrasings about the forget set's subjects, or None.
+    swapped_account: the record's `swapped_prompts`.
     prompts: spans over the forget prompts' own tokens, in the order of
       `forget`, or None.
-    partners: from `other_facts.swap_partners`, or None when answers stay.
-    marginals: table [G, V] of probabilities and the row [n] of each forget
-      sequence in it, for the loss `group_marginal`; or None.
-    choices: of every forget sequence, or None.
+    partners: from `other_facts.swap_partners`; None keeps the own answers.
+    marginals: from `other_facts.group_marginals`, for the loss
+      `group_marginal`, or None.
+    choices: from `other_facts.choice_targets`, or None.
     fill: assigns sequences to rows.
-    steps: as many will be asked for; all get rows of one number and length.
+    steps: number of steps that fix the common shape.
     seed: of the choice of partners.
   """
 
