@@ -10,24 +10,25 @@ Three trees have the same leaf names:
 
 Only the slices are trained, so optimizer state has no padding.
 
-Example: zero the weights of two neurons and of a head.
+Example:
+  Zeroes the weights of two neurons and of a head.
 
->>> from mansu_jax.models import config as model_config
->>> from mansu_jax.models import decoder
->>> config = model_config.ModelConfig(
-...     vocab_size=16, d_model=8, num_layers=2, num_heads=2, num_kv_heads=1,
-...     d_head=4, d_ff=12)
->>> params = decoder.init(config, jax.random.key(0))
->>> circuit = graph.empty(config)
->>> circuit.neurons[0, [3, 5]] = True
->>> circuit.heads[1, 0] = True
->>> index = make_index(circuit)
->>> slices = gather(params, index)
->>> slices['layers']['mlp']['down'].shape  # 2 of 2 * 12 neurons, [S, D]
-(2, 8)
->>> edited = scatter(params, index, jax.tree.map(jnp.zeros_like, slices))
->>> {kind: int(count.sum()) for kind, count in moved(params, edited).items()}
-{'neurons': 48, 'heads': 64, 'kv_heads': 0}
+  >>> from mansu_jax.models import config as model_config
+  >>> from mansu_jax.models import decoder
+  >>> config = model_config.ModelConfig(
+  ...     vocab_size=16, d_model=8, num_layers=2, num_heads=2, num_kv_heads=1,
+  ...     d_head=4, d_ff=12)
+  >>> params = decoder.init(config, jax.random.key(0))
+  >>> circuit = graph.empty(config)
+  >>> circuit.neurons[0, [3, 5]] = True
+  >>> circuit.heads[1, 0] = True
+  >>> index = make_index(circuit)
+  >>> slices = gather(params, index)
+  >>> slices['layers']['mlp']['down'].shape  # 2 of 2 * 12 neurons, [S, D]
+  (2, 8)
+  >>> edited = scatter(params, index, jax.tree.map(jnp.zeros_like, slices))
+  >>> {kind: int(count.sum()) for kind, count in moved(params, edited).items()}
+  {'neurons': 48, 'heads': 64, 'kv_heads': 0}
 """
 
 from __future__ import annotations
@@ -235,16 +236,17 @@ def full_mask(circuit: graph.Circuit, params: types.Params) -> types.Params:
   Returns:
     A tree like the params, bool.
 
-  >>> from mansu_jax.models import config as model_config
-  >>> from mansu_jax.models import decoder
-  >>> config = model_config.ModelConfig(
-  ...     vocab_size=16, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1,
-  ...     d_head=4, d_ff=3)
-  >>> circuit = graph.empty(config)
-  >>> circuit.neurons[0, 1] = True
-  >>> mask = full_mask(circuit, decoder.abstract(config))
-  >>> mask['layers']['mlp']['up'].tolist()  # [L, 1, F], against [L, D, F]
-  [[[False, True, False]]]
+  Example:
+    >>> from mansu_jax.models import config as model_config
+    >>> from mansu_jax.models import decoder
+    >>> config = model_config.ModelConfig(
+    ...     vocab_size=16, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1,
+    ...     d_head=4, d_ff=3)
+    >>> circuit = graph.empty(config)
+    >>> circuit.neurons[0, 1] = True
+    >>> mask = full_mask(circuit, decoder.abstract(config))
+    >>> mask['layers']['mlp']['up'].tolist()  # [L, 1, F], against [L, D, F]
+    [[[False, True, False]]]
   """
 
   def mask(name, leaf):

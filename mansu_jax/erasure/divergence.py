@@ -69,16 +69,17 @@ def compare(
   Example: CAD over two pairs, where unlearning halves the score of the only
   neuron in the circuit.
 
-  >>> circuit = graph.Circuit(
-  ...     neurons=np.array([[True, False]]), heads=np.zeros((1, 1), bool),
-  ...     kv_heads=np.zeros((1, 1), bool))
-  >>> scores = lambda own: eap_ig.PairScores(
-  ...     neurons=np.array([[[own, 3.0]]] * 2), heads=np.zeros((2, 1, 1)),
-  ...     metric_clean=np.ones(2), metric_corrupt=-np.ones(2),
-  ...     token_roles=np.zeros((2, 1, 2, 3)))
-  >>> cad = compare(scores(1.0), scores(0.5), circuit)
-  >>> float(cad(np.array([0.5, 0.5])))
-  0.5
+  Example:
+    >>> circuit = graph.Circuit(
+    ...     neurons=np.array([[True, False]]), heads=np.zeros((1, 1), bool),
+    ...     kv_heads=np.zeros((1, 1), bool))
+    >>> scores = lambda own: eap_ig.PairScores(
+    ...     neurons=np.array([[[own, 3.0]]] * 2), heads=np.zeros((2, 1, 1)),
+    ...     metric_clean=np.ones(2), metric_corrupt=-np.ones(2),
+    ...     token_roles=np.zeros((2, 1, 2, 3)))
+    >>> cad = compare(scores(1.0), scores(0.5), circuit)
+    >>> float(cad(np.array([0.5, 0.5])))
+    0.5
   """
   a_0, a_u = _vectors(before, nodes), _vectors(after, nodes)
   return Divergence(before=a_0 @ a_0.T, across=a_0 @ a_u.T)

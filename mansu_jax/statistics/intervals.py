@@ -24,8 +24,9 @@ def expanded(tail: float, count: int) -> float:
     Hesterberg, 2015. What teachers should know about the bootstrap.
     https://arxiv.org/abs/1411.5279
 
-  >>> expanded(0.025, 10) < 0.025, expanded(0.025, 1)
-  (True, 0.025)
+  Example:
+    >>> expanded(0.025, 10) < 0.025, expanded(0.025, 1)
+    (True, 0.025)
   """
   if count < 2:
     return tail

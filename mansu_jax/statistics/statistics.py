@@ -63,11 +63,12 @@ def accuracy_with_interval(
 
   Two phrasings of each of 20 facts, three facts forgotten:
 
-  >>> correct = [0] * 6 + [1] * 34
-  >>> facts = [f'fact {i // 2}' for i in range(40)]
-  >>> found = accuracy_with_interval(correct, facts)
-  >>> found.value, found.facts, found.interval[0] < 0.85 < found.interval[1]
-  (0.85, 20, True)
+  Example:
+    >>> correct = [0] * 6 + [1] * 34
+    >>> facts = [f'fact {i // 2}' for i in range(40)]
+    >>> found = accuracy_with_interval(correct, facts)
+    >>> found.value, found.facts, found.interval[0] < 0.85 < found.interval[1]
+    (0.85, 20, True)
   """
   columns, index = bootstrap.columns_by_fact(facts, correct=correct)
   _check_yes_no(columns, ['correct'])
@@ -192,8 +193,9 @@ def smallest_detectable_gap(
     level: one-sided level.
     power: probability of detecting the gap; one half gives the bound itself.
 
-  >>> round(smallest_detectable_gap(2706), 4)
-  0.01
+  Example:
+    >>> round(smallest_detectable_gap(2706), 4)
+    0.01
   """
   _check_shares(n, discordant)
   z = stats.norm.ppf(level) + stats.norm.ppf(power)
@@ -217,8 +219,9 @@ def items_to_bound_gap(
   To show that quantization brings back at most one point of accuracy, if it
   changes 10 % of the answers, or 2 %:
 
-  >>> items_to_bound_gap(0.01), items_to_bound_gap(0.01, discordant=0.02)
-  (2706, 542)
+  Example:
+    >>> items_to_bound_gap(0.01), items_to_bound_gap(0.01, discordant=0.02)
+    (2706, 542)
   """
   _check_shares(1, discordant)
   if not 0 < gap <= 1:

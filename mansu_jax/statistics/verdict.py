@@ -12,8 +12,9 @@ Verdict = bool | str  # True, False or INCONCLUSIVE
 def above(bounds: Iterable[float], level: float = 0.0) -> Verdict:
   """Whether an interval lies above a level; inconclusive if it contains it.
 
-  >>> above((1, 2), 0.5), above((1, 2), 3), above((1, 2), 1.5)
-  (True, False, 'inconclusive')
+  Example:
+    >>> above((1, 2), 0.5), above((1, 2), 3), above((1, 2), 1.5)
+    (True, False, 'inconclusive')
   """
   low, high = bounds
   if low > level:
@@ -52,8 +53,9 @@ def beyond(found: Mapping[str, Any], level: float) -> Verdict:
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
   """False if any verdict is False, True if all are True, else inconclusive.
 
-  >>> all_of([True, 'inconclusive']), all_of([False, 'inconclusive'])
-  ('inconclusive', False)
+  Example:
+    >>> all_of([True, 'inconclusive']), all_of([False, 'inconclusive'])
+    ('inconclusive', False)
   """
   verdicts = list(verdicts)
   if any(v is False for v in verdicts):
