@@ -58,7 +58,7 @@ class _Held:
   def __init__(self, path: pathlib.Path, file: int, made: list[pathlib.Path]):
     self.path, self.file, self.made = path, file, made
     self.process, self.thread = os.getpid(), threading.get_ident()
-    self.leaving = False
+    self.leaving = self.written = False
     self.ended = threading.Event()
     self.text = json.dumps({
         'pid': self.process, 'host': socket.gethostname(), 'started':
@@ -111,12 +111,11 @@ def held(root: pathlib.Path) -> Iterator[None]:
       raise _refusal(root, json.loads(mine.text))
     yield
     return
-  made = []  # Known before it is made: a signal may end the process then.
+  made = []  # Known before it is written: a signal may end the process then.
   with preemption.before_exit(lambda: [_remove(lock) for lock in made]):
-    made.append(_acquire(root))
-    lock = _held[key] = made[0]
-    threading.Thread(target=_beat, args=(lock,), daemon=True).start()
+    lock = _held[key] = _acquire(root, made)
     try:
+      threading.Thread(target=_beat, args=(lock,), daemon=True).start()
       yield
     finally:
       _held.pop(key, None)
@@ -138,14 +137,16 @@ def cannot_write(root: pathlib.Path, error: OSError) -> ValueError:
                     ' that can be.')
 
 
-def _acquire(root: pathlib.Path) -> _Held:
+def _acquire(root: pathlib.Path, known: list[_Held]) -> _Held:
+  """The lock, which is in `known` before its file is written."""
   made = []
   try:
-    made = [path for path in (root, *root.parents) if not path.exists()]
+    full = root.absolute()  # The caller may go to another folder.
+    made = [path for path in (full, *full.parents) if not path.exists()]
     for _ in range(_TRIES):
       try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = _try(root, made)
+        lock = _try(root, made, known)
       except FileNotFoundError:  # Its owner has just removed the folder.
         continue
       if lock is not None:
@@ -158,7 +159,9 @@ def _acquire(root: pathlib.Path) -> _Held:
     raise
 
 
-def _try(root: pathlib.Path, made: list[pathlib.Path]) -> _Held | None:
+def _try(
+    root: pathlib.Path, made: list[pathlib.Path], known: list[_Held]
+) -> _Held | None:
   """The lock; None where its file was removed meanwhile."""
   path = root / NAME
   file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0),
@@ -176,12 +179,16 @@ def _try(root: pathlib.Path, made: list[pathlib.Path]) -> _Held | None:
         _watch(root, file, former)
       logging.warning(
           '%s: takes over the lock of %s, which is gone.', root, _who(former))
-    lock = _Held(path, file, made)
+    lock = _Held(path.absolute(), file, made)
+    known.append(lock)
     os.ftruncate(file, 0)
     os.pwrite(file, lock.text.encode(), 0)
     os.fsync(file)  # Else other hosts may not see it before it is closed.
+    lock.written = True
     return lock
   except BaseException:
+    while known:
+      _remove(known.pop())
     os.close(file)
     raise
 
@@ -306,7 +313,7 @@ def _remove(lock: _Held) -> None:
   if lock.process != os.getpid():
     return
   lock.leaving = True
-  if lock.is_ours():
+  if lock.is_ours() if lock.written else _is_at(lock.file, lock.path):
     lock.path.unlink(missing_ok=True)
   _remove_empty(lock.made)
 
