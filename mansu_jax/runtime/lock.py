@@ -55,6 +55,7 @@ class _Held:
     text: Content of the lock file.
     made: Folders that were created for the file, innermost first.
     process, thread: Owner of the lock.
+    written: Whether the file has its content.
     releasing: Whether the owner is removing the file.
     ended: Event that ends the heartbeat.
   """
@@ -62,7 +63,7 @@ class _Held:
   def __init__(self, path: pathlib.Path, file: int, made: list[pathlib.Path]):
     self.path, self.file, self.made = path, file, made
     self.process, self.thread = os.getpid(), threading.get_ident()
-    self.releasing = False
+    self.written = self.releasing = False
     self.ended = threading.Event()
     now = datetime.datetime.now(datetime.timezone.utc)
     self.text = json.dumps({
@@ -117,13 +118,12 @@ def held(root: pathlib.Path) -> Iterator[None]:
       raise _in_use_error(root, json.loads(own.text))
     yield
     return
-  acquired = []  # The callback sees the lock once it is appended.
+  acquired = []  # `_acquire` appends the lock before it writes the file.
   with preemption.before_exit(
       lambda: [_remove(lock) for lock in acquired]):
-    acquired.append(_acquire(root))
-    lock = _held[key] = acquired[0]
-    threading.Thread(target=_heartbeat, args=(lock,), daemon=True).start()
+    lock = _held[key] = _acquire(root, acquired)
     try:
+      threading.Thread(target=_heartbeat, args=(lock,), daemon=True).start()
       yield
     finally:
       _held.pop(key, None)
@@ -145,14 +145,16 @@ def not_writable_error(root: pathlib.Path, error: OSError) -> ValueError:
                     ' that can be written.')
 
 
-def _acquire(root: pathlib.Path) -> _Held:
+def _acquire(root: pathlib.Path, acquired: list[_Held]) -> _Held:
+  """Acquires the lock and appends it to `acquired` before writing its file."""
   made = []
   try:
-    made = [path for path in (root, *root.parents) if not path.exists()]
+    full = root.absolute()  # The caller may change the working directory.
+    made = [path for path in (full, *full.parents) if not path.exists()]
     for _ in range(_ATTEMPTS):
       try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = _try_acquire(root, made)
+        lock = _try_acquire(root, made, acquired)
       except FileNotFoundError:  # The owner has just removed the folder.
         continue
       if lock is not None:
@@ -166,7 +168,8 @@ def _acquire(root: pathlib.Path) -> _Held:
 
 
 def _try_acquire(
-    root: pathlib.Path, made: list[pathlib.Path]) -> _Held | None:
+    root: pathlib.Path, made: list[pathlib.Path], acquired: list[_Held]
+) -> _Held | None:
   """Acquires the lock; returns None if its file was removed meanwhile."""
   path = root / NAME
   file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0),
@@ -184,12 +187,16 @@ def _try_acquire(
         _check_dead(root, file, former)
       logging.warning('%s: takes over the lock of %s, which has ended.', root,
                       _describe(former))
-    lock = _Held(path, file, made)
+    lock = _Held(path.absolute(), file, made)
+    acquired.append(lock)
     os.ftruncate(file, 0)
     os.pwrite(file, lock.text.encode(), 0)
     os.fsync(file)  # Makes the content visible to other hosts at once.
+    lock.written = True
     return lock
   except BaseException:
+    while acquired:
+      _remove(acquired.pop())
     os.close(file)
     raise
 
@@ -322,7 +329,7 @@ def _remove(lock: _Held) -> None:
   if lock.process != os.getpid():
     return
   lock.releasing = True
-  if lock.is_ours():
+  if lock.is_ours() if lock.written else _is_at(lock.file, lock.path):
     lock.path.unlink(missing_ok=True)
   _remove_empty(lock.made)
 

@@ -280,5 +280,50 @@ class LockTest(parameterized.TestCase):
     self.assertEqual([p.name for p in self.parent.iterdir()], ['file'])
 
 
+_STOPPED = """
+import os, pathlib, signal, sys
+from mansu_jax.runtime import lock, preemption
+preemption.install_handlers()
+os.fsync = lambda file: os.kill(os.getpid(), int(sys.argv[2]))
+with lock.held(pathlib.Path(sys.argv[1], 'new')):
+  signal.pause()
+"""
+
+
+class WritingTest(parameterized.TestCase):
+  """A stop during the write of the lock leaves neither file nor folder."""
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory()))
+
+  @parameterized.parameters(KeyboardInterrupt, OSError(28, 'No space'))
+  def test_an_error_leaves_nothing(self, error):
+    with mock.patch.object(os, 'fsync', side_effect=error):
+      with self.assertRaises((KeyboardInterrupt, ValueError)):
+        with lock.held(self.folder / 'new'):
+          self.fail('The lock is held.')
+    self.assertEmpty(list(self.folder.iterdir()))
+    with lock.held(self.folder / 'new'):  # The process keeps no trace of it.
+      pass
+
+  def test_a_thread_that_does_not_start_leaves_nothing(self):
+    with mock.patch.object(
+        threading.Thread, 'start', side_effect=RuntimeError('no thread')):
+      with self.assertRaisesRegex(RuntimeError, 'no thread'):
+        with lock.held(self.folder / 'new'):
+          self.fail('The lock is held.')
+    self.assertEmpty(list(self.folder.iterdir()))
+
+  @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
+  def test_a_signal_leaves_nothing(self, number):
+    done = subprocess.run(
+        [sys.executable, '-c', _STOPPED, self.folder, str(int(number))],
+        capture_output=True, text=True, timeout=120)
+    self.assertEqual(done.returncode, 75, done.stderr)
+    self.assertEmpty(list(self.folder.iterdir()))
+
+
 if __name__ == '__main__':
   absltest.main()
