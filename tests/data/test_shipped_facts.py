@@ -55,80 +55,87 @@ def _form(row):
 
 class FileTest(parameterized.TestCase):
 
-  @parameterized.parameters(_FILES)
-  def test_every_line_is_a_question(self, name):
-    for row in _read(name):
-      self.assertEqual(_KEYS, list(row))
-      self.assertStartsWith(row['id'], row['fact'] + '/')
-      self.assertIn(row['use'], ('train', 'near', 'far'))
-      self.assertEqual(row['prompt'], row['prompt'].strip())
-      for text in (row['answer'], *row['choices']):
-        self.assertEqual(text, text.strip())
-        self.assertNotEmpty(text)
-      self.assertLen(set(row['choices']), build_facts.NUM_CHOICES)
-      self.assertEqual(1, row['choices'].count(row['answer']))
+  def test_every_line_is_a_question(self):
+    for name in _FILES:
+      with self.subTest(name):
+        for row in _read(name):
+          self.assertEqual(_KEYS, list(row))
+          self.assertStartsWith(row['id'], row['fact'] + '/')
+          self.assertIn(row['use'], ('train', 'near', 'far'))
+          self.assertEqual(row['prompt'], row['prompt'].strip())
+          for text in (row['answer'], *row['choices']):
+            self.assertEqual(text, text.strip())
+            self.assertNotEmpty(text)
+          self.assertLen(set(row['choices']), build_facts.NUM_CHOICES)
+          self.assertEqual(1, row['choices'].count(row['answer']))
 
-  @parameterized.parameters(_FILES)
-  def test_prompts_do_not_spell_a_choice(self, name):
-    for row in _read(name):
-      for choice in row['choices']:
-        if len(choice) > 2:
-          self.assertIsNone(
-              re.search(rf'\b{re.escape(choice)}\b', row['prompt']),
-              f'{row["id"]}: {choice!r} stands in {row["prompt"]!r}')
+  def test_prompts_do_not_spell_a_choice(self):
+    for name in _FILES:
+      with self.subTest(name):
+        for row in _read(name):
+          for choice in row['choices']:
+            if len(choice) > 2:
+              self.assertIsNone(
+                  re.search(rf'\b{re.escape(choice)}\b', row['prompt']),
+                  f'{row["id"]}: {choice!r} stands in {row["prompt"]!r}')
 
-  @parameterized.parameters(_FILES)
-  def test_a_fact_has_one_answer(self, name):
-    answers = collections.defaultdict(set)
-    for row in _read(name):
-      answers[row['fact']].add(row['answer'])
-    self.assertEqual({1}, {len(given) for given in answers.values()})
+  def test_a_fact_has_one_answer(self):
+    for name in _FILES:
+      with self.subTest(name):
+        answers = collections.defaultdict(set)
+        for row in _read(name):
+          answers[row['fact']].add(row['answer'])
+        self.assertEqual({1}, {len(given) for given in answers.values()})
 
-  @parameterized.parameters(_FILES)
-  def test_choices_vary_and_no_place_gives_the_answer_away(self, name):
-    rows = _read(name)
-    places = collections.Counter(
-        row['choices'].index(row['answer']) for row in rows)
-    self.assertLess(max(places.values()), 0.45 * len(rows))
-    self.assertLen(places, build_facts.NUM_CHOICES)
+  def test_choices_vary_and_no_place_gives_the_answer_away(self):
+    for name in _FILES:
+      with self.subTest(name):
+        rows = _read(name)
+        places = collections.Counter(
+            row['choices'].index(row['answer']) for row in rows)
+        self.assertLess(max(places.values()), 0.45 * len(rows))
+        self.assertLen(places, build_facts.NUM_CHOICES)
 
-  @parameterized.parameters(_FILES)
-  def test_the_reader_takes_it(self, name):
-    self.assertLen(
-        questions_lib.read_questions(f'shipped:{name}'), len(_read(name)))
+  def test_the_reader_takes_it(self):
+    for name in _FILES:
+      with self.subTest(name):
+        self.assertLen(
+            questions_lib.read_questions(f'shipped:{name}'), len(_read(name)))
 
 
 class PhrasingTest(parameterized.TestCase):
 
-  @parameterized.parameters(
-      *(name for name in _FILES if not name.startswith('heldout')))
-  def test_trained_phrasings_are_many_and_no_questions(self, name):
-    forms = collections.defaultdict(set)
-    for row in _by_use(_read(name), 'train'):
-      self.assertNotRegex(row['prompt'], _QUESTION)
-      forms[row['relation']].add(_form(row))
-    self.assertEqual({row['relation'] for row in _read(name)}, set(forms))
-    self.assertGreaterEqual(min(map(len, forms.values())), 8)
+  def test_trained_phrasings_are_many_and_no_questions(self):
+    for name in (name for name in _FILES if not name.startswith('heldout')):
+      with self.subTest(name):
+        forms = collections.defaultdict(set)
+        for row in _by_use(_read(name), 'train'):
+          self.assertNotRegex(row['prompt'], _QUESTION)
+          forms[row['relation']].add(_form(row))
+        self.assertEqual({row['relation'] for row in _read(name)}, set(forms))
+        self.assertGreaterEqual(min(map(len, forms.values())), 8)
 
-  @parameterized.parameters(*_FILES)
-  def test_evaluation_phrasings_are_the_same_forms_everywhere(self, name):
-    near, far = collections.defaultdict(set), collections.defaultdict(set)
-    for row in _read(name):
-      table = {'near': near, 'far': far}.get(row['use'])
-      if table is not None:
-        table[row['relation']].add(_form(row))
-    self.assertEqual({row['relation'] for row in _read(name)}, set(far))
-    if name not in _MANY_RELATIONS:
-      self.assertEqual([_FAR_FORMS], list(far.values()))
-    for forms in near.values():
-      self.assertLen(forms, 2)
+  def test_evaluation_phrasings_are_the_same_forms_everywhere(self):
+    for name in _FILES:
+      with self.subTest(name):
+        near, far = collections.defaultdict(set), collections.defaultdict(set)
+        for row in _read(name):
+          table = {'near': near, 'far': far}.get(row['use'])
+          if table is not None:
+            table[row['relation']].add(_form(row))
+        self.assertEqual({row['relation'] for row in _read(name)}, set(far))
+        if name not in _MANY_RELATIONS:
+          self.assertEqual([_FAR_FORMS], list(far.values()))
+        for forms in near.values():
+          self.assertLen(forms, 2)
 
-  @parameterized.parameters(*_FILES)
-  def test_evaluation_prompts_are_not_trained_on(self, name):
-    rows = _read(name)
-    trained = {row['prompt'] for row in _by_use(rows, 'train')}
-    asked = {row['prompt'] for row in rows if row['use'] != 'train'}
-    self.assertEmpty(trained & asked)
+  def test_evaluation_prompts_are_not_trained_on(self):
+    for name in _FILES:
+      with self.subTest(name):
+        rows = _read(name)
+        trained = {row['prompt'] for row in _by_use(rows, 'train')}
+        asked = {row['prompt'] for row in rows if row['use'] != 'train'}
+        self.assertEmpty(trained & asked)
 
   def test_heldout_files_have_nothing_to_train_on(self):
     for name in _of_role('heldout'):
@@ -151,13 +158,14 @@ class CountTest(parameterized.TestCase):
     self.assertGreaterEqual(len({row['relation'] for row in entity}), 12)
     self.assertLen({row['fact'].split('/')[1] for row in entity}, 1)
 
-  @parameterized.parameters(*_FORGET)
-  def test_forgotten_facts_are_asked_in_every_form(self, name):
-    rows = _read(name)
-    for fact in _facts(rows):
-      forms = {_form(row) for row in rows if row['fact'] == fact}
-      self.assertContainsSubset(_FAR_FORMS, forms)
-      self.assertGreaterEqual(len(forms), 16)
+  def test_forgotten_facts_are_asked_in_every_form(self):
+    for name in _FORGET:
+      with self.subTest(name):
+        rows = _read(name)
+        for fact in _facts(rows):
+          forms = {_form(row) for row in rows if row['fact'] == fact}
+          self.assertContainsSubset(_FAR_FORMS, forms)
+          self.assertGreaterEqual(len(forms), 16)
 
   def test_retain_relations_are_many_and_large(self):
     counts = {name: len(_facts(_read(name))) for name in _of_role('retain')}

@@ -50,42 +50,44 @@ class CodeGridTest(parameterized.TestCase):
     self.assertEqual(view['down'].dtype, params['down'].dtype)
     self.assertIs(view['norm'], params['norm'])
 
-  @parameterized.parameters(*_NAMES)
-  def test_view_of_moved_weights_equals_quantizing_again(self, name):
-    params = _params(shape=(2, 32, 11))
-    grid = quant.code_grid(params, name, _LAYOUT)
-    rng = np.random.default_rng(1)
-    moved = params['down'] + 0.01 * rng.normal(size=params['down'].shape)
-    extent = grid.leaves['down'].extent()
-    moved = jnp.where(
-        grid.sets_scale(params)['down'], params['down'],
-        jnp.clip(moved, *extent))
-    moved = {'down': moved, 'norm': params['norm']}
-    jax.tree.map(
-        np.testing.assert_array_equal, grid.decode_nearest(moved),
-        quant.fake_quantize(moved, name, _LAYOUT))
+  def test_view_of_moved_weights_equals_quantizing_again(self):
+    for name in _NAMES:
+      with self.subTest(name):
+        params = _params(shape=(2, 32, 11))
+        grid = quant.code_grid(params, name, _LAYOUT)
+        rng = np.random.default_rng(1)
+        moved = params['down'] + 0.01 * rng.normal(size=params['down'].shape)
+        extent = grid.leaves['down'].extent()
+        moved = jnp.where(
+            grid.sets_scale(params)['down'], params['down'],
+            jnp.clip(moved, *extent))
+        moved = {'down': moved, 'norm': params['norm']}
+        jax.tree.map(
+            np.testing.assert_array_equal, grid.decode_nearest(moved),
+            quant.fake_quantize(moved, name, _LAYOUT))
 
-  @parameterized.parameters(*_NAMES)
-  def test_slices_give_slices_of_the_view(self, name):
-    params = _params(shape=(2, 32, 11))
-    grid = quant.code_grid(params, name, _LAYOUT)
-    neurons = np.array([3, 31, 32])  # The last is padding.
-    take = lambda tree: {'down': jnp.take(
-        tree['down'], neurons, axis=1, mode='fill', fill_value=0)}
-    gathered = grid.map_fields(take)
-    slices = take(params)
-    view = quant.grid_view(gathered, slices)['down']
-    want = take(quant.fake_quantize(params, name, _LAYOUT))['down']
-    np.testing.assert_array_equal(view, want)
-    np.testing.assert_array_equal(view[:, 2], 0)
-    self.assertTrue(np.all(gathered.sets_scale(slices)['down'][:, 2]))
-    self.assertFalse(np.any(np.isnan(view)))
-    # Quantizing the slices themselves would give other blocks.
-    # INT8 scales whole rows, and GGUF cannot cut these.
-    if name not in ('int8', *_GGUF):
-      own = quant.fake_quantize(
-          {'down': slices['down'][:, :2]}, name, {'down': _LAYOUT['down']})
-      self.assertTrue(np.any(own['down'] != view[:, :2]))
+  def test_slices_give_slices_of_the_view(self):
+    for name in _NAMES:
+      with self.subTest(name):
+        params = _params(shape=(2, 32, 11))
+        grid = quant.code_grid(params, name, _LAYOUT)
+        neurons = np.array([3, 31, 32])  # The last is padding.
+        take = lambda tree: {'down': jnp.take(
+            tree['down'], neurons, axis=1, mode='fill', fill_value=0)}
+        gathered = grid.map_fields(take)
+        slices = take(params)
+        view = quant.grid_view(gathered, slices)['down']
+        want = take(quant.fake_quantize(params, name, _LAYOUT))['down']
+        np.testing.assert_array_equal(view, want)
+        np.testing.assert_array_equal(view[:, 2], 0)
+        self.assertTrue(np.all(gathered.sets_scale(slices)['down'][:, 2]))
+        self.assertFalse(np.any(np.isnan(view)))
+        # Quantizing the slices themselves would give other blocks.
+        # INT8 scales whole rows, and GGUF cannot cut these.
+        if name not in ('int8', *_GGUF):
+          own = quant.fake_quantize(
+              {'down': slices['down'][:, :2]}, name, {'down': _LAYOUT['down']})
+          self.assertTrue(np.any(own['down'] != view[:, :2]))
 
   def test_block_parameters_are_stored_once(self):
     layouts = {

@@ -54,124 +54,135 @@ class SchemesTest(parameterized.TestCase):
     np.testing.assert_array_equal(codes.scale, scale)
     np.testing.assert_array_equal(_snap(matrix, schemes.get(name)), value)
 
-  @parameterized.parameters(*_GGUF)
-  def test_gguf_equals_loops(self, name):
-    matrix = _heavy_tails((6, 224))
-    matrix[0, :64] = 0
-    matrix[1] = np.round(matrix[1] * 64) / 64  # Ties.
-    matrix[2, :32] = -0.25
-    matrix[3] = abs(matrix[3])
-    matrix[4, 5:8] = [0.5, -0.5, 0.5]  # Largest twice, with both signs.
-    code, value = gguf_naive.quantize(matrix, name)
-    np.testing.assert_array_equal(
-        _encode(matrix, schemes.get(name)).code, code)
-    np.testing.assert_array_equal(_snap(matrix, schemes.get(name)), value)
+  def test_gguf_equals_loops(self):
+    for name in _GGUF:
+      with self.subTest(name):
+        matrix = _heavy_tails((6, 224))
+        matrix[0, :64] = 0
+        matrix[1] = np.round(matrix[1] * 64) / 64  # Ties.
+        matrix[2, :32] = -0.25
+        matrix[3] = abs(matrix[3])
+        matrix[4, 5:8] = [0.5, -0.5, 0.5]  # Largest twice, with both signs.
+        code, value = gguf_naive.quantize(matrix, name)
+        np.testing.assert_array_equal(
+            _encode(matrix, schemes.get(name)).code, code)
+        np.testing.assert_array_equal(_snap(matrix, schemes.get(name)), value)
 
-  @parameterized.parameters(*_K)
-  def test_k_quants_equal_loops(self, name):
-    matrix = _heavy_tails((5, 512))
-    matrix[0, :256] = 0
-    matrix[1] = abs(matrix[1])
-    matrix[2, 256:300] = 0.25
-    matrix[3, :256] = np.round(matrix[3, :256] * 64) / 64  # Ties.
-    code, value = gguf_naive.quantize(matrix, name)
-    np.testing.assert_array_equal(_snap(matrix, schemes.get(name)), value)
-    got = _encode(matrix, schemes.get(name))
-    has_step = np.asarray(got.scale) != 0
-    np.testing.assert_array_equal(
-        np.asarray(got.code)[has_step], code[has_step])
+  def test_k_quants_equal_loops(self):
+    for name in _K:
+      with self.subTest(name):
+        matrix = _heavy_tails((5, 512))
+        matrix[0, :256] = 0
+        matrix[1] = abs(matrix[1])
+        matrix[2, 256:300] = 0.25
+        matrix[3, :256] = np.round(matrix[3, :256] * 64) / 64  # Ties.
+        code, value = gguf_naive.quantize(matrix, name)
+        np.testing.assert_array_equal(_snap(matrix, schemes.get(name)), value)
+        got = _encode(matrix, schemes.get(name))
+        has_step = np.asarray(got.scale) != 0
+        np.testing.assert_array_equal(
+            np.asarray(got.code)[has_step], code[has_step])
 
-  @parameterized.parameters(*_NAMES)
-  def test_stacked_matrices_do_not_share_blocks(self, name):
-    stack = np.stack([[_rows(name, 7, 13, 3 * i + j) for j in range(3)]
-                      for i in range(2)])
-    got = _snap(stack, schemes.get(name))
-    for index in np.ndindex(2, 3):
-      want = _snap(stack[index], schemes.get(name))
-      np.testing.assert_array_equal(got[index], want)
+  def test_stacked_matrices_do_not_share_blocks(self):
+    for name in _NAMES:
+      with self.subTest(name):
+        stack = np.stack([[_rows(name, 7, 13, 3 * i + j) for j in range(3)]
+                          for i in range(2)])
+        got = _snap(stack, schemes.get(name))
+        for index in np.ndindex(2, 3):
+          want = _snap(stack[index], schemes.get(name))
+          np.testing.assert_array_equal(got[index], want)
 
-  @parameterized.parameters(*_NAMES)
-  def test_jit_equals_eager(self, name):
-    matrix, scheme = jnp.asarray(_rows(name, 8, 150)), schemes.get(name)
-    np.testing.assert_array_equal(
-        scheme.fake_quantize(matrix), _snap(matrix, scheme))
+  def test_jit_equals_eager(self):
+    for name in _NAMES:
+      with self.subTest(name):
+        matrix, scheme = jnp.asarray(_rows(name, 8, 150)), schemes.get(name)
+        np.testing.assert_array_equal(
+            scheme.fake_quantize(matrix), _snap(matrix, scheme))
 
-  @parameterized.parameters(*_NAMES)
-  def test_snap_is_decode_of_encode(self, name):
-    matrix, scheme = _rows(name, 8, 150), schemes.get(name)
-    codes = _encode(matrix, scheme)
-    np.testing.assert_array_equal(
-        jax.jit(scheme.decode)(codes.code, codes.shared), _snap(matrix, scheme))
+  def test_snap_is_decode_of_encode(self):
+    for name in _NAMES:
+      with self.subTest(name):
+        matrix, scheme = _rows(name, 8, 150), schemes.get(name)
+        codes = _encode(matrix, scheme)
+        np.testing.assert_array_equal(
+            jax.jit(scheme.decode)(codes.code, codes.shared),
+            _snap(matrix, scheme))
 
-  @parameterized.parameters(*_PLAIN, *_GGUF)
-  def test_values_are_fixed_points(self, name):
-    matrix, scheme = _rows(name, 8, 150), schemes.get(name)
-    once = _snap(matrix, scheme)
-    np.testing.assert_array_equal(_snap(once, scheme), once)
+  def test_values_are_fixed_points(self):
+    for name in (*_PLAIN, *_GGUF):
+      with self.subTest(name):
+        matrix, scheme = _rows(name, 8, 150), schemes.get(name)
+        once = _snap(matrix, scheme)
+        np.testing.assert_array_equal(_snap(once, scheme), once)
 
-  @parameterized.parameters(*_NAMES)
-  def test_zero_blocks_stay_zero_and_frozen(self, name):
-    matrix = np.zeros_like(_rows(name, 8, 150))
-    codes = _encode(matrix, schemes.get(name))
-    np.testing.assert_array_equal(codes.scale, 0)
-    self.assertEqual(np.all(codes.frozen), name not in _K)
-    np.testing.assert_array_equal(_snap(matrix, schemes.get(name)), 0)
+  def test_zero_blocks_stay_zero_and_frozen(self):
+    for name in _NAMES:
+      with self.subTest(name):
+        matrix = np.zeros_like(_rows(name, 8, 150))
+        codes = _encode(matrix, schemes.get(name))
+        np.testing.assert_array_equal(codes.scale, 0)
+        self.assertEqual(np.all(codes.frozen), name not in _K)
+        np.testing.assert_array_equal(_snap(matrix, schemes.get(name)), 0)
 
-  @parameterized.parameters(*_HELD)
-  def test_frozen_weights_set_the_scale(self, name):
-    matrix, scheme = _rows(name, 8, 150), schemes.get(name)
-    codes = _encode(matrix, scheme)
-    lo, hi = map(np.asarray, scheme.extent(codes.shared))
-    ends = (matrix == lo) | (matrix == hi)
-    if name in ('q4_0', 'q5_0'):  # Their extent excludes it.
-      ends = (matrix < lo) | (matrix > hi)
-    np.testing.assert_array_equal(codes.frozen, ends)
-    # All others may move within the extent without changing a scale.
-    rng = np.random.default_rng(1)
-    moved = np.where(codes.frozen, matrix, np.where(
-        rng.random(matrix.shape) < 0.3, np.where(
-            rng.random(matrix.shape) < 0.5, lo, hi),
-        lo + (hi - lo) * rng.random(matrix.shape, np.float32)))
-    moved = np.clip(moved, *(
-        np.where(codes.frozen, matrix, end) for end in (lo, hi)))
-    again = _encode(moved, scheme)
-    jax.tree.map(np.testing.assert_array_equal, again.shared, codes.shared)
+  def test_frozen_weights_set_the_scale(self):
+    for name in _HELD:
+      with self.subTest(name):
+        matrix, scheme = _rows(name, 8, 150), schemes.get(name)
+        codes = _encode(matrix, scheme)
+        lo, hi = map(np.asarray, scheme.extent(codes.shared))
+        ends = (matrix == lo) | (matrix == hi)
+        if name in ('q4_0', 'q5_0'):  # Their extent excludes it.
+          ends = (matrix < lo) | (matrix > hi)
+        np.testing.assert_array_equal(codes.frozen, ends)
+        # All others may move within the extent without changing a scale.
+        rng = np.random.default_rng(1)
+        moved = np.where(codes.frozen, matrix, np.where(
+            rng.random(matrix.shape) < 0.3, np.where(
+                rng.random(matrix.shape) < 0.5, lo, hi),
+            lo + (hi - lo) * rng.random(matrix.shape, np.float32)))
+        moved = np.clip(moved, *(
+            np.where(codes.frozen, matrix, end) for end in (lo, hi)))
+        again = _encode(moved, scheme)
+        jax.tree.map(np.testing.assert_array_equal, again.shared, codes.shared)
 
-  @parameterized.parameters(*_NAMES)
-  def test_boundaries_enclose_codes_and_separate_neighbours(self, name):
-    scheme, matrix = schemes.get(name), _rows(name, 8, 150)
-    codes = _encode(matrix, scheme)
-    lo, hi = map(np.asarray, scheme.boundaries(codes.code, codes.shared))
-    near = 1e-5 * abs(matrix).max()
-    self.assertTrue(np.all((lo <= matrix + near) & (matrix - near <= hi)))
-    old = np.asarray(scheme.decode(codes.code, codes.shared))
-    decoding = codes.shared.stored if name.endswith('_dq') else 1
-    for end, sign in ((lo, -1), (hi, 1)):
-      finite = np.isfinite(end)
-      inside = np.where(finite, end - sign * near, sign * 9.0)
-      outside = end + sign * near
-      np.testing.assert_array_equal(
-          scheme.snap(inside.astype(np.float32), codes.shared), old)
-      new = np.asarray(scheme.snap(outside, codes.shared))
-      step = sign * (new - old) * np.sign(decoding)
-      self.assertTrue(np.all(step[finite] > 0))
+  def test_boundaries_enclose_codes_and_separate_neighbours(self):
+    for name in _NAMES:
+      with self.subTest(name):
+        scheme, matrix = schemes.get(name), _rows(name, 8, 150)
+        codes = _encode(matrix, scheme)
+        lo, hi = map(np.asarray, scheme.boundaries(codes.code, codes.shared))
+        near = 1e-5 * abs(matrix).max()
+        self.assertTrue(np.all((lo <= matrix + near) & (matrix - near <= hi)))
+        old = np.asarray(scheme.decode(codes.code, codes.shared))
+        decoding = codes.shared.stored if name.endswith('_dq') else 1
+        for end, sign in ((lo, -1), (hi, 1)):
+          finite = np.isfinite(end)
+          inside = np.where(finite, end - sign * near, sign * 9.0)
+          outside = end + sign * near
+          np.testing.assert_array_equal(
+              scheme.snap(inside.astype(np.float32), codes.shared), old)
+          new = np.asarray(scheme.snap(outside, codes.shared))
+          step = sign * (new - old) * np.sign(decoding)
+          self.assertTrue(np.all(step[finite] > 0))
 
-  @parameterized.parameters(*_NAMES)
-  def test_levels_are_the_order_of_values(self, name):
-    scheme = schemes.get(name)
-    matrix = _rows(name, 1, 32)
-    shared = jax.tree.map(
-        lambda part: part[0, 0], _encode(matrix, scheme).shared)
-    x = np.linspace(-1, 1, 999, dtype=np.float32) * abs(matrix).max()
-    code = scheme.encode_at(x, jax.tree.map(
-        lambda part: np.full(x.shape, part), shared))
-    values = np.asarray(scheme.decode(code, shared))
-    level = np.asarray(scheme.level(code)).astype(int)
-    order = np.sign(np.diff(level))
-    np.testing.assert_array_equal(
-        np.sign(np.diff(values)), order * np.sign(order.sum()))
-    self.assertLen(np.unique(level), len(np.unique(values)))
-    self.assertLessEqual(len(np.unique(level)), len(scheme.levels))
+  def test_levels_are_the_order_of_values(self):
+    for name in _NAMES:
+      with self.subTest(name):
+        scheme = schemes.get(name)
+        matrix = _rows(name, 1, 32)
+        shared = jax.tree.map(
+            lambda part: part[0, 0], _encode(matrix, scheme).shared)
+        x = np.linspace(-1, 1, 999, dtype=np.float32) * abs(matrix).max()
+        code = scheme.encode_at(x, jax.tree.map(
+            lambda part: np.full(x.shape, part), shared))
+        values = np.asarray(scheme.decode(code, shared))
+        level = np.asarray(scheme.level(code)).astype(int)
+        order = np.sign(np.diff(level))
+        np.testing.assert_array_equal(
+            np.sign(np.diff(values)), order * np.sign(order.sum()))
+        self.assertLen(np.unique(level), len(np.unique(values)))
+        self.assertLessEqual(len(np.unique(level)), len(scheme.levels))
 
   def test_the_two_zeros_of_fp4_have_one_level(self):
     scheme = schemes.get('fp4')
