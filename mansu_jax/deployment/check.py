@@ -48,7 +48,8 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
       name, '', doc, flag_values=flag_values)
   text('workdir', 'Finished workdir, with model/ and answers.jsonl.')
   text('model', 'Hugging Face directory, instead of a workdir.')
-  text('questions_file', 'JSONL file of questions (see README.md) for --model.')
+  text('questions_file', 'JSONL file of questions for --model, in the format of'
+       ' docs/data.md.')
   text('out', 'Folder for deployment.json and deployment.md; default: the'
        ' workdir.')
   flags.DEFINE_list(

@@ -97,7 +97,7 @@ class GoldenTest(absltest.TestCase):
         ['attribution.npz', 'circuit.json', 'flags.txt', 'plots', 'record.json',
          'report.html', 'report.md'],
         [path.name for path in (folder / 'w').iterdir()])
-    self.assertIn('share of it that other pairs give: disjoint halves', said)
+    self.assertIn('circuit selected again from other pairs: disjoint', said)
     self._check_as_a_file(folder, path, fields)
     self.assertIn('report: ', said)
     self.assertEqual(record['config']['mode'], 'attribute')

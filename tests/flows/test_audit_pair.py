@@ -212,7 +212,7 @@ class WeightsTest(_Folder):
     self._double_a_row()
     self._audit()
     self._double_a_row()
-    with self.assertRaisesRegex(ValueError, "'model' had another content"):
+    with self.assertRaisesRegex(ValueError, "another version of 'model'"):
       self._audit()
 
 
@@ -240,7 +240,7 @@ class RefusalTest(bad_input.Refusals):
 
   def test_no_base(self):
     self.without('--base')
-    self.refused(message=('--mode=audit', 'no base is named', 'Give --base='))
+    self.refused(message=('--mode=audit', '--base is not set', 'Give --base='))
 
   @parameterized.parameters('', 'model/../')
   def test_one_model_twice(self, detour):

@@ -40,7 +40,7 @@ class DataTest(bad_input.Refusals):
             f"'{path}' .*{what}", 'wanted a readable file', 'Correct the path'))
     for path in '/dev/null', pipe:
       self.refused(f'--model={path}', message=(
-          f"'{path}' is a pipe, socket or device: expected", 'Write it to a'))
+          f"'{path}' is a pipe, socket or device; wanted", 'Write it to a'))
 
   @parameterized.parameters('forget', 'retain')
   def test_no_file(self, role):

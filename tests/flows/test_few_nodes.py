@@ -51,15 +51,15 @@ class FewNodesTest(absltest.TestCase):
     self.assertEqual(found['random']['same'], 20)
     self.assertEqual(found['stability']['random']['same'], 10)
     for part, compared in (
-        (found['random'], 'All 20 random circuits whose faithfulness'),
+        (found['random'], 'Comparison of faithfulness: 20 of 20 random'),
         (found['stability']['random'],
-         'All 10 random circuits whose overlap')):
+         'Comparison of overlap: 10 of 10 random')):
       self.assertStartsWith(part['warning'], compared)
       self.assertIn(part['warning'], logged)
       self.assertIn(part['warning'], report.replace('\n', ' '))
     self.assertIn('random circuits of the same shape are identical to the'
                   ' circuit', report)
-    self.assertIn('20 of 20 the circuit itself', '\n'.join(
+    self.assertIn('20 of 20 identical to the circuit', '\n'.join(
         attribution_summary.lines(record)))
     *_, last = found['curve']
     self.assertEqual(last['random']['same'], 2)
