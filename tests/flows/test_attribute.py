@@ -115,8 +115,8 @@ class GoldenTest(absltest.TestCase):
         '--attribution_level=edge', '--circuit_edges=1'])
     self.assertEqual(code, 2)
     self.assertRegex(said, (
-        'mansu_jax: --circuit_edges=1 and --circuit_edge_selection=greedy give'
-        ' a circuit of no edge: .* wanted .* --circuit_edge_selection=top, or a'
+        'mansu_jax: --circuit_edges=1 and --circuit_edge_selection=greedy select'
+        ' no path of edges .* wanted .* --circuit_edge_selection=top, or a'
         ' larger --circuit_per_layer_cap'))
 
 
@@ -368,7 +368,7 @@ class RefusalsTest(bad_input.Refusals):
     tiny_job.write_jsonl(path, asked)
     args = ['--attribution_pairs_file=', '--attribution_level=neuron',
             f'--data_forget={path}']
-    self.refused(*args, message=('long.jsonl', 'tokens', 'positions up to'))
+    self.refused(*args, message=('long.jsonl', 'tokens', 'wanted at most'))
 
   def test_questions_without_a_tokenizer(self):
     config, params, _ = tiny_job.base(train=False)
@@ -387,7 +387,7 @@ class RefusalsTest(bad_input.Refusals):
         'corrupt_answer_id': 4}])
     self.refused(
         f'--model={self.folder}/bare', f'--attribution_pairs_file={path}',
-        message=('high.jsonl', 'token 99999', 'Encode it'))
+        message=('high.jsonl', 'token id 99999', 'Encode the pair'))
 
 
 if __name__ == '__main__':

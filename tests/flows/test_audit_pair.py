@@ -340,7 +340,7 @@ class RefusalTest(bad_input.Refusals):
     lines = tiny_job.questions()['forget']
     lines[0] |= {'prompt': 'Alvaria ' * 200}
     self.refused(self.data('forget', lines), message=(
-        'forget.jsonl:1: has 20. tokens', 'positions up to 128'))
+        'forget.jsonl:1: has 20. tokens', 'at most 128, the positions'))
 
   def test_a_contrast_without_retain_pairs(self):
     self.without('--data_retain')

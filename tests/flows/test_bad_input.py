@@ -151,7 +151,7 @@ class DataTest(bad_input.Refusals):
     lines = tiny_job.questions()['retain']
     lines[0] |= {'prompt': 'Alvaria ' * 200}
     self.refused(self.data('retain', lines), message=(
-        'retain.jsonl:1: has 20. tokens', 'positions up to 128', 'Shorten'))
+        'retain.jsonl:1: has 20. tokens', 'at most 128, the pos', 'Shorten'))
 
 
 class FlagsTest(bad_input.Refusals):

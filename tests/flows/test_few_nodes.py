@@ -72,7 +72,7 @@ class FewNodesTest(absltest.TestCase):
     found = record['circuit']
     self.assertEqual(found['nodes'], {'heads': 11})
     self.assertBetween(found['random']['same'], 1, 19)
-    told = f'{found["random"]["same"]} of 20 random circuits whose'
+    told = f'{found["random"]["same"]} of 20 random circuits equal'
     self.assertIn(told, report)
     self.assertIn(f'; {found["random"]["same"]} of them identical', report)
 
@@ -93,7 +93,9 @@ class FewNodesTest(absltest.TestCase):
         clean=1.0, corrupt=0.0, pairs=1)
     report = edge_attribution.describe(shape, circuit, measure, drawn)
     self.assertEqual(report['random']['same'], 2)
-    self.assertStartsWith(report['random']['warning'], '2 of 4 random circuits')
+    self.assertStartsWith(
+        report['random']['warning'],
+        'Comparison of faithfulness: 2 of 4 random circuits equal')
 
 
 if __name__ == '__main__':

@@ -69,7 +69,7 @@ class FileTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'n_heads = 9, but this one has 2'):
       read(good | {'cfg': good['cfg'] | {'n_heads': 9}})
     for name in ('m1->m0', 'x->logits'):
-      with self.assertRaisesRegex(ValueError, f'{name}.*is no edge'):
+      with self.assertRaisesRegex(ValueError, f'{name}.*is not an edge'):
         read(good | {'edges': {name: {'score': 1.0, 'in_graph': True}}})
 
   def test_wrong_types(self):
