@@ -97,7 +97,8 @@ def _parse() -> argparse.Namespace:
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('folder', type=pathlib.Path)
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--arms', nargs='*', help='Arms to attack; default: all finished arms.')
+  parser.add_argument(
+      '--arms', nargs='*', help='Arms to attack; default: all finished arms.')
   parser.add_argument('--run', default='experiments/quickstart.flags')
   return parser.parse_args()
 
