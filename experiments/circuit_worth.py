@@ -163,9 +163,9 @@ def check_setting(bench: Bench, path: pathlib.Path) -> None:
     files.write_json(path, setting)
     return
   now = tree_paths.flatten(setting)
-  there = tree_paths.flatten(json.loads(path.read_text()))
-  differ = [f'{key} was {there[key]} and is now {now[key]}'
-            for key in now if key in there and there[key] != now[key]]
+  before = tree_paths.flatten(json.loads(path.read_text()))
+  differ = [f'{key} was {before[key]} and is now {now[key]}'
+            for key in now if key in before and before[key] != now[key]]
   if differ:
     raise ValueError(
         f'--out={path.parent} has arms with other settings:'

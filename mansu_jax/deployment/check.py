@@ -80,8 +80,9 @@ def _folders(
     raise ValueError(
         '--model, --questions_file and --out go together; wanted all three.')
   if values.chat and not has_model:
-    raise ValueError('--chat applies to --questions_file; the questions of a'
-                     ' workdir are asked as its run asked them. Leave it out.')
+    raise ValueError(
+        '--chat applies to --questions_file; the questions of a workdir are'
+        ' asked as its run asked them. Leave --chat out.')
   folder = pathlib.Path(values.model or os.path.join(values.workdir, 'model'))
   if not folder.is_dir():
     raise ValueError(

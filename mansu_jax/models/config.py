@@ -129,8 +129,8 @@ class ModelConfig:
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
           f'Model config has {self.num_heads} query heads for'
-          f' {self.num_kv_heads} key/value heads; wanted a multiple.'
-          ' Correct the head counts in the model config.')
+          f' {self.num_kv_heads} key/value heads; wanted a multiple of the'
+          ' latter. Correct the head counts in the model config.')
     if self.d_head % 2:
       raise ValueError(
           f'Model config has d_head = {self.d_head}; wanted an even width,'

@@ -289,4 +289,4 @@ def _check_same_run(
     first = lambda lines: lines[0] if lines else 'no such flag'
     raise ValueError(
         f'--workdir={root} holds another run: it has {first(theirs)}, this'
-        f' command has {first(ours)}. Give a new folder.')
+        f' command has {first(ours)} (first differences). Give a new folder.')

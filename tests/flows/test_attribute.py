@@ -115,9 +115,9 @@ class GoldenTest(absltest.TestCase):
         '--attribution_level=edge', '--circuit_edges=1'])
     self.assertEqual(code, 2)
     self.assertRegex(said, (
-        'mansu_jax: --circuit_edges=1 and --circuit_edge_selection=greedy select'
-        ' no path of edges .* wanted .* --circuit_edge_selection=top, or a'
-        ' larger --circuit_per_layer_cap'))
+        'mansu_jax: --circuit_edges=1 and --circuit_edge_selection=greedy'
+        ' select no path of edges .* wanted .* --circuit_edge_selection=top, or'
+        ' a larger --circuit_per_layer_cap'))
 
 
   def _check_as_a_file(self, folder, path, fields):
@@ -326,7 +326,7 @@ class RefusalsTest(bad_input.Refusals):
        '--circuit_file=x.json'),
       ('--eval_bootstrap=200', ('--eval_bootstrap=200 has no effect',),
        '--circuit_file=x.json'),
-      ('--circuit_edges=99999', ('--circuit_edges=99999', 'has', 'Lower it')),
+      ('--circuit_edges=99999', ('--circuit_edges=99999', 'at most', 'Lower')),
       ('--circuit_budget=0.1', ('--circuit_budget=0.1 has no effect',)),
       ('--circuit_selection=random', (
           '--circuit_selection=random has no effect', '=edge')),

@@ -231,7 +231,7 @@ class WorkdirTest(bad_input.Refusals):
     (other / 'flags.txt').write_text('--seed=7\n')
     (other / 'record.json').write_text('{}')
     self.refused(f'--workdir={other}', message=(
-        'holds another run', 'first different', 'Give a new folder'))
+        'holds another run', 'it has --seed=7', 'Give a new folder'))
     self.assertEqual((other / 'flags.txt').read_text(), '--seed=7\n')
 
   def test_with_foreign_files(self):

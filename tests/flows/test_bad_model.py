@@ -185,7 +185,7 @@ class ModelTest(bad_input.Refusals):
       tensors[name] = tensors[name][:300].copy()
     self._change_tensors(cut)
     self._change_config(vocab_size=300)
-    self._refused_model('gives token', 'the model has 300', 'belongs')
+    self._refused_model('gives token', 'wanted ids below 300', 'belongs')
 
 
 if __name__ == '__main__':

@@ -146,7 +146,7 @@ def from_json(
   missing = [key for key in ('cfg', 'edges') if key not in fields]
   if missing:
     raise ValueError(
-        f'{where} lacks {missing}: wanted a circuit file with cfg, nodes and'
+        f'{where} lacks {missing}; wanted a circuit file with cfg, nodes and'
         f' edges. {_REMEDY}')
   _check_object(where, "'cfg'", fields['cfg'])
   for key, value in _cfg(config).items():

@@ -195,7 +195,7 @@ def _check_vocabulary(found: Mapping[str, Any], where: str) -> None:
     raise ValueError(
         f'{where} has {_counted(tokens)} as tokens, {_counted(merges)} as'
         f' merges and {_counted(kinds)} as token types; wanted strings,'
-        ' strings, and one number a token. Convert the model again with its'
+        ' strings, and one number per token. Convert the model again with its'
         ' tokenizer.')
 
 

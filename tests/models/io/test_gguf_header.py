@@ -174,7 +174,7 @@ class LoadTest(parameterized.TestCase):
                   extra={'split.count': 2})
 
   def test_widths_that_no_tensor_has(self):
-    self._refused("config, which has .'num_heads . d_head': 4294967296.: "
+    self._refused("config, which has .'num_heads . d_head': 4294967296.; "
                   'wanted at most 104', extra={
                       'llama.attention.key_length': 2**30})
 
