@@ -175,7 +175,7 @@ class SettingTest(absltest.TestCase):
       circuit_worth.check_setting(
           bench(dataclasses.replace(config, workdir='other')), path)
       with self.assertRaisesRegex(
-          ValueError, 'config/seed is 0 there, and 3 here.*another --out'):
+          ValueError, '^--out=.*config/seed was 0 and is now 3.*another'):
         circuit_worth.check_setting(
             bench(dataclasses.replace(config, seed=3)), path)
       with self.assertRaisesRegex(ValueError, 'hashes/f.jsonl is 1 there'):

@@ -338,7 +338,7 @@ class RefusalsTest(bad_input.Refusals):
                                   'no train questions of the retain set',
                                   '--data_retain')),
       ('--circuit_first_layer=7', ('--circuit_first_layer=7 and',)),
-      ('--circuit_per_layer_cap=0.01', ('--circuit_edges=200, but', 'cap')),
+      ('--circuit_per_layer_cap=0.01', ('--circuit_edges=200 exceeds', 'cap')),
       ('--circuit_curve_circuits=-1', ('--circuit_curve_circuits=-1',)),
       ('--mode=unlearn', ('--circuit_curve_circuits=3 has no effect',
                           '=unlearn'), '--circuit_curve_circuits=3',
