@@ -244,8 +244,8 @@ def _check_num_edges(
         options.edges)
   elif options.edges > allowed:
     raise ValueError(
-        f'--circuit_edges={options.edges} exceeds the number of edges within the'
-        f' given layers and cap; wanted at most {allowed}. Lower'
+        f'--circuit_edges={options.edges} exceeds the number of edges within'
+        f' the given layers and cap; wanted at most {allowed}. Lower'
         ' --circuit_edges.')
 
 
