@@ -178,7 +178,7 @@ class SettingTest(absltest.TestCase):
           ValueError, '^--out=.*config/seed was 0 and is now 3.*another'):
         circuit_worth.check_setting(
             bench(dataclasses.replace(config, seed=3)), path)
-      with self.assertRaisesRegex(ValueError, 'hashes/f.jsonl is 1 there'):
+      with self.assertRaisesRegex(ValueError, 'hashes/f.jsonl was 1 and is now 2'):
         circuit_worth.check_setting(bench(config, '2'), path)
 
 

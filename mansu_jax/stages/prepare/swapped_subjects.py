@@ -158,10 +158,9 @@ def check(
   for prompt, ids in zip(chosen, encoded):
     if len(ids) > max_position:
       raise ValueError(
-          f'The swapped-subject prompt {prompt.text!r} has {len(ids)} tokens,'
-          f' but the model has positions up to {max_position}; wanted at most'
-          ' that. Shorten the retain prompts, or give'
-          ' --unlearn_swapped_batch=0.')
+          f'The swapped-subject prompt {prompt.text!r} has {len(ids)} tokens;'
+          f' wanted at most {max_position}, the positions of the model. Shorten'
+          ' the retain prompts, or give --unlearn_swapped_batch=0.')
 
 
 def _encode(

@@ -118,7 +118,7 @@ class ContentTest(cases.ReportTest):
     self.assertIn('59 facts, drawn with replacement 100 times', text)
     self.assertIn('16 groups of 59 facts',
                   self.page(attribution_records.edges()).text)
-    self.assertIn('Not measured: the pairs are of 3 facts',
+    self.assertIn('Not measured: the pairs cover 3 facts',
                   self.page(attribution_records.bare()).text)
 
   def test_largest_scores(self):
