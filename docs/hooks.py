@@ -8,6 +8,8 @@ its reference, and a link to any other file of the repository becomes text.
 
 from __future__ import annotations
 
+import ast
+import functools
 import pathlib
 import re
 from typing import Any
@@ -26,19 +28,27 @@ _PAGES = {
     'experiments/RESULTS.md': 'results.md',
     'mansu_jax/data/README.md': 'facts.md',
 }
-# Page of the API reference -> the module or package that it documents.
+# Page of the API reference -> the packages and modules that it documents. Of a
+# package whose __init__.py exports names, the page has these names only.
 _API = {
-    'transforms': 'transforms',
-    'quant': 'quant',
-    'models': 'models/io',
-    'circuits': 'circuits',
-    'erasure': 'erasure',
-    'statistics': 'statistics',
-    'unlearn': 'unlearn',
-    'eval': 'eval',
-    'data': 'data',
-    'config': 'config',
-    'flows': 'flows',
+    'transforms': ('transforms',),
+    'quant': ('quant',),
+    'models': (
+        'models/decoder.py', 'models/config.py', 'models/io/loading.py',
+        'models/io/hf_io.py', 'models/io/gguf_writer.py'),
+    'circuits': ('circuits',),
+    'erasure': ('erasure',),
+    'statistics': ('statistics',),
+    'unlearn': ('unlearn',),
+    'eval': ('eval',),
+    'data': ('data',),
+    'config': ('config',),
+    'flows': ('flows',),
+    'deployment': (
+        'deployment/check.py', 'deployment/relearn.py',
+        'deployment/relearning_attack.py',
+        'deployment/relearning_records.py'),
+    'report': ('report/table.py',),
 }
 _LINK = re.compile(r'(?<!!)\[([^\]]*)\]\(([^)\s]+)\)', re.DOTALL)
 _FENCE = re.compile(r'(```.*?```)', re.DOTALL)
@@ -60,9 +70,9 @@ def on_files(
   for source, name in _PAGES.items():
     files.append(files_lib.File.generated(
         config, name, content=(_ROOT / source).read_text(encoding='utf-8')))
-  for name, path in _API.items():
+  for name in _API:
     files.append(files_lib.File.generated(
-        config, f'api/{name}.md', content=_reference(path)))
+        config, f'api/{name}.md', content=_reference(name)))
   return files
 
 
@@ -78,17 +88,43 @@ def on_page_markdown(
   return ''.join(parts).replace('](docs/', '](')  # Images of README.md.
 
 
-def _reference(path: str) -> str:
-  """A page that documents the public modules of a package."""
-  files = sorted((_ROOT / 'mansu_jax' / path).rglob('*.py'))
-  modules = [_module(file) for file in files if _has_public(file)]
-  name = path.replace('/', '.')
+def _reference(page: str) -> str:
+  """A page of the API reference, as Markdown."""
   return '\n\n'.join([
-      f'# mansu_jax.{name}', *(f'::: {module}' for module in modules)]) + '\n'
+      f'# mansu_jax.{page}', *(f'::: {name}' for name in _documented(page))
+  ]) + '\n'
 
 
-def _module(file: pathlib.Path) -> str:
-  return '.'.join(file.relative_to(_ROOT).with_suffix('').parts)
+@functools.cache
+def _documented(page: str) -> list[str]:
+  """Full names of the modules, functions and classes of a page."""
+  out = []
+  for path in _API[page]:
+    root = _ROOT / 'mansu_jax' / path
+    files = [root] if root.is_file() else sorted(root.rglob('*.py'))
+    out += _exports(root) or [_module(f) for f in files if _has_public(f)]
+  return out
+
+
+def _exports(package: pathlib.Path) -> list[str]:
+  """Full names that the __init__.py of a package imports; [] without any.
+
+  Constants are left out, because they have no docstring.
+  """
+  init = package / '__init__.py'
+  if not init.exists():
+    return []
+  return [
+      f'{node.module}.{alias.name}'
+      for node in ast.walk(ast.parse(init.read_text(encoding='utf-8')))
+      if isinstance(node, ast.ImportFrom) for alias in node.names
+      if node.module.startswith('mansu_jax') and not alias.name.isupper()]
+
+
+def _module(file: pathlib.PurePath) -> str:
+  if file.is_absolute():
+    file = file.relative_to(_ROOT)
+  return '.'.join(file.with_suffix('').parts)
 
 
 def _has_public(file: pathlib.Path) -> bool:
@@ -108,12 +144,13 @@ def _adapt(link: re.Match[str], folder: pathlib.PurePosixPath) -> str:
     site = _PAGES.get(name, name.removeprefix('docs/'))
     return f'[{text}]({site}{"#" + anchor if anchor else ""})'
   symbol = re.fullmatch(r'`(\w+)`', text)
-  if file.suffix == '.py' and symbol and _is_documented(file):
-    module = '.'.join(file.with_suffix('').parts)
-    return f'[{text}][{module}.{symbol[1]}]'
+  if file.suffix == '.py' and symbol:
+    module = _module(file)
+    if _is_documented(module, symbol[1]):
+      return f'[{text}][{module}.{symbol[1]}]'
   return text
 
 
-def _is_documented(file: pathlib.PurePath) -> bool:
-  roots = [pathlib.PurePath('mansu_jax', path) for path in _API.values()]
-  return any(file.is_relative_to(root) for root in roots)
+def _is_documented(module: str, symbol: str) -> bool:
+  names = {name for page in _API for name in _documented(page)}
+  return bool(names & {module, f'{module}.{symbol}'})

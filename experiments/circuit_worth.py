@@ -4,22 +4,23 @@
       [--seeds=0,1,2] [--flagfile_of_run=experiments/quickstart.flags]
   python -m experiments.circuit_worth_table DIR
 
-Every arm edits another circuit with the run's own settings, data and batches.
-Every five steps from the 40th its accuracy on the far phrasings of the forget
-set is measured and where that is at most `--target` for the second time in a
-row, it is stopped and measured. (Before, at the largest learning rates, there
-are transients in which everything is down, what is retained too.) So circuits
-are compared at what they cost, not at what they reach. One JSON file an arm and
-seed, written when it is done, and the edited weights beside it (`.npz`, the
-circuit's slices); what is there is not run again. The questions asked of a seed
-are in `questions_sN.json`, in the order of the answers; what arms of a seed
-share is in `setting_sN.json`, and arms of another setting are refused.
+Each arm edits another circuit with the settings, data and batches of the run.
+Every five steps from the 40th, the arm's accuracy on far phrasings of the
+forget set is measured. When it is at most `--target` twice in a row, training
+stops and the arm is evaluated. So arms are compared at equal forgetting, by how
+much they retain. Before step 40 the learning rate is near its peak and all
+accuracies drop for a while, retained ones too.
 
-Arms are settings of `ARMS`, `random:N` for the N-th random circuit of as many
-nodes in each layer as the attributed one, or `ARM+random:N` likewise under
-another arm's settings. Of an arm of edges only the parts of its nodes that an
-edge reads or writes move, and the same parts of its random circuits. Harder
-forget sets are other settings: `--flagfile_of_run=experiments/entity.flags`.
+An arm is a key of `ARMS`; `random:N`, the N-th random circuit with as many
+nodes in each layer as the attributed one; or `ARM+random:N`, the same with the
+settings of that arm. An arm of edges moves only the parts of its nodes that an
+edge reads or writes, and its random circuits move the same parts. Harder forget
+sets are other flagfiles: `--flagfile_of_run=experiments/entity.flags`.
+
+Each arm and seed gives a JSON record and the edited weights (`.npz`, the
+circuit's slices). Existing records are skipped. `questions_sN.json` lists the
+questions of seed N in the order of the answers. `setting_sN.json` has the
+settings that its arms share; a run with other settings is refused.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ from mansu_jax.unlearn import batches as batches_lib
 
 _OUT = flags.DEFINE_string('out', None, 'Folder of the results.')
 _RUN = flags.DEFINE_string(
-    'flagfile_of_run', 'experiments/quickstart.flags', 'The setting.')
-_ARMS = flags.DEFINE_list('arms', ['attributed'], 'What is run, in order.')
+    'flagfile_of_run', 'experiments/quickstart.flags', 'Flagfile of the run.')
+_ARMS = flags.DEFINE_list('arms', ['attributed'], 'Arms to run, in order.')
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds of data and batches.')
 _TARGET = flags.DEFINE_float(
-    'target', 0.33, 'Accuracy on far phrasings at which an arm is stopped.')
+    'target', 0.33, 'Accuracy on far phrasings at which an arm stops.')
 _EVERY, _FROM = 5, 40  # Steps between checkpoints, and before the first.
 _IN_A_ROW = 2  # Checkpoints at the target that stop an arm.
 _KEPT = ('level', 'selection', 'nodes', 'edges', 'pairs', 'share_of_weights',
@@ -113,7 +114,7 @@ ARMS = {  # Beside _FIRST.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-  """What all arms of a seed share."""
+  """Model, data and batches that all arms of a seed share."""
 
   config: run_config.RunConfig
   inputs: inputs_lib.Inputs
@@ -125,7 +126,7 @@ class Bench:
 
 
 def prepare(seed: int) -> Bench:
-  """Loads the model and makes what does not depend on the circuit."""
+  """Loads the model, data and batches, which all circuits share."""
   config = run_flags.from_flagfile(
       _RUN.value, f'--seed={seed}', '--circuit_random_circuits=1',
       f'--workdir={_OUT.value}/unused', *_FIRST)
@@ -148,10 +149,10 @@ def prepare(seed: int) -> Bench:
 
 
 def check_setting(bench: Bench, path: pathlib.Path) -> None:
-  """Writes what all arms of a seed share, or compares it with what is there.
+  """Writes the settings that all arms of a seed share, or compares them.
 
   Raises:
-    ValueError: arms of another setting are in the folder.
+    ValueError: the folder has arms with other settings.
   """
   config = dataclasses.asdict(bench.config)
   del config['workdir']
@@ -162,14 +163,14 @@ def check_setting(bench: Bench, path: pathlib.Path) -> None:
     files.write_json(path, setting)
     return
   now = tree_paths.flatten(setting)
-  there = tree_paths.flatten(json.loads(path.read_text()))
-  differ = [f'{key} is {there[key]} there, and {now[key]} here'
-            for key in now if key in there and there[key] != now[key]]
+  before = tree_paths.flatten(json.loads(path.read_text()))
+  differ = [f'{key} was {before[key]} and is now {now[key]}'
+            for key in now if key in before and before[key] != now[key]]
   if differ:
     raise ValueError(
-        f'The arms in {path.parent} are of another setting:'
-        f' {"; ".join(differ)}. They do not compare with those asked for: give'
-        ' another --out.')
+        f'--out={path.parent} has arms with other settings:'
+        f' {"; ".join(differ)}. Give another folder: arms are compared under'
+        ' equal settings.')
 
 
 def circuit_of(
@@ -268,7 +269,7 @@ def _questions(bench: Bench) -> list[tuple[str, str, str, str]]:
 
 
 def main(argv: list[str]) -> None:
-  """Runs arms, or prints what they gave."""
+  """Runs the arms of each seed."""
   del argv
   out = pathlib.Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,24 @@
-"""What `experiments.circuit_worth` found, as Markdown.
+"""Prints the results of `experiments.circuit_worth` as Markdown.
 
   python -m experiments.circuit_worth_table DIR
 
-The first table has every arm as it was stopped, the random circuits as mean
-[least, most]. The second has each arm less the mean of the random circuits of
-its own setting where there are some, else of the attributed one's, whether they
-reach the target or not: question by question, with 95 % intervals by fact, and
-how many of the random circuits it exceeds. The third is of settings with five
-random circuits or more, and resamples these as well as the facts, so that it
-speaks of random circuits at large; and has how many were as quick, and how many
-keep as much in all (retain and held-out), which over n random circuits and one
-is significant at 5 % where n is 19 and none is. All are blind to the draw of
-batches, which all arms share. The fourth has CAD, readability, and what is
-answered of facts that are not taught while others are, with 95 % intervals by
-fact, and over circuits too where these are five: of `experiments.relearning`,
-where it was run.
+Table 1 has every arm when it stopped; random circuits as mean [least, most].
+
+Table 2 has each arm minus the mean of its random circuits (of its own settings,
+else of the attributed arm), including random circuits that did not reach the
+target: differences by question, 95 % intervals by fact, and the number of
+random circuits that the arm exceeds.
+
+Table 3 has the arms with at least five random circuits. Its intervals resample
+facts and circuits, so they hold for random circuits in general. It also counts
+the random circuits that were as quick, and those that retain as much (retain
+and held-out). With 19 random circuits, none of which does as well, p = 0.05.
+
+Table 4 has the records of `experiments.relearning`, if any: CAD, readability,
+and accuracy on facts that relearning did not teach. With at least five random
+circuits, intervals resample circuits too.
+
+Intervals exclude the variation from batch order, which all arms share.
 """
 
 from __future__ import annotations
@@ -31,11 +35,11 @@ from mansu_jax.deployment import relearning_attack
 from mansu_jax.statistics import intervals
 from mansu_jax.statistics import statistics
 
-# What is compared: splits, or other facts of what facts are forgotten of.
+# Splits of retained questions; some ask about the forgotten facts' entities.
 _KEPT = ('retain', 'retain_heldout')
 _MEASURES = ('forgotten', 'retain', 'held-out', 'same entity')
 _PRECISIONS = ('fp', 'nf4')
-_NONE = '–'  # There are no such questions.
+_NONE = '–'  # No such questions.
 _ENOUGH = 5  # Random circuits to resample.
 _RESAMPLES = 4000
 
@@ -81,7 +85,7 @@ def _subject(question: Sequence[str]) -> str:
 
 
 def _rows(questions: Sequence[Sequence[str]], measure: str) -> np.ndarray:
-  """Which questions a measure is of."""
+  """Mask of the questions of a measure."""
   forgotten = {_subject(q) for q in questions if q[0].startswith('forget')}
   belongs = {
       'forgotten': lambda q: q[0] in ('forget_paraphrase', 'forget_far'),
@@ -130,7 +134,7 @@ def as_stopped(found: dict[str, Any]) -> list[str]:
   rows = []
   for key, members in _grouped(found['arms']):
     missed = sum(not a['reached'] for a in members)
-    note = f' ({missed} not there)' if missed else ''
+    note = f' ({missed} missed the target)' if missed else ''
     rows.append(' | '.join(
         [f'| {key}{note}', str(len(members)),
          *_cells(members, found['questions'])])
@@ -149,7 +153,7 @@ def less_random(found: dict[str, Any]) -> list[str]:
     if not randoms:
       continue
     missed = sum(not a['reached'] for a in randoms)
-    note = f' ({missed} not there)' if missed else ''
+    note = f' ({missed} missed the target)' if missed else ''
     cells = [f'| {name}', f'{len(randoms)} of {against}{note}']
     for measure in _MEASURES:
       for precision in _PRECISIONS:
@@ -160,7 +164,7 @@ def less_random(found: dict[str, Any]) -> list[str]:
 
 
 def _difference(arm, randoms, questions, measure, precision) -> str:
-  """Arm less the mean of random ones, and how many of them it exceeds."""
+  """Arm minus the mean of random ones, and how many of them it exceeds."""
   chosen = _rows(questions, measure)
   if not chosen.any():
     return _NONE
@@ -176,17 +180,17 @@ def _difference(arm, randoms, questions, measure, precision) -> str:
 def over_circuits(
     own: np.ndarray, others: np.ndarray, facts: Sequence[str], *,
     level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-  """A circuit less the mean of random ones, and the interval of that.
+  """A circuit minus the mean of random ones, with its interval.
 
-  Facts and random circuits are resampled, each by itself; percentiles are
-  widened for the fewer of the two.
+  Facts and random circuits are resampled independently; percentiles are widened
+  for the smaller number of the two.
 
   Args:
-    own: what the circuit answers rightly, [n].
-    others: what each of the random ones does, [circuits, n].
-    facts: of the questions, n.
+    own: right answers of the circuit, [n].
+    others: right answers of each random circuit, [circuits, n].
+    facts: fact of each question, n.
     level: coverage.
-    seed: of the resampling.
+    seed: seed of the resampling.
   """
   names, index = np.unique(np.asarray(facts), return_inverse=True)
   add_up = lambda values: np.bincount(index, values, minlength=len(names))
@@ -204,16 +208,17 @@ def over_circuits(
 
 
 def less_many(found: dict[str, Any]) -> list[str]:
-  """Rows of the third table: of all random circuits, and of those there."""
+  """Rows of the third table: all random circuits, and those at the target."""
   rows = []
   for name, own in sorted(found['arms'].items()):
     if is_random(name):
       continue
     randoms = _randoms(found['arms'], name)
-    there = [a for a in randoms if a['reached']]
-    for told, some in ((name, randoms), (f'{name}, those there', there)):
-      if len(some) >= _ENOUGH and (told == name or len(some) < len(randoms)):
-        rows.append(f'| {told} | ' + ' | '.join(
+    reached = [a for a in randoms if a['reached']]
+    for label, some in (
+        (name, randoms), (f'{name}, those that reached the target', reached)):
+      if len(some) >= _ENOUGH and (label == name or len(some) < len(randoms)):
+        rows.append(f'| {label} | ' + ' | '.join(
             _against_many(own, some, found['questions'])) + ' |')
   return rows
 
@@ -272,7 +277,7 @@ def relearned(found: dict[str, Any], seed: int) -> list[str]:
 
 
 def _less(own: np.ndarray, others: np.ndarray, facts: Sequence[str]) -> str:
-  """A circuit less random ones, which are resampled where they are enough."""
+  """A circuit minus random ones, which are resampled if there are enough."""
   if len(others) >= _ENOUGH:
     found = over_circuits(own, others, facts)
   else:

@@ -1,8 +1,8 @@
-"""What runs on large models would take: the table of docs/scaling.md.
+"""Estimates memory and time of large models: the table of docs/scaling.md.
 
   python -m experiments.plan_table [--plans=NAME:TOPOLOGY[:GIB],...]
 
-In an environment with the extra `plan`. NAME is that of a shipped flagfile,
+It needs an environment with the extra `plan`. NAME is that of a flagfile,
 `experiments/NAME_plan.flags`.
 """
 
@@ -21,7 +21,7 @@ _FOLDER = pathlib.Path(__file__).parent
 _PLANS = flags.DEFINE_list('plans', [
     'llama32_1b:v5e:1x1', 'llama32_1b:v6e:1x1', 'llama31_8b:v5e:2x4',
     'llama31_8b:v5p:1x1x1:74.5', 'llama33_70b:v5p:2x2x4'],
-                           'What to plan, NAME:TOPOLOGY[:GIB].')
+                           'Plans to make, as NAME:TOPOLOGY[:GIB].')
 
 
 def _planned(text: str) -> plan.Plan:

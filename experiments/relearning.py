@@ -1,16 +1,14 @@
 """Relearning of every arm of `circuit_worth`: how soon do facts come back?
 
   python -m experiments.relearning DIR [--seed=0] [--arms budget_1 ...]
-      [--models NAME=PATH ...] [--controls]
+      [--run=experiments/quickstart.flags]
 
-DIR is a folder of `experiments.circuit_worth`, or a new one for `--models`:
-Hugging Face folders, such as `model/` of a finished run. `--controls` adds
-after each of these an edit that hides as many answers. The attack is
-`mansu_jax.deployment.relearning_attack`. The record of an arm also has CAD, on
-the arm's own circuit and, for a random circuit, on the attributed circuit of
-its setting; every record has readability. Records are
-`DIR/relearning/NAME_sN.json`; existing records are not computed again. All arms
-and models see the same batches.
+DIR is a folder of `experiments.circuit_worth`, and `--run` its flagfile. The
+attack is that of `python -m mansu_jax.deployment.relearn`, which attacks
+exported models; all arms see the same batches. Records are
+`DIR/relearning/ARM_sN.json`, with readability and with CAD on the arm's own
+circuit and, for a random circuit, on the attributed circuit of its settings.
+Existing records are skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 import functools
-import itertools
 import json
 import pathlib
 from typing import Any
@@ -33,8 +30,6 @@ from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
 from mansu_jax.config import flags as run_flags
-from mansu_jax.deployment import relearn
-from mansu_jax.deployment import relearning_attack
 from mansu_jax.deployment import relearning_records
 from mansu_jax.erasure import divergence
 from mansu_jax.stages.circuit import prompt_pairs
@@ -102,26 +97,19 @@ def _parse() -> argparse.Namespace:
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('folder', type=pathlib.Path)
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--arms', nargs='*', help='default: all finished arms')
-  parser.add_argument('--models', nargs='*', default=[], metavar='NAME=PATH')
-  parser.add_argument('--controls', action='store_true')
+  parser.add_argument(
+      '--arms', nargs='*', help='Arms to attack; default: all finished arms.')
   parser.add_argument('--run', default='experiments/quickstart.flags')
-  parser.add_argument('--learning_rate', type=float,
-                      default=relearning_attack.LEARNING_RATE)
   return parser.parse_args()
 
 
 def main() -> None:
-  """Attacks every arm and model."""
+  """Attacks every arm."""
   args = _parse()
   session = relearning_records.Session(run_flags.from_flagfile(
       args.run, f'--seed={args.seed}', f'--workdir={args.folder}/unused'))
-  targets = itertools.chain(
-      _arms(args.folder, session, args.arms),
-      relearning_records.targets_of(
-          relearn.parse_models(args.models), session, controls=args.controls))
   for record in session.write_records(
-      targets, args.folder, learning_rate=args.learning_rate):
+      _arms(args.folder, session, args.arms), args.folder):
     print(relearning_records.summary_line(record), flush=True)
 
 

@@ -3,11 +3,11 @@
     python experiments/rounded_edit.py RUN
 
 RUN is a finished workdir, such as one of quickstart_graddiff.flags. The edit is
-d = theta_u - theta_0. Quantization makes of it q = Q(theta_u) - Q(theta_0): a
-jump by a whole code for weights that crossed a boundary, and a drift of all
-weights in blocks whose scale, the largest weight, moved. Prints how much of d
-is in q, and the accuracy by split of theta_0, theta_u, Q(theta_0), Q(theta_u)
-and, in full precision, of
+d = theta_u - theta_0. After quantization the edit is q = Q(theta_u) -
+Q(theta_0): a jump by a whole code for weights that crossed a boundary, and a
+drift of all weights in blocks whose scale, the largest weight, moved. The
+script prints how much of d is in q, and the accuracy by split of theta_0,
+theta_u, Q(theta_0), Q(theta_u) and, in full precision, of
 
     theta_0 + d in leaves that are not quantized (embedding, norms)
     theta_0 + d in quantized leaves

@@ -69,7 +69,7 @@ def check_same_structure(got: PyTree, want: PyTree, label: str) -> None:
       raise ValueError(f'{label} lacks the leaf {name!r}.')
   for name in got_flat:
     if name not in want_flat:
-      raise ValueError(f'{label} has a leaf {name!r} that is not expected.')
+      raise ValueError(f'{label} has the unknown leaf {name!r}.')
   for name, leaf in want_flat.items():
     shapes = [getattr(x, 'shape', None) for x in (got_flat[name], leaf)]
     if shapes[0] != shapes[1]:

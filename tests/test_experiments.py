@@ -175,10 +175,10 @@ class SettingTest(absltest.TestCase):
       circuit_worth.check_setting(
           bench(dataclasses.replace(config, workdir='other')), path)
       with self.assertRaisesRegex(
-          ValueError, 'config/seed is 0 there, and 3 here.*another --out'):
+          ValueError, '^--out=.*config/seed was 0 and is now 3.*another'):
         circuit_worth.check_setting(
             bench(dataclasses.replace(config, seed=3)), path)
-      with self.assertRaisesRegex(ValueError, 'hashes/f.jsonl is 1 there'):
+      with self.assertRaisesRegex(ValueError, 'hashes/f.jsonl was 1 and is now 2'):
         circuit_worth.check_setting(bench(config, '2'), path)
 
 
@@ -220,7 +220,7 @@ class CircuitWorthTest(absltest.TestCase):
         'attributed', '1', '30', '0.000 / 0.000', '1.000 / 1.000',
         '1.000 / 0.500', '1.000 / 0.500', '40.0 / 50.0', '1.00 %'])
     self.assertEqual(randoms[:4], [
-        'attributed, random (1 not there)', '2', '25 [20, 30]',
+        'attributed, random (1 missed the target)', '2', '25 [20, 30]',
         '0.500 [0.000, 1.000] / 0.000 [0.000, 0.000]'])
     self.assertEqual(randoms[-1], '2.50 % [2.00 %, 3.00 %]')
 
@@ -247,7 +247,7 @@ class CircuitWorthTest(absltest.TestCase):
     self._arm('random:0', '0110', '0111')
     self._arm('random:1', '1111', '0101', reached=False)
     _, ((_, against, *_, held_out, _, _, _),) = self._tables()
-    self.assertEqual(against, '2 of attributed (1 not there)')
+    self.assertEqual(against, '2 of attributed (1 missed the target)')
     self.assertStartsWith(held_out, '+0.250 [')
 
   def test_what_came_back_by_setting(self):
@@ -304,7 +304,8 @@ class CircuitWorthTest(absltest.TestCase):
     (found,) = self.table.read(self.folder).values()
     every, there = self.table.less_many(found)
     self.assertStartsWith(every, '| attributed | 6 | 5 | 0 | 6 |')
-    self.assertStartsWith(there, '| attributed, those there | 5 | 5 | 0 | 5 |')
+    self.assertStartsWith(there, (
+        '| attributed, those that reached the target | 5 | 5 | 0 | 5 |'))
     self.assertEndsWith(there, '| 5 | 5 | 5 |')
 
   def test_arms_of_other_settings_are_no_random_circuits(self):

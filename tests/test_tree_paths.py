@@ -56,7 +56,7 @@ class StructureTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('missing', {'w': np.zeros(2)}, "Fisher lacks the leaf 'n/b'"),
       ('extra', {'w': np.zeros(2), 'n': {'b': np.zeros(3), 'c': np.zeros(1)}},
-       "Fisher has a leaf 'n/c'"),
+       "Fisher has the unknown leaf 'n/c'"),
       ('shape', {'w': np.zeros(2), 'n': {'b': np.zeros(4)}},
        r"Fisher has shape \(4,\) at 'n/b'; wanted \(3,\)"),
       ('none', {'w': np.zeros(2), 'n': {'b': None}},

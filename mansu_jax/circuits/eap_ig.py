@@ -158,21 +158,22 @@ def score_pairs(
     batches: batches of pairs, for example from `pair_batches.pack`.
     steps: M, number of points on the path.
 
-  Example, two pairs of random tokens on a random model:
+  The example scores two pairs of random tokens on a random model.
 
-  >>> from mansu_jax.circuits import pair_batches
-  >>> from mansu_jax.data import pairs
-  >>> config = model_config.ModelConfig(
-  ...     vocab_size=16, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1,
-  ...     d_head=4, d_ff=12)
-  >>> params = decoder.init(config, jax.random.key(0))
-  >>> made = [
-  ...     pairs.AttributionPair((1, 2, 5), (1, 3, 5), 7, 8, fact='a'),
-  ...     pairs.AttributionPair((1, 4, 5), (1, 2, 5), 9, 7, fact='b')]
-  >>> scores = score_pairs(
-  ...     config, params, pair_batches.pack(made, 2), steps=2)
-  >>> scores.neurons.shape, scores.heads.shape  # [B, L, F] and [B, L, N]
-  ((2, 1, 12), (2, 1, 2))
+  Example:
+    >>> from mansu_jax.circuits import pair_batches
+    >>> from mansu_jax.data import pairs
+    >>> config = model_config.ModelConfig(
+    ...     vocab_size=16, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1,
+    ...     d_head=4, d_ff=12)
+    >>> params = decoder.init(config, jax.random.key(0))
+    >>> made = [
+    ...     pairs.AttributionPair((1, 2, 5), (1, 3, 5), 7, 8, fact='a'),
+    ...     pairs.AttributionPair((1, 4, 5), (1, 2, 5), 9, 7, fact='b')]
+    >>> scores = score_pairs(
+    ...     config, params, pair_batches.pack(made, 2), steps=2)
+    >>> scores.neurons.shape, scores.heads.shape  # [B, L, F] and [B, L, N]
+    ((2, 1, 12), (2, 1, 2))
   """
   score = functools.partial(pair_scores, config, params, steps=steps)
   return jax.tree.map(

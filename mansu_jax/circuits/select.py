@@ -78,16 +78,17 @@ def choose(
   Raises:
     ValueError: as `layer_range` and `size_within`.
 
-  Example, a model of one layer with three neurons of 12 weights each:
+  The model of the example has one layer, with three neurons of 12 weights each.
 
-  >>> config = model_config.ModelConfig(
-  ...     vocab_size=8, d_model=4, num_layers=1, num_heads=2, num_kv_heads=1,
-  ...     d_head=2, d_ff=3)
-  >>> means = {'neurons': np.array([[0.1, -0.9, 0.3]])}
-  >>> options = circuit_config.CircuitConfig(budget=0.2)
-  >>> ranking, circuit = choose(means, 'neuron', options, config)
-  >>> ranking.node.tolist(), circuit.neurons.tolist()
-  ([1, 2, 0], [[False, True, True]])
+  Example:
+    >>> config = model_config.ModelConfig(
+    ...     vocab_size=8, d_model=4, num_layers=1, num_heads=2, num_kv_heads=1,
+    ...     d_head=2, d_ff=3)
+    >>> means = {'neurons': np.array([[0.1, -0.9, 0.3]])}
+    >>> options = circuit_config.CircuitConfig(budget=0.2)
+    >>> ranking, circuit = choose(means, 'neuron', options, config)
+    >>> ranking.node.tolist(), circuit.neurons.tolist()
+    ([1, 2, 0], [[False, True, True]])
   """
   values = {kind: contrasted(scores, contrast and contrast[kind],
                              options.contrast)
@@ -229,14 +230,15 @@ def count_same(count: int, draws: int, compared: str) -> dict[str, Any]:
   """
   if not count:
     return {'same': 0}
-  every = count == draws
+  informative = (
+      'The comparison is uninformative.' if count == draws else
+      'Only the other draws are informative.')
   text = (
-      f'{f"All {draws}" if every else f"{count} of {draws}"} random circuits'
-      f' whose {compared} is compared are the circuit itself: its layers have'
-      ' too few other nodes or edges to draw from, and the comparison'
-      f' {"says nothing" if every else "rests on the others"}. Take a smaller'
-      ' circuit (--circuit_budget, or --circuit_edges), or more layers'
-      ' (--circuit_first_layer, --circuit_last_layer).')
+      f'Comparison of {compared}: {count} of {draws} random circuits equal the'
+      ' circuit, because its layers have too few other nodes or edges.'
+      f' {informative} Choose a smaller circuit (--circuit_budget or'
+      ' --circuit_edges), or more layers (--circuit_first_layer,'
+      ' --circuit_last_layer).')
   logging.warning('%s', text)
   return {'same': count, 'warning': text}
 

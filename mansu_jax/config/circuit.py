@@ -15,9 +15,10 @@ class CircuitConfig:
   """How scores become the circuit: the only weights that may change."""
 
   selection: str = _field(
-      'attributed', 'Nodes of the circuit. attributed: the highest absolute'
-      ' scores; random: nodes drawn by --seed, in the same number for each'
-      ' layer; all: every weight (for the baseline graddiff).',
+      'attributed', 'Nodes of the circuit. attributed: the nodes with the'
+      ' highest absolute score per weight; random: nodes drawn by --seed, as'
+      ' many of each kind in each layer; all: every weight (for the baseline'
+      ' graddiff).',
       ('attributed', 'random', 'all'))
   budget: float = _field(
       0.01, 'Largest share of all model weights that the circuit may contain,'
@@ -31,8 +32,9 @@ class CircuitConfig:
       1.0, 'Largest share of the nodes of a layer that the circuit may contain,'
       ' in (0, 1]. At --attribution_level=edge: of the edges into a layer.')
   contrast: float = _field(
-      0.0, 'Weight of the retain scores: nodes are ranked by |forget score| -'
-      ' contrast * |retain score|. 0: rank by the forget scores alone.')
+      0.0, 'Weight of the retain scores. Edges are ranked by |forget score| -'
+      ' contrast * |retain score|, and nodes by this difference per weight. 0:'
+      ' rank by the forget scores alone.')
   faithfulness: float = _field(
       0.8, 'Target faithfulness, in (0, 1]. The report gives the smallest'
       ' prefix of the ranking that reaches it.')
@@ -40,13 +42,15 @@ class CircuitConfig:
       5, 'Random circuits at each size of the faithfulness curve; 0: none.',
       modes=('attribute',), maximum=fields.MAX_DRAWS)
   random_circuits: int = _field(
-      20, 'Random circuits to compare the faithfulness with. Each has as many'
-      ' nodes in each layer as the circuit.', maximum=fields.MAX_DRAWS)
+      20, 'Random circuits to compare the faithfulness with. Those of nodes'
+      ' have as many nodes of each kind in each layer as the circuit; those of'
+      ' edges are selected like the circuit, by scores permuted among the edges'
+      ' into each layer.', maximum=fields.MAX_DRAWS)
   pairs: int = _field(
       32, 'Largest number of prompt pairs that measure faithfulness.')
   resamples: int = _field(
-      100, 'Resamples of the prompt pairs. The circuit is selected again from'
-      ' each to measure its stability. 0: do not measure it.',
+      100, 'Bootstrap resamples of the facts behind the prompt pairs. The'
+      ' circuit is selected again from each to measure its stability. 0: skip.',
       maximum=fields.MAX_DRAWS)
   edges: int = _field(
       200, 'Edges to select, at --attribution_level=edge. The circuit drops'

@@ -15,8 +15,8 @@ class EditConfig:
   """The chain of optax transforms that edits the circuit's weights."""
 
   projection: str = _field(
-      'fisher', 'Null-space projection of the updates. fisher: only coordinates'
-      ' with a low Fisher information of the retain set may change; none: no'
+      'fisher', 'Null-space projection of the updates. fisher: freeze the'
+      ' coordinates with high Fisher information on the retain set; none: no'
       ' projection.', ('fisher', 'none'))
   fisher_quantile: float = _field(
       0.5, 'Quantile of the Fisher information of a leaf, in (0, 1].'

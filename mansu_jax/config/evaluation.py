@@ -16,8 +16,8 @@ class EvalConfig:
 
   questions: int = _field(
       300, 'Largest number of questions in a split, drawn evenly over facts; 0:'
-      ' all. In --mode=attribute: of the other phrasings that test the'
-      ' circuit\'s stability.', modes=fields.MODES)
+      ' all. In --mode=attribute the splits are the near and far phrasings that'
+      ' test the circuit\'s stability.', modes=fields.MODES)
   kept_questions: int = _field(
       0, 'Like --eval_questions, for the splits retain and retain_heldout. 0:'
       ' use --eval_questions.')

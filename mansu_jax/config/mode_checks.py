@@ -61,8 +61,8 @@ def _check_base(config: run_config.RunConfig) -> None:
   if not config.base:
     raise ValueError(
         f'--mode=audit compares --model={config.model} with the model before'
-        ' unlearning, but no base is named; wanted both. Give --base=B, a model'
-        ' directory, hub id, .gguf file or wheel.')
+        ' unlearning, but --base is not set; wanted both. Give --base=B, a'
+        ' model directory, hub id, .gguf file or wheel.')
   if _resolved(config.base) == _resolved(config.model):
     raise ValueError(
         f'--base={config.base} and --model={config.model} are one model; wanted'

@@ -71,7 +71,8 @@ class RunConfig:
       True, 'Resume the run found in --workdir. --noresume refuses a folder'
       ' that holds one.', modes=('unlearn', 'audit', 'attribute'))
   quant_schemes: tuple[str, ...] = _field(
-      ('nf4',), 'Quantizers, separated by commas; the first is the leading one.'
+      ('nf4',), 'Quantizers, separated by commas; edits land on the values of'
+      ' the first.'
       ' bitsandbytes: nf4 and fp4, with another block size and doubly quantized'
       ' scales as in nf4_b128, nf4_dq and nf4_b128_dq; integers: int8 (one'
       ' scale per row), int4 or int4_g128, int4_g32; llama.cpp: q4_0, q4_1,'

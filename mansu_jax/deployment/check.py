@@ -48,7 +48,8 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
       name, '', doc, flag_values=flag_values)
   text('workdir', 'Finished workdir, with model/ and answers.jsonl.')
   text('model', 'Hugging Face directory, instead of a workdir.')
-  text('questions_file', 'JSONL file of questions (see README.md) for --model.')
+  text('questions_file', 'JSONL file of questions for --model, in the format of'
+       ' docs/data.md.')
   text('out', 'Folder for deployment.json and deployment.md; default: the'
        ' workdir.')
   flags.DEFINE_list(
@@ -79,8 +80,9 @@ def _folders(
     raise ValueError(
         '--model, --questions_file and --out go together; wanted all three.')
   if values.chat and not has_model:
-    raise ValueError('--chat applies to --questions_file; the questions of a'
-                     ' workdir are asked as its run asked them. Leave it out.')
+    raise ValueError(
+        '--chat applies to --questions_file; the questions of a workdir are'
+        ' asked as its run asked them. Leave --chat out.')
   folder = pathlib.Path(values.model or os.path.join(values.workdir, 'model'))
   if not folder.is_dir():
     raise ValueError(

@@ -134,7 +134,7 @@ def read_questions(path: str, *, chat: bool = False) -> Items:
   """Reads a question file; the `use` of a question is its split.
 
   Args:
-    path: JSONL file, see README.md.
+    path: JSONL file, in the format of docs/data.md.
     chat: Whether prompts use the tokenizer's chat template.
 
   Returns:

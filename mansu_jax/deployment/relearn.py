@@ -53,7 +53,7 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
       'learning_rate', relearning_attack.LEARNING_RATE,
       'Learning rate of the attack.', lower_bound=0.0, flag_values=flag_values)
   flags.DEFINE_bool(
-      'controls', False, 'Also attack an edit that hides as many answers.',
+      'controls', False, 'Also attack a control that hides as many answers.',
       flag_values=flag_values)
 
 

@@ -144,8 +144,9 @@ def _check_far_questions(
     raise ValueError(
         f'Of the {len(far)} far questions on the forget set, {num_taught} ask a'
         f' fact that relearning teaches ({len(taught_facts)} facts); wanted'
-        ' some that do and some that do not. Give --data_forget questions with'
-        ' "use": "train" and "far" about several facts, or another seed.')
+        ' questions about both taught and untaught facts. Give --data_forget'
+        ' questions with "use": "train" and "far" about several facts, or'
+        ' another seed.')
 
 
 class RelearningAttack:

@@ -66,8 +66,8 @@ def compare(
     after: scores of the unlearned model on the same pairs.
     nodes: the circuit (CAD), or the nodes `outside` it (AS-NC).
 
-  Example: CAD over two pairs, where unlearning halves the score of the only
-  neuron in the circuit.
+  The example measures CAD over two pairs, where unlearning halves the score of
+  the only neuron in the circuit.
 
   Example:
     >>> circuit = graph.Circuit(

@@ -104,7 +104,7 @@ def check(
   if config.num_layers > len(got):  # A damaged config may claim billions.
     raise ValueError(
         f'{where} has {len(got)} tensors, but its config has'
-        f' {config.num_layers} layers: expected several tensors per layer. Use'
+        f' {config.num_layers} layers; wanted several tensors per layer. Use'
         ' the config and weights of one checkpoint.')
   _check_widths(got, config, where)
   want = {t.name: t.shape for t in tensors(config, names)}
@@ -120,7 +120,7 @@ def check(
   if problems:
     raise ValueError(
         f'The tensors in {where} do not match its config:'
-        f' {"; ".join(problems)}. Expected exactly the {len(want)} tensors of a'
+        f' {"; ".join(problems)}. Wanted exactly the {len(want)} tensors of a'
         f' {config.num_layers}-layer Llama with'
         f' {"tied" if config.tie_embeddings else "untied"} embeddings. Use the'
         ' config and weights of one checkpoint.')
@@ -140,8 +140,8 @@ def _check_widths(
   wide = {name: width for name, width in widths.items() if width > longest}
   if wide:
     raise ValueError(
-        f'The tensors in {where} do not match its config, which has {wide}:'
-        f' expected at most {longest}, the longest axis of a tensor. Use the'
+        f'The tensors in {where} do not match its config, which has {wide};'
+        f' wanted at most {longest}, the longest axis of a tensor. Use the'
         ' config and weights of one checkpoint.')
 
 
@@ -181,14 +181,14 @@ def assemble(
       stack = _stack(shape, dtype, axes, unstacked)
     rows = read(tensor)
     _check_finite(
-        rows, tensor.name, 'not finite: expected finite weights. The checkpoint'
+        rows, tensor.name, 'not finite; wanted finite weights. The checkpoint'
         ' is damaged: download or train it again.')
     with np.errstate(over='ignore'):  # `_check_finite` reports overflow.
       layer = from_torch(
           rows, tensor.leaf, shape if unstacked else shape[1:]).astype(
               dtype, copy=False)
     _check_finite(
-        layer, tensor.name, f'too large for {layer.dtype.name}: expected finite'
+        layer, tensor.name, f'too large for {layer.dtype.name}; wanted finite'
         ' weights. Give --export_dtype=float32 or bfloat16.')
     stack.add(0 if unstacked else tensor.layer, layer)
     if unstacked or tensor.layer == config.num_layers - 1:

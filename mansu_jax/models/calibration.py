@@ -156,11 +156,11 @@ def _check_windows(
   if np.ndim(tokens) != 2 or np.shape(tokens) != np.shape(real):
     raise ValueError(
         f'Calibration tokens have shape {np.shape(tokens)} and their mask'
-        f' {np.shape(real)}: expected [n, T] for both. Pass the result of'
+        f' {np.shape(real)}; wanted [n, T] for both. Pass the result of'
         ' choose_windows.')
   if not np.any(real):
     raise ValueError(
-        'The calibration windows have no token: expected some text. Give text'
+        'The calibration windows have no token; wanted some text. Give text'
         ' files.')
   if np.min(tokens) < 0 or np.max(tokens) >= vocab_size:
     raise ValueError(

@@ -42,30 +42,30 @@ class RopeScaling:
   def __post_init__(self):
     if self.kind not in ROPE_KINDS:
       raise ValueError(
-          f'Rotary scaling {self.kind!r} is not implemented: expected one of'
+          f'Rotary scaling {self.kind!r} is not implemented; wanted one of'
           f' {list(ROPE_KINDS)} or none. Use another model.')
     if not 1 <= self.factor < math.inf:
       raise ValueError(
-          f'Rotary scaling factor is {self.factor}: expected a finite number >='
+          f'Rotary scaling factor is {self.factor}; wanted a finite number >='
           ' 1. Correct `rope_scaling` in the model config.')
     bands = (self.low_freq_factor, self.high_freq_factor,
              self.original_max_position)
     if self.kind == 'llama3' and None in bands:
       raise ValueError(
           'Rotary scaling `llama3` got (low_freq_factor, high_freq_factor,'
-          f' original_max_position) = {bands}: expected all three. Complete'
+          f' original_max_position) = {bands}; wanted all three. Complete'
           ' `rope_scaling` in the model config.')
     if self.kind == 'llama3' and not (
         0 < bands[0] < bands[1] < math.inf and 0 < bands[2] < _MOST):
       raise ValueError(
           'Rotary scaling `llama3` has (low_freq_factor, high_freq_factor,'
-          f' original_max_position) = {bands}: expected positive numbers, the'
+          f' original_max_position) = {bands}; wanted positive numbers, the'
           ' first less than the second. Correct `rope_scaling` in the model'
           ' config.')
     if self.kind != 'llama3' and bands != (None, None, None):
       raise ValueError(
-          f'Rotary scaling {self.kind!r} got the llama3 fields {bands}:'
-          ' expected none. Remove them from `rope_scaling`.')
+          f'Rotary scaling {self.kind!r} got the llama3 fields {bands};'
+          ' wanted none. Remove them from `rope_scaling`.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,22 +124,22 @@ class ModelConfig:
       whole = isinstance(value, int) and not isinstance(value, bool)
       if not whole or not 1 <= value < _MOST:
         raise ValueError(
-            f'Model config has {name} = {_short(value)}: expected a positive'
+            f'Model config has {name} = {_short(value)}; wanted a positive'
             f' integer below {_MOST}. Correct the model config.')
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
           f'Model config has {self.num_heads} query heads for'
-          f' {self.num_kv_heads} key/value heads: expected a multiple.'
-          ' Correct the head counts in the model config.')
+          f' {self.num_kv_heads} key/value heads; wanted a multiple of the'
+          ' latter. Correct the head counts in the model config.')
     if self.d_head % 2:
       raise ValueError(
-          f'Model config has d_head = {self.d_head}: expected an even width,'
+          f'Model config has d_head = {self.d_head}; wanted an even width,'
           ' which rotary positions split into halves. Correct the head width.')
     for name in ('norm_eps', 'rope_theta'):
       value = getattr(self, name)
       if not 0 < value < math.inf:
         raise ValueError(
-            f'Model config has {name} = {_short(value)}: expected a positive'
+            f'Model config has {name} = {_short(value)}; wanted a positive'
             ' finite number. Correct the model config.')
 
 

@@ -339,13 +339,13 @@ def _resolve_mask(
   if (tokens is None) == (embeddings is None):
     got = 'neither' if tokens is None else 'both'
     raise ValueError(
-        f'The decoder got {got} of tokens and embeddings: expected one. Pass'
+        f'The decoder got {got} of tokens and embeddings; wanted one. Pass'
         ' tokens [B, T] or embeddings [B, T, D].')
   if segments is None:
     return attention_mask
   if attention_mask is not None:
     raise ValueError(
-        'The decoder got an attention mask and segments: expected at most one.'
+        'The decoder got an attention mask and segments; wanted at most one.'
         ' Leave one out.')
   return segment_mask(_positions(positions, segments.shape[1]), segments)
 
@@ -360,7 +360,7 @@ def _perturbations(
   if unlisted:
     raise ValueError(
         f'Perturbations at {unlisted}, but the sites are'
-        f' {[str(s) for s in sites]}: expected a subset. Add them to `sites`.')
+        f' {[str(s) for s in sites]}; wanted a subset. Add them to `sites`.')
   zero = jnp.zeros((config.num_layers,))
   return sites_lib.nest({s: perturbations.get(s, zero) for s in sites})
 

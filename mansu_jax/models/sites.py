@@ -39,7 +39,7 @@ def parse(sites: Sequence[str]) -> tuple[Site, ...]:
   unknown = [s for s in sites if s not in list(Site)]
   if unknown:
     raise ValueError(
-        f'Unknown tap sites {unknown}: expected some of'
+        f'Unknown tap sites {unknown}; wanted some of'
         f' {[str(s) for s in Site]}. Correct `sites`.')
   return tuple(Site(s) for s in sites)
 

@@ -98,7 +98,7 @@ def find(name: str) -> tuple[Sequence[jax.Device], Chip]:
     if 'INVALID_ARGUMENT' not in str(error):
       raise
     raise ValueError(
-        f'--plan_topology={name}: the TPU compiler knows no such slice'
+        f'--plan_topology={name}: the TPU compiler does not support this slice'
         f' ({str(error).splitlines()[0]}). Wanted an existing one, such as'
         ' v5e:2x4 or v5p:2x2x4.') from error
   return devices, _TPUS[devices[0].device_kind]

@@ -96,7 +96,7 @@ def rows_shape(shape: tuple[int, ...], layout: BlockLayout) -> tuple[int, ...]:
   """Shape of `to_rows` for a leaf of shape `shape`."""
   if len(shape) != len(layout.memory):
     raise ValueError(
-        f'A leaf of shape {tuple(shape)} does not fit {layout}: wanted'
+        f'A leaf of shape {tuple(shape)} does not fit {layout}; wanted'
         f' {len(layout.memory)} axes, one for each letter of {layout.memory!r}.'
         ' Pass the full weight, not a slice, with its layout.')
   sizes = dict(zip(layout.memory, shape))
@@ -156,7 +156,7 @@ def from_rows(
   if rows.shape != rows_shape(shape, layout):
     raise ValueError(
         f'Rows of shape {rows.shape} do not fit a leaf of shape {tuple(shape)}'
-        f' in {layout}: wanted {rows_shape(shape, layout)}.')
+        f' in {layout}; wanted {rows_shape(shape, layout)}.')
   permuted = rows.reshape([shape[axis] for axis in layout.permutation])
   return jnp.transpose(permuted, np.argsort(layout.permutation))
 

@@ -82,9 +82,9 @@ def _check_dtype(scheme, dtype, name):
   if _skips_codes(scheme, jnp.dtype(dtype)):
     raise ValueError(
         f'{scheme.name} has {len(scheme.levels)} values in a block, but'
-        f' {jnp.dtype(dtype).name}, in which {name!r} is stored, does not reach'
-        ' all of them, so an edit may not survive. Store the weights in'
-        ' float16, bfloat16 or float32.')
+        f' {jnp.dtype(dtype).name}, in which {name!r} is stored, cannot'
+        ' represent all of them, so an edit may not survive. Store the weights'
+        ' in float16, bfloat16 or float32.')
 
 
 @functools.cache

@@ -185,8 +185,8 @@ def _try_acquire(
     if former:
       if not (locked and former.get('place') == _kernel_and_device(file)):
         _check_dead(root, file, former)
-      logging.warning('%s: takes over the lock of %s, which has ended.', root,
-                      _describe(former))
+      logging.warning('%s: this run takes over the lock of %s, which has'
+                      ' ended.', root, _describe(former))
     lock = _Held(path.absolute(), file, made)
     acquired.append(lock)
     os.ftruncate(file, 0)
@@ -253,8 +253,8 @@ def _check_dead(
   if _age(root, file) > _STALE_S:
     return
   logging.info(
-      '%s is locked by %s, and the file system cannot tell whether that process'
-      ' is alive: watches the lock for %d s.', root, _describe(former),
+      '%s is locked by %s; the file system cannot tell whether that process is'
+      ' alive. This run watches the lock for %d s.', root, _describe(former),
       _WATCH_S)
   end = time.monotonic() + _WATCH_S
   while time.monotonic() < end:
@@ -308,9 +308,9 @@ def _heartbeat(lock: _Held) -> None:
 
 
 def _lost_message(lock: _Held) -> str:
-  return (f'{lock.path} was removed, or taken over by another run; wanted one'
-          ' run in a folder at a time. This run ends; start it again after the'
-          ' other one.')
+  return (f'{lock.path} was removed, or another run took it over. This run'
+          ' ends, because a folder holds one run at a time. Start it again when'
+          ' the other has ended.')
 
 
 def _release(lock: _Held) -> None:

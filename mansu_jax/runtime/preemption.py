@@ -77,7 +77,7 @@ class _State:
   deferring: int = 0
   any_of: Callable[[bool], bool] | None = None
   name: str = 'mansu_jax'
-  then: str = 'nothing was to be saved yet: give the same command again'
+  then: str = 'no state was saved; the same command starts from the beginning'
   callbacks: list[Callable[[], None]] = []
 
 
@@ -256,7 +256,7 @@ def stop_requested() -> bool:
     return bool(_state.received)
   if not _state.any_of(bool(_state.received)):
     return False  # A signal that arrived meanwhile counts at the next call.
-  _state.received = _state.received or 'a signal to another process'
+  _state.received = _state.received or 'a signal that another process received'
   return True
 
 

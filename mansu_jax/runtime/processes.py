@@ -64,7 +64,7 @@ def join(seconds: int) -> None:
       did not connect in time. Some versions of JAX end the process with status
       134 instead.
   """
-  logging.info('connecting to the other processes of the run; waits at most'
+  logging.info('connecting to the other processes of the run, for at most'
                ' --mesh_join_seconds=%d', seconds)
   numbers = {'num_processes': _read_number(_COUNT),
              'process_id': _read_number(_INDEX)}

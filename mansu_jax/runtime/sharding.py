@@ -122,13 +122,13 @@ def axis_sizes(
   product = math.prod(size for size in found if size > 0)
   if devices % product:
     raise ValueError(
-        f'{given} do not divide the {devices} devices; wanted sizes whose'
-        ' product does. Change one, or give -1 for one.')
+        f'The product of {given} does not divide the number of devices,'
+        f' {devices}. Change a size, or give -1 for one.')
   found = tuple(devices // product if size < 0 else size for size in found)
   if math.prod(found) != devices:
     raise ValueError(
-        f'{given} make {math.prod(found)} of the {devices} devices; wanted all'
-        ' of them. Give -1 for one of the sizes.')
+        f'The mesh sizes {given} use {math.prod(found)} of {devices} devices;'
+        ' wanted all. Give -1 for one size.')
   return found
 
 

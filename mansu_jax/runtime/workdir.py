@@ -145,10 +145,10 @@ def _check_hashes(
   for name in sorted(hashes.keys() | (found.keys() if complete else ())):
     if found.get(name) != hashes.get(name):
       raise ValueError(
-          f'--workdir={root} holds stages that were computed when {name!r} had'
-          f' another content (SHA-256 {_short(found.get(name))}, now'
-          f' {_short(hashes.get(name))}); wanted the same. Give a new'
-          ' folder, or restore the old content.')
+          f'--workdir={root} holds stages computed from another version of'
+          f' {name!r} (SHA-256 {_short(found.get(name))} then,'
+          f' {_short(hashes.get(name))} now). Give a new folder, or restore the'
+          ' file.')
 
 
 def _short(digest: str | None) -> str:
@@ -286,7 +286,7 @@ def _check_same_run(
       if line not in other.splitlines() and not line.startswith(_CHANGEABLE)]
   theirs, ours = only(found, wanted), only(wanted, found)
   if theirs or ours:
-    first = lambda lines: lines[0] if lines else 'none'
+    first = lambda lines: lines[0] if lines else 'no such flag'
     raise ValueError(
-        f'--workdir={root} holds another run; the first different flag is'
-        f' {first(theirs)} there and {first(ours)} here. Give a new folder.')
+        f'--workdir={root} holds another run: it has {first(theirs)}, this'
+        f' command has {first(ours)} (first differences). Give a new folder.')

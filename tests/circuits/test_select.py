@@ -228,8 +228,8 @@ class SameTest(parameterized.TestCase):
     self.assertFalse(select.same(one, third))
 
   @parameterized.parameters(
-      (20, 'All 20 random circuits whose faithfulness .* says nothing. Take a'),
-      (3, '3 of 20 random circuits .* rests on the others. Take a smaller'))
+      (20, 'of faithfulness: 20 of 20 random .* is uninformative. Choose a'),
+      (3, '3 of 20 random .* Only the other draws are informative. Choose a'))
   def test_the_count_is_told_and_logged(self, count, message):
     with self.assertLogs(level='WARNING') as logs:
       got = select.count_same(count, 20, 'faithfulness')

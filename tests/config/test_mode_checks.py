@@ -125,7 +125,7 @@ class ConditionsTest(parameterized.TestCase):
 class BaseTest(absltest.TestCase):
 
   def test_an_audit_needs_another_base(self):
-    with self.assertRaisesRegex(ValueError, 'no base is named.*Give --base=B'):
+    with self.assertRaisesRegex(ValueError, '--base is not set.*Give --base=B'):
       _check('--mode=audit', '--model=m')
     with self.assertRaisesRegex(ValueError, '--base=m and --model=m are one'):
       _check('--mode=audit', '--model=m', '--base=m')

@@ -97,7 +97,7 @@ class GoldenTest(absltest.TestCase):
         ['attribution.npz', 'circuit.json', 'flags.txt', 'plots', 'record.json',
          'report.html', 'report.md'],
         [path.name for path in (folder / 'w').iterdir()])
-    self.assertIn('share of it that other pairs give: disjoint halves', said)
+    self.assertIn('circuit selected again from other pairs: disjoint', said)
     self._check_as_a_file(folder, path, fields)
     self.assertIn('report: ', said)
     self.assertEqual(record['config']['mode'], 'attribute')
@@ -115,9 +115,9 @@ class GoldenTest(absltest.TestCase):
         '--attribution_level=edge', '--circuit_edges=1'])
     self.assertEqual(code, 2)
     self.assertRegex(said, (
-        'mansu_jax: --circuit_edges=1 and --circuit_edge_selection=greedy give'
-        ' a circuit of no edge: .* wanted .* --circuit_edge_selection=top, or a'
-        ' larger --circuit_per_layer_cap'))
+        'mansu_jax: --circuit_edges=1 and --circuit_edge_selection=greedy'
+        ' select no path of edges .* wanted .* --circuit_edge_selection=top, or'
+        ' a larger --circuit_per_layer_cap'))
 
 
   def _check_as_a_file(self, folder, path, fields):
@@ -326,7 +326,7 @@ class RefusalsTest(bad_input.Refusals):
        '--circuit_file=x.json'),
       ('--eval_bootstrap=200', ('--eval_bootstrap=200 has no effect',),
        '--circuit_file=x.json'),
-      ('--circuit_edges=99999', ('--circuit_edges=99999', 'has', 'Lower it')),
+      ('--circuit_edges=99999', ('--circuit_edges=99999', 'at most', 'Lower')),
       ('--circuit_budget=0.1', ('--circuit_budget=0.1 has no effect',)),
       ('--circuit_selection=random', (
           '--circuit_selection=random has no effect', '=edge')),
@@ -338,7 +338,7 @@ class RefusalsTest(bad_input.Refusals):
                                   'no train questions of the retain set',
                                   '--data_retain')),
       ('--circuit_first_layer=7', ('--circuit_first_layer=7 and',)),
-      ('--circuit_per_layer_cap=0.01', ('--circuit_edges=200, but', 'cap')),
+      ('--circuit_per_layer_cap=0.01', ('--circuit_edges=200 exceeds', 'cap')),
       ('--circuit_curve_circuits=-1', ('--circuit_curve_circuits=-1',)),
       ('--mode=unlearn', ('--circuit_curve_circuits=3 has no effect',
                           '=unlearn'), '--circuit_curve_circuits=3',
@@ -368,7 +368,7 @@ class RefusalsTest(bad_input.Refusals):
     tiny_job.write_jsonl(path, asked)
     args = ['--attribution_pairs_file=', '--attribution_level=neuron',
             f'--data_forget={path}']
-    self.refused(*args, message=('long.jsonl', 'tokens', 'positions up to'))
+    self.refused(*args, message=('long.jsonl', 'tokens', 'wanted at most'))
 
   def test_questions_without_a_tokenizer(self):
     config, params, _ = tiny_job.base(train=False)
@@ -387,7 +387,7 @@ class RefusalsTest(bad_input.Refusals):
         'corrupt_answer_id': 4}])
     self.refused(
         f'--model={self.folder}/bare', f'--attribution_pairs_file={path}',
-        message=('high.jsonl', 'token 99999', 'Encode it'))
+        message=('high.jsonl', 'token id 99999', 'Encode the pair'))
 
 
 if __name__ == '__main__':

@@ -40,7 +40,7 @@ class DataTest(bad_input.Refusals):
             f"'{path}' .*{what}", 'wanted a readable file', 'Correct the path'))
     for path in '/dev/null', pipe:
       self.refused(f'--model={path}', message=(
-          f"'{path}' is a pipe, socket or device: expected", 'Write it to a'))
+          f"'{path}' is a pipe, socket or device; wanted", 'Write it to a'))
 
   @parameterized.parameters('forget', 'retain')
   def test_no_file(self, role):
@@ -151,7 +151,7 @@ class DataTest(bad_input.Refusals):
     lines = tiny_job.questions()['retain']
     lines[0] |= {'prompt': 'Alvaria ' * 200}
     self.refused(self.data('retain', lines), message=(
-        'retain.jsonl:1: has 20. tokens', 'positions up to 128', 'Shorten'))
+        'retain.jsonl:1: has 20. tokens', 'at most 128, the pos', 'Shorten'))
 
 
 class FlagsTest(bad_input.Refusals):
@@ -231,7 +231,7 @@ class WorkdirTest(bad_input.Refusals):
     (other / 'flags.txt').write_text('--seed=7\n')
     (other / 'record.json').write_text('{}')
     self.refused(f'--workdir={other}', message=(
-        'holds another run', 'first different', 'Give a new folder'))
+        'holds another run', 'it has --seed=7', 'Give a new folder'))
     self.assertEqual((other / 'flags.txt').read_text(), '--seed=7\n')
 
   def test_with_foreign_files(self):

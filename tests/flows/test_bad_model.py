@@ -64,18 +64,18 @@ class ModelTest(bad_input.Refusals):
   @parameterized.parameters(
       (dict(rope_theta='abc'), "rope_theta = 'abc'", 'int or float'),
       (dict(rope_theta=float('nan')), 'rope_theta = nan', 'positive'),
-      (dict(rope_theta=10**400), 'rope_theta = 10+: expected int or float'),
-      (dict(rms_norm_eps=10**400), 'rms_norm_eps = 10+: expected int or float'),
+      (dict(rope_theta=10**400), 'rope_theta = 10+; wanted int or float'),
+      (dict(rms_norm_eps=10**400), 'rms_norm_eps = 10+; wanted int or float'),
       (dict(head_dim=0), 'd_head = 0', 'positive'),
       (dict(num_key_value_heads=0), 'num_kv_heads = 0', 'positive'),
-      (dict(eos_token_id=[None]), r'eos_token_id = \[None\]', 'expected int'),
+      (dict(eos_token_id=[None]), r'eos_token_id = \[None\]', 'wanted int'),
       (dict(rms_norm_eps=None), 'rms_norm_eps = None', 'float'),
       (dict(rms_norm_eps=float('inf')), 'norm_eps = inf', 'positive'),
       (dict(vocab_size=10**15), 'vocab_size = 10{15}', 'below 2147483648'),
-      (dict(vocab_size=True), 'vocab_size = True', 'expected int'),
+      (dict(vocab_size=True), 'vocab_size = True', 'wanted int'),
       (dict(num_attention_heads=0), 'num_attention_heads = 0', 'positive'),
       (dict(eos_token_id=[2, 'a']), r"eos_token_id = \[2, 'a'\]",
-       'expected int'))
+       'wanted int'))
   def test_a_config_field_that_is_no_such_number(self, changes, *message):
     self._change_config(**changes)
     self._refused_model(*message, 'Correct the')
@@ -84,14 +84,14 @@ class ModelTest(bad_input.Refusals):
       (dict(rope_type='linear', factor='8'), "factor = '8'", 'Correct'),
       (dict(rope_type='linear', factor=None), "'linear' with the fields"),
       (dict(rope_type='linear', factor=float('inf')), 'factor is inf'),
-      (dict(rope_type='linear', factor=10**400), 'factor = 10+: expected int'),
+      (dict(rope_type='linear', factor=10**400), 'factor = 10+; wanted int'),
       (dict(rope_type=['linear'], factor=8), r"rope_type = \['linear'\]"),
-      (dict(type=3, factor=8), 'type = 3', 'expected str'),
+      (dict(type=3, factor=8), 'type = 3', 'wanted str'),
       (dict(rope_type='llama3', factor=8, low_freq_factor=0,
             high_freq_factor=4, original_max_position_embeddings=64),
        r'\(0, 4, 64\)', 'positive numbers'),
-      (dict(rope_type='yarn', factor=8), "'yarn'", 'expected one of'),
-      ([8], r'rope_scaling = \[8\]', 'expected dict'))
+      (dict(rope_type='yarn', factor=8), "'yarn'", 'wanted one of'),
+      ([8], r'rope_scaling = \[8\]', 'wanted dict'))
   def test_a_broken_rotary_scaling(self, scaling, *message):
     self._change_config(rope_scaling=scaling)
     self._refused_model(*message)
@@ -121,7 +121,7 @@ class ModelTest(bad_input.Refusals):
 
     with mock.patch.object(gguf_io, 'open_file', other):
       self._refused_model(
-          f'{name}_token_id = {value!r}', 'expected an id below', 'Convert')
+          f'{name}_token_id = {value!r}', 'wanted an id below', 'Convert')
 
   def test_unknown_architecture(self):
     self._change_config(architectures=['MambaForCausalLM'], model_type='mamba')
@@ -134,11 +134,11 @@ class ModelTest(bad_input.Refusals):
 
   def test_missing_tensor(self):
     self._change_tensors(lambda t: t.pop('model.norm.weight'))
-    self._refused_model(r'missing 1 \(model.norm.weight\)', 'Expected exactly')
+    self._refused_model(r'missing 1 \(model.norm.weight\)', 'Wanted exactly')
 
   def test_extra_tensor(self):
     self._change_tensors(lambda t: t.update(spare=np.ones(3, np.float32)))
-    self._refused_model(r'extra 1 \(spare\)', 'Expected exactly')
+    self._refused_model(r'extra 1 \(spare\)', 'Wanted exactly')
 
   def test_wrong_shape(self):
     self._change_tensors(lambda t: t.update(
@@ -185,7 +185,7 @@ class ModelTest(bad_input.Refusals):
       tensors[name] = tensors[name][:300].copy()
     self._change_tensors(cut)
     self._change_config(vocab_size=300)
-    self._refused_model('gives token', 'the model has 300', 'belongs')
+    self._refused_model('gives token', 'wanted ids below 300', 'belongs')
 
 
 if __name__ == '__main__':

@@ -51,15 +51,15 @@ class FewNodesTest(absltest.TestCase):
     self.assertEqual(found['random']['same'], 20)
     self.assertEqual(found['stability']['random']['same'], 10)
     for part, compared in (
-        (found['random'], 'All 20 random circuits whose faithfulness'),
+        (found['random'], 'Comparison of faithfulness: 20 of 20 random'),
         (found['stability']['random'],
-         'All 10 random circuits whose overlap')):
+         'Comparison of overlap: 10 of 10 random')):
       self.assertStartsWith(part['warning'], compared)
       self.assertIn(part['warning'], logged)
       self.assertIn(part['warning'], report.replace('\n', ' '))
     self.assertIn('random circuits of the same shape are identical to the'
                   ' circuit', report)
-    self.assertIn('20 of 20 the circuit itself', '\n'.join(
+    self.assertIn('20 of 20 identical to the circuit', '\n'.join(
         attribution_summary.lines(record)))
     *_, last = found['curve']
     self.assertEqual(last['random']['same'], 2)
@@ -72,7 +72,7 @@ class FewNodesTest(absltest.TestCase):
     found = record['circuit']
     self.assertEqual(found['nodes'], {'heads': 11})
     self.assertBetween(found['random']['same'], 1, 19)
-    told = f'{found["random"]["same"]} of 20 random circuits whose'
+    told = f'{found["random"]["same"]} of 20 random circuits equal'
     self.assertIn(told, report)
     self.assertIn(f'; {found["random"]["same"]} of them identical', report)
 
@@ -93,7 +93,9 @@ class FewNodesTest(absltest.TestCase):
         clean=1.0, corrupt=0.0, pairs=1)
     report = edge_attribution.describe(shape, circuit, measure, drawn)
     self.assertEqual(report['random']['same'], 2)
-    self.assertStartsWith(report['random']['warning'], '2 of 4 random circuits')
+    self.assertStartsWith(
+        report['random']['warning'],
+        'Comparison of faithfulness: 2 of 4 random circuits equal')
 
 
 if __name__ == '__main__':

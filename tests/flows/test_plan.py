@@ -199,7 +199,7 @@ class PlanTest(parameterized.TestCase):
       ('--model=shipped:llama9', 'is not a shipped config'),
       ('--method=graddiff', None),
       ('--workdir=somewhere', 'has no effect in --mode=plan'),
-      ('--mesh_tensor=3', 'do not divide the'))
+      ('--mesh_tensor=3', 'does not divide the'))
   def test_bad_flags(self, flag, message):
     with self.assertRaisesRegex(ValueError, message or 'graddiff'):
       plan.run(_config(flag))

@@ -41,9 +41,9 @@ class MeshTest(parameterized.TestCase):
     self.assertEqual(sharding.axis_sizes(options, 8), want)
 
   @parameterized.parameters(
-      ((1, 3, -1), 'mesh_fsdp=3.* do not divide the 8 devices'),
-      ((1, 4, 1), 'make 4 of the 8 devices'),
-      ((16, 1, 1), 'do not divide the 8 devices'))
+      ((1, 3, -1), 'mesh_fsdp=3.* does not divide the number of devices, 8'),
+      ((1, 4, 1), 'use 4 of 8 devices'),
+      ((16, 1, 1), 'does not divide the number of devices, 8'))
   def test_sizes_that_do_not_fit(self, asked, message):
     options = run_config.MeshConfig(**dict(zip(sharding.AXES, asked)))
     with self.assertRaisesRegex(ValueError, message):

@@ -79,7 +79,7 @@ class CheckTest(absltest.TestCase):
   def test_a_name_equals_its_scheme(self):
     layout = {'w': quant.BlockLayout(memory='DF', out='F', inp='D')}
     quant.check_quantizable({'w': jnp.ones((32, 4))}, layout, 'q4_0')
-    with self.assertRaisesRegex(ValueError, "'w': q4_0 cuts rows"):
+    with self.assertRaisesRegex(ValueError, "'w': q4_0 has blocks"):
       quant.check_quantizable({'w': jnp.ones((33, 4))}, layout, 'q4_0')
 
 

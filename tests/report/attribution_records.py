@@ -41,8 +41,8 @@ def stability(groups: int = 59) -> dict[str, Any]:
                    'random_faithfulness': records.estimate(0.78, 0.07, 17),
                    'random_circuits': 5},
           'far': {'pairs': 64, 'answered': 2, 'facts': 2,
-                  'reason': 'the model answers 2 of them, of 2 facts; wanted'
-                            ' 4'}}}
+                  'reason': 'the model answers 2 pairs on 2 facts; wanted at'
+                            ' least 4 facts'}}}
 
 
 def _scores(width: int) -> list[list[float]]:
@@ -133,7 +133,7 @@ def bare() -> dict[str, Any]:
   for key in curve():
     del record['circuit'][key]
   record['circuit']['stability'] = {
-      'reason': 'the pairs are of 3 facts; halves of them want 4'}
+      'reason': 'the pairs cover 3 facts; halves need at least 4'}
   for entry in record['circuit']['largest']:
     entry['resamples'] = None
   return record

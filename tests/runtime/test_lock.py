@@ -252,7 +252,7 @@ class LockTest(parameterized.TestCase):
     with lock.held(self.root):
       lock.check_held(self.root)
       self.file.write_text('{"pid": 8}')
-      with self.refused('was removed, or taken over by another run'):
+      with self.refused('was removed, or another run took it over'):
         lock.check_held(self.root)
     self.assertEqual(self.file.read_text(), '{"pid": 8}')
 
@@ -263,7 +263,7 @@ class LockTest(parameterized.TestCase):
     self.file.unlink()
     _, errors = process.communicate()
     self.assertEqual(process.returncode, 2)
-    self.assertIn('was removed, or taken over by another run', errors)
+    self.assertIn('was removed, or another run took it over', errors)
 
   def test_the_owner_touches_the_file(self):
     with lock.held(self.root):

@@ -49,8 +49,8 @@ class ProcessTest(parameterized.TestCase):
         """)
     self.assertEqual(status, 75)
     self.assertEqual(lines, [
-        f'mansu_jax: stopped by {name}; nothing was to be saved yet: give the'
-        ' same command again. Exit status 75.', 'cleared'])
+        f'mansu_jax: stopped by {name}; no state was saved; the same command'
+        ' starts from the beginning. Exit status 75.', 'cleared'])
 
   def test_a_second_ctrl_c_does_not_wait(self):
     status, lines = _run("""

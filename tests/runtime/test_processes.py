@@ -37,7 +37,7 @@ class AloneTest(parameterized.TestCase):
         'JAX_COORDINATOR_ADDRESS': 'localhost:1', 'JAX_NUM_PROCESSES': '2',
         'JAX_PROCESS_ID': '1'})
     self.assertNotEqual(status, 0)
-    self.assertIn('waits at most --mesh_join_seconds=3', said)
+    self.assertIn('for at most --mesh_join_seconds=3', said)
 
   def _join(self, given):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(

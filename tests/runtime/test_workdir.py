@@ -176,7 +176,7 @@ class OpenTest(parameterized.TestCase):
     with lock.held(self.root):
       root = self._open(config)
       (root / lock.NAME).unlink()
-      with self.assertRaisesRegex(ValueError, 'taken over by another run'):
+      with self.assertRaisesRegex(ValueError, 'another run took it over'):
         workdir.write_flags(config, root)
 
   def test_a_moved_run_is_still_the_same(self):
@@ -198,8 +198,8 @@ class OpenTest(parameterized.TestCase):
     self.assertEqual((self.root / 'flags.txt').read_text(), before)
 
   @parameterized.parameters(
-      (dict(model='other'), "when 'model' had another content .*abc.*other"),
-      ({'f.jsonl': '1'}, "when 'f.jsonl' had another content .*none, now 1"))
+      (dict(model='other'), "another version of 'model' .*abc.*other.* now"),
+      ({'f.jsonl': '1'}, "another version of 'f.jsonl' .*none then, 1.* now"))
   def test_stages_of_other_bytes_are_refused_and_kept(self, changes, what):
     self._open(self._config())
     before = (self.root / 'hashes.json').read_text()
@@ -213,7 +213,7 @@ class OpenTest(parameterized.TestCase):
     self._open(self._config(), data='1')
     self._finish_a_stage()
     workdir.check_workdir(self._config(), {'data': '1'})
-    with self.assertRaisesRegex(ValueError, "when 'data' had another"):
+    with self.assertRaisesRegex(ValueError, "another version of 'data'"):
       workdir.check_workdir(self._config(), {'data': '2'})
 
   def test_a_run_without_finished_stages_may_change_its_flags(self):

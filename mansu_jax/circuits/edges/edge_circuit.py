@@ -146,7 +146,7 @@ def from_json(
   missing = [key for key in ('cfg', 'edges') if key not in fields]
   if missing:
     raise ValueError(
-        f'{where} lacks {missing}: wanted a circuit file with cfg, nodes and'
+        f'{where} lacks {missing}; wanted a circuit file with cfg, nodes and'
         f' edges. {_REMEDY}')
   _check_object(where, "'cfg'", fields['cfg'])
   for key, value in _cfg(config).items():
@@ -201,7 +201,7 @@ def _check_nodes(
   for name, node in found.items():
     if name not in known:
       raise ValueError(
-          f'{where} names {name!r}, which is no node of this model; wanted'
+          f'{where} names {name!r}, which is not a node of this model; wanted'
           f" names like 'input', 'a0.h0', 'm0' and 'logits'. {_REMEDY}")
     if isinstance(node, bool):  # EAP-IG documents bools but writes objects.
       continue
@@ -228,8 +228,8 @@ def _edges(
     at = positions.get(name)
     if at is None or not real[at]:
       raise ValueError(
-          f'{where} names {name!r}, which is no edge of this model; wanted'
-          " names like 'input->a0.h0<q>', 'a0.h0->m0' and 'm0->logits'."
+          f'{where} names {name!r}, which is not an edge of this model;'
+          " wanted names like 'input->a0.h0<q>', 'a0.h0->m0' and 'm0->logits'."
           f' {_REMEDY}')
     _check_object(where, f'edge {name!r}', edge)
     _check_in_graph(where, name, edge)

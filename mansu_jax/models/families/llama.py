@@ -152,13 +152,13 @@ def _check_fields(fields: Mapping[str, Any], where: str) -> None:
   missing = sorted(_REQUIRED - fields.keys())
   if missing:
     raise ValueError(
-        f'{where} lacks the fields {missing}: expected {sorted(_REQUIRED)}.'
+        f'{where} lacks the fields {missing}; wanted {sorted(_REQUIRED)}.'
         ' Use the config.json of the checkpoint.')
   unknown = sorted(fields.keys() - _REQUIRED - _OPTIONAL.keys()
                    - _FIXED.keys() - _IGNORED)
   if unknown:
     raise ValueError(
-        f'{where} has the unknown fields {unknown}: expected only known fields'
+        f'{where} has the unknown fields {unknown}; wanted only known fields'
         ' of `model_type: llama`, because another field may change the'
         ' computation. Use another model, or remove a field that has no'
         ' effect.')
@@ -167,14 +167,14 @@ def _check_fields(fields: Mapping[str, Any], where: str) -> None:
   for value in eos if isinstance(eos, list) else ():
     if type(value) is not int:
       raise ValueError(
-          f'{where} has eos_token_id = {eos!r}: expected int or a list of int.'
+          f'{where} has eos_token_id = {eos!r}; wanted int or a list of int.'
           ' Correct the field.')
   for source in ('rope_scaling', 'rope_parameters'):
     _check_kinds(fields.get(source) or {}, _ROPE_KINDS, f'{where}, {source}')
   if fields['num_attention_heads'] < 1:
     raise ValueError(
-        f'{where} has num_attention_heads = {fields["num_attention_heads"]}:'
-        ' expected a positive integer. Correct the field.')
+        f'{where} has num_attention_heads = {fields["num_attention_heads"]};'
+        ' wanted a positive integer. Correct the field.')
 
 
 def _check_kinds(
@@ -189,7 +189,7 @@ def _check_kinds(
       fits = abs(value) <= sys.float_info.max
     if not fits:
       raise ValueError(
-          f'{where} has {name} = {repr(value)[:60]}: expected'
+          f'{where} has {name} = {repr(value)[:60]}; wanted'
           f' {" or ".join(kind.__name__ for kind in kinds)}. Correct the'
           ' field.')
 
@@ -205,7 +205,7 @@ def _rope(
             if source.get('rope_theta') is not None}
   if len({config_lib.as_used(float(theta)) for theta in thetas}) > 1:
     raise ValueError(
-        f'{where} gives rope_theta as {sorted(thetas)}: expected one value.'
+        f'{where} gives rope_theta as {sorted(thetas)}; wanted one value.'
         ' Correct rope_theta or rope_parameters.')
   scaling.pop('rope_theta', None)
   legacy = scaling.pop('type', None)
@@ -216,7 +216,7 @@ def _rope(
   if wanted is None or set(scaling) != set(wanted):
     raise ValueError(
         f'{where} has rotary scaling {kind!r} with the fields'
-        f' {sorted(scaling)}: expected one of {_SCALING_FIELDS}. Use another'
+        f' {sorted(scaling)}; wanted one of {_SCALING_FIELDS}. Use another'
         ' model.')
   theta = float(thetas.pop()) if thetas else 10_000.0
   if kind == 'default':

@@ -94,14 +94,14 @@ def open_file(path: pathlib.Path) -> GgufFile:
     magic = file.read(len(gguf_header.MAGIC))
   if magic != gguf_header.MAGIC:
     raise ValueError(
-        f'{path} starts with {magic!r}: expected b\'GGUF\'. Give a GGUF file,'
+        f'{path} starts with {magic!r}; wanted b\'GGUF\'. Give a GGUF file,'
         ' or a Hugging Face directory.')
   data = np.asarray(np.memmap(path, mode='r'))  # A memmap's slices are slow.
   try:
     metadata, tensors = gguf_header.read(data)
   except ValueError as error:
     raise ValueError(
-        f'{path} ({data.size} bytes) cannot be read as GGUF ({error}): expected'
+        f'{path} ({data.size} bytes) cannot be read as GGUF ({error}); wanted'
         ' a complete little-endian file. It is truncated, damaged or of another'
         ' kind; download or convert it again.') from error
   _check_whole_llama(path, metadata)
@@ -113,8 +113,8 @@ def _check_whole_llama(
   parts = metadata.get(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, 1)
   if parts not in (0, 1):
     raise ValueError(
-        f'{path} is one of {gguf_header.shorten(parts)} parts of a model:'
-        ' expected a single file. Merge the parts with llama.cpp\'s'
+        f'{path} is one of {gguf_header.shorten(parts)} parts of a model;'
+        ' wanted a single file. Merge the parts with llama.cpp\'s'
         ' `llama-gguf-split --merge`.')
   architecture = metadata.get('general.architecture')
   if architecture != 'llama':
@@ -139,13 +139,13 @@ def read_config(file: GgufFile) -> config_lib.ModelConfig:
   heads, width = found['attention.head_count'], found['embedding_length']
   if heads < 1:
     raise ValueError(
-        f'{file.path} has llama.attention.head_count = {heads}: expected a'
+        f'{file.path} has llama.attention.head_count = {heads}; wanted a'
         ' positive number. Convert the model again.')
   d_head = found.get('attention.key_length', width // heads)
   for key in ('attention.value_length', 'rope.dimension_count'):
     if found.get(key, d_head) != d_head:
       raise ValueError(
-          f'{file.path} has llama.{key} = {found[key]}: expected the head'
+          f'{file.path} has llama.{key} = {found[key]}; wanted the head'
           f' width {d_head}. Partial rotary positions and unequal head widths'
           ' are not implemented; use another model.')
   keys = gguf_tokenizer.ggml_keys(file.metadata)
@@ -190,7 +190,7 @@ def _llama3_scaling(
     if np.allclose(divisors, want, 1e-5, 0):
       return scaling
   raise ValueError(
-      f'{file.path} divides rotary frequencies by {_format(divisors)}: expected'
+      f'{file.path} divides rotary frequencies by {_format(divisors)}; wanted'
       f' the {config.d_head // 2} divisors of Llama 3.1 (bands 1 and 4 of 8192'
       ' tokens). Use the Hugging Face directory of this model.')
 
@@ -205,19 +205,19 @@ def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:
   missing = sorted(_REQUIRED - found.keys())
   if missing:
     raise ValueError(
-        f'{path} lacks the llama keys {missing}: expected'
+        f'{path} lacks the llama keys {missing}; wanted'
         f' {sorted(_REQUIRED)}. Convert the model again.')
   unknown = sorted(found.keys() - _REQUIRED - _OPTIONAL)
   if unknown:
     raise ValueError(
-        f'{path} has the unknown llama keys {gguf_header.shorten(unknown)}:'
-        ' expected only known keys, because another key may change the'
+        f'{path} has the unknown llama keys {gguf_header.shorten(unknown)};'
+        ' wanted only known keys, because another key may change the'
         ' computation. Use another file.')
   for key, value in found.items():
     kind = str if key == 'rope.scaling.type' else (int, float)
     if not isinstance(value, kind) or isinstance(value, bool):
       raise ValueError(
-          f'{path} has llama.{key} = {gguf_header.shorten(value)}: expected one'
+          f'{path} has llama.{key} = {gguf_header.shorten(value)}; wanted one'
           f' {"name" if kind is str else "number"}. Per-layer values are not'
           ' implemented; use another file.')
 
@@ -230,8 +230,8 @@ def _rope_scaling(
     return None
   if kind != 'linear':
     raise ValueError(
-        f'{path} has llama.rope.scaling.type = {gguf_header.shorten(kind)}:'
-        ' expected \'none\' or \'linear\'. Use the Hugging Face directory of'
+        f'{path} has llama.rope.scaling.type = {gguf_header.shorten(kind)};'
+        ' wanted \'none\' or \'linear\'. Use the Hugging Face directory of'
         ' this model.')
   return config_lib.RopeScaling(
       kind=kind, factor=_shortest_decimal(found.get('rope.scaling.factor', 1)))
@@ -281,7 +281,7 @@ def _check_format(file: GgufFile, tensor: gguf_header.Tensor) -> None:
     _dequantize(stored.reshape(-1, stored.shape[-1])[0], tensor)
   except NotImplementedError as error:
     raise ValueError(
-        f'{file.path} stores {tensor.name} as {tensor.kind.name}: expected a'
+        f'{file.path} stores {tensor.name} as {tensor.kind.name}; wanted a'
         ' format that the gguf package dequantizes (F32, F16, BF16, Q4_0 ..'
         ' Q8_0, Q2_K .. Q6_K, ...). Requantize it or use another file.'
     ) from error

@@ -112,8 +112,8 @@ def build(metadata: Mapping[str, Any], where: str) -> Any:
   template = metadata.get(_CHAT_TEMPLATE)
   if not isinstance(template, str | None):
     raise ValueError(
-        f'{where} has {_CHAT_TEMPLATE} = {gguf_header.shorten(template)}:'
-        ' expected text. Convert the model again with its tokenizer.')
+        f'{where} has {_CHAT_TEMPLATE} = {gguf_header.shorten(template)};'
+        ' wanted text. Convert the model again with its tokenizer.')
   import transformers  # pylint: disable=g-import-not-at-top
 
   make = transformers.PreTrainedTokenizerFast
@@ -126,7 +126,7 @@ def build(metadata: Mapping[str, Any], where: str) -> Any:
   except Exception as error:  # The tokenizers package raises this class.
     raise ValueError(
         f'The vocabulary in {where} gives no tokenizer'
-        f' ({gguf_header.shorten(str(error))}): expected byte-level BPE. The'
+        f' ({gguf_header.shorten(str(error))}); wanted byte-level BPE. The'
         ' file is damaged; download or convert it again.') from error
 
 
@@ -160,7 +160,7 @@ def _check(found: Mapping[str, Any], where: str) -> None:
   for key, values in wanted.items():
     if found.get(key) not in values:
       raise ValueError(
-          f'{where} has tokenizer.ggml.{key} = {shown(key)}: expected one of'
+          f'{where} has tokenizer.ggml.{key} = {shown(key)}; wanted one of'
           f' {list(values)}. Use the Hugging Face directory of this model,'
           ' which has a tokenizer.json.')
   _check_vocabulary(found, where)
@@ -168,16 +168,16 @@ def _check(found: Mapping[str, Any], where: str) -> None:
     key = f'{name}_token_id'
     if key in found and special_id(found, name) is None:
       raise ValueError(
-          f'{where} has tokenizer.ggml.{key} = {shown(key)}: expected an id'
+          f'{where} has tokenizer.ggml.{key} = {shown(key)}; wanted an id'
           f' below {len(found["tokens"])}, the number of tokens. Convert the'
           ' model again with its tokenizer.')
   if not isinstance(found.get('add_bos_token', False), int):
     raise ValueError(
-        f'{where} has tokenizer.ggml.add_bos_token = {shown("add_bos_token")}:'
-        ' expected true or false. Convert the model again with its tokenizer.')
+        f'{where} has tokenizer.ggml.add_bos_token = {shown("add_bos_token")};'
+        ' wanted true or false. Convert the model again with its tokenizer.')
   if found.get('add_bos_token') and 'bos_token_id' not in found:
     raise ValueError(
-        f'{where} has add_bos_token but no BOS token: expected'
+        f'{where} has add_bos_token but no BOS token; wanted'
         ' tokenizer.ggml.bos_token_id. Convert the model again.')
 
 
@@ -185,7 +185,7 @@ def _check_vocabulary(found: Mapping[str, Any], where: str) -> None:
   missing = [k for k in ('tokens', 'merges', 'token_type') if k not in found]
   if missing:
     raise ValueError(
-        f'{where} lacks tokenizer.ggml keys {missing}: expected a vocabulary,'
+        f'{where} lacks tokenizer.ggml keys {missing}; wanted a vocabulary,'
         ' its merges and its token types. Convert the model again with its'
         ' tokenizer.')
   tokens, merges, kinds = (
@@ -194,8 +194,8 @@ def _check_vocabulary(found: Mapping[str, Any], where: str) -> None:
           and len(kinds) == len(tokens)):
     raise ValueError(
         f'{where} has {_counted(tokens)} as tokens, {_counted(merges)} as'
-        f' merges and {_counted(kinds)} as token types: expected strings,'
-        ' strings, and one number a token. Convert the model again with its'
+        f' merges and {_counted(kinds)} as token types; wanted strings,'
+        ' strings, and one number per token. Convert the model again with its'
         ' tokenizer.')
 
 
@@ -240,7 +240,7 @@ def _merges(found: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
     raise ValueError(
         f'{where} has {len(tokens)} tokens, {len(vocab)} of them distinct, and'
         f' {len(broken)} invalid merges (first:'
-        f' {gguf_header.shorten(broken[:1])}): expected distinct tokens, and'
+        f' {gguf_header.shorten(broken[:1])}); wanted distinct tokens, and'
         ' merges that join two tokens into a third. The file is damaged;'
         ' download it again.')
   return merges

@@ -4,7 +4,7 @@ Like llama.cpp's converter, the writer reorders the rows of W_Q and W_K so that
 rotary pairs are adjacent, and stores the vocabulary of a byte-level tokenizer.
 It omits other tokenizers; llama.cpp then accepts token ids only.
 
-Example, after `python -m mansu_jax.main --workdir=run ...`:
+These lines convert the model of `python -m mansu_jax.main --workdir=run ...`:
 
     model = loading.load('run/model')
     gguf_writer.write(

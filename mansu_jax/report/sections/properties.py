@@ -45,8 +45,8 @@ _PROPERTIES = {
         'structural erasure', 'structural erasure', 'CAD',
         'passes if CAD is above, and AS-NC within, all of their nulls at every'
         ' precision',
-        'Whether attribution on the circuit changed by more than other causes'
-        ' explain, and not only the answer.', '', False),
+        'Whether attribution on the circuit fades more than under every null'
+        ' model.', '', False),
 }
 _NULLS = {
     'prompt_halves': 'prompt halves', 'base_quantized': 'the quantized base',

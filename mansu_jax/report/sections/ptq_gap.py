@@ -43,7 +43,7 @@ def _gap_table(record: Record) -> document.Table:
       ('quantizer', *(name for _, name, _ in _GAPS)), rows,
       caption='Differences of accuracy [95 % interval]. PTQ gap: of the'
       ' unlearned model. PTQ gap of the base: the same difference for the base'
-      ' model. Base-adjusted gap: the first minus the second.')
+      ' model. Base-adjusted gap: PTQ gap minus PTQ gap of the base.')
 
 
 def _gap_tests(record: Record) -> document.Table:

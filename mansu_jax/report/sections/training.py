@@ -70,8 +70,8 @@ def _retain_kl(found: Record) -> str:
 def _swapped(found: Record) -> str:
   return (
       'Swapped-subject prompts ask retain questions about the'
-      f' {found["subjects"]} forgotten subjects, and training holds the base\'s'
-      f' answers to them. {found["kept"]} prompts were used.'
+      f' {found["subjects"]} forgotten subjects, and training preserves the'
+      f' base\'s answers to them. {found["kept"]} prompts were used.'
       f' {found["leaking"]} were dropped because the base completes them with a'
       f' forget answer, and {found["asked_elsewhere"]} because the forget or'
       ' evaluation questions contain them. Forget facts without a subject:'

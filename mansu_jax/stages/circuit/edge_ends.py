@@ -72,10 +72,11 @@ def _choose(
       select.rank(values, 'edge', options, config, costs), values)
   if not ranking.node.size:
     raise ValueError(
-        f'The circuit of --circuit_edges={options.edges} stands for no weights:'
-        ' no edge ends at a head or MLP of the layers that may change; wanted'
-        ' at least one. Raise --circuit_edges, widen --circuit_first_layer and'
-        ' --circuit_last_layer, or give another --circuit_edge_selection.')
+        f'No edge selected by --circuit_edges={options.edges} starts or ends at'
+        ' a head or MLP of the layers that may change, so no weight may change;'
+        ' wanted at least one such edge. Raise --circuit_edges, widen'
+        ' --circuit_first_layer and --circuit_last_layer, or give another'
+        ' --circuit_edge_selection.')
   return ranking, select.within_budget(ranking, options.budget, config)
 
 

@@ -100,8 +100,8 @@ def check_not_empty(
   other = 'top' if options.edge_selection == 'greedy' else 'greedy'
   raise ValueError(
       f'--circuit_edges={options.edges} and --circuit_edge_selection='
-      f'{options.edge_selection} give a circuit of no edge: no selected edge'
-      ' lies on a path from the input to the logits; wanted at least one.'
+      f'{options.edge_selection} select no path of edges from the input to the'
+      ' logits; wanted at least one.'
       f' Raise --circuit_edges, give --circuit_edge_selection={other}, or a'
       ' larger --circuit_per_layer_cap'
       f' ({options.per_layer_cap:g} now).')

@@ -94,7 +94,7 @@ def measure(
   present = own.sums.counts > 0
   if present.sum() < _FEWEST:
     return {'reason': (
-        f'the pairs that the model answers are of {present.sum()} facts; halves'
+        f'the pairs that the model answers cover {present.sum()} facts; halves'
         f' need at least {_FEWEST}')}, None
 
   def make():
@@ -180,8 +180,8 @@ def _compare_phrasing(settings, method, own, pairs):
              'facts': len(facts)}
   if len(facts) < _FEWEST:
     return account | {'reason': (
-        f'the model answers {len(found.pairs)} of them, of {len(facts)} facts;'
-        f' wanted {_FEWEST}')}
+        f'the model answers {len(found.pairs)} pairs on {len(facts)} facts;'
+        f' wanted at least {_FEWEST} facts')}
   most = settings.circuit.pairs
   try:
     faithfulness.spread(

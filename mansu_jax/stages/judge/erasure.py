@@ -290,7 +290,7 @@ def _as_nc(job: _Job, models: Models) -> dict[str, Any]:
   if not any(nodes[kind].any() for kind in graph.KINDS):
     raise NothingOutside(
         f'the circuit holds every node of --attribution_level={level}, so no'
-        ' node is off it')
+        ' node lies outside it')
   return _divergence(
       job, pairs, models, nodes, draw and (lambda rng: outside(draw(rng))),
       'AS-NC')

@@ -125,7 +125,7 @@ def make_record(
     changes: dict[str, weight_change.Change] | None = None,
     training: dict[str, Any] | None = None,
     earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-  """The JSON-able record, which the report renders (see the contract).
+  """The JSON-able `record.json` of a run, which the report renders.
 
   Args:
     config: the run's, which the record holds.
@@ -142,6 +142,12 @@ def make_record(
     changes: from `weight_change.compare`; None computes it.
     training: from `describe_training`; None if nothing was trained.
     earlier: environments in which a resumed run ran before.
+
+  Returns:
+    The verdict and its `properties`; accuracy, PTQ gaps and perplexity; how
+    much of the edit survives each quantizer; the weights that moved; structural
+    measures, circuit and training history; sample answers; and the model, data,
+    config, environment and stages behind them.
   """
   answers = verdict.Answers(
       evaluator, measured, resamples=config.eval.bootstrap, seed=config.seed)

@@ -142,14 +142,14 @@ def check_audit(
 def _no_tokenizer_error(
     base: str, model: str, *, calibrates: bool) -> ValueError:
   """The error for an audit that must encode text without a tokenizer."""
-  reason, remedy = 'the data need one', 'the data'
+  reason, without = 'the data need one', 'data'
   if calibrates:
     reason = 'a calibrated quantizer needs one to encode its text'
-    remedy = 'that quantizer and the data'
+    without = 'data and calibrated quantizers'
   return ValueError(
       f'Neither --base={base} nor --model={model} has a tokenizer, but'
       f' {reason}; wanted tokenizer.json beside the weights of one. Copy it'
-      f' there, or leave {remedy} out.')
+      f' there, or run without {without}.')
 
 
 def check_attribute(
@@ -244,8 +244,9 @@ def _check_num_edges(
         options.edges)
   elif options.edges > allowed:
     raise ValueError(
-        f'--circuit_edges={options.edges}, but the model has {allowed} edges'
-        ' within the given layers and cap; wanted at most that. Lower it.')
+        f'--circuit_edges={options.edges} exceeds the number of edges within'
+        f' the given layers and cap; wanted at most {allowed}. Lower'
+        ' --circuit_edges.')
 
 
 def _check_num_facts(

@@ -153,7 +153,7 @@ def _check_disjoint(
       raise ValueError(
           f'The document of kind {document.kind!r} that starts with'
           f' {document.text[:40]!r} is in both {flag} and'
-          ' --data_heldout_text; wanted heldout text that nothing else uses.'
+          ' --data_heldout_text; wanted held-out text that no other flag names.'
           ' Remove it from one of them.')
 
 

@@ -71,7 +71,7 @@ def prompts(
     raise ValueError(
         f'--unlearn_swapped_batch={options.swapped_batch}, but every'
         ' swapped-subject prompt is a question of the forget set or of the'
-        ' evaluation; wanted some that are not. Add retain facts of other'
+        ' evaluation; wanted at least one new prompt. Add retain facts of other'
         ' relations, or give --unlearn_swapped_batch=0.')
   return chosen, {
       'subjects': len(subjects), 'asked_elsewhere': skipped,
@@ -158,10 +158,9 @@ def check(
   for prompt, ids in zip(chosen, encoded):
     if len(ids) > max_position:
       raise ValueError(
-          f'The swapped-subject prompt {prompt.text!r} has {len(ids)} tokens,'
-          f' but the model has positions up to {max_position}; wanted at most'
-          ' that. Shorten the retain prompts, or give'
-          ' --unlearn_swapped_batch=0.')
+          f'The swapped-subject prompt {prompt.text!r} has {len(ids)} tokens;'
+          f' wanted at most {max_position}, the positions of the model. Shorten'
+          ' the retain prompts, or give --unlearn_swapped_batch=0.')
 
 
 def _encode(
@@ -214,8 +213,9 @@ def spans(
   if not kept.size:
     raise ValueError(
         f'The base completes each of the {len(chosen)} swapped-subject prompts'
-        ' with a forget answer; wanted some that it does not. Add retain facts'
-        ' of other relations, or give --unlearn_swapped_batch=0.')
+        ' with a forget answer; wanted at least one prompt that it completes'
+        ' otherwise. Add retain facts of other relations, or give'
+        ' --unlearn_swapped_batch=0.')
   return made.take(kept), counts
 
 

@@ -60,13 +60,14 @@ def check_questions(
     source = question.source or question.id
     if max(ids) >= shapes.vocab_size:
       raise ValueError(
-          f'{source}: the tokenizer gives token {max(ids)}, but the model has'
-          f' {shapes.vocab_size} tokens; wanted ids below that. Use the'
+          f'{source}: the tokenizer gives token id {max(ids)}; wanted ids below'
+          f' {shapes.vocab_size}, the vocabulary of the model. Use the'
           ' tokenizer that belongs to the weights.')
     if length > shapes.max_position:
       raise ValueError(
-          f'{source}: has {length} tokens, but the model has positions up to'
-          f' {shapes.max_position}; wanted at most that. Shorten the prompt.')
+          f'{source}: has {length} tokens; wanted at most'
+          f' {shapes.max_position}, the positions of the model. Shorten the'
+          ' prompt.')
 
 
 def check_pairs(
@@ -85,7 +86,8 @@ def check_pairs(
     if max(ids) >= shapes.vocab_size or (
         len(pair.clean_ids) > shapes.max_position):
       raise ValueError(
-          f'{source}: pair {i + 1} has token {max(ids)} and'
-          f' {len(pair.clean_ids)} tokens, but the model has'
-          f' {shapes.vocab_size} tokens and {shapes.max_position} positions;'
-          ' wanted less. Encode it with the tokenizer of the model.')
+          f'{source}: pair {i + 1} has token id {max(ids)} and'
+          f' {len(pair.clean_ids)} tokens; wanted ids below'
+          f' {shapes.vocab_size}, the vocabulary of the model, and at most'
+          f' {shapes.max_position} tokens, its positions. Encode the pair with'
+          ' the tokenizer of the model, and shorten long prompts.')

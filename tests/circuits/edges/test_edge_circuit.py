@@ -69,7 +69,7 @@ class FileTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'n_heads = 9, but this one has 2'):
       read(good | {'cfg': good['cfg'] | {'n_heads': 9}})
     for name in ('m1->m0', 'x->logits'):
-      with self.assertRaisesRegex(ValueError, f'{name}.*is no edge'):
+      with self.assertRaisesRegex(ValueError, f'{name}.*is not an edge'):
         read(good | {'edges': {name: {'score': 1.0, 'in_graph': True}}})
 
   def test_wrong_types(self):
@@ -98,7 +98,7 @@ class FileTest(absltest.TestCase):
         (nodes([True]), "node 'm0' is \\[true\\]; wanted an object"),
         (nodes({'in_graph': 'no'}), "'in_graph' of 'm0' is \"no\""),
         (nodes({'neurons': [True]}), "'m0' has 'neurons'.*without neurons"),
-        ({'nodes': {'m9': {}}}, "'m9', which is no node of this model")):
+        ({'nodes': {'m9': {}}}, "'m9', which is not a node of this model")):
       with self.subTest(message):
         with self.assertRaisesRegex(ValueError, f'^x.json.*{message}'):
           edge_circuit.from_json(good | change, cfg, 'x.json')

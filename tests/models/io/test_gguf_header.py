@@ -174,8 +174,8 @@ class LoadTest(parameterized.TestCase):
                   extra={'split.count': 2})
 
   def test_widths_that_no_tensor_has(self):
-    self._refused("config, which has .'num_heads . d_head': 4294967296.: "
-                  'expected at most 104', extra={
+    self._refused("config, which has .'num_heads . d_head': 4294967296.; "
+                  'wanted at most 104', extra={
                       'llama.attention.key_length': 2**30})
 
   @parameterized.parameters(
@@ -187,7 +187,7 @@ class LoadTest(parameterized.TestCase):
         'bos_and_eos': (0, 1)},
        'vocabulary in .*x.gguf gives no tokenizer .*a:b:c'),
       ({'add': lambda writer: writer.add_uint32('tokenizer.chat_template', 1)},
-       'chat_template = 1: expected text'))
+       'chat_template = 1; wanted text'))
   def test_vocabularies(self, changes, message):
     self._refused(message, **changes)
 

@@ -126,13 +126,13 @@ class RefuseTest(parameterized.TestCase):
       ('extra', _with('rope_extra.weight', np.ones(3, np.float32)),
        'extra 1 .rope_extra.weight.'),
       ('divisors', _with('rope_freqs.weight', np.float32([1, 2, 3])),
-       'by 1, 2, 3: expected the 3 divisors of Llama 3.1'),
+       'by 1, 2, 3; wanted the 3 divisors of Llama 3.1'),
       ('few_divisors', _with('rope_freqs.weight', np.ones(2, np.float32)),
-       'by 1, 1: expected the 3 divisors'),
+       'by 1, 1; wanted the 3 divisors'),
       ('shape', _with('blk.0.ffn_up.weight', np.ones((40, 23), np.float32)),
        r'wrong shape: 1 .blk.0.ffn_up.weight \(40, 23\) .wanted \(40, 24\)'),
       ('no_embedding', _without('token_embd.weight'),
-       'The tokenizer of .* has 104 tokens: expected at most 1, the rows'))
+       'The tokenizer of .* has 104 tokens; wanted at most 1, the rows'))
   def test_tensors(self, change, message):
     self._refused(message, change_tensors=change)
 
@@ -147,11 +147,11 @@ class RefuseTest(parameterized.TestCase):
                   extra={key: 4})
 
   def test_partial_rotary(self):
-    self._refused('rope.dimension_count = 2: expected the head width 6',
+    self._refused('rope.dimension_count = 2; wanted the head width 6',
                   extra={'llama.rope.dimension_count': 2})
 
   def test_tokenizer_kind(self):
-    self._refused("ggml.pre = 'tekken': expected", pre='tekken')
+    self._refused("ggml.pre = 'tekken'; wanted", pre='tekken')
 
   def test_every_truncation_is_one_clear_error(self):
     path = tiny.temp_dir(self) / 'x.gguf'

@@ -221,10 +221,10 @@ class RefuseTest(parameterized.TestCase):
       ('many_layers', {'num_hidden_layers': 2 * 10**9},
        '29 tensors, but its config has 2000000000'),
       ('heads', {'num_key_value_heads': 3}, '4 query heads for 3'),
-      ('text', {'hidden_size': 'wide'}, "hidden_size = 'wide': expected int"),
-      ('bool', {'num_hidden_layers': True}, 'True: expected int'),
-      ('null', {'vocab_size': None}, 'vocab_size = None: expected int'),
-      ('rope', {'rope_scaling': 'linear'}, "'linear': expected dict"))
+      ('text', {'hidden_size': 'wide'}, "hidden_size = 'wide'; wanted int"),
+      ('bool', {'num_hidden_layers': True}, 'True; wanted int'),
+      ('null', {'vocab_size': None}, 'vocab_size = None; wanted int'),
+      ('rope', {'rope_scaling': 'linear'}, "'linear'; wanted dict"))
   def test_config(self, changes, message):
     path = _write(self)
     _change_config(path, **changes)
@@ -322,7 +322,7 @@ class RefuseTest(parameterized.TestCase):
     tokenizers.Tokenizer(tokenizers.models.WordLevel(
         {f'w{i}': i for i in range(105)}, 'w0')).save(
             str(path / 'tokenizer.json'))
-    self._refused(path, 'has 105 tokens: expected at most 104')
+    self._refused(path, 'has 105 tokens; wanted at most 104')
 
   @absltest.mock.patch.object(huggingface_hub.HfApi, 'model_info',
                               side_effect=ConnectionError('no network'))
@@ -369,8 +369,8 @@ class ConfigTest(parameterized.TestCase):
          cfg.eos_token_id), (2, 4, 1e-6, 1e4, False, 2048, 1, 2))
 
   @parameterized.parameters(
-      ({'d_head': 5}, 'd_head = 5: expected an even width'),
-      ({'num_layers': 0}, 'num_layers = 0: expected a positive'),
+      ({'d_head': 5}, 'd_head = 5; wanted an even width'),
+      ({'num_layers': 0}, 'num_layers = 0; wanted a positive'),
       ({'num_heads': True}, 'num_heads = True'),
       ({'norm_eps': 0.0}, 'norm_eps = 0.0'))
   def test_bad_values(self, changes, message):
@@ -380,7 +380,7 @@ class ConfigTest(parameterized.TestCase):
   @parameterized.parameters(
       ({'kind': 'yarn', 'factor': 2.0}, "scaling 'yarn' is not implemented"),
       ({'kind': 'linear', 'factor': 0.5}, 'factor is 0.5'),
-      ({'kind': 'llama3', 'factor': 2.0}, 'expected all three'),
+      ({'kind': 'llama3', 'factor': 2.0}, 'wanted all three'),
       ({'kind': 'linear', 'factor': 2.0, 'low_freq_factor': 1.0}, 'none'))
   def test_bad_scaling(self, fields, message):
     with self.assertRaisesRegex(ValueError, message):

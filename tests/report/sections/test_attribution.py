@@ -114,11 +114,11 @@ class ContentTest(cases.ReportTest):
   def test_what_could_not_be_compared_says_why(self):
     text = self.page(attribution_records.nodes()).text
     self.assertIn('Far phrasings (forget_far) were not compared: the model'
-                  ' answers 2 of them', text)
+                  ' answers 2 pairs', text)
     self.assertIn('59 facts, drawn with replacement 100 times', text)
     self.assertIn('16 groups of 59 facts',
                   self.page(attribution_records.edges()).text)
-    self.assertIn('Not measured: the pairs are of 3 facts',
+    self.assertIn('Not measured: the pairs cover 3 facts',
                   self.page(attribution_records.bare()).text)
 
   def test_largest_scores(self):

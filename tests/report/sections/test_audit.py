@@ -44,7 +44,7 @@ class AuditTest(cases.ReportTest):
 
   def test_what_was_not_measured_is_listed_and_has_no_section(self):
     page = self.page(records.bare_audit())
-    rows = page.table('not measured', 'data it needs, or reason')
+    rows = page.table('not measured', 'missing data, or reason')
     self.assertEqual([row[0] for row in rows], [
         'accuracy on forget', 'accuracy on forget_paraphrase',
         'accuracy on forget_far', 'accuracy on retain',
@@ -55,7 +55,7 @@ class AuditTest(cases.ReportTest):
     self.assertNotRegex(page.text, r'\b(nan|None|inf)\b')
     self.assertEqual(
         [row[0] for row in self.page(records.audit()).table(
-            'not measured', 'data it needs, or reason')],
+            'not measured', 'missing data, or reason')],
         ['accuracy on forget_far'])
 
   def test_moved_weights_are_the_records(self):

@@ -71,16 +71,16 @@ class EmptyTest(absltest.TestCase):
   def test_a_circuit_that_pruning_empties(self):
     scores = self._scores(('m0', 'logits'))
     with self.assertRaisesRegex(ValueError, (
-        '--circuit_edges=1 and .*=greedy give a circuit of no edge.*Raise')):
+        '--circuit_edges=1 and .*=greedy select no path of edges.*Raise')):
       self._find(scores, '--circuit_edges=1')
     circuit = edge_circuit.EdgeCircuit(_REAL & False, scores)
-    with self.assertRaisesRegex(ValueError, '=top give .*selection=greedy'):
+    with self.assertRaisesRegex(ValueError, '=top select .*selection=greedy'):
       edge_selection.check_not_empty(
           _parse('--circuit_edge_selection=top').circuit, circuit)
 
   def test_a_circuit_without_weights(self):
     with self.assertRaisesRegex(
-        ValueError, 'of --circuit_edges=1 stands for no weights.*Raise'):
+        ValueError, 'by --circuit_edges=1 starts or ends at .*Raise'):
       self._find(self._scores(('input', 'logits')), '--circuit_edges=1')
 
   def test_a_budget_below_the_first_node(self):

@@ -163,7 +163,7 @@ class MeasureTest(absltest.TestCase):
         for kind, shape in graph.shapes(_CONFIG).items()}))
     self.assertEqual(got['as_nc'], {})
     self.assertEqual(got['S']['passed'], 'inconclusive')
-    self.assertIn('no node is off it', got['S']['reason'])
+    self.assertIn('no node lies outside it', got['S']['reason'])
     self.assertNotIn('random_circuits', got['cad']['nulls'])
 
 

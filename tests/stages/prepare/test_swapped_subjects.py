@@ -175,7 +175,7 @@ class SwappedSubjectsTest(parameterized.TestCase):
         seed=config.seed, chat=False)
     check(128)
     with self.assertRaisesRegex(
-        ValueError, r'has \d+ tokens, but the model has positions up to 4'):
+        ValueError, r'has \d+ tokens; wanted at most 4'):
       check(4)
 
 
