@@ -149,16 +149,12 @@ def measure(
     randoms = [compare(before, after, some) for some in drawn]
     nulls['random_circuits'] = _null(
         np.array([one(uniform) for one in randoms])) | {
-            'same': sum(_same(nodes, some) for some in drawn),
+            'same': sum(graph.equal(nodes, some) for some in drawn),
             'difference_interval': interval(values - np.mean(
                 [one(draws) for one in randoms], axis=0))}
   return {'value': float(main(uniform)),
           'interval': interval(values),
           'pairs': int(groups.size), 'nulls': nulls}
-
-
-def _same(one: graph.Circuit, other: graph.Circuit) -> bool:
-  return all(np.array_equal(one[kind], other[kind]) for kind in graph.KINDS)
 
 
 def _null(values: np.ndarray) -> dict[str, Any]:
