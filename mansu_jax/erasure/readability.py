@@ -158,13 +158,10 @@ def judge(found: dict[str, Any]) -> dict[str, Any]:
     found: from `measure`.
   """
   nulls, avoided = found['nulls'], found['avoided']
-  low, high = avoided['interval']
   checks = {
       'within_guessing': verdict.within(
           found, nulls['guessing']['level_95']),
-      'not_avoided': verdict.within(
-          {'value': -avoided['value'], 'interval': [-high, -low]},
-          -avoided['guessing_level_5']),
+      'not_avoided': verdict.beyond(avoided, avoided['guessing_level_5']),
       'below_prompt_halves': bool(
           found['value'] < nulls['prompt_halves']['level_5'])}
   for name, null in nulls.items():

@@ -172,13 +172,6 @@ def perplexities(
   return {'perplexity': pooled, 'perplexity_by_text': kinds}
 
 
-def _judge(low: float | None, high: float | None, passes, fails):
-  """True, False or 'inconclusive', from two tests of an interval."""
-  if passes(low, high):
-    return True
-  return False if fails(low, high) else verdict.INCONCLUSIVE
-
-
 def property_f(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
   """Meaningful forgetting: phi, in full precision, pooled and by phrasing."""
   rows = answers.rows(FORGOTTEN)
@@ -190,10 +183,7 @@ def property_f(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
       answers.correct('unlearned', p, rows), answers.chance(rows), rows=rows)
              for p in precisions}
   fp = entries['fp']
-  low, high = fp['interval']
-  passed = _judge(
-      low, high, lambda l, h: l is not None and l >= PHI,
-      lambda l, h: h is not None and h < PHI)
+  passed = verdict.at_least(fp['interval'], PHI)
   worst = _worst_form(answers, rows, precisions)
   if worst is not None and worst['interval'][1] < PHI:
     passed = False
@@ -244,9 +234,7 @@ def property_r(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
       statistics.paired_drop, answers.correct('base', p, rows),
       answers.correct('unlearned', p, rows), rows=rows) for p in precisions}
   fp = entries['fp']
-  passed = _judge(
-      fp['interval'][0], fp['upper'], lambda l, h: h <= DROP,
-      lambda l, h: l > DROP)
+  passed = verdict.at_most((fp['interval'][0], fp['upper']), DROP)
   return fp | {'threshold': DROP, 'passed': passed, 'by_precision': entries,
                'measure': 'accuracy drop, retain and retain_heldout'}
 
@@ -261,9 +249,8 @@ def property_q(gap_entries: dict[str, Any]) -> dict[str, Any]:
   badness = lambda item: (recovers(item[1]), item[1]['upper'])
   worst = max(gap_entries['ptq_gap'].items(), key=badness)
   entry = worst[1]
-  passed = _judge(
-      entry['interval_of_all'][0], entry['upper'], lambda l, h: h <= GAP,
-      lambda l, h: l > GAP)
+  passed = verdict.at_most(
+      (entry['interval_of_all'][0], entry['upper']), GAP)
   return entry | {
       'threshold': GAP, 'passed': passed, 'scheme': worst[0],
       'measure': 'acc(quantized) - acc(fp), one-sided upper 95 % bound'}
