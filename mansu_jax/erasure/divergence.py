@@ -134,7 +134,7 @@ def measure(
   interval = lambda draws: intervals.interval(draws, facts)
   rng = np.random.default_rng(seed)
   main, same = compare(before, after, nodes), compare(before, before, nodes)
-  draws = np.stack([resampling.weights(groups, rng) for _ in range(resamples)])
+  draws = resampling.weights(groups, resamples, rng)
   uniform, values = _uniform(groups.size), main(draws)
   halves = np.array([
       same(*resampling.halves(groups, rng)) for _ in range(resamples)])

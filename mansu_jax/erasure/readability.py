@@ -118,7 +118,7 @@ def measure(
         f'the best layer of the base answers {held:.2f} of the'
         f' {right.size} questions; wanted more than guessing reaches,'
         f' {level:.2f} (95 % level)')
-  weights = np.stack([resampling.weights(facts, rng) for _ in range(resamples)])
+  weights = resampling.weights(facts, resamples, rng)
   uniform = np.full((1, right.size), 1 / right.size)
 
   def share(name, weights):

@@ -32,6 +32,7 @@ import numpy as np
 from scipy import special
 
 from mansu_jax.statistics import intervals
+from mansu_jax.statistics import resampling
 
 RESAMPLES = 4000
 LEVEL = intervals.LEVEL
@@ -121,11 +122,8 @@ def estimate(
 @functools.lru_cache(maxsize=2)
 def _weights(count: int, resamples: int, seed: int) -> np.ndarray:
   """Count of each fact in each resample, [resamples, facts] float64."""
-  rng = np.random.default_rng(seed)
-  drawn = rng.integers(count, size=(resamples, count))
-  drawn += count * np.arange(resamples)[:, None]
-  weights = np.bincount(drawn.ravel(), minlength=resamples * count)
-  weights = weights.reshape(resamples, count).astype(np.float64)
+  weights = resampling.counts(
+      count, resamples, np.random.default_rng(seed)).astype(np.float64)
   weights.flags.writeable = False  # Cached.
   return weights
 

@@ -38,6 +38,11 @@ class IntervalTest(absltest.TestCase):
     self.assertLess(low, 10.0)
     self.assertAlmostEqual(low, 1000 - high, delta=1e-6)
 
+  def test_the_central_range_is_not_widened(self):
+    draws = np.random.default_rng(0).normal(size=1000)
+    low, high = intervals.central_range(draws)
+    self.assertEqual(((draws < low).sum(), (draws > high).sum()), (25, 25))
+
   def test_nan_is_unbounded(self):
     draws = np.concatenate([np.arange(1000.0), np.full(100, np.nan)])
     self.assertEqual(intervals.percentiles(draws, 1, 0.025), (-np.inf, np.inf))

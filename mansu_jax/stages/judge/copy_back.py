@@ -82,8 +82,9 @@ def measure(
 def _weights(facts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
   """Weights of the questions: even, then resampled by fact, [1 + draws, m]."""
   rng = np.random.default_rng(seed)
-  return np.stack([np.full(facts.size, 1 / facts.size)] + [
-      resampling.weights(facts, rng) for _ in range(resamples)])
+  return np.concatenate([
+      np.full((1, facts.size), 1 / facts.size),
+      resampling.weights(facts, resamples, rng)])
 
 
 def _share(
