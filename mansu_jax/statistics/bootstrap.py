@@ -222,6 +222,15 @@ def columns_by_fact(
   return np.stack(list(arrays.values()), 1), index.reshape(-1)
 
 
+def check_binary(columns: np.ndarray, names: list[str]) -> None:
+  """Raises ValueError unless all values [n, C] are 0 or 1."""
+  if not np.isin(columns, (0.0, 1.0)).all():
+    raise ValueError(
+        f'{", ".join(names)} hold values other than 0 and 1; wanted 1 for'
+        ' right and 0 for wrong answers. Use `gaps.mean_difference` for other'
+        ' values.')
+
+
 def _check_options(level: float, resamples: int) -> None:
   if not 0.5 < level < 1 or resamples < 100:
     raise ValueError(

@@ -11,6 +11,11 @@ LEVEL = 0.95  # Coverage of all intervals, and level of all nulls.
 CENTRAL = (0.025, 0.975)  # Ends of the central range, as probabilities.
 
 
+def bonferroni(count: int) -> float:
+  """The level of each of `count` intervals that jointly have `LEVEL`."""
+  return 1 - (1 - LEVEL) / count
+
+
 def expanded(tail: float, count: int) -> float:
   """The tail probability at which to read a percentile interval.
 

@@ -28,6 +28,13 @@ class ExpandedTest(parameterized.TestCase):
     self.assertGreater(held, plain)
 
 
+class BonferroniTest(absltest.TestCase):
+
+  def test_errors_add_up_to_that_of_one_interval(self):
+    self.assertEqual(intervals.bonferroni(1), intervals.LEVEL)
+    self.assertAlmostEqual(1 - intervals.bonferroni(5), 0.01)
+
+
 class IntervalTest(absltest.TestCase):
 
   def test_interval(self):
