@@ -107,17 +107,17 @@ def worst_forgetting(
   Returns:
     The group and its phi; None if no group has a bounded phi.
   """
-  base, unlearned, chance, facts, groups = map(
-      np.asarray, (base, unlearned, chance, facts, groups))
+  columns = [np.asarray(column) for column in (base, unlearned, chance)]
+  ids, names = np.asarray(facts), np.asarray(groups)
   judged = {}
-  for name in dict.fromkeys(groups.tolist()):
-    rows = groups == name
-    lead = (base[rows] - chance[rows]).mean()
-    if np.unique(facts[rows]).size >= least_facts and lead > 0:
+  for name in dict.fromkeys(names.tolist()):
+    rows = names == name
+    lead = (columns[0][rows] - columns[2][rows]).mean()
+    if np.unique(ids[rows]).size >= least_facts and lead > 0:
       judged[name] = rows
   found = {
       name: forgetting(
-          base[rows], unlearned[rows], chance[rows], facts[rows].tolist(),
+          *(column[rows] for column in columns), ids[rows].tolist(),
           level=intervals.bonferroni(len(judged)), resamples=resamples,
           seed=seed)
       for name, rows in judged.items()}
