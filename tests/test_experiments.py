@@ -18,7 +18,7 @@ from experiments import circuit_worth
 from experiments import circuit_worth_table
 from mansu_jax import quant
 from mansu_jax.deployment import relearning_attack
-from mansu_jax.statistics import statistics
+from mansu_jax.statistics import gaps
 from tests import runs
 
 _FOLDER = pathlib.Path(__file__).parents[1] / 'experiments'
@@ -141,7 +141,7 @@ class OverCircuitsTest(absltest.TestCase):
     for (own, others, facts), (value, low, high) in zip((alike, unlike), got):
       self.assertAlmostEqual(value, own.mean() - others.mean())
       self.assertBetween(value, low, high)
-      by_fact = statistics.interval(own - others.mean(0), facts).interval
+      by_fact = gaps.mean_difference(own - others.mean(0), facts).interval
       self.assertGreater(high - low, by_fact[1] - by_fact[0])
     (_, low, high), (_, low_unlike, high_unlike) = got
     self.assertGreater(high_unlike - low_unlike, 3 * (high - low))

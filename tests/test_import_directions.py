@@ -25,7 +25,7 @@ _MAY_IMPORT = {
     'quant': ('runtime.memory',),
     'data': _FIRST,
     'models': (*_FIRST, 'quant', 'data'),
-    'circuits': _MODEL,
+    'circuits': (*_MODEL, 'statistics'),
     'erasure': (*_MODEL, 'circuits', 'statistics'),
     'transforms': ('quant',),
     'unlearn': (*_FIRST, 'data', 'transforms'),

@@ -53,6 +53,21 @@ class Circuit:
     return (int(held[0]), int(held[-1]) + 1) if held.size else (0, 0)
 
 
+def equal(
+    one: Circuit, other: Circuit, kinds: Iterable[str] = KINDS) -> bool:
+  """Whether two circuits hold the same nodes, of some kinds."""
+  return all(np.array_equal(one[kind], other[kind]) for kind in kinds)
+
+
+def equal_in_effect(one: Circuit, other: Circuit) -> bool:
+  """Whether patching two circuits gives the same activations.
+
+  Key/value heads act through their query heads, so patching does not see them.
+  They own weights and enter CAD, where `equal` compares circuits instead.
+  """
+  return equal(one, other, acting(KINDS))
+
+
 def shapes(config: model_config.ModelConfig) -> dict[str, tuple[int, int]]:
   """`{kind: (layers, nodes per layer)}` of a model."""
   return {

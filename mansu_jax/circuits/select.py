@@ -210,12 +210,6 @@ def fills(circuit: graph.Circuit, layers: range) -> bool:
   return all(nodes.all() or not nodes.any() for nodes in parts)
 
 
-def same(one: graph.Circuit, other: graph.Circuit) -> bool:
-  """Whether two circuits hold the same neurons and the same query heads."""
-  return all(np.array_equal(one[kind], other[kind])
-             for kind in graph.acting(graph.KINDS))
-
-
 def count_same(count: int, draws: int, compared: str) -> dict[str, Any]:
   """The record's entry of random circuits that equal the circuit.
 

@@ -31,11 +31,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from mansu_jax.statistics import intervals
+from mansu_jax.statistics import resampling
+
 Select = Callable[[np.ndarray], np.ndarray]  # Mean scores [n] -> bool [n].
 
 GROUPS = 16  # Groups of facts where sums per fact would take too much memory.
 _FIRM = 0.95  # Share of the resamples that select a firm candidate.
-_TAILS = (0.025, 0.975)
 _SUBSETS = 64  # Most subsets of the jackknife.
 
 
@@ -120,22 +122,19 @@ def resampled(
     of draws that select each candidate, [n].
   """
   rng = np.random.default_rng(seed)
-  size = len(sums.counts)
   times, overlaps = np.zeros(reference.size), []
-  for _ in range(draws):
-    weights = np.bincount(rng.integers(size, size=size), minlength=size)
+  for weights in resampling.counts(len(sums.counts), draws, rng):
     got = select(sums.mean(weights))
     times += got
     overlaps.append(overlap(reference, got))
-  account = _named(('jaccard', 'kept'), overlaps)
-  account['firm'] = float((times[reference] >= _FIRM * draws).mean())
-  return account, times / draws
+  firm = float((times[reference] >= _FIRM * draws).mean())
+  return _named(('jaccard', 'kept'), overlaps) | {'firm': firm}, times / draws
 
 
 def halvings(size: int, draws: int, seed: int) -> np.ndarray:
   """The groups in the first half of each random halving, bool [draws, K]."""
   rng = np.random.default_rng(seed)
-  return np.stack([rng.permutation(size) < size // 2 for _ in range(draws)])
+  return np.stack([resampling.first_half(size, rng) for _ in range(draws)])
 
 
 def halves(sums: Sums, select: Select, firsts: np.ndarray) -> dict[str, Any]:
@@ -187,7 +186,7 @@ def compare_phrasings(
   fewer = max(1, size // 4)
   left_out = np.array([compare(row) for row in _without(size, fewer)])
   error = np.sqrt((size - fewer) / fewer * left_out.var(0))
-  half = stats.t.ppf(_TAILS[1], size - 1) * error
+  half = stats.t.ppf(intervals.CENTRAL[1], size - 1) * error
   low, high = (np.clip(end, (0, 0, -1, -1), 1)
                for end in (values - half, values + half))
   return {name: {'value': float(v), 'interval': [float(a), float(b)]}
@@ -231,6 +230,6 @@ def _named(
     names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, Any]:
   """Mean and 95 % range of each column."""
   columns = np.array(rows).T
-  return {name: {'mean': float(column.mean()), 'interval': [
-      float(x) for x in np.quantile(column, _TAILS)]}
+  return {name: {'mean': float(column.mean()),
+                 'interval': intervals.central_range(column)}
           for name, column in zip(names, columns)} | {'draws': len(rows)}

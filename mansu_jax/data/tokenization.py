@@ -17,10 +17,11 @@ from collections.abc import Sequence
 import hashlib
 from typing import Any, NamedTuple
 
+from mansu_jax import types
 from mansu_jax.data import questions as questions_lib
 
 Question = questions_lib.Question
-Tokenizer = Any  # A transformers tokenizer, or a callable like one.
+Tokenizer = types.Tokenizer
 
 
 class Encoded(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 
 from mansu_jax.deployment import items as items_lib
 from mansu_jax.eval import accuracy
-from mansu_jax.statistics import statistics
+from mansu_jax.statistics import gaps
 
 # Nats. Engines sum in different orders, which moves a score by up to about
 # 1e-4. Choices whose scores are closer than this are a tie.
@@ -35,7 +35,7 @@ def compare_answers(
   """
   answers = items_lib.Answers.from_scores(real)
   margin_difference = np.abs(simulated.margin - answers.margin)
-  difference = statistics.quantization_gap(
+  difference = gaps.quantization_gap(
       answers.correct, simulated.correct, [q.fact for q in items.questions])
   differing = [_describe_item(items, simulated, real, answers, i)
                for i in np.flatnonzero(simulated.choice != answers.choice)]

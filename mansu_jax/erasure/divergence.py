@@ -134,7 +134,7 @@ def measure(
   interval = lambda draws: intervals.interval(draws, facts)
   rng = np.random.default_rng(seed)
   main, same = compare(before, after, nodes), compare(before, before, nodes)
-  draws = np.stack([resampling.weights(groups, rng) for _ in range(resamples)])
+  draws = resampling.weights(groups, resamples, rng)
   uniform, values = _uniform(groups.size), main(draws)
   halves = np.array([
       same(*resampling.halves(groups, rng)) for _ in range(resamples)])
@@ -149,16 +149,12 @@ def measure(
     randoms = [compare(before, after, some) for some in drawn]
     nulls['random_circuits'] = _null(
         np.array([one(uniform) for one in randoms])) | {
-            'same': sum(_same(nodes, some) for some in drawn),
+            'same': sum(graph.equal(nodes, some) for some in drawn),
             'difference_interval': interval(values - np.mean(
                 [one(draws) for one in randoms], axis=0))}
   return {'value': float(main(uniform)),
           'interval': interval(values),
           'pairs': int(groups.size), 'nulls': nulls}
-
-
-def _same(one: graph.Circuit, other: graph.Circuit) -> bool:
-  return all(np.array_equal(one[kind], other[kind]) for kind in graph.KINDS)
 
 
 def _null(values: np.ndarray) -> dict[str, Any]:

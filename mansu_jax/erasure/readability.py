@@ -118,7 +118,7 @@ def measure(
         f'the best layer of the base answers {held:.2f} of the'
         f' {right.size} questions; wanted more than guessing reaches,'
         f' {level:.2f} (95 % level)')
-  weights = np.stack([resampling.weights(facts, rng) for _ in range(resamples)])
+  weights = resampling.weights(facts, resamples, rng)
   uniform = np.full((1, right.size), 1 / right.size)
 
   def share(name, weights):
@@ -158,13 +158,10 @@ def judge(found: dict[str, Any]) -> dict[str, Any]:
     found: from `measure`.
   """
   nulls, avoided = found['nulls'], found['avoided']
-  low, high = avoided['interval']
   checks = {
       'within_guessing': verdict.within(
           found, nulls['guessing']['level_95']),
-      'not_avoided': verdict.within(
-          {'value': -avoided['value'], 'interval': [-high, -low]},
-          -avoided['guessing_level_5']),
+      'not_avoided': verdict.beyond(avoided, avoided['guessing_level_5']),
       'below_prompt_halves': bool(
           found['value'] < nulls['prompt_halves']['level_5'])}
   for name, null in nulls.items():

@@ -98,7 +98,7 @@ def window(
 
 def complete(
     generator: Generator, params: types.Params, prompts: Sequence[str],
-    tokenizer: tokenization.Tokenizer, *, max_new_tokens: int = 16,
+    tokenizer: types.PretrainedTokenizer, *, max_new_tokens: int = 16,
     chat: bool = False) -> list[str]:
   """Continues texts greedily up to the tokenizer's end token.
 

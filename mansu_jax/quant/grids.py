@@ -144,7 +144,7 @@ class CodeGrid:
       >>> rows = jnp.array([3, 5])
       >>> gather = lambda tree: jax.tree.map(lambda x: x[rows], tree)
       >>> grid = quant.code_grid(params, 'nf4', layout).map_fields(gather)
-      >>> transforms.magnitude_floor(grid).init(gather(params)).count.item()
+      >>> transforms.hold_at_origin(grid).init(gather(params)).count.item()
       0
 
     Args:

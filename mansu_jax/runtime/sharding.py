@@ -36,7 +36,6 @@ from jax.sharding import (
 )
 import numpy as np
 
-from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.config import run as run_config
 from mansu_jax.runtime import memory
@@ -154,19 +153,6 @@ def spec(
   return PartitionSpec(*out)
 
 
-def shard_tree(tree: types.PyTree, letters: dict[str, str]) -> types.PyTree:
-  """Shards a tree of arrays over the current mesh; without one, returns it.
-
-  Args:
-    tree: Arrays, on the host or on devices.
-    letters: Axis letters by leaf name.
-  """
-  if jax.sharding.get_abstract_mesh().empty:
-    return tree
-  return tree_paths.map_named(
-      lambda name, leaf: shard(leaf, letters[name]), tree)
-
-
 def shard(x: types.Array | np.ndarray, letters: str) -> types.Array:
   """Shards an array over the current mesh; without one, puts it on a device.
 
@@ -238,11 +224,6 @@ def is_local(x: types.Array | np.ndarray) -> bool:
 def num_row_shards() -> int:
   """Number of shards of a batch's rows on the current mesh; 1 without one."""
   return _num_shards(AXIS_RULES['B'])
-
-
-def num_weight_shards() -> int:
-  """Number of shards of the weights on the current mesh; 1 without one."""
-  return _num_shards(('fsdp', 'tensor'))
 
 
 def _num_shards(names: Sequence[str]) -> int:

@@ -32,6 +32,7 @@ import numpy as np
 from scipy import special
 
 from mansu_jax.statistics import intervals
+from mansu_jax.statistics import resampling
 
 RESAMPLES = 4000
 LEVEL = intervals.LEVEL
@@ -121,11 +122,8 @@ def estimate(
 @functools.lru_cache(maxsize=2)
 def _weights(count: int, resamples: int, seed: int) -> np.ndarray:
   """Count of each fact in each resample, [resamples, facts] float64."""
-  rng = np.random.default_rng(seed)
-  drawn = rng.integers(count, size=(resamples, count))
-  drawn += count * np.arange(resamples)[:, None]
-  weights = np.bincount(drawn.ravel(), minlength=resamples * count)
-  weights = weights.reshape(resamples, count).astype(np.float64)
+  weights = resampling.counts(
+      count, resamples, np.random.default_rng(seed)).astype(np.float64)
   weights.flags.writeable = False  # Cached.
   return weights
 
@@ -222,6 +220,15 @@ def columns_by_fact(
         ' Leave out the empty split.')
   index = np.unique(np.asarray(facts), return_inverse=True)[1]
   return np.stack(list(arrays.values()), 1), index.reshape(-1)
+
+
+def check_binary(columns: np.ndarray, names: list[str]) -> None:
+  """Raises ValueError unless all values [n, C] are 0 or 1."""
+  if not np.isin(columns, (0.0, 1.0)).all():
+    raise ValueError(
+        f'{", ".join(names)} hold values other than 0 and 1; wanted 1 for'
+        ' right and 0 for wrong answers. Use `gaps.mean_difference` for other'
+        ' values.')
 
 
 def _check_options(level: float, resamples: int) -> None:

@@ -8,6 +8,12 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95  # Coverage of all intervals, and level of all nulls.
+CENTRAL = (0.025, 0.975)  # Ends of the central range, as probabilities.
+
+
+def bonferroni(count: int) -> float:
+  """The level of each of `count` intervals that jointly have `LEVEL`."""
+  return 1 - (1 - LEVEL) / count
 
 
 def expanded(tail: float, count: int) -> float:
@@ -59,3 +65,16 @@ def interval(draws: np.ndarray, count: int) -> list[float]:
     count: number of resampled facts.
   """
   return list(percentiles(draws, count, (1 - LEVEL) / 2))
+
+
+def central_range(draws: np.ndarray) -> list[float]:
+  """The range of the central 95 % of draws, without widened tails.
+
+  It describes how draws vary. As a confidence interval of a mean it would be
+  too narrow for few facts; see `interval`.
+
+  Example:
+    >>> central_range(np.arange(1001.0))
+    [25.0, 975.0]
+  """
+  return [float(x) for x in np.quantile(draws, CENTRAL)]

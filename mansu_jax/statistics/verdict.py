@@ -28,6 +28,30 @@ def below(bounds: Iterable[float], level: float = 0.0) -> Verdict:
   return above((-high, -low), -level)
 
 
+def at_least(
+    bounds: Iterable[float | None], level: float) -> Verdict:
+  """Whether a quantity is at least a level, given its lower and upper bound.
+
+  Args:
+    bounds: lower and upper bound; None: unbounded.
+    level: the level.
+
+  Example:
+    >>> at_least((1, 2), 1), at_least((1, 2), 3), at_least((None, 2), 1.5)
+    (True, False, 'inconclusive')
+  """
+  low, high = bounds
+  if low is not None and low >= level:
+    return True
+  return False if high is not None and high < level else INCONCLUSIVE
+
+
+def at_most(bounds: Iterable[float | None], level: float) -> Verdict:
+  """Whether a quantity is at most a level; arguments as for `at_least`."""
+  low, high = (None if bound is None else -bound for bound in bounds)
+  return at_least((high, low), -level)
+
+
 def within(found: Mapping[str, Any], level: float) -> Verdict:
   """Whether a value is below the level of its null.
 

@@ -58,15 +58,15 @@ def mansu(
       omits the projection.
     circuit_mask: see `mask_to_circuit`. None omits the mask, for params that
       are circuit slices already.
-    grids: see `magnitude_floor`.
+    grids: see `hold_at_origin`.
     quantile: see `project_to_null_space`.
     valid: mask of the entries that are not padding; see
       `project_to_null_space`.
     mode: see `magnitude_floor`.
     landing: see `magnitude_floor`.
-    lift_step: see `magnitude_floor`.
-    storage_dtype: see `magnitude_floor`.
-    keep_origin: see `magnitude_floor`.
+    lift_step: see `lift_to_floor`; only mode 'lift' uses it.
+    storage_dtype: see `hold_at_origin`.
+    keep_origin: see `hold_at_origin`.
 
   Returns:
     The chain. Apply it by `step`, which keeps floored weights exact.

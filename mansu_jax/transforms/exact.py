@@ -32,7 +32,7 @@ def step(
     >>> params = {'w': jnp.linspace(-1.0, 1.0, 64)[None]}
     >>> layout = {'w': quant.BlockLayout(memory='OI', out='O', inp='I')}
     >>> grid = quant.code_grid(params, 'nf4', layout)
-    >>> tx = optax.chain(optax.sgd(0.1), transforms.magnitude_floor(grid))
+    >>> tx = optax.chain(optax.sgd(0.1), transforms.hold_at_origin(grid))
     >>> theta, state = params, tx.init(params)
     >>> theta, state = transforms.step(tx, params, state, theta)
     >>> quant.check_edit(params, theta, 'nf4', layout).survives
@@ -70,16 +70,17 @@ def floor_params(
     >>> from mansu_jax import quant, transforms
     >>> params = {'w': jnp.array([[7.0, 2.2]])}
     >>> grid = quant.code_grid(params, 'int4_g128', {'w': quant.TORCH})
-    >>> tx = transforms.magnitude_floor(grid)
+    >>> tx = transforms.hold_at_origin(grid)
     >>> updates = {'w': jnp.array([[0.5, 0.5]])}
     >>> _, state = tx.update(updates, tx.init(params), params)
     >>> print(transforms.floor_params(state)['w'])
     [[7. 3.]]
 
   Args:
-    opt_state: state of `magnitude_floor`, or of a wrapper around one or several
-      floors with disjoint leaves, such as a chain, `optax.partition`,
-      `optax.MultiSteps` or `optax.inject_hyperparams`.
+    opt_state: state of a floor (`hold_at_origin`, `lift_to_floor`,
+      `accumulate_exactly`), or of a wrapper around one or several floors with
+      disjoint leaves, such as a chain, `optax.partition`, `optax.MultiSteps` or
+      `optax.inject_hyperparams`.
     params: weights after `optax.apply_updates`, for the leaves without a floor.
       If None, these leaves are None in the result.
     origin: theta_0, if the state does not hold it.
@@ -95,7 +96,7 @@ def floor_params(
   floors = _floors(opt_state)
   if not floors:
     raise ValueError(
-        'The optimizer state holds no magnitude floor: put magnitude_floor last'
+        'The optimizer state holds no magnitude floor: put hold_at_origin last'
         ' in the chain, and pass the state that this chain returned.')
   _check_last(opt_state)
   if params is not None and origin is not None:
@@ -147,7 +148,7 @@ def _check_last(node: Any) -> None:
       raise ValueError(
           f'The optimizer state has {later} transformation(s) after a magnitude'
           ' floor in its chain, which may move weights off their codes: put'
-          ' magnitude_floor last. To transform the leaves without a floor, use'
+          ' the floor last. To transform the leaves without a floor, use'
           ' optax.partition.')
   for part, has_floor in zip(parts, holds):
     if has_floor:

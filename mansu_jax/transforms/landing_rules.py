@@ -1,7 +1,7 @@
-"""The rules of the magnitude floor: hold, lift, and the exact sum.
+"""Rules that set the weights from theta_0 and the sum of the updates.
 
-A rule is a function of theta_0 and the sum of the updates to it. It is hashable
-and static under jit, and the state of the floor holds it.
+A rule is hashable and static under jit, and the state of the transformation
+holds it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import abc
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax.quant import devices
+from mansu_jax.quant import leaves
 from mansu_jax.quant import scheme as scheme_lib
 from mansu_jax.transforms import landing as landing_lib
+
+LANDINGS = ('centre', 'boundary')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +30,13 @@ class Rule(abc.ABC):
 
   Attributes:
     schemes: schemes of the grids, in their order.
-    landing: 'centre' or 'boundary'; see `magnitude_floor`.
     storage_dtype: dtype of the export; codes are those of values cast to it.
+    covers_all: whether the rule also applies to leaves without a grid.
   """
 
+  covers_all: ClassVar[bool] = False
+
   schemes: tuple[scheme_lib.Scheme, ...]
-  landing: str
   storage_dtype: np.dtype
 
   def __call__(
@@ -64,18 +69,22 @@ class Rule(abc.ABC):
     """theta_t of one leaf; arguments as for a call."""
 
 
-class ExactSum(Rule):
-  """Adds the sum of the updates to theta_0, with one rounding and no floor."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LandingRule(Rule):
+  """Moves weights to landing places; those that set a scale never move.
 
-  def weights(self, origin, latent, shared, margin, lifting):
-    del shared, margin, lifting
-    total = origin.astype(jnp.float32) + latent
-    return landing_lib.stored(
-        total, origin.dtype, self.storage_dtype).astype(origin.dtype)
+  Attributes:
+    landing: 'centre' or 'boundary'; see `hold_at_origin`.
+  """
 
+  landing: str
 
-class _Floor(Rule):
-  """Moves weights to landing places; those that set a scale never move."""
+  def __post_init__(self):
+    check_landing(self.landing)
+    if not self.schemes:
+      raise ValueError(
+          'The magnitude floor got no grids: call quant.code_grid for each'
+          ' scheme that the edit must survive.')
 
   @abc.abstractmethod
   def land(
@@ -92,33 +101,27 @@ class _Floor(Rule):
     # Clipping would give infinity a code, and comparisons would give NaN one.
     return jnp.where(jnp.isfinite(latent), weights, jnp.nan)
 
-  def _land_near(self, leaf, target):
+  def land_near(
+      self, leaf: landing_lib.FlooredLeaf, target: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Landing of float32 targets from `leaf.clip`; returns as `land`."""
     if self.landing == 'centre':
       return leaf.land_on_centre(target)
     return leaf.land_on_target(target)
 
 
-class Hold(_Floor):
-  """Moves a weight once its target changes the decoded value."""
-
-  def land(self, leaf, latent, margin, lifting):
-    del lifting
-    value, moves = self._land_near(leaf, leaf.clip(leaf.start + latent))
-    if self.landing == 'boundary':
-      moves &= jnp.abs(latent) >= margin * leaf.distance(latent)
-    return value, moves
+def check_landing(landing: str) -> None:
+  """Raises ValueError if the landing is unknown."""
+  if landing not in LANDINGS:
+    raise ValueError(f'Unknown landing {landing!r}; wanted one of {LANDINGS}.')
 
 
-class Lift(_Floor):
-  """Follows targets; at the lift step, enlarges moves to cross the boundary."""
-
-  def land(self, leaf, latent, margin, lifting):
-    reach = margin * leaf.distance(latent)
-    lifted = jnp.sign(latent) * jnp.maximum(jnp.abs(latent), reach)
-    lifted = jnp.where(latent == 0, 0, lifted)
-    value, moves = self._land_near(leaf, leaf.clip(leaf.start + lifted))
-    target = leaf.clip(leaf.start + latent)
-    return jnp.where(lifting, value, target), moves | ~jnp.asarray(lifting)
+def check_margin(margin: jax.typing.ArrayLike) -> None:
+  """Raises ValueError if a concrete margin is under 1."""
+  if leaves.is_concrete(margin) and not margin >= 1:
+    raise ValueError(
+        f'boundary_margin is {margin}; wanted at least 1, since a smaller move'
+        ' does not reach the boundary.')
 
 
 @functools.partial(jax.jit, static_argnums=0)

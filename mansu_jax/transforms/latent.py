@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,29 +22,41 @@ class MagnitudeFloorState(NamedTuple):
   """
 
   count: jax.Array  # int32 [], number of updates
-  place: jax.tree_util.Partial  # rule: (origin, latent, shared) -> theta_t
+  rule: jax.tree_util.Partial  # (origin, latent, shared) -> theta_t
   shared: tuple[optax.Params, ...]  # one for each scheme; leaf quant.Shared
   origin: optax.Params | None  # theta_0, dtype of the params; None: not stored
   latent: optax.Updates  # float32, sum of all updates
 
 
 def follow_rule(
-    grids: Sequence[grids_lib.CodeGrid], rule: landing_rules.Rule, *,
-    boundary_margin: jax.typing.ArrayLike,
-    lift_step: jax.typing.ArrayLike | None,
+    grids: grids_lib.CodeGrid | Sequence[grids_lib.CodeGrid],
+    make_rule: Callable[..., landing_rules.Rule], *,
+    storage_dtype: jax.typing.DTypeLike,
+    boundary_margin: jax.typing.ArrayLike = 1.0,
+    lift_step: jax.typing.ArrayLike | None = None,
     keep_origin: bool) -> optax.GradientTransformationExtraArgs:
-  """Sums updates and sets the weights to the rule's function of the sum.
+  """Sums updates and sets the weights to a rule's function of the sum.
 
   Args:
-    grids: grid of theta_0 for each scheme of the rule.
-    rule: computes theta_t from theta_0, the sum and the grids.
-    boundary_margin: see `magnitude_floor`.
-    lift_step: see `magnitude_floor`.
-    keep_origin: see `magnitude_floor`.
+    grids: grid of theta_0 for each scheme.
+    make_rule: makes the rule from keywords `schemes` and `storage_dtype`.
+    storage_dtype: see `hold_at_origin`.
+    boundary_margin: see `hold_at_origin`.
+    lift_step: see `lift_to_floor`; None: never lifts.
+    keep_origin: see `hold_at_origin`.
 
   Returns:
     The transformation, with `MagnitudeFloorState`.
+
+  Raises:
+    ValueError: see `hold_at_origin`.
   """
+  grids = _as_tuple(grids)
+  if isinstance(storage_dtype, jax.Array):  # From inject_hyperparams.
+    storage_dtype = storage_dtype.dtype
+  rule = make_rule(
+      schemes=tuple(grid.scheme for grid in grids),
+      storage_dtype=jnp.dtype(storage_dtype))
 
   def rule_at(count):
     # Positional and keyword: Orbax cannot save a Partial without both.
@@ -56,17 +68,16 @@ def follow_rule(
     if leaves.is_placeholder(params):
       return _placeholder_state(grids, rule_at(0), params, keep_origin)
     aligned = grid_fit.align(grids, params, rule.storage_dtype)
-    covers_all = isinstance(rule, landing_rules.ExactSum)
     covered = leaves.tree_map(
         lambda p, *found: not leaves.is_absent(p) and (
-            covers_all or any(grid is not None for grid in found)),
+            rule.covers_all or any(grid is not None for grid in found)),
         params, *aligned)
     # Copies, so that the state can be donated without its sources.
     copy = lambda c, p: jnp.array(p) if c else None
     zeros = lambda c, p: jnp.zeros_like(p, jnp.float32) if c else None
     copy_shared = lambda _, grid: grid and jax.tree.map(jnp.array, grid.shared)
     return MagnitudeFloorState(
-        count=jnp.zeros([], jnp.int32), place=rule_at(0),
+        count=jnp.zeros([], jnp.int32), rule=rule_at(0),
         shared=tuple(
             leaves.tree_map(copy_shared, params, tree) for tree in aligned),
         origin=leaves.tree_map(copy, covered, params) if keep_origin else None,
@@ -76,14 +87,14 @@ def follow_rule(
     del extra_args
     if params is None:
       raise ValueError(
-          'magnitude_floor needs the params: call update(updates, state,'
+          'The magnitude floor needs the params: call update(updates, state,'
           ' params).')
     if origin is not None:
       check_origin(origin, params)
     count = optax.safe_increment(state.count)
     add = lambda u, l: l if l is None or leaves.is_absent(u) else l + u
     state = state._replace(
-        count=count, place=rule_at(count),
+        count=count, rule=rule_at(count),
         latent=leaves.tree_map(add, updates, state.latent))
     difference = lambda u, p, w: (
         u if w is None or leaves.is_absent(u)
@@ -94,11 +105,24 @@ def follow_rule(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _placeholder_state(grids, place, params, keep_origin):
+def _as_tuple(
+    grids: grids_lib.CodeGrid | Sequence[grids_lib.CodeGrid]
+) -> tuple[grids_lib.CodeGrid, ...]:
+  """The grids; raises ValueError if one is not a grid."""
+  grids = (grids,) if isinstance(grids, grids_lib.CodeGrid) else tuple(grids)
+  for grid in grids:
+    if not isinstance(grid, grids_lib.CodeGrid):
+      raise ValueError(
+          f'The magnitude floor got a {type(grid).__name__} as a grid; wanted a'
+          ' result of quant.code_grid, or a sequence of results.')
+  return grids
+
+
+def _placeholder_state(grids, rule, params, keep_origin):
   """A state for `optax.tree_map_params`; see `leaves.is_placeholder`."""
   shared_of = lambda grid: grid and jax.tree.map(jnp.array, grid.shared)
   return MagnitudeFloorState(
-      count=jnp.zeros([], jnp.int32), place=place,
+      count=jnp.zeros([], jnp.int32), rule=rule,
       shared=tuple(
           jax.tree.map(shared_of, grid.leaves, is_leaf=grids_lib.is_leaf_grid)
           for grid in grids),
@@ -111,7 +135,7 @@ def current_weights(
   """theta_t of the leaves that the floor covers, None for the others.
 
   Args:
-    state: state of `magnitude_floor`.
+    state: state of a floor.
     origin: theta_0, if the state does not hold it.
 
   Raises:
@@ -124,7 +148,7 @@ def current_weights(
         'The state of the magnitude floor holds no theta_0'
         ' (keep_origin=False): pass it as origin=theta_0 to update,'
         ' floor_params or step.')
-  weights = lambda l, o, *shared: None if l is None else state.place(
+  weights = lambda l, o, *shared: None if l is None else state.rule(
       o, l, shared)
   return leaves.tree_map(weights, state.latent, origin, *state.shared)
 

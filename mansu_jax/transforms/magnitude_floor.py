@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from mansu_jax.quant import grids as grids_lib
-from mansu_jax.quant import leaves
+from mansu_jax.transforms import accumulate
+from mansu_jax.transforms import hold
 from mansu_jax.transforms import landing_rules
-from mansu_jax.transforms import latent
+from mansu_jax.transforms import lift
 
-RULES = {
-    'hold': landing_rules.Hold, 'lift': landing_rules.Lift,
-    'none': landing_rules.ExactSum}
-LANDINGS = ('centre', 'boundary')
+MODES = ('hold', 'lift', 'none')
 
 
 def magnitude_floor(
@@ -29,121 +27,54 @@ def magnitude_floor(
     boundary_margin: float = 1.02,
     keep_origin: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-  """Holds each weight at theta_0 until its quantized value changes.
+  """Chooses a floor by its mode, such as the value of a flag.
 
-  This is a dead zone with error feedback: a float32 latent sums the updates,
-  and a weight leaves theta_0 only if theta_0 plus the latent, its target, has
-  another quantized value. At every step, a weight is bit-equal to theta_0 or
-  its decoded value differs from that of theta_0. The largest weight of each
-  block is frozen, and targets are clipped to the range of their block, so the
-  scales and the grid do not change.
-
-  Put it last in a chain; it reads `params`. `optax.apply_updates` adds, and
-  `p + (e - p)` may differ from `e` by a rounding: `transforms.step` applies
-  updates exactly, and `floor_params` returns the exact weights. Updates of
-  floored leaves are float32 for every dtype of the leaf, to keep this rounding
-  small.
-
-  A non-finite update makes the weight NaN in this step and all later ones.
-  `optax.apply_if_finite` around the chain skips steps with non-finite
-  gradients; around the floor alone, it also skips non-finite updates that the
-  optimizer makes of finite gradients (an overflow, 0 / 0).
-
-  The state takes 8 bytes a weight, or 4 without theta_0, and the parameters of
-  each block: one float32 under nf4, two under nf4_dq and q4_0. Slices that cut
-  blocks apart store these parameters for each weight.
+  `hold` is `hold_at_origin`, `lift` is `lift_to_floor`, and `none` is
+  `accumulate_exactly`.
 
   Example:
     >>> import jax.numpy as jnp
     >>> from mansu_jax import quant, transforms
-    >>> params = {'w': jnp.array([[1.0], [0.25]])}
-    >>> layout = {'w': quant.BlockLayout(memory='DF', out='F', inp='D')}
-    >>> grid = quant.code_grid(params, 'int4_g128', layout)
-    >>> tx = transforms.magnitude_floor(grid)
-    >>> state = tx.init(params)
-    >>> update = {'w': jnp.full((2, 1), 0.05)}
-    >>> for _ in range(3):
-    ...   params, state = transforms.step(tx, update, state, params)
-    ...   print(params['w'].ravel())
-    [1.   0.25]
-    [1.   0.25]
-    [1.         0.42857146]
+    >>> params = {'w': jnp.array([[7.0, 2.25]])}
+    >>> grid = quant.code_grid(params, 'int4_g128', {'w': quant.TORCH})
+    >>> for mode in ('hold', 'none'):
+    ...   tx = transforms.magnitude_floor(grid, mode=mode)
+    ...   theta, _ = transforms.step(
+    ...       tx, {'w': jnp.array([[0.0, 0.125]])}, tx.init(params), params)
+    ...   print(mode, theta['w'])
+    hold [[7.   2.25]]
+    none [[7.    2.375]]
 
   Args:
-    grids: the `quant.code_grid` of theta_0 for each scheme that the edit must
-      survive, in the structure and shapes of the params (both may be slices).
-      A leaf that is None in all grids passes through unchanged. A weight moves
-      only if its value changes under every scheme that quantizes its leaf.
-    mode: 'hold', as above. 'lift' follows the targets until `lift_step` updates
-      were made; from then on it enlarges smaller moves to just past their
-      boundary, as in the paper. 'none' only keeps the exact sum, as a baseline
-      without the floor.
-    landing: destination of a moved weight. 'centre': the first scheme's new
-      value, which this quantizer does not change. 'boundary': the target, once
-      it is at least `boundary_margin` times the distance to the boundary away.
-    lift_step: number of the update that lifts, the last one of the run; other
-      modes ignore it. Counts only updates that reach the floor: not the steps
-      that `optax.apply_if_finite` skips or `optax.MultiSteps` accumulates.
-    storage_dtype: dtype in which the weights will be exported. Codes are those
-      of values after this cast, so make the grids with the same dtype.
-    boundary_margin: at least 1; see `landing`; 'lift' uses it too.
-    keep_origin: whether the state holds theta_0. If not, pass it to each
-      `update` and `floor_params` as `origin`.
+    grids: see `hold_at_origin`.
+    mode: 'hold', 'lift' or 'none'.
+    landing: see `hold_at_origin` and `lift_to_floor`; 'none' does not use it.
+    lift_step: see `lift_to_floor`; only 'lift' uses it.
+    storage_dtype: see `hold_at_origin`.
+    boundary_margin: see `hold_at_origin` and `lift_to_floor`; 'none' does not
+      use it.
+    keep_origin: see `hold_at_origin`.
 
   Returns:
     The transformation, with `MagnitudeFloorState`.
 
   Raises:
-    ValueError: an unknown mode or landing, 'lift' without `lift_step`, a margin
-      under 1, or no grids; at init, grids that do not fit the params or were
-      not made from them; at update, no `params`, or no `origin` although the
-      state does not hold it.
-
-  References:
-    "Forgetting That Sticks", arXiv 2605.15138 (May 2026), for the floor; the
-    dead zone with centre landing is our own definition. Karimireddy et al.
-    2019, "Error Feedback Fixes SignSGD", for the latent.
+    ValueError: an unknown mode or landing, a margin under 1, 'lift' without
+      `lift_step`, or as the transformation of the mode.
   """
-  if isinstance(grids, grids_lib.CodeGrid):
-    grids = (grids,)
-  grids = tuple(grids)
-  _check_grids(grids)
-  _check_options(grids, mode, landing, lift_step, boundary_margin)
-  if isinstance(storage_dtype, jax.Array):  # From inject_hyperparams.
-    storage_dtype = storage_dtype.dtype
-  rule = RULES[mode](
-      schemes=tuple(grid.scheme for grid in grids), landing=landing,
-      storage_dtype=jnp.dtype(storage_dtype))
-  return latent.follow_rule(
-      grids, rule, boundary_margin=boundary_margin, lift_step=lift_step,
-      keep_origin=keep_origin)
-
-
-def _check_grids(grids):
-  for grid in grids:
-    if not isinstance(grid, grids_lib.CodeGrid):
-      raise ValueError(
-          f'magnitude_floor got a {type(grid).__name__} as a grid; wanted a'
-          ' result of quant.code_grid, or a sequence of results.')
-
-
-def _check_options(grids, mode, landing, lift_step, margin):
-  if mode not in RULES:
+  if mode not in MODES:
     raise ValueError(
-        f'Unknown floor mode {mode!r}; wanted one of {list(RULES)}.')
-  if landing not in LANDINGS:
-    raise ValueError(f'Unknown landing {landing!r}; wanted one of {LANDINGS}.')
-  if mode == 'lift' and lift_step is None:
+        f'Unknown floor mode {mode!r}; wanted one of {list(MODES)}.')
+  landing_rules.check_landing(landing)
+  landing_rules.check_margin(boundary_margin)
+  common = dict(storage_dtype=storage_dtype, keep_origin=keep_origin)
+  if mode == 'none':
+    return accumulate.accumulate_exactly(grids, **common)
+  common |= dict(landing=landing, boundary_margin=boundary_margin)
+  if mode == 'hold':
+    return hold.hold_at_origin(grids, **common)
+  if lift_step is None:
     raise ValueError(
         "Mode 'lift' acts at the last update of the run: give its number as"
         ' lift_step.')
-  if mode == 'lift' and leaves.is_concrete(lift_step) and lift_step < 1:
-    raise ValueError(f'lift_step counts updates from 1, got {lift_step}.')
-  if leaves.is_concrete(margin) and not margin >= 1:
-    raise ValueError(
-        f'boundary_margin is {margin}; wanted at least 1, since a smaller move'
-        ' does not reach the boundary.')
-  if not grids and mode != 'none':
-    raise ValueError(
-        'magnitude_floor got no grids: call quant.code_grid for each scheme'
-        ' that the edit must survive.')
+  return lift.lift_to_floor(grids, lift_step=lift_step, **common)

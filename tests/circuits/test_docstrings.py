@@ -10,8 +10,8 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _ROOMS = ('circuits', 'erasure', 'statistics')
 _WITH_EXAMPLES = (
     'circuits.eap_ig', 'circuits.param_mask', 'circuits.select',
-    'erasure.divergence', 'statistics.intervals', 'statistics.statistics',
-    'statistics.verdict')
+    'erasure.copy_back', 'erasure.divergence', 'statistics.accuracy',
+    'statistics.intervals', 'statistics.power', 'statistics.verdict')
 
 
 def _modules():

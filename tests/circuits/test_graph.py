@@ -57,6 +57,25 @@ class CircuitTest(parameterized.TestCase):
         set(graph.KINDS))
 
 
+class EqualTest(absltest.TestCase):
+
+  def test_key_value_heads_count_in_equal_but_have_no_effect(self):
+    one, other = graph.empty(_CONFIG), graph.empty(_CONFIG)
+    self.assertTrue(graph.equal(one, other))
+    other.kv_heads[1, 0] = True  # Its query heads are not in the circuit.
+    self.assertFalse(graph.equal(one, other))
+    self.assertTrue(graph.equal_in_effect(one, other))
+
+  def test_neurons_and_query_heads_have_an_effect(self):
+    for kind in ('neurons', 'heads'):
+      other = graph.empty(_CONFIG)
+      other[kind][1, 0] = True
+      self.assertFalse(graph.equal(graph.empty(_CONFIG), other))
+      self.assertFalse(graph.equal_in_effect(graph.empty(_CONFIG), other))
+      self.assertFalse(graph.equal(graph.empty(_CONFIG), other, [kind]))
+      self.assertTrue(graph.equal(graph.empty(_CONFIG), other, ['kv_heads']))
+
+
 class JsonTest(parameterized.TestCase):
 
   @parameterized.parameters(

@@ -218,26 +218,19 @@ class OnlyTest(absltest.TestCase):
     self.assertEqual(got.cost.tolist(), [7, 5])
 
 
-class SameTest(parameterized.TestCase):
-
-  def test_only_nodes_that_act_are_compared(self):
-    one, other, third = (graph.empty(_CONFIG) for _ in range(3))
-    other.kv_heads[1, 0] = True  # It is the query heads that share it.
-    third.heads[1, 0] = True
-    self.assertTrue(select.same(one, other))
-    self.assertFalse(select.same(one, third))
+class CountSameTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (20, 'of faithfulness: 20 of 20 random .* is uninformative. Choose a'),
       (3, '3 of 20 random .* Only the other draws are informative. Choose a'))
-  def test_the_count_is_told_and_logged(self, count, message):
+  def test_the_count_is_recorded_and_logged(self, count, message):
     with self.assertLogs(level='WARNING') as logs:
       got = select.count_same(count, 20, 'faithfulness')
     self.assertEqual(got['same'], count)
     self.assertRegex(got['warning'], message)
     self.assertIn(got['warning'], logs.output[0])
 
-  def test_nothing_is_said_where_none_is(self):
+  def test_no_warning_if_none_is_equal(self):
     with self.assertNoLogs(level='WARNING'):
       self.assertEqual(select.count_same(0, 20, 'overlap'), {'same': 0})
 

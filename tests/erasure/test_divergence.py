@@ -213,6 +213,15 @@ class ResamplingTest(parameterized.TestCase):
                    random_circuits=10)
     self.assertEqual(got['nulls']['random_circuits']['same'], 5)
 
+  def test_circuits_that_differ_in_key_value_heads_are_different(self):
+    scores, nodes = _random_scores(), small.circuit(_CONFIG)
+    other = graph.Circuit(
+        neurons=nodes.neurons, heads=nodes.heads, kv_heads=~nodes.kv_heads)
+    got = divergence.measure(
+        scores, scores, {}, nodes, np.arange(6), resamples=50, seed=0,
+        random_nodes=lambda rng: other, random_circuits=10)
+    self.assertEqual(got['nulls']['random_circuits']['same'], 0)
+
   def test_same_seed_same_draws(self):
     before, after = _random_scores(), _random_scores(seed=1)
     run = lambda seed: _measure(

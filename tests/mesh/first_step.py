@@ -44,6 +44,14 @@ _PARTS = ('nodes', 'edges', 'gradients', *calibrated.METHODS)
 _TOKENS = np.random.default_rng(1).integers(0, 29, (16, 12))
 
 
+def _shard(params):
+  """Shards a model's params over the current mesh, if there is one."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return params
+  return tree_paths.map_named(
+      lambda name, leaf: sharding.shard(leaf, layout.AXES[name]), params)
+
+
 def _gradients(model):
   """Of a loss on the circuit's slices, and the Fisher of its rows."""
   edit = edits.circuit_edit(
@@ -69,7 +77,7 @@ def _gradients(model):
 def _measure(config, params, parts):
   """Arrays by part, operations of a gradient, and the circuit's slices."""
   model = types.SimpleNamespace(
-      config=config, params=sharding.shard_tree(params, layout.AXES))
+      config=config, params=_shard(params))
   batches = pair_batches.pack(small.pairs() * 4, 12, one_per_row=True)
   out, flops, theta = {}, 1.0, {}
   if 'nodes' in parts:
@@ -98,7 +106,7 @@ def _check_fetched_once():
 def _calibrated(config, params, method):
   """Codes, of which the decoded weights lie as the params do."""
   scheme = calibrated.CalibratedScheme(name=method, method=method, group=16)
-  params = sharding.shard_tree(jax.tree.map(jnp.asarray, params), layout.AXES)
+  params = _shard(jax.tree.map(jnp.asarray, params))
   codes = sharding.to_host(calibration.encode(
       config, params, _TOKENS, np.ones(_TOKENS.shape, bool), scheme))
   decoded = calibration.dequantize(params, codes)

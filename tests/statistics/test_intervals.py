@@ -28,6 +28,13 @@ class ExpandedTest(parameterized.TestCase):
     self.assertGreater(held, plain)
 
 
+class BonferroniTest(absltest.TestCase):
+
+  def test_errors_add_up_to_that_of_one_interval(self):
+    self.assertEqual(intervals.bonferroni(1), intervals.LEVEL)
+    self.assertAlmostEqual(1 - intervals.bonferroni(5), 0.01)
+
+
 class IntervalTest(absltest.TestCase):
 
   def test_interval(self):
@@ -37,6 +44,11 @@ class IntervalTest(absltest.TestCase):
     low, high = intervals.interval(draws, 10)  # Of few, wider.
     self.assertLess(low, 10.0)
     self.assertAlmostEqual(low, 1000 - high, delta=1e-6)
+
+  def test_the_central_range_is_not_widened(self):
+    draws = np.random.default_rng(0).normal(size=1000)
+    low, high = intervals.central_range(draws)
+    self.assertEqual(((draws < low).sum(), (draws > high).sum()), (25, 25))
 
   def test_nan_is_unbounded(self):
     draws = np.concatenate([np.arange(1000.0), np.full(100, np.nan)])

@@ -1,6 +1,7 @@
 """Draws of groups: bootstrap samples and halves."""
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
 from mansu_jax.statistics import resampling
@@ -8,13 +9,28 @@ from mansu_jax.statistics import resampling
 _GROUPS = np.array(list('aabbbc'))
 
 
-class DrawsTest(absltest.TestCase):
+class DrawsTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 2, 5, 64, 1000)
+  def test_counts_equal_single_draws(self, size):
+    one, other = (np.random.default_rng(3) for _ in range(2))
+    got = resampling.counts(size, 4, one)
+    self.assertEqual(got.shape, (4, size))
+    for row in got:
+      drawn = other.integers(size, size=size)
+      np.testing.assert_array_equal(row, np.bincount(drawn, minlength=size))
+    self.assertEqual(one.random(), other.random())  # As many draws.
+
+  def test_half_of_an_odd_number_is_rounded_down(self):
+    rng = np.random.default_rng(0)
+    firsts = np.array([resampling.first_half(7, rng) for _ in range(40)])
+    np.testing.assert_array_equal(firsts.sum(1), 3)
+    self.assertGreater(len(np.unique(firsts, axis=0)), 20)
 
   def test_members_of_a_group_are_drawn_together(self):
     rng = np.random.default_rng(0)
     seen = set()
-    for _ in range(100):
-      drawn = resampling.weights(_GROUPS, rng)
+    for drawn in resampling.weights(_GROUPS, 100, rng):
       self.assertAlmostEqual(drawn.sum(), 1.0)
       self.assertEqual(drawn[0], drawn[1])
       self.assertLen(set(drawn[2:5]), 1)

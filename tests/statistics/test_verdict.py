@@ -17,6 +17,17 @@ class VerdictTest(parameterized.TestCase):
     self.assertEqual(verdict.below(mirrored, -level), want)
 
   @parameterized.parameters(
+      ((1, 2), 0.5, True), ((1, 2), 1, True), ((1, 2), 1.5, 'inconclusive'),
+      ((1, 2), 2, 'inconclusive'), ((1, 2), 2.5, False),
+      ((None, 2), 1, 'inconclusive'), ((None, 2), 3, False),
+      ((1, None), 1, True), ((None, None), 0, 'inconclusive'))
+  def test_at_least_and_at_most(self, bounds, level, want):
+    self.assertEqual(verdict.at_least(bounds, level), want)
+    negate = lambda x: None if x is None else -x
+    mirrored = [negate(bounds[1]), negate(bounds[0])]
+    self.assertEqual(verdict.at_most(mirrored, -level), want)
+
+  @parameterized.parameters(
       ([True, True], True), ([], True), ([True, False], False),
       ([True, 'inconclusive'], 'inconclusive'),
       (['inconclusive', False, True], False))

@@ -117,7 +117,7 @@ class NoFloorTest(parameterized.TestCase):
   def test_non_finite_updates_make_weights_nan(self, dtype, storage):
     rng = np.random.default_rng(0)
     theta0 = jnp.asarray(_draw(rng, 'normal', 0.02), dtype)
-    tx = transforms.magnitude_floor((), mode='none', storage_dtype=storage)
+    tx = transforms.accumulate_exactly(storage_dtype=storage)
     update = jnp.asarray(_draw(rng, 'normal', 0.01), jnp.float32)
     for bad in _BAD:
       _check_non_finite(tx, tx.init(theta0), theta0, update, bad, rng)
@@ -140,7 +140,7 @@ def _check_non_finite(tx, state, params, update, bad, rng):
 
 def _update(tx, update, state, params):
   """One step, compiled once for all examples: the state holds the grids."""
-  rule = state.place.func
+  rule = state.rule.func
   if rule not in _STEPS:
     _STEPS[rule] = jax.jit(tx.update)
   return _STEPS[rule](update, state, params)

@@ -238,11 +238,11 @@ def _tensors(
     found[tensor.name] = tensor
   first = -(-cursor.at // alignment) * alignment  # Offsets count from here.
   out = [dataclasses.replace(t, start=first + t.start) for t in found.values()]
-  _check_places(out, first, cursor.size)
+  _check_offsets(out, first, cursor.size)
   return tuple(out)
 
 
-def _check_places(found: Sequence[Tensor], first: int, size: int) -> None:
+def _check_offsets(found: Sequence[Tensor], first: int, size: int) -> None:
   """Raises ValueError if tensors overlap or exceed the file."""
   end, before = first, None
   for tensor in sorted(found, key=lambda t: t.start):

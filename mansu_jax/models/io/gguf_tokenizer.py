@@ -19,6 +19,7 @@ from tokenizers import models
 from tokenizers import pre_tokenizers
 from tokenizers import processors
 
+from mansu_jax import types
 from mansu_jax.models.io import gguf_header
 
 _CONTROL, _USER_DEFINED = 3, 4  # Values of tokenizer.ggml.token_type.
@@ -91,7 +92,8 @@ def _without_offsets(node: Any) -> Any:
   return node
 
 
-def build(metadata: Mapping[str, Any], where: str) -> Any:
+def build(
+    metadata: Mapping[str, Any], where: str) -> types.PretrainedTokenizer:
   """Builds a `transformers.PreTrainedTokenizerFast`.
 
   Args:

@@ -39,7 +39,8 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # Token types.
 
 def write(
     path: str | pathlib.Path, config: config_lib.ModelConfig,
-    params: types.Params, tokenizer: Any | None) -> str | None:
+    params: types.Params, tokenizer: types.PretrainedTokenizer | None
+) -> str | None:
   """Writes a file atomically.
 
   Args:
@@ -71,7 +72,7 @@ def write(
 
 def _write(
     path: pathlib.Path, config: config_lib.ModelConfig, params: types.Params,
-    tokenizer: Any | None) -> str | None:
+    tokenizer: types.PretrainedTokenizer | None) -> str | None:
   writer = gguf.GGUFWriter(path, 'llama')
   _add_config(writer, config)
   words = _add_tokenizer(writer, config, tokenizer)
@@ -133,7 +134,7 @@ def _pair_rotary(
 
 def _add_tokenizer(
     writer: gguf.GGUFWriter, config: config_lib.ModelConfig,
-    tokenizer: Any | None) -> str | None:
+    tokenizer: types.PretrainedTokenizer | None) -> str | None:
   fields = _fields(tokenizer)
   words = gguf_tokenizer.word_rule(fields) if fields else None
   start = tokenization.prefix_ids(tokenizer) if words else []
@@ -155,7 +156,8 @@ def _add_tokenizer(
   return words
 
 
-def _fields(tokenizer: Any | None) -> dict[str, Any] | None:
+def _fields(
+    tokenizer: types.PretrainedTokenizer | None) -> dict[str, Any] | None:
   """Fields of the tokenizer's `tokenizer.json`, or None."""
   backend = getattr(tokenizer, 'backend_tokenizer', None)
   return None if backend is None else json.loads(backend.to_str())
@@ -176,7 +178,7 @@ def _vocabulary(
 
 def _add_special(
     writer: gguf.GGUFWriter, config: config_lib.ModelConfig,
-    tokenizer: Any) -> None:
+    tokenizer: types.PretrainedTokenizer) -> None:
   eos = config.eos_token_id
   ids = {
       writer.add_bos_token_id: config.bos_token_id,

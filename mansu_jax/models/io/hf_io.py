@@ -138,7 +138,7 @@ def stored_dtype(files: Sequence[pathlib.Path]) -> str:
   return max(sizes, key=sizes.get, default='float32')
 
 
-def read_tokenizer(path: pathlib.Path) -> Any | None:
+def read_tokenizer(path: pathlib.Path) -> types.PretrainedTokenizer | None:
   """Reads the tokenizer of a directory; None if it has no tokenizer files.
 
   Raises:
@@ -221,7 +221,7 @@ def write(
     path: str | pathlib.Path,
     config: config_lib.ModelConfig,
     params: types.Params,
-    tokenizer: Any | None,
+    tokenizer: types.PretrainedTokenizer | None,
     *,
     export_dtype: str = 'float32',
 ) -> None:
@@ -328,7 +328,8 @@ def _write_weights(
         json.dumps(index, indent=2, sort_keys=True) + '\n'))
 
 
-def _write_tokenizer(path: pathlib.Path, tokenizer: Any) -> None:
+def _write_tokenizer(
+    path: pathlib.Path, tokenizer: types.PretrainedTokenizer) -> None:
   tokenizer.save_pretrained(str(path))
   # transformers 5 renamed the class; versions 4 and 5 accept the old name.
   file = path / 'tokenizer_config.json'

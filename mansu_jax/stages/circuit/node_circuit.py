@@ -139,7 +139,7 @@ def _account(
   prefixes = _prefixes(settings, config, ranking)
   found = account.compare(
       measure, drawn.circuit, empty=graph.empty(config),
-      randoms=drawn.randoms, same=select.same)
+      randoms=drawn.randoms, same=graph.equal_in_effect)
   found |= account.smallest_prefix(options, prefixes, measure)
   found |= {'level': settings.attribution.level,
             'selection': options.selection}
@@ -159,7 +159,7 @@ def _prefixes(
   return curve.Prefixes(
       unit='nodes', count=int(ranking.node.size), first=first,
       draw=lambda size: select.matched_random(first(size), layers, rng),
-      same=select.same)
+      same=graph.equal_in_effect)
 
 
 def _sizes(

@@ -15,10 +15,10 @@ from mansu_jax import types
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
-from mansu_jax.circuits import param_mask
 from mansu_jax.circuits import select
 from mansu_jax.config import run as run_config
 from mansu_jax.data import pairs as pairs_lib
+from mansu_jax.erasure import copy_back as copy_back_lib
 from mansu_jax.erasure import divergence
 from mansu_jax.erasure import readability as readability_lib
 from mansu_jax.models.io import loading
@@ -41,8 +41,7 @@ class NothingOutside(ValueError):
 # Reasons for which CAD or AS-NC is not measured.
 _NOT_MEASURED = (eap_ig.TooFewAnswered, pairs_lib.NoPairs, NothingOutside)
 _RANDOM_COPIED = 3  # Random circuits whose weights are copied back.
-HALVES = 5  # Random halves of the circuit whose weights are copied back,
-_DRAWN = 200  # chosen among so many.
+HALVES = 5  # Random halves of the circuit whose weights are copied back.
 _MATCHED = 0.05  # Largest difference of a control's accuracy from its target.
 _LEAST_RANDOM = 100  # Random circuits for a 95 % level.
 _NOTHING = {key: {} for key in (
@@ -197,42 +196,21 @@ def _read(
     logging.warning('Readability is not measured: %s', error)
     out['readability'] = {'reason': str(error)}
   rng, layers, circuit = job.rng(), job.layers, job.found.circuit
-  halves, moved = _halves(
-      job.model, job.found, job.unlearned, layers, rng)
+  halves = copy_back_lib.choose_halves(
+      job.model.config, job.model.params, job.unlearned, circuit,
+      job.found.means, layers, rng, count=HALVES)
   randoms = [select.matched_random(circuit, layers, rng)
              for _ in range(_RANDOM_COPIED)]
   # Calibrated quantizers would calibrate again for every copy.
   cheap = [name for name in precisions if name not in quant.CALIBRATED]
   out['copy_back'] = copy_back.measure(
-      reader, circuit, randoms, halves, moved, cheap, **job.resampling())
+      reader, circuit, randoms, halves, cheap, **job.resampling())
   return made.params if matched else None, out
 
 
 def not_measured(why: str) -> dict[str, Any]:
   """The result of `measure` without a circuit."""
   return _NOTHING | {'S': verdict.missing(why)}
-
-
-def _halves(
-    model, found, unlearned, layers, rng
-) -> tuple[list[graph.Circuit], list[float]]:
-  """The best half of the circuit by its scores, then random halves.
-
-  The random halves are those whose share of the moved weights is nearest to the
-  best half's: undoing more of the edit restores more answers, whichever the
-  nodes. The second result is that share, for each half.
-  """
-  best = select.best_half(found.circuit, found.means, model.config)
-  if not best.kinds:
-    return [], []
-  moved = param_mask.moved(model.params, unlearned)
-  count = lambda c: sum(float(moved[k][c[k]].sum()) for k in graph.KINDS)
-  total, most = max(count(found.circuit), 1.0), count(best)
-  drawn = sorted(
-      (select.matched_random(best, layers, rng, among=found.circuit)
-       for _ in range(_DRAWN)), key=lambda c: abs(count(c) - most))
-  halves = [best, *drawn[:HALVES]]
-  return halves, [count(c) / total for c in halves]
 
 
 def _divergence(

@@ -56,8 +56,8 @@ class Questions:
 
 
 def choose(
-    inputs: inputs_lib.Inputs, tokenizer: Any, *, limit: int, seed: int,
-    chat: bool) -> Questions:
+    inputs: inputs_lib.Inputs, tokenizer: types.Tokenizer, *, limit: int,
+    seed: int, chat: bool) -> Questions:
   """Chooses the questions, and `limit` retain questions for the lens.
 
   Raises:

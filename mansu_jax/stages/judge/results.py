@@ -189,7 +189,8 @@ def make_record(
 
 
 def describe_tokenization(
-    tokenizer: Any, questions: Sequence[questions_lib.Question], *, chat: bool
+    tokenizer: types.Tokenizer | None,
+    questions: Sequence[questions_lib.Question], *, chat: bool
 ) -> dict[str, Any]:
   """The record's `tokenization`; {} without a tokenizer.
 

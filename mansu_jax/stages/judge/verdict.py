@@ -19,7 +19,10 @@ import numpy as np
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.eval import perplexity
 from mansu_jax.stages.judge import evaluation
-from mansu_jax.statistics import statistics
+from mansu_jax.statistics import accuracy
+from mansu_jax.statistics import gaps as gaps_lib
+from mansu_jax.statistics import intervals
+from mansu_jax.statistics import power
 from mansu_jax.statistics import verdict
 
 FORGOTTEN, KEPT = splits_lib.FORGOTTEN, splits_lib.KEPT
@@ -32,13 +35,17 @@ Measured = dict[tuple[str, str], evaluation.Measured]
 
 
 class Answers:
-  """Correct answers and facts of splits, by model and precision."""
+  """Correct answers and facts of splits, by model and precision.
+
+  Attributes:
+    options: resamples and seed of the bootstrap.
+  """
 
   def __init__(
       self, evaluator: evaluation.Evaluator, measured: Measured, *,
       resamples: int, seed: int):
     self._evaluator, self._measured = evaluator, measured
-    self._options = dict(resamples=resamples, seed=seed)
+    self.options = dict(resamples=resamples, seed=seed)
 
   def rows(self, splits: Sequence[str]) -> np.ndarray:
     """Indices of the questions of some splits."""
@@ -71,7 +78,7 @@ class Answers:
 
   def estimate(self, fn: Callable[..., Any], *columns, rows):
     """A statistic with its bootstrap by fact, as a record entry."""
-    return fn(*columns, self.facts(rows), **self._options).record()
+    return fn(*columns, self.facts(rows), **self.options).record()
 
 
 def accuracies(
@@ -87,7 +94,7 @@ def accuracies(
     for model in evaluation.MODELS:
       for precision in precisions:
         entry = answers.estimate(
-            statistics.accuracy_with_interval,
+            accuracy.accuracy_with_interval,
             answers.correct(model, precision, rows), rows=rows)
         entry['acc_norm'] = float(answers.correct(
             model, precision, rows, normalised=True).mean())
@@ -123,18 +130,18 @@ def gaps(answers: Answers, schemes: Sequence[str]) -> dict[str, Any]:
     pair = [right('unlearned', scheme), right('unlearned', 'fp')]
     base = [right('base', scheme), right('base', 'fp')]
     out['ptq_gap'][scheme] = answers.estimate(
-        statistics.quantization_gap, *pair, rows=rows)
+        gaps_lib.quantization_gap, *pair, rows=rows)
     out['ptq_gap'][scheme] |= _detectable(
         answers, pair, rows, out['ptq_gap'][scheme])
     out['ptq_gap'][scheme]['interval_of_all'] = answers.estimate(
         functools.partial(
-            statistics.quantization_gap,
-            level=1 - (1 - statistics.LEVEL) / len(schemes)),
+            gaps_lib.quantization_gap,
+            level=intervals.bonferroni(len(schemes))),
         *pair, rows=rows)['interval']
     out['ptq_gap_base'][scheme] = answers.estimate(
-        statistics.quantization_gap, *base, rows=rows)
+        gaps_lib.quantization_gap, *base, rows=rows)
     out['ptq_gap_adjusted'][scheme] = answers.estimate(
-        statistics.adjusted_gap, *pair, *base, rows=rows)
+        gaps_lib.adjusted_gap, *pair, *base, rows=rows)
   return out
 
 
@@ -145,13 +152,13 @@ def _detectable(answers, pair, rows, gap):
   upper bound, which decides the property.
   """
   events = (pair[0] != pair[1]).astype(float)
-  items = statistics.effective_items(events, answers.facts(rows))
-  formula = statistics.smallest_detectable_gap(
+  items = power.effective_items(events, answers.facts(rows))
+  formula = power.smallest_detectable_gap(
       items, max(events.mean(), 1 / events.size))
   return {
       'discordant': float(events.mean()),
       'smallest_detectable': max(formula, gap['upper'] - gap['value']),
-      'mcnemar_p': statistics.mcnemar_exact(pair[1], pair[0])}
+      'mcnemar_p': gaps_lib.mcnemar_exact(pair[1], pair[0])}
 
 
 def perplexities(
@@ -172,13 +179,6 @@ def perplexities(
   return {'perplexity': pooled, 'perplexity_by_text': kinds}
 
 
-def _judge(low: float | None, high: float | None, passes, fails):
-  """True, False or 'inconclusive', from two tests of an interval."""
-  if passes(low, high):
-    return True
-  return False if fails(low, high) else verdict.INCONCLUSIVE
-
-
 def property_f(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
   """Meaningful forgetting: phi, in full precision, pooled and by phrasing."""
   rows = answers.rows(FORGOTTEN)
@@ -186,14 +186,11 @@ def property_f(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
     return verdict.missing(
         'the forget set has no near or far questions', PHI)
   entries = {p: answers.estimate(
-      statistics.forgetting, answers.correct('base', p, rows),
+      accuracy.forgetting, answers.correct('base', p, rows),
       answers.correct('unlearned', p, rows), answers.chance(rows), rows=rows)
              for p in precisions}
   fp = entries['fp']
-  low, high = fp['interval']
-  passed = _judge(
-      low, high, lambda l, h: l is not None and l >= PHI,
-      lambda l, h: h is not None and h < PHI)
+  passed = verdict.at_least(fp['interval'], PHI)
   worst = _worst_form(answers, rows, precisions)
   if worst is not None and worst['interval'][1] < PHI:
     passed = False
@@ -205,33 +202,19 @@ def property_f(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
 def _worst_form(
     answers: Answers, rows: np.ndarray, precisions: Sequence[str]
 ) -> dict[str, Any] | None:
-  """The phrasing with the lowest upper bound of phi, in full precision.
-
-  In the pooled phi, accuracy below chance in one phrasing would make up for
-  knowledge in another. The interval is Bonferroni-corrected over the
-  phrasings.
-  """
-  names = np.array(answers.forms(rows))
-  judged = {}
-  for name in dict.fromkeys(names.tolist()):
-    chosen = rows[names == name]
-    lead = answers.correct('base', 'fp', chosen) - answers.chance(chosen)
-    if len(set(answers.facts(chosen))) >= _FORM_FACTS and lead.mean() > 0:
-      judged[name] = chosen
-  found = []
-  for name, chosen in judged.items():
-    fn = functools.partial(
-        statistics.forgetting,
-        level=1 - (1 - statistics.LEVEL) / len(judged))
-    phi = answers.estimate(
-        fn, answers.correct('base', 'fp', chosen),
-        answers.correct('unlearned', 'fp', chosen), answers.chance(chosen),
-        rows=chosen)
-    if phi['interval'][1] is not None:
-      found.append(phi | {'form': name, 'accuracy': {
-          p: float(answers.correct('unlearned', p, chosen).mean())
-          for p in precisions}})
-  return min(found, key=lambda e: e['interval'][1], default=None)
+  """The phrasing with the lowest upper bound of phi, in full precision."""
+  forms = np.array(answers.forms(rows))
+  worst = accuracy.worst_forgetting(
+      answers.correct('base', 'fp', rows),
+      answers.correct('unlearned', 'fp', rows), answers.chance(rows),
+      answers.facts(rows), forms, least_facts=_FORM_FACTS, **answers.options)
+  if worst is None:
+    return None
+  form, phi = worst
+  asked = rows[forms == form]
+  return phi.record() | {'form': form, 'accuracy': {
+      p: float(answers.correct('unlearned', p, asked).mean())
+      for p in precisions}}
 
 
 def property_r(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
@@ -241,12 +224,10 @@ def property_r(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
     return verdict.missing(
         'there are no retain or held-out questions', DROP)
   entries = {p: answers.estimate(
-      statistics.paired_drop, answers.correct('base', p, rows),
+      gaps_lib.paired_drop, answers.correct('base', p, rows),
       answers.correct('unlearned', p, rows), rows=rows) for p in precisions}
   fp = entries['fp']
-  passed = _judge(
-      fp['interval'][0], fp['upper'], lambda l, h: h <= DROP,
-      lambda l, h: l > DROP)
+  passed = verdict.at_most((fp['interval'][0], fp['upper']), DROP)
   return fp | {'threshold': DROP, 'passed': passed, 'by_precision': entries,
                'measure': 'accuracy drop, retain and retain_heldout'}
 
@@ -261,9 +242,8 @@ def property_q(gap_entries: dict[str, Any]) -> dict[str, Any]:
   badness = lambda item: (recovers(item[1]), item[1]['upper'])
   worst = max(gap_entries['ptq_gap'].items(), key=badness)
   entry = worst[1]
-  passed = _judge(
-      entry['interval_of_all'][0], entry['upper'], lambda l, h: h <= GAP,
-      lambda l, h: l > GAP)
+  passed = verdict.at_most(
+      (entry['interval_of_all'][0], entry['upper']), GAP)
   return entry | {
       'threshold': GAP, 'passed': passed, 'scheme': worst[0],
       'measure': 'acc(quantized) - acc(fp), one-sided upper 95 % bound'}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +66,7 @@ class AbstractRun:
 
 def make(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    shapes: model_config.ModelConfig, tokenizer: Any,
+    shapes: model_config.ModelConfig, tokenizer: types.Tokenizer,
     placer: programs.Placer) -> AbstractRun:
   """The run of a config on a model of which only the shapes exist."""
   circuit = draw_circuit(config, shapes)

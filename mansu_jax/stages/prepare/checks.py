@@ -8,11 +8,11 @@ the weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from absl import logging
 
 from mansu_jax import tree_paths
+from mansu_jax import types
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.circuits.edges import edge_select
@@ -60,7 +60,8 @@ def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
 
 def check_model_and_data(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    shapes: model_config.ModelConfig, tokenizer: Any) -> None:
+    shapes: model_config.ModelConfig, tokenizer: types.Tokenizer | None
+) -> None:
   """Checks that flags, data and model of an unlearning run fit together.
 
   Args:
@@ -99,14 +100,15 @@ def check_model_and_data(
 
 def _pairs(
     make: Callable[..., Pairs], config: run_config.RunConfig,
-    splits: splits_lib.Splits, tokenizer: Any) -> Pairs:
+    splits: splits_lib.Splits, tokenizer: types.Tokenizer | None) -> Pairs:
   return make(config.attribution, splits, tokenizer, seed=config.seed,
               chat=config.data.chat)
 
 
 def check_audit(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    shapes: model_config.ModelConfig, tokenizer: Any) -> None:
+    shapes: model_config.ModelConfig, tokenizer: types.Tokenizer | None
+) -> None:
   """As `check_model_and_data`, for an audit, which may have no data.
 
   Raises:
@@ -154,7 +156,8 @@ def _no_tokenizer_error(
 
 def check_attribute(
     config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    shapes: model_config.ModelConfig, tokenizer: Any) -> None:
+    shapes: model_config.ModelConfig, tokenizer: types.Tokenizer | None
+) -> None:
   """As `check_model_and_data`, for --mode=attribute.
 
   Raises:
@@ -196,8 +199,8 @@ def check_attribute(
 
 
 def _retain_pairs(
-    config: run_config.RunConfig, splits: splits_lib.Splits, tokenizer: Any
-) -> Pairs:
+    config: run_config.RunConfig, splits: splits_lib.Splits,
+    tokenizer: types.Tokenizer | None) -> Pairs:
   """The retain pairs; a ValueError names --circuit_contrast."""
   try:
     return _pairs(prompt_pairs.retain_pairs, config, splits, tokenizer)

@@ -178,25 +178,25 @@ def _common_tokenizer(
   return first, comparison
 
 
-def _vocabulary(tokenizer: Any) -> dict[str, int]:
+def _vocabulary(tokenizer: types.PretrainedTokenizer) -> dict[str, int]:
   """`{token: id}` by id."""
   return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
 
-def _backend(tokenizer: Any) -> dict[str, Any]:
+def _backend(tokenizer: types.PretrainedTokenizer) -> dict[str, Any]:
   """The content of tokenizer.json; empty for a tokenizer without it."""
   backend = getattr(tokenizer, 'backend_tokenizer', None)
   return json.loads(backend.to_str()) if backend is not None else {}
 
 
-def _merges(tokenizer: Any) -> dict[str, int]:
+def _merges(tokenizer: types.PretrainedTokenizer) -> dict[str, int]:
   """`{merge: rank}`; empty for a tokenizer without merges."""
   found = _backend(tokenizer).get('model', {}).get('merges') or []
   return {m if isinstance(m, str) else ' '.join(m): rank
           for rank, m in enumerate(found)}
 
 
-def _rules_digest(tokenizer: Any) -> str:
+def _rules_digest(tokenizer: types.PretrainedTokenizer) -> str:
   """SHA-256 of all settings that affect tokens."""
   fields = {k: v for k, v in _backend(tokenizer).items()
             if k not in ('truncation', 'padding')}  # Set by the last call.
@@ -238,7 +238,7 @@ def _check_encodings(
     tokenization.check_template(base.tokenizer, base.name)
     questions = [dataclasses.replace(q, prompt=tokenization.prompt_text(
         q.prompt, base.tokenizer, chat=True)) for q in questions]
-  encode: Callable[[Any], list[Any]] = lambda tokenizer: [
+  encode: Callable[[types.Tokenizer], list[Any]] = lambda tokenizer: [
       *tokenization.encode_questions(questions, tokenizer),
       *tokenization.encode_prompts(texts, tokenizer)]
   for text, first, second in zip(

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from absl import logging
 import numpy as np
 
+from mansu_jax import types
 from mansu_jax.config import run as run_config
 from mansu_jax.data import batching
 from mansu_jax.data import questions as questions_lib
@@ -142,7 +142,8 @@ def _shuffled_prompts(
 
 def check(
     options: run_config.UnlearnConfig, splits: splits_lib.Splits,
-    tokenizer: Any, max_position: int, *, seed: int, chat: bool) -> None:
+    tokenizer: types.Tokenizer, max_position: int, *, seed: int, chat: bool
+) -> None:
   """Raises ValueError as `prompts`, or if a prompt is too long for the model.
 
   Args:
@@ -164,7 +165,8 @@ def check(
 
 
 def _encode(
-    chosen: Sequence[subjects_lib.Prompt], tokenizer: Any, chat: bool
+    chosen: Sequence[subjects_lib.Prompt], tokenizer: types.Tokenizer,
+    chat: bool
 ) -> tuple[list[list[int]], list[int]]:
   """Token ids of each prompt, and the number of tokens before its subject."""
   texts = [p.text for p in chosen]
@@ -175,7 +177,7 @@ def _encode(
 
 def spans(
     options: run_config.UnlearnConfig, data: run_config.DataConfig,
-    splits: splits_lib.Splits, tokenizer: Any,
+    splits: splits_lib.Splits, tokenizer: types.Tokenizer,
     refer: Callable[[batches_lib.Spans], batches_lib.Spans],
     next_token: NextTokenFn, *, seed: int
 ) -> tuple[batches_lib.Spans, dict[str, int]]:
@@ -225,7 +227,7 @@ def _key(subject: str) -> tuple[str, ...]:
 
 
 def _forget_answers(
-    questions: _Questions, tokenizer: Any, chat: bool
+    questions: _Questions, tokenizer: types.Tokenizer, chat: bool
 ) -> dict[tuple[str, ...], set[int]]:
   """First tokens of the forget answers, by subject."""
   found: dict[tuple[str, ...], set[int]] = {}

@@ -7,8 +7,8 @@ is within the model's limit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from mansu_jax import types
 from mansu_jax.config import run as run_config
 from mansu_jax.data import batching
 from mansu_jax.data import pairs as pairs_lib
@@ -20,7 +20,7 @@ from mansu_jax.stages.prepare import inputs as inputs_lib
 
 def check_data(
     options: run_config.DataConfig, inputs: inputs_lib.Inputs,
-    shapes: model_config.ModelConfig, tokenizer: Any) -> None:
+    shapes: model_config.ModelConfig, tokenizer: types.Tokenizer) -> None:
   """Checks all questions and texts of a run.
 
   Args:
@@ -44,7 +44,8 @@ def check_data(
 
 def check_questions(
     questions: Sequence[questions_lib.Question],
-    shapes: model_config.ModelConfig, tokenizer: Any, *, chat: bool) -> None:
+    shapes: model_config.ModelConfig, tokenizer: types.Tokenizer, *, chat: bool
+) -> None:
   """Raises ValueError if the model cannot read a question.
 
   Args:

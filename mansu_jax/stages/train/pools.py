@@ -216,7 +216,7 @@ def swap_partners(
 
 
 def choice_targets(
-    questions: Questions, tokenizer: Any, *, chat: bool = False
+    questions: Questions, tokenizer: types.Tokenizer, *, chat: bool = False
 ) -> objective.Choices:
   """First tokens of the choices of each question's fact."""
   encoded = tokenization.encode_questions(questions, tokenizer, chat=chat)
@@ -227,8 +227,8 @@ def choice_targets(
 
 
 def check_forget_term(
-    options: run_config.UnlearnConfig, forget_set: Questions, tokenizer: Any,
-    *, seed: int, chat: bool) -> None:
+    options: run_config.UnlearnConfig, forget_set: Questions,
+    tokenizer: types.Tokenizer, *, seed: int, chat: bool) -> None:
   """Raises ValueError if the forget term lacks other facts or choices."""
   questions = inputs_lib.thin(forget_set, options.forget_pool, seed)
   if options.loss == 'answer_swap':

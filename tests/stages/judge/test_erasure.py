@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import tree_paths
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
-from mansu_jax.circuits import select
 from mansu_jax.config import run as run_config
 from mansu_jax.erasure import readability as readability_lib
 from mansu_jax.erasure import suppression
@@ -28,40 +26,6 @@ _CONFIG = small.config()
 
 def _scaled(params, by):
   return jax.tree.map(lambda x: x * by, params)
-
-
-class HalvesTest(absltest.TestCase):
-
-  def test_random_halves_have_as_many_nodes_and_moved_weights(self):
-    config = small.config(d_ff=96)
-    base = jax.tree.map(jnp.asarray, small.params(config))
-    model = types.SimpleNamespace(config=config, params=base)
-    circuit = graph.empty(config)
-    circuit.neurons[:, :48] = True
-    # Unit j of the circuit has moved in j of its 16 rows of `gate`.
-    rows = np.arange(16)[:, None] < np.arange(96) % 16  # [D, F]
-    after = tree_paths.map_named(
-        lambda name, w: w + 1.0 * rows[None] if name == 'layers/mlp/gate' else w,
-        base)
-    scores = {kind: np.zeros(shape)
-              for kind, shape in graph.shapes(config).items()}
-    scores['neurons'][:] = (np.arange(96) % 16) ** 2 + 1.0
-    found = types.SimpleNamespace(circuit=circuit, means=scores)
-    (best, *randoms), (most, *shares) = erasure._halves(
-        model, found, after, range(2), np.random.default_rng(0))
-    self.assertLen(randoms, 5)
-    counts = np.tile(np.arange(96) % 16, (2, 1))
-    total = counts[circuit.neurons].sum()
-    for half, share in zip((best, *randoms), (most, *shares)):
-      np.testing.assert_array_equal(
-          half.neurons.sum(1), best.neurons.sum(1))
-      self.assertFalse((half.neurons & ~circuit.neurons).any())
-      self.assertAlmostEqual(share, counts[half.neurons].sum() / total)
-    drawn = [counts[select.matched_random(
-        best, range(2), np.random.default_rng(i), among=circuit).neurons].sum()
-             / total for i in range(100)]
-    self.assertGreater(most, max(drawn))  # No random half has as much:
-    self.assertGreater(min(shares), np.quantile(drawn, 0.9))  # the nearest.
 
 
 class MeasureTest(absltest.TestCase):

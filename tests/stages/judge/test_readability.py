@@ -15,6 +15,7 @@ from mansu_jax.circuits import graph
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.erasure import copy_back as copy_back_lib
 from mansu_jax.erasure import lens
 from mansu_jax.erasure import readability as readability_lib
 from mansu_jax.stages.judge import copy_back
@@ -126,8 +127,11 @@ class ReaderTest(parameterized.TestCase):
     return readability.Reader(
         _choose(self.inputs), self.model, unlearned, self.views, **_RESAMPLING)
 
-  def _copy_back(self, reader, *args):
-    return copy_back.measure(reader, self.circuit, *args, **_RESAMPLING)
+  def _copy_back(self, reader, randoms, precisions, halves=(), moved=()):
+    return copy_back.measure(
+        reader, self.circuit, randoms,
+        copy_back_lib.Halves(list(halves), list(moved)), precisions,
+        **_RESAMPLING)
 
   def test_answered_is_what_the_model_prefers(self):
     asked = _choose(self.inputs)
@@ -160,7 +164,7 @@ class ReaderTest(parameterized.TestCase):
       reader = self._reader(self.other)
       control = reader.control([])
       reader.measure(control)
-      edited = self._copy_back(reader, [], [], [], ('fp', 'nf4'))
+      edited = self._copy_back(reader, [], ('fp', 'nf4'))
     self.assertIs(edited['confined'], False)
     # Base and unlearned at two precisions, and two parts undone at both.
     self.assertLen(runs, 4)
@@ -191,7 +195,7 @@ class ReaderTest(parameterized.TestCase):
                          for kind in graph.KINDS}) for odd in (0, 1))
     reader = self._reader(edited)
     got = self._copy_back(
-        reader, [], [first, second, second], [0.6, 0.4, 0.4], ('fp',))
+        reader, [], ('fp',), [first, second, second], [0.6, 0.4, 0.4])
     self.assertIs(got['confined'], True)
     parts = got['by_precision']['fp']
     self.assertEqual(parts['circuit']['answered'], parts['base']['answered'])
@@ -212,8 +216,8 @@ class ReaderTest(parameterized.TestCase):
                 lambda params, _: np.full(
                     16, copy_back._equal(params, self.base))))):
       got = self._copy_back(
-          reader, [], [self.circuit, nothing, nothing], [1.0, 0.0, 0.0],
-          ('fp',))
+          reader, [], ('fp',), [self.circuit, nothing, nothing],
+          [1.0, 0.0, 0.0])
     self.assertEqual(got['moved'], {
         'best_half': 1.0, 'random_half_0': 0.0, 'random_half_1': 0.0})
     self.assertEqual(got['by_precision']['fp']['best_half']['share'], 1.0)
@@ -224,7 +228,7 @@ class ReaderTest(parameterized.TestCase):
   def test_an_edit_of_everything(self):
     random = small.random_circuit(self.model.config, 0.5)
     reader = self._reader(self.other)
-    got = self._copy_back(reader, [random], [], [], ('fp', 'nf4'))
+    got = self._copy_back(reader, [random], ('fp', 'nf4'))
     self.assertIs(got['confined'], False)
     for precision, view in (('fp', lambda params: params), ('nf4', _rounded)):
       parts = got['by_precision'][precision]
