@@ -13,10 +13,10 @@ from mansu_jax.deployment import relearning_attack
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import files
+from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.judge import first_token_questions
 from mansu_jax.stages.judge import readability
-from mansu_jax.stages.prepare import checks
 
 
 class Target(NamedTuple):

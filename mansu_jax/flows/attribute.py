@@ -20,12 +20,12 @@ from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
+from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.circuit import stability
 from mansu_jax.stages.judge import results
-from mansu_jax.stages.prepare import checks
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
 

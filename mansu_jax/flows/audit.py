@@ -9,6 +9,7 @@ a stopped audit starts again from the beginning.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from absl import logging
@@ -20,6 +21,7 @@ from mansu_jax.report import write as report
 from mansu_jax.runtime import clock as clock_lib
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
+from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import prompt_pairs
@@ -28,7 +30,6 @@ from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
-from mansu_jax.stages.prepare import checks
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import model_pair
 
@@ -53,7 +54,10 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   clock = clock_lib.Clock()
   inputs = checks.read(config)
   with clock.stage('load'):
-    pair = model_pair.load(config, inputs)
+    pair = model_pair.load(
+        config.base, config.model, inputs, export_dtype=config.export_dtype,
+        chat=config.data.chat,
+        check=functools.partial(checks.check_audit, config, inputs))
   base, unlearned = pair.base, pair.unlearned
   root = workdir.open_workdir(config, inputs.hashes | {
       'base': base.source['sha256'], 'model': pair.account['sha256']})

@@ -22,10 +22,10 @@ from mansu_jax.planning import topology
 from mansu_jax.runtime import memory
 from mansu_jax.runtime import programs
 from mansu_jax.runtime import sharding
+from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import programs as circuit_programs
 from mansu_jax.stages.judge import programs as judge_programs
 from mansu_jax.stages.prepare import abstract
-from mansu_jax.stages.prepare import checks
 from mansu_jax.stages.train import programs as train_programs
 
 _GIB = 2**30

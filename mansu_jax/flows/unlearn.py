@@ -21,6 +21,7 @@ from mansu_jax.runtime import clock as clock_lib
 from mansu_jax.runtime import preemption
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
+from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
@@ -28,8 +29,8 @@ from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
-from mansu_jax.stages.prepare import checks
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import retain_kl
@@ -60,7 +61,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     quantize = quantizers.Quantizers(
         config.quant_schemes, model, calibration_texts=inputs.calibration,
         calibration_tokens=config.eval.calibration_tokens,
-        guarantee=quantizers.guaranteed(
+        guarantee=quantizer_rules.guaranteed(
             config.quant_schemes, config.edit.floor))
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
@@ -146,7 +147,7 @@ def _train(
         cache=cache)
     circuit = None if config.circuit.selection == 'all' else found.circuit
     edit = edits.make(
-        model, circuit, quantizers.with_fixed_grid(config.quant_schemes),
+        model, circuit, quantizer_rules.with_fixed_grid(config.quant_schemes),
         quantized_views=config.unlearn.quantizer_in_loop,
         storage_dtype=config.export_dtype, movable=found.movable)
   with clock.stage('fisher'):

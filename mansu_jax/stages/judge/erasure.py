@@ -31,6 +31,7 @@ from mansu_jax.stages.judge import first_token_questions
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import readability
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.statistics import verdict
 
 
@@ -252,7 +253,7 @@ def _divergence(
       'suppression': kept(lambda: models.control)}
 
   def nulls(precision):
-    names = quantizers.of_base(precision, list(quantized))
+    names = quantizer_rules.of_base(precision, list(quantized))
     return {'base_quantized': quantized[name] for name in names} | suppression
 
   found = {name: divergence.measure(

@@ -23,8 +23,8 @@ from mansu_jax.models import programs as model_programs
 from mansu_jax.quant import make_grids
 from mansu_jax.runtime import programs
 from mansu_jax.stages.circuit import programs as circuit_programs
-from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import abstract
+from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import retain_kl
@@ -58,7 +58,7 @@ class Prepared:
 def references(run: abstract.AbstractRun) -> programs.Programs:
   """Reference states, slices, code grids and quantized view; `Prepared`."""
   config, model = run.config, run.model
-  names = quantizers.with_fixed_grid(config.quant_schemes)
+  names = quantizer_rules.with_fixed_grid(config.quant_schemes)
   batches, rows = _make_batches(run)
   yield programs.hold(base=model.params)
   for shape, calls in rows.items():

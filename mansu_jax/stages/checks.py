@@ -12,10 +12,9 @@ from typing import Any
 
 from absl import logging
 
-from mansu_jax import tree_paths
+from mansu_jax.circuits.edges import edge_select
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
-from mansu_jax.circuits.edges import edge_select
 from mansu_jax.config import mode_checks
 from mansu_jax.config import run as run_config
 from mansu_jax.data import pairs as pairs_lib
@@ -27,11 +26,12 @@ from mansu_jax.runtime import processes
 from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import edge_file
 from mansu_jax.stages.circuit import prompt_pairs
-from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import token_checks
 from mansu_jax.stages.train import pools
+from mansu_jax import tree_paths
 
 Pairs = list[pairs_lib.AttributionPair]
 
@@ -42,12 +42,12 @@ def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
   """Checks the flags and the workdir, and reads the data. Collective.
 
   Raises:
-    ValueError: As `mode_checks.check_unread_flags`, `quantizers.check`,
+    ValueError: As `mode_checks.check_unread_flags`, `quantizer_rules.check`,
       `inputs.read` and `workdir.check_workdir`, in this order.
   """
   def read_inputs():
     mode_checks.check_unread_flags(config)
-    quantizers.check(
+    quantizer_rules.check(
         config.quant_schemes, edits=config.method == 'mansu' and
         config.mode in ('unlearn', 'plan'))
     return inputs_lib.read(config)
@@ -75,7 +75,7 @@ def check_model_and_data(
       make no attribution pairs, or none that the forget loss needs.
   """
   _check_circuit(config.circuit, config.attribution.level, shapes)
-  quantizers.check_shapes(config.quant_schemes, shapes)
+  quantizer_rules.check_shapes(config.quant_schemes, shapes)
   if tokenizer is None:
     raise ValueError(
         f'--model={config.model} has no tokenizer; wanted tokenizer.json beside'
@@ -113,7 +113,7 @@ def check_audit(
     ValueError: As `check_model_and_data`, except that questions without
       attribution pairs are accepted unless --circuit_contrast needs pairs.
   """
-  quantizers.check_shapes(config.quant_schemes, shapes)
+  quantizer_rules.check_shapes(config.quant_schemes, shapes)
   questions_or_pairs = (
       *inputs.evaluation.values(), inputs.splits.forget_train,
       inputs.splits.retain_train, config.attribution.pairs_file)
