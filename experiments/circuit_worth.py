@@ -180,8 +180,7 @@ def circuit_of(
   key = config.attribution, config.circuit
   if key not in kept:
     settings = settings_lib.Settings.from_run(config)
-    kept[key] = attribution.find(settings, bench.model, attribution.score(
-        settings, bench.inputs.splits, bench.model))
+    kept[key] = attribution.run(settings, bench.inputs.splits, bench.model)
   found = kept[key]
   if draw is None:
     return found
@@ -206,7 +205,8 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
   found = circuit_of(bench, config, draw, kept)
   circuit = found.circuit
   edit = edits.make(
-      bench.model, circuit, quantizer_rules.with_fixed_grid(config.quant_schemes),
+      bench.model, circuit,
+      quantizer_rules.with_fixed_grid(config.quant_schemes),
       quantized_views=config.unlearn.quantizer_in_loop,
       storage_dtype=config.export_dtype, movable=found.movable)
   fisher = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from absl import logging
 import numpy as np
 
 from mansu_jax.circuits import eap_ig
@@ -22,6 +23,53 @@ from mansu_jax.stages.circuit import settings as settings_lib
 Settings = settings_lib.Settings
 Scored = outputs.Scored
 Found = outputs.Found
+
+
+def run(
+    settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> Found:
+  """Scores the pairs and finds the circuit; frees the scores on return.
+
+  Args:
+    settings: the stage's settings.
+    splits: the questions to make pairs from.
+    model: the base model.
+    cache: cache of finished stages.
+
+  Raises:
+    eap_ig.TooFewAnswered: as `score`.
+    ValueError: as `score` and `find`.
+  """
+  return find(settings, model, score(settings, splits, model, cache), cache)
+
+
+def run_if_possible(
+    settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
+    *, cad_pairs: int) -> tuple[Found | None, str]:
+  """As `run`, for an audit, whose data may allow no circuit.
+
+  Args:
+    settings: the stage's settings.
+    splits: the questions to make pairs from.
+    model: the base model.
+    cad_pairs: as for `prompt_pairs.why_none`.
+
+  Returns:
+    The circuit and an empty text, or None and the reason.
+
+  Raises:
+    ValueError: as `find`.
+  """
+  why = prompt_pairs.why_none(
+      settings.attribution, splits, model.tokenizer, cad_pairs=cad_pairs,
+      seed=settings.seed, chat=settings.chat)
+  if why:
+    return None, why
+  try:
+    return run(settings, splits, model), ''
+  except eap_ig.TooFewAnswered as error:
+    logging.warning('No circuit was attributed: %s', error)
+    return None, str(error)
 
 
 def score(
