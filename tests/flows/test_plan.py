@@ -22,6 +22,7 @@ from mansu_jax.models import layout
 from mansu_jax.models.io import loading
 from mansu_jax.planning import cost
 from mansu_jax.planning import recorder as recorder_lib
+from mansu_jax.report.sections import plan as plan_lines
 from mansu_jax.runtime import clock
 from mansu_jax.stages.prepare import abstract
 from tests import runs
@@ -176,11 +177,11 @@ class PlanTest(parameterized.TestCase):
       found = dataclasses.replace(
           _plan(), chip=_plan().chip._replace(memory=memory), dtype=dtype)
       self.assertFalse(found.fits)
-      said = plan.lines(found)
+      said = plan_lines.lines(found)
       self.assertStartsWith(said[-1], 'does not fit: the largest stage is')
       told, = (line for line in said if line.startswith('unlearn does not fit'))
       self.assertEndsWith(told, f'more. {advice}')
-    self.assertStartsWith(plan.lines(_plan())[-1], 'fits: the largest stage')
+    self.assertStartsWith(plan_lines.lines(_plan())[-1], 'fits: the largest stage')
 
   def test_a_plan_for_less_memory(self):
     found = _traced('--plan_memory_gib=0.0001')

@@ -28,6 +28,11 @@ from tests import runs
 from tests import tiny_job
 
 _JITTED = type(jax.jit(lambda: None))
+# Functions that no plan lists: they reduce one leaf, or map the circuit's slices
+# element by element.
+_LIGHT = ('circuits.param_mask._differing', 'erasure.suppression._margins',
+          'quant.leaves.', 'stages.judge.copy_back.', 'stages.train.edits.',
+          'transforms.')
 
 
 class _Counted:
@@ -90,7 +95,7 @@ def _counted(report):
 
 
 def _planned(*flags):
-  """`{(stage, function): calls}` of a plan."""
+  """`{(stage, function): calls}` of a plan, and the keys of upper bounds."""
   calls, bounds = collections.Counter(), set()
 
   def compile_none(recorder, program):
@@ -103,7 +108,7 @@ def _planned(*flags):
   def count(recorder, program):
     key = recorder.stages[-1].name, program.fn.name
     calls[key] += program.calls
-    if getattr(program, 'at_most', False):
+    if program.at_most:
       bounds.add(key)
     return call(recorder, program)
 
@@ -132,12 +137,36 @@ def _made(root, *flags):
   return calls
 
 
+class CallsTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(
+      ('neuron_and_head', '--attribution_level=neuron_and_head',
+       '--circuit_contrast=0.5', '--circuit_resamples=5'),
+      ('edge', '--attribution_level=edge', '--circuit_edges=50',
+       '--circuit_contrast=0.5', '--circuit_resamples=5'),
+      ('random_edge', '--attribution_level=edge', '--circuit_edges=50',
+       '--circuit_selection=random'),
+      ('several_quantizers', '--attribution_level=neuron_and_head',
+       '--quant_schemes=nf4,q4_0,gptq_g128', '--circuit_resamples=0'))
+  @pytest.mark.slow
+  def test_each_program_is_called_as_often_as_planned(self, *flags):
+    folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    # The plan's circuit is drawn. A large budget gives both every kind of node.
+    job = (*tiny_job.make(folder / 'job'), '--unlearn_steps=4',
+           '--circuit_budget=0.4', *flags)
+    planned, bounds = _planned(*job)
+    made = _made(folder / 'run', *job)
+    for key, calls in planned.items():
+      if key in bounds:
+        self.assertBetween(made[key], 1, calls, str(key))
+      else:
+        self.assertEqual(made[key], calls, str(key))
+    self.assertLen(bounds, 1)
+    unplanned = {name for stage, name in made if stage not in (
+        None, 'load') and (stage, name) not in planned}
+    self.assertEmpty({
+        name for name in unplanned if not name.startswith(_LIGHT)})
+
+
 if __name__ == '__main__':
-  folder = tempfile.mkdtemp()
-  flags = (*tiny_job.make(pathlib.Path(folder) / 'job'), *sys.argv[1:])
-  planned, bounds = _planned(*flags)
-  made = _made(pathlib.Path(folder) / 'run', *flags)
-  for key in sorted(set(planned) | set(made), key=str):
-    if key[0] in (None, 'load'): continue
-    p, m = planned.get(key), made.get(key)
-    print('  ' if p == m else '!!', '<=' if key in bounds else '  ', key, p, m)
+  absltest.main()

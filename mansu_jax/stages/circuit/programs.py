@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 
 import jax
@@ -19,32 +20,56 @@ from mansu_jax.circuits.edges import edges as edges_lib
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.runtime import programs
 from mansu_jax.stages.circuit import prompt_pairs
+from mansu_jax.stages.circuit import scoring
 from mansu_jax.stages.prepare import abstract
 
 Pairs = Sequence[pairs_lib.AttributionPair]
 
+_STABILITY_RUNS = 3  # The circuit, and the circuits of both halves.
+
 
 def attribute(run: abstract.AbstractRun) -> programs.Programs:
-  """Scores the pairs, then runs random circuits and prefixes of the ranking."""
-  config, model = run.config, run.model
-  yield programs.hold(base=model.params)
+  """Scores the pairs, then runs random circuits and prefixes of the ranking.
+
+  The model is assumed to answer every pair.
+  """
+  config = run.config
+  yield programs.lowered_by('--attribution_batch', '--circuit_pairs')
+  yield programs.hold(base=run.model.params)
   pairs = forget_pairs(run)
-  yield from scores(run, pairs)
-  if config.circuit.contrast:
-    yield from scores(run, retain_pairs(run))
-  if config.attribution.level == 'edge':
-    batches = pair_batches.pack(
-        pairs, config.attribution.batch, one_per_row=True)
+  contrast = retain_pairs(run) if config.circuit.contrast else []
+  by_edge = config.attribution.level == 'edge'
+  for some in filter(None, (pairs, contrast)):
+    yield from scores(run, some)
+    if by_edge:
+      yield from _edge_scores(run, some)
+  selected = config.circuit.selection != 'random'
+  stability = bool(config.circuit.resamples) and selected
+  pairs = pairs[:config.circuit.pairs]
+  yield from _faithfulness(run, pairs, stability=stability and not by_edge)
+  if by_edge and selected:
+    yield from _edge_faithfulness(run, pairs, stability=stability)
+
+
+def _edge_scores(run: abstract.AbstractRun, pairs: Pairs) -> programs.Programs:
+  options, model = run.config.attribution, run.model
+  _, batches = scoring.edge_batches(options, pairs)
+  widths = collections.Counter(batch.clean.shape[1] for batch in batches)
+  by_width = {batch.clean.shape[1]: batch for batch in batches}
+  for width, batch in by_width.items():
     yield programs.program(
-        'edges.pair_scores', edges_lib.pair_scores, model.config,
-        model.params, programs.shapes_of(batches[0]), calls=len(batches),
-        points=edges_lib.eap_ig_points(config.attribution.steps))
-    yield from _edge_faithfulness(run, pairs[:config.circuit.pairs])
-  yield from _faithfulness(run, pairs[:config.circuit.pairs])
+        'edges.pair_scores', edges_lib.pair_scores, model.config, model.params,
+        programs.shapes_of(batch), calls=widths[width],
+        points=edges_lib.eap_ig_points(options.steps))
 
 
-def _faithfulness(run: abstract.AbstractRun, pairs: Pairs
-                  ) -> programs.Programs:
+def _faithfulness(
+    run: abstract.AbstractRun, pairs: Pairs, *, stability: bool
+) -> programs.Programs:
+  """Runs all nodes, the circuit, no nodes, random circuits and prefixes.
+
+  Stability runs the circuit again, and those of two halves of the pairs.
+  """
   model = run.model
   batch = programs.shapes_of(pair_batches.pack(pairs, len(pairs))[0])
   _, taps = yield programs.program(
@@ -57,13 +82,15 @@ def _faithfulness(run: abstract.AbstractRun, pairs: Pairs
   yield programs.program(
       'faithfulness.patched_metric', faithfulness.patched_metric,
       model.config, model.params, batch, taps, keep,
-      calls=2 + run.config.circuit.random_circuits
-      + curve.max_evaluations(nodes))
+      calls=3 + run.config.circuit.random_circuits
+      + curve.max_evaluations(nodes) + (_STABILITY_RUNS if stability else 0),
+      at_most=True)  # The search for the smallest prefix may end earlier.
 
 
-def _edge_faithfulness(run: abstract.AbstractRun, pairs: Pairs
-                       ) -> programs.Programs:
-  """Runs the circuit's edges, no edges and all edges."""
+def _edge_faithfulness(
+    run: abstract.AbstractRun, pairs: Pairs, *, stability: bool
+) -> programs.Programs:
+  """Runs all edges, no edges and the circuit's; stability as for nodes."""
   model = run.model
   batches = pair_batches.pack(pairs, run.config.attribution.batch)
   batch = programs.shapes_of(batches[0])
@@ -74,7 +101,8 @@ def _edge_faithfulness(run: abstract.AbstractRun, pairs: Pairs
       edges_lib.is_edge(model.config).shape, bool))
   yield programs.program(
       'edge_patching.metric', edge_patching.metric, model.config, model.params,
-      batch, given, patched, calls=3 * len(batches))
+      batch, given, patched,
+      calls=(3 + (_STABILITY_RUNS if stability else 0)) * len(batches))
 
 
 def scores(
@@ -115,6 +143,18 @@ def gather(run: abstract.AbstractRun, calls: int = 1) -> programs.Programs:
         f'slices of {leaf}', param_mask.gather_leaf, leaf, flat[leaf],
         run.index, calls=calls)
   return tree_paths.unflatten(out)
+
+
+def gather_grid(
+    run: abstract.AbstractRun, leaf: str, shared: types.PyTree
+) -> programs.Programs:
+  """Gathers the circuit's part of a leaf's block parameters."""
+  _, axis = param_mask.UNIT_AXIS[leaf]
+  width = tree_paths.flatten(run.model.params)[leaf].shape[axis + 1]
+  for part in jax.tree.leaves(shared):
+    yield programs.program(
+        f'grid slices of {leaf}', param_mask.gather_leaf, leaf, part, run.index,
+        width // part.shape[axis + 1])
 
 
 def scatter(

@@ -33,9 +33,12 @@ def evaluate(run: abstract.AbstractRun) -> programs.Programs:
   evaluator = evaluation.Evaluator(
       config.eval, config.data, run.inputs, model)
   held = _both_models(run)
+  calibrated = set(config.quant_schemes) & set(quant.CALIBRATED)
+  yield programs.lowered_by('--eval_batch_tokens', *(
+      ['--eval_calibration_tokens'] if calibrated else []))
   yield programs.hold(**held)
   for name in config.quant_schemes:
-    if name in quant.CALIBRATED:
+    if name in calibrated:
       yield from model_programs.calibrate(
           model.config, model.params, name, run.calibration_windows, calls=2)
   yield programs.hold(**held, quantized=held['unlearned'])
@@ -71,10 +74,14 @@ def _codes(run: abstract.AbstractRun, name: str) -> dict[str, Any]:
 
 
 def erasure(run: abstract.AbstractRun) -> programs.Programs:
-  """Lens, suppression control and copy-back; then scores for CAD and AS-NC."""
+  """Lens, suppression control and copy-back; then scores for CAD and AS-NC.
+
+  The control is assumed to match the unlearned model's accuracy.
+  """
   config, model = run.config, run.model
   held = _both_models(run)
   matrices = held['unlearned']
+  yield programs.lowered_by('--attribution_batch')
   yield programs.hold(**held)
   pairs = circuit_programs.forget_pairs(run)[:config.eval.cad_pairs]
   try:
@@ -105,25 +112,37 @@ def _lens(
     run: abstract.AbstractRun, asked: first_token_questions.Questions
 ) -> programs.Programs:
   """States at the ends of prompts, of both models at every precision."""
-  config, model = run.config, run.model
-  for name in config.quant_schemes:
+  schemes = run.config.quant_schemes
+  for name in schemes:
     yield from quantize(run, name, calls=2)
-  batches = lens.batches_of(asked.fit + asked.prompts)
-  yield programs.program(
-      'lens.at_ends', lens.at_ends, model.config, model.params,
-      *map(programs.shapes_of, batches[0][:2]),
-      calls=len(batches) * 2 * (1 + len(config.quant_schemes)))
+  yield _at_ends(
+      run, asked.fit + asked.prompts, models=2 * (1 + len(schemes)))
+
+
+def _at_ends(
+    run: abstract.AbstractRun, prompts: Sequence[Sequence[int]], *, models: int
+) -> programs.Program:
+  """States of some models at the ends of prompts."""
+  batches = lens.batches_of(prompts)
+  return programs.program(
+      'lens.at_ends', lens.at_ends, run.model.config, run.model.params,
+      *map(programs.shapes_of, batches[0][:2]), calls=len(batches) * models)
 
 
 def _suppression(
     run: abstract.AbstractRun, asked: first_token_questions.Questions,
     pairs: Sequence[Any]) -> programs.Programs:
-  """Makes the control and measures its accuracy at several scales."""
+  """Makes the control and measures its accuracy at several scales.
+
+  Its states are computed from the base's, which include those of the pairs.
+  """
   model = run.model
   states = lambda size: jax.ShapeDtypeStruct(
       (size, model.config.d_model), jnp.float32)
+  if pairs:
+    yield _at_ends(run, [p.clean_ids for p in pairs], models=1)
   hide, keep = len(asked.prompts) + len(pairs), len(asked.fit)
-  for size in (hide, keep):
+  for size in (hide, keep, keep, len(asked.prompts)):
     yield programs.program(
         'suppression.hidden', suppression.hidden, model.config, model.params,
         states(size))
@@ -137,16 +156,21 @@ def _suppression(
 def _copy_back(
     run: abstract.AbstractRun, asked: first_token_questions.Questions,
     held: dict[str, Any]) -> programs.Programs:
-  """Copies the base's weights back on parts of the circuit, and asks again."""
+  """Copies the base's weights back on parts of the circuit, and asks again.
+
+  One more copy, on the whole circuit, shows that nothing else has changed.
+  """
   model = run.model
   schemes = [name for name in run.config.quant_schemes
              if name not in quant.CALIBRATED]
   copies, precisions = 1 + erasure_lib.HALVES, 1 + len(schemes)
   matrices = held['unlearned']
   yield programs.hold(**held)
-  slices = yield from circuit_programs.gather(run, calls=copies * precisions)
-  yield programs.hold(**held, slices=slices, copied_back=matrices)
-  yield from circuit_programs.scatter(run, slices, calls=copies * precisions)
+  calls = 1 + copies * precisions
+  slices = yield from circuit_programs.gather(run, calls=calls)
+  yield programs.hold(
+      **held, slices=programs.CircuitSized(slices), copied_back=matrices)
+  yield from circuit_programs.scatter(run, slices, calls=calls)
   yield programs.hold(**held, copied_back=matrices)
   for name in schemes:
     yield from quantize(run, name, calls=copies, donate=True)
@@ -168,6 +192,7 @@ def samples(run: abstract.AbstractRun) -> programs.Programs:
   chosen = results.asked_freely(
       run.inputs, config.eval.generations, seed=config.seed)
   held = _both_models(run)
+  yield programs.lowered_by('--eval_generations')
   yield programs.hold(**held, quantized=held['unlearned'])
   if not chosen:
     return

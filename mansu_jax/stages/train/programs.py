@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from mansu_jax.models import assemble
 from mansu_jax.models import layout as model_layout
 from mansu_jax.models import programs as model_programs
 from mansu_jax.quant import make_grids
+from mansu_jax.quant import simulate
 from mansu_jax.runtime import programs
 from mansu_jax.stages.circuit import programs as circuit_programs
 from mansu_jax.stages.prepare import abstract
@@ -69,7 +71,7 @@ def references(run: abstract.AbstractRun) -> programs.Programs:
   slices = yield from circuit_programs.gather(run)
   theta = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       x.shape, jnp.float32, sharding=x.sharding), slices)
-  held = {'base': model.params, 'slices': theta}
+  held = {'base': model.params, 'slices': programs.CircuitSized(theta)}
   grids = []
   for name in names:
     grids.append((yield from _grid(run, name, theta, held)))
@@ -77,8 +79,9 @@ def references(run: abstract.AbstractRun) -> programs.Programs:
   if config.unlearn.quantizer_in_loop:
     views |= dict.fromkeys(names)
     if len(names) == 1:
-      yield programs.hold(**held, grids=grids, view=model_programs.matrices(
-          model.params))
+      yield programs.hold(
+          **held, grids=programs.CircuitSized(grids),
+          view=model_programs.matrices(model.params))
       views[names[0]] = yield from model_programs.quantize(
           model.params, names[0])
   return Prepared(
@@ -109,16 +112,21 @@ def _make_batches(
 def _grid(
     run: abstract.AbstractRun, name: str, theta: types.PyTree,
     held: dict[str, Any]) -> programs.Programs:
-  """The code grid of the slices, made a leaf at a time; its shapes."""
+  """The code grid of whole leaves, then of the slices; returns its shapes."""
   scheme, dtype = quant.find(name).ordinary(), jnp.dtype(
       run.config.export_dtype)
-  flat = tree_paths.flatten(run.model.params)
+  flat, shared = tree_paths.flatten(run.model.params), {}
   for leaf in tree_paths.flatten(theta):
-    yield programs.hold(**held)
-    shared = yield programs.program(
+    yield programs.program(
+        f'blocks of {leaf}', simulate.any_extreme, flat[leaf])
+  for leaf in tree_paths.flatten(theta):
+    yield programs.hold(**held, shared=shared)
+    shared[leaf] = yield programs.program(
         f'code grid of {leaf}', make_grids.leaf_shared, flat[leaf], scheme,
         model_layout.MATRICES[leaf], dtype)
-    yield programs.hold(**held, shared=shared)
+  yield programs.hold(**held, shared=shared)
+  for leaf, parts in shared.items():
+    yield from circuit_programs.gather_grid(run, leaf, parts)
   made = jax.eval_shape(lambda params, index: edits.circuit_grid(
       params, scheme, model_layout.block_layout(run.model.config), index,
       dtype), run.model.params, run.index)
@@ -141,8 +149,10 @@ def fisher(
     run: abstract.AbstractRun, prepared: Prepared) -> programs.Programs:
   """The Fisher diagonal, a tree of shapes like theta."""
   options, edit = run.config.fisher, prepared.edit
-  yield programs.hold(base=run.frozen, slices=edit.theta, grids=edit.grids,
-                      **prepared.quantized_views)
+  yield programs.lowered_by('--fisher_chunk', '--circuit_budget')
+  yield programs.hold(
+      base=run.frozen, slices=programs.CircuitSized(edit.theta),
+      grids=programs.CircuitSized(edit.grids), **prepared.quantized_views)
   spans = _fisher_spans(run, prepared)
   chunk = training.fisher_chunk(options, edit.theta)
   count = -(-spans.length.size // chunk) * chunk
@@ -175,21 +185,27 @@ def unlearn(
       options, run.config.edit, edit, fisher_diagonal)
   step = loop.make_step(problem, jax.tree.map(lambda x: x.sharding, carry))
   batch = programs.shapes_of(prepared.batches(0))
-  held = {'base': run.frozen, 'slices_before': theta, 'grids': edit.grids,
-          'fisher': fisher_diagonal, **prepared.quantized_views}
-  yield programs.hold(**held, slices_and_optimizer=carry)
+  sized = programs.CircuitSized
+  held = {'base': run.frozen, 'slices_before': sized(theta),
+          'grids': sized(edit.grids), 'fisher': sized(fisher_diagonal),
+          **prepared.quantized_views}
+  yield programs.lowered_by(
+      '--circuit_budget', '--unlearn_forget_batch', '--unlearn_retain_batch',
+      '--unlearn_text_batch')
+  yield programs.hold(**held, slices_and_optimizer=sized(carry))
+  steps_at = collections.Counter(itertools.islice(
+      itertools.cycle(training.view_schedule(options, edit)), options.steps))
   for name, view in prepared.views.items():
-    share = options.fp_steps if name == 'fp' else 1
-    calls = round(options.steps * share / len(problem.views))
+    calls = steps_at[name]
     if view is None:
       view = yield from _quantized_anew(
-          run, name, calls, held | {'slices_and_optimizer': carry})
+          run, name, calls, held | {'slices_and_optimizer': sized(carry)})
     seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=x.sharding), theta)
     yield programs.program(
         f'step at {name}', step, carry, seen, run.frozen | {'params': view},
         run.frozen, theta, batch, calls=calls)
-  yield programs.hold(**held, slices=theta)
+  yield programs.hold(**held, slices=sized(theta))
   spans = retain_kl.batches_of(_fisher_spans(run, prepared))
   yield programs.program(
       'retain_kl', retain_kl.program(edit), theta, run.frozen,
@@ -212,9 +228,11 @@ def export(
   """Merges the slices into the base and takes layers for the files."""
   matrices = model_programs.matrices(run.model.params)
   yield programs.hold(
-      base=run.model.params, slices=prepared.edit.theta, unlearned=matrices)
+      base=run.model.params, unlearned=matrices,
+      slices=programs.CircuitSized(prepared.edit.theta))
   yield from circuit_programs.scatter(run, prepared.edit.theta)
-  for leaf, x in matrices.items():
-    yield programs.program(
-        f'layer of {leaf}', assemble.take_layer, x,
-        jax.ShapeDtypeStruct((), jnp.int32), calls=x.shape[0])
+  for leaf, x in tree_paths.flatten(run.model.params).items():
+    if leaf.startswith('layers/'):
+      yield programs.program(
+          f'layer of {leaf}', assemble.take_layer, x,
+          jax.ShapeDtypeStruct((), jnp.int32), calls=x.shape[0])
