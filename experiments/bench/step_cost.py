@@ -76,7 +76,8 @@ def _plain(config: model_config.ModelConfig) -> Any:
 def _step(config: run_config.RunConfig, model: Any) -> tuple[Any, Any]:
   """The compiled step, and its arguments except the batch."""
   edit = edits.make(
-      model, abstract.draw_circuit(config, model.config),
+      model, abstract.draw_circuit(
+          config.attribution.level, config.circuit, config.seed, model.config),
       quantizer_rules.with_fixed_grid(config.quant_schemes),
       quantized_views=config.unlearn.quantizer_in_loop,
       storage_dtype=config.export_dtype)

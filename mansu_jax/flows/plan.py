@@ -23,9 +23,12 @@ from mansu_jax.runtime import programs
 from mansu_jax.runtime import sharding
 from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import programs as circuit_programs
+from mansu_jax.stages.circuit import settings as circuit_settings
 from mansu_jax.stages.judge import programs as judge_programs
 from mansu_jax.stages.prepare import abstract
+from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import programs as train_programs
+from mansu_jax.stages.train import settings as train_settings
 
 _GIB = 2**30
 
@@ -96,17 +99,19 @@ def run(config: run_config.RunConfig) -> Plan:
       notes.append('no chat template: its length is taken from SmolLM2\'s')
   checks.check_model_and_data(config, inputs, shapes, tokenizer)
   recorder = recorder_lib.Recorder(mesh, chip)
-  plan_run = abstract.make(
-      config, inputs, shapes, tokenizer, programs.Placer(mesh))
+  circuit = abstract.draw_circuit(
+      config.attribution.level, config.circuit, config.seed, shapes)
+  model = abstract.make(
+      shapes, tokenizer, circuit, config.export_dtype, programs.Placer(mesh))
   hosts = topology.hosts(config.plan.topology, devices)
   if hosts > 1:
     notes.append(f'these devices belong to {hosts} hosts: start one process on'
                  ' each (--mesh_distributed)')
   jax.clear_caches()  # Traced programs depend on the devices' kind and memory.
   with jax.set_mesh(mesh), memory.planned(chip.memory, devices[0].platform):
-    _record(plan_run, recorder)
+    _record(config, inputs, model, recorder)
   return Plan(
-      model=name, weights=tree_paths.count(plan_run.model.params),
+      model=name, weights=tree_paths.count(model.params),
       topology=config.plan.topology, mesh=dict(mesh.shape), chip=chip,
       dtype=config.export_dtype,
       stages=recorder.stages, compile_seconds=recorder.compile_seconds,
@@ -114,21 +119,27 @@ def run(config: run_config.RunConfig) -> Plan:
 
 
 def _record(
-    plan_run: abstract.AbstractRun, recorder: recorder_lib.Recorder) -> None:
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    model: abstract.AbstractModel, recorder: recorder_lib.Recorder) -> None:
   """Compiles the programs of every stage, in the order of the run."""
-  recorder.record('attribution', circuit_programs.attribute(plan_run))
-  prepared = recorder.record(
-      'references', train_programs.references(plan_run))
-  fisher = None
-  if plan_run.config.edit.projection != 'none':
-    fisher = recorder.record(
-        'fisher', train_programs.fisher(plan_run, prepared))
-  recorder.record(
-      'unlearn', train_programs.unlearn(plan_run, prepared, fisher))
-  recorder.record('export', train_programs.export(plan_run, prepared))
-  for programs_of in (judge_programs.evaluate, judge_programs.erasure,
-                      judge_programs.samples, judge_programs.survival):
-    recorder.record(programs_of.__name__, programs_of(plan_run))
+  attribution = circuit_settings.Settings.from_run(config)
+  recorder.record('attribution', circuit_programs.attribute(
+      model, attribution, inputs.splits))
+  settings, fisher = train_settings.Settings.from_run(config), None
+  prepared = recorder.record('references', train_programs.references(
+      model, settings, inputs.splits))
+  if settings.edit.projection != 'none':
+    fisher = recorder.record('fisher', train_programs.fisher(
+        model, settings, prepared))
+  recorder.record('unlearn', train_programs.unlearn(
+      model, settings, prepared, fisher))
+  recorder.record('export', train_programs.export(model, prepared))
+  judged = judge_programs.Job(
+      model=model, inputs=inputs, attribution=attribution, options=config.eval,
+      data=config.data, schemes=config.quant_schemes)
+  for stage in (judge_programs.evaluate, judge_programs.erasure,
+                judge_programs.samples, judge_programs.survival):
+    recorder.record(stage.__name__, stage(judged))
 
 
 def _check(config: run_config.RunConfig) -> None:

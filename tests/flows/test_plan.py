@@ -62,6 +62,11 @@ def _traced(*flags):
     return plan.run(_config(*flags))
 
 
+def _drawn(config, shapes):
+  return abstract.draw_circuit(
+      config.attribution.level, config.circuit, config.seed, shapes)
+
+
 def _bytes_there():
   """Of all arrays; those that share their memory count once."""
   return sum({x.unsafe_buffer_pointer(): x.nbytes for x in jax.live_arrays()
@@ -133,7 +138,7 @@ class PlanTest(parameterized.TestCase):
   def test_trained_arrays_have_the_circuits_size(self):
     config = _config()
     shapes = loading.find(config.model).config
-    size = 4 * graph.num_weights(abstract.draw_circuit(config, shapes), shapes)
+    size = 4 * graph.num_weights(_drawn(config, shapes), shapes)
     held = next(s for s in _plan().stages if s.name == 'unlearn').held
     self.assertEqual(held['slices_before'], size)
     # theta, two moments, latent; mask, and scales once a block or a weight.
@@ -142,7 +147,7 @@ class PlanTest(parameterized.TestCase):
   def test_the_circuit_has_the_budgets_size(self):
     config = _config('--circuit_budget=0.1')
     found = loading.find(config.model)
-    circuit = abstract.draw_circuit(config, found.config)
+    circuit = _drawn(config, found.config)
     total = tree_paths.count(loading.load(config.model).params)
     share = graph.num_weights(circuit, found.config) / total
     self.assertBetween(share, 0.07, 0.1)
@@ -181,7 +186,8 @@ class PlanTest(parameterized.TestCase):
       self.assertStartsWith(said[-1], 'does not fit: the largest stage is')
       told, = (line for line in said if line.startswith('unlearn does not fit'))
       self.assertEndsWith(told, f'more. {advice}')
-    self.assertStartsWith(plan_lines.lines(_plan())[-1], 'fits: the largest stage')
+    self.assertStartsWith(
+        plan_lines.lines(_plan())[-1], 'fits: the largest stage')
 
   def test_a_plan_for_less_memory(self):
     found = _traced('--plan_memory_gib=0.0001')

@@ -61,8 +61,7 @@ def run_if_possible(
     ValueError: as `find`.
   """
   why = prompt_pairs.why_none(
-      settings.attribution, splits, model.tokenizer, cad_pairs=cad_pairs,
-      seed=settings.seed, chat=settings.chat)
+      settings, splits, model.tokenizer, cad_pairs=cad_pairs)
   if why:
     return None, why
   try:
@@ -87,9 +86,7 @@ def score(
     eap_ig.TooFewAnswered: the pairs do not elicit the knowledge.
     ValueError: as `prompt_pairs.forget_pairs` and `retain_pairs`.
   """
-  pairs = prompt_pairs.forget_pairs(
-      settings.attribution, splits, model.tokenizer, seed=settings.seed,
-      chat=settings.chat)
+  pairs = prompt_pairs.forget_pairs(settings, splits, model.tokenizer)
   by_edge = settings.attribution.level == 'edge'
   nodes = cache.get_or_compute('attribution', lambda: scoring.mean_node_scores(
       settings.attribution, model, pairs,
@@ -183,9 +180,7 @@ def _score_contrast(
   """Mean scores on retain pairs, of nodes or edges; None without contrast."""
   if not settings.circuit.contrast:
     return None
-  pairs = prompt_pairs.retain_pairs(
-      settings.attribution, splits, model.tokenizer, seed=settings.seed,
-      chat=settings.chat)
+  pairs = prompt_pairs.retain_pairs(settings, splits, model.tokenizer)
   nodes = cache.get_or_compute('contrast', lambda: scoring.mean_node_scores(
       settings.attribution, model, pairs))
   if settings.attribution.level != 'edge':

@@ -87,10 +87,8 @@ class _Job:
     return np.random.default_rng(self.settings.seed)
 
   def pairs(self, make: Callable[..., Pairs]) -> Pairs:
-    settings = self.settings
-    return make(
-        settings.attribution, self.inputs.splits, self.model.tokenizer,
-        seed=settings.seed, chat=settings.chat)[:self.options.cad_pairs]
+    pairs = make(self.settings, self.inputs.splits, self.model.tokenizer)
+    return pairs[:self.options.cad_pairs]
 
   def forget_pairs(self) -> Pairs:
     """The pairs of CAD; [] if there are none."""

@@ -124,8 +124,9 @@ class Reader:
 
     def one(precision):
       unlearned = self.picks('unlearned', precision)
-      quantized = {'base_quantized': self.picks('base', name)
-                   for name in quantizer_rules.of_base(precision, self._quantized)}
+      quantized = {
+          'base_quantized': self.picks('base', name)
+          for name in quantizer_rules.of_base(precision, self._quantized)}
       return readability.measure(
           self.picks('base', self.full), unlearned, quantized | hides,
           asked.right, facts, self._guessed[precision], **self._resampling)

@@ -1,4 +1,4 @@
-"""Rules of `--quant_schemes`: names that fit together, the model and an edit."""
+"""Rules of `--quant_schemes`: which names fit together, a model and an edit."""
 
 from __future__ import annotations
 
