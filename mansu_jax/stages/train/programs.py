@@ -84,7 +84,8 @@ def references(
   grids = []
   for name in names:
     grids.append((yield from _grid(
-        model, name, settings.export_dtype, theta, held)))
+        model, name, settings.export_dtype, theta,
+        held | {'grids': programs.CircuitSized(tuple(grids))})))
   views = {'fp': model.params}
   if settings.unlearn.quantizer_in_loop:
     views |= dict.fromkeys(names)
@@ -130,7 +131,7 @@ def _grid(
     yield programs.program(
         f'blocks of {leaf}', simulate.any_extreme, flat[leaf])
   for leaf in tree_paths.flatten(theta):
-    yield programs.hold(**held, shared=shared)
+    yield programs.hold(**held, shared=dict(shared))
     shared[leaf] = yield programs.program(
         f'code grid of {leaf}', make_grids.leaf_shared, flat[leaf], scheme,
         model_layout.MATRICES[leaf], dtype)
