@@ -50,12 +50,13 @@ from mansu_jax.eval import scoring
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import files
+from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
-from mansu_jax.stages.prepare import checks
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import training
@@ -180,8 +181,7 @@ def circuit_of(
   key = config.attribution, config.circuit
   if key not in kept:
     settings = settings_lib.Settings.from_run(config)
-    kept[key] = attribution.find(settings, bench.model, attribution.score(
-        settings, bench.inputs.splits, bench.model))
+    kept[key] = attribution.run(settings, bench.inputs.splits, bench.model)
   found = kept[key]
   if draw is None:
     return found
@@ -206,7 +206,8 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
   found = circuit_of(bench, config, draw, kept)
   circuit = found.circuit
   edit = edits.make(
-      bench.model, circuit, quantizers.with_fixed_grid(config.quant_schemes),
+      bench.model, circuit,
+      quantizer_rules.with_fixed_grid(config.quant_schemes),
       quantized_views=config.unlearn.quantizer_in_loop,
       storage_dtype=config.export_dtype, movable=found.movable)
   fisher = None

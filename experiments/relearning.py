@@ -33,6 +33,7 @@ from mansu_jax.config import flags as run_flags
 from mansu_jax.deployment import relearning_records
 from mansu_jax.erasure import divergence
 from mansu_jax.stages.circuit import prompt_pairs
+from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.train import edits
 
 
@@ -74,8 +75,8 @@ def _cad(
   """`(circuits by name, params) -> CAD by name` on the run's forget pairs."""
   config, model = session.config, session.model
   pairs = prompt_pairs.forget_pairs(
-      config.attribution, session.inputs.splits, model.tokenizer,
-      seed=config.seed, chat=config.data.chat)[:config.eval.cad_pairs]
+      settings_lib.Settings.from_run(config), session.inputs.splits,
+      model.tokenizer)[:config.eval.cad_pairs]
   batches = pair_batches.pack(pairs, config.attribution.batch)
   score = lambda params: eap_ig.score_pairs(
       model.config, params, batches, steps=config.attribution.steps)

@@ -215,7 +215,8 @@ def _flow(
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   if config.mode == 'plan':
     from mansu_jax.flows import plan
-    return lambda config: _plan(plan, config)
+    from mansu_jax.report.sections import plan as plan_lines
+    return lambda config: _plan(plan, plan_lines, config)
   if config.mode == 'attribute':
     from mansu_jax.flows import attribute
     from mansu_jax.report.sections import attribution_summary
@@ -227,9 +228,9 @@ def _flow(
   return lambda config: _judge(flow, summary, config)
 
 
-def _plan(plan: Any, config: run_config.RunConfig) -> int:
-  found = plan.run(config)
-  print('\n'.join(plan.lines(found)))
+def _plan(flow: Any, lines: Any, config: run_config.RunConfig) -> int:
+  found = flow.run(config)
+  print('\n'.join(lines.lines(found)))
   return 0 if found.fits else DOES_NOT_FIT
 
 

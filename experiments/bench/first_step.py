@@ -33,8 +33,8 @@ from mansu_jax.runtime import files
 from mansu_jax.runtime import sharding
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import settings as settings_lib
-from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import training
@@ -71,7 +71,7 @@ def _measure(
   if circuit is None:
     circuit = attribution.find(settings, model, scored).circuit
   edit = edits.make(
-      model, circuit, quantizers.with_fixed_grid(config.quant_schemes),
+      model, circuit, quantizer_rules.with_fixed_grid(config.quant_schemes),
       quantized_views=config.unlearn.quantizer_in_loop,
       storage_dtype=config.export_dtype)
   batches = pools.make_batches(

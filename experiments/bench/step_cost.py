@@ -34,9 +34,9 @@ from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.planning import cost
 from mansu_jax.runtime import sharding
-from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import abstract
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import training
@@ -76,8 +76,9 @@ def _plain(config: model_config.ModelConfig) -> Any:
 def _step(config: run_config.RunConfig, model: Any) -> tuple[Any, Any]:
   """The compiled step, and its arguments except the batch."""
   edit = edits.make(
-      model, abstract.draw_circuit(config, model.config),
-      quantizers.with_fixed_grid(config.quant_schemes),
+      model, abstract.draw_circuit(
+          config.attribution.level, config.circuit, config.seed, model.config),
+      quantizer_rules.with_fixed_grid(config.quant_schemes),
       quantized_views=config.unlearn.quantizer_in_loop,
       storage_dtype=config.export_dtype)
   fisher = jax.tree.map(jnp.ones_like, edit.theta)

@@ -156,27 +156,29 @@ class RelearningAttack:
   """
 
   def __init__(
-      self, config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-      model: loading.LoadedModel):
+      self, options: run_config.EvalConfig, data: run_config.DataConfig,
+      inputs: inputs_lib.Inputs, model: loading.LoadedModel, *, seed: int):
     """Chooses the taught facts and packs the questions.
 
     Args:
-      config: Config of the run; `seed` decides the taught facts.
+      options: Options of scoring.
+      data: Chat form of the questions.
       inputs: Data of the run.
       model: Base model.
+      seed: Seed of the choice of taught facts and of their order.
 
     Raises:
       ValueError: The run lacks far questions on taught or on other facts.
     """
     train, far = inputs.splits.forget_train, inputs.evaluation.get(_SPLIT, [])
-    facts = choose_taught_facts((q.fact for q in train), config.seed)
+    facts = choose_taught_facts((q.fact for q in train), seed)
     _check_far_questions(far, facts)
-    self._config, self._seed = model.config, config.seed
+    self._config, self._seed = model.config, seed
     self._taught = encode(
         [q for q in train if q.fact in facts], model.tokenizer,
-        chat=config.data.chat)
+        chat=data.chat)
     self._evaluator = evaluation.Evaluator(
-        config.eval, config.data, dataclasses.replace(
+        options, data, dataclasses.replace(
             inputs, heldout_text=[], evaluation={_SPLIT: far}), model)
     self._is_taught = np.array(
         [q.fact in facts for q in self._evaluator.questions])

@@ -13,10 +13,11 @@ from mansu_jax.deployment import relearning_attack
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import files
+from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import prompt_pairs
+from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import first_token_questions
 from mansu_jax.stages.judge import readability
-from mansu_jax.stages.prepare import checks
 
 
 class Target(NamedTuple):
@@ -63,7 +64,7 @@ class Session:
     self.model = loading.load(
         config.model, hf_io.EXPORT_DTYPES[config.export_dtype])
     self.attack = relearning_attack.RelearningAttack(
-        config, self.inputs, self.model)
+        config.eval, config.data, self.inputs, self.model, seed=config.seed)
 
   def _reader(self, params: types.Params) -> readability.Reader:
     """Reads the base and another model in full precision."""
@@ -86,8 +87,8 @@ class Session:
       `erasure.suppression`.
     """
     pairs = prompt_pairs.forget_pairs(
-        self.config.attribution, self.inputs.splits, self.model.tokenizer,
-        seed=self.config.seed, chat=self.config.data.chat)
+        settings_lib.Settings.from_run(self.config), self.inputs.splits,
+        self.model.tokenizer)
     return self._reader(params).control(
         pairs[:self.config.eval.cad_pairs]).params
 

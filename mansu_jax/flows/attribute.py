@@ -7,7 +7,6 @@ again from the beginning.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -16,17 +15,15 @@ from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.report import write as report
 from mansu_jax.runtime import clock as clock_lib
-from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
+from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.circuit import stability
 from mansu_jax.stages.judge import results
-from mansu_jax.stages.prepare import checks
-from mansu_jax.stages.prepare import inputs as inputs_lib
 
 
 @sharding.on_mesh
@@ -64,23 +61,9 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
       found.report['stability']['phrasings'] = stability.compare_phrasings(
           settings, found.selected, scored.others)
   outputs.write(found, model.config, root)
-  record = _record(config, inputs, model, scored, found) | {
-      'stages': clock.stages}
+  record = results.make_attribution_record(
+      config=config, inputs=inputs, model=model, scored=scored, found=found,
+      stages=clock.stages)
   workdir.write_flags(config, root)
   report.write(record, root)
   return record
-
-
-def _record(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    model: loading.LoadedModel, scored: attribution.Scored,
-    found: attribution.Found) -> dict[str, Any]:
-  """The record, without the stages; JSON-able."""
-  return {
-      'circuit': found.report, 'metric': scored.metric(),
-      'model': model.source | {'config': dataclasses.asdict(model.config)},
-      'tokenization': results.describe_tokenization(
-          model.tokenizer, inputs.splits.forget_train,
-          chat=config.data.chat),
-      'data': {'sha256': inputs.hashes}, 'config': dataclasses.asdict(config),
-      'environment': environment.describe()}

@@ -9,27 +9,22 @@ a stopped audit starts again from the beginning.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from absl import logging
-
-from mansu_jax.circuits import eap_ig
 from mansu_jax.config import run as run_config
-from mansu_jax.models.io import loading
 from mansu_jax.report import write as report
 from mansu_jax.runtime import clock as clock_lib
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
+from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import outputs
-from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
-from mansu_jax.stages.prepare import checks
-from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import model_pair
 
 
@@ -50,17 +45,21 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   Raises:
     ValueError: bad flags, data or models, found before any long work.
   """
-  clock = clock_lib.Clock()
+  clock, settings = clock_lib.Clock(), settings_lib.Settings.from_run(config)
   inputs = checks.read(config)
   with clock.stage('load'):
-    pair = model_pair.load(config, inputs)
+    pair = model_pair.load(
+        config.base, config.model, inputs, export_dtype=config.export_dtype,
+        chat=config.data.chat,
+        check=functools.partial(checks.check_audit, config, inputs))
   base, unlearned = pair.base, pair.unlearned
   root = workdir.open_workdir(config, inputs.hashes | {
       'base': base.source['sha256'], 'model': pair.account['sha256']})
   if config.profile:
     clock.trace_to(root / 'profile')
   with clock.stage('attribution'):
-    found, why = _find_circuit(config, inputs, base)
+    found, reason = attribution.run_if_possible(
+        settings, inputs.splits, base, cad_pairs=config.eval.cad_pairs)
     if found is not None:
       outputs.write(found, base.config, root)
   with clock.stage('evaluate'):
@@ -72,41 +71,20 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         evaluator, quantize.views(), base.params, unlearned)
     results.write_answers(evaluator, measured, root)
   with clock.stage('erasure'):
-    structure = erasure.not_measured(why) if found is None else (
-        erasure.measure(
-            settings_lib.Settings.from_run(config), config.eval, inputs,
-            quantize, base, found, unlearned))
+    structure = erasure.not_measured(reason) if found is None else (
+        erasure.measure(settings, config.eval, inputs, quantize, base, found,
+                        unlearned))
   with clock.stage('samples'):
-    chosen = results.asked_freely(
-        inputs, config.eval.generations, seed=config.seed)
     texts = results.samples(
-        chosen, quantize, base, unlearned, chat=config.data.chat)
+        inputs, quantize, base, unlearned, limit=config.eval.generations,
+        seed=config.seed, chat=config.data.chat)
   with clock.stage('survival'):
     record = results.make_record(
         config=config, inputs=inputs, quantize=quantize, model=base,
-        found=found,
-        evaluator=evaluator, measured=measured, structure=structure,
-        unlearned=unlearned, answers_in_words=texts, stages=clock.stages,
-        changes=pair.changes)
+        found=found, evaluator=evaluator, measured=measured,
+        structure=structure, unlearned=unlearned, answers_in_words=texts,
+        stages=clock.stages, changes=pair.changes)
   record |= {'pair': pair.account}
   workdir.write_flags(config, root)
   report.write(record, root)
   return record
-
-
-def _find_circuit(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    base: loading.LoadedModel) -> tuple[attribution.Found | None, str]:
-  """The base's circuit, or None and the reason."""
-  settings = settings_lib.Settings.from_run(config)
-  why = prompt_pairs.why_none(
-      config.attribution, inputs.splits, base.tokenizer,
-      cad_pairs=config.eval.cad_pairs, seed=config.seed, chat=config.data.chat)
-  if why:
-    return None, why
-  try:
-    scored = attribution.score(settings, inputs.splits, base)
-    return attribution.find(settings, base, scored), ''
-  except eap_ig.TooFewAnswered as error:
-    logging.warning('No circuit was attributed: %s', error)
-    return None, str(error)

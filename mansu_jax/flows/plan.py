@@ -12,7 +12,6 @@ import dataclasses
 
 import jax
 
-from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax.config import run as run_config
 from mansu_jax.models.io import loading
@@ -22,16 +21,16 @@ from mansu_jax.planning import topology
 from mansu_jax.runtime import memory
 from mansu_jax.runtime import programs
 from mansu_jax.runtime import sharding
+from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import programs as circuit_programs
+from mansu_jax.stages.circuit import settings as circuit_settings
 from mansu_jax.stages.judge import programs as judge_programs
 from mansu_jax.stages.prepare import abstract
-from mansu_jax.stages.prepare import checks
+from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import programs as train_programs
+from mansu_jax.stages.train import settings as train_settings
 
 _GIB = 2**30
-# Held trees that grow with the circuit.
-_OF_CIRCUIT = frozenset((
-    'fisher', 'grids', 'slices', 'slices_and_optimizer', 'slices_before'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,7 @@ class Plan:
     dtype: storage dtype of the weights.
     stages: see `planning.recorder`.
     compile_seconds: of all programs, on this machine.
+    efficiency: share of the roofline bound that the seconds assume.
     notes: where the plan differs from the run.
   """
 
@@ -58,6 +58,7 @@ class Plan:
   dtype: str
   stages: list[recorder_lib.Stage]
   compile_seconds: float
+  efficiency: float
   notes: list[str]
 
   @property
@@ -77,7 +78,7 @@ class Plan:
 
 
 def run(config: run_config.RunConfig) -> Plan:
-  """Plans the run of a config; `lines` formats the plan.
+  """Plans the run of a config; `report.sections.plan` formats the plan.
 
   Raises:
     ValueError: bad flags or data, as in the run itself; an unknown topology; or
@@ -98,48 +99,47 @@ def run(config: run_config.RunConfig) -> Plan:
       notes.append('no chat template: its length is taken from SmolLM2\'s')
   checks.check_model_and_data(config, inputs, shapes, tokenizer)
   recorder = recorder_lib.Recorder(mesh, chip)
-  plan_run = abstract.make(
-      config, inputs, shapes, tokenizer, programs.Placer(mesh))
+  circuit = abstract.draw_circuit(
+      config.attribution.level, config.circuit, config.seed, shapes)
+  model = abstract.make(
+      shapes, tokenizer, circuit, config.export_dtype, programs.Placer(mesh))
   hosts = topology.hosts(config.plan.topology, devices)
   if hosts > 1:
     notes.append(f'these devices belong to {hosts} hosts: start one process on'
                  ' each (--mesh_distributed)')
   jax.clear_caches()  # Traced programs depend on the devices' kind and memory.
   with jax.set_mesh(mesh), memory.planned(chip.memory, devices[0].platform):
-    _record(plan_run, recorder)
+    _record(config, inputs, model, recorder)
   return Plan(
-      model=name, weights=tree_paths.count(plan_run.model.params),
+      model=name, weights=tree_paths.count(model.params),
       topology=config.plan.topology, mesh=dict(mesh.shape), chip=chip,
       dtype=config.export_dtype,
       stages=recorder.stages, compile_seconds=recorder.compile_seconds,
-      notes=notes)
+      efficiency=recorder_lib.EFFICIENCY, notes=notes)
 
 
 def _record(
-    plan_run: abstract.AbstractRun, recorder: recorder_lib.Recorder) -> None:
+    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    model: abstract.AbstractModel, recorder: recorder_lib.Recorder) -> None:
   """Compiles the programs of every stage, in the order of the run."""
-  recorder.record('attribution', '--attribution_batch, --circuit_pairs',
-                  circuit_programs.attribute(plan_run))
-  prepared = recorder.record(
-      'references', '', train_programs.references(plan_run))
-  fisher = None
-  if plan_run.config.edit.projection != 'none':
-    fisher = recorder.record('fisher', '--fisher_chunk, --circuit_budget',
-                             train_programs.fisher(plan_run, prepared))
-  recorder.record(
-      'unlearn', '--circuit_budget, --unlearn_forget_batch,'
-      ' --unlearn_retain_batch, --unlearn_text_batch',
-      train_programs.unlearn(plan_run, prepared, fisher))
-  recorder.record('export', '', train_programs.export(plan_run, prepared))
-  calibrated = set(plan_run.config.quant_schemes) & set(quant.CALIBRATED)
-  for name, flags, programs_of in (
-      ('evaluate', '--eval_batch_tokens' + (
-          ', --eval_calibration_tokens' if calibrated else ''),
-       judge_programs.evaluate),
-      ('erasure', '--attribution_batch', judge_programs.erasure),
-      ('samples', '--eval_generations', judge_programs.samples),
-      ('survival', '', judge_programs.survival)):
-    recorder.record(name, flags, programs_of(plan_run))
+  attribution = circuit_settings.Settings.from_run(config)
+  recorder.record('attribution', circuit_programs.attribute(
+      model, attribution, inputs.splits))
+  settings, fisher = train_settings.Settings.from_run(config), None
+  prepared = recorder.record('references', train_programs.references(
+      model, settings, inputs.splits))
+  if settings.edit.projection != 'none':
+    fisher = recorder.record('fisher', train_programs.fisher(
+        model, settings, prepared))
+  recorder.record('unlearn', train_programs.unlearn(
+      model, settings, prepared, fisher))
+  recorder.record('export', train_programs.export(model, prepared))
+  judged = judge_programs.Job(
+      model=model, inputs=inputs, attribution=attribution, options=config.eval,
+      data=config.data, schemes=config.quant_schemes)
+  for stage in (judge_programs.evaluate, judge_programs.erasure,
+                judge_programs.samples, judge_programs.survival):
+    recorder.record(stage.__name__, stage(judged))
 
 
 def _check(config: run_config.RunConfig) -> None:
@@ -148,67 +148,3 @@ def _check(config: run_config.RunConfig) -> None:
   if config.method != 'mansu':
     raise ValueError(
         f'--mode=plan supports --method=mansu only, got {config.method}.')
-
-
-_HEADS = ('stage', 'GiB', 'held GiB', 'largest program', 'TFLOP', 's/call',
-          'total s')
-
-
-def lines(plan: Plan) -> list[str]:
-  """The plan as lines of text; the last one says whether it fits."""
-  mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.items())
-  out = [
-      f'{plan.model}, {plan.weights / 1e9:.2f} billion weights, on'
-      f' {plan.topology} ({plan.chip.name}, {plan.chip.memory / _GIB:.2f} GiB a'
-      f' device; mesh {mesh})', *(f'note: {note}' for note in plan.notes)]
-  rows = [_HEADS]
-  for stage in plan.stages:
-    call, ours = stage.largest, max(
-        stage.calls, key=lambda c: c.calls * c.seconds, default=None)
-    rows.append((
-        stage.name, f'{stage.bytes / _GIB:.2f}',
-        f'{sum(stage.held.values()) / _GIB:.2f}', call.name if call else '',
-        f'{stage.flops / 1e12:.1f}', f'{ours.seconds:.3f}' if ours else '',
-        f'{stage.seconds:.1f}'))
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  out += ['  '.join(
-      cell.ljust(width) if i in (0, 3) else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
-          for row in rows]
-  out += [_too_much(plan, stage) for stage in plan.stages
-          if not plan.fits_stage(stage)]
-  seconds = sum(stage.seconds for stage in plan.stages)
-  out.append(
-      f'about {seconds:.0f} s of device time, assuming'
-      f' {recorder_lib.EFFICIENCY:.0%} of the roofline bound; loading,'
-      ' compiling, export and host work come on top. Compiling took'
-      f' {plan.compile_seconds:.0f} s here.')
-  largest = plan.largest
-  out.append(
-      f'{"fits" if plan.fits else "does not fit"}: the largest stage is'
-      f' {largest.name}, {largest.bytes / _GIB:.2f} of'
-      f' {plan.chip.memory / _GIB:.2f} GiB a device')
-  return out
-
-
-def _too_much(plan: Plan, stage: recorder_lib.Stage) -> str:
-  """Why a stage does not fit, and which flags to change."""
-  refused = '; '.join(f'{c.name} does not compile ({c.refused})'
-                      for c in stage.calls if c.refused)
-  fixed = sum(size for name, size in stage.held.items()
-              if name not in _OF_CIRCUIT)
-  ways = ['use more devices, or a larger --mesh_fsdp or --mesh_tensor']
-  if plan.dtype == 'float32':
-    ways.insert(0, 'give --export_dtype=bfloat16')
-  if fixed < plan.chip.memory:  # Otherwise smaller batches do not help.
-    ways.insert(0, f'lower {stage.flags or "--circuit_budget"}')
-  advice = '; or '.join(ways)
-  advice = f'{advice[0].upper()}{advice[1:]}.'
-  if refused and stage.bytes <= plan.chip.memory:
-    return f'{stage.name} does not compile: {refused}. {advice}'
-  parts = ', '.join(f'{name} {size / _GIB:.2f}'
-                    for name, size in stage.held.items())
-  largest = stage.largest and (
-      f', and {stage.largest.name} takes {stage.largest.bytes / _GIB:.2f} more')
-  return (f'{stage.name} does not fit: it holds {parts} GiB{largest or ""}.'
-          f' {advice}')

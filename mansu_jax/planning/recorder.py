@@ -59,10 +59,12 @@ class Part:
 
   Attributes:
     held: bytes on each device, by tree.
+    circuit_sized: names of the trees whose size grows with the circuit.
     calls: programs, in order.
   """
 
   held: dict[str, float]
+  circuit_sized: frozenset[str] = frozenset()
   calls: list[Call] = dataclasses.field(default_factory=list)
 
   @property
@@ -83,7 +85,7 @@ class Stage:
   """
 
   name: str
-  flags: str
+  flags: tuple[str, ...] = ()
   parts: list[Part] = dataclasses.field(default_factory=list)
 
   @property
@@ -100,6 +102,13 @@ class Stage:
   def held(self) -> dict[str, float]:
     """Bytes by tree of the part with the peak."""
     return self.peak.held
+
+  @property
+  def fixed(self) -> float:
+    """Bytes of the trees in that part that do not grow with the circuit."""
+    peak = self.peak
+    return sum(size for name, size in peak.held.items()
+               if name not in peak.circuit_sized)
 
   @property
   def largest(self) -> Call | None:
@@ -138,19 +147,17 @@ class Recorder:
     self.stages: list[Stage] = []
     self.compile_seconds = 0.0
 
-  def record(
-      self, name: str, flags: str, programs: programs_lib.Programs) -> Any:
+  def record(self, name: str, programs: programs_lib.Programs) -> Any:
     """Compiles the programs of a stage.
 
     Args:
       name: of the stage.
-      flags: flags that lower its memory, for the advice.
       programs: from the `programs` module of the stage.
 
     Returns:
       The generator's value: shapes for later stages.
     """
-    self.stages.append(Stage(name=name, flags=flags))
+    self.stages.append(Stage(name=name))
     out = None
     while True:
       try:
@@ -158,13 +165,27 @@ class Recorder:
       except StopIteration as done:
         logging.info('planned: %s', name)
         return done.value
-      out = (self._hold(step) if isinstance(step, programs_lib.Hold)
-             else self._call(step))
+      out = self._take(step)
+
+  def _take(
+      self,
+      step: programs_lib.Program | programs_lib.Hold | programs_lib.LoweredBy
+  ) -> types.PyTree | None:
+    """Takes one step of a stage; returns the shapes of a program's results."""
+    if isinstance(step, programs_lib.LoweredBy):
+      self.stages[-1].flags = step.flags
+      return None
+    if isinstance(step, programs_lib.Hold):
+      return self._hold(step)
+    return self._call(step)
 
   def _hold(self, step: programs_lib.Hold) -> None:
     self._held = list(step.trees.values())
     self.stages[-1].parts.append(Part(held={
-        name: self.size(tree) for name, tree in step.trees.items()}))
+        name: self.size(tree) for name, tree in step.trees.items()
+    }, circuit_sized=frozenset(
+        name for name, tree in step.trees.items()
+        if isinstance(tree, programs_lib.CircuitSized))))
 
   def size(self, tree: types.PyTree) -> float:
     """Bytes on each device."""

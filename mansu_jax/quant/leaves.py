@@ -130,8 +130,8 @@ def align_shapes(tree: PyTree, params: PyTree, label: str) -> PyTree:
   for name, leaf in flatten(aligned).items():
     if leaf is not None and jnp.shape(leaf) != jnp.shape(others[name]):
       raise ValueError(
-          f'{label} has shape {jnp.shape(leaf)} at {name!r}; wanted the shape of'
-          f' the param, {jnp.shape(others[name])}.')
+          f'{label} has shape {jnp.shape(leaf)} at {name!r}; wanted the shape'
+          f' of the param, {jnp.shape(others[name])}.')
   return aligned
 
 
@@ -154,8 +154,8 @@ def flatten_pair(
   for name in wanted:
     if found[name] is None:
       raise ValueError(
-          f'{label} has None at {name!r}, but the params have a leaf there: give'
-          ' both in full.')
+          f'{label} has None at {name!r}, but the params have a leaf there:'
+          ' give both in full.')
   return wanted, {name: found[name] for name in wanted}
 
 

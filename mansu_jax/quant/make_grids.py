@@ -94,7 +94,8 @@ def _skips_codes(scheme, dtype) -> bool:
   if mantissa_bits > 7:  # More precise than bfloat16, which reaches 255 codes.
     return False
   ends = (scheme.levels[1:] + scheme.levels[:-1]) / 2
-  significands = 1 + np.arange(2**mantissa_bits) / 2**mantissa_bits  # In [1, 2).
+  # In [1, 2).
+  significands = 1 + np.arange(2**mantissa_bits) / 2**mantissa_bits
   values = np.outer(2.0**-np.arange(12), significands).ravel()
   values = np.concatenate([values, [0], -values])
   reached = lambda absmax: np.unique(np.searchsorted(

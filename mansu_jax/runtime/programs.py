@@ -1,17 +1,17 @@
 """The heavy programs of a stage, listed without running them.
 
 A stage room has a module `programs`, whose functions are generators: they yield
-a `Program` for each jitted function that the stage calls, and a `Hold` whenever
-what lies on the devices changes. `yield` returns the shapes of the program's
-results, for the next program to take. `planning.recorder` compiles the programs
-and adds up what they need.
+a `Program` for each jitted function that the stage calls, a `Hold` whenever
+what lies on the devices changes, and `LoweredBy` if flags lower the memory.
+`yield` returns the shapes of the program's results, for the next program to
+take. `planning.recorder` compiles the programs and adds up what they need.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -32,6 +32,8 @@ class Program:
     static: keyword arguments.
     calls: number of calls in a run.
     held: whether its result is part of what the stage holds already.
+    at_most: whether `calls` is an upper bound, because values decide how often
+      the run calls it.
   """
 
   name: str
@@ -40,6 +42,7 @@ class Program:
   static: dict[str, Any] = dataclasses.field(default_factory=dict)
   calls: int = 1
   held: bool = False
+  at_most: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,20 +52,37 @@ class Hold:
   trees: dict[str, types.PyTree]
 
 
+class CircuitSized(NamedTuple):
+  """Marks a tree in a `Hold` whose size grows with the circuit."""
+
+  tree: types.PyTree
+
+
+class LoweredBy(NamedTuple):
+  """The flags that lower the memory of the stage, for advice."""
+
+  flags: tuple[str, ...]
+
+
 # Yields programs, is sent the shapes of their results, returns a value.
-Programs = Generator[Program | Hold, Any, Any]
+Programs = Generator[Program | Hold | LoweredBy, Any, Any]
 
 
 def program(
     name: str, fn: Any, *args: Any, calls: int = 1, held: bool = False,
-    **static: Any) -> Program:
+    at_most: bool = False, **static: Any) -> Program:
   """A `Program` written like a call."""
-  return Program(name, fn, args, static, calls, held)
+  return Program(name, fn, args, static, calls, held, at_most)
 
 
 def hold(**trees: types.PyTree) -> Hold:
   """A `Hold` written like a call."""
   return Hold(trees)
+
+
+def lowered_by(*flags: str) -> LoweredBy:
+  """A `LoweredBy` written like a call."""
+  return LoweredBy(flags)
 
 
 @dataclasses.dataclass(frozen=True)

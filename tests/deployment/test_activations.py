@@ -8,6 +8,7 @@ import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.deployment import activations
 from mansu_jax.models import decoder
@@ -73,6 +74,7 @@ class WithRoundedInputsTest(absltest.TestCase):
     with mock.patch.object(activations, 'rounding_for', rounding):
       return jax.jit(forward)(self.params, self.tokens)
 
+  @pytest.mark.slow
   def test_rounds_the_inputs_of_every_matrix(self):
     def zeros_before(kind):
       return lambda requested: (

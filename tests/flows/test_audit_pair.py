@@ -132,6 +132,7 @@ class WeightsTest(_Folder):
     self.assertEqual(round(leaves['embed']['moved'] * params['embed'].size),
                      config.d_model)
 
+  @pytest.mark.slow
   def test_a_type_that_is_asked_for_is_that_of_both(self):
     self._double_a_row()
     record = self._audit('--export_dtype=bfloat16')

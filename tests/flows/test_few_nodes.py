@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from mansu_jax.circuits import faithfulness
 from mansu_jax.circuits.edges import edge_circuit
@@ -67,6 +68,7 @@ class FewNodesTest(absltest.TestCase):
     self.assertIn('1 of 23 pairs are left out', logged)
     self.assertIn('1 of the file dropped', report)
 
+  @pytest.mark.slow
   def test_some_random_circuits(self):
     record, _, report = self._run(0.145)
     found = record['circuit']

@@ -22,6 +22,7 @@ from mansu_jax.models import layout
 from mansu_jax.models.io import loading
 from mansu_jax.planning import cost
 from mansu_jax.planning import recorder as recorder_lib
+from mansu_jax.report.sections import plan as plan_lines
 from mansu_jax.runtime import clock
 from mansu_jax.stages.prepare import abstract
 from tests import runs
@@ -59,6 +60,11 @@ def _traced(*flags):
 
   with mock.patch.object(recorder_lib.Recorder, '_compile', compile_none):
     return plan.run(_config(*flags))
+
+
+def _drawn(config, shapes):
+  return abstract.draw_circuit(
+      config.attribution.level, config.circuit, config.seed, shapes)
 
 
 def _bytes_there():
@@ -132,7 +138,7 @@ class PlanTest(parameterized.TestCase):
   def test_trained_arrays_have_the_circuits_size(self):
     config = _config()
     shapes = loading.find(config.model).config
-    size = 4 * graph.num_weights(abstract.draw_circuit(config, shapes), shapes)
+    size = 4 * graph.num_weights(_drawn(config, shapes), shapes)
     held = next(s for s in _plan().stages if s.name == 'unlearn').held
     self.assertEqual(held['slices_before'], size)
     # theta, two moments, latent; mask, and scales once a block or a weight.
@@ -141,11 +147,12 @@ class PlanTest(parameterized.TestCase):
   def test_the_circuit_has_the_budgets_size(self):
     config = _config('--circuit_budget=0.1')
     found = loading.find(config.model)
-    circuit = abstract.draw_circuit(config, found.config)
+    circuit = _drawn(config, found.config)
     total = tree_paths.count(loading.load(config.model).params)
     share = graph.num_weights(circuit, found.config) / total
     self.assertBetween(share, 0.07, 0.1)
 
+  @pytest.mark.slow
   def test_attribution_of_edges_has_its_own_programs(self):
     found = _traced(
         '--attribution_level=edge', '--circuit_edges=50').stages[0]
@@ -154,6 +161,7 @@ class PlanTest(parameterized.TestCase):
                  'edge_patching.metric'):
       self.assertIn(name, names)
 
+  @pytest.mark.slow
   def test_calibration_is_planned(self):
     stages_ = {stage.name: stage for stage in _traced(
         '--quant_schemes=nf4,gptq_g128', '--eval_cad_pairs=0').stages}
@@ -176,12 +184,14 @@ class PlanTest(parameterized.TestCase):
       found = dataclasses.replace(
           _plan(), chip=_plan().chip._replace(memory=memory), dtype=dtype)
       self.assertFalse(found.fits)
-      said = plan.lines(found)
+      said = plan_lines.lines(found)
       self.assertStartsWith(said[-1], 'does not fit: the largest stage is')
       told, = (line for line in said if line.startswith('unlearn does not fit'))
       self.assertEndsWith(told, f'more. {advice}')
-    self.assertStartsWith(plan.lines(_plan())[-1], 'fits: the largest stage')
+    self.assertStartsWith(
+        plan_lines.lines(_plan())[-1], 'fits: the largest stage')
 
+  @pytest.mark.slow
   def test_a_plan_for_less_memory(self):
     found = _traced('--plan_memory_gib=0.0001')
     self.assertFalse(found.fits)

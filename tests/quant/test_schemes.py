@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.quant import schemes
 from tests.reference import gguf_naive
@@ -93,6 +94,7 @@ class SchemesTest(parameterized.TestCase):
           want = _snap(stack[index], schemes.get(name))
           np.testing.assert_array_equal(got[index], want)
 
+  @pytest.mark.slow
   def test_jit_equals_eager(self):
     for name in _NAMES:
       with self.subTest(name):

@@ -14,6 +14,7 @@ from mansu_jax.config import flags as run_flags
 from mansu_jax.flows import plan
 from mansu_jax.planning import topology
 from mansu_jax.quant import calibrated
+from mansu_jax.report.sections import plan as plan_lines
 
 pytest.importorskip('libtpu')
 
@@ -25,7 +26,7 @@ class PlanTest(absltest.TestCase):
   def test_llama_31_8b_fits_a_v5e_8(self):
     found = plan.run(run_flags.from_flagfile(
         str(_FLAGS / 'llama31_8b_plan.flags')))
-    said = plan.lines(found)
+    said = plan_lines.lines(found)
     self.assertTrue(found.fits, said)
     self.assertStartsWith(said[-1], 'fits: the largest stage is')
     base = found.stages[0].held['base']
@@ -43,7 +44,7 @@ class PlanTest(absltest.TestCase):
         '--edit_projection=none', '--nounlearn_quantizer_in_loop',
         '--eval_cad_pairs=0', '--eval_generations=0'))
     self.assertFalse(found.fits)
-    said = plan.lines(found)
+    said = plan_lines.lines(found)
     self.assertStartsWith(said[-1], 'does not fit: the largest')
     told = lambda stage: next(
         line for line in said if line.startswith(f'{stage} does not fit'))

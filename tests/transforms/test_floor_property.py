@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax import quant
 from mansu_jax import transforms
@@ -32,6 +33,9 @@ _CASES = [(names, dtypes, _OPTIONS[(i + j) % len(_OPTIONS)])
           for i, names in enumerate(_NAMES) for j, dtypes in enumerate(_DTYPES)]
 _BAD = (np.nan, np.inf, -np.inf)
 _KINDS = ('normal', 'heavy', 'lattice', 'sparse', 'tiny')
+_DRAWS = dict(
+    seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(_KINDS),
+    step=st.sampled_from((1e-4, 1e-2, 0.1, 1.0)))
 
 
 def _draw(rng, kind, size):
@@ -82,12 +86,20 @@ class InvariantTest(parameterized.TestCase):
           np.asarray(landed)[moved], np.asarray(new)[moved], rtol=tolerance)
     return moved.sum()
 
-  @parameterized.parameters(*_CASES)
+  @parameterized.parameters(*_CASES[::3])
   @settings(max_examples=10, deadline=None)
-  @given(
-      seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(_KINDS),
-      step=st.sampled_from((1e-4, 1e-2, 0.1, 1.0)))
-  def test_at_every_step(self, names, dtypes, options, seed, kind, step):
+  @given(**_DRAWS)
+  def test_at_every_step(self, names, dtypes, options, **drawn):
+    self._check_steps(names, dtypes, options, **drawn)
+
+  @parameterized.parameters(*(case for i, case in enumerate(_CASES) if i % 3))
+  @pytest.mark.slow
+  @settings(max_examples=10, deadline=None)
+  @given(**_DRAWS)
+  def test_at_every_step_in_all_cases(self, names, dtypes, options, **drawn):
+    self._check_steps(names, dtypes, options, **drawn)
+
+  def _check_steps(self, names, dtypes, options, seed, kind, step):
     rng, (dtype, storage), (mode, landing) = (
         np.random.default_rng(seed), dtypes, options)
     theta0 = jnp.asarray(_draw(rng, kind, 0.02), dtype)

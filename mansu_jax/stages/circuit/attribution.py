@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from absl import logging
 import numpy as np
 
 from mansu_jax.circuits import eap_ig
@@ -24,6 +25,52 @@ Scored = outputs.Scored
 Found = outputs.Found
 
 
+def run(
+    settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> Found:
+  """Scores the pairs and finds the circuit; frees the scores on return.
+
+  Args:
+    settings: the stage's settings.
+    splits: the questions to make pairs from.
+    model: the base model.
+    cache: cache of finished stages.
+
+  Raises:
+    eap_ig.TooFewAnswered: as `score`.
+    ValueError: as `score` and `find`.
+  """
+  return find(settings, model, score(settings, splits, model, cache), cache)
+
+
+def run_if_possible(
+    settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
+    *, cad_pairs: int) -> tuple[Found | None, str]:
+  """As `run`, for an audit, whose data may allow no circuit.
+
+  Args:
+    settings: the stage's settings.
+    splits: the questions to make pairs from.
+    model: the base model.
+    cad_pairs: as for `prompt_pairs.why_none`.
+
+  Returns:
+    The circuit and an empty text, or None and the reason.
+
+  Raises:
+    ValueError: as `find`.
+  """
+  why = prompt_pairs.why_none(
+      settings, splits, model.tokenizer, cad_pairs=cad_pairs)
+  if why:
+    return None, why
+  try:
+    return run(settings, splits, model), ''
+  except eap_ig.TooFewAnswered as error:
+    logging.warning('No circuit was attributed: %s', error)
+    return None, str(error)
+
+
 def score(
     settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
     cache: checkpoints.NoCache = checkpoints.NoCache()) -> Scored:
@@ -39,9 +86,7 @@ def score(
     eap_ig.TooFewAnswered: the pairs do not elicit the knowledge.
     ValueError: as `prompt_pairs.forget_pairs` and `retain_pairs`.
   """
-  pairs = prompt_pairs.forget_pairs(
-      settings.attribution, splits, model.tokenizer, seed=settings.seed,
-      chat=settings.chat)
+  pairs = prompt_pairs.forget_pairs(settings, splits, model.tokenizer)
   by_edge = settings.attribution.level == 'edge'
   nodes = cache.get_or_compute('attribution', lambda: scoring.mean_node_scores(
       settings.attribution, model, pairs,
@@ -135,9 +180,7 @@ def _score_contrast(
   """Mean scores on retain pairs, of nodes or edges; None without contrast."""
   if not settings.circuit.contrast:
     return None
-  pairs = prompt_pairs.retain_pairs(
-      settings.attribution, splits, model.tokenizer, seed=settings.seed,
-      chat=settings.chat)
+  pairs = prompt_pairs.retain_pairs(settings, splits, model.tokenizer)
   nodes = cache.get_or_compute('contrast', lambda: scoring.mean_node_scores(
       settings.attribution, model, pairs))
   if settings.attribution.level != 'edge':

@@ -20,32 +20,30 @@ _USES = ('near', 'far')
 
 
 def forget_pairs(
-    options: attribution_config.AttributionConfig, splits: splits_lib.Splits,
-    tokenizer: tokenization.Tokenizer | None, *, seed: int, chat: bool
-) -> Pairs:
+    settings: settings_lib.Settings, splits: splits_lib.Splits,
+    tokenizer: tokenization.Tokenizer | None) -> Pairs:
   """The pairs of `--attribution_pairs_file`, or pairs made from questions.
 
   Args:
-    options: the file, or the number of pairs to make.
+    settings: the file, or the number of pairs to make; seed and chat form.
     splits: questions of the run, by role and use.
     tokenizer: the model's tokenizer; None: the file gives token ids.
-    seed: seed of the choice of partners.
-    chat: whether prompts take the tokenizer's chat form.
 
   Raises:
     pairs_lib.NoPairs: there are none.
     ValueError: as `pair_files.read_pairs`.
   """
+  options = settings.attribution
   if options.pairs_file:
-    return read_file(options, tokenizer, chat=chat).pairs
+    return read_file(options, tokenizer, chat=settings.chat).pairs
   return pairs_lib.build_pairs(
-      splits.forget_train, tokenizer, max_pairs=options.max_pairs, seed=seed,
-      others=splits.retain_train, chat=chat)
+      splits.forget_train, tokenizer, max_pairs=options.max_pairs,
+      seed=settings.seed, others=splits.retain_train, chat=settings.chat)
 
 
 def retain_pairs(
-    options: attribution_config.AttributionConfig, splits: splits_lib.Splits,
-    tokenizer: tokenization.Tokenizer, *, seed: int, chat: bool) -> Pairs:
+    settings: settings_lib.Settings, splits: splits_lib.Splits,
+    tokenizer: tokenization.Tokenizer) -> Pairs:
   """Pairs made from the retain questions; arguments as for `forget_pairs`.
 
   Raises:
@@ -57,7 +55,8 @@ def retain_pairs(
         ' (--data_retain).')
   return pairs_lib.build_pairs(
       splits.retain_train, tokenizer,
-      max_pairs=options.max_pairs or _RETAIN_PAIRS, seed=seed, chat=chat)
+      max_pairs=settings.attribution.max_pairs or _RETAIN_PAIRS,
+      seed=settings.seed, chat=settings.chat)
 
 
 def read_file(
@@ -102,29 +101,26 @@ def check_chat(
 
 
 def why_none(
-    options: attribution_config.AttributionConfig, splits: splits_lib.Splits,
-    tokenizer: tokenization.Tokenizer | None, *, cad_pairs: int, seed: int,
-    chat: bool) -> str:
+    settings: settings_lib.Settings, splits: splits_lib.Splits,
+    tokenizer: tokenization.Tokenizer | None, *, cad_pairs: int) -> str:
   """Why an audit has no forget pairs; empty if it has some.
 
   Args:
-    options: the file, or the number of pairs to make.
+    settings: as for `forget_pairs`.
     splits: questions of the run, by role and use.
     tokenizer: the model's tokenizer.
     cad_pairs: number of pairs of CAD; 0: the audit measures no circuit.
-    seed: seed of the choice of partners.
-    chat: whether prompts take the tokenizer's chat form.
 
   Raises:
     ValueError: as `pair_files.read_pairs`.
   """
   if not cad_pairs:
     return '--eval_cad_pairs=0 skips CAD and AS-NC'
-  if not (options.pairs_file or splits.forget_train):
+  if not (settings.attribution.pairs_file or splits.forget_train):
     return ('there are no train questions of the forget set to make pairs from'
             ' (--data_forget), and no file of pairs (--attribution_pairs_file)')
   try:
-    forget_pairs(options, splits, tokenizer, seed=seed, chat=chat)
+    forget_pairs(settings, splits, tokenizer)
   except pairs_lib.NoPairs as error:
     return str(error)
   return ''

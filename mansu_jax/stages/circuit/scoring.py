@@ -65,13 +65,20 @@ def edge_scores(
   score = functools.partial(
       edges_lib.pair_scores, model.config, model.params,
       points=edges_lib.eap_ig_points(options.steps))
-  order = np.argsort([len(p.clean_ids) for p in pairs], kind='stable')
-  batches = pair_batches.pack(  # Sorted by length: less padding.
-      [pairs[i] for i in order], options.batch, one_per_row=True)
+  order, batches = edge_batches(options, pairs)
   rows = (edges_lib.EdgeScores(*row)
           for found in eap_ig.of_real_pairs(score, batches)
           for row in zip(*found))
   return zip(order, rows)
+
+
+def edge_batches(
+    options: attribution_config.AttributionConfig, pairs: Pairs
+) -> tuple[np.ndarray, list[eap_ig.PairBatch]]:
+  """The order of pairs by length, which pads least, and their batches."""
+  order = np.argsort([len(p.clean_ids) for p in pairs], kind='stable')
+  return order, pair_batches.pack(
+      [pairs[i] for i in order], options.batch, one_per_row=True)
 
 
 def mean_edge_scores(

@@ -31,6 +31,7 @@ from mansu_jax.stages.judge import first_token_questions
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import readability
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.statistics import verdict
 
 
@@ -85,10 +86,8 @@ class _Job:
     return np.random.default_rng(self.settings.seed)
 
   def pairs(self, make: Callable[..., Pairs]) -> Pairs:
-    settings = self.settings
-    return make(
-        settings.attribution, self.inputs.splits, self.model.tokenizer,
-        seed=settings.seed, chat=settings.chat)[:self.options.cad_pairs]
+    pairs = make(self.settings, self.inputs.splits, self.model.tokenizer)
+    return pairs[:self.options.cad_pairs]
 
   def forget_pairs(self) -> Pairs:
     """The pairs of CAD; [] if there are none."""
@@ -230,7 +229,7 @@ def _divergence(
       'suppression': kept(lambda: models.control)}
 
   def nulls(precision):
-    names = quantizers.of_base(precision, list(quantized))
+    names = quantizer_rules.of_base(precision, list(quantized))
     return {'base_quantized': quantized[name] for name in names} | suppression
 
   found = {name: divergence.measure(

@@ -18,6 +18,7 @@ from mansu_jax.models.io import loading
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import first_token_questions
 from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import quantizer_rules
 
 
 class Reader:
@@ -123,8 +124,9 @@ class Reader:
 
     def one(precision):
       unlearned = self.picks('unlearned', precision)
-      quantized = {'base_quantized': self.picks('base', name)
-                   for name in quantizers.of_base(precision, self._quantized)}
+      quantized = {
+          'base_quantized': self.picks('base', name)
+          for name in quantizer_rules.of_base(precision, self._quantized)}
       return readability.measure(
           self.picks('base', self.full), unlearned, quantized | hides,
           asked.right, facts, self._guessed[precision], **self._resampling)

@@ -20,6 +20,7 @@ from mansu_jax.eval import weight_change
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
+from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
 from mansu_jax.stages.circuit import attribution
@@ -59,18 +60,32 @@ def write_answers(
 
 
 def samples(
-    chosen: Sequence[tuple[str, questions_lib.Question]],
-    quantize: quantizers.Quantizers, model: loading.LoadedModel,
-    unlearned: types.Params, *, chat: bool) -> list[dict[str, Any]]:
+    inputs: inputs_lib.Inputs, quantize: quantizers.Quantizers,
+    model: loading.LoadedModel, unlearned: types.Params, *, limit: int,
+    seed: int, chat: bool,
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> list[dict[str, Any]]:
   """Free answers before and after unlearning, and at the first quantizer.
 
   Args:
-    chosen: questions with their splits, from `asked_freely`.
-    quantize: the run's quantizers.
-    model: the base.
-    unlearned: full params after unlearning.
-    chat: whether questions are asked in the chat template.
+    inputs: Questions of the run.
+    quantize: The run's quantizers.
+    model: The base.
+    unlearned: Full params after unlearning.
+    limit: Questions per split.
+    seed: Seed of the choice of questions.
+    chat: Whether questions are asked in the chat template.
+    cache: Cache of finished stages.
   """
+  chosen = asked_freely(inputs, limit, seed=seed)
+  return cache.get_or_compute_json('samples', lambda: _complete(
+      chosen, quantize, model, unlearned, chat=chat))
+
+
+def _complete(
+    chosen: Sequence[tuple[str, questions_lib.Question]],
+    quantize: quantizers.Quantizers, model: loading.LoadedModel,
+    unlearned: types.Params, *, chat: bool) -> list[dict[str, Any]]:
+  """The record's `samples` of some questions with their splits."""
   if not chosen:
     return []
   scheme = quantize.names[0]
@@ -173,22 +188,61 @@ def make_record(
       'movement': weight_change.describe(changes),
       **{k: v for k, v in structure.items() if k != 'S'},
       'circuit': describe_circuit(found), **(training or describe_training()),
-      'samples': answers_in_words,
-      'model': model.source | {
-          'weights': tree_paths.count(model.params),
+      'samples': answers_in_words, 'quantizers': quantize.describe(),
+      **_describe_run(
+          config, model, evaluator.questions, stages,
+          data=inputs_lib.describe(inputs), earlier=earlier,
+          weights=tree_paths.count(model.params))}
+
+
+def make_attribution_record(
+    *, config: run_config.RunConfig, inputs: inputs_lib.Inputs,
+    model: loading.LoadedModel, scored: attribution.Scored,
+    found: attribution.Found, stages: list[dict[str, Any]]) -> dict[str, Any]:
+  """The JSON-able record of `--mode=attribute`, which the report renders.
+
+  Args:
+    config: Configuration of the run, which the record holds.
+    inputs: Questions of the run.
+    model: The model.
+    scored: The pairs and their scores.
+    found: The circuit.
+    stages: Stages of the run's clock.
+  """
+  return {
+      'circuit': found.report, 'metric': scored.metric(),
+      **_describe_run(config, model, inputs.splits.forget_train, stages,
+                      data={'sha256': inputs.hashes})}
+
+
+def _describe_run(
+    config: run_config.RunConfig, model: loading.LoadedModel,
+    questions: Sequence[questions_lib.Question], stages: list[dict[str, Any]],
+    *, data: dict[str, Any], earlier: Sequence[dict[str, Any]] = (),
+    **of_model: Any) -> dict[str, Any]:
+  """The entries that every record has: where its figures come from.
+
+  Args:
+    config: Configuration of the run.
+    model: The base.
+    questions: Questions that the run asks.
+    stages: Stages of the run's clock.
+    data: The entry `data`.
+    earlier: Environments in which a resumed run ran before.
+    **of_model: Further fields of the entry `model`.
+  """
+  return {
+      'model': model.source | of_model | {
           'config': dataclasses.asdict(model.config)},
-      'tokenization': describe_tokenization(
-          model.tokenizer, evaluator.questions, chat=config.data.chat),
-      'data': inputs_lib.describe(inputs),
-      'quantizers': quantize.describe(),
-      'config': dataclasses.asdict(config),
+      'tokenization': _describe_tokenization(
+          model.tokenizer, questions, chat=config.data.chat),
+      'data': data, 'config': dataclasses.asdict(config),
       'environment': environment.describe() | (
           {'earlier': list(earlier)} if earlier else {}),
-      'stages': stages,
-  }
+      'stages': stages}
 
 
-def describe_tokenization(
+def _describe_tokenization(
     tokenizer: types.Tokenizer | None,
     questions: Sequence[questions_lib.Question], *, chat: bool
 ) -> dict[str, Any]:
@@ -215,7 +269,7 @@ def describe_training(
   Args:
     history: from `training.unlearn`.
     kl: from `retain_kl.measure`.
-    swapped: the account of `swapped_subjects.spans`.
+    swapped: the counts of `swapped_subjects.spans`.
   """
   return {
       'retain_kl': kl or {}, 'swapped_prompts': swapped,

@@ -15,7 +15,6 @@ from typing import Any
 
 from mansu_jax import tree_paths
 from mansu_jax import types
-from mansu_jax.config import run as run_config
 from mansu_jax.data import tokenization
 from mansu_jax.eval import weight_change
 from mansu_jax.models import config as model_config
@@ -23,7 +22,6 @@ from mansu_jax.models import layout
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import processes
-from mansu_jax.stages.prepare import checks
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
 # Smallest cosine of related weights; that of unrelated models is near 0.
@@ -51,30 +49,36 @@ class Pair:
   account: dict[str, Any]
 
 
-def load(config: run_config.RunConfig, inputs: inputs_lib.Inputs) -> Pair:
+def load(
+    base_name: str, model_name: str, inputs: inputs_lib.Inputs, *,
+    export_dtype: str, chat: bool,
+    check: loading.Check = lambda config, tokenizer: None) -> Pair:
   """Finds both models, checks that they belong together, and loads them.
 
   Args:
-    config: Configuration of the run, in audit mode.
+    base_name: Value of --base.
+    model_name: Value of --model.
     inputs: Data of the run.
+    export_dtype: Value of --export_dtype.
+    chat: Whether the chat template applies.
+    check: Called before the weights are read; raises to refuse the models.
 
   Raises:
-    ValueError: As `loading.load` and `checks.check_audit`; or configurations or
-      tokenizers differ; or the weights are all equal, or unrelated.
+    ValueError: As `loading.load` and `check`; or configurations or tokenizers
+      differ; or the weights are all equal, or unrelated.
   """
   def find():
-    found = [loading.find(name) for name in (config.base, config.model)]
+    found = [loading.find(name) for name in (base_name, model_name)]
     differing = _check_configs(*found)
-    tokenizer, comparison = _common_tokenizer(
-        *found, inputs, chat=config.data.chat)
-    checks.check_audit(config, inputs, found[0].config, tokenizer)
+    tokenizer, comparison = _common_tokenizer(*found, inputs, chat=chat)
+    check(found[0].config, tokenizer)
     return found, differing, tokenizer, comparison
 
   found, differing, tokenizer, comparison = processes.raise_on_all(find)
-  dtype = _common_dtype(config.export_dtype, found[1].stored)
+  dtype = _common_dtype(export_dtype, found[1].stored)
   base, unlearned = (f.load(hf_io.EXPORT_DTYPES[dtype]) for f in found)
   changes = weight_change.compare(base.params, unlearned.params)
-  _check_related(changes, config.base, config.model, dtype)
+  _check_related(changes, base_name, model_name, dtype)
   account = unlearned.source | {
       'stored_as': found[1].stored, 'base_stored_as': found[0].stored,
       'compared_as': dtype, 'tokenizers': comparison,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -17,17 +18,20 @@ import numpy as np
 from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax import types
+from mansu_jax.data import splits as splits_lib
 from mansu_jax.models import assemble
 from mansu_jax.models import layout as model_layout
 from mansu_jax.models import programs as model_programs
 from mansu_jax.quant import make_grids
+from mansu_jax.quant import simulate
 from mansu_jax.runtime import programs
 from mansu_jax.stages.circuit import programs as circuit_programs
-from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import abstract
+from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import retain_kl
+from mansu_jax.stages.train import settings as settings_lib
 from mansu_jax.stages.train import training
 from mansu_jax.unlearn import batches as batches_lib
 from mansu_jax.unlearn import fisher as fisher_lib
@@ -55,42 +59,53 @@ class Prepared:
             for name, view in self.views.items() if name != 'fp' and view}
 
 
-def references(run: abstract.AbstractRun) -> programs.Programs:
-  """Reference states, slices, code grids and quantized view; `Prepared`."""
-  config, model = run.config, run.model
-  names = quantizers.with_fixed_grid(config.quant_schemes)
-  batches, rows = _make_batches(run)
+def references(
+    model: abstract.AbstractModel, settings: settings_lib.Settings,
+    splits: splits_lib.Splits) -> programs.Programs:
+  """Reference states, slices, code grids and quantized view; `Prepared`.
+
+  Args:
+    model: the base.
+    settings: the stage's settings.
+    splits: questions and texts to train on.
+  """
+  names = quantizer_rules.with_fixed_grid(settings.quant_schemes)
+  batches, rows = _make_batches(model, settings, splits)
   yield programs.hold(base=model.params)
   for shape, calls in rows.items():
     packed = [jax.ShapeDtypeStruct(shape, jnp.int32)] * 3
     yield programs.program(
         'decoder.forward', pools.base_states, model.config, model.params,
         *packed, calls=calls)
-  slices = yield from circuit_programs.gather(run)
+  slices = yield from circuit_programs.gather(model)
   theta = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       x.shape, jnp.float32, sharding=x.sharding), slices)
-  held = {'base': model.params, 'slices': theta}
+  held = {'base': model.params, 'slices': programs.CircuitSized(theta)}
   grids = []
   for name in names:
-    grids.append((yield from _grid(run, name, theta, held)))
+    grids.append((yield from _grid(
+        model, name, settings.export_dtype, theta,
+        held | {'grids': programs.CircuitSized(tuple(grids))})))
   views = {'fp': model.params}
-  if config.unlearn.quantizer_in_loop:
+  if settings.unlearn.quantizer_in_loop:
     views |= dict.fromkeys(names)
     if len(names) == 1:
-      yield programs.hold(**held, grids=grids, view=model_programs.matrices(
-          model.params))
+      yield programs.hold(
+          **held, grids=programs.CircuitSized(grids),
+          view=model_programs.matrices(model.params))
       views[names[0]] = yield from model_programs.quantize(
           model.params, names[0])
   return Prepared(
-      batches=batches, edit=_edit(run, theta, tuple(grids), views),
-      views=views)
+      batches=batches, views=views, edit=_edit(
+          model, settings.export_dtype, theta, tuple(grids), views))
 
 
 def _make_batches(
-    run: abstract.AbstractRun
+    model: abstract.AbstractModel, settings: settings_lib.Settings,
+    splits: splits_lib.Splits
 ) -> tuple[batches_lib.Batches, collections.Counter]:
   """The run's batches, and how often the base runs rows of each shape."""
-  shapes, rows = run.model.config, collections.Counter()
+  shapes, rows = model.config, collections.Counter()
 
   def hidden(tokens, positions, segments):
     del positions, segments
@@ -98,8 +113,8 @@ def _make_batches(
     return np.zeros((*tokens.shape, shapes.d_model), np.float32)
 
   batches = pools.make_batches(
-      run.config.unlearn, run.config.data, run.inputs.splits, run.model,
-      seed=run.config.seed, reference=pools.Reference(
+      settings.unlearn, settings.data, splits, model.loaded,
+      seed=settings.seed, reference=pools.Reference(
           hidden=hidden, probabilities=lambda states: np.full(
               (len(states), shapes.vocab_size), 1 / shapes.vocab_size,
               np.float32)))
@@ -107,100 +122,113 @@ def _make_batches(
 
 
 def _grid(
-    run: abstract.AbstractRun, name: str, theta: types.PyTree,
-    held: dict[str, Any]) -> programs.Programs:
-  """The code grid of the slices, made a leaf at a time; its shapes."""
-  scheme, dtype = quant.find(name).ordinary(), jnp.dtype(
-      run.config.export_dtype)
-  flat = tree_paths.flatten(run.model.params)
+    model: abstract.AbstractModel, name: str, export_dtype: str,
+    theta: types.PyTree, held: dict[str, Any]) -> programs.Programs:
+  """The code grid of whole leaves, then of the slices; returns its shapes."""
+  scheme, dtype = quant.find(name).ordinary(), jnp.dtype(export_dtype)
+  flat, shared = tree_paths.flatten(model.params), {}
   for leaf in tree_paths.flatten(theta):
-    yield programs.hold(**held)
-    shared = yield programs.program(
+    yield programs.program(
+        f'blocks of {leaf}', simulate.any_extreme, flat[leaf])
+  for leaf in tree_paths.flatten(theta):
+    yield programs.hold(**held, shared=dict(shared))
+    shared[leaf] = yield programs.program(
         f'code grid of {leaf}', make_grids.leaf_shared, flat[leaf], scheme,
         model_layout.MATRICES[leaf], dtype)
-    yield programs.hold(**held, shared=shared)
+  yield programs.hold(**held, shared=shared)
+  for leaf, parts in shared.items():
+    yield from circuit_programs.gather_grid(model, leaf, parts)
   made = jax.eval_shape(lambda params, index: edits.circuit_grid(
-      params, scheme, model_layout.block_layout(run.model.config), index,
-      dtype), run.model.params, run.index)
+      params, scheme, model_layout.block_layout(model.config), index,
+      dtype), model.params, model.index)
   return programs.like(made, theta)
 
 
 def _edit(
-    run: abstract.AbstractRun, theta: types.PyTree, grids: tuple[Any, ...],
-    views: dict[str, Any]) -> edits.Edit:
-  forward, unembed = edits.functions(run.model.config, run.circuit.span[0])
+    model: abstract.AbstractModel, export_dtype: str, theta: types.PyTree,
+    grids: tuple[Any, ...], views: dict[str, Any]) -> edits.Edit:
+  forward, unembed = edits.functions(model.config, model.circuit.span[0])
   unused = loop.View(frozen=lambda: None)
   return edits.Edit(
-      theta=theta, grids=grids, base=run.frozen,
+      theta=theta, grids=grids, base=model.frozen,
       views=dict.fromkeys(views, unused), forward=forward, unembed=unembed,
-      merge=lambda slices: slices,
-      storage_dtype=jnp.dtype(run.config.export_dtype))
+      merge=lambda slices: slices, storage_dtype=jnp.dtype(export_dtype))
 
 
 def fisher(
-    run: abstract.AbstractRun, prepared: Prepared) -> programs.Programs:
+    model: abstract.AbstractModel, settings: settings_lib.Settings,
+    prepared: Prepared) -> programs.Programs:
   """The Fisher diagonal, a tree of shapes like theta."""
-  options, edit = run.config.fisher, prepared.edit
-  yield programs.hold(base=run.frozen, slices=edit.theta, grids=edit.grids,
-                      **prepared.quantized_views)
-  spans = _fisher_spans(run, prepared)
+  options, edit = settings.fisher, prepared.edit
+  yield programs.lowered_by('--fisher_chunk', '--circuit_budget')
+  yield programs.hold(
+      base=model.frozen, slices=programs.CircuitSized(edit.theta),
+      grids=programs.CircuitSized(edit.grids), **prepared.quantized_views)
+  spans = _fisher_spans(settings, prepared)
   chunk = training.fisher_chunk(options, edit.theta)
   count = -(-spans.length.size // chunk) * chunk
   examples = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), spans)
   return (yield programs.program(
       'fisher.sum_of_squares', fisher_lib.sum_of_squares,
-      training.log_prob_of(edit), edit.theta, run.frozen, examples,
+      training.log_prob_of(edit), edit.theta, model.frozen, examples,
       jax.ShapeDtypeStruct((count,), jnp.float32), chunk=chunk))
 
 
 def _fisher_spans(
-    run: abstract.AbstractRun, prepared: Prepared) -> batches_lib.Spans:
+    settings: settings_lib.Settings, prepared: Prepared) -> batches_lib.Spans:
   return training.fisher_spans(
-      run.config.fisher, prepared.batches, seed=run.config.seed)
+      settings.fisher, prepared.batches, seed=settings.seed)
 
 
 def unlearn(
-    run: abstract.AbstractRun, prepared: Prepared,
-    fisher_diagonal: types.PyTree | None) -> programs.Programs:
+    model: abstract.AbstractModel, settings: settings_lib.Settings,
+    prepared: Prepared, fisher_diagonal: types.PyTree | None
+) -> programs.Programs:
   """The steps at every view, and the retain KL."""
-  options, edit = run.config.unlearn, prepared.edit
+  options, edit = settings.unlearn, prepared.edit
   theta = edit.theta
   state = programs.like(jax.eval_shape(
       lambda theta, grids, fisher: edits.make_transform(
-          options, run.config.edit, dataclasses.replace(edit, grids=grids),
+          options, settings.edit, dataclasses.replace(edit, grids=grids),
           fisher).init(theta), theta, edit.grids, fisher_diagonal), theta)
   carry = theta, state
   problem = training.make_problem(
-      options, run.config.edit, edit, fisher_diagonal)
+      options, settings.edit, edit, fisher_diagonal)
   step = loop.make_step(problem, jax.tree.map(lambda x: x.sharding, carry))
   batch = programs.shapes_of(prepared.batches(0))
-  held = {'base': run.frozen, 'slices_before': theta, 'grids': edit.grids,
-          'fisher': fisher_diagonal, **prepared.quantized_views}
-  yield programs.hold(**held, slices_and_optimizer=carry)
+  sized = programs.CircuitSized
+  held = {'base': model.frozen, 'slices_before': sized(theta),
+          'grids': sized(edit.grids), 'fisher': sized(fisher_diagonal),
+          **prepared.quantized_views}
+  yield programs.lowered_by(
+      '--circuit_budget', '--unlearn_forget_batch', '--unlearn_retain_batch',
+      '--unlearn_text_batch')
+  yield programs.hold(**held, slices_and_optimizer=sized(carry))
+  steps_at = collections.Counter(itertools.islice(
+      itertools.cycle(training.view_schedule(options, edit)), options.steps))
   for name, view in prepared.views.items():
-    share = options.fp_steps if name == 'fp' else 1
-    calls = round(options.steps * share / len(problem.views))
+    calls = steps_at[name]
     if view is None:
       view = yield from _quantized_anew(
-          run, name, calls, held | {'slices_and_optimizer': carry})
+          model, name, calls, held | {'slices_and_optimizer': sized(carry)})
     seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=x.sharding), theta)
     yield programs.program(
-        f'step at {name}', step, carry, seen, run.frozen | {'params': view},
-        run.frozen, theta, batch, calls=calls)
-  yield programs.hold(**held, slices=theta)
-  spans = retain_kl.batches_of(_fisher_spans(run, prepared))
+        f'step at {name}', step, carry, seen, model.frozen | {'params': view},
+        model.frozen, theta, batch, calls=calls)
+  yield programs.hold(**held, slices=sized(theta))
+  spans = retain_kl.batches_of(_fisher_spans(settings, prepared))
   yield programs.program(
-      'retain_kl', retain_kl.program(edit), theta, run.frozen,
+      'retain_kl', retain_kl.program(edit), theta, model.frozen,
       programs.shapes_of(spans[0]), calls=len(spans))
 
 
 def _quantized_anew(
-    run: abstract.AbstractRun, name: str, calls: int, held: dict[str, Any]
+    model: abstract.AbstractModel, name: str, calls: int, held: dict[str, Any]
 ) -> programs.Programs:
   """A view that its steps quantize again each time."""
-  params = run.model.params
+  params = model.params
   yield programs.hold(**held, view=model_programs.matrices(params))
   view = yield from model_programs.quantize(params, name, calls=calls)
   yield programs.hold(**held, view=model_programs.matrices(view))
@@ -208,13 +236,15 @@ def _quantized_anew(
 
 
 def export(
-    run: abstract.AbstractRun, prepared: Prepared) -> programs.Programs:
+    model: abstract.AbstractModel, prepared: Prepared) -> programs.Programs:
   """Merges the slices into the base and takes layers for the files."""
-  matrices = model_programs.matrices(run.model.params)
+  matrices = model_programs.matrices(model.params)
   yield programs.hold(
-      base=run.model.params, slices=prepared.edit.theta, unlearned=matrices)
-  yield from circuit_programs.scatter(run, prepared.edit.theta)
-  for leaf, x in matrices.items():
-    yield programs.program(
-        f'layer of {leaf}', assemble.take_layer, x,
-        jax.ShapeDtypeStruct((), jnp.int32), calls=x.shape[0])
+      base=model.params, unlearned=matrices,
+      slices=programs.CircuitSized(prepared.edit.theta))
+  yield from circuit_programs.scatter(model, prepared.edit.theta)
+  for leaf, x in tree_paths.flatten(model.params).items():
+    if leaf.startswith('layers/'):
+      yield programs.program(
+          f'layer of {leaf}', assemble.take_layer, x,
+          jax.ShapeDtypeStruct((), jnp.int32), calls=x.shape[0])

@@ -112,7 +112,7 @@ def unlearn(
   theta, history = loop.run(
       problem, batches, steps=options.steps,
       max_retain_kl=options.max_retain_kl, **loop_options)
-  names = _view_schedule(options, edit)
+  names = view_schedule(options, edit)
   numbers = [list(edit.views).index(name) for name in names]
   return {'theta': theta, 'history': {
       key: np.array([row[key] for row in history]) for key in history[0]
@@ -131,11 +131,11 @@ def make_problem(
       theta=edit.theta,
       tx=edits.make_transform(options, tx_options, edit, fisher),
       loss=objective.make_loss(options, edit.forward, edit.unembed),
-      views=[edit.views[name] for name in _view_schedule(options, edit)],
+      views=[edit.views[name] for name in view_schedule(options, edit)],
       base=edit.base, codes_changed=codes_changed)
 
 
-def _view_schedule(
+def view_schedule(
     options: run_config.UnlearnConfig, edit: edits.Edit) -> list[str]:
   """Names of the views in the order in which the steps of a round use them."""
   full_precision, *quantized = edit.views

@@ -170,6 +170,7 @@ class ExactTest(parameterized.TestCase):
 
 class MemoryTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_nothing_of_edges_by_positions_by_width(self):
     cfg = tiny.config(
         vocab_size=64, d_model=64, num_layers=8, num_heads=8, num_kv_heads=4,

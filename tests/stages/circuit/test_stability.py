@@ -205,7 +205,7 @@ class RewordedTest(absltest.TestCase):
     got = stability.compare_phrasings(
         settings, selected, {'near': turned})['near']
     self.assertEqual((got['answered'], got['facts']), (0, 0))
-    self.assertIn('answers 0 of them', got['reason'])
+    self.assertIn('answers 0 pairs on 0 facts', got['reason'])
 
   def test_pairs_of_the_same_prompts_give_a_reason(self):
     settings, pairs = _settings(), _pairs()

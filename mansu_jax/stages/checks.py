@@ -7,7 +7,7 @@ the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from absl import logging
 
@@ -27,13 +27,12 @@ from mansu_jax.runtime import processes
 from mansu_jax.runtime import workdir
 from mansu_jax.stages.circuit import edge_file
 from mansu_jax.stages.circuit import prompt_pairs
-from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import token_checks
 from mansu_jax.stages.train import pools
-
-Pairs = list[pairs_lib.AttributionPair]
 
 _DEFAULT_EDGES = run_config.CircuitConfig().edges
 
@@ -42,12 +41,12 @@ def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
   """Checks the flags and the workdir, and reads the data. Collective.
 
   Raises:
-    ValueError: As `mode_checks.check_unread_flags`, `quantizers.check`,
+    ValueError: As `mode_checks.check_unread_flags`, `quantizer_rules.check`,
       `inputs.read` and `workdir.check_workdir`, in this order.
   """
   def read_inputs():
     mode_checks.check_unread_flags(config)
-    quantizers.check(
+    quantizer_rules.check(
         config.quant_schemes, edits=config.method == 'mansu' and
         config.mode in ('unlearn', 'plan'))
     return inputs_lib.read(config)
@@ -76,7 +75,7 @@ def check_model_and_data(
       make no attribution pairs, or none that the forget loss needs.
   """
   _check_circuit(config.circuit, config.attribution.level, shapes)
-  quantizers.check_shapes(config.quant_schemes, shapes)
+  quantizer_rules.check_shapes(config.quant_schemes, shapes)
   if tokenizer is None:
     raise ValueError(
         f'--model={config.model} has no tokenizer; wanted tokenizer.json beside'
@@ -91,18 +90,12 @@ def check_model_and_data(
   swapped_subjects.check(
       config.unlearn, splits, tokenizer, shapes.max_position, seed=config.seed,
       chat=config.data.chat)
-  _check_num_facts(config.eval.cad_pairs, 'forget', _pairs(
-      prompt_pairs.forget_pairs, config, splits, tokenizer))
+  settings = settings_lib.Settings.from_run(config)
+  _check_num_facts(config.eval.cad_pairs, 'forget', prompt_pairs.forget_pairs(
+      settings, splits, tokenizer))
   if config.eval.cad_pairs or config.circuit.contrast:
-    _check_num_facts(config.eval.cad_pairs, 'retain', _pairs(
-        prompt_pairs.retain_pairs, config, splits, tokenizer))
-
-
-def _pairs(
-    make: Callable[..., Pairs], config: run_config.RunConfig,
-    splits: splits_lib.Splits, tokenizer: types.Tokenizer | None) -> Pairs:
-  return make(config.attribution, splits, tokenizer, seed=config.seed,
-              chat=config.data.chat)
+    _check_num_facts(config.eval.cad_pairs, 'retain', prompt_pairs.retain_pairs(
+        settings, splits, tokenizer))
 
 
 def check_audit(
@@ -115,7 +108,7 @@ def check_audit(
     ValueError: As `check_model_and_data`, except that questions without
       attribution pairs are accepted unless --circuit_contrast needs pairs.
   """
-  quantizers.check_shapes(config.quant_schemes, shapes)
+  quantizer_rules.check_shapes(config.quant_schemes, shapes)
   questions_or_pairs = (
       *inputs.evaluation.values(), inputs.splits.forget_train,
       inputs.splits.retain_train, config.attribution.pairs_file)
@@ -131,14 +124,14 @@ def check_audit(
   if config.data.chat:
     tokenization.check_template(tokenizer, config.base)
   token_checks.check_data(config.data, inputs, shapes, tokenizer)
+  settings = settings_lib.Settings.from_run(config)
   if prompt_pairs.why_none(
-      config.attribution, inputs.splits, tokenizer, seed=config.seed,
-      chat=config.data.chat, cad_pairs=config.eval.cad_pairs):
+      settings, inputs.splits, tokenizer, cad_pairs=config.eval.cad_pairs):
     return
   _check_circuit(config.circuit, config.attribution.level, shapes)
   if config.circuit.contrast:
-    _check_num_facts(config.eval.cad_pairs, 'retain', _pairs(
-        prompt_pairs.retain_pairs, config, inputs.splits, tokenizer))
+    _check_num_facts(config.eval.cad_pairs, 'retain', prompt_pairs.retain_pairs(
+        settings, inputs.splits, tokenizer))
 
 
 def _no_tokenizer_error(
@@ -179,7 +172,8 @@ def check_attribute(
         ' whose pairs are made from questions.')
   if config.data.chat:
     tokenization.check_template(tokenizer, config.model)
-  pairs = _pairs(prompt_pairs.forget_pairs, config, splits, tokenizer)
+  settings = settings_lib.Settings.from_run(config)
+  pairs = prompt_pairs.forget_pairs(settings, splits, tokenizer)
   token_checks.check_pairs(pairs, path or 'the forget set', shapes)
   if config.circuit.resamples and not (path or config.circuit.file):
     token_checks.check_questions(
@@ -187,7 +181,7 @@ def check_attribute(
         shapes, tokenizer, chat=config.data.chat)
   if config.circuit.contrast:
     token_checks.check_pairs(
-        _retain_pairs(config, splits, tokenizer), 'the retain set', shapes)
+        _retain_pairs(settings, splits, tokenizer), 'the retain set', shapes)
   if config.attribution.level != 'edge':
     _check_circuit(config.circuit, config.attribution.level, shapes)
   elif config.circuit.file:
@@ -199,14 +193,14 @@ def check_attribute(
 
 
 def _retain_pairs(
-    config: run_config.RunConfig, splits: splits_lib.Splits,
-    tokenizer: types.Tokenizer | None) -> Pairs:
+    settings: settings_lib.Settings, splits: splits_lib.Splits,
+    tokenizer: types.Tokenizer | None) -> list[pairs_lib.AttributionPair]:
   """The retain pairs; a ValueError names --circuit_contrast."""
   try:
-    return _pairs(prompt_pairs.retain_pairs, config, splits, tokenizer)
+    return prompt_pairs.retain_pairs(settings, splits, tokenizer)
   except pairs_lib.NoPairs as error:
     raise ValueError(
-        f'--circuit_contrast={config.circuit.contrast} needs retain pairs:'
+        f'--circuit_contrast={settings.circuit.contrast} needs retain pairs:'
         f' {error}') from error
 
 

@@ -1,0 +1,42 @@
+"""The options of training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mansu_jax.config import run as run_config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """The parts of a run's configuration that this stage reads.
+
+  Attributes:
+    data: Chat form, and length of text windows.
+    fisher: Sequences, labels and chunk size.
+    edit: Projection, floor and landing.
+    unlearn: Objective, batches and optimizer.
+    quant_schemes: Quantizers of the run.
+    export_dtype: Storage dtype of the exported weights.
+    seed: Seed of pools, batches and drawn labels.
+    all_weights: Whether every weight is trained, as in baselines, or the
+      circuit's only.
+  """
+
+  data: run_config.DataConfig
+  fisher: run_config.FisherConfig
+  edit: run_config.EditConfig
+  unlearn: run_config.UnlearnConfig
+  quant_schemes: tuple[str, ...]
+  export_dtype: str
+  seed: int
+  all_weights: bool
+
+  @classmethod
+  def from_run(cls, config: run_config.RunConfig) -> Settings:
+    """The settings of a run."""
+    return cls(
+        data=config.data, fisher=config.fisher, edit=config.edit,
+        unlearn=config.unlearn, quant_schemes=config.quant_schemes,
+        export_dtype=config.export_dtype, seed=config.seed,
+        all_weights=config.circuit.selection == 'all')

@@ -1,0 +1,109 @@
+"""References -> Fisher -> loop -> the exported unlearned model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.data import splits as splits_lib
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
+from mansu_jax.runtime import checkpoints
+from mansu_jax.runtime import clock as clock_lib
+from mansu_jax.runtime import preemption
+from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.prepare import quantizer_rules
+from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import pools
+from mansu_jax.stages.train import retain_kl
+from mansu_jax.stages.train import settings as settings_lib
+from mansu_jax.stages.train import training
+
+Settings = settings_lib.Settings
+
+
+class Trained(NamedTuple):
+  """What the record says about training."""
+
+  history: dict[str, np.ndarray]  # From `training.unlearn`.
+  retain_kl: dict[str, Any]  # From `retain_kl.measure`.
+  swapped: dict[str, int] | None  # Counts from `swapped_subjects.spans`.
+
+
+def run(
+    settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
+    found: attribution.Found, folder: pathlib.Path, clock: clock_lib.Clock,
+    cache: checkpoints.StageCache) -> tuple[types.Params, Trained]:
+  """Unlearns the forget set by training the circuit, and exports the model.
+
+  Training data, optimizer state and views are freed before the unlearned model
+  is made; its trained slices are freed on return.
+
+  Args:
+    settings: Options of training.
+    splits: Questions and texts to train on.
+    model: The base.
+    found: The circuit.
+    folder: Folder of the exported model.
+    clock: Clock of the run, for `references`, `fisher`, `unlearn` and `export`.
+    cache: Cache of finished stages.
+
+  Returns:
+    The full params after unlearning, and the account of training.
+
+  Raises:
+    ValueError: The loop diverged.
+  """
+  merge, trained = _train(settings, splits, model, found, clock, cache)
+  with clock.stage('export'):
+    unlearned = merge()
+    hf_io.write(folder, model.config, unlearned, model.tokenizer,
+                export_dtype=settings.export_dtype)
+  return unlearned, trained
+
+
+def _train(
+    settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
+    found: attribution.Found, clock: clock_lib.Clock,
+    cache: checkpoints.StageCache
+) -> tuple[Callable[[], types.Params], Trained]:
+  """`() -> full unlearned params`, and the account of training."""
+  with clock.stage('references'):
+    batches = pools.make_batches(
+        settings.unlearn, settings.data, splits, model, seed=settings.seed,
+        cache=cache)
+    edit = _make_edit(settings, model, found)
+  with clock.stage('fisher'):
+    spans, fisher = training.fisher_spans(
+        settings.fisher, batches, seed=settings.seed), None
+    if edit.grids and settings.edit.projection != 'none':
+      fisher = training.circuit_fisher(
+          settings.fisher, edit, spans, seed=settings.seed, cache=cache)
+  with clock.stage('unlearn'):
+    with preemption.deferred(), cache.steps(
+        'unlearn_steps', settings.unlearn.save_every) as steps:
+      run_loop = lambda: training.unlearn(
+          settings.unlearn, settings.edit, edit, fisher, batches, keep=steps,
+          total_weights=tree_paths.count(model.params))
+      done = cache.get_or_compute('unlearn', run_loop, replaces='unlearn_steps')
+    theta = hf_io.as_stored(done['theta'], settings.export_dtype)
+    kl = retain_kl.measure(edit, fisher, spans, done['history'], theta)
+  return functools.partial(edit.merge, theta), Trained(
+      done['history'], kl, batches.swapped_account)
+
+
+def _make_edit(
+    settings: Settings, model: loading.LoadedModel, found: attribution.Found
+) -> edits.Edit:
+  """The trained weights: the circuit's, or all."""
+  return edits.make(
+      model, None if settings.all_weights else found.circuit,
+      quantizer_rules.with_fixed_grid(settings.quant_schemes),
+      quantized_views=settings.unlearn.quantizer_in_loop,
+      storage_dtype=settings.export_dtype, movable=found.movable)
