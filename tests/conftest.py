@@ -8,11 +8,10 @@ import hashlib
 import os
 import pathlib
 import platform
-import sys
 
 import pytest
 
-_LEAST_SECONDS = '0'  # Of compiling: reading even the smallest program is faster.
+_LEAST_SECONDS = '0'  # Reading the smallest program beats compiling it.
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,11 +32,3 @@ def _processor() -> str:
   has = next((line for line in lines if line.lower().startswith(
       ('flags', 'features'))), platform.processor())
   return hashlib.sha256(has.encode()).hexdigest()[:16]
-
-
-@pytest.fixture(autouse=True)
-def _restore_compilation_cache():
-  """Plans for absent devices disable the cache; later tests need it."""
-  yield
-  if 'jax' in sys.modules:
-    sys.modules['jax'].config.update('jax_enable_compilation_cache', True)
