@@ -11,6 +11,9 @@ import platform
 
 import pytest
 
+_ROOT = pathlib.Path(__file__).parent
+_MEDIUM = ('deployment', 'flows', 'mesh', 'planning', 'stages', 'tpu',
+           'test_docstrings.py', 'test_experiments.py', 'test_readme.py')
 _LEAST_SECONDS = '0'  # Reading the smallest program beats compiling it.
 
 
@@ -23,6 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
       ('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1'),
       ('JAX_NUMPY_RANK_PROMOTION', 'raise')):
     os.environ.setdefault(name, value)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Marks the rooms that run whole stages and flows."""
+  for item in items:
+    if item.path.relative_to(_ROOT).parts[0] in _MEDIUM:
+      item.add_marker('medium')
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import pair_batches
@@ -30,6 +31,7 @@ class TinyLlamaTest(parameterized.TestCase):
         self.model.config, self.model.params, batches, steps=steps)
 
   @parameterized.parameters(5, 20)
+  @pytest.mark.medium
   def test_neurons_and_heads_match(self, steps):
     got = self._scores([self.batch], steps)
     self.assertLess(golden.largest(
@@ -49,6 +51,7 @@ class TinyLlamaTest(parameterized.TestCase):
     np.testing.assert_allclose(
         got.metric_corrupt, self.want['metric_corrupt'], atol=1e-4)
 
+  @pytest.mark.medium
   def test_pairs_that_share_rows_are_scored_as_if_alone(self):
     pairs = [dataclasses.replace(
         p, clean_ids=p.clean_ids[:size], corrupt_ids=p.corrupt_ids[:size])
@@ -69,6 +72,7 @@ class TinyLlamaTest(parameterized.TestCase):
     np.testing.assert_allclose(
         means['kv_heads'][:, 0], means['heads'][:, :2].sum(1), rtol=1e-5)
 
+  @pytest.mark.medium
   def test_many_steps_are_complete_in_the_input_gradient(self):
     # Sum of (e - e') . mean gradient tends to the metric difference.
     config, params = self.model.config, self.model.params

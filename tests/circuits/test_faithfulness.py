@@ -6,6 +6,7 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from mansu_jax.circuits import curve
 from mansu_jax.circuits import faithfulness
@@ -78,6 +79,7 @@ class FaithfulnessTest(parameterized.TestCase):
       self.assertAlmostEqual(measure(circuit), want, delta=1e-3)
 
   @parameterized.parameters('neuron', 'head', 'neuron_and_head')
+  @pytest.mark.medium
   def test_all_candidates_are_the_whole_behaviour(self, level):
     measure = self._measure(level, same_last_token=False)
     self.assertEqual(measure(self.whole), 1.0)
@@ -132,6 +134,7 @@ class SpreadTest(parameterized.TestCase):
         r'first 4 pairs .*\(--circuit_pairs\).* on the clean and .* wanted')):
       faithfulness.spread(clean, corrupt, 4)
 
+  @pytest.mark.medium
   def test_pairs_of_the_same_prompts(self):
     pairs = [dataclasses.replace(p, corrupt_ids=p.clean_ids) for p in _pairs()]
     measure = faithfulness.of_nodes(

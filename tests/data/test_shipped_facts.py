@@ -9,6 +9,7 @@ import re
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 
 from mansu_jax.data import build_facts
 from mansu_jax.data import questions as questions_lib
@@ -221,6 +222,7 @@ class OverlapTest(absltest.TestCase):
 
 class BuildTest(absltest.TestCase):
 
+  @pytest.mark.medium
   def test_shipped_is_what_the_tables_give(self):
     built = build_facts.build()
     self.assertEqual(_FILES, sorted(built))

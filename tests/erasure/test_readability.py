@@ -5,6 +5,7 @@ import json
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from mansu_jax.erasure import readability
 
@@ -70,6 +71,7 @@ class GuessesTest(parameterized.TestCase):
     return np.sqrt(alike) * shared + np.sqrt(1 - alike) * own
 
   @parameterized.parameters(0.0, 0.9)
+  @pytest.mark.medium
   def test_its_level_is_that_of_states_that_know_nothing(self, alike):
     fact, choices, right = self._asked()
     above = []

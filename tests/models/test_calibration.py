@@ -109,6 +109,7 @@ class CalibrationTest(parameterized.TestCase):
       np.testing.assert_array_equal(
           got[f'layers/{name}'].code[0], code, err_msg=name)
 
+  @pytest.mark.medium
   def test_layers_follow_one_another(self):
     cfg = tiny.config()
     params = tiny.params(cfg)
@@ -140,6 +141,7 @@ class CalibrationTest(parameterized.TestCase):
         got, want)
 
   @parameterized.parameters((_GPTQ, 'float32'), (_AWQ, 'bfloat16'))
+  @pytest.mark.medium
   def test_codes_dtypes_and_what_stays(self, scheme, dtype):
     cfg = tiny.config(tie_embeddings=False)
     params = jax.tree.map(lambda x: x.astype(dtype), tiny.params(cfg))
@@ -167,6 +169,7 @@ class CalibrationTest(parameterized.TestCase):
       scales = codes['layers/attn/o'].divisor
       self.assertEqual(bool(np.all(scales == 1)), kv_heads == 2)
 
+  @pytest.mark.medium
   def test_compiles_once(self):
     cfg = tiny.config(max_position=63)
     count = calibration.encode_layers._cache_size

@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.models import decoder
 from mansu_jax.models import sites as sites_lib
@@ -153,6 +154,7 @@ class ForwardTest(parameterized.TestCase):
 
 class TapsTest(parameterized.TestCase):
 
+  @pytest.mark.medium
   def test_perturbation_gradient_is_the_gradient_at_the_site(self):
     cfg = tiny.config()
     weights, ids = tiny.params(cfg), tiny.tokens(cfg)
@@ -173,6 +175,7 @@ class TapsTest(parameterized.TestCase):
       slope = (run(zeros | {site: step}) - run(zeros | {site: -step})) / 0.04
       np.testing.assert_allclose(slope, norm, rtol=0.02)
 
+  @pytest.mark.medium
   def test_perturbed_site_acts_and_the_others_get_a_zero(self):
     cfg = tiny.config()
     weights, ids = tiny.params(cfg), tiny.tokens(cfg)

@@ -29,6 +29,7 @@ _CASES = sorted({*itertools.product(_KINDS, ('up', 'spanning')),
 class BlockingTest(parameterized.TestCase):
 
   @parameterized.parameters(*_CASES)
+  @pytest.mark.medium
   def test_equals_the_rows(self, name, which):
     self.check_equals_the_rows(name, which)
 
@@ -64,6 +65,7 @@ class BlockingTest(parameterized.TestCase):
           blocking.encode(x, scheme, layout)))(leaf)
     jax.tree.map(np.testing.assert_array_equal, alone, (traced, codes))
 
+  @pytest.mark.medium
   def test_little_memory_takes_one_matrix_at_a_time(self):
     layout = quant.BlockLayout(memory='LFD', out='D', inp='F')
     loops = []

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax import quant
 
@@ -17,6 +18,7 @@ def _rows(shape=(6, 64)):
 class PackTest(parameterized.TestCase):
 
   @parameterized.parameters('nf4', 'fp4_b32', 'nf4_dq', 'nf4_b4096_dq')
+  @pytest.mark.medium
   def test_a_name_equals_its_scheme(self, name):
     rows = _rows()
     got = quant.packing.pack(rows, name)

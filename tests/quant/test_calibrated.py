@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from mansu_jax.quant import affine
 from mansu_jax.quant import awq
@@ -22,6 +23,7 @@ class CalibratedTest(parameterized.TestCase):
       self.assertIs(calibrated.get(name), scheme)
       self.assertIs(calibrated.get(scheme), scheme)
 
+  @pytest.mark.medium
   def test_methods(self):
     rows, x = inputs.weights((3, 32)), inputs.correlated(32)
     moment, mean_abs = inputs.second_moment(x), np.mean(np.abs(x), axis=0)

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.quant import cholesky
 from tests.quant import inputs
@@ -57,6 +58,7 @@ class InverseCholeskyTest(parameterized.TestCase):
     matrix[3, 3] = -1
     self.assertTrue(np.isnan(_inverse_cholesky(matrix, block=block)).any())
 
+  @pytest.mark.medium
   def test_vmap(self):
     stack = np.stack([_moment(20), 2 * _moment(20)])
     got = jax.vmap(lambda x: cholesky.inverse_cholesky(x, block=8))(stack)

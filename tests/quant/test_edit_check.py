@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from mansu_jax import quant
 from mansu_jax import transforms
@@ -99,6 +100,7 @@ class CheckEditTest(parameterized.TestCase):
         check.moved, int(jnp.sum(before['a'] != after['a'])))
 
   @parameterized.parameters('nf4', 'fp4', 'int8', 'int4_g32', 'q4_0', 'nf4_dq')
+  @pytest.mark.medium
   def test_equals_quantizing_both(self, name):
     before = jax.random.normal(jax.random.key(0), (64, 32))
     noise = jax.random.normal(jax.random.key(1), (64, 32))
@@ -140,6 +142,7 @@ class LayoutTest(parameterized.TestCase):
       ('flax_conv', (3, 3, 8, 32), quant.BlockLayout(
           memory='HWIO', out='O', inp='IHW'),
        lambda w: w.transpose(3, 2, 0, 1).reshape(32, 72)))
+  @pytest.mark.medium
   def test_edit_survives_in_torch_order(self, shape, layout, to_torch):
     before = jax.random.normal(jax.random.key(0), shape)
     after = _unlearned(before, layout)

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.quant import affine
 from mansu_jax.quant import gptq as gptq_lib
@@ -24,6 +25,7 @@ class GptqTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ((5, 32), 8), ((4, 30), 8), ((3, 24), 128), ((6, 17), 1), ((1, 1), 4))
+  @pytest.mark.medium
   def test_equals_loops(self, shape, group):
     rows = inputs.weights(shape)
     moment = inputs.second_moment(inputs.correlated(shape[1]))

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax import quant
 
@@ -89,6 +90,7 @@ class CodeGridTest(parameterized.TestCase):
               {'down': slices['down'][:, :2]}, name, {'down': _LAYOUT['down']})
           self.assertTrue(np.any(own['down'] != view[:, :2]))
 
+  @pytest.mark.medium
   def test_block_parameters_are_stored_once(self):
     layouts = {
         'columns_first': ((2, 128, 10), _LAYOUT['down'], (2, 2, 10)),

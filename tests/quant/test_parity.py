@@ -55,6 +55,7 @@ class PublishedTest(parameterized.TestCase):
 
   @parameterized.parameters(*(
       (kind, block) for kind in _PUBLISHED for block in _PUBLISHED[kind]))
+  @pytest.mark.medium
   def test_error_of_normal_values(self, kind, block):
     scheme = schemes.get(f'{kind}_b{block}')
     snap = jax.jit(scheme.fake_quantize)
@@ -78,6 +79,7 @@ class GgufPackageTest(parameterized.TestCase):
         gguf.dequantize(got, kind), schemes.get(name).fake_quantize(x))
 
   @parameterized.parameters('q4_k', 'q6_k')
+  @pytest.mark.medium
   def test_bytes_decode_to_the_simulated_values(self, name):
     x, kind = _weights((70, 512), 2), _QUANT_TYPES[name.upper()]
     got = gguf_bytes.to_bytes(x, schemes.get(name))
@@ -180,6 +182,7 @@ class NestedTest(absltest.TestCase):
       np.testing.assert_array_equal(
           got[index], nested.fake_quantize(scales[index]))
 
+  @pytest.mark.medium
   def test_error_is_small(self):
     scales = np.random.default_rng(0).lognormal(size=5000).astype(np.float32)
     kept = nested.quantize(scales)

@@ -84,6 +84,7 @@ class SchemesTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             np.asarray(got.code)[has_step], code[has_step])
 
+  @pytest.mark.medium
   def test_stacked_matrices_do_not_share_blocks(self):
     for name in _NAMES:
       with self.subTest(name):
@@ -168,6 +169,7 @@ class SchemesTest(parameterized.TestCase):
           step = sign * (new - old) * np.sign(decoding)
           self.assertTrue(np.all(step[finite] > 0))
 
+  @pytest.mark.medium
   def test_levels_are_the_order_of_values(self):
     for name in _NAMES:
       with self.subTest(name):
@@ -219,6 +221,7 @@ class SchemesTest(parameterized.TestCase):
   @parameterized.parameters(*_NAMES)
   @settings(max_examples=30, deadline=None)
   @given(seed=st.integers(0, 2**32 - 1), power=st.integers(-130, 110))
+  @pytest.mark.medium
   def test_at_a_fixed_scale_it_is_the_same(self, name, seed, power):
     if name in (*_GGUF, *_K):
       power = power % 24 - 12  # Scales are float16.

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax import quant
 from mansu_jax.quant import simulate
@@ -29,6 +30,7 @@ class FakeQuantizeTest(parameterized.TestCase):
   @parameterized.product(
       scheme=('nf4', 'fp4', 'int8', 'int4_g128'),
       dtype=('float32', 'bfloat16', 'float16'))
+  @pytest.mark.medium
   def test_blocks_follow_the_torch_weight(self, scheme, dtype):
     params = _params(dtype)
     got = quant.fake_quantize(params, scheme, _LAYOUT)

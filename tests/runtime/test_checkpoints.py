@@ -13,6 +13,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.runtime import checkpoint_io
 from mansu_jax.runtime import checkpoints
@@ -191,6 +192,7 @@ class DiskTest(_Case):
 class DamageTest(_Case):
 
   @parameterized.parameters(*_DAMAGES)
+  @pytest.mark.medium
   def test_damage_never_changes_results(self, how):
     """For every file of a stage; Orbax detects damage to few of them."""
     self._get(_TREE)

@@ -6,6 +6,7 @@ import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 
 from mansu_jax.runtime import processes
 
@@ -32,6 +33,7 @@ class AloneTest(parameterized.TestCase):
     self.assertRegex(said, message)
     self.assertLen([x for x in said.splitlines() if 'mansu_jax' in x], 1)
 
+  @pytest.mark.medium
   def test_it_logs_how_long_it_waits(self):
     status, said = self._join({
         'JAX_COORDINATOR_ADDRESS': 'localhost:1', 'JAX_NUM_PROCESSES': '2',

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from mansu_jax import quant
 from mansu_jax import transforms
@@ -94,6 +95,7 @@ class MansuTest(parameterized.TestCase):
         quant.code_grid(self.params, name, _LAYOUT)
         for name in ('nf4', 'int8')]
 
+  @pytest.mark.medium
   def test_equals_the_explicit_chain(self):
     parts = optax.chain(
         optax.adam(0.1), transforms.mask_to_circuit(self.mask),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from mansu_jax import quant
 from mansu_jax import transforms
@@ -46,6 +47,7 @@ def _floor(params, **options):
 class StepTest(parameterized.TestCase):
 
   @parameterized.parameters('float32', 'bfloat16')
+  @pytest.mark.medium
   def test_every_step_is_exact_although_adding_is_not(self, dtype):
     params = _params(dtype)
     tx = optax.chain(optax.adam(5e-3), _floor(params))
@@ -128,6 +130,7 @@ class WrapperTest(parameterized.TestCase):
     (floor,) = filter(is_floor, jax.tree.leaves(state, is_leaf=is_floor))
     self.assertEqual(int(floor.count), 4 // every)
 
+  @pytest.mark.medium
   def test_apply_if_finite_skips_the_step(self):
     params = _params()
     tx = optax.apply_if_finite(
@@ -144,6 +147,7 @@ class WrapperTest(parameterized.TestCase):
     after, state = step(_grads(4, params), state, theta)
     self.assertTrue(quant.check_edit(params, after, 'nf4', _LAYOUT).survives)
 
+  @pytest.mark.medium
   def test_apply_if_finite_around_the_floor_skips_overflows_of_optimizers(
       self):
     params = _params()

@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.config import run as run_config
 from mansu_jax.models import decoder
@@ -92,6 +93,7 @@ class PredictedKlTest(absltest.TestCase):
         {'a': jnp.array([0.5, -3.0]), 'b': {'c': jnp.array([[0.1]])}})
     self.assertAlmostEqual(float(got), 0.5 * (0.5 + 9 + 0.04), places=5)
 
+  @pytest.mark.medium
   def test_tends_to_the_kl_of_a_small_step_with_labels_of_the_model(self):
     # One coin with logit theta: KL(theta, theta + d) ~ p (1 - p) d^2 / 2.
     theta = {'w': jnp.array([0.8])}
@@ -123,6 +125,7 @@ class CircuitFisherTest(parameterized.TestCase):
         options, problem.circuit_edit(), training.fisher_spans(
             options, made, seed=0), seed=0)
 
+  @pytest.mark.medium
   def test_equals_the_loop_over_sequences_by_themselves(self):
     params = problem.model().params
 

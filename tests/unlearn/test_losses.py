@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mansu_jax.unlearn import losses
 from tests.reference import unlearn_naive
@@ -20,6 +21,7 @@ def _gradient(fn, x):
 
 class AlternativesTest(absltest.TestCase):
 
+  @pytest.mark.medium
   def test_sees_the_order_among_tokens_that_are_rare(self):
     logits = jnp.array([20.0, 2.0, 0.0, 0.0, -3.0])  # Token 0 is never asked.
     got = losses.choice_kl(

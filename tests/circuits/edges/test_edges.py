@@ -120,6 +120,7 @@ class SmolLM2Test(absltest.TestCase):
 class ExactTest(parameterized.TestCase):
 
   @absltest.skipUnless(golden.EXISTS, golden.MISSING)
+  @pytest.mark.medium
   def test_patching_matches_the_reference(self):
     model, pairs, want = golden.tiny_llama()
     (batch,) = pair_batches.pack(pairs, 8)
@@ -135,6 +136,7 @@ class ExactTest(parameterized.TestCase):
         native[:, own], want['edge_exact_native_kv_f64']), 1e-5)
     np.testing.assert_array_equal(native[:, 4], native[:, 5])
 
+  @pytest.mark.medium
   def test_all_edges_patched_is_the_corrupted_run(self):
     cfg = small.config()
     params = small.params(cfg)

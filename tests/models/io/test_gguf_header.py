@@ -201,6 +201,7 @@ class LoadTest(parameterized.TestCase):
 
 class FuzzTest(absltest.TestCase):
 
+  @pytest.mark.medium
   def test_mutations(self):
     path = tiny.temp_dir(self) / 'x.gguf'
     outcomes = []

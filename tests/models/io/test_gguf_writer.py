@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import gguf
 import jax
 import numpy as np
+import pytest
 import tokenizers
 import transformers
 
@@ -57,6 +58,7 @@ class WeightsTest(parameterized.TestCase):
           got[name].data.reshape(rows.shape), rows, err_msg=name)
 
   @parameterized.parameters(8.0, 32.0, 3.0)
+  @pytest.mark.medium
   def test_llama3_scaling_is_held_as_divisors(self, factor):
     cfg = tiny.config(
         d_head=10, rope_theta=500_000.0, bos_token_id=None, eos_token_id=None,
