@@ -43,7 +43,7 @@ from mansu_jax import types
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.circuits.edges import edge_weights
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.eval import perplexity
 from mansu_jax.eval import scoring
@@ -128,7 +128,7 @@ class Bench:
 
 def prepare(seed: int) -> Bench:
   """Loads the model, data and batches, which all circuits share."""
-  config = run_flags.from_flagfile(
+  config = flags_lib.from_flagfile(
       _RUN.value, f'--seed={seed}', '--circuit_random_circuits=1',
       f'--workdir={_OUT.value}/unused', *_FIRST)
   inputs = checks.read(config)
@@ -199,7 +199,7 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
   name, _, draw = arm.rpartition('random:')
   draw = int(draw) if 'random:' in arm else None
   name = (name.rstrip('+') or 'attributed') if draw is not None else arm
-  config = run_flags.from_flagfile(
+  config = flags_lib.from_flagfile(
       _RUN.value, f'--seed={bench.config.seed}',
       '--circuit_random_circuits=1', f'--workdir={_OUT.value}/unused',
       *_FIRST, *ARMS[name])

@@ -13,7 +13,7 @@ from absl import flags
 from absl.testing import parameterized
 
 from mansu_jax import main
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.models import assemble
 from mansu_jax.stages.circuit import attribution
 from tests import tiny_job
@@ -30,7 +30,7 @@ def _job():
 def status(args):
   """(status, stderr) of `main.main` on a command line."""
   values = flags.FlagValues()
-  run_flags.define(values)
+  flags_lib.define(values)
   rest = values(['mansu_jax', *args])
   with _both_stderrs() as said:
     return main.main(rest, values), said()

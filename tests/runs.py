@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from mansu_jax.circuits import graph
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as config_lib
 from mansu_jax.flows import attribute as attribute_lib
 from mansu_jax.flows import audit as audit_lib
@@ -30,10 +30,10 @@ _NOT_AUDITED = ('--model=', '--data_text=', '--unlearn_', '--fisher_')
 def parse(*args: str) -> config_lib.RunConfig:
   """The config of a command line."""
   values = flags.FlagValues()
-  run_flags.define(values)
+  flags_lib.define(values)
   rest = values(['mansu_jax', *args])
   assert len(rest) == 1, rest
-  return run_flags.to_config(values)
+  return flags_lib.to_config(values)
 
 
 def attribute(root: pathlib.Path, *args: str) -> dict[str, Any]:

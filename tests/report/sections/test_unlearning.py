@@ -4,7 +4,7 @@ import dataclasses
 
 from absl.testing import absltest
 
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.report import write
 from mansu_jax.report.sections import accuracy
@@ -231,7 +231,7 @@ class SectionsTest(cases.ReportTest):
         seed=3, debug=True, quant_schemes=('nf4', 'fp4'),
         data=run_config.DataConfig(forget=('a.jsonl', 'b.jsonl')))
     lines = list(provenance.flags(write.as_json(dataclasses.asdict(config))))
-    self.assertCountEqual(lines, run_flags.to_flagfile(config).splitlines())
+    self.assertCountEqual(lines, flags_lib.to_flagfile(config).splitlines())
 
   def test_a_property_that_fails_says_why(self):
     record = records.make()
