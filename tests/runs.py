@@ -17,7 +17,7 @@ from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as config_lib
 from mansu_jax.flows import attribute as attribute_lib
 from mansu_jax.flows import audit as audit_lib
-from mansu_jax.flows import unlearn as pipeline
+from mansu_jax.flows import unlearn as unlearn_flow
 from mansu_jax.report import write as report
 from tests.reference import quant_naive
 
@@ -44,7 +44,7 @@ def attribute(root: pathlib.Path, *args: str) -> dict[str, Any]:
 
 def run(root: pathlib.Path, *args: str) -> dict[str, Any]:
   """Runs into a workdir; returns the record."""
-  return pipeline.run(parse(*args, f'--workdir={root}'))
+  return unlearn_flow.run(parse(*args, f'--workdir={root}'))
 
 
 def audit(root: pathlib.Path, *args: str) -> dict[str, Any]:

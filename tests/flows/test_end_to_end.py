@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import transformers
 
 from mansu_jax.circuits import graph
-from mansu_jax.flows import unlearn as pipeline
+from mansu_jax.flows import unlearn as unlearn_flow
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.report import write as report
@@ -376,8 +376,8 @@ class RunTest(parameterized.TestCase):
     self._check_same_end(root, record)
 
   @parameterized.parameters(
-      (pipeline.evaluation.Evaluator, '__call__', 2, ['evaluation_base_fp']),
-      (pipeline.erasure, '_as_nc', 1, ['readability', 'cad']))
+      (unlearn_flow.evaluation.Evaluator, '__call__', 2, ['evaluation_base_fp']),
+      (unlearn_flow.erasure, '_as_nc', 1, ['readability', 'cad']))
   def test_stopped_in_the_middle_of_a_stage(self, where, name, call, kept):
     """What was measured is not measured again."""
     root, calls, whole = self.folder / f'stopped_{name}', [], getattr(

@@ -68,7 +68,7 @@ class MeshTest(parameterized.TestCase):
     self.assertEqual(sharding.num_row_shards(), 1)
     self.assertEqual(sharding.round_up_rows(5), 5)
 
-  def test_fetch_brings_all_to_the_host(self):
+  def test_to_host_gathers_everything(self):
     x = np.ones((2, 3), np.float32)
     self.assertIs(sharding.to_host(x), x)
     self.assertIs(sharding.to_host_uncached(x), x)

@@ -19,7 +19,7 @@ def _gradient(fn, x):
   return float(jax.grad(lambda v: fn(v).sum())(jnp.float32(x)))
 
 
-class AlternativesTest(absltest.TestCase):
+class ChoiceKlTest(absltest.TestCase):
 
   @pytest.mark.medium
   def test_sees_the_order_among_tokens_that_are_rare(self):

@@ -1,4 +1,4 @@
-"""Partners, marginals and alternatives by hand."""
+"""Partners, group marginals and choices by hand."""
 
 from absl.testing import absltest
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 from mansu_jax.unlearn import other_facts
 
 
-class ExchangeGroupsTest(absltest.TestCase):
+class SwapPartnersTest(absltest.TestCase):
 
   def test_partners_share_relation_and_template_where_they_can(self):
     relations = ['capital', 'capital', 'capital', 'capital', 'river', 'river']
@@ -61,7 +61,7 @@ class KinTest(absltest.TestCase):
     self.assertEqual(got, ['a'] * 3 + ['b'])
 
 
-class MarginalTest(absltest.TestCase):
+class GroupMarginalsTest(absltest.TestCase):
 
   def test_averages_the_facts_of_a_relation_and_template(self):
     probabilities = lambda rows: np.eye(5)[rows]
@@ -92,7 +92,7 @@ class MarginalTest(absltest.TestCase):
           lambda rows: np.eye(5)[rows])
 
 
-class AlternativesTest(absltest.TestCase):
+class ChoicesTest(absltest.TestCase):
 
   def test_gathers_the_choices_of_a_facts_sequences(self):
     got = other_facts.choice_targets(
