@@ -72,7 +72,7 @@ _TARGET = flags.DEFINE_float(
 _EVERY, _FROM = 5, 40  # Steps between checkpoints, and before the first.
 _IN_A_ROW = 2  # Checkpoints at the target that stop an arm.
 _KEPT = ('level', 'selection', 'nodes', 'edges', 'pairs', 'share_of_weights',
-         'faithfulness', 'faithfulness_of_none')  # Of a circuit's account.
+         'faithfulness', 'faithfulness_of_none')  # Of a circuit's report.
 
 _FIRST = ('--attribution_level=neuron', '--circuit_budget=0.06')
 _SMALL = ('--circuit_budget=0.01',)
@@ -177,7 +177,7 @@ def check_setting(bench: Bench, path: pathlib.Path) -> None:
 def circuit_of(
     bench: Bench, config: run_config.RunConfig, draw: int | None,
     kept: dict[Any, Any]) -> attribution.Found:
-  """The arm's circuit, with the account of the attributed one."""
+  """The arm's circuit, with the report on the attributed one."""
   key = config.attribution, config.circuit
   if key not in kept:
     settings = settings_lib.Settings.from_run(config)

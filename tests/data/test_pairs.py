@@ -104,8 +104,9 @@ class BuildPairsTest(parameterized.TestCase):
           self.tokenizer.decode([pair.corrupt_answer_id]), ' Oth')
     self.assertEqual(stand_ins, {'bbb': 3, 'ccc': 3})  # As many tokens.
     self.assertLen(self.build(entity, others=others, max_pairs=2), 2)
-    confusable = [dataclasses.replace(q, relation='king') for q in some_questions(
-        capitals={'ddd': 'Ud', 'eee': 'Te'})]
+    confusable = [
+        dataclasses.replace(q, relation='king')
+        for q in some_questions(capitals={'ddd': 'Ud', 'eee': 'Te'})]
     for pair in self.build(entity, others=others + confusable):
       self.assertRegex(self.tokenizer.decode(pair.corrupt_ids), 'ddd|eee')
     with self.assertRaisesRegex(ValueError, 'None of the 6 .*same number of tokens'):

@@ -376,7 +376,8 @@ class RunTest(parameterized.TestCase):
     self._check_same_end(root, record)
 
   @parameterized.parameters(
-      (unlearn_flow.evaluation.Evaluator, '__call__', 2, ['evaluation_base_fp']),
+      (unlearn_flow.evaluation.Evaluator, '__call__', 2,
+       ['evaluation_base_fp']),
       (unlearn_flow.erasure, '_as_nc', 1, ['readability', 'cad']))
   def test_stopped_in_the_middle_of_a_stage(self, where, name, call, kept):
     """What was measured is not measured again."""

@@ -248,7 +248,8 @@ class BatchesTest(parameterized.TestCase):
 
   def test_partners_change_by_step_and_seed(self):
     labels = lambda seed: [
-        self._make(answer_swap=True, seed=seed)(s).forget.labels for s in range(6)]
+        self._make(answer_swap=True, seed=seed)(s).forget.labels
+        for s in range(6)]
     with self.assertRaises(AssertionError):
       self._assert_equal(labels(0), labels(1))
     self._assert_equal(labels(1), labels(1))

@@ -123,7 +123,7 @@ class ReadTest(parameterized.TestCase):
     self.assertLen(got.splits.text, 1)
     self.assertIn('Other', got.heldout_text[0].text)
 
-  def test_the_account_names_files_counts_and_what_is_missing(self):
+  def test_the_report_names_files_counts_and_missing_data(self):
     config = self._config()
     pairs = self._write('pairs.jsonl', [])
     with_pairs = dataclasses.replace(
