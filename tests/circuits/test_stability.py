@@ -133,7 +133,7 @@ class HalvesTest(absltest.TestCase):
     self.assertEqual(got['spearman']['mean'], -1)
 
 
-class WordsTest(absltest.TestCase):
+class PhrasingsTest(absltest.TestCase):
 
   def test_the_same_scores_are_the_same_circuit(self):
     sums = _sums(2.0)
@@ -142,7 +142,7 @@ class WordsTest(absltest.TestCase):
       self.assertAlmostEqual(got[name]['value'], 1)
       np.testing.assert_allclose(got[name]['interval'], [1, 1])
 
-  def test_the_jackknife_of_a_mean_is_students(self):
+  def test_jackknife_interval_of_a_mean_is_students(self):
     """`kept` here is the mean of the groups' own zeros and ones."""
     values = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1.0])
     sums = stability.Sums(np.eye(10, dtype=np.float32), np.ones(10))
@@ -186,9 +186,9 @@ class WordsTest(absltest.TestCase):
     self.assertLess(abs(got['spearman']['value']), 0.2)
 
 
-class ChanceTest(absltest.TestCase):
+class RandomOverlapTest(absltest.TestCase):
 
-  def test_the_share_kept_is_the_density(self):
+  def test_random_overlap_equals_the_density(self):
     reference = np.arange(400) < 100
     draw = lambda rng: rng.permutation(reference)
     got = stability.random_overlap(reference, draw, 300, seed=0)

@@ -96,12 +96,12 @@ class RoundTripTest(parameterized.TestCase):
       (('--edit_floor=none', '--noresume', '--quant_schemes=nf4,int8'),),
       (('--mode=plan', '--plan_topology=this', '--plan_memory_gib=74.5'),),
       (('--attribution_pairs_file=p.jsonl', '--attribution_skip_unequal'),))
-  def test_fields_that_hang_together_survive(self, args):
+  def test_dependent_fields_survive_a_flagfile(self, args):
     config, _ = _parse(*args)
     got, _ = _parse_text(flags_lib.to_flagfile(config))
     self.assertEqual(got, dataclasses.replace(config, resume=True))
 
-  def test_the_file_says_everything_but_where_and_whether_to_resume(self):
+  def test_flagfile_holds_all_flags_but_workdir_and_resume(self):
     config = config_lib.RunConfig(workdir='/somewhere', resume=False)
     text = flags_lib.to_flagfile(config)
     said = {line.removeprefix('--').removeprefix('no').split('=')[0]
@@ -136,7 +136,7 @@ class FlagfileTest(absltest.TestCase):
     self.assertEqual(config.data.forget, ('a', 'b'))
     self.assertFalse(config.resume)
 
-  def test_errors_are_the_users(self):
+  def test_flagfile_errors_name_the_cause(self):
     with self.assertRaisesRegex(ValueError, 'job.flags: .*stepz.*--help'):
       flags_lib.from_flagfile(self.path, '--unlearn_stepz=3')
     with self.assertRaisesRegex(ValueError, '--circuit_budget=2.0'):
@@ -220,7 +220,7 @@ class RefusalTest(parameterized.TestCase):
       ('/'.join(['d' * 99] * 40), 'has 3999 bytes .* name 99; wanted at most'),
       ('a\0b', 'NUL; wanted'), ('a\nb', 'line break'), ('a ', 'ends with'),
       ('~/a', 'begins with ~.*HOME'), ('a\udcff', 'not UTF-8.*PYTHONUTF8=1'))
-  def test_names_that_no_file_has(self, name, message):
+  def test_impossible_file_names_are_refused(self, name, message):
     for args in (dict(model=name), dict(workdir=name), dict(base=name)):
       with self.assertRaisesRegex(ValueError, f'--{[*args][0]}=.*{message}'):
         config_lib.RunConfig(**args)
@@ -292,7 +292,7 @@ class ExperimentTest(parameterized.TestCase):
             jsonl.resolve(name)
           self.assertFalse(pathlib.Path(name).is_absolute())
 
-  def test_its_forget_term_fits_its_facts(self):
+  def test_forget_loss_fits_the_facts_of_each_experiment(self):
     read = functools.cache(lambda data: inputs.read(
         dataclasses.replace(config, data=data)).splits.forget_train)
     for path, flags_ in itertools.product(

@@ -56,11 +56,11 @@ class HiddenCacheTest(absltest.TestCase):
     shapes_asked = 2  # Once a model, of nothing.
     return len(self.ran) - shapes_asked
 
-  def test_it_is_run_for_the_first_model_only(self):
+  def test_shared_layers_run_for_the_first_model_only(self):
     self._check(self._scores(scoring.HiddenCache()))
     self.assertEqual(self._times_prefix_ran(), len(self.task.batches))
 
-  def test_what_does_not_fit_is_run_again(self):
+  def test_batches_beyond_the_cache_run_again(self):
     size = self._run_prefix(
         self.models[0], *[getattr(self.task.batches[0], name) for name in (
             'tokens', 'positions', 'attention_mask')]).nbytes
@@ -69,7 +69,7 @@ class HiddenCacheTest(absltest.TestCase):
     self._check(self._scores(scoring.HiddenCache(2 * size)))
     self.assertEqual(self._times_prefix_ran(), 2 * count - 2)
 
-  def test_nothing_is_kept_unasked(self):
+  def test_without_a_cache_every_model_runs_all_layers(self):
     self._check(self._scores(None))
     self.assertEqual(self._times_prefix_ran(), 2 * len(self.task.batches))
 

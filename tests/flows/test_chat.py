@@ -104,7 +104,7 @@ class EverywhereTest(absltest.TestCase):
 
 class CrossedTest(absltest.TestCase):
 
-  def test_what_is_kept_starts_at_the_subject(self):
+  def test_swapped_prompts_are_retained_from_the_subject_on(self):
     *_, tokenizer = tiny_job.base(train=False, chat=True)
     chosen = [subjects.ask(('The king of ', ' lives in'), 'Alvaria'),
               subjects.ask(('', ': its king lives in'), 'Borvia')]

@@ -78,7 +78,7 @@ class FewNodesTest(absltest.TestCase):
     self.assertIn(told, report)
     self.assertIn(f'; {found["random"]["same"]} of them identical', report)
 
-  def test_without_the_flag_they_are_refused(self):
+  def test_pairs_that_do_not_fit_are_refused_without_the_flag(self):
     code, said = bad_input.status([
         '--mode=attribute', *self.flags[:-1], f'--workdir={self.folder}/no'])
     self.assertEqual(code, 2)

@@ -127,7 +127,7 @@ class KillTest(absltest.TestCase):
     self.assertLen(_AFTER, 21)
     self.assertGreater(len(set(steps)), 2)
 
-  def test_told_to_stop(self):
+  def test_a_run_stopped_by_sigterm_resumes(self):
     root = self.folder / 'stopped'
     for begins, steps in ('references', 0), ('unlearn', 1):
       # After a line of steps: before the first there is nothing to save.
@@ -139,7 +139,7 @@ class KillTest(absltest.TestCase):
     self.run_whole(root)
     self.check_same(root)
 
-  def test_told_twice_by_an_impatient_user(self):
+  def test_two_interrupts_in_a_row(self):
     """A second ctrl-C strikes what the first has begun to end."""
     rng, root = random.Random(1), self.folder / 'twice'
     for begins in ('load', 'attribution', 'fisher', *['unlearn'] * 3,

@@ -50,7 +50,7 @@ class MeshTest(parameterized.TestCase):
       sharding.axis_sizes(options, 8)
 
   @parameterized.parameters((0, 1, 1), (-1, -1, 1), (1, -2, 1))
-  def test_sizes_that_are_none(self, data, fsdp, tensor):
+  def test_non_positive_sizes_are_refused(self, data, fsdp, tensor):
     with self.assertRaisesRegex(
         ValueError, 'mesh axes must be positive; at most one may be -1'):
       run_config.MeshConfig(data=data, fsdp=fsdp, tensor=tensor)

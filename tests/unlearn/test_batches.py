@@ -87,7 +87,7 @@ class PackTest(parameterized.TestCase):
     self.assertEqual((segments >= 0).sum(), 4 + 2 + 7 + 7)
     self.assertTrue(np.all(tokens[segments < 0] == 0))
 
-  def test_targets_are_padded_at_the_end_with_what_weighs_nothing(self):
+  def test_targets_are_padded_with_weight_0(self):
     spans = _referenced([0, 1, 2])
     _, (starts,) = batches.pack([spans], packing.fill_rows)
     bare, padded = (batches.targets(spans, starts, n) for n in (None, 12))
@@ -174,7 +174,7 @@ class AnswerSwapTest(parameterized.TestCase):
 
 class NearestTest(absltest.TestCase):
 
-  def test_the_nearest_come_first_whichever_part_they_are_near_to(self):
+  def test_nearest_ranks_by_distance_to_any_part(self):
     rng = np.random.default_rng(0)
     noise = lambda *shape: 0.05 * rng.normal(size=shape)
     common = 50 * np.ones(6)
@@ -189,7 +189,7 @@ class NearestTest(absltest.TestCase):
     self.assertCountEqual(got, [31, 7, 22, 3])
     self.assertEqual([row for row in got if row % 2], [31, 7, 3])
 
-  def test_gives_at_least_one_and_survives_a_state_of_no_direction(self):
+  def test_nearest_gives_at_least_one_and_accepts_zero_directions(self):
     states = np.ones((3, 4))
     self.assertLen(batches.nearest(states, states, 0), 1)
 
@@ -260,7 +260,7 @@ class BatchesTest(parameterized.TestCase):
     shapes = {str(jax.tree.map(np.shape, made(s))) for s in range(8)}
     self.assertLen(shapes, 1)
 
-  def test_parts_are_what_the_samplers_chose(self):
+  def test_batch_parts_follow_the_samplers(self):
     made = self._make()
     batch = made(4)
     for part, pool in ((batch.forget, made.forget), (

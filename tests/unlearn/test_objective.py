@@ -150,7 +150,7 @@ class ObjectiveTest(parameterized.TestCase):
             each['layers'][module][leaf], value, atol=2e-4 * scale,
             err_msg=leaf)
 
-  def test_at_the_start_nothing_is_lost_and_npo_is_at_its_log_2(self):
+  def test_initial_kl_is_0_and_npo_is_log_2(self):
     view, options = self.edit.base, problem.options(npo_beta=0.1)
     _, metrics = self._loss(options)(
         self.edit.theta, view, view, problem.batch(self.hidden))

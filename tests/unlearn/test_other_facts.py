@@ -32,7 +32,7 @@ class SwapPartnersTest(absltest.TestCase):
         [p.tolist() for p in got], [[1], [0], [3], [2], [0, 1, 2, 3]])
 
 
-class KinTest(absltest.TestCase):
+class ConfusableGroupsTest(absltest.TestCase):
 
   def test_facts_are_linked_by_choices_in_any_number_of_steps(self):
     got = other_facts.confusable_groups(
@@ -55,7 +55,7 @@ class KinTest(absltest.TestCase):
         ['a'] * 4, 'xyzw', '1123', ['15', '16', '23', '37'])
     self.assertEqual(got, ['a (x and others)'] * 2 + ['a (z and others)'] * 2)
 
-  def test_choices_that_leave_a_fact_alone_divide_nothing(self):
+  def test_choices_that_isolate_a_fact_divide_nothing(self):
     got = other_facts.confusable_groups(
         ['a'] * 3 + ['b'], 'xyzx', '1234', ['12', '21', '35', '46'])
     self.assertEqual(got, ['a'] * 3 + ['b'])

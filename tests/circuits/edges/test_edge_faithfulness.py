@@ -47,7 +47,7 @@ class EdgeFaithfulnessTest(absltest.TestCase):
       self.assertAlmostEqual(
           self._measure(never_patched)(chosen), want, delta=1e-5)
 
-  def test_the_ends(self):
+  def test_all_edges_give_1_and_no_edges_give_0(self):
     measure = self._measure()
     self.assertEqual(measure(_REAL), 1.0)
     self.assertEqual(measure(_NONE), 0.0)

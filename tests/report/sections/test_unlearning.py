@@ -84,7 +84,7 @@ class SectionsTest(cases.ReportTest):
       self.assertEqual(
           cells[4:], [f'{found[k]:.4f}' for k in ('carried', 'cosine')])
 
-  def test_nulls_are_all_there(self):
+  def test_page_shows_all_nulls(self):
     record = records.make()
     text = self.page(record).text
     for key in ('cad', 'as_nc'):
@@ -186,7 +186,7 @@ class SectionsTest(cases.ReportTest):
     self.assertIn('below chance (nf4): the model avoids the right answer',
                   self.page(record).text)
 
-  def test_missing_is_said_and_never_a_figure(self):
+  def test_missing_measurements_show_no_figures(self):
     page = self.page(records.bare())
     self.assertIn('no questions for forget, forget_paraphrase', page.text)
     self.assertIn('there are no questions', page.text)

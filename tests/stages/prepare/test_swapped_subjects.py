@@ -72,7 +72,7 @@ class SwappedSubjectsTest(parameterized.TestCase):
     return [*(f for f in self.flags if not f.startswith('--data_retain')),
             f'--data_retain={path}', '--unlearn_swapped_batch=4']
 
-  def test_each_relation_gives_as_many(self):
+  def test_relations_give_equal_counts(self):
     flags = [*self._reworded(), '--unlearn_swapped_pool=40']
     config = runs.parse(*flags)
     got, report = self._prompts(config)
@@ -93,7 +93,7 @@ class SwappedSubjectsTest(parameterized.TestCase):
     other = runs.parse(*flags, '--seed=1')
     self.assertNotEqual(got, self._prompts(other)[0])
 
-  def test_what_the_forget_set_or_the_evaluation_asks_is_passed_over(self):
+  def test_prompts_of_forget_and_evaluation_questions_are_skipped(self):
     questions = tiny_job.questions()
     heldout = [
         dict(q, id=f'other/{i}', fact=f'other/{i}', use='far',
@@ -111,7 +111,7 @@ class SwappedSubjectsTest(parameterized.TestCase):
         if name.startswith('train') and name != 'train_2'})
     self.assertEqual(report['asked_elsewhere'], 60 + 12)
 
-  def test_what_leads_to_a_forgotten_answer_is_left_out(self):
+  def test_prompts_that_leak_a_forgotten_answer_are_dropped(self):
     spans, report = self._spans(runs.parse(*self._reworded()))
     texts = self._texts(spans)
     crops = {form.format(name)
@@ -122,7 +122,7 @@ class SwappedSubjectsTest(parameterized.TestCase):
     self.assertEqual(report['kept'], len(texts))
     self.assertEqual(report['leaking'], 108 - len(texts))
 
-  def test_states_are_the_bases_from_the_subject_on(self):
+  def test_references_are_base_states_from_the_subject_on(self):
     spans = self._spans(self._config('--unlearn_swapped_pool=30'))[0]
     config, params = self.model.config, self.model.params
     for row, text in enumerate(self._texts(spans)):

@@ -220,7 +220,7 @@ class StoredViewTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal,
                  self.edit.merge(self.edit.theta), self.params)
 
-  def test_codes_changed_counts_what_the_quantizer_tells_apart(self):
+  def test_codes_changed_counts_changed_codes(self):
     grid, theta0 = self.edit.grids[0], self.edit.theta
     want = sum(int(np.sum(a != b)) for a, b in zip(*(
         jax.tree.leaves(quant.fake_quantize(p, 'nf4', _LAYOUT))
