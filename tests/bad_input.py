@@ -1,4 +1,4 @@
-"""What cases of refused input share: a tiny job, and how it is refused."""
+"""Shared base of tests of refused input: a tiny job and its checks."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from tests import tiny_job
 
 @functools.cache
 def _job():
-  """Folder and flags of the tiny job, untrained: no case gets that far."""
+  """Folder and flags of the untrained tiny job; no case reaches training."""
   made = tempfile.TemporaryDirectory()
   folder = pathlib.Path(made.name)
   return made, folder, tiny_job.make(folder, train=False)
@@ -38,10 +38,10 @@ def status(args):
 
 @contextlib.contextmanager
 def _both_stderrs():
-  """Gives a function that tells what Python and the process wrote to stderr."""
+  """Yields a function that returns the text written to stderr."""
   out, own = io.StringIO(), os.dup(2)
   with tempfile.TemporaryFile() as file:
-    os.dup2(file.fileno(), 2)  # A stop is said there, whatever sys.stderr is.
+    os.dup2(file.fileno(), 2)  # The stop message goes to this descriptor.
     try:
       def said():
         file.seek(0)

@@ -60,7 +60,7 @@ def audit_flags(
 
 
 def figures(record: dict[str, Any]) -> dict[str, Any]:
-  """A record without what differs between equal runs."""
+  """A record without the entries that differ between equal runs."""
   record = report.as_json(record)
   return {k: v for k, v in record.items() if k not in ('stages', 'config')}
 

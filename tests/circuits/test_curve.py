@@ -1,4 +1,4 @@
-"""Areas by hand, curves of made-up circuits, and where they reach a target."""
+"""Areas by hand, curves of stub circuits, and the size that meets a target."""
 
 import operator
 

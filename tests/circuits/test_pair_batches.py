@@ -1,4 +1,4 @@
-"""How pairs share rows."""
+"""Packing of attribution pairs into rows."""
 
 from absl.testing import absltest
 from absl.testing import parameterized

@@ -125,7 +125,7 @@ class HalvesTest(absltest.TestCase):
 
   def test_one_half_never_sees_the_other(self):
     totals = np.zeros((4, 4), np.float32)
-    np.fill_diagonal(totals, 1)  # Group i scores candidate i alone.
+    np.fill_diagonal(totals, 1)  # Group i scores only candidate i.
     got = stability.halves(
         stability.Sums(totals, np.ones(4)), lambda means: means > 0,
         stability.halvings(4, 10, seed=0))

@@ -1,4 +1,4 @@
-"""Subjects of facts, phrasings around them, and other subjects in those."""
+"""Finding the subjects of facts, and phrasings with other subjects."""
 
 from absl.testing import absltest
 from absl.testing import parameterized

@@ -1,4 +1,4 @@
-"""States at prompts' ends, and what a linear lens reads in them."""
+"""Hidden states at the ends of prompts, and linear lenses on them."""
 
 import functools
 
@@ -107,7 +107,7 @@ class PredictTest(parameterized.TestCase):
 class ReadTest(absltest.TestCase):
 
   def _world(self, hide_from):
-    """60 facts; from layer 1 on the state is the answer, turned."""
+    """60 facts; from layer 1 on the state is the rotated answer."""
     rng = np.random.default_rng(0)
     table = rng.normal(size=(60, 12))
     answers = rng.integers(0, 60, 90)

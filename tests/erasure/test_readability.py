@@ -64,7 +64,7 @@ class GuessesTest(parameterized.TestCase):
     return fact, choices, right
 
   def _scores(self, fact, alike, seed, layers=5, tokens=50):
-    """Logits that know nothing, alike within a fact."""
+    """Uninformative logits, correlated within a fact."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(layers, fact.max() + 1, tokens))[:, fact]
     own = rng.normal(size=(layers, fact.size, tokens))
@@ -147,7 +147,7 @@ class MeasureTest(parameterized.TestCase):
     self.assertAlmostEqual(hidden['value'], 0.6)
     self.assertEqual(hidden['layer'], 2)
     self.assertGreater(hidden['interval'][0], 0.4)
-    # What is said less often than guessing would is not hidden for that.
+    # Answers given less often than by guessing are not counted as hidden.
     below = _picks(0.0, 0.0, 0.3, 0.0)
     hidden = _measure(_BASE, below)['hidden']
     guess = _guessed(4).max(1).mean()

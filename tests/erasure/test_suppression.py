@@ -1,4 +1,4 @@
-"""The suppression control: hides what is asked, and touches nothing else."""
+"""The suppression control hides the selected answers and nothing else."""
 
 from absl.testing import absltest
 from absl.testing import parameterized

@@ -1,4 +1,4 @@
-"""What models have in common is computed once."""
+"""Layers that models share run once."""
 
 from absl.testing import absltest
 import numpy as np
@@ -75,7 +75,7 @@ class HiddenCacheTest(absltest.TestCase):
 
 
 class ProgramsTest(absltest.TestCase):
-  """What is said to be run is what runs."""
+  """The planned programs equal the programs that run."""
 
   def _ran(self, prefix):
     toy = HiddenCacheTest()

@@ -1,4 +1,4 @@
-"""What moved, against NumPy."""
+"""Statistics of weight changes against NumPy."""
 
 from absl.testing import absltest
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Every option of a run, end to end, and that it does what it says."""
+"""Every option of a run has its stated effect, end to end."""
 
 import functools
 import json
@@ -168,7 +168,7 @@ class AblationTest(parameterized.TestCase):
           layer == at and f'{leaf}proj' in name for at, leaf in may), name)
 
   def _check_edge_report(self, record):
-    """The run says of its edges what attribution alone says."""
+    """The run reports its edges as `--mode=attribute` does."""
     alone = runs.attribute(
         _folder() / 'edges', *[f for f in tiny_job.make(
             _folder() / 'job') if f.startswith((

@@ -13,7 +13,7 @@ from mansu_jax.report import write as report
 from tests import runs
 from tests import tiny_job
 
-# What an audit cannot have.
+# Entries that an audit cannot measure.
 _OF_TRAINING = ('history', 'retain_kl', 'swapped_prompts')
 
 

@@ -1,4 +1,4 @@
-"""Audits of weights alone, and pairs of models that are none."""
+"""Audits of weights without data, and pairs of models that do not match."""
 
 import json
 import pathlib

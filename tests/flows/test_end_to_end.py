@@ -1,4 +1,4 @@
-"""Whole runs on the tiny job: what they leave behind, and that it is true."""
+"""End-to-end runs on the tiny job: their files hold the right figures."""
 
 import collections
 import html.parser
@@ -55,7 +55,7 @@ class _Page(html.parser.HTMLParser):
 
 
 class RunTest(parameterized.TestCase):
-  """One run from a flagfile, looked at from all sides."""
+  """One run from a flagfile: its files, figures and resumption."""
 
   @classmethod
   def setUpClass(cls):

@@ -1,4 +1,4 @@
-"""Attribution where few nodes are left to draw from, and pairs do not fit."""
+"""Attribution with few candidate nodes, and with pairs of unequal length."""
 
 from absl.testing import absltest
 import numpy as np
@@ -16,7 +16,7 @@ from tests.models import tiny
 
 
 class FewNodesTest(absltest.TestCase):
-  """Random circuits that are the circuit, and pairs of unequal length."""
+  """Random circuits that equal the circuit, and pairs of unequal length."""
 
   @classmethod
   def setUpClass(cls):

@@ -1,4 +1,4 @@
-"""What a run would take, on the devices of the test."""
+"""The planned memory and time of a run, on the devices of the test."""
 
 import contextlib
 import dataclasses
@@ -113,7 +113,7 @@ class PlanTest(parameterized.TestCase):
     gc.collect()
     self.addCleanup(gc.collect)
     self.addCleanup(gc.enable)
-    gc.disable()  # What is in cycles stays, and is counted.
+    gc.disable()  # Arrays in reference cycles stay and are counted.
     found, timed, before = {}, clock.Clock.stage, _bytes_there()
 
     @contextlib.contextmanager

@@ -115,7 +115,7 @@ class CalibrationTest(parameterized.TestCase):
     params = tiny.params(cfg)
     tokens, real = _windows(cfg)
     got = _quantize(cfg, params, tokens, real, _GPTQ)
-    # The second layer alone, on what the quantized first one gives.
+    # Only the second layer, on outputs of the quantized first layer.
     entering = decoder.run_prefix(cfg, got, tokens, layer=1)
     one = tiny.config(num_layers=1, vocab_size=tokens.size)
     alone = {'embed': entering.reshape(-1, cfg.d_model),

@@ -1,4 +1,4 @@
-"""What stages hold, what their programs take, and how long that is."""
+"""Memory that stages hold, and memory and time of their programs."""
 
 from absl.testing import absltest
 from absl.testing import parameterized

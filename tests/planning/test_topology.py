@@ -1,4 +1,4 @@
-"""Names of slices, and the devices that are there."""
+"""Names of TPU slices, and the present devices."""
 
 from unittest import mock
 

@@ -1,4 +1,4 @@
-"""Records of attribution alone by hand, and what a run's circuit has of it."""
+"""Attribution records by hand, and their parts in an unlearning run."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def edge_summary() -> dict[str, Any]:
 
 
 def curve() -> dict[str, Any]:
-  """What attribution of edges adds."""
+  """Entries that attribution of edges adds."""
   return {
       'curve': {'share': [0.0, 0.001, 0.01, 0.1, 1.0],
                 'faithfulness': [0.0, 0.42, 0.83, 1.04, 1.0],

@@ -126,7 +126,7 @@ class ViewTest(parameterized.TestCase):
     self.assertEqual({row['forget_nll'] for row in history}, {7})
 
   def test_gradients_are_taken_at_the_quantized_view(self):
-    # Seen at round(w) = (1, -2, 4): gradients are of those, theta moves on.
+    # Gradients are taken at round(w) = (1, -2, 4) and applied to theta.
     see = lambda theta: {'w': jnp.round(theta['w'])}
     theta = {'w': jnp.array([1.25, -2.25, 3.75])}
     got, history = _run(_problem(theta=theta, views=[_view(1, quantize=see)]),

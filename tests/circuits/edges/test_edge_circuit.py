@@ -1,4 +1,4 @@
-"""Circuits of edges as files, and whose edges they are."""
+"""Reading and writing circuits of edges; circuits of another model."""
 
 import json
 

@@ -54,7 +54,7 @@ class EdgeFaithfulnessTest(absltest.TestCase):
     never_patched = edge_select.outside_range(_CONFIG, range(1, 2))
     measure = self._measure(never_patched)
     self.assertEqual(measure(_REAL & ~never_patched), 1.0)
-    # All that the logits read is patched, whatever the layers are left.
+    # Every input of the logits is patched for any range of layers.
     self.assertAlmostEqual(measure(_NONE), 0.0, delta=1e-4)
 
   def test_batches_add_up(self):

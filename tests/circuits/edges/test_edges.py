@@ -93,7 +93,7 @@ class TinyLlamaTest(parameterized.TestCase):
 
   def test_mlp_to_logits_edge_equals_the_mlp_score(self):
     # A head's effect through all its edges and no other node: the direct one.
-    # The last layer's MLP is read by the logits alone.
+    # Only the logits read the last layer's MLP.
     got = self._scores([self.batch], edges.eap_ig_points(5)).edges.mean(0)
     self.assertLess(abs(got[-1, -1] - self.want['mlp_eap_ig5'][-1]), 1e-4)
 

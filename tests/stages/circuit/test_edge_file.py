@@ -1,4 +1,4 @@
-"""A circuit of a file is measured as if we had selected it."""
+"""A circuit from a file is measured as a selected circuit is."""
 
 import dataclasses
 import json

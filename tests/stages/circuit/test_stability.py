@@ -1,4 +1,4 @@
-"""Pairs are resampled, halved and reworded as the stage says they are."""
+"""The stage resamples, halves and rewords pairs as documented."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What CAD and AS-NC are compared with, at each precision."""
+"""The nulls of CAD and AS-NC at each precision."""
 
 import types
 from unittest import mock

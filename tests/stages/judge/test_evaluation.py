@@ -1,4 +1,4 @@
-"""Both models are measured as each would be alone."""
+"""Measuring both models together equals measuring each separately."""
 
 import functools
 import pathlib

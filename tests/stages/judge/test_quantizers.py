@@ -1,4 +1,4 @@
-"""What each quantizer of a run does."""
+"""The quantizers of a run: results, calibration and description."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""What is asked and fitted on, the control's match, and copying back."""
+"""Questions to ask and to fit on, the matched control, and copying back."""
 
 import dataclasses
 import types

@@ -129,7 +129,7 @@ class ViewTest(absltest.TestCase):
 class ChainTest(parameterized.TestCase):
 
   def test_full_tree_and_slices_agree_through_the_chain(self):
-    # Heads alone: units on both axes, and half the programs.
+    # Only heads: units on both axes, and half the programs.
     circuit = small.circuit(_CONFIG, ['heads', 'kv_heads'])
     only = lambda tree: {'layers': {'attn': tree['layers']['attn']}}
     params = only(problem.model().params)
@@ -257,7 +257,7 @@ class StoredViewTest(parameterized.TestCase):
 
 
 class SpanTest(parameterized.TestCase):
-  """A circuit in some layers only is computed in these."""
+  """Views of a circuit in one layer equal the merged model."""
 
   @parameterized.product(layer=(0, 1, 2), view=('fp', 'nf4'))
   def test_views_are_the_merged_model(self, layer, view):

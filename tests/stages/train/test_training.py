@@ -1,4 +1,4 @@
-"""What a batch favours, whose turn each view is, and what stays in memory."""
+"""Near sequences in batches, the order of views, and freed memory."""
 
 import gc
 import types
@@ -38,7 +38,7 @@ def _questions(facts, phrasings):
 
 
 class RetainPoolTest(parameterized.TestCase):
-  """40 facts, of which the states of four lie where the forget set's do."""
+  """40 facts; the states of four of them are near the forget set's."""
 
   near = (5, 11, 23, 38)  # A tenth.
 
