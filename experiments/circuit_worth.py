@@ -43,7 +43,7 @@ from mansu_jax import types
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import select
 from mansu_jax.circuits.edges import edge_weights
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.eval import perplexity
 from mansu_jax.eval import scoring
@@ -72,7 +72,7 @@ _TARGET = flags.DEFINE_float(
 _EVERY, _FROM = 5, 40  # Steps between checkpoints, and before the first.
 _IN_A_ROW = 2  # Checkpoints at the target that stop an arm.
 _KEPT = ('level', 'selection', 'nodes', 'edges', 'pairs', 'share_of_weights',
-         'faithfulness', 'faithfulness_of_none')  # Of a circuit's account.
+         'faithfulness', 'faithfulness_of_none')  # Of a circuit's report.
 
 _FIRST = ('--attribution_level=neuron', '--circuit_budget=0.06')
 _SMALL = ('--circuit_budget=0.01',)
@@ -128,7 +128,7 @@ class Bench:
 
 def prepare(seed: int) -> Bench:
   """Loads the model, data and batches, which all circuits share."""
-  config = run_flags.from_flagfile(
+  config = flags_lib.from_flagfile(
       _RUN.value, f'--seed={seed}', '--circuit_random_circuits=1',
       f'--workdir={_OUT.value}/unused', *_FIRST)
   inputs = checks.read(config)
@@ -177,7 +177,7 @@ def check_setting(bench: Bench, path: pathlib.Path) -> None:
 def circuit_of(
     bench: Bench, config: run_config.RunConfig, draw: int | None,
     kept: dict[Any, Any]) -> attribution.Found:
-  """The arm's circuit, with the account of the attributed one."""
+  """The arm's circuit, with the report on the attributed one."""
   key = config.attribution, config.circuit
   if key not in kept:
     settings = settings_lib.Settings.from_run(config)
@@ -199,7 +199,7 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
   name, _, draw = arm.rpartition('random:')
   draw = int(draw) if 'random:' in arm else None
   name = (name.rstrip('+') or 'attributed') if draw is not None else arm
-  config = run_flags.from_flagfile(
+  config = flags_lib.from_flagfile(
       _RUN.value, f'--seed={bench.config.seed}',
       '--circuit_random_circuits=1', f'--workdir={_OUT.value}/unused',
       *_FIRST, *ARMS[name])

@@ -13,7 +13,7 @@ import pathlib
 from absl import app
 from absl import flags
 
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.flows import plan
 
 _GIB = 2**30
@@ -26,7 +26,7 @@ _PLANS = flags.DEFINE_list('plans', [
 
 def _planned(text: str) -> plan.Plan:
   name, kind, shape, *memory = text.split(':')
-  return plan.run(run_flags.from_flagfile(
+  return plan.run(flags_lib.from_flagfile(
       str(_FOLDER / f'{name}_plan.flags'), f'--plan_topology={kind}:{shape}',
       *(f'--plan_memory_gib={gib}' for gib in memory)))
 

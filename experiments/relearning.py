@@ -29,7 +29,7 @@ from mansu_jax import types
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import pair_batches
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.deployment import relearning_records
 from mansu_jax.erasure import divergence
 from mansu_jax.stages.circuit import prompt_pairs
@@ -107,7 +107,7 @@ def _parse() -> argparse.Namespace:
 def main() -> None:
   """Attacks every arm."""
   args = _parse()
-  session = relearning_records.Session(run_flags.from_flagfile(
+  session = relearning_records.Session(flags_lib.from_flagfile(
       args.run, f'--seed={args.seed}', f'--workdir={args.folder}/unused'))
   for record in session.write_records(
       _arms(args.folder, session, args.arms), args.folder):

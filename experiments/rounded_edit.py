@@ -32,7 +32,7 @@ import numpy as np
 
 from mansu_jax import quant
 from mansu_jax import types
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.models import layout as model_layout
 from mansu_jax.models.io import loading
 from mansu_jax.quant import survival
@@ -128,7 +128,7 @@ def _parse() -> argparse.Namespace:
 def main() -> None:
   """Prints how much rounding carries, and a table of accuracies."""
   args = _parse()
-  config = run_flags.from_flagfile(
+  config = flags_lib.from_flagfile(
       str(args.run / 'flags.txt'), f'--eval_questions={args.questions}',
       '--eval_text_windows=1')
   model = loading.load(config.model)

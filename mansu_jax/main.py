@@ -48,7 +48,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import mode_checks
 from mansu_jax.config import run as run_config
 from mansu_jax.runtime import lock
@@ -203,7 +203,7 @@ def _read_config(
         f'Positional arguments {argv[1:]} are not used; write flags as'
         ' --name=value. In a flagfile, a comment needs its # in the first'
         ' column.')
-  config = run_flags.to_config(flag_values)
+  config = flags_lib.to_config(flag_values)
   mode_checks.check_unread_flags(config)
   return config
 
@@ -252,7 +252,7 @@ def run() -> None:
   if hasattr(sys.stdout, 'reconfigure'):
     # Some locales cannot encode every name.
     sys.stdout.reconfigure(errors='backslashreplace')
-  run_flags.define()
+  flags_lib.define()
   try:
     app.run(main, flags_parser=_parse)
   except SystemExit as ended:

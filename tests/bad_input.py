@@ -1,4 +1,4 @@
-"""What cases of refused input share: a tiny job, and how it is refused."""
+"""Shared base of tests of refused input: a tiny job and its checks."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ from absl import flags
 from absl.testing import parameterized
 
 from mansu_jax import main
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.models import assemble
 from mansu_jax.stages.circuit import attribution
 from tests import tiny_job
@@ -21,7 +21,7 @@ from tests import tiny_job
 
 @functools.cache
 def _job():
-  """Folder and flags of the tiny job, untrained: no case gets that far."""
+  """Folder and flags of the untrained tiny job; no case reaches training."""
   made = tempfile.TemporaryDirectory()
   folder = pathlib.Path(made.name)
   return made, folder, tiny_job.make(folder, train=False)
@@ -30,7 +30,7 @@ def _job():
 def status(args):
   """(status, stderr) of `main.main` on a command line."""
   values = flags.FlagValues()
-  run_flags.define(values)
+  flags_lib.define(values)
   rest = values(['mansu_jax', *args])
   with _both_stderrs() as said:
     return main.main(rest, values), said()
@@ -38,10 +38,10 @@ def status(args):
 
 @contextlib.contextmanager
 def _both_stderrs():
-  """Gives a function that tells what Python and the process wrote to stderr."""
+  """Yields a function that returns the text written to stderr."""
   out, own = io.StringIO(), os.dup(2)
   with tempfile.TemporaryFile() as file:
-    os.dup2(file.fileno(), 2)  # A stop is said there, whatever sys.stderr is.
+    os.dup2(file.fileno(), 2)  # The stop message goes to this descriptor.
     try:
       def said():
         file.seek(0)

@@ -13,11 +13,11 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from mansu_jax.circuits import graph
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as config_lib
 from mansu_jax.flows import attribute as attribute_lib
 from mansu_jax.flows import audit as audit_lib
-from mansu_jax.flows import unlearn as pipeline
+from mansu_jax.flows import unlearn as unlearn_flow
 from mansu_jax.report import write as report
 from tests.reference import quant_naive
 
@@ -30,10 +30,10 @@ _NOT_AUDITED = ('--model=', '--data_text=', '--unlearn_', '--fisher_')
 def parse(*args: str) -> config_lib.RunConfig:
   """The config of a command line."""
   values = flags.FlagValues()
-  run_flags.define(values)
+  flags_lib.define(values)
   rest = values(['mansu_jax', *args])
   assert len(rest) == 1, rest
-  return run_flags.to_config(values)
+  return flags_lib.to_config(values)
 
 
 def attribute(root: pathlib.Path, *args: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def attribute(root: pathlib.Path, *args: str) -> dict[str, Any]:
 
 def run(root: pathlib.Path, *args: str) -> dict[str, Any]:
   """Runs into a workdir; returns the record."""
-  return pipeline.run(parse(*args, f'--workdir={root}'))
+  return unlearn_flow.run(parse(*args, f'--workdir={root}'))
 
 
 def audit(root: pathlib.Path, *args: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def audit_flags(
 
 
 def figures(record: dict[str, Any]) -> dict[str, Any]:
-  """A record without what differs between equal runs."""
+  """A record without the entries that differ between equal runs."""
   record = report.as_json(record)
   return {k: v for k, v in record.items() if k not in ('stages', 'config')}
 

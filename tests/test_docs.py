@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from tests import test_import_directions
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def _resolves(dotted: str) -> bool:
 def _known_flags() -> frozenset[str]:
   """Flags of the program, with `no` forms, of scripts, and of other tools."""
   values = flags.FlagValues()
-  run_flags.define(values)
+  flags_lib.define(values)
   names = set(values) | {f'no{name}' for name in values if values[name].boolean}
   for path in itertools.chain(
       *((_ROOT / folder).rglob('*.py') for folder in _FOLDERS_OF_SCRIPTS)):

@@ -149,7 +149,7 @@ class OverCircuitsTest(absltest.TestCase):
     self.assertAlmostEqual(high_unlike - low_unlike, 2 * 2.26 * np.sqrt(
         0.4**2 / 9 + 0.5**2 / 400 * 1.1), delta=0.08)
 
-  def test_covers_what_circuits_at_large_do(self):
+  def test_over_circuits_interval_has_nominal_coverage(self):
     rng, hit = np.random.default_rng(1), 0
     for trial in range(100):
       own, others, facts = self._found(rng.normal(0, 0.1, 8), seed=trial)
@@ -242,7 +242,7 @@ class CircuitWorthTest(absltest.TestCase):
     self.assertStartsWith(by_arm['small'][6], '+0.500 [')
     self.assertEqual(by_arm['other'][1], '2 of attributed')
 
-  def test_random_circuits_that_never_get_there_are_compared_with_too(self):
+  def test_random_circuits_that_miss_the_target_are_compared(self):
     self._arm('attributed', '0111', '0101')
     self._arm('random:0', '0110', '0111')
     self._arm('random:1', '1111', '0101', reached=False)
@@ -250,7 +250,7 @@ class CircuitWorthTest(absltest.TestCase):
     self.assertEqual(against, '2 of attributed (1 missed the target)')
     self.assertStartsWith(held_out, '+0.250 [')
 
-  def test_what_came_back_by_setting(self):
+  def test_recovered_answers_by_setting(self):
     facts = [f'capital/{i}' for i in range(8)]
     (self.folder / 'questions_s0.json').write_text(json.dumps(
         [('forget_far', fact, fact, 'capital') for fact in facts]))
@@ -297,7 +297,7 @@ class CircuitWorthTest(absltest.TestCase):
     self.assertStartsWith(row, '| attributed | 5 | 5 | 0 | 5 |')
     self.assertEndsWith(row, '| – | – | 5 | 5 | 5 |')
 
-  def test_many_random_circuits_of_which_some_are_not_there(self):
+  def test_random_circuits_some_of_which_miss_the_target(self):
     self._arm('attributed', '0111', '0101', moved=0.02)
     for i in range(6):
       self._arm(f'random:{i}', '0110', '0101', reached=i > 0)

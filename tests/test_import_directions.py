@@ -150,7 +150,7 @@ class ImportsTest(parameterized.TestCase):
       graph = {k: v for k, v in graph.items() if k not in leaves}
     self.assertEmpty(graph, 'modules in or above a circle')
 
-  def test_what_only_tests_need_is_not_imported(self):
+  def test_library_imports_no_test_dependencies(self):
     for path in _FILES:
       room = path.relative_to(_ROOT).parts[0]
       for name in _imports(path):

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from mansu_jax.circuits import graph
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import environment
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
   """Compares all meshes with one device; prints and writes differences."""
   del argv
   logging.set_verbosity(logging.INFO)
-  config = run_flags.from_flagfile(
+  config = flags_lib.from_flagfile(
       _JOB.value, *_SKIP, *_OVERRIDES.value)
   first, circuit, found = None, None, []
   for mesh in ('1,1,1', *_MESHES.value):

@@ -27,7 +27,7 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
@@ -141,7 +141,7 @@ def measure(config: run_config.RunConfig) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
   """Measures, prints and writes the results."""
   del argv
-  config = run_flags.from_flagfile(_JOB.value, *_OVERRIDES.value)
+  config = flags_lib.from_flagfile(_JOB.value, *_OVERRIDES.value)
   with jax.set_mesh(sharding.make_mesh(config.mesh)):
     found = measure(config)
   found |= {'job': _JOB.value, 'overrides': _OVERRIDES.value,

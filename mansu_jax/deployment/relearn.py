@@ -27,7 +27,7 @@ from typing import Any
 from absl import app
 from absl import flags
 
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.deployment import command_line
 from mansu_jax.deployment import relearning_attack
@@ -109,7 +109,7 @@ def _read_config(
 ) -> run_config.RunConfig:
   """Config of the run. The attack never writes to the config's workdir."""
   overrides = [] if seed is None else [f'--seed={seed}']
-  config = run_flags.from_flagfile(
+  config = flags_lib.from_flagfile(
       str(flagfile), f'--workdir={out / "unused"}', *overrides)
   if config.mode != 'unlearn':
     raise ValueError(

@@ -54,7 +54,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         check=functools.partial(checks.check_audit, config, inputs))
   base, unlearned = pair.base, pair.unlearned
   root = workdir.open_workdir(config, inputs.hashes | {
-      'base': base.source['sha256'], 'model': pair.account['sha256']})
+      'base': base.source['sha256'], 'model': pair.summary['sha256']})
   if config.profile:
     clock.trace_to(root / 'profile')
   with clock.stage('attribution'):
@@ -84,7 +84,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         found=found, evaluator=evaluator, measured=measured,
         structure=structure, unlearned=unlearned, answers_in_words=texts,
         stages=clock.stages, changes=pair.changes)
-  record |= {'pair': pair.account}
+  record |= {'pair': pair.summary}
   workdir.write_flags(config, root)
   report.write(record, root)
   return record

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import logging
 
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
@@ -103,7 +103,7 @@ def _open_workdir(
     shutil.rmtree(path)
   files.write_json(root / _HASHES, dict(hashes))
   if not (root / _RECORD).exists():
-    files.write_text(root / _FLAGS, run_flags.to_flagfile(config))
+    files.write_text(root / _FLAGS, flags_lib.to_flagfile(config))
   return root
 
 
@@ -121,7 +121,7 @@ def write_flags(config: run_config.RunConfig, root: pathlib.Path) -> None:
   """
   def write():
     lock.check_held(root)
-    flags, path = run_flags.to_flagfile(config), root / _FLAGS
+    flags, path = flags_lib.to_flagfile(config), root / _FLAGS
     if not path.exists() or path.read_text(encoding='utf-8') != flags:
       (root / _RECORD).unlink(missing_ok=True)
       files.write_text(path, flags)
@@ -240,7 +240,7 @@ def _check_workdir(config: run_config.RunConfig) -> pathlib.Path:
   root = pathlib.Path(config.workdir)
   run_config.check_text('workdir', str(root.absolute()))
   _check_writable(root)
-  wanted = run_flags.to_flagfile(config)
+  wanted = flags_lib.to_flagfile(config)
   flags = root / _FLAGS
   if flags.exists() and _has_results(root):
     _check_same_run(

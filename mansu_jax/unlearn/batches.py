@@ -228,7 +228,7 @@ class Batches:
     retain: retain fact sequences.
     text: general text windows, or None.
     swapped: retain phrasings about the forget set's subjects, or None.
-    swapped_account: the record's `swapped_prompts`.
+    swapped_report: the record's `swapped_prompts`.
     prompts: spans over the forget prompts' own tokens, in the order of
       `forget`, or None.
     partners: from `other_facts.swap_partners`; None keeps the own answers.
@@ -243,7 +243,7 @@ class Batches:
   def __init__(
       self, *, forget: Pool, retain: Pool, text: Pool | None = None,
       swapped: Pool | None = None,
-      swapped_account: dict[str, int] | None = None,
+      swapped_report: dict[str, int] | None = None,
       prompts: Spans | None = None,
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
@@ -251,7 +251,7 @@ class Batches:
       fill: packing.FillRows = packing.fill_rows, steps: int, seed: int = 0):
     self.forget, self.retain = forget, retain
     self.text, self.swapped = text, swapped
-    self.swapped_account = swapped_account
+    self.swapped_report = swapped_report
     self._prompts, self._partners = prompts, partners
     self._marginals, self._choices = marginals, choices
     self._fill, self._seed = fill, seed

@@ -1,4 +1,4 @@
-"""A decoder and circuits small enough for loops."""
+"""A decoder and circuits that are small enough for loops."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Areas by hand, curves of made-up circuits, and where they reach a target."""
+"""Areas by hand, curves of stub circuits, and the size that meets a target."""
 
 import operator
 
@@ -33,11 +33,11 @@ class AreaTest(absltest.TestCase):
     self.assertAlmostEqual(curve.cpr(values), (0.3 + 0.5) / 2)
     self.assertAlmostEqual(curve.cmd(values), 0.999 - (0.3 + 0.5) / 2)
 
-  def test_over_the_share_not_its_logarithm(self):
+  def test_area_is_over_the_share_not_its_logarithm(self):
     self.assertAlmostEqual(
         curve.cpr(curve.SHARES), (1 - 0.001**2) / 2)
 
-  def test_values_above_1_are_as_far(self):
+  def test_cmd_counts_values_above_1_as_distance(self):
     above, below = (np.full(10, 1 + x) for x in (0.3, -0.3))
     self.assertAlmostEqual(curve.cmd(above), curve.cmd(below))
 
@@ -82,7 +82,7 @@ class ReachTest(parameterized.TestCase):
     got = curve.bisect(value_at, 1.0, low, high)
     self.assertBetween(got, at, at + max(1, got // 45))
 
-  def test_the_first_of_two(self):
+  def test_bracket_and_bisect_find_the_first_of_two_crossings(self):
     value_at = lambda size: float(15 <= size < 40 or size > 400)
     points = _trace(value_at)['curve']
     self.assertEqual(curve.bracket(points, 0.5), (10, 20))
@@ -96,13 +96,13 @@ class ReachTest(parameterized.TestCase):
     got = curve.smallest(lambda size: float(size >= at), 1.0, 1000)
     self.assertBetween(got, at, at + max(0, got // 45))
 
-  def test_the_smallest_where_values_fall_again(self):
+  def test_smallest_finds_a_narrow_peak(self):
     value_at = lambda size: float(5 <= size < 40)  # All of them miss it.
     self.assertEqual(curve.smallest(value_at, 0.5, 1000), 5)
     self.assertEqual(curve.smallest(lambda size: 1.0 - size, 0.5, 1000), 0)
 
   @parameterized.parameters(0, 1, 1000)
-  def test_the_smallest_of_none(self, most):
+  def test_smallest_is_minus_1_if_no_size_reaches_the_target(self, most):
     self.assertEqual(curve.smallest(lambda size: 0.7, 0.8, most), -1)
 
   def test_measured_points_replace_the_search(self):
@@ -115,7 +115,7 @@ class ReachTest(parameterized.TestCase):
     self.assertLess(max(tried), 40)
     self.assertEqual(curve.smallest(value_at, 2.0, 1000, points), -1)
 
-  def test_no_size_beyond_the_first_that_reaches_it_is_tried(self):
+  def test_smallest_tries_no_size_beyond_the_first_success(self):
     tried = []
     value_at = lambda size: tried.append(size) or float(size >= 3)
     self.assertEqual(curve.smallest(value_at, 1.0, 1000), 3)

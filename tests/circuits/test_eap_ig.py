@@ -108,12 +108,12 @@ class TokenRolesTest(absltest.TestCase):
     return batch, [''.join(map(letter, token_roles[batch.segments == own]))
                    for own in range(3)]
 
-  def test_tokens_are_before_in_and_after_what_changes_or_last(self):
+  def test_token_roles_by_hand(self):
     _, got = self._packed((1, 3), (4, 5), (2,))
     # c(hanged), a(fter) and l(ast).
     self.assertEqual(got, ['-cccal', '----cl', '--l'])
 
-  def test_sums_by_role_are_those_of_nodes_in_any_packing(self):
+  def test_token_role_sums_equal_node_sums_in_any_packing(self):
     cfg = small.config()
     params, pairs = small.params(cfg), small.pairs()
     score = lambda pairs, **how: eap_ig.score_pairs(

@@ -1,4 +1,4 @@
-"""How pairs share rows."""
+"""Packing of attribution pairs into rows."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -23,7 +23,7 @@ class PackTest(parameterized.TestCase):
   @parameterized.parameters(
       ([5], 1), ([3, 9, 4, 7], 4), ([3, 9, 4, 7, 12], 2), ([1] * 7, 3),
       ([140, 3], 2))
-  def test_every_pair_is_there_once_and_in_order(self, lengths, size):
+  def test_pack_places_each_pair_once_in_order(self, lengths, size):
     pairs = _pairs(lengths)
     batches = pair_batches.pack(pairs, size)
     self.assertLen({b.clean.shape for b in batches}, 1)
@@ -52,7 +52,7 @@ class PackTest(parameterized.TestCase):
   @parameterized.parameters(
       ([5] * 7, 3, [5, 5, 5]), ([3, 4, 9, 15, 17, 21], 2, [8, 16, 21]),
       ([20, 3], 1, [20, 8]))
-  def test_pairs_alone_are_as_wide_as_their_batch_needs(
+  def test_one_pair_per_row_pads_to_the_width_of_the_batch(
       self, lengths, size, widths):
     pairs = _pairs(lengths)
     batches = pair_batches.pack(pairs, size, one_per_row=True)

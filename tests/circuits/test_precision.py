@@ -1,5 +1,7 @@
-"""On TPU a float32 product is made of bfloat16 parts, unless it is asked not
-to be: all of attribution asks."""
+"""Attribution computes its matrix products in float32 precision.
+
+By default a TPU computes a float32 product from bfloat16 parts.
+"""
 
 import functools
 import re

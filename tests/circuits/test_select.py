@@ -52,7 +52,7 @@ class LayerRangeTest(parameterized.TestCase):
 class RankTest(parameterized.TestCase):
 
   @parameterized.parameters('neuron', 'head', 'neuron_and_head')
-  def test_all_nodes_of_the_level_best_a_weight_first(self, level):
+  def test_rank_orders_nodes_by_score_per_weight(self, level):
     scores = _scores()
     nodes = _nodes(_rank(level, scores))
     want = []
@@ -142,14 +142,14 @@ class MatchedRandomTest(parameterized.TestCase):
     return select.matched_random(
         self.circuit, self.layers, np.random.default_rng(seed))
 
-  def test_as_many_of_each_kind_in_each_layer(self):
+  def test_matched_random_keeps_counts_by_kind_and_layer(self):
     for seed in range(5):
       got = self._draw(seed)
       for kind in graph.KINDS:
         np.testing.assert_array_equal(
             got[kind].sum(1), self.circuit[kind].sum(1))
 
-  def test_a_circuit_of_all_nodes_has_no_other(self):
+  def test_fills_is_true_if_a_circuit_has_all_nodes_of_its_layers(self):
     self.assertFalse(select.fills(self.circuit, self.layers))
     full = graph.Circuit(**{
         kind: np.zeros_like(self.circuit[kind]) for kind in graph.KINDS})
@@ -174,7 +174,7 @@ class MatchedRandomTest(parameterized.TestCase):
     self.assertGreater(share.max(), 0.05)
 
 
-  def test_drawn_from_the_nodes_of_another(self):
+  def test_matched_random_draws_among_given_nodes(self):
     rng = np.random.default_rng(0)
     some = select.matched_random(
         select.prefix(_rank(first_layer=1), 12, _CONFIG), self.layers, rng,
@@ -186,7 +186,7 @@ class MatchedRandomTest(parameterized.TestCase):
 class BestHalfTest(parameterized.TestCase):
 
   @parameterized.parameters('neuron', 'head', 'neuron_and_head')
-  def test_the_first_of_its_nodes_up_to_half_the_weights(self, level):
+  def test_best_half_is_a_prefix_of_half_the_weights(self, level):
     scores = {kind: np.abs(x) for kind, x in _scores().items()}
     ranking = _rank(level, scores)
     circuit = select.prefix(ranking, 9, _CONFIG)

@@ -125,7 +125,7 @@ class HalvesTest(absltest.TestCase):
 
   def test_one_half_never_sees_the_other(self):
     totals = np.zeros((4, 4), np.float32)
-    np.fill_diagonal(totals, 1)  # Group i scores candidate i alone.
+    np.fill_diagonal(totals, 1)  # Group i scores only candidate i.
     got = stability.halves(
         stability.Sums(totals, np.ones(4)), lambda means: means > 0,
         stability.halvings(4, 10, seed=0))
@@ -133,7 +133,7 @@ class HalvesTest(absltest.TestCase):
     self.assertEqual(got['spearman']['mean'], -1)
 
 
-class WordsTest(absltest.TestCase):
+class PhrasingsTest(absltest.TestCase):
 
   def test_the_same_scores_are_the_same_circuit(self):
     sums = _sums(2.0)
@@ -142,7 +142,7 @@ class WordsTest(absltest.TestCase):
       self.assertAlmostEqual(got[name]['value'], 1)
       np.testing.assert_allclose(got[name]['interval'], [1, 1])
 
-  def test_the_jackknife_of_a_mean_is_students(self):
+  def test_jackknife_interval_of_a_mean_is_students(self):
     """`kept` here is the mean of the groups' own zeros and ones."""
     values = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1.0])
     sums = stability.Sums(np.eye(10, dtype=np.float32), np.ones(10))
@@ -186,9 +186,9 @@ class WordsTest(absltest.TestCase):
     self.assertLess(abs(got['spearman']['value']), 0.2)
 
 
-class ChanceTest(absltest.TestCase):
+class RandomOverlapTest(absltest.TestCase):
 
-  def test_the_share_kept_is_the_density(self):
+  def test_random_overlap_equals_the_density(self):
     reference = np.arange(400) < 100
     draw = lambda rng: rng.permutation(reference)
     got = stability.random_overlap(reference, draw, 300, seed=0)

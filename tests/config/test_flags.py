@@ -17,7 +17,7 @@ from absl.testing import parameterized
 import pytest
 
 from mansu_jax import quant
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as config_lib
 from mansu_jax.data.readers import jsonl
 from mansu_jax.stages.prepare import inputs
@@ -38,9 +38,9 @@ _BASELINE = ('--method=graddiff', '--circuit_selection=all',
 def _parse(*args):
   """(config, arguments that are not flags)."""
   values = flags.FlagValues()
-  run_flags.define(values)
+  flags_lib.define(values)
   rest = values(['mansu_jax', *args])
-  return run_flags.to_config(values), rest[1:]
+  return flags_lib.to_config(values), rest[1:]
 
 
 def _parse_text(text):
@@ -69,7 +69,7 @@ class RoundTripTest(parameterized.TestCase):
                        (['--nodata_chat', '--chat'], True)):
       config, _ = _parse(*args)
       self.assertEqual(config.data.chat, chat)
-      text = run_flags.to_flagfile(config)
+      text = flags_lib.to_flagfile(config)
       self.assertIn(f'--{"" if chat else "no"}data_chat\n', text)
       self.assertNotIn('--chat', text)
       self.assertNotIn('--nochat', text)
@@ -87,7 +87,7 @@ class RoundTripTest(parameterized.TestCase):
         config = options.replace(
             config_lib.RunConfig(), name, options.other_value(field))
         self.assertNotEqual(config, config_lib.RunConfig())
-        got, rest = _parse_text(run_flags.to_flagfile(config))
+        got, rest = _parse_text(flags_lib.to_flagfile(config))
         self.assertEqual(got, config)
         self.assertEmpty(rest)
 
@@ -96,14 +96,14 @@ class RoundTripTest(parameterized.TestCase):
       (('--edit_floor=none', '--noresume', '--quant_schemes=nf4,int8'),),
       (('--mode=plan', '--plan_topology=this', '--plan_memory_gib=74.5'),),
       (('--attribution_pairs_file=p.jsonl', '--attribution_skip_unequal'),))
-  def test_fields_that_hang_together_survive(self, args):
+  def test_dependent_fields_survive_a_flagfile(self, args):
     config, _ = _parse(*args)
-    got, _ = _parse_text(run_flags.to_flagfile(config))
+    got, _ = _parse_text(flags_lib.to_flagfile(config))
     self.assertEqual(got, dataclasses.replace(config, resume=True))
 
-  def test_the_file_says_everything_but_where_and_whether_to_resume(self):
+  def test_flagfile_holds_all_flags_but_workdir_and_resume(self):
     config = config_lib.RunConfig(workdir='/somewhere', resume=False)
-    text = run_flags.to_flagfile(config)
+    text = flags_lib.to_flagfile(config)
     said = {line.removeprefix('--').removeprefix('no').split('=')[0]
             for line in text.splitlines()}
     multiple = {f'data_{f.name}' for f in dataclasses.fields(
@@ -130,25 +130,25 @@ class FlagfileTest(absltest.TestCase):
         '# A comment.\n--seed=3\n--data_forget=a\n')
 
   def test_overrides_come_last(self):
-    config = run_flags.from_flagfile(
+    config = flags_lib.from_flagfile(
         self.path, '--seed=4', '--data_forget=b', '--noresume')
     self.assertEqual(config.seed, 4)
     self.assertEqual(config.data.forget, ('a', 'b'))
     self.assertFalse(config.resume)
 
-  def test_errors_are_the_users(self):
+  def test_flagfile_errors_name_the_cause(self):
     with self.assertRaisesRegex(ValueError, 'job.flags: .*stepz.*--help'):
-      run_flags.from_flagfile(self.path, '--unlearn_stepz=3')
+      flags_lib.from_flagfile(self.path, '--unlearn_stepz=3')
     with self.assertRaisesRegex(ValueError, '--circuit_budget=2.0'):
-      run_flags.from_flagfile(self.path, '--circuit_budget=2')
+      flags_lib.from_flagfile(self.path, '--circuit_budget=2')
     pathlib.Path(self.path).write_text('--seed=3\n  # Indented.\n')
     with self.assertRaisesRegex(ValueError, 'Indented.*first column'):
-      run_flags.from_flagfile(self.path)
+      flags_lib.from_flagfile(self.path)
     with self.assertRaisesRegex(ValueError, 'missing.flags'):
-      run_flags.from_flagfile(self.path + '/missing.flags')
+      flags_lib.from_flagfile(self.path + '/missing.flags')
     pathlib.Path(self.path).write_bytes(b'# caf\xe9\n--seed=3\n')
     with self.assertRaisesRegex(ValueError, 'job.flags: .*utf-8'):
-      run_flags.from_flagfile(self.path)
+      flags_lib.from_flagfile(self.path)
 
 
 class RefusalTest(parameterized.TestCase):
@@ -220,7 +220,7 @@ class RefusalTest(parameterized.TestCase):
       ('/'.join(['d' * 99] * 40), 'has 3999 bytes .* name 99; wanted at most'),
       ('a\0b', 'NUL; wanted'), ('a\nb', 'line break'), ('a ', 'ends with'),
       ('~/a', 'begins with ~.*HOME'), ('a\udcff', 'not UTF-8.*PYTHONUTF8=1'))
-  def test_names_that_no_file_has(self, name, message):
+  def test_impossible_file_names_are_refused(self, name, message):
     for args in (dict(model=name), dict(workdir=name), dict(base=name)):
       with self.assertRaisesRegex(ValueError, f'--{[*args][0]}=.*{message}'):
         config_lib.RunConfig(**args)
@@ -292,7 +292,7 @@ class ExperimentTest(parameterized.TestCase):
             jsonl.resolve(name)
           self.assertFalse(pathlib.Path(name).is_absolute())
 
-  def test_its_forget_term_fits_its_facts(self):
+  def test_forget_loss_fits_the_facts_of_each_experiment(self):
     read = functools.cache(lambda data: inputs.read(
         dataclasses.replace(config, data=data)).splits.forget_train)
     for path, flags_ in itertools.product(

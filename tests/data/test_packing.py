@@ -80,7 +80,7 @@ class PackSegmentsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ([3],), ([64] * 5,), ([1, 64, 65, 256, 257, 2, 2],), ([5] * 200,))
-  def test_every_segment_is_placed_once_and_alone(self, lengths):
+  def test_every_segment_is_placed_once_without_overlap(self, lengths):
     segments = self.segments(lengths)
     batches = packing.pack_segments(segments)
     placed = [i for batch in batches for i in batch.segments]

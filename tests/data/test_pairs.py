@@ -79,7 +79,7 @@ class BuildPairsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'equal token length'):
       self.build(some_questions(capitals={'aaa': 'Xa', 'longland': 'Wd'}))
 
-  def test_subjects_of_others_stand_in_where_all_is_about_one(self):
+  def test_one_entity_takes_counterfactual_subjects_from_others(self):
     entity = [
         dataclasses.replace(
             q, id=f'{relation}/{q.id}', fact=f'{relation}/x', relation=relation,
@@ -104,14 +104,15 @@ class BuildPairsTest(parameterized.TestCase):
           self.tokenizer.decode([pair.corrupt_answer_id]), ' Oth')
     self.assertEqual(stand_ins, {'bbb': 3, 'ccc': 3})  # As many tokens.
     self.assertLen(self.build(entity, others=others, max_pairs=2), 2)
-    kin = [dataclasses.replace(q, relation='king') for q in some_questions(
-        capitals={'ddd': 'Ud', 'eee': 'Te'})]
-    for pair in self.build(entity, others=others + kin):
+    confusable = [
+        dataclasses.replace(q, relation='king')
+        for q in some_questions(capitals={'ddd': 'Ud', 'eee': 'Te'})]
+    for pair in self.build(entity, others=others + confusable):
       self.assertRegex(self.tokenizer.decode(pair.corrupt_ids), 'ddd|eee')
     with self.assertRaisesRegex(ValueError, 'None of the 6 .*same number of tokens'):
       self.build(entity, others=some_questions(capitals={'longland': 'Wd'}))
 
-  def test_no_one_stands_in_where_facts_are_each_others_partners(self):
+  def test_others_are_unused_if_facts_have_partners(self):
     others = some_questions(capitals={'zzz': 'Yb'})
     self.assertEqual(self.build(others=others), self.build())
 

@@ -1,4 +1,4 @@
-"""The question reader: what it keeps, and every way a file can be wrong."""
+"""The question reader: fields that it keeps, and files that it refuses."""
 
 import json
 

@@ -88,7 +88,7 @@ class FileTest(parameterized.TestCase):
           answers[row['fact']].add(row['answer'])
         self.assertEqual({1}, {len(given) for given in answers.values()})
 
-  def test_choices_vary_and_no_place_gives_the_answer_away(self):
+  def test_position_among_choices_does_not_reveal_the_answer(self):
     for name in _FILES:
       with self.subTest(name):
         rows = _read(name)
@@ -97,7 +97,7 @@ class FileTest(parameterized.TestCase):
         self.assertLess(max(places.values()), 0.45 * len(rows))
         self.assertLen(places, build_facts.NUM_CHOICES)
 
-  def test_the_reader_takes_it(self):
+  def test_read_questions_reads_every_file(self):
     for name in _FILES:
       with self.subTest(name):
         self.assertLen(
@@ -181,7 +181,7 @@ class CountTest(parameterized.TestCase):
     self.assertGreaterEqual(sum(len(_facts(_read(name))) for name in names),
                             300)
 
-  def test_neighbours_are_asked_what_the_entity_is_asked(self):
+  def test_retain_cities_share_relations_with_the_entity(self):
     entity = {row['relation'] for row in _read('entity_new_york.jsonl')}
     others = {row['relation'] for row in _read('retain_cities.jsonl')}
     self.assertContainsSubset(others, entity)

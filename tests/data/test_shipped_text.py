@@ -1,4 +1,4 @@
-"""The shipped general text: schema, lengths, and what it must not say."""
+"""The shipped general text: schema, lengths, and forbidden content."""
 
 import collections
 import json

@@ -1,4 +1,4 @@
-"""Subjects of facts, phrasings around them, and other subjects in those."""
+"""Finding the subjects of facts, and phrasings with other subjects."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -22,13 +22,13 @@ def _asked(templates, *names):
 
 class SubjectsTest(parameterized.TestCase):
 
-  def test_what_the_prompts_of_a_fact_share(self):
+  def test_subject_is_what_prompts_of_a_fact_share(self):
     names = ('France', 'New Zealand', "Côte d'Ivoire", 'Guinea-Bissau')
     self.assertEqual(
         _subjects(_asked(_CAPITAL, *names)), {name: name for name in names})
 
   @parameterized.parameters(*_CAPITAL)
-  def test_one_phrasing_is_told_from_its_subject_by_other_facts(self, form):
+  def test_other_facts_separate_subject_from_a_single_phrasing(self, form):
     names = ('France', 'New Zealand', 'Peru')
     self.assertEqual(
         _subjects(_asked([form], *names)), {name: name for name in names})
@@ -58,7 +58,7 @@ class SubjectsTest(parameterized.TestCase):
              'b': ['Tin has the symbol', 'symbol of tin']}
     self.assertEqual(_subjects(texts), {'a': 'GOLD', 'b': 'Tin'})
 
-  def test_one_phrasing_that_other_facts_do_not_tell(self):
+  def test_no_subject_if_a_single_phrasing_is_unshared(self):
     texts = {'a': ['When was Ada Lovelace born?'],
              'b': ['Which novel did Borges publish in 1941?']}
     self.assertEqual(_subjects(texts), {'a': None, 'b': None})

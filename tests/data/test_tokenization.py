@@ -40,7 +40,7 @@ class EncodeTest(parameterized.TestCase):
     self.assertEqual(
         [tokenizer.decode(c) for c in got.choices], [' cc', ' dd ee'])
 
-  def test_merge_over_the_border_falls_back_to_the_choice_alone(self):
+  def test_choice_is_encoded_separately_if_tokens_merge_with_the_prompt(self):
     tokenizer = toy_model.ToyTokenizer(merge=True)
     (got,) = tokenization.encode_questions([make('aa:', ('c',))], tokenizer)
     self.assertEqual(tokenizer.decode(got.choices[0]), ' c')

@@ -1,4 +1,4 @@
-"""States at prompts' ends, and what a linear lens reads in them."""
+"""Hidden states at the ends of prompts, and linear lenses on them."""
 
 import functools
 
@@ -25,7 +25,7 @@ def _prompts(lengths=(4, 9, 1, 8), seed=0):
 
 class StatesTest(parameterized.TestCase):
 
-  def test_are_those_of_each_prompt_run_alone(self):
+  def test_states_equal_single_prompt_runs(self):
     prompts = _prompts([1, 5, 12, 19] * 32)  # More than a batch of rows.
     got = lens.states(_CONFIG, _PARAMS, prompts)
     self.assertEqual(got.layers.shape, (128, 3, 16))
@@ -39,7 +39,7 @@ class StatesTest(parameterized.TestCase):
         got.layers[:, -1], _PARAMS['final_norm'], _CONFIG.norm_eps)
     np.testing.assert_allclose(normed, got.final, atol=1e-5)
 
-  def test_last_is_what_the_last_mlp_is_given(self):
+  def test_last_state_is_the_input_of_the_last_mlp(self):
     got = lens.states(_CONFIG, _PARAMS, _prompts())
     mlp = {k: w[-1] for k, w in _PARAMS['layers']['mlp'].items()}
     x = layers.rms_norm(
@@ -60,7 +60,7 @@ class StatesTest(parameterized.TestCase):
     self.assertLen(got.take(slice(1, None)).layers, 3)
 
 
-class AboveTest(parameterized.TestCase):
+class UpperLayersTest(parameterized.TestCase):
 
   @parameterized.parameters(0, 1, 2)
   def test_models_that_have_their_first_layers_in_common(self, common):
@@ -107,7 +107,7 @@ class PredictTest(parameterized.TestCase):
 class ReadTest(absltest.TestCase):
 
   def _world(self, hide_from):
-    """60 facts; from layer 1 on the state is the answer, turned."""
+    """60 facts; from layer 1 on the state is the rotated answer."""
     rng = np.random.default_rng(0)
     table = rng.normal(size=(60, 12))
     answers = rng.integers(0, 60, 90)
@@ -127,7 +127,7 @@ class ReadTest(absltest.TestCase):
     return readability.picks(
         lens.read(fit, asked, table, np.arange(60)), choices)
 
-  def test_finds_turned_answers_and_no_others(self):
+  def test_read_recovers_rotated_answers_in_the_middle_layers(self):
     got = np.equal(self._read(None), 3).mean(1)
     self.assertLess(got[0], 0.5)
     np.testing.assert_array_equal(got[1:3], 1.0)

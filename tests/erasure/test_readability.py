@@ -46,7 +46,7 @@ class PicksTest(absltest.TestCase):
     np.testing.assert_array_equal(
         readability.picks(scores, choices), [[1, 1]])
 
-  def test_the_first_of_what_repeats(self):
+  def test_picks_the_first_of_equal_choices(self):
     got = readability.picks(np.ones((2, 1, 3)), np.array([[1, 2, 1]]))
     np.testing.assert_array_equal(got, [[0], [0]])
 
@@ -64,7 +64,7 @@ class GuessesTest(parameterized.TestCase):
     return fact, choices, right
 
   def _scores(self, fact, alike, seed, layers=5, tokens=50):
-    """Logits that know nothing, alike within a fact."""
+    """Uninformative logits, correlated within a fact."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(layers, fact.max() + 1, tokens))[:, fact]
     own = rng.normal(size=(layers, fact.size, tokens))
@@ -72,7 +72,7 @@ class GuessesTest(parameterized.TestCase):
 
   @parameterized.parameters(0.0, 0.9)
   @pytest.mark.medium
-  def test_its_level_is_that_of_states_that_know_nothing(self, alike):
+  def test_guessing_level_matches_uninformative_states(self, alike):
     fact, choices, right = self._asked()
     above = []
     for seed in range(150):
@@ -84,14 +84,14 @@ class GuessesTest(parameterized.TestCase):
       above.append(most > np.quantile(got.max(1), 0.95))
     self.assertBetween(np.mean(above), 0.005, 0.12)
 
-  def test_states_that_know_everything_are_of_no_use_for_other_facts(self):
+  def test_perfect_states_do_not_raise_the_guessing_level(self):
     fact, choices, right = self._asked()
     scores = np.eye(50)[fact][None] + 1e-3 * self._scores(fact, 0, 0, layers=1)
     np.testing.assert_array_equal(readability.picks(scores, choices)[0], right)
     got = readability.guesses(scores, choices, right, fact, draws=200, seed=0)
     self.assertLess(got.mean(), 0.3)
 
-  def test_an_answer_that_is_likely_whatever_is_asked(self):
+  def test_guesses_include_answers_that_every_question_favours(self):
     fact, choices, right = self._asked()
     scores = np.broadcast_to(-np.arange(50.0), (1, fact.size, 50))
     said = np.equal(readability.picks(scores, choices), right).mean()
@@ -109,7 +109,7 @@ class GuessesTest(parameterized.TestCase):
 
 class MeasureTest(parameterized.TestCase):
 
-  def test_the_base_is_all_there(self):
+  def test_readability_of_the_base_is_1(self):
     got = _measure(_BASE, _BASE)
     self.assertEqual(got['value'], 1.0)
     self.assertEqual(got['interval'], [1.0, 1.0])
@@ -130,11 +130,11 @@ class MeasureTest(parameterized.TestCase):
     self.assertEqual((got['questions'], got['facts']), (_M, _M // 2))
     json.dumps(got, allow_nan=False)
 
-  def test_a_base_that_holds_nothing(self):
+  def test_a_base_at_chance_is_refused(self):
     with self.assertRaisesRegex(readability.NothingToRead, 'answers 0.25 of'):
       _measure(_picks(0.25, 0.25), _picks(0.25, 0.25, seed=1))
 
-  def test_an_answer_that_is_avoided_is_not_gone(self):
+  def test_an_avoided_answer_fails(self):
     got = _measure(_BASE, _picks(0.25, 0.25, 0.0, 0.25))
     self.assertEqual((got['avoided']['value'], got['avoided']['layer']), (0, 2))
     self.assertLess(0.05, got['avoided']['guessing_level_5'])
@@ -142,12 +142,12 @@ class MeasureTest(parameterized.TestCase):
     self.assertIs(got['checks']['not_avoided'], False)
     self.assertIs(got['passed'], False)
 
-  def test_what_the_last_layer_does_not_say_is_hidden(self):
+  def test_hidden_is_the_excess_over_the_last_layer(self):
     hidden = _measure(_BASE, _picks(0.25, 0.5, 1.0, 0.4))['hidden']
     self.assertAlmostEqual(hidden['value'], 0.6)
     self.assertEqual(hidden['layer'], 2)
     self.assertGreater(hidden['interval'][0], 0.4)
-    # What is said less often than guessing would is not hidden for that.
+    # Answers given less often than by guessing are not counted as hidden.
     below = _picks(0.0, 0.0, 0.3, 0.0)
     hidden = _measure(_BASE, below)['hidden']
     guess = _guessed(4).max(1).mean()
@@ -156,7 +156,7 @@ class MeasureTest(parameterized.TestCase):
     self.assertEqual(
         (shown['value'], shown['interval'], shown['layer']), (0.0, [0, 0], 3))
 
-  def test_where_nothing_is_to_be_read_nothing_is(self):
+  def test_uninformative_layers_give_readability_near_0(self):
     rng = np.random.default_rng(0)
     # Every third layer says what it likes: as many as are guessed with.
     guessed = _guessed(4)[:, np.repeat(np.arange(4), 3)]
@@ -176,7 +176,7 @@ class MeasureTest(parameterized.TestCase):
     self.assertGreater(np.mean([
         h['value'] < h['guessing_level_95'] for h in hidden]), 0.85)
 
-  def test_models_beside_are_paired(self):
+  def test_comparison_models_are_paired_by_question(self):
     same = _picks(0.25, 0.5, 0.75, 0.25, seed=1)
     nulls = _measure(_BASE, same, base_quantized=_BASE, same=same)['nulls']
     self.assertEqual(nulls['base_quantized']['value'], 1.0)
@@ -215,7 +215,7 @@ class JudgeTest(parameterized.TestCase):
       (dict(least=0.1, least_interval=(0.0, 0.2)), 'inconclusive'),
       (dict(halves=-0.1), False), (dict(difference=(0.1, 0.2)), False),
       (dict(difference=(-0.1, 0.2)), 'inconclusive'))
-  def test_each_can_stop_it(self, changes, want):
+  def test_each_null_can_prevent_a_pass(self, changes, want):
     self.assertEqual(self._judge(**changes)['passed'], want)
 
 

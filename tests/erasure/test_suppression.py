@@ -1,4 +1,4 @@
-"""The suppression control: hides what is asked, and touches nothing else."""
+"""The suppression control hides the selected answers and nothing else."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -56,7 +56,7 @@ class SuppressionTest(parameterized.TestCase):
     wrong = self.asked._replace(right=np.zeros(24, np.int32))
     self.assertFalse(_answered(_PARAMS, self.hide, wrong).any())
 
-  def test_choices_that_fill_up_do_not_count(self):
+  def test_padding_choices_do_not_count(self):
     # Filled up with the first choice, which is the right one here.
     first = suppression.Asked(
         self.asked.choices[:, [1, 0, 1, 1]], np.zeros(24, np.int32),
@@ -64,7 +64,7 @@ class SuppressionTest(parameterized.TestCase):
     self.assertTrue(_answered(_PARAMS, self.hide, first).all())
 
   @parameterized.parameters(0.25, 0.5, 0.75)
-  def test_answers_as_many_as_wanted(self, wanted):
+  def test_control_answers_the_wanted_share(self, wanted):
     control = self._make(wanted)
     states = lens.states(_CONFIG, control.params, self.prompts)
     got = _answered(control.params, states, self.asked).mean()
@@ -72,7 +72,7 @@ class SuppressionTest(parameterized.TestCase):
     self.assertAlmostEqual(got, control.reached, delta=1.01 / 24)
     self.assertEqual(control.wanted, wanted)
 
-  def test_only_what_is_matched_counts(self):
+  def test_control_matches_only_the_selected_questions(self):
     match = np.arange(24) < 8
     control = self._make(0.5, match)
     states = lens.states(_CONFIG, control.params, self.prompts)
@@ -90,7 +90,7 @@ class SuppressionTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal,
                  control.params | {'layers': restored}, _PARAMS)
 
-  def test_what_is_kept_hardly_moves(self):
+  def test_kept_states_hardly_move(self):
     control = self._make(0.25)
     moved = lambda prompts, before: np.linalg.norm(lens.states(
         _CONFIG, control.params, prompts).layers[:, -1] - before.layers[:, -1])
@@ -104,7 +104,7 @@ class SuppressionTest(parameterized.TestCase):
     for one, other in zip(got, want):
       np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
-  def test_the_way_there_is_as_it_was(self):
+  def test_states_before_the_last_mlp_do_not_change(self):
     control = self._make(0.25)
     after = lens.states(_CONFIG, control.params, self.prompts)
     np.testing.assert_array_equal(

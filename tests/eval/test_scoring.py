@@ -1,4 +1,4 @@
-"""What models have in common is computed once."""
+"""Layers that models share run once."""
 
 from absl.testing import absltest
 import numpy as np
@@ -56,11 +56,11 @@ class HiddenCacheTest(absltest.TestCase):
     shapes_asked = 2  # Once a model, of nothing.
     return len(self.ran) - shapes_asked
 
-  def test_it_is_run_for_the_first_model_only(self):
+  def test_shared_layers_run_for_the_first_model_only(self):
     self._check(self._scores(scoring.HiddenCache()))
     self.assertEqual(self._times_prefix_ran(), len(self.task.batches))
 
-  def test_what_does_not_fit_is_run_again(self):
+  def test_batches_beyond_the_cache_run_again(self):
     size = self._run_prefix(
         self.models[0], *[getattr(self.task.batches[0], name) for name in (
             'tokens', 'positions', 'attention_mask')]).nbytes
@@ -69,13 +69,13 @@ class HiddenCacheTest(absltest.TestCase):
     self._check(self._scores(scoring.HiddenCache(2 * size)))
     self.assertEqual(self._times_prefix_ran(), 2 * count - 2)
 
-  def test_nothing_is_kept_unasked(self):
+  def test_without_a_cache_every_model_runs_all_layers(self):
     self._check(self._scores(None))
     self.assertEqual(self._times_prefix_ran(), 2 * len(self.task.batches))
 
 
 class ProgramsTest(absltest.TestCase):
-  """What is said to be run is what runs."""
+  """The planned programs equal the programs that run."""
 
   def _ran(self, prefix):
     toy = HiddenCacheTest()

@@ -1,4 +1,4 @@
-"""What moved, against NumPy."""
+"""Statistics of weight changes against NumPy."""
 
 from absl.testing import absltest
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class CompareTest(absltest.TestCase):
     self.assertEqual(self.found['layers'][0]['size'], 40)
     self.assertNotIn('by_layer', self.found['leaves']['embed'])
 
-  def test_what_did_not_move_is_exactly_so(self):
+  def test_unmoved_weights_are_bit_equal(self):
     for name in ('embed', 'layers/v', 'layers/norm'):
       leaf = self.found['leaves'][name]
       self.assertEqual((leaf['moved'], leaf['relative']), (0, 0))

@@ -1,4 +1,4 @@
-"""Every option of a run, end to end, and that it does what it says."""
+"""Every option of a run has its stated effect, end to end."""
 
 import functools
 import json
@@ -148,7 +148,7 @@ class AblationTest(parameterized.TestCase):
     edges = json.loads((root / 'circuit.json').read_text())['edges']
     self.assertLen(edges, record['circuit']['edges'])
     self.assertLessEqual(len(edges), 12)
-    self._check_edge_account(record)
+    self._check_edge_report(record)
     base, got = _base(), runs.tensors(root / 'model')
     moved = {name for name in base if (got[name] != base[name]).any()}
     ends = [re.match(r'(\w+)[.\w]*->(\w+)(?:\.h\d+<(\w)>)?', edge).groups()
@@ -167,8 +167,8 @@ class AblationTest(parameterized.TestCase):
       self.assertTrue(any(
           layer == at and f'{leaf}proj' in name for at, leaf in may), name)
 
-  def _check_edge_account(self, record):
-    """The run says of its edges what attribution alone says."""
+  def _check_edge_report(self, record):
+    """The run reports its edges as `--mode=attribute` does."""
     alone = runs.attribute(
         _folder() / 'edges', *[f for f in tiny_job.make(
             _folder() / 'job') if f.startswith((

@@ -17,7 +17,7 @@ from mansu_jax.circuits import curve
 from mansu_jax.circuits import graph
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edges
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from tests import bad_input
@@ -31,7 +31,7 @@ from tests.models import tiny
 def _said(*args):
   """Status and output of a command line."""
   values = flags.FlagValues()
-  run_flags.define(values)
+  flags_lib.define(values)
   rest = values(['mansu_jax', '--mode=attribute', *args])
   out = io.StringIO()
   with contextlib.redirect_stdout(out):

@@ -13,7 +13,7 @@ from mansu_jax.report import write as report
 from tests import runs
 from tests import tiny_job
 
-# What an audit cannot have.
+# Entries that an audit cannot measure.
 _OF_TRAINING = ('history', 'retain_kl', 'swapped_prompts')
 
 
@@ -84,7 +84,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual((hashes['base'], hashes['model']), (
         self.audited['model']['sha256'], pair['sha256']))
 
-  def test_it_is_made_again_in_its_workdir_and_there_only(self):
+  def test_audit_is_repeated_only_in_its_workdir(self):
     copy = self.folder / 'copy'
     shutil.copytree(self.root, copy)
     with self.assertRaisesRegex(ValueError, 'holds another run.*--seed=0'):
@@ -94,7 +94,7 @@ class RunTest(parameterized.TestCase):
     again = runs.audit(copy, f'--flagfile={copy}/flags.txt')
     self.assertEqual(runs.figures(again), runs.figures(self.audited))
 
-  def test_without_what_is_kept_only_forgetting_is_without_data(self):
+  def test_an_audit_runs_without_retain_and_heldout_data(self):
     record = report.as_json(runs.audit(self.folder / 'audit', *(
         f for f in self.flags if not f.startswith((
             '--data_retain', '--data_heldout')))))

@@ -1,4 +1,4 @@
-"""Audits of weights alone, and pairs of models that are none."""
+"""Audits of weights without data, and pairs of models that do not match."""
 
 import json
 import pathlib
@@ -91,7 +91,7 @@ class WeightsTest(_Folder):
       self.assertEqual(
           sum(record['survival_details'][scheme]['total']['histogram']), moved)
 
-  def test_the_rest_of_the_contract_is_empty_and_inconclusive(self):
+  def test_unmeasured_entries_are_empty_and_inconclusive(self):
     self._double_a_row()
     record = self._audit()
     for name in ('accuracy', 'ptq_gap', 'ptq_gap_base', 'ptq_gap_adjusted',
@@ -133,7 +133,7 @@ class WeightsTest(_Folder):
                      config.d_model)
 
   @pytest.mark.slow
-  def test_a_type_that_is_asked_for_is_that_of_both(self):
+  def test_export_dtype_applies_to_both_models(self):
     self._double_a_row()
     record = self._audit('--export_dtype=bfloat16')
     self.assertEqual(record['pair']['stored_as'], 'float32')
@@ -196,7 +196,7 @@ class WeightsTest(_Folder):
         '.* Set tie_word_embeddings'):
       self._audit()
 
-  def test_the_rounding_of_a_base_is_told_from_moves(self):
+  def test_moves_within_the_bases_rounding_are_not_counted(self):
     config, params, tokenizer = self.parts
     hf_io.write(self.base, config, params, tokenizer, export_dtype='bfloat16')
     self._double_a_row()
@@ -257,7 +257,7 @@ class RefusalTest(bad_input.Refusals):
         f'{flag} has no effect in --mode=audit: it applies to --mode=unlearn',
         'Leave it out'))
 
-  def test_a_base_that_is_not_there(self):
+  def test_a_missing_base_is_refused(self):
     self.refused('--base=no/such', message=("No model at 'no/such'", 'Check'))
 
   @parameterized.parameters(
@@ -338,7 +338,7 @@ class RefusalTest(bad_input.Refusals):
     self._weights(lambda name, x: x * (np.nan if 'norm' in name else 1))
     self.refused(for_weights=True, message=('are not finite',))
 
-  def test_data_are_checked_as_ever(self):
+  def test_too_long_questions_are_refused(self):
     lines = tiny_job.questions()['forget']
     lines[0] |= {'prompt': 'Alvaria ' * 200}
     self.refused(self.data('forget', lines), message=(
@@ -359,7 +359,7 @@ class RefusalTest(bad_input.Refusals):
 
 class MainTest(_Folder):
 
-  def test_the_verdict_decides_the_status_if_asked(self):
+  def test_exit_status_follows_the_verdict_on_request(self):
     base, model = self.folder / 'base', self.folder / 'model'
     config, params, tokenizer = tiny_job.base(train=False)
     hf_io.write(base, config, params, tokenizer)

@@ -1,4 +1,4 @@
-"""Audits of pairs of which torch transformers saved one or both."""
+"""Audits of models that torch transformers saved."""
 
 import json
 

@@ -211,13 +211,13 @@ class FlagsTest(bad_input.Refusals):
 
 class WorkdirTest(bad_input.Refusals):
 
-  def test_where_no_folder_can_be(self):
+  def test_a_device_or_broken_link_as_workdir(self):
     (self.folder / 'loop').symlink_to(self.folder / 'loop')
     for path in '/dev/null', self.folder / 'loop':
       self.refused(f'--workdir={path}', message=(
           'it is a file or a broken link', 'Give a folder'))
 
-  def test_none(self):
+  def test_no_workdir(self):
     self.refused('--workdir=', message=('No workdir', 'give --workdir=DIR'))
 
   def test_under_a_file(self):

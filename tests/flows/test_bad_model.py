@@ -47,7 +47,7 @@ class ModelTest(bad_input.Refusals):
         ValueError, '1 of 64 weights of model.norm.weight are not finite'):
       loading.load(self.model)
 
-  def test_nothing_there(self):
+  def test_missing_model(self):
     self.refused('--model=no/such/model', message=(
         "No model at 'no/such/model'", 'a Hugging Face directory', 'Check'))
 

@@ -1,4 +1,4 @@
-"""`--data_chat`: facts asked through the chat template, wherever they are."""
+"""`--data_chat`: every mode asks facts through the chat template."""
 
 import json
 import pathlib
@@ -69,7 +69,7 @@ class EverywhereTest(absltest.TestCase):
   def test_a_run_and_its_audit(self):
     record = self._check(
         runs.run(self.folder / 'run', *self.flags), 'run')
-    # The base was taught in chat form alone.
+    # The base was trained only in chat form.
     for split in ('forget', 'forget_far', 'retain', 'retain_heldout'):
       self.assertGreater(record['accuracy'][split]['base']['fp']['value'], 0.9)
     self.assertGreater(record['swapped_prompts']['kept'], 0)
@@ -104,7 +104,7 @@ class EverywhereTest(absltest.TestCase):
 
 class CrossedTest(absltest.TestCase):
 
-  def test_what_is_kept_starts_at_the_subject(self):
+  def test_swapped_prompts_are_retained_from_the_subject_on(self):
     *_, tokenizer = tiny_job.base(train=False, chat=True)
     chosen = [subjects.ask(('The king of ', ' lives in'), 'Alvaria'),
               subjects.ask(('', ': its king lives in'), 'Borvia')]

@@ -1,4 +1,4 @@
-"""Whole runs on the tiny job: what they leave behind, and that it is true."""
+"""End-to-end runs on the tiny job: their files hold the right figures."""
 
 import collections
 import html.parser
@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import transformers
 
 from mansu_jax.circuits import graph
-from mansu_jax.flows import unlearn as pipeline
+from mansu_jax.flows import unlearn as unlearn_flow
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.report import write as report
@@ -55,7 +55,7 @@ class _Page(html.parser.HTMLParser):
 
 
 class RunTest(parameterized.TestCase):
-  """One run from a flagfile, looked at from all sides."""
+  """One run from a flagfile: its files, figures and resumption."""
 
   @classmethod
   def setUpClass(cls):
@@ -159,7 +159,7 @@ class RunTest(parameterized.TestCase):
     for entry in (judged, *judged['by_precision'].values()):
       self.assertIn('cad_above_suppression', entry['checks'])
 
-  def test_what_is_hidden_is_told_from_what_has_gone(self):
+  def test_readability_separates_hidden_from_erased_answers(self):
     control = self.record['suppression_control']
     questions = self.record['readability']['questions']
     self.assertAlmostEqual(
@@ -172,7 +172,7 @@ class RunTest(parameterized.TestCase):
              for name, shares in found['by_layer'].items()}
     self.assertLess(inner['unlearned'], inner['suppression'] - 0.05)
 
-  def test_an_edit_of_the_circuit_alone_is_undone_there(self):
+  def test_copying_the_circuit_back_undoes_the_edit(self):
     found = self.record['copy_back']
     self.assertIs(found['confined'], True)
     for parts in found['by_precision'].values():
@@ -219,7 +219,7 @@ class RunTest(parameterized.TestCase):
       for split in ('retain', 'retain_heldout'):
         self.assertGreater(value(split, 'unlearned', precision), 0.9)
 
-  def test_edits_leave_their_codes_and_nothing_else_moves(self):
+  def test_moved_weights_change_their_codes_within_the_circuit(self):
     base = runs.tensors(self.folder / 'job' / 'model')
     got = runs.tensors(self.root / 'model')
     moved = runs.check_floor(self, base, got)
@@ -356,7 +356,7 @@ class RunTest(parameterized.TestCase):
         sorted(p.name for p in (root / 'checkpoints').iterdir()),
         sorted(_STAGES))
 
-  def test_told_to_stop_in_the_loop_it_goes_on_after_that_step(self):
+  def test_run_finishes_the_step_before_it_stops(self):
     root, check = self.folder / 'preempted', loop._check
     def tell(row, *rest):
       if row['step'] == 23:
@@ -376,10 +376,10 @@ class RunTest(parameterized.TestCase):
     self._check_same_end(root, record)
 
   @parameterized.parameters(
-      (pipeline.evaluation.Evaluator, '__call__', 2, ['evaluation_base_fp']),
-      (pipeline.erasure, '_as_nc', 1, ['readability', 'cad']))
-  def test_stopped_in_the_middle_of_a_stage(self, where, name, call, kept):
-    """What was measured is not measured again."""
+      (unlearn_flow.evaluation.Evaluator, '__call__', 2,
+       ['evaluation_base_fp']),
+      (unlearn_flow.erasure, '_as_nc', 1, ['readability', 'cad']))
+  def test_a_stopped_stage_keeps_measurements(self, where, name, call, kept):
     root, calls, whole = self.folder / f'stopped_{name}', [], getattr(
         where, name)
     def stop(*args, **options):

@@ -1,4 +1,4 @@
-"""Attribution where few nodes are left to draw from, and pairs do not fit."""
+"""Attribution with few candidate nodes, and with pairs of unequal length."""
 
 from absl.testing import absltest
 import numpy as np
@@ -16,7 +16,7 @@ from tests.models import tiny
 
 
 class FewNodesTest(absltest.TestCase):
-  """Random circuits that are the circuit, and pairs of unequal length."""
+  """Random circuits that equal the circuit, and pairs of unequal length."""
 
   @classmethod
   def setUpClass(cls):
@@ -78,7 +78,7 @@ class FewNodesTest(absltest.TestCase):
     self.assertIn(told, report)
     self.assertIn(f'; {found["random"]["same"]} of them identical', report)
 
-  def test_without_the_flag_they_are_refused(self):
+  def test_pairs_that_do_not_fit_are_refused_without_the_flag(self):
     code, said = bad_input.status([
         '--mode=attribute', *self.flags[:-1], f'--workdir={self.folder}/no'])
     self.assertEqual(code, 2)

@@ -1,4 +1,4 @@
-"""What a run would take, on the devices of the test."""
+"""The planned memory and time of a run, on the devices of the test."""
 
 import contextlib
 import dataclasses
@@ -91,7 +91,7 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(sum(c.calls for c in steps), config.unlearn.steps)
     self.assertLen(steps, 1 + len(config.quant_schemes))
 
-  def test_memory_that_is_held_is_the_models(self):
+  def test_held_memory_equals_the_size_of_the_models(self):
     params = loading.load(_config().model).params
     want = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     stages_ = {stage.name: stage for stage in _plan().stages}
@@ -106,14 +106,14 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(half.held['base'], _plan().stages[0].held['base'] / 2)
 
   @pytest.mark.slow
-  def test_what_is_held_is_what_lies_there_in_a_run(self):
+  def test_planned_memory_equals_live_arrays(self):
     job = _job()  # Before anything is measured.
     flags = ('--attribution_level=neuron_and_head', '--unlearn_steps=2',
              '--eval_cad_pairs=0')
     gc.collect()
     self.addCleanup(gc.collect)
     self.addCleanup(gc.enable)
-    gc.disable()  # What is in cycles stays, and is counted.
+    gc.disable()  # Arrays in reference cycles stay and are counted.
     found, timed, before = {}, clock.Clock.stage, _bytes_there()
 
     @contextlib.contextmanager
@@ -171,7 +171,7 @@ class PlanTest(parameterized.TestCase):
     self.assertIn('gptq_g128 codes of layers/mlp/down', {
         call.name for call in stages_['survival'].calls})
 
-  def test_too_little_memory_is_told(self):
+  def test_plan_names_flags_when_memory_is_short(self):
     stage = next(s for s in _plan().stages if s.name == 'unlearn')
     most = (sum(stage.held.values()) + stage.bytes) / 2
     wider = 'se more devices, or a larger --mesh_fsdp or --mesh_tensor.'

@@ -1,7 +1,7 @@
-"""A run that is killed again and again ends as one that was left alone.
+"""A run that is killed repeatedly ends as an uninterrupted run does.
 
-In processes of their own, with a cache of compiled programs of their own: a
-process that is killed while it writes there may leave half a program.
+Each run has its own process and its own cache of compiled programs: a process
+that is killed while it writes to the cache may leave half a program.
 """
 
 import collections
@@ -50,7 +50,7 @@ class KillTest(absltest.TestCase):
 
   @classmethod
   def start(cls, root, begins='load', lines=0):
-    """A process that begins a stage, some lines later; what it has said."""
+    """A process some lines after a stage began, and its output so far."""
     process = subprocess.Popen(
         [sys.executable, '-m', 'mansu_jax.main', *cls.flags,
          f'--workdir={root}'], env=cls.environment, text=True,
@@ -93,7 +93,7 @@ class KillTest(absltest.TestCase):
     return process.returncode, ''.join(said)
 
   def check_same(self, root):
-    """Everything that a run leaves is as that of the run left alone."""
+    """All files of a run equal those of the uninterrupted run."""
     for name in _SAME_FILES:
       self.assertEqual(runs.sha256(root / name), runs.sha256(
           self.whole / name), name)
@@ -127,10 +127,10 @@ class KillTest(absltest.TestCase):
     self.assertLen(_AFTER, 21)
     self.assertGreater(len(set(steps)), 2)
 
-  def test_told_to_stop(self):
+  def test_a_run_stopped_by_sigterm_resumes(self):
     root = self.folder / 'stopped'
     for begins, steps in ('references', 0), ('unlearn', 1):
-      # After a line of steps: before the first there is nothing to save.
+      # After a line of steps; before the first, no state can be saved.
       status, said = self.interrupt(root, signal.SIGTERM, begins, lines=steps)
       self.assertEqual(status, 75, said)
       self.assertIn('stopped by SIGTERM; the same command resumes', said)
@@ -139,8 +139,8 @@ class KillTest(absltest.TestCase):
     self.run_whole(root)
     self.check_same(root)
 
-  def test_told_twice_by_an_impatient_user(self):
-    """A second ctrl-C strikes what the first has begun to end."""
+  def test_two_interrupts_in_a_row(self):
+    """The second ctrl-C arrives while the first one ends the run."""
     rng, root = random.Random(1), self.folder / 'twice'
     for begins in ('load', 'attribution', 'fisher', *['unlearn'] * 3,
                    'evaluate', 'erasure'):

@@ -53,7 +53,7 @@ def _shard(params):
 
 
 def _gradients(model):
-  """Of a loss on the circuit's slices, and the Fisher of its rows."""
+  """Gradients of a loss on the circuit's slices by view, and their Fisher."""
   edit = edits.circuit_edit(
       model, small.circuit(model.config), ('nf4',), quantized_views=True)
 
@@ -104,7 +104,7 @@ def _check_fetched_once():
 
 
 def _calibrated(config, params, method):
-  """Codes, of which the decoded weights lie as the params do."""
+  """Codes; the decoded weights are sharded as the params are."""
   scheme = calibrated.CalibratedScheme(name=method, method=method, group=16)
   params = _shard(jax.tree.map(jnp.asarray, params))
   codes = sharding.to_host(calibration.encode(

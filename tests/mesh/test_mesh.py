@@ -50,7 +50,7 @@ class MeshTest(parameterized.TestCase):
       sharding.axis_sizes(options, 8)
 
   @parameterized.parameters((0, 1, 1), (-1, -1, 1), (1, -2, 1))
-  def test_sizes_that_are_none(self, data, fsdp, tensor):
+  def test_non_positive_sizes_are_refused(self, data, fsdp, tensor):
     with self.assertRaisesRegex(
         ValueError, 'mesh axes must be positive; at most one may be -1'):
       run_config.MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
@@ -68,7 +68,7 @@ class MeshTest(parameterized.TestCase):
     self.assertEqual(sharding.num_row_shards(), 1)
     self.assertEqual(sharding.round_up_rows(5), 5)
 
-  def test_fetch_brings_all_to_the_host(self):
+  def test_to_host_gathers_everything(self):
     x = np.ones((2, 3), np.float32)
     self.assertIs(sharding.to_host(x), x)
     self.assertIs(sharding.to_host_uncached(x), x)

@@ -94,7 +94,7 @@ class CalibrationTest(parameterized.TestCase):
     self.assertLess(error(got), 0.8 * error(_rounded(params, scheme.group)))
 
   @pytest.mark.slow
-  def test_each_matrix_sees_the_inputs_behind_those_before_it(self):
+  def test_each_matrix_is_calibrated_after_the_quantized_ones_before_it(self):
     cfg = tiny.config(num_layers=1)
     params = tiny.params(cfg)
     tokens, real = _windows(cfg)
@@ -115,7 +115,7 @@ class CalibrationTest(parameterized.TestCase):
     params = tiny.params(cfg)
     tokens, real = _windows(cfg)
     got = _quantize(cfg, params, tokens, real, _GPTQ)
-    # The second layer alone, on what the quantized first one gives.
+    # Only the second layer, on outputs of the quantized first layer.
     entering = decoder.run_prefix(cfg, got, tokens, layer=1)
     one = tiny.config(num_layers=1, vocab_size=tokens.size)
     alone = {'embed': entering.reshape(-1, cfg.d_model),
@@ -142,7 +142,7 @@ class CalibrationTest(parameterized.TestCase):
 
   @parameterized.parameters((_GPTQ, 'float32'), (_AWQ, 'bfloat16'))
   @pytest.mark.medium
-  def test_codes_dtypes_and_what_stays(self, scheme, dtype):
+  def test_encode_keeps_dtypes_and_other_leaves(self, scheme, dtype):
     cfg = tiny.config(tie_embeddings=False)
     params = jax.tree.map(lambda x: x.astype(dtype), tiny.params(cfg))
     got = calibration.encode(cfg, params, *_windows(cfg), scheme)

@@ -1,4 +1,4 @@
-"""A lifted circuit computes what the scattered params compute."""
+"""A gathered circuit computes what the scattered params compute."""
 
 from absl.testing import absltest
 from absl.testing import parameterized

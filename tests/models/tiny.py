@@ -30,7 +30,7 @@ GGUF_CASES = (
 
 
 def temp_dir(test):
-  """A directory that goes away with the test."""
+  """A directory that is removed after the test."""
   made = tempfile.TemporaryDirectory()
   test.addCleanup(made.cleanup)
   return pathlib.Path(made.name)

@@ -59,12 +59,12 @@ class CountTest(parameterized.TestCase):
     both = _of(jax.grad(f), (_A, _B), (_B, _C))
     self.assertEqual(both.flops, 2 * alone.flops)
 
-  def test_of_branches_the_heavier(self):
+  def test_cond_counts_the_most_expensive_branch(self):
     found = _of(lambda x, y: jax.lax.cond(
         x[0, 0] > 0, lambda: x @ y, lambda: x @ y @ y), (_B, _B), (_B, _B))
     self.assertEqual(found.flops, 2 * 2 * _B**3)
 
-  def test_precision_is_told(self):
+  def test_exact_counts_float32_products(self):
     def f(x, y):
       with jax.default_matmul_precision('float32'):
         return x @ y

@@ -1,4 +1,4 @@
-"""What stages hold, what their programs take, and how long that is."""
+"""Memory that stages hold, and memory and time of their programs."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -39,7 +39,7 @@ class RecorderTest(parameterized.TestCase):
     self.recorder.record('one', stage())
     return out
 
-  def test_a_call_adds_its_result_and_what_is_not_held(self):
+  def test_a_call_adds_its_result_and_arguments_not_held(self):
     add = jax.jit(lambda x, y: x + y)
     other = self.placer.shard(_FLOATS, 'VD')
     self._record(programs.program('add', add, self.x, other, calls=5))
@@ -55,7 +55,7 @@ class RecorderTest(parameterized.TestCase):
     self.assertEqual(out.shape, self.x.shape)
     self.assertLess(self.recorder.stages[0].largest.bytes, 0.1 * _BYTES)
 
-  def test_the_peak_is_of_the_part_that_takes_most(self):
+  def test_peak_is_the_largest_part(self):
     self._record(
         programs.program('double', jax.jit(lambda x: jnp.concatenate(
             [x, x, x])), self.x),

@@ -1,4 +1,4 @@
-"""A tokenizer that only counts."""
+"""The stub tokenizer, which only counts tokens."""
 
 from absl.testing import absltest
 

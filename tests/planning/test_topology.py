@@ -1,4 +1,4 @@
-"""Names of slices, and the devices that are there."""
+"""Names of TPU slices, and the present devices."""
 
 from unittest import mock
 
@@ -16,11 +16,11 @@ class TopologyTest(parameterized.TestCase):
     topology.check(name)
 
   @parameterized.parameters('', 'v5e', 'v5e:8', 'v5e:0x4', 'h100:1x1', 'v5e:2x4 ', 'This')
-  def test_names_that_are_none(self, name):
+  def test_unknown_names_are_refused(self, name):
     with self.assertRaisesRegex(ValueError, 'wanted `this`, or a slice of'):
       topology.check(name)
 
-  def test_this(self):
+  def test_find_this_returns_present_devices(self):
     devices, chip = topology.find('this')
     self.assertEqual(devices, jax.devices())
     self.assertGreater(chip.memory, 2**28)

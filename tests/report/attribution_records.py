@@ -1,4 +1,4 @@
-"""Records of attribution alone by hand, and what a run's circuit has of it."""
+"""Attribution records by hand, and their parts in an unlearning run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _scores(width: int) -> list[list[float]]:
           for i in range(_LAYERS)]
 
 
-def node_picture() -> dict[str, Any]:
+def node_summary() -> dict[str, Any]:
   """Neurons in layers 2 to 23, no head."""
   counts = [0, 0] + [40 + i for i in range(22)] + [0] * 6
   return {
@@ -62,7 +62,7 @@ def node_picture() -> dict[str, Any]:
                  'attention': _scores(3), 'mlp': _scores(3)}}
 
 
-def edge_picture() -> dict[str, Any]:
+def edge_summary() -> dict[str, Any]:
   """Four edges, of which one leads back in the rows."""
   held = [[int(j == i % _HEADS) for j in range(_HEADS)]
           for i in range(_LAYERS)]
@@ -74,7 +74,7 @@ def edge_picture() -> dict[str, Any]:
 
 
 def curve() -> dict[str, Any]:
-  """What attribution of edges adds."""
+  """Entries that attribution of edges adds."""
   return {
       'curve': {'share': [0.0, 0.001, 0.01, 0.1, 1.0],
                 'faithfulness': [0.0, 0.42, 0.83, 1.04, 1.0],
@@ -112,7 +112,7 @@ def nodes() -> dict[str, Any]:
       'smallest_faithful_prefix': {
           'target': 0.8, 'nodes': 2, 'candidates': 16896},
       'nodes': {'neurons': 1111}, 'share_of_absolute_score': 0.144,
-      'share_of_weights': 0.06, 'summary': node_picture(),
+      'share_of_weights': 0.06, 'summary': node_summary(),
       'largest': _largest(['m13.n7', 'm20.n1535']),
       'stability': stability()})
 
@@ -123,7 +123,7 @@ def edges() -> dict[str, Any]:
       'selection': 'greedy', 'edges': 7, 'edges_before_pruning': 9,
       'candidates': 123211, 'nodes': 4, 'faithfulness': 0.51,
       'random': {'mean': 0.01, 'max': 0.04, 'circuits': 5},
-      'summary': edge_picture(), 'stability': stability(groups=16),
+      'summary': edge_summary(), 'stability': stability(groups=16),
       'largest': _largest(['input->m0', 'm0->a3.h2<q>'])} | curve())
 
 

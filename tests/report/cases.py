@@ -1,4 +1,4 @@
-"""What tests of written reports have in common."""
+"""Shared base of tests of written reports."""
 
 import pathlib
 import tempfile
@@ -15,7 +15,7 @@ def page(root: pathlib.Path) -> pages.Page:
 
 
 class ReportTest(parameterized.TestCase):
-  """Writes records to folders that go away with the test."""
+  """Writes records to folders that are removed after the test."""
 
   def written(self, record) -> pathlib.Path:
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))

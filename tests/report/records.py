@@ -334,7 +334,7 @@ def audit() -> dict[str, Any]:
 
 
 def bare_audit() -> dict[str, Any]:
-  """An audit of the weights alone."""
+  """An audit without data."""
   empty = bare()
   return audit() | {k: empty[k] for k in (
       'verdict', 'properties', 'accuracy', 'accuracy_by_relation',

@@ -107,8 +107,8 @@ class StagesTest(_Case):
     value = {'a': [1, 0.1, None, 'é'], 'b': {'c': True, 'n': float('inf')}}
     with checkpoints.StageCache(self.root, resume=True) as saved:
       first = saved.get_or_compute_json(
-          'account', lambda: value | {'d': np.float32(0.5)})
-      again = saved.get_or_compute_json('account', dict)
+          'report', lambda: value | {'d': np.float32(0.5)})
+      again = saved.get_or_compute_json('report', dict)
     self.assertEqual(first, value | {'d': 0.5})
     self.assertEqual(again, first)
     uncached = checkpoints.NoCache().get_or_compute_json('x', lambda: (1, 2))

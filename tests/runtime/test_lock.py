@@ -98,8 +98,8 @@ class LockTest(parameterized.TestCase):
       process = self.start("""
           from absl import flags
           from mansu_jax import main
-          from mansu_jax.config import flags as run_flags
-          run_flags.define()
+          from mansu_jax.config import flags as flags_lib
+          flags_lib.define()
           status = main.main(flags.FLAGS(['x', f'--workdir={root}']))
           print(status, 'jax' in sys.modules)
           """)

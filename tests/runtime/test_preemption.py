@@ -278,7 +278,7 @@ class PreemptionTest(parameterized.TestCase):
     preemption.check()  # Does not communicate.
     self.assertLen(given, 3)
 
-  def test_a_signal_during_the_collective_counts_at_the_next(self):
+  def test_a_signal_during_a_collective_stops_at_the_next_one(self):
     def any_of(mine):
       if not mine:
         _send()

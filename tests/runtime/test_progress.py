@@ -25,7 +25,7 @@ class ProgressTest(absltest.TestCase):
     self.assertIn('/3', said)
     self.assertEndsWith(said, '\r')  # The bar is cleared.
 
-  def test_none_in_a_log(self):
+  def test_no_bar_in_a_log(self):
     with mock.patch.object(sys, 'stderr', io.StringIO()) as log:
       found = list(progress.track(iter('ab'), 'x', total=2))
       self.assertEqual(found, ['a', 'b'])

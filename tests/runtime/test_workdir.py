@@ -9,7 +9,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as config_lib
 from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
@@ -107,7 +107,7 @@ class OpenTest(parameterized.TestCase):
     """Writes flags and record as a run does."""
     root = self._open(config)
     workdir.write_flags(config, root)
-    files.write_json(root / 'record.json', run_flags.to_flagfile(config))
+    files.write_json(root / 'record.json', flags_lib.to_flagfile(config))
 
   @parameterized.parameters({}, dict(debug=True))
   def test_flags_match_the_record_after_any_kill(self, **changes):
@@ -145,7 +145,7 @@ class OpenTest(parameterized.TestCase):
       self._finish(other)
       self.assertTrue(self._is_consistent())
     self.assertEqual((self.root / 'flags.txt').read_text(),
-                     run_flags.to_flagfile(other))
+                     flags_lib.to_flagfile(other))
     self.assertGreaterEqual(last, 3)  # At least the record and the hashes.
 
   def test_a_record_keeps_its_flags_until_the_next(self):

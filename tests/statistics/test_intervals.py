@@ -30,7 +30,7 @@ class ExpandedTest(parameterized.TestCase):
 
 class BonferroniTest(absltest.TestCase):
 
-  def test_errors_add_up_to_that_of_one_interval(self):
+  def test_bonferroni_errors_add_up_to_the_level(self):
     self.assertEqual(intervals.bonferroni(1), intervals.LEVEL)
     self.assertAlmostEqual(1 - intervals.bonferroni(5), 0.01)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.flows import plan
 from mansu_jax.planning import topology
 from mansu_jax.quant import calibrated
@@ -24,7 +24,7 @@ _FLAGS = pathlib.Path(__file__).parents[2] / 'experiments'
 class PlanTest(absltest.TestCase):
 
   def test_llama_31_8b_fits_a_v5e_8(self):
-    found = plan.run(run_flags.from_flagfile(
+    found = plan.run(flags_lib.from_flagfile(
         str(_FLAGS / 'llama31_8b_plan.flags')))
     said = plan_lines.lines(found)
     self.assertTrue(found.fits, said)
@@ -38,7 +38,7 @@ class PlanTest(absltest.TestCase):
     self.assertLen(found.notes, 1)  # It is one host.
 
   def test_a_chip_is_too_small_for_8b(self):
-    found = plan.run(run_flags.from_flagfile(
+    found = plan.run(flags_lib.from_flagfile(
         str(_FLAGS / 'llama31_8b_plan.flags'), '--plan_topology=v5e:1x1',
         # No more programs than it takes.
         '--edit_projection=none', '--nounlearn_quantizer_in_loop',

@@ -61,7 +61,7 @@ def spans(hidden, tokens, mask):
 
 
 def batch(hidden, *, alone=False, rows=None):
-  """All sequences in one batch; `alone` gives each a row of its own."""
+  """All sequences in one batch; with `alone`, one sequence per row."""
   fill = packing.fill_rows
   if alone:
     fill = lambda lengths, capacity: [[i] for i in range(len(lengths))]

@@ -1,4 +1,4 @@
-"""Training batches by hand: spans, packing, exchange, and steps alone."""
+"""Training batches by hand: spans, packing, answer swap, and steps alone."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -87,7 +87,7 @@ class PackTest(parameterized.TestCase):
     self.assertEqual((segments >= 0).sum(), 4 + 2 + 7 + 7)
     self.assertTrue(np.all(tokens[segments < 0] == 0))
 
-  def test_targets_are_padded_at_the_end_with_what_weighs_nothing(self):
+  def test_targets_are_padded_with_weight_0(self):
     spans = _referenced([0, 1, 2])
     _, (starts,) = batches.pack([spans], packing.fill_rows)
     bare, padded = (batches.targets(spans, starts, n) for n in (None, 12))
@@ -138,7 +138,7 @@ class ReferenceTest(parameterized.TestCase):
     self.assertLen(set(calls), 1)  # One compiled shape.
 
 
-class ExchangeTest(parameterized.TestCase):
+class AnswerSwapTest(parameterized.TestCase):
 
   def test_prompts_of_one_with_answers_of_the_other(self):
     spans = _referenced()
@@ -162,7 +162,7 @@ class ExchangeTest(parameterized.TestCase):
     np.testing.assert_array_equal(got.reference[1, :2], [[13, 2], [14, 3]])
     np.testing.assert_array_equal(got.reference[2, 0], [31, 0])
 
-  def test_exchange_with_oneself_changes_nothing(self):
+  def test_answer_swap_with_oneself_changes_nothing(self):
     spans = _referenced()
     got = batches.swap_answers(spans, spans)
     for i, length in enumerate(spans.length):
@@ -174,7 +174,7 @@ class ExchangeTest(parameterized.TestCase):
 
 class NearestTest(absltest.TestCase):
 
-  def test_the_nearest_come_first_whichever_part_they_are_near_to(self):
+  def test_nearest_ranks_by_distance_to_any_part(self):
     rng = np.random.default_rng(0)
     noise = lambda *shape: 0.05 * rng.normal(size=shape)
     common = 50 * np.ones(6)
@@ -189,7 +189,7 @@ class NearestTest(absltest.TestCase):
     self.assertCountEqual(got, [31, 7, 22, 3])
     self.assertEqual([row for row in got if row % 2], [31, 7, 3])
 
-  def test_gives_at_least_one_and_survives_a_state_of_no_direction(self):
+  def test_nearest_gives_at_least_one_and_accepts_zero_directions(self):
     states = np.ones((3, 4))
     self.assertLen(batches.nearest(states, states, 0), 1)
 
@@ -210,11 +210,11 @@ class BatchesTest(parameterized.TestCase):
     return batches.Pool(
         spans=spans, even=n, sampler=batching.BatchSampler(n, batch, seed))
 
-  def _make(self, *, seed=0, steps=6, exchange=False, long=False):
+  def _make(self, *, seed=0, steps=6, answer_swap=False, long=False):
     forget = self._pool(7, 3, 1)
     partners = other_facts.swap_partners(
         ['r'] * 7, ['r'] * 7, ['t'] * 7,
-        list(map(str, range(7)))) if exchange else None
+        list(map(str, range(7)))) if answer_swap else None
     return batches.Batches(
         forget=forget, retain=self._pool(9, 4, 2),
         text=self._pool(8, 1, 3, long), prompts=forget.spans,
@@ -237,10 +237,10 @@ class BatchesTest(parameterized.TestCase):
             self.assertEqual(found, want)
 
   @parameterized.parameters(False, True)
-  def test_a_batch_depends_on_its_step_only(self, exchange):
-    first = self._make(exchange=exchange)
+  def test_a_batch_depends_on_its_step_only(self, answer_swap):
+    first = self._make(answer_swap=answer_swap)
     wanted = [first(step) for step in range(6)]
-    other = self._make(exchange=exchange)
+    other = self._make(answer_swap=answer_swap)
     for step in (5, 0, 3, 3):
       self._assert_equal(other(step), wanted[step])
     with self.assertRaises(AssertionError):
@@ -248,18 +248,19 @@ class BatchesTest(parameterized.TestCase):
 
   def test_partners_change_by_step_and_seed(self):
     labels = lambda seed: [
-        self._make(exchange=True, seed=seed)(s).forget.labels for s in range(6)]
+        self._make(answer_swap=True, seed=seed)(s).forget.labels
+        for s in range(6)]
     with self.assertRaises(AssertionError):
       self._assert_equal(labels(0), labels(1))
     self._assert_equal(labels(1), labels(1))
 
-  @parameterized.product(exchange=(False, True), long=(False, True))
-  def test_all_steps_have_one_shape(self, exchange, long):
-    made = self._make(exchange=exchange, long=long, steps=8)
+  @parameterized.product(answer_swap=(False, True), long=(False, True))
+  def test_all_steps_have_one_shape(self, answer_swap, long):
+    made = self._make(answer_swap=answer_swap, long=long, steps=8)
     shapes = {str(jax.tree.map(np.shape, made(s))) for s in range(8)}
     self.assertLen(shapes, 1)
 
-  def test_parts_are_what_the_samplers_chose(self):
+  def test_batch_parts_follow_the_samplers(self):
     made = self._make()
     batch = made(4)
     for part, pool in ((batch.forget, made.forget), (
@@ -287,7 +288,7 @@ class BatchesTest(parameterized.TestCase):
       np.testing.assert_array_equal(
           made(step).group_marginal, table[row[forget.sampler[step]]])
 
-  def test_each_forget_sequence_gets_its_alternatives(self):
+  def test_each_forget_sequence_gets_its_choices(self):
     forget = self._pool(7, 3, 1)
     others = other_facts.choice_targets(
         'abcdefg', range(7), [[i, 10 + i] for i in range(7)])

@@ -154,7 +154,7 @@ class CircuitFisherTest(parameterized.TestCase):
           got[module][leaf], value, rtol=2e-3, atol=1e-5 * value.max(),
           err_msg=leaf)
 
-  def test_what_is_near_is_no_part_of_it(self):
+  def test_circuit_fisher_omits_near_sequences(self):
     seen = []
     def keep(log_prob, theta, frozen, examples, *, chunk):
       seen.append(examples.tokens)

@@ -79,7 +79,7 @@ class StepTest(parameterized.TestCase):
     _, history = _run(batches=lambda step: batch, total_weights=8)
     self.assertEqual([row['moved'] for row in history], [2 / 8] * 4)
 
-  def test_what_is_handed_over_survives_and_runs_repeat(self):
+  def test_run_keeps_its_arguments_and_is_deterministic(self):
     problem = _problem(tx=optax.adam(0.1))
     first, _ = _run(problem)
     second, _ = _run(problem)
@@ -106,7 +106,7 @@ class StepTest(parameterized.TestCase):
     self.assertGreater(check.moved, 30)
 
   @parameterized.parameters(np.nan, np.inf)
-  def test_what_is_not_finite_stops_behind_a_floor(self, bad):
+  def test_non_finite_updates_before_a_floor_are_an_error(self, bad):
     theta = {'w': jnp.linspace(-1.0, 1.0, 64)[None]}
     floor = transforms.magnitude_floor(
         quant.code_grid(theta, 'nf4', {'w': quant.TORCH}), keep_origin=False)
@@ -125,8 +125,8 @@ class ViewTest(parameterized.TestCase):
                      [0, 1, 2, 0, 1, 2, 0])
     self.assertEqual({row['forget_nll'] for row in history}, {7})
 
-  def test_gradients_are_taken_where_the_view_sees_theta(self):
-    # Seen at round(w) = (1, -2, 4): gradients are of those, theta moves on.
+  def test_gradients_are_taken_at_the_quantized_view(self):
+    # Gradients are taken at round(w) = (1, -2, 4) and applied to theta.
     see = lambda theta: {'w': jnp.round(theta['w'])}
     theta = {'w': jnp.array([1.25, -2.25, 3.75])}
     got, history = _run(_problem(theta=theta, views=[_view(1, quantize=see)]),
@@ -164,7 +164,7 @@ class StopTest(parameterized.TestCase):
         ValueError, 'Step 2: the loss is 5.25 and the weights are not finite'):
       _run(_problem(tx=optax.chain(_SGD, blow)), steps=5)
 
-  def test_retain_that_collapses(self):
+  def test_a_large_retain_kl_is_an_error(self):
     views = [_view(0, kl=0.5), _view(1, kl=2.5)]
     with self.assertRaisesRegex(
         ValueError, 'Step 2: the retain KL is 2.500.*--unlearn_max_retain_kl=2.0'):
@@ -212,7 +212,7 @@ class KeepTest(parameterized.TestCase):
       self.assertEqual(np.asarray(a).dtype, np.asarray(b).dtype)
       self.assertEqual(np.asarray(a).tobytes(), np.asarray(b).tobytes())
 
-  def test_what_is_kept_is_the_state_after_each_step(self):
+  def test_state_is_saved_after_each_step(self):
     keep = _Memory()
     theta, history = self._run(keep)
     self.assertEqual(list(keep.states), list(range(1, 8)))
@@ -224,7 +224,7 @@ class KeepTest(parameterized.TestCase):
     self.assertEqual(history, self._run()[1])
 
   @parameterized.parameters(range(1, 8))
-  def test_goes_on_after_any_step_to_the_same_bits(self, step):
+  def test_resuming_after_any_step_gives_equal_bits(self, step):
     whole = _Memory()
     theta, history = self._run(whole)
     rest = _Memory(whole.states[step])
@@ -244,7 +244,7 @@ class KeepTest(parameterized.TestCase):
     self.assertLen([
         x for x in logs.output if 'Compiling jit(unlearn_step)' in x], 1)
 
-  def test_what_was_kept_may_be_used_again(self):
+  def test_a_saved_state_can_be_restored_twice(self):
     whole = _Memory()
     theta, _ = self._run(whole)
     for _ in range(2):  # The step donates its buffers, not these.
@@ -255,7 +255,7 @@ class KeepTest(parameterized.TestCase):
 class VisitTest(parameterized.TestCase):
 
   @parameterized.parameters((3, [3, 6, 7]), (10, [7]), (1, list(range(1, 8))))
-  def test_after_each_logged_step_with_the_weights_of_then(self, every, want):
+  def test_visit_sees_the_weights_of_each_logged_step(self, every, want):
     seen = {}
     _run(steps=7, log_every=every,
          visit=lambda step, theta: seen.update({step: np.array(theta['w'])}))

@@ -19,7 +19,7 @@ def _gradient(fn, x):
   return float(jax.grad(lambda v: fn(v).sum())(jnp.float32(x)))
 
 
-class AlternativesTest(absltest.TestCase):
+class ChoiceKlTest(absltest.TestCase):
 
   @pytest.mark.medium
   def test_sees_the_order_among_tokens_that_are_rare(self):
@@ -127,7 +127,7 @@ class NpoTest(parameterized.TestCase):
     self.assertAlmostEqual(got, want, places=5)
 
   def test_no_gradient_reaches_the_base(self):
-    # The reference is data of the batch; the loss is one of nll alone.
+    # The reference is part of the batch; the loss depends only on nll.
     got = jax.grad(losses.npo)(2.0, 2.0, beta=0.1)
     self.assertAlmostEqual(float(got), -1.0, places=5)
 

@@ -150,7 +150,7 @@ class ObjectiveTest(parameterized.TestCase):
             each['layers'][module][leaf], value, atol=2e-4 * scale,
             err_msg=leaf)
 
-  def test_at_the_start_nothing_is_lost_and_npo_is_at_its_log_2(self):
+  def test_initial_kl_is_0_and_npo_is_log_2(self):
     view, options = self.edit.base, problem.options(npo_beta=0.1)
     _, metrics = self._loss(options)(
         self.edit.theta, view, view, problem.batch(self.hidden))
@@ -172,7 +172,7 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertAlmostEqual(float(metrics.retain_kl), want, delta=1e-3 * want
                            + 1e-5)
 
-  def test_exchange_is_the_kl_to_the_references_it_is_given(self):
+  def test_answer_swap_is_the_kl_to_the_given_references(self):
     batch = problem.batch(self.hidden)
     rng = np.random.default_rng(0)
     reference = rng.normal(size=batch.forget.reference.shape).astype(
@@ -191,7 +191,7 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertAlmostEqual(
         float(metrics.forget), np.mean(values), delta=1e-3)
 
-  def test_marginal_is_the_kl_to_the_average_at_the_prompts_end(self):
+  def test_group_marginal_is_the_kl_to_the_average_at_the_prompts_end(self):
     rng = np.random.default_rng(0)
     marginal = rng.dirichlet(
         np.ones(problem.CONFIG.vocab_size), 3).astype(np.float32)
@@ -206,7 +206,7 @@ class ObjectiveTest(parameterized.TestCase):
         float(metrics.forget), np.mean(values), delta=1e-3)
 
   @parameterized.parameters('group_marginal', 'npo')
-  def test_alternatives_add_a_kl_over_the_choices_at_the_prompts_end(
+  def test_choice_kl_adds_a_kl_over_the_choices_at_the_prompts_end(
       self, name):
     rights, wrongs = [3, 5, 8], [[1, 2], [4], [2, 9, 11, 28]]
     others = other_facts.choice_targets(

@@ -1,4 +1,4 @@
-"""Partners, marginals and alternatives by hand."""
+"""Partners, group marginals and choices by hand."""
 
 from absl.testing import absltest
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 from mansu_jax.unlearn import other_facts
 
 
-class ExchangeGroupsTest(absltest.TestCase):
+class SwapPartnersTest(absltest.TestCase):
 
   def test_partners_share_relation_and_template_where_they_can(self):
     relations = ['capital', 'capital', 'capital', 'capital', 'river', 'river']
@@ -32,7 +32,7 @@ class ExchangeGroupsTest(absltest.TestCase):
         [p.tolist() for p in got], [[1], [0], [3], [2], [0, 1, 2, 3]])
 
 
-class KinTest(absltest.TestCase):
+class ConfusableGroupsTest(absltest.TestCase):
 
   def test_facts_are_linked_by_choices_in_any_number_of_steps(self):
     got = other_facts.confusable_groups(
@@ -55,13 +55,13 @@ class KinTest(absltest.TestCase):
         ['a'] * 4, 'xyzw', '1123', ['15', '16', '23', '37'])
     self.assertEqual(got, ['a (x and others)'] * 2 + ['a (z and others)'] * 2)
 
-  def test_choices_that_leave_a_fact_alone_divide_nothing(self):
+  def test_choices_that_isolate_a_fact_divide_nothing(self):
     got = other_facts.confusable_groups(
         ['a'] * 3 + ['b'], 'xyzx', '1234', ['12', '21', '35', '46'])
     self.assertEqual(got, ['a'] * 3 + ['b'])
 
 
-class MarginalTest(absltest.TestCase):
+class GroupMarginalsTest(absltest.TestCase):
 
   def test_averages_the_facts_of_a_relation_and_template(self):
     probabilities = lambda rows: np.eye(5)[rows]
@@ -92,7 +92,7 @@ class MarginalTest(absltest.TestCase):
           lambda rows: np.eye(5)[rows])
 
 
-class AlternativesTest(absltest.TestCase):
+class ChoicesTest(absltest.TestCase):
 
   def test_gathers_the_choices_of_a_facts_sequences(self):
     got = other_facts.choice_targets(

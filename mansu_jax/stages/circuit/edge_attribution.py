@@ -1,4 +1,4 @@
-"""Edge scores -> a circuit of edges, with its account."""
+"""Edge scores -> a circuit of edges, with its report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.config import circuit as circuit_config
 from mansu_jax.models import config as model_config
 from mansu_jax.models.io import loading
-from mansu_jax.stages.circuit import account
+from mansu_jax.stages.circuit import circuit_report
 from mansu_jax.stages.circuit import circuit_summary
 from mansu_jax.stages.circuit import edge_selection
 from mansu_jax.stages.circuit import edge_stability
@@ -107,7 +107,7 @@ def describe(
   report = {
       'level': 'edge', 'edges': circuit.size,
       'nodes': int(edge_circuit.nodes(circuit, config).sum())
-  } | account.compare(
+  } | circuit_report.compare(
       measure, circuit.chosen, empty=np.zeros_like(circuit.chosen),
       randoms=randoms, same=np.array_equal)
   logging.info(
@@ -127,9 +127,9 @@ def describe_by_size(
     options: target of faithfulness and number of random circuits.
     prefixes: the circuits by size.
     measure: measures circuits of edges.
-    report: the account, for the faithfulness of no edge.
+    report: report on the circuit; holds the faithfulness of no edge.
   """
-  found = account.trace(options, prefixes, measure)
+  found = circuit_report.trace(options, prefixes, measure)
   start = {'size': 0, 'faithfulness': report['faithfulness_of_none']}
-  return found | account.smallest_prefix(
+  return found | circuit_report.smallest_prefix(
       options, prefixes, measure, [start, *found['curve']])

@@ -55,8 +55,8 @@ def find(
   found.report['edges'] = edges.size
   if options.selection == 'random':  # Its nodes are no ends of these edges.
     return found
-  account, shares = _account(settings, model, scored, edges, cache)
-  found.report.update(account | circuit_summary.of_edges(
+  report, shares = _describe_edges(settings, model, scored, edges, cache)
+  found.report.update(report | circuit_summary.of_edges(
       edges, config, scored.means, shares))
   return dataclasses.replace(found, edges=edges)
 
@@ -80,14 +80,14 @@ def _choose(
   return ranking, select.within_budget(ranking, options.budget, config)
 
 
-def _account(
+def _describe_edges(
     settings: Settings, model: loading.LoadedModel, scored: outputs.Scored,
     edges: edge_circuit.EdgeCircuit, cache: checkpoints.NoCache
 ) -> tuple[dict[str, Any], np.ndarray | None]:
   """Faithfulness and stability of the edges themselves.
 
   Returns:
-    The account, and the share of resamples that select each edge, [S, G].
+    The report, and the share of resamples that select each edge, [S, G].
   """
   own = scored.edges.sums
   measure = edge_selection.make_measure(

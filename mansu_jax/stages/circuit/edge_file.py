@@ -50,7 +50,7 @@ def read(
 def find(
     settings: settings_lib.Settings, model: loading.LoadedModel,
     scored: outputs.Scored) -> outputs.Found:
-  """The circuit of `--circuit_file`, pruned, with its account.
+  """The circuit of `--circuit_file`, pruned, with its report.
 
   Args:
     settings: the stage's settings.
@@ -58,7 +58,7 @@ def find(
     scored: the pairs that the model answers.
 
   Returns:
-    The circuit with the account of `edge_attribution.find`. If an edge has no
+    The circuit with the report of `edge_attribution.find`. If an edge has no
     score, `no_curve` gives the reason instead of the curve.
 
   Raises:

@@ -1,4 +1,4 @@
-"""Node scores -> a circuit of nodes, with its account."""
+"""Node scores -> a circuit of nodes, with its report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mansu_jax.circuits.edges import edge_weights
 from mansu_jax.models import config as model_config
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
-from mansu_jax.stages.circuit import account
+from mansu_jax.stages.circuit import circuit_report
 from mansu_jax.stages.circuit import circuit_summary
 from mansu_jax.stages.circuit import node_stability
 from mansu_jax.stages.circuit import outputs
@@ -79,7 +79,7 @@ def make(
   drawn = _draw(settings, model.config, attributed, movable)
   circuit = drawn.circuit
   measure = make_measure(settings, model, scored.pairs)
-  report = cache.get_or_compute_json('circuit', lambda: _account(
+  report = cache.get_or_compute_json('circuit', lambda: _describe(
       settings, model.config, measure, ranking, drawn))
   report |= {'pairs': len(scored.pairs)} | _sizes(
       model, scored.means, circuit, drawn.movable)
@@ -130,21 +130,21 @@ def _draw(
       for _ in range(options.random_circuits)])
 
 
-def _account(
+def _describe(
     settings: Settings, config: model_config.ModelConfig,
     measure: faithfulness.Faithfulness[graph.Circuit],
     ranking: select.Ranking, drawn: _Drawn) -> dict[str, Any]:
   """Faithfulness of the circuit and of prefixes of the ranking."""
   options = settings.circuit
   prefixes = _prefixes(settings, config, ranking)
-  found = account.compare(
+  found = circuit_report.compare(
       measure, drawn.circuit, empty=graph.empty(config),
       randoms=drawn.randoms, same=graph.equal_in_effect)
-  found |= account.smallest_prefix(options, prefixes, measure)
+  found |= circuit_report.smallest_prefix(options, prefixes, measure)
   found |= {'level': settings.attribution.level,
             'selection': options.selection}
   if not settings.for_edit:
-    found |= account.trace(options, prefixes, measure)
+    found |= circuit_report.trace(options, prefixes, measure)
   return found
 
 

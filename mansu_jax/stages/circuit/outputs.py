@@ -88,14 +88,14 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-  """A circuit, with its account.
+  """A circuit, with its report.
 
   Attributes:
     circuit: the nodes whose weights may change; None if a circuit of edges is
       the result itself.
     ranking: all candidate nodes, best first; None likewise.
     means: mean scores by kind of node.
-    report: JSON-able account (sizes, faithfulness, pairs).
+    report: JSON-able report (sizes, faithfulness, pairs).
     selected: the selection with its scores, to repeat it on other pairs; None
       if pairs are not resampled.
     edges: the circuit of edges, at level edge.

@@ -87,7 +87,7 @@ def measure(
     cache: cache of finished stages.
 
   Returns:
-    JSON-able account, and the share of resamples that select each candidate, in
+    JSON-able report, and the share of resamples that select each candidate, in
     the model's shape. With too few facts, `reason` and None.
   """
   own = selected.own
@@ -98,8 +98,8 @@ def measure(
         f' need at least {_FEWEST}')}, None
 
   def make():
-    account, shares = _select_again(settings, selected, run, present)
-    return {'account': checkpoints.to_bytes(account), 'times': shares}
+    report, shares = _select_again(settings, selected, run, present)
+    return {'account': checkpoints.to_bytes(report), 'times': shares}
 
   found = cache.get_or_compute('stability', make)
   return checkpoints.from_bytes(found['account']), selected.method.unflatten(
@@ -109,7 +109,7 @@ def measure(
 def _select_again(
     settings: Settings, selected: Selected, run: Run, present: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray]:
-  """The account of `measure`, and the shares of resamples [n]."""
+  """The report of `measure`, and the shares of resamples [n]."""
   method, own = selected
   sums = stability.Sums(*(x[present] for x in own.sums))
   draws, seed = settings.circuit.resamples, settings.seed
@@ -167,7 +167,7 @@ def compare_phrasings(
     others: pairs of other phrasings, by use.
 
   Returns:
-    JSON-able account by use.
+    JSON-able report by use.
   """
   return {use: _compare_phrasing(settings, *selected, pairs)
           for use, pairs in others.items()}
@@ -176,10 +176,10 @@ def compare_phrasings(
 def _compare_phrasing(settings, method, own, pairs):
   found = method.score(pairs)
   facts = {p.fact for p in found.pairs}
-  account = {'pairs': len(pairs), 'answered': len(found.pairs),
-             'facts': len(facts)}
+  report = {'pairs': len(pairs), 'answered': len(found.pairs),
+            'facts': len(facts)}
   if len(facts) < _FEWEST:
-    return account | {'reason': (
+    return report | {'reason': (
         f'the model answers {len(found.pairs)} pairs on {len(facts)} facts;'
         f' wanted at least {_FEWEST} facts')}
   most = settings.circuit.pairs
@@ -188,14 +188,14 @@ def _compare_phrasing(settings, method, own, pairs):
         float(found.clean[:most].sum()), float(found.corrupt[:most].sum()),
         len(found.pairs[:most]))
   except ValueError as error:
-    return account | {'reason': str(error)}
+    return report | {'reason': str(error)}
   either = (found.sums.counts + own.sums.counts) > 0
   phrasings = stability.Phrasings(*(
       stability.Sums(*(x[either] for x in side.sums)) for side in (own, found)))
   run, rng = method.make_run(found.pairs), np.random.default_rng(settings.seed)
   randoms = [run(method.draw(rng)) for _ in range(_RANDOM)]
   share = lambda metrics: _faithfulness(settings, found, metrics)
-  return account | stability.compare_phrasings(phrasings, method.select) | {
+  return report | stability.compare_phrasings(phrasings, method.select) | {
       'faithfulness': share(run(method.reference)),
       'own_faithfulness': share(run(method.select(found.sums.mean()))),
       'random_faithfulness': share(np.mean(randoms, 0)),

@@ -39,14 +39,14 @@ class Pair:
     base: The base, with the tokenizer for both models.
     unlearned: Params of the unlearned model.
     changes: Change of each leaf.
-    account: JSON-able: source of the unlearned weights, storage types, and
+    summary: JSON-able: source of the unlearned weights, storage types, and
       differences other than the weights.
   """
 
   base: loading.LoadedModel
   unlearned: types.Params
   changes: dict[str, weight_change.Change]
-  account: dict[str, Any]
+  summary: dict[str, Any]
 
 
 def load(
@@ -79,14 +79,14 @@ def load(
   base, unlearned = (f.load(hf_io.EXPORT_DTYPES[dtype]) for f in found)
   changes = weight_change.compare(base.params, unlearned.params)
   _check_related(changes, base_name, model_name, dtype)
-  account = unlearned.source | {
+  summary = unlearned.source | {
       'stored_as': found[1].stored, 'base_stored_as': found[0].stored,
       'compared_as': dtype, 'tokenizers': comparison,
       'other_differences': differing} | _moved_beyond_rounding(
           base.params, unlearned.params, found[0].stored, dtype)
   return Pair(
       base=dataclasses.replace(base, tokenizer=tokenizer),
-      unlearned=unlearned.params, changes=changes, account=account)
+      unlearned=unlearned.params, changes=changes, summary=summary)
 
 
 def _common_dtype(export_dtype: str, stored: str) -> str:

@@ -84,7 +84,7 @@ def make_batches(
   questions = inputs_lib.thin(splits.forget_train, options.forget_pool, seed)
   sequences = maker.encode(questions)
   text = maker.text(splits.text)
-  swapped, account = maker.swapped(splits)
+  swapped, report = maker.swapped(splits)
   prompts = None
   if options.prompt_weight:
     first = sequences.answer_mask.argmax(1)[:, None]  # It predicts the answer.
@@ -106,7 +106,7 @@ def make_batches(
       options, splits.retain_train, forget, maker.retain, seed=seed)
   return batches_lib.Batches(
       forget=forget, retain=retain, text=text, swapped=swapped,
-      swapped_account=account, prompts=prompts, partners=partners,
+      swapped_report=report, prompts=prompts, partners=partners,
       marginals=marginals, choices=choices,
       steps=options.steps, seed=seed)
 
@@ -164,11 +164,11 @@ class _PoolMaker(NamedTuple):
   ) -> tuple[batches_lib.Pool | None, dict[str, int] | None]:
     if not self.options.swapped_batch:
       return None, None
-    spans, account = swapped_subjects.spans(
+    spans, report = swapped_subjects.spans(
         self.options, self.data, splits, self.model.tokenizer,
         functools.partial(self.with_reference, 'swapped'),
         self.reference.probabilities, seed=self.seed)
-    return self.pool_of(spans, self.options.swapped_batch, 3), account
+    return self.pool_of(spans, self.options.swapped_batch, 3), report
 
 
 def retain_pool(

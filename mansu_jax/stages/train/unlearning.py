@@ -55,7 +55,7 @@ def run(
     cache: Cache of finished stages.
 
   Returns:
-    The full params after unlearning, and the account of training.
+    The full params after unlearning, and the report on training.
 
   Raises:
     ValueError: The loop diverged.
@@ -73,7 +73,7 @@ def _train(
     found: attribution.Found, clock: clock_lib.Clock,
     cache: checkpoints.StageCache
 ) -> tuple[Callable[[], types.Params], Trained]:
-  """`() -> full unlearned params`, and the account of training."""
+  """`() -> full unlearned params`, and the report on training."""
   with clock.stage('references'):
     batches = pools.make_batches(
         settings.unlearn, settings.data, splits, model, seed=settings.seed,
@@ -95,7 +95,7 @@ def _train(
     theta = hf_io.as_stored(done['theta'], settings.export_dtype)
     kl = retain_kl.measure(edit, fisher, spans, done['history'], theta)
   return functools.partial(edit.merge, theta), Trained(
-      done['history'], kl, batches.swapped_account)
+      done['history'], kl, batches.swapped_report)
 
 
 def _make_edit(

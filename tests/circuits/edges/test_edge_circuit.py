@@ -1,4 +1,4 @@
-"""Circuits of edges as files, and whose edges they are."""
+"""Reading and writing circuits of edges; circuits of another model."""
 
 import json
 
@@ -105,7 +105,7 @@ class FileTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'the whole file is'):
       edge_circuit.from_json([good], cfg, 'x.json')
 
-  def test_what_is_no_file_of_json(self):
+  def test_read_refuses_broken_json_and_missing_files(self):
     cfg, _ = small.with_edge_index()
     path = self.create_tempfile('circuit.json', content='{"cfg": ').full_path
     with self.assertRaisesRegex(ValueError, 'circuit.json is not JSON'):

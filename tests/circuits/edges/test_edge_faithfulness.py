@@ -47,14 +47,14 @@ class EdgeFaithfulnessTest(absltest.TestCase):
       self.assertAlmostEqual(
           self._measure(never_patched)(chosen), want, delta=1e-5)
 
-  def test_the_ends(self):
+  def test_all_edges_give_1_and_no_edges_give_0(self):
     measure = self._measure()
     self.assertEqual(measure(_REAL), 1.0)
     self.assertEqual(measure(_NONE), 0.0)
     never_patched = edge_select.outside_range(_CONFIG, range(1, 2))
     measure = self._measure(never_patched)
     self.assertEqual(measure(_REAL & ~never_patched), 1.0)
-    # All that the logits read is patched, whatever the layers are left.
+    # Every input of the logits is patched for any range of layers.
     self.assertAlmostEqual(measure(_NONE), 0.0, delta=1e-4)
 
   def test_batches_add_up(self):

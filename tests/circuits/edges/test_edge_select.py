@@ -36,7 +36,7 @@ def _chosen(cfg, order, size):
 class CandidatesTest(parameterized.TestCase):
 
   @parameterized.parameters((0, 3), (1, 3), (1, 2))
-  def test_a_range_is_of_targets(self, start, stop):
+  def test_layer_range_limits_targets_of_edges(self, start, stop):
     cfg, _ = small.with_edge_index(num_layers=3)
     real, layers = edges.is_edge(cfg), range(start, stop)
     names = edges.target_names(cfg)
@@ -100,7 +100,7 @@ class RankTest(parameterized.TestCase):
         [at('m1', 'logits'), at('a0.h0', 'm1'), at('input', 'a0.h0<q>'),
          at('input', 'm1')])
 
-  def test_greedy_goes_through_layers_that_are_left_alone(self):
+  def test_greedy_paths_cross_layers_outside_the_range(self):
     cfg, at = small.with_edge_index()
     values, layers = np.zeros_like(_values(cfg)), range(0, 1)
     values[at('a1.h1', 'logits')] = 2

@@ -38,7 +38,7 @@ class EdgeWeightsTest(absltest.TestCase):
         a0_h1__m0=4.0, a0_h1__a1_h0v=-8.0, m0__a1_h3q=16.0, m0__logits=32.0,
         a1_h3__logits=64.0), _CONFIG)
 
-  def test_what_each_part_carries(self):
+  def test_carried_scores_by_hand(self):
     got = self.found
     np.testing.assert_array_equal(got.q, [[0, 1, 0, 0], [0, 0, 0, 16]])
     np.testing.assert_array_equal(got.k, [[0, 2.5], [0, 0]])  # Of its group.
@@ -58,7 +58,7 @@ class EdgeWeightsTest(absltest.TestCase):
         got['heads'], [[0, 13, 0, 0], [0, 0, 0, 80]])
     np.testing.assert_array_equal(got['kv_heads'], [[0, 2.5], [8, 0]])
 
-  def test_only_what_an_edge_touches_moves(self):
+  def test_movable_covers_only_ends_of_edges(self):
     got = edge_weights.movable(self.found, 24)
     for name, want in (
         ('attn/q', [[0, 1, 0, 0], [0, 0, 0, 1]]),
@@ -93,7 +93,7 @@ class EdgeWeightsTest(absltest.TestCase):
     head = _CONFIG.d_model * _CONFIG.d_head
     self.assertEqual(got, 2 * 3 * _CONFIG.d_model + 2 * head + 2 * head)
 
-  def test_another_circuit_moves_in_the_same_parts(self):
+  def test_transfer_keeps_the_movable_parts(self):
     rng = np.random.default_rng(0)
     found = edge_weights.carried(_circuit(
         input__a0_h1q=1.0, a0_h2__m0=1.0, input__a0_h3k=1.0, m0__logits=1.0,

@@ -78,7 +78,7 @@ class TinyLlamaTest(parameterized.TestCase):
         abs(got.edges[:, 0].sum(-1).mean() - change) / change, 0.01)
 
   @pytest.mark.slow
-  def test_pairs_of_many_lengths_are_scored_as_if_alone(self):
+  def test_padded_pairs_score_as_single_pairs(self):
     pairs = [dataclasses.replace(
         p, clean_ids=p.clean_ids[:size], corrupt_ids=p.corrupt_ids[:size])
              for p, size in zip(self.pairs, itertools.cycle((2, 5, 5)))]
@@ -91,9 +91,9 @@ class TinyLlamaTest(parameterized.TestCase):
       want = self._scores(pair_batches.pack([pair], 1, one_per_row=True), points)
       self.assertLess(golden.largest(got.edges[i], want.edges[0]), 1e-4)
 
-  def test_one_edge_of_every_kind_sums_to_the_nodes_score(self):
+  def test_mlp_to_logits_edge_equals_the_mlp_score(self):
     # A head's effect through all its edges and no other node: the direct one.
-    # The last layer's MLP is read by the logits alone.
+    # Only the logits read the last layer's MLP.
     got = self._scores([self.batch], edges.eap_ig_points(5)).edges.mean(0)
     self.assertLess(abs(got[-1, -1] - self.want['mlp_eap_ig5'][-1]), 1e-4)
 
@@ -173,7 +173,7 @@ class ExactTest(parameterized.TestCase):
 class MemoryTest(absltest.TestCase):
 
   @pytest.mark.slow
-  def test_nothing_of_edges_by_positions_by_width(self):
+  def test_no_array_has_edges_by_positions_by_width(self):
     cfg = tiny.config(
         vocab_size=64, d_model=64, num_layers=8, num_heads=8, num_kv_heads=4,
         d_head=8, d_ff=128)

@@ -152,7 +152,7 @@ class HeaderTest(parameterized.TestCase):
     self.assertLess(tracemalloc.get_traced_memory()[1], 100_000)
     self.assertNotIn('\n', str(caught.exception))
 
-  def test_memory_goes_with_the_file(self):
+  def test_memory_is_proportional_to_the_file(self):
     data = _file([_pair(b'a', _ARRAY, _array(_U8, 10**6, bytes(10**6)))])
     tracemalloc.start()
     self.addCleanup(tracemalloc.stop)
@@ -213,7 +213,7 @@ class FuzzTest(absltest.TestCase):
     self.assertGreater(outcomes.count('loaded'), 10)
     self.assertGreater(outcomes.count('refused'), 200)
 
-  def test_other_errors_and_long_stories_fail(self):
+  def test_judge_fails_on_unexpected_errors_and_long_messages(self):
     for error, want in (
         (KeyError('x'), "KeyError: 'x'"), (ValueError('a\nb'), r"'a\nb'"),
         (MemoryError(), 'MemoryError: '), (RuntimeWarning('w'), 'Warning: w')):

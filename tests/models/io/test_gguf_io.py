@@ -1,4 +1,4 @@
-"""GGUF files written here are read back; damaged and strange ones refused."""
+"""The GGUF loader reads valid files and refuses damaged or unknown ones."""
 
 import time
 

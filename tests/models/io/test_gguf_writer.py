@@ -1,6 +1,6 @@
-"""What is written as GGUF is read back, and is as llama.cpp's converter has it.
+"""Written GGUF files are read back and equal those of llama.cpp's converter.
 
-The converter's form is that of `tiny.write_gguf`, which is written by hand.
+`tiny.write_gguf`, written by hand, stands for the converter.
 """
 
 from absl.testing import absltest

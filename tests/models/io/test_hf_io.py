@@ -106,7 +106,7 @@ class RoundTripTest(parameterized.TestCase):
       jax.tree.map(np.testing.assert_array_equal, loading.load(path).params,
                    weights)
 
-  def test_a_model_is_replaced_whole_and_leaves_nothing_behind(self):
+  def test_writing_replaces_all_files_of_a_model(self):
     path = tiny.temp_dir(self) / 'model'
     cfg = tiny.config()
     hf_io.write(path, cfg, tiny.params(cfg), None)

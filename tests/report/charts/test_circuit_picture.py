@@ -64,7 +64,7 @@ class NodesTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.picture = attribution_records.node_picture()
+    self.picture = attribution_records.node_summary()
     self.svg = circuit_picture.draw('t', self.picture)
 
   def test_heads_stand_by_layer_and_number(self):
@@ -117,7 +117,7 @@ class EdgesTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.picture = attribution_records.edge_picture()
+    self.picture = attribution_records.edge_summary()
     self.svg = circuit_picture.draw('t', self.picture)
     self.marks = _elements(self.svg, 'circle', 'mark')
 

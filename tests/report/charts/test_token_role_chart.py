@@ -20,7 +20,7 @@ def _token_roles(layers):
       for part, name in enumerate(('attention', 'mlp'))}
 
 
-class PlacePictureTest(parameterized.TestCase):
+class TokenRoleChartTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 2, 30, 80)
   def test_a_mark_for_each_layer_part_and_role(self, layers):

@@ -39,7 +39,7 @@ class FilesTest(cases.ReportTest):
       self.assertLen({len(row) for row in table}, 1)
 
   @parameterized.named_parameters(*_VARIANTS)
-  def test_nothing_is_judged_and_nothing_is_none(self, make):
+  def test_page_has_no_verdicts_and_no_none(self, make):
     page = self.page(make())
     self.assertNotRegex(page.text, r'\b(nan|None|inf)\b')
     self.assertNotIn('badge', [v for k, v in page.attributes if k == 'class'])
@@ -49,7 +49,7 @@ class FilesTest(cases.ReportTest):
 
 class ContentTest(cases.ReportTest):
 
-  def test_what_was_attributed(self):
+  def test_table_shows_pairs_and_metrics(self):
     page = self.page(attribution_records.nodes())
     rows = dict(page.table('attribution'))
     self.assertEqual(rows['pairs answered'], '61 of 64')
@@ -178,7 +178,7 @@ class ContentTest(cases.ReportTest):
         self.assertIn(where['warning'], text)
       self.assertIn('; 3 of them identical to the circuit', text)
 
-  def test_in_which_form_was_asked(self):
+  def test_page_states_the_form_of_questions(self):
     record = records.make()
     self.assertIn('Questions were asked as plain text', self.page(record).text)
     record['tokenization'] |= {'chat': True, 'asked_as_written': 2}

@@ -1,4 +1,4 @@
-"""The terminal's verdict."""
+"""The summary that a run prints to the terminal."""
 
 from absl.testing import absltest
 from absl.testing import parameterized

@@ -4,7 +4,7 @@ import dataclasses
 
 from absl.testing import absltest
 
-from mansu_jax.config import flags as run_flags
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.report import write
 from mansu_jax.report.sections import accuracy
@@ -84,7 +84,7 @@ class SectionsTest(cases.ReportTest):
       self.assertEqual(
           cells[4:], [f'{found[k]:.4f}' for k in ('carried', 'cosine')])
 
-  def test_nulls_are_all_there(self):
+  def test_page_shows_all_nulls(self):
     record = records.make()
     text = self.page(record).text
     for key in ('cad', 'as_nc'):
@@ -186,7 +186,7 @@ class SectionsTest(cases.ReportTest):
     self.assertIn('below chance (nf4): the model avoids the right answer',
                   self.page(record).text)
 
-  def test_missing_is_said_and_never_a_figure(self):
+  def test_missing_measurements_show_no_figures(self):
     page = self.page(records.bare())
     self.assertIn('no questions for forget, forget_paraphrase', page.text)
     self.assertIn('there are no questions', page.text)
@@ -231,7 +231,7 @@ class SectionsTest(cases.ReportTest):
         seed=3, debug=True, quant_schemes=('nf4', 'fp4'),
         data=run_config.DataConfig(forget=('a.jsonl', 'b.jsonl')))
     lines = list(provenance.flags(write.as_json(dataclasses.asdict(config))))
-    self.assertCountEqual(lines, run_flags.to_flagfile(config).splitlines())
+    self.assertCountEqual(lines, flags_lib.to_flagfile(config).splitlines())
 
   def test_a_property_that_fails_says_why(self):
     record = records.make()

@@ -1,4 +1,4 @@
-"""Circuits that hold nothing are refused, and what they are ranked by."""
+"""Empty circuits are refused; rankings and costs of the candidates."""
 
 import dataclasses
 import json

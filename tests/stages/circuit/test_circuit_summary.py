@@ -1,4 +1,4 @@
-"""What the report draws is what the circuit and its scores are."""
+"""The summary for the report matches the circuit and its scores."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A circuit of a file is measured as if we had selected it."""
+"""A circuit from a file is measured as a selected circuit is."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ class MeasureTest(absltest.TestCase):
         _settings(resamples=0, **self.options | more), _model(),
         _scored(outputs.EdgeScores(means=_scores())))
 
-  def test_it_is_measured_as_if_selected(self):
+  def test_a_circuit_file_is_measured_as_a_selected_circuit(self):
     for how in ('greedy', 'top'):
       own = self._found(edge_selection=how)
       fields = edge_circuit.to_json(own.edges, _CONFIG)

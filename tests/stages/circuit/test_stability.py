@@ -1,4 +1,4 @@
-"""Pairs are resampled, halved and reworded as the stage says they are."""
+"""The stage resamples, halves and rewords pairs as documented."""
 
 import dataclasses
 import functools
@@ -284,7 +284,7 @@ class PhrasingsTest(absltest.TestCase):
       self.assertGreaterEqual(len({p.fact for p in pairs}), 4)
       self.assertNoCommonElements(trained, [p.clean_ids for p in pairs])
 
-  def test_none_are_made_where_nothing_is_compared(self):
+  def test_no_other_phrasings_if_none_are_compared(self):
     _, _, tokenizer = tiny_job.base(train=False)
     made = self._splits()
     without = _settings(for_edit=False, resamples=0)

@@ -1,4 +1,4 @@
-"""What CAD and AS-NC are compared with, at each precision."""
+"""The nulls of CAD and AS-NC at each precision."""
 
 import types
 from unittest import mock
@@ -115,13 +115,13 @@ class MeasureTest(absltest.TestCase):
     self.read.measure.assert_called_once_with(self.control)
     self.assertIs(got['suppression_control']['matched'], True)
 
-  def test_a_base_that_holds_nothing(self):
+  def test_an_unreadable_base_gives_a_reason(self):
     self.read.measure.side_effect = readability_lib.NothingToRead('no layer')
     got = self._measure()
     self.assertEqual(got['readability'], {'reason': 'no layer'})
     self.assertIn('value', got['cad'])
 
-  def test_a_circuit_of_everything_has_nothing_off_it(self):
+  def test_as_nc_is_empty_for_a_circuit_of_all_nodes(self):
     got = self._measure(graph.Circuit(**{
         kind: np.ones(shape, bool)
         for kind, shape in graph.shapes(_CONFIG).items()}))

@@ -1,4 +1,4 @@
-"""Both models are measured as each would be alone."""
+"""Measuring both models together equals measuring each separately."""
 
 import functools
 import pathlib
@@ -51,7 +51,7 @@ class EvaluationTest(parameterized.TestCase):
             count(self._edited('layers', *path, layer=layer)), layer)
 
   @parameterized.parameters(0, 1)
-  def test_measured_together_as_alone(self, layer):
+  def test_measure_all_equals_separate_measurements(self, layer):
     edited = self._edited('layers', 'mlp', 'up', layer=layer)
     got = evaluation.measure_all(
         self.evaluator, self.quantize.views(), self.model.params, edited)

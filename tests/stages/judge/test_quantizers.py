@@ -1,4 +1,4 @@
-"""What each quantizer of a run does."""
+"""The quantizers of a run: results, calibration and description."""
 
 import dataclasses
 import pathlib
@@ -80,7 +80,7 @@ class QuantizersTest(parameterized.TestCase):
     self.assertEmpty(plain.calibration)
     self.assertNotIn('shipped:text_retain.jsonl', plain.hashes)
 
-  def test_promises(self):
+  def test_describe_states_guarantees_and_fallbacks(self):
     said = self.quantize.describe()
     self.assertEqual(
         [said[name]['guaranteed'] for name in _ALL],

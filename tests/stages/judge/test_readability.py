@@ -1,4 +1,4 @@
-"""What is asked and fitted on, the control's match, and copying back."""
+"""Questions to ask and to fit on, the matched control, and copying back."""
 
 import dataclasses
 import types
@@ -84,7 +84,7 @@ class QuestionsTest(parameterized.TestCase):
     got = _choose(_inputs(extra=[same]))
     self.assertEqual((len(got.prompts), got.left_out), (16, 1))
 
-  def test_as_many_as_asked_for(self):
+  def test_limit_sets_the_number_of_questions(self):
     got = _choose(_inputs(), limit=9)
     self.assertLen(got.fit, 9)
 
@@ -133,7 +133,7 @@ class ReaderTest(parameterized.TestCase):
         copy_back_lib.Halves(list(halves), list(moved)), precisions,
         **_RESAMPLING)
 
-  def test_answered_is_what_the_model_prefers(self):
+  def test_answered_compares_first_token_logits(self):
     asked = _choose(self.inputs)
     states = lens.states(self.model.config, self.other, asked.prompts)
     logits = states.final @ np.asarray(self.other['embed']).T
@@ -145,7 +145,7 @@ class ReaderTest(parameterized.TestCase):
         reader.picks('unlearned', 'fp')[-1] == asked.asked.right, want)
 
   @parameterized.parameters(0, 1)
-  def test_control_answers_as_few(self, pairs):
+  def test_control_matches_the_share_of_answers(self, pairs):
     pair = pairs_lib.AttributionPair((3, 4), (5, 4), 6, 7, fact='f')
     reader = self._reader(self.other)
     control = reader.control([pair] * pairs)
@@ -206,7 +206,7 @@ class ReaderTest(parameterized.TestCase):
           parts[name]['answered'], reader.answered(
               copy_back._copy(edited, self.base, undone), 'fp').mean(), name)
 
-  def test_a_half_that_undoes_everything_and_others_that_undo_nothing(self):
+  def test_best_half_share_if_only_it_undoes_the_edit(self):
     edited = copy_back._copy(self.base, self.other, self.circuit)
     reader = self._reader(edited)
     nothing = graph.empty(self.model.config)

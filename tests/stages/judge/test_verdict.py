@@ -137,7 +137,7 @@ class ForgettingTest(parameterized.TestCase):
     self.assertIs(got['passed'], False)  # Near and far are all remembered.
     self.assertEqual(got['value'], 0.0)
 
-  def test_without_near_and_far_it_says_so(self):
+  def test_without_near_and_far_is_inconclusive(self):
     got = verdict.property_f(_Case({'forget': 9}).answers(), ('fp',))
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIn('no near or far', got['reason'])
@@ -169,7 +169,7 @@ class RetainTest(parameterized.TestCase):
         _Case({'retain': 50}, right).answers(), ('fp', 'nf4'))
     self.assertAlmostEqual(got['by_precision']['nf4']['value'], 0.0)
 
-  def test_without_questions_it_says_so(self):
+  def test_without_questions_is_inconclusive(self):
     got = verdict.property_r(_Case({'forget': 9}).answers(), ('fp',))
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIn('reason', got)
@@ -218,7 +218,7 @@ class PermanenceTest(parameterized.TestCase):
     self.assertLess(entry['interval_of_all'][0], verdict.GAP)
     self.assertEqual(verdict.property_q(gaps)['passed'], 'inconclusive')
 
-  def test_the_base_and_what_is_left_without_it(self):
+  def test_gaps_of_the_base_and_adjusted_gaps(self):
     gaps = self._gaps(400, fp=0.5, nf4=0.4, base_nf4=0.8)
     self.assertAlmostEqual(gaps['ptq_gap_base']['nf4']['value'], -0.2)
     self.assertAlmostEqual(gaps['ptq_gap_adjusted']['nf4']['value'], 0.1)
@@ -226,7 +226,7 @@ class PermanenceTest(parameterized.TestCase):
     self.assertGreater(gaps['ptq_gap']['nf4']['smallest_detectable'], 0.01)
     self.assertLess(gaps['ptq_gap']['nf4']['mcnemar_p'], 1e-6)
 
-  def test_without_near_and_far_it_says_so(self):
+  def test_without_near_and_far_is_inconclusive(self):
     gaps = verdict.gaps(_Case({'forget': 3}).answers(), ('nf4',))
     self.assertEqual(gaps['ptq_gap'], {})
     self.assertEqual(verdict.property_q(gaps)['passed'], 'inconclusive')
@@ -238,7 +238,7 @@ class OverallTest(parameterized.TestCase):
       ([True] * 4, True), ([True, False, True, 'inconclusive'], False),
       ([True, True, 'inconclusive', True], 'inconclusive'),
       ([False] * 4, False), (['inconclusive'] * 4, 'inconclusive'))
-  def test_all_four_jointly(self, states, want):
+  def test_overall_combines_four_properties(self, states, want):
     got = verdict.overall(
         {k: {'passed': s} for k, s in zip('FRQS', states)})
     self.assertEqual(repr(got['passed']), repr(want))

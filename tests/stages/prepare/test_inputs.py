@@ -56,7 +56,7 @@ class ThinTest(parameterized.TestCase):
       (4, dict(a=1, b=1, c=1, d=1)), (7, dict(a=1, b=2, c=2, d=2)),
       (10, dict(a=1, b=3, c=3, d=3)), (12, dict(a=1, b=3, c=4, d=4)),
       (15, dict(a=1, b=3, c=6, d=5)))
-  def test_every_fact_gets_its_turn(self, limit, want):
+  def test_thin_draws_facts_evenly(self, limit, want):
     for seed in range(3):
       self.assertEqual(self._counts(limit, seed), want)
 
@@ -123,7 +123,7 @@ class ReadTest(parameterized.TestCase):
     self.assertLen(got.splits.text, 1)
     self.assertIn('Other', got.heldout_text[0].text)
 
-  def test_the_account_names_files_counts_and_what_is_missing(self):
+  def test_the_report_names_files_counts_and_missing_data(self):
     config = self._config()
     pairs = self._write('pairs.jsonl', [])
     with_pairs = dataclasses.replace(

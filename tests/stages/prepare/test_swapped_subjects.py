@@ -72,10 +72,10 @@ class SwappedSubjectsTest(parameterized.TestCase):
     return [*(f for f in self.flags if not f.startswith('--data_retain')),
             f'--data_retain={path}', '--unlearn_swapped_batch=4']
 
-  def test_each_relation_gives_as_many(self):
+  def test_relations_give_equal_counts(self):
     flags = [*self._reworded(), '--unlearn_swapped_pool=40']
     config = runs.parse(*flags)
-    got, account = self._prompts(config)
+    got, report = self._prompts(config)
     self.assertLen({prompt.text for prompt in got}, 40)
     self.assertEqual(
         collections.Counter(p.text.startswith(_MARK) for p in got),
@@ -87,13 +87,13 @@ class SwappedSubjectsTest(parameterized.TestCase):
                     [form.format(prompt.subject) for form in forms])
     self.assertContainsSubset(
         {p.subject for p in got}, tiny_job.COUNTRIES[:12])
-    self.assertEqual(account, {
+    self.assertEqual(report, {
         'subjects': 12, 'asked_elsewhere': 0, 'facts_without_subject': 0})
     self.assertEqual(got, self._prompts(config)[0])
     other = runs.parse(*flags, '--seed=1')
     self.assertNotEqual(got, self._prompts(other)[0])
 
-  def test_what_the_forget_set_or_the_evaluation_asks_is_passed_over(self):
+  def test_prompts_of_forget_and_evaluation_questions_are_skipped(self):
     questions = tiny_job.questions()
     heldout = [
         dict(q, id=f'other/{i}', fact=f'other/{i}', use='far',
@@ -104,25 +104,25 @@ class SwappedSubjectsTest(parameterized.TestCase):
     path = self.folder / 'asked_heldout.jsonl'
     tiny_job.write_jsonl(path, heldout)
     config = self._config(f'--data_heldout={path}')
-    got, account = self._prompts(config)
+    got, report = self._prompts(config)
     self.assertEqual({p.text for p in got}, {
         form.format(country) for country in tiny_job.COUNTRIES[:12]
         for name, form in tiny_job._FORMS['crop'].items()
         if name.startswith('train') and name != 'train_2'})
-    self.assertEqual(account['asked_elsewhere'], 60 + 12)
+    self.assertEqual(report['asked_elsewhere'], 60 + 12)
 
-  def test_what_leads_to_a_forgotten_answer_is_left_out(self):
-    spans, account = self._spans(runs.parse(*self._reworded()))
+  def test_prompts_that_leak_a_forgotten_answer_are_dropped(self):
+    spans, report = self._spans(runs.parse(*self._reworded()))
     texts = self._texts(spans)
     crops = {form.format(name)
              for key, form in tiny_job._FORMS['crop'].items()
              if key.startswith('train') for name in tiny_job.COUNTRIES[:12]}
     self.assertContainsSubset(texts, crops)  # No prompt about capitals.
     self.assertGreater(len(texts), 50)  # Of 60.
-    self.assertEqual(account['kept'], len(texts))
-    self.assertEqual(account['leaking'], 108 - len(texts))
+    self.assertEqual(report['kept'], len(texts))
+    self.assertEqual(report['leaking'], 108 - len(texts))
 
-  def test_states_are_the_bases_from_the_subject_on(self):
+  def test_references_are_base_states_from_the_subject_on(self):
     spans = self._spans(self._config('--unlearn_swapped_pool=30'))[0]
     config, params = self.model.config, self.model.params
     for row, text in enumerate(self._texts(spans)):

@@ -129,7 +129,7 @@ class ViewTest(absltest.TestCase):
 class ChainTest(parameterized.TestCase):
 
   def test_full_tree_and_slices_agree_through_the_chain(self):
-    # Heads alone: units on both axes, and half the programs.
+    # Only heads: units on both axes, and half the programs.
     circuit = small.circuit(_CONFIG, ['heads', 'kv_heads'])
     only = lambda tree: {'layers': {'attn': tree['layers']['attn']}}
     params = only(problem.model().params)
@@ -220,7 +220,7 @@ class StoredViewTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal,
                  self.edit.merge(self.edit.theta), self.params)
 
-  def test_codes_changed_counts_what_the_quantizer_tells_apart(self):
+  def test_codes_changed_counts_changed_codes(self):
     grid, theta0 = self.edit.grids[0], self.edit.theta
     want = sum(int(np.sum(a != b)) for a, b in zip(*(
         jax.tree.leaves(quant.fake_quantize(p, 'nf4', _LAYOUT))
@@ -257,7 +257,7 @@ class StoredViewTest(parameterized.TestCase):
 
 
 class SpanTest(parameterized.TestCase):
-  """A circuit in some layers only is computed in these."""
+  """Views of a circuit in one layer equal the merged model."""
 
   @parameterized.product(layer=(0, 1, 2), view=('fp', 'nf4'))
   def test_views_are_the_merged_model(self, layer, view):

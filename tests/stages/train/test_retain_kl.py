@@ -11,7 +11,7 @@ from tests.unlearn import problem
 
 class RetainKLTest(absltest.TestCase):
 
-  def test_is_of_the_final_weights_on_the_fishers_sequences(self):
+  def test_measures_final_weights_on_the_sequences_of_the_fisher(self):
     edit = problem.circuit_edit()
     hidden = problem.hidden_of_model()
     spans = problem.spans(hidden, *problem.RETAIN)

@@ -1,4 +1,4 @@
-"""What a batch favours, whose turn each view is, and what stays in memory."""
+"""Near sequences in batches, the order of views, and freed memory."""
 
 import gc
 import types
@@ -38,7 +38,7 @@ def _questions(facts, phrasings):
 
 
 class RetainPoolTest(parameterized.TestCase):
-  """40 facts, of which the states of four lie where the forget set's do."""
+  """40 facts; the states of four of them are near the forget set's."""
 
   near = (5, 11, 23, 38)  # A tenth.
 
@@ -61,7 +61,7 @@ class RetainPoolTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (0.25, 8, 2), (0.1, 4, 1), (0.9, 4, 3), (0.25, 2, 1))
-  def test_a_batch_has_some_of_both(self, share, batch, part):
+  def test_a_batch_mixes_near_and_other_sequences(self, share, batch, part):
     got = self._made(1, batch, nearest_share=share)
     firsts = [got.sampler[step][:part] for step in range(8)]
     self.assertEqual(set(np.concatenate(firsts).tolist()), set(self.near))
@@ -71,7 +71,7 @@ class RetainPoolTest(parameterized.TestCase):
     self.assertGreater(len(set(rest.tolist())), 30)  # All the others.
     self.assertLen(self.asked, 1)
 
-  def test_what_is_near_comes_in_all_its_phrasings(self):
+  def test_near_facts_come_in_all_their_phrasings(self):
     got = self._made(5, 8, nearest_share=0.5)
     self.assertLen(self.asked, 2)
     self.assertLen(self.asked[0], 40)
@@ -88,14 +88,14 @@ class RetainPoolTest(parameterized.TestCase):
         {f'{fact}/train_{i}' for fact in self.near for i in range(5)})
     self.assertEqual(set(np.concatenate(rest).tolist()), set(range(40)))
 
-  def test_the_near_ones_are_as_many_as_the_pool_at_most(self):
+  def test_near_sequences_do_not_exceed_the_pool(self):
     got = self._made(30, 8, nearest_share=0.5)
     self.assertEqual(got.spans.length.size, 80)
     firsts = np.concatenate([got.sampler[step][:4] for step in range(44)])
     self.assertLen(set(firsts.tolist()), 4 + 40)  # Not 120, a tenth of all.
 
   @parameterized.parameters((0.0, 8), (0.5, 1))
-  def test_nothing_is_favoured(self, share, batch):
+  def test_a_share_without_rows_favours_nothing(self, share, batch):
     got = self._made(5, batch, nearest_share=share)
     self.assertIsInstance(got.sampler, batching.BatchSampler)
     self.assertLen(self.asked, 1)
@@ -127,7 +127,7 @@ class ViewsTest(parameterized.TestCase):
 @pytest.mark.slow
 class MemoryTest(absltest.TestCase):
 
-  def test_nothing_of_the_edit_outlives_it(self):
+  def test_compiled_programs_do_not_keep_the_edit_alive(self):
     """Views hold whole models: a compiled program must not keep them."""
     edit = problem.circuit_edit.__wrapped__()  # Past its cache.
     hidden = problem.hidden_of_model()

@@ -1,4 +1,4 @@
-"""The record's account of a circuit, of nodes or of edges alike."""
+"""The record's report on a circuit, of nodes or of edges."""
 
 from __future__ import annotations
 
