@@ -11,7 +11,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 
 class CiTest(absltest.TestCase):
 
-  def test_it_runs_the_second_command_of_the_readme(self):
+  def test_script_runs_the_second_command_of_the_readme(self):
     readme = (_ROOT / 'README.md').read_text(encoding='utf-8')
     commands = re.findall(r'```\w*\n(.*?)\n```', readme, re.DOTALL)
     lines = (_ROOT / '.ci' / 'run').read_text(encoding='utf-8').splitlines()
@@ -19,7 +19,7 @@ class CiTest(absltest.TestCase):
     self.assertIn(commands[1], lines)
     self.assertIn('set -euo pipefail', lines)
 
-  def test_it_may_be_executed(self):
+  def test_script_is_executable(self):
     self.assertTrue(os.access(_ROOT / '.ci' / 'run', os.X_OK))
 
 

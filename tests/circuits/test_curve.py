@@ -65,7 +65,7 @@ class TraceTest(absltest.TestCase):
     np.testing.assert_allclose(
         got['random_curves']['cmd'], np.array([0, 1, 2]) * 0.999)
 
-  def test_few_candidates(self):
+  def test_trace_of_few_candidates(self):
     got = _trace(float, count=110)
     self.assertEqual(
         [p['size'] for p in got['curve']], [0, 0, 0, 1, 2, 5, 11, 22, 55, 110])
@@ -74,7 +74,7 @@ class TraceTest(absltest.TestCase):
 class ReachTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 9, 10, 11, 333, 1000)
-  def test_a_step_is_found(self, at):
+  def test_bisect_finds_a_step(self, at):
     value_at = lambda size: float(size >= at)
     low, high = curve.bracket(_trace(value_at)['curve'], 1.0)
     self.assertLess(low, at)
@@ -92,7 +92,7 @@ class ReachTest(parameterized.TestCase):
     self.assertIsNone(curve.bracket(_trace(lambda size: 0.7)['curve'], 0.8))
 
   @parameterized.parameters(0, 1, 2, 7, 8, 9, 700, 1000)
-  def test_the_smallest_of_a_step(self, at):
+  def test_smallest_finds_a_step(self, at):
     got = curve.smallest(lambda size: float(size >= at), 1.0, 1000)
     self.assertBetween(got, at, at + max(0, got // 45))
 

@@ -52,7 +52,7 @@ class TinyLlamaTest(parameterized.TestCase):
         got.metric_corrupt, self.want['metric_corrupt'], atol=1e-4)
 
   @pytest.mark.medium
-  def test_pairs_that_share_rows_are_scored_as_if_alone(self):
+  def test_packed_pairs_score_as_single_pairs(self):
     pairs = [dataclasses.replace(
         p, clean_ids=p.clean_ids[:size], corrupt_ids=p.corrupt_ids[:size])
              for p, size in zip(self.pairs, itertools.cycle((2, 3, 4, 5)))]

@@ -80,7 +80,7 @@ class FaithfulnessTest(parameterized.TestCase):
 
   @parameterized.parameters('neuron', 'head', 'neuron_and_head')
   @pytest.mark.medium
-  def test_all_candidates_are_the_whole_behaviour(self, level):
+  def test_all_candidates_give_faithfulness_1(self, level):
     measure = self._measure(level, same_last_token=False)
     self.assertEqual(measure(self.whole), 1.0)
 
@@ -124,12 +124,12 @@ class FaithfulnessTest(parameterized.TestCase):
 
 class SpreadTest(parameterized.TestCase):
 
-  def test_the_difference(self):
+  def test_spread_is_the_difference(self):
     self.assertEqual(faithfulness.spread(5.0, -1.0, 3), 6.0)
     self.assertEqual(faithfulness.spread(5.0, 4.9, 3), 5.0 - 4.9)
 
   @parameterized.parameters((5.0, 4.9999), (5.0, 6.0), (2.0, 2.0), (0.0, 0.0))
-  def test_noise_and_less_are_refused(self, clean, corrupt):
+  def test_spread_refuses_differences_within_noise(self, clean, corrupt):
     with self.assertRaisesRegex(ValueError, (
         r'first 4 pairs .*\(--circuit_pairs\).* on the clean and .* wanted')):
       faithfulness.spread(clean, corrupt, 4)

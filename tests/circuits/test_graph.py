@@ -29,7 +29,7 @@ class CircuitTest(parameterized.TestCase):
                    for leaf in layers[module].values())
     self.assertEqual(graph.num_weights(whole, _CONFIG), matrices)
 
-  def test_a_circuit_owns_what_the_loops_count(self):
+  def test_num_weights_equals_loops(self):
     nodes = small.circuit(_CONFIG)
     owned = circuit_naive.owned(small.params(_CONFIG), small.members(nodes))
     self.assertEqual(
@@ -45,7 +45,7 @@ class CircuitTest(parameterized.TestCase):
       circuit[kind][layer, 0] = True
     self.assertEqual(circuit.span, want)
 
-  def test_kinds_are_those_with_nodes(self):
+  def test_kinds_lists_kinds_that_have_nodes(self):
     self.assertEqual(small.circuit(_CONFIG).kinds, graph.KINDS)
     self.assertEqual(
         small.circuit(_CONFIG, ['kv_heads']).kinds, ('kv_heads',))

@@ -150,7 +150,7 @@ class MaskTest(parameterized.TestCase):
     cls.index = param_mask.make_index(cls.nodes)
     cls.slices = _gather(cls.params, cls.index)
 
-  def test_full_mask_is_what_the_units_own(self):
+  def test_full_mask_equals_the_weights_of_the_units(self):
     got = tree_paths.flatten(param_mask.full_mask(self.nodes, self.params))
     owned = _named(circuit_naive.owned(
         self.params, small.members(self.nodes)))

@@ -63,7 +63,7 @@ class RankTest(parameterized.TestCase):
           want.append((-score / cost[kind], (kind, layer, node)))
     self.assertEqual(nodes, [node for _, node in sorted(want)])
 
-  def test_other_costs_make_another_ranking(self):
+  def test_rank_uses_the_given_costs(self):
     values = {'neurons': np.full((4, 24), 6.0)}
     costs = {'neurons': 1 + np.arange(4 * 24).reshape(4, 24)[::-1]}
     ranking = select.rank(values, 'neuron', _options(), _CONFIG, costs)
@@ -71,7 +71,7 @@ class RankTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         costs['neurons'][ranking.layer, ranking.node], ranking.cost)
 
-  def test_costs_are_those_of_the_nodes(self):
+  def test_costs_add_up_to_num_weights(self):
     ranking = _rank()
     for size in (1, 10, 50):
       self.assertEqual(
@@ -163,7 +163,7 @@ class MatchedRandomTest(parameterized.TestCase):
     np.testing.assert_array_equal(self._draw(0).neurons, same.neurons)
     self.assertTrue(np.any(same.neurons != other.neurons))
 
-  def test_every_node_of_a_layer_is_as_likely(self):
+  def test_matched_random_is_uniform_within_a_layer(self):
     # 24 neurons, 400 draws: each is drawn `share` of the time, +- 5 sigma.
     rng = np.random.default_rng(0)
     drawn = np.mean([select.matched_random(
@@ -198,7 +198,7 @@ class BestHalfTest(parameterized.TestCase):
     for kind in graph.KINDS:
       np.testing.assert_array_equal(got[kind], want[kind])
 
-  def test_one_node_has_no_half(self):
+  def test_best_half_of_one_node_is_empty(self):
     circuit = select.prefix(_rank(), 1, _CONFIG)
     self.assertEqual(
         select.best_half(circuit, _scores(), _CONFIG).kinds, ())
@@ -230,7 +230,7 @@ class CountSameTest(parameterized.TestCase):
     self.assertRegex(got['warning'], message)
     self.assertIn(got['warning'], logs.output[0])
 
-  def test_no_warning_if_none_is_equal(self):
+  def test_no_warning_if_no_circuit_is_equal(self):
     with self.assertNoLogs(level='WARNING'):
       self.assertEqual(select.count_same(0, 20, 'overlap'), {'same': 0})
 

@@ -74,7 +74,7 @@ class OverlapTest(absltest.TestCase):
 
 class ResampledTest(absltest.TestCase):
 
-  def test_alike_facts_give_the_circuit_each_time(self):
+  def test_equal_facts_select_the_same_circuit(self):
     sums, select = _sums(0.0), _top(20)
     reference = select(sums.mean())
     got, times = stability.resampled(sums, select, reference, 30, seed=0)
@@ -82,7 +82,7 @@ class ResampledTest(absltest.TestCase):
     self.assertEqual((got['firm'], got['draws']), (1, 30))
     np.testing.assert_array_equal(times, reference)
 
-  def test_noise_shows_and_is_counted(self):
+  def test_noise_lowers_the_overlap_of_resamples(self):
     sums, select = _sums(3.0), _top(20)
     reference = select(sums.mean())
     got, times = stability.resampled(sums, select, reference, 200, seed=0)
@@ -123,7 +123,7 @@ class HalvesTest(absltest.TestCase):
     self.assertLess(got['kept']['mean'], again['kept']['mean'] - 0.05)
     self.assertBetween(got['spearman']['mean'], 0.1, 0.9)
 
-  def test_one_half_never_sees_the_other(self):
+  def test_halves_share_no_groups(self):
     totals = np.zeros((4, 4), np.float32)
     np.fill_diagonal(totals, 1)  # Group i scores only candidate i.
     got = stability.halves(
@@ -135,7 +135,7 @@ class HalvesTest(absltest.TestCase):
 
 class PhrasingsTest(absltest.TestCase):
 
-  def test_the_same_scores_are_the_same_circuit(self):
+  def test_equal_scores_overlap_completely(self):
     sums = _sums(2.0)
     got = stability.compare_phrasings(stability.Phrasings(sums, sums), _top(20))
     for name in ('jaccard', 'kept', 'spearman', 'spearman_absolute'):
@@ -179,7 +179,7 @@ class PhrasingsTest(absltest.TestCase):
       self.assertTrue(low <= entry['value'] <= high)
       self.assertGreater(high - low, 0.01)
 
-  def test_phrasings_with_nothing_in_common(self):
+  def test_unrelated_phrasings_overlap_little(self):
     phrasings = stability.Phrasings(_sums(0.5), _sums(0.5, signal=1))
     got = stability.compare_phrasings(phrasings, _top(20))
     self.assertLess(got['kept']['value'], 0.3)

@@ -191,7 +191,7 @@ class RefusalTest(parameterized.TestCase):
   @parameterized.parameters(
       '--unlearn_loss=dpo', '--circuit_selection=none', '--export_dtype=int8',
       '--unlearn_stepz=3', '--unlearn_steps=many', '--mode=compare')
-  def test_absl_refuses_what_is_no_value_of_a_flag(self, arg):
+  def test_absl_refuses_malformed_flag_values(self, arg):
     with self.assertRaises(flags.Error):
       _parse(arg)
 
@@ -202,12 +202,12 @@ class RefusalTest(parameterized.TestCase):
       (config_lib.FisherConfig, dict(labels='x'), '--fisher_labels=.x'),
       (config_lib.AttributionConfig, dict(level='x'), 'attribution_level=.x'),
       (config_lib.RunConfig, dict(export_dtype='x'), '--export_dtype=.x'))
-  def test_a_config_without_flags_is_checked_alike(self, cls, args, message):
+  def test_a_config_made_without_flags_is_checked(self, cls, args, message):
     with self.assertRaisesRegex(ValueError, message):
       cls(**args)
 
 
-  def test_every_number_has_a_largest(self):
+  def test_every_number_has_an_upper_bound(self):
     values = {int: (10**20, 10**5000, -10**20), float: (1e300, -1e300)}
     for flag, field, _ in config_lib.options():
       for value in values.get(type(field.default), ()):
@@ -267,7 +267,7 @@ class ExperimentTest(parameterized.TestCase):
     for name in quant.NAMES:
       self.assertIn(name, field.metadata['help'])
 
-  def test_there_are_experiments(self):
+  def test_flagfiles_of_experiments_exist(self):
     self.assertNotEmpty(_JOBS)
 
   def test_the_recipe_is_the_quickstarts_method(self):

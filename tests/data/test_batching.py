@@ -119,7 +119,7 @@ class BatchSamplerTest(parameterized.TestCase):
 
 class FavouringSamplerTest(absltest.TestCase):
 
-  def test_a_part_is_drawn_from_the_favoured_epoch_by_epoch(self):
+  def test_favoured_rows_are_drawn_in_epochs(self):
     favoured = np.array([4, 17, 9])
     sampler = batching.FavouringSampler(
         20, 5, 0, favoured=favoured, part=3)

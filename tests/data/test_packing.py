@@ -47,7 +47,7 @@ class RowLayoutTest(parameterized.TestCase):
     np.testing.assert_array_equal(layout.last, [
         starts[i] + len(sequences[i]) - 1 for row in rows for i in row])
 
-  def test_some_of_the_segments_by_number(self):
+  def test_lay_out_takes_segments_by_number(self):
     layout = packing.lay_out({7: 2, 3: 1}, [[7, 3]], (1, 4))
     np.testing.assert_array_equal(layout.segment_ids(), [[7, 7, 3, -1]])
     np.testing.assert_array_equal(  # The third value is padding of its array.

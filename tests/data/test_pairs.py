@@ -125,7 +125,7 @@ class BuildPairsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'None of the 0 train questions'):
       self.build(near)
 
-  def test_no_pairs_wanted(self):
+  def test_max_pairs_of_0_is_refused(self):
     with self.assertRaisesRegex(ValueError, 'max_pairs is 0'):
       self.build(max_pairs=0)
 
@@ -148,7 +148,7 @@ class ReadPairsTest(parameterized.TestCase):
         (3, 4), (3, 5), 6, 7, f'{path}:1'))
     self.assertEqual(second.fact, 'x')
 
-  def test_text(self):
+  def test_text_is_tokenized(self):
     tokenizer = toy_model.ToyTokenizer(bos=1)
     (pair,) = pair_files.read_pairs(self.write(TEXT), tokenizer).pairs
     self.assertEqual(pair.clean_ids[0], 1)
@@ -156,7 +156,7 @@ class ReadPairsTest(parameterized.TestCase):
     self.assertEqual(tokenizer.decode([pair.answer_id]), ' d')
     self.assertEqual(tokenizer.decode([pair.corrupt_answer_id]), ' e')
 
-  def test_text_beside_some_ids_is_read_as_text(self):
+  def test_text_takes_precedence_over_incomplete_ids(self):
     tokenizer = toy_model.ToyTokenizer(bos=1)
     want = pair_files.read_pairs(self.write(TEXT | {'fact': 'x'}), tokenizer)
     with self.assertLogs(level='WARNING') as logs:

@@ -223,7 +223,7 @@ class OverlapTest(absltest.TestCase):
 class BuildTest(absltest.TestCase):
 
   @pytest.mark.medium
-  def test_shipped_is_what_the_tables_give(self):
+  def test_shipped_files_equal_built_files(self):
     built = build_facts.build()
     self.assertEqual(_FILES, sorted(built))
     for name, text in built.items():

@@ -110,7 +110,7 @@ class ShippedTextTest(parameterized.TestCase):
     trained_on = set(_kinds(_RETAIN)) | set(_kinds(_SUBJECTS))
     self.assertEmpty(trained_on & set(_kinds(_HELDOUT)))
 
-  def test_same_kind_text_is_of_retain_kinds(self):
+  def test_heldout_same_kind_text_has_retain_kinds(self):
     same = _kinds(_HELDOUT_SAME)
     self.assertLen(same, 4)
     self.assertLessEqual(set(same), set(_kinds(_RETAIN)))

@@ -94,7 +94,7 @@ class CrossTest(parameterized.TestCase):
         subjects_lib.templates(prompts, ['Darwin', 'Newton', 'Copernicus']),
         [('The idea of ', ' is')])
 
-  def test_a_part_of_a_word_stays(self):
+  def test_templates_do_not_cut_words(self):
     self.assertEqual(
         subjects_lib.templates(['hot photo'], ['hot']), [('', ' photo')])
 
@@ -104,7 +104,7 @@ class CrossTest(parameterized.TestCase):
       ('the symbol of gold is', 'Gold', ('the symbol of ', ' is')),
       ('In Guinea Bissau,', 'Guinea-Bissau', ('In ', ',')),
       ('C++ was made by', 'c', ('', '++ was made by')))
-  def test_case_counts_where_it_tells_the_subject(self, prompt, own, want):
+  def test_templates_use_case_to_find_the_subject(self, prompt, own, want):
     self.assertEqual(subjects_lib.templates([prompt], [own]), [want])
 
   def test_a_phrasing_with_a_subject(self):

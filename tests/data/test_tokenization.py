@@ -74,7 +74,7 @@ class EncodeTest(parameterized.TestCase):
   @parameterized.parameters(
       (False, ' aa bb cc', [1, 1, 2, 2]),
       (True, 'aa bb cc', [2, 2, 3, 3]))  # '<use', 'r>', ' aa', ...
-  def test_tokens_before_a_place(self, chat, prompt, want):
+  def test_counts_tokens_before_a_position(self, chat, prompt, want):
     tokenizer = toy_model.ChatTokenizer(bos=None if chat else 1)
     ends = [prompt.index(s) for s in ('aa', 'aa', 'bb', 'bb')]
     self.assertEqual(tokenization.tokens_before(
@@ -118,7 +118,7 @@ class EncodeTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "choice 'cc' has no tokens"):
       tokenization.encode_questions([make(choices=('x', 'cc'))], Dropping())
 
-  def test_choices_that_tokens_cannot_tell_apart(self):
+  def test_choices_with_equal_tokens_are_refused(self):
     class Lower(toy_model.ToyTokenizer):
       def _encode(self, text):
         return super()._encode(text.lower())

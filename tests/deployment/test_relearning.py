@@ -80,7 +80,7 @@ class TrainingTest(absltest.TestCase):
 
 class TaughtFactsTest(absltest.TestCase):
 
-  def test_half_of_the_facts_whatever_their_order(self):
+  def test_choose_taught_facts_takes_half_in_any_order(self):
     facts = [f'fact/{i}' for i in range(9)]
     chosen = relearning_attack.choose_taught_facts(facts, 0)
     self.assertLen(chosen, 4)

@@ -14,7 +14,7 @@ from tests.circuits import small
 
 class HalvesTest(absltest.TestCase):
 
-  def test_random_halves_have_as_many_nodes_and_moved_weights(self):
+  def test_random_halves_match_counts_of_nodes_and_moved_weights(self):
     config = small.config(d_ff=96)
     base = jax.tree.map(jnp.asarray, small.params(config))
     circuit = graph.empty(config)

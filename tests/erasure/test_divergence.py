@@ -103,7 +103,7 @@ class CompareTest(parameterized.TestCase):
     self.assertGreater(abs(got['value']), 0.01)
 
   @parameterized.parameters('neuron', 'head', 'neuron_and_head')
-  def test_outside_is_the_rest_of_the_level(self, level):
+  def test_outside_is_the_complement_within_the_level(self, level):
     nodes = small.circuit(_CONFIG)
     off = divergence.outside(nodes, level)
     for kind in graph.KINDS:
@@ -137,7 +137,7 @@ class ResamplingTest(parameterized.TestCase):
     by_pair = _measure(before, after, before, _first_neurons(), range(8))
     self.assertGreater(np.ptp(by_pair['interval']), 0.5)
 
-  def test_interval_covers_what_facts_disagree_on(self):
+  def test_interval_covers_variation_between_facts(self):
     before = _neuron_scores(np.ones(8))
     after = _neuron_scores(np.repeat([0.0, 2.0, 0.0, 2.0], 2))
     got = _measure(before, after, before, _first_neurons(),
@@ -175,7 +175,7 @@ class ResamplingTest(parameterized.TestCase):
     np.testing.assert_allclose(
         got['nulls']['base_quantized']['difference_interval'], [0, 0])
 
-  def test_each_model_beside_is_a_null(self):
+  def test_each_comparison_model_gives_a_null(self):
     before, after = _random_scores(), _random_scores(seed=1)
     got = divergence.measure(
         before, after, {'one': _scaled(before, 0.9), 'other': after},
@@ -259,7 +259,7 @@ class StructuralErasureTest(parameterized.TestCase):
     return divergence.structural_erasure(
         self._entry(**cad), self._entry(**as_nc))
 
-  def test_passes_beyond_all_nulls(self):
+  def test_structural_erasure_passes_beyond_all_nulls(self):
     got = self._judge()
     self.assertIs(got['passed'], True)
     self.assertLen(got['checks'], 7)
@@ -270,7 +270,7 @@ class StructuralErasureTest(parameterized.TestCase):
       dict(cad_hidden=[-0.2, -0.1]), dict(as_nc_value=0.45),
       dict(as_nc_halves=-0.05), dict(as_nc_randoms=-0.05),
       dict(as_nc_difference=[0.1, 0.2]))
-  def test_each_null_can_fail_it(self, **changes):
+  def test_structural_erasure_fails_by_any_null(self, **changes):
     got = self._judge(**changes)
     self.assertIs(got['passed'], False)
     self.assertIn(False, got['checks'].values())
@@ -280,12 +280,12 @@ class StructuralErasureTest(parameterized.TestCase):
       dict(cad_difference=[-0.1, 0.9]), dict(cad_hidden=[-0.1, 0.1]),
       dict(as_nc_value=0.35), dict(as_nc_halves=0.05),
       dict(as_nc_randoms=0.05), dict(as_nc_difference=[-0.2, 0.1]))
-  def test_each_null_can_leave_it_open(self, **changes):
+  def test_structural_erasure_is_inconclusive_by_any_null(self, **changes):
     got = self._judge(**changes)
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertNotIn(False, got['checks'].values())
 
-  def test_without_the_suppression_control_it_does_not_pass(self):
+  def test_structural_erasure_needs_the_suppression_control(self):
     got = self._judge(cad_hidden=None)
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIn('no matched output-suppression control', got['reason'])
@@ -312,7 +312,7 @@ class StructuralErasureTest(parameterized.TestCase):
     self.assertNotIn('inconclusive', got['checks'].values())
     self.assertIs(self._precisions(value=0.19)['passed'], False)
 
-  def test_without_random_circuits_it_does_not_pass(self):
+  def test_structural_erasure_needs_random_circuits(self):
     got = self._judge(cad_randoms=None)
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIn('no random circuit', got['reason'])

@@ -63,7 +63,7 @@ class StatesTest(parameterized.TestCase):
 class UpperLayersTest(parameterized.TestCase):
 
   @parameterized.parameters(0, 1, 2)
-  def test_models_that_have_their_first_layers_in_common(self, common):
+  def test_upper_layers_equal_full_runs(self, common):
     prompts = _prompts([1, 5, 12, 19] * 32)
     other = small.params(_CONFIG, seed=1)
     if common:
@@ -77,7 +77,7 @@ class UpperLayersTest(parameterized.TestCase):
           above(params), lens.states(_CONFIG, params, prompts).final,
           atol=1e-5)
 
-  def test_runs_what_is_in_common_once(self):
+  def test_shared_layers_run_once(self):
     above = lens.UpperLayers(_CONFIG, _prompts(), 1)
     want = above(_PARAMS)
     nan = _PARAMS | {'embed': np.full_like(_PARAMS['embed'], np.nan)}
@@ -98,7 +98,7 @@ class PredictTest(parameterized.TestCase):
     want = (test - train.mean(0)) @ weights + target.mean(0)
     np.testing.assert_allclose(got, want, rtol=1e-9)
 
-  def test_states_that_are_all_alike_give_the_mean(self):
+  def test_equal_states_predict_the_mean(self):
     got = lens.predict(np.ones((4, 3)), np.arange(8.0).reshape(4, 2),
                        np.ones((1, 3)))
     np.testing.assert_allclose(got, [[3.0, 4.0]])
@@ -132,17 +132,17 @@ class ReadTest(absltest.TestCase):
     self.assertLess(got[0], 0.5)
     np.testing.assert_array_equal(got[1:3], 1.0)
 
-  def test_the_last_layer_is_what_the_model_says(self):
+  def test_the_last_layer_reads_as_the_models_answer(self):
     np.testing.assert_array_equal(self._read(None)[-1], 0)
     _, asked, table, choices = self._world(None)
     np.testing.assert_array_equal(lens.says(asked.final, table, choices), 0)
 
-  def test_an_answer_hidden_late_is_read_before(self):
+  def test_an_answer_hidden_late_is_read_in_earlier_layers(self):
     got = np.equal(self._read(2), 3).mean(1)
     self.assertEqual(got[1], 1.0)
     self.assertLess(got[2], 0.5)
 
-  def test_some_tokens(self):
+  def test_read_scores_a_subset_of_tokens(self):
     fit, asked, table, _ = self._world(None)
     every = lens.read(fit, asked, table, np.arange(60))
     np.testing.assert_allclose(

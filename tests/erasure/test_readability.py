@@ -40,7 +40,7 @@ _BASE = _picks(0.25, 0.5, 1.0, 1.0)
 
 class PicksTest(absltest.TestCase):
 
-  def test_the_best_of_each_questions_choices(self):
+  def test_picks_the_best_choice_of_each_question(self):
     scores = np.array([[[1.0, 5.0, 3.0], [9.0, 2.0, 4.0]]])
     choices = np.array([[0, 2], [1, 2]])
     np.testing.assert_array_equal(
@@ -203,7 +203,7 @@ class JudgeTest(parameterized.TestCase):
             'prompt_halves': {'level_5': halves},
             'suppression': {'value': 0.9, 'difference_interval': difference}}})
 
-  def test_passes_below_all(self):
+  def test_passes_below_all_nulls(self):
     got = self._judge()
     self.assertIs(got['passed'], True)
     self.assertLen(got['checks'], 4)

@@ -50,7 +50,7 @@ class SuppressionTest(parameterized.TestCase):
         _CONFIG, _PARAMS, hide=self.hide, asked=self.asked, keep=self.keep,
         match=np.ones(24, bool) if match is None else match, wanted=wanted)
 
-  def test_answered(self):
+  def test_answered_by_hand(self):
     right = _answered(_PARAMS, self.hide, self.asked)
     self.assertTrue(right.all())
     wrong = self.asked._replace(right=np.zeros(24, np.int32))
@@ -97,7 +97,7 @@ class SuppressionTest(parameterized.TestCase):
     self.assertLess(
         moved(self.others, self.keep), 0.05 * moved(self.prompts, self.hide))
 
-  def test_states_are_those_of_a_run(self):
+  def test_states_equal_a_full_run(self):
     control = self._make(0.25)
     want = lens.states(_CONFIG, control.params, self.prompts)
     got = suppression.states(_CONFIG, _PARAMS, control, self.hide)

@@ -104,12 +104,12 @@ class ProgramsTest(absltest.TestCase):
     accuracy.score(scorer, toy.models[0], toy.task)
     return said, ran
 
-  def test_without_layers_in_common(self):
+  def test_planned_programs_without_shared_layers(self):
     said, ran = self._ran(False)
     ran['_apply'] -= 1  # Asked for its shape.
     self.assertEqual(said, ran)
 
-  def test_with_layers_in_common(self):
+  def test_planned_programs_with_shared_layers(self):
     said, ran = self._ran(True)
     for name in ('_prefix', '_apply'):
       ran[name] -= 1

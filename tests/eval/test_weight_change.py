@@ -30,7 +30,7 @@ class CompareTest(absltest.TestCase):
     self.changes = weight_change.compare(self.before, self.after)
     self.found = weight_change.describe(self.changes)
 
-  def test_leaves_by_layer_are_numpys(self):
+  def test_changes_by_layer_equal_numpy(self):
     before, after = (np.asarray(p['layers']['w'], np.float64)
                      for p in (self.before, self.after))
     for layer, got in enumerate(self.found['leaves']['layers/w']['by_layer']):

@@ -44,7 +44,7 @@ class RunTest(parameterized.TestCase):
     self.folder = pathlib.Path(
         self.enterContext(tempfile.TemporaryDirectory()))
 
-  def test_every_figure_is_the_runs_own(self):
+  def test_audit_of_a_run_gives_its_figures(self):
     ours, theirs = self.audited, self.record
     self.assertEqual(set(ours), set(theirs) | {'pair'})
     alike = set(theirs) - {
@@ -62,7 +62,7 @@ class RunTest(parameterized.TestCase):
       self.assertEqual((self.root / name).read_bytes(),
                        (self.made / 'run' / name).read_bytes())
 
-  def test_the_workdir_is_a_runs_without_model_and_checkpoints(self):
+  def test_workdir_has_no_model_and_no_checkpoints(self):
     self.assertEqual(sorted(p.name for p in self.root.iterdir()), [
         'answers.jsonl', 'circuit.json', 'flags.txt', 'hashes.json', 'plots',
         'record.json', 'report.html', 'report.md'])

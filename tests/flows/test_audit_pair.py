@@ -209,7 +209,7 @@ class WeightsTest(_Folder):
     self.assertIn(told, (self.folder / 'audit/report.md').read_text())
     self.assertIn(told, '\n'.join(summary.lines(record)))
 
-  def test_bytes_that_changed_meanwhile_are_refused(self):
+  def test_a_changed_model_file_is_refused(self):
     self._double_a_row()
     self._audit()
     self._double_a_row()
@@ -239,7 +239,7 @@ class RefusalTest(bad_input.Refusals):
         name: change(name, x).astype(np.float32)
         for name, x in safetensors_numpy.load_file(file).items()}, file)
 
-  def test_no_base(self):
+  def test_a_missing_base_flag_is_refused(self):
     self.without('--base')
     self.refused(message=('--mode=audit', '--base is not set', 'Give --base='))
 

@@ -129,7 +129,7 @@ class DataTest(bad_input.Refusals):
     self.refused(f'--unlearn_loss={loss}', self.data('forget', lines),
                   message=(message, 'lone', 'add facts'))
 
-  def test_choices_that_all_begin_alike(self):
+  def test_wrong_choices_that_all_start_with_the_answer(self):
     lines = tiny_job.questions()['forget']
     for line in lines:
       if line['fact'] == lines[0]['fact']:
@@ -220,12 +220,12 @@ class WorkdirTest(bad_input.Refusals):
   def test_no_workdir(self):
     self.refused('--workdir=', message=('No workdir', 'give --workdir=DIR'))
 
-  def test_under_a_file(self):
+  def test_a_workdir_under_a_file(self):
     (self.folder / 'file').write_text('')
     self.refused(f'--workdir={self.folder}/file/run', message=(
         'cannot be written', 'Give a folder'))
 
-  def test_of_another_run(self):
+  def test_the_workdir_of_another_run(self):
     other = self.folder / 'other'
     other.mkdir()
     (other / 'flags.txt').write_text('--seed=7\n')
@@ -234,7 +234,7 @@ class WorkdirTest(bad_input.Refusals):
         'holds another run', 'it has --seed=7', 'Give a new folder'))
     self.assertEqual((other / 'flags.txt').read_text(), '--seed=7\n')
 
-  def test_with_foreign_files(self):
+  def test_a_workdir_with_foreign_files(self):
     other = self.folder / 'other'
     other.mkdir()
     (other / 'thesis.tex').write_text('')

@@ -135,7 +135,7 @@ class RefusalTest(bad_input.Refusals):
                   f'--attribution_pairs_file={path}', '--data_chat']
     self.refused(message=('bare has no tokenizer, but --data_chat',))
 
-  def test_pairs_as_ids_alone(self):
+  def test_chat_with_token_ids_only_is_refused(self):
     path = self.folder / 'pairs.jsonl'
     path.write_text(json.dumps({
         'clean_ids': [1, 2], 'corrupt_ids': [1, 3], 'answer_id': 4,

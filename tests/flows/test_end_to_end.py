@@ -143,7 +143,7 @@ class RunTest(parameterized.TestCase):
     self.assertIn(self.record['verdict']['passed'],
                   (True, False, 'inconclusive'))
 
-  def test_erasure_comes_with_its_nulls(self):
+  def test_erasure_measures_have_nulls(self):
     models = {'base_quantized', 'suppression'}
     for name, nulls in (
         ('cad', {'prompt_halves', 'random_circuits', *models}),
@@ -273,7 +273,7 @@ class RunTest(parameterized.TestCase):
                      jax.tree.structure(base.params))
 
   @absltest.skipUnless(importlib.util.find_spec('torch'), 'torch is missing')
-  def test_torch_computes_what_we_compute(self):
+  def test_torch_gives_the_same_logits(self):
     import torch  # pylint: disable=g-import-not-at-top
     model = loading.load(self.root / 'model')
     ids = np.array(model.tokenizer(
@@ -314,7 +314,7 @@ class RunTest(parameterized.TestCase):
     for name in ('report.html', 'report.md'):
       self.assertIn(f'{value:.3f}', (self.root / name).read_text())
 
-  def test_the_markdown_shows_plots_that_are_there(self):
+  def test_plots_that_the_markdown_links_exist(self):
     linked = re.findall(
         r'\]\((plots/[^)]+)\)', (self.root / 'report.md').read_text())
     self.assertNotEmpty(linked)
@@ -333,7 +333,7 @@ class RunTest(parameterized.TestCase):
       self.assertEqual((again / name).read_bytes(),
                        (self.root / name).read_bytes())
 
-  def test_a_finished_run_is_restored_not_made_again(self):
+  def test_a_finished_run_is_restored_without_training(self):
     copy = self.folder / 'copy'
     shutil.copytree(self.root, copy)
     elsewhere = self.record['environment'] | {'devices': ['TPU v5'] * 4}

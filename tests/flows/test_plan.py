@@ -84,7 +84,7 @@ class PlanTest(parameterized.TestCase):
       self.assertNotEmpty(stage.calls)
       self.assertGreater(min(call.bytes for call in stage.calls), 0)
 
-  def test_steps_are_as_many_as_the_run_takes(self):
+  def test_planned_steps_equal_the_steps_of_a_run(self):
     config = _config()
     stage = next(s for s in _plan().stages if s.name == 'unlearn')
     steps = [call for call in stage.calls if call.name.startswith('step at')]
@@ -101,7 +101,7 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(stages_['evaluate'].held['unlearned'], want - rest)
     self.assertEqual(stages_['unlearn'].held['view under nf4'], want - rest)
 
-  def test_bfloat16_halves_what_is_held(self):
+  def test_bfloat16_halves_held_memory(self):
     half = _traced('--export_dtype=bfloat16').stages[0]
     self.assertEqual(half.held['base'], _plan().stages[0].held['base'] / 2)
 

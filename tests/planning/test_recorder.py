@@ -49,7 +49,7 @@ class RecorderTest(parameterized.TestCase):
     self.assertBetween(stage.bytes, 3 * _BYTES, 3.1 * _BYTES)
     self.assertEqual(stage.largest.calls, 5)
 
-  def test_what_is_donated_is_not_added(self):
+  def test_donated_arguments_add_no_memory(self):
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     out, = self._record(programs.program('add', add, self.x))
     self.assertEqual(out.shape, self.x.shape)

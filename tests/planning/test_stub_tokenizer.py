@@ -10,7 +10,7 @@ _TEXT = 'The capital of Liechtenstein is Vaduz, since 1719.'
 
 class TokenizerTest(absltest.TestCase):
 
-  def test_it_is_called_as_a_tokenizer(self):
+  def test_tokenization_accepts_the_stub(self):
     tokenizer = stub_tokenizer.Tokenizer(100)
     self.assertLen(tokenization.prefix_ids(tokenizer), 1)
     bare, = tokenization.encode([_TEXT], tokenizer)

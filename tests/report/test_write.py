@@ -29,7 +29,7 @@ class FilesTest(cases.ReportTest):
     self.assertEqual(json.loads(text, parse_constant=refuse),
                      json.loads(json.dumps(make())))
 
-  def test_what_is_not_finite_is_null_and_listed(self):
+  def test_non_finite_values_are_null_and_listed(self):
     record = records.make()
     record['perplexity']['unlearned']['nf4'] = math.inf
     record['history']['loss'][3] = math.nan

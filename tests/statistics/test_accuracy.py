@@ -151,7 +151,7 @@ class ErrorsTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'no questions.*wanted at least'):
       accuracy.accuracy_with_interval([], [])
 
-  def test_not_yes_or_no(self):
+  def test_values_other_than_0_and_1_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'other than 0 and 1'):
       accuracy.accuracy_with_interval([0.5, 1], ids.repeat(2, 1))
 

@@ -79,7 +79,7 @@ class ErrorsTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'not finite'):
       gaps.mean_difference([np.nan, 1], ids.repeat(2, 1))
 
-  def test_value_larger_than_said(self):
+  def test_values_above_the_stated_largest_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'wanted at most largest=1'):
       gaps.mean_difference([2.0, 0.0], ids.repeat(2, 1), largest=1.0)
 

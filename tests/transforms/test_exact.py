@@ -178,7 +178,7 @@ class WrapperTest(parameterized.TestCase):
       ('shape', lambda p: p | {'w': p['v']}, "origin has shape .* at 'w'"),
       ('dtype', lambda p: p | {'w': p['w'].astype(jnp.bfloat16)},
        "origin is bfloat16 at 'w', but the params are float32"))
-  def test_theta_0_must_fit(self, change, message):
+  def test_origin_that_does_not_match_is_refused(self, change, message):
     params = _params()
     tx = _floor(params, keep_origin=False)
     with self.assertRaisesRegex(ValueError, message):

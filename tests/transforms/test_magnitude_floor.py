@@ -77,7 +77,7 @@ class MagnitudeFloorTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       transforms.magnitude_floor(_grids(_params()), **options)
 
-  def test_only_none_needs_no_grids(self):
+  def test_only_mode_none_needs_no_grids(self):
     transforms.magnitude_floor((), mode='none')
     for mode in ('hold', 'lift'):
       with self.assertRaisesRegex(ValueError, 'no grids'):

@@ -140,7 +140,7 @@ class ReferenceTest(parameterized.TestCase):
 
 class AnswerSwapTest(parameterized.TestCase):
 
-  def test_prompts_of_one_with_answers_of_the_other(self):
+  def test_swap_answers_joins_prompts_with_other_answers(self):
     spans = _referenced()
     own, other = spans.take(np.array([0, 2, 1])), spans.take(
         np.array([1, 0, 2]))

@@ -235,7 +235,7 @@ class KeepTest(parameterized.TestCase):
     for after, state in rest.states.items():
       self._check_same(state, whole.states[after])
 
-  def test_one_program_after_a_stop(self):
+  def test_a_resumed_run_compiles_one_program(self):
     stopped = _Memory(stop=3)
     with self.assertRaises(KeyboardInterrupt):
       self._run(stopped)
@@ -263,7 +263,7 @@ class VisitTest(parameterized.TestCase):
     for step, w in seen.items():
       np.testing.assert_allclose(w, np.array(_START) / 2 ** step)
 
-  def test_ends_where_the_visit_says_so(self):
+  def test_visit_can_end_the_loop(self):
     theta, history = _run(
         steps=7, log_every=2, visit=lambda step, theta: step >= 4)
     self.assertLen(history, 4)

@@ -66,7 +66,7 @@ class TokenTest(absltest.TestCase):
           float(kl[at]), unlearn_naive.kl(self.other[at].tolist(), row),
           places=4)
 
-  def test_kl_is_zero_only_of_itself_and_not_symmetric(self):
+  def test_kl_by_hand_is_0_for_equals_and_asymmetric(self):
     p, q = jnp.log(jnp.array([0.9, 0.1])), jnp.log(jnp.array([0.5, 0.5]))
     self.assertAlmostEqual(float(losses.token_kl(p, p)), 0.0, places=6)
     self.assertAlmostEqual(
@@ -163,7 +163,7 @@ class SimnpoTest(parameterized.TestCase):
     want = unlearn_naive.simnpo(nll, length, beta, margin)
     self.assertAlmostEqual(float(got), want, places=4)
 
-  def test_length_counts(self):
+  def test_simnpo_depends_on_length(self):
     one, two = (losses.simnpo(jnp.float32(4), jnp.float32(n), beta=1.0)
                 for n in (1, 2))
     self.assertLess(float(one), float(two))

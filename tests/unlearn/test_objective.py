@@ -98,7 +98,7 @@ class ObjectiveTest(parameterized.TestCase):
         options, cls.edit.forward, cls.edit.unembed))
 
   @parameterized.parameters(*_LOSSES)
-  def test_packed_rows_equal_each_sequence_alone(self, name):
+  def test_packed_rows_equal_separate_sequences(self, name):
     options = problem.options(
         loss=name, forget_weight=0.7, kl_weight=3.0, nll_weight=0.5,
         text_weight=0.3, prompt_weight=2.0, swapped_weight=0.4, npo_beta=0.3)

@@ -34,7 +34,7 @@ class SwapPartnersTest(absltest.TestCase):
 
 class ConfusableGroupsTest(absltest.TestCase):
 
-  def test_facts_are_linked_by_choices_in_any_number_of_steps(self):
+  def test_confusable_groups_are_transitive(self):
     got = other_facts.confusable_groups(
         ['cap'] * 5 + ['river'],
         ['fr', 'jp', 'de', 'cn', 'pl', 'po'],
@@ -44,7 +44,7 @@ class ConfusableGroupsTest(absltest.TestCase):
     europe, asia = 'cap (fr and others)', 'cap (jp and others)'
     self.assertEqual(got, [europe, asia, europe, asia, europe, 'river'])
 
-  def test_a_relation_that_is_not_divided_keeps_its_name(self):
+  def test_an_undivided_relation_keeps_its_name(self):
     got = other_facts.confusable_groups(
         ['a', 'a', 'b', 'b', 'a'], ['x', 'y', 'x', 'y', 'x'], '12341',
         ['12', '21', '34', '43', '15'])

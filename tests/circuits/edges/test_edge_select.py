@@ -78,7 +78,7 @@ class CandidatesTest(parameterized.TestCase):
 class RankTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 7, 25)
-  def test_top_is_of_the_largest(self, size):
+  def test_rank_top_selects_the_largest_scores(self, size):
     cfg, _ = small.with_edge_index()
     values, (_, real, _) = _values(cfg), _whole(cfg)
     chosen = _chosen(cfg, edge_select.rank_top(values, real), size)

@@ -68,13 +68,13 @@ class EdgeWeightsTest(absltest.TestCase):
         ('mlp/down', [[1] * 24, [0] * 24])):
       np.testing.assert_array_equal(got[f'layers/{name}'], want, name)
 
-  def test_an_mlp_that_is_read_and_not_written(self):
+  def test_mlp_without_incoming_edges_moves_only_down(self):
     found = edge_weights.carried(_circuit(m1__logits=1.0), _CONFIG)
     got = edge_weights.movable(found, 24)
     self.assertFalse(got['layers/mlp/gate'].any())
     np.testing.assert_array_equal(got['layers/mlp/down'].any(1), [False, True])
 
-  def test_costs_are_of_what_moves(self):
+  def test_costs_count_movable_weights(self):
     width, head = _CONFIG.d_model, _CONFIG.d_model * _CONFIG.d_head
     got = edge_weights.costs(
         edge_weights.movable(self.found, 24), _CONFIG)
@@ -84,7 +84,7 @@ class EdgeWeightsTest(absltest.TestCase):
         got['heads'], [[0, 2 * head, 0, 0], [0, 0, 0, 2 * head]])
     np.testing.assert_array_equal(got['kv_heads'], [[0, head], [head, 0]])
 
-  def test_weights_of_a_circuit_are_those_that_move(self):
+  def test_num_weights_counts_movable_weights(self):
     circuit = graph.empty(_CONFIG)
     circuit.neurons[:, :2] = circuit.heads[1, 2:] = True
     circuit.kv_heads[:] = True
@@ -116,7 +116,7 @@ class EdgeWeightsTest(absltest.TestCase):
       drawn.add(got['layers/attn/q'].tobytes())
     self.assertGreater(len(drawn), 2)
 
-  def test_named(self):
+  def test_named_maps_edge_names_to_scores(self):
     circuit = _circuit(input__a0_h1q=1.0, m0__logits=-2.0)
     self.assertEqual(edge_circuit.named(circuit, _CONFIG), {
         'input->a0.h1<q>': 1.0, 'm0->logits': -2.0})

@@ -58,7 +58,7 @@ class TinyLlamaTest(parameterized.TestCase):
     self.assertLess(golden.largest(
         got.edges, self.want['edge_eap_ig5_per_pair']), 1e-5)
 
-  def test_names_and_places(self):
+  def test_names_and_edge_mask_match_the_reference(self):
     config = self.model.config
     self.assertEqual(
         edges.source_names(config), self.want['src_names'].tolist())

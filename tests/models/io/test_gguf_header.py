@@ -191,7 +191,7 @@ class LoadTest(parameterized.TestCase):
   def test_vocabularies(self, changes, message):
     self._refused(message, **changes)
 
-  def test_no_bos_to_put_in_front(self):
+  def test_add_bos_without_a_bos_token_is_refused(self):
     with self.assertRaisesRegex(
         ValueError, 'f has add_bos_token but no BOS token'):
       gguf_tokenizer.build({'tokenizer.ggml.' + key: value for key, value in (

@@ -85,7 +85,7 @@ class TokenizerTest(parameterized.TestCase):
     self.assertEqual(tokenizer.convert_ids_to_tokens(ids), want)
     self.assertEqual(tokenizer.decode(ids), 'thin 12  3')
 
-  def test_bos_as_the_file_says(self):
+  def test_bos_follows_add_bos_token(self):
     plain, with_bos = self._load(), self._load(add_bos=True)
     self.assertEqual(plain('a')['input_ids'], [tiny.VOCAB.index('a')])
     self.assertEqual(with_bos('a')['input_ids'], [1, tiny.VOCAB.index('a')])
@@ -106,7 +106,7 @@ class TokenizerTest(parameterized.TestCase):
       self.assertIsNone(tokenizer.unk_token)
       self.assertEqual(tokenizer.bos_token_id, 1)
 
-  def test_control_tokens_stay_whole(self):
+  def test_control_tokens_are_not_split(self):
     self.assertEqual(self._load()('a</s>b')['input_ids'],
                      [tiny.VOCAB.index('a'), 2, tiny.VOCAB.index('b')])
 

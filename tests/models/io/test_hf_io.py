@@ -252,7 +252,7 @@ class RefuseTest(parameterized.TestCase):
     (path / 'model.safetensors').rename(path / 'adapter_model.safetensors')
     self._refused(path, 'holds a PEFT adapter .*merge_and_unload')
 
-  def test_no_weights_no_config_no_directory(self):
+  def test_missing_weights_config_or_directory(self):
     path = _write(self)
     weights = path / 'model.safetensors'
     weights.rename(path / 'other.safetensors')
@@ -326,7 +326,7 @@ class RefuseTest(parameterized.TestCase):
 
   @absltest.mock.patch.object(huggingface_hub.HfApi, 'model_info',
                               side_effect=ConnectionError('no network'))
-  def test_hub_id_that_is_nowhere(self, unused_model_info):
+  def test_unknown_hub_id(self, unused_model_info):
     self._refused('no-such-org/no-such-model',
                   "No model at 'no-such-org/.*no network")
 

@@ -75,7 +75,7 @@ class DotChartTest(absltest.TestCase):
     self.assertBetween(float(rule['x1']), float(axis['x1']), float(axis['x2']))
     self.assertEmpty(_find(chart, 'line', 'span'))  # No bound, no interval.
 
-  def test_nothing_measured_is_said(self):
+  def test_dot_chart_marks_rows_as_not_measured(self):
     chart = svg.dot_chart('t', [svg.Row('r', [svg.Dot(None)])], label='x')
     self.assertIn('not measured', _texts(chart))
     self.assertEmpty(_find(chart, 'circle', 'dot'))

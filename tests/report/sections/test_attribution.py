@@ -111,7 +111,7 @@ class ContentTest(cases.ReportTest):
         ['near phrasings (forget_paraphrase)', '0.88 [0.82, 0.94]',
          '0.90 [0.85, 0.95]', '0.78 [0.71, 0.85]', '17']])
 
-  def test_what_could_not_be_compared_says_why(self):
+  def test_missing_comparisons_state_a_reason(self):
     text = self.page(attribution_records.nodes()).text
     self.assertIn('Far phrasings (forget_far) were not compared: the model'
                   ' answers 2 pairs', text)

@@ -20,7 +20,7 @@ class AuditTest(cases.ReportTest):
     self.assertNotIn('itself quantized', text)
     self.assertNotIn('No training steps', text)
 
-  def test_an_update_that_is_large_or_quantized_is_said_to_be(self):
+  def test_page_remarks_on_large_and_quantized_updates(self):
     record = records.audit()
     record['movement']['total']['relative'] = 0.31
     record['pair']['stored_as'] = 'Q4_K'

@@ -164,7 +164,7 @@ class SectionsTest(cases.ReportTest):
                   ' facts)'):
       self.assertIn(shown, page.text)
 
-  def test_all_passed_reads_so(self):
+  def test_page_states_that_all_properties_passed(self):
     record = records.make()
     for entry in record['properties'].values():
       entry['passed'] = True

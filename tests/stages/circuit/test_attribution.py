@@ -92,7 +92,7 @@ class EmptyTest(absltest.TestCase):
 class MovableTest(parameterized.TestCase):
 
   @parameterized.parameters('attributed', 'random')
-  def test_the_budget_counts_what_moves(self, selection):
+  def test_budget_counts_movable_weights(self, selection):
     scores = np.where(_REAL, 1e-3, 0.0)
     for place, edge in enumerate((
         ('input', 'a0.h1<v>'), ('a0.h1', 'm0'), ('m0', 'logits'),

@@ -39,7 +39,7 @@ class NodesTest(absltest.TestCase):
         got['summary']['kv_heads']['score'], means['kv_heads'], rtol=1e-3)
     self.assertEqual(json.loads(json.dumps(got)), got)
 
-  def test_heads_that_no_level_has_are_left_out(self):
+  def test_summary_omits_kinds_outside_the_level(self):
     got = circuit_summary.of_nodes(
         small.circuit(_CONFIG, ('neurons',)), _means(), None)['summary']
     self.assertNotIn('kv_heads', got)

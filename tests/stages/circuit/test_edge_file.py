@@ -86,7 +86,7 @@ class MeasureTest(absltest.TestCase):
           'selection', 'edges_before_pruning', 'random'}:
         self.assertEqual(got.report[key], own.report[key], key)
 
-  def test_edges_that_lead_nowhere_are_dropped(self):
+  def test_unconnected_edges_are_pruned(self):
     own = self._found()
     chosen, real = own.edges.chosen.copy(), edges.is_edge(_CONFIG)
     chosen[edges.source_names(_CONFIG).index('a0.h3')] = False
@@ -109,7 +109,7 @@ class MeasureTest(absltest.TestCase):
         ['curve', 'cpr', 'smallest_faithful_prefix'], report)
     self.assertRegex(report['no_curve'], 'circuit.json scores .* of .* edges')
 
-  def test_a_circuit_of_nothing_is_refused(self):
+  def test_an_empty_circuit_is_refused(self):
     fields = edge_circuit.to_json(self._found().edges, _CONFIG)
     for edge in fields['edges'].values():
       edge['in_graph'] = False

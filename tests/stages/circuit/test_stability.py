@@ -159,13 +159,13 @@ class MeasureTest(absltest.TestCase):
     self.assertAlmostEqual(
         times.mean(), got['resamples']['kept']['mean'])
 
-  def test_a_pair_less_than_all_may_be_run(self):
+  def test_measure_accepts_metrics_of_fewer_pairs(self):
     run = lambda row: np.full(4, 1.0)  # Of the first four pairs.
     got, _ = stability.measure(_settings(), self._selected(), run)
     self.assertEqual(got['halves']['faithfulness']['n'], 4)
     self.assertEqual(got['halves']['faithfulness']['value'], 0.5)
 
-  def test_too_few_facts_are_said(self):
+  def test_too_few_facts_give_a_reason(self):
     got, times = stability.measure(
         _settings(), self._selected(facts=3), lambda row: np.ones(6))
     self.assertIn('3 facts', got['reason'])

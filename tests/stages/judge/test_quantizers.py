@@ -44,7 +44,7 @@ class QuantizersTest(parameterized.TestCase):
         guarantee=quantizer_rules.guaranteed(_ALL, 'hold'))
 
   @pytest.mark.slow
-  def test_each_quantizes_as_it_does_alone(self):
+  def test_each_quantizer_equals_direct_quantization(self):
     params = self.model.params
     layout = model_layout.block_layout(self.model.config)
     for name in _ALL[:3]:

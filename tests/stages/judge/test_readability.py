@@ -92,7 +92,7 @@ class QuestionsTest(parameterized.TestCase):
       (dict(limit=0), {}, 'eval_lens_questions=0'),
       ({}, dict(retain=3), 'there are 3 retain questions'),
       ({}, dict(near=0, far=0), 'there are 0 forget questions'))
-  def test_too_few(self, options, data, want):
+  def test_too_few_questions_are_refused(self, options, data, want):
     with self.assertRaisesRegex(first_token_questions.NothingToRead, want):
       _choose(_inputs(**data), None if 'near' in data else _TOKENIZER,
               **options)
@@ -170,7 +170,7 @@ class ReaderTest(parameterized.TestCase):
     self.assertLen(runs, 4)
     self.assertLen(parts, 4)
 
-  def test_a_base_that_knows_nothing(self):
+  def test_a_base_at_chance_is_refused(self):
     with self.assertRaisesRegex(
         readability_lib.NothingToRead, 'the best layer of the base answers'):
       self._reader(self.base).measure(None)

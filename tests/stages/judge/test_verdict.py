@@ -96,7 +96,7 @@ class ForgettingTest(parameterized.TestCase):
     self.assertEqual(got['n'], 2 * facts)
     self.assertEqual(set(got['by_precision']), {'fp', 'nf4'})
 
-  def test_a_phrasing_that_is_remembered_fails_it(self):
+  def test_one_remembered_phrasing_fails_forgetting(self):
     """Avoidance in the others does not make up for it."""
     case = _Case({'forget_far': 100, 'forget_paraphrase': 100}, _shares(0.0))
     pooled = verdict.property_f(case.answers(), ('fp', 'nf4'))
@@ -124,7 +124,7 @@ class ForgettingTest(parameterized.TestCase):
     self.assertIsNone(verdict.property_f(
         case.answers(), ('fp',))['worst_form'])
 
-  def test_a_base_at_chance_shows_nothing(self):
+  def test_a_base_at_chance_is_inconclusive(self):
     got = self._property(200, 0.0, base=0.25)
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIsNone(got['value'])
@@ -195,12 +195,12 @@ class PermanenceTest(parameterized.TestCase):
     self.assertEqual(repr(got['passed']), repr(want))
     self.assertAlmostEqual(gaps['ptq_gap']['nf4']['value'], nf4 - fp)
 
-  def test_one_recovering_scheme_fails_it(self):
+  def test_one_recovering_scheme_fails_permanence(self):
     got = verdict.property_q(self._gaps(800, 0.25, 0.25, int8=0.5))
     self.assertIs(got['passed'], False)
     self.assertEqual(got['scheme'], 'int8')
 
-  def test_a_sure_failure_outweighs_an_uncertain_scheme(self):
+  def test_a_certain_failure_outweighs_an_inconclusive_scheme(self):
     entry = lambda low, high: {
         'value': (low + high) / 2, 'lower': low, 'upper': high,
         'interval': [low, high], 'interval_of_all': [low, high]}

@@ -60,7 +60,7 @@ class ThinTest(parameterized.TestCase):
     for seed in range(3):
       self.assertEqual(self._counts(limit, seed), want)
 
-  def test_fewer_than_facts_gives_one_each(self):
+  def test_thin_below_the_number_of_facts_draws_one_each(self):
     counts = self._counts(3)
     self.assertEqual(sum(counts.values()), 3)
     self.assertLessEqual(max(counts.values()), 1)

@@ -151,7 +151,7 @@ class SwappedSubjectsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'share no word'):
       self._prompts(config)
 
-  def test_refuses_when_each_prompt_is_asked_elsewhere(self):
+  def test_refuses_if_all_prompts_are_questions_elsewhere(self):
     retain = [q for q in tiny_job.questions()['retain']
               if q['relation'] == 'capital']
     path = self.folder / 'capitals_only.jsonl'
