@@ -13,6 +13,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import circuit_worth
 from experiments import circuit_worth_table
@@ -149,6 +150,7 @@ class OverCircuitsTest(absltest.TestCase):
     self.assertAlmostEqual(high_unlike - low_unlike, 2 * 2.26 * np.sqrt(
         0.4**2 / 9 + 0.5**2 / 400 * 1.1), delta=0.08)
 
+  @pytest.mark.slow
   def test_over_circuits_interval_has_nominal_coverage(self):
     rng, hit = np.random.default_rng(1), 0
     for trial in range(100):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pathlib
 import platform
 import re
+import subprocess
 from typing import Any
 
 import jax
@@ -21,15 +22,32 @@ _IRRELEVANT = ('python', 'platform')  # Results do not depend on these.
 def describe() -> dict[str, Any]:
   """Versions, processor and devices of this run, JSON-able.
 
-  Includes the devices of all processes.
+  Includes the devices of all processes. `commit` is that of the package's
+  checkout, with '+changes' if tracked files differ from it; None for an
+  installed package or without git.
   """
   return {
-      'mansu_jax': mansu_jax.__version__, 'jax': jax.__version__,
-      'jaxlib': jaxlib.__version__, 'python': platform.python_version(),
-      'platform': platform.platform(), 'processor': _processor(),
+      'mansu_jax': mansu_jax.__version__, 'commit': _commit(),
+      'jax': jax.__version__, 'jaxlib': jaxlib.__version__,
+      'python': platform.python_version(), 'platform': platform.platform(),
+      'processor': _processor(),
       'backend': jax.default_backend(), 'processes': jax.process_count(),
       'devices': [d.device_kind for d in jax.devices()],
       'mesh': dict(jax.sharding.get_abstract_mesh().shape)}
+
+
+def _commit() -> str | None:
+  root = pathlib.Path(mansu_jax.__file__).parents[1]
+  if not (root / '.git').exists():
+    return None
+  try:
+    commit, changes = (subprocess.run(
+        ['git', '-C', root, *command], capture_output=True, text=True,
+        check=True).stdout.strip() for command in (
+            ('rev-parse', 'HEAD'), ('status', '--porcelain', '-uno')))
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return commit + ('+changes' if changes else '')
 
 
 def _processor() -> str:

@@ -45,6 +45,7 @@ class FewNodesTest(absltest.TestCase):
       record = runs.attribute(root, *self.flags, f'--circuit_budget={budget}')
     return (record, '\n'.join(logs.output), (root / 'report.md').read_text())
 
+  @pytest.mark.slow
   def test_all_heads(self):
     record, logged, report = self._run(0.2)
     found = record['circuit']

@@ -46,7 +46,7 @@ def _config(*flags):
 
 @functools.cache
 def _plan():
-  return plan.run(_config())
+  return _traced()
 
 
 def _traced(*flags):
@@ -82,7 +82,15 @@ class PlanTest(parameterized.TestCase):
     self.assertTrue(_plan().fits)
     for stage in _plan().stages:
       self.assertNotEmpty(stage.calls)
+
+  @pytest.mark.slow
+  def test_compiled_plan_has_the_traced_calls(self):
+    compiled = plan.run(_config())
+    self.assertTrue(compiled.fits)
+    for stage, traced in zip(compiled.stages, _plan().stages, strict=True):
       self.assertGreater(min(call.bytes for call in stage.calls), 0)
+      self.assertEqual([(call.name, call.calls) for call in stage.calls],
+                       [(call.name, call.calls) for call in traced.calls])
 
   def test_planned_steps_equal_the_steps_of_a_run(self):
     config = _config()

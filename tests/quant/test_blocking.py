@@ -22,8 +22,11 @@ _LAYOUTS = {
     'spanning': (
         quant.BlockLayout(memory='LDF', out='F', inp='D'), (2, 96, 3))}
 _KINDS = ('nf4', 'int4_g32', 'q4_k', 'nf4_dq')
-_CASES = sorted({*itertools.product(_KINDS, ('up', 'spanning')),
-                 *itertools.product(('nf4', 'q4_k'), _LAYOUTS)})
+_CASES = [*itertools.product(('nf4',), _LAYOUTS), ('int4_g32', 'up'),
+          ('nf4_dq', 'spanning'), ('q4_k', 'up'), ('q4_k', 'spanning')]
+_MORE = [('int4_g32', 'spanning'), ('nf4_dq', 'up'), ('q4_k', 'q'),
+         ('q4_k', 'o'), ('q4_k', 'torch'), *itertools.product(
+             sorted({*_NAMES} - {*_KINDS}), ('up', 'spanning'))]
 
 
 class BlockingTest(parameterized.TestCase):
@@ -33,11 +36,10 @@ class BlockingTest(parameterized.TestCase):
   def test_equals_the_rows(self, name, which):
     self.check_equals_the_rows(name, which)
 
-  @parameterized.parameters(*sorted({*_NAMES} - {*_KINDS}))
+  @parameterized.parameters(*_MORE)
   @pytest.mark.slow
-  def test_of_all_schemes(self, name):
-    for which in ('up', 'spanning'):
-      self.check_equals_the_rows(name, which)
+  def test_equals_the_rows_in_all_cases(self, name, which):
+    self.check_equals_the_rows(name, which)
 
   def check_equals_the_rows(self, name, which):
     layout, shape = _LAYOUTS[which]

@@ -84,7 +84,7 @@ class SchemesTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             np.asarray(got.code)[has_step], code[has_step])
 
-  @pytest.mark.medium
+  @pytest.mark.slow
   def test_stacked_matrices_do_not_share_blocks(self):
     for name in _NAMES:
       with self.subTest(name):

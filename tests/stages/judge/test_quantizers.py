@@ -89,6 +89,7 @@ class QuantizersTest(parameterized.TestCase):
     self.assertEmpty(said['q4_0']['instead'])
     self.assertGreater(said['gptq_g128']['calibration']['tokens'], 1000)
 
+  @pytest.mark.slow
   def test_survival_of_no_edit(self):
     shares, _ = self.quantize.survival(self.model.params, self.model.params)
     for name in _ALL:
