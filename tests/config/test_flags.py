@@ -295,13 +295,16 @@ class ExperimentTest(parameterized.TestCase):
   def test_forget_loss_fits_the_facts_of_each_experiment(self):
     read = functools.cache(lambda data: inputs.read(
         dataclasses.replace(config, data=data)).splits.forget_train)
-    for path, flags_ in itertools.product(
-        _JOBS, ((), ('--unlearn_forget_pool=480',))):
-      with self.subTest(path, flags=flags_):
-        config, _ = _parse(f'--flagfile={path}', *flags_)
-        pools.check_forget_term(
-            config.unlearn, read(config.data), _number_words, seed=0,
-            chat=False)
+    check = functools.cache(lambda unlearn, data: pools.check_forget_term(
+        unlearn, read(data), _number_words, seed=0, chat=False))
+    for path, pool in itertools.product(_JOBS, (None, 480)):
+      with self.subTest(path, pool=pool):
+        config, _ = _parse(f'--flagfile={path}', *(
+            [f'--unlearn_forget_pool={pool}'] if pool else []))
+        unlearn = config_lib.UnlearnConfig(
+            loss=config.unlearn.loss, forget_pool=config.unlearn.forget_pool,
+            choice_kl_weight=config.unlearn.choice_kl_weight)
+        check(unlearn, config.data)
 
 
 class MainTest(parameterized.TestCase):

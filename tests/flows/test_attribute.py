@@ -167,6 +167,7 @@ class StoredTest(absltest.TestCase):
 
 class QuestionsTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_nodes_from_questions(self):
     folder = tiny.temp_dir(self)
     job = tiny_job.make(folder / 'job')

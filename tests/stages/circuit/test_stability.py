@@ -6,6 +6,7 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
@@ -236,6 +237,7 @@ class EdgesTest(absltest.TestCase):
     np.testing.assert_allclose(got.sums.totals, totals, atol=1e-4)
     self.assertEqual(got.sums.counts.sum(), len(got.pairs))
 
+  @pytest.mark.slow
   def test_all_groups_select_the_reference_and_run_it(self):
     settings, pairs = _settings('edge'), _pairs()
     groups = stability_lib.group_facts([p.fact for p in pairs], 5)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from mansu_jax import quant
 from mansu_jax import transforms
@@ -260,6 +261,7 @@ class SpanTest(parameterized.TestCase):
   """Views of a circuit in one layer equal the merged model."""
 
   @parameterized.product(layer=(0, 1, 2), view=('fp', 'nf4'))
+  @pytest.mark.slow
   def test_views_are_the_merged_model(self, layer, view):
     config = dataclasses.replace(_CONFIG, num_layers=3)
     model = loading.LoadedModel(config, jax.tree.map(
