@@ -8,6 +8,8 @@ from typing import Any
 from mansu_jax.data.readers import jsonl
 
 USES = ('train', 'near', 'far')
+# How a question asks for its fact; `choice` unless the line says otherwise.
+READINGS = ('choice', 'choice_unseen', 'choice_same_subject', 'reverse')
 
 resolve = jsonl.resolve
 
@@ -25,6 +27,10 @@ class Question:
     choices: Two or more distinct continuations.
     use: `train`, `near` (a paraphrase that is not trained on) or `far` (another
       form, such as a question or a chat turn).
+    reading: `choice` (the usual wrong choices), `choice_unseen` (wrong choices
+      that no training question has), `choice_same_subject` (wrong choices that
+      belong to the same subject, such as other cities of a country), or
+      `reverse` (asks for the subject).
     source: `file:line`, for error messages; ignored by `==`.
 
   Example:
@@ -43,6 +49,7 @@ class Question:
   answer: str
   choices: tuple[str, ...]
   use: str
+  reading: str = 'choice'
   source: str = dataclasses.field(default='', compare=False)
 
   @property
@@ -101,8 +108,25 @@ def parse(where: str, record: dict[str, Any]) -> Question:
     raise ValueError(
         f"{where}: field 'use' is {fields['use']!r}; wanted one of"
         f' {", ".join(USES)}. Correct the line.')
+  if 'reading' in record:
+    fields['reading'] = _parse_reading(where, record, fields['use'])
   choices = _parse_choices(where, record, fields['answer'])
   return Question(**fields, choices=choices, source=where)
+
+
+def _parse_reading(where: str, record: dict[str, Any], use: str) -> str:
+  """Returns the reading; ValueError if it is invalid."""
+  reading = jsonl.take_string(where, record, 'reading')
+  if reading not in READINGS:
+    raise ValueError(
+        f"{where}: field 'reading' is {reading!r}; wanted one of"
+        f' {", ".join(READINGS)}. Correct the line.')
+  if use == 'train' and reading.startswith('choice_'):
+    raise ValueError(
+        f"{where}: a 'train' question has the reading {reading!r}, whose"
+        " choices training must not see; wanted 'near' or 'far'. Correct the"
+        ' line.')
+  return reading
 
 
 def _parse_choices(

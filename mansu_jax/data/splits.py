@@ -10,7 +10,9 @@ Roles are `forget`, `retain` and `heldout`; uses are `train`, `near` and `far`.
 | `retain` | retain | near, far |
 | `retain_heldout` | heldout | any |
 
-Training uses the `train` questions of the forget and retain files.
+Forget questions of another reading than `choice` are splits of their own:
+`forget_unseen`, `forget_same_subject` and `forget_reverse`, of any use but
+`train`. Training uses the `train` questions of the forget and retain files.
 """
 
 from __future__ import annotations
@@ -25,7 +27,14 @@ Question = questions_lib.Question
 
 FORGOTTEN = ('forget_paraphrase', 'forget_far')  # Phrasings not trained on.
 KEPT = ('retain', 'retain_heldout')
-NAMES = ('forget', *FORGOTTEN, *KEPT)
+# Splits that each reading of forgetting asks.
+OF_READING = {
+    'choice': FORGOTTEN,
+    'choice_unseen': ('forget_unseen',),
+    'choice_same_subject': ('forget_same_subject',),
+    'reverse': ('forget_reverse',),
+}
+NAMES = ('forget', *FORGOTTEN, *KEPT)  # Every run should have these.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +44,9 @@ class Splits:
   Attributes:
     forget_train: Questions to unlearn.
     retain_train: Questions that training retains.
-    evaluation: `{split: questions}` for each name in `NAMES`. A split without
-      questions is an empty list.
+    evaluation: `{split: questions}` for each name in `NAMES` and each split of
+      another reading that has questions. A split of `NAMES` without questions
+      is an empty list.
     text: General text documents.
   """
 
@@ -114,6 +124,7 @@ def build_splits(
   check_disjoint('forget', forget, 'heldout', heldout)
   check_disjoint('retain', retain, 'heldout', heldout)
   questions_lib.check_unique_ids([*forget, *retain, *heldout])
+  _check_choices_unseen([*forget, *retain])
   for role in ('forget', 'retain'):
     _check_unseen(role, roles[role])
     if require_train:
@@ -123,12 +134,24 @@ def build_splits(
       retain_train=_of_use(retain, 'train'),
       evaluation={
           'forget': _of_use(forget, 'train'),
-          'forget_paraphrase': _of_use(forget, 'near'),
-          'forget_far': _of_use(forget, 'far'),
+          'forget_paraphrase': _of_reading(_of_use(forget, 'near'), 'choice'),
+          'forget_far': _of_reading(_of_use(forget, 'far'), 'choice'),
+          **_other_readings(_of_use(forget, 'near', 'far')),
           'retain': _of_use(retain, 'near', 'far'),
           'retain_heldout': list(heldout),
       },
       text=list(text))
+
+
+def _of_reading(questions: list[Question], reading: str) -> list[Question]:
+  return [q for q in questions if q.reading == reading]
+
+
+def _other_readings(questions: list[Question]) -> dict[str, list[Question]]:
+  """The splits of readings other than `choice`, without empty ones."""
+  found = {OF_READING[reading][0]: _of_reading(questions, reading)
+           for reading in OF_READING if reading != 'choice'}
+  return {name: chosen for name, chosen in found.items() if chosen}
 
 
 def _of_use(questions: list[Question], *uses: str) -> list[Question]:
@@ -176,6 +199,30 @@ def _check_unseen(role: str, questions: list[Question]) -> None:
           f' repeats the prompt {question.prompt!r} and answer of the trained'
           f' question at {seen.source}; wanted a phrasing that is not trained'
           ' on. Reword or remove it.')
+
+
+def _check_choices_unseen(questions: list[Question]) -> None:
+  """Raises ValueError if training sees a wrong choice of `choice_unseen`.
+
+  Args:
+    questions: Questions to forget and to retain.
+  """
+  trained = {}
+  for question in questions:
+    if question.use == 'train':
+      for choice in question.choices:
+        trained.setdefault((question.relation, plain(choice)), question)
+  for question in questions:
+    if question.reading != 'choice_unseen':
+      continue
+    for choice in question.choices:
+      seen = trained.get((question.relation, plain(choice)))
+      if choice != question.answer and seen is not None:
+        raise ValueError(
+            f'{question.source}: the choice {choice!r} of a choice_unseen'
+            f' question is also a choice of the trained question at'
+            f' {seen.source}; wanted wrong choices that no training question of'
+            f' the relation {question.relation!r} has. Replace the choice.')
 
 
 def _check_has_train(role: str, questions: list[Question]) -> None:
