@@ -1,7 +1,7 @@
 """Multiple-choice accuracy by summed log-probability of each choice.
 
-The model computes a prompt once for all its choices, and many questions share
-a row (see `data.packing`). Up to float rounding, scores equal those of
+The model computes a prompt once for all choices of all questions that share it,
+and many prompts share a row (see `data.packing`). Up to float rounding, scores equal those of
 lm-evaluation-harness, which runs one sequence per choice.
 
 Example (`apply` and `unembed` of any model; see `scoring`):
@@ -33,15 +33,17 @@ class Task:
 
   Attributes:
     questions: n questions.
-    batches: Packed prompts and choices.
-    positions: For each question, the segment positions [m] that predict a
-      choice token.
-    targets: For each question, the token ids [m, K] to score at each position.
-    cells: For each question and choice, the (rows, columns) of `targets` whose
-      log-probabilities sum to the choice's.
+    segments: [n] int, the segment of each question. Questions with the same
+      prompt share one.
+    batches: Packed prompts and choices, one segment per distinct prompt.
+    positions: For each segment, the positions [m] that predict a choice token.
+    targets: For each segment, the token ids [m, K] to score at each position.
+    cells: For each question and choice, the (rows, columns) of its segment's
+      `targets` whose log-probabilities sum to the choice's.
   """
 
   questions: tuple[questions_lib.Question, ...]
+  segments: np.ndarray
   batches: list[packing.PackedBatch]
   positions: list[np.ndarray]
   targets: list[np.ndarray]
@@ -98,7 +100,8 @@ def build_task(
     ValueError: a prompt or choice has no tokens, or is too long.
   """
   encoded = tokenization.encode_questions(questions, tokenizer, chat=chat)
-  packed = [batching.pack_choices(e) for e in encoded]
+  prompts, segments, columns = _share_prompts(encoded)
+  packed = [batching.pack_choices(e) for e in prompts]
   batches = packing.pack_segments(
       [p.segment for p in packed], row_length=row_length,
       token_budget=token_budget, max_length=max_length)
@@ -106,8 +109,39 @@ def build_task(
   plans = [_plan(p, width) for p in packed]
   positions, targets, cells = map(list, zip(*plans)) if plans else ([], [], [])
   return Task(
-      questions=tuple(questions), batches=batches, positions=positions,
-      targets=targets, cells=cells)
+      questions=tuple(questions), segments=segments, batches=batches,
+      positions=positions, targets=targets,
+      cells=[[cells[segment][c] for c in chosen]
+             for segment, chosen in zip(segments, columns)])
+
+
+def _share_prompts(
+    encoded: Sequence[tokenization.Encoded]
+) -> tuple[list[tokenization.Encoded], np.ndarray, list[list[int]]]:
+  """Merges questions that have the same prompt.
+
+  Args:
+    encoded: n questions.
+
+  Returns:
+    Each distinct prompt with the choices of all its questions; the number of
+    each question's prompt, [n] int; and the places of each question's choices
+    among the prompt's.
+  """
+  numbers: dict[tuple[int, ...], int] = {}
+  places: list[dict[tuple[int, ...], int]] = []
+  segments, columns = [], []
+  for prompt, choices in encoded:
+    number = numbers.setdefault(tuple(prompt), len(numbers))
+    if number == len(places):
+      places.append({})
+    known = places[number]
+    segments.append(number)
+    columns.append([
+        known.setdefault(tuple(choice), len(known)) for choice in choices])
+  merged = [tokenization.Encoded(list(prompt), [list(c) for c in known])
+            for prompt, known in zip(numbers, places)]
+  return merged, np.array(segments, int), columns
 
 
 def _plan(packed: batching.PackedQuestion, width: int):
@@ -141,9 +175,9 @@ def score(
       params, task.batches, task.positions, task.targets, cache)
   most = max((len(cells) for cells in task.cells), default=0)
   logprob = np.full((len(task.questions), most), -np.inf)
-  for i, (table, cells) in enumerate(zip(found, task.cells)):
+  for i, (segment, cells) in enumerate(zip(task.segments, task.cells)):
     logprob[i, :len(cells)] = [
-        table[cell].sum(dtype=np.float64) for cell in cells]
+        found[segment][cell].sum(dtype=np.float64) for cell in cells]
   _check_finite(task, logprob)
   return judge(task.questions, logprob)
 

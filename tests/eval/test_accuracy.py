@@ -161,12 +161,28 @@ class CostTest(absltest.TestCase):
 
   def test_one_token_choices_add_no_tokens(self):
     tokenizer = toy_model.ToyTokenizer()
-    questions = [make_question(i, 'aa w xyz', ['b', 'c', 'd', 'e'])
+    questions = [make_question(i, f'aa w x{i}', ['b', 'c', 'd', 'e'])
                  for i in range(16)]
     task = accuracy.build_task(questions, tokenizer, row_length=48)
     computed = sum(batch.tokens.size for batch in task.batches)
     self.assertEqual(computed, 16 * 3)  # Full rows, prompts only.
     self.assertEqual([p.tolist() for p in task.positions], [[2]] * 16)
+
+  def test_questions_with_one_prompt_share_its_tokens(self):
+    tokenizer, params = toy_model.ToyTokenizer(), toy_model.init()
+    questions = [
+        make_question(0, 'aa w xyz', ['b', 'c d']),
+        make_question(1, 'bcd w', ['b', 'c']),
+        make_question(2, 'aa w xyz', ['c d', 'e', 'b'], 2)]
+    scorer = scoring.Scorer(toy_model.apply, toy_model.unembed)
+    task = accuracy.build_task(questions, tokenizer)
+    self.assertEqual(task.segments.tolist(), [0, 1, 0])
+    got = accuracy.score(scorer, params, task)
+    for i, question in enumerate(questions):
+      alone = score([question], params, tokenizer)
+      count = len(question.choices)
+      np.testing.assert_allclose(
+          got.logprob[i, :count], alone.logprob[0], atol=1e-5)
 
   def test_at_most_three_shapes_whatever_the_lengths(self):
     questions = some_questions(40) + [

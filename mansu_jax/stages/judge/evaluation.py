@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -62,8 +63,10 @@ class Evaluator:
       return  # The model may have no tokenizer.
     limits = dict(token_budget=options.batch_tokens,
                   max_length=model.config.max_position)
-    self._task = accuracy.build_task(
-        self.questions, model.tokenizer, chat=data.chat, **limits)
+    self._build = functools.partial(
+        accuracy.build_task, tokenizer=model.tokenizer, chat=data.chat,
+        **limits)
+    self._task = self._build(self.questions)
     self._texts = perplexity.build_task(
         inputs.heldout_text, model.tokenizer, window=data.text_window * 2,
         max_windows=options.text_windows, **limits)
@@ -86,6 +89,13 @@ class Evaluator:
     return Measured(
         scores=accuracy.score(scorer, params, self._task, kept),
         texts=perplexity.score(scorer, params, self._texts, kept))
+
+  def answers(
+      self, params: types.Params,
+      questions: Sequence[questions_lib.Question]) -> np.ndarray:
+    """Whether a model answers n further questions right, [n] bool."""
+    task = self._build(questions)
+    return accuracy.score(self._scorer(0), params, task).correct
 
   def as_tree(self, measured: Measured) -> types.PyTree:
     """`measured` as a dict of arrays without empty ones, for a checkpoint."""

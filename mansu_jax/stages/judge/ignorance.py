@@ -1,0 +1,119 @@
+"""How often a model that is ignorant of a fact answers its question right.
+
+Guessing among four choices is right in a quarter of cases only if the choices
+are equally likely. A model prefers some answers to others whatever the subject,
+so ignorance is measured: the base answers the prompt of another fact, in the
+same words, with the choices of the question. Two other facts are asked for each
+question. A fact whose own answer is among the choices is passed over, because
+the base would know that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import splits as splits_lib
+from mansu_jax.runtime import checkpoints
+from mansu_jax.stages.judge import evaluation
+
+OTHERS = 2  # Other facts that are asked for each question.
+_READINGS = ('choice', 'choice_unseen', 'reverse')
+
+
+def form(question: questions_lib.Question) -> str:
+  """Phrasing of a question: the last part of its id."""
+  return question.id.rsplit('/', 1)[-1]
+
+
+def probes(
+    questions: Sequence[questions_lib.Question]
+) -> tuple[list[questions_lib.Question], np.ndarray]:
+  """Questions with the prompts of other facts.
+
+  The other facts of a fact come in an order that depends on their names only,
+  so that its questions ask the same ones where they can, and share prompts.
+
+  Args:
+    questions: n questions.
+
+  Returns:
+    m probes, and the index of the question that each belongs to, [m] int.
+  """
+  groups: dict[tuple[str, ...], list[questions_lib.Question]] = {}
+  key = lambda q: (q.relation, q.reading, form(q))
+  for question in questions:
+    groups.setdefault(key(question), []).append(question)
+  found, owners = [], []
+  for i, question in enumerate(questions):
+    for other in _others(question, groups[key(question)])[:OTHERS]:
+      found.append(dataclasses.replace(
+          question, id=f'{question.id}/as/{other.fact}', prompt=other.prompt))
+      owners.append(i)
+  return found, np.array(owners, int)
+
+
+def _others(
+    question: questions_lib.Question,
+    group: Sequence[questions_lib.Question]) -> list[questions_lib.Question]:
+  """Questions about other facts whose answers are not among the choices."""
+  shown = {splits_lib.plain(choice) for choice in question.choices}
+  rank = lambda q: hashlib.sha256(
+      f'{question.fact}|{q.fact}'.encode()).hexdigest()
+  return sorted(
+      (q for q in group if q.fact != question.fact
+       and splits_lib.plain(q.answer) not in shown), key=rank)
+
+
+def levels(
+    questions: Sequence[questions_lib.Question], owners: np.ndarray,
+    correct: np.ndarray) -> np.ndarray:
+  """The share of right answers of each question's probes, [n].
+
+  A question without probes gets its chance, 1 / choices.
+
+  Args:
+    questions: n questions.
+    owners: [m] int, from `probes`.
+    correct: [m] bool, whether each probe's answer is right.
+  """
+  asked = np.bincount(owners, minlength=len(questions))
+  right = np.bincount(owners, correct, minlength=len(questions))
+  chance = np.array([q.chance for q in questions])
+  return np.where(asked > 0, right / np.maximum(asked, 1), chance)
+
+
+def measure(
+    evaluator: evaluation.Evaluator, base: types.Params,
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> np.ndarray:
+  """Ignorance levels of all questions of a run, [n].
+
+  Questions outside the readings of forgetting get their chance.
+
+  Args:
+    evaluator: of the run's questions.
+    base: full params of the base.
+    cache: keeps the levels for a resumed run.
+  """
+  questions = evaluator.questions
+  out = np.array([q.chance for q in questions])
+  rows = np.array([
+      i for reading in _READINGS for split in splits_lib.OF_READING[reading]
+      for i in range(len(questions))[evaluator.slices.get(split, slice(0))]],
+                  int)
+  if not rows.size:
+    return out
+
+  def ask():
+    asked = [questions[i] for i in rows]
+    found, owners = probes(asked)
+    correct = evaluator.answers(base, found)
+    return levels(asked, owners, correct).tolist()
+
+  out[rows] = cache.get_or_compute_json('ignorance_levels', ask)
+  return out
