@@ -6,8 +6,10 @@ same pairs, and C the circuit:
   CAD   = 1 - <a_0, a_u>_C / <a_0, a_0>_C        on forget pairs
   AS-NC = the same off C                         on retain pairs
 
-0 is unchanged, 1 is gone, above 1 is reversed. Neither means anything without
-its nulls. Every resample reweights the pairs, and inner products of weighted
+0 is unchanged, 1 is gone, above 1 is reversed. Both describe, and decide
+nothing: scores sum to the output, so they fade on every circuit once the answer
+is gone, whether it was erased or hidden. Neither means anything without its
+nulls. Every resample reweights the pairs, and inner products of weighted
 means need only Gram matrices over pairs, so the nulls cost little more than
 the scores.
 """
@@ -24,7 +26,6 @@ from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import graph
 from mansu_jax.statistics import intervals
 from mansu_jax.statistics import resampling
-from mansu_jax.statistics import verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,78 +163,3 @@ def _null(values: np.ndarray) -> dict[str, Any]:
           'level_95': float(np.quantile(values, intervals.LEVEL)),
           'level_5': float(np.quantile(values, 1 - intervals.LEVEL)),
           'draws': int(values.size)}
-
-
-_REQUIRED = {  # Nulls of CAD that S needs to pass: reasons for their absence.
-    'random_circuits': (
-        'the circuit holds every node of its layers, so there is no random'
-        ' circuit to compare with'),
-    'suppression': (
-        'there is no matched output-suppression control to compare with')}
-
-
-def structural_erasure(
-    cad: dict[str, Any], as_nc: dict[str, Any]) -> dict[str, Any]:
-  """Property S: CAD above all its nulls, AS-NC below all of its own.
-
-  A resampled null gives a 95 % level: CAD must be above it, AS-NC below it. If
-  the value is on the wrong side and its interval contains the level, the check
-  is inconclusive. A null of one value is compared by the paired interval.
-  Without random circuits or the suppression control, S does not pass.
-
-  Args:
-    cad: CAD, from `measure`.
-    as_nc: AS-NC, from `measure`.
-  """
-  checks = {f'cad_above_{name}': _beyond(cad, null, 1)
-            for name, null in cad['nulls'].items()}
-  checks |= {f'as_nc_below_{name}': _beyond(as_nc, null, -1)
-             for name, null in as_nc['nulls'].items()}
-  levels = [null['level_95'] for null in cad['nulls'].values()
-            if 'level_95' in null]
-  out = {'value': cad['value'], 'interval': cad['interval'],
-         'threshold': max(levels), 'checks': checks,
-         'passed': verdict.all_of(checks.values()),
-         'measure': 'CAD; the threshold is the highest 95 % level of a null'}
-  if out['passed'] == verdict.INCONCLUSIVE:
-    open_ = [k.replace('_', ' ') for k, v in checks.items()
-             if v == verdict.INCONCLUSIVE]
-    out['reason'] = f'the intervals leave open: {", ".join(open_)}'
-  lacking = [why for name, why in _REQUIRED.items() if name not in cad['nulls']]
-  if out['passed'] is True and lacking:
-    out |= {'passed': verdict.INCONCLUSIVE, 'reason': '; '.join(lacking)}
-  return out
-
-
-def at_every_precision(
-    cad: dict[str, Any], as_nc: dict[str, Any]) -> dict[str, Any]:
-  """S in full precision and, in `by_precision`, under each quantizer.
-
-  S fails if it fails at any precision, and passes if it passes at all.
-  """
-  out = structural_erasure(cad, as_nc)
-  others = {name: structural_erasure(
-      cad['by_precision'][name], as_nc['by_precision'][name])
-            for name in cad.get('by_precision', {})}
-  passed = verdict.all_of(
-      [out['passed'], *(other['passed'] for other in others.values())])
-  if passed != out['passed']:
-    named = [name for name, other in others.items()
-             if other['passed'] == passed]
-    out['reason'] = f'{_WHY[passed]} under {", ".join(named)}'
-  return out | {'passed': passed, 'by_precision': others}
-
-
-_WHY = {False: 'it fails',
-        verdict.INCONCLUSIVE: 'the intervals leave it open'}
-
-
-def _beyond(
-    found: dict[str, Any], null: dict[str, Any], sign: int
-) -> verdict.Verdict:
-  """Whether a value is above (sign 1) or below (sign -1) a null."""
-  if 'level_95' not in null:
-    side = verdict.above if sign > 0 else verdict.below
-    return side(null['difference_interval'])
-  side = verdict.beyond if sign > 0 else verdict.within
-  return side(found, null['level_95'])

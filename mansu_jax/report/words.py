@@ -12,9 +12,15 @@ SPLITS = {
     'forget': 'forget (trained phrasings)',
     'forget_paraphrase': 'forget_paraphrase (near phrasings, not trained)',
     'forget_far': 'forget_far (far phrasings, not trained)',
+    'forget_unseen': 'forget_unseen (wrong choices never trained on)',
+    'forget_same_subject': 'forget_same_subject (choices of the same subject)',
+    'forget_reverse': 'forget_reverse (asks for the subject)',
     'retain': 'retain (trained facts, new phrasings)',
     'retain_heldout': 'retain_heldout (facts never trained)',
 }
+# Splits that every run should have.
+REQUIRED_SPLITS = ('forget', 'forget_paraphrase', 'forget_far', 'retain',
+                   'retain_heldout')
 # The `use` field of evaluation questions on forget facts -> a label.
 PHRASINGS = {
     'near': 'near phrasings (forget_paraphrase)',

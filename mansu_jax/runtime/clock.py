@@ -18,6 +18,7 @@ from typing import Any
 from absl import logging
 import jax
 
+from mansu_jax.runtime import memory
 from mansu_jax.runtime import preemption
 from mansu_jax.runtime import progress
 
@@ -85,6 +86,7 @@ class Clock:
     start, before, tokens = time.monotonic(), total[0], progress.tokens()
     with self._trace(name):
       yield
+    memory.release_unused()
     seconds, compiling = time.monotonic() - start, total[0] - before
     tokens = progress.tokens() - tokens
     rate = tokens / max(seconds - compiling, 1e-9) if tokens else None

@@ -1,5 +1,10 @@
 """Batch sizes by the memory of a device."""
 
+import os
+import pathlib
+import sys
+import unittest
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -30,6 +35,19 @@ class MemoryTest(parameterized.TestCase):
     self.assertEqual(memory.bytes_of(x), 30)
     self.assertEqual(
         memory.bytes_of(jax.ShapeDtypeStruct((3, 5), jnp.float32)), 60)
+
+  @unittest.skipUnless(sys.platform == 'linux', 'reads /proc')
+  def test_freed_memory_returns_to_the_system(self):
+    resident = lambda: int(
+        pathlib.Path('/proc/self/statm').read_text().split()[1]) * (
+            os.sysconf('SC_PAGE_SIZE'))
+    blocks = [bytearray(2**12) for _ in range(30_000)]  # 120 MB
+    last = bytearray(2**12)  # Keeps the top of the heap in use.
+    full = resident()
+    del blocks
+    memory.release_unused()
+    self.assertLess(resident(), full - 2**26)
+    self.assertLen(last, 2**12)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,6 @@ from mansu_jax.report.charts import svg
 Record = dict[str, Any]
 
 MODELS = ('base', 'unlearned')
-_FORGOTTEN = ('forget_paraphrase', 'forget_far')
 
 
 def precisions(record: Record) -> list[str]:
@@ -29,22 +28,8 @@ def legend(record: Record) -> list[svg.Key]:
 
 
 def chance(record: Record) -> float | None:
-  """Chance accuracy on the forget questions; None where it is unknown.
-
-  It is solved from phi = (acc_0 - acc_u) / (acc_0 - chance), with acc_0 and
-  acc_u the accuracies of the base and the unlearned model.
-  """
-  phi = record['properties']['F'].get('value')
-  splits = [record['accuracy'][s] for s in _FORGOTTEN
-            if s in record['accuracy']]
-  if not phi or not splits:
-    return None
-  counts = [split['base']['fp']['n'] for split in splits]
-  base, unlearned = (
-      sum(n * split[model]['fp']['value'] for n, split in zip(counts, splits))
-      / sum(counts) for model in MODELS)
-  level = base - (base - unlearned) / phi
-  return level if 0 <= level < 1 else None
+  """Accuracy of an ignorant model on the forget questions; None if unknown."""
+  return record.get('forgetting', {}).get('choice', {}).get('ignorance')
 
 
 def section(record: Record) -> document.Section:
@@ -52,9 +37,10 @@ def section(record: Record) -> document.Section:
   blocks: list[document.Block] = [document.Text(
       'Accuracy on multiple-choice questions: the model answers with the choice'
       ' of the highest summed log-probability. Forgetting lowers the forget'
-      ' splits to chance; the retain splits should not change.')]
+      ' splits to the accuracy of an ignorant model; the retain splits should not'
+      ' change.')]
   missing = record['data'].get('missing_splits') or [
-      s for s in words.SPLITS if s not in record['accuracy']]
+      s for s in words.REQUIRED_SPLITS if s not in record['accuracy']]
   if missing:
     blocks.append(document.Text(
         f'The data have no questions for {words.listing(missing)}, so nothing'
@@ -80,14 +66,14 @@ def _plot(record: Record) -> document.Plots:
       for model, precision, entry in _entries(record, split)])
           for split in record['accuracy']]
   level = chance(record)
-  rules = [] if level is None else [svg.Rule(level, f'chance {level:.2f}')]
+  rules = [] if level is None else [svg.Rule(level, f'ignorant {level:.2f}')]
   chart = svg.dot_chart(
       'Accuracy by split, with 95 % intervals', rows,
       label='accuracy (share of questions answered correctly)',
       legend=legend(record), rules=rules, limits=(0.0, 1.0))
   caption = (
       'Accuracy by split with 95 % intervals. Colour: model. Hollow marks:'
-      ' quantized.' + ' Dashed line: chance on the forget questions.'
+      ' quantized.' + ' Dashed line: an ignorant model on the forget questions.'
       * bool(rules))
   return document.Plots((document.Plot('accuracy', chart, caption),))
 

@@ -100,7 +100,7 @@ def not_measured(record: Record) -> list[document.Section]:
 
 
 def _missing(record: Record) -> Iterator[tuple[str, str]]:
-  for split in words.SPLITS:
+  for split in words.REQUIRED_SPLITS:
     if split not in record['accuracy']:
       yield f'accuracy on {split}', _SOURCES[split]
   if not record['ptq_gap']:
@@ -108,11 +108,13 @@ def _missing(record: Record) -> Iterator[tuple[str, str]]:
            'near or far questions in --data_forget')
   if not record['perplexity']['unlearned']:
     yield 'perplexity', 'text in --data_heldout_text'
-  why = record['properties']['S'].get('reason', '')
+  why = record.get('unmeasured', {})
   if not record['circuit']:
-    yield 'circuit, CAD and AS-NC', why
-  elif not (record['cad'] and record['as_nc']):
-    yield 'CAD' if not record['cad'] else 'AS-NC', why
+    yield 'circuit, CAD and AS-NC', why.get('cad', '')
+  else:
+    for key, name in (('cad', 'CAD'), ('as_nc', 'AS-NC')):
+      if not record[key]:
+        yield name, why.get(key, '')
   if not record['samples']:
     yield ('sample answers', 'near, far or held-out questions, and'
            ' --eval_generations above 0')

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from mansu_jax.report import document
 from mansu_jax.report import words
 from mansu_jax.report.charts import svg
-from mansu_jax.report.sections import properties
 
 Record = dict[str, Any]
 
@@ -27,7 +26,7 @@ class _Measure(NamedTuple):
   key: str
   name: str
   data: str
-  side: str  # Of its nulls, where S passes.
+  side: str  # Of its nulls, where erasure would lie.
 
 
 _MEASURES = (
@@ -46,7 +45,7 @@ def blocks(record: Record) -> Iterator[document.Block]:
   yield document.Text(_control(record.get('suppression_control')))
   found = [m for m in _MEASURES if record.get(m.key)]
   if not found:
-    why = record['properties']['S'].get('reason') or 'they were skipped'
+    why = record.get('unmeasured', {}).get('cad') or 'they were skipped'
     yield document.Text(f'CAD and AS-NC were not measured: {why.rstrip(".")}.')
     return
   yield from map(document.Text, _remarks(record))
@@ -64,22 +63,13 @@ def blocks(record: Record) -> Iterator[document.Block]:
 
 
 def _remarks(record: Record) -> Iterator[str]:
-  """The reason of S, identical random circuits, and the limits of CAD."""
-  entry = record['properties']['S']
-  why = entry.get('reason')
-  if why and not properties.unmet_checks(entry):  # The card lists the checks.
-    yield f'{why[:1].upper()}{why[1:].rstrip(".")}.'
+  """The limits of CAD, and identical random circuits."""
+  yield ('They decide nothing: scores sum to the output, so they fade on every'
+         ' circuit once the answer is gone, whether it was erased or hidden.')
   for measure in _MEASURES:
     nulls = (record.get(measure.key) or {}).get('nulls', {})
     if warning := nulls.get('random_circuits', {}).get('warning'):
       yield warning
-  above = entry.get('checks', {}).get('cad_above_random_circuits')
-  if above is not None and above is not True:
-    yield ('CAD is not clearly above that of random circuits of the same'
-           ' shape. The scores sum to the change of the output, so they fade on'
-           ' every circuit once the answer is gone, whether it was erased or'
-           ' hidden. This CAD shows that the answer is gone, not that it was'
-           ' removed from this circuit.')
 
 
 def _control(found: Record | None) -> str:

@@ -19,40 +19,50 @@ class _Property(NamedTuple):
   measure: str
   passes: str
   meaning: str
-  side: str  # The bound that decides: 'lower' or 'upper'; '' for checks.
+  side: str  # The bound that decides: 'lower' or 'upper'; '' for none.
   sign: bool  # Whether the measure is a difference, printed with its sign.
 
 
 _PROPERTIES = {
     'F': _Property(
         'meaningful forgetting', 'forgetting', 'phi',
-        'passes if the whole 95 % interval is at or above',
-        'phi is the share of the base\'s accuracy above chance that is gone, on'
-        ' phrasings of the forget facts that training never saw: 1 is chance, 0'
-        ' is nothing forgotten.', 'lower', False),
+        'passes if, in every reading and at every precision, the one-sided'
+        ' lower 95 % bound is at or above',
+        'phi is the share of the base\'s knowledge that is gone: 1 is the'
+        ' accuracy of a model that is ignorant of the facts, 0 is nothing'
+        ' forgotten. The worst reading and precision are shown.', 'lower',
+        False),
     'R': _Property(
         'retain preservation', 'retain preservation', 'accuracy drop',
-        'passes if the one-sided upper 95 % bound is at or below',
-        'Accuracy lost on retain facts in new phrasings and on facts that'
-        ' training never saw; a negative drop is a gain.', 'upper', True),
+        'passes if, at every precision, the one-sided upper 95 % bound is at or'
+        ' below',
+        'Accuracy lost on facts that training never saw, against the base at'
+        ' the same precision; a negative drop is a gain.', 'upper', True),
     'Q': _Property(
-        'quantization permanence', 'quantization permanence', 'PTQ gap',
-        'passes if the one-sided upper 95 % bound is at or below',
-        'Accuracy on forget questions when quantized minus that in full'
-        ' precision; a positive gap means that quantization recovers forgotten'
-        ' facts.', 'upper', True),
+        'quantization permanence', 'quantization permanence',
+        'knowledge brought back',
+        'passes if, under every quantizer, the one-sided upper 95 % bound is at'
+        ' or below',
+        'Share of the base\'s knowledge that is left in the quantized model,'
+        ' less that in full precision; positive means that rounding brings'
+        ' knowledge back.', 'upper', True),
     'S': _Property(
-        'structural erasure', 'structural erasure', 'CAD',
-        'passes if CAD is above, and AS-NC within, all of their nulls at every'
-        ' precision',
-        'Whether attribution on the circuit fades more than under every null'
-        ' model.', '', False),
+        'structural erasure', 'structural erasure', 'hidden share',
+        'fails if the 95 % interval lies above the threshold, or if an attack'
+        ' brings back more than it teaches about unknown facts; neither can'
+        ' show that knowledge is gone, so the property never passes; threshold',
+        'Share of the base\'s knowledge that the base\'s own layers still read'
+        ' from the unlearned model\'s states, beyond what the model answers.',
+        '', False),
 }
-_NULLS = {
-    'prompt_halves': 'prompt halves', 'base_quantized': 'the quantized base',
-    'random_circuits': 'random circuits',
-    'suppression': 'the suppression control'}
-_CHECKS = {'cad_above_': 'CAD above ', 'as_nc_below_': 'AS-NC below '}
+READINGS = {
+    'choice': 'choice of four, wrong choices as in training',
+    'choice_unseen': 'choice of four, unseen wrong choices',
+    'generation': 'generated answer',
+    'generation_few_shot': 'generated after solved examples',
+    'reverse': 'reverse question',
+    'choice_same_subject': 'choice within the same subject',
+}
 
 
 def sentence(record: Record) -> str:
@@ -75,8 +85,8 @@ def sentence(record: Record) -> str:
 
 def section(record: Record) -> document.Section:
   """The properties as cards."""
-  makers: dict[str, Callable[..., list[str]]] = {
-      'F': _forgetting_notes, 'Q': _quantizer_notes, 'S': _check_notes}
+  makers: dict[str, Callable[[Record], list[str]]] = {
+      'F': _forgetting_notes, 'R': _retain_notes, 'Q': _quantizer_notes}
   return document.Section('Four properties', (document.Cards(tuple(
       document.Card(
           letter=letter, title=_PROPERTIES[letter].title,
@@ -85,188 +95,102 @@ def section(record: Record) -> document.Section:
           threshold=_threshold(letter, entry),
           meaning=_PROPERTIES[letter].meaning,
           notes=(*_why(letter, entry),
-                 *makers.get(letter, _precision_notes)(record, letter, entry),
+                 *(makers[letter](entry) if letter in makers else ()),
                  *_detectable(letter, entry)))
       for letter, entry in record['properties'].items())),))
 
 
 def headline(letter: str, entry: Record) -> str:
-  """The value with its interval, or how many checks of S hold."""
+  """The value with its interval, and where it was measured."""
   spec = _PROPERTIES[letter]
-  if 'checks' in entry:
-    checks = _checks(entry)
-    passed = sum(v is True for v in checks.values())
-    return f'{passed} of {len(checks)} checks passed'
-  if letter == 'S':
+  if entry.get('value') is None:
     return 'not judged'
-  scheme = f' under {entry["scheme"]}' if entry.get('scheme') else ''
-  return (f'{spec.measure} {words.estimate(entry, 3, spec.sign)}'
-          f'{scheme if entry.get("value") is not None else ""}')
+  return f'{spec.measure} {words.estimate(entry, 3, spec.sign)}{where(entry)}'
+
+
+def where(entry: Record) -> str:
+  """The reading and the precision of a property's value."""
+  reading = READINGS.get(entry.get('reading'), '')
+  precision = entry.get('precision') or entry.get('scheme')
+  return (f', {reading}' if reading else '') + (
+      f' ({precision})' if precision else '')
 
 
 def bound(letter: str, entry: Record) -> str:
   """The value with the bound that decides: the interval for a failure."""
   spec = _PROPERTIES[letter]
-  if (spec.side != 'upper' or entry.get('upper') is None
+  if (not spec.side or entry.get(spec.side) is None
       or entry.get('passed') is False):
     return headline(letter, entry)
-  scheme = f' under {entry["scheme"]}' if entry.get('scheme') else ''
-  return (f'{spec.measure} {words.signed(entry["value"])}{scheme}, upper bound'
-          f' {words.signed(entry["upper"])}')
-
-
-def unmet_checks(entry: Record) -> list[str]:
-  """The failed and the inconclusive checks of S, in words."""
-  found = _checks(entry)
-  by_state = (
-      ('failed', [k for k, state in found.items() if state is False]),
-      ('inconclusive',
-       [k for k, state in found.items() if state == 'inconclusive']))
-  return [f'{state} checks: {"; ".join(names)}'
-          for state, names in by_state if names]
-
-
-def _checks(entry: Record) -> dict[str, bool | str]:
-  """The checks of S by name, at every precision."""
-  out = {_check_name(k): state for k, state in entry.get('checks', {}).items()}
-  for precision, other in entry.get('by_precision', {}).items():
-    out |= {f'{_check_name(k)} under {precision}': state
-            for k, state in other.get('checks', {}).items()}
-  return out
-
-
-def _check_name(key: str) -> str:
-  """`CAD above random circuits` for `cad_above_random_circuits`."""
-  for prefix, text in _CHECKS.items():
-    if key.startswith(prefix):
-      null = key.removeprefix(prefix)
-      return text + _NULLS.get(null, null.replace('_', ' '))
-  return key.replace('_', ' ')
+  form = words.signed if spec.sign else words.number
+  return (f'{spec.measure} {form(entry["value"])}, {spec.side} bound'
+          f' {form(entry[spec.side])}{where(entry)}')
 
 
 def _threshold(letter: str, entry: Record) -> str:
-  """The condition under which the property passes."""
+  """The condition under which the property passes or fails."""
   threshold = entry.get('threshold')
-  value = '' if threshold is None or letter == 'S' else f' {threshold:g}'
-  return _PROPERTIES[letter].passes + value
+  return _PROPERTIES[letter].passes + (
+      '' if threshold is None else f' {threshold:g}')
 
 
 def _why(letter: str, entry: Record) -> list[str]:
-  """The verdict with its reason."""
+  """The verdict with its reasons."""
   state = entry.get('passed')
-  if letter == 'S' and (unmet := unmet_checks(entry)):
-    return unmet
-  makers = {True: _why_passed, False: _why_failed,
-            'inconclusive': _why_inconclusive}
-  return [f'{words.VERDICTS[state]}: {makers[state](letter, entry)}'
-          ] if state in makers else []
+  if state not in words.VERDICTS:
+    return []
+  reasons = entry.get('reasons') or [entry.get('reason') or _rule(
+      letter, state, entry)]
+  return [f'{words.VERDICTS[state]}: {"; ".join(reasons)}']
 
 
-def _why_passed(letter: str, entry: Record) -> str:
-  if letter == 'S':
-    return 'every check passed at every precision'
-  limit = f'{entry["threshold"]:g}'
-  if letter == 'F':
-    return f'the whole 95 % interval is at or above {limit}'
-  return (f'the upper bound {words.signed(entry.get("upper"))} is at or below'
-          f' {limit}')
-
-
-def _why_failed(letter: str, entry: Record) -> str:
-  if letter == 'S':
-    return entry.get('reason') or 'at least one check failed'
-  limit, (_, high) = entry['threshold'], entry['interval']
-  if letter == 'R':
-    return f'the whole 95 % interval is above {limit:g}'
-  if letter == 'Q':
-    return ('the whole 95 % interval, corrected for the number of quantizers,'
-            f' is above {limit:g}')
-  if high is not None and high < limit:
-    return f'the whole 95 % interval is below {limit:g}'
-  worst = entry.get('worst_form') or {}
-  return (f'the whole interval of the phrasing {worst.get("form")} is below'
-          f' {limit:g}')
-
-
-def _why_inconclusive(letter: str, entry: Record) -> str:
-  if reason := entry.get('reason'):
-    return reason
-  if letter == 'S' or entry.get('value') is None:
+def _rule(letter: str, state: bool | str, entry: Record) -> str:
+  """Which bound decided."""
+  limit = f'{entry["threshold"]:g}' if entry.get('threshold') else '0'
+  side = _PROPERTIES[letter].side
+  if state is True:
+    return f'every {side} bound is on the right side of {limit}'
+  if state is False:
+    return (f'a whole interval is on the wrong side of {limit}, corrected for'
+            ' the number of estimates that are judged together')
+  if entry.get('value') is None:
     return 'the measure is not defined on these data'
-  return (f'the interval includes the threshold {entry["threshold"]:g}; more'
-          ' questions on more facts would narrow it')
+  return (f'an interval includes {limit}; more questions on more facts would'
+          ' narrow it')
 
 
-def _precision_notes(record: Record, letter: str, entry: Record) -> list[str]:
-  """The measure under each quantizer."""
-  del record
-  sign = _PROPERTIES[letter].sign
-  return [f'{precision}: {words.estimate(found, 3, sign)}'
-          for precision, found in entry.get('by_precision', {}).items()
-          if precision != 'fp']
-
-
-def _forgetting_notes(record: Record, letter: str, entry: Record) -> list[str]:
-  """phi by precision, the worst phrasing, and accuracy below chance."""
-  notes = _precision_notes(record, letter, entry)
-  if worst := entry.get('worst_form'):
-    accuracies = ', '.join(f'{words.number(value)} {precision}'
-                           for precision, value in worst['accuracy'].items())
-    notes.append(
-        f'worst phrasing: {worst["form"]}, phi {words.estimate(worst, 3)},'
-        f' accuracy {accuracies} ({words.count(worst["n"], "question")});'
-        ' the property fails if this whole interval, corrected for the number'
-        ' of phrasings, is below the threshold')
-  below = [precision for precision, found
-           in entry.get('by_precision', {}).items()
-           if (found.get('lower') or 0) > 1]
-  if below:
-    notes.append(
-        f'below chance ({words.listing(below)}): the model avoids the right'
-        ' answer, which reveals part of it; the aim is 1, not more')
-  return notes
-
-
-def _quantizer_notes(record: Record, letter: str, entry: Record) -> list[str]:
-  """The gap of every quantizer; the worst one decides."""
-  del letter, entry
+def _forgetting_notes(entry: Record) -> list[str]:
+  """phi by reading and precision."""
   notes = []
-  for scheme, gap in record['ptq_gap'].items():
-    base = record['ptq_gap_base'].get(scheme, {}).get('value')
-    notes.append(f'{scheme}: {words.estimate(gap, 3, True)}; gap of the base'
-                 f' {words.signed(base)}')
+  for name, found in entry.get('by_reading', {}).items():
+    values = ', '.join(f'{p} {words.estimate(e)}' for p, e in found.items())
+    notes.append(f'{READINGS.get(name, name)}: {values}')
   return notes
 
 
-def _check_notes(record: Record, letter: str, entry: Record) -> list[str]:
-  """CAD and AS-NC with their intervals."""
-  del letter
-  notes = []
-  for key, name in (('cad', 'CAD'), ('as_nc', 'AS-NC')):
-    notes.append(f'{name}: {words.estimate(record.get(key))}')
-    if key == 'cad' and entry.get('threshold') is not None:
-      notes[-1] += ('; highest 95 % level of a null'
-                    f' {words.number(entry["threshold"])}')
-  return notes
+def _retain_notes(entry: Record) -> list[str]:
+  """The drop at each precision, on held-out and on retained facts."""
+  return [
+      f'{label}, {precision}: {words.estimate(found, 3, True)}'
+      for key, label in (('by_precision', 'held-out facts'), (
+          'trained', 'retained facts'))
+      for precision, found in entry.get(key, {}).items()]
+
+
+def _quantizer_notes(entry: Record) -> list[str]:
+  """What each quantizer brings back; the worst one decides."""
+  return [f'{scheme}: {words.estimate(found, 3, True)}'
+          for scheme, found in entry.get('by_scheme', {}).items()]
 
 
 def _detectable(letter: str, entry: Record) -> list[str]:
   """The smallest effect that the data can show."""
-  smallest = _smallest_effect(letter, entry)
-  if smallest is None:
+  side = _PROPERTIES[letter].side
+  limit = entry.get(side) if side else None
+  if limit is None or entry.get('value') is None:
     return []
   data = (f' ({words.count(entry["n"], "question")} on'
           f' {words.count(entry["facts"], "fact")})'
           if entry.get('facts') else '')
-  return [f'smallest detectable effect: {words.number(smallest)}{data}']
-
-
-def _smallest_effect(letter: str, entry: Record) -> float | None:
-  """The recorded one, or the distance to the bound that decides."""
-  if entry.get('smallest_detectable') is not None:
-    return entry['smallest_detectable']
-  side = _PROPERTIES[letter].side
-  limit = entry.get(side) if side else None
-  if limit is None or entry.get('value') is None:
-    return None
-  return abs(entry['value'] - limit)
+  return ['smallest detectable effect:'
+          f' {words.number(abs(entry["value"] - limit))}{data}']

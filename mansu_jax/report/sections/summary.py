@@ -1,4 +1,4 @@
-"""The verdict in a few lines for the terminal."""
+"""The verdict on one screen for the terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import textwrap
 from typing import Any
 
 from mansu_jax.report import words
+from mansu_jax.report.sections import attacks
 from mansu_jax.report.sections import audit
 from mansu_jax.report.sections import properties
 
@@ -17,16 +18,19 @@ _TEXT = 18  # Column at which a property's text starts.
 _COMPARISONS = {'F': '>=', 'R': '<=', 'Q': '<='}
 _LEGEND = ('  value [95 % interval]; F forgetting, R retain, Q quantization,'
            ' S structure')
+_KEPT = {'retain': 'retained facts, new phrasings',
+         'retain_heldout': 'held-out facts'}
+_LABEL = 46  # Columns of a row's label and of the ignorant model.
 
 
 def lines(record: Record) -> list[str]:
-  """About 15 lines of at most 80 columns; lines with paths may be longer."""
+  """About 25 lines of at most 80 columns; lines with paths may be longer."""
   folder = record['config'].get('workdir') or '.'
   return [
       *_head(record), _LEGEND,
       *(line for letter, entry in record['properties'].items()
-        for line in _property(record, letter, entry)),
-      *_accuracies(record),
+        for line in _property(letter, entry)),
+      *_answered(record), *_perplexity(record), *_attacks(record),
       f'report: {folder.rstrip("/")}/report.html']
 
 
@@ -61,7 +65,7 @@ def _survival(scheme: str, found: Record) -> str:
           ' kept their code')
 
 
-def _property(record: Record, letter: str, entry: Record) -> list[str]:
+def _property(letter: str, entry: Record) -> list[str]:
   """A property's verdict with its value and the condition to pass."""
   state = words.verdict(entry.get('passed'))
   text = properties.headline(letter, entry)
@@ -69,65 +73,56 @@ def _property(record: Record, letter: str, entry: Record) -> list[str]:
     text = entry['reason']
   elif letter in _COMPARISONS and entry.get('threshold') is not None:
     needs = f'needs {_COMPARISONS[letter]} {entry["threshold"]:g}'
-    text = (f'{properties.bound(letter, entry)},'
+    text = (f'{properties.bound(letter, entry)};'
             f' {needs.replace(" ", _NO_BREAK)}')
   out = _wrap(f'{letter} {state:12}  {text}', _TEXT, 2)
-  if worst := entry.get('worst_form'):
-    out += _wrap(f'worst phrasing {worst["form"]}: phi'
-                 f' {words.estimate(worst)}', 6, 4)
-  if letter == 'Q' and entry.get('value') is not None:
-    out += _wrap(_gap(record, entry), 6, 4)
-  for unmet in properties.unmet_checks(entry):
-    out += _wrap(unmet, 6, 4)
+  for reason in entry.get('reasons', ()):
+    out += _wrap(reason, 6, 4)
   return out
 
 
-def _gap(record: Record, entry: Record) -> str:
-  """The smallest detectable gap, and the gap of the base."""
-  base = record['ptq_gap_base'].get(entry['scheme'])
-  adjusted = record['ptq_gap_adjusted'].get(entry['scheme'])
-  return (f'smallest detectable {words.number(entry["smallest_detectable"])};'
-          f' base {words.signed((base or {}).get("value"))},'
-          f' adjusted {words.estimate(adjusted, 3, True)}')
+def _precisions(record: Record) -> list[str]:
+  return ['fp', *record['config']['quant_schemes']]
 
 
-def _accuracies(record: Record) -> list[str]:
-  """One line per split: fp and the leading quantizer, base -> unlearned."""
+def _answered(record: Record) -> list[str]:
+  """Share of questions answered right, by reading and precision."""
   if audit.is_audit(record) and not record['accuracy']:
-    return [f'  accuracy {words.MISSING}: there are no questions']
-  scheme = record['config']['quant_schemes'][0]
-  out = [f'  {"accuracy, base -> unlearned":30}{"fp":16}{scheme}']
-  for split in words.SPLITS:
-    found = record['accuracy'].get(split)
-    cells = [words.MISSING] if found is None else [
-        _change(found, precision) for precision in ('fp', scheme)]
-    out.append(f'    {split:28}{_columns(cells, 16)}')
-  return out + _others(record)
-
-
-def _others(record: Record) -> list[str]:
-  """One line per further quantizer."""
-  schemes = record['config']['quant_schemes'][1:]
-  if not schemes or not record['ptq_gap']:
-    return []
-  width = max(map(len, schemes)) + 2
-  out = ['  other quantizers: gap (upper bound); accuracy on forget_far,'
-         ' retain_heldout']
-  for scheme in schemes:
-    gap = record['ptq_gap'][scheme]
-    cells = [f'{words.signed(gap["value"])} ({words.signed(gap["upper"])})']
-    for split in ('forget_far', 'retain_heldout'):
-      found = record['accuracy'].get(split)
-      cells.append(words.MISSING if found is None else _change(found, scheme))
-    out.append(f'    {scheme:{width}}{_columns(cells, 18)}')
+    return [f'  answered right {words.MISSING}: there are no questions']
+  shown = _precisions(record)[:2]
+  heads = ''.join(f'{p:>7}' for p in shown)
+  out = [f'  {"share answered right":33}{"ignorant":>11}   base'
+         f'{"":{max(0, 7 * len(shown) - 7)}}   unlearned',
+         f'  {"":44}{heads}   {heads}']
+  for name, entry in record.get('forgetting', {}).items():
+    out.append(_row(properties.READINGS.get(name, name), entry, shown,
+                    words.number(entry['ignorance'], 2)))
+  for split, label in _KEPT.items():
+    if split in record['accuracy']:
+      out.append(_row(label, record['accuracy'][split], shown, ''))
   return out
 
 
-def _columns(cells: list[str], width: int) -> str:
-  return ''.join(f'{cell:{width}}' for cell in cells).rstrip()
+def _row(label: str, entry: Record, shown: list[str], ignorant: str) -> str:
+  cells = [''.join(
+      f'{words.number((entry[m].get(p) or {}).get("value"), 2):>7}'
+      for p in shown) for m in ('base', 'unlearned')]
+  return f'    {label:{_LABEL - 6}}{ignorant:>4}{cells[0]}   {cells[1]}'
 
 
-def _change(split: Record, precision: str) -> str:
-  """`base -> unlearned` accuracy."""
-  return ' -> '.join(words.number((split[m].get(precision) or {}).get('value'))
-                     for m in ('base', 'unlearned'))
+def _perplexity(record: Record) -> list[str]:
+  """The cost in perplexity of text that was not trained on."""
+  found = record.get('perplexity', {})
+  parts = []
+  for p in _precisions(record)[:2]:
+    share = words.ratio(*(found.get(m, {}).get(p)
+                          for m in ('unlearned', 'base')))
+    if share is not None:
+      parts.append(f'{100 * (share - 1):+.1f} % ({p})')
+  return [f'  perplexity of other text: {", ".join(parts)}'] if parts else []
+
+
+def _attacks(record: Record) -> list[str]:
+  """What attacks bring back, one line each."""
+  return [line for text in attacks.sentences(record)
+          for line in _wrap(text, 4, 2)]

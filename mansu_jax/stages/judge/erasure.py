@@ -1,4 +1,8 @@
-"""Erasure: CAD on the circuit, AS-NC off it, readability, and their nulls."""
+"""CAD on the circuit, AS-NC off it, readability, and their nulls.
+
+They describe the structure of an edit and decide nothing; see
+`erasure.divergence`.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,6 @@ from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import readability
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import quantizer_rules
-from mansu_jax.statistics import verdict
 
 
 class NothingOutside(ValueError):
@@ -46,7 +49,8 @@ HALVES = 5  # Random halves of the circuit whose weights are copied back.
 _MATCHED = 0.05  # Largest difference of a control's accuracy from its target.
 _LEAST_RANDOM = 100  # Random circuits for a 95 % level.
 _NOTHING = {key: {} for key in (
-    'cad', 'as_nc', 'readability', 'suppression_control', 'copy_back')}
+    'cad', 'as_nc', 'readability', 'suppression_control', 'copy_back',
+    'unmeasured')}
 
 Pairs = list[pairs_lib.AttributionPair]
 
@@ -107,7 +111,7 @@ def measure(
     model: loading.LoadedModel, found: attribution.Found,
     unlearned: types.Params,
     cache: checkpoints.NoCache = checkpoints.NoCache()) -> dict[str, Any]:
-  """CAD, AS-NC, readability and property S, JSON-able.
+  """CAD, AS-NC and readability, JSON-able.
 
   Args:
     settings: of attribution; pairs are scored with the same ones.
@@ -120,14 +124,14 @@ def measure(
     cache: keeps each part for a resumed run.
 
   Returns:
-    `cad`, `as_nc`, `readability`, `suppression_control`, `copy_back` and `S`.
-    A part that is not measured is {}, or holds a `reason`. S is inconclusive
-    without CAD or AS-NC, and does not pass without readability.
+    `cad`, `as_nc`, `readability`, `suppression_control` and `copy_back`. A
+    part that is not measured is {}, or holds a `reason`; `unmeasured` has the
+    reasons of CAD and AS-NC.
   """
   views = quantize.views()
   job = _Job(settings=settings, options=options, inputs=inputs, model=model,
              found=found, unlearned=unlearned)
-  reasons, controls = [], []
+  controls = []
   make_reader = functools.partial(_make_reader, job, views)
 
   def read():
@@ -140,7 +144,8 @@ def measure(
     controls.append(control)
     return out
 
-  out = _NOTHING | cache.get_or_compute_json('readability', read)
+  out = _NOTHING | {'unmeasured': {}}
+  out |= cache.get_or_compute_json('readability', read)
 
   def control():
     if not out['suppression_control'].get('matched'):
@@ -150,8 +155,8 @@ def measure(
     return controls[0]
 
   if not options.cad_pairs:
-    return out | {
-        'S': verdict.missing('--eval_cad_pairs=0 skips CAD and AS-NC')}
+    return out | {'unmeasured': dict.fromkeys(
+        ('cad', 'as_nc'), '--eval_cad_pairs=0 skips it')}
   after, quantized = ({
       name: functools.partial(view, params) for name, view in views.items()}
                       for params in (unlearned, model.params))
@@ -166,10 +171,8 @@ def measure(
       out[key] = cache.get_or_compute_json(key, measure_part)
     except _NOT_MEASURED as error:  # The rest of the run continues.
       logging.warning('%s is not measured: %s', name, error)
-      reasons.append(f'{name} is not measured: {error}')
-  if reasons:
-    return out | {'S': verdict.missing(' '.join(reasons))}
-  return out | {'S': divergence.at_every_precision(out['cad'], out['as_nc'])}
+      out['unmeasured'][key] = str(error)
+  return out
 
 
 def _make_reader(job: _Job, views: quantizers.Views) -> readability.Reader:
@@ -209,7 +212,7 @@ def _read(
 
 def not_measured(why: str) -> dict[str, Any]:
   """The result of `measure` without a circuit."""
-  return _NOTHING | {'S': verdict.missing(why)}
+  return _NOTHING | {'unmeasured': dict.fromkeys(('cad', 'as_nc'), why)}
 
 
 def _divergence(

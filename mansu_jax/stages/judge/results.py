@@ -24,6 +24,7 @@ from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
 from mansu_jax.stages.circuit import attribution
+from mansu_jax.stages.judge import answers as answers_lib
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import verdict
@@ -33,14 +34,20 @@ NEW_TOKENS = 12  # Maximum length of a sample.
 
 
 def write_answers(
-    evaluator: evaluation.Evaluator, measured: verdict.Measured,
-    root: pathlib.Path) -> None:
+    evaluator: evaluation.Evaluator, measured: answers_lib.Measured,
+    root: pathlib.Path, ignorance: np.ndarray | None = None) -> None:
   """Writes `answers.jsonl`: each model's answer to each question.
 
-  A line is {split, id, fact, relation, prompt, answer, choices, models}, where
-  `models` is {model: {precision: {choice, correct, margin}}}: the likeliest
-  choice, whether it is correct, and the log-probability of the right answer
-  less that of the best wrong one, in nats.
+  A line is {split, id, fact, relation, reading, prompt, answer, choices,
+  ignorance, models}, where `models` is {model: {precision: {choice, correct,
+  margin}}}: the likeliest choice, whether it is correct, and the
+  log-probability of the right answer less that of the best wrong one, in nats.
+
+  Args:
+    evaluator: of the run's questions.
+    measured: from `evaluation.measure_all`.
+    root: an existing folder.
+    ignorance: [n], from `ignorance.measure`; None leaves it out.
   """
   lines = []
   for split, rows in evaluator.slices.items():
@@ -51,12 +58,23 @@ def write_answers(
             'choice': question.choices[int(found.scores.logprob[i].argmax())],
             'correct': bool(found.scores.correct[i]),
             'margin': round(float(found.scores.margin[i]), 4)}
-      lines.append(json.dumps({
-          'split': split, 'id': question.id, 'fact': question.fact,
-          'relation': question.relation, 'prompt': question.prompt,
-          'answer': question.answer, 'choices': list(question.choices),
-          'models': models}, ensure_ascii=False) + '\n')
+      level = {} if ignorance is None else {
+          'ignorance': round(float(ignorance[i]), 4)}
+      lines.append(_line(
+          {'split': split}, question, {'choices': list(question.choices)},
+          level, {'models': models}))
   files.write_text(root / 'answers.jsonl', ''.join(lines))
+
+
+def _line(
+    first: dict[str, Any], question: questions_lib.Question,
+    *rest: dict[str, Any]) -> str:
+  """A question and what was measured on it, as a line of JSON."""
+  entry = first | {name: getattr(question, name) for name in (
+      'id', 'fact', 'relation', 'reading', 'prompt', 'answer')}
+  for part in rest:
+    entry |= part
+  return json.dumps(entry, ensure_ascii=False) + '\n'
 
 
 def samples(
@@ -130,69 +148,118 @@ def describe_circuit(found: attribution.Found | None) -> dict[str, Any]:
   return found.report | {'by_layer': by_layer}
 
 
-def make_record(
-    *, config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    quantize: quantizers.Quantizers, model: loading.LoadedModel,
-    found: attribution.Found | None, evaluator: evaluation.Evaluator,
-    measured: verdict.Measured, structure: dict[str, Any],
-    unlearned: types.Params, answers_in_words: list[dict[str, Any]],
-    stages: list[dict[str, Any]],
-    changes: dict[str, weight_change.Change] | None = None,
-    training: dict[str, Any] | None = None,
-    earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-  """The JSON-able `record.json` of a run, which the report renders.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+  """What a run asks, of whom.
 
-  Args:
+  Attributes:
     config: the run's, which the record holds.
     inputs: questions and texts.
     quantize: the run's quantizers.
     model: the base.
-    found: the circuit, or None.
     evaluator: the scored questions.
+    found: the circuit, or None.
+  """
+
+  config: run_config.RunConfig
+  inputs: inputs_lib.Inputs
+  quantize: quantizers.Quantizers
+  model: loading.LoadedModel
+  evaluator: evaluation.Evaluator
+  found: attribution.Found | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Findings:
+  """What the stages measured.
+
+  Attributes:
     measured: from `evaluation.measure_all`.
+    ignorance: from `ignorance.measure`.
+    recalled: generated answers, by reading.
+    hidden: from `hidden_share.measure`.
+    attacked: from `attacks.measure`.
     structure: from `erasure.measure` or `erasure.not_measured`.
-    unlearned: full params after unlearning.
-    answers_in_words: from `samples`.
-    stages: of the run's clock.
+    samples: from `samples`.
     changes: from `weight_change.compare`; None computes it.
-    training: from `describe_training`; None if nothing was trained.
+    training: from `describe_training`; {} if nothing was trained.
+  """
+
+  measured: answers_lib.Measured
+  ignorance: np.ndarray
+  recalled: dict[str, answers_lib.Reading]
+  hidden: dict[str, Any]
+  attacked: dict[str, Any]
+  structure: dict[str, Any]
+  samples: list[dict[str, Any]]
+  changes: dict[str, weight_change.Change] | None = None
+  training: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def make_record(
+    job: Job, findings: Findings, unlearned: types.Params,
+    stages: list[dict[str, Any]],
+    earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+  """The JSON-able `record.json` of a run, which the report renders.
+
+  Args:
+    job: what was asked.
+    findings: what was measured.
+    unlearned: full params after unlearning.
+    stages: of the run's clock.
     earlier: environments in which a resumed run ran before.
 
   Returns:
-    The verdict and its `properties`; accuracy, PTQ gaps and perplexity; how
-    much of the edit survives each quantizer; the weights that moved; structural
-    measures, circuit and training history; sample answers; and the model, data,
-    config, environment and stages behind them.
+    The verdict and its `properties`; readings of forgetting, accuracy, PTQ gaps
+    and perplexity; hidden share and attacks; how much of the edit survives each
+    quantizer; the weights that moved; structural measures, circuit and training
+    history; sample answers; and the model, data, config, environment and stages
+    behind them.
   """
-  answers = verdict.Answers(
-      evaluator, measured, resamples=config.eval.bootstrap, seed=config.seed)
-  precisions = ('fp', *quantize.names)
-  splits = list(evaluator.slices)
-  gaps = verdict.gaps(answers, quantize.names)
-  shares, details = quantize.survival(model.params, unlearned)
-  changes = changes or weight_change.compare(model.params, unlearned)
+  config, quantize, params = job.config, job.quantize, job.model.params
+  shares, details = quantize.survival(params, unlearned)
+  changes = findings.changes or weight_change.compare(params, unlearned)
+  return {
+      **_judge(job, findings),
+      **{k: v for k, v in findings.hidden.items() if k != 'S'},
+      **findings.attacked, **findings.structure,
+      'survival': shares, 'survival_details': details,
+      'movement': weight_change.describe(changes),
+      'circuit': describe_circuit(job.found),
+      **(findings.training or describe_training()),
+      'samples': findings.samples, 'quantizers': quantize.describe(),
+      **_describe_run(
+          config, job.model, job.evaluator.questions, stages,
+          data=inputs_lib.describe(job.inputs), earlier=earlier,
+          weights=tree_paths.count(params))}
+
+
+def _judge(job: Job, findings: Findings) -> dict[str, Any]:
+  """The verdict, its properties and the figures behind F, R and Q."""
+  config, schemes = job.config, job.quantize.names
+  answers = answers_lib.Answers(
+      job.evaluator, findings.measured, resamples=config.eval.bootstrap,
+      seed=config.seed)
+  readings = answers.readings(findings.ignorance) | findings.recalled
+  readings = {k: readings[k] for k in answers_lib.READINGS if k in readings}
+  precisions = ('fp', *schemes)
+  splits = list(job.evaluator.slices)
   properties = {
-      'F': verdict.property_f(answers, precisions),
+      'F': verdict.property_f(readings, precisions),
       'R': verdict.property_r(answers, precisions),
-      'Q': verdict.property_q(gaps),
-      'S': structure['S']}
+      'Q': verdict.property_q(readings, schemes),
+      'S': verdict.property_s(
+          findings.hidden['S'], findings.attacked.get('attack_verdict'))}
   return {
       'verdict': verdict.overall(properties), 'properties': properties,
+      'forgetting': verdict.readings_entry(readings, precisions),
       'accuracy': verdict.accuracies(answers, splits, precisions),
       'accuracy_by_relation': verdict.by_group(
           answers, splits, precisions, answers.relations),
       'accuracy_by_form': verdict.by_group(
           answers, splits, precisions, answers.forms),
-      **gaps, **verdict.perplexities(measured, precisions),
-      'survival': shares, 'survival_details': details,
-      'movement': weight_change.describe(changes),
-      **{k: v for k, v in structure.items() if k != 'S'},
-      'circuit': describe_circuit(found), **(training or describe_training()),
-      'samples': answers_in_words, 'quantizers': quantize.describe(),
-      **_describe_run(
-          config, model, evaluator.questions, stages,
-          data=inputs_lib.describe(inputs), earlier=earlier,
-          weights=tree_paths.count(model.params))}
+      **verdict.gaps(answers, schemes),
+      **verdict.perplexities(findings.measured, precisions)}
 
 
 def make_attribution_record(

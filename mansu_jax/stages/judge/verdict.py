@@ -2,15 +2,16 @@
 
 A property passes if its whole interval lies on the right side of its
 threshold, fails if it lies on the wrong side, and is inconclusive otherwise.
-R and Q pass by the one-sided upper 95 % bound; every property fails by the
-two-sided interval. Q requires every quantizer to pass. A quantizer fails Q by
-a Bonferroni interval over all quantizers, which corrects for picking the worst
-of several.
+F, R and Q pass by one-sided 95 % bounds, each of which must hold: for every
+reading and precision, for every precision, and for every quantizer. They fail
+by a bound of one of them, at the Bonferroni level over all, which corrects for
+picking the worst of several. S fails by the hidden share or by an attack, and
+never passes: neither can show that knowledge is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -18,67 +19,27 @@ import numpy as np
 
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.eval import perplexity
+from mansu_jax.stages.judge import answers as answers_lib
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.statistics import accuracy
+from mansu_jax.statistics import forgetting
 from mansu_jax.statistics import gaps as gaps_lib
 from mansu_jax.statistics import intervals
 from mansu_jax.statistics import power
 from mansu_jax.statistics import verdict
 
-FORGOTTEN, KEPT = splits_lib.FORGOTTEN, splits_lib.KEPT
-PHI = 0.9  # Least phi of meaningful forgetting (F).
-_FORM_FACTS = 20  # Facts that a phrasing needs to be judged by itself.
+FORGOTTEN = splits_lib.FORGOTTEN
 DROP = 0.01  # Largest accuracy drop of retain preservation (R).
-GAP = 0.01  # Largest PTQ gap of quantization permanence (Q).
+GAP = 0.01  # Largest share of knowledge that may come back (Q).
+_NEEDED = {'choice_unseen': 'no questions with choices that training never saw',
+           'generation': 'no generated answers'}
+_NO_QUESTIONS = 'the forget set has no near or far questions'
+_NO_LEAD = ('the base answers no better than an ignorant model, so there is'
+            ' nothing to forget')
 
-Measured = dict[tuple[str, str], evaluation.Measured]
-
-
-class Answers:
-  """Correct answers and facts of splits, by model and precision.
-
-  Attributes:
-    options: resamples and seed of the bootstrap.
-  """
-
-  def __init__(
-      self, evaluator: evaluation.Evaluator, measured: Measured, *,
-      resamples: int, seed: int):
-    self._evaluator, self._measured = evaluator, measured
-    self.options = dict(resamples=resamples, seed=seed)
-
-  def rows(self, splits: Sequence[str]) -> np.ndarray:
-    """Indices of the questions of some splits."""
-    return np.concatenate([
-        np.arange(len(self._evaluator.questions))[self._evaluator.slices[s]]
-        for s in splits])
-
-  def correct(
-      self, model: str, precision: str, rows: np.ndarray, *,
-      normalised: bool = False) -> np.ndarray:
-    """Whether each question is answered correctly."""
-    scores = self._measured[model, precision].scores
-    return (scores.correct_norm if normalised else scores.correct)[rows]
-
-  def facts(self, rows: np.ndarray) -> list[str]:
-    """Fact of each question."""
-    return [self._evaluator.questions[i].fact for i in rows]
-
-  def relations(self, rows: np.ndarray) -> list[str]:
-    """Relation of each question."""
-    return [self._evaluator.questions[i].relation for i in rows]
-
-  def forms(self, rows: np.ndarray) -> list[str]:
-    """Phrasing of each question: the last part of its id."""
-    return [self._evaluator.questions[i].id.rsplit('/', 1)[-1] for i in rows]
-
-  def chance(self, rows: np.ndarray) -> np.ndarray:
-    """Chance accuracy of each question."""
-    return np.array([self._evaluator.questions[i].chance for i in rows])
-
-  def estimate(self, fn: Callable[..., Any], *columns, rows):
-    """A statistic with its bootstrap by fact, as a record entry."""
-    return fn(*columns, self.facts(rows), **self.options).record()
+Answers = answers_lib.Answers
+Measured = answers_lib.Measured
+Readings = Mapping[str, answers_lib.Reading]
 
 
 def accuracies(
@@ -133,11 +94,6 @@ def gaps(answers: Answers, schemes: Sequence[str]) -> dict[str, Any]:
         gaps_lib.quantization_gap, *pair, rows=rows)
     out['ptq_gap'][scheme] |= _detectable(
         answers, pair, rows, out['ptq_gap'][scheme])
-    out['ptq_gap'][scheme]['interval_of_all'] = answers.estimate(
-        functools.partial(
-            gaps_lib.quantization_gap,
-            level=intervals.bonferroni(len(schemes))),
-        *pair, rows=rows)['interval']
     out['ptq_gap_base'][scheme] = answers.estimate(
         gaps_lib.quantization_gap, *base, rows=rows)
     out['ptq_gap_adjusted'][scheme] = answers.estimate(
@@ -149,7 +105,7 @@ def _detectable(answers, pair, rows, gap):
   """The smallest detectable gap, and McNemar's p.
 
   The gap is the larger of the formula's and the distance from the value to its
-  upper bound, which decides the property.
+  upper bound.
   """
   events = (pair[0] != pair[1]).astype(float)
   items = power.effective_items(events, answers.facts(rows))
@@ -179,74 +135,171 @@ def perplexities(
   return {'perplexity': pooled, 'perplexity_by_text': kinds}
 
 
-def property_f(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
-  """Meaningful forgetting: phi, in full precision, pooled and by phrasing."""
-  rows = answers.rows(FORGOTTEN)
-  if not rows.size:
-    return verdict.missing(
-        'the forget set has no near or far questions', PHI)
-  entries = {p: answers.estimate(
-      accuracy.forgetting, answers.correct('base', p, rows),
-      answers.correct('unlearned', p, rows), answers.chance(rows), rows=rows)
-             for p in precisions}
-  fp = entries['fp']
-  passed = verdict.at_least(fp['interval'], PHI)
-  worst = _worst_form(answers, rows, precisions)
-  if worst is not None and worst['interval'][1] < PHI:
-    passed = False
-  return fp | {'threshold': PHI, 'passed': passed, 'by_precision': entries,
-               'worst_form': worst,
-               'measure': 'phi = (acc_0 - acc_u) / (acc_0 - chance)'}
+def readings_entry(
+    readings: Readings, precisions: Sequence[str]) -> dict[str, Any]:
+  """`forgetting[reading]`: accuracy by model and precision, and ignorance.
+
+  Beside both models, `ignorance` is the accuracy of an ignorant model,
+  `known[precision]` the share of the base's knowledge that is left, and
+  `avoided[precision]` is there where accuracy lies significantly below
+  ignorance: then the avoided answer is the right one.
+  """
+  out = {}
+  for name, reading in readings.items():
+    entry: dict[str, Any] = {
+        model: {p: accuracy.accuracy_with_interval(
+            reading.correct[model, p], reading.facts,
+            **reading.options).record() for p in precisions}
+        for model in evaluation.MODELS}
+    entry['ignorance'] = float(reading.ignorance.mean())
+    entry['known'] = {p: forgetting.known_share(
+        reading.correct['base', p], reading.correct['unlearned', p],
+        reading.ignorance, reading.facts, reading.groups,
+        **reading.options).record() for p in precisions}
+    avoided = {p: forgetting.avoidance(
+        reading.correct['unlearned', p], reading.ignorance, reading.facts,
+        **reading.options).record() for p in precisions}
+    entry['avoided'] = {p: found for p, found in avoided.items()
+                        if found['upper'] < 0}
+    out[name] = entry
+  return out
 
 
-def _worst_form(
-    answers: Answers, rows: np.ndarray, precisions: Sequence[str]
-) -> dict[str, Any] | None:
-  """The phrasing with the lowest upper bound of phi, in full precision."""
-  forms = np.array(answers.forms(rows))
-  worst = accuracy.worst_forgetting(
-      answers.correct('base', 'fp', rows),
-      answers.correct('unlearned', 'fp', rows), answers.chance(rows),
-      answers.facts(rows), forms, least_facts=_FORM_FACTS, **answers.options)
-  if worst is None:
-    return None
-  form, phi = worst
-  asked = rows[forms == form]
-  return phi.record() | {'form': form, 'accuracy': {
-      p: float(answers.correct('unlearned', p, asked).mean())
-      for p in precisions}}
+def property_f(
+    readings: Readings, precisions: Sequence[str]) -> dict[str, Any]:
+  """Meaningful forgetting: phi of every reading at every precision."""
+  asked = {k: v for k, v in readings.items() if k in answers_lib.DECIDING}
+  if not asked:
+    return verdict.missing(_NO_QUESTIONS, forgetting.PHI)
+  count = len(asked) * len(precisions)
+  found = {(name, p): reading.phi(p, count)
+           for name, reading in asked.items() for p in precisions}
+  passed = forgetting.judge(found.values())
+  defined = {k: v for k, v in found.items() if np.isfinite(v.value)}
+  if not defined:
+    return verdict.missing(_NO_LEAD, forgetting.PHI)
+  (name, precision), worst = min(
+      defined.items(), key=lambda item: item[1].value)
+  entry = worst.record() | {
+      'threshold': forgetting.PHI, 'passed': passed, 'reading': name,
+      'precision': precision, 'by_reading': {
+          name: {p: found[name, p].record() for p in precisions}
+          for name in asked},
+      'measure': 'phi = 1 - known / known_0, known clipped at ignorance'}
+  absent = [text for key, text in _NEEDED.items() if key not in asked]
+  if passed is True and absent:
+    entry |= {'passed': verdict.INCONCLUSIVE,
+              'reason': f'there are {" and ".join(absent)}'}
+  return entry
 
 
 def property_r(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:
-  """Retain preservation: accuracy drop from the base at each precision."""
-  rows = answers.rows(KEPT)
-  if not rows.size:
-    return verdict.missing(
-        'there are no retain or held-out questions', DROP)
-  entries = {p: answers.estimate(
-      gaps_lib.paired_drop, answers.correct('base', p, rows),
-      answers.correct('unlearned', p, rows), rows=rows) for p in precisions}
-  fp = entries['fp']
-  passed = verdict.at_most((fp['interval'][0], fp['upper']), DROP)
-  return fp | {'threshold': DROP, 'passed': passed, 'by_precision': entries,
-               'measure': 'accuracy drop, retain and retain_heldout'}
+  """Retain preservation: drop on held-out facts, at each precision.
+
+  Without held-out questions the retained ones can fail it, not pass it.
+  """
+  splits = {'retain_heldout': answers.rows(['retain_heldout']),
+            'retain': answers.rows(['retain'])}
+  drops = {name: _drops(answers, rows, precisions)
+           for name, rows in splits.items() if rows.size}
+  if not drops:
+    return verdict.missing('there are no held-out questions', DROP)
+  split = next(iter(drops))
+  precision, worst = max(
+      drops[split].items(), key=lambda item: item[1]['upper'])
+  passed = _at_most(drops[split].values(), DROP)
+  entry = worst | {
+      'threshold': DROP, 'passed': passed, 'split': split,
+      'precision': precision, 'by_precision': drops[split],
+      'trained': drops.get('retain', {}),
+      'measure': 'accuracy drop on held-out facts'}
+  if split == 'retain' and passed is True:
+    entry |= {'passed': verdict.INCONCLUSIVE, 'reason':
+              'there are no held-out questions, only retained ones'}
+  return entry
 
 
-def property_q(gap_entries: dict[str, Any]) -> dict[str, Any]:
-  """Quantization permanence: the worst scheme decides."""
-  if not gap_entries['ptq_gap']:
-    return verdict.missing(
-        'the forget set has no near or far questions', GAP)
-  # A significant recovery is worse than an uncertain one.
-  recovers = lambda entry: entry['interval_of_all'][0] > GAP
-  badness = lambda item: (recovers(item[1]), item[1]['upper'])
-  worst = max(gap_entries['ptq_gap'].items(), key=badness)
-  entry = worst[1]
-  passed = verdict.at_most(
-      (entry['interval_of_all'][0], entry['upper']), GAP)
-  return entry | {
-      'threshold': GAP, 'passed': passed, 'scheme': worst[0],
-      'measure': 'acc(quantized) - acc(fp), one-sided upper 95 % bound'}
+def _drops(
+    answers: Answers, rows: np.ndarray, precisions: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+  """The accuracy drop from the base at each precision."""
+  out = {}
+  for p in precisions:
+    pair = [answers.correct(m, p, rows) for m in evaluation.MODELS]
+    out[p] = answers.estimate(gaps_lib.paired_drop, *pair, rows=rows)
+    out[p]['interval_of_all'] = answers.estimate(
+        functools.partial(gaps_lib.paired_drop, level=intervals.bonferroni(
+            len(precisions))), *pair, rows=rows)['interval']
+  return out
+
+
+def _at_most(
+    entries: Sequence[Mapping[str, Any]], level: float) -> verdict.Verdict:
+  """Whether several quantities are at most a level, judged together."""
+  return verdict.all_of(
+      verdict.at_most((entry['interval_of_all'][0], entry['upper']), level)
+      for entry in entries)
+
+
+def property_q(
+    readings: Readings, schemes: Sequence[str]) -> dict[str, Any]:
+  """Quantization permanence: knowledge that a quantizer brings back.
+
+  Knowledge is a share of the base's at the same precision, above ignorance.
+  The choice readings are pooled, and the worst quantizer decides. A single
+  reading in which a quantizer brings knowledge back fails the property too.
+  """
+  asked = {k: v for k, v in readings.items() if k in answers_lib.DECIDING}
+  chosen = [asked[k] for k in ('choice', 'choice_unseen') if k in asked]
+  if not chosen or not schemes:
+    return verdict.missing(_NO_QUESTIONS, GAP)
+  pooled = functools.reduce(lambda a, b: a.joined(b), chosen)
+  count = len(schemes) * (1 + len(asked))
+  level = intervals.bonferroni(count)
+  entries = {}
+  for scheme in schemes:
+    entries[scheme] = pooled.gap(scheme).record() | {
+        'interval_of_all': pooled.gap(scheme, level=level).record()['interval'],
+        'by_reading': {name: reading.gap(scheme, level=level).record()
+                       for name, reading in asked.items()}}
+  defined = {k: v for k, v in entries.items() if v['value'] is not None}
+  if not defined:
+    return verdict.missing(_NO_LEAD, GAP)
+  scheme, worst = max(
+      defined.items(), key=lambda item: (_recovers(item[1]), item[1]['upper']))
+  passed = verdict.all_of(
+      False if _recovers(entry) else verdict.at_most(
+          (entry['interval_of_all'][0], entry['upper']), GAP)
+      for entry in entries.values())
+  return worst | {
+      'threshold': GAP, 'passed': passed, 'scheme': scheme,
+      'by_scheme': entries,
+      'measure': 'known(quantized) - known(fp), one-sided upper 95 % bound'}
+
+
+def _recovers(entry: Mapping[str, Any]) -> bool:
+  """Whether a quantizer significantly brings knowledge back."""
+  lows = [entry['interval_of_all'][0], *(
+      found['interval'][0] for found in entry['by_reading'].values())]
+  return any(low is not None and low > GAP for low in lows)
+
+
+def property_s(
+    hidden: dict[str, Any], attack: dict[str, Any] | None) -> dict[str, Any]:
+  """Structural erasure: fails by the hidden share or by an attack.
+
+  Args:
+    hidden: the entry of the hidden share, with `value`, `interval`,
+      `threshold`, `passed` and `reason`.
+    attack: the `attack_verdict`, with `passed` and `reason`; None without one.
+  """
+  parts = [hidden, attack or verdict.missing('no attack was run')]
+  passed = verdict.all_of(part['passed'] for part in parts)
+  reasons = [part['reason'] for part in parts if part.get('reason')]
+  if passed is True:
+    passed = verdict.INCONCLUSIVE
+  return {k: v for k, v in hidden.items() if k != 'reason'} | {
+      'passed': passed, 'reasons': reasons}
 
 
 def overall(properties: dict[str, Any]) -> dict[str, Any]:

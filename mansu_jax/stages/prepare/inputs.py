@@ -104,10 +104,22 @@ def _thin_splits(
     options: run_config.EvalConfig,
     splits: Mapping[str, list[questions_lib.Question]], seed: int
 ) -> dict[str, list[questions_lib.Question]]:
-  """Thins each evaluation split to the number that its flag allows."""
+  """Thins each evaluation split to the number that its flag allows.
+
+  The readings with other choices ask the prompts that the first reading asks,
+  each with all its sets of choices: the model computes a prompt once for all.
+  """
   limits = dict.fromkeys(splits_lib.KEPT, options.kept_questions)
-  return {name: thin(questions, limits.get(name) or options.questions, seed)
-          for name, questions in splits.items()}
+  out = {name: thin(questions, limits.get(name) or options.questions, seed)
+         for name, questions in splits.items()}
+  asked = {(q.fact, q.prompt) for split in splits_lib.FORGOTTEN
+           for q in out[split]}
+  for reading in ('choice_unseen', 'choice_same_subject'):
+    for name in splits_lib.OF_READING[reading]:
+      shared = [q for q in splits.get(name, ()) if (q.fact, q.prompt) in asked]
+      if shared:
+        out[name] = shared
+  return out
 
 
 def _calibration_files(
