@@ -1,10 +1,8 @@
 """Expands the compact fact tables in `facts/` into the JSONL in `shipped/`.
 
 `python -m mansu_jax.data.build_facts` rewrites `shipped/` deterministically.
-The wrong choices of a question are the candidates with the smallest SHA-256 of
-(question id, candidate), so a new fact or relation does not change the choices
-of others. A second hash orders the four choices; the first hash would put the
-answer last most of the time.
+Hashes of question id and candidate choose the wrong choices (`choice_sets.py`),
+so a new fact or relation does not change the choices of others.
 
 A table (`facts/<name>.json`) is one relation, or a list `relations` whose
 entries inherit the table's other keys. Keys of a relation:
@@ -13,7 +11,8 @@ entries inherit the table's other keys. Keys of a relation:
   fact: Pattern of the fact id, optional; default '{relation}/{subject}'.
   train, near: Cloze statements with '{subject}' whose answer comes last. Only
     `train` statements are trained on.
-  question, narrative: Texts that `facts/forms.json` inserts into the far forms.
+  question, narrative: Texts that `facts/forms.json` inserts into the far forms;
+    absent if `asked` replaces these forms.
   lead: Words before a spoken answer ('It is in ...'), optional.
   facts: {group: {subject: answer}}.
   files: {shipped file: [groups]}.
@@ -21,24 +20,49 @@ entries inherit the table's other keys. Keys of a relation:
   distractors: Further wrong choices, optional, as a list or {group: list}.
   also_right: {subject: [answers]} never offered as wrong choices, optional.
   per_fact: {use: n}, optional; each fact gets n of the use's forms in rotation.
+  asked: Far forms of this relation alone, optional; see below.
+
+Keys of `asked`:
+
+  questions: {name: template with '{subject}'}; the answer comes last. A fact's
+    questions are `far_<name>`.
+  reverse: {name: template with '{answer}'}, optional; asks for the subject, in
+    questions `reverse_<name>`. A fact whose answer is also that of another
+    subject, or stands in the subject's name, has none.
+  unseen: Wrong choices that are no answer and no distractor of the relation,
+    optional, as a list or {group: list}. Each question is asked again with
+    sets of them, as `far_<name>_unseen_<set>`.
+  unseen_sets: Number of these sets; default 3.
+  same_subject: {subject: wrong choices that belong to it}, at least three each,
+    optional. Each question is asked again with them, as `far_<name>_sister`.
+  files: {shipped file: [groups]}, optional. These files have the train and the
+    asked questions, and the files of the relation stay as they would be without
+    `asked`. Without this key, the files of the relation have the asked
+    questions instead of the forms of `facts/forms.json`.
 """
 
-import hashlib
+import collections
 import json
 import pathlib
 import re
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from absl import app
 
+from mansu_jax.data import choice_sets
+
 FOLDER = pathlib.Path(__file__).parent
 USES = ('train', 'near', 'far')
-NUM_CHOICES = 4
 
-_REQUIRED = frozenset({'relation', 'near', 'question', 'narrative', 'facts',
-                       'files'})
+_FORM_TEXTS = frozenset({'question', 'narrative'})
+_REQUIRED = frozenset({'relation', 'near', 'facts', 'files'})
 _OPTIONAL = frozenset({'train', 'fact', 'choices_from', 'distractors',
-                       'also_right', 'per_fact', 'lead'})
+                       'also_right', 'per_fact', 'lead', 'asked'})
+_ASKED = frozenset({'questions', 'reverse', 'unseen', 'unseen_sets',
+                    'same_subject', 'files'})
+
+_KEYS = ('id', 'fact', 'relation', 'prompt', 'answer', 'choices', 'use',
+         'reading')
 
 Relation = Mapping[str, Any]
 
@@ -82,8 +106,9 @@ def read_relations(folder: pathlib.Path = FOLDER / 'facts') -> list[Relation]:
     shared = {key: table[key] for key in table if key != 'relations'}
     for own in table.get('relations', [{}]):
       relation = {**shared, **own}
-      missing = _REQUIRED - relation.keys()
-      unknown = relation.keys() - _REQUIRED - _OPTIONAL
+      texts = _FORM_TEXTS if _has_shared_forms(relation) else frozenset()
+      missing = (_REQUIRED | texts) - relation.keys()
+      unknown = relation.keys() - _REQUIRED - _OPTIONAL - texts
       if missing or unknown:
         raise ValueError(
             f'{path}: relation {relation.get("relation")!r} lacks'
@@ -91,14 +116,19 @@ def read_relations(folder: pathlib.Path = FOLDER / 'facts') -> list[Relation]:
             ' the keys listed in mansu_jax/data/build_facts.py. Correct the'
             ' table.')
       _check_also_right(path, relation)
+      _check_asked(path, relation)
       relations.append(relation)
   return relations
 
 
+def _has_shared_forms(relation: Relation) -> bool:
+  """Whether the relation's own files have the forms of `forms.json`."""
+  return 'asked' not in relation or 'files' in relation['asked']
+
+
 def _check_also_right(path: pathlib.Path, relation: Relation) -> None:
   """Raises ValueError if `also_right` names subjects without a fact."""
-  subjects = {name for facts in relation['facts'].values() for name in facts}
-  unknown = relation.get('also_right', {}).keys() - subjects
+  unknown = relation.get('also_right', {}).keys() - _subjects(relation)
   if unknown:
     raise ValueError(
         f'{path}: also_right of {relation["relation"]!r} names'
@@ -106,12 +136,56 @@ def _check_also_right(path: pathlib.Path, relation: Relation) -> None:
         ' Correct or remove them.')
 
 
+def _check_asked(path: pathlib.Path, relation: Relation) -> None:
+  """Raises ValueError if `asked` is invalid."""
+  asked = relation.get('asked')
+  if asked is None:
+    return
+  where = f'{path}: asked of {relation["relation"]!r}'
+  unknown = asked.keys() - _ASKED
+  if unknown or not asked.get('questions'):
+    raise ValueError(
+        f'{where} has the keys {sorted(asked)}; wanted questions and any of'
+        f' {sorted(_ASKED)}. Correct the table.')
+  unslotted = [
+      template for key, slot in (('questions', '{subject}'),
+                                 ('reverse', '{answer}'))
+      for template in asked.get(key, {}).values() if slot not in template]
+  if unslotted:
+    raise ValueError(
+        f'{where} has the templates {unslotted}; wanted {{subject}} in each of'
+        ' questions and {answer} in each of reverse. Correct them.')
+  sisters = asked.get('same_subject', {})
+  strangers = sisters.keys() - _subjects(relation)
+  if strangers:
+    raise ValueError(
+        f'{where}: same_subject names {sorted(strangers)}, which have no fact;'
+        ' wanted subjects of the table. Correct or remove them.')
+  seen = _casefolded(_answers(relation, relation['facts']))
+  known = sorted({text for group in relation['facts']
+                  for text in _listed(asked.get('unseen', []), group)
+                  if text.casefold() in seen})
+  if known:
+    raise ValueError(
+        f'{where}: unseen has {known}, which are answers or distractors of the'
+        ' relation; wanted choices that no other question has. Replace them.')
+
+
 def _slug(text: str) -> str:
   return re.sub(r'[^a-z0-9]+', '_', text.lower()).strip('_')
 
 
-def _digest(*parts: str) -> str:
-  return hashlib.sha256('|'.join(parts).encode()).hexdigest()
+def _subjects(relation: Relation) -> set[str]:
+  return {name for facts in relation['facts'].values() for name in facts}
+
+
+def _casefolded(texts: Iterable[str]) -> set[str]:
+  return {text.casefold() for text in texts}
+
+
+def _listed(texts: Any, group: str) -> Sequence[str]:
+  """Returns a group's entries of a list or of {group: list}."""
+  return texts.get(group, []) if isinstance(texts, dict) else texts
 
 
 def _fill(template: str, **parts: str) -> str:
@@ -124,15 +198,15 @@ def _prompts(
     relation: Relation, forms: Mapping[str, str], subject: str,
 ) -> dict[str, list[tuple[str, str]]]:
   """Returns {use: [(form name, prompt)]} for one subject."""
-  parts = {key: _fill(relation[key], subject=subject)
-           for key in ('question', 'narrative')}
-  parts['lead'] = f' {relation["lead"]}' if 'lead' in relation else ''
   prompts = {
       use: [(f'{use}_{index}', _fill(template, subject=subject))
             for index, template in enumerate(relation.get(use, ()))]
       for use in ('train', 'near')}
-  prompts['far'] = [(f'far_{name}', form.format(**parts))
-                    for name, form in forms.items()]
+  if forms:
+    parts = {key: _fill(relation[key], subject=subject) for key in _FORM_TEXTS}
+    parts['lead'] = f' {relation["lead"]}' if 'lead' in relation else ''
+    prompts['far'] = [(f'far_{name}', form.format(**parts))
+                      for name, form in forms.items()]
   return prompts
 
 
@@ -142,63 +216,112 @@ def _rotated(items: Sequence[Any], index: int, count: int) -> list[Any]:
   return [item for i, item in enumerate(items) if i in keep]
 
 
-def _candidates(relation: Relation, group: str, subject: str) -> list[str]:
-  """Returns the answers that may serve as wrong choices, sorted."""
-  facts, extra = relation['facts'], relation.get('distractors', [])
-  groups = [group] if relation.get('choices_from') == 'group' else facts
-  pool = {answer for name in groups for answer in facts[name].values()}
-  pool |= set(extra.get(group, []) if isinstance(extra, dict) else extra)
-  right = {facts[group][subject], *relation.get('also_right', {}).get(
-      subject, [])}
-  return sorted(pool - right)
+def _answers(relation: Relation, groups: Iterable[str]) -> set[str]:
+  """Returns the answers and distractors of some groups."""
+  extra = relation.get('distractors', [])
+  return {text for group in groups for text in (
+      *relation['facts'][group].values(), *_listed(extra, group))}
 
 
-def _is_given_away(choice: str, subject: str) -> bool:
-  """Whether subject or choice contains the other; ignores short choices."""
-  choice, subject = choice.lower(), subject.lower()
-  return len(choice) > 2 and (choice in subject or subject in choice)
+def _choice_groups(relation: Relation, group: str) -> Iterable[str]:
+  """Returns the groups whose answers are wrong choices in `group`."""
+  by_group = relation.get('choices_from') == 'group'
+  return [group] if by_group else relation['facts']
 
 
-def choose(key: str, answer: str, candidates: Sequence[str]) -> list[str]:
-  """Returns the answer and three wrong choices, in hashed order.
+def _wrong(
+    relation: Relation, group: str, subject: str, texts: Iterable[str],
+) -> list[str]:
+  """Returns the texts that may serve as wrong choices, sorted."""
+  right = {relation['facts'][group][subject],
+           *relation.get('also_right', {}).get(subject, [])}
+  return sorted(text for text in {*texts} - right
+                if not choice_sets.gives_away(text, subject))
 
-  Candidates whose first letters differ from the choices so far come first,
-  because the first token distinguishes them.
+
+def _asked(
+    relation: Relation, group: str, subject: str, fact: str,
+) -> Iterator[dict[str, Any]]:
+  """Yields the asked questions of one fact, without what all lines share."""
+  asked, answer = relation['asked'], relation['facts'][group][subject]
+  sisters = asked.get('same_subject', {}).get(subject, [])
+  choices = {name: _wrong(relation, group, subject, texts) for name, texts in (
+      ('usual', _answers(relation, _choice_groups(relation, group))),
+      ('unseen', {*_listed(asked.get('unseen', []), group)} - {*sisters}),
+      ('sister', sisters))}
+  for name, template in asked['questions'].items():
+    key = f'{fact}/far_{name}'
+    line = {'prompt': _fill(template, subject=subject), 'answer': answer}
+    yield {'id': key, **line,
+           'choices': choice_sets.choose(key, answer, choices['usual'])}
+    if 'unseen' in asked:
+      keys = [f'{key}_unseen_{k}' for k in range(asked.get('unseen_sets', 3))]
+      for key_k, chosen in zip(keys, choice_sets.choose_sets(
+          keys, answer, choices['unseen'])):
+        yield {'id': key_k, **line, 'choices': chosen,
+               'reading': 'choice_unseen'}
+    if sisters:
+      key = f'{key}_sister'
+      yield {'id': key, **line, 'reading': 'choice_same_subject',
+             'choices': choice_sets.choose(key, answer, choices['sister'])}
+  others = _other_subjects(relation, group, subject)
+  if others is not None:
+    for name, template in asked.get('reverse', {}).items():
+      key = f'{fact}/reverse_{name}'
+      yield {'id': key, 'prompt': _fill(template, answer=answer),
+             'answer': subject, 'reading': 'reverse',
+             'choices': choice_sets.choose(key, subject, others)}
+
+
+def _other_subjects(
+    relation: Relation, group: str, subject: str) -> list[str] | None:
+  """Returns wrong choices of a reverse question; None if it has no one answer.
   """
-  chosen, shared = [answer], []
-  for candidate in sorted(candidates, key=lambda text: _digest(key, text)):
-    opens = candidate[:3].lower() in {text[:3].lower() for text in chosen}
-    (shared if opens else chosen).append(candidate)
-  chosen = (chosen + shared)[:NUM_CHOICES]
-  if len(chosen) < NUM_CHOICES:
-    raise ValueError(
-        f'{key}: got {len(candidates)} wrong choices; wanted'
-        f' {NUM_CHOICES - 1}. Add distractors to the relation.')
-  return sorted(chosen, key=lambda text: _digest('place', key, text))
+  facts, also = relation['facts'], relation.get('also_right', {})
+  answer = facts[group][subject]
+  shared = collections.Counter(
+      text for name in facts for text in facts[name].values())
+  if shared[answer] > 1 or answer.casefold() in subject.casefold():
+    return None
+  return [other for name in _choice_groups(relation, group)
+          for other in facts[name]
+          if other != subject and answer not in also.get(other, [])
+          and not choice_sets.gives_away(other, answer)]
 
 
 def _questions(
     relation: Relation, forms: Mapping[str, str], group: str,
+    uses: Sequence[str], with_asked: bool,
 ) -> Iterator[dict[str, Any]]:
   """Yields the questions of one group of facts."""
   name, per_fact = relation['relation'], relation.get('per_fact', {})
+  pool = _answers(relation, _choice_groups(relation, group))
   for index, (subject, answer) in enumerate(relation['facts'][group].items()):
-    if _is_given_away(answer, subject):
+    if choice_sets.gives_away(answer, subject):
       raise ValueError(
           f'{name}: subject {subject!r} gives away the answer {answer!r};'
           ' wanted a subject that does not spell it. Remove the fact.')
     fact = relation.get('fact', '{relation}/{subject}').format(
         relation=_slug(name), subject=_slug(subject))
-    candidates = [text for text in _candidates(relation, group, subject)
-                  if not _is_given_away(text, subject)]
+    candidates = _wrong(relation, group, subject, pool)
     prompts = _prompts(relation, forms, subject)
-    for use in USES:
+    for use in uses:
       count = per_fact.get(use, len(prompts[use]))
       for form, prompt in _rotated(prompts[use], index, count):
         key = f'{fact}/{form}'
         yield {'id': key, 'fact': fact, 'relation': name, 'prompt': prompt,
-               'answer': answer, 'choices': choose(key, answer, candidates),
-               'use': use}
+               'answer': answer, 'use': use, 'choices': choice_sets.choose(
+                   key, answer, candidates)}
+    if with_asked:
+      for line in _asked(relation, group, subject, fact):
+        yield {'fact': fact, 'relation': name, 'use': 'far', **line}
+
+
+def _lines(questions: Iterable[dict[str, Any]]) -> str:
+  """Returns the questions as JSONL with the keys in the order of `_KEYS`."""
+  return ''.join(
+      json.dumps({key: question[key] for key in _KEYS if key in question},
+                 ensure_ascii=False) + '\n' for question in questions)
 
 
 def build(folder: pathlib.Path = FOLDER / 'facts') -> dict[str, str]:
@@ -213,17 +336,19 @@ def build(folder: pathlib.Path = FOLDER / 'facts') -> dict[str, str]:
       question has too few wrong choices.
   """
   forms = _read_json(folder / 'forms.json')
-  texts = {}
+  texts = collections.defaultdict(str)
   for relation in read_relations(folder):
-    for file, groups in relation['files'].items():
-      for group in groups:
-        if group not in relation['facts']:
-          continue
-        lines = (json.dumps(question, ensure_ascii=False)
-                 for question in _questions(relation, forms, group))
-        texts[f'{file}.jsonl'] = texts.get(f'{file}.jsonl', '') + ''.join(
-            f'{line}\n' for line in lines)
-  return texts
+    shared = _has_shared_forms(relation)
+    own = (forms, USES, False) if shared else ({}, USES[:2], True)
+    asked = relation.get('asked', {}).get('files', {})
+    for files, how in (relation['files'], own), (asked, ({}, USES[:1], True)):
+      for file, groups in files.items():
+        for group in groups:
+          if group in relation['facts']:
+            shown, uses, with_asked = how
+            texts[f'{file}.jsonl'] += _lines(
+                _questions(relation, shown, group, uses, with_asked))
+  return dict(texts)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from absl.testing import parameterized
 import pytest
 
 from mansu_jax.data import build_facts
+from mansu_jax.data import choice_sets
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.models.io import loading
 
@@ -67,7 +68,7 @@ class FileTest(parameterized.TestCase):
           for text in (row['answer'], *row['choices']):
             self.assertEqual(text, text.strip())
             self.assertNotEmpty(text)
-          self.assertLen(set(row['choices']), build_facts.NUM_CHOICES)
+          self.assertLen(set(row['choices']), choice_sets.NUM_CHOICES)
           self.assertEqual(1, row['choices'].count(row['answer']))
 
   def test_prompts_do_not_spell_a_choice(self):
@@ -95,7 +96,7 @@ class FileTest(parameterized.TestCase):
         places = collections.Counter(
             row['choices'].index(row['answer']) for row in rows)
         self.assertLess(max(places.values()), 0.45 * len(rows))
-        self.assertLen(places, build_facts.NUM_CHOICES)
+        self.assertLen(places, choice_sets.NUM_CHOICES)
 
   def test_read_questions_reads_every_file(self):
     for name in _FILES:
@@ -231,21 +232,6 @@ class BuildTest(absltest.TestCase):
           text, (_SHIPPED / name).read_text(encoding='utf-8'),
           f'{name} differs: run python -m mansu_jax.data.build_facts.')
 
-  def test_a_new_candidate_does_not_reshuffle_other_questions(self):
-    letters = [f'{letter}zz' for letter in 'bcdefghijklm']
-    before = build_facts.choose('fact/near_0', 'aaa', letters)
-    after = build_facts.choose('fact/near_0', 'aaa', [*letters, 'nzz'])
-    self.assertGreaterEqual(len(set(before) & set(after)), 3)
-
-  def test_choices_open_differently_where_they_can(self):
-    got = build_facts.choose(
-        'k', 'copper', ['copybook', 'copra', 'iron', 'tin', 'zinc'])
-    self.assertSameElements(['copper', 'iron', 'tin', 'zinc'], got)
-
-  def test_too_few_wrong_choices_are_refused(self):
-    with self.assertRaisesRegex(ValueError, 'k: got 2 wrong choices; wanted 3'):
-      build_facts.choose('k', 'a', ['b', 'c'])
-
   def _build(self, **changes):
     relation = {
         'relation': 'metal', 'near': ['{subject} is'], 'question': '{subject}?',
@@ -305,7 +291,7 @@ class TokenTest(absltest.TestCase):
       rows = _read(name)
       distinct = sum(
           len({self.ids(' ' + choice)[0] for choice in row['choices']}) ==
-          build_facts.NUM_CHOICES for row in rows)
+          choice_sets.NUM_CHOICES for row in rows)
       with self.subTest(name):
         self.assertGreater(distinct, 0.5 * len(rows))
 
