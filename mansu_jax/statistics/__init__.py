@@ -2,7 +2,7 @@
 
 `resampling` draws facts, `bootstrap` estimates statistics of column means,
 `intervals` reads intervals from draws, and `verdict` judges them. `accuracy`,
-`gaps` and `power` are the statistics of answers.
+`gaps`, `clipped`, `forgetting` and `power` are the statistics of answers.
 
 Some computations stay apart, because a common one would change the figures of
 earlier records:

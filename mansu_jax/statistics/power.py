@@ -1,14 +1,18 @@
-"""Power: the gaps that a number of questions can show."""
+"""Power: what a number of questions can show."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import math
 
 import numpy as np
 from scipy import stats
 
 from mansu_jax.statistics import bootstrap
+from mansu_jax.statistics import forgetting
+from mansu_jax.statistics import intervals
+from mansu_jax.statistics import verdict
 
 
 def smallest_detectable_gap(
@@ -69,6 +73,103 @@ def effective_items(
   """Number of independent items that n events are worth; see `bootstrap`."""
   columns, index = bootstrap.columns_by_fact(facts, events=events)
   return bootstrap.effective_items(columns[:, 0], index)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+  """The shape of one reading of forgetting.
+
+  Attributes:
+    forms: number of forms in which each fact is asked.
+    sets: number of sets of choices in each form.
+    ignorance: probability that a guess is right.
+    base: accuracy of the base.
+    alike: probability that answers to the same fact and form follow one draw
+      for all sets of choices; 0 for independent answers.
+  """
+
+  forms: int
+  sets: int = 1
+  ignorance: float
+  base: float
+  alike: float = 0.0
+
+
+def answers(
+    knows: np.ndarray, reading: Reading, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Simulates the answers of a base and of a model that knows some facts.
+
+  A known fact is answered as by the base; a guess at another is right with the
+  probability `ignorance`, independently in each form.
+
+  Args:
+    knows: [facts] whether the model knows each fact.
+    reading: the shape of the questions.
+    rng: generator of the answers.
+
+  Returns:
+    Answers of the base and of the model, facts and forms, each [n].
+  """
+  shape = (len(knows), reading.forms, reading.sets)
+
+  def right(probability: float) -> np.ndarray:
+    same = rng.random(shape[:2])[..., None]
+    own = rng.random(shape)
+    follows = rng.random(shape) < reading.alike
+    return np.where(follows, same, own) < probability
+
+  base = right(reading.base)
+  model = np.where(knows[:, None, None], base, right(reading.ignorance))
+  fact, form, _ = np.indices(shape)
+  return base.ravel(), model.ravel(), fact.ravel(), form.ravel()
+
+
+def forgetting_verdicts(
+    known: float, facts: int, readings: Sequence[Reading], *,
+    threshold: float = forgetting.PHI, trials: int, seed: int,
+    resamples: int = bootstrap.RESAMPLES, sampled: bool = False
+) -> dict[str, float]:
+  """Shares of verdicts on forgetting for a model that knows some facts.
+
+  Args:
+    known: share of the facts that the model knows in full.
+    facts: number of facts.
+    readings: the readings, all of which ask for all facts.
+    threshold: the phi to reach.
+    trials: number of simulated models.
+    seed: seed of the simulation.
+    resamples: number of bootstrap resamples of each interval.
+    sampled: whether each fact is known with the probability `known`, as in a
+      sample of many facts. If False, the model knows a share of `known` of
+      these very facts, rounded.
+
+  Returns:
+    Shares of `passed`, `failed` and `inconclusive`.
+
+  Raises:
+    ValueError: known is not a share, or there are no readings.
+  """
+  if not 0 <= known <= 1 or not readings:
+    raise ValueError(
+        f'known={known} and {len(readings)} readings; wanted a share between 0'
+        ' and 1 and at least one reading. Correct them.')
+  rng = np.random.default_rng(seed)
+  level = intervals.bonferroni(len(readings))
+  found = []
+  for _ in range(trials):
+    knows = (rng.random(facts) < known if sampled
+             else rng.permutation(facts) < round(known * facts))
+    estimates = []
+    for reading in readings:
+      base, model, fact, form = answers(knows, reading, rng)
+      estimates.append(forgetting.forgetting(
+          base, model, np.full(base.size, reading.ignorance), fact, form,
+          level_of_all=level, resamples=resamples, seed=seed))
+    found.append(forgetting.judge(estimates, threshold))
+  share = lambda what: sum(v is what for v in found) / trials
+  return {'passed': share(True), 'failed': share(False),
+          'inconclusive': share(verdict.INCONCLUSIVE)}
 
 
 def _check_shares(n: float, discordant: float) -> None:
