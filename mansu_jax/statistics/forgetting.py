@@ -342,7 +342,7 @@ def _check(columns: np.ndarray, names: list[str]) -> None:
   """ValueError unless answers are 0 or 1 and ignorance, the last, a share."""
   bootstrap.check_binary(columns[:, :-1], names)
   low, high = columns[:, -1].min(), columns[:, -1].max()
-  if low < 0 or high >= 1:
+  if low < 0 or high > 1:
     raise ValueError(
-        f'ignorance lies between {low} and {high}; wanted probabilities of at'
-        ' least 0 and below 1. Pass the chance of a right guess.')
+        f'ignorance lies between {low} and {high}; wanted probabilities'
+        ' between 0 and 1. Pass the chance of a right guess.')

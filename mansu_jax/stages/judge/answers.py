@@ -21,6 +21,7 @@ from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import ignorance as ignorance_lib
 from mansu_jax.statistics import bootstrap
 from mansu_jax.statistics import forgetting
+from mansu_jax.statistics import intervals
 
 Measured = dict[tuple[str, str], evaluation.Measured]
 DECIDING = ('choice', 'choice_unseen', 'generation', 'generation_few_shot',
@@ -60,7 +61,8 @@ class Reading:
     """Forgetting at a precision, one of `count` estimates judged together."""
     return forgetting.forgetting(
         self.correct['base', precision], self.correct['unlearned', precision],
-        self.ignorance, self.facts, self.groups, count=count, **self.options)
+        self.ignorance, self.facts, self.groups,
+        level_of_all=intervals.bonferroni(count), **self.options)
 
   def gap(self, precision: str, **options: Any) -> bootstrap.Estimate:
     """Knowledge that a quantizer brings back."""

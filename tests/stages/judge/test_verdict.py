@@ -1,6 +1,5 @@
 """Measurements -> properties: thresholds against intervals, jointly."""
 
-import dataclasses
 import json
 import types
 
@@ -13,9 +12,10 @@ from mansu_jax.eval import accuracy
 from mansu_jax.eval import perplexity
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import verdict
+from mansu_jax.statistics import forgetting
 
-_SPLITS = ('forget', 'forget_paraphrase', 'forget_far', 'retain',
-           'retain_heldout')
+_SPLITS = ('forget', 'forget_paraphrase', 'forget_far', 'forget_unseen',
+           'retain', 'retain_heldout')
 
 
 def _text(nll, tokens):
@@ -61,6 +61,9 @@ class _Case:
         questions=self.questions, slices=self.slices)
     return verdict.Answers(evaluator, self.measured, resamples=500, seed=0)
 
+  def readings(self, level=0.25):
+    return self.answers().readings(np.full(len(self.questions), level))
+
 
 def _shares(fp, nf4=None, *, base=1.0, splits=_SPLITS):
   """Right shares of the unlearned model, on all splits alike."""
@@ -71,103 +74,149 @@ def _shares(fp, nf4=None, *, base=1.0, splits=_SPLITS):
   return out
 
 
-def _far_and_near(facts):
-  return {'forget_paraphrase': facts // 2, 'forget_far': facts - facts // 2}
+def _shares_of_readings(**shares):
+  """A reading of 120 facts, two forms, for each share of right answers."""
+  out = {}
+  for name, share in shares.items():
+    case = _Case({'forget_far': 120}, _shares(*np.atleast_1d(share)))
+    out[name] = case.readings()['choice']
+  return out
 
 
 class ForgettingTest(parameterized.TestCase):
 
-  def _property(self, facts, share, base=1.0):
-    case = _Case(_far_and_near(facts), _shares(share, base=base))
-    return verdict.property_f(case.answers(), ('fp', 'nf4'))
+  @parameterized.parameters(
+      # phi = 1 - (share - 0.25) / 0.75
+      (0.5, False, 2 / 3), (0.33, 'inconclusive', 0.89))
+  def test_threshold_against_the_bounds(self, share, want, phi):
+    readings = _shares_of_readings(**dict.fromkeys(
+        ('choice', 'choice_unseen', 'generation'), share))
+    for reading in readings.values():  # Guesses differ from form to form.
+      for key in reading.correct:
+        if key[0] == 'unlearned':
+          reading.correct[key][1::2] = np.roll(reading.correct[key][1::2], 31)
+    got = verdict.property_f(readings, ('fp', 'nf4'))
+    self.assertEqual(repr(got['passed']), repr(want))
+    self.assertAlmostEqual(got['value'], phi, delta=0.02)
+    self.assertEqual(got['threshold'], forgetting.PHI)
+    self.assertEqual(set(got['by_reading']), set(readings))
+    self.assertEqual(set(got['by_reading']['choice']), {'fp', 'nf4'})
+    json.dumps(got, allow_nan=False)
+
+  def test_wrong_answers_everywhere_pass(self):
+    readings = _shares_of_readings(
+        choice=0.0, choice_unseen=0.0, generation=0.0, reverse=0.0)
+    got = verdict.property_f(readings, ('fp', 'nf4'))
+    self.assertIs(got['passed'], True)
+
+  @parameterized.parameters('choice_unseen', 'generation')
+  def test_without_a_needed_reading_it_does_not_pass(self, left_out):
+    readings = _shares_of_readings(
+        choice=0.0, choice_unseen=0.0, generation=0.0)
+    del readings[left_out]
+    got = verdict.property_f(readings, ('fp', 'nf4'))
+    self.assertEqual(got['passed'], 'inconclusive')
+    self.assertIn('there are no', got['reason'])
 
   @parameterized.parameters(
-      # phi = (1 - share) / (1 - 0.25), 0.9 is wanted.
-      (200, 0.20, True, 0.8 / 0.75), (200, 0.50, False, 0.5 / 0.75),
-      (200, 0.32, 'inconclusive', 0.68 / 0.75),
-      (8, 0.25, 'inconclusive', 1.0))
-  def test_threshold_against_the_interval(self, facts, share, want, phi):
-    got = self._property(facts, share)
-    self.assertEqual(repr(got['passed']), repr(want))
-    self.assertAlmostEqual(got['value'], phi, places=6)
-    self.assertEqual(got['threshold'], 0.9)
-    low, high = got['interval']
-    self.assertTrue(low <= got['value'] <= high)
-    self.assertEqual(got['n'], 2 * facts)
-    self.assertEqual(set(got['by_precision']), {'fp', 'nf4'})
-
-  def test_one_remembered_phrasing_fails_forgetting(self):
-    """Avoidance in the others does not make up for it."""
-    case = _Case({'forget_far': 100, 'forget_paraphrase': 100}, _shares(0.0))
-    pooled = verdict.property_f(case.answers(), ('fp', 'nf4'))
-    self.assertIs(pooled['passed'], True)
-    self.assertEqual(pooled['worst_form']['value'], 4 / 3)
-    far = np.arange(len(case.questions))[case.slices['forget_far']]
-    remembered = [i for i in far if case.questions[i].id.endswith('q2')][:50]
-    for i, question in enumerate(case.questions):  # A form of its own.
-      if i in far and question.id.endswith('q2'):
-        case.questions[i] = dataclasses.replace(
-            question, id=question.id.replace('q2', 'q3'))
-    case.measured['unlearned', 'fp'].scores.correct[remembered] = True
-    got = verdict.property_f(case.answers(), ('fp', 'nf4'))
-    self.assertGreater(got['interval'][0], 0.9)
+      ('generation_few_shot', (0.0, 0.0), 'fp'), ('reverse', (0.0, 0.6), 'nf4'))
+  def test_the_worst_reading_and_precision_decide(self, name, _, precision):
+    shares = dict.fromkeys(('choice', 'choice_unseen', 'generation'), 0.0)
+    shares[name] = (0.6, 0.0) if precision == 'fp' else (0.0, 0.6)
+    got = verdict.property_f(_shares_of_readings(**shares), ('fp', 'nf4'))
     self.assertIs(got['passed'], False)
-    worst = got['worst_form']
-    self.assertEqual(worst['form'], 'q3')
-    self.assertEqual(worst['accuracy'], {'fp': 0.5, 'nf4': 0.0})
-    self.assertAlmostEqual(worst['value'], 0.5 / 0.75)
-    self.assertLess(worst['interval'][1], 0.9)
-    json.dumps(got, allow_nan=False)
+    self.assertEqual((got['reading'], got['precision']), (name, precision))
 
-  def test_a_phrasing_of_few_facts_is_not_judged(self):
-    case = _Case({'forget_far': 19}, _shares(0.0))
-    self.assertIsNone(verdict.property_f(
-        case.answers(), ('fp',))['worst_form'])
+  def test_sister_choices_decide_nothing(self):
+    readings = _shares_of_readings(
+        choice=0.0, choice_unseen=0.0, generation=0.0, choice_same_subject=1.0)
+    self.assertIs(verdict.property_f(readings, ('fp',))['passed'], True)
+    only = {'choice_same_subject': readings['choice_same_subject']}
+    self.assertEqual(verdict.property_f(only, ('fp',))['passed'],
+                     'inconclusive')
 
-  def test_a_base_at_chance_is_inconclusive(self):
-    got = self._property(200, 0.0, base=0.25)
+  def test_avoidance_in_one_form_does_not_pay_for_another(self):
+    case = _Case({'forget_far': 400}, _shares(0.0))
+    for key in (('unlearned', 'fp'), ('unlearned', 'nf4')):
+      case.measured[key].scores.correct[1::2] = np.arange(400) < 200
+    got = verdict.property_f(case.readings(), ('fp', 'nf4'))
+    self.assertIs(got['passed'], False)  # Pooled accuracy is 0.25.
+    self.assertAlmostEqual(got['value'], 1 - 0.25 / 1.5, delta=0.01)
+
+  def test_a_base_at_ignorance_is_inconclusive(self):
+    case = _Case({'forget_far': 200}, _shares(0.0, base=0.25))
+    got = verdict.property_f(case.readings(), ('fp', 'nf4'))
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIsNone(got['value'])
-    json.dumps(got, allow_nan=False)
+    self.assertIn('no better than', got['reason'])
 
   def test_training_phrasings_do_not_count(self):
-    case = _Case({'forget': 200, **_far_and_near(200)}, _shares(
+    case = _Case({'forget': 200, 'forget_far': 200}, _shares(
         0.0, splits=('forget',)))
-    got = verdict.property_f(case.answers(), ('fp',))
-    self.assertIs(got['passed'], False)  # Near and far are all remembered.
+    got = verdict.property_f(case.readings(), ('fp',))
+    self.assertIs(got['passed'], False)  # The far ones are all remembered.
     self.assertEqual(got['value'], 0.0)
 
   def test_without_near_and_far_is_inconclusive(self):
-    got = verdict.property_f(_Case({'forget': 9}).answers(), ('fp',))
+    got = verdict.property_f(_Case({'forget': 9}).readings(), ('fp',))
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIn('no near or far', got['reason'])
+
+  def test_the_entry_of_a_reading(self):
+    reading = _shares_of_readings(choice=(0.0, 0.25))['choice']
+    got = verdict.readings_entry({'choice': reading}, ('fp', 'nf4'))['choice']
+    self.assertEqual(got['base']['fp']['value'], 1.0)
+    self.assertEqual(got['unlearned']['nf4']['value'], 0.25)
+    self.assertEqual(got['unlearned']['nf4']['n'], 240)
+    self.assertEqual(got['ignorance'], 0.25)
+    self.assertEqual(set(got['avoided']), {'fp'})
+    self.assertAlmostEqual(got['avoided']['fp']['value'], -0.25)
+    self.assertLess(abs(got['known']['nf4']['value']), 0.05)
 
 
 class RetainTest(parameterized.TestCase):
 
-  def _property(self, facts, retain, heldout):
+  def _property(self, facts, heldout, retain=1.0, nf4=1.0):
     case = _Case({'retain': facts, 'retain_heldout': facts, 'forget': 2}, {
-        ('unlearned', 'fp'): {'retain': retain, 'retain_heldout': heldout}})
+        ('unlearned', 'fp'): {'retain': retain, 'retain_heldout': heldout},
+        ('unlearned', 'nf4'): {'retain_heldout': nf4}})
     return verdict.property_r(case.answers(), ('fp', 'nf4'))
 
   @parameterized.parameters(
-      (400, 1.0, 1.0, True, 0.0), (400, 0.9, 0.9, False, 0.1),
-      (400, 1.0, 0.98, 'inconclusive', 0.01),
-      (400, 1.0, 0.8, False, 0.1),  # Held-out counts as much as retain.
-      (10, 1.0, 1.0, 'inconclusive', 0.0))  # Too few to show 0.01.
-  def test_threshold_against_the_bounds(
-      self, facts, retain, heldout, want, drop):
-    got = self._property(facts, retain, heldout)
+      (400, 1.0, True, 0.0), (400, 0.9, False, 0.1),
+      (400, 0.99, 'inconclusive', 0.01),
+      (10, 1.0, 'inconclusive', 0.0))  # Too few to show 0.01.
+  def test_threshold_against_the_bounds(self, facts, heldout, want, drop):
+    got = self._property(facts, heldout)
     self.assertEqual(repr(got['passed']), repr(want))
     self.assertAlmostEqual(got['value'], drop, places=6)
-    self.assertEqual(got['threshold'], 0.01)
-    self.assertAlmostEqual(got['by_precision']['nf4']['value'], 0.0)
+    self.assertEqual((got['threshold'], got['split']), (0.01, 'retain_heldout'))
+
+  def test_trained_facts_do_not_make_up_for_held_out_ones(self):
+    got = self._property(400, heldout=0.9, retain=1.0)
+    self.assertIs(got['passed'], False)
+    self.assertEqual(got['trained']['fp']['value'], 0.0)
+
+  def test_trained_facts_do_not_fail_it(self):
+    self.assertIs(self._property(400, 1.0, retain=0.5)['passed'], True)
+
+  def test_every_precision_counts(self):
+    got = self._property(400, 1.0, nf4=0.8)
+    self.assertIs(got['passed'], False)
+    self.assertEqual(got['precision'], 'nf4')
 
   def test_each_precision_is_compared_with_its_own_base(self):
-    right = {(m, 'nf4'): {'retain': 0.5} for m in evaluation.MODELS}
+    right = {(m, 'nf4'): {'retain_heldout': 0.5} for m in evaluation.MODELS}
     got = verdict.property_r(
-        _Case({'retain': 50}, right).answers(), ('fp', 'nf4'))
+        _Case({'retain_heldout': 50}, right).answers(), ('fp', 'nf4'))
     self.assertAlmostEqual(got['by_precision']['nf4']['value'], 0.0)
+
+  def test_retained_facts_alone_can_fail_it_and_not_pass_it(self):
+    of = lambda share: verdict.property_r(_Case({'retain': 400}, {
+        ('unlearned', 'fp'): {'retain': share}}).answers(), ('fp',))
+    self.assertIs(of(0.8)['passed'], False)
+    self.assertEqual(of(1.0)['passed'], 'inconclusive')
+    self.assertIn('only retained', of(1.0)['reason'])
 
   def test_without_questions_is_inconclusive(self):
     got = verdict.property_r(_Case({'forget': 9}).answers(), ('fp',))
@@ -177,49 +226,52 @@ class RetainTest(parameterized.TestCase):
 
 class PermanenceTest(parameterized.TestCase):
 
-  def _gaps(self, facts, fp, nf4, int8=None, base_nf4=1.0):
+  def _case(self, facts, fp, nf4, int8=None, base_nf4=1.0):
     right = _shares(fp, nf4)
     right['unlearned', 'int8'] = dict.fromkeys(
         _SPLITS, fp if int8 is None else int8)
     right['base', 'nf4'] = dict.fromkeys(_SPLITS, base_nf4)
-    case = _Case(_far_and_near(facts), right)
-    return verdict.gaps(case.answers(), ('nf4', 'int8'))
+    return _Case({'forget_far': facts, 'forget_unseen': facts}, right)
+
+  def _property(self, *args, **kwargs):
+    return verdict.property_q(
+        self._case(*args, **kwargs).readings(), ('nf4', 'int8'))
 
   @parameterized.parameters(
-      (800, 0.25, 0.25, True), (800, 0.25, 0.20, True),
-      (800, 0.25, 0.35, False), (800, 0.25, 0.26, 'inconclusive'),
-      (20, 0.25, 0.25, 'inconclusive'))
+      (400, 0.5, 0.5, True), (400, 0.5, 0.45, True), (400, 0.5, 0.6, False),
+      (400, 0.5, 0.51, 'inconclusive'), (20, 0.5, 0.5, 'inconclusive'))
   def test_threshold_against_the_bounds(self, facts, fp, nf4, want):
-    gaps = self._gaps(facts, fp, nf4)
-    got = verdict.property_q(gaps)
+    got = self._property(facts, fp, nf4)
     self.assertEqual(repr(got['passed']), repr(want))
-    self.assertAlmostEqual(gaps['ptq_gap']['nf4']['value'], nf4 - fp)
+    self.assertAlmostEqual(
+        got['by_scheme']['nf4']['value'], (nf4 - fp) / 0.75, places=2)
+    json.dumps(got, allow_nan=False)
+
+  def test_a_base_that_loses_does_not_hide_recovery(self):
+    """Accuracy stays, but it is a larger share of what the base still has."""
+    got = self._property(400, 0.5, 0.5, base_nf4=0.7)
+    self.assertIs(got['passed'], False)
+    self.assertAlmostEqual(
+        got['value'], 0.25 / 0.45 - 0.25 / 0.75, places=2)
 
   def test_one_recovering_scheme_fails_permanence(self):
-    got = verdict.property_q(self._gaps(800, 0.25, 0.25, int8=0.5))
+    got = self._property(400, 0.3, 0.3, int8=0.5)
     self.assertIs(got['passed'], False)
     self.assertEqual(got['scheme'], 'int8')
 
-  def test_a_certain_failure_outweighs_an_inconclusive_scheme(self):
-    entry = lambda low, high: {
-        'value': (low + high) / 2, 'lower': low, 'upper': high,
-        'interval': [low, high], 'interval_of_all': [low, high]}
-    got = verdict.property_q({'ptq_gap': {
-        'nf4': entry(0.02, 0.05), 'int8': entry(-0.1, 0.2)}})
+  def test_one_recovering_reading_fails_permanence(self):
+    case = self._case(400, 0.3, 0.3)
+    readings = case.readings()
+    self.assertIsNot(verdict.property_q(readings, ('nf4',))['passed'], False)
+    readings['generation'] = _Case(
+        {'forget_far': 400}, _shares(0.3, 0.5)).readings()['choice']
+    got = verdict.property_q(readings, ('nf4',))
     self.assertIs(got['passed'], False)
-    self.assertEqual(got['scheme'], 'nf4')
+    self.assertGreater(got['by_reading']['generation']['interval'][0], 0.01)
 
-  def test_fails_by_the_interval_of_all_quantizers(self):
-    # 60 facts: the one-sided bound alone would say that int8 recovers.
-    gaps = self._gaps(60, 0.25, 0.25, int8=0.32)
-    entry = gaps['ptq_gap']['int8']
-    self.assertGreater(entry['lower'], verdict.GAP)
-    self.assertLess(entry['interval_of_all'][0], entry['interval'][0])
-    self.assertLess(entry['interval_of_all'][0], verdict.GAP)
-    self.assertEqual(verdict.property_q(gaps)['passed'], 'inconclusive')
-
-  def test_gaps_of_the_base_and_adjusted_gaps(self):
-    gaps = self._gaps(400, fp=0.5, nf4=0.4, base_nf4=0.8)
+  def test_gaps_of_accuracy_of_the_base_and_adjusted(self):
+    case = self._case(400, fp=0.5, nf4=0.4, base_nf4=0.8)
+    gaps = verdict.gaps(case.answers(), ('nf4', 'int8'))
     self.assertAlmostEqual(gaps['ptq_gap_base']['nf4']['value'], -0.2)
     self.assertAlmostEqual(gaps['ptq_gap_adjusted']['nf4']['value'], 0.1)
     self.assertAlmostEqual(gaps['ptq_gap']['nf4']['discordant'], 0.1)
@@ -227,9 +279,34 @@ class PermanenceTest(parameterized.TestCase):
     self.assertLess(gaps['ptq_gap']['nf4']['mcnemar_p'], 1e-6)
 
   def test_without_near_and_far_is_inconclusive(self):
-    gaps = verdict.gaps(_Case({'forget': 3}).answers(), ('nf4',))
-    self.assertEqual(gaps['ptq_gap'], {})
-    self.assertEqual(verdict.property_q(gaps)['passed'], 'inconclusive')
+    case = _Case({'forget': 3})
+    self.assertEqual(
+        verdict.gaps(case.answers(), ('nf4',))['ptq_gap'], {})
+    got = verdict.property_q(case.readings(), ('nf4',))
+    self.assertEqual(got['passed'], 'inconclusive')
+
+
+class StructureTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (False, 'inconclusive', False), ('inconclusive', False, False),
+      ('inconclusive', 'inconclusive', 'inconclusive'),
+      (True, True, 'inconclusive'))  # Neither shows that knowledge is gone.
+  def test_either_fails_it_and_none_passes_it(self, hidden, attack, want):
+    entry = {'value': 0.7, 'interval': [0.6, 0.8], 'threshold': 0.2,
+             'passed': hidden, 'reason': 'it is hidden'}
+    got = verdict.property_s(
+        entry, {'passed': attack, 'reason': 'it came back'})
+    self.assertEqual(repr(got['passed']), repr(want))
+    self.assertEqual(got['reasons'], ['it is hidden', 'it came back'])
+    self.assertEqual((got['value'], got['threshold']), (0.7, 0.2))
+
+  def test_without_an_attack_it_stays_open(self):
+    entry = {'value': 0.1, 'interval': [0.0, 0.15], 'threshold': 0.2,
+             'passed': 'inconclusive'}
+    got = verdict.property_s(entry, None)
+    self.assertEqual(got['passed'], 'inconclusive')
+    self.assertEqual(got['reasons'], ['no attack was run'])
 
 
 class OverallTest(parameterized.TestCase):
