@@ -138,10 +138,10 @@ class ForgettingTest(parameterized.TestCase):
   def test_avoidance_in_one_form_does_not_pay_for_another(self):
     case = _Case({'forget_far': 400}, _shares(0.0))
     for key in (('unlearned', 'fp'), ('unlearned', 'nf4')):
-      case.measured[key].scores.correct[1::2] = np.arange(400) < 200
+      case.measured[key].scores.correct[1::2] = np.arange(400) < 300
     got = verdict.property_f(case.readings(), ('fp', 'nf4'))
-    self.assertIs(got['passed'], False)  # Pooled accuracy is 0.25.
-    self.assertAlmostEqual(got['value'], 1 - 0.25 / 1.5, delta=0.01)
+    self.assertIs(got['passed'], False)  # Pooled, phi is 5 / 6.
+    self.assertAlmostEqual(got['value'], 1 - 0.5 / 1.5, delta=0.01)
 
   def test_a_base_at_ignorance_is_inconclusive(self):
     case = _Case({'forget_far': 200}, _shares(0.0, base=0.25))
