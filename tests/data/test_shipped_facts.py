@@ -17,14 +17,15 @@ from mansu_jax.data import questions as questions_lib
 from mansu_jax.models.io import loading
 
 _SHIPPED = pathlib.Path(build_facts.__file__).parent / 'shipped'
-_ROLES = ('capitals', 'entity', 'retain', 'heldout')
+_ROLES = ('capitals', 'entity', 'retain', 'heldout', 'unknown')
 _FILES = sorted(path.name for path in _SHIPPED.glob('*.jsonl')
                 if path.name.split('_')[0] in _ROLES)
 _KEYS = ['id', 'fact', 'relation', 'prompt', 'answer', 'choices', 'use']
 _CAPITALS = ('capitals_europe.jsonl', 'capitals_other.jsonl')
-_FORGET = (*_CAPITALS, 'entity_new_york.jsonl')
 _FAR_FORMS = {'far_question', 'far_trivia', 'far_quiz', 'far_dialogue',
               'far_narrative', 'far_chat'}
+# Files whose tables ask in forms of their own.
+_ASKED = (*_CAPITALS, 'unknown_capital.jsonl')
 # Neighbours of an entity are of many relations with few facts each.
 _MANY_RELATIONS = ('entity_new_york.jsonl', 'retain_cities.jsonl')
 _QUESTION = re.compile(
@@ -51,6 +52,10 @@ def _facts(rows):
   return {row['fact'] for row in rows}
 
 
+def _reading(row):
+  return row.get('reading', 'choice')
+
+
 def _form(row):
   return row['id'].removeprefix(row['fact'] + '/')
 
@@ -61,7 +66,8 @@ class FileTest(parameterized.TestCase):
     for name in _FILES:
       with self.subTest(name):
         for row in _read(name):
-          self.assertEqual(_KEYS, list(row))
+          extra = ['reading'] if _reading(row) != 'choice' else []
+          self.assertEqual(_KEYS + extra, list(row))
           self.assertStartsWith(row['id'], row['fact'] + '/')
           self.assertIn(row['use'], ('train', 'near', 'far'))
           self.assertEqual(row['prompt'], row['prompt'].strip())
@@ -86,7 +92,8 @@ class FileTest(parameterized.TestCase):
       with self.subTest(name):
         answers = collections.defaultdict(set)
         for row in _read(name):
-          answers[row['fact']].add(row['answer'])
+          if _reading(row) != 'reverse':
+            answers[row['fact']].add(row['answer'])
         self.assertEqual({1}, {len(given) for given in answers.values()})
 
   def test_position_among_choices_does_not_reveal_the_answer(self):
@@ -115,7 +122,8 @@ class PhrasingTest(parameterized.TestCase):
           self.assertNotRegex(row['prompt'], _QUESTION)
           forms[row['relation']].add(_form(row))
         self.assertEqual({row['relation'] for row in _read(name)}, set(forms))
-        self.assertGreaterEqual(min(map(len, forms.values())), 8)
+        least = 6 if name.startswith('unknown') else 8
+        self.assertGreaterEqual(min(map(len, forms.values())), least)
 
   def test_evaluation_phrasings_are_the_same_forms_everywhere(self):
     for name in _FILES:
@@ -126,7 +134,7 @@ class PhrasingTest(parameterized.TestCase):
           if table is not None:
             table[row['relation']].add(_form(row))
         self.assertEqual({row['relation'] for row in _read(name)}, set(far))
-        if name not in _MANY_RELATIONS:
+        if name not in (*_MANY_RELATIONS, *_ASKED):
           self.assertEqual([_FAR_FORMS], list(far.values()))
         for forms in near.values():
           self.assertLen(forms, 2)
@@ -145,7 +153,7 @@ class PhrasingTest(parameterized.TestCase):
 
   def test_chat_form_uses_the_markers_of_the_default_model(self):
     for row in _read('capitals_europe.jsonl'):
-      if _form(row) == 'far_chat':
+      if '_chat' in _form(row):
         self.assertStartsWith(row['prompt'], '<|im_start|>user\n')
         self.assertIn('<|im_end|>\n<|im_start|>assistant\n', row['prompt'])
 
@@ -160,14 +168,12 @@ class CountTest(parameterized.TestCase):
     self.assertGreaterEqual(len({row['relation'] for row in entity}), 12)
     self.assertLen({row['fact'].split('/')[1] for row in entity}, 1)
 
-  def test_forgotten_facts_are_asked_in_every_form(self):
-    for name in _FORGET:
-      with self.subTest(name):
-        rows = _read(name)
-        for fact in _facts(rows):
-          forms = {_form(row) for row in rows if row['fact'] == fact}
-          self.assertContainsSubset(_FAR_FORMS, forms)
-          self.assertGreaterEqual(len(forms), 16)
+  def test_the_entity_is_asked_in_every_form(self):
+    rows = _read('entity_new_york.jsonl')
+    for fact in _facts(rows):
+      forms = {_form(row) for row in rows if row['fact'] == fact}
+      self.assertContainsSubset(_FAR_FORMS, forms)
+      self.assertGreaterEqual(len(forms), 16)
 
   def test_retain_relations_are_many_and_large(self):
     counts = {name: len(_facts(_read(name))) for name in _of_role('retain')}
@@ -188,7 +194,6 @@ class CountTest(parameterized.TestCase):
     self.assertContainsSubset(others, entity)
     self.assertGreaterEqual(len(others), 10)
 
-
   def test_the_note_counts_right(self):
     note = (_SHIPPED.parent / 'README.md').read_text(encoding='utf-8')
     for name in _FILES:
@@ -205,7 +210,9 @@ class OverlapTest(absltest.TestCase):
   def test_ids_and_prompts_are_unique(self):
     rows = [row for name in _FILES for row in _read(name)]
     self.assertLen({row['id'] for row in rows}, len(rows))
-    self.assertLen({row['prompt'] for row in rows}, len(rows))
+    once = [row['prompt'] for row in rows
+            if _reading(row) in ('choice', 'reverse')]
+    self.assertLen(set(once), len(once))
 
   def test_no_fact_is_in_two_files(self):
     home = {}

@@ -128,7 +128,8 @@ class ShippedTextTest(parameterized.TestCase):
 
   @parameterized.parameters(*_TRAINED_ON)
   def test_text_trained_on_names_no_capital(self, name):
-    asked = {row['answer'].strip() for row in _capital_questions()}
+    asked = {row['answer'].strip() for row in _capital_questions()
+             if row.get('reading') != 'reverse'}
     self.assertGreater(len(asked), 50)
     capitals = _named(asked | set(_OTHER_CAPITALS))
     for text in _texts(name):
