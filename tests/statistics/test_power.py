@@ -1,8 +1,10 @@
-"""Detectable gaps and effective items."""
+"""Detectable gaps, effective items and verdicts on forgetting."""
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
+from mansu_jax.statistics import forgetting
 from mansu_jax.statistics import power
 from tests.statistics import ids
 
@@ -25,6 +27,76 @@ class HandNumbersTest(absltest.TestCase):
     self.assertEqual(power.effective_items(np.ones(200), ids.repeat(50, 4)), 50)
 
 
+# Choice, choice among unseen answers, reverse, generation, and generation after
+# examples. Few facts need more sets of choices, and a third form of the last.
+_UNSEEN = power.Reading(forms=5, sets=3, ignorance=0.25, base=0.93, alike=0.6)
+_FEW_FACTS = (
+    power.Reading(forms=5, sets=2, ignorance=0.25, base=0.95, alike=0.6),
+    _UNSEEN,
+    power.Reading(forms=4, sets=3, ignorance=0.25, base=0.82, alike=0.6),
+    power.Reading(forms=2, ignorance=0.01, base=0.55),
+    power.Reading(forms=3, ignorance=0.01, base=0.8))
+_MANY_FACTS = (
+    power.Reading(forms=5, ignorance=0.25, base=0.95), _UNSEEN,
+    power.Reading(forms=3, ignorance=0.25, base=0.82),
+    power.Reading(forms=2, ignorance=0.01, base=0.55),
+    power.Reading(forms=2, ignorance=0.01, base=0.8))
+
+
+class ForgettingVerdictsTest(parameterized.TestCase):
+
+  def _verdicts(self, known, facts, readings, **options):
+    return power.forgetting_verdicts(
+        known, facts, readings, seed=0,
+        **{'trials': 200, 'resamples': 200, **options})
+
+  @parameterized.named_parameters(
+      ('59_facts', 59, _FEW_FACTS, 200), ('200_facts', 200, _MANY_FACTS, 30))
+  def test_ignorance_passes_and_a_fifth_known_fails(
+      self, facts, readings, trials):
+    ignorant = self._verdicts(0.0, facts, readings, trials=trials)
+    self.assertGreaterEqual(ignorant['passed'], 0.8)
+    self.assertEqual(ignorant['failed'], 0.0)
+    fifth = self._verdicts(0.2, facts, readings, trials=trials)
+    self.assertGreaterEqual(fifth['failed'], 0.8)
+    self.assertEqual(fifth['passed'], 0.0)
+
+  def test_at_the_threshold_errors_are_rare(self):
+    got = self._verdicts(1 - forgetting.PHI, 59, _FEW_FACTS)
+    self.assertLessEqual(got['passed'], 0.05)
+    self.assertLessEqual(got['failed'], 0.05)
+
+  def test_shares_add_up_and_the_seed_decides(self):
+    once, again = (
+        self._verdicts(0.1, 30, (_UNSEEN,), trials=10) for _ in range(2))
+    self.assertEqual(once, again)
+    self.assertAlmostEqual(sum(once.values()), 1.0)
+
+  def test_answers(self):
+    rng = np.random.default_rng(0)
+    reading = power.Reading(
+        forms=2, sets=3, ignorance=0.25, base=0.9, alike=1.0)
+    knows = np.arange(1000) < 300
+    base, model, fact, form = power.answers(knows, reading, rng)
+    np.testing.assert_array_equal(fact[:7], [0] * 6 + [1])
+    np.testing.assert_array_equal(form[:6], [0, 0, 0, 1, 1, 1])
+    known = knows[fact]
+    np.testing.assert_array_equal(model[known], base[known])
+    self.assertAlmostEqual(base.mean(), 0.9, delta=0.03)
+    self.assertAlmostEqual(model[~known].mean(), 0.25, delta=0.05)
+    sets = model.reshape(1000, 2, 3)
+    self.assertTrue((sets == sets[..., :1]).all())  # All alike.
+    self.assertTrue((sets[:, 0] != sets[:, 1]).any())
+
+  def test_known_facts_are_counted_or_sampled(self):
+    sure = power.Reading(forms=2, ignorance=0.0, base=1.0)
+    fixed, sampled = (
+        self._verdicts(0.12, 100, (sure,), trials=40, sampled=sampled,
+                       threshold=0.9) for sampled in (False, True))
+    self.assertEqual(fixed['passed'], 0.0)
+    self.assertNotEqual(fixed, sampled)
+
+
 class ErrorsTest(absltest.TestCase):
 
   def test_options(self):
@@ -32,6 +104,10 @@ class ErrorsTest(absltest.TestCase):
       power.smallest_detectable_gap(10, 2)
     with self.assertRaisesRegex(ValueError, 'gap to bound is 0'):
       power.items_to_bound_gap(0)
+
+  def test_known_and_readings(self):
+    with self.assertRaisesRegex(ValueError, 'known=2 and 0 readings'):
+      power.forgetting_verdicts(2, 10, (), trials=1, seed=0)
 
 
 if __name__ == '__main__':
