@@ -289,6 +289,15 @@ def _repeat_last(items: Sequence[_Item], size: int) -> list[_Item]:
   return [*items, *[items[-1]] * (size - len(items))]
 
 
+def shapes(found: Sequence[Batch]) -> list[tuple[Batch, int]]:
+  """One batch of each shape, and the number of batches of this shape."""
+  kinds: dict[Hashable, list[Batch]] = {}
+  for batch in found:
+    kind = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch[1:]))
+    kinds.setdefault((kind, batch.slots), []).append(batch)
+  return [(same[0], len(same)) for same in kinds.values()]
+
+
 def complete(
     generator: Generator, params: types.Params, prompts: Sequence[str],
     tokenizer: types.PretrainedTokenizer, *, max_new_tokens: int = 16,

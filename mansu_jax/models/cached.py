@@ -85,9 +85,10 @@ def extend(
   Returns:
     As `prefill`.
   """
-  slots = start[:, None] + jnp.arange(tokens.shape[1])  # [B, T]
+  slots = start[:, None] + jnp.arange(tokens.shape[1])[None]  # [B, T]
   rotary = layers.rotary_tables(config, slots)
-  mask = jnp.arange(cache['keys'].shape[2]) <= slots[..., None]  # [B, T, S]
+  every = jnp.arange(cache['keys'].shape[2])[None, None]
+  mask = every <= slots[..., None]  # [B, T, S]
   x = decoder.embed(params, tokens).astype(jnp.float32)
   block = layers.Block(config)
 

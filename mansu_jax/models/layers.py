@@ -153,7 +153,7 @@ class Attention(_Tapped):
     if cached is None:
       return new
     start = self.get_variable('cache', 'start')  # [B]
-    slots = start[:, None] + jnp.arange(new.shape[1])  # [B, T]
+    slots = start[:, None] + jnp.arange(new.shape[1])[None]  # [B, T]
     cached = cached.at[jnp.arange(new.shape[0])[:, None], slots].set(
         new.astype(cached.dtype), mode='drop')
     self.put_variable('cache', name, cached)

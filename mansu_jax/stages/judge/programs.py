@@ -238,14 +238,40 @@ def samples(job: Job) -> programs.Programs:
   if not chosen:
     return
   yield from quantize(job, job.schemes[0])
-  rows = generation.window(
-      tokenization.encode_prompts(
+  yield from _generate(
+      model, tokenization.encode_prompts(
           [q.prompt for _, q in chosen], model.tokenizer,
-          chat=job.data.chat), results.NEW_TOKENS)
-  yield programs.program(
-      'next tokens', results.make_generator(model.config).next_tokens,
-      model.params, *map(programs.shapes_of, rows),
-      calls=3 * results.NEW_TOKENS)
+          chat=job.data.chat), results.NEW_TOKENS, models=3)
+
+
+def _generate(
+    model: abstract.AbstractModel, prompts: Sequence[Sequence[int]], most: int,
+    *, models: int, **options: Any) -> programs.Programs:
+  """Continues prompts with some models; options as `generation.batches`."""
+  generator = results.make_generator(model.config)
+  for batch, count in generation.shapes(generation.batches(
+      prompts, most, **options)):
+    yield from _continue(model, generator, batch, most, calls=count * models)
+
+
+def _continue(
+    model: abstract.AbstractModel, generator: generation.Generator,
+    batch: generation.Batch, most: int, *, calls: int) -> programs.Programs:
+  """Runs `calls` batches of one shape."""
+  rows, start = map(programs.shapes_of, (batch.rows, batch.start))
+  token, cache = yield programs.program(
+      'prompts', generator.prefill, model.params, *programs.shapes_of(
+          batch.beginnings or batch.rows), calls=calls, slots=batch.slots)
+  if batch.beginnings:
+    token, cache = yield programs.program(
+        'prompts after beginnings', generator.extend, model.params, cache,
+        programs.shapes_of(batch.owner), rows.tokens, start, rows.length,
+        calls=calls)
+  count, steps = generation.decode_calls(most)
+  if count:
+    yield programs.program(
+        'next tokens', generator.decode, model.params, token, start, cache,
+        calls=count * calls, at_most=True, steps=steps)
 
 
 def survival(job: Job) -> programs.Programs:
