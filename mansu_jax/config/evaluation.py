@@ -32,6 +32,10 @@ class EvalConfig:
       modes=fields.MODES, maximum=fields.MAX_DRAWS)
   generations: int = _field(
       6, 'Questions whose free-form answers the report shows.')
+  recall_questions: int = _field(
+      120, 'Forget questions that each model answers in its own words, plainly'
+      ' and after three solved examples, drawn evenly over facts; 0: skip'
+      ' both.')
   cad_pairs: int = _field(
       32, 'Largest number of prompt pairs for CAD and AS-NC; 0: skip both.')
   lens_questions: int = _field(
@@ -41,7 +45,7 @@ class EvalConfig:
     fields.check_fields(self, 'eval')
     fields.check_minimum(
         self, 'eval', 0, 'questions', 'kept_questions', 'text_windows',
-        'generations', 'cad_pairs', 'lens_questions')
+        'generations', 'recall_questions', 'cad_pairs', 'lens_questions')
     fields.check_minimum(self, 'eval', 1, 'batch_tokens', 'calibration_tokens')
     fields.check(
         self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled; wanted at'

@@ -1,8 +1,8 @@
 """Parts of the decoder: norm, rotary positions, attention, MLP, block.
 
 Norms, softmax and rotary positions use float32 for every compute dtype. Modules
-read the optional `circuit` collection (see `decoder.py`); without it, they run
-no extra operations.
+read the optional collections `circuit` (see `decoder.py`) and `cache` (see
+`cached.py`); without these, they run no extra operations.
 """
 
 from __future__ import annotations
@@ -130,6 +130,8 @@ class Attention(_Tapped):
     queries = rotate(self._heads(x, 'q', 'head_onehot'), rotary)
     keys = rotate(self._heads(x, 'k', 'kv_onehot'), rotary)
     values = self._heads(x, 'v', 'kv_onehot')
+    keys = self._remember('keys', keys)
+    values = self._remember('values', values)
     out = self.tap(Site.HEAD_OUT, attend(queries, keys, values, mask))
     return self._project_out(out)
 
@@ -144,6 +146,18 @@ class Attention(_Tapped):
     keep = 1 - onehot.sum(0)  # [N]
     return heads * keep[None, None, :, None] + _einsum(
         'BTmH,mN->BTNH', circuit_heads, onehot)
+
+  def _remember(self, name: str, new: Array) -> Array:
+    """Writes [B, T, K, H] into the cache; returns [B, S, K, H], or `new`."""
+    cached = self.get_variable('cache', name)
+    if cached is None:
+      return new
+    start = self.get_variable('cache', 'start')  # [B]
+    slots = start[:, None] + jnp.arange(new.shape[1])[None]  # [B, T]
+    cached = cached.at[jnp.arange(new.shape[0])[:, None], slots].set(
+        new.astype(cached.dtype), mode='drop')
+    self.put_variable('cache', name, cached)
+    return cached
 
   def _project_out(self, heads: Array) -> Array:  # [B, T, N, H]
     weight = self.circuit('o')  # [m, H, D]

@@ -37,6 +37,24 @@ def unembed(params, hidden):
   return hidden @ params['embed'].T
 
 
+def prefill(params, tokens, length, *, slots):
+  """The toy's cache is its tokens, which it runs again; see `generation`."""
+  cache = {'tokens': jnp.full((1, tokens.shape[0], slots), -1, jnp.int32)}
+  return extend(params, tokens, jnp.zeros_like(length), length, cache)
+
+
+def extend(params, tokens, start, length, cache):
+  rows = np.arange(tokens.shape[0])
+  known = cache['tokens'][0].at[
+      rows[:, None], start[:, None] + np.arange(tokens.shape[1])[None]].set(
+          tokens, mode='drop')
+  size = known.shape[1]
+  hidden = apply(
+      params, known, np.arange(size)[None],
+      np.tril(np.ones((1, size, size), bool)))
+  return hidden[rows, start + length - 1], {'tokens': known[None]}
+
+
 class ToyTokenizer:
   """Words with their leading space, cut in pieces of four characters.
 

@@ -88,7 +88,8 @@ def _counted(report):
       _made_by(stack, owner, name, functools.partial(
           _Counted, f'{owner.__name__.removeprefix("mansu_jax.")}.{name}',
           report=report))
-    _attributes(stack, generation.Generator, report, 'next_tokens')
+    _attributes(stack, generation.Generator, report, 'prefill', 'extend',
+                'decode')
     _attributes(stack, scoring.Scorer, report, '_apply', '_prefix',
                 '_normalized')
     yield
@@ -161,7 +162,7 @@ class CallsTest(parameterized.TestCase):
         self.assertBetween(made[key], 1, calls, str(key))
       else:
         self.assertEqual(made[key], calls, str(key))
-    self.assertLen(bounds, 1)
+    self.assertLen(bounds, 2)
     unplanned = {name for stage, name in made if stage not in (
         None, 'load') and (stage, name) not in planned}
     self.assertEmpty({

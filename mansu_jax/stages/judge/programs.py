@@ -30,6 +30,7 @@ from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import erasure as erasure_lib
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import first_token_questions
+from mansu_jax.stages.judge import recall as recall_lib
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import abstract
 from mansu_jax.stages.prepare import inputs as inputs_lib
@@ -238,14 +239,57 @@ def samples(job: Job) -> programs.Programs:
   if not chosen:
     return
   yield from quantize(job, job.schemes[0])
-  rows = generation.window(
-      tokenization.encode_prompts(
-          [q.prompt for _, q in chosen], model.tokenizer,
-          chat=job.data.chat), results.NEW_TOKENS)
-  yield programs.program(
-      'next tokens', results.make_generator(model.config).next_tokens,
-      model.params, *map(programs.shapes_of, rows),
-      calls=3 * results.NEW_TOKENS)
+  prompts = tokenization.encode_prompts(
+      [q.prompt for _, q in chosen], model.tokenizer, chat=job.data.chat)
+  yield from _generate(
+      model, generation.batches(prompts, results.NEW_TOKENS),
+      results.NEW_TOKENS, models=3)
+
+
+def recall(job: Job) -> programs.Programs:
+  """Both models answer in their own words, at every precision."""
+  model = job.model
+  recaller = recall_lib.Recaller(
+      job.options, job.data, job.inputs, model.loaded,
+      seed=job.attribution.seed)
+  held = job.both_models()
+  yield programs.lowered_by('--eval_batch_tokens')
+  yield programs.hold(**held, quantized=held['unlearned'])
+  found = [b for batches in recaller.batches().values() for b in batches]
+  if found:
+    for name in job.schemes:
+      yield from quantize(job, name, calls=2)
+    yield from _generate(
+        model, found, recaller.new_tokens, models=2 * (1 + len(job.schemes)))
+
+
+def _generate(
+    model: abstract.AbstractModel, batches: Sequence[generation.Batch],
+    most: int, *, models: int) -> programs.Programs:
+  """Continues batches of prompts with some models."""
+  generator = results.make_generator(model.config)
+  for batch, count in generation.shapes(batches):
+    yield from _continue(model, generator, batch, most, calls=count * models)
+
+
+def _continue(
+    model: abstract.AbstractModel, generator: generation.Generator,
+    batch: generation.Batch, most: int, *, calls: int) -> programs.Programs:
+  """Runs `calls` batches of one shape."""
+  rows, start = map(programs.shapes_of, (batch.rows, batch.start))
+  token, cache = yield programs.program(
+      'prompts', generator.prefill, model.params, *programs.shapes_of(
+          batch.beginnings or batch.rows), calls=calls, slots=batch.slots)
+  if batch.beginnings:
+    token, cache = yield programs.program(
+        'prompts after beginnings', generator.extend, model.params, cache,
+        programs.shapes_of(batch.owner), rows.tokens, start, rows.length,
+        calls=calls)
+  count, steps = generation.decode_calls(most)
+  if count:
+    yield programs.program(
+        'next tokens', generator.decode, model.params, token, start, cache,
+        calls=count * calls, at_most=True, steps=steps)
 
 
 def survival(job: Job) -> programs.Programs:

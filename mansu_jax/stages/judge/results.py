@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -17,6 +18,7 @@ from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
 from mansu_jax.eval import generation
 from mansu_jax.eval import weight_change
+from mansu_jax.models import cached
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
@@ -135,9 +137,8 @@ def asked_freely(
 def make_generator(config: model_config.ModelConfig) -> generation.Generator:
   """A generator for models of one config."""
   return generation.Generator(
-      lambda params, tokens, positions, mask: decoder.forward(
-          config, params, tokens, positions=positions, attention_mask=mask),
-      decoder.unembed)
+      functools.partial(cached.prefill, config),
+      functools.partial(cached.extend, config), decoder.unembed)
 
 
 def describe_circuit(found: attribution.Found | None) -> dict[str, Any]:

@@ -1,0 +1,133 @@
+"""Asks for the forgotten facts in the model's own words.
+
+`Recaller` runs a model and returns texts; `right` and `ignorance` judge texts,
+so that stored ones can be judged again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import functools
+
+import numpy as np
+
+from mansu_jax import types
+from mansu_jax.config import run as run_config
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import splits as splits_lib
+from mansu_jax.data import tokenization
+from mansu_jax.eval import generation
+from mansu_jax.eval import recall
+from mansu_jax.models.io import loading
+from mansu_jax.stages.judge import results
+from mansu_jax.stages.prepare import inputs as inputs_lib
+
+PLAIN, FEW_SHOT = READINGS = ('generation', 'generation_few_shot')
+_MORE_TOKENS = 3  # Than the longest answer, for an article or a quote.
+_MOST_TOKENS = 16
+# A slot of the cache takes less memory than a token of a scored batch.
+_SLOTS_PER_TOKEN = 8
+
+Texts = dict[str, list[str]]
+
+
+class Recaller:
+  """Chooses the questions once, and asks any model of one shape.
+
+  Attributes:
+    questions: Questions by reading.
+    new_tokens: Most tokens of an answer.
+  """
+
+  def __init__(
+      self, options: run_config.EvalConfig, data: run_config.DataConfig,
+      inputs: inputs_lib.Inputs, model: loading.LoadedModel, *,
+      seed: int = 0):
+    """Chooses the questions.
+
+    Args:
+      options: Number of questions, and tokens per batch.
+      data: Whether questions are asked in the chat template.
+      inputs: Questions of the run.
+      model: Config and tokenizer of the models.
+      seed: Seed of the choice of questions and examples.
+    """
+    self._model, self._chat = model, data.chat
+    self._slots = _SLOTS_PER_TOKEN * options.batch_tokens
+    asked = _asked(options, inputs, seed)
+    pool = recall.plain(_forgotten(inputs))
+    few_shot = recall.few_shot(
+        asked, pool, model.tokenizer, seed=seed) if asked else []
+    answers = tokenization.encode(
+        [f' {q.answer.strip()}' for q in asked], model.tokenizer)
+    self.new_tokens = min(
+        _MOST_TOKENS, max(map(len, answers), default=0) + _MORE_TOKENS)
+    few_shot = self._fitting(few_shot)
+    self.questions: dict[str, list[questions_lib.Question]] = {
+        PLAIN: asked, FEW_SHOT: [one.question for one in few_shot]}
+    self._prompts = {
+        PLAIN: [q.prompt for q in asked],
+        FEW_SHOT: [one.prompt for one in few_shot]}
+    # Prompts that begin alike: the phrasing, or the examples.
+    self._beginnings = {
+        PLAIN: [(recall.form(q), q.relation) for q in asked],
+        FEW_SHOT: [one.examples for one in few_shot]}
+
+  def _fitting(
+      self, few_shot: Sequence[recall.FewShot]) -> list[recall.FewShot]:
+    """Those whose prompts fit into the model's positions."""
+    if not few_shot:
+      return []
+    most = self._model.config.max_position
+    encoded = tokenization.encode_prompts(
+        [one.prompt for one in few_shot], self._model.tokenizer,
+        chat=self._chat)
+    return [one for one, ids in zip(few_shot, encoded)
+            if most is None or len(ids) + self.new_tokens <= most]
+
+  def __call__(self, params: types.Params) -> Texts:
+    """Answers of one model by reading, in the order of `questions`; JSON."""
+    return {name: generation.complete(
+        self._generator, params, prompts, self._model.tokenizer,
+        max_new_tokens=self.new_tokens, chat=self._chat,
+        beginnings=self._beginnings[name], slots=self._slots)
+            for name, prompts in self._prompts.items() if prompts}
+
+  @functools.cached_property
+  def _generator(self) -> generation.Generator:
+    return results.make_generator(self._model.config)
+
+  def batches(self) -> dict[str, list[generation.Batch]]:
+    """The batches of each reading that has questions."""
+    return {name: generation.batches(
+        tokenization.encode_prompts(
+            prompts, self._model.tokenizer, chat=self._chat),
+        self.new_tokens, beginnings=self._beginnings[name], slots=self._slots)
+            for name, prompts in self._prompts.items() if prompts}
+
+  def right(self, texts: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """Whether each answer is right, [n] bool by reading."""
+    return {name: np.array(
+        [recall.says(t, q) for t, q in zip(found, self.questions[name])])
+            for name, found in texts.items()}
+
+  def ignorance(
+      self, texts: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """How often each answer is said about other facts, [n] by reading."""
+    return {name: recall.says_for(found, self.questions[name])
+            for name, found in texts.items()}
+
+
+def _forgotten(inputs: inputs_lib.Inputs) -> list[questions_lib.Question]:
+  """All questions about forgotten facts in phrasings not trained on."""
+  return [q for split in splits_lib.FORGOTTEN
+          for q in inputs.splits.evaluation.get(split, ())]
+
+
+def _asked(
+    options: run_config.EvalConfig, inputs: inputs_lib.Inputs, seed: int
+) -> list[questions_lib.Question]:
+  if not options.recall_questions:
+    return []
+  return inputs_lib.thin(
+      recall.plain(_forgotten(inputs)), options.recall_questions, seed)
