@@ -121,7 +121,7 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
       shardings, None, None, None))
   def unlearn_step(carry, seen, frozen, base, theta0, batch):
     stored, opt_state = carry
-    theta = _float32(stored)
+    theta = float32(stored)
     (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
         theta if seen is None else seen, frozen, base, batch)
     theta, opt_state = transforms.step(
@@ -134,7 +134,7 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
   return unlearn_step
 
 
-def _float32(theta: types.PyTree) -> types.PyTree:
+def float32(theta: types.PyTree) -> types.PyTree:
   """Theta with narrower float leaves widened, in which a step is computed."""
   return jax.tree.map(
       lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), theta)
@@ -163,7 +163,7 @@ def _start(problem: Problem) -> tuple[types.PyTree, types.PyTree]:
   that each original is freed before the next copy.
   """
   leaves, tree = jax.tree.flatten(
-      (problem.theta, problem.tx.init(_float32(problem.theta))))
+      (problem.theta, problem.tx.init(float32(problem.theta))))
   for i, leaf in enumerate(leaves):
     leaves[i] = jnp.array(leaf, leaf.dtype)  # Not weakly typed.
   shardings = [leaf.sharding for leaf in leaves]
