@@ -34,7 +34,8 @@ _JITTED = type(jax.jit(lambda: None))
 _LIGHT = ('circuits.param_mask._differing', 'erasure.suppression._margins',
           'quant.leaves.', 'stages.judge.copy_back.', 'stages.train.edits.',
           'transforms.')
-_WHOLE = ('--method=npo', '--circuit_selection=all', '--edit_floor=none',
+_WHOLE = ('--attribution_level=neuron_and_head', '--method=npo',
+          '--circuit_selection=all', '--edit_floor=none',
           '--edit_projection=none', '--nounlearn_quantizer_in_loop')
 
 
