@@ -205,7 +205,7 @@ def run(bench: Bench, arm: str, kept: dict[Any, Any]) -> Iterator[Any]:
       *_FIRST, *ARMS[name])
   found = circuit_of(bench, config, draw, kept)
   circuit = found.circuit
-  edit = edits.make(
+  edit = edits.circuit_edit(
       bench.model, circuit,
       quantizer_rules.with_fixed_grid(config.quant_schemes),
       quantized_views=config.unlearn.quantizer_in_loop,

@@ -70,7 +70,7 @@ def _measure(
   found = {'scores': scored.means}
   if circuit is None:
     circuit = attribution.find(settings, model, scored).circuit
-  edit = edits.make(
+  edit = edits.circuit_edit(
       model, circuit, quantizer_rules.with_fixed_grid(config.quant_schemes),
       quantized_views=config.unlearn.quantizer_in_loop,
       storage_dtype=config.export_dtype)

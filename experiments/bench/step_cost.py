@@ -75,7 +75,7 @@ def _plain(config: model_config.ModelConfig) -> Any:
 
 def _step(config: run_config.RunConfig, model: Any) -> tuple[Any, Any]:
   """The compiled step, and its arguments except the batch."""
-  edit = edits.make(
+  edit = edits.circuit_edit(
       model, abstract.draw_circuit(
           config.attribution.level, config.circuit, config.seed, model.config),
       quantizer_rules.with_fixed_grid(config.quant_schemes),

@@ -17,8 +17,8 @@ class CircuitConfig:
   selection: str = _field(
       'attributed', 'Nodes of the circuit. attributed: the nodes with the'
       ' highest absolute score per weight; random: nodes drawn by --seed, as'
-      ' many of each kind in each layer; all: every weight (for the baseline'
-      ' graddiff).',
+      ' many of each kind in each layer; all: every weight (for the other'
+      ' methods than mansu).',
       ('attributed', 'random', 'all'))
   budget: float = _field(
       0.01, 'Largest share of all model weights that the circuit may contain,'

@@ -129,4 +129,11 @@ _CONDITIONS = (
         lambda config: (_attributes_once(config)
                         or _attributes_pairs_file(config)),
         lambda config: 'no other phrasings are compared'),
+    _Condition(
+        ('unlearn_choice_kl_weight', 'unlearn_forget_weight',
+         'unlearn_npo_beta'), lambda config: config.unlearn.loss == 'none',
+        lambda config: '--unlearn_loss=none has no forget term'),
+    _Condition(
+        ('unlearn_lora_alpha',), lambda config: not config.unlearn.lora_rank,
+        lambda config: 'it applies to --unlearn_lora_rank above 0'),
 )

@@ -20,6 +20,7 @@ from mansu_jax.config import evaluation
 from mansu_jax.config import fields as config_fields
 from mansu_jax.config import fisher
 from mansu_jax.config import mesh
+from mansu_jax.config import methods
 from mansu_jax.config import plan
 from mansu_jax.config import unlearn
 
@@ -87,9 +88,13 @@ class RunConfig:
       ' bitsandbytes. In --mode=audit, float32 means the type in the file of'
       ' --model.', EXPORT_DTYPES)
   method: str = _field(
-      'mansu', 'Unlearning method: mansu, or the baseline graddiff (GradDiff on'
-      ' all weights: gradient ascent on forget, descent on retain).',
-      ('mansu', 'graddiff'), modes=config_fields.TRAINING_MODES)
+      'mansu', 'Unlearning method. mansu: train the circuit only. Baselines'
+      ' that train every weight or, with --unlearn_lora_rank, adapters:'
+      ' graddiff (gradient ascent on forget, descent on retain) and npo'
+      ' (negative preference optimization). retain_only: the retain terms'
+      ' without a forget term, on the circuit or on every weight; a control'
+      ' that shows what training alone changes.', methods.METHODS,
+      modes=config_fields.TRAINING_MODES)
   debug: bool = _field(False, 'Show the traceback of an error.')
   profile: bool = _field(
       False, 'Write JAX profiler traces of the first 20 seconds of each stage'
@@ -116,29 +121,10 @@ class RunConfig:
            f' [0, {_NUM_SEEDS}); wanted a seed that NumPy and JAX both accept.')
     _check(bool(self.quant_schemes), 'No quantizer: give --quant_schemes=nf4 or'
            ' another.')
-    if self.method == 'graddiff' and self.mode == 'unlearn':
-      self._check_graddiff()
-    elif self.method != 'graddiff':
-      _check(self.circuit.selection != 'all', '--circuit_selection=all is for'
-             ' baselines: give --method=graddiff, or a --circuit_budget.')
+    methods.check(self)
     _check(self.edit.floor != 'none' or self.edit.landing == 'centre',
            '--edit_landing=boundary contradicts --edit_floor=none: only a floor'
            ' moves weights to a boundary. Leave one of them out.')
-
-  def _check_graddiff(self) -> None:
-    """Raises ValueError on flags that contradict the baseline GradDiff."""
-    for flag, got, wanted, why in (
-        ('circuit_selection', self.circuit.selection, 'all',
-         'changes every weight'),
-        ('edit_floor', self.edit.floor, 'none', 'has no floor'),
-        ('edit_projection', self.edit.projection, 'none',
-         'projects nothing'),
-        ('unlearn_loss', self.unlearn.loss, 'ascent', 'is gradient ascent')):
-      _check(got == wanted, f'--method=graddiff {why}: it contradicts'
-             f' --{flag}={got}; wanted --{flag}={wanted}.')
-    _check(not self.unlearn.quantizer_in_loop, '--method=graddiff trains in'
-           ' full precision: it contradicts --unlearn_quantizer_in_loop;'
-           ' wanted --nounlearn_quantizer_in_loop.')
 
 
 def stages() -> dict[str, type]:

@@ -22,9 +22,10 @@ class UnlearnConfig:
       ' group_marginal: imitate the base\'s average answer over the facts whose'
       ' answers are each other\'s wrong choices, in the same phrasing;'
       ' answer_swap: imitate the base\'s answer for one other fact of that'
-      ' group; ascent: gradient ascent (GradDiff).',
+      ' group; ascent: gradient ascent (GradDiff); none: no forget loss (for'
+      ' --method=retain_only).',
       ('npo', 'simnpo', 'bounded_nll', 'group_marginal', 'answer_swap',
-       'ascent'))
+       'ascent', 'none'))
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
   forget_weight: float = _field(1.0, 'Weight of the forget loss.')
   choice_kl_weight: float = _field(
@@ -57,6 +58,22 @@ class UnlearnConfig:
       ' tenfold.')
   warmup: float = _field(
       0.05, 'Share of the steps with a rising learning rate, in [0, 1).')
+  weights_dtype: str = _field(
+      'float32', 'Type in which --circuit_selection=all stores the trained'
+      ' weights between steps. bfloat16: theta_0 is the base rounded to'
+      ' bfloat16, and each step is computed in float32 and its sum rounded to'
+      ' the nearest bfloat16, so that small steps are lost.',
+      ('float32', 'bfloat16'))
+  lora_rank: int = _field(
+      0, 'Rank of LoRA adapters, trained with --circuit_selection=all in place'
+      ' of the weights, on every matrix of the layers, and merged into the'
+      ' weights at the end. 0: train the weights themselves.', maximum=10**4)
+  lora_alpha: float = _field(
+      16.0, 'LoRA adds alpha / rank times the product of its two factors.')
+  stop_forget: float = _field(
+      0.0, 'Stop training once at most this share, in [0, 1), of up to 64 train'
+      ' questions of the forget set is answered correctly in full precision, by'
+      ' first tokens. 0: train all steps.')
   forget_batch: int = _rows(12, 'Forget sequences in a step.')
   retain_batch: int = _rows(12, 'Retain sequences in a step.')
   nearest_share: float = _field(
@@ -97,8 +114,9 @@ class UnlearnConfig:
     fields.check_minimum(
         self, 'unlearn', 0, 'forget_pool', 'text_batch', 'forget_weight',
         'choice_kl_weight', 'kl_weight', 'nll_weight', 'text_weight',
-        'prompt_weight', 'swapped_batch', 'swapped_weight', 'save_every')
-    for name in ('learning_rate', 'npo_beta', 'max_retain_kl'):
+        'prompt_weight', 'swapped_batch', 'swapped_weight', 'save_every',
+        'lora_rank')
+    for name in ('learning_rate', 'npo_beta', 'max_retain_kl', 'lora_alpha'):
       fields.check(getattr(self, name) > 0, f'--unlearn_{name}='
                    f'{getattr(self, name)} must be positive.')
     fields.check(
@@ -110,5 +128,9 @@ class UnlearnConfig:
         f'--unlearn_fp_steps={self.fp_steps} of --unlearn_steps={self.steps}'
         ' leaves no step for the quantizer; wanted fewer, or'
         ' --nounlearn_quantizer_in_loop.')
+    fields.check(
+        0 <= self.stop_forget < 1, f'--unlearn_stop_forget={self.stop_forget}'
+        ' is outside [0, 1); wanted a share of right answers, or 0 to train all'
+        ' steps.')
     fields.check(0 <= self.warmup < 1, f'--unlearn_warmup={self.warmup} is'
                  ' outside [0, 1).')

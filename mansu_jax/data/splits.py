@@ -12,7 +12,7 @@ Roles are `forget`, `retain` and `heldout`; uses are `train`, `near` and `far`.
 
 Forget questions of another reading than `choice` are splits of their own:
 `forget_unseen`, `forget_same_subject` and `forget_reverse`, of any use but
-`train`. Training uses the `train` questions of the forget and retain files.
+`train`. Retain questions of other readings are not asked. Training uses the `train` questions of the forget and retain files.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def build_splits(
           'forget_paraphrase': _of_reading(_of_use(forget, 'near'), 'choice'),
           'forget_far': _of_reading(_of_use(forget, 'far'), 'choice'),
           **_other_readings(_of_use(forget, 'near', 'far')),
-          'retain': _of_use(retain, 'near', 'far'),
+          'retain': _of_reading(_of_use(retain, 'near', 'far'), 'choice'),
           'retain_heldout': list(heldout),
       },
       text=list(text))

@@ -84,7 +84,7 @@ def run(config: run_config.RunConfig) -> Plan:
     ValueError: bad flags or data, as in the run itself; an unknown topology; or
       no TPU compiler.
   """
-  _check(config)
+  topology.prepare(config.plan.topology)
   devices, chip = topology.find(config.plan.topology)
   if config.plan.memory_gib:
     chip = chip._replace(memory=config.plan.memory_gib * _GIB)
@@ -133,18 +133,11 @@ def _record(
         model, settings, prepared))
   recorder.record('unlearn', train_programs.unlearn(
       model, settings, prepared, fisher))
-  recorder.record('export', train_programs.export(model, prepared))
+  recorder.record('export', train_programs.export(model, settings, prepared))
   judged = judge_programs.Job(
       model=model, inputs=inputs, attribution=attribution, options=config.eval,
-      data=config.data, schemes=config.quant_schemes)
+      data=config.data, schemes=config.quant_schemes,
+      whole=settings.all_weights)
   for stage in (judge_programs.evaluate, judge_programs.erasure,
                 judge_programs.samples, judge_programs.survival):
     recorder.record(stage.__name__, stage(judged))
-
-
-def _check(config: run_config.RunConfig) -> None:
-  """Raises ValueError on a config that has no plan."""
-  topology.prepare(config.plan.topology)
-  if config.method != 'mansu':
-    raise ValueError(
-        f'--mode=plan supports --method=mansu only, got {config.method}.')

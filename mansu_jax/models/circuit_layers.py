@@ -1,4 +1,4 @@
-"""Runs a range of layers, some of them with circuit weights.
+"""Runs a range of layers, some of them with circuit weights or adapters.
 
 Gradients flow only through layers from the circuit's first layer on, and only
 the circuit's layers compute its slices. Every layer indexes the stacked
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layers as layers_lib
+from mansu_jax.models import lora
 from mansu_jax.runtime import memory
 from mansu_jax.runtime import sharding
 
@@ -56,9 +57,15 @@ def run_layers(
     stop: int,
     circuit: types.Params | None = None,  # leaves [C, ...]
     start: int | None = None,
+    adapters: types.PyTree | None = None,  # leaves [L, ...]
+    adapter_scale: float = 1.0,
     remat: bool = False,
 ) -> types.Array:
   """Runs layers `first` to `stop - 1`, some with circuit weights.
+
+  An adapted matrix is formed inside its layer. So one layer's sums exist at a
+  time, and so does one layer's gradient of them, which the backward pass turns
+  into the gradient of the adapters at once.
 
   Args:
     config: Config of the model; static under jit.
@@ -71,6 +78,8 @@ def run_layers(
     circuit: `layers` of a circuit collection for the layers `start` to
       `start + C - 1`. None or empty: no circuit.
     start: First layer of the circuit. May be None if C is L.
+    adapters: `layers` of the LoRA adapters, for all layers (see `lora`).
+    adapter_scale: Factor of the adapters' products.
     remat: Whether to recompute layers in the backward pass.
 
   Returns:
@@ -90,10 +99,12 @@ def run_layers(
         ' these. Pass the first circuit layer as circuit_start.')
   block = layers_lib.Block(config)
 
-  def layer(x, index, circuit_layer):
+  def layer(x, index, circuit_layer, adapter):
     weights = jax.tree.map(
         lambda leaf: jax.lax.dynamic_index_in_dim(
             leaf, index, keepdims=False), stacked)
+    if adapter is not None:
+      weights = lora.add(weights, adapter, adapter_scale)
     variables = {'params': weights}
     if circuit_layer is not None:
       variables['circuit'] = circuit_layer
@@ -108,7 +119,8 @@ def run_layers(
       return x
     x, _ = jax.lax.scan(
         lambda x, inputs: layer(x, *inputs), x,
-        (jnp.arange(begin, end), circuit))
+        (jnp.arange(begin, end), circuit, jax.tree.map(
+            lambda leaf: leaf[begin:end], adapters)))
     return x
 
   x = run(x, first, start)

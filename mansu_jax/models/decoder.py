@@ -167,6 +167,8 @@ def forward(
     segments: Array | None = None,  # [B, T] int32
     circuit: Params | None = None,
     circuit_start: int | None = None,
+    adapters: types.PyTree | None = None,
+    adapter_scale: float = 1.0,
     first_layer: int = 0,
     remat: bool = False,
     dtype: Any = jnp.float32,
@@ -187,6 +189,8 @@ def forward(
     circuit: Weights that replace slices of `params` (see the module docstring).
     circuit_start: Layer of the circuit's first row; static under jit. Optional
       if the circuit has a row for every layer.
+    adapters: LoRA adapters of the matrices (see `lora`).
+    adapter_scale: Factor of their products.
     first_layer: First layer to run; static under jit.
     remat: Whether to recompute layers in the backward pass.
     dtype: Compute dtype.
@@ -200,7 +204,7 @@ def forward(
   """
   attention_mask = _resolve_mask(
       tokens, embeddings, positions, attention_mask, segments)
-  if not jax.tree.leaves(circuit) and not first_layer:
+  if not jax.tree.leaves(circuit) and adapters is None and not first_layer:
     return Decoder(config, remat=remat, dtype=dtype).apply(
         {'params': params}, tokens, embeddings=embeddings,
         positions=positions, attention_mask=attention_mask)
@@ -210,7 +214,8 @@ def forward(
       config, params['layers'], sharding.constrain_rows(x.astype(dtype)),
       rotary, _mask(attention_mask, x.shape[1]), first=first_layer,
       stop=config.num_layers, circuit=circuit and circuit['layers'],
-      start=circuit_start, remat=remat)
+      start=circuit_start, adapters=adapters and adapters['layers'],
+      adapter_scale=adapter_scale, remat=remat)
   return layers.rms_norm(x, params['final_norm'], config.norm_eps)
 
 

@@ -33,6 +33,7 @@ from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import token_checks
 from mansu_jax.stages.train import pools
+from mansu_jax.stages.train import probe
 
 _DEFAULT_EDGES = run_config.CircuitConfig().edges
 
@@ -47,7 +48,7 @@ def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
   def read_inputs():
     mode_checks.check_unread_flags(config)
     quantizer_rules.check(
-        config.quant_schemes, edits=config.method == 'mansu' and
+        config.quant_schemes, edits=config.circuit.selection != 'all' and
         config.mode in ('unlearn', 'plan'))
     return inputs_lib.read(config)
 
@@ -72,7 +73,7 @@ def check_model_and_data(
   Raises:
     ValueError: The model lacks the layers or is too small for the budget; it
       has no tokenizer; a question has no tokens or too many; or the questions
-      make no attribution pairs, or none that the forget loss needs.
+      make no attribution pairs, no probe, or none that the forget loss needs.
   """
   _check_circuit(config.circuit, config.attribution.level, shapes)
   quantizer_rules.check_shapes(config.quant_schemes, shapes)
@@ -87,6 +88,9 @@ def check_model_and_data(
   pools.check_forget_term(
       config.unlearn, splits.forget_train, tokenizer, seed=config.seed,
       chat=config.data.chat)
+  if config.unlearn.stop_forget:
+    probe.make(splits.forget_train, tokenizer, chat=config.data.chat,
+               seed=config.seed)
   swapped_subjects.check(
       config.unlearn, splits, tokenizer, shapes.max_position, seed=config.seed,
       chat=config.data.chat)

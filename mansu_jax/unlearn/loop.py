@@ -44,7 +44,8 @@ class Problem:
   """Everything that the loop optimizes with.
 
   Attributes:
-    theta: trained pytree before the first step.
+    theta: trained pytree before the first step. A leaf keeps its dtype: a step
+      is computed in float32 and its sum rounded to the nearest value.
     tx: the optax chain, applied by `transforms.step` with `theta` as `origin`.
     loss: `(theta of the view, frozen, base, batch) -> (scalar, metrics)`.
     views: step t uses view t mod n.
@@ -59,6 +60,22 @@ class Problem:
   views: Sequence[View]
   base: types.PyTree
   codes_changed: Callable[[types.PyTree], types.Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Stop:
+  """Ends the loop once a measure is low enough.
+
+  It looks at the current weights alone, so a resumed run stops at the same
+  step. The history gets the column `probe`, NaN at steps without a measure.
+
+  Attributes:
+    measure: `theta -> value`, called after every logged step.
+    at_most: the loop ends when the value is not above this.
+  """
+
+  measure: Callable[[types.PyTree], float]
+  at_most: float
 
 
 class Keeper(Protocol):
@@ -103,16 +120,34 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
   @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
       shardings, None, None, None))
   def unlearn_step(carry, seen, frozen, base, theta0, batch):
-    theta, opt_state = carry
+    stored, opt_state = carry
+    theta = float32(stored)
     (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
         theta if seen is None else seen, frozen, base, batch)
     theta, opt_state = transforms.step(
         tx, grads, opt_state, theta, origin=theta0)
+    theta = jax.tree.map(_rounded, theta, stored)
     finite = jnp.stack(
         [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(theta)]).all()
     return (theta, opt_state), metrics, _moved(theta, theta0), finite
 
   return unlearn_step
+
+
+def float32(theta: types.PyTree) -> types.PyTree:
+  """Theta with narrower float leaves widened, in which a step is computed."""
+  return jax.tree.map(
+      lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), theta)
+
+
+def _rounded(x: types.Array, stored: types.Array) -> types.Array:
+  """Rounds x to the nearest value of the dtype in which it is stored."""
+  if x.dtype == stored.dtype:
+    return x
+  kind = jnp.finfo(stored.dtype)
+  # XLA may drop a cast there and back, but never `reduce_precision`.
+  x = jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
+  return x.astype(stored.dtype)
 
 
 def _moved(theta: types.PyTree, theta0: types.PyTree) -> types.Array:
@@ -128,7 +163,7 @@ def _start(problem: Problem) -> tuple[types.PyTree, types.PyTree]:
   that each original is freed before the next copy.
   """
   leaves, tree = jax.tree.flatten(
-      (problem.theta, problem.tx.init(problem.theta)))
+      (problem.theta, problem.tx.init(float32(problem.theta))))
   for i, leaf in enumerate(leaves):
     leaves[i] = jnp.array(leaf, leaf.dtype)  # Not weakly typed.
   shardings = [leaf.sharding for leaf in leaves]
@@ -151,7 +186,7 @@ def run(
     problem: Problem, batches: Callable[[int], types.PyTree], *, steps: int,
     total_weights: int, max_retain_kl: float,
     visit: Callable[[int, types.PyTree], bool | None] | None = None,
-    keep: Keeper | None = None, log_every: int = 10
+    stop: Stop | None = None, keep: Keeper | None = None, log_every: int = 10
 ) -> tuple[types.PyTree, list[dict[str, float]]]:
   """Runs the loop.
 
@@ -163,6 +198,7 @@ def run(
     max_retain_kl: limit of the retain KL, in nats a token.
     visit: called as `visit(step, theta)` after every logged step; the next step
       overwrites theta. Returning True ends the loop.
+    stop: ends the loop early; None runs all steps.
     keep: saves the state and resumes from it; None saves nothing.
     log_every: steps between log lines.
 
@@ -190,6 +226,8 @@ def run(
         batches(step))
     row = {k: float(v) for k, v in metrics._asdict().items()}
     row |= {'step': step + 1, 'moved': float(moved) / total_weights}
+    if stop is not None:
+      row['probe'] = float('nan')
     history.append(row)
     _check(row, bool(finite), max_retain_kl)
     start = start or time.monotonic()  # The first step compiles.
@@ -199,11 +237,20 @@ def run(
       if problem.codes_changed is not None:
         changed = float(problem.codes_changed(carry[0]))
         shares += f'  codes changed {changed / total_weights:.3%}'
+      if stop is not None:
+        row['probe'] = float(stop.measure(carry[0]))
+        shares += f'  probe {row["probe"]:.3f}'
       _log(row, shares, steps, seconds)
       if visit is not None and visit(step + 1, carry[0]):
         break
+      if stop is not None and row['probe'] <= stop.at_most:
+        break
     if keep is not None:
       keep.after(step + 1, carry, history)
+  if stop is not None and history[-1]['probe'] > stop.at_most:
+    logging.warning(
+        'All %d steps are done, but the probe is %.3f, above'
+        ' --unlearn_stop_forget=%g.', steps, history[-1]['probe'], stop.at_most)
   return carry[0], history
 
 

@@ -90,13 +90,16 @@ def make_loss(
 ) -> Callable[..., tuple[types.Array, Metrics]]:
   """Builds `loss(theta, frozen, base, batch) -> (scalar, Metrics)`.
 
-  `base` is the full-precision pytree: `unembed(None, base, states)` gives the
+  With the loss `none` the metric `forget` is 0 and no gradient comes from the
+  forget answers; their NLL is still measured. `base` is the full-precision pytree: `unembed(None, base, states)` gives the
   base's logits, whichever view `frozen` is.
   """
 
   def forget_term(logits, base, batch):
     targets = batch.forget
     nll = _sequence_nll(logits, targets)
+    if options.loss == 'none':  # A weight of 0 would turn inf into NaN.
+      return jnp.zeros((), jnp.float32), nll.mean()
     at_prompt_end = logits[targets.first]  # [B, V]
     if options.loss == 'group_marginal':
       term = losses.distribution_kl(batch.group_marginal, at_prompt_end).mean()

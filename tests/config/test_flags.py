@@ -33,6 +33,9 @@ _NOT_METHOD = ('--model', '--data_', '--quant_schemes', '--eval_',
 _BASELINE = ('--method=graddiff', '--circuit_selection=all',
              '--edit_floor=none', '--edit_projection=none',
              '--unlearn_loss=ascent', '--nounlearn_quantizer_in_loop')
+_NPO = ('--method=npo', '--circuit_selection=all', '--edit_floor=none',
+        '--edit_projection=none', '--nounlearn_quantizer_in_loop')
+_RETAIN_ONLY = ('--method=retain_only', '--unlearn_loss=none')
 
 
 def _parse(*args):
@@ -79,7 +82,8 @@ class RoundTripTest(parameterized.TestCase):
 
   def test_every_field_survives_its_flagfile(self):
     # Tested below: they need other flags, or are not in the file.
-    excluded = ('method', 'workdir', 'resume', 'attribution_skip_unequal')
+    excluded = ('method', 'workdir', 'resume', 'attribution_skip_unequal',
+                'unlearn_lora_rank', 'unlearn_weights_dtype')
     for name, field, _ in config_lib.options():
       if name in excluded:
         continue
@@ -92,7 +96,10 @@ class RoundTripTest(parameterized.TestCase):
         self.assertEmpty(rest)
 
   @parameterized.parameters(
-      (_BASELINE,), (('--circuit_selection=random', '--edit_floor=lift'),),
+      (_BASELINE,), (_NPO,), (_RETAIN_ONLY,),
+      (('--unlearn_lora_rank=3', '--unlearn_lora_alpha=7', *_NPO),),
+      (('--unlearn_weights_dtype=bfloat16', *_BASELINE),),
+      ((*_NPO, *_RETAIN_ONLY),), (('--circuit_selection=random', '--edit_floor=lift'),),
       (('--edit_floor=none', '--noresume', '--quant_schemes=nf4,int8'),),
       (('--mode=plan', '--plan_topology=this', '--plan_memory_gib=74.5'),),
       (('--attribution_pairs_file=p.jsonl', '--attribution_skip_unequal'),))
@@ -163,6 +170,24 @@ class RefusalTest(parameterized.TestCase):
        'contradicts --unlearn_loss=npo; wanted --unlearn_loss=ascent'),
       (_BASELINE[:-1], 'wanted --nounlearn_quantizer_in_loop'),
       (['--circuit_selection=all'], 'is for baselines.*--method=graddiff'),
+      (['--circuit_selection=all', '--mode=attribute'], 'is for baselines'),
+      (['--method=npo'], 'npo changes every weight.*circuit_selection=all'),
+      ([*_NPO, '--mode=plan', '--edit_floor=hold'], 'npo has no floor'),
+      ([*_NPO, '--unlearn_loss=simnpo'], 'wanted --unlearn_loss=npo'),
+      (['--method=retain_only'], 'has no forget term.*--unlearn_loss=none'),
+      ([*_RETAIN_ONLY, '--circuit_selection=all'],
+       'retain_only with --circuit_selection=all has no floor'),
+      ([*_NPO[:-1], *_RETAIN_ONLY], 'wanted --nounlearn_quantizer_in_loop'),
+      (['--unlearn_loss=none'], 'contradicts --method=mansu, which forgets'),
+      ([*_NPO, '--unlearn_loss=none'], 'wanted --unlearn_loss=npo'),
+      (['--unlearn_lora_rank=8'], 'rank=8 trains adapters of every layer'),
+      ([*_RETAIN_ONLY, '--unlearn_lora_rank=8'], 'trains the circuit; wanted'),
+      (['--unlearn_lora_rank=-1'], '--unlearn_lora_rank=-1 must be at least 0'),
+      ([*_NPO, '--unlearn_lora_alpha=0'], '--unlearn_lora_alpha=0.0 must be'),
+      (['--unlearn_weights_dtype=bfloat16'], 'circuit is trained in float32'),
+      ([*_NPO, '--unlearn_weights_dtype=bfloat16', '--unlearn_lora_rank=2'],
+       'adapters are trained in float32. Leave one'),
+      (['--unlearn_stop_forget=1'], r'stop_forget=1.0 is outside \[0, 1\)'),
       (['--edit_floor=none', '--edit_landing=boundary'],
        'boundary contradicts --edit_floor=none'),
       (['--quant_schemes='], 'No quantizer'),

@@ -14,6 +14,9 @@ _REQUIRED = {'audit': {'base': 'b', 'model': 'm'}}
 _NOT_ALONE = ('mode', 'attribution_skip_unequal', 'method')
 # Read at --attribution_level=edge only.
 _EDGE = ('circuit_edges', 'circuit_edge_selection', 'circuit_file')
+# Read by methods that train every weight only.
+_ALL_WEIGHTS = (
+    'unlearn_lora_rank', 'unlearn_lora_alpha', 'unlearn_weights_dtype')
 
 
 def _changed(name, field, mode):
@@ -56,7 +59,8 @@ class ModesTest(parameterized.TestCase):
   @parameterized.parameters(*config_lib.MODES)
   def test_a_mode_accepts_each_flag_that_it_reads(self, mode):
     for name, field, _ in config_lib.options():
-      if mode in field.metadata['modes'] and name not in (*_NOT_ALONE, *_EDGE):
+      if mode in field.metadata['modes'] and name not in (
+          *_NOT_ALONE, *_EDGE, *_ALL_WEIGHTS):
         with self.subTest(name):
           mode_checks.check_unread_flags(_changed(name, field, mode))
 
@@ -83,6 +87,7 @@ class ConditionsTest(parameterized.TestCase):
 
   _PAIRS = '--attribution_pairs_file=p.jsonl'
   _EDGE_LEVEL = '--attribution_level=edge'
+  _NO_FORGET = ('--method=retain_only', '--unlearn_loss=none')
 
   @parameterized.parameters(
       (('--circuit_edges=7',), 'it applies to --attribution_level=edge, but'
@@ -101,7 +106,10 @@ class ConditionsTest(parameterized.TestCase):
       (('--mode=attribute', '--circuit_resamples=0', '--eval_bootstrap=200'),
        'no circuit is selected from resampled pairs'),
       (('--mode=attribute', _PAIRS, '--eval_questions=9'),
-       'no other phrasings are compared'))
+       'no other phrasings are compared'),
+      ((*_NO_FORGET, '--unlearn_forget_weight=10'), 'has no forget term'),
+      ((*_NO_FORGET, '--unlearn_choice_kl_weight=3'), 'has no forget term'),
+      (('--unlearn_lora_alpha=8',), 'applies to --unlearn_lora_rank above 0'))
   def test_refuses(self, args, reason):
     flag = args[-1].split('=')[0]
     with self.assertRaisesRegex(
@@ -110,7 +118,7 @@ class ConditionsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (_EDGE_LEVEL, '--circuit_edges=7', '--circuit_edge_selection=top'),
-      (_EDGE_LEVEL, '--circuit_budget=0.1'),
+      (_EDGE_LEVEL, '--circuit_budget=0.1'), _NO_FORGET,
       ('--mode=attribute', _EDGE_LEVEL, '--circuit_file=c.json',
        '--circuit_edge_selection=top'),
       ('--mode=attribute', _PAIRS, '--data_retain=r', '--circuit_contrast=1'),

@@ -22,6 +22,7 @@ from mansu_jax.flows import plan
 from mansu_jax.planning import cost
 from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.runtime import clock
+from mansu_jax.stages.train import probe
 from mansu_jax.stages.train import retain_kl
 from mansu_jax.unlearn import loop
 from tests import runs
@@ -33,6 +34,9 @@ _JITTED = type(jax.jit(lambda: None))
 _LIGHT = ('circuits.param_mask._differing', 'erasure.suppression._margins',
           'quant.leaves.', 'stages.judge.copy_back.', 'stages.train.edits.',
           'transforms.')
+_WHOLE = ('--attribution_level=neuron_and_head', '--method=npo',
+          '--circuit_selection=all', '--edit_floor=none',
+          '--edit_projection=none', '--nounlearn_quantizer_in_loop')
 
 
 class _Counted:
@@ -84,7 +88,8 @@ def _counted(report):
           short = f'{module.__name__.removeprefix("mansu_jax.")}.{name}'
           stack.enter_context(mock.patch.object(
               module, name, _Counted(short, fn, report)))
-    for owner, name in ((loop, 'make_step'), (retain_kl, 'program')):
+    for owner, name in ((loop, 'make_step'), (retain_kl, 'program'),
+                        (probe, 'program')):
       _made_by(stack, owner, name, functools.partial(
           _Counted, f'{owner.__name__.removeprefix("mansu_jax.")}.{name}',
           report=report))
@@ -147,6 +152,9 @@ class CallsTest(parameterized.TestCase):
        '--circuit_contrast=0.5', '--circuit_resamples=5'),
       ('random_edge', '--attribution_level=edge', '--circuit_edges=50',
        '--circuit_selection=random'),
+      ('lora', *_WHOLE, '--unlearn_lora_rank=2', '--circuit_resamples=0'),
+      ('bfloat16_until_forgotten', *_WHOLE, '--circuit_resamples=0',
+       '--unlearn_weights_dtype=bfloat16', '--unlearn_stop_forget=0.1'),
       ('several_quantizers', '--attribution_level=neuron_and_head',
        '--quant_schemes=nf4,q4_0,gptq_g128', '--circuit_resamples=0'))
   @pytest.mark.slow
@@ -162,7 +170,8 @@ class CallsTest(parameterized.TestCase):
         self.assertBetween(made[key], 1, calls, str(key))
       else:
         self.assertEqual(made[key], calls, str(key))
-    self.assertLen(bounds, 2)
+    stops = any('stop_forget' in flag for flag in flags)
+    self.assertLen(bounds, 4 if stops else 2)
     unplanned = {name for stage, name in made if stage not in (
         None, 'load') and (stage, name) not in planned}
     self.assertEmpty({

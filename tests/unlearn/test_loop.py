@@ -6,6 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 
@@ -250,6 +251,90 @@ class KeepTest(parameterized.TestCase):
     for _ in range(2):  # The step donates its buffers, not these.
       got, _ = self._run(_Memory(whole.states[2]))
       self._check_same(got, theta)
+
+
+class StorageTest(parameterized.TestCase):
+  """Weights in bfloat16: float32 steps, rounded to the nearest."""
+
+  def _run(self, theta, target, **options):
+    problem = _problem(
+        theta={'w': jnp.asarray(theta, jnp.bfloat16)}, **options)
+    got, history = _run(
+        problem, lambda step: np.asarray(target, np.float32), steps=1)
+    self.assertEqual(got['w'].dtype, jnp.bfloat16)
+    return np.asarray(got['w']), history
+
+  def test_a_sum_is_rounded_once_to_the_nearest(self):
+    rng = np.random.default_rng(0)
+    theta = rng.normal(size=3000).astype(ml_dtypes.bfloat16)
+    target = rng.normal(size=3000).astype(np.float32)
+    got, _ = self._run(theta, target)
+    wide = theta.astype(np.float32)
+    want = (wide - np.float32(0.25) * (2 * (wide - target))).astype(
+        ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(got, want)
+
+  def test_ties_go_to_the_even_neighbour(self):
+    # At 1, neighbours are 2**-7 apart; a step of SGD is half the distance.
+    got, _ = self._run([1.0, 1.0078125], [1.0078125, 1.015625])
+    np.testing.assert_array_equal(np.float32(got), [1.0, 1.015625])
+
+  def test_small_steps_are_lost_and_do_not_count_as_moved(self):
+    got, history = self._run([1.0, -2.0, 4.0], [1.001, -2.001, 5.0])
+    np.testing.assert_array_equal(np.float32(got), [1.0, -2.0, 4.5])
+    self.assertEqual(history[0]['moved'], 1 / 6)
+
+  def test_the_state_of_the_optimizer_is_float32(self):
+    keep = _Memory()
+    _run(_problem(theta={'w': jnp.ones(3, jnp.bfloat16)}, tx=optax.adam(0.1)),
+         keep=keep)
+    kinds = [x.dtype for x in jax.tree.leaves(keep.states[4][0]) if x.size == 3]
+    self.assertEqual(kinds, [ml_dtypes.bfloat16, np.float32, np.float32])
+
+
+class StopEarlyTest(parameterized.TestCase):
+
+  def _run(self, keep=None, at_most=0.4, steps=7, **options):
+    self.seen = []
+
+    def measure(theta):
+      self.seen.append(float(theta['w'][0]))
+      return self.seen[-1]  # Halves with each step.
+
+    return _run(steps=steps, log_every=2, keep=keep, stop=loop.Stop(
+        measure=measure, at_most=at_most), **options)
+
+  @parameterized.parameters((0.4, 2, [0.25]), (0.25, 2, [0.25]),
+                            (0.1, 4, [0.25, 0.0625]))
+  def test_ends_at_the_first_logged_step_that_is_low(self, at_most, at, seen):
+    theta, history = self._run(at_most=at_most)
+    self.assertLen(history, at)
+    self.assertEqual(self.seen, seen)
+    np.testing.assert_allclose(theta['w'], np.array(_START) / 2 ** at)
+    probe = [row['probe'] for row in history]
+    self.assertEqual(probe[1::2], seen)
+    self.assertTrue(np.isnan(probe[::2]).all())
+
+  def test_a_stop_that_is_not_reached_is_said(self):
+    with self.assertLogs(level='WARNING') as logs:
+      _, history = self._run(at_most=1e-9)
+    self.assertLen(history, 7)
+    self.assertRegex(logs.output[-1], 'All 7 steps are done, but the probe is'
+                     ' 0.008, above --unlearn_stop_forget=1e-09')
+
+  @parameterized.parameters(1, 2, 3)
+  def test_a_resumed_run_stops_at_the_same_step(self, step):
+    whole = _Memory()
+    theta, history = self._run(whole, at_most=0.1)
+    self.assertEqual(list(whole.states), [1, 2, 3])  # Not the last one.
+    got, rows = self._run(_Memory(whole.states[step]), at_most=0.1)
+    np.testing.assert_array_equal(got['w'], theta['w'])
+    np.testing.assert_equal(rows, history)  # NaN equals NaN.
+
+  def test_the_log_shows_the_probe(self):
+    with self.assertLogs(level='INFO') as logs:
+      self._run()
+    self.assertTrue(any('probe 0.250' in line for line in logs.output))
 
 
 class VisitTest(parameterized.TestCase):

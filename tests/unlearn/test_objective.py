@@ -1,5 +1,6 @@
 """The objective against a model and losses in loops, sequence by sequence."""
 
+import dataclasses
 import functools
 
 from absl.testing import absltest
@@ -9,7 +10,7 @@ import numpy as np
 
 from mansu_jax import quant
 from mansu_jax.models import layout
-from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import whole_edits
 from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
 from tests.circuits import small
@@ -139,7 +140,7 @@ class ObjectiveTest(parameterized.TestCase):
       return [fn(theta, view, view, batch)[0] for batch in batches]
 
     got, other = gradient(self.edit, self.theta, packed, alone)
-    full, = gradient(edits.full_edit(self.model), self.merged, packed)
+    full, = gradient(whole_edits.full_edit(self.model), self.merged, packed)
     want = circuit_naive.gather(
         jax.device_get(full), small.members(small.circuit(problem.CONFIG)))
     for (module, leaf), value in want.items():
@@ -149,6 +150,27 @@ class ObjectiveTest(parameterized.TestCase):
         np.testing.assert_allclose(
             each['layers'][module][leaf], value, atol=2e-4 * scale,
             err_msg=leaf)
+
+  def test_without_a_forget_loss_only_the_retain_terms_are_left(self):
+    # Nothing of the forget answers may reach the loss, not even 0 * NaN.
+    options = problem.options(
+        loss='none', kl_weight=3.0, prompt_weight=2.0, swapped_weight=0)
+    batch = problem.batch(self.hidden)
+    spoiled = batch._replace(forget=batch.forget._replace(
+        reference=np.full_like(batch.forget.reference, np.nan)))
+    view = self.edit.base
+    loss, metrics = self._loss(options)(self.theta, view, view, spoiled)
+    want = _naive(
+        dataclasses.replace(options, loss='ascent', forget_weight=0.0),
+        jax.device_get(self.model.params), self.merged)
+    self.assertEqual(float(metrics.forget), 0.0)
+    self.assertAlmostEqual(float(loss), want[0], delta=2e-4 * want[0])
+    np.testing.assert_allclose(
+        metrics[2:-1], want[2:-1], rtol=2e-4, atol=2e-5)
+    grads, _ = jax.jit(jax.grad(self._loss(options), has_aux=True))(
+        self.theta, view, view, spoiled)
+    for leaf in jax.tree.leaves(grads):
+      self.assertTrue(np.isfinite(leaf).all())
 
   def test_initial_kl_is_0_and_npo_is_log_2(self):
     view, options = self.edit.base, problem.options(npo_beta=0.1)

@@ -30,17 +30,25 @@ _CURVES = (
            'KL divergence from the full-precision base on each step\'s retain'
            ' facts; lower is better.'),
     _Curve('moved', 'Weights changed', '% of all weights',
-           'Share of weights that differ from the base\'s.', 100.0))
+           'Share of weights that differ from the base\'s.', 100.0),
+    _Curve('probe', 'Forget probe', '% right',
+           'Share of a sample of the forget set\'s training questions that the'
+           ' model answers, by first tokens in full precision; training stops'
+           ' when it is low enough.', 100.0))
+_OF_WEIGHTS = ('moved', 'probe')  # Not measured at a step's view.
 
 
 def section(record: Record) -> document.Section:
   """Training curves and the retain KL at the end."""
   plots = tuple(_plots(record))
   swapped = record.get('swapped_prompts')
+  trained = record.get('trained', {})
   return document.Section('Training', (
       document.Plots(plots) if plots else
       document.Text('No training steps are recorded.'),
       document.Text(_retain_kl(record['retain_kl'])),
+      *((document.Text(_rounded(trained)),)
+        if 'theta_0' in trained else ()),
       *((document.Text(_swapped(swapped)),) if swapped else ())))
 
 
@@ -65,6 +73,14 @@ def _retain_kl(found: Record) -> str:
       f'{final} Retain KL in training, in nats per token, as the'
       ' mean over the last tenth of the steps at each precision:'
       f' {by_precision}.')
+
+
+def _rounded(found: Record) -> str:
+  return (
+      f'Trained weights are stored in {found["dtype"]} between steps. theta_0'
+      f' is {found["theta_0"]}, which changes'
+      f' {words.percent(found["base_rounded"])} of the weights before the first'
+      ' step.')
 
 
 def _swapped(found: Record) -> str:
@@ -95,7 +111,7 @@ def _series(record: Record, curve: _Curve) -> list[svg.Series]:
           history.get(curve.key, [])) if value is not None]
   if not values:
     return []
-  if curve.key == 'moved' or not any(view for view, _ in values):
+  if curve.key in _OF_WEIGHTS or not any(view for view, _ in values):
     return [svg.Series('', 'unlearned', [point for _, point in values])]
   names = ['fp', *record['config']['quant_schemes']]
   by_view = [[point for view, point in values if view == i]

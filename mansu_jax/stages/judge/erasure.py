@@ -44,7 +44,7 @@ class NothingOutside(ValueError):
 
 # Reasons for which CAD or AS-NC is not measured.
 _NOT_MEASURED = (eap_ig.TooFewAnswered, pairs_lib.NoPairs, NothingOutside)
-_RANDOM_COPIED = 3  # Random circuits whose weights are copied back.
+RANDOM_COPIED = 3  # Random circuits whose weights are copied back.
 HALVES = 5  # Random halves of the circuit whose weights are copied back.
 _MATCHED = 0.05  # Largest difference of a control's accuracy from its target.
 _LEAST_RANDOM = 100  # Random circuits for a 95 % level.
@@ -202,7 +202,7 @@ def _read(
       job.model.config, job.model.params, job.unlearned, circuit,
       job.found.means, layers, rng, count=HALVES)
   randoms = [select.matched_random(circuit, layers, rng)
-             for _ in range(_RANDOM_COPIED)]
+             for _ in range(RANDOM_COPIED)]
   # Calibrated quantizers would calibrate again for every copy.
   cheap = [name for name in precisions if name not in quant.CALIBRATED]
   out['copy_back'] = copy_back.measure(

@@ -47,6 +47,7 @@ class Job:
     options: numbers of questions, pairs and samples.
     data: chat form, and length of text windows.
     schemes: quantizers of the run.
+    whole: whether training changed every layer, not a circuit only.
   """
 
   model: abstract.AbstractModel
@@ -55,6 +56,12 @@ class Job:
   options: run_config.EvalConfig
   data: run_config.DataConfig
   schemes: tuple[str, ...]
+  whole: bool = False
+
+  @property
+  def common(self) -> int:
+    """Number of first layers that both models share."""
+    return 0 if self.whole else self.model.circuit.span[0]
 
   @functools.cached_property
   def calibration_windows(self) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +94,7 @@ def evaluate(job: Job) -> programs.Programs:
   for name in job.schemes:
     yield from quantize(job, name, calls=2)
   precisions = 1 + len(job.schemes)
-  for call in evaluator.programs(model.params, model.circuit.span[0]):
+  for call in evaluator.programs(model.params, job.common):
     yield programs.program('scoring', call.fn, *call.args, calls=(
         precisions * call.calls * (1 if call.shared else 2)))
 
@@ -206,6 +213,8 @@ def _copy_back(
   schemes = [name for name in job.schemes
              if name not in quant.CALIBRATED]
   copies, precisions = 1 + erasure_lib.HALVES, 1 + len(schemes)
+  if job.whole:  # The circuit, its complement and random circuits too.
+    copies += 2 + erasure_lib.RANDOM_COPIED
   matrices = held['unlearned']
   yield programs.hold(**held)
   calls = 1 + copies * precisions
@@ -216,7 +225,7 @@ def _copy_back(
   yield programs.hold(**held, copied_back=matrices)
   for name in schemes:
     yield from quantize(job, name, calls=copies, donate=True)
-  batches, common = lens.batches_of(asked.prompts), job.model.circuit.span[0]
+  batches, common = lens.batches_of(asked.prompts), job.common
   rows, ends = map(programs.shapes_of, batches[0][:2])
   below = None
   if common:

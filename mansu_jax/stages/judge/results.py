@@ -330,15 +330,19 @@ def _describe_tokenization(
 
 def describe_training(
     history: dict[str, np.ndarray] | None = None,
-    kl: dict[str, Any] | None = None, swapped: dict[str, int] | None = None
-) -> dict[str, Any]:
+    kl: dict[str, Any] | None = None, swapped: dict[str, int] | None = None,
+    trained: dict[str, Any] | None = None) -> dict[str, Any]:
   """The record's fields about training, empty if nothing was trained.
 
   Args:
     history: from `training.unlearn`.
     kl: from `retain_kl.measure`.
     swapped: the counts of `swapped_subjects.spans`.
+    trained: from `edits.describe`.
   """
+  history = {k: v.tolist() for k, v in (history or {}).items()}
+  if 'probe' in history:  # None, not NaN, at steps without a measure.
+    history['probe'] = [x if x == x else None for x in history['probe']]
   return {
       'retain_kl': kl or {}, 'swapped_prompts': swapped,
-      'history': {k: v.tolist() for k, v in (history or {}).items()}}
+      'trained': trained or {}, 'history': history}

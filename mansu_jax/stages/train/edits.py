@@ -1,4 +1,4 @@
-"""The trained weights and the model's views of them: a circuit's, or all.
+"""The trained weights and the model's views of them; the circuit's edit.
 
 A circuit edit gathers the circuit's weights from a frozen model into slices:
 gradients, Fisher, latent and optimizer state exist for the slices only.
@@ -18,6 +18,7 @@ import optax
 
 from mansu_jax import quant
 from mansu_jax import transforms
+from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
@@ -36,17 +37,18 @@ class Edit:
 
   Attributes:
     theta: the trained weights.
-    grids: a code grid over theta for each scheme; empty if every weight is
-      trained.
+    grids: a code grid over theta for each scheme; empty if every weight or
+      adapters are trained (`whole_edits`).
     base: the frozen pytree in full precision.
     views: `loop.View`s by name, `fp` first.
     forward: `(theta, frozen, tokens, positions, segments) -> hidden [B, T, D]`.
     unembed: `(theta, frozen, hidden) -> logits`; theta None uses the frozen
       embedding.
-    merge: `theta -> full params` in the base's dtypes.
+    merge: `theta -> full params` in the base's dtypes, as they are exported.
     storage_dtype: dtype of the exported weights, which decides their codes.
     movable: tree of bools like theta, False where a weight must stay; None
       lets all of them move.
+    report: what the record says about theta.
   """
 
   theta: types.PyTree
@@ -58,6 +60,7 @@ class Edit:
   merge: Callable[[types.PyTree], types.Params]
   storage_dtype: Any = jnp.float32
   movable: types.PyTree | None = None
+  report: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @jax.jit
@@ -120,7 +123,7 @@ def circuit_edit(
   index, layout = param_mask.make_index(circuit), model_layout.block_layout(
       config)
   masks = param_mask.make_replacement_masks(circuit)
-  theta = _float32(param_mask.gather(params, index))
+  theta = float32(param_mask.gather(params, index))
   grids = tuple(
       circuit_grid(params, name, layout, index, storage_dtype)
       for name in scheme_names)
@@ -144,7 +147,21 @@ def circuit_edit(
       unembed=unembed,
       merge=lambda slices: param_mask.scatter(params, index, slices),
       storage_dtype=storage_dtype,
-      movable=movable and param_mask.slice_mask(movable, index))
+      movable=movable and param_mask.slice_mask(movable, index),
+      report=describe('circuit', theta))
+
+
+def describe(part: str, theta: types.PyTree, **more: Any) -> dict[str, Any]:
+  """The record's `trained`.
+
+  Args:
+    part: what theta is: `circuit`, `all` or `lora`.
+    theta: the trained weights before the first step.
+    **more: further entries.
+  """
+  dtype, = {x.dtype.name for x in jax.tree.leaves(theta)}
+  return {'part': part, 'weights': tree_paths.count(theta),
+          'dtype': dtype} | more
 
 
 def functions(
@@ -182,39 +199,14 @@ def _quantized_model(
   return lambda: full
 
 
-def full_edit(model: loading.LoadedModel) -> Edit:
-  """Trains every weight, as the baselines do."""
-  config, params = model.config, model.params
-  base = {'params': params}
-  pick = lambda theta, frozen: frozen['params'] if theta is None else theta
-  return Edit(
-      theta=_float32(params), grids=(), base=base,
-      views={'fp': loop.View(frozen=lambda: base)},
-      forward=lambda theta, frozen, tokens, positions=None, segments=None: (
-          decoder.forward(config, theta, tokens, positions=positions,
-                          segments=segments, remat=True)),
-      unembed=lambda theta, frozen, hidden: decoder.unembed(
-          pick(theta, frozen), hidden),
-      merge=lambda theta: jax.tree.map(
-          lambda x, like: _cast(x, like.dtype), theta, params))
+def float32(tree: types.PyTree) -> types.PyTree:
+  """The tree in float32; leaves that are so already are shared."""
+  return jax.tree.map(lambda x: cast(x, jnp.float32), tree)
 
 
-def _float32(tree: types.PyTree) -> types.PyTree:
-  """Trained weights are float32 in any base dtype."""
-  return jax.tree.map(lambda x: _cast(x, jnp.float32), tree)
-
-
-def _cast(x: types.Array, dtype: Any) -> types.Array:
+def cast(x: types.Array, dtype: Any) -> types.Array:
+  """The array in a dtype; itself if it has it already."""
   return x if x.dtype == dtype else x.astype(dtype)
-
-
-def make(
-    model: loading.LoadedModel, circuit: graph.Circuit | None,
-    scheme_names: Sequence[str], **options: Any) -> Edit:
-  """`circuit_edit`, or `full_edit` if the circuit is None."""
-  if circuit is None:
-    return full_edit(model)
-  return circuit_edit(model, circuit, scheme_names, **options)
 
 
 def optimizer(

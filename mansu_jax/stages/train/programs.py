@@ -1,4 +1,4 @@
-"""The programs that train the circuit (see `runtime.programs`).
+"""The programs that train a circuit or the model (see `runtime.programs`).
 
 The run's own code reads and packs the data, so that rows and batches have the
 run's shapes. Reference states are zeros: their values change no shape.
@@ -21,6 +21,7 @@ from mansu_jax import types
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.models import assemble
 from mansu_jax.models import layout as model_layout
+from mansu_jax.models import lora
 from mansu_jax.models import programs as model_programs
 from mansu_jax.quant import make_grids
 from mansu_jax.quant import simulate
@@ -30,9 +31,11 @@ from mansu_jax.stages.prepare import abstract
 from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
+from mansu_jax.stages.train import probe as probe_lib
 from mansu_jax.stages.train import retain_kl
 from mansu_jax.stages.train import settings as settings_lib
 from mansu_jax.stages.train import training
+from mansu_jax.stages.train import whole_edits
 from mansu_jax.unlearn import batches as batches_lib
 from mansu_jax.unlearn import fisher as fisher_lib
 from mansu_jax.unlearn import loop
@@ -44,13 +47,21 @@ class Prepared:
 
   Attributes:
     batches: of the run; reference states are zeros.
-    edit: the circuit's edit; its views only have names.
+    edit: the edit; its views only have names.
     views: full params by view; None where each step quantizes them anew.
+    whole: whether all weights or adapters are trained, not a circuit.
+    probe: the questions that stop training early, or None.
   """
 
   batches: batches_lib.Batches
   edit: edits.Edit
   views: dict[str, types.Params | None]
+  whole: bool
+  probe: probe_lib.Probe | None
+
+  def sized(self, tree: types.PyTree) -> types.PyTree:
+    """Marks a tree whose size grows with the circuit, if one is trained."""
+    return tree if self.whole else programs.CircuitSized(tree)
 
   @property
   def quantized_views(self) -> dict[str, types.Params]:
@@ -62,7 +73,9 @@ class Prepared:
 def references(
     model: abstract.AbstractModel, settings: settings_lib.Settings,
     splits: splits_lib.Splits) -> programs.Programs:
-  """Reference states, slices, code grids and quantized view; `Prepared`.
+  """Reference states, trained weights, code grids and quantized view.
+
+  Returns `Prepared`.
 
   Args:
     model: the base.
@@ -77,6 +90,16 @@ def references(
     yield programs.program(
         'decoder.forward', pools.base_states, model.config, model.params,
         *packed, calls=calls)
+  probe = None
+  if settings.unlearn.stop_forget:
+    probe = probe_lib.make(
+        splits.forget_train, model.tokenizer, chat=settings.data.chat,
+        seed=settings.seed)
+  if settings.all_weights:
+    edit = _whole_edit(model, settings)
+    yield programs.hold(base=model.params, trained_weights=edit.theta)
+    return Prepared(batches=batches, views={'fp': model.params}, edit=edit,
+                    whole=True, probe=probe)
   slices = yield from circuit_programs.gather(model)
   theta = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       x.shape, jnp.float32, sharding=x.sharding), slices)
@@ -97,7 +120,8 @@ def references(
           model.params, names[0])
   return Prepared(
       batches=batches, views=views, edit=_edit(
-          model, settings.export_dtype, theta, tuple(grids), views))
+          model, settings.export_dtype, theta, tuple(grids), views),
+      whole=False, probe=probe)
 
 
 def _make_batches(
@@ -155,6 +179,28 @@ def _edit(
       merge=lambda slices: slices, storage_dtype=jnp.dtype(export_dtype))
 
 
+def _whole_edit(
+    model: abstract.AbstractModel, settings: settings_lib.Settings
+) -> edits.Edit:
+  """The edit of every weight, or of adapters; its weights are shapes."""
+  options, dtype = settings.unlearn, jnp.dtype(settings.unlearn.weights_dtype)
+  if options.lora_rank:
+    theta = model.placer.replicate(
+        lora.shapes(model.params, options.lora_rank))
+    forward, unembed = whole_edits.lora_functions(
+        model.config, options.lora_alpha / options.lora_rank)
+  else:
+    theta = jax.tree.map(
+        lambda x: x if x.dtype == dtype else jax.ShapeDtypeStruct(
+            x.shape, dtype, sharding=x.sharding), model.params)
+    forward, unembed = whole_edits.full_functions(model.config)
+  return edits.Edit(
+      theta=theta, grids=(), base={'params': model.params},
+      views={'fp': loop.View(frozen=lambda: None)}, forward=forward,
+      unembed=unembed, merge=lambda theta: theta,
+      storage_dtype=jnp.dtype(settings.export_dtype))
+
+
 def fisher(
     model: abstract.AbstractModel, settings: settings_lib.Settings,
     prepared: Prepared) -> programs.Programs:
@@ -191,36 +237,51 @@ def unlearn(
   state = programs.like(jax.eval_shape(
       lambda theta, grids, fisher: edits.make_transform(
           options, settings.edit, dataclasses.replace(edit, grids=grids),
-          fisher).init(theta), theta, edit.grids, fisher_diagonal), theta)
+          fisher).init(loop.float32(theta)), theta, edit.grids,
+      fisher_diagonal), theta)
   carry = theta, state
   problem = training.make_problem(
       options, settings.edit, edit, fisher_diagonal)
   step = loop.make_step(problem, jax.tree.map(lambda x: x.sharding, carry))
   batch = programs.shapes_of(prepared.batches(0))
-  sized = programs.CircuitSized
-  held = {'base': model.frozen, 'slices_before': sized(theta),
-          'grids': sized(edit.grids), 'fisher': sized(fisher_diagonal),
-          **prepared.quantized_views}
+  sized = prepared.sized
+  held = {'base': edit.base, 'fisher': sized(fisher_diagonal),
+          'grids': sized(edit.grids), **prepared.quantized_views}
+  part = 'slices'
+  if prepared.whole:
+    part = 'adapters' if options.lora_rank else 'weights'
+  of_base = set(map(id, jax.tree.leaves(model.params)))
+  held[f'{part}_before'] = sized([
+      x for x in jax.tree.leaves(theta) if id(x) not in of_base])
+  smaller = {'slices': ['--circuit_budget'], 'adapters': ['--unlearn_lora_rank']}
   yield programs.lowered_by(
-      '--circuit_budget', '--unlearn_forget_batch', '--unlearn_retain_batch',
-      '--unlearn_text_batch')
-  yield programs.hold(**held, slices_and_optimizer=sized(carry))
+      *smaller.get(part, ()), '--unlearn_forget_batch',
+      '--unlearn_retain_batch', '--unlearn_text_batch')
+  trained = {f'{part}_and_optimizer': sized(carry)}
+  yield programs.hold(**held, **trained)
   steps_at = collections.Counter(itertools.islice(
       itertools.cycle(training.view_schedule(options, edit)), options.steps))
   for name, view in prepared.views.items():
     calls = steps_at[name]
     if view is None:
       view = yield from _quantized_anew(
-          model, name, calls, held | {'slices_and_optimizer': sized(carry)})
-    seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=x.sharding), theta)
+          model, name, calls, held | trained)
+    seen = None if prepared.whole else jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=x.sharding), theta)
     yield programs.program(
-        f'step at {name}', step, carry, seen, model.frozen | {'params': view},
-        model.frozen, theta, batch, calls=calls)
-  yield programs.hold(**held, slices=sized(theta))
+        f'step at {name}', step, carry, seen, edit.base | {'params': view},
+        edit.base, theta, batch, calls=calls,
+        at_most=prepared.probe is not None)
+  if prepared.probe is not None:
+    yield programs.program(
+        'probe', probe_lib.program(edit), carry[0], edit.base,
+        programs.shapes_of(prepared.probe),
+        calls=-(-options.steps // probe_lib.EVERY), at_most=True)
+  yield programs.hold(**held, **{part: sized(theta)})
   spans = retain_kl.batches_of(_fisher_spans(settings, prepared))
   yield programs.program(
-      'retain_kl', retain_kl.program(edit), theta, model.frozen,
+      'retain_kl', retain_kl.program(edit), theta, edit.base,
       programs.shapes_of(spans[0]), calls=len(spans))
 
 
@@ -236,13 +297,22 @@ def _quantized_anew(
 
 
 def export(
-    model: abstract.AbstractModel, prepared: Prepared) -> programs.Programs:
-  """Merges the slices into the base and takes layers for the files."""
-  matrices = model_programs.matrices(model.params)
+    model: abstract.AbstractModel, settings: settings_lib.Settings,
+    prepared: Prepared) -> programs.Programs:
+  """Merges the trained part into the base and takes layers for the files."""
+  theta = prepared.edit.theta
   yield programs.hold(
-      base=model.params, unlearned=matrices,
-      slices=programs.CircuitSized(prepared.edit.theta))
-  yield from circuit_programs.scatter(model, prepared.edit.theta)
+      base=model.params, unlearned=model_programs.matrices(model.params),
+      trained=prepared.sized(theta))
+  if not prepared.whole:
+    yield from circuit_programs.scatter(model, theta)
+  elif settings.unlearn.lora_rank:
+    flat, adapters = map(tree_paths.flatten, (model.params, theta))
+    for leaf in lora.INPUT_AXES:
+      yield programs.program(
+          f'merge into {leaf}', lora.merge_leaf, flat[leaf],
+          adapters[f'{leaf}/a'], adapters[f'{leaf}/b'],
+          settings.unlearn.lora_alpha / settings.unlearn.lora_rank, held=True)
   for leaf, x in tree_paths.flatten(model.params).items():
     if leaf.startswith('layers/'):
       yield programs.program(

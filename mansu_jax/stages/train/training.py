@@ -101,7 +101,7 @@ def unlearn(
     edit: the trained weights.
     fisher: from `circuit_fisher`; None without projection.
     batches: from `pools.make_batches`.
-    **loop_options: `total_weights` and optionally `visit`, `keep` and
+    **loop_options: `total_weights` and optionally `visit`, `stop`, `keep` and
       `log_every` of `loop.run`.
 
   Returns:

@@ -21,9 +21,12 @@ from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
+from mansu_jax.stages.train import probe
 from mansu_jax.stages.train import retain_kl
 from mansu_jax.stages.train import settings as settings_lib
 from mansu_jax.stages.train import training
+from mansu_jax.stages.train import whole_edits
+from mansu_jax.unlearn import loop
 
 Settings = settings_lib.Settings
 
@@ -34,6 +37,7 @@ class Trained(NamedTuple):
   history: dict[str, np.ndarray]  # From `training.unlearn`.
   retain_kl: dict[str, Any]  # From `retain_kl.measure`.
   swapped: dict[str, int] | None  # Counts from `swapped_subjects.spans`.
+  trained: dict[str, Any]  # From `edits.describe`.
 
 
 def run(
@@ -90,20 +94,39 @@ def _train(
         'unlearn_steps', settings.unlearn.save_every) as steps:
       run_loop = lambda: training.unlearn(
           settings.unlearn, settings.edit, edit, fisher, batches, keep=steps,
-          total_weights=tree_paths.count(model.params))
+          total_weights=tree_paths.count(model.params),
+          **_stop(settings, splits, model, edit))
       done = cache.get_or_compute('unlearn', run_loop, replaces='unlearn_steps')
-    theta = hf_io.as_stored(done['theta'], settings.export_dtype)
+    theta = done['theta']
+    if not settings.unlearn.lora_rank:  # Merging rounds the sums instead.
+      theta = hf_io.as_stored(theta, settings.export_dtype)
     kl = retain_kl.measure(edit, fisher, spans, done['history'], theta)
   return functools.partial(edit.merge, theta), Trained(
-      done['history'], kl, batches.swapped_report)
+      done['history'], kl, batches.swapped_report, edit.report)
+
+
+def _stop(
+    settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
+    edit: edits.Edit) -> dict[str, Any]:
+  """Options of the loop that stop it early; none without the flag."""
+  if not settings.unlearn.stop_forget:
+    return {}
+  questions = probe.make(
+      splits.forget_train, model.tokenizer, chat=settings.data.chat,
+      seed=settings.seed)
+  return {'log_every': probe.EVERY, 'stop': loop.Stop(
+      measure=probe.measure(edit, questions),
+      at_most=settings.unlearn.stop_forget)}
 
 
 def _make_edit(
     settings: Settings, model: loading.LoadedModel, found: attribution.Found
 ) -> edits.Edit:
-  """The trained weights: the circuit's, or all."""
-  return edits.make(
-      model, None if settings.all_weights else found.circuit,
+  """The trained weights: the circuit's, all, or adapters."""
+  if settings.all_weights:
+    return whole_edits.make(model, settings.unlearn, seed=settings.seed)
+  return edits.circuit_edit(
+      model, found.circuit,
       quantizer_rules.with_fixed_grid(settings.quant_schemes),
       quantized_views=settings.unlearn.quantizer_in_loop,
       storage_dtype=settings.export_dtype, movable=found.movable)

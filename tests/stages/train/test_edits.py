@@ -22,10 +22,12 @@ from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.models.io import loading
 from mansu_jax.stages.train import edits
+from mansu_jax.stages.train import whole_edits
 from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import objective
 from tests.circuits import small
 from tests.reference import circuit_naive
+from tests.stages.train import programs_of
 from tests.unlearn import problem
 
 _CONFIG = problem.CONFIG
@@ -40,23 +42,6 @@ def _run_config(**changes):
 
 def _hidden(params):
   return jax.jit(decoder.forward, static_argnums=0)(_CONFIG, params, _TOKENS)
-
-
-def _shapes_made(jaxpr):
-  """Shapes of everything that is computed anywhere in a program.
-
-  A layer read out of a stack is not computed: a scan reads so too, unseen.
-  """
-  shapes = set()
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name not in ('jit', 'dynamic_slice', 'squeeze'):
-      shapes |= {v.aval.shape for v in eqn.outvars}
-    for value in eqn.params.values():
-      for inner in value if isinstance(value, tuple) else (value,):
-        inner = getattr(inner, 'jaxpr', inner)
-        if hasattr(inner, 'eqns'):
-          shapes |= _shapes_made(inner)
-  return shapes
 
 
 def _weight_shapes():
@@ -80,7 +65,7 @@ class SizeTest(parameterized.TestCase):
     carry = edit.theta, tx.init(edit.theta)
     # Without the text: with it as many places are predicted as words exist.
     batch = problem.batch(problem.hidden_of_model())._replace(text=None)
-    return _shapes_made(jax.make_jaxpr(step)(
+    return programs_of.shapes_made(jax.make_jaxpr(step)(
         carry, None, edit.base, edit.base, edit.theta, batch).jaxpr)
 
   def test_no_program_of_the_step_makes_a_full_weight(self):
@@ -91,7 +76,7 @@ class SizeTest(parameterized.TestCase):
     self.assertEmpty(self._made(edit) & _weight_shapes())
 
   def test_the_check_sees_full_weight_gradients(self):
-    made = self._made(edits.full_edit(problem.model()))
+    made = self._made(whole_edits.full_edit(problem.model()))
     self.assertEqual(made & _weight_shapes(), _weight_shapes())
 
   def test_optimizer_state_is_of_the_circuit(self):
@@ -361,20 +346,7 @@ class OptimizerTest(parameterized.TestCase):
           updates[name], -size * grad / np.linalg.norm(grad), rtol=1e-3)
 
 
-class MakeTest(parameterized.TestCase):
-
-  def test_full_edit_trains_everything_and_unembeds_either(self):
-    model = problem.model()
-    edit = edits.make(model, None, ('nf4',), quantized_views=False)
-    self.assertEqual(edit.grids, ())
-    self.assertEqual(list(edit.views), ['fp'])
-    view, hidden = edit.base, jnp.ones((2, 16))
-    other = {**model.params, 'embed': model.params['embed'] * 2}
-    want = decoder.unembed(model.params, hidden)
-    np.testing.assert_array_equal(edit.unembed(None, view, hidden), want)
-    np.testing.assert_allclose(
-        edit.unembed(other, view, hidden), 2 * want, rtol=1e-6)
-    jax.tree.map(self.assertIs, edit.merge(other), other)
+class ScheduleTest(parameterized.TestCase):
 
   @parameterized.parameters((100, 0.05, 5), (10, 0.0, 0), (7, 0.5, 3))
   def test_learning_rate_warms_up_and_falls(self, steps, warmup, peak_at):

@@ -1,0 +1,81 @@
+"""The unlearning methods, and the flag values that each of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mansu_jax.config import fields
+
+METHODS = ('mansu', 'graddiff', 'npo', 'retain_only')
+
+# Each entry: flag, wanted value, what the error says about the method.
+_Wanted = tuple[str, Any, str]
+_ALL: tuple[_Wanted, ...] = (
+    ('circuit_selection', 'all', 'changes every weight'),)
+_PLAIN: tuple[_Wanted, ...] = (
+    ('edit_floor', 'none', 'has no floor'),
+    ('edit_projection', 'none', 'projects nothing'))
+_IN_FP: tuple[_Wanted, ...] = (
+    ('unlearn_quantizer_in_loop', False, 'trains in full precision'),)
+
+
+def _wanted(config: Any) -> tuple[_Wanted, ...]:
+  """The flag values that the method of a config needs."""
+  if config.method == 'mansu':
+    return ()
+  if config.method == 'retain_only':
+    loss = ('unlearn_loss', 'none', 'has no forget term')
+    if config.circuit.selection != 'all':
+      return (loss,)
+    return *(  # On every weight.
+        (flag, wanted, f'with --circuit_selection=all {why}')
+        for flag, wanted, why in (*_PLAIN, *_IN_FP)), loss
+  loss = {
+      'graddiff': ('unlearn_loss', 'ascent', 'is gradient ascent'),
+      'npo': ('unlearn_loss', 'npo', 'has one forget loss')}[config.method]
+  return (*_ALL, *_PLAIN, loss, *_IN_FP)
+
+
+def check(config: Any) -> None:
+  """Raises ValueError on flags that contradict the method of a run.
+
+  Args:
+    config: A `config.run.RunConfig`.
+  """
+  fields.check(
+      config.method != 'mansu' or config.circuit.selection != 'all',
+      '--circuit_selection=all is for baselines: give --method=graddiff,'
+      ' --method=npo or --method=retain_only, or a --circuit_budget.')
+  if config.mode not in fields.TRAINING_MODES:
+    return  # `mode_checks` refuses the flags of training.
+  for flag, wanted, why in _wanted(config):
+    stage, _, name = flag.partition('_')
+    got = getattr(getattr(config, stage), name)
+    given, = fields.flag_lines(flag, got)
+    remedy, = fields.flag_lines(flag, wanted)
+    fields.check(got == wanted, f'--method={config.method} {why}: it'
+                 f' contradicts {given}; wanted {remedy}.')
+  for wrong, message in _contradictions(config):
+    fields.check(not wrong, message)
+
+
+def _contradictions(config: Any) -> Iterator[tuple[bool, str]]:
+  """Yields `(is wrong, error message)` for each forbidden combination."""
+  unlearn, everything = config.unlearn, config.circuit.selection == 'all'
+  yield unlearn.loss == 'none' and config.method != 'retain_only', (
+      f'--unlearn_loss=none contradicts --method={config.method}, which'
+      ' forgets; wanted a forget loss. Give one, or --method=retain_only.')
+  rank, dtype = unlearn.lora_rank, unlearn.weights_dtype
+  yield rank > 0 and not everything, (
+      f'--unlearn_lora_rank={rank} trains adapters of every layer, but'
+      f' --method={config.method} with --circuit_selection='
+      f'{config.circuit.selection} trains the circuit; wanted'
+      ' --circuit_selection=all and a baseline such as --method=npo.')
+  yield dtype != 'float32' and not everything, (
+      f'--unlearn_weights_dtype={dtype} contradicts --circuit_selection='
+      f'{config.circuit.selection}: a circuit is trained in float32. Wanted'
+      ' --circuit_selection=all and a baseline such as --method=npo.')
+  yield dtype != 'float32' and rank > 0, (
+      f'--unlearn_weights_dtype={dtype} contradicts --unlearn_lora_rank='
+      f'{rank}: adapters are trained in float32. Leave one of them out.')
