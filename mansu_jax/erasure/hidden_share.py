@@ -13,7 +13,7 @@ the base, which then answers. With l the mover layer (see `mover_layer`):
 Each is a share of the base's own lead, (answered - ignorance) / (answered by
 the base - ignorance). Ignorance is what the base answers when all states of the
 span are those of another fact. H is the larger of both shares less the edited
-model's own.
+model's own, where that is above 0.
 
 H can show hiding and not erasure: knowledge may lie where neither reads it.
 """
@@ -21,7 +21,6 @@ H can show hiding and not erasure: knowledge may lie where neither reads it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-import functools
 from typing import Any
 
 import jax
@@ -37,8 +36,11 @@ from mansu_jax.runtime import progress
 from mansu_jax.runtime import sharding
 from mansu_jax.statistics import intervals
 from mansu_jax.statistics import resampling
+from mansu_jax.statistics import verdict
 
 READINGS = ('values', 'last_state')
+LARGEST = 0.2  # A hidden share above this shows that the edit hides.
+HARMLESS = 0.9  # Least share that a harmless change leaves.
 
 Answers = Mapping[str, np.ndarray]  # Whether each question is answered, [n].
 
@@ -71,12 +73,11 @@ class Host:
     self.questions = questions
     self._batches = spans.batches_of(questions)
     self._before: list[np.ndarray] = []
-    count = len(self._batches[0].others)
-    found = self._collect(functools.partial(self._start, count))
+    found = self._collect(self._start)
     self.own = found.pop('own')
-    mean = lambda name: np.mean(
-        [found[f'{name}_{k}'] for k in range(count)], axis=0)
-    self.ignorance = mean('own')
+    mean = lambda name: np.mean([found[f'{name}_{k}'] for k in range(
+        questions.others.shape[1])], axis=0)
+    self.ignorance = mean('final')
     self.others = {name: mean(name) for name in READINGS}
 
   def answers(self, params: types.Params) -> Answers:
@@ -86,41 +87,50 @@ class Host:
       params: full params of an edited model.
     """
     before = iter(self._before)
-    return self._collect(lambda batch: self._read(
-        params, batch.rows, batch.rows, next(before)))
 
-  def _start(self, count: int, batch: spans.Batch) -> dict[str, types.Array]:
-    states = transplant.run(
-        self._config, self._base, batch.rows, layer=self._layer)
+    def one(batch):
+      states = self._run(params, batch)
+      read = self._answer(next(before), states, batch)
+      del read['final']  # Read by the base's head; `own` by the model's.
+      return read | {'own': states.picks}
+
+    return self._collect(one)
+
+  def _start(self, batch: spans.Batch) -> dict[str, types.Array]:
+    """Runs the base, and puts states of other rows in it."""
+    states = self._run(self._base, batch)
     self._before.append(sharding.to_host(states.before))
     out = {'own': states.picks}
-    for k in range(count):
-      others = batch.rows._replace(tokens=batch.others[k])
-      read = self._read(self._base, others, batch.rows, states.before)
+    for k, source in enumerate(batch.others):
+      read = self._answer(states.before, states, batch, source)
       out |= {f'{name}_{k}': picks for name, picks in read.items()}
     return out
 
-  def _read(self, params, asked, rows, before) -> dict[str, types.Array]:
-    """Picks of a model on rows, and of the base with the model's states."""
-    states = transplant.run(self._config, params, asked, layer=self._layer)
-    read = transplant.answer(
-        self._config, self._base, before, states.before, states.after, rows,
-        layer=self._layer)
-    return {'own': states.picks} | {
-        name: read[:, i] for i, name in enumerate(READINGS)}
+  def _run(self, params, batch) -> transplant.States:
+    return transplant.run(
+        self._config, params, batch.rows, layer=self._layer)
 
-  def _collect(self, run: Callable[[spans.Batch], dict[str, types.Array]]
-               ) -> dict[str, np.ndarray]:
+  def _answer(self, before, states, batch, source=None):
+    """Picks of the base by each reading, and by the final state."""
+    if source is None:
+      source = np.arange(len(batch.rows.tokens), dtype=np.int32)
+    read = transplant.answer(
+        self._config, self._base, before, states, source, batch.rows,
+        layer=self._layer)
+    return {name: read[:, i] for i, name in enumerate((*READINGS, 'final'))}
+
+  def _collect(
+      self, run: Callable[[spans.Batch], dict[str, types.Array]]
+  ) -> dict[str, np.ndarray]:
     """Whether the picks of all batches are right, by name, [n]."""
-    out: dict[str, np.ndarray] = {}
+    parts: dict[str, list[np.ndarray]] = {}
     for batch in progress.track(self._batches, 'hidden share'):
       progress.count_tokens(int(batch.rows.lengths.sum()))
+      right = self.questions.asked.right[batch.members]
       for name, picks in sharding.to_host(run(batch)).items():
-        right = out.setdefault(name, np.zeros(len(self.questions)))
-        right[batch.members] = np.equal(
-            picks[:len(batch.members)],
-            self.questions.asked.right[batch.members])
-    return out
+        parts.setdefault(name, []).append(
+            np.equal(picks[:len(right)], right) * 1.0)
+    return {name: np.concatenate(part) for name, part in parts.items()}
 
 
 class Shares:
@@ -161,7 +171,8 @@ class Shares:
 
     Args:
       answers: what is answered by each of `READINGS`.
-      less: answers whose share is subtracted; those of ignorance if None.
+      less: answers whose share is subtracted if it is above 0: a model that
+        avoids the right answers hides no more than one that is ignorant.
 
     Returns:
       `value`, `interval`, `interval_of_all`, `reading`, and the shares of both
@@ -169,8 +180,9 @@ class Shares:
     """
     shares = {name: self.share(answers[name]) for name in READINGS}
     reading = max(READINGS, key=shares.get)
-    less = self._ignorance if less is None else less
-    draws = self._weights @ (answers[reading] - less) / self._lead
+    draws = self._draws(answers[reading])
+    if less is not None:
+      draws = draws - np.maximum(self._draws(less), 0)
     return {
         'value': float(draws[0]),
         'interval': self._interval(draws, len(READINGS)),
@@ -180,8 +192,11 @@ class Shares:
 
   def share(self, answers: np.ndarray) -> float:
     """(answered - ignorance) / (answered by the base - ignorance)."""
-    gained = self._weights[0] @ (answers - self._ignorance)
-    return float(gained / self._lead[0])
+    return float(self._draws(answers)[0])
+
+  def _draws(self, answers: np.ndarray) -> np.ndarray:
+    """The share of all questions, then of each resample."""
+    return self._weights @ (answers - self._ignorance) / self._lead
 
   def _interval(self, draws: np.ndarray, tests: int) -> list[float]:
     tail = (1 - intervals.bonferroni(tests)) / 2
@@ -218,3 +233,37 @@ def noise_like(
     out[name] = leaf if same else _signed(
         leaf, flat[name], jax.random.fold_in(key, i))
   return tree_paths.unflatten(out)
+
+
+def judge(
+    found: Mapping[str, Mapping[str, Any]], gates: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Property S: fails where a hidden share above `LARGEST` is shown.
+
+  Every gate must hold. S does not pass, because a small hidden share does not
+  show erasure.
+
+  Args:
+    found: the hidden share by precision, from `Shares.larger`.
+    gates: `holds` of each gate: True, False, or inconclusive.
+  """
+  bound = lambda name: found[name]['interval_of_all'][0]
+  worst = max(found, key=bound)
+  out = {'value': found[worst]['value'], 'interval': found[worst]['interval'],
+         'threshold': LARGEST, 'precision': worst,
+         'passed': verdict.INCONCLUSIVE, 'measure': 'hidden share',
+         'by_precision': {name: {k: entry[k] for k in ('value', 'interval')}
+                          for name, entry in found.items()}}
+  unmet = [name.replace('_', ' ') for name, gate in gates.items()
+           if gate['holds'] is not True]
+  above = [name for name in found if bound(name) > LARGEST]
+  if unmet:
+    return out | {'reason': 'the hidden share is not valid here: '
+                  f'{", ".join(unmet)} out of range'}
+  if above:
+    return out | {'passed': False, 'reason': (
+        f'the edit hides more than {LARGEST:g} of what the base answers'
+        f' ({", ".join(above)})')}
+  return out | {'reason': (
+      f'no hidden share above {LARGEST:g} is shown, which does not show'
+      ' erasure')}

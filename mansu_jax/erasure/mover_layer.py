@@ -21,6 +21,7 @@ from mansu_jax import types
 from mansu_jax.erasure import spans
 from mansu_jax.erasure import transplant
 from mansu_jax.models import config as model_config
+from mansu_jax.models import decoder
 from mansu_jax.models import layers as layers_lib
 from mansu_jax.runtime import progress
 from mansu_jax.runtime import sharding
@@ -44,7 +45,7 @@ class Mover(NamedTuple):
 @functools.partial(jax.jit, static_argnames='config')
 def logits_by_layer(
     config: model_config.ModelConfig, params: types.Params, rows: spans.Rows,
-    others: types.Array) -> types.Array:
+    source: types.Array) -> types.Array:
   """Logits of the choices when another fact's states replace the span's.
 
   A row holds the prompt, the other prompt, and a last token for each layer. The
@@ -56,16 +57,16 @@ def logits_by_layer(
     config: the model's config; static.
     params: full params.
     rows: the prompts.
-    others: prompts of other facts, [B, W].
+    source: the row of each row's other fact, int [B].
 
   Returns:
     Float32 [B, 1 + L, C]: without a replacement, then before each layer.
   """
-  size, width = rows.tokens.shape
+  width = rows.tokens.shape[1]
   with transplant.exact():
-    embedded = params['embed'][jnp.concatenate([rows.tokens, others], 1)]
-    x = jnp.pad(embedded.astype(jnp.float32), [
-        (0, 0), (0, config.num_layers), (0, 0)])
+    embedded = decoder.embed(params, jnp.concatenate(
+        [rows.tokens, rows.tokens[source]], axis=1)).astype(jnp.float32)
+    x = jnp.pad(embedded, [(0, 0), (0, config.num_layers), (0, 0)])
     place = transplant.positions(rows, config.num_layers)
     rotary = layers_lib.rotary_tables(
         config, jnp.concatenate([place[:, :width], place], axis=1))
@@ -105,11 +106,12 @@ def find(
   """
   leads = np.zeros((len(questions), 1 + config.num_layers))
   for batch in progress.track(spans.batches_of(questions), 'mover layer'):
+    progress.count_tokens(2 * int(batch.rows.lengths.sum()))
     logits = sharding.to_host(logits_by_layer(
         config, params, batch.rows, batch.others[0]))
-    leads[batch.members] = _leads(
-        logits[:len(batch.members)], *(x[batch.members] for x in (
-            questions.asked.right, questions.asked.counts)))
+    right, counts = (x[batch.members] for x in (
+        questions.asked.right, questions.asked.counts))
+    leads[batch.members] = _leads(logits[:len(right)], right, counts)
   return locate(leads.mean(0))
 
 

@@ -29,7 +29,8 @@ class States(NamedTuple):
   """A model's states at the rows of a batch, and its answers."""
 
   before: types.Array  # [B, W, D], residual stream before the layer
-  after: types.Array  # [B, D], residual stream after it, at the last token
+  after: types.Array  # [B, D], after it, at the last token
+  final: types.Array  # [B, D], after all layers, at the last token
   picks: types.Array  # [B] int, the choice with the largest logit
 
 
@@ -114,40 +115,42 @@ def run(
     x = decoder.embed(params, rows.tokens).astype(jnp.float32)
     before = go(x, 0, layer)
     after = go(before, layer, layer + 1)
-    last = at_last(go(after, layer + 1, config.num_layers), rows)
-    return States(before, at_last(after, rows), picks(
-        config, params, last[:, None], rows.choices)[:, 0])
+    final = at_last(go(after, layer + 1, config.num_layers), rows)
+    return States(before, at_last(after, rows), final, picks(
+        config, params, final[:, None], rows.choices)[:, 0])
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'layer'))
 def answer(
     config: model_config.ModelConfig, params: types.Params,
-    base: types.Array, given: types.Array, after: types.Array,
-    rows: spans.Rows, layer: int) -> types.Array:
-  """Answers of the base with states of another model.
+    base: types.Array, states: States, source: types.Array, rows: spans.Rows,
+    layer: int) -> types.Array:
+  """Answers of the base with states of another model, or of other rows.
 
   Args:
     config: the models' config; static.
     params: the base's params.
     base: the base's states before the layer, [B, W, D].
-    given: the other model's states before the layer, [B, W, D].
-    after: the other model's last-token states after the layer, [B, D].
+    states: the other model's states around the layer.
+    source: the row of `states` that each row gets, int [B].
     rows: the prompts.
     layer: the layer; static.
 
   Returns:
-    The base's picks, int [B, 2]: with the values that the layer's attention
-    brings from the span to the last token taken from the other model's states;
-    and with the other model's last-token state after the layer.
+    The base's picks, int [B, 3]: with the values that the layer's attention
+    brings from the span to the last token taken from the given states; with
+    the given last-token state after the layer; and with the final one.
   """
   with exact():
+    given = jax.tree.map(lambda x: x[source], states)
     go = lambda x, more, first, stop: _layers(
         config, params, x, rows, more, first, stop)
-    read = with_values(config, params, base, given, rows, layer)
-    x = jnp.concatenate([
-        go(base, 0, layer, layer + 1), read[:, None], after[:, None]], axis=1)
+    read = with_values(config, params, base, given.before, rows, layer)
+    x = jnp.concatenate([go(base, 0, layer, layer + 1), read[:, None],
+                         given.after[:, None]], axis=1)
     x = go(x, 2, layer + 1, config.num_layers)
-    return picks(config, params, x[:, -2:], rows.choices)
+    x = jnp.concatenate([x[:, -2:], given.final[:, None]], axis=1)
+    return picks(config, params, x, rows.choices)
 
 
 def with_values(
