@@ -53,7 +53,9 @@ class Host:
   Attributes:
     questions: the questions.
     own: whether the base itself answers each question, [n].
-    ignorance: share of K other facts with whose states it answers, [n].
+    ignorance: share of K other facts that leave the answer when their states
+      before the layer replace those of the span, [n].
+    elsewhere: share of K other facts in whose prompts it gives the answer, [n].
     others: `{reading: share}` of K other facts whose states, put in like an
       edited model's, leave the answer, [n].
   """
@@ -77,7 +79,7 @@ class Host:
     self.own = found.pop('own')
     mean = lambda name: np.mean([found[f'{name}_{k}'] for k in range(
         questions.others.shape[1])], axis=0)
-    self.ignorance = mean('final')
+    self.ignorance, self.elsewhere = mean('replaced'), mean('final')
     self.others = {name: mean(name) for name in READINGS}
 
   def answers(self, params: types.Params) -> Answers:
@@ -103,6 +105,9 @@ class Host:
     out = {'own': states.picks}
     for k, source in enumerate(batch.others):
       read = self._answer(states.before, states, batch, source)
+      read['replaced'] = transplant.replaced(
+          self._config, self._base, states.before, source, batch.rows,
+          layer=self._layer)
       out |= {f'{name}_{k}': picks for name, picks in read.items()}
     return out
 

@@ -153,6 +153,27 @@ def answer(
     return picks(config, params, x, rows.choices)
 
 
+@functools.partial(jax.jit, static_argnames=('config', 'layer'))
+def replaced(
+    config: model_config.ModelConfig, params: types.Params, base: types.Array,
+    source: types.Array, rows: spans.Rows, layer: int) -> types.Array:
+  """The base's picks [B] when other rows' states replace those of the span.
+
+  The last token keeps its own state before the layer. Arguments as for
+  `answer`.
+  """
+  with exact():
+    x = jnp.where(_inside(base, rows)[..., None], base[source], base)
+    x = _layers(config, params, x, rows, 0, layer, config.num_layers)
+    return picks(config, params, at_last(x, rows)[:, None], rows.choices)[:, 0]
+
+
+def _inside(x: types.Array, rows: spans.Rows) -> types.Array:
+  """Which positions of [B, W, D] lie in the span, [B, W]."""
+  at = jnp.arange(x.shape[1])[None]
+  return (at >= rows.starts[:, None]) & (at < rows.lengths[:, None] - 1)
+
+
 def with_values(
     config: model_config.ModelConfig, params: types.Params,
     base: types.Array, given: types.Array, rows: spans.Rows, layer: int
@@ -170,7 +191,7 @@ def with_values(
   project = lambda x, w: jnp.einsum('BTD,DNH->BTNH', x, w.astype(x.dtype))
   last = at_last(base, rows)[:, None]  # [B, 1, D]
   at, own = jnp.arange(base.shape[1])[None], (rows.lengths - 1)[:, None]
-  inside = (at >= rows.starts[:, None]) & (at < own)
+  inside = _inside(base, rows)
   rotate = lambda x, at: layers_lib.rotate(
       x, layers_lib.rotary_tables(config, at))
   out = layers_lib.attend(

@@ -158,7 +158,7 @@ def _measure(
   mover = mover_layer.find(config, base, asked.train)
   views = quantize.views()
   host = hidden_share.Host(config, base, asked.forget, mover.layer)
-  shares = _shares(host, tests=len(views), **resampling)
+  shares = _shares(host, host.ignorance, tests=len(views), **resampling)
   found = {}
   for precision, view in views.items():
     answers = host.answers(view(unlearned))
@@ -185,10 +185,12 @@ def _measure(
                    'ignorant': float(host.ignorance.mean())}}
 
 
-def _shares(host: hidden_share.Host, *, tests: int = 1, resamples, seed):
-  """Shares of the base's lead; NotMeasured if it has none."""
+def _shares(
+    host: hidden_share.Host, ignorance: np.ndarray, *, resamples: int,
+    seed: int, tests: int = 1) -> hidden_share.Shares:
+  """Shares of the base's lead over ignorance; NotMeasured if it has none."""
   shares = hidden_share.Shares(
-      host.questions.facts, host.own, host.ignorance, resamples=resamples,
+      host.questions.facts, host.own, ignorance, resamples=resamples,
       seed=seed, tests=tests)
   if _count_facts(host.questions) < 2:
     raise NotMeasured(
@@ -197,7 +199,7 @@ def _shares(host: hidden_share.Host, *, tests: int = 1, resamples, seed):
   if not shares.defined:
     raise NotMeasured(
         f'the base answers {host.own.mean():.3g} of the questions and'
-        f' {host.ignorance.mean():.3g} with the states of other facts; this'
+        f' {ignorance.mean():.3g} with the states of other facts; this'
         ' lead is not above 0 in every resample')
   return shares
 
@@ -236,12 +238,17 @@ def _harmless(
 def _retained(
     config, base, unlearned, questions: spans.Questions | None, layer: int,
     resampling: Mapping[str, int]) -> dict[str, Any]:
-  """The gate on retained facts, with the edited model's states."""
+  """The gate on retained facts, with the edited model's states.
+
+  Other relations may move their answers in other layers, so ignorance is what
+  the base answers in the whole prompts of other facts.
+  """
   try:
     if questions is None:
       raise NotMeasured('there are too few retain questions with partners')
     host = hidden_share.Host(config, base, questions, layer)
-    return _harmless(_shares(host, **resampling), host, lambda: unlearned) | {
+    shares = _shares(host, host.elsewhere, **resampling)
+    return _harmless(shares, host, lambda: unlearned) | {
         'questions': len(questions)}
   except NotMeasured as error:
     return {'value': None, 'interval': [None, None],
