@@ -40,12 +40,17 @@ class EvalConfig:
       32, 'Largest number of prompt pairs for CAD and AS-NC; 0: skip both.')
   lens_questions: int = _field(
       320, 'Retain questions to fit the readability lens on; 0: skip it.')
+  hidden_questions: int = _field(
+      240, 'Largest number of forget questions for the hidden share, which'
+      ' judges structural erasure; 0: skip it. A quarter as many retain'
+      ' questions test the measure.')
 
   def __post_init__(self):
     fields.check_fields(self, 'eval')
     fields.check_minimum(
         self, 'eval', 0, 'questions', 'kept_questions', 'text_windows',
-        'generations', 'recall_questions', 'cad_pairs', 'lens_questions')
+        'generations', 'recall_questions', 'cad_pairs', 'lens_questions',
+        'hidden_questions')
     fields.check_minimum(self, 'eval', 1, 'batch_tokens', 'calibration_tokens')
     fields.check(
         self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled; wanted at'

@@ -45,7 +45,7 @@ class AttributionPair:
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-  """A train question with its prompt's ids and its answer's first token."""
+  """A question with its prompt's ids and its answer's first token."""
 
   question: questions_lib.Question
   ids: tuple[int, ...]
@@ -108,7 +108,9 @@ def build_pairs(
     raise ValueError(
         f'max_pairs is {max_pairs}; wanted at least 1. Increase it.')
   rng = np.random.default_rng(seed)
-  candidates = _candidates(questions, tokenizer, chat)
+  train = [q for q in questions if q.use == 'train']
+  candidates = _candidates(
+      train, tokenization.encode_questions(train, tokenizer, chat=chat))
   partners = _find_partners(candidates)
   if len({candidates[i].question.fact for i in partners}) < 2 and others:
     swapped = _swap_subjects(
@@ -131,14 +133,27 @@ def build_pairs(
   return pairs
 
 
+def find_partners(
+    questions: Sequence[questions_lib.Question],
+    encoded: Sequence[tokenization.Encoded]) -> dict[int, list[int]]:
+  """The partners of each question, as `build_pairs` finds them.
+
+  Args:
+    questions: Questions of any use.
+    encoded: The same questions, from `tokenization.encode_questions`.
+
+  Returns:
+    `{question: partners}`, as indices, of the questions that have partners.
+  """
+  return _find_partners(_candidates(questions, encoded))
+
+
 def _candidates(
     questions: Sequence[questions_lib.Question],
-    tokenizer: tokenization.Tokenizer, chat: bool) -> list[_Candidate]:
-  train = [q for q in questions if q.use == 'train']
-  encoded = tokenization.encode_questions(train, tokenizer, chat=chat)
+    encoded: Sequence[tokenization.Encoded]) -> list[_Candidate]:
   return [
       _Candidate(q, tuple(e.prompt), e.choices[q.answer_index][0])
-      for q, e in zip(train, encoded)]
+      for q, e in zip(questions, encoded, strict=True)]
 
 
 def _find_partners(candidates: Sequence[_Candidate]) -> dict[int, list[int]]:

@@ -1,0 +1,205 @@
+"""Runs a base model on states of another model or of another fact.
+
+By causality the states of earlier tokens do not depend on the last token. A
+state that is put in at the last token is therefore one more token of the row,
+at the last position, which attends to the earlier positions and to itself. A
+row can hold several of them, and the earlier tokens run once for all.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mansu_jax import types
+from mansu_jax.erasure import spans
+from mansu_jax.models import circuit_layers
+from mansu_jax.models import config as model_config
+from mansu_jax.models import decoder
+from mansu_jax.models import layers as layers_lib
+
+# By default, TPUs multiply in bfloat16.
+exact = functools.partial(jax.default_matmul_precision, 'float32')
+
+
+class States(NamedTuple):
+  """A model's states at the rows of a batch, and its answers."""
+
+  before: types.Array  # [B, W, D], residual stream before the layer
+  after: types.Array  # [B, D], after it, at the last token
+  final: types.Array  # [B, D], after all layers, at the last token
+  picks: types.Array  # [B] int, the choice with the largest logit
+
+
+def picks(
+    config: model_config.ModelConfig, params: types.Params, x: types.Array,
+    choices: types.Array) -> types.Array:
+  """The choice with the largest logit, [B, V].
+
+  Args:
+    config: the model's config.
+    params: full params.
+    x: residual stream after all layers, [B, V, D].
+    choices: first tokens of the choices, [B, C].
+  """
+  return jnp.argmax(choice_logits(config, params, x, choices), axis=-1)
+
+
+def choice_logits(
+    config: model_config.ModelConfig, params: types.Params, x: types.Array,
+    choices: types.Array) -> types.Array:
+  """Logits of the choices, float32 [B, V, C]; arguments as for `picks`."""
+  hidden = layers_lib.rms_norm(x, params['final_norm'], config.norm_eps)
+  table = params.get('lm_head', params['embed'])
+  return jnp.einsum('BVD,BCD->BVC', hidden.astype(jnp.float32),
+                    table[choices].astype(jnp.float32))
+
+
+def at_last(x: types.Array, rows: spans.Rows) -> types.Array:
+  """States [B, D] at the last tokens, of [B, W or more, D]."""
+  return jnp.take_along_axis(
+      x, (rows.lengths - 1)[:, None, None], axis=1)[:, 0]
+
+
+def positions(rows: spans.Rows, more: int) -> types.Array:
+  """Positions of the rows' tokens and of `more` last tokens, [B, W + more]."""
+  size, width = rows.tokens.shape
+  return jnp.concatenate([
+      jnp.broadcast_to(jnp.arange(width), (size, width)),
+      jnp.broadcast_to(rows.lengths[:, None] - 1, (size, more))], axis=1)
+
+
+def mask(rows: spans.Rows, more: int) -> types.Array:
+  """Where these tokens may attend, bool [B, W + more, W + more].
+
+  The added last tokens attend to the positions before the last one and to
+  themselves; no other token attends to them.
+  """
+  size, width = rows.tokens.shape
+  earlier = jnp.arange(width)[None] < rows.lengths[:, None] - 1  # [B, W]
+  causal = jnp.tril(jnp.ones((width, width), bool))
+  top = jnp.pad(causal, [(0, 0), (0, more)])
+  bottom = jnp.concatenate([
+      jnp.broadcast_to(earlier[:, None], (size, more, width)),
+      jnp.broadcast_to(jnp.eye(more, dtype=bool), (size, more, more))], axis=2)
+  return jnp.concatenate([
+      jnp.broadcast_to(top, (size, *top.shape)), bottom], axis=1)
+
+
+def _layers(config, params, x, rows, more, first, stop):
+  """Runs some layers on rows with `more` added tokens."""
+  rotary = layers_lib.rotary_tables(config, positions(rows, more))
+  return circuit_layers.run_layers(
+      config, params['layers'], x, rotary, mask(rows, more)[:, None, None],
+      first=first, stop=stop)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layer'))
+def run(
+    config: model_config.ModelConfig, params: types.Params, rows: spans.Rows,
+    layer: int) -> States:
+  """Runs a model and keeps its states around a layer.
+
+  Args:
+    config: the model's config; static.
+    params: full params.
+    rows: the prompts.
+    layer: the layer; static.
+  """
+  with exact():
+    go = lambda x, first, stop: _layers(
+        config, params, x, rows, 0, first, stop)
+    x = decoder.embed(params, rows.tokens).astype(jnp.float32)
+    before = go(x, 0, layer)
+    after = go(before, layer, layer + 1)
+    final = at_last(go(after, layer + 1, config.num_layers), rows)
+    return States(before, at_last(after, rows), final, picks(
+        config, params, final[:, None], rows.choices)[:, 0])
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layer'))
+def answer(
+    config: model_config.ModelConfig, params: types.Params,
+    base: types.Array, states: States, source: types.Array, rows: spans.Rows,
+    layer: int) -> types.Array:
+  """Answers of the base with states of another model, or of other rows.
+
+  Args:
+    config: the models' config; static.
+    params: the base's params.
+    base: the base's states before the layer, [B, W, D].
+    states: the other model's states around the layer.
+    source: the row of `states` that each row gets, int [B].
+    rows: the prompts.
+    layer: the layer; static.
+
+  Returns:
+    The base's picks, int [B, 3]: with the values that the layer's attention
+    brings from the span to the last token taken from the given states; with
+    the given last-token state after the layer; and with the final one.
+  """
+  with exact():
+    given = jax.tree.map(lambda x: x[source], states)
+    go = lambda x, more, first, stop: _layers(
+        config, params, x, rows, more, first, stop)
+    read = with_values(config, params, base, given.before, rows, layer)
+    x = jnp.concatenate([go(base, 0, layer, layer + 1), read[:, None],
+                         given.after[:, None]], axis=1)
+    x = go(x, 2, layer + 1, config.num_layers)
+    x = jnp.concatenate([x[:, -2:], given.final[:, None]], axis=1)
+    return picks(config, params, x, rows.choices)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layer'))
+def replaced(
+    config: model_config.ModelConfig, params: types.Params, base: types.Array,
+    source: types.Array, rows: spans.Rows, layer: int) -> types.Array:
+  """The base's picks [B] when other rows' states replace those of the span.
+
+  The last token keeps its own state before the layer. Arguments as for
+  `answer`.
+  """
+  with exact():
+    x = jnp.where(_inside(base, rows)[..., None], base[source], base)
+    x = _layers(config, params, x, rows, 0, layer, config.num_layers)
+    return picks(config, params, at_last(x, rows)[:, None], rows.choices)[:, 0]
+
+
+def _inside(x: types.Array, rows: spans.Rows) -> types.Array:
+  """Which positions of [B, W, D] lie in the span, [B, W]."""
+  at = jnp.arange(x.shape[1])[None]
+  return (at >= rows.starts[:, None]) & (at < rows.lengths[:, None] - 1)
+
+
+def with_values(
+    config: model_config.ModelConfig, params: types.Params,
+    base: types.Array, given: types.Array, rows: spans.Rows, layer: int
+) -> types.Array:
+  """Last-token states [B, D] after a layer whose values come from elsewhere.
+
+  The layer's own norm and value weights map the given states, so that its heads
+  read what the states hold. Queries, keys, and values off the span are those of
+  the base's states. Arguments as for `answer`.
+  """
+  weights = jax.tree.map(lambda w: w[layer], params['layers'])
+  attn = weights['attn']
+  norm = lambda x: layers_lib.rms_norm(
+      x, weights['attn_norm'], config.norm_eps)
+  project = lambda x, w: jnp.einsum('BTD,DNH->BTNH', x, w.astype(x.dtype))
+  last = at_last(base, rows)[:, None]  # [B, 1, D]
+  at, own = jnp.arange(base.shape[1])[None], (rows.lengths - 1)[:, None]
+  inside = _inside(base, rows)
+  rotate = lambda x, at: layers_lib.rotate(
+      x, layers_lib.rotary_tables(config, at))
+  out = layers_lib.attend(
+      rotate(project(norm(last), attn['q']), own),
+      rotate(project(norm(base), attn['k']), at),
+      project(norm(jnp.where(inside[..., None], given, base)), attn['v']),
+      (at <= own)[:, None, None, None])
+  x = last + jnp.einsum('BTNH,NHD->BTD', out, attn['o'].astype(out.dtype))
+  mlp = layers_lib.Mlp(config).apply({'params': weights['mlp']}, (
+      layers_lib.rms_norm(x, weights['mlp_norm'], config.norm_eps)))
+  return (x + mlp)[:, 0]

@@ -1,0 +1,95 @@
+"""The hidden share: answers that the base still reads in the edited model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mansu_jax.report import document
+from mansu_jax.report import words
+from mansu_jax.report.charts import svg
+
+Record = dict[str, Any]
+
+_READINGS = {'values': 'values', 'last_state': 'last-token state'}
+_GATES = {
+    'sharp_mover': 'one layer moves the answer (lead removed before it)',
+    'another_fact': 'states of another fact',
+    'noise': 'random change of the edit\'s size',
+    'base_quantized': 'quantized base',
+    'retained': 'retained facts'}
+_HOLDS = {True: 'yes', False: 'no'}
+
+
+def blocks(record: Record) -> Iterator[document.Block]:
+  """The hidden share with its gates; nothing for records without it."""
+  found = record.get('structure')
+  if not found:
+    return
+  if 'hidden_share' not in found:
+    yield document.Text(
+        f'The hidden share was not measured: {found["reason"]}.')
+    return
+  layer, answered = found['mover_layer'], found['answered']
+  yield document.Text(
+      'The hidden share is the share of the base\'s answers that the base still'
+      ' gives when it reads them from states of the unlearned model, less the'
+      ' share that the unlearned model gives itself. Above 0, the edit has'
+      ' hidden answers instead of erasing them. Block'
+      f' {layer} (counted from 0) moves the answer from the subject\'s tokens'
+      ' to the last token. The base takes from the unlearned model either the'
+      ' values that this block reads at the subject\'s and the following'
+      ' tokens, or the last token\'s state after it; the better reading'
+      ' counts. A small hidden share does not show erasure.')
+  yield document.Table(
+      ('precision', 'hidden share [95 % interval]', 'reading',
+       'by values', 'by last-token state', 'unlearned itself'),
+      tuple(_rows(found['hidden_share'])), caption=(
+          f'Shares of the base\'s lead over ignorance, on'
+          f' {words.count(found["questions"], "forget question")} about'
+          f' {words.count(found["facts"], "fact")}: 1 is the base, which'
+          f' answers {words.number(answered["base"])} of the questions, and 0'
+          f' is the base with another fact\'s states, which answers'
+          f' {words.number(answered["ignorant"])}. An unlearned model below 0'
+          ' avoids the right answers; its share then counts as 0. The'
+          ' intervals allow for the choice of the reading.'))
+  yield document.Table(
+      ('check of the measure', 'share [95 % interval]', 'wanted', 'holds'),
+      tuple(_gates(found['gates'])), caption=(
+          'Checks without which the hidden share decides nothing. Harmless'
+          ' changes must leave the answers, and states of another fact must'
+          ' remove them.'))
+  yield document.Plots((_plot(found),))
+
+
+def _rows(found: Record) -> Iterator[tuple[str, ...]]:
+  for precision, entry in found.items():
+    yield (precision, words.estimate(entry), _READINGS[entry['reading']],
+           *(words.number(entry[k]) for k in (*_READINGS, 'own')))
+
+
+def _gates(gates: Record) -> Iterator[tuple[str, ...]]:
+  for name, gate in gates.items():
+    sign = 'at most' if name == 'another_fact' else 'at least'
+    value = (words.number(gate['value']) if name == 'sharp_mover'
+             else words.estimate(gate))
+    wanted = f'{sign} {gate["level"]:g}'
+    if 'next_layer' in gate:
+      value += f', then {words.number(gate["next_layer"])}'
+      wanted += f', then at most {gate["next_level"]:g}'
+    yield (_GATES.get(name, name), value, wanted, _HOLDS.get(
+        gate['holds'], f'unknown: {gate.get("reason", words.MISSING)}'))
+
+
+def _plot(found: Record) -> document.Plot:
+  series = [svg.Series(
+      'base', 'base', list(enumerate(found['by_layer'])))]
+  return document.Plot('mover_layer', svg.line_chart(
+      'Lead that another fact\'s states remove', series,
+      x_label='block before which the states are replaced',
+      y_label='share of the lead', width=svg.WIDE),
+                       'Share of the base\'s lead that is removed when the'
+                       ' states from the subject to the second-last token are'
+                       ' replaced by those of another fact, in training'
+                       ' phrasings. It falls after the block that moves the'
+                       ' answer to the last token.')

@@ -1,0 +1,74 @@
+"""The programs of the hidden share (see `runtime.programs`)."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mansu_jax.erasure import mover_layer
+from mansu_jax.erasure import spans
+from mansu_jax.erasure import transplant
+from mansu_jax.runtime import programs
+from mansu_jax.stages.judge import hidden_share as hidden_share_lib
+from mansu_jax.stages.judge import programs as judge_programs
+
+
+def hidden_share(job: judge_programs.Job) -> programs.Programs:
+  """The mover layer, then states of each model in the base.
+
+  The mover layer is not known before the run; the plan takes the middle one.
+  """
+  model, held = job.model, job.both_models()
+  yield programs.hold(**held)
+  try:
+    asked = hidden_share_lib.choose(
+        job.inputs, model.tokenizer, limit=job.options.hidden_questions,
+        seed=job.attribution.seed, chat=job.data.chat)
+  except hidden_share_lib.NotMeasured:
+    return
+  for calls, rows, source in _shapes(asked.train):
+    yield programs.program(
+        'mover_layer.logits_by_layer', mover_layer.logits_by_layer,
+        model.config, model.params, rows, source, calls=calls)
+  yield programs.hold(**held, changed=held['unlearned'])
+  for i, name in enumerate(job.schemes):  # The first quantizes the base too.
+    yield from judge_programs.quantize(job, name, calls=1 if i else 2)
+  # The edited model at each precision, noise, and the quantized base.
+  models = 2 + len(job.schemes) + bool(job.schemes)
+  yield from _transplants(job, asked.forget, models)
+  if asked.retain is not None:
+    yield from _transplants(job, asked.retain, 1)
+
+
+def _transplants(
+    job: judge_programs.Job, questions: spans.Questions, models: int
+) -> programs.Programs:
+  """Runs the base and some models, and puts states in the base."""
+  config, params = job.model.config, job.model.params
+  others, layer = hidden_share_lib.OTHERS, config.num_layers // 2
+  for calls, rows, source in _shapes(questions):
+    states = yield programs.program(
+        'transplant.run', transplant.run, config, params, rows,
+        calls=calls * (1 + models), layer=layer)
+    base = jax.ShapeDtypeStruct(
+        (*rows.tokens.shape, config.d_model), jnp.float32)
+    yield programs.program(
+        'transplant.answer', transplant.answer, config, params, base, states,
+        source, rows, calls=calls * (others + models), layer=layer)
+    yield programs.program(
+        'transplant.replaced', transplant.replaced, config, params, base,
+        source, rows, calls=calls * others, layer=layer)
+
+
+def _shapes(
+    questions: spans.Questions) -> Iterator[tuple[int, spans.Rows, Any]]:
+  """Number of batches, rows and sources of each width."""
+  batches = spans.batches_of(questions)
+  count = collections.Counter(b.rows.tokens.shape for b in batches)
+  for batch in {b.rows.tokens.shape: b for b in batches}.values():
+    yield (count[batch.rows.tokens.shape], programs.shapes_of(batch.rows),
+           programs.shapes_of(batch.others[0]))
