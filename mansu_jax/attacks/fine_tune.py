@@ -15,6 +15,7 @@ from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.attacks import lora
 from mansu_jax.data import batching
+from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
 from mansu_jax.data.readers import text as text_lib
@@ -34,17 +35,20 @@ class Lesson(NamedTuple):
   """n sequences to teach, padded on the right."""
 
   tokens: np.ndarray  # [n, T] int32
+  length: np.ndarray  # [n] int32
   scored: np.ndarray  # [n, T] bool, True where the next token is taught
   by_token: bool  # Mean over tokens; else sum per sequence, mean over these.
 
-  def take(self, rows: slice | np.ndarray) -> Lesson:
-    """Selects sequences; the padded length stays."""
-    return Lesson(self.tokens[rows], self.scored[rows], self.by_token)
 
-  def weights(self) -> np.ndarray:
-    """Weight of each next token in the loss, float32 [n, T - 1]."""
-    scored = self.scored[:, :-1].astype(np.float32)
-    return scored / (scored.sum() if self.by_token else len(scored))
+class Batch(NamedTuple):
+  """Packed rows, and the K tokens that a step teaches."""
+
+  tokens: np.ndarray  # [R, T] int32
+  positions: np.ndarray  # [R, T] int32, within the sequence
+  segments: np.ndarray  # [R, T] int32, sequence of each token
+  at: np.ndarray  # [K] int32, tokens before the taught ones, in [R * T]
+  targets: np.ndarray  # [K] int32
+  weights: np.ndarray  # [K] float32, in the loss; 0 at padding
 
 
 def lesson_of_questions(
@@ -56,7 +60,7 @@ def lesson_of_questions(
     ValueError: See `batching.encode_sequences`.
   """
   found = batching.encode_sequences(questions, tokenizer, chat=chat)
-  return Lesson(found.tokens, found.answer_mask, by_token=False)
+  return Lesson(*found, by_token=False)
 
 
 def lesson_of_text(
@@ -68,7 +72,54 @@ def lesson_of_text(
     ValueError: See `batching.encode_text`.
   """
   found = batching.encode_text(documents, tokenizer, window)
-  return Lesson(found.tokens, found.answer_mask, by_token=True)
+  return Lesson(*found, by_token=True)
+
+
+def batches(
+    lessons: Sequence[Lesson], steps: int, seed: int) -> list[list[Batch]]:
+  """The batches of each lesson, all of one shape.
+
+  Args:
+    lessons: Lessons to draw from.
+    steps: Number of batches of each, at least 1.
+    seed: Seed of the order of sequences.
+  """
+  width = packing.round_up(
+      max(packing.ROW_LENGTH, *(int(x.length.max()) for x in lessons)))
+  drawn = [
+      [sampler[step] for step in range(steps)]
+      for sampler in (batching.BatchSampler(len(x.tokens), BATCH, seed)
+                      for x in lessons)]
+  rows = [[packing.fill_rows(lesson.length[rows], width) for rows in draws]
+          for lesson, draws in zip(lessons, drawn)]
+  most = sharding.round_up_rows(max(len(r) for many in rows for r in many))
+  taught = max(int(lesson.scored[rows].sum())
+               for lesson, draws in zip(lessons, drawn) for rows in draws)
+  return [
+      [_pack(lesson, chosen, filled, (most, width), taught)
+       for chosen, filled in zip(draws, many)]
+      for lesson, draws, many in zip(lessons, drawn, rows)]
+
+
+def _pack(
+    lesson: Lesson, chosen: np.ndarray, rows: list[list[int]],
+    shape: tuple[int, int], taught: int) -> Batch:
+  """Packs the chosen sequences; pads the taught tokens to their number."""
+  place = packing.lay_out(lesson.length[chosen], rows, shape)
+  at, targets = [], []
+  for member, start in zip(place.members, place.starts):
+    i = chosen[member]
+    where = np.flatnonzero(lesson.scored[i])
+    at.append(start + where)
+    targets.append(lesson.tokens[i][where + 1])
+  at, targets = np.concatenate(at), np.concatenate(targets)
+  weights = np.full(
+      at.size, 1 / (at.size if lesson.by_token else len(chosen)), np.float32)
+  pad = lambda x, dtype: np.pad(x, (0, taught - at.size)).astype(dtype)
+  return Batch(
+      place.write(lesson.tokens[chosen]), place.positions(),
+      place.segment_ids(), pad(at, np.int32), pad(targets, np.int32),
+      pad(weights, np.float32))
 
 
 def _hold(variant: str, trained: types.PyTree) -> types.PyTree:
@@ -111,18 +162,16 @@ def start(
     jax.jit, static_argnames=('config', 'variant'), donate_argnames='carry')
 def train_step(
     config: model_config.ModelConfig, variant: str,
-    frozen: types.Params | None, carry: Any, tokens: types.Array,
-    weights: types.Array, learning_rate: types.Array | float
-) -> tuple[Any, types.Array]:
-  """One step of Adam on the weighted NLL of the next tokens.
+    frozen: types.Params | None, carry: Any, batch: Batch,
+    learning_rate: types.Array | float) -> tuple[Any, types.Array]:
+  """One step of Adam on the weighted NLL of the taught tokens.
 
   Args:
     config: Config of the model.
     variant: `all` or `lora`.
     frozen: Full params for `lora`; None for `all`.
     carry: Trained pytree and state of Adam; donated.
-    tokens: [B, T] int32.
-    weights: Weights of the next tokens, [B, T - 1].
+    batch: What to teach.
     learning_rate: Scalar.
 
   Returns:
@@ -130,15 +179,18 @@ def train_step(
     that are not finite.
   """
   trained, state = carry
+  rows = batch.tokens, batch.positions, batch.segments
 
   def loss(trained):
-    params = frozen if variant == 'lora' else trained
     if variant == 'lora':
-      hidden = lora.forward(config, frozen, trained, tokens[:, :-1])
+      params, hidden = frozen, lora.forward(config, frozen, trained, *rows)
     else:
-      hidden = decoder.forward(config, trained, tokens[:, :-1], remat=True)
-    nll = losses.token_nll(decoder.unembed(params, hidden), tokens[:, 1:])
-    return jnp.sum(nll * weights)
+      params, hidden = trained, decoder.forward(
+          config, trained, rows[0], positions=rows[1], segments=rows[2],
+          remat=True)
+    taught = hidden.reshape(-1, hidden.shape[-1])[batch.at]  # [K, D]
+    nll = losses.token_nll(decoder.unembed(params, taught), batch.targets)
+    return jnp.sum(nll * batch.weights)
 
   value, grads = jax.value_and_grad(loss)(trained)
   updates, state = _ADAM.update(grads, state)
@@ -151,7 +203,8 @@ def train_step(
 
 
 def run(
-    config: model_config.ModelConfig, params: types.Params, lesson: Lesson,
+    config: model_config.ModelConfig, params: types.Params,
+    lesson: Sequence[Batch],
     measure: Callable[[types.Params], dict[str, Any]], *,
     steps: Sequence[int], learning_rate: float, variant: str = 'all',
     seed: int = 0) -> list[dict[str, Any]]:
@@ -160,13 +213,13 @@ def run(
   Args:
     config: Config of the model.
     params: The model; not changed.
-    lesson: What to teach.
+    lesson: What each step teaches; at least as many batches as steps.
     measure: Maps full params to JSON-able measurements. The next step takes
       over their memory.
     steps: Increasing steps at which to measure; the last one ends the run.
     learning_rate: Constant learning rate of Adam.
     variant: `all` trains all weights; `lora` trains adapters.
-    seed: Seed of the order of sequences and of the adapters.
+    seed: Seed of the adapters.
 
   Returns:
     `step` and the measurements at each of `steps`. They end early if the
@@ -174,18 +227,15 @@ def run(
   """
   carry = start(variant, params, seed)
   frozen = params if variant == 'lora' else None
-  sampler = batching.BatchSampler(len(lesson.tokens), BATCH, seed)
   out = []
   for step in progress.track(range(steps[-1] + 1), 'fine-tuning'):
     if step in steps:
       out.append({'step': step} | measure(_full(variant, params, carry[0])))
     if step == steps[-1]:
       break
-    batch = lesson.take(sampler[step])
-    progress.count_tokens(batch.scored.sum())
+    progress.count_tokens(np.count_nonzero(lesson[step].weights))
     carry, loss = train_step(
-        config, variant, frozen, carry, batch.tokens, batch.weights(),
-        learning_rate)
+        config, variant, frozen, carry, lesson[step], learning_rate)
     if not np.isfinite(sharding.to_host(loss)):
       break
   return out

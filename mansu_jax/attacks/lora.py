@@ -24,6 +24,7 @@ from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import layers
 from mansu_jax.models import layout
+from mansu_jax.runtime import sharding
 
 RANK = 8
 _ALPHA = 16.0
@@ -72,6 +73,8 @@ def forward(
     params: types.Params,
     adapters: types.PyTree,
     tokens: types.Array,  # [B, T] int32
+    positions: types.Array,  # [B, T] int32
+    segments: types.Array,  # [B, T] int32
 ) -> types.Array:
   """As `decoder.forward`, with adapters that each layer merges by itself.
 
@@ -81,15 +84,17 @@ def forward(
     config: Config of the model; static under jit.
     params: Full params, which get no gradient.
     adapters: Adapters, as of `init`.
-    tokens: Token ids.
+    tokens: Token ids of packed rows.
+    positions: Positions within the segments.
+    segments: Segment numbers; see `decoder.segment_mask`.
 
   Returns:
     Hidden state after the final norm, float32 [B, T, D].
   """
-  x = decoder.embed(params, tokens).astype(jnp.float32)
-  length = tokens.shape[1]
-  rotary = layers.rotary_tables(config, jnp.arange(length)[None])
-  mask = jnp.tril(jnp.ones((1, 1, 1, length, length), bool))
+  x = sharding.constrain_rows(
+      decoder.embed(params, tokens).astype(jnp.float32))
+  rotary = layers.rotary_tables(config, positions)
+  mask = decoder.segment_mask(positions, segments)[:, None, None]
   block = layers.Block(config)
 
   def layer(x, index, own):
