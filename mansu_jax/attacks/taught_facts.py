@@ -1,14 +1,15 @@
 """Divides facts into those that an attack teaches again and those it asks.
 
 Facts that share an answer stay on one side, so that no taught answer is the
-answer of an asked fact. A question about an asked fact is left out if it offers
-a taught answer: training raises or lowers that choice for other reasons than
-knowledge.
+answer of an asked fact. Questions about asked facts do not offer taught answers
+either: training raises or lowers these for other reasons than knowledge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,21 +61,33 @@ def choose_of(questions: Sequence[Question], seed: int) -> set[str]:
   return choose(((q.fact, q.answer) for q in questions), seed)
 
 
+class Untaught(NamedTuple):
+  """Questions about facts that are not taught."""
+
+  questions: list[Question]
+  narrowed: int  # Questions of these that lost a wrong choice.
+  dropped: int  # Questions left out because no wrong choice remained.
+
+
 def untaught(
-    asked: Sequence[Question], taught: Sequence[Question]
-) -> tuple[list[Question], int]:
-  """The questions about other facts that offer no taught answer.
+    asked: Sequence[Question], taught: Sequence[Question]) -> Untaught:
+  """Questions about other facts, without taught answers among their choices.
 
   Args:
     asked: Questions about taught and other facts.
     taught: Questions that the attack teaches.
-
-  Returns:
-    The questions, and how many about other facts are left out.
   """
   facts = {q.fact for q in taught}
   answers = {splits_lib.plain(q.answer) for q in taught}
-  others = [q for q in asked if q.fact not in facts]
-  kept = [q for q in others
-          if answers.isdisjoint(map(splits_lib.plain, q.choices))]
-  return kept, len(others) - len(kept)
+  kept, narrowed, dropped = [], 0, 0
+  for question in asked:
+    if question.fact in facts:
+      continue
+    choices = tuple(
+        c for c in question.choices if splits_lib.plain(c) not in answers)
+    if question.answer not in choices or len(choices) < 2:
+      dropped += 1
+      continue
+    narrowed += len(choices) < len(question.choices)
+    kept.append(dataclasses.replace(question, choices=choices))
+  return Untaught(kept, narrowed, dropped)

@@ -36,13 +36,28 @@ class EvalConfig:
       32, 'Largest number of prompt pairs for CAD and AS-NC; 0: skip both.')
   lens_questions: int = _field(
       320, 'Retain questions to fit the readability lens on; 0: skip it.')
+  attacks: tuple[str, ...] = _field(
+      ('lora',), 'Attacks on the unlearned model, separated by commas; empty'
+      ' skips them. relearn: teach half of the forget facts again, all weights,'
+      ' and ask the others; lora: the same with low-rank adapters; benign:'
+      ' fine-tune all weights on unrelated text.')
+  attack_steps: int = _field(
+      10, 'Steps of each attack. The model is measured after 0, 2, 5, 10, 20, 50'
+      ' and 100 steps, and at the end.', maximum=10_000)
+  attack_rates: tuple[str, ...] = _field(
+      ('3e-5',), 'Learning rates of the attacks, separated by commas. Each kind'
+      ' of attack runs with each; lora at ten times the rate.')
 
   def __post_init__(self):
     fields.check_fields(self, 'eval')
     fields.check_minimum(
         self, 'eval', 0, 'questions', 'kept_questions', 'text_windows',
         'generations', 'cad_pairs', 'lens_questions')
-    fields.check_minimum(self, 'eval', 1, 'batch_tokens', 'calibration_tokens')
+    fields.check_minimum(
+        self, 'eval', 1, 'batch_tokens', 'calibration_tokens', 'attack_steps')
+    fields.check(
+        bool(self.attack_rates), '--eval_attack_rates= is empty; wanted at least'
+        ' one learning rate. To skip attacks give --eval_attacks=.')
     fields.check(
         self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled; wanted at'
         ' least 2, or 0 to skip CAD and AS-NC.')
