@@ -41,6 +41,7 @@ _API = {
     'statistics': ('statistics',),
     'unlearn': ('unlearn',),
     'eval': ('eval',),
+    'attacks': ('attacks',),
     'data': ('data',),
     'config': ('config',),
     'flows': ('flows',),

@@ -30,19 +30,20 @@ _MAY_IMPORT = {
     'transforms': ('quant',),
     'unlearn': (*_FIRST, 'data', 'transforms'),
     'eval': (*_FIRST, 'data'),
+    'attacks': (*_MODEL, 'circuits', 'statistics', 'unlearn', 'eval'),
     'report': ('runtime',),
     'planning': _FIRST,  # It is handed the stages' programs.
     # The glue between packages, a room a stage, in the order of a run.
     'stages': (),
-    'stages.prepare': _STAGES,
+    'stages.prepare': (*_STAGES, 'attacks'),
     'stages.circuit': (*_STAGES, 'stages.prepare'),
     'stages.train': (*_STAGES, 'stages.prepare', 'stages.circuit'),
-    'stages.judge': (*_STAGES, 'stages.prepare', 'stages.circuit'),
+    'stages.judge': (*_STAGES, 'attacks', 'stages.prepare', 'stages.circuit'),
     'stages.checks': (*_STAGES, 'stages.prepare', 'stages.circuit',
                       'stages.train'),
     'flows': (*_STAGES, 'stages', 'planning', 'report'),
     # Checks of exported models; a program of its own, which nothing imports.
-    'deployment': (*_STAGES, 'stages', 'report'),
+    'deployment': (*_STAGES, 'attacks', 'stages', 'report'),
     # The report's summary is what it prints.
     'main': ('config', 'runtime', 'flows', 'report'),
     '__main__': ('runtime', 'main'),

@@ -44,6 +44,17 @@ class EvalConfig:
       240, 'Largest number of forget questions for the hidden share, which'
       ' judges structural erasure; 0: skip it. A quarter as many retain'
       ' questions test the measure.')
+  attacks: tuple[str, ...] = _field(
+      ('lora',), 'Attacks on the unlearned model, separated by commas; empty'
+      ' skips them. relearn: teach half of the forget facts again, all weights,'
+      ' and ask the others; lora: the same with low-rank adapters; benign:'
+      ' fine-tune all weights on unrelated text.')
+  attack_steps: int = _field(
+      10, 'Steps of each attack. The model is measured after 0, 2, 5, 10, 20, 50'
+      ' and 100 steps, and at the end.', maximum=10_000)
+  attack_rates: tuple[str, ...] = _field(
+      ('3e-5',), 'Learning rates of the attacks, separated by commas. Each kind'
+      ' of attack runs with each; lora at ten times the rate.')
 
   def __post_init__(self):
     fields.check_fields(self, 'eval')
@@ -51,7 +62,11 @@ class EvalConfig:
         self, 'eval', 0, 'questions', 'kept_questions', 'text_windows',
         'generations', 'recall_questions', 'cad_pairs', 'lens_questions',
         'hidden_questions')
-    fields.check_minimum(self, 'eval', 1, 'batch_tokens', 'calibration_tokens')
+    fields.check_minimum(
+        self, 'eval', 1, 'batch_tokens', 'calibration_tokens', 'attack_steps')
+    fields.check(
+        bool(self.attack_rates), '--eval_attack_rates= is empty; wanted at least'
+        ' one learning rate. To skip attacks give --eval_attacks=.')
     fields.check(
         self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled; wanted at'
         ' least 2, or 0 to skip CAD and AS-NC.')

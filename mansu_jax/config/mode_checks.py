@@ -122,6 +122,11 @@ _CONDITIONS = (
         f'{config.attribution.pairs_file}, and only --circuit_contrast needs'
         ' retain pairs'),
     _Condition(
+        ('data_unknown', 'eval_attack_steps', 'eval_attack_rates'),
+        lambda config: (config.mode in fields.EVALUATION_MODES
+                        and not config.eval.attacks),
+        lambda config: '--eval_attacks= skips the attacks'),
+    _Condition(
         ('eval_bootstrap',), _attributes_once,
         lambda config: 'no circuit is selected from resampled pairs'),
     _Condition(

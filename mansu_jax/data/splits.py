@@ -1,6 +1,6 @@
 """Forms splits from the role of each file and the use of each question.
 
-Roles are `forget`, `retain` and `heldout`; uses are `train`, `near` and `far`.
+Roles are `forget`, `retain`, `heldout` and `unknown`; uses are `train`, `near` and `far`.
 
 | split | role | use |
 |---|---|---|
@@ -9,6 +9,9 @@ Roles are `forget`, `retain` and `heldout`; uses are `train`, `near` and `far`.
 | `forget_far` | forget | far |
 | `retain` | retain | near, far |
 | `retain_heldout` | heldout | any |
+
+Questions of the role `unknown` are about facts that the base never knew. They
+form no split; attacks use them.
 
 Forget questions of another reading than `choice` are splits of their own:
 `forget_unseen`, `forget_same_subject` and `forget_reverse`, of any use but
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data.readers import text as text_lib
@@ -48,12 +52,14 @@ class Splits:
       another reading that has questions. A split of `NAMES` without questions
       is an empty list.
     text: General text documents.
+    unknown: Questions about facts that the base never knew, of any use.
   """
 
   forget_train: list[Question]
   retain_train: list[Question]
   evaluation: Mapping[str, list[Question]]
   text: list[text_lib.TextDocument]
+  unknown: list[Question] = dataclasses.field(default_factory=list)
 
   @property
   def missing(self) -> tuple[str, ...]:
@@ -67,6 +73,7 @@ def read_splits(
     retain: Sequence[str],
     heldout: Sequence[str] = (),
     text: Sequence[str] = (),
+    unknown: Sequence[str] = (),
     require_train: bool = True,
 ) -> Splits:
   """Reads the files of each role and forms the splits.
@@ -76,6 +83,7 @@ def read_splits(
     retain: Question files to retain.
     heldout: Question files that training never uses.
     text: General text files.
+    unknown: Question files about facts that the base never knew.
     require_train: Whether the forget and retain roles need files with `train`
       questions. False for modes without training, such as audit.
 
@@ -97,7 +105,8 @@ def read_splits(
   roles = {
       role: [q for path in paths for q in questions_lib.read_questions(path)]
       for role, paths in (
-          ('forget', forget), ('retain', retain), ('heldout', heldout))}
+          ('forget', forget), ('retain', retain), ('heldout', heldout),
+          ('unknown', unknown))}
   documents = [d for path in text for d in text_lib.read_text(path)]
   return build_splits(**roles, text=documents, require_train=require_train)
 
@@ -116,15 +125,20 @@ def build_splits(
     retain: list[Question],
     heldout: list[Question],
     text: list[text_lib.TextDocument],
+    unknown: Sequence[Question] = (),
     require_train: bool = True,
 ) -> Splits:
   """Forms the splits of parsed questions; see `read_splits`."""
   roles = {'forget': forget, 'retain': retain, 'heldout': heldout}
-  check_disjoint('forget', forget, 'retain', retain)
-  check_disjoint('forget', forget, 'heldout', heldout)
-  check_disjoint('retain', retain, 'heldout', heldout)
-  questions_lib.check_unique_ids([*forget, *retain, *heldout])
+  roles = {'forget': forget, 'retain': retain, 'heldout': heldout,
+           'unknown': list(unknown)}
+  for (role, own), (other, others) in itertools.combinations(
+      roles.items(), 2):
+    check_disjoint(role, own, other, others)
+  questions_lib.check_unique_ids([q for own in roles.values() for q in own])
   _check_choices_unseen([*forget, *retain])
+  _check_choices_unseen(roles['unknown'])
+  _check_unseen('unknown', roles['unknown'])
   for role in ('forget', 'retain'):
     _check_unseen(role, roles[role])
     if require_train:
@@ -140,7 +154,7 @@ def build_splits(
           'retain': _of_reading(_of_use(retain, 'near', 'far'), 'choice'),
           'retain_heldout': list(heldout),
       },
-      text=list(text))
+      text=list(text), unknown=roles['unknown'])
 
 
 def _of_reading(questions: list[Question], reading: str) -> list[Question]:
@@ -205,7 +219,7 @@ def _check_choices_unseen(questions: list[Question]) -> None:
   """Raises ValueError if training sees a wrong choice of `choice_unseen`.
 
   Args:
-    questions: Questions to forget and to retain.
+    questions: Questions that training may see, with those that ask for them.
   """
   trained = {}
   for question in questions:

@@ -78,7 +78,7 @@ def read(config: run_config.RunConfig) -> Inputs:
   _check_named_once({k: v for k, v in files.items() if k != 'calibration'})
   splits = splits_lib.read_splits(
       forget=files['forget'], retain=files['retain'],
-      heldout=files['heldout'], text=files['text'],
+      heldout=files['heldout'], text=files['text'], unknown=files['unknown'],
       require_train=config.mode in ('unlearn', 'plan'))
   heldout_text = _read_texts(files['heldout_text'])
   _check_disjoint(splits.text, heldout_text, '--data_text')

@@ -34,7 +34,8 @@ def check_data(
       them.
   """
   splits = inputs.splits
-  trained = [*splits.forget_train, *splits.retain_train]
+  trained = [
+      *splits.forget_train, *splits.retain_train, *splits.unknown]
   evaluated = [q for qs in inputs.evaluation.values() for q in qs]
   check_questions(trained + evaluated, shapes, tokenizer, chat=options.chat)
   for documents in (splits.text, inputs.heldout_text, inputs.calibration):

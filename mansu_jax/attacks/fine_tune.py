@@ -1,0 +1,249 @@
+"""Fine-tunes a copy of a model by Adam and measures it on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.attacks import lora
+from mansu_jax.data import batching
+from mansu_jax.data import packing
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import tokenization
+from mansu_jax.data.readers import text as text_lib
+from mansu_jax.models import config as model_config
+from mansu_jax.models import decoder
+from mansu_jax.models import layout
+from mansu_jax.runtime import progress
+from mansu_jax.runtime import sharding
+from mansu_jax.unlearn import losses
+
+VARIANTS = ('all', 'lora')
+BATCH = 16  # Sequences per step.
+_ADAM = optax.scale_by_adam()  # The step multiplies by the learning rate.
+
+
+class Lesson(NamedTuple):
+  """n sequences to teach, padded on the right."""
+
+  tokens: np.ndarray  # [n, T] int32
+  length: np.ndarray  # [n] int32
+  scored: np.ndarray  # [n, T] bool, True where the next token is taught
+  by_token: bool  # Mean over tokens; else sum per sequence, mean over these.
+
+
+class Batch(NamedTuple):
+  """Packed rows, and the K tokens that a step teaches."""
+
+  tokens: np.ndarray  # [R, T] int32
+  positions: np.ndarray  # [R, T] int32, within the sequence
+  segments: np.ndarray  # [R, T] int32, sequence of each token
+  at: np.ndarray  # [K] int32, tokens before the taught ones, in [R * T]
+  targets: np.ndarray  # [K] int32
+  weights: np.ndarray  # [K] float32, in the loss; 0 at padding
+
+
+def lesson_of_questions(
+    questions: Sequence[questions_lib.Question],
+    tokenizer: tokenization.Tokenizer, *, chat: bool = False) -> Lesson:
+  """Teaches the right answers of n questions.
+
+  Raises:
+    ValueError: See `batching.encode_sequences`.
+  """
+  found = batching.encode_sequences(questions, tokenizer, chat=chat)
+  return Lesson(*found, by_token=False)
+
+
+def lesson_of_text(
+    documents: Sequence[text_lib.TextDocument],
+    tokenizer: tokenization.Tokenizer, *, window: int) -> Lesson:
+  """Teaches every token of general text, in windows.
+
+  Raises:
+    ValueError: See `batching.encode_text`.
+  """
+  found = batching.encode_text(documents, tokenizer, window)
+  return Lesson(*found, by_token=True)
+
+
+def batches(
+    lessons: Sequence[Lesson], steps: int, seed: int) -> list[list[Batch]]:
+  """The batches of each lesson, all of one shape.
+
+  Args:
+    lessons: Lessons to draw from.
+    steps: Number of batches of each, at least 1.
+    seed: Seed of the order of sequences.
+  """
+  width = packing.round_up(
+      max(packing.ROW_LENGTH, *(int(x.length.max()) for x in lessons)))
+  drawn = [
+      [sampler[step] for step in range(steps)]
+      for sampler in (batching.BatchSampler(len(x.tokens), BATCH, seed)
+                      for x in lessons)]
+  rows = [[packing.fill_rows(lesson.length[rows], width) for rows in draws]
+          for lesson, draws in zip(lessons, drawn)]
+  most = sharding.round_up_rows(max(len(r) for many in rows for r in many))
+  taught = max(int(lesson.scored[rows].sum())
+               for lesson, draws in zip(lessons, drawn) for rows in draws)
+  return [
+      [_pack(lesson, chosen, filled, (most, width), taught)
+       for chosen, filled in zip(draws, many)]
+      for lesson, draws, many in zip(lessons, drawn, rows)]
+
+
+def _pack(
+    lesson: Lesson, chosen: np.ndarray, rows: list[list[int]],
+    shape: tuple[int, int], taught: int) -> Batch:
+  """Packs the chosen sequences; pads the taught tokens to their number."""
+  place = packing.lay_out(lesson.length[chosen], rows, shape)
+  at, targets = [], []
+  for member, start in zip(place.members, place.starts):
+    i = chosen[member]
+    where = np.flatnonzero(lesson.scored[i])
+    at.append(start + where)
+    targets.append(lesson.tokens[i][where + 1])
+  at, targets = np.concatenate(at), np.concatenate(targets)
+  weights = np.full(
+      at.size, 1 / (at.size if lesson.by_token else len(chosen)), np.float32)
+  pad = lambda x, dtype: np.pad(x, (0, taught - at.size)).astype(dtype)
+  return Batch(
+      place.write(lesson.tokens[chosen]), place.positions(),
+      place.segment_ids(), pad(at, np.int32), pad(targets, np.int32),
+      pad(weights, np.float32))
+
+
+def _hold(variant: str, trained: types.PyTree) -> types.PyTree:
+  """Shards trained leaves like the params; replicates adapters.
+
+  The step returns its carry as it got it; otherwise it would compile again.
+  """
+  letters = lambda name, x: layout.AXES[name] if variant == 'all' else (
+      '.' * x.ndim)
+  return tree_paths.map_named(
+      lambda name, x: sharding.constrain(x, letters(name, x)), trained)
+
+
+def _hold_state(variant: str, state: optax.ScaleByAdamState) -> Any:
+  return state._replace(
+      count=sharding.replicate(state.count), mu=_hold(variant, state.mu),
+      nu=_hold(variant, state.nu))
+
+
+@functools.partial(jax.jit, static_argnames='variant')
+def start(
+    variant: str, params: types.Params, seed: types.Array | int
+) -> tuple[types.PyTree, optax.ScaleByAdamState]:
+  """The trained pytree in float32, and the state of Adam.
+
+  Args:
+    variant: `all` or `lora`.
+    params: Full params.
+    seed: Seed of the adapters.
+  """
+  if variant == 'lora':
+    trained = lora.init(params, jax.random.key(seed))
+  else:  # `+ 0` makes new buffers: the steps donate theirs.
+    trained = jax.tree.map(lambda x: x.astype(jnp.float32) + 0, params)
+  trained = _hold(variant, trained)
+  return trained, _hold_state(variant, _ADAM.init(trained))
+
+
+@functools.partial(
+    jax.jit, static_argnames=('config', 'variant'), donate_argnames='carry')
+def train_step(
+    config: model_config.ModelConfig, variant: str,
+    frozen: types.Params | None, carry: Any, batch: Batch,
+    learning_rate: types.Array | float) -> tuple[Any, types.Array]:
+  """One step of Adam on the weighted NLL of the taught tokens.
+
+  Args:
+    config: Config of the model.
+    variant: `all` or `lora`.
+    frozen: Full params for `lora`; None for `all`.
+    carry: Trained pytree and state of Adam; donated.
+    batch: What to teach.
+    learning_rate: Scalar.
+
+  Returns:
+    The next carry, and the loss before the step; nan if the step left weights
+    that are not finite.
+  """
+  trained, state = carry
+  rows = batch.tokens, batch.positions, batch.segments
+
+  def loss(trained):
+    if variant == 'lora':
+      params, hidden = frozen, lora.forward(config, frozen, trained, *rows)
+    else:
+      params, hidden = trained, decoder.forward(
+          config, trained, rows[0], positions=rows[1], segments=rows[2],
+          remat=True)
+    taught = hidden.reshape(-1, hidden.shape[-1])[batch.at]  # [K, D]
+    nll = losses.token_nll(decoder.unembed(params, taught), batch.targets)
+    return jnp.sum(nll * batch.weights)
+
+  value, grads = jax.value_and_grad(loss)(trained)
+  updates, state = _ADAM.update(grads, state)
+  trained = _hold(variant, jax.tree.map(
+      lambda x, u: x - learning_rate * u, trained, updates))
+  finite = jnp.stack([
+      jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(trained)]).all()
+  return (trained, _hold_state(variant, state)), jnp.where(
+      finite, value, jnp.nan)
+
+
+def run(
+    config: model_config.ModelConfig, params: types.Params,
+    lesson: Sequence[Batch],
+    measure: Callable[[types.Params], dict[str, Any]], *,
+    steps: Sequence[int], learning_rate: float, variant: str = 'all',
+    seed: int = 0) -> list[dict[str, Any]]:
+  """Fine-tunes a model and measures it on the way.
+
+  Args:
+    config: Config of the model.
+    params: The model; not changed.
+    lesson: What each step teaches; at least as many batches as steps.
+    measure: Maps full params to JSON-able measurements. The next step takes
+      over their memory.
+    steps: Increasing steps at which to measure; the last one ends the run.
+    learning_rate: Constant learning rate of Adam.
+    variant: `all` trains all weights; `lora` trains adapters.
+    seed: Seed of the adapters.
+
+  Returns:
+    `step` and the measurements at each of `steps`. They end early if the
+    weights are no longer finite.
+  """
+  carry = start(variant, params, seed)
+  frozen = params if variant == 'lora' else None
+  out = []
+  for step in progress.track(range(steps[-1] + 1), 'fine-tuning'):
+    if step in steps:
+      out.append({'step': step} | measure(_full(variant, params, carry[0])))
+    if step == steps[-1]:
+      break
+    progress.count_tokens(np.count_nonzero(lesson[step].weights))
+    carry, loss = train_step(
+        config, variant, frozen, carry, lesson[step], learning_rate)
+    if not np.isfinite(sharding.to_host(loss)):
+      break
+  return out
+
+
+def _full(
+    variant: str, params: types.Params, trained: types.PyTree) -> types.Params:
+  """Full params in the dtypes of the model."""
+  if variant == 'lora':
+    return lora.merge(params, trained)
+  return jax.tree.map(lambda x, like: x.astype(like.dtype), trained, params)

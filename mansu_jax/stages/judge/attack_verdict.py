@@ -1,0 +1,133 @@
+"""Judges attacks: do untaught facts return beyond guessing?
+
+An attack at one precision and step is one comparison. The gain of the untaught
+forget facts less that of facts never known decides; its one-sided lower bound
+holds jointly for all comparisons (Bonferroni), because the worst one counts.
+No attack proves erasure, so the verdict is failed or inconclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.statistics import accuracy
+from mansu_jax.statistics import bootstrap
+from mansu_jax.statistics import intervals
+from mansu_jax.statistics import recovery
+from mansu_jax.statistics import verdict
+
+# Attack -> precision -> a list of {'step', 'right'}; `right` has one digit for
+# each asked question, 1 for a right answer.
+Answers = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+_Key = tuple[str, str, int]  # Attack, precision, step.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+  """What the attacked models were asked about one set, and their answers.
+
+  Attributes:
+    questions: n asked questions.
+    answers: Answers of each attack.
+  """
+
+  questions: Sequence[questions_lib.Question]
+  answers: Answers
+
+  @property
+  def facts(self) -> list[str]:
+    """Fact of each question."""
+    return [q.fact for q in self.questions]
+
+  def right(self, attack: str, precision: str, step: int) -> np.ndarray:
+    """Whether each answer is right, [n] bool."""
+    found = next(x['right'] for x in self.answers[attack][precision]
+                 if x['step'] == step)
+    return np.array(list(found)) == '1'
+
+  def comparisons(self) -> set[_Key]:
+    """Every attack, precision and step after 0."""
+    return {(attack, precision, found['step'])
+            for attack, by_precision in self.answers.items()
+            for precision, steps in by_precision.items()
+            for found in steps if found['step']}
+
+  def gain(self, key: _Key, **options: Any) -> bootstrap.Estimate:
+    """Gain of a comparison over step 0 at the same precision."""
+    attack, precision, _ = key
+    return recovery.gain(
+        self.right(attack, precision, 0), self.right(*key),
+        [q.chance for q in self.questions], self.facts, **options)
+
+  def record(self, **options: Any) -> dict[str, Any]:
+    """`{attack: {precision: [accuracy by step]}}`, JSON-able."""
+    accuracy_at = lambda *key: {'step': key[-1]} | (
+        accuracy.accuracy_with_interval(
+            self.right(*key), self.facts, **options).record())
+    return {
+        attack: {precision: [accuracy_at(attack, precision, found['step'])
+                             for found in steps]
+                 for precision, steps in by_precision.items()}
+        for attack, by_precision in self.answers.items()}
+
+
+def judge(
+    forgotten: Asked, unknown: Asked | None, **options: Any
+) -> dict[str, Any]:
+  """The record's `attack_verdict`.
+
+  Args:
+    forgotten: Untaught forget facts.
+    unknown: Untaught facts that the base never knew; None without
+      `--data_unknown`.
+    **options: Resamples and seed of the bootstrap.
+
+  Returns:
+    `passed` (False or inconclusive) with its `reason`, and of the worst
+    comparison `attack`, `precision`, `step`, `gain`, `gain_unknown`, and
+    `difference`, whose `lower_of_all` decides. The worst is the one with the
+    largest difference (without facts never known: gain), first among those that
+    fail.
+  """
+  keys = sorted(forgotten.comparisons() & (
+      unknown.comparisons() if unknown else forgotten.comparisons()))
+  if not keys:
+    return verdict.missing(
+        'every attack diverged before its first measured step; lower'
+        ' --eval_attack_rates')
+  if unknown is None:
+    worst = max(keys, key=lambda key: forgotten.gain(key, **options).value)
+    return _entry(worst, len(keys), forgotten.gain(worst, **options)) | {
+        'gain_unknown': None, 'difference': None,
+        'passed': verdict.INCONCLUSIVE,
+        'reason': 'without facts that the base never knew (--data_unknown), the'
+                  ' gain by guessing is not known'}
+  joint = options | {'level': intervals.bonferroni(len(keys))}
+  found = {key: recovery.excess(
+      forgotten.gain(key, **joint), unknown.gain(key, **joint))
+           for key in keys}
+  worst = max(keys, key=lambda key: (found[key].lower > 0, found[key].value))
+  gained, guessed = (
+      side.gain(worst, **options) for side in (forgotten, unknown))
+  failed = found[worst].lower > 0
+  return _entry(worst, len(keys), gained) | {
+      'gain_unknown': guessed.record(),
+      'difference': recovery.excess(gained, guessed).record() | {
+          'lower_of_all': found[worst].lower},
+      'passed': False if failed else verdict.INCONCLUSIVE,
+      'reason': 'untaught facts return beyond guessing' if failed else
+                'no attack returns more than guessing beyond doubt, which'
+                ' proves no erasure'}
+
+
+def _entry(
+    key: _Key, comparisons: int, gained: bootstrap.Estimate
+) -> dict[str, Any]:
+  attack, precision, step = key
+  return {'attack': attack, 'precision': precision, 'step': step,
+          'comparisons': comparisons, 'gain': gained.record()}

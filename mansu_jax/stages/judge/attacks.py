@@ -1,0 +1,226 @@
+"""Attacks on the unlearned model: do facts come back that nobody teaches?
+
+An attack fine-tunes the model on half of the forget facts, or on unrelated
+text, and asks about the other half, in full precision and under each quantizer
+that needs no calibration. The same attack on facts that the base never knew
+shows what guessing gains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from absl import logging
+
+from mansu_jax import quant
+from mansu_jax import types
+from mansu_jax.attacks import fine_tune
+from mansu_jax.attacks import plans as plans_lib
+from mansu_jax.config import run as run_config
+from mansu_jax.eval import accuracy
+from mansu_jax.eval import scoring
+from mansu_jax.models import config as model_config
+from mansu_jax.models import decoder
+from mansu_jax.models.io import loading
+from mansu_jax.runtime import checkpoints
+from mansu_jax.stages.judge import attack_verdict
+from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import inputs as inputs_lib
+from mansu_jax.stages.prepare import reteaching
+from mansu_jax.statistics import verdict
+
+FULL = 'fp'  # The view in full precision.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """One fine-tuning of one model.
+
+  Attributes:
+    plan: The attack.
+    lesson: What each step teaches.
+    asks: Sides that are asked: `forget`, `unknown` or both.
+  """
+
+  plan: plans_lib.Plan
+  lesson: list[fine_tune.Batch]
+  asks: tuple[str, ...]
+
+  @property
+  def name(self) -> str:
+    """Name of the attack and of what it asks."""
+    return f'attack_{self.plan.name}_{"_".join(self.asks)}'
+
+
+class Attacks:
+  """The attacks of a run: what they teach and ask.
+
+  Attributes:
+    sides: `forget`, and `unknown` if there are facts that the base never knew.
+    runs: Every fine-tuning, in order.
+    tasks: Packed questions of each side.
+    scorer: Scores them.
+    views: Names of the precisions at which the model is asked.
+    benign_on: What benign fine-tuning trains on: `text` or `retain`.
+  """
+
+  def __init__(
+      self, options: run_config.EvalConfig, data: run_config.DataConfig,
+      inputs: inputs_lib.Inputs, model: loading.LoadedModel,
+      schemes: Sequence[str], *, seed: int):
+    """Draws the facts and packs all lessons and questions.
+
+    Args:
+      options: Attacks and sizes.
+      data: Chat form, and length of text windows.
+      inputs: Data of the run.
+      model: The base, or its shapes.
+      schemes: Quantizers of the run.
+      seed: Seed of all draws.
+
+    Raises:
+      reteaching.TooFewFacts: There are too few forget facts.
+    """
+    self.views = [FULL, *(s for s in schemes if s not in quant.CALIBRATED)]
+    self.sides = {'forget': reteaching.forgotten(inputs, seed)}
+    unknown = reteaching.never_known(options, inputs, seed)
+    if unknown is not None:
+      self.sides['unknown'] = unknown
+    self.tasks = {
+        name: accuracy.build_task(
+            side.questions, model.tokenizer, chat=data.chat,
+            token_budget=options.batch_tokens,
+            max_length=model.config.max_position)
+        for name, side in self.sides.items()}
+    self.scorer = make_scorer(model.config)
+    self.benign_on = 'text' if inputs.splits.text else 'retain'
+    self.runs = self._make_runs(options, data, inputs, model, seed)
+
+  def _make_runs(self, options, data, inputs, model, seed) -> list[Run]:
+    """Relearning teaches each side its own half; benign runs ask both."""
+    plans = plans_lib.make(
+        options.attacks, options.attack_rates, options.attack_steps)
+    of_questions = lambda questions: fine_tune.lesson_of_questions(
+        questions, model.tokenizer, chat=data.chat)
+    batches = lambda *lessons: fine_tune.batches(
+        lessons, options.attack_steps, seed)
+    lessons = dict(zip(self.sides, batches(*(
+        of_questions(side.taught) for side in self.sides.values()))))
+    if any(plan.kind == 'benign' for plan in plans):
+      splits = inputs.splits
+      (lessons['benign'],) = batches(fine_tune.lesson_of_text(
+          splits.text, model.tokenizer, window=data.text_window)
+                                     if splits.text else of_questions(
+                                         splits.retain_train))
+    out = []
+    for plan in plans:
+      if plan.kind == 'benign':
+        out.append(Run(plan=plan, lesson=lessons['benign'],
+                       asks=tuple(self.sides)))
+      else:
+        out += [Run(plan=plan, lesson=lessons[side], asks=(side,))
+                for side in self.sides]
+    return out
+
+  def ask(self, params: types.Params, side: str) -> str:
+    """Asks one side; one digit for each question, 1 for a right answer."""
+    scores = accuracy.score(self.scorer, params, self.tasks[side])
+    return ''.join(map(str, scores.correct.astype(int)))
+
+
+def make_scorer(config: model_config.ModelConfig) -> scoring.Scorer:
+  """Scores any params of one shape."""
+  return scoring.Scorer(
+      lambda params, tokens, positions, mask: decoder.forward(
+          config, params, tokens, positions=positions, attention_mask=mask),
+      decoder.unembed)
+
+
+def measure(
+    options: run_config.EvalConfig, data: run_config.DataConfig,
+    inputs: inputs_lib.Inputs, quantize: quantizers.Quantizers,
+    model: loading.LoadedModel, unlearned: types.Params, *, seed: int,
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> dict[str, Any]:
+  """Attacks the unlearned model.
+
+  Args:
+    options: Attacks, their steps and rates, sizes of the evaluation.
+    data: Chat form, and length of text windows.
+    inputs: Data of the run.
+    quantize: Quantizers of the run.
+    model: The base.
+    unlearned: Full params after unlearning; not changed.
+    seed: Seed of the taught facts, their order and the bootstrap.
+    cache: Keeps each attack for a resumed run.
+
+  Returns:
+    Entries of the record, JSON-able: `attacks` and `attacks_unknown`, the
+    accuracy on facts that were not taught, `{attack: {precision: [by step]}}`;
+    `attack_setup`, numbers of facts and questions, and the base's accuracy; and
+    `attack_verdict`, see `attack_verdict.judge`. If nothing is attacked, only
+    the last has entries.
+  """
+  if not options.attacks:
+    return not_measured('--eval_attacks= skips the attacks')
+  try:
+    attacks = Attacks(
+        options, data, inputs, model, quantize.names, seed=seed)
+  except reteaching.TooFewFacts as error:
+    return not_measured(str(error))
+  views = {name: view for name, view in quantize.views().items()
+           if name in attacks.views}
+  resampling = dict(resamples=options.bootstrap, seed=seed)
+  base = cache.get_or_compute_json('attack_base', lambda: {
+      side: attacks.ask(model.params, side) for side in attacks.sides})
+  answers: dict[str, Any] = {side: {} for side in attacks.sides}
+  for run in attacks.runs:
+    found = cache.get_or_compute_json(
+        run.name, lambda: _attack(attacks, run, views, model, unlearned, seed))
+    if found[-1]['step'] < run.plan.steps[-1]:
+      logging.warning('The attack %s diverged after step %d.', run.plan.name,
+                      found[-1]['step'])
+    for side in run.asks:
+      answers[side][run.plan.name] = {
+          precision: [{'step': step['step'], 'right': step[side][precision]}
+                      for step in found]
+          for precision in views}
+  asked = {side: attack_verdict.Asked(
+      questions=attacks.sides[side].questions, answers=answers[side])
+           for side in attacks.sides}
+  records = {side: found.record(**resampling) for side, found in asked.items()}
+  return {
+      'attacks': records['forget'], 'attacks_unknown': records.get(
+          'unknown', {}),
+      'attack_setup': {'benign_on': attacks.benign_on} | {
+          name: side.describe() | {
+              'base': base[name].count('1') / len(base[name])}
+          for name, side in attacks.sides.items()},
+      'attack_verdict': attack_verdict.judge(
+          asked['forget'], asked.get('unknown'), **resampling)}
+
+
+def _attack(
+    attacks: Attacks, run: Run, views: quantizers.Views,
+    model: loading.LoadedModel, unlearned: types.Params, seed: int
+) -> list[dict[str, Any]]:
+  """Answers `{side: {precision: digits}}` at each measured step."""
+  def ask(params):
+    out: dict[str, Any] = {side: {} for side in run.asks}
+    for precision, view in views.items():
+      viewed = view(params)
+      for side in run.asks:
+        out[side][precision] = attacks.ask(viewed, side)
+    return out
+
+  return fine_tune.run(
+      model.config, unlearned, run.lesson, ask, steps=run.plan.steps,
+      learning_rate=run.plan.learning_rate, variant=run.plan.variant,
+      seed=seed)
+
+
+def not_measured(reason: str) -> dict[str, Any]:
+  """The record's entries if nothing is attacked; the reason is a clause."""
+  return {'attacks': {}, 'attacks_unknown': {}, 'attack_setup': {},
+          'attack_verdict': verdict.missing(reason)}
