@@ -9,6 +9,7 @@ a stopped audit starts again from the beginning.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -21,8 +22,8 @@ from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as settings_lib
-from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
+from mansu_jax.stages.judge import judging
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import model_pair
@@ -62,28 +63,18 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         settings, inputs.splits, base, cad_pairs=config.eval.cad_pairs)
     if found is not None:
       outputs.write(found, base.config, root)
-  with clock.stage('evaluate'):
-    evaluator = evaluation.Evaluator(config.eval, config.data, inputs, base)
-    quantize = quantizers.Quantizers(
-        config.quant_schemes, base, calibration_texts=inputs.calibration,
-        calibration_tokens=config.eval.calibration_tokens)
-    measured = evaluation.measure_all(
-        evaluator, quantize.views(), base.params, unlearned)
-    results.write_answers(evaluator, measured, root)
-  with clock.stage('erasure'):
-    structure = erasure.not_measured(reason) if found is None else (
-        erasure.measure(settings, config.eval, inputs, quantize, base, found,
-                        unlearned))
-  with clock.stage('samples'):
-    texts = results.samples(
-        inputs, quantize, base, unlearned, limit=config.eval.generations,
-        seed=config.seed, chat=config.data.chat)
+  job = results.Job(
+      config=config, inputs=inputs, model=base, found=found,
+      quantize=quantizers.Quantizers(
+          config.quant_schemes, base, calibration_texts=inputs.calibration,
+          calibration_tokens=config.eval.calibration_tokens),
+      evaluator=evaluation.Evaluator(config.eval, config.data, inputs, base))
+  findings = judging.run(
+      job, settings, unlearned, root, clock, reason_without_circuit=reason)
   with clock.stage('survival'):
     record = results.make_record(
-        config=config, inputs=inputs, quantize=quantize, model=base,
-        found=found, evaluator=evaluator, measured=measured,
-        structure=structure, unlearned=unlearned, answers_in_words=texts,
-        stages=clock.stages, changes=pair.changes)
+        job, dataclasses.replace(findings, changes=pair.changes), unlearned,
+        clock.stages)
   record |= {'pair': pair.summary}
   workdir.write_flags(config, root)
   report.write(record, root)

@@ -24,7 +24,9 @@ from mansu_jax.runtime import sharding
 from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import programs as circuit_programs
 from mansu_jax.stages.circuit import settings as circuit_settings
+from mansu_jax.stages.judge import attack_programs
 from mansu_jax.stages.judge import programs as judge_programs
+from mansu_jax.stages.judge import structure_programs
 from mansu_jax.stages.prepare import abstract
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import programs as train_programs
@@ -138,6 +140,10 @@ def _record(
       model=model, inputs=inputs, attribution=attribution, options=config.eval,
       data=config.data, schemes=config.quant_schemes,
       whole=settings.all_weights)
-  for stage in (judge_programs.evaluate, judge_programs.erasure,
-                judge_programs.samples, judge_programs.survival):
-    recorder.record(stage.__name__, stage(judged))
+  for name, stage in {
+      'evaluate': judge_programs.evaluate, 'generation': judge_programs.recall,
+      'hidden share': structure_programs.hidden_share,
+      'attacks': attack_programs.attacks, 'erasure': judge_programs.erasure,
+      'samples': judge_programs.samples,
+      'survival': judge_programs.survival}.items():
+    recorder.record(name, stage(judged))

@@ -6,6 +6,7 @@ quantize and compare -> evaluate -> report.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -21,8 +22,8 @@ from mansu_jax.stages import checks
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.circuit import outputs
 from mansu_jax.stages.circuit import settings as circuit_settings
-from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
+from mansu_jax.stages.judge import judging
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import quantizer_rules
@@ -70,25 +71,15 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     unlearned, trained = unlearning.run(
         train_settings.Settings.from_run(config), inputs.splits, model, found,
         root / 'model', clock, cache)
-    with clock.stage('evaluate'):
-      measured = evaluation.measure_all(
-          evaluator, quantize.views(), model.params, unlearned, cache)
-      results.write_answers(evaluator, measured, root)
-    with clock.stage('erasure'):
-      structure = erasure.measure(
-          settings, config.eval, inputs, quantize, model, found, unlearned,
-          cache)
-    with clock.stage('samples'):
-      texts = results.samples(
-          inputs, quantize, model, unlearned, limit=config.eval.generations,
-          seed=config.seed, chat=config.data.chat, cache=cache)
+    job = results.Job(
+        config=config, inputs=inputs, quantize=quantize, model=model,
+        evaluator=evaluator, found=found)
+    findings = judging.run(job, settings, unlearned, root, clock, cache)
     with clock.stage('survival'):
       record = results.make_record(
-          config=config, inputs=inputs, quantize=quantize, model=model,
-          found=found, evaluator=evaluator, measured=measured,
-          structure=structure, unlearned=unlearned, answers_in_words=texts,
-          stages=clock.stages, training=results.describe_training(*trained),
-          earlier=workdir.earlier_environments(root))
+          job, dataclasses.replace(
+              findings, training=results.describe_training(*trained)),
+          unlearned, clock.stages, workdir.earlier_environments(root))
     workdir.write_flags(config, root)
     report.write(record, root)
   return record

@@ -1,13 +1,16 @@
 """Asks for the forgotten facts in the model's own words.
 
 `Recaller` runs a model and returns texts; `right` and `ignorance` judge texts,
-so that stored ones can be judged again.
+so that stored ones can be judged again. `measure` asks both models at every
+precision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import functools
+import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +22,11 @@ from mansu_jax.data import tokenization
 from mansu_jax.eval import generation
 from mansu_jax.eval import recall
 from mansu_jax.models.io import loading
+from mansu_jax.runtime import checkpoints
+from mansu_jax.runtime import files
+from mansu_jax.stages.judge import answers as answers_lib
+from mansu_jax.stages.judge import evaluation
+from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
@@ -29,6 +37,13 @@ _MOST_TOKENS = 16
 _SLOTS_PER_TOKEN = 8
 
 Texts = dict[str, list[str]]
+
+
+class Recalled(NamedTuple):
+  """What both models wrote, and how it is judged."""
+
+  readings: dict[str, answers_lib.Reading]
+  texts: dict[tuple[str, str], Texts]  # By model and precision.
 
 
 class Recaller:
@@ -131,3 +146,59 @@ def _asked(
     return []
   return inputs_lib.thin(
       recall.plain(_forgotten(inputs)), options.recall_questions, seed)
+
+
+def measure(
+    recaller: Recaller, views: quantizers.Views, base: types.Params,
+    unlearned: types.Params, *, resamples: int, seed: int,
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> Recalled:
+  """Asks both models at every precision.
+
+  Args:
+    recaller: of the run's questions.
+    views: from `Quantizers.views`.
+    base: full params before unlearning.
+    unlearned: full params after it.
+    resamples: bootstrap resamples of the readings.
+    seed: seed of the bootstrap.
+    cache: keeps each model's texts for a resumed run.
+  """
+  if not any(recaller.questions.values()):
+    return Recalled({}, {})
+  texts = {
+      (name, precision): cache.get_or_compute_json(
+          f'recall_{name}_{precision}', lambda: recaller(view(params)))
+      for precision, view in views.items()
+      for name, params in zip(evaluation.MODELS, (base, unlearned))}
+  right = {key: recaller.right(found) for key, found in texts.items()}
+  ignorance = recaller.ignorance(texts['base', 'fp'])
+  return Recalled({
+      reading: answers_lib.Reading(
+          questions=questions,
+          correct={key: found[reading] for key, found in right.items()},
+          ignorance=np.nan_to_num(ignorance[reading]),
+          options=dict(resamples=resamples, seed=seed))
+      for reading, questions in recaller.questions.items() if questions}, texts)
+
+
+def write(recalled: Recalled, root: pathlib.Path) -> None:
+  """Writes `generations.jsonl`: each model's generated answers.
+
+  A line is {reading, id, fact, relation, prompt, answer, ignorance, models},
+  where `models` is {model: {precision: {text, correct}}}. No file is written
+  without generated answers.
+  """
+  lines = []
+  for name, reading in recalled.readings.items():
+    for i, question in enumerate(reading.questions):
+      models: dict[str, dict[str, object]] = {}
+      for (model, precision), texts in recalled.texts.items():
+        models.setdefault(model, {})[precision] = {
+            'text': texts[name][i],
+            'correct': bool(reading.correct[model, precision][i])}
+      lines.append(results.line(
+          {}, question, {'reading': name},
+          {'ignorance': round(float(reading.ignorance[i]), 4)},
+          {'models': models}))
+  if lines:
+    files.write_text(root / 'generations.jsonl', ''.join(lines))

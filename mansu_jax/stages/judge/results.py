@@ -62,13 +62,13 @@ def write_answers(
             'margin': round(float(found.scores.margin[i]), 4)}
       level = {} if ignorance is None else {
           'ignorance': round(float(ignorance[i]), 4)}
-      lines.append(_line(
+      lines.append(line(
           {'split': split}, question, {'choices': list(question.choices)},
           level, {'models': models}))
   files.write_text(root / 'answers.jsonl', ''.join(lines))
 
 
-def _line(
+def line(
     first: dict[str, Any], question: questions_lib.Question,
     *rest: dict[str, Any]) -> str:
   """A question and what was measured on it, as a line of JSON."""
@@ -177,7 +177,7 @@ class Findings:
   Attributes:
     measured: from `evaluation.measure_all`.
     ignorance: from `ignorance.measure`.
-    recalled: generated answers, by reading.
+    recalled: readings of generated answers, from `recall.measure`.
     hidden: from `hidden_share.measure`.
     attacked: from `attacks.measure`.
     structure: from `erasure.measure` or `erasure.not_measured`.
