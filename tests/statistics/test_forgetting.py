@@ -222,7 +222,7 @@ class ErrorsTest(absltest.TestCase):
       forgetting.known_share(
           np.ones(5), np.ones(5), np.zeros(5), ids.repeat(5, 1), ['a'])
     with self.assertRaisesRegex(ValueError, 'ignorance lies between'):
-      _of(forgetting.known_share, np.ones(5), np.ones(5), 1.0)
+      _of(forgetting.known_share, np.ones(5), np.ones(5), 1.5)
     with self.assertRaisesRegex(ValueError, 'other than 0 and 1'):
       _of(forgetting.forgetting, np.ones(5), np.full(5, 0.5))
     with self.assertRaisesRegex(ValueError, '1 forms, 2 relations'):
