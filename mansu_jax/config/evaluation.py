@@ -33,7 +33,7 @@ class EvalConfig:
   generations: int = _field(
       6, 'Questions whose free-form answers the report shows.')
   recall_questions: int = _field(
-      120, 'Forget questions that each model answers in its own words, plainly'
+      180, 'Forget questions that each model answers in its own words, plainly'
       ' and after three solved examples, drawn evenly over facts; 0: skip'
       ' both.')
   cad_pairs: int = _field(

@@ -27,8 +27,9 @@ Keys of `asked`:
   questions: {name: template with '{subject}'}; the answer comes last. A fact's
     questions are `far_<name>`.
   reverse: {name: template with '{answer}'}, optional; asks for the subject, in
-    questions `reverse_<name>`. A fact whose answer is also that of another
-    subject, or stands in the subject's name, has none.
+    questions `reverse_<name>_set_<set>`. A fact whose answer is also that of
+    another subject, or stands in the subject's name, has none.
+  reverse_sets: Number of sets of choices of a reverse question; default 3.
   unseen: Wrong choices that are no answer and no distractor of the relation,
     optional, as a list or {group: list}. Each question is asked again with
     sets of them, as `far_<name>_unseen_<set>`.
@@ -58,8 +59,8 @@ _FORM_TEXTS = frozenset({'question', 'narrative'})
 _REQUIRED = frozenset({'relation', 'near', 'facts', 'files'})
 _OPTIONAL = frozenset({'train', 'fact', 'choices_from', 'distractors',
                        'also_right', 'per_fact', 'lead', 'asked'})
-_ASKED = frozenset({'questions', 'reverse', 'unseen', 'unseen_sets',
-                    'same_subject', 'files'})
+_ASKED = frozenset({'questions', 'reverse', 'reverse_sets', 'unseen',
+                    'unseen_sets', 'same_subject', 'files'})
 
 _KEYS = ('id', 'fact', 'relation', 'prompt', 'answer', 'choices', 'use',
          'reading')
@@ -267,10 +268,12 @@ def _asked(
   others = _other_subjects(relation, group, subject)
   if others is not None:
     for name, template in asked.get('reverse', {}).items():
-      key = f'{fact}/reverse_{name}'
-      yield {'id': key, 'prompt': _fill(template, answer=answer),
-             'answer': subject, 'reading': 'reverse',
-             'choices': choice_sets.choose(key, subject, others)}
+      keys = [f'{fact}/reverse_{name}_set_{k}'
+              for k in range(asked.get('reverse_sets', 3))]
+      for key, chosen in zip(keys, choice_sets.choose_sets(
+          keys, subject, others)):
+        yield {'id': key, 'prompt': _fill(template, answer=answer),
+               'answer': subject, 'reading': 'reverse', 'choices': chosen}
 
 
 def _other_subjects(

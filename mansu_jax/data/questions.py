@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from mansu_jax.data.readers import jsonl
@@ -10,6 +11,8 @@ from mansu_jax.data.readers import jsonl
 USES = ('train', 'near', 'far')
 # How a question asks for its fact; `choice` unless the line says otherwise.
 READINGS = ('choice', 'choice_unseen', 'choice_same_subject', 'reverse')
+
+_SET = re.compile(r'(_unseen|_set)_\d+$')
 
 resolve = jsonl.resolve
 
@@ -56,6 +59,16 @@ class Question:
   def answer_index(self) -> int:
     """Index of the answer among the choices."""
     return self.choices.index(self.answer)
+
+  @property
+  def form(self) -> str:
+    """Name of the phrasing and choices: the last part of the id."""
+    return self.id.rsplit('/', 1)[-1]
+
+  @property
+  def wording(self) -> str:
+    """Name of the phrasing, without the number of the set of choices."""
+    return _SET.sub('', self.form)
 
   @property
   def chance(self) -> float:

@@ -47,11 +47,6 @@ class FewShot(NamedTuple):
     return self.examples + self.question.prompt
 
 
-def form(question: Question) -> str:
-  """Phrasing of a question: the last part of its id."""
-  return question.id.rsplit('/', 1)[-1]
-
-
 def plain(questions: Sequence[Question]) -> list[Question]:
   """The questions whose answers are read from the model's own words.
 
@@ -65,7 +60,7 @@ def plain(questions: Sequence[Question]) -> list[Question]:
   chosen: dict[tuple[str, str], Question] = {}
   for q in questions:
     if q.use != 'train' and q.reading == 'choice':
-      chosen.setdefault((q.fact, form(q)), q)
+      chosen.setdefault((q.fact, q.form), q)
   return list(chosen.values())
 
 
@@ -94,17 +89,17 @@ def few_shot(
     count: Examples per question.
     seed: Seed of the order.
   """
-  shown = {(q.fact, form(q)) for q in asked}
+  shown = {(q.fact, q.form) for q in asked}
   order = np.random.default_rng(seed).permutation(len(pool))
   forms: dict[str, list[Question]] = {}
   for q in sorted((pool[i] for i in order),
-                  key=lambda q: (q.fact, form(q)) in shown):
-    forms.setdefault(form(q), []).append(q)
+                  key=lambda q: (q.fact, q.form) in shown):
+    forms.setdefault(q.form, []).append(q)
   out = []
   for question in asked:
     if tokenization.is_marked(question.prompt, tokenizer):
       continue
-    known = forms.get(form(question), [])
+    known = forms.get(question.form, [])
     same = [q for q in known if q.relation == question.relation]
     found = (_examples(question, same, count)
              or _examples(question, known, count))
@@ -186,7 +181,7 @@ def says_for(
   """
   out = np.full(len(questions), np.nan)
   said: dict[str, np.ndarray] = {}
-  forms = np.array([form(q) for q in questions])
+  forms = np.array([q.form for q in questions])
   relations = np.array([q.relation for q in questions])
   facts = np.array([q.fact for q in questions])
   for i, question in enumerate(questions):

@@ -30,6 +30,7 @@ from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import quantizer_rules
+from mansu_jax.stages.prepare import reteaching
 from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import token_checks
 from mansu_jax.stages.train import pools
@@ -43,14 +44,18 @@ def read(config: run_config.RunConfig) -> inputs_lib.Inputs:
 
   Raises:
     ValueError: As `mode_checks.check_unread_flags`, `quantizer_rules.check`,
-      `inputs.read` and `workdir.check_workdir`, in this order.
+      `inputs.read`, `reteaching.check` and `workdir.check_workdir`, in this
+      order.
   """
   def read_inputs():
     mode_checks.check_unread_flags(config)
     quantizer_rules.check(
         config.quant_schemes, edits=config.circuit.selection != 'all' and
         config.mode in ('unlearn', 'plan'))
-    return inputs_lib.read(config)
+    found = inputs_lib.read(config)
+    if config.mode != 'attribute':
+      reteaching.check(config.eval, found, config.seed)
+    return found
 
   inputs = processes.raise_on_all(read_inputs)
   if config.mode != 'plan':  # A plan has no workdir.

@@ -14,7 +14,7 @@ _FACTS = {'all': {'france': 'Paris', 'italy': 'Rome', 'spain': 'Madrid',
 _UNSEEN = ['Kyiv', 'Minsk', 'Tunis', 'Lyon', 'Bari', 'Turin', 'Graz']
 _ASKED = {
     'questions': {'visa': 'For {subject} you fly to'},
-    'reverse': {'home': '{answer} is the capital of'},
+    'reverse': {'home': '{answer} is the capital of'}, 'reverse_sets': 1,
     'unseen': _UNSEEN,
     'unseen_sets': 2,
     'same_subject': {'france': ['Lyon', 'Nice', 'Lille', 'Brest']},
@@ -42,7 +42,7 @@ class AskedTest(parameterized.TestCase):
     rows = self._of(self._build(_ASKED)['capitals.jsonl'], 'france')
     self.assertEqual(
         ['train_0', 'near_0', 'far_visa', 'far_visa_unseen_0',
-         'far_visa_unseen_1', 'far_visa_sister', 'reverse_home'], list(rows))
+         'far_visa_unseen_1', 'far_visa_sister', 'reverse_home_set_0'], list(rows))
     self.assertEqual(
         [None, None, None, 'choice_unseen', 'choice_unseen',
          'choice_same_subject', 'reverse'],
@@ -63,12 +63,12 @@ class AskedTest(parameterized.TestCase):
   def test_reverse_asks_for_the_one_subject_of_an_answer(self):
     rows = self._build(
         _ASKED, also_right={'italy': ['Paris']})['capitals.jsonl']
-    reverse = self._of(rows, 'france')['reverse_home']
+    reverse = self._of(rows, 'france')['reverse_home_set_0']
     self.assertEqual('Paris is the capital of', reverse['prompt'])
     self.assertEqual('france', reverse['answer'])
     self.assertNotIn('italy', reverse['choices'])
     for shared in ('swaziland', 'eswatini'):
-      self.assertNotIn('reverse_home', self._of(rows, shared))
+      self.assertNotIn('reverse_home_set_0', self._of(rows, shared))
 
   def test_reverse_skips_a_subject_that_spells_a_short_answer(self):
     facts = {'all': {'helium': 'He', 'iron': 'Fe', 'gold': 'Au', 'lead': 'Pb',
@@ -87,7 +87,7 @@ class AskedTest(parameterized.TestCase):
     self.assertEqual(['train_0', 'near_0', 'far_question'], list(france))
     self.assertEqual(
         ['train_0', 'far_visa', 'far_visa_unseen_0', 'far_visa_unseen_1',
-         'far_visa_sister', 'reverse_home'],
+         'far_visa_sister', 'reverse_home_set_0'],
         list(self._of(got['test_capital.jsonl'], 'france')))
     self.assertEqual(
         france['train_0'],

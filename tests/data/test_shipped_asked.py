@@ -73,7 +73,8 @@ class WordingTest(parameterized.TestCase):
              if q.fact == fact and q.use == 'far'}
       want = {f'far_{form}{tail}' for form in _FORMS for tail in (
           '', '_unseen_0', '_unseen_1', '_unseen_2', '_sister')}
-      self.assertEqual(want | {f'reverse_{form}' for form in _REVERSE}, got)
+      self.assertEqual(want | {
+          f'reverse_{form}_set_{k}' for form in _REVERSE for k in range(3)}, got)
 
   def test_readings_of_a_form_share_its_prompt(self):
     prompts = collections.defaultdict(set)
@@ -129,7 +130,7 @@ class ChoiceTest(absltest.TestCase):
         forget=['shipped:capitals_europe'], retain=['shipped:capitals_other'])
     self.assertEqual(
         {'forget_far': 125, 'forget_unseen': 375, 'forget_same_subject': 125,
-         'forget_reverse': 75},
+         'forget_reverse': 225},
         {name: len(asked) for name, asked in found.evaluation.items()
          if name in ('forget_far', 'forget_unseen', 'forget_same_subject',
                      'forget_reverse')})

@@ -18,7 +18,6 @@ import numpy as np
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.stages.judge import evaluation
-from mansu_jax.stages.judge import ignorance as ignorance_lib
 from mansu_jax.statistics import bootstrap
 from mansu_jax.statistics import forgetting
 from mansu_jax.statistics import intervals
@@ -54,7 +53,7 @@ class Reading:
   def groups(self) -> list[str]:
     """Group of each question in which knowledge is clipped at ignorance."""
     return forgetting.forms_of(
-        [ignorance_lib.form(q) for q in self.questions],
+        [q.wording for q in self.questions],
         [q.relation for q in self.questions], self.facts)
 
   def phi(self, precision: str, count: int) -> forgetting.Forgetting:
@@ -119,7 +118,7 @@ class Answers:
 
   def forms(self, rows: np.ndarray) -> list[str]:
     """Phrasing of each question."""
-    return [ignorance_lib.form(self._evaluator.questions[i]) for i in rows]
+    return [self._evaluator.questions[i].form for i in rows]
 
   def estimate(self, fn: Callable[..., Any], *columns, rows):
     """A statistic with its bootstrap by fact, as a record entry."""

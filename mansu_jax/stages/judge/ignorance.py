@@ -26,11 +26,6 @@ OTHERS = 2  # Other facts that are asked for each question.
 _READINGS = ('choice', 'choice_unseen', 'reverse')
 
 
-def form(question: questions_lib.Question) -> str:
-  """Phrasing of a question: the last part of its id."""
-  return question.id.rsplit('/', 1)[-1]
-
-
 def probes(
     questions: Sequence[questions_lib.Question]
 ) -> tuple[list[questions_lib.Question], np.ndarray]:
@@ -46,7 +41,7 @@ def probes(
     m probes, and the index of the question that each belongs to, [m] int.
   """
   groups: dict[tuple[str, ...], list[questions_lib.Question]] = {}
-  key = lambda q: (q.relation, q.reading, form(q))
+  key = lambda q: (q.relation, q.reading, q.form)
   for question in questions:
     groups.setdefault(key(question), []).append(question)
   found, owners = [], []

@@ -85,7 +85,7 @@ class Recaller:
         FEW_SHOT: [one.prompt for one in few_shot]}
     # Prompts that begin alike: the phrasing, or the examples.
     self._beginnings = {
-        PLAIN: [(recall.form(q), q.relation) for q in asked],
+        PLAIN: [(q.form, q.relation) for q in asked],
         FEW_SHOT: [one.examples for one in few_shot]}
 
   def _fitting(

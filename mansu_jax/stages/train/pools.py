@@ -255,7 +255,7 @@ def _grouping(
           (q.relation, q.fact, q.answer, q.choices) for q in forget_set)))))
   return ([groups[q.relation, q.fact] for q in questions],
           [q.relation for q in questions],
-          [q.id.rsplit('/', 1)[-1] for q in questions])
+          [q.form for q in questions])
 
 
 def sample_rows(size: int, limit: int, seed: int) -> np.ndarray:
