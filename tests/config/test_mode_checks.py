@@ -101,7 +101,11 @@ class ConditionsTest(parameterized.TestCase):
       (('--mode=attribute', '--circuit_resamples=0', '--eval_bootstrap=200'),
        'no circuit is selected from resampled pairs'),
       (('--mode=attribute', _PAIRS, '--eval_questions=9'),
-       'no other phrasings are compared'))
+       'no other phrasings are compared'),
+      (('--eval_attacks=', '--data_unknown=u'), 'skips the attacks'),
+      (('--eval_attacks=', '--eval_attack_questions=9'), 'skips the attacks'),
+      (('--mode=audit', '--base=b', '--eval_attacks=', '--eval_attack_steps=9'),
+       'skips the attacks'))
   def test_refuses(self, args, reason):
     flag = args[-1].split('=')[0]
     with self.assertRaisesRegex(
