@@ -13,8 +13,6 @@ from collections.abc import Sequence
 import dataclasses
 import math
 
-import numpy as np
-
 KINDS = ('relearn', 'lora', 'benign')
 LORA_FACTOR = 10  # Learning rate of LoRA over that of all weights.
 _MEASURED = (0, 2, 5, 10, 20, 50, 100)
@@ -38,9 +36,8 @@ class Plan:
   @property
   def name(self) -> str:
     """Kind and learning rate, such as `lora_3e-4`."""
-    rate = np.format_float_scientific(
-        self.learning_rate, precision=3, trim='-', exp_digits=1)
-    return f'{self.kind}_{rate}'
+    digits, exponent = f'{self.learning_rate:.3e}'.split('e')
+    return f'{self.kind}_{float(digits):g}e{int(exponent)}'
 
   @property
   def variant(self) -> str:

@@ -65,7 +65,7 @@ class Untaught(NamedTuple):
   """Questions about facts that are not taught."""
 
   questions: list[Question]
-  narrowed: int  # Questions of these that lost a wrong choice.
+  narrowed: frozenset[str]  # Ids of questions that lost a wrong choice.
   dropped: int  # Questions left out because no wrong choice remained.
 
 
@@ -79,7 +79,7 @@ def untaught(
   """
   facts = {q.fact for q in taught}
   answers = {splits_lib.plain(q.answer) for q in taught}
-  kept, narrowed, dropped = [], 0, 0
+  kept, narrowed, dropped = [], set(), 0
   for question in asked:
     if question.fact in facts:
       continue
@@ -88,6 +88,7 @@ def untaught(
     if question.answer not in choices or len(choices) < 2:
       dropped += 1
       continue
-    narrowed += len(choices) < len(question.choices)
+    if len(choices) < len(question.choices):
+      narrowed.add(question.id)
     kept.append(dataclasses.replace(question, choices=choices))
-  return Untaught(kept, narrowed, dropped)
+  return Untaught(kept, frozenset(narrowed), dropped)

@@ -52,6 +52,9 @@ class EvalConfig:
   attack_steps: int = _field(
       10, 'Steps of each attack. The model is measured after 0, 2, 5, 10, 20, 50'
       ' and 100 steps, and at the end.', maximum=10_000)
+  attack_questions: int = _field(
+      120, 'Largest number of questions that attacks ask about forgotten facts,'
+      ' and about facts never known, drawn evenly over facts; 0: all.')
   attack_rates: tuple[str, ...] = _field(
       ('3e-5',), 'Learning rates of the attacks, separated by commas. Each kind'
       ' of attack runs with each; lora at ten times the rate.')
@@ -61,7 +64,7 @@ class EvalConfig:
     fields.check_minimum(
         self, 'eval', 0, 'questions', 'kept_questions', 'text_windows',
         'generations', 'recall_questions', 'cad_pairs', 'lens_questions',
-        'hidden_questions')
+        'hidden_questions', 'attack_questions')
     fields.check_minimum(
         self, 'eval', 1, 'batch_tokens', 'calibration_tokens', 'attack_steps')
     fields.check(

@@ -1,4 +1,4 @@
-"""The relearning attack: its training, its records and its command line."""
+"""The relearning attack: its records and its command line."""
 
 import contextlib
 import io
@@ -9,19 +9,14 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from mansu_jax import tree_paths
-from mansu_jax.data import questions as questions_lib
 from mansu_jax.deployment import command_line
 from mansu_jax.deployment import relearn
 from mansu_jax.deployment import relearning_attack
-from mansu_jax.models import decoder
 from mansu_jax.models.io import hf_io
-from mansu_jax.unlearn import losses
 from tests import tiny_job
-from tests.eval import toy_model
 from tests.models import tiny
 
 _STEPS = [0, 2, 5, 10, 20]
@@ -37,45 +32,6 @@ def _main(*args):
       contextlib.redirect_stdout(io.StringIO())):
     status = relearn.main(rest, values)
   return status, errors.getvalue()
-
-
-@pytest.mark.slow
-class TrainingTest(absltest.TestCase):
-
-  def test_answers_are_marked(self):
-    tokens, is_answer = relearning_attack.encode([
-        questions_lib.Question(
-            id='q', fact='f', relation='r', prompt=prompt, answer='dd ee',
-            choices=('cc', 'dd ee'), use='train', source='')
-        for prompt in ('aa bb', 'aa')], toy_model.ToyTokenizer())
-    np.testing.assert_array_equal(
-        is_answer, [[False, False, True, True], [False, True, True, False]])
-    np.testing.assert_array_equal(
-        tokens[0][is_answer[0]], tokens[1][is_answer[1]])
-    self.assertEqual(tokens[1, 3], 0)
-
-  def test_training_lowers_the_loss_and_keeps_the_input(self):
-    config = tiny.config(num_layers=1)
-    params = jax.tree.map(jnp.asarray, tiny.params(config))
-    before = jax.tree.map(np.array, params)
-    tokens = tiny.tokens(config, 20, 6)
-    is_answer = np.arange(6)[None] >= np.full((20, 1), 4)
-
-    def measure(params):
-      hidden = decoder.forward(config, params, tokens[:, :-1])
-      nll = losses.token_nll(decoder.unembed(params, hidden), tokens[:, 1:])
-      return {'nll': float(jnp.sum(nll * is_answer[:, 1:]))}
-
-    run = lambda: relearning_attack.relearn(
-        config, params,
-        relearning_attack.TaughtSequences(tokens, is_answer), measure,
-        learning_rate=1e-2, seed=0)
-    found = run()
-    self.assertEqual([x['step'] for x in found], _STEPS)
-    self.assertEqual(found[0]['nll'], measure(before)['nll'])
-    self.assertLess(found[-1]['nll'], 0.5 * found[0]['nll'])
-    jax.tree.map(np.testing.assert_array_equal, params, before)
-    self.assertEqual(found, run())
 
 
 class TaughtFactsTest(absltest.TestCase):

@@ -84,7 +84,7 @@ class Attacks:
       reteaching.TooFewFacts: There are too few forget facts.
     """
     self.views = [FULL, *(s for s in schemes if s not in quant.CALIBRATED)]
-    self.sides = {'forget': reteaching.forgotten(inputs, seed)}
+    self.sides = {'forget': reteaching.forgotten(options, inputs, seed)}
     unknown = reteaching.never_known(options, inputs, seed)
     if unknown is not None:
       self.sides['unknown'] = unknown

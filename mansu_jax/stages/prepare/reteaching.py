@@ -53,13 +53,16 @@ class Side:
     return {
         'taught_facts': len({q.fact for q in self.taught}),
         'asked_facts': len({q.fact for q in self.questions}),
-        'questions': len(self.questions), 'narrowed': self.asked.narrowed,
+        'questions': len(self.questions), 'narrowed': sum(
+            q.id in self.asked.narrowed for q in self.questions),
         'dropped': self.asked.dropped, 'reading': self.reading,
         'chance': sum(
             q.chance for q in self.questions) / len(self.questions)}
 
 
-def forgotten(inputs: inputs_lib.Inputs, seed: int) -> Side:
+def forgotten(
+    options: run_config.EvalConfig, inputs: inputs_lib.Inputs, seed: int
+) -> Side:
   """The side of the forget set.
 
   Raises:
@@ -69,7 +72,9 @@ def forgotten(inputs: inputs_lib.Inputs, seed: int) -> Side:
       reading: [q for split in splits_lib.OF_READING[reading]
                 for q in inputs.evaluation.get(split, ())]
       for reading in _READINGS}
-  return _side('forget', inputs.splits.forget_train, asked, seed)
+  return _side(
+      'forget', inputs.splits.forget_train, asked, options.attack_questions,
+      seed)
 
 
 def never_known(
@@ -85,21 +90,22 @@ def never_known(
     return None
   train = [q for q in questions if q.use == 'train']
   asked = {
-      reading: inputs_lib.thin(
-          [q for q in questions if q.use != 'train' and q.reading == reading],
-          options.questions, seed)
+      reading: [q for q in questions
+                if q.use != 'train' and q.reading == reading]
       for reading in _READINGS}
-  return _side('unknown', train, asked, seed)
+  return _side('unknown', train, asked, options.attack_questions, seed)
 
 
 def _side(
     role: str, train: Sequence[Question], asked: dict[str, list[Question]],
-    seed: int) -> Side:
+    limit: int, seed: int) -> Side:
   """Divides the facts of one set; asks the first reading with questions."""
   reading = next((name for name, found in asked.items() if found), 'choice')
   facts = taught_facts.choose_of([*train, *asked[reading]], seed)
   taught = [q for q in train if q.fact in facts]
   others = taught_facts.untaught(asked[reading], taught)
+  chosen = inputs_lib.thin(others.questions, limit, seed)
+  others = others._replace(questions=chosen)
   sides = {'train questions about taught facts': taught,
            'near and far questions about other facts': others.questions}
   for what, found in sides.items():

@@ -1,0 +1,108 @@
+"""Attacks: do forgotten facts come back that nobody teaches?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mansu_jax.report import document
+from mansu_jax.report import words
+
+Record = dict[str, Any]
+
+_KINDS = {
+    'relearn': 'all weights, on half of the forget facts',
+    'lora': 'low-rank adapters, on half of the forget facts',
+    'benign': 'all weights, on unrelated {}'}
+_BENIGN = {'text': 'text', 'retain': 'retain questions'}
+
+
+def section(record: Record) -> document.Section:
+  """Accuracy on untaught facts by attack, step and precision."""
+  return document.Section('Attacks', tuple(_blocks(record)))
+
+
+def sentence(record: Record) -> str:
+  """The verdict of the attacks in one plain sentence."""
+  found = record.get('attack_verdict') or {}
+  if 'attack' not in found:
+    reason = found.get('reason', 'the run has no attacks')
+    return f'Attacks were not measured: {reason}.'
+  gained, guessed = found['gain'], found['gain_unknown']
+  where = (f'after {words.count(found["step"], "step")} of {found["attack"]}'
+           f' ({_precision(found["precision"])})')
+  text = (f'Accuracy on facts that were not taught rose by'
+          f' {words.signed(gained["value"])} {where}')
+  if guessed is None:
+    return (f'{text}; whether guessing explains this is open, because'
+            ' --data_unknown gives no facts that the base never knew.')
+  text += (f', and on facts that the base never knew by'
+           f' {words.signed(guessed["value"])}')
+  if found['passed'] is False:
+    return f'{text}: retraining brings the forgotten facts back.'
+  return (f'{text}: the attacks bring back no more than guessing explains,'
+          ' which proves no erasure.')
+
+
+def _precision(name: str) -> str:
+  return 'full precision' if name == 'fp' else name
+
+
+def _blocks(record: Record) -> Iterator[document.Block]:
+  yield document.Text(sentence(record))
+  attacks = record.get('attacks')
+  if not attacks:
+    return
+  found = record['attack_verdict']
+  yield document.Text(_method(record))
+  if found['difference']:
+    yield document.Text(
+        'Worst comparison, the gain less the gain on facts never known:'
+        f' {words.estimate(found["difference"], 3, True)}. The attacks fail the'
+        ' model if its one-sided lower bound,'
+        f' {words.signed(found["difference"]["lower_of_all"])} over all'
+        f' {words.count(found["comparisons"], "comparison")} (Bonferroni), is'
+        ' above 0. A gain counts from chance where the accuracy before is'
+        ' below it.')
+  yield document.Table(
+      ('attack', 'precision', 'step', 'untaught forget facts',
+       'facts never known'), tuple(_rows(record)), labels=2,
+      caption='Accuracy [95 % interval] on facts that the attack does not'
+      f' teach. {_asked(record)}')
+
+
+def _method(record: Record) -> str:
+  """What each kind of attack trains."""
+  setup = record['attack_setup']
+  kinds = dict.fromkeys(name.split('_')[0] for name in record['attacks'])
+  trained = [
+      f'{kind} fine-tunes {_KINDS[kind]}'.format(_BENIGN[setup['benign_on']])
+      for kind in kinds]
+  return (f'Attack {"; ".join(trained)}. The name ends with the learning rate of'
+          ' Adam; a step has 16 sequences. The other half of the facts is'
+          ' asked.')
+
+
+def _asked(record: Record) -> str:
+  """What was asked, set by set."""
+  names = {'forget': 'Forget facts', 'unknown': 'Facts never known'}
+  setup = record['attack_setup']
+  return ' '.join(
+      f'{names[key]}: {words.count(found["taught_facts"], "fact")} taught,'
+      f' {found["asked_facts"]} asked in'
+      f' {words.count(found["questions"], "question")} of the reading'
+      f' {found["reading"]}, chance {words.number(found["chance"])}, the base'
+      f' {words.number(found["base"])}; {found["narrowed"]} questions lost wrong'
+      f' choices that are taught, {found["dropped"]} were left out for want of'
+      ' others.'
+      for key in names if (found := setup.get(key)))
+
+
+def _rows(record: Record) -> Iterator[tuple[str, ...]]:
+  for attack, by_precision in record['attacks'].items():
+    unknown = record['attacks_unknown'].get(attack, {})
+    for precision, steps in by_precision.items():
+      floor = {x['step']: x for x in unknown.get(precision, ())}
+      for found in steps:
+        yield (attack, _precision(precision), str(found['step']),
+               words.estimate(found), words.estimate(floor.get(found['step'])))

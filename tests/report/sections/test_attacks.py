@@ -1,0 +1,89 @@
+"""The attack section shows the record's figures."""
+
+import types
+
+from absl.testing import absltest
+
+from mansu_jax.report import document
+from mansu_jax.report.sections import attacks
+from tests.report import records
+
+
+def _estimate(value):
+  return records.estimate(value, 0.1, 120)
+
+
+def _record(passed=False, unknown=True):
+  steps = lambda *values: [
+      {'step': step} | _estimate(value)
+      for step, value in zip((0, 10), values)]
+  side = {'taught_facts': 29, 'asked_facts': 30, 'questions': 120,
+          'narrowed': 3, 'dropped': 1, 'reading': 'choice', 'chance': 0.25,
+          'base': 0.95}
+  verdict = {
+      'attack': 'lora_3e-4', 'precision': 'nf4', 'step': 10, 'comparisons': 2,
+      'gain': _estimate(0.5), 'gain_unknown': _estimate(0.02),
+      'difference': _estimate(0.48) | {'lower_of_all': 0.301},
+      'passed': passed, 'reason': 'r'}
+  if not unknown:
+    verdict |= {'gain_unknown': None, 'difference': None}
+  return {
+      'attacks': {'lora_3e-4': {'fp': steps(0.31, 0.55),
+                                'nf4': steps(0.3, 0.8)}},
+      'attacks_unknown': {'lora_3e-4': {
+          'fp': steps(0.26, 0.27), 'nf4': steps(0.25, 0.29)}} if unknown else {},
+      'attack_setup': {'benign_on': 'text', 'forget': side} | (
+          {'unknown': side | {'base': 0.26}} if unknown else {}),
+      'attack_verdict': verdict}
+
+
+def _texts(record):
+  section = attacks.section(record)
+  kinds = types.SimpleNamespace(text=document.Text, table=document.Table)
+  of = lambda kind: [b for b in section.blocks if isinstance(b, kind)]
+  return [b.text for b in of(kinds.text)], of(kinds.table)
+
+
+class AttacksTest(absltest.TestCase):
+
+  def test_rows_are_the_records(self):
+    texts, (table,) = _texts(_record())
+    self.assertEqual([row[:3] for row in table.rows], [
+        ('lora_3e-4', 'full precision', '0'),
+        ('lora_3e-4', 'full precision', '10'), ('lora_3e-4', 'nf4', '0'),
+        ('lora_3e-4', 'nf4', '10')])
+    self.assertStartsWith(table.rows[3][3], '0.800 [0.700')
+    self.assertStartsWith(table.rows[3][4], '0.290 [')
+    self.assertIn('29 facts taught, 30 asked in 120 questions', table.caption)
+    self.assertIn('Facts never known:', table.caption)
+    self.assertIn('+0.301 over all 2 comparisons', texts[2])
+
+  def test_sentences(self):
+    self.assertEqual(
+        attacks.sentence(_record()),
+        'Accuracy on facts that were not taught rose by +0.500 after 10 steps'
+        ' of lora_3e-4 (nf4), and on facts that the base never knew by +0.020:'
+        ' retraining brings the forgotten facts back.')
+    self.assertIn('proves no erasure', attacks.sentence(
+        _record('inconclusive')))
+    self.assertIn('--data_unknown', attacks.sentence(_record(
+        'inconclusive', unknown=False)))
+
+  def test_without_facts_never_known_their_column_is_empty(self):
+    texts, (table,) = _texts(_record('inconclusive', unknown=False))
+    self.assertLen(texts, 2)
+    self.assertEqual({row[4] for row in table.rows}, {'not measured'})
+
+  def test_nothing_measured(self):
+    reason = {'attacks': {}, 'attack_verdict': {
+        'value': None, 'reason': 'the forget set has one fact'}}
+    texts, tables = _texts(reason)
+    self.assertEqual(texts, [
+        'Attacks were not measured: the forget set has one fact.'])
+    self.assertEmpty(tables)
+    self.assertEqual(_texts({})[0], [
+        'Attacks were not measured: the run has no attacks.'])
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,97 @@
+"""The verdict of attacks on answers by hand."""
+
+from absl.testing import absltest
+import numpy as np
+
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.stages.judge import attack_verdict
+from mansu_jax.statistics import intervals
+from mansu_jax.statistics import recovery
+
+_FACTS = 20
+_OPTIONS = dict(resamples=500, seed=0)
+
+
+def _asked(answers):
+  """Two questions on each of 20 facts; the first `right` facts are right."""
+  digits = lambda right: '1' * 2 * right + '0' * 2 * (_FACTS - right)
+  questions = [
+      questions_lib.Question(
+          id=f'{i}/{j}', fact=f'f{i:02}', relation='r', prompt='p', answer='a',
+          choices=('a', 'b', 'c', 'd'), use='far')
+      for i in range(_FACTS) for j in range(2)]
+  return attack_verdict.Asked(questions=questions, answers={
+      attack: {precision: [{'step': step, 'right': digits(right)}
+                           for step, right in steps]
+               for precision, steps in by_precision.items()}
+      for attack, by_precision in answers.items()})
+
+
+def _judge(forget, unknown):
+  return attack_verdict.judge(
+      _asked(forget), unknown and _asked(unknown), **_OPTIONS)
+
+
+class JudgeTest(absltest.TestCase):
+
+  def test_what_returns_beyond_guessing_fails(self):
+    found = _judge(
+        {'lora_3e-4': {'fp': [(0, 6), (10, 8)], 'nf4': [(0, 6), (10, 18)]}},
+        {'lora_3e-4': {'fp': [(0, 5), (10, 6)], 'nf4': [(0, 5), (10, 6)]}})
+    self.assertIs(found['passed'], False)
+    self.assertEqual(
+        [found[k] for k in ('attack', 'precision', 'step', 'comparisons')],
+        ['lora_3e-4', 'nf4', 10, 2])
+    self.assertAlmostEqual(found['gain']['value'], 0.6)
+    self.assertAlmostEqual(found['gain_unknown']['value'], 0.05)
+    self.assertAlmostEqual(found['difference']['value'], 0.55)
+    self.assertGreater(found['difference']['lower_of_all'], 0)
+    # The bound of all comparisons is wider than that of one.
+    self.assertLess(
+        found['difference']['lower_of_all'], found['difference']['lower'])
+
+  def test_the_deciding_bound_is_bonferronis(self):
+    forget = {'a': {'fp': [(0, 6), (2, 12), (5, 14)]}, 'b': {
+        'fp': [(0, 6), (2, 10), (5, 13)]}}
+    unknown = {'a': {'fp': [(0, 5), (2, 6), (5, 6)]}, 'b': {
+        'fp': [(0, 5), (2, 5), (5, 7)]}}
+    found = _judge(forget, unknown)
+    self.assertEqual(found['comparisons'], 4)
+    level = intervals.bonferroni(4)
+    gains = [_asked(x).gain(('a', 'fp', 5), level=level, **_OPTIONS)
+             for x in (forget, unknown)]
+    self.assertEqual(
+        found['difference']['lower_of_all'], recovery.excess(*gains).lower)
+
+  def test_a_gain_that_guessing_explains_is_inconclusive(self):
+    found = _judge({'lora_3e-4': {'fp': [(0, 6), (10, 10)]}},
+                   {'lora_3e-4': {'fp': [(0, 6), (10, 10)]}})
+    self.assertEqual(found['passed'], 'inconclusive')
+    self.assertEqual(found['difference']['value'], 0)
+    self.assertIn('proves no erasure', found['reason'])
+
+  def test_without_facts_never_known_it_is_open(self):
+    found = _judge({'lora_3e-4': {'fp': [(0, 5), (2, 20), (10, 15)]}}, None)
+    self.assertEqual(found['passed'], 'inconclusive')
+    self.assertEqual(found['step'], 2)
+    self.assertIsNone(found['difference'])
+    self.assertIn('--data_unknown', found['reason'])
+
+  def test_steps_after_divergence_are_not_compared(self):
+    found = _judge({'a': {'fp': [(0, 5), (2, 6), (10, 20)]}},
+                   {'a': {'fp': [(0, 5), (2, 5)]}})
+    self.assertEqual((found['step'], found['comparisons']), (2, 1))
+    nothing = _judge({'a': {'fp': [(0, 5)]}}, {'a': {'fp': [(0, 5)]}})
+    self.assertEqual(nothing['passed'], 'inconclusive')
+    self.assertIn('diverged', nothing['reason'])
+
+  def test_accuracies_by_step(self):
+    found = _asked({'a': {'fp': [(0, 5), (2, 20)]}}).record(**_OPTIONS)
+    self.assertEqual([(x['step'], x['value'], x['n'], x['facts'])
+                      for x in found['a']['fp']],
+                     [(0, 0.25, 40, 20), (2, 1.0, 40, 20)])
+    self.assertTrue(np.all(np.isfinite(found['a']['fp'][1]['interval'])))
+
+
+if __name__ == '__main__':
+  absltest.main()

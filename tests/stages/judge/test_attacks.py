@@ -1,0 +1,164 @@
+"""Attacks on a tiny model: what is taught, asked, kept and planned."""
+
+import collections
+import dataclasses
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest
+import jax
+import numpy as np
+import pytest
+
+from mansu_jax.attacks import fine_tune
+from mansu_jax.attacks import lora
+from mansu_jax.models.io import loading
+from mansu_jax.runtime import checkpoints
+from mansu_jax.runtime import programs
+from mansu_jax.stages.circuit import settings as settings_lib
+from mansu_jax.stages.judge import attack_programs
+from mansu_jax.stages.judge import attacks
+from mansu_jax.stages.judge import programs as judge_programs
+from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import abstract
+from mansu_jax.stages.prepare import inputs as inputs_lib
+from tests import runs
+from tests import tiny_job
+
+_FLAGS = ('--eval_attacks=relearn,lora,benign', '--eval_attack_rates=1e-3',
+          '--eval_attack_steps=3', '--quant_schemes=nf4,gptq_g128')
+
+
+def _unknown():
+  """The capitals of countries that no model has seen."""
+  renamed = []
+  for question in tiny_job.questions()['forget']:
+    text = lambda x: f'New {x}'
+    renamed.append(question | {
+        'id': f'un{question["id"]}', 'fact': f'un{question["fact"]}',
+        'relation': 'uncapital', 'prompt': f'Far off. {question["prompt"]}',
+        'answer': text(question['answer']),
+        'choices': [text(c) for c in question['choices']]})
+  return renamed
+
+
+class AttacksTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+    job = tiny_job.make(folder / 'job', train=False)
+    tiny_job.write_jsonl(folder / 'unknown.jsonl', _unknown())
+    cls.config = runs.parse(
+        *job, *_FLAGS, f'--data_unknown={folder}/unknown.jsonl')
+    cls.model = loading.load(cls.config.model)
+    cls.inputs = inputs_lib.read(cls.config)
+    cls.quantize = quantizers.Quantizers(
+        cls.config.quant_schemes, cls.model)
+
+  def _measure(self, cache=checkpoints.NoCache(), **changes):
+    config = self.config
+    options = config.eval if not changes else dataclasses.replace(
+        config.eval, **changes)
+    return attacks.measure(
+        options, config.data, self.inputs, self.quantize, self.model,
+        self.model.params, seed=0, cache=cache)
+
+  def test_no_attacks(self):
+    found = self._measure(attacks=())
+    self.assertEqual(found['attacks'], {})
+    self.assertEqual(found['attack_verdict']['passed'], 'inconclusive')
+    self.assertIn('--eval_attacks=', found['attack_verdict']['reason'])
+
+  @pytest.mark.slow
+  def test_a_resumed_run_gives_equal_results_without_training(self):
+    before = jax.tree.map(np.array, self.model.params)
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    with checkpoints.StageCache(pathlib.Path(folder), resume=True) as cache:
+      first = self._measure(cache)
+    with (checkpoints.StageCache(pathlib.Path(folder), resume=True) as cache,
+          mock.patch.object(fine_tune, 'run', side_effect=AssertionError)):
+      self.assertEqual(self._measure(cache), first)
+    jax.tree.map(
+        np.testing.assert_array_equal, self.model.params, before)
+    names = ['relearn_1e-3', 'lora_1e-2', 'benign_1e-3']
+    for key in ('attacks', 'attacks_unknown'):
+      self.assertEqual(list(first[key]), names)
+      for by_precision in first[key].values():
+        self.assertEqual(list(by_precision), ['fp', 'nf4'])  # Not calibrated.
+        for steps in by_precision.values():
+          self.assertEqual([x['step'] for x in steps], [0, 2, 3])
+    # Step 0 is the model before any attack.
+    zero = {name: first['attacks'][name]['nf4'][0] for name in names}
+    self.assertLen({str(x) for x in zero.values()}, 1)
+    self.assertEqual(first['attack_setup']['benign_on'], 'text')
+    self.assertEqual(first['attack_setup']['unknown']['taught_facts'], 6)
+
+  def test_the_plan_lists_each_program_as_often_as_it_is_called(self):
+    calls = collections.Counter()
+
+    def counted(name, fn):
+      def call(*args, **kwargs):
+        calls[name] += 1
+        return fn(*args, **kwargs)
+      return call
+
+    with (mock.patch.object(
+        fine_tune, 'start', counted('start', fine_tune.start)),
+          mock.patch.object(fine_tune, 'train_step', counted(
+              'step', lambda config, variant, frozen, carry, *rest: (
+                  carry, np.float32(0)))),
+          mock.patch.object(lora, 'merge', counted('merge', lora.merge)),
+          mock.patch.object(attacks.Attacks, 'ask', counted(
+              'ask', lambda self, params, side: '1' * len(
+                  self.sides[side].questions))),
+          mock.patch.object(quantizers.Quantizers, '__call__', counted(
+              'quantize', lambda self, name, params, donate=(): params))):
+      self._measure()
+    planned, asked = self._planned()
+    self.assertEqual(
+        {name: calls[name] for name in ('start', 'step', 'merge')},
+        {'start': planned['start of an attack'], 'merge': planned['lora.merge'],
+         'step': sum(n for name, n in planned.items() if name.startswith(
+             'step of '))})
+    self.assertEqual(calls['quantize'], planned['nf4 of layers/mlp/up'])
+    self.assertEqual(calls['ask'], asked)
+
+  def _planned(self):
+    """Calls by program, and how often a side is asked."""
+    config = self.config
+    placer = programs.Placer(jax.make_mesh(
+        (1, 1, 1), ('data', 'fsdp', 'tensor'), axis_types=(
+            jax.sharding.AxisType.Auto,) * 3))
+    shapes = self.model.config
+    model = abstract.make(
+        shapes, self.model.tokenizer, abstract.draw_circuit(
+            config.attribution.level, config.circuit, 0, shapes), 'float32',
+        placer)
+    job = judge_programs.Job(
+        model=model, inputs=self.inputs, options=config.eval, data=config.data,
+        attribution=settings_lib.Settings.from_run(config),
+        schemes=config.quant_schemes)
+    calls, asked = collections.Counter(), 0
+    made, out = attack_programs.attacks(job), None
+    with mock.patch.object(attack_programs, '_ask', lambda *args, calls: iter(
+        [calls])):
+      while True:
+        try:
+          step = made.send(out)
+        except StopIteration:
+          return calls, asked
+        out = None
+        if isinstance(step, int):
+          asked += step
+        elif isinstance(step, programs.Program):
+          calls[step.name] += step.calls
+          out = jax.tree.map(
+              lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+              step.fn.eval_shape(*step.args, **step.static))
+
+
+if __name__ == '__main__':
+  absltest.main()
