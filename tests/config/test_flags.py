@@ -27,7 +27,8 @@ from tests.config import options
 _ROOT = pathlib.Path(__file__).parents[2]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
 _RECIPE = _ROOT / 'experiments' / 'recipe.flags'  # Has no data.
-_JOBS = [path for path in _EXPERIMENTS if path != _RECIPE]
+_COMMON = _ROOT / 'experiments' / 'test' / 'common.flags'  # Has no facts.
+_JOBS = [path for path in _EXPERIMENTS if path not in (_RECIPE, _COMMON)]
 _NOT_METHOD = ('--model', '--data_', '--quant_schemes', '--eval_',
                '--circuit_first_layer', '--circuit_last_layer')
 _BASELINE = ('--method=graddiff', '--circuit_selection=all',
@@ -302,6 +303,23 @@ class ExperimentTest(parameterized.TestCase):
     self.assertEqual(
         lines(_RECIPE), lines(_RECIPE.with_name('quickstart.flags')))
     _parse(f'--flagfile={_RECIPE}')
+
+  def test_the_test_runs_use_the_recipe_in_the_quickstarts_layers(self):
+    quickstart, _ = _parse(f'--flagfile={_RECIPE.with_name("quickstart.flags")}')
+    for path in _COMMON.parent.glob('*.flags'):
+      config, _ = _parse(f'--flagfile={path}')
+      if path.stem == 'washington':  # One fact of each relation.
+        entity, _ = _parse(f'--flagfile={_RECIPE.with_name("entity.flags")}')
+        losses = ('loss', 'choice_kl_weight', 'forget_weight')
+        self.assertEqual(*(
+            [getattr(c.unlearn, n) for n in losses] for c in (config, entity)))
+        config = dataclasses.replace(config, unlearn=dataclasses.replace(
+            config.unlearn, **{
+                n: getattr(quickstart.unlearn, n) for n in losses}))
+      for name in ('attribution', 'circuit', 'edit', 'unlearn', 'model',
+                   'quant_schemes', 'fisher'):
+        self.assertEqual(
+            getattr(config, name), getattr(quickstart, name), (path, name))
 
   @parameterized.named_parameters(
       (str(path.relative_to(_ROOT)), path) for path in _JOBS)

@@ -11,12 +11,14 @@ import dataclasses
 import fnmatch
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from mansu_jax import quant
 from mansu_jax.config import run as run_config
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.data import stated_facts
 from mansu_jax.data.readers import jsonl
 from mansu_jax.data.readers import text as text_lib
 
@@ -35,6 +37,8 @@ class Inputs:
     heldout_text: Documents that are never trained on.
     calibration: Documents for calibrated quantizers; empty without any.
     hashes: `{file: SHA-256}`.
+    dropped_texts: Number of documents left out of the text to retain, because
+      they state a fact to forget.
   """
 
   splits: splits_lib.Splits
@@ -42,6 +46,7 @@ class Inputs:
   heldout_text: list[text_lib.TextDocument]
   calibration: list[text_lib.TextDocument]
   hashes: dict[str, str]
+  dropped_texts: int = 0
 
 
 def expand(paths: Sequence[str]) -> tuple[str, ...]:
@@ -80,6 +85,7 @@ def read(config: run_config.RunConfig) -> Inputs:
       forget=files['forget'], retain=files['retain'],
       heldout=files['heldout'], text=files['text'], unknown=files['unknown'],
       require_train=config.mode in ('unlearn', 'plan'))
+  splits, dropped_texts = _drop_stating_texts(splits)
   heldout_text = _read_texts(files['heldout_text'])
   _check_disjoint(splits.text, heldout_text, '--data_text')
   files['calibration'] = _calibration_files(
@@ -93,7 +99,27 @@ def read(config: run_config.RunConfig) -> Inputs:
       evaluation=_thin_splits(config.eval, splits.evaluation, config.seed),
       heldout_text=heldout_text,
       calibration=calibration,
-      hashes={path: jsonl.sha256(path) for path in paths})
+      hashes={path: jsonl.sha256(path) for path in paths},
+      dropped_texts=dropped_texts)
+
+
+def _drop_stating_texts(
+    splits: splits_lib.Splits) -> tuple[splits_lib.Splits, int]:
+  """Drops texts to retain that state a fact to forget; also their number."""
+  kept, dropped = stated_facts.drop(splits.text, [
+      q for name in ('forget', *splits_lib.FORGOTTEN)
+      for q in splits.evaluation[name]])
+  if dropped:
+    logging.info(
+        'Left out %d of %d documents of --data_text: they state a fact to'
+        ' forget.', len(dropped), len(splits.text))
+  if dropped and not kept:
+    raise ValueError(
+        f'Each of the {len(dropped)} documents of --data_text states a fact to'
+        f' forget, such as the one that starts with {dropped[0].text[:40]!r};'
+        ' wanted text that does not teach the fact again. Give other text, or'
+        ' the same text as JSONL with one short document per line.')
+  return dataclasses.replace(splits, text=kept), len(dropped)
 
 
 def _read_texts(paths: Sequence[str]) -> list[text_lib.TextDocument]:
@@ -208,4 +234,5 @@ def describe(inputs: Inputs) -> dict[str, Any]:
       'facts': {k: len({q.fact for q in v})
                 for k, v in inputs.evaluation.items()},
       'missing_splits': list(inputs.splits.missing),
+      'dropped_texts': inputs.dropped_texts,
   }

@@ -139,6 +139,26 @@ class ReadTest(parameterized.TestCase):
     self.assertEqual(got['missing_splits'], ['retain_heldout'])
     json.dumps(got)
 
+  def test_text_that_states_a_fact_to_forget_is_left_out(self):
+    text = self.root / 'stating.jsonl'
+    write = lambda *texts: text.write_text('\n'.join(
+        json.dumps({'text': t, 'kind': 'news'}) for t in texts))
+    config = self._config(text=(str(text),))
+    (stated,) = {q.prompt + ' ' + q.answer
+                 for q in inputs.read(self._config()).splits.forget_train[:1]}
+    write('Some text.', stated, 'More text.')
+    with self.assertLogs(level='INFO') as logs:
+      got = inputs.read(config)
+    self.assertEqual(
+        [d.text for d in got.splits.text], ['Some text.', 'More text.'])
+    self.assertEqual(inputs.describe(got)['dropped_texts'], 1)
+    self.assertIn('Left out 1 of 3 documents of --data_text', logs.output[0])
+    self.assertEqual(
+        inputs.describe(inputs.read(self._config()))['dropped_texts'], 0)
+    write(stated)
+    with self.assertRaisesRegex(ValueError, 'Each of the 1 documents of'):
+      inputs.read(config)
+
   def test_bad_input_is_refused_with_its_place(self):
     with self.assertRaisesRegex(ValueError, '--data_forget=FILE'):
       inputs.read(self._config(forget=()))

