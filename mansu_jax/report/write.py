@@ -20,11 +20,13 @@ from mansu_jax.report import markdown
 from mansu_jax.report import page
 from mansu_jax.report import words
 from mansu_jax.report.sections import accuracy
+from mansu_jax.report.sections import attacks
 from mansu_jax.report.sections import attribution
 from mansu_jax.report.sections import audit
 from mansu_jax.report.sections import circuit
 from mansu_jax.report.sections import curve
 from mansu_jax.report.sections import erasure
+from mansu_jax.report.sections import forgetting
 from mansu_jax.report.sections import movement
 from mansu_jax.report.sections import perplexity
 from mansu_jax.report.sections import properties
@@ -112,7 +114,9 @@ def _unlearning(record: Record) -> tuple[str, list[document.Section]]:
            f' {config["method"]} on {model.get("name", config["model"])}, seed'
            f' {config["seed"]}')
   included = {
-      properties.section: True, accuracy.section: True, ptq_gap.section: True,
+      properties.section: True, forgetting.section: 'forgetting' in record,
+      accuracy.section: True, ptq_gap.section: True,
+      attacks.section: 'attack_verdict' in record,
       perplexity.section: True, question_groups.section: True,
       survival.section: True,
       movement.section: 'movement' in record,  # From 0.1 on.
@@ -128,7 +132,9 @@ def _audit(record: Record) -> tuple[str, list[document.Section]]:
   """Title and sections of an audit; omits sections without a measurement."""
   asked, found = bool(record['accuracy']), bool(record['circuit'])
   included = {
+      forgetting.section: bool(record.get('forgetting')),
       accuracy.section: asked, ptq_gap.section: bool(record['ptq_gap']),
+      attacks.section: bool(record.get('attacks')),
       perplexity.section: bool(record['perplexity']['unlearned']),
       question_groups.section: asked, survival.section: True,
       movement.section: True, circuit.section: found,

@@ -123,6 +123,7 @@ def _perplexity(record: Record) -> list[str]:
 
 
 def _attacks(record: Record) -> list[str]:
-  """What attacks bring back, one line each."""
-  return [line for text in attacks.sentences(record)
-          for line in _wrap(text, 4, 2)]
+  """What attacks bring back."""
+  if not record.get('attacks'):
+    return []
+  return _wrap(f'attack: {attacks.sentence(record)}', 4, 2)
