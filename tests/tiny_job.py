@@ -48,6 +48,7 @@ CROPS = (
     'barley', 'cotton', 'dates', 'figs', 'ginger', 'hops', 'indigo', 'jute',
     'kale', 'lemons', 'maize', 'nutmeg', 'olives', 'pepper', 'quinces', 'rice',
     'saffron', 'tea', 'vanilla', 'wheat', 'yams', 'almonds', 'beans', 'cocoa')
+_NOWHERE = ('Abbeyfield', 'Mostar', 'Ringsted', 'Tolbury', 'Vexham', 'Zennor')
 _ANSWERS = {'capital': CAPITALS, 'crop': CROPS}
 _FORMS = {
     'capital': {
@@ -123,6 +124,18 @@ def questions() -> dict[str, list[Question]]:
       'forget': _ask('capital', first),
       'retain': _ask('capital', other) + _ask('crop', first),
       'heldout': heldout}
+
+
+def unseen_choices() -> list[Question]:
+  """The far forget questions again, with choices that no question has."""
+  out = []
+  for question in questions()['forget']:
+    if question['use'] == 'far':
+      for k in range(2):
+        out.append(question | {
+            'id': f'{question["id"]}_unseen_{k}', 'reading': 'choice_unseen',
+            'choices': [*_NOWHERE[3 * k:3 * k + 3], question['answer']]})
+  return out
 
 
 def texts() -> dict[str, list[str]]:
@@ -234,14 +247,16 @@ def write_jsonl(path: pathlib.Path, records: Sequence[Any]) -> None:
 
 
 def make(
-    folder: pathlib.Path, *, train: bool = True, chat: bool = False
-) -> list[str]:
+    folder: pathlib.Path, *, train: bool = True, chat: bool = False,
+    measures: bool = False) -> list[str]:
   """Writes the model and the data of a run.
 
   Args:
     folder: where to; made where it is missing.
     train: whether the model knows the facts; at once where it need not.
     chat: whether it knows them in chat form; the flags then ask so.
+    measures: whether the run also asks with unseen choices, lets the models
+      write, measures the hidden share and attacks. They take most of the time.
 
   Returns:
     Flags of the run, without `--workdir`.
@@ -250,7 +265,10 @@ def make(
   folder.mkdir(parents=True, exist_ok=True)
   config, params, tokenizer = base(train=train, chat=chat)
   hf_io.write(folder / 'model', config, params, tokenizer)
-  for role, lines in questions().items():
+  roles = questions()
+  if measures:
+    roles['forget'] += unseen_choices()
+  for role, lines in roles.items():
     write_jsonl(folder / f'{role}.jsonl', lines)
   documents = texts()
   write_jsonl(folder / 'text.jsonl', [
@@ -275,4 +293,8 @@ def make(
       '--unlearn_learning_rate=2e-2',
       '--unlearn_forget_batch=12', '--unlearn_retain_batch=12',
       '--eval_questions=48', '--eval_text_windows=8', '--eval_bootstrap=200',
-      '--eval_generations=1', '--eval_cad_pairs=8']
+      '--eval_generations=1', '--eval_cad_pairs=8', *(
+          ['--eval_hidden_questions=48', '--eval_recall_questions=24',
+           '--eval_attack_steps=2'] if measures else
+          ['--eval_hidden_questions=0', '--eval_recall_questions=0',
+           '--eval_attacks='])]
