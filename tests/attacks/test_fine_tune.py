@@ -10,7 +10,6 @@ from mansu_jax import tree_paths
 from mansu_jax.attacks import fine_tune
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data.readers import text as text_lib
-from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.unlearn import losses
 from tests.eval import toy_model
@@ -31,15 +30,10 @@ def _lesson(by_token=False):
 
 
 def _nll(params, lesson):
-  """Mean over sequences of the NLL, one sequence at a time."""
-  total = 0.0
-  for tokens, length, scored in zip(
-      lesson.tokens, lesson.length, lesson.scored):
-    logits = decoder.unembed(params, decoder.forward(
-        _CONFIG, params, tokens[None, :length - 1]))
-    nll = losses.token_nll(logits, tokens[None, 1:length])
-    total += float(jnp.sum(nll[0] * scored[:length - 1]))
-  return total / len(lesson.tokens)
+  """Mean over sequences of the NLL, each sequence in a row of its own."""
+  logits = tiny.logits(_CONFIG, params, lesson.tokens[:, :-1])
+  nll = losses.token_nll(logits, lesson.tokens[:, 1:])
+  return float(jnp.sum(nll * lesson.scored[:, :-1])) / len(lesson.tokens)
 
 
 class BatchesTest(parameterized.TestCase):
@@ -51,11 +45,11 @@ class BatchesTest(parameterized.TestCase):
     (batches,) = fine_tune.batches([lesson], 3, 0)
     sampler = fine_tune.batching.BatchSampler(20, fine_tune.BATCH, 0)
     for step, batch in enumerate(batches):
-      hidden = decoder.forward(
+      logits = tiny.logits(
           _CONFIG, params, batch.tokens, positions=batch.positions,
           segments=batch.segments)
-      nll = losses.token_nll(decoder.unembed(params, hidden.reshape(
-          -1, _CONFIG.d_model)[batch.at]), batch.targets)
+      nll = losses.token_nll(
+          logits.reshape(-1, _CONFIG.vocab_size)[batch.at], batch.targets)
       rows = sampler[step]
       chosen = fine_tune.Lesson(*(x[rows] for x in lesson[:3]), by_token)
       # Two taught tokens a sequence.

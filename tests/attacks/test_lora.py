@@ -60,13 +60,15 @@ class LoraTest(absltest.TestCase):
     positions = np.tile([0, 1, 2, 3, 4, 0, 1, 2], (3, 1)).astype(np.int32)
     segments = np.tile([0] * 5 + [1] * 3, (3, 1)).astype(np.int32)
     adapters = _moved(self.adapters)
-    got = lora.forward(
+    adapted, forward = (
+        jax.jit(fn, static_argnums=0) for fn in (lora.forward, decoder.forward))
+    got = adapted(
         _CONFIG, self.params, adapters, tokens, positions, segments)
     merged = lora.merge(self.params, adapters)
-    np.testing.assert_allclose(got, decoder.forward(
+    np.testing.assert_allclose(got, forward(
         _CONFIG, merged, tokens, positions=positions, segments=segments),
                                atol=1e-5)
-    plain = decoder.forward(
+    plain = forward(
         _CONFIG, self.params, tokens, positions=positions, segments=segments)
     self.assertGreater(np.abs(got - plain).max(), 0.1)
 

@@ -78,8 +78,8 @@ def _method(record: Record) -> str:
   trained = [
       f'{kind} fine-tunes {_KINDS[kind]}'.format(_BENIGN[setup['benign_on']])
       for kind in kinds]
-  return (f'Attack {"; ".join(trained)}. The name ends with the learning rate of'
-          ' Adam; a step has 16 sequences. The other half of the facts is'
+  return (f'Attack {"; ".join(trained)}. The name ends with the learning rate'
+          ' of Adam; a step has 16 sequences. The other half of the facts is'
           ' asked.')
 
 
@@ -92,9 +92,9 @@ def _asked(record: Record) -> str:
       f' {found["asked_facts"]} asked in'
       f' {words.count(found["questions"], "question")} of the reading'
       f' {found["reading"]}, chance {words.number(found["chance"])}, the base'
-      f' {words.number(found["base"])}; {found["narrowed"]} questions lost wrong'
-      f' choices that are taught, {found["dropped"]} were left out for want of'
-      ' others.'
+      f' {words.number(found["base"])}; {found["narrowed"]} questions lost'
+      f' wrong choices that are taught, {found["dropped"]} were left out for'
+      ' want of others.'
       for key in names if (found := setup.get(key)))
 
 

@@ -30,8 +30,8 @@ def _record(passed=False, unknown=True):
   return {
       'attacks': {'lora_3e-4': {'fp': steps(0.31, 0.55),
                                 'nf4': steps(0.3, 0.8)}},
-      'attacks_unknown': {'lora_3e-4': {
-          'fp': steps(0.26, 0.27), 'nf4': steps(0.25, 0.29)}} if unknown else {},
+      'attacks_unknown': unknown and {'lora_3e-4': {
+          'fp': steps(0.26, 0.27), 'nf4': steps(0.25, 0.29)}} or {},
       'attack_setup': {'benign_on': 'text', 'forget': side} | (
           {'unknown': side | {'base': 0.26}} if unknown else {}),
       'attack_verdict': verdict}

@@ -13,7 +13,7 @@ from mansu_jax.stages.prepare import reteaching
 
 
 def _ask(role, i, use, reading='choice'):
-  wrong = (f'{role}{(i + 1) % 8}', f'{role}{(i + 2) % 8}', f'{role}{(i + 3) % 8}')
+  wrong = tuple(f'{role}{(i + j) % 8}' for j in (1, 2, 3))
   if reading == 'choice_unseen':
     wrong = tuple(f'new {i} {j}' for j in range(3))
   return questions_lib.Question(
@@ -77,7 +77,7 @@ class SidesTest(parameterized.TestCase):
 
   def test_too_few_facts(self):
     with self.assertRaisesRegex(
-        reteaching.TooFewFacts, 'train questions about taught facts for 1 fact'):
+        reteaching.TooFewFacts, 'questions about taught facts for 1 facts'):
       reteaching.forgotten(_options(), _inputs(forget=_set('forget', 3)), 0)
     with self.assertRaisesRegex(reteaching.TooFewFacts, 'for 0 facts'):
       reteaching.forgotten(_options(), _inputs(forget=[]), 0)
