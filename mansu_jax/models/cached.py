@@ -11,11 +11,9 @@ Example:
   ...     vocab_size=97, d_model=16, num_layers=2, num_heads=4,
   ...     num_kv_heads=2, d_head=4, d_ff=32)
   >>> params = decoder.init(config, jax.random.key(0))
-  >>> hidden, cache = prefill(
+  >>> first = jax.jit(prefill, static_argnums=0, static_argnames='slots')
+  >>> hidden, cache = first(
   ...     config, params, jnp.array([[5, 6, 7]]), jnp.array([3]), slots=8)
-  >>> hidden, cache = extend(
-  ...     config, params, jnp.array([[8]]), jnp.array([3]), jnp.array([1]),
-  ...     cache)
   >>> hidden.shape, cache['keys'].shape
   ((1, 16), (2, 1, 8, 2, 4))
 """

@@ -90,6 +90,14 @@ class MeshTest(parameterized.TestCase):
       self.assertLess(float(share), 1.6 / parts)
     self.assertNotIn('slices whole', said)
 
+  @pytest.mark.slow
+  def test_greedy_tokens_are_the_same(self):
+    said = _process('tests.mesh.generate')
+    self.assertEqual(
+        re.findall(r'\): (.*)', said),
+        ['equal; (3, 2, 16, 2, 6)', 'equal; (3, 2, 16, 2, 6)',
+         'equal; (3, 8, 16, 1, 6)', 'equal; (3, 2, 16, 1, 6)'])
+
 
 BRIEF = ('--eval_cad_pairs=0', '--circuit_resamples=0')
 
