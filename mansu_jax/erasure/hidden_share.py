@@ -1,4 +1,4 @@
-"""The hidden share: answers that a base still reads in an edited model's states.
+"""The hidden share: answers that a base still reads in another model's states.
 
 An edit that stops a model from answering may have erased the knowledge or cut
 it off. The hidden share H tells: parts of the edited model's states are put in

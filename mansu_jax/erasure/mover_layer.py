@@ -49,9 +49,10 @@ def logits_by_layer(
   """Logits of the choices when another fact's states replace the span's.
 
   A row holds the prompt, the other prompt, and a last token for each layer. The
-  latter starts at its layer as the prompt's last token, and attends to the
-  other prompt. Where the span ends nothing is cut off: earlier tokens are the
-  same in both prompts, and later states of the span follow from those put in.
+  latter starts at its layer with the state of the prompt's last token, and
+  attends to the other prompt. This equals a replacement at the span: the tokens
+  before the span are the same in both prompts, and in later layers the states
+  of the span follow from those that replaced them.
 
   Args:
     config: the model's config; static.

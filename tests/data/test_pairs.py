@@ -9,6 +9,7 @@ from absl.testing import parameterized
 
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import tokenization
 from mansu_jax.data.readers import pair_files
 from tests.eval import toy_model
 
@@ -56,6 +57,19 @@ class BuildPairsTest(parameterized.TestCase):
       self.assertEqual(
           self.tokenizer.decode([pair.corrupt_answer_id]),
           ' ' + CAPITALS[other])
+
+  def test_partners_of_questions_of_any_use(self):
+    questions = [dataclasses.replace(q, use='far') for q in some_questions()]
+    tokenizer = toy_model.ToyTokenizer()
+    got = pairs_lib.find_partners(
+        questions, tokenization.encode_questions(questions, tokenizer))
+    by_id = {q.id: i for i, q in enumerate(questions)}
+    for question in questions:
+      fact, form = question.id.rsplit('/', 1)
+      same = [name for name in CAPITALS if len(name) // 4 == (
+          len(fact.split('/')[1]) // 4) and f'capital/{name}' != fact]
+      self.assertEqual(
+          got[by_id[question.id]], [by_id[f'capital/{n}/{form}'] for n in same])
 
   def test_deterministic_and_seeded(self):
     self.assertEqual(self.build(seed=1), self.build(seed=1))

@@ -1,0 +1,138 @@
+"""States put in the base give what an ordinary run on them gives."""
+
+import functools
+from unittest import mock
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax.erasure import spans
+from mansu_jax.erasure import transplant
+from mansu_jax.models import layers as layers_lib
+from tests.erasure import span_cases
+
+_CONFIG, _PARAMS, _LAYER = (
+    span_cases.CONFIG, span_cases.PARAMS, span_cases.LAYER)
+
+
+def _logits_of(fn):
+  """A program that returns logits of the choices instead of picks."""
+  run = jax.jit(functools.partial(fn.__wrapped__, _CONFIG, layer=_LAYER))
+
+  def call(*args):
+    with mock.patch.object(transplant, 'picks', transplant.choice_logits):
+      return np.asarray(run(*args))
+
+  return call
+
+
+class TransplantTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.questions = span_cases.questions()
+    cls.batch, = spans.batches_of(cls.questions)
+    cls.rows, cls.size = cls.batch.rows, len(cls.questions)
+    cls.other = span_cases.changed([0, 1])
+    cls.base = transplant.run(_CONFIG, _PARAMS, cls.rows, layer=_LAYER)
+    cls.given = transplant.run(_CONFIG, cls.other, cls.rows, layer=_LAYER)
+    cls.same = np.arange(len(cls.rows.tokens))
+    cls.run_answer = staticmethod(_logits_of(transplant.answer))
+
+  def _close(self, got, want):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+  def test_run_keeps_the_states_of_an_ordinary_run(self):
+    for i, ids in enumerate(self.questions.prompts):
+      last = len(ids) - 1
+      for states, params in (
+          (self.base, _PARAMS), (self.given, self.other)):
+        self._close(states.before[i, :last + 1], span_cases.before(
+            params, ids, _LAYER)[0])
+        self._close(states.after[i], span_cases.before(
+            params, ids, _LAYER + 1)[0, last])
+        self.assertEqual(states.picks[i], span_cases.logits(params, ids)[
+            self.rows.choices[i]].argmax())
+
+  def _answer(self, states, source):
+    return self.run_answer(
+        _PARAMS, self.base.before, states, source, self.rows)[:self.size]
+
+  def test_its_own_states_change_nothing(self):
+    got = self._answer(self.base, self.same)
+    for i, ids in enumerate(self.questions.prompts):
+      want = span_cases.logits(_PARAMS, ids)[self.rows.choices[i]]
+      for reading in got[i]:
+        self._close(reading, want)
+
+  def test_last_state_is_a_run_with_that_state(self):
+    got = self._answer(self.given, self.same)
+    for i, ids in enumerate(self.questions.prompts):
+      x = span_cases.before(_PARAMS, ids, _LAYER + 1)
+      x[0, -1] = self.given.after[i]
+      self._close(got[i, 1], span_cases.after(
+          _PARAMS, x, _LAYER + 1, self.rows.choices[i]))
+
+  def test_values_are_read_by_the_bases_attention(self):
+    got = self._answer(self.given, self.same)
+    weights = jax.tree.map(lambda w: w[_LAYER], _PARAMS['layers'])
+    attn = weights['attn']
+    for i, ids in enumerate(self.questions.prompts):
+      own = span_cases.before(_PARAMS, ids, _LAYER)
+      mixed = own.copy()
+      mixed[0, 1:-1] = np.asarray(self.given.before)[i, 1:len(ids) - 1]
+      norm = lambda x, scale: layers_lib.rms_norm(
+          jnp.asarray(x), scale, _CONFIG.norm_eps)
+      rotary = layers_lib.rotary_tables(_CONFIG, np.arange(len(ids))[None])
+      normed = norm(own, weights['attn_norm'])
+      q, k = (layers_lib.rotate(jnp.einsum(
+          'BTD,DNH->BTNH', normed, attn[name]), rotary) for name in 'qk')
+      v = jnp.einsum('BTD,DNH->BTNH', norm(mixed, weights['attn_norm']),
+                     attn['v'])
+      out = np.zeros(_CONFIG.d_model)
+      for head in range(_CONFIG.num_heads):
+        group = head // (_CONFIG.num_heads // _CONFIG.num_kv_heads)
+        scores = k[0, :, group] @ q[0, -1, head] / np.sqrt(_CONFIG.d_head)
+        out += (jax.nn.softmax(scores) @ v[0, :, group]) @ attn['o'][head]
+      x = span_cases.before(_PARAMS, ids, _LAYER + 1)
+      last = own[0, -1] + out
+      hidden = norm(last[None, None], weights['mlp_norm'])
+      mlp = weights['mlp']
+      gate = jax.nn.silu(hidden @ mlp['gate']) * (hidden @ mlp['up'])
+      x[0, -1] = last + (gate @ mlp['down'])[0, 0]
+      self._close(got[i, 0], span_cases.after(
+          _PARAMS, x, _LAYER + 1, self.rows.choices[i]))
+
+  def test_states_off_the_span_are_not_read(self):
+    outside = self.base.before.at[:, 0].add(1.0)
+    for i, ids in enumerate(self.questions.prompts):
+      outside = outside.at[i, len(ids) - 1:].add(1.0)
+    want = self._answer(self.base, self.same)[:, 0]
+    got = self._answer(self.base._replace(before=outside), self.same)[:, 0]
+    np.testing.assert_array_equal(got, want)
+    inside = self.base.before.at[:, 1].add(1.0)
+    got = self._answer(self.base._replace(before=inside), self.same)[:, 0]
+    self.assertGreater(np.abs(got - want).max(), 1e-3)
+
+  def test_other_rows_are_taken_by_source(self):
+    source = self.batch.others[0]
+    moved = jax.tree.map(lambda x: x[source], self.base)
+    np.testing.assert_array_equal(
+        self._answer(self.base, source), self._answer(moved, self.same))
+
+  def test_replaced_is_a_run_on_replaced_states(self):
+    got = _logits_of(transplant.replaced)(
+        _PARAMS, self.base.before, self.batch.others[1], self.rows)
+    for i, ids in enumerate(self.questions.prompts):
+      other = self.questions.prompts[self.questions.others[i, 1]]
+      x = span_cases.before(_PARAMS, ids, _LAYER)
+      x[0, 1:-1] = span_cases.before(_PARAMS, other, _LAYER)[0, 1:-1]
+      self._close(got[i], span_cases.after(
+          _PARAMS, x, _LAYER, self.rows.choices[i]))
+
+
+if __name__ == '__main__':
+  absltest.main()
