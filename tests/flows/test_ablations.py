@@ -34,6 +34,8 @@ _GRADDIFF = ('--method=graddiff', '--circuit_selection=all',
              '--edit_floor=none', '--edit_projection=none',
              '--unlearn_loss=ascent', '--nounlearn_quantizer_in_loop',
              '--unlearn_learning_rate=1e-3')
+_NPO = ('--method=npo', *(
+    f for f in _GRADDIFF[1:] if not f.startswith('--unlearn_l')))
 
 
 @functools.cache
@@ -203,6 +205,55 @@ class AblationTest(parameterized.TestCase):
     for precision in ('fp', 'nf4'):
       self.assertContainsSubset(
           ('circuit', 'rest', 'random_0'), undone['by_precision'][precision])
+
+  def test_adapters_are_merged_into_every_matrix(self):
+    root, record = _run(*_NPO, '--unlearn_lora_rank=2',
+                        '--unlearn_learning_rate=3e-2')
+    base, got = _base(), runs.tensors(root / 'model')
+    for name in base:
+      moved = (got[name] != base[name]).any()
+      self.assertEqual(moved, '_proj.' in name, name)
+    edit = got['model.layers.1.mlp.up_proj.weight'] - base[
+        'model.layers.1.mlp.up_proj.weight']
+    values = np.linalg.svd(edit, compute_uv=False)
+    self.assertLess(values[2], 1e-3 * values[1])  # Of rank 2.
+    self.assertEqual(record['trained'] | {'weights': 0}, {
+        'part': 'lora', 'weights': 0, 'dtype': 'float32', 'rank': 2,
+        'alpha': 16.0})
+    shares = record['survival']['nf4']
+    self.assertGreater(shares['moved'], 0.9 * sum(
+        x.size for n, x in base.items() if '_proj.' in n) / sum(
+            x.size for x in base.values()))
+    self.assertGreater(shares['changed_codes'], 0)
+    self.assertNotIn('not_finite', record)
+
+  def test_weights_in_bfloat16_until_little_is_known(self):
+    root, record = _run(
+        *_NPO, '--unlearn_weights_dtype=bfloat16', '--unlearn_stop_forget=0.7',
+        '--unlearn_learning_rate=1e-2', '--unlearn_kl_weight=0')
+    for name, leaf in runs.tensors(root / 'model').items():
+      np.testing.assert_array_equal(
+          leaf, leaf.astype(ml_dtypes.bfloat16).astype(np.float32), name)
+    *before, last = record['history']['probe']
+    self.assertLessEqual(last, 0.7)
+    self.assertNotEmpty(before)  # The base knows its facts.
+    self.assertGreater(min(before), 0.7)
+    self.assertLess(len(before), 11)
+    self.assertEqual(
+        record['trained']['theta_0'], 'the base rounded to bfloat16')
+    report = (root / 'report.md').read_text()
+    self.assertIn('stored in bfloat16 between steps', report)
+    self.assertIn('Forget probe', (root / 'report.html').read_text())
+    self.assertNotIn('not_finite', record)
+
+  def test_the_retain_terms_alone_forget_nothing(self):
+    root, record = _run('--method=retain_only', '--unlearn_loss=none')
+    self._check_edit(root)
+    self.assertEqual(set(record['history']['forget']), {0.0})
+    self.assertNotIn('not_finite', record)
+    forget = lambda found: found['accuracy']['forget']['unlearned']['fp']
+    self.assertGreater(
+        forget(record)['value'], forget(_run()[1])['value'] + 0.2)
 
   def test_layers_out_of_range_are_left_alone(self):
     root, _ = _run('--circuit_first_layer=1', '--circuit_last_layer=1')

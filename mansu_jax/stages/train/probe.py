@@ -24,7 +24,7 @@ from mansu_jax.unlearn import batches as batches_lib
 from mansu_jax.unlearn import objective
 
 MOST = 64  # Questions.
-EVERY = 2  # Steps between measures: large rates forget within a few steps.
+EVERY = 1  # Steps between measures: large rates forget within a few steps.
 
 Questions = Sequence[questions_lib.Question]
 
