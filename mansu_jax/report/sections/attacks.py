@@ -44,6 +44,22 @@ def sentence(record: Record) -> str:
           ' which proves no erasure.')
 
 
+def brief(record: Record) -> str:
+  """The verdict of the attacks in few words, for the terminal."""
+  found = record.get('attack_verdict') or {}
+  if 'attack' not in found:
+    reason = found.get('reason', 'the run has no attacks')
+    return f'retraining: {words.MISSING}: {reason}'
+  gains = f'{words.signed(found["gain"]["value"])} on untaught forget facts'
+  if found['gain_unknown'] is not None:
+    gains += (f', {words.signed(found["gain_unknown"]["value"])} on facts never'
+              ' known')
+  verdict = ('forgotten facts come back' if found['passed'] is False else
+             found['reason'])
+  return (f'retraining: {gains} ({found["attack"]}, {found["precision"]},'
+          f' {words.count(found["step"], "step")}): {verdict}')
+
+
 def _precision(name: str) -> str:
   return 'full precision' if name == 'fp' else name
 

@@ -14,7 +14,7 @@ Record = dict[str, Any]
 
 
 def section(record: Record) -> document.Section:
-  """The hidden share; CAD and AS-NC, readability, and copy-back."""
+  """The hidden share, CAD and AS-NC, readability, and copy-back."""
   return document.Section('Structural erasure', (
-      *hidden_share.blocks(record), *divergence.blocks(record), *readability.blocks(record),
-      *copy_back.blocks(record)))
+      *hidden_share.blocks(record), *divergence.blocks(record),
+      *readability.blocks(record), *copy_back.blocks(record)))
