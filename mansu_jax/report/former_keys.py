@@ -21,8 +21,8 @@ _REMARK = (
     'A former version of mansu_jax judged this record, by other rules than'
     ' today\'s: F, R and Q compare accuracies of multiple-choice questions with'
     ' chance, with the base and with full precision, and S counts checks of CAD'
-    ' and AS-NC, which decide nothing today. Run it again for today\'s readings,'
-    ' the hidden share and the attacks.')
+    ' and AS-NC, which decide nothing today. Run it again for the readings, the'
+    ' hidden share and the attacks.')
 _FORMER = {
     'F': {'measure': 'phi', 'rule': 'passes if the one-sided lower 95 % bound'
           ' is at or above', 'meaning':

@@ -55,7 +55,8 @@ class CompareTest(absltest.TestCase):
     record = _run(0)
     del record['forgetting']['reverse']
     self.assertNotIn('reverse, fp / quantized', self._rows([record])[0])
-    self.assertEqual(self._rows([record, _run(1)])[2]['reverse, fp / quantized'],
+    row = self._rows([record, _run(1)])[2]
+    self.assertEqual(row['reverse, fp / quantized'],
                      '0.451 (1 of 2 runs) / 0.443 (1 of 2 runs)')
 
   def test_the_worst_reading_gives_what_is_known(self):

@@ -108,9 +108,9 @@ def _asked(record: Record) -> str:
       f' {found["asked_facts"]} asked in'
       f' {words.count(found["questions"], "question")} of the reading'
       f' {found["reading"]}, chance {words.number(found["chance"])}, the base'
-      f' {words.number(found["base"])}; {found["narrowed"]} questions lost'
-      f' wrong choices that are taught, {found["dropped"]} were left out for'
-      ' want of others.'
+      f' {words.number(found["base"])}; questions that lost wrong choices,'
+      f' because these are taught: {found["narrowed"]}; left out for want of'
+      f' other choices: {found["dropped"]}.'
       for key in names if (found := setup.get(key)))
 
 

@@ -49,12 +49,12 @@ _PROPERTIES = {
         ' a single reading shows that.', 'upper', True),
     'S': _Property(
         'structural erasure', 'structural erasure', 'hidden share',
-        'fails if the 95 % interval lies above the threshold, or if an attack'
-        ' brings back more than it teaches about unknown facts; neither can'
-        ' show that knowledge is gone, so the property never passes; threshold',
+        'fails if an attack brings back more than guessing, or if the whole'
+        ' interval lies above',
         'Share of the base\'s knowledge that the base\'s own layers still read'
-        ' from the unlearned model\'s states, beyond what the model answers.',
-        '', False),
+        ' from the unlearned model\'s states, beyond what the model answers. It'
+        ' never passes: neither a small hidden share nor an attack that fails'
+        ' shows that knowledge is gone.', '', False),
 }
 READINGS = {
     'choice': 'choice of four, choices as in training',
@@ -153,11 +153,13 @@ def _rule(letter: str, state: bool | str, entry: Record) -> str:
   """Which bound decided."""
   limit = f'{entry["threshold"]:g}' if entry.get('threshold') else '0'
   side = _PROPERTIES[letter].side
+  right, wrong = (('at or above', 'below') if side == 'lower' else
+                  ('at or below', 'above'))
   if state is True:
-    return f'every {side} bound is on the right side of {limit}'
+    return f'every {side} bound is {right} {limit}'
   if state is False:
-    return (f'a whole interval is on the wrong side of {limit}, corrected for'
-            ' the number of estimates that are judged together')
+    return (f'a whole interval is {wrong} {limit}, corrected for the number of'
+            ' estimates that are judged together')
   if entry.get('value') is None:
     return 'the measure is not defined on these data'
   return (f'an interval includes {limit}; more questions on more facts would'

@@ -27,8 +27,8 @@ def section(record: Record) -> document.Section:
           'The PTQ gap is the accuracy of the quantized model minus that of the'
           ' full-precision model, on forget_paraphrase and forget_far together.'
           ' A positive gap means that quantization recovers forgotten facts.'
-          ' Property Q judges the same as a share of the base\'s knowledge above'
-          ' that of an ignorant model, because the base loses accuracy by'
+          ' Property Q judges the same as a share of the base\'s knowledge'
+          ' above that of an ignorant model, because the base loses accuracy by'
           ' rounding too.'),
       document.Plots((document.Plot(
           'ptq_gap', _gap_chart(record),
@@ -62,8 +62,8 @@ def _gap_tests(record: Record) -> document.Table:
        'discordant', 'McNemar p', 'questions'), rows,
       caption='How certain the PTQ gap is. Upper bound: one-sided 95 % bound.'
       ' Smallest detectable gap: the smallest recovery that these questions can'
-      ' show. Discordant: share of questions that only one of the two precisions'
-      ' answers correctly. McNemar p: exact two-sided test; unlike the'
+      ' show. Discordant: share of questions that only one of the two'
+      ' precisions answers correctly. McNemar p: exact two-sided test; unlike the'
       ' intervals, it treats questions as independent.')
 
 
