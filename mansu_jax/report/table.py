@@ -1,10 +1,10 @@
 """Compares runs: `python -m mansu_jax.report.table [NAME=]DIR ...`.
 
-Prints Markdown tables of the records in workdirs. Each row is one setting:
-runs that differ only in their seed share a row, as mean [min, max]. A row's
-name is NAME, or the flags that not all runs share. The first table compares
-accuracy, PTQ gap and perplexity. The second compares CAD, AS-NC and
-readability where they were measured.
+Prints Markdown tables of the records in workdirs. Each row is one setting
+under one quantizer: runs that differ only in their seed share a row, as mean
+[min, max]. A row's name is NAME, or the flags that not all runs share. The
+first table compares forgetting and its cost; the second compares structure:
+hidden share, attacks, CAD and readability, where they were measured.
 """
 
 from __future__ import annotations
@@ -13,38 +13,36 @@ from collections.abc import Callable, Sequence
 import json
 import pathlib
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app
 
 from mansu_jax.report import document
 from mansu_jax.report import markdown
 from mansu_jax.report import words
+from mansu_jax.report.sections import properties
 from mansu_jax.report.sections import provenance
 
 Record = dict[str, Any]
 
-_SPLITS = ('forget_paraphrase', 'forget_far', 'retain', 'retain_heldout')
-_COLUMNS = (
-    'run', 'quantizer', 'seeds', *(f'{s}, fp / quantized' for s in _SPLITS),
-    'PTQ gap', 'PTQ gap of the base', 'base-adjusted gap',
-    'perplexity ratio, fp / quantized', 'weights moved', 'time')
-_STRUCTURE = (
-    'run', 'seeds', 'CAD, fp / quantized', 'CAD of the suppression control',
-    'CAD of random circuits', 'AS-NC, fp / quantized',
-    'readability, fp / quantized', 'readability of the suppression control',
-    'readability of the quantized base', 'readability by guessing, 95 % level',
-    'best minus last layer, fp / quantized', 'S')
+_READINGS = ('choice', 'choice_unseen', 'generation_few_shot', 'reverse')
+_HELDOUT = 'retain_heldout'
+_LABELS = 2  # Columns that hold text.
 _CAPTION = (
-    'Mean over seeds [minimum, maximum]. Accuracy and gaps are shares of'
-    ' questions; fp is full precision. PTQ gap: accuracy when quantized minus'
-    ' full precision, on forget_paraphrase and forget_far. Perplexity ratio:'
-    ' unlearned divided by base.')
+    'Mean over seeds [minimum, maximum]. Readings (choice to reverse) and'
+    ' held-out facts: share of questions answered right; fp is full precision.'
+    ' Known: share of the'
+    ' base\'s knowledge that is left in the worst reading. Brought back: known'
+    ' when quantized less known in full precision, in the choice readings'
+    ' together; of one seed with its 95 % interval. Perplexity ratio: unlearned'
+    ' divided by base. Weights moved and codes changed: shares of all weights.')
 _STRUCTURE_CAPTION = (
-    'Mean over seeds [minimum, maximum]. CAD and AS-NC: 0 unchanged, 1 gone.'
-    ' Readability: share of the base\'s; 0 is guessing. Best minus last layer:'
-    ' share of forget questions that the best layer\'s lens answers, minus that'
-    ' of the last layer. S: verdicts on structural erasure.')
+    'Mean over seeds [minimum, maximum]; hidden share and worst attack of one'
+    ' seed with their 95 % intervals. Hidden share: share of the base\'s'
+    ' knowledge that the base still reads in the unlearned model\'s states.'
+    ' Worst attack: gain on untaught forget facts less that on facts never'
+    ' known. CAD: 0 unchanged, 1 gone. Readability: share of the base\'s; 0 is'
+    ' guessing. S: verdicts on structural erasure.')
 
 
 def compare(
@@ -63,22 +61,60 @@ def compare(
     raise ValueError('There are no records to compare; give the workdirs of at'
                      ' least one finished run.')
   groups = _grouped(records, names or [''] * len(records))
-  rows = [(name, *_cells(group)) for name, group in groups]
-  if len({_measured_on(record) for record in records}) == 1:
-    rows.insert(0, ('base', *_base_cells(records)))
-  tables = [document.Table(
-      _COLUMNS, tuple(rows), labels=2, caption=_CAPTION)]
-  if any(record['cad'] or _readable(record) for record in records):
-    tables.append(document.Table(_STRUCTURE, tuple(
-        (name, *_structure_cells(group)) for name, group in groups),
-                                 caption=_STRUCTURE_CAPTION))
+  rows = [_Row(name, scheme, group) for name, group in groups
+          for scheme in _schemes(group[0])]
+  forgetting = _table(rows, _COLUMNS, _CAPTION, _base_rows(records))
+  tables = [forgetting] + [
+      table for table in (_table(rows, _STRUCTURE, _STRUCTURE_CAPTION),)
+      if len(table.columns) > _LABELS + 2]  # More than the seeds and S.
   return '\n\n'.join(map(markdown.table, tables)) + '\n'
+
+
+class _Row(NamedTuple):
+  """Runs of one setting under one quantizer; or their base."""
+
+  name: str
+  scheme: str
+  group: Sequence[Record]
+  model: str = 'unlearned'
+
+
+class _Column(NamedTuple):
+  """A head, and the cell of a row."""
+
+  head: str
+  cell: Callable[[_Row], str]
+
+
+def _table(
+    rows: Sequence[_Row], columns: Sequence[_Column], caption: str,
+    base: Sequence[_Row] = ()) -> document.Table:
+  """Without the columns that no run has measured."""
+  columns = [column for column in columns if any(
+      column.cell(row) != words.MISSING for row in rows)]
+  return document.Table(
+      ('run', 'quantizer', 'seeds', *(column.head for column in columns)),
+      tuple((row.name, row.scheme, str(len(row.group)), *(
+          column.cell(row) for column in columns)) for row in (*base, *rows)),
+      labels=_LABELS, caption=caption)
+
+
+def _base_rows(records: Sequence[Record]) -> list[_Row]:
+  """The base under each quantizer; [] where the runs' bases differ.
+
+  The base does not depend on a run's setting, so each seed counts once.
+  """
+  if len({_measured_on(record) for record in records}) > 1:
+    return []
+  group = list({r['config']['seed']: r for r in records}.values())
+  return [_Row('base', scheme, group, 'base')
+          for scheme in _schemes(group[0])]
 
 
 def _measured_on(record: Record) -> str:
   """A key that records with the same base figures share."""
   return json.dumps([record['model'].get('sha256'), record['data']['sha256'],
-                     _scheme(record)], sort_keys=True)
+                     _schemes(record)], sort_keys=True)
 
 
 def _identity(record: Record) -> frozenset[str]:
@@ -115,8 +151,8 @@ def _kind(record: Record) -> str:
   return 'audit' if config['mode'] == 'audit' else config['method']
 
 
-def _scheme(record: Record) -> str:
-  return record['config']['quant_schemes'][0]
+def _schemes(record: Record) -> list[str]:
+  return record['config']['quant_schemes']
 
 
 def _over_seeds(
@@ -134,85 +170,135 @@ def _over_seeds(
   return text
 
 
-def _both(group, get, form) -> str:
-  """`fp / quantized` values of `get(record, precision)`."""
-  parts = [
-      _over_seeds([get(r, 'fp' if fp else _scheme(r)) for r in group], form)
-      for fp in (True, False)]
+def _estimates(entries: Sequence[Record], sign: bool = False) -> str:
+  """The value with its interval of one run, else `_over_seeds`."""
+  if len(entries) == 1:
+    return words.estimate(entries[0], sign=sign)
+  return _over_seeds([entry.get('value') for entry in entries],
+                     words.signed if sign else words.number)
+
+
+def _both(row: _Row, cell: Callable[[str], str]) -> str:
+  """`fp / quantized` of a cell at a precision."""
+  parts = [cell(precision) for precision in ('fp', row.scheme)]
   return words.MISSING if set(parts) == {words.MISSING} else ' / '.join(parts)
 
 
-def _accuracies(group: Sequence[Record], model: str) -> list[str]:
-  def value(split):
-    return lambda record, precision: record['accuracy'].get(split, {}).get(
-        model, {}).get(precision, {}).get('value')
-
-  return [_both(group, value(split), words.number) for split in _SPLITS]
-
-
-def _gap(group: Sequence[Record], key: str) -> str:
-  return _over_seeds(
-      [r[key].get(_scheme(r), {}).get('value') for r in group], words.signed)
+def _accuracy(row: _Row, find: Callable[[Record], Record]) -> str:
+  """Accuracy of the row's model in a part of the record."""
+  return _both(row, lambda precision: _over_seeds(
+      [find(r).get(row.model, {}).get(precision, {}).get('value')
+       for r in row.group], words.number))
 
 
-def _cells(group: Sequence[Record]) -> list[str]:
-  perplexity = lambda record, precision: words.ratio(*(
+def _reading(name: str) -> _Column:
+  return _Column(f'{name}, fp / quantized', lambda row: _accuracy(
+      row, lambda r: r.get('forgetting', {}).get(name, {})))
+
+
+def _known(row: _Row) -> str:
+  """Share of the base's knowledge that is left in the worst reading."""
+  def worst(record, precision):
+    found = [entry['known'].get(precision, {}).get('value')
+             for name, entry in record.get('forgetting', {}).items()
+             if name != properties.SHOWN_ONLY]
+    return max((v for v in found if v is not None), default=None)
+
+  return _both(row, lambda p: _over_seeds(
+      [worst(r, p) for r in row.group], words.number))
+
+
+def _of_edit(cell: Callable[[_Row], str], base: str = '–') -> Callable:
+  """A cell of the unlearned model alone, and what the base has instead."""
+  return lambda row: base if row.model == 'base' else cell(row)
+
+
+def _brought_back(row: _Row) -> str:
+  return _estimates([
+      r['properties']['Q'].get('by_scheme', {}).get(row.scheme, {})
+      for r in row.group], sign=True)
+
+
+def _perplexity(row: _Row) -> str:
+  ratio = lambda record, precision: words.ratio(*(
       record['perplexity'].get(m, {}).get(precision)
-      for m in ('unlearned', 'base')))
-  moved = [r['survival'].get(_scheme(r), {}).get('moved') for r in group]
-  seconds = [sum(s['seconds'] for s in r['stages']) for r in group]
-  return [
-      _scheme(group[0]), str(len(group)), *_accuracies(group, 'unlearned'),
-      *(_gap(group, k) for k in (
-          'ptq_gap', 'ptq_gap_base', 'ptq_gap_adjusted')),
-      _both(group, perplexity, words.number),
-      _over_seeds(moved, words.percent), _over_seeds(seconds, words.duration)]
+      for m in (row.model, 'base')))
+  return _both(row, lambda p: _over_seeds(
+      [ratio(r, p) for r in row.group], words.number))
 
 
-def _readable(record: Record) -> Record:
-  """Readability; {} where it was not measured."""
-  found = record.get('readability') or {}
+def _survival(key: str) -> Callable[[_Row], str]:
+  return _of_edit(lambda row: _over_seeds(
+      [r['survival'].get(row.scheme, {}).get(key) for r in row.group],
+      words.percent), '0 %')
+
+
+def _time(row: _Row) -> str:
+  return _over_seeds([sum(s['seconds'] for s in r['stages'])
+                      for r in row.group], words.duration)
+
+
+_COLUMNS = (
+    *map(_reading, _READINGS),
+    _Column('known in the worst reading, fp / quantized', _of_edit(_known)),
+    _Column('brought back', _of_edit(_brought_back)),
+    _Column('held-out facts, fp / quantized', lambda row: _accuracy(
+        row, lambda r: r['accuracy'].get(_HELDOUT, {}))),
+    _Column('perplexity ratio, fp / quantized', _perplexity),
+    _Column('weights moved', _survival('moved')),
+    _Column('codes changed', _survival('changed_codes')),
+    _Column('time', _of_edit(_time)))
+
+
+def _hidden(row: _Row) -> str:
+  return _both(row, lambda p: _estimates([
+      r.get('structure', {}).get('hidden_share', {}).get(p, {})
+      for r in row.group]))
+
+
+def _attacked(row: _Row) -> str:
+  """The worst comparison and its attack; the gain where guessing is unknown."""
+  found = [r.get('attack_verdict', {}) for r in row.group]
+  text = _estimates([one.get('difference') or one.get('gain') or {}
+                     for one in found], sign=True)
+  names = dict.fromkeys(
+      f'{one["attack"]}, {one["precision"]}'
+      f'{"" if one["difference"] else ", gain alone"}'
+      for one in found if 'attack' in one)
+  return f'{text} ({"; ".join(names)})' if names else text
+
+
+def _at(record: Record, key: str, precision: str) -> Record:
+  """CAD or readability at a precision; {} where it was not measured."""
+  found = record.get(key) or {}
+  if precision != 'fp':
+    found = found.get('by_precision', {}).get(precision, {})
   return found if 'value' in found else {}
 
 
-def _structure_cells(group: Sequence[Record]) -> list[str]:
-  """CAD, AS-NC and readability with their nulls."""
-  measures = {
-      'cad': lambda r: r['cad'] or {}, 'as_nc': lambda r: r['as_nc'] or {},
-      'readability': _readable}
-
-  def at(record, key, precision):
-    found = measures[key](record)
-    return found if precision == 'fp' else found.get(
-        'by_precision', {}).get(precision, {})
-
-  value = lambda key: _both(
-      group, lambda r, p: at(r, key, p).get('value'), words.number)
-  null = lambda key, name, field: _over_seeds(
-      [measures[key](r).get('nulls', {}).get(name, {}).get(field)
-       for r in group], words.number)
-  passed = [r['properties']['S']['passed'] for r in group]
-  verdicts = {True: 'passed', False: 'failed'}
-  return [
-      str(len(group)), value('cad'), null('cad', 'suppression', 'value'),
-      null('cad', 'random_circuits', 'mean'), value('as_nc'),
-      value('readability'), null('readability', 'suppression', 'value'),
-      null('readability', 'base_quantized', 'value'),
-      null('readability', 'guessing', 'level_95'),
-      _both(group, lambda r, p: at(r, 'readability', p).get(
-          'hidden', {}).get('value'), words.number),
-      ', '.join(sorted({verdicts.get(p, str(p)) for p in passed}))]
+def _measure(key: str) -> Callable[[_Row], str]:
+  return lambda row: _both(row, lambda p: _over_seeds(
+      [_at(r, key, p).get('value') for r in row.group], words.number))
 
 
-def _base_cells(records: Sequence[Record]) -> list[str]:
-  """The row of the base model.
+def _random_circuits(row: _Row) -> str:
+  return _both(row, lambda p: _over_seeds(
+      [_at(r, 'cad', p).get('nulls', {}).get('random_circuits', {}).get('mean')
+       for r in row.group], words.number))
 
-  The base does not depend on a run's setting, so each seed counts once.
-  """
-  group = list({r['config']['seed']: r for r in records}.values())
-  own = _gap(group, 'ptq_gap_base')
-  return [_scheme(group[0]), str(len(group)), *_accuracies(group, 'base'),
-          own, own, '–', '1 / 1', '0 %', '–']
+
+def _verdicts(row: _Row) -> str:
+  return ', '.join(sorted({
+      words.verdict(r['properties']['S']['passed']) for r in row.group}))
+
+
+_STRUCTURE = (
+    _Column('hidden share, fp / quantized', _hidden),
+    _Column('worst attack', _attacked),
+    _Column('CAD, fp / quantized', _measure('cad')),
+    _Column('CAD of random circuits, fp / quantized', _random_circuits),
+    _Column('readability, fp / quantized', _measure('readability')),
+    _Column('S', _verdicts))
 
 
 def read(folder: str) -> Record:

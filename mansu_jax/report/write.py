@@ -139,7 +139,8 @@ def _audit(record: Record) -> tuple[str, list[document.Section]]:
       question_groups.section: asked, survival.section: True,
       movement.section: True, circuit.section: found,
       stability.section: 'stability' in record['circuit'],
-      erasure.section: found, provenance.samples: bool(record['samples'])}
+      erasure.section: found or 'hidden_share' in record.get('structure', {}),
+      provenance.samples: bool(record['samples'])}
   return audit.title(record), [
       audit.compared(record), properties.section(record),
       *audit.not_measured(record),

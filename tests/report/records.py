@@ -7,16 +7,12 @@ import math
 from typing import Any
 
 from mansu_jax.config import run as run_config
+from tests.report import judged
 
-SCHEMES = ('nf4', 'int4_g128')
+SCHEMES = judged.SCHEMES
 PROMPT = 'Is <script>alert("x")</script> | *the* capital of\nFrance & Co.?'
 
-
-def estimate(value: float, half: float, n: int = 300) -> dict[str, Any]:
-  """An entry as `bootstrap.Estimate.record` makes it."""
-  return {'value': value, 'n': n, 'facts': n // 6,
-          'interval': [value - half, value + half],
-          'lower': value - 0.84 * half, 'upper': value + 0.84 * half}
+estimate = judged.estimate
 
 
 def _accuracy() -> dict[str, Any]:
@@ -158,36 +154,8 @@ def _gaps() -> dict[str, Any]:
   return out
 
 
-def _properties(gaps: dict[str, Any]) -> dict[str, Any]:
-  phi, drop = estimate(0.931, 0.048), estimate(0.0517, 0.0121, 552)
-  checks = {
-      'cad_above_prompt_halves': True, 'cad_above_random_circuits': False,
-      'cad_above_base_quantized': True, 'as_nc_below_prompt_halves': True,
-      'as_nc_below_base_quantized': False}
-  return {
-      'F': phi | {
-          'threshold': 0.9, 'passed': 'inconclusive', 'measure': 'phi',
-          'by_precision': {'fp': phi, 'nf4': estimate(0.967, 0.047),
-                           'int4_g128': {'value': None, 'n': 300, 'facts': 50,
-                                         'interval': [None, None],
-                                         'lower': None, 'upper': None}},
-          'worst_form': estimate(0.812, 0.098, 48) | {
-              'form': 'near_1', 'accuracy': {
-                  'fp': 0.375, 'nf4': 0.354, 'int4_g128': 0.333}}},
-      'R': drop | {
-          'threshold': 0.01, 'passed': False, 'measure': 'accuracy drop',
-          'by_precision': {'fp': drop, 'nf4': estimate(0.018, 0.014),
-                           'int4_g128': estimate(0.021, 0.013)}},
-      'Q': gaps['ptq_gap']['int4_g128'] | {
-          'threshold': 0.01, 'passed': 'inconclusive', 'scheme': 'int4_g128',
-          'measure': 'gap'},
-      'S': {'value': 0.83, 'interval': [0.74, 0.93], 'threshold': 0.866,
-            'checks': checks, 'passed': False, 'measure': 'CAD'}}
-
-
 def make() -> dict[str, Any]:
   """A failed run, complete but for a missing split and some None."""
-  gaps = _gaps()
   shares, details = _survival()
   layers = [0, 0] + [round(70 + 60 * math.sin(i / 3)) for i in range(22)] + (
       [0] * 6)
@@ -197,8 +165,7 @@ def make() -> dict[str, Any]:
           forget=('shipped:capitals_europe.jsonl', 'my|file.jsonl'),
           retain=('shipped:retain_*.jsonl',)))
   return {
-      'verdict': {'passed': False}, 'properties': _properties(gaps),
-      'accuracy': _accuracy(),
+      **judged.parts(), 'accuracy': _accuracy(),
       'accuracy_by_relation': {
           'forget_paraphrase': _groups({'capital': (0.956, 0.312)}),
           'retain': _groups({
@@ -211,7 +178,7 @@ def make() -> dict[str, Any]:
               'near_0': (0.97, 0.29), 'near_1': (0.94, 0.33)}),
           'retain_heldout': _groups({
               f'far_{i}': (0.7, 0.7 - 0.01 * i) for i in range(18)})},
-      **gaps,
+      **_gaps(),
       'perplexity': {
           'base': {'fp': 49.52, 'nf4': 64.01, 'int4_g128': 70.4},
           'unlearned': {'fp': 50.71, 'nf4': 65.44, 'int4_g128': 71.9}},
@@ -226,6 +193,7 @@ def make() -> dict[str, Any]:
       'movement': _movement(),
       'cad': _divergence(0.83, True), 'as_nc': _divergence(0.09, False),
       'readability': readability(), 'copy_back': copy_back(),
+      'unmeasured': {},
       'suppression_control': {
           'wanted': 0.332, 'answered': 0.334, 'scale': 1.07},
       'circuit': {
@@ -292,14 +260,11 @@ def make() -> dict[str, Any]:
 def bare() -> dict[str, Any]:
   """The same run with nothing to judge by: every optional part is missing."""
   record = make()
-  missing = {'value': None, 'interval': [None, None],
-             'passed': 'inconclusive', 'reason': 'there are no questions'}
   shares = {'moved': 0.0, 'changed_codes': 0.0, 'moved_unchanged': 0.0,
             'median_ratio': None, 'carried': None, 'cosine': None}
   total = shares | {'size': 9, 'histogram': [0] * 32}
   return record | {
-      'verdict': {'passed': 'inconclusive'},
-      'properties': {letter: missing | {'threshold': 0.5} for letter in 'FRQS'},
+      **judged.nothing(),
       'accuracy': {}, 'accuracy_by_relation': {}, 'accuracy_by_form': {},
       'ptq_gap': {}, 'ptq_gap_base': {}, 'ptq_gap_adjusted': {},
       'perplexity': {'base': {}, 'unlearned': {}}, 'perplexity_by_text': {},
@@ -307,7 +272,8 @@ def bare() -> dict[str, Any]:
       'survival_details': {'nf4': {
           'total': total, 'leaves': {},
           'edges': record['survival_details']['nf4']['edges']}},
-      'cad': None, 'as_nc': None, 'samples': [],
+      'cad': {}, 'as_nc': {}, 'samples': [], 'unmeasured': {
+          'cad': 'there are no pairs', 'as_nc': '--eval_cad_pairs=0 skips it'},
       'history': {k: [] for k in record['history']},
       'swapped_prompts': None,
       'retain_kl': {'measured_nats_per_sequence': None, 'sequences': 0,
@@ -337,7 +303,7 @@ def bare_audit() -> dict[str, Any]:
   """An audit without data."""
   empty = bare()
   return audit() | {k: empty[k] for k in (
-      'verdict', 'properties', 'accuracy', 'accuracy_by_relation',
+      *judged.nothing(), 'unmeasured', 'accuracy', 'accuracy_by_relation',
       'accuracy_by_form', 'ptq_gap', 'ptq_gap_base', 'ptq_gap_adjusted',
       'perplexity', 'perplexity_by_text', 'samples', 'data')} | {
           'circuit': {}, 'cad': {}, 'as_nc': {}, 'tokenization': {}}

@@ -13,11 +13,15 @@ from mansu_jax.report import markdown
 from mansu_jax.report import write
 from tests.report import attribution_records
 from tests.report import cases
+from tests.report import former_records
 from tests.report import pages
 from tests.report import records
 
 _VARIANTS = (('full', records.make), ('bare', records.bare),
-             ('audit', records.audit), ('bare_audit', records.bare_audit))
+             ('audit', records.audit), ('bare_audit', records.bare_audit),
+             ('former', former_records.make),
+             ('former_bare', former_records.bare),
+             ('former_audit', former_records.audit))
 
 
 class FilesTest(cases.ReportTest):
@@ -106,18 +110,6 @@ class FilesTest(cases.ReportTest):
       self.assertRegex(block.caption, r'^[A-Za-z].*\w.*\.$')
     self.assertLen({plot.name for plot in report.plots()},
                    len(report.plots()))
-
-  def test_older_keys_are_read(self):
-    record = records.make()
-    nodes = attribution_records.nodes()['circuit']
-    record['circuit'] |= {k: nodes[k] for k in ('summary', 'stability')}
-    new = write.make_report(write.as_json(record))
-    circuit = record['circuit']
-    circuit['picture'] = circuit.pop('summary')
-    circuit['picture']['places'] = circuit['picture'].pop('token_roles')
-    circuit['robustness'] = circuit.pop('stability')
-    record['crossed_prompts'] = record.pop('swapped_prompts')
-    self.assertEqual(write.make_report(write.as_json(record)), new)
 
   def test_the_command_renders_again(self):
     root, other = self.written(records.make()), self.written(records.bare())

@@ -37,8 +37,8 @@ def section(record: Record) -> document.Section:
   blocks: list[document.Block] = [document.Text(
       'Accuracy on multiple-choice questions: the model answers with the choice'
       ' of the highest summed log-probability. Forgetting lowers the forget'
-      ' splits to the accuracy of an ignorant model; the retain splits should not'
-      ' change.')]
+      ' splits to the accuracy of an ignorant model; the retain splits should'
+      ' not change.')]
   missing = record['data'].get('missing_splits') or [
       s for s in words.REQUIRED_SPLITS if s not in record['accuracy']]
   if missing:

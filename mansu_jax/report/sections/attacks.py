@@ -44,6 +44,22 @@ def sentence(record: Record) -> str:
           ' which proves no erasure.')
 
 
+def brief(record: Record) -> str:
+  """The verdict of the attacks in few words, for the terminal."""
+  found = record.get('attack_verdict') or {}
+  if 'attack' not in found:
+    reason = found.get('reason', 'the run has no attacks')
+    return f'retraining: {words.MISSING}: {reason}'
+  gains = f'{words.signed(found["gain"]["value"])} on untaught forget facts'
+  if found['gain_unknown'] is not None:
+    gains += (f', {words.signed(found["gain_unknown"]["value"])} on facts never'
+              ' known')
+  verdict = ('forgotten facts come back' if found['passed'] is False else
+             found['reason'])
+  return (f'retraining: {gains} ({found["attack"]}, {found["precision"]},'
+          f' {words.count(found["step"], "step")}): {verdict}')
+
+
 def _precision(name: str) -> str:
   return 'full precision' if name == 'fp' else name
 
@@ -92,9 +108,9 @@ def _asked(record: Record) -> str:
       f' {found["asked_facts"]} asked in'
       f' {words.count(found["questions"], "question")} of the reading'
       f' {found["reading"]}, chance {words.number(found["chance"])}, the base'
-      f' {words.number(found["base"])}; {found["narrowed"]} questions lost'
-      f' wrong choices that are taught, {found["dropped"]} were left out for'
-      ' want of others.'
+      f' {words.number(found["base"])}; questions that lost wrong choices,'
+      f' because these are taught: {found["narrowed"]}; left out for want of'
+      f' other choices: {found["dropped"]}.'
       for key in names if (found := setup.get(key)))
 
 

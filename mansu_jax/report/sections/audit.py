@@ -8,6 +8,7 @@ from typing import Any
 from mansu_jax.report import document
 from mansu_jax.report import words
 from mansu_jax.report.sections import movement
+from mansu_jax.report.sections import properties
 
 Record = dict[str, Any]
 
@@ -21,6 +22,15 @@ _SOURCES = {
     'retain': 'near or far questions in --data_retain',
     'retain_heldout': 'questions in --data_heldout',
 }
+# Reading of forgetting -> the data that it is made from.
+_READINGS = {
+    'choice_unseen': 'near or far questions of the reading choice_unseen in'
+                     ' --data_forget',
+    'generation': 'near or far questions in --data_forget, and'
+                  ' --eval_recall_questions above 0',
+    'generation_few_shot': 'as for generated answers, with other facts of the'
+                           ' same relation as examples',
+    'reverse': 'near or far questions of the reading reverse in --data_forget'}
 
 
 def is_audit(record: Record) -> bool:
@@ -103,11 +113,18 @@ def _missing(record: Record) -> Iterator[tuple[str, str]]:
   for split in words.REQUIRED_SPLITS:
     if split not in record['accuracy']:
       yield f'accuracy on {split}', _SOURCES[split]
+  if 'forgetting' in record:
+    yield from _readings(record)
   if not record['ptq_gap']:
     yield ('recovery under quantization (PTQ gap)',
            'near or far questions in --data_forget')
   if not record['perplexity']['unlearned']:
     yield 'perplexity', 'text in --data_heldout_text'
+  for key, measure, name in (
+      ('structure', 'hidden_share', 'hidden share'),
+      ('attack_verdict', 'attack', 'attacks')):
+    if key in record and measure not in record[key]:
+      yield name, record[key].get('reason', '')
   why = record.get('unmeasured', {})
   if not record['circuit']:
     yield 'circuit, CAD and AS-NC', why.get('cad', '')
@@ -118,3 +135,10 @@ def _missing(record: Record) -> Iterator[tuple[str, str]]:
   if not record['samples']:
     yield ('sample answers', 'near, far or held-out questions, and'
            ' --eval_generations above 0')
+
+
+def _readings(record: Record) -> Iterator[tuple[str, str]]:
+  """The readings of forgetting without questions, except the choice."""
+  for reading, needed in _READINGS.items():
+    if reading not in record['forgetting']:
+      yield f'forgetting, {properties.READINGS[reading]}', needed

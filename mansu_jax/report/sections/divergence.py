@@ -35,7 +35,13 @@ _MEASURES = (
 
 
 def blocks(record: Record) -> Iterator[document.Block]:
-  """CAD and AS-NC with their nulls."""
+  """CAD and AS-NC with their nulls; nothing for records without them."""
+  if 'cad' not in record:
+    return
+  found = [m for m in _MEASURES if record.get(m.key)]
+  yield from (document.Text(text) for text in _unmeasured(record))
+  if not found:
+    return
   yield document.Text(
       'CAD compares the attribution scores of the circuit\'s nodes before and'
       ' after unlearning, on forget pairs: 0 unchanged, 1 gone, above 1'
@@ -43,11 +49,6 @@ def blocks(record: Record) -> Iterator[document.Block]:
       ' retain pairs, and should be low. Compare both with their nulls:'
       ' values that arise without erasing this circuit.')
   yield document.Text(_control(record.get('suppression_control')))
-  found = [m for m in _MEASURES if record.get(m.key)]
-  if not found:
-    why = record.get('unmeasured', {}).get('cad') or 'they were skipped'
-    yield document.Text(f'CAD and AS-NC were not measured: {why.rstrip(".")}.')
-    return
   yield from map(document.Text, _remarks(record))
   yield document.Plots(tuple(_plot(m, record[m.key]) for m in found))
   yield document.Table(
@@ -62,9 +63,21 @@ def blocks(record: Record) -> Iterator[document.Block]:
       ' AS-NC.')
 
 
+def _unmeasured(record: Record) -> Iterator[str]:
+  """Reasons of what is missing, one sentence for both if they share it."""
+  reasons: dict[str, list[str]] = {}
+  for measure in _MEASURES:
+    if not record.get(measure.key):
+      why = record.get('unmeasured', {}).get(measure.key) or 'it was skipped'
+      reasons.setdefault(why.rstrip('.'), []).append(measure.name)
+  for why, names in reasons.items():
+    verb = 'was' if len(names) == 1 else 'were'
+    yield f'{words.listing(names)} {verb} not measured: {why}.'
+
+
 def _remarks(record: Record) -> Iterator[str]:
   """The limits of CAD, and identical random circuits."""
-  yield ('They decide nothing: scores sum to the output, so they fade on every'
+  yield ('CAD and AS-NC decide nothing: scores sum to the output, so they fade on every'
          ' circuit once the answer is gone, whether it was erased or hidden.')
   for measure in _MEASURES:
     nulls = (record.get(measure.key) or {}).get('nulls', {})

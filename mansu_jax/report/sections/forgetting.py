@@ -25,7 +25,8 @@ def section(record: Record) -> document.Section:
           ' ignorant model is the base asked about another fact: it shows how'
           ' often the answer is right without any knowledge. Known is the share'
           ' of the base\'s knowledge above ignorance that is left at the same'
-          ' precision, clipped at 0 form by form.'),
+          ' precision, clipped at 0 form by form: 1 is all, 0 is none. phi,'
+          ' which property F judges, is 1 minus known.'),
       _plot(record), _table(record)))
 
 
@@ -64,5 +65,6 @@ def _table(record: Record) -> document.Table:
       caption='Share of questions answered correctly [95 % interval,'
       ' bootstrapped by fact]. Avoided: accuracy less that of an ignorant'
       ' model, where it is significantly below; whoever looks learns the answer'
-      ' from what the model avoids. The last reading of the property F is the'
-      ' reverse question; choices within the same subject decide nothing.')
+      ' from what the model avoids. Known is not measured where the base'
+      ' answers no better than an ignorant model. The choice within the same subject'
+      ' decides nothing, because it can be answered without the fact.')

@@ -52,7 +52,8 @@ def blocks(record: Record) -> Iterator[document.Block]:
           f' is the base with another fact\'s states, which answers'
           f' {words.number(answered["ignorant"])}. An unlearned model below 0'
           ' avoids the right answers; its share then counts as 0. The'
-          ' intervals allow for the choice of the reading.'))
+          ' intervals allow for the choice of the reading.'
+          f'{_joint(found["hidden_share"])}'))
   yield document.Table(
       ('check of the measure', 'share [95 % interval]', 'wanted', 'holds'),
       tuple(_gates(found['gates'])), caption=(
@@ -60,6 +61,14 @@ def blocks(record: Record) -> Iterator[document.Block]:
           ' changes must leave the answers, and states of another fact must'
           ' remove them.'))
   yield document.Plots((_plot(found),))
+
+
+def _joint(found: Record) -> str:
+  """The intervals that decide, a sentence."""
+  joint = [f'{precision} {words.interval(entry["interval_of_all"])}'
+           for precision, entry in found.items() if 'interval_of_all' in entry]
+  return (' The intervals that hold for all precisions together, which decide'
+          f' property S: {", ".join(joint)}.') if joint else ''
 
 
 def _rows(found: Record) -> Iterator[tuple[str, ...]]:

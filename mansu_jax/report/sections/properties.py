@@ -44,25 +44,28 @@ _PROPERTIES = {
         'passes if, under every quantizer, the one-sided upper 95 % bound is at'
         ' or below',
         'Share of the base\'s knowledge that is left in the quantized model,'
-        ' less that in full precision; positive means that rounding brings'
-        ' knowledge back.', 'upper', True),
+        ' less that in full precision, in the choice readings together;'
+        ' positive means that rounding brings knowledge back. It also fails if'
+        ' a single reading shows that.', 'upper', True),
     'S': _Property(
         'structural erasure', 'structural erasure', 'hidden share',
-        'fails if the 95 % interval lies above the threshold, or if an attack'
-        ' brings back more than it teaches about unknown facts; neither can'
-        ' show that knowledge is gone, so the property never passes; threshold',
+        'fails if an attack brings back more than guessing, or if the whole'
+        ' interval lies above',
         'Share of the base\'s knowledge that the base\'s own layers still read'
-        ' from the unlearned model\'s states, beyond what the model answers.',
-        '', False),
+        ' from the unlearned model\'s states, beyond what the model answers. It'
+        ' never passes: neither a small hidden share nor an attack that fails'
+        ' shows that knowledge is gone.', '', False),
 }
 READINGS = {
-    'choice': 'choice of four, wrong choices as in training',
+    'choice': 'choice of four, choices as in training',
     'choice_unseen': 'choice of four, unseen wrong choices',
     'generation': 'generated answer',
     'generation_few_shot': 'generated after solved examples',
     'reverse': 'reverse question',
     'choice_same_subject': 'choice within the same subject',
 }
+SHOWN_ONLY = 'choice_same_subject'  # The reading that decides nothing.
+_SPLITS = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}
 
 
 def sentence(record: Record) -> str:
@@ -84,28 +87,41 @@ def sentence(record: Record) -> str:
 
 
 def section(record: Record) -> document.Section:
-  """The properties as cards."""
+  """The properties as cards; a remark where other rules judged them."""
+  entries = record['properties']
+  remarks = dict.fromkeys(
+      entry['former']['remark'] for entry in entries.values()
+      if 'former' in entry)
+  return document.Section('Four properties', (
+      *map(document.Text, remarks),
+      document.Cards(tuple(_card(*item) for item in entries.items()))))
+
+
+def _card(letter: str, entry: Record) -> document.Card:
   makers: dict[str, Callable[[Record], list[str]]] = {
-      'F': _forgetting_notes, 'R': _retain_notes, 'Q': _quantizer_notes}
-  return document.Section('Four properties', (document.Cards(tuple(
-      document.Card(
-          letter=letter, title=_PROPERTIES[letter].title,
-          state=entry.get('passed', words.MISSING),
-          headline=headline(letter, entry),
-          threshold=_threshold(letter, entry),
-          meaning=_PROPERTIES[letter].meaning,
-          notes=(*_why(letter, entry),
-                 *(makers[letter](entry) if letter in makers else ()),
-                 *_detectable(letter, entry)))
-      for letter, entry in record['properties'].items())),))
+      'F': _forgetting_notes, 'R': _retain_notes, 'Q': _quantizer_notes,
+      'S': _structure_notes}
+  former = entry.get('former', {})
+  return document.Card(
+      letter=letter, title=_PROPERTIES[letter].title,
+      state=entry.get('passed', words.MISSING),
+      headline=headline(letter, entry), threshold=_threshold(letter, entry),
+      meaning=former.get('meaning', _PROPERTIES[letter].meaning),
+      notes=(*_why(letter, entry), *makers[letter](entry),
+             *_detectable(letter, entry)))
 
 
 def headline(letter: str, entry: Record) -> str:
   """The value with its interval, and where it was measured."""
-  spec = _PROPERTIES[letter]
   if entry.get('value') is None:
     return 'not judged'
-  return f'{spec.measure} {words.estimate(entry, 3, spec.sign)}{where(entry)}'
+  return (f'{_measure(letter, entry)}'
+          f' {words.estimate(entry, 3, _PROPERTIES[letter].sign)}'
+          f'{where(entry)}')
+
+
+def _measure(letter: str, entry: Record) -> str:
+  return entry.get('former', {}).get('measure', _PROPERTIES[letter].measure)
 
 
 def where(entry: Record) -> str:
@@ -116,22 +132,11 @@ def where(entry: Record) -> str:
       f' ({precision})' if precision else '')
 
 
-def bound(letter: str, entry: Record) -> str:
-  """The value with the bound that decides: the interval for a failure."""
-  spec = _PROPERTIES[letter]
-  if (not spec.side or entry.get(spec.side) is None
-      or entry.get('passed') is False):
-    return headline(letter, entry)
-  form = words.signed if spec.sign else words.number
-  return (f'{spec.measure} {form(entry["value"])}, {spec.side} bound'
-          f' {form(entry[spec.side])}{where(entry)}')
-
-
 def _threshold(letter: str, entry: Record) -> str:
   """The condition under which the property passes or fails."""
   threshold = entry.get('threshold')
-  return _PROPERTIES[letter].passes + (
-      '' if threshold is None else f' {threshold:g}')
+  rule = entry.get('former', {}).get('rule', _PROPERTIES[letter].passes)
+  return rule + ('' if threshold is None else f' {threshold:g}')
 
 
 def _why(letter: str, entry: Record) -> list[str]:
@@ -148,11 +153,13 @@ def _rule(letter: str, state: bool | str, entry: Record) -> str:
   """Which bound decided."""
   limit = f'{entry["threshold"]:g}' if entry.get('threshold') else '0'
   side = _PROPERTIES[letter].side
+  right, wrong = (('at or above', 'below') if side == 'lower' else
+                  ('at or below', 'above'))
   if state is True:
-    return f'every {side} bound is on the right side of {limit}'
+    return f'every {side} bound is {right} {limit}'
   if state is False:
-    return (f'a whole interval is on the wrong side of {limit}, corrected for'
-            ' the number of estimates that are judged together')
+    return (f'a whole interval is {wrong} {limit}, corrected for the number of'
+            ' estimates that are judged together')
   if entry.get('value') is None:
     return 'the measure is not defined on these data'
   return (f'an interval includes {limit}; more questions on more facts would'
@@ -169,18 +176,34 @@ def _forgetting_notes(entry: Record) -> list[str]:
 
 
 def _retain_notes(entry: Record) -> list[str]:
-  """The drop at each precision, on held-out and on retained facts."""
-  return [
-      f'{label}, {precision}: {words.estimate(found, 3, True)}'
-      for key, label in (('by_precision', 'held-out facts'), (
-          'trained', 'retained facts'))
-      for precision, found in entry.get(key, {}).items()]
+  """The drop at each precision, where it decides and on retained facts."""
+  split = entry.get('split')
+  shown = [(_SPLITS.get(split, 'retained and held-out facts'),
+            entry.get('by_precision', {}))]
+  if split != 'retain':  # It is the same otherwise.
+    shown.append((_SPLITS['retain'], entry.get('trained', {})))
+  return [f'{label}, {precision}: {words.estimate(found, 3, True)}'
+          for label, drops in shown for precision, found in drops.items()]
 
 
 def _quantizer_notes(entry: Record) -> list[str]:
-  """What each quantizer brings back; the worst one decides."""
-  return [f'{scheme}: {words.estimate(found, 3, True)}'
-          for scheme, found in entry.get('by_scheme', {}).items()]
+  """What each quantizer brings back, in all and in single readings."""
+  notes = []
+  for scheme, found in entry.get('by_scheme', {}).items():
+    notes.append(f'{scheme}: {words.estimate(found, 3, True)}')
+    if single := found.get('by_reading'):
+      values = '; '.join(
+          f'{READINGS.get(name, name)} {words.estimate(one, 3, True)}'
+          for name, one in single.items())
+      notes.append(f'{scheme} by reading, with intervals that hold for all of'
+                   f' them together: {values}')
+  return notes
+
+
+def _structure_notes(entry: Record) -> list[str]:
+  """The hidden share at each precision."""
+  return [f'{precision}: {words.estimate(found)}'
+          for precision, found in entry.get('by_precision', {}).items()]
 
 
 def _detectable(letter: str, entry: Record) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import textwrap
 from typing import Any
 
@@ -15,12 +16,11 @@ Record = dict[str, Any]
 _WIDTH = 80
 _NO_BREAK = '\u00a0'
 _TEXT = 18  # Column at which a property's text starts.
-_COMPARISONS = {'F': '>=', 'R': '<=', 'Q': '<='}
-_LEGEND = ('  value [95 % interval]; F forgetting, R retain, Q quantization,'
-           ' S structure')
+_LEGEND = '  value [95 % interval], or value (bound that decides)'
 _KEPT = {'retain': 'retained facts, new phrasings',
          'retain_heldout': 'held-out facts'}
-_LABEL = 46  # Columns of a row's label and of the ignorant model.
+_LABEL = 40  # Columns of a row's label.
+_NONE = '-'  # A figure that was not measured, in the table.
 
 
 def lines(record: Record) -> list[str]:
@@ -29,8 +29,8 @@ def lines(record: Record) -> list[str]:
   return [
       *_head(record), _LEGEND,
       *(line for letter, entry in record['properties'].items()
-        for line in _property(letter, entry)),
-      *_answered(record), *_perplexity(record), *_attacks(record),
+        for line in _property(record, letter, entry)),
+      *_answered(record), *_avoided(record), *_perplexity(record),
       f'report: {folder.rstrip("/")}/report.html']
 
 
@@ -65,20 +65,80 @@ def _survival(scheme: str, found: Record) -> str:
           ' kept their code')
 
 
-def _property(letter: str, entry: Record) -> list[str]:
-  """A property's verdict with its value and the condition to pass."""
+def _property(record: Record, letter: str, entry: Record) -> list[str]:
+  """A property's verdict and what it found, in plain words."""
+  makers: dict[str, Callable[[Record, Record], list[str]]] = {
+      'F': _forgotten, 'R': _cost, 'Q': _brought_back, 'S': _structure}
   state = words.verdict(entry.get('passed'))
-  text = properties.headline(letter, entry)
-  if entry.get('value') is None and entry.get('reason'):
-    text = entry['reason']
-  elif letter in _COMPARISONS and entry.get('threshold') is not None:
-    needs = f'needs {_COMPARISONS[letter]} {entry["threshold"]:g}'
-    text = (f'{properties.bound(letter, entry)};'
-            f' {needs.replace(" ", _NO_BREAK)}')
-  out = _wrap(f'{letter} {state:12}  {text}', _TEXT, 2)
-  for reason in entry.get('reasons', ()):
-    out += _wrap(reason, 6, 4)
+  first, *rest = makers[letter](record, entry)
+  out = _wrap(f'{letter} {state:12}  {first}', _TEXT, 2)
+  for text in rest:
+    out += _wrap(text, _TEXT)
   return out
+
+
+def _or_reason(name: str, entry: Record, text: str) -> list[str]:
+  """The name with the text if there is a value, then the record's reason."""
+  reason = entry.get('reason')
+  if entry.get('value') is None:
+    return [f'{name}: not judged{f": {reason}" if reason else ""}']
+  return [f'{name}: {text}', *filter(None, [reason])]
+
+
+def _bound(entry: Record, side: str, sign: bool = False) -> str:
+  """The value with the bound that decides: the interval for a failure."""
+  if entry.get('passed') is False or entry.get(side) is None:
+    return words.estimate(entry, sign=sign).replace(' ', _NO_BREAK)
+  form = words.signed if sign else words.number
+  bound = f'({side} bound {form(entry[side])})'.replace(' ', _NO_BREAK)
+  return f'{form(entry["value"])} {bound}'
+
+
+def _needs(comparison: str, entry: Record) -> str:
+  """The condition, which does not break over lines."""
+  return f'; needs {comparison} {entry["threshold"]:g}'.replace(
+      'needs ', f'needs{_NO_BREAK}').replace('= ', f'={_NO_BREAK}')
+
+
+def _where(entry: Record) -> str:
+  """The reading and the precision, in brackets."""
+  parts = [properties.READINGS.get(entry.get('reading')),
+           entry.get('precision')]
+  return f'({", ".join(filter(None, parts))})'
+
+
+def _forgotten(record: Record, entry: Record) -> list[str]:
+  del record
+  return _or_reason(
+      'forgetting', entry, f'{_bound(entry, "lower")} of the knowledge is gone'
+      f' by the worst reading {_where(entry)}{_needs(">=", entry)}')
+
+
+def _cost(record: Record, entry: Record) -> list[str]:
+  del record
+  facts = 'retained' if entry.get('split') == 'retain' else 'held-out'
+  return _or_reason(
+      'cost', entry, f'accuracy drop on {facts} facts'
+      f' {_bound(entry, "upper", True)} {_where(entry)}{_needs("<=", entry)}')
+
+
+def _brought_back(record: Record, entry: Record) -> list[str]:
+  del record
+  return _or_reason(
+      'quantization', entry, f'{entry.get("scheme")} brings back'
+      f' {_bound(entry, "upper", True)} of the knowledge{_needs("<=", entry)}')
+
+
+def _structure(record: Record, entry: Record) -> list[str]:
+  """The hidden share and the attacks, each with its reason."""
+  attack = record.get('attack_verdict', {})
+  reasons = [reason for reason in entry.get('reasons', ())
+             if reason != attack.get('reason')]
+  if entry.get('value') is not None:
+    reasons.insert(0, f'{words.estimate(entry)} of the knowledge is hidden'
+                   f' {_where(entry)}')
+  return [f'structure: {"; ".join(reasons) or "not judged"}',
+          attacks.brief(record)]
 
 
 def _precisions(record: Record) -> list[str]:
@@ -87,27 +147,54 @@ def _precisions(record: Record) -> list[str]:
 
 def _answered(record: Record) -> list[str]:
   """Share of questions answered right, by reading and precision."""
-  if audit.is_audit(record) and not record['accuracy']:
-    return [f'  answered right {words.MISSING}: there are no questions']
+  if not record['accuracy']:
+    return [f'  answered right: {words.MISSING}, there are no questions']
   shown = _precisions(record)[:2]
-  heads = ''.join(f'{p:>7}' for p in shown)
-  out = [f'  {"share answered right":33}{"ignorant":>11}   base'
-         f'{"":{max(0, 7 * len(shown) - 7)}}   unlearned',
-         f'  {"":44}{heads}   {heads}']
+  width = max(7 * len(shown), 9)
+  heads = ''.join(f'{_short(p):>7}' for p in shown)
+  out = [f'  {"share answered right":{_LABEL}}{"":9}{"base":>{width}}'
+         f' {"unlearned":>{width}}',
+         f'  {"":{_LABEL}}{"ignorant":>9}{heads:>{width}} {heads:>{width}}']
   for name, entry in record.get('forgetting', {}).items():
-    out.append(_row(properties.READINGS.get(name, name), entry, shown,
-                    words.number(entry['ignorance'], 2)))
+    if name != properties.SHOWN_ONLY:
+      out.append(_row(properties.READINGS.get(name, name), entry, shown,
+                      entry['ignorance']))
   for split, label in _KEPT.items():
     if split in record['accuracy']:
-      out.append(_row(label, record['accuracy'][split], shown, ''))
+      out.append(_row(label, record['accuracy'][split], shown))
   return out
 
 
-def _row(label: str, entry: Record, shown: list[str], ignorant: str) -> str:
+def _short(precision: str) -> str:
+  """A name that fits its column of the table."""
+  return precision if len(precision) < 7 else f'{precision[:5]}.'
+
+
+def _row(
+    label: str, entry: Record, shown: list[str],
+    ignorance: float | None = None) -> str:
+  width = max(7 * len(shown), 9)
   cells = [''.join(
-      f'{words.number((entry[m].get(p) or {}).get("value"), 2):>7}'
-      for p in shown) for m in ('base', 'unlearned')]
-  return f'    {label:{_LABEL - 6}}{ignorant:>4}{cells[0]}   {cells[1]}'
+      f'{_cell((entry[m].get(p) or {}).get("value")):>7}' for p in shown)
+           for m in ('base', 'unlearned')]
+  level = '' if ignorance is None else _cell(ignorance)
+  return (f'    {label:{_LABEL - 2}}{level:>9}{cells[0]:>{width}}'
+          f' {cells[1]:>{width}}')
+
+
+def _cell(value: float | None) -> str:
+  return _NONE if value is None else words.number(value, 2)
+
+
+def _avoided(record: Record) -> list[str]:
+  """The readings in which right answers are rarer than by ignorance."""
+  found = [
+      f'{properties.READINGS.get(name, name)} ({words.listing(list(avoided))})'
+      for name, entry in record.get('forgetting', {}).items()
+      if (avoided := entry.get('avoided')) and name != properties.SHOWN_ONLY]
+  return _wrap(
+      'avoids right answers, which reveals them:'
+      f' {"; ".join(found)}', 4, 2) if found else []
 
 
 def _perplexity(record: Record) -> list[str]:
@@ -119,11 +206,5 @@ def _perplexity(record: Record) -> list[str]:
                           for m in ('unlearned', 'base')))
     if share is not None:
       parts.append(f'{100 * (share - 1):+.1f} % ({p})')
-  return [f'  perplexity of other text: {", ".join(parts)}'] if parts else []
-
-
-def _attacks(record: Record) -> list[str]:
-  """What attacks bring back."""
-  if not record.get('attacks'):
-    return []
-  return _wrap(f'attack: {attacks.sentence(record)}', 4, 2)
+  return [f'  perplexity of other text, against the base:'
+          f' {", ".join(parts)}'] if parts else []

@@ -48,15 +48,34 @@ class AuditTest(cases.ReportTest):
     self.assertEqual([row[0] for row in rows], [
         'accuracy on forget', 'accuracy on forget_paraphrase',
         'accuracy on forget_far', 'accuracy on retain',
-        'accuracy on retain_heldout', 'recovery under quantization (PTQ gap)',
-        'perplexity', 'circuit, CAD and AS-NC', 'sample answers'])
+        'accuracy on retain_heldout',
+        'forgetting, choice of four, unseen wrong choices',
+        'forgetting, generated answer',
+        'forgetting, generated after solved examples',
+        'forgetting, reverse question',
+        'recovery under quantization (PTQ gap)', 'perplexity', 'hidden share',
+        'attacks', 'circuit, CAD and AS-NC', 'sample answers'])
     self.assertEqual(rows[1][1], 'near questions in --data_forget')
+    reasons = dict(rows)
+    self.assertEqual(reasons['hidden share'],
+                     'there are too few forget questions')
+    self.assertEqual(reasons['attacks'], 'the forget facts do not suffice')
     self.assertNotIn('Accuracy by relation', page.text)
     self.assertNotRegex(page.text, r'\b(nan|None|inf)\b')
     self.assertEqual(
         [row[0] for row in self.page(records.audit()).table(
             'not measured', 'missing data, or reason')],
-        ['accuracy on forget_far'])
+        ['accuracy on forget_far', 'forgetting, generated answer'])
+    self.assertNotIn('Forgetting by reading', page.text)
+    self.assertNotIn('Structural erasure', page.text)
+
+  def test_the_hidden_share_needs_no_circuit(self):
+    record = records.audit()
+    record |= {'circuit': {}, 'cad': {}, 'as_nc': {}, 'readability': {},
+               'copy_back': {}, 'suppression_control': {}}
+    page = self.page(record)
+    self.assertIn('Structural erasure', page.text)
+    self.assertLen(page.table('precision', 'hidden share [95 % interval]'), 3)
 
   def test_moved_weights_are_the_records(self):
     record = records.audit()

@@ -98,6 +98,34 @@ class SectionsTest(cases.ReportTest):
     self.assertIn('This run has no output-suppression control',
                   self.page(record).text)
 
+  def test_hidden_shares_are_the_records_with_the_intervals_that_decide(self):
+    found = records.make()['structure']['hidden_share']
+    page = self.page(records.make())
+    rows = page.table('precision', 'hidden share [95 % interval]')
+    self.assertEqual([row[0] for row in rows], list(found))
+    for row in rows:
+      entry = found[row[0]]
+      low, high = entry['interval']
+      self.assertEqual(row[1], f'{entry["value"]:.3f} [{low:.3f}, {high:.3f}]')
+      self.assertEqual(row[3:], [f'{entry[k]:.3f}' for k in (
+          'values', 'last_state', 'own')])
+      low, high = entry['interval_of_all']
+      self.assertIn(f'{row[0]} [{low:.3f}, {high:.3f}]', page.text)
+
+  def test_cad_and_as_nc_share_a_reason(self):
+    record = records.bare()
+    record['unmeasured'] = dict.fromkeys(('cad', 'as_nc'), 'of reasons.')
+    self.assertIn('CAD and AS-NC were not measured: of reasons.',
+                  self.page(record).text)
+
+  def test_accuracy_shows_the_level_of_an_ignorant_model(self):
+    record = records.make()
+    self.assertIn('ignorant 0.32', self.page(record).text)
+    self.assertEqual(accuracy.chance(record), 0.317)
+    del record['forgetting']['choice']
+    self.assertIsNone(accuracy.chance(record))
+    self.assertNotIn('ignorant 0.32', self.page(record).text)
+
   def test_readability_is_the_records(self):
     record = records.make()
     rows = self.page(record).table('readability of')
@@ -138,60 +166,19 @@ class SectionsTest(cases.ReportTest):
     del record['copy_back']['best_half_less_random']
     self.assertNotIn('each layer: fp', self.page(record).text)
 
-  def test_inconclusive_checks_neither_pass_nor_fail(self):
-    record = records.make()
-    checks = record['properties']['S']['checks']
-    checks['cad_above_random_circuits'] = 'inconclusive'
-    text = self.page(record).text
-    self.assertIn('3 of 5 checks passed', text)
-    self.assertIn('failed checks: AS-NC below the quantized base', text)
-    self.assertIn('inconclusive checks: CAD above random circuits', text)
-
-  def test_verdict_and_properties(self):
-    page = self.page(records.make())
-    self.assertIn('Unlearning failed', page.text)
-    self.assertIn(
-        'Retain preservation and structural erasure failed; forgetting and'
-        ' quantization permanence are inconclusive.', page.text)
-    for shown in ('phi 0.931 [0.883, 0.979]', 'at or above 0.9',
-                  'accuracy drop +0.052 [+0.040, +0.064]',
-                  'under int4_g128', '3 of 5 checks passed',
-                  'CAD above random circuits; AS-NC below the quantized base',
-                  'highest 95 % level of a null 0.866',
-                  'inconclusive: the interval includes the threshold 0.9;',
-                  'failed: the whole 95 % interval is above 0.01',
-                  'smallest detectable effect: 0.031 (300 questions on 50'
-                  ' facts)'):
-      self.assertIn(shown, page.text)
-
-  def test_page_states_that_all_properties_passed(self):
-    record = records.make()
-    for entry in record['properties'].values():
-      entry['passed'] = True
-    record['verdict']['passed'] = True
-    text = self.page(record).text
-    self.assertIn('Unlearning passed', text)
-    self.assertIn('All four properties passed: forgetting, retain'
-                  ' preservation, quantization permanence and structural'
-                  ' erasure.', text)
-    self.assertIn('passed: the whole 95 % interval is at or above 0.9', text)
-    self.assertIn('passed: the upper bound +0.062 is at or below 0.01', text)
-    self.assertNotIn('inconclusive:', text)
-
-  def test_accuracy_below_chance_is_called_avoidance(self):
-    record = records.make()
-    self.assertNotIn('below chance', self.page(record).text)
-    record['properties']['F']['by_precision']['nf4'] = records.estimate(
-        1.1, 0.05)
-    self.assertIn('below chance (nf4): the model avoids the right answer',
-                  self.page(record).text)
-
   def test_missing_measurements_show_no_figures(self):
     page = self.page(records.bare())
     self.assertIn('no questions for forget, forget_paraphrase', page.text)
-    self.assertIn('there are no questions', page.text)
+    self.assertIn('Not measured: the forget set has no near or far questions.',
+                  page.text)
     self.assertIn('No weight moved', page.text)
-    self.assertIn('CAD and AS-NC were not measured', page.text)
+    self.assertIn('The hidden share was not measured: there are too few forget'
+                  ' questions.', page.text)
+    self.assertIn('Attacks were not measured: the forget facts do not suffice.',
+                  page.text)
+    self.assertIn('CAD was not measured: there are no pairs.', page.text)
+    self.assertIn('AS-NC was not measured: --eval_cad_pairs=0 skips it.',
+                  page.text)
     self.assertIn('not judged', page.text)
     self.assertNotRegex(page.text, r'\b(nan|None|inf)\b')
     rows = page.table('split', 'questions asked')
@@ -232,33 +219,6 @@ class SectionsTest(cases.ReportTest):
         data=run_config.DataConfig(forget=('a.jsonl', 'b.jsonl')))
     lines = list(provenance.flags(write.as_json(dataclasses.asdict(config))))
     self.assertCountEqual(lines, flags_lib.to_flagfile(config).splitlines())
-
-  def test_a_property_that_fails_says_why(self):
-    record = records.make()
-    forgetting, gap = (record['properties'][letter] for letter in 'FQ')
-    forgetting['passed'] = gap['passed'] = False
-    text = self.page(record).text
-    self.assertIn('failed: the whole interval of the phrasing near_1 is below'
-                  ' 0.9', text)
-    self.assertIn('corrected for the number of quantizers, is above', text)
-    forgetting['interval'] = [0.1, 0.2]
-    self.assertIn('failed: the whole 95 % interval is below 0.9',
-                  self.page(record).text)
-
-  def test_chance_solves_phi(self):
-    record = records.make()
-    entry = record['properties']['F']
-    splits = record['accuracy']
-    splits['forget_far'] = splits['forget_paraphrase']
-    base, unlearned = (splits['forget_far'][m]['fp']['value']
-                       for m in ('base', 'unlearned'))
-    entry['value'] = (base - unlearned) / (base - 0.25)
-    self.assertAlmostEqual(accuracy.chance(record), 0.25)
-    self.assertIn('chance 0.25', self.page(record).text)
-    for value in (None, 0.0, 0.1):  # Undefined, undefined, below 0.
-      entry['value'] = value
-      self.assertIsNone(accuracy.chance(record))
-    self.assertNotIn('chance 0', self.page(record).text)
 
 
 if __name__ == '__main__':
