@@ -27,7 +27,6 @@ from mansu_jax.report import write as report
 from mansu_jax.stages.circuit import scoring
 from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
-from mansu_jax.stages.judge import hidden_share
 from mansu_jax.unlearn import loop
 from tests import bad_input
 from tests import runs
@@ -36,17 +35,13 @@ from tests.models import tiny
 
 _SPLITS = (
     'forget', 'forget_paraphrase', 'forget_far', 'retain', 'retain_heldout')
-_ASKED = (*_SPLITS[:3], 'forget_unseen', *_SPLITS[3:])
-_READINGS = ('choice', 'choice_unseen', 'generation', 'generation_few_shot')
 _MODELS, _PRECISIONS = ('base', 'unlearned'), ('fp', 'nf4')
 _STAGES = (
     'attribution', 'circuit', 'stability', 'references_forget',
     'references_retain', 'references_text', 'fisher', 'unlearn',
     *(f'evaluation_{m}_{p}' for m in _MODELS for p in _PRECISIONS),
-    'ignorance_levels',
-    *(f'recall_{m}_{p}' for m in _MODELS for p in _PRECISIONS),
-    'hidden_share', 'attack_base', 'attack_lora_3e-4_forget', 'readability',
-    'cad', 'as_nc', 'samples')
+    'ignorance_levels', 'hidden_share', 'readability', 'cad', 'as_nc',
+    'samples')
 
 
 class _Page(html.parser.HTMLParser):
@@ -71,7 +66,7 @@ class RunTest(parameterized.TestCase):
     cls.folder = tiny.class_dir(cls)
     cls.flagfile = cls.folder / 'job.flags'
     cls.flagfile.write_text('# A job.\n' + '\n'.join(
-        tiny_job.make(cls.folder / 'job', measures=True)) + '\n')
+        tiny_job.make(cls.folder / 'job')) + '\n')
     cls.root = cls.folder / 'run'
     cls.returned = runs.run(cls.root, f'--flagfile={cls.flagfile}')
     cls.record = json.loads((cls.root / 'record.json').read_text())
@@ -79,8 +74,8 @@ class RunTest(parameterized.TestCase):
   def test_the_workdir_holds_what_the_contract_names_and_no_more(self):
     self.assertEqual(sorted(p.name for p in self.root.iterdir()), [
         'answers.jsonl', 'checkpoints', 'circuit.json', 'environments.json',
-        'flags.txt', 'generations.jsonl', 'hashes.json', 'model', 'plots',
-        'record.json', 'report.html', 'report.md'])
+        'flags.txt', 'hashes.json', 'model', 'plots', 'record.json',
+        'report.html', 'report.md'])
 
   def test_the_returned_record_is_the_written_one(self):
     self.assertEqual(report.as_json(self.returned), self.record)
@@ -88,8 +83,8 @@ class RunTest(parameterized.TestCase):
 
   def test_accuracy_of_each_split_model_and_precision(self):
     accuracy = self.record['accuracy']
-    self.assertEqual(tuple(accuracy), _ASKED)
-    for split in _ASKED:
+    self.assertEqual(tuple(accuracy), _SPLITS)
+    for split in _SPLITS:
       for model in _MODELS:
         self.assertEqual(tuple(accuracy[split][model]), _PRECISIONS)
         for entry in accuracy[split][model].values():
@@ -113,7 +108,7 @@ class RunTest(parameterized.TestCase):
       entry = self.record['accuracy'][split][model][precision]
       self.assertAlmostEqual(np.mean(answers), entry['value'], places=6)
       self.assertLen(answers, entry['n'])
-    self.assertLen(right, len(_ASKED) * 4)
+    self.assertLen(right, len(_SPLITS) * 4)
 
   def test_gaps_follow_from_the_accuracies(self):
     right = lambda model, precision: sum(
@@ -162,53 +157,6 @@ class RunTest(parameterized.TestCase):
       for entry in (found, *found['by_precision'].values()):
         self.assertIsInstance(entry['value'], float)
         self.assertEqual(set(entry['nulls']), nulls)
-
-  def test_readings_of_forgetting(self):
-    found = self.record['forgetting']
-    self.assertEqual(tuple(found), _READINGS)
-    for reading, entry in found.items():
-      for model in _MODELS:
-        for precision in _PRECISIONS:
-          got = entry[model][precision]
-          self.assertBetween(got['value'], *got['interval'])
-      self.assertBetween(entry['ignorance'], 0, 0.5)
-      self.assertGreater(entry['base']['fp']['value'], 0.9, reading)
-      self.assertLess(entry['unlearned']['fp']['value'], 0.7, reading)
-    judged = self.record['properties']['F']
-    self.assertEqual(tuple(judged['by_reading']), _READINGS)
-    self.assertEqual(judged['value'], min(
-        found['value'] for by_precision in judged['by_reading'].values()
-        for found in by_precision.values()))
-
-  def test_generated_answers_add_up_to_the_readings(self):
-    right = collections.defaultdict(list)
-    for line in (self.root / 'generations.jsonl').read_text().splitlines():
-      row = json.loads(line)
-      for model, precisions in row['models'].items():
-        for precision, got in precisions.items():
-          right[row['reading'], model, precision].append(got['correct'])
-          if got['correct']:
-            self.assertIn(row['answer'], got['text'])
-    self.assertLen(right, 2 * 4)
-    for (reading, model, precision), answers in right.items():
-      self.assertAlmostEqual(
-          np.mean(answers),
-          self.record['forgetting'][reading][model][precision]['value'])
-
-  def test_hidden_share_and_attacks_judge_structure(self):
-    structure, judged = (
-        self.record['structure'], self.record['properties']['S'])
-    self.assertIn(judged['passed'], (False, 'inconclusive'))
-    self.assertNotEmpty(judged['reasons'])
-    self.assertEqual(tuple(structure['hidden_share']), _PRECISIONS)
-    self.assertEqual(
-        judged['value'], max(
-            x['value'] for x in structure['hidden_share'].values()))
-    (attack,) = self.record['attacks'].values()
-    for precision in _PRECISIONS:
-      self.assertEqual([x['step'] for x in attack[precision]], [0, 2])
-    self.assertEqual(
-        self.record['attack_verdict']['passed'], 'inconclusive')
 
   def test_readability_separates_hidden_from_erased_answers(self):
     control = self.record['suppression_control']
@@ -429,8 +377,7 @@ class RunTest(parameterized.TestCase):
   @parameterized.parameters(
       (evaluation.Evaluator, '__call__', 2,
        ['evaluation_base_fp']),
-      (hidden_share, '_measure', 1, ['recall_unlearned_nf4']),
-      (erasure, '_as_nc', 1, ['attack_lora_3e-4_forget', 'cad']))
+      (erasure, '_as_nc', 1, ['readability', 'cad']))
   def test_a_stopped_stage_keeps_measurements(self, where, name, call, kept):
     root, calls, whole = self.folder / f'stopped_{name}', [], getattr(
         where, name)

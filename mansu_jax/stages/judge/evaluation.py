@@ -125,6 +125,16 @@ class Evaluator:
       out += scorer.programs(params, task.batches, task.positions, task.targets)
     return out
 
+  def answers_programs(
+      self, params: types.Params,
+      questions: Sequence[questions_lib.Question]) -> list[scoring.Call]:
+    """The programs of `answers`."""
+    if not questions:
+      return []
+    task = self._build(questions)
+    return self._scorer(0).programs(
+        params, task.batches, task.positions, task.targets)
+
 
 def _scorer(config: Any, common: int) -> scoring.Scorer:
   """A scorer of models that share their first `common` layers."""

@@ -83,6 +83,14 @@ def levels(
   return np.where(asked > 0, right / np.maximum(asked, 1), chance)
 
 
+def rows(evaluator: evaluation.Evaluator) -> np.ndarray:
+  """Indices of the questions that the readings of forgetting ask."""
+  every = np.arange(len(evaluator.questions))
+  return np.concatenate([
+      every[evaluator.slices.get(split, slice(0))]
+      for reading in _READINGS for split in splits_lib.OF_READING[reading]])
+
+
 def measure(
     evaluator: evaluation.Evaluator, base: types.Params,
     cache: checkpoints.NoCache = checkpoints.NoCache()) -> np.ndarray:
@@ -95,20 +103,16 @@ def measure(
     base: full params of the base.
     cache: keeps the levels for a resumed run.
   """
-  questions = evaluator.questions
+  questions, chosen = evaluator.questions, rows(evaluator)
   out = np.array([q.chance for q in questions])
-  rows = np.array([
-      i for reading in _READINGS for split in splits_lib.OF_READING[reading]
-      for i in range(len(questions))[evaluator.slices.get(split, slice(0))]],
-                  int)
-  if not rows.size:
+  if not chosen.size:
     return out
 
   def ask():
-    asked = [questions[i] for i in rows]
+    asked = [questions[i] for i in chosen]
     found, owners = probes(asked)
     correct = evaluator.answers(base, found)
     return levels(asked, owners, correct).tolist()
 
-  out[rows] = cache.get_or_compute_json('ignorance_levels', ask)
+  out[chosen] = cache.get_or_compute_json('ignorance_levels', ask)
   return out
