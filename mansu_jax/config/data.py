@@ -26,8 +26,8 @@ class DataConfig:
       (), 'JSONL file of questions that are never trained on. They measure side'
       ' effects. May be repeated.')
   unknown: tuple[str, ...] = _measured(
-      (), 'JSONL file of questions about facts that the base never knew. Attacks'
-      ' teach half of them, and what they gain on the other half is guessing.'
+      (), 'JSONL file of questions about facts that the base never knew.'
+      ' Attacks teach half of them, and what they gain on the other half is guessing.'
       ' May be repeated.')
   text: tuple[str, ...] = fields.field(
       (), 'General text to retain: a .txt file, or JSONL with the fields text'

@@ -50,8 +50,8 @@ class EvalConfig:
       ' and ask the others; lora: the same with low-rank adapters; benign:'
       ' fine-tune all weights on unrelated text.')
   attack_steps: int = _field(
-      10, 'Steps of each attack. The model is measured after 0, 2, 5, 10, 20, 50'
-      ' and 100 steps, and at the end.', maximum=10_000)
+      10, 'Steps of each attack. The model is measured after 0, 2, 5, 10, 20,'
+      ' 50 and 100 steps, and at the end.', maximum=10_000)
   attack_questions: int = _field(
       120, 'Largest number of questions that attacks ask about forgotten facts,'
       ' and about facts never known, drawn evenly over facts; 0: all.')
@@ -68,8 +68,8 @@ class EvalConfig:
     fields.check_minimum(
         self, 'eval', 1, 'batch_tokens', 'calibration_tokens', 'attack_steps')
     fields.check(
-        bool(self.attack_rates), '--eval_attack_rates= is empty; wanted at least'
-        ' one learning rate. To skip attacks give --eval_attacks=.')
+        bool(self.attack_rates), '--eval_attack_rates= is empty; wanted at'
+        ' least one learning rate. To skip attacks give --eval_attacks=.')
     fields.check(
         self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled; wanted at'
         ' least 2, or 0 to skip CAD and AS-NC.')

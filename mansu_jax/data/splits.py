@@ -1,6 +1,7 @@
 """Forms splits from the role of each file and the use of each question.
 
-Roles are `forget`, `retain`, `heldout` and `unknown`; uses are `train`, `near` and `far`.
+Roles are `forget`, `retain`, `heldout` and `unknown`; uses are `train`, `near`
+and `far`.
 
 | split | role | use |
 |---|---|---|
@@ -10,12 +11,11 @@ Roles are `forget`, `retain`, `heldout` and `unknown`; uses are `train`, `near` 
 | `retain` | retain | near, far |
 | `retain_heldout` | heldout | any |
 
-Questions of the role `unknown` are about facts that the base never knew. They
-form no split; attacks use them.
-
 Forget questions of another reading than `choice` are splits of their own:
 `forget_unseen`, `forget_same_subject` and `forget_reverse`, of any use but
-`train`. Retain questions of other readings are not asked. Training uses the `train` questions of the forget and retain files.
+`train`. Retain questions of other readings are not asked. Questions of the role
+`unknown` form no split; attacks use them. Training uses the `train` questions
+of the forget and retain files.
 """
 
 from __future__ import annotations

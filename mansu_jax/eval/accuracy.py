@@ -1,8 +1,8 @@
 """Multiple-choice accuracy by summed log-probability of each choice.
 
 The model computes a prompt once for all choices of all questions that share it,
-and many prompts share a row (see `data.packing`). Up to float rounding, scores equal those of
-lm-evaluation-harness, which runs one sequence per choice.
+and many prompts share a row (see `data.packing`). Up to float rounding, scores
+equal those of lm-evaluation-harness, which runs one sequence per choice.
 
 Example (`apply` and `unembed` of any model; see `scoring`):
 

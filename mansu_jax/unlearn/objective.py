@@ -91,8 +91,9 @@ def make_loss(
   """Builds `loss(theta, frozen, base, batch) -> (scalar, Metrics)`.
 
   With the loss `none` the metric `forget` is 0 and no gradient comes from the
-  forget answers; their NLL is still measured. `base` is the full-precision pytree: `unembed(None, base, states)` gives the
-  base's logits, whichever view `frozen` is.
+  forget answers; their NLL is still measured. `base` is the full-precision
+  pytree: `unembed(None, base, states)` gives the base's logits, whichever view
+  `frozen` is.
   """
 
   def forget_term(logits, base, batch):

@@ -100,7 +100,8 @@ class RoundTripTest(parameterized.TestCase):
       (_BASELINE,), (_NPO,), (_RETAIN_ONLY,),
       (('--unlearn_lora_rank=3', '--unlearn_lora_alpha=7', *_NPO),),
       (('--unlearn_weights_dtype=bfloat16', *_BASELINE),),
-      ((*_NPO, *_RETAIN_ONLY),), (('--circuit_selection=random', '--edit_floor=lift'),),
+      ((*_NPO, *_RETAIN_ONLY),),
+      (('--circuit_selection=random', '--edit_floor=lift'),),
       (('--edit_floor=none', '--noresume', '--quant_schemes=nf4,int8'),),
       (('--mode=plan', '--plan_topology=this', '--plan_memory_gib=74.5'),),
       (('--attribution_pairs_file=p.jsonl', '--attribution_skip_unequal'),))

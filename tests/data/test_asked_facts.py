@@ -42,7 +42,8 @@ class AskedTest(parameterized.TestCase):
     rows = self._of(self._build(_ASKED)['capitals.jsonl'], 'france')
     self.assertEqual(
         ['train_0', 'near_0', 'far_visa', 'far_visa_unseen_0',
-         'far_visa_unseen_1', 'far_visa_sister', 'reverse_home_set_0'], list(rows))
+         'far_visa_unseen_1', 'far_visa_sister', 'reverse_home_set_0'],
+        list(rows))
     self.assertEqual(
         [None, None, None, 'choice_unseen', 'choice_unseen',
          'choice_same_subject', 'reverse'],

@@ -123,7 +123,8 @@ class BuildPairsTest(parameterized.TestCase):
         for q in some_questions(capitals={'ddd': 'Ud', 'eee': 'Te'})]
     for pair in self.build(entity, others=others + confusable):
       self.assertRegex(self.tokenizer.decode(pair.corrupt_ids), 'ddd|eee')
-    with self.assertRaisesRegex(ValueError, 'None of the 6 .*same number of tokens'):
+    with self.assertRaisesRegex(
+        ValueError, 'None of the 6 .*same number of tokens'):
       self.build(entity, others=some_questions(capitals={'longland': 'Wd'}))
 
   def test_others_are_unused_if_facts_have_partners(self):

@@ -74,7 +74,8 @@ class WordingTest(parameterized.TestCase):
       want = {f'far_{form}{tail}' for form in _FORMS for tail in (
           '', '_unseen_0', '_unseen_1', '_unseen_2', '_sister')}
       self.assertEqual(want | {
-          f'reverse_{form}_set_{k}' for form in _REVERSE for k in range(3)}, got)
+          f'reverse_{form}_set_{k}' for form in _REVERSE
+          for k in range(3)}, got)
 
   def test_readings_of_a_form_share_its_prompt(self):
     prompts = collections.defaultdict(set)

@@ -20,7 +20,6 @@ import orbax.checkpoint as ocp
 import transformers
 
 from mansu_jax.circuits import graph
-from mansu_jax.flows import unlearn as unlearn_flow
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.report import write as report

@@ -29,8 +29,8 @@ from tests import runs
 from tests import tiny_job
 
 _JITTED = type(jax.jit(lambda: None))
-# Functions that no plan lists: they reduce one leaf, or map the circuit's slices
-# element by element.
+# Functions that no plan lists: they reduce one leaf, or map the circuit's
+# slices element by element.
 _LIGHT = ('circuits.param_mask._differing', 'erasure.hidden_share._signed',
           'erasure.suppression._margins',
           'quant.leaves.', 'stages.judge.copy_back.', 'stages.train.edits.',

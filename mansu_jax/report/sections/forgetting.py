@@ -66,5 +66,5 @@ def _table(record: Record) -> document.Table:
       ' bootstrapped by fact]. Avoided: accuracy less that of an ignorant'
       ' model, where it is significantly below; whoever looks learns the answer'
       ' from what the model avoids. Known is not measured where the base'
-      ' answers no better than an ignorant model. The choice within the same subject'
-      ' decides nothing, because it can be answered without the fact.')
+      ' answers no better than an ignorant model. The choice within the same'
+      ' subject decides nothing, because it can be answered without the fact.')

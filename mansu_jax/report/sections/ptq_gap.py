@@ -63,8 +63,8 @@ def _gap_tests(record: Record) -> document.Table:
       caption='How certain the PTQ gap is. Upper bound: one-sided 95 % bound.'
       ' Smallest detectable gap: the smallest recovery that these questions can'
       ' show. Discordant: share of questions that only one of the two'
-      ' precisions answers correctly. McNemar p: exact two-sided test; unlike the'
-      ' intervals, it treats questions as independent.')
+      ' precisions answers correctly. McNemar p: exact two-sided test; unlike'
+      ' the intervals, it treats questions as independent.')
 
 
 def _gap_chart(record: Record) -> str:

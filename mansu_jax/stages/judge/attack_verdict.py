@@ -8,7 +8,7 @@ No attack proves erasure, so the verdict is failed or inconclusive.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 

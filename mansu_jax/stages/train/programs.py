@@ -253,7 +253,8 @@ def unlearn(
   of_base = set(map(id, jax.tree.leaves(model.params)))
   held[f'{part}_before'] = sized([
       x for x in jax.tree.leaves(theta) if id(x) not in of_base])
-  smaller = {'slices': ['--circuit_budget'], 'adapters': ['--unlearn_lora_rank']}
+  smaller = {'slices': ['--circuit_budget'],
+             'adapters': ['--unlearn_lora_rank']}
   yield programs.lowered_by(
       *smaller.get(part, ()), '--unlearn_forget_batch',
       '--unlearn_retain_batch', '--unlearn_text_batch')

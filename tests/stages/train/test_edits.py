@@ -107,7 +107,8 @@ class ViewTest(absltest.TestCase):
     want = _gather(quant.fake_quantize(model.params, 'nf4', _LAYOUT),
                    param_mask.make_index(circuit))
     jax.tree.map(
-        np.testing.assert_array_equal, edit.views['nf4'].quantize(edit.theta), want)
+        np.testing.assert_array_equal,
+        edit.views['nf4'].quantize(edit.theta), want)
     self.assertEqual({x.dtype for x in jax.tree.leaves(edit.theta)},
                      {jnp.dtype('float32')})
 

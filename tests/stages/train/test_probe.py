@@ -36,7 +36,8 @@ def _questions(count, seed=0):
   rng, out = np.random.default_rng(seed), []
   for i in range(count):
     words = [f'w{n}' for n in rng.integers(2, _SIZE, 3 + i % 4)]
-    choices = [f'w{n}' for n in rng.permutation(np.arange(2, _SIZE))[:2 + i % 3]]
+    choices = [
+        f'w{n}' for n in rng.permutation(np.arange(2, _SIZE))[:2 + i % 3]]
     out.append(_question(i, ' '.join(words), *choices))
   return out
 
