@@ -122,8 +122,7 @@ _CONDITIONS = (
         f'{config.attribution.pairs_file}, and only --circuit_contrast needs'
         ' retain pairs'),
     _Condition(
-        ('data_unknown', 'eval_attack_questions', 'eval_attack_rates',
-         'eval_attack_steps'),
+        ('eval_attack_questions', 'eval_attack_rates', 'eval_attack_steps'),
         lambda config: (config.mode in fields.EVALUATION_MODES
                         and not config.eval.attacks),
         lambda config: '--eval_attacks= skips the attacks'),

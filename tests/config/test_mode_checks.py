@@ -110,7 +110,6 @@ class ConditionsTest(parameterized.TestCase):
       ((*_NO_FORGET, '--unlearn_forget_weight=10'), 'has no forget term'),
       ((*_NO_FORGET, '--unlearn_choice_kl_weight=3'), 'has no forget term'),
       (('--unlearn_lora_alpha=8',), 'applies to --unlearn_lora_rank above 0'),
-      (('--eval_attacks=', '--data_unknown=u'), 'skips the attacks'),
       (('--eval_attacks=', '--eval_attack_questions=9'), 'skips the attacks'),
       (('--mode=audit', '--base=b', '--eval_attacks=', '--eval_attack_steps=9'),
        'skips the attacks'))

@@ -198,7 +198,7 @@ def write(recalled: Recalled, root: pathlib.Path) -> None:
             'correct': bool(reading.correct[model, precision][i])}
       lines.append(results.line(
           {}, question, {'reading': name},
-          {'ignorance': round(float(reading.ignorance[i]), 4)},
+          {'ignorance': float(reading.ignorance[i])},
           {'models': models}))
   if lines:
     files.write_text(root / 'generations.jsonl', ''.join(lines))

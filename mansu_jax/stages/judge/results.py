@@ -61,7 +61,7 @@ def write_answers(
             'correct': bool(found.scores.correct[i]),
             'margin': round(float(found.scores.margin[i]), 4)}
       level = {} if ignorance is None else {
-          'ignorance': round(float(ignorance[i]), 4)}
+          'ignorance': float(ignorance[i])}
       lines.append(line(
           {'split': split}, question, {'choices': list(question.choices)},
           level, {'models': models}))
