@@ -96,8 +96,9 @@ def _bound(entry: Record, side: str, sign: bool = False) -> str:
 
 def _needs(comparison: str, entry: Record) -> str:
   """The condition, which does not break over lines."""
-  return f'; needs {comparison} {entry["threshold"]:g}'.replace(
-      'needs ', f'needs{_NO_BREAK}').replace('= ', f'={_NO_BREAK}')
+  threshold = entry.get('threshold')
+  return '' if threshold is None else '; ' + (
+      f'needs {comparison} {threshold:g}'.replace(' ', _NO_BREAK))
 
 
 def _where(entry: Record) -> str:
