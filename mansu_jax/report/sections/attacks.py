@@ -31,7 +31,7 @@ def sentence(record: Record) -> str:
   gained, guessed = found['gain'], found['gain_unknown']
   where = (f'after {words.count(found["step"], "step")} of {found["attack"]}'
            f' ({_precision(found["precision"])})')
-  text = (f'Accuracy on facts that were not taught rose by'
+  text = (f'Accuracy on facts that were not taught changed by'
           f' {words.signed(gained["value"])} {where}')
   if guessed is None:
     return (f'{text}; whether guessing explains this is open, because'
