@@ -26,8 +26,8 @@ def section(record: Record) -> document.Section:
           ' often the answer is right without any knowledge. Known is the share'
           ' of the base\'s knowledge above ignorance that is left at the same'
           ' precision, clipped at 0 form by form: 1 is all, 0 is none. Clipping'
-          ' allows for noise, so known can lie a little below 0 where nothing is'
-          ' known. phi, which property F judges, is 1 minus known.'),
+          ' allows for noise, so known can lie a little below 0 where nothing'
+          ' is known. phi, which property F judges, is 1 minus known.'),
       _plot(record), _table(record)))
 
 

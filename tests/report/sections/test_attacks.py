@@ -62,7 +62,8 @@ class AttacksTest(absltest.TestCase):
     self.assertEqual(
         attacks.sentence(_record()),
         'Accuracy on facts that were not taught changed by +0.500 after 10'
-        ' steps of lora_3e-4 (nf4), and on facts that the base never knew by +0.020:'
+        ' steps of lora_3e-4 (nf4), and on facts that the base never knew by'
+        ' +0.020:'
         ' retraining brings the forgotten facts back.')
     self.assertIn('proves no erasure', attacks.sentence(
         _record('inconclusive')))
