@@ -78,7 +78,8 @@ def _unmeasured(record: Record) -> Iterator[str]:
 def _remarks(record: Record) -> Iterator[str]:
   """The limits of CAD, and identical random circuits."""
   yield ('CAD and AS-NC decide nothing: scores sum to the output, so they'
-         ' fade on every circuit once the answer is gone, whether it was erased or hidden.')
+         ' fade on every circuit once the answer is gone, whether it was erased'
+         ' or hidden.')
   for measure in _MEASURES:
     nulls = (record.get(measure.key) or {}).get('nulls', {})
     if warning := nulls.get('random_circuits', {}).get('warning'):
