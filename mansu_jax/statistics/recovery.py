@@ -36,10 +36,10 @@ def gain(
     seed: seed of the resampling.
 
   Example:
-    >>> found = gain([0, 0, 1, 0], [1, 1, 1, 0], [0.25] * 4, 'abcd')
+    >>> found = gain([0, 0, 1, 0], [1, 1, 1, 0], [0.25] * 4, list('abcd'))
     >>> found.value
     0.5
-    >>> gain([0, 0, 0, 0], [1, 1, 1, 0], [0.25] * 4, 'abcd').value
+    >>> gain([0, 0, 0, 0], [1, 1, 1, 0], [0.25] * 4, list('abcd')).value
     0.5
   """
   columns, _ = bootstrap.columns_by_fact(
