@@ -140,10 +140,15 @@ def _record(
       model=model, inputs=inputs, attribution=attribution, options=config.eval,
       data=config.data, schemes=config.quant_schemes,
       whole=settings.all_weights)
-  for name, stage in {
-      'evaluate': judge_programs.evaluate, 'generation': judge_programs.recall,
-      'hidden share': structure_programs.hidden_share,
-      'attacks': attack_programs.attacks, 'erasure': judge_programs.erasure,
-      'samples': judge_programs.samples,
-      'survival': judge_programs.survival}.items():
-    recorder.record(name, stage(judged))
+  options = config.eval
+  for name, stage, included in (
+      ('evaluate', judge_programs.evaluate, True),
+      ('generation', judge_programs.recall, options.recall_questions),
+      ('hidden share', structure_programs.hidden_share,
+       options.hidden_questions),
+      ('attacks', attack_programs.attacks, options.attacks),
+      ('erasure', judge_programs.erasure, True),
+      ('samples', judge_programs.samples, True),
+      ('survival', judge_programs.survival, True)):
+    if included:
+      recorder.record(name, stage(judged))

@@ -14,7 +14,7 @@ from tests import runs
 from tests import tiny_job
 
 # Entries that an audit cannot measure.
-_OF_TRAINING = ('history', 'retain_kl', 'swapped_prompts')
+_OF_TRAINING = ('history', 'retain_kl', 'swapped_prompts', 'trained')
 
 
 def _without_data(flags):
