@@ -13,8 +13,13 @@ from mansu_jax.report.sections import summary
 _ROOT = pathlib.Path(__file__).parents[1]
 _README = _ROOT / 'README.md'
 _RUN = _ROOT / 'experiments/results/quickstart/s0/record.json'
-_ROWS = {'forget, near': 'forget_paraphrase', 'forget, far': 'forget_far',
-         'retain, phr': 'retain', 'held-out': 'retain_heldout'}
+_READINGS = {
+    'choice of four, wrong answers as': 'choice',
+    'choice of four, wrong answers never': 'choice_unseen',
+    'generated answer': 'generation',
+    'generated after': 'generation_few_shot', 'which country': 'reverse'}
+_SPLITS = {'retained facts': 'retain', 'held-out facts': 'retain_heldout'}
+
 
 
 class ReadmeTest(absltest.TestCase):
@@ -37,16 +42,48 @@ class ReadmeTest(absltest.TestCase):
                   _README.read_text(encoding='utf-8'))
 
   def test_the_table_is_of_the_stored_run(self):
-    accuracy = json.loads(_RUN.read_text(encoding='utf-8'))['accuracy']
-    for start, split in _ROWS.items():
-      (row,) = re.findall(rf'^\| {start}.*$', _README.read_text('utf-8'), re.M)
-      got = accuracy[split]
-      want = [f'{got["base"][p]["value"]:.2f}' for p in ('fp', 'nf4')]
+    record = json.loads(_RUN.read_text(encoding='utf-8'))
+    found = [(start, record['forgetting'][name])
+             for start, name in _READINGS.items()] + [
+                 (start, record['accuracy'][name])
+                 for start, name in _SPLITS.items()]
+    for start, got in found:
+      row = self._row(start)
+      want = [f'{got["ignorance"]:.2f}' if 'ignorance' in got else '']
+      want += [f'{got["base"][p]["value"]:.2f}' for p in ('fp', 'nf4')]
       for measured in (got['unlearned'][p] for p in ('fp', 'nf4')):
         low, high = measured['interval']
         want.append(f'{measured["value"]:.2f} [{low:.2f}, {high:.2f}]')
-      self.assertIn(f'({got["base"]["fp"]["n"]}', row)
+      self.assertIn(f'({got["base"]["fp"]["n"]})', row)
       self.assertEqual([x.strip() for x in row.split('|')[2:-1]], want)
+
+  def _row(self, start):
+    (row,) = re.findall(
+        rf'^\| {start} ?[^|]*\(\d+\) \|.*$', _README.read_text('utf-8'), re.M)
+    return row
+
+  def test_the_text_is_of_the_stored_run(self):
+    record = json.loads(_RUN.read_text(encoding='utf-8'))
+    text = ' '.join(_README.read_text(encoding='utf-8').split())
+    hidden = record['structure']['hidden_share']
+    low, high = hidden['fp']['interval']
+    taught, unknown = (
+        {p: [f'{found[i]["value"]:.2f}' for i in (0, -1)]
+         for p, found in record[key]['lora_3e-4'].items()}
+        for key in ('attacks', 'attacks_unknown'))
+    cad = record['cad']
+    trained = record['accuracy']['forget']['unlearned']['fp']['value']
+    for shown in (
+        f'reads {hidden["fp"]["values"]:.2f} of its lead from',
+        f'(NF4 {hidden["nf4"]["values"]:.2f}); the model itself shows'
+        f' {hidden["fp"]["own"]:.2f}, so {hidden["fp"]["value"]:.2f}'
+        f' [{low:.2f}, {high:.2f}] of',
+        f'CAD is {cad["value"]:.2f} on the circuit and'
+        f' {cad["nulls"]["random_circuits"]["mean"]:.2f} on random',
+        f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])});',
+        f'stay at {" to ".join(unknown["fp"])}.', f'({trained:.2f} right)',
+        f'The edit moves {100 * record["survival"]["nf4"]["moved"]:.2f} % of'):
+      self.assertIn(shown, text)
 
 
 if __name__ == '__main__':
