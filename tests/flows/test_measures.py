@@ -40,8 +40,9 @@ class MeasuresTest(parameterized.TestCase):
           self.assertBetween(got['value'], *got['interval'])
       self.assertBetween(
           entry['ignorance'], 0, 0.5 if reading != 'choice_unseen' else 1)
-      self.assertGreater(entry['base']['fp']['value'], (
-          0.5 if reading == 'generation_few_shot' else 0.9), reading)
+      self.assertGreater(entry['base']['fp']['value'], 0.9, reading)
+    for reading in ('generation', 'generation_few_shot'):
+      self.assertEqual(found[reading]['base']['fp']['value'], 1)
     # The model never saw the unseen choices, so it prefers any answer to them.
     self.assertEqual(found['choice_unseen']['ignorance'], 1)
     self.assertIsNone(found['choice_unseen']['known']['fp']['value'])
@@ -98,7 +99,8 @@ class MeasuresTest(parameterized.TestCase):
     kept = [p.name for p in (root / 'checkpoints').iterdir()]
     self.assertContainsSubset(
         ['hidden_share', 'ignorance_levels', 'attack_base', *(
-            f'recall_{m}_{p}' for m in _MODELS for p in _PRECISIONS)], kept)
+            f'recall_{name}' for name in (
+                'base', 'base_nf4', 'unlearned_fp', 'unlearned_nf4'))], kept)
     with (mock.patch.object(hidden_share, '_measure', None),
           mock.patch.object(recall.Recaller, '__call__', None)):
       record = runs.run(root, *self.flags)

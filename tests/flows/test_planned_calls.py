@@ -156,6 +156,9 @@ class CallsTest(parameterized.TestCase):
       ('lora', *_WHOLE, '--unlearn_lora_rank=2', '--circuit_resamples=0'),
       ('bfloat16_until_forgotten', *_WHOLE, '--circuit_resamples=0',
        '--unlearn_weights_dtype=bfloat16', '--unlearn_stop_forget=0.1'),
+      ('measures', '--eval_hidden_questions=48', '--eval_recall_questions=24',
+       '--eval_attacks=lora', '--eval_attack_steps=2',
+       '--circuit_resamples=0'),
       ('several_quantizers', '--attribution_level=neuron_and_head',
        '--quant_schemes=nf4,q4_0,gptq_g128', '--circuit_resamples=0'))
   @pytest.mark.slow
@@ -172,7 +175,8 @@ class CallsTest(parameterized.TestCase):
       else:
         self.assertEqual(made[key], calls, str(key))
     stops = any('stop_forget' in flag for flag in flags)
-    self.assertLen(bounds, 4 if stops else 2)
+    writes = any('recall' in flag for flag in flags)
+    self.assertLen(bounds, 2 + 2 * stops + 3 * writes)
     unplanned = {name for stage, name in made if stage not in (
         None, 'load') and (stage, name) not in planned}
     self.assertEmpty({

@@ -262,7 +262,10 @@ def samples(job: Job) -> programs.Programs:
 
 
 def recall(job: Job) -> programs.Programs:
-  """Both models answer in their own words, at every precision."""
+  """Both models answer in their own words, at every precision.
+
+  The base in full precision decides how many questions the others are asked.
+  """
   model = job.model
   recaller = recall_lib.Recaller(
       job.options, job.data, job.inputs, model.loaded,
@@ -274,32 +277,37 @@ def recall(job: Job) -> programs.Programs:
   if found:
     for name in job.schemes:
       yield from quantize(job, name, calls=2)
+    yield from _generate(model, found, recaller.new_tokens, models=1)
     yield from _generate(
-        model, found, recaller.new_tokens, models=2 * (1 + len(job.schemes)))
+        model, found, recaller.new_tokens, models=1 + 2 * len(job.schemes),
+        at_most=True)
 
 
 def _generate(
     model: abstract.AbstractModel, batches: Sequence[generation.Batch],
-    most: int, *, models: int) -> programs.Programs:
+    most: int, *, models: int, at_most: bool = False) -> programs.Programs:
   """Continues batches of prompts with some models."""
   generator = results.make_generator(model.config)
   for batch, count in generation.shapes(batches):
-    yield from _continue(model, generator, batch, most, calls=count * models)
+    yield from _continue(
+        model, generator, batch, most, calls=count * models, at_most=at_most)
 
 
 def _continue(
     model: abstract.AbstractModel, generator: generation.Generator,
-    batch: generation.Batch, most: int, *, calls: int) -> programs.Programs:
+    batch: generation.Batch, most: int, *, calls: int, at_most: bool
+) -> programs.Programs:
   """Runs `calls` batches of one shape."""
   rows, start = map(programs.shapes_of, (batch.rows, batch.start))
   token, cache = yield programs.program(
       'prompts', generator.prefill, model.params, *programs.shapes_of(
-          batch.beginnings or batch.rows), calls=calls, slots=batch.slots)
+          batch.beginnings or batch.rows), calls=calls, at_most=at_most,
+      slots=batch.slots)
   if batch.beginnings:
     token, cache = yield programs.program(
         'prompts after beginnings', generator.extend, model.params, cache,
         programs.shapes_of(batch.owner), rows.tokens, start, rows.length,
-        calls=calls)
+        calls=calls, at_most=at_most)
   count, steps = generation.decode_calls(most)
   if count:
     yield programs.program(

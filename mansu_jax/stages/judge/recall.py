@@ -1,8 +1,9 @@
 """Asks for the forgotten facts in the model's own words.
 
 `Recaller` runs a model and returns texts; `right` and `ignorance` judge texts,
-so that stored ones can be judged again. `measure` asks both models at every
-precision.
+so that stored ones can be judged again. `measure` asks the base first, and then
+both models, at every precision, what the base said in full precision: a question
+that the base does not answer in its own words cannot show forgetting.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
 PLAIN, FEW_SHOT = READINGS = ('generation', 'generation_few_shot')
+_CANDIDATES = 2  # Questions that the base is asked for each that is wanted.
 _MORE_TOKENS = 3  # Than the longest answer, for an article or a quote.
 _MOST_TOKENS = 16
 # A slot of the cache takes less memory than a token of a scored batch.
 _SLOTS_PER_TOKEN = 8
 
 Texts = dict[str, list[str]]
+Rows = Mapping[str, np.ndarray]  # Chosen questions [n] int by reading.
 
 
 class Recalled(NamedTuple):
@@ -47,10 +50,10 @@ class Recalled(NamedTuple):
 
 
 class Recaller:
-  """Chooses the questions once, and asks any model of one shape.
+  """Chooses candidates once, and asks any model of one shape.
 
   Attributes:
-    questions: Questions by reading.
+    questions: Candidates by reading.
     new_tokens: Most tokens of an answer.
   """
 
@@ -67,7 +70,8 @@ class Recaller:
       model: Config and tokenizer of the models.
       seed: Seed of the choice of questions and examples.
     """
-    self._model, self._chat = model, data.chat
+    self._model, self._chat, self._seed = model, data.chat, seed
+    self._most = options.recall_questions
     self._slots = _SLOTS_PER_TOKEN * options.batch_tokens
     asked = _asked(options, inputs, seed)
     pool = recall.plain(_forgotten(inputs))
@@ -100,13 +104,40 @@ class Recaller:
     return [one for one, ids in zip(few_shot, encoded)
             if most is None or len(ids) + self.new_tokens <= most]
 
-  def __call__(self, params: types.Params) -> Texts:
-    """Answers of one model by reading, in the order of `questions`; JSON."""
+  def __call__(
+      self, params: types.Params, rows: Rows | None = None) -> Texts:
+    """Answers of one model by reading, in the order of `rows`; JSON.
+
+    Args:
+      params: The model.
+      rows: Candidates to ask; None asks all.
+    """
+    rows = self._all() if rows is None else rows
+    pick = lambda items, chosen: [items[i] for i in chosen]
     return {name: generation.complete(
-        self._generator, params, prompts, self._model.tokenizer,
-        max_new_tokens=self.new_tokens, chat=self._chat,
-        beginnings=self._beginnings[name], slots=self._slots)
-            for name, prompts in self._prompts.items() if prompts}
+        self._generator, params, pick(self._prompts[name], chosen),
+        self._model.tokenizer, max_new_tokens=self.new_tokens, chat=self._chat,
+        beginnings=pick(self._beginnings[name], chosen), slots=self._slots)
+            for name, chosen in rows.items() if len(chosen)}
+
+  def _all(self) -> Rows:
+    return {name: np.arange(len(questions))
+            for name, questions in self.questions.items() if questions}
+
+  def answered(self, texts: Texts) -> Rows:
+    """Candidates that a model answers right, thinned evenly over facts.
+
+    Args:
+      texts: Its answers to all candidates.
+    """
+    out = {}
+    for name, right in self.right(texts).items():
+      chosen = {self.questions[name][i].id: i for i in np.flatnonzero(right)}
+      kept = inputs_lib.thin(
+          [self.questions[name][i] for i in chosen.values()], self._most,
+          self._seed)
+      out[name] = np.array([chosen[q.id] for q in kept], int)
+    return out
 
   @functools.cached_property
   def _generator(self) -> generation.Generator:
@@ -120,10 +151,19 @@ class Recaller:
         self.new_tokens, beginnings=self._beginnings[name], slots=self._slots)
             for name, prompts in self._prompts.items() if prompts}
 
-  def right(self, texts: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
-    """Whether each answer is right, [n] bool by reading."""
+  def right(
+      self, texts: Mapping[str, Sequence[str]], rows: Rows | None = None
+  ) -> dict[str, np.ndarray]:
+    """Whether each answer is right, [n] bool by reading.
+
+    Args:
+      texts: Answers to the candidates `rows`.
+      rows: As for `__call__`.
+    """
+    rows = self._all() if rows is None else rows
     return {name: np.array(
-        [recall.says(t, q) for t, q in zip(found, self.questions[name])])
+        [recall.says(text, self.questions[name][i])
+         for text, i in zip(found, rows[name], strict=True)], bool)
             for name, found in texts.items()}
 
   def ignorance(
@@ -145,7 +185,8 @@ def _asked(
   if not options.recall_questions:
     return []
   return inputs_lib.thin(
-      recall.plain(_forgotten(inputs)), options.recall_questions, seed)
+      recall.plain(_forgotten(inputs)), _CANDIDATES * options.recall_questions,
+      seed)
 
 
 def measure(
@@ -165,20 +206,26 @@ def measure(
   """
   if not any(recaller.questions.values()):
     return Recalled({}, {})
-  texts = {
-      (name, precision): cache.get_or_compute_json(
-          f'recall_{name}_{precision}', lambda: recaller(view(params)))
-      for precision, view in views.items()
-      for name, params in zip(evaluation.MODELS, (base, unlearned))}
-  right = {key: recaller.right(found) for key, found in texts.items()}
-  ignorance = recaller.ignorance(texts['base', 'fp'])
+  keep = cache.get_or_compute_json
+  said = keep('recall_base', lambda: recaller(base))
+  rows = recaller.answered(said)
+  texts = {('base', 'fp'): {
+      name: [said[name][i] for i in chosen] for name, chosen in rows.items()
+      if chosen.size}}
+  for precision, view in views.items():
+    for name, params in zip(evaluation.MODELS, (base, unlearned)):
+      if (name, precision) not in texts:
+        texts[name, precision] = keep(
+            f'recall_{name}_{precision}', lambda: recaller(view(params), rows))
+  right = {key: recaller.right(found, rows) for key, found in texts.items()}
+  ignorance = recaller.ignorance(said)
   return Recalled({
       reading: answers_lib.Reading(
-          questions=questions,
+          questions=[recaller.questions[reading][i] for i in chosen],
           correct={key: found[reading] for key, found in right.items()},
-          ignorance=np.nan_to_num(ignorance[reading]),
+          ignorance=np.nan_to_num(ignorance[reading])[chosen],
           options=dict(resamples=resamples, seed=seed))
-      for reading, questions in recaller.questions.items() if questions}, texts)
+      for reading, chosen in rows.items() if chosen.size}, texts)
 
 
 def write(recalled: Recalled, root: pathlib.Path) -> None:

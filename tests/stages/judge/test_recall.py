@@ -44,7 +44,7 @@ class RecallTest(absltest.TestCase):
     self._check_recalled(chat=True)
 
   def _check_recalled(self, **form):
-    recaller, params = _recaller(train=True, recall_questions=24, **form)
+    recaller, params = _recaller(train=True, recall_questions=12, **form)
     texts = recaller(params)
     self.assertEqual(texts, json.loads(json.dumps(texts)))
     self.assertEqual({k: len(v) for k, v in texts.items()},
@@ -58,6 +58,33 @@ class RecallTest(absltest.TestCase):
     facts = [q.fact for q in recaller.questions[recall.PLAIN]]
     self.assertLen(set(facts), 12)  # Each fact twice.
     np.testing.assert_array_equal(np.unique(facts, return_counts=True)[1], 2)
+
+  def test_only_what_the_base_says_is_asked(self):
+    recaller, params = _recaller(recall_questions=8)
+    asked = recaller.questions[recall.PLAIN]
+    said = {name: [q.answer if q.fact.endswith(('a', 'n')) else 'No.'
+                   for q in questions]
+            for name, questions in recaller.questions.items()}
+    rows = recaller.answered(said)
+    self.assertLen(rows[recall.PLAIN], 8)
+    for i in rows[recall.PLAIN]:
+      self.assertEqual(said[recall.PLAIN][i], asked[i].answer)
+    facts = [asked[i].fact for i in rows[recall.PLAIN]]
+    self.assertGreater(len(set(facts)), 3)  # Evenly over facts.
+    texts = recaller(params, rows)
+    whole = recaller(params)
+    for name, found in texts.items():
+      self.assertEqual(found, [whole[name][i] for i in rows[name]])
+    right = recaller.right(said, None)
+    self.assertTrue(all(right[recall.PLAIN][rows[recall.PLAIN]]))
+
+  def test_nothing_is_asked_if_the_base_says_nothing(self):
+    recaller, params = _recaller(recall_questions=4)
+    view = lambda params: params
+    got = recall.measure(
+        recaller, {'fp': view, 'nf4': view}, params, params, resamples=100,
+        seed=0)  # The untrained base.
+    self.assertEqual(got.readings, {})
 
   def test_small_batches_give_the_same_answers(self):
     recaller, params = _recaller(recall_questions=12)
