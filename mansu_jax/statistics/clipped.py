@@ -66,11 +66,39 @@ def standard_errors(
   return np.array(found)
 
 
+def guessing_errors(
+    columns: np.ndarray, index: np.ndarray, number: np.ndarray) -> np.ndarray:
+  """Standard error of the mean lead of each form for an ignorant model.
+
+  Guesses at one fact agree in all its questions, at most. The measured
+  ignorance has an error of its own. Where ignorance is 0, no guess is right,
+  and there is no noise that could count as knowledge.
+
+  Args:
+    columns: as for `Share.of`.
+    index: as for `Share.of`.
+    number: as for `Share.of`.
+
+  Returns:
+    [F] standard errors.
+  """
+  found = []
+  for form in range(number.max() + 1):
+    rows = number == form
+    fact = np.unique(index[rows], return_inverse=True)[1].reshape(-1)
+    ignorance = columns[rows, 2]
+    mean, asked = ignorance.mean(), np.bincount(fact)
+    guessed = mean * (1 - mean) * np.sum(asked**2)
+    measured = np.sum(np.bincount(fact, ignorance - mean)**2)
+    found.append(math.sqrt(guessed + measured) / rows.sum())
+  return np.array(found)
+
+
 class Share(NamedTuple):
   """The known share as a function of means of the columns `table`."""
 
   table: np.ndarray  # [n, 3 F]: a form's mark, and leads of the two models.
-  sigma: np.ndarray  # [F]
+  sigma: np.ndarray  # [F] of the noise that must not count as knowledge.
   counted: np.ndarray  # [F] 1 if the base leads.
   lead: float  # Denominator, a question.
 
@@ -91,7 +119,9 @@ class Share(NamedTuple):
     table = np.concatenate([marks, marks * unlearned, marks * base], 1)
     of_base = (marks * base).mean(0)
     counted = (of_base > 0).astype(np.float64)
-    sigma = standard_errors(unlearned[:, 0], columns[:, 1], index, number)
+    sigma = np.minimum(
+        standard_errors(unlearned[:, 0], columns[:, 1], index, number),
+        guessing_errors(columns, index, number))
     return cls(table, sigma, counted, float(of_base @ counted))
 
   def __call__(self, means: np.ndarray) -> np.ndarray:

@@ -120,5 +120,29 @@ class ErrorOfTheseFactsTest(absltest.TestCase):
     self.assertAlmostEqual(self._error([1] * 5 + [0] * 5, 1), math.sqrt(3.5))
 
 
+class GuessingErrorsTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    """Two facts, one asked twice in form 0; form 1 has no lucky guess."""
+    columns = np.array([
+        [1, 0, 0.5], [1, 0, 0.5], [1, 0, 0.5], [1, 0, 0.0], [1, 0, 0.0]])
+    index, number = np.array([0, 0, 1, 0, 1]), np.array([0, 0, 0, 1, 1])
+    got = clipped.guessing_errors(columns, index, number)
+    np.testing.assert_allclose(got, [np.sqrt(0.25 * (4 + 1)) / 3, 0.0])
+
+  def test_the_error_of_measured_ignorance_counts(self):
+    columns = np.array([[1, 0, 0.0], [1, 0, 1.0]])
+    got = clipped.guessing_errors(
+        columns, np.array([0, 1]), np.array([0, 0]))
+    np.testing.assert_allclose(got, [np.sqrt(0.25 * 2 + 0.5) / 2])
+
+  def test_wrong_answers_that_no_guess_gets_right_are_no_negative_knowledge(
+      self):
+    columns = np.array([[1.0, 0.0, 0.0]] * 30)
+    share = clipped.Share.of(
+        columns, np.arange(30), np.zeros(30, int))
+    self.assertEqual(float(share(share.table.mean(0))), 0.0)
+
+
 if __name__ == '__main__':
   absltest.main()
