@@ -51,9 +51,13 @@ class Reading:
 
   @property
   def groups(self) -> list[str]:
-    """Group of each question in which knowledge is clipped at ignorance."""
+    """Group of each question in which knowledge is clipped at ignorance.
+
+    Readings that are joined keep groups of their own: avoiding the choices that
+    training has seen does not pay for knowledge among others.
+    """
     return forgetting.forms_of(
-        [q.wording for q in self.questions],
+        [f'{q.reading} {q.wording}' for q in self.questions],
         [q.relation for q in self.questions], self.facts)
 
   def phi(self, precision: str, count: int) -> forgetting.Forgetting:

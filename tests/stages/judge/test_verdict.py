@@ -1,5 +1,6 @@
 """Measurements -> properties: thresholds against intervals, jointly."""
 
+import dataclasses
 import json
 import types
 
@@ -268,6 +269,18 @@ class PermanenceTest(parameterized.TestCase):
     got = verdict.property_q(readings, ('nf4',))
     self.assertIs(got['passed'], False)
     self.assertGreater(got['by_reading']['generation']['interval'][0], 0.01)
+
+  def test_avoiding_one_reading_does_not_hide_recovery_in_another(self):
+    shares = {p: _shares_of_readings(choice=0.0, choice_unseen=p) for p in (
+        (0.25, 0.25), (0.25, 0.3))}
+    for readings in shares.values():  # The same prompts, with other choices.
+      readings['choice_unseen'] = dataclasses.replace(
+          readings['choice_unseen'], questions=[
+              dataclasses.replace(q, reading='choice_unseen')
+              for q in readings['choice_unseen'].questions])
+    same, more = (verdict.property_q(shares[p], ('nf4',)) for p in shares)
+    self.assertAlmostEqual(same['value'], 0.0, delta=0.01)
+    self.assertGreater(more['value'], 0.02)  # 0.05 / 0.75 of half of them.
 
   def test_gaps_of_accuracy_of_the_base_and_adjusted(self):
     case = self._case(400, fp=0.5, nf4=0.4, base_nf4=0.8)
