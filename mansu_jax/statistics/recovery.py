@@ -8,6 +8,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import math
 
 import numpy as np
@@ -58,6 +59,9 @@ def excess(
 ) -> bootstrap.Estimate:
   """A gain minus another one on other facts, with bounds of both.
 
+  The other gain and its bounds count as at least 0: where guessing gets worse,
+  that is no knowledge which returns.
+
   The bounds are those of Zou and Donner: the distances from each value to its
   own bound add up in squares. They keep the level of the two estimates, whose
   facts are independent.
@@ -74,6 +78,7 @@ def excess(
     >>> round(found.value, 3), [round(x, 3) for x in found.interval]
     (0.4, [-0.1, 0.624])
   """
+  guessed = _at_least_zero(guessed)
   below = lambda low, high: gained.value - guessed.value - math.hypot(
       gained.value - low, high - guessed.value)
   above = lambda high, low: gained.value - guessed.value + math.hypot(
@@ -84,3 +89,11 @@ def excess(
                 above(gained.interval[1], guessed.interval[0])),
       lower=below(gained.lower, guessed.upper),
       upper=above(gained.upper, guessed.lower))
+
+
+def _at_least_zero(found: bootstrap.Estimate) -> bootstrap.Estimate:
+  """The estimate of a quantity that is 0 where it would be negative."""
+  low, high = found.interval
+  return dataclasses.replace(
+      found, value=max(found.value, 0.0), lower=max(found.lower, 0.0),
+      upper=max(found.upper, 0.0), interval=(max(low, 0.0), max(high, 0.0)))

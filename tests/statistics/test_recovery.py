@@ -51,6 +51,17 @@ class ExcessTest(absltest.TestCase):
     self.assertAlmostEqual(found.interval[0], 0.4 - 0.5)
     self.assertAlmostEqual(found.interval[1], 0.4 + math.hypot(0.1, 0.1))
 
+  def test_what_guessing_loses_does_not_count_as_returned(self):
+    """No untaught answer changes, and facts never known are guessed worse."""
+    same = np.arange(40) % 4 == 0
+    kept = recovery.gain(same, same, [0.25] * 40, _FACTS, **_OPTIONS)
+    lost = recovery.gain(
+        same, np.zeros(40), [0.25] * 40, _FACTS, **_OPTIONS)
+    self.assertLess(lost.upper, -0.1)
+    found = recovery.excess(kept, lost)
+    self.assertEqual(found.value, 0)
+    self.assertLess(found.lower, 0)
+
   def test_bounds_cover_the_truth_as_often_as_they_say(self):
     rng, hits = np.random.default_rng(0), 0
     for _ in range(200):
