@@ -68,19 +68,30 @@ def forgotten(
   Raises:
     TooFewFacts: See the message.
   """
-  asked = {
+  return _side(
+      'forget', inputs.splits.forget_train, _forget_questions(inputs),
+      options.attack_questions, seed)
+
+
+def _forget_questions(
+    inputs: inputs_lib.Inputs) -> dict[str, list[Question]]:
+  """The questions about forgotten facts, by reading."""
+  return {
       reading: [q for split in splits_lib.OF_READING[reading]
                 for q in inputs.evaluation.get(split, ())]
       for reading in _READINGS}
-  return _side(
-      'forget', inputs.splits.forget_train, asked, options.attack_questions,
-      seed)
+
+
+def _first_reading(asked: dict[str, list[Question]]) -> str:
+  return next((name for name, found in asked.items() if found), 'choice')
 
 
 def never_known(
     options: run_config.EvalConfig, inputs: inputs_lib.Inputs, seed: int
 ) -> Side | None:
   """The side of `--data_unknown`; None without it.
+
+  It is asked in the reading of the forget set where it has one.
 
   Raises:
     TooFewFacts: See the message.
@@ -93,6 +104,9 @@ def never_known(
       reading: [q for q in questions
                 if q.use != 'train' and q.reading == reading]
       for reading in _READINGS}
+  same = _first_reading(_forget_questions(inputs))
+  if asked[same]:
+    asked = {same: asked[same]}
   return _side('unknown', train, asked, options.attack_questions, seed)
 
 
@@ -100,7 +114,7 @@ def _side(
     role: str, train: Sequence[Question], asked: dict[str, list[Question]],
     limit: int, seed: int) -> Side:
   """Divides the facts of one set; asks the first reading with questions."""
-  reading = next((name for name, found in asked.items() if found), 'choice')
+  reading = _first_reading(asked)
   facts = taught_facts.choose_of([*train, *asked[reading]], seed)
   taught = [q for q in train if q.fact in facts]
   others = taught_facts.untaught(asked[reading], taught)

@@ -75,6 +75,19 @@ class SidesTest(parameterized.TestCase):
     self.assertLen({q.fact for q in found.taught}, 20)
     self.assertLen(found.questions, 7)
 
+  @parameterized.parameters(
+      (('choice',), ('choice', 'choice_unseen'), 'choice'),
+      (('choice', 'choice_unseen'), ('choice', 'choice_unseen'),
+       'choice_unseen'),
+      (('choice', 'choice_unseen'), ('choice',), 'choice'))
+  def test_facts_never_known_are_asked_like_forgotten_ones(
+      self, forget, unknown, reading):
+    inputs = _inputs(forget=_set('forget', readings=forget),
+                     unknown=_set('unknown', readings=unknown))
+    found = reteaching.never_known(_options(), inputs, 0)
+    self.assertEqual(found.reading, reading)
+    self.assertEqual({q.reading for q in found.questions}, {reading})
+
   def test_too_few_facts(self):
     with self.assertRaisesRegex(
         reteaching.TooFewFacts, 'questions about taught facts for 1 facts'):
