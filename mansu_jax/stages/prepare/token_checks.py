@@ -36,8 +36,11 @@ def check_data(
   splits = inputs.splits
   trained = [
       *splits.forget_train, *splits.retain_train, *splits.unknown]
-  evaluated = [q for qs in inputs.evaluation.values() for q in qs]
-  check_questions(trained + evaluated, shapes, tokenizer, chat=options.chat)
+  # Some measures draw from all questions, not from those that are scored.
+  evaluated = [q for qs in splits.evaluation.values() for q in qs]
+  every = {q.id: q for q in trained + evaluated}
+  check_questions(
+      list(every.values()), shapes, tokenizer, chat=options.chat)
   for documents in (splits.text, inputs.heldout_text, inputs.calibration):
     if documents:
       batching.text_windows(documents, tokenizer, options.text_window)
