@@ -34,15 +34,25 @@ class Asked:
   Attributes:
     questions: n asked questions.
     answers: Answers of each attack.
+    ignorance: How often a model that is ignorant of the fact answers right, by
+      id of the question; chance where it is not measured.
   """
 
   questions: Sequence[questions_lib.Question]
   answers: Answers
+  ignorance: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @property
   def facts(self) -> list[str]:
     """Fact of each question."""
     return [q.fact for q in self.questions]
+
+  @property
+  def floor(self) -> list[float]:
+    """Ignorance of each question, or chance if that is higher on average."""
+    chance = [q.chance for q in self.questions]
+    levels = [self.ignorance.get(q.id, q.chance) for q in self.questions]
+    return max(chance, levels, key=sum)
 
   def right(self, attack: str, precision: str, step: int) -> np.ndarray:
     """Whether each answer is right, [n] bool."""
@@ -62,7 +72,7 @@ class Asked:
     attack, precision, _ = key
     return recovery.gain(
         self.right(attack, precision, 0), self.right(*key),
-        [q.chance for q in self.questions], self.facts, **options)
+        self.floor, self.facts, **options)
 
   def record(self, **options: Any) -> dict[str, Any]:
     """`{attack: {precision: [accuracy by step]}}`, JSON-able."""

@@ -8,7 +8,7 @@ shows what guessing gains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -142,6 +142,7 @@ def measure(
     options: run_config.EvalConfig, data: run_config.DataConfig,
     inputs: inputs_lib.Inputs, quantize: quantizers.Quantizers,
     model: loading.LoadedModel, unlearned: types.Params, *, seed: int,
+    ignorance: Mapping[str, float] | None = None,
     cache: checkpoints.NoCache = checkpoints.NoCache()) -> dict[str, Any]:
   """Attacks the unlearned model.
 
@@ -153,6 +154,7 @@ def measure(
     model: The base.
     unlearned: Full params after unlearning; not changed.
     seed: Seed of the taught facts, their order and the bootstrap.
+    ignorance: See `attack_verdict.Asked`; of the forget set's questions.
     cache: Keeps each attack for a resumed run.
 
   Returns:
@@ -187,7 +189,8 @@ def measure(
                       for step in found]
           for precision in views}
   asked = {side: attack_verdict.Asked(
-      questions=attacks.sides[side].questions, answers=answers[side])
+      questions=attacks.sides[side].questions, answers=answers[side],
+      ignorance=_of_whole_questions(ignorance or {}, attacks.sides[side]))
            for side in attacks.sides}
   records = {side: found.record(**resampling) for side, found in asked.items()}
   return {
@@ -199,6 +202,13 @@ def measure(
           for name, side in attacks.sides.items()},
       'attack_verdict': attack_verdict.judge(
           asked['forget'], asked.get('unknown'), **resampling)}
+
+
+def _of_whole_questions(
+    ignorance: Mapping[str, float], side: reteaching.Side) -> dict[str, float]:
+  """Leaves out questions that lost a choice: ignorance knows all choices."""
+  return {name: level for name, level in ignorance.items()
+          if name not in side.asked.narrowed}
 
 
 def _attack(

@@ -56,7 +56,9 @@ def run(
   with clock.stage('attacks'):
     attacked = attacks.measure(
         options, config.data, inputs, job.quantize, model, unlearned,
-        seed=config.seed, cache=cache)
+        seed=config.seed, cache=cache, ignorance={
+            q.id: level for q, level in zip(
+                job.evaluator.questions, ignorance.tolist())})
   with clock.stage('erasure'):
     structure = (
         erasure.not_measured(reason_without_circuit) if job.found is None else

@@ -1,5 +1,7 @@
 """The verdict of attacks on answers by hand."""
 
+import dataclasses
+
 from absl.testing import absltest
 import numpy as np
 
@@ -12,7 +14,7 @@ _FACTS = 20
 _OPTIONS = dict(resamples=500, seed=0)
 
 
-def _asked(answers):
+def _asked(answers, ignorance=0.0):
   """Two questions on each of 20 facts; the first `right` facts are right."""
   digits = lambda right: '1' * 2 * right + '0' * 2 * (_FACTS - right)
   questions = [
@@ -20,7 +22,8 @@ def _asked(answers):
           id=f'{i}/{j}', fact=f'f{i:02}', relation='r', prompt='p', answer='a',
           choices=('a', 'b', 'c', 'd'), use='far')
       for i in range(_FACTS) for j in range(2)]
-  return attack_verdict.Asked(questions=questions, answers={
+  return attack_verdict.Asked(questions=questions, ignorance=dict.fromkeys(
+      (q.id for q in questions), ignorance), answers={
       attack: {precision: [{'step': step, 'right': digits(right)}
                            for step, right in steps]
                for precision, steps in by_precision.items()}
@@ -69,6 +72,21 @@ class JudgeTest(absltest.TestCase):
     self.assertEqual(found['passed'], 'inconclusive')
     self.assertEqual(found['difference']['value'], 0)
     self.assertIn('proves no erasure', found['reason'])
+
+  def test_a_gain_counts_from_what_an_ignorant_model_answers(self):
+    """A model that avoided the right answers guesses again."""
+    answers = {'lora_3e-4': {'fp': [(0, 2), (10, 9)]}}
+    gain = lambda ignorance: _asked(answers, ignorance).gain(
+        ('lora_3e-4', 'fp', 10), **_OPTIONS)
+    self.assertAlmostEqual(gain(0.1).value, 0.2)  # 0.45 less chance.
+    self.assertAlmostEqual(gain(0.4).value, 0.05)
+
+  def test_ignorance_of_few_probes_is_averaged(self):
+    """Each level is 0, 0.5 or 1: their mean counts, not each of them."""
+    asked = _asked({})
+    asked = dataclasses.replace(asked, ignorance={
+        q.id: float(i % 2) for i, q in enumerate(asked.questions)})
+    self.assertAlmostEqual(np.mean(asked.floor), 0.5)
 
   def test_without_facts_never_known_it_is_open(self):
     found = _judge({'lora_3e-4': {'fp': [(0, 5), (2, 20), (10, 15)]}}, None)
