@@ -12,6 +12,7 @@ never passes: neither can show that knowledge is gone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -190,7 +191,22 @@ def property_f(
   if passed is True and absent:
     entry |= {'passed': verdict.INCONCLUSIVE,
               'reason': f'there are {" and ".join(absent)}'}
+  short = [key for key, phi in found.items() if phi.lower < forgetting.PHI]
+  if passed == verdict.INCONCLUSIVE and not any(
+      _can_pass(asked[name], p, count) for name, p in short):
+    entry['reason'] = (
+        'the base answers too little to show that it is forgotten, even by a'
+        ' model without a right answer: '
+        f'{", ".join(f"{name} ({p})" for name, p in short)}')
   return entry
+
+
+def _can_pass(reading: answers_lib.Reading, precision: str, count: int) -> bool:
+  """Whether a model that answers nothing right would pass in a reading."""
+  wrong = np.zeros(len(reading.questions), bool)
+  silent = dataclasses.replace(reading, correct={
+      **reading.correct, ('unlearned', precision): wrong})
+  return silent.phi(precision, count).lower >= forgetting.PHI
 
 
 def property_r(answers: Answers, precisions: Sequence[str]) -> dict[str, Any]:

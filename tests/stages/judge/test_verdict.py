@@ -110,6 +110,19 @@ class ForgettingTest(parameterized.TestCase):
     got = verdict.property_f(readings, ('fp', 'nf4'))
     self.assertIs(got['passed'], True)
 
+  def test_a_reading_in_which_no_model_passes_is_named(self):
+    readings = _shares_of_readings(
+        choice=0.0, choice_unseen=0.0, generation=0.0)
+    weak = _Case({'forget_far': 120}, _shares(0.0, base=0.15))
+    readings['generation'] = weak.readings(level=0.0)['choice']
+    got = verdict.property_f(readings, ('fp', 'nf4'))
+    self.assertEqual(got['passed'], 'inconclusive')
+    self.assertEndsWith(
+        got['reason'], ': generation (fp), generation (nf4)')
+    readings['reverse'] = _shares_of_readings(x=0.33)['x']
+    self.assertNotIn(
+        'reason', verdict.property_f(readings, ('fp', 'nf4')))
+
   @parameterized.parameters('choice_unseen', 'generation')
   def test_without_a_needed_reading_it_does_not_pass(self, left_out):
     readings = _shares_of_readings(
