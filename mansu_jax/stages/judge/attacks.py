@@ -190,7 +190,8 @@ def measure(
           for precision in views}
   asked = {side: attack_verdict.Asked(
       questions=attacks.sides[side].questions, answers=answers[side],
-      ignorance=_of_whole_questions(ignorance or {}, attacks.sides[side]))
+      ignorance=_ignorance(
+          side, attacks.sides[side], ignorance or {}, base[side]))
            for side in attacks.sides}
   records = {side: found.record(**resampling) for side, found in asked.items()}
   return {
@@ -204,11 +205,18 @@ def measure(
           asked['forget'], asked.get('unknown'), **resampling)}
 
 
-def _of_whole_questions(
-    ignorance: Mapping[str, float], side: reteaching.Side) -> dict[str, float]:
-  """Leaves out questions that lost a choice: ignorance knows all choices."""
-  return {name: level for name, level in ignorance.items()
-          if name not in side.asked.narrowed}
+def _ignorance(
+    name: str, side: reteaching.Side, measured: Mapping[str, float], base: str
+) -> dict[str, float]:
+  """What a model answers right without the facts, by id of the question.
+
+  On facts that the base never knew, its answers are those of an ignorant model.
+  Questions that lost a choice are left out of what was measured on all choices.
+  """
+  if name == 'unknown':
+    return {q.id: float(right) for q, right in zip(side.questions, base)}
+  return {q.id: measured[q.id] for q in side.questions
+          if q.id in measured and q.id not in side.asked.narrowed}
 
 
 def _attack(

@@ -96,6 +96,31 @@ class AttacksTest(absltest.TestCase):
     self.assertEqual(first['attack_setup']['benign_on'], 'text')
     self.assertEqual(first['attack_setup']['unknown']['taught_facts'], 6)
 
+  def test_gains_count_from_what_an_ignorant_model_answers(self):
+    """Both sides are answered as by the base, which never knew the one."""
+    half = lambda side: ('10' * len(side.questions))[:len(side.questions)]
+    sides = attacks.Attacks(
+        self.config.eval, self.config.data, self.inputs, self.model,
+        self.quantize.names, seed=0).sides
+
+    def run(*args, steps, **kwargs):
+      del args, kwargs
+      return [{'step': step} | {
+          name: dict.fromkeys(('fp', 'nf4'), half(side) if step else '0' * len(
+              side.questions)) for name, side in sides.items()}
+              for step in steps]
+
+    with (mock.patch.object(fine_tune, 'run', run),
+          mock.patch.object(attacks.Attacks, 'ask', lambda self, _, name: half(
+              sides[name]))):
+      found = attacks.measure(
+          self.config.eval, self.config.data, self.inputs, self.quantize,
+          self.model, self.model.params, seed=0, ignorance={
+              q.id: 0.5 for q in sides['forget'].questions})
+    verdict = found['attack_verdict']
+    self.assertAlmostEqual(verdict['gain_unknown']['value'], 0)
+    self.assertEqual(verdict['passed'], 'inconclusive')
+
   def test_the_plan_lists_each_program_as_often_as_it_is_called(self):
     calls = collections.Counter()
 
