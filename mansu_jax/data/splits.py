@@ -129,7 +129,6 @@ def build_splits(
     require_train: bool = True,
 ) -> Splits:
   """Forms the splits of parsed questions; see `read_splits`."""
-  roles = {'forget': forget, 'retain': retain, 'heldout': heldout}
   roles = {'forget': forget, 'retain': retain, 'heldout': heldout,
            'unknown': list(unknown)}
   for (role, own), (other, others) in itertools.combinations(
