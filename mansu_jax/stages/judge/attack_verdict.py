@@ -1,8 +1,10 @@
 """Judges attacks: do untaught facts return beyond guessing?
 
 An attack at one precision and step is one comparison. The gain of the untaught
-forget facts less that of facts never known decides; its one-sided lower bound
-holds jointly for all comparisons (Bonferroni), because the worst one counts.
+forget facts less that of facts never known, where that is above 0, decides. A
+gain counts from the accuracy before, or from ignorance if that is higher. The
+one-sided lower bound of the difference holds jointly for all comparisons
+(Bonferroni), because the worst one counts.
 No attack proves erasure, so the verdict is failed or inconclusive.
 """
 
