@@ -47,7 +47,8 @@ def _reading(lines, options):
       questions=[questions_lib.Question(
           id=line['id'], fact=line['fact'], relation=line['relation'],
           prompt=line['prompt'], answer=line['answer'],
-          choices=tuple(line.get('choices', ())), use='far')
+          choices=tuple(line.get('choices', ())), use='far',
+          reading=line['reading'])
                  for line in lines],
       correct={k: np.array(v) for k, v in correct.items()},
       ignorance=np.array([line['ignorance'] for line in lines]),
