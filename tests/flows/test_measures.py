@@ -7,6 +7,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from mansu_jax.stages.judge import attacks
 from mansu_jax.stages.judge import hidden_share
@@ -89,6 +90,7 @@ class MeasuresTest(parameterized.TestCase):
     for title in ('Forgetting by reading', 'Attacks'):
       self.assertIn(f'## {title}', text)
 
+  @pytest.mark.slow
   def test_a_stopped_run_keeps_what_it_measured(self):
     """Stopped in the attack, it neither generates nor transplants again."""
     root = self.folder / 'stopped'
