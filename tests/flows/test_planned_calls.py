@@ -151,8 +151,6 @@ class CallsTest(parameterized.TestCase):
        '--circuit_contrast=0.5', '--circuit_resamples=5'),
       ('edge', '--attribution_level=edge', '--circuit_edges=50',
        '--circuit_contrast=0.5', '--circuit_resamples=5'),
-      ('random_edge', '--attribution_level=edge', '--circuit_edges=50',
-       '--circuit_selection=random'),
       ('lora', *_WHOLE, '--unlearn_lora_rank=2', '--circuit_resamples=0'),
       ('bfloat16_until_forgotten', *_WHOLE, '--circuit_resamples=0',
        '--unlearn_weights_dtype=bfloat16', '--unlearn_stop_forget=0.1'),

@@ -42,7 +42,8 @@ class PlanTest(absltest.TestCase):
         str(_FLAGS / 'llama31_8b_plan.flags'), '--plan_topology=v5e:1x1',
         # No more programs than it takes.
         '--edit_projection=none', '--nounlearn_quantizer_in_loop',
-        '--eval_cad_pairs=0', '--eval_generations=0'))
+        '--eval_cad_pairs=0', '--eval_generations=0', '--eval_attacks=',
+        '--eval_hidden_questions=0', '--eval_recall_questions=0'))
     self.assertFalse(found.fits)
     said = plan_lines.lines(found)
     self.assertStartsWith(said[-1], 'does not fit: the largest')
