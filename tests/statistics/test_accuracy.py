@@ -1,4 +1,4 @@
-"""Accuracies and forgetting: hand numbers, degenerate cases, coverage."""
+"""Accuracies: hand numbers, degenerate cases, coverage."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -26,24 +26,7 @@ class HandNumbersTest(absltest.TestCase):
         [got.lower, got.upper],
         [0.8 - half * 1.645 / 1.96, 0.8 + half * 1.645 / 1.96], atol=0.004)
 
-  def test_forgetting(self):
-    base, unlearned = [1, 1, 1, 0], [1, 0, 0, 0]
-    got = accuracy.forgetting(base, unlearned, [0.25] * 4, ids.repeat(4, 1))
-    self.assertAlmostEqual(got.value, (0.75 - 0.25) / (0.75 - 0.25))
-
-  def test_forgetting_to_chance_is_one(self):
-    base = np.ones(400)
-    unlearned = np.arange(400) % 4 == 0
-    got = accuracy.forgetting(base, unlearned, [0.25] * 400, ids.repeat(400, 1))
-    self.assertAlmostEqual(got.value, 1.0)
-    half = 1.96 * np.sqrt(0.25 * 0.75 / 400) / 0.75
-    np.testing.assert_allclose(got.interval, [1 - half, 1 + half], atol=0.01)
-
   def test_record_is_json_able(self):
-    got = accuracy.forgetting(
-        [0, 0], [0, 0], [0.25] * 2, ids.repeat(2, 1)).record()
-    self.assertEqual(got['value'], None)
-    self.assertEqual(got['interval'], [None, None])
     got = accuracy.accuracy_with_interval([1, 0], ids.repeat(2, 1)).record()
     self.assertEqual((got['value'], got['n'], got['facts']), (0.5, 2, 2))
 
@@ -95,55 +78,6 @@ class DegenerateTest(parameterized.TestCase):
     self.assertAlmostEqual(got.interval[0], 0.025)
     self.assertEqual(got.interval[1], 1.0)
 
-  def test_everything_forgotten_at_once_keeps_width(self):
-    got = accuracy.forgetting(
-        np.ones(10), np.zeros(10), [0.25] * 10, ids.repeat(10, 1))
-    self.assertAlmostEqual(got.value, 1 / 0.75)
-    self.assertLess(got.lower, got.value - 0.1)
-
-  def test_base_at_chance_has_no_phi(self):
-    got = accuracy.forgetting(
-        [1, 0, 0, 0], [0] * 4, [0.25] * 4, ids.repeat(4, 1))
-    self.assertTrue(np.isnan(got.value))
-    self.assertEqual(got.interval, (-np.inf, np.inf))
-
-  def test_base_near_chance_has_unbounded_phi(self):
-    got = accuracy.forgetting(
-        [1, 1, 0, 0, 0, 0], [0] * 6, [0.25] * 6, ids.repeat(6, 1))
-    self.assertTrue(np.isfinite(got.value))
-    self.assertEqual(got.interval, (-np.inf, np.inf))
-
-
-class WorstForgettingTest(absltest.TestCase):
-
-  def _worst(self, unlearned, base=None, least_facts=2):
-    """Groups a and b with one question per fact."""
-    size = len(unlearned) // 2
-    return accuracy.worst_forgetting(
-        np.ones(2 * size) if base is None else base, unlearned,
-        np.full(2 * size, 0.25), ids.repeat(size, 1) * 2, ['a'] * size
-        + ['b'] * size, least_facts=least_facts, resamples=500)
-
-  def test_the_remembered_group_with_a_corrected_level(self):
-    unlearned = np.array([0] * 40 + [1, 0] * 20)
-    group, phi = self._worst(unlearned)
-    self.assertEqual(group, 'b')
-    self.assertAlmostEqual(phi.value, 0.5 / 0.75)
-    alone = lambda level: accuracy.forgetting(
-        np.ones(40), unlearned[40:], [0.25] * 40, ids.repeat(40, 1),
-        level=level, resamples=500)
-    self.assertEqual(phi, alone(0.975))
-    self.assertGreater(phi.interval[1], alone(0.95).interval[1])
-
-  def test_groups_that_are_not_judged_do_not_count(self):
-    base = np.array([1] * 40 + [1, 0, 0, 0] * 10)  # b is at chance.
-    group, phi = self._worst(np.array([0] * 40 + [1] * 40), base)
-    self.assertEqual(group, 'a')
-    self.assertEqual(phi, accuracy.forgetting(  # No correction for one group.
-        np.ones(40), np.zeros(40), [0.25] * 40, ids.repeat(40, 1),
-        resamples=500))
-    self.assertIsNone(self._worst(np.zeros(80), least_facts=41))
-
 
 class ErrorsTest(absltest.TestCase):
 
@@ -180,19 +114,6 @@ class CoverageTest(parameterized.TestCase):
       below += p <= got.upper
     self.assertGreaterEqual(held / 300, 0.92)
     self.assertGreaterEqual(below / 300, 0.92)
-
-  def test_forgetting(self):
-    held = low = 0
-    truth = (0.9 - 0.4) / (0.9 - 0.25)
-    for run in range(300):
-      rng = np.random.default_rng(run)
-      got = accuracy.forgetting(
-          rng.random(120) < 0.9, rng.random(120) < 0.4, [0.25] * 120,
-          ids.repeat(40, 3), resamples=1000)
-      held += got.interval[0] <= truth <= got.interval[1]
-      low += got.lower <= truth
-    self.assertGreaterEqual(held / 300, 0.92)
-    self.assertGreaterEqual(low / 300, 0.92)
 
 
 if __name__ == '__main__':
