@@ -38,11 +38,13 @@ def _lines(path):
 
 def _reading(lines, options):
   """A reading from lines of answers or of generated answers."""
-  correct = collections.defaultdict(list)
+  found = {'correct': collections.defaultdict(list),
+           'ignorance': collections.defaultdict(list)}
   for line in lines:
     for model, precisions in line['models'].items():
       for precision, got in precisions.items():
-        correct[model, precision].append(got['correct'])
+        for name, values in found.items():
+          values[model, precision].append(got[name])
   return answers_lib.Reading(
       questions=[questions_lib.Question(
           id=line['id'], fact=line['fact'], relation=line['relation'],
@@ -50,9 +52,9 @@ def _reading(lines, options):
           choices=tuple(line.get('choices', ())), use='far',
           reading=line['reading'])
                  for line in lines],
-      correct={k: np.array(v) for k, v in correct.items()},
-      ignorance=np.array([line['ignorance'] for line in lines]),
-      options=options)
+      options=options, **{
+          name: {k: np.array(v) for k, v in values.items()}
+          for name, values in found.items()})
 
 
 class ResultsTest(parameterized.TestCase):

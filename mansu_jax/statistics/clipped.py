@@ -86,7 +86,7 @@ def guessing_errors(
   for form in range(number.max() + 1):
     rows = number == form
     fact = np.unique(index[rows], return_inverse=True)[1].reshape(-1)
-    ignorance = columns[rows, 2]
+    ignorance = columns[rows, 3]
     mean, asked = ignorance.mean(), np.bincount(fact)
     guessed = mean * (1 - mean) * np.sum(asked**2)
     measured = np.sum(np.bincount(fact, ignorance - mean)**2)
@@ -108,12 +108,12 @@ class Share(NamedTuple):
     """The known share in some questions.
 
     Args:
-      columns: [n, 3] answers of the base and of the unlearned model, and
-        ignorance.
+      columns: [n, 4] answers of the base and of the unlearned model, and the
+        ignorance of each.
       index: [n] fact of each question.
       number: [n] form of each question, 0 to F - 1.
     """
-    leads = columns[:, :2] - columns[:, [2]]
+    leads = columns[:, :2] - columns[:, 2:]
     base, unlearned = leads[:, [0]], leads[:, [1]]
     marks = np.eye(number.max() + 1)[number]
     table = np.concatenate([marks, marks * unlearned, marks * base], 1)
@@ -158,12 +158,12 @@ def error_of_these_facts(
   cell = index * forms + number
   table = lambda x: np.bincount(cell, x, facts * forms).reshape(facts, forms)
   asked = table(np.ones(len(cell)))  # [facts, forms]
-  total = table(columns[:, 1] - columns[:, 2])
+  total = table(columns[:, 1] - columns[:, 3])
   size, used = asked.sum(1), (asked > 0).sum(1)
   mean = np.where(used > 1, total.sum(1) / used, total.sum() / used.sum())
   differ = np.where(asked > 0, (total - mean[:, None])**2, 0.0).sum(1)
   within = np.sum(differ * used / np.maximum(used - 1, 1))
-  ignorance = table(columns[:, 2]).sum(1) / size
+  ignorance = table(columns[:, 3]).sum(1) / size
   lucky = np.sum(size**2 * ignorance * (1 - ignorance))
   lead = len(columns) * Share.of(columns, index, number).lead
   return math.sqrt(within + lucky + asked.max()**2) / lead

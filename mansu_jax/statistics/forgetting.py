@@ -61,10 +61,10 @@ def known_share(
     resamples: int = bootstrap.RESAMPLES, seed: int = 0) -> bootstrap.Estimate:
   """Share of the base's knowledge that the unlearned model still shows.
 
-  With n_f questions of form f and the mean ignorance ign_f,
+  With n_f questions of form f and the mean ignorance ign of each model,
 
-    sum_f n_f positive_part(acc_u,f - ign_f, sigma_f)
-    / sum_f n_f (acc_0,f - ign_f).
+    sum_f n_f positive_part(acc_u,f - ign_u,f, sigma_f)
+    / sum_f n_f (acc_0,f - ign_0,f).
 
   `positive_part` and the standard errors by fact, sigma_f, are those of
   `clipped`. A form in which the base does not lead ignorance adds nothing to
@@ -81,7 +81,9 @@ def known_share(
   Args:
     base: [n] whether the base model is right.
     unlearned: [n] whether the unlearned model is right.
-    ignorance: [n] probability of a right answer without knowing the fact.
+    ignorance: probability of a right answer without knowing the fact: [n], or
+      [n, 2] with a column for each of the two models, which may guess in their
+      own ways.
     facts: n fact ids.
     forms: n names of the groups to clip in; see `forms_of`.
     level: coverage.
@@ -99,9 +101,7 @@ def known_share(
     >>> round(found.value, 2)
     0.4
   """
-  columns, index = bootstrap.columns_by_fact(
-      facts, base=base, unlearned=unlearned, ignorance=ignorance)
-  _check(columns, ['base', 'unlearned'])
+  columns, index = _columns(facts, ignorance, base=base, unlearned=unlearned)
   number = _numbered(forms, len(columns))
   options = {'level': level, 'resamples': resamples, 'seed': seed}
   if not _leads(columns[:, 0] - columns[:, 2], index, options):
@@ -136,8 +136,7 @@ def forgetting(
       resamples=resamples, seed=seed)
   of_all = math.inf
   if math.isfinite(left.value):
-    columns, index = bootstrap.columns_by_fact(
-        facts, base=base, unlearned=unlearned, ignorance=ignorance)
+    columns, index = _columns(facts, ignorance, base=base, unlearned=unlearned)
     of_all = 1 - left.value + stats.norm.ppf(
         level if level_of_all is None else level_of_all
     ) * clipped.error_of_these_facts(
@@ -169,24 +168,23 @@ def known_gap(
     unlearned_q: [n] whether the quantized unlearned model is right.
     base: as for `known_share`; other arguments too.
     unlearned: as for `known_share`.
-    ignorance: as for `known_share`.
+    ignorance: as for `known_share`; [n, 4] has a column for each of the four.
     facts: as for `known_share`.
     forms: as for `known_share`.
     level: coverage.
     resamples: number of bootstrap resamples.
     seed: seed of the resampling.
   """
-  columns, index = bootstrap.columns_by_fact(
-      facts, base_q=base_q, unlearned_q=unlearned_q, base=base,
-      unlearned=unlearned, ignorance=ignorance)
-  _check(columns, ['base_q', 'unlearned_q', 'base', 'unlearned'])
+  columns, index = _columns(
+      facts, ignorance, base_q=base_q, unlearned_q=unlearned_q, base=base,
+      unlearned=unlearned)
   number = _numbered(forms, len(columns))
   options = {'level': level, 'resamples': resamples, 'seed': seed}
   for side in (0, 2):
-    if not _leads(columns[:, side] - columns[:, 4], index, options):
+    if not _leads(columns[:, side] - columns[:, side + 4], index, options):
       return _undefined(columns, index)
-  after = clipped.Share.of(columns[:, [0, 1, 4]], index, number)
-  before = clipped.Share.of(columns[:, [2, 3, 4]], index, number)
+  after = clipped.Share.of(columns[:, [0, 1, 4, 5]], index, number)
+  before = clipped.Share.of(columns[:, [2, 3, 6, 7]], index, number)
   width = after.table.shape[1]
 
   def gap(means: np.ndarray) -> np.ndarray:
@@ -218,15 +216,13 @@ def avoidance(
 
   Args:
     unlearned: as for `known_share`.
-    ignorance: as for `known_share`.
+    ignorance: [n], of the unlearned model.
     facts: as for `known_share`.
     level: coverage.
     resamples: number of bootstrap resamples.
     seed: seed of the resampling.
   """
-  columns, index = bootstrap.columns_by_fact(
-      facts, unlearned=unlearned, ignorance=ignorance)
-  _check(columns, ['unlearned'])
+  columns, index = _columns(facts, ignorance, unlearned=unlearned)
   guard = bootstrap.share_guard(columns[:, 0], index)
   level_of_ignorance = columns[:, 1].mean()
   shifted = lambda tail: tuple(
@@ -304,7 +300,7 @@ def _estimate_share(
     options: dict[str, Any]) -> bootstrap.Estimate:
   """The known share; arguments as for `clipped.Share.of`."""
   share = clipped.Share.of(columns, index, number)
-  right, ignorance = columns[:, 1].mean(), columns[:, 2].mean()
+  right, ignorance = columns[:, 1].mean(), columns[:, 3].mean()
   guard = bootstrap.share_guard(columns[:, 1], index)
   lead = max(right - ignorance, 0.0)
 
@@ -338,11 +334,38 @@ def _numbered(forms: Sequence[str], size: int) -> np.ndarray:
   return np.unique(np.asarray(forms), return_inverse=True)[1].reshape(-1)
 
 
-def _check(columns: np.ndarray, names: list[str]) -> None:
-  """ValueError unless answers are 0 or 1 and ignorance, the last, a share."""
-  bootstrap.check_binary(columns[:, :-1], names)
-  low, high = columns[:, -1].min(), columns[:, -1].max()
-  if low < 0 or high > 1:
+def _columns(
+    facts: Sequence[str], ignorance: Sequence[float] | np.ndarray,
+    **right: Sequence[bool] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Answers of k models, then the ignorance of each.
+
+  Args:
+    facts: n fact ids.
+    ignorance: [n], of all models, or [n, k].
+    **right: k columns of n answers.
+
+  Returns:
+    Values [n, 2k], and the fact of each row, [n].
+
+  Raises:
+    ValueError: answers are not 0 or 1, ignorance is not a share, or shapes
+      differ.
+  """
+  levels = np.asarray(ignorance, np.float64)
+  if levels.ndim == 1:
+    levels = np.stack([levels] * len(right), 1)
+  if levels.ndim != 2 or levels.shape[1] != len(right):
     raise ValueError(
-        f'ignorance lies between {low} and {high}; wanted probabilities'
-        ' between 0 and 1. Pass the chance of a right guess.')
+        f'ignorance has shape {levels.shape}; wanted [n] or'
+        f' [n, {len(right)}], one column for each of'
+        f' {", ".join(right)}. Correct it.')
+  columns, index = bootstrap.columns_by_fact(
+      facts, **right, **{
+          f'ignorance of {name}': level
+          for name, level in zip(right, levels.T)})
+  bootstrap.check_binary(columns[:, :len(right)], list(right))
+  if levels.size and not 0 <= levels.min() <= levels.max() <= 1:
+    raise ValueError(
+        f'ignorance lies between {levels.min()} and {levels.max()}; wanted'
+        ' probabilities between 0 and 1. Pass the chance of a right guess.')
+  return columns, index

@@ -39,18 +39,21 @@ class MeasuresTest(parameterized.TestCase):
         for precision in _PRECISIONS:
           got = entry[model][precision]
           self.assertBetween(got['value'], *got['interval'])
-      self.assertBetween(
-          entry['ignorance'], 0, 0.5 if reading != 'choice_unseen' else 1)
+      for model in _MODELS:
+        for guessed in entry['ignorance'][model].values():
+          self.assertBetween(
+              guessed, 0, 0.5 if reading != 'choice_unseen' else 1)
       self.assertGreater(entry['base']['fp']['value'], 0.9, reading)
     for reading in ('generation', 'generation_few_shot'):
       self.assertEqual(found[reading]['base']['fp']['value'], 1)
     # The model never saw the unseen choices, so it prefers any answer to them.
-    self.assertEqual(found['choice_unseen']['ignorance'], 1)
+    self.assertEqual(found['choice_unseen']['ignorance']['base']['fp'], 1)
     self.assertIsNone(found['choice_unseen']['known']['fp']['value'])
     for reading in ('choice', 'generation'):
       self.assertLess(found[reading]['known']['fp']['value'], 0.8)
     judged = self.record['properties']['F']
-    self.assertEqual(tuple(judged['by_reading']), _READINGS)
+    self.assertEqual(  # Both kinds of generation are judged as one reading.
+        tuple(judged['by_reading']), ('choice', 'choice_unseen', 'generation'))
     self.assertEqual(judged['value'], min(
         found['value'] for by_precision in judged['by_reading'].values()
         for found in by_precision.values() if found['value'] is not None))
@@ -100,7 +103,7 @@ class MeasuresTest(parameterized.TestCase):
         runs.run(root, *self.flags)
     kept = [p.name for p in (root / 'checkpoints').iterdir()]
     self.assertContainsSubset(
-        ['hidden_share', 'ignorance_levels', 'attack_base', *(
+        ['hidden_share', 'attack_base', *(
             f'recall_{name}' for name in (
                 'base', 'base_nf4', 'unlearned_fp', 'unlearned_nf4'))], kept)
     with (mock.patch.object(hidden_share, '_measure', None),

@@ -38,7 +38,8 @@ def forgetting() -> dict[str, Any]:
     out[name] = {
         'base': _by_precision(base, 0.021, -0.031),
         'unlearned': _by_precision(after, 0.034, -0.008),
-        'ignorance': ignorance,
+        'ignorance': {m: dict.fromkeys(PRECISIONS, ignorance)
+                      for m in ('base', 'unlearned')},
         'known': _by_precision(max(known, 0.0), 0.047, 0.004), 'avoided': {}}
   out['choice']['avoided'] = {'nf4': estimate(-0.081, 0.044)}
   out['reverse']['known']['int4_g128'] = UNDEFINED

@@ -28,8 +28,9 @@ def legend(record: Record) -> list[svg.Key]:
 
 
 def chance(record: Record) -> float | None:
-  """Accuracy of an ignorant model on the forget questions; None if unknown."""
-  return record.get('forgetting', {}).get('choice', {}).get('ignorance')
+  """Accuracy of a guessing model on the forget questions; None if unknown."""
+  choice = record.get('forgetting', {}).get('choice')
+  return choice and choice['ignorance']['unlearned'].get('fp')
 
 
 def section(record: Record) -> document.Section:

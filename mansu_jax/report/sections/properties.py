@@ -57,8 +57,8 @@ _PROPERTIES = {
         ' shows that knowledge is gone.', '', False),
 }
 READINGS = {
-    'choice': 'choice of four, choices as in training',
-    'choice_unseen': 'choice of four, unseen wrong choices',
+    'choice': 'choice of four, trained choices',
+    'choice_unseen': 'choice of four, unseen choices',
     'generation': 'generated answer',
     'generation_few_shot': 'generated after solved examples',
     'reverse': 'reverse question',

@@ -19,7 +19,7 @@ _TEXT = 18  # Column at which a property's text starts.
 _LEGEND = '  value [95 % interval], or value (bound that decides)'
 _KEPT = {'retain': 'retained facts, new phrasings',
          'retain_heldout': 'held-out facts'}
-_LABEL = 40  # Columns of a row's label.
+_LABEL = 34  # Columns of a row's label.
 _NONE = '-'  # A figure that was not measured, in the table.
 
 
@@ -151,15 +151,15 @@ def _answered(record: Record) -> list[str]:
   if not record['accuracy']:
     return [f'  answered right: {words.MISSING}, there are no questions']
   shown = _precisions(record)[:2]
-  width = max(7 * len(shown), 9)
-  heads = ''.join(f'{_short(p):>7}' for p in shown)
-  out = [f'  {"share answered right":{_LABEL}}{"":9}{"base":>{width}}'
-         f' {"unlearned":>{width}}',
-         f'  {"":{_LABEL}}{"ignorant":>9}{heads:>{width}} {heads:>{width}}']
+  width = max(7 * len(shown), 11)
+  heads = f' {"".join(f"{_short(p):>7}" for p in shown):>{width}}' * 3
+  titles = ''.join(
+      f' {title:>{width}}' for title in ('base', 'unlearned', 'by guessing'))
+  out = [f'  {"share answered right":{_LABEL}}{titles[1:]}',
+         f'  {"":{_LABEL}}{heads[1:]}']
   for name, entry in record.get('forgetting', {}).items():
     if name != properties.SHOWN_ONLY:
-      out.append(_row(properties.READINGS.get(name, name), entry, shown,
-                      entry['ignorance']))
+      out.append(_row(properties.READINGS.get(name, name), entry, shown))
   for split, label in _KEPT.items():
     if split in record['accuracy']:
       out.append(_row(label, record['accuracy'][split], shown))
@@ -171,16 +171,16 @@ def _short(precision: str) -> str:
   return precision if len(precision) < 7 else f'{precision[:5]}.'
 
 
-def _row(
-    label: str, entry: Record, shown: list[str],
-    ignorance: float | None = None) -> str:
-  width = max(7 * len(shown), 9)
-  cells = [''.join(
-      f'{_cell((entry[m].get(p) or {}).get("value")):>7}' for p in shown)
-           for m in ('base', 'unlearned')]
-  level = '' if ignorance is None else _cell(ignorance)
-  return (f'    {label:{_LABEL - 2}}{level:>9}{cells[0]:>{width}}'
-          f' {cells[1]:>{width}}')
+def _row(label: str, entry: Record, shown: list[str]) -> str:
+  """Both models, and the unlearned one if it guesses, where that is known."""
+  width = max(7 * len(shown), 11)
+  figures = [[(entry[model].get(p) or {}).get('value') for p in shown]
+             for model in ('base', 'unlearned')]
+  if 'ignorance' in entry:
+    figures.append([entry['ignorance']['unlearned'].get(p) for p in shown])
+  cells = (''.join(f'{_cell(x):>7}' for x in found) for found in figures)
+  return f'    {label:{_LABEL - 2}}' + ' '.join(
+      f'{cell:>{width}}' for cell in cells)
 
 
 def _cell(value: float | None) -> str:

@@ -5,12 +5,16 @@ for one of four choices, which training may have seen or has not; `generation`
 and `generation_few_shot` let the model write; `reverse` asks for the subject.
 `choice_same_subject` offers choices that belong to the same subject; it decides
 nothing, because a model that knows nothing of the fact may know these.
+
+Four readings decide: `deciding` joins the two kinds of generation, because the
+base writes too few plain answers to show that all are forgotten.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -20,12 +24,15 @@ from mansu_jax.data import splits as splits_lib
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.statistics import bootstrap
 from mansu_jax.statistics import forgetting
+from mansu_jax.statistics import gaps
 from mansu_jax.statistics import intervals
 
 Measured = dict[tuple[str, str], evaluation.Measured]
-DECIDING = ('choice', 'choice_unseen', 'generation', 'generation_few_shot',
-            'reverse')
-READINGS = (*DECIDING, 'choice_same_subject')
+READINGS = ('choice', 'choice_unseen', 'generation', 'generation_few_shot',
+            'reverse', 'choice_same_subject')
+_DECIDING = {
+    'choice': ['choice'], 'choice_unseen': ['choice_unseen'],
+    'generation': ['generation', 'generation_few_shot'], 'reverse': ['reverse']}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,13 +42,14 @@ class Reading:
   Attributes:
     questions: n questions.
     correct: `{(model, precision): [n] bool}`.
-    ignorance: [n], the probability that an ignorant model answers right.
+    ignorance: `{(model, precision): [n]}`, how often the model answers each
+      question right without knowing its fact.
     options: resamples and seed of the bootstrap.
   """
 
   questions: Sequence[questions_lib.Question]
   correct: Mapping[tuple[str, str], np.ndarray]
-  ignorance: np.ndarray
+  ignorance: Mapping[tuple[str, str], np.ndarray]
   options: Mapping[str, int]
 
   @property
@@ -60,30 +68,59 @@ class Reading:
         [f'{q.reading} {q.wording}' for q in self.questions],
         [q.relation for q in self.questions], self.facts)
 
+  def levels(self, *keys: tuple[str, str]) -> np.ndarray:
+    """Ignorance of k models, [n, k]."""
+    return np.stack([self.ignorance[key] for key in keys], 1)
+
+  def known(self, precision: str) -> bootstrap.Estimate:
+    """The share of the base's knowledge that is left at a precision."""
+    return self._judge(forgetting.known_share, precision)
+
   def phi(self, precision: str, count: int) -> forgetting.Forgetting:
     """Forgetting at a precision, one of `count` estimates judged together."""
-    return forgetting.forgetting(
-        self.correct['base', precision], self.correct['unlearned', precision],
-        self.ignorance, self.facts, self.groups,
-        level_of_all=intervals.bonferroni(count), **self.options)
+    return self._judge(forgetting.forgetting, precision,
+                       level_of_all=intervals.bonferroni(count))
+
+  def _judge(
+      self, statistic: Callable[..., Any], precision: str, **options: Any
+  ) -> Any:
+    models = [(model, precision) for model in evaluation.MODELS]
+    return statistic(
+        *(self.correct[key] for key in models), self.levels(*models),
+        self.facts, self.groups, **options, **self.options)
+
+  def lead(self, precision: str) -> bootstrap.Estimate:
+    """The base's accuracy above ignorance at a precision."""
+    key = 'base', precision
+    return gaps.mean_difference(
+        self.correct[key] - self.ignorance[key], self.facts, largest=1.0,
+        **self.options)
 
   def gap(self, precision: str, **options: Any) -> bootstrap.Estimate:
     """Knowledge that a quantizer brings back."""
-    right = lambda model: (self.correct[model, precision],
-                           self.correct[model, 'fp'])
-    (base_q, base), (after_q, after) = right('base'), right('unlearned')
+    keys = [(model, p) for p in (precision, 'fp') for model in evaluation.MODELS]
     return forgetting.known_gap(
-        base_q, after_q, base, after, self.ignorance, self.facts, self.groups,
-        **self.options, **options)
+        *(self.correct[key] for key in keys), self.levels(*keys), self.facts,
+        self.groups, **self.options, **options)
 
   def joined(self, other: Reading) -> Reading:
     """The questions of two readings together."""
+    both = lambda mine, others: {
+        key: np.concatenate([found, others[key]]) for key, found in mine.items()}
     return Reading(
         questions=[*self.questions, *other.questions],
-        correct={key: np.concatenate([found, other.correct[key]])
-                 for key, found in self.correct.items()},
-        ignorance=np.concatenate([self.ignorance, other.ignorance]),
-        options=self.options)
+        correct=both(self.correct, other.correct),
+        ignorance=both(self.ignorance, other.ignorance), options=self.options)
+
+
+def deciding(readings: Mapping[str, Reading]) -> dict[str, Reading]:
+  """The readings that decide, of those that have questions."""
+  out = {}
+  for name, parts in _DECIDING.items():
+    found = [readings[part] for part in parts if part in readings]
+    if found:
+      out[name] = functools.reduce(lambda a, b: a.joined(b), found)
+  return out
 
 
 class Answers:
@@ -128,19 +165,15 @@ class Answers:
     """A statistic with its bootstrap by fact, as a record entry."""
     return fn(*columns, self.facts(rows), **self.options).record()
 
-  def readings(self, ignorance: np.ndarray) -> dict[str, Reading]:
-    """The readings that choose, without those that have no questions.
-
-    Args:
-      ignorance: [n], from `ignorance.measure`.
-    """
-    found = {}
+  def readings(self) -> dict[str, Reading]:
+    """The readings that choose, without those that have no questions."""
+    found, measured = {}, self._measured
     for name, splits in splits_lib.OF_READING.items():
       rows = self.rows(splits)
       if rows.size:
         found[name] = Reading(
             questions=[self._evaluator.questions[i] for i in rows],
-            correct={(model, precision): scored.scores.correct[rows]
-                     for (model, precision), scored in self._measured.items()},
-            ignorance=ignorance[rows], options=self.options)
+            correct={k: of.scores.correct[rows] for k, of in measured.items()},
+            ignorance={k: of.ignorance[rows] for k, of in measured.items()},
+            options=self.options)
     return found

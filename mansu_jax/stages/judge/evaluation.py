@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -21,6 +20,7 @@ from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import sharding
+from mansu_jax.stages.judge import ignorance
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
@@ -33,10 +33,13 @@ class Measured:
 
   Attributes:
     scores: of all questions, in the order of `Evaluator.questions`.
+    ignorance: [n], how often the model answers each question right without
+      knowing its fact; see `ignorance`. Chance where it is not measured.
     texts: losses by kind of text.
   """
 
   scores: accuracy.Scores
+  ignorance: np.ndarray
   texts: Any
 
 
@@ -63,10 +66,12 @@ class Evaluator:
       return  # The model may have no tokenizer.
     limits = dict(token_budget=options.batch_tokens,
                   max_length=model.config.max_position)
-    self._build = functools.partial(
-        accuracy.build_task, tokenizer=model.tokenizer, chat=data.chat,
-        **limits)
-    self._task = self._build(self.questions)
+    self._judged = ignorance.rows(self.slices, len(self.questions))
+    probes, self._owners = ignorance.probes(
+        [self.questions[i] for i in self._judged])
+    # Probes share their prompts with questions, which makes them cheap.
+    self._task = accuracy.build_task(
+        [*self.questions, *probes], model.tokenizer, chat=data.chat, **limits)
     self._texts = perplexity.build_task(
         inputs.heldout_text, model.tokenizer, window=data.text_window * 2,
         max_windows=options.text_windows, **limits)
@@ -86,16 +91,15 @@ class Evaluator:
       kept: the outputs of those layers, filled at the first call.
     """
     scorer = self._scorer(common)
+    scores = accuracy.score(scorer, params, self._task, kept)
+    asked = slice(len(self.questions))
+    levels = np.array([q.chance for q in self.questions])
+    levels[self._judged] = ignorance.levels(
+        [self.questions[i] for i in self._judged], self._owners,
+        scores.correct[asked.stop:])
     return Measured(
-        scores=accuracy.score(scorer, params, self._task, kept),
+        scores=scores.take(asked), ignorance=levels,
         texts=perplexity.score(scorer, params, self._texts, kept))
-
-  def answers(
-      self, params: types.Params,
-      questions: Sequence[questions_lib.Question]) -> np.ndarray:
-    """Whether a model answers n further questions right, [n] bool."""
-    task = self._build(questions)
-    return accuracy.score(self._scorer(0), params, task).correct
 
   def as_tree(self, measured: Measured) -> types.PyTree:
     """`measured` as a dict of arrays without empty ones, for a checkpoint."""
@@ -104,6 +108,7 @@ class Evaluator:
             list(measured.texts))}
     if measured.scores.logprob.size:
       out['logprob'] = measured.scores.logprob
+      out['ignorance'] = measured.ignorance
     return out
 
   def from_tree(self, tree: types.PyTree) -> Measured:
@@ -111,6 +116,7 @@ class Evaluator:
     return Measured(
         scores=accuracy.judge(
             self.questions, tree.get('logprob', np.zeros((0, 0)))),
+        ignorance=tree.get('ignorance', np.zeros(0)),
         texts={kind: perplexity.TextLoss(**tree['texts'][str(i)])
                for i, kind in enumerate(
                    checkpoints.from_bytes(tree['kinds']))})
@@ -124,16 +130,6 @@ class Evaluator:
     for task in (self._task, self._texts):
       out += scorer.programs(params, task.batches, task.positions, task.targets)
     return out
-
-  def answers_programs(
-      self, params: types.Params,
-      questions: Sequence[questions_lib.Question]) -> list[scoring.Call]:
-    """The programs of `answers`."""
-    if not questions:
-      return []
-    task = self._build(questions)
-    return self._scorer(0).programs(
-        params, task.batches, task.positions, task.targets)
 
 
 def _scorer(config: Any, common: int) -> scoring.Scorer:

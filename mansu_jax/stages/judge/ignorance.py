@@ -2,25 +2,22 @@
 
 Guessing among four choices is right in a quarter of cases only if the choices
 are equally likely. A model prefers some answers to others whatever the subject,
-so ignorance is measured: the base answers the prompt of another fact, in the
-same words, with the choices of the question. Two other facts are asked for each
-question. A fact whose own answer is among the choices is passed over, because
-the base would know that one.
+so ignorance is measured, for each model at each precision: the model answers
+the prompt of another fact, in the same words, with the choices of the question.
+Two other facts are asked for each question. A fact whose own answer is among
+the choices is passed over, because a model would know that one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 
 import numpy as np
 
-from mansu_jax import types
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
-from mansu_jax.runtime import checkpoints
-from mansu_jax.stages.judge import evaluation
 
 OTHERS = 2  # Other facts that are asked for each question.
 _READINGS = ('choice', 'choice_unseen', 'reverse')
@@ -83,36 +80,14 @@ def levels(
   return np.where(asked > 0, right / np.maximum(asked, 1), chance)
 
 
-def rows(evaluator: evaluation.Evaluator) -> np.ndarray:
-  """Indices of the questions that the readings of forgetting ask."""
-  every = np.arange(len(evaluator.questions))
-  return np.concatenate([
-      every[evaluator.slices.get(split, slice(0))]
-      for reading in _READINGS for split in splits_lib.OF_READING[reading]])
-
-
-def measure(
-    evaluator: evaluation.Evaluator, base: types.Params,
-    cache: checkpoints.NoCache = checkpoints.NoCache()) -> np.ndarray:
-  """Ignorance levels of all questions of a run, [n].
-
-  Questions outside the readings of forgetting get their chance.
+def rows(slices: Mapping[str, slice], count: int) -> np.ndarray:
+  """Indices of the questions that the readings of forgetting ask.
 
   Args:
-    evaluator: of the run's questions.
-    base: full params of the base.
-    cache: keeps the levels for a resumed run.
+    slices: Questions of each split.
+    count: Number of all questions.
   """
-  questions, chosen = evaluator.questions, rows(evaluator)
-  out = np.array([q.chance for q in questions])
-  if not chosen.size:
-    return out
-
-  def ask():
-    asked = [questions[i] for i in chosen]
-    found, owners = probes(asked)
-    correct = evaluator.answers(base, found)
-    return levels(asked, owners, correct).tolist()
-
-  out[chosen] = cache.get_or_compute_json('ignorance_levels', ask)
-  return out
+  every = np.arange(count)
+  return np.concatenate([
+      every[slices.get(split, slice(0))]
+      for reading in _READINGS for split in splits_lib.OF_READING[reading]])

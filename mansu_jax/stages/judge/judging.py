@@ -8,11 +8,11 @@ from mansu_jax import types
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import clock as clock_lib
 from mansu_jax.stages.circuit import settings as settings_lib
+from mansu_jax.stages.judge import answers as answers_lib
 from mansu_jax.stages.judge import attacks
 from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import hidden_share
-from mansu_jax.stages.judge import ignorance as ignorance_lib
 from mansu_jax.stages.judge import recall
 from mansu_jax.stages.judge import results
 
@@ -41,8 +41,7 @@ def run(
   with clock.stage('evaluate'):
     measured = evaluation.measure_all(
         job.evaluator, views, model.params, unlearned, cache)
-    ignorance = ignorance_lib.measure(job.evaluator, model.params, cache)
-    results.write_answers(job.evaluator, measured, root, ignorance)
+    results.write_answers(job.evaluator, measured, root)
   with clock.stage('generation'):
     recaller = recall.Recaller(
         options, config.data, inputs, model, seed=config.seed)
@@ -56,9 +55,7 @@ def run(
   with clock.stage('attacks'):
     attacked = attacks.measure(
         options, config.data, inputs, job.quantize, model, unlearned,
-        seed=config.seed, cache=cache, ignorance={
-            q.id: level for q, level in zip(
-                job.evaluator.questions, ignorance.tolist())})
+        seed=config.seed, cache=cache, ignorance=_levels(job, measured))
   with clock.stage('erasure'):
     structure = (
         erasure.not_measured(reason_without_circuit) if job.found is None else
@@ -69,5 +66,14 @@ def run(
         inputs, job.quantize, model, unlearned, limit=options.generations,
         seed=config.seed, chat=config.data.chat, cache=cache)
   return results.Findings(
-      measured=measured, ignorance=ignorance, recalled=recalled.readings,
-      hidden=hidden, attacked=attacked, structure=structure, samples=samples)
+      measured=measured, recalled=recalled.readings, hidden=hidden,
+      attacked=attacked, structure=structure, samples=samples)
+
+
+def _levels(
+    job: results.Job, measured: answers_lib.Measured) -> dict[str, float]:
+  """Ignorance of the unlearned model in full precision, by question."""
+  found = measured.get(('unlearned', 'fp'))
+  return {} if found is None else {
+      q.id: level for q, level in zip(
+          job.evaluator.questions, found.ignorance.tolist())}

@@ -30,7 +30,6 @@ from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import erasure as erasure_lib
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import first_token_questions
-from mansu_jax.stages.judge import ignorance
 from mansu_jax.stages.judge import recall as recall_lib
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import abstract
@@ -98,11 +97,6 @@ def evaluate(job: Job) -> programs.Programs:
   for call in evaluator.programs(model.params, job.common):
     yield programs.program('scoring', call.fn, *call.args, calls=(
         precisions * call.calls * (1 if call.shared else 2)))
-  asked, _ = ignorance.probes(
-      [evaluator.questions[i] for i in ignorance.rows(evaluator)])
-  for call in evaluator.answers_programs(model.params, asked):
-    yield programs.program(
-        'scoring for ignorance', call.fn, *call.args, calls=call.calls)
 
 
 def quantize(

@@ -167,9 +167,19 @@ class Recaller:
             for name, found in texts.items()}
 
   def ignorance(
-      self, texts: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
-    """How often each answer is said about other facts, [n] by reading."""
-    return {name: recall.says_for(found, self.questions[name])
+      self, texts: Mapping[str, Sequence[str]], rows: Rows | None = None
+  ) -> dict[str, np.ndarray]:
+    """How often each answer is said about other facts, [n] by reading.
+
+    It is 0 where no other fact is asked.
+
+    Args:
+      texts: As for `right`.
+      rows: As for `__call__`.
+    """
+    rows = self._all() if rows is None else rows
+    return {name: np.nan_to_num(recall.says_for(
+        found, [self.questions[name][i] for i in rows[name]]))
             for name, found in texts.items()}
 
 
@@ -217,13 +227,13 @@ def measure(
       if (name, precision) not in texts:
         texts[name, precision] = keep(
             f'recall_{name}_{precision}', lambda: recaller(view(params), rows))
-  right = {key: recaller.right(found, rows) for key, found in texts.items()}
-  ignorance = recaller.ignorance(said)
+  judged = lambda judge, reading: {
+      key: judge(found, rows)[reading] for key, found in texts.items()}
   return Recalled({
       reading: answers_lib.Reading(
           questions=[recaller.questions[reading][i] for i in chosen],
-          correct={key: found[reading] for key, found in right.items()},
-          ignorance=np.nan_to_num(ignorance[reading])[chosen],
+          correct=judged(recaller.right, reading),
+          ignorance=judged(recaller.ignorance, reading),
           options=dict(resamples=resamples, seed=seed))
       for reading, chosen in rows.items() if chosen.size}, texts)
 
@@ -231,9 +241,9 @@ def measure(
 def write(recalled: Recalled, root: pathlib.Path) -> None:
   """Writes `generations.jsonl`: each model's generated answers.
 
-  A line is {reading, id, fact, relation, prompt, answer, ignorance, models},
-  where `models` is {model: {precision: {text, correct}}}. No file is written
-  without generated answers.
+  A line is {reading, id, fact, relation, prompt, answer, models}, where
+  `models` is {model: {precision: {text, correct, ignorance}}}. No file is
+  written without generated answers.
   """
   lines = []
   for name, reading in recalled.readings.items():
@@ -242,10 +252,9 @@ def write(recalled: Recalled, root: pathlib.Path) -> None:
       for (model, precision), texts in recalled.texts.items():
         models.setdefault(model, {})[precision] = {
             'text': texts[name][i],
-            'correct': bool(reading.correct[model, precision][i])}
+            'correct': bool(reading.correct[model, precision][i]),
+            'ignorance': float(reading.ignorance[model, precision][i])}
       lines.append(results.line(
-          {}, question, {'reading': name},
-          {'ignorance': float(reading.ignorance[i])},
-          {'models': models}))
+          {}, question, {'reading': name}, {'models': models}))
   if lines:
     files.write_text(root / 'generations.jsonl', ''.join(lines))

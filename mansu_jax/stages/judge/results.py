@@ -37,19 +37,19 @@ NEW_TOKENS = 12  # Maximum length of a sample.
 
 def write_answers(
     evaluator: evaluation.Evaluator, measured: answers_lib.Measured,
-    root: pathlib.Path, ignorance: np.ndarray | None = None) -> None:
+    root: pathlib.Path) -> None:
   """Writes `answers.jsonl`: each model's answer to each question.
 
   A line is {split, id, fact, relation, reading, prompt, answer, choices,
-  ignorance, models}, where `models` is {model: {precision: {choice, correct,
-  margin}}}: the likeliest choice, whether it is correct, and the
-  log-probability of the right answer less that of the best wrong one, in nats.
+  models}, where `models` is {model: {precision: {choice, correct, margin,
+  ignorance}}}: the likeliest choice, whether it is correct, the log-probability
+  of the right answer less that of the best wrong one, in nats, and how often
+  the model is right without knowing the fact.
 
   Args:
     evaluator: of the run's questions.
     measured: from `evaluation.measure_all`.
     root: an existing folder.
-    ignorance: [n], from `ignorance.measure`; None leaves it out.
   """
   lines = []
   for split, rows in evaluator.slices.items():
@@ -59,12 +59,11 @@ def write_answers(
         models.setdefault(name, {})[precision] = {
             'choice': question.choices[int(found.scores.logprob[i].argmax())],
             'correct': bool(found.scores.correct[i]),
-            'margin': round(float(found.scores.margin[i]), 4)}
-      level = {} if ignorance is None else {
-          'ignorance': float(ignorance[i])}
+            'margin': round(float(found.scores.margin[i]), 4),
+            'ignorance': float(found.ignorance[i])}
       lines.append(line(
           {'split': split}, question, {'choices': list(question.choices)},
-          level, {'models': models}))
+          {'models': models}))
   files.write_text(root / 'answers.jsonl', ''.join(lines))
 
 
@@ -176,7 +175,6 @@ class Findings:
 
   Attributes:
     measured: from `evaluation.measure_all`.
-    ignorance: from `ignorance.measure`.
     recalled: readings of generated answers, from `recall.measure`.
     hidden: from `hidden_share.measure`.
     attacked: from `attacks.measure`.
@@ -187,7 +185,6 @@ class Findings:
   """
 
   measured: answers_lib.Measured
-  ignorance: np.ndarray
   recalled: dict[str, answers_lib.Reading]
   hidden: dict[str, Any]
   attacked: dict[str, Any]
@@ -241,7 +238,7 @@ def _judge(job: Job, findings: Findings) -> dict[str, Any]:
   answers = answers_lib.Answers(
       job.evaluator, findings.measured, resamples=config.eval.bootstrap,
       seed=config.seed)
-  readings = answers.readings(findings.ignorance) | findings.recalled
+  readings = answers.readings() | findings.recalled
   readings = {k: readings[k] for k in answers_lib.READINGS if k in readings}
   precisions = ('fp', *schemes)
   splits = list(job.evaluator.slices)

@@ -37,6 +37,8 @@ _NEEDED = {'choice_unseen': 'no questions with choices that training never saw',
 _NO_QUESTIONS = 'the forget set has no near or far questions'
 _NO_LEAD = ('the base answers no better than an ignorant model, so there is'
             ' nothing to forget')
+# Largest lead over ignorance of a base that has nothing to forget in a reading.
+_NO_KNOWLEDGE = 0.1
 
 Answers = answers_lib.Answers
 Measured = answers_lib.Measured
@@ -140,9 +142,9 @@ def readings_entry(
     readings: Readings, precisions: Sequence[str]) -> dict[str, Any]:
   """`forgetting[reading]`: accuracy by model and precision, and ignorance.
 
-  Beside both models, `ignorance` is the accuracy of an ignorant model,
-  `known[precision]` the share of the base's knowledge that is left, and
-  `avoided[precision]` is there where accuracy lies significantly below
+  `ignorance[model][precision]` is how often the model is right without knowing
+  the fact, `known[precision]` the share of the base's knowledge that is left,
+  and `avoided[precision]` is there where accuracy lies significantly below
   ignorance: then the avoided answer is the right one.
   """
   out = {}
@@ -152,14 +154,13 @@ def readings_entry(
             reading.correct[model, p], reading.facts,
             **reading.options).record() for p in precisions}
         for model in evaluation.MODELS}
-    entry['ignorance'] = float(reading.ignorance.mean())
-    entry['known'] = {p: forgetting.known_share(
-        reading.correct['base', p], reading.correct['unlearned', p],
-        reading.ignorance, reading.facts, reading.groups,
-        **reading.options).record() for p in precisions}
+    entry['ignorance'] = {
+        model: {p: float(reading.ignorance[model, p].mean())
+                for p in precisions} for model in evaluation.MODELS}
+    entry['known'] = {p: reading.known(p).record() for p in precisions}
     avoided = {p: forgetting.avoidance(
-        reading.correct['unlearned', p], reading.ignorance, reading.facts,
-        **reading.options).record() for p in precisions}
+        reading.correct['unlearned', p], reading.ignorance['unlearned', p],
+        reading.facts, **reading.options).record() for p in precisions}
     entry['avoided'] = {p: found for p, found in avoided.items()
                         if found['upper'] < 0}
     out[name] = entry
@@ -168,10 +169,18 @@ def readings_entry(
 
 def property_f(
     readings: Readings, precisions: Sequence[str]) -> dict[str, Any]:
-  """Meaningful forgetting: phi of every reading at every precision."""
-  asked = {k: v for k, v in readings.items() if k in answers_lib.DECIDING}
+  """Meaningful forgetting: phi of every reading at every precision.
+
+  A reading in which the base shows no knowledge decides nothing.
+  """
+  asked = answers_lib.deciding(readings)
   if not asked:
     return verdict.missing(_NO_QUESTIONS, forgetting.PHI)
+  unknown = [name for name, reading in asked.items()
+             if reading.lead('fp').upper < _NO_KNOWLEDGE]
+  asked = {k: v for k, v in asked.items() if k not in unknown}
+  if not asked:
+    return verdict.missing(_NO_LEAD, forgetting.PHI)
   count = len(asked) * len(precisions)
   found = {(name, p): reading.phi(p, count)
            for name, reading in asked.items() for p in precisions}
@@ -185,7 +194,7 @@ def property_f(
       'threshold': forgetting.PHI, 'passed': passed, 'reading': name,
       'precision': precision, 'by_reading': {
           name: {p: found[name, p].record() for p in precisions}
-          for name in asked},
+          for name in asked}, 'base_ignorant': unknown,
       'measure': 'phi = 1 - known / known_0, known clipped at ignorance'}
   absent = [text for key, text in _NEEDED.items() if key not in asked]
   if passed is True and absent:
@@ -265,7 +274,7 @@ def property_q(
   The choice readings are pooled, and the worst quantizer decides. A single
   reading in which a quantizer brings knowledge back fails the property too.
   """
-  asked = {k: v for k, v in readings.items() if k in answers_lib.DECIDING}
+  asked = answers_lib.deciding(readings)
   chosen = [asked[k] for k in ('choice', 'choice_unseen') if k in asked]
   if not chosen or not schemes:
     return verdict.missing(_NO_QUESTIONS, GAP)

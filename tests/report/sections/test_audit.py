@@ -49,7 +49,7 @@ class AuditTest(cases.ReportTest):
         'accuracy on forget', 'accuracy on forget_paraphrase',
         'accuracy on forget_far', 'accuracy on retain',
         'accuracy on retain_heldout',
-        'forgetting, choice of four, unseen wrong choices',
+        'forgetting, choice of four, unseen choices',
         'forgetting, generated answer',
         'forgetting, generated after solved examples',
         'forgetting, reverse question',

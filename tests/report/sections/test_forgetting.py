@@ -22,12 +22,13 @@ class ForgettingTest(cases.ReportTest):
 
   def test_every_row_is_the_records(self):
     record = records.make()
-    rows = self.page(record).table('reading', 'precision', 'ignorant')
+    rows = self.page(record).table('reading', 'precision', 'base')
     self.assertLen(rows, 5 * 3)
     names = {label: name for name, label in properties.READINGS.items()}
-    for label, p, ignorant, base, after, known, avoided, n in rows:
+    for label, p, base, guessed, after, guess, known, avoided, n in rows:
       entry = record['forgetting'][names[label]]
-      self.assertEqual(ignorant, f'{entry["ignorance"]:.3f}')
+      for model, shown in (('base', guessed), ('unlearned', guess)):
+        self.assertEqual(shown, f'{entry["ignorance"][model][p]:.3f}')
       self.assertEqual(base, f'{entry["base"][p]["value"]:.3f}')
       self.assertEqual(after, _figures(entry['unlearned'][p]))
       self.assertEqual(known, _figures(entry['known'][p]))
@@ -37,10 +38,10 @@ class ForgettingTest(cases.ReportTest):
     self.assertEqual([row[1] for row in rows[:3]], list(judged.PRECISIONS))
 
   def test_some_rows_are_avoided_and_some_not_defined(self):
-    rows = self.page(records.make()).table('reading', 'precision', 'ignorant')
-    self.assertEqual([row[6] for row in rows if row[6] != 'no'],
+    rows = self.page(records.make()).table('reading', 'precision', 'base')
+    self.assertEqual([row[7] for row in rows if row[7] != 'no'],
                      ['-0.081 [-0.125, -0.037]'])
-    self.assertEqual([row[:2] for row in rows if row[5] == 'not measured'],
+    self.assertEqual([row[:2] for row in rows if row[6] == 'not measured'],
                      [['reverse question', 'int4_g128']])
 
   def test_the_chart_has_a_row_for_each_reading(self):
@@ -48,7 +49,7 @@ class ForgettingTest(cases.ReportTest):
     plot, = plots.items
     for name in records.make()['forgetting']:
       self.assertIn(properties.READINGS[name], plot.svg)
-    self.assertIn('ignorant model', plot.svg)
+    self.assertIn('by guessing', plot.svg)
 
   def test_what_was_not_measured_has_neither_table_nor_chart(self):
     block, = forgetting.section(records.bare()).blocks

@@ -33,8 +33,8 @@ class SummaryTest(parameterized.TestCase):
         ' range',
         'retraining: +0.362 on untaught forget facts, +0.041 on facts never'
         ' known (lora_3e-4, nf4, 10 steps): forgotten facts come back',
-        'avoids right answers, which reveals them: choice of four, choices as'
-        ' in training (nf4)',
+        'avoids right answers, which reveals them: choice of four, trained'
+        ' choices (nf4)',
         'perplexity of other text, against the base: +2.4 % (fp), +2.2 %'
         ' (nf4)', 'runs/quickstart/report.html'):
       self.assertIn(' '.join(shown.split()), ' '.join(text.split()))
@@ -43,7 +43,7 @@ class SummaryTest(parameterized.TestCase):
     record = records.make()
     lines = summary.lines(record)
     start = next(i for i, line in enumerate(lines) if 'share answered' in line)
-    rows = {line[:42].strip(): line[42:] for line in lines[start + 2:]
+    rows = {line[:36].strip(): line[36:] for line in lines[start + 2:]
             if line.startswith('    ')}
     cells = lambda entry: [
         f'{entry[m][p]["value"]:.2f}' for m in ('base', 'unlearned')
@@ -52,34 +52,34 @@ class SummaryTest(parameterized.TestCase):
       if name != properties.SHOWN_ONLY:
         self.assertEqual(
             rows.pop(properties.READINGS[name]).split(),
-            [f'{entry["ignorance"]:.2f}', *cells(entry)])
+            cells(entry) + [f'{entry["ignorance"]["unlearned"][p]:.2f}'
+                            for p in ('fp', 'nf4')])
     for split, label in (('retain', 'retained facts, new phrasings'),
                          ('retain_heldout', 'held-out facts')):
       self.assertEqual(rows.pop(label).split(),
                        cells(record['accuracy'][split]))
-    table = lines[start + 1:start + 8]
+    table = lines[start:start + 6]
     self.assertLen({len(line) for line in table}, 1)
-    self.assertEqual(table[0].split(),
-                     ['ignorant', 'fp', 'nf4', 'fp', 'nf4'])
+    self.assertEqual(table[1].split(), ['fp', 'nf4'] * 3)
 
   def test_labels_of_readings_fit_their_column(self):
     for label in properties.READINGS.values():
-      self.assertLessEqual(len(label), 38)
+      self.assertLessEqual(len(label), 32)
 
   def test_what_was_not_measured_is_a_dash_in_the_table(self):
     record = records.make()
     del record['forgetting']['reverse']['unlearned']['nf4']
     line = next(line for line in summary.lines(record)
                 if line.startswith('    reverse'))
-    self.assertEqual(line.split()[-2:], ['0.45', '-'])
+    self.assertEqual(line.split()[-4:], ['0.45', '-', '0.34', '0.34'])
 
   def test_one_precision_and_long_names_stay_aligned(self):
     record = records.make()
     for schemes in ([], ['int4_g128']):
       record['config']['quant_schemes'] = schemes
       lines = summary.lines(record)
-      start = next(i for i, line in enumerate(lines) if 'ignorant' in line)
-      self.assertLen({len(line) for line in lines[start:start + 7]}, 1)
+      start = next(i for i, line in enumerate(lines) if 'guessing' in line)
+      self.assertLen({len(line) for line in lines[start:start + 6]}, 1)
       self.assertLessEqual(max(map(len, lines)), 80)
 
   def test_passed_properties_show_the_bound_that_decides(self):

@@ -1,7 +1,5 @@
 """Ignorance levels: the prompt of another fact, the choices of the question."""
 
-import types
-
 from absl.testing import absltest
 import numpy as np
 
@@ -66,18 +64,20 @@ class ProbesTest(absltest.TestCase):
     self.assertEqual(levels.tolist(), [0.5] * 3)  # Their chance.
 
 
-class MeasureTest(absltest.TestCase):
+class LevelsTest(absltest.TestCase):
 
   def test_levels_are_the_share_of_right_probes(self):
     """The model says Rome whatever it is asked."""
-    questions = _questions() + [_question('peru', ('Lima', 'Rome'), 'train_0')]
-    evaluator = types.SimpleNamespace(
-        questions=questions, slices={
-            'forget_far': slice(0, 6), 'retain': slice(6, 7)},
-        answers=lambda params, asked: np.array(
-            [q.answer == 'Rome' for q in asked]))
-    got = ignorance.measure(evaluator, None)
-    self.assertEqual(got.tolist(), [0, 1, 0, 0, 0, 0, 0.5])
+    questions = _questions()
+    found, owners = ignorance.probes(questions)
+    got = ignorance.levels(questions, owners, np.array(
+        [q.answer == 'Rome' for q in found]))
+    self.assertEqual(got.tolist(), [0, 1, 0, 0, 0, 0])
+
+  def test_readings_of_forgetting_are_asked(self):
+    slices = {'forget': slice(0, 2), 'forget_far': slice(2, 4),
+              'forget_unseen': slice(4, 5), 'retain': slice(5, 9)}
+    self.assertEqual(ignorance.rows(slices, 9).tolist(), [2, 3, 4])
 
 
 if __name__ == '__main__':

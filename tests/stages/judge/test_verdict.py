@@ -33,7 +33,7 @@ class _Case:
       facts are the right ones. Splits that are not named are all right.
   """
 
-  def __init__(self, sizes, right=None, texts=None):
+  def __init__(self, sizes, right=None, texts=None, *, ignorance=0.25):
     self.questions, self.slices = [], {}
     for split in _SPLITS:
       start = len(self.questions)
@@ -55,6 +55,7 @@ class _Case:
             scores=accuracy.Scores(
                 logprob=None, answer_logprob=None, correct=correct,
                 correct_norm=~correct, margin=None),
+            ignorance=np.full(correct.size, ignorance),
             texts=(texts or {}).get((model, precision), {}))
 
   def answers(self):
@@ -62,8 +63,8 @@ class _Case:
         questions=self.questions, slices=self.slices)
     return verdict.Answers(evaluator, self.measured, resamples=500, seed=0)
 
-  def readings(self, level=0.25):
-    return self.answers().readings(np.full(len(self.questions), level))
+  def readings(self):
+    return self.answers().readings()
 
 
 def _shares(fp, nf4=None, *, base=1.0, splits=_SPLITS):
@@ -113,8 +114,8 @@ class ForgettingTest(parameterized.TestCase):
   def test_a_reading_in_which_no_model_passes_is_named(self):
     readings = _shares_of_readings(
         choice=0.0, choice_unseen=0.0, generation=0.0)
-    weak = _Case({'forget_far': 120}, _shares(0.0, base=0.15))
-    readings['generation'] = weak.readings(level=0.0)['choice']
+    weak = _Case({'forget_far': 120}, _shares(0.0, base=0.15), ignorance=0.0)
+    readings['generation'] = weak.readings()['choice']
     got = verdict.property_f(readings, ('fp', 'nf4'))
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertEndsWith(
@@ -132,14 +133,40 @@ class ForgettingTest(parameterized.TestCase):
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIn('there are no', got['reason'])
 
-  @parameterized.parameters(
-      ('generation_few_shot', (0.0, 0.0), 'fp'), ('reverse', (0.0, 0.6), 'nf4'))
-  def test_the_worst_reading_and_precision_decide(self, name, _, precision):
+  @parameterized.parameters(('choice_unseen', 'fp'), ('reverse', 'nf4'))
+  def test_the_worst_reading_and_precision_decide(self, name, precision):
     shares = dict.fromkeys(('choice', 'choice_unseen', 'generation'), 0.0)
     shares[name] = (0.6, 0.0) if precision == 'fp' else (0.0, 0.6)
     got = verdict.property_f(_shares_of_readings(**shares), ('fp', 'nf4'))
     self.assertIs(got['passed'], False)
     self.assertEqual((got['reading'], got['precision']), (name, precision))
+
+  def test_both_kinds_of_generation_are_one_reading(self):
+    """Plain answers are few, so they alone could not pass."""
+    readings = _shares_of_readings(
+        choice=0.0, choice_unseen=0.0, generation_few_shot=0.0)
+    few = _Case({'forget_far': 10}, _shares(0.0), ignorance=0.0)
+    readings['generation'] = few.readings()['choice']
+    got = verdict.property_f(readings, ('fp',))
+    self.assertIs(got['passed'], True)
+    self.assertEqual(got['by_reading']['generation']['fp']['n'], 240 + 20)
+    readings['generation_few_shot'] = _shares_of_readings(x=0.8)['x']
+    got = verdict.property_f(readings, ('fp',))
+    self.assertIs(got['passed'], False)
+    self.assertEqual(got['reading'], 'generation')
+
+  def test_a_reading_in_which_the_base_knows_nothing_decides_nothing(self):
+    readings = _shares_of_readings(
+        choice=0.0, choice_unseen=0.0, generation=0.0)
+    readings['reverse'] = _Case(
+        {'forget_far': 400}, _shares(0.25, base=0.25)).readings()['choice']
+    got = verdict.property_f(readings, ('fp', 'nf4'))
+    self.assertIs(got['passed'], True)
+    self.assertEqual(got['base_ignorant'], ['reverse'])
+    few = _Case({'forget_far': 12}, _shares(0.25, base=0.3))
+    readings['reverse'] = few.readings()['choice']  # Too few to tell.
+    got = verdict.property_f(readings, ('fp', 'nf4'))
+    self.assertEqual(got['passed'], 'inconclusive')
 
   def test_sister_choices_decide_nothing(self):
     readings = _shares_of_readings(
@@ -182,7 +209,8 @@ class ForgettingTest(parameterized.TestCase):
     self.assertEqual(got['base']['fp']['value'], 1.0)
     self.assertEqual(got['unlearned']['nf4']['value'], 0.25)
     self.assertEqual(got['unlearned']['nf4']['n'], 240)
-    self.assertEqual(got['ignorance'], 0.25)
+    self.assertEqual(got['ignorance'], {
+        m: {'fp': 0.25, 'nf4': 0.25} for m in evaluation.MODELS})
     self.assertEqual(set(got['avoided']), {'fp'})
     self.assertAlmostEqual(got['avoided']['fp']['value'], -0.25)
     self.assertLess(abs(got['known']['nf4']['value']), 0.05)
