@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -82,10 +83,14 @@ class Reading:
   Attributes:
     forms: number of forms in which each fact is asked.
     sets: number of sets of choices in each form.
-    ignorance: probability that a guess is right.
+    ignorance: mean probability that a guess is right.
     base: accuracy of the base.
     alike: probability that answers to the same fact and form follow one draw
       for all sets of choices; 0 for independent answers.
+    spread: standard deviation of the probability of a right guess between
+      facts, which have a beta distribution.
+    probes: number of guesses at each question by which ignorance is measured;
+      0: it is known.
   """
 
   forms: int
@@ -93,36 +98,58 @@ class Reading:
   ignorance: float
   base: float
   alike: float = 0.0
+  spread: float = 0.0
+  probes: int = 0
+
+
+class Simulated(NamedTuple):
+  """Answers to the n questions of a reading."""
+
+  base: np.ndarray  # [n] whether the base is right.
+  model: np.ndarray  # [n] whether the other model is.
+  fact: np.ndarray  # [n]
+  form: np.ndarray  # [n]
+  ignorance: np.ndarray  # [n, 2] of the base and of the model.
 
 
 def answers(
     knows: np.ndarray, reading: Reading, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> Simulated:
   """Simulates the answers of a base and of a model that knows some facts.
 
   A known fact is answered as by the base; a guess at another is right with the
-  probability `ignorance`, independently in each form.
+  fact's probability, independently in each form.
 
   Args:
     knows: [facts] whether the model knows each fact.
     reading: the shape of the questions.
     rng: generator of the answers.
-
-  Returns:
-    Answers of the base and of the model, facts and forms, each [n].
   """
   shape = (len(knows), reading.forms, reading.sets)
 
-  def right(probability: float) -> np.ndarray:
+  def right(probability: float | np.ndarray) -> np.ndarray:
     same = rng.random(shape[:2])[..., None]
     own = rng.random(shape)
     follows = rng.random(shape) < reading.alike
     return np.where(follows, same, own) < probability
 
+  guess = np.full((len(knows), 1, 1), reading.ignorance)
+  if reading.spread:
+    mean = reading.ignorance
+    size = mean * (1 - mean) / reading.spread**2 - 1
+    guess = rng.beta(mean * size, (1 - mean) * size, guess.shape)
+
+  def measured() -> np.ndarray:
+    if not reading.probes:
+      return np.broadcast_to(guess, shape)
+    return np.mean([right(guess) for _ in range(reading.probes)], axis=0)
+
   base = right(reading.base)
-  model = np.where(knows[:, None, None], base, right(reading.ignorance))
+  model = np.where(knows[:, None, None], base, right(guess))
   fact, form, _ = np.indices(shape)
-  return base.ravel(), model.ravel(), fact.ravel(), form.ravel()
+  levels = np.stack([measured().ravel() for _ in range(2)], 1)
+  return Simulated(
+      base.ravel(), model.ravel(), fact.ravel(), form.ravel(), levels)
 
 
 def forgetting_verdicts(
@@ -162,9 +189,9 @@ def forgetting_verdicts(
              else rng.permutation(facts) < round(known * facts))
     estimates = []
     for reading in readings:
-      base, model, fact, form = answers(knows, reading, rng)
+      asked = answers(knows, reading, rng)
       estimates.append(forgetting.forgetting(
-          base, model, np.full(base.size, reading.ignorance), fact, form,
+          asked.base, asked.model, asked.ignorance, asked.fact, asked.form,
           level_of_all=level, resamples=resamples, seed=seed))
     found.append(forgetting.judge(estimates, threshold))
   share = lambda what: sum(v is what for v in found) / trials

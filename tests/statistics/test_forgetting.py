@@ -235,6 +235,9 @@ class CoverageTest(parameterized.TestCase):
   _CHOICE = power.Reading(forms=5, ignorance=0.25, base=0.95)
   _SETS = power.Reading(
       forms=5, sets=3, ignorance=0.25, base=0.93, alike=0.6)
+  _MEASURED = power.Reading(
+      forms=5, sets=3, ignorance=0.38, base=0.93, alike=0.6, spread=0.2,
+      probes=2)
   _SPOKEN = power.Reading(forms=2, ignorance=0.01, base=0.55)
 
   @parameterized.named_parameters(
@@ -244,6 +247,8 @@ class CoverageTest(parameterized.TestCase):
       ('choice_5', _CHOICE, 0.5, 0.92, 0.92),
       ('sets_0', _SETS, 0.0, 0.95, 0.9),
       ('sets_1', _SETS, 0.1, 0.85, 0.92),
+      ('measured_0', _MEASURED, 0.0, 0.95, 0.9),
+      ('measured_2', _MEASURED, 0.2, 0.88, 0.92),
       ('spoken_0', _SPOKEN, 0.0, 0.95, 0.95),
       ('spoken_1', _SPOKEN, 0.1, 0.85, 0.92),
       ('spoken_5', _SPOKEN, 0.5, 0.92, 0.92))
@@ -252,10 +257,9 @@ class CoverageTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     up = low = 0
     for _ in range(300):
-      base, model, fact, form = power.answers(
-          rng.random(59) < known, reading, rng)
+      found = power.answers(rng.random(59) < known, reading, rng)
       got = forgetting.known_share(
-          base, model, np.full(base.size, reading.ignorance), fact, form,
+          found.base, found.model, found.ignorance, found.fact, found.form,
           resamples=300)
       up += known <= got.upper
       low += got.lower <= known
@@ -270,7 +274,7 @@ class CoverageTest(parameterized.TestCase):
     held = 0
     for _ in range(300):
       knows = rng.permutation(59) < 6
-      base, model, fact, form = power.answers(knows, self._CHOICE, rng)
+      base, model, fact, form, _ = power.answers(knows, self._CHOICE, rng)
       if agree:
         guess = rng.random(59) < 0.25
         model = np.where(knows[fact], base, guess[fact])

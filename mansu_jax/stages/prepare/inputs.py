@@ -6,7 +6,7 @@ facts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 import dataclasses
 import fnmatch
 from typing import Any
@@ -134,18 +134,30 @@ def _thin_splits(
 
   The readings with other choices ask the prompts that the first reading asks,
   each with all its sets of choices: the model computes a prompt once for all.
+  So do the reverse questions, of which prompts are counted.
   """
   limits = dict.fromkeys(splits_lib.KEPT, options.kept_questions)
   out = {name: thin(questions, limits.get(name) or options.questions, seed)
          for name, questions in splits.items()}
-  asked = {(q.fact, q.prompt) for split in splits_lib.FORGOTTEN
-           for q in out[split]}
+  prompts = lambda questions: {(q.fact, q.prompt): q for q in questions}
+  asked = prompts(q for split in splits_lib.FORGOTTEN for q in out[split])
   for reading in ('choice_unseen', 'choice_same_subject'):
     for name in splits_lib.OF_READING[reading]:
-      shared = [q for q in splits.get(name, ()) if (q.fact, q.prompt) in asked]
-      if shared:
-        out[name] = shared
+      out |= _sharing(name, splits, asked)
+  for name in splits_lib.OF_READING['reverse']:
+    first = list(prompts(splits.get(name, ())).values())
+    out |= _sharing(
+        name, splits, prompts(thin(first, options.questions, seed)))
   return out
+
+
+def _sharing(
+    name: str, splits: Mapping[str, list[questions_lib.Question]],
+    asked: Container[tuple[str, str]]
+) -> dict[str, list[questions_lib.Question]]:
+  """A split's questions whose fact and prompt are asked; {} without any."""
+  found = [q for q in splits.get(name, ()) if (q.fact, q.prompt) in asked]
+  return {name: found} if found else {}
 
 
 def _calibration_files(

@@ -91,9 +91,9 @@ class ReadTest(parameterized.TestCase):
   def _write(self, name, questions):
     path = self.root / name
     path.write_text(''.join(json.dumps({
-        k: getattr(q, k) for k in ('id', 'fact', 'relation', 'prompt',
-                                   'answer', 'choices', 'use')}) + '\n'
-                            for q in questions))
+        k: getattr(q, k) for k in (
+            'id', 'fact', 'relation', 'prompt', 'answer', 'choices', 'use',
+            'reading')}) + '\n' for q in questions))
     return str(path)
 
   def _config(self, kept=0, **data):
@@ -122,6 +122,25 @@ class ReadTest(parameterized.TestCase):
     self.assertLen(got.splits.forget_train, 4)  # Training is not thinned.
     self.assertLen(got.splits.text, 1)
     self.assertIn('Other', got.heldout_text[0].text)
+
+  def test_prompts_are_thinned_with_all_their_sets_of_choices(self):
+    questions = []
+    for fact in ('fr', 'de'):
+      questions += [_question(i, fact, use) for i, use in enumerate(
+          ('train', 'far', 'far', 'far'))]
+      for reading, sets in (('choice_unseen', 3), ('reverse', 2)):
+        questions += [
+            _question(i, fact, 'far', id=f'{fact}/{reading}{i}_{k}',
+                      reading=reading, choices=('a', f'c{k}'))
+            for i in (1, 2, 3) for k in range(sets)]
+    path = self._write('g.jsonl', questions)
+    got = inputs.read(self._config(forget=(path,))).evaluation
+    far = {(q.fact, q.prompt) for q in got['forget_far']}
+    self.assertLen(far, 3)
+    for split, size in (('forget_unseen', 9), ('forget_reverse', 6)):
+      self.assertLen(got[split], size)
+      self.assertLen({(q.fact, q.prompt) for q in got[split]}, 3)
+    self.assertEqual({(q.fact, q.prompt) for q in got['forget_unseen']}, far)
 
   def test_the_report_names_files_counts_and_missing_data(self):
     config = self._config()
