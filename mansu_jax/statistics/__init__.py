@@ -3,6 +3,7 @@
 `resampling` draws facts, `bootstrap` estimates statistics of column means,
 `intervals` reads intervals from draws, and `verdict` judges them. `accuracy`,
 `gaps`, `clipped`, `forgetting` and `power` are the statistics of answers.
+`seeds` has those of several training runs.
 
 Some computations stay apart, because a common one would change the figures of
 earlier records:
