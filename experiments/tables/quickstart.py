@@ -1,0 +1,259 @@
+"""The quickstart: README's tables, and its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.tables import cells
+from experiments.tables import stored
+from mansu_jax.report.sections import summary
+from mansu_jax.statistics import seeds
+
+_NAME = 'quickstart'
+_PRECISIONS = ('fp', 'nf4')
+_READINGS = cells.READINGS | {'reverse': 'which country has this capital?'}
+_KEPT = {'retain': 'retained facts, phrasings not trained on',
+         'retain_heldout': 'held-out facts'}
+# Rows of README's first table: name, and the stored run.
+_FIRST = (
+    ('GradDiff, all weights', 'premise/graddiff_1e-5'),
+    ('MANSU without floor, projection and quantizer in the loop',
+     'premise/circuit'),
+    ('MANSU', 'quickstart'))
+
+Runs = Sequence[stored.Run]
+
+
+def screen(results: pathlib.Path) -> str:
+  """What the quickstart prints at its end, of the first stored seed."""
+  runs = stored.find(results, _NAME)
+  if not runs:
+    return cells.NOTHING
+  return '\n'.join(('```', *summary.lines(runs[0].record), '```'))
+
+
+def readme(results: pathlib.Path) -> str:
+  """Share of questions answered right, of the first stored seed."""
+  return answered(stored.find(results, _NAME)[:1])
+
+
+def first(results: pathlib.Path) -> str:
+  """What is left of the knowledge before and after rounding, by method."""
+  rows, base = [], None
+  for name, folder in _FIRST:
+    runs = stored.find(results, folder)
+    if runs:
+      record = runs[0].record
+      base = base or _first_cells(record, 'base')
+      rows.append((name, *_first_cells(record, 'unlearned')))
+  return cells.table(
+      ('', 'right, fp', 'right, NF4', 'known, fp', 'known, NF4',
+       'NF4 brings back', 'perplexity, fp', 'perplexity, NF4'),
+      (('base', *base), *rows) if base else ())
+
+
+def _first_cells(record: stored.Record, model: str) -> Iterator[str]:
+  """Cells of a model in README's first table."""
+  found = record['forgetting']['choice_unseen'][model]
+  yield from (cells.number(found[p]['value']) for p in _PRECISIONS)
+  if model == 'base':
+    yield from (cells.number(1.0), cells.number(1.0), cells.NONE)
+  else:
+    yield from (cells.number(worst_known(record, p)) for p in _PRECISIONS)
+    yield cells.estimate(record['properties']['Q']['by_scheme']['nf4'], 2, True)
+  yield from (cells.number(record['perplexity'][model][p], 1)
+              for p in _PRECISIONS)
+
+
+def worst_known(record: stored.Record, precision: str) -> float | None:
+  """Share of the base's knowledge that is left in the worst reading."""
+  found = [record['forgetting'][name]['known'][precision]['value']
+           for name in stored.READINGS if name in record['forgetting']]
+  return max((value for value in found if value is not None), default=None)
+
+
+def quickstart(results: pathlib.Path) -> str:
+  """Accuracy over seeds, and every other measure by seed."""
+  runs = stored.find(results, _NAME)
+  if not runs:
+    return cells.NOTHING
+  return cells.blocks(answered(runs), by_seed(runs), cells.code(runs))
+
+
+def options(runs: Runs) -> dict[str, int]:
+  """Options of the bootstrap; those of the record if there is one run."""
+  config = runs[0].record['config']
+  return {'resamples': config['eval']['bootstrap'], 'seed': config['seed']}
+
+
+def answered(runs: Runs) -> str:
+  """Share of questions answered right, by way of asking.
+
+  Args:
+    runs: the seeds of one setting. Figures are means over them.
+  """
+  if not runs:
+    return cells.NOTHING
+  rows = []
+  for name, label in _READINGS.items():
+    lines = [run.reading(name) for run in runs]
+    if all(lines):
+      rows.append((f'{label} ({_count(lines)})', _ignorant(lines),
+                   *_answered_cells(runs, lines)))
+  for split, label in _KEPT.items():
+    lines = [run.split(split) for run in runs]
+    if all(lines):
+      rows.append((f'{label} ({_count(lines)})', '',
+                   *_answered_cells(runs, lines)))
+  rows.append(('perplexity of text not trained on', '', *_perplexities(runs)))
+  return cells.table(('', 'ignorant', 'base fp', 'base NF4', 'unlearned fp',
+                      'unlearned NF4'), rows)
+
+
+def _count(lines: Sequence[list[stored.Line]]) -> str:
+  """Number of questions of a seed; the least and the most if they differ."""
+  sizes = sorted({len(own) for own in lines})
+  return '-'.join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
+
+
+def _ignorant(lines: Sequence[list[stored.Line]]) -> str:
+  """Accuracy of the ignorant base; `base / unlearned` if theirs differ."""
+  means = [np.mean([
+      stored.ignorance(line, model, 'fp') for own in lines for line in own])
+           for model in stored.MODELS]
+  return ' / '.join(dict.fromkeys(cells.number(float(x)) for x in means))
+
+
+def _answered_cells(
+    runs: Runs, lines: Sequence[list[stored.Line]]) -> Iterator[str]:
+  """The base's accuracy and, with intervals, the unlearned model's."""
+  facts = [stored.facts(own) for own in lines]
+  for model in stored.MODELS:
+    for precision in _PRECISIONS:
+      found = seeds.share(
+          [stored.right(own, model, precision) for own in lines], facts,
+          **options(runs))
+      yield (cells.number(found.value) if model == 'base' else
+             cells.estimate(found.record()))
+
+
+def _perplexities(runs: Runs) -> Iterator[str]:
+  """Means over seeds; the unlearned model's with the change from the base."""
+  mean = lambda model, p: float(np.mean([
+      run.record['perplexity'][model][p] for run in runs]))
+  for model in stored.MODELS:
+    for p in _PRECISIONS:
+      text = cells.number(mean(model, p), 1)
+      yield text if model == 'base' else (
+          f'{text} ({cells.change(mean(model, p), mean("base", p))})')
+
+
+class _Measure(NamedTuple):
+  """A row of the table by seed."""
+
+  name: str
+  values: Sequence[float | None]  # Of the seeds.
+  estimate: dict[str, Any] | None = None  # Over seeds; None: no interval.
+  form: Callable[[float | None], str] = cells.number
+  digits: int = 2
+  sign: bool = False
+
+
+def by_seed(runs: Runs) -> str:
+  """Measures by seed, their mean with interval, and their deviation.
+
+  Args:
+    runs: the seeds of one setting.
+  """
+  several = len(runs) > 1
+  columns = ('', *(('over seeds', 'deviation') if several else ()),
+             *(f'seed {run.seed}' for run in runs))
+  rows = []
+  for one in _measures(runs):
+    known = [value for value in one.values if value is not None]
+    if not known:
+      continue
+    mean = (cells.estimate(one.estimate, one.digits, one.sign)
+            if one.estimate else one.form(float(np.mean(known))))
+    single = [one.form(value) for value in one.values]
+    if several:
+      deviation = (float(np.std(known, ddof=1)) if len(known) > 1 else None)
+      form = cells.percent if one.form is cells.percent else (
+          lambda x, digits=one.digits: cells.number(x, digits))
+      rows.append((one.name, mean, form(deviation), *single))
+    else:
+      rows.append((one.name, mean))
+  return cells.table(columns, rows)
+
+
+def _measures(runs: Runs) -> Iterator[_Measure]:
+  """What is known, kept, brought back and hidden, and what it took."""
+  for name, label in _READINGS.items():
+    lines = [run.reading(name) for run in runs]
+    if all(lines):
+      for p in _PRECISIONS:
+        found = seeds.known_share(
+            [stored.asked(own, p) for own in lines], **options(runs)).record()
+        yield _Measure(f'known, {label}, {cells.precision(p)}',
+                       found['by_seed'], found)
+  yield _brought_back(runs)
+  for split, label in {'retain_heldout': 'held-out',
+                       'retain': 'retained'}.items():
+    for p in _PRECISIONS:
+      yield _Measure(
+          f'accuracy drop on {label} facts, {cells.precision(p)}',
+          *_drop(runs, split, p), cells.signed, 3, True)
+  yield from _recorded(runs)
+
+
+def _brought_back(runs: Runs) -> _Measure:
+  lines = [[line for name in stored.CHOICES for line in run.reading(name)]
+           for run in runs]
+  found = seeds.known_gap(
+      *([stored.asked(own, p) for own in lines] for p in ('nf4', 'fp')),
+      **options(runs)).record()
+  return _Measure('knowledge that NF4 brings back', found['by_seed'], found,
+                  cells.signed, 3, True)
+
+
+def _drop(
+    runs: Runs, split: str, precision: str
+) -> tuple[list[float], dict[str, Any]]:
+  """Accuracy drop from the base by seed, and over seeds."""
+  lines = [run.split(split) for run in runs]
+  found = seeds.mean_difference(
+      [stored.right(own, 'base', precision)
+       - stored.right(own, 'unlearned', precision) for own in lines],
+      [stored.facts(own) for own in lines], largest=1.0,
+      **options(runs)).record()
+  return found['by_seed'], found
+
+
+def _recorded(runs: Runs) -> Iterator[_Measure]:
+  """Measures whose intervals the records have, each for its own seed."""
+  def measure(name, find, form=cells.number, digits=2, sign=False):
+    entries = [find(run.record) or {} for run in runs]
+    alone = len(runs) == 1 and 'interval' in entries[0]
+    return _Measure(name, [entry.get('value') for entry in entries],
+                    entries[0] if alone else None, form, digits, sign)
+
+  value = lambda x: {'value': x}
+  for p in _PRECISIONS:
+    yield measure(f'hidden share, {cells.precision(p)}', lambda r, p=p: r.get(
+        'structure', {}).get('hidden_share', {}).get(p))
+  yield measure(
+      'retraining: gain on untaught facts less that on facts never known',
+      lambda r: r.get('attack_verdict', {}).get('difference'), cells.signed, 3,
+      True)
+  yield measure('weights moved', lambda r: value(
+      r['survival']['nf4']['moved']), cells.percent)
+  yield measure('minutes', lambda r: value(
+      sum(stage['seconds'] for stage in r['stages']) / 60),
+                lambda x: cells.number(x, 1), 1)
+  yield measure('peak memory, GB', lambda r: value(
+      max(stage['peak_bytes'] for stage in r['stages']) / 1e9),
+                lambda x: cells.number(x, 1), 1)

@@ -1,0 +1,216 @@
+"""Stored runs: record, answers and generated answers of each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import functools
+import gzip
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import splits as splits_lib
+from mansu_jax.statistics import forgetting
+from mansu_jax.statistics import seeds
+
+RESULTS = pathlib.Path(__file__).parents[1] / 'results'
+MODELS = ('base', 'unlearned')
+# The readings that decide, which `forgetting` of a record may hold.
+READINGS = ('choice', 'choice_unseen', 'generation', 'generation_few_shot',
+            'reverse')
+CHOICES = ('choice', 'choice_unseen')  # What Q pools.
+_RECORD = 'record.json'
+_ANSWERS = ('answers', 'generations')
+
+Record = dict[str, Any]
+Line = dict[str, Any]
+
+
+class Run:
+  """A stored run.
+
+  Attributes:
+    folder: holds record.json, answers.jsonl.gz and generations.jsonl.gz.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+
+  @functools.cached_property
+  def record(self) -> Record:
+    """The run's record."""
+    return json.loads((self.folder / _RECORD).read_text(encoding='utf-8'))
+
+  @property
+  def seed(self) -> int:
+    """Seed of the run."""
+    return self.record['config']['seed']
+
+  @property
+  def schemes(self) -> list[str]:
+    """Quantizers of the run."""
+    return self.record['config']['quant_schemes']
+
+  @property
+  def commit(self) -> str:
+    """The code that ran."""
+    return self.record['environment']['commit']
+
+  @functools.cached_property
+  def answers(self) -> list[Line]:
+    """Answers to questions with choices, those of training included."""
+    return _lines(self.folder / 'answers.jsonl.gz')
+
+  @functools.cached_property
+  def generated(self) -> list[Line]:
+    """Generated answers; [] without any."""
+    path = self.folder / 'generations.jsonl.gz'
+    return _lines(path) if path.is_file() else []
+
+  def split(self, name: str) -> list[Line]:
+    """Answers of one split."""
+    return [line for line in self.answers if line['split'] == name]
+
+  def reading(self, name: str) -> list[Line]:
+    """Answers of one reading of the forget facts, none of them trained."""
+    if name in splits_lib.OF_READING:
+      return [line for split in splits_lib.OF_READING[name]
+              for line in self.split(split)]
+    return [line for line in self.generated if line['reading'] == name]
+
+
+def _lines(path: pathlib.Path) -> list[Line]:
+  with gzip.open(path, 'rt', encoding='utf-8') as file:
+    return [json.loads(line) for line in file]
+
+
+def find(results: pathlib.Path, name: str) -> list[Run]:
+  """The stored seeds of a setting, by seed; [] if none is stored.
+
+  Args:
+    results: folder of all stored runs.
+    name: folder of the setting below it.
+
+  Raises:
+    ValueError: two folders hold the same seed.
+  """
+  runs = [Run(path.parent) for path in (results / name).glob(f's*/{_RECORD}')]
+  runs.sort(key=lambda run: run.seed)
+  numbers = [run.seed for run in runs]
+  if len(set(numbers)) < len(numbers):
+    raise ValueError(
+        f'The folders of {results / name} have the seeds {numbers}; wanted each'
+        ' seed once. Store each run under its own seed.')
+  return runs
+
+
+def ignorance(found: Record, model: str, precision: str) -> float:
+  """Probability of a right answer without knowing the fact.
+
+  Args:
+    found: a line of answers, or a reading of a record's `forgetting`. Its
+      `ignorance` is one number, or one for each model and precision.
+    model: `base` or `unlearned`.
+    precision: `fp` or a quantizer.
+  """
+  value = found['ignorance']
+  return value[model][precision] if isinstance(value, dict) else value
+
+
+def right(lines: Sequence[Line], model: str, precision: str) -> np.ndarray:
+  """Whether each answer is right, [n] float64."""
+  return np.array([line['models'][model][precision]['correct']
+                   for line in lines], np.float64)
+
+
+def facts(lines: Sequence[Line]) -> list[str]:
+  """The fact of each question."""
+  return [line['fact'] for line in lines]
+
+
+def asked(lines: Sequence[Line], precision: str) -> seeds.Asked:
+  """The answers as `seeds.known_share` takes them.
+
+  Args:
+    lines: answers of one seed to questions about the forget facts; of one or
+      several readings and relations.
+    precision: `fp` or a quantizer.
+  """
+  questions = [questions_lib.Question(
+      id=line['id'], fact=line['fact'], relation=line['relation'],
+      prompt=line['prompt'], answer=line['answer'], use='far',
+      choices=tuple(line.get('choices', ())), reading=line['reading'])
+               for line in lines]
+  return seeds.Asked(
+      right=np.stack([right(lines, model, precision) for model in MODELS], 1),
+      ignorance=np.array([[ignorance(line, model, precision)
+                           for model in MODELS] for line in lines]),
+      facts=facts(lines),
+      forms=forgetting.forms_of(
+          [f'{q.reading} {q.wording}' for q in questions],
+          [q.relation for q in questions], facts(lines)))
+
+
+def store(run: pathlib.Path, dest: pathlib.Path) -> None:
+  """Copies a finished run's record and its compressed answers.
+
+  Equal runs give equal bytes. What `dest` holds of an earlier run is replaced.
+
+  Args:
+    run: workdir of a finished run.
+    dest: a folder such as experiments/results/quickstart/s0.
+
+  Raises:
+    ValueError: the run has no record or no answers, its code differs from any
+      commit, or its config holds an absolute path.
+  """
+  for name in (_RECORD, 'answers.jsonl'):
+    if not (run / name).is_file():
+      raise ValueError(
+          f'There is no {name} in {run}; wanted the workdir of a finished run.'
+          ' Run it, or correct the path.')
+  _check_storable(Run(run).record, run)
+  dest.mkdir(parents=True, exist_ok=True)
+  shutil.copyfile(run / _RECORD, dest / _RECORD)
+  for name in _ANSWERS:
+    source, target = run / f'{name}.jsonl', dest / f'{name}.jsonl.gz'
+    if source.is_file():
+      with open(target, 'wb') as raw, gzip.GzipFile(
+          '', mode='wb', fileobj=raw, mtime=0) as file:
+        file.write(source.read_bytes())
+    else:
+      target.unlink(missing_ok=True)
+
+
+def _check_storable(record: Record, run: pathlib.Path) -> None:
+  """Raises ValueError unless others can repeat the run."""
+  environment = record['environment']
+  for one in (environment, *environment.get('earlier', ())):
+    commit = one['commit']
+    if not commit or commit.endswith('+changes'):
+      raise ValueError(
+          f'The run {run} is of commit {commit}; wanted code that is committed'
+          ' without changes, so that others can repeat it. Commit and run'
+          ' again.')
+  for name, value in _strings(record['config'], 'config'):
+    if pathlib.PurePath(value).is_absolute():
+      raise ValueError(
+          f'{name} of the run {run} is {value}; wanted a path relative to the'
+          ' repository, which exists for others. Run again from the'
+          ' repository with a relative path.')
+
+
+def _strings(value: Any, name: str) -> Iterator[tuple[str, str]]:
+  """The strings of nested dictionaries and lists, with their names."""
+  if isinstance(value, str):
+    yield name, value
+  elif isinstance(value, dict):
+    for key, item in value.items():
+      yield from _strings(item, f'{name}.{key}')
+  elif isinstance(value, list):
+    for item in value:
+      yield from _strings(item, name)
