@@ -12,12 +12,17 @@ from mansu_jax.report import words
 
 NONE = '–'  # Not measured.
 NOTHING = 'No record is stored yet.'
-READINGS = {
+# Ways of asking for a forgotten fact.
+WAYS = {
     'choice': 'choice of four, wrong answers as in training',
     'choice_unseen': 'choice of four, wrong answers never trained on',
     'generation': 'generated answer, where the base gives it',
     'generation_few_shot': 'generated after three solved examples, likewise',
-    'reverse': 'reverse question'}
+    'reverse': 'question reversed'}
+# Readings that decide, in short.
+READINGS = {
+    'choice': 'usual choices', 'choice_unseen': 'unseen choices',
+    'generation': 'generated', 'reverse': 'reversed'}
 _PRECISIONS = {'fp': 'fp', 'nf4': 'NF4', 'fp4': 'FP4', 'int4_g128': 'INT4',
                'q4_k': 'Q4_K'}
 

@@ -15,7 +15,7 @@ from mansu_jax.statistics import seeds
 
 _NAME = 'quickstart'
 _PRECISIONS = ('fp', 'nf4')
-_READINGS = cells.READINGS | {'reverse': 'which country has this capital?'}
+_WAYS = cells.WAYS | {'reverse': 'which country has this capital?'}
 _KEPT = {'retain': 'retained facts, phrasings not trained on',
          'retain_heldout': 'held-out facts'}
 # Rows of README's first table: name, and the stored run.
@@ -71,9 +71,9 @@ def _first_cells(record: stored.Record, model: str) -> Iterator[str]:
 
 def worst_known(record: stored.Record, precision: str) -> float | None:
   """Share of the base's knowledge that is left in the worst reading."""
-  found = [record['forgetting'][name]['known'][precision]['value']
-           for name in stored.READINGS if name in record['forgetting']]
-  return max((value for value in found if value is not None), default=None)
+  found = [phi[precision]['value']
+           for phi in record['properties']['F'].get('by_reading', {}).values()]
+  return max((1 - x for x in found if x is not None), default=None)
 
 
 def quickstart(results: pathlib.Path) -> str:
@@ -99,19 +99,21 @@ def answered(runs: Runs) -> str:
   if not runs:
     return cells.NOTHING
   rows = []
-  for name, label in _READINGS.items():
-    lines = [run.reading(name) for run in runs]
+  for way, label in _WAYS.items():
+    lines = [run.asked(way) for run in runs]
     if all(lines):
-      rows.append((f'{label} ({_count(lines)})', _ignorant(lines),
-                   *_answered_cells(runs, lines)))
+      rows.append((f'{label} ({_count(lines)})', *_answered_cells(runs, lines),
+                   *_guessed_cells(lines)))
   for split, label in _KEPT.items():
     lines = [run.split(split) for run in runs]
     if all(lines):
-      rows.append((f'{label} ({_count(lines)})', '',
-                   *_answered_cells(runs, lines)))
-  rows.append(('perplexity of text not trained on', '', *_perplexities(runs)))
-  return cells.table(('', 'ignorant', 'base fp', 'base NF4', 'unlearned fp',
-                      'unlearned NF4'), rows)
+      rows.append((f'{label} ({_count(lines)})', *_answered_cells(runs, lines),
+                   '', ''))
+  rows.append(('perplexity of text not trained on', *_perplexities(runs), '',
+               ''))
+  return cells.table(
+      ('', 'base fp', 'base NF4', 'unlearned fp', 'unlearned NF4',
+       'guessing fp', 'guessing NF4'), rows)
 
 
 def _count(lines: Sequence[list[stored.Line]]) -> str:
@@ -120,12 +122,12 @@ def _count(lines: Sequence[list[stored.Line]]) -> str:
   return '-'.join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
 
 
-def _ignorant(lines: Sequence[list[stored.Line]]) -> str:
-  """Accuracy of the ignorant base; `base / unlearned` if theirs differ."""
-  means = [np.mean([
-      stored.ignorance(line, model, 'fp') for own in lines for line in own])
-           for model in stored.MODELS]
-  return ' / '.join(dict.fromkeys(cells.number(float(x)) for x in means))
+def _guessed_cells(lines: Sequence[list[stored.Line]]) -> Iterator[str]:
+  """How often the unlearned model is right without knowing the fact."""
+  for p in _PRECISIONS:
+    yield cells.number(float(np.mean([
+        stored.ignorance(line, 'unlearned', p)
+        for own in lines for line in own])))
 
 
 def _answered_cells(
@@ -192,12 +194,12 @@ def by_seed(runs: Runs) -> str:
 
 def _measures(runs: Runs) -> Iterator[_Measure]:
   """What is known, kept, brought back and hidden, and what it took."""
-  for name, label in _READINGS.items():
-    lines = [run.reading(name) for run in runs]
+  for reading, label in cells.READINGS.items():
+    lines = [run.asked(*stored.READINGS[reading]) for run in runs]
     if all(lines):
       for p in _PRECISIONS:
         found = seeds.known_share(
-            [stored.asked(own, p) for own in lines], **options(runs)).record()
+            [stored.columns(own, p) for own in lines], **options(runs)).record()
         yield _Measure(f'known, {label}, {cells.precision(p)}',
                        found['by_seed'], found)
   yield _brought_back(runs)
@@ -211,10 +213,9 @@ def _measures(runs: Runs) -> Iterator[_Measure]:
 
 
 def _brought_back(runs: Runs) -> _Measure:
-  lines = [[line for name in stored.CHOICES for line in run.reading(name)]
-           for run in runs]
+  lines = [run.asked(*stored.CHOICES) for run in runs]
   found = seeds.known_gap(
-      *([stored.asked(own, p) for own in lines] for p in ('nf4', 'fp')),
+      *([stored.columns(own, p) for own in lines] for p in ('nf4', 'fp')),
       **options(runs)).record()
   return _Measure('knowledge that NF4 brings back', found['by_seed'], found,
                   cells.signed, 3, True)
@@ -255,5 +256,5 @@ def _recorded(runs: Runs) -> Iterator[_Measure]:
       sum(stage['seconds'] for stage in r['stages']) / 60),
                 lambda x: cells.number(x, 1), 1)
   yield measure('peak memory, GB', lambda r: value(
-      max(stage['peak_bytes'] for stage in r['stages']) / 1e9),
+      max(stage['peak_bytes'] or 0 for stage in r['stages']) / 1e9),
                 lambda x: cells.number(x, 1), 1)

@@ -19,9 +19,11 @@ from mansu_jax.statistics import seeds
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'results'
 MODELS = ('base', 'unlearned')
-# The readings that decide, which `forgetting` of a record may hold.
-READINGS = ('choice', 'choice_unseen', 'generation', 'generation_few_shot',
-            'reverse')
+# The readings that decide, and the ways of asking that each joins.
+READINGS = {
+    'choice': ('choice',), 'choice_unseen': ('choice_unseen',),
+    'generation': ('generation', 'generation_few_shot'),
+    'reverse': ('reverse',)}
 CHOICES = ('choice', 'choice_unseen')  # What Q pools.
 _RECORD = 'record.json'
 _ANSWERS = ('answers', 'generations')
@@ -75,12 +77,14 @@ class Run:
     """Answers of one split."""
     return [line for line in self.answers if line['split'] == name]
 
-  def reading(self, name: str) -> list[Line]:
-    """Answers of one reading of the forget facts, none of them trained."""
-    if name in splits_lib.OF_READING:
-      return [line for split in splits_lib.OF_READING[name]
-              for line in self.split(split)]
-    return [line for line in self.generated if line['reading'] == name]
+  def asked(self, *ways: str) -> list[Line]:
+    """Answers on forget facts by way of asking; no question was trained on."""
+    found = []
+    for way in ways:
+      found += [line for split in splits_lib.OF_READING.get(way, ())
+                for line in self.split(split)]
+      found += [line for line in self.generated if line['reading'] == way]
+    return found
 
 
 def _lines(path: pathlib.Path) -> list[Line]:
@@ -109,15 +113,16 @@ def find(results: pathlib.Path, name: str) -> list[Run]:
 
 
 def ignorance(found: Record, model: str, precision: str) -> float:
-  """Probability of a right answer without knowing the fact.
+  """Probability that a model answers right without knowing the fact.
 
   Args:
-    found: a line of answers, or a reading of a record's `forgetting`. Its
-      `ignorance` is one number, or one for each model and precision.
+    found: a line of answers, or a reading of a record's `forgetting`. The
+      `ignorance` of earlier versions is one number.
     model: `base` or `unlearned`.
     precision: `fp` or a quantizer.
   """
-  value = found['ignorance']
+  own = found.get('models', {}).get(model, {}).get(precision, {})
+  value = own.get('ignorance', found.get('ignorance'))
   return value[model][precision] if isinstance(value, dict) else value
 
 
@@ -132,7 +137,7 @@ def facts(lines: Sequence[Line]) -> list[str]:
   return [line['fact'] for line in lines]
 
 
-def asked(lines: Sequence[Line], precision: str) -> seeds.Asked:
+def columns(lines: Sequence[Line], precision: str) -> seeds.Asked:
   """The answers as `seeds.known_share` takes them.
 
   Args:

@@ -318,19 +318,12 @@ def _side_by_side(
 
 
 def _share(asked: Asked) -> clipped.Share:
-  """The known share in a seed's questions, each model by its own ignorance."""
+  """The known share in a seed's questions."""
   index, number = (
       np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1)
       for names in (asked.facts, asked.forms))
-  right = asked.right.astype(np.float64)
-  of_base, of_unlearned = (
-      clipped.Share.of(np.column_stack([right, ignorance]), index, number)
-      for ignorance in asked.ignorance.T)
-  forms = len(of_base.counted)
-  return of_unlearned._replace(
-      table=np.concatenate([
-          of_unlearned.table[:, :2 * forms], of_base.table[:, 2 * forms:]], 1),
-      counted=of_base.counted, lead=of_base.lead)
+  columns = np.concatenate([asked.right, asked.ignorance], 1).astype(np.float64)
+  return clipped.Share.of(columns, index, number)
 
 
 def _difference(

@@ -1,0 +1,151 @@
+"""Controls of the hidden share, retain terms alone, and attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import pathlib
+
+from experiments.tables import cells
+from experiments.tables import quickstart
+from experiments.tables import stored
+from mansu_jax.statistics import gaps
+
+_PRECISIONS = ('fp', 'nf4')
+# Row -> the stored run. The first three hide by construction.
+_CONTROLS = {
+    'last two layers': 'controls/last_layers',
+    'attention of layers 20 to 23': 'controls/attention',
+    'MLPs of layers 13 to 22': 'controls/mlps',
+    'quickstart': 'quickstart', 'retain terms alone': 'retain_only'}
+_GATES = {  # Gate -> its head.
+    'base_quantized': 'quantized base', 'noise': 'noise of the same norm',
+    'retained': 'retained facts', 'another_fact': "another fact's states"}
+_ATTACKED = {'quickstart': 'quickstart', 'attacks': 'attacks'}
+_RETAIN_ONLY = 'retain_only'
+_SPLITS = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}
+
+
+def _runs(results: pathlib.Path, names: dict[str, str]) -> dict[
+    str, stored.Run]:
+  """The least stored seed of each, by row; absent ones left out."""
+  found = {row: stored.find(results, name) for row, name in names.items()}
+  return {row: runs[0] for row, runs in found.items() if runs}
+
+
+def controls(results: pathlib.Path) -> str:
+  """Hidden share and gates, by edit."""
+  runs = _runs(results, _CONTROLS)
+  rows = [(name, *_hidden_cells(run.record)) for name, run in runs.items()]
+  table = cells.table(
+      ('edit', 'right, fp', 'hidden share, fp', 'hidden share, NF4',
+       'mover layer', *_GATES.values(), 'gates hold'), rows)
+  return cells.blocks(table, cells.code(runs.values()))
+
+
+def _hidden_cells(record: stored.Record) -> Iterator[str]:
+  """Own share, hidden shares and gates of one edit."""
+  found = record['structure']
+  shares, gates = found.get('hidden_share', {}), found.get('gates', {})
+  yield cells.number(
+      record['forgetting']['choice_unseen']['unlearned']['fp']['value'])
+  yield from (cells.estimate(shares.get(p)) for p in _PRECISIONS)
+  yield str(found.get('mover_layer', cells.NONE))
+  yield from (cells.estimate(gates.get(gate)) for gate in _GATES)
+  failed = [name.replace('_', ' ') for name, gate in gates.items()
+            if gate['holds'] is not True]
+  yield f'no: {", ".join(failed)}' if failed else 'yes' if gates else cells.NONE
+
+
+def retain_only(results: pathlib.Path) -> str:
+  """What training on retained facts alone gains, beside the quickstart."""
+  ours = {run.seed: run for run in stored.find(results, 'quickstart')}
+  theirs = {run.seed: run for run in stored.find(results, _RETAIN_ONLY)}
+  both = sorted(ours.keys() & theirs.keys())
+  if not both:
+    return cells.NOTHING
+  run, control = ours[both[0]], theirs[both[0]]
+  rows = []
+  for split, label in _SPLITS.items():
+    for p in _PRECISIONS:
+      rows.append((
+          f'{label}, {cells.precision(p)}', *(
+              cells.estimate(_drop(one, split, p), 3, True)
+              for one in (run, control)),
+          cells.estimate(_more_lost(run, control, split, p), 3, True)))
+  for p in _PRECISIONS:
+    rows.append((f'perplexity, {cells.precision(p)}', *(
+        cells.change(*(one.record['perplexity'][model][p]
+                       for model in reversed(stored.MODELS)))
+        for one in (run, control)), ''))
+  return cells.blocks(cells.table(
+      ('', 'quickstart', 'retain terms alone', 'difference'), rows),
+                      cells.code((run, control)))
+
+
+def _drop(run: stored.Run, split: str, precision: str) -> stored.Record:
+  """Accuracy drop from the base, as in the record."""
+  found = run.record['properties']['R']
+  key = 'by_precision' if split == 'retain_heldout' else 'trained'
+  return found[key][precision]
+
+
+def _more_lost(
+    run: stored.Run, control: stored.Run, split: str, precision: str
+) -> stored.Record:
+  """What the run loses beyond the control, question by question."""
+  right = [{line['id']: line for line in one.split(split)}
+           for one in (run, control)]
+  if right[0].keys() != right[1].keys():
+    raise ValueError(
+        f'{run.folder} and {control.folder} answer different questions of'
+        f' {split}; wanted the same. Run both with the same data, seed and'
+        ' numbers of questions.')
+  ids = list(right[0])
+  ours, theirs = (
+      stored.right([own[i] for i in ids], 'unlearned', precision)
+      for own in right)
+  return gaps.mean_difference(
+      theirs - ours, stored.facts([right[0][i] for i in ids]), largest=1.0,
+      **quickstart.options([run])).record()
+
+
+def attacks(results: pathlib.Path) -> str:
+  """Accuracy on facts that an attack does not teach, before and after."""
+  runs = _runs(results, _ATTACKED)
+  rows = []
+  for name, run in runs.items():
+    for attack, by_precision in run.record.get('attacks', {}).items():
+      unknown = run.record.get('attacks_unknown', {}).get(attack, {})
+      for p, steps in by_precision.items():
+        rows.append((name, attack, cells.precision(p), *_attack_cells(steps),
+                     *_attack_cells(unknown.get(p, ()))))
+  table = cells.table(
+      ('run', 'attack', 'precision', 'untaught facts, before', 'best',
+       'at step', 'facts never known, before', 'best', 'at step'), rows, 3)
+  worst = [(name, *_worst_cells(run.record['attack_verdict']))
+           for name, run in runs.items()
+           if 'attack' in run.record.get('attack_verdict', {})]
+  return cells.blocks(table, cells.table(
+      ('run', 'worst comparison', 'gain', 'gain on facts never known',
+       'difference', 'lower bound over all comparisons'), worst, 2),
+                      cells.code(runs.values()))
+
+
+def _worst_cells(found: stored.Record) -> Iterator[str]:
+  """The comparison that decides, and its bound."""
+  yield (f'{found["attack"]}, {cells.precision(found["precision"])}, step'
+         f' {found["step"]}')
+  for key in ('gain', 'gain_unknown', 'difference'):
+    yield cells.estimate(found[key], 3, True)
+  yield cells.signed((found['difference'] or {}).get('lower_of_all'))
+
+
+def _attack_cells(steps: Sequence[stored.Record]) -> Iterator[str]:
+  """Accuracy before the attack, and the highest one with its step."""
+  if not steps:
+    yield from (cells.NONE,) * 3
+    return
+  best = max(steps[1:] or steps, key=lambda found: found['value'])
+  yield cells.estimate(steps[0])
+  yield cells.estimate(best)
+  yield str(best['step'])

@@ -1,0 +1,190 @@
+"""The test relations, pooled over relations and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments.tables import cells
+from experiments.tables import stored
+from mansu_jax.statistics import seeds
+
+_RELATIONS = {
+    'author': 'authors', 'currency': 'currencies', 'element': 'elements',
+    'language': 'languages', 'landmark_europe': "Europe's landmarks",
+    'washington': 'George Washington'}
+_PRECISIONS = ('fp', 'nf4')
+_KEPT = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}
+_RESAMPLES = 2000
+
+Lines = list[list[stored.Line]]  # Answers of each seed.
+
+
+class Runs:
+  """Runs of several relations, of which each has the same seeds.
+
+  Attributes:
+    seeds: the seeds.
+    relations: runs by relation and seed.
+  """
+
+  def __init__(self, relations: Mapping[str, Sequence[stored.Run]]):
+    """Keeps the seeds that every relation has.
+
+    Args:
+      relations: stored runs by relation; without empty ones.
+    """
+    by_seed = {name: {run.seed: run for run in runs}
+               for name, runs in relations.items()}
+    self.seeds = sorted(
+        set.intersection(*(set(runs) for runs in by_seed.values())))
+    self.relations = {name: [runs[seed] for seed in self.seeds]
+                      for name, runs in by_seed.items()}
+
+  def __iter__(self) -> Iterator[stored.Run]:
+    for runs in self.relations.values():
+      yield from runs
+
+  def asked(self, *ways: str) -> Lines:
+    """Answers on forget facts of each seed, of all relations together."""
+    return self._pooled(lambda run: run.asked(*ways))
+
+  def split(self, name: str) -> Lines:
+    """Answers of a split, likewise."""
+    return self._pooled(lambda run: run.split(name))
+
+  def _pooled(self, answers) -> Lines:
+    return [[line for runs in self.relations.values()
+             for line in answers(runs[i])] for i in range(len(self.seeds))]
+
+
+def test(results: pathlib.Path) -> str:
+  """F, R and Q over all relations and seeds, and each relation alone."""
+  found = {name: stored.find(results, f'test/{folder}')
+           for folder, name in _RELATIONS.items()}
+  found = {name: runs for name, runs in found.items() if runs}
+  if not found or not Runs(found).seeds:
+    return cells.NOTHING
+  runs = Runs(found)
+  return cells.blocks(
+      _title(runs), readings(runs), cost(runs), by_relation(found),
+      cells.code(runs))
+
+
+def _title(runs: Runs) -> str:
+  names = ', '.join(runs.relations)
+  numbers = ', '.join(map(str, runs.seeds))
+  return f'Pooled over {names}; seeds {numbers}.'
+
+
+def readings(runs: Runs) -> str:
+  """Accuracy and known share of each reading."""
+  rows = []
+  for reading, label in cells.READINGS.items():
+    lines = runs.asked(*stored.READINGS[reading])
+    if not all(lines):
+      continue
+    rows.append((label, *_sizes(lines), *(
+        cells.number(_accuracy(lines, model, p))
+        for model in stored.MODELS for p in _PRECISIONS), *(
+            _over_seeds(known(lines, p)) for p in _PRECISIONS)))
+  return cells.table(
+      ('reading', 'facts', 'questions', 'base fp', 'base NF4', 'unlearned fp',
+       'unlearned NF4', 'known, fp', 'known, NF4'), rows)
+
+
+def _sizes(lines: Lines) -> tuple[str, str]:
+  """Number of facts of all seeds, and of questions of all seeds."""
+  facts = {line['fact'] for own in lines for line in own}
+  return f'{len(facts):,}', f'{sum(map(len, lines)):,}'
+
+
+def _accuracy(lines: Lines, model: str, precision: str) -> float:
+  """Mean over seeds of the share of right answers."""
+  return float(np.mean([
+      stored.right(own, model, precision).mean() for own in lines]))
+
+
+def known(lines: Lines, precision: str) -> dict[str, Any]:
+  """Known share at a precision, over seeds."""
+  return seeds.known_share(
+      [stored.columns(own, precision) for own in lines],
+      resamples=_RESAMPLES).record()
+
+
+def brought_back(lines: Lines, scheme: str) -> dict[str, Any]:
+  """Knowledge that a quantizer brings back, over seeds."""
+  return seeds.known_gap(
+      *([stored.columns(own, p) for own in lines] for p in (scheme, 'fp')),
+      resamples=_RESAMPLES).record()
+
+
+def dropped(lines: Lines, precision: str) -> dict[str, Any]:
+  """Accuracy drop from the base, over seeds."""
+  lost = [stored.right(own, 'base', precision)
+          - stored.right(own, 'unlearned', precision) for own in lines]
+  return seeds.mean_difference(
+      lost, [stored.facts(own) for own in lines], largest=1.0,
+      resamples=_RESAMPLES).record()
+
+
+def cost(runs: Runs) -> str:
+  """R and Q, with the bounds that decide."""
+  rows = []
+  for split, label in _KEPT.items():
+    lines = runs.split(split)
+    if all(lines):
+      for p in _PRECISIONS:
+        rows.append(_bounded(
+            f'accuracy drop on {label}, {cells.precision(p)}', lines,
+            dropped(lines, p)))
+  lines = runs.asked(*stored.CHOICES)
+  rows.append(_bounded(
+      'knowledge that NF4 brings back, choices', lines,
+      brought_back(lines, 'nf4')))
+  for reading, label in cells.READINGS.items():
+    lines = runs.asked(*stored.READINGS[reading])
+    if all(lines):
+      rows.append(_bounded(f'the same, {label}', lines,
+                           brought_back(lines, 'nf4')))
+  return cells.table(
+      ('', 'facts', 'questions', 'over seeds', 'upper bound', 'deviation'),
+      rows)
+
+
+def _bounded(
+    label: str, lines: Lines, found: dict[str, Any]) -> tuple[str, ...]:
+  return (label, *_sizes(lines), cells.estimate(found, 3, True),
+          cells.signed(found['upper']), cells.number(found['deviation'], 3))
+
+
+def by_relation(found: Mapping[str, Sequence[stored.Run]]) -> str:
+  """Each relation over its own seeds: the worst reading, R and Q."""
+  rows = []
+  for name, runs in found.items():
+    one = Runs({name: runs})
+    worst = [max(
+        (known(lines, p) for ways in stored.READINGS.values()
+         if all(lines := one.asked(*ways))),
+        key=lambda entry: -np.inf if entry['value'] is None else entry['value'])
+             for p in _PRECISIONS]
+    rows.append((
+        name, str(len(one.seeds)), *map(_over_seeds, worst), *(
+            cells.estimate(dropped(one.split('retain_heldout'), p), 3, True)
+            for p in _PRECISIONS),
+        cells.estimate(
+            brought_back(one.asked(*stored.CHOICES), 'nf4'), 3, True)))
+  return cells.table(
+      ('forgotten', 'seeds', 'known in the worst reading, fp', 'the same, NF4',
+       'held-out drop, fp', 'the same, NF4', 'NF4 brings back'), rows)
+
+
+def _over_seeds(found: dict[str, Any]) -> str:
+  """The value with its interval and, of several seeds, their deviation."""
+  text = cells.estimate(found)
+  deviation = found['deviation']
+  return text if deviation is None else (
+      f'{text}, deviation {cells.number(deviation)}')
