@@ -12,7 +12,7 @@ import platform
 import pytest
 
 _ROOT = pathlib.Path(__file__).parent
-_MEDIUM = ('deployment', 'flows', 'mesh', 'planning', 'stages', 'tpu',
+_MEDIUM = ('deployment', 'flows', 'mesh', 'planning', 'stages', 'tables', 'tpu',
            'test_docstrings.py', 'test_experiments.py', 'test_readme.py')
 _LEAST_SECONDS = '0'  # Reading the smallest program beats compiling it.
 

@@ -11,6 +11,6 @@ second puts them into the pages, each between `<!-- table: NAME -->` and
     python -m experiments.tables store runs/quickstart \\
         experiments/results/quickstart/s0
 
-A table has the runs that are stored in experiments/results and leaves the others
-out.
+A table has the runs that are stored in experiments/results and leaves out the
+others.
 """

@@ -34,8 +34,8 @@ Arms = Mapping[str, stored.Run]
 def premise(results: pathlib.Path) -> str:
   """Recovery by arm and quantizer, the edits, and what goes with recovery."""
   arms = find(results)
-  return cells.blocks(
-      recovery(arms), edits(arms), correlations(arms), cells.code(arms.values()))
+  return cells.blocks(recovery(arms), edits(arms), correlations(arms),
+                      cells.code(arms.values()))
 
 
 def find(results: pathlib.Path) -> dict[str, stored.Run]:

@@ -2,7 +2,8 @@
 
 Facts and seeds are crossed: each seed is one training run, asked for the same
 facts. Both are a sample, and both are part of the uncertainty. With T_s the
-statistic of seed s, of S seeds, the estimate is the mean of T_s. Its variance is
+statistic of seed s, of S seeds, the estimate is the mean of T_s. It has the
+variance
 
   V = V_facts + D^2 / S.
 
@@ -14,7 +15,7 @@ rather than too small, as in the bootstrap of Owen (2007).
 A bound lies t sqrt(V) from the estimate. V_facts is that of its own side,
 (d / t_facts)^2, where d is the distance of the bootstrap bound and t_facts the
 quantile of Student's t with facts - 1 degrees of freedom. So a skewed interval
-stays skewed, and one seed, or seeds that agree, leave the bounds of `bootstrap`.
+stays skewed, and one seed, or seeds that agree, leave the bounds as they are.
 t has the degrees of freedom of Satterthwaite (1946),
 
   V^2 / (V_facts^2 / (facts - 1) + (D^2 / S)^2 / (S - 1)),
@@ -100,7 +101,7 @@ def over_seeds(
     samples: Sequence[Sample], guard: bootstrap.Guard | None = None, *,
     level: float = bootstrap.LEVEL, resamples: int = bootstrap.RESAMPLES,
     seed: int = 0) -> OverSeeds:
-  """The mean over seeds of a statistic; the module says how its bounds are made.
+  """The mean over seeds of a statistic, with bounds over facts and seeds.
 
   Args:
     samples: one per seed.

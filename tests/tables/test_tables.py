@@ -1,0 +1,205 @@
+"""Each table has the figures of stored runs by hand."""
+
+import gzip
+import json
+import re
+
+from absl.testing import absltest
+import numpy as np
+
+from experiments.tables import cells
+from experiments.tables import controls
+from experiments.tables import pages
+from experiments.tables import pooled
+from experiments.tables import premise
+from experiments.tables import quickstart
+from experiments.tables import stored
+from mansu_jax.statistics import forgetting
+from mansu_jax.statistics import gaps
+from tests.tables import runs
+
+
+def _rows(text):
+  """Cells of the tables in a text, by the first cell of the row."""
+  return {cells_[0].strip(): [cell.strip() for cell in cells_[1:]]
+          for row in re.findall(r'^\|(.*)\|$', text, re.MULTILINE)
+          for cells_ in [row.split('|')]}
+
+
+class QuickstartTest(runs.TestCase):
+
+  def test_nothing_is_stored(self):
+    for table in pages.TABLES.values():
+      self.assertEqual(table(self.results), cells.NOTHING)
+
+  def test_one_seed_has_the_figures_of_the_library(self):
+    run = self.save('quickstart')
+    rows = _rows(quickstart.quickstart(self.results))
+    lines = run.asked('choice_unseen')
+    for p, cell in zip(runs.PRECISIONS, ('fp', 'NF4')):
+      asked = stored.columns(lines, p)
+      want = forgetting.known_share(
+          *asked.right.T, asked.ignorance, asked.facts, asked.forms,
+          resamples=2000)
+      self.assertEqual(rows[f'known, unseen choices, {cell}'],
+                       [cells.estimate(want.record())])
+    lines = run.split('retain_heldout')
+    drop = gaps.paired_drop(
+        *(stored.right(lines, m, 'nf4') for m in stored.MODELS),
+        stored.facts(lines), resamples=2000)
+    self.assertEqual(rows['accuracy drop on held-out facts, NF4'],
+                     [cells.estimate(drop.record(), 3, True)])
+    self.assertEqual(rows['hidden share, fp'], ['0.38 [0.29, 0.47]'])
+    self.assertIn('Code: 0123456.', quickstart.quickstart(self.results))
+
+  def test_several_seeds(self):
+    saved = [self.save('quickstart', seed) for seed in (0, 1, 2)]
+    rows = _rows(quickstart.quickstart(self.results))
+    over, deviation, *single = rows['accuracy drop on held-out facts, fp']
+    drops = [np.mean([
+        line['models']['base']['fp']['correct']
+        - line['models']['unlearned']['fp']['correct']
+        for line in run.split('retain_heldout')]) for run in saved]
+    self.assertEqual(single, [cells.signed(x) for x in drops])
+    self.assertEqual(deviation, f'{np.std(drops, ddof=1):.3f}')
+    self.assertStartsWith(over, f'{np.mean(drops):+.3f} [')
+    self.assertEqual(rows['hidden share, fp'],
+                     ['0.38', '0.00', '0.38', '0.38', '0.38'])
+    share = np.mean([line['models']['unlearned']['fp']['correct']
+                     for run in saved for line in run.asked('reverse')])
+    self.assertStartsWith(
+        rows['which country has this capital? (30)'][2], f'{share:.2f} [')
+    first = _rows(quickstart.readme(self.results))
+    self.assertEqual(  # README has one seed.
+        first, _rows(quickstart.answered(saved[:1])))
+
+  def test_first_table_has_the_stored_methods(self):
+    self.save('quickstart')
+    rows = _rows(quickstart.first(self.results))
+    self.assertEqual(list(rows), ['', '---', 'base', 'MANSU'])
+    self.assertEqual(rows['base'][2:5], ['1.00', '1.00', cells.NONE])
+    self.save('premise/circuit')
+    self.assertLen(_rows(quickstart.first(self.results)), 5)
+    self.assertEqual(rows['MANSU'][4], '-0.01 [-0.05, +0.02]')
+
+
+class PremiseTest(runs.TestCase):
+
+  def _save(self, arm, size, brought, known=0.3):
+    def change(record):
+      record['movement']['total']['relative'] = size
+      record['survival']['nf4'] |= {'changed_codes': size, 'cosine': 1 - size}
+      record['properties']['Q']['by_scheme']['nf4']['value'] = brought
+      for reading in stored.CHOICES:
+        record['forgetting'][reading]['known']['fp']['value'] = known
+
+    self.save(f'premise/{arm}', change=change)
+
+  def test_rows_and_rank_correlations(self):
+    for arm, size, brought in (
+        ('audit', 0.01, -0.02), ('circuit', 0.02, 0.1), ('lora', 0.03, 0.0),
+        ('npo_1e-4', 0.04, 0.3)):
+      self._save(arm, size, brought)
+    self._save('npo_1e-6', 0.0001, 0.0, known=0.9)
+    text = premise.premise(self.results)
+    rows = _rows(text)
+    self.assertIn('NPO, LoRA of rank 8', rows)
+    self.assertNotIn('GradDiff, 1e-5', rows)
+    self.assertIn('| NPO, 1e-4 | 4 % | 4 % |', text)
+    self.assertIn('| circuit alone, without floor, projection and loop | 0.30 |'
+                  ' 0.30 |', text)
+    found = re.findall(r'^\| (.*?) \| (.*?) \| (.*?) \(p = .*? (\d) arms',
+                       premise.correlations(premise.find(self.results)), re.M)
+    self.assertEqual(found, [
+        ('all arms', 'size of the edit', '+0.67', '5'),
+        ('all arms', 'codes changed', '+0.67', '5'),
+        ('all arms', 'cosine', '-0.67', '5'),
+        ('arms that forgot', 'size of the edit', '+0.80', '4'),
+        ('arms that forgot', 'codes changed', '+0.80', '4'),
+        ('arms that forgot', 'cosine', '-0.80', '4')])
+
+  def test_too_few_arms_have_no_correlation(self):
+    self._save('audit', 0.01, 0.2)
+    self.assertEqual(premise.correlations(premise.find(self.results)), '')
+    self.assertIn('| MANSU for NF4', premise.premise(self.results))
+
+
+class ControlsTest(runs.TestCase):
+
+  def test_gates_that_do_not_hold_are_named(self):
+    self.save('controls/mlps')
+    rows = _rows(controls.controls(self.results))
+    self.assertEqual(rows['MLPs of layers 13 to 22'][1], '0.38 [0.29, 0.47]')
+    self.assertEqual(rows['MLPs of layers 13 to 22'][-1], 'no: retained')
+    self.assertNotIn('quickstart', rows)
+
+  def test_retain_terms_beside_the_quickstart(self):
+    run = self.save('quickstart')
+    self.assertEqual(controls.retain_only(self.results), cells.NOTHING)
+    self.save('retain_only', relation='capital')
+    rows = _rows(controls.retain_only(self.results))
+    self.assertEqual(
+        rows['held-out facts, fp'][:2], ['+0.052 [+0.040, +0.064]'] * 2)
+    self.assertEqual(rows['held-out facts, fp'][2].split()[0], '+0.000')
+    lines = runs.answers('capital', 0)
+    for line in lines:
+      line['models']['unlearned']['fp']['correct'] = line['split'] == 'retain'
+    control = stored.find(self.results, 'retain_only')[0]
+    with gzip.open(control.folder / 'answers.jsonl.gz', 'wt') as file:
+      file.write('\n'.join(map(json.dumps, lines)))
+    rows = _rows(controls.retain_only(self.results))
+    right = np.mean([line['models']['unlearned']['fp']['correct']
+                     for line in run.split('retain_heldout')])
+    self.assertStartsWith(rows['held-out facts, fp'][2], f'{-right:+.3f} [')
+    self.assertStartsWith(rows['retained facts, fp'][2], '+')
+
+  def test_other_questions_are_refused(self):
+    self.save('quickstart')
+    control = self.save('retain_only')
+    lines = [line for line in control.answers
+             if line['id'] != 'retain/3/near_0']
+    with gzip.open(control.folder / 'answers.jsonl.gz', 'wt') as file:
+      file.write('\n'.join(map(json.dumps, lines)))
+    with self.assertRaisesRegex(ValueError, 'answer different questions of'):
+      controls.retain_only(self.results)
+
+  def test_attacks(self):
+    self.save('attacks')
+    text = controls.attacks(self.results)
+    self.assertIn(
+        '| attacks | lora_3e-4 | NF4 | 0.34 [0.26, 0.42] | 0.70 [0.62, 0.78] |'
+        ' 10 | 0.25 [0.16, 0.33] | 0.29 [0.20, 0.37] | 10 |', text)
+    self.assertIn('| attacks | lora_3e-4, NF4, step 10 | +0.362', text)
+    self.assertIn('| +0.137 |', text)
+
+
+class PooledTest(runs.TestCase):
+
+  def test_facts_of_all_relations_and_seeds(self):
+    for relation in ('author', 'currency'):
+      for seed in (0, 1):
+        self.save(f'test/{relation}', seed, relation)
+    self.save('test/author', 2, 'author')
+    text = pooled.test(self.results)
+    self.assertIn('Pooled over authors, currencies; seeds 0, 1.', text)
+    rows = _rows(text)
+    self.assertEqual(rows['unseen choices'][:2], ['60', '240'])
+    self.assertEqual(rows['accuracy drop on held-out facts, fp'][:2],
+                     ['30', '120'])  # Facts that both relations keep.
+    self.assertEqual(rows['authors'][0], '3')
+    values, shares = [], []
+    for seed in (0, 1):
+      lines = runs.answers('author', seed) + runs.answers('currency', seed)
+      lines = [line for line in lines if line['split'] == 'forget_unseen']
+      asked = stored.columns(lines, 'fp')
+      values.append(forgetting.known_share(
+          *asked.right.T, asked.ignorance, asked.facts, asked.forms).value)
+      shares.append(asked.right[:, 1].mean())
+    known, deviation = rows['unseen choices'][6].split(', deviation ')
+    self.assertStartsWith(known, f'{np.mean(values):.2f} [')
+    self.assertEqual(deviation, f'{np.std(values, ddof=1):.2f}')
+    self.assertEqual(rows['unseen choices'][4], f'{np.mean(shares):.2f}')
+
+
+if __name__ == '__main__':
+  absltest.main()
