@@ -73,9 +73,16 @@ class Run:
     path = self.folder / 'generations.jsonl.gz'
     return _lines(path) if path.is_file() else []
 
+  @functools.cached_property
+  def _splits(self) -> dict[str, list[Line]]:
+    found = {}
+    for line in self.answers:
+      found.setdefault(line['split'], []).append(line)
+    return found
+
   def split(self, name: str) -> list[Line]:
     """Answers of one split."""
-    return [line for line in self.answers if line['split'] == name]
+    return self._splits.get(name, [])
 
   def asked(self, *ways: str) -> list[Line]:
     """Answers on forget facts by way of asking; no question was trained on."""

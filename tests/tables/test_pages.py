@@ -6,6 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 
 from experiments.tables import __main__ as command
 from experiments.tables import cells
@@ -14,16 +15,29 @@ from experiments.tables import stored
 from tests.tables import runs
 
 
+def _tables(some):
+  """Named cases of the tables in the pages whose name some() accepts."""
+  return [(f'{page.stem}_{name}', page, name) for page in pages.pages()
+          for name in pages.blocks(page.read_text(encoding='utf-8'))
+          if some(name)]
+
+
 class PagesTest(parameterized.TestCase):
 
-  @parameterized.named_parameters(
-      (f'{page.stem}_{name}', page, name) for page in pages.pages()
-      for name in pages.blocks(page.read_text(encoding='utf-8')))
-  def test_tables_are_those_of_the_records(self, page, name):
+  def _assert_of_the_records(self, page, name):
     found = pages.blocks(page.read_text(encoding='utf-8'))[name]
     self.assertEqual(
         found, pages.TABLES[name](stored.RESULTS),
         f'run `python -m experiments.tables --write {name}`')
+
+  @parameterized.named_parameters(_tables(lambda name: name != 'test'))
+  def test_tables_are_those_of_the_records(self, page, name):
+    self._assert_of_the_records(page, name)
+
+  @parameterized.named_parameters(_tables(lambda name: name == 'test'))
+  @pytest.mark.slow  # Eighteen runs.
+  def test_test_relations_are_those_of_the_records(self, page, name):
+    self._assert_of_the_records(page, name)
 
   def test_each_table_is_in_one_page(self):
     found = [name for page in pages.pages()
