@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import pathlib
 from typing import Any
 
@@ -56,7 +56,9 @@ class Runs:
     """Answers of a split, likewise."""
     return self._pooled(lambda run: run.split(name))
 
-  def _pooled(self, answers) -> Lines:
+  def _pooled(
+      self, answers: Callable[[stored.Run], list[stored.Line]]) -> Lines:
+    """The answers that a function takes from each run, by seed."""
     return [[line for runs in self.relations.values()
              for line in answers(runs[i])] for i in range(len(self.seeds))]
 

@@ -8,7 +8,6 @@ import numpy as np
 from scipy import stats
 
 from mansu_jax.statistics import accuracy
-from mansu_jax.statistics import bootstrap
 from mansu_jax.statistics import forgetting
 from mansu_jax.statistics import gaps
 from mansu_jax.statistics import seeds
