@@ -21,7 +21,7 @@ t has the degrees of freedom of Satterthwaite (1946),
   V^2 / (V_facts^2 / (facts - 1) + (D^2 / S)^2 / (S - 1)),
 
 S - 1 if the seeds decide. In simulations with three and five seeds, intervals
-hold the truth in 0.95 to 0.99 of trials, and in 0.93 if seeds differ by much
+hold the truth in 0.94 to 0.99 of trials, and in 0.93 if seeds differ by much
 more than facts and luck explain. One seed shows nothing of other trainings: its
 interval is over facts alone.
 
