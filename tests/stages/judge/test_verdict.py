@@ -2,88 +2,15 @@
 
 import dataclasses
 import json
-import types
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from mansu_jax.data import questions as questions_lib
-from mansu_jax.eval import accuracy
-from mansu_jax.eval import perplexity
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import verdict
 from mansu_jax.statistics import forgetting
-
-_SPLITS = ('forget', 'forget_paraphrase', 'forget_far', 'forget_unseen',
-           'retain', 'retain_heldout')
-
-
-def _text(nll, tokens):
-  return perplexity.TextLoss(
-      window_nll=np.array([nll]), window_tokens=np.array([tokens]))
-
-
-class _Case:
-  """Questions of splits and the answers of both models, by precision.
-
-  Args:
-    sizes: {split: facts}, with two questions a fact.
-    right: {(model, precision): {split: share of facts answered}}; the first
-      facts are the right ones. Splits that are not named are all right.
-  """
-
-  def __init__(self, sizes, right=None, texts=None, *, ignorance=0.25):
-    self.questions, self.slices = [], {}
-    for split in _SPLITS:
-      start = len(self.questions)
-      for fact in range(sizes.get(split, 0)):
-        for form in ('t1', 'q2'):
-          self.questions.append(questions_lib.Question(
-              id=f'{split}{fact}/{form}', fact=f'{split}{fact}',
-              relation=f'relation{fact % 2}', prompt='p', answer='a',
-              choices=('a', 'b', 'c', 'd'), use='near'))
-      self.slices[split] = slice(start, len(self.questions))
-    self.measured = {}
-    for model in evaluation.MODELS:
-      for precision in ('fp', 'nf4', 'int8'):
-        shares = (right or {}).get((model, precision), {})
-        correct = np.concatenate([
-            np.repeat(np.arange(n) < shares.get(s, 1.0) * n, 2)
-            for s, n in ((s, sizes.get(s, 0)) for s in _SPLITS)])
-        self.measured[model, precision] = evaluation.Measured(
-            scores=accuracy.Scores(
-                logprob=None, answer_logprob=None, correct=correct,
-                correct_norm=~correct, margin=None),
-            ignorance=np.full(correct.size, ignorance),
-            texts=(texts or {}).get((model, precision), {}))
-
-  def answers(self):
-    evaluator = types.SimpleNamespace(
-        questions=self.questions, slices=self.slices)
-    return verdict.Answers(evaluator, self.measured, resamples=500, seed=0)
-
-  def readings(self):
-    return self.answers().readings()
-
-
-def _shares(fp, nf4=None, *, base=1.0, splits=_SPLITS):
-  """Right shares of the unlearned model, on all splits alike."""
-  out = {('base', p): dict.fromkeys(splits, base) for p in (
-      'fp', 'nf4', 'int8')}
-  for precision, share in (('fp', fp), ('nf4', fp if nf4 is None else nf4)):
-    out['unlearned', precision] = dict.fromkeys(splits, share)
-  return out
-
-
-def _shares_of_readings(**shares):
-  """A reading of 120 facts, two forms, for each share of right answers."""
-  out = {}
-  for name, share in shares.items():
-    case = _Case({'forget_far': 120}, _shares(*np.atleast_1d(share)))
-    out[name] = case.readings()['choice']
-  return out
-
+from tests.stages.judge import cases
 
 class ForgettingTest(parameterized.TestCase):
 
@@ -91,7 +18,7 @@ class ForgettingTest(parameterized.TestCase):
       # phi = 1 - (share - 0.25) / 0.75
       (0.5, False, 2 / 3), (0.33, 'inconclusive', 0.89))
   def test_threshold_against_the_bounds(self, share, want, phi):
-    readings = _shares_of_readings(**dict.fromkeys(
+    readings = cases.readings_of_shares(**dict.fromkeys(
         ('choice', 'choice_unseen', 'generation'), share))
     for reading in readings.values():  # Guesses differ from form to form.
       for key in reading.correct:
@@ -106,27 +33,28 @@ class ForgettingTest(parameterized.TestCase):
     json.dumps(got, allow_nan=False)
 
   def test_wrong_answers_everywhere_pass(self):
-    readings = _shares_of_readings(
+    readings = cases.readings_of_shares(
         choice=0.0, choice_unseen=0.0, generation=0.0, reverse=0.0)
     got = verdict.property_f(readings, ('fp', 'nf4'))
     self.assertIs(got['passed'], True)
 
   def test_a_reading_in_which_no_model_passes_is_named(self):
-    readings = _shares_of_readings(
+    readings = cases.readings_of_shares(
         choice=0.0, choice_unseen=0.0, generation=0.0)
-    weak = _Case({'forget_far': 120}, _shares(0.0, base=0.15), ignorance=0.0)
+    weak = cases.Case({'forget_far': 120},
+                      cases.shares_of_all(0.0, base=0.15), ignorance=0.0)
     readings['generation'] = weak.readings()['choice']
     got = verdict.property_f(readings, ('fp', 'nf4'))
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertEndsWith(
         got['reason'], ': generation (fp), generation (nf4)')
-    readings['reverse'] = _shares_of_readings(x=0.33)['x']
+    readings['reverse'] = cases.readings_of_shares(x=0.33)['x']
     self.assertNotIn(
         'reason', verdict.property_f(readings, ('fp', 'nf4')))
 
   @parameterized.parameters('choice_unseen', 'generation')
   def test_without_a_needed_reading_it_does_not_pass(self, left_out):
-    readings = _shares_of_readings(
+    readings = cases.readings_of_shares(
         choice=0.0, choice_unseen=0.0, generation=0.0)
     del readings[left_out]
     got = verdict.property_f(readings, ('fp', 'nf4'))
@@ -137,39 +65,41 @@ class ForgettingTest(parameterized.TestCase):
   def test_the_worst_reading_and_precision_decide(self, name, precision):
     shares = dict.fromkeys(('choice', 'choice_unseen', 'generation'), 0.0)
     shares[name] = (0.6, 0.0) if precision == 'fp' else (0.0, 0.6)
-    got = verdict.property_f(_shares_of_readings(**shares), ('fp', 'nf4'))
+    got = verdict.property_f(cases.readings_of_shares(**shares), ('fp', 'nf4'))
     self.assertIs(got['passed'], False)
     self.assertEqual((got['reading'], got['precision']), (name, precision))
 
   def test_both_kinds_of_generation_are_one_reading(self):
     """Plain answers are few, so they alone could not pass."""
-    readings = _shares_of_readings(
+    readings = cases.readings_of_shares(
         choice=0.0, choice_unseen=0.0, generation_few_shot=0.0)
-    few = _Case({'forget_far': 10}, _shares(0.0), ignorance=0.0)
+    few = cases.Case(
+        {'forget_far': 10}, cases.shares_of_all(0.0), ignorance=0.0)
     readings['generation'] = few.readings()['choice']
     got = verdict.property_f(readings, ('fp',))
     self.assertIs(got['passed'], True)
     self.assertEqual(got['by_reading']['generation']['fp']['n'], 240 + 20)
-    readings['generation_few_shot'] = _shares_of_readings(x=0.8)['x']
+    readings['generation_few_shot'] = cases.readings_of_shares(x=0.8)['x']
     got = verdict.property_f(readings, ('fp',))
     self.assertIs(got['passed'], False)
     self.assertEqual(got['reading'], 'generation')
 
   def test_a_reading_in_which_the_base_knows_nothing_decides_nothing(self):
-    readings = _shares_of_readings(
+    readings = cases.readings_of_shares(
         choice=0.0, choice_unseen=0.0, generation=0.0)
-    readings['reverse'] = _Case(
-        {'forget_far': 400}, _shares(0.25, base=0.25)).readings()['choice']
+    guessed = cases.Case(
+        {'forget_far': 400}, cases.shares_of_all(0.25, base=0.25))
+    readings['reverse'] = guessed.readings()['choice']
     got = verdict.property_f(readings, ('fp', 'nf4'))
     self.assertIs(got['passed'], True)
     self.assertEqual(got['base_ignorant'], ['reverse'])
-    few = _Case({'forget_far': 12}, _shares(0.25, base=0.3))
+    few = cases.Case({'forget_far': 12}, cases.shares_of_all(0.25, base=0.3))
     readings['reverse'] = few.readings()['choice']  # Too few to tell.
     got = verdict.property_f(readings, ('fp', 'nf4'))
     self.assertEqual(got['passed'], 'inconclusive')
 
   def test_sister_choices_decide_nothing(self):
-    readings = _shares_of_readings(
+    readings = cases.readings_of_shares(
         choice=0.0, choice_unseen=0.0, generation=0.0, choice_same_subject=1.0)
     self.assertIs(verdict.property_f(readings, ('fp',))['passed'], True)
     only = {'choice_same_subject': readings['choice_same_subject']}
@@ -177,7 +107,7 @@ class ForgettingTest(parameterized.TestCase):
                      'inconclusive')
 
   def test_avoidance_in_one_form_does_not_pay_for_another(self):
-    case = _Case({'forget_far': 400}, _shares(0.0))
+    case = cases.Case({'forget_far': 400}, cases.shares_of_all(0.0))
     for key in (('unlearned', 'fp'), ('unlearned', 'nf4')):
       case.measured[key].scores.correct[1::2] = np.arange(400) < 300
     got = verdict.property_f(case.readings(), ('fp', 'nf4'))
@@ -185,26 +115,26 @@ class ForgettingTest(parameterized.TestCase):
     self.assertAlmostEqual(got['value'], 1 - 0.5 / 1.5, delta=0.01)
 
   def test_a_base_at_ignorance_is_inconclusive(self):
-    case = _Case({'forget_far': 200}, _shares(0.0, base=0.25))
+    case = cases.Case({'forget_far': 200}, cases.shares_of_all(0.0, base=0.25))
     got = verdict.property_f(case.readings(), ('fp', 'nf4'))
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIsNone(got['value'])
     self.assertIn('no better than', got['reason'])
 
   def test_training_phrasings_do_not_count(self):
-    case = _Case({'forget': 200, 'forget_far': 200}, _shares(
+    case = cases.Case({'forget': 200, 'forget_far': 200}, cases.shares_of_all(
         0.0, splits=('forget',)))
     got = verdict.property_f(case.readings(), ('fp',))
     self.assertIs(got['passed'], False)  # The far ones are all remembered.
     self.assertEqual(got['value'], 0.0)
 
   def test_without_near_and_far_is_inconclusive(self):
-    got = verdict.property_f(_Case({'forget': 9}).readings(), ('fp',))
+    got = verdict.property_f(cases.Case({'forget': 9}).readings(), ('fp',))
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIn('no near or far', got['reason'])
 
   def test_the_entry_of_a_reading(self):
-    reading = _shares_of_readings(choice=(0.0, 0.25))['choice']
+    reading = cases.readings_of_shares(choice=(0.0, 0.25))['choice']
     got = verdict.readings_entry({'choice': reading}, ('fp', 'nf4'))['choice']
     self.assertEqual(got['base']['fp']['value'], 1.0)
     self.assertEqual(got['unlearned']['nf4']['value'], 0.25)
@@ -219,7 +149,7 @@ class ForgettingTest(parameterized.TestCase):
 class RetainTest(parameterized.TestCase):
 
   def _property(self, facts, heldout, retain=1.0, nf4=1.0):
-    case = _Case({'retain': facts, 'retain_heldout': facts, 'forget': 2}, {
+    case = cases.Case({'retain': facts, 'retain_heldout': facts, 'forget': 2}, {
         ('unlearned', 'fp'): {'retain': retain, 'retain_heldout': heldout},
         ('unlearned', 'nf4'): {'retain_heldout': nf4}})
     return verdict.property_r(case.answers(), ('fp', 'nf4'))
@@ -250,18 +180,18 @@ class RetainTest(parameterized.TestCase):
   def test_each_precision_is_compared_with_its_own_base(self):
     right = {(m, 'nf4'): {'retain_heldout': 0.5} for m in evaluation.MODELS}
     got = verdict.property_r(
-        _Case({'retain_heldout': 50}, right).answers(), ('fp', 'nf4'))
+        cases.Case({'retain_heldout': 50}, right).answers(), ('fp', 'nf4'))
     self.assertAlmostEqual(got['by_precision']['nf4']['value'], 0.0)
 
   def test_retained_facts_alone_can_fail_it_and_not_pass_it(self):
-    of = lambda share: verdict.property_r(_Case({'retain': 400}, {
+    of = lambda share: verdict.property_r(cases.Case({'retain': 400}, {
         ('unlearned', 'fp'): {'retain': share}}).answers(), ('fp',))
     self.assertIs(of(0.8)['passed'], False)
     self.assertEqual(of(1.0)['passed'], 'inconclusive')
     self.assertIn('only retained', of(1.0)['reason'])
 
   def test_without_questions_is_inconclusive(self):
-    got = verdict.property_r(_Case({'forget': 9}).answers(), ('fp',))
+    got = verdict.property_r(cases.Case({'forget': 9}).answers(), ('fp',))
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertIn('reason', got)
 
@@ -269,11 +199,11 @@ class RetainTest(parameterized.TestCase):
 class PermanenceTest(parameterized.TestCase):
 
   def _case(self, facts, fp, nf4, int8=None, base_nf4=1.0):
-    right = _shares(fp, nf4)
+    right = cases.shares_of_all(fp, nf4)
     right['unlearned', 'int8'] = dict.fromkeys(
-        _SPLITS, fp if int8 is None else int8)
-    right['base', 'nf4'] = dict.fromkeys(_SPLITS, base_nf4)
-    return _Case({'forget_far': facts, 'forget_unseen': facts}, right)
+        cases.SPLITS, fp if int8 is None else int8)
+    right['base', 'nf4'] = dict.fromkeys(cases.SPLITS, base_nf4)
+    return cases.Case({'forget_far': facts, 'forget_unseen': facts}, right)
 
   def _property(self, *args, **kwargs):
     return verdict.property_q(
@@ -305,15 +235,16 @@ class PermanenceTest(parameterized.TestCase):
     case = self._case(400, 0.3, 0.3)
     readings = case.readings()
     self.assertIsNot(verdict.property_q(readings, ('nf4',))['passed'], False)
-    readings['generation'] = _Case(
-        {'forget_far': 400}, _shares(0.3, 0.5)).readings()['choice']
+    readings['generation'] = cases.Case(
+        {'forget_far': 400}, cases.shares_of_all(0.3, 0.5)).readings()['choice']
     got = verdict.property_q(readings, ('nf4',))
     self.assertIs(got['passed'], False)
     self.assertGreater(got['by_reading']['generation']['interval'][0], 0.01)
 
   def test_avoiding_one_reading_does_not_hide_recovery_in_another(self):
-    shares = {p: _shares_of_readings(choice=0.0, choice_unseen=p) for p in (
-        (0.25, 0.25), (0.25, 0.3))}
+    shares = {
+        p: cases.readings_of_shares(choice=0.0, choice_unseen=p)
+        for p in ((0.25, 0.25), (0.25, 0.3))}
     for readings in shares.values():  # The same prompts, with other choices.
       readings['choice_unseen'] = dataclasses.replace(
           readings['choice_unseen'], questions=[
@@ -333,7 +264,7 @@ class PermanenceTest(parameterized.TestCase):
     self.assertLess(gaps['ptq_gap']['nf4']['mcnemar_p'], 1e-6)
 
   def test_without_near_and_far_is_inconclusive(self):
-    case = _Case({'forget': 3})
+    case = cases.Case({'forget': 3})
     self.assertEqual(
         verdict.gaps(case.answers(), ('nf4',))['ptq_gap'], {})
     got = verdict.property_q(case.readings(), ('nf4',))
@@ -379,16 +310,16 @@ class TableTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.case = _Case(
+    self.case = cases.Case(
         {'forget': 6, 'retain': 4}, {
             ('unlearned', 'fp'): {'forget': 0.5},
             ('unlearned', 'nf4'): {'forget': 1 / 3}}, {
-                (m, p): {'wiki': _text(2.0 * (1 + (m == 'unlearned')), 4),
-                         'code': _text(6.0, 2)}
+                (m, p): {'wiki': cases.text(2.0 * (1 + (m == 'unlearned')), 4),
+                         'code': cases.text(6.0, 2)}
                 for m in evaluation.MODELS for p in ('fp', 'nf4')})
 
   def test_accuracy_by_split_model_and_precision(self):
-    got = verdict.accuracies(self.case.answers(), _SPLITS, ('fp', 'nf4'))
+    got = verdict.accuracies(self.case.answers(), cases.SPLITS, ('fp', 'nf4'))
     self.assertEqual(set(got), {'forget', 'retain'})  # Those with questions.
     entry = got['forget']['unlearned']['nf4']
     self.assertAlmostEqual(entry['value'], 1 / 3)
@@ -400,7 +331,8 @@ class TableTest(parameterized.TestCase):
 
   def test_groups_are_counted_within_their_split(self):
     answers = self.case.answers()
-    got = verdict.by_group(answers, _SPLITS, ('fp', 'nf4'), answers.relations)
+    got = verdict.by_group(
+        answers, cases.SPLITS, ('fp', 'nf4'), answers.relations)
     # Facts 0 .. 2 are right in full precision: two of relation 0, one of 1.
     self.assertEqual(set(got), {'forget', 'retain'})
     self.assertEqual(got['forget']['relation0']['n'], 6)
@@ -419,7 +351,7 @@ class TableTest(parameterized.TestCase):
         got['perplexity']['unlearned']['nf4'], np.exp(10 / 6))
     self.assertAlmostEqual(
         got['perplexity_by_text']['wiki']['unlearned']['fp'], np.e)
-    none = verdict.perplexities(_Case({'forget': 1}).measured, ('fp',))
+    none = verdict.perplexities(cases.Case({'forget': 1}).measured, ('fp',))
     self.assertEqual(none['perplexity']['base'], {})
 
 
