@@ -13,7 +13,6 @@ import optax
 
 from mansu_jax import tree_paths
 from mansu_jax import types
-from mansu_jax.attacks import lora
 from mansu_jax.data import batching
 from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
@@ -22,12 +21,15 @@ from mansu_jax.data.readers import text as text_lib
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
+from mansu_jax.models import lora
 from mansu_jax.runtime import progress
 from mansu_jax.runtime import sharding
 from mansu_jax.unlearn import losses
 
 VARIANTS = ('all', 'lora')
 BATCH = 16  # Sequences per step.
+RANK = 8  # Of the adapters.
+SCALE = 2.0  # Of the adapters; see `models.lora`.
 _ADAM = optax.scale_by_adam()  # The step multiplies by the learning rate.
 
 
@@ -141,20 +143,17 @@ def _hold_state(variant: str, state: optax.ScaleByAdamState) -> Any:
 
 @functools.partial(jax.jit, static_argnames='variant')
 def start(
-    variant: str, params: types.Params, seed: types.Array | int
+    variant: str, trained: types.PyTree
 ) -> tuple[types.PyTree, optax.ScaleByAdamState]:
-  """The trained pytree in float32, and the state of Adam.
+  """A copy of the trained pytree in float32, and the state of Adam.
 
   Args:
     variant: `all` or `lora`.
-    params: Full params.
-    seed: Seed of the adapters.
+    trained: Full params, or adapters.
   """
-  if variant == 'lora':
-    trained = lora.init(params, jax.random.key(seed))
-  else:  # `+ 0` makes new buffers: the steps donate theirs.
-    trained = jax.tree.map(lambda x: x.astype(jnp.float32) + 0, params)
-  trained = _hold(variant, trained)
+  # `+ 0` makes new buffers: the steps donate theirs.
+  trained = _hold(variant, jax.tree.map(
+      lambda x: x.astype(jnp.float32) + 0, trained))
   return trained, _hold_state(variant, _ADAM.init(trained))
 
 
@@ -179,15 +178,14 @@ def train_step(
     that are not finite.
   """
   trained, state = carry
-  rows = batch.tokens, batch.positions, batch.segments
 
   def loss(trained):
+    params, adapted = trained, {}
     if variant == 'lora':
-      params, hidden = frozen, lora.forward(config, frozen, trained, *rows)
-    else:
-      params, hidden = trained, decoder.forward(
-          config, trained, rows[0], positions=rows[1], segments=rows[2],
-          remat=True)
+      params, adapted = frozen, dict(adapters=trained, adapter_scale=SCALE)
+    hidden = decoder.forward(
+        config, params, batch.tokens, positions=batch.positions,
+        segments=batch.segments, remat=True, **adapted)
     taught = hidden.reshape(-1, hidden.shape[-1])[batch.at]  # [K, D]
     nll = losses.token_nll(decoder.unembed(params, taught), batch.targets)
     return jnp.sum(nll * batch.weights)
@@ -225,8 +223,10 @@ def run(
     `step` and the measurements at each of `steps`. They end early if the
     weights are no longer finite.
   """
-  carry = start(variant, params, seed)
-  frozen = params if variant == 'lora' else None
+  frozen, trained = None, params
+  if variant == 'lora':
+    frozen, trained = params, lora.init(params, RANK, seed)
+  carry = start(variant, trained)
   out = []
   for step in progress.track(range(steps[-1] + 1), 'fine-tuning'):
     if step in steps:
@@ -245,5 +245,5 @@ def _full(
     variant: str, params: types.Params, trained: types.PyTree) -> types.Params:
   """Full params in the dtypes of the model."""
   if variant == 'lora':
-    return lora.merge(params, trained)
+    return lora.merge(params, trained, SCALE)
   return jax.tree.map(lambda x, like: x.astype(like.dtype), trained, params)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
-from mansu_jax.models import decoder
 from mansu_jax.quant import layout as quant_layout
 
 _BlockLayout = quant_layout.BlockLayout
@@ -31,5 +30,6 @@ AXES = {'embed': 'VD', 'lm_head': 'VD', 'final_norm': 'D',
 
 def block_layout(config: config_lib.ModelConfig) -> types.PyTree:
   """A tree like the params: a `BlockLayout`, or None if not quantized."""
-  return tree_paths.map_named(
-      lambda name, _: MATRICES.get(name), decoder.abstract(config))
+  return tree_paths.unflatten({
+      name: MATRICES.get(name) for name in AXES
+      if name != 'lm_head' or not config.tie_embeddings})

@@ -22,13 +22,8 @@ import numpy as np
 
 from mansu_jax import tree_paths
 from mansu_jax import types
+from mansu_jax.models import layout
 from mansu_jax.runtime import sharding
-
-# Adapted matrices, and the number of their input axes after L.
-INPUT_AXES = {
-    'layers/attn/q': 1, 'layers/attn/k': 1, 'layers/attn/v': 1,
-    'layers/attn/o': 2, 'layers/mlp/gate': 1, 'layers/mlp/up': 1,
-    'layers/mlp/down': 1}
 
 
 def shapes(params: types.Params, rank: int) -> types.PyTree:
@@ -39,8 +34,9 @@ def shapes(params: types.Params, rank: int) -> types.PyTree:
     rank: R.
   """
   flat, out = tree_paths.flatten(params), {}
-  for name, split in INPUT_AXES.items():
+  for name, axes in layout.MATRICES.items():
     layers, *sizes = flat[name].shape
+    split = len(axes.inp)
     rows, columns = math.prod(sizes[:split]), math.prod(sizes[split:])
     out[f'{name}/a'] = (layers, rows, rank)
     out[f'{name}/b'] = (layers, rank, columns)
@@ -99,29 +95,31 @@ def _add(w: types.Array, a: types.Array, b: types.Array, scale: float) -> Any:
   return w.astype(a.dtype) + scale * product.reshape(w.shape)
 
 
-@functools.partial(jax.jit, static_argnames='scale')
+@functools.partial(jax.jit, static_argnames=('scale', 'dtype'))
 def merge_leaf(
     w: types.Array,  # [L, ...]
     a: types.Array,  # [L, I, R]
     b: types.Array,  # [L, R, O]
     scale: float,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> types.Array:
-  """A stacked matrix with its adapter, in float32."""
-  return _add(w, a, b, scale)
+  """A stacked matrix with its adapter; see `merge`."""
+  return _add(w, a, b, scale).astype(w.dtype if dtype is None else dtype)
 
 
 def merge(
-    params: types.Params, adapters: types.PyTree, scale: float
-) -> types.Params:
-  """The params with their adapters: adapted matrices in float32.
+    params: types.Params, adapters: types.PyTree, scale: float,
+    dtype: jax.typing.DTypeLike | None = None) -> types.Params:
+  """The params with their adapters, added in float32.
 
   Args:
     params: Params of the model; the other leaves are shared.
     adapters: From `init`, after training.
     scale: See the module docstring.
+    dtype: Dtype of the adapted matrices; None keeps theirs.
   """
   flat, found = tree_paths.flatten(params), tree_paths.flatten(adapters)
-  for name in INPUT_AXES:
+  for name in layout.MATRICES:
     flat[name] = merge_leaf(
-        flat[name], found[f'{name}/a'], found[f'{name}/b'], scale)
+        flat[name], found[f'{name}/a'], found[f'{name}/b'], scale, dtype)
   return tree_paths.unflatten(flat)

@@ -10,6 +10,7 @@ from mansu_jax import types
 from mansu_jax.models import calibration
 from mansu_jax.models import config as model_config
 from mansu_jax.models import layout as model_layout
+from mansu_jax.models import lora
 from mansu_jax.quant import affine
 from mansu_jax.quant import simulate
 from mansu_jax.runtime import programs
@@ -19,6 +20,25 @@ def matrices(params: types.Params) -> types.Params:
   """Leaves that a second model holds; it shares the others with the base."""
   flat = tree_paths.flatten(params)
   return {leaf: flat[leaf] for leaf in model_layout.MATRICES}
+
+
+def merge_adapters(
+    params: types.Params, adapters: types.PyTree, scale: float,
+    dtype: str | None = None, *, calls: int = 1) -> programs.Programs:
+  """Merges LoRA adapters leaf by leaf; the stage holds the result already.
+
+  Args:
+    params: the model's shapes.
+    adapters: their shapes.
+    scale: see `lora`.
+    dtype: see `lora.merge`.
+    calls: number of models.
+  """
+  flat, found = map(tree_paths.flatten, (params, adapters))
+  for leaf in model_layout.MATRICES:
+    yield programs.program(
+        f'merge into {leaf}', lora.merge_leaf, flat[leaf], found[f'{leaf}/a'],
+        found[f'{leaf}/b'], scale, dtype, calls=calls, held=True)
 
 
 def quantize(

@@ -42,10 +42,6 @@ class LoraTest(parameterized.TestCase):
     super().setUpClass()
     cls.params, cls.ids = tiny.params(_CONFIG), tiny.tokens(_CONFIG)
 
-  def test_the_table_of_axes_is_the_layout_of_the_matrices(self):
-    self.assertEqual(lora.INPUT_AXES, {
-        name: len(axes.inp) for name, axes in layout.MATRICES.items()})
-
   def test_shapes_are_of_the_products_of_axes(self):
     got = {name: x.shape for name, x in tree_paths.flatten(
         lora.shapes(decoder.abstract(_CONFIG), 5)).items()}
@@ -92,12 +88,28 @@ class LoraTest(parameterized.TestCase):
     self.assertGreater(np.abs(got - tiny.logits(
         _CONFIG, self.params, self.ids)).max(), 0.1)
 
-  def test_a_bfloat16_base_is_adapted_in_float32(self):
+  def test_a_bfloat16_base_is_adapted_in_float32_and_rounded_once(self):
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), self.params)
-    merged = tree_paths.flatten(lora.merge(params, _adapters(), _SCALE))
-    for name, leaf in merged.items():
+    exact, rounded = (
+        tree_paths.flatten(lora.merge(params, _adapters(), _SCALE, dtype))
+        for dtype in ('float32', None))
+    for name, leaf in exact.items():
       self.assertEqual(leaf.dtype, jnp.float32 if name in layout.MATRICES
                        else jnp.bfloat16, name)
+      self.assertEqual(rounded[name].dtype, jnp.bfloat16, name)
+      np.testing.assert_array_equal(rounded[name], leaf.astype(jnp.bfloat16))
+
+  def test_packed_rows_are_those_of_the_merged_model(self):
+    adapters, rows = _adapters(), dict(
+        positions=np.tile([0, 1, 2, 3, 0, 1], (4, 1)).astype(np.int32),
+        segments=np.tile([0] * 4 + [1] * 2, (4, 1)).astype(np.int32))
+    tokens = tiny.tokens(_CONFIG, 4, 6)
+    forward = jax.jit(lambda params, **options: decoder.forward(
+        _CONFIG, params, tokens, **rows, **options))
+    got = forward(self.params, adapters=adapters, adapter_scale=_SCALE)
+    np.testing.assert_allclose(
+        got, forward(lora.merge(self.params, adapters, _SCALE)), atol=1e-5)
+    self.assertGreater(np.abs(got - forward(self.params)).max(), 0.1)
 
   def test_gradients_are_those_of_the_merged_matrices(self):
     adapters = _adapters()

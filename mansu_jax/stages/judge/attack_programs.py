@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from mansu_jax.attacks import fine_tune
-from mansu_jax.attacks import lora
+from mansu_jax.models import lora
 from mansu_jax.models import programs as model_programs
 from mansu_jax.runtime import programs
 from mansu_jax.stages.judge import attacks as attacks_lib
 from mansu_jax.stages.judge import programs as judge_programs
 from mansu_jax.stages.prepare import reteaching
-
-_SEED = np.int32(0)
 
 
 def attacks(job: judge_programs.Job) -> programs.Programs:
@@ -37,20 +35,23 @@ def attacks(job: judge_programs.Job) -> programs.Programs:
   for run in found.runs:
     yield programs.hold(**held)
     variant, steps = run.plan.variant, run.plan.steps
+    frozen, trained = None, model.params
+    if variant == 'lora':
+      frozen, trained = trained, model.placer.replicate(
+          lora.shapes(trained, fine_tune.RANK))
     carry = yield programs.program(
-        'start of an attack', fine_tune.start, variant, model.params,
-        programs.shapes_of(_SEED))
+        'start of an attack', fine_tune.start, variant, trained)
     held_now = held | {'attacked and optimizer': carry}
     yield programs.hold(**held_now)
     yield programs.program(
         f'step of {run.plan.kind}', fine_tune.train_step, model.config,
-        variant, model.params if variant == 'lora' else None, carry,
+        variant, frozen, carry,
         programs.shapes_of(run.lesson[0]), np.float32(0), calls=steps[-1])
     if variant == 'lora':
       held_now['merged'] = model_programs.matrices(model.params)
       yield programs.hold(**held_now)
-      yield programs.program(
-          'lora.merge', lora.merge, model.params, carry[0], calls=len(steps))
+      yield from model_programs.merge_adapters(
+          model.params, carry[0], fine_tune.SCALE, calls=len(steps))
     yield programs.hold(
         **held_now, quantized=model_programs.matrices(model.params))
     for name in found.views[1:]:

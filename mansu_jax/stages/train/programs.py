@@ -308,12 +308,9 @@ def export(
   if not prepared.whole:
     yield from circuit_programs.scatter(model, theta)
   elif settings.unlearn.lora_rank:
-    flat, adapters = map(tree_paths.flatten, (model.params, theta))
-    for leaf in lora.INPUT_AXES:
-      yield programs.program(
-          f'merge into {leaf}', lora.merge_leaf, flat[leaf],
-          adapters[f'{leaf}/a'], adapters[f'{leaf}/b'],
-          settings.unlearn.lora_alpha / settings.unlearn.lora_rank, held=True)
+    yield from model_programs.merge_adapters(
+        model.params, theta, settings.unlearn.lora_alpha
+        / settings.unlearn.lora_rank, 'float32')
   for leaf, x in tree_paths.flatten(model.params).items():
     if leaf.startswith('layers/'):
       yield programs.program(

@@ -116,7 +116,7 @@ def _merge(
   Raises:
     ValueError: a weight overflows in the base's dtype.
   """
-  merged = lora.merge(params, adapters, scale)
+  merged = lora.merge(params, adapters, scale, 'float32')
   merged = hf_io.as_stored(merged, params['embed'].dtype.name)
   return jax.tree.map(
       lambda x, like: edits.cast(x, like.dtype), merged, params)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mansu_jax.attacks import fine_tune
-from mansu_jax.attacks import lora
+from mansu_jax.models import lora
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import programs
@@ -145,7 +145,8 @@ class AttacksTest(absltest.TestCase):
     planned, asked = self._planned()
     self.assertEqual(
         {name: calls[name] for name in ('start', 'step', 'merge')},
-        {'start': planned['start of an attack'], 'merge': planned['lora.merge'],
+        {'start': planned['start of an attack'],
+         'merge': planned['merge into layers/mlp/up'],
          'step': sum(n for name, n in planned.items() if name.startswith(
              'step of '))})
     self.assertEqual(calls['quantize'], planned['nf4 of layers/mlp/up'])

@@ -131,7 +131,8 @@ class LoraEditTest(parameterized.TestCase):
         lambda x: x.astype(jnp.bfloat16), model.params))
     edit = whole_edits.make(half, _options('lora'), seed=0)
     theta = jax.tree.map(lambda x: x + 0.01, edit.theta)
-    want = lora.merge(half.params, theta, 2.0)  # Alpha over rank.
+    # Alpha over rank.
+    want = lora.merge(half.params, theta, 2.0, 'float32')
     for name, leaf in tree_paths.flatten(edit.merge(theta)).items():
       self.assertEqual(leaf.dtype, jnp.bfloat16)
       np.testing.assert_array_equal(leaf, np.asarray(
