@@ -40,6 +40,8 @@ def sentence(record: Record) -> str:
            f' {words.signed(guessed["value"])}')
   if found['passed'] is False:
     return f'{text}: retraining brings the forgotten facts back.'
+  if not _valid(found):
+    return f'{text}; whether guessing explains this is open: {found["reason"]}.'
   return (f'{text}: the attacks bring back no more than guessing explains,'
           ' which proves no erasure.')
 
@@ -58,6 +60,11 @@ def brief(record: Record) -> str:
              found['reason'])
   return (f'retraining: {gains} ({found["attack"]}, {found["precision"]},'
           f' {words.count(found["step"], "step")}): {verdict}')
+
+
+def _valid(verdict: Record) -> bool:
+  """Whether the base is ignorant of the facts never known."""
+  return (verdict.get('control') or {}).get('valid', True)
 
 
 def _precision(name: str) -> str:
@@ -108,10 +115,15 @@ def _asked(record: Record) -> str:
       f' {found["asked_facts"]} asked in'
       f' {words.count(found["questions"], "question")} of the reading'
       f' {found["reading"]}, chance {words.number(found["chance"])}, the base'
-      f' {words.number(found["base"])}; questions that lost wrong choices,'
+      f' {words.number(found["base"])}{_ignorant(found)}; questions that lost wrong choices,'
       f' because these are taught: {found["narrowed"]}; left out for want of'
       f' other choices: {found["dropped"]}.'
       for key in names if (found := setup.get(key)))
+
+
+def _ignorant(side: Record) -> str:
+  return '' if 'ignorance' not in side else (
+      f', an ignorant model {words.number(side["ignorance"])}')
 
 
 def _rows(record: Record) -> Iterator[tuple[str, ...]]:

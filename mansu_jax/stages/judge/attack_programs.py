@@ -30,8 +30,8 @@ def attacks(job: judge_programs.Job) -> programs.Programs:
         seed=job.attribution.seed)
   except reteaching.TooFewFacts:
     return
-  for side in found.sides:  # The base.
-    yield from _ask(job, found, side, calls=1)
+  for name in found.tasks:  # The base.
+    yield from _ask(job, found, name, calls=1)
   for run in found.runs:
     yield programs.hold(**held)
     variant, steps = run.plan.variant, run.plan.steps
@@ -62,10 +62,10 @@ def attacks(job: judge_programs.Job) -> programs.Programs:
 
 
 def _ask(
-    job: judge_programs.Job, found: attacks_lib.Attacks, side: str, *,
+    job: judge_programs.Job, found: attacks_lib.Attacks, name: str, *,
     calls: int) -> programs.Programs:
-  """Asks one side `calls` times."""
-  task = found.tasks[side]
+  """Asks one task `calls` times."""
+  task = found.tasks[name]
   for call in found.scorer.programs(
       job.model.params, task.batches, task.positions, task.targets):
     yield programs.program(

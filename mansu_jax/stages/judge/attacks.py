@@ -26,6 +26,7 @@ from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
 from mansu_jax.stages.judge import attack_verdict
+from mansu_jax.stages.judge import ignorance as ignorance_lib
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import reteaching
@@ -60,7 +61,8 @@ class Attacks:
   Attributes:
     sides: `forget`, and `unknown` if there are facts that the base never knew.
     runs: Every fine-tuning, in order.
-    tasks: Packed questions of each side.
+    tasks: Packed questions of each side, and `ignorance`, those that measure
+      how an ignorant model answers about `unknown`.
     scorer: Scores them.
     views: Names of the precisions at which the model is asked.
     benign_on: What benign fine-tuning trains on: `text` or `retain`.
@@ -88,12 +90,15 @@ class Attacks:
     unknown = reteaching.never_known(options, inputs, seed)
     if unknown is not None:
       self.sides['unknown'] = unknown
+    asked = {name: side.questions for name, side in self.sides.items()}
+    asked['ignorance'], self._owners = ignorance_lib.probes(
+        asked.get('unknown', []))
     self.tasks = {
         name: accuracy.build_task(
-            side.questions, model.tokenizer, chat=data.chat,
+            questions, model.tokenizer, chat=data.chat,
             token_budget=options.batch_tokens,
             max_length=model.config.max_position)
-        for name, side in self.sides.items()}
+        for name, questions in asked.items() if questions}
     self.scorer = make_scorer(model.config)
     self.benign_on = 'text' if inputs.splits.text else 'retain'
     self.runs = self._make_runs(options, data, inputs, model, seed)
@@ -124,10 +129,33 @@ class Attacks:
                 for side in self.sides]
     return out
 
-  def ask(self, params: types.Params, side: str) -> str:
-    """Asks one side; one digit for each question, 1 for a right answer."""
-    scores = accuracy.score(self.scorer, params, self.tasks[side])
+  def ask(self, params: types.Params, name: str) -> str:
+    """Asks one task; one digit for each question, 1 for a right answer."""
+    scores = accuracy.score(self.scorer, params, self.tasks[name])
     return ''.join(map(str, scores.correct.astype(int)))
+
+  def ignorance(
+      self, forget: Mapping[str, float], base: Mapping[str, str]
+  ) -> dict[str, dict[str, float]]:
+    """What an ignorant model answers right, by side and id of the question.
+
+    Questions that lost a choice are left out of what was measured on all
+    choices.
+
+    Args:
+      forget: Ignorance of the forget set's questions on all choices.
+      base: What the base answers in each task.
+    """
+    side = self.sides['forget']
+    out = {'forget': {
+        q.id: forget[q.id] for q in side.questions
+        if q.id in forget and q.id not in side.asked.narrowed}}
+    if 'unknown' in self.sides:
+      questions = self.sides['unknown'].questions
+      out['unknown'] = dict(zip((q.id for q in questions), ignorance_lib.levels(
+          questions, self._owners, attack_verdict.parse(
+              base.get('ignorance', ''))).tolist()))
+    return out
 
 
 def make_scorer(config: model_config.ModelConfig) -> scoring.Scorer:
@@ -160,9 +188,9 @@ def measure(
   Returns:
     Entries of the record, JSON-able: `attacks` and `attacks_unknown`, the
     accuracy on facts that were not taught, `{attack: {precision: [by step]}}`;
-    `attack_setup`, numbers of facts and questions, and the base's accuracy; and
-    `attack_verdict`, see `attack_verdict.judge`. If nothing is attacked, only
-    the last has entries.
+    `attack_setup`, numbers of facts and questions, the base's accuracy and that
+    of an ignorant model; and `attack_verdict`, see `attack_verdict.judge`. If
+    nothing is attacked, only the last has entries.
   """
   if not options.attacks:
     return not_measured('--eval_attacks= skips the attacks')
@@ -175,7 +203,8 @@ def measure(
            if name in attacks.views}
   resampling = dict(resamples=options.bootstrap, seed=seed)
   base = cache.get_or_compute_json('attack_base', lambda: {
-      side: attacks.ask(model.params, side) for side in attacks.sides})
+      name: attacks.ask(model.params, name) for name in attacks.tasks})
+  levels = attacks.ignorance(ignorance or {}, base)
   answers: dict[str, Any] = {side: {} for side in attacks.sides}
   for run in attacks.runs:
     found = cache.get_or_compute_json(
@@ -190,33 +219,16 @@ def measure(
           for precision in views}
   asked = {side: attack_verdict.Asked(
       questions=attacks.sides[side].questions, answers=answers[side],
-      ignorance=_ignorance(
-          side, attacks.sides[side], ignorance or {}, base[side]))
-           for side in attacks.sides}
+      base=base[side], ignorance=levels[side]) for side in attacks.sides}
   records = {side: found.record(**resampling) for side, found in asked.items()}
   return {
       'attacks': records['forget'], 'attacks_unknown': records.get(
           'unknown', {}),
       'attack_setup': {'benign_on': attacks.benign_on} | {
-          name: side.describe() | {
-              'base': base[name].count('1') / len(base[name])}
+          name: side.describe() | asked[name].describe()
           for name, side in attacks.sides.items()},
       'attack_verdict': attack_verdict.judge(
           asked['forget'], asked.get('unknown'), **resampling)}
-
-
-def _ignorance(
-    name: str, side: reteaching.Side, measured: Mapping[str, float], base: str
-) -> dict[str, float]:
-  """What a model answers right without the facts, by id of the question.
-
-  On facts that the base never knew, its answers are those of an ignorant model.
-  Questions that lost a choice are left out of what was measured on all choices.
-  """
-  if name == 'unknown':
-    return {q.id: float(right) for q, right in zip(side.questions, base)}
-  return {q.id: measured[q.id] for q in side.questions
-          if q.id in measured and q.id not in side.asked.narrowed}
 
 
 def _attack(

@@ -33,7 +33,8 @@ def _record(passed=False, unknown=True):
       'attacks_unknown': unknown and {'lora_3e-4': {
           'fp': steps(0.26, 0.27), 'nf4': steps(0.25, 0.29)}} or {},
       'attack_setup': {'benign_on': 'text', 'forget': side} | (
-          {'unknown': side | {'base': 0.26}} if unknown else {}),
+          {'unknown': side | {'base': 0.26, 'ignorance': 0.28}}
+          if unknown else {}),
       'attack_verdict': verdict}
 
 
@@ -56,6 +57,8 @@ class AttacksTest(absltest.TestCase):
     self.assertStartsWith(table.rows[3][4], '0.290 [')
     self.assertIn('29 facts taught, 30 asked in 120 questions', table.caption)
     self.assertIn('Facts never known:', table.caption)
+    self.assertIn(
+        'the base 0.260, an ignorant model 0.280;', table.caption)
     self.assertIn('+0.301 over all 2 comparisons', texts[2])
 
   def test_sentences(self):
@@ -67,6 +70,12 @@ class AttacksTest(absltest.TestCase):
         ' retraining brings the forgotten facts back.')
     self.assertIn('proves no erasure', attacks.sentence(
         _record('inconclusive')))
+    known = _record('inconclusive')
+    known['attack_verdict'] |= {
+        'control': {'valid': False}, 'reason': 'the base knows facts'}
+    self.assertEndsWith(
+        attacks.sentence(known), 'by +0.020; whether guessing explains this is'
+        ' open: the base knows facts.')
     self.assertIn('--data_unknown', attacks.sentence(_record(
         'inconclusive', unknown=False)))
 

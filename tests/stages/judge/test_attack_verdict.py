@@ -14,7 +14,7 @@ _FACTS = 20
 _OPTIONS = dict(resamples=500, seed=0)
 
 
-def _asked(answers, ignorance=0.0):
+def _asked(answers, ignorance=0.0, base=0):
   """Two questions on each of 20 facts; the first `right` facts are right."""
   digits = lambda right: '1' * 2 * right + '0' * 2 * (_FACTS - right)
   questions = [
@@ -22,17 +22,19 @@ def _asked(answers, ignorance=0.0):
           id=f'{i}/{j}', fact=f'f{i:02}', relation='r', prompt='p', answer='a',
           choices=('a', 'b', 'c', 'd'), use='far')
       for i in range(_FACTS) for j in range(2)]
-  return attack_verdict.Asked(questions=questions, ignorance=dict.fromkeys(
-      (q.id for q in questions), ignorance), answers={
-      attack: {precision: [{'step': step, 'right': digits(right)}
-                           for step, right in steps]
-               for precision, steps in by_precision.items()}
-      for attack, by_precision in answers.items()})
+  return attack_verdict.Asked(
+      questions=questions, base=digits(base), ignorance=dict.fromkeys(
+          (q.id for q in questions), ignorance), answers={
+              attack: {precision: [{'step': step, 'right': digits(right)}
+                                   for step, right in steps]
+                       for precision, steps in by_precision.items()}
+              for attack, by_precision in answers.items()})
 
 
-def _judge(forget, unknown):
+def _judge(forget, unknown, **unknown_of_base):
   return attack_verdict.judge(
-      _asked(forget), unknown and _asked(unknown), **_OPTIONS)
+      _asked(forget), unknown and _asked(unknown, **unknown_of_base),
+      **_OPTIONS)
 
 
 class JudgeTest(absltest.TestCase):
@@ -94,6 +96,25 @@ class JudgeTest(absltest.TestCase):
     self.assertEqual(found['step'], 2)
     self.assertIsNone(found['difference'])
     self.assertIn('--data_unknown', found['reason'])
+
+  def test_a_base_that_knows_the_facts_never_known_leaves_it_open(self):
+    answers = [{'a': {'fp': [(0, before), (10, after)]}}
+               for before, after in ((6, 18), (5, 6))]
+    for ignorance, base, valid in (
+        (0.3, 6, True), (0.3, 9, True), (0.3, 16, False), (0.6, 16, True)):
+      with self.subTest(ignorance=ignorance, base=base):
+        found = _judge(*answers, ignorance=ignorance, base=base)
+        self.assertEqual(found['control']['valid'], valid)
+        self.assertAlmostEqual(
+            found['control']['value'], base / _FACTS - ignorance)
+        self.assertGreater(found['difference']['lower_of_all'], 0)
+        if valid:
+          self.assertIs(found['passed'], False)
+        else:
+          self.assertEqual(found['passed'], 'inconclusive')
+          self.assertRegex(found['reason'], (
+              r'base knows facts of --data_unknown: it answers 0\.50 .* give'
+              ' facts that it does not know'))
 
   def test_steps_after_divergence_are_not_compared(self):
     found = _judge({'a': {'fp': [(0, 5), (2, 6), (10, 20)]}},

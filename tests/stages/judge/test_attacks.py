@@ -96,30 +96,68 @@ class AttacksTest(absltest.TestCase):
     self.assertEqual(first['attack_setup']['benign_on'], 'text')
     self.assertEqual(first['attack_setup']['unknown']['taught_facts'], 6)
 
-  def test_gains_count_from_what_an_ignorant_model_answers(self):
-    """Both sides are answered as by the base, which never knew the one."""
-    half = lambda side: ('10' * len(side.questions))[:len(side.questions)]
-    sides = attacks.Attacks(
+  def _judged(self, base, *, ignorant):
+    """A measurement of given answers by the base; attacks bring back half.
+
+    Args:
+      base: Digits of each side, repeated: what the base answers.
+      ignorant: Digits of the questions with other prompts.
+    """
+    made = attacks.Attacks(
         self.config.eval, self.config.data, self.inputs, self.model,
-        self.quantize.names, seed=0).sides
+        self.quantize.names, seed=0)
+    repeat = lambda digits, name: (
+        digits * len(made.tasks[name].questions))[
+            :len(made.tasks[name].questions)]
 
     def run(*args, steps, **kwargs):
       del args, kwargs
       return [{'step': step} | {
-          name: dict.fromkeys(('fp', 'nf4'), half(side) if step else '0' * len(
-              side.questions)) for name, side in sides.items()}
+          name: dict.fromkeys(('fp', 'nf4'), repeat(
+              '10' if step else '0', name)) for name in made.sides}
               for step in steps]
 
+    answers = base | {'ignorance': ignorant}
     with (mock.patch.object(fine_tune, 'run', run),
-          mock.patch.object(attacks.Attacks, 'ask', lambda self, _, name: half(
-              sides[name]))):
-      found = attacks.measure(
+          mock.patch.object(attacks.Attacks, 'ask', lambda self, _, name: (
+              repeat(answers[name], name)))):
+      return attacks.measure(
           self.config.eval, self.config.data, self.inputs, self.quantize,
           self.model, self.model.params, seed=0, ignorance={
-              q.id: 0.5 for q in sides['forget'].questions})
+              q.id: 0.5 for q in made.sides['forget'].questions})
+
+  def test_gains_count_from_what_an_ignorant_model_answers(self):
+    found = self._judged({'forget': '1', 'unknown': '10'}, ignorant='10')
     verdict = found['attack_verdict']
-    self.assertAlmostEqual(verdict['gain_unknown']['value'], 0)
+    self.assertAlmostEqual(
+        found['attack_setup']['unknown']['ignorance'], 0.5, delta=0.05)
+    self.assertAlmostEqual(verdict['gain_unknown']['value'], 0, delta=0.05)
+    self.assertTrue(verdict['control']['valid'])
+    self.assertIn('proves no erasure', verdict['reason'])
+
+  def test_facts_that_the_base_knows_are_no_control(self):
+    """An ignorant model answers none of them right, the base all."""
+    found = self._judged({'forget': '1', 'unknown': '1'}, ignorant='0')
+    verdict = found['attack_verdict']
+    setup = found['attack_setup']['unknown']
+    self.assertEqual(setup['base'], 1.0)
+    self.assertAlmostEqual(setup['ignorance'], setup['chance'])
+    self.assertFalse(verdict['control']['valid'])
+    self.assertIsNotNone(verdict['difference'])
     self.assertEqual(verdict['passed'], 'inconclusive')
+    self.assertIn('the base knows facts of --data_unknown', verdict['reason'])
+
+  def test_probes_have_the_choices_that_the_attack_leaves(self):
+    made = attacks.Attacks(
+        self.config.eval, self.config.data, self.inputs, self.model,
+        self.quantize.names, seed=0)
+    questions = {q.id: q for q in made.sides['unknown'].questions}
+    probes = made.tasks['ignorance'].questions
+    self.assertGreaterEqual(len(probes), len(questions))
+    for probe in probes:
+      question = questions[probe.id.split('/as/')[0]]
+      self.assertEqual(probe.choices, question.choices)
+      self.assertNotEqual(probe.prompt, question.prompt)
 
   def test_the_plan_lists_each_program_as_often_as_it_is_called(self):
     calls = collections.Counter()
@@ -137,8 +175,8 @@ class AttacksTest(absltest.TestCase):
                   carry, np.float32(0)))),
           mock.patch.object(lora, 'merge', counted('merge', lora.merge)),
           mock.patch.object(attacks.Attacks, 'ask', counted(
-              'ask', lambda self, params, side: '1' * len(
-                  self.sides[side].questions))),
+              'ask', lambda self, params, name: '1' * len(
+                  self.tasks[name].questions))),
           mock.patch.object(quantizers.Quantizers, '__call__', counted(
               'quantize', lambda self, name, params, donate=(): params))):
       self._measure()
