@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from mansu_jax import quant
@@ -42,25 +43,25 @@ def merge_adapters(
 
 
 def quantize(
-    params: types.Params, name: str, *, calls: int = 1, donate: bool = False
-) -> programs.Programs:
+    params: types.Params, name: str, *, calls: int = 1,
+    donate: Collection[str] = ()) -> programs.Programs:
   """Quantizes a model leaf by leaf; returns the quantized shapes.
 
   Args:
     params: the model's shapes. The stage holds the quantized ones already.
     name: of a scheme that needs no calibration.
     calls: number of models.
-    donate: whether the result takes over the memory of its input.
+    donate: names of leaves whose memory the result takes over.
   """
   scheme, flat = quant.find(name), tree_paths.flatten(params)
-  run = (simulate.fake_quantize_in_place if donate
-         else simulate.fake_quantize_leaf)
   for leaf, layout in model_layout.MATRICES.items():
     yield programs.program(
         f'blocks of {leaf}', simulate.any_extreme, flat[leaf], calls=calls)
+    run = (simulate.fake_quantize_in_place if leaf in donate
+           else simulate.fake_quantize_leaf)
     flat[leaf] = yield programs.program(
         f'{name} of {leaf}', run, flat[leaf], scheme.ordinary(), layout,
-        calls=calls, held=not donate)
+        calls=calls, held=leaf not in donate)
   return tree_paths.unflatten(flat)
 
 

@@ -154,7 +154,7 @@ class CallsTest(parameterized.TestCase):
       ('lora', *_WHOLE, '--unlearn_lora_rank=2', '--circuit_resamples=0'),
       ('bfloat16_until_forgotten', *_WHOLE, '--circuit_resamples=0',
        '--unlearn_weights_dtype=bfloat16', '--unlearn_stop_forget=0.1'),
-      ('measures', '--attribution_level=neuron_and_head',
+      ('neuron_with_measures', '--attribution_level=neuron',
        '--eval_hidden_questions=48', '--eval_recall_questions=24',
        '--eval_attacks=lora', '--eval_attack_steps=2',
        '--circuit_resamples=0'),

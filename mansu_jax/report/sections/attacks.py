@@ -115,9 +115,9 @@ def _asked(record: Record) -> str:
       f' {found["asked_facts"]} asked in'
       f' {words.count(found["questions"], "question")} of the reading'
       f' {found["reading"]}, chance {words.number(found["chance"])}, the base'
-      f' {words.number(found["base"])}{_ignorant(found)}; questions that lost wrong choices,'
-      f' because these are taught: {found["narrowed"]}; left out for want of'
-      f' other choices: {found["dropped"]}.'
+      f' {words.number(found["base"])}{_ignorant(found)}; questions that lost'
+      f' wrong choices, because these are taught: {found["narrowed"]}; left out'
+      f' for want of other choices: {found["dropped"]}.'
       for key in names if (found := setup.get(key)))
 
 

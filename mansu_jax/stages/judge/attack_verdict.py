@@ -29,8 +29,8 @@ from mansu_jax.statistics import verdict
 # each asked question, 1 for a right answer.
 Answers = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 _Key = tuple[str, str, int]  # Attack, precision, step.
-# Lead over ignorance up to which a base counts as one that never knew the facts,
-# as in property F. Known facts shift the gain on the set by at most their share.
+# Lead over ignorance of a base that still counts as one that never knew the
+# facts, as in property F. Known facts shift their gain by at most their share.
 _MOST_KNOWN = 0.1
 
 

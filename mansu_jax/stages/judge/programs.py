@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -100,7 +100,7 @@ def evaluate(job: Job) -> programs.Programs:
 
 
 def quantize(
-    job: Job, name: str, *, calls: int = 1, donate: bool = False
+    job: Job, name: str, *, calls: int = 1, donate: Collection[str] = ()
 ) -> programs.Programs:
   """Quantizes `calls` models, or decodes their calibrated codes."""
   params = job.model.params
@@ -223,8 +223,9 @@ def _copy_back(
       **held, slices=programs.CircuitSized(slices), copied_back=matrices)
   yield from circuit_programs.scatter(model, slices, calls=calls)
   yield programs.hold(**held, copied_back=matrices)
-  for name in schemes:
-    yield from quantize(job, name, calls=copies, donate=True)
+  for name in schemes:  # In place, except for leaves shared with a model.
+    yield from quantize(
+        job, name, calls=copies, donate=tree_paths.flatten(slices))
   batches, common = lens.batches_of(asked.prompts), job.common
   rows, ends = map(programs.shapes_of, batches[0][:2])
   below = None
