@@ -30,6 +30,11 @@ class Encoded(NamedTuple):
   prompt: list[int]
   choices: list[list[int]]  # In the order of the question, none empty.
 
+  @property
+  def length(self) -> int:
+    """Tokens of the prompt and its longest choice."""
+    return len(self.prompt) + max(map(len, self.choices))
+
 
 def encode(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
   """Encodes texts without adding special tokens."""

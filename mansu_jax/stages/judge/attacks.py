@@ -91,8 +91,9 @@ class Attacks:
     if unknown is not None:
       self.sides['unknown'] = unknown
     asked = {name: side.questions for name, side in self.sides.items()}
-    asked['ignorance'], self._owners = ignorance_lib.probes(
-        asked.get('unknown', []))
+    asked['ignorance'], self._owners = ignorance_lib.readable_probes(
+        asked.get('unknown', []), model.tokenizer, chat=data.chat,
+        max_length=model.config.max_position)
     self.tasks = {
         name: accuracy.build_task(
             questions, model.tokenizer, chat=data.chat,

@@ -67,8 +67,9 @@ class Evaluator:
     limits = dict(token_budget=options.batch_tokens,
                   max_length=model.config.max_position)
     self._judged = ignorance.rows(self.slices, len(self.questions))
-    probes, self._owners = ignorance.probes(
-        [self.questions[i] for i in self._judged])
+    probes, self._owners = ignorance.readable_probes(
+        [self.questions[i] for i in self._judged], model.tokenizer,
+        chat=data.chat, max_length=model.config.max_position)
     # Probes share their prompts with questions, which makes them cheap.
     self._task = accuracy.build_task(
         [*self.questions, *probes], model.tokenizer, chat=data.chat, **limits)

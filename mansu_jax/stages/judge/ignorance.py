@@ -18,6 +18,7 @@ import numpy as np
 
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.data import tokenization
 
 OTHERS = 2  # Other facts that are asked for each question.
 _READINGS = ('choice', 'choice_unseen', 'reverse')
@@ -48,6 +49,26 @@ def probes(
           question, id=f'{question.id}/as/{other.fact}', prompt=other.prompt))
       owners.append(i)
   return found, np.array(owners, int)
+
+
+def readable_probes(
+    questions: Sequence[questions_lib.Question],
+    tokenizer: tokenization.Tokenizer, *, chat: bool, max_length: int
+) -> tuple[list[questions_lib.Question], np.ndarray]:
+  """The `probes` that fit the model; the others are left out.
+
+  Each question fits by itself, but not always after a longer prompt.
+
+  Args:
+    questions: n questions.
+    tokenizer: A transformers tokenizer.
+    chat: Whether to apply the chat template.
+    max_length: Most tokens that the model reads.
+  """
+  found, owners = probes(questions)
+  encoded = tokenization.encode_questions(found, tokenizer, chat=chat)
+  fits = np.array([one.length <= max_length for one in encoded], bool)
+  return [q for q, fit in zip(found, fits) if fit], owners[fits]
 
 
 def _others(

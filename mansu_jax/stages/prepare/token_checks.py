@@ -61,16 +61,15 @@ def check_questions(
   for question, encoded in zip(questions, tokenization.encode_questions(
       questions, tokenizer, chat=chat)):
     ids = [*encoded.prompt, *(i for c in encoded.choices for i in c)]
-    length = len(encoded.prompt) + max(map(len, encoded.choices))
     source = question.source or question.id
     if max(ids) >= shapes.vocab_size:
       raise ValueError(
           f'{source}: the tokenizer gives token id {max(ids)}; wanted ids below'
           f' {shapes.vocab_size}, the vocabulary of the model. Use the'
           ' tokenizer that belongs to the weights.')
-    if length > shapes.max_position:
+    if encoded.length > shapes.max_position:
       raise ValueError(
-          f'{source}: has {length} tokens; wanted at most'
+          f'{source}: has {encoded.length} tokens; wanted at most'
           f' {shapes.max_position}, the positions of the model. Shorten the'
           ' prompt.')
 

@@ -1,5 +1,6 @@
 """Measuring both models together equals measuring each separately."""
 
+import dataclasses
 import functools
 import pathlib
 import tempfile
@@ -9,6 +10,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+from mansu_jax.data import tokenization
 from mansu_jax.models.io import loading
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
@@ -38,6 +40,29 @@ class EvaluationTest(parameterized.TestCase):
       leaf = leaf[key]
     leaf[slice(None) if layer is None else layer] *= 1.5
     return params
+
+  def test_other_prompts_that_do_not_fit_are_no_error(self):
+    """Every question fits, but not the longest choice after every prompt."""
+    found = inputs_lib.read(self.config)
+    first, *others = list({
+        q.fact: q for q in found.evaluation['forget_far']
+        if q.form == 'far_story'}.values())[:3]
+    choices = lambda question, wrong: dataclasses.replace(
+        question, choices=(question.answer, wrong))
+    asked = [choices(dataclasses.replace(
+        first, prompt=f'{"At noon. " * 3}{first.prompt}'), 'tea'), *(
+            choices(q, 'the old miller, the priest and the cook')
+            for q in others)]
+    build = lambda most: evaluation.Evaluator(
+        self.config.eval, self.config.data, dataclasses.replace(
+            found, evaluation={'forget_far': asked}, heldout_text=[]),
+        dataclasses.replace(self.model, config=dataclasses.replace(
+            self.model.config, max_position=most)))
+    longest = max(one.length for one in tokenization.encode_questions(
+        asked, self.model.tokenizer))
+    build(longest)
+    with self.assertRaisesRegex(ValueError, 'the model supports'):
+      build(longest - 2)
 
   def test_layers_in_common(self):
     count = lambda other: evaluation.layers_in_common(self.model.params, other)

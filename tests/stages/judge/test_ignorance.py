@@ -1,5 +1,7 @@
 """Ignorance levels: the prompt of another fact, the choices of the question."""
 
+import dataclasses
+
 from absl.testing import absltest
 import numpy as np
 
@@ -62,6 +64,27 @@ class ProbesTest(absltest.TestCase):
     self.assertEqual((found, owners.tolist()), ([], []))
     levels = ignorance.levels(questions, owners, np.zeros(0, bool))
     self.assertEqual(levels.tolist(), [0.5] * 3)  # Their chance.
+
+
+  def test_probes_that_the_model_cannot_read_are_left_out(self):
+    first, *others = _questions()[2:5]  # Each is asked as the two others.
+    questions = [dataclasses.replace(first, prompt=f'Once: {first.prompt}'), *(
+        dataclasses.replace(q, choices=(*q.choices, 'Ouagadougou'))
+        for q in others)]
+    tokenizer = lambda texts, add_special_tokens=False: {
+        'input_ids': [[ord(c) for c in text] for text in texts]}
+    found, owners = ignorance.probes(questions)
+    most = max(len(questions[0].prompt) + len(' Madrid'), *(
+        len(q.prompt) + len(' Ouagadougou') for q in others))
+    kept, kept_owners = ignorance.readable_probes(
+        questions, tokenizer, chat=False, max_length=most)
+    fits = [len(q.prompt) + 1 + max(map(len, q.choices)) <= most for q in found]
+    self.assertEqual(sum(fits), 4)
+    self.assertEqual(kept, [q for q, fit in zip(found, fits) if fit])
+    self.assertEqual(kept_owners.tolist(), owners[fits].tolist())
+    shorter, none = ignorance.readable_probes(
+        questions, tokenizer, chat=False, max_length=5)
+    self.assertEqual((shorter, none.tolist()), ([], []))
 
 
 class LevelsTest(absltest.TestCase):
