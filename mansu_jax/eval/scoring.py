@@ -28,7 +28,7 @@ Unembed = Callable[[types.Params, types.Array], types.Array]
 
 LOGIT_BYTES = 50_000_000  # Most bytes of one block of float32 logits.
 CACHE_BYTES = 1_000_000_000  # Most bytes in one `HiddenCache`.
-_MOST_POSITIONS = 256  # Larger blocks are not faster.
+_MOST_POSITIONS = 192  # Measured fastest on CPU for a vocabulary of 49152.
 
 
 class Call(NamedTuple):
