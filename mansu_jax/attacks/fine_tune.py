@@ -26,7 +26,6 @@ from mansu_jax.runtime import progress
 from mansu_jax.runtime import sharding
 from mansu_jax.unlearn import losses
 
-VARIANTS = ('all', 'lora')
 BATCH = 16  # Sequences per step.
 RANK = 8  # Of the adapters.
 SCALE = 2.0  # Of the adapters; see `models.lora`.
@@ -124,51 +123,40 @@ def _pack(
       pad(weights, np.float32))
 
 
-def _hold(variant: str, trained: types.PyTree) -> types.PyTree:
+def _hold(trained: types.PyTree) -> types.PyTree:
   """Shards trained leaves like the params; replicates adapters.
 
   The step returns its carry as it got it; otherwise it would compile again.
   """
-  letters = lambda name, x: layout.AXES[name] if variant == 'all' else (
-      '.' * x.ndim)
-  return tree_paths.map_named(
-      lambda name, x: sharding.constrain(x, letters(name, x)), trained)
+  return tree_paths.map_named(lambda name, x: sharding.constrain(
+      x, layout.AXES.get(name, '.' * x.ndim)), trained)
 
 
-def _hold_state(variant: str, state: optax.ScaleByAdamState) -> Any:
-  return state._replace(
-      count=sharding.replicate(state.count), mu=_hold(variant, state.mu),
-      nu=_hold(variant, state.nu))
+def _hold_state(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
+  return state._replace(count=sharding.replicate(state.count),
+                        mu=_hold(state.mu), nu=_hold(state.nu))
 
 
-@functools.partial(jax.jit, static_argnames='variant')
+@jax.jit
 def start(
-    variant: str, trained: types.PyTree
-) -> tuple[types.PyTree, optax.ScaleByAdamState]:
-  """A copy of the trained pytree in float32, and the state of Adam.
-
-  Args:
-    variant: `all` or `lora`.
-    trained: Full params, or adapters.
-  """
+    trained: types.PyTree) -> tuple[types.PyTree, optax.ScaleByAdamState]:
+  """A copy of full params or adapters in float32, and the state of Adam."""
   # `+ 0` makes new buffers: the steps donate theirs.
-  trained = _hold(variant, jax.tree.map(
-      lambda x: x.astype(jnp.float32) + 0, trained))
-  return trained, _hold_state(variant, _ADAM.init(trained))
+  trained = _hold(jax.tree.map(lambda x: x.astype(jnp.float32) + 0, trained))
+  return trained, _hold_state(_ADAM.init(trained))
 
 
 @functools.partial(
-    jax.jit, static_argnames=('config', 'variant'), donate_argnames='carry')
+    jax.jit, static_argnames='config', donate_argnames='carry')
 def train_step(
-    config: model_config.ModelConfig, variant: str,
-    frozen: types.Params | None, carry: Any, batch: Batch,
-    learning_rate: types.Array | float) -> tuple[Any, types.Array]:
+    config: model_config.ModelConfig, frozen: types.Params | None, carry: Any,
+    batch: Batch, learning_rate: types.Array | float
+) -> tuple[Any, types.Array]:
   """One step of Adam on the weighted NLL of the taught tokens.
 
   Args:
     config: Config of the model.
-    variant: `all` or `lora`.
-    frozen: Full params for `lora`; None for `all`.
+    frozen: Full params if adapters are trained; else None.
     carry: Trained pytree and state of Adam; donated.
     batch: What to teach.
     learning_rate: Scalar.
@@ -181,7 +169,7 @@ def train_step(
 
   def loss(trained):
     params, adapted = trained, {}
-    if variant == 'lora':
+    if frozen is not None:
       params, adapted = frozen, dict(adapters=trained, adapter_scale=SCALE)
     hidden = decoder.forward(
         config, params, batch.tokens, positions=batch.positions,
@@ -192,11 +180,11 @@ def train_step(
 
   value, grads = jax.value_and_grad(loss)(trained)
   updates, state = _ADAM.update(grads, state)
-  trained = _hold(variant, jax.tree.map(
+  trained = _hold(jax.tree.map(
       lambda x, u: x - learning_rate * u, trained, updates))
   finite = jnp.stack([
       jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(trained)]).all()
-  return (trained, _hold_state(variant, state)), jnp.where(
+  return (trained, _hold_state(state)), jnp.where(
       finite, value, jnp.nan)
 
 
@@ -204,7 +192,7 @@ def run(
     config: model_config.ModelConfig, params: types.Params,
     lesson: Sequence[Batch],
     measure: Callable[[types.Params], dict[str, Any]], *,
-    steps: Sequence[int], learning_rate: float, variant: str = 'all',
+    steps: Sequence[int], learning_rate: float, adapters: bool = False,
     seed: int = 0) -> list[dict[str, Any]]:
   """Fine-tunes a model and measures it on the way.
 
@@ -216,7 +204,7 @@ def run(
       over their memory.
     steps: Increasing steps at which to measure; the last one ends the run.
     learning_rate: Constant learning rate of Adam.
-    variant: `all` trains all weights; `lora` trains adapters.
+    adapters: Whether to train LoRA adapters instead of all weights.
     seed: Seed of the adapters.
 
   Returns:
@@ -224,26 +212,27 @@ def run(
     weights are no longer finite.
   """
   frozen, trained = None, params
-  if variant == 'lora':
-    frozen, trained = params, lora.init(params, RANK, seed)
-  carry = start(variant, trained)
+  if adapters:  # From the host, or `start` keeps a sharding unlike the steps'.
+    frozen, trained = params, sharding.to_host(lora.init(params, RANK, seed))
+  carry = start(trained)
   out = []
   for step in progress.track(range(steps[-1] + 1), 'fine-tuning'):
     if step in steps:
-      out.append({'step': step} | measure(_full(variant, params, carry[0])))
+      out.append({'step': step} | measure(_full(params, carry[0], adapters)))
     if step == steps[-1]:
       break
     progress.count_tokens(np.count_nonzero(lesson[step].weights))
     carry, loss = train_step(
-        config, variant, frozen, carry, lesson[step], learning_rate)
+        config, frozen, carry, lesson[step], learning_rate)
     if not np.isfinite(sharding.to_host(loss)):
       break
   return out
 
 
 def _full(
-    variant: str, params: types.Params, trained: types.PyTree) -> types.Params:
+    params: types.Params, trained: types.PyTree, adapters: bool
+) -> types.Params:
   """Full params in the dtypes of the model."""
-  if variant == 'lora':
+  if adapters:
     return lora.merge(params, trained, SCALE)
   return jax.tree.map(lambda x, like: x.astype(like.dtype), trained, params)

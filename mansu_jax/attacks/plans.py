@@ -40,9 +40,9 @@ class Plan:
     return f'{self.kind}_{float(digits):g}e{int(exponent)}'
 
   @property
-  def variant(self) -> str:
-    """What is trained; see `fine_tune.VARIANTS`."""
-    return 'lora' if self.kind == 'lora' else 'all'
+  def adapters(self) -> bool:
+    """Whether adapters are trained, not all weights."""
+    return self.kind == 'lora'
 
 
 def measured_steps(most: int) -> tuple[int, ...]:

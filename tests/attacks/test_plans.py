@@ -15,8 +15,8 @@ class PlansTest(parameterized.TestCase):
         'benign_3e-5', 'benign_1e-4'])
     self.assertEqual({plan.steps for plan in made}, {(0, 2, 5, 10, 20)})
     self.assertEqual(
-        [plan.variant for plan in made], ['all'] * 2 + ['lora'] * 2 + [
-            'all'] * 2)
+        [plan.adapters for plan in made], [
+            plan.kind == 'lora' for plan in made])
     self.assertAlmostEqual(made[2].learning_rate, 3e-4)
     self.assertEmpty(plans.make((), ('3e-5',), 20))
 

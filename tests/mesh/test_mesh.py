@@ -98,6 +98,11 @@ class MeshTest(parameterized.TestCase):
         ['equal; (3, 2, 16, 2, 6)', 'equal; (3, 2, 16, 2, 6)',
          'equal; (3, 8, 16, 1, 6)', 'equal; (3, 2, 16, 1, 6)'])
 
+  @pytest.mark.slow
+  def test_attacks_are_the_same_and_compile_once(self):
+    said = _process('tests.mesh.attack')
+    self.assertEqual(said.splitlines(), ['equal; compiled 1'] * 2)
+
 
 BRIEF = ('--eval_cad_pairs=0', '--circuit_resamples=0')
 

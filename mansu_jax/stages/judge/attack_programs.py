@@ -34,20 +34,19 @@ def attacks(job: judge_programs.Job) -> programs.Programs:
     yield from _ask(job, found, name, calls=1)
   for run in found.runs:
     yield programs.hold(**held)
-    variant, steps = run.plan.variant, run.plan.steps
-    frozen, trained = None, model.params
-    if variant == 'lora':
+    steps, frozen, trained = run.plan.steps, None, model.params
+    if run.plan.adapters:
       frozen, trained = trained, model.placer.replicate(
           lora.shapes(trained, fine_tune.RANK))
     carry = yield programs.program(
-        'start of an attack', fine_tune.start, variant, trained)
+        'start of an attack', fine_tune.start, trained)
     held_now = held | {'attacked and optimizer': carry}
     yield programs.hold(**held_now)
     yield programs.program(
         f'step of {run.plan.kind}', fine_tune.train_step, model.config,
-        variant, frozen, carry,
-        programs.shapes_of(run.lesson[0]), np.float32(0), calls=steps[-1])
-    if variant == 'lora':
+        frozen, carry, programs.shapes_of(run.lesson[0]), np.float32(0),
+        calls=steps[-1])
+    if run.plan.adapters:
       held_now['merged'] = model_programs.matrices(model.params)
       yield programs.hold(**held_now)
       yield from model_programs.merge_adapters(

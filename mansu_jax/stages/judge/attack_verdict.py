@@ -25,9 +25,9 @@ from mansu_jax.statistics import intervals
 from mansu_jax.statistics import recovery
 from mansu_jax.statistics import verdict
 
-# Attack -> precision -> a list of {'step', 'right'}; `right` has one digit for
-# each asked question, 1 for a right answer.
-Answers = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+# Attack -> precision -> step -> a digit for each asked question, 1 for a right
+# answer.
+Answers = Mapping[str, Mapping[str, Mapping[int, str]]]
 _Key = tuple[str, str, int]  # Attack, precision, step.
 # Lead over ignorance of a base that still counts as one that never knew the
 # facts, as in property F. Known facts shift their gain by at most their share.
@@ -57,24 +57,22 @@ class Asked:
     return [q.fact for q in self.questions]
 
   @property
-  def floor(self) -> list[float]:
+  def floor(self) -> np.ndarray:
     """Ignorance of each question, or chance if that is higher on average."""
     chance = [q.chance for q in self.questions]
     levels = [self.ignorance.get(q.id, q.chance) for q in self.questions]
-    return max(chance, levels, key=sum)
+    return np.array(max(chance, levels, key=sum))
 
   def right(self, attack: str, precision: str, step: int) -> np.ndarray:
     """Whether each answer is right, [n] bool."""
-    return parse(next(
-        x['right'] for x in self.answers[attack][precision]
-        if x['step'] == step))
+    return parse(self.answers[attack][precision][step])
 
   def comparisons(self) -> set[_Key]:
     """Every attack, precision and step after 0."""
-    return {(attack, precision, found['step'])
+    return {(attack, precision, step)
             for attack, by_precision in self.answers.items()
             for precision, steps in by_precision.items()
-            for found in steps if found['step']}
+            for step in steps if step}
 
   def gain(self, key: _Key, **options: Any) -> bootstrap.Estimate:
     """Gain of a comparison over step 0 at the same precision."""
@@ -89,22 +87,20 @@ class Asked:
         accuracy.accuracy_with_interval(
             self.right(*key), self.facts, **options).record())
     return {
-        attack: {precision: [accuracy_at(attack, precision, found['step'])
-                             for found in steps]
+        attack: {precision: [accuracy_at(attack, precision, step)
+                             for step in steps]
                  for precision, steps in by_precision.items()}
         for attack, by_precision in self.answers.items()}
-
 
   def known_by_base(self, **options: Any) -> bootstrap.Estimate:
     """Accuracy of the base above that of an ignorant model."""
     return gaps.mean_difference(
-        parse(self.base) - np.array(self.floor), self.facts, largest=1.0,
-        **options)
+        parse(self.base) - self.floor, self.facts, largest=1.0, **options)
 
   def describe(self) -> dict[str, float]:
     """Accuracy of the base and of an ignorant model, for the record."""
     return {'base': float(parse(self.base).mean()),
-            'ignorance': float(np.mean(self.floor))}
+            'ignorance': float(self.floor.mean())}
 
 
 def parse(digits: str) -> np.ndarray:

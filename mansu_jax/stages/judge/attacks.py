@@ -20,19 +20,15 @@ from mansu_jax.attacks import fine_tune
 from mansu_jax.attacks import plans as plans_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.eval import accuracy
-from mansu_jax.eval import scoring
-from mansu_jax.models import config as model_config
-from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
 from mansu_jax.stages.judge import attack_verdict
+from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import ignorance as ignorance_lib
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import reteaching
 from mansu_jax.statistics import verdict
-
-FULL = 'fp'  # The view in full precision.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +81,7 @@ class Attacks:
     Raises:
       reteaching.TooFewFacts: There are too few forget facts.
     """
-    self.views = [FULL, *(s for s in schemes if s not in quant.CALIBRATED)]
+    self.views = ['fp', *(s for s in schemes if s not in quant.CALIBRATED)]
     self.sides = {'forget': reteaching.forgotten(options, inputs, seed)}
     unknown = reteaching.never_known(options, inputs, seed)
     if unknown is not None:
@@ -100,7 +96,7 @@ class Attacks:
             token_budget=options.batch_tokens,
             max_length=model.config.max_position)
         for name, questions in asked.items() if questions}
-    self.scorer = make_scorer(model.config)
+    self.scorer = evaluation.make_scorer(model.config)
     self.benign_on = 'text' if inputs.splits.text else 'retain'
     self.runs = self._make_runs(options, data, inputs, model, seed)
 
@@ -159,14 +155,6 @@ class Attacks:
     return out
 
 
-def make_scorer(config: model_config.ModelConfig) -> scoring.Scorer:
-  """Scores any params of one shape."""
-  return scoring.Scorer(
-      lambda params, tokens, positions, mask: decoder.forward(
-          config, params, tokens, positions=positions, attention_mask=mask),
-      decoder.unembed)
-
-
 def measure(
     options: run_config.EvalConfig, data: run_config.DataConfig,
     inputs: inputs_lib.Inputs, quantize: quantizers.Quantizers,
@@ -215,8 +203,7 @@ def measure(
                       found[-1]['step'])
     for side in run.asks:
       answers[side][run.plan.name] = {
-          precision: [{'step': step['step'], 'right': step[side][precision]}
-                      for step in found]
+          precision: {step['step']: step[side][precision] for step in found}
           for precision in views}
   asked = {side: attack_verdict.Asked(
       questions=attacks.sides[side].questions, answers=answers[side],
@@ -247,7 +234,7 @@ def _attack(
 
   return fine_tune.run(
       model.config, unlearned, run.lesson, ask, steps=run.plan.steps,
-      learning_rate=run.plan.learning_rate, variant=run.plan.variant,
+      learning_rate=run.plan.learning_rate, adapters=run.plan.adapters,
       seed=seed)
 
 

@@ -78,7 +78,7 @@ class Evaluator:
         max_windows=options.text_windows, **limits)
     # One compiled program for each number of shared layers.
     self._scorer = functools.cache(
-        functools.partial(_scorer, model.config))
+        functools.partial(make_scorer, model.config))
 
   def __call__(
       self, params: types.Params, *, common: int = 0,
@@ -133,7 +133,7 @@ class Evaluator:
     return out
 
 
-def _scorer(config: Any, common: int) -> scoring.Scorer:
+def make_scorer(config: Any, common: int = 0) -> scoring.Scorer:
   """A scorer of models that share their first `common` layers."""
   if not common:
     return scoring.Scorer(

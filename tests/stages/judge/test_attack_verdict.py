@@ -25,8 +25,7 @@ def _asked(answers, ignorance=0.0, base=0):
   return attack_verdict.Asked(
       questions=questions, base=digits(base), ignorance=dict.fromkeys(
           (q.id for q in questions), ignorance), answers={
-              attack: {precision: [{'step': step, 'right': digits(right)}
-                                   for step, right in steps]
+              attack: {precision: {step: digits(right) for step, right in steps}
                        for precision, steps in by_precision.items()}
               for attack, by_precision in answers.items()})
 

@@ -171,7 +171,7 @@ class AttacksTest(absltest.TestCase):
     with (mock.patch.object(
         fine_tune, 'start', counted('start', fine_tune.start)),
           mock.patch.object(fine_tune, 'train_step', counted(
-              'step', lambda config, variant, frozen, carry, *rest: (
+              'step', lambda config, frozen, carry, *rest: (
                   carry, np.float32(0)))),
           mock.patch.object(lora, 'merge', counted('merge', lora.merge)),
           mock.patch.object(attacks.Attacks, 'ask', counted(
