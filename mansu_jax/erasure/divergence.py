@@ -48,13 +48,56 @@ class Divergence:
     return 1 - product(self.across, other) / product(self.before, weights)
 
 
-def _vectors(scores: eap_ig.PairScores, nodes: graph.Circuit) -> np.ndarray:
-  """Scores of each pair on the given nodes, [P, nodes]."""
-  grouped = scores.heads.reshape(
-      *scores.heads.shape[:2], nodes.kv_heads.shape[1], -1)
-  parts = [scores.neurons[:, nodes.neurons], scores.heads[:, nodes.heads],
-           grouped.sum(-1)[:, nodes.kv_heads]]
-  return np.concatenate(parts, axis=1).astype(np.float64)
+class _Grams:
+  """Gram matrices of two models' scores on any set of nodes.
+
+  Most nodes lie outside a circuit. The sums over them are those over all nodes,
+  computed once, less those over the other nodes.
+  """
+
+  def __init__(
+      self, before: eap_ig.PairScores, after: eap_ig.PairScores,
+      nodes: graph.Circuit):
+    """Prepares the scores; computes nothing.
+
+    Args:
+      before: scores of the base model, [P, ...].
+      after: scores of the unlearned model on the same pairs.
+      nodes: any nodes; gives the number of key/value heads.
+    """
+    self._scores = dict(zip(graph.KINDS, zip(
+        _by_kind(before, nodes), _by_kind(after, nodes))))
+    self._all: dict[str, np.ndarray] = {}
+
+  def __call__(self, nodes: graph.Circuit) -> Divergence:
+    """Gram matrices on some nodes."""
+    grams = 0.0
+    for kind, scores in self._scores.items():
+      chosen = nodes[kind].ravel()
+      if 2 * chosen.sum() <= chosen.size:
+        grams = grams + _gram(*scores, chosen)
+        continue
+      if kind not in self._all:
+        self._all[kind] = _gram(*scores, slice(None))
+      grams = grams + self._all[kind] - _gram(*scores, ~chosen)
+    return Divergence(*np.split(grams, 2, axis=1))
+
+
+def _by_kind(
+    scores: eap_ig.PairScores, nodes: graph.Circuit) -> list[np.ndarray]:
+  """Scores of each pair on all nodes of each kind, each float64 [P, nodes]."""
+  pairs, layers = scores.heads.shape[:2]
+  grouped = scores.heads.reshape(pairs, layers, nodes.kv_heads.shape[1], -1)
+  return [x.reshape(pairs, -1).astype(np.float64)
+          for x in (scores.neurons, scores.heads, grouped.sum(-1))]
+
+
+def _gram(
+    before: np.ndarray, after: np.ndarray,
+    chosen: np.ndarray | slice) -> np.ndarray:
+  """<a_0, a_0> and <a_0, a_u> on the chosen nodes, side by side, [P, 2 P]."""
+  before, after = before[:, chosen], after[:, chosen]
+  return before @ np.concatenate([before, after]).T
 
 
 def compare(
@@ -82,8 +125,7 @@ def compare(
     >>> float(cad(np.array([0.5, 0.5])))
     0.5
   """
-  a_0, a_u = _vectors(before, nodes), _vectors(after, nodes)
-  return Divergence(before=a_0 @ a_0.T, across=a_0 @ a_u.T)
+  return _Grams(before, after, nodes)(nodes)
 
 
 def outside(circuit: graph.Circuit, level: str) -> graph.Circuit:
@@ -134,7 +176,8 @@ def measure(
         ' --eval_cad_pairs.')
   interval = lambda draws: intervals.interval(draws, facts)
   rng = np.random.default_rng(seed)
-  main, same = compare(before, after, nodes), compare(before, before, nodes)
+  grams = _Grams(before, after, nodes)
+  main, same = grams(nodes), compare(before, before, nodes)
   draws = resampling.weights(groups, resamples, rng)
   uniform, values = _uniform(groups.size), main(draws)
   halves = np.array([
@@ -147,7 +190,7 @@ def measure(
         'difference_interval': interval(values - other(draws))}
   if random_nodes is not None:
     drawn = [random_nodes(rng) for _ in range(random_circuits)]
-    randoms = [compare(before, after, some) for some in drawn]
+    randoms = [grams(some) for some in drawn]
     nulls['random_circuits'] = _null(
         np.array([one(uniform) for one in randoms])) | {
             'same': sum(graph.equal(nodes, some) for some in drawn),
