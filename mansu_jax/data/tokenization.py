@@ -40,8 +40,10 @@ def encode(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
   """Encodes texts without adding special tokens."""
   if not texts:
     return []
-  batch = tokenizer(list(texts), add_special_tokens=False)
-  return [list(ids) for ids in batch['input_ids']]
+  distinct = list(dict.fromkeys(texts))  # Choices recur in many questions.
+  batch = tokenizer(distinct, add_special_tokens=False)
+  found = dict(zip(distinct, batch['input_ids']))
+  return [list(found[text]) for text in texts]
 
 
 def prefix_ids(tokenizer: Tokenizer) -> list[int]:
