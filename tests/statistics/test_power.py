@@ -37,7 +37,7 @@ def _readings(fp, nf4):
   return [reading for base in (fp, nf4) for reading in (
       power.Reading(forms=7, ignorance=0.26, base=base[0], **guesses),
       power.Reading(forms=5, sets=3, ignorance=0.38, base=base[1], **guesses),
-      power.Reading(forms=4, ignorance=0.0, base=base[2]),
+      power.Reading(forms=3, ignorance=0.0, base=base[2]),
       power.Reading(forms=3, sets=3, ignorance=0.29, base=base[3], **guesses))]
 
 
