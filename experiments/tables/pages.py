@@ -14,8 +14,8 @@ from experiments.tables import quickstart
 ROOT = pathlib.Path(__file__).parents[2]
 _PAGES = ('README.md', 'experiments/RESULTS.md')
 TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
-    'screen': quickstart.screen, 'readme': quickstart.readme,
-    'first': quickstart.first, 'quickstart': quickstart.quickstart,
+    'screen': quickstart.screen, 'first': quickstart.first,
+    'quickstart': quickstart.quickstart,
     'premise': premise.premise, 'controls': controls.controls,
     'retain_only': controls.retain_only, 'attacks': controls.attacks,
     'test': pooled.test}

@@ -36,11 +36,6 @@ def screen(results: pathlib.Path) -> str:
   return '\n'.join(('```', *summary.lines(runs[0].record), '```'))
 
 
-def readme(results: pathlib.Path) -> str:
-  """Share of questions answered right, of the first stored seed."""
-  return answered(stored.find(results, _NAME)[:1])
-
-
 def first(results: pathlib.Path) -> str:
   """What is left of the knowledge before and after rounding, by method."""
   rows, base = [], None
