@@ -9,7 +9,6 @@ still in the weights.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from mansu_jax.attacks import fine_tune
 from mansu_jax.attacks import taught_facts
 from mansu_jax.config import run as run_config
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.eval import accuracy
 from mansu_jax.models.io import loading
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.prepare import inputs as inputs_lib
@@ -82,11 +82,12 @@ class RelearningAttack:
     (self._taught,) = fine_tune.batches([fine_tune.lesson_of_questions(
         [q for q in train if q.fact in facts], model.tokenizer,
         chat=data.chat)], MEASURED_STEPS[-1], seed)
-    self._evaluator = evaluation.Evaluator(
-        options, data, dataclasses.replace(
-            inputs, heldout_text=[], evaluation={_SPLIT: far}), model)
-    self._is_taught = np.array(
-        [q.fact in facts for q in self._evaluator.questions])
+    self._task = accuracy.build_task(
+        far, model.tokenizer, chat=data.chat,
+        token_budget=options.batch_tokens,
+        max_length=model.config.max_position)
+    self._scorer = evaluation.make_scorer(model.config)
+    self._is_taught = np.array([q.fact in facts for q in far])
 
   def measure(self, params: types.Params) -> dict[str, Any]:
     """Accuracy on far phrasings.
@@ -98,7 +99,7 @@ class RelearningAttack:
       Accuracy on facts that are `taught` and `not_taught`, and `right`: one
       digit per question, 1 for a right answer.
     """
-    correct = self._evaluator(params).scores.correct
+    correct = accuracy.score(self._scorer, params, self._task).correct
     return {'taught': float(correct[self._is_taught].mean()),
             'not_taught': float(correct[~self._is_taught].mean()),
             'right': ''.join(map(str, correct.astype(int)))}
