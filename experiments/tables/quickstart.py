@@ -21,9 +21,12 @@ _KEPT = {'retain': 'retained facts, phrasings not trained on',
 # Rows of README's first table: name, and the stored run.
 _FIRST = (
     ('GradDiff, all weights', 'premise/graddiff_1e-5'),
+    ('GradDiff, weights in bfloat16', 'premise/graddiff_bfloat16_1e-4'),
     ('MANSU without floor, projection and quantizer in the loop',
      'premise/circuit'),
-    ('MANSU', 'quickstart'))
+    ('MANSU', 'premise/mansu_four'))
+_QUANTIZERS = {
+    'nf4': 'NF4', 'fp4': 'FP4', 'int4_g128': 'INT4', 'q4_k': 'Q4_K'}
 
 Runs = Sequence[stored.Run]
 
@@ -37,31 +40,28 @@ def screen(results: pathlib.Path) -> str:
 
 
 def first(results: pathlib.Path) -> str:
-  """What is left of the knowledge before and after rounding, by method."""
-  rows, base = [], None
+  """What is forgotten, at what cost, and what rounding brings back."""
+  rows = []
   for name, folder in _FIRST:
-    runs = stored.find(results, folder)
-    if runs:
-      record = runs[0].record
-      base = base or _first_cells(record, 'base')
-      rows.append((name, *_first_cells(record, 'unlearned')))
+    for run in stored.find(results, folder)[:1]:
+      if not rows:
+        rows.append(('base', *_first_cells(run.record, 'base')))
+      rows.append((name, *_first_cells(run.record, 'unlearned')))
   return cells.table(
-      ('', 'right, fp', 'right, NF4', 'known, fp', 'known, NF4',
-       'NF4 brings back', 'perplexity, fp', 'perplexity, NF4'),
-      (('base', *base), *rows) if base else ())
+      ('', 'right, fp', 'right, NF4', 'perplexity, fp', 'perplexity, NF4', *(
+          f'{name} brings back' for name in _QUANTIZERS.values())), rows)
 
 
 def _first_cells(record: stored.Record, model: str) -> Iterator[str]:
   """Cells of a model in README's first table."""
   found = record['forgetting']['choice_unseen'][model]
   yield from (cells.number(found[p]['value']) for p in _PRECISIONS)
-  if model == 'base':
-    yield from (cells.number(1.0), cells.number(1.0), cells.NONE)
-  else:
-    yield from (cells.number(worst_known(record, p)) for p in _PRECISIONS)
-    yield cells.estimate(record['properties']['Q']['by_scheme']['nf4'], 2, True)
   yield from (cells.number(record['perplexity'][model][p], 1)
               for p in _PRECISIONS)
+  brought = record['properties']['Q']['by_scheme']
+  for scheme in _QUANTIZERS:
+    yield cells.NONE if model == 'base' or scheme not in brought else (
+        cells.estimate(brought[scheme], 2, True))
 
 
 def worst_known(record: stored.Record, precision: str) -> float | None:
