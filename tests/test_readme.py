@@ -11,7 +11,8 @@ from mansu_jax import quant
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _README = _ROOT / 'README.md'
-_RUN = _ROOT / 'experiments/results/quickstart/s0/record.json'
+_RESULTS = _ROOT / 'experiments/results'
+_RUN = _RESULTS / 'quickstart/s0/record.json'
 
 
 class ReadmeTest(absltest.TestCase):
@@ -39,7 +40,18 @@ class ReadmeTest(absltest.TestCase):
         for key in ('attacks', 'attacks_unknown'))
     cad = record['cad']
     trained = record['accuracy']['forget']['unlearned']['fp']['value']
+    graddiff, in_bfloat16, mansu = (
+        self._premise(name) for name in (
+            'graddiff_1e-5', 'graddiff_bfloat16_1e-4', 'mansu_four'))
+    back = lambda scheme: ' to '.join(
+        f'{r["properties"]["Q"]["by_scheme"][scheme]["value"]:.2f}'
+        for r in sorted((graddiff, in_bfloat16), key=lambda r: r[
+            'properties']['Q']['by_scheme'][scheme]['value']))
+    cosine = lambda r: f'{r["survival"]["nf4"]["cosine"]:.2f}'
     for shown in (
+        f'Q4_K brings back {back("q4_k")} of the knowledge and FP4'
+        f' {back("fp4")} (NF4 none)',
+        f'(cosine {cosine(graddiff)}, against {cosine(mansu)} for MANSU)',
         f'reads {hidden["fp"]["values"]:.2f} of its lead from',
         f'(NF4 {hidden["nf4"]["values"]:.2f}); the model itself shows'
         f' {hidden["fp"]["own"]:.2f}, so {hidden["fp"]["value"]:.2f}'
@@ -47,9 +59,12 @@ class ReadmeTest(absltest.TestCase):
         f'CAD is {cad["value"]:.2f} on the circuit and'
         f' {cad["nulls"]["random_circuits"]["mean"]:.2f} on random',
         f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])});',
-        f'stay at {" to ".join(unknown["fp"])}.', f'({trained:.2f} right)',
-        f'The edit moves {100 * record["survival"]["nf4"]["moved"]:.2f} % of'):
+        f'stay at {" to ".join(unknown["fp"])}.', f'({trained:.2f} right)'):
       self.assertIn(shown, text)
+
+  def _premise(self, arm):
+    path = _RESULTS / 'premise' / arm / 's0' / 'record.json'
+    return json.loads(path.read_text(encoding='utf-8'))
 
 
 if __name__ == '__main__':

@@ -50,7 +50,8 @@ def _reading(lines, options):
           id=line['id'], fact=line['fact'], relation=line['relation'],
           prompt=line['prompt'], answer=line['answer'],
           choices=tuple(line.get('choices', ())), use='far',
-          reading=line['reading'])
+          # Generated answers are to the questions of the first reading.
+          reading=line['reading'] if 'choices' in line else 'choice')
                  for line in lines],
       options=options, **{
           name: {k: np.array(v) for k, v in values.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import pathlib
 
 from scipy import stats
@@ -76,14 +76,19 @@ def _brought_back(record: stored.Record, scheme: str) -> stored.Record:
 
 def edits(arms: Arms) -> str:
   """Size of each edit, and what of it each quantizer changes and keeps."""
-  rows = [
+  changed = [
       (name, cells.percent(_size(run.record, '')), *(
-          cells.percent(_flipped(run.record, s)) for s in _SCHEMES), *(
-              cells.number(_cosine(run.record, s)) for s in _SCHEMES))
+          cells.percent(_flipped(run.record, s)) for s in _SCHEMES))
+      for name, run in arms.items()]
+  kept = [
+      (name, *(cells.number(measure(run.record, s))
+               for measure in (_cosine, _carried) for s in _SCHEMES))
       for name, run in arms.items()]
   heads = lambda what: (f'{what}, {cells.precision(s)}' for s in _SCHEMES)
-  return cells.table(('arm', 'size of the edit', *heads('codes changed'),
-                      *heads('cosine')), rows)
+  return cells.blocks(
+      cells.table(('arm', 'size of the edit', *heads('codes changed')),
+                  changed),
+      cells.table(('arm', *heads('cosine'), *heads('carried')), kept))
 
 
 def _size(record: stored.Record, scheme: str) -> float | None:
@@ -102,14 +107,20 @@ def _cosine(record: stored.Record, scheme: str) -> float | None:
   return record['survival'].get(scheme, {}).get('cosine')
 
 
+def _carried(record: stored.Record, scheme: str) -> float | None:
+  """Share of the edit, along its own direction, that quantization keeps."""
+  return record['survival'].get(scheme, {}).get('carried')
+
+
 _EXPLAIN: dict[str, Callable[[stored.Record, str], float | None]] = {
-    'size of the edit': _size, 'codes changed': _flipped, 'cosine': _cosine}
+    'size of the edit': _size, 'codes changed': _flipped, 'cosine': _cosine,
+    'carried': _carried}
 
 
 def correlations(arms: Arms) -> str:
   """Spearman's rank correlation of recovery with each measure of the edit.
 
-  Over all arms, and over those that have forgotten: where nothing was
+  By quantizer, and over all pairs of an arm and a quantizer. Over all arms, and over those that have forgotten: where nothing was
   forgotten, nothing can come back.
   """
   forgotten = {name: run for name, run in arms.items() if min(
@@ -118,25 +129,25 @@ def correlations(arms: Arms) -> str:
   rows = []
   for label, some in (('all arms', arms), ('arms that forgot', forgotten)):
     for name, find_one in _EXPLAIN.items():
-      found = [_correlation(some, find_one, scheme) for scheme in _SCHEMES]
+      found = [_correlation(some, find_one, schemes) for schemes in (
+          *((scheme,) for scheme in _SCHEMES), _SCHEMES)]
       if any(found):
         rows.append((label, name, *(one or cells.NONE for one in found)))
   return cells.table(
-      ('arms', 'recovery with', *map(cells.precision, _SCHEMES)), rows, 2
+      ('arms', 'recovery with', *map(cells.precision, _SCHEMES), 'all'), rows, 2
   ) if rows else ''
 
 
 def _correlation(
     arms: Arms, measure: Callable[[stored.Record, str], float | None],
-    scheme: str) -> str | None:
-  """`rho (p, number of arms)`; None for too few arms."""
-  pairs = list(_pairs(arms, measure, scheme))
+    schemes: Sequence[str]) -> str | None:
+  """`rho (number of pairs)`; None for too few."""
+  pairs = [pair for s in schemes for pair in _pairs(arms, measure, s)]
   if len(pairs) < _LEAST_ARMS or any(
       len(set(column)) < 2 for column in zip(*pairs)):
     return None
   found = stats.spearmanr(*zip(*pairs))
-  return (f'{cells.signed(float(found.statistic), 2)} (p ='
-          f' {cells.number(float(found.pvalue))}, {len(pairs)} arms)')
+  return f'{cells.signed(float(found.statistic), 2)} (n = {len(pairs)})'
 
 
 def _pairs(

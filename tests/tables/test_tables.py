@@ -85,7 +85,8 @@ class PremiseTest(runs.TestCase):
   def _save(self, arm, size, brought, known=0.3):
     def change(record):
       record['movement']['total']['relative'] = size
-      record['survival']['nf4'] |= {'changed_codes': size, 'cosine': 1 - size}
+      record['survival']['nf4'] |= {
+          'changed_codes': size, 'cosine': 1 - size, 'carried': 1 - size}
       record['properties']['Q']['by_scheme']['nf4']['value'] = brought
       for reading in stored.CHOICES:
         record['forgetting'][reading]['known']['fp']['value'] = known
@@ -105,15 +106,17 @@ class PremiseTest(runs.TestCase):
     self.assertIn('| NPO, 1e-4 | 4 % | 4 % |', text)
     self.assertIn('| circuit alone, without floor, projection and loop | 0.30 |'
                   ' 0.30 |', text)
-    found = re.findall(r'^\| (.*?) \| (.*?) \| (.*?) \(p = .*? (\d) arms',
+    found = re.findall(r'^\| (.*?) \| (.*?) \| (.*?) \\(n = (\d)\)',
                        premise.correlations(premise.find(self.results)), re.M)
     self.assertEqual(found, [
         ('all arms', 'size of the edit', '+0.67', '5'),
         ('all arms', 'codes changed', '+0.67', '5'),
         ('all arms', 'cosine', '-0.67', '5'),
+        ('all arms', 'carried', '-0.67', '5'),
         ('arms that forgot', 'size of the edit', '+0.80', '4'),
         ('arms that forgot', 'codes changed', '+0.80', '4'),
-        ('arms that forgot', 'cosine', '-0.80', '4')])
+        ('arms that forgot', 'cosine', '-0.80', '4'),
+        ('arms that forgot', 'carried', '-0.80', '4')])
 
   def test_too_few_arms_have_no_correlation(self):
     self._save('audit', 0.01, 0.2)

@@ -61,8 +61,9 @@ class Reading:
   def groups(self) -> list[str]:
     """Group of each question in which knowledge is clipped at ignorance.
 
-    Readings that are joined keep groups of their own: avoiding the choices that
-    training has seen does not pay for knowledge among others.
+    Choices of both kinds keep groups of their own where they are joined:
+    avoiding those that training has seen does not pay for knowledge among
+    others.
     """
     return forgetting.forms_of(
         [f'{q.reading} {q.wording}' for q in self.questions],
