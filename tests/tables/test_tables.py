@@ -106,7 +106,7 @@ class PremiseTest(runs.TestCase):
     self.assertIn('| NPO, 1e-4 | 4 % | 4 % |', text)
     self.assertIn('| circuit alone, without floor, projection and loop | 0.30 |'
                   ' 0.30 |', text)
-    found = re.findall(r'^\| (.*?) \| (.*?) \| (.*?) \\(n = (\d)\)',
+    found = re.findall(r'^\| (.*?) \| (.*?) \| (.*?) \(n = (\d)\)',
                        premise.correlations(premise.find(self.results)), re.M)
     self.assertEqual(found, [
         ('all arms', 'size of the edit', '+0.67', '5'),
