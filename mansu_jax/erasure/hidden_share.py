@@ -10,12 +10,14 @@ the base, which then answers. With l the mover layer (see `mover_layer`):
 - `last_state`: the edited model's last-token state after block l, with the
   base's blocks above it and the base's states at the earlier tokens.
 
-Each is a share of the base's own lead, (answered - ignorance) / (answered by
-the base - ignorance). Ignorance is what the base answers when all states of the
-span are those of another fact. H is the larger of both shares less the edited
-model's own, where that is above 0.
+Each is a share of the base's own lead, (answered - floor) / (answered by the
+base - floor), where the floor is what the base answers with the states of
+another fact put in alike. H is the larger of both shares less the edited
+model's own, where that is above 0; its floor, ignorance, is what the base
+answers when all states of the span are those of another fact.
 
-H can show hiding and not erasure: knowledge may lie where neither reads it.
+So H is 0 for the base, 1 for a model that hides all, and about 0 for one that
+never knew the facts. Knowledge may also lie where neither reads it.
 """
 
 from __future__ import annotations
@@ -145,6 +147,8 @@ class Shares:
     facts: fact of each question, [n].
     base: whether the base answers, [n].
     ignorance: what an ignorant base answers, [n].
+    floors: what the base answers with the states of another fact by each of
+      `READINGS`, [n]; None: `ignorance` for each.
     resamples: number of bootstrap resamples.
     seed: seed of the resamples.
     tests: number of intervals that jointly have 95 % coverage in
@@ -152,19 +156,24 @@ class Shares:
   """
 
   def __init__(
-      self, facts: np.ndarray, base: np.ndarray, ignorance: np.ndarray, *,
-      resamples: int, seed: int, tests: int = 1):
+      self, facts: np.ndarray, base: np.ndarray, ignorance: np.ndarray,
+      floors: Answers | None = None, *, resamples: int, seed: int,
+      tests: int = 1):
     even = np.full((1, facts.size), 1 / facts.size)
     self._weights = np.concatenate([even, resampling.weights(
         facts, resamples, np.random.default_rng(seed))])
-    self._lead = self._weights @ (base - ignorance)
-    self._ignorance, self._tests = ignorance, tests
+    self._base, self._ignorance, self._tests = base, ignorance, tests
+    self._floors = floors or dict.fromkeys(READINGS, ignorance)
     self._facts = np.unique(facts).size
 
   @property
   def defined(self) -> bool:
-    """Whether the base has a lead over ignorance in every resample."""
-    return bool((self._lead > 0).all())
+    """Whether the base has a lead over every floor in every resample."""
+    return all((self._lead(floor) > 0).all() for floor in (
+        self._ignorance, *self._floors.values()))
+
+  def _lead(self, floor: np.ndarray) -> np.ndarray:
+    return self._weights @ (self._base - floor)
 
   def larger(
       self, answers: Answers, less: np.ndarray | None = None
@@ -183,11 +192,13 @@ class Shares:
       `value`, `interval`, `interval_of_all`, `reading`, and the shares of both
       readings.
     """
-    shares = {name: self.share(answers[name]) for name in READINGS}
+    by_reading = {name: self._draws(answers[name], self._floors[name])
+                  for name in READINGS}
+    shares = {name: float(draws[0]) for name, draws in by_reading.items()}
     reading = max(READINGS, key=shares.get)
-    draws = self._draws(answers[reading])
+    draws = by_reading[reading]
     if less is not None:
-      draws = draws - np.maximum(self._draws(less), 0)
+      draws = draws - np.maximum(self._draws(less, self._ignorance), 0)
     return {
         'value': float(draws[0]),
         'interval': self._interval(draws, len(READINGS)),
@@ -197,11 +208,11 @@ class Shares:
 
   def share(self, answers: np.ndarray) -> float:
     """(answered - ignorance) / (answered by the base - ignorance)."""
-    return float(self._draws(answers)[0])
+    return float(self._draws(answers, self._ignorance)[0])
 
-  def _draws(self, answers: np.ndarray) -> np.ndarray:
+  def _draws(self, answers: np.ndarray, floor: np.ndarray) -> np.ndarray:
     """The share of all questions, then of each resample."""
-    return self._weights @ (answers - self._ignorance) / self._lead
+    return self._weights @ (answers - floor) / self._lead(floor)
 
   def _interval(self, draws: np.ndarray, tests: int) -> list[float]:
     tail = (1 - intervals.bonferroni(tests)) / 2
@@ -243,13 +254,16 @@ def noise_like(
 def judge(
     found: Mapping[str, Mapping[str, Any]], gates: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Property S: fails where a hidden share above `LARGEST` is shown.
+  """The hidden share's part of property S.
 
-  Every gate must hold. S does not pass, because a small hidden share does not
-  show erasure.
+  It fails where a hidden share above `LARGEST` is shown. It passes where little
+  is left in the states, whether the model hides it or not: at every precision
+  the interval of the larger share, nothing subtracted, ends at `LARGEST` or
+  below. Every gate must hold.
 
   Args:
-    found: the hidden share by precision, from `Shares.larger`.
+    found: the hidden share by precision, from `Shares.larger`, with `left`, the
+      same without subtraction.
     gates: `holds` of each gate: True, False, or inconclusive.
   """
   bound = lambda name: found[name]['interval_of_all'][0]
@@ -269,6 +283,10 @@ def judge(
     return out | {'passed': False, 'reason': (
         f'the edit hides more than {LARGEST:g} of what the base answers'
         f' ({", ".join(above)})')}
+  left = max(entry['left']['interval'][1] for entry in found.values())
+  if left <= LARGEST:
+    return out | {'passed': True, 'reason': (
+        f'the states hold at most {left:.2f} of what the base answers')}
   return out | {'reason': (
-      f'no hidden share above {LARGEST:g} is shown, which does not show'
-      ' erasure')}
+      f'no hidden share above {LARGEST:g} is shown, but the states may hold up'
+      f' to {left:.2f} of what the base answers')}

@@ -112,6 +112,20 @@ class SharesTest(parameterized.TestCase):
     self.assertGreater(
         width(got['interval_of_all']), 1.05 * width(got['interval']))
 
+  def test_each_reading_has_its_floor(self):
+    """Other facts' states leave some answers to values, none more here."""
+    floors = {'values': np.full(40, 0.5), 'last_state': np.full(40, 0.2)}
+    shares = hidden_share.Shares(
+        self.facts, self.base, self.ignorance, floors, **_SEED)
+    got = shares.larger(self._answers(20, 8))
+    self.assertAlmostEqual(got['values'], 0)
+    self.assertAlmostEqual(got['last_state'], 0)
+    self.assertAlmostEqual(shares.larger(self._answers(40, 8))['value'], 1)
+    self.assertAlmostEqual(shares.share(np.full(40, 0.6)), 0.5)  # Its own.
+    floors['values'] = np.ones(40)
+    self.assertFalse(hidden_share.Shares(
+        self.facts, self.base, self.ignorance, floors, **_SEED).defined)
+
   def test_a_base_without_a_lead(self):
     self.assertTrue(self._shares().defined)
     self.base = np.full(40, 0.2)
@@ -140,12 +154,14 @@ class JudgeTest(parameterized.TestCase):
       (0.5, True, False, 'hides more than 0.2'),
       (0.5, False, 'inconclusive', 'not valid here: noise'),
       (0.5, 'inconclusive', 'inconclusive', 'not valid here: noise'),
-      (0.2, True, 'inconclusive', 'does not show erasure'),
-      (-0.1, True, 'inconclusive', 'does not show erasure'))
+      (0.2, True, 'inconclusive', 'may hold up to 0.35 of'),
+      (-0.1, True, True, 'hold at most 0.05 of'),
+      (-0.1, False, 'inconclusive', 'not valid here: noise'))
   def test_by_the_lower_bound_and_the_gates(self, low, holds, passed, why):
     found = {
         name: {'value': low + 0.1, 'interval': [low + 0.05, 1],
-               'interval_of_all': [low - less, 1]}
+               'interval_of_all': [low - less, 1],
+               'left': {'interval': [low, low + 0.15 - less / 10]}}
         for name, less in (('fp', 0.5), ('nf4', 0))}
     got = hidden_share.judge(
         found, {'sharp_mover': {'holds': True}, 'noise': {'holds': holds}})

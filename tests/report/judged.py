@@ -96,7 +96,9 @@ def structure() -> dict[str, Any]:
       shares = {'values': other, 'last_state': value + 0.043}
     return {'value': value, 'interval': [value - 0.091, value + 0.097],
             'interval_of_all': [value - 0.113, value + 0.119],
-            'reading': reading, **shares, 'own': 0.043,
+            'reading': reading, **shares, 'own': 0.043, 'left': {
+                'value': value + 0.043,
+                'interval': [value - 0.02, value + 0.1]},
             'answered': {'values': 0.58, 'last_state': 0.44, 'own': 0.31}}
 
   gate = {'value': 0.983, 'interval': [0.951, 1.0], 'reading': 'values',

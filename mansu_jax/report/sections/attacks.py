@@ -42,8 +42,8 @@ def sentence(record: Record) -> str:
     return f'{text}: retraining brings the forgotten facts back.'
   if not _valid(found):
     return f'{text}; whether guessing explains this is open: {found["reason"]}.'
-  return (f'{text}: the attacks bring back no more than guessing explains,'
-          ' which proves no erasure.')
+  return (f'{text}: the attacks bring back no more than guessing explains'
+          f' ({found["reason"]}).')
 
 
 def brief(record: Record) -> str:

@@ -40,10 +40,12 @@ def blocks(record: Record) -> Iterator[document.Block]:
       ' to the last token. The base takes from the unlearned model either the'
       ' values that this block reads at the subject\'s and the following'
       ' tokens, or the last token\'s state after it; the better reading'
-      ' counts. A small hidden share does not show erasure.')
+      ' counts. Property S passes only if little is left in the states,'
+      ' whether the model answers itself or not.')
   yield document.Table(
       ('precision', 'hidden share [95 % interval]', 'reading',
-       'by values', 'by last-token state', 'unlearned itself'),
+       'by values', 'by last-token state', 'unlearned itself',
+       'left in the states [95 % interval]'),
       tuple(_rows(found['hidden_share'])), caption=(
           f'Shares of the base\'s lead over ignorance, on'
           f' {words.count(found["questions"], "forget question")} about'
@@ -74,7 +76,8 @@ def _joint(found: Record) -> str:
 def _rows(found: Record) -> Iterator[tuple[str, ...]]:
   for precision, entry in found.items():
     yield (precision, words.estimate(entry), _READINGS[entry['reading']],
-           *(words.number(entry[k]) for k in (*_READINGS, 'own')))
+           *(words.number(entry[k]) for k in (*_READINGS, 'own')),
+           words.estimate(entry.get('left')))
 
 
 def _gates(gates: Record) -> Iterator[tuple[str, ...]]:

@@ -99,7 +99,8 @@ class Reading:
 
   def gap(self, precision: str, **options: Any) -> bootstrap.Estimate:
     """Knowledge that a quantizer brings back."""
-    keys = [(model, p) for p in (precision, 'fp') for model in evaluation.MODELS]
+    keys = [(model, p) for p in (precision, 'fp')
+            for model in evaluation.MODELS]
     return forgetting.known_gap(
         *(self.correct[key] for key in keys), self.levels(*keys), self.facts,
         self.groups, **self.options, **options)
@@ -107,7 +108,8 @@ class Reading:
   def joined(self, other: Reading) -> Reading:
     """The questions of two readings together."""
     both = lambda mine, others: {
-        key: np.concatenate([found, others[key]]) for key, found in mine.items()}
+        key: np.concatenate([found, others[key]])
+        for key, found in mine.items()}
     return Reading(
         questions=[*self.questions, *other.questions],
         correct=both(self.correct, other.correct),

@@ -158,11 +158,15 @@ def _measure(
   mover = mover_layer.find(config, base, asked.train)
   views = quantize.views()
   host = hidden_share.Host(config, base, asked.forget, mover.layer)
-  shares = _shares(host, host.ignorance, tests=len(views), **resampling)
+  resampling_of_all = dict(resampling, tests=len(views))
+  ignorant = _shares(host, host.ignorance, **resampling)
+  shares = _shares(host, host.ignorance, host.others, **resampling_of_all)
   found = {}
   for precision, view in views.items():
     answers = host.answers(view(unlearned))
+    left = shares.larger(answers)
     found[precision] = shares.larger(answers, answers['own']) | {
+        'left': {k: left[k] for k in ('value', 'interval')},
         'own': shares.share(answers['own']),
         'answered': {k: float(v.mean()) for k, v in answers.items()}}
   noise = lambda: hidden_share.noise_like(
@@ -170,7 +174,7 @@ def _measure(
   gates = {
       'sharp_mover': _sharp(mover),
       'another_fact': _gate(
-          shares.larger(host.others), at_most=hidden_share.LARGEST),
+          ignorant.larger(host.others), at_most=hidden_share.LARGEST),
       'noise': _harmless(shares, host, noise)}
   if quantize.names:
     gates['base_quantized'] = _harmless(
@@ -186,12 +190,13 @@ def _measure(
 
 
 def _shares(
-    host: hidden_share.Host, ignorance: np.ndarray, *, resamples: int,
-    seed: int, tests: int = 1) -> hidden_share.Shares:
+    host: hidden_share.Host, ignorance: np.ndarray,
+    floors: hidden_share.Answers | None = None, *, resamples: int, seed: int,
+    tests: int = 1) -> hidden_share.Shares:
   """Shares of the base's lead over ignorance; NotMeasured if it has none."""
   shares = hidden_share.Shares(
-      host.questions.facts, host.own, ignorance, resamples=resamples,
-      seed=seed, tests=tests)
+      host.questions.facts, host.own, ignorance, floors,
+      resamples=resamples, seed=seed, tests=tests)
   if _count_facts(host.questions) < 2:
     raise NotMeasured(
         f'all {len(host.questions)} questions ask about one fact; intervals'

@@ -2,8 +2,8 @@
 
 `Recaller` runs a model and returns texts; `right` and `ignorance` judge texts,
 so that stored ones can be judged again. `measure` asks the base first, and then
-both models, at every precision, what the base said in full precision: a question
-that the base does not answer in its own words cannot show forgetting.
+both models, at every precision, what the base said in full precision: a
+question that the base does not answer in its own words cannot show forgetting.
 """
 
 from __future__ import annotations

@@ -68,8 +68,9 @@ class AttacksTest(absltest.TestCase):
         ' steps of lora_3e-4 (nf4), and on facts that the base never knew by'
         ' +0.020:'
         ' retraining brings the forgotten facts back.')
-    self.assertIn('proves no erasure', attacks.sentence(
-        _record('inconclusive')))
+    self.assertIn(
+        'no more than guessing explains (', attacks.sentence(
+            _record('inconclusive')))
     known = _record('inconclusive')
     known['attack_verdict'] |= {
         'control': {'valid': False}, 'reason': 'the base knows facts'}

@@ -10,7 +10,8 @@ from tests.report import records
 
 def _share(value, reading):
   return {'value': value, 'interval': [value - 0.1, value + 0.1],
-          'reading': reading, 'values': value, 'last_state': 0.2, 'own': -0.04}
+          'reading': reading, 'values': value, 'last_state': 0.2, 'own': -0.04,
+          'left': {'value': value, 'interval': [value - 0.05, value + 0.05]}}
 
 
 def _structure():
@@ -40,9 +41,10 @@ class HiddenShareTest(absltest.TestCase):
     text, shares, gates, plots = self._blocks(_structure())
     self.assertIn('Block 2 (counted from 0)', text.text)
     self.assertEqual(shares.rows, (
-        ('fp', '0.812 [0.712, 0.912]', 'values', '0.812', '0.200', '-0.040'),
+        ('fp', '0.812 [0.712, 0.912]', 'values', '0.812', '0.200', '-0.040',
+         '0.812 [0.762, 0.862]'),
         ('nf4', '0.734 [0.634, 0.834]', 'last-token state', '0.734', '0.200',
-         '-0.040')))
+         '-0.040', '0.734 [0.684, 0.784]')))
     self.assertIn('239 forget questions about 59 facts', shares.caption)
     self.assertIn('0.979', shares.caption)
     self.assertEqual([row[1:] for row in gates.rows], [

@@ -14,14 +14,14 @@ _FACTS = 20
 _OPTIONS = dict(resamples=500, seed=0)
 
 
-def _asked(answers, ignorance=0.0, base=0):
-  """Two questions on each of 20 facts; the first `right` facts are right."""
-  digits = lambda right: '1' * 2 * right + '0' * 2 * (_FACTS - right)
+def _asked(answers, ignorance=0.0, base=0, facts=_FACTS):
+  """Two questions on each fact; the first `right` facts are right."""
+  digits = lambda right: '1' * 2 * right + '0' * 2 * (facts - right)
   questions = [
       questions_lib.Question(
           id=f'{i}/{j}', fact=f'f{i:02}', relation='r', prompt='p', answer='a',
           choices=('a', 'b', 'c', 'd'), use='far')
-      for i in range(_FACTS) for j in range(2)]
+      for i in range(facts) for j in range(2)]
   return attack_verdict.Asked(
       questions=questions, base=digits(base), ignorance=dict.fromkeys(
           (q.id for q in questions), ignorance), answers={
@@ -72,7 +72,27 @@ class JudgeTest(absltest.TestCase):
                    {'lora_3e-4': {'fp': [(0, 6), (10, 10)]}})
     self.assertEqual(found['passed'], 'inconclusive')
     self.assertEqual(found['difference']['value'], 0)
-    self.assertIn('proves no erasure', found['reason'])
+    self.assertIn('may return (upper bound', found['reason'])
+
+  def _thorough(self, forget, unknown, rates=3, steps=100):
+    """The same attacks on 60 facts of each side; the base knew 54."""
+    attack = lambda right: {
+        f'{kind}_{rate}e-5': {'fp': [(0, 15), (steps, right)]}
+        for kind in ('relearn', 'lora') for rate in range(1, rates + 1)}
+    return attack_verdict.judge(
+        _asked(attack(forget), base=54, facts=60),
+        _asked(attack(unknown), facts=60), **_OPTIONS)
+
+  def test_thorough_attacks_that_return_little_pass(self):
+    found = self._thorough(15, 15)
+    self.assertIs(found['passed'], True)
+    self.assertIn('no attack returns more than 0.13', found['reason'])
+    for weak in ({'rates': 2}, {'steps': 50}):
+      found = self._thorough(15, 15, **weak)
+      self.assertEqual(found['passed'], 'inconclusive')
+      self.assertIn('--eval_attack_steps', found['reason'])
+    self.assertEqual(self._thorough(20, 15)['passed'], 'inconclusive')
+    self.assertIs(self._thorough(40, 15)['passed'], False)
 
   def test_a_gain_counts_from_what_an_ignorant_model_answers(self):
     """A model that avoided the right answers guesses again."""

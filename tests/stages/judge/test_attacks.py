@@ -133,7 +133,7 @@ class AttacksTest(absltest.TestCase):
         found['attack_setup']['unknown']['ignorance'], 0.5, delta=0.05)
     self.assertAlmostEqual(verdict['gain_unknown']['value'], 0, delta=0.05)
     self.assertTrue(verdict['control']['valid'])
-    self.assertIn('proves no erasure', verdict['reason'])
+    self.assertEqual(verdict['passed'], 'inconclusive')
 
   def test_facts_that_the_base_knows_are_no_control(self):
     """An ignorant model answers none of them right, the base all."""

@@ -154,6 +154,8 @@ class MeasureTest(absltest.TestCase):
     self.assertEqual(
         found['structure']['hidden_share']['fp']['value'], 0)
     self.assertEqual(found['S']['passed'], 'inconclusive')
+    self.assertEqual(
+        found['structure']['hidden_share']['fp']['left']['value'], 1)
 
   def test_without_questions_the_reason_is_kept(self):
     found = self._measure(None, hidden_questions=0)

@@ -276,8 +276,8 @@ class StructureTest(parameterized.TestCase):
   @parameterized.parameters(
       (False, 'inconclusive', False), ('inconclusive', False, False),
       ('inconclusive', 'inconclusive', 'inconclusive'),
-      (True, True, 'inconclusive'))  # Neither shows that knowledge is gone.
-  def test_either_fails_it_and_none_passes_it(self, hidden, attack, want):
+      (True, 'inconclusive', 'inconclusive'), (True, True, True))
+  def test_either_fails_it_and_both_pass_it(self, hidden, attack, want):
     entry = {'value': 0.7, 'interval': [0.6, 0.8], 'threshold': 0.2,
              'passed': hidden, 'reason': 'it is hidden'}
     got = verdict.property_s(
