@@ -18,6 +18,7 @@ import pytest
 from experiments import circuit_worth
 from experiments import circuit_worth_table
 from mansu_jax import quant
+from mansu_jax.data import questions as questions_lib
 from mansu_jax.deployment import relearning_attack
 from mansu_jax.statistics import gaps
 from tests import runs
@@ -124,6 +125,23 @@ class PairedDifferencesTest(absltest.TestCase):
     with self.assertRaisesRegex(
         ValueError, 'Seed 0 has 2 questions in one setting only'):
       self.script.differences([one], [other])
+
+
+class NeverTaughtTest(absltest.TestCase):
+
+  def test_swapped_facts_are_of_no_model(self):
+    script = _script('never_taught')
+    questions = questions_lib.read_questions('shipped:unknown_capital.jsonl')
+    lines = list(script.swapped(questions))
+    self.assertLen(lines, len(questions))
+    answers = {q.fact: q.answer for q in questions}
+    for own, line in zip(questions, lines):
+      got = questions_lib.parse('line', line)
+      self.assertEqual((got.prompt, got.form), (own.prompt, own.form))
+      self.assertIn(got.answer, answers.values())
+      self.assertNotEqual(got.answer, own.answer)
+    with self.assertRaisesRegex(ValueError, 'wanted the same phrasings'):
+      list(script.swapped([*questions[:40], *questions[41:]]))
 
 
 class OverCircuitsTest(absltest.TestCase):

