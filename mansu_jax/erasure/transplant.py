@@ -220,22 +220,76 @@ def with_values(
   read what the states hold. Queries, keys, and values off the span are those of
   the base's states. Arguments as for `answer`.
   """
-  weights = jax.tree.map(lambda w: w[layer], params['layers'])
-  attn = weights['attn']
-  norm = lambda x: layers_lib.rms_norm(
+  weights = _layer(params, layer)
+  last = at_last(base, rows)[:, None]
+  return _attended(
+      config, weights, last, base, weights,
+      jnp.where(_inside(base, rows)[..., None], given, base), last,
+      (rows.lengths - 1)[:, None])[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'layer'))
+def routed(
+    config: model_config.ModelConfig, base: types.Params, before: types.Array,
+    params: types.Params, given: types.Array, source: types.Array,
+    rows: spans.Rows, layer: int) -> types.Array:
+  """Picks [B] of a model whose layer attends as the base's.
+
+  Everything else is the model's own: its states, values, outputs and the other
+  layers. So an answer that appears was in the model, which did not look for it.
+
+  Args:
+    config: the models' config; static.
+    base: the base's params.
+    before: the base's states before the layer, [B, W, D].
+    params: the model's params.
+    given: the model's states before the layer, [B, W, D].
+    source: the row of `given` that each row gets, int [B].
+    rows: the prompts.
+    layer: the layer; static.
+  """
+  with exact():
+    given = given[source]
+    x = _attended(
+        config, _layer(base, layer), before, before, _layer(params, layer),
+        given, given, positions(rows, 0))
+    x, _ = _scan(config, params, x, rows, 0, layer + 1,
+                 lambda index, old, new, kept: (new, kept), ())
+    return picks(config, params, at_last(x, rows)[:, None], rows.choices)[:, 0]
+
+
+def _layer(params: types.Params, layer: int) -> types.Params:
+  return jax.tree.map(lambda w: w[layer], params['layers'])
+
+
+def _attended(
+    config: model_config.ModelConfig, looks: types.Params, queries: types.Array,
+    keys: types.Array, reads: types.Params, values: types.Array,
+    residual: types.Array, at: types.Array) -> types.Array:
+  """States [B, Q, D] after a layer that looks and reads apart.
+
+  Args:
+    config: the model's config.
+    looks: weights of the layer that gives queries and keys.
+    queries: its states before the layer at Q positions, [B, Q, D].
+    keys: its states at all positions, [B, W, D].
+    reads: weights of the layer for all else.
+    values: the states that its values map, [B, W, D].
+    residual: the states to which its outputs are added, [B, Q, D].
+    at: the positions of the queries, [B, Q].
+  """
+  norm = lambda x, weights: layers_lib.rms_norm(
       x, weights['attn_norm'], config.norm_eps)
   project = lambda x, w: jnp.einsum('BTD,DNH->BTNH', x, w.astype(x.dtype))
-  last = at_last(base, rows)[:, None]  # [B, 1, D]
-  at, own = jnp.arange(base.shape[1])[None], (rows.lengths - 1)[:, None]
-  inside = _inside(base, rows)
   rotate = lambda x, at: layers_lib.rotate(
       x, layers_lib.rotary_tables(config, at))
+  every = jnp.arange(keys.shape[1])[None]  # [1, W]
   out = layers_lib.attend(
-      rotate(project(norm(last), attn['q']), own),
-      rotate(project(norm(base), attn['k']), at),
-      project(norm(jnp.where(inside[..., None], given, base)), attn['v']),
-      (at <= own)[:, None, None, None])
-  x = last + jnp.einsum('BTNH,NHD->BTD', out, attn['o'].astype(out.dtype))
-  mlp = layers_lib.Mlp(config).apply({'params': weights['mlp']}, (
-      layers_lib.rms_norm(x, weights['mlp_norm'], config.norm_eps)))
-  return (x + mlp)[:, 0]
+      rotate(project(norm(queries, looks), looks['attn']['q']), at),
+      rotate(project(norm(keys, looks), looks['attn']['k']), every),
+      project(norm(values, reads), reads['attn']['v']),
+      (every[:, None] <= at[..., None])[:, None, None])
+  x = residual + jnp.einsum(
+      'BTNH,NHD->BTD', out, reads['attn']['o'].astype(out.dtype))
+  return x + layers_lib.Mlp(config).apply({'params': reads['mlp']}, (
+      layers_lib.rms_norm(x, reads['mlp_norm'], config.norm_eps)))

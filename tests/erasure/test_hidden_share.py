@@ -31,10 +31,10 @@ class HostTest(absltest.TestCase):
     self.assertTrue(self.host.own.all())
     answers = self.host.answers(_PARAMS)
     self.assertEqual({name: x.all() for name, x in answers.items()}, {
-        'own': True, 'values': True, 'last_state': True})
+        'own': True, 'routed': True, 'values': True, 'last_state': True})
     shares = hidden_share.Shares(
         self.questions.facts, self.host.own, self.host.ignorance, **_SEED)
-    got = shares.larger(answers, answers['own'])
+    got = shares.routed(answers, answers['own'])
     self.assertEqual(got['value'], 0)
     self.assertEqual(got['interval'], [0, 0])
     self.assertAlmostEqual(got['values'], 1)
@@ -43,12 +43,23 @@ class HostTest(absltest.TestCase):
     lost = self._lost(span_cases.changed([_LAYER + 1]))
     self.assertGreater(lost['own'], 0.2)
     self.assertEqual((lost['values'], lost['last_state']), (0, 0))
+    self.assertEqual(lost['routed'], lost['own'])  # It looks as the base does.
 
   def test_an_edit_of_the_layers_attention_leaves_its_values(self):
     lost = self._lost(span_cases.changed([_LAYER], ['attn']))
     self.assertGreater(lost['own'], 0.2)
     self.assertGreater(lost['last_state'], 0.2)
     self.assertEqual(lost['values'], 0)
+
+  def test_a_model_that_only_looks_elsewhere_keeps_all_when_routed(self):
+    """Queries are changed, what the layer reads and writes is not."""
+    params = jax.tree.map(lambda x: x, _PARAMS)
+    layers = params['layers'] = dict(params['layers'])
+    attn = layers['attn'] = dict(layers['attn'])
+    attn['q'] = attn['q'].at[_LAYER].set(-3 * attn['q'][_LAYER])
+    lost = self._lost(params)
+    self.assertGreater(lost['own'], 0.1)
+    self.assertEqual((lost['routed'], lost['values']), (0, 0))
 
   def test_an_edit_below_the_layer_reaches_both(self):
     lost = self._lost(span_cases.changed(range(_LAYER)))
@@ -84,45 +95,47 @@ class SharesTest(parameterized.TestCase):
     return hidden_share.Shares(
         self.facts, self.base, self.ignorance, **_SEED | options)
 
-  def _answers(self, values, last_state):
+  def _answers(self, routed, last_state=0):
     answered = lambda count: (np.arange(40) < count) * 1.0
-    return {'values': answered(values), 'last_state': answered(last_state)}
+    return {'routed': answered(routed), 'values': answered(40),
+            'last_state': answered(last_state)}
 
   def test_by_hand(self):
     shares, own = self._shares(), (np.arange(40) < 16) * 1.0
-    got = shares.larger(self._answers(24, 32), own)
-    self.assertEqual(got['reading'], 'last_state')
-    self.assertAlmostEqual(got['values'], 0.5)
-    self.assertAlmostEqual(got['last_state'], 0.75)
+    got = shares.routed(self._answers(32, 24), own)
+    self.assertAlmostEqual(got['values'], 1)
+    self.assertAlmostEqual(got['last_state'], 0.5)
+    self.assertAlmostEqual(got['routed'], 0.75)
     self.assertAlmostEqual(shares.share(own), 0.25)
     self.assertAlmostEqual(got['value'], 0.5)
     low, high = got['interval']
     self.assertBetween(0.5, low, high)
     self.assertAlmostEqual(
-        shares.larger(self._answers(24, 32))['value'], 0.75)
+        shares.routed(self._answers(32))['value'], 0.75)
 
   def test_avoiding_the_answer_hides_no_more_than_ignorance(self):
-    got = self._shares().larger(self._answers(40, 0), np.zeros(40))
+    got = self._shares().routed(self._answers(40), np.zeros(40))
     self.assertAlmostEqual(got['value'], 1)
 
-  def test_intervals_allow_for_the_choice_and_for_several_tests(self):
+  def test_intervals_allow_for_several_tests(self):
     width = lambda pair: pair[1] - pair[0]
-    got = self._shares(tests=5, resamples=4000).larger(
-        self._answers(24, 8), np.zeros(40))
+    got = self._shares(tests=5, resamples=4000).routed(
+        self._answers(24), np.zeros(40))
     self.assertGreater(
         width(got['interval_of_all']), 1.05 * width(got['interval']))
 
   def test_each_reading_has_its_floor(self):
     """Other facts' states leave some answers to values, none more here."""
-    floors = {'values': np.full(40, 0.5), 'last_state': np.full(40, 0.2)}
+    floors = {'routed': np.full(40, 0.5), 'values': np.full(40, 0.9),
+              'last_state': np.full(40, 0.2)}
     shares = hidden_share.Shares(
         self.facts, self.base, self.ignorance, floors, **_SEED)
-    got = shares.larger(self._answers(20, 8))
-    self.assertAlmostEqual(got['values'], 0)
+    got = shares.routed(self._answers(20, 8))
+    self.assertAlmostEqual(got['routed'], 0)
     self.assertAlmostEqual(got['last_state'], 0)
-    self.assertAlmostEqual(shares.larger(self._answers(40, 8))['value'], 1)
+    self.assertAlmostEqual(shares.routed(self._answers(40))['value'], 1)
     self.assertAlmostEqual(shares.share(np.full(40, 0.6)), 0.5)  # Its own.
-    floors['values'] = np.ones(40)
+    floors['routed'] = np.ones(40)
     self.assertFalse(hidden_share.Shares(
         self.facts, self.base, self.ignorance, floors, **_SEED).defined)
 
@@ -155,7 +168,7 @@ class JudgeTest(parameterized.TestCase):
       (0.5, False, 'inconclusive', 'not valid here: noise'),
       (0.5, 'inconclusive', 'inconclusive', 'not valid here: noise'),
       (0.2, True, 'inconclusive', 'may hold up to 0.35 of'),
-      (-0.1, True, True, 'hold at most 0.05 of'),
+      (-0.1, True, True, 'holds at most 0.05 of'),
       (-0.1, False, 'inconclusive', 'not valid here: noise'))
   def test_by_the_lower_bound_and_the_gates(self, low, holds, passed, why):
     found = {

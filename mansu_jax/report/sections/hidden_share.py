@@ -1,4 +1,4 @@
-"""The hidden share: answers that the base still reads in the edited model."""
+"""The hidden share: answers that the edited model holds and does not give."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from mansu_jax.report.charts import svg
 
 Record = dict[str, Any]
 
-_READINGS = {'values': 'values', 'last_state': 'last-token state'}
 _GATES = {
     'sharp_mover': 'one layer moves the answer (lead removed before it)',
     'another_fact': 'states of another fact',
@@ -32,20 +31,19 @@ def blocks(record: Record) -> Iterator[document.Block]:
     return
   layer, answered = found['mover_layer'], found['answered']
   yield document.Text(
-      'The hidden share is the share of the base\'s answers that the base still'
-      ' gives when it reads them from states of the unlearned model, less the'
-      ' share that the unlearned model gives itself. Above 0, the edit has'
-      ' hidden answers instead of erasing them. Block'
-      f' {layer} (counted from 0) moves the answer from the subject\'s tokens'
-      ' to the last token. The base takes from the unlearned model either the'
-      ' values that this block reads at the subject\'s and the following'
-      ' tokens, or the last token\'s state after it; the better reading'
-      ' counts. Property S passes only if little is left in the states,'
-      ' whether the model answers itself or not.')
+      'The hidden share is what the unlearned model answers if block'
+      f' {layer} (counted from 0) attends as in the base, less what it'
+      ' answers itself, as shares of the base\'s answers. That block moves the'
+      ' answer from the subject\'s tokens to the last token; all else is the'
+      ' unlearned model\'s own. Above 0, the edit has hidden answers instead of'
+      ' erasing them. Property S passes only if little is left, whether the'
+      ' model answers itself or not. The last two columns describe: there the'
+      ' base reads the unlearned model\'s states with its own weights, which may'
+      ' add what the states lack.')
   yield document.Table(
-      ('precision', 'hidden share [95 % interval]', 'reading',
-       'by values', 'by last-token state', 'unlearned itself',
-       'left in the states [95 % interval]'),
+      ('precision', 'hidden share [95 % interval]',
+       'left [95 % interval]', 'unlearned itself',
+       'the base, with its values', 'the base, with its last-token state'),
       tuple(_rows(found['hidden_share'])), caption=(
           f'Shares of the base\'s lead over ignorance, on'
           f' {words.count(found["questions"], "forget question")} about'
@@ -53,8 +51,7 @@ def blocks(record: Record) -> Iterator[document.Block]:
           f' answers {words.number(answered["base"])} of the questions, and 0'
           f' is the base with another fact\'s states, which answers'
           f' {words.number(answered["ignorant"])}. An unlearned model below 0'
-          ' avoids the right answers; its share then counts as 0. The'
-          ' intervals allow for the choice of the reading.'
+          ' avoids the right answers; its share then counts as 0.'
           f'{_joint(found["hidden_share"])}'))
   yield document.Table(
       ('check of the measure', 'share [95 % interval]', 'wanted', 'holds'),
@@ -75,9 +72,8 @@ def _joint(found: Record) -> str:
 
 def _rows(found: Record) -> Iterator[tuple[str, ...]]:
   for precision, entry in found.items():
-    yield (precision, words.estimate(entry), _READINGS[entry['reading']],
-           *(words.number(entry[k]) for k in (*_READINGS, 'own')),
-           words.estimate(entry.get('left')))
+    yield (precision, words.estimate(entry), words.estimate(entry.get('left')),
+           *(words.number(entry[k]) for k in ('own', 'values', 'last_state')))
 
 
 def _gates(gates: Record) -> Iterator[tuple[str, ...]]:

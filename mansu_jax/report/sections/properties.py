@@ -51,9 +51,9 @@ _PROPERTIES = {
         'structural erasure', 'structural erasure', 'hidden share',
         'fails if an attack brings back more than guessing, or if the whole'
         ' interval lies above',
-        'Share of the base\'s knowledge that the base\'s own layers still read'
-        ' from the unlearned model\'s states, beyond what the model answers. It'
-        ' passes if the states hold little and thorough attacks bring little'
+        'Share of the base\'s knowledge that the unlearned model answers if one'
+        ' block attends as in the base, beyond what it answers itself. It'
+        ' passes if the model holds little and thorough attacks bring little'
         ' back.', '', False),
 }
 READINGS = {

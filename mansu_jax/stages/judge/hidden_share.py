@@ -164,8 +164,8 @@ def _measure(
   found = {}
   for precision, view in views.items():
     answers = host.answers(view(unlearned))
-    left = shares.larger(answers)
-    found[precision] = shares.larger(answers, answers['own']) | {
+    left = shares.routed(answers)
+    found[precision] = shares.routed(answers, answers['own']) | {
         'left': {k: left[k] for k in ('value', 'interval')},
         'own': shares.share(answers['own']),
         'answered': {k: float(v.mean()) for k, v in answers.items()}}
@@ -174,7 +174,7 @@ def _measure(
   gates = {
       'sharp_mover': _sharp(mover),
       'another_fact': _gate(
-          ignorant.larger(host.others), at_most=hidden_share.LARGEST),
+          ignorant.routed(host.others), at_most=hidden_share.LARGEST),
       'noise': _harmless(shares, host, noise)}
   if quantize.names:
     gates['base_quantized'] = _harmless(
@@ -228,7 +228,7 @@ def _gate(
   value = found['value']
   holds = value <= at_most if at_least is None else value >= at_least
   level = at_most if at_least is None else at_least
-  keys = ('value', 'interval', 'reading', *hidden_share.READINGS)
+  keys = ('value', 'interval', *hidden_share.READINGS)
   return {k: found[k] for k in keys} | {'level': level, 'holds': holds}
 
 
@@ -237,7 +237,7 @@ def _harmless(
     make: Callable[[], types.Params]) -> dict[str, Any]:
   """The gate on params whose change must leave the share."""
   return _gate(
-      shares.larger(host.answers(make())), at_least=hidden_share.HARMLESS)
+      shares.routed(host.answers(make())), at_least=hidden_share.HARMLESS)
 
 
 def _retained(

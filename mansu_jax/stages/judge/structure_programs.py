@@ -60,6 +60,9 @@ def _transplants(
         'transplant.answer', transplant.answer, config, params, base, states,
         source, rows, calls=calls * (others + models), layer=layer)
     yield programs.program(
+        'transplant.routed', transplant.routed, config, params, base, params,
+        base, source, rows, calls=calls * (others + models), layer=layer)
+    yield programs.program(
         'transplant.replaced', transplant.replaced, config, params, base,
         source, rows, calls=calls * others, layer=layer)
 

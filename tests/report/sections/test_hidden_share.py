@@ -8,9 +8,9 @@ from mansu_jax.report.sections import hidden_share
 from tests.report import records
 
 
-def _share(value, reading):
+def _share(value):
   return {'value': value, 'interval': [value - 0.1, value + 0.1],
-          'reading': reading, 'values': value, 'last_state': 0.2, 'own': -0.04,
+          'values': value, 'last_state': 0.2, 'own': -0.04,
           'left': {'value': value, 'interval': [value - 0.05, value + 0.05]}}
 
 
@@ -19,8 +19,8 @@ def _structure():
   return {
       'mover_layer': 2, 'by_layer': [1.0, 1.0, 0.95, 0.04], 'questions': 239,
       'facts': 59, 'answered': {'base': 0.979, 'ignorant': 0.278},
-      'hidden_share': {'fp': _share(0.812, 'values'),
-                       'nf4': _share(0.734, 'last_state')},
+      'hidden_share': {'fp': _share(0.812),
+                       'nf4': _share(0.734)},
       'gates': {
           'sharp_mover': gate | {
               'value': 0.95, 'interval': [None, None], 'level': 0.8,
@@ -39,12 +39,12 @@ class HiddenShareTest(absltest.TestCase):
 
   def test_shares_and_checks(self):
     text, shares, gates, plots = self._blocks(_structure())
-    self.assertIn('Block 2 (counted from 0)', text.text)
+    self.assertIn('if block 2 (counted from 0) attends', text.text)
     self.assertEqual(shares.rows, (
-        ('fp', '0.812 [0.712, 0.912]', 'values', '0.812', '0.200', '-0.040',
-         '0.812 [0.762, 0.862]'),
-        ('nf4', '0.734 [0.634, 0.834]', 'last-token state', '0.734', '0.200',
-         '-0.040', '0.734 [0.684, 0.784]')))
+        ('fp', '0.812 [0.712, 0.912]', '0.812 [0.762, 0.862]', '-0.040',
+         '0.812', '0.200'),
+        ('nf4', '0.734 [0.634, 0.834]', '0.734 [0.684, 0.784]', '-0.040',
+         '0.734', '0.200')))
     self.assertIn('239 forget questions about 59 facts', shares.caption)
     self.assertIn('0.979', shares.caption)
     self.assertEqual([row[1:] for row in gates.rows], [
