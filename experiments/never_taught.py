@@ -4,14 +4,14 @@
 
 SmolLM2-135M does not know the facts of `shipped:unknown_capital.jsonl`. A copy
 is taught them in their training phrasings and written to OUT/base. Judged
-against that base, SmolLM2-135M has forgotten the facts without a trace, so
-property S must pass:
+against that base, SmolLM2-135M has forgotten the facts without a trace, so it
+can hide nothing:
 
   python -m mansu_jax.main --flagfile=experiments/controls/never_taught.flags \\
-      --base=OUT/base --data_unknown=OUT/unknown.jsonl --workdir=DIR
+      --base=OUT/base --workdir=DIR
 
-OUT/unknown.jsonl has facts that neither model knows: the same subjects with the
-answers and choices of others.
+For attacks, OUT/unknown.jsonl has facts that neither model knows: the same
+subjects with the answers and choices of others.
 """
 
 from __future__ import annotations

@@ -52,9 +52,9 @@ class ReadmeTest(absltest.TestCase):
         f'Q4_K brings back {back("q4_k")} of the knowledge and FP4'
         f' {back("fp4")} (NF4 none)',
         f'(cosine {cosine(graddiff)}, against {cosine(mansu)} for MANSU)',
-        f'reads {hidden["fp"]["values"]:.2f} of its lead from',
-        f'(NF4 {hidden["nf4"]["values"]:.2f}); the model itself shows'
-        f' {hidden["fp"]["own"]:.2f}, so {hidden["fp"]["value"]:.2f}'
+        f'answers {hidden["fp"]["left"]["value"]:.2f} of what the base does'
+        f' (NF4 {hidden["nf4"]["left"]["value"]:.2f}); by itself it answers'
+        f' {hidden["fp"]["own"]:.2f}. So {hidden["fp"]["value"]:.2f}'
         f' [{low:.2f}, {high:.2f}] of',
         f'CAD is {cad["value"]:.2f} on the circuit and'
         f' {cad["nulls"]["random_circuits"]["mean"]:.2f} on random',

@@ -11,8 +11,10 @@ from experiments.tables import stored
 from mansu_jax.statistics import gaps
 
 _PRECISIONS = ('fp', 'nf4')
-# Row -> the stored run. The first three hide by construction.
+# Row -> the stored run. The first has nothing to hide; the next three hide by
+# construction.
 _CONTROLS = {
+    'never taught': 'controls/never_taught',
     'last two layers': 'controls/last_layers',
     'attention of layers 20 to 23': 'controls/attention',
     'MLPs of layers 13 to 22': 'controls/mlps',
@@ -37,8 +39,9 @@ def controls(results: pathlib.Path) -> str:
   runs = _runs(results, _CONTROLS)
   rows = [(name, *_hidden_cells(run.record)) for name, run in runs.items()]
   table = cells.table(
-      ('edit', 'right, fp', 'hidden share, fp', 'hidden share, NF4',
-       'mover layer', *_GATES.values(), 'gates hold'), rows)
+      ('edit', 'right, fp', 'hidden share, fp', 'quantized',
+       'left, fp', 'itself, fp', 'read by the base, fp', *_GATES.values(),
+       'gates hold'), rows)
   return cells.blocks(table, cells.code(runs.values()))
 
 
@@ -48,8 +51,11 @@ def _hidden_cells(record: stored.Record) -> Iterator[str]:
   shares, gates = found.get('hidden_share', {}), found.get('gates', {})
   yield cells.number(
       record['forgetting']['choice_unseen']['unlearned']['fp']['value'])
-  yield from (cells.estimate(shares.get(p)) for p in _PRECISIONS)
-  yield str(found.get('mover_layer', cells.NONE))
+  scheme = next((p for p in shares if p != 'fp'), None)
+  yield from (cells.estimate(shares.get(p)) for p in ('fp', scheme))
+  yield cells.estimate(shares.get('fp', {}).get('left'))
+  yield from (cells.number(shares.get('fp', {}).get(name))
+              for name in ('own', 'values'))
   yield from (cells.estimate(gates.get(gate)) for gate in _GATES)
   failed = [name.replace('_', ' ') for name, gate in gates.items()
             if gate['holds'] is not True]
