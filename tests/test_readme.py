@@ -7,6 +7,8 @@ import re
 from absl.testing import absltest
 import numpy as np
 
+from experiments.tables import premise
+from experiments.tables import quickstart
 from mansu_jax import quant
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -47,11 +49,21 @@ class ReadmeTest(absltest.TestCase):
         f'{r["properties"]["Q"]["by_scheme"][scheme]["value"]:.2f}'
         for r in sorted((graddiff, in_bfloat16), key=lambda r: r[
             'properties']['Q']['by_scheme'][scheme]['value']))
-    cosine = lambda r: f'{r["survival"]["nf4"]["cosine"]:.2f}'
+    carried = lambda r, scheme: f'{r["survival"][scheme]["carried"]:.2f}'
+    arms = premise.find(_RESULTS)
+    correlation = premise.correlation(arms, 'carried')
+    left = lambda r: f'{quickstart.worst_known(r, "fp"):.2f}'
+    self.assertLen(arms, 6)
+    self.assertEqual(min(
+        float(carried(mansu, s)) for s in mansu['survival']), 1.0)
     for shown in (
         f'Q4_K brings back {back("q4_k")} of the knowledge and FP4'
         f' {back("fp4")} (NF4 none)',
-        f'(cosine {cosine(graddiff)}, against {cosine(mansu)} for MANSU)',
+        f'(rank correlation {correlation} over six methods and four',
+        f'Q4_K carries {carried(graddiff, "q4_k")} of GradDiff\'s edit, FP4'
+        f' {carried(in_bfloat16, "fp4")} of the one in bfloat16',
+        f'knowledge, {left(mansu)} is left in the worst reading; of GradDiff\'s,'
+        f' {left(graddiff)},',
         f'answers {hidden["fp"]["left"]["value"]:.2f} of what the base does'
         f' (NF4 {hidden["nf4"]["left"]["value"]:.2f}); by itself it answers'
         f' {hidden["fp"]["own"]:.2f}. So {hidden["fp"]["value"]:.2f}'

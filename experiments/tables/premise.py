@@ -138,6 +138,11 @@ def correlations(arms: Arms) -> str:
   ) if rows else ''
 
 
+def correlation(arms: Arms, name: str) -> str:
+  """Rank correlation of recovery with a measure over arms and quantizers."""
+  return _correlation(arms, _EXPLAIN[name], _SCHEMES).partition(' ')[0]
+
+
 def _correlation(
     arms: Arms, measure: Callable[[stored.Record, str], float | None],
     schemes: Sequence[str]) -> str | None:
