@@ -52,6 +52,10 @@ class ReadmeTest(absltest.TestCase):
     carried = lambda r, scheme: f'{r["survival"][scheme]["carried"]:.2f}'
     arms = premise.find(_RESULTS)
     correlation = premise.correlation(arms, 'carried')
+    gain = lambda r: (
+        f'{-r["properties"]["R"]["by_precision"]["fp"]["value"]:.3f}')
+    retain_only = json.loads(
+        (_RESULTS / 'retain_only/s0/record.json').read_text(encoding='utf-8'))
     left = lambda r: f'{quickstart.worst_known(r, "fp"):.2f}'
     self.assertLen(arms, 6)
     self.assertEqual(min(
@@ -70,6 +74,7 @@ class ReadmeTest(absltest.TestCase):
         f' [{low:.2f}, {high:.2f}] of',
         f'CAD is {cad["value"]:.2f} on the circuit and'
         f' {cad["nulls"]["random_circuits"]["mean"]:.2f} on random',
+        f'facts gain {gain(record)}, and {gain(retain_only)} by the retain',
         f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])});',
         f'stay at {" to ".join(unknown["fp"])}.', f'({trained:.2f} right)'):
       self.assertIn(shown, text)
