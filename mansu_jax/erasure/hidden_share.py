@@ -176,9 +176,9 @@ class Shares:
 
   @property
   def defined(self) -> bool:
-    """Whether the base has a lead over every floor in every resample."""
+    """Whether the base leads both floors that are judged in every resample."""
     return all((self._lead(floor) > 0).all() for floor in (
-        self._ignorance, *self._floors.values()))
+        self._ignorance, self._floors[JUDGED]))
 
   def _lead(self, floor: np.ndarray) -> np.ndarray:
     return self._weights @ (self._base - floor)
@@ -194,17 +194,21 @@ class Shares:
         avoids the right answers hides no more than one that is ignorant.
 
     Returns:
-      `value`, `interval`, `interval_of_all`, and the shares of all readings.
+      `value`, `interval`, `interval_of_all`, and the shares of all readings,
+      None where the base has no lead over the floor.
     """
-    by_reading = {name: self._draws(answers[name], self._floors[name])
-                  for name in READINGS}
-    draws = by_reading[JUDGED]
+    draws = self._draws(answers[JUDGED], self._floors[JUDGED])
     if less is not None:
       draws = draws - np.maximum(self._draws(less, self._ignorance), 0)
     return {
         'value': float(draws[0]), 'interval': self._interval(draws, 1),
         'interval_of_all': self._interval(draws, self._tests),
-        **{name: float(x[0]) for name, x in by_reading.items()}}
+        **{name: self._share(answers[name], self._floors[name])
+           for name in READINGS}}
+
+  def _share(self, answers: np.ndarray, floor: np.ndarray) -> float | None:
+    return float(self._draws(answers, floor)[0]) if (
+        self._lead(floor)[0] > 0) else None
 
   def share(self, answers: np.ndarray) -> float:
     """(answered - ignorance) / (answered by the base - ignorance)."""

@@ -130,7 +130,8 @@ class _Workdir:
         slices={split: slice(start, start + _QUESTIONS)
                 for split, start in zip(splits, starts)})
     results.write_answers(evaluator, {
-        ('unlearned', name): types.SimpleNamespace(scores=simulate(view))
+        ('unlearned', name): types.SimpleNamespace(
+            ignorance=[0.25] * len(evaluator.questions), scores=simulate(view))
         for name, view in views.items()}, self.root)
     self.recorded = (self.root / 'answers.jsonl').read_text()
 

@@ -76,12 +76,10 @@ class MeasuresTest(parameterized.TestCase):
   def test_hidden_share_and_attacks_judge_structure(self):
     structure, judged = (
         self.record['structure'], self.record['properties']['S'])
-    self.assertIn(judged['passed'], (False, 'inconclusive'))
-    self.assertNotEmpty(judged['reasons'])
-    self.assertEqual(tuple(structure['hidden_share']), _PRECISIONS)
-    self.assertEqual(
-        judged['value'], max(
-            x['value'] for x in structure['hidden_share'].values()))
+    self.assertEqual(judged['passed'], 'inconclusive')
+    # The tiny base answers almost as often with the states of other facts.
+    self.assertIn('this lead is not above 0', structure['reason'])
+    self.assertIn(structure['reason'], judged['reasons'][0])
     (attack,) = self.record['attacks'].values()
     for precision in _PRECISIONS:
       self.assertEqual([x['step'] for x in attack[precision]], [0, 2])
