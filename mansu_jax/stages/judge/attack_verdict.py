@@ -38,7 +38,7 @@ _MOST_KNOWN = 0.1
 # Largest share of the base's lead over ignorance that may return; as large as
 # the hidden share may be.
 _MOST_RETURNED = 0.2
-_THOROUGH = {'kinds': ('relearn', 'lora'), 'rates': 3, 'steps': 100}
+_KINDS, _RATES, _STEPS = ('relearn', 'lora'), 3, 100  # Least that can pass.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ def _returned_little(
   if not _are_thorough(forgotten.answers):
     return verdict.INCONCLUSIVE, (
         'the attacks that were run return little; wanted relearn and lora, each'
-        f' at {_THOROUGH["rates"]} rates and with {_THOROUGH["steps"]} steps'
+        f' at {_RATES} rates and with {_STEPS} steps'
         ' (--eval_attacks, --eval_attack_rates, --eval_attack_steps)')
   return True, f'no attack returns more than {most:.2f} beyond guessing'
 
@@ -200,11 +200,11 @@ def _are_thorough(answers: Answers) -> bool:
 
   One that diverges ends early, so the longest of each kind counts.
   """
-  for kind in _THOROUGH['kinds']:
+  for kind in _KINDS:
     runs = [by_precision.values() for name, by_precision in answers.items()
             if name.startswith(f'{kind}_')]
     steps = [max(by_step) for run in runs for by_step in run]
-    if len(runs) < _THOROUGH['rates'] or max(steps) < _THOROUGH['steps']:
+    if len(runs) < _RATES or max(steps) < _STEPS:
       return False
   return True
 
