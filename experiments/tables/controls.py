@@ -15,7 +15,7 @@ _PRECISIONS = ('fp', 'nf4')
 # construction.
 _CONTROLS = {
     'never taught': 'controls/never_taught',
-    'last two layers': 'controls/last_layers',
+    'MLPs of layers 24 to 29': 'controls/last_layers',
     'attention of layers 20 to 23': 'controls/attention',
     'MLPs of layers 13 to 22': 'controls/mlps',
     'quickstart': 'quickstart', 'retain terms alone': 'retain_only'}
@@ -40,8 +40,8 @@ def controls(results: pathlib.Path) -> str:
   rows = [(name, *_hidden_cells(run.record)) for name, run in runs.items()]
   table = cells.table(
       ('edit', 'right, fp', 'hidden share, fp', 'quantized',
-       'left, fp', 'itself, fp', 'read by the base, fp', *_GATES.values(),
-       'gates hold'), rows)
+       'left, fp', 'itself, fp', 'routed, fp', 'read out, fp',
+       'base with its values, fp', *_GATES.values(), 'gates hold'), rows)
   return cells.blocks(table, cells.code(runs.values()))
 
 
@@ -55,7 +55,7 @@ def _hidden_cells(record: stored.Record) -> Iterator[str]:
   yield from (cells.estimate(shares.get(p)) for p in ('fp', scheme))
   yield cells.estimate(shares.get('fp', {}).get('left'))
   yield from (cells.number(shares.get('fp', {}).get(name))
-              for name in ('own', 'values'))
+              for name in ('own', 'routed', 'read_out', 'values'))
   yield from (cells.estimate(gates.get(gate)) for gate in _GATES)
   failed = [name.replace('_', ' ') for name, gate in gates.items()
             if gate['holds'] is not True]

@@ -1,11 +1,12 @@
 """The hidden share: answers that an edited model holds and does not look for.
 
 An edit that stops a model from answering may have erased the knowledge or cut
-it off. With l the mover layer (see `mover_layer`), three readings put a part of
-the base and the edited model together:
+it off. With l the mover layer (see `mover_layer`), four readings put a part of the
+base and the edited model together:
 
 - `routed`: the edited model, but block l attends as in the base. States, values,
   outputs and all other blocks are its own.
+- `read_out`: as `routed`, but the blocks above l and the head are the base's.
 - `values`: the base, but the values that the attention of block l brings from
   the span to the last token come from the edited model's states before block l.
 - `last_state`: the edited model's last-token state after block l, with the
@@ -13,14 +14,17 @@ the base and the edited model together:
 
 Each is a share of the base's own lead, (answered - floor) / (answered by the
 base - floor), where the floor is what is answered with the states of another
-fact put in alike. The hidden share H is that of `routed`, less the edited
-model's own share where that is above 0. The floor of its own share is what the
-base answers when all states of the span are those of another fact.
+fact put in alike; in `read_out`, with another fact's last-token state, since
+the base's blocks above l may still read the subject. `routed` finds answers
+that block l does not look for, `read_out` those that are suppressed above it.
+The hidden share H of each is less the edited model's own share where that is
+above 0, and the higher one counts. The floor of the own share is what the base
+answers when all states of the span are those of another fact.
 
 H is 0 for the base, 1 for a model that looks away from all, and about 0 for one
-that never knew the facts. The other two readings describe: weights of the base
-read, and they may add what the states lack. Knowledge may also lie where no
-reading looks.
+that never knew the facts. The other two readings describe: the base reads the
+states with its own block l, which may add what they lack. Knowledge may also
+lie where no reading looks.
 """
 
 from __future__ import annotations
@@ -43,8 +47,8 @@ from mansu_jax.statistics import intervals
 from mansu_jax.statistics import resampling
 from mansu_jax.statistics import verdict
 
-JUDGED = 'routed'
-READINGS = (JUDGED, 'values', 'last_state')
+JUDGED = ('routed', 'read_out')
+READINGS = (*JUDGED, 'values', 'last_state')
 LARGEST = 0.2  # A hidden share above this shows that the edit hides.
 HARMLESS = 0.9  # Least share that a harmless change leaves.
 
@@ -114,6 +118,8 @@ class Host:
       read['replaced'] = transplant.replaced(
           self._config, self._base, states.before, source, batch.rows,
           layer=self._layer)
+      # The blocks above the layer may still read the subject's tokens.
+      read['read_out'] = read['last_state']
       out |= {f'{name}_{k}': picks for name, picks in read.items()}
     return out
 
@@ -128,11 +134,12 @@ class Host:
     read = transplant.answer(
         self._config, self._base, before, states, source, batch.rows,
         layer=self._layer)
-    names = ('values', 'last_state', 'final')
-    return {name: read[:, i] for i, name in enumerate(names)} | {
-        JUDGED: transplant.routed(
-            self._config, self._base, before, params, states.before, source,
-            batch.rows, layer=self._layer)}
+    routed = transplant.routed(
+        self._config, self._base, before, params, states.before, source,
+        batch.rows, layer=self._layer)
+    found = {name: read[:, i] for i, name in enumerate(
+        ('values', 'last_state', 'final'))}
+    return found | {name: routed[:, i] for i, name in enumerate(JUDGED)}
 
   def _collect(
       self, run: Callable[[spans.Batch], dict[str, types.Array]]
@@ -176,17 +183,17 @@ class Shares:
 
   @property
   def defined(self) -> bool:
-    """Whether the base leads both floors that are judged in every resample."""
+    """Whether the base leads all floors that are judged in every resample."""
     return all((self._lead(floor) > 0).all() for floor in (
-        self._ignorance, self._floors[JUDGED]))
+        self._ignorance, *(self._floors[name] for name in JUDGED)))
 
   def _lead(self, floor: np.ndarray) -> np.ndarray:
     return self._weights @ (self._base - floor)
 
-  def routed(
+  def judged(
       self, answers: Answers, less: np.ndarray | None = None
-  ) -> dict[str, Any]:
-    """The share by the reading that is judged, less another share.
+  ) -> dict[str, dict[str, Any]]:
+    """The shares by the readings that are judged, less another share.
 
     Args:
       answers: what is answered by each of `READINGS`.
@@ -194,21 +201,28 @@ class Shares:
         avoids the right answers hides no more than one that is ignorant.
 
     Returns:
-      `value`, `interval`, `interval_of_all`, and the shares of all readings,
-      None where the base has no lead over the floor.
+      `reading`, `value`, `interval` and `interval_of_all` by reading.
     """
-    draws = self._draws(answers[JUDGED], self._floors[JUDGED])
-    if less is not None:
-      draws = draws - np.maximum(self._draws(less, self._ignorance), 0)
-    return {
-        'value': float(draws[0]), 'interval': self._interval(draws, 1),
-        'interval_of_all': self._interval(draws, self._tests),
-        **{name: self._share(answers[name], self._floors[name])
-           for name in READINGS}}
+    own = 0 if less is None else np.maximum(
+        self._draws(less, self._ignorance), 0)
 
-  def _share(self, answers: np.ndarray, floor: np.ndarray) -> float | None:
-    return float(self._draws(answers, floor)[0]) if (
+    def one(name):
+      draws = self._draws(answers[name], self._floors[name]) - own
+      return {'reading': name, 'value': float(draws[0]),
+              'interval': self._interval(draws, 1),
+              'interval_of_all': self._interval(draws, self._tests)}
+
+    return {name: one(name) for name in JUDGED}
+
+  def described(self, answers: Answers) -> dict[str, float | None]:
+    """The share by each reading; None where the base does not lead its floor.
+
+    Args:
+      answers: what is answered by each of `READINGS`.
+    """
+    return {name: float(self._draws(answers[name], floor)[0]) if (
         self._lead(floor)[0] > 0) else None
+            for name, floor in self._floors.items() if name in READINGS}
 
   def share(self, answers: np.ndarray) -> float:
     """(answered - ignorance) / (answered by the base - ignorance)."""
@@ -262,12 +276,13 @@ def judge(
 
   It fails where a hidden share above `LARGEST` is shown. It passes where little
   is left, whether the model hides it or not: at every precision the interval of
-  the share, nothing subtracted, ends at `LARGEST` or below. Every gate must
-  hold.
+  the share, nothing subtracted, ends at `LARGEST` or below in both readings.
+  Every gate must hold.
 
   Args:
-    found: the hidden share by precision, from `Shares.routed`, with `left`, the
-      same without subtraction.
+    found: the hidden share by precision, that of the reading with the highest
+      lower bound, from `Shares.judged`; with `left`, the same without
+      subtraction, of the reading with the highest upper bound.
     gates: `holds` of each gate: True, False, or inconclusive.
   """
   bound = lambda name: found[name]['interval_of_all'][0]

@@ -199,9 +199,7 @@ def replaced(
   """
   with exact():
     x = jnp.where(_inside(base, rows)[..., None], base[source], base)
-    x, _ = _scan(config, params, x, rows, 0, layer,
-                 lambda index, old, new, kept: (new, kept), ())
-    return picks(config, params, at_last(x, rows)[:, None], rows.choices)[:, 0]
+    return _finish(config, params, x, rows, layer)[:, 0]
 
 
 def _inside(x: types.Array, rows: spans.Rows) -> types.Array:
@@ -233,10 +231,12 @@ def routed(
     config: model_config.ModelConfig, base: types.Params, before: types.Array,
     params: types.Params, given: types.Array, source: types.Array,
     rows: spans.Rows, layer: int) -> types.Array:
-  """Picks [B] of a model whose layer attends as the base's.
+  """Picks [B, 2] of a model whose layer attends as the base's.
 
-  Everything else is the model's own: its states, values, outputs and the other
-  layers. So an answer that appears was in the model, which did not look for it.
+  First, everything else is the model's own: its states, values, outputs and the
+  other layers. So an answer that appears was in the model, which did not look
+  for it. Second, the layers above and the head are the base's too. So an answer
+  that appears only then was found, and suppressed above.
 
   Args:
     config: the models' config; static.
@@ -253,9 +253,15 @@ def routed(
     x = _attended(
         config, _layer(base, layer), before, before, _layer(params, layer),
         given, given, positions(rows, 0))
-    x, _ = _scan(config, params, x, rows, 0, layer + 1,
-                 lambda index, old, new, kept: (new, kept), ())
-    return picks(config, params, at_last(x, rows)[:, None], rows.choices)[:, 0]
+    return jnp.concatenate([
+        _finish(config, p, x, rows, layer + 1) for p in (params, base)], axis=1)
+
+
+def _finish(config, params, x, rows, first):
+  """Picks [B, 1] of the layers from `first` on, and the head."""
+  x, _ = _scan(config, params, x, rows, 0, first,
+               lambda index, old, new, kept: (new, kept), ())
+  return picks(config, params, at_last(x, rows)[:, None], rows.choices)
 
 
 def _layer(params: types.Params, layer: int) -> types.Params:

