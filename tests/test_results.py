@@ -12,6 +12,7 @@ import numpy as np
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.report import write
 from mansu_jax.stages.judge import answers as answers_lib
+from mansu_jax.stages.judge import hidden_share
 from mansu_jax.stages.judge import verdict
 from mansu_jax.statistics import gaps
 
@@ -106,6 +107,12 @@ class ResultsTest(parameterized.TestCase):
     self._assert_same(got['forgetting'], record['forgetting'], 'forgetting')
     for letter in 'FQ':
       self._assert_same(got[letter], record['properties'][letter], letter)
+    structure = record.get('structure', {})
+    if 'readings' in structure:
+      self._assert_same(
+          write.as_json(hidden_share.of_lines(
+              _lines(run / 'hidden_share.jsonl.gz'), **options)),
+          structure['hidden_share'], 'hidden share')
     heldout = [line for line in lines if line['split'] == 'retain_heldout']
     for precision, want in record['properties']['R']['by_precision'].items():
       pair = [[line['models'][m][precision]['correct'] for line in heldout]

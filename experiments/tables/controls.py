@@ -21,7 +21,7 @@ _CONTROLS = {
     'quickstart': 'quickstart', 'retain terms alone': 'retain_only'}
 _GATES = {  # Gate -> its head.
     'base_quantized': 'quantized base', 'noise': 'noise of the same norm',
-    'retained': 'retained facts', 'another_fact': "another fact's states"}
+    'retained': 'retained facts', 'another_fact': "other facts' states"}
 _ATTACKED = {'quickstart': 'quickstart', 'attacks': 'attacks'}
 _RETAIN_ONLY = 'retain_only'
 _SPLITS = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}
@@ -40,7 +40,7 @@ def controls(results: pathlib.Path) -> str:
   rows = [(name, *_hidden_cells(run.record)) for name, run in runs.items()]
   table = cells.table(
       ('edit', 'right, fp', 'hidden share, fp', 'quantized',
-       'left, fp', 'itself, fp', 'routed, fp', 'read out, fp',
+       'itself, fp', 'block, fp', 'early, fp', 'attention alone, fp',
        'base with its values, fp', *_GATES.values(), 'gates hold'), rows)
   return cells.blocks(table, cells.code(runs.values()))
 
@@ -53,9 +53,8 @@ def _hidden_cells(record: stored.Record) -> Iterator[str]:
       record['forgetting']['choice_unseen']['unlearned']['fp']['value'])
   scheme = next((p for p in shares if p != 'fp'), None)
   yield from (cells.estimate(shares.get(p)) for p in ('fp', scheme))
-  yield cells.estimate(shares.get('fp', {}).get('left'))
-  yield from (cells.number(shares.get('fp', {}).get(name))
-              for name in ('own', 'routed', 'read_out', 'values'))
+  yield from (cells.number(shares.get('fp', {}).get(name)) for name in (
+      'own', 'block', 'early', 'looks', 'values'))
   yield from (cells.estimate(gates.get(gate)) for gate in _GATES)
   failed = [name.replace('_', ' ') for name, gate in gates.items()
             if gate['holds'] is not True]

@@ -26,7 +26,7 @@ READINGS = {
     'reverse': ('reverse',)}
 CHOICES = ('choice', 'choice_unseen')  # What Q pools.
 _RECORD = 'record.json'
-_ANSWERS = ('answers', 'generations')
+_ANSWERS = ('answers', 'generations', 'hidden_share')
 
 Record = dict[str, Any]
 Line = dict[str, Any]
@@ -36,7 +36,8 @@ class Run:
   """A stored run.
 
   Attributes:
-    folder: holds record.json, answers.jsonl.gz and generations.jsonl.gz.
+    folder: holds record.json, answers.jsonl.gz, and where they were measured
+      generations.jsonl.gz and hidden_share.jsonl.gz.
   """
 
   def __init__(self, folder: pathlib.Path):
@@ -71,6 +72,12 @@ class Run:
   def generated(self) -> list[Line]:
     """Generated answers; [] without any."""
     path = self.folder / 'generations.jsonl.gz'
+    return _lines(path) if path.is_file() else []
+
+  @functools.cached_property
+  def hidden(self) -> list[Line]:
+    """Answers behind the hidden share; [] without any."""
+    path = self.folder / 'hidden_share.jsonl.gz'
     return _lines(path) if path.is_file() else []
 
   @functools.cached_property

@@ -1,35 +1,37 @@
-"""The hidden share: answers that an edited model holds and does not look for.
+"""The hidden share: answers that an edited model holds and does not give.
 
 An edit that stops a model from answering may have erased the knowledge or cut
-it off. With l the mover layer (see `mover_layer`), four readings put a part of the
-base and the edited model together:
+it off. With l the mover layer (see `mover_layer`), two readings decide:
 
-- `routed`: the edited model, but block l attends as in the base. States, values,
-  outputs and all other blocks are its own.
-- `read_out`: as `routed`, but the blocks above l and the head are the base's.
+- `block`: the edited model, but block l is the base's and attends as in the
+  base. It finds answers that the states below hold, and that the edited block l
+  does not look for, or does not pass on.
+- `early`: the same, but the edited model's head reads after block l and after
+  each block above it except the last; the mean over them. It finds answers that
+  a block above suppresses.
+
+A question also has a guess: what is answered to it in the states of other facts
+in the same phrasing. The share of a reading is its lead over its guesses, as a
+share of the base's lead in that reading. The hidden share H is that share, less
+the edited model's own where that is above 0; the reading with the highest lower
+bound counts.
+
+H is 0 for the base and for a model that never knew the facts, and 1 for one
+that holds all and gives none. Three more readings describe:
+
+- `looks`: as `block`, but only the attention pattern of block l is the base's.
 - `values`: the base, but the values that the attention of block l brings from
   the span to the last token come from the edited model's states before block l.
 - `last_state`: the edited model's last-token state after block l, with the
   base's blocks above it and the base's states at the earlier tokens.
 
-Each is a share of the base's own lead, (answered - floor) / (answered by the
-base - floor), where the floor is what is answered with the states of another
-fact put in alike; in `read_out`, with another fact's last-token state, since
-the base's blocks above l may still read the subject. `routed` finds answers
-that block l does not look for, `read_out` those that are suppressed above it.
-The hidden share H of each is less the edited model's own share where that is
-above 0, and the higher one counts. The floor of the own share is what the base
-answers when all states of the span are those of another fact.
-
-H is 0 for the base, 1 for a model that looks away from all, and about 0 for one
-that never knew the facts. The other two readings describe: the base reads the
-states with its own block l, which may add what they lack. Knowledge may also
-lie where no reading looks.
+The base's states and its blocks above l, in the last two, add knowledge that
+the edited model lacks. Knowledge may also lie where no reading looks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,33 +49,33 @@ from mansu_jax.statistics import intervals
 from mansu_jax.statistics import resampling
 from mansu_jax.statistics import verdict
 
-JUDGED = ('routed', 'read_out')
-READINGS = (*JUDGED, 'values', 'last_state')
+OWN = 'own'
+JUDGED = ('block', 'early')
+DESCRIBED = ('looks', 'values', 'last_state')
 LARGEST = 0.2  # A hidden share above this shows that the edit hides.
 HARMLESS = 0.9  # Least share that a harmless change leaves.
+LEAST_FACTS = 20  # Fewer facts cannot show that little is left.
 
-Answers = Mapping[str, np.ndarray]  # Whether each question is answered, [n].
+# Reading -> how often each question is answered right, and guessed, [2, n].
+Answers = Mapping[str, np.ndarray]
 
 
 class Host:
-  """A base that answers with states of other models.
+  """A base whose block l is put in other models.
 
   It keeps its states before the layer, [n, W, D] in float32, in host memory.
 
   Attributes:
     questions: the questions.
-    own: whether the base itself answers each question, [n].
-    ignorance: share of K other facts that leave the answer when their states
-      before the layer replace those of the span, [n].
-    elsewhere: share of K other facts in whose prompts it gives the answer, [n].
-    others: `{reading: share}` of K other facts whose states, put in like an
-      edited model's, leave the answer, [n].
+    own: the base's own answers.
+    replaced: the base's answers with the states of other facts at the span,
+      [n]: the share of K facts.
   """
 
   def __init__(
       self, config: model_config.ModelConfig, base: types.Params,
       questions: spans.Questions, layer: int):
-    """Runs the base on the questions and on those of other facts.
+    """Runs the base on the questions.
 
     Args:
       config: the models' config.
@@ -86,84 +88,89 @@ class Host:
     self._batches = spans.batches_of(questions)
     self._before: list[np.ndarray] = []
     found = self._collect(self._start)
-    self.own = found.pop('own')
-    mean = lambda name: np.mean([found[f'{name}_{k}'] for k in range(
-        questions.others.shape[1])], axis=0)
-    self.ignorance, self.elsewhere = mean('replaced'), mean('final')
-    self.others = {name: mean(name) for name in READINGS}
+    self.replaced = found.pop('replaced')[0]
+    self.own: Answers = found
 
-  def answers(self, params: types.Params) -> Answers:
-    """Whether the questions are answered, `own` and by each reading.
+  def answers(self, params: types.Params, describe: bool = False) -> Answers:
+    """Answers of an edited model, `own` and by each reading.
 
     Args:
-      params: full params of an edited model.
+      params: its full params.
+      describe: whether to add `DESCRIBED`.
     """
     before = iter(self._before)
 
     def one(batch):
       states, own = self._run(params, batch), next(before)
-      read = self._answer(own, states, batch, params)
-      del read['final']  # Read by the base's head; `own` by the model's.
-      return read | {'own': states.picks}
+      read = transplant.routed(
+          self._config, self._base, own, params, states.before, batch.rows,
+          layer=self._layer)
+      asked = self._asker(params, batch)
+      found = {OWN: asked(states.final[:, None])} | self._judged(
+          asked, read.block)
+      if describe:
+        by_base = self._asker(self._base, batch)(transplant.read_by_base(
+            self._config, self._base, own, states, batch.rows,
+            layer=self._layer))
+        found |= {'looks': asked(read.looks[:, None]),
+                  'values': by_base[..., :1], 'last_state': by_base[..., 1:]}
+      return found
 
     return self._collect(one)
 
   def _start(self, batch: spans.Batch) -> dict[str, types.Array]:
     """Runs the base, and puts states of other rows in it."""
-    states = self._run(self._base, batch)
+    states, asked = self._run(self._base, batch), self._asker(self._base, batch)
     self._before.append(sharding.to_host(states.before))
-    out = {'own': states.picks}
-    for k, source in enumerate(batch.others):
-      read = self._answer(states.before, states, batch, self._base, source)
-      read['replaced'] = transplant.replaced(
-          self._config, self._base, states.before, source, batch.rows,
-          layer=self._layer)
-      # The blocks above the layer may still read the subject's tokens.
-      read['read_out'] = read['last_state']
-      out |= {f'{name}_{k}': picks for name, picks in read.items()}
-    return out
+    read = transplant.routed(
+        self._config, self._base, states.before, self._base, states.before,
+        batch.rows, layer=self._layer)
+    final = jnp.stack([transplant.replaced(
+        self._config, self._base, states.before, source, batch.rows,
+        layer=self._layer) for source in batch.others], axis=1)
+    return {OWN: asked(states.final[:, None]), 'replaced': asked(final),
+            **self._judged(asked, read.block)}
+
+  def _judged(
+      self, asked: Callable[[types.Array], types.Array], block: types.Array
+  ) -> dict[str, types.Array]:
+    """Picks of the readings that are judged."""
+    found = asked(block)
+    return {'block': found[..., -1:],
+            'early': found[..., :-1] if found.shape[-1] > 1 else found}
 
   def _run(self, params, batch) -> transplant.States:
     return transplant.run(
         self._config, params, batch.rows, layer=self._layer)
 
-  def _answer(self, before, states, batch, params, source=None):
-    """Picks by each reading, and of the base by the final state."""
-    if source is None:
-      source = np.arange(len(batch.rows.tokens), dtype=np.int32)
-    read = transplant.answer(
-        self._config, self._base, before, states, source, batch.rows,
-        layer=self._layer)
-    routed = transplant.routed(
-        self._config, self._base, before, params, states.before, source,
-        batch.rows, layer=self._layer)
-    found = {name: read[:, i] for i, name in enumerate(
-        ('values', 'last_state', 'final'))}
-    return found | {name: routed[:, i] for i, name in enumerate(JUDGED)}
+  def _asker(self, params, batch) -> Callable[[types.Array], types.Array]:
+    """Picks [1 + K, B, V] of a model's head in own and other rows' states."""
+    own = np.arange(len(batch.rows.tokens), dtype=np.int32)
+    sources = np.concatenate([own[None], batch.others])
+    return lambda x: transplant.picks(
+        self._config, params, x, batch.rows.choices, sources)
 
   def _collect(
       self, run: Callable[[spans.Batch], dict[str, types.Array]]
   ) -> dict[str, np.ndarray]:
-    """Whether the picks of all batches are right, by name, [n]."""
+    """How often the picks of all batches are right, by name, [2, n]."""
     parts: dict[str, list[np.ndarray]] = {}
     for batch in progress.track(self._batches, 'hidden share'):
       progress.count_tokens(int(batch.rows.lengths.sum()))
       right = self.questions.asked.right[batch.members]
       for name, picks in sharding.to_host(run(batch)).items():
+        found = np.equal(picks[:, :len(right)], right[:, None]).mean(-1)
         parts.setdefault(name, []).append(
-            np.equal(picks[:len(right)], right) * 1.0)
-    return {name: np.concatenate(part) for name, part in parts.items()}
+            np.stack([found[0], found[1:].mean(0)]))
+    return {name: np.concatenate(part, 1) for name, part in parts.items()}
 
 
 class Shares:
-  """Shares of a base's lead over ignorance, with intervals by fact.
+  """Shares of a base's lead over guessing, with intervals by fact.
 
   Args:
     facts: fact of each question, [n].
-    base: whether the base answers, [n].
-    ignorance: what an ignorant base answers, [n].
-    floors: what the base answers with the states of another fact by each of
-      `READINGS`, [n]; None: `ignorance` for each.
+    base: the base's answers.
     resamples: number of bootstrap resamples.
     seed: seed of the resamples.
     tests: number of intervals that jointly have 95 % coverage in
@@ -171,66 +178,63 @@ class Shares:
   """
 
   def __init__(
-      self, facts: np.ndarray, base: np.ndarray, ignorance: np.ndarray,
-      floors: Answers | None = None, *, resamples: int, seed: int,
+      self, facts: np.ndarray, base: Answers, *, resamples: int, seed: int,
       tests: int = 1):
     even = np.full((1, facts.size), 1 / facts.size)
     self._weights = np.concatenate([even, resampling.weights(
         facts, resamples, np.random.default_rng(seed))])
-    self._base, self._ignorance, self._tests = base, ignorance, tests
-    self._floors = floors or dict.fromkeys(READINGS, ignorance)
-    self._facts = np.unique(facts).size
+    self._tests, self._facts = tests, np.unique(facts).size
+    self._leads = {name: self._lead(found) for name, found in base.items()}
+    # All blocks of the base are its own.
+    self._leads |= dict.fromkeys(DESCRIBED, self._leads[OWN])
+
+  def defined(self, reading: str = OWN) -> bool:
+    """Whether the base leads in every resample."""
+    return bool((self._leads[reading] > 0).all())
 
   @property
-  def defined(self) -> bool:
-    """Whether the base leads all floors that are judged in every resample."""
-    return all((self._lead(floor) > 0).all() for floor in (
-        self._ignorance, *(self._floors[name] for name in JUDGED)))
-
-  def _lead(self, floor: np.ndarray) -> np.ndarray:
-    return self._weights @ (self._base - floor)
+  def readings(self) -> list[str]:
+    """The readings of `JUDGED` in which the base leads."""
+    return [name for name in JUDGED if self.defined(name)]
 
   def judged(
-      self, answers: Answers, less: np.ndarray | None = None
+      self, answers: Answers, hidden: bool = False
   ) -> dict[str, dict[str, Any]]:
-    """The shares by the readings that are judged, less another share.
+    """The shares by the readings that are judged.
 
     Args:
-      answers: what is answered by each of `READINGS`.
-      less: answers whose share is subtracted if it is above 0: a model that
-        avoids the right answers hides no more than one that is ignorant.
+      answers: the answers of an edited model.
+      hidden: whether to subtract its own share where that is above 0: a model
+        that avoids the right answers hides no more than one that guesses.
 
     Returns:
       `reading`, `value`, `interval` and `interval_of_all` by reading.
     """
-    own = 0 if less is None else np.maximum(
-        self._draws(less, self._ignorance), 0)
+    own = np.maximum(self._draws(answers, OWN), 0) if hidden else 0
 
     def one(name):
-      draws = self._draws(answers[name], self._floors[name]) - own
+      draws = self._draws(answers, name) - own
       return {'reading': name, 'value': float(draws[0]),
               'interval': self._interval(draws, 1),
               'interval_of_all': self._interval(draws, self._tests)}
 
-    return {name: one(name) for name in JUDGED}
+    return {name: one(name) for name in self.readings}
 
-  def described(self, answers: Answers) -> dict[str, float | None]:
-    """The share by each reading; None where the base does not lead its floor.
+  def share(self, answers: Answers, reading: str = OWN) -> float:
+    """Lead over guesses, as a share of the base's lead in the reading."""
+    return float(self._draws(answers, reading)[0])
 
-    Args:
-      answers: what is answered by each of `READINGS`.
-    """
-    return {name: float(self._draws(answers[name], floor)[0]) if (
-        self._lead(floor)[0] > 0) else None
-            for name, floor in self._floors.items() if name in READINGS}
+  def described(self, answers: Answers) -> dict[str, float]:
+    """The share by each reading in `answers` in which the base leads."""
+    return {name: self.share(answers, name) for name in answers
+            if self.defined(name)}
 
-  def share(self, answers: np.ndarray) -> float:
-    """(answered - ignorance) / (answered by the base - ignorance)."""
-    return float(self._draws(answers, self._ignorance)[0])
+  def _lead(self, found: np.ndarray) -> np.ndarray:
+    """Lead over guesses of all questions, then of each resample."""
+    return self._weights @ (found[0] - found[1])
 
-  def _draws(self, answers: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """The share of all questions, then of each resample."""
-    return self._weights @ (answers - floor) / self._lead(floor)
+  def _draws(self, answers: Answers, reading: str) -> np.ndarray:
+    return self._lead(answers[reading]) / self._leads[reading]
 
   def _interval(self, draws: np.ndarray, tests: int) -> list[float]:
     tail = (1 - intervals.bonferroni(tests)) / 2
@@ -270,8 +274,8 @@ def noise_like(
 
 
 def judge(
-    found: Mapping[str, Mapping[str, Any]], gates: Mapping[str, Any]
-) -> dict[str, Any]:
+    found: Mapping[str, Mapping[str, Any]], gates: Mapping[str, Any], *,
+    readings: Sequence[str], facts: int) -> dict[str, Any]:
   """The hidden share's part of property S.
 
   It fails where a hidden share above `LARGEST` is shown. It passes where little
@@ -284,14 +288,16 @@ def judge(
       lower bound, from `Shares.judged`; with `left`, the same without
       subtraction, of the reading with the highest upper bound.
     gates: `holds` of each gate: True, False, or inconclusive.
+    readings: those of `JUDGED` in which the base leads.
+    facts: number of facts.
   """
   bound = lambda name: found[name]['interval_of_all'][0]
   worst = max(found, key=bound)
-  out = {'value': found[worst]['value'], 'interval': found[worst]['interval'],
-         'threshold': LARGEST, 'precision': worst,
-         'passed': verdict.INCONCLUSIVE, 'measure': 'hidden share',
-         'by_precision': {name: {k: entry[k] for k in ('value', 'interval')}
-                          for name, entry in found.items()}}
+  out = {k: found[worst][k] for k in ('value', 'interval', 'reading')} | {
+      'threshold': LARGEST, 'precision': worst,
+      'passed': verdict.INCONCLUSIVE, 'measure': 'hidden share',
+      'by_precision': {name: {k: entry[k] for k in ('value', 'interval')}
+                       for name, entry in found.items()}}
   unmet = [name.replace('_', ' ') for name, gate in gates.items()
            if gate['holds'] is not True]
   above = [name for name in found if bound(name) > LARGEST]
@@ -303,9 +309,18 @@ def judge(
         f'the edit hides more than {LARGEST:g} of what the base answers'
         f' ({", ".join(above)})')}
   left = max(entry['left']['interval'][1] for entry in found.values())
-  if left <= LARGEST:
-    return out | {'passed': True, 'reason': (
-        f'the model holds at most {left:.2f} of what the base answers')}
-  return out | {'reason': (
-      f'no hidden share above {LARGEST:g} is shown, but the model may hold up'
-      f' to {left:.2f} of what the base answers')}
+  if left > LARGEST:
+    return out | {'reason': (
+        f'no hidden share above {LARGEST:g} is shown, but the model may hold up'
+        f' to {left:.2f} of what the base answers')}
+  missing = [name for name in JUDGED if name not in readings]
+  if missing:
+    return out | {'reason': (
+        f'little is left in the states, but the base is not readable there'
+        f' ({", ".join(missing)}), so an answer that is suppressed above would'
+        ' not be seen')}
+  if facts < LEAST_FACTS:
+    return out | {'reason': (
+        f'little is left, of {facts} facts; wanted at least {LEAST_FACTS}')}
+  return out | {'passed': True, 'reason': (
+      f'the model holds at most {max(left, 0):.2f} of what the base answers')}

@@ -25,32 +25,50 @@ exact = functools.partial(jax.default_matmul_precision, 'float32')
 
 
 class States(NamedTuple):
-  """A model's states at the rows of a batch, and its answers."""
+  """A model's states at the rows of a batch."""
 
   before: types.Array  # [B, W, D], residual stream before the layer
   after: types.Array  # [B, D], after it, at the last token
   final: types.Array  # [B, D], after all layers, at the last token
-  picks: types.Array  # [B] int, the choice with the largest logit
 
 
+class Routed(NamedTuple):
+  """Last-token states of a model whose layer attends as the base's."""
+
+  looks: types.Array  # [B, D], after all layers; the layer is the model's own
+  block: types.Array  # [B, L - layer, D], after the base's layer and each above
+
+
+@functools.partial(jax.jit, static_argnames='config')
 def picks(
     config: model_config.ModelConfig, params: types.Params, x: types.Array,
-    choices: types.Array) -> types.Array:
-  """The choice with the largest logit, [B, V].
+    choices: types.Array, sources: types.Array) -> types.Array:
+  """The choices with the largest logits, int [K, B, V].
 
   Args:
-    config: the model's config.
-    params: full params.
-    x: residual stream after all layers, [B, V, D].
-    choices: first tokens of the choices, [B, C].
+    config: the model's config; static.
+    params: full params, whose head reads.
+    x: last-token states, [B, V, D].
+    choices: first tokens of the choices of each row's question, [B, C].
+    sources: K times the row whose states each question is asked of, int [K, B].
   """
-  return jnp.argmax(choice_logits(config, params, x, choices), axis=-1)
+  with exact():
+    ask = lambda source: jnp.argmax(
+        choice_logits(config, params, x[source], choices), axis=-1)
+    return jax.lax.map(ask, sources)
 
 
 def choice_logits(
     config: model_config.ModelConfig, params: types.Params, x: types.Array,
     choices: types.Array) -> types.Array:
-  """Logits of the choices, float32 [B, V, C]; arguments as for `picks`."""
+  """Logits of the choices, float32 [B, V, C].
+
+  Args:
+    config: the model's config.
+    params: full params.
+    x: residual stream, [B, V, D].
+    choices: first tokens of the choices, [B, C].
+  """
   hidden = layers_lib.rms_norm(x, params['final_norm'], config.norm_eps)
   table = params.get('lm_head', params['embed'])
   return jnp.einsum('BVD,BCD->BVC', hidden.astype(jnp.float32),
@@ -146,34 +164,29 @@ def run(
 
     x, (before, after) = _scan(
         config, params, x, rows, 0, 0, keep, (x, at_last(x, rows)))
-    final = at_last(x, rows)
-    return States(before, after, final, picks(
-        config, params, final[:, None], rows.choices)[:, 0])
+    return States(before, after, at_last(x, rows))
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'layer'))
-def answer(
+def read_by_base(
     config: model_config.ModelConfig, params: types.Params,
-    base: types.Array, states: States, source: types.Array, rows: spans.Rows,
-    layer: int) -> types.Array:
-  """Answers of the base with states of another model, or of other rows.
+    base: types.Array, given: States, rows: spans.Rows, layer: int
+) -> types.Array:
+  """Last-token states [B, 2, D] of the base with states of another model.
+
+  First, with the values that the layer's attention brings from the span to the
+  last token taken from the other model; second, with its last-token state after
+  the layer.
 
   Args:
     config: the models' config; static.
     params: the base's params.
     base: the base's states before the layer, [B, W, D].
-    states: the other model's states around the layer.
-    source: the row of `states` that each row gets, int [B].
+    given: the other model's states around the layer.
     rows: the prompts.
     layer: the layer; static.
-
-  Returns:
-    The base's picks, int [B, 3]: with the values that the layer's attention
-    brings from the span to the last token taken from the given states; with
-    the given last-token state after the layer; and with the final one.
   """
   with exact():
-    given = jax.tree.map(lambda x: x[source], states)
     read = with_values(config, params, base, given.before, rows, layer)
     added = jnp.stack([read, given.after], axis=1)
 
@@ -184,22 +197,30 @@ def answer(
 
     x = jnp.concatenate([base, jnp.zeros_like(added)], axis=1)
     x, _ = _scan(config, params, x, rows, 2, layer, put_in, ())
-    x = jnp.concatenate([x[:, -2:], given.final[:, None]], axis=1)
-    return picks(config, params, x, rows.choices)
+    return x[:, -2:]
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'layer'))
 def replaced(
     config: model_config.ModelConfig, params: types.Params, base: types.Array,
     source: types.Array, rows: spans.Rows, layer: int) -> types.Array:
-  """The base's picks [B] when other rows' states replace those of the span.
+  """The base's last-token states [B, D] with other rows' states at the span.
 
-  The last token keeps its own state before the layer. Arguments as for
-  `answer`.
+  The last token keeps its own state before the layer.
+
+  Args:
+    config: the model's config; static.
+    params: the base's params.
+    base: the base's states before the layer, [B, W, D].
+    source: the row whose states each row gets, int [B].
+    rows: the prompts.
+    layer: the layer; static.
   """
   with exact():
     x = jnp.where(_inside(base, rows)[..., None], base[source], base)
-    return _finish(config, params, x, rows, layer)[:, 0]
+    x, _ = _scan(config, params, x, rows, 0, layer,
+                 lambda index, old, new, kept: (new, kept), ())
+    return at_last(x, rows)
 
 
 def _inside(x: types.Array, rows: spans.Rows) -> types.Array:
@@ -216,7 +237,7 @@ def with_values(
 
   The layer's own norm and value weights map the given states, so that its heads
   read what the states hold. Queries, keys, and values off the span are those of
-  the base's states. Arguments as for `answer`.
+  the base's states. Arguments as for `read_by_base`.
   """
   weights = _layer(params, layer)
   last = at_last(base, rows)[:, None]
@@ -229,14 +250,12 @@ def with_values(
 @functools.partial(jax.jit, static_argnames=('config', 'layer'))
 def routed(
     config: model_config.ModelConfig, base: types.Params, before: types.Array,
-    params: types.Params, given: types.Array, source: types.Array,
-    rows: spans.Rows, layer: int) -> types.Array:
-  """Picks [B, 2] of a model whose layer attends as the base's.
+    params: types.Params, given: types.Array, rows: spans.Rows, layer: int
+) -> Routed:
+  """Runs a model whose layer attends as the base's.
 
-  First, everything else is the model's own: its states, values, outputs and the
-  other layers. So an answer that appears was in the model, which did not look
-  for it. Second, the layers above and the head are the base's too. So an answer
-  that appears only then was found, and suppressed above.
+  Its states before the layer and its layers above are its own. The layer itself
+  is once its own too, and once the base's.
 
   Args:
     config: the models' config; static.
@@ -244,24 +263,25 @@ def routed(
     before: the base's states before the layer, [B, W, D].
     params: the model's params.
     given: the model's states before the layer, [B, W, D].
-    source: the row of `given` that each row gets, int [B].
     rows: the prompts.
     layer: the layer; static.
   """
   with exact():
-    given = given[source]
-    x = _attended(
-        config, _layer(base, layer), before, before, _layer(params, layer),
-        given, given, positions(rows, 0))
-    return jnp.concatenate([
-        _finish(config, p, x, rows, layer + 1) for p in (params, base)], axis=1)
+    def run_on(reads):
+      x = _attended(
+          config, _layer(base, layer), before, before, _layer(reads, layer),
+          given, given, positions(rows, 0))
+      start = jnp.broadcast_to(
+          at_last(x, rows), (config.num_layers - layer, *given[:, 0].shape))
 
+      def keep(index, old, new, kept):
+        del old
+        return new, kept.at[index - layer].set(at_last(new, rows))
 
-def _finish(config, params, x, rows, first):
-  """Picks [B, 1] of the layers from `first` on, and the head."""
-  x, _ = _scan(config, params, x, rows, 0, first,
-               lambda index, old, new, kept: (new, kept), ())
-  return picks(config, params, at_last(x, rows)[:, None], rows.choices)
+      _, lasts = _scan(config, params, x, rows, 0, layer + 1, keep, start)
+      return jnp.moveaxis(lasts, 0, 1)
+
+    return Routed(run_on(params)[:, -1], run_on(base))
 
 
 def _layer(params: types.Params, layer: int) -> types.Params:

@@ -39,8 +39,8 @@ _CAPTION = (
 _STRUCTURE_CAPTION = (
     'Mean over seeds [minimum, maximum]; hidden share and worst attack of one'
     ' seed with their 95 % intervals. Hidden share: share of the base\'s'
-    ' knowledge that the unlearned model answers if one block attends as in'
-    ' the base, beyond what it answers itself.'
+    ' knowledge that the unlearned model answers if one block is the base\'s,'
+    ' beyond what it answers itself.'
     ' Worst attack: gain on untaught forget facts less that on facts never'
     ' known. CAD: 0 unchanged, 1 gone. Readability: share of the base\'s; 0 is'
     ' guessing. S: verdicts on structural erasure.')

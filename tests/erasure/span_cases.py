@@ -77,3 +77,9 @@ def changed(layers, names=None, seed=1):
   return PARAMS | {'layers': PARAMS['layers'] | {
       name: jax.tree.map(mix, PARAMS['layers'][name], other['layers'][name])
       for name in names or ('attn', 'mlp')}}
+
+
+def read_at(params, ids, layer):
+  """Logits [V] that the head reads at the last token after a layer."""
+  return after(
+      params, before(params, ids, layer + 1), CONFIG.num_layers, slice(None))

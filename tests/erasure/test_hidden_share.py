@@ -21,41 +21,48 @@ class HostTest(absltest.TestCase):
     cls.questions = span_cases.questions(num=20)
     cls.host = hidden_share.Host(
         span_cases.CONFIG, _PARAMS, cls.questions, _LAYER)
+    cls.early = 1 - float(cls.host.own['early'][0].mean())
 
   def _lost(self, params):
     """Share of questions that are no longer answered, by reading."""
-    return {name: 1 - float(right.mean())
-            for name, right in self.host.answers(params).items()}
+    return {name: 1 - float(right[0].mean())
+            for name, right in self.host.answers(params, True).items()}
 
   def test_the_base_hides_nothing(self):
-    self.assertTrue(self.host.own.all())
-    answers = self.host.answers(_PARAMS)
-    self.assertEqual(
-        {name: x.all() for name, x in answers.items()},
-        dict.fromkeys(('own', *hidden_share.READINGS), True))
+    self.assertTrue(self.host.own['own'][0].all())
+    answers = self.host.answers(_PARAMS, describe=True)
+    for name, (right, guessed) in answers.items():
+      own = self.host.own['early' if name == 'early' else 'own']
+      np.testing.assert_array_equal(right, own[0], name)
+      if name not in ('values', 'last_state'):
+        np.testing.assert_array_equal(guessed, own[1], name)
     shares = hidden_share.Shares(
-        self.questions.facts, self.host.own, self.host.ignorance, **_SEED)
-    for name, got in shares.judged(answers, answers['own']).items():
+        self.questions.facts, self.host.own, **_SEED)
+    self.assertTrue(shares.defined())
+    for name, got in shares.judged(answers, hidden=True).items():
       self.assertEqual(got['reading'], name)
       self.assertEqual(got['value'], 0)
       self.assertEqual(got['interval'], [0, 0])
     for share in shares.described(answers).values():
       self.assertAlmostEqual(share, 1)
 
-  def test_an_edit_above_the_layer_is_read_out(self):
+  def test_an_edit_above_the_layer_is_read_early(self):
     lost = self._lost(span_cases.changed([_LAYER + 1]))
     self.assertGreater(lost['own'], 0.2)
-    self.assertEqual(
-        (lost['read_out'], lost['values'], lost['last_state']), (0, 0, 0))
-    self.assertEqual(lost['routed'], lost['own'])  # It looks as the base does.
+    self.assertEqual((lost['values'], lost['last_state']), (0, 0))
+    self.assertEqual(lost['early'], self.early)
+    for name in ('block', 'looks'):  # The block looks as the base's.
+      self.assertEqual(lost[name], lost['own'])
 
-  def test_an_edit_of_the_layers_attention_leaves_its_values(self):
-    lost = self._lost(span_cases.changed([_LAYER], ['attn']))
-    self.assertGreater(lost['own'], 0.2)
-    self.assertGreater(lost['last_state'], 0.2)
-    self.assertEqual(lost['values'], 0)
+  def test_an_edit_of_the_layer_leaves_the_block(self):
+    for parts in (['attn'], ['mlp'], ['attn', 'mlp']):
+      lost = self._lost(span_cases.changed([_LAYER], parts))
+      self.assertGreater(lost['own'], 0.1, parts)
+      self.assertGreater(lost['last_state'], 0.1, parts)
+      self.assertEqual((lost['block'], lost['values']), (0, 0), parts)
+      self.assertEqual(lost['early'], self.early)
 
-  def test_a_model_that_only_looks_elsewhere_keeps_all_when_routed(self):
+  def test_a_model_that_only_looks_elsewhere_keeps_all(self):
     """Queries are changed, what the layer reads and writes is not."""
     params = jax.tree.map(lambda x: x, _PARAMS)
     layers = params['layers'] = dict(params['layers'])
@@ -63,32 +70,40 @@ class HostTest(absltest.TestCase):
     attn['q'] = attn['q'].at[_LAYER].set(-3 * attn['q'][_LAYER])
     lost = self._lost(params)
     self.assertGreater(lost['own'], 0.1)
-    self.assertEqual(
-        (lost['routed'], lost['read_out'], lost['values']), (0, 0, 0))
+    self.assertEqual((lost['looks'], lost['block'], lost['values']), (0, 0, 0))
 
-  def test_an_edit_below_the_layer_reaches_both(self):
+  def test_an_edit_below_the_layer_reaches_all(self):
     lost = self._lost(span_cases.changed(range(_LAYER)))
-    for name in ('own', *hidden_share.READINGS):
-      self.assertGreater(lost[name], 0, name)
+    self.assertGreater(lost.pop('early'), self.early)
+    for name, share in lost.items():
+      self.assertGreater(share, 0, name)
 
-  def test_own_answers_are_read_by_the_models_own_head(self):
+  def test_a_model_is_read_by_its_own_head(self):
     params = _PARAMS | {'final_norm': -_PARAMS['final_norm']}
     lost = self._lost(params)
     self.assertGreater(lost['own'], 0.2)
+    self.assertEqual(lost['block'], lost['own'])
     self.assertEqual((lost['values'], lost['last_state']), (0, 0))
 
-  def test_answers_in_other_facts_prompts(self):
+  def test_guesses_are_answers_in_other_facts_prompts(self):
     asked = self.questions.asked
-    want = [np.mean([
-        span_cases.logits(_PARAMS, self.questions.prompts[j])[
-            asked.choices[i]].argmax() == asked.right[i] for j in others])
-            for i, others in enumerate(self.questions.others)]
-    np.testing.assert_array_equal(self.host.elsewhere, want)
-    np.testing.assert_array_equal(  # What the blocks above the layer read.
-        self.host.others['read_out'], self.host.others['last_state'])
-    for share in (self.host.ignorance, *self.host.others.values()):
-      self.assertTrue(set(share.tolist()) <= {0, 0.5, 1})
-      self.assertLess(share.mean(), 1)
+    for params, found in ((_PARAMS, self.host.own), (
+        edited := span_cases.changed([1]), self.host.answers(edited))):
+      want = [np.mean([
+          span_cases.logits(params, self.questions.prompts[j])[
+              asked.choices[i]].argmax() == asked.right[i] for j in others])
+              for i, others in enumerate(self.questions.others)]
+      np.testing.assert_array_equal(found['own'][1], want)
+    self.assertLess(self.host.replaced.mean(), 1)
+
+  def test_early_is_the_mean_of_exits(self):
+    """The head reads after the layer, up to the last but one."""
+    host = hidden_share.Host(span_cases.CONFIG, _PARAMS, self.questions, 1)
+    got, asked = host.answers(_PARAMS)['early'][0], self.questions.asked
+    for i, ids in enumerate(self.questions.prompts):
+      right = [span_cases.read_at(_PARAMS, ids, layer)[
+          asked.choices[i]].argmax() == asked.right[i] for layer in (1, 2)]
+      self.assertAlmostEqual(got[i], np.mean(right))
 
 
 class SharesTest(parameterized.TestCase):
@@ -96,64 +111,59 @@ class SharesTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.facts = np.repeat(np.arange(20), 2)
-    self.base, self.ignorance = np.ones(40), np.full(40, 0.2)
+    self.base = {'own': self._found(40, 0.2), 'block': self._found(40, 0.2),
+                 'early': self._found(20, 0.1)}
+
+  def _found(self, right, guessed=0.2):
+    return np.stack([(np.arange(40) < right) * 1.0, np.full(40, guessed)])
 
   def _shares(self, **options):
-    return hidden_share.Shares(
-        self.facts, self.base, self.ignorance, **_SEED | options)
+    return hidden_share.Shares(self.facts, self.base, **_SEED | options)
 
-  def _answers(self, routed, last_state=0, read_out=0):
-    answered = lambda count: (np.arange(40) < count) * 1.0
-    return {'routed': answered(routed), 'read_out': answered(read_out),
-            'values': answered(40), 'last_state': answered(last_state)}
+  def _answers(self, own=0, block=0, early=0, **more):
+    return {'own': self._found(own), 'block': self._found(block),
+            'early': self._found(early, 0.1)} | more
 
   def test_by_hand(self):
-    shares, own = self._shares(), (np.arange(40) < 16) * 1.0
-    answers = self._answers(32, 24, read_out=40)
+    shares = self._shares()
+    answers = self._answers(16, 32, 20, looks=self._found(24, 0.4))
     got = shares.described(answers)
-    self.assertAlmostEqual(got['values'], 1)
-    self.assertAlmostEqual(got['last_state'], 0.5)
-    self.assertAlmostEqual(got['routed'], 0.75)
-    self.assertAlmostEqual(shares.share(own), 0.25)
-    got = shares.judged(answers, own)
-    self.assertAlmostEqual(got['read_out']['value'], 0.75)
-    self.assertAlmostEqual(got['routed']['value'], 0.5)
-    low, high = got['routed']['interval']
+    for name, want in dict(
+        own=0.25, block=0.75, early=1, looks=0.25).items():
+      self.assertAlmostEqual(got[name], want, msg=name)
+    got = shares.judged(answers, hidden=True)
+    self.assertAlmostEqual(got['block']['value'], 0.5)
+    self.assertAlmostEqual(got['early']['value'], 0.75)
+    low, high = got['block']['interval']
     self.assertBetween(0.5, low, high)
-    self.assertAlmostEqual(shares.judged(answers)['routed']['value'], 0.75)
+    self.assertAlmostEqual(shares.judged(answers)['block']['value'], 0.75)
 
-  def test_avoiding_the_answer_hides_no_more_than_ignorance(self):
-    got = self._shares().judged(self._answers(40), np.zeros(40))
-    self.assertAlmostEqual(got['routed']['value'], 1)
+  def test_avoiding_the_answer_hides_no_more_than_guessing(self):
+    got = self._shares().judged(self._answers(0, 40), hidden=True)
+    self.assertAlmostEqual(got['block']['value'], 1)
 
   def test_intervals_allow_for_several_tests(self):
     width = lambda pair: pair[1] - pair[0]
     got = self._shares(tests=5, resamples=4000).judged(
-        self._answers(24), np.zeros(40))['routed']
+        self._answers(0, 24), hidden=True)['block']
     self.assertGreater(
         width(got['interval_of_all']), 1.05 * width(got['interval']))
 
-  def test_each_reading_has_its_floor(self):
-    """Other facts' states leave some answers to values, none more here."""
-    floors = {'routed': np.full(40, 0.5), 'values': np.full(40, 0.9),
-              'last_state': np.full(40, 0.2), 'read_out': np.full(40, 0.6)}
-    shares = hidden_share.Shares(
-        self.facts, self.base, self.ignorance, floors, **_SEED)
-    got = shares.described(self._answers(20, 8, 24))
-    for name in ('routed', 'last_state', 'read_out'):
-      self.assertAlmostEqual(got[name], 0)
-    got = shares.judged(self._answers(40))['routed']
-    self.assertAlmostEqual(got['value'], 1)
-    self.assertAlmostEqual(shares.share(np.full(40, 0.6)), 0.5)  # Its own.
-    for name in hidden_share.JUDGED:
-      self.assertFalse(hidden_share.Shares(
-          self.facts, self.base, self.ignorance,
-          floors | {name: np.ones(40)}, **_SEED).defined)
+  def test_a_model_that_guesses_otherwise_than_the_base_holds_nothing(self):
+    """Its own guesses count: 0.8 of answers are right without the fact."""
+    guesses = np.stack([np.full(40, 0.8), np.full(40, 0.8)])
+    got = self._shares().judged(self._answers(
+        own=0, block=0) | {'own': guesses, 'block': guesses})
+    self.assertAlmostEqual(got['block']['value'], 0)
 
   def test_a_base_without_a_lead(self):
-    self.assertTrue(self._shares().defined)
-    self.base = np.full(40, 0.2)
-    self.assertFalse(self._shares().defined)
+    self.assertTrue(self._shares().defined())
+    self.assertEqual(self._shares().readings, ['block', 'early'])
+    self.base['early'] = self._found(4, 0.1)
+    self.assertTrue(self._shares().defined())
+    self.assertEqual(self._shares().readings, ['block'])
+    self.base['own'] = self._found(8, 0.2)
+    self.assertFalse(self._shares().defined())
 
 
 class NoiseTest(absltest.TestCase):
@@ -174,25 +184,39 @@ class NoiseTest(absltest.TestCase):
 
 class JudgeTest(parameterized.TestCase):
 
+  def _judge(self, low, holds=True, readings=hidden_share.JUDGED, facts=20):
+    found = {
+        name: {'value': low + 0.1, 'interval': [low + 0.05, 1],
+               'interval_of_all': [low - less, 1], 'reading': 'early',
+               'left': {'interval': [low, low + 0.15 - less / 10]}}
+        for name, less in (('fp', 0.5), ('nf4', 0))}
+    return hidden_share.judge(
+        found, {'sharp_mover': {'holds': True}, 'noise': {'holds': holds}},
+        readings=readings, facts=facts)
+
   @parameterized.parameters(
       (0.5, True, False, 'hides more than 0.2'),
       (0.5, False, 'inconclusive', 'not valid here: noise'),
       (0.5, 'inconclusive', 'inconclusive', 'not valid here: noise'),
       (0.2, True, 'inconclusive', 'may hold up to 0.35 of'),
       (-0.1, True, True, 'holds at most 0.05 of'),
+      (-0.4, True, True, 'holds at most 0.00 of'),
       (-0.1, False, 'inconclusive', 'not valid here: noise'))
   def test_by_the_lower_bound_and_the_gates(self, low, holds, passed, why):
-    found = {
-        name: {'value': low + 0.1, 'interval': [low + 0.05, 1],
-               'interval_of_all': [low - less, 1],
-               'left': {'interval': [low, low + 0.15 - less / 10]}}
-        for name, less in (('fp', 0.5), ('nf4', 0))}
-    got = hidden_share.judge(
-        found, {'sharp_mover': {'holds': True}, 'noise': {'holds': holds}})
+    got = self._judge(low, holds)
     self.assertEqual(got['passed'], passed)
     self.assertIn(why, got['reason'])
-    self.assertEqual(got['precision'], 'nf4')
+    self.assertEqual((got['precision'], got['reading']), ('nf4', 'early'))
     self.assertEqual(got['interval'], [low + 0.05, 1])
+
+  @parameterized.parameters(
+      (dict(readings=('block',)), 'not readable there (early)'),
+      (dict(facts=19), 'of 19 facts; wanted at least 20'))
+  def test_what_cannot_show_that_little_is_left(self, given, why):
+    got = self._judge(-0.1, **given)
+    self.assertEqual(got['passed'], 'inconclusive')
+    self.assertIn(why, got['reason'])
+    self.assertIs(self._judge(0.5, **given)['passed'], False)
 
 
 if __name__ == '__main__':

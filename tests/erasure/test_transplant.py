@@ -1,8 +1,5 @@
 """States put in the base give what an ordinary run on them gives."""
 
-import functools
-from unittest import mock
-
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
@@ -17,17 +14,6 @@ _CONFIG, _PARAMS, _LAYER = (
     span_cases.CONFIG, span_cases.PARAMS, span_cases.LAYER)
 
 
-def _logits_of(fn):
-  """A program that returns logits of the choices instead of picks."""
-  run = jax.jit(functools.partial(fn.__wrapped__, _CONFIG, layer=_LAYER))
-
-  def call(*args):
-    with mock.patch.object(transplant, 'picks', transplant.choice_logits):
-      return np.asarray(run(*args))
-
-  return call
-
-
 class TransplantTest(absltest.TestCase):
 
   @classmethod
@@ -39,8 +25,7 @@ class TransplantTest(absltest.TestCase):
     cls.other = span_cases.changed([0, 1])
     cls.base = transplant.run(_CONFIG, _PARAMS, cls.rows, layer=_LAYER)
     cls.given = transplant.run(_CONFIG, cls.other, cls.rows, layer=_LAYER)
-    cls.same = np.arange(len(cls.rows.tokens))
-    cls.run_answer = staticmethod(_logits_of(transplant.answer))
+    cls.same = np.arange(len(cls.rows.tokens))[None]
 
   def _close(self, got, want):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
@@ -54,22 +39,35 @@ class TransplantTest(absltest.TestCase):
             params, ids, _LAYER)[0])
         self._close(states.after[i], span_cases.before(
             params, ids, _LAYER + 1)[0, last])
-        self.assertEqual(states.picks[i], span_cases.logits(params, ids)[
-            self.rows.choices[i]].argmax())
+        self._close(self._read(states.final[:, None], params)[i, 0],
+                    span_cases.logits(params, ids)[self.rows.choices[i]])
 
-  def _answer(self, states, source):
-    return self.run_answer(
-        _PARAMS, self.base.before, states, source, self.rows)[:self.size]
+  def _read(self, x, params=_PARAMS):
+    """Logits of the choices [n, V, C]."""
+    return np.asarray(transplant.choice_logits(
+        _CONFIG, params, x, self.rows.choices))[:self.size]
+
+  def _answer(self, states):
+    return self._read(transplant.read_by_base(
+        _CONFIG, _PARAMS, self.base.before, states, self.rows, layer=_LAYER))
+
+  def test_picks_are_the_likeliest_choices_of_each_source(self):
+    x = jnp.stack([self.base.final, self.given.final], axis=1)
+    sources = np.concatenate([self.same, self.batch.others])
+    got = transplant.picks(_CONFIG, _PARAMS, x, self.rows.choices, sources)
+    for source, one in zip(sources, got, strict=True):
+      np.testing.assert_array_equal(
+          one[:self.size], self._read(x[source]).argmax(-1))
 
   def test_its_own_states_change_nothing(self):
-    got = self._answer(self.base, self.same)
+    got = self._answer(self.base)
     for i, ids in enumerate(self.questions.prompts):
       want = span_cases.logits(_PARAMS, ids)[self.rows.choices[i]]
       for reading in got[i]:
         self._close(reading, want)
 
   def test_last_state_is_a_run_with_that_state(self):
-    got = self._answer(self.given, self.same)
+    got = self._answer(self.given)
     for i, ids in enumerate(self.questions.prompts):
       x = span_cases.before(_PARAMS, ids, _LAYER + 1)
       x[0, -1] = self.given.after[i]
@@ -77,7 +75,7 @@ class TransplantTest(absltest.TestCase):
           _PARAMS, x, _LAYER + 1, self.rows.choices[i]))
 
   def test_values_are_read_by_the_bases_attention(self):
-    got = self._answer(self.given, self.same)
+    got = self._answer(self.given)
     weights = jax.tree.map(lambda w: w[_LAYER], _PARAMS['layers'])
     attn = weights['attn']
     for i, ids in enumerate(self.questions.prompts):
@@ -110,22 +108,43 @@ class TransplantTest(absltest.TestCase):
     outside = self.base.before.at[:, 0].add(1.0)
     for i, ids in enumerate(self.questions.prompts):
       outside = outside.at[i, len(ids) - 1:].add(1.0)
-    want = self._answer(self.base, self.same)[:, 0]
-    got = self._answer(self.base._replace(before=outside), self.same)[:, 0]
+    want = self._answer(self.base)[:, 0]
+    got = self._answer(self.base._replace(before=outside))[:, 0]
     np.testing.assert_array_equal(got, want)
     inside = self.base.before.at[:, 1].add(1.0)
-    got = self._answer(self.base._replace(before=inside), self.same)[:, 0]
+    got = self._answer(self.base._replace(before=inside))[:, 0]
     self.assertGreater(np.abs(got - want).max(), 1e-3)
 
-  def test_other_rows_are_taken_by_source(self):
-    source = self.batch.others[0]
-    moved = jax.tree.map(lambda x: x[source], self.base)
-    np.testing.assert_array_equal(
-        self._answer(self.base, source), self._answer(moved, self.same))
+  def test_routed_with_its_own_layer_is_an_ordinary_run(self):
+    got = transplant.routed(
+        _CONFIG, _PARAMS, self.base.before, _PARAMS, self.base.before,
+        self.rows, layer=_LAYER)
+    self.assertEqual(got.block.shape[1], _CONFIG.num_layers - _LAYER)
+    for i, ids in enumerate(self.questions.prompts):
+      want = span_cases.logits(_PARAMS, ids)[self.rows.choices[i]]
+      self._close(self._read(got.looks[:, None])[i, 0], want)
+      self._close(self._read(got.block)[i, -1], want)
+      self._close(self._read(got.block)[i, 0], span_cases.read_at(
+          _PARAMS, ids, _LAYER)[self.rows.choices[i]])
+
+  def test_routed_takes_the_bases_layer(self):
+    """Where only the layer differs, the block is the base's."""
+    edited = span_cases.changed([_LAYER])
+    own = transplant.run(_CONFIG, edited, self.rows, layer=_LAYER)
+    got = transplant.routed(
+        _CONFIG, _PARAMS, self.base.before, edited, own.before, self.rows,
+        layer=_LAYER)
+    for i, ids in enumerate(self.questions.prompts):
+      self._close(self._read(got.block)[i, -1], span_cases.logits(
+          _PARAMS, ids)[self.rows.choices[i]])
+    self.assertGreater(np.abs(
+        self._read(got.looks[:, None]) - self._read(got.block)[:, -1:]).max(),
+                       1e-2)
 
   def test_replaced_is_a_run_on_replaced_states(self):
-    got = _logits_of(transplant.replaced)(
-        _PARAMS, self.base.before, self.batch.others[1], self.rows)
+    got = self._read(transplant.replaced(
+        _CONFIG, _PARAMS, self.base.before, self.batch.others[1], self.rows,
+        layer=_LAYER)[:, None])[:, 0]
     for i, ids in enumerate(self.questions.prompts):
       other = self.questions.prompts[self.questions.others[i, 1]]
       x = span_cases.before(_PARAMS, ids, _LAYER)

@@ -77,9 +77,15 @@ class MeasuresTest(parameterized.TestCase):
     structure, judged = (
         self.record['structure'], self.record['properties']['S'])
     self.assertEqual(judged['passed'], 'inconclusive')
-    # The tiny base answers almost as often with the states of other facts.
-    self.assertIn('this lead is not above 0', structure['reason'])
-    self.assertIn(structure['reason'], judged['reasons'][0])
+    # Within the noise of so few steps, the tiny model hides nothing.
+    self.assertEqual(structure['hidden_share'].keys(), set(_PRECISIONS))
+    lines = [json.loads(line) for line in (
+        self.root / 'hidden_share.jsonl').read_text().splitlines()]
+    self.assertLen(lines, structure['questions'])
+    for precision, entry in structure['hidden_share'].items():
+      for reading, answered in entry['answered'].items():
+        self.assertAlmostEqual(answered, np.mean([
+            line['unlearned'][precision][reading][0] for line in lines]))
     (attack,) = self.record['attacks'].values()
     for precision in _PRECISIONS:
       self.assertEqual([x['step'] for x in attack[precision]], [0, 2])

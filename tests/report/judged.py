@@ -91,8 +91,9 @@ def _brought_back(names: list[str]) -> dict[str, Any]:
 def structure() -> dict[str, Any]:
   """Hidden in full precision; one gate is not measured."""
   def share(value, reading, other):
-    shares = {'routed': other, 'read_out': other, 'values': value + 0.1,
-              'last_state': other - 0.1} | {reading: value + 0.043}
+    shares = {'block': other, 'early': other, 'looks': other + 0.02,
+              'values': value + 0.1, 'last_state': other - 0.1} | {
+                  reading: value + 0.043}
     return {'value': value, 'interval': [value - 0.091, value + 0.097],
             'interval_of_all': [value - 0.113, value + 0.119],
             'reading': reading, **shares, 'own': 0.043, 'left': {
@@ -100,16 +101,16 @@ def structure() -> dict[str, Any]:
                 'interval': [value - 0.02, value + 0.1]},
             'answered': {'values': 0.58, 'last_state': 0.44, 'own': 0.31}}
 
-  gate = {'value': 0.983, 'interval': [0.951, 1.0], 'reading': 'routed',
-          'routed': 0.983, 'read_out': 0.981, 'values': 0.983,
+  gate = {'value': 0.983, 'interval': [0.951, 1.0], 'reading': 'block',
+          'block': 0.983, 'early': 0.981, 'values': 0.983,
           'last_state': 0.972, 'level': 0.9, 'hidden': 0.012,
           'hidden_level': 0.2, 'holds': True}
   return {
       'mover_layer': 17,
       'by_layer': [0.99] * 16 + [0.96, 0.91] + [0.04] * 12,
-      'hidden_share': {'fp': share(0.377, 'routed', 0.214),
-                       'nf4': share(0.318, 'read_out', 0.109),
-                       'int4_g128': share(0.262, 'routed', 0.187)},
+      'hidden_share': {'fp': share(0.377, 'block', 0.214),
+                       'nf4': share(0.318, 'early', 0.109),
+                       'int4_g128': share(0.262, 'block', 0.187)},
       'gates': {
           'sharp_mover': {
               'value': 0.91, 'interval': [None, None], 'level': 0.8,
@@ -122,7 +123,8 @@ def structure() -> dict[str, Any]:
               'holds': 'inconclusive', 'reason': 'there are too few retain'
               ' questions with partners'}},
       'questions': 240, 'facts': 50,
-      'answered': {'base': 0.967, 'ignorant': 0.273}}
+      'answered': {'base': 0.967, 'guessed': 0.273},
+      'readings': ['block', 'early']}
 
 
 def attacks() -> dict[str, Any]:

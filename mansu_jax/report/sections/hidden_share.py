@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 _GATES = {
     'sharp_mover': 'one layer moves the answer (lead removed before it)',
-    'another_fact': 'states of another fact',
+    'another_fact': 'states of other facts before that block',
     'noise': 'random change of the edit\'s size',
     'base_quantized': 'quantized base',
     'retained': 'retained facts'}
@@ -30,36 +30,38 @@ def blocks(record: Record) -> Iterator[document.Block]:
         f'The hidden share was not measured: {found["reason"]}.')
     return
   layer, answered = found['mover_layer'], found['answered']
+  guessed = words.number(answered.get('guessed'))
   yield document.Text(
       'The hidden share is what the unlearned model answers if block'
-      f' {layer} (counted from 0) attends as in the base, less what it'
-      ' answers itself, as shares of the base\'s answers. That block moves the'
-      ' answer from the subject\'s tokens to the last token. The blocks above it'
-      ' are once the unlearned model\'s own (routed) and once the base\'s (read'
-      ' out), and the higher share counts. Above 0, the edit has hidden answers'
-      ' instead of erasing them. Property S passes only if little is left,'
-      ' whether the model answers itself or not. The last two columns describe:'
-      ' there the base reads the states with its own block, which may add what'
-      ' they lack.')
+      f' {layer} (counted from 0) is the base\'s and attends as in the base,'
+      ' less what it answers itself, as shares of the base\'s answers. That'
+      ' block moves the answer from the subject\'s tokens to the last token.'
+      ' The answer is read at the end (block), and after that block and each'
+      ' above it (early), since a later block may suppress it; the reading with'
+      ' the higher lower bound counts. Above 0, the edit has hidden answers'
+      ' instead of erasing them. Property S passes only if little is left in'
+      ' both readings, whether the model answers itself or not.')
   yield document.Table(
       ('precision', 'hidden share [95 % interval]',
-       'left [95 % interval]', 'unlearned itself', 'routed', 'read out',
-       'the base, with its values', 'the base, with its last-token state'),
+       'left [95 % interval]', 'unlearned itself', 'block', 'early',
+       'attention alone', 'the base, with its values',
+       'the base, with its last-token state'),
       tuple(_rows(found['hidden_share'])), caption=(
-          f'Shares of the base\'s lead over ignorance, on'
+          f'Shares of the base\'s lead over guessing, on'
           f' {words.count(found["questions"], "forget question")} about'
           f' {words.count(found["facts"], "fact")}: 1 is the base, which'
-          f' answers {words.number(answered["base"])} of the questions, and 0'
-          f' is the base with another fact\'s states, which answers'
-          f' {words.number(answered["ignorant"])}. An unlearned model below 0'
-          ' avoids the right answers; its share then counts as 0.'
+          f' answers {words.number(answered["base"])} of the questions. 0 is'
+          ' guessing: what the same reading answers in prompts about other'
+          f' facts, for the base {guessed}. Below 0, right answers are avoided.'
+          ' The last three columns describe; in the last two, the base\'s own'
+          ' states and blocks add what the unlearned model may lack.'
           f'{_joint(found["hidden_share"])}'))
   yield document.Table(
       ('check of the measure', 'share [95 % interval]', 'wanted', 'holds'),
       tuple(_gates(found['gates'])), caption=(
           'Checks without which the hidden share decides nothing. Harmless'
-          ' changes must leave the answers and hide none, and states of another'
-          ' fact must remove them.'))
+          ' changes must leave the answers and hide none, and states of other'
+          ' facts must remove them.'))
   yield document.Plots((_plot(found),))
 
 
@@ -76,7 +78,7 @@ def _rows(found: Record) -> Iterator[tuple[str, ...]]:
   for precision, entry in found.items():
     yield (precision, words.estimate(entry), words.estimate(entry.get('left')),
            *(words.number(entry.get(k)) for k in (
-               'own', 'routed', 'read_out', 'values', 'last_state')))
+               'own', 'block', 'early', 'looks', 'values', 'last_state')))
 
 
 def _gates(gates: Record) -> Iterator[tuple[str, ...]]:

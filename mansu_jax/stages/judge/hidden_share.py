@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import json
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -18,6 +20,7 @@ from mansu_jax.erasure import mover_layer
 from mansu_jax.erasure import spans
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
+from mansu_jax.runtime import files
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.prepare import inputs as inputs_lib
@@ -126,8 +129,8 @@ def measure(
     cache: keeps the result for a resumed run.
 
   Returns:
-    `structure` and `S`. A structure that is not measured holds a `reason`, and
-    S is then inconclusive.
+    `structure`, `S`, and `lines`, the answers to each question. A structure
+    that is not measured holds a `reason`, and S is then inconclusive.
   """
   def make():
     try:
@@ -141,79 +144,128 @@ def measure(
       logging.warning('The hidden share is not measured: %s', error)
       return {'reason': str(error)}
 
-  structure = cache.get_or_compute_json('hidden_share', make)
+  structure = dict(cache.get_or_compute_json('hidden_share', make))
+  lines = structure.pop('lines', [])
   if 'reason' in structure:
     why = f'the hidden share is not measured: {structure["reason"]}'
-    return {'structure': structure,
+    return {'structure': structure, 'lines': lines,
             'S': verdict.missing(why, hidden_share.LARGEST)}
-  return {'structure': structure, 'S': hidden_share.judge(
-      structure['hidden_share'], structure['gates'])}
+  return {'structure': structure, 'lines': lines, 'S': hidden_share.judge(
+      structure['hidden_share'], structure['gates'],
+      readings=structure['readings'], facts=structure['facts'])}
+
+
+def write(found: Mapping[str, Any], root: pathlib.Path) -> None:
+  """Writes `hidden_share.jsonl`: how often each question is answered.
+
+  A line has its `fact`, and for the `base` and for `unlearned` at each
+  precision, by reading, how often it is answered right, and guessed.
+
+  Args:
+    found: from `measure`.
+    root: folder of the run.
+  """
+  if found['lines']:
+    files.write_text(root / 'hidden_share.jsonl', ''.join(
+        json.dumps(line, ensure_ascii=False) + '\n'
+        for line in found['lines']))
 
 
 def _measure(
     asked: Asked, quantize: quantizers.Quantizers, model: loading.LoadedModel,
     unlearned: types.Params, resampling: Mapping[str, int]) -> dict[str, Any]:
-  """`structure` of the record."""
+  """`structure` of the record, and lines."""
   config, base = model.config, model.params
   mover = mover_layer.find(config, base, asked.train)
   views = quantize.views()
   host = hidden_share.Host(config, base, asked.forget, mover.layer)
-  resampling_of_all = dict(
-      resampling, tests=len(views) * len(hidden_share.JUDGED))
-  ignorant = _shares(host, host.ignorance, **resampling)
-  shares = _shares(host, host.ignorance, host.others, **resampling_of_all)
-  found = {}
-  for precision, view in views.items():
-    found[precision] = _hidden(shares, host.answers(view(unlearned)))
+  shares = _shares(host, resampling)
+  lines = _lines(host, {
+      precision: host.answers(view(unlearned), describe=True)
+      for precision, view in views.items()})
   harmless = lambda params: _harmless(shares, host.answers(params))
   gates = {
       'sharp_mover': _sharp(mover),
-      'another_fact': _absent(ignorant, host.others),
+      'another_fact': _absent(shares, host),
       'noise': harmless(hidden_share.noise_like(
           base, unlearned, seed=resampling['seed']))}
   if quantize.names:
-    gates['base_quantized'] = harmless(quantize(quantize.names[0], base))
+    gates['base_quantized'] = min(
+        ({'precision': name} | harmless(quantize(name, base))
+         for name in quantize.names),
+        key=lambda gate: (gate['holds'], gate['value']))
   gates['retained'] = _retained(
       config, base, unlearned, asked.retain, mover.layer, resampling)
   return {
       'mover_layer': mover.layer, 'by_layer': mover.removed,
-      'hidden_share': found, 'gates': gates,
+      'readings': shares.readings,
+      'hidden_share': of_lines(lines, **resampling), 'gates': gates,
       'questions': len(asked.forget), 'facts': _count_facts(asked.forget),
-      'answered': {'base': float(host.own.mean()),
-                   'ignorant': float(host.ignorance.mean())}}
+      'answered': dict(zip(('base', 'guessed'), map(
+          float, host.own[hidden_share.OWN].mean(1)))),
+      'lines': lines}
+
+
+def _lines(
+    host: hidden_share.Host, answers: Mapping[str, hidden_share.Answers]
+) -> list[dict[str, Any]]:
+  """The answers to each question, by model and reading."""
+  one = lambda found, i: {name: right[:, i].tolist()
+                          for name, right in found.items()}
+  return [{'fact': fact, 'base': one(host.own, i),
+           'unlearned': {p: one(found, i) for p, found in answers.items()}}
+          for i, fact in enumerate(host.questions.facts.tolist())]
+
+
+def of_lines(
+    lines: Sequence[Mapping[str, Any]], *, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+  """The record's `hidden_share`, by precision.
+
+  Args:
+    lines: lines of `hidden_share.jsonl`.
+    resamples: number of bootstrap resamples.
+    seed: seed of the resamples.
+  """
+  columns = lambda rows: {
+      name: np.array([row[name] for row in rows]).T for name in rows[0]}
+  precisions = list(lines[0]['unlearned'])
+  shares = hidden_share.Shares(
+      np.array([line['fact'] for line in lines]),
+      columns([line['base'] for line in lines]), resamples=resamples, seed=seed,
+      tests=len(precisions) * len(hidden_share.JUDGED))
+  return {p: _hidden(shares, columns([line['unlearned'][p] for line in lines]))
+          for p in precisions}
 
 
 def _hidden(
     shares: hidden_share.Shares, answers: hidden_share.Answers
 ) -> dict[str, Any]:
   """The hidden share at a precision, and what is left."""
-  hidden = shares.judged(answers, answers['own'])
-  worst = max(hidden.values(), key=lambda one: one['interval_of_all'][0])
+  worst = max(shares.judged(answers, hidden=True).values(),
+              key=lambda one: one['interval_of_all'][0])
   left = max(
       shares.judged(answers).values(), key=lambda one: one['interval'][1])
   return worst | shares.described(answers) | {
       'left': {k: left[k] for k in ('reading', 'value', 'interval')},
-      'own': shares.share(answers['own']),
-      'answered': {k: float(v.mean()) for k, v in answers.items()}}
+      'answered': {k: float(v[0].mean()) for k, v in answers.items()}}
 
 
 def _shares(
-    host: hidden_share.Host, ignorance: np.ndarray,
-    floors: hidden_share.Answers | None = None, *, resamples: int, seed: int,
-    tests: int = 1) -> hidden_share.Shares:
-  """Shares of the base's lead over ignorance; NotMeasured if it has none."""
-  shares = hidden_share.Shares(
-      host.questions.facts, host.own, ignorance, floors,
-      resamples=resamples, seed=seed, tests=tests)
+    host: hidden_share.Host, options: Mapping[str, int]
+) -> hidden_share.Shares:
+  """Shares of the base's lead over guessing; NotMeasured if it has none."""
   if _count_facts(host.questions) < 2:
     raise NotMeasured(
         f'all {len(host.questions)} questions ask about one fact; intervals'
         ' by fact need at least two')
-  if not shares.defined:
+  shares = hidden_share.Shares(host.questions.facts, host.own, **options)
+  if not shares.defined():
+    right, guessed = host.own[hidden_share.OWN].mean(1)
     raise NotMeasured(
-        f'the base answers {host.own.mean():.3g} of the questions and'
-        f' {ignorance.mean():.3g} with the states of other facts; this'
-        ' lead is not above 0 in every resample')
+        f'the base answers {right:.3g} of the questions and {guessed:.3g} in'
+        ' prompts about other facts; this lead is not above 0 in every'
+        ' resample')
   return shares
 
 
@@ -239,11 +291,13 @@ def _gate(
 
 
 def _absent(
-    shares: hidden_share.Shares, answers: hidden_share.Answers
-) -> dict[str, Any]:
-  """The gate on states of other facts, which must not have the answers."""
-  found, level = _gate(shares, answers), hidden_share.LARGEST
-  return found | {'level': level, 'holds': found['value'] <= level}
+    shares: hidden_share.Shares, host: hidden_share.Host) -> dict[str, Any]:
+  """The gate on other facts' states at the span, which must end the answers."""
+  guessed = host.own[hidden_share.OWN][1]
+  value = shares.share({hidden_share.OWN: np.stack([host.replaced, guessed])})
+  level = hidden_share.LARGEST
+  return {'value': value, 'interval': [None, None], 'level': level,
+          'holds': value <= level}
 
 
 def _left(
@@ -259,7 +313,7 @@ def _harmless(
 ) -> dict[str, Any]:
   """The gate on params whose change must leave the answers and hide none."""
   found, most = _left(shares, answers), hidden_share.LARGEST
-  hidden = found['value'] - max(shares.share(answers['own']), 0)
+  hidden = found['value'] - max(shares.share(answers), 0)
   return found | {'hidden': hidden, 'hidden_level': most,
                   'holds': found['holds'] and hidden <= most}
 
@@ -267,16 +321,12 @@ def _harmless(
 def _retained(
     config, base, unlearned, questions: spans.Questions | None, layer: int,
     resampling: Mapping[str, int]) -> dict[str, Any]:
-  """The gate on retained facts, with the edited model's states.
-
-  Other relations may move their answers in other layers, so ignorance is what
-  the base answers in the whole prompts of other facts.
-  """
+  """The gate on retained facts, with the edited model's states."""
   try:
     if questions is None:
       raise NotMeasured('there are too few retain questions with partners')
     host = hidden_share.Host(config, base, questions, layer)
-    shares = _shares(host, host.elsewhere, **resampling)
+    shares = _shares(host, resampling)
     return _left(shares, host.answers(unlearned)) | {
         'questions': len(questions)}
   except NotMeasured as error:

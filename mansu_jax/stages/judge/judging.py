@@ -28,7 +28,8 @@ def run(
     job: what is asked, of which base.
     settings: of attribution; seed and chat form.
     unlearned: full params after unlearning.
-    root: folder of the run, for `answers.jsonl` and `generations.jsonl`.
+    root: folder of the run, for `answers.jsonl`, `generations.jsonl` and
+      `hidden_share.jsonl`.
     clock: clock of the run.
     cache: keeps each part for a resumed run.
     reason_without_circuit: why the job has no circuit, if it has none.
@@ -52,6 +53,7 @@ def run(
   with clock.stage('hidden share'):
     hidden = hidden_share.measure(
         settings, options, inputs, job.quantize, model, unlearned, cache)
+    hidden_share.write(hidden, root)
   with clock.stage('attacks'):
     attacked = attacks.measure(
         options, config.data, inputs, job.quantize, model, unlearned,

@@ -219,7 +219,7 @@ def make_record(
   changes = findings.changes or weight_change.compare(params, unlearned)
   return {
       **_judge(job, findings),
-      **{k: v for k, v in findings.hidden.items() if k != 'S'},
+      'structure': findings.hidden['structure'],
       **findings.attacked, **findings.structure,
       'survival': shares, 'survival_details': details,
       'movement': weight_change.describe(changes),

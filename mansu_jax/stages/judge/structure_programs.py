@@ -18,7 +18,7 @@ from mansu_jax.stages.judge import programs as judge_programs
 
 
 def hidden_share(job: judge_programs.Job) -> programs.Programs:
-  """The mover layer, then states of each model in the base.
+  """The mover layer, then the base's mover layer in each model.
 
   The mover layer is not known before the run; the plan takes the middle one.
   """
@@ -35,36 +35,44 @@ def hidden_share(job: judge_programs.Job) -> programs.Programs:
         'mover_layer.logits_by_layer', mover_layer.logits_by_layer,
         model.config, model.params, rows, source, calls=calls)
   yield programs.hold(**held, changed=held['unlearned'])
-  for i, name in enumerate(job.schemes):  # The first quantizes the base too.
-    yield from judge_programs.quantize(job, name, calls=1 if i else 2)
-  # The edited model at each precision, noise, and the quantized base.
-  models = 2 + len(job.schemes) + bool(job.schemes)
-  yield from _transplants(job, asked.forget, models)
+  for name in job.schemes:  # The edited model and the base.
+    yield from judge_programs.quantize(job, name, calls=2)
+  # The edited model at each precision; then noise and the quantized bases.
+  described = 1 + len(job.schemes)
+  yield from _transplants(job, asked.forget, 2 * described, described)
   if asked.retain is not None:
-    yield from _transplants(job, asked.retain, 1)
+    yield from _transplants(job, asked.retain, 1, 0)
 
 
 def _transplants(
-    job: judge_programs.Job, questions: spans.Questions, models: int
-) -> programs.Programs:
-  """Runs the base and some models, and puts states in the base."""
+    job: judge_programs.Job, questions: spans.Questions, models: int,
+    described: int) -> programs.Programs:
+  """Runs the base and some models, of which some are described."""
   config, params = job.model.config, job.model.params
   others, layer = hidden_share_lib.OTHERS, config.num_layers // 2
   for calls, rows, source in _shapes(questions):
     states = yield programs.program(
         'transplant.run', transplant.run, config, params, rows,
         calls=calls * (1 + models), layer=layer)
-    base = jax.ShapeDtypeStruct(
-        (*rows.tokens.shape, config.d_model), jnp.float32)
     yield programs.program(
-        'transplant.answer', transplant.answer, config, params, base, states,
-        source, rows, calls=calls * (others + models), layer=layer)
+        'transplant.routed', transplant.routed, config, params, states.before,
+        params, states.before, rows, calls=calls * (1 + models), layer=layer)
     yield programs.program(
-        'transplant.routed', transplant.routed, config, params, base, params,
-        base, source, rows, calls=calls * (others + models), layer=layer)
-    yield programs.program(
-        'transplant.replaced', transplant.replaced, config, params, base,
-        source, rows, calls=calls * others, layer=layer)
+        'transplant.replaced', transplant.replaced, config, params,
+        states.before, source, rows, calls=calls * others, layer=layer)
+    if described:
+      yield programs.program(
+          'transplant.read_by_base', transplant.read_by_base, config, params,
+          states.before, states, rows, calls=calls * described, layer=layer)
+    rows_of = jax.ShapeDtypeStruct((1 + others, *source.shape), jnp.int32)
+    for views, times in collections.Counter({
+        1: 1 + models + described, config.num_layers - layer: 1 + models,
+        2: described, others: 1}).items():
+      x = jax.ShapeDtypeStruct(
+          (source.shape[0], views, config.d_model), jnp.float32)
+      yield programs.program(
+          'transplant.picks', transplant.picks, config, params, x,
+          rows.choices, rows_of, calls=calls * times)
 
 
 def _shapes(

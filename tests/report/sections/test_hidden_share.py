@@ -10,8 +10,8 @@ from tests.report import records
 
 def _share(value):
   return {'value': value, 'interval': [value - 0.1, value + 0.1],
-          'routed': value, 'read_out': 0.3, 'values': 0.4, 'last_state': 0.2,
-          'own': -0.04, 'reading': 'routed',
+          'block': value, 'early': 0.3, 'looks': 0.35, 'values': 0.4,
+          'last_state': 0.2, 'own': -0.04, 'reading': 'block',
           'left': {'value': value, 'interval': [value - 0.05, value + 0.05]}}
 
 
@@ -19,7 +19,7 @@ def _structure():
   gate = {'value': 0.987, 'interval': [0.9, 1.0], 'level': 0.9, 'holds': True}
   return {
       'mover_layer': 2, 'by_layer': [1.0, 1.0, 0.95, 0.04], 'questions': 239,
-      'facts': 59, 'answered': {'base': 0.979, 'ignorant': 0.278},
+      'facts': 59, 'answered': {'base': 0.979, 'guessed': 0.278},
       'hidden_share': {'fp': _share(0.812),
                        'nf4': _share(0.734)},
       'gates': {
@@ -41,12 +41,12 @@ class HiddenShareTest(absltest.TestCase):
 
   def test_shares_and_checks(self):
     text, shares, gates, plots = self._blocks(_structure())
-    self.assertIn('if block 2 (counted from 0) attends', text.text)
+    self.assertIn('if block 2 (counted from 0) is the base', text.text)
     self.assertEqual(shares.rows, (
         ('fp', '0.812 [0.712, 0.912]', '0.812 [0.762, 0.862]', '-0.040',
-         '0.812', '0.300', '0.400', '0.200'),
+         '0.812', '0.300', '0.350', '0.400', '0.200'),
         ('nf4', '0.734 [0.634, 0.834]', '0.734 [0.684, 0.784]', '-0.040',
-         '0.734', '0.300', '0.400', '0.200')))
+         '0.734', '0.300', '0.350', '0.400', '0.200')))
     self.assertIn('239 forget questions about 59 facts', shares.caption)
     self.assertIn('0.979', shares.caption)
     self.assertEqual([row[1:] for row in gates.rows], [

