@@ -73,7 +73,7 @@ def test(results: pathlib.Path) -> str:
   runs = Runs(found)
   return cells.blocks(
       _title(runs), readings(runs), cost(runs), by_relation(found),
-      cells.code(runs))
+      structure(found), cells.code(runs))
 
 
 def _title(runs: Runs) -> str:
@@ -182,6 +182,40 @@ def by_relation(found: Mapping[str, Sequence[stored.Run]]) -> str:
   return cells.table(
       ('forgotten', 'seeds', 'known in the worst reading, fp', 'the same, NF4',
        'held-out drop, fp', 'the same, NF4', 'NF4 brings back'), rows)
+
+
+def structure(found: Mapping[str, Sequence[stored.Run]]) -> str:
+  """Hidden share and attacks of each relation: mean and range over seeds."""
+  rows = []
+  for name, runs in found.items():
+    records = [run.record for run in runs]
+    measured = [r['structure'] for r in records
+                if 'hidden_share' in r.get('structure', {})]
+    valid = sum(all(gate['holds'] is True for gate in one['gates'].values())
+                for one in measured)
+    failed = sum(r['properties']['S']['passed'] is False for r in records)
+    rows.append((name, str(len(runs)), *(_range([
+        one['hidden_share'][p]['value'] for one in measured])
+                                         for p in _PRECISIONS),
+                 f'{valid} of {len(runs)}', _range([
+                     difference['value'] for r in records if (
+                         difference := r.get('attack_verdict', {}).get(
+                             'difference'))], True),
+                 f'{failed} of {len(runs)}'))
+  return cells.table(
+      ('forgotten', 'seeds', 'hidden share, fp', 'the same, NF4', 'gates hold',
+       'attack: gain less guessing', 'S failed'), rows)
+
+
+def _range(values: Sequence[float], sign: bool = False) -> str:
+  """Mean of the seeds and, of several, their least and largest."""
+  if not values:
+    return cells.NONE
+  form = lambda x: cells.signed(x, 2) if sign else cells.number(x)
+  mean, ends = form(float(np.mean(values))), ''
+  if len(values) > 1:
+    ends = f' ({form(min(values))} to {form(max(values))})'
+  return f'{mean}{ends}'
 
 
 def _over_seeds(found: dict[str, Any]) -> str:

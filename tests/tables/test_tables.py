@@ -200,6 +200,18 @@ class PooledTest(runs.TestCase):
     self.assertEqual(deviation, f'{np.std(values, ddof=1):.2f}')
     self.assertEqual(rows['unseen choices'][4], f'{np.mean(shares):.2f}')
 
+  def test_structure_is_a_mean_with_its_range(self):
+    for seed, value in ((0, 0.3), (1, 0.5)):
+      def change(record, value=value):
+        record['structure']['hidden_share']['fp']['value'] = value
+      self.save('test/author', seed, 'author', change)
+    row = _rows(pooled.structure({'authors': stored.find(
+        self.results, 'test/author')}))['authors']
+    self.assertEqual(row[:2], ['2', '0.40 (0.30 to 0.50)'])
+    self.assertEqual(row[3], '0 of 2')  # A gate of these is not measured.
+    self.assertEqual(row[4], '+0.32 (+0.32 to +0.32)')
+    self.assertEqual(row[5], '2 of 2')
+
 
 if __name__ == '__main__':
   absltest.main()
