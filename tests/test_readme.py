@@ -50,20 +50,22 @@ class ReadmeTest(absltest.TestCase):
         for r in sorted((graddiff, in_bfloat16), key=lambda r: r[
             'properties']['Q']['by_scheme'][scheme]['value']))
     carried = lambda r, scheme: f'{r["survival"][scheme]["carried"]:.2f}'
-    arms = premise.find(_RESULTS)
-    correlation = premise.correlation(arms, 'carried')
+    arms = premise.forgotten(premise.find(_RESULTS))
+    correlation = lambda name: premise.correlation(arms, name)
     gain = lambda r: (
         f'{-r["properties"]["R"]["by_precision"]["fp"]["value"]:.3f}')
     retain_only = json.loads(
         (_RESULTS / 'retain_only/s0/record.json').read_text(encoding='utf-8'))
     left = lambda r: f'{quickstart.worst_known(r, "fp"):.2f}'
-    self.assertLen(arms, 6)
+    self.assertLen(arms, 8)
     self.assertEqual(min(
         float(carried(mansu, s)) for s in mansu['survival']), 1.0)
     for shown in (
         f'Q4_K brings back {back("q4_k")} of the knowledge and FP4'
         f' {back("fp4")} (NF4 none)',
-        f'(rank correlation {correlation} over six methods and four',
+        f'(rank correlation {correlation("carried")} over eight methods that'
+        ' forgot and four quantizers), not the edit\'s size'
+        f' ({correlation("size of the edit")}).',
         f'Q4_K carries {carried(graddiff, "q4_k")} of GradDiff\'s edit, FP4'
         f' {carried(in_bfloat16, "fp4")} of the one in bfloat16',
         f'knowledge, {left(mansu)} is left in the worst reading; of GradDiff\'s,'

@@ -120,14 +120,13 @@ _EXPLAIN: dict[str, Callable[[stored.Record, str], float | None]] = {
 def correlations(arms: Arms) -> str:
   """Spearman's rank correlation of recovery with each measure of the edit.
 
-  By quantizer, and over all pairs of an arm and a quantizer. Over all arms, and over those that have forgotten: where nothing was
-  forgotten, nothing can come back.
+  By quantizer, and over all pairs of an arm and a quantizer. Over all arms, and
+  over those that have forgotten: where nothing was forgotten, nothing can come
+  back.
   """
-  forgotten = {name: run for name, run in arms.items() if min(
-      x for reading in stored.CHOICES
-      if (x := _known(run.record, reading)) is not None) <= _FORGOTTEN}
   rows = []
-  for label, some in (('all arms', arms), ('arms that forgot', forgotten)):
+  for label, some in (
+      ('all arms', arms), ('arms that forgot', forgotten(arms))):
     for name, find_one in _EXPLAIN.items():
       found = [_correlation(some, find_one, schemes) for schemes in (
           *((scheme,) for scheme in _SCHEMES), _SCHEMES)]
@@ -136,6 +135,13 @@ def correlations(arms: Arms) -> str:
   return cells.table(
       ('arms', 'recovery with', *map(cells.precision, _SCHEMES), 'all'), rows, 2
   ) if rows else ''
+
+
+def forgotten(arms: Arms) -> dict[str, stored.Run]:
+  """The arms that have forgotten in full precision."""
+  return {name: run for name, run in arms.items() if min(
+      x for reading in stored.CHOICES
+      if (x := _known(run.record, reading)) is not None) <= _FORGOTTEN}
 
 
 def correlation(arms: Arms, name: str) -> str:
