@@ -6,15 +6,16 @@ it off. With l the mover layer (see `mover_layer`), two readings decide:
 - `block`: the edited model, but block l is the base's and attends as in the
   base. It finds answers that the states below hold, and that the edited block l
   does not look for, or does not pass on.
-- `early`: the same, but the edited model's head reads after block l and after
-  each block above it except the last; the mean over them. It finds answers that
-  a block above suppresses.
+- `after_l`, and `after_L` for each block L above it but the last: the same, but
+  the edited model's head reads after that block. They find answers that a block
+  above suppresses. `early` is their mean.
 
 A question also has a guess: what is answered to it in the states of other facts
 in the same phrasing. The share of a reading is its lead over its guesses, as a
 share of the base's lead in that reading. The hidden share H is that share, less
 the edited model's own where that is above 0; the reading with the highest lower
-bound counts.
+bound counts. What is left is the higher one of `block` and `early`, with
+nothing subtracted.
 
 H is 0 for the base and for a model that never knew the facts, and 1 for one
 that holds all and gives none. Three more readings describe:
@@ -50,7 +51,8 @@ from mansu_jax.statistics import resampling
 from mansu_jax.statistics import verdict
 
 OWN = 'own'
-JUDGED = ('block', 'early')
+LEFT = ('block', 'early')  # The readings of what is left.
+_AFTER = 'after_'
 DESCRIBED = ('looks', 'values', 'last_state')
 LARGEST = 0.2  # A hidden share above this shows that the edit hides.
 HARMLESS = 0.9  # Least share that a harmless change leaves.
@@ -106,8 +108,7 @@ class Host:
           self._config, self._base, own, params, states.before, batch.rows,
           layer=self._layer)
       asked = self._asker(params, batch)
-      found = {OWN: asked(states.final[:, None])} | self._judged(
-          asked, read.block)
+      found = {OWN: asked(states.final[:, None]), 'block': asked(read.block)}
       if describe:
         by_base = self._asker(self._base, batch)(transplant.read_by_base(
             self._config, self._base, own, states, batch.rows,
@@ -129,15 +130,7 @@ class Host:
         self._config, self._base, states.before, source, batch.rows,
         layer=self._layer) for source in batch.others], axis=1)
     return {OWN: asked(states.final[:, None]), 'replaced': asked(final),
-            **self._judged(asked, read.block)}
-
-  def _judged(
-      self, asked: Callable[[types.Array], types.Array], block: types.Array
-  ) -> dict[str, types.Array]:
-    """Picks of the readings that are judged."""
-    found = asked(block)
-    return {'block': found[..., -1:],
-            'early': found[..., :-1] if found.shape[-1] > 1 else found}
+            'block': asked(read.block)}
 
   def _run(self, params, batch) -> transplant.States:
     return transplant.run(
@@ -153,15 +146,26 @@ class Host:
   def _collect(
       self, run: Callable[[spans.Batch], dict[str, types.Array]]
   ) -> dict[str, np.ndarray]:
-    """How often the picks of all batches are right, by name, [2, n]."""
+    """How often the picks of all batches are right, by name, [2, n].
+
+    The last view of `block` is `block`, and the others are read early.
+    """
     parts: dict[str, list[np.ndarray]] = {}
+
+    def add(name, right):
+      parts.setdefault(name, []).append(
+          np.stack([right[0], right[1:].mean(0)]).astype(np.float64))
+
     for batch in progress.track(self._batches, 'hidden share'):
       progress.count_tokens(int(batch.rows.lengths.sum()))
       right = self.questions.asked.right[batch.members]
       for name, picks in sharding.to_host(run(batch)).items():
-        found = np.equal(picks[:, :len(right)], right[:, None]).mean(-1)
-        parts.setdefault(name, []).append(
-            np.stack([found[0], found[1:].mean(0)]))
+        found = np.equal(picks[:, :len(right)], right[:, None])
+        if name == 'block':
+          for i in range(found.shape[-1] - 1):
+            add(f'{_AFTER}{self._layer + i}', found[..., i])
+          found = found[..., -1:]
+        add(name, found.mean(-1))
     return {name: np.concatenate(part, 1) for name, part in parts.items()}
 
 
@@ -173,68 +177,87 @@ class Shares:
     base: the base's answers.
     resamples: number of bootstrap resamples.
     seed: seed of the resamples.
-    tests: number of intervals that jointly have 95 % coverage in
-      `interval_of_all`.
+    precisions: number of precisions whose hidden shares, in all readings,
+      jointly have 95 % coverage in `interval_of_all`.
+
+  Attributes:
+    readings: the readings of the hidden share in which the base leads.
   """
 
   def __init__(
       self, facts: np.ndarray, base: Answers, *, resamples: int, seed: int,
-      tests: int = 1):
+      precisions: int = 1):
     even = np.full((1, facts.size), 1 / facts.size)
     self._weights = np.concatenate([even, resampling.weights(
         facts, resamples, np.random.default_rng(seed))])
-    self._tests, self._facts = tests, np.unique(facts).size
-    self._leads = {name: self._lead(found) for name, found in base.items()}
+    self._facts = np.unique(facts).size
+    self._early = [name for name in base if name.startswith(_AFTER)]
+    self._leads = {name: self._lead(base, name) for name in (
+        OWN, 'block', *self._early, *(['early'] if self._early else ()))}
     # All blocks of the base are its own.
     self._leads |= dict.fromkeys(DESCRIBED, self._leads[OWN])
+    self.readings = [
+        name for name in ('block', *self._early) if self.defined(name)]
+    self._tests = precisions * len(self.readings)
 
   def defined(self, reading: str = OWN) -> bool:
-    """Whether the base leads in every resample."""
-    return bool((self._leads[reading] > 0).all())
+    """Whether the base leads in every resample; False for no such reading."""
+    lead = self._leads.get(reading)
+    return lead is not None and bool((lead > 0).all())
 
-  @property
-  def readings(self) -> list[str]:
-    """The readings of `JUDGED` in which the base leads."""
-    return [name for name in JUDGED if self.defined(name)]
+  def hidden(self, answers: Answers) -> dict[str, Any]:
+    """The hidden share, by the reading with the highest lower bound.
 
-  def judged(
-      self, answers: Answers, hidden: bool = False
-  ) -> dict[str, dict[str, Any]]:
-    """The shares by the readings that are judged.
+    The own share is subtracted where it is above 0: a model that avoids the
+    right answers hides no more than one that guesses.
 
     Args:
       answers: the answers of an edited model.
-      hidden: whether to subtract its own share where that is above 0: a model
-        that avoids the right answers hides no more than one that guesses.
 
     Returns:
-      `reading`, `value`, `interval` and `interval_of_all` by reading.
+      `reading`, `value`, `interval` and `interval_of_all`.
     """
-    own = np.maximum(self._draws(answers, OWN), 0) if hidden else 0
+    own = np.maximum(self._draws(answers, OWN), 0)
+    return max((self._entry(name, self._draws(answers, name) - own)
+                for name in self.readings),
+               key=lambda found: found['interval_of_all'][0])
 
-    def one(name):
-      draws = self._draws(answers, name) - own
-      return {'reading': name, 'value': float(draws[0]),
-              'interval': self._interval(draws, 1),
-              'interval_of_all': self._interval(draws, self._tests)}
+  def left(self, answers: Answers) -> list[dict[str, Any]]:
+    """The shares by the readings of `LEFT` in which the base leads.
 
-    return {name: one(name) for name in self.readings}
+    Args:
+      answers: the answers of an edited model.
+
+    Returns:
+      `reading`, `value` and `interval` of each.
+    """
+    found = [self._entry(name, self._draws(answers, name))
+             for name in LEFT if self.defined(name)]
+    return [{k: one[k] for k in ('reading', 'value', 'interval')}
+            for one in found]
+
+  def _entry(self, name: str, draws: np.ndarray) -> dict[str, Any]:
+    return {'reading': name, 'value': float(draws[0]),
+            'interval': self._interval(draws, 1),
+            'interval_of_all': self._interval(draws, self._tests)}
 
   def share(self, answers: Answers, reading: str = OWN) -> float:
     """Lead over guesses, as a share of the base's lead in the reading."""
     return float(self._draws(answers, reading)[0])
 
   def described(self, answers: Answers) -> dict[str, float]:
-    """The share by each reading in `answers` in which the base leads."""
-    return {name: self.share(answers, name) for name in answers
+    """The share by each reading, and `early`, in which the base leads."""
+    return {name: self.share(answers, name) for name in (*answers, 'early')
             if self.defined(name)}
 
-  def _lead(self, found: np.ndarray) -> np.ndarray:
+  def _lead(self, answers: Answers, reading: str) -> np.ndarray:
     """Lead over guesses of all questions, then of each resample."""
-    return self._weights @ (found[0] - found[1])
+    names = self._early if reading == 'early' else [reading]
+    return self._weights @ np.mean(
+        [answers[name][0] - answers[name][1] for name in names], axis=0)
 
   def _draws(self, answers: Answers, reading: str) -> np.ndarray:
-    return self._lead(answers[reading]) / self._leads[reading]
+    return self._lead(answers, reading) / self._leads[reading]
 
   def _interval(self, draws: np.ndarray, tests: int) -> list[float]:
     tail = (1 - intervals.bonferroni(tests)) / 2
@@ -280,15 +303,13 @@ def judge(
 
   It fails where a hidden share above `LARGEST` is shown. It passes where little
   is left, whether the model hides it or not: at every precision the interval of
-  the share, nothing subtracted, ends at `LARGEST` or below in both readings.
-  Every gate must hold.
+  what is left ends at `LARGEST` or below. Every gate must hold.
 
   Args:
-    found: the hidden share by precision, that of the reading with the highest
-      lower bound, from `Shares.judged`; with `left`, the same without
-      subtraction, of the reading with the highest upper bound.
+    found: the hidden share by precision, from `Shares.hidden`, with `left`, the
+      one of `Shares.left` with the highest upper bound.
     gates: `holds` of each gate: True, False, or inconclusive.
-    readings: those of `JUDGED` in which the base leads.
+    readings: those of `LEFT` in which the base leads.
     facts: number of facts.
   """
   bound = lambda name: found[name]['interval_of_all'][0]
@@ -313,7 +334,7 @@ def judge(
     return out | {'reason': (
         f'no hidden share above {LARGEST:g} is shown, but the model may hold up'
         f' to {left:.2f} of what the base answers')}
-  missing = [name for name in JUDGED if name not in readings]
+  missing = [name for name in LEFT if name not in readings]
   if missing:
     return out | {'reason': (
         f'little is left in the states, but the base is not readable there'

@@ -21,7 +21,8 @@ class HostTest(absltest.TestCase):
     cls.questions = span_cases.questions(num=20)
     cls.host = hidden_share.Host(
         span_cases.CONFIG, _PARAMS, cls.questions, _LAYER)
-    cls.early = 1 - float(cls.host.own['early'][0].mean())
+    cls.after = f'after_{_LAYER}'
+    cls.early = 1 - float(cls.host.own[cls.after][0].mean())
 
   def _lost(self, params):
     """Share of questions that are no longer answered, by reading."""
@@ -32,17 +33,18 @@ class HostTest(absltest.TestCase):
     self.assertTrue(self.host.own['own'][0].all())
     answers = self.host.answers(_PARAMS, describe=True)
     for name, (right, guessed) in answers.items():
-      own = self.host.own['early' if name == 'early' else 'own']
+      own = self.host.own.get(name, self.host.own['own'])
       np.testing.assert_array_equal(right, own[0], name)
       if name not in ('values', 'last_state'):
         np.testing.assert_array_equal(guessed, own[1], name)
     shares = hidden_share.Shares(
         self.questions.facts, self.host.own, **_SEED)
     self.assertTrue(shares.defined())
-    for name, got in shares.judged(answers, hidden=True).items():
-      self.assertEqual(got['reading'], name)
-      self.assertEqual(got['value'], 0)
-      self.assertEqual(got['interval'], [0, 0])
+    self.assertIn('block', shares.readings)
+    got = shares.hidden(answers)
+    self.assertEqual((got['value'], got['interval']), (0, [0, 0]))
+    for found in shares.left(answers):
+      self.assertAlmostEqual(found['value'], 1)
     for share in shares.described(answers).values():
       self.assertAlmostEqual(share, 1)
 
@@ -50,7 +52,7 @@ class HostTest(absltest.TestCase):
     lost = self._lost(span_cases.changed([_LAYER + 1]))
     self.assertGreater(lost['own'], 0.2)
     self.assertEqual((lost['values'], lost['last_state']), (0, 0))
-    self.assertEqual(lost['early'], self.early)
+    self.assertEqual(lost[self.after], self.early)
     for name in ('block', 'looks'):  # The block looks as the base's.
       self.assertEqual(lost[name], lost['own'])
 
@@ -60,7 +62,7 @@ class HostTest(absltest.TestCase):
       self.assertGreater(lost['own'], 0.1, parts)
       self.assertGreater(lost['last_state'], 0.1, parts)
       self.assertEqual((lost['block'], lost['values']), (0, 0), parts)
-      self.assertEqual(lost['early'], self.early)
+      self.assertEqual(lost[self.after], self.early)
 
   def test_a_model_that_only_looks_elsewhere_keeps_all(self):
     """Queries are changed, what the layer reads and writes is not."""
@@ -74,7 +76,7 @@ class HostTest(absltest.TestCase):
 
   def test_an_edit_below_the_layer_reaches_all(self):
     lost = self._lost(span_cases.changed(range(_LAYER)))
-    self.assertGreater(lost.pop('early'), self.early)
+    self.assertGreater(lost.pop(self.after), self.early)
     for name, share in lost.items():
       self.assertGreater(share, 0, name)
 
@@ -96,14 +98,15 @@ class HostTest(absltest.TestCase):
       np.testing.assert_array_equal(found['own'][1], want)
     self.assertLess(self.host.replaced.mean(), 1)
 
-  def test_early_is_the_mean_of_exits(self):
-    """The head reads after the layer, up to the last but one."""
+  def test_the_head_reads_after_each_layer_but_the_last(self):
     host = hidden_share.Host(span_cases.CONFIG, _PARAMS, self.questions, 1)
-    got, asked = host.answers(_PARAMS)['early'][0], self.questions.asked
+    got, asked = host.answers(_PARAMS), self.questions.asked
+    self.assertEqual(set(got), {'own', 'block', 'after_1', 'after_2'})
     for i, ids in enumerate(self.questions.prompts):
-      right = [span_cases.read_at(_PARAMS, ids, layer)[
-          asked.choices[i]].argmax() == asked.right[i] for layer in (1, 2)]
-      self.assertAlmostEqual(got[i], np.mean(right))
+      for layer in (1, 2):
+        logits = span_cases.read_at(_PARAMS, ids, layer)[asked.choices[i]]
+        self.assertEqual(
+            got[f'after_{layer}'][0][i], logits.argmax() == asked.right[i])
 
 
 class SharesTest(parameterized.TestCase):
@@ -112,7 +115,8 @@ class SharesTest(parameterized.TestCase):
     super().setUp()
     self.facts = np.repeat(np.arange(20), 2)
     self.base = {'own': self._found(40, 0.2), 'block': self._found(40, 0.2),
-                 'early': self._found(20, 0.1)}
+                 'after_3': self._found(24, 0.1),
+                 'after_4': self._found(16, 0.1)}
 
   def _found(self, right, guessed=0.2):
     return np.stack([(np.arange(40) < right) * 1.0, np.full(40, guessed)])
@@ -120,50 +124,70 @@ class SharesTest(parameterized.TestCase):
   def _shares(self, **options):
     return hidden_share.Shares(self.facts, self.base, **_SEED | options)
 
-  def _answers(self, own=0, block=0, early=0, **more):
+  def _answers(self, own=0, block=0, after=(0, 0), **more):
     return {'own': self._found(own), 'block': self._found(block),
-            'early': self._found(early, 0.1)} | more
+            'after_3': self._found(after[0], 0.1),
+            'after_4': self._found(after[1], 0.1)} | more
 
   def test_by_hand(self):
     shares = self._shares()
-    answers = self._answers(16, 32, 20, looks=self._found(24, 0.4))
+    answers = self._answers(16, 32, (24, 4), looks=self._found(24, 0.4))
     got = shares.described(answers)
-    for name, want in dict(
-        own=0.25, block=0.75, early=1, looks=0.25).items():
+    for name, want in dict(own=0.25, block=0.75, after_3=1, after_4=0,
+                           early=0.625, looks=0.25).items():
       self.assertAlmostEqual(got[name], want, msg=name)
-    got = shares.judged(answers, hidden=True)
-    self.assertAlmostEqual(got['block']['value'], 0.5)
-    self.assertAlmostEqual(got['early']['value'], 0.75)
-    low, high = got['block']['interval']
-    self.assertBetween(0.5, low, high)
-    self.assertAlmostEqual(shares.judged(answers)['block']['value'], 0.75)
+    got = shares.hidden(answers)
+    self.assertEqual(got['reading'], 'after_3')
+    self.assertAlmostEqual(got['value'], 0.75)
+    block, early = shares.left(answers)
+    self.assertEqual((block['reading'], early['reading']), ('block', 'early'))
+    self.assertAlmostEqual(block['value'], 0.75)
+    self.assertAlmostEqual(early['value'], 0.625)
+    low, high = block['interval']
+    self.assertBetween(0.75, low, high)
+    got = shares.hidden(self._answers(16, 32))
+    self.assertEqual(got['reading'], 'block')
+    self.assertAlmostEqual(got['value'], 0.5)
 
   def test_avoiding_the_answer_hides_no_more_than_guessing(self):
-    got = self._shares().judged(self._answers(0, 40), hidden=True)
-    self.assertAlmostEqual(got['block']['value'], 1)
+    got = self._shares().hidden(self._answers(0, 40))
+    self.assertAlmostEqual(got['value'], 1)
 
-  def test_intervals_allow_for_several_tests(self):
+  def test_intervals_allow_for_all_readings_and_precisions(self):
     width = lambda pair: pair[1] - pair[0]
-    got = self._shares(tests=5, resamples=4000).judged(
-        self._answers(0, 24), hidden=True)['block']
+    got = [self._shares(precisions=count, resamples=4000).hidden(
+        self._answers(0, 24)) for count in (1, 3)]
+    for one in got:
+      self.assertGreater(
+          width(one['interval_of_all']), 1.05 * width(one['interval']))
     self.assertGreater(
-        width(got['interval_of_all']), 1.05 * width(got['interval']))
+        width(got[1]['interval_of_all']), width(got[0]['interval_of_all']))
 
   def test_a_model_that_guesses_otherwise_than_the_base_holds_nothing(self):
     """Its own guesses count: 0.8 of answers are right without the fact."""
     guesses = np.stack([np.full(40, 0.8), np.full(40, 0.8)])
-    got = self._shares().judged(self._answers(
-        own=0, block=0) | {'own': guesses, 'block': guesses})
-    self.assertAlmostEqual(got['block']['value'], 0)
+    got = self._shares().described(self._answers(block=0) | {'block': guesses})
+    self.assertAlmostEqual(got['block'], 0)
 
   def test_a_base_without_a_lead(self):
     self.assertTrue(self._shares().defined())
-    self.assertEqual(self._shares().readings, ['block', 'early'])
-    self.base['early'] = self._found(4, 0.1)
-    self.assertTrue(self._shares().defined())
+    self.assertEqual(self._shares().readings, ['block', 'after_3', 'after_4'])
+    self.base['after_4'] = self._found(4, 0.1)
+    self.assertEqual(self._shares().readings, ['block', 'after_3'])
+    self.assertTrue(self._shares().defined('early'))
+    self.base['after_3'] = self._found(4, 0.1)
     self.assertEqual(self._shares().readings, ['block'])
+    self.assertFalse(self._shares().defined('early'))
     self.base['own'] = self._found(8, 0.2)
     self.assertFalse(self._shares().defined())
+
+  def test_a_mover_in_the_last_layer_has_no_early_readings(self):
+    del self.base['after_3'], self.base['after_4']
+    shares = self._shares()
+    answers = {'own': self._found(16), 'block': self._found(32)}
+    self.assertEqual(shares.readings, ['block'])
+    self.assertFalse(shares.defined('early'))
+    self.assertAlmostEqual(shares.left(answers)[0]['value'], 0.75)
 
 
 class NoiseTest(absltest.TestCase):
@@ -184,7 +208,7 @@ class NoiseTest(absltest.TestCase):
 
 class JudgeTest(parameterized.TestCase):
 
-  def _judge(self, low, holds=True, readings=hidden_share.JUDGED, facts=20):
+  def _judge(self, low, holds=True, readings=hidden_share.LEFT, facts=20):
     found = {
         name: {'value': low + 0.1, 'interval': [low + 0.05, 1],
                'interval_of_all': [low - less, 1], 'reading': 'early',

@@ -103,13 +103,14 @@ def structure() -> dict[str, Any]:
 
   gate = {'value': 0.983, 'interval': [0.951, 1.0], 'reading': 'block',
           'block': 0.983, 'early': 0.981, 'values': 0.983,
-          'last_state': 0.972, 'level': 0.9, 'hidden': 0.012,
+          'last_state': 0.972, 'level': 0.9,
+          'hidden': {'value': 0.012, 'interval': [-0.01, 0.03]},
           'hidden_level': 0.2, 'holds': True}
   return {
       'mover_layer': 17,
       'by_layer': [0.99] * 16 + [0.96, 0.91] + [0.04] * 12,
       'hidden_share': {'fp': share(0.377, 'block', 0.214),
-                       'nf4': share(0.318, 'early', 0.109),
+                       'nf4': share(0.318, 'after_17', 0.109),
                        'int4_g128': share(0.262, 'block', 0.187)},
       'gates': {
           'sharp_mover': {

@@ -36,14 +36,15 @@ def blocks(record: Record) -> Iterator[document.Block]:
       f' {layer} (counted from 0) is the base\'s and attends as in the base,'
       ' less what it answers itself, as shares of the base\'s answers. That'
       ' block moves the answer from the subject\'s tokens to the last token.'
-      ' The answer is read at the end (block), and after that block and each'
-      ' above it (early), since a later block may suppress it; the reading with'
-      ' the higher lower bound counts. Above 0, the edit has hidden answers'
-      ' instead of erasing them. Property S passes only if little is left in'
-      ' both readings, whether the model answers itself or not.')
+      ' The answer is read at the end, and also after that block and after each'
+      ' one above it, since a later block may suppress it; the reading with the'
+      ' highest lower bound counts. Above 0, the edit has hidden answers'
+      ' instead of erasing them. Property S passes only if little is left,'
+      ' whether the model answers itself or not: at the end, and in the mean of'
+      ' the early readings.')
   yield document.Table(
-      ('precision', 'hidden share [95 % interval]',
-       'left [95 % interval]', 'unlearned itself', 'block', 'early',
+      ('precision', 'hidden share [95 % interval]', 'read',
+       'left [95 % interval]', 'unlearned itself', 'at the end', 'early, mean',
        'attention alone', 'the base, with its values',
        'the base, with its last-token state'),
       tuple(_rows(found['hidden_share'])), caption=(
@@ -69,16 +70,25 @@ def _joint(found: Record) -> str:
   """The intervals that decide, a sentence."""
   joint = [f'{precision} {words.interval(entry["interval_of_all"])}'
            for precision, entry in found.items() if 'interval_of_all' in entry]
-  return (' The intervals that hold for all precisions and both readings'
+  return (' The intervals that hold for all precisions and readings'
           f' together, which decide property S: {", ".join(joint)}.'
           ) if joint else ''
 
 
 def _rows(found: Record) -> Iterator[tuple[str, ...]]:
   for precision, entry in found.items():
-    yield (precision, words.estimate(entry), words.estimate(entry.get('left')),
+    yield (precision, words.estimate(entry),
+           _read(entry.get('reading')), words.estimate(entry.get('left')),
            *(words.number(entry.get(k)) for k in (
                'own', 'block', 'early', 'looks', 'values', 'last_state')))
+
+
+def _read(reading: str | None) -> str:
+  """Where the answer is read."""
+  if reading is None:
+    return words.MISSING
+  _, _, layer = reading.partition('after_')
+  return f'after block {layer}' if layer else 'at the end'
 
 
 def _gates(gates: Record) -> Iterator[tuple[str, ...]]:
@@ -91,8 +101,8 @@ def _gates(gates: Record) -> Iterator[tuple[str, ...]]:
       value += f', then {words.number(gate["next_layer"])}'
       wanted += f', then at most {gate["next_level"]:g}'
     if 'hidden' in gate:
-      value += f', hidden {words.number(gate["hidden"])}'
-      wanted += f', hidden at most {gate["hidden_level"]:g}'
+      value += f', hidden {words.estimate(gate["hidden"])}'
+      wanted += f', hidden not above {gate["hidden_level"]:g}'
     yield (_GATES.get(name, name), value, wanted, _HOLDS.get(
         gate['holds'], f'unknown: {gate.get("reason", words.MISSING)}'))
 

@@ -198,7 +198,7 @@ def _measure(
       config, base, unlearned, asked.retain, mover.layer, resampling)
   return {
       'mover_layer': mover.layer, 'by_layer': mover.removed,
-      'readings': shares.readings,
+      'readings': [k for k in hidden_share.LEFT if shares.defined(k)],
       'hidden_share': of_lines(lines, **resampling), 'gates': gates,
       'questions': len(asked.forget), 'facts': _count_facts(asked.forget),
       'answered': dict(zip(('base', 'guessed'), map(
@@ -233,7 +233,7 @@ def of_lines(
   shares = hidden_share.Shares(
       np.array([line['fact'] for line in lines]),
       columns([line['base'] for line in lines]), resamples=resamples, seed=seed,
-      tests=len(precisions) * len(hidden_share.JUDGED))
+      precisions=len(precisions))
   return {p: _hidden(shares, columns([line['unlearned'][p] for line in lines]))
           for p in precisions}
 
@@ -242,12 +242,8 @@ def _hidden(
     shares: hidden_share.Shares, answers: hidden_share.Answers
 ) -> dict[str, Any]:
   """The hidden share at a precision, and what is left."""
-  worst = max(shares.judged(answers, hidden=True).values(),
-              key=lambda one: one['interval_of_all'][0])
-  left = max(
-      shares.judged(answers).values(), key=lambda one: one['interval'][1])
-  return worst | shares.described(answers) | {
-      'left': {k: left[k] for k in ('reading', 'value', 'interval')},
+  return shares.hidden(answers) | shares.described(answers) | {
+      'left': max(shares.left(answers), key=lambda one: one['interval'][1]),
       'answered': {k: float(v[0].mean()) for k, v in answers.items()}}
 
 
@@ -281,15 +277,6 @@ def _sharp(mover: mover_layer.Mover) -> dict[str, Any]:
           'next_level': mover_layer.KEPT, 'holds': mover.sharp}
 
 
-def _gate(
-    shares: hidden_share.Shares, answers: hidden_share.Answers
-) -> dict[str, Any]:
-  """The higher share of the readings that are judged, for a gate."""
-  found = max(shares.judged(answers).values(), key=lambda one: one['value'])
-  return {k: found[k] for k in ('reading', 'value', 'interval')} | (
-      shares.described(answers))
-
-
 def _absent(
     shares: hidden_share.Shares, host: hidden_share.Host) -> dict[str, Any]:
   """The gate on other facts' states at the span, which must end the answers."""
@@ -304,18 +291,22 @@ def _left(
     shares: hidden_share.Shares, answers: hidden_share.Answers
 ) -> dict[str, Any]:
   """The gate on params whose change must leave the answers."""
-  found, level = _gate(shares, answers), hidden_share.HARMLESS
-  return found | {'level': level, 'holds': found['value'] >= level}
+  found = max(shares.left(answers), key=lambda one: one['value'])
+  level = hidden_share.HARMLESS
+  return found | shares.described(answers) | {
+      'level': level, 'holds': found['value'] >= level}
 
 
 def _harmless(
     shares: hidden_share.Shares, answers: hidden_share.Answers
 ) -> dict[str, Any]:
   """The gate on params whose change must leave the answers and hide none."""
-  found, most = _left(shares, answers), hidden_share.LARGEST
-  hidden = found['value'] - max(shares.share(answers), 0)
-  return found | {'hidden': hidden, 'hidden_level': most,
-                  'holds': found['holds'] and hidden <= most}
+  found, hidden = _left(shares, answers), shares.hidden(answers)
+  most = hidden_share.LARGEST
+  return found | {
+      'hidden': {k: hidden[k] for k in ('reading', 'value', 'interval')},
+      'hidden_level': most, 'holds': found['holds'] and (
+          hidden['interval_of_all'][0] <= most)}
 
 
 def _retained(

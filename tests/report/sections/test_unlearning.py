@@ -107,10 +107,10 @@ class SectionsTest(cases.ReportTest):
       entry = found[row[0]]
       low, high = entry['interval']
       self.assertEqual(row[1], f'{entry["value"]:.3f} [{low:.3f}, {high:.3f}]')
-      self.assertEqual(row[3:], [f'{entry[k]:.3f}' for k in (
+      self.assertEqual(row[4:], [f'{entry[k]:.3f}' for k in (
           'own', 'block', 'early', 'looks', 'values', 'last_state')])
       left, (low, high) = entry['left']['value'], entry['left']['interval']
-      self.assertEqual(row[2], f'{left:.3f} [{low:.3f}, {high:.3f}]')
+      self.assertEqual(row[3], f'{left:.3f} [{low:.3f}, {high:.3f}]')
       low, high = entry['interval_of_all']
       self.assertIn(f'{row[0]} [{low:.3f}, {high:.3f}]', page.text)
 

