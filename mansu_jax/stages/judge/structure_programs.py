@@ -65,9 +65,11 @@ def _transplants(
           'transplant.read_by_base', transplant.read_by_base, config, params,
           states.before, states, rows, calls=calls * described, layer=layer)
     rows_of = jax.ShapeDtypeStruct((1 + others, *source.shape), jnp.int32)
-    for views, times in collections.Counter({
-        1: 1 + models + described, config.num_layers - layer: 1 + models,
-        2: described, others: 1}).items():
+    asked = collections.Counter({1: 1 + models + described})  # By views.
+    asked.update({config.num_layers - layer: 1 + models})
+    asked.update({2: described})
+    asked.update({others: 1})
+    for views, times in asked.items():
       x = jax.ShapeDtypeStruct(
           (source.shape[0], views, config.d_model), jnp.float32)
       yield programs.program(
