@@ -39,9 +39,10 @@ def controls(results: pathlib.Path) -> str:
   runs = _runs(results, _CONTROLS)
   rows = [(name, *_hidden_cells(run.record)) for name, run in runs.items()]
   table = cells.table(
-      ('edit', 'right, fp', 'hidden share, fp', 'quantized',
-       'itself, fp', 'block, fp', 'early, fp', 'attention alone, fp',
-       'base with its values, fp', *_GATES.values(), 'gates hold'), rows)
+      ('edit', 'right, fp', 'hidden share, fp', 'quantized', 'left, fp',
+       'itself, fp', 'at the end, fp', 'after the block, fp',
+       'attention alone, fp', 'base with its values, fp', *_GATES.values(),
+       'gates hold'), rows)
   return cells.blocks(table, cells.code(runs.values()))
 
 
@@ -53,8 +54,10 @@ def _hidden_cells(record: stored.Record) -> Iterator[str]:
       record['forgetting']['choice_unseen']['unlearned']['fp']['value'])
   scheme = next((p for p in shares if p != 'fp'), None)
   yield from (cells.estimate(shares.get(p)) for p in ('fp', scheme))
+  yield cells.estimate(shares.get('fp', {}).get('left'))
+  after = f'after_{found.get("mover_layer")}'
   yield from (cells.number(shares.get('fp', {}).get(name)) for name in (
-      'own', 'block', 'early', 'looks', 'values'))
+      'own', 'block', after, 'looks', 'values'))
   yield from (cells.estimate(gates.get(gate)) for gate in _GATES)
   failed = [name.replace('_', ' ') for name, gate in gates.items()
             if gate['holds'] is not True]
