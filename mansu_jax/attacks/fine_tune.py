@@ -208,23 +208,28 @@ def run(
     seed: Seed of the adapters.
 
   Returns:
-    `step` and the measurements at each of `steps`. They end early if the
-    weights are no longer finite.
+    `step`, `loss`, the mean loss since the step before (None at step 0), and the
+    measurements, at each of `steps`. They end early if the weights are no longer
+    finite.
   """
   frozen, trained = None, params
   if adapters:  # From the host, or `start` keeps a sharding unlike the steps'.
     frozen, trained = params, sharding.to_host(lora.init(params, RANK, seed))
   carry = start(trained)
-  out = []
+  out, losses = [], []
   for step in progress.track(range(steps[-1] + 1), 'fine-tuning'):
     if step in steps:
-      out.append({'step': step} | measure(_full(params, carry[0], adapters)))
+      out.append({
+          'step': step, 'loss': float(np.mean(losses)) if losses else None} | (
+              measure(_full(params, carry[0], adapters))))
+      losses = []
     if step == steps[-1]:
       break
     progress.count_tokens(np.count_nonzero(lesson[step].weights))
     carry, loss = train_step(
         config, frozen, carry, lesson[step], learning_rate)
-    if not np.isfinite(sharding.to_host(loss)):
+    losses.append(float(sharding.to_host(loss)))
+    if not np.isfinite(losses[-1]):
       break
   return out
 

@@ -103,6 +103,9 @@ class RunTest(parameterized.TestCase):
     self.assertEqual([x['step'] for x in found], list(_STEPS))
     self.assertAlmostEqual(found[0]['nll'], _nll(before, lesson), 4)
     self.assertLess(found[-1]['nll'], 0.7 * found[0]['nll'])
+    self.assertIsNone(found[0]['loss'])
+    self.assertLess(found[-1]['loss'], found[1]['loss'])
+    self.assertLessEqual(found[-1]['nll'], found[-1]['loss'])
     jax.tree.map(np.testing.assert_array_equal, params, before)
     moved = {name for name, x in tree_paths.flatten(last[0]).items()
              if np.any(x != tree_paths.flatten(before)[name])}
@@ -135,7 +138,7 @@ class RunTest(parameterized.TestCase):
     found = fine_tune.run(
         _CONFIG, params, batches, lambda params: {}, steps=(0, 1, 4),
         learning_rate=np.inf)
-    self.assertEqual(found, [{'step': 0}])
+    self.assertEqual(found, [{'step': 0, 'loss': None}])
 
 
 if __name__ == '__main__':

@@ -195,6 +195,7 @@ def measure(
       name: attacks.ask(model.params, name) for name in attacks.tasks})
   levels = attacks.ignorance(ignorance or {}, base)
   answers: dict[str, Any] = {side: {} for side in attacks.sides}
+  losses: dict[str, Any] = {side: {} for side in attacks.sides}
   for run in attacks.runs:
     found = cache.get_or_compute_json(
         run.name, lambda: _attack(attacks, run, views, model, unlearned, seed))
@@ -205,9 +206,12 @@ def measure(
       answers[side][run.plan.name] = {
           precision: {step['step']: step[side][precision] for step in found}
           for precision in views}
+      losses[side][run.plan.name] = [
+          step['loss'] for step in found if step.get('loss') is not None]
   asked = {side: attack_verdict.Asked(
       questions=attacks.sides[side].questions, answers=answers[side],
-      base=base[side], ignorance=levels[side]) for side in attacks.sides}
+      base=base[side], ignorance=levels[side], losses=losses[side])
+           for side in attacks.sides}
   records = {side: found.record(**resampling) for side, found in asked.items()}
   return {
       'attacks': records['forget'], 'attacks_unknown': records.get(

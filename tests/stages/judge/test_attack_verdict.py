@@ -14,7 +14,7 @@ _FACTS = 20
 _OPTIONS = dict(resamples=500, seed=0)
 
 
-def _asked(answers, ignorance=0.0, base=0, facts=_FACTS):
+def _asked(answers, ignorance=0.0, base=0, facts=_FACTS, losses=None):
   """Two questions on each fact; the first `right` facts are right."""
   digits = lambda right: '1' * 2 * right + '0' * 2 * (facts - right)
   questions = [
@@ -23,7 +23,7 @@ def _asked(answers, ignorance=0.0, base=0, facts=_FACTS):
           choices=('a', 'b', 'c', 'd'), use='far')
       for i in range(facts) for j in range(2)]
   return attack_verdict.Asked(
-      questions=questions, base=digits(base), ignorance=dict.fromkeys(
+      losses=losses or {}, questions=questions, base=digits(base), ignorance=dict.fromkeys(
           (q.id for q in questions), ignorance), answers={
               attack: {precision: {step: digits(right) for step, right in steps}
                        for precision, steps in by_precision.items()}
@@ -74,20 +74,22 @@ class JudgeTest(absltest.TestCase):
     self.assertEqual(found['difference']['value'], 0)
     self.assertIn('may return (upper bound', found['reason'])
 
-  def _thorough(self, forget, unknown, rates=3, steps=100):
+  def _thorough(self, forget, unknown, rates=3, steps=100, last_loss=0.4):
     """The same attacks on 60 facts of each side; the base knew 54."""
     attack = lambda right: {
         f'{kind}_{rate}e-5': {'fp': [(0, 15), (steps, right)]}
         for kind in ('relearn', 'lora') for rate in range(1, rates + 1)}
+    losses = {name: [1.0, last_loss if name.endswith('_2e-5') else 0.9]
+              for name in attack(forget)}
     return attack_verdict.judge(
-        _asked(attack(forget), base=54, facts=60),
+        _asked(attack(forget), base=54, facts=60, losses=losses),
         _asked(attack(unknown), facts=60), **_OPTIONS)
 
   def test_thorough_attacks_that_return_little_pass(self):
     found = self._thorough(15, 15)
     self.assertIs(found['passed'], True)
     self.assertIn('no attack returns more than 0.13', found['reason'])
-    for weak in ({'rates': 2}, {'steps': 50}):
+    for weak in ({'rates': 2}, {'steps': 50}, {'last_loss': 0.6}):
       found = self._thorough(15, 15, **weak)
       self.assertEqual(found['passed'], 'inconclusive')
       self.assertIn('--eval_attack_steps', found['reason'])
