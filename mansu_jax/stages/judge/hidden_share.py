@@ -183,15 +183,15 @@ def _measure(
   lines = _lines(host, {
       precision: host.answers(view(unlearned), describe=True)
       for precision, view in views.items()})
-  harmless = lambda params: _harmless(shares, host.answers(params))
   gates = {
       'sharp_mover': _sharp(mover),
       'another_fact': _absent(shares, host),
-      'noise': harmless(hidden_share.noise_like(
-          base, unlearned, seed=resampling['seed']))}
+      'noise': _harmless(shares, host.answers(hidden_share.noise_like(
+          base, unlearned, seed=resampling['seed'])))}
   if quantize.names:
     gates['base_quantized'] = min(
-        ({'precision': name} | harmless(quantize(name, base))
+        ({'precision': name} | _harmless(
+            shares, host.answers(quantize(name, base)), forgets=True)
          for name in quantize.names),
         key=lambda gate: (gate['holds'], gate['value']))
   gates['retained'] = _retained(
@@ -288,20 +288,29 @@ def _absent(
 
 
 def _left(
-    shares: hidden_share.Shares, answers: hidden_share.Answers
-) -> dict[str, Any]:
-  """The gate on params whose change must leave the answers."""
+    shares: hidden_share.Shares, answers: hidden_share.Answers,
+    forgets: bool = False) -> dict[str, Any]:
+  """The gate on params whose change must leave the answers.
+
+  Args:
+    shares: shares of the base.
+    answers: answers with these params.
+    forgets: whether the model may forget, as a quantized one does: then what
+      it answers itself must be read.
+  """
   found = max(shares.left(answers), key=lambda one: one['value'])
   level = hidden_share.HARMLESS
+  if forgets:
+    level = round(level * min(max(shares.share(answers), 0), 1), 4)
   return found | shares.described(answers) | {
       'level': level, 'holds': found['value'] >= level}
 
 
 def _harmless(
-    shares: hidden_share.Shares, answers: hidden_share.Answers
-) -> dict[str, Any]:
+    shares: hidden_share.Shares, answers: hidden_share.Answers,
+    forgets: bool = False) -> dict[str, Any]:
   """The gate on params whose change must leave the answers and hide none."""
-  found, hidden = _left(shares, answers), shares.hidden(answers)
+  found, hidden = _left(shares, answers, forgets), shares.hidden(answers)
   most = hidden_share.LARGEST
   return found | {
       'hidden': {k: hidden[k] for k in ('reading', 'value', 'interval')},
