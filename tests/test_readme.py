@@ -70,8 +70,8 @@ class ReadmeTest(absltest.TestCase):
         f' {carried(in_bfloat16, "fp4")} of the one in bfloat16',
         f'knowledge, {left(mansu)} is left in the worst reading; of GradDiff\'s,'
         f' {left(graddiff)},',
-        f'answers {hidden["fp"]["left"]["value"]:.2f} of what the base does'
-        f' (NF4 {hidden["nf4"]["left"]["value"]:.2f}); by itself it answers'
+        f'answers {hidden["fp"]["block"]:.2f} of what the base does'
+        f' (NF4 {hidden["nf4"]["block"]:.2f}); by itself it answers'
         f' {hidden["fp"]["own"]:.2f}. So {hidden["fp"]["value"]:.2f}'
         f' [{low:.2f}, {high:.2f}] of',
         f'CAD is {cad["value"]:.2f} on the circuit and'
