@@ -7,8 +7,10 @@ import re
 from absl.testing import absltest
 import numpy as np
 
+from experiments.tables import pooled
 from experiments.tables import premise
 from experiments.tables import quickstart
+from experiments.tables import stored
 from mansu_jax import quant
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -80,6 +82,27 @@ class ReadmeTest(absltest.TestCase):
         f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])});',
         f'stay at {" to ".join(unknown["fp"])}.', f'({trained:.2f} right)'):
       self.assertIn(shown, text)
+
+  def test_the_test_sets_are_of_the_stored_runs(self):
+    found = pooled.find(_RESULTS)
+    runs = pooled.Runs(found)
+    known = lambda reading: '{:.2f}'.format(pooled.known(
+        runs.asked(*stored.READINGS[reading]), 'fp')['value'])
+    facts = {line['fact'] for own in runs.asked(*stored.CHOICES)
+             for line in own}
+    back = pooled.brought_back(runs.asked(*stored.CHOICES), 'nf4')['value']
+    hidden = [run.record['structure']['hidden_share']['fp']['value']
+              for run in runs]
+    self.assertLen(found, 5)
+    self.assertEqual(runs.seeds, [0])
+    self.assertIn(
+        f'Of their {len(facts)} facts, {known("choice_unseen")} is left in'
+        f' unseen choices, {known("generation")} in generated answers, and'
+        f' {known("reverse")} in reverse questions. Held-out facts gain'
+        f' {-pooled.dropped(runs.split("retain_heldout"), "fp")["value"]:.3f},'
+        f' and NF4 brings nothing back ({back:.2f}), but {min(hidden):.2f} to'
+        f' {max(hidden):.2f} of the knowledge is hidden.',
+        ' '.join(_README.read_text(encoding='utf-8').split()))
 
   def _premise(self, arm):
     path = _RESULTS / 'premise' / arm / 's0' / 'record.json'

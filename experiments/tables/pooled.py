@@ -65,15 +65,20 @@ class Runs:
 
 def test(results: pathlib.Path) -> str:
   """F, R and Q over all relations and seeds, and each relation alone."""
-  found = {name: stored.find(results, f'test/{folder}')
-           for folder, name in _RELATIONS.items()}
-  found = {name: runs for name, runs in found.items() if runs}
+  found = find(results)
   if not found or not Runs(found).seeds:
     return cells.NOTHING
   runs = Runs(found)
   return cells.blocks(
       _title(runs), readings(runs), cost(runs), by_relation(found),
       structure(found), cells.code(runs))
+
+
+def find(results: pathlib.Path) -> dict[str, list[stored.Run]]:
+  """The stored runs of each relation; without empty ones."""
+  found = {name: stored.find(results, f'test/{folder}')
+           for folder, name in _RELATIONS.items()}
+  return {name: runs for name, runs in found.items() if runs}
 
 
 def _title(runs: Runs) -> str:
