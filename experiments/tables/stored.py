@@ -75,12 +75,6 @@ class Run:
     return _lines(path) if path.is_file() else []
 
   @functools.cached_property
-  def hidden(self) -> list[Line]:
-    """Answers behind the hidden share; [] without any."""
-    path = self.folder / 'hidden_share.jsonl.gz'
-    return _lines(path) if path.is_file() else []
-
-  @functools.cached_property
   def _splits(self) -> dict[str, list[Line]]:
     found = {}
     for line in self.answers:

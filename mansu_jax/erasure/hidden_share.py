@@ -104,16 +104,17 @@ class Host:
 
     def one(batch):
       states, own = self._run(params, batch), next(before)
-      read = transplant.routed(
-          self._config, self._base, own, params, states.before, batch.rows,
-          layer=self._layer)
+      routed = lambda reads: transplant.routed(
+          self._config, self._base, own, params, states.before, reads,
+          batch.rows, layer=self._layer)
       asked = self._asker(params, batch)
-      found = {OWN: asked(states.final[:, None]), 'block': asked(read.block)}
+      found = {OWN: asked(states.final[:, None]),
+               'block': asked(routed(self._base))}
       if describe:
         by_base = self._asker(self._base, batch)(transplant.read_by_base(
             self._config, self._base, own, states, batch.rows,
             layer=self._layer))
-        found |= {'looks': asked(read.looks[:, None]),
+        found |= {'looks': asked(routed(params)[:, -1:]),
                   'values': by_base[..., :1], 'last_state': by_base[..., 1:]}
       return found
 
@@ -123,14 +124,14 @@ class Host:
     """Runs the base, and puts states of other rows in it."""
     states, asked = self._run(self._base, batch), self._asker(self._base, batch)
     self._before.append(sharding.to_host(states.before))
-    read = transplant.routed(
+    block = transplant.routed(
         self._config, self._base, states.before, self._base, states.before,
-        batch.rows, layer=self._layer)
+        self._base, batch.rows, layer=self._layer)
     final = jnp.stack([transplant.replaced(
         self._config, self._base, states.before, source, batch.rows,
         layer=self._layer) for source in batch.others], axis=1)
     return {OWN: asked(states.final[:, None]), 'replaced': asked(final),
-            'block': asked(read.block)}
+            'block': asked(block)}
 
   def _run(self, params, batch) -> transplant.States:
     return transplant.run(

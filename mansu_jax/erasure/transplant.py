@@ -32,13 +32,6 @@ class States(NamedTuple):
   final: types.Array  # [B, D], after all layers, at the last token
 
 
-class Routed(NamedTuple):
-  """Last-token states of a model whose layer attends as the base's."""
-
-  looks: types.Array  # [B, D], after all layers; the layer is the model's own
-  block: types.Array  # [B, L - layer, D], after the base's layer and each above
-
-
 @functools.partial(jax.jit, static_argnames='config')
 def picks(
     config: model_config.ModelConfig, params: types.Params, x: types.Array,
@@ -250,12 +243,11 @@ def with_values(
 @functools.partial(jax.jit, static_argnames=('config', 'layer'))
 def routed(
     config: model_config.ModelConfig, base: types.Params, before: types.Array,
-    params: types.Params, given: types.Array, rows: spans.Rows, layer: int
-) -> Routed:
+    params: types.Params, given: types.Array, reads: types.Params,
+    rows: spans.Rows, layer: int) -> types.Array:
   """Runs a model whose layer attends as the base's.
 
-  Its states before the layer and its layers above are its own. The layer itself
-  is once its own too, and once the base's.
+  Its states before the layer and its layers above are its own.
 
   Args:
     config: the models' config; static.
@@ -263,25 +255,27 @@ def routed(
     before: the base's states before the layer, [B, W, D].
     params: the model's params.
     given: the model's states before the layer, [B, W, D].
+    reads: params of all else in the layer: the base's or the model's own.
     rows: the prompts.
     layer: the layer; static.
+
+  Returns:
+    Last-token states after the layer and after each one above,
+    [B, L - layer, D].
   """
   with exact():
-    def run_on(reads):
-      x = _attended(
-          config, _layer(base, layer), before, before, _layer(reads, layer),
-          given, given, positions(rows, 0))
-      start = jnp.broadcast_to(
-          at_last(x, rows), (config.num_layers - layer, *given[:, 0].shape))
+    x = _attended(
+        config, _layer(base, layer), before, before, _layer(reads, layer),
+        given, given, positions(rows, 0))
+    start = jnp.broadcast_to(
+        at_last(x, rows), (config.num_layers - layer, *given[:, 0].shape))
 
-      def keep(index, old, new, kept):
-        del old
-        return new, kept.at[index - layer].set(at_last(new, rows))
+    def keep(index, old, new, kept):
+      del old
+      return new, kept.at[index - layer].set(at_last(new, rows))
 
-      _, lasts = _scan(config, params, x, rows, 0, layer + 1, keep, start)
-      return jnp.moveaxis(lasts, 0, 1)
-
-    return Routed(run_on(params)[:, -1], run_on(base))
+    _, lasts = _scan(config, params, x, rows, 0, layer + 1, keep, start)
+    return jnp.moveaxis(lasts, 0, 1)
 
 
 def _layer(params: types.Params, layer: int) -> types.Params:

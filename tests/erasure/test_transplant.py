@@ -117,29 +117,26 @@ class TransplantTest(absltest.TestCase):
 
   def test_routed_with_its_own_layer_is_an_ordinary_run(self):
     got = transplant.routed(
-        _CONFIG, _PARAMS, self.base.before, _PARAMS, self.base.before,
+        _CONFIG, _PARAMS, self.base.before, _PARAMS, self.base.before, _PARAMS,
         self.rows, layer=_LAYER)
-    self.assertEqual(got.block.shape[1], _CONFIG.num_layers - _LAYER)
+    self.assertEqual(got.shape[1], _CONFIG.num_layers - _LAYER)
     for i, ids in enumerate(self.questions.prompts):
       want = span_cases.logits(_PARAMS, ids)[self.rows.choices[i]]
-      self._close(self._read(got.looks[:, None])[i, 0], want)
-      self._close(self._read(got.block)[i, -1], want)
-      self._close(self._read(got.block)[i, 0], span_cases.read_at(
+      self._close(self._read(got)[i, -1], want)
+      self._close(self._read(got)[i, 0], span_cases.read_at(
           _PARAMS, ids, _LAYER)[self.rows.choices[i]])
 
   def test_routed_takes_the_bases_layer(self):
     """Where only the layer differs, the block is the base's."""
     edited = span_cases.changed([_LAYER])
     own = transplant.run(_CONFIG, edited, self.rows, layer=_LAYER)
-    got = transplant.routed(
-        _CONFIG, _PARAMS, self.base.before, edited, own.before, self.rows,
-        layer=_LAYER)
+    block, looks = (self._read(transplant.routed(
+        _CONFIG, _PARAMS, self.base.before, edited, own.before, reads,
+        self.rows, layer=_LAYER))[:, -1] for reads in (_PARAMS, edited))
     for i, ids in enumerate(self.questions.prompts):
-      self._close(self._read(got.block)[i, -1], span_cases.logits(
+      self._close(block[i], span_cases.logits(
           _PARAMS, ids)[self.rows.choices[i]])
-    self.assertGreater(np.abs(
-        self._read(got.looks[:, None]) - self._read(got.block)[:, -1:]).max(),
-                       1e-2)
+    self.assertGreater(np.abs(looks - block).max(), 1e-2)
 
   def test_replaced_is_a_run_on_replaced_states(self):
     got = self._read(transplant.replaced(

@@ -56,7 +56,8 @@ def _transplants(
         calls=calls * (1 + models), layer=layer)
     yield programs.program(
         'transplant.routed', transplant.routed, config, params, states.before,
-        params, states.before, rows, calls=calls * (1 + models), layer=layer)
+        params, states.before, params, rows,
+        calls=calls * (1 + models + described), layer=layer)
     yield programs.program(
         'transplant.replaced', transplant.replaced, config, params,
         states.before, source, rows, calls=calls * others, layer=layer)
