@@ -12,6 +12,7 @@ import numpy as np
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.report import write
 from mansu_jax.stages.judge import answers as answers_lib
+from mansu_jax.stages.judge import attack_verdict
 from mansu_jax.stages.judge import hidden_share
 from mansu_jax.stages.judge import verdict
 from mansu_jax.statistics import gaps
@@ -113,6 +114,16 @@ class ResultsTest(parameterized.TestCase):
           write.as_json(hidden_share.of_lines(
               _lines(run / 'hidden_share.jsonl.gz'), **options)),
           structure['hidden_share'], 'hidden share')
+    attacked = run / 'attacks.jsonl.gz'
+    if attacked.is_file():
+      sides = collections.defaultdict(list)
+      for line in _lines(attacked):
+        sides[line['side']].append(line)
+      got = write.as_json(attack_verdict.entries({
+          side: attack_verdict.Asked.of_lines(
+              found, record['attack_setup'][side]['losses'])
+          for side, found in sides.items()}, **options))
+      self._assert_same(got, {k: record[k] for k in got}, 'attacks')
     heldout = [line for line in lines if line['split'] == 'retain_heldout']
     for precision, want in record['properties']['R']['by_precision'].items():
       pair = [[line['models'][m][precision]['correct'] for line in heldout]

@@ -26,7 +26,7 @@ READINGS = {
     'reverse': ('reverse',)}
 CHOICES = ('choice', 'choice_unseen')  # What Q pools.
 _RECORD = 'record.json'
-_ANSWERS = ('answers', 'generations', 'hidden_share')
+_ANSWERS = ('answers', 'generations', 'hidden_share', 'attacks')
 
 Record = dict[str, Any]
 Line = dict[str, Any]
@@ -37,7 +37,7 @@ class Run:
 
   Attributes:
     folder: holds record.json, answers.jsonl.gz, and where they were measured
-      generations.jsonl.gz and hidden_share.jsonl.gz.
+      generations.jsonl.gz, hidden_share.jsonl.gz and attacks.jsonl.gz.
   """
 
   def __init__(self, folder: pathlib.Path):

@@ -87,8 +87,15 @@ class MeasuresTest(parameterized.TestCase):
         self.assertAlmostEqual(answered, np.mean([
             line['unlearned'][precision][reading][0] for line in lines]))
     (attack,) = self.record['attacks'].values()
+    lines = [json.loads(line) for line in (
+        self.root / 'attacks.jsonl').read_text().splitlines()]
+    self.assertEqual({line['side'] for line in lines}, {'forget'})
     for precision in _PRECISIONS:
       self.assertEqual([x['step'] for x in attack[precision]], [0, 2])
+      for entry in attack[precision]:
+        self.assertAlmostEqual(entry['value'], np.mean([
+            found[precision][str(entry['step'])]
+            for line in lines for found in line['attacks'].values()]))
     self.assertEqual(
         self.record['attack_verdict']['passed'], 'inconclusive')
 

@@ -15,7 +15,7 @@ and where the base knows the facts that it should never have known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -110,6 +110,49 @@ class Asked:
     return gaps.mean_difference(
         parse(self.base) - self.floor, self.facts, largest=1.0, **options)
 
+  def lines(self) -> Iterator[dict[str, Any]]:
+    """What `of_lines` restores: each question with its answers, JSON-able."""
+    floor = self.floor.tolist()
+    for i, question in enumerate(self.questions):
+      right = lambda digits, i=i: digits[i] == '1'
+      yield {
+          'id': question.id, 'fact': question.fact,
+          'relation': question.relation, 'prompt': question.prompt,
+          'answer': question.answer, 'choices': list(question.choices),
+          'ignorance': floor[i], 'base': right(self.base),
+          'attacks': {
+              attack: {precision: {
+                  str(step): right(digits) for step, digits in steps.items()}
+                       for precision, steps in by_precision.items()}
+              for attack, by_precision in self.answers.items()}}
+
+  @classmethod
+  def of_lines(
+      cls, lines: Sequence[Mapping[str, Any]],
+      losses: Mapping[str, Sequence[float]]) -> Asked:
+    """Inverse of `lines`.
+
+    Args:
+      lines: The lines of one side.
+      losses: As the attribute; `describe` has them.
+    """
+    digits = lambda right: ''.join(str(int(x)) for x in right)
+    answers: dict[str, Any] = {}
+    for attack, by_precision in lines[0]['attacks'].items():
+      answers[attack] = {precision: {
+          int(step): digits(
+              line['attacks'][attack][precision][step] for line in lines)
+          for step in steps} for precision, steps in by_precision.items()}
+    return cls(
+        questions=[questions_lib.Question(use='far', **{
+            k: line[k] for k in (
+                'id', 'fact', 'relation', 'prompt', 'answer')},
+                                          choices=tuple(line['choices']))
+                   for line in lines],
+        answers=answers, base=digits(line['base'] for line in lines),
+        ignorance={line['id']: line['ignorance'] for line in lines},
+        losses=losses)
+
   def describe(self) -> dict[str, Any]:
     """Accuracy of the base and of an ignorant model, and losses; JSON-able."""
     return {'base': float(parse(self.base).mean()),
@@ -120,6 +163,19 @@ class Asked:
 def parse(digits: str) -> np.ndarray:
   """Whether each answer is right, [n] bool, from a digit each."""
   return np.array(list(digits)) == '1'
+
+
+def entries(asked: Mapping[str, Asked], **options: Any) -> dict[str, Any]:
+  """The record's `attacks`, `attacks_unknown` and `attack_verdict`.
+
+  Args:
+    asked: Side `forget`, and `unknown` where it was asked.
+    **options: Resamples and seed of the bootstrap.
+  """
+  record = lambda side: asked[side].record(**options) if side in asked else {}
+  return {'attacks': record('forget'), 'attacks_unknown': record('unknown'),
+          'attack_verdict': judge(
+              asked['forget'], asked.get('unknown'), **options)}
 
 
 def judge(

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import json
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -22,6 +24,7 @@ from mansu_jax.config import run as run_config
 from mansu_jax.eval import accuracy
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
+from mansu_jax.runtime import files
 from mansu_jax.stages.judge import attack_verdict
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import ignorance as ignorance_lib
@@ -49,6 +52,24 @@ class Run:
   def name(self) -> str:
     """Name of the attack and of what it asks."""
     return f'attack_{self.plan.name}_{"_".join(self.asks)}'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attacked:
+  """What attacks found.
+
+  Attributes:
+    record: Entries of the record, JSON-able: `attacks` and `attacks_unknown`,
+      the accuracy on facts that were not taught,
+      `{attack: {precision: [by step]}}`; `attack_setup`, numbers of facts and
+      questions, the base's accuracy and that of an ignorant model; and
+      `attack_verdict`, see `attack_verdict.judge`. If nothing is attacked, only
+      the last has entries.
+    asked: What was asked and answered, by side.
+  """
+
+  record: dict[str, Any]
+  asked: Mapping[str, attack_verdict.Asked]
 
 
 class Attacks:
@@ -160,7 +181,7 @@ def measure(
     inputs: inputs_lib.Inputs, quantize: quantizers.Quantizers,
     model: loading.LoadedModel, unlearned: types.Params, *, seed: int,
     ignorance: Mapping[str, float] | None = None,
-    cache: checkpoints.NoCache = checkpoints.NoCache()) -> dict[str, Any]:
+    cache: checkpoints.NoCache = checkpoints.NoCache()) -> Attacked:
   """Attacks the unlearned model.
 
   Args:
@@ -173,13 +194,6 @@ def measure(
     seed: Seed of the taught facts, their order and the bootstrap.
     ignorance: See `attack_verdict.Asked`; of the forget set's questions.
     cache: Keeps each attack for a resumed run.
-
-  Returns:
-    Entries of the record, JSON-able: `attacks` and `attacks_unknown`, the
-    accuracy on facts that were not taught, `{attack: {precision: [by step]}}`;
-    `attack_setup`, numbers of facts and questions, the base's accuracy and that
-    of an ignorant model; and `attack_verdict`, see `attack_verdict.judge`. If
-    nothing is attacked, only the last has entries.
   """
   if not options.attacks:
     return not_measured('--eval_attacks= skips the attacks')
@@ -212,15 +226,11 @@ def measure(
       questions=attacks.sides[side].questions, answers=answers[side],
       base=base[side], ignorance=levels[side], losses=losses[side])
            for side in attacks.sides}
-  records = {side: found.record(**resampling) for side, found in asked.items()}
-  return {
-      'attacks': records['forget'], 'attacks_unknown': records.get(
-          'unknown', {}),
-      'attack_setup': {'benign_on': attacks.benign_on} | {
-          name: side.describe() | asked[name].describe()
-          for name, side in attacks.sides.items()},
-      'attack_verdict': attack_verdict.judge(
-          asked['forget'], asked.get('unknown'), **resampling)}
+  setup = {'benign_on': attacks.benign_on} | {
+      name: side.describe() | asked[name].describe()
+      for name, side in attacks.sides.items()}
+  return Attacked(asked=asked, record={
+      'attack_setup': setup, **attack_verdict.entries(asked, **resampling)})
 
 
 def _attack(
@@ -242,7 +252,22 @@ def _attack(
       seed=seed)
 
 
-def not_measured(reason: str) -> dict[str, Any]:
-  """The record's entries if nothing is attacked; the reason is a clause."""
-  return {'attacks': {}, 'attacks_unknown': {}, 'attack_setup': {},
-          'attack_verdict': verdict.missing(reason)}
+def not_measured(reason: str) -> Attacked:
+  """What is found if nothing is attacked; the reason is a clause."""
+  return Attacked(asked={}, record={
+      'attacks': {}, 'attacks_unknown': {}, 'attack_setup': {},
+      'attack_verdict': verdict.missing(reason)})
+
+
+def write(found: Attacked, root: pathlib.Path) -> None:
+  """Writes `attacks.jsonl`: the answers to each question of each side.
+
+  A line is {side, id, fact, relation, prompt, answer, choices, ignorance, base,
+  attacks}: how often an ignorant model answers right, whether the base does,
+  and whether the attacked model does, {attack: {precision: {step: ...}}}. No
+  file is written if nothing is attacked.
+  """
+  lines = [json.dumps({'side': side} | line, ensure_ascii=False) + '\n'
+           for side, asked in found.asked.items() for line in asked.lines()]
+  if lines:
+    files.write_text(root / 'attacks.jsonl', ''.join(lines))

@@ -28,8 +28,7 @@ def run(
     job: what is asked, of which base.
     settings: of attribution; seed and chat form.
     unlearned: full params after unlearning.
-    root: folder of the run, for `answers.jsonl`, `generations.jsonl` and
-      `hidden_share.jsonl`.
+    root: folder of the run, for the answers, `*.jsonl`.
     clock: clock of the run.
     cache: keeps each part for a resumed run.
     reason_without_circuit: why the job has no circuit, if it has none.
@@ -58,6 +57,7 @@ def run(
     attacked = attacks.measure(
         options, config.data, inputs, job.quantize, model, unlearned,
         seed=config.seed, cache=cache, ignorance=_levels(job, measured))
+    attacks.write(attacked, root)
   with clock.stage('erasure'):
     structure = (
         erasure.not_measured(reason_without_circuit) if job.found is None else
@@ -69,7 +69,7 @@ def run(
         seed=config.seed, chat=config.data.chat, cache=cache)
   return results.Findings(
       measured=measured, recalled=recalled.readings, hidden=hidden,
-      attacked=attacked, structure=structure, samples=samples)
+      attacked=attacked.record, structure=structure, samples=samples)
 
 
 def _levels(

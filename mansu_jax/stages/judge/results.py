@@ -177,7 +177,7 @@ class Findings:
     measured: from `evaluation.measure_all`.
     recalled: readings of generated answers, from `recall.measure`.
     hidden: from `hidden_share.measure`.
-    attacked: from `attacks.measure`.
+    attacked: record of `attacks.measure`.
     structure: from `erasure.measure` or `erasure.not_measured`.
     samples: from `samples`.
     changes: from `weight_change.compare`; None computes it.

@@ -1,6 +1,7 @@
 """The verdict of attacks on answers by hand."""
 
 import dataclasses
+import json
 
 from absl.testing import absltest
 import numpy as np
@@ -23,8 +24,8 @@ def _asked(answers, ignorance=0.0, base=0, facts=_FACTS, losses=None):
           choices=('a', 'b', 'c', 'd'), use='far')
       for i in range(facts) for j in range(2)]
   return attack_verdict.Asked(
-      losses=losses or {}, questions=questions, base=digits(base), ignorance=dict.fromkeys(
-          (q.id for q in questions), ignorance), answers={
+      losses=losses or {}, questions=questions, base=digits(base),
+      ignorance=dict.fromkeys((q.id for q in questions), ignorance), answers={
               attack: {precision: {step: digits(right) for step, right in steps}
                        for precision, steps in by_precision.items()}
               for attack, by_precision in answers.items()})
@@ -37,6 +38,20 @@ def _judge(forget, unknown, **unknown_of_base):
 
 
 class JudgeTest(absltest.TestCase):
+
+  def test_lines_give_the_same_entries(self):
+    answers = {'lora_3e-4': {'fp': [(0, 6), (10, 8)], 'nf4': [(0, 5), (10, 9)]},
+               'relearn_3e-5': {'fp': [(0, 6), (5, 9)], 'nf4': [(0, 5)]}}
+    asked = {'forget': _asked(answers, base=20, ignorance=0.4,
+                              losses={'lora_3e-4': [3.0, 1.0]}),
+             'unknown': _asked(answers, base=1, facts=25)}
+    again = {side: attack_verdict.Asked.of_lines(
+        json.loads(json.dumps(list(found.lines()))), found.losses)
+             for side, found in asked.items()}
+    for side, found in asked.items():
+      self.assertEqual(again[side].describe(), found.describe())
+    self.assertEqual(attack_verdict.entries(again, **_OPTIONS),
+                     attack_verdict.entries(asked, **_OPTIONS))
 
   def test_what_returns_beyond_guessing_fails(self):
     found = _judge(

@@ -64,7 +64,7 @@ class AttacksTest(absltest.TestCase):
         config.eval, **changes)
     return attacks.measure(
         options, config.data, self.inputs, self.quantize, self.model,
-        self.model.params, seed=0, cache=cache)
+        self.model.params, seed=0, cache=cache).record
 
   def test_no_attacks(self):
     found = self._measure(attacks=())
@@ -124,7 +124,7 @@ class AttacksTest(absltest.TestCase):
       return attacks.measure(
           self.config.eval, self.config.data, self.inputs, self.quantize,
           self.model, self.model.params, seed=0, ignorance={
-              q.id: 0.5 for q in made.sides['forget'].questions})
+              q.id: 0.5 for q in made.sides['forget'].questions}).record
 
   def test_gains_count_from_what_an_ignorant_model_answers(self):
     found = self._judged({'forget': '1', 'unknown': '10'}, ignorant='10')
