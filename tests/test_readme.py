@@ -63,20 +63,20 @@ class ReadmeTest(absltest.TestCase):
     self.assertEqual(min(
         float(carried(mansu, s)) for s in mansu['survival']), 1.0)
     for shown in (
-        f'Q4_K brings back {back("q4_k")} of the knowledge and FP4'
-        f' {back("fp4")} (NF4 none)',
+        f'Q4_K brings back {back("q4_k")} of the knowledge in choice questions'
+        f' and FP4 {back("fp4")} (NF4 none)',
         f'(rank correlation {correlation("carried")} over eight methods that'
         ' forgot and four quantizers), not the edit\'s size'
         f' ({correlation("size of the edit")}).',
         f'Q4_K carries {carried(graddiff, "q4_k")} of GradDiff\'s edit, FP4'
         f' {carried(in_bfloat16, "fp4")} of the one in bfloat16',
-        f'knowledge, {left(mansu)} is left in the worst reading; of GradDiff\'s,'
-        f' {left(graddiff)},',
+        f'the table\'s MANSU leaves {left(mansu)} in the worst reading;'
+        f' GradDiff {left(graddiff)},',
         f'answers {hidden["fp"]["block"]:.2f} of what the base does'
         f' (NF4 {hidden["nf4"]["block"]:.2f}); by itself it answers'
         f' {hidden["fp"]["own"]:.2f}. So {hidden["fp"]["value"]:.2f}'
         f' [{low:.2f}, {high:.2f}] of',
-        f'CAD is {cad["value"]:.2f} on the circuit and'
+        f'scores, is {cad["value"]:.2f} on the circuit and'
         f' {cad["nulls"]["random_circuits"]["mean"]:.2f} on random',
         f'facts gain {gain(record)}, and {gain(retain_only)} by the retain',
         f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])});',
@@ -88,22 +88,29 @@ class ReadmeTest(absltest.TestCase):
     runs = pooled.Runs(found)
     known = lambda reading: '{:.2f}'.format(pooled.known(
         runs.asked(*stored.READINGS[reading]), 'fp')['value'])
-    facts = {line['fact'] for own in runs.asked(*stored.CHOICES)
-             for line in own}
+    facts = lambda reading: len({
+        line['fact'] for own in runs.asked(*stored.READINGS[reading])
+        for line in own})
     back = pooled.brought_back(runs.asked(*stored.CHOICES), 'nf4')['value']
     structures = [run.record['structure'] for run in runs]
     hidden = [one['hidden_share']['fp']['value'] for one in structures
               if 'hidden_share' in one]  # Not of one entity.
+    lost = lambda runs, p: pooled.dropped(
+        runs.split('retain_heldout'), p)['value']
+    landmarks = pooled.Runs({'landmarks': found["Europe's landmarks"]})
     self.assertLen(found, 6)
-    self.assertLen(hidden, 5)
-    self.assertEqual(runs.seeds, [0])
+    self.assertLen(hidden, 5 * 3)
+    self.assertEqual(runs.seeds, [0, 1, 2])
     self.assertIn(
-        f'Of their {len(facts)} facts, {known("choice_unseen")} is left in'
-        f' unseen choices, {known("generation")} in generated answers, and'
-        f' {known("reverse")} in reverse questions. Held-out facts gain'
-        f' {-pooled.dropped(runs.split("retain_heldout"), "fp")["value"]:.3f},'
-        f' and NF4 brings nothing back ({back:.2f}), but {min(hidden):.2f} to'
-        f' {max(hidden):.2f} of five relations is hidden.',
+        f'In three seeds, {known("choice_unseen")} of the knowledge is left in'
+        f' unseen choices ({facts("choice_unseen")} facts),'
+        f' {known("generation")} in generated answers ({facts("generation")}),'
+        f' and {known("reverse")} in reverse questions ({facts("reverse")}).'
+        f' Held-out facts gain {-lost(runs, "fp"):.3f} on average, but lose'
+        f' {lost(landmarks, "fp"):.2f} (NF4 {lost(landmarks, "nf4"):.2f}) where'
+        " Europe's landmarks are forgotten. NF4 brings nothing back"
+        f' ({back:.2f}). {min(hidden):.2f} to {max(hidden):.2f} of five'
+        ' relations is hidden.',
         ' '.join(_README.read_text(encoding='utf-8').split()))
 
   def _premise(self, arm):

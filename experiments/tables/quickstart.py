@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.tables import cells
 from experiments.tables import stored
+from mansu_jax.report import words
 from mansu_jax.report.sections import summary
 from mansu_jax.statistics import seeds
 
@@ -184,6 +185,10 @@ def by_seed(runs: Runs) -> str:
       rows.append((one.name, mean, form(deviation), *single))
     else:
       rows.append((one.name, mean))
+  for letter in 'FRQS':
+    found = [words.verdict(run.record['properties'][letter]['passed'])
+             for run in runs]
+    rows.append((f'property {letter}', *(('', '') if several else ()), *found))
   return cells.table(columns, rows)
 
 
