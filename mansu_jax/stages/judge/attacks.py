@@ -210,7 +210,9 @@ def measure(
   levels = attacks.ignorance(ignorance or {}, base)
   answers: dict[str, Any] = {side: {} for side in attacks.sides}
   losses: dict[str, Any] = {side: {} for side in attacks.sides}
-  for run in attacks.runs:
+  for i, run in enumerate(attacks.runs, 1):
+    logging.info('attack %d of %d: %s, asked: %s', i, len(attacks.runs),
+                 run.plan.name, ', '.join(run.asks))
     found = cache.get_or_compute_json(
         run.name, lambda: _attack(attacks, run, views, model, unlearned, seed))
     if found[-1]['step'] < run.plan.steps[-1]:
