@@ -42,6 +42,11 @@ class ReadmeTest(absltest.TestCase):
         {p: [f'{found[i]["value"]:.2f}' for i in (0, -1)]
          for p, found in record[key]['lora_3e-4'].items()}
         for key in ('attacks', 'attacks_unknown'))
+    attacked = json.loads(
+        (_RESULTS / 'attacks/s0/record.json').read_text(encoding='utf-8'))
+    longest = lambda p: '{:.2f}'.format(max(
+        step['value'] for by_precision in attacked['attacks'].values()
+        for step in by_precision[p]))
     cad = record['cad']
     trained = record['accuracy']['forget']['unlearned']['fp']['value']
     graddiff, in_bfloat16, mansu = (
@@ -70,8 +75,8 @@ class ReadmeTest(absltest.TestCase):
         f' ({correlation("size of the edit")}).',
         f'Q4_K carries {carried(graddiff, "q4_k")} of GradDiff\'s edit, FP4'
         f' {carried(in_bfloat16, "fp4")} of the one in bfloat16',
-        f'the table\'s MANSU leaves {left(mansu)} in the worst reading;'
-        f' GradDiff {left(graddiff)},',
+        f'the table\'s MANSU leaves {left(mansu)} in the worst reading,'
+        f' GradDiff {left(graddiff)}.',
         f'answers {hidden["fp"]["block"]:.2f} of what the base does'
         f' (NF4 {hidden["nf4"]["block"]:.2f}); by itself it answers'
         f' {hidden["fp"]["own"]:.2f}. So {hidden["fp"]["value"]:.2f}'
@@ -79,8 +84,10 @@ class ReadmeTest(absltest.TestCase):
         f'scores, is {cad["value"]:.2f} on the circuit and'
         f' {cad["nulls"]["random_circuits"]["mean"]:.2f} on random',
         f'facts gain {gain(record)}, and {gain(retain_only)} by the retain',
-        f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])});',
-        f'stay at {" to ".join(unknown["fp"])}.', f'({trained:.2f} right)'):
+        f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])}),'
+        f' the best long attack to {longest("fp")} (NF4 {longest("nf4")});',
+        f'stay at {" to ".join(unknown["fp"])} in ten steps.',
+        f'({trained:.2f} right)'):
       self.assertIn(shown, text)
 
   def test_the_test_sets_are_of_the_stored_runs(self):

@@ -22,7 +22,7 @@ _CONTROLS = {
 _GATES = {  # Gate -> its head.
     'base_quantized': 'quantized base', 'noise': 'noise of the same norm',
     'retained': 'retained facts', 'another_fact': "other facts' states"}
-_ATTACKED = {'quickstart': 'quickstart', 'attacks': 'attacks'}
+_ATTACKED = {'quickstart': 'quickstart', 'quickstart, long': 'attacks'}
 _RETAIN_ONLY = 'retain_only'
 _SPLITS = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}
 
