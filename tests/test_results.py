@@ -48,12 +48,9 @@ def _reading(lines, options):
         for name, values in found.items():
           values[model, precision].append(got[name])
   return answers_lib.Reading(
-      questions=[questions_lib.Question(
-          id=line['id'], fact=line['fact'], relation=line['relation'],
-          prompt=line['prompt'], answer=line['answer'],
-          choices=tuple(line.get('choices', ())), use='far',
-          # Generated answers are to the questions of the first reading.
-          reading=line['reading'] if 'choices' in line else 'choice')
+      # Generated answers are to the questions of the first reading.
+      questions=[questions_lib.of_line(
+          line if 'choices' in line else line | {'reading': 'choice'})
                  for line in lines],
       options=options, **{
           name: {k: np.array(v) for k, v in values.items()}

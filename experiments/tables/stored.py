@@ -153,11 +153,7 @@ def columns(lines: Sequence[Line], precision: str) -> seeds.Asked:
       several readings and relations.
     precision: `fp` or a quantizer.
   """
-  questions = [questions_lib.Question(
-      id=line['id'], fact=line['fact'], relation=line['relation'],
-      prompt=line['prompt'], answer=line['answer'], use='far',
-      choices=tuple(line.get('choices', ())), reading=line['reading'])
-               for line in lines]
+  questions = [questions_lib.of_line(line) for line in lines]
   return seeds.Asked(
       right=np.stack([right(lines, model, precision) for model in MODELS], 1),
       ignorance=np.array([[ignorance(line, model, precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 import re
 from typing import Any
@@ -74,6 +75,22 @@ class Question:
   def chance(self) -> float:
     """Probability of the answer when guessing among the choices."""
     return 1 / len(self.choices)
+
+
+def of_line(line: Mapping[str, Any]) -> Question:
+  """The question of a line of answers that a run wrote.
+
+  Args:
+    line: A line of `answers.jsonl`, `generations.jsonl` or `attacks.jsonl`.
+
+  Returns:
+    The question; its use is `far`, as lines do not name it, and it has no
+    choices if the line has none.
+  """
+  return Question(
+      use='far', choices=tuple(line.get('choices', ())),
+      reading=line.get('reading', 'choice'), **{name: line[name] for name in (
+          'id', 'fact', 'relation', 'prompt', 'answer')})
 
 
 def read_questions(path: str) -> list[Question]:

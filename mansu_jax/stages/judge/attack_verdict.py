@@ -110,17 +110,12 @@ class Asked:
     return gaps.mean_difference(
         parse(self.base) - self.floor, self.facts, largest=1.0, **options)
 
-  def lines(self) -> Iterator[dict[str, Any]]:
-    """What `of_lines` restores: each question with its answers, JSON-able."""
-    floor = self.floor.tolist()
-    for i, question in enumerate(self.questions):
+  def by_question(self) -> Iterator[dict[str, Any]]:
+    """What was measured on each question, JSON-able; see `of_lines`."""
+    for i, floor in enumerate(self.floor.tolist()):
       right = lambda digits, i=i: digits[i] == '1'
       yield {
-          'id': question.id, 'fact': question.fact,
-          'relation': question.relation, 'prompt': question.prompt,
-          'answer': question.answer, 'choices': list(question.choices),
-          'ignorance': floor[i], 'base': right(self.base),
-          'attacks': {
+          'ignorance': floor, 'base': right(self.base), 'attacks': {
               attack: {precision: {
                   str(step): right(digits) for step, digits in steps.items()}
                        for precision, steps in by_precision.items()}
@@ -130,10 +125,10 @@ class Asked:
   def of_lines(
       cls, lines: Sequence[Mapping[str, Any]],
       losses: Mapping[str, Sequence[float]]) -> Asked:
-    """Inverse of `lines`.
+    """Restores what `by_question` gives.
 
     Args:
-      lines: The lines of one side.
+      lines: The lines of one side in `attacks.jsonl`.
       losses: As the attribute; `describe` has them.
     """
     digits = lambda right: ''.join(str(int(x)) for x in right)
@@ -144,11 +139,7 @@ class Asked:
               line['attacks'][attack][precision][step] for line in lines)
           for step in steps} for precision, steps in by_precision.items()}
     return cls(
-        questions=[questions_lib.Question(use='far', **{
-            k: line[k] for k in (
-                'id', 'fact', 'relation', 'prompt', 'answer')},
-                                          choices=tuple(line['choices']))
-                   for line in lines],
+        questions=[questions_lib.of_line(line) for line in lines],
         answers=answers, base=digits(line['base'] for line in lines),
         ignorance={line['id']: line['ignorance'] for line in lines},
         losses=losses)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -29,6 +28,7 @@ from mansu_jax.stages.judge import attack_verdict
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import ignorance as ignorance_lib
 from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import reteaching
 from mansu_jax.statistics import verdict
@@ -264,12 +264,14 @@ def not_measured(reason: str) -> Attacked:
 def write(found: Attacked, root: pathlib.Path) -> None:
   """Writes `attacks.jsonl`: the answers to each question of each side.
 
-  A line is {side, id, fact, relation, prompt, answer, choices, ignorance, base,
-  attacks}: how often an ignorant model answers right, whether the base does,
-  and whether the attacked model does, {attack: {precision: {step: ...}}}. No
-  file is written if nothing is attacked.
+  A line is {side, id, fact, relation, reading, prompt, answer, choices,
+  ignorance, base, attacks}: how often an ignorant model answers right, whether
+  the base does, and whether the attacked model does, {attack: {precision:
+  {step: ...}}}. No file is written if nothing is attacked.
   """
-  lines = [json.dumps({'side': side} | line, ensure_ascii=False) + '\n'
-           for side, asked in found.asked.items() for line in asked.lines()]
+  lines = [results.line({'side': side}, question, {
+      'choices': list(question.choices)}, answers)
+           for side, asked in found.asked.items()
+           for question, answers in zip(asked.questions, asked.by_question())]
   if lines:
     files.write_text(root / 'attacks.jsonl', ''.join(lines))

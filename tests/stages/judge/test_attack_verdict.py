@@ -8,6 +8,7 @@ import numpy as np
 
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.stages.judge import attack_verdict
+from mansu_jax.stages.judge import results
 from mansu_jax.statistics import intervals
 from mansu_jax.statistics import recovery
 
@@ -46,8 +47,10 @@ class JudgeTest(absltest.TestCase):
                               losses={'lora_3e-4': [3.0, 1.0]}),
              'unknown': _asked(answers, base=1, facts=25)}
     again = {side: attack_verdict.Asked.of_lines(
-        json.loads(json.dumps(list(found.lines()))), found.losses)
-             for side, found in asked.items()}
+        [json.loads(results.line({}, question, {
+            'choices': question.choices}, answers))
+         for question, answers in zip(found.questions, found.by_question())],
+        found.losses) for side, found in asked.items()}
     for side, found in asked.items():
       self.assertEqual(again[side].describe(), found.describe())
     self.assertEqual(attack_verdict.entries(again, **_OPTIONS),
