@@ -93,7 +93,8 @@ def read_answers(path: pathlib.Path) -> Items:
           ' answers.jsonl of a run of this version. Repeat the run, or give'
           ' --model and --questions_file.')
     splits.append(jsonl.take_string(where, record, 'split'))
-    questions.append(questions_lib.parse(where, record | {'use': 'train'}))
+    # The lines do not name the use; far questions may have every reading.
+    questions.append(questions_lib.parse(where, record | {'use': 'far'}))
     models = jsonl.take(where, record, 'models', dict, 'an object')
     rows.append((where, models.get(_MODEL) or {}))
   precisions = rows[0][1]

@@ -25,6 +25,7 @@ from mansu_jax.eval import accuracy
 from mansu_jax.models.io import gguf_io
 from mansu_jax.models.io import gguf_writer
 from mansu_jax.models.io import loading
+from mansu_jax.runtime import environment
 
 
 def check_schemes(schemes: Sequence[str]) -> None:
@@ -53,7 +54,11 @@ def check_schemes(schemes: Sequence[str]) -> None:
 
 
 class Runner:
-  """Checks schemes of one model on the same items."""
+  """Checks schemes of one model on the same items.
+
+  Attributes:
+    model_sha256: of the model's files.
+  """
 
   def __init__(
       self, folder: pathlib.Path, items: items_lib.Items,
@@ -74,6 +79,7 @@ class Runner:
       raise ValueError(
           f'{folder} holds no tokenizer; wanted a tokenizer.json. Export the'
           ' model with its tokenizer.')
+    self.model_sha256 = model.source['sha256']
     self._simulator = simulator_lib.Simulator(
         model, items.questions, chat=items.chat)
     self._plan = scoring_plan.ScoringPlan(
@@ -259,7 +265,9 @@ def run(
     for i, scheme in enumerate(schemes):
       found[scheme] = runner(scheme)
       yield {
-          'model': str(folder), 'questions': len(items.questions),
+          'model': str(folder), 'model_sha256': runner.model_sha256,
+          'questions': len(items.questions),
           'agrees': all(f['agrees'] for f in found.values()),
-          'versions': versions, 'schemes': dict(found),
+          'versions': versions, 'environment': environment.describe(),
+          'schemes': dict(found),
           'not_checked_yet': list(schemes[i + 1:])}

@@ -120,6 +120,13 @@ class AnswersTest(parameterized.TestCase):
       self.assertEqual(margin, -0.5 - int(question.id[1:]))
     self.assertEqual(got.subsample(0).questions, got.questions)
 
+  def test_every_reading_is_read(self):
+    got = self._read(*(
+        self._line(i, reading=reading)
+        for i, reading in enumerate(questions_lib.READINGS)))
+    self.assertEqual(
+        tuple(q.reading for q in got.questions), questions_lib.READINGS)
+
   @parameterized.parameters(
       ({'prompt': None}, 'wanted a string'),
       ({'models': {'unlearned': {'fp': {
