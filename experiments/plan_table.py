@@ -3,7 +3,8 @@
   python -m experiments.plan_table --out=FILE [--plans=NAME:TOPOLOGY[:GIB],...]
 
 It needs an environment with the extra `plan`. NAME is that of a flagfile,
-`experiments/NAME_plan.flags`. `python -m experiments.tables plans` prints the
+`experiments/NAME_plan.flags`. Attacks, generated answers and the hidden share
+are left out. `python -m experiments.tables plans` prints the
 table of the stored file, `experiments/results/plans.json`.
 """
 
@@ -23,10 +24,12 @@ from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
 
 _FOLDER = pathlib.Path(__file__).parent
+# Their many programs take a TPU's compiler half an hour and more.
+_WITHOUT = ('--eval_attacks=', '--eval_generations=0',
+            '--eval_recall_questions=0', '--eval_hidden_questions=0')
 _PLANS = flags.DEFINE_list('plans', [
-    'llama32_1b:v5e:1x1', 'llama32_1b:v6e:1x1', 'llama31_8b:v5e:2x4',
-    'llama31_8b:v5e:2x4+gptq_g128+awq_g128', 'llama31_8b:v5p:1x1x1:74.5',
-    'llama33_70b:v5p:2x2x4', 'llama33_70b:v5p:2x2x4+gptq_g128'],
+    'llama32_1b:v5e:1x1', 'llama31_8b:v5e:2x4', 'llama31_8b:v5p:1x1x1:74.5',
+    'llama33_70b:v5p:2x2x4', 'llama31_8b:v5e:2x4+gptq_g128+awq_g128'],
                            'Plans to make, as NAME:TOPOLOGY[:GIB][+SCHEME...];'
                            ' the schemes are planned besides NF4.')
 _OUT = flags.DEFINE_string('out', None, 'File to write, JSON.', required=True)
@@ -39,7 +42,7 @@ def _planned(text: str) -> dict[str, Any]:
   schemes = ('nf4', *schemes)
   found = plan.run(flags_lib.from_flagfile(
       str(_FOLDER / f'{name}_plan.flags'), f'--plan_topology={kind}:{shape}',
-      f'--quant_schemes={",".join(schemes)}',
+      f'--quant_schemes={",".join(schemes)}', *_WITHOUT,
       *(f'--plan_memory_gib={gib}' for gib in memory)))
   step = next(s for s in found.stages if s.name == 'unlearn').calls[0]
   return {

@@ -9,6 +9,7 @@ import sys
 
 import experiments.tables
 from experiments.tables import pages
+from experiments.tables import rejudge
 from experiments.tables import stored
 
 
@@ -17,6 +18,8 @@ def main(argv: Sequence[str]) -> int:
   try:
     if argv[:1] == ['store']:
       _store(argv[1:])
+    elif argv[:1] == ['rejudge']:
+      _rejudge(argv[1:])
     else:
       _tables(argv)
   except ValueError as error:
@@ -33,6 +36,14 @@ def _store(argv: Sequence[str]) -> None:
   stored.store(options.run, options.dest)
 
 
+def _rejudge(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser('experiments.tables rejudge')
+  parser.add_argument('folders', type=pathlib.Path, nargs='+', metavar='FOLDER',
+                      help='folder of a stored run')
+  for folder in parser.parse_args(argv).folders:
+    rejudge.rejudge(folder)
+
+
 def _tables(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(
       'experiments.tables', description=experiments.tables.__doc__,
@@ -45,7 +56,7 @@ def _tables(argv: Sequence[str]) -> None:
   if unknown := set(options.names) - set(pages.TABLES):
     raise ValueError(
         f'There is no table {", ".join(sorted(unknown))}; wanted some of'
-        f' {", ".join(pages.TABLES)}, or `store`.')
+        f' {", ".join(pages.TABLES)}, `store` or `rejudge`.')
   names = options.names or list(pages.TABLES)
   if not options.write:
     for name in names:

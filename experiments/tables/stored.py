@@ -66,13 +66,20 @@ class Run:
   @functools.cached_property
   def answers(self) -> list[Line]:
     """Answers to questions with choices, those of training included."""
-    return _lines(self.folder / 'answers.jsonl.gz')
+    return self.lines('answers')
 
   @functools.cached_property
   def generated(self) -> list[Line]:
     """Generated answers; [] without any."""
-    path = self.folder / 'generations.jsonl.gz'
-    return _lines(path) if path.is_file() else []
+    return self.lines('generations')
+
+  def lines(self, name: str) -> list[Line]:
+    """Lines of `NAME.jsonl.gz`; [] if the run has none."""
+    path = self.folder / f'{name}.jsonl.gz'
+    if not path.is_file():
+      return []
+    with gzip.open(path, 'rt', encoding='utf-8') as file:
+      return [json.loads(line) for line in file]
 
   @functools.cached_property
   def _splits(self) -> dict[str, list[Line]]:
@@ -93,11 +100,6 @@ class Run:
                 for line in self.split(split)]
       found += [line for line in self.generated if line['reading'] == way]
     return found
-
-
-def _lines(path: pathlib.Path) -> list[Line]:
-  with gzip.open(path, 'rt', encoding='utf-8') as file:
-    return [json.loads(line) for line in file]
 
 
 def find(results: pathlib.Path, name: str) -> list[Run]:
@@ -174,15 +176,15 @@ def store(run: pathlib.Path, dest: pathlib.Path) -> None:
     dest: a folder such as experiments/results/quickstart/s0.
 
   Raises:
-    ValueError: the run has no record or no answers, its code differs from any
+    ValueError: the run has no record or, unless it only attributes, no answers;
+      its code differs from any
       commit, or its config holds an absolute path.
   """
-  for name in (_RECORD, 'answers.jsonl'):
-    if not (run / name).is_file():
-      raise ValueError(
-          f'There is no {name} in {run}; wanted the workdir of a finished run.'
-          ' Run it, or correct the path.')
-  _check_storable(Run(run).record, run)
+  _check_file(run / _RECORD)
+  record = Run(run).record
+  if record['config']['mode'] != 'attribute':
+    _check_file(run / 'answers.jsonl')
+  check_storable(record, run)
   dest.mkdir(parents=True, exist_ok=True)
   shutil.copyfile(run / _RECORD, dest / _RECORD)
   for name in _ANSWERS:
@@ -195,8 +197,21 @@ def store(run: pathlib.Path, dest: pathlib.Path) -> None:
       target.unlink(missing_ok=True)
 
 
-def _check_storable(record: Record, run: pathlib.Path) -> None:
-  """Raises ValueError unless others can repeat the run."""
+def _check_file(path: pathlib.Path) -> None:
+  """Raises ValueError if a finished run lacks the file."""
+  if not path.is_file():
+    raise ValueError(
+        f'There is no {path.name} in {path.parent}; wanted the workdir of a'
+        ' finished run. Run it, or correct the path.')
+
+
+def check_storable(record: Record, run: pathlib.Path) -> None:
+  """Raises ValueError unless others can repeat the run.
+
+  Args:
+    record: of the run.
+    run: its folder, for the message.
+  """
   environment = record['environment']
   for one in (environment, *environment.get('earlier', ())):
     commit = one['commit']

@@ -11,9 +11,10 @@ it off. With l the mover layer (see `mover_layer`), two readings decide:
   above suppresses. `early` is their mean.
 
 A question also has a guess: what is answered to it in the states of other facts
-in the same phrasing. The share of a reading is its lead over its guesses, as a
-share of the base's lead in that reading. The hidden share H is that share, less
-the edited model's own where that is above 0; the reading with the highest lower
+in the same phrasing. What a reading knows is its lead over its guesses, divided
+by what guesses leave open (1 - guessed). The share of a reading is what it knows,
+relative to the base in that reading. The hidden share H is that share, less the
+edited model's own where that is above 0; the reading with the highest lower
 bound counts. What is left is the higher one of `block` and `early`, with
 nothing subtracted.
 
@@ -56,6 +57,7 @@ _AFTER = 'after_'
 DESCRIBED = ('looks', 'values', 'last_state')
 LARGEST = 0.2  # A hidden share above this shows that the edit hides.
 HARMLESS = 0.9  # Least share that a harmless change leaves.
+LEAST_LEAD = 0.1  # A base that leads its guesses by less says nothing.
 LEAST_FACTS = 20  # Fewer facts cannot show that little is left.
 
 # Reading -> how often each question is answered right, and guessed, [2, n].
@@ -171,7 +173,7 @@ class Host:
 
 
 class Shares:
-  """Shares of a base's lead over guessing, with intervals by fact.
+  """Shares of what a base knows, with intervals by fact.
 
   Args:
     facts: fact of each question, [n].
@@ -193,18 +195,25 @@ class Shares:
         facts, resamples, np.random.default_rng(seed))])
     self._facts = np.unique(facts).size
     self._early = [name for name in base if name.startswith(_AFTER)]
-    self._leads = {name: self._lead(base, name) for name in (
+    self._base = {name: self._known(base, name) for name in (
         OWN, 'block', *self._early, *(['early'] if self._early else ()))}
+    self._leads = {name: float(self._means(base, name) @ [1, -1])
+                   for name in self._base}
     # All blocks of the base are its own.
-    self._leads |= dict.fromkeys(DESCRIBED, self._leads[OWN])
+    for known in (self._base, self._leads):
+      known |= dict.fromkeys(DESCRIBED, known[OWN])
     self.readings = [
         name for name in ('block', *self._early) if self.defined(name)]
     self._tests = precisions * len(self.readings)
 
   def defined(self, reading: str = OWN) -> bool:
-    """Whether the base leads in every resample; False for no such reading."""
-    lead = self._leads.get(reading)
-    return lead is not None and bool((lead > 0).all())
+    """Whether the base leads enough, and in every resample.
+
+    False if there is no such reading.
+    """
+    known = self._base.get(reading)
+    return known is not None and self._leads[reading] >= LEAST_LEAD and bool(
+        (known > 0).all())
 
   def hidden(self, answers: Answers) -> dict[str, Any]:
     """The hidden share, by the reading with the highest lower bound.
@@ -243,7 +252,7 @@ class Shares:
             'interval_of_all': self._interval(draws, self._tests)}
 
   def share(self, answers: Answers, reading: str = OWN) -> float:
-    """Lead over guesses, as a share of the base's lead in the reading."""
+    """What the reading knows, relative to the base."""
     return float(self._draws(answers, reading)[0])
 
   def described(self, answers: Answers) -> dict[str, float]:
@@ -251,14 +260,24 @@ class Shares:
     return {name: self.share(answers, name) for name in (*answers, 'early')
             if self.defined(name)}
 
-  def _lead(self, answers: Answers, reading: str) -> np.ndarray:
-    """Lead over guesses of all questions, then of each resample."""
+  def _known(self, answers: Answers, reading: str) -> np.ndarray:
+    """What is known of all questions, then of each resample.
+
+    Guesses leave at least one fact open.
+    """
+    right, guessed = self._means(answers, reading, self._weights)
+    return (right - guessed) / np.maximum(1 - guessed, 1 / self._facts)
+
+  def _means(
+      self, answers: Answers, reading: str,
+      weights: np.ndarray | None = None) -> np.ndarray:
+    """Shares answered right and guessed, [2] or [2, weights]."""
     names = self._early if reading == 'early' else [reading]
-    return self._weights @ np.mean(
-        [answers[name][0] - answers[name][1] for name in names], axis=0)
+    found = np.mean([answers[name] for name in names], 0)  # [2, n]
+    return found.mean(1) if weights is None else found @ weights.T
 
   def _draws(self, answers: Answers, reading: str) -> np.ndarray:
-    return self._lead(answers, reading) / self._leads[reading]
+    return self._known(answers, reading) / self._base[reading]
 
   def _interval(self, draws: np.ndarray, tests: int) -> list[float]:
     tail = (1 - intervals.bonferroni(tests)) / 2

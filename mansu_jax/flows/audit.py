@@ -3,8 +3,8 @@
 base and unlearned model -> weight changes -> attribution -> evaluate ->
 erasure -> report.
 
-An audit writes the same workdir as a run, without `model/` and `checkpoints/`:
-a stopped audit starts again from the beginning.
+An audit writes the same workdir as a run, without `model/`, and resumes like a
+run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from mansu_jax.config import run as run_config
 from mansu_jax.report import write as report
+from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import clock as clock_lib
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
@@ -56,26 +57,30 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   base, unlearned = pair.base, pair.unlearned
   root = workdir.open_workdir(config, inputs.hashes | {
       'base': base.source['sha256'], 'model': pair.summary['sha256']})
+  workdir.record_environment(root)
   if config.profile:
     clock.trace_to(root / 'profile')
-  with clock.stage('attribution'):
-    found, reason = attribution.run_if_possible(
-        settings, inputs.splits, base, cad_pairs=config.eval.cad_pairs)
-    if found is not None:
-      outputs.write(found, base.config, root)
-  job = results.Job(
-      config=config, inputs=inputs, model=base, found=found,
-      quantize=quantizers.Quantizers(
-          config.quant_schemes, base, calibration_texts=inputs.calibration,
-          calibration_tokens=config.eval.calibration_tokens),
-      evaluator=evaluation.Evaluator(config.eval, config.data, inputs, base))
-  findings = judging.run(
-      job, settings, unlearned, root, clock, reason_without_circuit=reason)
-  with clock.stage('survival'):
-    record = results.make_record(
-        job, dataclasses.replace(findings, changes=pair.changes), unlearned,
-        clock.stages)
-  record |= {'pair': pair.summary}
-  workdir.write_flags(config, root)
-  report.write(record, root)
+  with checkpoints.StageCache(
+      root / 'checkpoints', resume=config.resume) as cache:
+    with clock.stage('attribution'):
+      found, reason = attribution.run_if_possible(
+          settings, inputs.splits, base, cache, cad_pairs=config.eval.cad_pairs)
+      if found is not None:
+        outputs.write(found, base.config, root)
+    job = results.Job(
+        config=config, inputs=inputs, model=base, found=found,
+        quantize=quantizers.Quantizers(
+            config.quant_schemes, base, calibration_texts=inputs.calibration,
+            calibration_tokens=config.eval.calibration_tokens),
+        evaluator=evaluation.Evaluator(config.eval, config.data, inputs, base))
+    findings = judging.run(
+        job, settings, unlearned, root, clock, cache,
+        reason_without_circuit=reason)
+    with clock.stage('survival'):
+      record = results.make_record(
+          job, dataclasses.replace(findings, changes=pair.changes), unlearned,
+          clock.stages, workdir.earlier_environments(root))
+    record |= {'pair': pair.summary}
+    workdir.write_flags(config, root)
+    report.write(record, root)
   return record

@@ -97,10 +97,12 @@ def guessing_errors(
 class Share(NamedTuple):
   """The known share as a function of means of the columns `table`."""
 
-  table: np.ndarray  # [n, 3 F]: a form's mark, and leads of the two models.
+  # [n, 2 + 3 F]: what guesses leave open for the two models, then a form's mark
+  # and the leads of the two models.
+  table: np.ndarray
   sigma: np.ndarray  # [F] of the noise that must not count as knowledge.
   counted: np.ndarray  # [F] 1 if the base leads.
-  lead: float  # Denominator, a question.
+  lead: float  # Lead a question that is all of the base's knowledge.
 
   @classmethod
   def of(cls, columns: np.ndarray, index: np.ndarray,
@@ -116,21 +118,35 @@ class Share(NamedTuple):
     leads = columns[:, :2] - columns[:, 2:]
     base, unlearned = leads[:, [0]], leads[:, [1]]
     marks = np.eye(number.max() + 1)[number]
-    table = np.concatenate([marks, marks * unlearned, marks * base], 1)
+    room = 1 - columns[:, 2:]
+    table = np.concatenate(
+        [room, marks, marks * unlearned, marks * base], 1)
     of_base = (marks * base).mean(0)
     counted = (of_base > 0).astype(np.float64)
     sigma = np.minimum(
         standard_errors(unlearned[:, 0], columns[:, 1], index, number),
         guessing_errors(columns, index, number))
-    return cls(table, sigma, counted, float(of_base @ counted))
+    lead = _full_lead(room.mean(0), of_base @ counted)
+    return cls(table, sigma, counted, float(lead))
 
   def __call__(self, means: np.ndarray) -> np.ndarray:
-    """[..., 3 F] means -> [...] known share; nan without a lead."""
-    size, left, base = np.split(means, 3, -1)
+    """[..., 2 + 3 F] means -> [...] known share; nan without a lead or room."""
+    size, left, base = np.split(means[..., 2:], 3, -1)
     mean = left / np.where(size > 0, size, 1.0)
     known = (size * positive_part(mean, self.sigma)).sum(-1)
-    lead = base @ self.counted
+    lead = _full_lead(means[..., :2], base @ self.counted)
     return np.where(lead > 0, known / np.where(lead > 0, lead, 1.0), np.nan)
+
+
+def _full_lead(room: np.ndarray, lead: np.ndarray | float) -> np.ndarray:
+  """Lead of the unlearned model if it knew what the base knows.
+
+  Args:
+    room: [..., 2] 1 - ignorance of the base and of the unlearned model.
+    lead: [...] of the base.
+  """
+  base, unlearned = room[..., 0], room[..., 1]
+  return lead * unlearned / np.where(base > 0, base, np.inf)
 
 
 def error_of_these_facts(

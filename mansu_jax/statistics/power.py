@@ -84,6 +84,8 @@ class Reading:
     forms: number of forms in which each fact is asked.
     sets: number of sets of choices in each form.
     ignorance: mean probability that a guess is right.
+    own_ignorance: the same for the unlearned model, which may prefer other
+      answers; None: as the base.
     base: accuracy of the base.
     alike: probability that answers to the same fact and form follow one draw
       for all sets of choices; 0 for independent answers.
@@ -96,6 +98,7 @@ class Reading:
   forms: int
   sets: int = 1
   ignorance: float
+  own_ignorance: float | None = None
   base: float
   alike: float = 0.0
   spread: float = 0.0
@@ -133,21 +136,24 @@ def answers(
     follows = rng.random(shape) < reading.alike
     return np.where(follows, same, own) < probability
 
-  guess = np.full((len(knows), 1, 1), reading.ignorance)
-  if reading.spread:
-    mean = reading.ignorance
+  def guesses(mean: float) -> np.ndarray:
+    if not reading.spread:
+      return np.full((len(knows), 1, 1), mean)
     size = mean * (1 - mean) / reading.spread**2 - 1
-    guess = rng.beta(mean * size, (1 - mean) * size, guess.shape)
+    return rng.beta(mean * size, (1 - mean) * size, (len(knows), 1, 1))
 
-  def measured() -> np.ndarray:
+  def measured(guess: np.ndarray) -> np.ndarray:
     if not reading.probes:
       return np.broadcast_to(guess, shape)
     return np.mean([right(guess) for _ in range(reading.probes)], axis=0)
 
+  of_base = own = guesses(reading.ignorance)
+  if reading.own_ignorance is not None:
+    own = guesses(reading.own_ignorance)
   base = right(reading.base)
-  model = np.where(knows[:, None, None], base, right(guess))
+  model = np.where(knows[:, None, None], base, right(own))
   fact, form, _ = np.indices(shape)
-  levels = np.stack([measured().ravel() for _ in range(2)], 1)
+  levels = np.stack([measured(guess).ravel() for guess in (of_base, own)], 1)
   return Simulated(
       base.ravel(), model.ravel(), fact.ravel(), form.ravel(), levels)
 

@@ -335,7 +335,9 @@ def _difference(
 
 
 def _leads(asked: Sequence[Asked], **options: Any) -> bool:
-  """Whether the bases are right more often than by ignorance, all together."""
+  """Whether the bases lead, all together, and guesses leave each model room."""
+  if any(one.ignorance[:, 1].min() >= 1 for one in asked):
+    return False
   leads = np.concatenate([
       one.right[:, 0] - one.ignorance[:, 0] for one in asked])
   facts = [fact for one in asked for fact in one.facts]

@@ -4,12 +4,14 @@ import json
 import pathlib
 import shutil
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import pytest
 
 from mansu_jax.report import write as report
+from mansu_jax.stages.judge import evaluation
 from tests import runs
 from tests import tiny_job
 
@@ -62,10 +64,11 @@ class RunTest(parameterized.TestCase):
       self.assertEqual((self.root / name).read_bytes(),
                        (self.made / 'run' / name).read_bytes())
 
-  def test_workdir_has_no_model_and_no_checkpoints(self):
+  def test_workdir_has_no_model(self):
     self.assertEqual(sorted(p.name for p in self.root.iterdir()), [
-        'answers.jsonl', 'circuit.json', 'flags.txt', 'hashes.json', 'plots',
-        'record.json', 'report.html', 'report.md'])
+        'answers.jsonl', 'checkpoints', 'circuit.json', 'environments.json',
+        'flags.txt', 'hashes.json', 'plots', 'record.json', 'report.html',
+        'report.md'])
     self.assertEqual(
         json.loads((self.root / 'record.json').read_text()), self.audited)
     text = (self.root / 'report.md').read_text()
@@ -91,7 +94,9 @@ class RunTest(parameterized.TestCase):
       runs.audit(copy, *self.flags, '--seed=1')
     with self.assertRaisesRegex(ValueError, 'already holds a run.*noresume'):
       runs.audit(copy, *self.flags, '--noresume')
-    again = runs.audit(copy, f'--flagfile={copy}/flags.txt')
+    # Each model at each precision is restored.
+    with mock.patch.object(evaluation.Evaluator, '__call__', None):
+      again = runs.audit(copy, f'--flagfile={copy}/flags.txt')
     self.assertEqual(runs.figures(again), runs.figures(self.audited))
 
   def test_an_audit_runs_without_retain_and_heldout_data(self):

@@ -77,15 +77,15 @@ class MeasuresTest(parameterized.TestCase):
     structure, judged = (
         self.record['structure'], self.record['properties']['S'])
     self.assertEqual(judged['passed'], 'inconclusive')
-    # Within the noise of so few steps, the tiny model hides nothing.
-    self.assertEqual(structure['hidden_share'].keys(), set(_PRECISIONS))
+    # The tiny model prefers any answer to the unseen choices.
+    self.assertIn('wanted a lead of at least 0.1', structure['reason'])
     lines = [json.loads(line) for line in (
         self.root / 'hidden_share.jsonl').read_text().splitlines()]
-    self.assertLen(lines, structure['questions'])
-    for precision, entry in structure['hidden_share'].items():
-      for reading, answered in entry['answered'].items():
-        self.assertAlmostEqual(answered, np.mean([
-            line['unlearned'][precision][reading][0] for line in lines]))
+    self.assertTrue(any(line.get('retained') for line in lines))
+    for line in lines:
+      if not line.get('retained'):
+        self.assertEqual(line['unlearned'].keys(), set(_PRECISIONS))
+        self.assertEqual(line['base_quantized'].keys(), {'nf4'})
     (attack,) = self.record['attacks'].values()
     lines = [json.loads(line) for line in (
         self.root / 'attacks.jsonl').read_text().splitlines()]
@@ -114,10 +114,10 @@ class MeasuresTest(parameterized.TestCase):
         runs.run(root, *self.flags)
     kept = [p.name for p in (root / 'checkpoints').iterdir()]
     self.assertContainsSubset(
-        ['hidden_share', 'attack_base', *(
+        ['hidden_share_answers', 'attack_base', *(
             f'recall_{name}' for name in (
                 'base', 'base_nf4', 'unlearned_fp', 'unlearned_nf4'))], kept)
-    with (mock.patch.object(hidden_share, '_measure', None),
+    with (mock.patch.object(hidden_share, '_ask', None),
           mock.patch.object(recall.Recaller, '__call__', None)):
       record = runs.run(root, *self.flags)
     self.assertEqual(

@@ -149,14 +149,14 @@ class GuessingErrorsTest(absltest.TestCase):
 class ShareTest(absltest.TestCase):
 
   def test_each_model_leads_its_own_ignorance(self):
-    """(0.75 - 0.5) / (1 - 0.25), of 4000 facts; noise is below 0.001."""
+    """(0.75 - 0.5) / (1 - 0.5), of 4000 facts; noise is below 0.001."""
     unlearned = np.tile([1, 1, 1, 0], 1000)
     columns = np.stack([np.ones(4000), unlearned, np.full(4000, 0.25),
                         np.full(4000, 0.5)], 1)
     share = clipped.Share.of(columns, np.arange(4000), np.zeros(4000, int))
-    self.assertAlmostEqual(share.lead, 0.75)
+    self.assertAlmostEqual(share.lead, 0.5)
     self.assertAlmostEqual(
-        float(share(share.table.mean(0))), 1 / 3, delta=0.001)
+        float(share(share.table.mean(0))), 0.5, delta=0.001)
 
 
 if __name__ == '__main__':

@@ -5,7 +5,6 @@ import json
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
-from scipy import stats
 
 from mansu_jax.statistics import forgetting
 from mansu_jax.statistics import intervals
@@ -95,7 +94,19 @@ class KnownShareTest(parameterized.TestCase):
     self.assertNotEqual(share(1), share(2))
 
 
-class ForgettingTest(absltest.TestCase):
+  def test_a_model_that_guesses_better_than_the_base_is_not_ignorant(self):
+    """It knows half the facts, and guesses 0.8 of the others' answers."""
+    half = np.where(np.arange(_MANY) < _MANY // 2, 1, np.arange(_MANY) % 5 < 4)
+    share = lambda unlearned, own: forgetting.known_share(
+        np.ones(_MANY), unlearned, np.tile([0.25, own], (_MANY, 1)), _facts(),
+        ['plain'] * _MANY, resamples=500)
+    got = share(half, 0.8)
+    self.assertAlmostEqual(got.value, 0.5, delta=0.01)
+    self.assertGreater(got.upper - got.lower, 0.2)  # Little room.
+    self.assertTrue(np.isnan(share(np.ones(_MANY), 1.0).value))
+
+
+class ForgettingTest(parameterized.TestCase):
 
   def test_is_one_less_the_known_share(self):
     known = _of(forgetting.known_share, np.ones(_MANY), _right(0.4))
@@ -110,9 +121,18 @@ class ForgettingTest(absltest.TestCase):
         forgetting.forgetting, np.ones(_MANY), _right(0.4), level_of_all=level)
     one, five = phi(None), phi(intervals.bonferroni(5))
     self.assertEqual(one.upper, five.upper)
-    self.assertAlmostEqual(
-        (five.upper_of_all - five.value) / (one.upper_of_all - one.value),
-        stats.norm.ppf(0.99) / stats.norm.ppf(0.95))
+    self.assertGreater(five.upper_of_all, one.upper_of_all)
+
+  @parameterized.parameters(13, 15)
+  def test_few_facts_that_are_all_known_are_not_forgotten(self, facts):
+    """As reverse questions of the test relations; guesses may agree."""
+    size = 6 * facts
+    got = forgetting.forgetting(
+        np.ones(size), np.ones(size), np.full(size, 0.3),
+        ids.repeat(facts, 6), [f'form {i % 2}' for i in range(size)],
+        level_of_all=intervals.bonferroni(8), resamples=500)
+    self.assertAlmostEqual(got.value, 0, delta=0.05)
+    self.assertLess(got.upper_of_all, forgetting.PHI)
 
   def test_record(self):
     got = _of(forgetting.forgetting, np.ones(60), _right(0.4, 60)).record()
@@ -238,6 +258,9 @@ class CoverageTest(parameterized.TestCase):
   _MEASURED = power.Reading(
       forms=5, sets=3, ignorance=0.38, base=0.93, alike=0.6, spread=0.2,
       probes=2)
+  _UNEQUAL = power.Reading(
+      forms=5, sets=3, ignorance=0.38, own_ignorance=0.55, base=0.93, alike=0.6,
+      spread=0.2, probes=2)
   _SPOKEN = power.Reading(forms=2, ignorance=0.01, base=0.55)
 
   @parameterized.named_parameters(
@@ -249,6 +272,8 @@ class CoverageTest(parameterized.TestCase):
       ('sets_1', _SETS, 0.1, 0.85, 0.92),
       ('measured_0', _MEASURED, 0.0, 0.95, 0.9),
       ('measured_2', _MEASURED, 0.2, 0.88, 0.92),
+      ('unequal_0', _UNEQUAL, 0.0, 0.95, 0.9),
+      ('unequal_2', _UNEQUAL, 0.2, 0.88, 0.92),
       ('spoken_0', _SPOKEN, 0.0, 0.95, 0.95),
       ('spoken_1', _SPOKEN, 0.1, 0.85, 0.92),
       ('spoken_5', _SPOKEN, 0.5, 0.92, 0.92))

@@ -36,12 +36,14 @@ def _readings(fp, nf4):
   guesses = {'alike': 0.6, 'spread': 0.2, 'probes': 2}
   return [reading for base in (fp, nf4) for reading in (
       power.Reading(forms=7, ignorance=0.26, base=base[0], **guesses),
-      power.Reading(forms=5, sets=3, ignorance=0.38, base=base[1], **guesses),
+      power.Reading(forms=5, sets=3, ignorance=0.38, own_ignorance=base[4],
+                    base=base[1], **guesses),
       power.Reading(forms=3, ignorance=0.0, base=base[2]),
       power.Reading(forms=3, sets=3, ignorance=0.29, base=base[3], **guesses))]
 
 
-_READINGS = _readings(fp=(0.96, 0.97, 1.0, 0.94), nf4=(0.85, 0.89, 0.67, 0.95))
+_READINGS = _readings(fp=(0.96, 0.97, 1.0, 0.94, 0.51),
+                      nf4=(0.85, 0.89, 0.67, 0.95, 0.45))
 _UNSEEN = _READINGS[1]
 
 

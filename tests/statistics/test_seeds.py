@@ -132,7 +132,7 @@ class SeveralSeedsTest(absltest.TestCase):
     ignorance = np.tile([0.2, 0.4], (2000, 1))
     got = seeds.known_share([
         seeds.Asked(right, ignorance, facts, ['form'] * 2000)])
-    self.assertAlmostEqual(got.value, 0.1 / 0.8, places=6)
+    self.assertAlmostEqual(got.value, 0.1 / 0.6, places=6)
 
   def test_not_defined_without_a_lead_of_the_base(self):
     right, ignorance = _answers(5)

@@ -8,9 +8,12 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 
 from experiments.tables import __main__ as command
+from experiments.tables import rejudge
 from experiments.tables import stored
+from mansu_jax.runtime import environment
 from tests.report import records
 from tests.tables import runs
 
@@ -75,6 +78,15 @@ class StoreTest(runs.TestCase):
     with self.assertRaisesRegex(ValueError, 'There is no answers.jsonl in'):
       stored.store(run, self.results / 'dest')
 
+  def test_a_run_that_attributes_has_no_answers(self):
+    run = self._workdir(lambda r: r['config'].update(mode='attribute'))
+    for name in ('answers', 'generations'):
+      (run / f'{name}.jsonl').unlink()
+    stored.store(run, self.results / 'dest')
+    self.assertEqual(
+        [path.name for path in (self.results / 'dest').iterdir()],
+        ['record.json'])
+
   def test_by_the_command(self):
     run, dest = self._workdir(), self.results / 'new' / 's0'
     self.assertEqual(command.main(['store', str(run), str(dest)]), 0)
@@ -82,6 +94,46 @@ class StoreTest(runs.TestCase):
     with contextlib.redirect_stderr(io.StringIO()) as err:
       self.assertEqual(command.main(['store', str(dest), str(run)]), 2)
     self.assertIn('There is no answers.jsonl', err.getvalue())
+
+
+class RejudgeTest(runs.TestCase):
+
+  def _save(self):
+    def change(record):
+      record['config']['quant_schemes'] = ['nf4']
+      record['structure'] = {'reason': 'no questions'}
+    return self.save('a', change=change)
+
+  def test_conclusions_are_replaced(self):
+    run = self._save()
+    before, code = run.record, {'commit': '7654321'}
+    with mock.patch.object(environment, 'describe', return_value=code):
+      self.assertEqual(command.main(['rejudge', str(run.folder)]), 0)
+    after = stored.Run(run.folder).record
+    self.assertEqual(after['environment'], {
+        'commit': '7654321', 'earlier': [before['environment']]})
+    for name in ('config', 'accuracy', 'circuit'):
+      self.assertEqual(after[name], before[name])
+    lines = run.split('forget_unseen')
+    found = after['forgetting']['choice_unseen']
+    self.assertEqual(
+        found['unlearned']['nf4']['value'],
+        stored.right(lines, 'unlearned', 'nf4').mean())
+    self.assertEqual(found['ignorance']['base']['nf4'], np.mean(
+        [line['models']['base']['nf4']['ignorance'] for line in lines]))
+    self.assertEqual(set(after['properties']), set('FRQS'))
+    self.assertEqual(after['properties']['R'], before['properties']['R'])
+    self.assertNotEqual(after['forgetting'], before['forgetting'])
+
+  def test_code_that_is_not_committed_is_refused(self):
+    run = self._save()
+    with mock.patch.object(
+        environment, 'describe', return_value={'commit': '0+changes'}):
+      with self.assertRaisesRegex(ValueError, 'is of commit 0.changes'):
+        rejudge.rejudge(run.folder)
+    self.assertEqual(stored.Run(run.folder).record, run.record)
+    with self.assertRaisesRegex(ValueError, 'There is no record.json'):
+      rejudge.rejudge(run.folder / 'none')
 
 
 class RunTest(runs.TestCase):

@@ -48,7 +48,8 @@ def blocks(record: Record) -> Iterator[document.Block]:
        'attention alone', 'the base, with its values',
        'the base, with its last-token state'),
       tuple(_rows(found['hidden_share'])), caption=(
-          f'Shares of the base\'s lead over guessing, on'
+          'Shares of what the base knows: its lead over guessing, divided by'
+          ' what guesses leave open. On'
           f' {words.count(found["questions"], "forget question")} about'
           f' {words.count(found["facts"], "fact")}: 1 is the base, which'
           f' answers {words.number(answered["base"])} of the questions. 0 is'

@@ -45,13 +45,15 @@ def run(
 
 def run_if_possible(
     settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
-    *, cad_pairs: int) -> tuple[Found | None, str]:
+    cache: checkpoints.NoCache = checkpoints.NoCache(), *, cad_pairs: int
+) -> tuple[Found | None, str]:
   """As `run`, for an audit, whose data may allow no circuit.
 
   Args:
     settings: the stage's settings.
     splits: the questions to make pairs from.
     model: the base model.
+    cache: keeps the results for a resumed audit.
     cad_pairs: as for `prompt_pairs.why_none`.
 
   Returns:
@@ -65,7 +67,7 @@ def run_if_possible(
   if why:
     return None, why
   try:
-    return run(settings, splits, model), ''
+    return run(settings, splits, model, cache), ''
   except eap_ig.TooFewAnswered as error:
     logging.warning('No circuit was attributed: %s', error)
     return None, str(error)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
 
 from absl import logging
+import jax
 import numpy as np
 
 from mansu_jax import types
@@ -137,20 +139,41 @@ def measure(
       asked = choose(
           inputs, model.tokenizer, limit=options.hidden_questions,
           seed=settings.seed, chat=settings.chat)
-      return _measure(
-          asked, quantize, model, unlearned,
-          dict(resamples=options.bootstrap, seed=settings.seed))
+      return _ask(asked, quantize, model, unlearned, settings.seed)
     except (NotMeasured, mover_layer.NoLead) as error:
-      logging.warning('The hidden share is not measured: %s', error)
       return {'reason': str(error)}
 
-  structure = dict(cache.get_or_compute_json('hidden_share', make))
-  lines = structure.pop('lines', [])
-  if 'reason' in structure:
-    why = f'the hidden share is not measured: {structure["reason"]}'
-    return {'structure': structure, 'lines': lines,
+  answered = cache.get_or_compute_json('hidden_share_answers', make)
+  lines = answered.get('lines', [])
+  found = of_answers(
+      answered, resamples=options.bootstrap, seed=settings.seed)
+  if 'reason' in found['structure']:
+    logging.warning('The hidden share is not measured: %s',
+                    found['structure']['reason'])
+  return found | {'lines': lines}
+
+
+def of_answers(
+    answered: Mapping[str, Any], *, resamples: int, seed: int
+) -> dict[str, Any]:
+  """The record's `structure` and its part of property S.
+
+  Args:
+    answered: `mover_layer` and `by_layer` as in the record, `sharp`, whether
+      the gate on the mover layer holds, and `lines`, those of
+      `hidden_share.jsonl`; or a `reason` why nothing was asked.
+    resamples: number of bootstrap resamples.
+    seed: seed of the resamples.
+  """
+  try:
+    if 'reason' in answered:
+      raise NotMeasured(answered['reason'])
+    structure = _structure(answered, dict(resamples=resamples, seed=seed))
+  except NotMeasured as error:
+    why = f'the hidden share is not measured: {error}'
+    return {'structure': {'reason': str(error)},
             'S': verdict.missing(why, hidden_share.LARGEST)}
-  return {'structure': structure, 'lines': lines, 'S': hidden_share.judge(
+  return {'structure': structure, 'S': hidden_share.judge(
       structure['hidden_share'], structure['gates'],
       readings=structure['readings'], facts=structure['facts'])}
 
@@ -158,8 +181,11 @@ def measure(
 def write(found: Mapping[str, Any], root: pathlib.Path) -> None:
   """Writes `hidden_share.jsonl`: how often each question is answered.
 
-  A line has its `fact`, and for the `base` and for `unlearned` at each
-  precision, by reading, how often it is answered right, and guessed.
+  A line has its `fact`, and for each model, by reading, how often it is
+  answered right, and guessed: for the `base`, for `unlearned` at each
+  precision, and for the gates `noise`, `base_quantized` by quantizer, and
+  `replaced`, how often the base is right with other facts' states. A `retained`
+  line is of the gate on retained facts.
 
   Args:
     found: from `measure`.
@@ -171,71 +197,74 @@ def write(found: Mapping[str, Any], root: pathlib.Path) -> None:
         for line in found['lines']))
 
 
-def _measure(
+def _ask(
     asked: Asked, quantize: quantizers.Quantizers, model: loading.LoadedModel,
-    unlearned: types.Params, resampling: Mapping[str, int]) -> dict[str, Any]:
-  """`structure` of the record, and lines."""
+    unlearned: types.Params, seed: int) -> dict[str, Any]:
+  """What `of_answers` takes."""
+  _check_facts(asked.forget)
   config, base = model.config, model.params
   mover = mover_layer.find(config, base, asked.train)
-  views = quantize.views()
   host = hidden_share.Host(config, base, asked.forget, mover.layer)
-  shares = _shares(host, resampling)
-  lines = _lines(host, {
-      precision: host.answers(view(unlearned), describe=True)
-      for precision, view in views.items()})
-  gates = {
-      'sharp_mover': _sharp(mover),
-      'another_fact': _absent(shares, host),
-      'noise': _harmless(shares, host.answers(hidden_share.noise_like(
-          base, unlearned, seed=resampling['seed'])))}
-  if quantize.names:
-    gates['base_quantized'] = min(
-        ({'precision': name} | _harmless(
-            shares, host.answers(quantize(name, base)), forgets=True)
-         for name in quantize.names),
-        key=lambda gate: (gate['holds'], gate['value']))
-  gates['retained'] = _retained(
-      config, base, unlearned, asked.retain, mover.layer, resampling)
-  return {
-      'mover_layer': mover.layer, 'by_layer': mover.removed,
-      'readings': [k for k in hidden_share.LEFT if shares.defined(k)],
-      'hidden_share': of_lines(lines, **resampling), 'gates': gates,
-      'questions': len(asked.forget), 'facts': _count_facts(asked.forget),
-      'answered': dict(zip(('base', 'guessed'), map(
-          float, host.own[hidden_share.OWN].mean(1)))),
-      'lines': lines}
+  lines = _lines(
+      host, unlearned={
+          precision: host.answers(view(unlearned), describe=True)
+          for precision, view in quantize.views().items()},
+      noise=host.answers(hidden_share.noise_like(base, unlearned, seed=seed)),
+      base_quantized={name: host.answers(quantize(name, base))
+                      for name in quantize.names},
+      replaced=host.replaced)
+  if asked.retain is not None:
+    host = hidden_share.Host(config, base, asked.retain, mover.layer)
+    lines += [line | {'retained': True}
+              for line in _lines(host, unlearned=host.answers(unlearned))]
+  return {'mover_layer': mover.layer, 'by_layer': mover.removed,
+          'sharp': mover.sharp, 'lines': lines}
 
 
-def _lines(
-    host: hidden_share.Host, answers: Mapping[str, hidden_share.Answers]
-) -> list[dict[str, Any]]:
-  """The answers to each question, by model and reading."""
-  one = lambda found, i: {name: right[:, i].tolist()
-                          for name, right in found.items()}
-  return [{'fact': fact, 'base': one(host.own, i),
-           'unlearned': {p: one(found, i) for p, found in answers.items()}}
+def _lines(host: hidden_share.Host, **found: Any) -> list[dict[str, Any]]:
+  """What was found of each question: entries of nested arrays [..., n]."""
+  found = {'base': host.own, **found}
+  at = lambda i: jax.tree.map(lambda x: x[..., i].tolist(), found)
+  return [{'fact': fact} | at(i)
           for i, fact in enumerate(host.questions.facts.tolist())]
 
 
-def of_lines(
-    lines: Sequence[Mapping[str, Any]], *, resamples: int, seed: int
-) -> dict[str, dict[str, Any]]:
-  """The record's `hidden_share`, by precision.
+def _columns(lines: Sequence[Mapping[str, Any]], *path: str) -> Any:
+  """The arrays [..., n] at a path of the lines' entries."""
+  entries = [functools.reduce(lambda x, key: x[key], path, line)
+             for line in lines]
+  if not isinstance(entries[0], dict):
+    return np.moveaxis(np.array(entries), 0, -1)
+  return {key: _columns(lines, *path, key) for key in entries[0]}
 
-  Args:
-    lines: lines of `hidden_share.jsonl`.
-    resamples: number of bootstrap resamples.
-    seed: seed of the resamples.
-  """
-  columns = lambda rows: {
-      name: np.array([row[name] for row in rows]).T for name in rows[0]}
-  precisions = list(lines[0]['unlearned'])
-  shares = hidden_share.Shares(
-      np.array([line['fact'] for line in lines]),
-      columns([line['base'] for line in lines]), resamples=resamples, seed=seed,
-      precisions=len(precisions))
-  return {p: _hidden(shares, columns([line['unlearned'][p] for line in lines]))
-          for p in precisions}
+
+def _structure(
+    answered: Mapping[str, Any], resampling: Mapping[str, int]
+) -> dict[str, Any]:
+  """`structure` of the record; see `of_answers`."""
+  layer, removed = answered['mover_layer'], answered['by_layer']
+  lines = [line for line in answered['lines'] if not line.get('retained')]
+  kept = [line for line in answered['lines'] if line.get('retained')]
+  found = _columns(lines, 'unlearned')
+  shares = _shares(lines, resampling)
+  gates = {
+      'sharp_mover': _sharp(layer, removed, answered['sharp']),
+      'another_fact': _absent(shares, lines),
+      'noise': _harmless(shares, _columns(lines, 'noise'))}
+  if quantized := _columns(lines, 'base_quantized'):
+    gates['base_quantized'] = min(
+        ({'precision': name} | _harmless(shares, answers, forgets=True)
+         for name, answers in quantized.items()),
+        key=lambda gate: (gate['holds'], gate['value']))
+  gates['retained'] = _retained(kept, resampling)
+  joint = _shares(lines, resampling, precisions=len(found))
+  return {
+      'mover_layer': layer, 'by_layer': removed,
+      'readings': [k for k in hidden_share.LEFT if shares.defined(k)],
+      'hidden_share': {p: _hidden(joint, own) for p, own in found.items()},
+      'gates': gates, 'questions': len(lines), 'facts': _count_facts(lines),
+      'answered': dict(zip(('base', 'guessed'), map(
+          float, _columns(lines, 'base', hidden_share.OWN).mean(1))))}
 
 
 def _hidden(
@@ -248,40 +277,51 @@ def _hidden(
 
 
 def _shares(
-    host: hidden_share.Host, options: Mapping[str, int]
-) -> hidden_share.Shares:
-  """Shares of the base's lead over guessing; NotMeasured if it has none."""
-  if _count_facts(host.questions) < 2:
-    raise NotMeasured(
-        f'all {len(host.questions)} questions ask about one fact; intervals'
-        ' by fact need at least two')
-  shares = hidden_share.Shares(host.questions.facts, host.own, **options)
+    lines: Sequence[Mapping[str, Any]], options: Mapping[str, int],
+    precisions: int = 1) -> hidden_share.Shares:
+  """Shares of what the base knows; NotMeasured if it does not lead."""
+  base = _columns(lines, 'base')
+  shares = hidden_share.Shares(
+      np.array([line['fact'] for line in lines]), base, precisions=precisions,
+      **options)
   if not shares.defined():
-    right, guessed = host.own[hidden_share.OWN].mean(1)
+    right, guessed = base[hidden_share.OWN].mean(1)
     raise NotMeasured(
         f'the base answers {right:.3g} of the questions and {guessed:.3g} in'
-        ' prompts about other facts; this lead is not above 0 in every'
-        ' resample')
+        ' prompts about other facts; wanted a lead of at least'
+        f' {hidden_share.LEAST_LEAD:g}, above 0 in every resample')
   return shares
 
 
-def _count_facts(questions: spans.Questions) -> int:
-  return int(np.unique(questions.facts).size)
+def _count_facts(lines: Sequence[Mapping[str, Any]]) -> int:
+  return len({line['fact'] for line in lines})
 
 
-def _sharp(mover: mover_layer.Mover) -> dict[str, Any]:
+def _check_facts(questions: spans.Questions) -> None:
+  """Raises NotMeasured if all questions are about one fact."""
+  if np.unique(questions.facts).size < 2:
+    raise NotMeasured(
+        f'all {len(questions)} questions ask about one fact; intervals by fact'
+        ' need at least two')
+
+
+def _sharp(
+    layer: int, removed: Sequence[float], sharp: bool) -> dict[str, Any]:
   """Whether one layer moves the answer."""
-  after = [*mover.removed, 0.0][mover.layer + 1]
-  return {'value': mover.removed[mover.layer], 'interval': [None, None],
+  after = [*removed, 0.0][layer + 1]
+  return {'value': removed[layer], 'interval': [None, None],
           'level': mover_layer.REMOVED, 'next_layer': after,
-          'next_level': mover_layer.KEPT, 'holds': mover.sharp}
+          'next_level': mover_layer.KEPT,
+          'holds': sharp}
 
 
 def _absent(
-    shares: hidden_share.Shares, host: hidden_share.Host) -> dict[str, Any]:
+    shares: hidden_share.Shares, lines: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
   """The gate on other facts' states at the span, which must end the answers."""
-  guessed = host.own[hidden_share.OWN][1]
-  value = shares.share({hidden_share.OWN: np.stack([host.replaced, guessed])})
+  guessed = _columns(lines, 'base', hidden_share.OWN)[1]
+  value = shares.share({hidden_share.OWN: np.stack(
+      [_columns(lines, 'replaced'), guessed])})
   level = hidden_share.LARGEST
   return {'value': value, 'interval': [None, None], 'level': level,
           'holds': value <= level}
@@ -319,16 +359,15 @@ def _harmless(
 
 
 def _retained(
-    config, base, unlearned, questions: spans.Questions | None, layer: int,
-    resampling: Mapping[str, int]) -> dict[str, Any]:
+    lines: Sequence[Mapping[str, Any]], resampling: Mapping[str, int]
+) -> dict[str, Any]:
   """The gate on retained facts, with the edited model's states."""
   try:
-    if questions is None:
+    if not lines:
       raise NotMeasured('there are too few retain questions with partners')
-    host = hidden_share.Host(config, base, questions, layer)
-    shares = _shares(host, resampling)
-    return _left(shares, host.answers(unlearned)) | {
-        'questions': len(questions)}
+    shares = _shares(lines, resampling)
+    return _left(shares, _columns(lines, 'unlearned')) | {
+        'questions': len(lines)}
   except NotMeasured as error:
     return {'value': None, 'interval': [None, None],
             'level': hidden_share.HARMLESS, 'holds': verdict.INCONCLUSIVE,

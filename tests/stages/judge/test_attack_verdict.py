@@ -86,11 +86,19 @@ class JudgeTest(absltest.TestCase):
         found['difference']['lower_of_all'], recovery.excess(*gains).lower)
 
   def test_a_gain_that_guessing_explains_is_inconclusive(self):
-    found = _judge({'lora_3e-4': {'fp': [(0, 6), (10, 10)]}},
-                   {'lora_3e-4': {'fp': [(0, 6), (10, 10)]}})
+    answers = {'lora_3e-4': {'fp': [(0, 6), (10, 10)]}}
+    found = attack_verdict.judge(
+        _asked(answers, base=18), _asked(answers), **_OPTIONS)
     self.assertEqual(found['passed'], 'inconclusive')
     self.assertEqual(found['difference']['value'], 0)
     self.assertIn('may return (upper bound', found['reason'])
+
+  def test_a_base_that_hardly_leads_is_inconclusive(self):
+    answers = {'lora_3e-4': {'fp': [(0, 6), (10, 6)]}}
+    found = attack_verdict.judge(
+        _asked(answers, base=6), _asked(answers), **_OPTIONS)
+    self.assertEqual(found['passed'], 'inconclusive')
+    self.assertIn('so that little could return', found['reason'])
 
   def _thorough(self, forget, unknown, rates=3, steps=100, last_loss=0.4):
     """The same attacks on 60 facts of each side; the base knew 54."""

@@ -1,0 +1,119 @@
+"""Tables of the guides: stability of circuits, deployment, plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import json
+import pathlib
+
+from experiments.tables import cells
+from experiments.tables import stored
+from mansu_jax.report import words
+
+_GIB = 2**30
+# Folders of the circuits whose stability is shown.
+_CIRCUITS = ('stability/nodes', 'stability/neurons', 'stability/edges')
+_PHRASINGS = {'near': 'near phrasings', 'far': 'far phrasings'}
+
+
+def stability(results: pathlib.Path) -> str:
+  """Which circuit other facts and phrasings select; a column per circuit."""
+  runs = [stored.Run(results / name) for name in _CIRCUITS
+          if (results / name / 'record.json').is_file()]
+  if not runs:
+    return cells.NOTHING
+  columns = [dict(_stability_cells(run.record['circuit'])) for run in runs]
+  table = cells.table(
+      ('', *(_circuit(run.record) for run in runs)),
+      ((row, *(column[row] for column in columns)) for row in columns[0]))
+  return cells.blocks(table, cells.code(runs))
+
+
+def _circuit(record: stored.Record) -> str:
+  """Size and layers of a circuit."""
+  found, config = record['circuit'], record['config']['circuit']
+  if found['level'] == 'edge':
+    return f'{found["edges"]} of {found["candidates"]:,} edges'
+  sizes = words.listing([
+      f'{len(nodes):,} {name.replace("_", " ")}' if isinstance(nodes, list)
+      else f'{nodes:,} {name.replace("_", " ")}'
+      for name, nodes in found['nodes'].items()])
+  return (f'{sizes}, {cells.percent(found["share_of_weights"])} of the weights,'
+          f' layers {config["first_layer"]} to {config["last_layer"]}')
+
+
+def _stability_cells(found: stored.Record) -> Iterator[tuple[str, str]]:
+  """Rows of one circuit: shares selected again, then faithfulness."""
+  again = found['stability']
+  drawn = lambda entry: cells.estimate(entry | {'value': entry['mean']})
+  yield 'share selected again: resampled facts', drawn(
+      again['resamples']['kept'])
+  yield 'disjoint halves of the facts', drawn(again['halves']['kept'])
+  for name, label in _PHRASINGS.items():
+    yield label, cells.estimate(again['phrasings'][name]['kept'])
+  yield 'random circuits', drawn(again['random']['kept'])
+  halves = again['halves']
+  yield 'faithfulness: on its own pairs', cells.estimate(
+      halves['own_faithfulness'])
+  yield 'circuit of the other half', cells.estimate(halves['faithfulness'])
+  yield 'random circuits there', cells.number(found['random']['mean'])
+  for name, label in _PHRASINGS.items():
+    entry = again['phrasings'][name]
+    yield f'on {label}', cells.estimate(entry['faithfulness'])
+    yield f'random circuits on {label}', cells.estimate(
+        entry['random_faithfulness'])
+
+
+def _read(path: pathlib.Path) -> stored.Record | None:
+  if not path.is_file():
+    return None
+  return json.loads(path.read_text(encoding='utf-8'))
+
+
+def deployment(results: pathlib.Path) -> str:
+  """Accuracy of an exported model, simulated and in real engines."""
+  found = _read(results / 'deployment.json')
+  if found is None:
+    return cells.NOTHING
+  rows = []
+  splits = tuple(next(iter(found['schemes'].values()))['accuracy'])
+  for name, entry in found['schemes'].items():
+    pairs = (entry['accuracy'][split] for split in splits)
+    rounded = entry.get('rounded_activations')
+    rows.append((
+        f'`{name}`', *(f'{cells.number(pair["simulated"])} /'
+                       f' {cells.number(pair["real"])}' for pair in pairs),
+        f'{len(entry["differing"])} of {entry["n"]}',
+        cells.NONE if entry['weights'] is None
+        else str(entry['weights']['differing']),
+        cells.estimate(entry['difference'], 3, True),
+        cells.estimate(rounded and rounded['difference'], 3, True)))
+  heads = (split.removeprefix('forget_').removeprefix('retain_').replace(
+      '_', ' ') for split in splits)
+  return cells.table(
+      ('scheme', *heads, 'answers that differ', 'weights that differ',
+       'real - simulated', 'the same, activations in 8 bits'), rows)
+
+
+def plans(results: pathlib.Path) -> str:
+  """Memory and seconds of planned runs, by model and devices."""
+  found = _read(results / 'plans.json')
+  if found is None:
+    return cells.NOTHING
+  rows = []
+  names = tuple(found['plans'][0]['stages'])
+  for plan in found['plans']:
+    stages = plan['stages']
+    rows.append((
+        plan['model'], plan['topology'], ', '.join(plan['schemes']),
+        cells.number(plan['memory'] / _GIB), *(
+            cells.number(stages[name]['bytes'] / _GIB, 1) for name in names),
+        'yes' if plan['fits'] else 'no',
+        cells.number(plan['seconds_of_a_step']),
+        cells.number(sum(s['seconds'] for s in stages.values()), 0)))
+  environment = found['environment']
+  return cells.blocks(cells.table(
+      ('model', 'devices', 'schemes', 'GiB of each', *names, 'fits',
+       's a step', 's in all'), rows, 3),
+                      f'libtpu {environment["libtpu"]}; code'
+                      f' {environment["commit"][:7]}.')

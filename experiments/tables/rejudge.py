@@ -1,0 +1,128 @@
+"""Judges a stored run again, from its stored answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments.tables import stored
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import splits as splits_lib
+from mansu_jax.report import write
+from mansu_jax.runtime import environment
+from mansu_jax.runtime import files
+from mansu_jax.stages.judge import answers as answers_lib
+from mansu_jax.stages.judge import attack_verdict
+from mansu_jax.stages.judge import hidden_share
+from mansu_jax.stages.judge import verdict
+
+
+def rejudge(folder: pathlib.Path) -> None:
+  """Replaces what the record concludes; `environment` becomes this code's.
+
+  The environment that measured goes to `environment.earlier`, as for a run that
+  resumes.
+
+  Args:
+    folder: of a stored run.
+
+  Raises:
+    ValueError: there is no record, or the code differs from any commit.
+  """
+  if not (folder / 'record.json').is_file():
+    raise ValueError(
+        f'There is no record.json in {folder}; wanted the folder of a stored'
+        ' run. Correct the path.')
+  run = stored.Run(folder)
+  measured = dict(run.record['environment'])
+  earlier = measured.pop('earlier', [])
+  concluded = conclusions(run)
+  not_finite = [  # Keys such as /forgetting/choice.
+      *concluded.pop('not_finite', ()), *(
+          key for key in run.record.get('not_finite', ())
+          if key.split('/')[1] not in concluded)]
+  found = {k: v for k, v in run.record.items() if k != 'not_finite'}
+  found |= concluded | {'environment': environment.describe() | {
+      'earlier': [*earlier, measured]}}
+  if not_finite:
+    found['not_finite'] = not_finite
+  stored.check_storable(found, folder)
+  files.write_json(folder / 'record.json', found)
+
+
+def conclusions(run: stored.Run) -> dict[str, Any]:
+  """The entries of a record that follow from its stored answers.
+
+  Args:
+    run: a stored run.
+
+  Returns:
+    `forgetting`, `properties` and `verdict`, and where they were measured
+    `structure`, `attacks`, `attacks_unknown` and `attack_verdict`. R is taken
+    from the record.
+  """
+  record, config = run.record, run.record['config']
+  options = dict(resamples=config['eval']['bootstrap'], seed=config['seed'])
+  schemes = config['quant_schemes']
+  readings = _readings(run, options)
+  out = {'forgetting': verdict.readings_entry(readings, ('fp', *schemes))}
+  out |= _attacks(run, options)
+  structure = record.get('structure') or {'reason': 'it was not measured'}
+  if 'gates' in structure:
+    hidden = hidden_share.of_answers(structure | {
+        'sharp': structure['gates']['sharp_mover']['holds'],
+        'lines': run.lines('hidden_share')}, **options)
+    out['structure'] = hidden['structure']
+  else:
+    hidden = hidden_share.of_answers(structure, **options)
+  out['properties'] = {
+      'F': verdict.property_f(readings, ('fp', *schemes)),
+      'R': record['properties']['R'],
+      'Q': verdict.property_q(readings, schemes),
+      'S': verdict.property_s(hidden['S'], out.get('attack_verdict'))}
+  out['verdict'] = verdict.overall(out['properties'])
+  return write.as_json(out)
+
+
+def _readings(
+    run: stored.Run, options: dict[str, int]
+) -> dict[str, answers_lib.Reading]:
+  """The readings of the stored answers."""
+  asked: dict[str, list[stored.Line]] = {
+      name: [line for split in splits for line in run.split(split)]
+      for name, splits in splits_lib.OF_READING.items()}
+  for line in run.generated:
+    asked.setdefault(line['reading'], []).append(line)
+  return {name: _reading(asked[name], options)
+          for name in answers_lib.READINGS if asked.get(name)}
+
+
+def _reading(
+    lines: Sequence[stored.Line], options: dict[str, int]
+) -> answers_lib.Reading:
+  """A reading from lines of answers or of generated answers."""
+  columns = {name: {
+      (model, precision): np.array([
+          line['models'][model][precision][name] for line in lines])
+      for model, precisions in lines[0]['models'].items()
+      for precision in precisions} for name in ('correct', 'ignorance')}
+  # Generated answers are to the questions of the first reading.
+  questions = [questions_lib.of_line(line) for line in lines]
+  if 'choices' not in lines[0]:
+    questions = [dataclasses.replace(q, reading='choice') for q in questions]
+  return answers_lib.Reading(questions=questions, options=options, **columns)
+
+
+def _attacks(run: stored.Run, options: dict[str, int]) -> dict[str, Any]:
+  """Entries of the attacks; {} without any."""
+  sides: dict[str, list[stored.Line]] = {}
+  for line in run.lines('attacks'):
+    sides.setdefault(line['side'], []).append(line)
+  return attack_verdict.entries({
+      side: attack_verdict.Asked.of_lines(
+          lines, run.record['attack_setup'][side]['losses'])
+      for side, lines in sides.items()}, **options) if sides else {}
