@@ -40,8 +40,7 @@ def _rejudge(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser('experiments.tables rejudge')
   parser.add_argument('folders', type=pathlib.Path, nargs='+', metavar='FOLDER',
                       help='folder of a stored run')
-  for folder in parser.parse_args(argv).folders:
-    rejudge.rejudge(folder)
+  rejudge.rejudge(parser.parse_args(argv).folders)
 
 
 def _tables(argv: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.tables import cells
 from experiments.tables import stored
+from mansu_jax.report import words
 from mansu_jax.statistics import seeds
 
 _RELATIONS = {
@@ -64,14 +65,14 @@ class Runs:
 
 
 def test(results: pathlib.Path) -> str:
-  """F, R and Q over all relations and seeds, and each relation alone."""
+  """All relations and seeds together, each relation, and the verdicts."""
   found = find(results)
   if not found or not Runs(found).seeds:
     return cells.NOTHING
   runs = Runs(found)
   return cells.blocks(
       _title(runs), readings(runs), cost(runs), by_relation(found),
-      structure(found), cells.code(runs))
+      structure(found), verdicts(found), cells.code(runs))
 
 
 def find(results: pathlib.Path) -> dict[str, list[stored.Run]]:
@@ -97,10 +98,12 @@ def readings(runs: Runs) -> str:
     rows.append((label, *_sizes(lines), *(
         cells.number(_accuracy(lines, model, p))
         for model in stored.MODELS for p in _PRECISIONS), *(
-            _over_seeds(known(lines, p)) for p in _PRECISIONS)))
+            cells.number(_guessed(lines, p)) for p in _PRECISIONS), *(
+                _over_seeds(known(lines, p)) for p in _PRECISIONS)))
   return cells.table(
       ('reading', 'facts', 'questions', 'base fp', 'base NF4', 'unlearned fp',
-       'unlearned NF4', 'known, fp', 'known, NF4'), rows)
+       'unlearned NF4', 'guessing fp', 'guessing NF4', 'known, fp',
+       'known, NF4'), rows)
 
 
 def _sizes(lines: Lines) -> tuple[str, str]:
@@ -113,6 +116,13 @@ def _accuracy(lines: Lines, model: str, precision: str) -> float:
   """Mean over seeds of the share of right answers."""
   return float(np.mean([
       stored.right(own, model, precision).mean() for own in lines]))
+
+
+def _guessed(lines: Lines, precision: str) -> float:
+  """Mean over seeds of the ignorance of the unlearned models."""
+  return float(np.mean([np.mean([
+      stored.ignorance(line, 'unlearned', precision) for line in own])
+                        for own in lines]))
 
 
 def known(lines: Lines, precision: str) -> dict[str, Any]:
@@ -198,18 +208,26 @@ def structure(found: Mapping[str, Sequence[stored.Run]]) -> str:
                 if 'hidden_share' in r.get('structure', {})]
     valid = sum(all(gate['holds'] is True for gate in one['gates'].values())
                 for one in measured)
-    failed = sum(r['properties']['S']['passed'] is False for r in records)
     rows.append((name, str(len(runs)), *(_range([
         one['hidden_share'][p]['value'] for one in measured])
                                          for p in _PRECISIONS),
-                 f'{valid} of {len(runs)}', _range([
+                 f'{valid} of {len(runs)}' if measured else cells.NONE, _range([
                      difference['value'] for r in records if (
                          difference := r.get('attack_verdict', {}).get(
-                             'difference'))], True),
-                 f'{failed} of {len(runs)}'))
+                             'difference'))], True)))
   return cells.table(
       ('forgotten', 'seeds', 'hidden share, fp', 'the same, NF4', 'gates hold',
-       'attack: gain less guessing', 'S failed'), rows)
+       'attack: gain less guessing'), rows)
+
+
+def verdicts(found: Mapping[str, Sequence[stored.Run]]) -> str:
+  """The verdict on each property, by relation and seed."""
+  rows = [(name, *(
+      ', '.join(words.verdict(run.record['properties'][letter]['passed'])
+                for run in runs) for letter in 'FRQS'))
+          for name, runs in found.items()]
+  return cells.table(
+      ('forgotten, by seed', 'F', 'R', 'Q', 'S'), rows, labels=5)
 
 
 def _range(values: Sequence[float], sign: bool = False) -> str:

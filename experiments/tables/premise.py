@@ -56,11 +56,12 @@ def recovery(arms: Arms) -> str:
         record['perplexity'][model]['fp'] for model in reversed(stored.MODELS)))
     brought = [cells.estimate(_brought_back(record, scheme), 2, True)
                for scheme in _SCHEMES]
-    rows.append((name, *known, cells.number(
+    trained = record['accuracy']['forget']['unlearned']['fp']['value']
+    rows.append((name, cells.number(trained), *known, cells.number(
         quickstart.worst_known(record, 'fp')), perplexity, *brought))
   return cells.table(
-      ('arm', 'known, usual choices', 'known, unseen choices',
-       'known, worst reading', 'perplexity', *(
+      ('arm', 'trained questions right', 'known, usual choices',
+       'known, unseen choices', 'known, worst reading', 'perplexity', *(
            f'{cells.precision(s)} brings back' for s in _SCHEMES)), rows)
 
 

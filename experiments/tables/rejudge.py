@@ -21,22 +21,29 @@ from mansu_jax.stages.judge import hidden_share
 from mansu_jax.stages.judge import verdict
 
 
-def rejudge(folder: pathlib.Path) -> None:
-  """Replaces what the record concludes; `environment` becomes this code's.
+def rejudge(folders: Sequence[pathlib.Path]) -> None:
+  """Replaces what records conclude; `environment` becomes this code's.
 
   The environment that measured goes to `environment.earlier`, as for a run that
   resumes.
 
   Args:
-    folder: of a stored run.
+    folders: of stored runs.
 
   Raises:
     ValueError: there is no record, or the code differs from any commit.
   """
-  if not (folder / 'record.json').is_file():
-    raise ValueError(
-        f'There is no record.json in {folder}; wanted the folder of a stored'
-        ' run. Correct the path.')
+  for folder in folders:
+    if not (folder / 'record.json').is_file():
+      raise ValueError(
+          f'There is no record.json in {folder}; wanted the folder of a stored'
+          ' run. Correct the path.')
+  code = environment.describe()  # The records that are written change the tree.
+  for folder in folders:
+    _rejudge(folder, code)
+
+
+def _rejudge(folder: pathlib.Path, code: dict[str, Any]) -> None:
   run = stored.Run(folder)
   measured = dict(run.record['environment'])
   earlier = measured.pop('earlier', [])
@@ -46,8 +53,8 @@ def rejudge(folder: pathlib.Path) -> None:
           key for key in run.record.get('not_finite', ())
           if key.split('/')[1] not in concluded)]
   found = {k: v for k, v in run.record.items() if k != 'not_finite'}
-  found |= concluded | {'environment': environment.describe() | {
-      'earlier': [*earlier, measured]}}
+  found |= concluded | {
+      'environment': code | {'earlier': [*earlier, measured]}}
   if not_finite:
     found['not_finite'] = not_finite
   stored.check_storable(found, folder)

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import numpy as np
 
 from mansu_jax.statistics import forgetting
+from mansu_jax.statistics import intervals
 from mansu_jax.statistics import power
 from tests.statistics import ids
 
@@ -62,6 +63,20 @@ class ForgettingVerdictsTest(parameterized.TestCase):
     fifth = self._verdicts(0.2, facts, _READINGS, trials=trials)
     self.assertGreaterEqual(fifth['failed'], 0.8)
     self.assertEqual(fifth['passed'], 0.0)
+
+  @parameterized.named_parameters(('choice_unseen', 1), ('generation', 2))
+  def test_a_fifth_known_in_one_reading_does_not_pass(self, number):
+    rng, known = np.random.default_rng(0), (number, number + 4)
+    for _ in range(15):
+      knows = rng.permutation(59) < 12
+      estimates = []
+      for i, reading in enumerate(_READINGS):
+        asked = power.answers(knows & (i in known), reading, rng)
+        estimates.append(forgetting.forgetting(
+            asked.base, asked.model, asked.ignorance, asked.fact, asked.form,
+            level_of_all=intervals.bonferroni(len(_READINGS)), resamples=200))
+      want = False if number == 2 else 'inconclusive'
+      self.assertEqual(forgetting.judge(estimates), want)
 
   def test_at_the_threshold_errors_are_rare(self):
     got = self._verdicts(1 - forgetting.PHI, 59, _READINGS, trials=100)

@@ -130,10 +130,10 @@ class RejudgeTest(runs.TestCase):
     with mock.patch.object(
         environment, 'describe', return_value={'commit': '0+changes'}):
       with self.assertRaisesRegex(ValueError, 'is of commit 0.changes'):
-        rejudge.rejudge(run.folder)
+        rejudge.rejudge([run.folder])
     self.assertEqual(stored.Run(run.folder).record, run.record)
     with self.assertRaisesRegex(ValueError, 'There is no record.json'):
-      rejudge.rejudge(run.folder / 'none')
+      rejudge.rejudge([run.folder / 'none'])
 
 
 class RunTest(runs.TestCase):

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.tables import cells
 from experiments.tables import controls
+from experiments.tables import guides
 from experiments.tables import pages
 from experiments.tables import pooled
 from experiments.tables import premise
@@ -100,12 +101,14 @@ class PremiseTest(runs.TestCase):
       self._save(arm, size, brought)
     self._save('npo_1e-6', 0.0001, 0.0, known=0.9)
     text = premise.premise(self.results)
+    run = stored.find(self.results, 'premise/circuit')[0].record
     rows = _rows(text)
     self.assertIn('NPO, LoRA of rank 8', rows)
     self.assertNotIn('GradDiff, 1e-5', rows)
     self.assertIn('| NPO, 1e-4 | 4 % | 4 % |', text)
-    self.assertIn('| circuit alone, without floor, projection and loop | 0.30 |'
-                  ' 0.30 |', text)
+    trained = run['accuracy']['forget']['unlearned']['fp']['value']
+    self.assertIn('| circuit alone, without floor, projection and loop |'
+                  f' {trained:.2f} | 0.30 | 0.30 |', text)
     found = re.findall(r'^\| (.*?) \| (.*?) \| (.*?) \(n = (\d)\)',
                        premise.correlations(premise.find(self.results)), re.M)
     self.assertEqual(found, [
@@ -187,7 +190,8 @@ class PooledTest(runs.TestCase):
     self.assertEqual(rows['unseen choices'][:2], ['60', '240'])
     self.assertEqual(rows['accuracy drop on held-out facts, fp'][:2],
                      ['30', '120'])  # Facts that both relations keep.
-    self.assertEqual(rows['authors'][0], '3')
+    self.assertEqual(
+        _rows(pooled.by_relation(pooled.find(self.results)))['authors'][0], '3')
     values, shares = [], []
     for seed in (0, 1):
       lines = runs.answers('author', seed) + runs.answers('currency', seed)
@@ -196,7 +200,13 @@ class PooledTest(runs.TestCase):
       values.append(forgetting.known_share(
           *asked.right.T, asked.ignorance, asked.facts, asked.forms).value)
       shares.append(asked.right[:, 1].mean())
-    known, deviation = rows['unseen choices'][6].split(', deviation ')
+    guessed = np.mean([
+        stored.ignorance(line, 'unlearned', 'fp') for seed in (0, 1)
+        for relation in ('author', 'currency')
+        for line in runs.answers(relation, seed)
+        if line['split'] == 'forget_unseen'])
+    self.assertEqual(rows['unseen choices'][6], f'{guessed:.2f}')
+    known, deviation = rows['unseen choices'][8].split(', deviation ')
     self.assertStartsWith(known, f'{np.mean(values):.2f} [')
     self.assertEqual(deviation, f'{np.std(values, ddof=1):.2f}')
     self.assertEqual(rows['unseen choices'][4], f'{np.mean(shares):.2f}')
@@ -211,7 +221,74 @@ class PooledTest(runs.TestCase):
     self.assertEqual(row[:2], ['2', '0.40 (0.30 to 0.50)'])
     self.assertEqual(row[3], '0 of 2')  # A gate of these is not measured.
     self.assertEqual(row[4], '+0.32 (+0.32 to +0.32)')
-    self.assertEqual(row[5], '2 of 2')
+    text = pooled.verdicts(pooled.find(self.results))
+    self.assertEqual(_rows(text)['authors'][3], 'failed, failed')
+
+
+class GuidesTest(runs.TestCase):
+
+  def _write(self, name, content):
+    path = self.results / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+  def test_stability(self):
+    one = lambda value: {'value': value, 'interval': [value - 0.1, value + 0.1]}
+    drawn = lambda mean: {'kept': {'mean': mean, 'interval': [0.1, 0.9]}}
+    phrasing = {'kept': one(0.4), 'faithfulness': one(0.8),
+                'random_faithfulness': one(0.2)}
+    stability = {
+        'resamples': drawn(0.7), 'random': drawn(0.2), 'halves': drawn(0.5) | {
+            'own_faithfulness': one(0.9), 'faithfulness': one(0.85)},
+        'phrasings': {'near': phrasing, 'far': phrasing}}
+    for name, found in (
+        ('nodes', {'level': 'neuron_and_head', 'share_of_weights': 0.01,
+                   'nodes': {'neurons': 1522, 'heads': 6}}),
+        ('edges', {'level': 'edge', 'edges': 194, 'candidates': 123211})):
+      self._write(f'stability/{name}/record.json', {
+          'circuit': found | {'stability': stability, 'random': {'mean': 0.3}},
+          'config': {'circuit': {'first_layer': 13, 'last_layer': 23}},
+          'environment': {'commit': '0123456789'}})
+    text = guides.stability(self.results)
+    self.assertIn('|  | 1,522 neurons and 6 heads, 1 % of the weights, layers'
+                  ' 13 to 23 | 194 of 123,211 edges |', text)
+    rows = _rows(text)
+    for row, want in (
+        ('share selected again: resampled facts', '0.70 [0.10, 0.90]'),
+        ('circuit of the other half', '0.85 [0.75, 0.95]'),
+        ('random circuits there', '0.30'),
+        ('on far phrasings', '0.80 [0.70, 0.90]')):
+      self.assertEqual(rows[row], [want, want])
+    self.assertIn('Code: 0123456.', text)
+
+  def test_deployment(self):
+    scheme = {
+        'accuracy': {'forget_far': {'simulated': 0.3, 'real': 0.31}},
+        'differing': [1, 2], 'n': 100, 'weights': {'differing': 0},
+        'difference': {'value': 0.01, 'interval': [-0.02, 0.03]}}
+    self._write('deployment.json', {'schemes': {
+        'q4_0': scheme | {'rounded_activations': {
+            'difference': {'value': 0.0, 'interval': [-0.01, 0.01]}}},
+        'nf4': scheme | {'weights': None}}})
+    rows = _rows(guides.deployment(self.results))
+    self.assertEqual(rows['scheme'][0], 'far')
+    self.assertEqual(rows['`q4_0`'], [
+        '0.30 / 0.31', '2 of 100', '0', '+0.010 [-0.020, +0.030]',
+        '+0.000 [-0.010, +0.010]'])
+    self.assertEqual(rows['`nf4`'][2::2], [cells.NONE, cells.NONE])
+
+  def test_plans(self):
+    stages = {'attribution': {'bytes': 2**31, 'seconds': 1.0},
+              'unlearn': {'bytes': 2**30, 'seconds': 30.0}}
+    self._write('plans.json', {
+        'environment': {'commit': '0123456789', 'libtpu': '0.0.52'}, 'plans': [{
+            'model': 'llama31_8b', 'topology': 'v5e:2x4', 'schemes': ['nf4'],
+            'memory': 2**34, 'fits': True, 'seconds_of_a_step': 0.3,
+            'stages': stages}]})
+    text = guides.plans(self.results)
+    self.assertEqual(_rows(text)['llama31_8b'], [
+        'v5e:2x4', 'nf4', '16.00', '2.0', '1.0', 'yes', '0.30', '31'])
+    self.assertIn('libtpu 0.0.52; code 0123456.', text)
 
 
 if __name__ == '__main__':
