@@ -81,7 +81,7 @@ def deployment(results: pathlib.Path) -> str:
     pairs = (entry['accuracy'][split] for split in splits)
     rounded = entry.get('rounded_activations')
     rows.append((
-        f'`{name}`', *(f'{cells.number(pair["simulated"])} /'
+        name, *(f'{cells.number(pair["simulated"])} /'
                        f' {cells.number(pair["real"])}' for pair in pairs),
         f'{len(entry["differing"])} of {entry["n"]}',
         cells.NONE if entry['weights'] is None
