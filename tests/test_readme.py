@@ -7,6 +7,7 @@ import re
 from absl.testing import absltest
 import numpy as np
 
+from experiments.tables import cells
 from experiments.tables import pooled
 from experiments.tables import premise
 from experiments.tables import quickstart
@@ -44,8 +45,8 @@ class ReadmeTest(absltest.TestCase):
         for key in ('attacks', 'attacks_unknown'))
     attacked = json.loads(
         (_RESULTS / 'attacks/s0/record.json').read_text(encoding='utf-8'))
-    longest = lambda p: '{:.2f}'.format(max(
-        step['value'] for by_precision in attacked['attacks'].values()
+    longest = lambda key, p: '{:.2f}'.format(max(
+        step['value'] for by_precision in attacked[key].values()
         for step in by_precision[p]))
     cad = record['cad']
     trained = record['accuracy']['forget']['unlearned']['fp']['value']
@@ -64,15 +65,25 @@ class ReadmeTest(absltest.TestCase):
     retain_only = json.loads(
         (_RESULTS / 'retain_only/s0/record.json').read_text(encoding='utf-8'))
     left = lambda r: f'{quickstart.worst_known(r, "fp"):.2f}'
-    self.assertLen(arms, 8)
+    under_nf4 = premise.correlation(arms, 'carried', ('nf4',))
+    brought = mansu['properties']['Q']['by_scheme']
+    of_nf4 = brought['nf4']
+    for name in ('fp4', 'int4_g128', 'q4_k'):
+      self.assertLessEqual(brought[name]['value'], 0.0)
+    self.assertEqual(
+        carried(graddiff, 'fp4'), carried(self._premise('circuit'), 'q4_k'))
+    self.assertLen(arms, 9)
     self.assertEqual(min(
         float(carried(mansu, s)) for s in mansu['survival']), 1.0)
     for shown in (
         f'Q4_K brings back {back("q4_k")} of the knowledge in choice questions'
         f' and FP4 {back("fp4")} (NF4 none)',
-        f'(rank correlation {correlation("carried")} over eight methods that'
-        ' forgot and four quantizers), not the edit\'s size'
-        f' ({correlation("size of the edit")}).',
+        f'(rank correlation {correlation("carried")} over nine methods that'
+        f' forgot and four quantizers, but {under_nf4} under NF4 alone), not the'
+        f' edit\'s size ({correlation("size of the edit")}).',
+        f'FP4 carries {carried(graddiff, "fp4")} of GradDiff\'s edit, Q4_K of'
+        ' the third row\'s.',
+        f'INT4 and Q4_K brought nothing back, and NF4 {cells.estimate(of_nf4)}.',
         f'Q4_K carries {carried(graddiff, "q4_k")} of GradDiff\'s edit, FP4'
         f' {carried(in_bfloat16, "fp4")} of the one in bfloat16',
         f'the table\'s MANSU leaves {left(mansu)} in the worst reading,'
@@ -84,9 +95,11 @@ class ReadmeTest(absltest.TestCase):
         f'scores, is {cad["value"]:.2f} on the circuit and'
         f' {cad["nulls"]["random_circuits"]["mean"]:.2f} on random',
         f'facts gain {gain(record)}, and {gain(retain_only)} by the retain',
-        f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])}),'
-        f' the best long attack to {longest("fp")} (NF4 {longest("nf4")});',
-        f'stay at {" to ".join(unknown["fp"])} in ten steps.',
+        f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])})'
+        f' and facts never known from {" to ".join(unknown["fp"])}; the best'
+        f' attacks of 100 steps, to {longest("attacks", "fp")} (NF4'
+        f' {longest("attacks", "nf4")}) and'
+        f' {longest("attacks_unknown", "fp")}.',
         f'({trained:.2f} right)'):
       self.assertIn(shown, text)
 
@@ -105,6 +118,8 @@ class ReadmeTest(absltest.TestCase):
     lost = lambda runs, p: pooled.dropped(
         runs.split('retain_heldout'), p)['value']
     landmarks = pooled.Runs({'landmarks': found["Europe's landmarks"]})
+    self.assertNotIn(
+        True, [run.record['properties']['F']['passed'] for run in runs])
     self.assertLen(found, 6)
     self.assertLen(hidden, 5 * 3)
     self.assertEqual(runs.seeds, [0, 1, 2])
@@ -116,8 +131,8 @@ class ReadmeTest(absltest.TestCase):
         f' Held-out facts gain {-lost(runs, "fp"):.3f} on average, but lose'
         f' {lost(landmarks, "fp"):.2f} (NF4 {lost(landmarks, "nf4"):.2f}) where'
         " Europe's landmarks are forgotten. NF4 brings nothing back"
-        f' ({back:.2f}). {min(hidden):.2f} to {max(hidden):.2f} of five'
-        ' relations is hidden.',
+        f' ({back:.2f}). In full precision {min(hidden):.2f} to'
+        f' {max(hidden):.2f} of five relations is hidden. F passes on none.',
         ' '.join(_README.read_text(encoding='utf-8').split()))
 
   def _premise(self, arm):

@@ -145,9 +145,10 @@ def forgotten(arms: Arms) -> dict[str, stored.Run]:
       if (x := _known(run.record, reading)) is not None) <= _FORGOTTEN}
 
 
-def correlation(arms: Arms, name: str) -> str:
+def correlation(
+    arms: Arms, name: str, schemes: Sequence[str] = _SCHEMES) -> str:
   """Rank correlation of recovery with a measure over arms and quantizers."""
-  return _correlation(arms, _EXPLAIN[name], _SCHEMES).partition(' ')[0]
+  return _correlation(arms, _EXPLAIN[name], schemes).partition(' ')[0]
 
 
 def _correlation(

@@ -49,12 +49,13 @@ def first(results: pathlib.Path) -> str:
         rows.append(('base', *_first_cells(run.record, 'base')))
       rows.append((name, *_first_cells(run.record, 'unlearned')))
   return cells.table(
-      ('', 'right, fp', 'right, NF4', 'perplexity, fp', 'perplexity, NF4', *(
+      ('', 'trained, fp', 'right, fp', 'right, NF4', 'perplexity, fp', 'perplexity, NF4', *(
           f'{name} brings back' for name in _QUANTIZERS.values())), rows)
 
 
 def _first_cells(record: stored.Record, model: str) -> Iterator[str]:
   """Cells of a model in README's first table."""
+  yield cells.number(record['accuracy']['forget'][model]['fp']['value'])
   found = record['forgetting']['choice_unseen'][model]
   yield from (cells.number(found[p]['value']) for p in _PRECISIONS)
   yield from (cells.number(record['perplexity'][model][p], 1)

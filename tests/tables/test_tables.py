@@ -75,10 +75,10 @@ class QuickstartTest(runs.TestCase):
     self.save('premise/mansu_four')
     rows = _rows(quickstart.first(self.results))
     self.assertEqual(list(rows), ['', '---', 'base', 'MANSU'])
-    self.assertEqual(rows['base'][4:], [cells.NONE] * 4)
+    self.assertEqual(rows['base'][5:], [cells.NONE] * 4)
     self.save('premise/circuit')
     self.assertLen(_rows(quickstart.first(self.results)), 5)
-    self.assertEqual(rows['MANSU'][4:6], ['-0.01 [-0.05, +0.02]', cells.NONE])
+    self.assertEqual(rows['MANSU'][5:7], ['-0.01 [-0.05, +0.02]', cells.NONE])
 
 
 class PremiseTest(runs.TestCase):
