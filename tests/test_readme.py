@@ -92,7 +92,7 @@ class ReadmeTest(absltest.TestCase):
         f' (NF4 {hidden["nf4"]["block"]:.2f}); by itself it answers'
         f' {hidden["fp"]["own"]:.2f}. So {hidden["fp"]["value"]:.2f}'
         f' [{low:.2f}, {high:.2f}] of',
-        f'scores, is {cad["value"]:.2f} on the circuit and'
+        f'scores, is {cad["value"]:.2f} on the circuit,'
         f' {cad["nulls"]["random_circuits"]["mean"]:.2f} on random',
         f'facts gain {gain(record)}, and {gain(retain_only)} by the retain',
         f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])})'
