@@ -23,7 +23,7 @@ Exit status:
   2: bad input, workdir in use, or a file that cannot be read or written
   3: the verdict is not `passed` (with --fail_on_verdict)
   4: the planned run does not fit the devices
-  75: stopped by SIGTERM or ctrl-C; the same command resumes an unlearning run
+  75: stopped by SIGTERM or ctrl-C; the same command resumes a run or an audit
   134: timed out waiting for another process (with --mesh_distributed)
 """
 
@@ -110,7 +110,7 @@ def _should_log(record: Any) -> bool:
 
 def _effect_of_repeating(flag_values: flags.FlagValues) -> str:
   """What the same command does after a stop, as a verb phrase."""
-  return ('resumes the run' if flag_values.mode == 'unlearn'
+  return ('resumes the run' if flag_values.mode in ('unlearn', 'audit')
           else 'starts again from the beginning')
 
 

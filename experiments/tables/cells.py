@@ -80,9 +80,19 @@ def table(
 
 
 def code(runs: Iterable[stored.Run]) -> str:
-  """A line that names the code of the runs; '' without runs."""
+  """A line that names the code that judged the runs, and what it resumed.
+
+  Args:
+    runs: any number; '' without runs.
+  """
+  runs = list(runs)
   commits = dict.fromkeys(run.commit[:7] for run in runs)
-  return f'Code: {", ".join(commits)}.' if commits else ''
+  earlier = {
+      one['commit'][:7] for run in runs
+      for one in run.record['environment'].get('earlier', ())} - commits.keys()
+  trained = (f'; trained or measured in part by'
+             f' {words.listing(sorted(earlier))}' if earlier else '')
+  return f'Code: {", ".join(commits)}{trained}.' if commits else ''
 
 
 def blocks(*parts: str) -> str:

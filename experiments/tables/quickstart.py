@@ -49,8 +49,9 @@ def first(results: pathlib.Path) -> str:
         rows.append(('base', *_first_cells(run.record, 'base')))
       rows.append((name, *_first_cells(run.record, 'unlearned')))
   return cells.table(
-      ('', 'trained, fp', 'right, fp', 'right, NF4', 'perplexity, fp', 'perplexity, NF4', *(
-          f'{name} brings back' for name in _QUANTIZERS.values())), rows)
+      ('', 'trained, fp', 'right, fp', 'right, NF4', 'perplexity, fp',
+       'perplexity, NF4', *(
+           f'{name} brings back' for name in _QUANTIZERS.values())), rows)
 
 
 def _first_cells(record: stored.Record, model: str) -> Iterator[str]:

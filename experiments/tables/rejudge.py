@@ -78,14 +78,9 @@ def conclusions(run: stored.Run) -> dict[str, Any]:
   readings = _readings(run, options)
   out = {'forgetting': verdict.readings_entry(readings, ('fp', *schemes))}
   out |= _attacks(run, options)
-  structure = record.get('structure') or {'reason': 'it was not measured'}
-  if 'gates' in structure:
-    hidden = hidden_share.of_answers(structure | {
-        'sharp': structure['gates']['sharp_mover']['holds'],
-        'lines': run.lines('hidden_share')}, **options)
+  hidden = hidden_share.of_answers(_hidden_answers(run), **options)
+  if 'structure' in record:
     out['structure'] = hidden['structure']
-  else:
-    hidden = hidden_share.of_answers(structure, **options)
   out['properties'] = {
       'F': verdict.property_f(readings, ('fp', *schemes)),
       'R': record['properties']['R'],
@@ -93,6 +88,23 @@ def conclusions(run: stored.Run) -> dict[str, Any]:
       'S': verdict.property_s(hidden['S'], out.get('attack_verdict'))}
   out['verdict'] = verdict.overall(out['properties'])
   return write.as_json(out)
+
+
+def _hidden_answers(run: stored.Run) -> dict[str, Any]:
+  """What `hidden_share.of_answers` takes, from the stored run."""
+  found = run.record.get('structure') or {'reason': 'it was not measured'}
+  if 'mover_layer' not in found:
+    return found
+  lines = run.lines('hidden_share')
+  if not lines or 'replaced' not in lines[0]:
+    raise ValueError(
+        f'{run.folder}/hidden_share.jsonl.gz lacks the answers of the gates,'
+        ' which earlier versions did not write; resume the run and store it'
+        ' again.')
+  sharp = (found['gates']['sharp_mover']['holds'] if 'gates' in found
+           else found['sharp'])
+  return {'mover_layer': found['mover_layer'], 'by_layer': found['by_layer'],
+          'sharp': sharp, 'lines': lines}
 
 
 def _readings(

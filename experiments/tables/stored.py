@@ -60,7 +60,7 @@ class Run:
 
   @property
   def commit(self) -> str:
-    """The code that ran."""
+    """The code that judged; `environment.earlier` has what ran before."""
     return self.record['environment']['commit']
 
   @functools.cached_property

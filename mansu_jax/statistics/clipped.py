@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import math
 from typing import NamedTuple
 
@@ -94,15 +95,30 @@ def guessing_errors(
   return np.array(found)
 
 
-class Share(NamedTuple):
-  """The known share as a function of means of the columns `table`."""
+class Parts(NamedTuple):
+  """Means of n questions, by form, [..., F], or [..., 2, F] for two models."""
 
-  # [n, 2 + 3 F]: what guesses leave open for the two models, then a form's mark
-  # and the leads of the two models.
-  table: np.ndarray
+  size: np.ndarray  # Share of the questions.
+  leads: np.ndarray  # Of the base and of the unlearned model, times size.
+  room: np.ndarray  # What guesses leave open to each, 1 - ignorance.
+
+  @property
+  def weight(self) -> np.ndarray:
+    """Weight of each form: its questions, and what guesses leave open."""
+    return self.size * self.room.min(-2)
+
+
+class Share(NamedTuple):
+  """The known share as a function of means of the columns `table`.
+
+  A form weighs as much as its questions and the lesser room of the two models,
+  for both models alike: a form in which one of them guesses nearly all right
+  says little.
+  """
+
+  table: np.ndarray  # [n, 5 F]: a form's mark, two leads, and two rooms.
   sigma: np.ndarray  # [F] of the noise that must not count as knowledge.
   counted: np.ndarray  # [F] 1 if the base leads.
-  lead: float  # Lead a question that is all of the base's knowledge.
 
   @classmethod
   def of(cls, columns: np.ndarray, index: np.ndarray,
@@ -115,38 +131,82 @@ class Share(NamedTuple):
       index: [n] fact of each question.
       number: [n] form of each question, 0 to F - 1.
     """
-    leads = columns[:, :2] - columns[:, 2:]
-    base, unlearned = leads[:, [0]], leads[:, [1]]
+    leads, room = columns[:, :2] - columns[:, 2:], 1 - columns[:, 2:]
     marks = np.eye(number.max() + 1)[number]
-    room = 1 - columns[:, 2:]
     table = np.concatenate(
-        [room, marks, marks * unlearned, marks * base], 1)
-    of_base = (marks * base).mean(0)
-    counted = (of_base > 0).astype(np.float64)
+        [marks, *(marks * x[:, [i]] for x in (leads, room) for i in (0, 1))], 1)
     sigma = np.minimum(
-        standard_errors(unlearned[:, 0], columns[:, 1], index, number),
+        standard_errors(leads[:, 1], columns[:, 1], index, number),
         guessing_errors(columns, index, number))
-    lead = _full_lead(room.mean(0), of_base @ counted)
-    return cls(table, sigma, counted, float(lead))
+    return cls(table, sigma, ((marks * leads[:, [0]]).sum(0) > 0).astype(float))
 
-  def __call__(self, means: np.ndarray) -> np.ndarray:
-    """[..., 2 + 3 F] means -> [...] known share; nan without a lead or room."""
-    size, left, base = np.split(means[..., 2:], 3, -1)
-    mean = left / np.where(size > 0, size, 1.0)
-    known = (size * positive_part(mean, self.sigma)).sum(-1)
-    lead = _full_lead(means[..., :2], base @ self.counted)
-    return np.where(lead > 0, known / np.where(lead > 0, lead, 1.0), np.nan)
+  def parts(self, means: np.ndarray) -> Parts:
+    """[..., 5 F] means of `table` -> their parts."""
+    size, base, unlearned, *room = np.split(means, 5, -1)
+    room = np.stack(room, -2) / np.where(size > 0, size, 1.0)[..., None, :]
+    return Parts(size, np.stack([base, unlearned], -2), room)
+
+  def __call__(
+      self, means: np.ndarray, weight: np.ndarray | None = None,
+      clip: bool = True) -> np.ndarray:
+    """[..., 5 F] means -> [...] known share; nan without a lead or room.
+
+    Args:
+      means: of `table`.
+      weight: [..., F] weights of the forms; None: their own.
+      clip: whether leads are clipped at 0 form by form.
+    """
+    found = self.parts(means)
+    weight = found.weight if weight is None else weight
+    base, unlearned = np.moveaxis(
+        found.leads / np.where(found.size > 0, found.size, 1.0)[..., None, :],
+        -2, 0)
+    if clip:
+      unlearned = positive_part(unlearned, self.sigma)
+    # A form without room has no weight.
+    room = np.where(found.room > 0, found.room, 1.0)
+    known = (weight * unlearned / room[..., 1, :]).sum(-1)
+    whole = (weight * base * self.counted / room[..., 0, :]).sum(-1)
+    return np.where(whole > 0, known / np.where(whole > 0, whole, 1.0), np.nan)
+
+  @property
+  def slopes(self) -> np.ndarray:
+    """[F] change of the known share with the mean lead of all questions."""
+    found = self.parts(self.table.mean(0))
+    weight, room = found.weight, np.where(found.room > 0, found.room, 1.0)
+    base = found.leads[0] / np.where(found.size > 0, found.size, 1.0)
+    whole = weight @ (base * self.counted / room[0])
+    return weight / np.where(found.size > 0, found.size, 1.0) / room[1] / whole
+
+  @property
+  def lead(self) -> float:
+    """Lead a question that is all of the base's knowledge."""
+    return 1 / float(self.slopes @ self.table.mean(0)[:len(self.sigma)])
 
 
-def _full_lead(room: np.ndarray, lead: np.ndarray | float) -> np.ndarray:
-  """Lead of the unlearned model if it knew what the base knows.
+def difference(
+    after: Share, before: Share
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+  """The gap between two known shares in the same questions.
+
+  Both weigh the forms alike, so that a change of what is guessed is no gap.
 
   Args:
-    room: [..., 2] 1 - ignorance of the base and of the unlearned model.
-    lead: [...] of the base.
+    after: one share.
+    before: the one that is subtracted.
+
+  Returns:
+    The tables side by side, and the gap as a function of their means.
   """
-  base, unlearned = room[..., 0], room[..., 1]
-  return lead * unlearned / np.where(base > 0, base, np.inf)
+  width = after.table.shape[1]
+
+  def gap(means: np.ndarray) -> np.ndarray:
+    sides = means[..., :width], means[..., width:]
+    weight = np.minimum(*(share.parts(side).weight
+                          for share, side in zip((after, before), sides)))
+    return after(sides[0], weight) - before(sides[1], weight)
+
+  return np.concatenate([after.table, before.table], 1), gap
 
 
 def error_of_these_facts(
@@ -158,8 +218,9 @@ def error_of_these_facts(
 
   * how its forms differ. A fact with one form gives its deviation from the
     mean of all facts instead;
-  * guesses that agree in all forms. They are right for the variance of a guess
-    at each fact, and answers cannot tell them from knowledge;
+  * guesses that agree in all forms, and the error of the measured ignorance.
+    They are right for the variance of a guess at each fact, and answers cannot
+    tell them from knowledge;
   * one more fact with a form that differs, so that it is never 0.
 
   Args:
@@ -168,18 +229,22 @@ def error_of_these_facts(
     number: as for `Share.of`.
 
   Returns:
-    The error, relative to the base's lead.
+    The error, relative to the base's knowledge.
   """
   facts, forms = index.max() + 1, number.max() + 1
   cell = index * forms + number
-  table = lambda x: np.bincount(cell, x, facts * forms).reshape(facts, forms)
+  weight = Share.of(columns, index, number).slopes[number]
+  table = lambda x: np.bincount(cell, x * weight, facts * forms).reshape(
+      facts, forms)
   asked = table(np.ones(len(cell)))  # [facts, forms]
   total = table(columns[:, 1] - columns[:, 3])
   size, used = asked.sum(1), (asked > 0).sum(1)
-  mean = np.where(used > 1, total.sum(1) / used, total.sum() / used.sum())
+  mean = np.where(used > 1, total.sum(1) / np.maximum(used, 1),
+                  total.sum() / max(used.sum(), 1))
   differ = np.where(asked > 0, (total - mean[:, None])**2, 0.0).sum(1)
   within = np.sum(differ * used / np.maximum(used - 1, 1))
-  ignorance = table(columns[:, 3]).sum(1) / size
-  lucky = np.sum(size**2 * ignorance * (1 - ignorance))
-  lead = len(columns) * Share.of(columns, index, number).lead
-  return math.sqrt(within + lucky + asked.max()**2) / lead
+  guessed = table(columns[:, 3]).sum(1)
+  ignorance = guessed.sum() / size.sum()
+  lucky = ignorance * (1 - ignorance) * np.sum(size**2) + np.sum(
+      (guessed - size * ignorance)**2)
+  return math.sqrt(within + lucky + asked.max()**2) / len(columns)

@@ -13,16 +13,18 @@ the upper bound of the known share is cautious for an ignorant model. It holds
 the truth least often, in about 9 trials of 10, if a tenth of 60 facts is known.
 
 A run passes by these bounds. It fails by `upper_of_all`, the lower one of two
-bounds: for facts like these, and for these very facts, which were to be
-forgotten. The first is wide where few facts are known: alone it would need
-about twice as many facts to fail a model that still knows a fifth. The second
-is wide where guesses may agree, as with few facts in many forms.
+bounds: for facts like these, from leads that are not clipped, and for these
+very facts, which were to be forgotten. The first is wide where few facts are
+known: alone it would need about twice as many facts to fail a model that still
+knows a fifth. The second is wide where guesses may agree, as with few facts in
+many forms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -35,7 +37,7 @@ from mansu_jax.statistics import gaps
 from mansu_jax.statistics import verdict
 
 # Forgetting that a run must reach. With the questions of the power test for 59
-# facts, a model that knows nothing passes in 0.86 of trials and one that still
+# facts, a model that knows nothing passes in 0.87 of trials and one that still
 # knows a fifth of the facts fails in all; at 0.85 the first falls to 0.75.
 PHI = 0.84
 
@@ -66,13 +68,13 @@ def known_share(
     resamples: int = bootstrap.RESAMPLES, seed: int = 0) -> bootstrap.Estimate:
   """Share of the base's knowledge that the unlearned model still shows.
 
-  With n_f questions of form f and the mean ignorance ign of each model, the
-  ratio of two shares of known facts,
+  With the mean ignorance ign_f of each model in form f, the ratio of
 
-    sum_f n_f positive_part(acc_u,f - ign_u,f, sigma_f)
-    / sum_f n_f (1 - ign_u,f),
+    sum_f w_f positive_part(acc_u,f - ign_u,f, sigma_f) / (1 - ign_u,f),
+    sum_f w_f (acc_0,f - ign_0,f) / (1 - ign_0,f).
 
-    sum_f n_f (acc_0,f - ign_0,f) / sum_f n_f (1 - ign_0,f).
+  The weight w_f is the number of questions of the form times the lesser
+  1 - ign_f of the two models.
 
   `positive_part` and the standard errors by fact, sigma_f, are those of
   `clipped`. A form in which the base does not lead ignorance adds nothing to
@@ -113,7 +115,7 @@ def known_share(
   columns, index = _columns(facts, ignorance, base=base, unlearned=unlearned)
   number = _numbered(forms, len(columns))
   options = {'level': level, 'resamples': resamples, 'seed': seed}
-  if not _leads(columns, (0, 1), index, options):
+  if not _leads(columns[:, 0] - columns[:, 2], index, options):
     return _undefined(columns, index)
   return _estimate_share(columns, index, number, options)
 
@@ -152,7 +154,8 @@ def forgetting(
         left.value - stats.norm.isf(tail) * clipped.error_of_these_facts(
             columns, index, number),
         _estimate_share(columns, index, number, {
-            'level': 1 - tail, 'resamples': resamples, 'seed': seed}).lower)
+            'level': 1 - tail, 'resamples': resamples, 'seed': seed},
+                        clip=False).lower)
     of_all = 1 - least
   return Forgetting(
       value=1 - left.value, n=left.n, facts=left.facts,
@@ -194,19 +197,16 @@ def known_gap(
   number = _numbered(forms, len(columns))
   options = {'level': level, 'resamples': resamples, 'seed': seed}
   for side in (0, 2):
-    if not _leads(columns, (side, side + 1), index, options):
+    if not _leads(columns[:, side] - columns[:, side + 4], index, options):
       return _undefined(columns, index)
   after = clipped.Share.of(columns[:, [0, 1, 4, 5]], index, number)
   before = clipped.Share.of(columns[:, [2, 3, 6, 7]], index, number)
-  width = after.table.shape[1]
-
-  def gap(means: np.ndarray) -> np.ndarray:
-    return after(means[..., :width]) - before(means[..., width:])
-
-  table = np.concatenate([after.table, before.table], 1)
+  table, gap = clipped.difference(after, before)
   changed = columns[:, 1] - columns[:, 3]
   guard = bootstrap.difference_guard(changed, index, 1.0)
   value = float(gap(table.mean(0)))
+  if not math.isfinite(value):
+    return _undefined(columns, index)
   lead = min(after.lead, before.lead)
 
   def bounds(tail: float) -> tuple[float, float]:
@@ -310,9 +310,20 @@ def judge(
 
 def _estimate_share(
     columns: np.ndarray, index: np.ndarray, number: np.ndarray,
-    options: dict[str, Any]) -> bootstrap.Estimate:
-  """The known share; arguments as for `clipped.Share.of`."""
+    options: dict[str, Any], clip: bool = True) -> bootstrap.Estimate:
+  """The known share; arguments as for `clipped.Share.of`.
+
+  Args:
+    columns: as for `clipped.Share.of`; other arguments too.
+    index: likewise.
+    number: likewise.
+    options: of the bootstrap.
+    clip: whether leads are clipped.
+  """
   share = clipped.Share.of(columns, index, number)
+  statistic = functools.partial(share, clip=clip)
+  if not math.isfinite(statistic(share.table.mean(0))):
+    return _undefined(columns, index)
   right, ignorance = columns[:, 1].mean(), columns[:, 3].mean()
   guard = bootstrap.share_guard(columns[:, 1], index)
   lead = max(right - ignorance, 0.0)
@@ -323,25 +334,12 @@ def _estimate_share(
             (lead + high - right) / share.lead)
 
   return bootstrap.estimate(
-      share.table, index, share, guard._replace(bounds=bounds), **options)
+      share.table, index, statistic, guard._replace(bounds=bounds), **options)
 
 
 def _leads(
-    columns: np.ndarray, models: tuple[int, int], index: np.ndarray,
-    options: dict[str, Any]) -> bool:
-  """Whether the base leads and guesses leave the unlearned model room.
-
-  Args:
-    columns: [n, 2k] from `_columns`.
-    models: columns of the base's answers and of the unlearned model's.
-    index: [n] fact of each question.
-    options: of the bootstrap.
-  """
-  base, unlearned = models
-  count = columns.shape[1] // 2
-  if columns[:, unlearned + count].min() >= 1:
-    return False
-  leads = columns[:, base] - columns[:, base + count]
+    leads: np.ndarray, index: np.ndarray, options: dict[str, Any]) -> bool:
+  """Whether the lower bound of the mean lead [n] is above 0."""
   return gaps.mean_difference(leads, index, largest=1.0, **options).lower > 0
 
 

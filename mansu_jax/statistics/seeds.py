@@ -238,6 +238,8 @@ def known_share(asked: Sequence[Asked], **options: Any) -> OverSeeds:
   if not _leads(asked, **options):
     return _undefined(asked)
   shares = [_share(one) for one in asked]
+  if not all(math.isfinite(found(found.table.mean(0))) for found in shares):
+    return _undefined(asked)
   samples = [Sample(found.table, one.facts, found)
              for found, one in zip(shares, asked)]
   right = np.concatenate([one.right[:, 1] for one in asked]).astype(float)
@@ -271,9 +273,8 @@ def known_gap(
   samples, leads = [], []
   for after, before in zip(quantized, fp, strict=True):
     new, old = _share(after), _share(before)
-    samples.append(Sample(
-        np.concatenate([new.table, old.table], 1), after.facts,
-        _difference(new, old)))
+    table, gap = clipped.difference(new, old)
+    samples.append(Sample(table, after.facts, gap))
     leads.append(min(new.lead, old.lead))
   changed = np.concatenate([
       after.right[:, 1] - 1.0 * before.right[:, 1]
@@ -282,6 +283,8 @@ def known_gap(
       changed, _index([one.facts for one in fp]), 1.0)
   value = float(np.mean([
       sample.statistic(sample.columns.mean(0)) for sample in samples]))
+  if not math.isfinite(value):
+    return _undefined(quantized)
   mean, lead = changed.mean(), float(np.mean(leads))
 
   def bounds(tail: float) -> tuple[float, float]:
@@ -327,17 +330,8 @@ def _share(asked: Asked) -> clipped.Share:
   return clipped.Share.of(columns, index, number)
 
 
-def _difference(
-    after: clipped.Share, before: clipped.Share) -> bootstrap.Statistic:
-  """The gap between two known shares, of their tables side by side."""
-  width = after.table.shape[1]
-  return lambda means: after(means[..., :width]) - before(means[..., width:])
-
-
 def _leads(asked: Sequence[Asked], **options: Any) -> bool:
-  """Whether the bases lead, all together, and guesses leave each model room."""
-  if any(one.ignorance[:, 1].min() >= 1 for one in asked):
-    return False
+  """Whether the bases are right more often than by ignorance, all together."""
   leads = np.concatenate([
       one.right[:, 0] - one.ignorance[:, 0] for one in asked])
   facts = [fact for one in asked for fact in one.facts]

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -18,6 +19,8 @@ from mansu_jax.models.families import llama
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.report import write as report
+from mansu_jax.runtime import preemption
+from mansu_jax.stages.judge import judging
 from mansu_jax.report.sections import summary
 from tests import bad_input
 from tests import runs
@@ -359,19 +362,32 @@ class RefusalTest(bad_input.Refusals):
 
 class MainTest(_Folder):
 
-  def test_exit_status_follows_the_verdict_on_request(self):
+  def _run(self, root, *more):
+    """Status and output of an audit of weights."""
     base, model = self.folder / 'base', self.folder / 'model'
-    config, params, tokenizer = tiny_job.base(train=False)
-    hf_io.write(base, config, params, tokenizer)
-    embed = jnp.asarray(params['embed']).at[3].mul(2)
-    hf_io.write(model, config, params | {'embed': embed}, tokenizer)
-    args = ['--mode=audit', f'--base={base}', f'--model={model}']
-    run = lambda root, *more: bad_input.status(
-        [*args, f'--workdir={self.folder / root}', *more])[0]
-    self.assertEqual(run('one'), 0)
+    if not base.exists():
+      config, params, tokenizer = tiny_job.base(train=False)
+      hf_io.write(base, config, params, tokenizer)
+      embed = jnp.asarray(params['embed']).at[3].mul(2)
+      hf_io.write(model, config, params | {'embed': embed}, tokenizer)
+    return bad_input.status([
+        '--mode=audit', f'--base={base}', f'--model={model}',
+        f'--workdir={self.folder / root}', *more])
+
+  def test_exit_status_follows_the_verdict_on_request(self):
+    self.assertEqual(self._run('one')[0], 0)
     self.assertIn('in none of 3 layers',
                   (self.folder / 'one' / 'report.md').read_text())
-    self.assertEqual(run('two', '--fail_on_verdict'), main.VERDICT_FAILED)
+    self.assertEqual(
+        self._run('two', '--fail_on_verdict')[0], main.VERDICT_FAILED)
+
+  def test_a_stopped_audit_says_that_it_resumes(self):
+    with mock.patch.object(
+        judging, 'run', side_effect=preemption.Stopped('SIGTERM')):
+      status, said = self._run('one')[:2]
+    self.assertEqual(status, 75)
+    self.assertIn('the same command resumes the run', said)
+    self.assertEqual(self._run('one')[0], 0)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,8 @@ from absl.testing import parameterized
 import numpy as np
 import pytest
 
+from experiments.tables import rejudge
+from experiments.tables import stored
 from mansu_jax.stages.judge import attacks
 from mansu_jax.stages.judge import hidden_share
 from mansu_jax.stages.judge import recall
@@ -98,6 +100,15 @@ class MeasuresTest(parameterized.TestCase):
             for line in lines for found in line['attacks'].values()]))
     self.assertEqual(
         self.record['attack_verdict']['passed'], 'inconclusive')
+
+  def test_stored_answers_give_the_conclusions_again(self):
+    with mock.patch.object(stored, 'check_storable'):
+      stored.store(self.root, self.folder / 'stored')
+    got = rejudge.conclusions(stored.Run(self.folder / 'stored'))
+    got.pop('not_finite', None)
+    self.assertContainsSubset(
+        {'forgetting', 'properties', 'verdict', 'structure', 'attacks'}, got)
+    self.assertEqual(got, {key: self.record[key] for key in got})
 
   def test_the_report_shows_them(self):
     text = (self.root / 'report.md').read_text()

@@ -176,6 +176,23 @@ class KnownGapTest(absltest.TestCase):
     self.assertTrue(np.isnan(self._gap(0.25, 0.25, 1.0, 0.25).value))
     self.assertTrue(np.isnan(self._gap(1.0, 0.25, 0.25, 0.25).value))
 
+  def test_other_guesses_are_no_gap(self):
+    """Two kinds of questions; quantized, one is guessed better."""
+    ranks = np.arange(_MANY)
+    def answers(known, guessed):  # Right without noise.
+      return (ranks < known * _MANY) | ((ranks * 7919 % 1000) < 1000 * guessed)
+    levels = {'fp': (0.25, 0.25), 'nf4': (0.25, 0.75)}
+    right = {p: np.concatenate([answers(k, g) for k, g in zip(
+        (0.1, 0.5), own)]) for p, own in levels.items()}
+    of = lambda p: np.repeat(levels[p], _MANY)
+    base = np.ones(2 * _MANY)
+    got = forgetting.known_gap(
+        base, right['nf4'], base, right['fp'],
+        np.stack([np.full(2 * _MANY, 0.25), of('nf4'),
+                  np.full(2 * _MANY, 0.25), of('fp')], 1),
+        _facts(forms=2), ['a'] * _MANY + ['b'] * _MANY, resamples=200)
+    self.assertAlmostEqual(got.value, 0, delta=0.02)
+
   def test_shares_are_paired(self):
     rng = np.random.default_rng(0)
     full = rng.random(_MANY) < 0.6
@@ -307,6 +324,36 @@ class CoverageTest(parameterized.TestCase):
           base, model, np.full(base.size, 0.25), fact, form, resamples=100)
       held += 1 - 6 / 59 <= got.upper_of_all
     self.assertGreaterEqual(held / 300, 0.92)
+
+  def test_measured_ignorance_may_agree_in_all_forms_too(self):
+    rng, held = np.random.default_rng(0), 0
+    forms, size = 6, 60
+    fact = np.repeat(np.arange(size), forms)
+    for _ in range(300):
+      guess = rng.random((3, size)) < 0.3  # The model's, and two probes.
+      model = (guess[0] | (rng.permutation(size) < 9))[fact]
+      measured = guess[1:].mean(0)[fact]
+      got = forgetting.forgetting(
+          np.ones(fact.size), model, np.stack(
+              [np.full(fact.size, 0.3), measured], 1), fact,
+          np.tile(np.arange(forms), size), resamples=100)
+      held += 1 - 9 / size <= got.upper_of_all
+    self.assertGreaterEqual(held / 300, 0.93)
+
+  @parameterized.parameters(0, 10)
+  def test_bounds_that_fail_hold_in_many_small_forms(self, known):
+    """Six relations of ten facts, which the base half knows."""
+    reading = power.Reading(forms=6, ignorance=0.25, base=0.6)
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(300):
+      found = power.answers(rng.permutation(60) < known, reading, rng)
+      forms = [f'{fact % 6} {form}' for fact, form in zip(
+          found.fact, found.form)]
+      got = forgetting.forgetting(
+          found.base, found.model, found.ignorance, found.fact, forms,
+          resamples=200)
+      held += 1 - known / 60 <= got.upper_of_all
+    self.assertGreaterEqual(held / 300, 0.94)
 
 
 if __name__ == '__main__':

@@ -112,7 +112,7 @@ class SeveralSeedsTest(absltest.TestCase):
     right, ignorance = _answers(4)
     asked = _asked(right['fp'], ignorance)
     one, three = seeds.known_share([asked]), seeds.known_share([asked] * 3)
-    self.assertEqual(three.deviation, 0)
+    self.assertAlmostEqual(three.deviation, 0)
     np.testing.assert_allclose(three.interval, one.interval)
     self.assertAlmostEqual(three.upper, one.upper)
 

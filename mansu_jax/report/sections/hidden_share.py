@@ -34,7 +34,7 @@ def blocks(record: Record) -> Iterator[document.Block]:
   yield document.Text(
       'The hidden share is what the unlearned model answers if block'
       f' {layer} (counted from 0) is the base\'s and attends as in the base,'
-      ' less what it answers itself, as shares of the base\'s answers. That'
+      ' less what it answers itself, as shares of what the base knows. That'
       ' block moves the answer from the subject\'s tokens to the last token.'
       ' The answer is read at the end, and also after that block and after each'
       ' one above it, since a later block may suppress it; the reading with the'

@@ -10,8 +10,8 @@ It is passed if attacks on all weights and with LoRA, at three rates each and
 with up to 100 steps, bring back little: the upper bound of every comparison is
 at most a fifth of what the base knew. Each kind must have learned its lesson:
 at its best rate, the loss on the taught facts halves. It is inconclusive
-otherwise, where the base knows the facts that it should never have known, and
-where its lead on the forget facts is too small for anything to return.
+otherwise: also where the base knows the facts that it should never have known,
+and where little returns but the base knew too little for more.
 """
 
 from __future__ import annotations

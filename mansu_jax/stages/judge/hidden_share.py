@@ -10,7 +10,6 @@ import pathlib
 from typing import Any
 
 from absl import logging
-import jax
 import numpy as np
 
 from mansu_jax import types
@@ -171,7 +170,9 @@ def of_answers(
     structure = _structure(answered, dict(resamples=resamples, seed=seed))
   except NotMeasured as error:
     why = f'the hidden share is not measured: {error}'
-    return {'structure': {'reason': str(error)},
+    known = ('mover_layer', 'by_layer', 'sharp')
+    return {'structure': {'reason': str(error)} | {
+        key: answered[key] for key in known if key in answered},
             'S': verdict.missing(why, hidden_share.LARGEST)}
   return {'structure': structure, 'S': hidden_share.judge(
       structure['hidden_share'], structure['gates'],
@@ -201,7 +202,7 @@ def _ask(
     asked: Asked, quantize: quantizers.Quantizers, model: loading.LoadedModel,
     unlearned: types.Params, seed: int) -> dict[str, Any]:
   """What `of_answers` takes."""
-  _check_facts(asked.forget)
+  _check_facts(asked.forget.facts.tolist())
   config, base = model.config, model.params
   mover = mover_layer.find(config, base, asked.train)
   host = hidden_share.Host(config, base, asked.forget, mover.layer)
@@ -224,9 +225,15 @@ def _ask(
 def _lines(host: hidden_share.Host, **found: Any) -> list[dict[str, Any]]:
   """What was found of each question: entries of nested arrays [..., n]."""
   found = {'base': host.own, **found}
-  at = lambda i: jax.tree.map(lambda x: x[..., i].tolist(), found)
-  return [{'fact': fact} | at(i)
+  return [{'fact': fact} | _at(found, i)
           for i, fact in enumerate(host.questions.facts.tolist())]
+
+
+def _at(found: Any, i: int) -> Any:
+  """Question i of nested arrays [..., n]; keeps the order of keys."""
+  if isinstance(found, dict):
+    return {key: _at(value, i) for key, value in found.items()}
+  return found[..., i].tolist()
 
 
 def _columns(lines: Sequence[Mapping[str, Any]], *path: str) -> Any:
@@ -280,9 +287,10 @@ def _shares(
     lines: Sequence[Mapping[str, Any]], options: Mapping[str, int],
     precisions: int = 1) -> hidden_share.Shares:
   """Shares of what the base knows; NotMeasured if it does not lead."""
-  base = _columns(lines, 'base')
+  base, facts = _columns(lines, 'base'), [line['fact'] for line in lines]
+  _check_facts(facts)
   shares = hidden_share.Shares(
-      np.array([line['fact'] for line in lines]), base, precisions=precisions,
+      np.array(facts), base, precisions=precisions,
       **options)
   if not shares.defined():
     right, guessed = base[hidden_share.OWN].mean(1)
@@ -297,12 +305,12 @@ def _count_facts(lines: Sequence[Mapping[str, Any]]) -> int:
   return len({line['fact'] for line in lines})
 
 
-def _check_facts(questions: spans.Questions) -> None:
+def _check_facts(facts: Sequence[str]) -> None:
   """Raises NotMeasured if all questions are about one fact."""
-  if np.unique(questions.facts).size < 2:
+  if len(set(facts)) < 2:
     raise NotMeasured(
-        f'all {len(questions)} questions ask about one fact; intervals by fact'
-        ' need at least two')
+        f'all {len(facts)} questions ask about one fact; intervals by fact need'
+        ' at least two')
 
 
 def _sharp(
