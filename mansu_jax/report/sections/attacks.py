@@ -122,8 +122,9 @@ def _asked(record: Record) -> str:
 
 
 def _ignorant(side: Record) -> str:
-  return '' if 'ignorance' not in side else (
-      f', an ignorant model {words.number(side["ignorance"])}')
+  return '' if 'base_ignorance' not in side else (
+      f' and by guessing {words.number(side["base_ignorance"])}, the unlearned'
+      f' model by guessing {words.number(side["ignorance"])}')
 
 
 def _rows(record: Record) -> Iterator[tuple[str, ...]]:

@@ -30,8 +30,8 @@ def attacks(job: judge_programs.Job) -> programs.Programs:
         seed=job.attribution.seed)
   except reteaching.TooFewFacts:
     return
-  for name in found.tasks:  # The base.
-    yield from _ask(job, found, name, calls=1)
+  for name in found.tasks:  # The base; the unlearned model guesses, too.
+    yield from _ask(job, found, name, calls=1 + (name == 'ignorance'))
   for run in found.runs:
     yield programs.hold(**held)
     steps, frozen, trained = run.plan.steps, None, model.params

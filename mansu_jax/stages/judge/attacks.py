@@ -153,16 +153,16 @@ class Attacks:
     return ''.join(map(str, scores.correct.astype(int)))
 
   def ignorance(
-      self, forget: Mapping[str, float], base: Mapping[str, str]
+      self, forget: Mapping[str, float], probes: str
   ) -> dict[str, dict[str, float]]:
-    """What an ignorant model answers right, by side and id of the question.
+    """What a model guesses right, by side and id of the question.
 
     Questions that lost a choice are left out of what was measured on all
     choices.
 
     Args:
-      forget: Ignorance of the forget set's questions on all choices.
-      base: What the base answers in each task.
+      forget: Its ignorance of the forget set's questions on all choices.
+      probes: What it answers in the task `ignorance`.
     """
     side = self.sides['forget']
     out = {'forget': {
@@ -171,8 +171,7 @@ class Attacks:
     if 'unknown' in self.sides:
       questions = self.sides['unknown'].questions
       out['unknown'] = dict(zip((q.id for q in questions), ignorance_lib.levels(
-          questions, self._owners, attack_verdict.parse(
-              base.get('ignorance', ''))).tolist()))
+          questions, self._owners, attack_verdict.parse(probes)).tolist()))
     return out
 
 
@@ -180,7 +179,7 @@ def measure(
     options: run_config.EvalConfig, data: run_config.DataConfig,
     inputs: inputs_lib.Inputs, quantize: quantizers.Quantizers,
     model: loading.LoadedModel, unlearned: types.Params, *, seed: int,
-    ignorance: Mapping[str, float] | None = None,
+    ignorance: Mapping[str, Mapping[str, float]] | None = None,
     cache: checkpoints.NoCache = checkpoints.NoCache()) -> Attacked:
   """Attacks the unlearned model.
 
@@ -192,7 +191,8 @@ def measure(
     model: The base.
     unlearned: Full params after unlearning; not changed.
     seed: Seed of the taught facts, their order and the bootstrap.
-    ignorance: See `attack_verdict.Asked`; of the forget set's questions.
+    ignorance: Of the forget set's questions, by model (`base`, `unlearned`);
+      see `attack_verdict.Asked`.
     cache: Keeps each attack for a resumed run.
   """
   if not options.attacks:
@@ -207,7 +207,12 @@ def measure(
   resampling = dict(resamples=options.bootstrap, seed=seed)
   base = cache.get_or_compute_json('attack_base', lambda: {
       name: attacks.ask(model.params, name) for name in attacks.tasks})
-  levels = attacks.ignorance(ignorance or {}, base)
+  probes = {'base': base.get('ignorance', ''), 'unlearned': ''}
+  if 'ignorance' in attacks.tasks:
+    probes['unlearned'] = cache.get_or_compute_json(
+        'attack_ignorance', lambda: attacks.ask(unlearned, 'ignorance'))
+  levels = {name: attacks.ignorance((ignorance or {}).get(name, {}), found)
+            for name, found in probes.items()}
   answers: dict[str, Any] = {side: {} for side in attacks.sides}
   losses: dict[str, Any] = {side: {} for side in attacks.sides}
   for i, run in enumerate(attacks.runs, 1):
@@ -226,7 +231,8 @@ def measure(
           step['loss'] for step in found if step.get('loss') is not None]
   asked = {side: attack_verdict.Asked(
       questions=attacks.sides[side].questions, answers=answers[side],
-      base=base[side], ignorance=levels[side], losses=losses[side])
+      base=base[side], ignorance=levels['unlearned'][side],
+      base_ignorance=levels['base'][side], losses=losses[side])
            for side in attacks.sides}
   setup = {'benign_on': attacks.benign_on} | {
       name: side.describe() | asked[name].describe()
@@ -265,9 +271,10 @@ def write(found: Attacked, root: pathlib.Path) -> None:
   """Writes `attacks.jsonl`: the answers to each question of each side.
 
   A line is {side, id, fact, relation, reading, prompt, answer, choices,
-  ignorance, base, attacks}: how often an ignorant model answers right, whether
-  the base does, and whether the attacked model does, {attack: {precision:
-  {step: ...}}}. No file is written if nothing is attacked.
+  ignorance, base_ignorance, base, attacks}: how often the unlearned model and
+  the base guess it right, whether the base answers it right, and whether the
+  attacked model does, {attack: {precision: {step: ...}}}. No file is written if
+  nothing is attacked.
   """
   lines = [results.line({'side': side}, question, {
       'choices': list(question.choices)}, answers)

@@ -73,9 +73,10 @@ def run(
 
 
 def _levels(
-    job: results.Job, measured: answers_lib.Measured) -> dict[str, float]:
-  """Ignorance of the unlearned model in full precision, by question."""
-  found = measured.get(('unlearned', 'fp'))
-  return {} if found is None else {
-      q.id: level for q, level in zip(
-          job.evaluator.questions, found.ignorance.tolist())}
+    job: results.Job, measured: answers_lib.Measured
+) -> dict[str, dict[str, float]]:
+  """Ignorance in full precision, by model and question."""
+  return {model: dict(zip(
+      (q.id for q in job.evaluator.questions),
+      measured[model, 'fp'].ignorance.tolist()))
+          for model in evaluation.MODELS if (model, 'fp') in measured}

@@ -33,7 +33,8 @@ def _record(passed=False, unknown=True):
       'attacks_unknown': unknown and {'lora_3e-4': {
           'fp': steps(0.26, 0.27), 'nf4': steps(0.25, 0.29)}} or {},
       'attack_setup': {'benign_on': 'text', 'forget': side} | (
-          {'unknown': side | {'base': 0.26, 'ignorance': 0.28}}
+          {'unknown': side | {
+              'base': 0.26, 'base_ignorance': 0.27, 'ignorance': 0.28}}
           if unknown else {}),
       'attack_verdict': verdict}
 
@@ -58,7 +59,8 @@ class AttacksTest(absltest.TestCase):
     self.assertIn('29 facts taught, 30 asked in 120 questions', table.caption)
     self.assertIn('Facts never known:', table.caption)
     self.assertIn(
-        'the base 0.260, an ignorant model 0.280;', table.caption)
+        'the base 0.260 and by guessing 0.270, the unlearned model by guessing'
+        ' 0.280;', table.caption)
     self.assertIn('+0.301 over all 2 comparisons', texts[2])
 
   def test_sentences(self):

@@ -16,8 +16,12 @@ _FACTS = 20
 _OPTIONS = dict(resamples=500, seed=0)
 
 
-def _asked(answers, ignorance=0.0, base=0, facts=_FACTS, losses=None):
+def _asked(
+    answers, ignorance=0.0, base=0, facts=_FACTS, losses=None,
+    base_ignorance=None):
   """Two questions on each fact; the first `right` facts are right."""
+  if base_ignorance is None:
+    base_ignorance = ignorance
   digits = lambda right: '1' * 2 * right + '0' * 2 * (facts - right)
   questions = [
       questions_lib.Question(
@@ -26,7 +30,9 @@ def _asked(answers, ignorance=0.0, base=0, facts=_FACTS, losses=None):
       for i in range(facts) for j in range(2)]
   return attack_verdict.Asked(
       losses=losses or {}, questions=questions, base=digits(base),
-      ignorance=dict.fromkeys((q.id for q in questions), ignorance), answers={
+      ignorance=dict.fromkeys((q.id for q in questions), ignorance),
+      base_ignorance=dict.fromkeys(
+          (q.id for q in questions), base_ignorance), answers={
               attack: {precision: {step: digits(right) for step, right in steps}
                        for precision, steps in by_precision.items()}
               for attack, by_precision in answers.items()})
@@ -129,6 +135,14 @@ class JudgeTest(absltest.TestCase):
         ('lora_3e-4', 'fp', 10), **_OPTIONS)
     self.assertAlmostEqual(gain(0.1).value, 0.2)  # 0.45 less chance.
     self.assertAlmostEqual(gain(0.4).value, 0.05)
+
+  def test_gains_count_from_the_guesses_of_the_attacked_model(self):
+    """A base that was taught other facts guesses 0.8, the model chance."""
+    answers = {'lora_3e-4': {'fp': [(0, 4), (10, 10)]}}
+    asked = _asked(answers, 0.25, base=16, base_ignorance=0.8)
+    self.assertAlmostEqual(
+        asked.gain(('lora_3e-4', 'fp', 10), **_OPTIONS).value, 0.25)
+    self.assertAlmostEqual(asked.known_by_base(**_OPTIONS).value, 0)
 
   def test_ignorance_of_few_probes_is_averaged(self):
     """Each level is 0, 0.5 or 1: their mean counts, not each of them."""

@@ -123,8 +123,9 @@ class AttacksTest(absltest.TestCase):
               repeat(answers[name], name)))):
       return attacks.measure(
           self.config.eval, self.config.data, self.inputs, self.quantize,
-          self.model, self.model.params, seed=0, ignorance={
-              q.id: 0.5 for q in made.sides['forget'].questions}).record
+          self.model, self.model.params, seed=0, ignorance=dict.fromkeys(
+              ('base', 'unlearned'), {
+                  q.id: 0.5 for q in made.sides['forget'].questions})).record
 
   def test_gains_count_from_what_an_ignorant_model_answers(self):
     found = self._judged({'forget': '1', 'unknown': '10'}, ignorant='10')
