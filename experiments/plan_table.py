@@ -4,8 +4,7 @@
 
 It needs an environment with the extra `plan`. NAME is that of a flagfile,
 `experiments/NAME_plan.flags`. Attacks, generated answers and the hidden share
-are left out. `python -m experiments.tables plans` prints the
-table of the stored file, `experiments/results/plans.json`.
+are left out. `experiments.tables.guides.plans` makes the table of FILE.
 """
 
 from __future__ import annotations

@@ -13,15 +13,13 @@ from experiments.tables import premise
 from experiments.tables import quickstart
 
 ROOT = pathlib.Path(__file__).parents[2]
-_PAGES = ('README.md', 'experiments/RESULTS.md', 'docs/attribution.md',
-          'docs/deployment.md', 'docs/scaling.md')
+_PAGES = ('README.md', 'experiments/RESULTS.md', 'docs/attribution.md')
 TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
     'screen': quickstart.screen, 'first': quickstart.first,
     'quickstart': quickstart.quickstart,
     'premise': premise.premise, 'controls': controls.controls,
     'retain_only': controls.retain_only, 'attacks': controls.attacks,
-    'test': pooled.test, 'stability': guides.stability,
-    'deployment': guides.deployment, 'plans': guides.plans}
+    'test': pooled.test, 'stability': guides.stability}
 _BLOCK = re.compile(
     r'^<!-- table: (\w+) -->\n(.*?)^<!-- end -->$', re.DOTALL | re.MULTILINE)
 

@@ -41,7 +41,7 @@ class PagesTest(parameterized.TestCase):
 
   # The first table's runs are those of `premise`; the others are of one run.
   @parameterized.named_parameters(_tables(lambda name: name not in (
-      'screen', 'first', 'deployment', 'plans')))
+      'screen', 'first')))
   def test_the_runs_of_a_table_have_one_code_version(self, page, name):
     found = pages.blocks(page.read_text(encoding='utf-8'))[name]
     lines = [line for line in found.split('\n') if line.startswith('Code: ')]
