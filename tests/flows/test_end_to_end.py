@@ -39,7 +39,7 @@ _STAGES = (
     'attribution', 'circuit', 'stability', 'references_forget',
     'references_retain', 'references_text', 'fisher', 'unlearn',
     *(f'evaluation_{m}_{p}' for m in _MODELS for p in _PRECISIONS),
-    'hidden_share', 'readability', 'cad', 'as_nc',
+    'hidden_share_answers', 'readability', 'cad', 'as_nc',
     'samples')
 
 
