@@ -8,6 +8,7 @@ import pathlib
 from experiments.tables import cells
 from experiments.tables import quickstart
 from experiments.tables import stored
+from mansu_jax.report import words
 from mansu_jax.statistics import gaps
 
 _PRECISIONS = ('fp', 'nf4')
@@ -42,7 +43,7 @@ def controls(results: pathlib.Path) -> str:
       ('edit', 'right, fp', 'hidden share, fp', 'quantized', 'left, fp',
        'itself, fp', 'at the end, fp', 'after the block, fp',
        'attention alone, fp', 'base with its values, fp', *_GATES.values(),
-       'gates hold'), rows)
+       'gates hold', 'F', 'S'), rows)
   return cells.blocks(table, cells.code(runs.values()))
 
 
@@ -62,6 +63,8 @@ def _hidden_cells(record: stored.Record) -> Iterator[str]:
   failed = [name.replace('_', ' ') for name, gate in gates.items()
             if gate['holds'] is not True]
   yield f'no: {", ".join(failed)}' if failed else 'yes' if gates else cells.NONE
+  for letter in 'FS':
+    yield words.verdict(record['properties'][letter]['passed'])
 
 
 def retain_only(results: pathlib.Path) -> str:

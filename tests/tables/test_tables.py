@@ -133,7 +133,8 @@ class ControlsTest(runs.TestCase):
     self.save('controls/mlps')
     rows = _rows(controls.controls(self.results))
     self.assertEqual(rows['MLPs of layers 13 to 22'][1], '0.38 [0.29, 0.47]')
-    self.assertEqual(rows['MLPs of layers 13 to 22'][-1], 'no: retained')
+    self.assertEqual(rows['MLPs of layers 13 to 22'][-3:], [
+        'no: retained', 'failed', 'failed'])
     self.assertNotIn('quickstart', rows)
 
   def test_retain_terms_beside_the_quickstart(self):
