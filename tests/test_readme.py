@@ -131,8 +131,8 @@ class ReadmeTest(absltest.TestCase):
         f' Held-out facts gain {-lost(runs, "fp"):.3f} on average, but lose'
         f' {lost(landmarks, "fp"):.2f} (NF4 {lost(landmarks, "nf4"):.2f}) where'
         " Europe's landmarks are forgotten. NF4 brings nothing back"
-        f' ({back:.2f}). In full precision {min(hidden):.2f} to'
-        f' {max(hidden):.2f} of five relations is hidden. F passes on none.',
+        f' ({back:.2f}). In full precision at least {min(hidden):.2f} of each of'
+        ' five relations is hidden. F passes on none.',
         ' '.join(_README.read_text(encoding='utf-8').split()))
 
   def _premise(self, arm):

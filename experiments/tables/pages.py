@@ -13,7 +13,7 @@ from experiments.tables import premise
 from experiments.tables import quickstart
 
 ROOT = pathlib.Path(__file__).parents[2]
-_PAGES = ('README.md', 'experiments/RESULTS.md', 'docs/attribution.md')
+PAGES = ('README.md', 'experiments/RESULTS.md', 'docs/attribution.md')
 TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
     'screen': quickstart.screen, 'first': quickstart.first,
     'quickstart': quickstart.quickstart,
@@ -26,7 +26,7 @@ _BLOCK = re.compile(
 
 def pages() -> list[pathlib.Path]:
   """The pages that have tables."""
-  return [ROOT / name for name in _PAGES]
+  return [ROOT / name for name in PAGES]
 
 
 def blocks(text: str) -> dict[str, str]:

@@ -254,9 +254,15 @@ def _recorded(runs: Runs) -> Iterator[_Measure]:
       True)
   yield measure('weights moved', lambda r: value(
       r['survival']['nf4']['moved']), cells.percent)
-  yield measure('minutes', lambda r: value(
-      sum(stage['seconds'] for stage in r['stages']) / 60),
+  yield measure('minutes', lambda r: value(None if _resumed(r) else sum(
+      stage['seconds'] for stage in r['stages']) / 60),
                 lambda x: cells.number(x, 1), 1)
-  yield measure('peak memory, GB', lambda r: value(
-      max(stage['peak_bytes'] or 0 for stage in r['stages']) / 1e9),
+  yield measure('peak memory, GB', lambda r: value(None if _resumed(r) else max(
+      stage['peak_bytes'] or 0 for stage in r['stages']) / 1e9),
                 lambda x: cells.number(x, 1), 1)
+
+
+def _resumed(record: stored.Record) -> bool:
+  """Whether the run restored its training, so that its stages lack it."""
+  return any(stage['name'] == 'unlearn' and not stage['tokens']
+             for stage in record['stages'])

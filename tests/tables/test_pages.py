@@ -89,7 +89,7 @@ class CommandTest(runs.TestCase):
         f'test\n\n{cells.NOTHING}\n\npremise\n\n{cells.NOTHING}\n\n'))
 
   def test_writes_the_named_tables(self):
-    for name in ('README.md', 'experiments/RESULTS.md'):
+    for name in pages.PAGES:
       path = self.results / name
       path.parent.mkdir(exist_ok=True)
       path.write_text('<!-- table: test -->\nold\n<!-- end -->\n'
