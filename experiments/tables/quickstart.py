@@ -264,5 +264,5 @@ def _recorded(runs: Runs) -> Iterator[_Measure]:
 
 def _resumed(record: stored.Record) -> bool:
   """Whether the run restored its training, so that its stages lack it."""
-  return any(stage['name'] == 'unlearn' and not stage['tokens']
+  return any(stage['name'] == 'unlearn' and stage.get('tokens') == 0
              for stage in record['stages'])
