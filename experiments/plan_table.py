@@ -1,10 +1,11 @@
 """Estimates memory and time of large models: the table of docs/scaling.md.
 
-  python -m experiments.plan_table --out=FILE [--plans=NAME:TOPOLOGY[:GIB],...]
+  python -m experiments.plan_table [--out=FILE] \\
+      [--plans=NAME:TOPOLOGY[:GIB],...]
 
 It needs an environment with the extra `plan`. NAME is that of a flagfile,
 `experiments/NAME_plan.flags`. Attacks, generated answers and the hidden share
-are left out. `experiments.tables.guides.plans` makes the table of FILE.
+are left out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from experiments.tables import guides
 from mansu_jax.config import flags as flags_lib
 from mansu_jax.flows import plan
 from mansu_jax.runtime import environment
@@ -31,7 +33,7 @@ _PLANS = flags.DEFINE_list('plans', [
     'llama33_70b:v5p:2x2x4', 'llama31_8b:v5e:2x4+gptq_g128+awq_g128'],
                            'Plans to make, as NAME:TOPOLOGY[:GIB][+SCHEME...];'
                            ' the schemes are planned besides NF4.')
-_OUT = flags.DEFINE_string('out', None, 'File to write, JSON.', required=True)
+_OUT = flags.DEFINE_string('out', '', 'JSON file to write after each plan.')
 
 
 def _planned(text: str) -> dict[str, Any]:
@@ -54,17 +56,18 @@ def _planned(text: str) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-  """Makes the plans and writes each as soon as it is known."""
+  """Makes the plans and prints their table."""
   del argv
   plans = []
   for text in _PLANS.value:
     plans.append(_planned(text))
     # The first plan chooses the platform, which this description fixes.
-    found = environment.describe() | {
-        'libtpu': importlib.metadata.version('libtpu')}
-    files.write_json(
-        pathlib.Path(_OUT.value), {'environment': found, 'plans': plans})
+    found = {'plans': plans, 'environment': environment.describe() | {
+        'libtpu': importlib.metadata.version('libtpu')}}
+    if _OUT.value:
+      files.write_json(pathlib.Path(_OUT.value), found)
     logging.info('%s: planned', text)
+  print(guides.plans(found))
 
 
 if __name__ == '__main__':

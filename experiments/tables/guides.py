@@ -1,9 +1,8 @@
-"""Tables of the guides: stability of circuits, deployment, plans."""
+"""Tables of the guides: stability of circuits, plans."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-import json
 import pathlib
 
 from experiments.tables import cells
@@ -64,42 +63,12 @@ def _stability_cells(found: stored.Record) -> Iterator[tuple[str, str]]:
         entry['random_faithfulness'])
 
 
-def _read(path: pathlib.Path) -> stored.Record | None:
-  if not path.is_file():
-    return None
-  return json.loads(path.read_text(encoding='utf-8'))
+def plans(found: stored.Record) -> str:
+  """Memory and seconds of planned runs, by model and devices.
 
-
-def deployment(results: pathlib.Path) -> str:
-  """Accuracy of an exported model, simulated and in real engines."""
-  found = _read(results / 'deployment.json')
-  if found is None:
-    return cells.NOTHING
-  rows = []
-  splits = tuple(next(iter(found['schemes'].values()))['accuracy'])
-  for name, entry in found['schemes'].items():
-    pairs = (entry['accuracy'][split] for split in splits)
-    rounded = entry.get('rounded_activations')
-    rows.append((
-        name, *(f'{cells.number(pair["simulated"])} /'
-                       f' {cells.number(pair["real"])}' for pair in pairs),
-        f'{len(entry["differing"])} of {entry["n"]}',
-        cells.NONE if entry['weights'] is None
-        else str(entry['weights']['differing']),
-        cells.estimate(entry['difference'], 3, True),
-        cells.estimate(rounded and rounded['difference'], 3, True)))
-  heads = (split.removeprefix('forget_').removeprefix('retain_').replace(
-      '_', ' ') for split in splits)
-  return cells.table(
-      ('scheme', *heads, 'answers that differ', 'weights that differ',
-       'real - simulated', 'the same, activations in 8 bits'), rows)
-
-
-def plans(results: pathlib.Path) -> str:
-  """Memory and seconds of planned runs, by model and devices."""
-  found = _read(results / 'plans.json')
-  if found is None:
-    return cells.NOTHING
+  Args:
+    found: what `experiments.plan_table` writes.
+  """
   rows = []
   names = tuple(found['plans'][0]['stages'])
   for plan in found['plans']:

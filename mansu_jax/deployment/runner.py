@@ -257,6 +257,7 @@ def run(
   check_schemes(schemes)
   versions = {name: importlib.metadata.version(name)
               for name in schemes_lib.packages(schemes)}
+  described = environment.describe()
   with tempfile.TemporaryDirectory(prefix='.gguf.', dir=out) as scratch:
     gguf_folder = out / 'gguf' if keep_gguf else pathlib.Path(scratch)
     gguf_folder.mkdir(exist_ok=True)
@@ -268,6 +269,6 @@ def run(
           'model': str(folder), 'model_sha256': runner.model_sha256,
           'questions': len(items.questions),
           'agrees': all(f['agrees'] for f in found.values()),
-          'versions': versions, 'environment': environment.describe(),
+          'versions': versions, 'environment': described,
           'schemes': dict(found),
           'not_checked_yet': list(schemes[i + 1:])}

@@ -99,7 +99,7 @@ class Parts(NamedTuple):
   """Means of n questions, by form, [..., F], or [..., 2, F] for two models."""
 
   size: np.ndarray  # Share of the questions.
-  leads: np.ndarray  # Of the base and of the unlearned model, times size.
+  leads: np.ndarray  # Of the base and of the unlearned model.
   room: np.ndarray  # What guesses leave open to each, 1 - ignorance.
 
   @property
@@ -142,9 +142,9 @@ class Share(NamedTuple):
 
   def parts(self, means: np.ndarray) -> Parts:
     """[..., 5 F] means of `table` -> their parts."""
-    size, base, unlearned, *room = np.split(means, 5, -1)
-    room = np.stack(room, -2) / np.where(size > 0, size, 1.0)[..., None, :]
-    return Parts(size, np.stack([base, unlearned], -2), room)
+    size, *found = np.split(means, 5, -1)
+    found = np.stack(found, -2) / np.where(size > 0, size, 1.0)[..., None, :]
+    return Parts(size, found[..., :2, :], found[..., 2:, :])
 
   def __call__(
       self, means: np.ndarray, weight: np.ndarray | None = None,
@@ -158,9 +158,7 @@ class Share(NamedTuple):
     """
     found = self.parts(means)
     weight = found.weight if weight is None else weight
-    base, unlearned = np.moveaxis(
-        found.leads / np.where(found.size > 0, found.size, 1.0)[..., None, :],
-        -2, 0)
+    base, unlearned = np.moveaxis(found.leads, -2, 0)
     if clip:
       unlearned = positive_part(unlearned, self.sigma)
     # A form without room has no weight.
@@ -174,9 +172,8 @@ class Share(NamedTuple):
     """[F] change of the known share with the mean lead of all questions."""
     found = self.parts(self.table.mean(0))
     weight, room = found.weight, np.where(found.room > 0, found.room, 1.0)
-    base = found.leads[0] / np.where(found.size > 0, found.size, 1.0)
-    whole = weight @ (base * self.counted / room[0])
-    return weight / np.where(found.size > 0, found.size, 1.0) / room[1] / whole
+    whole = weight @ (found.leads[0] * self.counted / room[0])
+    return weight / found.size / room[1] / whole  # No form is empty here.
 
   @property
   def lead(self) -> float:

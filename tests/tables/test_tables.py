@@ -262,31 +262,14 @@ class GuidesTest(runs.TestCase):
       self.assertEqual(rows[row], [want, want])
     self.assertIn('Code: 0123456.', text)
 
-  def test_deployment(self):
-    scheme = {
-        'accuracy': {'forget_far': {'simulated': 0.3, 'real': 0.31}},
-        'differing': [1, 2], 'n': 100, 'weights': {'differing': 0},
-        'difference': {'value': 0.01, 'interval': [-0.02, 0.03]}}
-    self._write('deployment.json', {'schemes': {
-        'q4_0': scheme | {'rounded_activations': {
-            'difference': {'value': 0.0, 'interval': [-0.01, 0.01]}}},
-        'nf4': scheme | {'weights': None}}})
-    rows = _rows(guides.deployment(self.results).replace('\\', ''))
-    self.assertEqual(rows['scheme'][0], 'far')
-    self.assertEqual(rows['q4_0'], [
-        '0.30 / 0.31', '2 of 100', '0', '+0.010 [-0.020, +0.030]',
-        '+0.000 [-0.010, +0.010]'])
-    self.assertEqual(rows['nf4'][2::2], [cells.NONE, cells.NONE])
-
   def test_plans(self):
     stages = {'attribution': {'bytes': 2**31, 'seconds': 1.0},
               'unlearn': {'bytes': 2**30, 'seconds': 30.0}}
-    self._write('plans.json', {
+    text = guides.plans({
         'environment': {'commit': '0123456789', 'libtpu': '0.0.52'}, 'plans': [{
             'model': 'llama31_8b', 'topology': 'v5e:2x4', 'schemes': ['nf4'],
             'memory': 2**34, 'fits': True, 'seconds_of_a_step': 0.3,
             'stages': stages}]})
-    text = guides.plans(self.results)
     self.assertEqual(_rows(text)['llama31_8b'], [
         'v5e:2x4', 'nf4', '16.00', '2.0', '1.0', 'yes', '0.30', '31'])
     self.assertIn('libtpu 0.0.52; code 0123456.', text)

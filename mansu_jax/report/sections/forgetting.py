@@ -24,8 +24,8 @@ def section(record: Record) -> document.Section:
           'Each reading asks for the forgotten facts in its own way. By'
           ' guessing is how often a model is right without knowing the fact: it'
           ' is asked about other facts with the same choices. Knowledge is'
-          ' accuracy above that, as a share of what guesses leave open. Known is'
-          ' the share of the base\'s knowledge that is left at the same'
+          ' accuracy above that, as a share of what guesses leave open. Known'
+          ' is the share of the base\'s knowledge that is left at the same'
           ' precision, clipped at 0 form by form: 1 is all, 0 is none. Clipping'
           ' allows for noise, so known can lie a little below 0 where nothing'
           ' is known. phi, which property F judges, is 1 minus known.'),

@@ -125,7 +125,8 @@ class Asked:
     for i, (floor, of_base) in enumerate(zip(*(x.tolist() for x in floors))):
       right = lambda digits, i=i: digits[i] == '1'
       yield {
-          'ignorance': floor, 'base_ignorance': of_base, 'base': right(self.base), 'attacks': {
+          'ignorance': floor, 'base_ignorance': of_base,
+          'base': right(self.base), 'attacks': {
               attack: {precision: {
                   str(step): right(digits) for step, digits in steps.items()}
                        for precision, steps in by_precision.items()}

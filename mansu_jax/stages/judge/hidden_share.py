@@ -319,8 +319,7 @@ def _sharp(
   after = [*removed, 0.0][layer + 1]
   return {'value': removed[layer], 'interval': [None, None],
           'level': mover_layer.REMOVED, 'next_layer': after,
-          'next_level': mover_layer.KEPT,
-          'holds': sharp}
+          'next_level': mover_layer.KEPT, 'holds': sharp}
 
 
 def _absent(
