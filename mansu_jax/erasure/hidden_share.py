@@ -14,8 +14,8 @@ A question also has a guess: what is answered to it in the states of other facts
 in the same phrasing. What a reading knows is its lead over its guesses, divided
 by what guesses leave open (1 - guessed). The share of a reading is what it
 knows, relative to the base in that reading. The hidden share H is that share,
-less the edited model's own where that is above 0; the reading with the highest lower
-bound counts. What is left is the higher one of `block` and `early`, with
+less the edited model's own where that is above 0; the reading with the highest
+lower bound counts. What is left is the higher one of `block` and `early`, with
 nothing subtracted.
 
 H is 0 for the base and for a model that never knew the facts, and 1 for one
