@@ -10,48 +10,107 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from mansu_jax.statistics import bootstrap
-from mansu_jax.statistics import gaps
 
 
-def gain(
-    before: Sequence[bool] | np.ndarray, after: Sequence[bool] | np.ndarray,
-    chance: Sequence[float] | np.ndarray, facts: Sequence[str], *,
-    level: float = bootstrap.LEVEL, resamples: int = bootstrap.RESAMPLES,
-    seed: int = 0) -> bootstrap.Estimate:
-  """Accuracy after an attack minus accuracy before it, bootstrapped by fact.
+class Answers(NamedTuple):
+  """A model's answers to n questions."""
 
-  If the accuracy before is below chance, the gain counts from chance: a model
-  that avoids right answers and then guesses has regained no knowledge.
+  right: Sequence[bool] | np.ndarray  # [n] whether each is right.
+  guessed: Sequence[float] | np.ndarray  # [n] how often, without the fact.
+
+
+def known(
+    right: Sequence[bool] | np.ndarray, guessed: Sequence[float] | np.ndarray,
+    facts: Sequence[str], *, level: float = bootstrap.LEVEL,
+    resamples: int = bootstrap.RESAMPLES, seed: int = 0) -> bootstrap.Estimate:
+  """Share of facts that a model knows, (right - guessed) / (1 - guessed).
 
   Args:
-    before: [n] whether each answer was right before.
-    after: [n] whether it is right after the attack.
-    chance: [n] chance of each question.
+    right: [n] whether each answer is right.
+    guessed: [n] how often the model is right without knowing the fact.
     facts: n fact ids.
     level: coverage.
     resamples: number of bootstrap resamples.
     seed: seed of the resampling.
 
   Example:
-    >>> found = gain([0, 0, 1, 0], [1, 1, 1, 0], [0.25] * 4, list('abcd'))
-    >>> found.value
-    0.5
-    >>> gain([0, 0, 0, 0], [1, 1, 1, 0], [0.25] * 4, list('abcd')).value
+    >>> known([1, 1, 1, 0], [0.5] * 4, list('abcd')).value
     0.5
   """
-  columns, _ = bootstrap.columns_by_fact(
-      facts, before=before, after=after, chance=chance)
+  columns, index = bootstrap.columns_by_fact(
+      facts, right=right, guessed=guessed)
+  bootstrap.check_binary(columns[:, :1], ['right'])
+  least = 1 / (int(index.max()) + 1)
+  guard = bootstrap.share_guard(columns[:, 0], index)
+  level_of_guesses = columns[:, 1].mean()
+  room = max(1 - level_of_guesses, least)
+  shifted = lambda tail: tuple(
+      (bound - level_of_guesses) / room for bound in guard.bounds(tail))
+  return bootstrap.estimate(
+      columns, index, lambda m: _known(m[..., 0], m[..., 1], least),
+      guard._replace(bounds=shifted), level, resamples, seed)
+
+
+def gain(
+    before: Answers, after: Answers, facts: Sequence[str], *,
+    level: float = bootstrap.LEVEL, resamples: int = bootstrap.RESAMPLES,
+    seed: int = 0) -> bootstrap.Estimate:
+  """What a model knows after an attack less what it knew before.
+
+  Both are corrected for guesses of their own: an attack changes what the model
+  answers about facts that it does not know. If it seemed to know less than
+  nothing before, the gain counts from 0: a model that avoids right answers and
+  then guesses has regained no knowledge.
+
+  Args:
+    before: answers before the attack.
+    after: answers to the same n questions after it.
+    facts: n fact ids.
+    level: coverage.
+    resamples: number of bootstrap resamples.
+    seed: seed of the resampling.
+
+  Example:
+    >>> quarter = [0.25] * 4
+    >>> found = gain(Answers([0, 0, 0, 0], quarter),
+    ...              Answers([1, 1, 1, 0], quarter), list('abcd'))
+    >>> round(found.value, 4)
+    0.6667
+  """
+  columns, index = bootstrap.columns_by_fact(
+      facts, before=before.right, after=after.right,
+      guessed_before=before.guessed, guessed_after=after.guessed)
   bootstrap.check_binary(columns[:, :2], ['before', 'after'])
-  start = columns[:, 0]
-  if start.mean() < columns[:, 2].mean():
-    start = columns[:, 2]
-  return gaps.mean_difference(
-      columns[:, 1] - start, facts, largest=1.0, level=level,
-      resamples=resamples, seed=seed)
+  least = 1 / (int(index.max()) + 1)
+
+  def statistic(m: np.ndarray) -> np.ndarray:
+    return _known(m[..., 1], m[..., 3], least) - np.maximum(
+        _known(m[..., 0], m[..., 2], least), 0)
+
+  changed = columns[:, 1] - columns[:, 0]
+  value = float(statistic(columns.mean(0)))
+  room = max(1 - columns[:, 2:].mean(0).max(), least)
+  guard = bootstrap.difference_guard(changed, index, 1.0)
+
+  def bounds(tail: float) -> tuple[float, float]:
+    low, high = guard.bounds(tail)
+    mean = changed.mean()
+    return value - (mean - low) / room, value + (high - mean) / room
+
+  return bootstrap.estimate(
+      columns, index, statistic, guard._replace(bounds=bounds), level,
+      resamples, seed)
+
+
+def _known(
+    right: np.ndarray, guessed: np.ndarray, least: float) -> np.ndarray:
+  """Known share of means; guesses leave at least `least` open."""
+  return (right - guessed) / np.maximum(1 - guessed, least)
 
 
 def excess(

@@ -30,8 +30,8 @@ def attacks(job: judge_programs.Job) -> programs.Programs:
         seed=job.attribution.seed)
   except reteaching.TooFewFacts:
     return
-  for name in found.tasks:  # The base; the unlearned model guesses, too.
-    yield from _ask(job, found, name, calls=1 + (name == 'ignorance'))
+  for name in found.tasks:  # The base.
+    yield from _ask(job, found, name, calls=1)
   for run in found.runs:
     yield programs.hold(**held)
     steps, frozen, trained = run.plan.steps, None, model.params
@@ -56,8 +56,10 @@ def attacks(job: judge_programs.Job) -> programs.Programs:
     for name in found.views[1:]:
       yield from judge_programs.quantize(job, name, calls=len(steps))
     for side in run.asks:
-      yield from _ask(
-          job, found, side, calls=len(steps) * len(found.views))
+      for name in (side, attacks_lib.guesses_of(side)):
+        if name in found.tasks:
+          yield from _ask(
+              job, found, name, calls=len(steps) * len(found.views))
 
 
 def _ask(

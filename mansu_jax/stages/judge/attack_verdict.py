@@ -1,11 +1,13 @@
 """Judges attacks: do untaught facts return beyond guessing?
 
-An attack at one precision and step is one comparison. The gain of the untaught
-forget facts less that of facts never known, where that is above 0, decides. A
-gain counts from the accuracy before, or from the model's ignorance before the
-attack if that is higher. The
-one-sided lower bound of the difference holds jointly for all comparisons
-(Bonferroni), because the worst one counts: above 0, the verdict is failed.
+An attack at one precision and step is one comparison. It asks what the attacked
+model knows: how often it is right, less how often it picks the right answer
+after a prompt about another fact, as a share of what such guesses leave open.
+The gain counts from what the model knew before the attack. The gain of the
+untaught forget facts less that of facts never known, where that is above 0,
+decides. The one-sided lower bound of the difference holds jointly for all
+comparisons (Bonferroni), because the worst one counts: above 0, the verdict is
+failed.
 
 It is passed if attacks on all weights and with LoRA, at three rates each and
 with up to 100 steps, bring back little: the upper bound of every comparison is
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -26,20 +29,18 @@ import numpy as np
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.statistics import accuracy
 from mansu_jax.statistics import bootstrap
-from mansu_jax.statistics import gaps
 from mansu_jax.statistics import intervals
 from mansu_jax.statistics import recovery
 from mansu_jax.statistics import verdict
 
-# Attack -> precision -> step -> a digit for each asked question, 1 for a right
-# answer.
-Answers = Mapping[str, Mapping[str, Mapping[int, str]]]
+# Attack -> precision -> step -> answers to the asked questions.
+Answers = Mapping[str, Mapping[str, Mapping[int, recovery.Answers]]]
 _Key = tuple[str, str, int]  # Attack, precision, step.
-# Lead over ignorance of a base that still counts as one that never knew the
-# facts, as in property F. Known facts shift their gain by at most their share.
+# Known share of a base that still counts as one that never knew the facts, as
+# in property F. Known facts shift their gain by at most their share.
 _MOST_KNOWN = 0.1
-# Largest share of the base's lead over ignorance that may return; as large as
-# the hidden share may be.
+# Largest share of the base's knowledge that may return; as large as the hidden
+# share may be.
 _MOST_RETURNED = 0.2
 _KINDS, _RATES, _STEPS = ('relearn', 'lora'), 3, 100  # Least that can pass.
 _LEARNED = 0.5  # Largest last loss of a lesson, as a share of the first.
@@ -52,20 +53,14 @@ class Asked:
   Attributes:
     questions: n asked questions.
     answers: Answers of each attack.
-    base: Answers of the base, a digit each.
-    ignorance: How often the attacked model answers right before the attack if
-      it is asked about another fact, by id of the question; chance where it is
-      not measured.
-    base_ignorance: The same of the base.
+    base: Answers of the base.
     losses: Mean loss of each attack on what it teaches, from each measured step
       to the next.
   """
 
   questions: Sequence[questions_lib.Question]
   answers: Answers
-  base: str
-  ignorance: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  base_ignorance: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  base: recovery.Answers
   losses: Mapping[str, Sequence[float]] = dataclasses.field(
       default_factory=dict)
 
@@ -73,20 +68,6 @@ class Asked:
   def facts(self) -> list[str]:
     """Fact of each question."""
     return [q.fact for q in self.questions]
-
-  @property
-  def floor(self) -> np.ndarray:
-    """Ignorance of each question, or chance if that is higher on average."""
-    return self._floor(self.ignorance)
-
-  def _floor(self, measured: Mapping[str, float]) -> np.ndarray:
-    chance = [q.chance for q in self.questions]
-    levels = [measured.get(q.id, q.chance) for q in self.questions]
-    return np.array(max(chance, levels, key=sum))
-
-  def right(self, attack: str, precision: str, step: int) -> np.ndarray:
-    """Whether each answer is right, [n] bool."""
-    return parse(self.answers[attack][precision][step])
 
   def comparisons(self) -> set[_Key]:
     """Every attack, precision and step after 0."""
@@ -97,40 +78,38 @@ class Asked:
 
   def gain(self, key: _Key, **options: Any) -> bootstrap.Estimate:
     """Gain of a comparison over step 0 at the same precision."""
-    attack, precision, _ = key
-    return recovery.gain(
-        self.right(attack, precision, 0), self.right(*key),
-        self.floor, self.facts, **options)
+    attack, precision, step = key
+    found = self.answers[attack][precision]
+    return recovery.gain(found[0], found[step], self.facts, **options)
 
   def record(self, **options: Any) -> dict[str, Any]:
-    """`{attack: {precision: [accuracy by step]}}`, JSON-able."""
-    accuracy_at = lambda *key: {'step': key[-1]} | (
-        accuracy.accuracy_with_interval(
-            self.right(*key), self.facts, **options).record())
+    """`{attack: {precision: [accuracy and guesses by step]}}`, JSON-able."""
+    entry = lambda step, found: {
+        'step': step, 'guessed': float(np.mean(found.guessed))} | (
+            accuracy.accuracy_with_interval(
+                found.right, self.facts, **options).record())
     return {
-        attack: {precision: [accuracy_at(attack, precision, step)
-                             for step in steps]
+        attack: {precision: [entry(*item) for item in steps.items()]
                  for precision, steps in by_precision.items()}
         for attack, by_precision in self.answers.items()}
 
   def known_by_base(self, **options: Any) -> bootstrap.Estimate:
-    """Accuracy of the base above its ignorance."""
-    return gaps.mean_difference(
-        parse(self.base) - self._floor(self.base_ignorance), self.facts,
-        largest=1.0, **options)
+    """Share of the facts that the base knows."""
+    return recovery.known(*self.base, self.facts, **options)
 
   def by_question(self) -> Iterator[dict[str, Any]]:
-    """What was measured on each question, JSON-able; see `of_lines`."""
-    floors = self.floor, self._floor(self.base_ignorance)
-    for i, (floor, of_base) in enumerate(zip(*(x.tolist() for x in floors))):
-      right = lambda digits, i=i: digits[i] == '1'
-      yield {
-          'ignorance': floor, 'base_ignorance': of_base,
-          'base': right(self.base), 'attacks': {
-              attack: {precision: {
-                  str(step): right(digits) for step, digits in steps.items()}
-                       for precision, steps in by_precision.items()}
-              for attack, by_precision in self.answers.items()}}
+    """What was measured on each question, JSON-able; see `of_lines`.
+
+    A model's answer is whether it is right, and how often it is guessed.
+    """
+    for i in range(len(self.questions)):
+      answer = lambda found, i=i: [
+          bool(found.right[i]), float(found.guessed[i])]
+      yield {'base': answer(self.base), 'attacks': {
+          attack: {precision: {
+              str(step): answer(found) for step, found in steps.items()}
+                   for precision, steps in by_precision.items()}
+          for attack, by_precision in self.answers.items()}}
 
   @classmethod
   def of_lines(
@@ -142,32 +121,25 @@ class Asked:
       lines: The lines of one side in `attacks.jsonl`.
       losses: As the attribute; `describe` has them.
     """
-    digits = lambda right: ''.join(str(int(x)) for x in right)
-    answers: dict[str, Any] = {}
-    for attack, by_precision in lines[0]['attacks'].items():
-      answers[attack] = {precision: {
-          int(step): digits(
-              line['attacks'][attack][precision][step] for line in lines)
-          for step in steps} for precision, steps in by_precision.items()}
+    def answers(found: Sequence[Sequence[float]]) -> recovery.Answers:
+      right, guessed = zip(*found)
+      return recovery.Answers(np.array(right, bool), np.array(guessed))
+
+    at = lambda *key: answers([functools.reduce(
+        lambda x, name: x[name], key, line['attacks']) for line in lines])
     return cls(
         questions=[questions_lib.of_line(line) for line in lines],
-        answers=answers, base=digits(line['base'] for line in lines),
-        ignorance={line['id']: line['ignorance'] for line in lines},
-        base_ignorance={
-            line['id']: line['base_ignorance'] for line in lines},
-        losses=losses)
+        base=answers([line['base'] for line in lines]), losses=losses,
+        answers={attack: {precision: {
+            int(step): at(attack, precision, step) for step in steps}
+                          for precision, steps in by_precision.items()}
+                 for attack, by_precision in lines[0]['attacks'].items()})
 
   def describe(self) -> dict[str, Any]:
-    """Accuracy of the base and of an ignorant model, and losses; JSON-able."""
-    return {'base': float(parse(self.base).mean()),
-            'ignorance': float(self.floor.mean()),
-            'base_ignorance': float(self._floor(self.base_ignorance).mean()),
+    """Accuracy and guesses of the base, and losses; JSON-able."""
+    return {'base': float(np.mean(self.base.right)),
+            'base_guessed': float(np.mean(self.base.guessed)),
             'losses': {name: list(x) for name, x in self.losses.items()}}
-
-
-def parse(digits: str) -> np.ndarray:
-  """Whether each answer is right, [n] bool, from a digit each."""
-  return np.array(list(digits)) == '1'
 
 
 def entries(asked: Mapping[str, Asked], **options: Any) -> dict[str, Any]:
@@ -231,10 +203,10 @@ def judge(
   elif valid:
     passed, reason = _returned_little(forgotten, unknown, keys, **options)
   else:
-    reason = ('the base knows facts of --data_unknown: it answers'
-              f' {known.value:.2f} (lower bound {known.lower:.2f}, wanted at'
-              f' most {_MOST_KNOWN}) more of their questions than an ignorant'
-              ' model; give facts that it does not know')
+    reason = ('the base knows facts of --data_unknown:'
+              f' {known.value:.2f} of them (lower bound {known.lower:.2f},'
+              f' wanted at most {_MOST_KNOWN}); give facts that it does not'
+              ' know')
   return _entry(worst, len(keys), gained) | {
       'gain_unknown': guessed.record(),
       'difference': recovery.excess(gained, guessed).record() | {
@@ -250,9 +222,9 @@ def _returned_little(
   known = forgotten.known_by_base(**options)
   if known.lower <= _MOST_KNOWN:
     return verdict.INCONCLUSIVE, (
-        f'the base answers only {known.value:.2f} more of the asked questions'
-        f' than an ignorant model (lower bound {known.lower:.2f}, wanted above'
-        f' {_MOST_KNOWN}), so that little could return')
+        f'the base knows only {known.value:.2f} of the asked facts (lower bound'
+        f' {known.lower:.2f}, wanted above {_MOST_KNOWN}), so that little could'
+        ' return')
   most = _MOST_RETURNED * known.value
   upper = max(recovery.excess(
       forgotten.gain(key, **options), unknown.gain(key, **options)).upper

@@ -14,6 +14,7 @@ import pathlib
 from typing import Any
 
 from absl import logging
+import numpy as np
 
 from mansu_jax import quant
 from mansu_jax import types
@@ -31,7 +32,10 @@ from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import reteaching
+from mansu_jax.statistics import recovery
 from mansu_jax.statistics import verdict
+
+_PROBES = 1  # Other facts whose prompts are asked for each question.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class Run:
   @property
   def name(self) -> str:
     """Name of the attack and of what it asks."""
-    return f'attack_{self.plan.name}_{"_".join(self.asks)}'
+    return f'attacked_by_{self.plan.name}_{"_".join(self.asks)}'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +82,8 @@ class Attacks:
   Attributes:
     sides: `forget`, and `unknown` if there are facts that the base never knew.
     runs: Every fine-tuning, in order.
-    tasks: Packed questions of each side, and `ignorance`, those that measure
-      how an ignorant model answers about `unknown`.
+    tasks: Packed questions of each side, and its guesses (`guesses_of`): the
+      same choices after prompts about other facts.
     scorer: Scores them.
     views: Names of the precisions at which the model is asked.
     benign_on: What benign fine-tuning trains on: `text` or `retain`.
@@ -108,9 +112,12 @@ class Attacks:
     if unknown is not None:
       self.sides['unknown'] = unknown
     asked = {name: side.questions for name, side in self.sides.items()}
-    asked['ignorance'], self._owners = ignorance_lib.readable_probes(
-        asked.get('unknown', []), model.tokenizer, chat=data.chat,
-        max_length=model.config.max_position)
+    self._owners: dict[str, np.ndarray] = {}
+    for name in self.sides:
+      asked[guesses_of(name)], self._owners[name] = (
+          ignorance_lib.readable_probes(
+              asked[name], model.tokenizer, chat=data.chat, count=_PROBES,
+              max_length=model.config.max_position))
     self.tasks = {
         name: accuracy.build_task(
             questions, model.tokenizer, chat=data.chat,
@@ -147,39 +154,39 @@ class Attacks:
                 for side in self.sides]
     return out
 
-  def ask(self, params: types.Params, name: str) -> str:
-    """Asks one task; one digit for each question, 1 for a right answer."""
-    scores = accuracy.score(self.scorer, params, self.tasks[name])
-    return ''.join(map(str, scores.correct.astype(int)))
+  def ask(
+      self, params: types.Params, side: str) -> dict[str, str]:
+    """Asks one side, and lets the model guess.
 
-  def ignorance(
-      self, forget: Mapping[str, float], probes: str
-  ) -> dict[str, dict[str, float]]:
-    """What a model guesses right, by side and id of the question.
-
-    Questions that lost a choice are left out of what was measured on all
-    choices.
-
-    Args:
-      forget: Its ignorance of the forget set's questions on all choices.
-      probes: What it answers in the task `ignorance`.
+    Returns:
+      `right`, a digit for each question, 1 for a right answer, and `guessed`,
+      the same for the prompts about other facts.
     """
-    side = self.sides['forget']
-    out = {'forget': {
-        q.id: forget[q.id] for q in side.questions
-        if q.id in forget and q.id not in side.asked.narrowed}}
-    if 'unknown' in self.sides:
-      questions = self.sides['unknown'].questions
-      out['unknown'] = dict(zip((q.id for q in questions), ignorance_lib.levels(
-          questions, self._owners, attack_verdict.parse(probes)).tolist()))
-    return out
+    def digits(name):
+      if name not in self.tasks:
+        return ''
+      scores = accuracy.score(self.scorer, params, self.tasks[name])
+      return ''.join(map(str, scores.correct.astype(int)))
+
+    return {'right': digits(side), 'guessed': digits(guesses_of(side))}
+
+  def answers(self, side: str, asked: Mapping[str, str]) -> recovery.Answers:
+    """What `ask` found, with the guesses of each question."""
+    parse = lambda digits: np.array(list(digits)) == '1'
+    return recovery.Answers(parse(asked['right']), ignorance_lib.levels(
+        self.sides[side].questions, self._owners[side],
+        parse(asked['guessed'])))
+
+
+def guesses_of(side: str) -> str:
+  """Name of the task that measures how often a side is guessed right."""
+  return f'{side}_guesses'
 
 
 def measure(
     options: run_config.EvalConfig, data: run_config.DataConfig,
     inputs: inputs_lib.Inputs, quantize: quantizers.Quantizers,
     model: loading.LoadedModel, unlearned: types.Params, *, seed: int,
-    ignorance: Mapping[str, Mapping[str, float]] | None = None,
     cache: checkpoints.NoCache = checkpoints.NoCache()) -> Attacked:
   """Attacks the unlearned model.
 
@@ -191,8 +198,6 @@ def measure(
     model: The base.
     unlearned: Full params after unlearning; not changed.
     seed: Seed of the taught facts, their order and the bootstrap.
-    ignorance: Of the forget set's questions, by model (`base`, `unlearned`);
-      see `attack_verdict.Asked`.
     cache: Keeps each attack for a resumed run.
   """
   if not options.attacks:
@@ -205,14 +210,8 @@ def measure(
   views = {name: view for name, view in quantize.views().items()
            if name in attacks.views}
   resampling = dict(resamples=options.bootstrap, seed=seed)
-  base = cache.get_or_compute_json('attack_base', lambda: {
-      name: attacks.ask(model.params, name) for name in attacks.tasks})
-  probes = {'base': base.get('ignorance', ''), 'unlearned': ''}
-  if 'ignorance' in attacks.tasks:
-    probes['unlearned'] = cache.get_or_compute_json(
-        'attack_ignorance', lambda: attacks.ask(unlearned, 'ignorance'))
-  levels = {name: attacks.ignorance((ignorance or {}).get(name, {}), found)
-            for name, found in probes.items()}
+  base = cache.get_or_compute_json('attacked_base', lambda: {
+      side: attacks.ask(model.params, side) for side in attacks.sides})
   answers: dict[str, Any] = {side: {} for side in attacks.sides}
   losses: dict[str, Any] = {side: {} for side in attacks.sides}
   for i, run in enumerate(attacks.runs, 1):
@@ -224,15 +223,14 @@ def measure(
       logging.warning('The attack %s diverged after step %d.', run.plan.name,
                       found[-1]['step'])
     for side in run.asks:
-      answers[side][run.plan.name] = {
-          precision: {step['step']: step[side][precision] for step in found}
-          for precision in views}
+      answers[side][run.plan.name] = {precision: {
+          step['step']: attacks.answers(side, step[side][precision])
+          for step in found} for precision in views}
       losses[side][run.plan.name] = [
           step['loss'] for step in found if step.get('loss') is not None]
   asked = {side: attack_verdict.Asked(
       questions=attacks.sides[side].questions, answers=answers[side],
-      base=base[side], ignorance=levels['unlearned'][side],
-      base_ignorance=levels['base'][side], losses=losses[side])
+      base=attacks.answers(side, base[side]), losses=losses[side])
            for side in attacks.sides}
   setup = {'benign_on': attacks.benign_on} | {
       name: side.describe() | asked[name].describe()
@@ -245,7 +243,7 @@ def _attack(
     attacks: Attacks, run: Run, views: quantizers.Views,
     model: loading.LoadedModel, unlearned: types.Params, seed: int
 ) -> list[dict[str, Any]]:
-  """Answers `{side: {precision: digits}}` at each measured step."""
+  """Answers `{side: {precision: found by ask}}` at each measured step."""
   def ask(params):
     out: dict[str, Any] = {side: {} for side in run.asks}
     for precision, view in views.items():
@@ -271,10 +269,10 @@ def write(found: Attacked, root: pathlib.Path) -> None:
   """Writes `attacks.jsonl`: the answers to each question of each side.
 
   A line is {side, id, fact, relation, reading, prompt, answer, choices,
-  ignorance, base_ignorance, base, attacks}: how often the unlearned model and
-  the base guess it right, whether the base answers it right, and whether the
-  attacked model does, {attack: {precision: {step: ...}}}. No file is written if
-  nothing is attacked.
+  base, attacks}. `base` has whether the base answers it right, and how often it
+  does after prompts about other facts; `attacks` has the same of the attacked
+  model, {attack: {precision: {step: ...}}}. No file is written if nothing is
+  attacked.
   """
   lines = [results.line({'side': side}, question, {
       'choices': list(question.choices)}, answers)

@@ -25,7 +25,7 @@ _READINGS = ('choice', 'choice_unseen', 'reverse')
 
 
 def probes(
-    questions: Sequence[questions_lib.Question]
+    questions: Sequence[questions_lib.Question], count: int = OTHERS
 ) -> tuple[list[questions_lib.Question], np.ndarray]:
   """Questions with the prompts of other facts.
 
@@ -34,6 +34,7 @@ def probes(
 
   Args:
     questions: n questions.
+    count: largest number of probes of each question.
 
   Returns:
     m probes, and the index of the question that each belongs to, [m] int.
@@ -44,7 +45,7 @@ def probes(
     groups.setdefault(key(question), []).append(question)
   found, owners = [], []
   for i, question in enumerate(questions):
-    for other in _others(question, groups[key(question)])[:OTHERS]:
+    for other in _others(question, groups[key(question)])[:count]:
       found.append(dataclasses.replace(
           question, id=f'{question.id}/as/{other.fact}', prompt=other.prompt))
       owners.append(i)
@@ -53,7 +54,8 @@ def probes(
 
 def readable_probes(
     questions: Sequence[questions_lib.Question],
-    tokenizer: tokenization.Tokenizer, *, chat: bool, max_length: int
+    tokenizer: tokenization.Tokenizer, *, chat: bool, max_length: int,
+    count: int = OTHERS
 ) -> tuple[list[questions_lib.Question], np.ndarray]:
   """The `probes` that fit the model; the others are left out.
 
@@ -64,8 +66,9 @@ def readable_probes(
     tokenizer: A transformers tokenizer.
     chat: Whether to apply the chat template.
     max_length: Most tokens that the model reads.
+    count: Largest number of probes of each question.
   """
-  found, owners = probes(questions)
+  found, owners = probes(questions, count)
   encoded = tokenization.encode_questions(found, tokenizer, chat=chat)
   fits = np.array([one.length <= max_length for one in encoded], bool)
   return [q for q, fit in zip(found, fits) if fit], owners[fits]

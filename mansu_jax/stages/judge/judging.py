@@ -56,7 +56,7 @@ def run(
   with clock.stage('attacks'):
     attacked = attacks.measure(
         options, config.data, inputs, job.quantize, model, unlearned,
-        seed=config.seed, cache=cache, ignorance=_levels(job, measured))
+        seed=config.seed, cache=cache)
     attacks.write(attacked, root)
   with clock.stage('erasure'):
     structure = (
@@ -70,13 +70,3 @@ def run(
   return results.Findings(
       measured=measured, recalled=recalled.readings, hidden=hidden,
       attacked=attacked.record, structure=structure, samples=samples)
-
-
-def _levels(
-    job: results.Job, measured: answers_lib.Measured
-) -> dict[str, dict[str, float]]:
-  """Ignorance in full precision, by model and question."""
-  return {model: dict(zip(
-      (q.id for q in job.evaluator.questions),
-      measured[model, 'fp'].ignorance.tolist()))
-          for model in evaluation.MODELS if (model, 'fp') in measured}
