@@ -152,11 +152,16 @@ def _worst_cells(found: stored.Record) -> Iterator[str]:
 
 
 def _attack_cells(steps: Sequence[stored.Record]) -> Iterator[str]:
-  """Accuracy before the attack, and the highest one with its step."""
+  """Accuracy and guesses before the attack, and of the best step.
+
+  The best step is the one at which most is known.
+  """
   if not steps:
     yield from (cells.NONE,) * 3
     return
-  best = max(steps[1:] or steps, key=lambda found: found['value'])
-  yield cells.estimate(steps[0])
-  yield cells.estimate(best)
+  known = lambda found: (found['value'] - found['guessed']) / max(
+      1 - found['guessed'], 0.01)
+  best = max(steps[1:] or steps, key=known)
+  for found in (steps[0], best):
+    yield f'{cells.estimate(found)}, guessing {cells.number(found["guessed"])}'
   yield str(best['step'])

@@ -31,7 +31,7 @@ def sentence(record: Record) -> str:
   gained, guessed = found['gain'], found['gain_unknown']
   where = (f'after {words.count(found["step"], "step")} of {found["attack"]}'
            f' ({_precision(found["precision"])})')
-  text = (f'Accuracy on facts that were not taught changed by'
+  text = (f'The known share of facts that were not taught changed by'
           f' {words.signed(gained["value"])} {where}')
   if guessed is None:
     return (f'{text}; whether guessing explains this is open, because'
@@ -85,13 +85,15 @@ def _blocks(record: Record) -> Iterator[document.Block]:
         ' model if its one-sided lower bound,'
         f' {words.signed(found["difference"]["lower_of_all"])} over all'
         f' {words.count(found["comparisons"], "comparison")} (Bonferroni), is'
-        ' above 0. A gain counts from chance where the accuracy before is'
-        ' below it.')
+        ' above 0. A gain is a difference of known shares: accuracy above'
+        ' guessing, as a share of what guesses leave open. It counts from 0'
+        ' where less seemed known before.')
   yield document.Table(
       ('attack', 'precision', 'step', 'untaught forget facts',
        'facts never known'), tuple(_rows(record)), labels=2,
       caption='Accuracy [95 % interval] on facts that the attack does not'
-      f' teach. {_asked(record)}')
+      ' teach, and what the same model guesses right: the same choices after'
+      f' prompts about other facts. {_asked(record)}')
 
 
 def _method(record: Record) -> str:
@@ -115,16 +117,11 @@ def _asked(record: Record) -> str:
       f' {found["asked_facts"]} asked in'
       f' {words.count(found["questions"], "question")} of the reading'
       f' {found["reading"]}, chance {words.number(found["chance"])}, the base'
-      f' {words.number(found["base"])}{_ignorant(found)}; questions that lost'
+      f' {words.number(found["base"])} and by guessing'
+      f' {words.number(found.get("base_guessed"))}; questions that lost'
       f' wrong choices, because these are taught: {found["narrowed"]}; left out'
       f' for want of other choices: {found["dropped"]}.'
       for key in names if (found := setup.get(key)))
-
-
-def _ignorant(side: Record) -> str:
-  return '' if 'base_ignorance' not in side else (
-      f' and by guessing {words.number(side["base_ignorance"])}, the unlearned'
-      f' model by guessing {words.number(side["ignorance"])}')
 
 
 def _rows(record: Record) -> Iterator[tuple[str, ...]]:
@@ -134,4 +131,12 @@ def _rows(record: Record) -> Iterator[tuple[str, ...]]:
       floor = {x['step']: x for x in unknown.get(precision, ())}
       for found in steps:
         yield (attack, _precision(precision), str(found['step']),
-               words.estimate(found), words.estimate(floor.get(found['step'])))
+               _cell(found), _cell(floor.get(found['step'])))
+
+
+def _cell(found: Record | None) -> str:
+  """Accuracy with its interval, and guesses where they were measured."""
+  guessed = (found or {}).get('guessed')
+  text = words.estimate(found)
+  return text if guessed is None else (
+      f'{text}, guessing {words.number(guessed)}')

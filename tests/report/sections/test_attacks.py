@@ -15,11 +15,11 @@ def _estimate(value):
 
 def _record(passed=False, unknown=True):
   steps = lambda *values: [
-      {'step': step} | _estimate(value)
+      {'step': step, 'guessed': value / 2} | _estimate(value)
       for step, value in zip((0, 10), values)]
   side = {'taught_facts': 29, 'asked_facts': 30, 'questions': 120,
           'narrowed': 3, 'dropped': 1, 'reading': 'choice', 'chance': 0.25,
-          'base': 0.95}
+          'base': 0.95, 'base_guessed': 0.26}
   verdict = {
       'attack': 'lora_3e-4', 'precision': 'nf4', 'step': 10, 'comparisons': 2,
       'gain': _estimate(0.5), 'gain_unknown': _estimate(0.02),
@@ -33,8 +33,7 @@ def _record(passed=False, unknown=True):
       'attacks_unknown': unknown and {'lora_3e-4': {
           'fp': steps(0.26, 0.27), 'nf4': steps(0.25, 0.29)}} or {},
       'attack_setup': {'benign_on': 'text', 'forget': side} | (
-          {'unknown': side | {
-              'base': 0.26, 'base_ignorance': 0.27, 'ignorance': 0.28}}
+          {'unknown': side | {'base': 0.26, 'base_guessed': 0.27}}
           if unknown else {}),
       'attack_verdict': verdict}
 
@@ -55,19 +54,18 @@ class AttacksTest(absltest.TestCase):
         ('lora_3e-4', 'full precision', '10'), ('lora_3e-4', 'nf4', '0'),
         ('lora_3e-4', 'nf4', '10')])
     self.assertStartsWith(table.rows[3][3], '0.800 [0.700')
+    self.assertEndsWith(table.rows[3][3], '], guessing 0.400')
     self.assertStartsWith(table.rows[3][4], '0.290 [')
     self.assertIn('29 facts taught, 30 asked in 120 questions', table.caption)
     self.assertIn('Facts never known:', table.caption)
-    self.assertIn(
-        'the base 0.260 and by guessing 0.270, the unlearned model by guessing'
-        ' 0.280;', table.caption)
+    self.assertIn('the base 0.260 and by guessing 0.270;', table.caption)
     self.assertIn('+0.301 over all 2 comparisons', texts[2])
 
   def test_sentences(self):
     self.assertEqual(
         attacks.sentence(_record()),
-        'Accuracy on facts that were not taught changed by +0.500 after 10'
-        ' steps of lora_3e-4 (nf4), and on facts that the base never knew by'
+        'The known share of facts that were not taught changed by +0.500 after'
+        ' 10 steps of lora_3e-4 (nf4), and on facts that the base never knew by'
         ' +0.020:'
         ' retraining brings the forgotten facts back.')
     self.assertIn(

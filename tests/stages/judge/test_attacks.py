@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import pathlib
 import tempfile
+import types
 from unittest import mock
 
 from absl.testing import absltest
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from mansu_jax.attacks import fine_tune
+from mansu_jax.eval import accuracy
 from mansu_jax.models import lora
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
@@ -96,53 +98,52 @@ class AttacksTest(absltest.TestCase):
     self.assertEqual(first['attack_setup']['benign_on'], 'text')
     self.assertEqual(first['attack_setup']['unknown']['taught_facts'], 6)
 
-  def _judged(self, base, *, ignorant):
+  def _judged(self, base, *, guessed):
     """A measurement of given answers by the base; attacks bring back half.
 
     Args:
       base: Digits of each side, repeated: what the base answers.
-      ignorant: Digits of the questions with other prompts.
+      guessed: Digits of the prompts about other facts.
     """
     made = attacks.Attacks(
         self.config.eval, self.config.data, self.inputs, self.model,
         self.quantize.names, seed=0)
-    repeat = lambda digits, name: (
-        digits * len(made.tasks[name].questions))[
-            :len(made.tasks[name].questions)]
+
+    def repeat(digits, name):
+      count = len(made.tasks[name].questions)
+      return (digits * count)[:count]
+
+    found = lambda digits, name: {
+        'right': repeat(digits, name),
+        'guessed': repeat(guessed, attacks.guesses_of(name))}
 
     def run(*args, steps, **kwargs):
       del args, kwargs
       return [{'step': step} | {
-          name: dict.fromkeys(('fp', 'nf4'), repeat(
-              '10' if step else '0', name)) for name in made.sides}
-              for step in steps]
+          name: dict.fromkeys(('fp', 'nf4'), found('10' if step else '0', name))
+          for name in made.sides} for step in steps]
 
-    answers = base | {'ignorance': ignorant}
     with (mock.patch.object(fine_tune, 'run', run),
           mock.patch.object(attacks.Attacks, 'ask', lambda self, _, name: (
-              repeat(answers[name], name)))):
+              found(base[name], name)))):
       return attacks.measure(
           self.config.eval, self.config.data, self.inputs, self.quantize,
-          self.model, self.model.params, seed=0, ignorance=dict.fromkeys(
-              ('base', 'unlearned'), {
-                  q.id: 0.5 for q in made.sides['forget'].questions})).record
+          self.model, self.model.params, seed=0).record
 
-  def test_gains_count_from_what_an_ignorant_model_answers(self):
-    found = self._judged({'forget': '1', 'unknown': '10'}, ignorant='10')
+  def test_gains_count_from_what_is_guessed(self):
+    found = self._judged({'forget': '1', 'unknown': '10'}, guessed='10')
     verdict = found['attack_verdict']
     self.assertAlmostEqual(
-        found['attack_setup']['unknown']['ignorance'], 0.5, delta=0.05)
-    self.assertAlmostEqual(verdict['gain_unknown']['value'], 0, delta=0.05)
+        found['attack_setup']['unknown']['base_guessed'], 0.5, delta=0.05)
+    self.assertAlmostEqual(verdict['gain_unknown']['value'], 0, delta=0.1)
     self.assertTrue(verdict['control']['valid'])
     self.assertEqual(verdict['passed'], 'inconclusive')
 
   def test_facts_that_the_base_knows_are_no_control(self):
-    """An ignorant model answers none of them right, the base all."""
-    found = self._judged({'forget': '1', 'unknown': '1'}, ignorant='0')
+    found = self._judged({'forget': '1', 'unknown': '1'}, guessed='0')
     verdict = found['attack_verdict']
     setup = found['attack_setup']['unknown']
-    self.assertEqual(setup['base'], 1.0)
-    self.assertAlmostEqual(setup['ignorance'], setup['chance'])
+    self.assertEqual((setup['base'], setup['base_guessed']), (1.0, 0.0))
     self.assertFalse(verdict['control']['valid'])
     self.assertIsNotNone(verdict['difference'])
     self.assertEqual(verdict['passed'], 'inconclusive')
@@ -153,7 +154,7 @@ class AttacksTest(absltest.TestCase):
         self.config.eval, self.config.data, self.inputs, self.model,
         self.quantize.names, seed=0)
     questions = {q.id: q for q in made.sides['unknown'].questions}
-    probes = made.tasks['ignorance'].questions
+    probes = made.tasks['unknown_guesses'].questions
     self.assertGreaterEqual(len(probes), len(questions))
     for probe in probes:
       question = questions[probe.id.split('/as/')[0]]
@@ -175,9 +176,9 @@ class AttacksTest(absltest.TestCase):
               'step', lambda config, frozen, carry, *rest: (
                   carry, np.float32(0)))),
           mock.patch.object(lora, 'merge', counted('merge', lora.merge)),
-          mock.patch.object(attacks.Attacks, 'ask', counted(
-              'ask', lambda self, params, name: '1' * len(
-                  self.tasks[name].questions))),
+          mock.patch.object(accuracy, 'score', counted(
+              'ask', lambda scorer, params, task: types.SimpleNamespace(
+                  correct=np.ones(len(task.questions), bool)))),
           mock.patch.object(quantizers.Quantizers, '__call__', counted(
               'quantize', lambda self, name, params, donate=(): params))):
       self._measure()
