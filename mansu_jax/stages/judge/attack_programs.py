@@ -30,8 +30,8 @@ def attacks(job: judge_programs.Job) -> programs.Programs:
         seed=job.attribution.seed)
   except reteaching.TooFewFacts:
     return
-  for name in found.tasks:  # The base.
-    yield from _ask(job, found, name, calls=1)
+  for side in found.sides:  # The base.
+    yield from _ask(job, found, side, calls=1)
   for run in found.runs:
     yield programs.hold(**held)
     steps, frozen, trained = run.plan.steps, None, model.params
@@ -56,17 +56,15 @@ def attacks(job: judge_programs.Job) -> programs.Programs:
     for name in found.views[1:]:
       yield from judge_programs.quantize(job, name, calls=len(steps))
     for side in run.asks:
-      for name in (side, attacks_lib.guesses_of(side)):
-        if name in found.tasks:
-          yield from _ask(
-              job, found, name, calls=len(steps) * len(found.views))
+      yield from _ask(
+          job, found, side, calls=len(steps) * len(found.views))
 
 
 def _ask(
-    job: judge_programs.Job, found: attacks_lib.Attacks, name: str, *,
+    job: judge_programs.Job, found: attacks_lib.Attacks, side: str, *,
     calls: int) -> programs.Programs:
-  """Asks one task `calls` times."""
-  task = found.tasks[name]
+  """Asks one side `calls` times."""
+  task = found.tasks[side]
   for call in found.scorer.programs(
       job.model.params, task.batches, task.positions, task.targets):
     yield programs.program(

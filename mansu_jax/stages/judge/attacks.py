@@ -82,8 +82,8 @@ class Attacks:
   Attributes:
     sides: `forget`, and `unknown` if there are facts that the base never knew.
     runs: Every fine-tuning, in order.
-    tasks: Packed questions of each side, and its guesses (`guesses_of`): the
-      same choices after prompts about other facts.
+    tasks: Packed questions of each side, followed by its probes: the same
+      choices after prompts about other facts.
     scorer: Scores them.
     views: Names of the precisions at which the model is asked.
     benign_on: What benign fine-tuning trains on: `text` or `retain`.
@@ -111,19 +111,16 @@ class Attacks:
     unknown = reteaching.never_known(options, inputs, seed)
     if unknown is not None:
       self.sides['unknown'] = unknown
-    asked = {name: side.questions for name, side in self.sides.items()}
+    self.tasks: dict[str, accuracy.Task] = {}
     self._owners: dict[str, np.ndarray] = {}
-    for name in self.sides:
-      asked[guesses_of(name)], self._owners[name] = (
-          ignorance_lib.readable_probes(
-              asked[name], model.tokenizer, chat=data.chat, count=_PROBES,
-              max_length=model.config.max_position))
-    self.tasks = {
-        name: accuracy.build_task(
-            questions, model.tokenizer, chat=data.chat,
-            token_budget=options.batch_tokens,
-            max_length=model.config.max_position)
-        for name, questions in asked.items() if questions}
+    for name, side in self.sides.items():
+      probes, self._owners[name] = ignorance_lib.readable_probes(
+          side.questions, model.tokenizer, chat=data.chat, count=_PROBES,
+          max_length=model.config.max_position)
+      self.tasks[name] = accuracy.build_task(
+          [*side.questions, *probes], model.tokenizer, chat=data.chat,
+          token_budget=options.batch_tokens,
+          max_length=model.config.max_position)
     self.scorer = evaluation.make_scorer(model.config)
     self.benign_on = 'text' if inputs.splits.text else 'retain'
     self.runs = self._make_runs(options, data, inputs, model, seed)
@@ -154,33 +151,17 @@ class Attacks:
                 for side in self.sides]
     return out
 
-  def ask(
-      self, params: types.Params, side: str) -> dict[str, str]:
-    """Asks one side, and lets the model guess.
+  def ask(self, params: types.Params, side: str) -> str:
+    """Asks one side; a digit for each question of its task, 1 if right."""
+    scores = accuracy.score(self.scorer, params, self.tasks[side])
+    return ''.join(map(str, scores.correct.astype(int)))
 
-    Returns:
-      `right`, a digit for each question, 1 for a right answer, and `guessed`,
-      the same for the prompts about other facts.
-    """
-    def digits(name):
-      if name not in self.tasks:
-        return ''
-      scores = accuracy.score(self.scorer, params, self.tasks[name])
-      return ''.join(map(str, scores.correct.astype(int)))
-
-    return {'right': digits(side), 'guessed': digits(guesses_of(side))}
-
-  def answers(self, side: str, asked: Mapping[str, str]) -> recovery.Answers:
+  def answers(self, side: str, asked: str) -> recovery.Answers:
     """What `ask` found, with the guesses of each question."""
-    parse = lambda digits: np.array(list(digits)) == '1'
-    return recovery.Answers(parse(asked['right']), ignorance_lib.levels(
-        self.sides[side].questions, self._owners[side],
-        parse(asked['guessed'])))
-
-
-def guesses_of(side: str) -> str:
-  """Name of the task that measures how often a side is guessed right."""
-  return f'{side}_guesses'
+    questions = self.sides[side].questions
+    right = np.array(list(asked)) == '1'
+    return recovery.Answers(right[:len(questions)], ignorance_lib.levels(
+        questions, self._owners[side], right[len(questions):]))
 
 
 def measure(

@@ -110,22 +110,19 @@ class AttacksTest(absltest.TestCase):
         self.quantize.names, seed=0)
 
     def repeat(digits, name):
-      count = len(made.tasks[name].questions)
-      return (digits * count)[:count]
-
-    found = lambda digits, name: {
-        'right': repeat(digits, name),
-        'guessed': repeat(guessed, attacks.guesses_of(name))}
+      count = len(made.sides[name].questions)
+      probes = len(made.tasks[name].questions) - count
+      return (digits * count)[:count] + (guessed * probes)[:probes]
 
     def run(*args, steps, **kwargs):
       del args, kwargs
       return [{'step': step} | {
-          name: dict.fromkeys(('fp', 'nf4'), found('10' if step else '0', name))
+          name: dict.fromkeys(('fp', 'nf4'), repeat('10' if step else '0', name))
           for name in made.sides} for step in steps]
 
     with (mock.patch.object(fine_tune, 'run', run),
           mock.patch.object(attacks.Attacks, 'ask', lambda self, _, name: (
-              found(base[name], name)))):
+              repeat(base[name], name)))):
       return attacks.measure(
           self.config.eval, self.config.data, self.inputs, self.quantize,
           self.model, self.model.params, seed=0).record
@@ -154,8 +151,8 @@ class AttacksTest(absltest.TestCase):
         self.config.eval, self.config.data, self.inputs, self.model,
         self.quantize.names, seed=0)
     questions = {q.id: q for q in made.sides['unknown'].questions}
-    probes = made.tasks['unknown_guesses'].questions
-    self.assertGreaterEqual(len(probes), len(questions))
+    probes = made.tasks['unknown'].questions[len(questions):]
+    self.assertLen(probes, len(questions))
     for probe in probes:
       question = questions[probe.id.split('/as/')[0]]
       self.assertEqual(probe.choices, question.choices)
