@@ -15,7 +15,7 @@ import math
 
 KINDS = ('relearn', 'lora', 'benign')
 LORA_FACTOR = 10  # Learning rate of LoRA over that of all weights.
-_MEASURED = (0, 2, 5, 10, 20, 50, 100)
+_MEASURED = (0, 10, 20, 50, 100)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def measured_steps(most: int) -> tuple[int, ...]:
 
   Example:
     >>> measured_steps(10), measured_steps(12)
-    ((0, 2, 5, 10), (0, 2, 5, 10, 12))
+    ((0, 10), (0, 10, 12))
   """
   return (*(step for step in _MEASURED if step < most), most)
 

@@ -50,8 +50,8 @@ class EvalConfig:
       ' and ask the others; lora: the same with low-rank adapters; benign:'
       ' fine-tune all weights on unrelated text.')
   attack_steps: int = _field(
-      10, 'Steps of each attack. The model is measured after 0, 2, 5, 10, 20,'
-      ' 50 and 100 steps, and at the end.', maximum=10_000)
+      10, 'Steps of each attack. The model is measured after 0, 10, 20, 50 and'
+      ' 100 steps, and at the end.', maximum=10_000)
   attack_questions: int = _field(
       120, 'Largest number of questions that attacks ask about forgotten facts,'
       ' and about facts never known, drawn evenly over facts; 0: all.')
