@@ -23,7 +23,9 @@ _CONTROLS = {
 _GATES = {  # Gate -> its head.
     'base_quantized': 'quantized base', 'noise': 'noise of the same norm',
     'retained': 'retained facts', 'another_fact': "other facts' states"}
-_ATTACKED = {'quickstart': 'quickstart', 'quickstart, long': 'attacks'}
+_ATTACKED = {
+    'quickstart': 'quickstart', 'quickstart, long': 'attacks',
+    'never taught': 'controls/never_taught'}
 _RETAIN_ONLY = 'retain_only'
 _SPLITS = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}
 
@@ -159,9 +161,7 @@ def _attack_cells(steps: Sequence[stored.Record]) -> Iterator[str]:
   if not steps:
     yield from (cells.NONE,) * 3
     return
-  known = lambda found: (found['value'] - found['guessed']) / max(
-      1 - found['guessed'], 0.01)
-  best = max(steps[1:] or steps, key=known)
+  best = max(steps[1:] or steps, key=lambda found: found['known'])
   for found in (steps[0], best):
     yield f'{cells.estimate(found)}, guessing {cells.number(found["guessed"])}'
   yield str(best['step'])

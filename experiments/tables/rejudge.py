@@ -69,8 +69,8 @@ def conclusions(run: stored.Run) -> dict[str, Any]:
 
   Returns:
     `forgetting`, `properties` and `verdict`, and where they were measured
-    `structure`, `attacks`, `attacks_unknown` and `attack_verdict`. R is taken
-    from the record.
+    `structure`, `attacks`, `attacks_unknown`, `attack_setup` and
+    `attack_verdict`. R is taken from the record.
   """
   record, config = run.record, run.record['config']
   options = dict(resamples=config['eval']['bootstrap'], seed=config['seed'])
@@ -141,7 +141,10 @@ def _attacks(run: stored.Run, options: dict[str, int]) -> dict[str, Any]:
   sides: dict[str, list[stored.Line]] = {}
   for line in run.lines('attacks'):
     sides.setdefault(line['side'], []).append(line)
-  return attack_verdict.entries({
-      side: attack_verdict.Asked.of_lines(
-          lines, run.record['attack_setup'][side]['losses'])
-      for side, lines in sides.items()}, **options) if sides else {}
+  if not sides:
+    return {}
+  setup = run.record['attack_setup']
+  asked = {side: attack_verdict.Asked.of_lines(lines, setup[side]['losses'])
+           for side, lines in sides.items()}
+  return attack_verdict.entries(asked, **options) | {'attack_setup': setup | {
+      side: setup[side] | found.describe() for side, found in asked.items()}}

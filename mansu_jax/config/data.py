@@ -27,8 +27,8 @@ class DataConfig:
       ' effects. May be repeated.')
   unknown: tuple[str, ...] = _measured(
       (), 'JSONL file of questions about facts that the base never knew.'
-      ' Attacks teach half of them, and what they gain on the other half is guessing.'
-      ' May be repeated.')
+      ' Attacks teach half of them and ask the other half, as a control. May be'
+      ' repeated.')
   text: tuple[str, ...] = fields.field(
       (), 'General text to retain: a .txt file, or JSONL with the fields text'
       ' and kind. May be repeated.', modes=fields.TRAINING_MODES)

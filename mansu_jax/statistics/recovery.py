@@ -8,7 +8,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -58,8 +57,9 @@ def known(
 
 def gain(
     before: Answers, after: Answers, facts: Sequence[str], *,
-    level: float = bootstrap.LEVEL, resamples: int = bootstrap.RESAMPLES,
-    seed: int = 0) -> bootstrap.Estimate:
+    from_nothing: bool = False, level: float = bootstrap.LEVEL,
+    resamples: int = bootstrap.RESAMPLES, seed: int = 0
+) -> bootstrap.Estimate:
   """What a model knows after an attack less what it knew before.
 
   Both are corrected for guesses of their own: an attack changes what the model
@@ -71,6 +71,7 @@ def gain(
     before: answers before the attack.
     after: answers to the same n questions after it.
     facts: n fact ids.
+    from_nothing: whether the gain counts from 0 in any case.
     level: coverage.
     resamples: number of bootstrap resamples.
     seed: seed of the resampling.
@@ -87,10 +88,13 @@ def gain(
       guessed_before=before.guessed, guessed_after=after.guessed)
   bootstrap.check_binary(columns[:, :2], ['before', 'after'])
   least = 1 / (int(index.max()) + 1)
+  # The sample decides where the gain counts from: a maximum in each resample
+  # would be too high on average.
+  counts = not from_nothing and share(before, facts) > 0
 
   def statistic(m: np.ndarray) -> np.ndarray:
-    return _known(m[..., 1], m[..., 3], least) - np.maximum(
-        _known(m[..., 0], m[..., 2], least), 0)
+    found = _known(m[..., 1], m[..., 3], least)
+    return found - _known(m[..., 0], m[..., 2], least) if counts else found
 
   changed = columns[:, 1] - columns[:, 0]
   value = float(statistic(columns.mean(0)))
@@ -107,6 +111,17 @@ def gain(
       resamples, seed)
 
 
+def share(answers: Answers, facts: Sequence[str]) -> float:
+  """The value of `known` alone; below 0 for a model that avoids the answers.
+
+  Args:
+    answers: answers to n questions.
+    facts: n fact ids.
+  """
+  return float(_known(np.mean(answers.right), np.mean(answers.guessed),
+                      1 / len(set(facts))))
+
+
 def _known(
     right: np.ndarray, guessed: np.ndarray, least: float) -> np.ndarray:
   """Known share of means; guesses leave at least `least` open."""
@@ -118,12 +133,13 @@ def excess(
 ) -> bootstrap.Estimate:
   """A gain minus another one on other facts, with bounds of both.
 
-  The other gain and its bounds count as at least 0: where guessing gets worse,
-  that is no knowledge which returns.
+  The other gain counts as at least 0: where guessing gets worse, that is no
+  knowledge which returns.
 
   The bounds are those of Zou and Donner: the distances from each value to its
   own bound add up in squares. They keep the level of the two estimates, whose
-  facts are independent.
+  facts are independent. Where the other gain may be 0, the upper bound is that
+  of the gain: noise of the other facts earns nothing.
 
   Args:
     gained: gain on facts that the model knew once.
@@ -133,26 +149,24 @@ def excess(
     >>> make = lambda value, low, high: bootstrap.Estimate(
     ...     value=value, n=8, facts=4, interval=(low, high), lower=low,
     ...     upper=high)
-    >>> found = excess(make(0.5, 0.2, 0.7), make(0.1, 0.0, 0.5))
+    >>> found = excess(make(0.5, 0.2, 0.7), make(0.1, 0.05, 0.5))
     >>> round(found.value, 3), [round(x, 3) for x in found.interval]
-    (0.4, [-0.1, 0.624])
+    (0.4, [-0.1, 0.606])
   """
-  guessed = _at_least_zero(guessed)
-  below = lambda low, high: gained.value - guessed.value - math.hypot(
-      gained.value - low, high - guessed.value)
-  above = lambda high, low: gained.value - guessed.value + math.hypot(
-      high - gained.value, guessed.value - low)
+  value = gained.value - max(guessed.value, 0.0)
+
+  def below(low: float, high: float) -> float:
+    return value - math.hypot(
+        gained.value - low, max(high, 0.0) - max(guessed.value, 0.0))
+
+  def above(high: float, low: float) -> float:
+    if low <= 0:
+      return high
+    return value + math.hypot(high - gained.value, guessed.value - low)
+
   return bootstrap.Estimate(
-      value=gained.value - guessed.value, n=gained.n, facts=gained.facts,
+      value=value, n=gained.n, facts=gained.facts,
       interval=(below(gained.interval[0], guessed.interval[1]),
                 above(gained.interval[1], guessed.interval[0])),
       lower=below(gained.lower, guessed.upper),
       upper=above(gained.upper, guessed.lower))
-
-
-def _at_least_zero(found: bootstrap.Estimate) -> bootstrap.Estimate:
-  """The estimate of a quantity that is 0 where it would be negative."""
-  low, high = found.interval
-  return dataclasses.replace(
-      found, value=max(found.value, 0.0), lower=max(found.lower, 0.0),
-      upper=max(found.upper, 0.0), interval=(max(low, 0.0), max(high, 0.0)))

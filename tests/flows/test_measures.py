@@ -95,9 +95,11 @@ class MeasuresTest(parameterized.TestCase):
     for precision in _PRECISIONS:
       self.assertEqual([x['step'] for x in attack[precision]], [0, 2])
       for entry in attack[precision]:
-        self.assertAlmostEqual(entry['value'], np.mean([
+        right, guessed = zip(*(
             found[precision][str(entry['step'])]
-            for line in lines for found in line['attacks'].values()]))
+            for line in lines for found in line['attacks'].values()))
+        self.assertAlmostEqual(entry['value'], np.mean(right))
+        self.assertAlmostEqual(entry['guessed'], np.mean(guessed))
     self.assertEqual(
         self.record['attack_verdict']['passed'], 'inconclusive')
 
@@ -125,7 +127,7 @@ class MeasuresTest(parameterized.TestCase):
         runs.run(root, *self.flags)
     kept = [p.name for p in (root / 'checkpoints').iterdir()]
     self.assertContainsSubset(
-        ['hidden_share_answers', 'attack_base', *(
+        ['hidden_share_answers', 'attacked_base', *(
             f'recall_{name}' for name in (
                 'base', 'base_nf4', 'unlearned_fp', 'unlearned_nf4'))], kept)
     with (mock.patch.object(hidden_share, '_ask', None),

@@ -131,12 +131,14 @@ def structure() -> dict[str, Any]:
 def attacks() -> dict[str, Any]:
   """Two attacks; one diverged on facts never known before its last step."""
   def steps(*values):
-    return [{'step': step, 'guessed': 0.25} | estimate(value, 0.083, 120)
+    return [{'step': step, 'guessed': 0.25, 'known': round(
+        (value - 0.25) / 0.75, 3)} | estimate(value, 0.083, 120)
             for step, value in zip((0, 2, 10), values)]
 
   side = {'taught_facts': 24, 'asked_facts': 25, 'questions': 120,
           'narrowed': 3, 'dropped': 1, 'reading': 'choice_unseen',
-          'chance': 0.257, 'base': 0.942, 'base_guessed': 0.26}
+          'chance': 0.257, 'base': 0.942, 'base_guessed': 0.26,
+          'unprobed': 0}
   verdict = {
       'attack': 'lora_3e-4', 'precision': 'nf4', 'step': 10,
       'comparisons': 12, 'gain': estimate(0.362, 0.093, 120),

@@ -118,7 +118,9 @@ def _asked(record: Record) -> str:
       f' {words.count(found["questions"], "question")} of the reading'
       f' {found["reading"]}, chance {words.number(found["chance"])}, the base'
       f' {words.number(found["base"])} and by guessing'
-      f' {words.number(found.get("base_guessed"))}; questions that lost'
+      f' {words.number(found.get("base_guessed"))}; questions without another'
+      f' fact to guess by: {found.get("unprobed", words.MISSING)};'
+      f' questions that lost'
       f' wrong choices, because these are taught: {found["narrowed"]}; left out'
       f' for want of other choices: {found["dropped"]}.'
       for key in names if (found := setup.get(key)))

@@ -2,8 +2,9 @@
 
 An attack fine-tunes the model on half of the forget facts, or on unrelated
 text, and asks about the other half, in full precision and under each quantizer
-that needs no calibration. The same attack on facts that the base never knew
-shows what guessing gains.
+that needs no calibration. The attacked model guesses as well, after prompts
+about other facts. The same attack on facts that the base never knew is the
+control.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Attacked:
     record: Entries of the record, JSON-able: `attacks` and `attacks_unknown`,
       the accuracy on facts that were not taught,
       `{attack: {precision: [by step]}}`; `attack_setup`, numbers of facts and
-      questions, the base's accuracy and that of an ignorant model; and
+      questions, and the base's accuracy, alone and by guessing; and
       `attack_verdict`, see `attack_verdict.judge`. If nothing is attacked, only
       the last has entries.
     asked: What was asked and answered, by side.
@@ -156,6 +157,11 @@ class Attacks:
     scores = accuracy.score(self.scorer, params, self.tasks[side])
     return ''.join(map(str, scores.correct.astype(int)))
 
+  def probed(self, side: str) -> np.ndarray:
+    """Whether the guesses of each question are measured, [n] bool."""
+    return np.bincount(self._owners[side], minlength=len(
+        self.sides[side].questions)) > 0
+
   def answers(self, side: str, asked: str) -> recovery.Answers:
     """What `ask` found, with the guesses of each question."""
     questions = self.sides[side].questions
@@ -211,7 +217,8 @@ def measure(
           step['loss'] for step in found if step.get('loss') is not None]
   asked = {side: attack_verdict.Asked(
       questions=attacks.sides[side].questions, answers=answers[side],
-      base=attacks.answers(side, base[side]), losses=losses[side])
+      base=attacks.answers(side, base[side]), losses=losses[side],
+      probed=attacks.probed(side))
            for side in attacks.sides}
   setup = {'benign_on': attacks.benign_on} | {
       name: side.describe() | asked[name].describe()

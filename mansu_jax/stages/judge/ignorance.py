@@ -4,8 +4,8 @@ Guessing among four choices is right in a quarter of cases only if the choices
 are equally likely. A model prefers some answers to others whatever the subject,
 so ignorance is measured, for each model at each precision: the model answers
 the prompt of another fact, in the same words, with the choices of the question.
-Two other facts are asked for each question. A fact whose own answer is among
-the choices is passed over, because a model would know that one.
+Two other facts are asked for each question, one under attack. A fact whose own
+answer is among the choices is passed over, because a model would know that one.
 """
 
 from __future__ import annotations

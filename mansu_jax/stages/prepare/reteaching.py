@@ -2,7 +2,7 @@
 
 Half of the forget facts are taught in their train phrasings, and the other half
 is asked in near and far ones. The same is done with facts that the base never
-knew (`--data_unknown`): what teaching gains there is guessing.
+knew (`--data_unknown`), as a control.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def _record(passed=False, unknown=True):
       for step, value in zip((0, 10), values)]
   side = {'taught_facts': 29, 'asked_facts': 30, 'questions': 120,
           'narrowed': 3, 'dropped': 1, 'reading': 'choice', 'chance': 0.25,
-          'base': 0.95, 'base_guessed': 0.26}
+          'base': 0.95, 'base_guessed': 0.26, 'unprobed': 2}
   verdict = {
       'attack': 'lora_3e-4', 'precision': 'nf4', 'step': 10, 'comparisons': 2,
       'gain': _estimate(0.5), 'gain_unknown': _estimate(0.02),
@@ -58,6 +58,7 @@ class AttacksTest(absltest.TestCase):
     self.assertStartsWith(table.rows[3][4], '0.290 [')
     self.assertIn('29 facts taught, 30 asked in 120 questions', table.caption)
     self.assertIn('Facts never known:', table.caption)
+    self.assertIn('without another fact to guess by: 2;', table.caption)
     self.assertIn('the base 0.260 and by guessing 0.270;', table.caption)
     self.assertIn('+0.301 over all 2 comparisons', texts[2])
 

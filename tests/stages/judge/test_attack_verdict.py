@@ -16,11 +16,12 @@ _OPTIONS = dict(resamples=500, seed=0)
 
 
 def _asked(
-    answers, guessed=0.25, base=0, facts=_FACTS, losses=None, base_guessed=None):
+    answers, guessed=0.25, base=0, facts=_FACTS, losses=None,
+    base_guessed=None, unprobed=0):
   """Two questions on each fact; the first facts are right.
 
   A step is its number and the number of right facts; a third figure replaces
-  `guessed`.
+  `guessed`. The guesses of the first `unprobed` questions are not measured.
   """
   def found(right, guessed):
     return recovery.Answers(
@@ -32,7 +33,8 @@ def _asked(
           choices=('a', 'b', 'c', 'd'), use='far')
       for i in range(facts) for j in range(2)]
   return attack_verdict.Asked(
-      losses=losses or {}, questions=questions, base=found(
+      losses=losses or {}, questions=questions,
+      probed=np.arange(2 * facts) >= unprobed, base=found(
           base, guessed if base_guessed is None else base_guessed), answers={
               attack: {precision: {
                   step: found(right, *(own or [guessed]))
@@ -54,7 +56,10 @@ class JudgeTest(absltest.TestCase):
                'relearn_3e-5': {'fp': [(0, 6), (5, 9)], 'nf4': [(0, 5)]}}
     asked = {'forget': _asked(answers, base=20, guessed=0.4,
                               losses={'lora_3e-4': [3.0, 1.0]}),
-             'unknown': _asked(answers, base=1, facts=25)}
+             'unknown': _asked(answers, base=1, facts=25, unprobed=3)}
+    rng = np.random.default_rng(0)
+    found = asked['forget'].answers['lora_3e-4']['fp']
+    found[10] = found[10]._replace(guessed=rng.integers(0, 2, 40) / 1.0)
     again = {side: attack_verdict.Asked.of_lines(
         [json.loads(results.line({}, question, {
             'choices': question.choices}, answers))
@@ -109,27 +114,65 @@ class JudgeTest(absltest.TestCase):
     self.assertEqual(found['passed'], 'inconclusive')
     self.assertIn('so that little could return', found['reason'])
 
-  def _thorough(self, forget, unknown, rates=3, steps=100, last_loss=0.4):
+  def _thorough(
+      self, forget, unknown, rates=3, steps=100, last_loss=0.4, before=15,
+      known_unknown=0, **asked):
     """The same attacks on 60 facts of each side; the base knew 54."""
-    attack = lambda right: {
-        f'{kind}_{rate}e-5': {'fp': [(0, 15), (steps, right)]}
+    attack = lambda right, before=15: {
+        f'{kind}_{rate}e-5': {'fp': [(0, before), (steps, *right)]}
         for kind in ('relearn', 'lora') for rate in range(1, rates + 1)}
+    pair = lambda x: x if isinstance(x, tuple) else (x,)
+    forget, unknown = pair(forget), pair(unknown)
     losses = {name: [1.0, last_loss if name.endswith('_2e-5') else 0.9]
               for name in attack(forget)}
     return attack_verdict.judge(
-        _asked(attack(forget), base=54, facts=60, losses=losses),
-        _asked(attack(unknown), facts=60), **_OPTIONS)
+        _asked(attack(forget, before), base=54, facts=60, losses=losses,
+               **asked),
+        _asked(attack(unknown), facts=60, base=known_unknown), **_OPTIONS)
 
   def test_thorough_attacks_that_return_little_pass(self):
     found = self._thorough(15, 15)
     self.assertIs(found['passed'], True)
-    self.assertIn('no attack returns more than 0.17', found['reason'])
+    self.assertIn('no attack returns more than 0.15', found['reason'])
     for weak in ({'rates': 2}, {'steps': 50}, {'last_loss': 0.6}):
       found = self._thorough(15, 15, **weak)
       self.assertEqual(found['passed'], 'inconclusive')
       self.assertIn('--eval_attack_steps', found['reason'])
     self.assertEqual(self._thorough(20, 15)['passed'], 'inconclusive')
     self.assertIs(self._thorough(40, 15)['passed'], False)
+
+  def test_what_could_not_be_seen_does_not_pass(self):
+    """The same gains as those that pass, or less."""
+    for wanted, found in {
+        'avoids the right answers': self._thorough(2, 15),
+        'before or after 100 steps of lora_1e-5 (fp) the model avoids': (
+            self._thorough(15, 15, before=0)),
+        'guesses more than 0.8 of the questions': self._thorough(
+            (58, 0.95), (58, 0.95)),
+        'the base knows 0.11 of the facts of --data_unknown': self._thorough(
+            15, 15, known_unknown=20),
+        'not known for 13 of 120 questions: no other fact': self._thorough(
+            15, 15, unprobed=13)}.items():
+      with self.subTest(wanted):
+        self.assertEqual(found['passed'], 'inconclusive')
+        self.assertIn(wanted, found['reason'])
+    self.assertIs(self._thorough(15, 15, unprobed=12)['passed'], True)
+
+  def test_where_guesses_leave_little_open_nothing_fails(self):
+    self.assertEqual(self._thorough((60, 0.85), 15)['passed'], 'inconclusive')
+    self.assertIs(self._thorough((60, 0.75), 15)['passed'], False)
+
+  def test_where_one_gain_counts_from_nothing_the_other_does(self):
+    """Prompts hint at answers: both sides answer above their guesses."""
+    steps = lambda before: {'a': {'fp': [(0, before), (10, 26)]}}
+    found = attack_verdict.judge(
+        _asked(steps(14), facts=60), _asked(steps(20), facts=60), **_OPTIONS)
+    self.assertAlmostEqual(found['gain']['value'], (26 - 15) / 45)
+    self.assertAlmostEqual(found['gain_unknown']['value'], (26 - 15) / 45)
+    found = attack_verdict.judge(
+        _asked(steps(18), facts=60), _asked(steps(20), facts=60), **_OPTIONS)
+    self.assertAlmostEqual(found['gain']['value'], 8 / 45)
+    self.assertAlmostEqual(found['gain_unknown']['value'], 6 / 45)
 
   def test_a_gain_counts_from_guessing(self):
     """A model that avoided the right answers guesses again."""
@@ -187,6 +230,8 @@ class JudgeTest(absltest.TestCase):
     self.assertEqual([(x['step'], x['value'], x['n'], x['facts'])
                       for x in found['a']['fp']],
                      [(0, 0.25, 40, 20), (2, 1.0, 40, 20)])
+    self.assertEqual([(x['guessed'], x['known']) for x in found['a']['fp']],
+                     [(0.25, 0.0), (0.25, 1.0)])
     self.assertTrue(np.all(np.isfinite(found['a']['fp'][1]['interval'])))
 
 
