@@ -27,7 +27,8 @@ def sentence(record: Record) -> str:
   found = record.get('attack_verdict') or {}
   if 'attack' not in found:
     reason = found.get('reason', 'the run has no attacks')
-    return f'Attacks were not measured: {reason}.'
+    return ('Attacks decide nothing' if record.get('attacks') else
+            'Attacks were not measured') + f': {reason}.'
   gained, guessed = found['gain'], found['gain_unknown']
   where = (f'after {words.count(found["step"], "step")} of {found["attack"]}'
            f' ({_precision(found["precision"])})')
@@ -78,7 +79,7 @@ def _blocks(record: Record) -> Iterator[document.Block]:
     return
   found = record['attack_verdict']
   yield document.Text(_method(record))
-  if found['difference']:
+  if found.get('difference'):
     yield document.Text(
         'Worst comparison, the gain less the gain on facts never known:'
         f' {words.estimate(found["difference"], 3, True)}. The attacks fail the'

@@ -95,6 +95,12 @@ class AttacksTest(absltest.TestCase):
     self.assertEmpty(tables)
     self.assertEqual(_texts({})[0], [
         'Attacks were not measured: the run has no attacks.'])
+    record = _record() | {'attack_verdict': {
+        'passed': 'inconclusive', 'reason': 'the model guesses all'}}
+    texts, (table,) = _texts(record)
+    self.assertEqual(texts[0], 'Attacks decide nothing: the model guesses all.')
+    self.assertLen(texts, 2)
+    self.assertLen(table.rows, 4)
 
 
 if __name__ == '__main__':
