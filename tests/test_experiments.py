@@ -96,16 +96,18 @@ class NeverTaughtTest(absltest.TestCase):
   def test_swapped_facts_are_of_no_model(self):
     script = _script('never_taught')
     questions = questions_lib.read_questions('shipped:unknown_capital.jsonl')
-    lines = list(script.swapped(questions))
-    self.assertLen(lines, len(questions))
     answers = {q.fact: q.answer for q in questions}
-    for own, line in zip(questions, lines):
-      got = questions_lib.parse('line', line)
-      self.assertEqual((got.prompt, got.form), (own.prompt, own.form))
-      self.assertIn(got.answer, answers.values())
-      self.assertNotEqual(got.answer, own.answer)
+    taught, unknown = (
+        [questions_lib.parse('line', line) for line in script.swapped(
+            questions, name, shift)] for name, shift in script._SHIFTS.items())
+    for own, *swapped in zip(questions, taught, unknown, strict=True):
+      for got in swapped:
+        self.assertEqual((got.prompt, got.form), (own.prompt, own.form))
+        self.assertIn(got.answer, answers.values())
+      self.assertLen({own.answer, *(got.answer for got in swapped)}, 3)
+      self.assertLen({own.fact, *(got.fact for got in swapped)}, 3)
     with self.assertRaisesRegex(ValueError, 'wanted the same phrasings'):
-      list(script.swapped([*questions[:40], *questions[41:]]))
+      list(script.swapped([*questions[:40], *questions[41:]], 'taught', 31))
 
 
 class OverCircuitsTest(absltest.TestCase):

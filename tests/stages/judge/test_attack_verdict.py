@@ -147,7 +147,7 @@ class JudgeTest(absltest.TestCase):
         'avoids the right answers': self._thorough(2, 15),
         'before or after 100 steps of lora_1e-5 (fp) the model avoids': (
             self._thorough(15, 15, before=0)),
-        'before or after every attack the model guesses more than 0.8': self._thorough(
+        'before or after every attack the model guesses': self._thorough(
             (58, 0.95), (58, 0.95)),
         'the base knows 0.16 of the facts of --data_unknown': self._thorough(
             15, 15, known_unknown=22),
