@@ -52,7 +52,8 @@ def brief(record: Record) -> str:
   found = record.get('attack_verdict') or {}
   if 'attack' not in found:
     reason = found.get('reason', 'the run has no attacks')
-    return f'retraining: {words.MISSING}: {reason}'
+    state = 'open' if record.get('attacks') else words.MISSING
+    return f'retraining: {state}: {reason}'
   gains = f'{words.signed(found["gain"]["value"])} on untaught forget facts'
   if found['gain_unknown'] is not None:
     gains += (f', {words.signed(found["gain_unknown"]["value"])} on facts never'

@@ -201,13 +201,12 @@ def judge(
     **options: Resamples and seed of the bootstrap.
 
   Returns:
-    `passed` with its `reason`, and of the worst
-    comparison `attack`, `precision`, `step`, `gain`, `gain_unknown`, and
+    `passed` with its `reason`, and unless no comparison shows what is known, of
+    the worst one `attack`, `precision`, `step`, `gain`, `gain_unknown`, and
     `difference`, whose `lower_of_all` decides. The worst is the one with the
     largest difference (without facts never known: gain), first among those that
     fail. `control` is what the base knows of the facts never known; where it is
-    not `valid`, nothing is decided. A gain on facts never known counts from 0
-    where that on the forget facts does.
+    not `valid`, nothing is decided.
   """
   keys = sorted(forgotten.comparisons() & (
       unknown.comparisons() if unknown else forgotten.comparisons()))
@@ -224,29 +223,31 @@ def judge(
                   ' gain by guessing is not known'}
   shut = [key for key in keys
           if not (forgotten.is_open(key) and unknown.is_open(key))]
-  if len(shut) == len(keys):
-    return verdict.missing(
-        'before or after every attack the model guesses more than'
-        f' {1 - _LEAST_OPEN:g} of the asked questions right, so that little'
-        ' could be seen to return')
+  if blind := _blind(forgotten, unknown, len(shut) == len(keys)):
+    return verdict.missing(blind)
   joint = options | {'level': intervals.bonferroni(len(keys))}
   found = {key: recovery.excess(*_gains(forgotten, unknown, key, **joint))
            for key in keys if key not in shut}
   worst = max(found, key=lambda key: (found[key].lower > 0, found[key].value))
   gained, guessed = _gains(forgotten, unknown, worst, **options)
   known = unknown.known_by_base(**options)
-  reason = _unseen(forgotten, unknown, known)
+  valid = known.lower <= _MOST_KNOWN
   passed: verdict.Verdict = verdict.INCONCLUSIVE
-  if not reason and found[worst].lower > 0:
+  if not valid:
+    reason = ('the base knows facts of --data_unknown:'
+              f' {known.value:.2f} of them (lower bound {known.lower:.2f},'
+              f' wanted at most {_MOST_KNOWN}); give facts that it does not'
+              ' know')
+  elif found[worst].lower > 0:
     passed, reason = False, 'untaught facts return beyond guessing'
-  elif not reason:
+  else:
     passed, reason = _returned_little(
         forgotten, unknown, keys, shut, known, joint['level'], **options)
   return _entry(worst, len(keys), gained) | {
       'gain_unknown': guessed.record(),
       'difference': recovery.excess(gained, guessed).record() | {
           'lower_of_all': found[worst].lower},
-      'control': known.record() | {'valid': known.lower <= _MOST_KNOWN},
+      'control': known.record() | {'valid': valid},
       'passed': passed, 'reason': reason}
 
 
@@ -275,20 +276,18 @@ def _gains(
                for side in (forgotten, unknown))
 
 
-def _unseen(
-    forgotten: Asked, unknown: Asked, known: bootstrap.Estimate) -> str:
-  """Why what guessing gains is not known; empty if it is."""
+def _blind(forgotten: Asked, unknown: Asked, shut: bool) -> str:
+  """Why no comparison shows what is known; empty if one does."""
   for name, side in (('', forgotten), (' about facts never known', unknown)):
     unprobed = np.sum(np.logical_not(side.probed))
     if unprobed > _MOST_UNPROBED * len(side.questions):
       return (f'what the model guesses is not known for {unprobed} of'
               f' {len(side.questions)} questions{name}: no other fact of the'
               ' relation is asked about with another answer')
-  if known.lower > _MOST_KNOWN:
-    return ('the base knows facts of --data_unknown:'
-            f' {known.value:.2f} of them (lower bound {known.lower:.2f}, wanted'
-            f' at most {_MOST_KNOWN}); give facts that it does not know')
-  return ''
+  return shut and (
+      'before or after every attack the model guesses more than'
+      f' {1 - _LEAST_OPEN:g} of the asked questions right, so that little could'
+      ' be seen to return') or ''
 
 
 def _returned_little(

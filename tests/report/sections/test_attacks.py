@@ -97,6 +97,8 @@ class AttacksTest(absltest.TestCase):
         'Attacks were not measured: the run has no attacks.'])
     record = _record() | {'attack_verdict': {
         'passed': 'inconclusive', 'reason': 'the model guesses all'}}
+    self.assertEqual(
+        attacks.brief(record), 'retraining: open: the model guesses all')
     texts, (table,) = _texts(record)
     self.assertEqual(texts[0], 'Attacks decide nothing: the model guesses all.')
     self.assertLen(texts, 2)
