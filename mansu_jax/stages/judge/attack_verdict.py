@@ -312,7 +312,7 @@ def _returned_little(
         f'the base knows only {known.value:.2f} of the asked facts (lower bound'
         f' {known.lower:.2f}, wanted above {_MOST_KNOWN}), so that little could'
         ' return')
-  most = _MOST_RETURNED * known.lower
+  most = _MOST_RETURNED * known.value
   upper = max(
       recovery.excess(*_gains(
           forgotten, unknown, key, cautious=True, **options)).upper
