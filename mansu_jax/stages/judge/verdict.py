@@ -196,10 +196,12 @@ def property_f(
           name: {p: found[name, p].record() for p in precisions}
           for name in asked}, 'base_ignorant': unknown,
       'measure': 'phi = 1 - known / known_0, known clipped at ignorance'}
-  absent = [text for key, text in _NEEDED.items() if key not in asked]
+  absent = [
+      f'the base leads an ignorant model too little in {key}'
+      if key in unknown else f'there are {text}'
+      for key, text in _NEEDED.items() if key not in asked]
   if passed is True and absent:
-    entry |= {'passed': verdict.INCONCLUSIVE,
-              'reason': f'there are {" and ".join(absent)}'}
+    entry |= {'passed': verdict.INCONCLUSIVE, 'reason': ' and '.join(absent)}
   short = [key for key, phi in found.items() if phi.lower < forgetting.PHI]
   if passed == verdict.INCONCLUSIVE and not any(
       _can_pass(asked[name], p, count) for name, p in short):

@@ -93,6 +93,11 @@ class ForgettingTest(parameterized.TestCase):
     got = verdict.property_f(readings, ('fp', 'nf4'))
     self.assertIs(got['passed'], True)
     self.assertEqual(got['base_ignorant'], ['reverse'])
+    needed = readings | {'choice_unseen': readings['reverse']}
+    got = verdict.property_f(needed, ('fp', 'nf4'))
+    self.assertEqual(got['passed'], 'inconclusive')
+    self.assertEqual(got['reason'], (
+        'the base leads an ignorant model too little in choice_unseen'))
     few = cases.Case({'forget_far': 12}, cases.shares_of_all(0.25, base=0.3))
     readings['reverse'] = few.readings()['choice']  # Too few to tell.
     got = verdict.property_f(readings, ('fp', 'nf4'))
