@@ -24,25 +24,23 @@ class Answers(NamedTuple):
 
 
 def known(
-    right: Sequence[bool] | np.ndarray, guessed: Sequence[float] | np.ndarray,
-    facts: Sequence[str], *, level: float = bootstrap.LEVEL,
+    answers: Answers, facts: Sequence[str], *, level: float = bootstrap.LEVEL,
     resamples: int = bootstrap.RESAMPLES, seed: int = 0) -> bootstrap.Estimate:
   """Share of facts that a model knows, (right - guessed) / (1 - guessed).
 
   Args:
-    right: [n] whether each answer is right.
-    guessed: [n] how often the model is right without knowing the fact.
+    answers: answers to n questions.
     facts: n fact ids.
     level: coverage.
     resamples: number of bootstrap resamples.
     seed: seed of the resampling.
 
   Example:
-    >>> known([1, 1, 1, 0], [0.5] * 4, list('abcd')).value
+    >>> known(Answers([1, 1, 1, 0], [0.5] * 4), list('abcd')).value
     0.5
   """
   columns, index = bootstrap.columns_by_fact(
-      facts, right=right, guessed=guessed)
+      facts, right=answers.right, guessed=answers.guessed)
   bootstrap.check_binary(columns[:, :1], ['right'])
   least = 1 / (int(index.max()) + 1)
   guard = bootstrap.share_guard(columns[:, 0], index)

@@ -68,7 +68,7 @@ class GainTest(absltest.TestCase):
     answers = recovery.Answers(np.arange(40) < 22, np.tile([0.2, 0.0], 20))
     self.assertAlmostEqual(recovery.share(answers, _FACTS), 0.5)
     self.assertAlmostEqual(
-        recovery.known(*answers, _FACTS, **_OPTIONS).value, 0.5)
+        recovery.known(answers, _FACTS, **_OPTIONS).value, 0.5)
 
   def test_equal_answers_still_have_an_interval(self):
     same = np.ones(40)
@@ -78,11 +78,11 @@ class GainTest(absltest.TestCase):
 
   def test_known(self):
     right = np.arange(40) < 22
-    found = recovery.known(right, np.full(40, 0.1), _FACTS, **_OPTIONS)
+    found = recovery.known(_answers(right, 0.1), _FACTS, **_OPTIONS)
     self.assertAlmostEqual(found.value, 0.5)
     self.assertBetween(0.5, found.lower, found.upper)
     none = recovery.known(
-        np.zeros(40), np.full(40, 0.1), _FACTS, **_OPTIONS)
+        _answers(np.zeros(40), 0.1), _FACTS, **_OPTIONS)
     self.assertGreater(none.upper, 0)
 
 
@@ -133,7 +133,7 @@ class ExcessTest(absltest.TestCase):
 
     def bounds(forget, unknown):
       """Lower bound, and upper bound where noise before it earns nothing."""
-      nothing = recovery.known(*forget[0], facts, **_OPTIONS).lower <= 0
+      nothing = recovery.known(forget[0], facts, **_OPTIONS).lower <= 0
       return [recovery.excess(*(
           recovery.gain(*answers, facts, from_nothing=x, **_OPTIONS)
           for answers in (forget, unknown))) for x in (

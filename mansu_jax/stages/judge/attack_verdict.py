@@ -102,7 +102,7 @@ class Asked:
 
   def avoids(self, key: _Key, **options: Any) -> bool:
     """Whether the model avoids the right answers, before or after, for sure."""
-    return any(recovery.known(*found, self.facts, **options).upper < 0
+    return any(recovery.known(found, self.facts, **options).upper < 0
                for found in self.of(key))
 
   def record(self, **options: Any) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Asked:
 
   def known_by_base(self, **options: Any) -> bootstrap.Estimate:
     """Share of the facts that the base knows."""
-    return recovery.known(*self.base, self.facts, **options)
+    return recovery.known(self.base, self.facts, **options)
 
   def by_question(self) -> Iterator[dict[str, Any]]:
     """What was measured on each question, JSON-able; see `of_lines`.
@@ -271,7 +271,7 @@ def _gains(
   before = forgotten.of(key)[0]
   from_nothing = recovery.share(before, forgotten.facts) <= 0 or (
       cautious and recovery.known(
-          *before, forgotten.facts, **options).lower <= 0)
+          before, forgotten.facts, **options).lower <= 0)
   return tuple(side.gain(key, from_nothing=from_nothing, **options)
                for side in (forgotten, unknown))
 
@@ -284,10 +284,13 @@ def _blind(forgotten: Asked, unknown: Asked, shut: bool) -> str:
       return (f'what the model guesses is not known for {unprobed} of'
               f' {len(side.questions)} questions{name}: no other fact of the'
               ' relation is asked about with another answer')
-  return shut and (
-      'before or after every attack the model guesses more than'
-      f' {1 - _LEAST_OPEN:g} of the asked questions right, so that little could'
-      ' be seen to return') or ''
+  return _shut('every attack') if shut else ''
+
+
+def _shut(attack: str) -> str:
+  return (f'before or after {attack} the model guesses more than'
+          f' {1 - _LEAST_OPEN:g} of the asked questions right, so that little'
+          ' could be seen to return')
 
 
 def _returned_little(
@@ -322,10 +325,7 @@ def _returned_little(
         'no attack returns more than guessing beyond doubt, but up to'
         f' {upper:.2f} may return (upper bound, wanted at most {most:.2f})')
   if shut:
-    return verdict.INCONCLUSIVE, (
-        f'before or after {_name(shut[0])} the model guesses more than'
-        f' {1 - _LEAST_OPEN:g} of the questions right, so that little could be'
-        ' seen to return')
+    return verdict.INCONCLUSIVE, _shut(_name(shut[0]))
   if control.value > _KNOWN_TO_PASS:
     return verdict.INCONCLUSIVE, (
         f'the base knows {control.value:.2f} of the facts of --data_unknown,'
