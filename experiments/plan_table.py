@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     if _OUT.value:
       files.write_json(pathlib.Path(_OUT.value), found)
     logging.info('%s: planned', text)
-  print(guides.plans(found))
+  print(guides.planned(found))
 
 
 if __name__ == '__main__':

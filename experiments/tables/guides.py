@@ -1,8 +1,9 @@
-"""Tables of the guides: stability of circuits, plans."""
+"""Tables of the guides: stability of circuits, plans, deployment."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+import json
 import pathlib
 
 from experiments.tables import cells
@@ -13,6 +14,10 @@ _GIB = 2**30
 # Folders of the circuits whose stability is shown.
 _CIRCUITS = ('stability/nodes', 'stability/neurons', 'stability/edges')
 _PHRASINGS = {'near': 'near phrasings', 'far': 'far phrasings'}
+# Columns of the deployment check, with the questions that they are about.
+_ANSWERED = {
+    'far, usual choices': 'forget_far', 'unseen choices': 'forget_unseen',
+    'reverse': 'forget_reverse', 'held-out': 'retain_heldout'}
 
 
 def stability(results: pathlib.Path) -> str:
@@ -63,7 +68,13 @@ def _stability_cells(found: stored.Record) -> Iterator[tuple[str, str]]:
         entry['random_faithfulness'])
 
 
-def plans(found: stored.Record) -> str:
+def plans(results: pathlib.Path) -> str:
+  """Memory and seconds of planned runs; of `plans.json`, see `planned`."""
+  found = _read(results / 'plans.json')
+  return planned(found) if found else cells.NOTHING
+
+
+def planned(found: stored.Record) -> str:
   """Memory and seconds of planned runs, by model and devices.
 
   Args:
@@ -86,3 +97,37 @@ def plans(found: stored.Record) -> str:
        's a step', 's in all'), rows, 3),
                       f'libtpu {environment["libtpu"]}; code'
                       f' {environment["commit"][:7]}.')
+
+
+def deployment(results: pathlib.Path) -> str:
+  """Simulated and real answers of a model; a row per quantizer.
+
+  Args:
+    results: folder of results, with `deployment.json` as
+      `mansu_jax.deployment.check` writes it.
+  """
+  found = _read(results / 'deployment.json')
+  if not found:
+    return cells.NOTHING
+  both = lambda entry: f'{entry["simulated"]:.2f} / {entry["real"]:.2f}'
+  rows = []
+  for name, scheme in found['schemes'].items():
+    weights, rounded = scheme['weights'], scheme.get('rounded_activations')
+    rows.append((
+        name, *(
+            both(scheme['accuracy'][split]) for split in _ANSWERED.values()),
+        f'{len(scheme["differing"])} of {scheme["n"]:,}',
+        cells.NONE if weights is None else f'{weights["differing"]:,}',
+        cells.estimate(scheme['difference'], 3, True),
+        cells.estimate(rounded and rounded['difference'], 3, True)))
+  versions = ', '.join(
+      f'{name} {version}' for name, version in found['versions'].items())
+  return cells.blocks(cells.table(
+      ('scheme', *_ANSWERED, 'answers that differ', 'weights that differ',
+       'real - simulated', 'the same, activations in 8 bits'), rows),
+                      f'{versions}; code {found["environment"]["commit"][:7]}.')
+
+
+def _read(path: pathlib.Path) -> stored.Record | None:
+  """A file of figures, if it is stored."""
+  return json.loads(path.read_text('utf-8')) if path.is_file() else None

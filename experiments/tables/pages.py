@@ -13,13 +13,15 @@ from experiments.tables import premise
 from experiments.tables import quickstart
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = ('README.md', 'experiments/RESULTS.md', 'docs/attribution.md')
+PAGES = ('README.md', 'experiments/RESULTS.md', 'docs/attribution.md',
+         'docs/deployment.md', 'docs/scaling.md')
 TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
     'screen': quickstart.screen, 'first': quickstart.first,
     'quickstart': quickstart.quickstart,
     'premise': premise.premise, 'controls': controls.controls,
     'retain_only': controls.retain_only, 'attacks': controls.attacks,
-    'test': pooled.test, 'stability': guides.stability}
+    'test': pooled.test, 'stability': guides.stability,
+    'plans': guides.plans, 'deployment': guides.deployment}
 _BLOCK = re.compile(
     r'^<!-- table: (\w+) -->\n(.*?)^<!-- end -->$', re.DOTALL | re.MULTILINE)
 

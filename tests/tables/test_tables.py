@@ -267,7 +267,7 @@ class GuidesTest(runs.TestCase):
   def test_plans(self):
     stages = {'attribution': {'bytes': 2**31, 'seconds': 1.0},
               'unlearn': {'bytes': 2**30, 'seconds': 30.0}}
-    text = guides.plans({
+    text = guides.planned({
         'environment': {'commit': '0123456789', 'libtpu': '0.0.52'}, 'plans': [{
             'model': 'llama31_8b', 'topology': 'v5e:2x4', 'schemes': ['nf4'],
             'memory': 2**34, 'fits': True, 'seconds_of_a_step': 0.3,
@@ -275,6 +275,31 @@ class GuidesTest(runs.TestCase):
     self.assertEqual(_rows(text)['llama31_8b'], [
         'v5e:2x4', 'nf4', '16.00', '2.0', '1.0', 'yes', '0.30', '31'])
     self.assertIn('libtpu 0.0.52; code 0123456.', text)
+
+  def test_deployment(self):
+    answered = {split: {'n': 10, 'simulated': 0.4, 'real': 0.5} for split in (
+        'forget_far', 'forget_unseen', 'forget_reverse', 'retain_heldout')}
+    difference = {'value': -0.004, 'interval': [-0.011, 0.002]}
+    scheme = {'accuracy': answered, 'n': 1168, 'differing': [{}] * 24,
+              'weights': {'differing': 0, 'of': 10}, 'difference': difference,
+              'rounded_activations': {'difference': difference}}
+    self._write('deployment.json', {
+        'versions': {'jax': '0.10.2'}, 'environment': {'commit': '0123456789'},
+        'schemes': {'nf4': scheme | {'weights': None,
+                                     'rounded_activations': None},
+                    'q8_0': scheme}})
+    text = guides.deployment(self.results)
+    shared = ['0.40 / 0.50'] * 4 + ['24 of 1,168']
+    rows = _rows(text)
+    self.assertEqual(
+        rows['nf4'], [*shared, '–', '-0.004 [-0.011, +0.002]', '–'])
+    self.assertEqual(
+        rows['q8_0'], [*shared, '0', *['-0.004 [-0.011, +0.002]'] * 2])
+    self.assertIn('jax 0.10.2; code 0123456.', text)
+
+  def test_a_guide_without_its_file_has_no_table(self):
+    for table in (guides.plans, guides.deployment):
+      self.assertEqual(table(self.results), cells.NOTHING)
 
 
 if __name__ == '__main__':
