@@ -4,7 +4,8 @@
 
 OUT/taught.jsonl has facts that no model knows, because they are not true: the
 subjects of `shipped:unknown_capital.jsonl` with the answers and choices of
-others. A copy of SmolLM2-135M is taught them in their training phrasings and
+others. Choices that are marked as never trained on are answers of still others:
+not seen with this question, and as likely answers as any. A copy of SmolLM2-135M is taught them in their training phrasings and
 written to OUT/base. Judged against that base, SmolLM2-135M has forgotten them
 without a trace, so it can hide nothing, and nothing can return:
 
@@ -24,6 +25,7 @@ import pathlib
 from typing import Any
 
 from absl import logging
+import numpy as np
 
 from mansu_jax.attacks import fine_tune
 from mansu_jax.data import questions as questions_lib
@@ -32,6 +34,7 @@ from mansu_jax.models.io import loading
 from mansu_jax.runtime import files
 
 _FACTS = 'shipped:unknown_capital.jsonl'
+_USUAL = 'choice'  # Reading with the choices of training.
 # File -> facts between a subject and that of its answers.
 _SHIFTS = {'taught': 31, 'unknown': 59}
 
@@ -51,18 +54,28 @@ def swapped(
   for question in questions:
     of_fact.setdefault(question.fact, []).append(question)
   facts = list(of_fact.values())
+  answers = sorted({question.answer for question in questions})
+  rng = np.random.default_rng(shift)
   for i, asked in enumerate(facts):
     answered = facts[(i + shift) % len(facts)]
+    usual = {choice for question in answered for choice in question.choices
+             if question.reading == _USUAL}
+    others = [answer for answer in answers if answer not in usual]
     for own, other in zip(asked, answered, strict=True):
       if own.form != other.form or own.answer == other.answer:
         raise ValueError(
             f'{own.id} and {other.id} have different phrasings or the same'
             ' answer; wanted the same phrasings of all facts in one order.')
+      choices = list(other.choices)
+      if own.reading != _USUAL:
+        wrong = rng.choice(others, len(choices) - 1, replace=False).tolist()
+        right = int(rng.integers(len(choices)))
+        choices = [*wrong[:right], other.answer, *wrong[right:]]
       yield {
           'id': f'{name}_{own.id}', 'fact': f'{name}_{own.fact}',
           'relation': f'{name}_{own.relation}', 'prompt': own.prompt,
-          'answer': other.answer, 'choices': list(other.choices),
-          'use': own.use, 'reading': own.reading}
+          'answer': other.answer, 'choices': choices, 'use': own.use,
+          'reading': own.reading}
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Scripts in experiments/ that no other test runs."""
 
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -100,10 +101,16 @@ class NeverTaughtTest(absltest.TestCase):
     taught, unknown = (
         [questions_lib.parse('line', line) for line in script.swapped(
             questions, name, shift)] for name, shift in script._SHIFTS.items())
+    usual = collections.defaultdict(set)
     for own, *swapped in zip(questions, taught, unknown, strict=True):
       for got in swapped:
         self.assertEqual((got.prompt, got.form), (own.prompt, own.form))
         self.assertIn(got.answer, answers.values())
+        if got.reading == 'choice':
+          usual[got.fact].update(got.choices)
+        else:  # As likely answers as the right one, not seen with it.
+          self.assertContainsSubset(got.choices, answers.values())
+          self.assertEqual(usual[got.fact] & {*got.choices}, {got.answer})
       self.assertLen({own.answer, *(got.answer for got in swapped)}, 3)
       self.assertLen({own.fact, *(got.fact for got in swapped)}, 3)
     with self.assertRaisesRegex(ValueError, 'wanted the same phrasings'):
