@@ -1,6 +1,5 @@
 """Scripts in experiments/ that no other test runs."""
 
-import collections
 import dataclasses
 import importlib.util
 import json
@@ -94,27 +93,30 @@ class PairedDifferencesTest(absltest.TestCase):
 
 class NeverTaughtTest(absltest.TestCase):
 
-  def test_swapped_facts_are_of_no_model(self):
+  def test_false_facts_are_of_no_model(self):
     script = _script('never_taught')
     questions = questions_lib.read_questions('shipped:unknown_capital.jsonl')
-    answers = {q.fact: q.answer for q in questions}
-    taught, unknown = (
-        [questions_lib.parse('line', line) for line in script.swapped(
-            questions, name, shift)] for name, shift in script._SHIFTS.items())
-    usual = collections.defaultdict(set)
-    for own, *swapped in zip(questions, taught, unknown, strict=True):
-      for got in swapped:
-        self.assertEqual((got.prompt, got.form), (own.prompt, own.form))
-        self.assertIn(got.answer, answers.values())
-        if got.reading == 'choice':
-          usual[got.fact].update(got.choices)
-        else:  # As likely answers as the right one, not seen with it.
-          self.assertContainsSubset(got.choices, answers.values())
-          self.assertEqual(usual[got.fact] & {*got.choices}, {got.answer})
-      self.assertLen({own.answer, *(got.answer for got in swapped)}, 3)
-      self.assertLen({own.fact, *(got.fact for got in swapped)}, 3)
+    found = {name: [questions_lib.parse(name, line) for line in lines]
+             for name, lines in script.false_facts(
+                 script.grouped(questions)).items()}
+    true = {q.fact: q.answer for q in questions}
+    false = {name: {q.fact.removeprefix(f'{name}_'): q.answer for q in lines}
+             for name, lines in found.items()}
+    self.assertEqual({k: len(v) for k, v in false.items()},
+                     {'taught': 60, 'unknown': 60, 'spare': 30})
+    for fact, answer in false['taught'].items():
+      self.assertLen({true[fact], answer, false['unknown'][fact]}, 3)
+    self.assertEqual({*false['taught'], *false['spare']}, {*true})
+    self.assertEqual(
+        {*false['taught'].values(), *false['spare'].values()}, {*true.values()})
+    spare = {*false['spare'].values()}
+    for question in (*found['taught'], *found['unknown']):
+      self.assertLen({*question.choices}, 4)
+      wrong = {*question.choices} - {question.answer}
+      self.assertEqual(wrong & spare, set() if question.reading == 'choice'
+                       else wrong)
     with self.assertRaisesRegex(ValueError, 'wanted the same phrasings'):
-      list(script.swapped([*questions[:40], *questions[41:]], 'taught', 31))
+      script.grouped([*questions[:40], *questions[41:]])
 
 
 class OverCircuitsTest(absltest.TestCase):
