@@ -95,8 +95,8 @@ def planned(found: stored.Record) -> str:
   return cells.blocks(cells.table(
       ('model', 'devices', 'schemes', 'GiB of each', *names, 'fits',
        's a step', 's in all'), rows, 3),
-                      f'libtpu {environment["libtpu"]}; code'
-                      f' {environment["commit"][:7]}.')
+                      f'Code: {environment["commit"][:7]}; libtpu'
+                      f' {environment["libtpu"]}.')
 
 
 def deployment(results: pathlib.Path) -> str:
@@ -125,7 +125,8 @@ def deployment(results: pathlib.Path) -> str:
   return cells.blocks(cells.table(
       ('scheme', *_ANSWERED, 'answers that differ', 'weights that differ',
        'real - simulated', 'the same, activations in 8 bits'), rows),
-                      f'{versions}; code {found["environment"]["commit"][:7]}.')
+                      f'Code: {found["environment"]["commit"][:7]};'
+                      f' {versions}.')
 
 
 def _read(path: pathlib.Path) -> stored.Record | None:

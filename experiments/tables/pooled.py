@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import pathlib
 from typing import Any
 
@@ -17,7 +18,11 @@ _RELATIONS = {
     'author': 'authors', 'currency': 'currencies', 'element': 'elements',
     'language': 'languages', 'landmark_europe': "Europe's landmarks",
     'washington': 'George Washington'}
+# Its guesses cannot be measured, so that what it knows is not comparable.
+_APART = 'George Washington'
 _PRECISIONS = ('fp', 'nf4')
+_PARTS = {'generation': 'plainly asked',
+          'generation_few_shot': 'after three examples'}
 _KEPT = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}
 _RESAMPLES = 2000
 
@@ -65,14 +70,15 @@ class Runs:
 
 
 def test(results: pathlib.Path) -> str:
-  """All relations and seeds together, each relation, and the verdicts."""
+  """All relations and seeds together, each set, and the verdicts."""
   found = find(results)
   if not found or not Runs(found).seeds:
     return cells.NOTHING
-  runs = Runs(found)
+  runs = Runs({name: of for name, of in found.items() if name != _APART})
   return cells.blocks(
-      _title(runs), readings(runs), cost(runs), by_relation(found),
-      structure(found), verdicts(found), cells.code(runs))
+      _title(runs), readings(runs), cost(runs), by_reading(found),
+      by_relation(found), structure(found), verdicts(found),
+      cells.code(run for of in found.values() for run in of))
 
 
 def find(results: pathlib.Path) -> dict[str, list[stored.Run]]:
@@ -91,8 +97,8 @@ def _title(runs: Runs) -> str:
 def readings(runs: Runs) -> str:
   """Accuracy and known share of each reading."""
   rows = []
-  for reading, label in cells.READINGS.items():
-    lines = runs.asked(*stored.READINGS[reading])
+  for label, ways in _rows_of_readings():
+    lines = runs.asked(*ways)
     if not all(lines):
       continue
     rows.append((label, *_sizes(lines), *(
@@ -104,6 +110,16 @@ def readings(runs: Runs) -> str:
       ('reading', 'facts', 'questions', 'base fp', 'base NF4', 'unlearned fp',
        'unlearned NF4', 'guessing fp', 'guessing NF4', 'known, fp',
        'known, NF4'), rows)
+
+
+def _rows_of_readings() -> Iterator[tuple[str, tuple[str, ...]]]:
+  """Name and ways of asking of each reading, and of those that it joins."""
+  for reading, label in cells.READINGS.items():
+    ways = stored.READINGS[reading]
+    yield label, ways
+    if len(ways) > 1:
+      for way in ways:
+        yield f'of these: {_PARTS[way]}', (way,)
 
 
 def _sizes(lines: Lines) -> tuple[str, str]:
@@ -176,6 +192,35 @@ def _bounded(
     label: str, lines: Lines, found: dict[str, Any]) -> tuple[str, ...]:
   return (label, *_sizes(lines), cells.estimate(found, 3, True),
           cells.signed(found['upper']), cells.number(found['deviation'], 3))
+
+
+def by_reading(found: Mapping[str, Sequence[stored.Run]]) -> str:
+  """Each set by reading: what is known, avoided, and what could pass F."""
+  rows = []
+  for name, runs in found.items():
+    one = Runs({name: runs})
+    lines = {key: one.asked(*ways) for key, ways in stored.READINGS.items()}
+    rows.append((name, *(
+        f'{cells.estimate(known(own, "fp"))}, guessing'
+        f' {cells.number(_guessed(own, "fp"))}' if all(own) else cells.NONE
+        for own in lines.values()), _listed(
+            (reading, p) for run in runs
+            for reading in stored.READINGS
+            for p in run.record['forgetting'].get(reading, {}).get(
+                'avoided', ())), _listed(
+                    tuple(key) for run in runs
+                    for key in run.record['properties']['F'].get(
+                        'cannot_pass', ()))))
+  return cells.table(
+      ('forgotten', *(f'known, {label}' for label in cells.READINGS.values()),
+       'avoids the answer (seeds)', 'no model could pass F (seeds)'), rows)
+
+
+def _listed(found: Iterable[tuple[str, str]]) -> str:
+  """Readings and precisions, with the number of seeds of each."""
+  return ', '.join(
+      f'{cells.READINGS[reading]} {cells.precision(p)} ({count})'
+      for (reading, p), count in collections.Counter(found).items()) or 'none'
 
 
 def by_relation(found: Mapping[str, Sequence[stored.Run]]) -> str:

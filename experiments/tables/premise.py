@@ -57,12 +57,17 @@ def recovery(arms: Arms) -> str:
     brought = [cells.estimate(_brought_back(record, scheme), 2, True)
                for scheme in _SCHEMES]
     trained = record['accuracy']['forget']['unlearned']['fp']['value']
+    heldout = record['accuracy']['retain_heldout']['unlearned']
+    heldout = [cells.number(heldout.get(p, {}).get('value'))
+               for p in ('fp', *_SCHEMES)]
     rows.append((name, cells.number(trained), *known, cells.number(
-        quickstart.worst_known(record, 'fp')), perplexity, *brought))
+        quickstart.worst_known(record, 'fp')), heldout[0], perplexity,
+                 *brought, ', '.join(heldout[1:])))
   return cells.table(
       ('arm', 'trained questions right', 'known, usual choices',
-       'known, unseen choices', 'known, worst reading', 'perplexity', *(
-           f'{cells.precision(s)} brings back' for s in _SCHEMES)), rows)
+       'known, unseen choices', 'known, worst reading', 'held-out',
+       'perplexity', *(f'{cells.precision(s)} brings back' for s in _SCHEMES),
+       'held-out, quantized'), rows)
 
 
 def _known(record: stored.Record, reading: str) -> float | None:
@@ -123,11 +128,14 @@ def correlations(arms: Arms) -> str:
 
   By quantizer, and over all pairs of an arm and a quantizer. Over all arms, and
   over those that have forgotten: where nothing was forgotten, nothing can come
-  back.
+  back. Also over those of these whose weights are float32.
   """
   rows = []
-  for label, some in (
-      ('all arms', arms), ('arms that forgot', forgotten(arms))):
+  groups = {'all arms': arms, 'arms that forgot': forgotten(arms)}
+  if len(float32 := {name: run for name, run in forgotten(arms).items()
+                     if 'bfloat16' not in name}) < len(forgotten(arms)):
+    groups['of these, without bfloat16'] = float32
+  for label, some in groups.items():
     for name, find_one in _EXPLAIN.items():
       found = [_correlation(some, find_one, schemes) for schemes in (
           *((scheme,) for scheme in _SCHEMES), _SCHEMES)]

@@ -16,7 +16,9 @@ from mansu_jax.statistics import seeds
 
 _NAME = 'quickstart'
 _PRECISIONS = ('fp', 'nf4')
-_WAYS = cells.WAYS | {'reverse': 'which country has this capital?'}
+_SHOWN = 'choice_same_subject'  # Decides nothing, and has no guesses.
+_WAYS = cells.WAYS | {'reverse': 'which country has this capital?',
+                      _SHOWN: 'choice of four cities of the same country'}
 _KEPT = {'retain': 'retained facts, phrasings not trained on',
          'retain_heldout': 'held-out facts'}
 # Rows of README's first table: name, and the stored run.
@@ -49,8 +51,8 @@ def first(results: pathlib.Path) -> str:
         rows.append(('base', *_first_cells(run.record, 'base')))
       rows.append((name, *_first_cells(run.record, 'unlearned')))
   return cells.table(
-      ('', 'trained, fp', 'right, fp', 'right, NF4', 'perplexity, fp',
-       'perplexity, NF4', *(
+      ('', 'trained, fp', 'right, fp', 'right, NF4', 'known, worst',
+       'held-out', 'perplexity', *(
            f'{name} brings back' for name in _QUANTIZERS.values())), rows)
 
 
@@ -59,8 +61,10 @@ def _first_cells(record: stored.Record, model: str) -> Iterator[str]:
   yield cells.number(record['accuracy']['forget'][model]['fp']['value'])
   found = record['forgetting']['choice_unseen'][model]
   yield from (cells.number(found[p]['value']) for p in _PRECISIONS)
-  yield from (cells.number(record['perplexity'][model][p], 1)
-              for p in _PRECISIONS)
+  yield cells.NONE if model == 'base' else cells.number(
+      worst_known(record, 'fp'))
+  yield cells.number(record['accuracy']['retain_heldout'][model]['fp']['value'])
+  yield cells.number(record['perplexity'][model]['fp'], 1)
   brought = record['properties']['Q']['by_scheme']
   for scheme in _QUANTIZERS:
     yield cells.NONE if model == 'base' or scheme not in brought else (
@@ -101,7 +105,8 @@ def answered(runs: Runs) -> str:
     lines = [run.asked(way) for run in runs]
     if all(lines):
       rows.append((f'{label} ({_count(lines)})', *_answered_cells(runs, lines),
-                   *_guessed_cells(lines)))
+                   *(_guessed_cells(lines) if way != _SHOWN else (
+                       cells.NONE for _ in _PRECISIONS))))
   for split, label in _KEPT.items():
     lines = [run.split(split) for run in runs]
     if all(lines):

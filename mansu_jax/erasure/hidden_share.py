@@ -15,8 +15,9 @@ in the same phrasing. What a reading knows is its lead over its guesses, divided
 by what guesses leave open (1 - guessed). The share of a reading is what it
 knows, relative to the base in that reading. The hidden share H is that share,
 less the edited model's own where that is above 0; the reading with the highest
-lower bound counts. What is left is the higher one of `block` and `early`, with
-nothing subtracted.
+lower bound counts. What is left is the highest upper bound of any of them, with
+nothing subtracted. Whether a harmless change leaves the answers is the higher
+one of `block` and `early`.
 
 H is 0 for the base and for a model that never knew the facts, and 1 for one
 that holds all and gives none. Three more readings describe:
@@ -52,7 +53,7 @@ from mansu_jax.statistics import resampling
 from mansu_jax.statistics import verdict
 
 OWN = 'own'
-LEFT = ('block', 'early')  # The readings of what is left.
+LEFT = ('block', 'early')  # Where what a harmless change leaves is read.
 _AFTER = 'after_'
 DESCRIBED = ('looks', 'values', 'last_state')
 LARGEST = 0.2  # A hidden share above this shows that the edit hides.
@@ -232,19 +233,27 @@ class Shares:
                 for name in self.readings),
                key=lambda found: found['interval_of_all'][0])
 
-  def left(self, answers: Answers) -> list[dict[str, Any]]:
-    """The shares by the readings of `LEFT` in which the base leads.
+  def left(
+      self, answers: Answers, readings: Sequence[str] = LEFT
+  ) -> list[dict[str, Any]]:
+    """The shares by some readings, nothing subtracted.
 
     Args:
       answers: the answers of an edited model.
+      readings: those in which the base does not lead are left out.
 
     Returns:
       `reading`, `value` and `interval` of each.
     """
     found = [self._entry(name, self._draws(answers, name))
-             for name in LEFT if self.defined(name)]
+             for name in readings if self.defined(name)]
     return [{k: one[k] for k in ('reading', 'value', 'interval')}
             for one in found]
+
+  def most_left(self, answers: Answers) -> dict[str, Any]:
+    """What is left: the reading with the highest upper bound, as `left`."""
+    return max(self.left(answers, (*self.readings, 'early')),
+               key=lambda one: one['interval'][1])
 
   def _entry(self, name: str, draws: np.ndarray) -> dict[str, Any]:
     return {'reading': name, 'value': float(draws[0]),
@@ -326,8 +335,8 @@ def judge(
   what is left ends at `LARGEST` or below. Every gate must hold.
 
   Args:
-    found: the hidden share by precision, from `Shares.hidden`, with `left`, the
-      one of `Shares.left` with the highest upper bound.
+    found: the hidden share by precision, from `Shares.hidden`, with `left`,
+      from `Shares.most_left`.
     gates: `holds` of each gate: True, False, or inconclusive.
     readings: those of `LEFT` in which the base leads.
     facts: number of facts.

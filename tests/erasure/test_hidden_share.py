@@ -143,6 +143,9 @@ class SharesTest(parameterized.TestCase):
     self.assertEqual((block['reading'], early['reading']), ('block', 'early'))
     self.assertAlmostEqual(block['value'], 0.75)
     self.assertAlmostEqual(early['value'], 0.25 / 0.6)
+    # One block that suppresses what the one before it says is not averaged out.
+    left = shares.most_left(answers)
+    self.assertEqual((left['reading'], left['value']), ('after_3', 1))
     low, high = block['interval']
     self.assertBetween(0.75, low, high)
     got = shares.hidden(self._answers(16, 32))

@@ -75,10 +75,11 @@ class QuickstartTest(runs.TestCase):
     self.save('premise/mansu_four')
     rows = _rows(quickstart.first(self.results))
     self.assertEqual(list(rows), ['', '---', 'base', 'MANSU'])
-    self.assertEqual(rows['base'][5:], [cells.NONE] * 4)
+    self.assertEqual(rows['base'][3:], [
+        cells.NONE, *rows['base'][4:6], *[cells.NONE] * 4])
     self.save('premise/circuit')
     self.assertLen(_rows(quickstart.first(self.results)), 5)
-    self.assertEqual(rows['MANSU'][5:7], ['-0.01 [-0.05, +0.02]', cells.NONE])
+    self.assertEqual(rows['MANSU'][6:8], ['-0.01 [-0.05, +0.02]', cells.NONE])
 
 
 class PremiseTest(runs.TestCase):
@@ -214,6 +215,25 @@ class PooledTest(runs.TestCase):
     self.assertEqual(deviation, f'{np.std(values, ddof=1):.2f}')
     self.assertEqual(rows['unseen choices'][4], f'{np.mean(shares):.2f}')
 
+  def test_readings_that_tell_too_little_are_named(self):
+    for seed in (0, 1):
+      def change(record, seed=seed):
+        record['properties']['F']['cannot_pass'] = [['reverse', 'nf4'], *(
+            [['choice', 'fp']] if seed else [])]
+        for reading, entry in record['forgetting'].items():
+          entry['avoided'] = {'nf4': {}} if reading == 'choice_unseen' else {}
+      self.save('test/author', seed, 'author', change)
+    row = _rows(pooled.by_reading(pooled.find(self.results)))['authors']
+    self.assertEqual(row[-2:], [
+        'unseen choices NF4 (2)', 'reversed NF4 (2), usual choices fp (1)'])
+
+  def test_a_set_without_guesses_is_not_pooled(self):
+    for folder in ('author', 'washington'):
+      self.save(f'test/{folder}', 0, folder)
+    text = pooled.test(self.results)
+    self.assertStartsWith(text, 'Pooled over authors; seeds 0.')
+    self.assertIn('George Washington', text)
+
   def test_structure_is_a_mean_with_its_range(self):
     for seed, value in ((0, 0.3), (1, 0.5)):
       def change(record, value=value):
@@ -274,7 +294,7 @@ class GuidesTest(runs.TestCase):
             'stages': stages}]})
     self.assertEqual(_rows(text)['llama31_8b'], [
         'v5e:2x4', 'nf4', '16.00', '2.0', '1.0', 'yes', '0.30', '31'])
-    self.assertIn('libtpu 0.0.52; code 0123456.', text)
+    self.assertIn('Code: 0123456; libtpu 0.0.52.', text)
 
   def test_deployment(self):
     answered = {split: {'n': 10, 'simulated': 0.4, 'real': 0.5} for split in (
@@ -295,7 +315,7 @@ class GuidesTest(runs.TestCase):
         rows['nf4'], [*shared, '–', '-0.004 [-0.011, +0.002]', '–'])
     self.assertEqual(
         rows['q8_0'], [*shared, '0', *['-0.004 [-0.011, +0.002]'] * 2])
-    self.assertIn('jax 0.10.2; code 0123456.', text)
+    self.assertIn('Code: 0123456; jax 0.10.2.', text)
 
   def test_a_guide_without_its_file_has_no_table(self):
     for table in (guides.plans, guides.deployment):

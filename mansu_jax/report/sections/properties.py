@@ -62,7 +62,7 @@ READINGS = {
     'generation': 'generated answer',
     'generation_few_shot': 'generated after solved examples',
     'reverse': 'reverse question',
-    'choice_same_subject': 'choice within the same subject',
+    'choice_same_subject': 'choice of four, same subject',
 }
 SHOWN_ONLY = 'choice_same_subject'  # The reading that decides nothing.
 _SPLITS = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}

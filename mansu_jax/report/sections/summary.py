@@ -158,8 +158,9 @@ def _answered(record: Record) -> list[str]:
   out = [f'  {"share answered right":{_LABEL}}{titles[1:]}',
          f'  {"":{_LABEL}}{heads[1:]}']
   for name, entry in record.get('forgetting', {}).items():
-    if name != properties.SHOWN_ONLY:
-      out.append(_row(properties.READINGS.get(name, name), entry, shown))
+    if name == properties.SHOWN_ONLY:  # What is guessed was not measured.
+      entry = {k: v for k, v in entry.items() if k != 'ignorance'}
+    out.append(_row(properties.READINGS.get(name, name), entry, shown))
   for split, label in _KEPT.items():
     if split in record['accuracy']:
       out.append(_row(label, record['accuracy'][split], shown))

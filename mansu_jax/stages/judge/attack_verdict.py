@@ -15,8 +15,9 @@ at most a fifth of what the base knew. Each kind must have learned its lesson:
 at its best rate, the loss on the taught facts halves. It is inconclusive
 otherwise: also where the base knows the facts that it should never have known,
 where little returns but the base knew too little for more, and where what
-returns could not be seen, because the model guesses nearly everything right,
-avoids the right answers, or cannot be made to guess.
+returns could not be seen, because the base or the model guesses nearly
+everything right, or the model avoids the right answers or cannot be made to
+guess.
 """
 
 from __future__ import annotations
@@ -97,8 +98,7 @@ class Asked:
 
   def is_open(self, key: _Key) -> bool:
     """Whether guesses leave enough open to see what the model knows."""
-    return all(np.mean(found.guessed) <= 1 - _LEAST_OPEN
-               for found in self.of(key))
+    return all(map(_open, self.of(key)))
 
   def avoids(self, key: _Key, **options: Any) -> bool:
     """Whether the model avoids the right answers, before or after, for sure."""
@@ -223,7 +223,7 @@ def judge(
                   ' gain by guessing is not known'}
   shut = [key for key in keys
           if not (forgotten.is_open(key) and unknown.is_open(key))]
-  if blind := _blind(forgotten, unknown, len(shut) == len(keys)):
+  if blind := _blind(forgotten, unknown, keys, shut):
     return verdict.missing(blind)
   joint = options | {'level': intervals.bonferroni(len(keys))}
   found = {key: recovery.excess(*_gains(forgotten, unknown, key, **joint))
@@ -276,7 +276,9 @@ def _gains(
                for side in (forgotten, unknown))
 
 
-def _blind(forgotten: Asked, unknown: Asked, shut: bool) -> str:
+def _blind(
+    forgotten: Asked, unknown: Asked, keys: Sequence[_Key],
+    shut: Sequence[_Key]) -> str:
   """Why no comparison shows what is known; empty if one does."""
   for name, side in (('', forgotten), (' about facts never known', unknown)):
     unprobed = np.sum(np.logical_not(side.probed))
@@ -284,7 +286,16 @@ def _blind(forgotten: Asked, unknown: Asked, shut: bool) -> str:
       return (f'what the model guesses is not known for {unprobed} of'
               f' {len(side.questions)} questions{name}: no other fact of the'
               ' relation is asked about with another answer')
-  return _shut('every attack') if shut else ''
+    if not _open(side.base):
+      return (f'the base guesses {np.mean(side.base.guessed):.2f} of the asked'
+              f' questions{name} right, so that little of what it knows is'
+              f' seen; wanted at most {1 - _LEAST_OPEN:g}')
+  return _shut('every attack') if len(shut) == len(keys) else ''
+
+
+def _open(found: recovery.Answers) -> bool:
+  """Whether guesses leave enough open to see what a model knows."""
+  return bool(np.mean(found.guessed) <= 1 - _LEAST_OPEN)
 
 
 def _shut(attack: str) -> str:

@@ -279,7 +279,7 @@ def _hidden(
 ) -> dict[str, Any]:
   """The hidden share at a precision, and what is left."""
   return shares.hidden(answers) | shares.described(answers) | {
-      'left': max(shares.left(answers), key=lambda one: one['interval'][1]),
+      'left': shares.most_left(answers),
       'answered': {k: float(v[0].mean()) for k, v in answers.items()}}
 
 

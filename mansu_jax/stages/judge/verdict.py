@@ -32,13 +32,17 @@ from mansu_jax.statistics import verdict
 FORGOTTEN = splits_lib.FORGOTTEN
 DROP = 0.01  # Largest accuracy drop of retain preservation (R).
 GAP = 0.01  # Largest share of knowledge that may come back (Q).
-_NEEDED = {'choice_unseen': 'no questions with choices that training never saw',
+_NEEDED = {'choice': 'no questions with the usual choices',
+           'choice_unseen': 'no questions with choices that training never saw',
            'generation': 'no generated answers'}
+_POOLED = 'choice', 'choice_unseen'  # The readings that Q pools.
 _NO_QUESTIONS = 'the forget set has no near or far questions'
 _NO_LEAD = ('the base answers no better than an ignorant model, so there is'
             ' nothing to forget')
 # Largest lead over ignorance of a base that has nothing to forget in a reading.
 _NO_KNOWLEDGE = 0.1
+# Least share that a model's guesses leave open, to see that nothing comes back.
+_LEAST_OPEN = 0.2
 
 Answers = answers_lib.Answers
 Measured = answers_lib.Measured
@@ -171,7 +175,9 @@ def property_f(
     readings: Readings, precisions: Sequence[str]) -> dict[str, Any]:
   """Meaningful forgetting: phi of every reading at every precision.
 
-  A reading in which the base shows no knowledge decides nothing.
+  A reading in which the base shows no knowledge decides nothing. `cannot_pass`
+  has the readings and precisions at which even a model without a right answer,
+  that guesses as this one does, would not pass: the questions tell too little.
   """
   asked = answers_lib.deciding(readings)
   if not asked:
@@ -190,11 +196,13 @@ def property_f(
     return verdict.missing(_NO_LEAD, forgetting.PHI)
   (name, precision), worst = min(
       defined.items(), key=lambda item: item[1].value)
+  cannot = [key for key in found if not _can_pass(asked[key[0]], key[1], count)]
   entry = worst.record() | {
       'threshold': forgetting.PHI, 'passed': passed, 'reading': name,
       'precision': precision, 'by_reading': {
           name: {p: found[name, p].record() for p in precisions}
           for name in asked}, 'base_ignorant': unknown,
+      'cannot_pass': [list(key) for key in cannot],
       'measure': 'phi = 1 - known / known_0, known clipped at ignorance'}
   absent = [
       f'the base leads an ignorant model too little in {key}'
@@ -203,8 +211,7 @@ def property_f(
   if passed is True and absent:
     entry |= {'passed': verdict.INCONCLUSIVE, 'reason': ' and '.join(absent)}
   short = [key for key, phi in found.items() if phi.lower < forgetting.PHI]
-  if passed == verdict.INCONCLUSIVE and not any(
-      _can_pass(asked[name], p, count) for name, p in short):
+  if passed == verdict.INCONCLUSIVE and all(key in cannot for key in short):
     entry['reason'] = (
         'the base answers too little to show that it is forgotten, even by a'
         ' model without a right answer: '
@@ -274,10 +281,11 @@ def property_q(
 
   Knowledge is a share of the base's at the same precision, above ignorance.
   The choice readings are pooled, and the worst quantizer decides. A single
-  reading in which a quantizer brings knowledge back fails the property too.
+  reading in which a quantizer brings knowledge back fails the property too, and
+  a choice reading in which guesses leave too little open keeps it from passing.
   """
   asked = answers_lib.deciding(readings)
-  chosen = [asked[k] for k in ('choice', 'choice_unseen') if k in asked]
+  chosen = [asked[k] for k in _POOLED if k in asked]
   if not chosen or not schemes:
     return verdict.missing(_NO_QUESTIONS, GAP)
   pooled = functools.reduce(lambda a, b: a.joined(b), chosen)
@@ -298,6 +306,15 @@ def property_q(
       False if _recovers(entry) else verdict.at_most(
           (entry['interval_of_all'][0], entry['upper']), GAP)
       for entry in entries.values())
+  shut = [name for name, reading in asked.items() if name in _POOLED and any(
+      np.mean(reading.ignorance['unlearned', p]) > 1 - _LEAST_OPEN
+      for p in ('fp', *schemes))]
+  if passed is True and shut:
+    worst |= {'reason': (
+        f'the model guesses more than {1 - _LEAST_OPEN:g} of the answers right'
+        f' in {" and ".join(shut)}, so that little could be seen to come'
+        ' back')}
+    passed = verdict.INCONCLUSIVE
   return worst | {
       'threshold': GAP, 'passed': passed, 'scheme': scheme,
       'by_scheme': entries,

@@ -48,11 +48,13 @@ class ForgettingTest(parameterized.TestCase):
     self.assertEqual(got['passed'], 'inconclusive')
     self.assertEndsWith(
         got['reason'], ': generation (fp), generation (nf4)')
+    self.assertEqual(
+        got['cannot_pass'], [['generation', 'fp'], ['generation', 'nf4']])
     readings['reverse'] = cases.readings_of_shares(x=0.33)['x']
     self.assertNotIn(
         'reason', verdict.property_f(readings, ('fp', 'nf4')))
 
-  @parameterized.parameters('choice_unseen', 'generation')
+  @parameterized.parameters('choice', 'choice_unseen', 'generation')
   def test_without_a_needed_reading_it_does_not_pass(self, left_out):
     readings = cases.readings_of_shares(
         choice=0.0, choice_unseen=0.0, generation=0.0)
@@ -245,6 +247,20 @@ class PermanenceTest(parameterized.TestCase):
     got = verdict.property_q(readings, ('nf4',))
     self.assertIs(got['passed'], False)
     self.assertGreater(got['by_reading']['generation']['interval'][0], 0.01)
+
+  @parameterized.parameters((0.8, True), (0.85, 'inconclusive'))
+  def test_a_reading_that_guesses_close_keeps_it_from_passing(
+      self, guessed, want):
+    readings = self._case(400, 0.5, 0.5).readings()
+    readings['choice_unseen'] = dataclasses.replace(
+        readings['choice_unseen'], ignorance={
+            (model, p): np.full(800, guessed if (model, p) == (
+                'unlearned', 'nf4') else 0.25)
+            for model, p in readings['choice'].ignorance})
+    got = verdict.property_q(readings, ('nf4',))
+    self.assertEqual(repr(got['passed']), repr(want))
+    self.assertEqual('in choice_unseen, so' in got.get('reason', ''),
+                     want is not True)
 
   def test_avoiding_one_reading_does_not_hide_recovery_in_another(self):
     shares = {
