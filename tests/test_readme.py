@@ -46,7 +46,6 @@ class ReadmeTest(absltest.TestCase):
     attacked = json.loads(
         (_RESULTS / 'attacks/s0/record.json').read_text(encoding='utf-8'))
     best = attacked['attack_verdict']
-    cad = record['cad']
     trained = record['accuracy']['forget']['unlearned']['fp']['value']
     graddiff, in_bfloat16, mansu = (
         self._premise(name) for name in (
@@ -93,8 +92,6 @@ class ReadmeTest(absltest.TestCase):
         f' (NF4 {hidden["nf4"]["block"]:.2f}); by itself it answers'
         f' {hidden["fp"]["own"]:.2f}. So {hidden["fp"]["value"]:.2f}'
         f' [{low:.2f}, {high:.2f}] of',
-        f'scores, is {cad["value"]:.2f} on the circuit,'
-        f' {cad["nulls"]["random_circuits"]["mean"]:.2f} on random',
         f'facts gain {gain(record)}, and {gain(retain_only)} by the retain',
         f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])})'
         f' and facts never known from {" to ".join(unknown["fp"])}. Less'

@@ -257,6 +257,9 @@ def _recorded(runs: Runs) -> Iterator[_Measure]:
       'retraining: gain on untaught facts less that on facts never known',
       lambda r: r.get('attack_verdict', {}).get('difference'), cells.signed, 3,
       True)
+  yield measure('CAD, on the circuit', lambda r: r.get('cad'))
+  yield measure('CAD, on random circuits', lambda r: value(
+      r.get('cad', {}).get('nulls', {}).get('random_circuits', {}).get('mean')))
   yield measure('weights moved', lambda r: value(
       r['survival']['nf4']['moved']), cells.percent)
   yield measure('minutes', lambda r: value(None if _resumed(r) else sum(
