@@ -16,7 +16,7 @@ _PRECISIONS = ('fp', 'nf4')
 # construction.
 _CONTROLS = {
     'never taught': 'controls/never_taught',
-    'MLPs of layers 24 to 29': 'controls/last_layers',
+    'layers 24 to 29, NPO': 'controls/last_layers',
     'attention of layers 20 to 23': 'controls/attention',
     'MLPs of layers 13 to 22': 'controls/mlps',
     'quickstart': 'quickstart', 'retain terms alone': 'retain_only'}
