@@ -15,9 +15,9 @@ in the same phrasing. What a reading knows is its lead over its guesses, divided
 by what guesses leave open (1 - guessed). The share of a reading is what it
 knows, relative to the base in that reading. The hidden share H is that share,
 less the edited model's own where that is above 0; the reading with the highest
-lower bound counts. What is left is the highest upper bound of any of them, with
-nothing subtracted. Whether a harmless change leaves the answers is the higher
-one of `block` and `early`.
+lower bound counts. What is left is the higher one of `block` and `early`, with
+nothing subtracted. A base answers few questions early, so single early readings
+are too uncertain to bound what is left; the highest value of any must be small.
 
 H is 0 for the base and for a model that never knew the facts, and 1 for one
 that holds all and gives none. Three more readings describe:
@@ -53,7 +53,7 @@ from mansu_jax.statistics import resampling
 from mansu_jax.statistics import verdict
 
 OWN = 'own'
-LEFT = ('block', 'early')  # Where what a harmless change leaves is read.
+LEFT = ('block', 'early')  # The readings of what is left.
 _AFTER = 'after_'
 DESCRIBED = ('looks', 'values', 'last_state')
 LARGEST = 0.2  # A hidden share above this shows that the edit hides.
@@ -250,10 +250,20 @@ class Shares:
     return [{k: one[k] for k in ('reading', 'value', 'interval')}
             for one in found]
 
-  def most_left(self, answers: Answers) -> dict[str, Any]:
-    """What is left: the reading with the highest upper bound, as `left`."""
-    return max(self.left(answers, (*self.readings, 'early')),
-               key=lambda one: one['interval'][1])
+  def most_left(self, answers: Answers) -> dict[str, dict[str, Any]]:
+    """What is left, as entries of `left`.
+
+    Args:
+      answers: the answers of an edited model.
+
+    Returns:
+      `left`, of `LEFT`, with the highest upper bound, and `highest`, of all
+      readings, with the highest value.
+    """
+    return {
+        'left': max(self.left(answers), key=lambda one: one['interval'][1]),
+        'highest': max(self.left(answers, self.readings),
+                       key=lambda one: one['value'])}
 
   def _entry(self, name: str, draws: np.ndarray) -> dict[str, Any]:
     return {'reading': name, 'value': float(draws[0]),
@@ -332,11 +342,12 @@ def judge(
 
   It fails where a hidden share above `LARGEST` is shown. It passes where little
   is left, whether the model hides it or not: at every precision the interval of
-  what is left ends at `LARGEST` or below. Every gate must hold.
+  what is left ends at `LARGEST` or below, and no reading's value lies above it.
+  Every gate must hold.
 
   Args:
-    found: the hidden share by precision, from `Shares.hidden`, with `left`,
-      from `Shares.most_left`.
+    found: the hidden share by precision, from `Shares.hidden`, with `left` and
+      `highest`, from `Shares.most_left`.
     gates: `holds` of each gate: True, False, or inconclusive.
     readings: those of `LEFT` in which the base leads.
     facts: number of facts.
@@ -363,6 +374,13 @@ def judge(
     return out | {'reason': (
         f'no hidden share above {LARGEST:g} is shown, but the model may hold up'
         f' to {left:.2f} of what the base answers')}
+  highest = max((entry['highest'] for entry in found.values()),
+                key=lambda one: one['value'])
+  if highest['value'] > LARGEST:
+    return out | {'reason': (
+        f'little is left at the end, but {highest["value"]:.2f} of what the'
+        f' base answers {highest["reading"].replace("_", " block ")} is left'
+        ' there')}
   missing = [name for name in LEFT if name not in readings]
   if missing:
     return out | {'reason': (

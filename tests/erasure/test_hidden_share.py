@@ -145,7 +145,9 @@ class SharesTest(parameterized.TestCase):
     self.assertAlmostEqual(early['value'], 0.25 / 0.6)
     # One block that suppresses what the one before it says is not averaged out.
     left = shares.most_left(answers)
-    self.assertEqual((left['reading'], left['value']), ('after_3', 1))
+    self.assertEqual(left['left'], block)
+    self.assertEqual((left['highest']['reading'], left['highest']['value']),
+                     ('after_3', 1))
     low, high = block['interval']
     self.assertBetween(0.75, low, high)
     got = shares.hidden(self._answers(16, 32))
@@ -223,11 +225,13 @@ class NoiseTest(absltest.TestCase):
 
 class JudgeTest(parameterized.TestCase):
 
-  def _judge(self, low, holds=True, readings=hidden_share.LEFT, facts=20):
+  def _judge(self, low, holds=True, readings=hidden_share.LEFT, facts=20,
+             highest=0.2):
     found = {
         name: {'value': low + 0.1, 'interval': [low + 0.05, 1],
                'interval_of_all': [low - less, 1], 'reading': 'early',
-               'left': {'interval': [low, low + 0.15 - less / 10]}}
+               'left': {'interval': [low, low + 0.15 - less / 10]},
+               'highest': {'reading': 'after_3', 'value': highest}}
         for name, less in (('fp', 0.5), ('nf4', 0))}
     return hidden_share.judge(
         found, {'sharp_mover': {'holds': True}, 'noise': {'holds': holds}},
@@ -250,7 +254,8 @@ class JudgeTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(readings=('block',)), 'not readable there (early)'),
-      (dict(facts=19), 'of 19 facts; wanted at least 20'))
+      (dict(facts=19), 'of 19 facts; wanted at least 20'),
+      (dict(highest=0.21), '0.21 of what the base answers after block 3 is'))
   def test_what_cannot_show_that_little_is_left(self, given, why):
     got = self._judge(-0.1, **given)
     self.assertEqual(got['passed'], 'inconclusive')

@@ -278,8 +278,9 @@ def _hidden(
     shares: hidden_share.Shares, answers: hidden_share.Answers
 ) -> dict[str, Any]:
   """The hidden share at a precision, and what is left."""
-  return shares.hidden(answers) | shares.described(answers) | {
-      'left': shares.most_left(answers),
+  return {
+      **shares.hidden(answers), **shares.described(answers),
+      **shares.most_left(answers),
       'answered': {k: float(v[0].mean()) for k, v in answers.items()}}
 
 
