@@ -16,6 +16,11 @@ import numpy as np
 from mansu_jax.statistics import bootstrap
 
 
+# Least share that guesses leave open. Else too little is seen of what a model
+# knows, or of what comes back to it.
+LEAST_OPEN = 0.2
+
+
 class Answers(NamedTuple):
   """A model's answers to n questions."""
 

@@ -27,6 +27,7 @@ from mansu_jax.statistics import forgetting
 from mansu_jax.statistics import gaps as gaps_lib
 from mansu_jax.statistics import intervals
 from mansu_jax.statistics import power
+from mansu_jax.statistics import recovery
 from mansu_jax.statistics import verdict
 
 FORGOTTEN = splits_lib.FORGOTTEN
@@ -41,8 +42,6 @@ _NO_LEAD = ('the base answers no better than an ignorant model, so there is'
             ' nothing to forget')
 # Largest lead over ignorance of a base that has nothing to forget in a reading.
 _NO_KNOWLEDGE = 0.1
-# Least share that a model's guesses leave open, to see that nothing comes back.
-_LEAST_OPEN = 0.2
 
 Answers = answers_lib.Answers
 Measured = answers_lib.Measured
@@ -307,12 +306,12 @@ def property_q(
           (entry['interval_of_all'][0], entry['upper']), GAP)
       for entry in entries.values())
   shut = [name for name, reading in asked.items() if name in _POOLED and any(
-      np.mean(reading.ignorance['unlearned', p]) > 1 - _LEAST_OPEN
+      np.mean(reading.ignorance['unlearned', p]) > 1 - recovery.LEAST_OPEN
       for p in ('fp', *schemes))]
   if passed is True and shut:
     worst |= {'reason': (
-        f'the model guesses more than {1 - _LEAST_OPEN:g} of the answers right'
-        f' in {" and ".join(shut)}, so that little could be seen to come'
+        f'the model guesses more than {1 - recovery.LEAST_OPEN:g} of the answers'
+        f' right in {" and ".join(shut)}, so that little could be seen to come'
         ' back')}
     passed = verdict.INCONCLUSIVE
   return worst | {
