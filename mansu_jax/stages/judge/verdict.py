@@ -310,9 +310,9 @@ def property_q(
       for p in ('fp', *schemes))]
   if passed is True and shut:
     worst |= {'reason': (
-        f'the model guesses more than {1 - recovery.LEAST_OPEN:g} of the answers'
-        f' right in {" and ".join(shut)}, so that little could be seen to come'
-        ' back')}
+        f'the model guesses more than {1 - recovery.LEAST_OPEN:g} of the'
+        f' answers right in {" and ".join(shut)}, so that little could be seen'
+        ' to come back')}
     passed = verdict.INCONCLUSIVE
   return worst | {
       'threshold': GAP, 'passed': passed, 'scheme': scheme,
