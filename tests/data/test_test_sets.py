@@ -29,7 +29,13 @@ _FLAGFILES = sorted(
 _SETS = tuple(f'test_{path.stem}.jsonl' for path in _FLAGFILES)
 _KEPT = {'landmark_europe': 'test_keep_landmark.jsonl',
          'washington': 'test_keep_entity.jsonl'}
-_REPLACED = {'author', 'currency', 'element', 'language', 'landmark_europe'}
+# Sets whose facts are those of the relation's retain file, and sets with facts
+# of their own, of a retained or held-out relation.
+_SAME_FACTS = {'author', 'currency', 'element', 'language', 'opposite'}
+_OWN_FACTS = {
+    'landmark_europe': 'retain_landmark', 'state_capital':
+    'retain_state_capital', 'us_city': 'retain_us_city', 'city': 'heldout_city'}
+_UNASKED = {'city', 'opposite', 'state_capital', 'us_city'}
 _FORMS = ('plain', 'spoken', 'story', 'exam')
 _SETS_OF_CHOICES = 3  # Of unseen choices, and of a reverse question's.
 _REVERSE_FORMS = 2
@@ -82,11 +88,14 @@ class WordingTest(absltest.TestCase):
 
 class QuestionTest(parameterized.TestCase):
 
-  def test_about_two_hundred_facts(self):
-    facts = [{q.fact for q in _shipped(name)} for name in _SETS]
-    self.assertLen(facts, 6)
-    self.assertGreaterEqual(sum(map(len, facts)), 200)
-    self.assertGreaterEqual(min(map(len, facts)), 12)
+  def test_sets_and_facts_are_many(self):
+    count = lambda names: [
+        len({q.fact for q in _shipped(f'test_{name}')}) for name in names]
+    used = {path.stem for path in _FLAGFILES} - _UNASKED
+    self.assertLen(used, 6)
+    self.assertGreaterEqual(sum(count(used)), 200)
+    self.assertGreaterEqual(min(count(used)), 12)
+    self.assertGreaterEqual(min(count(_UNASKED)), 40)
 
   def test_each_fact_is_asked_in_four_forms_with_unseen_choices(self):
     want = {'choice': len(_FORMS),
@@ -122,17 +131,26 @@ class QuestionTest(parameterized.TestCase):
                                 f'{question.id}: {choice!r}')
 
   def test_train_questions_are_those_of_the_retain_file(self):
-    for name in sorted(_REPLACED - {'landmark_europe'}):
+    for name in sorted(_SAME_FACTS):
       train = lambda file: [q for q in _shipped(file) if q.use == 'train']
       self.assertEqual(
           train(f'retain_{name}.jsonl'), train(f'test_{name}.jsonl'))
 
-  def test_landmarks_are_asked_as_in_the_relation(self):
-    whole, part = (next(
-        r for r in build_facts.read_relations() if f in r['files'])
-                   for f in ('retain_landmark', 'test_keep_landmark'))
-    for key in ('relation', 'train', 'near', 'question', 'lead', 'narrative'):
-      self.assertEqual(whole[key], part[key])
+  def test_facts_of_their_own_are_asked_as_in_the_relation(self):
+    relations = build_facts.read_relations()
+    for name, file in _OWN_FACTS.items():
+      whole, = (r for r in relations if file in r['files'])
+      part, = (r for r in relations if f'test_{name}' in
+               r.get('asked', {}).get('files', {}))
+      for key in ('relation', 'near', 'question', 'lead', 'narrative'):
+        self.assertEqual(whole.get(key), part.get(key), (name, key))
+      # A held-out relation has no statements to train on.
+      self.assertEqual(whole.get('train', part['train']), part['train'])
+
+  def test_new_sets_share_facts_with_no_other_set(self):
+    facts = [{q.fact for q in _shipped(name)}
+             for name in (*_SETS, *_KEPT.values())]
+    self.assertLen(set.union(*facts), sum(map(len, facts)))
 
 
 class RunTest(parameterized.TestCase):
@@ -158,12 +176,15 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(config.data.forget, (f'shipped:test_{path.stem}.jsonl',))
     kept = {f'shipped:{name}' for name in jsonl.shipped_names()
             if name.startswith(('capitals_', 'retain_'))}
-    relation = path.stem.split('_')[0]
-    if path.stem in _REPLACED:
-      kept.remove(f'shipped:retain_{relation}.jsonl')
+    heldout = {f'shipped:{name}' for name in jsonl.shipped_names()
+               if name.startswith('heldout_')}
+    replaced = {f'shipped:{file}.jsonl' for file in (
+        f'retain_{path.stem}', _OWN_FACTS.get(path.stem))}
     if path.stem in _KEPT:
       kept.add(f'shipped:{_KEPT[path.stem]}')
-    self.assertEqual(kept, set(config.data.retain))
+    self.assertEqual(kept - replaced, set(config.data.retain))
+    self.assertEqual(heldout - replaced, set(
+        inputs.expand(config.data.heldout)))
     splits = inputs.read(config).splits
     self.assertContainsSubset(
         {'forget', 'forget_far', 'forget_unseen', 'retain', 'retain_heldout'},
