@@ -288,6 +288,7 @@ def make(
       '--data_text_window=16', '--attribution_steps=3',
       '--attribution_pairs=24', '--attribution_batch=8',
       '--attribution_level=neuron', '--circuit_budget=0.1',
+      '--circuit_first_layer=0', '--circuit_last_layer=-1',
       '--circuit_random_circuits=3',
       '--circuit_pairs=8', '--fisher_sequences=24', '--unlearn_steps=60',
       '--unlearn_learning_rate=2e-2',

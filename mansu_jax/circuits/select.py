@@ -28,12 +28,13 @@ class Ranking(NamedTuple):
 
 def layer_range(options: circuit_config.CircuitConfig, num_layers: int
                 ) -> range:
-  """The layers that may hold the circuit.
+  """The layers that may hold the circuit; every layer where they are open.
 
   Raises:
     ValueError: the range is empty or outside the model.
   """
   first, last = options.first_layer, options.last_layer
+  first, last = 0 if first is None else first, -1 if last is None else last
   last = last + num_layers if last < 0 else last
   if not 0 <= first <= last < num_layers:
     raise ValueError(

@@ -23,11 +23,15 @@ class CircuitConfig:
   budget: float = _field(
       0.01, 'Largest share of all model weights that the circuit may contain,'
       ' in (0, 1].')
-  first_layer: int = _field(
-      0, 'First layer that the circuit may use, counted from 0.')
-  last_layer: int = _field(
-      -1, 'Last layer that the circuit may use. Negative numbers count from the'
-      ' last layer, -1.')
+  first_layer: int | None = _field(
+      None, 'First layer that the circuit may use, counted from 0. auto: in a'
+      ' run that edits a circuit, a third of the layers below the last layer of'
+      ' the circuit; otherwise 0.')
+  last_layer: int | None = _field(
+      None, 'Last layer that the circuit may use. Negative numbers count from'
+      ' the last layer, -1. auto: in a run that edits a circuit, the layer that'
+      ' moves the answer to the last token, found on the base with training'
+      ' questions; otherwise -1.')
   per_layer_cap: float = _field(
       1.0, 'Largest share of the nodes of a layer that the circuit may contain,'
       ' in (0, 1]. At --attribution_level=edge: of the edges into a layer.')
@@ -71,8 +75,10 @@ class CircuitConfig:
     fields.check_minimum(
         self, 'circuit', 1, 'random_circuits', 'pairs', 'edges')
     fields.check_minimum(
-        self, 'circuit', 0, 'first_layer', 'contrast', 'resamples',
-        'curve_circuits')
+        self, 'circuit', 0, 'contrast', 'resamples', 'curve_circuits')
+    fields.check(
+        self.first_layer is None or self.first_layer >= 0,
+        f'--circuit_first_layer={self.first_layer} must be at least 0.')
     fields.check(0 < self.budget <= 1, f'--circuit_budget={self.budget} is'
                  ' outside (0, 1]: it is a share of all model weights.')
     fields.check_share(self, 'circuit', 'per_layer_cap', 'faithfulness')

@@ -34,7 +34,8 @@ def field(
   """A dataclass field with the metadata that its flag needs.
 
   Args:
-    default: Default value; its type is the type of the flag.
+    default: Default value; its type is the type of the flag. None, `auto` on
+      the command line: the run chooses an integer.
     doc: Help text of the flag.
     choices: Allowed values of a text field; None allows any.
     modes: Values of `--mode` that read the field.
@@ -49,7 +50,9 @@ def flag_lines(name: str, value: Any) -> list[str]:
   """The lines of a flagfile that set a flag; none for an empty data flag."""
   if isinstance(value, bool):
     return [f'--{"" if value else "no"}{name}']
-  if isinstance(value, tuple):
+  if value is None:
+    value = 'auto'
+  elif isinstance(value, tuple):
     if name.startswith('data_'):
       return [f'--{name}={item}' for item in value]
     value = ','.join(value)

@@ -45,6 +45,15 @@ class _EnumParser(flags.EnumParser):
     return super().parse(self._former.get(argument, argument))
 
 
+class _AutoParser(flags.IntegerParser):
+  """Parses an integer, or `auto` as None."""
+
+  syntactic_help = 'an integer or auto'
+
+  def parse(self, argument: Any) -> int | None:
+    return None if argument == 'auto' else super().parse(argument)
+
+
 class _PairsParser(flags.IntegerParser):
   """Parses the number of pairs; until 0.3 also the name of a pairs file."""
 
@@ -61,6 +70,8 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     kwargs = {'flag_values': flag_values}
     if name == 'attribution_pairs':
       flags.DEFINE(_PairsParser(), name, default, doc, **kwargs)
+    elif default is None:
+      flags.DEFINE(_AutoParser(), name, default, doc, **kwargs)
     elif choices:
       flags.DEFINE_enum(name, default, choices, doc, **kwargs)
       if name in _FORMER_VALUES:

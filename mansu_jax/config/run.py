@@ -122,6 +122,10 @@ class RunConfig:
     _check(bool(self.quant_schemes), 'No quantizer: give --quant_schemes=nf4 or'
            ' another.')
     methods.check(self)
+    _check(self.edit.floor != 'lift' or not self.unlearn.patience,
+           f'--unlearn_patience={self.unlearn.patience} may end training before'
+           ' the last step, at which --edit_floor=lift acts; wanted'
+           ' --unlearn_patience=0.')
     _check(self.edit.floor != 'none' or self.edit.landing == 'centre',
            '--edit_landing=boundary contradicts --edit_floor=none: only a floor'
            ' moves weights to a boundary. Leave one of them out.')

@@ -16,15 +16,17 @@ class UnlearnConfig:
   """Objective, batches and optimizer of the unlearning loop."""
 
   loss: str = _field(
-      'npo', 'Forget loss. npo: negative preference optimization against the'
-      ' base; simnpo: NPO without a reference model, on the mean'
+      'npo', 'Forget loss. prior: half the squared excess of the answer\'s'
+      ' log-probability over its prior, the mean that the base gives the answer'
+      ' after prompts of other facts; npo: negative preference optimization'
+      ' against the base; simnpo: NPO without a reference model, on the mean'
       ' log-probability; bounded_nll: -log(1 - p(answer)), at least 0;'
       ' group_marginal: imitate the base\'s average answer over the facts whose'
       ' answers are each other\'s wrong choices, in the same phrasing;'
       ' answer_swap: imitate the base\'s answer for one other fact of that'
       ' group; ascent: gradient ascent (GradDiff); none: no forget loss (for'
       ' --method=retain_only).',
-      ('npo', 'simnpo', 'bounded_nll', 'group_marginal', 'answer_swap',
+      ('npo', 'prior', 'simnpo', 'bounded_nll', 'group_marginal', 'answer_swap',
        'ascent', 'none'))
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
   forget_weight: float = _field(1.0, 'Weight of the forget loss.')
@@ -32,6 +34,15 @@ class UnlearnConfig:
       0.0, 'Weight, within the forget loss, of a KL over the first tokens of'
       ' the choices of the training questions. Its target makes the wrong'
       ' choices equally likely and the right one impossible.')
+  marginal_weight: float = _field(
+      0.0, 'Weight, within the forget loss, of a KL at the end of the prompt to'
+      ' what the base predicts at the ends of prompts of other facts. So the'
+      ' model still answers with something of the right kind.')
+  routed_weight: float = _field(
+      0.0, 'Weight, within the forget loss, of the loss prior for the same'
+      ' model with the base\'s mover layer, which brings the answer to the last'
+      ' token, and which attends where the base does. Otherwise training can'
+      ' make that layer look away from an answer that stays where it was.')
   kl_weight: float = _field(
       10.0, 'Weight of the retain KL, KL(base || model) on the retain data.')
   nll_weight: float = _field(
@@ -47,14 +58,24 @@ class UnlearnConfig:
   fp_steps: int = _field(
       1, 'Full-precision steps before each round of quantized steps. Has no'
       ' effect without --unlearn_quantizer_in_loop.')
-  steps: int = _field(100, 'Optimizer steps.')
+  steps: int = _field(100, 'Most optimizer steps.')
+  probe_every: int = _field(
+      5, 'Steps between looks at the probe: the share of up to 64 train'
+      ' questions of the forget set that the model answers right in full'
+      ' precision, by first tokens. 0: no probe.')
+  patience: int = _field(
+      0, 'Once the probe has not fallen by 0.02 for so many steps, the learning'
+      ' rate decays over --unlearn_cooldown steps and training ends. 0: it'
+      ' decays over --unlearn_steps.')
+  cooldown: int = _field(
+      25, 'Steps in which the learning rate decays, with --unlearn_patience.')
   optimizer: str = _field(
       'adam', 'Optimizer. lars: momentum 0.9, each gradient scaled to the norm'
       ' of its leaf (one matrix of all layers), so that large gradients move'
       ' most.', ('adam', 'lars'))
   learning_rate: float = _field(
-      4e-3, 'Peak learning rate of a cosine schedule. With lars: the share of a'
-      ' leaf\'s norm that one gradient may move; momentum raises it up to'
+      4e-3, 'Peak learning rate; it decays as a cosine. With lars: the share of'
+      ' a leaf\'s norm that one gradient may move; momentum raises it up to'
       ' tenfold.')
   warmup: float = _field(
       0.05, 'Share of the steps with a rising learning rate, in [0, 1).')
@@ -113,9 +134,14 @@ class UnlearnConfig:
         'retain_pool', 'text_pool', 'swapped_pool', 'fp_steps')
     fields.check_minimum(
         self, 'unlearn', 0, 'forget_pool', 'text_batch', 'forget_weight',
-        'choice_kl_weight', 'kl_weight', 'nll_weight', 'text_weight',
+        'choice_kl_weight', 'marginal_weight', 'routed_weight', 'kl_weight',
+        'nll_weight', 'text_weight',
         'prompt_weight', 'swapped_batch', 'swapped_weight', 'save_every',
-        'lora_rank')
+        'lora_rank', 'probe_every', 'patience', 'cooldown')
+    fields.check(
+        not self.patience or self.probe_every > 0,
+        f'--unlearn_patience={self.patience} waits for the probe, which'
+        ' --unlearn_probe_every=0 turns off. Leave one of them out.')
     for name in ('learning_rate', 'npo_beta', 'max_retain_kl', 'lora_alpha'):
       fields.check(getattr(self, name) > 0, f'--unlearn_{name}='
                    f'{getattr(self, name)} must be positive.')

@@ -28,6 +28,7 @@ from mansu_jax.stages.judge import attack_programs
 from mansu_jax.stages.judge import programs as judge_programs
 from mansu_jax.stages.judge import structure_programs
 from mansu_jax.stages.prepare import abstract
+from mansu_jax.stages.prepare import answer_layers
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import programs as train_programs
 from mansu_jax.stages.train import settings as train_settings
@@ -100,6 +101,14 @@ def run(config: run_config.RunConfig) -> Plan:
     if config.data.chat:
       notes.append('no chat template: its length is taken from SmolLM2\'s')
   checks.check_model_and_data(config, inputs, shapes, tokenizer)
+  given = config
+  if answer_layers.is_needed(given):
+    config = dataclasses.replace(config, circuit=answer_layers.resolve(
+        given.circuit, answer_layers.UNKNOWN, shapes.num_layers))
+  if config.circuit != given.circuit:
+    notes.append(f'layers {config.circuit.first_layer} to'
+                 f' {config.circuit.last_layer} are assumed for the circuit:'
+                 ' a run finds them')
   recorder = recorder_lib.Recorder(mesh, chip)
   circuit = abstract.draw_circuit(
       config.attribution.level, config.circuit, config.seed, shapes)
@@ -111,7 +120,7 @@ def run(config: run_config.RunConfig) -> Plan:
                  ' each (--mesh_distributed)')
   jax.clear_caches()  # Traced programs depend on the devices' kind and memory.
   with jax.set_mesh(mesh), memory.planned(chip.memory, devices[0].platform):
-    _record(config, inputs, model, recorder)
+    _record(config, given, inputs, model, recorder)
   return Plan(
       model=name, weights=tree_paths.count(model.params),
       topology=config.plan.topology, mesh=dict(mesh.shape), chip=chip,
@@ -121,15 +130,28 @@ def run(config: run_config.RunConfig) -> Plan:
 
 
 def _record(
-    config: run_config.RunConfig, inputs: inputs_lib.Inputs,
-    model: abstract.AbstractModel, recorder: recorder_lib.Recorder) -> None:
-  """Compiles the programs of every stage, in the order of the run."""
+    config: run_config.RunConfig, given: run_config.RunConfig,
+    inputs: inputs_lib.Inputs, model: abstract.AbstractModel,
+    recorder: recorder_lib.Recorder) -> None:
+  """Compiles the programs of every stage, in the order of the run.
+
+  Args:
+    config: of the run.
+    given: the same with the layers that were given.
+    inputs: of the run.
+    model: the base.
+    recorder: records the stages.
+  """
+  if answer_layers.is_needed(given):
+    recorder.record('mover layer', answer_layers.plan(
+        inputs.splits, model, seed=config.seed, chat=config.data.chat))
   attribution = circuit_settings.Settings.from_run(config)
   recorder.record('attribution', circuit_programs.attribute(
       model, attribution, inputs.splits))
   settings, fisher = train_settings.Settings.from_run(config), None
   prepared = recorder.record('references', train_programs.references(
-      model, settings, inputs.splits))
+      model, settings, inputs.splits,
+      answer_layers.usual(model.config.num_layers)))
   if settings.edit.projection != 'none':
     fisher = recorder.record('fisher', train_programs.fisher(
         model, settings, prepared))

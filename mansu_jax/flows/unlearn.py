@@ -26,6 +26,7 @@ from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import judging
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
+from mansu_jax.stages.prepare import answer_layers
 from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.train import settings as train_settings
 from mansu_jax.stages.train import unlearning
@@ -65,12 +66,22 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   settings = circuit_settings.Settings.from_run(config)
   with checkpoints.StageCache(
       root / 'checkpoints', resume=config.resume) as cache:
+    layers = answer_layers.UNKNOWN
+    if answer_layers.is_needed(config):
+      with clock.stage('mover layer'):
+        layers = answer_layers.find(
+            inputs.splits, model, seed=config.seed, chat=config.data.chat,
+            cache=cache)
+      settings = settings.with_layers(layers, model.config.num_layers)
     with clock.stage('attribution'):
       found = attribution.run(settings, inputs.splits, model, cache)
+      if layers is not answer_layers.UNKNOWN:
+        found.report['layers'] = layers.record(
+            settings.circuit, model.config.num_layers)
       outputs.write(found, model.config, root)
     unlearned, trained = unlearning.run(
         train_settings.Settings.from_run(config), inputs.splits, model, found,
-        root / 'model', clock, cache)
+        layers.mover, root / 'model', clock, cache)
     job = results.Job(
         config=config, inputs=inputs, quantize=quantize, model=model,
         evaluator=evaluator, found=found)

@@ -8,7 +8,7 @@ weights, so no part of the frozen model is copied or gets a gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,22 @@ from mansu_jax.models import layers as layers_lib
 from mansu_jax.models import lora
 from mansu_jax.runtime import memory
 from mansu_jax.runtime import sharding
+
+class Again(NamedTuple):
+  """Rows that run a second time, with one layer as in the frozen model.
+
+  That layer has the frozen weights and attends where the frozen model does: its
+  queries and keys come from the frozen model's states, and its values and all
+  else from the edited model's. The layers above are edited.
+
+  Attributes:
+    layer: a layer of the circuit or below it; static under jit.
+    rows: the rows, int [R].
+  """
+
+  layer: int
+  rows: types.Array
+
 
 _SAVED_SHARE = 0.5  # Share of a device's memory for saved activations.
 
@@ -59,6 +75,7 @@ def run_layers(
     start: int | None = None,
     adapters: types.PyTree | None = None,  # leaves [L, ...]
     adapter_scale: float = 1.0,
+    again: Again | None = None,
     remat: bool = False,
 ) -> types.Array:
   """Runs layers `first` to `stop - 1`, some with circuit weights.
@@ -80,13 +97,15 @@ def run_layers(
     start: First layer of the circuit. May be None if C is L.
     adapters: `layers` of the LoRA adapters, for all layers (see `lora`).
     adapter_scale: Factor of the adapters' products.
+    again: Rows to run again; their results follow the others.
     remat: Whether to recompute layers in the backward pass.
 
   Returns:
-    Residual stream after the last layer, [B, T, D].
+    Residual stream after the last layer, [B + R, T, D].
 
   Raises:
-    ValueError: the circuit's layers are not among the layers to run.
+    ValueError: the circuit's layers, or the layer to run again, are not among
+      the layers to run.
   """
   leaves = jax.tree.leaves(circuit)
   rows = leaves[0].shape[0] if leaves else 0
@@ -97,9 +116,14 @@ def run_layers(
         f'The circuit has {rows} layers from layer {start} on, but the decoder'
         f' runs layers {first} to {stop - 1}; wanted all circuit layers among'
         ' these. Pass the first circuit layer as circuit_start.')
+  if again is not None and not start <= again.layer < stop:
+    raise ValueError(
+        f'Layer {again.layer} is to run again, but the decoder runs the'
+        f' circuit\'s layers and those above, {start} to {stop - 1}; wanted one'
+        ' of these.')
   block = layers_lib.Block(config)
 
-  def layer(x, index, circuit_layer, adapter):
+  def layer(x, rotary, mask, index, circuit_layer, adapter):
     weights = jax.tree.map(
         lambda leaf: jax.lax.dynamic_index_in_dim(
             leaf, index, keepdims=False), stacked)
@@ -114,15 +138,58 @@ def run_layers(
     layer = jax.checkpoint(layer, prevent_cse=False, policy=remat_policy(
         config, x.shape[0] * x.shape[1], stop - start))
 
-  def run(x, begin, end, circuit: Any = None):
-    if begin == end:
-      return x
+  def run_alike(state, begin, end, circuit: Any = None):
+    if begin >= end:
+      return state
+    x, rotary, mask = state
     x, _ = jax.lax.scan(
-        lambda x, inputs: layer(x, *inputs), x,
+        lambda x, inputs: layer(x, rotary, mask, *inputs), x,
         (jnp.arange(begin, end), circuit, jax.tree.map(
             lambda leaf: leaf[begin:end], adapters)))
-    return x
+    return x, rotary, mask
 
-  x = run(x, first, start)
-  x = run(x, start, start + rows, circuit)
-  return run(x, start + rows, stop)
+  def run(state, begin, end, edited=True):
+    """Runs layers, those of the circuit with its weights."""
+    inside = [min(max(layer, start), start + rows) for layer in (begin, end)]
+    if not edited or inside[0] == inside[1]:
+      return run_alike(state, begin, end)
+    state = run_alike(state, begin, inside[0])
+    state = run_alike(state, *inside, jax.tree.map(
+        lambda leaf: leaf[inside[0] - start:inside[1] - start], circuit))
+    return run_alike(state, inside[1], end)
+
+  state = x, rotary, mask
+  if again is None:
+    return run(state, first, stop)[0]
+  pick = lambda state: jax.tree.map(
+      lambda leaf: leaf if leaf.shape[0] == 1 else leaf[again.rows], state)
+  state = run(state, first, start)
+  frozen = run(pick(state), start, again.layer, edited=False)
+  state = run(state, start, again.layer)
+  host = pick(state)
+  weights = jax.tree.map(lambda leaf: leaf[again.layer], stacked)
+  twice = _looking_apart(config, weights, frozen[0], *host), *host[1:]
+  state = jax.tree.map(
+      lambda a, b: a if a.shape[0] == 1 else jnp.concatenate([a, b]),
+      run(state, again.layer, again.layer + 1), twice)
+  return run(state, again.layer + 1, stop)[0]
+
+
+def _looking_apart(
+    config: config_lib.ModelConfig, weights: types.Params, looks: types.Array,
+    x: types.Array, rotary: tuple[types.Array, types.Array], mask: types.Array
+) -> types.Array:
+  """A layer at x [B, T, D] that attends as it does at `looks` [B, T, D]."""
+  attn = weights['attn']
+
+  def heads(states, name):
+    states = layers_lib.rms_norm(states, weights['attn_norm'], config.norm_eps)
+    return jnp.einsum(
+        'BTD,DNH->BTNH', states, attn[name].astype(states.dtype))
+
+  out = layers_lib.attend(
+      layers_lib.rotate(heads(looks, 'q'), rotary),
+      layers_lib.rotate(heads(looks, 'k'), rotary), heads(x, 'v'), mask)
+  x = x + jnp.einsum('BTNH,NHD->BTD', out, attn['o'].astype(out.dtype))
+  return x + layers_lib.Mlp(config).apply({'params': weights['mlp']}, (
+      layers_lib.rms_norm(x, weights['mlp_norm'], config.norm_eps)))

@@ -170,6 +170,7 @@ def forward(
     adapters: types.PyTree | None = None,
     adapter_scale: float = 1.0,
     first_layer: int = 0,
+    again: circuit_layers.Again | None = None,
     remat: bool = False,
     dtype: Any = jnp.float32,
 ) -> Array:
@@ -192,15 +193,19 @@ def forward(
     adapters: LoRA adapters of the matrices (see `lora`).
     adapter_scale: Factor of their products.
     first_layer: First layer to run; static under jit.
+    again: With a circuit: rows to run again with one layer unedited; their
+      results follow the others.
     remat: Whether to recompute layers in the backward pass.
     dtype: Compute dtype.
 
   Returns:
-    Hidden state after the final norm, [B, T, D] in `dtype`.
+    Hidden state after the final norm, [B, T, D] in `dtype`; [B + R, T, D] with
+    R rows that run again.
 
   Raises:
     ValueError: both or neither of tokens and embeddings are given, a mask and
-      segments are given, or a circuit layer is not among the layers to run.
+      segments are given, or a layer of the circuit or to run again is not among
+      the layers to run.
   """
   attention_mask = _resolve_mask(
       tokens, embeddings, positions, attention_mask, segments)
@@ -215,7 +220,7 @@ def forward(
       rotary, _mask(attention_mask, x.shape[1]), first=first_layer,
       stop=config.num_layers, circuit=circuit and circuit['layers'],
       start=circuit_start, adapters=adapters and adapters['layers'],
-      adapter_scale=adapter_scale, remat=remat)
+      adapter_scale=adapter_scale, again=again, remat=remat)
   return layers.rms_norm(x, params['final_norm'], config.norm_eps)
 
 

@@ -91,7 +91,7 @@ def check_model_and_data(
   token_checks.check_data(config.data, inputs, shapes, tokenizer)
   splits = inputs.splits
   pools.check_forget_term(
-      config.unlearn, splits.forget_train, tokenizer, seed=config.seed,
+      config.unlearn, splits, tokenizer, seed=config.seed,
       chat=config.data.chat)
   if config.unlearn.stop_forget:
     probe.make(splits.forget_train, tokenizer, chat=config.data.chat,

@@ -235,6 +235,9 @@ class Batches:
     marginals: from `other_facts.group_marginals`, for the loss
       `group_marginal`, or None.
     choices: from `other_facts.choice_targets`, or None.
+    prior: of the n forget sequences, or None.
+    routed: whether the forget sequences have rows of their own, the first, to
+      run them again.
     fill: assigns sequences to rows.
     steps: number of steps that fix the common shape.
     seed: of the choice of partners.
@@ -248,12 +251,13 @@ class Batches:
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
       choices: objective.Choices | None = None,
+      prior: objective.OtherPrompts | None = None, routed: bool = False,
       fill: packing.FillRows = packing.fill_rows, steps: int, seed: int = 0):
     self.forget, self.retain = forget, retain
     self.text, self.swapped = text, swapped
     self.swapped_report = swapped_report
     self._prompts, self._partners = prompts, partners
-    self._marginals, self._choices = marginals, choices
+    self._marginals, self._choices, self._prior = marginals, choices, prior
     self._fill, self._seed = fill, seed
     lengths, sizes = [], []
     for step in range(steps):
@@ -261,8 +265,13 @@ class Batches:
       lengths.append(np.concatenate([g.length for g in groups]).tolist())
       sizes.append([_positions(g) for g in (*groups, prompts)])
     self._capacity = max(ROW, *map(max, lengths))
-    self._rows = sharding.round_up_rows(
+    most = lambda lengths: sharding.round_up_rows(
         max(len(fill(some, self._capacity)) for some in lengths))
+    count, self._own_rows = self.forget.sampler.batch, 0
+    if routed:
+      self._own_rows = most([some[:count] for some in lengths])
+      lengths = [some[count:] for some in lengths]
+    self._rows = self._own_rows + most(lengths)
     self._sizes = np.max(sizes, axis=0).tolist()  # One shape for all steps.
 
   def _groups(self, step: int) -> tuple[list[Spans], Spans | None]:
@@ -287,7 +296,7 @@ class Batches:
       marginal = table[row[rows]]
     if self._choices is not None:
       others = objective.Choices(*(x[rows] for x in self._choices))
-    packed, starts = pack(groups, self._fill, self._rows, self._capacity)
+    packed, starts = self._pack(groups)
     progress.count_tokens(sum(int(g.length.sum()) for g in groups))
     forget, retain, *rest = map(targets, groups, starts, self._sizes)
     next_or_none = lambda pool: None if pool is None else rest.pop(0)
@@ -296,4 +305,18 @@ class Batches:
         text=next_or_none(self.text), swapped=next_or_none(self.swapped),
         prompts=None if prompts is None else targets(
             prompts, starts[0], self._sizes[-1]),
-        group_marginal=marginal, choices=others)
+        group_marginal=marginal, choices=others,
+        prior=self._prior and objective.OtherPrompts(
+            *(x[rows] for x in self._prior)),
+        routed=np.arange(self._own_rows) if self._own_rows else None)
+
+  def _pack(
+      self, groups: list[Spans]) -> tuple[objective.Packed, list[np.ndarray]]:
+    own = self._own_rows
+    if not own:
+      return pack(groups, self._fill, self._rows, self._capacity)
+    first, (starts,) = pack(groups[:1], self._fill, own, self._capacity)
+    rest, others = pack(
+        groups[1:], self._fill, self._rows - own, self._capacity)
+    packed = objective.Packed(*map(np.concatenate, zip(first, rest)))
+    return packed, [starts, *(x + first.tokens.size for x in others)]

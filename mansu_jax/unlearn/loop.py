@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import math
 import time
 from typing import Any, Protocol
 
 from absl import logging
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mansu_jax import transforms
 from mansu_jax import types
 from mansu_jax.runtime import progress
+from mansu_jax.unlearn import rates as rates_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +53,8 @@ class Problem:
     loss: `(theta of the view, frozen, base, batch) -> (scalar, metrics)`.
     views: step t uses view t mod n.
     base: the frozen pytree of the full-precision view, for references.
+    rates: learning rate of each step, which `tx` holds in its state as
+      `learning_rate` (`optax.inject_hyperparams`); None: `tx` has its own.
     codes_changed: `theta -> number of weights with another code`, for the log;
       None without a code grid.
   """
@@ -59,23 +64,30 @@ class Problem:
   loss: Callable[..., Any]
   views: Sequence[View]
   base: types.PyTree
+  rates: rates_lib.Rates | None = None
   codes_changed: Callable[[types.PyTree], types.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Stop:
-  """Ends the loop once a measure is low enough.
+class Probe:
+  """Looks at how much is forgotten, and ends the loop.
 
-  It looks at the current weights alone, so a resumed run stops at the same
-  step. The history gets the column `probe`, NaN at steps without a measure.
+  It looks at the current weights alone, so a resumed run ends at the same step.
+  The history gets the column `probe`, NaN at steps without a look.
 
   Attributes:
-    measure: `theta -> value`, called after every logged step.
-    at_most: the loop ends when the value is not above this.
+    measure: `theta -> value`, which falls as facts are forgotten.
+    every: steps between looks; it also looks after the last step.
+    at_most: the loop ends when the value is not above this; None: only the
+      plateau of `Problem.rates` ends it.
+    chance: value of a model that has forgotten, for the warning that training
+      is not on course.
   """
 
   measure: Callable[[types.PyTree], float]
-  at_most: float
+  every: int
+  at_most: float | None = None
+  chance: float = 0.0
 
 
 class Keeper(Protocol):
@@ -111,16 +123,19 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
       otherwise the next step would compile again.
 
   Returns:
-    `((theta, opt_state), seen, frozen, base, theta0, batch) -> ((theta,
+    `((theta, opt_state), seen, frozen, base, theta0, batch, rate) -> ((theta,
     opt_state), metrics, moved, finite)`; it donates its first argument. `seen`
-    is the view's quantized theta, or None for theta itself.
+    is the view's quantized theta, or None for theta itself. `rate` is the
+    learning rate, or None if `tx` has its own.
   """
   tx, loss = problem.tx, problem.loss
 
   @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
       shardings, None, None, None))
-  def unlearn_step(carry, seen, frozen, base, theta0, batch):
+  def unlearn_step(carry, seen, frozen, base, theta0, batch, rate=None):
     stored, opt_state = carry
+    if rate is not None:
+      opt_state = optax.tree.set(opt_state, learning_rate=rate)
     theta = float32(stored)
     (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
         theta if seen is None else seen, frozen, base, batch)
@@ -186,7 +201,7 @@ def run(
     problem: Problem, batches: Callable[[int], types.PyTree], *, steps: int,
     total_weights: int, max_retain_kl: float,
     visit: Callable[[int, types.PyTree], bool | None] | None = None,
-    stop: Stop | None = None, keep: Keeper | None = None, log_every: int = 10
+    probe: Probe | None = None, keep: Keeper | None = None, log_every: int = 10
 ) -> tuple[types.PyTree, list[dict[str, float]]]:
   """Runs the loop.
 
@@ -198,7 +213,7 @@ def run(
     max_retain_kl: limit of the retain KL, in nats a token.
     visit: called as `visit(step, theta)` after every logged step; the next step
       overwrites theta. Returning True ends the loop.
-    stop: ends the loop early; None runs all steps.
+    probe: looks at what is forgotten; None runs all steps.
     keep: saves the state and resumes from it; None saves nothing.
     log_every: steps between log lines.
 
@@ -217,41 +232,82 @@ def run(
   unlearn_step = make_step(problem, shardings)
 
   first, start = len(history), None
+  before = None if probe is None else float(probe.measure(problem.theta))
   for step in progress.track(
       range(first, steps), 'unlearn', total=steps, start=first):
+    rate, last = _rate(problem.rates, step, steps, history)
+    if step >= last:
+      break
     view = problem.views[step % len(problem.views)]
     seen = None if view.quantize is None else view.quantize(carry[0])
     carry, metrics, moved, finite = unlearn_step(
         carry, seen, view.frozen(), problem.base, problem.theta,
-        batches(step))
+        batches(step), rate)
     row = {k: float(v) for k, v in metrics._asdict().items()}
     row |= {'step': step + 1, 'moved': float(moved) / total_weights}
-    if stop is not None:
+    if probe is not None:
       row['probe'] = float('nan')
+      if (step + 1) % probe.every == 0 or step + 1 == last:
+        row['probe'] = float(probe.measure(carry[0]))
     history.append(row)
     _check(row, bool(finite), max_retain_kl)
     start = start or time.monotonic()  # The first step compiles.
-    if (step + 1) % log_every == 0 or step + 1 == steps:
+    looked = probe is not None and not math.isnan(row['probe'])
+    if looked:
+      _warn_half_way(probe, before, history, last)
+    if (step + 1) % log_every == 0 or step + 1 == last:
       seconds = (time.monotonic() - start) / max(step - first, 1)
       shares = f'moved {row["moved"]:.3%}'
       if problem.codes_changed is not None:
         changed = float(problem.codes_changed(carry[0]))
         shares += f'  codes changed {changed / total_weights:.3%}'
-      if stop is not None:
-        row['probe'] = float(stop.measure(carry[0]))
-        shares += f'  probe {row["probe"]:.3f}'
-      _log(row, shares, steps, seconds)
+      if probe is not None and _looks(history):
+        shares += f'  probe {_looks(history)[-1][1]:.3f}'
+      _log(row, shares, last, seconds)
       if visit is not None and visit(step + 1, carry[0]):
         break
-      if stop is not None and row['probe'] <= stop.at_most:
-        break
+    if looked and probe.at_most is not None and row['probe'] <= probe.at_most:
+      break
     if keep is not None:
       keep.after(step + 1, carry, history)
-  if stop is not None and history[-1]['probe'] > stop.at_most:
+  if probe is not None and probe.at_most is not None and (
+      history[-1]['probe'] > probe.at_most):
     logging.warning(
         'All %d steps are done, but the probe is %.3f, above'
-        ' --unlearn_stop_forget=%g.', steps, history[-1]['probe'], stop.at_most)
+        ' --unlearn_stop_forget=%g.', len(history), history[-1]['probe'],
+        probe.at_most)
   return carry[0], history
+
+
+def _looks(history: Sequence[dict[str, float]]) -> list[tuple[int, float]]:
+  """`(steps done, value)` of each look of the probe."""
+  return [(int(row['step']), row['probe']) for row in history
+          if not math.isnan(row.get('probe', math.nan))]
+
+
+def _rate(
+    rates: rates_lib.Rates | None, step: int, steps: int,
+    history: Sequence[dict[str, float]]) -> tuple[np.float32 | None, int]:
+  """The learning rate of a step, and the number of steps of the run so far."""
+  if rates is None:
+    return None, steps
+  begin = rates.decays_from(_looks(history))
+  return np.float32(rates(step, begin)), rates.end(begin)
+
+
+def _warn_half_way(
+    probe: Probe, before: float, history: Sequence[dict[str, float]],
+    steps: int) -> None:
+  """Warns once half of the steps have not halved what there is to forget."""
+  crossed = [look for look in _looks(history) if 2 * look[0] >= steps]
+  if len(crossed) == 1 and crossed[0][1] - probe.chance > 0.5 * (
+      before - probe.chance):
+    logging.warning(
+        'Forgetting is not on course: after %d of at most %d steps the probe is'
+        ' %.3f, before them %.3f, and guessing would give %.2f. Raise'
+        ' --unlearn_forget_weight, --unlearn_learning_rate or'
+        ' --circuit_budget.', crossed[0][0], steps, crossed[0][1], before,
+        probe.chance)
 
 
 def _check(row: dict[str, float], finite: bool, max_retain_kl: float) -> None:

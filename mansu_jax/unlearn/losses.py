@@ -79,6 +79,25 @@ def bounded_nll(nll: types.Array) -> types.Array:
   return -jnp.log(-jnp.expm1(-(nll + 1e-6)))
 
 
+def excess(
+    nll: types.Array, nll_prior: types.Array, *, slope: float = 16.0
+) -> types.Array:
+  """Half the squared excess of log p(answer) over its prior, 0 below it.
+
+  The prior is the answer's log-probability where nothing asks for it. So the
+  loss ends where the answer is no likelier than for other facts, and needs no
+  wrong answers. Beyond `slope` nats it grows linearly (the Huber loss).
+
+  Args:
+    nll: of the model.
+    nll_prior: minus the prior.
+    slope: largest gradient, in nats per nat.
+  """
+  over = jax.nn.relu(nll_prior - nll)
+  inside = jnp.minimum(over, slope)
+  return inside * (over - 0.5 * inside)
+
+
 def ascent(nll: types.Array) -> types.Array:
   """-nll: plain gradient ascent, unbounded below; a baseline only."""
   return -nll

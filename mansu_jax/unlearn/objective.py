@@ -17,7 +17,7 @@ from mansu_jax.config import run as run_config
 from mansu_jax.unlearn import losses
 
 # (theta, frozen, tokens [R, T], positions [R, T], segments [R, T])
-#   -> hidden [R, T, D]
+#   -> hidden [R, T, D]; with `again=rows [A]`, [R + A, T, D]
 Forward = Callable[..., types.Array]
 # (theta, frozen, hidden [..., D]) -> logits [..., V]
 Unembed = Callable[[types.PyTree, types.PyTree, types.Array], types.Array]
@@ -54,6 +54,13 @@ class Choices(NamedTuple):
   valid: types.Array  # [B, K] bool, False on padding
 
 
+class OtherPrompts(NamedTuple):
+  """What the base says after prompts of other facts, for each forget prompt."""
+
+  nll: types.Array  # [B], mean NLL of the forget answer there, nats
+  states: types.Array  # [B, K, D], its state at the ends of these prompts
+
+
 class Batch(NamedTuple):
   """The data of one step; all parts are in the same packed rows.
 
@@ -70,6 +77,8 @@ class Batch(NamedTuple):
   prompts: Targets | None  # The forget prompts' own tokens.
   group_marginal: types.Array | None = None  # [B, V] float32 probabilities
   choices: Choices | None = None  # Of the forget prompts.
+  prior: OtherPrompts | None = None
+  routed: types.Array | None = None  # [A] the first rows, with the forget set
   swapped: Targets | None = None  # Retain phrasings about forget subjects.
 
 
@@ -83,6 +92,7 @@ class Metrics(NamedTuple):
   retain_nll: types.Array  # nats a token
   text_kl: types.Array  # nats a token
   swapped_kl: types.Array  # nats a token
+  routed_nll: types.Array  # nats an answer; 0 without the routed term
 
 
 def make_loss(
@@ -108,6 +118,8 @@ def make_loss(
       reference = unembed(None, base, targets.reference)
       term = losses.weighted_mean(
           losses.token_kl(reference, logits), targets.weight)
+    elif options.loss == 'prior':
+      term = losses.excess(nll, batch.prior.nll).mean()
     elif options.loss == 'npo':
       nll_base = _sequence_nll(
           unembed(None, base, targets.reference), targets)
@@ -120,20 +132,32 @@ def make_loss(
       term = losses.bounded_nll(nll).mean()
     else:
       term = losses.ascent(nll).mean()
+    if options.marginal_weight:
+      elsewhere = unembed(None, base, batch.prior.states)  # [B, K, V]
+      term += options.marginal_weight * losses.token_kl(
+          elsewhere, at_prompt_end[:, None]).mean()
     if batch.choices is not None:
       tokens, target, valid = batch.choices
       term += options.choice_kl_weight * losses.choice_kl(
           target, at_prompt_end, tokens, valid).mean()
     return term, nll.mean()
 
+  def routed_term(logits, batch):
+    if logits is None:
+      return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+    nll = _sequence_nll(logits, batch.forget)
+    return losses.excess(nll, batch.prior.nll).mean(), nll.mean()
+
   def loss(theta, frozen, base, batch):
-    packed = batch.packed
-    hidden = forward(theta, frozen, *packed)
-    flat = hidden.reshape(-1, hidden.shape[-1])  # [R * T, D]
+    packed, forget = batch.packed, batch.forget
+    routed = {} if batch.routed is None else {'again': batch.routed}
+    hidden = forward(theta, frozen, *packed, **routed)
+    flat = hidden.reshape(-1, hidden.shape[-1])  # [(R + A) * T, D]
     kept = (batch.retain, batch.text, batch.swapped, batch.prompts)
-    at_forget, *at_kept = _in_one(
+    again = flat[forget.where + packed.tokens.size] if routed else None
+    at_routed, at_forget, *at_kept = _in_one(
         lambda states: unembed(theta, frozen, states),
-        [flat[t.where] if t else None for t in (batch.forget, *kept)])
+        [again, *(flat[t.where] if t else None for t in (forget, *kept))])
     references = _in_one(
         lambda states: unembed(None, base, states),
         [t.reference if t else None for t in kept])
@@ -144,21 +168,24 @@ def make_loss(
       return losses.weighted_mean(
           losses.token_kl(reference, logits), targets.weight)
 
-    forget, forget_nll = forget_term(at_forget, base, batch)
+    forget_loss, forget_nll = forget_term(at_forget, base, batch)
+    routed_loss, routed_nll = routed_term(at_routed, batch)
+    forget_loss += options.routed_weight * routed_loss
     retain_kl, text_kl, swapped_kl, prompt_kl = map(
         kl, kept, at_kept, references)
     retain_nll = losses.weighted_mean(
         losses.token_nll(at_kept[0], batch.retain.labels),
         batch.retain.weight)
     total = (
-        options.forget_weight * forget
+        options.forget_weight * forget_loss
         + options.kl_weight * (
             retain_kl + options.text_weight * text_kl
             + options.swapped_weight * swapped_kl
             + options.prompt_weight * prompt_kl)
         + options.nll_weight * retain_nll)
     return total, Metrics(
-        total, forget, forget_nll, retain_kl, retain_nll, text_kl, swapped_kl)
+        total, forget_loss, forget_nll, retain_kl, retain_nll, text_kl,
+        swapped_kl, routed_nll)
 
   return loss
 

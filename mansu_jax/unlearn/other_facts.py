@@ -1,6 +1,7 @@
 """Targets of the forget term that come from other facts of the same relation.
 
-Partners to swap answers with, averaged answer distributions, and wrong choices.
+Partners to swap answers with, partners whose prompts give the priors of
+answers, averaged answer distributions, and wrong choices.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mansu_jax.unlearn import objective
+
+
+_TRIES = 8
 
 
 def confusable_groups(
@@ -96,6 +100,64 @@ def swap_partners(
           ' --unlearn_loss=npo, or add facts.')
     out.append(partners)
   return out
+
+
+class PriorPartners:
+  """Questions about other facts, whose prompts give the priors of answers.
+
+  The nearest kind that exists is taken: forget questions of the same group and
+  template, of the same group, of the same relation; retain questions of the
+  same relation and template, of the same relation; any forget question; any
+  retain question. A fact with the same answer is never a partner.
+
+  Args:
+    groups: group of each forget question, from `confusable_groups`.
+    forget: `(relation, template, fact, answer)` of each forget question.
+    retain: the same of each retain question.
+  """
+
+  def __init__(
+      self, groups: Sequence[str],
+      forget: Sequence[tuple[str, str, str, str]],
+      retain: Sequence[tuple[str, str, str, str]] = ()):
+    self._groups, self._forget = list(groups), list(forget)
+    self._all = [*forget, *retain]
+    self._of: dict[tuple[str, ...], list[int]] = {}
+    for i, (relation, template, _, _) in enumerate(self._all):
+      if i < len(self._forget):
+        keys = (('group', groups[i], template), ('group', groups[i]),
+                ('relation', relation), ('forget',))
+      else:
+        keys = (('kept', relation, template), ('kept', relation), ('retain',))
+      for key in keys:
+        self._of.setdefault(key, []).append(i)
+
+  def draw(self, question: int, rng: np.random.Generator) -> int:
+    """The index of a partner, in the forget set followed by the retain set.
+
+    Args:
+      question: index in the forget set.
+      rng: generator of the draw.
+
+    Raises:
+      ValueError: every question has the fact or the answer of this one.
+    """
+    relation, template, fact, answer = self._forget[question]
+    group = self._groups[question]
+    for key in (('group', group, template), ('group', group),
+                ('relation', relation), ('kept', relation, template),
+                ('kept', relation), ('forget',), ('retain',)):
+      some = self._of.get(key, ())
+      fits = lambda j: self._all[j][2] != fact and self._all[j][3] != answer
+      for _ in range(_TRIES if some else 0):  # A long list is rarely searched.
+        if fits(found := some[rng.integers(len(some))]):
+          return found
+      if found := [j for j in some if fits(j)]:
+        return int(rng.choice(found))
+    raise ValueError(
+        '--unlearn_loss=prior needs a fact with another answer than'
+        f' {answer!r}, that of {fact!r}, in the forget or the retain set. Add'
+        ' facts, or use --unlearn_loss=npo.')
 
 
 def group_marginals(

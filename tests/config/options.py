@@ -13,6 +13,8 @@ def other_value(field: dataclasses.Field) -> Any:
   default, choices = field.default, field.metadata.get('choices')
   if choices:
     return next(c for c in choices if c != default)
+  if default is None:
+    return 3
   if isinstance(default, bool):
     return not default
   if isinstance(default, float):

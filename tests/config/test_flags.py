@@ -321,7 +321,7 @@ class ExperimentTest(parameterized.TestCase):
 
   def test_forget_loss_fits_the_facts_of_each_experiment(self):
     read = functools.cache(lambda data: inputs.read(
-        dataclasses.replace(config, data=data)).splits.forget_train)
+        dataclasses.replace(config, data=data)).splits)
     check = functools.cache(lambda unlearn, data: pools.check_forget_term(
         unlearn, read(data), _number_words, seed=0, chat=False))
     jobs = [path for path in _JOBS if path.parent != _COMMON.parent]

@@ -17,6 +17,7 @@ _EDGE = ('circuit_edges', 'circuit_edge_selection', 'circuit_file')
 # Read by methods that train every weight only.
 _ALL_WEIGHTS = (
     'unlearn_lora_rank', 'unlearn_lora_alpha', 'unlearn_weights_dtype')
+_PATIENT = ('unlearn_cooldown',)  # Read with --unlearn_patience only.
 
 
 def _changed(name, field, mode):
@@ -60,7 +61,7 @@ class ModesTest(parameterized.TestCase):
   def test_a_mode_accepts_each_flag_that_it_reads(self, mode):
     for name, field, _ in config_lib.options():
       if mode in field.metadata['modes'] and name not in (
-          *_NOT_ALONE, *_EDGE, *_ALL_WEIGHTS):
+          *_NOT_ALONE, *_EDGE, *_ALL_WEIGHTS, *_PATIENT):
         with self.subTest(name):
           mode_checks.check_unread_flags(_changed(name, field, mode))
 
@@ -110,6 +111,11 @@ class ConditionsTest(parameterized.TestCase):
       ((*_NO_FORGET, '--unlearn_forget_weight=10'), 'has no forget term'),
       ((*_NO_FORGET, '--unlearn_choice_kl_weight=3'), 'has no forget term'),
       (('--unlearn_lora_alpha=8',), 'applies to --unlearn_lora_rank above 0'),
+      (('--unlearn_cooldown=9',), 'applies to --unlearn_patience above 0'),
+      (('--method=graddiff', '--circuit_selection=all',
+        '--unlearn_loss=ascent', '--edit_floor=none', '--edit_projection=none',
+        '--nounlearn_quantizer_in_loop', '--unlearn_routed_weight=1'),
+       'a layer that can be left unedited'),
       (('--eval_attacks=', '--eval_attack_questions=9'), 'skips the attacks'),
       (('--mode=audit', '--base=b', '--eval_attacks=', '--eval_attack_steps=9'),
        'skips the attacks'))

@@ -158,6 +158,10 @@ class CallsTest(parameterized.TestCase):
        '--eval_hidden_questions=48', '--eval_recall_questions=24',
        '--eval_attacks=lora', '--eval_attack_steps=2',
        '--circuit_resamples=0'),
+      ('prior_until_the_plateau', '--unlearn_loss=prior',
+       '--unlearn_routed_weight=1', '--unlearn_marginal_weight=0.3',
+       '--unlearn_patience=1', '--unlearn_cooldown=1',
+       '--unlearn_probe_every=1', '--circuit_resamples=0'),
       ('several_quantizers', '--attribution_level=neuron_and_head',
        '--quant_schemes=nf4,q4_0,gptq_g128', '--circuit_resamples=0'))
   @pytest.mark.slow
@@ -173,7 +177,7 @@ class CallsTest(parameterized.TestCase):
         self.assertBetween(made[key], 1, calls, str(key))
       else:
         self.assertEqual(made[key], calls, str(key))
-    stops = any('stop_forget' in flag for flag in flags)
+    stops = any('stop_forget' in flag or 'patience' in flag for flag in flags)
     writes = any('recall' in flag for flag in flags)
     self.assertLen(bounds, 2 + 2 * stops + 3 * writes)
     unplanned = {name for stage, name in made if stage not in (

@@ -1,5 +1,7 @@
 """A gathered circuit computes what the scattered params compute."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -7,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mansu_jax.erasure import spans
+from mansu_jax.erasure import transplant
+from mansu_jax.models import circuit_layers
 from mansu_jax.models import decoder
+from mansu_jax.models import layers
 from mansu_jax.runtime import memory
 from tests.models import tiny
 
@@ -153,6 +159,42 @@ class CircuitTest(parameterized.TestCase):
         ' runs layers 0 to 2'):
       tiny.logits(self.cfg, self.base, self.ids, circuit=circuit,
                   circuit_start=start)
+
+  @parameterized.product(layer=(1, 2), remat=(False, True))
+  def test_rows_run_again_with_the_layer_of_the_base(self, layer, remat):
+    circuit = jax.tree.map(
+        lambda x: x[1:], _circuit(self.cfg, self.edited['layers']))
+    edited = dict(self.edited, layers=jax.tree.map(
+        lambda b, e: jnp.concatenate([b[:1], e[1:]]), self.base['layers'],
+        self.edited['layers']))
+    rows, size = np.array([1, 0]), len(self.ids)
+    lengths = np.full(size, self.ids.shape[1], np.int32)
+    prompts = spans.Rows(np.asarray(self.ids), lengths, 0 * lengths, None)
+    run = functools.partial(
+        decoder.forward, self.cfg, self.base, self.ids, circuit=circuit,
+        circuit_start=1, remat=remat)
+    got = run(again=circuit_layers.Again(layer, rows))
+    np.testing.assert_allclose(got[:size], run(), rtol=1e-5, atol=1e-5)
+    before = [transplant.run(self.cfg, params, prompts, layer).before
+              for params in (self.base, edited)]
+    want = transplant.routed(
+        self.cfg, self.base, before[0], edited, before[1], self.base, prompts,
+        layer)[:, -1]
+    np.testing.assert_allclose(
+        got[size:, -1], layers.rms_norm(
+            want, self.base['final_norm'], self.cfg.norm_eps)[rows],
+        rtol=1e-4, atol=1e-4)
+    self.assertGreater(np.abs(got[size:] - got[:size][rows]).max(), 0.1)
+
+  @parameterized.parameters(0, 3)
+  def test_refuses_a_layer_to_run_again_below_the_circuit(self, layer):
+    circuit = jax.tree.map(
+        lambda x: x[1:], _circuit(self.cfg, self.edited['layers']))
+    with self.assertRaisesRegex(
+        ValueError, f'Layer {layer} is to run again.*those above, 1 to 2'):
+      decoder.forward(
+          self.cfg, self.base, self.ids, circuit=circuit, circuit_start=1,
+          again=circuit_layers.Again(layer, np.array([0])))
 
   def test_layers_below_the_circuit_are_not_differentiated(self):
     circuit = jax.tree.map(

@@ -56,3 +56,9 @@ def squared_gradients(gradient, examples):
     square = np.square(np.asarray(gradient(example), np.float64))
     total = square if total is None else total + square
   return total / len(examples)
+
+
+def excess(nll, nll_prior, slope):
+  """Half the square of log p above its prior; linear beyond `slope`."""
+  over = max(0.0, nll_prior - nll)
+  return over**2 / 2 if over <= slope else slope * over - slope**2 / 2

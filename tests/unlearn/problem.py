@@ -60,22 +60,31 @@ def spans(hidden, tokens, mask):
       batch_rows=2)
 
 
-def batch(hidden, *, alone=False, rows=None):
-  """All sequences in one batch; with `alone`, one sequence per row."""
+def batch(hidden, *, alone=False, rows=None, routed=False):
+  """All sequences in one batch; with `alone`, one sequence per row.
+
+  With `routed`, the forget sequences have the first row to run it again.
+  """
   fill = packing.fill_rows
   if alone:
     fill = lambda lengths, capacity: [[i] for i in range(len(lengths))]
   groups = [spans(hidden, *part) for part in (FORGET, RETAIN, TEXT)]
   prompts = spans(hidden, *PROMPTS)
   packed, starts = batches.pack(groups, fill, rows)
+  if routed:
+    (first, own), (rest, others) = (
+        batches.pack(part) for part in (groups[:1], groups[1:]))
+    packed = objective.Packed(*map(np.concatenate, zip(first, rest)))
+    starts = own + [x + first.tokens.size for x in others]
   parts = [batches.targets(g, s) for g, s in zip(groups, starts)]
   return objective.Batch(
-      packed, *parts, prompts=batches.targets(prompts, starts[0]))
+      packed, *parts, prompts=batches.targets(prompts, starts[0]),
+      routed=np.arange(1) if routed else None)
 
 
 @functools.cache
 def circuit_edit(*, schemes=('nf4',), quantized_views=True,
-                 kinds=graph.KINDS):
+                 kinds=graph.KINDS, mover=None):
   return edits.circuit_edit(
       model(), small.circuit(CONFIG, kinds), schemes,
-      quantized_views=quantized_views)
+      quantized_views=quantized_views, mover=mover)

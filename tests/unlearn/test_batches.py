@@ -8,6 +8,7 @@ import numpy as np
 from mansu_jax.data import batching
 from mansu_jax.data import packing
 from mansu_jax.unlearn import batches
+from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
 
 _TOKENS = np.array([
@@ -299,6 +300,30 @@ class BatchesTest(parameterized.TestCase):
       np.testing.assert_array_equal(
           made(step).choices.tokens[:, 0], forget.sampler[step])
 
+  @parameterized.parameters(False, True)
+  def test_routed_forget_sequences_fill_the_first_rows(self, long):
+    forget = self._pool(7, 3, 1)
+    made = batches.Batches(
+        forget=forget, retain=self._pool(9, 4, 2),
+        text=self._pool(8, 1, 3, long), prior=objective.OtherPrompts(
+            np.arange(7.0), np.arange(7.0)[:, None, None]), routed=True,
+        fill=packing.fill_rows, steps=8)
+    shapes = {str(jax.tree.map(np.shape, made(s))) for s in range(8)}
+    self.assertLen(shapes, 1)
+    for step in range(8):
+      batch = made(step)
+      for part in batch.prior:
+        np.testing.assert_array_equal(part.ravel(), forget.sampler[step])
+      np.testing.assert_array_equal(batch.routed, [0])
+      width = batch.packed.tokens.shape[1]
+      self.assertLess(batch.forget.where.max(), width)
+      for part in (batch.retain, batch.text):
+        real = part.weight > 0
+        self.assertGreaterEqual(part.where[real].min(), width)
+        np.testing.assert_array_equal(
+            batch.packed.tokens.ravel()[part.where[real]],
+            part.reference[real, 0])
+
   def test_optional_parts_are_none(self):
     made = batches.Batches(
         forget=self._pool(7, 3, 1), retain=self._pool(9, 4, 2),
@@ -307,6 +332,8 @@ class BatchesTest(parameterized.TestCase):
     self.assertIsNone(made(0).prompts)
     self.assertIsNone(made(0).group_marginal)
     self.assertIsNone(made(0).choices)
+    self.assertIsNone(made(0).prior)
+    self.assertIsNone(made(0).routed)
 
 
 if __name__ == '__main__':

@@ -14,48 +14,14 @@ from mansu_jax import quant
 from mansu_jax import transforms
 from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import objective
-
-_START = (1.0, -2.0, 4.0)
-_SGD = optax.sgd(0.25)
-
-
-def _frozen(number, kl=0.0):
-  return {'number': jnp.float32(number), 'kl': jnp.float32(kl)}
-
-
-def _view(number, kl=0.0, quantize=None):
-  return loop.View(frozen=lambda: _frozen(number, kl), quantize=quantize)
-
-
-def _loss(theta, frozen, base, batch):
-  """Squared distance from the batch; metrics tell which views were seen."""
-  value = jnp.sum(jnp.square(theta['w'] - batch))
-  return value, objective.Metrics(
-      loss=value, forget=frozen['number'], forget_nll=base['number'],
-      retain_kl=frozen['kl'], retain_nll=value, text_kl=value,
-      swapped_kl=value)
-
-
-def _problem(**changes):
-  fields = {
-      'theta': {'w': jnp.array(_START)}, 'tx': _SGD, 'loss': _loss,
-      'views': [_view(0)], 'base': _frozen(0)}
-  return loop.Problem(**fields | changes)
-
-
-def _run(problem=None, batches=lambda step: np.zeros(3, np.float32), *,
-         steps=4, **options):
-  return loop.run(
-      problem or _problem(), batches, steps=steps,
-      **dict(total_weights=6, max_retain_kl=3.0) | options)
-
+from tests.unlearn import tiny_loop as tiny
 
 class StepTest(parameterized.TestCase):
 
   def test_descends_as_by_hand(self):
     # w <- w - 0.25 * 2 w halves the weights; the loss is that before the step.
-    theta, history = _run()
-    np.testing.assert_allclose(theta['w'], np.array(_START) / 16)
+    theta, history = tiny.run()
+    np.testing.assert_allclose(theta['w'], np.array(tiny.START) / 16)
     self.assertEqual([row['step'] for row in history], [1, 2, 3, 4])
     np.testing.assert_allclose(
         [row['loss'] for row in history], 21.0 / 4.0 ** np.arange(4))
@@ -68,8 +34,8 @@ class StepTest(parameterized.TestCase):
     def batches(step):
       asked.append(step)
       return np.full(3, step, np.float32)
-    theta, _ = _run(batches=batches, steps=3)
-    w = np.array(_START)
+    theta, _ = tiny.run(batches=batches, steps=3)
+    w = np.array(tiny.START)
     for step in range(3):
       w = w - 0.5 * (w - step)
     np.testing.assert_allclose(theta['w'], w)
@@ -77,14 +43,14 @@ class StepTest(parameterized.TestCase):
 
   def test_moved_is_a_share_of_all_weights_against_the_base(self):
     batch = np.array([1.0, 0.0, 0.0], np.float32)  # The first stays.
-    _, history = _run(batches=lambda step: batch, total_weights=8)
+    _, history = tiny.run(batches=lambda step: batch, total_weights=8)
     self.assertEqual([row['moved'] for row in history], [2 / 8] * 4)
 
   def test_run_keeps_its_arguments_and_is_deterministic(self):
-    problem = _problem(tx=optax.adam(0.1))
-    first, _ = _run(problem)
-    second, _ = _run(problem)
-    np.testing.assert_array_equal(problem.theta['w'], _START)
+    problem = tiny.problem(tx=optax.adam(0.1))
+    first, _ = tiny.run(problem)
+    second, _ = tiny.run(problem)
+    np.testing.assert_array_equal(problem.theta['w'], tiny.START)
     np.testing.assert_array_equal(first['w'], second['w'])
 
   def test_state_that_shares_buffers_with_theta_may_be_donated(self):
@@ -92,15 +58,15 @@ class StepTest(parameterized.TestCase):
     keep = optax.GradientTransformation(
         lambda params: {'origin': params, 'again': params},
         lambda updates, state, params=None: (updates, state))
-    theta, _ = _run(_problem(tx=optax.chain(_SGD, keep)))
-    np.testing.assert_allclose(theta['w'], np.array(_START) / 16)
+    theta, _ = tiny.run(tiny.problem(tx=optax.chain(tiny.SGD, keep)))
+    np.testing.assert_allclose(theta['w'], np.array(tiny.START) / 16)
 
   def test_steps_behind_a_floor_are_exact(self):
     theta, layout = {'w': jnp.linspace(-1.0, 1.0, 64)[None]}, {'w': quant.TORCH}
     floor = transforms.magnitude_floor(
         quant.code_grid(theta, 'nf4', layout), keep_origin=False)
-    got, _ = _run(
-        _problem(theta=theta, tx=optax.chain(optax.sgd(0.1), floor)),
+    got, _ = tiny.run(
+        tiny.problem(theta=theta, tx=optax.chain(optax.sgd(0.1), floor)),
         batches=lambda step: np.float32(0))
     check = quant.check_edit(theta, got, 'nf4', layout)
     self.assertTrue(check.survives, check)
@@ -113,15 +79,16 @@ class StepTest(parameterized.TestCase):
         quant.code_grid(theta, 'nf4', {'w': quant.TORCH}), keep_origin=False)
     spoil = optax.stateless(lambda u, p: {'w': u['w'].at[0, 3].set(bad)})
     with self.assertRaisesRegex(ValueError, 'Step 1: .*are not finite'):
-      _run(_problem(theta=theta, tx=optax.chain(spoil, floor)),
+      tiny.run(tiny.problem(theta=theta, tx=optax.chain(spoil, floor)),
            batches=lambda step: np.float32(0))
 
 
 class ViewTest(parameterized.TestCase):
 
   def test_views_take_turns_and_the_base_stays(self):
-    views = [_view(0), _view(1), _view(2)]
-    _, history = _run(_problem(views=views, base=_frozen(7)), steps=7)
+    views = [tiny.view(0), tiny.view(1), tiny.view(2)]
+    _, history = tiny.run(
+        tiny.problem(views=views, base=tiny.frozen(7)), steps=7)
     self.assertEqual([row['forget'] for row in history],
                      [0, 1, 2, 0, 1, 2, 0])
     self.assertEqual({row['forget_nll'] for row in history}, {7})
@@ -130,20 +97,22 @@ class ViewTest(parameterized.TestCase):
     # Gradients are taken at round(w) = (1, -2, 4) and applied to theta.
     see = lambda theta: {'w': jnp.round(theta['w'])}
     theta = {'w': jnp.array([1.25, -2.25, 3.75])}
-    got, history = _run(_problem(theta=theta, views=[_view(1, quantize=see)]),
-                        steps=1)
+    got, history = tiny.run(
+        tiny.problem(theta=theta, views=[tiny.view(1, quantize=see)]),
+        steps=1)
     np.testing.assert_allclose(
-        got['w'], np.array([1.25, -2.25, 3.75]) - 0.5 * np.array(_START))
+        got['w'], np.array([1.25, -2.25, 3.75]) - 0.5 * np.array(tiny.START))
     self.assertEqual(history[0]['loss'], 21.0)
 
   def test_one_program_for_all_steps_and_views(self):
-    loss = mock.Mock(side_effect=_loss)
-    problem = _problem(
+    loss = mock.Mock(side_effect=tiny.loss_of)
+    problem = tiny.problem(
         tx=optax.adam(optax.cosine_decay_schedule(0.1, 9)), loss=loss,
-        views=[_view(0, quantize=lambda theta: {'w': theta['w'] + 0}),
-               _view(1, quantize=lambda theta: {'w': jnp.round(theta['w'])})])
+        views=[tiny.view(0, quantize=lambda theta: {'w': theta['w'] + 0}),
+               tiny.view(1, quantize=lambda theta: {
+                   'w': jnp.round(theta['w'])})])
     with self.assertLogs('jax', 'WARNING') as logs, jax.log_compiles():
-      _run(problem, steps=6)
+      tiny.run(problem, steps=6)
     steps = [x for x in logs.output if 'Compiling jit(unlearn_step)' in x]
     self.assertLen(steps, 1)
     loss.assert_called_once()  # Traced.
@@ -156,38 +125,23 @@ class StopTest(parameterized.TestCase):
     batches = lambda step: np.full(3, value if step == 2 else 0, np.float32)
     with self.assertRaisesRegex(
         ValueError, f'Step 3: the loss is {word}.*--unlearn_learning_rate'):
-      _run(batches=batches, steps=5)
+      tiny.run(batches=batches, steps=5)
 
   def test_weights_that_are_not_finite(self):
     blow = optax.scale_by_schedule(
         lambda count: jnp.where(count == 1, jnp.inf, 1.0))
     with self.assertRaisesRegex(
         ValueError, 'Step 2: the loss is 5.25 and the weights are not finite'):
-      _run(_problem(tx=optax.chain(_SGD, blow)), steps=5)
+      tiny.run(tiny.problem(tx=optax.chain(tiny.SGD, blow)), steps=5)
 
   def test_a_large_retain_kl_is_an_error(self):
-    views = [_view(0, kl=0.5), _view(1, kl=2.5)]
+    views = [tiny.view(0, kl=0.5), tiny.view(1, kl=2.5)]
     with self.assertRaisesRegex(
-        ValueError, 'Step 2: the retain KL is 2.500.*--unlearn_max_retain_kl=2.0'):
-      _run(_problem(views=views), max_retain_kl=2.0)
-    _, history = _run(_problem(views=views), max_retain_kl=2.5)
+        ValueError,
+        'Step 2: the retain KL is 2.500.*--unlearn_max_retain_kl=2.0'):
+      tiny.run(tiny.problem(views=views), max_retain_kl=2.0)
+    _, history = tiny.run(tiny.problem(views=views), max_retain_kl=2.5)
     self.assertLen(history, 4)
-
-
-class _Memory:
-  """A keeper that holds the state after each step on the host."""
-
-  def __init__(self, found=None, stop=None):
-    self.states, self._found, self._stop = {}, found, stop
-
-  def restore(self, like):
-    self.like = jax.tree.map(lambda x: (x.shape, x.dtype), like)
-    return self._found
-
-  def after(self, step, carry, history):
-    self.states[step] = jax.tree.map(np.array, carry), list(history)
-    if step == self._stop:
-      raise KeyboardInterrupt
 
 
 class KeepTest(parameterized.TestCase):
@@ -197,15 +151,15 @@ class KeepTest(parameterized.TestCase):
     floor = optax.GradientTransformation(  # Its state is theta's own array.
         lambda params: {'origin': params, 'weak': jnp.asarray(1.0)},
         lambda updates, state, params=None: (updates, state))
-    return _problem(
+    return tiny.problem(
         tx=optax.chain(optax.adam(optax.cosine_decay_schedule(0.1, 9)), floor),
-        views=[_view(i, quantize=lambda theta, i=i: {'w': jnp.round(
+        views=[tiny.view(i, quantize=lambda theta, i=i: {'w': jnp.round(
             theta['w'] * i) / i}) for i in (1, 2, 64)])
 
   def _run(self, keep=None, **options):
     batches = lambda step: np.random.default_rng(step).normal(
         size=3).astype(np.float32)
-    return _run(self._problem(), batches, steps=7, keep=keep, **options)
+    return tiny.run(self._problem(), batches, steps=7, keep=keep, **options)
 
   def _check_same(self, got, want):
     self.assertEqual(jax.tree.structure(got), jax.tree.structure(want))
@@ -214,7 +168,7 @@ class KeepTest(parameterized.TestCase):
       self.assertEqual(np.asarray(a).tobytes(), np.asarray(b).tobytes())
 
   def test_state_is_saved_after_each_step(self):
-    keep = _Memory()
+    keep = tiny.Memory()
     theta, history = self._run(keep)
     self.assertEqual(list(keep.states), list(range(1, 8)))
     last, rows = keep.states[7]
@@ -226,9 +180,9 @@ class KeepTest(parameterized.TestCase):
 
   @parameterized.parameters(range(1, 8))
   def test_resuming_after_any_step_gives_equal_bits(self, step):
-    whole = _Memory()
+    whole = tiny.Memory()
     theta, history = self._run(whole)
-    rest = _Memory(whole.states[step])
+    rest = tiny.Memory(whole.states[step])
     got, rows = self._run(rest)
     self._check_same(got, theta)
     self.assertEqual(rows, history)
@@ -237,19 +191,19 @@ class KeepTest(parameterized.TestCase):
       self._check_same(state, whole.states[after])
 
   def test_a_resumed_run_compiles_one_program(self):
-    stopped = _Memory(stop=3)
+    stopped = tiny.Memory(stop=3)
     with self.assertRaises(KeyboardInterrupt):
       self._run(stopped)
     with self.assertLogs('jax', 'WARNING') as logs, jax.log_compiles():
-      self._run(_Memory(stopped.states[3]))
+      self._run(tiny.Memory(stopped.states[3]))
     self.assertLen([
         x for x in logs.output if 'Compiling jit(unlearn_step)' in x], 1)
 
   def test_a_saved_state_can_be_restored_twice(self):
-    whole = _Memory()
+    whole = tiny.Memory()
     theta, _ = self._run(whole)
     for _ in range(2):  # The step donates its buffers, not these.
-      got, _ = self._run(_Memory(whole.states[2]))
+      got, _ = self._run(tiny.Memory(whole.states[2]))
       self._check_same(got, theta)
 
 
@@ -257,9 +211,9 @@ class StorageTest(parameterized.TestCase):
   """Weights in bfloat16: float32 steps, rounded to the nearest."""
 
   def _run(self, theta, target, **options):
-    problem = _problem(
+    problem = tiny.problem(
         theta={'w': jnp.asarray(theta, jnp.bfloat16)}, **options)
-    got, history = _run(
+    got, history = tiny.run(
         problem, lambda step: np.asarray(target, np.float32), steps=1)
     self.assertEqual(got['w'].dtype, jnp.bfloat16)
     return np.asarray(got['w']), history
@@ -285,56 +239,12 @@ class StorageTest(parameterized.TestCase):
     self.assertEqual(history[0]['moved'], 1 / 6)
 
   def test_the_state_of_the_optimizer_is_float32(self):
-    keep = _Memory()
-    _run(_problem(theta={'w': jnp.ones(3, jnp.bfloat16)}, tx=optax.adam(0.1)),
+    keep = tiny.Memory()
+    tiny.run(tiny.problem(
+        theta={'w': jnp.ones(3, jnp.bfloat16)}, tx=optax.adam(0.1)),
          keep=keep)
     kinds = [x.dtype for x in jax.tree.leaves(keep.states[4][0]) if x.size == 3]
     self.assertEqual(kinds, [ml_dtypes.bfloat16, np.float32, np.float32])
-
-
-class StopEarlyTest(parameterized.TestCase):
-
-  def _run(self, keep=None, at_most=0.4, steps=7, **options):
-    self.seen = []
-
-    def measure(theta):
-      self.seen.append(float(theta['w'][0]))
-      return self.seen[-1]  # Halves with each step.
-
-    return _run(steps=steps, log_every=2, keep=keep, stop=loop.Stop(
-        measure=measure, at_most=at_most), **options)
-
-  @parameterized.parameters((0.4, 2, [0.25]), (0.25, 2, [0.25]),
-                            (0.1, 4, [0.25, 0.0625]))
-  def test_ends_at_the_first_logged_step_that_is_low(self, at_most, at, seen):
-    theta, history = self._run(at_most=at_most)
-    self.assertLen(history, at)
-    self.assertEqual(self.seen, seen)
-    np.testing.assert_allclose(theta['w'], np.array(_START) / 2 ** at)
-    probe = [row['probe'] for row in history]
-    self.assertEqual(probe[1::2], seen)
-    self.assertTrue(np.isnan(probe[::2]).all())
-
-  def test_a_stop_that_is_not_reached_is_said(self):
-    with self.assertLogs(level='WARNING') as logs:
-      _, history = self._run(at_most=1e-9)
-    self.assertLen(history, 7)
-    self.assertRegex(logs.output[-1], 'All 7 steps are done, but the probe is'
-                     ' 0.008, above --unlearn_stop_forget=1e-09')
-
-  @parameterized.parameters(1, 2, 3)
-  def test_a_resumed_run_stops_at_the_same_step(self, step):
-    whole = _Memory()
-    theta, history = self._run(whole, at_most=0.1)
-    self.assertEqual(list(whole.states), [1, 2, 3])  # Not the last one.
-    got, rows = self._run(_Memory(whole.states[step]), at_most=0.1)
-    np.testing.assert_array_equal(got['w'], theta['w'])
-    np.testing.assert_equal(rows, history)  # NaN equals NaN.
-
-  def test_the_log_shows_the_probe(self):
-    with self.assertLogs(level='INFO') as logs:
-      self._run()
-    self.assertTrue(any('probe 0.250' in line for line in logs.output))
 
 
 class VisitTest(parameterized.TestCase):
@@ -342,22 +252,23 @@ class VisitTest(parameterized.TestCase):
   @parameterized.parameters((3, [3, 6, 7]), (10, [7]), (1, list(range(1, 8))))
   def test_visit_sees_the_weights_of_each_logged_step(self, every, want):
     seen = {}
-    _run(steps=7, log_every=every,
+    tiny.run(steps=7, log_every=every,
          visit=lambda step, theta: seen.update({step: np.array(theta['w'])}))
     self.assertEqual(list(seen), want)
     for step, w in seen.items():
-      np.testing.assert_allclose(w, np.array(_START) / 2 ** step)
+      np.testing.assert_allclose(w, np.array(tiny.START) / 2 ** step)
 
   def test_visit_can_end_the_loop(self):
-    theta, history = _run(
+    theta, history = tiny.run(
         steps=7, log_every=2, visit=lambda step, theta: step >= 4)
     self.assertLen(history, 4)
-    np.testing.assert_allclose(theta['w'], np.array(_START) / 2 ** 4)
+    np.testing.assert_allclose(theta['w'], np.array(tiny.START) / 2 ** 4)
 
   def test_progress_is_logged(self):
     def lines(**functions):
       with self.assertLogs(level='INFO') as logs:
-        _run(_problem(**functions), steps=4, log_every=2, total_weights=6)
+        tiny.run(tiny.problem(**functions), steps=4, log_every=2,
+                 total_weights=6)
       return [line for line in logs.output if 'step' in line]
 
     first, last = lines()
@@ -365,7 +276,7 @@ class VisitTest(parameterized.TestCase):
         first, r'step 2/4 .*forget.*retain kl.*moved 50.000%  eta \d+s')
     self.assertRegex(last, r'step 4/4 ')
     first, _ = lines(codes_changed=lambda theta: jnp.sum(
-        theta['w'] < jnp.array(_START)))
+        theta['w'] < jnp.array(tiny.START)))
     self.assertRegex(first, r'moved 50.000%  codes changed 33.333%  eta')
 
 

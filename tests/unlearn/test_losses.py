@@ -45,6 +45,18 @@ class ChoiceKlTest(absltest.TestCase):
     np.testing.assert_allclose(gradient, [0.0, 0.5, -0.5, 0.0], atol=1e-6)
 
 
+class ExcessTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (5.0, 3.0, 0.0, 0.0), (3.0, 3.0, 0.0, 0.0), (2.0, 3.0, 0.5, -1.0),
+      (1.0, 3.0, 2.0, -2.0), (0.0, 9.0, 16.0, -2.0))
+  def test_by_hand(self, nll, prior, want, gradient):
+    fn = lambda x: losses.excess(x, jnp.float32(prior), slope=2.0)
+    self.assertEqual(float(fn(jnp.float32(nll))), want)
+    self.assertEqual(_gradient(fn, nll), gradient)
+    self.assertEqual(want, unlearn_naive.excess(nll, prior, 2.0))
+
+
 class TokenTest(absltest.TestCase):
 
   def setUp(self):

@@ -32,6 +32,44 @@ class SwapPartnersTest(absltest.TestCase):
         [p.tolist() for p in got], [[1], [0], [3], [2], [0, 1, 2, 3]])
 
 
+class PriorPartnersTest(absltest.TestCase):
+
+  _FORGET = [
+      ('cap', 't1', 'fr', 'paris'), ('cap', 't1', 'de', 'berlin'),
+      ('cap', 't2', 'de', 'berlin'), ('cap', 't1', 'jp', 'tokyo'),
+      ('lang', 't1', 'mx', 'spanish'), ('lang', 't1', 'cl', 'spanish'),
+      ('bird', 't1', 'emu', 'egg')]
+  _RETAIN = [
+      ('lang', 't2', 'it', 'italian'), ('lang', 't1', 'pe', 'spanish'),
+      ('bird', 't9', 'owl', 'owlet'), ('bird', 't1', 'hen', 'chick')]
+
+  def _drawn(self, question, retain=None, forget=None):
+    forget = self._FORGET if forget is None else forget
+    partners = other_facts.PriorPartners(
+        ['eu', 'eu', 'eu', 'as', 'lang', 'lang', 'bird'][:len(forget)],
+        forget, self._RETAIN if retain is None else retain)
+    rng = np.random.default_rng(0)
+    return {partners.draw(question, rng) for _ in range(40)}
+
+  def test_the_nearest_kind_comes_first(self):
+    self.assertEqual(self._drawn(0), {1})  # Group and template.
+    self.assertEqual(self._drawn(2), {0})  # Group.
+    self.assertEqual(self._drawn(3), {0, 1, 2})  # Relation.
+    self.assertEqual(self._drawn(6), {10})  # Retained, template.
+    self.assertEqual(self._drawn(6, self._RETAIN[:3]), {9})
+    self.assertEqual(self._drawn(6, ()), {0, 1, 2, 3, 4, 5})
+
+  def test_a_fact_with_the_same_answer_is_no_partner(self):
+    self.assertEqual(self._drawn(4), {7})
+    self.assertEqual(self._drawn(4, ()), {0, 1, 2, 3, 6})
+
+  def test_without_another_answer_it_is_refused(self):
+    self.assertEqual(self._drawn(
+        0, [('x', 't', 'y', 'z')], self._FORGET[:1]), {1})
+    with self.assertRaisesRegex(ValueError, "another answer than 'paris'"):
+      self._drawn(0, (), self._FORGET[:1])
+
+
 class ConfusableGroupsTest(absltest.TestCase):
 
   def test_confusable_groups_are_transitive(self):

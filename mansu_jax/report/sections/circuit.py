@@ -98,6 +98,12 @@ def _table(found: Record) -> document.Table:
 def _size_rows(found: Record) -> Iterator[tuple[str, str]]:
   yield 'selection', found['selection']
   yield 'level', found['level']
+  if layers := found.get('layers'):
+    mover = (f'layer {layers["mover_layer"]} moves the answer to the last'
+             f' token, found with {layers["source"]} questions')
+    if layers['mover_layer'] is None:
+      mover = f'no mover layer: {layers["source"]}'
+    yield 'layers', f'{layers["first"]} to {layers["last"]}; {mover}'
   if has_edges_only(found):
     yield 'edges', (
         f'{found["edges"]:,} of {found["candidates"]:,} candidates'

@@ -224,7 +224,7 @@ def _flag(name: str, value: Any, *, repeated: bool = False) -> Iterator[str]:
   elif isinstance(value, (list, tuple)):
     yield f'--{name}={",".join(map(str, value))}'
   else:
-    yield f'--{name}={value}'
+    yield f'--{name}={"auto" if value is None else value}'
 
 
 def _flags(record: Record) -> document.Section:

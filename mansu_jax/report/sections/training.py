@@ -33,8 +33,7 @@ _CURVES = (
            'Share of weights that differ from the base\'s.', 100.0),
     _Curve('probe', 'Forget probe', '% right',
            'Share of a sample of the forget set\'s training questions that the'
-           ' model answers, by first tokens in full precision; training stops'
-           ' when it is low enough.', 100.0))
+           ' model answers, by first tokens in full precision.', 100.0))
 _OF_WEIGHTS = ('moved', 'probe')  # Not measured at a step's view.
 
 

@@ -7,6 +7,7 @@ import dataclasses
 from mansu_jax.config import attribution as attribution_config
 from mansu_jax.config import circuit as circuit_config
 from mansu_jax.config import run as run_config
+from mansu_jax.stages.prepare import answer_layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,12 @@ class Settings:
   chat: bool = False
   bootstrap: int = 2000
   for_edit: bool = True
+
+  def with_layers(
+      self, found: answer_layers.Found, num_layers: int) -> Settings:
+    """The settings with the circuit's layers, where they were left open."""
+    return dataclasses.replace(self, circuit=answer_layers.resolve(
+        self.circuit, found, num_layers))
 
   @classmethod
   def from_run(cls, config: run_config.RunConfig) -> Settings:

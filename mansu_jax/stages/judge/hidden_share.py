@@ -24,17 +24,20 @@ from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import files
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import answer_layers
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.statistics import verdict
 
-_MOVER_QUESTIONS = 32  # Questions in training phrasings for the mover layer.
 OTHERS = 2  # Other facts whose states each question gets.
-_LEAST = 8  # Fewer questions say nothing.
 _KEPT = 4  # One retain question for so many forget questions.
 
 
 class NotMeasured(ValueError):
   """The hidden share cannot be measured, with a reason in plain words."""
+
+
+# Why a run has no hidden share.
+REASONS = (NotMeasured, answer_layers.TooFew, mover_layer.NoLead)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +71,8 @@ def choose(
     chat: whether prompts take the tokenizer's chat form.
 
   Raises:
-    NotMeasured: there are too few questions.
+    NotMeasured: --eval_hidden_questions is 0.
+    answer_layers.TooFew: there are too few questions.
   """
   if not limit:
     raise NotMeasured('--eval_hidden_questions=0 skips it')
@@ -78,39 +82,20 @@ def choose(
       q for split in splits_lib.FORGOTTEN for q in evaluation[split]]
 
   def draw(questions, what, limit, others=OTHERS):
-    return _draw(questions, what, tokenizer, limit=limit, others=others,
-                 seed=seed, chat=chat)
+    return answer_layers.draw(
+        questions, what, tokenizer, limit=limit, others=others, seed=seed,
+        chat=chat)
 
   forget = draw(asked, 'forget questions (use near or far)', limit)
   train = draw(inputs.splits.forget_train, 'forget questions (use train)',
-               min(limit, _MOVER_QUESTIONS), others=1)
+               min(limit, answer_layers.QUESTIONS), others=1)
   try:
     retain = draw(evaluation['retain'], 'retain questions',
-                  max(limit // _KEPT, _LEAST))
-  except NotMeasured as error:
+                  max(limit // _KEPT, answer_layers.LEAST))
+  except answer_layers.TooFew as error:
     logging.warning('No retained facts test the hidden share: %s', error)
     retain = None
   return Asked(train=train, forget=forget, retain=retain)
-
-
-def _draw(
-    questions: Sequence[questions_lib.Question], what: str,
-    tokenizer: types.Tokenizer, *, limit: int, others: int, seed: int,
-    chat: bool) -> spans.Questions:
-  """Draws questions with partners evenly over facts."""
-  rng, found = np.random.default_rng(seed), None
-  if questions:
-    phrasings = spans.Phrasings(questions, tokenizer, chat=chat)
-    chosen = inputs_lib.thin(phrasings.usable, limit, seed)
-    if len(chosen) < len(phrasings.usable):
-      chosen = phrasings.with_partners(chosen, limit, rng)
-    found = phrasings.take(chosen, others=others, rng=rng)
-  if found is None or len(found) < _LEAST:
-    raise NotMeasured(
-        f'{len(found or ())} of {len(questions)} {what} have choices that'
-        ' differ in their first tokens and a partner: another fact in the same'
-        f' phrasing with as many tokens; wanted at least {_LEAST}')
-  return found
 
 
 def measure(
@@ -139,7 +124,7 @@ def measure(
           inputs, model.tokenizer, limit=options.hidden_questions,
           seed=settings.seed, chat=settings.chat)
       return _ask(asked, quantize, model, unlearned, settings.seed)
-    except (NotMeasured, mover_layer.NoLead) as error:
+    except REASONS as error:
       return {'reason': str(error)}
 
   answered = cache.get_or_compute_json('hidden_share_answers', make)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mansu_jax.erasure import mover_layer
 from mansu_jax.erasure import spans
 from mansu_jax.erasure import transplant
 from mansu_jax.runtime import programs
 from mansu_jax.stages.judge import hidden_share as hidden_share_lib
 from mansu_jax.stages.judge import programs as judge_programs
+from mansu_jax.stages.prepare import answer_layers
 
 
 def hidden_share(job: judge_programs.Job) -> programs.Programs:
@@ -28,12 +26,9 @@ def hidden_share(job: judge_programs.Job) -> programs.Programs:
     asked = hidden_share_lib.choose(
         job.inputs, model.tokenizer, limit=job.options.hidden_questions,
         seed=job.attribution.seed, chat=job.data.chat)
-  except hidden_share_lib.NotMeasured:
+  except hidden_share_lib.REASONS:
     return
-  for calls, rows, source in _shapes(asked.train):
-    yield programs.program(
-        'mover_layer.logits_by_layer', mover_layer.logits_by_layer,
-        model.config, model.params, rows, source, calls=calls)
+  yield from answer_layers.programs_of(model, asked.train)
   yield programs.hold(**held, changed=held['unlearned'])
   for name in job.schemes:  # The edited model and the base.
     yield from judge_programs.quantize(job, name, calls=2)
@@ -50,7 +45,7 @@ def _transplants(
   """Runs the base and some models, of which some are described."""
   config, params = job.model.config, job.model.params
   others, layer = hidden_share_lib.OTHERS, config.num_layers // 2
-  for calls, rows, source in _shapes(questions):
+  for calls, rows, source in answer_layers.shapes_of(questions):
     states = yield programs.program(
         'transplant.run', transplant.run, config, params, rows,
         calls=calls * (1 + models), layer=layer)
@@ -76,13 +71,3 @@ def _transplants(
       yield programs.program(
           'transplant.picks', transplant.picks, config, params, x,
           rows.choices, rows_of, calls=calls * times)
-
-
-def _shapes(
-    questions: spans.Questions) -> Iterator[tuple[int, spans.Rows, Any]]:
-  """Number of batches, rows and sources of each width."""
-  batches = spans.batches_of(questions)
-  count = collections.Counter(b.rows.tokens.shape for b in batches)
-  for batch in {b.rows.tokens.shape: b for b in batches}.values():
-    yield (count[batch.rows.tokens.shape], programs.shapes_of(batch.rows),
-           programs.shapes_of(batch.others[0]))

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from mansu_jax import types
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
 from mansu_jax.config import run as run_config
+from mansu_jax.models import circuit_layers
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models import layout as model_layout
@@ -106,7 +108,8 @@ def circuit_edit(
     model: loading.LoadedModel, circuit: graph.Circuit,
     scheme_names: Sequence[str], *, quantized_views: bool,
     storage_dtype: Any = jnp.float32,
-    movable: dict[str, np.ndarray] | None = None) -> Edit:
+    movable: dict[str, np.ndarray] | None = None,
+    mover: int | None = None) -> Edit:
   """Trains the circuit's slices in a frozen model.
 
   Args:
@@ -117,6 +120,7 @@ def circuit_edit(
     storage_dtype: dtype of the exported weights, which decides their codes.
     movable: bool [L, nodes] by leaf name; nodes whose part in that leaf may
       move. None lets every weight of the circuit move.
+    mover: layer to leave unedited in rows that run again.
   """
   config, params = model.config, model.params
   storage_dtype = jnp.dtype(storage_dtype)
@@ -141,7 +145,7 @@ def circuit_edit(
           quantize=functools.partial(
               _quantize, grid, dtype=params['embed'].dtype))
 
-  forward, unembed = functions(config, circuit.span[0])
+  forward, unembed = functions(config, circuit.span[0], mover)
   return Edit(
       theta=theta, grids=grids, base=base, views=views, forward=forward,
       unembed=unembed,
@@ -164,21 +168,46 @@ def describe(part: str, theta: types.PyTree, **more: Any) -> dict[str, Any]:
           'dtype': dtype} | more
 
 
+def routed_layer(
+    options: run_config.UnlearnConfig, circuit: graph.Circuit,
+    mover: int | None) -> int | None:
+  """The mover layer, if a forget term reads it unedited; else None.
+
+  Outside the circuit's layers it is not edited in the first place.
+
+  Args:
+    options: objective.
+    circuit: the weights that may change.
+    mover: the mover layer, or None if it is not known.
+  """
+  first, end = circuit.span
+  inside = mover is not None and first <= mover < end
+  if options.routed_weight and not inside:
+    logging.warning(
+        '--unlearn_routed_weight=%g has no effect: the circuit lies in layers'
+        ' %d to %d, and the mover layer is %s.', options.routed_weight, first,
+        end - 1, 'not known' if mover is None else mover)
+  return mover if options.routed_weight and inside else None
+
+
 def functions(
-    config: model_config.ModelConfig, start: int
+    config: model_config.ModelConfig, start: int, mover: int | None = None
 ) -> tuple[Callable[..., types.Array], Callable[..., types.Array]]:
   """`forward` and `unembed` of a circuit's `Edit`.
 
   Args:
     config: the model's config.
     start: first layer of the circuit.
+    mover: layer to leave unedited in the rows `again`.
   """
-  def forward(slices, frozen, tokens, positions=None, segments=None):
-    circuit_layers = param_mask.collection(
+  def forward(slices, frozen, tokens, positions=None, segments=None,
+              again=None):
+    weights = param_mask.collection(
         slices, frozen['index'], frozen['replacement_masks'])
     return decoder.forward(
         config, frozen['params'], tokens, positions=positions,
-        segments=segments, circuit=circuit_layers, circuit_start=start,
+        segments=segments, circuit=weights, circuit_start=start,
+        again=None if again is None else circuit_layers.Again(mover, again),
         remat=True)
 
   def unembed(slices, frozen, hidden):
@@ -213,6 +242,9 @@ def optimizer(
     options: run_config.UnlearnConfig) -> optax.GradientTransformation:
   """Adam or LARS with a warmed-up cosine schedule.
 
+  With `--unlearn_patience` the state holds the learning rate, which the loop
+  sets at each step.
+
   Adam gives every coordinate a step of about the same size, whatever its
   gradient, so that many codes behind the floor change for little gain. LARS
   keeps the proportions of the gradient within a leaf. A leaf stacks a matrix of
@@ -222,6 +254,12 @@ def optimizer(
     You et al., Large Batch Training of Convolutional Networks, 2017
     (arXiv 1708.03888)
   """
+  kind, fixed = optax.adam, {}
+  if options.optimizer == 'lars':
+    kind, fixed = optax.lars, dict(trust_coefficient=1.0, momentum=0.9)
+  if options.patience:
+    make = functools.partial(kind, **fixed)
+    return optax.inject_hyperparams(make)(learning_rate=options.learning_rate)
   warmup, steps = int(options.warmup * options.steps), max(options.steps, 2)
   if warmup:
     schedule = optax.warmup_cosine_decay_schedule(
@@ -229,9 +267,7 @@ def optimizer(
         decay_steps=steps)
   else:
     schedule = optax.cosine_decay_schedule(options.learning_rate, steps)
-  if options.optimizer == 'lars':
-    return optax.lars(schedule, trust_coefficient=1.0, momentum=0.9)
-  return optax.adam(schedule)
+  return kind(schedule, **fixed)
 
 
 def make_transform(

@@ -26,9 +26,12 @@ from mansu_jax.runtime import sharding
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.unlearn import batches as batches_lib
+from mansu_jax.unlearn import losses
 from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
 
+LOGITS = 256  # Rows of logits at a time, for priors.
+_PRIOR_PROMPTS = 2  # Other facts' prompts for each answer's prior.
 _NEIGHBOUR_SHARE = 0.1  # Largest share of the retain set that is favoured.
 
 Questions = Sequence[questions_lib.Question]
@@ -40,10 +43,12 @@ class Reference(NamedTuple):
   Attributes:
     hidden: `(tokens, positions, segments), each [R, T] -> states [R, T, D]`.
     probabilities: final states [n, D] -> next-token probabilities [n, V].
+    nll: final states [n, D], labels [n] -> -log p(label) [n].
   """
 
   hidden: Callable[..., types.Array | np.ndarray]
   probabilities: Callable[[np.ndarray], np.ndarray]
+  nll: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -60,12 +65,33 @@ def reference_of(model: loading.LoadedModel) -> Reference:
   return Reference(
       hidden=functools.partial(base_states, model.config, model.params),
       probabilities=lambda states: sharding.to_host(
-          softmax(model.params, states)))
+          softmax(model.params, states)),
+      nll=functools.partial(_nll, model.params))
+
+
+@jax.jit
+def token_nll(params, states, labels):
+  """-log p(label) of final hidden states [LOGITS, D]."""
+  return losses.token_nll(decoder.unembed(params, states), labels)
+
+
+def _nll(
+    params: types.Params, states: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+  """-log p(label) of each state, [n], a slice of logits at a time."""
+  out = []
+  for at in range(0, len(labels), LOGITS):
+    pad = (0, max(0, at + LOGITS - len(labels)))
+    out.append(sharding.to_host(token_nll(
+        params, np.pad(states[at:at + LOGITS], (pad, (0, 0))),
+        np.pad(labels[at:at + LOGITS], pad))))
+  return np.concatenate(out)[:len(labels)]
 
 
 def make_batches(
     options: run_config.UnlearnConfig, data: run_config.DataConfig,
     splits: splits_lib.Splits, model: loading.LoadedModel, *, seed: int,
+    routed: bool = False,
     cache: checkpoints.NoCache = checkpoints.NoCache(),
     reference: Reference | None = None) -> batches_lib.Batches:
   """Encodes the training data and computes the base's reference states.
@@ -76,6 +102,7 @@ def make_batches(
     splits: questions and texts.
     model: the base.
     seed: the run's.
+    routed: whether the forget sequences run again, in rows of their own.
     cache: keeps the reference states, so that a resumed run skips them.
     reference: replaces the base's answers (planning); None runs the base.
   """
@@ -102,12 +129,17 @@ def make_batches(
   choices = None
   if options.choice_kl_weight:
     choices = choice_targets(questions, model.tokenizer, chat=data.chat)
+  prior = None
+  if options.loss == 'prior' or options.marginal_weight or routed:
+    prior = maker.priors(forget.spans, prior_prompts(
+        questions, splits.forget_train, splits.retain_train, seed=seed))
   retain = retain_pool(
       options, splits.retain_train, forget, maker.retain, seed=seed)
   return batches_lib.Batches(
       forget=forget, retain=retain, text=text, swapped=swapped,
       swapped_report=report, prompts=prompts, partners=partners,
-      marginals=marginals, choices=choices,
+      marginals=marginals, choices=choices, prior=prior,
+      routed=routed,
       steps=options.steps, seed=seed)
 
 
@@ -145,6 +177,29 @@ class _PoolMaker(NamedTuple):
     return batches_lib.Pool(
         spans=spans, even=size, sampler=batching.BatchSampler(
             size, min(batch, size), 4 * self.seed + salt))
+
+  def priors(
+      self, spans: batches_lib.Spans, others: Sequence[Questions]
+  ) -> objective.OtherPrompts:
+    """What the base says after other facts' prompts.
+
+    Args:
+      spans: forget sequences.
+      others: K times the question whose prompt each answer follows.
+    """
+    found, states = [], []
+    for k, questions in enumerate(others):
+      sequences = self.encode(questions)
+      swapped = self.with_reference(f'prior_{k}', batches_lib.swap_answers(
+          batches_lib.make_spans(sequences.tokens, sequences.answer_mask),
+          spans))
+      row, column = np.nonzero(swapped.weight)
+      nll = self.reference.nll(
+          swapped.reference[row, column], swapped.labels[row, column])
+      found.append(np.bincount(row, nll, minlength=len(questions)))
+      states.append(swapped.reference[:, 0])
+    return objective.OtherPrompts(
+        np.float32(np.mean(found, axis=0)), np.stack(states, axis=1))
 
   def retain(self, name: str, questions: Questions) -> batches_lib.Pool:
     return self.pool(
@@ -215,6 +270,33 @@ def swap_partners(
       *_grouping(questions, forget_set), [q.fact for q in questions])
 
 
+def prior_prompts(
+    questions: Questions, forget_set: Questions, retain_set: Questions, *,
+    seed: int) -> list[list[questions_lib.Question]]:
+  """Questions about other facts, whose prompts give the answers' priors.
+
+  Args:
+    questions: the forget questions to train on.
+    forget_set: all train questions of the forget set.
+    retain_set: all train questions of the retain set.
+    seed: of the draw.
+
+  Returns:
+    `_PRIOR_PROMPTS` lists with a question for each of `questions`.
+
+  Raises:
+    ValueError: there is no fact with another answer.
+  """
+  describe = lambda some: [
+      (q.relation, q.form, q.fact, splits_lib.plain(q.answer)) for q in some]
+  partners = other_facts.PriorPartners(
+      _grouping(questions, forget_set)[0], describe(questions),
+      describe(retain_set))
+  rng, every = np.random.default_rng(seed), [*questions, *retain_set]
+  return [[every[partners.draw(i, rng)] for i in range(len(questions))]
+          for _ in range(_PRIOR_PROMPTS)]
+
+
 def choice_targets(
     questions: Questions, tokenizer: types.Tokenizer, *, chat: bool = False
 ) -> objective.Choices:
@@ -227,9 +309,10 @@ def choice_targets(
 
 
 def check_forget_term(
-    options: run_config.UnlearnConfig, forget_set: Questions,
+    options: run_config.UnlearnConfig, splits: splits_lib.Splits,
     tokenizer: types.Tokenizer, *, seed: int, chat: bool) -> None:
   """Raises ValueError if the forget term lacks other facts or choices."""
+  forget_set = splits.forget_train
   questions = inputs_lib.thin(forget_set, options.forget_pool, seed)
   if options.loss == 'answer_swap':
     swap_partners(questions, forget_set)
@@ -237,6 +320,9 @@ def check_forget_term(
     other_facts.group_marginals(
         *_grouping(questions, forget_set),
         lambda rows: np.zeros((len(rows), 1)))
+  if options.loss == 'prior' or (
+      options.marginal_weight or options.routed_weight):
+    prior_prompts(questions, forget_set, splits.retain_train, seed=seed)
   if options.choice_kl_weight:
     choice_targets(questions, tokenizer, chat=chat)
 

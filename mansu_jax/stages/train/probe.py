@@ -1,4 +1,4 @@
-"""The probe of forgetting that stops training early.
+"""The probe of forgetting that a run prints, and that ends training.
 
 The share of a sample of the forget set's train questions that the model answers
 correctly in full precision: the first token of the right answer is likelier
@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mansu_jax import types
+from mansu_jax.config import run as run_config
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
 from mansu_jax.runtime import sharding
@@ -24,7 +26,6 @@ from mansu_jax.unlearn import batches as batches_lib
 from mansu_jax.unlearn import objective
 
 MOST = 64  # Questions.
-EVERY = 1  # Steps between measures: large rates forget within a few steps.
 
 Questions = Sequence[questions_lib.Question]
 
@@ -37,6 +38,46 @@ class Probe(NamedTuple):
   right: np.ndarray  # [m] int32, first token of the right answer
   wrong: np.ndarray  # [m, K] int32, first tokens of the other choices
   valid: np.ndarray  # [m, K] bool, False on padding
+
+  @property
+  def chance(self) -> float:
+    """The share of right answers of a model that guesses."""
+    return float(np.mean(1 / (1 + self.valid.sum(1))))
+
+
+def of_run(
+    options: run_config.UnlearnConfig, questions: Questions,
+    tokenizer: types.Tokenizer, *, chat: bool, seed: int) -> Probe | None:
+  """The probe of a run; None if it has none.
+
+  Args:
+    options: whether and how often to look.
+    questions: as for `make`.
+    tokenizer: as for `make`.
+    chat: as for `make`.
+    seed: as for `make`.
+
+  Raises:
+    ValueError: --unlearn_stop_forget needs a probe, and there is none.
+  """
+  if not options.stop_forget and not options.probe_every:
+    return None
+  try:
+    return make(questions, tokenizer, chat=chat, seed=seed)
+  except NoQuestions as error:
+    if options.stop_forget:
+      raise
+    logging.warning('Training takes all its steps: %s', error)
+    return None
+
+
+def every(options: run_config.UnlearnConfig) -> int:
+  """Steps between looks: large rates reach a target within a few steps."""
+  return 1 if options.stop_forget else options.probe_every
+
+
+class NoQuestions(ValueError):
+  """No train question can be asked by first tokens."""
 
 
 def make(
@@ -56,7 +97,7 @@ def make(
     most: largest number of questions.
 
   Raises:
-    ValueError: no question is left.
+    NoQuestions: no question is left.
   """
   encoded = tokenization.encode_questions(questions, tokenizer, chat=chat)
   usable, prompts = {}, set()
@@ -69,11 +110,11 @@ def make(
   chosen = inputs_lib.thin(
       [q for q in questions if q.id in usable], most, seed)
   if not chosen:
-    raise ValueError(
-        f'--unlearn_stop_forget needs a probe, but none of the'
-        f' {len(questions)} train questions of the forget set has a right'
-        ' answer whose first token differs from those of its other choices.'
-        ' Leave the flag out.')
+    raise NoQuestions(
+        f'none of the {len(questions)} train questions of the forget set has a'
+        ' right answer whose first token differs from those of its other'
+        ' choices, so that no probe can look at what is forgotten. Leave'
+        ' --unlearn_stop_forget out, or add choices.')
   return _pack([usable[q.id] for q in chosen])
 
 

@@ -72,7 +72,7 @@ class Prepared:
 
 def references(
     model: abstract.AbstractModel, settings: settings_lib.Settings,
-    splits: splits_lib.Splits) -> programs.Programs:
+    splits: splits_lib.Splits, mover: int | None = None) -> programs.Programs:
   """Reference states, trained weights, code grids and quantized view.
 
   Returns `Prepared`.
@@ -81,20 +81,29 @@ def references(
     model: the base.
     settings: the stage's settings.
     splits: questions and texts to train on.
+    mover: the mover layer.
   """
+  mover = None if settings.all_weights else edits.routed_layer(
+      settings.unlearn, model.circuit, mover)
   names = quantizer_rules.with_fixed_grid(settings.quant_schemes)
-  batches, rows = _make_batches(model, settings, splits)
+  batches, rows, slices_of_logits = _make_batches(
+      model, settings, splits, routed=mover is not None)
   yield programs.hold(base=model.params)
   for shape, calls in rows.items():
     packed = [jax.ShapeDtypeStruct(shape, jnp.int32)] * 3
     yield programs.program(
         'decoder.forward', pools.base_states, model.config, model.params,
         *packed, calls=calls)
-  probe = None
-  if settings.unlearn.stop_forget:
-    probe = probe_lib.make(
-        splits.forget_train, model.tokenizer, chat=settings.data.chat,
-        seed=settings.seed)
+  if slices_of_logits:
+    yield programs.program(
+        'token_nll', pools.token_nll, model.params,
+        jax.ShapeDtypeStruct(
+            (pools.LOGITS, model.config.d_model), jnp.float32),
+        jax.ShapeDtypeStruct((pools.LOGITS,), jnp.int32),
+        calls=slices_of_logits)
+  probe = probe_lib.of_run(
+      settings.unlearn, splits.forget_train, model.tokenizer,
+      chat=settings.data.chat, seed=settings.seed)
   if settings.all_weights:
     edit = _whole_edit(model, settings)
     yield programs.hold(base=model.params, trained_weights=edit.theta)
@@ -120,29 +129,39 @@ def references(
           model.params, names[0])
   return Prepared(
       batches=batches, views=views, edit=_edit(
-          model, settings.export_dtype, theta, tuple(grids), views),
+          model, settings.export_dtype, theta, tuple(grids), views, mover),
       whole=False, probe=probe)
 
 
 def _make_batches(
     model: abstract.AbstractModel, settings: settings_lib.Settings,
-    splits: splits_lib.Splits
-) -> tuple[batches_lib.Batches, collections.Counter]:
-  """The run's batches, and how often the base runs rows of each shape."""
-  shapes, rows = model.config, collections.Counter()
+    splits: splits_lib.Splits, *, routed: bool
+) -> tuple[batches_lib.Batches, collections.Counter, int]:
+  """The run's batches, and how often the base runs rows of each shape.
+
+  Also, how many slices of logits give the priors of the answers.
+  """
+  shapes, rows, slices_of_logits = model.config, collections.Counter(), 0
 
   def hidden(tokens, positions, segments):
     del positions, segments
     rows[tokens.shape] += 1
     return np.zeros((*tokens.shape, shapes.d_model), np.float32)
 
+  def nll(states, labels):
+    del states
+    nonlocal slices_of_logits
+    slices_of_logits += -(-len(labels) // pools.LOGITS)
+    return np.zeros(len(labels), np.float32)
+
   batches = pools.make_batches(
       settings.unlearn, settings.data, splits, model.loaded,
       seed=settings.seed, reference=pools.Reference(
           hidden=hidden, probabilities=lambda states: np.full(
               (len(states), shapes.vocab_size), 1 / shapes.vocab_size,
-              np.float32)))
-  return batches, rows
+              np.float32), nll=nll),
+      routed=routed)
+  return batches, rows, slices_of_logits
 
 
 def _grid(
@@ -170,8 +189,10 @@ def _grid(
 
 def _edit(
     model: abstract.AbstractModel, export_dtype: str, theta: types.PyTree,
-    grids: tuple[Any, ...], views: dict[str, Any]) -> edits.Edit:
-  forward, unembed = edits.functions(model.config, model.circuit.span[0])
+    grids: tuple[Any, ...], views: dict[str, Any], mover: int | None
+) -> edits.Edit:
+  forward, unembed = edits.functions(
+      model.config, model.circuit.span[0], mover)
   unused = loop.View(frozen=lambda: None)
   return edits.Edit(
       theta=theta, grids=grids, base=model.frozen,
@@ -262,6 +283,9 @@ def unlearn(
   yield programs.hold(**held, **trained)
   steps_at = collections.Counter(itertools.islice(
       itertools.cycle(training.view_schedule(options, edit)), options.steps))
+  ends_early = prepared.probe is not None and bool(
+      options.stop_forget or options.patience)
+  rate = [jax.ShapeDtypeStruct((), jnp.float32)] if problem.rates else []
   for name, view in prepared.views.items():
     calls = steps_at[name]
     if view is None:
@@ -272,13 +296,14 @@ def unlearn(
             x.shape, x.dtype, sharding=x.sharding), theta)
     yield programs.program(
         f'step at {name}', step, carry, seen, edit.base | {'params': view},
-        edit.base, theta, batch, calls=calls,
-        at_most=prepared.probe is not None)
+        edit.base, theta, batch, *rate, calls=calls,
+        at_most=ends_early)
   if prepared.probe is not None:
     yield programs.program(
         'probe', probe_lib.program(edit), carry[0], edit.base,
         programs.shapes_of(prepared.probe),
-        calls=-(-options.steps // probe_lib.EVERY), at_most=True)
+        calls=1 + -(-options.steps // probe_lib.every(options)),
+        at_most=ends_early)
   yield programs.hold(**held, **{part: sized(theta)})
   spans = retain_kl.batches_of(_fisher_spans(settings, prepared))
   yield programs.program(

@@ -22,6 +22,7 @@ from mansu_jax.unlearn import fisher as fisher_lib
 from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import losses
 from mansu_jax.unlearn import objective
+from mansu_jax.unlearn import rates
 
 
 def fisher_spans(
@@ -101,7 +102,7 @@ def unlearn(
     edit: the trained weights.
     fisher: from `circuit_fisher`; None without projection.
     batches: from `pools.make_batches`.
-    **loop_options: `total_weights` and optionally `visit`, `stop`, `keep` and
+    **loop_options: `total_weights` and optionally `visit`, `probe`, `keep` and
       `log_every` of `loop.run`.
 
   Returns:
@@ -132,7 +133,15 @@ def make_problem(
       tx=edits.make_transform(options, tx_options, edit, fisher),
       loss=objective.make_loss(options, edit.forward, edit.unembed),
       views=[edit.views[name] for name in view_schedule(options, edit)],
-      base=edit.base, codes_changed=codes_changed)
+      base=edit.base, codes_changed=codes_changed, rates=_rates(options))
+
+
+def _rates(options: run_config.UnlearnConfig) -> rates.Rates | None:
+  """The rates that depend on the probe; None where the steps fix them."""
+  return rates.Rates(
+      peak=options.learning_rate, steps=options.steps,
+      warmup=int(options.warmup * options.steps), patience=options.patience,
+      cooldown=options.cooldown) if options.patience else None
 
 
 def view_schedule(

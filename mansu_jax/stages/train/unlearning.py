@@ -42,8 +42,9 @@ class Trained(NamedTuple):
 
 def run(
     settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
-    found: attribution.Found, folder: pathlib.Path, clock: clock_lib.Clock,
-    cache: checkpoints.StageCache) -> tuple[types.Params, Trained]:
+    found: attribution.Found, mover: int | None, folder: pathlib.Path,
+    clock: clock_lib.Clock, cache: checkpoints.StageCache
+) -> tuple[types.Params, Trained]:
   """Unlearns the forget set by training the circuit, and exports the model.
 
   Training data, optimizer state and views are freed before the unlearned model
@@ -54,6 +55,7 @@ def run(
     splits: Questions and texts to train on.
     model: The base.
     found: The circuit.
+    mover: The mover layer, or None if it is not known.
     folder: Folder of the exported model.
     clock: Clock of the run, for `references`, `fisher`, `unlearn` and `export`.
     cache: Cache of finished stages.
@@ -64,7 +66,8 @@ def run(
   Raises:
     ValueError: The loop diverged.
   """
-  merge, trained = _train(settings, splits, model, found, clock, cache)
+  merge, trained = _train(
+      settings, splits, model, found, mover, clock, cache)
   with clock.stage('export'):
     unlearned = merge()
     hf_io.write(folder, model.config, unlearned, model.tokenizer,
@@ -74,15 +77,17 @@ def run(
 
 def _train(
     settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
-    found: attribution.Found, clock: clock_lib.Clock,
+    found: attribution.Found, mover: int | None, clock: clock_lib.Clock,
     cache: checkpoints.StageCache
 ) -> tuple[Callable[[], types.Params], Trained]:
   """`() -> full unlearned params`, and the report on training."""
+  mover = None if settings.all_weights else edits.routed_layer(
+      settings.unlearn, found.circuit, mover)
   with clock.stage('references'):
     batches = pools.make_batches(
         settings.unlearn, settings.data, splits, model, seed=settings.seed,
-        cache=cache)
-    edit = _make_edit(settings, model, found)
+        routed=mover is not None, cache=cache)
+    edit = _make_edit(settings, model, found, mover)
   with clock.stage('fisher'):
     spans, fisher = training.fisher_spans(
         settings.fisher, batches, seed=settings.seed), None
@@ -95,7 +100,7 @@ def _train(
       run_loop = lambda: training.unlearn(
           settings.unlearn, settings.edit, edit, fisher, batches, keep=steps,
           total_weights=tree_paths.count(model.params),
-          **_stop(settings, splits, model, edit))
+          probe=_probe(settings, splits, model, edit))
       done = cache.get_or_compute('unlearn', run_loop, replaces='unlearn_steps')
     theta = done['theta']
     if not settings.unlearn.lora_rank:  # Merging rounds the sums instead.
@@ -105,23 +110,22 @@ def _train(
       done['history'], kl, batches.swapped_report, edit.report)
 
 
-def _stop(
+def _probe(
     settings: Settings, splits: splits_lib.Splits, model: loading.LoadedModel,
-    edit: edits.Edit) -> dict[str, Any]:
-  """Options of the loop that stop it early; none without the flag."""
-  if not settings.unlearn.stop_forget:
-    return {}
-  questions = probe.make(
-      splits.forget_train, model.tokenizer, chat=settings.data.chat,
+    edit: edits.Edit) -> loop.Probe | None:
+  """What looks at forgetting during training; None without."""
+  options = settings.unlearn
+  questions = probe.of_run(
+      options, splits.forget_train, model.tokenizer, chat=settings.data.chat,
       seed=settings.seed)
-  return {'log_every': probe.EVERY, 'stop': loop.Stop(
-      measure=probe.measure(edit, questions),
-      at_most=settings.unlearn.stop_forget)}
+  return questions and loop.Probe(
+      measure=probe.measure(edit, questions), every=probe.every(options),
+      at_most=options.stop_forget or None, chance=questions.chance)
 
 
 def _make_edit(
-    settings: Settings, model: loading.LoadedModel, found: attribution.Found
-) -> edits.Edit:
+    settings: Settings, model: loading.LoadedModel, found: attribution.Found,
+    mover: int | None) -> edits.Edit:
   """The trained weights: the circuit's, all, or adapters."""
   if settings.all_weights:
     return whole_edits.make(model, settings.unlearn, seed=settings.seed)
@@ -129,4 +133,4 @@ def _make_edit(
       model, found.circuit,
       quantizer_rules.with_fixed_grid(settings.quant_schemes),
       quantized_views=settings.unlearn.quantizer_in_loop,
-      storage_dtype=settings.export_dtype, movable=found.movable)
+      storage_dtype=settings.export_dtype, movable=found.movable, mover=mover)

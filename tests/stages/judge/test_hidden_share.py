@@ -22,6 +22,7 @@ from mansu_jax.runtime import checkpoints
 from mansu_jax.stages.circuit import settings as settings_lib
 from mansu_jax.stages.judge import hidden_share
 from mansu_jax.stages.judge import quantizers
+from mansu_jax.stages.prepare import answer_layers
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from tests import tiny_job
 
@@ -94,7 +95,8 @@ class ChooseTest(parameterized.TestCase):
       (0, {}, '--eval_hidden_questions=0'),
       (200, dict(forget=9), 'of 4 forget questions .* partner.*at least 8'))
   def test_too_few_questions(self, limit, kept, want):
-    with self.assertRaisesRegex(hidden_share.NotMeasured, want):
+    with self.assertRaisesRegex(
+        (hidden_share.NotMeasured, answer_layers.TooFew), want):
       self._choose(_inputs(**kept), limit)
 
   def test_without_retain_questions(self):

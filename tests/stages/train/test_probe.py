@@ -106,7 +106,8 @@ class ProbeTest(parameterized.TestCase):
     self.assertEqual((made.right.tolist(), made.wrong.tolist()),
                      ([2], [[7, 7]]))
     with self.assertRaisesRegex(
-        ValueError, 'none of the 1 train questions.*Leave the flag out'):
+        ValueError,
+        'none of the 1 train questions.*Leave --unlearn_stop_forget out'):
       _make([alike])
 
   def test_one_program_for_all_measures(self):
