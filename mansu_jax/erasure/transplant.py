@@ -286,30 +286,10 @@ def _attended(
     config: model_config.ModelConfig, looks: types.Params, queries: types.Array,
     keys: types.Array, reads: types.Params, values: types.Array,
     residual: types.Array, at: types.Array) -> types.Array:
-  """States [B, Q, D] after a layer that looks and reads apart.
-
-  Args:
-    config: the model's config.
-    looks: weights of the layer that gives queries and keys.
-    queries: its states before the layer at Q positions, [B, Q, D].
-    keys: its states at all positions, [B, W, D].
-    reads: weights of the layer for all else.
-    values: the states that its values map, [B, W, D].
-    residual: the states to which its outputs are added, [B, Q, D].
-    at: the positions of the queries, [B, Q].
-  """
-  norm = lambda x, weights: layers_lib.rms_norm(
-      x, weights['attn_norm'], config.norm_eps)
-  project = lambda x, w: jnp.einsum('BTD,DNH->BTNH', x, w.astype(x.dtype))
-  rotate = lambda x, at: layers_lib.rotate(
-      x, layers_lib.rotary_tables(config, at))
+  """`layers.look_and_read` of queries at the positions `at`, int [B, Q]."""
   every = jnp.arange(keys.shape[1])[None]  # [1, W]
-  out = layers_lib.attend(
-      rotate(project(norm(queries, looks), looks['attn']['q']), at),
-      rotate(project(norm(keys, looks), looks['attn']['k']), every),
-      project(norm(values, reads), reads['attn']['v']),
+  tables = functools.partial(layers_lib.rotary_tables, config)
+  return layers_lib.look_and_read(
+      config, looks, queries, keys, reads, values, residual,
+      (tables(at), tables(every)),
       (every[:, None] <= at[..., None])[:, None, None])
-  x = residual + jnp.einsum(
-      'BTNH,NHD->BTD', out, reads['attn']['o'].astype(out.dtype))
-  return x + layers_lib.Mlp(config).apply({'params': reads['mlp']}, (
-      layers_lib.rms_norm(x, reads['mlp_norm'], config.norm_eps)))

@@ -20,6 +20,9 @@ from mansu_jax.models import lora
 from mansu_jax.runtime import memory
 from mansu_jax.runtime import sharding
 
+_SAVED_SHARE = 0.5  # Share of a device's memory for saved activations.
+
+
 class Again(NamedTuple):
   """Rows that run a second time, with one layer as in the frozen model.
 
@@ -28,15 +31,12 @@ class Again(NamedTuple):
   else from the edited model's. The layers above are edited.
 
   Attributes:
-    layer: a layer of the circuit or below it; static under jit.
+    layer: a layer of the circuit; static under jit.
     rows: the rows, int [R].
   """
 
   layer: int
   rows: types.Array
-
-
-_SAVED_SHARE = 0.5  # Share of a device's memory for saved activations.
 
 
 def remat_policy(
@@ -104,8 +104,8 @@ def run_layers(
     Residual stream after the last layer, [B + R, T, D].
 
   Raises:
-    ValueError: the circuit's layers, or the layer to run again, are not among
-      the layers to run.
+    ValueError: the circuit's layers are not among the layers to run, or the
+      layer to run again is not one of the circuit's.
   """
   leaves = jax.tree.leaves(circuit)
   rows = leaves[0].shape[0] if leaves else 0
@@ -116,11 +116,10 @@ def run_layers(
         f'The circuit has {rows} layers from layer {start} on, but the decoder'
         f' runs layers {first} to {stop - 1}; wanted all circuit layers among'
         ' these. Pass the first circuit layer as circuit_start.')
-  if again is not None and not start <= again.layer < stop:
+  if again is not None and not start <= again.layer < start + rows:
     raise ValueError(
-        f'Layer {again.layer} is to run again, but the decoder runs the'
-        f' circuit\'s layers and those above, {start} to {stop - 1}; wanted one'
-        ' of these.')
+        f'Layer {again.layer} is to run again, but the circuit\'s layers are'
+        f' {start} to {start + rows - 1}; wanted one of these.')
   block = layers_lib.Block(config)
 
   def layer(x, rotary, mask, index, circuit_layer, adapter):
@@ -138,8 +137,8 @@ def run_layers(
     layer = jax.checkpoint(layer, prevent_cse=False, policy=remat_policy(
         config, x.shape[0] * x.shape[1], stop - start))
 
-  def run_alike(state, begin, end, circuit: Any = None):
-    if begin >= end:
+  def run(state, begin, end, circuit: Any = None):
+    if begin == end:
       return state
     x, rotary, mask = state
     x, _ = jax.lax.scan(
@@ -148,48 +147,29 @@ def run_layers(
             lambda leaf: leaf[begin:end], adapters)))
     return x, rotary, mask
 
-  def run(state, begin, end, edited=True):
-    """Runs layers, those of the circuit with its weights."""
-    inside = [min(max(layer, start), start + rows) for layer in (begin, end)]
-    if not edited or inside[0] == inside[1]:
-      return run_alike(state, begin, end)
-    state = run_alike(state, begin, inside[0])
-    state = run_alike(state, *inside, jax.tree.map(
-        lambda leaf: leaf[inside[0] - start:inside[1] - start], circuit))
-    return run_alike(state, inside[1], end)
+  def edited(state, begin, end):
+    return run(state, begin, end, jax.tree.map(
+        lambda leaf: leaf[begin - start:end - start], circuit))
 
-  state = x, rotary, mask
+  state = run((x, rotary, mask), first, start)
   if again is None:
-    return run(state, first, stop)[0]
-  pick = lambda state: jax.tree.map(
-      lambda leaf: leaf if leaf.shape[0] == 1 else leaf[again.rows], state)
-  state = run(state, first, start)
-  frozen = run(pick(state), start, again.layer, edited=False)
-  state = run(state, start, again.layer)
-  host = pick(state)
-  weights = jax.tree.map(lambda leaf: leaf[again.layer], stacked)
-  twice = _looking_apart(config, weights, frozen[0], *host), *host[1:]
-  state = jax.tree.map(
-      lambda a, b: a if a.shape[0] == 1 else jnp.concatenate([a, b]),
-      run(state, again.layer, again.layer + 1), twice)
-  return run(state, again.layer + 1, stop)[0]
+    state = run(state, start, start + rows, circuit)
+  else:
+    own = edited(state, start, again.layer)
+    looks, *_ = run(_take(state, again.rows), start, again.layer)
+    values, *around = _take(own, again.rows)
+    weights = jax.tree.map(lambda leaf: leaf[again.layer], stacked)
+    read = layers_lib.look_and_read(
+        config, weights, looks, looks, weights, values, values,
+        (around[0], around[0]), around[1])
+    state = jax.tree.map(
+        lambda a, b: a if a.shape[0] == 1 else jnp.concatenate([a, b]),
+        edited(own, again.layer, again.layer + 1), (read, *around))
+    state = edited(state, again.layer + 1, start + rows)
+  return run(state, start + rows, stop)[0]
 
 
-def _looking_apart(
-    config: config_lib.ModelConfig, weights: types.Params, looks: types.Array,
-    x: types.Array, rotary: tuple[types.Array, types.Array], mask: types.Array
-) -> types.Array:
-  """A layer at x [B, T, D] that attends as it does at `looks` [B, T, D]."""
-  attn = weights['attn']
-
-  def heads(states, name):
-    states = layers_lib.rms_norm(states, weights['attn_norm'], config.norm_eps)
-    return jnp.einsum(
-        'BTD,DNH->BTNH', states, attn[name].astype(states.dtype))
-
-  out = layers_lib.attend(
-      layers_lib.rotate(heads(looks, 'q'), rotary),
-      layers_lib.rotate(heads(looks, 'k'), rotary), heads(x, 'v'), mask)
-  x = x + jnp.einsum('BTNH,NHD->BTD', out, attn['o'].astype(out.dtype))
-  return x + layers_lib.Mlp(config).apply({'params': weights['mlp']}, (
-      layers_lib.rms_norm(x, weights['mlp_norm'], config.norm_eps)))
+def _take(state: types.PyTree, rows: types.Array) -> types.PyTree:
+  """Some rows of arrays [B, ...]; those of one row for all stay."""
+  return jax.tree.map(
+      lambda leaf: leaf if leaf.shape[0] == 1 else leaf[rows], state)

@@ -204,8 +204,8 @@ def forward(
 
   Raises:
     ValueError: both or neither of tokens and embeddings are given, a mask and
-      segments are given, or a layer of the circuit or to run again is not among
-      the layers to run.
+      segments are given, a circuit layer is not among the layers to run, or
+      the layer to run again is not one of the circuit's.
   """
   attention_mask = _resolve_mask(
       tokens, embeddings, positions, attention_mask, segments)

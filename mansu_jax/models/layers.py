@@ -270,3 +270,38 @@ class Block(_Tapped):
 def _einsum(spec: str, x: Array, weight: Array) -> Array:
   """An einsum with the weight cast to the compute dtype."""
   return jnp.einsum(spec, x, weight.astype(x.dtype))
+
+
+def look_and_read(
+    config: config_lib.ModelConfig,
+    looks: types.Params,
+    queries: Array,  # [B, Q, D]
+    keys: Array,  # [B, T, D]
+    reads: types.Params,
+    values: Array,  # [B, T, D]
+    residual: Array,  # [B, Q, D]
+    rotary: tuple[tuple[Array, Array], tuple[Array, Array]],
+    mask: Array,  # [B or 1, 1, 1, Q, T] bool
+) -> Array:  # [B, Q, D]
+  """Runs a layer that looks at some states and reads others.
+
+  Args:
+    config: Config of the model.
+    looks: Weights of the layer that gives queries and keys.
+    queries: Its states before the layer, where it asks.
+    keys: Its states before the layer, everywhere.
+    reads: Weights of the layer for all else.
+    values: The states that its values map.
+    residual: The states to which its outputs are added.
+    rotary: Results of `rotary_tables` for the queries and for the keys.
+    mask: True where a query may attend.
+  """
+  norm = lambda x, weights: rms_norm(x, weights['attn_norm'], config.norm_eps)
+  project = lambda x, w: _einsum('BTD,DNH->BTNH', x, w)
+  out = attend(
+      rotate(project(norm(queries, looks), looks['attn']['q']), rotary[0]),
+      rotate(project(norm(keys, looks), looks['attn']['k']), rotary[1]),
+      project(norm(values, reads), reads['attn']['v']), mask)
+  x = residual + _einsum('BTNH,NHD->BTD', out, reads['attn']['o'])
+  return x + Mlp(config).apply({'params': reads['mlp']}, rms_norm(
+      x, reads['mlp_norm'], config.norm_eps))

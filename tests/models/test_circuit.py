@@ -187,11 +187,11 @@ class CircuitTest(parameterized.TestCase):
     self.assertGreater(np.abs(got[size:] - got[:size][rows]).max(), 0.1)
 
   @parameterized.parameters(0, 3)
-  def test_refuses_a_layer_to_run_again_below_the_circuit(self, layer):
+  def test_refuses_to_run_a_layer_again_outside_the_circuit(self, layer):
     circuit = jax.tree.map(
         lambda x: x[1:], _circuit(self.cfg, self.edited['layers']))
     with self.assertRaisesRegex(
-        ValueError, f'Layer {layer} is to run again.*those above, 1 to 2'):
+        ValueError, f'Layer {layer} is to run again.*layers are 1 to 2'):
       decoder.forward(
           self.cfg, self.base, self.ids, circuit=circuit, circuit_start=1,
           again=circuit_layers.Again(layer, np.array([0])))
