@@ -14,9 +14,6 @@ import numpy as np
 from mansu_jax.unlearn import objective
 
 
-_TRIES = 8
-
-
 def confusable_groups(
     relations: Sequence[str], facts: Sequence[str], answers: Sequence[str],
     choices: Sequence[Sequence[str]]) -> list[str]:
@@ -63,52 +60,13 @@ def confusable_groups(
       for relation, fact in zip(relations, facts)]
 
 
-def swap_partners(
-    groups: Sequence[str], relations: Sequence[str], templates: Sequence[str],
-    facts: Sequence[str]) -> list[np.ndarray]:
-  """For each sequence, the sequences of other facts to swap answers with.
+class Partners:
+  """Finds questions about other facts, the nearest kind that exists.
 
-  They have the same group and template if possible, else the same group, else
-  the same relation.
-
-  Args:
-    groups: group of each sequence, from `confusable_groups`.
-    relations: relation of each sequence.
-    templates: template of each sequence.
-    facts: fact of each sequence.
-
-  Returns:
-    Row indices [k] for each sequence.
-
-  Raises:
-    ValueError: a relation has a single fact.
-  """
-  groups, relations, templates, facts = map(
-      np.asarray, (groups, relations, templates, facts))
-  out = []
-  for i, relation in enumerate(relations):
-    others = (relations == relation) & (facts != facts[i])
-    in_group = others & (groups == groups[i])
-    same = in_group & (templates == templates[i])
-    partners = next(
-        (np.flatnonzero(m) for m in (same, in_group, others) if m.any()),
-        None)
-    if partners is None:
-      raise ValueError(
-          '--unlearn_loss=answer_swap needs two facts of a relation, but'
-          f' {str(relation)!r} has only {str(facts[i])!r}. Use'
-          ' --unlearn_loss=npo, or add facts.')
-    out.append(partners)
-  return out
-
-
-class PriorPartners:
-  """Questions about other facts, whose prompts give the priors of answers.
-
-  The nearest kind that exists is taken: forget questions of the same group and
-  template, of the same group, of the same relation; retain questions of the
-  same relation and template, of the same relation; any forget question; any
-  retain question. A fact with the same answer is never a partner.
+  The kinds are, in this order: forget questions of the same group and template,
+  of the same group, of the same relation; retain questions of the same relation
+  and template, of the same relation; any forget question; any retain question.
+  A fact with the same answer is never a partner.
 
   Args:
     groups: group of each forget question, from `confusable_groups`.
@@ -132,32 +90,88 @@ class PriorPartners:
       for key in keys:
         self._of.setdefault(key, []).append(i)
 
-  def draw(self, question: int, rng: np.random.Generator) -> int:
-    """The index of a partner, in the forget set followed by the retain set.
+  def of(self, question: int, *, same_relation: bool = False) -> np.ndarray:
+    """Indices [k] in the forget set followed by the retain set; [] if none.
 
     Args:
       question: index in the forget set.
-      rng: generator of the draw.
-
-    Raises:
-      ValueError: every question has the fact or the answer of this one.
+      same_relation: whether only forget questions of its relation will do.
     """
     relation, template, fact, answer = self._forget[question]
     group = self._groups[question]
-    for key in (('group', group, template), ('group', group),
-                ('relation', relation), ('kept', relation, template),
-                ('kept', relation), ('forget',), ('retain',)):
-      some = self._of.get(key, ())
-      fits = lambda j: self._all[j][2] != fact and self._all[j][3] != answer
-      for _ in range(_TRIES if some else 0):  # A long list is rarely searched.
-        if fits(found := some[rng.integers(len(some))]):
-          return found
-      if found := [j for j in some if fits(j)]:
-        return int(rng.choice(found))
-    raise ValueError(
-        '--unlearn_loss=prior needs a fact with another answer than'
-        f' {answer!r}, that of {fact!r}, in the forget or the retain set. Add'
-        ' facts, or use --unlearn_loss=npo.')
+    kinds = [('group', group, template), ('group', group),
+             ('relation', relation)]
+    if not same_relation:
+      kinds += [('kept', relation, template), ('kept', relation), ('forget',),
+                ('retain',)]
+    for kind in kinds:
+      found = [j for j in self._of.get(kind, ())
+               if self._all[j][2] != fact and self._all[j][3] != answer]
+      if found:
+        return np.array(found)
+    return np.array([], int)
+
+
+def swap_partners(
+    groups: Sequence[str], relations: Sequence[str], templates: Sequence[str],
+    facts: Sequence[str]) -> list[np.ndarray]:
+  """For each sequence, the sequences of other facts to swap answers with.
+
+  They have the same group and template if possible, else the same group, else
+  the same relation.
+
+  Args:
+    groups: group of each sequence, from `confusable_groups`.
+    relations: relation of each sequence.
+    templates: template of each sequence.
+    facts: fact of each sequence.
+
+  Returns:
+    Row indices [k] for each sequence.
+
+  Raises:
+    ValueError: a relation has a single fact.
+  """
+  # Equal answers may be swapped.
+  partners = Partners(groups, list(zip(relations, templates, facts, facts)))
+  out = []
+  for i, (relation, fact) in enumerate(zip(relations, facts)):
+    out.append(partners.of(i, same_relation=True))
+    if not out[-1].size:
+      raise ValueError(
+          '--unlearn_loss=answer_swap needs two facts of a relation, but'
+          f' {str(relation)!r} has only {str(fact)!r}. Use'
+          ' --unlearn_loss=npo, or add facts.')
+  return out
+
+
+def prior_partners(
+    partners: Partners, facts: Sequence[str], count: int,
+    rng: np.random.Generator) -> np.ndarray:
+  """Questions whose prompts give the priors of the forget answers.
+
+  Args:
+    partners: of the forget and the retain set.
+    facts: fact of each forget question.
+    count: number of partners of each.
+    rng: generator of the draw.
+
+  Returns:
+    Indices in the forget set followed by the retain set, [count, n].
+
+  Raises:
+    ValueError: every other question has the answer of this one.
+  """
+  drawn = []
+  for i, fact in enumerate(facts):
+    found = partners.of(i)
+    if not found.size:
+      raise ValueError(
+          '--unlearn_loss=prior needs a fact with another answer than that of'
+          f' {fact!r}, in the forget or the retain set. Add facts, or use'
+          ' --unlearn_loss=npo.')
+    drawn.append(rng.choice(found, count))
+  return np.stack(drawn, axis=1)
 
 
 def group_marginals(

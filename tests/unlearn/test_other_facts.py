@@ -32,7 +32,7 @@ class SwapPartnersTest(absltest.TestCase):
         [p.tolist() for p in got], [[1], [0], [3], [2], [0, 1, 2, 3]])
 
 
-class PriorPartnersTest(absltest.TestCase):
+class PartnersTest(absltest.TestCase):
 
   _FORGET = [
       ('cap', 't1', 'fr', 'paris'), ('cap', 't1', 'de', 'berlin'),
@@ -43,31 +43,42 @@ class PriorPartnersTest(absltest.TestCase):
       ('lang', 't2', 'it', 'italian'), ('lang', 't1', 'pe', 'spanish'),
       ('bird', 't9', 'owl', 'owlet'), ('bird', 't1', 'hen', 'chick')]
 
-  def _drawn(self, question, retain=None, forget=None):
-    forget = self._FORGET if forget is None else forget
-    partners = other_facts.PriorPartners(
+  def _partners(self, retain=_RETAIN, forget=_FORGET):
+    return other_facts.Partners(
         ['eu', 'eu', 'eu', 'as', 'lang', 'lang', 'bird'][:len(forget)],
-        forget, self._RETAIN if retain is None else retain)
-    rng = np.random.default_rng(0)
-    return {partners.draw(question, rng) for _ in range(40)}
+        forget, retain)
+
+  def _of(self, question, *sets, **options):
+    return self._partners(*sets).of(question, **options).tolist()
 
   def test_the_nearest_kind_comes_first(self):
-    self.assertEqual(self._drawn(0), {1})  # Group and template.
-    self.assertEqual(self._drawn(2), {0})  # Group.
-    self.assertEqual(self._drawn(3), {0, 1, 2})  # Relation.
-    self.assertEqual(self._drawn(6), {10})  # Retained, template.
-    self.assertEqual(self._drawn(6, self._RETAIN[:3]), {9})
-    self.assertEqual(self._drawn(6, ()), {0, 1, 2, 3, 4, 5})
+    self.assertEqual(self._of(0), [1])  # Group and template.
+    self.assertEqual(self._of(2), [0])  # Group.
+    self.assertEqual(self._of(3), [0, 1, 2])  # Relation.
+    self.assertEqual(self._of(6), [10])  # Retained, template.
+    self.assertEqual(self._of(6, self._RETAIN[:3]), [9])
+    self.assertEqual(self._of(6, ()), [0, 1, 2, 3, 4, 5])
+    self.assertEqual(self._of(0, [('x', 't', 'y', 'z')], self._FORGET[:1]), [1])
+    self.assertEqual(self._of(6, same_relation=True), [])
 
   def test_a_fact_with_the_same_answer_is_no_partner(self):
-    self.assertEqual(self._drawn(4), {7})
-    self.assertEqual(self._drawn(4, ()), {0, 1, 2, 3, 6})
+    self.assertEqual(self._of(4), [7])
+    self.assertEqual(self._of(4, ()), [0, 1, 2, 3, 6])
+
+  def test_partners_are_drawn_for_each_question(self):
+    got = other_facts.prior_partners(
+        self._partners(), [q[2] for q in self._FORGET], 9,
+        np.random.default_rng(0))
+    self.assertEqual(got.shape, (9, 7))
+    self.assertEqual(
+        [sorted(set(column)) for column in got.T],
+        [[1], [0], [0], [0, 1, 2], [7], [7], [10]])
 
   def test_without_another_answer_it_is_refused(self):
-    self.assertEqual(self._drawn(
-        0, [('x', 't', 'y', 'z')], self._FORGET[:1]), {1})
-    with self.assertRaisesRegex(ValueError, "another answer than 'paris'"):
-      self._drawn(0, (), self._FORGET[:1])
+    with self.assertRaisesRegex(ValueError, "another answer than .* 'fr'"):
+      other_facts.prior_partners(
+          self._partners((), self._FORGET[:1]), ['fr'], 1,
+          np.random.default_rng(0))
 
 
 class ConfusableGroupsTest(absltest.TestCase):

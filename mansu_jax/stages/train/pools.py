@@ -289,12 +289,13 @@ def prior_prompts(
   """
   describe = lambda some: [
       (q.relation, q.form, q.fact, splits_lib.plain(q.answer)) for q in some]
-  partners = other_facts.PriorPartners(
+  partners = other_facts.Partners(
       _grouping(questions, forget_set)[0], describe(questions),
       describe(retain_set))
-  rng, every = np.random.default_rng(seed), [*questions, *retain_set]
-  return [[every[partners.draw(i, rng)] for i in range(len(questions))]
-          for _ in range(_PRIOR_PROMPTS)]
+  every = [*questions, *retain_set]
+  return [[every[i] for i in row] for row in other_facts.prior_partners(
+      partners, [q.fact for q in questions], _PRIOR_PROMPTS,
+      np.random.default_rng(seed))]
 
 
 def choice_targets(
