@@ -101,17 +101,17 @@ def run(config: run_config.RunConfig) -> Plan:
     if config.data.chat:
       notes.append('no chat template: its length is taken from SmolLM2\'s')
   checks.check_model_and_data(config, inputs, shapes, tokenizer)
-  given = config
-  if answer_layers.is_needed(given):
-    config = dataclasses.replace(config, circuit=answer_layers.resolve(
-        given.circuit, answer_layers.UNKNOWN, shapes.num_layers))
-  if config.circuit != given.circuit:
-    notes.append(f'layers {config.circuit.first_layer} to'
-                 f' {config.circuit.last_layer} are assumed for the circuit:'
-                 ' a run finds them')
+  attribution = circuit_settings.Settings.from_run(config)
+  if answer_layers.is_needed(config):
+    attribution = attribution.with_layers(
+        answer_layers.UNKNOWN, shapes.num_layers)
+  if attribution.circuit != config.circuit:
+    notes.append(f'layers {attribution.circuit.first_layer} to'
+                 f' {attribution.circuit.last_layer} are assumed for the'
+                 ' circuit: a run finds them')
   recorder = recorder_lib.Recorder(mesh, chip)
   circuit = abstract.draw_circuit(
-      config.attribution.level, config.circuit, config.seed, shapes)
+      config.attribution.level, attribution.circuit, config.seed, shapes)
   model = abstract.make(
       shapes, tokenizer, circuit, config.export_dtype, programs.Placer(mesh))
   hosts = topology.hosts(config.plan.topology, devices)
@@ -120,7 +120,7 @@ def run(config: run_config.RunConfig) -> Plan:
                  ' each (--mesh_distributed)')
   jax.clear_caches()  # Traced programs depend on the devices' kind and memory.
   with jax.set_mesh(mesh), memory.planned(chip.memory, devices[0].platform):
-    _record(config, given, inputs, model, recorder)
+    _record(config, attribution, inputs, model, recorder)
   return Plan(
       model=name, weights=tree_paths.count(model.params),
       topology=config.plan.topology, mesh=dict(mesh.shape), chip=chip,
@@ -130,22 +130,21 @@ def run(config: run_config.RunConfig) -> Plan:
 
 
 def _record(
-    config: run_config.RunConfig, given: run_config.RunConfig,
+    config: run_config.RunConfig, attribution: circuit_settings.Settings,
     inputs: inputs_lib.Inputs, model: abstract.AbstractModel,
     recorder: recorder_lib.Recorder) -> None:
   """Compiles the programs of every stage, in the order of the run.
 
   Args:
     config: of the run.
-    given: the same with the layers that were given.
+    attribution: its settings of attribution, with the circuit's layers.
     inputs: of the run.
     model: the base.
     recorder: records the stages.
   """
-  if answer_layers.is_needed(given):
+  if attribution.layers is not None:
     recorder.record('mover layer', answer_layers.plan(
         inputs.splits, model, seed=config.seed, chat=config.data.chat))
-  attribution = circuit_settings.Settings.from_run(config)
   recorder.record('attribution', circuit_programs.attribute(
       model, attribution, inputs.splits))
   settings, fisher = train_settings.Settings.from_run(config), None

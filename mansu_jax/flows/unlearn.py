@@ -66,22 +66,17 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   settings = circuit_settings.Settings.from_run(config)
   with checkpoints.StageCache(
       root / 'checkpoints', resume=config.resume) as cache:
-    layers = answer_layers.UNKNOWN
     if answer_layers.is_needed(config):
       with clock.stage('mover layer'):
-        layers = answer_layers.find(
+        settings = settings.with_layers(answer_layers.find(
             inputs.splits, model, seed=config.seed, chat=config.data.chat,
-            cache=cache)
-      settings = settings.with_layers(layers, model.config.num_layers)
+            cache=cache), model.config.num_layers)
     with clock.stage('attribution'):
       found = attribution.run(settings, inputs.splits, model, cache)
-      if layers is not answer_layers.UNKNOWN:
-        found.report['layers'] = layers.record(
-            settings.circuit, model.config.num_layers)
       outputs.write(found, model.config, root)
     unlearned, trained = unlearning.run(
         train_settings.Settings.from_run(config), inputs.splits, model, found,
-        layers.mover, root / 'model', clock, cache)
+        settings.layers and settings.layers.layer, root / 'model', clock, cache)
     job = results.Job(
         config=config, inputs=inputs, quantize=quantize, model=model,
         evaluator=evaluator, found=found)

@@ -161,7 +161,8 @@ class CallsTest(parameterized.TestCase):
       ('prior_until_the_plateau', '--unlearn_loss=prior',
        '--unlearn_routed_weight=1', '--unlearn_marginal_weight=0.3',
        '--unlearn_patience=1', '--unlearn_cooldown=1',
-       '--unlearn_probe_every=1', '--circuit_resamples=0'),
+       '--unlearn_probe_every=1', '--circuit_resamples=0',
+       '--eval_hidden_questions=48'),
       ('several_quantizers', '--attribution_level=neuron_and_head',
        '--quant_schemes=nf4,q4_0,gptq_g128', '--circuit_resamples=0'))
   @pytest.mark.slow

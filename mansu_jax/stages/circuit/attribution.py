@@ -131,6 +131,9 @@ def find(
     found = edge_attribution.find(settings, model, scored)
   found.report['summary']['token_roles'] = circuit_summary.by_role(
       scored.token_roles)
+  if settings.layers is not None:
+    found.report['layers'] = settings.layers.record(
+        settings.circuit, model.config.num_layers)
   found.report.update(prompt_pairs.describe_file(
       settings.attribution, model.tokenizer, chat=settings.chat))
   return found

@@ -24,6 +24,7 @@ class Settings:
       `attribute`), the circuit itself is the result: key/value heads are no
       candidates, a circuit of edges is not converted to weights, and the curve
       of faithfulness and other phrasings are measured.
+    layers: the mover layer, if the run depends on it; None otherwise.
   """
 
   attribution: attribution_config.AttributionConfig
@@ -32,12 +33,14 @@ class Settings:
   chat: bool = False
   bootstrap: int = 2000
   for_edit: bool = True
+  layers: answer_layers.Found | None = None
 
   def with_layers(
       self, found: answer_layers.Found, num_layers: int) -> Settings:
     """The settings with the circuit's layers, where they were left open."""
-    return dataclasses.replace(self, circuit=answer_layers.resolve(
-        self.circuit, found, num_layers))
+    return dataclasses.replace(
+        self, layers=found, circuit=answer_layers.resolve(
+            self.circuit, found, num_layers))
 
   @classmethod
   def from_run(cls, config: run_config.RunConfig) -> Settings:

@@ -123,7 +123,7 @@ def measure(
       asked = choose(
           inputs, model.tokenizer, limit=options.hidden_questions,
           seed=settings.seed, chat=settings.chat)
-      return _ask(asked, quantize, model, unlearned, settings.seed)
+      return _ask(settings, asked, quantize, model, unlearned)
     except REASONS as error:
       return {'reason': str(error)}
 
@@ -184,18 +184,24 @@ def write(found: Mapping[str, Any], root: pathlib.Path) -> None:
 
 
 def _ask(
-    asked: Asked, quantize: quantizers.Quantizers, model: loading.LoadedModel,
-    unlearned: types.Params, seed: int) -> dict[str, Any]:
+    settings: settings_lib.Settings, asked: Asked,
+    quantize: quantizers.Quantizers, model: loading.LoadedModel,
+    unlearned: types.Params) -> dict[str, Any]:
   """What `of_answers` takes."""
   _check_facts(asked.forget.facts.tolist())
   config, base = model.config, model.params
-  mover = mover_layer.find(config, base, asked.train)
+  known = settings.layers
+  if known is not None and known.source == 'forget':  # The run has found it.
+    mover = known.mover
+  else:
+    mover = mover_layer.find(config, base, asked.train)
   host = hidden_share.Host(config, base, asked.forget, mover.layer)
   lines = _lines(
       host, unlearned={
           precision: host.answers(view(unlearned), describe=True)
           for precision, view in quantize.views().items()},
-      noise=host.answers(hidden_share.noise_like(base, unlearned, seed=seed)),
+      noise=host.answers(hidden_share.noise_like(
+          base, unlearned, seed=settings.seed)),
       base_quantized={name: host.answers(quantize(name, base))
                       for name in quantize.names},
       replaced=host.replaced)

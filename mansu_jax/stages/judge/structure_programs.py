@@ -28,7 +28,8 @@ def hidden_share(job: judge_programs.Job) -> programs.Programs:
         seed=job.attribution.seed, chat=job.data.chat)
   except hidden_share_lib.REASONS:
     return
-  yield from answer_layers.programs_of(model, asked.train)
+  if job.attribution.layers is None:
+    yield from answer_layers.programs_of(model, asked.train)
   yield programs.hold(**held, changed=held['unlearned'])
   for name in job.schemes:  # The edited model and the base.
     yield from judge_programs.quantize(job, name, calls=2)

@@ -73,7 +73,7 @@ def draw(
 
 def usual(num_layers: int) -> int:
   """The layer that a run takes for the mover layer where none is found."""
-  return round(_USUAL * num_layers)
+  return int(_USUAL * num_layers)
 
 
 def draw_train(
@@ -89,20 +89,23 @@ class Found:
   """The mover layer and how it was found.
 
   Attributes:
-    mover: layer; None if it was not found.
+    mover: how it was found; None if it was not.
     source: `forget` or `retain`, the set that shows it; or the reason why none
       does.
-    removed: share of the lead that is removed before each layer.
   """
 
-  mover: int | None
+  mover: mover_layer.Mover | None
   source: str
-  removed: tuple[float, ...] = ()
+
+  @property
+  def layer(self) -> int | None:
+    """The mover layer, or None."""
+    return self.mover and self.mover.layer
 
   def layers(self, num_layers: int) -> tuple[int, int]:
     """First and last layer to edit: a third of the layers, up to the mover."""
-    mover = usual(num_layers) if self.mover is None else self.mover
-    return max(0, mover - num_layers // _SHARE), mover
+    last = usual(num_layers) if self.mover is None else self.mover.layer
+    return max(0, last - num_layers // _SHARE), last
 
   def record(
       self, circuit: run_config.CircuitConfig, num_layers: int
@@ -114,8 +117,9 @@ class Found:
       num_layers: layers of the model.
     """
     layers = select.layer_range(circuit, num_layers)
-    return {'first': layers[0], 'last': layers[-1], 'mover_layer': self.mover,
-            'source': self.source, 'by_layer': list(self.removed)}
+    return {'first': layers[0], 'last': layers[-1], 'mover_layer': self.layer,
+            'source': self.source,
+            'by_layer': self.mover.removed if self.mover else []}
 
 
 UNKNOWN = Found(mover=None, source='not searched')
@@ -138,7 +142,7 @@ def find(
   def look(name, questions):
     mover = mover_layer.find(model.config, model.params, draw_train(
         name, questions, model.tokenizer, seed=seed, chat=chat))
-    return {'mover': mover.layer, 'source': name, 'removed': mover.removed}
+    return {'mover': mover._asdict(), 'source': name}
 
   def make():
     reasons = []
@@ -148,13 +152,14 @@ def find(
         return look(name, questions)
       except (TooFew, mover_layer.NoLead) as error:
         reasons.append(str(error))
-    return {'mover': None, 'source': '; '.join(reasons), 'removed': []}
+    return {'mover': None, 'source': '; '.join(reasons)}
 
   found = cache.get_or_compute_json('mover_layer', make)
   if found['mover'] is None:
     logging.warning('The mover layer was not found: %s.', found['source'])
-  return Found(mover=found['mover'], source=found['source'],
-               removed=tuple(found['removed']))
+    return Found(mover=None, source=found['source'])
+  return Found(mover=mover_layer.Mover(**found['mover']),
+               source=found['source'])
 
 
 def is_needed(config: run_config.RunConfig) -> bool:

@@ -28,7 +28,7 @@ from tests import tiny_job
 
 _QUICKSTART = (pathlib.Path(__file__).parents[3] / 'experiments'
                / 'quickstart.flags')
-_SETTINGS = types.SimpleNamespace(seed=0, chat=False)
+_SETTINGS = types.SimpleNamespace(seed=0, chat=False, layers=None)
 
 
 def _inputs(unseen=False, **kept):

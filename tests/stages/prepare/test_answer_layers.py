@@ -18,9 +18,10 @@ class LayersTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (30, 23, (13, 23)), (30, 5, (0, 5)), (32, None, (14, 24)),
-      (4, 2, (1, 2)), (1, 0, (0, 0)))
+      (4, 2, (1, 2)), (1, None, (0, 0)))
   def test_a_third_of_the_layers_up_to_the_mover(self, count, mover, want):
-    found = answer_layers.Found(mover=mover, source='forget')
+    found = answer_layers.Found(
+        mover=mover and mover_layer.Mover(mover, True, []), source='forget')
     self.assertEqual(found.layers(count), want)
 
   @parameterized.parameters(
@@ -30,7 +31,8 @@ class LayersTest(parameterized.TestCase):
     options = run_config.CircuitConfig(
         first_layer=first, last_layer=last, budget=0.02)
     got = answer_layers.resolve(
-        options, answer_layers.Found(mover=23, source='forget'), 30)
+        options, answer_layers.Found(
+            mover=mover_layer.Mover(23, True, []), source='forget'), 30)
     self.assertEqual((got.first_layer, got.last_layer % 30), want)
     self.assertEqual(
         dataclasses.replace(got, first_layer=first, last_layer=last), options)
@@ -63,10 +65,10 @@ class FindTest(parameterized.TestCase):
 
   def test_the_forget_set_shows_it_or_else_the_retain_set(self):
     got = self._find()
-    self.assertEqual((got.mover, got.source), (3, 'forget'))
+    self.assertEqual((got.layer, got.source), (3, 'forget'))
     self.failures = 2
     got = self._find()
-    self.assertEqual((got.mover, got.source), (3, 'retain'))
+    self.assertEqual((got.layer, got.source), (3, 'retain'))
 
   def test_without_it_the_reasons_are_kept(self):
     self.failures = 9
