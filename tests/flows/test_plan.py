@@ -215,7 +215,7 @@ class PlanTest(parameterized.TestCase):
     calls = {call.name: call.calls for call in stage.calls}
     steps = _config().unlearn.steps
     self.assertEqual(calls['step at fp'], steps)
-    self.assertEqual(calls['probe'], steps)
+    self.assertEqual(calls['probe'], steps + 1)  # Once before the first.
     trained = stage.parts[0].held[f'{part}_before']
     # The weights, and two moments in float32, beside a few counters.
     own = 4 if part == 'adapters' else 2
