@@ -24,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
       ('JAX_COMPILATION_CACHE_DIR', str(folder)),
       ('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', _LEAST_SECONDS),
       ('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1'),
+      # Tiny programs take longer to compile well than to run.
+      ('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true'),
       ('JAX_NUMPY_RANK_PROMOTION', 'raise')):
     os.environ.setdefault(name, value)
 
