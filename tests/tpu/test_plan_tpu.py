@@ -17,6 +17,7 @@ from mansu_jax.quant import calibrated
 from mansu_jax.report.sections import plan as plan_lines
 
 pytest.importorskip('libtpu')
+jax.config.update('jax_disable_most_optimizations', False)
 
 _FLAGS = pathlib.Path(__file__).parents[2] / 'experiments'
 
