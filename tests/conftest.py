@@ -24,10 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
       ('JAX_COMPILATION_CACHE_DIR', str(folder)),
       ('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', _LEAST_SECONDS),
       ('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1'),
-      # Tiny programs take longer to compile well than to run.
-      ('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true'),
       ('JAX_NUMPY_RANK_PROMOTION', 'raise')):
     os.environ.setdefault(name, value)
+  if 'not slow' in config.option.markexpr:
+    # Tiny programs take longer to compile well than to run.
+    os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ from mansu_jax.quant import calibrated
 from mansu_jax.report.sections import plan as plan_lines
 
 pytest.importorskip('libtpu')
-jax.config.update('jax_disable_most_optimizations', False)
+jax.config.update('jax_disable_most_optimizations', False)  # As users plan.
 
 _FLAGS = pathlib.Path(__file__).parents[2] / 'experiments'
 
