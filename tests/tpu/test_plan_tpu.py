@@ -17,12 +17,18 @@ from mansu_jax.quant import calibrated
 from mansu_jax.report.sections import plan as plan_lines
 
 pytest.importorskip('libtpu')
-jax.config.update('jax_disable_most_optimizations', False)  # As users plan.
 
 _FLAGS = pathlib.Path(__file__).parents[2] / 'experiments'
 
 
 class PlanTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    name = 'jax_disable_most_optimizations'  # Plans are for users' programs.
+    cls.addClassCleanup(jax.config.update, name, jax.config.read(name))
+    jax.config.update(name, False)
 
   def test_llama_31_8b_fits_a_v5e_8(self):
     found = plan.run(flags_lib.from_flagfile(
