@@ -14,8 +14,8 @@ Usage: `python -m mansu_jax.main` with flags such as
       memory and time that a run needs
 
 Flags of a stage are `--<stage>_<field>`. A later flag overrides an earlier one
-and the flagfile, but repeated --data_* flags add up. experiments/recipe.flags
-holds the recommended method without data.
+and the flagfile, but repeated --data_* flags add up. The defaults are the
+recommended method.
 
 Exit status:
   0: done

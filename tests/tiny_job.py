@@ -48,6 +48,12 @@ CROPS = (
     'barley', 'cotton', 'dates', 'figs', 'ginger', 'hops', 'indigo', 'jute',
     'kale', 'lemons', 'maize', 'nutmeg', 'olives', 'pepper', 'quinces', 'rice',
     'saffron', 'tea', 'vanilla', 'wheat', 'yams', 'almonds', 'beans', 'cocoa')
+# The loop for so small a model; simple, so that tests add one part at a time.
+LOOP = dict(
+    loss='npo', forget_weight=1, fp_steps=1, optimizer='adam',
+    learning_rate=2e-2, forget_batch=12, retain_batch=12, nearest_share=0.25,
+    text_batch=2, swapped_batch=0, swapped_pool=1500, forget_pool=480,
+    retain_pool=480)
 _NOWHERE = ('Abbeyfield', 'Mostar', 'Ringsted', 'Tolbury', 'Vexham', 'Zennor')
 _ANSWERS = {'capital': CAPITALS, 'crop': CROPS}
 _FORMS = {
@@ -290,9 +296,9 @@ def make(
       '--attribution_level=neuron', '--circuit_budget=0.1',
       '--circuit_first_layer=0', '--circuit_last_layer=-1',
       '--circuit_random_circuits=3',
-      '--circuit_pairs=8', '--fisher_sequences=24', '--unlearn_steps=60',
-      '--unlearn_learning_rate=2e-2',
-      '--unlearn_forget_batch=12', '--unlearn_retain_batch=12',
+      '--circuit_pairs=8', '--fisher_sequences=24',
+      '--edit_fisher_quantile=0.5', '--unlearn_steps=60',
+      *(f'--unlearn_{name}={value}' for name, value in LOOP.items()),
       '--eval_questions=48', '--eval_text_windows=8', '--eval_bootstrap=200',
       '--eval_generations=1', '--eval_cad_pairs=8', *(
           ['--eval_hidden_questions=48', '--eval_recall_questions=24',

@@ -19,7 +19,7 @@ class EditConfig:
       ' coordinates with high Fisher information on the retain set; none: no'
       ' projection.', ('fisher', 'none'))
   fisher_quantile: float = _field(
-      0.5, 'Quantile of the Fisher information of a leaf, in (0, 1].'
+      0.75, 'Quantile of the Fisher information of a leaf, in (0, 1].'
       ' Coordinates below it may change.')
   floor: str = _field(
       'hold', 'Magnitude floor, which makes edits survive quantization. hold:'

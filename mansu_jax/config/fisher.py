@@ -19,7 +19,7 @@ class FisherConfig:
       ' (empirical Fisher); model: sampled from the model (true Fisher).',
       ('data', 'model'))
   sequences: int = _field(
-      128, 'Largest number of retain sequences to average over.')
+      96, 'Largest number of retain sequences to average over.')
   chunk: int = _field(
       4, 'Largest number of per-example gradients in memory at once. A device'
       ' with little memory gets smaller chunks.')

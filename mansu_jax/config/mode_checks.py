@@ -135,23 +135,19 @@ _CONDITIONS = (
                         or _attributes_pairs_file(config)),
         lambda config: 'no other phrasings are compared'),
     _Condition(
-        ('unlearn_choice_kl_weight', 'unlearn_forget_weight',
-         'unlearn_marginal_weight', 'unlearn_npo_beta',
-         'unlearn_routed_weight'), lambda config: config.unlearn.loss == 'none',
+        ('unlearn_choice_kl_weight', 'unlearn_npo_beta'),
+        lambda config: config.unlearn.loss == 'none',
         lambda config: '--unlearn_loss=none has no forget term'),
     _Condition(
         ('unlearn_cooldown',), lambda config: not config.unlearn.patience,
         lambda config: 'it applies to --unlearn_patience above 0'),
-    _Condition(
-        ('unlearn_marginal_weight', 'unlearn_routed_weight'),
-        lambda config: config.unlearn.loss == 'answer_swap',
-        lambda config: '--unlearn_loss=answer_swap trains on the answers of'
-        ' other facts'),
-    _Condition(
-        ('unlearn_routed_weight',),
-        lambda config: config.circuit.selection == 'all',
-        lambda config: '--circuit_selection=all edits every layer, and the term'
-        ' needs a layer that can be left unedited'),
+    *(_Condition(
+        (f'unlearn_{name}',),
+        lambda config, name=name: config.unlearn.loss != 'prior' and bool(
+            getattr(config.unlearn, name)),
+        lambda config: 'it applies to --unlearn_loss=prior, but the loss is'
+        f' --unlearn_loss={config.unlearn.loss}')
+      for name in ('marginal_weight', 'routed_weight')),
     _Condition(
         ('unlearn_lora_alpha',), lambda config: not config.unlearn.lora_rank,
         lambda config: 'it applies to --unlearn_lora_rank above 0'),

@@ -16,7 +16,7 @@ class UnlearnConfig:
   """Objective, batches and optimizer of the unlearning loop."""
 
   loss: str = _field(
-      'npo', 'Forget loss. prior: half the squared excess of the answer\'s'
+      'prior', 'Forget loss. prior: half the squared excess of the answer\'s'
       ' log-probability over its prior, the mean that the base gives the answer'
       ' after prompts of other facts; npo: negative preference optimization'
       ' against the base; simnpo: NPO without a reference model, on the mean'
@@ -29,20 +29,22 @@ class UnlearnConfig:
       ('npo', 'prior', 'simnpo', 'bounded_nll', 'group_marginal', 'answer_swap',
        'ascent', 'none'))
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
-  forget_weight: float = _field(1.0, 'Weight of the forget loss.')
+  forget_weight: float = _field(6.0, 'Weight of the forget loss.')
   choice_kl_weight: float = _field(
       0.0, 'Weight, within the forget loss, of a KL over the first tokens of'
       ' the choices of the training questions. Its target makes the wrong'
       ' choices equally likely and the right one impossible.')
   marginal_weight: float = _field(
-      0.0, 'Weight, within the forget loss, of a KL at the end of the prompt to'
+      0.33, 'Weight, within the loss prior, of a KL at the end of the prompt to'
       ' what the base predicts at the ends of prompts of other facts. So the'
-      ' model still answers with something of the right kind.')
+      ' model still answers with something of the right kind. No effect with'
+      ' other losses.')
   routed_weight: float = _field(
-      0.0, 'Weight, within the forget loss, of the loss prior for the same'
-      ' model with the base\'s mover layer, which brings the answer to the last'
+      1.0, 'Weight, within the loss prior, of the same loss for the same model'
+      ' with the base\'s mover layer, which brings the answer to the last'
       ' token, and which attends where the base does. Otherwise training can'
-      ' make that layer look away from an answer that stays where it was.')
+      ' make that layer look away from an answer that stays where it was. No'
+      ' effect with other losses.')
   kl_weight: float = _field(
       10.0, 'Weight of the retain KL, KL(base || model) on the retain data.')
   nll_weight: float = _field(
@@ -56,7 +58,7 @@ class UnlearnConfig:
       True, 'Alternate between gradients of the full-precision model and of'
       ' each quantized model.')
   fp_steps: int = _field(
-      1, 'Full-precision steps before each round of quantized steps. Has no'
+      3, 'Full-precision steps before each round of quantized steps. Has no'
       ' effect without --unlearn_quantizer_in_loop.')
   steps: int = _field(100, 'Most optimizer steps.')
   probe_every: int = _field(
@@ -70,11 +72,11 @@ class UnlearnConfig:
   cooldown: int = _field(
       25, 'Steps in which the learning rate decays, with --unlearn_patience.')
   optimizer: str = _field(
-      'adam', 'Optimizer. lars: momentum 0.9, each gradient scaled to the norm'
+      'lars', 'Optimizer. lars: momentum 0.9, each gradient scaled to the norm'
       ' of its leaf (one matrix of all layers), so that large gradients move'
       ' most.', ('adam', 'lars'))
   learning_rate: float = _field(
-      4e-3, 'Peak learning rate; it decays as a cosine. With lars: the share of'
+      2e-3, 'Peak learning rate; it decays as a cosine. With lars: the share of'
       ' a leaf\'s norm that one gradient may move; momentum raises it up to'
       ' tenfold.')
   warmup: float = _field(
@@ -95,37 +97,42 @@ class UnlearnConfig:
       0.0, 'Stop training once at most this share, in [0, 1), of up to 64 train'
       ' questions of the forget set is answered correctly in full precision, by'
       ' first tokens. 0: train all steps.')
-  forget_batch: int = _rows(12, 'Forget sequences in a step.')
-  retain_batch: int = _rows(12, 'Retain sequences in a step.')
+  forget_batch: int = _rows(16, 'Forget sequences in a step.')
+  retain_batch: int = _rows(18, 'Retain sequences in a step.')
   nearest_share: float = _field(
-      0.25, 'Share of each retain batch, in [0, 1), that is drawn from the'
+      0.5, 'Share of each retain batch, in [0, 1), that is drawn from the'
       ' retain sequences nearest to the forget set, by the base\'s hidden'
       ' states. At most a tenth of the retain set counts as nearest.')
-  text_batch: int = _rows(2, 'Windows of general text in a step.')
+  text_batch: int = _rows(1, 'Windows of general text in a step.')
   swapped_batch: int = _rows(
-      0, 'Swapped-subject prompts in a step: phrasings of the retain set asked'
+      14, 'Swapped-subject prompts in a step: phrasings of the retain set asked'
       ' about subjects of the forget set, where a subject is the words that all'
       ' prompts of a fact share. Training preserves the base\'s answers to'
-      ' them. 0: none.')
+      ' them. 0, or facts with one phrasing each: none.')
   swapped_weight: float = _field(
       1.0, 'Weight of the KL on swapped-subject prompts, within the retain KL.')
   swapped_pool: int = _field(
-      1500, 'Largest number of swapped-subject prompts to train on.')
+      800, 'Largest number of swapped-subject prompts to train on.')
   forget_pool: int = _field(
-      480, 'Largest number of forget sequences to train on, drawn evenly over'
+      0, 'Largest number of forget sequences to train on, drawn evenly over'
       ' facts; 0: all.')
   retain_pool: int = _field(
-      480, 'Largest number of retain sequences to train on, drawn evenly over'
+      1500, 'Largest number of retain sequences to train on, drawn evenly over'
       ' facts. --unlearn_nearest_share adds at most as many again, from the'
       ' nearest facts.')
   text_pool: int = _field(
       96, 'Largest number of windows of general text to train on.')
   max_retain_kl: float = _field(
-      3.0, 'Stop the run with an error when the retain KL exceeds this, in nats'
-      ' per token.')
+      3.0, 'Stop the run with an error when the mean retain KL of the last ten'
+      ' steps exceeds this, in nats per token.')
   save_every: int = _field(
       10, 'Steps between checkpoints of the loop, written in the background. 0:'
       ' save only when a signal stops the run. Does not affect results.')
+
+  @property
+  def routed(self) -> bool:
+    """Whether a forget term reads the model with the base's mover layer."""
+    return self.loss == 'prior' and self.routed_weight > 0
 
   def __post_init__(self):
     fields.check_fields(self, 'unlearn')

@@ -26,6 +26,9 @@ from mansu_jax.runtime import progress
 from mansu_jax.unlearn import rates as rates_lib
 
 
+_RECENT = 10  # Steps whose mean retain KL has a limit: batches differ.
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class View:
   """The weights at which a step takes its gradient.
@@ -210,7 +213,7 @@ def run(
     batches: step -> batch, independent of earlier calls.
     steps: optimizer steps.
     total_weights: number of weights of the whole model, for the moved share.
-    max_retain_kl: limit of the retain KL, in nats a token.
+    max_retain_kl: limit of the mean retain KL of ten steps, in nats a token.
     visit: called as `visit(step, theta)` after every logged step; the next step
       overwrites theta. Returning True ends the loop.
     probe: looks at what is forgotten; None runs all steps.
@@ -250,7 +253,7 @@ def run(
       if (step + 1) % probe.every == 0 or step + 1 == last:
         row['probe'] = float(probe.measure(carry[0]))
     history.append(row)
-    _check(row, bool(finite), max_retain_kl)
+    _check(history, bool(finite), max_retain_kl)
     start = start or time.monotonic()  # The first step compiles.
     looked = probe is not None and not math.isnan(row['probe'])
     if looked:
@@ -310,7 +313,10 @@ def _warn_half_way(
         probe.chance)
 
 
-def _check(row: dict[str, float], finite: bool, max_retain_kl: float) -> None:
+def _check(
+    history: Sequence[dict[str, float]], finite: bool, max_retain_kl: float
+) -> None:
+  row, recent = history[-1], history[-_RECENT:]
   step = int(row['step'])
   if not finite or row['loss'] != row['loss'] or abs(row['loss']) == float(
       'inf'):
@@ -318,12 +324,14 @@ def _check(row: dict[str, float], finite: bool, max_retain_kl: float) -> None:
         f'Step {step}: the loss is {row["loss"]} and the weights are'
         f' {"finite" if finite else "not finite"}. Lower'
         ' --unlearn_learning_rate, or raise --unlearn_warmup.')
-  if row['retain_kl'] > max_retain_kl:
+  retain_kl = sum(r['retain_kl'] for r in recent) / len(recent)
+  if retain_kl > max_retain_kl:
     raise ValueError(
-        f'Step {step}: the retain KL is {row["retain_kl"]:.3f} nats a token,'
-        f' above --unlearn_max_retain_kl={max_retain_kl}: the model is losing'
-        ' retained knowledge. Lower --unlearn_learning_rate or'
-        ' --circuit_budget, or raise --unlearn_kl_weight.')
+        f'Step {step}: the retain KL is {retain_kl:.3f} nats a token, the mean'
+        f' over the last {len(recent)} steps, above --unlearn_max_retain_kl='
+        f'{max_retain_kl}: the model is losing retained knowledge. Lower'
+        ' --unlearn_learning_rate or --circuit_budget, or raise'
+        ' --unlearn_kl_weight.')
 
 
 def _log(

@@ -120,6 +120,10 @@ def make_loss(
           losses.token_kl(reference, logits), targets.weight)
     elif options.loss == 'prior':
       term = losses.excess(nll, batch.prior.nll).mean()
+      if options.marginal_weight:
+        elsewhere = unembed(None, base, batch.prior.states)  # [B, K, V]
+        term += options.marginal_weight * losses.token_kl(
+            elsewhere, at_prompt_end[:, None]).mean()
     elif options.loss == 'npo':
       nll_base = _sequence_nll(
           unembed(None, base, targets.reference), targets)
@@ -132,10 +136,6 @@ def make_loss(
       term = losses.bounded_nll(nll).mean()
     else:
       term = losses.ascent(nll).mean()
-    if options.marginal_weight:
-      elsewhere = unembed(None, base, batch.prior.states)  # [B, K, V]
-      term += options.marginal_weight * losses.token_kl(
-          elsewhere, at_prompt_end[:, None]).mean()
     if batch.choices is not None:
       tokens, target, valid = batch.choices
       term += options.choice_kl_weight * losses.choice_kl(

@@ -141,7 +141,7 @@ def swap_partners(
       raise ValueError(
           '--unlearn_loss=answer_swap needs two facts of a relation, but'
           f' {str(relation)!r} has only {str(fact)!r}. Use'
-          ' --unlearn_loss=npo, or add facts.')
+          ' --unlearn_loss=prior, or add facts.')
   return out
 
 
@@ -218,7 +218,7 @@ def group_marginals(
           f' phrasing {name[1][1]!r} (the part of its id after the last /).'
           ' Wanted the same ending for ids of equally worded prompts. Correct'
           ' the ids, add facts, raise --unlearn_forget_pool, or use'
-          ' --unlearn_loss=npo.')
+          ' --unlearn_loss=prior.')
     table.append(probabilities(np.array(members[name])).mean(0))
   return (np.stack(table).astype(np.float32),
           np.array([row_of[cell] for cell in cells]))

@@ -1,8 +1,9 @@
 """The learning rate of each step, and when training has reached its plateau.
 
-The rate stays at its peak until the probe of forgetting no longer falls. It
-then decays to 0 over `cooldown` steps, after which training ends. So an easy
-forget set takes few steps and a hard one many, and every run ends with small
+With patience, the rate stays at its peak until the probe of forgetting no
+longer falls. It then decays to 0 over `cooldown` steps, after which training
+ends. So an easy forget set takes few steps and a hard one many. Without, it
+decays from the warm-up to the last step. Either way a run ends with small
 steps, in which the retain terms repair what large ones broke.
 """
 
@@ -21,7 +22,8 @@ class Rates:
     peak: the largest rate.
     warmup: steps with a rising rate.
     steps: most steps.
-    patience: steps without progress after which the rate decays.
+    patience: steps without progress after which the rate decays; 0: it decays
+      right after the warm-up.
     cooldown: steps of the decay.
     least: smallest fall of the probe that counts as progress.
 
@@ -46,16 +48,23 @@ class Rates:
     Args:
       probes: `(steps done, value)` of each look so far.
     """
-    last = max(self.warmup, self.steps - self.cooldown)
+    if not self.patience:
+      return None
     best, since = math.inf, 0
     for done, value in probes:
-      if done >= last:
+      if done >= self._latest:
         break
       if value < best - self.least:
         best, since = value, done
       elif done - since >= self.patience:
         return done
     return None
+
+  @property
+  def _latest(self) -> int:
+    """The number of steps done when the decay begins at the latest."""
+    last = self.steps - self.cooldown if self.patience else 0
+    return max(self.warmup, last)
 
   def end(self, begin: int | None) -> int:
     """The number of steps of the run, if the decay begins at `begin`."""
@@ -74,7 +83,7 @@ class Rates:
       return self.peak * step / self.warmup
     end = self.end(begin)
     if begin is None:
-      begin = max(self.warmup, self.steps - self.cooldown)
+      begin = self._latest
     if step < begin:
       return self.peak
     share = (step - begin) / max(end - begin, 1)

@@ -26,16 +26,14 @@ from tests.config import options
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
-_RECIPE = _ROOT / 'experiments' / 'recipe.flags'  # Has no data.
 _COMMON = _ROOT / 'experiments' / 'test' / 'common.flags'  # Has no facts.
-_JOBS = [path for path in _EXPERIMENTS if path not in (_RECIPE, _COMMON)]
-_NOT_METHOD = ('--model', '--data_', '--quant_schemes', '--eval_',
-               '--circuit_first_layer', '--circuit_last_layer')
+_JOBS = [path for path in _EXPERIMENTS if path != _COMMON]
 _BASELINE = ('--method=graddiff', '--circuit_selection=all',
              '--edit_floor=none', '--edit_projection=none',
              '--unlearn_loss=ascent', '--nounlearn_quantizer_in_loop')
 _NPO = ('--method=npo', '--circuit_selection=all', '--edit_floor=none',
-        '--edit_projection=none', '--nounlearn_quantizer_in_loop')
+        '--edit_projection=none', '--unlearn_loss=npo',
+        '--nounlearn_quantizer_in_loop')
 _RETAIN_ONLY = ('--method=retain_only', '--unlearn_loss=none')
 
 
@@ -169,7 +167,7 @@ class RefusalTest(parameterized.TestCase):
       ([f for f in _BASELINE if 'projection' not in f],
        'graddiff projects nothing.*--edit_projection=none'),
       ([f for f in _BASELINE if 'loss' not in f],
-       'contradicts --unlearn_loss=npo; wanted --unlearn_loss=ascent'),
+       'contradicts --unlearn_loss=prior; wanted --unlearn_loss=ascent'),
       (_BASELINE[:-1], 'wanted --nounlearn_quantizer_in_loop'),
       (['--circuit_selection=all'], 'is for baselines.*--method=graddiff'),
       (['--circuit_selection=all', '--mode=attribute'], 'is for baselines'),
@@ -297,13 +295,20 @@ class ExperimentTest(parameterized.TestCase):
   def test_flagfiles_of_experiments_exist(self):
     self.assertNotEmpty(_JOBS)
 
-  def test_the_recipe_is_the_quickstarts_method(self):
-    lines = lambda path: [
-        line for line in path.read_text().splitlines()
-        if line.startswith('--') and not line.startswith(_NOT_METHOD)]
+  @parameterized.parameters(
+      ('test/common.flags', ()),
+      ('quickstart.flags', ('loss', 'choice_kl_weight', 'forget_weight')))
+  def test_the_defaults_are_the_method(self, name, but):
+    config, _ = _parse(f'--flagfile={_ROOT}/experiments/{name}')
+    sizes = {'data', 'eval', 'circuit'}
+    default = config_lib.RunConfig()
+    unlearn = dataclasses.replace(
+        config.unlearn, **{n: getattr(default.unlearn, n) for n in but})
     self.assertEqual(
-        lines(_RECIPE), lines(_RECIPE.with_name('quickstart.flags')))
-    _parse(f'--flagfile={_RECIPE}')
+        dataclasses.replace(config, unlearn=unlearn, **{
+            part: getattr(default, part) for part in sizes}), default)
+    self.assertEqual(dataclasses.replace(
+        config.circuit, pairs=default.circuit.pairs), default.circuit)
 
   @parameterized.named_parameters(
       (str(path.relative_to(_ROOT)), path) for path in _JOBS)

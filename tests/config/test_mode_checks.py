@@ -108,14 +108,13 @@ class ConditionsTest(parameterized.TestCase):
        'no circuit is selected from resampled pairs'),
       (('--mode=attribute', _PAIRS, '--eval_questions=9'),
        'no other phrasings are compared'),
-      ((*_NO_FORGET, '--unlearn_forget_weight=10'), 'has no forget term'),
       ((*_NO_FORGET, '--unlearn_choice_kl_weight=3'), 'has no forget term'),
       (('--unlearn_lora_alpha=8',), 'applies to --unlearn_lora_rank above 0'),
       (('--unlearn_cooldown=9',), 'applies to --unlearn_patience above 0'),
-      (('--method=graddiff', '--circuit_selection=all',
-        '--unlearn_loss=ascent', '--edit_floor=none', '--edit_projection=none',
-        '--nounlearn_quantizer_in_loop', '--unlearn_routed_weight=1'),
-       'a layer that can be left unedited'),
+      (('--unlearn_loss=npo', '--unlearn_marginal_weight=1'),
+       'applies to --unlearn_loss=prior, but the loss is --unlearn_loss=npo'),
+      (('--unlearn_loss=ascent', '--unlearn_routed_weight=2'),
+       'applies to --unlearn_loss=prior'),
       (('--eval_attacks=', '--eval_attack_questions=9'), 'skips the attacks'),
       (('--mode=audit', '--base=b', '--eval_attacks=', '--eval_attack_steps=9'),
        'skips the attacks'))
@@ -127,7 +126,12 @@ class ConditionsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (_EDGE_LEVEL, '--circuit_edges=7', '--circuit_edge_selection=top'),
-      (_EDGE_LEVEL, '--circuit_budget=0.1'), _NO_FORGET,
+      (_EDGE_LEVEL, '--circuit_budget=0.1'),
+      # So that a control may add to a run's flags.
+      (*_NO_FORGET, '--unlearn_forget_weight=10'),
+      # Flagfiles that older versions wrote name a weight of 0.
+      ('--unlearn_loss=npo', '--unlearn_marginal_weight=0',
+       '--unlearn_routed_weight=0'),
       ('--mode=attribute', _EDGE_LEVEL, '--circuit_file=c.json',
        '--circuit_edge_selection=top'),
       ('--mode=attribute', _PAIRS, '--data_retain=r', '--circuit_contrast=1'),

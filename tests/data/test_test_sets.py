@@ -1,7 +1,6 @@
 """The test sets: fresh wordings, data that combine, and the note's counts."""
 
 import collections
-import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -14,6 +13,7 @@ from absl.testing import parameterized
 import pytest
 
 from mansu_jax.config import flags as flags_lib
+from mansu_jax.config import run as run_config
 from mansu_jax.data import build_facts
 from mansu_jax.data import choice_sets
 from mansu_jax.data import questions as questions_lib
@@ -161,19 +161,12 @@ class QuestionTest(parameterized.TestCase):
 class RunTest(parameterized.TestCase):
 
   @parameterized.named_parameters(_CASES)
-  def test_uses_the_recipe_in_the_quickstarts_layers(self, path):
-    of = lambda name: flags_lib.from_flagfile(str(path.parents[1] / name))
-    quickstart, entity = of('quickstart.flags'), of('entity.flags')
+  def test_uses_the_defaults(self, path):
+    default = run_config.RunConfig()
     config = flags_lib.from_flagfile(str(path))
-    if path.stem == 'washington':  # One fact of each relation.
-      losses = lambda c: {n: getattr(c.unlearn, n) for n in (
-          'loss', 'choice_kl_weight', 'forget_weight')}
-      self.assertEqual(losses(config), losses(entity))
-      config = dataclasses.replace(config, unlearn=dataclasses.replace(
-          config.unlearn, **losses(quickstart)))
     for name in ('attribution', 'circuit', 'edit', 'unlearn', 'model',
                  'quant_schemes', 'fisher'):
-      self.assertEqual(getattr(config, name), getattr(quickstart, name), name)
+      self.assertEqual(getattr(config, name), getattr(default, name), name)
 
   @parameterized.named_parameters(_CASES)
   def test_data_combine(self, path):

@@ -25,7 +25,10 @@ def model(seed=0):
 
 
 def options(**changes):
-  return run_config.UnlearnConfig(**changes)
+  return run_config.UnlearnConfig(**dict(
+      loss='npo', forget_weight=1.0, fp_steps=1, optimizer='adam',
+      learning_rate=4e-3, forget_batch=12, retain_batch=12, text_batch=2,
+      nearest_share=0.25, swapped_batch=0) | changes)
 
 
 def sequences(lengths, prompts, seed):

@@ -134,14 +134,21 @@ class StopTest(parameterized.TestCase):
         ValueError, 'Step 2: the loss is 5.25 and the weights are not finite'):
       tiny.run(tiny.problem(tx=optax.chain(tiny.SGD, blow)), steps=5)
 
-  def test_a_large_retain_kl_is_an_error(self):
-    views = [tiny.view(0, kl=0.5), tiny.view(1, kl=2.5)]
+  @parameterized.parameters(
+      ((0.5, 2.5), 1.0, 2, '1.500.* over the last 2 steps.*=1.0'),
+      ((0.5, 2.5), 1.5, None, ''), ((9.0,), 5.0, 1, '9.000.* last 1 steps'),
+      # The mean over ten steps is 0.9 at most, then 1.0.
+      ((0.0,) * 9 + (9.0,), 1.0, None, ''),
+      ((0.0,) * 9 + (9.0, 1.0), 0.95, 11, '1.000.* over the last 10 steps'))
+  def test_a_large_mean_retain_kl_is_an_error(self, kls, most, step, said):
+    problem = tiny.problem(views=[tiny.view(0, kl=kl) for kl in kls])
+    run = lambda: tiny.run(problem, steps=2 * len(kls), max_retain_kl=most)
+    if step is None:
+      self.assertLen(run()[1], 2 * len(kls))
+      return
     with self.assertRaisesRegex(
-        ValueError,
-        'Step 2: the retain KL is 2.500.*--unlearn_max_retain_kl=2.0'):
-      tiny.run(tiny.problem(views=views), max_retain_kl=2.0)
-    _, history = tiny.run(tiny.problem(views=views), max_retain_kl=2.5)
-    self.assertLen(history, 4)
+        ValueError, f'Step {step}: the retain KL is {said}'):
+      run()
 
 
 class KeepTest(parameterized.TestCase):

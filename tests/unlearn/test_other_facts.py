@@ -135,7 +135,7 @@ class GroupMarginalsTest(absltest.TestCase):
   def test_a_relation_with_one_sequence_of_a_template_is_refused(self):
     relations = ['a', 'a', 'river', 'river', 'river']
     with self.assertRaisesRegex(
-        ValueError, "'river' has a single question in phrasing 't2'.*=npo"):
+        ValueError, "'river' has a single question in phrasing 't2'.*=prior"):
       other_facts.group_marginals(
           relations, relations, ['t', 't', 't', 't', 't2'],
           lambda rows: np.eye(5)[rows])

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import optax
 
 from mansu_jax.unlearn import rates
 
@@ -30,6 +31,18 @@ class RatesTest(parameterized.TestCase):
       np.testing.assert_array_equal(sizes[2:end - 7], 1.0)
       self.assertTrue(np.all(np.diff(sizes[end - 8:]) < 0))
       self.assertLess(sizes[-1], 0.05)
+
+  @parameterized.parameters((0, 10), (5, 40), (0, 1))
+  def test_without_patience_it_decays_from_the_warmup(self, warmup, steps):
+    of = self._rates(warmup=warmup, steps=steps, patience=0)
+    want = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1))
+    if warmup:
+      want = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps)
+    self.assertIsNone(of.decays_from([(2, 0.9), (3, 0.9), (20, 0.9)]))
+    self.assertEqual(of.end(None), steps)
+    np.testing.assert_allclose(
+        [of(step, None) for step in range(steps)],
+        [want(step) for step in range(steps)], atol=1e-6)
 
   def test_short_runs_decay_too(self):
     of = self._rates(steps=5)

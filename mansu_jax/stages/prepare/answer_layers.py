@@ -167,7 +167,7 @@ def is_needed(config: run_config.RunConfig) -> bool:
   circuit = config.circuit
   is_open = circuit.first_layer is None or circuit.last_layer is None
   return circuit.selection != 'all' and bool(
-      is_open or config.unlearn.routed_weight)
+      is_open or config.unlearn.routed)
 
 
 def resolve(

@@ -183,8 +183,7 @@ def _check_named_once(files: Mapping[str, Sequence[str]]) -> None:
         where = 'twice' if repeated else f'in --data_{first} too'
         raise ValueError(
             f'--data_{name}={path} is named {where}; wanted each file once.'
-            ' Data flags add to those of a flagfile: leave out one of them, or'
-            ' use a flagfile without data, such as experiments/recipe.flags.')
+            ' Data flags add to those of a flagfile: leave out one of them.')
 
 
 def _check_disjoint(

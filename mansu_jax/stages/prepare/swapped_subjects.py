@@ -47,32 +47,18 @@ def prompts(
 
   Returns:
     The prompts, and the counts `subjects` (of the forget set),
-    `facts_without_subject` and `asked_elsewhere` (skipped prompts).
-
-  Raises:
-    ValueError: The prompts of the forget facts, or of the retain facts, share
-      no word; or all swapped-subject prompts are skipped.
+    `facts_without_subject` and `asked_elsewhere` (skipped prompts). There are
+    no prompts if those of the forget facts, or of the retain facts, share no
+    word.
   """
   if not options.swapped_batch:
     return [], {}
   found = subjects_lib.of_questions(splits.forget_train)
   subjects = list(dict.fromkeys(s for s in found if s is not None))
   templates = _templates(splits.retain_train)
-  if not subjects or not templates:
-    raise ValueError(
-        f'--unlearn_swapped_batch={options.swapped_batch}, but the prompts of'
-        f' the {"retain" if subjects else "forget"} facts share no word that'
-        ' could be their subject; wanted several phrasings of each fact. Add'
-        ' some, or give --unlearn_swapped_batch=0.')
   chosen, skipped = _draw(
       templates, subjects, _asked(splits), options.swapped_pool,
       np.random.default_rng(seed))
-  if not chosen:
-    raise ValueError(
-        f'--unlearn_swapped_batch={options.swapped_batch}, but every'
-        ' swapped-subject prompt is a question of the forget set or of the'
-        ' evaluation; wanted at least one new prompt. Add retain facts of other'
-        ' relations, or give --unlearn_swapped_batch=0.')
   return chosen, {
       'subjects': len(subjects), 'asked_elsewhere': skipped,
       'facts_without_subject': len({
@@ -144,7 +130,7 @@ def check(
     options: run_config.UnlearnConfig, splits: splits_lib.Splits,
     tokenizer: types.Tokenizer, max_position: int, *, seed: int, chat: bool
 ) -> None:
-  """Raises ValueError as `prompts`, or if a prompt is too long for the model.
+  """Raises ValueError if a prompt is too long, and warns if there are none.
 
   Args:
     options: Configuration of the loop.
@@ -154,7 +140,13 @@ def check(
     seed: Seed of the run.
     chat: Whether the chat template applies.
   """
-  chosen, _ = prompts(options, splits, seed)
+  if not options.swapped_batch:
+    return
+  chosen, counts = prompts(options, splits, seed)
+  if not chosen:
+    logging.warning(
+        'Training has no swapped-subject prompts, so that other facts about the'
+        ' forgotten subjects are not preserved: %s.', _why_none(counts))
   encoded, _ = _encode(chosen, tokenizer, chat)
   for prompt, ids in zip(chosen, encoded):
     if len(ids) > max_position:
@@ -162,6 +154,15 @@ def check(
           f'The swapped-subject prompt {prompt.text!r} has {len(ids)} tokens;'
           f' wanted at most {max_position}, the positions of the model. Shorten'
           ' the retain prompts, or give --unlearn_swapped_batch=0.')
+
+
+def _why_none(counts: dict[str, int]) -> str:
+  if counts['asked_elsewhere']:
+    return ('each is a question of the forget set or of the evaluation; add'
+            ' retain facts of other relations')
+  which = 'retain' if counts['subjects'] else 'forget'
+  return (f'the prompts of a {which} fact share no word that could be its'
+          ' subject; add phrasings of each fact')
 
 
 def _encode(
@@ -180,7 +181,7 @@ def spans(
     splits: splits_lib.Splits, tokenizer: types.Tokenizer,
     refer: Callable[[batches_lib.Spans], batches_lib.Spans],
     next_token: NextTokenFn, *, seed: int
-) -> tuple[batches_lib.Spans, dict[str, int]]:
+) -> tuple[batches_lib.Spans | None, dict[str, int]]:
   """Swapped-subject prompts with the base's states from the subject on.
 
   Drops prompts that the base completes with a forget answer of their subject.
@@ -195,13 +196,12 @@ def spans(
     seed: Seed of the run.
 
   Returns:
-    The spans, and the counts of `prompts` with `leaking` (dropped prompts) and
-    `kept`.
-
-  Raises:
-    ValueError: As `prompts`, or all prompts are dropped.
+    The spans, or None if no prompt is left; and the counts of `prompts` with
+    `leaking` (dropped prompts) and `kept`.
   """
   chosen, counts = prompts(options, splits, seed)
+  if not chosen:
+    return None, counts | {'leaking': 0, 'kept': 0}
   ids, start = _encode(chosen, tokenizer, data.chat)
   tokens, real = batching.pad_sequences(ids)
   made = refer(batches_lib.make_spans(
@@ -213,11 +213,12 @@ def spans(
   logging.info('swapped-subject prompts: %s', '  '.join(
       f'{name.replace("_", " ")} {n}' for name, n in counts.items()))
   if not kept.size:
-    raise ValueError(
-        f'The base completes each of the {len(chosen)} swapped-subject prompts'
-        ' with a forget answer; wanted at least one prompt that it completes'
-        ' otherwise. Add retain facts of other relations, or give'
-        ' --unlearn_swapped_batch=0.')
+    logging.warning(
+        'Training has no swapped-subject prompts, so that other facts about the'
+        ' forgotten subjects are not preserved: the base completes each of the'
+        ' %d prompts with a forget answer; add retain facts of other'
+        ' relations.', len(chosen))
+    return None, counts
   return made.take(kept), counts
 
 

@@ -182,12 +182,12 @@ def routed_layer(
   """
   first, end = circuit.span
   inside = mover is not None and first <= mover < end
-  if options.routed_weight and not inside:
+  if options.routed and not inside:
     logging.warning(
         '--unlearn_routed_weight=%g has no effect: the circuit lies in layers'
         ' %d to %d, and the mover layer is %s.', options.routed_weight, first,
         end - 1, 'not known' if mover is None else mover)
-  return mover if options.routed_weight and inside else None
+  return mover if options.routed and inside else None
 
 
 def functions(
@@ -240,10 +240,7 @@ def cast(x: types.Array, dtype: Any) -> types.Array:
 
 def optimizer(
     options: run_config.UnlearnConfig) -> optax.GradientTransformation:
-  """Adam or LARS with a warmed-up cosine schedule.
-
-  With `--unlearn_patience` the state holds the learning rate, which the loop
-  sets at each step.
+  """Adam or LARS; its state holds the learning rate, which the loop sets.
 
   Adam gives every coordinate a step of about the same size, whatever its
   gradient, so that many codes behind the floor change for little gain. LARS
@@ -254,20 +251,10 @@ def optimizer(
     You et al., Large Batch Training of Convolutional Networks, 2017
     (arXiv 1708.03888)
   """
-  kind, fixed = optax.adam, {}
+  make = optax.adam
   if options.optimizer == 'lars':
-    kind, fixed = optax.lars, dict(trust_coefficient=1.0, momentum=0.9)
-  if options.patience:
-    make = functools.partial(kind, **fixed)
-    return optax.inject_hyperparams(make)(learning_rate=options.learning_rate)
-  warmup, steps = int(options.warmup * options.steps), max(options.steps, 2)
-  if warmup:
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0, peak_value=options.learning_rate, warmup_steps=warmup,
-        decay_steps=steps)
-  else:
-    schedule = optax.cosine_decay_schedule(options.learning_rate, steps)
-  return kind(schedule, **fixed)
+    make = functools.partial(optax.lars, trust_coefficient=1.0, momentum=0.9)
+  return optax.inject_hyperparams(make)(learning_rate=options.learning_rate)
 
 
 def make_transform(

@@ -130,7 +130,7 @@ def make_batches(
   if options.choice_kl_weight:
     choices = choice_targets(questions, model.tokenizer, chat=data.chat)
   prior = None
-  if options.loss == 'prior' or options.marginal_weight or routed:
+  if options.loss == 'prior':
     prior = maker.priors(forget.spans, prior_prompts(
         questions, splits.forget_train, splits.retain_train, seed=seed))
   retain = retain_pool(
@@ -223,7 +223,8 @@ class _PoolMaker(NamedTuple):
         self.options, self.data, splits, self.model.tokenizer,
         functools.partial(self.with_reference, 'swapped'),
         self.reference.probabilities, seed=self.seed)
-    return self.pool_of(spans, self.options.swapped_batch, 3), report
+    return spans and self.pool_of(
+        spans, self.options.swapped_batch, 3), report
 
 
 def retain_pool(
@@ -321,8 +322,7 @@ def check_forget_term(
     other_facts.group_marginals(
         *_grouping(questions, forget_set),
         lambda rows: np.zeros((len(rows), 1)))
-  if options.loss == 'prior' or (
-      options.marginal_weight or options.routed_weight):
+  elif options.loss == 'prior':
     prior_prompts(questions, forget_set, splits.retain_train, seed=seed)
   if options.choice_kl_weight:
     choice_targets(questions, tokenizer, chat=chat)

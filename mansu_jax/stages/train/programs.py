@@ -285,7 +285,7 @@ def unlearn(
       itertools.cycle(training.view_schedule(options, edit)), options.steps))
   ends_early = prepared.probe is not None and bool(
       options.stop_forget or options.patience)
-  rate = [jax.ShapeDtypeStruct((), jnp.float32)] if problem.rates else []
+  rate = jax.ShapeDtypeStruct((), jnp.float32)
   for name, view in prepared.views.items():
     calls = steps_at[name]
     if view is None:
@@ -296,8 +296,7 @@ def unlearn(
             x.shape, x.dtype, sharding=x.sharding), theta)
     yield programs.program(
         f'step at {name}', step, carry, seen, edit.base | {'params': view},
-        edit.base, theta, batch, *rate, calls=calls,
-        at_most=ends_early)
+        edit.base, theta, batch, rate, calls=calls, at_most=ends_early)
   if prepared.probe is not None:
     yield programs.program(
         'probe', probe_lib.program(edit), carry[0], edit.base,

@@ -136,12 +136,11 @@ def make_problem(
       base=edit.base, codes_changed=codes_changed, rates=_rates(options))
 
 
-def _rates(options: run_config.UnlearnConfig) -> rates.Rates | None:
-  """The rates that depend on the probe; None where the steps fix them."""
+def _rates(options: run_config.UnlearnConfig) -> rates.Rates:
   return rates.Rates(
       peak=options.learning_rate, steps=options.steps,
       warmup=int(options.warmup * options.steps), patience=options.patience,
-      cooldown=options.cooldown) if options.patience else None
+      cooldown=options.cooldown)
 
 
 def view_schedule(

@@ -3,6 +3,7 @@
 import collections
 import functools
 
+from absl import logging
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -13,6 +14,7 @@ from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import swapped_subjects
+from mansu_jax.stages.train import pools
 from mansu_jax.unlearn import batches
 from tests import runs
 from tests import tiny_job
@@ -53,8 +55,9 @@ class SwappedSubjectsTest(parameterized.TestCase):
     return [self.model.tokenizer.decode(row[:size])
             for row, size in zip(spans.tokens, spans.length)]
 
-  def test_off_by_default(self):
-    self.assertEqual(self._prompts(runs.parse(*self.flags)), ([], {}))
+  def test_can_be_off(self):
+    self.assertEqual(
+        self._prompts(self._config('--unlearn_swapped_batch=0')), ([], {}))
 
   def _reworded(self, relations=('capital', 'crop')):
     """Flags of a retain set with its own phrasings for capitals."""
@@ -139,7 +142,20 @@ class SwappedSubjectsTest(parameterized.TestCase):
       if row == 3:
         break
 
-  def test_refuses_facts_without_a_subject(self):
+  def _has_none(self, config, message):
+    """Checks that a run warns and trains without such prompts."""
+    splits = inputs_lib.read(config).splits
+    with self.assertLogs(logging.get_absl_logger(), 'WARNING') as logs:
+      swapped_subjects.check(
+          config.unlearn, splits, self.model.tokenizer, 128, seed=config.seed,
+          chat=False)
+    self.assertRegex(logs.output[0], message)
+    batches = pools.make_batches(
+        config.unlearn, config.data, splits, self.model, seed=config.seed)
+    self.assertIsNone(batches(0).swapped)
+    self.assertEqual(batches.swapped_report['kept'], 0)
+
+  def test_facts_without_a_subject_give_none(self):
     questions = [
         dict(q, fact='capital/x', prompt=f'{i}') for i, q in enumerate(
             tiny_job.questions()['forget'])]
@@ -148,10 +164,9 @@ class SwappedSubjectsTest(parameterized.TestCase):
     flags = [f for f in self.flags if not f.startswith('--data_forget')]
     config = runs.parse(
         *flags, f'--data_forget={path}', '--unlearn_swapped_batch=4')
-    with self.assertRaisesRegex(ValueError, 'share no word'):
-      self._prompts(config)
+    self._has_none(config, 'of a forget fact share no word')
 
-  def test_refuses_if_all_prompts_are_questions_elsewhere(self):
+  def test_questions_elsewhere_leave_none(self):
     retain = [q for q in tiny_job.questions()['retain']
               if q['relation'] == 'capital']
     path = self.folder / 'capitals_only.jsonl'
@@ -159,13 +174,15 @@ class SwappedSubjectsTest(parameterized.TestCase):
     flags = [f for f in self.flags if not f.startswith('--data_retain')]
     config = runs.parse(
         *flags, f'--data_retain={path}', '--unlearn_swapped_batch=4')
-    with self.assertRaisesRegex(ValueError, 'is a question of the forget set'):
-      self._prompts(config)
+    self._has_none(config, 'is a question of the forget set')
 
-  def test_refuses_when_each_prompt_leaks(self):
+  def test_none_are_left_when_each_leaks(self):
     config = runs.parse(*self._reworded(['capital']))
-    with self.assertRaisesRegex(ValueError, 'with a forget answer; wanted'):
-      self._spans(config)
+    with self.assertLogs(logging.get_absl_logger(), 'WARNING') as logs:
+      spans, report = self._spans(config)
+    self.assertIsNone(spans)
+    self.assertRegex(logs.output[-1], 'with a forget answer; add')
+    self.assertGreater(report['leaking'], 0)
 
   def test_refuses_prompts_that_are_too_long(self):
     config = self._config()

@@ -316,7 +316,7 @@ class LoopTest(parameterized.TestCase):
         jax.tree.map(lambda a, b: np.asarray(a != b), theta, edit.theta),
         fisher, edit.grids[0].sets_scale(edit.theta)))):
       self.assertFalse(np.any(d & np.asarray(grid_frozen)))
-      self.assertFalse(np.any(d & (f > 0.75)))  # Above the median for sure.
+      self.assertFalse(np.any(d & (f > 0.9)))  # Above the quartile for sure.
 
 
 class OptimizerTest(parameterized.TestCase):
@@ -347,22 +347,21 @@ class OptimizerTest(parameterized.TestCase):
           updates[name], -size * grad / np.linalg.norm(grad), rtol=1e-3)
 
 
-class ScheduleTest(parameterized.TestCase):
+class OptimizerTest(parameterized.TestCase):
 
-  @parameterized.parameters((100, 0.05, 5), (10, 0.0, 0), (7, 0.5, 3))
-  def test_learning_rate_warms_up_and_falls(self, steps, warmup, peak_at):
-    tx = edits.optimizer(problem.options(
-        steps=steps, warmup=warmup, learning_rate=0.1))
-    theta = {'w': jnp.zeros(1)}
-    state, update = tx.init(theta), jax.jit(tx.update)
+  @parameterized.parameters('adam', 'lars')
+  def test_the_state_holds_the_learning_rate(self, name):
+    tx = edits.optimizer(problem.options(optimizer=name, learning_rate=0.1))
+    theta = {'w': jnp.full(4, 2.0)}
     sizes = []
-    for _ in range(steps):
-      updates, state = update({'w': jnp.ones(1)}, state, theta)
-      sizes.append(-float(updates['w'][0]))  # Adam on a constant: the rate.
-    self.assertEqual(int(np.argmax(sizes)), peak_at)
-    self.assertAlmostEqual(max(sizes), 0.1, places=4)
-    self.assertLess(sizes[-1], 0.03)
-    self.assertTrue(np.all(np.diff(sizes[peak_at:]) < 0))
+    for rate in (0.1, 0.02, 0.0):
+      state = optax.tree.set(tx.init(theta), learning_rate=jnp.float32(rate))
+      updates, _ = tx.update({'w': jnp.full(4, 3.0)}, state, theta)
+      sizes.append(-float(updates['w'][0]))
+    # Adam moves by the rate; LARS moves the leaf by a share of its norm.
+    scale = 2.0 if name == 'lars' else 1.0
+    np.testing.assert_allclose(
+        sizes, scale * np.array([0.1, 0.02, 0.0]), rtol=1e-4)
 
 
 if __name__ == '__main__':

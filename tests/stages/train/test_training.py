@@ -101,6 +101,19 @@ class RetainPoolTest(parameterized.TestCase):
     self.assertLen(self.asked, 1)
 
 
+class RatesTest(parameterized.TestCase):
+
+  @parameterized.parameters((0, [3]), (2, [3, 4, 5, 6, 7, 8]))
+  def test_patience_keeps_the_rate_at_its_peak(self, patience, at_peak):
+    rates = training.make_problem(
+        problem.options(steps=12, warmup=0.25, learning_rate=0.2, cooldown=4,
+                        patience=patience), run_config.EditConfig(),
+        problem.circuit_edit(), None).rates
+    sizes = [rates(step, None) for step in range(12)]
+    self.assertEqual(np.flatnonzero(np.equal(sizes, 0.2)).tolist(), at_peak)
+    self.assertLess(sizes[-1], 0.05)
+
+
 class ViewsTest(parameterized.TestCase):
 
   @parameterized.parameters(
