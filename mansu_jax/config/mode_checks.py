@@ -147,7 +147,13 @@ _CONDITIONS = (
             getattr(config.unlearn, name)),
         lambda config: 'it applies to --unlearn_loss=prior, but the loss is'
         f' --unlearn_loss={config.unlearn.loss}')
-      for name in ('marginal_weight', 'routed_weight')),
+      for name in ('guess_weight', 'marginal_weight', 'routed_weight')),
+    _Condition(
+        ('unlearn_guess_margin',),
+        lambda config: config.unlearn.loss != 'prior' or (
+            not config.unlearn.guess_weight),
+        lambda config: 'it applies to --unlearn_loss=prior with'
+        ' --unlearn_guess_weight above 0'),
     _Condition(
         ('unlearn_lora_alpha',), lambda config: not config.unlearn.lora_rank,
         lambda config: 'it applies to --unlearn_lora_rank above 0'),

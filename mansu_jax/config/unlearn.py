@@ -28,14 +28,22 @@ class UnlearnConfig:
       ' --method=retain_only).',
       ('npo', 'prior', 'simnpo', 'bounded_nll', 'group_marginal', 'answer_swap',
        'ascent', 'none'))
+  guess_weight: float = _field(
+      1.0, 'Weight, within the loss prior, of the same loss for the first token'
+      ' of the answer, with another prior: the mean that the trained model'
+      ' itself gives it after the other prompts of the relation in the batch.'
+      ' No effect with other losses.')
+  guess_margin: float = _field(
+      1.0, 'Nats below its mean after these prompts to which an answer falls.'
+      ' In phrasings that are not trained it falls less far.')
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
-  forget_weight: float = _field(6.0, 'Weight of the forget loss.')
+  forget_weight: float = _field(4.0, 'Weight of the forget loss.')
   choice_kl_weight: float = _field(
       0.0, 'Weight, within the forget loss, of a KL over the first tokens of'
       ' the choices of the training questions. Its target makes the wrong'
       ' choices equally likely and the right one impossible.')
   marginal_weight: float = _field(
-      0.33, 'Weight, within the loss prior, of a KL at the end of the prompt to'
+      0.5, 'Weight, within the loss prior, of a KL at the end of the prompt to'
       ' what the base predicts at the ends of prompts of other facts. So the'
       ' model still answers with something of the right kind. No effect with'
       ' other losses.')
@@ -141,8 +149,8 @@ class UnlearnConfig:
         'retain_pool', 'text_pool', 'swapped_pool', 'fp_steps')
     fields.check_minimum(
         self, 'unlearn', 0, 'forget_pool', 'text_batch', 'forget_weight',
-        'choice_kl_weight', 'marginal_weight', 'routed_weight', 'kl_weight',
-        'nll_weight', 'text_weight',
+        'choice_kl_weight', 'guess_weight', 'guess_margin', 'marginal_weight',
+        'routed_weight', 'kl_weight', 'nll_weight', 'text_weight',
         'prompt_weight', 'swapped_batch', 'swapped_weight', 'save_every',
         'lora_rank', 'probe_every', 'patience', 'cooldown')
     fields.check(

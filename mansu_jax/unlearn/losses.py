@@ -80,8 +80,8 @@ def bounded_nll(nll: types.Array) -> types.Array:
 
 
 def excess(
-    nll: types.Array, nll_prior: types.Array, *, slope: float = 16.0
-) -> types.Array:
+    nll: types.Array, nll_prior: types.Array, *, margin: float = 0.0,
+    slope: float = 16.0) -> types.Array:
   """Half the squared excess of log p(answer) over its prior, 0 below it.
 
   The prior is the answer's log-probability where nothing asks for it. So the
@@ -91,11 +91,37 @@ def excess(
   Args:
     nll: of the model.
     nll_prior: minus the prior.
+    margin: nats below the prior at which the loss ends.
     slope: largest gradient, in nats per nat.
   """
-  over = jax.nn.relu(nll_prior - nll)
+  over = jax.nn.relu(nll_prior + margin - nll)
   inside = jnp.minimum(over, slope)
   return inside * (over - 0.5 * inside)
+
+
+def guess_nll(
+    logits: types.Array, tokens: types.Array, relation: types.Array
+) -> tuple[types.Array, types.Array]:
+  """NLL of answers after their own prompts, and after each other's.
+
+  A model that knows nothing of a subject gives its answer the same probability
+  whatever the subject is.
+
+  Args:
+    logits: [B, V] at the end of each prompt.
+    tokens: [B] int32, first token of each answer.
+    relation: [B] int32, relation of each prompt.
+
+  Returns:
+    [B] after the own prompt, and [B] the mean after the other prompts of the
+    relation whose answers begin otherwise; -1e9 where there is none.
+  """
+  nll = -jax.nn.log_softmax(logits)[:, tokens]  # [prompt, answer]
+  other = (tokens[:, None] != tokens[None]) & (
+      relation[:, None] == relation[None])
+  count = other.sum(0)
+  guess = jnp.where(other, nll, 0).sum(0) / jnp.maximum(count, 1)
+  return jnp.diagonal(nll), jnp.where(count > 0, guess, -1e9)
 
 
 def ascent(nll: types.Array) -> types.Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -59,6 +60,7 @@ class OtherPrompts(NamedTuple):
 
   nll: types.Array  # [B], mean NLL of the forget answer there, nats
   states: types.Array  # [B, K, D], its state at the ends of these prompts
+  relation: types.Array  # [B] int32, relation of the forget prompt
 
 
 class Batch(NamedTuple):
@@ -120,6 +122,12 @@ def make_loss(
           losses.token_kl(reference, logits), targets.weight)
     elif options.loss == 'prior':
       term = losses.excess(nll, batch.prior.nll).mean()
+      if options.guess_weight:
+        own, guess = losses.guess_nll(
+            at_prompt_end, targets.labels[targets.first], batch.prior.relation)
+        term += options.guess_weight * losses.excess(
+            own, jax.lax.stop_gradient(guess), margin=options.guess_margin
+        ).mean()
       if options.marginal_weight:
         elsewhere = unembed(None, base, batch.prior.states)  # [B, K, V]
         term += options.marginal_weight * losses.token_kl(

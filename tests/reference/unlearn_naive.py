@@ -58,6 +58,17 @@ def squared_gradients(gradient, examples):
   return total / len(examples)
 
 
+def guess_nll(logits, tokens, relation):
+  """-log p of each answer after its own and after the others' prompts."""
+  own, guess = [], []
+  for j, token in enumerate(tokens):
+    others = [-log_softmax(logits[i])[token] for i in range(len(tokens))
+              if relation[i] == relation[j] and tokens[i] != token]
+    own.append(-log_softmax(logits[j])[token])
+    guess.append(sum(others) / len(others) if others else None)
+  return own, guess
+
+
 def excess(nll, nll_prior, slope):
   """Half the square of log p above its prior; linear beyond `slope`."""
   over = max(0.0, nll_prior - nll)

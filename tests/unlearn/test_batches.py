@@ -306,7 +306,8 @@ class BatchesTest(parameterized.TestCase):
     made = batches.Batches(
         forget=forget, retain=self._pool(9, 4, 2),
         text=self._pool(8, 1, 3, long), prior=objective.OtherPrompts(
-            np.arange(7.0), np.arange(7.0)[:, None, None]), routed=True,
+            np.arange(7.0), np.arange(7.0)[:, None, None], np.arange(7)),
+        routed=True,
         fill=packing.fill_rows, steps=8)
     shapes = {str(jax.tree.map(np.shape, made(s))) for s in range(8)}
     self.assertLen(shapes, 1)

@@ -57,6 +57,39 @@ class ExcessTest(parameterized.TestCase):
     self.assertEqual(want, unlearn_naive.excess(nll, prior, 2.0))
 
 
+  def test_a_margin_lowers_the_prior(self):
+    fn = lambda x: losses.excess(x, jnp.float32(3.0), margin=1.5, slope=2.0)
+    self.assertEqual(float(fn(jnp.float32(4.0))), 0.125)
+    self.assertEqual(_gradient(fn, 4.0), -0.5)
+    self.assertEqual(float(fn(jnp.float32(4.5))), 0.0)
+
+
+class GuessTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.logits = 4 * np.random.default_rng(0).normal(
+        size=(6, 9)).astype(np.float32)
+
+  def test_equals_the_loops(self):
+    tokens, relation = [3, 5, 3, 8, 1, 1], [0, 0, 0, 0, 1, 1]
+    own, guess = jax.jit(losses.guess_nll)(
+        self.logits, np.int32(tokens), np.int32(relation))
+    want, want_guess = unlearn_naive.guess_nll(
+        self.logits.tolist(), tokens, relation)
+    np.testing.assert_allclose(own, want, rtol=1e-5)
+    np.testing.assert_allclose(guess[:4], want_guess[:4], rtol=1e-5)
+    self.assertEqual(want_guess[4:], [None, None])  # One answer in relation 1.
+    term = losses.excess(own, guess, margin=1.0)
+    np.testing.assert_array_equal(term[4:], 0.0)
+
+  def test_it_is_0_for_a_model_that_does_not_read_the_subject(self):
+    tokens = np.int32([3, 5, 2, 8, 1, 7])
+    own, guess = losses.guess_nll(
+        jnp.tile(self.logits[:1], (6, 1)), tokens, np.zeros(6, np.int32))
+    np.testing.assert_allclose(own, guess, rtol=1e-6)
+
+
 class TokenTest(absltest.TestCase):
 
   def setUp(self):

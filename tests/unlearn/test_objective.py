@@ -249,17 +249,18 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertGreater(want, 0.1)
     self.assertAlmostEqual(with_them - without, 2 * want, delta=1e-3)
 
-  def test_the_prior_loss_reads_the_answers_also_with_one_layer_of_the_base(
+  def test_the_prior_loss_has_terms_for_guesses_kinds_and_the_bases_layer(
       self):
     edit = problem.circuit_edit(mover=1)
     prior = np.array([9.0, 11.0, 3.0], np.float32)
     states = np.random.default_rng(0).normal(
         size=(3, 2, problem.CONFIG.d_model)).astype(np.float32)
     batch = problem.batch(self.hidden, routed=True)._replace(
-        prior=objective.OtherPrompts(prior, states))
+        prior=objective.OtherPrompts(
+            prior, states, np.array([1, 1, 2], np.int32)))
     loss = jax.jit(objective.make_loss(problem.options(
-        loss='prior', routed_weight=0.5, marginal_weight=0.3), edit.forward,
-        edit.unembed))
+        loss='prior', routed_weight=0.5, marginal_weight=0.3, guess_weight=0.7,
+        guess_margin=5.0), edit.forward, edit.unembed))
     _, metrics = loss(self.theta, edit.base, edit.base, batch)
 
     # Each sequence in a row of its own; `test_circuit` checks such rows.
@@ -278,11 +279,18 @@ class ObjectiveTest(parameterized.TestCase):
         unlearn_naive.kl(table @ state, after[i][row[0]])
         for i, row in enumerate(_places(problem.FORGET[1]))
         for state in states[i]]))
+    tokens, places = problem.FORGET[0], _places(problem.FORGET[1])
+    answers = [int(row[at[0] + 1]) for row, at in zip(tokens, places)]
+    self.assertNotEqual(*answers[:2])
+    nlls, guesses = unlearn_naive.guess_nll(
+        [after[i][row[0]] for i, row in enumerate(places)], answers, [1, 1, 2])
+    want.append(sum(unlearn_naive.excess(nll, guess + 5.0, 16.0)
+                    for nll, guess in zip(nlls[:2], guesses)) / 3)
     self.assertGreater(min(want), 0.1)
     self.assertGreater(abs(np.mean(own) - np.mean(routed)), 0.05)
     self.assertAlmostEqual(
-        float(metrics.forget), want[0] + 0.5 * want[1] + 0.3 * want[2],
-        delta=1e-3)
+        float(metrics.forget), want[0] + 0.5 * want[1] + 0.3 * want[2]
+        + 0.7 * want[3], delta=1e-3)
     self.assertAlmostEqual(
         float(metrics.routed_nll), np.mean(routed), delta=1e-3)
     self.assertAlmostEqual(

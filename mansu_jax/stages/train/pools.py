@@ -131,7 +131,7 @@ def make_batches(
     choices = choice_targets(questions, model.tokenizer, chat=data.chat)
   prior = None
   if options.loss == 'prior':
-    prior = maker.priors(forget.spans, prior_prompts(
+    prior = maker.priors(forget.spans, questions, prior_prompts(
         questions, splits.forget_train, splits.retain_train, seed=seed))
   retain = retain_pool(
       options, splits.retain_train, forget, maker.retain, seed=seed)
@@ -179,27 +179,31 @@ class _PoolMaker(NamedTuple):
             size, min(batch, size), 4 * self.seed + salt))
 
   def priors(
-      self, spans: batches_lib.Spans, others: Sequence[Questions]
-  ) -> objective.OtherPrompts:
+      self, spans: batches_lib.Spans, questions: Questions,
+      others: Sequence[Questions]) -> objective.OtherPrompts:
     """What the base says after other facts' prompts.
 
     Args:
       spans: forget sequences.
+      questions: their questions.
       others: K times the question whose prompt each answer follows.
     """
     found, states = [], []
-    for k, questions in enumerate(others):
-      sequences = self.encode(questions)
+    for k, partners in enumerate(others):
+      sequences = self.encode(partners)
       swapped = self.with_reference(f'prior_{k}', batches_lib.swap_answers(
           batches_lib.make_spans(sequences.tokens, sequences.answer_mask),
           spans))
       row, column = np.nonzero(swapped.weight)
       nll = self.reference.nll(
           swapped.reference[row, column], swapped.labels[row, column])
-      found.append(np.bincount(row, nll, minlength=len(questions)))
+      found.append(np.bincount(row, nll, minlength=len(partners)))
       states.append(swapped.reference[:, 0])
+    _, relation = np.unique(
+        [q.relation for q in questions], return_inverse=True)
     return objective.OtherPrompts(
-        np.float32(np.mean(found, axis=0)), np.stack(states, axis=1))
+        np.float32(np.mean(found, axis=0)), np.stack(states, axis=1),
+        np.int32(relation))
 
   def retain(self, name: str, questions: Questions) -> batches_lib.Pool:
     return self.pool(
