@@ -24,7 +24,8 @@ from tests.reference import quant_naive
 _NF4 = np.array(sorted(quant_naive.NF4_VALUES), np.float32)
 _MIDDLES = (_NF4[1:] + _NF4[:-1]) / np.float32(2)
 _BLOCK = 64
-_NOT_AUDITED = ('--model=', '--data_text=', '--unlearn_', '--fisher_')
+_NOT_AUDITED = (
+    '--model=', '--data_text=', '--unlearn_', '--fisher_', '--edit_')
 
 
 def parse(*args: str) -> config_lib.RunConfig:

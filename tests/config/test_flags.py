@@ -31,9 +31,7 @@ _JOBS = [path for path in _EXPERIMENTS if path != _COMMON]
 _BASELINE = ('--method=graddiff', '--circuit_selection=all',
              '--edit_floor=none', '--edit_projection=none',
              '--unlearn_loss=ascent', '--nounlearn_quantizer_in_loop')
-_NPO = ('--method=npo', '--circuit_selection=all', '--edit_floor=none',
-        '--edit_projection=none', '--unlearn_loss=npo',
-        '--nounlearn_quantizer_in_loop')
+_NPO = ('--method=npo', *_BASELINE[1:4], '--unlearn_loss=npo', _BASELINE[-1])
 _RETAIN_ONLY = ('--method=retain_only', '--unlearn_loss=none')
 
 
@@ -300,15 +298,12 @@ class ExperimentTest(parameterized.TestCase):
       ('quickstart.flags', ('loss', 'choice_kl_weight', 'forget_weight')))
   def test_the_defaults_are_the_method(self, name, but):
     config, _ = _parse(f'--flagfile={_ROOT}/experiments/{name}')
-    sizes = {'data', 'eval', 'circuit'}
     default = config_lib.RunConfig()
-    unlearn = dataclasses.replace(
-        config.unlearn, **{n: getattr(default.unlearn, n) for n in but})
-    self.assertEqual(
-        dataclasses.replace(config, unlearn=unlearn, **{
-            part: getattr(default, part) for part in sizes}), default)
+    like = lambda part, *names: dataclasses.replace(
+        part, **{n: getattr(type(part)(), n) for n in names})
     self.assertEqual(dataclasses.replace(
-        config.circuit, pairs=default.circuit.pairs), default.circuit)
+        like(config, 'data', 'eval'), unlearn=like(config.unlearn, *but),
+        circuit=like(config.circuit, 'pairs')), default)
 
   @parameterized.named_parameters(
       (str(path.relative_to(_ROOT)), path) for path in _JOBS)

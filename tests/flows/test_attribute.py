@@ -301,7 +301,7 @@ class RefusalsTest(bad_input.Refusals):
                   '--attribution_level=edge']
 
   @parameterized.parameters(
-      ('--unlearn_steps=3', ('--unlearn_steps=3 has no effect in --mode=attribute',
+      ('--unlearn_steps=7', ('--unlearn_steps=7 has no effect in --mode=attribute',
                              'applies to --mode=unlearn', 'Leave it out')),
       ('--base=x', ('--base=x has no effect', 'applies to --mode=audit')),
       ('--quant_schemes=fp4,int8', (
