@@ -14,8 +14,8 @@ Usage: `python -m mansu_jax.main` with flags such as
       memory and time that a run needs
 
 Flags of a stage are `--<stage>_<field>`. A later flag overrides an earlier one
-and the flagfile, but repeated --data_* flags add up. The defaults are the
-recommended method.
+and the flagfile, but repeated --data_* flags add up. The defaults are a whole
+method; a run needs a flagfile only for its data.
 
 Exit status:
   0: done

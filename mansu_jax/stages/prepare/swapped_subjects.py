@@ -144,9 +144,7 @@ def check(
     return
   chosen, counts = prompts(options, splits, seed)
   if not chosen:
-    logging.warning(
-        'Training has no swapped-subject prompts, so that other facts about the'
-        ' forgotten subjects are not preserved: %s.', _why_none(counts))
+    _warn_of_none(_why_none(counts))
   encoded, _ = _encode(chosen, tokenizer, chat)
   for prompt, ids in zip(chosen, encoded):
     if len(ids) > max_position:
@@ -154,6 +152,12 @@ def check(
           f'The swapped-subject prompt {prompt.text!r} has {len(ids)} tokens;'
           f' wanted at most {max_position}, the positions of the model. Shorten'
           ' the retain prompts, or give --unlearn_swapped_batch=0.')
+
+
+def _warn_of_none(reason: str) -> None:
+  logging.warning(
+      'Training has no swapped-subject prompts, so that other facts about the'
+      ' forgotten subjects are not preserved: %s.', reason)
 
 
 def _why_none(counts: dict[str, int]) -> str:
@@ -213,11 +217,9 @@ def spans(
   logging.info('swapped-subject prompts: %s', '  '.join(
       f'{name.replace("_", " ")} {n}' for name, n in counts.items()))
   if not kept.size:
-    logging.warning(
-        'Training has no swapped-subject prompts, so that other facts about the'
-        ' forgotten subjects are not preserved: the base completes each of the'
-        ' %d prompts with a forget answer; add retain facts of other'
-        ' relations.', len(chosen))
+    _warn_of_none(
+        f'the base completes each of the {len(chosen)} prompts with a forget'
+        ' answer; add retain facts of other relations')
     return None, counts
   return made.take(kept), counts
 
