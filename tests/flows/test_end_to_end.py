@@ -356,11 +356,12 @@ class RunTest(parameterized.TestCase):
         sorted(_STAGES))
 
   def test_run_finishes_the_step_before_it_stops(self):
-    root, check = self.folder / 'preempted', loop._check
-    def tell(row, *rest):
-      if row['step'] == 23:
+    root, check, checked = self.folder / 'preempted', loop._check, []
+    def tell(history, *rest):
+      checked.append(history[-1]['step'])
+      if checked[-1] == 23:
         os.kill(os.getpid(), signal.SIGTERM)
-      check(row, *rest)
+      check(history, *rest)
     args = [f'--flagfile={self.flagfile}', f'--workdir={root}']
     with mock.patch.object(loop, '_check', tell):
       status, said = bad_input.status(args)
@@ -369,9 +370,9 @@ class RunTest(parameterized.TestCase):
     steps = root / 'checkpoints' / 'unlearn_steps'
     self.assertIn('23', [p.name for p in steps.iterdir()])
     with (mock.patch.object(scoring, 'mean_node_scores', None),
-          mock.patch.object(loop, '_check', side_effect=check) as checked):
+          mock.patch.object(loop, '_check', tell)):
       record = runs.run(root, *args[:1])
-    self.assertEqual(checked.call_args_list[0][0][0]['step'], 24)
+    self.assertEqual(checked[checked.index(23) + 1], 24)
     self._check_same_end(root, record)
 
   @parameterized.parameters(
