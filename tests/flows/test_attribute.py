@@ -172,8 +172,8 @@ class QuestionsTest(absltest.TestCase):
     folder = tiny.temp_dir(self)
     job = tiny_job.make(folder / 'job')
     kept = [f for f in job if not f.startswith((
-        '--unlearn', '--fisher', '--data_text', '--eval', '--data_retain',
-        '--data_held'))]
+        '--unlearn', '--edit', '--fisher', '--data_text', '--eval',
+        '--data_retain', '--data_held'))]
     record = runs.attribute(
         folder / 'w', *kept, '--attribution_level=neuron_and_head',
         '--eval_bootstrap=200')
