@@ -48,13 +48,17 @@ class UnlearnConfig:
       ' model still answers with something of the right kind. No effect with'
       ' other losses.')
   routed_weight: float = _field(
-      1.0, 'Weight, within the loss prior, of the same loss for the same model'
+      0.0, 'Weight, within the loss prior, of the same loss for the same model'
       ' with the base\'s mover layer, which brings the answer to the last'
       ' token, and which attends where the base does. Otherwise training can'
-      ' make that layer look away from an answer that stays where it was. No'
-      ' effect with other losses.')
+      ' make that layer look away from an answer that stays where it was. It'
+      ' costs facts that are kept. No effect with other losses.')
   kl_weight: float = _field(
       10.0, 'Weight of the retain KL, KL(base || model) on the retain data.')
+  kl_square_weight: float = _field(
+      1.0, 'Weight, within the retain KL, of the square of each token\'s KL. So'
+      ' what is damaged most counts most, and one relation does not pay for'
+      ' all.')
   nll_weight: float = _field(
       1.0, 'Weight of the negative log-likelihood of the retain answers.')
   text_weight: float = _field(
@@ -150,9 +154,9 @@ class UnlearnConfig:
     fields.check_minimum(
         self, 'unlearn', 0, 'forget_pool', 'text_batch', 'forget_weight',
         'choice_kl_weight', 'guess_weight', 'guess_margin', 'marginal_weight',
-        'routed_weight', 'kl_weight', 'nll_weight', 'text_weight',
-        'prompt_weight', 'swapped_batch', 'swapped_weight', 'save_every',
-        'lora_rank', 'probe_every', 'patience', 'cooldown')
+        'routed_weight', 'kl_weight', 'kl_square_weight', 'nll_weight',
+        'text_weight', 'prompt_weight', 'swapped_batch', 'swapped_weight',
+        'save_every', 'lora_rank', 'probe_every', 'patience', 'cooldown')
     fields.check(
         not self.patience or self.probe_every > 0,
         f'--unlearn_patience={self.patience} waits for the probe, which'

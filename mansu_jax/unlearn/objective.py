@@ -171,25 +171,29 @@ def make_loss(
         [t.reference if t else None for t in kept])
 
     def kl(targets, logits, reference):
+      """The mean over tokens, and what of it enters the loss."""
       if targets is None:
-        return jnp.zeros((), jnp.float32)
-      return losses.weighted_mean(
-          losses.token_kl(reference, logits), targets.weight)
+        return jnp.zeros((), jnp.float32), 0.0
+      value = losses.token_kl(reference, logits)
+      mean, square = (losses.weighted_mean(x, targets.weight)
+                      for x in (value, value * value))
+      return mean, mean + options.kl_square_weight * square
 
     forget_loss, forget_nll = forget_term(at_forget, base, batch)
     routed_loss, routed_nll = routed_term(at_routed, batch)
     forget_loss += options.routed_weight * routed_loss
-    retain_kl, text_kl, swapped_kl, prompt_kl = map(
-        kl, kept, at_kept, references)
+    kls, kept_losses = zip(*map(kl, kept, at_kept, references))
+    retain_kl, text_kl, swapped_kl, _ = kls
+    retain_loss, text_loss, swapped_loss, prompt_loss = kept_losses
     retain_nll = losses.weighted_mean(
         losses.token_nll(at_kept[0], batch.retain.labels),
         batch.retain.weight)
     total = (
         options.forget_weight * forget_loss
         + options.kl_weight * (
-            retain_kl + options.text_weight * text_kl
-            + options.swapped_weight * swapped_kl
-            + options.prompt_weight * prompt_kl)
+            retain_loss + options.text_weight * text_loss
+            + options.swapped_weight * swapped_loss
+            + options.prompt_weight * prompt_loss)
         + options.nll_weight * retain_nll)
     return total, Metrics(
         total, forget_loss, forget_nll, retain_kl, retain_nll, text_kl,

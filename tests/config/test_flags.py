@@ -295,15 +295,15 @@ class ExperimentTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('test/common.flags', ()),
-      ('quickstart.flags', ('loss', 'choice_kl_weight', 'forget_weight')))
+      ('quickstart.flags', ('loss', 'choice_kl_weight', 'forget_weight',
+                            'kl_square_weight')))
   def test_the_defaults_are_the_method(self, name, but):
     config, _ = _parse(f'--flagfile={_ROOT}/experiments/{name}')
-    default = config_lib.RunConfig()
     like = lambda part, *names: dataclasses.replace(
         part, **{n: getattr(type(part)(), n) for n in names})
     self.assertEqual(dataclasses.replace(
         like(config, 'data', 'eval'), unlearn=like(config.unlearn, *but),
-        circuit=like(config.circuit, 'pairs')), default)
+        circuit=like(config.circuit, 'pairs')), config_lib.RunConfig())
 
   @parameterized.named_parameters(
       (str(path.relative_to(_ROOT)), path) for path in _JOBS)

@@ -25,6 +25,7 @@ def _without_data(flags):
           if not f.startswith(('--data_', '--attribution_pairs='))]
 
 
+@pytest.mark.slow
 class RunTest(parameterized.TestCase):
   """A run of the tiny job, audited."""
 
@@ -146,7 +147,6 @@ class RunTest(parameterized.TestCase):
             tiny_job.CAPITALS[:8], tiny_job.CAPITALS[8:16])])
     return f'--attribution_pairs_file={path}'
 
-  @pytest.mark.slow
   def test_pairs_of_a_file_are_enough_for_cad(self):
     record = report.as_json(runs.audit(
         self.folder / 'audit', *_without_data(self.flags),
@@ -155,7 +155,6 @@ class RunTest(parameterized.TestCase):
     self.assertEqual((record['accuracy'], record['samples']), ({}, []))
     self.assertTrue((self.folder / 'audit' / 'circuit.json').exists())
 
-  @pytest.mark.slow
   def test_pairs_that_the_base_does_not_answer_make_no_circuit(self):
     record = report.as_json(runs.audit(
         self.folder / 'audit', *_without_data(self.flags),

@@ -22,6 +22,7 @@ _READINGS = ('choice', 'choice_unseen', 'generation', 'generation_few_shot')
 _MODELS, _PRECISIONS = ('base', 'unlearned'), ('fp', 'nf4')
 
 
+@pytest.mark.slow
 class MeasuresTest(parameterized.TestCase):
 
   @classmethod
@@ -117,7 +118,6 @@ class MeasuresTest(parameterized.TestCase):
     for title in ('Forgetting by reading', 'Attacks'):
       self.assertIn(f'## {title}', text)
 
-  @pytest.mark.slow
   def test_a_stopped_run_keeps_what_it_measured(self):
     """Stopped in the attack, it neither generates nor transplants again."""
     root = self.folder / 'stopped'

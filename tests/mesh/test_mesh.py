@@ -134,18 +134,5 @@ def check_same(test, root, got, name, other, base, most=0.01):
         test.assertBetween(value, low, high, (name, split, model))
 
 
-@pytest.mark.slow
-class WholeJobTest(absltest.TestCase):
-
-  def test_the_job_is_the_same_but_for_a_few_bins(self):
-    root = tiny.temp_dir(self)
-    alone, *others = '1,1,1', '1,2,1', '1,4,1', '1,2,2', '2,2,2'
-    run_meshes(root, alone, *others, *BRIEF)
-    base = runs.tensors(root / 'job' / 'model')
-    for name in others:
-      got = json.loads((root / name / 'record.json').read_text())
-      check_same(self, root, got, name, alone, base)
-
-
 if __name__ == '__main__':
   absltest.main()

@@ -33,9 +33,9 @@ def _places(mask):
   return [np.flatnonzero(row).tolist() for row in mask]
 
 
-def _naive_kl(base, seen, mask):
-  """Mean over predicted tokens of all sequences."""
-  values = [unlearn_naive.kl(base[i][t], seen[i][t])
+def _naive_kl(base, seen, mask, power=1):
+  """Mean of a power over predicted tokens of all sequences."""
+  values = [unlearn_naive.kl(base[i][t], seen[i][t])**power
             for i, row in enumerate(_places(mask)) for t in row]
   return sum(values) / len(values)
 
@@ -61,18 +61,20 @@ def _naive(options, base, theta):
                  for a, n in zip(nll, lengths)],
       'bounded_nll': [unlearn_naive.unlikelihood(a) for a in nll],
       'ascent': [-a for a in nll]}[options.loss])
-  kls = {name: _naive_kl(before[name], after[name], part[1])
-         for name, part in (('retain', problem.RETAIN),
-                            ('text', problem.TEXT))}
-  prompts = _naive_kl(
-      before['forget'], after['forget'], problem.PROMPTS[1])
+  kls, squares = ({
+      name: _naive_kl(before[at], after[at], part[1], power)
+      for name, at, part in (
+          ('retain', 'retain', problem.RETAIN), ('text', 'text', problem.TEXT),
+          ('prompts', 'forget', problem.PROMPTS))} for power in (1, 2))
+  kept = {name: value + options.kl_square_weight * squares[name]
+          for name, value in kls.items()}
   retain_nll = sum(_naive_nll(after['retain'], problem.RETAIN)) / (
       problem.RETAIN[1].sum())
   loss = (options.forget_weight * forget
           + options.kl_weight * (
-              kls['retain'] + options.text_weight * kls['text']
-              + options.swapped_weight * kls['text']
-              + options.prompt_weight * prompts)
+              kept['retain'] + options.text_weight * kept['text']
+              + options.swapped_weight * kept['text']
+              + options.prompt_weight * kept['prompts'])
           + options.nll_weight * retain_nll)
   return [loss, forget, np.mean(nll), kls['retain'], retain_nll, kls['text'],
           kls['text'], 0.0]
@@ -102,7 +104,8 @@ class ObjectiveTest(parameterized.TestCase):
   def test_packed_rows_equal_separate_sequences(self, name):
     options = problem.options(
         loss=name, forget_weight=0.7, kl_weight=3.0, nll_weight=0.5,
-        text_weight=0.3, prompt_weight=2.0, swapped_weight=0.4, npo_beta=0.3)
+        text_weight=0.3, prompt_weight=2.0, swapped_weight=0.4, npo_beta=0.3,
+        kl_square_weight=1.7)
     batch = problem.batch(self.hidden)
     batch = batch._replace(swapped=batch.text)
     self.assertEqual(batch.packed.tokens.shape[0], 1)  # All share a row.
@@ -118,7 +121,8 @@ class ObjectiveTest(parameterized.TestCase):
 
     def loss(weight, batch):
       options = problem.options(
-          kl_weight=3.0, text_weight=0.3, swapped_weight=weight)
+          kl_weight=3.0, kl_square_weight=0, text_weight=0.3,
+          swapped_weight=weight)
       return self._loss(options)(self.theta, view, view, batch)
 
     _, metrics = loss(0.7, batch)
@@ -300,7 +304,7 @@ class ObjectiveTest(parameterized.TestCase):
 
   def test_text_and_prompts_may_be_absent(self):
     view, batch = self.edit.base, problem.batch(self.hidden)
-    loss = self._loss(problem.options(prompt_weight=2.0))
+    loss = self._loss(problem.options(prompt_weight=2.0, kl_square_weight=0))
     _, metrics = loss(self.theta, view, view, batch._replace(
         text=None, prompts=None))
     self.assertEqual(float(metrics.text_kl), 0.0)

@@ -78,11 +78,11 @@ class FindTest(parameterized.TestCase):
     self.assertIn('The mover layer was not found: no lead', logs.output[0])
 
   @parameterized.parameters(
-      (dict(first_layer=1, last_layer=2), dict(routed_weight=0.0), False),
+      (dict(first_layer=1, last_layer=2), {}, False),
       (dict(first_layer=1, last_layer=2), dict(loss='npo'), False),
       (dict(first_layer=1), dict(loss='npo'), True),
       (dict(last_layer=1), dict(loss='npo'), True),
-      (dict(first_layer=1, last_layer=2), {}, True))
+      (dict(first_layer=1, last_layer=2), dict(routed_weight=0.5), True))
   def test_it_is_needed_where_it_is_used(self, layers, options, want):
     self.assertEqual(answer_layers.is_needed(run_config.RunConfig(
         circuit=run_config.CircuitConfig(**layers),
