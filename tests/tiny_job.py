@@ -50,10 +50,10 @@ CROPS = (
     'saffron', 'tea', 'vanilla', 'wheat', 'yams', 'almonds', 'beans', 'cocoa')
 # The loop for so small a model; simple, so that tests add one part at a time.
 LOOP = dict(
-    loss='npo', forget_weight=1, fp_steps=1, optimizer='adam',
-    learning_rate=2e-2, forget_batch=12, retain_batch=12, nearest_share=0.25,
-    text_batch=2, swapped_batch=0, swapped_pool=1500, forget_pool=480,
-    retain_pool=480)
+    loss='npo', forget_weight=1, kl_square_weight=0, fp_steps=1,
+    optimizer='adam', learning_rate=2e-2, forget_batch=12, retain_batch=12,
+    nearest_share=0.25, text_batch=2, swapped_batch=0, swapped_pool=1500,
+    forget_pool=480, retain_pool=480)
 _NOWHERE = ('Abbeyfield', 'Mostar', 'Ringsted', 'Tolbury', 'Vexham', 'Zennor')
 _ANSWERS = {'capital': CAPITALS, 'crop': CROPS}
 _FORMS = {
