@@ -116,7 +116,8 @@ def guess_nll(
     [B] after the own prompt, and [B] the mean after the other prompts of the
     relation whose answers begin otherwise; -1e9 where there is none.
   """
-  nll = -jax.nn.log_softmax(logits)[:, tokens]  # [prompt, answer]
+  nll = jax.nn.logsumexp(  # [prompt, answer]
+      logits, axis=-1, keepdims=True) - logits[:, tokens]
   other = (tokens[:, None] != tokens[None]) & (
       relation[:, None] == relation[None])
   count = other.sum(0)

@@ -175,8 +175,10 @@ def make_loss(
       if targets is None:
         return jnp.zeros((), jnp.float32), 0.0
       value = losses.token_kl(reference, logits)
-      mean, square = (losses.weighted_mean(x, targets.weight)
-                      for x in (value, value * value))
+      mean = losses.weighted_mean(value, targets.weight)
+      if not options.kl_square_weight:
+        return mean, mean
+      square = losses.weighted_mean(value * value, targets.weight)
       return mean, mean + options.kl_square_weight * square
 
     forget_loss, forget_nll = forget_term(at_forget, base, batch)

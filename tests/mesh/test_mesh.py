@@ -1,12 +1,8 @@
 """Results do not depend on the number and arrangement of devices."""
 
-import json
 import math
 import re
-import subprocess
-import sys
 
-from absl import logging
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -18,17 +14,8 @@ from mansu_jax.config import run as run_config
 from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.runtime import sharding
-from tests import runs
+from tests.mesh import launch
 from tests.models import tiny
-
-
-def _process(module, *args):
-  """What a module prints, run in a process of its own."""
-  done = subprocess.run(
-      [sys.executable, '-m', module, *map(str, args)], capture_output=True,
-      text=True, check=False)
-  assert done.returncode == 0, done.stderr[-3000:]
-  return done.stdout
 
 
 class MeshTest(parameterized.TestCase):
@@ -81,7 +68,7 @@ class MeshTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_scores_and_gradients_are_the_same(self):
-    said = _process('tests.mesh.first_step')
+    said = launch.alone('tests.mesh.first_step')
     self.assertLen(re.findall('equal', said), 2)
     for data, fsdp, tensor, share in re.findall(
         r'\((\d), (\d), (\d)\): equal; ([\d.]+) of', said):
@@ -92,7 +79,7 @@ class MeshTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_greedy_tokens_are_the_same(self):
-    said = _process('tests.mesh.generate')
+    said = launch.alone('tests.mesh.generate')
     self.assertEqual(
         re.findall(r'\): (.*)', said),
         ['equal; (3, 2, 16, 2, 6)', 'equal; (3, 2, 16, 2, 6)',
@@ -100,38 +87,8 @@ class MeshTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_attacks_are_the_same_and_compile_once(self):
-    said = _process('tests.mesh.attack')
+    said = launch.alone('tests.mesh.attack')
     self.assertEqual(said.splitlines(), ['equal; compiled 1'] * 2)
-
-
-BRIEF = ('--eval_cad_pairs=0', '--circuit_resamples=0')
-
-
-def run_meshes(root, *args):
-  """Runs the tiny job of 20 steps on meshes, in a folder of each one's name."""
-  _process('tests.mesh.whole_job', root, *args)
-
-
-def check_same(test, root, got, name, other, base, most=0.01):
-  """A record and weights are those of another run, but for a few bins.
-
-  Of the weights that move, at most the share `most` differ.
-  """
-  want = json.loads((root / other / 'record.json').read_text())
-  now, weights = (runs.tensors(root / n / 'model') for n in (name, other))
-  moved = sum(int((weights[k] != base[k]).sum()) for k in weights)
-  test.assertGreater(moved, 1000)
-  test.assertEqual(got['circuit']['nodes'], want['circuit']['nodes'])
-  differ = sum(int((weights[k] != now[k]).sum()) for k in weights)
-  logging.info('%s: %d of %d weights differ from %s', name, differ, moved,
-               other)
-  test.assertLessEqual(differ, most * moved, name)
-  for split, models in want['accuracy'].items():
-    for model, precisions in models.items():
-      for precision, entry in precisions.items():
-        value = got['accuracy'][split][model][precision]['value']
-        low, high = entry['interval']
-        test.assertBetween(value, low, high, (name, split, model))
 
 
 if __name__ == '__main__':

@@ -11,7 +11,6 @@ import os
 
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'true'  # Most time compiles.
 
 # pylint: disable=wrong-import-position
 import functools

@@ -49,7 +49,7 @@ def prompts(
     The prompts, and the counts `subjects` (of the forget set),
     `facts_without_subject` and `asked_elsewhere` (skipped prompts). There are
     no prompts if those of the forget facts, or of the retain facts, share no
-    word.
+    word, or if all are skipped.
   """
   if not options.swapped_batch:
     return [], {}
