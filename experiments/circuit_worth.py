@@ -1,7 +1,7 @@
 """Is the circuit worth it? Attributed against random, at equal forgetting.
 
   python -m experiments.circuit_worth --out=DIR [--arms=attributed,random:0]
-      [--seeds=0,1,2] [--flagfile_of_run=experiments/quickstart.flags]
+      [--seeds=0,1,2] [--flagfile_of_run=experiments/former.flags]
   python -m experiments.circuit_worth_table DIR
 
 Each arm edits another circuit with the settings, data and batches of the run.
@@ -64,7 +64,7 @@ from mansu_jax.unlearn import batches as batches_lib
 
 _OUT = flags.DEFINE_string('out', None, 'Folder of the results.')
 _RUN = flags.DEFINE_string(
-    'flagfile_of_run', 'experiments/quickstart.flags', 'Flagfile of the run.')
+    'flagfile_of_run', 'experiments/former.flags', 'Flagfile of the run.')
 _ARMS = flags.DEFINE_list('arms', ['attributed'], 'Arms to run, in order.')
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds of data and batches.')
 _TARGET = flags.DEFINE_float(

@@ -1,7 +1,7 @@
 """Relearning of every arm of `circuit_worth`: how soon do facts come back?
 
   python -m experiments.relearning DIR [--seed=0] [--arms budget_1 ...]
-      [--run=experiments/quickstart.flags]
+      [--run=experiments/former.flags]
 
 DIR is a folder of `experiments.circuit_worth`, and `--run` its flagfile. The
 attack is that of `python -m mansu_jax.deployment.relearn`, which attacks
@@ -100,7 +100,7 @@ def _parse() -> argparse.Namespace:
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument(
       '--arms', nargs='*', help='Arms to attack; default: all finished arms.')
-  parser.add_argument('--run', default='experiments/quickstart.flags')
+  parser.add_argument('--run', default='experiments/former.flags')
   return parser.parse_args()
 
 

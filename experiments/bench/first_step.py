@@ -40,7 +40,7 @@ from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import training
 
 _JOB = flags.DEFINE_string(
-    'job', 'experiments/quickstart.flags', 'Flagfile of the run.')
+    'job', 'experiments/former.flags', 'Flagfile of the run.')
 _OVERRIDES = flags.DEFINE_multi_string(
     'override', [],
     'Flag of the run, such as --fisher_sequences=16; repeatable.')

@@ -44,7 +44,7 @@ from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import losses
 
 _JOB = flags.DEFINE_string(
-    'job', 'experiments/quickstart.flags', 'Flagfile of the run.')
+    'job', 'experiments/former.flags', 'Flagfile of the run.')
 _OVERRIDES = flags.DEFINE_multi_string(
     'override', [], 'Flag of the run, such as --circuit_first_layer=0;'
     ' repeatable.')

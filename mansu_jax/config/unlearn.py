@@ -34,7 +34,7 @@ class UnlearnConfig:
       ' itself gives it after the other prompts of the relation in the batch.'
       ' No effect with other losses.')
   guess_margin: float = _field(
-      1.0, 'Nats below its mean after these prompts to which an answer falls.'
+      2.0, 'Nats below its mean after these prompts to which an answer falls.'
       ' In phrasings that are not trained it falls less far.')
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
   forget_weight: float = _field(4.0, 'Weight of the forget loss.')
@@ -56,7 +56,7 @@ class UnlearnConfig:
   kl_weight: float = _field(
       10.0, 'Weight of the retain KL, KL(base || model) on the retain data.')
   kl_square_weight: float = _field(
-      1.0, 'Weight, within the retain KL, of the square of each token\'s KL. So'
+      3.0, 'Weight, within the retain KL, of the square of each token\'s KL. So'
       ' what is damaged most counts most, and one relation does not pay for'
       ' all.')
   nll_weight: float = _field(
@@ -117,14 +117,18 @@ class UnlearnConfig:
       ' states. At most a tenth of the retain set counts as nearest.')
   text_batch: int = _rows(1, 'Windows of general text in a step.')
   swapped_batch: int = _rows(
-      14, 'Swapped-subject prompts in a step: phrasings of the retain set asked'
-      ' about subjects of the forget set, where a subject is the words that all'
-      ' prompts of a fact share. Training preserves the base\'s answers to'
-      ' them. 0, or facts with one phrasing each: none.')
+      20, 'Swapped-subject prompts in a step: phrasings of the retain set, and'
+      ' open ones, asked about subjects of the forget set, where a subject is the'
+      ' words that all prompts of a fact share. Training preserves the base\'s'
+      ' answers to them. 0, or facts with one phrasing each: none.')
+  swapped_open_share: float = _field(
+      0.5, 'Share of them, in [0, 1], in open phrasings: English ones that fit'
+      ' any subject, as in "Where is X? It is in". They preserve what no retain'
+      ' fact asks about.')
   swapped_weight: float = _field(
       1.0, 'Weight of the KL on swapped-subject prompts, within the retain KL.')
   swapped_pool: int = _field(
-      800, 'Largest number of swapped-subject prompts to train on.')
+      1200, 'Largest number of swapped-subject prompts to train on.')
   forget_pool: int = _field(
       0, 'Largest number of forget sequences to train on, drawn evenly over'
       ' facts; 0: all.')
@@ -173,6 +177,9 @@ class UnlearnConfig:
         f'--unlearn_fp_steps={self.fp_steps} of --unlearn_steps={self.steps}'
         ' leaves no step for the quantizer; wanted fewer, or'
         ' --nounlearn_quantizer_in_loop.')
+    fields.check(
+        0 <= self.swapped_open_share <= 1, f'--unlearn_swapped_open_share='
+        f'{self.swapped_open_share} is outside [0, 1].')
     fields.check(
         0 <= self.stop_forget < 1, f'--unlearn_stop_forget={self.stop_forget}'
         ' is outside [0, 1); wanted a share of right answers, or 0 to train all'

@@ -84,7 +84,7 @@ def _rounded(found: Record) -> str:
 
 def _swapped(found: Record) -> str:
   return (
-      'Swapped-subject prompts ask retain questions about the'
+      'Swapped-subject prompts ask retain questions and open ones about the'
       f' {found["subjects"]} forgotten subjects, and training preserves the'
       f' base\'s answers to them. {found["kept"]} prompts were used.'
       f' {found["leaking"]} were dropped because the base completes them with a'

@@ -1,14 +1,15 @@
-"""Prompts that ask the retain set's questions about the forget set's subjects.
+"""Prompts that ask about the forget set's subjects, but not the forget facts.
 
-`prompts` draws them, `check` tests that the model can read them, and `spans`
-adds the base's hidden states for training. The subject of a fact is the words
-that all of its prompts share.
+Some are in phrasings of the retain set, the others in open ones, which fit any
+subject. `prompts` draws them, `check` tests that the model can read them, and
+`spans` adds the base's hidden states for training. The subject of a fact is the
+words that all of its prompts share.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from absl import logging
 import numpy as np
@@ -28,6 +29,14 @@ NextTokenFn = Callable[[np.ndarray], np.ndarray]
 _Questions = Sequence[questions_lib.Question]
 _MAX_LEAK = 0.01  # Largest probability of a forget answer after a prompt.
 _ROWS = 64  # Prompts in a batch.
+# Text before and after a subject of any kind. They keep what no retain relation
+# asks about.
+_OPEN_TEMPLATES = (
+    ('', ' is'), ('', ' has'), ('', ' belongs to'), ('', ' is part of'),
+    ('', ' is a kind of'), ('', ' is known for'), ('', ' is similar to'),
+    ('What is ', '? It is'), ('Where is ', '? It is in'),
+    ('Who knows ', '? Mostly'), ('When was ', ' first mentioned? In'),
+    ('An encyclopedia describes ', ' as'))
 
 
 def prompts(
@@ -35,8 +44,9 @@ def prompts(
 ) -> tuple[list[subjects_lib.Prompt], dict[str, int]]:
   """Draws at most `--unlearn_swapped_pool` swapped-subject prompts.
 
-  All relations of the retain set contribute equally, as long as they have
-  prompts. Prompts that are also questions of the forget set or of the
+  At most `--unlearn_swapped_open_share` of that number are in open phrasings.
+  All relations of the retain set contribute equally to the others, as long as
+  they have prompts. Prompts that are also questions of the forget set or of the
   evaluation are skipped: training must not preserve the former or use the
   latter.
 
@@ -48,53 +58,55 @@ def prompts(
   Returns:
     The prompts, and the counts `subjects` (of the forget set),
     `facts_without_subject` and `asked_elsewhere` (skipped prompts). There are
-    no prompts if those of the forget facts, or of the retain facts, share no
-    word, or if all are skipped.
+    no prompts if those of the forget facts share no word; without open ones,
+    also if those of the retain facts share none, or if all are skipped.
   """
   if not options.swapped_batch:
     return [], {}
   found = subjects_lib.of_questions(splits.forget_train)
   subjects = list(dict.fromkeys(s for s in found if s is not None))
-  templates = _templates(splits.retain_train)
+  rng = np.random.default_rng(seed)
+  shuffled = lambda templates: _shuffled_prompts(templates, subjects, rng)
+  num_open = round(options.swapped_open_share * options.swapped_pool)
+  asked = _asked(splits)
   chosen, skipped = _draw(
-      templates, subjects, _asked(splits), options.swapped_pool,
-      np.random.default_rng(seed))
-  return chosen, {
-      'subjects': len(subjects), 'asked_elsewhere': skipped,
+      _in_turn(map(shuffled, _templates(splits.retain_train))), asked,
+      options.swapped_pool - num_open)
+  opened, skipped_open = _draw(shuffled(_OPEN_TEMPLATES), asked, num_open)
+  return chosen + opened, {
+      'subjects': len(subjects), 'asked_elsewhere': skipped + skipped_open,
       'facts_without_subject': len({
           q.fact for q, s in zip(splits.forget_train, found) if s is None})}
 
 
 def _draw(
-    templates: Sequence[Sequence[tuple[str, ...]]], subjects: Sequence[str],
-    asked: set[str], limit: int, rng: np.random.Generator
+    candidates: Iterable[subjects_lib.Prompt], asked: set[str], limit: int
 ) -> tuple[list[subjects_lib.Prompt], int]:
-  """Draws prompts from each relation in turn.
-
-  Args:
-    templates: Templates of each relation.
-    subjects: Subjects of the forget set.
-    asked: Texts to skip, as from `splits.plain`.
-    limit: Largest number of prompts.
-    rng: Random generator.
-
-  Returns:
-    Distinct prompts, and the number of skipped ones.
-  """
-  turns = collections.deque(
-      _shuffled_prompts(group, subjects, rng) for group in templates)
+  """The first distinct prompts but those `asked`; and how many these were."""
   chosen: dict[str, subjects_lib.Prompt] = {}
   skipped = 0
-  while turns and len(chosen) < limit:
-    prompt = next(turns[0], None)
-    if prompt is None:
-      turns.popleft()
-    elif splits_lib.plain(prompt.text) in asked:
+  for prompt in candidates:
+    if len(chosen) == limit:
+      break
+    if splits_lib.plain(prompt.text) in asked:
       skipped += 1
     else:
       chosen.setdefault(prompt.text, prompt)
-      turns.rotate(-1)
   return list(chosen.values()), skipped
+
+
+def _in_turn(
+    groups: Iterable[Iterator[subjects_lib.Prompt]]
+) -> Iterator[subjects_lib.Prompt]:
+  """Yields one of each group in turn, as long as it has any."""
+  turns = collections.deque(groups)
+  while turns:
+    found = next(turns[0], None)
+    if found is None:
+      turns.popleft()
+    else:
+      turns.rotate(-1)
+      yield found
 
 
 def _asked(splits: splits_lib.Splits) -> set[str]:
@@ -163,7 +175,8 @@ def _warn_of_none(reason: str) -> None:
 def _why_none(counts: dict[str, int]) -> str:
   if counts['asked_elsewhere']:
     return ('each is a question of the forget set or of the evaluation; add'
-            ' retain facts of other relations')
+            ' retain facts of other relations, or raise'
+            ' --unlearn_swapped_open_share')
   which = 'retain' if counts['subjects'] else 'forget'
   return (f'the prompts of a {which} fact share no word that could be its'
           ' subject; add phrasings of each fact')

@@ -21,6 +21,9 @@ from tests import tiny_job
 from tests.models import tiny
 
 _MARK = 'Tell me. '
+_SUBJECTS = tiny_job.COUNTRIES[:12]  # Of the forget set.
+_OPEN = {before + name + after for name in _SUBJECTS
+         for before, after in swapped_subjects._OPEN_TEMPLATES}
 
 
 class SwappedSubjectsTest(parameterized.TestCase):
@@ -75,21 +78,24 @@ class SwappedSubjectsTest(parameterized.TestCase):
     return [*(f for f in self.flags if not f.startswith('--data_retain')),
             f'--data_retain={path}', '--unlearn_swapped_batch=4']
 
-  def test_relations_give_equal_counts(self):
+  def test_half_are_open_and_relations_share_the_rest(self):
     flags = [*self._reworded(), '--unlearn_swapped_pool=40']
     config = runs.parse(*flags)
     got, report = self._prompts(config)
     self.assertLen({prompt.text for prompt in got}, 40)
     self.assertEqual(
-        collections.Counter(p.text.startswith(_MARK) for p in got),
-        {True: 20, False: 20})
+        collections.Counter(
+            'open' if p.text in _OPEN else p.text.startswith(_MARK)
+            for p in got),
+        {'open': 20, True: 10, False: 10})
     forms = [form for forms in tiny_job._FORMS.values()
              for name, form in forms.items() if name.startswith('train')]
     for prompt in got:
-      self.assertIn(prompt.text.removeprefix(_MARK),
-                    [form.format(prompt.subject) for form in forms])
-    self.assertContainsSubset(
-        {p.subject for p in got}, tiny_job.COUNTRIES[:12])
+      self.assertEqual(prompt.text.find(prompt.subject), prompt.start)
+      if prompt.text not in _OPEN:
+        self.assertIn(prompt.text.removeprefix(_MARK),
+                      [form.format(prompt.subject) for form in forms])
+    self.assertContainsSubset({p.subject for p in got}, _SUBJECTS)
     self.assertEqual(report, {
         'subjects': 12, 'asked_elsewhere': 0, 'facts_without_subject': 0})
     self.assertEqual(got, self._prompts(config)[0])
@@ -108,8 +114,8 @@ class SwappedSubjectsTest(parameterized.TestCase):
     tiny_job.write_jsonl(path, heldout)
     config = self._config(f'--data_heldout={path}')
     got, report = self._prompts(config)
-    self.assertEqual({p.text for p in got}, {
-        form.format(country) for country in tiny_job.COUNTRIES[:12]
+    self.assertEqual({p.text for p in got}, _OPEN | {
+        form.format(country) for country in _SUBJECTS
         for name, form in tiny_job._FORMS['crop'].items()
         if name.startswith('train') and name != 'train_2'})
     self.assertEqual(report['asked_elsewhere'], 60 + 12)
@@ -119,11 +125,12 @@ class SwappedSubjectsTest(parameterized.TestCase):
     texts = self._texts(spans)
     crops = {form.format(name)
              for key, form in tiny_job._FORMS['crop'].items()
-             if key.startswith('train') for name in tiny_job.COUNTRIES[:12]}
-    self.assertContainsSubset(texts, crops)  # No prompt about capitals.
-    self.assertGreater(len(texts), 50)  # Of 60.
+             if key.startswith('train') for name in _SUBJECTS}
+    about_retained = set(texts) - _OPEN
+    self.assertContainsSubset(about_retained, crops)  # None about capitals.
+    self.assertGreater(len(about_retained), 50)  # Of 60.
     self.assertEqual(report['kept'], len(texts))
-    self.assertEqual(report['leaking'], 108 - len(texts))
+    self.assertEqual(report['leaking'], 108 + len(_OPEN) - len(texts))
 
   def test_references_are_base_states_from_the_subject_on(self):
     spans = self._spans(self._config('--unlearn_swapped_pool=30'))[0]
@@ -166,20 +173,27 @@ class SwappedSubjectsTest(parameterized.TestCase):
         *flags, f'--data_forget={path}', '--unlearn_swapped_batch=4')
     self._has_none(config, 'of a forget fact share no word')
 
-  def test_questions_elsewhere_leave_none(self):
+  @parameterized.parameters((0.5, True), (0, False))
+  def test_questions_elsewhere_leave_open_phrasings(self, share, left):
     retain = [q for q in tiny_job.questions()['retain']
               if q['relation'] == 'capital']
     path = self.folder / 'capitals_only.jsonl'
     tiny_job.write_jsonl(path, retain)
     flags = [f for f in self.flags if not f.startswith('--data_retain')]
     config = runs.parse(
-        *flags, f'--data_retain={path}', '--unlearn_swapped_batch=4')
-    self._has_none(config, 'is a question of the forget set')
+        *flags, f'--data_retain={path}', '--unlearn_swapped_batch=4',
+        f'--unlearn_swapped_open_share={share}')
+    got, report = self._prompts(config)
+    self.assertEqual({p.text for p in got}, _OPEN if left else set())
+    self.assertGreater(report['asked_elsewhere'], 0)
+    if not left:
+      self._has_none(config, 'is a question of the forget set')
 
   def test_none_are_left_when_each_leaks(self):
-    config = runs.parse(*self._reworded(['capital']))
+    self.next_token = lambda states: np.ones((
+        states.shape[0], self.model.config.vocab_size))
     with self.assertLogs(logging.get_absl_logger(), 'WARNING') as logs:
-      spans, report = self._spans(config)
+      spans, report = self._spans(self._config())
     self.assertIsNone(spans)
     self.assertRegex(logs.output[-1], 'with a forget answer; add')
     self.assertGreater(report['leaking'], 0)
