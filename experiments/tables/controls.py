@@ -24,7 +24,7 @@ _GATES = {  # Gate -> its head.
     'base_quantized': 'quantized base', 'noise': 'noise of the same norm',
     'retained': 'retained facts', 'another_fact': "other facts' states"}
 _ATTACKED = {
-    'quickstart': 'quickstart', 'quickstart, long': 'attacks',
+    'quickstart': 'quickstart', 'former quickstart, long': 'attacks',
     'never taught': 'controls/never_taught'}
 _RETAIN_ONLY = 'retain_only'
 _SPLITS = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}

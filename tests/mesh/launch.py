@@ -11,8 +11,6 @@ import sys
 import time
 
 _MOST_SECONDS = 600
-# Meshes that split sums elsewhere round alike only in well compiled programs.
-_COMPILED = {'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +44,7 @@ def alone(module: str, *args: object) -> str:
   """What a module prints, run in one process."""
   done = subprocess.run(
       [sys.executable, '-m', module, *map(str, args)], capture_output=True,
-      text=True, check=False, env={**os.environ, **_COMPILED})
+      text=True, check=False)
   assert done.returncode == 0, done.stderr[-3000:]
   return done.stdout
 
@@ -59,7 +57,7 @@ def start(
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
   common = {
-      **os.environ, **_COMPILED, **(environment or {}), 'JAX_PLATFORMS': 'cpu',
+      **os.environ, **(environment or {}), 'JAX_PLATFORMS': 'cpu',
       'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
       'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(processes)}
   return Job([subprocess.Popen(

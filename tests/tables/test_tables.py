@@ -172,12 +172,13 @@ class ControlsTest(runs.TestCase):
     self.save('attacks')
     text = controls.attacks(self.results)
     self.assertIn(
-        '| quickstart, long | lora_3e-4 | NF4 |'
+        '| former quickstart, long | lora_3e-4 | NF4 |'
         ' 0.34 [0.26, 0.42], guessing 0.25 | 0.70 [0.62, 0.78], guessing 0.25 |'
         ' 10 | 0.25 [0.16, 0.33], guessing 0.25 |'
         ' 0.29 [0.20, 0.37], guessing 0.25 | 10 |',
         text)
-    self.assertIn('| quickstart, long | lora_3e-4, NF4, step 10 | +0.362', text)
+    self.assertIn(
+        '| former quickstart, long | lora_3e-4, NF4, step 10 | +0.362', text)
     self.assertIn('| +0.137 |', text)
 
 
