@@ -10,7 +10,7 @@ from mansu_jax.statistics import gaps
 _RUNS = sorted(path.parent for path in stored.RESULTS.rglob('record.json')
                if 'forgetting' in stored.Run(path.parent).record)
 _SEEDS = {  # Setting -> number of seeds.
-    'quickstart': 3, 'retain_only': 1, 'attacks': 1, **{
+    'quickstart': 3, 'former': 1, 'retain_only': 1, 'attacks': 1, **{
         f'controls/{name}': 1 for name in (
             'never_taught', 'last_layers', 'attention', 'mlps')}, **{
         f'test/{name}': 3 for name in (

@@ -26,7 +26,7 @@ _GATES = {  # Gate -> its head.
 _ATTACKED = {
     'quickstart': 'quickstart', 'former quickstart, long': 'attacks',
     'never taught': 'controls/never_taught'}
-_RETAIN_ONLY = 'retain_only'
+_FORMER, _RETAIN_ONLY = 'former', 'retain_only'  # Its retain terms, alone.
 _SPLITS = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}
 
 
@@ -70,8 +70,8 @@ def _hidden_cells(record: stored.Record) -> Iterator[str]:
 
 
 def retain_only(results: pathlib.Path) -> str:
-  """What training on retained facts alone gains, beside the quickstart."""
-  ours = {run.seed: run for run in stored.find(results, 'quickstart')}
+  """What training on retained facts alone gains, beside a forget term."""
+  ours = {run.seed: run for run in stored.find(results, _FORMER)}
   theirs = {run.seed: run for run in stored.find(results, _RETAIN_ONLY)}
   both = sorted(ours.keys() & theirs.keys())
   if not both:
@@ -91,7 +91,7 @@ def retain_only(results: pathlib.Path) -> str:
                        for model in reversed(stored.MODELS)))
         for one in (run, control)), ''))
   return cells.blocks(cells.table(
-      ('', 'quickstart', 'retain terms alone', 'difference'), rows),
+      ('', 'former quickstart', 'retain terms alone', 'difference'), rows),
                       cells.code((run, control)))
 
 

@@ -27,7 +27,7 @@ _FIRST = (
     ('GradDiff, weights in bfloat16', 'premise/graddiff_bfloat16_1e-4'),
     ('MANSU without floor, projection and quantizer in the loop',
      'premise/circuit'),
-    ('MANSU', 'premise/mansu_four'))
+    ('MANSU, former recipe', 'premise/mansu_four'))
 _QUANTIZERS = {
     'nf4': 'NF4', 'fp4': 'FP4', 'int4_g128': 'INT4', 'q4_k': 'Q4_K'}
 

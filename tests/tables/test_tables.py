@@ -139,7 +139,7 @@ class ControlsTest(runs.TestCase):
     self.assertNotIn('quickstart', rows)
 
   def test_retain_terms_beside_the_quickstart(self):
-    run = self.save('quickstart')
+    run = self.save('former')
     self.assertEqual(controls.retain_only(self.results), cells.NOTHING)
     self.save('retain_only', relation='capital')
     rows = _rows(controls.retain_only(self.results))
@@ -159,7 +159,7 @@ class ControlsTest(runs.TestCase):
     self.assertStartsWith(rows['retained facts, fp'][2], '+')
 
   def test_other_questions_are_refused(self):
-    self.save('quickstart')
+    self.save('former')
     control = self.save('retain_only')
     lines = [line for line in control.answers
              if line['id'] != 'retain/3/near_0']
