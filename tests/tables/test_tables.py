@@ -74,12 +74,12 @@ class QuickstartTest(runs.TestCase):
   def test_first_table_has_the_stored_methods(self):
     self.save('premise/mansu_four')
     rows = _rows(quickstart.first(self.results))
-    self.assertEqual(list(rows), ['', '---', 'base', 'MANSU'])
+    self.assertEqual(list(rows), ['', '---', 'base', 'MANSU, former recipe'])
     self.assertEqual(rows['base'][3:], [
         cells.NONE, *rows['base'][4:6], *[cells.NONE] * 4])
     self.save('premise/circuit')
     self.assertLen(_rows(quickstart.first(self.results)), 5)
-    self.assertEqual(rows['MANSU'][6:8], ['-0.01 [-0.05, +0.02]', cells.NONE])
+    self.assertEqual(rows['MANSU, former recipe'][6:8], ['-0.01 [-0.05, +0.02]', cells.NONE])
 
 
 class PremiseTest(runs.TestCase):
