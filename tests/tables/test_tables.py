@@ -79,7 +79,8 @@ class QuickstartTest(runs.TestCase):
         cells.NONE, *rows['base'][4:6], *[cells.NONE] * 4])
     self.save('premise/circuit')
     self.assertLen(_rows(quickstart.first(self.results)), 5)
-    self.assertEqual(rows['MANSU, former recipe'][6:8], ['-0.01 [-0.05, +0.02]', cells.NONE])
+    self.assertEqual(rows['MANSU, former recipe'][6:8], [
+        '-0.01 [-0.05, +0.02]', cells.NONE])
 
 
 class PremiseTest(runs.TestCase):
