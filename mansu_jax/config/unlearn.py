@@ -179,7 +179,8 @@ class UnlearnConfig:
         ' --nounlearn_quantizer_in_loop.')
     fields.check(
         0 <= self.swapped_open_share <= 1, f'--unlearn_swapped_open_share='
-        f'{self.swapped_open_share} is outside [0, 1].')
+        f'{self.swapped_open_share} is outside [0, 1]; wanted a share of the'
+        ' swapped-subject prompts.')
     fields.check(
         0 <= self.stop_forget < 1, f'--unlearn_stop_forget={self.stop_forget}'
         ' is outside [0, 1); wanted a share of right answers, or 0 to train all'

@@ -181,8 +181,9 @@ class FlagsTest(bad_input.Refusals):
       '--eval_cad_pairs=1', '--unlearn_text_pool=0', '--unlearn_kl_weight=-1',
       '--unlearn_npo_beta=0', '--unlearn_nearest_share=1',
       '--unlearn_fp_steps=0', '--unlearn_swapped_batch=-1',
-      '--unlearn_swapped_pool=0', '--unlearn_choice_kl_weight=-1',
-      '--unlearn_learning_rate=inf', '--circuit_contrast=nan', '--seed=-1')
+      '--unlearn_swapped_pool=0', '--unlearn_swapped_open_share=1.5',
+      '--unlearn_choice_kl_weight=-1', '--unlearn_learning_rate=inf',
+      '--circuit_contrast=nan', '--seed=-1')
   def test_numbers_out_of_range(self, flag):
     self.refused(flag, message=(flag.split('=')[0], 'must be|wanted'))
 
