@@ -87,8 +87,8 @@ class ReadmeTest(absltest.TestCase):
         f'Q4_K carries {carried(graddiff, "q4_k")} of GradDiff\'s edit, FP4'
         f' {carried(in_bfloat16, "fp4")} of the one in bfloat16',
         f'answers {hidden["fp"]["block"]:.2f} of what the base does'
-        f' (NF4 {hidden["nf4"]["block"]:.2f}); by itself it answers'
-        f' {hidden["fp"]["own"]:.2f}. So {hidden["fp"]["value"]:.2f}'
+        f' (NF4 {hidden["nf4"]["block"]:.2f}); alone, less than'
+        f' guessing ({hidden["fp"]["own"]:.2f}). So {hidden["fp"]["value"]:.2f}'
         f' [{low:.2f}, {high:.2f}] of',
         f'Held-out facts lose {lost["fp"]:.3f} (NF4 {lost["nf4"]:.3f}).',
         f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])})'

@@ -1,10 +1,13 @@
 """The stored records' conclusions follow from their stored answers."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from experiments.tables import rejudge
 from experiments.tables import stored
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.statistics import gaps
 
 _RUNS = sorted(path.parent for path in stored.RESULTS.rglob('record.json')
@@ -30,6 +33,19 @@ class ResultsTest(parameterized.TestCase):
       name = run.parent.relative_to(stored.RESULTS).as_posix()
       found[name] = found.get(name, 0) + 1
     self.assertEqual(found, _SEEDS)
+
+  @parameterized.parameters(
+      'former', 'quickstart', *(
+          name for name in _SEEDS if name.startswith(('premise/', 'controls/'))
+          and not name.endswith('never_taught')))
+  def test_flagfiles_repeat_the_runs(self, name):
+    made = stored.Run(stored.RESULTS / name / 's0').record['config']
+    config = flags_lib.from_flagfile(
+        str(stored.RESULTS.parent / f'{name}.flags'))
+    for part in ('circuit', 'edit', 'fisher', 'unlearn'):
+      for key, value in dataclasses.asdict(getattr(config, part)).items():
+        if key in made[part]:
+          self.assertEqual(value, made[part][key], f'{part}_{key}')
 
   def _assert_same(self, got, want, where):
     """Equal but for the rounding of floats."""

@@ -118,13 +118,13 @@ class UnlearnConfig:
   text_batch: int = _rows(1, 'Windows of general text in a step.')
   swapped_batch: int = _rows(
       20, 'Swapped-subject prompts in a step: phrasings of the retain set, and'
-      ' open ones, asked about subjects of the forget set, where a subject is the'
-      ' words that all prompts of a fact share. Training preserves the base\'s'
-      ' answers to them. 0, or facts with one phrasing each: none.')
+      ' open ones, asked about subjects of the forget set, where a subject is'
+      ' the words that all prompts of a fact share. Training preserves the'
+      ' base\'s answers to them. 0, or facts with one phrasing each: none.')
   swapped_open_share: float = _field(
-      0.5, 'Share of them, in [0, 1], in open phrasings: English ones that fit'
-      ' any subject, as in "Where is X? It is in". They preserve what no retain'
-      ' fact asks about.')
+      0.5, 'Largest share of --unlearn_swapped_pool, in [0, 1], in open'
+      ' phrasings: English ones that fit any subject, as in "Where is X? It is'
+      ' in". They preserve what no retain fact asks about.')
   swapped_weight: float = _field(
       1.0, 'Weight of the KL on swapped-subject prompts, within the retain KL.')
   swapped_pool: int = _field(
