@@ -10,6 +10,10 @@ from mansu_jax.config import fields
 _field = functools.partial(fields.field, modes=fields.TRAINING_MODES)
 _rows = functools.partial(_field, maximum=fields.MAX_ROWS)
 
+# A learning rate is a share of the weights' norm, whatever the forget set, so
+# a small set takes as many steps to move them far.
+_LEAST_STEPS = 100
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnlearnConfig:
@@ -72,7 +76,9 @@ class UnlearnConfig:
   fp_steps: int = _field(
       3, 'Full-precision steps before each round of quantized steps. Has no'
       ' effect without --unlearn_quantizer_in_loop.')
-  steps: int = _field(100, 'Most optimizer steps.')
+  steps: int = _field(
+      0, 'Most optimizer steps. 0: enough to train on each forget sequence once,'
+      f' and at least {_LEAST_STEPS}.')
   probe_every: int = _field(
       5, 'Steps between looks at the probe: the share of up to 64 train'
       ' questions of the forget set that the model answers right in full'
@@ -150,14 +156,22 @@ class UnlearnConfig:
     """Whether a forget term reads the model with the base's mover layer."""
     return self.loss == 'prior' and self.routed_weight > 0
 
+  def for_forget_set(self, sequences: int) -> UnlearnConfig:
+    """The same, with as many steps as so many forget sequences take."""
+    if self.steps:
+      return self
+    pool = min(sequences, self.forget_pool or sequences)
+    return dataclasses.replace(
+        self, steps=max(_LEAST_STEPS, -(-pool // self.forget_batch)))
+
   def __post_init__(self):
     fields.check_fields(self, 'unlearn')
     fields.check_minimum(
-        self, 'unlearn', 1, 'steps', 'forget_batch', 'retain_batch',
+        self, 'unlearn', 1, 'forget_batch', 'retain_batch',
         'retain_pool', 'text_pool', 'swapped_pool', 'fp_steps')
     fields.check_minimum(
-        self, 'unlearn', 0, 'forget_pool', 'text_batch', 'forget_weight',
-        'choice_kl_weight', 'guess_weight', 'guess_margin', 'marginal_weight',
+        self, 'unlearn', 0, 'steps', 'forget_pool', 'text_batch',
+        'forget_weight', 'choice_kl_weight', 'guess_weight', 'guess_margin', 'marginal_weight',
         'routed_weight', 'kl_weight', 'kl_square_weight', 'nll_weight',
         'text_weight', 'prompt_weight', 'swapped_batch', 'swapped_weight',
         'save_every', 'lora_rank', 'probe_every', 'patience', 'cooldown')
@@ -172,9 +186,10 @@ class UnlearnConfig:
         0 <= self.nearest_share < 1, f'--unlearn_nearest_share='
         f'{self.nearest_share} is outside [0, 1); wanted a share that leaves'
         ' room for other sequences.')
+    steps = self.steps or _LEAST_STEPS
     fields.check(
-        not self.quantizer_in_loop or self.fp_steps < max(2, self.steps),
-        f'--unlearn_fp_steps={self.fp_steps} of --unlearn_steps={self.steps}'
+        not self.quantizer_in_loop or self.fp_steps < max(2, steps),
+        f'--unlearn_fp_steps={self.fp_steps} of --unlearn_steps={steps}'
         ' leaves no step for the quantizer; wanted fewer, or'
         ' --nounlearn_quantizer_in_loop.')
     fields.check(

@@ -147,7 +147,8 @@ def _record(
         inputs.splits, model, seed=config.seed, chat=config.data.chat))
   recorder.record('attribution', circuit_programs.attribute(
       model, attribution, inputs.splits))
-  settings, fisher = train_settings.Settings.from_run(config), None
+  settings = train_settings.Settings.from_run(config, inputs.splits)
+  fisher = None
   prepared = recorder.record('references', train_programs.references(
       model, settings, inputs.splits,
       answer_layers.usual(model.config.num_layers)))

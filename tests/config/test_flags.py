@@ -194,7 +194,7 @@ class RefusalTest(parameterized.TestCase):
       (['--circuit_first_layer=-1'], '--circuit_first_layer=-1 must be'),
       (['--circuit_per_layer_cap=0'], '--circuit_per_layer_cap=0.0'),
       (['--edit_fisher_quantile=0'], '--edit_fisher_quantile=0.0'),
-      (['--unlearn_steps=0'], '--unlearn_steps=0 must be at least 1'),
+      (['--unlearn_steps=-1'], '--unlearn_steps=-1 must be at least 0'),
       (['--unlearn_learning_rate=0'], 'must be positive'),
       (['--unlearn_learning_rate=nan'], 'is not finite; wanted a number'),
       (['--unlearn_npo_beta=0'], '--unlearn_npo_beta=0.0 must be positive'),

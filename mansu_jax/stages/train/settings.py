@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mansu_jax.config import run as run_config
+from mansu_jax.data import splits as splits_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,13 @@ class Settings:
   all_weights: bool
 
   @classmethod
-  def from_run(cls, config: run_config.RunConfig) -> Settings:
-    """The settings of a run."""
+  def from_run(
+      cls, config: run_config.RunConfig, splits: splits_lib.Splits
+  ) -> Settings:
+    """The settings of a run on these questions."""
     return cls(
         data=config.data, fisher=config.fisher, edit=config.edit,
-        unlearn=config.unlearn, quant_schemes=config.quant_schemes,
+        unlearn=config.unlearn.for_forget_set(len(splits.forget_train)),
+        quant_schemes=config.quant_schemes,
         export_dtype=config.export_dtype, seed=config.seed,
         all_weights=config.circuit.selection == 'all')
