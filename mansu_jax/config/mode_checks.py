@@ -149,7 +149,7 @@ _CONDITIONS = (
         f' --unlearn_loss={config.unlearn.loss}')
       for name in ('guess_weight', 'marginal_weight', 'routed_weight')),
     _Condition(
-        ('unlearn_guess_margin',),
+        ('unlearn_guess_margin', 'unlearn_quantized_guess_margin'),
         lambda config: config.unlearn.loss != 'prior' or (
             not config.unlearn.guess_weight),
         lambda config: 'it applies to --unlearn_loss=prior with'

@@ -38,8 +38,12 @@ class UnlearnConfig:
       ' itself gives it after the other prompts of the relation in the batch.'
       ' No effect with other losses.')
   guess_margin: float = _field(
-      2.0, 'Nats below its mean after these prompts to which an answer falls.'
+      1.5, 'Nats below its mean after these prompts to which an answer falls.'
       ' In phrasings that are not trained it falls less far.')
+  quantized_guess_margin: float = _field(
+      4.5, 'The same at the steps of a quantized model, in whose other phrasings'
+      ' an answer falls even less far. Has no effect without'
+      ' --unlearn_quantizer_in_loop.')
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
   forget_weight: float = _field(4.0, 'Weight of the forget loss.')
   choice_kl_weight: float = _field(
@@ -171,10 +175,11 @@ class UnlearnConfig:
         'retain_pool', 'text_pool', 'swapped_pool', 'fp_steps')
     fields.check_minimum(
         self, 'unlearn', 0, 'steps', 'forget_pool', 'text_batch',
-        'forget_weight', 'choice_kl_weight', 'guess_weight', 'guess_margin', 'marginal_weight',
-        'routed_weight', 'kl_weight', 'kl_square_weight', 'nll_weight',
-        'text_weight', 'prompt_weight', 'swapped_batch', 'swapped_weight',
-        'save_every', 'lora_rank', 'probe_every', 'patience', 'cooldown')
+        'forget_weight', 'choice_kl_weight', 'guess_weight', 'guess_margin',
+        'quantized_guess_margin', 'marginal_weight', 'routed_weight',
+        'kl_weight', 'kl_square_weight', 'nll_weight', 'text_weight',
+        'prompt_weight', 'swapped_batch', 'swapped_weight', 'save_every',
+        'lora_rank', 'probe_every', 'patience', 'cooldown')
     fields.check(
         not self.patience or self.probe_every > 0,
         f'--unlearn_patience={self.patience} waits for the probe, which'

@@ -80,8 +80,8 @@ def bounded_nll(nll: types.Array) -> types.Array:
 
 
 def excess(
-    nll: types.Array, nll_prior: types.Array, *, margin: float = 0.0,
-    slope: float = 16.0) -> types.Array:
+    nll: types.Array, nll_prior: types.Array, *,
+    margin: types.Array | float = 0.0, slope: float = 16.0) -> types.Array:
   """Half the squared excess of log p(answer) over its prior, 0 below it.
 
   The prior is the answer's log-probability where nothing asks for it. So the

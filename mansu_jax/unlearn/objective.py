@@ -82,6 +82,7 @@ class Batch(NamedTuple):
   prior: OtherPrompts | None = None
   routed: types.Array | None = None  # [A] the first rows, with the forget set
   swapped: Targets | None = None  # Retain phrasings about forget subjects.
+  guess_margin: types.Array | float = 0.0  # Nats, at the view of this step.
 
 
 class Metrics(NamedTuple):
@@ -126,7 +127,7 @@ def make_loss(
         own, guess = losses.guess_nll(
             at_prompt_end, targets.labels[targets.first], batch.prior.relation)
         term += options.guess_weight * losses.excess(
-            own, jax.lax.stop_gradient(guess), margin=options.guess_margin
+            own, jax.lax.stop_gradient(guess), margin=batch.guess_margin
         ).mean()
       if options.marginal_weight:
         elsewhere = unembed(None, base, batch.prior.states)  # [B, K, V]

@@ -20,7 +20,7 @@ def other_value(field: dataclasses.Field) -> Any:
   if isinstance(default, float):
     return 0.12345678901234567
   if isinstance(default, int):
-    return default + 3
+    return default + 4
   return ('x y/b=1.jsonl', 'c') if isinstance(default, tuple) else 'x y=1'
 
 

@@ -186,21 +186,21 @@ class ControlsTest(runs.TestCase):
 class PooledTest(runs.TestCase):
 
   def test_facts_of_all_relations_and_seeds(self):
-    for relation in ('author', 'currency'):
+    for relation in ('city', 'homeland'):
       for seed in (0, 1):
         self.save(f'test/{relation}', seed, relation)
-    self.save('test/author', 2, 'author')
+    self.save('test/city', 2, 'city')
     text = pooled.test(self.results)
-    self.assertIn('Pooled over authors, currencies; seeds 0, 1.', text)
+    self.assertIn('Pooled over cities, homelands; seeds 0, 1.', text)
     rows = _rows(text)
     self.assertEqual(rows['unseen choices'][:2], ['60', '240'])
     self.assertEqual(rows['accuracy drop on held-out facts, fp'][:2],
                      ['30', '120'])  # Facts that both relations keep.
     self.assertEqual(
-        _rows(pooled.by_relation(pooled.find(self.results)))['authors'][0], '3')
+        _rows(pooled.by_relation(pooled.find(self.results)))['cities'][0], '3')
     values, shares = [], []
     for seed in (0, 1):
-      lines = runs.answers('author', seed) + runs.answers('currency', seed)
+      lines = runs.answers('city', seed) + runs.answers('homeland', seed)
       lines = [line for line in lines if line['split'] == 'forget_unseen']
       asked = stored.columns(lines, 'fp')
       values.append(forgetting.known_share(
@@ -208,7 +208,7 @@ class PooledTest(runs.TestCase):
       shares.append(asked.right[:, 1].mean())
     guessed = np.mean([
         stored.ignorance(line, 'unlearned', 'fp') for seed in (0, 1)
-        for relation in ('author', 'currency')
+        for relation in ('city', 'homeland')
         for line in runs.answers(relation, seed)
         if line['split'] == 'forget_unseen'])
     self.assertEqual(rows['unseen choices'][6], f'{guessed:.2f}')
@@ -224,15 +224,15 @@ class PooledTest(runs.TestCase):
             [['choice', 'fp']] if seed else [])]
         for reading, entry in record['forgetting'].items():
           entry['avoided'] = {'nf4': {}} if reading == 'choice_unseen' else {}
-      self.save('test/author', seed, 'author', change)
-    row = _rows(pooled.by_reading(pooled.find(self.results)))['authors']
+      self.save('test/city', seed, 'city', change)
+    row = _rows(pooled.by_reading(pooled.find(self.results)))['cities']
     self.assertEqual(row[-2:], [
         'unseen choices NF4 (2)', 'reversed NF4 (2), usual choices fp (1)'])
 
   def test_a_set_without_guesses_is_not_pooled(self):
     for folder in ('author', 'washington'):
       self.save(f'test/{folder}', 0, folder)
-    text = pooled.test(self.results)
+    text = pooled.former_test(self.results)
     self.assertStartsWith(text, 'Pooled over authors; seeds 0.')
     self.assertIn('George Washington', text)
 
@@ -240,14 +240,14 @@ class PooledTest(runs.TestCase):
     for seed, value in ((0, 0.3), (1, 0.5)):
       def change(record, value=value):
         record['structure']['hidden_share']['fp']['value'] = value
-      self.save('test/author', seed, 'author', change)
-    row = _rows(pooled.structure({'authors': stored.find(
-        self.results, 'test/author')}))['authors']
+      self.save('test/city', seed, 'city', change)
+    row = _rows(pooled.structure({'cities': stored.find(
+        self.results, 'test/city')}))['cities']
     self.assertEqual(row[:2], ['2', '0.40 (0.30 to 0.50)'])
     self.assertEqual(row[3], '0 of 2')  # A gate of these is not measured.
     self.assertEqual(row[4], '+0.32 (+0.32 to +0.32)')
     text = pooled.verdicts(pooled.find(self.results))
-    self.assertEqual(_rows(text)['authors'][3], 'failed, failed')
+    self.assertEqual(_rows(text)['cities'][3], 'failed, failed')
 
 
 class GuidesTest(runs.TestCase):

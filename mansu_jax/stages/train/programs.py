@@ -264,7 +264,8 @@ def unlearn(
   problem = training.make_problem(
       options, settings.edit, edit, fisher_diagonal)
   step = loop.make_step(problem, jax.tree.map(lambda x: x.sharding, carry))
-  batch = programs.shapes_of(prepared.batches(0))
+  batch = programs.shapes_of(
+      training.with_margins(options, edit, prepared.batches)(0))
   sized = prepared.sized
   held = {'base': edit.base, 'fisher': sized(fisher_diagonal),
           'grids': sized(edit.grids), **prepared.quantized_views}

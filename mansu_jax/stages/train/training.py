@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -111,7 +112,7 @@ def unlearn(
   """
   problem = make_problem(options, tx_options, edit, fisher)
   theta, history = loop.run(
-      problem, batches, steps=options.steps,
+      problem, with_margins(options, edit, batches), steps=options.steps,
       max_retain_kl=options.max_retain_kl, **loop_options)
   names = view_schedule(options, edit)
   numbers = [list(edit.views).index(name) for name in names]
@@ -141,6 +142,20 @@ def _rates(options: run_config.UnlearnConfig) -> rates.Rates:
       peak=options.learning_rate, steps=options.steps,
       warmup=int(options.warmup * options.steps), patience=options.patience,
       cooldown=options.cooldown)
+
+
+def with_margins(
+    options: run_config.UnlearnConfig, edit: edits.Edit,
+    batches: Callable[[int], objective.Batch]
+) -> Callable[[int], objective.Batch]:
+  """The batches with the guess margin of the view that each step uses."""
+  full_precision, *_ = edit.views
+  margins = [np.float32(
+      options.guess_margin if name == full_precision
+      else options.quantized_guess_margin)
+             for name in view_schedule(options, edit)]
+  return lambda step: batches(step)._replace(
+      guess_margin=margins[step % len(margins)])
 
 
 def view_schedule(

@@ -123,11 +123,13 @@ class ViewsTest(parameterized.TestCase):
       self, fp_steps, quantized, want):
     edit = problem.circuit_edit(
         schemes=('nf4', 'fp4'), quantized_views=quantized)
-    options = problem.options(fp_steps=fp_steps)
+    options = problem.options(
+        fp_steps=fp_steps, guess_margin=1.0, quantized_guess_margin=3.0)
+    batch = problem.batch(problem.hidden_of_model())
     with mock.patch.object(
         loop, 'run', return_value=(None, [{'loss': 0.0}] * 7)) as run:
       done = training.unlearn(
-          options, run_config.EditConfig(), edit, None, lambda step: None,
+          options, run_config.EditConfig(), edit, None, lambda step: batch,
           total_weights=1)
     given = run.call_args[0][0]
     names = {id(view): name for name, view in edit.views.items()}
@@ -135,6 +137,10 @@ class ViewsTest(parameterized.TestCase):
     self.assertIs(given.base, edit.base)
     seen = [list(edit.views)[i] for i in done['history']['view']]
     self.assertEqual(seen, (want * 7)[:7])
+    margins = [float(run.call_args[0][1](step).guess_margin)
+               for step in range(7)]
+    self.assertEqual(margins, [
+        1.0 if name == 'fp' else 3.0 for name in (want * 7)[:7]])
 
 
 @pytest.mark.slow
