@@ -113,7 +113,7 @@ class ReadmeTest(absltest.TestCase):
           self.assertLess(known[reading]['unlearned'][p]['value'], 0.05)
 
   def test_the_test_sets_are_of_the_stored_runs(self):
-    found = pooled.find(_RESULTS)
+    found = pooled.find(_RESULTS, pooled.FORMER)
     for name, of in found.items():
       for run in of:
         self.assertNotEmpty(

@@ -18,7 +18,7 @@ _RELATIONS = {
     'state_capital': 'state capitals', 'us_city': 'American cities',
     'city': 'cities', 'homeland': 'homelands', 'opposite': 'opposites'}
 # Forgotten by the recipe of `former.flags`.
-_FORMER = {
+FORMER = {
     'author': 'authors', 'currency': 'currencies', 'element': 'elements',
     'language': 'languages', 'landmark_europe': "Europe's landmarks",
     'washington': 'George Washington'}
@@ -80,7 +80,7 @@ def test(results: pathlib.Path) -> str:
 
 def former_test(results: pathlib.Path) -> str:
   """The same of the former recipe, on its own relations."""
-  return _tables(find(results, _FORMER))
+  return _tables(find(results, FORMER))
 
 
 def _tables(found: Mapping[str, Sequence[stored.Run]]) -> str:
