@@ -59,6 +59,10 @@ class ReadmeTest(absltest.TestCase):
     correlation = lambda name: premise.correlation(arms, name)
     lost = {p: found['value'] for p, found in record['properties']['R'][
         'by_precision'].items()}
+    back_of_nf4 = record['properties']['Q']['by_scheme']['nf4']['value']
+    over_seeds = pooled.brought_back(
+        pooled.Runs({'capitals': stored.find(_RESULTS, 'quickstart')}).asked(
+            *stored.CHOICES), 'nf4')
     left = lambda r: quickstart.worst_known(r, 'fp')
     under_nf4 = premise.correlation(arms, 'carried', ('nf4',))
     brought = mansu['properties']['Q']['by_scheme']
@@ -90,6 +94,8 @@ class ReadmeTest(absltest.TestCase):
         f' (NF4 {hidden["nf4"]["block"]:.2f}); alone, less than'
         f' guessing ({hidden["fp"]["own"]:.2f}). So {hidden["fp"]["value"]:.2f}'
         f' [{low:.2f}, {high:.2f}] of',
+        f'NF4 brings {back_of_nf4:.2f} of the knowledge back'
+        f' ({over_seeds["value"]:.2f} on average over three seeds).',
         f'Held-out facts lose {lost["fp"]:.3f} (NF4 {lost["nf4"]:.3f}).',
         f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])})'
         f' and facts never known from {" to ".join(unknown["fp"])}. Less'
