@@ -21,7 +21,8 @@ TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
     'premise': premise.premise, 'controls': controls.controls,
     'retain_only': controls.retain_only, 'attacks': controls.attacks,
     'test': pooled.test, 'former_test': pooled.former_test,
-    'stability': guides.stability, 'plans': guides.plans, 'deployment': guides.deployment}
+    'stability': guides.stability, 'plans': guides.plans,
+    'deployment': guides.deployment}
 _BLOCK = re.compile(
     r'^<!-- table: (\w+) -->\n(.*?)^<!-- end -->$', re.DOTALL | re.MULTILINE)
 

@@ -41,8 +41,8 @@ class UnlearnConfig:
       1.5, 'Nats below its mean after these prompts to which an answer falls.'
       ' In phrasings that are not trained it falls less far.')
   quantized_guess_margin: float = _field(
-      4.5, 'The same at the steps of a quantized model, in whose other phrasings'
-      ' an answer falls even less far. Has no effect without'
+      4.5, 'The same at the steps of a quantized model, in whose other'
+      ' phrasings an answer falls even less far. Has no effect without'
       ' --unlearn_quantizer_in_loop.')
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
   forget_weight: float = _field(4.0, 'Weight of the forget loss.')
@@ -81,8 +81,8 @@ class UnlearnConfig:
       3, 'Full-precision steps before each round of quantized steps. Has no'
       ' effect without --unlearn_quantizer_in_loop.')
   steps: int = _field(
-      0, 'Most optimizer steps. 0: enough to train on each forget sequence once,'
-      f' and at least {_LEAST_STEPS}.')
+      0, 'Most optimizer steps. 0: enough to train on each forget sequence'
+      f' once, and at least {_LEAST_STEPS}.')
   probe_every: int = _field(
       5, 'Steps between looks at the probe: the share of up to 64 train'
       ' questions of the forget set that the model answers right in full'

@@ -82,7 +82,7 @@ class Batch(NamedTuple):
   prior: OtherPrompts | None = None
   routed: types.Array | None = None  # [A] the first rows, with the forget set
   swapped: Targets | None = None  # Retain phrasings about forget subjects.
-  guess_margin: types.Array | float = 0.0  # Nats, at the view of this step.
+  guess_margin: types.Array | None = None  # Nats; None: that of the options.
 
 
 class Metrics(NamedTuple):
@@ -124,11 +124,13 @@ def make_loss(
     elif options.loss == 'prior':
       term = losses.excess(nll, batch.prior.nll).mean()
       if options.guess_weight:
+        margin = batch.guess_margin
+        if margin is None:
+          margin = options.guess_margin
         own, guess = losses.guess_nll(
             at_prompt_end, targets.labels[targets.first], batch.prior.relation)
         term += options.guess_weight * losses.excess(
-            own, jax.lax.stop_gradient(guess), margin=batch.guess_margin
-        ).mean()
+            own, jax.lax.stop_gradient(guess), margin=margin).mean()
       if options.marginal_weight:
         elsewhere = unembed(None, base, batch.prior.states)  # [B, K, V]
         term += options.marginal_weight * losses.token_kl(

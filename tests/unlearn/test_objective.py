@@ -261,11 +261,14 @@ class ObjectiveTest(parameterized.TestCase):
         size=(3, 2, problem.CONFIG.d_model)).astype(np.float32)
     batch = problem.batch(self.hidden, routed=True)._replace(
         prior=objective.OtherPrompts(
-            prior, states, np.array([1, 1, 2], np.int32)), guess_margin=5.0)
+            prior, states, np.array([1, 1, 2], np.int32)))
     loss = jax.jit(objective.make_loss(problem.options(
-        loss='prior', routed_weight=0.5, marginal_weight=0.3, guess_weight=0.7),
-        edit.forward, edit.unembed))
+        loss='prior', routed_weight=0.5, marginal_weight=0.3, guess_weight=0.7,
+        guess_margin=5.0), edit.forward, edit.unembed))
     _, metrics = loss(self.theta, edit.base, edit.base, batch)
+    _, narrow = loss(self.theta, edit.base, edit.base, batch._replace(
+        guess_margin=np.float32(0.0)))  # That of the step's view.
+    self.assertLess(float(narrow.forget), float(metrics.forget) - 0.1)
 
     # Each sequence in a row of its own; `test_circuit` checks such rows.
     hidden = edit.forward(
