@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import pathlib
 import re
 
+from experiments.tables import ablations
 from experiments.tables import controls
 from experiments.tables import guides
 from experiments.tables import pooled
@@ -20,7 +21,8 @@ TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
     'quickstart': quickstart.quickstart,
     'premise': premise.premise, 'controls': controls.controls,
     'retain_only': controls.retain_only, 'attacks': controls.attacks,
-    'test': pooled.test, 'former_test': pooled.former_test,
+    'test': pooled.test, 'ablations': ablations.ablations,
+    'former_test': pooled.former_test,
     'stability': guides.stability, 'plans': guides.plans,
     'deployment': guides.deployment}
 _BLOCK = re.compile(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Sequence
 import pathlib
 from typing import Any
 
@@ -54,6 +55,11 @@ class Runs:
     self.relations = {name: [runs[seed] for seed in self.seeds]
                       for name, runs in by_seed.items()}
 
+  def only(self, numbers: Collection[int]) -> Runs:
+    """The same with some of the seeds."""
+    return Runs({name: [run for run in runs if run.seed in numbers]
+                 for name, runs in self.relations.items()})
+
   def __iter__(self) -> Iterator[stored.Run]:
     for runs in self.relations.values():
       yield from runs
@@ -88,21 +94,23 @@ def _tables(found: Mapping[str, Sequence[stored.Run]]) -> str:
     return cells.NOTHING
   runs = Runs({name: of for name, of in found.items() if name != _APART})
   return cells.blocks(
-      _title(runs), readings(runs), cost(runs), by_reading(found),
+      title(runs), readings(runs), cost(runs), by_reading(found),
       by_relation(found), structure(found), verdicts(found),
       cells.code(run for of in found.values() for run in of))
 
 
 def find(
-    results: pathlib.Path, relations: Mapping[str, str] = _RELATIONS
+    results: pathlib.Path, relations: Mapping[str, str] = _RELATIONS,
+    folder: str = 'test',
 ) -> dict[str, list[stored.Run]]:
   """The stored runs of relations, by name; without empty ones."""
-  found = {name: stored.find(results, f'test/{folder}')
-           for folder, name in relations.items()}
+  found = {name: stored.find(results, f'{folder}/{relation}')
+           for relation, name in relations.items()}
   return {name: runs for name, runs in found.items() if runs}
 
 
-def _title(runs: Runs) -> str:
+def title(runs: Runs) -> str:
+  """Which relations and seeds are pooled."""
   names = ', '.join(runs.relations)
   numbers = ', '.join(map(str, runs.seeds))
   return f'Pooled over {names}; seeds {numbers}.'

@@ -27,7 +27,8 @@ from tests.config import options
 _ROOT = pathlib.Path(__file__).parents[2]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
 _COMMON = _ROOT / 'experiments' / 'test' / 'common.flags'  # Has no facts.
-_JOBS = [path for path in _EXPERIMENTS if path != _COMMON]
+_JOBS = [path for path in _EXPERIMENTS if path != _COMMON
+         and path.parent.name != 'ablations']
 _BASELINE = ('--method=graddiff', '--circuit_selection=all',
              '--edit_floor=none', '--edit_projection=none',
              '--unlearn_loss=ascent', '--nounlearn_quantizer_in_loop')

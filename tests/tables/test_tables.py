@@ -1,5 +1,6 @@
 """Each table has the figures of stored runs by hand."""
 
+import dataclasses
 import gzip
 import json
 import re
@@ -7,6 +8,7 @@ import re
 from absl.testing import absltest
 import numpy as np
 
+from experiments.tables import ablations
 from experiments.tables import cells
 from experiments.tables import controls
 from experiments.tables import guides
@@ -15,6 +17,7 @@ from experiments.tables import pooled
 from experiments.tables import premise
 from experiments.tables import quickstart
 from experiments.tables import stored
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.statistics import forgetting
 from mansu_jax.statistics import gaps
 from tests.tables import runs
@@ -248,6 +251,64 @@ class PooledTest(runs.TestCase):
     self.assertEqual(row[4], '+0.32 (+0.32 to +0.32)')
     text = pooled.verdicts(pooled.find(self.results))
     self.assertEqual(_rows(text)['cities'][3], 'failed, failed')
+
+
+class AblationsTest(runs.TestCase):
+
+  def _arm(self, folder, relation, seed, right):
+    """Stores a run whose answers to forget questions are `right`."""
+    run = self.save(f'{folder}/{relation}', seed, relation)
+    lines = run.answers
+    for line in lines:
+      if line['split'].startswith('forget'):
+        line['models']['unlearned']['nf4']['correct'] = right
+    with gzip.open(run.folder / 'answers.jsonl.gz', 'wt') as out:
+      out.write('\n'.join(map(json.dumps, lines)))
+
+  def test_arms_have_the_relations_and_seeds_of_all(self):
+    for relation in ('city', 'homeland'):
+      for seed in (0, 1):
+        self._arm('test', relation, seed, False)
+    self._arm('ablations/floor_none', 'city', 0, True)
+    self._arm('ablations/floor_none', 'city', 2, True)
+    text = ablations.ablations(self.results)
+    self.assertIn('Pooled over cities; seeds 0.', text)
+    rows = re.findall(r'^\| no floor \|(.*)\|$', text, re.MULTILINE)
+    measured, differences = [
+        [cell.strip() for cell in row.split('|')] for row in rows]
+    self.assertEqual(measured[1], '1.05')  # The base knows less than all.
+    self.assertEqual(measured[-1], '0.65 %')
+    self.assertStartsWith(differences[0], '+0.00 ')
+    self.assertStartsWith(differences[1], '+1.05 [')
+    self.assertStartsWith(differences[2], '+0.000 [-0.1')
+
+  def test_an_arm_asked_other_questions_is_refused(self):
+    self._arm('test', 'city', 0, False)
+    other = runs.answers('city', 0, facts=20)
+    self._arm('ablations/loop_off', 'city', 0, False)
+    path = self.results / 'ablations/loop_off/city/s0/answers.jsonl.gz'
+    with gzip.open(path, 'wt') as out:
+      out.write('\n'.join(map(json.dumps, other)))
+    with self.assertRaisesRegex(ValueError, 'wanted the same'):
+      ablations.ablations(self.results)
+
+  def test_every_arm_changes_only_its_part(self):
+    folder = stored.RESULTS.parent
+    arms = {path.stem: path for path in folder.glob('ablations/*.flags')}
+    common = arms.pop('common')
+    self.assertEqual(arms.keys(), ablations.ARMS.keys())
+    parts = lambda path: {
+        name: value for name, value in dataclasses.asdict(
+            flags_lib.from_flagfile(
+                str(folder / 'test/city.flags'), f'--flagfile={path}')).items()}
+    default = parts(common)
+    for name, path in arms.items():
+      changed = parts(path)
+      self.assertEqual(
+          {key for key in default if default[key] != changed[key]},
+          {'edit', 'unlearn'} if name == 'floor_none_loop_off' else
+          {'unlearn'} if name == 'loop_off' else
+          {'circuit'} if name == 'random_circuit' else {'edit'})
 
 
 class GuidesTest(runs.TestCase):
