@@ -17,7 +17,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mansu_jax.models import layers
+from mansu_jax.models import blocks
 from mansu_jax.models import sites
 
 Rounding = Callable[[jax.Array], jax.Array]
@@ -83,7 +83,7 @@ def with_rounded_inputs(
 
   def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     if context.method_name == '__call__' and isinstance(
-        context.module, (layers.Attention, layers.Mlp)):
+        context.module, (blocks.Attention, blocks.Mlp)):
       args = (round_last_axes(args[0]), *args[1:])
     out = call(*args, **kwargs)
     if context.method_name == 'tap' and args[0] in _INPUTS_OF_O_AND_DOWN:

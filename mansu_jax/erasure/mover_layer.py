@@ -20,9 +20,10 @@ import numpy as np
 from mansu_jax import types
 from mansu_jax.erasure import spans
 from mansu_jax.erasure import transplant
+from mansu_jax.models import blocks
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
-from mansu_jax.models import layers as layers_lib
+from mansu_jax.models import places as places_lib
 from mansu_jax.runtime import progress
 from mansu_jax.runtime import sharding
 
@@ -69,18 +70,18 @@ def logits_by_layer(
         [rows.tokens, rows.tokens[source]], axis=1)).astype(jnp.float32)
     x = jnp.pad(embedded, [(0, 0), (0, config.num_layers), (0, 0)])
     place = transplant.positions(rows, config.num_layers)
-    rotary = layers_lib.rotary_tables(
-        config, jnp.concatenate([place[:, :width], place], axis=1))
     visible = transplant.mask(rows, config.num_layers)
     visible = jnp.pad(visible, [(0, 0), (width, 0), (width, 0)])
     visible = visible.at[:, :width, :width].set(
         jnp.tril(jnp.ones((width, width), bool)))
-    visible, block = visible[:, None, None], layers_lib.Block(config)
+    places = places_lib.find(
+        config, jnp.concatenate([place[:, :width], place], axis=1), visible)
+    block = blocks.Block(config)
 
     def one(x, inputs):
       weights, layer = inputs
       x = x.at[:, 2 * width + layer].set(transplant.at_last(x, rows))
-      return block.apply({'params': weights}, x, rotary, visible)
+      return block.apply({'params': weights}, x, layer, places)
 
     x, _ = jax.lax.scan(
         one, x, (params['layers'], jnp.arange(config.num_layers)))

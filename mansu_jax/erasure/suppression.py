@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ import numpy as np
 from mansu_jax import types
 from mansu_jax.erasure import lens
 from mansu_jax.models import config as model_config
-from mansu_jax.models import layers as layers_lib
+from mansu_jax.models import layers
 from mansu_jax.runtime import sharding
 
 _RIDGE = 1e-4  # Penalty, as a share of the mean squared hidden activation.
@@ -53,18 +52,16 @@ def hidden(
     config: model_config.ModelConfig, params: types.Params, last: types.Array
 ) -> types.Array:
   """Hidden activations [n, F] of the last MLP for input states [n, D]."""
-  mlp = {name: w[-1].astype(jnp.float32)
-         for name, w in params['layers']['mlp'].items()}
-  normed = layers_lib.rms_norm(
-      last, params['layers']['mlp_norm'][-1], config.norm_eps)
-  return nn.silu(normed @ mlp['gate']) * (normed @ mlp['up'])
+  weights = jax.tree.map(
+      lambda w: w[-1].astype(jnp.float32), params['layers'])
+  return layers.mlp_hidden(
+      weights['mlp'], layers.norm(config, weights, 'mlp_norm', last))
 
 
 def _logits(config, params, x, choices):
   """Logits [C] of some tokens from the residual [D] after all layers."""
   table = params.get('lm_head', params['embed'])
-  return table[choices] @ layers_lib.rms_norm(
-      x, params['final_norm'], config.norm_eps)
+  return table[choices] @ layers.norm(config, params, 'final_norm', x)
 
 
 def _others(choices, right, count):
@@ -144,8 +141,8 @@ def make(
   mlp = params['layers']['mlp']
   down = jnp.asarray(mlp['down'])
   down = down.at[-1].add((scale * change).astype(down.dtype))
-  layers = params['layers'] | {'mlp': mlp | {'down': down}}
-  return Control(params | {'layers': layers}, wanted, share(scale), scale,
+  edited = params['layers'] | {'mlp': mlp | {'down': down}}
+  return Control(params | {'layers': edited}, wanted, share(scale), scale,
                  scale * change)
 
 
@@ -162,8 +159,7 @@ def states(
   """
   inside = np.float64(sharding.to_host(hidden(config, params, base.last)))
   after = base.layers[:, -1] + (inside @ control.change).astype(np.float32)
-  final = layers_lib.rms_norm(
-      jnp.asarray(after), params['final_norm'], config.norm_eps)
+  final = layers.norm(config, params, 'final_norm', jnp.asarray(after))
   return lens.States(
       np.concatenate([base.layers[:, :-1], after[:, None]], 1), base.last,
       sharding.to_host(final))

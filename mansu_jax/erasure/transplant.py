@@ -16,9 +16,11 @@ import jax.numpy as jnp
 
 from mansu_jax import types
 from mansu_jax.erasure import spans
+from mansu_jax.models import blocks
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
-from mansu_jax.models import layers as layers_lib
+from mansu_jax.models import layers
+from mansu_jax.models import places as places_lib
 
 # By default, TPUs multiply in bfloat16.
 exact = functools.partial(jax.default_matmul_precision, 'float32')
@@ -62,7 +64,7 @@ def choice_logits(
     x: residual stream, [B, V, D].
     choices: first tokens of the choices, [B, C].
   """
-  hidden = layers_lib.rms_norm(x, params['final_norm'], config.norm_eps)
+  hidden = layers.norm(config, params, 'final_norm', x)
   table = params.get('lm_head', params['embed'])
   return jnp.einsum('BVD,BCD->BVC', hidden.astype(jnp.float32),
                     table[choices].astype(jnp.float32))
@@ -118,15 +120,14 @@ def _scan(config, params, x, rows, more, first, after_each, kept):
   Returns:
     The residual stream after all layers, and `kept`.
   """
-  rotary = layers_lib.rotary_tables(config, positions(rows, more))
-  visible = mask(rows, more)[:, None, None]
-  block = layers_lib.Block(config)
+  places = places_lib.find(config, positions(rows, more), mask(rows, more))
+  block = blocks.Block(config)
 
   def one(carry, index):
     x, kept = carry
     weights = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(
         leaf, index, keepdims=False), params['layers'])
-    new, _ = block.apply({'params': weights}, x, rotary, visible)
+    new, _ = block.apply({'params': weights}, x, index, places)
     return after_each(index, x, new, kept), None
 
   carry, _ = jax.lax.scan(
@@ -237,7 +238,7 @@ def with_values(
   return _attended(
       config, weights, last, base, weights,
       jnp.where(_inside(base, rows)[..., None], given, base), last,
-      (rows.lengths - 1)[:, None])[:, 0]
+      (rows.lengths - 1)[:, None], layer)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'layer'))
@@ -266,7 +267,7 @@ def routed(
   with exact():
     x = _attended(
         config, _layer(base, layer), before, before, _layer(reads, layer),
-        given, given, positions(rows, 0))
+        given, given, positions(rows, 0), layer)
     start = jnp.broadcast_to(
         at_last(x, rows), (config.num_layers - layer, *given[:, 0].shape))
 
@@ -285,11 +286,11 @@ def _layer(params: types.Params, layer: int) -> types.Params:
 def _attended(
     config: model_config.ModelConfig, looks: types.Params, queries: types.Array,
     keys: types.Array, reads: types.Params, values: types.Array,
-    residual: types.Array, at: types.Array) -> types.Array:
+    residual: types.Array, at: types.Array, layer: int) -> types.Array:
   """`layers.look_and_read` of queries at the positions `at`, int [B, Q]."""
   every = jnp.arange(keys.shape[1])[None]  # [1, W]
-  tables = functools.partial(layers_lib.rotary_tables, config)
-  return layers_lib.look_and_read(
+  places = places_lib.find(
+      config, at, every[:, None] <= at[..., None], every)
+  return layers.look_and_read(
       config, looks, queries, keys, reads, values, residual,
-      (tables(at), tables(every)),
-      (every[:, None] <= at[..., None])[:, None, None])
+      places.of_layer(config, layer))

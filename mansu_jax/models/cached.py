@@ -24,9 +24,11 @@ import jax
 import jax.numpy as jnp
 
 from mansu_jax import types
+from mansu_jax.models import blocks
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import layers
+from mansu_jax.models import places as places_lib
 from mansu_jax.runtime import sharding
 
 Cache = dict[str, types.Array]
@@ -84,11 +86,11 @@ def extend(
     As `prefill`.
   """
   slots = start[:, None] + jnp.arange(tokens.shape[1])[None]  # [B, T]
-  rotary = layers.rotary_tables(config, slots)
-  every = jnp.arange(cache['keys'].shape[2])[None, None]
-  mask = every <= slots[..., None]  # [B, T, S]
+  every = jnp.arange(cache['keys'].shape[2])[None]
+  places = places_lib.find(
+      config, slots, every[:, None] <= slots[..., None], remembered=every)
   x = decoder.embed(params, tokens).astype(jnp.float32)
-  block = layers.Block(config)
+  block = blocks.Block(config)
 
   def layer(carry, index):
     x, cache = carry
@@ -96,7 +98,7 @@ def extend(
     (x, _), new = block.apply(
         {'params': jax.tree.map(at, params['layers']),
          'cache': {'attn': jax.tree.map(at, cache) | {'start': start}}},
-        x, rotary, mask[:, None, None], mutable='cache')
+        x, index, places, mutable='cache')
     # A carried cache is updated in place; a scanned one would be copied.
     cache = {name: jax.lax.dynamic_update_index_in_dim(
         leaf, new['cache']['attn'][name], index, 0)
@@ -107,7 +109,7 @@ def extend(
       layer, (sharding.constrain_rows(x), _place(cache)),
       jnp.arange(config.num_layers))
   last = jnp.take_along_axis(x, length[:, None, None] - 1, axis=1)  # [B, 1, D]
-  hidden = layers.rms_norm(last, params['final_norm'], config.norm_eps)
+  hidden = layers.norm(config, params, 'final_norm', last)
   return hidden[:, 0], cache
 
 

@@ -26,7 +26,7 @@ from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import layers as layers_lib
 from mansu_jax.models import layout
-from mansu_jax.models import sites as sites_lib
+from mansu_jax.models import places as places_lib
 from mansu_jax.quant import affine
 from mansu_jax.quant import calibrated
 from mansu_jax.quant import layout as quant_layout
@@ -195,16 +195,18 @@ def encode_layers(
 ) -> dict[str, affine.AffineCodes]:
   """The compiled part of `encode`, without its checks."""
   length = tokens.shape[1]
-  rotary = layers_lib.rotary_tables(config, jnp.arange(length)[None])
-  mask = jnp.tril(jnp.ones((length, length), bool))[None, None, None]
+  places = places_lib.find(
+      config, jnp.arange(length)[None], places_lib.causal(length))
   x = decoder.embed(params, tokens).astype(jnp.float32)
 
-  def quantize_layer(x, weights):
+  def quantize_layer(x, numbered):
+    number, weights = numbered
     layer = _Layer(config, scheme, weights, real)
-    x = layer.attend(x, rotary, mask)
+    x = layer.attend(x, places.of_layer(config, number))
     return layer.feed_forward(x), layer.codes
 
-  _, codes = lax.scan(quantize_layer, x, params['layers'])
+  _, codes = lax.scan(
+      quantize_layer, x, (jnp.arange(config.num_layers), params['layers']))
   return {f'layers/{name}': leaf_codes for name, leaf_codes in codes.items()}
 
 
@@ -221,39 +223,33 @@ class _Layer:
     self.codes: dict[str, affine.AffineCodes] = {}
     self._config, self._scheme, self._real = config, scheme, real
 
-  def attend(self, x, rotary, mask):
+  def attend(self, x, places):
     """Quantizes q, k, v, o; returns the next residual stream [n, T, D]."""
     cfg = self._config
-    normed = layers_lib.rms_norm(x, self.weights['attn_norm'], cfg.norm_eps)
+    normed = layers_lib.norm(cfg, self.weights, 'attn_norm', x)
     self._quantize(('attn/q', 'attn/k', 'attn/v'), normed)
-    attention = layers_lib.Attention(cfg, (sites_lib.Site.HEAD_OUT,))
-    heads = self._run(
-        attention, 'attn', sites_lib.Site.HEAD_OUT, normed, rotary, mask)
+    heads = self._run('attn', lambda attn, row: layers_lib.attend_projected(
+        [layers_lib.project(attn, name, row) for name in 'qkv'], places),
+                      normed)
     # If query heads share a value head, v cannot absorb the scales of o.
     self._quantize(
         ('attn/o',), heads.reshape(*x.shape[:2], -1),
         foldable=cfg.num_heads == cfg.num_kv_heads)
-    return x + jnp.einsum('BTNH,NHD->BTD', heads, self.weights['attn']['o'])
+    return x + layers_lib.project_out(self.weights['attn'], heads)
 
   def feed_forward(self, x):
     """Quantizes gate, up, down; returns the next residual stream."""
-    cfg = self._config
-    normed = layers_lib.rms_norm(x, self.weights['mlp_norm'], cfg.norm_eps)
+    normed = layers_lib.norm(self._config, self.weights, 'mlp_norm', x)
     self._quantize(('mlp/gate', 'mlp/up'), normed)
-    mlp = layers_lib.Mlp(cfg, (sites_lib.Site.MLP_HIDDEN,))
-    hidden = self._run(mlp, 'mlp', sites_lib.Site.MLP_HIDDEN, normed)
+    hidden = self._run('mlp', layers_lib.mlp_hidden, normed)
     self._quantize(('mlp/down',), hidden)
     return x + layers_lib.project_down(hidden, self.weights['mlp']['down'])
 
-  def _run(self, module, part, site, x, *args):
-    """Activations at a site of a module, [n, T, ...], in row batches."""
-    def run_row(row):
-      _, state = module.apply(
-          {'params': self.weights[part]}, row[None], *args,
-          mutable=['intermediates'])
-      return state['intermediates'][str(site)][0][0]
+  def _run(self, part, function, x):
+    """What a function of a part's weights makes of [n, T, D], by row batch."""
     rows = max(1, _BATCH_TOKENS // x.shape[1])
-    return lax.map(run_row, x, batch_size=min(rows, len(x)))
+    return lax.map(lambda row: function(self.weights[part], row[None])[0], x,
+                   batch_size=min(rows, len(x)))
 
   def _quantize(
       self, names: Sequence[str], inputs: types.Array, *,

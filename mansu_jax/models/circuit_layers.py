@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from mansu_jax import types
+from mansu_jax.models import blocks
 from mansu_jax.models import config as config_lib
-from mansu_jax.models import layers as layers_lib
+from mansu_jax.models import layers
 from mansu_jax.models import lora
+from mansu_jax.models import places as places_lib
 from mansu_jax.runtime import memory
 from mansu_jax.runtime import sharding
 
@@ -66,8 +68,7 @@ def run_layers(
     config: config_lib.ModelConfig,
     stacked: types.Params,  # leaves [L, ...]
     x: types.Array,  # [B, T, D]
-    rotary: tuple[types.Array, types.Array],  # each [B, T, 1, H / 2]
-    mask: types.Array,  # [B or 1, 1, 1, T, S] bool
+    places: places_lib.Places,
     *,
     first: int,
     stop: int,
@@ -88,8 +89,7 @@ def run_layers(
     config: Config of the model; static under jit.
     stacked: `layers` of the params.
     x: Residual stream before layer `first`.
-    rotary: Result of `layers.rotary_tables`.
-    mask: True where a token may attend.
+    places: Where the tokens stand.
     first: First layer to run; static under jit.
     stop: First layer not to run; static under jit.
     circuit: `layers` of a circuit collection for the layers `start` to
@@ -120,9 +120,9 @@ def run_layers(
     raise ValueError(
         f'Layer {again.layer} is to run again, but the circuit\'s layers are'
         f' {start} to {start + rows - 1}; wanted one of these.')
-  block = layers_lib.Block(config)
+  block = blocks.Block(config)
 
-  def layer(x, rotary, mask, index, circuit_layer, adapter):
+  def layer(x, places, index, circuit_layer, adapter):
     weights = jax.tree.map(
         lambda leaf: jax.lax.dynamic_index_in_dim(
             leaf, index, keepdims=False), stacked)
@@ -131,7 +131,7 @@ def run_layers(
     variables = {'params': weights}
     if circuit_layer is not None:
       variables['circuit'] = circuit_layer
-    return block.apply(variables, x, rotary, mask)
+    return block.apply(variables, x, index, places)
 
   if remat:
     layer = jax.checkpoint(layer, prevent_cse=False, policy=remat_policy(
@@ -140,36 +140,31 @@ def run_layers(
   def run(state, begin, end, circuit: Any = None):
     if begin == end:
       return state
-    x, rotary, mask = state
+    x, places = state
     x, _ = jax.lax.scan(
-        lambda x, inputs: layer(x, rotary, mask, *inputs), x,
+        lambda x, inputs: layer(x, places, *inputs), x,
         (jnp.arange(begin, end), circuit, jax.tree.map(
             lambda leaf: leaf[begin:end], adapters)))
-    return x, rotary, mask
+    return x, places
 
   def edited(state, begin, end):
     return run(state, begin, end, jax.tree.map(
         lambda leaf: leaf[begin - start:end - start], circuit))
 
-  state = run((x, rotary, mask), first, start)
+  state = run((x, places), first, start)
   if again is None:
     state = run(state, start, start + rows, circuit)
   else:
     own = edited(state, start, again.layer)
-    looks, *_ = run(_take(state, again.rows), start, again.layer)
-    values, *around = _take(own, again.rows)
+    again_places = places.rows(again.rows)
+    looks, _ = run((state[0][again.rows], again_places), start, again.layer)
+    values = own[0][again.rows]
     weights = jax.tree.map(lambda leaf: leaf[again.layer], stacked)
-    read = layers_lib.look_and_read(
+    read = layers.look_and_read(
         config, weights, looks, looks, weights, values, values,
-        (around[0], around[0]), around[1])
-    state = jax.tree.map(
-        lambda a, b: a if a.shape[0] == 1 else jnp.concatenate([a, b]),
-        edited(own, again.layer, again.layer + 1), (read, *around))
-    state = edited(state, again.layer + 1, start + rows)
+        again_places.of_layer(config, again.layer))
+    x, _ = edited(own, again.layer, again.layer + 1)
+    state = edited(
+        (jnp.concatenate([x, read]), places.followed_by(again_places)),
+        again.layer + 1, start + rows)
   return run(state, start + rows, stop)[0]
-
-
-def _take(state: types.PyTree, rows: types.Array) -> types.PyTree:
-  """Some rows of arrays [B, ...]; those of one row for all stay."""
-  return jax.tree.map(
-      lambda leaf: leaf if leaf.shape[0] == 1 else leaf[rows], state)

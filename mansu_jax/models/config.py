@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,6 +69,20 @@ class RopeScaling:
           ' wanted none. Remove them from `rope_scaling`.')
 
 
+class LayerKind(NamedTuple):
+  """What a layer's attention has of its own.
+
+  Attributes:
+    window: number of last tokens, its own included, that a token reads; 0: all.
+    rope_theta: see `ModelConfig`.
+    rope_scaling: see `ModelConfig`.
+  """
+
+  window: int
+  rope_theta: float
+  rope_scaling: RopeScaling | None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
   """All that defines a decoder besides its weights; hashable, so static.
@@ -83,6 +98,8 @@ class ModelConfig:
     d_ff: F, width of the MLP.
     rope_theta: Base of the rotary frequencies.
     rope_scaling: Scaling of the rotary frequencies, or None.
+    windows: For each layer, the number of last tokens, its own included, that a
+      token reads, or 0 for all; empty if all layers read all tokens.
     norm_eps: Constant added to the mean square in each RMSNorm.
     tie_embeddings: Whether the unembedding is the embedding.
     max_position: Context length of the model, in tokens.
@@ -110,6 +127,7 @@ class ModelConfig:
   d_ff: int
   rope_theta: float = 10_000.0
   rope_scaling: RopeScaling | None = None
+  windows: tuple[int, ...] = ()
   norm_eps: float = 1e-5
   tie_embeddings: bool = False
   max_position: int = 2048
@@ -141,6 +159,27 @@ class ModelConfig:
         raise ValueError(
             f'Model config has {name} = {_short(value)}; wanted a positive'
             ' finite number. Correct the model config.')
+    if self.windows and len(self.windows) != self.num_layers or not all(
+        isinstance(x, int) and 0 <= x < _MOST for x in self.windows):
+      raise ValueError(
+          f'Model config has windows = {_short(self.windows)}; wanted none, or'
+          f' {self.num_layers} integers from 0 on, one per layer. Correct the'
+          ' model config.')
+
+  @functools.cached_property
+  def _kind_by_layer(self) -> tuple[LayerKind, ...]:
+    return tuple(LayerKind(window, self.rope_theta, self.rope_scaling)
+                 for window in self.windows or (0,) * self.num_layers)
+
+  @functools.cached_property
+  def kinds(self) -> tuple[LayerKind, ...]:
+    """The kinds of layers, each once."""
+    return tuple(dict.fromkeys(self._kind_by_layer))
+
+  @functools.cached_property
+  def kind_of_layer(self) -> tuple[int, ...]:
+    """The number of each layer's kind among `kinds`."""
+    return tuple(map(self.kinds.index, self._kind_by_layer))
 
 
 def differences(

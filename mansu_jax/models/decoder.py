@@ -43,9 +43,11 @@ import jax
 import jax.numpy as jnp
 
 from mansu_jax import types
+from mansu_jax.models import blocks
 from mansu_jax.models import circuit_layers
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layers
+from mansu_jax.models import places as places_lib
 from mansu_jax.models import sites as sites_lib
 from mansu_jax.runtime import sharding
 
@@ -90,14 +92,14 @@ class Decoder(nn.Module):
     if embeddings is None:
       embeddings = embed({'embed': table}, tokens)
     x = sharding.constrain_rows(embeddings.astype(self.dtype))
-    rotary = layers.rotary_tables(cfg, _positions(positions, x.shape[1]))
-    mask = _mask(attention_mask, x.shape[1])
+    places = _places(cfg, positions, attention_mask, x.shape[1])
     stack = self._stack(x.shape[0] * x.shape[1])
-    x, _ = stack(cfg, self.sites, name='layers')(x, rotary, mask)
-    return layers.rms_norm(x, scale, cfg.norm_eps)
+    x, _ = stack(cfg, self.sites, name='layers')(
+        x, jnp.arange(cfg.num_layers), places)
+    return layers.norm(cfg, {'final_norm': scale}, 'final_norm', x)
 
   def _stack(self, tokens: int) -> Any:
-    block = layers.Block
+    block = blocks.Block
     if self.remat:
       block = nn.remat(
           block, prevent_cse=False, policy=circuit_layers.remat_policy(
@@ -107,7 +109,7 @@ class Decoder(nn.Module):
         block,
         variable_axes={collection: 0 for collection in stacked},
         split_rngs={'params': True},
-        in_axes=nn.broadcast,
+        in_axes=(0, nn.broadcast),
         length=self.config.num_layers)
 
 
@@ -115,25 +117,13 @@ def _positions(positions: Array | None, length: int) -> Array:
   return jnp.arange(length)[None] if positions is None else positions
 
 
-def _mask(attention_mask: Array | None, length: int) -> Array:
-  """Returns bool [B or 1, 1, 1, T, S], causal by default."""
-  if attention_mask is None:
-    attention_mask = jnp.tril(jnp.ones((1, length, length), bool))
-  return attention_mask[:, None, None]
-
-
-def segment_mask(
-    positions: Array,  # [B, T] int32, within the segment
-    segments: Array,  # [B, T] int32, segment number of each token
-) -> Array:
-  """Causal mask of packed rows: tokens attend within their segment.
-
-  Returns:
-    bool [B, T, S].
-  """
-  same = segments[:, :, None] == segments[:, None, :]
-  before = positions[:, :, None] >= positions[:, None, :]
-  return same & before
+def _places(
+    config: ModelConfig, positions: Array | None, mask: Array | None,
+    length: int) -> places_lib.Places:
+  """Positions 0 .. T-1 and a causal mask by default."""
+  return places_lib.find(
+      config, _positions(positions, length),
+      places_lib.causal(length) if mask is None else mask)
 
 
 def embed(
@@ -186,7 +176,7 @@ def forward(
     attention_mask: True where query t may attend to key s; causal by default. A
       row without True attends uniformly: mask its loss.
     segments: Segment number of each token in packed rows, instead of a mask;
-      see `segment_mask`.
+      see `places.packed`.
     circuit: Weights that replace slices of `params` (see the module docstring).
     circuit_start: Layer of the circuit's first row; static under jit. Optional
       if the circuit has a row for every layer.
@@ -214,14 +204,14 @@ def forward(
         {'params': params}, tokens, embeddings=embeddings,
         positions=positions, attention_mask=attention_mask)
   x = embed(params, tokens) if embeddings is None else embeddings
-  rotary = layers.rotary_tables(config, _positions(positions, x.shape[1]))
   x = circuit_layers.run_layers(
       config, params['layers'], sharding.constrain_rows(x.astype(dtype)),
-      rotary, _mask(attention_mask, x.shape[1]), first=first_layer,
-      stop=config.num_layers, circuit=circuit and circuit['layers'],
-      start=circuit_start, adapters=adapters and adapters['layers'],
-      adapter_scale=adapter_scale, again=again, remat=remat)
-  return layers.rms_norm(x, params['final_norm'], config.norm_eps)
+      _places(config, positions, attention_mask, x.shape[1]),
+      first=first_layer, stop=config.num_layers,
+      circuit=circuit and circuit['layers'], start=circuit_start,
+      adapters=adapters and adapters['layers'], adapter_scale=adapter_scale,
+      again=again, remat=remat)
+  return layers.norm(config, params, 'final_norm', x)
 
 
 def run_prefix(
@@ -255,10 +245,10 @@ def run_prefix(
   """
   attention_mask = _resolve_mask(
       tokens, None, positions, attention_mask, segments)
-  rotary = layers.rotary_tables(config, _positions(positions, tokens.shape[1]))
   return circuit_layers.run_layers(
-      config, params['layers'], embed(params, tokens).astype(dtype), rotary,
-      _mask(attention_mask, tokens.shape[1]), first=0, stop=layer)
+      config, params['layers'], embed(params, tokens).astype(dtype),
+      _places(config, positions, attention_mask, tokens.shape[1]), first=0,
+      stop=layer)
 
 
 def forward_with_taps(
@@ -357,7 +347,8 @@ def _resolve_mask(
     raise ValueError(
         'The decoder got an attention mask and segments; wanted at most one.'
         ' Leave one out.')
-  return segment_mask(_positions(positions, segments.shape[1]), segments)
+  return places_lib.packed(
+      _positions(positions, segments.shape[1]), segments)
 
 
 def _perturbations(

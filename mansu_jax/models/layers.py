@@ -1,174 +1,88 @@
-"""Parts of the decoder: norm, rotary positions, attention, MLP, block.
+"""What a layer computes, as pure functions on the weights of one layer.
 
-Norms, softmax and rotary positions use float32 for every compute dtype. Modules
-read the optional collections `circuit` (see `decoder.py`) and `cache` (see
-`cached.py`); without these, they run no extra operations.
+Each part of the computation stands here once. The decoder, edge attribution,
+patching, calibration and the controls call these functions, so that a model's
+norms, positions and activations are the same everywhere. Norms, softmax and
+rotary positions use float32 for every compute dtype.
+
+A layer's weights are the nested dict of `decoder`, without the leading L:
+
+    attn_norm, mlp_norm [D]
+    attn: q [D, N, H], k, v [D, K, H], o [N, H, D]
+    mlp: gate, up [D, F], down [F, D]
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
-from mansu_jax.models import sites as sites_lib
+from mansu_jax.models import places as places_lib
+from mansu_jax.models import rotary
 from mansu_jax.runtime import memory
 
 Array = types.Array
-Site = sites_lib.Site
+Params = types.Params
+ModelConfig = config_lib.ModelConfig
+Places = places_lib.Places
 
-_MATRIX_INIT = nn.initializers.normal(0.02)
 
+def norm(config: ModelConfig, weights: Params, name: str, x: Array) -> Array:
+  """A norm of the residual stream [..., D].
 
-def rms_norm(
-    x: Array,  # [B, T, D]
-    scale: Array,  # [D]
-    eps: float,
-) -> Array:
-  """Root-mean-square norm (Zhang and Sennrich, 2019), in float32."""
+  Args:
+    config: Config of the model.
+    weights: Params of the layer, or of the model for its last norm.
+    name: `attn_norm`, `mlp_norm` or `final_norm`.
+    x: Its input.
+  """
   x32 = x.astype(jnp.float32)
-  mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
-  normed = x32 * jax.lax.rsqrt(mean_square + eps)
-  scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
-  return (normed * scale).astype(x.dtype)
+  scale = norm_scale(config, weights, name)
+  return (x32 * inverse_size(config, x32) * scale.reshape(
+      (1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-def rotary_frequencies(config: config_lib.ModelConfig) -> np.ndarray:
-  """Angle per position of each rotary pair in radians, float32 [H / 2]."""
-  scaling = config.rope_scaling
-  frequencies = _unscaled_frequencies(config)
-  if scaling is not None and scaling.kind == 'linear':
-    frequencies = frequencies / scaling.factor
-  elif scaling is not None:
-    frequencies = frequencies * llama3_shrinkage(config)
-  return frequencies.astype(np.float32)
+def inverse_size(config: ModelConfig, x: Array) -> Array:
+  """Root-mean-square norm's factor (Zhang and Sennrich, 2019), [..., 1]."""
+  mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
+  return jax.lax.rsqrt(mean_square + config.norm_eps)
 
 
-def llama3_shrinkage(config: config_lib.ModelConfig) -> np.ndarray:
-  """Factors of `llama3` scaling for each frequency, float64 [H / 2]."""
-  scaling = config.rope_scaling
-  # Divides fully below the low band and not at all above the high band.
-  turns = scaling.original_max_position * _unscaled_frequencies(config) / (
-      2 * math.pi)
-  width = scaling.high_freq_factor - scaling.low_freq_factor
-  keep = np.clip((turns - scaling.low_freq_factor) / width, 0.0, 1.0)
-  return keep + (1.0 - keep) / scaling.factor
+def norm_scale(config: ModelConfig, weights: Params, name: str) -> Array:
+  """What a norm multiplies each axis of the stream with, float32 [D]."""
+  del config
+  return weights[name].astype(jnp.float32)
 
 
-def _unscaled_frequencies(config: config_lib.ModelConfig) -> np.ndarray:
-  return config.rope_theta**-(
-      np.arange(0, config.d_head, 2) / config.d_head)
-
-
-def rotary_tables(
-    config: config_lib.ModelConfig,
-    positions: Array,  # [B, T]
-) -> tuple[Array, Array]:
-  """Cosines and sines, each float32 [B, T, 1, H / 2]."""
-  angles = positions.astype(jnp.float32)[..., None, None]
-  angles = angles * rotary_frequencies(config)[None, None, None]
-  return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(
-    x: Array,  # [B, T, N, H]
-    rotary: tuple[Array, Array],  # each [B, T, 1, H / 2]
+def project(
+    attn: Params,
+    name: str,
+    x: Array,  # [B, T, D], after the norm
 ) -> Array:
-  """Applies rotary positions (Su et al., 2021); pairs are (h, h + H / 2)."""
-  cos, sin = rotary
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  out = jnp.concatenate(
-      [first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return out.astype(x.dtype)
+  """Projects to the heads of `q`, `k` or `v`, [B, T, N or K, H]."""
+  return einsum('BTD,DNH->BTNH', x, attn[name])
 
 
-class _Tapped(nn.Module):
-  """A module with named activations to read, patch and perturb."""
-
-  def tap(self, site: Site, x: Array) -> Array:
-    """Patches, sows and perturbs `x`; by default returns `x` unchanged."""
-    patch = self.get_variable('patches', str(site))
-    if patch is not None:
-      keep = patch['keep'].reshape(1, 1, -1, *(1,) * (x.ndim - 3))
-      x = jnp.where(keep > 0, x, patch['value'].astype(x.dtype))
-    if site not in self.sites:
-      return x
-    self.sow('intermediates', str(site), x)
-    return self.perturb(str(site), x)
-
-  def circuit(self, name: str) -> Array | None:
-    """Leaf of the `circuit` collection, or None."""
-    return self.get_variable('circuit', name)
+def place_heads(
+    name: str,
+    projected: Array,  # [B, T, N or K, H]
+    places: Places,
+) -> Array:
+  """Queries, keys or values from their projections, of the same shape."""
+  if name == 'v':
+    return projected
+  return rotary.rotate(
+      projected, places.queries if name == 'q' else places.keys)
 
 
-class Attention(_Tapped):
-  """Causal grouped-query attention with rotary positions."""
-
-  config: config_lib.ModelConfig
-  sites: tuple[Site, ...] = ()
-
-  def setup(self):
-    cfg = self.config
-    width, head = cfg.d_model, cfg.d_head
-    query_heads, kv_heads = cfg.num_heads, cfg.num_kv_heads
-    self.q = self.param('q', _MATRIX_INIT, (width, query_heads, head))
-    self.k = self.param('k', _MATRIX_INIT, (width, kv_heads, head))
-    self.v = self.param('v', _MATRIX_INIT, (width, kv_heads, head))
-    self.o = self.param('o', _MATRIX_INIT, (query_heads, head, width))
-
-  def __call__(
-      self,
-      x: Array,  # [B, T, D]
-      rotary: tuple[Array, Array],  # each [B, T, 1, H / 2]
-      mask: Array,  # [B, 1, 1, T, S] bool, True = may attend
-  ) -> Array:  # [B, T, D]
-    queries = rotate(self._heads(x, 'q', 'head_onehot'), rotary)
-    keys = rotate(self._heads(x, 'k', 'kv_onehot'), rotary)
-    values = self._heads(x, 'v', 'kv_onehot')
-    keys = self._remember('keys', keys)
-    values = self._remember('values', values)
-    out = self.tap(Site.HEAD_OUT, attend(queries, keys, values, mask))
-    return self._project_out(out)
-
-  def _heads(self, x: Array, name: str, onehot_name: str) -> Array:
-    """Projects [B, T, D] to [B, T, N or K, H]; replaces circuit heads."""
-    heads = _einsum('BTD,DNH->BTNH', x, getattr(self, name))
-    weight = self.circuit(name)  # [m, D, H]
-    if weight is None:
-      return heads
-    onehot = self.circuit(onehot_name).astype(x.dtype)  # [m, N]
-    circuit_heads = _einsum('BTD,mDH->BTmH', x, weight)
-    keep = 1 - onehot.sum(0)  # [N]
-    return heads * keep[None, None, :, None] + _einsum(
-        'BTmH,mN->BTNH', circuit_heads, onehot)
-
-  def _remember(self, name: str, new: Array) -> Array:
-    """Writes [B, T, K, H] into the cache; returns [B, S, K, H], or `new`."""
-    cached = self.get_variable('cache', name)
-    if cached is None:
-      return new
-    start = self.get_variable('cache', 'start')  # [B]
-    slots = start[:, None] + jnp.arange(new.shape[1])[None]  # [B, T]
-    cached = cached.at[jnp.arange(new.shape[0])[:, None], slots].set(
-        new.astype(cached.dtype), mode='drop')
-    self.put_variable('cache', name, cached)
-    return cached
-
-  def _project_out(self, heads: Array) -> Array:  # [B, T, N, H]
-    weight = self.circuit('o')  # [m, H, D]
-    if weight is None:
-      return _einsum('BTNH,NHD->BTD', heads, self.o)
-    onehot = self.circuit('head_onehot').astype(heads.dtype)  # [m, N]
-    keep = 1 - onehot.sum(0)  # [N]
-    circuit_heads = _einsum('BTNH,mN->BTmH', heads, onehot)
-    return (
-        _einsum('BTNH,NHD->BTD', heads * keep[None, None, :, None], self.o)
-        + _einsum('BTmH,mHD->BTD', circuit_heads, weight))
+def heads(attn: Params, name: str, x: Array, places: Places) -> Array:
+  """Queries, keys or values, of `q`, `k` or `v`; see `project`."""
+  return place_heads(name, project(attn, name, x), places)
 
 
 def attend(
@@ -196,31 +110,46 @@ def attend(
   return out.reshape(batch, length, num_heads, d_head)
 
 
-class Mlp(_Tapped):
-  """Gated MLP: down(silu(gate(x)) * up(x)) (Shazeer, 2020)."""
+def attend_projected(
+    projected: Sequence[Array],  # [B, T, N, H], and two of [B, T, K or N, H]
+    places: Places,
+) -> Array:
+  """Attention [B, T, N, H] from the projections to `q`, `k` and `v`."""
+  return attend(*(place_heads(name, one, places)
+                  for name, one in zip('qkv', projected)), places.mask)
 
-  config: config_lib.ModelConfig
-  sites: tuple[Site, ...] = ()
 
-  @nn.compact
-  def __call__(self, x: Array) -> Array:  # [B, T, D] -> [B, T, D]
-    width, hidden = self.config.d_model, self.config.d_ff
-    gate = self.param('gate', _MATRIX_INIT, (width, hidden))
-    up = self.param('up', _MATRIX_INIT, (width, hidden))
-    down = self.param('down', _MATRIX_INIT, (hidden, width))
-    a = nn.silu(_einsum('BTD,DF->BTF', x, gate))
-    a = self.tap(Site.MLP_HIDDEN, a * _einsum('BTD,DF->BTF', x, up))
-    keep = self.circuit('keep')  # [F]
-    if keep is None:
-      return project_down(a, down)
-    keep = keep.astype(x.dtype)[None, None]
-    return project_down(a * keep, down) + self._circuit_neurons(x)
+def project_out(
+    attn: Params,
+    heads_: Array,  # [B, T, N, H]
+) -> Array:
+  """The output of attention, [B, T, D]."""
+  return einsum('BTNH,NHD->BTD', heads_, attn['o'])
 
-  def _circuit_neurons(self, x: Array) -> Array:
-    """Output of the circuit's neurons; padded slices add zero."""
-    a = nn.silu(_einsum('BTD,nD->BTn', x, self.circuit('gate')))
-    a = a * _einsum('BTD,nD->BTn', x, self.circuit('up'))
-    return _einsum('BTn,nD->BTD', a, self.circuit('down'))
+
+def for_query_heads(
+    config: ModelConfig, x: Array, axis: int) -> Array:
+  """Repeats what key/value heads have for each of their query heads."""
+  return jnp.repeat(x, config.num_heads // config.num_kv_heads, axis=axis)
+
+
+def mlp_inputs(
+    mlp: Params,
+    x: Array,  # [..., D], after the norm
+) -> tuple[Array, ...]:
+  """What the activation takes: the projections to `gate` and `up`, [..., F]."""
+  return tuple(einsum('...D,DF->...F', x, mlp[name]) for name in ('gate', 'up'))
+
+
+def activate(inputs: Sequence[Array]) -> Array:
+  """Hidden activations silu(gate) * up (Shazeer, 2020), of the same shape."""
+  gate, up = inputs
+  return nn.silu(gate) * up
+
+
+def mlp_hidden(mlp: Params, x: Array) -> Array:
+  """Hidden activations [..., F] of the MLP for its normed input [..., D]."""
+  return activate(mlp_inputs(mlp, x))
 
 
 def project_down(
@@ -236,52 +165,32 @@ def project_down(
   take 2 % more forward time. Other devices accumulate in hardware blocks.
   """
   if memory.platform() != 'cpu':
-    return _einsum('BTF,FD->BTD', a, weight)
+    return einsum('BTF,FD->BTD', a, weight)
   parts = zip(jnp.array_split(a, 8, axis=-1), jnp.array_split(weight, 8))
-  return sum(_einsum('BTF,FD->BTD', x, w) for x, w in parts)
+  return sum(einsum('BTF,FD->BTD', x, w) for x, w in parts)
 
 
-class Block(_Tapped):
-  """One layer: attention and MLP, each with a norm and a residual."""
-
-  config: config_lib.ModelConfig
-  sites: tuple[Site, ...] = ()
-
-  @nn.compact
-  def __call__(
-      self,
-      x: Array,  # [B, T, D]
-      rotary: tuple[Array, Array],  # each [B, T, 1, H / 2]
-      mask: Array,  # [B, 1, 1, T, S] bool
-  ) -> tuple[Array, None]:
-    cfg = self.config
-    ones = nn.initializers.ones
-    attn_norm = self.param('attn_norm', ones, (cfg.d_model,))
-    mlp_norm = self.param('mlp_norm', ones, (cfg.d_model,))
-    out = Attention(cfg, self.sites, name='attn')(
-        rms_norm(x, attn_norm, cfg.norm_eps), rotary, mask)
-    x = x + self.tap(Site.ATTN_OUT, out)
-    out = Mlp(cfg, self.sites, name='mlp')(
-        rms_norm(x, mlp_norm, cfg.norm_eps))
-    x = x + self.tap(Site.MLP_OUT, out)
-    return self.tap(Site.RESIDUAL, x), None
-
-
-def _einsum(spec: str, x: Array, weight: Array) -> Array:
+def einsum(spec: str, x: Array, weight: Array) -> Array:
   """An einsum with the weight cast to the compute dtype."""
   return jnp.einsum(spec, x, weight.astype(x.dtype))
 
 
+def feed_forward(config: ModelConfig, weights: Params, x: Array) -> Array:
+  """The residual stream [B, T, D] after the MLP, from that before it."""
+  normed = norm(config, weights, 'mlp_norm', x)
+  return x + project_down(
+      mlp_hidden(weights['mlp'], normed), weights['mlp']['down'])
+
+
 def look_and_read(
-    config: config_lib.ModelConfig,
-    looks: types.Params,
+    config: ModelConfig,
+    looks: Params,
     queries: Array,  # [B, Q, D]
     keys: Array,  # [B, T, D]
-    reads: types.Params,
+    reads: Params,
     values: Array,  # [B, T, D]
     residual: Array,  # [B, Q, D]
-    rotary: tuple[tuple[Array, Array], tuple[Array, Array]],
-    mask: Array,  # [B or 1, 1, 1, Q, T] bool
+    places: Places,
 ) -> Array:  # [B, Q, D]
   """Runs a layer that looks at some states and reads others.
 
@@ -293,15 +202,11 @@ def look_and_read(
     reads: Weights of the layer for all else.
     values: The states that its values map.
     residual: The states to which its outputs are added.
-    rotary: Results of `rotary_tables` for the queries and for the keys.
-    mask: True where a query may attend.
+    places: Of this layer, for the queries and keys.
   """
-  norm = lambda x, weights: rms_norm(x, weights['attn_norm'], config.norm_eps)
-  project = lambda x, w: _einsum('BTD,DNH->BTNH', x, w)
-  out = attend(
-      rotate(project(norm(queries, looks), looks['attn']['q']), rotary[0]),
-      rotate(project(norm(keys, looks), looks['attn']['k']), rotary[1]),
-      project(norm(values, reads), reads['attn']['v']), mask)
-  x = residual + _einsum('BTNH,NHD->BTD', out, reads['attn']['o'])
-  return x + Mlp(config).apply({'params': reads['mlp']}, rms_norm(
-      x, reads['mlp_norm'], config.norm_eps))
+  states = {'q': (looks, queries), 'k': (looks, keys), 'v': (reads, values)}
+  out = attend(*(
+      heads(weights['attn'], name, norm(config, weights, 'attn_norm', x),
+            places) for name, (weights, x) in states.items()), places.mask)
+  return feed_forward(
+      config, reads, residual + project_out(reads['attn'], out))

@@ -35,15 +35,14 @@ class StatesTest(parameterized.TestCase):
       np.testing.assert_allclose(got.final[i], hidden[0, -1], atol=1e-5)
       np.testing.assert_array_equal(
           got.layers[i, 0], _PARAMS['embed'][prompt[-1]])
-    normed = layers.rms_norm(
-        got.layers[:, -1], _PARAMS['final_norm'], _CONFIG.norm_eps)
+    normed = layers.norm(_CONFIG, _PARAMS, 'final_norm', got.layers[:, -1])
     np.testing.assert_allclose(normed, got.final, atol=1e-5)
 
   def test_last_state_is_the_input_of_the_last_mlp(self):
     got = lens.states(_CONFIG, _PARAMS, _prompts())
-    mlp = {k: w[-1] for k, w in _PARAMS['layers']['mlp'].items()}
-    x = layers.rms_norm(
-        got.last, _PARAMS['layers']['mlp_norm'][-1], _CONFIG.norm_eps)
+    weights = jax.tree.map(lambda w: w[-1], _PARAMS['layers'])
+    mlp, x = weights['mlp'], layers.norm(
+        _CONFIG, weights, 'mlp_norm', got.last)
     out = (jax.nn.silu(x @ mlp['gate']) * (x @ mlp['up'])) @ mlp['down']
     np.testing.assert_allclose(
         got.last + out, got.layers[:, -1], rtol=1e-5, atol=1e-5)

@@ -7,7 +7,8 @@ import numpy as np
 
 from mansu_jax.erasure import spans
 from mansu_jax.erasure import transplant
-from mansu_jax.models import layers as layers_lib
+from mansu_jax.models import layers
+from mansu_jax.models import rotary
 from tests.erasure import span_cases
 
 _CONFIG, _PARAMS, _LAYER = (
@@ -82,13 +83,14 @@ class TransplantTest(absltest.TestCase):
       own = span_cases.before(_PARAMS, ids, _LAYER)
       mixed = own.copy()
       mixed[0, 1:-1] = np.asarray(self.given.before)[i, 1:len(ids) - 1]
-      norm = lambda x, scale: layers_lib.rms_norm(
-          jnp.asarray(x), scale, _CONFIG.norm_eps)
-      rotary = layers_lib.rotary_tables(_CONFIG, np.arange(len(ids))[None])
-      normed = norm(own, weights['attn_norm'])
-      q, k = (layers_lib.rotate(jnp.einsum(
-          'BTD,DNH->BTNH', normed, attn[name]), rotary) for name in 'qk')
-      v = jnp.einsum('BTD,DNH->BTNH', norm(mixed, weights['attn_norm']),
+      norm = lambda x, name: layers.norm(
+          _CONFIG, weights, name, jnp.asarray(x))
+      tables = rotary.tables(
+          _CONFIG, np.arange(len(ids))[None], _CONFIG.kinds[0])
+      normed = norm(own, 'attn_norm')
+      q, k = (rotary.rotate(jnp.einsum(
+          'BTD,DNH->BTNH', normed, attn[name]), tables) for name in 'qk')
+      v = jnp.einsum('BTD,DNH->BTNH', norm(mixed, 'attn_norm'),
                      attn['v'])
       out = np.zeros(_CONFIG.d_model)
       for head in range(_CONFIG.num_heads):
@@ -97,7 +99,7 @@ class TransplantTest(absltest.TestCase):
         out += (jax.nn.softmax(scores) @ v[0, :, group]) @ attn['o'][head]
       x = span_cases.before(_PARAMS, ids, _LAYER + 1)
       last = own[0, -1] + out
-      hidden = norm(last[None, None], weights['mlp_norm'])
+      hidden = norm(last[None, None], 'mlp_norm')
       mlp = weights['mlp']
       gate = jax.nn.silu(hidden @ mlp['gate']) * (hidden @ mlp['up'])
       x[0, -1] = last + (gate @ mlp['down'])[0, 0]

@@ -62,8 +62,8 @@ def _inputs(cfg, params, tokens):
   taps = {site: values[0] for site, values in taps.items()}
   x = decoder.embed(params, tokens)
   after = x + taps[sites.Site.ATTN_OUT]
-  norm = lambda x, name: layers.rms_norm(
-      x, params['layers'][name][0], cfg.norm_eps)
+  weights = jax.tree.map(lambda w: w[0], params['layers'])
+  norm = lambda x, name: layers.norm(cfg, weights, name, x)
   heads = taps[sites.Site.HEAD_OUT]
   return {'attn/q': norm(x, 'attn_norm'), 'attn/v': norm(x, 'attn_norm'),
           'attn/o': heads.reshape(*heads.shape[:2], -1),

@@ -181,8 +181,8 @@ class CircuitTest(parameterized.TestCase):
         self.cfg, self.base, before[0], edited, before[1], self.base, prompts,
         layer)[:, -1]
     np.testing.assert_allclose(
-        got[size:, -1], layers.rms_norm(
-            want, self.base['final_norm'], self.cfg.norm_eps)[rows],
+        got[size:, -1], layers.norm(
+            self.cfg, self.base, 'final_norm', want)[rows],
         rtol=1e-4, atol=1e-4)
     self.assertGreater(np.abs(got[size:] - got[:size][rows]).max(), 0.1)
 

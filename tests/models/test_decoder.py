@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mansu_jax.models import decoder
+from mansu_jax.models import places
 from mansu_jax.models import sites as sites_lib
 from mansu_jax.models.io import loading
 from tests.models import tiny
@@ -28,7 +29,8 @@ class ForwardTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('grouped', {}),
       ('full', {'num_kv_heads': 4}),
-      ('single', {'num_kv_heads': 1, 'tie_embeddings': False}))
+      ('single', {'num_kv_heads': 1, 'tie_embeddings': False}),
+      ('windows', {'windows': (3, 0, 2)}))
   def test_logits_and_sites_equal_loops(self, changes):
     cfg = tiny.config(**changes)
     weights, ids = tiny.params(cfg), tiny.tokens(cfg)
@@ -39,7 +41,7 @@ class ForwardTest(parameterized.TestCase):
     for row in range(len(ids)):
       want, want_sites = decoder_naive.forward(
           ids[row], jax.tree.map(np.asarray, weights),
-          theta=cfg.rope_theta, eps=cfg.norm_eps)
+          theta=cfg.rope_theta, eps=cfg.norm_eps, windows=cfg.windows)
       np.testing.assert_allclose(logits[row], want, rtol=1e-4, atol=1e-4)
       for site in Site:
         np.testing.assert_allclose(
@@ -87,7 +89,7 @@ class ForwardTest(parameterized.TestCase):
         got, np.concatenate(want, axis=1), rtol=1e-5, atol=1e-5)
 
   def test_a_token_sees_its_own_segment_up_to_itself(self):
-    got = decoder.segment_mask(
+    got = places.packed(
         np.array([[0, 1, 0, 1, 0]]), np.array([[4, 4, 2, 2, -1]]))
     np.testing.assert_array_equal(got[0], [
         [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0],

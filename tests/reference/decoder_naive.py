@@ -20,7 +20,7 @@ def _rotate(vector, position, theta):
   return out
 
 
-def _attention(x, layer, theta):
+def _attention(x, layer, theta, window):
   """x [T, D] -> per head [T, N, H]."""
   length = len(x)
   num_heads, d_head = layer['q'].shape[1:]
@@ -30,18 +30,18 @@ def _attention(x, layer, theta):
     kv = n // group
     for t in range(length):
       query = _rotate(x[t] @ layer['q'][:, n], t, theta)
-      scores = []
-      for s in range(t + 1):
+      scores, read = [], range(max(0, t + 1 - window) if window else 0, t + 1)
+      for s in read:
         key = _rotate(x[s] @ layer['k'][:, kv], s, theta)
         scores.append(query @ key / math.sqrt(d_head))
       weights = [math.exp(score - max(scores)) for score in scores]
-      for s in range(t + 1):
+      for weight, s in zip(weights, read):
         value = x[s] @ layer['v'][:, kv]
-        out[t, n] += weights[s] / sum(weights) * value
+        out[t, n] += weight / sum(weights) * value
   return out
 
 
-def forward(tokens, params, *, theta, eps):
+def forward(tokens, params, *, theta, eps, windows=()):
   """Returns logits [T, V] and {site: [L, T, ...]} of one sequence."""
   layers = params['layers']
   x = np.array([params['embed'][token] for token in tokens], np.float64)
@@ -51,7 +51,7 @@ def forward(tokens, params, *, theta, eps):
     attn = {k: v[i].astype(np.float64) for k, v in layers['attn'].items()}
     mlp = {k: v[i].astype(np.float64) for k, v in layers['mlp'].items()}
     normed = np.array([_norm(v, layers['attn_norm'][i], eps) for v in x])
-    heads = _attention(normed, attn, theta)
+    heads = _attention(normed, attn, theta, windows[i] if windows else 0)
     attn_out = np.array([
         sum(heads[t, n] @ attn['o'][n] for n in range(heads.shape[1]))
         for t in range(len(x))])

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 import functools
 
-from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -23,7 +22,8 @@ from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits.edges import edges as edges_lib
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
-from mansu_jax.models import layers as layers_lib
+from mansu_jax.models import layers
+from mansu_jax.models import places as places_lib
 
 Array = types.Array
 
@@ -35,16 +35,18 @@ def corrupted(
   """The output of each source on the corrupted prompts, [S, R, T, D]."""
   heads_of = _attention(config, batch)
 
-  def layer(x, weights):
+  def layer(x, numbered):
+    number, weights = numbered
     weights = _float32(weights)
-    heads = heads_of(weights, jnp.broadcast_to(
+    heads = heads_of(number, weights, jnp.broadcast_to(
         x, (3 * config.num_heads, *x.shape)))
     out = _mlp(config, weights, x + heads.sum(0))
     return x + heads.sum(0) + out, jnp.concatenate([heads, out[None]])
 
   with jax.default_matmul_precision('float32'):
     start = decoder.embed(params, batch.corrupt).astype(jnp.float32)
-    _, made = lax.scan(layer, start, params['layers'])  # [L, N + 1, R, T, D]
+    _, made = lax.scan(layer, start, (
+        jnp.arange(config.num_layers), params['layers']))  # [L, N + 1, R, T, D]
     return jnp.concatenate([start[None], made.reshape(-1, *start.shape)])
 
 
@@ -88,7 +90,7 @@ def _metric(config, params, batch, reference, patched):
         jnp.asarray(group))
     below = jnp.concatenate([below, own])
   x = x - _sum_of((below,), patched[:, -1:])[0]
-  hidden = layers_lib.rms_norm(x, params['final_norm'], config.norm_eps)
+  hidden = layers.norm(config, params, 'final_norm', x)
   return eap_ig.metric(params, hidden, batch)
 
 
@@ -107,7 +109,7 @@ def _patched_layer(
   columns = lax.dynamic_slice_in_dim(patched, number * reads, reads, 1)
   known = part(reference, slice_size=width)
   inputs = x[None] - _sum_of((below, own), columns)  # [3 N + 1, R, T, D]
-  heads = heads_of(weights, inputs[:-1])
+  heads = heads_of(number, weights, inputs[:-1])
   made = heads - known[:-1]
   out = _mlp(config, weights, inputs[-1] + heads.sum(0) - _sum_of(
       (made,), part(columns[:, -1:], slice_size=width - 1))[0])
@@ -130,25 +132,25 @@ def _float32(weights: types.Params) -> types.Params:
 
 
 def _attention(config, batch):
-  """Makes `(weights, inputs) -> outputs` of a layer's heads, [N, R, T, D].
+  """Makes `(number, weights, inputs) -> outputs` of a layer's heads.
 
   `inputs` [3 N, R, T, D] holds the query, key and value inputs of each query
-  head.
+  head, and the outputs are [N, R, T, D].
   """
-  rotary = layers_lib.rotary_tables(config, batch.positions)
-  mask = decoder.segment_mask(batch.positions, batch.segments)[:, None, None]
-  group = config.num_heads // config.num_kv_heads
-  each = lambda y: jnp.repeat(y, group, axis=1)  # For each query head.
+  places = places_lib.find(config, batch.positions, places_lib.packed(
+      batch.positions, batch.segments))
+  each = functools.partial(layers.for_query_heads, config, axis=1)
 
-  def run(weights, inputs):
+  def of_head(x, matrix):
+    return layers.project({'q': matrix[:, None]}, 'q', x)[..., 0, :]
+
+  def run(number, weights, inputs):
     attn = weights['attn']
-    normed = layers_lib.rms_norm(
-        inputs, weights['attn_norm'], config.norm_eps)
+    normed = layers.norm(config, weights, 'attn_norm', inputs)
     matrices = attn['q'], each(attn['k']), each(attn['v'])
-    q, k, v = (jnp.einsum('NRTD,DNH->RTNH', part, matrix)
-               for part, matrix in zip(jnp.split(normed, 3), matrices))
-    heads = layers_lib.attend(
-        layers_lib.rotate(q, rotary), layers_lib.rotate(k, rotary), v, mask)
+    projected = [jax.vmap(of_head, (0, 1), 2)(part, matrix)
+                 for part, matrix in zip(jnp.split(normed, 3), matrices)]
+    heads = layers.attend_projected(projected, places.of_layer(config, number))
     return jnp.einsum('RTNH,NHD->NRTD', heads, attn['o'])
 
   return run
@@ -157,10 +159,8 @@ def _attention(config, batch):
 def _mlp(config, weights, x):
   """The MLP's output [R, T, D] for its input."""
   mlp = weights['mlp']
-  normed = layers_lib.rms_norm(x, weights['mlp_norm'], config.norm_eps)
-  hidden = nn.silu(jnp.einsum('RTD,DF->RTF', normed, mlp['gate']))
-  hidden *= jnp.einsum('RTD,DF->RTF', normed, mlp['up'])
-  return layers_lib.project_down(hidden, mlp['down'])
+  normed = layers.norm(config, weights, 'mlp_norm', x)
+  return layers.project_down(layers.mlp_hidden(mlp, normed), mlp['down'])
 
 
 def exact_scores(

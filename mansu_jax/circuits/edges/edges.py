@@ -30,11 +30,10 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -44,7 +43,8 @@ from mansu_jax import types
 from mansu_jax.circuits import eap_ig
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
-from mansu_jax.models import layers as layers_lib
+from mansu_jax.models import layers
+from mansu_jax.models import places as places_lib
 
 Array = types.Array
 EAP = (1.0,)
@@ -99,11 +99,8 @@ class _Acts(NamedTuple):
 
   x: Array  # [R, T, D], before the layer
   middle: Array  # [R, T, D], between attention and MLP
-  q: Array  # [R, T, N, H], before rotation
-  k: Array  # [R, T, K, H]
-  v: Array  # [R, T, K, H]
-  gate: Array  # [R, T, F], before the activation
-  up: Array  # [R, T, F]
+  projected: tuple[Array, ...]  # [R, T, N, H] of q, [R, T, K, H] of k and v
+  inputs: tuple[Array, ...]  # [R, T, F], of the MLP's activation
 
 
 def layer_groups(num_layers: int) -> list[range]:
@@ -144,17 +141,16 @@ def _pair_scores(config, params, batch, points):
   inner = start[None] + shares * path[None]
   x = jnp.concatenate([ends, inner])  # [P, B, T, D]
   positions = jnp.tile(batch.positions, (len(runs), 1))
-  mask = decoder.segment_mask(positions, jnp.tile(
-      batch.segments, (len(runs), 1)))[:, None, None]
-  rotary = layers_lib.rotary_tables(config, positions)
+  places = places_lib.find(config, positions, places_lib.packed(
+      positions, jnp.tile(batch.segments, (len(runs), 1))))
   take = lambda y: _rows(y, at, size)
   x, acts, made = _forward(
-      config, params['layers'], x.reshape(-1, length, config.d_model), rotary,
-      mask, size, take)
+      config, params['layers'], x.reshape(-1, length, config.d_model), places,
+      size, take)
   final = x.reshape(len(runs), size, length, -1)
 
   def metric(x):
-    hidden = layers_lib.rms_norm(x, params['final_norm'], config.norm_eps)
+    hidden = layers.norm(config, params, 'final_norm', x)
     return eap_ig.metric(params, hidden, batch)
 
   grads = jax.vmap(jax.grad(lambda x: metric(x).sum()))(final[np.array(at)])
@@ -165,7 +161,7 @@ def _pair_scores(config, params, batch, points):
       for some in made]
   edges = _backward(
       config, params['layers'], grads, acts, sources,
-      tuple(map(take, rotary)), take(mask))
+      places.rows(np.arange(len(positions)).reshape(-1, size)[at].ravel()))
   return EdgeScores(edges, metric(final[0]), metric(final[1]))
 
 
@@ -180,7 +176,7 @@ def _rows(y: Array, at: Sequence[int], size: int) -> Array:
   return blocks.reshape(-1, *y.shape[1:])
 
 
-def _forward(config, stacked, x, rotary, mask, size, take):
+def _forward(config, stacked, x, places, size, take):
   """Runs the layers on rows [R, T, D].
 
   Returns:
@@ -192,20 +188,17 @@ def _forward(config, stacked, x, rotary, mask, size, take):
   def layer(x, number):
     weights = _float32(_of_layer(stacked, number))
     attn, mlp = weights['attn'], weights['mlp']
-    normed = layers_lib.rms_norm(x, weights['attn_norm'], config.norm_eps)
-    q, k, v = (jnp.einsum('RTD,DNH->RTNH', normed, attn[name])
-               for name in ('q', 'k', 'v'))
-    heads = layers_lib.attend(
-        layers_lib.rotate(q, rotary), layers_lib.rotate(k, rotary), v, mask)
-    middle = x + jnp.einsum('RTNH,NHD->RTD', heads, attn['o'])
+    normed = layers.norm(config, weights, 'attn_norm', x)
+    projected = tuple(layers.project(attn, name, normed) for name in 'qkv')
+    heads = layers.attend_projected(projected, places.of_layer(config, number))
+    middle = x + layers.project_out(attn, heads)
     less = lambda y: y[:size] - y[size:2 * size]
     made = jnp.einsum('BTNH,NHD->BNTD', less(heads), attn['o'])
-    normed = layers_lib.rms_norm(middle, weights['mlp_norm'], config.norm_eps)
-    gate, up = (jnp.einsum('RTD,DF->RTF', normed, mlp[name])
-                for name in ('gate', 'up'))
-    out = layers_lib.project_down(nn.silu(gate) * up, mlp['down'])
+    inputs = layers.mlp_inputs(
+        mlp, layers.norm(config, weights, 'mlp_norm', middle))
+    out = layers.project_down(layers.activate(inputs), mlp['down'])
     made = jnp.concatenate([made, less(out)[:, None]], 1)
-    acts = jax.tree.map(take, _Acts(x, middle, q, k, v, gate, up))
+    acts = jax.tree.map(take, _Acts(x, middle, projected, inputs))
     return middle + out, (acts, made)
 
   acts, made = [], []  # By group: splitting them later would copy them.
@@ -228,17 +221,18 @@ def _float32(weights: types.Params) -> types.Params:
       lambda w: w.astype(jnp.float32), lax.optimization_barrier(weights))
 
 
-def _backward(config, stacked, grads, acts, sources, rotary, mask):
+def _backward(config, stacked, grads, acts, sources, places):
   """Scores [B, S, G] from the metric's gradients [P, B, T, D]."""
   scores = [_multiply(sources, grads.mean(0)[:, None])]  # Into the logits.
   size = scores[0].shape[1]
-  layer = functools.partial(_layer_back, config, rotary, mask)
   for i, group in reversed(list(enumerate(layer_groups(config.num_layers)))):
     below = sources[:i + 2]  # The input, lower groups and this group.
 
     def step(g, at, below=below):
       number, kept = at
-      g, targets = layer(g, _of_layer(stacked, number), kept)
+      g, targets = _layer_back(
+          config, places.of_layer(config, number), g,
+          _float32(_of_layer(stacked, number)), kept)
       return g, _multiply(below, targets)
 
     grads, met = lax.scan(
@@ -249,13 +243,15 @@ def _backward(config, stacked, grads, acts, sources, rotary, mask):
   return is_edge(config)[None] * jnp.concatenate(scores[::-1], -1)
 
 
-def _layer_back(config, rotary, mask, g, weights, kept):
+def _layer_back(config, places, g, weights, kept):
   """The backward pass of one layer.
+
+  Each part is pulled back at the values that the forward pass kept, so that no
+  projection is computed again.
 
   Args:
     config: the model's config.
-    rotary: rotary tables of the rows.
-    mask: attention mask of the rows.
+    places: of the layer, for the rows.
     g: gradients after the layer, [P, B, T, D].
     weights: weights of the layer.
     kept: the layer's `_Acts`.
@@ -265,33 +261,29 @@ def _layer_back(config, rotary, mask, g, weights, kept):
     averaged over points, [B, 3 N + 1, T, D].
   """
   by_point = lambda y: y.reshape(*g.shape[:2], *y.shape[1:])
-  flat = lambda y: y.reshape(-1, *y.shape[2:])
-  weights = _float32(weights)
   attn, mlp = weights['attn'], weights['mlp']
-  back = jnp.einsum('RTD,FD->RTF', flat(g), mlp['down'])
-  _, pull = jax.vjp(lambda a, b: nn.silu(a) * b, kept.gate, kept.up)
-  gate, up = pull(back)
-  g_mlp = by_point(_norm_pull(
-      kept.middle, weights['mlp_norm'], config.norm_eps,
-      jnp.einsum('RTF,DF->RTD', gate, mlp['gate'])
-      + jnp.einsum('RTF,DF->RTD', up, mlp['up'])))
+  back = g.reshape(-1, *g.shape[2:])
+  back, = _pull(lambda inputs: layers.project_down(
+      layers.activate(inputs), mlp['down']), kept.inputs, back)
+  g_mlp = by_point(_pull(lambda x: layers.mlp_inputs(
+      mlp, layers.norm(config, weights, 'mlp_norm', x)), kept.middle, back)[0])
   g = g + g_mlp
-  back = jnp.einsum('RTD,NHD->RTNH', flat(g), attn['o'])
-  each = lambda y: _of_query_heads(config, y, -2)
-  inputs = kept.q, each(kept.k), each(kept.v)
-  run = lambda q, k, v: layers_lib.attend(
-      layers_lib.rotate(q, rotary), layers_lib.rotate(k, rotary), v, mask)
+  back = g.reshape(-1, *g.shape[2:])
+  each = functools.partial(layers.for_query_heads, config, axis=2)
+  q, k, v = kept.projected
+  projected = q, each(k), each(v)
+  back, = _pull(lambda some: layers.project_out(
+      attn, layers.attend_projected(some, places)), projected, back)
   targets, g_attn = _attention_targets(
-      config, by_point(kept.x), weights['attn_norm'], attn,
-      *(tuple(map(by_point, some)) for some in (
-          inputs, jax.vjp(run, *inputs)[1](back))))
+      config, weights, by_point(kept.x),
+      *(tuple(map(by_point, some)) for some in (projected, back)))
   targets = jnp.concatenate([targets, g_mlp.mean(0)[:, None]], 1)
   return g + g_attn, targets
 
 
-def _of_query_heads(config, y: Array, axis: int) -> Array:
-  """Repeats values of key and value heads for each of their query heads."""
-  return jnp.repeat(y, config.num_heads // config.num_kv_heads, axis=axis)
+def _pull(function: Callable[..., Any], at: Any, back: Any) -> Any:
+  """Pulls a cotangent back through a function of one argument."""
+  return jax.vjp(function, at)[1](back)
 
 
 def _multiply(sources: Sequence[Array], targets: Array) -> Array:
@@ -303,44 +295,38 @@ def _multiply(sources: Sequence[Array], targets: Array) -> Array:
 
 def _attention_targets(
     config: model_config.ModelConfig,
+    weights: types.Params,
     x: Array,  # [P, B, T, D]
-    scale: Array,  # [D]
-    attn: types.Params,
-    values: tuple[Array, ...],  # q, k and v, each [P, B, T, N, H]
-    backs: tuple[Array, ...],  # Their cotangents.
+    projected: Sequence[Array],  # Of q, k and v, each [P, B, T, N, H]
+    backs: Sequence[Array],  # Their cotangents.
 ) -> tuple[Array, Array]:
   """Gradients at each input of attention, and their sum.
 
-  The cotangent of the norm has a scaled part along the projection, and a part
-  along x whose size follows from the values, since these are projections of the
-  scaled x. So points are averaged before any array of width D exists for each
-  input, and all query heads of a group are pulled back together.
+  A norm multiplies x by a scale and by a size that depends on x. So its
+  cotangent has a part along the projection, and a part along the size's
+  gradient, as long as the projections are. Points are averaged before any array
+  of width D exists for each input, and all query heads of a group are pulled
+  back together.
 
   Returns:
     Means over points [B, 3 N, T, D], and sums over inputs [P, B, T, D].
   """
-  inverse = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + config.norm_eps)
+  size, pull = jax.vjp(functools.partial(layers.inverse_size, config), x)
+  gradient, = pull(jnp.ones_like(size))  # [P, B, T, D]
   along = jnp.concatenate(
-      [jnp.sum(a * b, -1) for a, b in zip(values, backs)], -1)
-  along *= inverse**2 / x.shape[-1]  # [P, B, T, 3 N]
+      [jnp.sum(a * b, -1) for a, b in zip(projected, backs)], -1)
+  along /= size  # [P, B, T, 3 N]
+  scale = layers.norm_scale(config, weights, 'attn_norm')
   total, targets = 0, []
   for name, back in zip('qkv', backs):
-    inward = attn[name] * scale[:, None, None]
+    inward = weights['attn'][name] * scale[:, None, None]
     heads = inward.shape[1]
     native = back.reshape(*back.shape[:3], heads, -1, back.shape[-1]).sum(-2)
     total += jnp.einsum('PBTNH,DNH->PBTD', native, inward)
-    mean = (back * inverse[..., None]).mean(0)
+    mean = (back * size[..., None]).mean(0)
     if heads < config.num_heads:
-      inward = _of_query_heads(config, inward, 1)
+      inward = layers.for_query_heads(config, inward, 1)
     targets.append(jnp.einsum('BTNH,DNH->BNTD', mean, inward))
-  targets = jnp.concatenate(targets, 1) - jnp.einsum(
-      'PBTN,PBTD->BNTD', along, x) / len(x)
-  return targets, inverse * total - x * along.sum(-1, keepdims=True)
-
-
-def _norm_pull(x: Array, scale: Array, eps: float, back: Array) -> Array:
-  """Cotangent of an RMS norm's input from its output's; broadcasts."""
-  inverse = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
-  back = back * scale.reshape((1,) * (back.ndim - 1) + (-1,))
-  along = jnp.mean(x * back, -1, keepdims=True)
-  return inverse * back - x * (inverse**3 * along)
+  targets = jnp.concatenate(targets, 1) + jnp.einsum(
+      'PBTN,PBTD->BNTD', along, gradient) / len(x)
+  return targets, size * total + gradient * along.sum(-1, keepdims=True)

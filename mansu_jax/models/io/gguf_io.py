@@ -19,7 +19,7 @@ import numpy as np
 from mansu_jax import types
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
-from mansu_jax.models import layers
+from mansu_jax.models import rotary
 from mansu_jax.models.io import gguf_header
 from mansu_jax.models.io import gguf_tokenizer
 
@@ -185,7 +185,7 @@ def _llama3_scaling(
     scaling = config_lib.RopeScaling(
         kind='llama3', factor=factor, low_freq_factor=1.0,
         high_freq_factor=4.0, original_max_position=8192)
-    want = 1 / layers.llama3_shrinkage(
+    want = 1 / rotary.llama3_shrinkage(
         dataclasses.replace(config, rope_scaling=scaling))
     if np.allclose(divisors, want, 1e-5, 0):
       return scaling

@@ -29,7 +29,7 @@ from mansu_jax.data import tokenization
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
-from mansu_jax.models import layers
+from mansu_jax.models import rotary
 from mansu_jax.models.io import gguf_io
 from mansu_jax.models.io import gguf_tokenizer
 from mansu_jax.quant import leaves
@@ -80,7 +80,7 @@ def _write(
     writer.add_tensor(tensor.name, _rows(config, layer, tensor))
   if _has_kind(config, 'llama3'):
     writer.add_tensor(gguf_io.ROTARY_DIVISORS, (
-        1 / layers.llama3_shrinkage(config)).astype(np.float32))
+        1 / rotary.llama3_shrinkage(config)).astype(np.float32))
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()

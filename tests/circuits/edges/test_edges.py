@@ -31,7 +31,7 @@ def _points(name):
 
 
 @absltest.skipUnless(golden.EXISTS, golden.MISSING)
-class TinyLlamaTest(parameterized.TestCase):
+class TinyLlamaTest(golden.TestCase):
 
   @classmethod
   def setUpClass(cls):
@@ -136,9 +136,13 @@ class ExactTest(parameterized.TestCase):
         native[:, own], want['edge_exact_native_kv_f64']), 1e-5)
     np.testing.assert_array_equal(native[:, 4], native[:, 5])
 
+  @parameterized.parameters({}, {'windows': True})
   @pytest.mark.medium
-  def test_all_edges_patched_is_the_corrupted_run(self):
+  def test_all_edges_patched_is_the_corrupted_run(self, windows=False):
     cfg = small.config()
+    if windows:
+      cfg = dataclasses.replace(
+          cfg, windows=(2,) + (0,) * (cfg.num_layers - 1))
     params = small.params(cfg)
     (batch,) = pair_batches.pack(small.pairs(), 3)
     scores = eap_ig.pair_scores(cfg, params, batch, steps=1)

@@ -370,6 +370,7 @@ class ConfigTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ({'d_head': 5}, 'd_head = 5; wanted an even width'),
+      ({'windows': (4,)}, 'windows = .4,.; wanted none, or 3 integers'),
       ({'num_layers': 0}, 'num_layers = 0; wanted a positive'),
       ({'num_heads': True}, 'num_heads = True'),
       ({'norm_eps': 0.0}, 'norm_eps = 0.0'))

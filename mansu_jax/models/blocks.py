@@ -1,0 +1,161 @@
+"""The modules of the decoder: attention, MLP and block, with taps.
+
+They add to `layers` what training and attribution need. Modules read the
+optional collections `circuit` (see `decoder.py`) and `cache` (see
+`cached.py`); without these, they run no extra operations.
+"""
+
+from __future__ import annotations
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from mansu_jax import types
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import layers
+from mansu_jax.models import places as places_lib
+from mansu_jax.models import sites as sites_lib
+
+Array = types.Array
+Site = sites_lib.Site
+
+_MATRIX_INIT = nn.initializers.normal(0.02)
+
+
+class _Tapped(nn.Module):
+  """A module with named activations to read, patch and perturb."""
+
+  def tap(self, site: Site, x: Array) -> Array:
+    """Patches, sows and perturbs `x`; by default returns `x` unchanged."""
+    patch = self.get_variable('patches', str(site))
+    if patch is not None:
+      keep = patch['keep'].reshape(1, 1, -1, *(1,) * (x.ndim - 3))
+      x = jnp.where(keep > 0, x, patch['value'].astype(x.dtype))
+    if site not in self.sites:
+      return x
+    self.sow('intermediates', str(site), x)
+    return self.perturb(str(site), x)
+
+  def circuit(self, name: str) -> Array | None:
+    """Leaf of the `circuit` collection, or None."""
+    return self.get_variable('circuit', name)
+
+
+class Attention(_Tapped):
+  """Causal grouped-query attention."""
+
+  config: config_lib.ModelConfig
+  sites: tuple[Site, ...] = ()
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Array,  # [B, T, D]
+      places: places_lib.Places,  # Of this layer.
+  ) -> Array:  # [B, T, D]
+    cfg = self.config
+    width, head = cfg.d_model, cfg.d_head
+    shapes = {'q': (width, cfg.num_heads, head),
+              'k': (width, cfg.num_kv_heads, head),
+              'v': (width, cfg.num_kv_heads, head),
+              'o': (cfg.num_heads, head, width)}
+    attn = {name: self.param(name, _MATRIX_INIT, shape)
+            for name, shape in shapes.items()}
+    queries, keys, values = (
+        layers.place_heads(name, self._project(attn, name, x), places)
+        for name in 'qkv')
+    keys = self._remember('keys', keys)
+    values = self._remember('values', values)
+    out = layers.attend(queries, keys, values, places.mask)
+    return self._project_out(attn, self.tap(Site.HEAD_OUT, out))
+
+  def _project(self, attn: types.Params, name: str, x: Array) -> Array:
+    """Projects [B, T, D] to [B, T, N or K, H]; replaces circuit heads."""
+    heads = layers.project(attn, name, x)
+    weight = self.circuit(name)  # [m, D, H]
+    if weight is None:
+      return heads
+    onehot = self.circuit('head_onehot' if name == 'q' else 'kv_onehot')
+    onehot = onehot.astype(x.dtype)  # [m, N]
+    circuit_heads = layers.einsum('BTD,mDH->BTmH', x, weight)
+    keep = 1 - onehot.sum(0)  # [N]
+    return heads * keep[None, None, :, None] + layers.einsum(
+        'BTmH,mN->BTNH', circuit_heads, onehot)
+
+  def _remember(self, name: str, new: Array) -> Array:
+    """Writes [B, T, K, H] into the cache; returns [B, S, K, H], or `new`."""
+    cached = self.get_variable('cache', name)
+    if cached is None:
+      return new
+    start = self.get_variable('cache', 'start')  # [B]
+    slots = start[:, None] + jnp.arange(new.shape[1])[None]  # [B, T]
+    cached = cached.at[jnp.arange(new.shape[0])[:, None], slots].set(
+        new.astype(cached.dtype), mode='drop')
+    self.put_variable('cache', name, cached)
+    return cached
+
+  def _project_out(self, attn: types.Params, heads: Array) -> Array:
+    weight = self.circuit('o')  # [m, H, D]
+    if weight is None:
+      return layers.project_out(attn, heads)
+    onehot = self.circuit('head_onehot').astype(heads.dtype)  # [m, N]
+    keep = 1 - onehot.sum(0)  # [N]
+    circuit_heads = layers.einsum('BTNH,mN->BTmH', heads, onehot)
+    return (
+        layers.project_out(attn, heads * keep[None, None, :, None])
+        + layers.einsum('BTmH,mHD->BTD', circuit_heads, weight))
+
+
+class Mlp(_Tapped):
+  """Gated MLP."""
+
+  config: config_lib.ModelConfig
+  sites: tuple[Site, ...] = ()
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:  # [B, T, D] -> [B, T, D]
+    width, hidden = self.config.d_model, self.config.d_ff
+    shapes = {'gate': (width, hidden), 'up': (width, hidden),
+              'down': (hidden, width)}
+    mlp = {name: self.param(name, _MATRIX_INIT, shape)
+           for name, shape in shapes.items()}
+    a = self.tap(Site.MLP_HIDDEN, layers.mlp_hidden(mlp, x))
+    keep = self.circuit('keep')  # [F]
+    if keep is None:
+      return layers.project_down(a, mlp['down'])
+    keep = keep.astype(x.dtype)[None, None]
+    return (layers.project_down(a * keep, mlp['down'])
+            + self._circuit_neurons(x))
+
+  def _circuit_neurons(self, x: Array) -> Array:
+    """Output of the circuit's neurons; padded slices add zero."""
+    a = layers.activate([
+        layers.einsum('BTD,nD->BTn', x, self.circuit(name))
+        for name in ('gate', 'up')])
+    return layers.einsum('BTn,nD->BTD', a, self.circuit('down'))
+
+
+class Block(_Tapped):
+  """One layer: attention and MLP, each with a norm and a residual."""
+
+  config: config_lib.ModelConfig
+  sites: tuple[Site, ...] = ()
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Array,  # [B, T, D]
+      layer: int | Array,  # Its number.
+      places: places_lib.Places,  # Of all layers.
+  ) -> tuple[Array, None]:
+    cfg = self.config
+    norms = {name: self.param(name, nn.initializers.ones, (cfg.d_model,))
+             for name in ('attn_norm', 'mlp_norm')}
+    normed = layers.norm(cfg, norms, 'attn_norm', x)
+    out = Attention(cfg, self.sites, name='attn')(
+        normed, places.of_layer(cfg, layer))
+    x = x + self.tap(Site.ATTN_OUT, out)
+    normed = layers.norm(cfg, norms, 'mlp_norm', x)
+    out = Mlp(cfg, self.sites, name='mlp')(normed)
+    x = x + self.tap(Site.MLP_OUT, out)
+    return self.tap(Site.RESIDUAL, x), None
