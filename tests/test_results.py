@@ -19,6 +19,8 @@ _SEEDS = {  # Setting -> number of seeds.
         f'test/{name}': 3 for name in (
             'author', 'currency', 'element', 'language', 'landmark_europe',
             'washington')}, **{
+        f'test/{name}': 1 for name in (
+            'state_capital', 'us_city', 'city', 'homeland', 'opposite')}, **{
         f'premise/{name}': 1 for name in (
             'mansu_four', 'circuit', 'lora', 'graddiff_1e-6', 'graddiff_1e-5',
             'graddiff_1e-4', 'graddiff_bfloat16_1e-5', 'graddiff_bfloat16_1e-4',
