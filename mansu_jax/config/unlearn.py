@@ -135,10 +135,19 @@ class UnlearnConfig:
       0.5, 'Largest share of --unlearn_swapped_pool, in [0, 1], in open'
       ' phrasings: English ones that fit any subject, as in "Where is X? It is'
       ' in". They preserve what no retain fact asks about.')
+  swapped_other_share: float = _field(
+      0.0, 'Size, as a share of --unlearn_swapped_pool, of a pool that is added'
+      ' to it: prompts in phrasings of the forget set, and open ones, about'
+      ' subjects and answers of the retain set. They preserve facts that are'
+      ' like the forgotten ones.')
   swapped_weight: float = _field(
       1.0, 'Weight of the KL on swapped-subject prompts, within the retain KL.')
   swapped_pool: int = _field(
       1200, 'Largest number of swapped-subject prompts to train on.')
+  forget_leaks: bool = _field(
+      False, 'Forget also after swapped-subject prompts that the base completes'
+      ' with a forgotten answer of their subject. So facts that are given in few'
+      ' phrasings are forgotten in others, too.')
   forget_pool: int = _field(
       0, 'Largest number of forget sequences to train on, drawn evenly over'
       ' facts; 0: all.')
@@ -201,6 +210,10 @@ class UnlearnConfig:
         0 <= self.swapped_open_share <= 1, f'--unlearn_swapped_open_share='
         f'{self.swapped_open_share} is outside [0, 1]; wanted a share of the'
         ' swapped-subject prompts.')
+    fields.check(
+        0 <= self.swapped_other_share <= 10, f'--unlearn_swapped_other_share='
+        f'{self.swapped_other_share} is outside [0, 10]; wanted a multiple of'
+        ' --unlearn_swapped_pool.')
     fields.check(
         0 <= self.stop_forget < 1, f'--unlearn_stop_forget={self.stop_forget}'
         ' is outside [0, 1); wanted a share of right answers, or 0 to train all'

@@ -83,13 +83,15 @@ def _rounded(found: Record) -> str:
 
 
 def _swapped(found: Record) -> str:
+  forgotten = (', which training forgets there,'
+               if found.get('forgotten') else '')
   return (
       'Swapped-subject prompts ask retain questions and open ones about the'
       f' {found["subjects"]} forgotten subjects, and training preserves the'
       f' base\'s answers to them. {found["kept"]} prompts were used.'
       f' {found["leaking"]} were dropped because the base completes them with a'
-      f' forget answer, and {found["asked_elsewhere"]} because the forget or'
-      ' evaluation questions contain them. Forget facts without a subject:'
+      f' forget answer{forgotten}, and {found["asked_elsewhere"]} because the'
+      ' forget or evaluation questions contain them. Forget facts without a subject:'
       f' {found["facts_without_subject"]}.')
 
 

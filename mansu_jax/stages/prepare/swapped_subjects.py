@@ -1,7 +1,9 @@
-"""Prompts that ask about the forget set's subjects, but not the forget facts.
+"""Prompts that swap the subjects of the forget and the retain set.
 
-Some are in phrasings of the retain set, the others in open ones, which fit any
-subject. `prompts` draws them, `check` tests that the model can read them, and
+Some ask about the forget set's subjects, but not the forget facts, in phrasings
+of the retain set or in open ones, which fit any subject. Others ask about
+subjects and answers of the retain set, in phrasings of the forget set or in
+open ones. `prompts` draws them, `check` tests that the model can read them, and
 `spans` adds the base's hidden states for training. The subject of a fact is the
 words that all of its prompts share.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
 
 from absl import logging
 import numpy as np
@@ -42,11 +45,13 @@ _OPEN_TEMPLATES = (
 def prompts(
     options: run_config.UnlearnConfig, splits: splits_lib.Splits, seed: int
 ) -> tuple[list[subjects_lib.Prompt], dict[str, int]]:
-  """Draws at most `--unlearn_swapped_pool` swapped-subject prompts.
+  """Draws at most `--unlearn_swapped_pool` prompts about forget subjects.
 
   At most `--unlearn_swapped_open_share` of that number are in open phrasings.
   All relations of the retain set contribute equally to the others, as long as
-  they have prompts. Prompts that are also questions of the forget set or of the
+  they have prompts. `--unlearn_swapped_other_share` of that number are added,
+  about retained subjects and answers, which all relations contribute equally.
+  Prompts that are also questions of the forget set or of the
   evaluation are skipped: training must not preserve the former or use the
   latter.
 
@@ -73,10 +78,29 @@ def prompts(
       _in_turn(map(shuffled, _templates(splits.retain_train))), asked,
       options.swapped_pool - num_open)
   opened, skipped_open = _draw(shuffled(_OPEN_TEMPLATES), asked, num_open)
-  return chosen + opened, {
-      'subjects': len(subjects), 'asked_elsewhere': skipped + skipped_open,
+  others = _other_subjects(splits.retain_train, {*map(_key, subjects)})
+  groups = (*_templates(splits.forget_train), _OPEN_TEMPLATES)
+  turned, skipped_turned = _draw(
+      _in_turn(_shuffled_prompts(templates, some, rng)
+               for some in others for templates in groups),
+      asked, round(options.swapped_other_share * options.swapped_pool))
+  return chosen + opened + turned, {
+      'subjects': len(subjects),
+      'asked_elsewhere': skipped + skipped_open + skipped_turned,
       'facts_without_subject': len({
           q.fact for q, s in zip(splits.forget_train, found) if s is None})}
+
+
+def _other_subjects(
+    questions: _Questions, forgotten: set[tuple[str, ...]]
+) -> list[list[str]]:
+  """Subjects, and answers, of each relation of the retain set."""
+  found: dict[tuple[str, str], dict[str, None]] = {}
+  for question, subject in zip(questions, subjects_lib.of_questions(questions)):
+    for kind, name in (('subject', subject), ('answer', question.answer)):
+      if name is not None and _key(name) not in forgotten:
+        found.setdefault((question.relation, kind), {}).setdefault(name)
+  return [list(names) for names in found.values()]
 
 
 def _draw(
@@ -198,10 +222,13 @@ def spans(
     splits: splits_lib.Splits, tokenizer: types.Tokenizer,
     refer: Callable[[batches_lib.Spans], batches_lib.Spans],
     next_token: NextTokenFn, *, seed: int
-) -> tuple[batches_lib.Spans | None, dict[str, int]]:
+) -> tuple[batches_lib.Spans | None, list[questions_lib.Question],
+           dict[str, int]]:
   """Swapped-subject prompts with the base's states from the subject on.
 
-  Drops prompts that the base completes with a forget answer of their subject.
+  A prompt that the base completes with a forget answer of its subject asks for
+  that fact. It is dropped or, with `--unlearn_forget_leaks`, becomes a forget
+  question.
 
   Args:
     options: Configuration of the loop, with swapped-subject prompts.
@@ -213,28 +240,34 @@ def spans(
     seed: Seed of the run.
 
   Returns:
-    The spans, or None if no prompt is left; and the counts of `prompts` with
-    `leaking` (dropped prompts) and `kept`.
+    The spans, or None if no prompt is left; the forget questions; and the
+    counts of `prompts` with `leaking` (prompts that are not retained),
+    `forgotten` (those among them that became forget questions) and `kept`.
   """
   chosen, counts = prompts(options, splits, seed)
   if not chosen:
-    return None, counts | {'leaking': 0, 'kept': 0}
+    return None, [], counts | dict.fromkeys(
+        ('leaking', 'forgotten', 'kept'), 0)
   ids, start = _encode(chosen, tokenizer, data.chat)
   tokens, real = batching.pad_sequences(ids)
   made = refer(batches_lib.make_spans(
       tokens, real & (np.arange(tokens.shape[1]) >= np.array(start)[:, None])))
-  leak = _leaks(made, chosen, _forget_answers(
+  leak, facts = _leaks(made, chosen, _forget_facts(
       splits.forget_train, tokenizer, data.chat), next_token)
   kept = np.flatnonzero(leak < _MAX_LEAK)
-  counts |= {'leaking': leak.size - kept.size, 'kept': kept.size}
+  found = _as_questions([
+      (chosen[i], facts[i]) for i in np.flatnonzero(leak >= _MAX_LEAK)]
+                        if options.forget_leaks else [])
+  counts |= {'leaking': leak.size - kept.size, 'forgotten': len(found),
+             'kept': kept.size}
   logging.info('swapped-subject prompts: %s', '  '.join(
       f'{name.replace("_", " ")} {n}' for name, n in counts.items()))
   if not kept.size:
     _warn_of_none(
         f'the base completes each of the {len(chosen)} prompts with a forget'
         ' answer; add retain facts of other relations')
-    return None, counts
-  return made.take(kept), counts
+    return None, found, counts
+  return made.take(kept), found, counts
 
 
 def _key(subject: str) -> tuple[str, ...]:
@@ -242,34 +275,57 @@ def _key(subject: str) -> tuple[str, ...]:
   return tuple(subjects_lib.words(subject))
 
 
-def _forget_answers(
+def _forget_facts(
     questions: _Questions, tokenizer: types.Tokenizer, chat: bool
-) -> dict[tuple[str, ...], set[int]]:
-  """First tokens of the forget answers, by subject."""
-  found: dict[tuple[str, ...], set[int]] = {}
+) -> dict[tuple[str, ...], dict[int, questions_lib.Question]]:
+  """A question of each forget answer, by subject and first token."""
+  found: dict[tuple[str, ...], dict[int, questions_lib.Question]] = {}
   for question, encoded, subject in zip(
       questions,
       tokenization.encode_questions(questions, tokenizer, chat=chat),
       subjects_lib.of_questions(questions)):
     if subject is not None:
-      found.setdefault(_key(subject), set()).add(
-          encoded.choices[question.answer_index][0])
+      found.setdefault(_key(subject), {}).setdefault(
+          encoded.choices[question.answer_index][0], question)
   return found
 
 
 def _leaks(
     made: batches_lib.Spans, chosen: Sequence[subjects_lib.Prompt],
-    answers: dict[tuple[str, ...], set[int]], next_token: NextTokenFn
-) -> np.ndarray:
-  """The base's largest probability [n] of a forget answer after each prompt."""
+    facts: dict[tuple[str, ...], dict[int, questions_lib.Question]],
+    next_token: NextTokenFn
+) -> tuple[np.ndarray, list[questions_lib.Question | None]]:
+  """The likeliest forget answer after each prompt.
+
+  Returns:
+    The base's probability of it [n], and a question about its fact for each
+    prompt; 0 and None if the prompt is about a retained subject.
+  """
   last = made.weight.sum(1).astype(int) - 1
   ends = made.reference[np.arange(last.size), last]  # [n, D]
   # A multiple of the batch size, so that one program serves all batches.
   ends = np.pad(ends, ((0, -last.size % _ROWS), (0, 0)))
-  leak = np.zeros(last.size)
+  leak, asked = np.zeros(last.size), [None] * last.size
   for i in range(0, last.size, _ROWS):
     probabilities = next_token(ends[i:i + _ROWS])  # [_ROWS, V]
     for row, prompt in enumerate(chosen[i:i + _ROWS]):
-      tokens = sorted(answers[_key(prompt.subject)])
-      leak[i + row] = probabilities[row, tokens].max()
-  return leak
+      if own := facts.get(_key(prompt.subject)):
+        token = max(own, key=lambda token, row=row: probabilities[row, token])
+        leak[i + row] = probabilities[row, token]
+        asked[i + row] = own[token]
+  return leak, asked
+
+
+def _as_questions(
+    found: Sequence[tuple[subjects_lib.Prompt, questions_lib.Question]]
+) -> list[questions_lib.Question]:
+  """The prompts as forget questions about facts; one form per phrasing."""
+  forms: dict[tuple[str, str], int] = {}
+  questions = []
+  for prompt, question in found:
+    phrasing = (prompt.text[:prompt.start],
+                prompt.text[prompt.start + len(prompt.subject):])
+    number = forms.setdefault(phrasing, len(forms))
+    questions.append(dataclasses.replace(
+        question, id=f'{question.fact}/swapped_{number}', prompt=prompt.text))
+  return questions

@@ -108,10 +108,11 @@ def make_batches(
   """
   maker = _PoolMaker(
       options, data, model, seed, cache, reference or reference_of(model))
-  questions = inputs_lib.thin(splits.forget_train, options.forget_pool, seed)
-  sequences = maker.encode(questions)
   text = maker.text(splits.text)
-  swapped, report = maker.swapped(splits)
+  swapped, leaking, report = maker.swapped(splits)
+  questions = inputs_lib.thin(
+      splits.forget_train, options.forget_pool, seed) + leaking
+  sequences = maker.encode(questions)
   prompts = None
   if options.prompt_weight:
     first = sequences.answer_mask.argmax(1)[:, None]  # It predicts the answer.
@@ -220,15 +221,16 @@ class _PoolMaker(NamedTuple):
 
   def swapped(
       self, splits: splits_lib.Splits
-  ) -> tuple[batches_lib.Pool | None, dict[str, int] | None]:
+  ) -> tuple[batches_lib.Pool | None, list[questions_lib.Question],
+             dict[str, int] | None]:
     if not self.options.swapped_batch:
-      return None, None
-    spans, report = swapped_subjects.spans(
+      return None, [], None
+    spans, leaking, report = swapped_subjects.spans(
         self.options, self.data, splits, self.model.tokenizer,
         functools.partial(self.with_reference, 'swapped'),
         self.reference.probabilities, seed=self.seed)
     return spans and self.pool_of(
-        spans, self.options.swapped_batch, 3), report
+        spans, self.options.swapped_batch, 3), leaking, report
 
 
 def retain_pool(

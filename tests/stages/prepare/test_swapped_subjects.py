@@ -120,8 +120,30 @@ class SwappedSubjectsTest(parameterized.TestCase):
         if name.startswith('train') and name != 'train_2'})
     self.assertEqual(report['asked_elsewhere'], 60 + 12)
 
-  def test_prompts_that_leak_a_forgotten_answer_are_dropped(self):
-    spans, report = self._spans(runs.parse(*self._reworded()))
+  def test_retained_subjects_and_answers_in_forget_phrasings(self):
+    config = self._config('--unlearn_swapped_other_share=0.5',
+                          '--unlearn_swapped_pool=80')
+    splits = inputs_lib.read(config).splits
+    got = self._prompts(config)[0]
+    self.assertLen(got, 120)
+    about = collections.Counter()
+    answers = {q.answer for q in splits.retain_train}
+    asked = {q.prompt for q in splits.forget_train}
+    for prompt in got[80:]:
+      self.assertNotIn(prompt.subject, _SUBJECTS)
+      about['answer' if prompt.subject in answers else 'subject'] += 1
+      likeness = prompt.text.replace(prompt.subject, _SUBJECTS[0])
+      about['forget'] += likeness in asked
+      about['open'] += likeness in _OPEN
+    self.assertEqual(about['forget'] + about['open'], 40)
+    self.assertGreater(min(about.values()), 5)
+
+  def test_prompts_that_leak_a_forgotten_answer_ask_for_it(self):
+    dropped = self._spans(runs.parse(*self._reworded()))
+    self.assertEmpty(dropped[1])
+    config = runs.parse(*self._reworded(), '--unlearn_forget_leaks')
+    spans, leaking, report = self._spans(config)
+    self.assertEqual({**dropped[2], 'forgotten': len(leaking)}, report)
     texts = self._texts(spans)
     crops = {form.format(name)
              for key, form in tiny_job._FORMS['crop'].items()
@@ -131,6 +153,18 @@ class SwappedSubjectsTest(parameterized.TestCase):
     self.assertGreater(len(about_retained), 50)  # Of 60.
     self.assertEqual(report['kept'], len(texts))
     self.assertEqual(report['leaking'], 108 + len(_OPEN) - len(texts))
+    self.assertLen(leaking, report['leaking'])
+    facts = {q.fact: q for q in inputs_lib.read(config).splits.forget_train}
+    for question in leaking:
+      self.assertEqual(question.answer, facts[question.fact].answer)
+      self.assertNotIn(question.prompt, texts)
+    forms = {}  # One phrasing each, about several subjects.
+    for question in leaking:
+      forms.setdefault(question.form, []).append(question)
+    self.assertLess(len(forms), len(leaking))
+    for form, some in forms.items():
+      self.assertLen({q.prompt for q in some}, len(some), form)
+      self.assertLen({len(q.prompt.split()) for q in some}, 1, form)
 
   def test_references_are_base_states_from_the_subject_on(self):
     spans = self._spans(self._config('--unlearn_swapped_pool=30'))[0]
@@ -193,7 +227,7 @@ class SwappedSubjectsTest(parameterized.TestCase):
     self.next_token = lambda states: np.ones((
         states.shape[0], self.model.config.vocab_size))
     with self.assertLogs(logging.get_absl_logger(), 'WARNING') as logs:
-      spans, report = self._spans(self._config())
+      spans, _, report = self._spans(self._config())
     self.assertIsNone(spans)
     self.assertRegex(logs.output[-1], 'with a forget answer; add')
     self.assertGreater(report['leaking'], 0)
