@@ -138,8 +138,9 @@ class UnlearnConfig:
   swapped_other_share: float = _field(
       0.0, 'Size, as a share of --unlearn_swapped_pool, of a pool that is added'
       ' to it: prompts in phrasings of the forget set, and open ones, about'
-      ' subjects and answers of the retain set. They preserve facts that are'
-      ' like the forgotten ones.')
+      ' subjects and answers of the retain set, after which the base is likely'
+      ' to say a forgotten answer. They preserve facts that are like the'
+      ' forgotten ones.')
   swapped_weight: float = _field(
       1.0, 'Weight of the KL on swapped-subject prompts, within the retain KL.')
   swapped_pool: int = _field(

@@ -49,7 +49,7 @@ def tensors(
     if not leaf.startswith('layers/'):
       yield Tensor(names[leaf], leaf, None, array.shape)
       continue
-    shape = array.shape[1:]
+    shape = (math.prod(array.shape[1:]),)  # A bias has one axis in torch.
     if leaf in layout.MATRICES:
       rows = quant_layout.rows_shape(array.shape, layout.MATRICES[leaf])
       shape = rows[1:]
@@ -252,7 +252,7 @@ def from_torch(
 ) -> np.ndarray:
   """One layer of a leaf in memory order, e.g. [D, N, H]; a view."""
   if leaf not in layout.MATRICES:
-    return rows
+    return rows.reshape(shape)
   axes = _layer_axes(leaf)
   return rows.reshape([shape[a] for a in axes]).transpose(np.argsort(axes))
 

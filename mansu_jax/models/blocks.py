@@ -61,8 +61,16 @@ class Attention(_Tapped):
               'o': (cfg.num_heads, head, width)}
     attn = {name: self.param(name, _MATRIX_INIT, shape)
             for name, shape in shapes.items()}
+    if cfg.qkv_bias:
+      attn |= {f'{name}_bias': self.param(
+          f'{name}_bias', nn.initializers.zeros, shapes[name][1:])
+               for name in 'qkv'}
+    if cfg.qk_norm:
+      attn |= {f'{name}_norm': self.param(
+          f'{name}_norm', nn.initializers.ones, (head,)) for name in 'qk'}
     queries, keys, values = (
-        layers.place_heads(name, self._project(attn, name, x), places)
+        layers.place_heads(
+            cfg, attn, name, self._project(attn, name, x), places)
         for name in 'qkv')
     keys = self._remember('keys', keys)
     values = self._remember('values', values)

@@ -229,8 +229,8 @@ class _Layer:
     normed = layers_lib.norm(cfg, self.weights, 'attn_norm', x)
     self._quantize(('attn/q', 'attn/k', 'attn/v'), normed)
     heads = self._run('attn', lambda attn, row: layers_lib.attend_projected(
-        [layers_lib.project(attn, name, row) for name in 'qkv'], places),
-                      normed)
+        cfg, attn, [layers_lib.project(attn, name, row) for name in 'qkv'],
+        places), normed)
     # If query heads share a value head, v cannot absorb the scales of o.
     self._quantize(
         ('attn/o',), heads.reshape(*x.shape[:2], -1),

@@ -100,6 +100,9 @@ class ModelConfig:
     rope_scaling: Scaling of the rotary frequencies, or None.
     windows: For each layer, the number of last tokens, its own included, that a
       token reads, or 0 for all; empty if all layers read all tokens.
+    qkv_bias: Whether queries, keys and values have a bias.
+    qk_norm: Whether queries and keys are normed, head by head, before the
+      rotation.
     norm_eps: Constant added to the mean square in each RMSNorm.
     tie_embeddings: Whether the unembedding is the embedding.
     max_position: Context length of the model, in tokens.
@@ -128,6 +131,8 @@ class ModelConfig:
   rope_theta: float = 10_000.0
   rope_scaling: RopeScaling | None = None
   windows: tuple[int, ...] = ()
+  qkv_bias: bool = False
+  qk_norm: bool = False
   norm_eps: float = 1e-5
   tie_embeddings: bool = False
   max_position: int = 2048

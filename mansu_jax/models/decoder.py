@@ -7,6 +7,8 @@ input-first, layers are stacked on a leading L, and leaf names join keys by '/':
     layers/attn_norm [L, D]                     layers/mlp_norm [L, D]
     layers/attn/q [L, D, N, H]                  layers/attn/k, v [L, D, K, H]
     layers/attn/o [L, N, H, D]
+    layers/attn/q_bias [L, N, H], k_bias, v_bias [L, K, H] if `qkv_bias`
+    layers/attn/q_norm, k_norm [L, H] if `qk_norm`
     layers/mlp/gate, up [L, D, F]               layers/mlp/down [L, F, D]
 
 The optional `circuit` holds weights that replace slices of a frozen base. Their

@@ -9,6 +9,8 @@ A layer's weights are the nested dict of `decoder`, without the leading L:
 
     attn_norm, mlp_norm [D]
     attn: q [D, N, H], k, v [D, K, H], o [N, H, D]
+      q_bias [N, H], k_bias, v_bias [K, H] if the model has them
+      q_norm, k_norm [H] if it norms queries and keys
     mlp: gate, up [D, F], down [F, D]
 """
 
@@ -33,12 +35,12 @@ Places = places_lib.Places
 
 
 def norm(config: ModelConfig, weights: Params, name: str, x: Array) -> Array:
-  """A norm of the residual stream [..., D].
+  """A norm of the residual stream [..., D] or of heads [..., H].
 
   Args:
     config: Config of the model.
-    weights: Params of the layer, or of the model for its last norm.
-    name: `attn_norm`, `mlp_norm` or `final_norm`.
+    weights: Params of the layer, of its attention, or of the model.
+    name: `attn_norm`, `mlp_norm`, `q_norm`, `k_norm` or `final_norm`.
     x: Its input.
   """
   x32 = x.astype(jnp.float32)
@@ -69,20 +71,39 @@ def project(
 
 
 def place_heads(
+    config: ModelConfig,
+    attn: Params,
     name: str,
     projected: Array,  # [B, T, N or K, H]
     places: Places,
 ) -> Array:
-  """Queries, keys or values from their projections, of the same shape."""
+  """Queries, keys or values from their projections, of the same shape.
+
+  Adds the bias, norms queries and keys, and rotates them.
+
+  Args:
+    config: Config of the model.
+    attn: Weights of the attention.
+    name: `q`, `k` or `v`.
+    projected: Result of `project`.
+    places: Of this layer.
+  """
+  if config.qkv_bias:
+    bias = attn[f'{name}_bias'].astype(projected.dtype)
+    projected = projected + bias[None, None]
   if name == 'v':
     return projected
+  if config.qk_norm:
+    projected = norm(config, attn, f'{name}_norm', projected)
   return rotary.rotate(
       projected, places.queries if name == 'q' else places.keys)
 
 
-def heads(attn: Params, name: str, x: Array, places: Places) -> Array:
+def heads(
+    config: ModelConfig, attn: Params, name: str, x: Array, places: Places
+) -> Array:
   """Queries, keys or values, of `q`, `k` or `v`; see `project`."""
-  return place_heads(name, project(attn, name, x), places)
+  return place_heads(config, attn, name, project(attn, name, x), places)
 
 
 def attend(
@@ -111,11 +132,13 @@ def attend(
 
 
 def attend_projected(
+    config: ModelConfig,
+    attn: Params,
     projected: Sequence[Array],  # [B, T, N, H], and two of [B, T, K or N, H]
     places: Places,
 ) -> Array:
   """Attention [B, T, N, H] from the projections to `q`, `k` and `v`."""
-  return attend(*(place_heads(name, one, places)
+  return attend(*(place_heads(config, attn, name, one, places)
                   for name, one in zip('qkv', projected)), places.mask)
 
 
@@ -131,6 +154,13 @@ def for_query_heads(
     config: ModelConfig, x: Array, axis: int) -> Array:
   """Repeats what key/value heads have for each of their query heads."""
   return jnp.repeat(x, config.num_heads // config.num_kv_heads, axis=axis)
+
+
+def of_query_heads(config: ModelConfig, attn: Params) -> Params:
+  """Weights in which each query head has keys and values of its own."""
+  axes = {'k': 1, 'v': 1, 'k_bias': 0, 'v_bias': 0}
+  return {name: for_query_heads(config, leaf, axes[name]) if name in axes
+          else leaf for name, leaf in attn.items()}
 
 
 def mlp_inputs(
@@ -206,7 +236,8 @@ def look_and_read(
   """
   states = {'q': (looks, queries), 'k': (looks, keys), 'v': (reads, values)}
   out = attend(*(
-      heads(weights['attn'], name, norm(config, weights, 'attn_norm', x),
-            places) for name, (weights, x) in states.items()), places.mask)
+      heads(config, weights['attn'], name,
+            norm(config, weights, 'attn_norm', x), places)
+      for name, (weights, x) in states.items()), places.mask)
   return feed_forward(
       config, reads, residual + project_out(reads['attn'], out))

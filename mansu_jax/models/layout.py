@@ -24,12 +24,19 @@ MATRICES = {
 
 # Axes of each leaf in memory, in the letters of `sharding.AXIS_RULES`.
 AXES = {'embed': 'VD', 'lm_head': 'VD', 'final_norm': 'D',
-        'layers/attn_norm': 'LD', 'layers/mlp_norm': 'LD'} | {
+        'layers/attn_norm': 'LD', 'layers/mlp_norm': 'LD',
+        'layers/attn/q_bias': 'LNH', 'layers/attn/k_bias': 'LKH',
+        'layers/attn/v_bias': 'LKH', 'layers/attn/q_norm': 'LH',
+        'layers/attn/k_norm': 'LH'} | {
             name: own.memory for name, own in MATRICES.items()}
 
 
 def block_layout(config: config_lib.ModelConfig) -> types.PyTree:
   """A tree like the params: a `BlockLayout`, or None if not quantized."""
+  absent = {'lm_head'} if config.tie_embeddings else set()
+  if not config.qkv_bias:
+    absent |= {f'layers/attn/{name}_bias' for name in 'qkv'}
+  if not config.qk_norm:
+    absent |= {f'layers/attn/{name}_norm' for name in 'qk'}
   return tree_paths.unflatten({
-      name: MATRICES.get(name) for name in AXES
-      if name != 'lm_head' or not config.tie_embeddings})
+      name: MATRICES.get(name) for name in AXES if name not in absent})

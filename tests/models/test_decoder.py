@@ -30,7 +30,8 @@ class ForwardTest(parameterized.TestCase):
       ('grouped', {}),
       ('full', {'num_kv_heads': 4}),
       ('single', {'num_kv_heads': 1, 'tie_embeddings': False}),
-      ('windows', {'windows': (3, 0, 2)}))
+      ('windows', {'windows': (3, 0, 2)}), ('bias', {'qkv_bias': True}),
+      ('qk_norm', {'qk_norm': True, 'norm_eps': 0.1}))
   def test_logits_and_sites_equal_loops(self, changes):
     cfg = tiny.config(**changes)
     weights, ids = tiny.params(cfg), tiny.tokens(cfg)

@@ -54,12 +54,10 @@ def config(**changes):
 def params(cfg, seed=0, scale=0.3):
   """Random params large enough that every part matters; norms near 1."""
   rng = np.random.default_rng(seed)
-  return jax.tree.map(
-      lambda a: jnp.asarray(
-          rng.normal(size=a.shape) * scale
-          + (a.ndim <= 2 and a.shape[-1] == cfg.d_model
-             and a.shape[0] != cfg.vocab_size), jnp.float32),
-      decoder.abstract(cfg))
+  return jax.tree.map_with_path(
+      lambda path, a: jnp.asarray(
+          rng.normal(size=a.shape) * scale + path[-1].key.endswith('_norm'),
+          jnp.float32), decoder.abstract(cfg))
 
 
 def tokens(cfg, batch=2, length=9, seed=1):

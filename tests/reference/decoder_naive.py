@@ -20,7 +20,17 @@ def _rotate(vector, position, theta):
   return out
 
 
-def _attention(x, layer, theta, window):
+def _head(x, layer, name, head, eps):
+  """The query, key or value of a head before its rotation."""
+  out = x @ layer[name][:, head]
+  if f'{name}_bias' in layer:
+    out = out + layer[f'{name}_bias'][head]
+  if f'{name}_norm' in layer:
+    out = _norm(out, layer[f'{name}_norm'], eps)
+  return out
+
+
+def _attention(x, layer, theta, window, eps):
   """x [T, D] -> per head [T, N, H]."""
   length = len(x)
   num_heads, d_head = layer['q'].shape[1:]
@@ -29,14 +39,14 @@ def _attention(x, layer, theta, window):
   for n in range(num_heads):
     kv = n // group
     for t in range(length):
-      query = _rotate(x[t] @ layer['q'][:, n], t, theta)
+      query = _rotate(_head(x[t], layer, 'q', n, eps), t, theta)
       scores, read = [], range(max(0, t + 1 - window) if window else 0, t + 1)
       for s in read:
-        key = _rotate(x[s] @ layer['k'][:, kv], s, theta)
+        key = _rotate(_head(x[s], layer, 'k', kv, eps), s, theta)
         scores.append(query @ key / math.sqrt(d_head))
       weights = [math.exp(score - max(scores)) for score in scores]
       for weight, s in zip(weights, read):
-        value = x[s] @ layer['v'][:, kv]
+        value = _head(x[s], layer, 'v', kv, eps)
         out[t, n] += weight / sum(weights) * value
   return out
 
@@ -51,7 +61,8 @@ def forward(tokens, params, *, theta, eps, windows=()):
     attn = {k: v[i].astype(np.float64) for k, v in layers['attn'].items()}
     mlp = {k: v[i].astype(np.float64) for k, v in layers['mlp'].items()}
     normed = np.array([_norm(v, layers['attn_norm'][i], eps) for v in x])
-    heads = _attention(normed, attn, theta, windows[i] if windows else 0)
+    heads = _attention(
+        normed, attn, theta, windows[i] if windows else 0, eps)
     attn_out = np.array([
         sum(heads[t, n] @ attn['o'][n] for n in range(heads.shape[1]))
         for t in range(len(x))])

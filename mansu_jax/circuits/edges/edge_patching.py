@@ -139,18 +139,16 @@ def _attention(config, batch):
   """
   places = places_lib.find(config, batch.positions, places_lib.packed(
       batch.positions, batch.segments))
-  each = functools.partial(layers.for_query_heads, config, axis=1)
-
   def of_head(x, matrix):
     return layers.project({'q': matrix[:, None]}, 'q', x)[..., 0, :]
 
   def run(number, weights, inputs):
-    attn = weights['attn']
+    attn = layers.of_query_heads(config, weights['attn'])
     normed = layers.norm(config, weights, 'attn_norm', inputs)
-    matrices = attn['q'], each(attn['k']), each(attn['v'])
-    projected = [jax.vmap(of_head, (0, 1), 2)(part, matrix)
-                 for part, matrix in zip(jnp.split(normed, 3), matrices)]
-    heads = layers.attend_projected(projected, places.of_layer(config, number))
+    projected = [jax.vmap(of_head, (0, 1), 2)(part, attn[name])
+                 for part, name in zip(jnp.split(normed, 3), 'qkv')]
+    heads = layers.attend_projected(
+        config, attn, projected, places.of_layer(config, number))
     return jnp.einsum('RTNH,NHD->NRTD', heads, attn['o'])
 
   return run

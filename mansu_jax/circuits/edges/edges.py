@@ -190,7 +190,8 @@ def _forward(config, stacked, x, places, size, take):
     attn, mlp = weights['attn'], weights['mlp']
     normed = layers.norm(config, weights, 'attn_norm', x)
     projected = tuple(layers.project(attn, name, normed) for name in 'qkv')
-    heads = layers.attend_projected(projected, places.of_layer(config, number))
+    heads = layers.attend_projected(
+        config, attn, projected, places.of_layer(config, number))
     middle = x + layers.project_out(attn, heads)
     less = lambda y: y[:size] - y[size:2 * size]
     made = jnp.einsum('BTNH,NHD->BNTD', less(heads), attn['o'])
@@ -272,8 +273,10 @@ def _layer_back(config, places, g, weights, kept):
   each = functools.partial(layers.for_query_heads, config, axis=2)
   q, k, v = kept.projected
   projected = q, each(k), each(v)
+  per_head = layers.of_query_heads(config, attn)
   back, = _pull(lambda some: layers.project_out(
-      attn, layers.attend_projected(some, places)), projected, back)
+      attn, layers.attend_projected(config, per_head, some, places)),
+                projected, back)
   targets, g_attn = _attention_targets(
       config, weights, by_point(kept.x),
       *(tuple(map(by_point, some)) for some in (projected, back)))

@@ -83,16 +83,18 @@ def _rounded(found: Record) -> str:
 
 
 def _swapped(found: Record) -> str:
+  others = (f' {found["about_retained"]} of them ask about retained subjects.'
+            if found.get('about_retained') else '')
   forgotten = (', which training forgets there,'
                if found.get('forgotten') else '')
   return (
       'Swapped-subject prompts ask retain questions and open ones about the'
       f' {found["subjects"]} forgotten subjects, and training preserves the'
-      f' base\'s answers to them. {found["kept"]} prompts were used.'
+      f' base\'s answers to them. {found["kept"]} prompts were used.{others}'
       f' {found["leaking"]} were dropped because the base completes them with a'
       f' forget answer{forgotten}, and {found["asked_elsewhere"]} because the'
-      ' forget or evaluation questions contain them. Forget facts without a subject:'
-      f' {found["facts_without_subject"]}.')
+      ' forget or evaluation questions contain them. Forget facts without a'
+      f' subject: {found["facts_without_subject"]}.')
 
 
 def _plots(record: Record) -> Iterator[document.Plot]:

@@ -31,6 +31,7 @@ NextTokenFn = Callable[[np.ndarray], np.ndarray]
 
 _Questions = Sequence[questions_lib.Question]
 _MAX_LEAK = 0.01  # Largest probability of a forget answer after a prompt.
+_CANDIDATES = 2  # Prompts to draw for each one about a retained subject.
 _ROWS = 64  # Prompts in a batch.
 # Text before and after a subject of any kind. They keep what no retain relation
 # asks about.
@@ -49,9 +50,9 @@ def prompts(
 
   At most `--unlearn_swapped_open_share` of that number are in open phrasings.
   All relations of the retain set contribute equally to the others, as long as
-  they have prompts. `--unlearn_swapped_other_share` of that number are added,
-  about retained subjects and answers, which all relations contribute equally.
-  Prompts that are also questions of the forget set or of the
+  they have prompts. Twice `--unlearn_swapped_other_share` of that number are
+  added, about retained subjects and answers, which all relations contribute
+  equally; `spans` keeps half of them. Prompts that are also questions of the forget set or of the
   evaluation are skipped: training must not preserve the former or use the
   latter.
 
@@ -83,12 +84,17 @@ def prompts(
   turned, skipped_turned = _draw(
       _in_turn(_shuffled_prompts(templates, some, rng)
                for some in others for templates in groups),
-      asked, round(options.swapped_other_share * options.swapped_pool))
+      asked, _CANDIDATES * _num_others(options))
   return chosen + opened + turned, {
       'subjects': len(subjects),
       'asked_elsewhere': skipped + skipped_open + skipped_turned,
       'facts_without_subject': len({
           q.fact for q, s in zip(splits.forget_train, found) if s is None})}
+
+
+def _num_others(options: run_config.UnlearnConfig) -> int:
+  """Number of prompts about retained subjects."""
+  return round(options.swapped_other_share * options.swapped_pool)
 
 
 def _other_subjects(
@@ -228,7 +234,9 @@ def spans(
 
   A prompt that the base completes with a forget answer of its subject asks for
   that fact. It is dropped or, with `--unlearn_forget_leaks`, becomes a forget
-  question.
+  question. Of the prompts about retained subjects those are kept after which
+  the base is most likely to say some forget answer: facts like the forgotten
+  ones, which unlearning harms first.
 
   Args:
     options: Configuration of the loop, with swapped-subject prompts.
@@ -242,24 +250,30 @@ def spans(
   Returns:
     The spans, or None if no prompt is left; the forget questions; and the
     counts of `prompts` with `leaking` (prompts that are not retained),
-    `forgotten` (those among them that became forget questions) and `kept`.
+    `forgotten` (those among them that became forget questions), `kept`, and
+    `about_retained` (kept ones about retained subjects).
   """
   chosen, counts = prompts(options, splits, seed)
   if not chosen:
     return None, [], counts | dict.fromkeys(
-        ('leaking', 'forgotten', 'kept'), 0)
+        ('leaking', 'forgotten', 'kept', 'about_retained'), 0)
   ids, start = _encode(chosen, tokenizer, data.chat)
   tokens, real = batching.pad_sequences(ids)
   made = refer(batches_lib.make_spans(
       tokens, real & (np.arange(tokens.shape[1]) >= np.array(start)[:, None])))
-  leak, facts = _leaks(made, chosen, _forget_facts(
+  likely, facts = _forget_answers(made, chosen, _forget_facts(
       splits.forget_train, tokenizer, data.chat), next_token)
-  kept = np.flatnonzero(leak < _MAX_LEAK)
-  found = _as_questions([
-      (chosen[i], facts[i]) for i in np.flatnonzero(leak >= _MAX_LEAK)]
+  own = np.array([fact is not None for fact in facts])
+  leaking = np.flatnonzero(own & (likely >= _MAX_LEAK))
+  others = np.flatnonzero(~own)
+  others = others[np.argsort(-likely[others], kind='stable')]
+  others = others[:_num_others(options)]
+  kept = np.sort(np.concatenate([
+      np.flatnonzero(own & (likely < _MAX_LEAK)), others]))
+  found = _as_questions([(chosen[i], facts[i]) for i in leaking]
                         if options.forget_leaks else [])
-  counts |= {'leaking': leak.size - kept.size, 'forgotten': len(found),
-             'kept': kept.size}
+  counts |= {'leaking': leaking.size, 'forgotten': len(found),
+             'kept': kept.size, 'about_retained': others.size}
   logging.info('swapped-subject prompts: %s', '  '.join(
       f'{name.replace("_", " ")} {n}' for name, n in counts.items()))
   if not kept.size:
@@ -290,7 +304,7 @@ def _forget_facts(
   return found
 
 
-def _leaks(
+def _forget_answers(
     made: batches_lib.Spans, chosen: Sequence[subjects_lib.Prompt],
     facts: dict[tuple[str, ...], dict[int, questions_lib.Question]],
     next_token: NextTokenFn
@@ -299,21 +313,23 @@ def _leaks(
 
   Returns:
     The base's probability of it [n], and a question about its fact for each
-    prompt; 0 and None if the prompt is about a retained subject.
+    prompt. It is an answer of the prompt's subject or, if this is a retained
+    subject, any; then the question is None.
   """
   last = made.weight.sum(1).astype(int) - 1
   ends = made.reference[np.arange(last.size), last]  # [n, D]
   # A multiple of the batch size, so that one program serves all batches.
   ends = np.pad(ends, ((0, -last.size % _ROWS), (0, 0)))
-  leak, asked = np.zeros(last.size), [None] * last.size
+  likely, asked = np.zeros(last.size), [None] * last.size
+  every = dict.fromkeys(token for own in facts.values() for token in own)
   for i in range(0, last.size, _ROWS):
     probabilities = next_token(ends[i:i + _ROWS])  # [_ROWS, V]
     for row, prompt in enumerate(chosen[i:i + _ROWS]):
-      if own := facts.get(_key(prompt.subject)):
-        token = max(own, key=lambda token, row=row: probabilities[row, token])
-        leak[i + row] = probabilities[row, token]
-        asked[i + row] = own[token]
-  return leak, asked
+      own = facts.get(_key(prompt.subject), every)
+      token = max(own, key=lambda token, row=row: probabilities[row, token])
+      likely[i + row] = probabilities[row, token]
+      asked[i + row] = own[token]
+  return likely, asked
 
 
 def _as_questions(

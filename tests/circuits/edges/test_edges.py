@@ -136,13 +136,11 @@ class ExactTest(parameterized.TestCase):
         native[:, own], want['edge_exact_native_kv_f64']), 1e-5)
     np.testing.assert_array_equal(native[:, 4], native[:, 5])
 
-  @parameterized.parameters({}, {'windows': True})
+  @parameterized.parameters({}, {'windows': (2, 0)}, {
+      'qkv_bias': True, 'qk_norm': True})
   @pytest.mark.medium
-  def test_all_edges_patched_is_the_corrupted_run(self, windows=False):
-    cfg = small.config()
-    if windows:
-      cfg = dataclasses.replace(
-          cfg, windows=(2,) + (0,) * (cfg.num_layers - 1))
+  def test_all_edges_patched_is_the_corrupted_run(self, **changes):
+    cfg = small.config(**changes)
     params = small.params(cfg)
     (batch,) = pair_batches.pack(small.pairs(), 3)
     scores = eap_ig.pair_scores(cfg, params, batch, steps=1)

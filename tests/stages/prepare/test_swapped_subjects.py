@@ -125,7 +125,7 @@ class SwappedSubjectsTest(parameterized.TestCase):
                           '--unlearn_swapped_pool=80')
     splits = inputs_lib.read(config).splits
     got = self._prompts(config)[0]
-    self.assertLen(got, 120)
+    self.assertLen(got, 160)
     about = collections.Counter()
     answers = {q.answer for q in splits.retain_train}
     asked = {q.prompt for q in splits.forget_train}
@@ -135,8 +135,20 @@ class SwappedSubjectsTest(parameterized.TestCase):
       likeness = prompt.text.replace(prompt.subject, _SUBJECTS[0])
       about['forget'] += likeness in asked
       about['open'] += likeness in _OPEN
-    self.assertEqual(about['forget'] + about['open'], 40)
+    self.assertEqual(about['forget'] + about['open'], 80)
     self.assertGreater(min(about.values()), 5)
+
+    def next_token(states):  # Says a forget answer after every other prompt.
+      said = np.zeros((states.shape[0], self.model.config.vocab_size))
+      said[::2] = 0.5
+      return said
+
+    self.next_token = next_token
+    spans, _, report = self._spans(config)
+    self.assertEqual(report['about_retained'], 40)
+    texts = self._texts(spans)
+    self.assertEqual(
+        texts[-40:], [prompt.text for prompt in got[80::2]])
 
   def test_prompts_that_leak_a_forgotten_answer_ask_for_it(self):
     dropped = self._spans(runs.parse(*self._reworded()))
