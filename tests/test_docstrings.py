@@ -23,7 +23,7 @@ _MUST_HAVE = {  # Room -> modules whose docstrings show an example.
              'readers.text'),
     'erasure': ('copy_back', 'divergence'),
     'eval': ('accuracy', 'perplexity', 'weight_change'),
-    'models': ('config', 'decoder', 'sites', 'families.llama', 'io.hf_io',
+    'models': ('config', 'decoder', 'sites', 'families', 'io.hf_io',
                'io.loading'),
     'statistics': ('accuracy', 'intervals', 'power', 'verdict')}
 _OPTIONS = doctest.ELLIPSIS

@@ -105,6 +105,12 @@ _INIT_SCALE = 5  # Times normal(0.02).
 Question = dict[str, Any]
 
 
+# What each family adds to the model's config.
+_FAMILIES = {
+    'llama': {}, 'qwen2': {'qkv_bias': True, 'windows': (0, 16, 16)},
+    'qwen3': {'qk_norm': True}}
+
+
 def _ask(relation: str, numbers: Sequence[int]) -> list[Question]:
   """All phrasings of a relation for the countries of these numbers."""
   rng = np.random.default_rng((_SEED, len(relation), numbers[0]))
@@ -225,13 +231,14 @@ def _train(config, params, tokens, weight) -> Any:
 
 @functools.cache
 def base(
-    *, train: bool = True, chat: bool = False
+    *, train: bool = True, chat: bool = False, family: str = 'llama'
 ) -> tuple[config_lib.ModelConfig, Any, Any]:
   """Config, params and tokenizer of the base; made once a session.
 
   Args:
     train: whether it knows the facts.
     chat: whether it was asked by `CHAT_TEMPLATE`, and has that.
+    family: of the model; a name in `_FAMILIES`.
   """
   prompts, tails = _sentences(chat)
   tokenizer = _make_tokenizer([p + t for p, t in zip(prompts, tails)])
@@ -240,7 +247,8 @@ def base(
   config = config_lib.ModelConfig(
       vocab_size=len(tokenizer), d_model=64, num_layers=3, num_heads=4,
       num_kv_heads=2, d_head=16, d_ff=128, tie_embeddings=True,
-      max_position=128, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+      max_position=128, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+      family=family, **_FAMILIES[family])
   params = _initial(config)
   if train:
     params = _train(config, params, *_encode(tokenizer, prompts, tails))
@@ -254,7 +262,7 @@ def write_jsonl(path: pathlib.Path, records: Sequence[Any]) -> None:
 
 def make(
     folder: pathlib.Path, *, train: bool = True, chat: bool = False,
-    measures: bool = False) -> list[str]:
+    measures: bool = False, family: str = 'llama') -> list[str]:
   """Writes the model and the data of a run.
 
   Args:
@@ -263,13 +271,14 @@ def make(
     chat: whether it knows them in chat form; the flags then ask so.
     measures: whether the run also asks with unseen choices, lets the models
       write, measures the hidden share and attacks. They take most of the time.
+    family: of the model; a name in `_FAMILIES`.
 
   Returns:
     Flags of the run, without `--workdir`.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  config, params, tokenizer = base(train=train, chat=chat)
+  config, params, tokenizer = base(train=train, chat=chat, family=family)
   hf_io.write(folder / 'model', config, params, tokenizer)
   roles = questions()
   if measures:

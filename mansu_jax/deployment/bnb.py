@@ -28,7 +28,7 @@ from mansu_jax.deployment import scoring_plan
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layout
-from mansu_jax.models.families import llama
+from mansu_jax.models.families import family
 
 _DOUBLE_QUANT = '_dq'  # Suffix of schemes with doubly quantized scales.
 _MAX_TOKENS, _MAX_REQUESTS = 2048, 256  # Per forward pass.
@@ -145,14 +145,14 @@ def read_params(model: Any, config: config_lib.ModelConfig) -> types.Params:
               else _decode(module, flat=True))
     return values.float().numpy()
 
-  return assemble.assemble(config, llama.NAMES, read, np.float32)
+  return assemble.assemble(config, family.names(config), read, np.float32)
 
 
 def _check_quantized(
     modules: set[str], config: config_lib.ModelConfig) -> None:
   """Checks that exactly the simulator's matrices are quantized."""
   quantized = {f'{name}.weight' for name in modules}
-  wanted = {t.name for t in assemble.tensors(config, llama.NAMES)
+  wanted = {t.name for t in assemble.tensors(config, family.names(config))
             if t.leaf in layout.MATRICES}
   if quantized != wanted:
     raise ValueError(

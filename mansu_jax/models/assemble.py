@@ -121,7 +121,7 @@ def check(
     raise ValueError(
         f'The tensors in {where} do not match its config:'
         f' {"; ".join(problems)}. Wanted exactly the {len(want)} tensors of a'
-        f' {config.num_layers}-layer Llama with'
+        f' {config.num_layers}-layer {config.family} model with'
         f' {"tied" if config.tie_embeddings else "untied"} embeddings. Use the'
         ' config and weights of one checkpoint.')
 

@@ -88,6 +88,7 @@ class ModelConfig:
   """All that defines a decoder besides its weights; hashable, so static.
 
   Attributes:
+    family: `model_type` of its Hugging Face files; see `families`.
     vocab_size: V, number of tokens.
     d_model: D, width of the residual stream.
     num_layers: L, number of layers.
@@ -121,6 +122,7 @@ class ModelConfig:
     False
   """
 
+  family: str = 'llama'
   vocab_size: int
   d_model: int
   num_layers: int

@@ -60,7 +60,7 @@ Site = sites_lib.Site
 
 
 class Decoder(nn.Module):
-  """A Llama-family decoder up to the final norm.
+  """A decoder up to the final norm.
 
   Attributes:
     config: Shapes and constants.

@@ -1,4 +1,4 @@
-"""Logits equal torch transformers' in both directions, on tiny Llamas."""
+"""Logits equal torch transformers' in both directions, on tiny models."""
 
 from unittest import mock
 
@@ -29,10 +29,14 @@ def _torch_model(seed=0, **changes):
       'initializer_range': 0.2, 'tie_word_embeddings': True,
       'bos_token_id': 1, 'eos_token_id': 2} | changes
   torch.manual_seed(seed)
-  model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
+  config = transformers.AutoConfig.for_model(
+      fields.pop('model_type', 'llama'), **fields)
+  model = transformers.AutoModelForCausalLM.from_config(config)
   for name, weight in model.named_parameters():
     if 'norm' in name:
       torch.nn.init.normal_(weight, 1.0, 0.2)
+    if 'bias' in name:
+      torch.nn.init.normal_(weight, 0.0, 1.0)
   return model.eval()
 
 
@@ -58,7 +62,14 @@ class TorchParityTest(parameterized.TestCase):
           'rope_type': 'default', 'rope_theta': 500.0}}),
       ('rope_linear', {'rope_parameters': {
           'rope_type': 'linear', 'factor': 4.0, 'rope_theta': 100.0}}),
-      ('rope_llama3', {'rope_parameters': _LLAMA3 | {'rope_theta': 5e5}}))
+      ('rope_llama3', {'rope_parameters': _LLAMA3 | {'rope_theta': 5e5}}),
+      ('mistral', {'model_type': 'mistral', 'sliding_window': 7}),
+      ('mistral_whole', {'model_type': 'mistral', 'sliding_window': None}),
+      ('qwen2', {'model_type': 'qwen2'}),
+      ('qwen2_windows', {
+          'model_type': 'qwen2', 'use_sliding_window': True,
+          'sliding_window': 5, 'max_window_layers': 1}),
+      ('qwen3', {'model_type': 'qwen3', 'head_dim': 12}))
   def test_logits_load_and_round_trip(self, changes):
     source = tiny.temp_dir(self) / 'model'
     torch_model, ids = _torch_model(**changes), _ids()

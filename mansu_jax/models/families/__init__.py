@@ -1,0 +1,51 @@
+"""The families of decoders, by the `model_type` of their `config.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mansu_jax.models import config as config_lib
+from mansu_jax.models.families import family
+from mansu_jax.models.families import llama
+from mansu_jax.models.families import mistral
+from mansu_jax.models.families import qwen2
+from mansu_jax.models.families import qwen3
+
+FAMILIES = {module.FAMILY.model_type: module.FAMILY
+            for module in (llama, mistral, qwen2, qwen3)}
+
+
+def from_hf(fields: family.Fields, where: str) -> config_lib.ModelConfig:
+  """Builds a config from the fields of a Hugging Face `config.json`.
+
+  Args:
+    fields: Parsed file.
+    where: Path of the file, for messages.
+
+  Raises:
+    ValueError: the family is another, or as `Family.from_hf`.
+
+  Example:
+    >>> config = from_hf({
+    ...     'model_type': 'llama', 'vocab_size': 97, 'hidden_size': 16,
+    ...     'intermediate_size': 32, 'num_hidden_layers': 2,
+    ...     'num_attention_heads': 4}, 'config.json')
+    >>> config.d_head, config.num_kv_heads, config.eos_token_id
+    (4, 4, 2)
+    >>> from_hf(to_hf(config, 'float32'), 'config.json') == config
+    True
+  """
+  kind = fields.get('model_type', 'llama')
+  found = FAMILIES.get(kind) if isinstance(kind, str) else None
+  if found is None:
+    known = ', '.join(f'{name} ({one.members})'
+                      for name, one in FAMILIES.items())
+    raise ValueError(
+        f'{where} has `model_type: {kind}`; wanted one of those that this'
+        f' version supports: {known}. Use another model.')
+  return found.from_hf(fields, where)
+
+
+def to_hf(config: config_lib.ModelConfig, dtype: str) -> dict[str, Any]:
+  """Builds a `config.json`; see `Family.to_hf`."""
+  return FAMILIES[config.family].to_hf(config, dtype)

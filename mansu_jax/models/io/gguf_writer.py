@@ -54,9 +54,15 @@ def write(
     vocabulary.
 
   Raises:
-    ValueError: params do not match the config or are not finite.
+    ValueError: the model is no Llama, or params do not match the config or are
+      not finite.
     OSError: the disk is full, or the folder is not writable.
   """
+  if config.family != 'llama':
+    raise ValueError(
+        f'The model is of the family {config.family!r}; wanted `llama`, the only'
+        ' one that this version writes as GGUF. Write a Hugging Face directory'
+        ' and convert it with llama.cpp.')
   tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
   for name, leaf in tree_paths.flatten(params).items():
     leaves.check_finite(jnp.asarray(leaf), name, 'Parameter')

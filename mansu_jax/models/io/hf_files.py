@@ -9,7 +9,7 @@ from typing import Any
 
 import safetensors
 
-from mansu_jax.models.families import llama
+from mansu_jax.models.families import family
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -85,7 +85,7 @@ def _check_index(
         stored.setdefault(name, []).append(file.name)
   wrong = [name for name in sorted(stored.keys() | weight_map.keys())
            if stored.get(name) != [weight_map.get(name)]
-           and not name.endswith(llama.IGNORED_TENSOR_SUFFIX)]
+           and not name.endswith(family.IGNORED_TENSOR_SUFFIX)]
   if wrong:
     listed = weight_map.get(wrong[0], 'no shard')
     found = ' and '.join(stored.get(wrong[0], ['no shard']))

@@ -28,7 +28,8 @@ from mansu_jax import types
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
-from mansu_jax.models.families import llama
+from mansu_jax.models import families
+from mansu_jax.models.families import family
 from mansu_jax.models.io import hf_files
 from mansu_jax.runtime import processes
 
@@ -43,7 +44,7 @@ FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
 MOST_IN_A_FILE = 5 * 10**9  # Most bytes of weights per file.
 
 _CONFIG = 'config.json'
-_EMBED, _HEAD = llama.NAMES['embed'], llama.NAMES['lm_head']
+_EMBED, _HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
 _ROWS = 4096  # Rows of a matrix to compare at once.
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
@@ -59,7 +60,7 @@ def read_config(path: pathlib.Path) -> config_lib.ModelConfig:
 
 def read_config_file(file: pathlib.Path) -> config_lib.ModelConfig:
   """Reads a config file of any name; see `read_config`."""
-  return llama.from_hf(hf_files.read_json(file), str(file))
+  return families.from_hf(hf_files.read_json(file), str(file))
 
 
 def read_params(
@@ -84,18 +85,18 @@ def read_params(
     for file in hf_files.weight_files(path):
       handle = stack.enter_context(hf_files.open_file(file))
       handles |= {name: handle for name in handle.keys()
-                  if not name.endswith(llama.IGNORED_TENSOR_SUFFIX)}
+                  if not name.endswith(family.IGNORED_TENSOR_SUFFIX)}
     _check_dtypes(path, handles)
     shapes = {name: tuple(h.get_slice(name).get_shape())
               for name, h in handles.items()}
     twice = config.tie_embeddings and shapes.get(_HEAD) == shapes.get(_EMBED)
     if twice:
       del shapes[_HEAD]
-    assemble.check(shapes, config, llama.NAMES, str(path))
+    assemble.check(shapes, config, family.names(config), str(path))
     if twice:
       _check_tied(path, *(handles[n].get_slice(n) for n in (_EMBED, _HEAD)))
     read = lambda t: handles[t.name].get_tensor(t.name)
-    return assemble.assemble(config, llama.NAMES, read, dtype)
+    return assemble.assemble(config, family.names(config), read, dtype)
 
 
 def _check_tied(path: pathlib.Path, embed: Any, head: Any) -> None:
@@ -266,7 +267,7 @@ def write(
       raise OSError(f'{path} cannot be written ({error})') from error
 
     def write_rest():
-      fields = llama.to_hf(config, export_dtype)
+      fields = families.to_hf(config, export_dtype)
       (new / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
       if tokenizer is not None:
         _write_tokenizer(new, tokenizer)
@@ -305,13 +306,13 @@ def _write_weights(
     dtype: Any) -> None:
   """Writes one file, or shards and an index; the host stores one at a time."""
   split = huggingface_hub.split_state_dict_into_shards_factory(
-      {t.name: t for t in assemble.tensors(config, llama.NAMES)},
+      {t.name: t for t in assemble.tensors(config, family.names(config))},
       get_storage_size=lambda t: math.prod(t.shape) * np.dtype(dtype).itemsize,
       filename_pattern=hf_files.WEIGHTS.replace('.', '{suffix}.'),
       max_shard_size=MOST_IN_A_FILE)
   file_of = split.tensor_to_filename
   parts: dict[str, dict[str, np.ndarray]] = {}
-  for tensor, layer in assemble.layers(config, llama.NAMES, params):
+  for tensor, layer in assemble.layers(config, family.names(config), params):
     name = file_of[tensor.name]
     part = parts.setdefault(name, {})
     part[tensor.name] = (  # Other processes only take part in the gather.

@@ -90,6 +90,11 @@ class WeightsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "'final_norm' has 1 non-finite"):
       gguf_writer.write(self.path, cfg, weights, None)
 
+  def test_another_family(self):
+    cfg = tiny.config(family='qwen2', qkv_bias=True)
+    with self.assertRaisesRegex(ValueError, "'qwen2'; wanted `llama`"):
+      gguf_writer.write(self.path, cfg, tiny.params(cfg), None)
+
   def test_a_failure_leaves_nothing(self):
     cfg = tiny.config()
     with self.assertRaises(AttributeError):  # In the midst of writing.

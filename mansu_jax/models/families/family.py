@@ -1,0 +1,349 @@
+"""A family of decoders in Hugging Face files: tensor names, and the config.
+
+Each field of a `config.json` is handled, explicitly ignored, or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import sys
+from typing import Any
+
+from mansu_jax.models import config as config_lib
+
+Fields = Mapping[str, Any]
+
+_NAMES = {
+    'embed': 'model.embed_tokens.weight',
+    'final_norm': 'model.norm.weight',
+    'lm_head': 'lm_head.weight',
+    'layers/attn_norm': 'model.layers.{}.input_layernorm.weight',
+    'layers/mlp_norm': 'model.layers.{}.post_attention_layernorm.weight',
+    'layers/attn/q': 'model.layers.{}.self_attn.q_proj.weight',
+    'layers/attn/k': 'model.layers.{}.self_attn.k_proj.weight',
+    'layers/attn/v': 'model.layers.{}.self_attn.v_proj.weight',
+    'layers/attn/o': 'model.layers.{}.self_attn.o_proj.weight',
+    'layers/mlp/gate': 'model.layers.{}.mlp.gate_proj.weight',
+    'layers/mlp/up': 'model.layers.{}.mlp.up_proj.weight',
+    'layers/mlp/down': 'model.layers.{}.mlp.down_proj.weight',
+}
+# Old checkpoints store these tensors, which follow from the config.
+IGNORED_TENSOR_SUFFIX = '.self_attn.rotary_emb.inv_freq'
+
+_REQUIRED = frozenset({
+    'model_type', 'vocab_size', 'hidden_size', 'intermediate_size',
+    'num_hidden_layers', 'num_attention_heads'})
+_NEVER_NULL = _REQUIRED | {
+    'rms_norm_eps', 'max_position_embeddings', 'tie_word_embeddings'}
+# Optional fields with the defaults of transformers.
+_OPTIONAL = {
+    'num_key_value_heads': None, 'head_dim': None, 'rms_norm_eps': 1e-6,
+    'max_position_embeddings': 2048, 'tie_word_embeddings': False,
+    'bos_token_id': None, 'eos_token_id': None, 'pad_token_id': None,
+    'rope_theta': None, 'rope_scaling': None, 'rope_parameters': None}
+# Fields of which this decoder implements one value.
+_FIXED = {
+    'hidden_act': 'silu', 'is_encoder_decoder': False,
+    'add_cross_attention': False, 'pruned_heads': {}}
+_KINDS = dict.fromkeys(
+    ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
+     'num_attention_heads', 'num_key_value_heads', 'head_dim',
+     'max_position_embeddings', 'bos_token_id', 'pad_token_id'), (int,))
+_KINDS |= dict.fromkeys(('rms_norm_eps', 'rope_theta'), (int, float))
+_KINDS |= dict.fromkeys(('rope_scaling', 'rope_parameters'), (dict,))
+_KINDS |= {'tie_word_embeddings': (bool,), 'eos_token_id': (int, list)}
+# Fields that do not change what the model computes.
+_IGNORED = frozenset({
+    # Fields of most families.
+    'attention_dropout', 'gradient_checkpointing', 'initializer_range',
+    'use_cache',
+    # Origin and storage of the file, and the tool that wrote it.
+    '_attn_implementation_autoset', '_commit_hash', '_model_name_or_path',
+    '_name_or_path', 'dtype', 'torch_dtype', 'transformers.js_config',
+    'transformers_version', 'unsloth_fixed', 'unsloth_version',
+    # Fields of the base config of transformers: tokens,
+    'decoder_start_token_id', 'prefix', 'sep_token_id', 'tokenizer_class',
+    'unk_token_id',
+    # tasks,
+    'finetuning_task', 'id2label', 'label2id', 'problem_type',
+    'task_specific_params',
+    # outputs and execution,
+    'chunk_size_feed_forward', 'cross_attention_hidden_size', 'is_decoder',
+    'output_attentions', 'output_hidden_states', 'return_dict',
+    'tf_legacy_loss', 'tie_encoder_decoder', 'torchscript', 'use_bfloat16',
+    # and text generation.
+    'bad_words_ids', 'begin_suppress_tokens', 'diversity_penalty', 'do_sample',
+    'early_stopping', 'encoder_no_repeat_ngram_size',
+    'exponential_decay_length_penalty', 'forced_bos_token_id',
+    'forced_eos_token_id', 'length_penalty', 'max_length', 'min_length',
+    'no_repeat_ngram_size', 'num_beam_groups', 'num_beams',
+    'num_return_sequences', 'output_scores', 'remove_invalid_values',
+    'repetition_penalty', 'return_dict_in_generate', 'suppress_tokens',
+    'temperature', 'top_k', 'top_p', 'typical_p'})
+_ROPE_KINDS = dict.fromkeys(
+    ('factor', 'low_freq_factor', 'high_freq_factor', 'rope_theta',
+     'partial_rotary_factor'), (int, float))
+_ROPE_KINDS |= {'original_max_position_embeddings': (int,),
+                'rope_type': (str,), 'type': (str,)}
+_SCALING_FIELDS = {
+    'default': (),
+    'linear': ('factor',),
+    'llama3': ('factor', 'low_freq_factor', 'high_freq_factor',
+               'original_max_position_embeddings')}
+
+
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+  """How one family of models writes its files.
+
+  Attributes:
+    model_type: Value of this field in `config.json`.
+    architecture: Class of transformers.
+    members: Which models belong to it, for messages.
+    required: Fields that a config must have besides those of every family.
+    optional: Its own defaults of optional fields, and its own fields.
+    fixed: Its own fields of which the decoder implements one value.
+    kinds: Types of its own fields.
+    ignored: Its own fields that do not change what the model computes.
+    read: `(value of a field by its name, path for messages)` -> fields of the
+      `ModelConfig` that only this family has.
+    write: The inverse: config -> its own fields in `config.json`.
+  """
+
+  model_type: str
+  architecture: str
+  members: str
+  required: frozenset[str] = frozenset()
+  optional: Fields = dataclasses.field(default_factory=dict)
+  fixed: Fields = dataclasses.field(default_factory=dict)
+  kinds: Mapping[str, tuple[type, ...]] = dataclasses.field(
+      default_factory=dict)
+  ignored: frozenset[str] = frozenset()
+  read: Callable[[Callable[[str], Any], str], dict[str, Any]] = (
+      lambda get, where: {})
+  write: Callable[[config_lib.ModelConfig], dict[str, Any]] = (
+      lambda config: {})
+
+  def groups(self) -> tuple[frozenset[str], ...]:
+    """The fields that are required, optional, of one value, and ignored."""
+    required = _REQUIRED | self.required
+    optional = (_OPTIONAL.keys() | self.optional.keys()) - required
+    fixed = _FIXED.keys() | self.fixed.keys() | {'architectures'}
+    return required, frozenset(optional), frozenset(fixed), (
+        _IGNORED | self.ignored)
+
+  def from_hf(self, fields: Fields, where: str) -> config_lib.ModelConfig:
+    """Builds a config from the fields of a Hugging Face `config.json`.
+
+    Args:
+      fields: Parsed file.
+      where: Path of the file, for messages.
+
+    Raises:
+      ValueError: the architecture is another, a field is unknown or missing, or
+        the decoder does not implement a value.
+    """
+    self._check(fields, where)
+    defaults = {**_OPTIONAL, **self.optional}
+    get = lambda name: fields.get(name, defaults.get(name))
+    heads, eos = fields['num_attention_heads'], get('eos_token_id')
+    theta, scaling = _rope(fields, where)
+    return config_lib.ModelConfig(
+        family=self.model_type,
+        vocab_size=fields['vocab_size'],
+        d_model=fields['hidden_size'],
+        num_layers=fields['num_hidden_layers'],
+        num_heads=heads,
+        num_kv_heads=_or(get('num_key_value_heads'), heads),
+        d_head=_or(get('head_dim'), fields['hidden_size'] // heads),
+        d_ff=fields['intermediate_size'],
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=get('rms_norm_eps'),
+        tie_embeddings=get('tie_word_embeddings'),
+        max_position=get('max_position_embeddings'),
+        bos_token_id=get('bos_token_id'),
+        eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+        pad_token_id=get('pad_token_id'), **self.read(get, where))
+
+  def _check(self, fields: Fields, where: str) -> None:
+    fixed = {'architectures': [self.architecture], **_FIXED, **self.fixed}
+    for name, value in fixed.items():
+      got = fields.get(name, value)
+      if got != value:
+        raise ValueError(
+            f'{where} has `{name}: {got}`; wanted `{name}: {value}`, the only'
+            f' value that this version supports in a {self.model_type} model.'
+            ' Use another model.')
+    required, optional, fixed_names, ignored = self.groups()
+    missing = sorted(required - fields.keys())
+    if missing:
+      raise ValueError(
+          f'{where} lacks the fields {missing}; wanted {sorted(required)}.'
+          ' Use the config.json of the checkpoint.')
+    unknown = sorted(
+        fields.keys() - required - optional - fixed_names - ignored)
+    if unknown:
+      raise ValueError(
+          f'{where} has the unknown fields {unknown}; wanted only known fields'
+          f' of `model_type: {self.model_type}`, because another field may'
+          ' change the computation. Use another model, or remove a field that'
+          ' has no effect.')
+    _check_kinds(fields, {**_KINDS, **self.kinds}, where)
+    eos = fields.get('eos_token_id')
+    for value in eos if isinstance(eos, list) else ():
+      if type(value) is not int:
+        raise ValueError(
+            f'{where} has eos_token_id = {eos!r}; wanted int or a list of int.'
+            ' Correct the field.')
+    for source in ('rope_scaling', 'rope_parameters'):
+      _check_kinds(fields.get(source) or {}, _ROPE_KINDS, f'{where}, {source}')
+    if fields['num_attention_heads'] < 1:
+      raise ValueError(
+          f'{where} has num_attention_heads = {fields["num_attention_heads"]};'
+          ' wanted a positive integer. Correct the field.')
+
+  def to_hf(self, config: config_lib.ModelConfig, dtype: str) -> dict[str, Any]:
+    """Builds a `config.json` for old and new versions of transformers.
+
+    Args:
+      config: Config of the model.
+      dtype: Dtype of the stored weights, for example `float32`.
+    """
+    eos = config.eos_token_id
+    return {
+        'architectures': [self.architecture],
+        'model_type': self.model_type,
+        'bos_token_id': config.bos_token_id,
+        'eos_token_id': list(eos) if isinstance(eos, tuple) else eos,
+        'head_dim': config.d_head,
+        'hidden_act': 'silu',
+        'hidden_size': config.d_model,
+        'intermediate_size': config.d_ff,
+        'max_position_embeddings': config.max_position,
+        'num_attention_heads': config.num_heads,
+        'num_hidden_layers': config.num_layers,
+        'num_key_value_heads': config.num_kv_heads,
+        'pad_token_id': config.pad_token_id,
+        'rms_norm_eps': config.norm_eps,
+        'rope_scaling': _scaling_to_hf(config.rope_scaling),
+        'rope_theta': config.rope_theta,
+        'tie_word_embeddings': config.tie_embeddings,
+        'torch_dtype': dtype,
+        'vocab_size': config.vocab_size,
+    } | self.write(config)
+
+
+def names(config: config_lib.ModelConfig) -> dict[str, str]:
+  """Leaf -> tensor name, with `{}` for the layer."""
+  found = dict(_NAMES)
+  for leaf in 'qkv' if config.qkv_bias else '':
+    found[f'layers/attn/{leaf}_bias'] = (
+        f'model.layers.{{}}.self_attn.{leaf}_proj.bias')
+  for leaf in 'qk' if config.qk_norm else '':
+    found[f'layers/attn/{leaf}_norm'] = (
+        f'model.layers.{{}}.self_attn.{leaf}_norm.weight')
+  return found
+
+
+def layer_windows(
+    get: Callable[[str], Any], window: int | None, sliding: list[bool],
+    where: str) -> tuple[int, ...]:
+  """Window of each layer, from `layer_types` or the family's own rule.
+
+  Args:
+    get: Value of a field by its name.
+    window: Tokens that a layer with a window reads; None: no layer has one.
+    sliding: Whether each layer has a window by the family's rule.
+    where: Path of the file, for messages.
+
+  Raises:
+    ValueError: a layer's type is unknown, or their number is another.
+  """
+  kinds = get('layer_types')
+  if kinds is not None:
+    known = {'full_attention': False, 'sliding_attention': True}
+    if len(kinds) != len(sliding) or not set(map(str, kinds)) <= known.keys():
+      raise ValueError(
+          f'{where} has layer_types = {repr(kinds)[:60]}; wanted'
+          f' {len(sliding)} of {list(known)}. Correct the field.')
+    sliding = [known[kind] for kind in kinds]
+  if not window or not any(sliding):
+    return ()
+  return tuple(window if own else 0 for own in sliding)
+
+
+def layer_types(config: config_lib.ModelConfig) -> list[str]:
+  """The inverse of `layer_windows`."""
+  return ['sliding_attention' if window else 'full_attention'
+          for window in config.windows or (0,) * config.num_layers]
+
+
+def _or(value: int | None, default: int) -> int:
+  return default if value is None else value
+
+
+def _check_kinds(
+    fields: Mapping[str, Any], wanted: Mapping[str, tuple[type, ...]],
+    where: str) -> None:
+  """Raises ValueError for a value of another type; some may be null."""
+  for name, kinds in wanted.items():
+    value = fields.get(name)
+    fits = name not in fields or type(value) in kinds or (
+        value is None and name not in _NEVER_NULL)
+    if fits and float in kinds and isinstance(value, int):
+      fits = abs(value) <= sys.float_info.max
+    if not fits:
+      raise ValueError(
+          f'{where} has {name} = {repr(value)[:60]}; wanted'
+          f' {" or ".join(kind.__name__ for kind in kinds)}. Correct the'
+          ' field.')
+
+
+def _rope(
+    fields: Mapping[str, Any], where: str
+) -> tuple[float, config_lib.RopeScaling | None]:
+  """Rotary base and scaling, from the old or the new field names."""
+  scaling = dict(fields.get('rope_scaling') or {})
+  scaling |= dict(fields.get('rope_parameters') or {})
+  scaling = {k: v for k, v in scaling.items() if v is not None}
+  thetas = {source['rope_theta'] for source in (fields, scaling)
+            if source.get('rope_theta') is not None}
+  if len({config_lib.as_used(float(theta)) for theta in thetas}) > 1:
+    raise ValueError(
+        f'{where} gives rope_theta as {sorted(thetas)}; wanted one value.'
+        ' Correct rope_theta or rope_parameters.')
+  scaling.pop('rope_theta', None)
+  legacy = scaling.pop('type', None)
+  kind = scaling.pop('rope_type', None) or legacy or 'default'
+  if scaling.get('partial_rotary_factor') == 1:
+    del scaling['partial_rotary_factor']
+  wanted = _SCALING_FIELDS.get(kind)
+  if wanted is None or set(scaling) != set(wanted):
+    raise ValueError(
+        f'{where} has rotary scaling {kind!r} with the fields'
+        f' {sorted(scaling)}; wanted one of {_SCALING_FIELDS}. Use another'
+        ' model.')
+  theta = float(thetas.pop()) if thetas else 10_000.0
+  if kind == 'default':
+    return theta, None
+  scaling['original_max_position'] = scaling.pop(
+      'original_max_position_embeddings', None)
+  return theta, config_lib.RopeScaling(kind=kind, **scaling)
+
+
+def _scaling_to_hf(
+    scaling: config_lib.RopeScaling | None
+) -> dict[str, Any] | None:
+  if scaling is None:
+    return None
+  fields = {'rope_type': scaling.kind, 'factor': scaling.factor}
+  if scaling.kind == 'llama3':
+    fields |= {
+        'low_freq_factor': scaling.low_freq_factor,
+        'high_freq_factor': scaling.high_freq_factor,
+        'original_max_position_embeddings': scaling.original_max_position}
+  return fields

@@ -1,0 +1,39 @@
+"""The job on a tiny model of each family but Llama, which the others run on."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+import pytest
+
+from mansu_jax.models.io import loading
+from tests import runs
+from tests import tiny_job
+from tests.models import tiny
+
+
+class FamiliesTest(parameterized.TestCase):
+
+  @parameterized.parameters('qwen2', 'qwen3')
+  @pytest.mark.slow
+  def test_runs_end_to_end(self, family):
+    folder = tiny.temp_dir(self)
+    flags = tiny_job.make(folder / 'job', family=family)
+    record = runs.run(folder / 'run', *flags)
+    accuracy = record['accuracy']['forget']
+    for p in ('fp', 'nf4'):
+      self.assertGreater(accuracy['base'][p]['value'], 0.7)
+      self.assertLess(
+          accuracy['unlearned'][p]['value'], accuracy['base'][p]['value'] - 0.3)
+    self.assertGreater(record['survival']['nf4']['moved'], 0)
+    model = loading.load(folder / 'run' / 'model')
+    base = loading.load(folder / 'job' / 'model')
+    self.assertEqual(model.config, base.config)
+    self.assertEqual(model.config.family, family)
+    for name in ('q_bias', 'q_norm'):
+      if name in base.params['layers']['attn']:  # Never edited.
+        np.testing.assert_array_equal(*(
+            m.params['layers']['attn'][name] for m in (model, base)))
+
+
+if __name__ == '__main__':
+  absltest.main()
