@@ -118,10 +118,17 @@ def held(root: pathlib.Path) -> Iterator[None]:
       raise _in_use_error(root, json.loads(own.text))
     yield
     return
-  acquired = []  # `_acquire` appends the lock before it writes the file.
-  with preemption.before_exit(
-      lambda: [_remove(lock) for lock in acquired]):
-    lock = _held[key] = _acquire(root, acquired)
+  # `_acquire` lists what it makes before it makes it.
+  acquired: list[_Held] = []
+  made: list[pathlib.Path] = []
+
+  def remove_all():
+    for lock in acquired:
+      _remove(lock)
+    _remove_empty(made)
+
+  with preemption.before_exit(remove_all):
+    lock = _held[key] = _acquire(root, acquired, made)
     try:
       threading.Thread(target=_heartbeat, args=(lock,), daemon=True).start()
       yield
@@ -145,12 +152,19 @@ def not_writable_error(root: pathlib.Path, error: OSError) -> ValueError:
                     ' that can be written.')
 
 
-def _acquire(root: pathlib.Path, acquired: list[_Held]) -> _Held:
-  """Acquires the lock and appends it to `acquired` before writing its file."""
-  made = []
+def _acquire(
+    root: pathlib.Path, acquired: list[_Held], made: list[pathlib.Path]
+) -> _Held:
+  """Acquires the lock.
+
+  Args:
+    root: the workdir.
+    acquired: gets the lock before its file is written.
+    made: gets the folders before they are made.
+  """
   try:
     full = root.absolute()  # The caller may change the working directory.
-    made = [path for path in (full, *full.parents) if not path.exists()]
+    made += [path for path in (full, *full.parents) if not path.exists()]
     for _ in range(_ATTEMPTS):
       try:
         root.mkdir(parents=True, exist_ok=True)

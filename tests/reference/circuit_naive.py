@@ -95,7 +95,7 @@ def last_logits(tokens, params, *, theta, eps, keep=None, other=None):
     mlp = {k: np.float64(v[i]) for k, v in layers['mlp'].items()}
     normed = np.array([norm(v, layers['attn_norm'][i], eps) for v in x])
     heads = replace('head_out', i, decoder_naive._attention(
-        normed, attn, theta))
+        normed, attn, theta, 0, eps))
     for n in range(heads.shape[1]):
       x = x + heads[:, n] @ attn['o'][n]
     normed = np.array([norm(v, layers['mlp_norm'][i], eps) for v in x])

@@ -1,0 +1,48 @@
+"""The fields of each family's `config.json`."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from mansu_jax.models import families
+
+
+class FamiliesTest(parameterized.TestCase):
+
+  def test_every_field_is_in_one_group(self):
+    for family in families.FAMILIES.values():
+      groups = family.groups()
+      self.assertLen(frozenset().union(*groups), sum(map(len, groups)))
+
+  @parameterized.parameters(
+      ('mistral', {'sliding_window': 3}, (3, 3, 3)),
+      ('mistral', {'sliding_window': None}, ()),
+      ('mistral', {'sliding_window': 3, 'layer_types': [
+          'full_attention', 'sliding_attention', 'full_attention']}, (0, 3, 0)),
+      ('qwen2', {'use_sliding_window': True, 'sliding_window': 4,
+                 'max_window_layers': 1}, (0, 4, 4)),
+      ('qwen2', {'use_sliding_window': False, 'sliding_window': 4,
+                 'max_window_layers': 1}, ()),
+      ('qwen3', {'sliding_window': 4, 'max_window_layers': 0}, ()))
+  def test_windows(self, kind, changes, want):
+    fields = {'model_type': kind, 'vocab_size': 8, 'hidden_size': 8,
+              'intermediate_size': 8, 'num_hidden_layers': 3,
+              'num_attention_heads': 2, 'num_key_value_heads': 2}
+    cfg = families.from_hf(fields | changes, 'x')
+    self.assertEqual(cfg.windows, want)
+    self.assertEqual((cfg.qkv_bias, cfg.qk_norm, cfg.d_head), {
+        'mistral': (False, False, 4), 'qwen2': (True, False, 4),
+        'qwen3': (False, True, 128)}[kind])
+    self.assertEqual(families.from_hf(
+        families.to_hf(cfg, 'float32'), 'x'), cfg)
+
+  def test_bad_layer_types(self):
+    with self.assertRaisesRegex(ValueError, 'layer_types.*wanted 1 of'):
+      families.from_hf({
+          'model_type': 'mistral', 'vocab_size': 8, 'hidden_size': 8,
+          'intermediate_size': 8, 'num_hidden_layers': 1,
+          'num_attention_heads': 2, 'num_key_value_heads': 2,
+          'layer_types': ['linear_attention']}, 'x')
+
+
+if __name__ == '__main__':
+  absltest.main()
