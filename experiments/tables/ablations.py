@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import pathlib
 from typing import Any
 
@@ -23,9 +23,7 @@ ARMS = {
     'loop_off': 'no quantizer in the loop',
     'floor_none_loop_off': 'neither floor nor loop',
     'random_circuit': 'random circuit'}
-_PRECISIONS = ('fp', 'nf4')
 _KEPT = {'retain_heldout': 'held-out', 'retain': 'retained'}
-_RESAMPLES = 2000
 
 Arms = Mapping[str, pooled.Runs]
 
@@ -66,26 +64,26 @@ def measures(arms: Arms) -> str:
   return cells.table(
       ('arm', *(f'known, {label}, {cells.precision(p)}' for label in (
           cells.READINGS[reading] for reading in stored.CHOICES)
-                for p in _PRECISIONS), 'NF4 brings back', *(
+                for p in pooled.PRECISIONS), 'NF4 brings back', *(
                     f'{label} drop, {cells.precision(p)}'
-                    for label in _KEPT.values() for p in _PRECISIONS), *(
+                    for label in _KEPT.values() for p in pooled.PRECISIONS), *(
                         f'perplexity, {cells.precision(p)}'
-                        for p in _PRECISIONS), 'weights moved',
+                        for p in pooled.PRECISIONS), 'weights moved',
        'codes changed'),
       ((name, *_measured(runs)) for name, runs in arms.items()))
 
 
 def _measured(runs: pooled.Runs) -> Iterator[str]:
   for reading in stored.CHOICES:
-    for p in _PRECISIONS:
+    for p in pooled.PRECISIONS:
       yield cells.number(pooled.known(runs.asked(reading), p)['value'])
   yield cells.signed(
       pooled.brought_back(runs.asked(*stored.CHOICES), 'nf4')['value'])
   for split in _KEPT:
-    for p in _PRECISIONS:
+    for p in pooled.PRECISIONS:
       yield cells.signed(pooled.dropped(runs.split(split), p)['value'])
   records = [run.record for run in runs]
-  for p in _PRECISIONS:
+  for p in pooled.PRECISIONS:
     yield cells.change(float(np.mean([
         r['perplexity']['unlearned'][p] / r['perplexity']['base'][p]
         for r in records])), 1.0)
@@ -99,20 +97,20 @@ def differences(arms: Arms) -> str:
   default = arms[_DEFAULT]
   return cells.table(
       ('arm less the default', *(
-          f'known, {cells.precision(p)}' for p in _PRECISIONS), *(
+          f'known, {cells.precision(p)}' for p in pooled.PRECISIONS), *(
               f'{label} drop, {cells.precision(p)}'
-              for label in _KEPT.values() for p in _PRECISIONS)),
+              for label in _KEPT.values() for p in pooled.PRECISIONS)),
       ((name, *_differences(runs, default)) for name, runs in arms.items()
        if name != _DEFAULT))
 
 
 def _differences(arm: pooled.Runs, default: pooled.Runs) -> Iterator[str]:
   lines = [runs.asked(*stored.CHOICES) for runs in (arm, default)]
-  for p in _PRECISIONS:
+  for p in pooled.PRECISIONS:
     yield cells.estimate(known_difference(*lines, p), 2, True)
   for split in _KEPT:
     lines = [runs.split(split) for runs in (arm, default)]
-    for p in _PRECISIONS:
+    for p in pooled.PRECISIONS:
       yield cells.estimate(more_lost(*lines, p), 3, True)
 
 
@@ -132,7 +130,7 @@ def known_difference(
   pairs = _paired(arm, default)
   return seeds.known_gap(
       *([stored.columns(own, precision) for own in side]
-        for side in zip(*pairs)), resamples=_RESAMPLES).record()
+        for side in zip(*pairs)), resamples=pooled.RESAMPLES).record()
 
 
 def more_lost(
@@ -144,7 +142,7 @@ def more_lost(
   return seeds.mean_difference(
       [lost(ours) - lost(theirs) for ours, theirs in pairs],
       [stored.facts(ours) for ours, _ in pairs], largest=1.0,
-      resamples=_RESAMPLES).record()
+      resamples=pooled.RESAMPLES).record()
 
 
 def _paired(
@@ -156,15 +154,11 @@ def _paired(
   pairs = []
   for own, other in zip(arm, default, strict=True):
     pair = sorted(own, key=name), sorted(other, key=name)
-    _check_same(*([name(line) for line in lines] for lines in pair))
+    ours, theirs = ([name(line) for line in lines] for lines in pair)
+    if ours != theirs:
+      raise ValueError(
+          f'Two arms have {len(set(ours) ^ set(theirs))} questions that the'
+          ' other lacks; wanted the same. Run both with the same sizes of the'
+          ' evaluation and the same seed.')
     pairs.append(pair)
   return pairs
-
-
-def _check_same(ours: Sequence[Any], theirs: Sequence[Any]) -> None:
-  """Raises ValueError unless two arms were asked the same questions."""
-  if ours != theirs:
-    raise ValueError(
-        f'Two arms have {len(set(ours) ^ set(theirs))} questions that the other'
-        ' lacks; wanted the same. Run both with the same sizes of the'
-        ' evaluation and the same seed.')

@@ -25,11 +25,11 @@ FORMER = {
     'washington': 'George Washington'}
 # Its guesses cannot be measured, so that what it knows is not comparable.
 _APART = 'George Washington'
-_PRECISIONS = ('fp', 'nf4')
+PRECISIONS = ('fp', 'nf4')
 _PARTS = {'generation': 'plainly asked',
           'generation_few_shot': 'after three examples'}
 _KEPT = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}
-_RESAMPLES = 2000
+RESAMPLES = 2000
 
 Lines = list[list[stored.Line]]  # Answers of each seed.
 
@@ -125,9 +125,9 @@ def readings(runs: Runs) -> str:
       continue
     rows.append((label, *_sizes(lines), *(
         cells.number(_accuracy(lines, model, p))
-        for model in stored.MODELS for p in _PRECISIONS), *(
-            cells.number(_guessed(lines, p)) for p in _PRECISIONS), *(
-                _over_seeds(known(lines, p)) for p in _PRECISIONS)))
+        for model in stored.MODELS for p in PRECISIONS), *(
+            cells.number(_guessed(lines, p)) for p in PRECISIONS), *(
+                _over_seeds(known(lines, p)) for p in PRECISIONS)))
   return cells.table(
       ('reading', 'facts', 'questions', 'base fp', 'base NF4', 'unlearned fp',
        'unlearned NF4', 'guessing fp', 'guessing NF4', 'known, fp',
@@ -167,14 +167,14 @@ def known(lines: Lines, precision: str) -> dict[str, Any]:
   """Known share at a precision, over seeds."""
   return seeds.known_share(
       [stored.columns(own, precision) for own in lines],
-      resamples=_RESAMPLES).record()
+      resamples=RESAMPLES).record()
 
 
 def brought_back(lines: Lines, scheme: str) -> dict[str, Any]:
   """Knowledge that a quantizer brings back, over seeds."""
   return seeds.known_gap(
       *([stored.columns(own, p) for own in lines] for p in (scheme, 'fp')),
-      resamples=_RESAMPLES).record()
+      resamples=RESAMPLES).record()
 
 
 def dropped(lines: Lines, precision: str) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def dropped(lines: Lines, precision: str) -> dict[str, Any]:
           - stored.right(own, 'unlearned', precision) for own in lines]
   return seeds.mean_difference(
       lost, [stored.facts(own) for own in lines], largest=1.0,
-      resamples=_RESAMPLES).record()
+      resamples=RESAMPLES).record()
 
 
 def cost(runs: Runs) -> str:
@@ -192,7 +192,7 @@ def cost(runs: Runs) -> str:
   for split, label in _KEPT.items():
     lines = runs.split(split)
     if all(lines):
-      for p in _PRECISIONS:
+      for p in PRECISIONS:
         rows.append(_bounded(
             f'accuracy drop on {label}, {cells.precision(p)}', lines,
             dropped(lines, p)))
@@ -254,11 +254,11 @@ def by_relation(found: Mapping[str, Sequence[stored.Run]]) -> str:
         (known(lines, p) for ways in stored.READINGS.values()
          if all(lines := one.asked(*ways))),
         key=lambda entry: -np.inf if entry['value'] is None else entry['value'])
-             for p in _PRECISIONS]
+             for p in PRECISIONS]
     rows.append((
         name, str(len(one.seeds)), *map(_over_seeds, worst), *(
             cells.estimate(dropped(one.split('retain_heldout'), p), 3, True)
-            for p in _PRECISIONS),
+            for p in PRECISIONS),
         cells.estimate(
             brought_back(one.asked(*stored.CHOICES), 'nf4'), 3, True)))
   return cells.table(
@@ -277,7 +277,7 @@ def structure(found: Mapping[str, Sequence[stored.Run]]) -> str:
                 for one in measured)
     rows.append((name, str(len(runs)), *(_range([
         one['hidden_share'][p]['value'] for one in measured])
-                                         for p in _PRECISIONS),
+                                         for p in PRECISIONS),
                  f'{valid} of {len(runs)}' if measured else cells.NONE, _range([
                      difference['value'] for r in records if (
                          difference := r.get('attack_verdict', {}).get(

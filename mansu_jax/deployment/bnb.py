@@ -145,14 +145,14 @@ def read_params(model: Any, config: config_lib.ModelConfig) -> types.Params:
               else _decode(module, flat=True))
     return values.float().numpy()
 
-  return assemble.assemble(config, family.names(config), read, np.float32)
+  return assemble.assemble(config, family.NAMES, read, np.float32)
 
 
 def _check_quantized(
     modules: set[str], config: config_lib.ModelConfig) -> None:
   """Checks that exactly the simulator's matrices are quantized."""
   quantized = {f'{name}.weight' for name in modules}
-  wanted = {t.name for t in assemble.tensors(config, family.names(config))
+  wanted = {t.name for t in assemble.tensors(config, family.NAMES)
             if t.leaf in layout.MATRICES}
   if quantized != wanted:
     raise ValueError(

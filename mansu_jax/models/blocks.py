@@ -25,6 +25,9 @@ _MATRIX_INIT = nn.initializers.normal(0.02)
 class _Tapped(nn.Module):
   """A module with named activations to read, patch and perturb."""
 
+  config: config_lib.ModelConfig
+  sites: tuple[Site, ...] = ()
+
   def tap(self, site: Site, x: Array) -> Array:
     """Patches, sows and perturbs `x`; by default returns `x` unchanged."""
     patch = self.get_variable('patches', str(site))
@@ -43,9 +46,6 @@ class _Tapped(nn.Module):
 
 class Attention(_Tapped):
   """Causal grouped-query attention."""
-
-  config: config_lib.ModelConfig
-  sites: tuple[Site, ...] = ()
 
   @nn.compact
   def __call__(
@@ -117,9 +117,6 @@ class Attention(_Tapped):
 class Mlp(_Tapped):
   """Gated MLP."""
 
-  config: config_lib.ModelConfig
-  sites: tuple[Site, ...] = ()
-
   @nn.compact
   def __call__(self, x: Array) -> Array:  # [B, T, D] -> [B, T, D]
     width, hidden = self.config.d_model, self.config.d_ff
@@ -145,9 +142,6 @@ class Mlp(_Tapped):
 
 class Block(_Tapped):
   """One layer: attention and MLP, each with a norm and a residual."""
-
-  config: config_lib.ModelConfig
-  sites: tuple[Site, ...] = ()
 
   @nn.compact
   def __call__(

@@ -44,7 +44,7 @@ def norm(config: ModelConfig, weights: Params, name: str, x: Array) -> Array:
     x: Its input.
   """
   x32 = x.astype(jnp.float32)
-  scale = norm_scale(config, weights, name)
+  scale = norm_scale(weights, name)
   return (x32 * inverse_size(config, x32) * scale.reshape(
       (1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
@@ -55,9 +55,8 @@ def inverse_size(config: ModelConfig, x: Array) -> Array:
   return jax.lax.rsqrt(mean_square + config.norm_eps)
 
 
-def norm_scale(config: ModelConfig, weights: Params, name: str) -> Array:
+def norm_scale(weights: Params, name: str) -> Array:
   """What a norm multiplies each axis of the stream with, float32 [D]."""
-  del config
   return weights[name].astype(jnp.float32)
 
 

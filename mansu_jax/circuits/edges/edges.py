@@ -319,7 +319,7 @@ def _attention_targets(
   along = jnp.concatenate(
       [jnp.sum(a * b, -1) for a, b in zip(projected, backs)], -1)
   along /= size  # [P, B, T, 3 N]
-  scale = layers.norm_scale(config, weights, 'attn_norm')
+  scale = layers.norm_scale(weights, 'attn_norm')
   total, targets = 0, []
   for name, back in zip('qkv', backs):
     inward = weights['attn'][name] * scale[:, None, None]

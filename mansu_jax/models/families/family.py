@@ -14,7 +14,8 @@ from mansu_jax.models import config as config_lib
 
 Fields = Mapping[str, Any]
 
-_NAMES = {
+# Leaf -> tensor name, with `{}` for the layer; also of leaves that some lack.
+NAMES = {
     'embed': 'model.embed_tokens.weight',
     'final_norm': 'model.norm.weight',
     'lm_head': 'lm_head.weight',
@@ -24,6 +25,10 @@ _NAMES = {
     'layers/attn/k': 'model.layers.{}.self_attn.k_proj.weight',
     'layers/attn/v': 'model.layers.{}.self_attn.v_proj.weight',
     'layers/attn/o': 'model.layers.{}.self_attn.o_proj.weight',
+    **{f'layers/attn/{name}_bias':
+       f'model.layers.{{}}.self_attn.{name}_proj.bias' for name in 'qkv'},
+    **{f'layers/attn/{name}_norm':
+       f'model.layers.{{}}.self_attn.{name}_norm.weight' for name in 'qk'},
     'layers/mlp/gate': 'model.layers.{}.mlp.gate_proj.weight',
     'layers/mlp/up': 'model.layers.{}.mlp.up_proj.weight',
     'layers/mlp/down': 'model.layers.{}.mlp.down_proj.weight',
@@ -235,18 +240,6 @@ class Family:
         'torch_dtype': dtype,
         'vocab_size': config.vocab_size,
     } | self.write(config)
-
-
-def names(config: config_lib.ModelConfig) -> dict[str, str]:
-  """Leaf -> tensor name, with `{}` for the layer."""
-  found = dict(_NAMES)
-  for leaf in 'qkv' if config.qkv_bias else '':
-    found[f'layers/attn/{leaf}_bias'] = (
-        f'model.layers.{{}}.self_attn.{leaf}_proj.bias')
-  for leaf in 'qk' if config.qk_norm else '':
-    found[f'layers/attn/{leaf}_norm'] = (
-        f'model.layers.{{}}.self_attn.{leaf}_norm.weight')
-  return found
 
 
 def layer_windows(

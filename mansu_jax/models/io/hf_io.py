@@ -44,7 +44,7 @@ FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
 MOST_IN_A_FILE = 5 * 10**9  # Most bytes of weights per file.
 
 _CONFIG = 'config.json'
-_EMBED, _HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
+_EMBED, _HEAD = family.NAMES['embed'], family.NAMES['lm_head']
 _ROWS = 4096  # Rows of a matrix to compare at once.
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
@@ -92,11 +92,11 @@ def read_params(
     twice = config.tie_embeddings and shapes.get(_HEAD) == shapes.get(_EMBED)
     if twice:
       del shapes[_HEAD]
-    assemble.check(shapes, config, family.names(config), str(path))
+    assemble.check(shapes, config, family.NAMES, str(path))
     if twice:
       _check_tied(path, *(handles[n].get_slice(n) for n in (_EMBED, _HEAD)))
     read = lambda t: handles[t.name].get_tensor(t.name)
-    return assemble.assemble(config, family.names(config), read, dtype)
+    return assemble.assemble(config, family.NAMES, read, dtype)
 
 
 def _check_tied(path: pathlib.Path, embed: Any, head: Any) -> None:
@@ -306,13 +306,13 @@ def _write_weights(
     dtype: Any) -> None:
   """Writes one file, or shards and an index; the host stores one at a time."""
   split = huggingface_hub.split_state_dict_into_shards_factory(
-      {t.name: t for t in assemble.tensors(config, family.names(config))},
+      {t.name: t for t in assemble.tensors(config, family.NAMES)},
       get_storage_size=lambda t: math.prod(t.shape) * np.dtype(dtype).itemsize,
       filename_pattern=hf_files.WEIGHTS.replace('.', '{suffix}.'),
       max_shard_size=MOST_IN_A_FILE)
   file_of = split.tensor_to_filename
   parts: dict[str, dict[str, np.ndarray]] = {}
-  for tensor, layer in assemble.layers(config, family.names(config), params):
+  for tensor, layer in assemble.layers(config, family.NAMES, params):
     name = file_of[tensor.name]
     part = parts.setdefault(name, {})
     part[tensor.name] = (  # Other processes only take part in the gather.

@@ -85,7 +85,7 @@ def _rounded(found: Record) -> str:
 def _swapped(found: Record) -> str:
   others = (f' {found["about_retained"]} of them ask about retained subjects.'
             if found.get('about_retained') else '')
-  forgotten = (', which training forgets there,'
+  forgotten = (', which training forgets there'
                if found.get('forgotten') else '')
   return (
       'Swapped-subject prompts ask retain questions and open ones about the'

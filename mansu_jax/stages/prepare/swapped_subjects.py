@@ -52,9 +52,9 @@ def prompts(
   All relations of the retain set contribute equally to the others, as long as
   they have prompts. Twice `--unlearn_swapped_other_share` of that number are
   added, about retained subjects and answers, which all relations contribute
-  equally; `spans` keeps half of them. Prompts that are also questions of the forget set or of the
-  evaluation are skipped: training must not preserve the former or use the
-  latter.
+  equally; `spans` keeps half of them. Prompts that are also questions of the
+  forget set or of the evaluation are skipped: training must not preserve the
+  former or use the latter.
 
   Args:
     options: Configuration of the loop.

@@ -9,6 +9,7 @@ from mansu_jax.config import run as run_config
 from mansu_jax.report import write
 from mansu_jax.report.sections import accuracy
 from mansu_jax.report.sections import provenance
+from mansu_jax.report.sections import training
 from tests.report import cases
 from tests.report import records
 
@@ -26,6 +27,15 @@ class SectionsTest(cases.ReportTest):
       self.assertEqual(norm, f'{entry["acc_norm"]:.3f}')
       self.assertEqual(n, str(entry['n']))
     self.assertLen(rows, 4 * 2 * 3)
+
+  def test_what_became_of_swapped_prompts(self):
+    record = records.make()
+    text = lambda: training.section(record).blocks[-1].text
+    self.assertIn('703 prompts were used. 97 were dropped because', text())
+    self.assertNotIn('forgets there', text())
+    record['swapped_prompts'] |= {'forgotten': 97, 'about_retained': 40}
+    self.assertIn('used. 40 of them ask about retained subjects. 97', text())
+    self.assertIn('a forget answer, which training forgets there, and', text())
 
   def test_gaps_are_the_records(self):
     record = records.make()
