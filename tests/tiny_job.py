@@ -105,10 +105,15 @@ _INIT_SCALE = 5  # Times normal(0.02).
 Question = dict[str, Any]
 
 
+_GEMMA = {'activation': 'gelu_tanh', 'norm_offset': 1.0, 'post_norms': True,
+          'embed_scale': 8.0, 'windows': (16, 16, 0)}
 # What each family adds to the model's config.
 _FAMILIES = {
     'llama': {}, 'qwen2': {'qkv_bias': True, 'windows': (0, 16, 16)},
-    'qwen3': {'qk_norm': True}}
+    'qwen3': {'qk_norm': True},
+    'phi3': {'d_rotary': 12, 'windows': (16, 16, 16)},
+    'gemma2': _GEMMA | {'attn_soft_cap': 20.0, 'logits_soft_cap': 30.0},
+    'gemma3_text': _GEMMA | {'qk_norm': True, 'window_rope_theta': 1000.0}}
 
 
 def _ask(relation: str, numbers: Sequence[int]) -> list[Question]:
@@ -215,7 +220,7 @@ def _train(config, params, tokens, weight) -> Any:
     def loss(params):
       hidden = decoder.forward(config, params, rows[:, :-1])
       nll = optax.softmax_cross_entropy_with_integer_labels(
-          decoder.unembed(params, hidden), rows[:, 1:])
+          decoder.unembed(config, params, hidden), rows[:, 1:])
       return jnp.sum(nll * weights) / jnp.sum(weights)
 
     updates, state = optimizer.update(jax.grad(loss)(carry[0]), carry[1])

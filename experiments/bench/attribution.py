@@ -69,8 +69,8 @@ def _pairs(vocab: int) -> list[pairs_lib.AttributionPair]:
 @functools.partial(jax.jit, static_argnames=('config', 'steps'))
 def _limit(config, params, batch, steps):
   """Sum over M path steps of the metric's gradient at the embeddings."""
-  start = decoder.embed(params, batch.corrupt)
-  path = decoder.embed(params, batch.clean) - start
+  start = decoder.embed(config, params, batch.corrupt)
+  path = decoder.embed(config, params, batch.clean) - start
   x = start + jnp.arange(steps).reshape(-1, 1, 1, 1) / steps * path
 
   def metric(x):
@@ -78,7 +78,7 @@ def _limit(config, params, batch, steps):
         config, params, embeddings=x.reshape(-1, *x.shape[2:]),
         positions=jnp.tile(batch.positions, (steps, 1)),
         segments=jnp.tile(batch.segments, (steps, 1)))
-    return jax.vmap(lambda h: eap_ig.metric(params, h, batch))(
+    return jax.vmap(lambda h: eap_ig.metric(config, params, h, batch))(
         hidden.reshape(x.shape)).sum()
 
   return jax.grad(metric)(x).sum(0)

@@ -65,12 +65,12 @@ def _plain(config: model_config.ModelConfig) -> Any:
     for part in (batch.forget, batch.retain, batch.text, batch.swapped):
       if part is not None:
         nll = losses.token_nll(
-            decoder.unembed(params, flat[part.where]), part.labels)
+            decoder.unembed(config, params, flat[part.where]), part.labels)
         total += jnp.sum(nll * part.weight)
     return total
 
   return jax.jit(lambda params, batch: jax.value_and_grad(loss)(
-      decoder.embed(params, batch.packed.tokens), params, batch))
+      decoder.embed(config, params, batch.packed.tokens), params, batch))
 
 
 def _step(config: run_config.RunConfig, model: Any) -> tuple[Any, Any]:

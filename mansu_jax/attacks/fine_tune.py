@@ -175,7 +175,8 @@ def train_step(
         config, params, batch.tokens, positions=batch.positions,
         segments=batch.segments, remat=True, **adapted)
     taught = hidden.reshape(-1, hidden.shape[-1])[batch.at]  # [K, D]
-    nll = losses.token_nll(decoder.unembed(params, taught), batch.targets)
+    nll = losses.token_nll(
+        decoder.unembed(config, params, taught), batch.targets)
     return jnp.sum(nll * batch.weights)
 
   value, grads = jax.value_and_grad(loss)(trained)

@@ -84,10 +84,11 @@ def token_roles(batch: PairBatch) -> types.Array:
 
 
 def metric(
-    params: types.Params, hidden: types.Array, batch: PairBatch) -> types.Array:
+    config: model_config.ModelConfig, params: types.Params,
+    hidden: types.Array, batch: PairBatch) -> types.Array:
   """logit(answer) - logit(corrupted answer) at the last position, [B]."""
   flat = hidden.reshape(-1, hidden.shape[-1])  # [R * T, D]
-  logits = decoder.unembed(params, flat[batch.last])  # [B, V]
+  logits = decoder.unembed(config, params, flat[batch.last])  # [B, V]
   pairs = jnp.arange(batch.last.size)
   return logits[pairs, batch.answer] - logits[pairs, batch.corrupt_answer]
 
@@ -119,13 +120,14 @@ def _pair_scores(config, params, batch, steps):
   hidden, clean = run(batch.clean)
   hidden_corrupt, corrupt = run(batch.corrupt)
   delta = {site: clean[site] - corrupt[site] for site in SITES}
-  embed = lambda tokens: decoder.embed(params, tokens).astype(jnp.float32)
+  embed = lambda tokens: decoder.embed(
+      config, params, tokens).astype(jnp.float32)
   start = embed(batch.corrupt)  # [R, T, D]
   path = embed(batch.clean) - start
 
   def total_metric(taps, k):
     out, _ = run(embeddings=start + (k / steps) * path, perturbations=taps)
-    return metric(params, out, batch).sum()
+    return metric(config, params, out, batch).sum()
 
   def add_step(total, k):
     grads = jax.grad(total_metric)(jax.tree.map(jnp.zeros_like, delta), k)
@@ -140,8 +142,8 @@ def _pair_scores(config, params, batch, steps):
   return PairScores(
       neurons=jnp.einsum('LRTF,RTB->BLF', neurons, owner),
       heads=jnp.einsum('LRTN,RTB->BLN', heads, owner),
-      metric_clean=metric(params, hidden, batch),
-      metric_corrupt=metric(params, hidden_corrupt, batch),
+      metric_clean=metric(config, params, hidden, batch),
+      metric_corrupt=metric(config, params, hidden_corrupt, batch),
       token_roles=jnp.einsum(
           'KLRT,RTB,RTP->BLKP', each, owner,
           jax.nn.one_hot(token_roles(batch), len(TOKEN_ROLES))))

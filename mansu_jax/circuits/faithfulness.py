@@ -97,7 +97,7 @@ def patched_metric(
     hidden = decoder.forward_patched(
         config, params, batch.clean, patches=patches,
         positions=batch.positions, segments=batch.segments)
-    return eap_ig.metric(params, hidden, batch)
+    return eap_ig.metric(config, params, hidden, batch)
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -107,7 +107,7 @@ def corrupted(config, params, batch):
     hidden, taps = decoder.forward_with_taps(
         config, params, batch.corrupt, sites=eap_ig.SITES,
         positions=batch.positions, segments=batch.segments)
-    scores = eap_ig.metric(params, hidden, batch)
+    scores = eap_ig.metric(config, params, hidden, batch)
   return jnp.sum(scores * batch.weight), taps
 
 

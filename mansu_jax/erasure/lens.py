@@ -69,7 +69,7 @@ def at_ends(config, params, rows, ends):
   take = lambda x: x.reshape(-1, x.shape[-1])[ends]
   residual = taps[sites_lib.Site.RESIDUAL]  # [L, B, T, D]
   first = take(
-      decoder.embed(params, rows.tokens).astype(residual.dtype))
+      decoder.embed(config, params, rows.tokens).astype(residual.dtype))
   layers = jnp.concatenate([first[None], jax.vmap(take)(residual)])
   last = layers[-2] + take(taps[sites_lib.Site.ATTN_OUT][-1])
   return jnp.moveaxis(layers, 0, 1), last, take(hidden)

@@ -66,7 +66,7 @@ def logits_by_layer(
   """
   width = rows.tokens.shape[1]
   with transplant.exact():
-    embedded = decoder.embed(params, jnp.concatenate(
+    embedded = decoder.embed(config, params, jnp.concatenate(
         [rows.tokens, rows.tokens[source]], axis=1)).astype(jnp.float32)
     x = jnp.pad(embedded, [(0, 0), (0, config.num_layers), (0, 0)])
     place = transplant.positions(rows, config.num_layers)

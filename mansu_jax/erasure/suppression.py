@@ -55,13 +55,15 @@ def hidden(
   weights = jax.tree.map(
       lambda w: w[-1].astype(jnp.float32), params['layers'])
   return layers.mlp_hidden(
-      weights['mlp'], layers.norm(config, weights, 'mlp_norm', last))
+      config, weights['mlp'], layers.norm(config, weights, 'mlp_norm', last))
 
 
 def _logits(config, params, x, choices):
   """Logits [C] of some tokens from the residual [D] after all layers."""
   table = params.get('lm_head', params['embed'])
-  return table[choices] @ layers.norm(config, params, 'final_norm', x)
+  return layers.soft_cap(
+      table[choices] @ layers.norm(config, params, 'final_norm', x),
+      config.logits_soft_cap)
 
 
 def _others(choices, right, count):
@@ -130,12 +132,13 @@ def make(
   inside, outside = (
       np.float64(sharding.to_host(hidden(config, params, s.last)))
       for s in (hide, keep))
-  change = _least_squares(inside, wish, outside)  # [F, D]
-  moved = jnp.asarray(inside @ change, jnp.float32)
+  change = _least_squares(
+      inside, wish / _post_norm_factor(config, params, inside), outside)
 
   def share(scale):
+    after = x + _moved(config, params, inside, scale * change)
     return float(np.mean(sharding.to_host(
-        answered(config, params, x + scale * moved, asked))[match]))
+        answered(config, params, after, asked))[match]))
 
   scale = _largest_above(share, wanted)
   mlp = params['layers']['mlp']
@@ -158,11 +161,56 @@ def states(
     base: states of the base.
   """
   inside = np.float64(sharding.to_host(hidden(config, params, base.last)))
-  after = base.layers[:, -1] + (inside @ control.change).astype(np.float32)
+  after = base.layers[:, -1] + _moved(config, params, inside, control.change)
   final = layers.norm(config, params, 'final_norm', jnp.asarray(after))
   return lens.States(
       np.concatenate([base.layers[:, :-1], after[:, None]], 1), base.last,
       sharding.to_host(final))
+
+
+def _moved(config, params, inside, change):
+  """What a change [F, D] of the last down projection adds to the residual.
+
+  Args:
+    config: the model's config.
+    params: the base's params.
+    inside: hidden activations [n, F] of the last MLP.
+    change: the change.
+
+  Returns:
+    Float32 [n, D].
+  """
+  if not config.post_norms:
+    return (inside @ change).astype(np.float32)
+  out = _last_output(params, inside)
+  before, after = (
+      sharding.to_host(layers.post_norm(
+          config, _last_layer(params), 'mlp', jnp.asarray(x, jnp.float32)))
+      for x in (out, out + inside @ change))
+  return after - before
+
+
+def _post_norm_factor(config, params, inside):
+  """What one unit of the last MLP's output adds, about the base; [n, D] or 1.
+
+  The norm's size is taken as constant.
+  """
+  if not config.post_norms:
+    return 1.0
+  size = layers.inverse_size(config, jnp.asarray(
+      _last_output(params, inside), jnp.float32))
+  return np.float64(sharding.to_host(size * layers.norm_scale(
+      config, _last_layer(params), 'mlp_post_norm')))
+
+
+def _last_layer(params):
+  return jax.tree.map(lambda w: w[-1], params['layers'])
+
+
+def _last_output(params, inside):
+  """Output [n, D] of the last MLP before its post norm."""
+  down = params['layers']['mlp']['down'][-1]
+  return inside @ np.float64(sharding.to_host(down))
 
 
 def _least_squares(inside, wish, outside):

@@ -66,8 +66,9 @@ def choice_logits(
   """
   hidden = layers.norm(config, params, 'final_norm', x)
   table = params.get('lm_head', params['embed'])
-  return jnp.einsum('BVD,BCD->BVC', hidden.astype(jnp.float32),
-                    table[choices].astype(jnp.float32))
+  logits = jnp.einsum('BVD,BCD->BVC', hidden.astype(jnp.float32),
+                      table[choices].astype(jnp.float32))
+  return layers.soft_cap(logits, config.logits_soft_cap)
 
 
 def at_last(x: types.Array, rows: spans.Rows) -> types.Array:
@@ -148,7 +149,7 @@ def run(
     layer: the layer; static.
   """
   with exact():
-    x = decoder.embed(params, rows.tokens).astype(jnp.float32)
+    x = decoder.embed(config, params, rows.tokens).astype(jnp.float32)
 
     def keep(index, old, new, kept):
       before, after = kept

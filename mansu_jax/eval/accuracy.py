@@ -6,7 +6,8 @@ equal those of lm-evaluation-harness, which runs one sequence per choice.
 
 Example (`apply` and `unembed` of any model; see `scoring`):
 
-    scorer = scoring.Scorer(apply, decoder.unembed)
+    unembed = functools.partial(decoder.unembed, model.config)
+    scorer = scoring.Scorer(apply, unembed)
     task = accuracy.build_task(questions, model.tokenizer)
     scores = accuracy.score(scorer, model.params, task)
     print(scores.correct.mean())

@@ -6,7 +6,7 @@ and a function that reads one tensor; the config gives the expected shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -28,12 +28,27 @@ _SHOWN = 4  # Names listed in an error message before '...'.
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One tensor of a file: its leaf in the params and its torch shape."""
+  """One tensor of a file, which holds one leaf of the params or several.
+
+  Attributes:
+    name: In the file.
+    leaves: The leaves whose rows it holds, one after the other.
+    layer: None if the leaf is not stacked.
+    heights: Number of rows of each leaf.
+    width: Number of columns; None of a norm or bias, which has one axis.
+  """
 
   name: str
-  leaf: str
-  layer: int | None  # None if the leaf is not stacked.
-  shape: tuple[int, ...]  # [out, in], or [D] for a norm.
+  leaves: tuple[str, ...]
+  layer: int | None
+  heights: tuple[int, ...]
+  width: int | None
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """In the file: [out, in], or [out]."""
+    height = sum(self.heights)
+    return (height,) if self.width is None else (height, self.width)
 
 
 def tensors(
@@ -43,24 +58,44 @@ def tensors(
 
   Args:
     config: Config of the model.
-    names: Leaf name -> tensor name, with `{}` for the layer.
+    names: Leaf name -> tensor name, with `{}` for the layer. Leaves of one name
+      share a tensor, in their order in `layout.LEAVES`.
   """
-  for leaf, array in tree_paths.flatten(decoder.abstract(config)).items():
-    if not leaf.startswith('layers/'):
-      yield Tensor(names[leaf], leaf, None, array.shape)
+  sharing: dict[str, dict[str, tuple[int, ...]]] = {}
+  for leaf, shape in shapes(config).items():
+    sharing.setdefault(names[leaf], {})[leaf] = shape
+  for name, leaves in sharing.items():
+    first = next(iter(leaves))
+    rows = [_torch_shape(leaf, shape) for leaf, shape in leaves.items()]
+    make = lambda name, layer, leaves=leaves, rows=rows: Tensor(
+        name, tuple(leaves), layer, tuple(row[0] for row in rows),
+        rows[0][1] if len(rows[0]) > 1 else None)
+    if not first.startswith('layers/'):
+      yield make(name, None)
       continue
-    shape = (math.prod(array.shape[1:]),)  # A bias has one axis in torch.
-    if leaf in layout.MATRICES:
-      rows = quant_layout.rows_shape(array.shape, layout.MATRICES[leaf])
-      shape = rows[1:]
     for layer in range(config.num_layers):
-      yield Tensor(names[leaf].format(layer), leaf, layer, shape)
+      yield make(name.format(layer), layer)
+
+
+def _torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape of one layer's leaf in torch: [out, in], or [out]."""
+  if leaf in layout.MATRICES:
+    return quant_layout.rows_shape(shape, layout.MATRICES[leaf])[1:]
+  if leaf.startswith('layers/'):
+    return (math.prod(shape[1:]),)  # A bias has one axis in torch.
+  return shape
+
+
+def shapes(config: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
+  """`{leaf name: shape}` of a model, in the order of `layout.LEAVES`."""
+  found = tree_paths.flatten(decoder.abstract(config))
+  return {leaf: found[leaf].shape for leaf in layout.of_model(config)}
 
 
 def layers(
     config: config_lib.ModelConfig, names: Mapping[str, str],
-    params: types.Params) -> Iterator[tuple[Tensor, np.ndarray]]:
-  """Yields each tensor of a file with its weights, on the host.
+    params: types.Params) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
+  """Yields each tensor of a file with the weights of its leaves, on the host.
 
   Collective: every process must iterate over all tensors, because each layer is
   gathered. The host stores one layer at a time.
@@ -72,10 +107,10 @@ def layers(
   """
   flat = tree_paths.flatten(params)
   for tensor in tensors(config, names):
-    leaf = flat[tensor.leaf]
-    yield tensor, (
-        sharding.to_host_uncached(leaf) if tensor.layer is None
-        else sharding.to_host(take_layer(leaf, tensor.layer)))
+    yield tensor, [
+        sharding.to_host_uncached(flat[leaf]) if tensor.layer is None
+        else sharding.to_host(take_layer(flat[leaf], tensor.layer))
+        for leaf in tensor.leaves]
 
 
 @jax.jit
@@ -165,34 +200,34 @@ def assemble(
     dtype: Dtype of the params.
 
   Returns:
-    Params on the current mesh. The host stores at most one leaf at a time, or
-    one layer of a leaf of over `MOST_ON_HOST` bytes.
+    Params on the current mesh. The host stores at most the leaves of one tensor
+    at a time, or one layer of a leaf of over `MOST_ON_HOST` bytes.
 
   Raises:
     ValueError: a weight is not finite, in the file or in `dtype`.
   """
-  flat = {}
-  shapes = tree_paths.flatten(decoder.abstract(config))
-  stack = None
+  flat, stacks, sizes = {}, {}, shapes(config)
   for tensor in tensors(config, names):
-    shape, axes = shapes[tensor.leaf].shape, layout.AXES[tensor.leaf]
     unstacked = tensor.layer is None
-    if unstacked or tensor.layer == 0:
-      stack = _stack(shape, dtype, axes, unstacked)
     rows = read(tensor)
     _check_finite(
         rows, tensor.name, 'not finite; wanted finite weights. The checkpoint'
         ' is damaged: download or train it again.')
-    with np.errstate(over='ignore'):  # `_check_finite` reports overflow.
-      layer = from_torch(
-          rows, tensor.leaf, shape if unstacked else shape[1:]).astype(
-              dtype, copy=False)
-    _check_finite(
-        layer, tensor.name, f'too large for {layer.dtype.name}; wanted finite'
-        ' weights. Give --export_dtype=float32 or bfloat16.')
-    stack.add(0 if unstacked else tensor.layer, layer)
-    if unstacked or tensor.layer == config.num_layers - 1:
-      flat[tensor.leaf] = stack.done()
+    parts = np.split(rows, np.cumsum(tensor.heights)[:-1])
+    for leaf, part in zip(tensor.leaves, parts):
+      shape = sizes[leaf]
+      if unstacked or tensor.layer == 0:
+        stacks[leaf] = _stack(shape, dtype, layout.AXES[leaf], unstacked)
+      with np.errstate(over='ignore'):  # `_check_finite` reports overflow.
+        layer = from_torch(
+            part, leaf, shape if unstacked else shape[1:]).astype(
+                dtype, copy=False)
+      _check_finite(
+          layer, tensor.name, f'too large for {layer.dtype.name}; wanted finite'
+          ' weights. Give --export_dtype=float32 or bfloat16.')
+      stacks[leaf].add(0 if unstacked else tensor.layer, layer)
+      if unstacked or tensor.layer == config.num_layers - 1:
+        flat[leaf] = stacks.pop(leaf).done()
   return tree_paths.unflatten(flat)
 
 
@@ -258,13 +293,17 @@ def from_torch(
 
 
 def to_torch(
-    array: np.ndarray,  # one layer in memory order
+    arrays: Sequence[np.ndarray],  # One layer of each leaf, in memory order.
     tensor: Tensor,
 ) -> np.ndarray:
   """Inverse of `from_torch`: the tensor in torch's [out, in] order."""
-  if tensor.leaf in layout.MATRICES:
-    array = array.transpose(_layer_axes(tensor.leaf))
-  return np.ascontiguousarray(array.reshape(tensor.shape))
+  parts = []
+  for leaf, array, height in zip(tensor.leaves, arrays, tensor.heights):
+    if leaf in layout.MATRICES:
+      array = array.transpose(_layer_axes(leaf))
+    parts.append(array.reshape((height, *tensor.shape[1:])))
+  return np.ascontiguousarray(
+      np.concatenate(parts) if len(parts) > 1 else parts[0])
 
 
 def _layer_axes(leaf: str) -> list[int]:

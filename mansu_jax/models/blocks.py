@@ -13,13 +13,23 @@ import jax.numpy as jnp
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layers
+from mansu_jax.models import layout
 from mansu_jax.models import places as places_lib
 from mansu_jax.models import sites as sites_lib
 
 Array = types.Array
 Site = sites_lib.Site
 
-_MATRIX_INIT = nn.initializers.normal(0.02)
+
+def make_params(
+    module: nn.Module, config: config_lib.ModelConfig, part: str
+) -> types.Params:
+  """Declares the params of a module; see `layout.of_part`."""
+  start = {'matrix': nn.initializers.normal(0.02),
+           'norm': nn.initializers.constant(1 - config.norm_offset),
+           'bias': nn.initializers.zeros}
+  return {name: module.param(name, start[leaf.start], shape)
+          for name, leaf, shape in layout.of_part(config, part)}
 
 
 class _Tapped(nn.Module):
@@ -54,27 +64,14 @@ class Attention(_Tapped):
       places: places_lib.Places,  # Of this layer.
   ) -> Array:  # [B, T, D]
     cfg = self.config
-    width, head = cfg.d_model, cfg.d_head
-    shapes = {'q': (width, cfg.num_heads, head),
-              'k': (width, cfg.num_kv_heads, head),
-              'v': (width, cfg.num_kv_heads, head),
-              'o': (cfg.num_heads, head, width)}
-    attn = {name: self.param(name, _MATRIX_INIT, shape)
-            for name, shape in shapes.items()}
-    if cfg.qkv_bias:
-      attn |= {f'{name}_bias': self.param(
-          f'{name}_bias', nn.initializers.zeros, shapes[name][1:])
-               for name in 'qkv'}
-    if cfg.qk_norm:
-      attn |= {f'{name}_norm': self.param(
-          f'{name}_norm', nn.initializers.ones, (head,)) for name in 'qk'}
+    attn = make_params(self, cfg, 'layers/attn')
     queries, keys, values = (
         layers.place_heads(
             cfg, attn, name, self._project(attn, name, x), places)
         for name in 'qkv')
     keys = self._remember('keys', keys)
     values = self._remember('values', values)
-    out = layers.attend(queries, keys, values, places.mask)
+    out = layers.attend(cfg, queries, keys, values, places.mask)
     return self._project_out(attn, self.tap(Site.HEAD_OUT, out))
 
   def _project(self, attn: types.Params, name: str, x: Array) -> Array:
@@ -119,12 +116,8 @@ class Mlp(_Tapped):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:  # [B, T, D] -> [B, T, D]
-    width, hidden = self.config.d_model, self.config.d_ff
-    shapes = {'gate': (width, hidden), 'up': (width, hidden),
-              'down': (hidden, width)}
-    mlp = {name: self.param(name, _MATRIX_INIT, shape)
-           for name, shape in shapes.items()}
-    a = self.tap(Site.MLP_HIDDEN, layers.mlp_hidden(mlp, x))
+    mlp = make_params(self, self.config, 'layers/mlp')
+    a = self.tap(Site.MLP_HIDDEN, layers.mlp_hidden(self.config, mlp, x))
     keep = self.circuit('keep')  # [F]
     if keep is None:
       return layers.project_down(a, mlp['down'])
@@ -134,14 +127,14 @@ class Mlp(_Tapped):
 
   def _circuit_neurons(self, x: Array) -> Array:
     """Output of the circuit's neurons; padded slices add zero."""
-    a = layers.activate([
+    a = layers.activate(self.config, [
         layers.einsum('BTD,nD->BTn', x, self.circuit(name))
         for name in ('gate', 'up')])
     return layers.einsum('BTn,nD->BTD', a, self.circuit('down'))
 
 
 class Block(_Tapped):
-  """One layer: attention and MLP, each with a norm and a residual."""
+  """One layer: attention and MLP, each with norms and a residual."""
 
   @nn.compact
   def __call__(
@@ -151,13 +144,14 @@ class Block(_Tapped):
       places: places_lib.Places,  # Of all layers.
   ) -> tuple[Array, None]:
     cfg = self.config
-    norms = {name: self.param(name, nn.initializers.ones, (cfg.d_model,))
-             for name in ('attn_norm', 'mlp_norm')}
+    norms = make_params(self, cfg, 'layers')
     normed = layers.norm(cfg, norms, 'attn_norm', x)
     out = Attention(cfg, self.sites, name='attn')(
         normed, places.of_layer(cfg, layer))
+    out = layers.post_norm(cfg, norms, 'attn', out)
     x = x + self.tap(Site.ATTN_OUT, out)
     normed = layers.norm(cfg, norms, 'mlp_norm', x)
     out = Mlp(cfg, self.sites, name='mlp')(normed)
+    out = layers.post_norm(cfg, norms, 'mlp', out)
     x = x + self.tap(Site.MLP_OUT, out)
     return self.tap(Site.RESIDUAL, x), None

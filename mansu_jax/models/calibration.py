@@ -197,7 +197,7 @@ def encode_layers(
   length = tokens.shape[1]
   places = places_lib.find(
       config, jnp.arange(length)[None], places_lib.causal(length))
-  x = decoder.embed(params, tokens).astype(jnp.float32)
+  x = decoder.embed(config, params, tokens).astype(jnp.float32)
 
   def quantize_layer(x, numbered):
     number, weights = numbered
@@ -235,15 +235,19 @@ class _Layer:
     self._quantize(
         ('attn/o',), heads.reshape(*x.shape[:2], -1),
         foldable=cfg.num_heads == cfg.num_kv_heads)
-    return x + layers_lib.project_out(self.weights['attn'], heads)
+    return x + layers_lib.post_norm(cfg, self.weights, 'attn', (
+        layers_lib.project_out(self.weights['attn'], heads)))
 
   def feed_forward(self, x):
     """Quantizes gate, up, down; returns the next residual stream."""
-    normed = layers_lib.norm(self._config, self.weights, 'mlp_norm', x)
+    cfg = self._config
+    normed = layers_lib.norm(cfg, self.weights, 'mlp_norm', x)
     self._quantize(('mlp/gate', 'mlp/up'), normed)
-    hidden = self._run('mlp', layers_lib.mlp_hidden, normed)
+    hidden = self._run(
+        'mlp', functools.partial(layers_lib.mlp_hidden, cfg), normed)
     self._quantize(('mlp/down',), hidden)
-    return x + layers_lib.project_down(hidden, self.weights['mlp']['down'])
+    return x + layers_lib.post_norm(cfg, self.weights, 'mlp', (
+        layers_lib.project_down(hidden, self.weights['mlp']['down'])))
 
   def _run(self, part, function, x):
     """What a function of a part's weights makes of [n, T, D], by row batch."""

@@ -12,7 +12,15 @@ import numpy as np
 
 _MOST = 2**31  # Exclusive bound of all counts: indices have 32 bits.
 
-ROPE_KINDS = ('linear', 'llama3')
+# Fields of `RopeScaling` that a kind needs, besides its factor.
+ROPE_FIELDS = {
+    'linear': (),
+    'dynamic': (),
+    'llama3': ('low_freq_factor', 'high_freq_factor', 'original_max_position'),
+    'yarn': ('original_max_position', 'attention_factor', 'beta_fast',
+             'beta_slow', 'truncate'),
+    'longrope': ('original_max_position', 'attention_factor', 'short_factors',
+                 'long_factors')}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,15 +28,26 @@ class RopeScaling:
   """Scaling of rotary frequencies beyond the context length of pretraining.
 
   Attributes:
-    kind: `linear` divides all frequencies by `factor`. `llama3` divides low
-      frequencies, keeps high frequencies and blends between them (Llama 3.1,
-      2024).
-    factor: Divisor, at least 1.
+    kind: One of `ROPE_FIELDS`. `linear` divides all frequencies by `factor`.
+      `dynamic` changes nothing up to the model's context length. `llama3`
+      divides low frequencies, keeps high frequencies and blends between them
+      (Llama 3.1, 2024). `yarn` blends by numbers of turns (Peng et al., 2023).
+      `longrope` divides each frequency by its own number (Ding et al., 2024).
+    factor: Divisor, at least 1; of `longrope`, the ratio of the longest context
+      to `original_max_position`.
+    original_max_position: Context length of pretraining.
     low_freq_factor: For `llama3`: wavelengths longer than
       `original_max_position / low_freq_factor` tokens are divided fully.
     high_freq_factor: For `llama3`: wavelengths shorter than
       `original_max_position / high_freq_factor` tokens are unchanged.
-    original_max_position: For `llama3`: context length of pretraining.
+    attention_factor: For `yarn` and `longrope`: factor of cosines and sines.
+    beta_fast: For `yarn`: pairs that turn more often over the context length of
+      pretraining are unchanged.
+    beta_slow: For `yarn`: pairs that turn less often are divided fully.
+    truncate: For `yarn`: whether these bounds are rounded to whole pairs.
+    short_factors: For `longrope`: divisors of the frequencies up to the context
+      length of pretraining.
+    long_factors: The same for longer contexts, which this decoder does not run.
 
   Raises:
     ValueError: a field is missing, out of range or not for this `kind`.
@@ -36,37 +55,48 @@ class RopeScaling:
 
   kind: str
   factor: float
+  original_max_position: int | None = None
   low_freq_factor: float | None = None
   high_freq_factor: float | None = None
-  original_max_position: int | None = None
+  attention_factor: float | None = None
+  beta_fast: float | None = None
+  beta_slow: float | None = None
+  truncate: bool | None = None
+  short_factors: tuple[float, ...] | None = None
+  long_factors: tuple[float, ...] | None = None
 
   def __post_init__(self):
-    if self.kind not in ROPE_KINDS:
+    wanted = ROPE_FIELDS.get(self.kind)
+    if wanted is None:
       raise ValueError(
           f'Rotary scaling {self.kind!r} is not implemented; wanted one of'
-          f' {list(ROPE_KINDS)} or none. Use another model.')
-    if not 1 <= self.factor < math.inf:
+          f' {list(ROPE_FIELDS)} or none. Use another model.')
+    got = {field.name: getattr(self, field.name)
+           for field in dataclasses.fields(self)}
+    del got['kind']
+    given = {name for name, value in got.items() if value is not None}
+    if given != {'factor', *wanted}:
       raise ValueError(
-          f'Rotary scaling factor is {self.factor}; wanted a finite number >='
-          ' 1. Correct `rope_scaling` in the model config.')
-    bands = (self.low_freq_factor, self.high_freq_factor,
-             self.original_max_position)
-    if self.kind == 'llama3' and None in bands:
-      raise ValueError(
-          'Rotary scaling `llama3` got (low_freq_factor, high_freq_factor,'
-          f' original_max_position) = {bands}; wanted all three. Complete'
-          ' `rope_scaling` in the model config.')
-    if self.kind == 'llama3' and not (
-        0 < bands[0] < bands[1] < math.inf and 0 < bands[2] < _MOST):
-      raise ValueError(
-          'Rotary scaling `llama3` has (low_freq_factor, high_freq_factor,'
-          f' original_max_position) = {bands}; wanted positive numbers, the'
-          ' first less than the second. Correct `rope_scaling` in the model'
+          f'Rotary scaling {self.kind!r} has the fields {sorted(given)}; wanted'
+          f' {sorted({"factor", *wanted})}. Correct `rope_scaling` in the model'
           ' config.')
-    if self.kind != 'llama3' and bands != (None, None, None):
+    for name in given - {'truncate'}:
+      values = got[name] if isinstance(got[name], tuple) else (got[name],)
+      least = 1 if name == 'factor' else 0
+      whole = name == 'original_max_position'
+      if not all(least <= x < (_MOST if whole else math.inf) and x
+                 for x in values):
+        raise ValueError(
+            f'Rotary scaling {self.kind!r} has {name} = {_short(got[name])};'
+            f' wanted {"a finite number >= 1" if least else "positive numbers"}'
+            '. Correct `rope_scaling` in the model config.')
+    bounds = {'llama3': ('low_freq_factor', 'high_freq_factor'),
+              'yarn': ('beta_slow', 'beta_fast')}.get(self.kind)
+    if bounds and not got[bounds[0]] < got[bounds[1]]:
       raise ValueError(
-          f'Rotary scaling {self.kind!r} got the llama3 fields {bands};'
-          ' wanted none. Remove them from `rope_scaling`.')
+          f'Rotary scaling {self.kind!r} has {bounds[0]} = {got[bounds[0]]} and'
+          f' {bounds[1]} = {got[bounds[1]]}; wanted the first to be less.'
+          ' Correct `rope_scaling` in the model config.')
 
 
 class LayerKind(NamedTuple):
@@ -96,15 +126,27 @@ class ModelConfig:
     num_kv_heads: K, number of key/value heads. Query head n uses key/value head
       n // (N / K).
     d_head: H, width of a head; even, not necessarily D / N.
+    d_rotary: Number of a head's first coordinates that rotary positions turn;
+      even; 0: all.
     d_ff: F, width of the MLP.
     rope_theta: Base of the rotary frequencies.
     rope_scaling: Scaling of the rotary frequencies, or None.
     windows: For each layer, the number of last tokens, its own included, that a
       token reads, or 0 for all; empty if all layers read all tokens.
+    window_rope_theta: Base of the rotary frequencies in layers with a window,
+      which are not scaled there; None: as in the others.
     qkv_bias: Whether queries, keys and values have a bias.
     qk_norm: Whether queries and keys are normed, head by head, before the
       rotation.
+    query_scale: Factor of the products of queries and keys; None: H ** -0.5.
+    attn_soft_cap: Bound c of these products, c tanh(x / c); 0: none.
+    logits_soft_cap: The same of the logits.
+    activation: Of the MLP's gate, `silu` or `gelu_tanh`.
     norm_eps: Constant added to the mean square in each RMSNorm.
+    norm_offset: Added to the weights of each RMSNorm.
+    post_norms: Whether the outputs of attention and MLP are normed before they
+      are added to the residual stream.
+    embed_scale: Factor of the token embeddings.
     tie_embeddings: Whether the unembedding is the embedding.
     max_position: Context length of the model, in tokens.
     bos_token_id: Token id or None.
@@ -130,12 +172,21 @@ class ModelConfig:
   num_kv_heads: int
   d_head: int
   d_ff: int
+  d_rotary: int = 0
   rope_theta: float = 10_000.0
   rope_scaling: RopeScaling | None = None
   windows: tuple[int, ...] = ()
+  window_rope_theta: float | None = None
   qkv_bias: bool = False
   qk_norm: bool = False
+  query_scale: float | None = None
+  attn_soft_cap: float = 0.0
+  logits_soft_cap: float = 0.0
+  activation: str = 'silu'
   norm_eps: float = 1e-5
+  norm_offset: float = 0.0
+  post_norms: bool = False
+  embed_scale: float = 1.0
   tie_embeddings: bool = False
   max_position: int = 2048
   bos_token_id: int | None = None
@@ -160,12 +211,26 @@ class ModelConfig:
       raise ValueError(
           f'Model config has d_head = {self.d_head}; wanted an even width,'
           ' which rotary positions split into halves. Correct the head width.')
-    for name in ('norm_eps', 'rope_theta'):
+    if self.d_rotary % 2 or not 0 <= self.d_rotary <= self.d_head:
+      raise ValueError(
+          f'Model config has d_rotary = {_short(self.d_rotary)}; wanted an even'
+          f' number up to d_head = {self.d_head}, or 0 for all. Correct the'
+          ' share of rotary coordinates.')
+    for name in ('norm_eps', 'rope_theta', 'window_rope_theta', 'query_scale',
+                 'embed_scale', 'attn_soft_cap', 'logits_soft_cap'):
       value = getattr(self, name)
+      if value is None or not value and name.endswith('soft_cap'):
+        continue
       if not 0 < value < math.inf:
         raise ValueError(
             f'Model config has {name} = {_short(value)}; wanted a positive'
             ' finite number. Correct the model config.')
+    factors = self.rope_scaling and self.rope_scaling.short_factors
+    if factors and len(factors) != (self.d_rotary or self.d_head) // 2:
+      raise ValueError(
+          f'Model config has {len(factors)} factors of longrope; wanted'
+          f' {(self.d_rotary or self.d_head) // 2}, one per pair of rotary'
+          ' coordinates. Correct `rope_scaling` in the model config.')
     if self.windows and len(self.windows) != self.num_layers or not all(
         isinstance(x, int) and 0 <= x < _MOST for x in self.windows):
       raise ValueError(
@@ -175,8 +240,17 @@ class ModelConfig:
 
   @functools.cached_property
   def _kind_by_layer(self) -> tuple[LayerKind, ...]:
-    return tuple(LayerKind(window, self.rope_theta, self.rope_scaling)
+    ordinary = self.rope_theta, self.rope_scaling
+    within = ordinary
+    if self.window_rope_theta is not None:
+      within = self.window_rope_theta, None
+    return tuple(LayerKind(window, *(within if window else ordinary))
                  for window in self.windows or (0,) * self.num_layers)
+
+  @property
+  def score_scale(self) -> float:
+    """Factor of the products of queries and keys."""
+    return self.d_head**-0.5 if self.query_scale is None else self.query_scale
 
   @functools.cached_property
   def kinds(self) -> tuple[LayerKind, ...]:

@@ -1,10 +1,12 @@
 """The decoder: scanned layers, plain-dict params, taps and circuits.
 
 Params are the Linen `params` collection as a plain dict. Weights are
-input-first, layers are stacked on a leading L, and leaf names join keys by '/':
+input-first, layers are stacked on a leading L, and leaf names join keys by '/'
+(see `layout.LEAVES`):
 
     embed [V, D]           final_norm [D]       lm_head [V, D] when untied
     layers/attn_norm [L, D]                     layers/mlp_norm [L, D]
+    layers/attn_post_norm, mlp_post_norm [L, D] if `post_norms`
     layers/attn/q [L, D, N, H]                  layers/attn/k, v [L, D, K, H]
     layers/attn/o [L, N, H, D]
     layers/attn/q_bias [L, N, H], k_bias, v_bias [L, K, H] if `qkv_bias`
@@ -30,7 +32,7 @@ Example:
   ...     num_kv_heads=2, d_head=4, d_ff=32)
   >>> params = init(config, jax.random.key(0))
   >>> hidden = forward(config, params, jnp.array([[5, 6, 7]]))
-  >>> unembed(params, hidden).shape
+  >>> unembed(config, params, hidden).shape
   (1, 3, 97)
 """
 
@@ -85,20 +87,15 @@ class Decoder(nn.Module):
       attention_mask: Array | None = None,  # [B, T, S] bool
   ) -> Array:  # [B, T, D]
     cfg = self.config
-    table_shape = (cfg.vocab_size, cfg.d_model)
-    init_table = nn.initializers.normal(0.02)
-    table = self.param('embed', init_table, table_shape)
-    if not cfg.tie_embeddings:
-      self.param('lm_head', init_table, table_shape)
-    scale = self.param('final_norm', nn.initializers.ones, (cfg.d_model,))
+    weights = blocks.make_params(self, cfg, '')
     if embeddings is None:
-      embeddings = embed({'embed': table}, tokens)
+      embeddings = embed(cfg, weights, tokens)
     x = sharding.constrain_rows(embeddings.astype(self.dtype))
     places = _places(cfg, positions, attention_mask, x.shape[1])
     stack = self._stack(x.shape[0] * x.shape[1])
     x, _ = stack(cfg, self.sites, name='layers')(
         x, jnp.arange(cfg.num_layers), places)
-    return layers.norm(cfg, {'final_norm': scale}, 'final_norm', x)
+    return layers.norm(cfg, weights, 'final_norm', x)
 
   def _stack(self, tokens: int) -> Any:
     block = blocks.Block
@@ -129,23 +126,29 @@ def _places(
 
 
 def embed(
+    config: ModelConfig,
     params: Params,
     tokens: Array,  # [B, T] int32
 ) -> Array:
   """Token embeddings [B, T, D]; ids outside the vocabulary give NaN."""
   # The table is sharded over width and vocabulary. Replicating its few rows
   # moves less than the table; `split_rows` shards them next.
-  return sharding.replicate(jnp.take(params['embed'], tokens, axis=0))
+  rows = sharding.replicate(jnp.take(params['embed'], tokens, axis=0))
+  if config.embed_scale == 1:
+    return rows
+  return rows * jnp.asarray(config.embed_scale, rows.dtype)
 
 
 def unembed(
+    config: ModelConfig,
     params: Params,
     hidden: Array,  # [..., D], after the final norm
 ) -> Array:
   """Logits, float32 [..., V], from `lm_head` or the tied embedding."""
   table = params.get('lm_head', params['embed'])
-  return jnp.einsum('...D,VD->...V', hidden, table.astype(hidden.dtype),
-                    preferred_element_type=jnp.float32)
+  logits = jnp.einsum('...D,VD->...V', hidden, table.astype(hidden.dtype),
+                      preferred_element_type=jnp.float32)
+  return layers.soft_cap(logits, config.logits_soft_cap)
 
 
 def forward(
@@ -205,7 +208,7 @@ def forward(
     return Decoder(config, remat=remat, dtype=dtype).apply(
         {'params': params}, tokens, embeddings=embeddings,
         positions=positions, attention_mask=attention_mask)
-  x = embed(params, tokens) if embeddings is None else embeddings
+  x = embed(config, params, tokens) if embeddings is None else embeddings
   x = circuit_layers.run_layers(
       config, params['layers'], sharding.constrain_rows(x.astype(dtype)),
       _places(config, positions, attention_mask, x.shape[1]),
@@ -248,7 +251,7 @@ def run_prefix(
   attention_mask = _resolve_mask(
       tokens, None, positions, attention_mask, segments)
   return circuit_layers.run_layers(
-      config, params['layers'], embed(params, tokens).astype(dtype),
+      config, params['layers'], embed(config, params, tokens).astype(dtype),
       _places(config, positions, attention_mask, tokens.shape[1]), first=0,
       stop=layer)
 

@@ -8,6 +8,7 @@ rotary positions use float32 for every compute dtype.
 A layer's weights are the nested dict of `decoder`, without the leading L:
 
     attn_norm, mlp_norm [D]
+    attn_post_norm, mlp_post_norm [D] if it norms what layers add
     attn: q [D, N, H], k, v [D, K, H], o [N, H, D]
       q_bias [N, H], k_bias, v_bias [K, H] if the model has them
       q_norm, k_norm [H] if it norms queries and keys
@@ -17,6 +18,7 @@ A layer's weights are the nested dict of `decoder`, without the leading L:
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 
 from flax import linen as nn
 import jax
@@ -33,6 +35,11 @@ Params = types.Params
 ModelConfig = config_lib.ModelConfig
 Places = places_lib.Places
 
+# Activations of the MLP, by their names in `ModelConfig`.
+ACTIVATIONS = {
+    'silu': nn.silu,
+    'gelu_tanh': functools.partial(nn.gelu, approximate=True)}
+
 
 def norm(config: ModelConfig, weights: Params, name: str, x: Array) -> Array:
   """A norm of the residual stream [..., D] or of heads [..., H].
@@ -40,11 +47,11 @@ def norm(config: ModelConfig, weights: Params, name: str, x: Array) -> Array:
   Args:
     config: Config of the model.
     weights: Params of the layer, of its attention, or of the model.
-    name: `attn_norm`, `mlp_norm`, `q_norm`, `k_norm` or `final_norm`.
+    name: Of the norm's leaf in `weights`.
     x: Its input.
   """
   x32 = x.astype(jnp.float32)
-  scale = norm_scale(weights, name)
+  scale = norm_scale(config, weights, name)
   return (x32 * inverse_size(config, x32) * scale.reshape(
       (1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
@@ -55,9 +62,30 @@ def inverse_size(config: ModelConfig, x: Array) -> Array:
   return jax.lax.rsqrt(mean_square + config.norm_eps)
 
 
-def norm_scale(weights: Params, name: str) -> Array:
+def norm_scale(config: ModelConfig, weights: Params, name: str) -> Array:
   """What a norm multiplies each axis of the stream with, float32 [D]."""
-  return weights[name].astype(jnp.float32)
+  return weights[name].astype(jnp.float32) + config.norm_offset
+
+
+def post_norm(
+    config: ModelConfig, weights: Params, part: str, x: Array) -> Array:
+  """What `attn` or `mlp` adds to the stream, from its output [..., D]."""
+  if not config.post_norms:
+    return x
+  return norm(config, weights, f'{part}_post_norm', x)
+
+
+def post_norm_shares(
+    config: ModelConfig, weights: Params, part: str, shares: Array) -> Array:
+  """What each share [N, ..., D] of a part's output adds to the stream.
+
+  The shares add up to `post_norm` of their sum.
+  """
+  if not config.post_norms:
+    return shares
+  size = inverse_size(config, shares.sum(0, keepdims=True, dtype=jnp.float32))
+  scale = norm_scale(config, weights, f'{part}_post_norm')
+  return shares * size * scale.reshape((1,) * (shares.ndim - 1) + (-1,))
 
 
 def project(
@@ -106,6 +134,7 @@ def heads(
 
 
 def attend(
+    config: ModelConfig,
     queries: Array,  # [B, T, N, H]
     keys: Array,  # [B, S, K, H]
     values: Array,  # [B, S, K, H]
@@ -124,10 +153,16 @@ def attend(
       batch, length, num_kv, num_heads // num_kv, d_head)
   scores = jnp.einsum('BTKGH,BSKH->BKGTS', grouped, keys,
                       preferred_element_type=jnp.float32)
-  scores = jnp.where(mask, scores * d_head**-0.5, -1e30)
+  scores = soft_cap(scores * config.score_scale, config.attn_soft_cap)
+  scores = jnp.where(mask, scores, -1e30)
   weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
   out = jnp.einsum('BKGTS,BSKH->BTKGH', weights, values)
   return out.reshape(batch, length, num_heads, d_head)
+
+
+def soft_cap(x: Array, cap: float) -> Array:
+  """Bounds scores or logits smoothly to -cap .. cap; 0: leaves them."""
+  return jnp.tanh(x / cap) * cap if cap else x
 
 
 def attend_projected(
@@ -137,8 +172,8 @@ def attend_projected(
     places: Places,
 ) -> Array:
   """Attention [B, T, N, H] from the projections to `q`, `k` and `v`."""
-  return attend(*(place_heads(config, attn, name, one, places)
-                  for name, one in zip('qkv', projected)), places.mask)
+  return attend(config, *(place_heads(config, attn, name, one, places)
+                          for name, one in zip('qkv', projected)), places.mask)
 
 
 def project_out(
@@ -170,15 +205,15 @@ def mlp_inputs(
   return tuple(einsum('...D,DF->...F', x, mlp[name]) for name in ('gate', 'up'))
 
 
-def activate(inputs: Sequence[Array]) -> Array:
-  """Hidden activations silu(gate) * up (Shazeer, 2020), of the same shape."""
+def activate(config: ModelConfig, inputs: Sequence[Array]) -> Array:
+  """Hidden activations act(gate) * up (Shazeer, 2020), of the same shape."""
   gate, up = inputs
-  return nn.silu(gate) * up
+  return ACTIVATIONS[config.activation](gate) * up
 
 
-def mlp_hidden(mlp: Params, x: Array) -> Array:
+def mlp_hidden(config: ModelConfig, mlp: Params, x: Array) -> Array:
   """Hidden activations [..., F] of the MLP for its normed input [..., D]."""
-  return activate(mlp_inputs(mlp, x))
+  return activate(config, mlp_inputs(mlp, x))
 
 
 def project_down(
@@ -207,8 +242,8 @@ def einsum(spec: str, x: Array, weight: Array) -> Array:
 def feed_forward(config: ModelConfig, weights: Params, x: Array) -> Array:
   """The residual stream [B, T, D] after the MLP, from that before it."""
   normed = norm(config, weights, 'mlp_norm', x)
-  return x + project_down(
-      mlp_hidden(weights['mlp'], normed), weights['mlp']['down'])
+  return x + post_norm(config, weights, 'mlp', project_down(
+      mlp_hidden(config, weights['mlp'], normed), weights['mlp']['down']))
 
 
 def look_and_read(
@@ -234,9 +269,9 @@ def look_and_read(
     places: Of this layer, for the queries and keys.
   """
   states = {'q': (looks, queries), 'k': (looks, keys), 'v': (reads, values)}
-  out = attend(*(
+  out = attend(config, *(
       heads(config, weights['attn'], name,
             norm(config, weights, 'attn_norm', x), places)
       for name, (weights, x) in states.items()), places.mask)
-  return feed_forward(
-      config, reads, residual + project_out(reads['attn'], out))
+  return feed_forward(config, reads, residual + post_norm(
+      config, reads, 'attn', project_out(reads['attn'], out)))

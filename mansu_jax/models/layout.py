@@ -1,42 +1,108 @@
-"""Axes of each leaf, and the leaves that a 4-bit deployment quantizes."""
+"""The leaves of a model: which there are, their axes, and how they start.
+
+Modules, sharding, quantizers, circuits and files follow from this one table.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
 from mansu_jax.quant import layout as quant_layout
 
+ModelConfig = config_lib.ModelConfig
 _BlockLayout = quant_layout.BlockLayout
 
-# Axes of each quantized leaf in memory, and in torch's [out, in] order; L is a
-# batch axis. Embedding, norms and lm_head are not quantized.
-MATRICES = {
-    'layers/attn/q': _BlockLayout(memory='LDNH', out='NH', inp='D'),
-    'layers/attn/k': _BlockLayout(memory='LDKH', out='KH', inp='D'),
-    'layers/attn/v': _BlockLayout(memory='LDKH', out='KH', inp='D'),
-    'layers/attn/o': _BlockLayout(memory='LNHD', out='D', inp='NH'),
-    'layers/mlp/gate': _BlockLayout(memory='LDF', out='F', inp='D'),
-    'layers/mlp/up': _BlockLayout(memory='LDF', out='F', inp='D'),
-    'layers/mlp/down': _BlockLayout(memory='LFD', out='D', inp='F'),
+
+class Leaf(NamedTuple):
+  """One leaf of the params.
+
+  Attributes:
+    memory: its axes, in the letters of `sharding.AXIS_RULES`; L is the layer.
+    out: of a matrix that a 4-bit deployment quantizes, the axes of the rows of
+      torch's [out, in]; '' for the embedding, norms and biases.
+    inp: those of the columns.
+    start: of its random initialization, `matrix`, `norm` or `bias`.
+    exists: whether a model has it.
+  """
+
+  memory: str
+  out: str = ''
+  inp: str = ''
+  start: str = 'matrix'
+  exists: Callable[[ModelConfig], bool] = lambda config: True
+
+
+_biases = lambda config: config.qkv_bias
+_head_norms = lambda config: config.qk_norm
+_post_norms = lambda config: config.post_norms
+
+LEAVES = {
+    'embed': Leaf('VD'),
+    'lm_head': Leaf('VD', exists=lambda config: not config.tie_embeddings),
+    'final_norm': Leaf('D', start='norm'),
+    'layers/attn_norm': Leaf('LD', start='norm'),
+    'layers/mlp_norm': Leaf('LD', start='norm'),
+    'layers/attn_post_norm': Leaf('LD', start='norm', exists=_post_norms),
+    'layers/mlp_post_norm': Leaf('LD', start='norm', exists=_post_norms),
+    'layers/attn/q': Leaf('LDNH', out='NH', inp='D'),
+    'layers/attn/k': Leaf('LDKH', out='KH', inp='D'),
+    'layers/attn/v': Leaf('LDKH', out='KH', inp='D'),
+    'layers/attn/o': Leaf('LNHD', out='D', inp='NH'),
+    'layers/attn/q_bias': Leaf('LNH', start='bias', exists=_biases),
+    'layers/attn/k_bias': Leaf('LKH', start='bias', exists=_biases),
+    'layers/attn/v_bias': Leaf('LKH', start='bias', exists=_biases),
+    'layers/attn/q_norm': Leaf('LH', start='norm', exists=_head_norms),
+    'layers/attn/k_norm': Leaf('LH', start='norm', exists=_head_norms),
+    'layers/mlp/gate': Leaf('LDF', out='F', inp='D'),
+    'layers/mlp/up': Leaf('LDF', out='F', inp='D'),
+    'layers/mlp/down': Leaf('LFD', out='D', inp='F'),
 }
 
+# Axes of each quantized leaf, in memory and in torch; L is a batch axis.
+MATRICES = {
+    name: _BlockLayout(memory=leaf.memory, out=leaf.out, inp=leaf.inp)
+    for name, leaf in LEAVES.items() if leaf.out}
 
-# Axes of each leaf in memory, in the letters of `sharding.AXIS_RULES`.
-AXES = {'embed': 'VD', 'lm_head': 'VD', 'final_norm': 'D',
-        'layers/attn_norm': 'LD', 'layers/mlp_norm': 'LD',
-        'layers/attn/q_bias': 'LNH', 'layers/attn/k_bias': 'LKH',
-        'layers/attn/v_bias': 'LKH', 'layers/attn/q_norm': 'LH',
-        'layers/attn/k_norm': 'LH'} | {
-            name: own.memory for name, own in MATRICES.items()}
+AXES = {name: leaf.memory for name, leaf in LEAVES.items()}
+
+# Leaf name -> (kind of node that owns its slices, their axis within a layer).
+_OWNERS = {'F': 'neurons', 'N': 'heads', 'K': 'kv_heads'}
+UNIT_AXIS = {
+    name: (kind, own.memory[1:].index(letter))
+    for letter, kind in _OWNERS.items()
+    for name, own in MATRICES.items() if letter in own.memory}
 
 
-def block_layout(config: config_lib.ModelConfig) -> types.PyTree:
+def of_model(config: ModelConfig) -> dict[str, Leaf]:
+  """The leaves that a model has, by name."""
+  return {name: leaf for name, leaf in LEAVES.items() if leaf.exists(config)}
+
+
+def of_part(
+    config: ModelConfig, part: str
+) -> Iterator[tuple[str, Leaf, tuple[int, ...]]]:
+  """Yields `(name, leaf, shape)` of the leaves directly under a path.
+
+  Args:
+    config: Config of the model.
+    part: '' for the model, `layers`, or `layers/attn` or `layers/mlp`; under
+      `layers`, shapes are those of one layer.
+  """
+  sizes = {
+      'V': config.vocab_size, 'D': config.d_model, 'N': config.num_heads,
+      'K': config.num_kv_heads, 'H': config.d_head, 'F': config.d_ff}
+  for path, leaf in of_model(config).items():
+    parent, _, name = path.rpartition('/')
+    if parent == part:
+      yield name, leaf, tuple(
+          sizes[axis] for axis in leaf.memory if axis != 'L')
+
+
+def block_layout(config: ModelConfig) -> types.PyTree:
   """A tree like the params: a `BlockLayout`, or None if not quantized."""
-  absent = {'lm_head'} if config.tie_embeddings else set()
-  if not config.qkv_bias:
-    absent |= {f'layers/attn/{name}_bias' for name in 'qkv'}
-  if not config.qk_norm:
-    absent |= {f'layers/attn/{name}_norm' for name in 'qk'}
   return tree_paths.unflatten({
-      name: MATRICES.get(name) for name in AXES if name not in absent})
+      name: MATRICES.get(name) for name in of_model(config)})

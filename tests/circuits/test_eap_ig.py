@@ -76,7 +76,7 @@ class TinyLlamaTest(parameterized.TestCase):
   def test_many_steps_are_complete_in_the_input_gradient(self):
     # Sum of (e - e') . mean gradient tends to the metric difference.
     config, params = self.model.config, self.model.params
-    embed = lambda t: decoder.embed(params, t)
+    embed = lambda t: decoder.embed(config, params, t)
     packed = {'positions': self.batch.positions,
               'segments': self.batch.segments}
     start, path = embed(self.batch.corrupt), (
@@ -84,7 +84,7 @@ class TinyLlamaTest(parameterized.TestCase):
 
     def metric(e):
       hidden = decoder.forward(config, params, embeddings=e, **packed)
-      return eap_ig.metric(params, hidden, self.batch).sum()
+      return eap_ig.metric(config, params, hidden, self.batch).sum()
 
     grad = jax.jit(jax.grad(metric))
     total = sum(np.sum(path * grad(start + k / 100 * path))

@@ -264,7 +264,8 @@ class ActivationsTest(parameterized.TestCase):
     self.assertEqual(set(types.values()), {scheme.upper()})
 
     def error(run):
-      logits = np.asarray(decoder.unembed(params, run(params, ids[None])))[0]
+      logits = np.asarray(decoder.unembed(
+          cfg, params, run(params, ids[None])))[0]
       logprob = special.log_softmax(logits.astype(np.float64), axis=-1)
       return np.median(np.abs(
           logprob[request.positions, request.targets] - want))

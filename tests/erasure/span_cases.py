@@ -39,7 +39,8 @@ def questions(params=PARAMS, num=6):
 
 @jax.jit
 def _logits(params, ids):
-  return decoder.unembed(params, decoder.forward(CONFIG, params, ids))[0, -1]
+  return decoder.unembed(
+      CONFIG, params, decoder.forward(CONFIG, params, ids))[0, -1]
 
 
 @functools.partial(jax.jit, static_argnames='layer')
@@ -50,7 +51,7 @@ def _before(params, ids, layer):
 @functools.partial(jax.jit, static_argnames='layer')
 def _after(params, x, layer):
   hidden = decoder.forward(CONFIG, params, embeddings=x, first_layer=layer)
-  return decoder.unembed(params, hidden)[0, -1]
+  return decoder.unembed(CONFIG, params, hidden)[0, -1]
 
 
 def logits(params, ids):

@@ -17,7 +17,7 @@ _PARAMS = small.params(_CONFIG)
 def _asked(prompts):
   """The likeliest token of each prompt, among three; it is answered."""
   states = lens.states(_CONFIG, _PARAMS, prompts)
-  logits = np.asarray(decoder.unembed(_PARAMS, states.final))
+  logits = np.asarray(decoder.unembed(_CONFIG, _PARAMS, states.final))
   order = logits.argsort(1)
   choices = np.stack([order[:, 0], order[:, -1], order[:, 1], order[:, 0]], 1)
   size = len(prompts)

@@ -278,7 +278,7 @@ class RunTest(parameterized.TestCase):
     ids = np.array(model.tokenizer(
         ['The capital of Alvaria is', 'The farmers of Lomar grow']
         )['input_ids'])
-    logits = decoder.unembed(
+    logits = decoder.unembed(model.config,
         model.params, decoder.forward(model.config, model.params, ids))
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         self.root / 'model', dtype=torch.float32)

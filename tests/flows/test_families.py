@@ -13,7 +13,7 @@ from tests.models import tiny
 
 class FamiliesTest(parameterized.TestCase):
 
-  @parameterized.parameters('qwen2', 'qwen3')
+  @parameterized.parameters('qwen2', 'qwen3', 'gemma2', 'gemma3_text', 'phi3')
   @pytest.mark.slow
   def test_runs_end_to_end(self, family):
     folder = tiny.temp_dir(self)

@@ -260,7 +260,10 @@ class ShapesTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('llama32_1b', 1_235_814_400), ('llama31_8b', 8_030_261_248),
-      ('llama33_70b', 70_553_706_496))
+      ('llama33_70b', 70_553_706_496), ('mistral_7b', 7_248_023_552),
+      ('qwen25_7b', 7_615_616_512), ('qwen3_8b', 8_190_735_360),
+      ('gemma2_9b', 9_241_705_984), ('gemma2_27b', 27_227_128_320),
+      ('gemma3_12b', 11_766_034_176))
   def test_configs_have_the_published_number_of_weights(self, name, want):
     _, shapes, tokenizer = loading.find_config(f'shipped:{name}')
     self.assertEqual(tree_paths.count(decoder.abstract(shapes)), want)

@@ -47,7 +47,7 @@ class CachedTest(parameterized.TestCase):
             cfg, weights, fresh, first, slots=11)
     want = tiny.logits(cfg, weights, ids)
     check = lambda hidden, length: np.testing.assert_allclose(
-        decoder.unembed(weights, hidden), want[np.arange(3), length - 1],
+        decoder.unembed(cfg, weights, hidden), want[np.arange(3), length - 1],
         rtol=0, atol=1e-4)
     check(hidden, first)
     extend = jax.jit(cached.extend, static_argnums=0, donate_argnums=5)
@@ -102,7 +102,7 @@ class CachedTest(parameterized.TestCase):
         model.config, model.params, rest, jnp.array([9]),
         jnp.array([rest.shape[1]]), cache)
     np.testing.assert_allclose(
-        decoder.unembed(model.params, hidden[0]),
+        decoder.unembed(model.config, model.params, hidden[0]),
         tiny.logits(model.config, model.params, np.array(asked[2:3]))[0, -1],
         rtol=0, atol=1e-4)
 

@@ -60,7 +60,7 @@ def _inputs(cfg, params, tokens):
   """Inputs of the matrices of a one-layer model, each [n, T, in]."""
   _, taps = decoder.forward_with_taps(cfg, params, tokens, sites=_SITES)
   taps = {site: values[0] for site, values in taps.items()}
-  x = decoder.embed(params, tokens)
+  x = decoder.embed(cfg, params, tokens)
   after = x + taps[sites.Site.ATTN_OUT]
   weights = jax.tree.map(lambda w: w[0], params['layers'])
   norm = lambda x, name: layers.norm(cfg, weights, name, x)

@@ -38,7 +38,7 @@ class ForwardTest(parameterized.TestCase):
     hidden, taps = jax.jit(
         lambda w, t: decoder.forward_with_taps(cfg, w, t, sites=list(Site)))(
             weights, ids)
-    logits = decoder.unembed(weights, hidden)
+    logits = decoder.unembed(cfg, weights, hidden)
     for row in range(len(ids)):
       want, want_sites = decoder_naive.forward(
           ids[row], jax.tree.map(np.asarray, weights),
@@ -61,7 +61,7 @@ class ForwardTest(parameterized.TestCase):
     weights, ids = tiny.params(cfg), tiny.tokens(cfg)
     want = decoder.forward(cfg, weights, ids)
     fn = jax.jit(decoder.forward, static_argnums=0, static_argnames='remat')
-    kwargs = {'embeddings': decoder.embed(weights, ids)}
+    kwargs = {'embeddings': decoder.embed(cfg, weights, ids)}
     for got in (fn(cfg, weights, ids), fn(cfg, weights, ids, remat=True),
                 fn(cfg, weights, **kwargs)):
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
@@ -121,7 +121,7 @@ class ForwardTest(parameterized.TestCase):
     want = decoder.forward(cfg, weights, ids)
     got = decoder.forward(cfg, weights, ids, dtype=jnp.bfloat16)
     self.assertEqual(got.dtype, jnp.bfloat16)
-    self.assertEqual(decoder.unembed(weights, got).dtype, jnp.float32)
+    self.assertEqual(decoder.unembed(cfg, weights, got).dtype, jnp.float32)
     self.assertLess(
         np.linalg.norm(got - want) / np.linalg.norm(want), 0.03)
 
@@ -165,7 +165,7 @@ class TapsTest(parameterized.TestCase):
     def metric(deltas):
       hidden, taps = decoder.forward_with_taps(
           cfg, weights, ids, sites=list(Site), perturbations=deltas)
-      return decoder.unembed(weights, hidden)[:, -1, 3].sum(), taps
+      return decoder.unembed(cfg, weights, hidden)[:, -1, 3].sum(), taps
 
     taps = jax.eval_shape(metric, None)[1]
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape), taps)

@@ -71,7 +71,7 @@ class LoraTest(parameterized.TestCase):
     self.assertAlmostEqual(float(first[name].std() * 40 ** 0.5), 1, delta=0.1)
 
   def _hidden(self, adapters, **options):
-    return decoder.unembed(self.params, decoder.forward(
+    return decoder.unembed(_CONFIG, self.params, decoder.forward(
         _CONFIG, self.params, self.ids, adapters=adapters,
         adapter_scale=_SCALE, **options))
 

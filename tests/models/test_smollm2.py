@@ -110,7 +110,8 @@ class SmolLM2Test(absltest.TestCase):
     np.testing.assert_array_equal(got_ids, tokens)
     hidden = jax.jit(decoder.forward, static_argnums=0)(
         self.model.config, self.model.params, tokens)[:, -1]
-    logits = np.asarray(decoder.unembed(self.model.params, hidden))
+    logits = np.asarray(decoder.unembed(
+        self.model.config, self.model.params, hidden))
     np.testing.assert_allclose(
         logits[:2], golden['logits_clean_last_first2'], rtol=0, atol=1e-4)
     top = golden['logits_clean_last_top10_ids']

@@ -1,5 +1,6 @@
 """Logits equal torch transformers' in both directions, on tiny models."""
 
+import importlib.util
 from unittest import mock
 
 from absl.testing import absltest
@@ -7,8 +8,14 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+from mansu_jax import quant
+from mansu_jax.deployment import bnb
+from mansu_jax.models import assemble
+from mansu_jax.models import families
+from mansu_jax.models import layout
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
+from mansu_jax.unlearn import losses
 from tests.models import tiny
 
 try:
@@ -21,13 +28,70 @@ _LLAMA3 = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0,
            'high_freq_factor': 4.0, 'original_max_position_embeddings': 16}
 
 
+# Changes of the config, by family and form.
+_CASES = (
+    ('rope_dynamic', {'rope_parameters': {
+        'rope_type': 'dynamic', 'factor': 4.0, 'rope_theta': 100.0}}),
+    ('rope_yarn', {'head_dim': 16, 'rope_parameters': {
+        'rope_type': 'yarn', 'factor': 4.0, 'rope_theta': 100.0,
+        'original_max_position_embeddings': 32}}),
+    ('rope_yarn_all', {'head_dim': 16, 'rope_parameters': {
+        'rope_type': 'yarn', 'factor': 4.0, 'rope_theta': 100.0,
+        'original_max_position_embeddings': 32, 'beta_fast': 4.0,
+        'beta_slow': 0.5, 'mscale': 0.7, 'mscale_all_dim': 0.4,
+        'truncate': False}}),
+    ('full', {'num_key_value_heads': 4}),
+    ('grouped', {}),
+    ('single_head', {'num_key_value_heads': 1}),
+    ('untied', {'tie_word_embeddings': False}),
+    ('wide_heads', {'head_dim': 12}),
+    ('rope_theta', {'rope_parameters': {
+        'rope_type': 'default', 'rope_theta': 500.0}}),
+    ('rope_linear', {'rope_parameters': {
+        'rope_type': 'linear', 'factor': 4.0, 'rope_theta': 100.0}}),
+    ('rope_llama3', {'rope_parameters': _LLAMA3 | {'rope_theta': 5e5}}),
+    ('mistral', {'model_type': 'mistral', 'sliding_window': 7}),
+    ('mistral_whole', {'model_type': 'mistral', 'sliding_window': None}),
+    ('qwen2', {'model_type': 'qwen2'}),
+    ('qwen2_windows', {
+        'model_type': 'qwen2', 'use_sliding_window': True,
+        'sliding_window': 5, 'max_window_layers': 1}),
+    ('qwen3', {'model_type': 'qwen3', 'head_dim': 12}),
+    ('gemma2', {
+        'model_type': 'gemma2', 'head_dim': 12, 'sliding_window': 5,
+        'query_pre_attn_scalar': 10, 'attn_logit_softcapping': 2.0,
+        'final_logit_softcapping': 3.0}),
+    ('gemma2_uncapped', {
+        'model_type': 'gemma2', 'head_dim': 8, 'attn_logit_softcapping': None,
+        'final_logit_softcapping': None}),
+    ('gemma3', {
+        'model_type': 'gemma3_text', 'head_dim': 12, 'sliding_window': 5,
+        'num_hidden_layers': 3, 'sliding_window_pattern': 3,
+        'query_pre_attn_scalar': 10, 'rope_parameters': {
+            'sliding_attention': {'rope_type': 'default', 'rope_theta': 100.0},
+            'full_attention': {'rope_type': 'linear', 'factor': 4.0,
+                               'rope_theta': 1e5}}}),
+    ('phi3', {'model_type': 'phi3', 'sliding_window': 7}),
+    ('phi3_long', {
+        'model_type': 'phi3', 'hidden_size': 64, 'partial_rotary_factor': 0.75,
+        'original_max_position_embeddings': 48, 'rope_parameters': {
+            'rope_type': 'longrope', 'rope_theta': 100.0,
+            'partial_rotary_factor': 0.75,
+            'short_factor': [1.0, 1.5, 2.0, 1.2, 3.0, 1.1],
+            'long_factor': [4.0] * 6}}))
+# One of each family.
+_FAMILIES = tuple(case for case in _CASES if case[0] in (
+    'grouped', 'mistral', 'qwen2_windows', 'qwen3', 'gemma2', 'gemma3',
+    'phi3_long'))
+
+
 def _torch_model(seed=0, **changes):
   fields = {
       'vocab_size': 96, 'hidden_size': 32, 'intermediate_size': 48,
       'num_hidden_layers': 2, 'num_attention_heads': 4,
       'num_key_value_heads': 2, 'max_position_embeddings': 128,
       'initializer_range': 0.2, 'tie_word_embeddings': True,
-      'bos_token_id': 1, 'eos_token_id': 2} | changes
+      'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': 0} | changes
   torch.manual_seed(seed)
   config = transformers.AutoConfig.for_model(
       fields.pop('model_type', 'llama'), **fields)
@@ -40,9 +104,10 @@ def _torch_model(seed=0, **changes):
   return model.eval()
 
 
-def _torch_logits(model, ids):
+def _torch_logits(model, ids, **inputs):
   with torch.no_grad():
-    return model(torch.from_numpy(ids).long()).logits.float().numpy()
+    return model(
+        torch.from_numpy(ids).long(), **inputs).logits.float().numpy()
 
 
 def _ids(length=40):
@@ -52,24 +117,7 @@ def _ids(length=40):
 @absltest.skipIf(torch is None, 'torch is not installed')
 class TorchParityTest(parameterized.TestCase):
 
-  @parameterized.named_parameters(
-      ('full', {'num_key_value_heads': 4}),
-      ('grouped', {}),
-      ('single_head', {'num_key_value_heads': 1}),
-      ('untied', {'tie_word_embeddings': False}),
-      ('wide_heads', {'head_dim': 12}),
-      ('rope_theta', {'rope_parameters': {
-          'rope_type': 'default', 'rope_theta': 500.0}}),
-      ('rope_linear', {'rope_parameters': {
-          'rope_type': 'linear', 'factor': 4.0, 'rope_theta': 100.0}}),
-      ('rope_llama3', {'rope_parameters': _LLAMA3 | {'rope_theta': 5e5}}),
-      ('mistral', {'model_type': 'mistral', 'sliding_window': 7}),
-      ('mistral_whole', {'model_type': 'mistral', 'sliding_window': None}),
-      ('qwen2', {'model_type': 'qwen2'}),
-      ('qwen2_windows', {
-          'model_type': 'qwen2', 'use_sliding_window': True,
-          'sliding_window': 5, 'max_window_layers': 1}),
-      ('qwen3', {'model_type': 'qwen3', 'head_dim': 12}))
+  @parameterized.named_parameters(*_CASES)
   def test_logits_load_and_round_trip(self, changes):
     source = tiny.temp_dir(self) / 'model'
     torch_model, ids = _torch_model(**changes), _ids()
@@ -91,6 +139,67 @@ class TorchParityTest(parameterized.TestCase):
     self.assertEqual(reloaded.config, model.config)
     jax.tree.map(
         np.testing.assert_array_equal, reloaded.params, model.params)
+
+  @parameterized.named_parameters(*(
+      (f'{side}_{name}', side, changes) for name, changes in _FAMILIES
+      for side in ('left', 'right')))
+  def test_padding_changes_nothing(self, side, changes):
+    path = tiny.temp_dir(self) / 'model'
+    torch_model, ids = _torch_model(**changes), _ids(12)
+    torch_model.save_pretrained(path)
+    model = loading.load(path)
+    real = np.arange(12) < np.array([12, 8])[:, None]
+    if side == 'left':
+      real = real[:, ::-1]
+    positions = np.maximum(np.cumsum(real, 1) - 1, 0)
+    want = _torch_logits(
+        torch_model, ids, attention_mask=torch.from_numpy(real.astype(int)),
+        position_ids=torch.from_numpy(positions))
+    mask = np.tril(np.ones((12, 12), bool)) & real[:, None]
+    got = tiny.logits(
+        model.config, model.params, ids, positions=positions,
+        attention_mask=mask)
+    np.testing.assert_allclose(got[real], want[real], rtol=0, atol=1e-4)
+    alone = tiny.logits(model.config, model.params, ids[1:][:, real[1]])
+    np.testing.assert_allclose(got[1][real[1]], alone[0], rtol=0, atol=1e-4)
+
+  @parameterized.named_parameters(*_FAMILIES)
+  def test_gradients(self, changes):
+    path = tiny.temp_dir(self) / 'model'
+    torch_model, ids = _torch_model(**changes), _ids(12)
+    torch_model.save_pretrained(path)
+    torch_model.train()
+    rows = torch.from_numpy(ids).long()
+    torch_model(rows, labels=rows).loss.backward()
+    model = loading.load(path)
+
+    def loss(params):
+      logits = tiny.logits(model.config, params, ids[:, :-1])
+      return losses.token_nll(logits, ids[:, 1:]).mean()
+
+    got = {t.name: assemble.to_torch(layers, t)
+           for t, layers in assemble.layers(
+               model.config, families.names(model.config),
+               jax.grad(loss)(model.params))}
+    for name, weight in torch_model.named_parameters():
+      np.testing.assert_allclose(
+          got[name], weight.grad.numpy(), rtol=0, atol=1e-3 * max(
+              1, float(weight.grad.abs().max())), err_msg=name)
+
+  @parameterized.named_parameters(*_FAMILIES)
+  @absltest.skipUnless(
+      importlib.util.find_spec('bitsandbytes'), 'no bitsandbytes')
+  def test_bitsandbytes_quantizes_the_export_as_the_simulator(self, changes):
+    path = tiny.temp_dir(self) / 'model'
+    _torch_model(**changes).save_pretrained(path)
+    model = loading.load(path)
+    copy = path.parent / 'copy'
+    hf_io.write(copy, model.config, model.params, None)
+    for scheme in ('nf4', 'fp4'):
+      want = bnb.read_params(bnb.load(copy, scheme), model.config)
+      got = quant.fake_quantize(
+          model.params, scheme, layout.block_layout(model.config))
+      jax.tree.map(np.testing.assert_array_equal, got, want)
 
   def test_shards_that_are_written_load(self):
     cfg, ids = tiny.config(), _ids()

@@ -67,7 +67,8 @@ def tokens(cfg, batch=2, length=9, seed=1):
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'remat', 'circuit_start'))
 def logits(cfg, weights, ids, **kwargs):
-  return decoder.unembed(weights, decoder.forward(cfg, weights, ids, **kwargs))
+  return decoder.unembed(
+      cfg, weights, decoder.forward(cfg, weights, ids, **kwargs))
 
 
 def pair_rotary(rows, heads):

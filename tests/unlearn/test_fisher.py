@@ -132,7 +132,7 @@ class CircuitFisherTest(parameterized.TestCase):
     @jax.jit
     def gradient(params, tokens, mask):
       def log_prob(params):
-        logits = decoder.unembed(
+        logits = decoder.unembed(problem.CONFIG,
             params, decoder.forward(problem.CONFIG, params, tokens[None]))[0]
         log_p = jax.nn.log_softmax(logits[:-1])
         picked = log_p[jnp.arange(len(tokens) - 1), tokens[1:]]
@@ -176,7 +176,8 @@ class CircuitFisherTest(parameterized.TestCase):
     tokens, mask = problem.FORGET
     np.testing.assert_array_equal(
         data.labels[data.weight > 0], tokens[:, 1:][mask[:, :-1]])
-    logits = decoder.unembed(problem.model().params, data.reference)
+    logits = decoder.unembed(
+        problem.CONFIG, problem.model().params, data.reference)
     np.testing.assert_array_equal(
         model.labels, fisher.draw_labels(jax.random.key(0), logits))
     self.assertTrue(np.any(model.labels != data.labels))

@@ -44,7 +44,7 @@ def corrupted(
     return x + heads.sum(0) + out, jnp.concatenate([heads, out[None]])
 
   with jax.default_matmul_precision('float32'):
-    start = decoder.embed(params, batch.corrupt).astype(jnp.float32)
+    start = decoder.embed(config, params, batch.corrupt).astype(jnp.float32)
     _, made = lax.scan(layer, start, (
         jnp.arange(config.num_layers), params['layers']))  # [L, N + 1, R, T, D]
     return jnp.concatenate([start[None], made.reshape(-1, *start.shape)])
@@ -78,7 +78,7 @@ def _metric(config, params, batch, reference, patched):
   The differences between the sources' outputs and `reference` are stored by
   group of layers, so a layer multiplies with no group above its own.
   """
-  x = decoder.embed(params, batch.clean).astype(jnp.float32)
+  x = decoder.embed(config, params, batch.clean).astype(jnp.float32)
   below = x[None] - reference[:1]
   of_layer = functools.partial(
       _patched_layer, config, _attention(config, batch), params['layers'],
@@ -91,7 +91,7 @@ def _metric(config, params, batch, reference, patched):
     below = jnp.concatenate([below, own])
   x = x - _sum_of((below,), patched[:, -1:])[0]
   hidden = layers.norm(config, params, 'final_norm', x)
-  return eap_ig.metric(params, hidden, batch)
+  return eap_ig.metric(config, params, hidden, batch)
 
 
 def _patched_layer(
@@ -135,7 +135,7 @@ def _attention(config, batch):
   """Makes `(number, weights, inputs) -> outputs` of a layer's heads.
 
   `inputs` [3 N, R, T, D] holds the query, key and value inputs of each query
-  head, and the outputs are [N, R, T, D].
+  head, and the outputs, which are added to the stream, are [N, R, T, D].
   """
   places = places_lib.find(config, batch.positions, places_lib.packed(
       batch.positions, batch.segments))
@@ -146,16 +146,18 @@ def _attention(config, batch):
                  for part, name in zip(jnp.split(normed, 3), 'qkv')]
     heads = layers.attend_projected(
         config, attn, projected, places.of_layer(config, number))
-    return jnp.einsum('RTNH,NHD->NRTD', heads, attn['o'])
+    return layers.post_norm_shares(config, weights, 'attn', jnp.einsum(
+        'RTNH,NHD->NRTD', heads, attn['o']))
 
   return run
 
 
 def _mlp(config, weights, x):
-  """The MLP's output [R, T, D] for its input."""
+  """What the MLP adds to the stream, [R, T, D], for its input."""
   mlp = weights['mlp']
   normed = layers.norm(config, weights, 'mlp_norm', x)
-  return layers.project_down(layers.mlp_hidden(mlp, normed), mlp['down'])
+  return layers.post_norm(config, weights, 'mlp', layers.project_down(
+      layers.mlp_hidden(config, mlp, normed), mlp['down']))
 
 
 def exact_scores(

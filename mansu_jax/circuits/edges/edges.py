@@ -133,10 +133,10 @@ def _pair_scores(config, params, batch, points):
   runs = [1.0, 0.0] + [f for f in points if f not in (0.0, 1.0)]
   at = [runs.index(f) for f in points]
   size, length = batch.clean.shape
-  start = decoder.embed(params, batch.corrupt).astype(jnp.float32)
-  path = decoder.embed(params, batch.clean).astype(jnp.float32) - start
+  start = decoder.embed(config, params, batch.corrupt).astype(jnp.float32)
+  path = decoder.embed(config, params, batch.clean).astype(jnp.float32) - start
   ends = jnp.stack([start + path * 0, start])
-  ends = ends.at[0].set(decoder.embed(params, batch.clean))
+  ends = ends.at[0].set(decoder.embed(config, params, batch.clean))
   shares = jnp.asarray(runs[2:]).reshape(-1, 1, 1, 1)
   inner = start[None] + shares * path[None]
   x = jnp.concatenate([ends, inner])  # [P, B, T, D]
@@ -151,7 +151,7 @@ def _pair_scores(config, params, batch, points):
 
   def metric(x):
     hidden = layers.norm(config, params, 'final_norm', x)
-    return eap_ig.metric(params, hidden, batch)
+    return eap_ig.metric(config, params, hidden, batch)
 
   grads = jax.vmap(jax.grad(lambda x: metric(x).sum()))(final[np.array(at)])
   # Clean less corrupted outputs of the input, then of each group of layers:
@@ -192,12 +192,19 @@ def _forward(config, stacked, x, places, size, take):
     projected = tuple(layers.project(attn, name, normed) for name in 'qkv')
     heads = layers.attend_projected(
         config, attn, projected, places.of_layer(config, number))
-    middle = x + layers.project_out(attn, heads)
+    out = layers.project_out(attn, heads)
+    middle = x + layers.post_norm(config, weights, 'attn', out)
     less = lambda y: y[:size] - y[size:2 * size]
-    made = jnp.einsum('BTNH,NHD->BNTD', less(heads), attn['o'])
+    outward = attn['o']
+    if config.post_norms:  # It is linear for the size of all heads' output.
+      heads *= layers.inverse_size(config, out)[..., None]
+      scale = layers.norm_scale(config, weights, 'attn_post_norm')
+      outward *= scale[None, None]
+    made = jnp.einsum('BTNH,NHD->BNTD', less(heads), outward)
     inputs = layers.mlp_inputs(
         mlp, layers.norm(config, weights, 'mlp_norm', middle))
-    out = layers.project_down(layers.activate(inputs), mlp['down'])
+    out = layers.post_norm(config, weights, 'mlp', layers.project_down(
+        layers.activate(config, inputs), mlp['down']))
     made = jnp.concatenate([made, less(out)[:, None]], 1)
     acts = jax.tree.map(take, _Acts(x, middle, projected, inputs))
     return middle + out, (acts, made)
@@ -264,8 +271,9 @@ def _layer_back(config, places, g, weights, kept):
   by_point = lambda y: y.reshape(*g.shape[:2], *y.shape[1:])
   attn, mlp = weights['attn'], weights['mlp']
   back = g.reshape(-1, *g.shape[2:])
-  back, = _pull(lambda inputs: layers.project_down(
-      layers.activate(inputs), mlp['down']), kept.inputs, back)
+  back, = _pull(lambda inputs: layers.post_norm(
+      config, weights, 'mlp', layers.project_down(
+          layers.activate(config, inputs), mlp['down'])), kept.inputs, back)
   g_mlp = by_point(_pull(lambda x: layers.mlp_inputs(
       mlp, layers.norm(config, weights, 'mlp_norm', x)), kept.middle, back)[0])
   g = g + g_mlp
@@ -274,8 +282,9 @@ def _layer_back(config, places, g, weights, kept):
   q, k, v = kept.projected
   projected = q, each(k), each(v)
   per_head = layers.of_query_heads(config, attn)
-  back, = _pull(lambda some: layers.project_out(
-      attn, layers.attend_projected(config, per_head, some, places)),
+  back, = _pull(lambda some: layers.post_norm(
+      config, weights, 'attn', layers.project_out(
+          attn, layers.attend_projected(config, per_head, some, places))),
                 projected, back)
   targets, g_attn = _attention_targets(
       config, weights, by_point(kept.x),
@@ -319,7 +328,7 @@ def _attention_targets(
   along = jnp.concatenate(
       [jnp.sum(a * b, -1) for a, b in zip(projected, backs)], -1)
   along /= size  # [P, B, T, 3 N]
-  scale = layers.norm_scale(weights, 'attn_norm')
+  scale = layers.norm_scale(config, weights, 'attn_norm')
   total, targets = 0, []
   for name, back in zip('qkv', backs):
     inward = weights['attn'][name] * scale[:, None, None]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import family
+from mansu_jax.models.families import gemma2
+from mansu_jax.models.families import gemma3
 from mansu_jax.models.families import llama
 from mansu_jax.models.families import mistral
+from mansu_jax.models.families import phi3
 from mansu_jax.models.families import qwen2
 from mansu_jax.models.families import qwen3
 
 FAMILIES = {module.FAMILY.model_type: module.FAMILY
-            for module in (llama, mistral, qwen2, qwen3)}
+            for module in (
+                llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3)}
 
 
 def from_hf(fields: family.Fields, where: str) -> config_lib.ModelConfig:
@@ -44,6 +49,11 @@ def from_hf(fields: family.Fields, where: str) -> config_lib.ModelConfig:
         f'{where} has `model_type: {kind}`; wanted one of those that this'
         f' version supports: {known}. Use another model.')
   return found.from_hf(fields, where)
+
+
+def names(config: config_lib.ModelConfig) -> Mapping[str, str]:
+  """Leaf -> tensor name of a model's files, with `{}` for the layer."""
+  return FAMILIES[config.family].names
 
 
 def to_hf(config: config_lib.ModelConfig, dtype: str) -> dict[str, Any]:

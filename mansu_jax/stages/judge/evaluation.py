@@ -135,16 +135,17 @@ class Evaluator:
 
 def make_scorer(config: Any, common: int = 0) -> scoring.Scorer:
   """A scorer of models that share their first `common` layers."""
+  unembed = functools.partial(decoder.unembed, config)
   if not common:
     return scoring.Scorer(
         lambda params, tokens, positions, mask: decoder.forward(
             config, params, tokens, positions=positions, attention_mask=mask),
-        decoder.unembed)
+        unembed)
   return scoring.Scorer(
       lambda params, x, positions, mask: decoder.forward(
           config, params, embeddings=x, first_layer=common,
           positions=positions, attention_mask=mask),
-      decoder.unembed,
+      unembed,
       prefix=lambda params, tokens, positions, mask: decoder.run_prefix(
           config, params, tokens, layer=common, positions=positions,
           attention_mask=mask))

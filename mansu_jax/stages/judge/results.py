@@ -137,7 +137,8 @@ def make_generator(config: model_config.ModelConfig) -> generation.Generator:
   """A generator for models of one config."""
   return generation.Generator(
       functools.partial(cached.prefill, config),
-      functools.partial(cached.extend, config), decoder.unembed)
+      functools.partial(cached.extend, config),
+      functools.partial(decoder.unembed, config))
 
 
 def describe_circuit(found: attribution.Found | None) -> dict[str, Any]:

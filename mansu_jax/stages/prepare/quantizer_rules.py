@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mansu_jax import quant
+from mansu_jax.models import assemble
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
+from mansu_jax.models import families
 from mansu_jax.models import layout as model_layout
 
 
@@ -75,3 +77,25 @@ def check_shapes(
         quant.check_quantizable(params, layout, scheme)
       except ValueError as error:
         raise ValueError(f'--quant_schemes has {name}: {error}') from error
+      _check_fused(name, scheme, shapes)
+
+
+def _check_fused(
+    name: str, scheme: quant.Scheme, shapes: model_config.ModelConfig) -> None:
+  """Raises ValueError if matrices that share a tensor also share blocks.
+
+  The simulator quantizes each matrix on its own.
+  """
+  for tensor in assemble.tensors(shapes, families.names(shapes)):
+    if len(tensor.leaves) == 1 or tensor.width is None:
+      continue
+    length = scheme.block_length(tensor.width)
+    across = scheme.block_size(tensor.width) is None and any(
+        height * tensor.width % length for height in tensor.heights[:-1])
+    double = getattr(scheme, 'double_quant', False)
+    if across or double:
+      what = 'quantizes the scales of' if double else 'has blocks across'
+      raise ValueError(
+          f'--quant_schemes has {name}, which {what} all matrices in'
+          f' {tensor.name} together; wanted a quantizer of each by itself. Use'
+          ' a quantizer without double quantization, or with another block.')

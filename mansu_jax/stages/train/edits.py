@@ -212,7 +212,7 @@ def functions(
 
   def unembed(slices, frozen, hidden):
     del slices  # The embedding is never part of a circuit.
-    return decoder.unembed(frozen['params'], hidden)
+    return decoder.unembed(config, frozen['params'], hidden)
 
   return forward, unembed
 

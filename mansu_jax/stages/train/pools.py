@@ -19,6 +19,7 @@ from mansu_jax.data import batching
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import tokenization
+from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
@@ -61,29 +62,30 @@ def base_states(config, params, tokens, positions, segments):
 def reference_of(model: loading.LoadedModel) -> Reference:
   """Runs the base for its reference states and probabilities."""
   softmax = jax.jit(lambda params, states: jax.nn.softmax(
-      decoder.unembed(params, states)))
+      decoder.unembed(model.config, params, states)))
   return Reference(
       hidden=functools.partial(base_states, model.config, model.params),
       probabilities=lambda states: sharding.to_host(
           softmax(model.params, states)),
-      nll=functools.partial(_nll, model.params))
+      nll=functools.partial(_nll, model.config, model.params))
 
 
-@jax.jit
-def token_nll(params, states, labels):
+@functools.partial(jax.jit, static_argnums=0)
+def token_nll(config, params, states, labels):
   """-log p(label) of final hidden states [LOGITS, D]."""
-  return losses.token_nll(decoder.unembed(params, states), labels)
+  return losses.token_nll(decoder.unembed(config, params, states), labels)
 
 
 def _nll(
-    params: types.Params, states: np.ndarray, labels: np.ndarray
+    config: model_config.ModelConfig, params: types.Params, states: np.ndarray,
+    labels: np.ndarray
 ) -> np.ndarray:
   """-log p(label) of each state, [n], a slice of logits at a time."""
   out = []
   for at in range(0, len(labels), LOGITS):
     pad = (0, max(0, at + LOGITS - len(labels)))
     out.append(sharding.to_host(token_nll(
-        params, np.pad(states[at:at + LOGITS], (pad, (0, 0))),
+        config, params, np.pad(states[at:at + LOGITS], (pad, (0, 0))),
         np.pad(labels[at:at + LOGITS], pad))))
   return np.concatenate(out)[:len(labels)]
 

@@ -96,7 +96,7 @@ def references(
         *packed, calls=calls)
   if slices_of_logits:
     yield programs.program(
-        'token_nll', pools.token_nll, model.params,
+        'token_nll', pools.token_nll, model.config, model.params,
         jax.ShapeDtypeStruct(
             (pools.LOGITS, model.config.d_model), jnp.float32),
         jax.ShapeDtypeStruct((pools.LOGITS,), jnp.int32),

@@ -79,7 +79,7 @@ def full_functions(config: model_config.ModelConfig) -> tuple[Any, Any]:
 
   def unembed(theta, frozen, hidden):
     return decoder.unembed(
-        frozen['params'] if theta is None else theta, hidden)
+        config, frozen['params'] if theta is None else theta, hidden)
 
   return forward, unembed
 
@@ -132,6 +132,6 @@ def lora_functions(
 
   def unembed(theta, frozen, hidden):
     del theta  # The embedding has no adapter.
-    return decoder.unembed(frozen['params'], hidden)
+    return decoder.unembed(config, frozen['params'], hidden)
 
   return forward, unembed

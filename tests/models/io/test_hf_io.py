@@ -212,7 +212,15 @@ class RefuseTest(parameterized.TestCase):
       ('bias', {'attention_bias': True}, 'attention_bias: True'),
       ('missing', {'hidden_size': ...}, "lacks the fields .'hidden_size'"),
       ('scaling', {'rope_scaling': {'rope_type': 'yarn', 'factor': 2.0}},
-       "rotary scaling 'yarn'"),
+       "rotary scaling 'yarn' .* 'factor', 'truncate'\\]; wanted one of"),
+      ('rotary_share', {'partial_rotary_factor': 0.5},
+       'partial_rotary_factor = 0.5; wanted 1'),
+      ('factors', {'rope_scaling': {
+          'rope_type': 'longrope', 'short_factor': ['a'],
+          'long_factor': [1.0]}}, "short_factor = .'a'.; wanted a list of"),
+      ('number_of_factors', {'rope_scaling': {
+          'rope_type': 'longrope', 'short_factor': [1.0],
+          'long_factor': [1.0]}}, '1 factors of longrope; wanted 3'),
       ('scaling_field', {'rope_scaling': {
           'type': 'linear', 'factor': 2.0, 'truncate': 1}}, 'truncate'),
       ('two_thetas', {'rope_theta': 1e4, 'rope_parameters': {
@@ -374,10 +382,15 @@ class ConfigTest(parameterized.TestCase):
       tiny.config(**changes)
 
   @parameterized.parameters(
-      ({'kind': 'yarn', 'factor': 2.0}, "scaling 'yarn' is not implemented"),
-      ({'kind': 'linear', 'factor': 0.5}, 'factor is 0.5'),
-      ({'kind': 'llama3', 'factor': 2.0}, 'wanted all three'),
-      ({'kind': 'linear', 'factor': 2.0, 'low_freq_factor': 1.0}, 'none'))
+      ({'kind': 'ntk', 'factor': 2.0}, "scaling 'ntk' is not implemented"),
+      ({'kind': 'linear', 'factor': 0.5}, 'factor = 0.5; wanted a finite number'),
+      ({'kind': 'llama3', 'factor': 2.0},
+       r"fields \['factor'\]; wanted .*'high_freq_factor'"),
+      ({'kind': 'linear', 'factor': 2.0, 'low_freq_factor': 1.0},
+       r"wanted \['factor'\]"),
+      ({'kind': 'llama3', 'factor': 2.0, 'low_freq_factor': 4.0,
+        'high_freq_factor': 4.0, 'original_max_position': 64},
+       'low_freq_factor = 4.0 and high_freq_factor = 4.0; wanted .* less'))
   def test_bad_scaling(self, fields, message):
     with self.assertRaisesRegex(ValueError, message):
       config_lib.RopeScaling(**fields)

@@ -40,7 +40,7 @@ class SwappedSubjectsTest(parameterized.TestCase):
     cls.refer = lambda self, spans: batches.add_reference(
         spans, functools.partial(run, self.model.params), packing.fill_rows)
     cls.next_token = lambda self, states: np.asarray(jax.nn.softmax(
-        decoder.unembed(self.model.params, states)))
+        decoder.unembed(self.model.config, self.model.params, states)))
 
   def _config(self, *flags):
     return runs.parse(*self.flags, '--unlearn_swapped_batch=4', *flags)

@@ -240,7 +240,7 @@ class StoredViewTest(parameterized.TestCase):
         np.abs(hidden - _hidden(self.params)).max(), 1e-2)
     np.testing.assert_array_equal(
         self.edit.unembed(None, view, hidden),
-        decoder.unembed(self.params, hidden))
+        decoder.unembed(_CONFIG, self.params, hidden))
 
 
 class SpanTest(parameterized.TestCase):

@@ -26,7 +26,7 @@ class RetainKLTest(absltest.TestCase):
 
     theta = jax.tree.map(lambda x: x + 0.05 * np.sign(x), edit.theta)
     logp = lambda params: np.asarray(jax.nn.log_softmax(decoder.unembed(
-        params, decoder.forward(problem.CONFIG, params, spans.tokens))))
+        problem.CONFIG, params, decoder.forward(problem.CONFIG, params, spans.tokens))))
     base, got = logp(problem.model().params), logp(edit.merge(theta))
     kl = (np.exp(base) * (base - got)).sum(-1)  # [n, T]
     tokens, mask = problem.RETAIN

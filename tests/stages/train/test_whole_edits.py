@@ -59,7 +59,7 @@ class FullEditTest(parameterized.TestCase):
     self.assertEqual(list(edit.views), ['fp'])
     view, hidden = edit.base, jnp.ones((2, 16))
     other = {**model.params, 'embed': model.params['embed'] * 2}
-    want = decoder.unembed(model.params, hidden)
+    want = decoder.unembed(model.config, model.params, hidden)
     np.testing.assert_array_equal(edit.unembed(None, view, hidden), want)
     np.testing.assert_allclose(
         edit.unembed(other, view, hidden), 2 * want, rtol=1e-6)

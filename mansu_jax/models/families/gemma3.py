@@ -1,0 +1,48 @@
+"""Gemma 3, text only: norms of queries and keys, two rotary bases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mansu_jax.models import config as config_lib
+from mansu_jax.models.families import family
+from mansu_jax.models.families import gemma2
+
+_FULL, _WITHIN = 'full_attention', 'sliding_attention'
+
+
+def _normalize(fields: family.Fields) -> family.Fields:
+  """Takes rotary parameters of each kind of layer apart, as older files do."""
+  rope = fields.get('rope_parameters')
+  if not isinstance(rope, dict) or not rope.keys() & {_FULL, _WITHIN}:
+    return fields
+  within = dict(rope.get(_WITHIN) or {})
+  theta = within.pop('rope_theta', None)
+  other = {_WITHIN: within} if within.pop(
+      'rope_type', 'default') != 'default' or within else {}
+  found = {**fields, 'rope_parameters': {**(rope.get(_FULL) or {}), **other}}
+  return found if theta is None else {**found, 'rope_local_base_freq': theta}
+
+
+def _read(get: Callable[[str], Any], where: str) -> dict[str, Any]:
+  return gemma2.read(get, where, get('sliding_window_pattern')) | {
+      'qk_norm': True, 'window_rope_theta': float(get('rope_local_base_freq'))}
+
+
+def _write(config: config_lib.ModelConfig) -> dict[str, Any]:
+  return gemma2.write(config) | {
+      'rope_local_base_freq': config.window_rope_theta}
+
+
+FAMILY = family.Family(
+    model_type='gemma3_text', architecture='Gemma3ForCausalLM',
+    members='Gemma 3 without images', activation='gelu_tanh',
+    names=gemma2.NAMES, required=frozenset({'num_key_value_heads'}),
+    optional=gemma2.OPTIONAL | {
+        'max_position_embeddings': 131_072, 'rope_theta': 1e6,
+        'rope_local_base_freq': 10_000.0, 'sliding_window_pattern': 6},
+    fixed=gemma2.FIXED, kinds=gemma2.KINDS | {
+        'rope_local_base_freq': (int, float), 'sliding_window_pattern': (int,)},
+    ignored=gemma2.IGNORED | {'_sliding_window_pattern'},
+    read=_read, write=_write, normalize=_normalize)
