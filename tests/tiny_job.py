@@ -107,10 +107,14 @@ Question = dict[str, Any]
 
 _GEMMA = {'activation': 'gelu_tanh', 'norm_offset': 1.0, 'post_norms': True,
           'embed_scale': 8.0, 'windows': (16, 16, 0)}
+_LAYER_NORM = {'norm': 'layer', 'gated': False, 'qkv_bias': True,
+               'out_bias': True, 'activation': 'gelu', 'num_kv_heads': 4}
 # What each family adds to the model's config.
 _FAMILIES = {
     'llama': {}, 'qwen2': {'qkv_bias': True, 'windows': (0, 16, 16)},
     'qwen3': {'qk_norm': True},
+    'gpt2': _LAYER_NORM | {'positions': 'learned'},
+    'gpt_neox': _LAYER_NORM | {'parallel': True, 'd_rotary': 8},
     'phi3': {'d_rotary': 12, 'windows': (16, 16, 16)},
     'gemma2': _GEMMA | {'attn_soft_cap': 20.0, 'logits_soft_cap': 30.0},
     'gemma3_text': _GEMMA | {'qk_norm': True, 'window_rope_theta': 1000.0}}
@@ -249,11 +253,12 @@ def base(
   tokenizer = _make_tokenizer([p + t for p, t in zip(prompts, tails)])
   if chat:
     tokenizer.bos_token, tokenizer.chat_template = '<|end|>', CHAT_TEMPLATE
-  config = config_lib.ModelConfig(
-      vocab_size=len(tokenizer), d_model=64, num_layers=3, num_heads=4,
-      num_kv_heads=2, d_head=16, d_ff=128, tie_embeddings=True,
-      max_position=128, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-      family=family, **_FAMILIES[family])
+  config = config_lib.ModelConfig(**{
+      'vocab_size': len(tokenizer), 'd_model': 64, 'num_layers': 3,
+      'num_heads': 4, 'num_kv_heads': 2, 'd_head': 16, 'd_ff': 128,
+      'tie_embeddings': True, 'max_position': 128, 'bos_token_id': 0,
+      'eos_token_id': 0, 'pad_token_id': 0, 'family': family
+  } | _FAMILIES[family])
   params = _initial(config)
   if train:
     params = _train(config, params, *_encode(tokenizer, prompts, tails))

@@ -121,7 +121,7 @@ def _pair_scores(config, params, batch, steps):
   hidden_corrupt, corrupt = run(batch.corrupt)
   delta = {site: clean[site] - corrupt[site] for site in SITES}
   embed = lambda tokens: decoder.embed(
-      config, params, tokens).astype(jnp.float32)
+      config, params, tokens, batch.positions).astype(jnp.float32)
   start = embed(batch.corrupt)  # [R, T, D]
   path = embed(batch.clean) - start
 

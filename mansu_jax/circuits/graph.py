@@ -80,7 +80,8 @@ def shapes(config: model_config.ModelConfig) -> dict[str, tuple[int, int]]:
 def costs(config: model_config.ModelConfig) -> dict[str, int]:
   """Number of weights that one node of each kind owns."""
   head = 2 * config.d_model * config.d_head
-  return {'neurons': 3 * config.d_model, 'heads': head, 'kv_heads': head}
+  return {'neurons': (2 + config.gated) * config.d_model, 'heads': head,
+          'kv_heads': head}
 
 
 def empty(config: model_config.ModelConfig) -> Circuit:

@@ -33,6 +33,7 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Container
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -86,11 +87,18 @@ def make_index(circuit: graph.Circuit) -> CircuitIndex:
   return CircuitIndex(*(listed(circuit[kind]) for kind in graph.KINDS))
 
 
-def _owned(index: CircuitIndex) -> dict[str, tuple[UnitIndex, int]]:
-  """`{leaf name: (unit index, unit axis)}` of the leaves the circuit owns."""
+def _owned(
+    index: CircuitIndex, names: Container[str] = UNIT_AXIS
+) -> dict[str, tuple[UnitIndex, int]]:
+  """`{leaf name: (unit index, unit axis)}` of the leaves the circuit owns.
+
+  Args:
+    index: from `make_index`.
+    names: of the model's leaves: an MLP may have no gate.
+  """
   return {name: (getattr(index, kind), axis)
           for name, (kind, axis) in UNIT_AXIS.items()
-          if getattr(index, kind) is not None}
+          if getattr(index, kind) is not None and name in names}
 
 
 def _at(unit: UnitIndex, axis: int) -> tuple[Any, ...]:
@@ -111,7 +119,7 @@ def gather(params: types.Params, index: CircuitIndex) -> types.Params:
   flat = tree_paths.flatten(params)
   return tree_paths.unflatten({
       name: None if flat[name] is None else gather_leaf(name, flat[name], index)
-      for name in _owned(index)})
+      for name in _owned(index, flat)})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -146,7 +154,8 @@ def gather_grid(
 def only_owned(params: types.PyTree, index: CircuitIndex) -> types.PyTree:
   """The leaves that have slices, of a tree shaped like the params."""
   flat = tree_paths.flatten(params)
-  return tree_paths.unflatten({name: flat[name] for name in _owned(index)})
+  return tree_paths.unflatten({
+      name: flat[name] for name in _owned(index, flat)})
 
 
 def scatter(
@@ -159,7 +168,7 @@ def scatter(
   flat, parts = tree_paths.flatten(params), tree_paths.flatten(slices)
   return tree_paths.unflatten(flat | {
       name: scatter_leaf(name, flat[name], parts[name], index)
-      for name in _owned(index)})
+      for name in _owned(index, flat)})
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -195,6 +204,8 @@ def moved(before: types.Params, after: types.Params) -> dict[str, np.ndarray]:
   out = {}
   flat, flat_after = tree_paths.flatten(before), tree_paths.flatten(after)
   for name, (kind, axis) in UNIT_AXIS.items():
+    if name not in flat:
+      continue
     others = tuple(
         i for i in range(1, flat[name].ndim) if i != axis + 1)
     out[kind] = out.get(kind, 0) + sharding.to_host(_differing(
@@ -265,7 +276,7 @@ def slice_mask(
     A tree like the slices, bool [S, 1, ...].
   """
   out = {}
-  for name, (unit, _) in _owned(index).items():
+  for name, (unit, _) in _owned(index, movable).items():
     chosen = movable[name][np.asarray(unit.layers), np.asarray(unit.nodes)]
     axes = 1 if name.startswith('layers/mlp') else 2  # Axes of a slice.
     out[name] = jnp.asarray(chosen.reshape(-1, *(1,) * axes))

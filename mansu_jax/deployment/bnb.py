@@ -139,21 +139,29 @@ def read_params(model: Any, config: config_lib.ModelConfig) -> types.Params:
   quantized = dict(_quantized_modules(model))
   _check_quantized({*quantized, *misread_matrices(model)}, config)
   named = dict(model.named_parameters())
+  misread = misread_matrices(model)
 
   def read(tensor: assemble.Tensor) -> np.ndarray:
     module = quantized.get(tensor.name.removesuffix('.weight'))
-    values = (named[tensor.name].detach() if module is None
-              else _decode(module, flat=True))
+    if tensor.leaves == ('lm_head',):  # Some files name it otherwise.
+      values = model.get_output_embeddings().weight.detach()
+    elif module is None:
+      values = named[tensor.name].detach()
+    else:
+      values = _decode(module, flat=True)
+    own = tensor.name.removesuffix('.weight')
+    if tensor.transposed and (module is not None or own in misread):
+      values = values.T  # transformers transposes what it quantizes.
     return values.float().numpy()
 
-  return assemble.assemble(config, families.names(config), read, np.float32)
+  return assemble.assemble(config, families.naming(config), read, np.float32)
 
 
 def _check_quantized(
     modules: set[str], config: config_lib.ModelConfig) -> None:
   """Checks that exactly the simulator's matrices are quantized."""
   quantized = {f'{name}.weight' for name in modules}
-  wanted = {t.name for t in assemble.tensors(config, families.names(config))
+  wanted = {t.name for t in assemble.tensors(config, families.naming(config))
             if t.leaves[0] in layout.MATRICES}
   if quantized != wanted:
     raise ValueError(

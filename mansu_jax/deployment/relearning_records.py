@@ -62,7 +62,8 @@ class Session:
     self.config = config
     self.inputs = checks.read(config)
     self.model = loading.load(
-        config.model, hf_io.EXPORT_DTYPES[config.export_dtype])
+        config.model, hf_io.EXPORT_DTYPES[config.export_dtype],
+        ignore_fields=config.model_ignore_fields)
     self.attack = relearning_attack.RelearningAttack(
         config.eval, config.data, self.inputs, self.model, seed=config.seed)
 

@@ -34,6 +34,7 @@ from mansu_jax import types
 from mansu_jax.data import packing
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
+from mansu_jax.models import layers as layers_lib
 from mansu_jax.models import sites as sites_lib
 from mansu_jax.runtime import progress
 from mansu_jax.runtime import sharding
@@ -68,10 +69,12 @@ def at_ends(config, params, rows, ends):
         segments=rows.segments)
   take = lambda x: x.reshape(-1, x.shape[-1])[ends]
   residual = taps[sites_lib.Site.RESIDUAL]  # [L, B, T, D]
-  first = take(
-      decoder.embed(config, params, rows.tokens).astype(residual.dtype))
+  first = take(decoder.embed(
+      config, params, rows.tokens, rows.positions).astype(residual.dtype))
   layers = jnp.concatenate([first[None], jax.vmap(take)(residual)])
-  last = layers[-2] + take(taps[sites_lib.Site.ATTN_OUT][-1])
+  last = layers_lib.mlp_reads(
+      config, layers[-2],
+      layers[-2] + take(taps[sites_lib.Site.ATTN_OUT][-1]))
   return jnp.moveaxis(layers, 0, 1), last, take(hidden)
 
 

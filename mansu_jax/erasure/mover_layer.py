@@ -66,10 +66,12 @@ def logits_by_layer(
   """
   width = rows.tokens.shape[1]
   with transplant.exact():
-    embedded = decoder.embed(config, params, jnp.concatenate(
-        [rows.tokens, rows.tokens[source]], axis=1)).astype(jnp.float32)
-    x = jnp.pad(embedded, [(0, 0), (0, config.num_layers), (0, 0)])
     place = transplant.positions(rows, config.num_layers)
+    embedded = decoder.embed(
+        config, params,
+        jnp.concatenate([rows.tokens, rows.tokens[source]], axis=1),
+        jnp.concatenate([place[:, :width]] * 2, axis=1)).astype(jnp.float32)
+    x = jnp.pad(embedded, [(0, 0), (0, config.num_layers), (0, 0)])
     visible = transplant.mask(rows, config.num_layers)
     visible = jnp.pad(visible, [(0, 0), (width, 0), (width, 0)])
     visible = visible.at[:, :width, :width].set(

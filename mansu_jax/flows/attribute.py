@@ -46,7 +46,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   with clock.stage('load'):
     model = loading.load(
         config.model, hf_io.EXPORT_DTYPES[config.export_dtype],
-        check=functools.partial(checks.check_attribute, config, inputs))
+        check=functools.partial(checks.check_attribute, config, inputs),
+        ignore_fields=config.model_ignore_fields)
   root = workdir.open_workdir(
       config, inputs.hashes | {'model': model.source['sha256']})
   if config.profile:

@@ -53,7 +53,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     pair = model_pair.load(
         config.base, config.model, inputs, export_dtype=config.export_dtype,
         chat=config.data.chat,
-        check=functools.partial(checks.check_audit, config, inputs))
+        check=functools.partial(checks.check_audit, config, inputs),
+        ignore_fields=config.model_ignore_fields)
   base, unlearned = pair.base, pair.unlearned
   root = workdir.open_workdir(config, inputs.hashes | {
       'base': base.source['sha256'], 'model': pair.summary['sha256']})

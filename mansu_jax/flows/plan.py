@@ -93,7 +93,8 @@ def run(config: run_config.RunConfig) -> Plan:
     chip = chip._replace(memory=config.plan.memory_gib * _GIB)
   mesh = sharding.make_mesh(config.mesh, devices)
   inputs = checks.read(config)
-  name, shapes, tokenizer = loading.find_config(config.model)
+  name, shapes, tokenizer = loading.find_config(
+      config.model, config.model_ignore_fields)
   notes = []
   if tokenizer is None:
     tokenizer = stub_tokenizer.Tokenizer(shapes.vocab_size)

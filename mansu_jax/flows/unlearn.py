@@ -51,7 +51,8 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
   with clock.stage('load'):
     model = loading.load(
         config.model, hf_io.EXPORT_DTYPES[config.export_dtype],
-        check=functools.partial(checks.check_model_and_data, config, inputs))
+        check=functools.partial(checks.check_model_and_data, config, inputs),
+        ignore_fields=config.model_ignore_fields)
     evaluator = evaluation.Evaluator(config.eval, config.data, inputs, model)
     quantize = quantizers.Quantizers(
         config.quant_schemes, model, calibration_texts=inputs.calibration,

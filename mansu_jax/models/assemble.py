@@ -27,15 +27,34 @@ _SHOWN = 4  # Names listed in an error message before '...'.
 
 
 @dataclasses.dataclass(frozen=True)
+class Naming:
+  """How the files of a family or format hold the leaves.
+
+  Attributes:
+    names: Leaf name -> tensor name, with `{}` for the layer. Leaves of one name
+      share a tensor, in their order in `layout.LEAVES`.
+    by_head: Whether such a tensor holds them head by head, and not one after
+      the other.
+    transposed: Whether matrices are stored as [in, out].
+  """
+
+  names: Mapping[str, str]
+  by_head: bool = False
+  transposed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Tensor:
   """One tensor of a file, which holds one leaf of the params or several.
 
   Attributes:
     name: In the file.
-    leaves: The leaves whose rows it holds, one after the other.
+    leaves: The leaves whose rows it holds.
     layer: None if the leaf is not stacked.
     heights: Number of rows of each leaf.
     width: Number of columns; None of a norm or bias, which has one axis.
+    heads: Number of heads after each of which the leaves take turns, or 1.
+    transposed: Whether the file has columns before rows.
   """
 
   name: str
@@ -43,38 +62,57 @@ class Tensor:
   layer: int | None
   heights: tuple[int, ...]
   width: int | None
+  heads: int = 1
+  transposed: bool = False
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """In the file: [out, in], or [out]."""
+    """In the file: [out, in], [out], or [in, out]."""
     height = sum(self.heights)
-    return (height,) if self.width is None else (height, self.width)
+    if self.width is None:
+      return (height,)
+    return (self.width, height) if self.transposed else (height, self.width)
+
+  def split(self, values: np.ndarray) -> list[np.ndarray]:
+    """The rows of each leaf, from the tensor as it is in the file."""
+    rows = (values.T if self.transposed else values).reshape(
+        self.heads, -1, *([] if self.width is None else [self.width]))
+    ends = np.cumsum(self.heights)[:-1] // self.heads
+    return [part.reshape(-1, *part.shape[2:])
+            for part in np.split(rows, ends, axis=1)]
+
+  def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The inverse of `split`."""
+    rows = np.concatenate([
+        part.reshape(self.heads, -1, *part.shape[1:]) for part in parts], 1)
+    rows = rows.reshape(-1, *rows.shape[2:])
+    return np.ascontiguousarray(rows.T if self.transposed else rows)
 
 
 def tensors(
-    config: config_lib.ModelConfig, names: Mapping[str, str]
-) -> Iterator[Tensor]:
+    config: config_lib.ModelConfig, naming: Naming) -> Iterator[Tensor]:
   """Yields the tensors of a model file, leaf by leaf and layer by layer.
 
   Args:
     config: Config of the model.
-    names: Leaf name -> tensor name, with `{}` for the layer. Leaves of one name
-      share a tensor, in their order in `layout.LEAVES`.
+    naming: How the file holds the leaves.
   """
   sharing: dict[str, dict[str, tuple[int, ...]]] = {}
   for leaf, shape in shapes(config).items():
-    sharing.setdefault(names[leaf], {})[leaf] = shape
+    sharing.setdefault(naming.names[leaf], {})[leaf] = shape
   for name, leaves in sharing.items():
     first = next(iter(leaves))
     rows = [_torch_shape(leaf, shape) for leaf, shape in leaves.items()]
-    make = lambda name, layer, leaves=leaves, rows=rows: Tensor(
-        name, tuple(leaves), layer, tuple(row[0] for row in rows),
-        rows[0][1] if len(rows[0]) > 1 else None)
+    one = Tensor(
+        name, tuple(leaves), None, tuple(row[0] for row in rows),
+        rows[0][1] if len(rows[0]) > 1 else None,
+        config.num_heads if naming.by_head and len(leaves) > 1 else 1,
+        naming.transposed and first in layout.MATRICES)
     if not first.startswith('layers/'):
-      yield make(name, None)
+      yield one
       continue
     for layer in range(config.num_layers):
-      yield make(name.format(layer), layer)
+      yield dataclasses.replace(one, name=name.format(layer), layer=layer)
 
 
 def _torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -93,7 +131,7 @@ def shapes(config: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def layers(
-    config: config_lib.ModelConfig, names: Mapping[str, str],
+    config: config_lib.ModelConfig, naming: Naming,
     params: types.Params) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
   """Yields each tensor of a file with the weights of its leaves, on the host.
 
@@ -102,11 +140,11 @@ def layers(
 
   Args:
     config: Config of the model.
-    names: See `tensors`.
+    naming: How the file holds the leaves.
     params: Params of the model.
   """
   flat = tree_paths.flatten(params)
-  for tensor in tensors(config, names):
+  for tensor in tensors(config, naming):
     yield tensor, [
         sharding.to_host_uncached(flat[leaf]) if tensor.layer is None
         else sharding.to_host(take_layer(flat[leaf], tensor.layer))
@@ -122,7 +160,7 @@ def take_layer(leaf: types.Array, layer: int) -> types.Array:
 def check(
     got: Mapping[str, tuple[int, ...]],
     config: config_lib.ModelConfig,
-    names: Mapping[str, str],
+    naming: Naming,
     where: str,
 ) -> None:
   """Checks a file's tensor names and shapes against the config.
@@ -130,7 +168,7 @@ def check(
   Args:
     got: Tensor name -> torch shape, from the file's header.
     config: Config of the model.
-    names: Leaf name -> tensor name pattern.
+    naming: How the file holds the leaves.
     where: File or directory, for the message.
 
   Raises:
@@ -142,7 +180,7 @@ def check(
         f' {config.num_layers} layers; wanted several tensors per layer. Use'
         ' the config and weights of one checkpoint.')
   _check_widths(got, config, where)
-  want = {t.name: t.shape for t in tensors(config, names)}
+  want = {t.name: t.shape for t in tensors(config, naming)}
   missing = [name for name in want if name not in got]
   extra = [name for name in got if name not in want]
   wrong = [f'{name} {tuple(got[name])} (wanted {shape})'
@@ -187,7 +225,7 @@ def _shorten(items: list[str]) -> str:
 
 def assemble(
     config: config_lib.ModelConfig,
-    names: Mapping[str, str],
+    naming: Naming,
     read: Callable[[Tensor], np.ndarray],
     dtype: Any,
 ) -> types.Params:
@@ -195,8 +233,8 @@ def assemble(
 
   Args:
     config: Config of the model.
-    names: Leaf name -> tensor name pattern.
-    read: Returns one tensor in torch order. Call `check` before.
+    naming: How the file holds the leaves.
+    read: Returns one tensor as it is in the file. Call `check` before.
     dtype: Dtype of the params.
 
   Returns:
@@ -207,14 +245,13 @@ def assemble(
     ValueError: a weight is not finite, in the file or in `dtype`.
   """
   flat, stacks, sizes = {}, {}, shapes(config)
-  for tensor in tensors(config, names):
+  for tensor in tensors(config, naming):
     unstacked = tensor.layer is None
-    rows = read(tensor)
+    values = read(tensor)
     _check_finite(
-        rows, tensor.name, 'not finite; wanted finite weights. The checkpoint'
+        values, tensor.name, 'not finite; wanted finite weights. The checkpoint'
         ' is damaged: download or train it again.')
-    parts = np.split(rows, np.cumsum(tensor.heights)[:-1])
-    for leaf, part in zip(tensor.leaves, parts):
+    for leaf, part in zip(tensor.leaves, tensor.split(values)):
       shape = sizes[leaf]
       if unstacked or tensor.layer == 0:
         stacks[leaf] = _stack(shape, dtype, layout.AXES[leaf], unstacked)
@@ -296,14 +333,14 @@ def to_torch(
     arrays: Sequence[np.ndarray],  # One layer of each leaf, in memory order.
     tensor: Tensor,
 ) -> np.ndarray:
-  """Inverse of `from_torch`: the tensor in torch's [out, in] order."""
+  """Inverse of `from_torch`: the tensor as it is in the file."""
+  columns = () if tensor.width is None else (tensor.width,)
   parts = []
   for leaf, array, height in zip(tensor.leaves, arrays, tensor.heights):
     if leaf in layout.MATRICES:
       array = array.transpose(_layer_axes(leaf))
-    parts.append(array.reshape((height, *tensor.shape[1:])))
-  return np.ascontiguousarray(
-      np.concatenate(parts) if len(parts) > 1 else parts[0])
+    parts.append(array.reshape(height, *columns))
+  return tensor.join(parts)
 
 
 def _layer_axes(leaf: str) -> list[int]:

@@ -120,16 +120,22 @@ class Mlp(_Tapped):
     a = self.tap(Site.MLP_HIDDEN, layers.mlp_hidden(self.config, mlp, x))
     keep = self.circuit('keep')  # [F]
     if keep is None:
-      return layers.project_down(a, mlp['down'])
+      return layers.project_down(mlp, a)
     keep = keep.astype(x.dtype)[None, None]
-    return (layers.project_down(a * keep, mlp['down'])
-            + self._circuit_neurons(x))
+    return (layers.project_down(mlp, a * keep)
+            + self._circuit_neurons(mlp, x))
 
-  def _circuit_neurons(self, x: Array) -> Array:
+  def _circuit_neurons(self, mlp: types.Params, x: Array) -> Array:
     """Output of the circuit's neurons; padded slices add zero."""
-    a = layers.activate(self.config, [
-        layers.einsum('BTD,nD->BTn', x, self.circuit(name))
-        for name in ('gate', 'up')])
+    inputs = [layers.einsum('BTD,nD->BTn', x, self.circuit(name))
+              for name in ('gate', 'up') if name in mlp]
+    if 'up_bias' in mlp:  # That of the circuit's neurons, in their order.
+      nodes, = jnp.nonzero(
+          self.circuit('keep') == 0, size=inputs[-1].shape[-1],
+          fill_value=self.config.d_ff)
+      bias = mlp['up_bias'].at[nodes].get(mode='fill', fill_value=0)
+      inputs[-1] += bias[None, None].astype(x.dtype)
+    a = layers.activate(self.config, inputs)
     return layers.einsum('BTn,nD->BTD', a, self.circuit('down'))
 
 
@@ -144,13 +150,14 @@ class Block(_Tapped):
       places: places_lib.Places,  # Of all layers.
   ) -> tuple[Array, None]:
     cfg = self.config
-    norms = make_params(self, cfg, 'layers')
+    norms, before = make_params(self, cfg, 'layers'), x
     normed = layers.norm(cfg, norms, 'attn_norm', x)
     out = Attention(cfg, self.sites, name='attn')(
         normed, places.of_layer(cfg, layer))
     out = layers.post_norm(cfg, norms, 'attn', out)
     x = x + self.tap(Site.ATTN_OUT, out)
-    normed = layers.norm(cfg, norms, 'mlp_norm', x)
+    normed = layers.norm(
+        cfg, norms, 'mlp_norm', layers.mlp_reads(cfg, before, x))
     out = Mlp(cfg, self.sites, name='mlp')(normed)
     out = layers.post_norm(cfg, norms, 'mlp', out)
     x = x + self.tap(Site.MLP_OUT, out)

@@ -89,7 +89,7 @@ def extend(
   every = jnp.arange(cache['keys'].shape[2])[None]
   places = places_lib.find(
       config, slots, every[:, None] <= slots[..., None], remembered=every)
-  x = decoder.embed(config, params, tokens).astype(jnp.float32)
+  x = decoder.embed(config, params, tokens, slots).astype(jnp.float32)
   block = blocks.Block(config)
 
   def layer(carry, index):

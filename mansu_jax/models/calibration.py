@@ -173,7 +173,7 @@ def _check_finite(
     codes: dict[str, affine.AffineCodes],
     scheme: calibrated.CalibratedScheme) -> None:
   bad = []  # (layer, index of the matrix in the layer, name)
-  for index, name in enumerate(layout.MATRICES):
+  for index, name in enumerate(layout.matrices_of(codes)):
     floats = [x for x in (codes[name].scale, codes[name].divisor)
               if x is not None]
     finite = np.all([jnp.isfinite(x).reshape(len(x), -1).all(1)
@@ -202,8 +202,8 @@ def encode_layers(
   def quantize_layer(x, numbered):
     number, weights = numbered
     layer = _Layer(config, scheme, weights, real)
-    x = layer.attend(x, places.of_layer(config, number))
-    return layer.feed_forward(x), layer.codes
+    streams = layer.attend(x, places.of_layer(config, number))
+    return layer.feed_forward(*streams), layer.codes
 
   _, codes = lax.scan(
       quantize_layer, x, (jnp.arange(config.num_layers), params['layers']))
@@ -224,7 +224,11 @@ class _Layer:
     self._config, self._scheme, self._real = config, scheme, real
 
   def attend(self, x, places):
-    """Quantizes q, k, v, o; returns the next residual stream [n, T, D]."""
+    """Quantizes q, k, v, o.
+
+    Returns:
+      The streams [n, T, D] that the MLP reads, and that it adds to.
+    """
     cfg = self._config
     normed = layers_lib.norm(cfg, self.weights, 'attn_norm', x)
     self._quantize(('attn/q', 'attn/k', 'attn/v'), normed)
@@ -235,19 +239,21 @@ class _Layer:
     self._quantize(
         ('attn/o',), heads.reshape(*x.shape[:2], -1),
         foldable=cfg.num_heads == cfg.num_kv_heads)
-    return x + layers_lib.post_norm(cfg, self.weights, 'attn', (
+    middle = x + layers_lib.post_norm(cfg, self.weights, 'attn', (
         layers_lib.project_out(self.weights['attn'], heads)))
+    return layers_lib.mlp_reads(cfg, x, middle), middle
 
-  def feed_forward(self, x):
-    """Quantizes gate, up, down; returns the next residual stream."""
+  def feed_forward(self, x, middle):
+    """Quantizes the MLP's matrices; returns the next residual stream."""
     cfg = self._config
     normed = layers_lib.norm(cfg, self.weights, 'mlp_norm', x)
-    self._quantize(('mlp/gate', 'mlp/up'), normed)
+    self._quantize([name for name in ('mlp/gate', 'mlp/up')
+                    if f'layers/{name}' in layout.of_model(cfg)], normed)
     hidden = self._run(
         'mlp', functools.partial(layers_lib.mlp_hidden, cfg), normed)
     self._quantize(('mlp/down',), hidden)
-    return x + layers_lib.post_norm(cfg, self.weights, 'mlp', (
-        layers_lib.project_down(hidden, self.weights['mlp']['down'])))
+    return middle + layers_lib.post_norm(cfg, self.weights, 'mlp', (
+        layers_lib.project_down(self.weights['mlp'], hidden)))
 
   def _run(self, part, function, x):
     """What a function of a part's weights makes of [n, T, D], by row batch."""

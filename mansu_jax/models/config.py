@@ -126,6 +126,8 @@ class ModelConfig:
     num_kv_heads: K, number of key/value heads. Query head n uses key/value head
       n // (N / K).
     d_head: H, width of a head; even, not necessarily D / N.
+    positions: `rotary`, or `learned` embeddings that are added to those of the
+      tokens.
     d_rotary: Number of a head's first coordinates that rotary positions turn;
       even; 0: all.
     d_ff: F, width of the MLP.
@@ -136,16 +138,22 @@ class ModelConfig:
     window_rope_theta: Base of the rotary frequencies in layers with a window,
       which are not scaled there; None: as in the others.
     qkv_bias: Whether queries, keys and values have a bias.
+    out_bias: Whether the outputs of attention and the matrices of the MLP do.
     qk_norm: Whether queries and keys are normed, head by head, before the
       rotation.
     query_scale: Factor of the products of queries and keys; None: H ** -0.5.
     attn_soft_cap: Bound c of these products, c tanh(x / c); 0: none.
     logits_soft_cap: The same of the logits.
-    activation: Of the MLP's gate, `silu` or `gelu_tanh`.
-    norm_eps: Constant added to the mean square in each RMSNorm.
-    norm_offset: Added to the weights of each RMSNorm.
+    activation: Of the MLP, `silu`, `gelu` or `gelu_tanh`.
+    gated: Whether the MLP's activations are those of its gate times its up
+      projection, and not those of its up projection.
+    norm: `rms`, or `layer`, which subtracts the mean and adds a bias.
+    norm_eps: Constant added to the mean square in each norm.
+    norm_offset: Added to the weights of each norm.
     post_norms: Whether the outputs of attention and MLP are normed before they
       are added to the residual stream.
+    parallel: Whether the MLP reads what attention reads, not its sum with the
+      output of attention.
     embed_scale: Factor of the token embeddings.
     tie_embeddings: Whether the unembedding is the embedding.
     max_position: Context length of the model, in tokens.
@@ -172,20 +180,25 @@ class ModelConfig:
   num_kv_heads: int
   d_head: int
   d_ff: int
+  positions: str = 'rotary'
   d_rotary: int = 0
   rope_theta: float = 10_000.0
   rope_scaling: RopeScaling | None = None
   windows: tuple[int, ...] = ()
   window_rope_theta: float | None = None
   qkv_bias: bool = False
+  out_bias: bool = False
   qk_norm: bool = False
   query_scale: float | None = None
   attn_soft_cap: float = 0.0
   logits_soft_cap: float = 0.0
   activation: str = 'silu'
+  gated: bool = True
+  norm: str = 'rms'
   norm_eps: float = 1e-5
   norm_offset: float = 0.0
   post_norms: bool = False
+  parallel: bool = False
   embed_scale: float = 1.0
   tie_embeddings: bool = False
   max_position: int = 2048

@@ -6,12 +6,12 @@ input-first, layers are stacked on a leading L, and leaf names join keys by '/'
 
     embed [V, D]           final_norm [D]       lm_head [V, D] when untied
     layers/attn_norm [L, D]                     layers/mlp_norm [L, D]
-    layers/attn_post_norm, mlp_post_norm [L, D] if `post_norms`
     layers/attn/q [L, D, N, H]                  layers/attn/k, v [L, D, K, H]
     layers/attn/o [L, N, H, D]
-    layers/attn/q_bias [L, N, H], k_bias, v_bias [L, K, H] if `qkv_bias`
-    layers/attn/q_norm, k_norm [L, H] if `qk_norm`
     layers/mlp/gate, up [L, D, F]               layers/mlp/down [L, F, D]
+
+Some models have embeddings of positions, biases, norms of queries and keys or
+of what a layer adds, or no gate.
 
 The optional `circuit` holds weights that replace slices of a frozen base. Their
 gradient has the circuit's size, so no full weight gradient exists. The circuit
@@ -89,7 +89,7 @@ class Decoder(nn.Module):
     cfg = self.config
     weights = blocks.make_params(self, cfg, '')
     if embeddings is None:
-      embeddings = embed(cfg, weights, tokens)
+      embeddings = embed(cfg, weights, tokens, positions)
     x = sharding.constrain_rows(embeddings.astype(self.dtype))
     places = _places(cfg, positions, attention_mask, x.shape[1])
     stack = self._stack(x.shape[0] * x.shape[1])
@@ -129,14 +129,22 @@ def embed(
     config: ModelConfig,
     params: Params,
     tokens: Array,  # [B, T] int32
+    positions: Array | None = None,  # [B, T]; 0 .. T-1 by default
 ) -> Array:
-  """Token embeddings [B, T, D]; ids outside the vocabulary give NaN."""
+  """The residual stream [B, T, D] before the first layer.
+
+  These are token embeddings, and those of the positions if a model has them.
+  Ids outside the vocabulary give NaN.
+  """
   # The table is sharded over width and vocabulary. Replicating its few rows
   # moves less than the table; `split_rows` shards them next.
   rows = sharding.replicate(jnp.take(params['embed'], tokens, axis=0))
-  if config.embed_scale == 1:
-    return rows
-  return rows * jnp.asarray(config.embed_scale, rows.dtype)
+  if config.embed_scale != 1:
+    rows *= jnp.asarray(config.embed_scale, rows.dtype)
+  if config.positions == 'learned':
+    rows += sharding.replicate(jnp.take(
+        params['positions'], _positions(positions, tokens.shape[1]), axis=0))
+  return rows
 
 
 def unembed(
@@ -175,9 +183,9 @@ def forward(
     config: Config of the model; static under jit.
     params: Full params.
     tokens: Token ids; give either these or `embeddings`.
-    embeddings: Input embeddings instead of tokens, or the result of
-      `run_prefix` with `first_layer`.
-    positions: Rotary positions; 0 .. T-1 by default.
+    embeddings: Result of `embed` instead of tokens, or of `run_prefix` with
+      `first_layer`.
+    positions: Positions of the tokens; 0 .. T-1 by default.
     attention_mask: True where query t may attend to key s; causal by default. A
       row without True attends uniformly: mask its loss.
     segments: Segment number of each token in packed rows, instead of a mask;
@@ -208,7 +216,9 @@ def forward(
     return Decoder(config, remat=remat, dtype=dtype).apply(
         {'params': params}, tokens, embeddings=embeddings,
         positions=positions, attention_mask=attention_mask)
-  x = embed(config, params, tokens) if embeddings is None else embeddings
+  x = embeddings
+  if x is None:
+    x = embed(config, params, tokens, positions)
   x = circuit_layers.run_layers(
       config, params['layers'], sharding.constrain_rows(x.astype(dtype)),
       _places(config, positions, attention_mask, x.shape[1]),
@@ -251,7 +261,8 @@ def run_prefix(
   attention_mask = _resolve_mask(
       tokens, None, positions, attention_mask, segments)
   return circuit_layers.run_layers(
-      config, params['layers'], embed(config, params, tokens).astype(dtype),
+      config, params['layers'],
+      embed(config, params, tokens, positions).astype(dtype),
       _places(config, positions, attention_mask, tokens.shape[1]), first=0,
       stop=layer)
 
@@ -281,8 +292,8 @@ def forward_with_taps(
     tokens: Token ids; give either these or `embeddings`.
     sites: Sites to return.
     perturbations: Values to add at sites, which must be among `sites`.
-    embeddings: Input embeddings instead of tokens.
-    positions: Rotary positions; 0 .. T-1 by default.
+    embeddings: Result of `embed` instead of tokens.
+    positions: Positions of the tokens; 0 .. T-1 by default.
     attention_mask: True where query t may attend to key s; causal by default.
     segments: Segment numbers instead of a mask; see `forward`.
     remat: Whether to recompute layers in the backward pass.
@@ -324,7 +335,7 @@ def forward_patched(
     tokens: Token ids.
     patches: For each site, `keep` [L, F or N], above 0 at nodes that are not
       replaced, and `value` [L, B, T, ...], the replacements.
-    positions: Rotary positions; 0 .. T-1 by default.
+    positions: Positions of the tokens; 0 .. T-1 by default.
     segments: See `forward`.
 
   Returns:

@@ -12,7 +12,9 @@ A layer's weights are the nested dict of `decoder`, without the leading L:
     attn: q [D, N, H], k, v [D, K, H], o [N, H, D]
       q_bias [N, H], k_bias, v_bias [K, H] if the model has them
       q_norm, k_norm [H] if it norms queries and keys
-    mlp: gate, up [D, F], down [F, D]
+    mlp: up [D, F], down [F, D], gate [D, F] if it is gated
+    attn_norm_bias, mlp_norm_bias [D]; attn: o_bias [D]; mlp: up_bias [F],
+      down_bias [D]; if the model has them
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ Places = places_lib.Places
 # Activations of the MLP, by their names in `ModelConfig`.
 ACTIVATIONS = {
     'silu': nn.silu,
+    'gelu': functools.partial(nn.gelu, approximate=False),
     'gelu_tanh': functools.partial(nn.gelu, approximate=True)}
 
 
@@ -50,14 +53,26 @@ def norm(config: ModelConfig, weights: Params, name: str, x: Array) -> Array:
     name: Of the norm's leaf in `weights`.
     x: Its input.
   """
-  x32 = x.astype(jnp.float32)
-  scale = norm_scale(config, weights, name)
-  return (x32 * inverse_size(config, x32) * scale.reshape(
-      (1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+  x32 = centre(config, x.astype(jnp.float32))
+  wide = lambda leaf: leaf.reshape((1,) * (x.ndim - 1) + (-1,))
+  out = x32 * inverse_size(config, x32) * wide(
+      norm_scale(config, weights, name))
+  bias = weights.get(f'{name}_bias')
+  if bias is not None:
+    out += wide(bias.astype(jnp.float32))
+  return out.astype(x.dtype)
+
+
+def centre(config: ModelConfig, x: Array) -> Array:
+  """What a norm scales: `x` without its mean over [..., D], or `x`."""
+  if config.norm != 'layer':
+    return x
+  return x - jnp.mean(x, axis=-1, keepdims=True)
 
 
 def inverse_size(config: ModelConfig, x: Array) -> Array:
-  """Root-mean-square norm's factor (Zhang and Sennrich, 2019), [..., 1]."""
+  """A norm's factor of `centre(x)`, [..., 1] (Zhang and Sennrich, 2019)."""
+  x = centre(config, x)
   mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
   return jax.lax.rsqrt(mean_square + config.norm_eps)
 
@@ -122,6 +137,8 @@ def place_heads(
     return projected
   if config.qk_norm:
     projected = norm(config, attn, f'{name}_norm', projected)
+  if config.positions != 'rotary':
+    return projected
   return rotary.rotate(
       projected, places.queries if name == 'q' else places.keys)
 
@@ -181,7 +198,15 @@ def project_out(
     heads_: Array,  # [B, T, N, H]
 ) -> Array:
   """The output of attention, [B, T, D]."""
-  return einsum('BTNH,NHD->BTD', heads_, attn['o'])
+  return _biased(einsum('BTNH,NHD->BTD', heads_, attn['o']), attn, 'o_bias')
+
+
+def _biased(x: Array, weights: Params, name: str) -> Array:
+  """Adds a bias over the last axis, if the model has it."""
+  bias = weights.get(name)
+  if bias is None:
+    return x
+  return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def for_query_heads(
@@ -202,13 +227,16 @@ def mlp_inputs(
     x: Array,  # [..., D], after the norm
 ) -> tuple[Array, ...]:
   """What the activation takes: the projections to `gate` and `up`, [..., F]."""
-  return tuple(einsum('...D,DF->...F', x, mlp[name]) for name in ('gate', 'up'))
+  return tuple(
+      _biased(einsum('...D,DF->...F', x, mlp[name]), mlp, f'{name}_bias')
+      for name in ('gate', 'up') if name in mlp)
 
 
 def activate(config: ModelConfig, inputs: Sequence[Array]) -> Array:
-  """Hidden activations act(gate) * up (Shazeer, 2020), of the same shape."""
-  gate, up = inputs
-  return ACTIVATIONS[config.activation](gate) * up
+  """Hidden activations act(gate) * up (Shazeer, 2020), or act(up)."""
+  *gate, up = inputs
+  act = ACTIVATIONS[config.activation]
+  return act(*gate) * up if gate else act(up)
 
 
 def mlp_hidden(config: ModelConfig, mlp: Params, x: Array) -> Array:
@@ -217,8 +245,8 @@ def mlp_hidden(config: ModelConfig, mlp: Params, x: Array) -> Array:
 
 
 def project_down(
+    mlp: Params,
     a: Array,  # [B, T, F]
-    weight: Array,  # [F, D]
 ) -> Array:
   """The down projection [B, T, D]; on CPU, the sum of eight parts.
 
@@ -229,9 +257,12 @@ def project_down(
   take 2 % more forward time. Other devices accumulate in hardware blocks.
   """
   if memory.platform() != 'cpu':
-    return einsum('BTF,FD->BTD', a, weight)
-  parts = zip(jnp.array_split(a, 8, axis=-1), jnp.array_split(weight, 8))
-  return sum(einsum('BTF,FD->BTD', x, w) for x, w in parts)
+    out = einsum('BTF,FD->BTD', a, mlp['down'])
+  else:
+    parts = zip(
+        jnp.array_split(a, 8, axis=-1), jnp.array_split(mlp['down'], 8))
+    out = sum(einsum('BTF,FD->BTD', x, w) for x, w in parts)
+  return _biased(out, mlp, 'down_bias')
 
 
 def einsum(spec: str, x: Array, weight: Array) -> Array:
@@ -239,11 +270,27 @@ def einsum(spec: str, x: Array, weight: Array) -> Array:
   return jnp.einsum(spec, x, weight.astype(x.dtype))
 
 
-def feed_forward(config: ModelConfig, weights: Params, x: Array) -> Array:
-  """The residual stream [B, T, D] after the MLP, from that before it."""
-  normed = norm(config, weights, 'mlp_norm', x)
-  return x + post_norm(config, weights, 'mlp', project_down(
-      mlp_hidden(config, weights['mlp'], normed), weights['mlp']['down']))
+def mlp_reads(config: ModelConfig, before: Array, middle: Array) -> Array:
+  """The stream that the MLP reads: that before or that after attention."""
+  return before if config.parallel else middle
+
+
+def feed_forward(
+    config: ModelConfig, weights: Params, before: Array, middle: Array
+) -> Array:
+  """The residual stream [B, T, D] after the layer.
+
+  Args:
+    config: Config of the model.
+    weights: Weights of the layer.
+    before: The stream before the layer, [B, T, D].
+    middle: The stream after attention.
+  """
+  mlp = weights['mlp']
+  normed = norm(
+      config, weights, 'mlp_norm', mlp_reads(config, before, middle))
+  return middle + post_norm(config, weights, 'mlp', project_down(
+      mlp, mlp_hidden(config, mlp, normed)))
 
 
 def look_and_read(
@@ -273,5 +320,5 @@ def look_and_read(
       heads(config, weights['attn'], name,
             norm(config, weights, 'attn_norm', x), places)
       for name, (weights, x) in states.items()), places.mask)
-  return feed_forward(config, reads, residual + post_norm(
+  return feed_forward(config, reads, residual, residual + post_norm(
       config, reads, 'attn', project_out(reads['attn'], out)))

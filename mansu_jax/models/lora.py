@@ -34,7 +34,7 @@ def shapes(params: types.Params, rank: int) -> types.PyTree:
     rank: R.
   """
   flat, out = tree_paths.flatten(params), {}
-  for name, axes in layout.MATRICES.items():
+  for name, axes in layout.matrices_of(flat).items():
     layers, *sizes = flat[name].shape
     split = len(axes.inp)
     rows, columns = math.prod(sizes[:split]), math.prod(sizes[split:])
@@ -119,7 +119,7 @@ def merge(
     dtype: Dtype of the adapted matrices; None keeps theirs.
   """
   flat, found = tree_paths.flatten(params), tree_paths.flatten(adapters)
-  for name in layout.MATRICES:
+  for name in layout.matrices_of(flat):
     flat[name] = merge_leaf(
         flat[name], found[f'{name}/a'], found[f'{name}/b'], scale, dtype)
   return tree_paths.unflatten(flat)

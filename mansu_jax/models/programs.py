@@ -20,7 +20,7 @@ from mansu_jax.runtime import programs
 def matrices(params: types.Params) -> types.Params:
   """Leaves that a second model holds; it shares the others with the base."""
   flat = tree_paths.flatten(params)
-  return {leaf: flat[leaf] for leaf in model_layout.MATRICES}
+  return {leaf: flat[leaf] for leaf in model_layout.matrices_of(flat)}
 
 
 def merge_adapters(
@@ -36,7 +36,7 @@ def merge_adapters(
     calls: number of models.
   """
   flat, found = map(tree_paths.flatten, (params, adapters))
-  for leaf in model_layout.MATRICES:
+  for leaf in model_layout.matrices_of(flat):
     yield programs.program(
         f'merge into {leaf}', lora.merge_leaf, flat[leaf], found[f'{leaf}/a'],
         found[f'{leaf}/b'], scale, dtype, calls=calls, held=True)
@@ -54,7 +54,7 @@ def quantize(
     donate: names of leaves whose memory the result takes over.
   """
   scheme, flat = quant.find(name), tree_paths.flatten(params)
-  for leaf, layout in model_layout.MATRICES.items():
+  for leaf, layout in model_layout.matrices_of(flat).items():
     yield programs.program(
         f'blocks of {leaf}', simulate.any_extreme, flat[leaf], calls=calls)
     run = (simulate.fake_quantize_in_place if leaf in donate

@@ -10,6 +10,7 @@ from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
 from tests.circuits import small
+from tests.models import tiny
 from tests.reference import circuit_naive
 
 _CONFIG = small.config()
@@ -138,6 +139,24 @@ class ScatterTest(parameterized.TestCase):
     got = _scatter(half, self.index, self.slices)
     self.assertEqual(
         {x.dtype for x in jax.tree.leaves(got)}, {jnp.dtype(jnp.bfloat16)})
+
+
+class DecoderTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(('llama', {}), *tiny.LAYER_KINDS)
+  def test_a_circuit_is_the_model_with_its_slices(self, changes):
+    cfg = small.config(num_layers=3, **changes)
+    params, ids = small.params(cfg), tiny.tokens(cfg)
+    nodes = small.random_circuit(cfg, share=0.4)
+    index = param_mask.make_index(nodes)
+    slices = jax.tree.map(lambda x: 1.5 * x + 0.1, _gather(params, index))
+    got = tiny.logits(
+        cfg, params, ids, circuit=param_mask.collection(
+            slices, index, param_mask.make_replacement_masks(nodes)),
+        circuit_start=nodes.span[0])
+    want = tiny.logits(cfg, _scatter(params, index, slices), ids)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    self.assertGreater(np.abs(want - tiny.logits(cfg, params, ids)).max(), 0.1)
 
 
 class MaskTest(parameterized.TestCase):

@@ -1,6 +1,7 @@
 """States put in the base give what an ordinary run on them gives."""
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +10,15 @@ from mansu_jax.erasure import spans
 from mansu_jax.erasure import transplant
 from mansu_jax.models import layers
 from mansu_jax.models import rotary
+from tests.circuits import small
 from tests.erasure import span_cases
+from tests.models import tiny
 
 _CONFIG, _PARAMS, _LAYER = (
     span_cases.CONFIG, span_cases.PARAMS, span_cases.LAYER)
 
 
-class TransplantTest(absltest.TestCase):
+class TransplantTest(parameterized.TestCase):
 
   @classmethod
   def setUpClass(cls):
@@ -59,6 +62,17 @@ class TransplantTest(absltest.TestCase):
     for source, one in zip(sources, got, strict=True):
       np.testing.assert_array_equal(
           one[:self.size], self._read(x[source]).argmax(-1))
+
+  @parameterized.named_parameters(*tiny.LAYER_KINDS)
+  def test_its_own_states_change_nothing_in_any_family(self, changes):
+    cfg = small.config(num_layers=3, **changes)
+    params = jax.tree.map(jnp.asarray, small.params(cfg))
+    own = transplant.run(cfg, params, self.rows, layer=1)
+    x = transplant.read_by_base(
+        cfg, params, own.before, own, self.rows, layer=1)
+    logits = lambda x: transplant.choice_logits(
+        cfg, params, x, self.rows.choices)[:self.size]
+    self._close(logits(x)[:, 0], logits(own.final[:, None])[:, 0])
 
   def test_its_own_states_change_nothing(self):
     got = self._answer(self.base)

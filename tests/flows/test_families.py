@@ -5,6 +5,8 @@ from absl.testing import parameterized
 import numpy as np
 import pytest
 
+from mansu_jax import tree_paths
+from mansu_jax.models import layout
 from mansu_jax.models.io import loading
 from tests import runs
 from tests import tiny_job
@@ -13,7 +15,8 @@ from tests.models import tiny
 
 class FamiliesTest(parameterized.TestCase):
 
-  @parameterized.parameters('qwen2', 'qwen3', 'gemma2', 'gemma3_text', 'phi3')
+  @parameterized.parameters(
+      'qwen2', 'qwen3', 'gemma2', 'gemma3_text', 'phi3', 'gpt2', 'gpt_neox')
   @pytest.mark.slow
   def test_runs_end_to_end(self, family):
     folder = tiny.temp_dir(self)
@@ -29,10 +32,11 @@ class FamiliesTest(parameterized.TestCase):
     base = loading.load(folder / 'job' / 'model')
     self.assertEqual(model.config, base.config)
     self.assertEqual(model.config.family, family)
-    for name in ('q_bias', 'q_norm'):
-      if name in base.params['layers']['attn']:  # Never edited.
-        np.testing.assert_array_equal(*(
-            m.params['layers']['attn'][name] for m in (model, base)))
+    before, after = (
+        tree_paths.flatten(m.params) for m in (base, model))
+    for name in before:
+      if name not in layout.MATRICES:  # Norms and biases are never edited.
+        np.testing.assert_array_equal(before[name], after[name], name)
 
 
 if __name__ == '__main__':

@@ -35,8 +35,7 @@ class CachedTest(parameterized.TestCase):
       ('grouped', {}),
       ('full', {'num_kv_heads': 4}),
       ('single_untied', {'num_kv_heads': 1, 'tie_embeddings': False}),
-      ('windows', {'windows': (0, 3, 2)}),
-      ('bias_and_norm', {'qkv_bias': True, 'qk_norm': True}))
+      *tiny.LAYER_KINDS)
   def test_logits_equal_those_of_the_whole_sequence(self, changes):
     cfg = tiny.config(**changes)
     weights, ids = tiny.params(cfg), tiny.tokens(cfg, batch=3, length=12)

@@ -28,6 +28,9 @@ _LLAMA3 = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0,
            'high_freq_factor': 4.0, 'original_max_position_embeddings': 16}
 
 
+_GPT2 = {'model_type': 'gpt2', 'n_embd': 32, 'n_layer': 2, 'n_head': 4,
+         'n_positions': 64, 'resid_pdrop': 0.0, 'embd_pdrop': 0.0,
+         'attn_pdrop': 0.0}
 # Changes of the config, by family and form.
 _CASES = (
     ('rope_dynamic', {'rope_parameters': {
@@ -78,11 +81,29 @@ _CASES = (
             'rope_type': 'longrope', 'rope_theta': 100.0,
             'partial_rotary_factor': 0.75,
             'short_factor': [1.0, 1.5, 2.0, 1.2, 3.0, 1.1],
-            'long_factor': [4.0] * 6}}))
-# One of each family.
-_FAMILIES = tuple(case for case in _CASES if case[0] in (
-    'grouped', 'mistral', 'qwen2_windows', 'qwen3', 'gemma2', 'gemma3',
-    'phi3_long'))
+            'long_factor': [4.0] * 6}}),
+    ('gpt2', _GPT2),
+    ('gpt2_untied', _GPT2 | {
+        'tie_word_embeddings': False, 'n_inner': 72,
+        'activation_function': 'gelu'}),
+    ('gpt_neox', {
+        'model_type': 'gpt_neox', 'hidden_size': 64, 'num_attention_heads': 2,
+        'tie_word_embeddings': False}),
+    ('gpt_neox_in_turn', {
+        'model_type': 'gpt_neox', 'use_parallel_residual': False,
+        'hidden_act': 'gelu_new', 'rope_parameters': {
+            'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 100.0,
+            'partial_rotary_factor': 0.5}}))
+
+
+def _of_each_family():
+  """The cases with the most changes."""
+  chosen = {}
+  for name, changes in _CASES:
+    kind = changes.get('model_type', 'llama')
+    if len(changes) > len(chosen.get(kind, ('', {}))[1]):
+      chosen[kind] = name, changes
+  return chosen.values()
 
 
 def _torch_model(seed=0, **changes):
@@ -92,12 +113,19 @@ def _torch_model(seed=0, **changes):
       'num_key_value_heads': 2, 'max_position_embeddings': 128,
       'initializer_range': 0.2, 'tie_word_embeddings': True,
       'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': 0} | changes
+  if changes.get('model_type') == 'gpt_neox':
+    del fields['num_key_value_heads']  # It lacks the field.
+  if changes.get('model_type') == 'gpt2':  # It names these otherwise.
+    for name in ('hidden_size', 'intermediate_size', 'num_hidden_layers',
+                 'num_attention_heads', 'num_key_value_heads',
+                 'max_position_embeddings'):
+      del fields[name]
   torch.manual_seed(seed)
   config = transformers.AutoConfig.for_model(
       fields.pop('model_type', 'llama'), **fields)
   model = transformers.AutoModelForCausalLM.from_config(config)
   for name, weight in model.named_parameters():
-    if 'norm' in name:
+    if 'norm' in name or 'ln_' in name and 'weight' in name:
       torch.nn.init.normal_(weight, 1.0, 0.2)
     if 'bias' in name:
       torch.nn.init.normal_(weight, 0.0, 1.0)
@@ -141,7 +169,7 @@ class TorchParityTest(parameterized.TestCase):
         np.testing.assert_array_equal, reloaded.params, model.params)
 
   @parameterized.named_parameters(*(
-      (f'{side}_{name}', side, changes) for name, changes in _FAMILIES
+      (f'{side}_{name}', side, changes) for name, changes in _of_each_family()
       for side in ('left', 'right')))
   def test_padding_changes_nothing(self, side, changes):
     path = tiny.temp_dir(self) / 'model'
@@ -163,7 +191,7 @@ class TorchParityTest(parameterized.TestCase):
     alone = tiny.logits(model.config, model.params, ids[1:][:, real[1]])
     np.testing.assert_allclose(got[1][real[1]], alone[0], rtol=0, atol=1e-4)
 
-  @parameterized.named_parameters(*_FAMILIES)
+  @parameterized.named_parameters(*_of_each_family())
   def test_gradients(self, changes):
     path = tiny.temp_dir(self) / 'model'
     torch_model, ids = _torch_model(**changes), _ids(12)
@@ -179,14 +207,18 @@ class TorchParityTest(parameterized.TestCase):
 
     got = {t.name: assemble.to_torch(layers, t)
            for t, layers in assemble.layers(
-               model.config, families.names(model.config),
+               model.config, families.naming(model.config),
                jax.grad(loss)(model.params))}
-    for name, weight in torch_model.named_parameters():
+    weights = dict(torch_model.named_parameters())
+    if not model.config.tie_embeddings:  # The file may name it otherwise.
+      weights[families.naming(model.config).names['lm_head']] = weights.pop(
+          'lm_head.weight')
+    for name, weight in weights.items():
       np.testing.assert_allclose(
           got[name], weight.grad.numpy(), rtol=0, atol=1e-3 * max(
               1, float(weight.grad.abs().max())), err_msg=name)
 
-  @parameterized.named_parameters(*_FAMILIES)
+  @parameterized.named_parameters(*_of_each_family())
   @absltest.skipUnless(
       importlib.util.find_spec('bitsandbytes'), 'no bitsandbytes')
   def test_bitsandbytes_quantizes_the_export_as_the_simulator(self, changes):

@@ -40,11 +40,13 @@ def corrupted(
     weights = _float32(weights)
     heads = heads_of(number, weights, jnp.broadcast_to(
         x, (3 * config.num_heads, *x.shape)))
-    out = _mlp(config, weights, x + heads.sum(0))
-    return x + heads.sum(0) + out, jnp.concatenate([heads, out[None]])
+    middle = x + heads.sum(0)
+    out = _mlp(config, weights, layers.mlp_reads(config, x, middle))
+    return middle + out, jnp.concatenate([heads, out[None]])
 
   with jax.default_matmul_precision('float32'):
-    start = decoder.embed(config, params, batch.corrupt).astype(jnp.float32)
+    start = decoder.embed(
+        config, params, batch.corrupt, batch.positions).astype(jnp.float32)
     _, made = lax.scan(layer, start, (
         jnp.arange(config.num_layers), params['layers']))  # [L, N + 1, R, T, D]
     return jnp.concatenate([start[None], made.reshape(-1, *start.shape)])
@@ -78,7 +80,8 @@ def _metric(config, params, batch, reference, patched):
   The differences between the sources' outputs and `reference` are stored by
   group of layers, so a layer multiplies with no group above its own.
   """
-  x = decoder.embed(config, params, batch.clean).astype(jnp.float32)
+  x = decoder.embed(
+      config, params, batch.clean, batch.positions).astype(jnp.float32)
   below = x[None] - reference[:1]
   of_layer = functools.partial(
       _patched_layer, config, _attention(config, batch), params['layers'],
@@ -111,8 +114,9 @@ def _patched_layer(
   inputs = x[None] - _sum_of((below, own), columns)  # [3 N + 1, R, T, D]
   heads = heads_of(number, weights, inputs[:-1])
   made = heads - known[:-1]
-  out = _mlp(config, weights, inputs[-1] + heads.sum(0) - _sum_of(
-      (made,), part(columns[:, -1:], slice_size=width - 1))[0])
+  middle = inputs[-1] + heads.sum(0) - _sum_of(
+      (made,), part(columns[:, -1:], slice_size=width - 1))[0]
+  out = _mlp(config, weights, layers.mlp_reads(config, inputs[-1], middle))
   own = lax.dynamic_update_slice_in_dim(
       own, jnp.concatenate([made, (out - known[-1])[None]]),
       (number - first) * width, 0)
@@ -146,8 +150,10 @@ def _attention(config, batch):
                  for part, name in zip(jnp.split(normed, 3), 'qkv')]
     heads = layers.attend_projected(
         config, attn, projected, places.of_layer(config, number))
-    return layers.post_norm_shares(config, weights, 'attn', jnp.einsum(
-        'RTNH,NHD->NRTD', heads, attn['o']))
+    out = jnp.einsum('RTNH,NHD->NRTD', heads, attn['o'])
+    if 'o_bias' in attn:  # Each head adds a share of it.
+      out += (attn['o_bias'] / config.num_heads)[None, None, None]
+    return layers.post_norm_shares(config, weights, 'attn', out)
 
   return run
 
@@ -157,7 +163,7 @@ def _mlp(config, weights, x):
   mlp = weights['mlp']
   normed = layers.norm(config, weights, 'mlp_norm', x)
   return layers.post_norm(config, weights, 'mlp', layers.project_down(
-      layers.mlp_hidden(config, mlp, normed), mlp['down']))
+      mlp, layers.mlp_hidden(config, mlp, normed)))
 
 
 def exact_scores(

@@ -66,16 +66,17 @@ def unit_values(
           'heads': found.q + found.o, 'kv_heads': found.k + found.v}
 
 
-def movable(found: Carried, width: int) -> dict[str, np.ndarray]:
+def movable(
+    found: Carried, config: model_config.ModelConfig) -> dict[str, np.ndarray]:
   """Units of each leaf at the end of an edge, bool [L, nodes] by leaf name.
 
   Args:
     found: from `carried`.
-    width: F, number of neurons per layer.
+    config: the model's config.
   """
-  neurons = lambda x: np.repeat((x > 0)[:, None], width, axis=1)
-  return {
-      'layers/mlp/gate': neurons(found.reads),
+  neurons = lambda x: np.repeat((x > 0)[:, None], config.d_ff, axis=1)
+  gate = {'layers/mlp/gate': neurons(found.reads)} if config.gated else {}
+  return gate | {
       'layers/mlp/up': neurons(found.reads),
       'layers/mlp/down': neurons(found.writes),
       'layers/attn/q': found.q > 0, 'layers/attn/o': found.o > 0,
@@ -93,7 +94,8 @@ def costs(
   """
   out = {kind: np.zeros(shape, int)
          for kind, shape in graph.shapes(config).items()}
-  for name, (kind, _) in param_mask.UNIT_AXIS.items():
+  for name in parts:
+    kind, _ = param_mask.UNIT_AXIS[name]
     width = 1 if kind == 'neurons' else config.d_head
     out[kind] += parts[name] * config.d_model * width
   return out
@@ -131,7 +133,7 @@ def transfer(
   """
   out = {name: np.zeros_like(part) for name, part in parts.items()}
   for kind in graph.KINDS:
-    names = [n for n, (k, _) in param_mask.UNIT_AXIS.items() if k == kind]
+    names = [n for n in parts if param_mask.UNIT_AXIS[n][0] == kind]
     for layer in np.flatnonzero(circuit[kind].any(1)):
       of = rng.permutation(np.flatnonzero(circuit[kind][layer]))
       to = np.flatnonzero(other[kind][layer])

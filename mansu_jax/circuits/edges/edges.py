@@ -87,10 +87,11 @@ def is_edge(config: model_config.ModelConfig) -> np.ndarray:
   """Whether a source and a target form an edge, bool [S, G]."""
   heads, num_layers = config.num_heads, config.num_layers
   # Times at which sources are computed and targets read: two per layer.
+  later = 0 if config.parallel else 1  # The MLP reads the layer's heads, too.
   made = [-1] + [time for layer in range(num_layers)
-                 for time in [2 * layer] * heads + [2 * layer + 1]]
+                 for time in [2 * layer] * heads + [2 * layer + later]]
   read = [time for layer in range(num_layers)
-          for time in [2 * layer] * 3 * heads + [2 * layer + 1]]
+          for time in [2 * layer] * 3 * heads + [2 * layer + later]]
   return np.less.outer(made, [*read, 2 * num_layers])
 
 
@@ -133,10 +134,12 @@ def _pair_scores(config, params, batch, points):
   runs = [1.0, 0.0] + [f for f in points if f not in (0.0, 1.0)]
   at = [runs.index(f) for f in points]
   size, length = batch.clean.shape
-  start = decoder.embed(config, params, batch.corrupt).astype(jnp.float32)
-  path = decoder.embed(config, params, batch.clean).astype(jnp.float32) - start
+  embed = lambda tokens: decoder.embed(
+      config, params, tokens, batch.positions).astype(jnp.float32)
+  start = embed(batch.corrupt)
+  path = embed(batch.clean) - start
   ends = jnp.stack([start + path * 0, start])
-  ends = ends.at[0].set(decoder.embed(config, params, batch.clean))
+  ends = ends.at[0].set(embed(batch.clean))
   shares = jnp.asarray(runs[2:]).reshape(-1, 1, 1, 1)
   inner = start[None] + shares * path[None]
   x = jnp.concatenate([ends, inner])  # [P, B, T, D]
@@ -201,10 +204,10 @@ def _forward(config, stacked, x, places, size, take):
       scale = layers.norm_scale(config, weights, 'attn_post_norm')
       outward *= scale[None, None]
     made = jnp.einsum('BTNH,NHD->BNTD', less(heads), outward)
-    inputs = layers.mlp_inputs(
-        mlp, layers.norm(config, weights, 'mlp_norm', middle))
+    inputs = layers.mlp_inputs(mlp, layers.norm(
+        config, weights, 'mlp_norm', layers.mlp_reads(config, x, middle)))
     out = layers.post_norm(config, weights, 'mlp', layers.project_down(
-        layers.activate(config, inputs), mlp['down']))
+        mlp, layers.activate(config, inputs)))
     made = jnp.concatenate([made, less(out)[:, None]], 1)
     acts = jax.tree.map(take, _Acts(x, middle, projected, inputs))
     return middle + out, (acts, made)
@@ -273,11 +276,13 @@ def _layer_back(config, places, g, weights, kept):
   back = g.reshape(-1, *g.shape[2:])
   back, = _pull(lambda inputs: layers.post_norm(
       config, weights, 'mlp', layers.project_down(
-          layers.activate(config, inputs), mlp['down'])), kept.inputs, back)
-  g_mlp = by_point(_pull(lambda x: layers.mlp_inputs(
-      mlp, layers.norm(config, weights, 'mlp_norm', x)), kept.middle, back)[0])
+          mlp, layers.activate(config, inputs))), kept.inputs, back)
+  back, = _pull(lambda x: layers.mlp_inputs(
+      mlp, layers.norm(config, weights, 'mlp_norm', x)),
+                layers.mlp_reads(config, kept.x, kept.middle), back)
+  g_mlp = by_point(back)
+  back = (g if config.parallel else g + g_mlp).reshape(-1, *g.shape[2:])
   g = g + g_mlp
-  back = g.reshape(-1, *g.shape[2:])
   each = functools.partial(layers.for_query_heads, config, axis=2)
   q, k, v = kept.projected
   projected = q, each(k), each(v)
@@ -325,8 +330,10 @@ def _attention_targets(
   """
   size, pull = jax.vjp(functools.partial(layers.inverse_size, config), x)
   gradient, = pull(jnp.ones_like(size))  # [P, B, T, D]
+  own = [_without_norm_bias(config, weights, name, some)
+         for name, some in zip('qkv', projected)]
   along = jnp.concatenate(
-      [jnp.sum(a * b, -1) for a, b in zip(projected, backs)], -1)
+      [jnp.sum(a * b, -1) for a, b in zip(own, backs)], -1)
   along /= size  # [P, B, T, 3 N]
   scale = layers.norm_scale(config, weights, 'attn_norm')
   total, targets = 0, []
@@ -339,6 +346,20 @@ def _attention_targets(
     if heads < config.num_heads:
       inward = layers.for_query_heads(config, inward, 1)
     targets.append(jnp.einsum('BTNH,DNH->BNTD', mean, inward))
-  targets = jnp.concatenate(targets, 1) + jnp.einsum(
+  targets = layers.centre(config, jnp.concatenate(targets, 1)) + jnp.einsum(
       'PBTN,PBTD->BNTD', along, gradient) / len(x)
-  return targets, size * total + gradient * along.sum(-1, keepdims=True)
+  total = layers.centre(config, size * total)
+  return targets, total + gradient * along.sum(-1, keepdims=True)
+
+
+def _without_norm_bias(
+    config: model_config.ModelConfig, weights: types.Params, name: str,
+    projected: Array) -> Array:
+  """Projections [..., N, H] less what the bias of the norm gives."""
+  bias = weights.get('attn_norm_bias')
+  if bias is None:
+    return projected
+  given = jnp.einsum('D,DNH->NH', bias, weights['attn'][name])
+  if name != 'q':
+    given = layers.for_query_heads(config, given, 0)
+  return projected - given[None, None, None]

@@ -1,31 +1,39 @@
-"""The families of decoders, by the `model_type` of their `config.json`."""
+"""The families of decoders, by the `model_type` of their `config.json`.
+
+Each module of this package with a `FAMILY` is one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
+import importlib
+import pkgutil
 from typing import Any
 
+from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import family
-from mansu_jax.models.families import gemma2
-from mansu_jax.models.families import gemma3
-from mansu_jax.models.families import llama
-from mansu_jax.models.families import mistral
-from mansu_jax.models.families import phi3
-from mansu_jax.models.families import qwen2
-from mansu_jax.models.families import qwen3
-
-FAMILIES = {module.FAMILY.model_type: module.FAMILY
-            for module in (
-                llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3)}
 
 
-def from_hf(fields: family.Fields, where: str) -> config_lib.ModelConfig:
+def _find() -> dict[str, family.Family]:
+  modules = (importlib.import_module(f'{__name__}.{found.name}')
+             for found in pkgutil.iter_modules(__path__))
+  return {module.FAMILY.model_type: module.FAMILY
+          for module in modules if hasattr(module, 'FAMILY')}
+
+
+FAMILIES = _find()
+
+
+def from_hf(
+    fields: family.Fields, where: str, ignore: Collection[str] = ()
+) -> config_lib.ModelConfig:
   """Builds a config from the fields of a Hugging Face `config.json`.
 
   Args:
     fields: Parsed file.
     where: Path of the file, for messages.
+    ignore: Unknown fields to ignore.
 
   Raises:
     ValueError: the family is another, or as `Family.from_hf`.
@@ -48,12 +56,12 @@ def from_hf(fields: family.Fields, where: str) -> config_lib.ModelConfig:
     raise ValueError(
         f'{where} has `model_type: {kind}`; wanted one of those that this'
         f' version supports: {known}. Use another model.')
-  return found.from_hf(fields, where)
+  return found.from_hf(fields, where, ignore)
 
 
-def names(config: config_lib.ModelConfig) -> Mapping[str, str]:
-  """Leaf -> tensor name of a model's files, with `{}` for the layer."""
-  return FAMILIES[config.family].names
+def naming(config: config_lib.ModelConfig) -> assemble.Naming:
+  """How the Hugging Face files of a model hold its leaves."""
+  return FAMILIES[config.family].naming
 
 
 def to_hf(config: config_lib.ModelConfig, dtype: str) -> dict[str, Any]:

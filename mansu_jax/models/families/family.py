@@ -5,11 +5,12 @@ Each field of a `config.json` is handled, explicitly ignored, or refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 import sys
 from typing import Any
 
+from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import rope
 
@@ -35,14 +36,14 @@ NAMES = {
     'layers/mlp/up': 'model.layers.{}.mlp.up_proj.weight',
     'layers/mlp/down': 'model.layers.{}.mlp.down_proj.weight',
 }
-# Old checkpoints store these tensors, which follow from the config.
-IGNORED_TENSOR_SUFFIX = '.self_attn.rotary_emb.inv_freq'
 
 _REQUIRED = frozenset({
     'model_type', 'vocab_size', 'hidden_size', 'intermediate_size',
     'num_hidden_layers', 'num_attention_heads'})
-_NEVER_NULL = _REQUIRED | {
-    'rms_norm_eps', 'max_position_embeddings', 'tie_word_embeddings'}
+_NEVER_NULL = ('rms_norm_eps', 'max_position_embeddings',
+               'tie_word_embeddings')
+_ROPE = ('rope_theta', 'rope_scaling', 'rope_parameters',
+         'partial_rotary_factor')
 # Optional fields with the defaults of transformers.
 _OPTIONAL = {
     'num_key_value_heads': None, 'head_dim': None, 'rms_norm_eps': 1e-6,
@@ -53,8 +54,6 @@ _OPTIONAL = {
 # Fields of which this decoder implements one value.
 _FIXED = {'is_encoder_decoder': False, 'add_cross_attention': False,
           'pruned_heads': {}}
-# Activation in a `ModelConfig` -> its name in a `config.json`.
-_ACTIVATIONS = {'silu': 'silu', 'gelu_tanh': 'gelu_pytorch_tanh'}
 _KINDS = dict.fromkeys(
     ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
      'num_attention_heads', 'num_key_value_heads', 'head_dim',
@@ -102,9 +101,18 @@ class Family:
     model_type: Value of this field in `config.json`.
     architecture: Class of transformers.
     members: Which models belong to it, for messages.
-    activation: Of the MLP's gate, as in `ModelConfig`.
+    activations: Names of the activations that it may have in `config.json`, and
+      in a `ModelConfig`.
     names: Leaf -> tensor name, with `{}` for the layer; also of leaves that
       some of its models lack.
+    by_head: Whether a tensor of several leaves holds them head by head.
+    transposed: Whether its matrices are stored as [in, out].
+    prefix: Of all tensor names but the head's. Files of the model without its
+      head may lack it.
+    ignored_tensors: Endings of the names of tensors that follow from the
+      config, and that old files store.
+    fields: Its own names of fields that other families name otherwise.
+    without: Fields of other families that it lacks.
     required: Fields that a config must have besides those of every family.
     optional: Its own defaults of optional fields, and its own fields.
     fixed: Its own fields of which the decoder implements one value.
@@ -120,9 +128,16 @@ class Family:
   model_type: str
   architecture: str
   members: str
-  activation: str = 'silu'
+  activations: Mapping[str, str] = dataclasses.field(
+      default_factory=lambda: {'silu': 'silu'})
   names: Mapping[str, str] = dataclasses.field(
       default_factory=lambda: NAMES)
+  by_head: bool = False
+  transposed: bool = False
+  prefix: str = 'model.'
+  ignored_tensors: tuple[str, ...] = ('.self_attn.rotary_emb.inv_freq',)
+  fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  without: frozenset[str] = frozenset()
   required: frozenset[str] = frozenset()
   optional: Fields = dataclasses.field(default_factory=dict)
   fixed: Fields = dataclasses.field(default_factory=dict)
@@ -136,54 +151,75 @@ class Family:
   partly_rotary: bool = False
   normalize: Callable[[Fields], Fields] = lambda fields: fields
 
+  @property
+  def naming(self) -> assemble.Naming:
+    """How its files hold the leaves."""
+    return assemble.Naming(
+        self.names, by_head=self.by_head, transposed=self.transposed)
+
+  def _own(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by this family's names, without those that it lacks."""
+    return {self.fields.get(name, name): value
+            for name, value in fields.items() if name not in self.without}
+
   def groups(self) -> tuple[frozenset[str], ...]:
     """The fields that are required, optional, of one value, and ignored."""
-    required = _REQUIRED | self.required
-    optional = (_OPTIONAL.keys() | self.optional.keys()) - required
-    fixed = self._fixed().keys()
-    return required, frozenset(optional), frozenset(fixed), (
+    own = lambda names: frozenset(self._own(dict.fromkeys(names)))
+    required = own(_REQUIRED) - self.optional.keys() | self.required
+    optional = own(_OPTIONAL) | self.optional.keys() | own(['hidden_act'])
+    return required, optional - required, frozenset(self._fixed()), (
         _IGNORED | self.ignored)
 
-  def from_hf(self, fields: Fields, where: str) -> config_lib.ModelConfig:
+  def from_hf(
+      self, fields: Fields, where: str, ignore: Collection[str] = ()
+  ) -> config_lib.ModelConfig:
     """Builds a config from the fields of a Hugging Face `config.json`.
 
     Args:
       fields: Parsed file.
       where: Path of the file, for messages.
+      ignore: Unknown fields to ignore.
 
     Raises:
       ValueError: the architecture is another, a field is unknown or missing, or
         the decoder does not implement a value.
     """
     fields = self.normalize(fields)
-    self._check(fields, where)
-    defaults = {**_OPTIONAL, **self.optional}
-    get = lambda name: fields.get(name, defaults.get(name))
-    heads, eos = fields['num_attention_heads'], get('eos_token_id')
-    longest = get('max_position_embeddings')
+    self._check(fields, where, ignore)
+    defaults = {**self._own(_OPTIONAL), **self.optional}
+
+    def get(name):
+      own = self.fields.get(name, name)
+      return fields.get(own, defaults.get(own))
+
+    heads, eos = get('num_attention_heads'), get('eos_token_id')
+    longest, width = get('max_position_embeddings'), get('hidden_size')
     theta, scaling, share = rope.read(
-        fields, get('rope_theta') or _ROPE_THETA, longest, where)
+        {name: fields.get(self.fields.get(name, name)) for name in _ROPE},
+        get('rope_theta') or _ROPE_THETA,
+        get('partial_rotary_factor') or 1.0, longest, where)
     if scaling is not None and scaling.kind == 'longrope':
       longest = scaling.original_max_position
-    d_head = _or(get('head_dim'), fields['hidden_size'] // heads)
+    d_head = _or(get('head_dim'), width // heads)
     if not (share == 1 or self.partly_rotary and 0 < share < 1):
       raise ValueError(
           f'{where} has partial_rotary_factor = {share}; wanted'
           f' {"a share in (0, 1]" if self.partly_rotary else 1}. Use another'
           ' model.')
+    activation = _or(get('hidden_act'), next(iter(self.activations)))
     return config_lib.ModelConfig(
         family=self.model_type,
-        vocab_size=fields['vocab_size'],
-        d_model=fields['hidden_size'],
-        num_layers=fields['num_hidden_layers'],
+        vocab_size=get('vocab_size'),
+        d_model=width,
+        num_layers=get('num_hidden_layers'),
         num_heads=heads,
         num_kv_heads=_or(get('num_key_value_heads'), heads),
         d_head=d_head,
         d_rotary=0 if share == 1 else int(d_head * share),
-        d_ff=fields['intermediate_size'],
+        d_ff=_or(get('intermediate_size'), 4 * width),
         rope_theta=theta,
         rope_scaling=scaling,
-        activation=self.activation,
+        activation=self.activations[activation],
         norm_eps=get('rms_norm_eps'),
         tie_embeddings=get('tie_word_embeddings'),
         max_position=longest,
@@ -192,32 +228,37 @@ class Family:
         pad_token_id=get('pad_token_id'), **self.read(get, where))
 
   def _fixed(self) -> dict[str, Any]:
-    return {'architectures': [self.architecture],
-            'hidden_act': _ACTIVATIONS[self.activation], **_FIXED, **self.fixed}
+    return {'architectures': [self.architecture], **_FIXED, **self.fixed}
 
-  def _check(self, fields: Fields, where: str) -> None:
-    for name, value in self._fixed().items():
-      got = fields.get(name, value)
-      if got != value and not (got is None and value is False):
+  def _check(
+      self, fields: Fields, where: str, ignore: Collection[str]) -> None:
+    known = {name: [value] for name, value in self._fixed().items()}
+    known[self.fields.get('hidden_act', 'hidden_act')] = list(self.activations)
+    for name, values in known.items():
+      got = fields.get(name, values[0])
+      if got not in values and not (got is None and values[0] is False):
+        wanted = ' or '.join(f'`{name}: {value}`' for value in values)
         raise ValueError(
-            f'{where} has `{name}: {got}`; wanted `{name}: {value}`, the only'
-            f' value that this version supports in a {self.model_type} model.'
-            ' Use another model.')
-    required, optional, fixed_names, ignored = self.groups()
+            f'{where} has `{name}: {got}`; wanted {wanted}, the only'
+            f' value{"s" if values[1:] else ""} that this version supports in a'
+            f' {self.model_type} model. Use another model.')
+    required, optional, fixed, ignored = self.groups()
     missing = sorted(required - fields.keys())
     if missing:
       raise ValueError(
           f'{where} lacks the fields {missing}; wanted {sorted(required)}.'
           ' Use the config.json of the checkpoint.')
     unknown = sorted(
-        fields.keys() - required - optional - fixed_names - ignored)
+        fields.keys() - required - optional - fixed - ignored - set(ignore))
     if unknown:
       raise ValueError(
           f'{where} has the unknown fields {unknown}; wanted only known fields'
           f' of `model_type: {self.model_type}`, because another field may'
-          ' change the computation. Use another model, or remove a field that'
-          ' has no effect.')
-    check_kinds(fields, {**_KINDS, **self.kinds}, where)
+          ' change the computation. Use another model or, if they have no'
+          f' effect, give --model_ignore_fields={",".join(unknown)}.')
+    check_kinds(
+        fields, {**self._own(_KINDS), **self.kinds}, where,
+        never_null=required | self._own(dict.fromkeys(_NEVER_NULL)).keys())
     eos = fields.get('eos_token_id')
     for value in eos if isinstance(eos, list) else ():
       if type(value) is not int:
@@ -226,10 +267,11 @@ class Family:
             ' Correct the field.')
     for source in ('rope_scaling', 'rope_parameters'):
       check_kinds(fields.get(source) or {}, rope.KINDS, f'{where}, {source}')
-    if fields['num_attention_heads'] < 1:
+    heads = self.fields.get('num_attention_heads', 'num_attention_heads')
+    if fields[heads] < 1:
       raise ValueError(
-          f'{where} has num_attention_heads = {fields["num_attention_heads"]};'
-          ' wanted a positive integer. Correct the field.')
+          f'{where} has {heads} = {fields[heads]}; wanted a positive integer.'
+          ' Correct the field.')
 
   def to_hf(self, config: config_lib.ModelConfig, dtype: str) -> dict[str, Any]:
     """Builds a `config.json` for old and new versions of transformers.
@@ -241,26 +283,27 @@ class Family:
     eos = config.eos_token_id
     return {
         'architectures': [self.architecture],
-        'model_type': self.model_type,
-        'bos_token_id': config.bos_token_id,
-        'eos_token_id': list(eos) if isinstance(eos, tuple) else eos,
-        'head_dim': config.d_head,
-        'hidden_act': _ACTIVATIONS[config.activation],
-        'hidden_size': config.d_model,
-        'intermediate_size': config.d_ff,
-        'max_position_embeddings': rope.longest(config),
-        'num_attention_heads': config.num_heads,
-        'num_hidden_layers': config.num_layers,
-        'num_key_value_heads': config.num_kv_heads,
-        'pad_token_id': config.pad_token_id,
-        'rms_norm_eps': config.norm_eps,
-        'rope_scaling': rope.write(config.rope_scaling),
-        'rope_theta': config.rope_theta,
-        **rope.write_share(config),
-        'tie_word_embeddings': config.tie_embeddings,
-        'torch_dtype': dtype,
-        'vocab_size': config.vocab_size,
-    } | self.write(config)
+        'model_type': self.model_type} | self._own({
+            'bos_token_id': config.bos_token_id,
+            'eos_token_id': list(eos) if isinstance(eos, tuple) else eos,
+            'head_dim': config.d_head,
+            'hidden_act': next(
+                theirs for theirs, name in self.activations.items()
+                if name == config.activation),
+            'hidden_size': config.d_model,
+            'intermediate_size': config.d_ff,
+            'max_position_embeddings': rope.longest(config),
+            'num_attention_heads': config.num_heads,
+            'num_hidden_layers': config.num_layers,
+            'num_key_value_heads': config.num_kv_heads,
+            'pad_token_id': config.pad_token_id,
+            'rms_norm_eps': config.norm_eps,
+            'rope_scaling': rope.write(config.rope_scaling),
+            'rope_theta': config.rope_theta,
+            **rope.write_share(config),
+            'tie_word_embeddings': config.tie_embeddings,
+            'torch_dtype': dtype,
+            'vocab_size': config.vocab_size}) | self.write(config)
 
 
 def layer_windows(
@@ -296,18 +339,18 @@ def layer_types(config: config_lib.ModelConfig) -> list[str]:
           for window in config.windows or (0,) * config.num_layers]
 
 
-def _or(value: int | None, default: int) -> int:
+def _or(value: Any, default: Any) -> Any:
   return default if value is None else value
 
 
 def check_kinds(
     fields: Mapping[str, Any], wanted: Mapping[str, tuple[type, ...]],
-    where: str) -> None:
+    where: str, never_null: Collection[str] = ()) -> None:
   """Raises ValueError for a value of another type; some may be null."""
   for name, kinds in wanted.items():
     value = fields.get(name)
     fits = name not in fields or type(value) in kinds or (
-        value is None and name not in _NEVER_NULL)
+        value is None and name not in never_null)
     if fits and float in kinds and isinstance(value, int):
       fits = abs(value) <= sys.float_info.max
     if not fits:

@@ -8,7 +8,8 @@ from typing import Any
 from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import family
 
-_GELU = 'gelu_pytorch_tanh'
+ACTIVATIONS = {'gelu_pytorch_tanh': 'gelu_tanh'}
+FIELDS = {'hidden_act': 'hidden_activation'}
 
 NAMES = family.NAMES | {
     'layers/attn_post_norm': 'model.layers.{}.post_attention_layernorm.weight',
@@ -20,7 +21,7 @@ OPTIONAL = {
     'tie_word_embeddings': True, 'query_pre_attn_scalar': 256,
     'sliding_window': 4096, 'layer_types': None,
     'attn_logit_softcapping': None, 'final_logit_softcapping': None}
-FIXED = {'hidden_activation': _GELU, 'attention_bias': False,
+FIXED = {'hidden_act': 'gelu_pytorch_tanh', 'attention_bias': False,
          'use_bidirectional_attention': False}
 KINDS = {'sliding_window': (int,), 'layer_types': (list,)} | dict.fromkeys(
     ('query_pre_attn_scalar', 'attn_logit_softcapping',
@@ -46,7 +47,6 @@ def read(
 def write(config: config_lib.ModelConfig) -> dict[str, Any]:
   """The inverse of `read`."""
   return {
-      'hidden_activation': _GELU,
       'query_pre_attn_scalar': _whole(config.score_scale**-2),
       'attn_logit_softcapping': config.attn_soft_cap or None,
       'final_logit_softcapping': config.logits_soft_cap or None,
@@ -61,10 +61,10 @@ def _whole(value: float) -> float | int:
 
 FAMILY = family.Family(
     model_type='gemma2', architecture='Gemma2ForCausalLM', members='Gemma 2',
-    activation='gelu_tanh', names=NAMES,
+    activations=ACTIVATIONS, names=NAMES,
     required=frozenset({'num_key_value_heads'}),
     optional=OPTIONAL | {
         'max_position_embeddings': 8192, 'attn_logit_softcapping': 50.0,
         'final_logit_softcapping': 30.0},
-    fixed=FIXED, kinds=KINDS, ignored=IGNORED,
+    fields=FIELDS, fixed=FIXED, kinds=KINDS, ignored=IGNORED,
     read=lambda get, where: read(get, where, full_every=2), write=write)

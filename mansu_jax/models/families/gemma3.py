@@ -37,12 +37,12 @@ def _write(config: config_lib.ModelConfig) -> dict[str, Any]:
 
 FAMILY = family.Family(
     model_type='gemma3_text', architecture='Gemma3ForCausalLM',
-    members='Gemma 3 without images', activation='gelu_tanh',
+    members='Gemma 3 without images', activations=gemma2.ACTIVATIONS,
     names=gemma2.NAMES, required=frozenset({'num_key_value_heads'}),
     optional=gemma2.OPTIONAL | {
         'max_position_embeddings': 131_072, 'rope_theta': 1e6,
         'rope_local_base_freq': 10_000.0, 'sliding_window_pattern': 6},
-    fixed=gemma2.FIXED, kinds=gemma2.KINDS | {
+    fields=gemma2.FIELDS, fixed=gemma2.FIXED, kinds=gemma2.KINDS | {
         'rope_local_base_freq': (int, float), 'sliding_window_pattern': (int,)},
     ignored=gemma2.IGNORED | {'_sliding_window_pattern'},
     read=_read, write=_write, normalize=_normalize)

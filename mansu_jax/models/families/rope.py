@@ -28,13 +28,15 @@ _SCALING_FIELDS = {
 
 
 def read(
-    fields: Mapping[str, Any], default: float, max_position: int, where: str
+    fields: Mapping[str, Any], default: float, default_share: float,
+    max_position: int, where: str
 ) -> tuple[float, config_lib.RopeScaling | None, float]:
   """Reads what describes rotary positions, by old or new field names.
 
   Args:
     fields: Of the `config.json`.
     default: Base of the frequencies if the file has none.
+    default_share: Share of a head that turns if the file has none.
     max_position: Longest context of the model, in tokens.
     where: Path of the file, for messages.
 
@@ -51,7 +53,8 @@ def read(
   theta, share = (
       _one_of(fields, scaling, name, otherwise, where)
       for name, otherwise in (
-          ('rope_theta', default), ('partial_rotary_factor', 1.0)))
+          ('rope_theta', default),
+          ('partial_rotary_factor', default_share)))
   legacy = scaling.pop('type', None)
   kind = scaling.pop('rope_type', None) or legacy or 'default'
   if kind == 'default' and not scaling:

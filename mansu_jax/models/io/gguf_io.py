@@ -37,6 +37,7 @@ NAMES = {
     'layers/mlp/up': 'blk.{}.ffn_up.weight',
     'layers/mlp/down': 'blk.{}.ffn_down.weight',
 }
+NAMING = assemble.Naming(NAMES)
 
 # Tensor of the divisors of the rotary frequencies, [H / 2]. llama.cpp stores
 # the scaling of Llama 3.1 in this form.
@@ -261,7 +262,7 @@ def read_params(
   shapes = dict(file.shapes)
   if config.rope_scaling is not None and config.rope_scaling.kind == 'llama3':
     shapes.pop(ROTARY_DIVISORS, None)
-  assemble.check(shapes, config, NAMES, str(file.path))
+  assemble.check(shapes, config, NAMING, str(file.path))
   by_name = {t.name: t for t in file.tensors}
 
   def read(tensor: assemble.Tensor) -> np.ndarray:
@@ -271,7 +272,7 @@ def read_params(
              'layers/attn/k': config.num_kv_heads}.get(*tensor.leaves)
     return rows if heads is None else _unpair_rotary(rows, heads)
 
-  return assemble.assemble(config, NAMES, read, dtype)
+  return assemble.assemble(config, NAMING, read, dtype)
 
 
 def _check_format(file: GgufFile, tensor: gguf_header.Tensor) -> None:

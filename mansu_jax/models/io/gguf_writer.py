@@ -88,7 +88,8 @@ def _write(
   writer = gguf.GGUFWriter(path, 'llama')
   _add_config(writer, config)
   words = _add_tokenizer(writer, config, tokenizer)
-  for tensor, (layer,) in assemble.layers(config, gguf_io.NAMES, params):
+  for tensor, (layer,) in assemble.layers(
+      config, gguf_io.NAMING, params):
     writer.add_tensor(tensor.name, _rows(config, layer, tensor))
   if _has_kind(config, 'llama3'):
     writer.add_tensor(gguf_io.ROTARY_DIVISORS, (

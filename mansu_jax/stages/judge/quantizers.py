@@ -121,7 +121,8 @@ class Quantizers:
         [leaf.shape[leaf_layout.memory.index(a)] for a in leaf_layout.inp]))
     params = tree_paths.flatten(decoder.abstract(self._model.config))
     given = {name: scheme.for_columns(columns(params[name], leaf_layout)).name
-             for name, leaf_layout in model_layout.MATRICES.items()}
+             for name, leaf_layout in model_layout.matrices_of(
+                 params).items()}
     return {leaf: name for leaf, name in given.items() if name != scheme.name}
 
   def _codes(self, scheme, params):

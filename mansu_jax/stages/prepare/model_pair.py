@@ -7,7 +7,7 @@ does not differ from its bfloat16 file by the conversion alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -52,7 +52,8 @@ class Pair:
 def load(
     base_name: str, model_name: str, inputs: inputs_lib.Inputs, *,
     export_dtype: str, chat: bool,
-    check: loading.Check = lambda config, tokenizer: None) -> Pair:
+    check: loading.Check = lambda config, tokenizer: None,
+    ignore_fields: Sequence[str] = ()) -> Pair:
   """Finds both models, checks that they belong together, and loads them.
 
   Args:
@@ -62,13 +63,15 @@ def load(
     export_dtype: Value of --export_dtype.
     chat: Whether the chat template applies.
     check: Called before the weights are read; raises to refuse the models.
+    ignore_fields: Value of --model_ignore_fields.
 
   Raises:
     ValueError: As `loading.load` and `check`; or configurations or tokenizers
       differ; or the weights are all equal, or unrelated.
   """
   def find():
-    found = [loading.find(name) for name in (base_name, model_name)]
+    found = [loading.find(name, ignore_fields)
+             for name in (base_name, model_name)]
     differing = _check_configs(*found)
     tokenizer, comparison = _common_tokenizer(*found, inputs, chat=chat)
     check(found[0].config, tokenizer)

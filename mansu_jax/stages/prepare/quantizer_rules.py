@@ -86,12 +86,13 @@ def _check_fused(
 
   The simulator quantizes each matrix on its own.
   """
-  for tensor in assemble.tensors(shapes, families.names(shapes)):
+  for tensor in assemble.tensors(shapes, families.naming(shapes)):
     if len(tensor.leaves) == 1 or tensor.width is None:
       continue
     length = scheme.block_length(tensor.width)
     across = scheme.block_size(tensor.width) is None and any(
-        height * tensor.width % length for height in tensor.heights[:-1])
+        height // tensor.heads * tensor.width % length
+        for height in tensor.heights[:-1])
     double = getattr(scheme, 'double_quant', False)
     if across or double:
       what = 'quantizes the scales of' if double else 'has blocks across'

@@ -59,7 +59,7 @@ class EdgeWeightsTest(absltest.TestCase):
     np.testing.assert_array_equal(got['kv_heads'], [[0, 2.5], [8, 0]])
 
   def test_movable_covers_only_ends_of_edges(self):
-    got = edge_weights.movable(self.found, 24)
+    got = edge_weights.movable(self.found, _CONFIG)
     for name, want in (
         ('attn/q', [[0, 1, 0, 0], [0, 0, 0, 1]]),
         ('attn/o', [[0, 1, 0, 0], [0, 0, 0, 1]]),
@@ -70,14 +70,14 @@ class EdgeWeightsTest(absltest.TestCase):
 
   def test_mlp_without_incoming_edges_moves_only_down(self):
     found = edge_weights.carried(_circuit(m1__logits=1.0), _CONFIG)
-    got = edge_weights.movable(found, 24)
+    got = edge_weights.movable(found, _CONFIG)
     self.assertFalse(got['layers/mlp/gate'].any())
     np.testing.assert_array_equal(got['layers/mlp/down'].any(1), [False, True])
 
   def test_costs_count_movable_weights(self):
     width, head = _CONFIG.d_model, _CONFIG.d_model * _CONFIG.d_head
     got = edge_weights.costs(
-        edge_weights.movable(self.found, 24), _CONFIG)
+        edge_weights.movable(self.found, _CONFIG), _CONFIG)
     np.testing.assert_array_equal(
         got['neurons'], [[3 * width] * 24, [0] * 24])
     np.testing.assert_array_equal(
@@ -89,7 +89,7 @@ class EdgeWeightsTest(absltest.TestCase):
     circuit.neurons[:, :2] = circuit.heads[1, 2:] = True
     circuit.kv_heads[:] = True
     got = edge_weights.num_weights(
-        circuit, edge_weights.movable(self.found, 24), _CONFIG)
+        circuit, edge_weights.movable(self.found, _CONFIG), _CONFIG)
     head = _CONFIG.d_model * _CONFIG.d_head
     self.assertEqual(got, 2 * 3 * _CONFIG.d_model + 2 * head + 2 * head)
 
@@ -98,7 +98,7 @@ class EdgeWeightsTest(absltest.TestCase):
     found = edge_weights.carried(_circuit(
         input__a0_h1q=1.0, a0_h2__m0=1.0, input__a0_h3k=1.0, m0__logits=1.0,
         a1_h0__logits=1.0), _CONFIG)
-    parts = edge_weights.movable(found, 24)
+    parts = edge_weights.movable(found, _CONFIG)
     circuit = graph.empty(_CONFIG)
     circuit.neurons[0, :5] = circuit.heads[0, 1:3] = True
     circuit.heads[1, 0] = circuit.kv_heads[0, 1] = True

@@ -120,15 +120,6 @@ class SmolLM2Test(absltest.TestCase):
     self.assertEqual(*top)
 
 
-# What layers of the families compute.
-_KINDS_OF_MODELS = (
-    {}, {'windows': (2, 0)}, {'qkv_bias': True, 'qk_norm': True},
-    {'post_norms': True, 'norm_offset': 1.0, 'activation': 'gelu_tanh',
-     'attn_soft_cap': 2.0, 'logits_soft_cap': 3.0, 'embed_scale': 4.0,
-     'query_scale': 0.3, 'windows': (2, 0), 'window_rope_theta': 100.0},
-    {'d_rotary': 2})
-
-
 class ExactTest(parameterized.TestCase):
 
   @absltest.skipUnless(golden.EXISTS, golden.MISSING)
@@ -148,10 +139,10 @@ class ExactTest(parameterized.TestCase):
         native[:, own], want['edge_exact_native_kv_f64']), 1e-5)
     np.testing.assert_array_equal(native[:, 4], native[:, 5])
 
-  @parameterized.parameters(*_KINDS_OF_MODELS)
+  @parameterized.named_parameters(('llama', {}), *tiny.LAYER_KINDS)
   @pytest.mark.medium
-  def test_eap_is_the_gradient_of_patching(self, **changes):
-    cfg = small.config(**changes)
+  def test_eap_is_the_gradient_of_patching(self, changes):
+    cfg = small.config(num_layers=3, **changes)
     params = small.params(cfg)
     (batch,) = pair_batches.pack(small.pairs(), 3, one_per_row=True)
     reference = edge_patching.corrupted(cfg, params, batch)
@@ -162,10 +153,10 @@ class ExactTest(parameterized.TestCase):
     np.testing.assert_allclose(
         got.edges, -slope, rtol=0, atol=1e-5 * np.abs(slope).max())
 
-  @parameterized.parameters(*_KINDS_OF_MODELS)
+  @parameterized.named_parameters(('llama', {}), *tiny.LAYER_KINDS)
   @pytest.mark.medium
-  def test_all_edges_patched_is_the_corrupted_run(self, **changes):
-    cfg = small.config(**changes)
+  def test_all_edges_patched_is_the_corrupted_run(self, changes):
+    cfg = small.config(num_layers=3, **changes)
     params = small.params(cfg)
     (batch,) = pair_batches.pack(small.pairs(), 3)
     scores = eap_ig.pair_scores(cfg, params, batch, steps=1)

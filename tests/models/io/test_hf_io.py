@@ -201,12 +201,13 @@ class RefuseTest(parameterized.TestCase):
     self._refused(path, message)
 
   @parameterized.named_parameters(
-      ('unknown', {'sliding_window': 4}, "unknown fields .'sliding_window'"),
+      ('unknown', {'sliding_window': 4, 'b': 1},
+       "unknown fields .'b', 'sliding_window'.*give --model_ignore_fields=b,sl"),
       ('quantized', {'quantization_config': {}}, 'quantization_config'),
       ('architecture', {'architectures': ['QwenForCausalLM']},
        "has `architectures: .'QwenForCausalLM'.*wanted.*LlamaForCausalLM"),
-      ('model_type', {'model_type': 'gpt2'},
-       'has `model_type: gpt2`; wanted one of .*: llama .Llama 2 and 3'),
+      ('model_type', {'model_type': 'bloom'},
+       'has `model_type: bloom`; wanted one of .*, llama .Llama 2 and 3'),
       ('activation', {'hidden_act': 'gelu'},
        '`hidden_act: gelu`; wanted `hidden_act: silu`'),
       ('bias', {'attention_bias': True}, 'attention_bias: True'),
@@ -237,6 +238,16 @@ class RefuseTest(parameterized.TestCase):
     path = _write(self)
     _change_config(path, **changes)
     self._refused(path, message)
+
+  def test_a_field_that_the_user_vouches_for(self):
+    path = _write(self)
+    want = loading.load(path).config
+    _change_config(path, sliding_window=4, b=1)
+    self.assertEqual(loading.load(
+        path, ignore_fields=('b', 'sliding_window', 'hidden_size')).config,
+                     want)
+    with self.assertRaisesRegex(ValueError, "unknown fields .'b'."):
+      loading.load(path, ignore_fields=('sliding_window',))
 
   def test_truncated_weights(self):
     path = _write(self)

@@ -1,0 +1,56 @@
+"""GPT-2: learned positions, layer norms, and an MLP without a gate."""
+
+from __future__ import annotations
+
+from mansu_jax.models.families import family
+
+_LAYER = 'transformer.h.{}.'
+
+FAMILY = family.Family(
+    model_type='gpt2', architecture='GPT2LMHeadModel', members='GPT-2',
+    activations={'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh',
+                 'gelu': 'gelu'},
+    names={
+        'embed': 'transformer.wte.weight',
+        'positions': 'transformer.wpe.weight',
+        'lm_head': 'lm_head.weight',
+        'final_norm': 'transformer.ln_f.weight',
+        'final_norm_bias': 'transformer.ln_f.bias',
+        'layers/attn_norm': f'{_LAYER}ln_1.weight',
+        'layers/attn_norm_bias': f'{_LAYER}ln_1.bias',
+        'layers/mlp_norm': f'{_LAYER}ln_2.weight',
+        'layers/mlp_norm_bias': f'{_LAYER}ln_2.bias',
+        **dict.fromkeys(('layers/attn/q', 'layers/attn/k', 'layers/attn/v'),
+                        f'{_LAYER}attn.c_attn.weight'),
+        **dict.fromkeys(('layers/attn/q_bias', 'layers/attn/k_bias',
+                         'layers/attn/v_bias'), f'{_LAYER}attn.c_attn.bias'),
+        'layers/attn/o': f'{_LAYER}attn.c_proj.weight',
+        'layers/attn/o_bias': f'{_LAYER}attn.c_proj.bias',
+        'layers/mlp/up': f'{_LAYER}mlp.c_fc.weight',
+        'layers/mlp/up_bias': f'{_LAYER}mlp.c_fc.bias',
+        'layers/mlp/down': f'{_LAYER}mlp.c_proj.weight',
+        'layers/mlp/down_bias': f'{_LAYER}mlp.c_proj.bias'},
+    transposed=True, prefix='transformer.',
+    ignored_tensors=('.attn.bias', '.attn.masked_bias'),
+    fields={
+        'hidden_size': 'n_embd', 'num_hidden_layers': 'n_layer',
+        'num_attention_heads': 'n_head', 'intermediate_size': 'n_inner',
+        'max_position_embeddings': 'n_positions',
+        'rms_norm_eps': 'layer_norm_epsilon',
+        'hidden_act': 'activation_function'},
+    without=frozenset({
+        'head_dim', 'num_key_value_heads', 'rope_theta', 'rope_scaling',
+        'rope_parameters', 'partial_rotary_factor'}),
+    optional={
+        'n_inner': None, 'n_positions': 1024, 'layer_norm_epsilon': 1e-5,
+        'bos_token_id': 50256, 'eos_token_id': 50256,
+        'tie_word_embeddings': True},
+    fixed={'scale_attn_weights': True, 'reorder_and_upcast_attn': False,
+           'scale_attn_by_inverse_layer_idx': False},
+    ignored=frozenset({
+        'attn_pdrop', 'embd_pdrop', 'n_ctx', 'resid_pdrop',
+        'summary_activation', 'summary_first_dropout', 'summary_proj_to_labels',
+        'summary_type', 'summary_use_proj'}),
+    read=lambda get, where: {
+        'positions': 'learned', 'norm': 'layer', 'gated': False,
+        'qkv_bias': True, 'out_bias': True})
