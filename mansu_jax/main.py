@@ -12,6 +12,8 @@ Usage: `python -m mansu_jax.main` with flags such as
       attribution scores and a circuit only
   --mode=plan --flagfile=experiments/llama31_8b_plan.flags
       memory and time that a run needs
+  --workdir=DIR --mode=apply --base=B --edit=F
+      the edit of a run, made in its base or taken back
 
 Flags of a stage are `--<stage>_<field>`. A later flag overrides an earlier one
 and the flagfile, but repeated --data_* flags add up. The defaults are a whole
@@ -96,6 +98,11 @@ def _one_line(text: str) -> str:
   half = _MAX_MESSAGE // 2
   return (text if len(text) <= _MAX_MESSAGE
           else f'{text[:half]} ... {text[-half:]}')
+
+
+def _apply(flow: Any, config: run_config.RunConfig) -> int:
+  print(f'model: {flow.run(config)}')
+  return 0
 
 
 def _should_log(record: Any) -> bool:
@@ -221,6 +228,9 @@ def _flow(
     from mansu_jax.flows import attribute
     from mansu_jax.report.sections import attribution_summary
     return lambda config: _attribute(attribute, attribution_summary, config)
+  if config.mode == 'apply':
+    from mansu_jax.flows import apply
+    return lambda config: _apply(apply, config)
   from mansu_jax.flows import audit
   from mansu_jax.flows import unlearn
   from mansu_jax.report.sections import summary

@@ -7,7 +7,7 @@ import functools
 
 from mansu_jax.config import fields
 
-_field = functools.partial(fields.field, modes=fields.MODES)
+_field = functools.partial(fields.field, modes=fields.RUN_MODES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

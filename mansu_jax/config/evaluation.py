@@ -17,7 +17,7 @@ class EvalConfig:
   questions: int = _field(
       300, 'Largest number of questions in a split, drawn evenly over facts; 0:'
       ' all. In --mode=attribute the splits are the near and far phrasings that'
-      ' test the circuit\'s stability.', modes=fields.MODES)
+      ' test the circuit\'s stability.', modes=fields.RUN_MODES)
   kept_questions: int = _field(
       0, 'Like --eval_questions, for the splits retain and retain_heldout. 0:'
       ' use --eval_questions.')
@@ -29,7 +29,7 @@ class EvalConfig:
       ' tokens.')
   bootstrap: int = _field(
       2000, 'Bootstrap resamples of the facts, at least 100.',
-      modes=fields.MODES, maximum=fields.MAX_DRAWS)
+      modes=fields.RUN_MODES, maximum=fields.MAX_DRAWS)
   generations: int = _field(
       6, 'Questions whose free-form answers the report shows.')
   recall_questions: int = _field(

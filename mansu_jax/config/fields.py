@@ -14,7 +14,9 @@ import math
 import sys
 from typing import Any
 
-MODES = ('unlearn', 'audit', 'attribute', 'plan')
+# Modes that score or change a model with data; `apply` needs only files.
+RUN_MODES = ('unlearn', 'audit', 'attribute', 'plan')
+MODES = (*RUN_MODES, 'apply')
 # A plan takes the flags of the unlearning run that it plans.
 TRAINING_MODES = ('unlearn', 'plan')
 EVALUATION_MODES = ('unlearn', 'audit', 'plan')

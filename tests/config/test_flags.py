@@ -348,7 +348,7 @@ class MainTest(parameterized.TestCase):
     done = self._run('--help')
     self.assertEqual(done.returncode, 0)
     text = done.stdout
-    self.assertIn('--mode: <unlearn|audit|attribute|plan>:', text)
+    self.assertIn('--mode: <unlearn|audit|attribute|plan|apply>:', text)
     for name in _flag_names():
       self.assertRegex(text, rf'--(\[no\])?{name}\b')
     text = ' '.join(text.split())  # Help is wrapped.
@@ -385,7 +385,7 @@ class MainTest(parameterized.TestCase):
       (('--unlearn_learning_rate=',), 'rate=; wanted a number, such as 0.1'),
       ((f'--seed={"9" * 5000}',), ' ... 9+; wanted .* fewer digits'),
       (('--mode=compare',),
-       'should be one of <unlearn.audit.attribute.plan>'))
+       'should be one of <unlearn.audit.attribute.plan.apply>'))
   def test_user_errors_are_one_line_and_status_2(self, args, message):
     done = self._run(*args)
     self.assertEqual(done.returncode, 2)

@@ -9,7 +9,9 @@ from mansu_jax.config import run as config_lib
 from tests import runs
 from tests.config import options
 
-_REQUIRED = {'audit': {'base': 'b', 'model': 'm'}}
+_REQUIRED = {
+    'audit': {'base': 'b', 'model': 'm'},
+    'apply': {'base': 'b', 'apply': config_lib.ApplyConfig(edit='e')}}
 # Need other flags to be valid at all, and are read by all modes.
 _NOT_ALONE = ('mode', 'attribution_skip_unequal', 'method')
 # Read at --attribution_level=edge only.
@@ -44,7 +46,7 @@ class ModesTest(parameterized.TestCase):
   def test_a_mode_refuses_each_flag_that_it_does_not_read(self, mode):
     refused = 0
     for name, field, _ in config_lib.options():
-      if mode in field.metadata['modes']:
+      if mode in field.metadata['modes'] or name in _NOT_ALONE:
         continue
       refused += 1
       flag = fields.flag_lines(name, options.other_value(field))[0]
@@ -70,6 +72,11 @@ class ModesTest(parameterized.TestCase):
     mode_checks.check_unread_flags(
         config_lib.RunConfig(mode=mode, **_REQUIRED.get(mode, {})))
 
+  @parameterized.parameters(('--base=b',), ('--edit=e',))
+  def test_an_edit_needs_a_base_and_a_file(self, flag):
+    with self.assertRaisesRegex(ValueError, 'wanted both. Give --base=B'):
+      _check('--mode=apply', flag)
+
   def test_the_modes_of_a_field_are_required(self):
     with self.assertRaises(TypeError):
       fields.field(1, 'Help.')
@@ -78,7 +85,7 @@ class ModesTest(parameterized.TestCase):
     for name, field, _ in config_lib.options():
       modes = field.metadata['modes']
       if name.split('_')[0] in config_lib.stages() and not name.startswith(
-          ('mesh', 'plan')):
+          ('mesh', 'plan', 'apply')):
         with self.subTest(name):
           self.assertEqual('plan' in modes, 'unlearn' in modes)
 

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import transformers
 
 from mansu_jax.circuits import graph
-from mansu_jax.models import decoder
+from mansu_jax.models.io import edit_file
 from mansu_jax.models.io import loading
 from mansu_jax.report import write as report
 from mansu_jax.stages.circuit import scoring
@@ -72,9 +72,9 @@ class RunTest(parameterized.TestCase):
 
   def test_the_workdir_holds_what_the_contract_names_and_no_more(self):
     self.assertEqual(sorted(p.name for p in self.root.iterdir()), [
-        'answers.jsonl', 'checkpoints', 'circuit.json', 'environments.json',
-        'flags.txt', 'hashes.json', 'model', 'plots', 'record.json',
-        'report.html', 'report.md'])
+        'answers.jsonl', 'checkpoints', 'circuit.json', 'edit.safetensors',
+        'environments.json', 'flags.txt', 'hashes.json', 'model', 'plots',
+        'record.json', 'report.html', 'report.md'])
 
   def test_the_returned_record_is_the_written_one(self):
     self.assertEqual(report.as_json(self.returned), self.record)
@@ -268,8 +268,8 @@ class RunTest(parameterized.TestCase):
     model = loading.load(self.root / 'model')
     base = loading.load(self.folder / 'job' / 'model')
     self.assertEqual(model.config, base.config)
-    self.assertEqual(jax.tree.structure(model.params),
-                     jax.tree.structure(base.params))
+    made = edit_file.apply(self.root / 'edit.safetensors', base)
+    jax.tree.map(np.testing.assert_array_equal, made, model.params)
 
   @absltest.skipUnless(importlib.util.find_spec('torch'), 'torch is missing')
   def test_torch_gives_the_same_logits(self):
@@ -278,8 +278,7 @@ class RunTest(parameterized.TestCase):
     ids = np.array(model.tokenizer(
         ['The capital of Alvaria is', 'The farmers of Lomar grow']
         )['input_ids'])
-    logits = decoder.unembed(model.config,
-        model.params, decoder.forward(model.config, model.params, ids))
+    logits = tiny.logits(model.config, model.params, ids)
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         self.root / 'model', dtype=torch.float32)
     with torch.no_grad():

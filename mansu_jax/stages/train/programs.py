@@ -41,6 +41,9 @@ from mansu_jax.unlearn import fisher as fisher_lib
 from mansu_jax.unlearn import loop
 
 
+_FILES = 3  # Times that the export takes each layer: for files, for the edit.
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
   """The shapes that the stage `references` leaves for the next ones.
@@ -325,7 +328,10 @@ def _quantized_anew(
 def export(
     model: abstract.AbstractModel, settings: settings_lib.Settings,
     prepared: Prepared) -> programs.Programs:
-  """Merges the trained part into the base and takes layers for the files."""
+  """Merges the trained part into the base and takes layers for the files.
+
+  The model's files hold the unlearned layers; the edit compares both.
+  """
   theta = prepared.edit.theta
   yield programs.hold(
       base=model.params, unlearned=model_programs.matrices(model.params),
@@ -340,4 +346,5 @@ def export(
     if leaf.startswith('layers/'):
       yield programs.program(
           f'layer of {leaf}', assemble.take_layer, x,
-          jax.ShapeDtypeStruct((), jnp.int32), calls=x.shape[0])
+          jax.ShapeDtypeStruct((), jnp.int32),
+          calls=_FILES * x.shape[0])

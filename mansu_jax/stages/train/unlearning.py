@@ -12,6 +12,7 @@ import numpy as np
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.models.io import edit_file
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
@@ -72,6 +73,9 @@ def run(
     unlearned = merge()
     hf_io.write(folder, model.config, unlearned, model.tokenizer,
                 export_dtype=settings.export_dtype)
+    edit_file.write(
+        folder.with_name('edit.safetensors'), model.config, model.params,
+        unlearned, settings.export_dtype)
   return unlearned, trained
 
 

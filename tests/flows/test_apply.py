@@ -1,0 +1,74 @@
+"""The command line makes the edit of a file, or takes it back."""
+
+import contextlib
+import io
+
+from absl import flags
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mansu_jax import main
+from mansu_jax.config import flags as flags_lib
+from mansu_jax.models.io import edit_file
+from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import loading
+from tests.models import tiny
+
+
+def _main(*args):
+  """Exit status, and what it writes to standard output and error."""
+  values = flags.FlagValues()
+  flags_lib.define(values)
+  rest = values(['mansu_jax', *args])
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    status = main.main(rest, values)
+  return status, out.getvalue(), err.getvalue()
+
+
+class ApplyTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.root = tiny.temp_dir(self)
+    cfg = tiny.config()
+    base = jax.tree.map(jnp.asarray, tiny.params(cfg))
+    edited = jax.tree.map(lambda x: x.at[..., 0].add(0.5), base)
+    for name, params in (('base', base), ('edited', edited)):
+      hf_io.write(self.root / name, cfg, params, None)
+    edit_file.write(
+        self.root / 'edit.safetensors', cfg, base, edited, 'float32')
+
+  def _apply(self, base, *args):
+    return _main(
+        '--mode=apply', f'--base={self.root / base}',
+        f'--edit={self.root / "edit.safetensors"}',
+        f'--workdir={self.root / "out"}', *args)
+
+  def _check_equal(self, name):
+    want, got = (loading.load(path).params
+                 for path in (self.root / name, self.root / 'out' / 'model'))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+  def test_makes_the_edited_model(self):
+    status, out, _ = self._apply('base')
+    self.assertEqual((status, out), (
+        0, f'model: {self.root / "out" / "model"}\n'))
+    self._check_equal('edited')
+
+  def test_takes_the_edit_back(self):
+    status, _, _ = self._apply('edited', '--apply_reverse')
+    self.assertEqual(status, 0)
+    self._check_equal('base')
+
+  def test_another_base_writes_nothing(self):
+    status, _, err = self._apply('edited')
+    self.assertEqual(status, 2)
+    self.assertRegex(err, 'mansu_jax: The tensor .* is not the one that .*')
+    self.assertFalse((self.root / 'out').exists())
+
+
+if __name__ == '__main__':
+  absltest.main()
