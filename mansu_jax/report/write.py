@@ -65,6 +65,30 @@ def _write(record: Record, root: pathlib.Path) -> None:
     files.write_text(root / 'plots' / f'{plot.name}.svg', plot.svg)
   files.write_text(root / 'report.md', markdown.render(report))
   files.write_text(root / 'report.html', page.render(report))
+  if (root / 'model').is_dir() and not (
+      audit.is_audit(record) or attribution.is_attribution(record)):
+    files.write_text(root / 'model' / 'README.md', model_card(record))
+
+
+def model_card(record: Record) -> str:
+  """The `README.md` of an exported model: the verdict, and what was measured.
+
+  Args:
+    record: Of an unlearning run, in its JSON form.
+  """
+  record = former_keys.rename(record)
+  title, _ = _unlearning(record)
+  sections = [  # The plots are not beside the card.
+      document.Section(title, tuple(
+          block for block in blocks if not isinstance(block, document.Plots)))
+      for title, blocks in _measured(record)]
+  report = document.Report(
+      title, record['verdict']['passed'], properties.sentence(record),
+      tuple(section for section in sections if section.blocks))
+  head = ['tags:', '- machine-unlearning', '- mansu']
+  if record['model'].get('kind') == 'hub':
+    head.append(f'base_model: {record["model"]["name"]}')
+  return '\n'.join(['---', *head, '---', '', markdown.render(report)])
 
 
 def as_json(record: Record) -> Record:
@@ -114,18 +138,25 @@ def _unlearning(record: Record) -> tuple[str, list[document.Section]]:
            f' {config["method"]} on {model.get("name", config["model"])}, seed'
            f' {config["seed"]}')
   included = {
-      properties.section: True, forgetting.section: 'forgetting' in record,
-      accuracy.section: True, ptq_gap.section: True,
-      attacks.section: 'attack_verdict' in record,
-      perplexity.section: True, question_groups.section: True,
+      question_groups.section: True,
       survival.section: True,
       movement.section: 'movement' in record,  # From 0.1 on.
       circuit.section: True,
       stability.section: 'stability' in record['circuit'],
       training.section: True, erasure.section: True, provenance.samples: True}
   return title, [
+      *_measured(record),
       *(make(record) for make, include in included.items() if include),
       *provenance.provenance(record)]
+
+
+def _measured(record: Record) -> list[document.Section]:
+  """What an unlearning run says about its model."""
+  included = {
+      properties.section: True, forgetting.section: 'forgetting' in record,
+      accuracy.section: True, ptq_gap.section: True,
+      attacks.section: 'attack_verdict' in record, perplexity.section: True}
+  return [make(record) for make, include in included.items() if include]
 
 
 def _audit(record: Record) -> tuple[str, list[document.Section]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 
 from absl import flags
 from absl.testing import absltest
@@ -38,6 +39,9 @@ class ApplyTest(absltest.TestCase):
     edited = jax.tree.map(lambda x: x.at[..., 0].add(0.5), base)
     for name, params in (('base', base), ('edited', edited)):
       hf_io.write(self.root / name, cfg, params, None)
+    self.generation = {'do_sample': True, 'top_p': 0.9}
+    (self.root / 'base' / 'generation_config.json').write_text(
+        json.dumps(self.generation))
     edit_file.write(
         self.root / 'edit.safetensors', cfg, base, edited, 'float32')
 
@@ -57,6 +61,8 @@ class ApplyTest(absltest.TestCase):
     self.assertEqual((status, out), (
         0, f'model: {self.root / "out" / "model"}\n'))
     self._check_equal('edited')
+    made = self.root / 'out' / 'model' / 'generation_config.json'
+    self.assertEqual(json.loads(made.read_text()), self.generation)
 
   def test_takes_the_edit_back(self):
     status, _, _ = self._apply('edited', '--apply_reverse')

@@ -111,6 +111,30 @@ class FilesTest(cases.ReportTest):
     self.assertLen({plot.name for plot in report.plots()},
                    len(report.plots()))
 
+  @parameterized.named_parameters(
+      ('full', records.make), ('bare', records.bare),
+      ('former', former_records.make))
+  def test_the_model_has_a_card(self, make):
+    root = self.written(make())
+    self.assertFalse((root / 'model').exists())
+    (root / 'model').mkdir()
+    write.write(make(), root)
+    card = (root / 'model' / 'README.md').read_text(encoding='utf-8')
+    self.assertStartsWith(card, '---\ntags:\n- machine-unlearning\n- mansu\n')
+    head, _, body = card.partition('\n---\n\n')
+    self.assertNotIn('base_model', head)  # A path or a wheel is no hub id.
+    report = (root / 'report.md').read_text(encoding='utf-8')
+    self.assertStartsWith(body, report.split('\n## ')[0])
+    for title in ('Four properties', 'Accuracy', 'Perplexity'):
+      self.assertIn(f'\n## {title}', body)
+    self.assertNotIn('plots/', card)
+    self.assertNotIn('## Training', card)
+
+  def test_the_card_names_a_base_on_the_hub(self):
+    record = records.make()
+    record['model'] |= {'kind': 'hub', 'name': 'org/model'}
+    self.assertIn('\nbase_model: org/model\n---\n', write.model_card(record))
+
   def test_the_command_renders_again(self):
     root, other = self.written(records.make()), self.written(records.bare())
     self.assertEqual(write.main(['write', str(root), str(other)]), 0)

@@ -42,7 +42,7 @@ FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
           'BF16': 'bfloat16'}
 MOST_IN_A_FILE = 5 * 10**9  # Most bytes of weights per file.
 
-_CONFIG = 'config.json'
+_CONFIG, _GENERATION = 'config.json', 'generation_config.json'
 _ROWS = 4096  # Rows of a matrix to compare at once.
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
@@ -67,6 +67,12 @@ def read_config_file(
 ) -> config_lib.ModelConfig:
   """Reads a config file of any name; see `read_config`."""
   return families.from_hf(hf_files.read_json(file), str(file), ignore)
+
+
+def read_generation(path: pathlib.Path) -> dict[str, Any] | None:
+  """The fields of `generation_config.json`, if a directory has it."""
+  file = path / _GENERATION
+  return hf_files.read_json(file) if file.is_file() else None
 
 
 def read_params(
@@ -236,6 +242,7 @@ def write(
     tokenizer: types.PretrainedTokenizer | None,
     *,
     export_dtype: str = 'float32',
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a directory that `AutoModelForCausalLM.from_pretrained` loads.
 
@@ -249,6 +256,7 @@ def write(
     params: Params of the model, rounded to nearest even in `export_dtype`.
     tokenizer: A transformers tokenizer, or None to write none.
     export_dtype: `float32`, `bfloat16` or `float16`.
+    generation: Fields of a `generation_config.json`, or None to write none.
 
   Raises:
     ValueError: as `check_export`; or params do not match the config.
@@ -280,6 +288,8 @@ def write(
     def write_rest():
       fields = families.to_hf(config, export_dtype)
       (new / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
+      if generation is not None:
+        (new / _GENERATION).write_text(json.dumps(generation, indent=2) + '\n')
       if tokenizer is not None:
         _write_tokenizer(new, tokenizer)
       _share(new)

@@ -10,7 +10,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -58,12 +58,14 @@ class LoadedModel:
     tokenizer: A transformers fast tokenizer, or None if the model has none.
     source: Origin of the weights for the run record: `kind`, `name`, `sha256`
       of the weight files and `weights_note`.
+    generation: Fields of its `generation_config.json`, if there is one.
   """
 
   config: config_lib.ModelConfig
   params: types.Params
   tokenizer: types.PretrainedTokenizer | None
   source: dict[str, str]
+  generation: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Checkpoint:
       quantization such as `Q4_1`.
     read: `dtype -> params`.
     note: Origin of the params for the run record; follows the dtype's name.
+    generation: See `LoadedModel`.
   """
 
   config: config_lib.ModelConfig
@@ -90,6 +93,7 @@ class Checkpoint:
   stored: str
   read: Callable[[Any], types.Params]
   note: str
+  generation: Mapping[str, Any] | None = None
 
   def load(self, dtype: jax.typing.DTypeLike = jnp.float32) -> LoadedModel:
     """Reads the weights; see `load`."""
@@ -101,7 +105,7 @@ class Checkpoint:
     return LoadedModel(
         self.config, self.read(jnp.dtype(dtype)), self.tokenizer,
         {'kind': self.kind, 'name': self.name, 'sha256': _sha256(self.files),
-         'weights_note': note})
+         'weights_note': note}, self.generation)
 
 
 def load(
@@ -214,7 +218,7 @@ def _find_directory(
       config=config, tokenizer=hf_io.read_tokenizer(path), kind=kind,
       name=name, files=files, stored=hf_io.stored_dtype(files),
       read=functools.partial(hf_io.read_params, path, config),
-      note='from safetensors')
+      note='from safetensors', generation=hf_io.read_generation(path))
 
 
 def _find_gguf(path: pathlib.Path, kind: str, name: str) -> Checkpoint:

@@ -72,7 +72,8 @@ def run(
   with clock.stage('export'):
     unlearned = merge()
     hf_io.write(folder, model.config, unlearned, model.tokenizer,
-                export_dtype=settings.export_dtype)
+                export_dtype=settings.export_dtype,
+                generation=model.generation)
     edit_file.write(
         folder.with_name('edit.safetensors'), model.config, model.params,
         unlearned, settings.export_dtype)
