@@ -95,6 +95,9 @@ class RunConfig:
       ' as stored in it, and quantized weights are rounded to it as in'
       ' bitsandbytes. In --mode=audit, float32 means the type in the file of'
       ' --model.', EXPORT_DTYPES)
+  export_shard_gb: float = _field(
+      5.0, 'Most GB (10^9 bytes) of weights in a file of the exported model.',
+      modes=('unlearn', 'apply'))
   method: str = _field(
       'mansu', 'Unlearning method. mansu: train the circuit only. Baselines'
       ' that train every weight or, with --unlearn_lora_rank, adapters:'
@@ -131,6 +134,8 @@ class RunConfig:
            f' [0, {_NUM_SEEDS}); wanted a seed that NumPy and JAX both accept.')
     _check(bool(self.quant_schemes), 'No quantizer: give --quant_schemes=nf4 or'
            ' another.')
+    _check(self.export_shard_gb > 0, f'--export_shard_gb='
+           f'{self.export_shard_gb} must be positive: GB of weights in a file.')
     methods.check(self)
     _check(self.edit.floor != 'lift' or not self.unlearn.patience,
            f'--unlearn_patience={self.unlearn.patience} may end training before'

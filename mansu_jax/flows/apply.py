@@ -44,6 +44,7 @@ def run(config: run_config.RunConfig) -> pathlib.Path:
       'edit': hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()})
   with clock.stage('export'):
     hf_io.write(root / 'model', model.config, params, model.tokenizer,
-                export_dtype=edit.dtype, generation=model.generation)
+                export_dtype=edit.dtype, shard_gb=config.export_shard_gb,
+                generation=model.generation)
   workdir.write_flags(config, root)
   return root / 'model'

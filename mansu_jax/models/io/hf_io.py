@@ -40,7 +40,6 @@ EXPORT_DTYPES = {
 # Dtype of stored tensors -> export dtype that represents it.
 FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
           'BF16': 'bfloat16'}
-MOST_IN_A_FILE = 5 * 10**9  # Most bytes of weights per file.
 
 _CONFIG, _GENERATION = 'config.json', 'generation_config.json'
 _ROWS = 4096  # Rows of a matrix to compare at once.
@@ -242,12 +241,13 @@ def write(
     tokenizer: types.PretrainedTokenizer | None,
     *,
     export_dtype: str = 'float32',
+    shard_gb: float = 5.0,
     generation: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a directory that `AutoModelForCausalLM.from_pretrained` loads.
 
   The export is atomic: files are written to a temporary directory, which then
-  replaces `path`. Weights of over `MOST_IN_A_FILE` bytes are sharded, with an
+  replaces `path`. Weights of over `shard_gb` are sharded, with an
   index. Collective: every process must call it; the primary process writes.
 
   Args:
@@ -256,6 +256,7 @@ def write(
     params: Params of the model, rounded to nearest even in `export_dtype`.
     tokenizer: A transformers tokenizer, or None to write none.
     export_dtype: `float32`, `bfloat16` or `float16`.
+    shard_gb: Most GB (10^9 bytes) of weights in a file.
     generation: Fields of a `generation_config.json`, or None to write none.
 
   Raises:
@@ -281,7 +282,9 @@ def write(
   tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
   with _replaced(path) as new:
     try:
-      _write_weights(new, config, params, EXPORT_DTYPES[export_dtype])
+      _write_weights(
+          new, config, params, EXPORT_DTYPES[export_dtype],
+          round(shard_gb * 10**9))
     except safetensors.SafetensorError as error:
       raise OSError(f'{path} cannot be written ({error})') from error
 
@@ -324,13 +327,13 @@ def _replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _write_weights(
     path: pathlib.Path, config: config_lib.ModelConfig, params: types.Params,
-    dtype: Any) -> None:
+    dtype: Any, most: int) -> None:
   """Writes one file, or shards and an index; the host stores one at a time."""
   split = huggingface_hub.split_state_dict_into_shards_factory(
       {t.name: t for t in assemble.tensors(config, families.naming(config))},
       get_storage_size=lambda t: math.prod(t.shape) * np.dtype(dtype).itemsize,
       filename_pattern=hf_files.WEIGHTS.replace('.', '{suffix}.'),
-      max_shard_size=MOST_IN_A_FILE)
+      max_shard_size=most)
   file_of = split.tensor_to_filename
   parts: dict[str, dict[str, np.ndarray]] = {}
   for tensor, layers in assemble.layers(

@@ -19,6 +19,7 @@ class Settings:
     unlearn: Objective, batches and optimizer.
     quant_schemes: Quantizers of the run.
     export_dtype: Storage dtype of the exported weights.
+    export_shard_gb: Most GB of weights in a file.
     seed: Seed of pools, batches and drawn labels.
     all_weights: Whether every weight is trained, as in baselines, or the
       circuit's only.
@@ -30,6 +31,7 @@ class Settings:
   unlearn: run_config.UnlearnConfig
   quant_schemes: tuple[str, ...]
   export_dtype: str
+  export_shard_gb: float
   seed: int
   all_weights: bool
 
@@ -42,5 +44,6 @@ class Settings:
         data=config.data, fisher=config.fisher, edit=config.edit,
         unlearn=config.unlearn.for_forget_set(len(splits.forget_train)),
         quant_schemes=config.quant_schemes,
-        export_dtype=config.export_dtype, seed=config.seed,
+        export_dtype=config.export_dtype,
+        export_shard_gb=config.export_shard_gb, seed=config.seed,
         all_weights=config.circuit.selection == 'all')

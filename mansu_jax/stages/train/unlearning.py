@@ -73,6 +73,7 @@ def run(
     unlearned = merge()
     hf_io.write(folder, model.config, unlearned, model.tokenizer,
                 export_dtype=settings.export_dtype,
+                shard_gb=settings.export_shard_gb,
                 generation=model.generation)
     edit_file.write(
         folder.with_name('edit.safetensors'), model.config, model.params,
