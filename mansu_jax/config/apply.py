@@ -15,8 +15,8 @@ class ApplyConfig:
   """The edit of a run, and its direction."""
 
   edit: str = _field(
-      '', 'The edit.safetensors of a run, which says which weights moved, and how.'
-      ' Short form: --edit. Required for --mode=apply.')
+      '', 'The edit.safetensors of a run: its moved weights. Short form: --edit.'
+      ' Required for --mode=apply.')
   reverse: bool = _field(
       False, 'Take the edit back: --base is the unlearned model, and the model'
       ' before unlearning is written.')
