@@ -12,6 +12,9 @@ import numpy as np
 
 _MOST = 2**31  # Exclusive bound of all counts: indices have 32 bits.
 
+# Values of the fields of `ModelConfig` that name a computation.
+CHOICES = {'positions': ('rotary', 'learned'), 'norm': ('rms', 'layer'),
+           'activation': ('silu', 'gelu', 'gelu_tanh')}
 # Fields of `RopeScaling` that a kind needs, besides its factor.
 ROPE_FIELDS = {
     'linear': (),
@@ -229,6 +232,11 @@ class ModelConfig:
           f'Model config has d_rotary = {_short(self.d_rotary)}; wanted an even'
           f' number up to d_head = {self.d_head}, or 0 for all. Correct the'
           ' share of rotary coordinates.')
+    for name, known in CHOICES.items():
+      if getattr(self, name) not in known:
+        raise ValueError(
+            f'Model config has {name} = {getattr(self, name)!r}; wanted one of'
+            f' {list(known)}. Correct the model config.')
     for name in ('norm_eps', 'rope_theta', 'window_rope_theta', 'query_scale',
                  'embed_scale', 'attn_soft_cap', 'logits_soft_cap'):
       value = getattr(self, name)

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import families
+from mansu_jax.models import layers
 from tests.models import tiny
 
 
@@ -27,10 +28,14 @@ class ConfigTest(parameterized.TestCase):
       ({'num_heads': True}, 'num_heads = True'),
       ({'norm_eps': 0.0}, 'norm_eps = 0.0'),
       ({'query_scale': -1.0}, 'query_scale = -1.0'),
+      ({'norm': 'batch'}, "norm = 'batch'; wanted one of .'rms', 'layer'"),
       ({'d_rotary': 3}, 'd_rotary = 3; wanted an even number up to d_head'))
   def test_bad_values(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
       tiny.config(**changes)
+
+  def test_every_activation_is_implemented(self):
+    self.assertCountEqual(layers.ACTIVATIONS, config_lib.CHOICES['activation'])
 
   @parameterized.parameters(
       ({'kind': 'ntk', 'factor': 2.0}, "scaling 'ntk' is not implemented"),

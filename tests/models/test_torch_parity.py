@@ -191,6 +191,20 @@ class TorchParityTest(parameterized.TestCase):
     np.testing.assert_allclose(got[1][real[1]], alone[0], rtol=0, atol=1e-4)
 
   @parameterized.named_parameters(*_of_each_family())
+  def test_bfloat16_is_as_near_to_float32_as_torchs(self, changes):
+    path = tiny.temp_dir(self) / 'model'
+    torch_model, ids = _torch_model(**changes), _ids()
+    torch_model.save_pretrained(path)
+    want = _torch_logits(torch_model, ids)
+    model = loading.load(path)
+    got = tiny.logits(model.config, model.params, ids, dtype='bfloat16')
+    error, limit = (
+        np.sqrt(np.mean((np.float32(logits) - want)**2)) / want.std()
+        for logits in (got, _torch_logits(torch_model.bfloat16(), ids)))
+    self.assertLess(error, min(1.1 * limit, 0.04))
+    self.assertGreater(error, 1e-3)
+
+  @parameterized.named_parameters(*_of_each_family())
   def test_gradients(self, changes):
     path = tiny.temp_dir(self) / 'model'
     torch_model, ids = _torch_model(**changes), _ids(12)

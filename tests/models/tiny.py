@@ -81,7 +81,8 @@ def tokens(cfg, batch=2, length=9, seed=1):
   return rng.integers(0, cfg.vocab_size, (batch, length), dtype=np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'remat', 'circuit_start'))
+@functools.partial(jax.jit, static_argnames=(
+    'cfg', 'remat', 'circuit_start', 'dtype'))
 def logits(cfg, weights, ids, **kwargs):
   return decoder.unembed(
       cfg, weights, decoder.forward(cfg, weights, ids, **kwargs))
