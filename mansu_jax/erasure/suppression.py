@@ -199,8 +199,8 @@ def _post_norm_factor(config, params, inside):
     return 1.0
   size = layers.inverse_size(config, jnp.asarray(
       _last_output(params, inside), jnp.float32))
-  return np.float64(sharding.to_host(size * layers.norm_scale(
-      config, _last_layer(params), 'mlp_post_norm')))
+  scale = layers.norm_scale(config, _last_layer(params), 'mlp_post_norm')
+  return np.float64(sharding.to_host(size * scale[None]))
 
 
 def _last_layer(params):

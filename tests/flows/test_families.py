@@ -23,10 +23,14 @@ class FamiliesTest(parameterized.TestCase):
     flags = tiny_job.make(folder / 'job', family=family)
     record = runs.run(folder / 'run', *flags)
     accuracy = record['accuracy']['forget']
+    # The job trains 60 steps of neurons: in each family the answers become
+    # unlikely, in some also the choice among them wrong.
+    nll = record['history']['forget_nll']
+    self.assertGreater(min(nll[-5:]), max(nll[0], 1) + 4)
     for p in ('fp', 'nf4'):
       self.assertGreater(accuracy['base'][p]['value'], 0.7)
       self.assertLess(
-          accuracy['unlearned'][p]['value'], accuracy['base'][p]['value'] - 0.3)
+          accuracy['unlearned'][p]['value'], accuracy['base'][p]['value'] - 0.1)
     self.assertGreater(record['survival']['nf4']['moved'], 0)
     model = loading.load(folder / 'run' / 'model')
     base = loading.load(folder / 'job' / 'model')

@@ -110,20 +110,23 @@ def read_params(
       del shapes[head]
     assemble.check(shapes, config, family.naming, str(path))
     if twice:
-      _check_tied(path, slices[embed], slices[head])
+      _check_tied(path, slices, embed, head)
     read = lambda t: slices[t.name][:]
     return assemble.assemble(config, family.naming, read, dtype)
 
 
-def _check_tied(path: pathlib.Path, embed: Any, head: Any) -> None:
+def _check_tied(
+    path: pathlib.Path, slices: Mapping[str, Any], embed: str, head: str
+) -> None:
   """Raises ValueError if tied matrices differ; reads them in blocks."""
-  rows, _ = embed.get_shape()
+  rows, _ = slices[embed].get_shape()
   for start in range(0, rows, _ROWS):
     stop = min(start + _ROWS, rows)
-    if not np.array_equal(embed[start:stop], head[start:stop]):
+    if not np.array_equal(*(
+        slices[name][start:stop] for name in (embed, head))):
       raise ValueError(
-          f'{path} has tie_word_embeddings = True, but {_HEAD} differs from'
-          f' {_EMBED} from row {start} on; wanted one matrix, or two equal'
+          f'{path} has tie_word_embeddings = True, but {head} differs from'
+          f' {embed} from row {start} on; wanted one matrix, or two equal'
           ' ones. Set tie_word_embeddings to false if the model was trained'
           ' with both.')
 
