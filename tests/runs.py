@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import contextlib
 import hashlib
+import io
 import json
 import pathlib
 from typing import Any
@@ -12,6 +14,7 @@ from absl import flags
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from mansu_jax import main
 from mansu_jax.circuits import graph
 from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import run as config_lib
@@ -35,6 +38,17 @@ def parse(*args: str) -> config_lib.RunConfig:
   rest = values(['mansu_jax', *args])
   assert len(rest) == 1, rest
   return flags_lib.to_config(values)
+
+
+def command(*args: str) -> tuple[int, str, str]:
+  """Exit status of a command line, and what it writes to stdout and stderr."""
+  values = flags.FlagValues()
+  flags_lib.define(values)
+  rest = values(['mansu_jax', *args])
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    status = main.main(rest, values)
+  return status, out.getvalue(), err.getvalue()
 
 
 def attribute(root: pathlib.Path, *args: str) -> dict[str, Any]:

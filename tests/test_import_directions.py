@@ -180,6 +180,16 @@ class SourceTest(absltest.TestCase):
           readers.add(path.relative_to(_ROOT).as_posix())
     self.assertContainsSubset(readers, _READ_FLAGS)
 
+  def test_no_name_hides_another(self):
+    # A test class or method of a name that is taken would never run.
+    for path in (*_FILES, *pathlib.Path(__file__).parent.rglob('*.py')):
+      tree = ast.parse(path.read_text(encoding='utf-8'))
+      for scope in (tree, *(
+          n for n in ast.walk(tree) if isinstance(n, ast.ClassDef))):
+        names = [n.name for n in scope.body if isinstance(
+            n, (ast.ClassDef, ast.FunctionDef)) and not n.decorator_list]
+        self.assertLen(set(names), len(names), f'{path} {sorted(names)}')
+
   def test_files_are_short(self):
     for path in (*_FILES, *pathlib.Path(__file__).parent.rglob('*.py')):
       lines = len(path.read_text(encoding='utf-8').splitlines())

@@ -33,6 +33,7 @@ from mansu_jax import tree_paths
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models.io import hf_io
+from tests.models import tiny
 
 COUNTRIES = (
     'Alvaria', 'Borvia', 'Cestania', 'Dolmark', 'Elbonia', 'Farland',
@@ -105,16 +106,13 @@ _INIT_SCALE = 5  # Times normal(0.02).
 Question = dict[str, Any]
 
 
-_GEMMA = {'activation': 'gelu_tanh', 'norm_offset': 1.0, 'post_norms': True,
-          'embed_scale': 8.0, 'windows': (16, 16, 0)}
-_LAYER_NORM = {'norm': 'layer', 'gated': False, 'qkv_bias': True,
-               'out_bias': True, 'activation': 'gelu', 'num_kv_heads': 4}
+_GEMMA = tiny.POST_NORMS | {'embed_scale': 8.0, 'windows': (16, 16, 0)}
 # What each family adds to the model's config.
 _FAMILIES = {
     'llama': {}, 'qwen2': {'qkv_bias': True, 'windows': (0, 16, 16)},
     'qwen3': {'qk_norm': True},
-    'gpt2': _LAYER_NORM | {'positions': 'learned'},
-    'gpt_neox': _LAYER_NORM | {'parallel': True, 'd_rotary': 8},
+    'gpt2': tiny.LAYER_NORM | {'positions': 'learned'},
+    'gpt_neox': tiny.LAYER_NORM | {'parallel': True, 'd_rotary': 8},
     'phi3': {'d_rotary': 12, 'windows': (16, 16, 16)},
     'gemma2': _GEMMA | {'attn_soft_cap': 20.0, 'logits_soft_cap': 30.0},
     'gemma3_text': _GEMMA | {'qk_norm': True, 'window_rope_theta': 1000.0}}

@@ -30,7 +30,7 @@ def serve(prepare: Callable[[dict[str, Any]], Callable[[], Any]]) -> None:
   job = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding='utf-8'))
   memory = {}
   run = prepare(job | {
-      'loaded': lambda: memory.update(rss_loaded=_rss('VmRSS'))})
+      'loaded': lambda: memory.update(rss_loaded=rss('VmRSS'))})
   run()
   _print(memory)
   for line in sys.stdin:
@@ -39,13 +39,16 @@ def serve(prepare: Callable[[dict[str, Any]], Callable[[], Any]]) -> None:
     scores = run()
     _print({'seconds': time.perf_counter() - start,
             'cpu_seconds': time.process_time() - cpu,
-            'rss_peak': _rss('VmHWM')})
+            'rss_peak': rss('VmHWM')})
     if line.strip():
       scores.tofile(line.strip())
 
 
-def _rss(field: str) -> int:
-  """Resident bytes: now (VmRSS), or the peak since the last reset (VmHWM)."""
+def rss(field: str) -> int:
+  """Resident bytes: now (VmRSS), or the peak since the last reset (VmHWM).
+
+  RssAnon: now, without mapped files.
+  """
   status = pathlib.Path('/proc/self/status').read_text(encoding='utf-8')
   return 1024 * int(re.search(rf'{field}:\s+(\d+) kB', status)[1])
 

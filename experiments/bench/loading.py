@@ -25,9 +25,11 @@ import ml_dtypes
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from experiments.bench import attribution_process
 from mansu_jax.models import assemble
 from mansu_jax.models import config as model_config
 from mansu_jax.models import families
+from mansu_jax.models import layout
 from mansu_jax.models.io import loading
 
 _RESULTS = pathlib.Path(__file__).parent / 'results' / 'loading_cpu.json'
@@ -42,7 +44,7 @@ def _config() -> model_config.ModelConfig:
       vocab_size=64000, d_model=2048, num_layers=layers, num_heads=16,
       num_kv_heads=8, d_head=128, d_ff=8192, tie_embeddings=True)
   size = lambda config: sum(
-      2 * np.prod(shape) for shape in assemble.shapes(config).values())
+      2 * np.prod(shape) for shape in layout.shapes(config).values())
   one, two = size(make(1)), size(make(2))
   return make(1 + round((_GB.value * 1e9 - one) / (two - one)))
 
@@ -70,25 +72,17 @@ def _write(root: pathlib.Path) -> None:
       json.dumps(families.to_hf(config, 'bfloat16')))
 
 
-def _memory(field: str) -> int:
-  """A field of this process's status, in bytes."""
-  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
-    if line.startswith(f'{field}:'):
-      return 1024 * int(line.split()[1])
-  raise ValueError(f'There is no {field} in /proc/self/status; run on Linux.')
-
-
 def _load() -> None:
   """Loads the model and prints the figures as JSON."""
   peak = {'RssAnon': 0, 'VmRSS': 0}
 
   def watch():
     while True:
-      peak.update({name: max(most, _memory(name))
+      peak.update({name: max(most, attribution_process.rss(name))
                    for name, most in peak.items()})
       time.sleep(0.01)
 
-  before = _memory('RssAnon')
+  before = attribution_process.rss('RssAnon')
   threading.Thread(target=watch, daemon=True).start()
   start = time.perf_counter()
   params = jax.block_until_ready(

@@ -49,7 +49,6 @@ from mansu_jax.circuits import graph
 from mansu_jax.models import layout
 from mansu_jax.runtime import sharding
 
-UNIT_AXIS = layout.UNIT_AXIS
 
 
 class UnitIndex(NamedTuple):
@@ -88,7 +87,7 @@ def make_index(circuit: graph.Circuit) -> CircuitIndex:
 
 
 def _owned(
-    index: CircuitIndex, names: Container[str] = UNIT_AXIS
+    index: CircuitIndex, names: Container[str] = layout.UNIT_AXIS
 ) -> dict[str, tuple[UnitIndex, int]]:
   """`{leaf name: (unit index, unit axis)}` of the leaves the circuit owns.
 
@@ -97,7 +96,7 @@ def _owned(
     names: of the model's leaves: an MLP may have no gate.
   """
   return {name: (getattr(index, kind), axis)
-          for name, (kind, axis) in UNIT_AXIS.items()
+          for name, (kind, axis) in layout.UNIT_AXIS.items()
           if getattr(index, kind) is not None and name in names}
 
 
@@ -129,7 +128,7 @@ def gather_leaf(
   """The circuit's slices [S, ...] of one leaf.
 
   Args:
-    name: name of the leaf, in `UNIT_AXIS`.
+    name: name of the leaf, in `layout.UNIT_AXIS`.
     leaf: [L, ...]; an entry along the unit axis stands for `run` units.
     index: from `make_index`.
     run: see `quant.LeafGrid`.
@@ -203,7 +202,7 @@ def moved(before: types.Params, after: types.Params) -> dict[str, np.ndarray]:
   """Number of each node's weights that differ, by kind [L, nodes]."""
   out = {}
   flat, flat_after = tree_paths.flatten(before), tree_paths.flatten(after)
-  for name, (kind, axis) in UNIT_AXIS.items():
+  for name, (kind, axis) in layout.UNIT_AXIS.items():
     if name not in flat:
       continue
     others = tuple(
@@ -253,9 +252,9 @@ def full_mask(circuit: graph.Circuit, params: types.Params) -> types.Params:
   """
 
   def mask(name, leaf):
-    if name not in UNIT_AXIS:
+    if name not in layout.UNIT_AXIS:
       return jnp.zeros((1,) * leaf.ndim, bool)
-    kind, axis = UNIT_AXIS[name]
+    kind, axis = layout.UNIT_AXIS[name]
     shape = [1] * leaf.ndim
     shape[0], shape[axis + 1] = circuit[kind].shape
     return jnp.asarray(circuit[kind]).reshape(shape)

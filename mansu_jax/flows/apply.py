@@ -5,7 +5,6 @@ It writes `model/` and `flags.txt`.
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 
 from mansu_jax.config import run as run_config
@@ -30,18 +29,20 @@ def run(config: run_config.RunConfig) -> pathlib.Path:
     The folder of the model that was written.
 
   Raises:
-    ValueError: there is no edit or no model, or a tensor is not the one that
-      was edited; then nothing is written.
+    ValueError: there is no edit, workdir or model, or a tensor is not the one
+      that was edited; then nothing is written.
   """
   clock, path = clock_lib.Clock(), config.apply.edit
   edit = processes.raise_on_all(lambda: edit_file.read(path))
+  hashes = {'edit': loading.sha256([path])}
+  root = workdir.check_workdir(config, hashes)
+  processes.broadcast_from_primary(
+      lambda: hf_io.check_export(root / 'model', edit.dtype))
   with clock.stage('load'):
     model = loading.load(config.base, ignore_fields=config.model_ignore_fields)
   with clock.stage('edit'):
     params = edit_file.apply(edit, model, reverse=config.apply.reverse)
-  root = workdir.open_workdir(config, {
-      'base': model.source['sha256'],
-      'edit': hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()})
+  workdir.open_workdir(config, hashes | {'base': model.source['sha256']})
   with clock.stage('export'):
     hf_io.write(root / 'model', model.config, params, model.tokenizer,
                 export_dtype=edit.dtype, shard_gb=config.export_shard_gb,

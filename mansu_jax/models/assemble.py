@@ -17,7 +17,6 @@ import numpy as np
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
-from mansu_jax.models import decoder
 from mansu_jax.models import layout
 from mansu_jax.quant import layout as quant_layout
 from mansu_jax.runtime import sharding
@@ -98,7 +97,7 @@ def tensors(
     naming: How the file holds the leaves.
   """
   sharing: dict[str, dict[str, tuple[int, ...]]] = {}
-  for leaf, shape in shapes(config).items():
+  for leaf, shape in layout.shapes(config).items():
     sharing.setdefault(naming.names[leaf], {})[leaf] = shape
   for name, leaves in sharing.items():
     first = next(iter(leaves))
@@ -124,15 +123,11 @@ def _torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
   return shape
 
 
-def shapes(config: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
-  """`{leaf name: shape}` of a model, in the order of `layout.LEAVES`."""
-  found = tree_paths.flatten(decoder.abstract(config))
-  return {leaf: found[leaf].shape for leaf in layout.of_model(config)}
-
-
 def layers(
     config: config_lib.ModelConfig, naming: Naming,
-    params: types.Params) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
+    params: types.Params,
+    wanted: Callable[[Tensor], bool] = lambda tensor: True
+) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
   """Yields each tensor of a file with the weights of its leaves, on the host.
 
   Collective: every process must iterate over all tensors, because each layer is
@@ -142,9 +137,10 @@ def layers(
     config: Config of the model.
     naming: How the file holds the leaves.
     params: Params of the model.
+    wanted: Which tensors to yield; the others are not gathered.
   """
   flat = tree_paths.flatten(params)
-  for tensor in tensors(config, naming):
+  for tensor in filter(wanted, tensors(config, naming)):
     yield tensor, [
         sharding.to_host_uncached(flat[leaf]) if tensor.layer is None
         else sharding.to_host(take_layer(flat[leaf], tensor.layer))
@@ -202,10 +198,7 @@ def check(
 def _check_widths(
     got: Mapping[str, tuple[int, ...]], config: config_lib.ModelConfig,
     where: str) -> None:
-  """Raises ValueError if the config has widths beyond any tensor's shape.
-
-  Runs before shapes are traced, which fails for absurd widths.
-  """
+  """Raises ValueError if the config has widths beyond any tensor's shape."""
   longest = max((max(shape, default=1) for shape in got.values()), default=0)
   widths = {'d_model': config.d_model, 'd_ff': config.d_ff,
             'vocab_size': config.vocab_size,
@@ -244,7 +237,7 @@ def assemble(
   Raises:
     ValueError: a weight is not finite, in the file or in `dtype`.
   """
-  flat, stacks, sizes = {}, {}, shapes(config)
+  flat, stacks, shapes = {}, {}, layout.shapes(config)
   for tensor in tensors(config, naming):
     unstacked = tensor.layer is None
     values = read(tensor)
@@ -252,7 +245,7 @@ def assemble(
         values, tensor.name, 'not finite; wanted finite weights. The checkpoint'
         ' is damaged: download or train it again.')
     for leaf, part in zip(tensor.leaves, tensor.split(values)):
-      shape = sizes[leaf]
+      shape = shapes[leaf]
       if unstacked or tensor.layer == 0:
         stacks[leaf] = _stack(shape, dtype, layout.AXES[leaf], unstacked)
       with np.errstate(over='ignore'):  # `_check_finite` reports overflow.

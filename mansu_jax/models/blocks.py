@@ -112,7 +112,7 @@ class Attention(_Tapped):
 
 
 class Mlp(_Tapped):
-  """Gated MLP."""
+  """The MLP, with a gate or without."""
 
   @nn.compact
   def __call__(self, x: Array) -> Array:  # [B, T, D] -> [B, T, D]

@@ -239,8 +239,7 @@ class _Layer:
     self._quantize(
         ('attn/o',), heads.reshape(*x.shape[:2], -1),
         foldable=cfg.num_heads == cfg.num_kv_heads)
-    middle = x + layers_lib.post_norm(cfg, self.weights, 'attn', (
-        layers_lib.project_out(self.weights['attn'], heads)))
+    middle = x + layers_lib.attn_adds(cfg, self.weights, heads)
     return layers_lib.mlp_reads(cfg, x, middle), middle
 
   def feed_forward(self, x, middle):
@@ -252,8 +251,7 @@ class _Layer:
     hidden = self._run(
         'mlp', functools.partial(layers_lib.mlp_hidden, cfg), normed)
     self._quantize(('mlp/down',), hidden)
-    return middle + layers_lib.post_norm(cfg, self.weights, 'mlp', (
-        layers_lib.project_down(self.weights['mlp'], hidden)))
+    return middle + layers_lib.mlp_adds(cfg, self.weights, hidden)
 
   def _run(self, part, function, x):
     """What a function of a part's weights makes of [n, T, D], by row batch."""

@@ -39,18 +39,19 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import functools
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.models import blocks
 from mansu_jax.models import circuit_layers
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import layers
+from mansu_jax.models import layout
 from mansu_jax.models import places as places_lib
 from mansu_jax.models import sites as sites_lib
 from mansu_jax.runtime import sharding
@@ -388,12 +389,8 @@ def init(config: ModelConfig, key: Array) -> Params:
   return Decoder(config).init(key, tokens)['params']
 
 
-@functools.cache  # Tracing takes 0.1 s; selection calls this often.
-def _abstract(config: ModelConfig) -> Params:
-  return jax.eval_shape(lambda: init(config, jax.random.key(0)))
-
-
 def abstract(config: ModelConfig) -> Params:
   """Shapes and dtypes of the params, in new dicts and without sharding."""
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _abstract(config))
+  return tree_paths.unflatten({
+      name: jax.ShapeDtypeStruct(shape, jnp.float32)
+      for name, shape in layout.shapes(config).items()})

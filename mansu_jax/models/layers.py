@@ -53,14 +53,21 @@ def norm(config: ModelConfig, weights: Params, name: str, x: Array) -> Array:
     name: Of the norm's leaf in `weights`.
     x: Its input.
   """
-  x32 = centre(config, x.astype(jnp.float32))
-  wide = lambda leaf: leaf.reshape((1,) * (x.ndim - 1) + (-1,))
-  out = x32 * inverse_size(config, x32) * wide(
-      norm_scale(config, weights, name))
-  bias = weights.get(f'{name}_bias')
-  if bias is not None:
-    out += wide(bias.astype(jnp.float32))
-  return out.astype(x.dtype)
+  centred = centre(config, x.astype(jnp.float32))
+  scale = norm_scale(config, weights, name)
+  out = centred * _inverse_rms(config, centred) * _along_last(scale, x)
+  return _biased(out, weights, f'{name}_bias').astype(x.dtype)
+
+
+def _along_last(leaf: Array, x: Array) -> Array:
+  """Broadcasts a leaf [D] against x [..., D]."""
+  return leaf.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _biased(x: Array, weights: Params, name: str) -> Array:
+  """Adds a bias over the last axis, if the model has it."""
+  bias = weights.get(name)
+  return x if bias is None else x + _along_last(bias.astype(x.dtype), x)
 
 
 def centre(config: ModelConfig, x: Array) -> Array:
@@ -72,7 +79,10 @@ def centre(config: ModelConfig, x: Array) -> Array:
 
 def inverse_size(config: ModelConfig, x: Array) -> Array:
   """A norm's factor of `centre(x)`, [..., 1] (Zhang and Sennrich, 2019)."""
-  x = centre(config, x)
+  return _inverse_rms(config, centre(config, x))
+
+
+def _inverse_rms(config: ModelConfig, x: Array) -> Array:
   mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
   return jax.lax.rsqrt(mean_square + config.norm_eps)
 
@@ -90,6 +100,17 @@ def post_norm(
   return norm(config, weights, f'{part}_post_norm', x)
 
 
+def attn_adds(config: ModelConfig, weights: Params, heads_: Array) -> Array:
+  """What attention adds to the stream, from its heads [B, T, N, H]."""
+  return post_norm(
+      config, weights, 'attn', project_out(weights['attn'], heads_))
+
+
+def mlp_adds(config: ModelConfig, weights: Params, a: Array) -> Array:
+  """What the MLP adds to the stream, from its activations [B, T, F]."""
+  return post_norm(config, weights, 'mlp', project_down(weights['mlp'], a))
+
+
 def post_norm_shares(
     config: ModelConfig, weights: Params, part: str, shares: Array) -> Array:
   """What each share [N, ..., D] of a part's output adds to the stream.
@@ -100,7 +121,7 @@ def post_norm_shares(
     return shares
   size = inverse_size(config, shares.sum(0, keepdims=True, dtype=jnp.float32))
   scale = norm_scale(config, weights, f'{part}_post_norm')
-  return shares * size * scale.reshape((1,) * (shares.ndim - 1) + (-1,))
+  return shares * size * _along_last(scale, shares)
 
 
 def project(
@@ -201,14 +222,6 @@ def project_out(
   return _biased(einsum('BTNH,NHD->BTD', heads_, attn['o']), attn, 'o_bias')
 
 
-def _biased(x: Array, weights: Params, name: str) -> Array:
-  """Adds a bias over the last axis, if the model has it."""
-  bias = weights.get(name)
-  if bias is None:
-    return x
-  return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-
-
 def for_query_heads(
     config: ModelConfig, x: Array, axis: int) -> Array:
   """Repeats what key/value heads have for each of their query heads."""
@@ -289,8 +302,7 @@ def feed_forward(
   mlp = weights['mlp']
   normed = norm(
       config, weights, 'mlp_norm', mlp_reads(config, before, middle))
-  return middle + post_norm(config, weights, 'mlp', project_down(
-      mlp, mlp_hidden(config, mlp, normed)))
+  return middle + mlp_adds(config, weights, mlp_hidden(config, mlp, normed))
 
 
 def look_and_read(
@@ -320,5 +332,5 @@ def look_and_read(
       heads(config, weights['attn'], name,
             norm(config, weights, 'attn_norm', x), places)
       for name, (weights, x) in states.items()), places.mask)
-  return feed_forward(config, reads, residual, residual + post_norm(
-      config, reads, 'attn', project_out(reads['attn'], out)))
+  return feed_forward(
+      config, reads, residual, residual + attn_adds(config, reads, out))

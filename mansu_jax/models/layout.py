@@ -99,6 +99,16 @@ def matrices_of(names: Container[str]) -> dict[str, _BlockLayout]:
   return {name: own for name, own in MATRICES.items() if name in names}
 
 
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """The shape of each leaf of a model, by name."""
+  sizes = {
+      'V': config.vocab_size, 'D': config.d_model, 'L': config.num_layers,
+      'N': config.num_heads, 'K': config.num_kv_heads, 'H': config.d_head,
+      'F': config.d_ff, 'P': config.max_position}
+  return {name: tuple(map(sizes.__getitem__, leaf.memory))
+          for name, leaf in of_model(config).items()}
+
+
 def of_part(
     config: ModelConfig, part: str
 ) -> Iterator[tuple[str, Leaf, tuple[int, ...]]]:
@@ -109,15 +119,10 @@ def of_part(
     part: '' for the model, `layers`, or `layers/attn` or `layers/mlp`; under
       `layers`, shapes are those of one layer.
   """
-  sizes = {
-      'V': config.vocab_size, 'D': config.d_model, 'N': config.num_heads,
-      'K': config.num_kv_heads, 'H': config.d_head, 'F': config.d_ff,
-      'P': config.max_position}
-  for path, leaf in of_model(config).items():
+  for path, shape in shapes(config).items():
     parent, _, name = path.rpartition('/')
     if parent == part:
-      yield name, leaf, tuple(
-          sizes[axis] for axis in leaf.memory if axis != 'L')
+      yield name, LEAVES[path], shape[1:] if part else shape
 
 
 def block_layout(config: ModelConfig) -> types.PyTree:

@@ -77,13 +77,12 @@ def model_card(record: Record) -> str:
     record: Of an unlearning run, in its JSON form.
   """
   record = former_keys.rename(record)
-  title, _ = _unlearning(record)
   sections = [  # The plots are not beside the card.
       document.Section(title, tuple(
           block for block in blocks if not isinstance(block, document.Plots)))
       for title, blocks in _measured(record)]
   report = document.Report(
-      title, record['verdict']['passed'], properties.sentence(record),
+      _title(record), record['verdict']['passed'], properties.sentence(record),
       tuple(section for section in sections if section.blocks))
   head = ['tags:', '- machine-unlearning', '- mansu']
   if record['model'].get('kind') == 'hub':
@@ -131,12 +130,16 @@ def make_report(record: Record) -> document.Report:
   return document.Report(title, state, sentence, tuple(sections))
 
 
-def _unlearning(record: Record) -> tuple[str, list[document.Section]]:
-  """Title and sections of an unlearning run."""
+def _title(record: Record) -> str:
+  """Title of an unlearning run."""
   config, model = record['config'], record['model']
-  title = (f'Unlearning {words.verdict(record["verdict"]["passed"])}:'
+  return (f'Unlearning {words.verdict(record["verdict"]["passed"])}:'
            f' {config["method"]} on {model.get("name", config["model"])}, seed'
            f' {config["seed"]}')
+
+
+def _unlearning(record: Record) -> tuple[str, list[document.Section]]:
+  """Title and sections of an unlearning run."""
   included = {
       question_groups.section: True,
       survival.section: True,
@@ -144,7 +147,7 @@ def _unlearning(record: Record) -> tuple[str, list[document.Section]]:
       circuit.section: True,
       stability.section: 'stability' in record['circuit'],
       training.section: True, erasure.section: True, provenance.samples: True}
-  return title, [
+  return _title(record), [
       *_measured(record),
       *(make(record) for make, include in included.items() if include),
       *provenance.provenance(record)]

@@ -6,7 +6,8 @@ process calls them, and the primary one writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import json
 import os
 import pathlib
@@ -44,10 +45,22 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def _write(
     path: pathlib.Path, save: Callable[[pathlib.Path], Any]) -> None:
-  """Calls `save` with a temporary path, then renames the file."""
   def write():
-    temporary = path.with_name(f'.{path.name}.tmp')
-    save(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+      save(temporary)
 
   processes.broadcast_from_primary(write)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a temporary path, which replaces `path` unless something fails.
+
+  Not collective: for code that runs on one process.
+  """
+  temporary = path.with_name(f'.{path.name}.tmp')
+  try:
+    yield temporary
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import numpy as np
 from mansu_jax import tree_paths
 from mansu_jax.circuits import graph
 from mansu_jax.circuits import param_mask
+from mansu_jax.models import layout
 from tests.circuits import small
 from tests.models import tiny
 from tests.reference import circuit_naive
@@ -183,12 +184,12 @@ class MaskTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     shapes = graph.shapes(_CONFIG)
     movable = {name: rng.random(shapes[kind]) < 0.5
-               for name, (kind, _) in param_mask.UNIT_AXIS.items()}
+               for name, (kind, _) in layout.UNIT_AXIS.items()}
     got = tree_paths.flatten(param_mask.slice_mask(movable, self.index))
     slices = tree_paths.flatten(self.slices)
     self.assertEqual(set(got), set(slices))
     for name, mask in got.items():
-      kind, _ = param_mask.UNIT_AXIS[name]
+      kind, _ = layout.UNIT_AXIS[name]
       want = [movable[name][node] for node in zip(
           *np.nonzero(self.nodes[kind]))]
       self.assertEqual(mask.ndim, slices[name].ndim)

@@ -1,32 +1,18 @@
 """The command line makes the edit of a file, or takes it back."""
 
-import contextlib
-import io
 import json
+from unittest import mock
 
-from absl import flags
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mansu_jax import main
-from mansu_jax.config import flags as flags_lib
 from mansu_jax.models.io import edit_file
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
+from tests import runs
 from tests.models import tiny
-
-
-def _main(*args):
-  """Exit status, and what it writes to standard output and error."""
-  values = flags.FlagValues()
-  flags_lib.define(values)
-  rest = values(['mansu_jax', *args])
-  out, err = io.StringIO(), io.StringIO()
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    status = main.main(rest, values)
-  return status, out.getvalue(), err.getvalue()
 
 
 class ApplyTest(absltest.TestCase):
@@ -46,7 +32,7 @@ class ApplyTest(absltest.TestCase):
         self.root / 'edit.safetensors', cfg, base, edited, 'float32')
 
   def _apply(self, base, *args):
-    return _main(
+    return runs.command(
         '--mode=apply', f'--base={self.root / base}',
         f'--edit={self.root / "edit.safetensors"}',
         f'--workdir={self.root / "out"}', *args)
@@ -68,6 +54,18 @@ class ApplyTest(absltest.TestCase):
     status, _, _ = self._apply('edited', '--apply_reverse')
     self.assertEqual(status, 0)
     self._check_equal('base')
+
+  def test_a_workdir_is_checked_before_the_base_is_read(self):
+    (self.root / 'out').mkdir()
+    (self.root / 'out' / 'notes.txt').write_text('mine')
+    with mock.patch.object(
+        loading, 'load', side_effect=AssertionError('a weight is read')):
+      status, _, err = self._apply('base')
+      self.assertEqual(status, 2)
+      self.assertRegex(err, 'out')
+      status, _, err = self._apply('base', '--workdir=')
+      self.assertEqual(status, 2)
+      self.assertRegex(err, '--workdir')
 
   def test_another_base_writes_nothing(self):
     status, _, err = self._apply('edited')

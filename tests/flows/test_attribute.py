@@ -1,23 +1,18 @@
 """`--mode=attribute`: scores and circuits of a model, and nothing else."""
 
-import contextlib
-import io
 import json
 import pathlib
 import tempfile
 
-from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 import pytest
 
-from mansu_jax import main
 from mansu_jax.circuits import curve
 from mansu_jax.circuits import graph
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edges
-from mansu_jax.config import flags as flags_lib
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from tests import bad_input
@@ -30,12 +25,7 @@ from tests.models import tiny
 
 def _said(*args):
   """Status and output of a command line."""
-  values = flags.FlagValues()
-  flags_lib.define(values)
-  rest = values(['mansu_jax', '--mode=attribute', *args])
-  out = io.StringIO()
-  with contextlib.redirect_stdout(out):
-    return main.main(rest, values), out.getvalue()
+  return runs.command('--mode=attribute', *args)[:2]
 
 
 def _write_pairs(path, pairs):

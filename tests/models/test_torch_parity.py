@@ -131,6 +131,14 @@ def _torch_model(seed=0, **changes):
   return model.eval()
 
 
+def _both(test, length=40, **changes):
+  """A torch model, the same in our decoder, and token ids."""
+  path = tiny.temp_dir(test) / 'model'
+  torch_model = _torch_model(**changes)
+  torch_model.save_pretrained(path)
+  return torch_model, loading.load(path), _ids(length)
+
+
 def _torch_logits(model, ids, **inputs):
   with torch.no_grad():
     return model(
@@ -146,16 +154,13 @@ class TorchParityTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*_CASES)
   def test_logits_load_and_round_trip(self, changes):
-    source = tiny.temp_dir(self) / 'model'
-    torch_model, ids = _torch_model(**changes), _ids()
-    torch_model.save_pretrained(source)
+    torch_model, model, ids = _both(self, **changes)
     want = _torch_logits(torch_model, ids)
-    model = loading.load(source)
     got = tiny.logits(model.config, model.params, ids)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
     self.assertGreater(want.std(), 0.3)
 
-    copy = source.parent / 'copy'
+    copy = tiny.temp_dir(self) / 'copy'
     hf_io.write(copy, model.config, model.params, None)
     again = transformers.AutoModelForCausalLM.from_pretrained(copy)
     self.assertEqual(again.dtype, torch.float32)
@@ -171,10 +176,7 @@ class TorchParityTest(parameterized.TestCase):
       (f'{side}_{name}', side, changes) for name, changes in _of_each_family()
       for side in ('left', 'right')))
   def test_padding_changes_nothing(self, side, changes):
-    path = tiny.temp_dir(self) / 'model'
-    torch_model, ids = _torch_model(**changes), _ids(12)
-    torch_model.save_pretrained(path)
-    model = loading.load(path)
+    torch_model, model, ids = _both(self, 12, **changes)
     real = np.arange(12) < np.array([12, 8])[:, None]
     if side == 'left':
       real = real[:, ::-1]
@@ -192,11 +194,8 @@ class TorchParityTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*_of_each_family())
   def test_bfloat16_is_as_near_to_float32_as_torchs(self, changes):
-    path = tiny.temp_dir(self) / 'model'
-    torch_model, ids = _torch_model(**changes), _ids()
-    torch_model.save_pretrained(path)
+    torch_model, model, ids = _both(self, **changes)
     want = _torch_logits(torch_model, ids)
-    model = loading.load(path)
     got = tiny.logits(model.config, model.params, ids, dtype='bfloat16')
     error, limit = (
         np.sqrt(np.mean((np.float32(logits) - want)**2)) / want.std()
@@ -206,13 +205,10 @@ class TorchParityTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*_of_each_family())
   def test_gradients(self, changes):
-    path = tiny.temp_dir(self) / 'model'
-    torch_model, ids = _torch_model(**changes), _ids(12)
-    torch_model.save_pretrained(path)
+    torch_model, model, ids = _both(self, 12, **changes)
     torch_model.train()
     rows = torch.from_numpy(ids).long()
     torch_model(rows, labels=rows).loss.backward()
-    model = loading.load(path)
 
     def loss(params):
       logits = tiny.logits(model.config, params, ids[:, :-1])
@@ -235,10 +231,8 @@ class TorchParityTest(parameterized.TestCase):
   @absltest.skipUnless(
       importlib.util.find_spec('bitsandbytes'), 'no bitsandbytes')
   def test_bitsandbytes_quantizes_the_export_as_the_simulator(self, changes):
-    path = tiny.temp_dir(self) / 'model'
-    _torch_model(**changes).save_pretrained(path)
-    model = loading.load(path)
-    copy = path.parent / 'copy'
+    _, model, _ = _both(self, **changes)
+    copy = tiny.temp_dir(self) / 'copy'
     hf_io.write(copy, model.config, model.params, None)
     for scheme in ('nf4', 'fp4'):
       want = bnb.read_params(bnb.load(copy, scheme), model.config)

@@ -30,19 +30,20 @@ GGUF_CASES = (
 
 
 # What layers of the families compute: changes of the config, by name.
-_LAYER_NORM = {
+LAYER_NORM = {
     'norm': 'layer', 'gated': False, 'qkv_bias': True, 'out_bias': True,
     'activation': 'gelu', 'num_kv_heads': 4}
+POST_NORMS = {
+    'post_norms': True, 'norm_offset': 1.0, 'activation': 'gelu_tanh'}
 LAYER_KINDS = (
     ('windows', {'windows': (0, 3, 2)}),
     ('bias_and_norm', {'qkv_bias': True, 'qk_norm': True}),
-    ('post_norms', {
-        'post_norms': True, 'norm_offset': 1.0, 'activation': 'gelu_tanh',
+    ('post_norms', POST_NORMS | {
         'attn_soft_cap': 2.0, 'logits_soft_cap': 3.0, 'embed_scale': 4.0,
         'query_scale': 0.3, 'windows': (2, 0, 2), 'window_rope_theta': 100.0}),
     ('partly_rotary', {'d_rotary': 2}),
-    ('learned', _LAYER_NORM | {'positions': 'learned'}),
-    ('parallel', _LAYER_NORM | {'parallel': True, 'd_rotary': 2}))
+    ('learned', LAYER_NORM | {'positions': 'learned'}),
+    ('parallel', LAYER_NORM | {'parallel': True, 'd_rotary': 2}))
 
 
 def temp_dir(test):

@@ -12,7 +12,6 @@ import optax
 
 from mansu_jax import quant
 from mansu_jax import transforms
-from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import objective
 from tests.unlearn import tiny_loop as tiny
 

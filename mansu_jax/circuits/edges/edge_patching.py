@@ -160,10 +160,9 @@ def _attention(config, batch):
 
 def _mlp(config, weights, x):
   """What the MLP adds to the stream, [R, T, D], for its input."""
-  mlp = weights['mlp']
   normed = layers.norm(config, weights, 'mlp_norm', x)
-  return layers.post_norm(config, weights, 'mlp', layers.project_down(
-      mlp, layers.mlp_hidden(config, mlp, normed)))
+  return layers.mlp_adds(
+      config, weights, layers.mlp_hidden(config, weights['mlp'], normed))
 
 
 def exact_scores(

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mansu_jax.circuits import graph
-from mansu_jax.circuits import param_mask
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.models import config as model_config
+from mansu_jax.models import layout
 
 
 class Carried(NamedTuple):
@@ -95,7 +95,7 @@ def costs(
   out = {kind: np.zeros(shape, int)
          for kind, shape in graph.shapes(config).items()}
   for name in parts:
-    kind, _ = param_mask.UNIT_AXIS[name]
+    kind, _ = layout.UNIT_AXIS[name]
     width = 1 if kind == 'neurons' else config.d_head
     out[kind] += parts[name] * config.d_model * width
   return out
@@ -133,7 +133,7 @@ def transfer(
   """
   out = {name: np.zeros_like(part) for name, part in parts.items()}
   for kind in graph.KINDS:
-    names = [n for n in parts if param_mask.UNIT_AXIS[n][0] == kind]
+    names = [n for n in parts if layout.UNIT_AXIS[n][0] == kind]
     for layer in np.flatnonzero(circuit[kind].any(1)):
       of = rng.permutation(np.flatnonzero(circuit[kind][layer]))
       to = np.flatnonzero(other[kind][layer])

@@ -206,8 +206,7 @@ def _forward(config, stacked, x, places, size, take):
     made = jnp.einsum('BTNH,NHD->BNTD', less(heads), outward)
     inputs = layers.mlp_inputs(mlp, layers.norm(
         config, weights, 'mlp_norm', layers.mlp_reads(config, x, middle)))
-    out = layers.post_norm(config, weights, 'mlp', layers.project_down(
-        mlp, layers.activate(config, inputs)))
+    out = layers.mlp_adds(config, weights, layers.activate(config, inputs))
     made = jnp.concatenate([made, less(out)[:, None]], 1)
     acts = jax.tree.map(take, _Acts(x, middle, projected, inputs))
     return middle + out, (acts, made)
@@ -274,9 +273,8 @@ def _layer_back(config, places, g, weights, kept):
   by_point = lambda y: y.reshape(*g.shape[:2], *y.shape[1:])
   attn, mlp = weights['attn'], weights['mlp']
   back = g.reshape(-1, *g.shape[2:])
-  back, = _pull(lambda inputs: layers.post_norm(
-      config, weights, 'mlp', layers.project_down(
-          mlp, layers.activate(config, inputs))), kept.inputs, back)
+  back, = _pull(lambda inputs: layers.mlp_adds(
+      config, weights, layers.activate(config, inputs)), kept.inputs, back)
   back, = _pull(lambda x: layers.mlp_inputs(
       mlp, layers.norm(config, weights, 'mlp_norm', x)),
                 layers.mlp_reads(config, kept.x, kept.middle), back)
@@ -287,10 +285,9 @@ def _layer_back(config, places, g, weights, kept):
   q, k, v = kept.projected
   projected = q, each(k), each(v)
   per_head = layers.of_query_heads(config, attn)
-  back, = _pull(lambda some: layers.post_norm(
-      config, weights, 'attn', layers.project_out(
-          attn, layers.attend_projected(config, per_head, some, places))),
-                projected, back)
+  back, = _pull(lambda some: layers.attn_adds(
+      config, weights, layers.attend_projected(
+          config, per_head, some, places)), projected, back)
   targets, g_attn = _attention_targets(
       config, weights, by_point(kept.x),
       *(tuple(map(by_point, some)) for some in (projected, back)))

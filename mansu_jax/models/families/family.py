@@ -306,6 +306,13 @@ class Family:
             'vocab_size': config.vocab_size}) | self.write(config)
 
 
+def with_biases(modules: Mapping[str, str]) -> dict[str, str]:
+  """Tensor names of leaves and their biases, from names of torch's modules."""
+  return {f'{leaf}{ending}': f'{module}.{tensor}'
+          for ending, tensor in (('', 'weight'), ('_bias', 'bias'))
+          for leaf, module in modules.items()}
+
+
 def layer_windows(
     get: Callable[[str], Any], window: int | None, sliding: list[bool],
     where: str) -> tuple[int, ...]:

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from mansu_jax.models.families import family
 
+QKV = ('layers/attn/q', 'layers/attn/k', 'layers/attn/v')
+# What the layers of the GPT models compute.
+LAYERS = {'norm': 'layer', 'gated': False, 'qkv_bias': True, 'out_bias': True}
 _LAYER = 'transformer.h.{}.'
 
 FAMILY = family.Family(
     model_type='gpt2', architecture='GPT2LMHeadModel', members='GPT-2',
     activations={'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh',
                  'gelu': 'gelu'},
-    names={
-        'embed': 'transformer.wte.weight',
-        'positions': 'transformer.wpe.weight',
-        'lm_head': 'lm_head.weight',
-        'final_norm': 'transformer.ln_f.weight',
-        'final_norm_bias': 'transformer.ln_f.bias',
-        'layers/attn_norm': f'{_LAYER}ln_1.weight',
-        'layers/attn_norm_bias': f'{_LAYER}ln_1.bias',
-        'layers/mlp_norm': f'{_LAYER}ln_2.weight',
-        'layers/mlp_norm_bias': f'{_LAYER}ln_2.bias',
-        **dict.fromkeys(('layers/attn/q', 'layers/attn/k', 'layers/attn/v'),
-                        f'{_LAYER}attn.c_attn.weight'),
-        **dict.fromkeys(('layers/attn/q_bias', 'layers/attn/k_bias',
-                         'layers/attn/v_bias'), f'{_LAYER}attn.c_attn.bias'),
-        'layers/attn/o': f'{_LAYER}attn.c_proj.weight',
-        'layers/attn/o_bias': f'{_LAYER}attn.c_proj.bias',
-        'layers/mlp/up': f'{_LAYER}mlp.c_fc.weight',
-        'layers/mlp/up_bias': f'{_LAYER}mlp.c_fc.bias',
-        'layers/mlp/down': f'{_LAYER}mlp.c_proj.weight',
-        'layers/mlp/down_bias': f'{_LAYER}mlp.c_proj.bias'},
+    names=family.with_biases({
+        'final_norm': 'transformer.ln_f',
+        'layers/attn_norm': f'{_LAYER}ln_1',
+        'layers/mlp_norm': f'{_LAYER}ln_2',
+        **dict.fromkeys(QKV, f'{_LAYER}attn.c_attn'),
+        'layers/attn/o': f'{_LAYER}attn.c_proj',
+        'layers/mlp/up': f'{_LAYER}mlp.c_fc',
+        'layers/mlp/down': f'{_LAYER}mlp.c_proj'}) | {
+            'embed': 'transformer.wte.weight',
+            'positions': 'transformer.wpe.weight',
+            'lm_head': 'lm_head.weight'},
     transposed=True, prefix='transformer.',
     ignored_tensors=('.attn.bias', '.attn.masked_bias'),
     fields={
@@ -51,6 +45,4 @@ FAMILY = family.Family(
         'attn_pdrop', 'embd_pdrop', 'n_ctx', 'resid_pdrop',
         'summary_activation', 'summary_first_dropout', 'summary_proj_to_labels',
         'summary_type', 'summary_use_proj'}),
-    read=lambda get, where: {
-        'positions': 'learned', 'norm': 'layer', 'gated': False,
-        'qkv_bias': True, 'out_bias': True})
+    read=lambda get, where: LAYERS | {'positions': 'learned'})

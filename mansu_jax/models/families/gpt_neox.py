@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mansu_jax.models.families import family
+from mansu_jax.models.families import gpt2
 
 _LAYER = 'gpt_neox.layers.{}.'
-_QKV = f'{_LAYER}attention.query_key_value'
 
 
 FAMILY = family.Family(
@@ -13,25 +13,16 @@ FAMILY = family.Family(
     members='GPT-NeoX and Pythia',
     activations={'gelu': 'gelu', 'gelu_new': 'gelu_tanh',
                  'gelu_pytorch_tanh': 'gelu_tanh'},
-    names={
-        'embed': 'gpt_neox.embed_in.weight',
-        'lm_head': 'embed_out.weight',
-        'final_norm': 'gpt_neox.final_layer_norm.weight',
-        'final_norm_bias': 'gpt_neox.final_layer_norm.bias',
-        'layers/attn_norm': f'{_LAYER}input_layernorm.weight',
-        'layers/attn_norm_bias': f'{_LAYER}input_layernorm.bias',
-        'layers/mlp_norm': f'{_LAYER}post_attention_layernorm.weight',
-        'layers/mlp_norm_bias': f'{_LAYER}post_attention_layernorm.bias',
-        **dict.fromkeys(('layers/attn/q', 'layers/attn/k', 'layers/attn/v'),
-                        f'{_QKV}.weight'),
-        **dict.fromkeys(('layers/attn/q_bias', 'layers/attn/k_bias',
-                         'layers/attn/v_bias'), f'{_QKV}.bias'),
-        'layers/attn/o': f'{_LAYER}attention.dense.weight',
-        'layers/attn/o_bias': f'{_LAYER}attention.dense.bias',
-        'layers/mlp/up': f'{_LAYER}mlp.dense_h_to_4h.weight',
-        'layers/mlp/up_bias': f'{_LAYER}mlp.dense_h_to_4h.bias',
-        'layers/mlp/down': f'{_LAYER}mlp.dense_4h_to_h.weight',
-        'layers/mlp/down_bias': f'{_LAYER}mlp.dense_4h_to_h.bias'},
+    names=family.with_biases({
+        'final_norm': 'gpt_neox.final_layer_norm',
+        'layers/attn_norm': f'{_LAYER}input_layernorm',
+        'layers/mlp_norm': f'{_LAYER}post_attention_layernorm',
+        **dict.fromkeys(gpt2.QKV, f'{_LAYER}attention.query_key_value'),
+        'layers/attn/o': f'{_LAYER}attention.dense',
+        'layers/mlp/up': f'{_LAYER}mlp.dense_h_to_4h',
+        'layers/mlp/down': f'{_LAYER}mlp.dense_4h_to_h'}) | {
+            'embed': 'gpt_neox.embed_in.weight',
+            'lm_head': 'embed_out.weight'},
     by_head=True, prefix='gpt_neox.', ignored_tensors=(
         '.attention.bias', '.attention.masked_bias',
         '.attention.rotary_emb.inv_freq'),
@@ -44,8 +35,7 @@ FAMILY = family.Family(
     fixed={'attention_bias': True},
     kinds={'use_parallel_residual': (bool,)},
     ignored=frozenset({'hidden_dropout', 'classifier_dropout'}),
-    read=lambda get, where: {
-        'norm': 'layer', 'gated': False, 'qkv_bias': True, 'out_bias': True,
+    read=lambda get, where: gpt2.LAYERS | {
         'parallel': get('use_parallel_residual')},
     write=lambda config: {'use_parallel_residual': config.parallel},
     partly_rotary=True)

@@ -14,10 +14,9 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
@@ -32,6 +32,7 @@ from mansu_jax.models import families
 from mansu_jax.models.io import hf_files
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
+from mansu_jax.runtime import files
 from mansu_jax.runtime import processes
 
 _FORMAT = 'mansu_jax edit 1'
@@ -60,7 +61,8 @@ def write(
   """Writes what turns a model into another, atomically.
 
   Collective: every process must call it; the primary process writes. The host
-  stores one layer of each model at a time, and the edit.
+  stores one layer of each model at a time, and the edit. Leaves that both
+  models share are read once.
 
   Args:
     path: Target file; an existing file is replaced.
@@ -73,12 +75,17 @@ def write(
     OSError: the disk is full, or the folder is not writable.
   """
   path, sums, moved = pathlib.Path(path), {}, {}
-  pairs = zip(_tensors(config, base, export_dtype),
-              _tensors(config, edited, export_dtype))
-  for (name, before), (_, after) in pairs:
+  flat, changed = tree_paths.flatten(base), tree_paths.flatten(edited)
+  differs = lambda tensor: any(
+      flat[leaf] is not changed[leaf] for leaf in tensor.leaves)
+  others = _tensors(config, edited, export_dtype, differs)
+  for tensor, before in _tensors(config, base, export_dtype):
+    after = next(others)[1] if differs(tensor) else before
     if not processes.is_primary():
       continue  # It only takes part in the gathers.
-    sums[name] = {'before': _sum(before), 'after': _sum(after)}
+    name, total = tensor.name, _sum(before)
+    sums[name] = {'before': total,
+                  'after': total if after is before else _sum(after)}
     change = _bits(before) ^ _bits(after)
     index = np.flatnonzero(change)
     if index.size:
@@ -93,14 +100,11 @@ def write(
 def _save(
     path: pathlib.Path, moved: dict[str, np.ndarray], metadata: dict[str, str]
 ) -> None:
-  temporary = path.with_name(f'.{path.name}.tmp')
   try:
-    safetensors_numpy.save_file(moved, temporary, metadata=metadata)
-    os.replace(temporary, path)
+    with files.replacing(path) as temporary:
+      safetensors_numpy.save_file(moved, temporary, metadata=metadata)
   except safetensors.SafetensorError as error:
     raise OSError(f'{path} cannot be written ({error})') from error
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def read(path: str | pathlib.Path) -> Edit:
@@ -176,8 +180,7 @@ def apply(
   values = _tensors(config, model.params, edit.dtype)
 
   def edited(tensor: assemble.Tensor) -> np.ndarray:
-    name, found = next(values)
-    assert name == tensor.name, (name, tensor.name)
+    name, (_, found) = tensor.name, next(values)
     _check_sum(edit, name, source, found)
     if name not in edit.moved:
       return found
@@ -213,13 +216,14 @@ def _check_sum(edit: Edit, name: str, side: str, values: np.ndarray) -> None:
 
 
 def _tensors(
-    config: config_lib.ModelConfig, params: types.Params, export_dtype: str
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the tensors of an exported model by name."""
+    config: config_lib.ModelConfig, params: types.Params, export_dtype: str,
+    wanted: Callable[[assemble.Tensor], bool] = lambda tensor: True
+) -> Iterator[tuple[assemble.Tensor, np.ndarray]]:
+  """Yields the tensors of an exported model that are wanted, with values."""
   dtype = hf_io.EXPORT_DTYPES[export_dtype]
   for tensor, layers in assemble.layers(
-      config, families.naming(config), params):
-    yield tensor.name, assemble.to_torch(
+      config, families.naming(config), params, wanted):
+    yield tensor, assemble.to_torch(
         [np.asarray(x).astype(dtype, copy=False) for x in layers], tensor)
 
 

@@ -23,7 +23,7 @@ from mansu_jax.models import rotary
 from mansu_jax.models.io import gguf_header
 from mansu_jax.models.io import gguf_tokenizer
 
-NAMES = {
+NAMING = assemble.Naming({
     'embed': 'token_embd.weight',
     'final_norm': 'output_norm.weight',
     'lm_head': 'output.weight',
@@ -36,8 +36,7 @@ NAMES = {
     'layers/mlp/gate': 'blk.{}.ffn_gate.weight',
     'layers/mlp/up': 'blk.{}.ffn_up.weight',
     'layers/mlp/down': 'blk.{}.ffn_down.weight',
-}
-NAMING = assemble.Naming(NAMES)
+})
 
 # Tensor of the divisors of the rotary frequencies, [H / 2]. llama.cpp stores
 # the scaling of Llama 3.1 in this form.
@@ -152,7 +151,7 @@ def read_config(file: GgufFile) -> config_lib.ModelConfig:
   keys = gguf_tokenizer.ggml_keys(file.metadata)
   token = lambda name: gguf_tokenizer.special_id(keys, name)
   config = config_lib.ModelConfig(
-      vocab_size=file.shapes.get(NAMES['embed'], (1,))[0],
+      vocab_size=file.shapes.get(NAMING.names['embed'], (1,))[0],
       d_model=width,
       num_layers=found['block_count'],
       num_heads=heads,
@@ -162,7 +161,7 @@ def read_config(file: GgufFile) -> config_lib.ModelConfig:
       rope_theta=_shortest_decimal(found.get('rope.freq_base', 10_000.0)),
       rope_scaling=_rope_scaling(file.path, found),
       norm_eps=_shortest_decimal(found['attention.layer_norm_rms_epsilon']),
-      tie_embeddings=NAMES['lm_head'] not in file.shapes,
+      tie_embeddings=NAMING.names['lm_head'] not in file.shapes,
       max_position=found['context_length'],
       bos_token_id=token('bos'),
       eos_token_id=token('eos'),

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -33,6 +32,7 @@ from mansu_jax.models import rotary
 from mansu_jax.models.io import gguf_io
 from mansu_jax.models.io import gguf_tokenizer
 from mansu_jax.quant import leaves
+from mansu_jax.runtime import files
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # Token types.
 
@@ -72,14 +72,8 @@ def write(
   tree_paths.check_same_structure(params, decoder.abstract(config), 'Params')
   for name, leaf in tree_paths.flatten(params).items():
     leaves.check_finite(jnp.asarray(leaf), name, 'Parameter')
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.tmp')
-  try:
-    words = _write(temporary, config, params, tokenizer)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-  return words
+  with files.replacing(pathlib.Path(path)) as temporary:
+    return _write(temporary, config, params, tokenizer)
 
 
 def _write(

@@ -104,7 +104,7 @@ class Checkpoint:
       note = f'{note}, rounded to {name}'
     return LoadedModel(
         self.config, self.read(jnp.dtype(dtype)), self.tokenizer,
-        {'kind': self.kind, 'name': self.name, 'sha256': _sha256(self.files),
+        {'kind': self.kind, 'name': self.name, 'sha256': sha256(self.files),
          'weights_note': note}, self.generation)
 
 
@@ -243,7 +243,8 @@ def _check_vocabulary(
         ' tokenizer and weights of one checkpoint.')
 
 
-def _sha256(files: Sequence[pathlib.Path]) -> str:
+def sha256(files: Sequence[str | pathlib.Path]) -> str:
+  """The SHA-256 of some files, one after the other."""
   digest = hashlib.sha256()
   for path in files:
     with open(path, 'rb') as file:

@@ -20,6 +20,7 @@ from mansu_jax.circuits.edges import edges as edges_lib
 from mansu_jax.config import run as run_config
 from mansu_jax.data import pairs as pairs_lib
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.models import layout
 from mansu_jax.runtime import programs
 from mansu_jax.stages.circuit import prompt_pairs
 from mansu_jax.stages.circuit import scoring
@@ -144,7 +145,7 @@ def gather_grid(
     model: abstract.AbstractModel, leaf: str, shared: types.PyTree
 ) -> programs.Programs:
   """Gathers the circuit's part of a leaf's block parameters."""
-  _, axis = param_mask.UNIT_AXIS[leaf]
+  _, axis = layout.UNIT_AXIS[leaf]
   width = tree_paths.flatten(model.params)[leaf].shape[axis + 1]
   for part in jax.tree.leaves(shared):
     yield programs.program(

@@ -14,7 +14,6 @@ import numpy as np
 
 from mansu_jax import types
 from mansu_jax.config import run as run_config
-from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.erasure import hidden_share
 from mansu_jax.erasure import mover_layer

@@ -8,7 +8,6 @@ from mansu_jax import types
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import clock as clock_lib
 from mansu_jax.stages.circuit import settings as settings_lib
-from mansu_jax.stages.judge import answers as answers_lib
 from mansu_jax.stages.judge import attacks
 from mansu_jax.stages.judge import erasure
 from mansu_jax.stages.judge import evaluation

@@ -87,8 +87,8 @@ def _check_fused(
   The simulator quantizes each matrix on its own.
   """
   for tensor in assemble.tensors(shapes, families.naming(shapes)):
-    if len(tensor.leaves) == 1 or tensor.width is None:
-      continue
+    if tensor.layer != 0 or len(tensor.leaves) == 1 or tensor.width is None:
+      continue  # All layers are alike.
     length = scheme.block_length(tensor.width)
     across = scheme.block_size(tensor.width) is None and any(
         height // tensor.heads * tensor.width % length

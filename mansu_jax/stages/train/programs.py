@@ -41,9 +41,6 @@ from mansu_jax.unlearn import fisher as fisher_lib
 from mansu_jax.unlearn import loop
 
 
-_FILES = 3  # Times that the export takes each layer: for files, for the edit.
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
   """The shapes that the stage `references` leaves for the next ones.
@@ -342,9 +339,13 @@ def export(
     yield from model_programs.merge_adapters(
         model.params, theta, settings.unlearn.lora_alpha
         / settings.unlearn.lora_rank, 'float32')
-  for leaf, x in tree_paths.flatten(model.params).items():
+  flat = tree_paths.flatten(model.params)
+  trained = set(tree_paths.flatten(theta))
+  if settings.unlearn.lora_rank:
+    trained = model_layout.matrices_of(flat)
+  for leaf, x in flat.items():
     if leaf.startswith('layers/'):
+      takes = 2 + (leaf in trained)  # For the files; for the edit, both models.
       yield programs.program(
           f'layer of {leaf}', assemble.take_layer, x,
-          jax.ShapeDtypeStruct((), jnp.int32),
-          calls=_FILES * x.shape[0])
+          jax.ShapeDtypeStruct((), jnp.int32), calls=takes * x.shape[0])

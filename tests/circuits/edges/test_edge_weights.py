@@ -4,11 +4,11 @@ from absl.testing import absltest
 import numpy as np
 
 from mansu_jax.circuits import graph
-from mansu_jax.circuits import param_mask
 from mansu_jax.circuits import select
 from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edge_weights
 from mansu_jax.circuits.edges import edges
+from mansu_jax.models import layout
 from tests.circuits import small
 
 _CONFIG = small.config()  # 2 layers, 4 heads on 2 key/value heads, F 24.
@@ -109,7 +109,7 @@ class EdgeWeightsTest(absltest.TestCase):
       self.assertEqual(
           *(edge_weights.num_weights(c, p, _CONFIG)
             for c, p in ((circuit, parts), (other, got))))
-      for name, (kind, _) in param_mask.UNIT_AXIS.items():
+      for name, (kind, _) in layout.UNIT_AXIS.items():
         self.assertFalse((got[name] & ~other[kind]).any(), name)
         np.testing.assert_array_equal(
             got[name].sum(1), (parts[name] & circuit[kind]).sum(1), name)

@@ -23,13 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from unittest import mock
 import warnings
 
 import gguf
 
 from mansu_jax.models import config as config_lib
-from mansu_jax.models import decoder
 from mansu_jax.models.io import gguf_writer
 from mansu_jax.models.io import loading
 from tests.models import tiny
@@ -227,21 +225,11 @@ def try_one(path: pathlib.Path, index: int) -> tuple[str, str]:
   return outcome, f'mutation {index} of seed {SEED} ({how}): {why}'
 
 
-def fast_shapes():
-  """Shapes of params by the decoder itself, but traced once a shape."""
-  trace = functools.lru_cache(maxsize=64)(decoder.abstract)
-  same = {'rope_theta': 1e4, 'rope_scaling': None, 'norm_eps': 1e-5,
-          'max_position': 8, 'bos_token_id': None, 'eos_token_id': None,
-          'pad_token_id': None}
-  return mock.patch.object(
-      decoder, 'abstract', lambda cfg: trace(dataclasses.replace(cfg, **same)))
-
-
 def _work(first: int, count: int) -> None:
   """Tries a range within the limits; prints the counts as JSON."""
   counts, failures = {'loaded': 0, 'refused': 0, 'failed': 0}, []
   memory = '/dev/shm' if os.path.isdir('/dev/shm') else None  # No disk.
-  with tempfile.TemporaryDirectory(dir=memory) as folder, fast_shapes():
+  with tempfile.TemporaryDirectory(dir=memory) as folder:
     path = pathlib.Path(folder) / 'x.gguf'
     for base in bases():  # All that is imported and compiled once.
       path.write_bytes(base.data)

@@ -205,11 +205,10 @@ class FuzzTest(absltest.TestCase):
   def test_mutations(self):
     path = tiny.temp_dir(self) / 'x.gguf'
     outcomes = []
-    with gguf_fuzz.fast_shapes():
-      for index in range(400):
-        outcome, why = gguf_fuzz.try_one(path, index)
-        self.assertNotEqual(outcome, 'failed', why)
-        outcomes.append(outcome)
+    for index in range(400):
+      outcome, why = gguf_fuzz.try_one(path, index)
+      self.assertNotEqual(outcome, 'failed', why)
+      outcomes.append(outcome)
     self.assertGreater(outcomes.count('loaded'), 10)
     self.assertGreater(outcomes.count('refused'), 200)
 

@@ -346,9 +346,6 @@ class OptimizerTest(parameterized.TestCase):
       np.testing.assert_allclose(
           updates[name], -size * grad / np.linalg.norm(grad), rtol=1e-3)
 
-
-class OptimizerTest(parameterized.TestCase):
-
   @parameterized.parameters('adam', 'lars')
   def test_the_state_holds_the_learning_rate(self, name):
     tx = edits.optimizer(problem.options(optimizer=name, learning_rate=0.1))
