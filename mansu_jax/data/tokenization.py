@@ -2,13 +2,18 @@
 
 A choice's ids are the ids of `prompt + ' ' + choice` after those of the prompt,
 as in lm-evaluation-harness. If the tokenizer merges across the border,
-`' ' + choice` is encoded separately, so that all choices share one prompt. The
-start tokens are those that the tokenizer's configuration adds.
+`' ' + choice` is encoded separately, so that all choices share one prompt; the
+space that SentencePiece puts before a text is not a part of it. The start
+tokens are those that the tokenizer's configuration adds, unless the prompt
+begins with them.
 
 With `chat`, the prompt becomes a user turn of the tokenizer's chat template,
-and the choice starts the assistant's turn without a space; the template then
-gives the start tokens. A prompt that contains special tokens, for example chat
-turns written out in a data file, is never wrapped in the template.
+without thinking where the template has a choice, and the choice starts the
+assistant's turn, after the white space that the template puts there: none in
+most, a space in Llama 2's and Mistral's. The template then gives the start
+tokens. A prompt that contains special tokens, for example chat turns written
+out in a data file, is never wrapped in the template; if it ends in a new line,
+the choice follows that without a space.
 """
 
 from __future__ import annotations
@@ -72,7 +77,7 @@ def describe(tokenizer: Tokenizer, *, chat: bool = False) -> dict[str, Any]:
       'prefix_ids': prefix_ids(tokenizer),
       'chat': chat,
       'chat_template_sha256': digest if template else None,
-      'separator': '' if chat else ' ',
+      'separator': _answer_lead(tokenizer) if chat else ' ',
   }
 
 
@@ -112,14 +117,51 @@ class _Formatted(NamedTuple):
   separator: str  # Text between prompt and choice.
   start: list[int]  # Token ids before the text.
 
+  def with_start(self, ids: list[int]) -> list[int]:
+    """The ids of the text after the start, which it may have already."""
+    same = ids[:len(self.start)] == self.start
+    return ids if same else self.start + ids
+
 
 def _format_prompt(
     prompt: str, tokenizer: Tokenizer, chat: bool,
-    start: Sequence[int] = ()) -> _Formatted:
-  """Formats a prompt; `start` applies only without a chat template."""
+    start: Sequence[int] = (), lead: str = '') -> _Formatted:
+  """Formats a prompt.
+
+  Args:
+    prompt: Text.
+    tokenizer: See `encode_questions`.
+    chat: Whether to apply the chat template.
+    start: Token ids before a prompt that is not in the template.
+    lead: From `_answer_lead`.
+  """
   if chat and not is_marked(prompt, tokenizer):
-    return _Formatted(_user_turn(prompt, tokenizer), '', [])
+    return _Formatted(_user_turn(prompt, tokenizer), lead, [])
+  if prompt.endswith('\n') and is_marked(prompt, tokenizer):
+    return _Formatted(prompt, '', list(start))  # An open turn.
   return _Formatted(prompt.rstrip(), ' ', list(start))
+
+
+def _answer_lead(tokenizer: Tokenizer) -> str:
+  """White space that the chat template puts before the assistant's words."""
+  turns = [{'role': 'user', 'content': 'a'},
+           {'role': 'assistant', 'content': 'b'}]
+  try:
+    asked = _render(turns[:1], tokenizer, answer_next=True)
+    answered = _render(turns, tokenizer, answer_next=False)
+  except Exception:  # pylint: disable=broad-except
+    return ''  # Some templates render users' turns only.
+  lead = answered.removeprefix(asked).partition('b')[0]
+  return lead if answered.startswith(asked) and lead.isspace() else ''
+
+
+def _render(
+    turns: Sequence[dict[str, str]], tokenizer: Tokenizer, *, answer_next: bool
+) -> str:
+  """The text of turns; templates without thinking ignore the last argument."""
+  return tokenizer.apply_chat_template(
+      turns, tokenize=False, add_generation_prompt=answer_next,
+      enable_thinking=False)
 
 
 def _user_turn(prompt: str, tokenizer: Tokenizer) -> str:
@@ -131,9 +173,8 @@ def _user_turn(prompt: str, tokenizer: Tokenizer) -> str:
         ' beside it, or tokenizer.chat_template in a .gguf file. Leave'
         ' --data_chat out, or use a model that has a chat template.')
   try:
-    return tokenizer.apply_chat_template(
-        [{'role': 'user', 'content': prompt}], tokenize=False,
-        add_generation_prompt=True)
+    return _render(
+        [{'role': 'user', 'content': prompt}], tokenizer, answer_next=True)
   except Exception as error:  # Any error of the template, or no jinja2.
     raise ValueError(
         f'The chat template of the tokenizer failed ({error}); wanted one that'
@@ -147,7 +188,7 @@ def encode_prompts(
   """Encodes prompts, including start tokens."""
   start = prefix_ids(tokenizer)
   formatted = [_format_prompt(p, tokenizer, chat, start) for p in prompts]
-  return [one.start + ids for one, ids in zip(
+  return [one.with_start(ids) for one, ids in zip(
       formatted, encode([one.text for one in formatted], tokenizer))]
 
 
@@ -165,7 +206,7 @@ def tokens_before(
   Raises:
     ValueError: the chat template changes the prompt.
   """
-  start, texts, extra = prefix_ids(tokenizer), [], []
+  start, texts, found = prefix_ids(tokenizer), [], []
   for prompt, end in zip(prompts, ends):
     formatted = _format_prompt(prompt, tokenizer, chat, start)
     offset = formatted.text.rfind(prompt.strip())
@@ -175,9 +216,9 @@ def tokens_before(
           ' the prompt unchanged, to find its subject. Leave --data_chat out,'
           ' or give --unlearn_swapped_batch=0.')
     texts.append((formatted.text[:offset] + prompt[:end].strip()).rstrip(' '))
-    extra.append(len(formatted.start))
-  return [more + len(ids)
-          for more, ids in zip(extra, encode(texts, tokenizer))]
+    found.append(formatted)
+  return [len(one.with_start(ids))
+          for one, ids in zip(found, encode(texts, tokenizer))]
 
 
 def encode_questions(
@@ -203,28 +244,38 @@ def encode_questions(
     [504, 3575, 282, 4649, 314]
   """
   start = prefix_ids(tokenizer)
-  formatted = [
-      _format_prompt(q.prompt, tokenizer, chat, start) for q in questions]
+  lead = _answer_lead(tokenizer) if chat else ''
+  formatted = [_format_prompt(q.prompt, tokenizer, chat, start, lead)
+               for q in questions]
   tails = [one.separator + c.strip()
            for one, q in zip(formatted, questions) for c in q.choices]
   owners = [i for i, q in enumerate(questions) for _ in q.choices]
   joint = encode(
       [formatted[i].text + t for i, t in zip(owners, tails)], tokenizer)
-  separate = encode(tails, tokenizer)
   prompts = encode([one.text for one in formatted], tokenizer)
-  out = [Encoded(one.start + ids, []) for one, ids in zip(formatted, prompts)]
-  for i, joint_ids, tail_ids in zip(owners, joint, separate):
-    out[i].choices.append(_continuation(prompts[i], joint_ids, tail_ids))
+  starts = lambda ids, i: ids[:len(prompts[i])] == prompts[i]
+  merged = [t for i, ids, t in zip(owners, joint, tails) if not starts(ids, i)]
+  separate = dict(zip(merged, _encode_separately(merged, tokenizer)))
+  out = [Encoded(one.with_start(ids), [])
+         for one, ids in zip(formatted, prompts)]
+  for i, ids, tail in zip(owners, joint, tails):
+    out[i].choices.append(
+        ids[len(prompts[i]):] if starts(ids, i) else separate[tail])
   for question, encoded in zip(questions, out):
     _check_tokens(question, encoded)
   return out
 
 
-def _continuation(
-    prompt: list[int], joint: list[int], tail: list[int]) -> list[int]:
-  """The choice's ids: the joint ids after the prompt, else the separate ids."""
-  same = joint[:len(prompt)] == prompt
-  return joint[len(prompt):] if same else tail
+def _encode_separately(
+    tails: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+  """The ids of texts behind others, without SentencePiece's own space.
+
+  That space precedes the first word of a text, here a new line.
+  """
+  (line,) = encode(['\n'], tokenizer)
+  behind = encode([f'\n{tail}' for tail in tails], tokenizer)
+  return [ids[len(line):] if line and ids[:len(line)] == line else alone
+          for ids, alone in zip(behind, encode(tails, tokenizer))]
 
 
 def _check_tokens(question: Question, encoded: Encoded) -> None:

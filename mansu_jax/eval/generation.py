@@ -301,9 +301,10 @@ def shapes(found: Sequence[Batch]) -> list[tuple[Batch, int]]:
 def complete(
     generator: Generator, params: types.Params, prompts: Sequence[str],
     tokenizer: types.PretrainedTokenizer, *, max_new_tokens: int = 16,
-    chat: bool = False, beginnings: Sequence[Hashable] | None = None,
-    slots: int = SLOTS) -> list[str]:
-  """Continues texts greedily up to the tokenizer's end token.
+    stop_ids: Collection[int] = (), chat: bool = False,
+    beginnings: Sequence[Hashable] | None = None, slots: int = SLOTS
+) -> list[str]:
+  """Continues texts greedily.
 
   Args:
     generator: Compiled generator.
@@ -311,6 +312,7 @@ def complete(
     prompts: Texts to continue.
     tokenizer: A transformers tokenizer.
     max_new_tokens: Most tokens to add.
+    stop_ids: Tokens that end a continuation, as `LoadedModel.end_tokens`.
     chat: Whether to apply the chat template.
     beginnings: Label of each prompt; see `batches`.
     slots: Most tokens that the caches of a batch hold.
@@ -319,8 +321,7 @@ def complete(
     The new text of each prompt.
   """
   ids = tokenization.encode_prompts(prompts, tokenizer, chat=chat)
-  end = getattr(tokenizer, 'eos_token_id', None)
   new = generator(
       params, ids, max_new_tokens=max_new_tokens, beginnings=beginnings,
-      slots=slots, stop_ids=() if end is None else (end,))
+      slots=slots, stop_ids=stop_ids)
   return [tokenizer.decode(tokens) for tokens in new]

@@ -170,11 +170,7 @@ def check(
   Raises:
     ValueError: a tensor is missing, unexpected or of another shape.
   """
-  if config.num_layers > len(got):  # A damaged config may claim billions.
-    raise ValueError(
-        f'{where} has {len(got)} tensors, but its config has'
-        f' {config.num_layers} layers; wanted several tensors per layer. Use'
-        ' the config and weights of one checkpoint.')
+  check_layers(config.num_layers, len(got), where)
   _check_widths(got, config, where)
   want = {t.name: t.shape for t in tensors(config, naming)}
   missing = [name for name in want if name not in got]
@@ -193,6 +189,15 @@ def check(
         f' {config.num_layers}-layer {config.family} model with'
         f' {"tied" if config.tie_embeddings else "untied"} embeddings. Use the'
         ' config and weights of one checkpoint.')
+
+
+def check_layers(num_layers: int, num_tensors: int, where: str) -> None:
+  """Raises ValueError if a damaged config claims more layers than tensors."""
+  if num_layers > num_tensors:
+    raise ValueError(
+        f'{where} has {num_tensors} tensors, but its config has {num_layers}'
+        ' layers; wanted several tensors per layer. Use the config and weights'
+        ' of one checkpoint.')
 
 
 def _check_widths(
@@ -316,7 +321,8 @@ def _stack(shape, dtype, axes, unstacked):
 
 def _check_finite(weights: np.ndarray, name: str, problem: str) -> None:
   """Raises ValueError if weights are infinite or NaN."""
-  bad = weights.size - np.count_nonzero(np.isfinite(weights))
+  with np.errstate(invalid='ignore'):  # Signaling NaN of 16-bit types.
+    bad = weights.size - np.count_nonzero(np.isfinite(weights))
   if bad:
     raise ValueError(
         f'{bad} of {weights.size} weights of {name} are {problem}')

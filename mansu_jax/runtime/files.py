@@ -1,12 +1,12 @@
 """Writes files atomically, by a temporary name and a rename.
 
-A file that exists is therefore complete. The functions are collective: every
-process calls them, and the primary one writes.
+A file that exists is therefore complete. The functions that write are
+collective: every process calls them, and the primary one writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import json
 import os
@@ -15,9 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from mansu_jax.runtime import messages
 from mansu_jax.runtime import processes
 
 UNFINISHED = '.orbax-checkpoint-tmp'  # In the name of a file that Orbax writes.
+
+
+def distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  """An `object_pairs_hook` of `json.loads` that refuses a name given twice."""
+  found = {}
+  for name, value in pairs:
+    if name in found:
+      raise ValueError(f'two entries of the name {messages.shorten(name)}')
+    found[name] = value
+  return found
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -120,7 +120,7 @@ class ConditionsTest(parameterized.TestCase):
       (('--unlearn_cooldown=9',), 'applies to --unlearn_patience above 0'),
       (('--unlearn_loss=npo', '--unlearn_marginal_weight=1'),
        'applies to --unlearn_loss=prior, but the loss is --unlearn_loss=npo'),
-      (('--unlearn_guess_weight=0', '--unlearn_quantized_guess_margin=3'),
+      (('--unlearn_guess_weight=0', '--unlearn_quantized_guess_margin=4'),
        'prior with --unlearn_guess_weight above 0'),
       (('--unlearn_loss=ascent', '--unlearn_routed_weight=2'),
        'applies to --unlearn_loss=prior'),

@@ -105,6 +105,9 @@ class GenerationTest(parameterized.TestCase):
         max_new_tokens=3)
     self.assertEqual(got, [tokenizer.decode(n) for n in new])
     self.assertTrue(all(len(text) == 3 * 4 for text in got))
+    self.assertEqual(generation.complete(
+        self.generator, self.params, [' w01 w02'], tokenizer,
+        max_new_tokens=3, stop_ids=(new[0][0],)), [''])
 
   def test_no_prompts(self):
     self.assertEqual(self.generator(self.params, []), [])

@@ -97,6 +97,6 @@ class ChatTokenizer(ToyTokenizer):
   chat_template = '<user> {prompt} <bot>'
 
   def apply_chat_template(
-      self, messages, tokenize=False, add_generation_prompt=True):
+      self, messages, tokenize=False, add_generation_prompt=True, **_):
     assert not tokenize and add_generation_prompt
     return f'<user> {messages[0]["content"]} <bot> '

@@ -64,8 +64,8 @@ class ModelTest(bad_input.Refusals):
   @parameterized.parameters(
       (dict(rope_theta='abc'), "rope_theta = 'abc'", 'int or float'),
       (dict(rope_theta=float('nan')), 'rope_theta = nan', 'positive'),
-      (dict(rope_theta=10**400), 'rope_theta = 10+; wanted int or float'),
-      (dict(rms_norm_eps=10**400), 'rms_norm_eps = 10+; wanted int or float'),
+      (dict(rope_theta=10**400), r'rope_theta = 10+\.\.\.0+; wanted int'),
+      (dict(rms_norm_eps=10**400), r'norm_eps = 10+\.\.\.0+; wanted int'),
       (dict(head_dim=0), 'd_head = 0', 'positive'),
       (dict(num_key_value_heads=0), 'num_kv_heads = 0', 'positive'),
       (dict(eos_token_id=[None]), r'eos_token_id = \[None\]', 'wanted int'),
@@ -80,11 +80,18 @@ class ModelTest(bad_input.Refusals):
     self._change_config(**changes)
     self._refused_model(*message, 'Correct the')
 
+  @parameterized.parameters(('2',), ([2, None],), (True,))
+  def test_end_tokens_of_the_generation_config_that_are_no_ids(self, ids):
+    (self.model / 'generation_config.json').write_text(
+        json.dumps({'eos_token_id': ids}))
+    self._refused_model('generation_config.json has eos_token_id = ',
+                        'wanted int or a list of int', 'Correct the')
+
   @parameterized.parameters(
       (dict(rope_type='linear', factor='8'), "factor = '8'", 'Correct'),
       (dict(rope_type='linear', factor=None), "'linear' with the fields"),
       (dict(rope_type='linear', factor=float('inf')), 'factor = inf'),
-      (dict(rope_type='linear', factor=10**400), 'factor = 10+; wanted int'),
+      (dict(rope_type='linear', factor=10**400), r'factor = 10+\.\.\.0+; want'),
       (dict(rope_type=['linear'], factor=8), r"rope_type = \['linear'\]"),
       (dict(type=3, factor=8), 'type = 3', 'wanted str'),
       (dict(rope_type='llama3', factor=8, low_freq_factor=0,
@@ -100,7 +107,8 @@ class ModelTest(bad_input.Refusals):
     file = self.model / 'config.json'
     file.write_text(file.read_text().replace(
         '"vocab_size": ', f'"vocab_size": {"9" * 5000}'))
-    self._refused_model('config.json is not JSON', 'digits', 'Download')
+    self._refused_model(
+        'config.json cannot be read as JSON', 'digits', 'Download')
 
   def test_a_file_that_cannot_be_read(self):
     with mock.patch.object(hf_io, 'read_config', side_effect=PermissionError(
@@ -130,7 +138,8 @@ class ModelTest(bad_input.Refusals):
 
   def test_config_that_is_not_json(self):
     (self.model / 'config.json').write_text('{')
-    self._refused_model('config.json is not JSON', 'Download it again')
+    self._refused_model(
+        'config.json cannot be read as JSON', 'Download it again')
 
   def test_missing_tensor(self):
     self._change_tensors(lambda t: t.pop('model.norm.weight'))

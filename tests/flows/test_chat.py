@@ -35,9 +35,9 @@ class _Asked:
     self.forms = set()
     asked = tokenization._format_prompt
 
-    def note(prompt, tokenizer, chat, start=()):
+    def note(prompt, tokenizer, chat, *rest):
       self.forms.add(chat)
-      return asked(prompt, tokenizer, chat, start)
+      return asked(prompt, tokenizer, chat, *rest)
 
     test.enterContext(mock.patch.object(tokenization, '_format_prompt', note))
 

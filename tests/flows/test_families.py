@@ -21,10 +21,12 @@ class FamiliesTest(parameterized.TestCase):
   def test_runs_end_to_end(self, family):
     folder = tiny.temp_dir(self)
     flags = tiny_job.make(folder / 'job', family=family)
-    record = runs.run(folder / 'run', *flags)
+    record = runs.run(
+        folder / 'run', *flags, '--nounlearn_quantized_reference')
     accuracy = record['accuracy']['forget']
-    # 60 steps of neurons make the answers unlikely in each family, and the
-    # choice among them wrong in some only; parity is tested elsewhere.
+    # 60 steps of neurons make the answers unlikely in each family (against the
+    # quantized base, in Gemma 3 a little less), and the choice among them wrong
+    # in some only; parity is tested elsewhere.
     nll = record['history']['forget_nll']
     self.assertGreater(np.mean(nll[-5:]), nll[0] + 2)
     for p in ('fp', 'nf4'):

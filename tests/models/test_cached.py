@@ -12,7 +12,7 @@ import pytest
 from mansu_jax.models import cached
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
-from mansu_jax.stages.judge import results
+from mansu_jax.stages.prepare import generating
 from tests.models import tiny
 
 
@@ -67,7 +67,7 @@ class CachedTest(parameterized.TestCase):
     weights = tiny.params(cfg)
     asked = [row[:n].tolist() for n, row in zip(
         (9, 1, 4, 7), tiny.tokens(cfg, batch=4))]
-    got = results.make_generator(cfg)(weights, asked, max_new_tokens=7)
+    got = generating.make(cfg)(weights, asked, max_new_tokens=7)
     self.assertEqual(got, _window_greedy(cfg, weights, asked, 7))
 
   def test_without_a_cache_the_decoder_is_unchanged(self):
@@ -89,7 +89,7 @@ class CachedTest(parameterized.TestCase):
         f'{shared}The capital of France is', f'{shared}The capital of Peru is',
     ])['input_ids']
     new = 6
-    got = results.make_generator(model.config)(
+    got = generating.make(model.config)(
         model.params, asked, max_new_tokens=new, beginnings=[0, 1, 2, 2])
     self.assertEqual(
         got, _window_greedy(model.config, model.params, asked, new))

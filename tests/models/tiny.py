@@ -122,41 +122,58 @@ def gguf_tensors(cfg, weights):
   return {name: np.ascontiguousarray(rows) for name, rows in out.items()}
 
 
+def write_gguf_of(path, arch, add, rows, raw=()):
+  """Writes a file.
+
+  Args:
+    path: of the file.
+    arch: its architecture.
+    add: called with the writer, for metadata.
+    rows: {tensor name: array}.
+    raw: {tensor name: (bytes, storage format)}, instead of some arrays.
+  """
+  writer = gguf.GGUFWriter(path, arch)
+  add(writer)
+  for name, values in rows.items():
+    if name in raw:
+      writer.add_tensor(name, raw[name][0], raw_dtype=raw[name][1])
+    else:
+      writer.add_tensor(name, values)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+
+
 def write_gguf(path, cfg, weights, *, architecture='llama', extra=None,
                change_tensors=lambda tensors: tensors, raw=None,
                add_bos=False, pre='smollm', vocab=VOCAB, merges=MERGES,
                kinds=KINDS, bos_and_eos=(1, 2), add=lambda writer: None):
   """Writes a float32 GGUF with a byte-level tokenizer of few tokens."""
-  writer = gguf.GGUFWriter(path, architecture)
-  writer.add_block_count(cfg.num_layers)
-  writer.add_context_length(cfg.max_position)
-  writer.add_embedding_length(cfg.d_model)
-  writer.add_feed_forward_length(cfg.d_ff)
-  writer.add_head_count(cfg.num_heads)
-  writer.add_head_count_kv(cfg.num_kv_heads)
-  writer.add_key_length(cfg.d_head)
-  writer.add_rope_freq_base(cfg.rope_theta)
-  writer.add_layer_norm_rms_eps(cfg.norm_eps)
-  if cfg.rope_scaling is not None:
-    writer.add_rope_scaling_type(gguf.RopeScalingType(cfg.rope_scaling.kind))
-    writer.add_rope_scaling_factor(cfg.rope_scaling.factor)
-  writer.add_tokenizer_model('gpt2')
-  writer.add_tokenizer_pre(pre)
-  writer.add_token_list(vocab)
-  writer.add_token_types(kinds)
-  writer.add_token_merges(merges)
-  writer.add_bos_token_id(bos_and_eos[0])
-  writer.add_eos_token_id(bos_and_eos[1])
-  writer.add_add_bos_token(add_bos)
-  add(writer)
-  for key, value in (extra or {}).items():
-    writer.add_uint32(key, value)
-  for name, rows in change_tensors(gguf_tensors(cfg, weights)).items():
-    if name in (raw or {}):
-      writer.add_tensor(name, raw[name][0], raw_dtype=raw[name][1])
-    else:
-      writer.add_tensor(name, rows)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
+  def add_all(writer):
+    writer.add_block_count(cfg.num_layers)
+    writer.add_context_length(cfg.max_position)
+    writer.add_embedding_length(cfg.d_model)
+    writer.add_feed_forward_length(cfg.d_ff)
+    writer.add_head_count(cfg.num_heads)
+    writer.add_head_count_kv(cfg.num_kv_heads)
+    writer.add_key_length(cfg.d_head)
+    writer.add_rope_freq_base(cfg.rope_theta)
+    writer.add_layer_norm_rms_eps(cfg.norm_eps)
+    if cfg.rope_scaling is not None:
+      writer.add_rope_scaling_type(gguf.RopeScalingType(cfg.rope_scaling.kind))
+      writer.add_rope_scaling_factor(cfg.rope_scaling.factor)
+    writer.add_tokenizer_model('gpt2')
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(vocab)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(bos_and_eos[0])
+    writer.add_eos_token_id(bos_and_eos[1])
+    writer.add_add_bos_token(add_bos)
+    add(writer)
+    for key, value in (extra or {}).items():
+      writer.add_uint32(key, value)
+
+  write_gguf_of(path, architecture, add_all, change_tensors(
+      gguf_tensors(cfg, weights)), raw or {})

@@ -1,9 +1,7 @@
 """Stages and steps are saved completely and restored bit for bit."""
 
-import contextlib
 import errno
 import pathlib
-import resource
 import shutil
 import tempfile
 from unittest import mock
@@ -18,6 +16,7 @@ import pytest
 from mansu_jax.runtime import checkpoint_io
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import preemption
+from tests import full_disk
 
 _TREE = {
     'theta': {'layers': {'mlp': {
@@ -44,17 +43,6 @@ def _damage(path, how):
 
 
 _DAMAGES = ('deleted', 'truncated', 'flipped', 'garbage')
-
-
-@contextlib.contextmanager
-def _no_room(size):
-  """Limits files to `size` bytes, as on a full disk."""
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class _Case(parameterized.TestCase):
@@ -157,7 +145,7 @@ class DiskTest(_Case):
       with checkpoints.StageCache(self.root, resume=True) as saved:
         saved.get_or_compute('small', lambda: {'x': np.ones(2)})
         saved.wait()
-        with _no_room(20_000):
+        with full_disk.no_room(20_000):
           saved.get_or_compute('big', lambda: {'x': rng.normal(size=50_000)})
           if when == 'the next save':
             saved.get_or_compute('next', lambda: {'x': np.ones(2)})
@@ -170,7 +158,7 @@ class DiskTest(_Case):
   def test_a_failed_save_does_not_hide_another_error(self):
     with self.assertRaisesRegex(ValueError, 'the loss'):
       with checkpoints.StageCache(self.root, resume=True) as saved:
-        with _no_room(5_000):
+        with full_disk.no_room(5_000):
           saved.get_or_compute(
               'big', lambda: {'x': np.random.normal(size=50_000)})
           raise ValueError('the loss is nan')
@@ -182,7 +170,7 @@ class DiskTest(_Case):
       with saved.steps('steps', 1) as steps:
         steps.after(1, {'w': np.ones(2)}, rows)
       with self.assertRaisesRegex(OSError, 'steps.* cannot be saved'):
-        with _no_room(20_000), saved.steps('steps', 1) as steps:
+        with full_disk.no_room(20_000), saved.steps('steps', 1) as steps:
           steps.after(2, {'w': rng.normal(size=50_000)}, rows)
       with saved.steps('steps', 1) as steps:
         carry, _ = steps.restore({'w': np.zeros(2)})

@@ -13,6 +13,7 @@ from typing import Any
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import family
+from mansu_jax.runtime import messages
 
 
 def _find() -> dict[str, family.Family]:
@@ -54,8 +55,8 @@ def from_hf(
     known = ', '.join(f'{name} ({one.members})'
                       for name, one in FAMILIES.items())
     raise ValueError(
-        f'{where} has `model_type: {kind}`; wanted one of those that this'
-        f' version supports: {known}. Use another model.')
+        f'{where} has `model_type: {messages.bare(kind)}`; wanted one of those'
+        f' that this version supports: {known}. Use another model.')
   return found.from_hf(fields, where, ignore)
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
+from mansu_jax.models.families import gguf_form
 from mansu_jax.models.families import rope
+from mansu_jax.runtime import messages
 
 Fields = Mapping[str, Any]
 
@@ -90,6 +92,11 @@ _IGNORED = frozenset({
     'num_return_sequences', 'output_scores', 'remove_invalid_values',
     'repetition_penalty', 'return_dict_in_generate', 'suppress_tokens',
     'temperature', 'top_k', 'top_p', 'typical_p'})
+# Fields that a config is computed from -> largest value. Some families list
+# their layers.
+_POSITIVE = {'num_hidden_layers': 2**16, 'hidden_size': 2**31,
+             'num_attention_heads': 2**31}
+QKV = 'layers/attn/q', 'layers/attn/k', 'layers/attn/v'  # Often one tensor.
 _ROPE_THETA = 10_000.0  # Of families without their own default.
 
 
@@ -117,12 +124,14 @@ class Family:
     optional: Its own defaults of optional fields, and its own fields.
     fixed: Its own fields of which the decoder implements one value.
     kinds: Types of its own fields.
+    positive: Its own fields that must be positive.
     ignored: Its own fields that do not change what the model computes.
     read: `(value of a field by its name, path for messages)` -> fields of the
       `ModelConfig` that only this family has.
     write: The inverse: config -> its own fields in `config.json`.
     partly_rotary: Whether rotary positions may turn a part of a head only.
     normalize: Gives the fields their ordinary form, before they are checked.
+    gguf: How `.gguf` files hold it; None: they are not read.
   """
 
   model_type: str
@@ -143,6 +152,7 @@ class Family:
   fixed: Fields = dataclasses.field(default_factory=dict)
   kinds: Mapping[str, tuple[type, ...]] = dataclasses.field(
       default_factory=dict)
+  positive: frozenset[str] = frozenset()
   ignored: frozenset[str] = frozenset()
   read: Callable[[Callable[[str], Any], str], dict[str, Any]] = (
       lambda get, where: {})
@@ -150,6 +160,7 @@ class Family:
       lambda config: {})
   partly_rotary: bool = False
   normalize: Callable[[Fields], Fields] = lambda fields: fields
+  gguf: gguf_form.GgufForm | None = None
 
   @property
   def naming(self) -> assemble.Naming:
@@ -227,6 +238,10 @@ class Family:
         eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
         pad_token_id=get('pad_token_id'), **self.read(get, where))
 
+  def from_common(self, fields: Fields, where: str) -> config_lib.ModelConfig:
+    """As `from_hf`, from fields by the names that most families have."""
+    return self.from_hf(self._own(fields), where)
+
   def _fixed(self) -> dict[str, Any]:
     return {'architectures': [self.architecture], **_FIXED, **self.fixed}
 
@@ -239,9 +254,9 @@ class Family:
       if got not in values and not (got is None and values[0] is False):
         wanted = ' or '.join(f'`{name}: {value}`' for value in values)
         raise ValueError(
-            f'{where} has `{name}: {got}`; wanted {wanted}, the only'
-            f' value{"s" if values[1:] else ""} that this version supports in a'
-            f' {self.model_type} model. Use another model.')
+            f'{where} has `{name}: {messages.bare(got)}`; wanted {wanted}, the'
+            f' only value{"s" if values[1:] else ""} that this version supports'
+            f' in a {self.model_type} model. Use another model.')
     required, optional, fixed, ignored = self.groups()
     missing = sorted(required - fields.keys())
     if missing:
@@ -251,27 +266,25 @@ class Family:
     unknown = sorted(
         fields.keys() - required - optional - fixed - ignored - set(ignore))
     if unknown:
+      names = messages.one_line(','.join(unknown))
       raise ValueError(
-          f'{where} has the unknown fields {unknown}; wanted only known fields'
-          f' of `model_type: {self.model_type}`, because another field may'
-          ' change the computation. Use another model or, if they have no'
-          f' effect, give --model_ignore_fields={",".join(unknown)}.')
+          f'{where} has the unknown fields {messages.shorten(unknown)}; wanted'
+          f' only known fields of `model_type: {self.model_type}`, because'
+          ' another field may change the computation. Use another model or, if'
+          f' they have no effect, give --model_ignore_fields={names}.')
     check_kinds(
         fields, {**self._own(_KINDS), **self.kinds}, where,
-        never_null=required | self._own(dict.fromkeys(_NEVER_NULL)).keys())
-    eos = fields.get('eos_token_id')
-    for value in eos if isinstance(eos, list) else ():
-      if type(value) is not int:
-        raise ValueError(
-            f'{where} has eos_token_id = {eos!r}; wanted int or a list of int.'
-            ' Correct the field.')
+        never_null=required | self.positive | (
+            self._own(dict.fromkeys((*_NEVER_NULL, *_POSITIVE))).keys()))
+    check_end_tokens(fields, where)
     for source in ('rope_scaling', 'rope_parameters'):
       check_kinds(fields.get(source) or {}, rope.KINDS, f'{where}, {source}')
-    heads = self.fields.get('num_attention_heads', 'num_attention_heads')
-    if fields[heads] < 1:
-      raise ValueError(
-          f'{where} has {heads} = {fields[heads]}; wanted a positive integer.'
-          ' Correct the field.')
+    positive = self._own(_POSITIVE) | dict.fromkeys(self.positive, 2**31)
+    for name, most in positive.items():
+      if not 0 < fields.get(name, 1) <= most:
+        raise ValueError(
+            f'{where} has {name} = {messages.shorten(fields[name])}; wanted a'
+            f' positive number up to {most}. Correct the field.')
 
   def to_hf(self, config: config_lib.ModelConfig, dtype: str) -> dict[str, Any]:
     """Builds a `config.json` for old and new versions of transformers.
@@ -332,7 +345,7 @@ def layer_windows(
     known = {'full_attention': False, 'sliding_attention': True}
     if len(kinds) != len(sliding) or not set(map(str, kinds)) <= known.keys():
       raise ValueError(
-          f'{where} has layer_types = {repr(kinds)[:60]}; wanted'
+          f'{where} has layer_types = {messages.shorten(kinds)}; wanted'
           f' {len(sliding)} of {list(known)}. Correct the field.')
     sliding = [known[kind] for kind in kinds]
   if not window or not any(sliding):
@@ -350,6 +363,16 @@ def _or(value: Any, default: Any) -> Any:
   return default if value is None else value
 
 
+def check_end_tokens(fields: Mapping[str, Any], where: str) -> None:
+  """Raises ValueError unless `eos_token_id` is an id, ids or null."""
+  eos = fields.get('eos_token_id')
+  for value in eos if isinstance(eos, list) else () if eos is None else (eos,):
+    if type(value) is not int:
+      raise ValueError(
+          f'{where} has eos_token_id = {messages.shorten(eos)}; wanted int or a'
+          ' list of int. Correct the field.')
+
+
 def check_kinds(
     fields: Mapping[str, Any], wanted: Mapping[str, tuple[type, ...]],
     where: str, never_null: Collection[str] = ()) -> None:
@@ -362,6 +385,6 @@ def check_kinds(
       fits = abs(value) <= sys.float_info.max
     if not fits:
       raise ValueError(
-          f'{where} has {name} = {repr(value)[:60]}; wanted'
+          f'{where} has {name} = {messages.shorten(value)}; wanted'
           f' {" or ".join(kind.__name__ for kind in kinds)}. Correct the'
           ' field.')

@@ -7,6 +7,7 @@ from typing import Any
 
 from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import family
+from mansu_jax.models.families import gguf_form
 
 ACTIVATIONS = {'gelu_pytorch_tanh': 'gelu_tanh'}
 FIELDS = {'hidden_act': 'hidden_activation'}
@@ -23,10 +24,18 @@ OPTIONAL = {
     'attn_logit_softcapping': None, 'final_logit_softcapping': None}
 FIXED = {'hidden_act': 'gelu_pytorch_tanh', 'attention_bias': False,
          'use_bidirectional_attention': False}
+POSITIVE = frozenset({'query_pre_attn_scalar'})
 KINDS = {'sliding_window': (int,), 'layer_types': (list,)} | dict.fromkeys(
     ('query_pre_attn_scalar', 'attn_logit_softcapping',
      'final_logit_softcapping'), (int, float))
 IGNORED = frozenset({'cache_implementation'})
+
+GGUF_NAMES = gguf_form.NAMES | {
+    'layers/attn_post_norm': 'blk.{}.post_attention_norm.weight',
+    'layers/mlp_post_norm': 'blk.{}.post_ffw_norm.weight'}
+GGUF_KEYS = gguf_form.ROTARY | {
+    'attention.sliding_window', 'attention.sliding_window_pattern',
+    'final_logit_softcapping'}
 
 
 def read(
@@ -54,6 +63,22 @@ def write(config: config_lib.ModelConfig) -> dict[str, Any]:
       'layer_types': family.layer_types(config)}
 
 
+def gguf_scale(
+    fields: family.Fields, layers_of_27b: int) -> dict[str, float | int]:
+  """The scale of queries, which only the 27B model does not take from H.
+
+  No key holds it; llama.cpp knows the 27B model by its number of layers.
+
+  Args:
+    fields: Of the model, by the names that most families have.
+    layers_of_27b: Number of layers of that model.
+  """
+  wide = fields['num_hidden_layers'] == layers_of_27b
+  return {'query_pre_attn_scalar': (
+      fields['hidden_size'] // fields['num_attention_heads'] if wide
+      else fields['head_dim'])}
+
+
 def _whole(value: float) -> float | int:
   """An integer if the value is one but for rounding; transformers wants it."""
   return round(value) if abs(value - round(value)) < 1e-6 else value
@@ -66,5 +91,9 @@ FAMILY = family.Family(
     optional=OPTIONAL | {
         'max_position_embeddings': 8192, 'attn_logit_softcapping': 50.0,
         'final_logit_softcapping': 30.0},
-    fields=FIELDS, fixed=FIXED, kinds=KINDS, ignored=IGNORED,
-    read=lambda get, where: read(get, where, full_every=2), write=write)
+    fields=FIELDS, fixed=FIXED, kinds=KINDS, positive=POSITIVE, ignored=IGNORED,
+    read=lambda get, where: read(get, where, full_every=2), write=write,
+    gguf=gguf_form.GgufForm(
+        architecture='gemma2', names=GGUF_NAMES,
+        keys=GGUF_KEYS | {'attn_logit_softcapping'},
+        derive=lambda fields: gguf_scale(fields, layers_of_27b=46)))

@@ -8,6 +8,7 @@ from typing import Any
 from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import family
 from mansu_jax.models.families import gemma2
+from mansu_jax.models.families import gguf_form
 
 _FULL, _WITHIN = 'full_attention', 'sliding_attention'
 
@@ -35,6 +36,12 @@ def _write(config: config_lib.ModelConfig) -> dict[str, Any]:
       'rope_local_base_freq': config.window_rope_theta}
 
 
+def _derive(fields: family.Fields) -> dict[str, Any]:
+  """Further fields of a `.gguf` file: one without a window has none."""
+  return {'sliding_window': None, **fields} | gemma2.gguf_scale(
+      fields, layers_of_27b=62)
+
+
 FAMILY = family.Family(
     model_type='gemma3_text', architecture='Gemma3ForCausalLM',
     members='Gemma 3 without images', activations=gemma2.ACTIVATIONS,
@@ -44,5 +51,9 @@ FAMILY = family.Family(
         'rope_local_base_freq': 10_000.0, 'sliding_window_pattern': 6},
     fields=gemma2.FIELDS, fixed=gemma2.FIXED, kinds=gemma2.KINDS | {
         'rope_local_base_freq': (int, float), 'sliding_window_pattern': (int,)},
+    positive=gemma2.POSITIVE | {
+        'rope_local_base_freq', 'sliding_window_pattern'},
     ignored=gemma2.IGNORED | {'_sliding_window_pattern'},
-    read=_read, write=_write, normalize=_normalize)
+    read=_read, write=_write, normalize=_normalize, gguf=gguf_form.GgufForm(
+        architecture='gemma3', names=gemma2.GGUF_NAMES,
+        keys=gemma2.GGUF_KEYS | {'rope.freq_base_swa'}, derive=_derive))

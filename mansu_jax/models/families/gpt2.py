@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mansu_jax.models.families import family
+from mansu_jax.models.families import gguf_form
 
-QKV = ('layers/attn/q', 'layers/attn/k', 'layers/attn/v')
 # What the layers of the GPT models compute.
 LAYERS = {'norm': 'layer', 'gated': False, 'qkv_bias': True, 'out_bias': True}
 _LAYER = 'transformer.h.{}.'
@@ -17,7 +17,7 @@ FAMILY = family.Family(
         'final_norm': 'transformer.ln_f',
         'layers/attn_norm': f'{_LAYER}ln_1',
         'layers/mlp_norm': f'{_LAYER}ln_2',
-        **dict.fromkeys(QKV, f'{_LAYER}attn.c_attn'),
+        **dict.fromkeys(family.QKV, f'{_LAYER}attn.c_attn'),
         'layers/attn/o': f'{_LAYER}attn.c_proj',
         'layers/mlp/up': f'{_LAYER}mlp.c_fc',
         'layers/mlp/down': f'{_LAYER}mlp.c_proj'}) | {
@@ -45,4 +45,17 @@ FAMILY = family.Family(
         'attn_pdrop', 'embd_pdrop', 'n_ctx', 'resid_pdrop',
         'summary_activation', 'summary_first_dropout', 'summary_proj_to_labels',
         'summary_type', 'summary_use_proj'}),
-    read=lambda get, where: LAYERS | {'positions': 'learned'})
+    read=lambda get, where: LAYERS | {'positions': 'learned'},
+    gguf=gguf_form.GgufForm(
+        architecture='gpt2', names=family.with_biases({
+            'final_norm': 'output_norm',
+            'layers/attn_norm': 'blk.{}.attn_norm',
+            'layers/mlp_norm': 'blk.{}.ffn_norm',
+            **dict.fromkeys(family.QKV, 'blk.{}.attn_qkv'),
+            'layers/attn/o': 'blk.{}.attn_output',
+            'layers/mlp/up': 'blk.{}.ffn_up',
+            'layers/mlp/down': 'blk.{}.ffn_down'}) | {
+                'embed': 'token_embd.weight',
+                'positions': 'position_embd.weight',
+                'lm_head': 'output.weight'},
+        norm_eps='attention.layer_norm_epsilon', keys=frozenset()))

@@ -17,7 +17,7 @@ FAMILY = family.Family(
         'final_norm': 'gpt_neox.final_layer_norm',
         'layers/attn_norm': f'{_LAYER}input_layernorm',
         'layers/mlp_norm': f'{_LAYER}post_attention_layernorm',
-        **dict.fromkeys(gpt2.QKV, f'{_LAYER}attention.query_key_value'),
+        **dict.fromkeys(family.QKV, f'{_LAYER}attention.query_key_value'),
         'layers/attn/o': f'{_LAYER}attention.dense',
         'layers/mlp/up': f'{_LAYER}mlp.dense_h_to_4h',
         'layers/mlp/down': f'{_LAYER}mlp.dense_4h_to_h'}) | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mansu_jax.models.families import family
+from mansu_jax.models.families import gguf_form
 
 FAMILY = family.Family(
     model_type='llama', architecture='LlamaForCausalLM',
@@ -11,4 +12,5 @@ FAMILY = family.Family(
     fixed={'attention_bias': False, 'mlp_bias': False,
            'rope_interleaved': False},
     ignored=frozenset({'is_llama_config', 'pretraining_tp'}),
-    write=lambda config: {'attention_bias': False, 'mlp_bias': False})
+    write=lambda config: {'attention_bias': False, 'mlp_bias': False},
+    gguf=gguf_form.GgufForm(architecture='llama', pairs_rotary=True))

@@ -6,6 +6,7 @@ from typing import Any
 
 from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import family
+from mansu_jax.models.families import gguf_form
 from mansu_jax.models.families import mistral
 
 _QKV = 'model.layers.{}.self_attn.qkv_proj.weight'
@@ -37,8 +38,8 @@ def _write(config: config_lib.ModelConfig) -> dict[str, Any]:
 
 FAMILY = family.Family(
     model_type='phi3', architecture='Phi3ForCausalLM',
-    members='Phi 3, 3.5 and 4', names=family.NAMES | {
-        'layers/attn/q': _QKV, 'layers/attn/k': _QKV, 'layers/attn/v': _QKV,
+    members='Phi 3, 3.5 and 4',
+    names=family.NAMES | dict.fromkeys(family.QKV, _QKV) | {
         'layers/mlp/gate': _GATE_UP, 'layers/mlp/up': _GATE_UP},
     optional={
         'bos_token_id': 1, 'eos_token_id': 32000, 'pad_token_id': 32000,
@@ -50,4 +51,8 @@ FAMILY = family.Family(
     ignored=frozenset({
         'auto_map', 'embd_pdrop', 'interpolate_factor', 'resid_pdrop'}),
     read=mistral.FAMILY.read, write=_write, partly_rotary=True,
-    normalize=_normalize)
+    normalize=_normalize, gguf=gguf_form.GgufForm(
+        architecture='phi3', names=gguf_form.NAMES | dict.fromkeys(
+            family.QKV, 'blk.{}.attn_qkv.weight') | {
+                'layers/mlp/gate': gguf_form.NAMES['layers/mlp/up']},
+        keys=gguf_form.ROTARY | {'attention.sliding_window'}))

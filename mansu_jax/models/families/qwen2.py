@@ -7,6 +7,7 @@ from typing import Any
 
 from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import family
+from mansu_jax.models.families import gguf_form
 
 OPTIONAL = {
     'max_position_embeddings': 32768, 'sliding_window': 4096,
@@ -36,4 +37,4 @@ FAMILY = family.Family(
     members='Qwen2 and Qwen2.5', required=frozenset({'num_key_value_heads'}),
     optional=OPTIONAL, kinds=KINDS,
     read=lambda get, where: {'qkv_bias': True, **windows(get, where)},
-    write=write)
+    write=write, gguf=gguf_form.GgufForm(architecture='qwen2'))

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from mansu_jax.models import config as config_lib
+from mansu_jax.runtime import messages
 
 # Types of the fields of `rope_scaling` and `rope_parameters`.
 KINDS = dict.fromkeys(
@@ -71,14 +72,15 @@ def read(
         name: ['factor', *map(_SCALING_FIELDS.get, some)]
         for name, some in config_lib.ROPE_FIELDS.items()}
     raise ValueError(
-        f'{where} has rotary scaling {kind!r} with the fields'
-        f' {sorted(scaling)}; wanted one of {known}. Use another model.')
+        f'{where} has rotary scaling {messages.shorten(kind)} with the fields'
+        f' {messages.shorten(sorted(scaling))}; wanted one of {known}. Use'
+        ' another model.')
   for name, values in scaling.items():
     if isinstance(values, list) and not all(
         type(x) in (int, float) for x in values):
       raise ValueError(
-          f'{where} has {name} = {repr(values)[:60]}; wanted a list of numbers.'
-          ' Correct the field.')
+          f'{where} has {name} = {messages.shorten(values)}; wanted a list of'
+          ' numbers. Correct the field.')
   return theta, config_lib.RopeScaling(kind=kind, **{
       ours[name]: tuple(value) if isinstance(value, list) else value
       for name, value in scaling.items()}), share
@@ -145,7 +147,12 @@ def write_share(config: config_lib.ModelConfig) -> dict[str, float]:
   """The field for the share of a head that rotary positions turn."""
   if not config.d_rotary:
     return {}
-  share = config.d_rotary / config.d_head
-  if int(config.d_head * share) < config.d_rotary:  # Rounded down.
-    share = math.nextafter(share, 1)
-  return {'partial_rotary_factor': share}
+  return {'partial_rotary_factor': share_of(config.d_rotary, config.d_head)}
+
+
+def share_of(rotary: int, width: int) -> float:
+  """The share of a head of this width that holds `rotary` coordinates."""
+  found = rotary / width
+  if int(width * found) < rotary:  # Rounded down.
+    found = math.nextafter(found, 1)
+  return found

@@ -12,12 +12,13 @@ import array
 from collections.abc import Sequence
 import dataclasses
 import math
-import reprlib
 import struct
 from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
+
+from mansu_jax.runtime import messages
 
 MAGIC = b'GGUF'
 _VERSIONS = (2, 3)
@@ -36,10 +37,6 @@ _LEAST_STRING, _LEAST_ARRAY, _LEAST_PAIR, _LEAST_TENSOR = 8, 12, 13, 32
 _LONGEST_KEY, _LONGEST_NAME, _MOST_AXES = 2**16 - 1, 64, 4
 _DEEPEST = 4  # Nesting of arrays.
 _ALIGNMENT = 'general.alignment'
-
-_repr = reprlib.Repr()
-_repr.maxstring = 80
-shorten = _repr.repr  # Formats a value of the file for a message.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +98,8 @@ def read(data: np.ndarray) -> Header:
   for _ in range(num_pairs):
     key = cursor.name(_LONGEST_KEY, 'key')
     if key in metadata:
-      raise ValueError(f'two values of the key {shorten(key)}')
-    what = f'value of {shorten(key)}'
+      raise ValueError(f'two values of the key {messages.shorten(key)}')
+    what = f'value of {messages.shorten(key)}'
     metadata[key] = _value(cursor, cursor.number('I', f'type of {what}'), what)
   return Header(metadata, _tensors(cursor, num_tensors, _alignment(metadata)))
 
@@ -164,8 +161,8 @@ class _Cursor:
     text = self.text(what)
     if len(text) > longest or not text.isprintable():
       raise ValueError(
-          f'the {what} {shorten(text)} at byte {at}, wanted at most {longest}'
-          ' printable letters')
+          f'the {what} {messages.shorten(text)} at byte {at}, wanted at most'
+          f' {longest} printable letters')
     return text
 
   def texts(self, count: int, what: str) -> list[str]:
@@ -222,7 +219,7 @@ def _alignment(metadata: dict[str, Any]) -> int:
   whole = isinstance(value, int) and not isinstance(value, bool)
   if not whole or value < 1 or value & (value - 1):
     raise ValueError(
-        f'{_ALIGNMENT} = {shorten(value)}, wanted a power of two')
+        f'{_ALIGNMENT} = {messages.shorten(value)}, wanted a power of two')
   return value
 
 
@@ -234,7 +231,8 @@ def _tensors(
   for _ in range(count):
     tensor = _tensor(cursor, alignment)
     if tensor.name in found:
-      raise ValueError(f'two tensors of the name {shorten(tensor.name)}')
+      raise ValueError(
+          f'two tensors of the name {messages.shorten(tensor.name)}')
     found[tensor.name] = tensor
   first = -(-cursor.at // alignment) * alignment  # Offsets count from here.
   out = [dataclasses.replace(t, start=first + t.start) for t in found.values()]
@@ -248,19 +246,19 @@ def _check_offsets(found: Sequence[Tensor], first: int, size: int) -> None:
   for tensor in sorted(found, key=lambda t: t.start):
     if tensor.start < end:
       raise ValueError(
-          f'the tensors {shorten(before.name)} and {shorten(tensor.name)}'
-          ' overlap')
+          f'the tensors {messages.shorten(before.name)} and'
+          f' {messages.shorten(tensor.name)} overlap')
     end, before = tensor.start + tensor.size, tensor
   if before is not None and end > size:
     raise ValueError(
-        f'the tensor {shorten(before.name)} ends at byte {end}, the file at'
-        f' {size}')
+        f'the tensor {messages.shorten(before.name)} ends at byte {end}, the'
+        f' file at {size}')
 
 
 def _tensor(cursor: _Cursor, alignment: int) -> Tensor:
   """Reads the next tensor; its start is relative to the first tensor."""
   name = cursor.name(_LONGEST_NAME, 'tensor name')
-  what = f'the tensor {shorten(name)}'
+  what = f'the tensor {messages.shorten(name)}'
   num_axes = cursor.number('I', f'number of axes of {what}')
   if not 1 <= num_axes <= _MOST_AXES:
     raise ValueError(f'{what} of {num_axes} axes, wanted 1 to {_MOST_AXES}')

@@ -1,8 +1,9 @@
-"""Reads `.gguf` files of the llama architecture and dequantizes the weights.
+"""Reads `.gguf` files as llama.cpp writes them, and dequantizes the weights.
 
-llama.cpp's converter reorders the rows of W_Q and W_K so that rotary pairs are
-adjacent. This reader restores the order (h, h + H / 2). Format:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The converter of the llama architecture reorders the rows of W_Q and W_K so that
+rotary pairs are adjacent; this reader restores the order (h, h + H / 2). Norm
+weights are stored with the offset of the family (1 + w in Gemma), which it
+subtracts. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -19,39 +20,18 @@ import numpy as np
 from mansu_jax import types
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
-from mansu_jax.models import rotary
+from mansu_jax.models import families
+from mansu_jax.models import layout
+from mansu_jax.models.families import family as family_lib
 from mansu_jax.models.io import gguf_header
-from mansu_jax.models.io import gguf_tokenizer
-
-NAMING = assemble.Naming({
-    'embed': 'token_embd.weight',
-    'final_norm': 'output_norm.weight',
-    'lm_head': 'output.weight',
-    'layers/attn_norm': 'blk.{}.attn_norm.weight',
-    'layers/mlp_norm': 'blk.{}.ffn_norm.weight',
-    'layers/attn/q': 'blk.{}.attn_q.weight',
-    'layers/attn/k': 'blk.{}.attn_k.weight',
-    'layers/attn/v': 'blk.{}.attn_v.weight',
-    'layers/attn/o': 'blk.{}.attn_output.weight',
-    'layers/mlp/gate': 'blk.{}.ffn_gate.weight',
-    'layers/mlp/up': 'blk.{}.ffn_up.weight',
-    'layers/mlp/down': 'blk.{}.ffn_down.weight',
-})
+from mansu_jax.runtime import messages
 
 # Tensor of the divisors of the rotary frequencies, [H / 2]. llama.cpp stores
 # the scaling of Llama 3.1 in this form.
 ROTARY_DIVISORS = 'rope_freqs.weight'
-_LLAMA3_FACTORS = (8.0, 32.0)  # Llama 3.1 and 3.2.
-
-# Keys of the llama architecture that define the config.
-_REQUIRED = frozenset({
-    'block_count', 'context_length', 'embedding_length',
-    'feed_forward_length', 'attention.head_count',
-    'attention.layer_norm_rms_epsilon'})
-_OPTIONAL = frozenset({
-    'attention.head_count_kv', 'attention.key_length',
-    'attention.value_length', 'rope.dimension_count', 'rope.freq_base',
-    'rope.scaling.type', 'rope.scaling.factor', 'vocab_size'})
+# Field of `longrope` scaling -> tensor of its divisors, [R / 2].
+LONGROPE = {'short_factor': 'rope_factors_short.weight',
+            'long_factor': 'rope_factors_long.weight'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +39,7 @@ class GgufFile:
   """An open file with parsed metadata; weights are not dequantized yet."""
 
   path: pathlib.Path
+  family: family_lib.Family
   data: np.ndarray  # [bytes] uint8, mapped
   metadata: Mapping[str, Any]
   tensors: Sequence[gguf_header.Tensor]
@@ -104,146 +85,31 @@ def open_file(path: pathlib.Path) -> GgufFile:
         f'{path} ({data.size} bytes) cannot be read as GGUF ({error}); wanted'
         ' a complete little-endian file. It is truncated, damaged or of another'
         ' kind; download or convert it again.') from error
-  _check_whole_llama(path, metadata)
-  return GgufFile(path, data, metadata, tensors)
+  _check_whole(path, metadata)
+  return GgufFile(path, _family(path, metadata), data, metadata, tensors)
 
 
-def _check_whole_llama(
-    path: pathlib.Path, metadata: Mapping[str, Any]) -> None:
+def _check_whole(path: pathlib.Path, metadata: Mapping[str, Any]) -> None:
   parts = metadata.get(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, 1)
   if parts not in (0, 1):
     raise ValueError(
-        f'{path} is one of {gguf_header.shorten(parts)} parts of a model;'
+        f'{path} is one of {messages.shorten(parts)} parts of a model;'
         ' wanted a single file. Merge the parts with llama.cpp\'s'
         ' `llama-gguf-split --merge`.')
+
+
+def _family(
+    path: pathlib.Path, metadata: Mapping[str, Any]) -> family_lib.Family:
+  """The family of the architecture."""
+  known = {family.gguf.architecture: family
+           for family in families.FAMILIES.values() if family.gguf is not None}
   architecture = metadata.get('general.architecture')
-  if architecture != 'llama':
-    found = gguf_header.shorten(architecture).strip('\'"')
+  if not isinstance(architecture, str) or architecture not in known:
     raise ValueError(
-        f'{path} has `general.architecture: {found}`; wanted'
-        ' `general.architecture: llama`, the only one that this version'
-        ' supports. Use another file.')
-
-
-def read_config(file: GgufFile) -> config_lib.ModelConfig:
-  """Builds the config from the metadata.
-
-  Raises:
-    ValueError: a `llama.*` key is missing or unknown, or a value is not
-      supported.
-  """
-  prefix = 'llama.'
-  found = {key.removeprefix(prefix): value
-           for key, value in file.metadata.items() if key.startswith(prefix)}
-  _check_keys(file.path, found)
-  heads, width = found['attention.head_count'], found['embedding_length']
-  if heads < 1:
-    raise ValueError(
-        f'{file.path} has llama.attention.head_count = {heads}; wanted a'
-        ' positive number. Convert the model again.')
-  d_head = found.get('attention.key_length', width // heads)
-  for key in ('attention.value_length', 'rope.dimension_count'):
-    if found.get(key, d_head) != d_head:
-      raise ValueError(
-          f'{file.path} has llama.{key} = {found[key]}; wanted the head'
-          f' width {d_head}. Partial rotary positions and unequal head widths'
-          ' are not implemented; use another model.')
-  keys = gguf_tokenizer.ggml_keys(file.metadata)
-  token = lambda name: gguf_tokenizer.special_id(keys, name)
-  config = config_lib.ModelConfig(
-      vocab_size=file.shapes.get(NAMING.names['embed'], (1,))[0],
-      d_model=width,
-      num_layers=found['block_count'],
-      num_heads=heads,
-      num_kv_heads=found.get('attention.head_count_kv', heads),
-      d_head=d_head,
-      d_ff=found['feed_forward_length'],
-      rope_theta=_shortest_decimal(found.get('rope.freq_base', 10_000.0)),
-      rope_scaling=_rope_scaling(file.path, found),
-      norm_eps=_shortest_decimal(found['attention.layer_norm_rms_epsilon']),
-      tie_embeddings=NAMING.names['lm_head'] not in file.shapes,
-      max_position=found['context_length'],
-      bos_token_id=token('bos'),
-      eos_token_id=token('eos'),
-      pad_token_id=token('padding'))
-  if ROTARY_DIVISORS in file.shapes:
-    scaling = _llama3_scaling(file, config)
-    config = dataclasses.replace(config, rope_scaling=scaling)
-  return config
-
-
-def _llama3_scaling(
-    file: GgufFile, config: config_lib.ModelConfig
-) -> config_lib.RopeScaling:
-  """The scaling that gives the divisors in the file."""
-  (tensor,) = (t for t in file.tensors if t.name == ROTARY_DIVISORS)
-  _check_format(file, tensor)
-  divisors = _dequantize(file.stored(tensor), tensor)
-  right_shape = divisors.shape == (config.d_head // 2,)
-  factors = (float(divisors.max(initial=1)), *_LLAMA3_FACTORS)
-  for factor in factors if right_shape else ():
-    scaling = config_lib.RopeScaling(
-        kind='llama3', factor=factor, low_freq_factor=1.0,
-        high_freq_factor=4.0, original_max_position=8192)
-    want = 1 / rotary.llama3_shrinkage(
-        dataclasses.replace(config, rope_scaling=scaling))
-    if np.allclose(divisors, want, 1e-5, 0):
-      return scaling
-  raise ValueError(
-      f'{file.path} divides rotary frequencies by {_format(divisors)}; wanted'
-      f' the {config.d_head // 2} divisors of Llama 3.1 (bands 1 and 4 of 8192'
-      ' tokens). Use the Hugging Face directory of this model.')
-
-
-def _format(values: np.ndarray) -> str:
-  """The first four values, for a message."""
-  more = ', ...' if values.size > 4 else ''
-  return f'{", ".join(f"{x:.4g}" for x in values.flat[:4])}{more}'
-
-
-def _check_keys(path: pathlib.Path, found: Mapping[str, Any]) -> None:
-  missing = sorted(_REQUIRED - found.keys())
-  if missing:
-    raise ValueError(
-        f'{path} lacks the llama keys {missing}; wanted'
-        f' {sorted(_REQUIRED)}. Convert the model again.')
-  unknown = sorted(found.keys() - _REQUIRED - _OPTIONAL)
-  if unknown:
-    raise ValueError(
-        f'{path} has the unknown llama keys {gguf_header.shorten(unknown)};'
-        ' wanted only known keys, because another key may change the'
-        ' computation. Use another file.')
-  for key, value in found.items():
-    kind = str if key == 'rope.scaling.type' else (int, float)
-    if not isinstance(value, kind) or isinstance(value, bool):
-      raise ValueError(
-          f'{path} has llama.{key} = {gguf_header.shorten(value)}; wanted one'
-          f' {"name" if kind is str else "number"}. Per-layer values are not'
-          ' implemented; use another file.')
-
-
-def _rope_scaling(
-    path: pathlib.Path, found: Mapping[str, Any]
-) -> config_lib.RopeScaling | None:
-  kind = found.get('rope.scaling.type', 'none')
-  if kind == 'none':
-    return None
-  if kind != 'linear':
-    raise ValueError(
-        f'{path} has llama.rope.scaling.type = {gguf_header.shorten(kind)};'
-        ' wanted \'none\' or \'linear\'. Use the Hugging Face directory of'
-        ' this model.')
-  return config_lib.RopeScaling(
-      kind=kind, factor=_shortest_decimal(found.get('rope.scaling.factor', 1)))
-
-
-def _shortest_decimal(value: float) -> float:
-  """The shortest decimal that rounds to this float32.
-
-  GGUF stores 1e-5 as 9.99999975e-6; this function returns 1e-5.
-  """
-  with np.errstate(over='ignore'):  # The config refuses infinity.
-    return float(str(np.float32(value)))
+        f'{path} has `general.architecture: {messages.bare(architecture)}`;'
+        ' wanted one of those that this version supports:'
+        f' {", ".join(known)}. Use another file.')
+  return known[architecture]
 
 
 def read_params(
@@ -258,20 +124,40 @@ def read_params(
   """
   for tensor in {t.kind: t for t in file.tensors}.values():
     _check_format(file, tensor)
-  shapes = dict(file.shapes)
-  if config.rope_scaling is not None and config.rope_scaling.kind == 'llama3':
-    shapes.pop(ROTARY_DIVISORS, None)
-  assemble.check(shapes, config, NAMING, str(file.path))
+  form, shapes, scaling = file.family.gguf, dict(file.shapes), (
+      config.rope_scaling)
+  for kind, names in (('llama3', (ROTARY_DIVISORS,)),
+                      ('longrope', LONGROPE.values())):
+    if scaling is not None and scaling.kind == kind:
+      for name in names:
+        shapes.pop(name, None)
+  assemble.check(shapes, config, form.naming, str(file.path))
   by_name = {t.name: t for t in file.tensors}
 
   def read(tensor: assemble.Tensor) -> np.ndarray:
     stored = by_name[tensor.name]
     rows = _dequantize(file.stored(stored), stored)
+    leaf = tensor.leaves[0]
+    if layout.LEAVES[leaf].start == 'norm' and config.norm_offset:
+      return rows - np.float32(config.norm_offset)
     heads = {'layers/attn/q': config.num_heads,
-             'layers/attn/k': config.num_kv_heads}.get(*tensor.leaves)
-    return rows if heads is None else _unpair_rotary(rows, heads)
+             'layers/attn/k': config.num_kv_heads}.get(leaf)
+    if heads is None or not form.pairs_rotary:
+      return rows
+    return _unpair_rotary(rows, heads)
 
-  return assemble.assemble(config, NAMING, read, dtype)
+  return assemble.assemble(config, form.naming, read, dtype)
+
+
+def read_values(file: GgufFile, name: str) -> np.ndarray:
+  """Dequantizes one tensor.
+
+  Raises:
+    ValueError: the `gguf` package cannot dequantize its format.
+  """
+  (tensor,) = (t for t in file.tensors if t.name == name)
+  _check_format(file, tensor)
+  return _dequantize(file.stored(tensor), tensor)
 
 
 def _check_format(file: GgufFile, tensor: gguf_header.Tensor) -> None:

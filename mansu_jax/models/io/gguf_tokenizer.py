@@ -1,95 +1,36 @@
 """Builds a fast tokenizer from the metadata of a GGUF file.
 
-Supports byte-level BPE (`tokenizer.ggml.model` = 'gpt2'). The file contains the
-vocabulary and the merges; `tokenizer.ggml.pre` names the rule that splits text
-into words. This module defines the rules as llama.cpp does
-(src/llama-vocab.cpp).
+Supports byte-level BPE (`tokenizer.ggml.model` = 'gpt2'), whose rule to split
+text into words `gguf_words.py` has, and SentencePiece vocabularies ('llama'),
+which `gguf_sentencepiece.py` explains.
 """
 
 from __future__ import annotations
 
 import array
 from collections.abc import Mapping, Sequence
-import json
+import math
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders
 from tokenizers import models
-from tokenizers import pre_tokenizers
 from tokenizers import processors
 
 from mansu_jax import types
-from mansu_jax.models.io import gguf_header
+from mansu_jax.models.io import gguf_sentencepiece
+from mansu_jax.models.io import gguf_words
+from mansu_jax.runtime import messages
 
-_CONTROL, _USER_DEFINED = 3, 4  # Values of tokenizer.ggml.token_type.
-
-_LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
-
-
-def _gpt2_words() -> pre_tokenizers.PreTokenizer:
-  return pre_tokenizers.ByteLevel(add_prefix_space=False)
-
-
-def _smollm_words() -> pre_tokenizers.PreTokenizer:
-  return pre_tokenizers.Sequence(
-      [pre_tokenizers.Digits(individual_digits=True), _gpt2_words()])
-
-
-def _llama3_words() -> pre_tokenizers.PreTokenizer:
-  return pre_tokenizers.Sequence([
-      pre_tokenizers.Split(tokenizers.Regex(_LLAMA3_WORDS), 'isolated'),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-_WORDS = {
-    'gpt-2': _gpt2_words,
-    'llama-bpe': _llama3_words,
-    'smollm': _smollm_words,
-}
-_WHOLE_WORDS_FIRST = ('llama-bpe',)  # Words in the vocabulary stay whole.
+# Values of tokenizer.ggml.token_type.
+_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+_BPE, _SENTENCEPIECE = 'gpt2', 'llama'  # Values of tokenizer.ggml.model.
+# Of SentencePiece vocabularies without these keys, as in llama.cpp.
+_SENTENCEPIECE_IDS = {
+    'unknown_token_id': 0, 'bos_token_id': 1, 'eos_token_id': 2}
+_PHI3_KEEPS_BLANKS = frozenset({'<unk>', '<s>', '<|endoftext|>'})
 _CHAT_TEMPLATE = 'tokenizer.chat_template'
 _NO_VOCABULARY = ('none', 'no_vocab')  # Models that take token ids only.
-
-
-def word_rule(fields: Mapping[str, Any]) -> str | None:
-  """Finds the GGUF name of the rule by which a tokenizer splits text.
-
-  Args:
-    fields: Parsed `tokenizer.json`.
-
-  Returns:
-    Name of a supported rule; None for another rule, or for a tokenizer that is
-    not plain byte-level BPE.
-  """
-  model = fields['model']
-  plain = model['type'] == 'BPE' and fields['normalizer'] is None and not any(
-      model.get(key) for key in (
-          'byte_fallback', 'continuing_subword_prefix', 'end_of_word_suffix'))
-  if not plain:
-    return None
-  for name, words in _WORDS.items():
-    made = tokenizers.Tokenizer(models.BPE(
-        ignore_merges=name in _WHOLE_WORDS_FIRST))
-    made.pre_tokenizer = words()
-    known = json.loads(made.to_str())
-    if (_without_offsets(known['pre_tokenizer'])
-        == _without_offsets(fields['pre_tokenizer'])
-        and known['model']['ignore_merges'] == model['ignore_merges']):
-      return name
-  return None
-
-
-def _without_offsets(node: Any) -> Any:
-  """JSON without `trim_offsets`, which does not affect tokens."""
-  if isinstance(node, list):
-    return [_without_offsets(x) for x in node]
-  if isinstance(node, dict):
-    return {k: _without_offsets(v) for k, v in node.items()
-            if k != 'trim_offsets'}
-  return node
 
 
 def build(
@@ -110,95 +51,136 @@ def build(
   if found.get('model') in _NO_VOCABULARY:
     return None
   _check(found, where)
-  merges = _merges(found, where)
+  merges = _merges(found, where) if found['model'] == _BPE else []
   template = metadata.get(_CHAT_TEMPLATE)
   if not isinstance(template, str | None):
     raise ValueError(
-        f'{where} has {_CHAT_TEMPLATE} = {gguf_header.shorten(template)};'
+        f'{where} has {_CHAT_TEMPLATE} = {messages.shorten(template)};'
         ' wanted text. Convert the model again with its tokenizer.')
   import transformers  # pylint: disable=g-import-not-at-top
 
   make = transformers.PreTrainedTokenizerFast
+  architecture = metadata['general.architecture']
   try:
-    return make(**_parts(found, merges), chat_template=template,
-                model_max_length=metadata['llama.context_length'],
-                clean_up_tokenization_spaces=False)
+    return make(
+        **_parts(found, merges, architecture), chat_template=template,
+        model_max_length=metadata[f'{architecture}.context_length'],
+        clean_up_tokenization_spaces=False)
   except MemoryError:
     raise
   except Exception as error:  # The tokenizers package raises this class.
     raise ValueError(
         f'The vocabulary in {where} gives no tokenizer'
-        f' ({gguf_header.shorten(str(error))}); wanted byte-level BPE. The'
-        ' file is damaged; download or convert it again.') from error
+        f' ({messages.shorten(str(error))}); wanted byte-level BPE or'
+        ' SentencePiece. The file is damaged; download or convert it again.'
+    ) from error
 
 
 def _parts(
-    found: Mapping[str, Any], merges: Sequence[tuple[str, str]]
-) -> dict[str, Any]:
+    found: Mapping[str, Any], merges: Sequence[tuple[str, str]],
+    architecture: str) -> dict[str, Any]:
   """Backend and special tokens, as arguments of the transformers class."""
-  backend, tokens = _byte_level_bpe(found, merges), found['tokens']
+  tokens = found['tokens']
+  if found['model'] == _BPE:
+    backend = _byte_level_bpe(found, merges)
+  else:
+    backend = gguf_sentencepiece.build(found, special_id(found, 'unknown'))
+  _add_tokens(backend, found, architecture)
   special = {
       f'{short}_token': tokens[special_id(found, long)]
       for short, long in (('bos', 'bos'), ('eos', 'eos'), ('unk', 'unknown'),
                           ('pad', 'padding'))
       if special_id(found, long) is not None}
-  add_bos = bool(found.get('add_bos_token', False))
-  if add_bos:
-    backend.post_processor = _bos_template(found)
-  return {'tokenizer_object': backend, 'add_bos_token': add_bos} | special
+  added = {name: bool(found.get(f'add_{name}_token', default))
+           for name, default in _added_by_default(found).items()}
+  if any(added.values()):
+    backend.post_processor = _template(found, **added)
+  return {'tokenizer_object': backend} | special | {
+      f'add_{name}_token': value for name, value in added.items()}
+
+
+def _added_by_default(found: Mapping[str, Any]) -> dict[str, bool]:
+  """Whether texts get BOS and EOS if the file has no flag; as in llama.cpp."""
+  if found['model'] == _SENTENCEPIECE:
+    return {'bos': True, 'eos': False}
+  rule = gguf_words.RULES[gguf_words.rule_of(found)]
+  known = special_id(found, 'bos') is not None
+  return {'bos': rule.add_bos and known, 'eos': False}
 
 
 def ggml_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
   """The `tokenizer.ggml.` keys of a file, without the prefix."""
   prefix = 'tokenizer.ggml.'
-  return {key.removeprefix(prefix): value
-          for key, value in metadata.items() if key.startswith(prefix)}
+  found = {key.removeprefix(prefix): value
+           for key, value in metadata.items() if key.startswith(prefix)}
+  if found.get('model') == _SENTENCEPIECE:
+    return _SENTENCEPIECE_IDS | found
+  return found
 
 
 def _check(found: Mapping[str, Any], where: str) -> None:
-  wanted = {'model': ('gpt2',), 'pre': tuple(_WORDS),
-            'add_space_prefix': (False, None), 'add_eos_token': (False, None)}
-  shown = lambda key: gguf_header.shorten(found.get(key))
+  wanted = {'model': (_BPE, _SENTENCEPIECE)}
+  if found.get('model') == _BPE:
+    wanted |= {'pre': (None, *gguf_words.RULES),
+               'add_space_prefix': (False, None)}
+  else:
+    wanted |= {'add_space_prefix': (True, False, None)}
+  wanted |= dict.fromkeys(
+      ('add_bos_token', 'add_eos_token'), (True, False, None))
+  shown = lambda key: messages.shorten(found.get(key))
   for key, values in wanted.items():
-    if found.get(key) not in values:
+    value = found.get(key)
+    if not isinstance(value, str | int | None) or value not in values:
       raise ValueError(
           f'{where} has tokenizer.ggml.{key} = {shown(key)}; wanted one of'
           f' {list(values)}. Use the Hugging Face directory of this model,'
           ' which has a tokenizer.json.')
   _check_vocabulary(found, where)
   for name in ('bos', 'eos'):
-    key = f'{name}_token_id'
+    key, flag = f'{name}_token_id', f'add_{name}_token'
     if key in found and special_id(found, name) is None:
       raise ValueError(
           f'{where} has tokenizer.ggml.{key} = {shown(key)}; wanted an id'
           f' below {len(found["tokens"])}, the number of tokens. Convert the'
           ' model again with its tokenizer.')
-  if not isinstance(found.get('add_bos_token', False), int):
-    raise ValueError(
-        f'{where} has tokenizer.ggml.add_bos_token = {shown("add_bos_token")};'
-        ' wanted true or false. Convert the model again with its tokenizer.')
-  if found.get('add_bos_token') and 'bos_token_id' not in found:
-    raise ValueError(
-        f'{where} has add_bos_token but no BOS token; wanted'
-        ' tokenizer.ggml.bos_token_id. Convert the model again.')
+    if found.get(flag) and key not in found:
+      raise ValueError(
+          f'{where} has {flag} but no {name.upper()} token; wanted'
+          f' tokenizer.ggml.{key}. Convert the model again.')
 
 
 def _check_vocabulary(found: Mapping[str, Any], where: str) -> None:
-  missing = [k for k in ('tokens', 'merges', 'token_type') if k not in found]
+  rest, kind = ('merges', str) if found['model'] == _BPE else ('scores', float)
+  missing = [k for k in ('tokens', rest, 'token_type') if k not in found]
   if missing:
     raise ValueError(
         f'{where} lacks tokenizer.ggml keys {missing}; wanted a vocabulary,'
-        ' its merges and its token types. Convert the model again with its'
+        f' its {rest} and its token types. Convert the model again with its'
         ' tokenizer.')
-  tokens, merges, kinds = (
-      found['tokens'], found['merges'], found['token_type'])
-  if not (_are(tokens, str) and _are(merges, str) and _are(kinds, int)
+  tokens, others, kinds = found['tokens'], found[rest], found['token_type']
+  if not (_are(tokens, str) and _are(others, kind) and _are(kinds, int)
           and len(kinds) == len(tokens)):
     raise ValueError(
-        f'{where} has {_counted(tokens)} as tokens, {_counted(merges)} as'
-        f' merges and {_counted(kinds)} as token types; wanted strings,'
-        ' strings, and one number per token. Convert the model again with its'
-        ' tokenizer.')
+        f'{where} has {_counted(tokens)} as tokens, {_counted(others)} as'
+        f' {rest} and {_counted(kinds)} as token types; wanted strings,'
+        f' {"strings" if kind is str else "numbers"}, and one number per token.'
+        ' Convert the model again with its tokenizer.')
+  if kind is str:
+    return
+  distinct = len(frozenset(tokens))
+  finite = sum(map(math.isfinite, others))
+  if distinct != len(tokens) or finite != len(tokens):
+    raise ValueError(
+        f'{where} has {len(tokens)} tokens, {distinct} of them distinct, and'
+        f' {len(others)} scores, {finite} of them finite; wanted distinct'
+        ' tokens, and one finite score per token. The file is damaged;'
+        ' download it again.')
+  bytes_ = list(kinds).count(_BYTE)
+  if bytes_ < 256 and special_id(found, 'unknown') is None:
+    raise ValueError(
+        f'{where} has {bytes_} byte tokens and no unknown token; wanted 256, or'
+        ' tokenizer.ggml.unknown_token_id, because letters would be lost.'
+        ' Convert the model again with its tokenizer.')
 
 
 def _are(values: Any, kind: type[Any]) -> bool:
@@ -210,7 +192,7 @@ def _are(values: Any, kind: type[Any]) -> bool:
 def _counted(values: Any) -> str:
   """Describes an array by its length, for a message."""
   if not isinstance(values, (list, array.array)):
-    return gguf_header.shorten(values)
+    return messages.shorten(values)
   return f'an array of {len(values)}'
 
 
@@ -242,7 +224,7 @@ def _merges(found: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
     raise ValueError(
         f'{where} has {len(tokens)} tokens, {len(vocab)} of them distinct, and'
         f' {len(broken)} invalid merges (first:'
-        f' {gguf_header.shorten(broken[:1])}); wanted distinct tokens, and'
+        f' {messages.shorten(broken[:1])}); wanted distinct tokens, and'
         ' merges that join two tokens into a third. The file is damaged;'
         ' download it again.')
   return merges
@@ -251,23 +233,44 @@ def _merges(found: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
 def _byte_level_bpe(
     found: Mapping[str, Any], merges: Sequence[tuple[str, str]]
 ) -> tokenizers.Tokenizer:
-  tokens, pre = found['tokens'], found['pre']
+  rule = gguf_words.RULES[gguf_words.rule_of(found)]
   backend = tokenizers.Tokenizer(models.BPE(
-      vocab={token: i for i, token in enumerate(tokens)}, merges=merges,
-      ignore_merges=pre in _WHOLE_WORDS_FIRST))
-  backend.pre_tokenizer = _WORDS[pre]()
+      vocab={token: i for i, token in enumerate(found['tokens'])},
+      merges=merges, ignore_merges=rule.whole_first))
+  if rule.nfc:
+    backend.normalizer = rule.normalizer()
+  backend.pre_tokenizer = rule.make()
   backend.decoder = decoders.ByteLevel()
   backend.post_processor = processors.ByteLevel(trim_offsets=False)
-  for kind, add in ((_CONTROL, backend.add_special_tokens),
-                    (_USER_DEFINED, backend.add_tokens)):
-    add([tokenizers.AddedToken(t, normalized=False, special=kind == _CONTROL)
-         for t, of in zip(tokens, found['token_type']) if of == kind])
   return backend
 
 
-def _bos_template(found: Mapping[str, Any]) -> processors.PostProcessor:
-  bos_id = found['bos_token_id']
-  bos = found['tokens'][bos_id]
+def _add_tokens(
+    backend: tokenizers.Tokenizer, found: Mapping[str, Any],
+    architecture: str) -> None:
+  """Adds the tokens that stay whole in texts."""
+  sentencepiece = found['model'] == _SENTENCEPIECE
+  # Those of Phi 3 take the blanks behind them; no key says so.
+  strips = sentencepiece and architecture == 'phi3'
+  special = (_CONTROL, _UNKNOWN) if sentencepiece else (_CONTROL,)
+  for kinds, add in ((special, backend.add_special_tokens),
+                     ((_USER_DEFINED,), backend.add_tokens)):
+    add([tokenizers.AddedToken(
+        token, normalized=False, special=_USER_DEFINED not in kinds,
+        rstrip=strips and token not in _PHI3_KEEPS_BLANKS)
+         for token, kind in zip(found['tokens'], found['token_type'])
+         if kind in kinds])
+
+
+def _template(
+    found: Mapping[str, Any], bos: bool, eos: bool
+) -> processors.PostProcessor:
+  """Adds BOS before, and EOS behind, each text."""
+  tokens = {name: found['tokens'][found[f'{name}_token_id']]
+            for name, used in (('bos', bos), ('eos', eos)) if used}
+  around = lambda part: ' '.join(filter(None, (
+      tokens.get('bos'), part, tokens.get('eos'))))
   return processors.TemplateProcessing(
-      single=f'{bos} $A', pair=f'{bos} $A {bos} $B',
-      special_tokens=[(bos, bos_id)])
+      single=around('$A'), pair=f'{around("$A")} {around("$B")}',
+      special_tokens=[(token, found[f'{name}_token_id'])
+                      for name, token in tokens.items()])

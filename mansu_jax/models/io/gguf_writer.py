@@ -14,6 +14,7 @@ These lines convert the model of `python -m mansu_jax.main --workdir=run ...`:
 from __future__ import annotations
 
 from collections.abc import Mapping
+import contextlib
 import json
 import pathlib
 from typing import Any
@@ -28,9 +29,10 @@ from mansu_jax.data import tokenization
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
+from mansu_jax.models import families
 from mansu_jax.models import rotary
 from mansu_jax.models.io import gguf_io
-from mansu_jax.models.io import gguf_tokenizer
+from mansu_jax.models.io import gguf_words
 from mansu_jax.quant import leaves
 from mansu_jax.runtime import files
 
@@ -73,26 +75,37 @@ def write(
   for name, leaf in tree_paths.flatten(params).items():
     leaves.check_finite(jnp.asarray(leaf), name, 'Parameter')
   with files.replacing(pathlib.Path(path)) as temporary:
-    return _write(temporary, config, params, tokenizer)
+    words = _write(temporary, config, params, tokenizer)
+    _check_written(temporary, pathlib.Path(path))
+    return words
 
 
 def _write(
     path: pathlib.Path, config: config_lib.ModelConfig, params: types.Params,
     tokenizer: types.PretrainedTokenizer | None) -> str | None:
-  writer = gguf.GGUFWriter(path, 'llama')
-  _add_config(writer, config)
-  words = _add_tokenizer(writer, config, tokenizer)
-  for tensor, (layer,) in assemble.layers(
-      config, gguf_io.NAMING, params):
-    writer.add_tensor(tensor.name, _rows(config, layer, tensor))
-  if _has_kind(config, 'llama3'):
-    writer.add_tensor(gguf_io.ROTARY_DIVISORS, (
-        1 / rotary.llama3_shrinkage(config)).astype(np.float32))
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-  return words
+  with contextlib.closing(gguf.GGUFWriter(path, 'llama')) as writer:
+    _add_config(writer, config)
+    words = _add_tokenizer(writer, config, tokenizer)
+    for tensor, (layer,) in assemble.layers(
+        config, families.FAMILIES['llama'].gguf.naming, params):
+      writer.add_tensor(tensor.name, _rows(config, layer, tensor))
+    if _has_kind(config, 'llama3'):
+      writer.add_tensor(gguf_io.ROTARY_DIVISORS, (
+          1 / rotary.llama3_shrinkage(config)).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    return words
+
+
+def _check_written(temporary: pathlib.Path, path: pathlib.Path) -> None:
+  """Raises OSError if the disk was full; `numpy.tofile` ignores some errors."""
+  try:
+    gguf_io.open_file(temporary)
+  except ValueError as error:
+    raise OSError(
+        f'{path} cannot be written: only {temporary.stat().st_size} bytes of it'
+        ' were stored') from error
 
 
 def _has_kind(config: config_lib.ModelConfig, kind: str) -> bool:
@@ -143,7 +156,7 @@ def _add_tokenizer(
     writer: gguf.GGUFWriter, config: config_lib.ModelConfig,
     tokenizer: types.PretrainedTokenizer | None) -> str | None:
   fields = _fields(tokenizer)
-  words = gguf_tokenizer.word_rule(fields) if fields else None
+  words = gguf_words.word_rule(fields) if fields else None
   start = tokenization.prefix_ids(tokenizer) if words else []
   if words is None or start not in ([], [config.bos_token_id]):
     writer.add_tokenizer_model('none')

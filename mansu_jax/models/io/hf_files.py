@@ -10,18 +10,26 @@ from typing import Any
 import safetensors
 
 from mansu_jax.models import families
+from mansu_jax.models.io import safetensors_header
+from mansu_jax.runtime import files as files_lib
+from mansu_jax.runtime import messages
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 _ADAPTER = 'adapter_config.json'
+_PACKAGE_SAYS = 'Error while deserializing header: '
+_SUFFIX = '.safetensors'
+_LONGEST_NAME = 255  # Bytes of a file's name.
+_MOST_JSON = 2**26  # Bytes of a JSON file.
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON object from a file.
 
   Raises:
-    ValueError: the file is missing, not JSON or not an object.
+    ValueError: the file is missing, over 64 MiB, not JSON or not an object, or
+      an object has two values of a name.
   """
   if not file.is_file():
     if (file.parent / _ADAPTER).is_file():
@@ -32,12 +40,18 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     raise ValueError(
         f'{file.parent} has no {file.name}; wanted a Hugging Face model'
         ' directory with config.json and safetensors. Check the path.')
+  size = file.stat().st_size
+  if size > _MOST_JSON:
+    raise ValueError(
+        f'{file} has {size} bytes; wanted at most {_MOST_JSON} bytes of JSON.'
+        ' Download it again.')
   try:
-    fields = json.loads(file.read_text('utf-8'))
+    fields = json.loads(
+        file.read_text('utf-8'), object_pairs_hook=files_lib.distinct)
   except (ValueError, RecursionError) as error:  # Also bytes not UTF-8.
     raise ValueError(
-        f'{file} is not JSON ({error}); wanted a JSON object. Download it'
-        ' again.') from error
+        f'{file} cannot be read as JSON ({error}); wanted a JSON object.'
+        ' Download it again.') from error
   if not isinstance(fields, dict):
     raise ValueError(
         f'{file} contains a {type(fields).__name__}; wanted a JSON object.'
@@ -61,17 +75,31 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
     raise ValueError(
         f'{path / INDEX} has no weight_map; wanted tensor names mapped to'
         ' files. Download it again.')
-  names = sorted(set(map(str, weight_map.values())))
-  outside = [n for n in names if pathlib.PurePath(n).name != n]
+  for tensor, name in weight_map.items():
+    if not _is_shard_name(name):
+      raise ValueError(
+          f'{path / INDEX} maps {messages.shorten(tensor)} to'
+          f' {messages.shorten(name)}; wanted the name of a .safetensors file'
+          ' beside the index. Files elsewhere are not read. Download the index'
+          ' again.')
+  names = sorted(set(weight_map.values()))
   missing = [n for n in names if not (path / n).is_file()]
-  if outside or missing:
+  if missing:
     raise ValueError(
-        f'{path / INDEX} names {len(names)} shards; {missing} are missing, and'
-        f' {outside} are outside the directory; wanted all shards beside the'
+        f'{path / INDEX} names {len(names)} shards, of which {len(missing)} are'
+        f' missing: {messages.shorten(missing)}. Wanted all shards beside the'
         ' index. Download the missing files.')
   files = [path / n for n in names]
   _check_index(path / INDEX, weight_map, files)
   return files
+
+
+def _is_shard_name(name: Any) -> bool:
+  """Whether an entry of an index names a file in its own directory."""
+  return (
+      isinstance(name, str) and name.isprintable()
+      and len(name.encode()) <= _LONGEST_NAME and '\\' not in name
+      and pathlib.PurePath(name).name == name and name.endswith(_SUFFIX))
 
 
 def _check_index(
@@ -90,12 +118,12 @@ def _check_index(
            and not name.endswith(ignored)]
   if wrong:
     listed = weight_map.get(wrong[0], 'no shard')
-    found = ' and '.join(stored.get(wrong[0], ['no shard']))
+    found = ' and '.join(stored.get(wrong[0], ['no shard'])[:4])
     raise ValueError(
         f'{index} does not match its shards for {len(wrong)} tensors, such as'
-        f' {wrong[0]!r}: the index names {listed}, but the tensor is in'
-        f' {found}. Wanted each tensor in exactly the shard that the index'
-        ' names. Download the checkpoint again.')
+        f' {messages.shorten(wrong[0])}: the index names {listed}, but the'
+        f' tensor is in {found}. Wanted each tensor in exactly the shard that'
+        ' the index names. Download the checkpoint again.')
 
 
 def _refuse_without_safetensors(path: pathlib.Path) -> None:
@@ -103,21 +131,25 @@ def _refuse_without_safetensors(path: pathlib.Path) -> None:
       p.name for p in path.iterdir() if p.suffix in PICKLE_SUFFIXES)
   if pickles:
     raise ValueError(
-        f'{path} holds pickle checkpoints {pickles}; wanted safetensors.'
-        ' Reading a pickle can run arbitrary code, so it is refused; convert it'
-        ' with `save_pretrained(..., safe_serialization=True)`.')
+        f'{path} holds pickle checkpoints {messages.shorten(pickles)}; wanted'
+        ' safetensors. Reading a pickle can run arbitrary code, so it is'
+        ' refused; convert it with `save_pretrained(...,'
+        ' safe_serialization=True)`.')
+  names = sorted(p.name for p in path.iterdir())
   raise ValueError(
       f'{path} has neither {WEIGHTS} nor {INDEX}; it contains'
-      f' {sorted(p.name for p in path.iterdir())}. Wanted a Hugging Face'
-      ' directory with safetensors. Check the path.')
+      f' {messages.shorten(names)}. Wanted a Hugging Face directory with'
+      ' safetensors. Check the path.')
 
 
 def open_file(file: pathlib.Path) -> Any:
   """Opens a safetensors file; ValueError if it is damaged."""
   try:
+    safetensors_header.check(file)  # The package's messages say less.
     return safetensors.safe_open(file, framework='np')
-  except safetensors.SafetensorError as error:
+  except (ValueError, safetensors.SafetensorError) as error:
+    problem = messages.one_line(str(error)).removeprefix(_PACKAGE_SAYS)
     raise ValueError(
         f'{file} ({file.stat().st_size} bytes) cannot be read as safetensors'
-        f' ({error}); wanted a complete file. It is truncated or damaged;'
+        f' ({problem}); wanted a complete file. It is truncated or damaged;'
         ' download it again.') from error

@@ -29,7 +29,9 @@ from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import families
+from mansu_jax.models.families import family as family_lib
 from mansu_jax.models.io import hf_files
+from mansu_jax.runtime import messages
 from mansu_jax.runtime import processes
 
 EXPORT_DTYPES = {
@@ -44,6 +46,11 @@ FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
 _CONFIG, _GENERATION = 'config.json', 'generation_config.json'
 _ROWS = 4096  # Rows of a matrix to compare at once.
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
+_REMEDY = {
+    True: 'Download them again.',
+    False: 'Without one, transformers may need the package sentencepiece or'
+           ' tiktoken: where these are installed, load the tokenizer with'
+           ' AutoTokenizer, and save it with `save_pretrained`.'}
 
 
 def read_config(
@@ -69,9 +76,12 @@ def read_config_file(
 
 
 def read_generation(path: pathlib.Path) -> dict[str, Any] | None:
-  """The fields of `generation_config.json`, if a directory has it."""
-  file = path / _GENERATION
-  return hf_files.read_json(file) if file.is_file() else None
+  """The checked fields of `generation_config.json`, if there is one."""
+  if not (file := path / _GENERATION).is_file():
+    return None
+  fields = hf_files.read_json(file)
+  family_lib.check_end_tokens(fields, str(file))
+  return fields
 
 
 def read_params(
@@ -105,7 +115,8 @@ def read_params(
       slices = {name if name == head else family.prefix + name: one
                 for name, one in slices.items()}
     shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
-    twice = config.tie_embeddings and shapes.get(head) == shapes.get(embed)
+    twice = config.tie_embeddings and head in shapes and (
+        shapes[head] == shapes.get(embed))
     if twice:
       del shapes[head]
     assemble.check(shapes, config, family.naming, str(path))
@@ -164,22 +175,27 @@ def read_tokenizer(path: pathlib.Path) -> types.PretrainedTokenizer | None:
   Raises:
     ValueError: transformers cannot read the tokenizer files.
   """
-  if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+  found = [x for x in _TOKENIZER_FILES if (path / x).is_file()]
+  if not found:
     return None
   import transformers  # pylint: disable=g-import-not-at-top
 
   # The plain class uses tokenizer.json unchanged and, unlike AutoTokenizer,
   # imports no torch.
-  plain = (path / 'tokenizer.json').is_file()
+  plain = found[0] == _TOKENIZER_FILES[0]
   name = 'PreTrainedTokenizerFast' if plain else 'AutoTokenizer'
   try:
     cls = getattr(transformers, name)
-    return cls.from_pretrained(str(path), local_files_only=True)
-  except Exception as error:  # transformers raises many kinds here.
+    return cls.from_pretrained(
+        str(path), local_files_only=True, trust_remote_code=False)
+  except BaseException as error:  # transformers raises many kinds here.
+    if not isinstance(error, Exception) and (
+        type(error).__name__ != 'PanicException'):  # Of `tokenizers`, in Rust.
+      raise
     raise ValueError(
-        f'The tokenizer files in {path} cannot be read ({error}); wanted a'
-        ' tokenizer.json that transformers loads. Download them again.'
-    ) from error
+        f'The tokenizer files in {path} cannot be read'
+        f' ({messages.one_line(str(error))}); wanted a tokenizer.json that'
+        f' transformers loads. {_REMEDY[plain]}') from error
 
 
 def check_export(path: pathlib.Path, export_dtype: str) -> None:
@@ -360,7 +376,13 @@ def _write_weights(
 
 def _write_tokenizer(
     path: pathlib.Path, tokenizer: types.PretrainedTokenizer) -> None:
-  tokenizer.save_pretrained(str(path))
+  try:
+    tokenizer.save_pretrained(str(path))
+  except Exception as error:
+    if type(error) is Exception:  # pylint: disable=unidiomatic-typecheck
+      raise OSError(  # `tokenizers` raises no other.
+          f'The tokenizer cannot be written ({error})') from error
+    raise
   # transformers 5 renamed the class; versions 4 and 5 accept the old name.
   file = path / 'tokenizer_config.json'
   fields = json.loads(file.read_text('utf-8'))

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
 import pathlib
 import re
 from typing import Any
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
+from mansu_jax.models.io import gguf_config
 from mansu_jax.models.io import gguf_io
 from mansu_jax.models.io import gguf_tokenizer
 from mansu_jax.models.io import hf_files
@@ -66,6 +68,15 @@ class LoadedModel:
   tokenizer: types.PretrainedTokenizer | None
   source: dict[str, str]
   generation: Mapping[str, Any] | None = None
+
+  @property
+  def end_tokens(self) -> tuple[int, ...]:
+    """Tokens that end an answer: of config, generation config, tokenizer."""
+    found = (self.config.eos_token_id,
+             (self.generation or {}).get('eos_token_id'),
+             getattr(self.tokenizer, 'eos_token_id', None))
+    ids = (one if isinstance(one, (list, tuple)) else [one] for one in found)
+    return tuple(sorted({*itertools.chain(*ids)} - {None}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +234,7 @@ def _find_directory(
 
 def _find_gguf(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
   file = gguf_io.open_file(path)
-  config = gguf_io.read_config(file)
+  config = gguf_config.read_config(file)
   stored = file.quantization
   return Checkpoint(
       config=config, tokenizer=gguf_tokenizer.build(file.metadata, str(path)),
@@ -236,11 +247,19 @@ def _find_gguf(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
 def _check_vocabulary(
     tokenizer: types.PretrainedTokenizer | None,
     config: config_lib.ModelConfig, name: str) -> None:
-  if tokenizer is not None and len(tokenizer) > config.vocab_size:
+  if tokenizer is None:
+    return
+  ids = tokenizer.get_vocab().values()
+  if len(ids) > config.vocab_size:
     raise ValueError(
-        f'The tokenizer of {name} has {len(tokenizer)} tokens; wanted at'
-        f' most {config.vocab_size}, the rows of the embedding. Use the'
-        ' tokenizer and weights of one checkpoint.')
+        f'The tokenizer of {name} has {len(ids)} tokens; wanted at most'
+        f' {config.vocab_size}, the rows of the embedding. Use the tokenizer'
+        ' and weights of one checkpoint.')
+  if max(ids, default=0) >= config.vocab_size:
+    raise ValueError(
+        f'The tokenizer of {name} has the token id {max(ids)}; wanted ids below'
+        f' {config.vocab_size}, the rows of the embedding. Use the tokenizer'
+        ' and weights of one checkpoint.')
 
 
 def sha256(files: Sequence[str | pathlib.Path]) -> str:

@@ -1,29 +1,10 @@
-"""Damaged GGUF files, loaded as a user would: a model, or one clear line.
+"""Damaged GGUF files, made from (seed, index) alone, for `fuzz`."""
 
-Every mutation is made from (seed, index) alone. By hand:
-
-  python -m tests.models.io.gguf_fuzz --first=0 --count=1000000
-
-prints how many files loaded and were refused, and each failure: another
-exception than ValueError, a message of several lines, a warning, over a second
-of CPU time, over 100 MB of memory, or a process that died. `--first=INDEX
---count=1 --keep=FILE` repeats one and keeps its file.
-"""
-
-import argparse
 import dataclasses
 import functools
-import json
-import os
 import pathlib
 import random
-import resource
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-import warnings
 
 import gguf
 
@@ -31,14 +12,24 @@ from mansu_jax.models import config as config_lib
 from mansu_jax.models.io import gguf_writer
 from mansu_jax.models.io import loading
 from tests.models import tiny
+from tests.models.io import byte_changes
+from tests.models.io import gguf_convert
 
 SEED = 18
-MOST_SECONDS, MOST_BYTES = 1.0, 100 * 2**20
-_KILL_SECONDS = 20  # Of CPU time: the process is in a loop.
-_CHUNK = 100_000  # Mutations of a process.
-_LONGEST_MESSAGE = 2000
 _VOCAB = ['<s>', '</s>', 't', 'h', 'Ġ', 'é', '1', 'th', '<a>']
 _KINDS = [3, 3, 1, 1, 1, 1, 1, 1, 4]
+_PIECES = ['<unk>', '<s>', '</s>', '▁', 'a', 'b', 'ab', '▁ab', '  ']
+_PIECE_KINDS = [2, 3, 3, 1, 1, 1, 1, 1, 4]
+_SMALL = {'vocab_size': len(_VOCAB), 'hidden_size': 8, 'intermediate_size': 8,
+          'num_attention_heads': 2, 'num_key_value_heads': 1, 'head_dim': 4}
+# Models of other families, with SentencePiece vocabularies.
+_OTHERS = (
+    {'model_type': 'phi3', **_SMALL, 'partial_rotary_factor': 0.5,
+     'sliding_window': 3, 'original_max_position_embeddings': 48,
+     'rope_scaling': {'rope_type': 'longrope', 'long_factor': [4.0],
+                      'short_factor': [1.5]}},
+    {'model_type': 'gemma3_text', **_SMALL, 'query_pre_attn_scalar': 4,
+     'sliding_window': 3})
 _LLAMA3 = config_lib.RopeScaling(
     kind='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position=8192)
@@ -74,14 +65,29 @@ def bases() -> tuple[Base, ...]:
       'bos_token_id': None, 'eos_token_id': None, 'rope_scaling': _LLAMA3})
   vocabulary = {'vocab': _VOCAB, 'kinds': _KINDS, 'merges': ['t h']}
   with tempfile.TemporaryDirectory() as folder:
-    files = [pathlib.Path(folder) / f'{i}.gguf' for i in range(3)]
+    files = [pathlib.Path(folder) / f'{i}.gguf' for i in range(5)]
     tiny.write_gguf(
         files[0], plain, tiny.params(plain), add_bos=True, pre='llama-bpe',
         bos_and_eos=(0, 1), add=_add_all_types, **vocabulary)
     tiny.write_gguf(files[1], wide, tiny.params(wide), bos_and_eos=(0, 1),
                     raw=_quantized(wide), **vocabulary)
     gguf_writer.write(files[2], no_text, tiny.params(no_text), None)
+    for file, fields in zip(files[3:], _OTHERS):
+      source = file.with_suffix('')
+      cfg, _ = gguf_convert.make(source, fields)
+      gguf_convert.convert(source, file, cfg, fields, _add_pieces)
     return tuple(map(_base, files))
+
+
+def _add_pieces(writer: gguf.GGUFWriter) -> None:
+  writer.add_tokenizer_model('llama')
+  writer.add_token_list(_PIECES)
+  writer.add_token_scores([-float(i) for i in range(len(_PIECES))])
+  writer.add_token_types(_PIECE_KINDS)
+  writer.add_add_bos_token(True)
+  writer.add_add_eos_token(True)
+  if writer.arch == 'gemma3':
+    writer.add_sliding_window_pattern([True, False])
 
 
 def _add_all_types(writer: gguf.GGUFWriter) -> None:
@@ -126,9 +132,7 @@ def mutate(index: int, seed: int = SEED) -> tuple[bytes, str]:
   number = rng.randrange(len(bases()))
   base, data, done = bases()[number], bytearray(bases()[number].data), []
   for _ in range(rng.choice((1, 1, 1, 2, 3))):
-    change = rng.choices(
-        (_set_number, _swap_numbers, _flip, _set_byte, _truncate, _insert,
-         _delete, _splice), (10, 1, 3, 3, 1, 2, 2, 2))[0]
+    change = rng.choices(_CHANGES, _WEIGHTS)[0]
     done.append(change(rng, base, data))
   return bytes(data), f'base {number}: {"; ".join(done)}'
 
@@ -152,163 +156,25 @@ def _swap_numbers(rng, base, data):
   return f'{size} bytes at {a} and {b} swapped'
 
 
-def _place(rng, base, data):
-  """Mostly in the header."""
-  end = len(data) if rng.random() < 0.1 else min(base.header, len(data))
-  return rng.randrange(end) if end else 0
-
-
-def _flip(rng, base, data):
-  at, bit = _place(rng, base, data), rng.randrange(8)
-  data[at:at + 1] = bytes(x ^ 1 << bit for x in data[at:at + 1])
-  return f'bit {bit} of byte {at} flipped'
-
-
-def _set_byte(rng, base, data):
-  at, new = _place(rng, base, data), rng.choice(b'\0\1\n 0a.\x7f\x80\xff')
-  data[at:at + 1] = bytes([new])
-  return f'byte {at} = {new}'
-
-
-def _truncate(rng, base, data):
-  at = _place(rng, base, data)
-  del data[at:]
-  return f'cut at {at}'
-
-
-def _insert(rng, base, data):
-  at, size = _place(rng, base, data), rng.choice((1, 4, 8, 12, 32, 100))
-  data[at:at] = rng.randbytes(size)
-  return f'{size} random bytes before {at}'
-
-
-def _delete(rng, base, data):
-  at, size = _place(rng, base, data), rng.choice((1, 4, 8, 12, 32, 100))
-  del data[at:at + size]
-  return f'{size} bytes at {at} deleted'
+def _bytes(change):
+  """A change of bytes, mostly in the header."""
+  return lambda rng, base, data: change(rng, data, base.header)
 
 
 def _splice(rng, base, data):
-  """Bytes of any base over this one's, or between them."""
   other = rng.choice(bases())
-  start, at = _place(rng, other, other.data), _place(rng, base, data)
-  size, over = rng.randrange(1, 200), rng.random() < 0.5
-  part = other.data[start:start + size]
-  data[at:at + (len(part) if over else 0)] = part
-  return f'{len(part)} bytes from {start} {"over" if over else "before"} {at}'
+  return byte_changes.splice(rng, data, base.header, other.data, other.header)
 
 
-def judge(path: pathlib.Path) -> tuple[str, str]:
-  """Loads a file: (`loaded` | `refused` | `failed`, why it failed)."""
-  started = time.process_time()
-  try:
-    with warnings.catch_warnings(action='error'):
-      loading.find(str(path)).load()
-    outcome, why = 'loaded', ''
-  except ValueError as error:
-    message = str(error)
-    clear = '\n' not in message and len(message) <= _LONGEST_MESSAGE
-    outcome, why = ('refused', '') if clear else ('failed', repr(message))
-  except BaseException as error:  # pylint: disable=broad-except
-    outcome, why = 'failed', f'{type(error).__name__}: {error}'
-  seconds = time.process_time() - started
-  if seconds > MOST_SECONDS:
-    return 'failed', f'{seconds:.1f} s of CPU time; {outcome} {why}'
-  return outcome, why
+_CHANGES = (_set_number, _swap_numbers, *map(_bytes, (
+    byte_changes.flip, byte_changes.set_byte, byte_changes.truncate,
+    byte_changes.insert, byte_changes.delete)), _splice)
+_WEIGHTS = (10, 1, 3, 3, 1, 2, 2, 2)
 
 
-def try_one(path: pathlib.Path, index: int) -> tuple[str, str]:
-  """Judges one mutation; the path is written to."""
-  data, how = mutate(index)
+def write(data: bytes, path: pathlib.Path) -> None:
   path.write_bytes(data)
-  outcome, why = judge(path)
-  return outcome, f'mutation {index} of seed {SEED} ({how}): {why}'
 
 
-def _work(first: int, count: int) -> None:
-  """Tries a range within the limits; prints the counts as JSON."""
-  counts, failures = {'loaded': 0, 'refused': 0, 'failed': 0}, []
-  memory = '/dev/shm' if os.path.isdir('/dev/shm') else None  # No disk.
-  with tempfile.TemporaryDirectory(dir=memory) as folder:
-    path = pathlib.Path(folder) / 'x.gguf'
-    for base in bases():  # All that is imported and compiled once.
-      path.write_bytes(base.data)
-      loading.find(str(path)).load()
-      judge(path)
-    _limit_memory()
-    for index in range(first, first + count):
-      print(index, file=sys.stderr)  # The last one is where it died.
-      signal.setitimer(signal.ITIMER_PROF, _KILL_SECONDS)
-      outcome, why = try_one(path, index)
-      counts[outcome] += 1
-      if outcome == 'failed':
-        failures.append(why)
-  print(json.dumps({'counts': counts, 'failures': failures}))
-
-
-def _limit_memory() -> None:
-  pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
-  most = pages * resource.getpagesize() + MOST_BYTES
-  resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
-def run(first: int, count: int) -> tuple[dict[str, int], list[str]]:
-  """Tries a range in processes of their own: (counts, failures)."""
-  total, failures, end = {}, [], first + count
-  while first < end:
-    size = min(_CHUNK, end - first)
-    got, seen = _one_process(first, size)
-    if got is None:  # It died at `seen`; what came before is tried again.
-      failures.append(
-          f'the process died at mutation {seen} of seed {SEED}'
-          f' ({mutate(seen)[1]})')
-      size = seen - first
-      got = _one_process(first, size)[0] if size else None
-      size += 1
-    for key, value in (got['counts'] if got else {}).items():
-      total[key] = total.get(key, 0) + value
-    failures += got['failures'] if got else []
-    first += size
-    print(f'to {first}: {total}, {len(failures)} failures', flush=True)
-  return total, failures
-
-
-def _one_process(first: int, count: int) -> tuple[dict | None, int]:
-  """What a process found, or None; and the last mutation that it began."""
-  with tempfile.TemporaryFile('w+') as errors:
-    done = subprocess.run(
-        [sys.executable, '-m', 'tests.models.io.gguf_fuzz', '--work',
-         f'--first={first}', f'--count={count}'],
-        stdout=subprocess.PIPE, stderr=errors, text=True, check=False,
-        cwd=pathlib.Path(__file__).parents[3], env=os.environ | {
-            'JAX_PLATFORMS': 'cpu', 'MALLOC_ARENA_MAX': '1',
-            'TOKENIZERS_PARALLELISM': 'false'})
-    errors.seek(0)
-    lines = errors.read().splitlines()
-  seen = [int(line) for line in lines if line.isdigit()]
-  if not seen:
-    raise RuntimeError('no mutation was tried: ' + ' '.join(lines[-5:]))
-  if done.returncode:
-    return None, seen[-1]
-  return json.loads(done.stdout.splitlines()[-1]), seen[-1]
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--first', type=int, default=0)
-  parser.add_argument('--count', type=int, default=1000)
-  parser.add_argument('--keep', help='file for the mutation `first`')
-  parser.add_argument('--work', action='store_true', help=argparse.SUPPRESS)
-  options = parser.parse_args()
-  if options.work:
-    _work(options.first, options.count)
-    return
-  if options.keep:
-    pathlib.Path(options.keep).write_bytes(mutate(options.first)[0])
-  _, failures = run(options.first, options.count)
-  print('\n'.join(failures))
-  sys.exit(bool(failures))
-
-
-if __name__ == '__main__':
-  main()
+def load(path: pathlib.Path) -> None:
+  loading.find(str(path)).load()

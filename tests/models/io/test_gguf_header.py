@@ -1,6 +1,5 @@
 """Headers are read as the gguf package reads them; hostile ones refused."""
 
-import pathlib
 import struct
 import tracemalloc
 
@@ -8,7 +7,6 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import gguf
 import numpy as np
-import pytest
 
 from mansu_jax.models.io import gguf_header
 from mansu_jax.models.io import gguf_io
@@ -57,7 +55,7 @@ def _nested(depth):
 
 class HeaderTest(parameterized.TestCase):
 
-  @parameterized.parameters(0, 1, 2)
+  @parameterized.parameters(*range(5))
   def test_reads_what_the_package_reads(self, number):
     path = tiny.temp_dir(self) / 'x.gguf'
     path.write_bytes(gguf_fuzz.bases()[number].data)
@@ -197,36 +195,6 @@ class LoadTest(parameterized.TestCase):
       gguf_tokenizer.build({'tokenizer.ggml.' + key: value for key, value in (
           ('model', 'gpt2'), ('pre', 'gpt-2'), ('tokens', ['a']),
           ('merges', []), ('token_type', [1]), ('add_bos_token', True))}, 'f')
-
-
-class FuzzTest(absltest.TestCase):
-
-  @pytest.mark.medium
-  def test_mutations(self):
-    path = tiny.temp_dir(self) / 'x.gguf'
-    outcomes = []
-    for index in range(400):
-      outcome, why = gguf_fuzz.try_one(path, index)
-      self.assertNotEqual(outcome, 'failed', why)
-      outcomes.append(outcome)
-    self.assertGreater(outcomes.count('loaded'), 10)
-    self.assertGreater(outcomes.count('refused'), 200)
-
-  def test_judge_fails_on_unexpected_errors_and_long_messages(self):
-    for error, want in (
-        (KeyError('x'), "KeyError: 'x'"), (ValueError('a\nb'), r"'a\nb'"),
-        (MemoryError(), 'MemoryError: '), (RuntimeWarning('w'), 'Warning: w')):
-      with absltest.mock.patch.object(loading, 'find', side_effect=error):
-        outcome, why = gguf_fuzz.judge(pathlib.Path('x'))
-      self.assertEqual(outcome, 'failed')
-      self.assertIn(want, why)
-
-  @pytest.mark.slow
-  def test_many_mutations_within_a_second_and_100_mb(self):
-    counts, failures = gguf_fuzz.run(first=0, count=100_000)
-    self.assertEmpty(failures)
-    self.assertEqual(sum(counts.values()), 100_000)
-    self.assertGreater(counts['loaded'], 1000)
 
 
 if __name__ == '__main__':

@@ -137,9 +137,10 @@ class RefuseTest(parameterized.TestCase):
     self._refused(message, change_tensors=change)
 
   def test_architecture(self):
-    self._refused('has `general.architecture: qwen2`; wanted'
-                  ' `general.architecture: llama`',
-                  architecture='qwen2')
+    self._refused('has `general.architecture: mamba`; wanted one of those that'
+                  ' this version supports: gemma2, gemma3, gpt2, llama, phi3,'
+                  ' qwen2, qwen3. Use another file',
+                  architecture='mamba')
 
   @parameterized.parameters('llama.expert_count', 'llama.attention.strange')
   def test_unknown_key(self, key):
@@ -151,7 +152,7 @@ class RefuseTest(parameterized.TestCase):
                   extra={'llama.rope.dimension_count': 2})
 
   def test_tokenizer_kind(self):
-    self._refused("ggml.pre = 'tekken'; wanted", pre='tekken')
+    self._refused("ggml.pre = 'viking'; wanted", pre='viking')
 
   def test_every_truncation_is_one_clear_error(self):
     path = tiny.temp_dir(self) / 'x.gguf'

@@ -13,6 +13,7 @@ import tokenizers
 import transformers
 
 from mansu_jax.models import config as config_lib
+from mansu_jax.models.io import gguf_config
 from mansu_jax.models.io import gguf_io
 from mansu_jax.models.io import gguf_writer
 from mansu_jax.models.io import loading
@@ -42,7 +43,7 @@ class WeightsTest(parameterized.TestCase):
     got = gguf_io.read_params(file, cfg, np.float32)
     jax.tree.map(np.testing.assert_array_equal, got, weights)
     wanted = {'bos_token_id': None, 'eos_token_id': None}  # No vocabulary.
-    self.assertEqual(gguf_io.read_config(file), tiny.config(
+    self.assertEqual(gguf_config.read_config(file), tiny.config(
         **changes | wanted))
 
   def test_tensors_are_those_of_the_converter(self):
@@ -68,7 +69,7 @@ class WeightsTest(parameterized.TestCase):
     weights = tiny.params(cfg)
     gguf_writer.write(self.path, cfg, weights, None)
     file = gguf_io.open_file(self.path)
-    self.assertEqual(gguf_io.read_config(file), cfg)
+    self.assertEqual(gguf_config.read_config(file), cfg)
     jax.tree.map(np.testing.assert_array_equal, weights,
                  gguf_io.read_params(file, cfg, np.float32))
     # As convert_hf_to_gguf.py has it.
