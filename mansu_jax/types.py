@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
 
   def apply_chat_template(
       self, conversation: Sequence[dict[str, str]], *, tokenize: bool = ...,
-      add_generation_prompt: bool = ...) -> str:
+      add_generation_prompt: bool = ..., enable_thinking: bool = ...) -> str:
     """The text of chat turns `{'role': ..., 'content': ...}`."""
 
 

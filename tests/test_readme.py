@@ -60,9 +60,10 @@ class ReadmeTest(absltest.TestCase):
     lost = {p: found['value'] for p, found in record['properties']['R'][
         'by_precision'].items()}
     back_of_nf4 = record['properties']['Q']['by_scheme']['nf4']['value']
-    over_seeds = pooled.brought_back(
-        pooled.Runs({'capitals': stored.find(_RESULTS, 'quickstart')}).asked(
-            *stored.CHOICES), 'nf4')
+    seeds = pooled.Runs({'capitals': stored.find(_RESULTS, 'quickstart')})
+    over_seeds = pooled.brought_back(seeds.asked(*stored.CHOICES), 'nf4')
+    lost_over_seeds = [pooled.dropped(seeds.split('retain_heldout'), p)['value']
+                       for p in ('fp', 'nf4')]
     left = lambda r: quickstart.worst_known(r, 'fp')
     under_nf4 = premise.correlation(arms, 'carried', ('nf4',))
     brought = mansu['properties']['Q']['by_scheme']
@@ -95,8 +96,9 @@ class ReadmeTest(absltest.TestCase):
         f' guessing ({hidden["fp"]["own"]:.2f}). So {hidden["fp"]["value"]:.2f}'
         f' [{low:.2f}, {high:.2f}] of',
         f'NF4 brings {back_of_nf4:.2f} of the knowledge back'
-        f' ({over_seeds["value"]:.2f} on average over three seeds).',
-        f'Held-out facts lose {lost["fp"]:.3f} (NF4 {lost["nf4"]:.3f}).',
+        f' ({over_seeds["value"]:.2f} over three seeds).',
+        f'Held-out facts lose {lost["fp"]:.3f} (NF4 {lost["nf4"]:.3f}; over'
+        f' seeds {lost_over_seeds[0]:.3f} and {lost_over_seeds[1]:.3f}).',
         f'from {" to ".join(taught["fp"])} (NF4 {" to ".join(taught["nf4"])})'
         f' and facts never known from {" to ".join(unknown["fp"])}. Less'
         ' guessing, the best attack of 100 steps on the former recipe\'s model'
@@ -137,7 +139,9 @@ class ReadmeTest(absltest.TestCase):
         self.assertIsNot(run.record['properties']['F']['passed'], True)
     lost = lambda p: pooled.dropped(runs.split('retain_heldout'), p)['value']
     self.assertIn(
-        f' of {facts("choice_unseen")} facts chose no setting; each ran once.'
+        f' of {facts("choice_unseen")} facts chose no setting; each ran once,'
+        ' with [the defaults before'
+        ' these](experiments/former_defaults.flags).'
         f' In unseen choices {known(runs, "choice_unseen"):.2f} of the'
         f' knowledge is left, {min(left):.2f} to {max(left):.2f} by set;'
         f' {known(runs, "generation"):.2f} in generated answers'

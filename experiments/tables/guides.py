@@ -1,8 +1,8 @@
-"""Tables of the guides: stability of circuits, plans, deployment."""
+"""Tables of the guides: families, stability of circuits, plans, deployment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import json
 import pathlib
 
@@ -70,8 +70,7 @@ def _stability_cells(found: stored.Record) -> Iterator[tuple[str, str]]:
 
 def plans(results: pathlib.Path) -> str:
   """Memory and seconds of planned runs; of `plans.json`, see `planned`."""
-  found = _read(results / 'plans.json')
-  return planned(found) if found else cells.NOTHING
+  return _of_file(results / 'plans.json', planned)
 
 
 def planned(found: stored.Record) -> str:
@@ -99,16 +98,44 @@ def planned(found: stored.Record) -> str:
                       f' {environment["libtpu"]}.')
 
 
+def families(results: pathlib.Path) -> str:
+  """Errors of the model families; of `family_parity.json`, see `measured`."""
+  return _of_file(results / 'family_parity.json', measured)
+
+
+def measured(found: stored.Record) -> str:
+  """Errors of the model families against references; a row each.
+
+  Args:
+    found: what `experiments.family_parity` writes.
+  """
+  rows = [(
+      name, str(entry['cases']), *(
+          f'{entry[key]:.0e}' for key in (
+              'logits', 'padding', 'gradients', 'scores')),
+      *(cells.percent(entry[key]) for key in ('bfloat16', 'bfloat16_of_torch')),
+      str(entry['nf4_differing'])) for name, entry in found['families'].items()]
+  environment = found['environment']
+  return cells.blocks(cells.table(
+      ('family', 'forms', 'logits', 'logits, padded', 'gradients', 'scores',
+       'bfloat16', 'the same, torch', 'NF4 weights that differ'), rows),
+                      f'Code: {environment["commit"][:7]}; torch'
+                      f' {environment["torch"]}, transformers'
+                      f' {environment["transformers"]}, bitsandbytes'
+                      f' {environment["bitsandbytes"]}.')
+
+
 def deployment(results: pathlib.Path) -> str:
+  """Answers of a model in use; of `deployment.json`, see `deployed`."""
+  return _of_file(results / 'deployment.json', deployed)
+
+
+def deployed(found: stored.Record) -> str:
   """Simulated and real answers of a model; a row per quantizer.
 
   Args:
-    results: folder of results, with `deployment.json` as
-      `mansu_jax.deployment.check` writes it.
+    found: what `mansu_jax.deployment.check` writes.
   """
-  found = _read(results / 'deployment.json')
-  if not found:
-    return cells.NOTHING
   both = lambda entry: f'{entry["simulated"]:.2f} / {entry["real"]:.2f}'
   rows = []
   for name, scheme in found['schemes'].items():
@@ -129,6 +156,9 @@ def deployment(results: pathlib.Path) -> str:
                       f' {versions}.')
 
 
-def _read(path: pathlib.Path) -> stored.Record | None:
-  """A file of figures, if it is stored."""
-  return json.loads(path.read_text('utf-8')) if path.is_file() else None
+def _of_file(
+    path: pathlib.Path, make: Callable[[stored.Record], str]) -> str:
+  """The table of a file of figures, if it is stored."""
+  if not path.is_file():
+    return cells.NOTHING
+  return make(json.loads(path.read_text('utf-8')))

@@ -15,7 +15,7 @@ from experiments.tables import quickstart
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ('README.md', 'experiments/RESULTS.md', 'docs/attribution.md',
-         'docs/deployment.md', 'docs/scaling.md')
+         'docs/data.md', 'docs/deployment.md', 'docs/scaling.md')
 TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
     'screen': quickstart.screen, 'first': quickstart.first,
     'quickstart': quickstart.quickstart,
@@ -23,6 +23,7 @@ TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
     'retain_only': controls.retain_only, 'attacks': controls.attacks,
     'test': pooled.test, 'ablations': ablations.ablations,
     'former_test': pooled.former_test,
+    'families': guides.families,
     'stability': guides.stability, 'plans': guides.plans,
     'deployment': guides.deployment}
 _BLOCK = re.compile(

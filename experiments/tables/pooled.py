@@ -13,6 +13,7 @@ import numpy as np
 from experiments.tables import cells
 from experiments.tables import stored
 from mansu_jax.report import words
+from mansu_jax.report.sections import properties
 from mansu_jax.statistics import seeds
 
 _RELATIONS = {
@@ -246,13 +247,14 @@ def _listed(found: Iterable[tuple[str, str]]) -> str:
 
 
 def by_relation(found: Mapping[str, Sequence[stored.Run]]) -> str:
-  """Each relation over its own seeds: the worst reading, R and Q."""
+  """Each relation over its own seeds: the worst that decides, R and Q."""
   rows = []
   for name, runs in found.items():
     one = Runs({name: runs})
     worst = [max(
-        (known(lines, p) for ways in stored.READINGS.values()
-         if all(lines := one.asked(*ways))),
+        (known(lines, p) for reading, ways in stored.READINGS.items()
+         if properties.decides(runs[0].record, reading)
+         and all(lines := one.asked(*ways))),
         key=lambda entry: -np.inf if entry['value'] is None else entry['value'])
              for p in PRECISIONS]
     rows.append((

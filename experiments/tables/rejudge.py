@@ -68,8 +68,8 @@ def conclusions(run: stored.Run) -> dict[str, Any]:
     run: a stored run.
 
   Returns:
-    `forgetting`, `properties` and `verdict`, and where they were measured
-    `structure`, `attacks`, `attacks_unknown`, `attack_setup` and
+    `forgetting`, `properties`, `verdict` and `data`, and where they were
+    measured `structure`, `attacks`, `attacks_unknown`, `attack_setup` and
     `attack_verdict`. R is taken from the record.
   """
   record, config = run.record, run.record['config']
@@ -81,10 +81,13 @@ def conclusions(run: stored.Run) -> dict[str, Any]:
   hidden = hidden_share.of_answers(_hidden_answers(run), **options)
   if 'structure' in record:
     out['structure'] = hidden['structure']
+  # Former records do not say it; none of their runs trained reverse questions.
+  out['data'] = {'trained_readings': ['choice']} | record['data']
+  judged = answers_lib.judged(readings, out['data']['trained_readings'])
   out['properties'] = {
-      'F': verdict.property_f(readings, ('fp', *schemes)),
+      'F': verdict.property_f(judged, ('fp', *schemes)),
       'R': record['properties']['R'],
-      'Q': verdict.property_q(readings, schemes),
+      'Q': verdict.property_q(judged, schemes),
       'S': verdict.property_s(hidden['S'], out.get('attack_verdict'))}
   out['verdict'] = verdict.overall(out['properties'])
   return write.as_json(out)

@@ -38,14 +38,14 @@ class UnlearnConfig:
       ' itself gives it after the other prompts of the relation in the batch.'
       ' No effect with other losses.')
   guess_margin: float = _field(
-      1.5, 'Nats below its mean after these prompts to which an answer falls.'
+      1.0, 'Nats below its mean after these prompts to which an answer falls.'
       ' In phrasings that are not trained it falls less far.')
   quantized_guess_margin: float = _field(
-      4.5, 'The same at the steps of a quantized model, in whose other'
+      3.0, 'The same at the steps of a quantized model, in whose other'
       ' phrasings an answer falls even less far. Has no effect without'
       ' --unlearn_quantizer_in_loop.')
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
-  forget_weight: float = _field(4.0, 'Weight of the forget loss.')
+  forget_weight: float = _field(5.0, 'Weight of the forget loss.')
   choice_kl_weight: float = _field(
       0.0, 'Weight, within the forget loss, of a KL over the first tokens of'
       ' the choices of the training questions. Its target makes the wrong'
@@ -77,8 +77,14 @@ class UnlearnConfig:
   quantizer_in_loop: bool = _field(
       True, 'Alternate between gradients of the full-precision model and of'
       ' each quantized model.')
+  quantized_reference: bool = _field(
+      True, 'At the steps of a quantized model, retain what the base says about'
+      ' facts when it is quantized as well. Otherwise, and always on general'
+      ' text, retain what it says in full precision, which also repairs some of'
+      ' what rounding breaks. Has no effect without'
+      ' --unlearn_quantizer_in_loop.')
   fp_steps: int = _field(
-      3, 'Full-precision steps before each round of quantized steps. Has no'
+      1, 'Full-precision steps before each round of quantized steps. Has no'
       ' effect without --unlearn_quantizer_in_loop.')
   steps: int = _field(
       0, 'Most optimizer steps. 0: enough to train on each forget sequence'
@@ -127,7 +133,7 @@ class UnlearnConfig:
       ' states. At most a tenth of the retain set counts as nearest.')
   text_batch: int = _rows(1, 'Windows of general text in a step.')
   swapped_batch: int = _rows(
-      20, 'Swapped-subject prompts in a step: phrasings of the retain set, and'
+      40, 'Swapped-subject prompts in a step: phrasings of the retain set, and'
       ' open ones, asked about subjects of the forget set, where a subject is'
       ' the words that all prompts of a fact share. Training preserves the'
       ' base\'s answers to them. 0, or facts with one phrasing each: none.')
@@ -135,8 +141,13 @@ class UnlearnConfig:
       0.5, 'Largest share of --unlearn_swapped_pool, in [0, 1], in open'
       ' phrasings: English ones that fit any subject, as in "Where is X? It is'
       ' in". They preserve what no retain fact asks about.')
+  swapped_continuation: int = _rows(
+      12, 'Tokens with which the base continues open prompts about forgotten'
+      ' subjects. Training preserves what the base says there, too, but for'
+      ' forgotten answers. So it keeps more of what the base knows of these'
+      ' subjects. 0: none.')
   swapped_other_share: float = _field(
-      0.0, 'Size, as a share of --unlearn_swapped_pool, of a pool that is added'
+      1.0, 'Size, as a share of --unlearn_swapped_pool, of a pool that is added'
       ' to it: prompts in phrasings of the forget set, and open ones, about'
       ' subjects and answers of the retain set, after which the base is likely'
       ' to say a forgotten answer. They preserve facts that are like the'
@@ -146,9 +157,9 @@ class UnlearnConfig:
   swapped_pool: int = _field(
       1200, 'Largest number of swapped-subject prompts to train on.')
   forget_leaks: bool = _field(
-      False, 'Forget also after swapped-subject prompts that the base completes'
-      ' with a forgotten answer of their subject. So facts that are given in few'
-      ' phrasings are forgotten in others, too.')
+      True, 'Forget also after swapped-subject prompts that the base completes'
+      ' with a forgotten answer of their subject. So facts that are given in'
+      ' few phrasings are forgotten in others, too.')
   forget_pool: int = _field(
       0, 'Largest number of forget sequences to train on, drawn evenly over'
       ' facts; 0: all.')
@@ -188,7 +199,8 @@ class UnlearnConfig:
         'forget_weight', 'choice_kl_weight', 'guess_weight', 'guess_margin',
         'quantized_guess_margin', 'marginal_weight', 'routed_weight',
         'kl_weight', 'kl_square_weight', 'nll_weight', 'text_weight',
-        'prompt_weight', 'swapped_batch', 'swapped_weight', 'save_every',
+        'prompt_weight', 'swapped_batch', 'swapped_continuation',
+        'swapped_weight', 'save_every',
         'lora_rank', 'probe_every', 'patience', 'cooldown')
     fields.check(
         not self.patience or self.probe_every > 0,

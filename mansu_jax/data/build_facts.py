@@ -51,6 +51,7 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 from absl import app
 
 from mansu_jax.data import choice_sets
+from mansu_jax.runtime import files as files_lib
 
 FOLDER = pathlib.Path(__file__).parent
 USES = ('train', 'near', 'far')
@@ -68,19 +69,10 @@ _KEYS = ('id', 'fact', 'relation', 'prompt', 'answer', 'choices', 'use',
 Relation = Mapping[str, Any]
 
 
-def _refuse_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-  table = dict(pairs)
-  if len(table) < len(pairs):
-    names = [name for name, _ in pairs]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    raise ValueError(f'keys given twice: {repeated}; keep one')
-  return table
-
-
 def _read_json(path: pathlib.Path) -> Any:
   try:
     return json.loads(path.read_text(encoding='utf-8'),
-                      object_pairs_hook=_refuse_duplicates)
+                      object_pairs_hook=files_lib.distinct)
   except ValueError as error:
     raise ValueError(
         f'{path} is not a valid fact table ({error}); wanted JSON with distinct'

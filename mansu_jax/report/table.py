@@ -202,7 +202,7 @@ def _known(row: _Row) -> str:
   def worst(record, precision):
     found = [entry['known'].get(precision, {}).get('value')
              for name, entry in record.get('forgetting', {}).items()
-             if name != properties.SHOWN_ONLY]
+             if properties.decides(record, name)]
     return max((v for v in found if v is not None), default=None)
 
   return _both(row, lambda p: _over_seeds(

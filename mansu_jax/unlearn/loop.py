@@ -39,10 +39,13 @@ class View:
     quantize: `theta -> quantized theta`, in new buffers. The gradient is taken
       there and applied to theta (straight-through estimator). None takes it at
       theta.
+    refer: `(frozen, batch) -> batch` with the view's own references. None keeps
+      those of the batch.
   """
 
   frozen: Callable[[], types.PyTree]
   quantize: Callable[[types.PyTree], types.PyTree] | None = None
+  refer: Callable[[types.PyTree, types.PyTree], types.PyTree] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -243,9 +246,12 @@ def run(
       break
     view = problem.views[step % len(problem.views)]
     seen = None if view.quantize is None else view.quantize(carry[0])
+    frozen, batch = view.frozen(), batches(step)
+    if view.refer is not None:
+      batch = view.refer(frozen, batch)
     carry, metrics, moved, finite = unlearn_step(
-        carry, seen, view.frozen(), problem.base, problem.theta,
-        batches(step), rate)
+        carry, seen, frozen, problem.base, problem.theta, batch, rate)
+    del frozen
     row = {k: float(v) for k, v in metrics._asdict().items()}
     row |= {'step': step + 1, 'moved': float(moved) / total_weights}
     if probe is not None:

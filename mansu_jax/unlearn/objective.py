@@ -6,7 +6,7 @@ the predicted positions; logits [V] are unembedded from these at each step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -83,6 +83,28 @@ class Batch(NamedTuple):
   routed: types.Array | None = None  # [A] the first rows, with the forget set
   swapped: Targets | None = None  # Retain phrasings about forget subjects.
   guess_margin: types.Array | None = None  # Nats; None: that of the options.
+
+
+KEPT = 'retain', 'text', 'swapped', 'prompts'  # Targets of the retain KL.
+
+
+def about_facts(batch: Batch) -> dict[str, Targets]:
+  """The targets of the retain KL but general text, by name."""
+  found = {name: getattr(batch, name) for name in KEPT if name != 'text'}
+  return {name: targets for name, targets in found.items()
+          if targets is not None}
+
+
+def with_references(batch: Batch, states: Mapping[str, types.Array]) -> Batch:
+  """The batch with another model's states as what the retain KL retains.
+
+  Args:
+    batch: a batch.
+    states: [P, D] final states of some targets, by name. Others keep theirs.
+  """
+  return batch._replace(**{
+      name: getattr(batch, name)._replace(reference=reference)
+      for name, reference in states.items()})
 
 
 class Metrics(NamedTuple):
@@ -164,7 +186,7 @@ def make_loss(
     routed = {} if batch.routed is None else {'again': batch.routed}
     hidden = forward(theta, frozen, *packed, **routed)
     flat = hidden.reshape(-1, hidden.shape[-1])  # [(R + A) * T, D]
-    kept = (batch.retain, batch.text, batch.swapped, batch.prompts)
+    kept = [getattr(batch, name) for name in KEPT]
     again = flat[forget.where + packed.tokens.size] if routed else None
     at_routed, at_forget, *at_kept = _in_one(
         lambda states: unembed(theta, frozen, states),

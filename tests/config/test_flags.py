@@ -18,6 +18,7 @@ import pytest
 
 from mansu_jax import quant
 from mansu_jax.config import flags as flags_lib
+from mansu_jax.config import mode_checks
 from mansu_jax.config import run as config_lib
 from mansu_jax.data.readers import jsonl
 from mansu_jax.stages.prepare import inputs
@@ -27,8 +28,8 @@ from tests.config import options
 _ROOT = pathlib.Path(__file__).parents[2]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
 _COMMON = _ROOT / 'experiments' / 'test' / 'common.flags'  # Has no facts.
-_JOBS = [path for path in _EXPERIMENTS if path != _COMMON
-         and path.parent.name != 'ablations']
+_JOBS = [path for path in _EXPERIMENTS if path.parent.name != 'ablations'
+         and not path.name.startswith(('common', 'former_defaults'))]
 _BASELINE = ('--method=graddiff', '--circuit_selection=all',
              '--edit_floor=none', '--edit_projection=none',
              '--unlearn_loss=ascent', '--nounlearn_quantizer_in_loop')
@@ -294,8 +295,7 @@ class ExperimentTest(parameterized.TestCase):
   def test_flagfiles_of_experiments_exist(self):
     self.assertNotEmpty(_JOBS)
 
-  @parameterized.parameters(
-      'test/common.flags', 'quickstart.flags')
+  @parameterized.parameters('test/common.flags', 'quickstart.flags')
   def test_the_defaults_are_the_method(self, name):
     config, _ = _parse(f'--flagfile={_ROOT}/experiments/{name}')
     like = lambda part, *names: dataclasses.replace(
@@ -317,6 +317,7 @@ class ExperimentTest(parameterized.TestCase):
           if name.startswith(jsonl.SHIPPED):
             jsonl.resolve(name)
           self.assertFalse(pathlib.Path(name).is_absolute())
+    mode_checks.check_unread_flags(dataclasses.replace(config, model='mine'))
 
   def test_forget_loss_fits_the_facts_of_each_experiment(self):
     read = functools.cache(lambda data: inputs.read(

@@ -102,6 +102,27 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(sum(c.calls for c in steps), config.unlearn.steps)
     self.assertLen(steps, 1 + len(config.quant_schemes))
 
+  def test_what_the_base_says_quantized_and_in_its_own_words(self):
+    found = _traced(
+        '--unlearn_quantized_reference', '--unlearn_swapped_batch=4',
+        '--unlearn_swapped_continuation=5')
+    calls = {stage.name: {call.name: call.calls for call in stage.calls}
+             for stage in found.stages}
+    for name in _config().quant_schemes:
+      self.assertEqual(calls['unlearn'][f'references at {name}'],
+                       calls['unlearn'][f'step at {name}'])
+    self.assertGreater(calls['references']['prompts'], 0)
+    self.assertEqual(calls['references']['next tokens'],
+                     calls['references']['prompts'])
+    before = {stage.name: [call.name for call in stage.calls]
+              for stage in _traced(
+                  '--nounlearn_quantized_reference',
+                  '--unlearn_swapped_batch=4',
+                  '--unlearn_swapped_continuation=0').stages}
+    self.assertNotIn('prompts', before['references'])
+    self.assertFalse([name for name in before['unlearn']
+                      if name.startswith('references at')])
+
   def test_held_memory_equals_the_size_of_the_models(self):
     params = loading.load(_config().model).params
     want = sum(leaf.nbytes for leaf in jax.tree.leaves(params))

@@ -24,6 +24,7 @@ from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.runtime import clock
 from mansu_jax.stages.train import probe
 from mansu_jax.stages.train import retain_kl
+from mansu_jax.stages.train import training
 from mansu_jax.unlearn import loop
 from tests import runs
 from tests import tiny_job
@@ -90,7 +91,7 @@ def _counted(report):
           stack.enter_context(mock.patch.object(
               module, name, _Counted(short, fn, report)))
     for owner, name in ((loop, 'make_step'), (retain_kl, 'program'),
-                        (probe, 'program')):
+                        (probe, 'program'), (training, 'reference_program')):
       _made_by(stack, owner, name, functools.partial(
           _Counted, f'{owner.__name__.removeprefix("mansu_jax.")}.{name}',
           report=report))
@@ -180,7 +181,8 @@ class CallsTest(parameterized.TestCase):
         self.assertEqual(made[key], calls, str(key))
     stops = any('stop_forget' in flag or 'patience' in flag for flag in flags)
     writes = any('recall' in flag for flag in flags)
-    self.assertLen(bounds, 2 + 2 * stops + 3 * writes)
+    references = stops and '--nounlearn_quantizer_in_loop' not in flags
+    self.assertLen(bounds, 2 + 2 * stops + references + 3 * writes)
     unplanned = {name for stage, name in made if stage not in (
         None, 'load') and (stage, name) not in planned}
     self.assertEmpty({

@@ -19,14 +19,14 @@ from mansu_jax import tree_paths
 from mansu_jax.config import run as run_config
 from mansu_jax.models import layout
 from mansu_jax.runtime import sharding
-from mansu_jax.stages.judge import results
+from mansu_jax.stages.prepare import generating
 from tests.models import tiny
 
 
 def _generate(cfg, weights):
   asked = [row[:n].tolist() for n, row in zip(
       (9, 1, 4, 7, 12), tiny.tokens(cfg, batch=5, length=12))]
-  make = results.make_generator(cfg)
+  make = generating.make(cfg)
   again = [asked[0] + row for row in asked]
   return (make(weights, asked, max_new_tokens=7),
           make(weights, again, max_new_tokens=7, beginnings=[0] * 5))
@@ -43,7 +43,7 @@ def main():
       placed = tree_paths.map_named(
           lambda name, x: sharding.shard(x, layout.AXES[name]), weights)
       got = _generate(cfg, placed)
-      _, cache = results.make_generator(cfg).prefill(
+      _, cache = generating.make(cfg).prefill(
           placed, tiny.tokens(cfg, batch=8), jax.numpy.full(8, 3), slots=16)
     shards = cache['keys'].sharding.shard_shape(cache['keys'].shape)
     print(f'{sizes}: {"equal" if got == want else "differ"}; {shards}')

@@ -239,6 +239,7 @@ def make() -> dict[str, Any]:
                         'retain_heldout': 252},
           'facts': {'forget': 50, 'forget_paraphrase': 50, 'forget_far': 0,
                     'retain': 80, 'retain_heldout': 80},
+          'trained_readings': ['choice', 'reverse'],
           'missing_splits': ['forget_far']},
       'quantizers': {
           name: {'name': name, 'code_book': f'{name} (some library)',

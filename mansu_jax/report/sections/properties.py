@@ -26,8 +26,8 @@ class _Property(NamedTuple):
 _PROPERTIES = {
     'F': _Property(
         'meaningful forgetting', 'forgetting', 'phi',
-        'passes if, in every reading and at every precision, the one-sided'
-        ' lower 95 % bound is at or above',
+        'passes if, in every reading that decides and at every precision, the'
+        ' one-sided lower 95 % bound is at or above',
         'phi is the share of the base\'s knowledge that is gone: 1 is the'
         ' accuracy of a model that is ignorant of the facts, 0 is nothing'
         ' forgotten. The worst reading and precision are shown.', 'lower',
@@ -64,8 +64,27 @@ READINGS = {
     'reverse': 'reverse question',
     'choice_same_subject': 'choice of four, same subject',
 }
-SHOWN_ONLY = 'choice_same_subject'  # The reading that decides nothing.
+SHOWN_ONLY = 'choice_same_subject'  # The reading that never decides.
 _SPLITS = {'retain_heldout': 'held-out facts', 'retain': 'retained facts'}
+
+
+def decides(record: Record, reading: str) -> bool:
+  """Whether F judges a reading, or would if the base led in it."""
+  # Earlier records judge each reading.
+  trained = record['data'].get('trained_readings', ('reverse',))
+  return reading != SHOWN_ONLY and (reading != 'reverse' or reading in trained)
+
+
+def untrained(record: Record) -> str:
+  """What reverse questions find where they decide nothing; else ''."""
+  found = record.get('forgetting', {}).get('reverse')
+  if not found or decides(record, 'reverse'):
+    return ''
+  known = ', '.join(
+      f'{words.number(entry["value"])} ({p})'
+      for p, entry in found['known'].items() if entry['value'] is not None)
+  return ('Training asks no reverse questions, so they decide nothing; known in'
+          f' them: {known or words.MISSING}')
 
 
 def sentence(record: Record) -> str:
@@ -87,13 +106,13 @@ def sentence(record: Record) -> str:
 
 
 def section(record: Record) -> document.Section:
-  """The properties as cards; a remark where other rules judged them."""
+  """The properties as cards; remarks on other rules and untrained questions."""
   entries = record['properties']
   remarks = dict.fromkeys(
       entry['former']['remark'] for entry in entries.values()
       if 'former' in entry)
   return document.Section('Four properties', (
-      *map(document.Text, remarks),
+      *map(document.Text, [*remarks, *filter(None, [untrained(record)])]),
       document.Cards(tuple(_card(*item) for item in entries.items()))))
 
 

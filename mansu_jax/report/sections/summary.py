@@ -109,10 +109,10 @@ def _where(entry: Record) -> str:
 
 
 def _forgotten(record: Record, entry: Record) -> list[str]:
-  del record
-  return _or_reason(
+  return [*_or_reason(
       'forgetting', entry, f'{_bound(entry, "lower")} of the knowledge is gone'
-      f' by the worst reading {_where(entry)}{_needs(">=", entry)}')
+      f' by the worst reading {_where(entry)}{_needs(">=", entry)}'),
+          *filter(None, [properties.untrained(record)])]
 
 
 def _cost(record: Record, entry: Record) -> list[str]:

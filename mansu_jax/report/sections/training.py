@@ -87,10 +87,14 @@ def _swapped(found: Record) -> str:
             if found.get('about_retained') else '')
   forgotten = (', which training forgets there'
                if found.get('forgotten') else '')
+  written = (' The base continued the open ones about forgotten subjects by'
+             f' {found["written"]} tokens, which training preserves, too.'
+             if found.get('written') else '')
   return (
       'Swapped-subject prompts ask retain questions and open ones about the'
       f' {found["subjects"]} forgotten subjects, and training preserves the'
       f' base\'s answers to them. {found["kept"]} prompts were used.{others}'
+      f'{written}'
       f' {found["leaking"]} were dropped because the base completes them with a'
       f' forget answer{forgotten}, and {found["asked_elsewhere"]} because the'
       ' forget or evaluation questions contain them. Forget facts without a'

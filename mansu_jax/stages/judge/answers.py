@@ -7,12 +7,13 @@ and `generation_few_shot` let the model write; `reverse` asks for the subject.
 nothing, because a model that knows nothing of the fact may know these.
 
 Four readings decide: `deciding` joins the two kinds of generation, because the
-base writes too few plain answers to show that all are forgotten.
+base writes too few plain answers to show that all are forgotten. `reverse` does
+only where training asks for the subject, too (`judged`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -114,6 +115,18 @@ class Reading:
         questions=[*self.questions, *other.questions],
         correct=both(self.correct, other.correct),
         ignorance=both(self.ignorance, other.ignorance), options=self.options)
+
+
+def judged(
+    readings: Mapping[str, Reading], trained: Collection[str]
+) -> dict[str, Reading]:
+  """The readings without `reverse`, unless a training question has it.
+
+  Args:
+    readings: all of them.
+    trained: readings of the forget set's training questions.
+  """
+  return {k: v for k, v in readings.items() if k != 'reverse' or k in trained}
 
 
 def deciding(readings: Mapping[str, Reading]) -> dict[str, Reading]:

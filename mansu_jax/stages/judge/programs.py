@@ -33,6 +33,7 @@ from mansu_jax.stages.judge import first_token_questions
 from mansu_jax.stages.judge import recall as recall_lib
 from mansu_jax.stages.judge import results
 from mansu_jax.stages.prepare import abstract
+from mansu_jax.stages.prepare import generating
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
 
@@ -251,7 +252,7 @@ def samples(job: Job) -> programs.Programs:
   yield from quantize(job, job.schemes[0])
   prompts = tokenization.encode_prompts(
       [q.prompt for _, q in chosen], model.tokenizer, chat=job.data.chat)
-  yield from _generate(
+  yield from generating.programs_of(
       model, generation.batches(prompts, results.NEW_TOKENS),
       results.NEW_TOKENS, models=3)
 
@@ -272,42 +273,11 @@ def recall(job: Job) -> programs.Programs:
   if found:
     for name in job.schemes:
       yield from quantize(job, name, calls=2)
-    yield from _generate(model, found, recaller.new_tokens, models=1)
-    yield from _generate(
+    yield from generating.programs_of(
+        model, found, recaller.new_tokens, models=1)
+    yield from generating.programs_of(
         model, found, recaller.new_tokens, models=1 + 2 * len(job.schemes),
         at_most=True)
-
-
-def _generate(
-    model: abstract.AbstractModel, batches: Sequence[generation.Batch],
-    most: int, *, models: int, at_most: bool = False) -> programs.Programs:
-  """Continues batches of prompts with some models."""
-  generator = results.make_generator(model.config)
-  for batch, count in generation.shapes(batches):
-    yield from _continue(
-        model, generator, batch, most, calls=count * models, at_most=at_most)
-
-
-def _continue(
-    model: abstract.AbstractModel, generator: generation.Generator,
-    batch: generation.Batch, most: int, *, calls: int, at_most: bool
-) -> programs.Programs:
-  """Runs `calls` batches of one shape."""
-  rows, start = map(programs.shapes_of, (batch.rows, batch.start))
-  token, cache = yield programs.program(
-      'prompts', generator.prefill, model.params, *programs.shapes_of(
-          batch.beginnings or batch.rows), calls=calls, at_most=at_most,
-      slots=batch.slots)
-  if batch.beginnings:
-    token, cache = yield programs.program(
-        'prompts after beginnings', generator.extend, model.params, cache,
-        programs.shapes_of(batch.owner), rows.tokens, start, rows.length,
-        calls=calls, at_most=at_most)
-  count, steps = generation.decode_calls(most)
-  if count:
-    yield programs.program(
-        'next tokens', generator.decode, model.params, token, start, cache,
-        calls=count * calls, at_most=True, steps=steps)
 
 
 def survival(job: Job) -> programs.Programs:

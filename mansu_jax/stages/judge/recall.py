@@ -29,6 +29,7 @@ from mansu_jax.stages.judge import answers as answers_lib
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import results
+from mansu_jax.stages.prepare import generating
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
 PLAIN, FEW_SHOT = READINGS = ('generation', 'generation_few_shot')
@@ -116,7 +117,8 @@ class Recaller:
     pick = lambda items, chosen: [items[i] for i in chosen]
     return {name: generation.complete(
         self._generator, params, pick(self._prompts[name], chosen),
-        self._model.tokenizer, max_new_tokens=self.new_tokens, chat=self._chat,
+        self._model.tokenizer, max_new_tokens=self.new_tokens,
+        stop_ids=self._model.end_tokens, chat=self._chat,
         beginnings=pick(self._beginnings[name], chosen), slots=self._slots)
             for name, chosen in rows.items() if len(chosen)}
 
@@ -141,7 +143,7 @@ class Recaller:
 
   @functools.cached_property
   def _generator(self) -> generation.Generator:
-    return results.make_generator(self._model.config)
+    return generating.make(self._model.config)
 
   def batches(self) -> dict[str, list[generation.Batch]]:
     """The batches of each reading that has questions."""

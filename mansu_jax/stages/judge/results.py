@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import json
 import pathlib
 from typing import Any
@@ -18,9 +17,6 @@ from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
 from mansu_jax.eval import generation
 from mansu_jax.eval import weight_change
-from mansu_jax.models import cached
-from mansu_jax.models import config as model_config
-from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import environment
@@ -30,6 +26,7 @@ from mansu_jax.stages.judge import answers as answers_lib
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import quantizers
 from mansu_jax.stages.judge import verdict
+from mansu_jax.stages.prepare import generating
 from mansu_jax.stages.prepare import inputs as inputs_lib
 
 NEW_TOKENS = 12  # Maximum length of a sample.
@@ -111,11 +108,11 @@ def _complete(
   variants = {
       'base': model.params, 'unlearned': unlearned,
       f'unlearned_{scheme}': quantize(scheme, unlearned)}
-  generator = make_generator(model.config)
+  generator = generating.make(model.config)
   prompts = [q.prompt for _, q in chosen]
   texts = {name: generation.complete(
       generator, params, prompts, model.tokenizer,
-      max_new_tokens=NEW_TOKENS, chat=chat)
+      max_new_tokens=NEW_TOKENS, stop_ids=model.end_tokens, chat=chat)
            for name, params in variants.items()}
   return [
       {'split': split, 'id': q.id, 'prompt': q.prompt, 'answer': q.answer,
@@ -131,14 +128,6 @@ def asked_freely(
       (split, q) for split, questions in inputs.evaluation.items()
       if split != 'forget' and limit
       for q in inputs_lib.thin(questions, limit, seed)]
-
-
-def make_generator(config: model_config.ModelConfig) -> generation.Generator:
-  """A generator for models of one config."""
-  return generation.Generator(
-      functools.partial(cached.prefill, config),
-      functools.partial(cached.extend, config),
-      functools.partial(decoder.unembed, config))
 
 
 def describe_circuit(found: attribution.Found | None) -> dict[str, Any]:
@@ -243,10 +232,11 @@ def _judge(job: Job, findings: Findings) -> dict[str, Any]:
   readings = {k: readings[k] for k in answers_lib.READINGS if k in readings}
   precisions = ('fp', *schemes)
   splits = list(job.evaluator.slices)
+  judged = answers_lib.judged(readings, inputs_lib.trained_readings(job.inputs))
   properties = {
-      'F': verdict.property_f(readings, precisions),
+      'F': verdict.property_f(judged, precisions),
       'R': verdict.property_r(answers, precisions),
-      'Q': verdict.property_q(readings, schemes),
+      'Q': verdict.property_q(judged, schemes),
       'S': verdict.property_s(
           findings.hidden['S'], findings.attacked.get('attack_verdict'))}
   return {

@@ -237,6 +237,11 @@ def thin(
   return [questions[i] for i in sorted(chosen)]
 
 
+def trained_readings(inputs: Inputs) -> list[str]:
+  """Readings of the forget set's training questions."""
+  return sorted({q.reading for q in inputs.splits.forget_train})
+
+
 def describe(inputs: Inputs) -> dict[str, Any]:
   """The data entry of the record."""
   return {
@@ -244,6 +249,7 @@ def describe(inputs: Inputs) -> dict[str, Any]:
       'questions': {k: len(v) for k, v in inputs.evaluation.items()},
       'facts': {k: len({q.fact for q in v})
                 for k, v in inputs.evaluation.items()},
+      'trained_readings': trained_readings(inputs),
       'missing_splits': list(inputs.splits.missing),
       'dropped_texts': inputs.dropped_texts,
   }

@@ -4,8 +4,9 @@ Some ask about the forget set's subjects, but not the forget facts, in phrasings
 of the retain set or in open ones, which fit any subject. Others ask about
 subjects and answers of the retain set, in phrasings of the forget set or in
 open ones. `prompts` draws them, `check` tests that the model can read them, and
-`spans` adds the base's hidden states for training. The subject of a fact is the
-words that all of its prompts share.
+`spans` lets the base continue the open ones about forgotten subjects and adds
+its hidden states for training. The subject of a fact is the words that all of
+its prompts share.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
+import itertools
 
 from absl import logging
 import numpy as np
@@ -24,15 +26,15 @@ from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.data import subjects as subjects_lib
 from mansu_jax.data import tokenization
+from mansu_jax.stages.prepare import forget_answers
 from mansu_jax.unlearn import batches as batches_lib
 
-# The base's final states [m, D] -> its next-token probabilities [m, V].
-NextTokenFn = Callable[[np.ndarray], np.ndarray]
+# Token ids of prompts, n -> the base's next tokens of each, at most n.
+WriteFn = Callable[[Sequence[Sequence[int]], int], list[list[int]]]
 
 _Questions = Sequence[questions_lib.Question]
 _MAX_LEAK = 0.01  # Largest probability of a forget answer after a prompt.
 _CANDIDATES = 2  # Prompts to draw for each one about a retained subject.
-_ROWS = 64  # Prompts in a batch.
 # Text before and after a subject of any kind. They keep what no retain relation
 # asks about.
 _OPEN_TEMPLATES = (
@@ -40,7 +42,13 @@ _OPEN_TEMPLATES = (
     ('', ' is a kind of'), ('', ' is known for'), ('', ' is similar to'),
     ('What is ', '? It is'), ('Where is ', '? It is in'),
     ('Who knows ', '? Mostly'), ('When was ', ' first mentioned? In'),
-    ('An encyclopedia describes ', ' as'))
+    ('An encyclopedia describes ', ' as'), ('People think of ', ' as'),
+    ('In short, ', ' means'), ('Some facts about ', ':'),
+    ('The first thing to know about ', ' is that'), ('', ' comes from'),
+    ('', ', also called'), ('', ' was once'), ('She told us about ', '. It'),
+    ('Compared with others, ', ' is'),
+    ('Most of what is written about ', ' says that'),
+    ('', ' belongs to the same group as'), ('Between ', ' and'))
 
 
 def prompts(
@@ -79,7 +87,9 @@ def prompts(
       _in_turn(map(shuffled, _templates(splits.retain_train))), asked,
       options.swapped_pool - num_open)
   opened, skipped_open = _draw(shuffled(_OPEN_TEMPLATES), asked, num_open)
-  others = _other_subjects(splits.retain_train, {*map(_key, subjects)})
+  others = _other_subjects(
+      splits.retain_train, {*map(forget_answers.key, subjects)}
+  ) if chosen or opened else []
   groups = (*_templates(splits.forget_train), _OPEN_TEMPLATES)
   turned, skipped_turned = _draw(
       _in_turn(_shuffled_prompts(templates, some, rng)
@@ -104,7 +114,7 @@ def _other_subjects(
   found: dict[tuple[str, str], dict[str, None]] = {}
   for question, subject in zip(questions, subjects_lib.of_questions(questions)):
     for kind, name in (('subject', subject), ('answer', question.answer)):
-      if name is not None and _key(name) not in forgotten:
+      if name is not None and forget_answers.key(name) not in forgotten:
         found.setdefault((question.relation, kind), {}).setdefault(name)
   return [list(names) for names in found.values()]
 
@@ -189,17 +199,19 @@ def check(
     _warn_of_none(_why_none(counts))
   encoded, _ = _encode(chosen, tokenizer, chat)
   for prompt, ids in zip(chosen, encoded):
-    if len(ids) > max_position:
+    more = options.swapped_continuation if _is_open(prompt) else 0
+    if len(ids) + more > max_position:
       raise ValueError(
-          f'The swapped-subject prompt {prompt.text!r} has {len(ids)} tokens;'
-          f' wanted at most {max_position}, the positions of the model. Shorten'
-          ' the retain prompts, or give --unlearn_swapped_batch=0.')
+          f'The swapped-subject prompt {prompt.text!r} has {len(ids)} tokens'
+          + (f' and --unlearn_swapped_continuation={more} more' if more else '')
+          + f'; wanted at most {max_position}, the positions of the model.'
+          ' Shorten the retain prompts, or give --unlearn_swapped_batch=0.')
 
 
 def _warn_of_none(reason: str) -> None:
   logging.warning(
-      'Training has no swapped-subject prompts, so that other facts about the'
-      ' forgotten subjects are not preserved: %s.', reason)
+      'Training has no swapped-subject prompts about forgotten subjects, so'
+      ' that other facts about these are not preserved: %s.', reason)
 
 
 def _why_none(counts: dict[str, int]) -> str:
@@ -227,16 +239,18 @@ def spans(
     options: run_config.UnlearnConfig, data: run_config.DataConfig,
     splits: splits_lib.Splits, tokenizer: types.Tokenizer,
     refer: Callable[[batches_lib.Spans], batches_lib.Spans],
-    next_token: NextTokenFn, *, seed: int
+    next_token: forget_answers.NextTokenFn, write: WriteFn, *, seed: int
 ) -> tuple[batches_lib.Spans | None, list[questions_lib.Question],
            dict[str, int]]:
   """Swapped-subject prompts with the base's states from the subject on.
 
   A prompt that the base completes with a forget answer of its subject asks for
   that fact. It is dropped or, with `--unlearn_forget_leaks`, becomes a forget
-  question. Of the prompts about retained subjects those are kept after which
-  the base is most likely to say some forget answer: facts like the forgotten
-  ones, which unlearning harms first.
+  question. The base continues the other open prompts about forget subjects, and
+  nothing is preserved where it is likely to say such an answer. Of the prompts
+  about retained subjects those are kept after which the base is most likely to
+  say some forget answer: facts like the forgotten ones, which unlearning harms
+  first.
 
   Args:
     options: Configuration of the loop, with swapped-subject prompts.
@@ -245,91 +259,90 @@ def spans(
     tokenizer: Tokenizer of the model.
     refer: Adds the base's states, as `batches.add_reference`.
     next_token: The base's next-token probabilities.
+    write: Continues prompts as the base does.
     seed: Seed of the run.
 
   Returns:
     The spans, or None if no prompt is left; the forget questions; and the
     counts of `prompts` with `leaking` (prompts that are not retained),
-    `forgotten` (those among them that became forget questions), `kept`, and
-    `about_retained` (kept ones about retained subjects).
+    `forgotten` (those among them that became forget questions), `kept`,
+    `about_retained` (kept ones about retained subjects), and `written` (tokens
+    that the base wrote and training preserves).
   """
   chosen, counts = prompts(options, splits, seed)
   if not chosen:
     return None, [], counts | dict.fromkeys(
-        ('leaking', 'forgotten', 'kept', 'about_retained'), 0)
+        ('leaking', 'forgotten', 'kept', 'about_retained', 'written'), 0)
+  forgotten = forget_answers.ForgetAnswers(
+      splits.forget_train, tokenizer, next_token, chat=data.chat)
   ids, start = _encode(chosen, tokenizer, data.chat)
+  last = np.array([len(x) for x in ids]) - np.array(start) - 1
+  ids = _continued(ids, chosen, forgotten, write, options.swapped_continuation)
   tokens, real = batching.pad_sequences(ids)
   made = refer(batches_lib.make_spans(
       tokens, real & (np.arange(tokens.shape[1]) >= np.array(start)[:, None])))
-  likely, facts = _forget_answers(made, chosen, _forget_facts(
-      splits.forget_train, tokenizer, data.chat), next_token)
+  written = np.arange(made.weight.shape[1]) > last[:, None]
+  row, column = np.nonzero(made.weight * written)
+  likely, _ = forgotten.likeliest(
+      made.reference[row, column], [chosen[i].subject for i in row])
+  made.weight[row, column] *= likely < _MAX_LEAK
+  likely, facts = forgotten.likeliest(
+      made.reference[np.arange(last.size), last], [p.subject for p in chosen])
   own = np.array([fact is not None for fact in facts])
   leaking = np.flatnonzero(own & (likely >= _MAX_LEAK))
   others = np.flatnonzero(~own)
   others = others[np.argsort(-likely[others], kind='stable')]
   others = others[:_num_others(options)]
-  kept = np.sort(np.concatenate([
-      np.flatnonzero(own & (likely < _MAX_LEAK)), others]))
+  about_own = np.flatnonzero(own & (likely < _MAX_LEAK))
+  kept = np.sort(np.concatenate([about_own, others]))
   found = _as_questions([(chosen[i], facts[i]) for i in leaking]
                         if options.forget_leaks else [])
   counts |= {'leaking': leaking.size, 'forgotten': len(found),
-             'kept': kept.size, 'about_retained': others.size}
+             'kept': kept.size, 'about_retained': others.size,
+             'written': int((made.weight * written)[kept].sum())}
   logging.info('swapped-subject prompts: %s', '  '.join(
       f'{name.replace("_", " ")} {n}' for name, n in counts.items()))
-  if not kept.size:
+  if not about_own.size:
     _warn_of_none(
-        f'the base completes each of the {len(chosen)} prompts with a forget'
+        f'the base completes each of the {own.sum()} prompts with a forget'
         ' answer; add retain facts of other relations')
-    return None, found, counts
-  return made.take(kept), found, counts
+  return made.take(kept) if kept.size else None, found, counts
 
 
-def _key(subject: str) -> tuple[str, ...]:
-  """A subject without spelling variants, as a key."""
-  return tuple(subjects_lib.words(subject))
+def _is_open(prompt: subjects_lib.Prompt) -> bool:
+  return _phrasing(prompt) in _OPEN_TEMPLATES
 
 
-def _forget_facts(
-    questions: _Questions, tokenizer: types.Tokenizer, chat: bool
-) -> dict[tuple[str, ...], dict[int, questions_lib.Question]]:
-  """A question of each forget answer, by subject and first token."""
-  found: dict[tuple[str, ...], dict[int, questions_lib.Question]] = {}
-  for question, encoded, subject in zip(
-      questions,
-      tokenization.encode_questions(questions, tokenizer, chat=chat),
-      subjects_lib.of_questions(questions)):
-    if subject is not None:
-      found.setdefault(_key(subject), {}).setdefault(
-          encoded.choices[question.answer_index][0], question)
-  return found
+def _phrasing(prompt: subjects_lib.Prompt) -> tuple[str, str]:
+  """The text before and after the subject."""
+  end = prompt.start + len(prompt.subject)
+  return prompt.text[:prompt.start], prompt.text[end:]
 
 
-def _forget_answers(
-    made: batches_lib.Spans, chosen: Sequence[subjects_lib.Prompt],
-    facts: dict[tuple[str, ...], dict[int, questions_lib.Question]],
-    next_token: NextTokenFn
-) -> tuple[np.ndarray, list[questions_lib.Question | None]]:
-  """The likeliest forget answer after each prompt.
+def _continued(
+    ids: Sequence[list[int]], chosen: Sequence[subjects_lib.Prompt],
+    forgotten: forget_answers.ForgetAnswers, write: WriteFn, most: int
+) -> list[list[int]]:
+  """Prompts, the open ones about forget subjects with what the base writes.
 
-  Returns:
-    The base's probability of it [n], and a question about its fact for each
-    prompt. It is an answer of the prompt's subject or, if this is a retained
-    subject, any; then the question is None.
+  It ends where the base writes the first token of an answer of the subject.
+
+  Args:
+    ids: Token ids of the prompts.
+    chosen: The prompts.
+    forgotten: The forget answers.
+    write: Continues prompts as the base does.
+    most: Largest number of tokens to write.
   """
-  last = made.weight.sum(1).astype(int) - 1
-  ends = made.reference[np.arange(last.size), last]  # [n, D]
-  # A multiple of the batch size, so that one program serves all batches.
-  ends = np.pad(ends, ((0, -last.size % _ROWS), (0, 0)))
-  likely, asked = np.zeros(last.size), [None] * last.size
-  every = dict.fromkeys(token for own in facts.values() for token in own)
-  for i in range(0, last.size, _ROWS):
-    probabilities = next_token(ends[i:i + _ROWS])  # [_ROWS, V]
-    for row, prompt in enumerate(chosen[i:i + _ROWS]):
-      own = facts.get(_key(prompt.subject), every)
-      token = max(own, key=lambda token, row=row: probabilities[row, token])
-      likely[i + row] = probabilities[row, token]
-      asked[i + row] = own[token]
-  return likely, asked
+  out = list(map(list, ids))
+  rows = [i for i, prompt in enumerate(chosen)
+          if forgotten.of(prompt.subject) and _is_open(prompt)]
+  if not most or not rows:
+    return out
+  for i, new in zip(rows, write([out[i] for i in rows], most)):
+    own = forgotten.of(chosen[i].subject)
+    out[i] += itertools.takewhile(lambda token, own=own: token not in own, new)
+  return out
 
 
 def _as_questions(
@@ -339,9 +352,7 @@ def _as_questions(
   forms: dict[tuple[str, str], int] = {}
   questions = []
   for prompt, question in found:
-    phrasing = (prompt.text[:prompt.start],
-                prompt.text[prompt.start + len(prompt.subject):])
-    number = forms.setdefault(phrasing, len(forms))
+    number = forms.setdefault(_phrasing(prompt), len(forms))
     questions.append(dataclasses.replace(
         question, id=f'{question.fact}/swapped_{number}', prompt=prompt.text))
   return questions

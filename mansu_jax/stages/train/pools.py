@@ -24,6 +24,7 @@ from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
 from mansu_jax.runtime import sharding
+from mansu_jax.stages.prepare import generating
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.unlearn import batches as batches_lib
@@ -39,17 +40,19 @@ Questions = Sequence[questions_lib.Question]
 
 
 class Reference(NamedTuple):
-  """The base model's answers to training's two queries.
+  """What the base model answers to training's queries.
 
   Attributes:
     hidden: `(tokens, positions, segments), each [R, T] -> states [R, T, D]`.
     probabilities: final states [n, D] -> next-token probabilities [n, V].
     nll: final states [n, D], labels [n] -> -log p(label) [n].
+    write: token ids of prompts, n -> at most n likeliest next tokens of each.
   """
 
   hidden: Callable[..., types.Array | np.ndarray]
   probabilities: Callable[[np.ndarray], np.ndarray]
   nll: Callable[[np.ndarray, np.ndarray], np.ndarray]
+  write: Callable[[Sequence[Sequence[int]], int], list[list[int]]]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -67,13 +70,22 @@ def reference_of(model: loading.LoadedModel) -> Reference:
       hidden=functools.partial(base_states, model.config, model.params),
       probabilities=lambda states: sharding.to_host(
           softmax(model.params, states)),
-      nll=functools.partial(_nll, model.config, model.params))
+      nll=functools.partial(_nll, model.config, model.params),
+      write=functools.partial(_write, model))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def token_nll(config, params, states, labels):
   """-log p(label) of final hidden states [LOGITS, D]."""
   return losses.token_nll(decoder.unembed(config, params, states), labels)
+
+
+def _write(
+    model: loading.LoadedModel, prompts: Sequence[Sequence[int]], most: int
+) -> list[list[int]]:
+  return generating.make(model.config)(
+      model.params, prompts, max_new_tokens=most,
+      stop_ids=model.end_tokens)
 
 
 def _nll(
@@ -230,9 +242,15 @@ class _PoolMaker(NamedTuple):
     spans, leaking, report = swapped_subjects.spans(
         self.options, self.data, splits, self.model.tokenizer,
         functools.partial(self.with_reference, 'swapped'),
-        self.reference.probabilities, seed=self.seed)
+        self.reference.probabilities, self._written, seed=self.seed)
     return spans and self.pool_of(
         spans, self.options.swapped_batch, 3), leaking, report
+
+
+  def _written(
+      self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    return self.cache.get_or_compute_json(
+        'continuations', lambda: self.reference.write(prompts, most))
 
 
 def retain_pool(

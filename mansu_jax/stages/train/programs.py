@@ -19,7 +19,9 @@ from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.eval import generation
 from mansu_jax.models import assemble
+from mansu_jax.models import config as model_config
 from mansu_jax.models import layout as model_layout
 from mansu_jax.models import lora
 from mansu_jax.models import programs as model_programs
@@ -28,6 +30,7 @@ from mansu_jax.quant import simulate
 from mansu_jax.runtime import programs
 from mansu_jax.stages.circuit import programs as circuit_programs
 from mansu_jax.stages.prepare import abstract
+from mansu_jax.stages.prepare import generating
 from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
@@ -86,21 +89,25 @@ def references(
   mover = None if settings.all_weights else edits.routed_layer(
       settings.unlearn, model.circuit, mover)
   names = quantizer_rules.with_fixed_grid(settings.quant_schemes)
-  batches, rows, slices_of_logits = _make_batches(
-      model, settings, splits, routed=mover is not None)
+  base = _CountedBase(model.config)
+  batches = pools.make_batches(
+      settings.unlearn, settings.data, splits, model.loaded,
+      seed=settings.seed, reference=base.reference(), routed=mover is not None)
   yield programs.hold(base=model.params)
-  for shape, calls in rows.items():
+  yield from generating.programs_of(
+      model, base.written, settings.unlearn.swapped_continuation, models=1)
+  for shape, calls in base.rows.items():
     packed = [jax.ShapeDtypeStruct(shape, jnp.int32)] * 3
     yield programs.program(
         'decoder.forward', pools.base_states, model.config, model.params,
         *packed, calls=calls)
-  if slices_of_logits:
+  if base.slices_of_logits:
     yield programs.program(
         'token_nll', pools.token_nll, model.config, model.params,
         jax.ShapeDtypeStruct(
             (pools.LOGITS, model.config.d_model), jnp.float32),
         jax.ShapeDtypeStruct((pools.LOGITS,), jnp.int32),
-        calls=slices_of_logits)
+        calls=base.slices_of_logits)
   probe = probe_lib.of_run(
       settings.unlearn, splits.forget_train, model.tokenizer,
       chat=settings.data.chat, seed=settings.seed)
@@ -133,35 +140,44 @@ def references(
       whole=False, probe=probe)
 
 
-def _make_batches(
-    model: abstract.AbstractModel, settings: settings_lib.Settings,
-    splits: splits_lib.Splits, *, routed: bool
-) -> tuple[batches_lib.Batches, collections.Counter, int]:
-  """The run's batches, and how often the base runs rows of each shape.
+class _CountedBase:
+  """A base that answers nothing, and counts what training asks of it.
 
-  Also, how many slices of logits give the priors of the answers.
+  Attributes:
+    rows: how often it runs packed rows of each shape.
+    slices_of_logits: how many slices give the priors of the answers.
+    written: batches of prompts that it continues.
   """
-  shapes, rows, slices_of_logits = model.config, collections.Counter(), 0
 
-  def hidden(tokens, positions, segments):
+  def __init__(self, config: model_config.ModelConfig):
+    self._config = config
+    self.rows: collections.Counter = collections.Counter()
+    self.slices_of_logits = 0
+    self.written: list[generation.Batch] = []
+
+  def reference(self) -> pools.Reference:
+    """What training asks."""
+    return pools.Reference(
+        hidden=self._hidden, probabilities=self._probabilities, nll=self._nll,
+        write=self._write)
+
+  def _hidden(self, tokens, positions, segments):
     del positions, segments
-    rows[tokens.shape] += 1
-    return np.zeros((*tokens.shape, shapes.d_model), np.float32)
+    self.rows[tokens.shape] += 1
+    return np.zeros((*tokens.shape, self._config.d_model), np.float32)
 
-  def nll(states, labels):
+  def _probabilities(self, states):
+    size = self._config.vocab_size
+    return np.full((len(states), size), 1 / size, np.float32)
+
+  def _nll(self, states, labels):
     del states
-    nonlocal slices_of_logits
-    slices_of_logits += -(-len(labels) // pools.LOGITS)
+    self.slices_of_logits += -(-len(labels) // pools.LOGITS)
     return np.zeros(len(labels), np.float32)
 
-  batches = pools.make_batches(
-      settings.unlearn, settings.data, splits, model.loaded,
-      seed=settings.seed, reference=pools.Reference(
-          hidden=hidden, probabilities=lambda states: np.full(
-              (len(states), shapes.vocab_size), 1 / shapes.vocab_size,
-              np.float32), nll=nll),
-      routed=routed)
-  return batches, rows, slices_of_logits
+  def _write(self, prompts, most):
+    self.written += generation.batches(prompts, most)
+    return [[self._config.vocab_size - 1] * most] * len(prompts)
 
 
 def _grid(
@@ -295,9 +311,15 @@ def unlearn(
     seen = None if prepared.whole else jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=x.sharding), theta)
+    frozen = edit.base | {'params': view}
+    if options.quantized_reference and name != 'fp':
+      yield programs.program(
+          f'references at {name}', training.reference_program(edit), seen,
+          frozen, *training.reference_inputs(batch), calls=calls,
+          at_most=ends_early)
     yield programs.program(
-        f'step at {name}', step, carry, seen, edit.base | {'params': view},
-        edit.base, theta, batch, rate, calls=calls, at_most=ends_early)
+        f'step at {name}', step, carry, seen, frozen, edit.base, theta, batch,
+        rate, calls=calls, at_most=ends_early)
   if prepared.probe is not None:
     yield programs.program(
         'probe', probe_lib.program(edit), carry[0], edit.base,

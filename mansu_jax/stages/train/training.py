@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -133,8 +134,47 @@ def make_problem(
       theta=edit.theta,
       tx=edits.make_transform(options, tx_options, edit, fisher),
       loss=objective.make_loss(options, edit.forward, edit.unembed),
-      views=[edit.views[name] for name in view_schedule(options, edit)],
+      views=_views(options, edit),
       base=edit.base, codes_changed=codes_changed, rates=_rates(options))
+
+
+def _views(
+    options: run_config.UnlearnConfig, edit: edits.Edit) -> list[loop.View]:
+  """A round's views; those of quantized models have references of their own."""
+  run = reference_program(edit)
+
+  def refer(view, frozen, batch):
+    return objective.with_references(batch, run(
+        view.quantize(edit.theta), frozen, *reference_inputs(batch)))
+
+  found = dict(edit.views)
+  _, *quantized = found
+  for name in quantized if options.quantized_reference else ():
+    found[name] = dataclasses.replace(
+        found[name], refer=functools.partial(refer, found[name]))
+  return [found[name] for name in view_schedule(options, edit)]
+
+
+def reference_inputs(
+    batch: objective.Batch
+) -> tuple[objective.Packed, dict[str, types.Array]]:
+  """The rows of a batch, and where its targets about facts lie in them."""
+  return batch.packed, {name: targets.where for name, targets
+                        in objective.about_facts(batch).items()}
+
+
+def reference_program(
+    edit: edits.Edit) -> Callable[..., dict[str, types.Array]]:
+  """Jitted `(theta, frozen, *reference_inputs) -> {name: states [P, D]}`."""
+  forward = edit.forward
+
+  @jax.jit
+  def states(theta, frozen, packed, where):
+    hidden = forward(theta, frozen, *packed)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return {name: sharding.replicate(flat[at]) for name, at in where.items()}
+
+  return states
 
 
 def _rates(options: run_config.UnlearnConfig) -> rates.Rates:

@@ -66,6 +66,19 @@ class SummaryTest(parameterized.TestCase):
     for label in properties.READINGS.values():
       self.assertLessEqual(len(label), 32)
 
+  def test_reverse_questions_that_training_does_not_ask_decide_nothing(self):
+    record = records.make()
+    remark = ('Training asks no reverse questions, so they decide nothing;'
+              ' known in them: 0.199 (fp), 0.203 (nf4)')
+    text = lambda: ' '.join(' '.join(summary.lines(record)).split())
+    self.assertNotIn(remark, text())
+    record['data']['trained_readings'] = ['choice']
+    self.assertIn(remark, text())
+    first = properties.section(record).blocks[0]
+    self.assertEqual(first.text, remark)
+    del record['forgetting']['reverse']
+    self.assertNotIn('reverse questions', text())
+
   def test_what_was_not_measured_is_a_dash_in_the_table(self):
     record = records.make()
     del record['forgetting']['reverse']['unlearned']['nf4']

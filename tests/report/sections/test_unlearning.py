@@ -36,6 +36,8 @@ class SectionsTest(cases.ReportTest):
     record['swapped_prompts'] |= {'forgotten': 97, 'about_retained': 40}
     self.assertIn('used. 40 of them ask about retained subjects. 97', text())
     self.assertIn('a forget answer, which training forgets there, and', text())
+    record['swapped_prompts']['written'] = 512
+    self.assertIn('forgotten subjects by 512 tokens, which', text())
 
   def test_gaps_are_the_records(self):
     record = records.make()

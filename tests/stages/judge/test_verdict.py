@@ -7,6 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from mansu_jax.stages.judge import answers
 from mansu_jax.stages.judge import evaluation
 from mansu_jax.stages.judge import verdict
 from mansu_jax.statistics import forgetting
@@ -53,6 +54,15 @@ class ForgettingTest(parameterized.TestCase):
     readings['reverse'] = cases.readings_of_shares(x=0.33)['x']
     self.assertNotIn(
         'reason', verdict.property_f(readings, ('fp', 'nf4')))
+
+  def test_reverse_questions_decide_where_training_asks_them(self):
+    readings = cases.readings_of_shares(
+        choice=0.0, choice_unseen=0.0, generation=0.0, reverse=0.9)
+    for trained, want in ((('choice', 'reverse'), False), (('choice',), True)):
+      got = verdict.property_f(
+          answers.judged(readings, trained), ('fp', 'nf4'))
+      self.assertIs(got['passed'], want)
+      self.assertEqual('reverse' in got['by_reading'], not want)
 
   @parameterized.parameters('choice', 'choice_unseen', 'generation')
   def test_without_a_needed_reading_it_does_not_pass(self, left_out):

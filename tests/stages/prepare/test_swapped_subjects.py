@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from mansu_jax.data import packing
+from mansu_jax.data import tokenization
 from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.stages.prepare import inputs as inputs_lib
@@ -21,6 +22,9 @@ from tests import tiny_job
 from tests.models import tiny
 
 _MARK = 'Tell me. '
+_PROMPTS_ALONE = (  # About forget subjects, as they are.
+    '--unlearn_swapped_batch=4', '--unlearn_swapped_continuation=0',
+    '--unlearn_swapped_other_share=0', '--nounlearn_forget_leaks')
 _SUBJECTS = tiny_job.COUNTRIES[:12]  # Of the forget set.
 _OPEN = {before + name + after for name in _SUBJECTS
          for before, after in swapped_subjects._OPEN_TEMPLATES}
@@ -42,13 +46,16 @@ class SwappedSubjectsTest(parameterized.TestCase):
     cls.next_token = lambda self, states: np.asarray(jax.nn.softmax(
         decoder.unembed(self.model.config, self.model.params, states)))
 
+    cls.write = staticmethod(pools.reference_of(cls.model).write)
+
   def _config(self, *flags):
-    return runs.parse(*self.flags, '--unlearn_swapped_batch=4', *flags)
+    return runs.parse(*self.flags, *_PROMPTS_ALONE, *flags)
 
   def _spans(self, config):
     return swapped_subjects.spans(
         config.unlearn, config.data, inputs_lib.read(config).splits,
-        self.model.tokenizer, self.refer, self.next_token, seed=config.seed)
+        self.model.tokenizer, self.refer, self.next_token, self.write,
+        seed=config.seed)
 
   def _prompts(self, config):
     return swapped_subjects.prompts(
@@ -76,7 +83,7 @@ class SwappedSubjectsTest(parameterized.TestCase):
     path = self.folder / f'reworded_{len(relations)}.jsonl'
     tiny_job.write_jsonl(path, retain)
     return [*(f for f in self.flags if not f.startswith('--data_retain')),
-            f'--data_retain={path}', '--unlearn_swapped_batch=4']
+            f'--data_retain={path}', *_PROMPTS_ALONE]
 
   def test_half_are_open_and_relations_share_the_rest(self):
     flags = [*self._reworded(), '--unlearn_swapped_pool=40']
@@ -195,6 +202,71 @@ class SwappedSubjectsTest(parameterized.TestCase):
       if row == 3:
         break
 
+  def test_the_base_continues_open_prompts_about_forget_subjects(self):
+    flags = '--unlearn_swapped_pool=40', '--unlearn_swapped_other_share=0.25'
+    alone, _, before = self._spans(self._config(*flags))
+    spans, _, report = self._spans(
+        self._config(*flags, '--unlearn_swapped_continuation=3'))
+    self.assertEqual(before | {'written': report['written']}, report)
+    self.assertGreater(report['written'], 20)
+    config, params = self.model.config, self.model.params
+    for row, prompt in enumerate(self._texts(alone)):
+      size = alone.length[row]
+      tokens = spans.tokens[row, :spans.length[row]]
+      np.testing.assert_array_equal(tokens[:size], alone.tokens[row, :size])
+      if prompt not in _OPEN:
+        self.assertLen(tokens, size)
+        continue
+      want = list(tokens[:size])
+      for _ in range(3):
+        states = decoder.forward(config, params, np.array([want]))[:, -1]
+        want.append(int(np.argmax(self.next_token(states))))
+      self.assertEqual(list(tokens), want[:tokens.size])
+
+  def test_a_continuation_ends_before_an_answer_of_its_subject(self):
+    config = self._config('--unlearn_swapped_continuation=3',
+                          '--unlearn_swapped_pool=40')
+    asked = inputs_lib.read(config).splits.forget_train
+    first = {  # First tokens of the capitals.
+        q.fact.split('/')[1].capitalize(): encoded.choices[q.answer_index][0]
+        for q, encoded in zip(asked, tokenization.encode_questions(
+            asked, self.model.tokenizer))}
+    filler = max(first.values()) + 1
+
+    def write(prompts, most):
+      self.assertEqual(most, 3)
+      subjects = [next(c for c in first if c in text)
+                  for text in map(self.model.tokenizer.decode, prompts)]
+      other = {c: first[_SUBJECTS[_SUBJECTS.index(c) - 1]] for c in first}
+      return [[filler, other[c], first[c]] for c in subjects]
+
+    self.write = write
+    lengths = [self._spans(config)[0].length]
+    self.write = lambda prompts, most: [[]] * len(prompts)
+    lengths.append(self._spans(config)[0].length)
+    self.assertEqual(set(lengths[0] - lengths[1]), {0, 2})  # Others, open ones.
+
+  def test_nothing_is_preserved_where_the_base_would_say_the_answer(self):
+    config = self._config('--unlearn_swapped_continuation=3',
+                          '--unlearn_swapped_pool=40')
+    self.next_token = lambda states: np.zeros((
+        states.shape[0], self.model.config.vocab_size))
+    every, _, before = self._spans(config)
+    left = before['written']
+
+    def next_token(states):  # Says any answer in each second written state.
+      nonlocal left
+      said = np.zeros((states.shape[0], self.model.config.vocab_size))
+      said[:max(0, left):2] = 0.5
+      left -= states.shape[0]
+      return said
+
+    self.next_token = next_token
+    spans, _, report = self._spans(config)
+    self.assertEqual(report['written'], before['written'] // 2)
+    self.assertEqual(
+        spans.weight.sum(), every.weight.sum() - -(-before['written'] // 2))
+
   def _has_none(self, config, message):
     """Checks that a run warns and trains without such prompts."""
     splits = inputs_lib.read(config).splits
@@ -216,7 +288,8 @@ class SwappedSubjectsTest(parameterized.TestCase):
     tiny_job.write_jsonl(path, questions)
     flags = [f for f in self.flags if not f.startswith('--data_forget')]
     config = runs.parse(
-        *flags, f'--data_forget={path}', '--unlearn_swapped_batch=4')
+        *flags, f'--data_forget={path}', '--unlearn_swapped_batch=4',
+        '--unlearn_swapped_other_share=1')
     self._has_none(config, 'of a forget fact share no word')
 
   @parameterized.parameters((0.5, True), (0, False))
@@ -227,7 +300,7 @@ class SwappedSubjectsTest(parameterized.TestCase):
     tiny_job.write_jsonl(path, retain)
     flags = [f for f in self.flags if not f.startswith('--data_retain')]
     config = runs.parse(
-        *flags, f'--data_retain={path}', '--unlearn_swapped_batch=4',
+        *flags, f'--data_retain={path}', *_PROMPTS_ALONE,
         f'--unlearn_swapped_open_share={share}')
     got, report = self._prompts(config)
     self.assertEqual({p.text for p in got}, _OPEN if left else set())
@@ -243,6 +316,12 @@ class SwappedSubjectsTest(parameterized.TestCase):
     self.assertIsNone(spans)
     self.assertRegex(logs.output[-1], 'with a forget answer; add')
     self.assertGreater(report['leaking'], 0)
+    with self.assertLogs(logging.get_absl_logger(), 'WARNING') as logs:
+      spans, _, report = self._spans(
+          self._config('--unlearn_swapped_other_share=0.1'))
+    self.assertRegex(logs.output[-1], 'about forgotten subjects, so ')
+    self.assertLen(spans.length, report['about_retained'])
+    self.assertGreater(report['about_retained'], 0)
 
   def test_refuses_prompts_that_are_too_long(self):
     config = self._config()
@@ -250,7 +329,14 @@ class SwappedSubjectsTest(parameterized.TestCase):
     check = lambda max_position: swapped_subjects.check(
         config.unlearn, splits, self.model.tokenizer, max_position,
         seed=config.seed, chat=False)
-    check(128)
+    longest = max(len(self.model.tokenizer(p.text)['input_ids'])
+                  for p in self._prompts(config)[0])
+    check(longest)
+    config = self._config('--unlearn_swapped_continuation=128')
+    with self.assertRaisesRegex(
+        ValueError, 'tokens and --unlearn_swapped_continuation=128 more; want'):
+      check(longest + 8)
+    config = self._config()
     with self.assertRaisesRegex(
         ValueError, r'has \d+ tokens; wanted at most 4'):
       check(4)

@@ -132,8 +132,8 @@ class ViewsTest(parameterized.TestCase):
           options, run_config.EditConfig(), edit, None, lambda step: batch,
           total_weights=1)
     given = run.call_args[0][0]
-    names = {id(view): name for name, view in edit.views.items()}
-    self.assertEqual([names[id(view)] for view in given.views], want)
+    names = {id(view.frozen): name for name, view in edit.views.items()}
+    self.assertEqual([names[id(view.frozen)] for view in given.views], want)
     self.assertIs(given.base, edit.base)
     seen = [list(edit.views)[i] for i in done['history']['view']]
     self.assertEqual(seen, (want * 7)[:7])
@@ -141,6 +141,30 @@ class ViewsTest(parameterized.TestCase):
                for step in range(7)]
     self.assertEqual(margins, [
         1.0 if name == 'fp' else 3.0 for name in (want * 7)[:7]])
+
+  @parameterized.parameters(True, False)
+  def test_quantized_steps_retain_facts_as_the_quantized_base(self, own):
+    edit = problem.circuit_edit()
+    batch = problem.batch(problem.hidden_of_model())
+    made = training.make_problem(
+        problem.options(quantized_reference=own), run_config.EditConfig(),
+        edit, None)
+    full_precision, quantized = made.views
+    self.assertIsNone(full_precision.refer)
+    frozen = quantized.frozen()
+    if own:
+      referred = quantized.refer(frozen, batch)
+      self.assertIs(referred.forget, batch.forget)
+      batch = referred
+    else:
+      self.assertIsNone(quantized.refer)
+    _, metrics = jax.jit(made.loss)(
+        quantized.quantize(edit.theta), frozen, edit.base, batch)
+    self.assertGreater(float(metrics.text_kl), 1e-4)  # Of the base as it is.
+    if own:
+      self.assertAlmostEqual(float(metrics.retain_kl), 0, delta=1e-6)
+    else:
+      self.assertGreater(float(metrics.retain_kl), 1e-4)
 
 
 @pytest.mark.slow
