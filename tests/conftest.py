@@ -15,6 +15,8 @@ _ROOT = pathlib.Path(__file__).parent
 _MEDIUM = ('deployment', 'flows', 'mesh', 'planning', 'stages', 'tables', 'tpu',
            'test_docstrings.py', 'test_experiments.py', 'test_readme.py')
 _LEAST_SECONDS = '0'  # Reading the smallest program beats compiling it.
+# Compiled programs lie in mapped memory, and Linux grants a process 65,530 maps.
+_MOST_MAPS = 20_000
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +38,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   for item in items:
     if item.path.relative_to(_ROOT).parts[0] in _MEDIUM:
       item.add_marker('medium')
+
+
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None) -> None:
+  """Between files, drops the programs of a worker that holds very many."""
+  maps = pathlib.Path('/proc/self/maps')
+  if nextitem is None or item.path == nextitem.path or not maps.exists():
+    return
+  if maps.read_bytes().count(b'\n') > _MOST_MAPS:
+    import jax  # pylint: disable=g-import-not-at-top  # After pytest_configure.
+    jax.clear_caches()
 
 
 def _processor() -> str:
