@@ -1,4 +1,4 @@
-"""The unlearning methods, and the flag values that each of them needs."""
+"""The forget losses and methods, and the flag values that each method needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,29 @@ from typing import Any
 
 from mansu_jax.config import fields
 
-METHODS = ('mansu', 'graddiff', 'npo', 'retain_only')
+# The forget losses, each with its help.
+LOSSES = {
+    'prior': 'half the squared excess of the answer\'s log-probability over its'
+             ' prior, the mean that the base gives the answer after prompts of'
+             ' other facts',
+    'npo': 'negative preference optimization against the base',
+    'simnpo': 'NPO without a reference model, on the mean log-probability',
+    'undial': 'imitate the base with the logits of the answer tokens lowered',
+    'wga': 'gradient ascent, each token weighed by a power of its probability',
+    'satimp': 'WGA in which a token that is certain counts less',
+    'bounded_nll': '-log(1 - p(answer)), at least 0',
+    'group_marginal': 'imitate the base\'s average answer over the facts whose'
+                      ' answers are each other\'s wrong choices, in the same'
+                      ' phrasing',
+    'answer_swap': 'imitate the base\'s answer for one other fact of that'
+                   ' group',
+    'ascent': 'gradient ascent (GradDiff)',
+    'none': 'no forget loss (for --method=retain_only)'}
+# Methods that train every weight, or adapters, by one forget loss.
+BASELINES = {
+    'graddiff': 'ascent', 'npo': 'npo', 'simnpo': 'simnpo', 'undial': 'undial',
+    'wga': 'wga', 'satimp': 'satimp'}
+METHODS = ('mansu', *BASELINES, 'retain_only')
 
 # Each entry: flag, wanted value, what the error says about the method.
 _Wanted = tuple[str, Any, str]
@@ -31,10 +53,14 @@ def _wanted(config: Any) -> tuple[_Wanted, ...]:
     return *(  # On every weight.
         (flag, wanted, f'with --circuit_selection=all {why}')
         for flag, wanted, why in (*_PLAIN, *_IN_FP)), loss
-  loss = {
-      'graddiff': ('unlearn_loss', 'ascent', 'is gradient ascent'),
-      'npo': ('unlearn_loss', 'npo', 'has one forget loss')}[config.method]
-  return (*_ALL, *_PLAIN, loss, *_IN_FP)
+  loss = BASELINES[config.method]
+  return (*_ALL, *_PLAIN, (
+      'unlearn_loss', loss, f'has the forget loss {loss}'), *_IN_FP)
+
+
+def help_of_losses() -> str:
+  """What each forget loss is, in one sentence."""
+  return '; '.join(f'{name}: {text}' for name, text in LOSSES.items()) + '.'
 
 
 def check(config: Any) -> None:

@@ -144,6 +144,15 @@ _CONDITIONS = (
         ('unlearn_choice_kl_weight', 'unlearn_npo_beta'),
         lambda config: config.unlearn.loss == 'none',
         lambda config: '--unlearn_loss=none has no forget term'),
+    *(_Condition(
+        names, lambda config, loss=loss: config.unlearn.loss != loss,
+        lambda config, loss=loss: f'it applies to --unlearn_loss={loss}, but'
+        f' the loss is --unlearn_loss={config.unlearn.loss}')
+      for loss, names in (
+          ('satimp', (
+              'unlearn_satimp_importance', 'unlearn_satimp_saturation')),
+          ('undial', ('unlearn_undial_strength',)),
+          ('wga', ('unlearn_wga_power',)))),
     _Condition(
         ('unlearn_cooldown',), lambda config: not config.unlearn.patience,
         lambda config: 'it applies to --unlearn_patience above 0'),

@@ -101,8 +101,9 @@ class RunConfig:
   method: str = _field(
       'mansu', 'Unlearning method. mansu: train the circuit only. Baselines'
       ' that train every weight or, with --unlearn_lora_rank, adapters:'
-      ' graddiff (gradient ascent on forget, descent on retain) and npo'
-      ' (negative preference optimization). retain_only: the retain terms'
+      ' graddiff (gradient ascent on forget, descent on retain), npo (negative'
+      ' preference optimization), simnpo, undial, wga (weighted gradient'
+      ' ascent) and satimp. retain_only: the retain terms'
       ' without a forget term, on the circuit or on every weight; a control'
       ' that shows what training alone changes.', methods.METHODS,
       modes=config_fields.TRAINING_MODES)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 
 from mansu_jax.config import fields
+from mansu_jax.config import methods
 
 _field = functools.partial(fields.field, modes=fields.TRAINING_MODES)
 _rows = functools.partial(_field, maximum=fields.MAX_ROWS)
@@ -20,18 +21,7 @@ class UnlearnConfig:
   """Objective, batches and optimizer of the unlearning loop."""
 
   loss: str = _field(
-      'prior', 'Forget loss. prior: half the squared excess of the answer\'s'
-      ' log-probability over its prior, the mean that the base gives the answer'
-      ' after prompts of other facts; npo: negative preference optimization'
-      ' against the base; simnpo: NPO without a reference model, on the mean'
-      ' log-probability; bounded_nll: -log(1 - p(answer)), at least 0;'
-      ' group_marginal: imitate the base\'s average answer over the facts whose'
-      ' answers are each other\'s wrong choices, in the same phrasing;'
-      ' answer_swap: imitate the base\'s answer for one other fact of that'
-      ' group; ascent: gradient ascent (GradDiff); none: no forget loss (for'
-      ' --method=retain_only).',
-      ('npo', 'prior', 'simnpo', 'bounded_nll', 'group_marginal', 'answer_swap',
-       'ascent', 'none'))
+      'prior', f'Forget loss. {methods.help_of_losses()}', (*methods.LOSSES,))
   guess_weight: float = _field(
       1.0, 'Weight, within the loss prior, of the same loss for the first token'
       ' of the answer, with another prior: the mean that the trained model'
@@ -45,6 +35,15 @@ class UnlearnConfig:
       ' phrasings an answer falls even less far. Has no effect without'
       ' --unlearn_quantizer_in_loop.')
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
+  satimp_importance: float = _field(
+      1.0, 'Power of 1 - p(token) in the weight of a token, with SatImp.')
+  satimp_saturation: float = _field(
+      5.0, 'Power of p(token) in the weight of a token, with SatImp.')
+  undial_strength: float = _field(
+      10.0, 'How much UNDIAL lowers the base\'s logit of an answer token.')
+  wga_power: float = _field(
+      1.0, 'Power of p(token) in the weight of a token, with WGA. 0: gradient'
+      ' ascent.')
   forget_weight: float = _field(5.0, 'Weight of the forget loss.')
   choice_kl_weight: float = _field(
       0.0, 'Weight, within the forget loss, of a KL over the first tokens of'
@@ -200,7 +199,8 @@ class UnlearnConfig:
         'quantized_guess_margin', 'marginal_weight', 'routed_weight',
         'kl_weight', 'kl_square_weight', 'nll_weight', 'text_weight',
         'prompt_weight', 'swapped_batch', 'swapped_continuation',
-        'swapped_weight', 'save_every',
+        'swapped_weight', 'save_every', 'satimp_importance',
+        'satimp_saturation', 'undial_strength', 'wga_power',
         'lora_rank', 'probe_every', 'patience', 'cooldown')
     fields.check(
         not self.patience or self.probe_every > 0,

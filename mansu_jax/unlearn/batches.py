@@ -17,7 +17,7 @@ import numpy as np
 from mansu_jax.data import packing
 from mansu_jax.runtime import progress
 from mansu_jax.runtime import sharding
-from mansu_jax.unlearn import objective
+from mansu_jax.unlearn import step_data
 
 _NEIGHBOURS = 20  # Forget sequences that a retain sequence is compared with.
 ROW = 64  # Tokens a row; longer sequences make longer rows.
@@ -78,7 +78,7 @@ def make_spans(tokens: np.ndarray, mask: np.ndarray) -> Spans:
 def pack(
     groups: Sequence[Spans], fill: packing.FillRows = packing.fill_rows,
     rows: int | None = None,
-    capacity: int = ROW) -> tuple[objective.Packed, list[np.ndarray]]:
+    capacity: int = ROW) -> tuple[step_data.Packed, list[np.ndarray]]:
   """Packs the sequences of all groups into shared rows.
 
   Args:
@@ -101,7 +101,7 @@ def pack(
   starts = np.zeros(lengths.size, np.int64)
   starts[layout.members] = layout.starts
   ends = np.cumsum([g.length.size for g in groups])[:-1]
-  packed = objective.Packed(
+  packed = step_data.Packed(
       tokens=layout.write([tokens for g in groups for tokens in g.tokens]),
       positions=layout.positions(), segments=layout.segment_ids())
   return packed, np.split(starts, ends)
@@ -109,7 +109,7 @@ def pack(
 
 def targets(
     spans: Spans, starts: np.ndarray, size: int | None = None
-) -> objective.Targets:
+) -> step_data.Targets:
   """The targets of B sequences, as positions in the flattened rows.
 
   Args:
@@ -121,7 +121,7 @@ def targets(
   padding = (0, (size or row.size) - row.size)
   padded = lambda values: np.pad(np.int32(values), padding)
   at = lambda leaf: leaf[row, column]
-  return objective.Targets(
+  return step_data.Targets(
       where=padded(starts[row] + at(spans.where)),
       labels=padded(at(spans.labels)),
       weight=np.pad(at(spans.weight), padding),
@@ -219,7 +219,7 @@ class Pool:
 
 
 class Batches:
-  """`batches(step) -> objective.Batch`, independent of earlier steps.
+  """`batches(step) -> step_data.Batch`, independent of earlier steps.
 
   All batches have one shape, so that one program serves every step.
 
@@ -250,8 +250,8 @@ class Batches:
       prompts: Spans | None = None,
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
-      choices: objective.Choices | None = None,
-      prior: objective.OtherPrompts | None = None, routed: bool = False,
+      choices: step_data.Choices | None = None,
+      prior: step_data.OtherPrompts | None = None, routed: bool = False,
       fill: packing.FillRows = packing.fill_rows, steps: int, seed: int = 0):
     self.forget, self.retain = forget, retain
     self.text, self.swapped = text, swapped
@@ -288,35 +288,35 @@ class Batches:
     prompts = None if self._prompts is None else self._prompts.take(rows)
     return groups, prompts
 
-  def __call__(self, step: int) -> objective.Batch:
+  def __call__(self, step: int) -> step_data.Batch:
     groups, prompts = self._groups(step)
     rows, marginal, others = self.forget.sampler[step], None, None
     if self._marginals is not None:
       table, row = self._marginals
       marginal = table[row[rows]]
     if self._choices is not None:
-      others = objective.Choices(*(x[rows] for x in self._choices))
+      others = step_data.Choices(*(x[rows] for x in self._choices))
     packed, starts = self._pack(groups)
     progress.count_tokens(sum(int(g.length.sum()) for g in groups))
     forget, retain, *rest = map(targets, groups, starts, self._sizes)
     next_or_none = lambda pool: None if pool is None else rest.pop(0)
-    return objective.Batch(
+    return step_data.Batch(
         packed=packed, forget=forget, retain=retain,
         text=next_or_none(self.text), swapped=next_or_none(self.swapped),
         prompts=None if prompts is None else targets(
             prompts, starts[0], self._sizes[-1]),
         group_marginal=marginal, choices=others,
-        prior=self._prior and objective.OtherPrompts(
+        prior=self._prior and step_data.OtherPrompts(
             *(x[rows] for x in self._prior)),
         routed=np.arange(self._own_rows) if self._own_rows else None)
 
   def _pack(
-      self, groups: list[Spans]) -> tuple[objective.Packed, list[np.ndarray]]:
+      self, groups: list[Spans]) -> tuple[step_data.Packed, list[np.ndarray]]:
     own = self._own_rows
     if not own:
       return pack(groups, self._fill, self._rows, self._capacity)
     first, (starts,) = pack(groups[:1], self._fill, own, self._capacity)
     rest, others = pack(
         groups[1:], self._fill, self._rows - own, self._capacity)
-    packed = objective.Packed(*map(np.concatenate, zip(first, rest)))
+    packed = step_data.Packed(*map(np.concatenate, zip(first, rest)))
     return packed, [starts, *(x + first.tokens.size for x in others)]

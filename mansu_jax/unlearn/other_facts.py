@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mansu_jax.unlearn import objective
+from mansu_jax.unlearn import step_data
 
 
 def confusable_groups(
@@ -226,7 +226,7 @@ def group_marginals(
 
 def choice_targets(
     facts: Sequence[str], right: Sequence[int],
-    choices: Sequence[Sequence[int]]) -> objective.Choices:
+    choices: Sequence[Sequence[int]]) -> step_data.Choices:
   """A uniform target over the wrong choices of each fact.
 
   Choices are told apart by their first tokens; a wrong choice with the right
@@ -262,4 +262,4 @@ def choice_targets(
     target[i, 1:len(row)] = 1 / (len(row) - 1)
   lengths = np.array([len(row) for row in rows])
   valid = np.arange(tokens.shape[1]) < lengths[:, None]
-  return objective.Choices(tokens, target, valid)
+  return step_data.Choices(tokens, target, valid)

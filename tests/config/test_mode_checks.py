@@ -1,9 +1,12 @@
 """Each flag names the modes that read it; other modes refuse it."""
 
+import itertools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from mansu_jax.config import fields
+from mansu_jax.config import methods
 from mansu_jax.config import mode_checks
 from mansu_jax.config import run as config_lib
 from tests import runs
@@ -20,6 +23,10 @@ _EDGE = ('circuit_edges', 'circuit_edge_selection', 'circuit_file')
 _ALL_WEIGHTS = (
     'unlearn_lora_rank', 'unlearn_lora_alpha', 'unlearn_weights_dtype')
 _PATIENT = ('unlearn_cooldown',)  # Read with --unlearn_patience only.
+# Each read by one loss, which is not the default.
+_OF_LOSSES = {
+    'satimp': ('unlearn_satimp_importance', 'unlearn_satimp_saturation'),
+    'undial': ('unlearn_undial_strength',), 'wga': ('unlearn_wga_power',)}
 
 
 def _changed(name, field, mode):
@@ -63,7 +70,8 @@ class ModesTest(parameterized.TestCase):
   def test_a_mode_accepts_each_flag_that_it_reads(self, mode):
     for name, field, _ in config_lib.options():
       if mode in field.metadata['modes'] and name not in (
-          *_NOT_ALONE, *_EDGE, *_ALL_WEIGHTS, *_PATIENT):
+          *_NOT_ALONE, *_EDGE, *_ALL_WEIGHTS, *_PATIENT,
+          *itertools.chain(*_OF_LOSSES.values())):
         with self.subTest(name):
           mode_checks.check_unread_flags(_changed(name, field, mode))
 
@@ -124,6 +132,8 @@ class ConditionsTest(parameterized.TestCase):
        'prior with --unlearn_guess_weight above 0'),
       (('--unlearn_loss=ascent', '--unlearn_routed_weight=2'),
        'applies to --unlearn_loss=prior'),
+      (('--unlearn_loss=npo', '--unlearn_undial_strength=2'),
+       'applies to --unlearn_loss=undial, but the loss is --unlearn_loss=npo'),
       (('--eval_attacks=', '--eval_attack_questions=9'), 'skips the attacks'),
       (('--mode=audit', '--base=b', '--eval_attacks=', '--eval_attack_steps=9'),
        'skips the attacks'))
@@ -150,6 +160,17 @@ class ConditionsTest(parameterized.TestCase):
        '--eval_bootstrap=200', '--eval_questions=9'))
   def test_accepts(self, *args):
     _check(*args)
+
+  @parameterized.parameters(*methods.BASELINES.items())
+  def test_a_baseline_needs_its_loss_and_reads_the_flags_of_it(
+      self, method, loss):
+    args = (f'--method={method}', '--circuit_selection=all',
+            '--edit_floor=none', '--edit_projection=none',
+            '--nounlearn_quantizer_in_loop')
+    own = (f'--{flag}=0.5' for flag in _OF_LOSSES.get(loss, ()))
+    _check(*args, f'--unlearn_loss={loss}', *own)
+    with self.assertRaisesRegex(ValueError, f'wanted --unlearn_loss={loss}'):
+      _check(*args)
 
 
 class BaseTest(absltest.TestCase):

@@ -44,6 +44,22 @@ def simnpo(nll, length, beta, margin=0.0):
   return 2 / beta * math.log(1 + math.exp(-(beta / length) * nll + margin))
 
 
+def satimp(nll, saturation, importance):
+  """-p^saturation (1 - p)^importance (-log p) of a token (Yang et al. 2025).
+
+  With importance 0 it is WGA (Wang et al. 2025).
+  """
+  p = math.exp(-nll)
+  return -p**saturation * (1 - p)**importance * nll
+
+
+def undial(reference, logits, label, strength):
+  """Cross-entropy of a row to another, the label's logit lowered."""
+  lowered = [x - strength * (i == label) for i, x in enumerate(reference)]
+  target, log_q = log_softmax(lowered), log_softmax(logits)
+  return -sum(math.exp(a) * b for a, b in zip(target, log_q))
+
+
 def unlikelihood(nll):
   """-log(1 - p)."""
   return -math.log(1 - math.exp(-nll))

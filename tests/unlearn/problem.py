@@ -12,7 +12,7 @@ from mansu_jax.models import decoder
 from mansu_jax.models.io import loading
 from mansu_jax.stages.train import edits
 from mansu_jax.unlearn import batches
-from mansu_jax.unlearn import objective
+from mansu_jax.unlearn import step_data
 from tests.circuits import small
 
 CONFIG = small.config()
@@ -77,10 +77,10 @@ def batch(hidden, *, alone=False, rows=None, routed=False):
   if routed:
     (first, own), (rest, others) = (
         batches.pack(part) for part in (groups[:1], groups[1:]))
-    packed = objective.Packed(*map(np.concatenate, zip(first, rest)))
+    packed = step_data.Packed(*map(np.concatenate, zip(first, rest)))
     starts = own + [x + first.tokens.size for x in others]
   parts = [batches.targets(g, s) for g, s in zip(groups, starts)]
-  return objective.Batch(
+  return step_data.Batch(
       packed, *parts, prompts=batches.targets(prompts, starts[0]),
       routed=np.arange(1) if routed else None)
 

@@ -8,8 +8,8 @@ import numpy as np
 from mansu_jax.data import batching
 from mansu_jax.data import packing
 from mansu_jax.unlearn import batches
-from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
+from mansu_jax.unlearn import step_data
 
 _TOKENS = np.array([
     [11, 12, 13, 14, 15, 0, 0, 0],  # Prompt 11 12 13, answer 14 15.
@@ -305,7 +305,7 @@ class BatchesTest(parameterized.TestCase):
     forget = self._pool(7, 3, 1)
     made = batches.Batches(
         forget=forget, retain=self._pool(9, 4, 2),
-        text=self._pool(8, 1, 3, long), prior=objective.OtherPrompts(
+        text=self._pool(8, 1, 3, long), prior=step_data.OtherPrompts(
             np.arange(7.0), np.arange(7.0)[:, None, None], np.arange(7)),
         routed=True,
         fill=packing.fill_rows, steps=8)

@@ -13,13 +13,14 @@ from mansu_jax.models import layout
 from mansu_jax.stages.train import whole_edits
 from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
+from mansu_jax.unlearn import step_data
 from tests.circuits import small
 from tests.reference import circuit_naive
 from tests.reference import decoder_naive
 from tests.reference import unlearn_naive
 from tests.unlearn import problem
 
-_LOSSES = ('npo', 'simnpo', 'bounded_nll', 'ascent')
+_LOSSES = ('npo', 'simnpo', 'bounded_nll', 'ascent', 'wga', 'satimp', 'undial')
 
 
 def _logits(params, sequences):
@@ -45,6 +46,21 @@ def _naive_nll(logits, sequences):
           for i, row in enumerate(_places(sequences[1]))]
 
 
+def _token_losses(options, before, after):
+  """The losses that are means over all answer tokens, token by token."""
+  tokens = [(before[i][t], after[i][t], problem.FORGET[0][i][t + 1])
+            for i, row in enumerate(_places(problem.FORGET[1])) for t in row]
+  nll = [-unlearn_naive.log_softmax(row)[label] for _, row, label in tokens]
+  return {
+      'wga': [unlearn_naive.satimp(a, options.wga_power, 0.0) for a in nll],
+      'satimp': [unlearn_naive.satimp(
+          a, options.satimp_saturation, options.satimp_importance)
+                 for a in nll],
+      'undial': [unlearn_naive.undial(
+          base, row, label, options.undial_strength)
+                 for base, row, label in tokens]}
+
+
 def _naive(options, base, theta):
   """All metrics; the swapped-subject prompts are the text once more."""
   before, after = ({
@@ -60,7 +76,9 @@ def _naive(options, base, theta):
       'simnpo': [unlearn_naive.simnpo(a, n, beta)
                  for a, n in zip(nll, lengths)],
       'bounded_nll': [unlearn_naive.unlikelihood(a) for a in nll],
-      'ascent': [-a for a in nll]}[options.loss])
+      'ascent': [-a for a in nll],
+      **_token_losses(options, before['forget'], after['forget'])
+  }[options.loss])
   kls, squares = ({
       name: _naive_kl(before[at], after[at], part[1], power)
       for name, at, part in (
@@ -105,7 +123,8 @@ class ObjectiveTest(parameterized.TestCase):
     options = problem.options(
         loss=name, forget_weight=0.7, kl_weight=3.0, nll_weight=0.5,
         text_weight=0.3, prompt_weight=2.0, swapped_weight=0.4, npo_beta=0.3,
-        kl_square_weight=1.7)
+        kl_square_weight=1.7, wga_power=0.3, satimp_saturation=0.2,
+        satimp_importance=0.5, undial_strength=2.0)
     batch = problem.batch(self.hidden)
     batch = batch._replace(swapped=batch.text)
     self.assertEqual(batch.packed.tokens.shape[0], 1)  # All share a row.
@@ -260,7 +279,7 @@ class ObjectiveTest(parameterized.TestCase):
     states = np.random.default_rng(0).normal(
         size=(3, 2, problem.CONFIG.d_model)).astype(np.float32)
     batch = problem.batch(self.hidden, routed=True)._replace(
-        prior=objective.OtherPrompts(
+        prior=step_data.OtherPrompts(
             prior, states, np.array([1, 1, 2], np.int32)))
     loss = jax.jit(objective.make_loss(problem.options(
         loss='prior', routed_weight=0.5, marginal_weight=0.3, guess_weight=0.7,

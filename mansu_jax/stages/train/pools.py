@@ -28,9 +28,11 @@ from mansu_jax.stages.prepare import generating
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.unlearn import batches as batches_lib
+from mansu_jax.unlearn import forget as forget_lib
 from mansu_jax.unlearn import losses
-from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
+from mansu_jax.unlearn import step_data
+from mansu_jax.unlearn.forget import term
 
 LOGITS = 256  # Rows of logits at a time, for priors.
 _PRIOR_PROMPTS = 2  # Other facts' prompts for each answer's prior.
@@ -134,9 +136,10 @@ def make_batches(
         sequences.tokens, np.arange(sequences.tokens.shape[1]) < first))
   forget = maker.pool('forget', sequences, options.forget_batch, 0)
   marginals = partners = None
-  if options.loss == 'answer_swap':
+  needs = forget_lib.needs(options.loss)
+  if needs is term.Needs.OTHER_ANSWERS:
     partners = swap_partners(questions, splits.forget_train)
-  elif options.loss == 'group_marginal':
+  elif needs is term.Needs.GROUP_MARGINAL:
     ends = forget.spans.reference[:, 0]  # [n, D], ends of the prompts.
     marginals = other_facts.group_marginals(
         *_grouping(questions, splits.forget_train),
@@ -145,7 +148,7 @@ def make_batches(
   if options.choice_kl_weight:
     choices = choice_targets(questions, model.tokenizer, chat=data.chat)
   prior = None
-  if options.loss == 'prior':
+  if needs is term.Needs.OTHER_PROMPTS:
     prior = maker.priors(forget.spans, questions, prior_prompts(
         questions, splits.forget_train, splits.retain_train, seed=seed))
   retain = retain_pool(
@@ -195,7 +198,7 @@ class _PoolMaker(NamedTuple):
 
   def priors(
       self, spans: batches_lib.Spans, questions: Questions,
-      others: Sequence[Questions]) -> objective.OtherPrompts:
+      others: Sequence[Questions]) -> step_data.OtherPrompts:
     """What the base says after other facts' prompts.
 
     Args:
@@ -216,7 +219,7 @@ class _PoolMaker(NamedTuple):
       states.append(swapped.reference[:, 0])
     _, relation = np.unique(
         [q.relation for q in questions], return_inverse=True)
-    return objective.OtherPrompts(
+    return step_data.OtherPrompts(
         np.float32(np.mean(found, axis=0)), np.stack(states, axis=1),
         np.int32(relation))
 
@@ -327,7 +330,7 @@ def prior_prompts(
 
 def choice_targets(
     questions: Questions, tokenizer: types.Tokenizer, *, chat: bool = False
-) -> objective.Choices:
+) -> step_data.Choices:
   """First tokens of the choices of each question's fact."""
   encoded = tokenization.encode_questions(questions, tokenizer, chat=chat)
   first = [[ids[0] for ids in e.choices] for e in encoded]
@@ -342,13 +345,14 @@ def check_forget_term(
   """Raises ValueError if the forget term lacks other facts or choices."""
   forget_set = splits.forget_train
   questions = inputs_lib.thin(forget_set, options.forget_pool, seed)
-  if options.loss == 'answer_swap':
+  needs = forget_lib.needs(options.loss)
+  if needs is term.Needs.OTHER_ANSWERS:
     swap_partners(questions, forget_set)
-  elif options.loss == 'group_marginal':
+  elif needs is term.Needs.GROUP_MARGINAL:
     other_facts.group_marginals(
         *_grouping(questions, forget_set),
         lambda rows: np.zeros((len(rows), 1)))
-  elif options.loss == 'prior':
+  elif needs is term.Needs.OTHER_PROMPTS:
     prior_prompts(questions, forget_set, splits.retain_train, seed=seed)
   if options.choice_kl_weight:
     choice_targets(questions, tokenizer, chat=chat)

@@ -23,7 +23,7 @@ from mansu_jax.runtime import sharding
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import edits
 from mansu_jax.unlearn import batches as batches_lib
-from mansu_jax.unlearn import objective
+from mansu_jax.unlearn import step_data
 
 MOST = 64  # Questions.
 
@@ -33,7 +33,7 @@ Questions = Sequence[questions_lib.Question]
 class Probe(NamedTuple):
   """m questions, packed into rows."""
 
-  packed: objective.Packed
+  packed: step_data.Packed
   ends: np.ndarray  # [m] int32, last prompt positions in the flattened rows
   right: np.ndarray  # [m] int32, first token of the right answer
   wrong: np.ndarray  # [m, K] int32, first tokens of the other choices

@@ -25,6 +25,7 @@ from mansu_jax.unlearn import loop
 from mansu_jax.unlearn import losses
 from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import rates
+from mansu_jax.unlearn import step_data
 
 
 def fisher_spans(
@@ -144,7 +145,7 @@ def _views(
   run = reference_program(edit)
 
   def refer(view, frozen, batch):
-    return objective.with_references(batch, run(
+    return step_data.with_references(batch, run(
         view.quantize(edit.theta), frozen, *reference_inputs(batch)))
 
   found = dict(edit.views)
@@ -156,11 +157,11 @@ def _views(
 
 
 def reference_inputs(
-    batch: objective.Batch
-) -> tuple[objective.Packed, dict[str, types.Array]]:
+    batch: step_data.Batch
+) -> tuple[step_data.Packed, dict[str, types.Array]]:
   """The rows of a batch, and where its targets about facts lie in them."""
   return batch.packed, {name: targets.where for name, targets
-                        in objective.about_facts(batch).items()}
+                        in step_data.about_facts(batch).items()}
 
 
 def reference_program(
@@ -186,8 +187,8 @@ def _rates(options: run_config.UnlearnConfig) -> rates.Rates:
 
 def with_margins(
     options: run_config.UnlearnConfig, edit: edits.Edit,
-    batches: Callable[[int], objective.Batch]
-) -> Callable[[int], objective.Batch]:
+    batches: Callable[[int], step_data.Batch]
+) -> Callable[[int], step_data.Batch]:
   """The batches with the guess margin of the view that each step uses."""
   full_precision, *_ = edit.views
   margins = [np.float32(
