@@ -100,6 +100,14 @@ def _attributes_once(config: run_config.RunConfig) -> bool:
       config.circuit.file or not config.circuit.resamples)
 
 
+def _other_loss(*losses: str) -> Callable[
+    [run_config.RunConfig], str]:
+  """The reason why the loss of a run does not read a flag of others."""
+  wanted = ' or '.join(f'--unlearn_loss={loss}' for loss in losses)
+  return lambda config: (f'it applies to {wanted}, but the loss is'
+                         f' --unlearn_loss={config.unlearn.loss}')
+
+
 _CONDITIONS = (
     _Condition(
         ('circuit_edges', 'circuit_edge_selection', 'circuit_file'),
@@ -141,18 +149,16 @@ _CONDITIONS = (
                         or _attributes_pairs_file(config)),
         lambda config: 'no other phrasings are compared'),
     _Condition(
-        ('unlearn_choice_kl_weight', 'unlearn_npo_beta'),
+        ('unlearn_choice_kl_weight',),
         lambda config: config.unlearn.loss == 'none',
         lambda config: '--unlearn_loss=none has no forget term'),
     *(_Condition(
-        names, lambda config, loss=loss: config.unlearn.loss != loss,
-        lambda config, loss=loss: f'it applies to --unlearn_loss={loss}, but'
-        f' the loss is --unlearn_loss={config.unlearn.loss}')
-      for loss, names in (
-          ('satimp', (
-              'unlearn_satimp_importance', 'unlearn_satimp_saturation')),
-          ('undial', ('unlearn_undial_strength',)),
-          ('wga', ('unlearn_wga_power',)))),
+        (f'unlearn_{name}',),
+        lambda config, losses=losses: config.unlearn.loss not in losses,
+        _other_loss(*losses)) for name, losses in (
+            ('npo_beta', ('npo', 'simnpo')), ('satimp_importance', ('satimp',)),
+            ('satimp_saturation', ('satimp',)),
+            ('undial_strength', ('undial',)), ('wga_power', ('wga',)))),
     _Condition(
         ('unlearn_cooldown',), lambda config: not config.unlearn.patience,
         lambda config: 'it applies to --unlearn_patience above 0'),
@@ -160,8 +166,7 @@ _CONDITIONS = (
         (f'unlearn_{name}',),
         lambda config, name=name: config.unlearn.loss != 'prior' and bool(
             getattr(config.unlearn, name)),
-        lambda config: 'it applies to --unlearn_loss=prior, but the loss is'
-        f' --unlearn_loss={config.unlearn.loss}')
+        _other_loss('prior'))
       for name in ('guess_weight', 'marginal_weight', 'routed_weight')),
     _Condition(
         ('unlearn_guess_margin', 'unlearn_quantized_guess_margin'),

@@ -51,18 +51,17 @@ def make_loss(
   """
 
   def forget_term(step):
-    nll = step.nll.mean()
     if options.loss == 'none':  # A weight of 0 would turn inf into NaN.
-      return jnp.zeros((), jnp.float32), nll
+      return jnp.zeros((), jnp.float32)
     term = forget.TERMS[options.loss].loss(options, step)
     if step.batch.choices is not None:
       tokens, target, valid = step.batch.choices
       term += options.choice_kl_weight * losses.choice_kl(
           target, step.at_prompt_end, tokens, valid).mean()
-    return term, nll
+    return term
 
   def loss(theta, frozen, base, batch):
-    packed = batch.packed
+    packed, zero = batch.packed, jnp.zeros((), jnp.float32)
     routed = {} if batch.routed is None else {'again': batch.routed}
     hidden = forward(theta, frozen, *packed, **routed)
     flat = hidden.reshape(-1, hidden.shape[-1])  # [(R + A) * T, D]
@@ -77,7 +76,7 @@ def make_loss(
     def kl(targets, logits, reference):
       """The mean over tokens, and what of it enters the loss."""
       if targets is None:
-        return jnp.zeros((), jnp.float32), 0.0
+        return zero, 0.0
       value = losses.token_kl(reference, logits)
       mean = losses.weighted_mean(value, targets.weight)
       if not options.kl_square_weight:
@@ -85,10 +84,11 @@ def make_loss(
       square = losses.weighted_mean(value * value, targets.weight)
       return mean, mean + options.kl_square_weight * square
 
-    step = term_lib.Step(batch, at_forget, at_routed, of_base)
-    forget_loss, forget_nll = forget_term(step)
-    routed_nll = jnp.zeros((), jnp.float32) if at_routed is None else (
-        step.answer_nll(at_routed).mean())
+    nll, routed_nll = (
+        None if logits is None else step_data.sequence_nll(logits, batch.forget)
+        for logits in (at_forget, at_routed))
+    forget_loss = forget_term(
+        term_lib.Step(batch, at_forget, nll, routed_nll, of_base))
     kls, kept_losses = zip(*map(kl, kept, at_kept, references))
     retain_kl, text_kl, swapped_kl, _ = kls
     retain_loss, text_loss, swapped_loss, prompt_loss = kept_losses
@@ -103,8 +103,8 @@ def make_loss(
             + options.prompt_weight * prompt_loss)
         + options.nll_weight * retain_nll)
     return total, Metrics(
-        total, forget_loss, forget_nll, retain_kl, retain_nll, text_kl,
-        swapped_kl, routed_nll)
+        total, forget_loss, nll.mean(), retain_kl, retain_nll, text_kl,
+        swapped_kl, zero if routed_nll is None else routed_nll.mean())
 
   return loss
 

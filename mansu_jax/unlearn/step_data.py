@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from mansu_jax import types
+from mansu_jax.unlearn import losses
 
 
 class Packed(NamedTuple):
@@ -91,6 +92,12 @@ def with_references(batch: Batch, states: Mapping[str, types.Array]) -> Batch:
   return batch._replace(**{
       name: getattr(batch, name)._replace(reference=reference)
       for name, reference in states.items()})
+
+
+def sequence_nll(logits: types.Array, targets: Targets) -> types.Array:
+  """Sequence NLL [B] under logits [P, V]: summed over each one's labels."""
+  nll = losses.token_nll(logits, targets.labels)
+  return sum_by_sequence(nll * targets.weight, targets)
 
 
 def sum_by_sequence(values: types.Array, targets: Targets) -> types.Array:

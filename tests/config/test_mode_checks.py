@@ -25,6 +25,7 @@ _ALL_WEIGHTS = (
 _PATIENT = ('unlearn_cooldown',)  # Read with --unlearn_patience only.
 # Each read by one loss, which is not the default.
 _OF_LOSSES = {
+    'npo': ('unlearn_npo_beta',), 'simnpo': ('unlearn_npo_beta',),
     'satimp': ('unlearn_satimp_importance', 'unlearn_satimp_saturation'),
     'undial': ('unlearn_undial_strength',), 'wga': ('unlearn_wga_power',)}
 
@@ -132,6 +133,8 @@ class ConditionsTest(parameterized.TestCase):
        'prior with --unlearn_guess_weight above 0'),
       (('--unlearn_loss=ascent', '--unlearn_routed_weight=2'),
        'applies to --unlearn_loss=prior'),
+      (('--unlearn_loss=wga', '--unlearn_npo_beta=1'),
+       'applies to --unlearn_loss=npo or --unlearn_loss=simnpo, but the loss'),
       (('--unlearn_loss=npo', '--unlearn_undial_strength=2'),
        'applies to --unlearn_loss=undial, but the loss is --unlearn_loss=npo'),
       (('--eval_attacks=', '--eval_attack_questions=9'), 'skips the attacks'),

@@ -188,7 +188,8 @@ class RunTest(parameterized.TestCase):
         f'retain_{path.stem}', _OWN_FACTS.get(path.stem))}
     if path.stem in _KEPT:
       kept.add(f'shipped:{_KEPT[path.stem]}')
-    self.assertEqual(kept - replaced, set(config.data.retain))
+    self.assertEqual(
+        kept - replaced, set(inputs.expand(config.data.retain)))
     self.assertEqual(heldout - replaced, set(
         inputs.expand(config.data.heldout)))
     splits = inputs.read(config).splits

@@ -277,6 +277,10 @@ class WeightedAscentTest(parameterized.TestCase):
     self.assertEqual(_gradient(wga_of, 0.0), -1.0)
     self.assertEqual(_gradient(satimp_of, 0.0), 0.0)
 
+  def test_rounding_below_0_is_no_number_less(self):
+    fn = functools.partial(satimp.satimp, saturation=5.0, importance=0.5)
+    self.assertEqual(_gradient(fn, -1e-7), 0.0)
+
 
 class UndialTest(absltest.TestCase):
 

@@ -10,6 +10,7 @@ import jax
 
 from mansu_jax import types
 from mansu_jax.config import run as run_config
+from mansu_jax.unlearn import step_data
 from mansu_jax.unlearn.forget import term
 
 
@@ -20,9 +21,8 @@ def npo(
 
 
 def _loss(options: run_config.UnlearnConfig, step: term.Step) -> types.Array:
-  return npo(
-      step.nll, step.answer_nll(step.base_logits),
-      beta=options.npo_beta).mean()
+  nll_base = step_data.sequence_nll(step.base_logits, step.batch.forget)
+  return npo(step.nll, nll_base, beta=options.npo_beta).mean()
 
 
 TERM = term.ForgetTerm(_loss)

@@ -71,9 +71,9 @@ def _loss(options: run_config.UnlearnConfig, step: term.Step) -> types.Array:
   if options.marginal_weight:
     total += options.marginal_weight * losses.token_kl(
         step.base(prior.states), step.at_prompt_end[:, None]).mean()
-  if step.routed_logits is not None:
+  if step.routed_nll is not None:
     total += options.routed_weight * excess(
-        step.answer_nll(step.routed_logits), prior.nll).mean()
+        step.routed_nll, prior.nll).mean()
   return total
 
 

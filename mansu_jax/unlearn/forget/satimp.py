@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mansu_jax import types
 from mansu_jax.config import run as run_config
 from mansu_jax.unlearn.forget import term
+from mansu_jax.unlearn.forget import wga
 
 
 def satimp(
@@ -25,8 +26,9 @@ def satimp(
     saturation: how much more a token counts that is not forgotten yet.
     importance: how much less a token counts that is certain in any case.
   """
-  p = jnp.exp(-nll)
-  return -jax.lax.stop_gradient(p**saturation * (1 - p)**importance) * nll
+  rest = jnp.maximum(-jnp.expm1(-nll), 0)  # Rounding can make nll negative.
+  return jax.lax.stop_gradient(rest**importance) * wga.wga(
+      nll, power=saturation)
 
 
 def _loss(options: run_config.UnlearnConfig, step: term.Step) -> types.Array:

@@ -27,7 +27,8 @@ class Step(NamedTuple):
 
   batch: step_data.Batch
   logits: types.Array  # [P, V] of the model at `batch.forget`
-  routed_logits: types.Array | None  # the same with the base's mover layer
+  nll: types.Array  # [B] nats of each answer
+  routed_nll: types.Array | None  # [B] the same with the base's mover layer
   base: Callable[[types.Array], types.Array]  # its states [..., D] -> logits
 
   @property
@@ -36,14 +37,10 @@ class Step(NamedTuple):
     return losses.token_nll(self.logits, self.batch.forget.labels)
 
   @property
-  def nll(self) -> types.Array:
-    """[B] nats of each answer."""
-    return self.answer_nll(self.logits)
-
-  @property
   def length(self) -> types.Array:
     """[B] tokens of each answer."""
-    return self._of_answers(self.batch.forget.weight)
+    return step_data.sum_by_sequence(
+        self.batch.forget.weight, self.batch.forget)
 
   @property
   def at_prompt_end(self) -> types.Array:
@@ -55,18 +52,9 @@ class Step(NamedTuple):
     """[P, V] of the base."""
     return self.base(self.batch.forget.reference)
 
-  def answer_nll(self, logits: types.Array) -> types.Array:
-    """[B] nats of each answer under logits [P, V]."""
-    targets = self.batch.forget
-    return self._of_answers(
-        losses.token_nll(logits, targets.labels) * targets.weight)
-
   def mean_over_tokens(self, values: types.Array) -> types.Array:
     """The mean of [P] over all answer tokens."""
     return losses.weighted_mean(values, self.batch.forget.weight)
-
-  def _of_answers(self, values: types.Array) -> types.Array:
-    return step_data.sum_by_sequence(values, self.batch.forget)
 
 
 @dataclasses.dataclass(frozen=True)
