@@ -100,8 +100,7 @@ def _attributes_once(config: run_config.RunConfig) -> bool:
       config.circuit.file or not config.circuit.resamples)
 
 
-def _other_loss(*losses: str) -> Callable[
-    [run_config.RunConfig], str]:
+def _other_loss(*losses: str) -> Callable[[run_config.RunConfig], str]:
   """The reason why the loss of a run does not read a flag of others."""
   wanted = ' or '.join(f'--unlearn_loss={loss}' for loss in losses)
   return lambda config: (f'it applies to {wanted}, but the loss is'
