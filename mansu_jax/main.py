@@ -10,7 +10,7 @@ Usage: `python -m mansu_jax.main` with flags such as
       test a model that any tool has unlearned
   --workdir=DIR --mode=attribute --model=M --attribution_pairs_file=F
       attribution scores and a circuit only
-  --mode=plan --flagfile=experiments/llama31_8b_plan.flags
+  --mode=plan --flagfile=experiments/plan.flags
       memory and time that a run needs
   --workdir=DIR --mode=apply --base=B --edit=F
       the edit of a run, made in its base or taken back
@@ -39,6 +39,7 @@ if __name__ == '__main__':
 # pylint: disable=g-import-not-at-top
 from collections.abc import Callable
 import contextlib
+import gc
 import logging as std_logging
 import os
 import pathlib
@@ -146,6 +147,7 @@ def main(
       any_of, abort = processes.any_true, processes.abort
     with _lock_workdir(config):
       run = _flow(config)
+      gc.freeze()  # Each stage collects garbage; what was imported is none.
       if config.mode == 'plan':  # Nothing to save: a signal ends it at once.
         return run(config)
       with preemption.stop_on_signals(any_of, name=name, then=(

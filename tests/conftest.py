@@ -4,6 +4,7 @@ They lie in pytest's cache folder, which `pytest --cache-clear` empties, by the
 kind of processor: a program of one may not run on another.
 """
 
+import gc
 import hashlib
 import os
 import pathlib
@@ -28,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
       ('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1'),
       ('JAX_NUMPY_RANK_PROMOTION', 'raise')):
     os.environ.setdefault(name, value)
-  if 'not slow' in config.option.markexpr:
+  if config.option.markexpr:  # Not where -m '' runs the embedded model as well.
     # Tiny programs take longer to compile well than to run.
     os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 
@@ -40,15 +41,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
       item.add_marker('medium')
 
 
+def pytest_collection_finish() -> None:
+  gc.freeze()  # Each stage of a run collects garbage; modules are none.
+
+
 def pytest_runtest_teardown(
     item: pytest.Item, nextitem: pytest.Item | None) -> None:
   """Between files, drops the programs of a worker that holds very many."""
-  maps = pathlib.Path('/proc/self/maps')
-  if nextitem is None or item.path == nextitem.path or not maps.exists():
+  if nextitem is None or item.path == nextitem.path:
     return
-  if maps.read_bytes().count(b'\n') > _MOST_MAPS:
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > _MOST_MAPS:
     import jax  # pylint: disable=g-import-not-at-top  # After pytest_configure.
     jax.clear_caches()
+    gc.unfreeze()
+    gc.collect()
+  gc.freeze()
 
 
 def _processor() -> str:

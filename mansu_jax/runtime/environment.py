@@ -27,7 +27,7 @@ def describe() -> dict[str, Any]:
   installed package or without git.
   """
   return {
-      'mansu_jax': mansu_jax.__version__, 'commit': _commit(),
+      'mansu_jax': mansu_jax.__version__, 'commit': commit(),
       'jax': jax.__version__, 'jaxlib': jaxlib.__version__,
       'python': platform.python_version(), 'platform': platform.platform(),
       'processor': _processor(),
@@ -36,7 +36,8 @@ def describe() -> dict[str, Any]:
       'mesh': dict(jax.sharding.get_abstract_mesh().shape)}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+  """That of the package's checkout, as `describe` gives it."""
   root = pathlib.Path(mansu_jax.__file__).parents[1]
   if not (root / '.git').exists():
     return None

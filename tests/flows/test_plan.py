@@ -284,7 +284,8 @@ class ShapesTest(parameterized.TestCase):
       ('llama33_70b', 70_553_706_496), ('mistral_7b', 7_248_023_552),
       ('qwen25_7b', 7_615_616_512), ('qwen3_8b', 8_190_735_360),
       ('gemma2_9b', 9_241_705_984), ('gemma2_27b', 27_227_128_320),
-      ('gemma3_12b', 11_766_034_176))
+      ('gemma3_12b', 11_766_034_176), ('phi4_mini', 3_836_021_760),
+      ('gpt2_xl', 1_557_611_200), ('pythia_6_9b', 6_857_302_016))
   def test_configs_have_the_published_number_of_weights(self, name, want):
     _, shapes, tokenizer = loading.find_config(f'shipped:{name}')
     self.assertEqual(tree_paths.count(decoder.abstract(shapes)), want)

@@ -22,10 +22,10 @@ from tests import runs
 from tests import tiny_job
 from tests.models import tiny
 
-_STEPS = 600  # Seconds of training: more to be killed in.
+_STEPS = 300  # Seconds of training: more to be killed in.
 _AFTER = (  # What a process says it begins, before it is killed
-    *['load'] * 2, *['attribution'] * 2, 'references', 'fisher',
-    *['unlearn'] * 9, 'export', *['evaluate'] * 2, *['erasure'] * 2, 'survival')
+    'load', 'attribution', 'references', 'fisher', *['unlearn'] * 5, 'export',
+    'evaluate', 'erasure', 'survival')
 _MOST_LINES = {'unlearn': 10}  # after at most so many more lines (else 2)
 _SECONDS = 0.3  # and at most so long.
 _SAME_FILES = ('model/model.safetensors', 'circuit.json', 'answers.jsonl',
@@ -124,7 +124,6 @@ class KillTest(absltest.TestCase):
     self.check_same(root)
     logging.info('%d kills: %s; gone on after steps %s',
                  sum(stages.values()), dict(stages), steps)
-    self.assertLen(_AFTER, 21)
     self.assertGreater(len(set(steps)), 2)
 
   def test_a_run_stopped_by_sigterm_resumes(self):
@@ -142,8 +141,7 @@ class KillTest(absltest.TestCase):
   def test_two_interrupts_in_a_row(self):
     """The second ctrl-C arrives while the first one ends the run."""
     rng, root = random.Random(1), self.folder / 'twice'
-    for begins in ('load', 'attribution', 'fisher', *['unlearn'] * 3,
-                   'evaluate', 'erasure'):
+    for begins in 'load', 'attribution', *['unlearn'] * 2, 'evaluate':
       process, said = self.start(root, begins)
       time.sleep(rng.uniform(0, _SECONDS))
       process.send_signal(signal.SIGINT)

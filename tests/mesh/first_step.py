@@ -11,6 +11,8 @@ import os
 
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# AWQ chooses among equally good scales by rounding: programs are users'.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'false'
 
 # pylint: disable=wrong-import-position
 import math

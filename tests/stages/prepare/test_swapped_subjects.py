@@ -209,7 +209,8 @@ class SwappedSubjectsTest(parameterized.TestCase):
         self._config(*flags, '--unlearn_swapped_continuation=3'))
     self.assertEqual(before | {'written': report['written']}, report)
     self.assertGreater(report['written'], 20)
-    config, params = self.model.config, self.model.params
+    states = jax.jit(functools.partial(
+        decoder.forward, self.model.config, self.model.params))
     for row, prompt in enumerate(self._texts(alone)):
       size = alone.length[row]
       tokens = spans.tokens[row, :spans.length[row]]
@@ -219,8 +220,9 @@ class SwappedSubjectsTest(parameterized.TestCase):
         continue
       want = list(tokens[:size])
       for _ in range(3):
-        states = decoder.forward(config, params, np.array([want]))[:, -1]
-        want.append(int(np.argmax(self.next_token(states))))
+        padded = want + [0] * (40 - len(want))
+        last = states(np.array([padded]))[:, len(want) - 1]
+        want.append(int(np.argmax(self.next_token(last))))
       self.assertEqual(list(tokens), want[:tokens.size])
 
   def test_a_continuation_ends_before_an_answer_of_its_subject(self):
