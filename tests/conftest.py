@@ -6,6 +6,7 @@ kind of processor: a program of one may not run on another.
 
 import gc
 import hashlib
+import itertools
 import os
 import pathlib
 import platform
@@ -18,6 +19,8 @@ _MEDIUM = ('deployment', 'flows', 'mesh', 'planning', 'stages', 'tables', 'tpu',
 _LEAST_SECONDS = '0'  # Reading the smallest program beats compiling it.
 # Compiled programs lie in mapped memory, and Linux grants a process 65,530 maps.
 _MOST_MAPS = 30_000
+_COLLECTED_EVERY = 5  # Files; meanwhile garbage is kept, and collecting is fast.
+_files = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,9 +54,11 @@ def pytest_runtest_teardown(
   if nextitem is None or item.path == nextitem.path:
     return
   maps = pathlib.Path('/proc/self/maps')
-  if maps.exists() and maps.read_bytes().count(b'\n') > _MOST_MAPS:
+  full = maps.exists() and maps.read_bytes().count(b'\n') > _MOST_MAPS
+  if full:
     import jax  # pylint: disable=g-import-not-at-top  # After pytest_configure.
     jax.clear_caches()
+  if full or next(_files) % _COLLECTED_EVERY == 0:
     gc.unfreeze()
     gc.collect()
   gc.freeze()

@@ -17,6 +17,7 @@ LOSSES = {
     'undial': 'imitate the base with the logits of the answer tokens lowered',
     'wga': 'gradient ascent, each token weighed by a power of its probability',
     'satimp': 'WGA in which a token that is certain counts less',
+    'rmu': 'steer a layer\'s states at the answer to a random direction',
     'bounded_nll': '-log(1 - p(answer)), at least 0',
     'group_marginal': 'imitate the base\'s average answer over the facts whose'
                       ' answers are each other\'s wrong choices, in the same'
@@ -28,7 +29,7 @@ LOSSES = {
 # Methods that train every weight, or adapters, by one forget loss.
 BASELINES = {
     'graddiff': 'ascent', 'npo': 'npo', 'simnpo': 'simnpo', 'undial': 'undial',
-    'wga': 'wga', 'satimp': 'satimp'}
+    'wga': 'wga', 'satimp': 'satimp', 'rmu': 'rmu'}
 METHODS = ('mansu', *BASELINES, 'retain_only')
 
 # Each entry: flag, wanted value, what the error says about the method.

@@ -157,6 +157,7 @@ _CONDITIONS = (
         _other_loss(*losses)) for name, losses in (
             ('npo_beta', ('npo', 'simnpo')), ('satimp_importance', ('satimp',)),
             ('satimp_saturation', ('satimp',)),
+            ('rmu_layer', ('rmu',)), ('rmu_coefficient', ('rmu',)),
             ('undial_strength', ('undial',)), ('wga_power', ('wga',)))),
     _Condition(
         ('unlearn_cooldown',), lambda config: not config.unlearn.patience,

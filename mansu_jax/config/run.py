@@ -103,7 +103,7 @@ class RunConfig:
       ' that train every weight or, with --unlearn_lora_rank, adapters:'
       ' graddiff (gradient ascent on forget, descent on retain), npo (negative'
       ' preference optimization), simnpo, undial, wga (weighted gradient'
-      ' ascent) and satimp. retain_only: the retain terms'
+      ' ascent), satimp and rmu. retain_only: the retain terms'
       ' without a forget term, on the circuit or on every weight; a control'
       ' that shows what training alone changes.', methods.METHODS,
       modes=config_fields.TRAINING_MODES)

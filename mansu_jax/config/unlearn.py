@@ -35,6 +35,12 @@ class UnlearnConfig:
       ' phrasings an answer falls even less far. Has no effect without'
       ' --unlearn_quantizer_in_loop.')
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
+  rmu_layer: int | None = _field(
+      None, 'Layer after which RMU reads the model\'s states at forget answers,'
+      ' counted from 0. Layers above it get no gradient from RMU. auto: a'
+      ' quarter of the way through the layers that are trained.')
+  rmu_coefficient: float = _field(
+      6.5, 'Length of the random vector to which RMU steers these states.')
   satimp_importance: float = _field(
       1.0, 'Power of 1 - p(token) in the weight of a token, with SatImp.')
   satimp_saturation: float = _field(
@@ -188,6 +194,28 @@ class UnlearnConfig:
     return dataclasses.replace(
         self, steps=max(_LEAST_STEPS, -(-pool // self.forget_batch)))
 
+  def for_layers(self, first: int, end: int, num_layers: int) -> UnlearnConfig:
+    """The same, with the layer that the loss reads.
+
+    Args:
+      first: first layer that is trained.
+      end: first layer behind these.
+      num_layers: layers of the model.
+
+    Raises:
+      ValueError: it reads a layer that training does not reach.
+    """
+    if self.loss != 'rmu':
+      return self
+    layer = self.rmu_layer
+    if layer is None:
+      layer = first + (end - first) // 4
+    fields.check(
+        first <= layer < num_layers, f'--unlearn_rmu_layer={layer} is outside'
+        f' {first} to {num_layers - 1}, the layers that training changes or'
+        ' that follow these. Give one of them, or auto.')
+    return dataclasses.replace(self, rmu_layer=layer)
+
   def __post_init__(self):
     fields.check_fields(self, 'unlearn')
     fields.check_minimum(
@@ -200,7 +228,7 @@ class UnlearnConfig:
         'kl_weight', 'kl_square_weight', 'nll_weight', 'text_weight',
         'prompt_weight', 'swapped_batch', 'swapped_continuation',
         'swapped_weight', 'save_every', 'satimp_importance',
-        'satimp_saturation', 'undial_strength', 'wga_power',
+        'satimp_saturation', 'undial_strength', 'wga_power', 'rmu_coefficient',
         'lora_rank', 'probe_every', 'patience', 'cooldown')
     fields.check(
         not self.patience or self.probe_every > 0,

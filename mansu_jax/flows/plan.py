@@ -148,7 +148,8 @@ def _record(
         inputs.splits, model, seed=config.seed, chat=config.data.chat))
   recorder.record('attribution', circuit_programs.attribute(
       model, attribution, inputs.splits))
-  settings = train_settings.Settings.from_run(config, inputs.splits)
+  settings = train_settings.Settings.from_run(
+      config, inputs.splits, model.circuit)
   fisher = None
   prepared = recorder.record('references', train_programs.references(
       model, settings, inputs.splits,

@@ -76,8 +76,9 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
       found = attribution.run(settings, inputs.splits, model, cache)
       outputs.write(found, model.config, root)
     unlearned, trained = unlearning.run(
-        train_settings.Settings.from_run(config, inputs.splits), inputs.splits,
-        model, found, settings.layers and settings.layers.layer,
+        train_settings.Settings.from_run(
+            config, inputs.splits, found.circuit), inputs.splits, model, found,
+        settings.layers and settings.layers.layer,
         root / 'model', clock, cache)
     job = results.Job(
         config=config, inputs=inputs, quantize=quantize, model=model,

@@ -77,8 +77,9 @@ def run_layers(
     adapters: types.PyTree | None = None,  # leaves [L, ...]
     adapter_scale: float = 1.0,
     again: Again | None = None,
+    tap: int | None = None,
     remat: bool = False,
-) -> types.Array:
+) -> types.Array | tuple[types.Array, types.Array]:
   """Runs layers `first` to `stop - 1`, some with circuit weights.
 
   An adapted matrix is formed inside its layer. So one layer's sums exist at a
@@ -98,10 +99,12 @@ def run_layers(
     adapters: `layers` of the LoRA adapters, for all layers (see `lora`).
     adapter_scale: Factor of the adapters' products.
     again: Rows to run again; their results follow the others.
+    tap: A layer to read, without `again`; static under jit.
     remat: Whether to recompute layers in the backward pass.
 
   Returns:
-    Residual stream after the last layer, [B + R, T, D].
+    Residual stream after the last layer, [B + R, T, D]; with `tap`, also that
+    after the layer `tap`.
 
   Raises:
     ValueError: the circuit's layers are not among the layers to run, or the
@@ -120,6 +123,11 @@ def run_layers(
     raise ValueError(
         f'Layer {again.layer} is to run again, but the circuit\'s layers are'
         f' {start} to {start + rows - 1}; wanted one of these.')
+  if tap is not None and not (first <= tap < stop and again is None):
+    raise ValueError(
+        f'Layer {tap} is to be read, but the decoder runs layers {first} to'
+        f' {stop - 1}' + (' and some rows again.' if again else '.')
+        + ' Read one of these, with no rows to run again.')
   block = blocks.Block(config)
 
   def layer(x, places, index, circuit_layer, adapter):
@@ -137,7 +145,14 @@ def run_layers(
     layer = jax.checkpoint(layer, prevent_cse=False, policy=remat_policy(
         config, x.shape[0] * x.shape[1], stop - start))
 
+  tapped = []
+
   def run(state, begin, end, circuit: Any = None):
+    if tap is not None and begin <= tap < end - 1:  # The scan in two.
+      part = lambda rows: jax.tree.map(lambda leaf: leaf[rows], circuit)
+      middle = tap + 1 - begin
+      state = run(state, begin, tap + 1, part(slice(middle)))
+      return run(state, tap + 1, end, part(slice(middle, None)))
     if begin == end:
       return state
     x, places = state
@@ -145,6 +160,8 @@ def run_layers(
         lambda x, inputs: layer(x, places, *inputs), x,
         (jnp.arange(begin, end), circuit, jax.tree.map(
             lambda leaf: leaf[begin:end], adapters)))
+    if tap == end - 1:
+      tapped.append(x)
     return x, places
 
   def edited(state, begin, end):
@@ -167,4 +184,5 @@ def run_layers(
     state = edited(
         (jnp.concatenate([x, read]), places.followed_by(again_places)),
         again.layer + 1, start + rows)
-  return run(state, start + rows, stop)[0]
+  x, _ = run(state, start + rows, stop)
+  return x if tap is None else (x, *tapped)

@@ -175,9 +175,10 @@ def forward(
     adapter_scale: float = 1.0,
     first_layer: int = 0,
     again: circuit_layers.Again | None = None,
+    tap: int | None = None,
     remat: bool = False,
     dtype: Any = jnp.float32,
-) -> Array:
+) -> Array | tuple[Array, Array]:
   """Runs the decoder up to the final norm; `unembed` gives logits.
 
   Args:
@@ -192,31 +193,33 @@ def forward(
     segments: Segment number of each token in packed rows, instead of a mask;
       see `places.packed`.
     circuit: Weights that replace slices of `params` (see the module docstring).
-    circuit_start: Layer of the circuit's first row; static under jit. Optional
-      if the circuit has a row for every layer.
+    circuit_start: Layer of its first row, if it lacks layers; static under jit.
     adapters: LoRA adapters of the matrices (see `lora`).
     adapter_scale: Factor of their products.
     first_layer: First layer to run; static under jit.
     again: With a circuit: rows to run again with one layer unedited; their
       results follow the others.
+    tap: A layer to read, if no rows run again; static under jit.
     remat: Whether to recompute layers in the backward pass.
     dtype: Compute dtype.
 
   Returns:
     Hidden state after the final norm, [B, T, D] in `dtype`; [B + R, T, D] with
-    R rows that run again.
+    R rows that run again. With `tap`, also the residual stream there.
 
   Raises:
-    ValueError: both or neither of tokens and embeddings are given, a mask and
-      segments are given, a circuit layer is not among the layers to run, or
-      the layer to run again is not one of the circuit's.
+    ValueError: both or neither of tokens and embeddings are given; a mask and
+      segments are; a circuit layer, or the layer to read, is not among the
+      layers to run; or the layer to run again is not one of the circuit's.
   """
   attention_mask = _resolve_mask(
       tokens, embeddings, positions, attention_mask, segments)
   if not jax.tree.leaves(circuit) and adapters is None and not first_layer:
-    return Decoder(config, remat=remat, dtype=dtype).apply(
-        {'params': params}, tokens, embeddings=embeddings,
-        positions=positions, attention_mask=attention_mask)
+    hidden, found = forward_with_taps(
+        config, params, tokens, embeddings=embeddings, positions=positions,
+        attention_mask=attention_mask, remat=remat, dtype=dtype,
+        sites=() if tap is None else (Site.RESIDUAL,))
+    return hidden if tap is None else (hidden, found[Site.RESIDUAL][tap])
   x = embeddings
   if x is None:
     x = embed(config, params, tokens, positions)
@@ -226,8 +229,9 @@ def forward(
       first=first_layer, stop=config.num_layers,
       circuit=circuit and circuit['layers'], start=circuit_start,
       adapters=adapters and adapters['layers'], adapter_scale=adapter_scale,
-      again=again, remat=remat)
-  return layers.norm(config, params, 'final_norm', x)
+      again=again, tap=tap, remat=remat)
+  norm = lambda x: layers.norm(config, params, 'final_norm', x)
+  return norm(x) if tap is None else (norm(x[0]), x[1])
 
 
 def run_prefix(
@@ -285,7 +289,7 @@ def forward_with_taps(
   """Runs the decoder and returns the activations at tap sites.
 
   The gradient with respect to a zero perturbation is the gradient at its site.
-  Returned activations exclude the perturbation.
+  Returned activations exclude it.
 
   Args:
     config: Config of the model; static under jit.

@@ -20,7 +20,8 @@ from mansu_jax.unlearn import step_data
 from mansu_jax.unlearn.forget import term as term_lib
 
 # (theta, frozen, tokens [R, T], positions [R, T], segments [R, T])
-#   -> hidden [R, T, D]; with `again=rows [A]`, [R + A, T, D]
+#   -> hidden [R, T, D]; with `again=rows [A]`, [R + A, T, D]; with
+#   `tap=layer`, also the residual stream [R, T, D] after that layer
 Forward = Callable[..., types.Array]
 # (theta, frozen, hidden [..., D]) -> logits [..., V]
 Unembed = Callable[[types.PyTree, types.PyTree, types.Array], types.Array]
@@ -50,6 +51,9 @@ def make_loss(
   `frozen` is.
   """
 
+  read = ({'tap': options.rmu_layer} if forget.reads_states(options.loss)
+          else {})
+
   def forget_term(step):
     if options.loss == 'none':  # A weight of 0 would turn inf into NaN.
       return jnp.zeros((), jnp.float32)
@@ -63,7 +67,9 @@ def make_loss(
   def loss(theta, frozen, base, batch):
     packed, zero = batch.packed, jnp.zeros((), jnp.float32)
     routed = {} if batch.routed is None else {'again': batch.routed}
-    hidden = forward(theta, frozen, *packed, **routed)
+    hidden = forward(theta, frozen, *packed, **routed, **read)
+    hidden, *states = hidden if read else (hidden,)
+    states = [x.reshape(-1, x.shape[-1])[batch.forget.where] for x in states]
     flat = hidden.reshape(-1, hidden.shape[-1])  # [(R + A) * T, D]
     kept = [getattr(batch, name) for name in step_data.KEPT]
     again = flat[batch.forget.where + packed.tokens.size] if routed else None
@@ -88,7 +94,8 @@ def make_loss(
         None if logits is None else step_data.sequence_nll(logits, batch.forget)
         for logits in (at_forget, at_routed))
     forget_loss = forget_term(
-        term_lib.Step(batch, at_forget, nll, routed_nll, of_base))
+        term_lib.Step(batch, at_forget, nll, routed_nll, *(states or [None]),
+                      of_base))
     kls, kept_losses = zip(*map(kl, kept, at_kept, references))
     retain_kl, text_kl, swapped_kl, _ = kls
     retain_loss, text_loss, swapped_loss, prompt_loss = kept_losses

@@ -27,7 +27,8 @@ _PATIENT = ('unlearn_cooldown',)  # Read with --unlearn_patience only.
 _OF_LOSSES = {
     'npo': ('unlearn_npo_beta',), 'simnpo': ('unlearn_npo_beta',),
     'satimp': ('unlearn_satimp_importance', 'unlearn_satimp_saturation'),
-    'undial': ('unlearn_undial_strength',), 'wga': ('unlearn_wga_power',)}
+    'undial': ('unlearn_undial_strength',), 'wga': ('unlearn_wga_power',),
+    'rmu': ('unlearn_rmu_layer', 'unlearn_rmu_coefficient')}
 
 
 def _changed(name, field, mode):
@@ -170,7 +171,7 @@ class ConditionsTest(parameterized.TestCase):
     args = (f'--method={method}', '--circuit_selection=all',
             '--edit_floor=none', '--edit_projection=none',
             '--nounlearn_quantizer_in_loop')
-    own = (f'--{flag}=0.5' for flag in _OF_LOSSES.get(loss, ()))
+    own = (f'--{flag}=2' for flag in _OF_LOSSES.get(loss, ()))
     _check(*args, f'--unlearn_loss={loss}', *own)
     with self.assertRaisesRegex(ValueError, f'wanted --unlearn_loss={loss}'):
       _check(*args)

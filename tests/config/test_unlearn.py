@@ -1,4 +1,4 @@
-"""The number of steps follows the size of the forget set."""
+"""Options that follow the forget set and the layers that are trained."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -24,6 +24,30 @@ class StepsTest(parameterized.TestCase):
     run_config.UnlearnConfig(fp_steps=99)
     with self.assertRaisesRegex(ValueError, 'leaves no step for the quantizer'):
       run_config.UnlearnConfig(fp_steps=100)
+
+
+class ReadLayerTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      # First and last trained layer, layers, flag, layer.
+      (0, 29, 30, None, 7), (13, 23, 30, None, 15), (5, 5, 12, None, 5),
+      (13, 23, 30, 13, 13), (13, 23, 30, 29, 29))
+  def test_rmu_reads_what_training_changes(
+      self, first, last, layers, flag, want):
+    config = run_config.UnlearnConfig(loss='rmu', rmu_layer=flag)
+    found = config.for_layers(first, last + 1, layers)
+    self.assertEqual(found.rmu_layer, want)
+
+  @parameterized.parameters(12, 30)
+  def test_a_layer_that_training_does_not_reach_is_refused(self, layer):
+    config = run_config.UnlearnConfig(loss='rmu', rmu_layer=layer)
+    with self.assertRaisesRegex(
+        ValueError, f'--unlearn_rmu_layer={layer} is outside 13 to 29'):
+      config.for_layers(13, 24, 30)
+
+  def test_other_losses_read_none(self):
+    config = run_config.UnlearnConfig()
+    self.assertIs(config.for_layers(0, 30, 30), config)
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ from mansu_jax.erasure import transplant
 from mansu_jax.models import circuit_layers
 from mansu_jax.models import decoder
 from mansu_jax.models import layers
+from mansu_jax.models import sites
 from mansu_jax.runtime import memory
 from tests.models import tiny
 
@@ -185,6 +186,32 @@ class CircuitTest(parameterized.TestCase):
             self.cfg, self.base, 'final_norm', want)[rows],
         rtol=1e-4, atol=1e-4)
     self.assertGreater(np.abs(got[size:] - got[:size][rows]).max(), 0.1)
+
+  @parameterized.product(tap=(0, 1, 2), remat=(False, True))
+  def test_reads_the_residual_stream_of_a_layer(self, tap, remat):
+    circuit = jax.tree.map(
+        lambda x: x[1:2], _circuit(self.cfg, self.edited['layers']))
+    edited = dict(self.edited, layers=jax.tree.map(
+        lambda b, e: jnp.concatenate([b[:1], e[1:2], b[2:]]),
+        self.base['layers'], self.edited['layers']))
+    site = sites.Site.RESIDUAL
+    want, found = decoder.forward_with_taps(
+        self.cfg, edited, self.ids, sites=(site,))
+    for params, how in (
+        (self.base, {'circuit': circuit, 'circuit_start': 1}), (edited, {})):
+      got, tapped = decoder.forward(
+          self.cfg, params, self.ids, tap=tap, remat=remat, **how)
+      np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+      np.testing.assert_allclose(tapped, found[site][tap], rtol=1e-4, atol=1e-4)
+
+  @parameterized.parameters(({'tap': 3}, 'runs layers 0 to 2'), (
+      {'tap': 1, 'again': circuit_layers.Again(1, np.array([0]))},
+      'some rows again'))
+  def test_refuses_to_read_what_it_cannot(self, options, message):
+    circuit = _circuit(self.cfg, self.edited['layers'])
+    with self.assertRaisesRegex(ValueError, f'is to be read.*{message}'):
+      decoder.forward(
+          self.cfg, self.base, self.ids, circuit=circuit, **options)
 
   @parameterized.parameters(0, 3)
   def test_refuses_to_run_a_layer_again_outside_the_circuit(self, layer):

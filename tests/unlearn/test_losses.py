@@ -18,6 +18,7 @@ from mansu_jax.unlearn.forget import ascent
 from mansu_jax.unlearn.forget import bounded_nll
 from mansu_jax.unlearn.forget import npo
 from mansu_jax.unlearn.forget import prior
+from mansu_jax.unlearn.forget import rmu
 from mansu_jax.unlearn.forget import satimp
 from mansu_jax.unlearn.forget import simnpo
 from mansu_jax.unlearn.forget import undial
@@ -303,6 +304,20 @@ class UndialTest(absltest.TestCase):
     np.testing.assert_allclose(gradient(lowered + 7), 0, atol=1e-6)
     slope = gradient(base)[jnp.arange(2), labels]
     self.assertGreater(float(slope.min()), 0)  # The labels' logits fall.
+
+
+class RmuTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    states = jnp.zeros((2, 8))
+    np.testing.assert_allclose(rmu.rmu(states, 4.0), 4.0**2 / 8, rtol=1e-6)
+    slope = jax.grad(lambda x: rmu.rmu(x, 4.0).sum())(states)
+    direction = slope * -8 / (2 * 4.0)  # From the derivative of the square.
+    np.testing.assert_allclose(
+        jnp.linalg.norm(direction, axis=1), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(direction[0], direction[1])
+    self.assertTrue((direction >= 0).all())
+    np.testing.assert_allclose(rmu.rmu(4 * direction, 4.0), 0, atol=1e-9)
 
 
 class TableTest(absltest.TestCase):

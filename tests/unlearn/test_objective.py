@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from mansu_jax import quant
+from mansu_jax.models import decoder
 from mansu_jax.models import layout
+from mansu_jax.models import sites
 from mansu_jax.stages.train import whole_edits
 from mansu_jax.unlearn import objective
 from mansu_jax.unlearn import other_facts
@@ -134,6 +136,30 @@ class ObjectiveTest(parameterized.TestCase):
     np.testing.assert_allclose(metrics, want, rtol=2e-4, atol=2e-5)
     self.assertEqual(float(loss), float(metrics.loss))
     self.assertGreater(min(map(abs, want[:-1])), 1e-3)
+
+  def test_rmu_steers_the_states_of_one_layer(self):
+    batch, view = problem.batch(self.hidden), self.edit.base
+    direction = np.asarray(jax.random.uniform(
+        jax.random.key(0), (problem.CONFIG.d_model,)))
+    direction = direction / np.linalg.norm(direction)
+    neurons, _ = np.nonzero(small.circuit(problem.CONFIG).neurons)
+    for layer in range(problem.CONFIG.num_layers):
+      options = problem.options(
+          loss='rmu', rmu_layer=layer, rmu_coefficient=2.0, kl_weight=0.0,
+          nll_weight=0.0)
+      (_, metrics), gradient = jax.value_and_grad(
+          self._loss(options), has_aux=True)(self.theta, view, view, batch)
+      states = []
+      for row, places in zip(problem.FORGET[0], _places(problem.FORGET[1])):
+        _, found = decoder.forward_with_taps(
+            problem.CONFIG, self.merged, row[None],
+            sites=(sites.Site.RESIDUAL,))
+        states.extend(found[sites.Site.RESIDUAL][layer, 0, places])
+      np.testing.assert_allclose(
+          metrics.forget, np.square(np.array(states) - 2 * direction).mean(),
+          rtol=1e-4)
+      moved = np.any(gradient['layers']['mlp']['down'], axis=1)  # By neuron.
+      np.testing.assert_array_equal(moved, neurons <= layer)
 
   def test_swapped_prompts_are_kept_like_text_by_their_own_weight(self):
     view, batch = self.edit.base, problem.batch(self.hidden)

@@ -201,14 +201,14 @@ def functions(
     mover: layer to leave unedited in the rows `again`.
   """
   def forward(slices, frozen, tokens, positions=None, segments=None,
-              again=None):
+              again=None, tap=None):
     weights = param_mask.collection(
         slices, frozen['index'], frozen['replacement_masks'])
     return decoder.forward(
         config, frozen['params'], tokens, positions=positions,
         segments=segments, circuit=weights, circuit_start=start,
         again=None if again is None else circuit_layers.Again(mover, again),
-        remat=True)
+        tap=tap, remat=True)
 
   def unembed(slices, frozen, hidden):
     del slices  # The embedding is never part of a circuit.

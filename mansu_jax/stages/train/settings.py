@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from mansu_jax.circuits import graph
 from mansu_jax.config import run as run_config
 from mansu_jax.data import splits as splits_lib
 
@@ -37,13 +38,21 @@ class Settings:
 
   @classmethod
   def from_run(
-      cls, config: run_config.RunConfig, splits: splits_lib.Splits
-  ) -> Settings:
-    """The settings of a run on these questions."""
+      cls, config: run_config.RunConfig, splits: splits_lib.Splits,
+      circuit: graph.Circuit) -> Settings:
+    """The settings of a run on these questions.
+
+    Raises:
+      ValueError: the forget loss reads a layer that training does not reach.
+    """
+    everything = config.circuit.selection == 'all'
+    num_layers = len(circuit.neurons)
+    first, end = (0, num_layers) if everything else circuit.span
     return cls(
         data=config.data, fisher=config.fisher, edit=config.edit,
-        unlearn=config.unlearn.for_forget_set(len(splits.forget_train)),
+        unlearn=config.unlearn.for_forget_set(
+            len(splits.forget_train)).for_layers(first, end, num_layers),
         quant_schemes=config.quant_schemes,
         export_dtype=config.export_dtype,
         export_shard_gb=config.export_shard_gb, seed=config.seed,
-        all_weights=config.circuit.selection == 'all')
+        all_weights=everything)

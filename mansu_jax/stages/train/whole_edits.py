@@ -71,10 +71,11 @@ def _share_that_differs(params: types.Params, theta: types.PyTree) -> float:
 
 def full_functions(config: model_config.ModelConfig) -> tuple[Any, Any]:
   """`forward` and `unembed` of the `Edit` of every weight."""
-  def forward(theta, frozen, tokens, positions=None, segments=None):
+  def forward(theta, frozen, tokens, positions=None, segments=None,
+              tap=None):
     del frozen  # It holds the base for references only.
     return decoder.forward(
-        config, theta, tokens, positions=positions, segments=segments,
+        config, theta, tokens, positions=positions, segments=segments, tap=tap,
         remat=True)
 
   def unembed(theta, frozen, hidden):
@@ -125,10 +126,12 @@ def _merge(
 def lora_functions(
     config: model_config.ModelConfig, scale: float) -> tuple[Any, Any]:
   """`forward` and `unembed` of the `Edit` of adapters."""
-  def forward(theta, frozen, tokens, positions=None, segments=None):
+  def forward(theta, frozen, tokens, positions=None, segments=None,
+              tap=None):
     return decoder.forward(
         config, frozen['params'], tokens, positions=positions,
-        segments=segments, adapters=theta, adapter_scale=scale, remat=True)
+        segments=segments, adapters=theta, adapter_scale=scale, tap=tap,
+        remat=True)
 
   def unembed(theta, frozen, hidden):
     del theta  # The embedding has no adapter.

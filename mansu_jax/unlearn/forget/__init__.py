@@ -24,3 +24,8 @@ TERMS = _find()
 def needs(loss: str) -> term.Needs:
   """What a loss of `--unlearn_loss` reads of other facts."""
   return term.Needs.NOTHING if loss == 'none' else TERMS[loss].needs
+
+
+def reads_states(loss: str) -> bool:
+  """Whether a loss of `--unlearn_loss` reads a layer's residual stream."""
+  return loss != 'none' and TERMS[loss].reads_states

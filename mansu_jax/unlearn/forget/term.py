@@ -29,6 +29,7 @@ class Step(NamedTuple):
   logits: types.Array  # [P, V] of the model at `batch.forget`
   nll: types.Array  # [B] nats of each answer
   routed_nll: types.Array | None  # [B] the same with the base's mover layer
+  states: types.Array | None  # [P, D] after `--unlearn_rmu_layer`, if read
   base: Callable[[types.Array], types.Array]  # its states [..., D] -> logits
 
   @property
@@ -64,7 +65,9 @@ class ForgetTerm:
   Attributes:
     loss: `(options, step) -> scalar`, to be minimized.
     needs: what it reads of other facts.
+    reads_states: whether it reads the residual stream within the model.
   """
 
   loss: Callable[[run_config.UnlearnConfig, Step], types.Array]
   needs: Needs = Needs.NOTHING
+  reads_states: bool = False

@@ -101,6 +101,19 @@ class FullEditTest(parameterized.TestCase):
 
 class LoraEditTest(parameterized.TestCase):
 
+  @parameterized.parameters('all', 'lora')
+  def test_rmu_moves_the_layers_up_to_the_one_it_reads(self, kind):
+    theta, history = _train(
+        kind, loss='rmu', rmu_layer=0, kl_weight=0.0, nll_weight=0.0)
+    self.assertLess(history['forget'][-1], history['forget'][0])
+    before, after = (
+        tree_paths.flatten(_edit(kind).merge(x)['layers'])
+        for x in (_edit(kind).theta, theta))
+    for name, leaf in before.items():
+      moved = np.any(leaf != after[name], axis=tuple(range(1, leaf.ndim)))
+      self.assertFalse(moved[1:].any(), name)
+    self.assertTrue(np.any(before['mlp/down'][0] != after['mlp/down'][0]))
+
   def test_theta_is_the_adapters_by_the_seed(self):
     edit, model = _edit('lora'), problem.model()
     jax.tree.map(np.testing.assert_array_equal, edit.theta,
