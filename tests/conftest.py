@@ -17,9 +17,9 @@ _ROOT = pathlib.Path(__file__).parent
 _MEDIUM = ('deployment', 'flows', 'mesh', 'planning', 'stages', 'tables', 'tpu',
            'test_docstrings.py', 'test_experiments.py', 'test_readme.py')
 _LEAST_SECONDS = '0'  # Reading the smallest program beats compiling it.
-# Compiled programs lie in mapped memory, and Linux grants a process 65,530 maps.
+# Compiled programs lie in mapped memory; Linux grants a process 65,530 maps.
 _MOST_MAPS = 30_000
-_COLLECTED_EVERY = 5  # Files; meanwhile garbage is kept, and collecting is fast.
+_COLLECTED_EVERY = 5  # Files. Garbage is kept meanwhile.
 _files = itertools.count(1)
 
 
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
       ('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1'),
       ('JAX_NUMPY_RANK_PROMOTION', 'raise')):
     os.environ.setdefault(name, value)
-  if config.option.markexpr:  # Not where -m '' runs the embedded model as well.
+  if config.option.markexpr:  # With -m '', the embedded model runs as well.
     # Tiny programs take longer to compile well than to run.
     os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 

@@ -18,6 +18,10 @@ LOSSES = {
     'wga': 'gradient ascent, each token weighed by a power of its probability',
     'satimp': 'WGA in which a token that is certain counts less',
     'rmu': 'steer a layer\'s states at the answer to a random direction',
+    'idk': 'learn to refuse',
+    'dpo': 'prefer a refusal to the answer, against the base',
+    'task_vector': 'learn the answers, and subtract what that adds to the'
+                   ' weights; on every weight, or adapters, only',
     'bounded_nll': '-log(1 - p(answer)), at least 0',
     'group_marginal': 'imitate the base\'s average answer over the facts whose'
                       ' answers are each other\'s wrong choices, in the same'
@@ -29,7 +33,8 @@ LOSSES = {
 # Methods that train every weight, or adapters, by one forget loss.
 BASELINES = {
     'graddiff': 'ascent', 'npo': 'npo', 'simnpo': 'simnpo', 'undial': 'undial',
-    'wga': 'wga', 'satimp': 'satimp', 'rmu': 'rmu'}
+    'wga': 'wga', 'satimp': 'satimp', 'rmu': 'rmu',
+    'idk': 'idk', 'dpo': 'dpo', 'task_vector': 'task_vector'}
 METHODS = ('mansu', *BASELINES, 'retain_only')
 
 # Each entry: flag, wanted value, what the error says about the method.
@@ -93,6 +98,17 @@ def _contradictions(config: Any) -> Iterator[tuple[bool, str]]:
   yield unlearn.loss == 'none' and config.method != 'retain_only', (
       f'--unlearn_loss=none contradicts --method={config.method}, which'
       ' forgets; wanted a forget loss. Give one, or --method=retain_only.')
+  adds = unlearn.loss == 'task_vector'
+  yield adds and not everything, (
+      '--unlearn_loss=task_vector contradicts --circuit_selection='
+      f'{config.circuit.selection}: what it subtracts is no edit of a circuit'
+      ' that a floor could hold. Wanted --method=task_vector with'
+      ' --circuit_selection=all.')
+  for name in ('stop_forget', 'patience'):
+    yield adds and getattr(unlearn, name) > 0, (
+        f'--unlearn_{name}={getattr(unlearn, name)} contradicts'
+        ' --unlearn_loss=task_vector, which forgets after training only. Leave'
+        ' one of them out.')
   rank, dtype = unlearn.lora_rank, unlearn.weights_dtype
   yield rank > 0 and not everything, (
       f'--unlearn_lora_rank={rank} trains adapters of every layer, but'

@@ -155,9 +155,11 @@ _CONDITIONS = (
         (f'unlearn_{name}',),
         lambda config, losses=losses: config.unlearn.loss not in losses,
         _other_loss(*losses)) for name, losses in (
-            ('npo_beta', ('npo', 'simnpo')), ('satimp_importance', ('satimp',)),
+            ('npo_beta', ('npo', 'simnpo', 'dpo')),
+            ('satimp_importance', ('satimp',)),
             ('satimp_saturation', ('satimp',)),
             ('rmu_layer', ('rmu',)), ('rmu_coefficient', ('rmu',)),
+            ('task_vector_scale', ('task_vector',)),
             ('undial_strength', ('undial',)), ('wga_power', ('wga',)))),
     _Condition(
         ('unlearn_cooldown',), lambda config: not config.unlearn.patience,

@@ -34,7 +34,7 @@ class UnlearnConfig:
       3.0, 'The same at the steps of a quantized model, in whose other'
       ' phrasings an answer falls even less far. Has no effect without'
       ' --unlearn_quantizer_in_loop.')
-  npo_beta: float = _field(0.1, 'Inverse temperature of NPO and SimNPO.')
+  npo_beta: float = _field(0.1, 'Inverse temperature of NPO, SimNPO and DPO.')
   rmu_layer: int | None = _field(
       None, 'Layer after which RMU reads the model\'s states at forget answers,'
       ' counted from 0. Layers above it get no gradient from RMU. auto: a'
@@ -45,6 +45,8 @@ class UnlearnConfig:
       1.0, 'Power of 1 - p(token) in the weight of a token, with SatImp.')
   satimp_saturation: float = _field(
       5.0, 'Power of p(token) in the weight of a token, with SatImp.')
+  task_vector_scale: float = _field(
+      1.0, 'Multiple of the task vector that is subtracted from the weights.')
   undial_strength: float = _field(
       10.0, 'How much UNDIAL lowers the base\'s logit of an answer token.')
   wga_power: float = _field(
@@ -229,6 +231,7 @@ class UnlearnConfig:
         'prompt_weight', 'swapped_batch', 'swapped_continuation',
         'swapped_weight', 'save_every', 'satimp_importance',
         'satimp_saturation', 'undial_strength', 'wga_power', 'rmu_coefficient',
+        'task_vector_scale',
         'lora_rank', 'probe_every', 'patience', 'cooldown')
     fields.check(
         not self.patience or self.probe_every > 0,

@@ -35,6 +35,8 @@ from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import token_checks
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import probe
+from mansu_jax.unlearn import forget as forget_lib
+from mansu_jax.unlearn.forget import term
 
 _DEFAULT_EDGES = run_config.CircuitConfig().edges
 
@@ -93,6 +95,10 @@ def check_model_and_data(
   pools.check_forget_term(
       config.unlearn, splits, tokenizer, seed=config.seed,
       chat=config.data.chat)
+  if forget_lib.needs(config.unlearn.loss) is term.Needs.REFUSALS:
+    token_checks.check_questions(
+        pools.refused(splits.forget_train, config.seed), shapes, tokenizer,
+        chat=config.data.chat)
   if config.unlearn.stop_forget:
     probe.make(splits.forget_train, tokenizer, chat=config.data.chat,
                seed=config.seed)

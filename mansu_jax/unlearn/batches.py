@@ -236,6 +236,8 @@ class Batches:
       `group_marginal`, or None.
     choices: from `other_facts.choice_targets`, or None.
     prior: of the n forget sequences, or None.
+    refusals: the forget prompts with refusals as answers, in the order of
+      `forget`, or None.
     routed: whether the forget sequences have rows of their own, the first, to
       run them again.
     fill: assigns sequences to rows.
@@ -251,13 +253,15 @@ class Batches:
       partners: list[np.ndarray] | None = None,
       marginals: tuple[np.ndarray, np.ndarray] | None = None,
       choices: step_data.Choices | None = None,
-      prior: step_data.OtherPrompts | None = None, routed: bool = False,
+      prior: step_data.OtherPrompts | None = None,
+      refusals: Spans | None = None, routed: bool = False,
       fill: packing.FillRows = packing.fill_rows, steps: int, seed: int = 0):
     self.forget, self.retain = forget, retain
     self.text, self.swapped = text, swapped
     self.swapped_report = swapped_report
     self._prompts, self._partners = prompts, partners
     self._marginals, self._choices, self._prior = marginals, choices, prior
+    self._refusals = refusals
     self._fill, self._seed = fill, seed
     lengths, sizes = [], []
     for step in range(steps):
@@ -285,6 +289,8 @@ class Batches:
     groups += [pool.spans.take(pool.sampler[step])
                for pool in (self.retain, self.text, self.swapped)
                if pool is not None]
+    if self._refusals is not None:
+      groups.append(self._refusals.take(rows))
     prompts = None if self._prompts is None else self._prompts.take(rows)
     return groups, prompts
 
@@ -308,6 +314,7 @@ class Batches:
         group_marginal=marginal, choices=others,
         prior=self._prior and step_data.OtherPrompts(
             *(x[rows] for x in self._prior)),
+        refusals=next_or_none(self._refusals),
         routed=np.arange(self._own_rows) if self._own_rows else None)
 
   def _pack(

@@ -73,9 +73,10 @@ def make_loss(
     flat = hidden.reshape(-1, hidden.shape[-1])  # [(R + A) * T, D]
     kept = [getattr(batch, name) for name in step_data.KEPT]
     again = flat[batch.forget.where + packed.tokens.size] if routed else None
-    at_routed, at_forget, *at_kept = _in_one(
+    at_routed, at_forget, at_refusals, *at_kept = _in_one(
         lambda states: unembed(theta, frozen, states), [again, *(
-            flat[t.where] if t else None for t in (batch.forget, *kept))])
+            flat[t.where] if t else None
+            for t in (batch.forget, batch.refusals, *kept))])
     of_base = lambda states: unembed(None, base, states)
     references = _in_one(of_base, [t.reference if t else None for t in kept])
 
@@ -95,7 +96,7 @@ def make_loss(
         for logits in (at_forget, at_routed))
     forget_loss = forget_term(
         term_lib.Step(batch, at_forget, nll, routed_nll, *(states or [None]),
-                      of_base))
+                      of_base, at_refusals))
     kls, kept_losses = zip(*map(kl, kept, at_kept, references))
     retain_kl, text_kl, swapped_kl, _ = kls
     retain_loss, text_loss, swapped_loss, prompt_loss = kept_losses

@@ -67,6 +67,7 @@ class Batch(NamedTuple):
   group_marginal: types.Array | None = None  # [B, V] float32 probabilities
   choices: Choices | None = None  # Of the forget prompts.
   prior: OtherPrompts | None = None
+  refusals: Targets | None = None  # After the forget prompts; B sequences.
   routed: types.Array | None = None  # [A] the first rows, with the forget set
   swapped: Targets | None = None  # Retain phrasings about forget subjects.
   guess_margin: types.Array | None = None  # Nats; None: that of the options.

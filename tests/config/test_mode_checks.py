@@ -26,8 +26,10 @@ _PATIENT = ('unlearn_cooldown',)  # Read with --unlearn_patience only.
 # Each read by one loss, which is not the default.
 _OF_LOSSES = {
     'npo': ('unlearn_npo_beta',), 'simnpo': ('unlearn_npo_beta',),
+    'dpo': ('unlearn_npo_beta',),
     'satimp': ('unlearn_satimp_importance', 'unlearn_satimp_saturation'),
     'undial': ('unlearn_undial_strength',), 'wga': ('unlearn_wga_power',),
+    'task_vector': ('unlearn_task_vector_scale',),
     'rmu': ('unlearn_rmu_layer', 'unlearn_rmu_coefficient')}
 
 
@@ -135,7 +137,8 @@ class ConditionsTest(parameterized.TestCase):
       (('--unlearn_loss=ascent', '--unlearn_routed_weight=2'),
        'applies to --unlearn_loss=prior'),
       (('--unlearn_loss=wga', '--unlearn_npo_beta=1'),
-       'applies to --unlearn_loss=npo or --unlearn_loss=simnpo, but the loss'),
+       'applies to --unlearn_loss=npo or --unlearn_loss=simnpo or'
+       ' --unlearn_loss=dpo, but the loss'),
       (('--unlearn_loss=npo', '--unlearn_undial_strength=2'),
        'applies to --unlearn_loss=undial, but the loss is --unlearn_loss=npo'),
       (('--eval_attacks=', '--eval_attack_questions=9'), 'skips the attacks'),

@@ -4,6 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from mansu_jax.config import run as run_config
+from tests import runs
 
 
 class StepsTest(parameterized.TestCase):
@@ -48,6 +49,23 @@ class ReadLayerTest(parameterized.TestCase):
   def test_other_losses_read_none(self):
     config = run_config.UnlearnConfig()
     self.assertIs(config.for_layers(0, 30, 30), config)
+
+
+class TaskVectorTest(parameterized.TestCase):
+  baseline = (
+      '--method=task_vector', '--circuit_selection=all', '--edit_floor=none',
+      '--edit_projection=none', '--nounlearn_quantizer_in_loop')
+
+  @parameterized.parameters(
+      ((), 'contradicts --circuit_selection=.*Wanted --method=task_vector'),
+      ((*baseline, '--unlearn_stop_forget=0.3'),
+       'stop_forget=0.3 contradicts --unlearn_loss=task_vector'),
+      ((*baseline, '--unlearn_patience=10'),
+       'patience=10 contradicts --unlearn_loss=task_vector'))
+  def test_it_forgets_after_training_and_edits_no_circuit(self, args, message):
+    runs.parse('--unlearn_loss=task_vector', *self.baseline)
+    with self.assertRaisesRegex(ValueError, message):
+      runs.parse('--unlearn_loss=task_vector', *args)
 
 
 if __name__ == '__main__':

@@ -92,7 +92,7 @@ class AblationTest(parameterized.TestCase):
       '--edit_floor=lift', '--edit_landing=boundary',
       '--nounlearn_quantizer_in_loop', '--edit_projection=none',
       '--unlearn_loss=answer_swap', '--unlearn_loss=group_marginal',
-      '--unlearn_loss=rmu',
+      '--unlearn_loss=rmu', '--unlearn_loss=dpo',
       '--unlearn_choice_kl_weight=1', '--unlearn_optimizer=lars',
       '--circuit_contrast=1', '--unlearn_swapped_batch=4')
   def test_the_floor_holds_and_the_option_matters(self, option):

@@ -53,6 +53,8 @@ def hidden_of_model():
 FORGET = sequences([6, 9, 4], [4, 5, 3], seed=1)
 RETAIN = sequences([5, 7], [2, 6], seed=2)
 TEXT = sequences([8, 3], [1, 1], seed=3)
+REFUSALS = sequences([7, 8, 6], [4, 5, 3], seed=4)
+REFUSALS[0][:, :3] = FORGET[0][:, :3]  # The same beginnings.
 PROMPTS = (FORGET[0], np.arange(FORGET[0].shape[1]) < FORGET[1].argmax(
     1)[:, None])
 
@@ -63,7 +65,7 @@ def spans(hidden, tokens, mask):
       batch_rows=2)
 
 
-def batch(hidden, *, alone=False, rows=None, routed=False):
+def batch(hidden, *, alone=False, rows=None, routed=False, refusals=False):
   """All sequences in one batch; with `alone`, one sequence per row.
 
   With `routed`, the forget sequences have the first row to run it again.
@@ -71,7 +73,8 @@ def batch(hidden, *, alone=False, rows=None, routed=False):
   fill = packing.fill_rows
   if alone:
     fill = lambda lengths, capacity: [[i] for i in range(len(lengths))]
-  groups = [spans(hidden, *part) for part in (FORGET, RETAIN, TEXT)]
+  groups = [spans(hidden, *part) for part in (
+      FORGET, RETAIN, TEXT, *([REFUSALS] if refusals else []))]
   prompts = spans(hidden, *PROMPTS)
   packed, starts = batches.pack(groups, fill, rows)
   if routed:
@@ -81,7 +84,8 @@ def batch(hidden, *, alone=False, rows=None, routed=False):
     starts = own + [x + first.tokens.size for x in others]
   parts = [batches.targets(g, s) for g, s in zip(groups, starts)]
   return step_data.Batch(
-      packed, *parts, prompts=batches.targets(prompts, starts[0]),
+      packed, *parts[:3], prompts=batches.targets(prompts, starts[0]),
+      refusals=parts[3] if refusals else None,
       routed=np.arange(1) if routed else None)
 
 

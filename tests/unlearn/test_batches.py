@@ -300,6 +300,22 @@ class BatchesTest(parameterized.TestCase):
       np.testing.assert_array_equal(
           made(step).choices.tokens[:, 0], forget.sampler[step])
 
+  @parameterized.parameters(None, 3)
+  def test_each_forget_sequence_gets_its_refusal(self, text):
+    forget, refusals = self._pool(7, 3, 1), self._pool(7, 3, 5).spans
+    made = batches.Batches(
+        forget=forget, retain=self._pool(9, 4, 2), refusals=refusals,
+        text=text and self._pool(8, 1, text), fill=packing.fill_rows, steps=6)
+    self.assertLen({str(jax.tree.map(np.shape, made(s))) for s in range(6)}, 1)
+    for step in range(6):
+      got, chosen = made(step).refusals, refusals.take(forget.sampler[step])
+      real = got.weight > 0
+      np.testing.assert_array_equal(
+          got.labels[real], chosen.labels[chosen.weight > 0])
+      np.testing.assert_array_equal(
+          made(step).packed.tokens.ravel()[got.where[real]],
+          got.reference[real, 0])
+
   @parameterized.parameters(False, True)
   def test_routed_forget_sequences_fill_the_first_rows(self, long):
     forget = self._pool(7, 3, 1)
@@ -334,6 +350,7 @@ class BatchesTest(parameterized.TestCase):
     self.assertIsNone(made(0).group_marginal)
     self.assertIsNone(made(0).choices)
     self.assertIsNone(made(0).prior)
+    self.assertIsNone(made(0).refusals)
     self.assertIsNone(made(0).routed)
 
 

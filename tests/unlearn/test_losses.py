@@ -16,6 +16,7 @@ from mansu_jax.unlearn import forget
 from mansu_jax.unlearn import losses
 from mansu_jax.unlearn.forget import ascent
 from mansu_jax.unlearn.forget import bounded_nll
+from mansu_jax.unlearn.forget import dpo
 from mansu_jax.unlearn.forget import npo
 from mansu_jax.unlearn.forget import prior
 from mansu_jax.unlearn.forget import rmu
@@ -304,6 +305,16 @@ class UndialTest(absltest.TestCase):
     np.testing.assert_allclose(gradient(lowered + 7), 0, atol=1e-6)
     slope = gradient(base)[jnp.arange(2), labels]
     self.assertGreater(float(slope.min()), 0)  # The labels' logits fall.
+
+
+class DpoTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    # sigma(log 3) = 3/4: the refusal gains log 3 / beta nats on the answer.
+    gain = jnp.array([0.0, math.log(3) / 0.5])
+    got = dpo.dpo(1.0 - gain, jnp.ones(2), beta=0.5)
+    np.testing.assert_allclose(
+        got, [4 * math.log(2), 4 * math.log(4 / 3)], rtol=1e-6)
 
 
 class RmuTest(absltest.TestCase):

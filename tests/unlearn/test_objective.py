@@ -161,6 +161,23 @@ class ObjectiveTest(parameterized.TestCase):
       moved = np.any(gradient['layers']['mlp']['down'], axis=1)  # By neuron.
       np.testing.assert_array_equal(moved, neurons <= layer)
 
+  @parameterized.parameters('idk', 'dpo')
+  def test_refusals_follow_the_prompts_of_the_answers(self, name):
+    options = problem.options(loss=name, npo_beta=0.3)
+    batch, view = problem.batch(self.hidden, refusals=True), self.edit.base
+    _, metrics = self._loss(options)(self.theta, view, view, batch)
+    (nll, refusals), (base, base_refusals) = (
+        [_naive_nll(_logits(params, part), part)
+         for part in (problem.FORGET, problem.REFUSALS)]
+        for params in (self.merged, jax.device_get(self.model.params)))
+    want = sum(refusals) / problem.REFUSALS[1].sum()
+    if name == 'dpo':
+      want = np.mean([
+          2 / 0.3 * np.log1p(np.exp(-0.3 * ((a - b) - (c - d))))
+          for a, b, c, d in zip(nll, base, refusals, base_refusals)])
+    np.testing.assert_allclose(metrics.forget, want, rtol=2e-4)
+    np.testing.assert_allclose(metrics.forget_nll, np.mean(nll), rtol=2e-4)
+
   def test_swapped_prompts_are_kept_like_text_by_their_own_weight(self):
     view, batch = self.edit.base, problem.batch(self.hidden)
 

@@ -7,6 +7,7 @@ states, of width D, stand in for its vocabulary logits in the retain KL.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from mansu_jax.unlearn import forget as forget_lib
 from mansu_jax.unlearn import losses
 from mansu_jax.unlearn import other_facts
 from mansu_jax.unlearn import step_data
+from mansu_jax.unlearn.forget import idk
 from mansu_jax.unlearn.forget import term
 
 LOGITS = 256  # Rows of logits at a time, for priors.
@@ -144,6 +146,11 @@ def make_batches(
     marginals = other_facts.group_marginals(
         *_grouping(questions, splits.forget_train),
         lambda rows: maker.reference.probabilities(ends[rows]))
+  refusals = None
+  if needs is term.Needs.REFUSALS:
+    encoded = maker.encode(refused(questions, seed))
+    refusals = maker.with_reference('refusals', batches_lib.make_spans(
+        encoded.tokens, encoded.answer_mask))
   choices = None
   if options.choice_kl_weight:
     choices = choice_targets(questions, model.tokenizer, chat=data.chat)
@@ -156,9 +163,8 @@ def make_batches(
   return batches_lib.Batches(
       forget=forget, retain=retain, text=text, swapped=swapped,
       swapped_report=report, prompts=prompts, partners=partners,
-      marginals=marginals, choices=choices, prior=prior,
-      routed=routed,
-      steps=options.steps, seed=seed)
+      marginals=marginals, choices=choices, prior=prior, refusals=refusals,
+      routed=routed, steps=options.steps, seed=seed)
 
 
 class _PoolMaker(NamedTuple):
@@ -337,6 +343,15 @@ def choice_targets(
   right = [row[q.answer_index] for q, row in zip(questions, first)]
   return other_facts.choice_targets(
       [q.fact for q in questions], right, first)
+
+
+def refused(questions: Questions, seed: int) -> list[questions_lib.Question]:
+  """The questions with drawn refusals as their answers."""
+  drawn = np.random.default_rng(seed).integers(
+      len(idk.REFUSALS), size=len(questions))
+  return [dataclasses.replace(
+      q, answer=idk.REFUSALS[i], choices=(q.answer, idk.REFUSALS[i]))
+          for q, i in zip(questions, drawn)]
 
 
 def check_forget_term(

@@ -109,6 +109,8 @@ def _train(
           probe=_probe(settings, splits, model, edit))
       done = cache.get_or_compute('unlearn', run_loop, replaces='unlearn_steps')
     theta = done['theta']
+    if settings.unlearn.loss == 'task_vector':
+      theta = whole_edits.subtract(settings.unlearn, edit, theta)
     if not settings.unlearn.lora_rank:  # Merging rounds the sums instead.
       theta = hf_io.as_stored(theta, settings.export_dtype)
     kl = retain_kl.measure(edit, fisher, spans, done['history'], theta)

@@ -109,6 +109,25 @@ def lora_edit(
       report=edits.describe('lora', theta, rank=rank, alpha=alpha))
 
 
+def subtract(
+    options: run_config.UnlearnConfig, edit: edits.Edit, theta: types.PyTree
+) -> types.PyTree:
+  """theta_0 - scale (theta - theta_0), the edit by a task vector.
+
+  Args:
+    options: rank of adapters, and `task_vector_scale`.
+    edit: of every weight, or of adapters.
+    theta: its trained weights.
+  """
+  scale = options.task_vector_scale
+  if options.lora_rank:  # At theta_0 the products a @ b are 0.
+    return tree_paths.map_named(
+        lambda name, x: -scale * x if name.endswith('/b') else x, theta)
+  return jax.tree.map(
+      lambda before, after: (before - scale * (after - before)).astype(
+          after.dtype), edit.theta, theta)
+
+
 def _merge(
     params: types.Params, scale: float, adapters: types.PyTree
 ) -> types.Params:

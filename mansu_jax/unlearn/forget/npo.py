@@ -10,7 +10,6 @@ import jax
 
 from mansu_jax import types
 from mansu_jax.config import run as run_config
-from mansu_jax.unlearn import step_data
 from mansu_jax.unlearn.forget import term
 
 
@@ -21,8 +20,7 @@ def npo(
 
 
 def _loss(options: run_config.UnlearnConfig, step: term.Step) -> types.Array:
-  nll_base = step_data.sequence_nll(step.base_logits, step.batch.forget)
-  return npo(step.nll, nll_base, beta=options.npo_beta).mean()
+  return npo(step.nll, step.base_nll, beta=options.npo_beta).mean()
 
 
 TERM = term.ForgetTerm(_loss)

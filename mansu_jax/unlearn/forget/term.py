@@ -14,12 +14,13 @@ from mansu_jax.unlearn import step_data
 
 
 class Needs(enum.Enum):
-  """What a forget loss reads of other facts, which the batches then hold."""
+  """What a forget loss reads beyond the facts, which the batches then hold."""
 
   NOTHING = enum.auto()
   OTHER_PROMPTS = enum.auto()  # `Batch.prior`
   OTHER_ANSWERS = enum.auto()  # Forget prompts continue with others' answers.
   GROUP_MARGINAL = enum.auto()  # `Batch.group_marginal`
+  REFUSALS = enum.auto()  # `Batch.refusals`
 
 
 class Step(NamedTuple):
@@ -31,6 +32,7 @@ class Step(NamedTuple):
   routed_nll: types.Array | None  # [B] the same with the base's mover layer
   states: types.Array | None  # [P, D] after `--unlearn_rmu_layer`, if read
   base: Callable[[types.Array], types.Array]  # its states [..., D] -> logits
+  refusal_logits: types.Array | None = None  # [P, V] at `batch.refusals`
 
   @property
   def token_nll(self) -> types.Array:
@@ -53,6 +55,16 @@ class Step(NamedTuple):
     """[P, V] of the base."""
     return self.base(self.batch.forget.reference)
 
+  @property
+  def base_nll(self) -> types.Array:
+    """[B] nats of each answer in the base."""
+    return step_data.sequence_nll(self.base_logits, self.batch.forget)
+
+  @property
+  def refusal_nll(self) -> types.Array:
+    """[B] nats of each refusal."""
+    return step_data.sequence_nll(self.refusal_logits, self.batch.refusals)
+
   def mean_over_tokens(self, values: types.Array) -> types.Array:
     """The mean of [P] over all answer tokens."""
     return losses.weighted_mean(values, self.batch.forget.weight)
@@ -64,7 +76,7 @@ class ForgetTerm:
 
   Attributes:
     loss: `(options, step) -> scalar`, to be minimized.
-    needs: what it reads of other facts.
+    needs: what it reads beyond the forget facts.
     reads_states: whether it reads the residual stream within the model.
   """
 

@@ -13,11 +13,13 @@ import pytest
 
 from mansu_jax.config import run as run_config
 from mansu_jax.data import batching
+from mansu_jax.data import questions as questions_lib
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import retain_kl
 from mansu_jax.stages.train import training
 from mansu_jax.unlearn import batches
 from mansu_jax.unlearn import loop
+from mansu_jax.unlearn.forget import idk
 from tests.unlearn import problem
 
 
@@ -35,6 +37,19 @@ def _questions(facts, phrasings):
   return [
       types.SimpleNamespace(fact=f'{fact}', id=f'{fact}/train_{i}')
       for fact in range(facts) for i in range(phrasings)]
+
+
+class RefusedTest(absltest.TestCase):
+
+  def test_answers_are_drawn_refusals_by_the_seed(self):
+    asked = [questions_lib.Question(
+        id=f'r/{i}/train_0', fact=f'r/{i}', relation='r', prompt=f'{i} is',
+        answer='a', choices=('a', 'b'), use='train') for i in range(60)]
+    got = pools.refused(asked, 0)
+    self.assertEqual([q.prompt for q in got], [q.prompt for q in asked])
+    self.assertEqual({q.answer for q in got}, set(idk.REFUSALS))
+    self.assertEqual(got, pools.refused(asked, 0))
+    self.assertNotEqual(got, pools.refused(asked, 1))
 
 
 class RetainPoolTest(parameterized.TestCase):

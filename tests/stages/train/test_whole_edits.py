@@ -101,6 +101,26 @@ class FullEditTest(parameterized.TestCase):
 
 class LoraEditTest(parameterized.TestCase):
 
+  @parameterized.parameters('all', 'bfloat16', 'lora')
+  def test_a_task_vector_is_subtracted(self, kind):
+    theta, history = _train(
+        kind, loss='task_vector', kl_weight=0.0, nll_weight=0.0)
+    self.assertLess(history['forget_nll'][-1], history['forget_nll'][0])
+    edit, options = _edit(kind), _options(kind, task_vector_scale=0.5)
+    merged = [edit.merge(x) for x in (
+        edit.theta, theta, whole_edits.subtract(options, edit, theta))]
+    for before, learned, got in zip(*map(jax.tree.leaves, merged)):
+      atol = 0.02 if kind == 'bfloat16' else 1e-6
+      np.testing.assert_allclose(
+          got, before - 0.5 * (learned - before), atol=atol)
+    measure = jax.jit(objective.make_loss(
+        problem.options(loss='none'), edit.forward, edit.unembed))
+    before, after = (
+        measure(x, edit.base, edit.base, problem.batch(
+            problem.hidden_of_model()))[1].forget_nll
+        for x in (edit.theta, whole_edits.subtract(options, edit, theta)))
+    self.assertGreater(after, before)
+
   @parameterized.parameters('all', 'lora')
   def test_rmu_moves_the_layers_up_to_the_one_it_reads(self, kind):
     theta, history = _train(
