@@ -162,6 +162,13 @@ _CONDITIONS = (
             ('task_vector_scale', ('task_vector',)),
             ('undial_strength', ('undial',)), ('wga_power', ('wga',)))),
     _Condition(
+        ('unlearn_matrices', 'unlearn_first_layer', 'unlearn_last_layer'),
+        lambda config: (config.circuit.selection != 'all'
+                        or config.unlearn.lora_rank > 0),
+        lambda config: 'it applies to --circuit_selection=all without'
+        ' --unlearn_lora_rank; --circuit_first_layer and --circuit_last_layer'
+        ' are those of a circuit'),
+    _Condition(
         ('unlearn_cooldown',), lambda config: not config.unlearn.patience,
         lambda config: 'it applies to --unlearn_patience above 0'),
     *(_Condition(

@@ -11,6 +11,7 @@ from mansu_jax.config import methods
 _field = functools.partial(fields.field, modes=fields.TRAINING_MODES)
 _rows = functools.partial(_field, maximum=fields.MAX_ROWS)
 
+MATRICES = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 # A learning rate is a share of the weights' norm, whatever the forget set, so
 # a small set takes as many steps to move them far.
 _LEAST_STEPS = 100
@@ -122,6 +123,17 @@ class UnlearnConfig:
       ' bfloat16, and each step is computed in float32 and its sum rounded to'
       ' the nearest bfloat16, so that small steps are lost.',
       ('float32', 'bfloat16'))
+  matrices: tuple[str, ...] = _field(
+      (), 'With --circuit_selection=all: the matrices of the layers that are'
+      f' trained, of {", ".join(MATRICES)}, separated by commas. Empty: all'
+      ' weights of the layers, and, unless --unlearn_first_layer or'
+      ' --unlearn_last_layer are given, embeddings and the final norm.')
+  first_layer: int = _field(
+      0, 'With --circuit_selection=all: first layer that is trained, counted'
+      ' from 0.')
+  last_layer: int = _field(
+      -1, 'With --circuit_selection=all: last layer that is trained. Negative'
+      ' numbers count from the last layer, -1.')
   lora_rank: int = _field(
       0, 'Rank of LoRA adapters, trained with --circuit_selection=all in place'
       ' of the weights, on every matrix of the layers, and merged into the'
@@ -187,6 +199,28 @@ class UnlearnConfig:
   def routed(self) -> bool:
     """Whether a forget term reads the model with the base's mover layer."""
     return self.loss == 'prior' and self.routed_weight > 0
+
+  @property
+  def trains_a_part(self) -> bool:
+    """Whether --circuit_selection=all trains some matrices or layers only."""
+    return bool(self.matrices) or (self.first_layer, self.last_layer) != (0, -1)
+
+  def trained_layers(self, num_layers: int) -> tuple[int, int]:
+    """First layer that --circuit_selection=all trains, and one past the last.
+
+    Raises:
+      ValueError: the model lacks them, or a matrix has another name.
+    """
+    for name in self.matrices:
+      fields.check(name in MATRICES, f'--unlearn_matrices={name} is no matrix'
+                   f' of a layer; wanted some of {", ".join(MATRICES)}.')
+    end = self.last_layer % num_layers + 1
+    fields.check(
+        0 <= self.first_layer < end and -num_layers <= self.last_layer
+        < num_layers, f'--unlearn_first_layer={self.first_layer} and'
+        f' --unlearn_last_layer={self.last_layer} hold no layers of this model;'
+        f' wanted layers of 0 to {num_layers - 1} in ascending order.')
+    return self.first_layer, end
 
   def for_forget_set(self, sequences: int) -> UnlearnConfig:
     """The same, with as many steps as so many forget sequences take."""

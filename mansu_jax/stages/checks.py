@@ -99,6 +99,8 @@ def check_model_and_data(
     token_checks.check_questions(
         pools.refused(splits.forget_train, config.seed), shapes, tokenizer,
         chat=config.data.chat)
+  if config.circuit.selection == 'all':
+    config.unlearn.trained_layers(shapes.num_layers)
   if config.unlearn.stop_forget:
     probe.make(splits.forget_train, tokenizer, chat=config.data.chat,
                seed=config.seed)

@@ -214,14 +214,14 @@ class RefusalTest(parameterized.TestCase):
       _parse(*args)
 
   @parameterized.parameters(
-      '--unlearn_loss=dpo', '--circuit_selection=none', '--export_dtype=int8',
+      '--unlearn_loss=x', '--circuit_selection=none', '--export_dtype=int8',
       '--unlearn_stepz=3', '--unlearn_steps=many', '--mode=compare')
   def test_absl_refuses_malformed_flag_values(self, arg):
     with self.assertRaises(flags.Error):
       _parse(arg)
 
   @parameterized.parameters(
-      (config_lib.UnlearnConfig, dict(loss='dpo'), '--unlearn_loss=.dpo'),
+      (config_lib.UnlearnConfig, dict(loss='x'), '--unlearn_loss=.x'),
       (config_lib.EditConfig, dict(landing='here'), '--edit_landing=.here'),
       (config_lib.CircuitConfig, dict(selection='x'), 'circuit_selection=.x'),
       (config_lib.FisherConfig, dict(labels='x'), '--fisher_labels=.x'),

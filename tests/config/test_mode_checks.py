@@ -21,7 +21,8 @@ _NOT_ALONE = ('mode', 'attribution_skip_unequal', 'method')
 _EDGE = ('circuit_edges', 'circuit_edge_selection', 'circuit_file')
 # Read by methods that train every weight only.
 _ALL_WEIGHTS = (
-    'unlearn_lora_rank', 'unlearn_lora_alpha', 'unlearn_weights_dtype')
+    'unlearn_lora_rank', 'unlearn_lora_alpha', 'unlearn_weights_dtype',
+    'unlearn_matrices', 'unlearn_first_layer', 'unlearn_last_layer')
 _PATIENT = ('unlearn_cooldown',)  # Read with --unlearn_patience only.
 # Each read by one loss, which is not the default.
 _OF_LOSSES = {

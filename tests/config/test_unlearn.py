@@ -3,8 +3,15 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from mansu_jax.config import mode_checks
 from mansu_jax.config import run as run_config
 from tests import runs
+
+
+_BASELINE = (
+    '--method=npo', '--unlearn_loss=npo', '--circuit_selection=all',
+    '--edit_floor=none', '--edit_projection=none',
+    '--nounlearn_quantizer_in_loop')
 
 
 class StepsTest(parameterized.TestCase):
@@ -49,6 +56,36 @@ class ReadLayerTest(parameterized.TestCase):
   def test_other_losses_read_none(self):
     config = run_config.UnlearnConfig()
     self.assertIs(config.for_layers(0, 30, 30), config)
+
+
+class PartTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (0, -1, (0, 12)), (3, 5, (3, 6)), (11, 11, (11, 12)), (2, -3, (2, 10)))
+  def test_layers_are_counted_from_either_end(self, first, last, want):
+    config = run_config.UnlearnConfig(first_layer=first, last_layer=last)
+    self.assertEqual(config.trained_layers(12), want)
+
+  @parameterized.parameters((5, 4), (12, -1), (-1, 5), (0, 12), (0, -13))
+  def test_layers_that_a_model_lacks_are_refused(self, first, last):
+    config = run_config.UnlearnConfig(first_layer=first, last_layer=last)
+    with self.assertRaisesRegex(ValueError, 'hold no layers.*of 0 to 11'):
+      config.trained_layers(12)
+
+  def test_a_circuit_and_adapters_have_no_such_part(self):
+    check = lambda *args: mode_checks.check_unread_flags(runs.parse(*args))
+    for flag in ('--unlearn_matrices=down,up', '--unlearn_first_layer=2',
+                 '--unlearn_last_layer=-2'):
+      check(*_BASELINE, flag)
+      for args in (), (*_BASELINE, '--unlearn_lora_rank=2'):
+        with self.assertRaisesRegex(
+            ValueError, 'applies to --circuit_selection=all without'):
+          check(*args, flag)
+
+  def test_other_names_of_matrices_are_refused(self):
+    config = run_config.UnlearnConfig(matrices=('down', 'w'))
+    with self.assertRaisesRegex(ValueError, 'matrices=w is no matrix'):
+      config.trained_layers(12)
 
 
 class TaskVectorTest(parameterized.TestCase):

@@ -256,7 +256,7 @@ class ProcessTest(parameterized.TestCase):
   @parameterized.parameters(
       (('--circuit_budget=2',), '--circuit_budget=2.0 is outside'),
       (('--circuit_budget=much',), '--circuit_budget=much'),
-      (('--unlearn_loss=dpo',), 'value should be one of'),
+      (('--unlearn_loss=x',), 'value should be one of'),
       (('--no_such_flag=1',), 'no_such_flag'),
       (('--flagfile=no/such.flags',), 'no/such.flags'),
       (('--seed=1', 'stray'), 'Positional arguments'),

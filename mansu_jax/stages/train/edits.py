@@ -263,7 +263,8 @@ def make_transform(
   """The optax chain of a run; `transforms.chain` documents its order."""
   inner = optimizer(options)
   if not edit.grids:
-    return inner
+    return inner if edit.movable is None else optax.chain(
+        inner, transforms.mask_to_circuit(edit.movable))
   return transforms.mansu(
       inner, circuit_mask=edit.movable, fisher=fisher,
       quantile=tx_options.fisher_quantile, grids=edit.grids,

@@ -235,6 +235,8 @@ def _whole_edit(
       theta=theta, grids=(), base={'params': model.params},
       views={'fp': loop.View(frozen=lambda: None)}, forward=forward,
       unembed=unembed, merge=lambda theta: theta,
+      movable=None if options.lora_rank else whole_edits.trained_part(
+          model.config, options),
       storage_dtype=jnp.dtype(settings.export_dtype))
 
 

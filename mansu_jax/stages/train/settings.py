@@ -47,7 +47,8 @@ class Settings:
     """
     everything = config.circuit.selection == 'all'
     num_layers = len(circuit.neurons)
-    first, end = (0, num_layers) if everything else circuit.span
+    first, end = (config.unlearn.trained_layers(num_layers) if everything
+                  else circuit.span)
     return cls(
         data=config.data, fisher=config.fisher, edit=config.edit,
         unlearn=config.unlearn.for_forget_set(

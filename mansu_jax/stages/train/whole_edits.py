@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.config import run as run_config
 from mansu_jax.models import config as model_config
 from mansu_jax.models import decoder
+from mansu_jax.models import layout
 from mansu_jax.models import lora
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
@@ -33,16 +35,44 @@ def make(
   if options.lora_rank:
     return lora_edit(
         model, options.lora_rank, options.lora_alpha, seed=seed)
-  return full_edit(model, options.weights_dtype)
+  return full_edit(
+      model, options.weights_dtype, trained_part(model.config, options))
 
 
-def full_edit(model: loading.LoadedModel, dtype: Any = 'float32') -> edits.Edit:
+def trained_part(
+    config: model_config.ModelConfig, options: run_config.UnlearnConfig
+) -> types.PyTree | None:
+  """Which weights are trained: bools that broadcast to them; None: all.
+
+  Raises:
+    ValueError: the model lacks the layers.
+  """
+  first, end = options.trained_layers(config.num_layers)
+  if not options.trains_a_part:
+    return None
+
+  def of_leaf(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    *_, short = name.split('/')
+    if not name.startswith('layers/') or options.matrices and (
+        name not in layout.MATRICES or short not in options.matrices):
+      return np.zeros((), bool)
+    layers = np.arange(config.num_layers)
+    return ((first <= layers) & (layers < end)).reshape(
+        -1, *[1] * (leaf.ndim - 1))
+
+  return tree_paths.map_named(of_leaf, decoder.abstract(config))
+
+
+def full_edit(
+    model: loading.LoadedModel, dtype: Any = 'float32',
+    movable: types.PyTree | None = None) -> edits.Edit:
   """Trains every weight.
 
   Args:
     model: the base. The references of the losses are its own, unrounded.
     dtype: in which the weights are stored between steps. In bfloat16, theta_0
       is the base rounded to the nearest bfloat16.
+    movable: from `trained_part`.
   """
   params, dtype = model.params, jnp.dtype(dtype)
   theta = jax.tree.map(lambda x: edits.cast(x, dtype), params)
@@ -50,6 +80,9 @@ def full_edit(model: loading.LoadedModel, dtype: Any = 'float32') -> edits.Edit:
   if dtype != jnp.float32:
     more = {'theta_0': f'the base rounded to {dtype.name}',
             'base_rounded': _share_that_differs(params, theta)}
+  if movable is not None:
+    more['movable'] = sum(jax.tree.leaves(jax.tree.map(
+        lambda mask, x: int(mask.sum()) * x.size // mask.size, movable, theta)))
   forward, unembed = full_functions(model.config)
   base = {'params': params}
   return edits.Edit(
@@ -58,7 +91,7 @@ def full_edit(model: loading.LoadedModel, dtype: Any = 'float32') -> edits.Edit:
       forward=forward, unembed=unembed,
       merge=lambda theta: jax.tree.map(
           lambda x, like: edits.cast(x, like.dtype), theta, params),
-      report=edits.describe('all', theta, **more))
+      movable=movable, report=edits.describe('all', theta, **more))
 
 
 def _share_that_differs(params: types.Params, theta: types.PyTree) -> float:

@@ -101,6 +101,30 @@ class FullEditTest(parameterized.TestCase):
 
 class LoraEditTest(parameterized.TestCase):
 
+  @parameterized.parameters(
+      ({'matrices': ('down', 'o')}, ('mlp/down', 'attn/o'), (0, 1)),
+      ({'matrices': ('down',), 'first_layer': 1}, ('mlp/down',), (1,)),
+      ({'last_layer': 0}, ('mlp/up', 'mlp_norm', 'attn/k'), (0,)))
+  def test_a_part_of_the_weights_is_trained(self, options, some, layers):
+    options = _options('all', **options)
+    edit = whole_edits.make(problem.model(), options, seed=0)
+    batch = problem.batch(problem.hidden_of_model())
+    done = training.unlearn(
+        options, _PLAIN, edit, None, lambda step: batch, total_weights=1)
+    before, after = map(tree_paths.flatten, (edit.theta, done['theta']))
+    part, count = tree_paths.flatten(edit.movable), 0
+    for name, leaf in before.items():
+      moved = np.asarray(leaf != after[name])
+      self.assertFalse((moved & ~part[name]).any(), name)
+      count += np.broadcast_to(part[name], leaf.shape).sum()
+      short = name.removeprefix('layers/')
+      if short in some:
+        rows = moved.reshape(len(moved), -1).any(1)
+        self.assertEqual(tuple(np.flatnonzero(rows)), layers, name)
+      elif options.matrices or not name.startswith('layers/'):
+        self.assertFalse(moved.any(), name)
+    self.assertEqual(edit.report['movable'], count)
+
   @parameterized.parameters('all', 'bfloat16', 'lora')
   def test_a_task_vector_is_subtracted(self, kind):
     theta, history = _train(
