@@ -19,7 +19,7 @@ _MEDIUM = ('deployment', 'flows', 'mesh', 'planning', 'stages', 'tables', 'tpu',
 _LEAST_SECONDS = '0'  # Reading the smallest program beats compiling it.
 # Compiled programs lie in mapped memory; Linux grants a process 65,530 maps.
 _MOST_MAPS = 30_000
-_COLLECTED_EVERY = 5  # Files. Garbage is kept meanwhile.
+_COLLECTED_EVERY = 2  # Files. Garbage is kept meanwhile.
 _files = itertools.count(1)
 
 

@@ -22,6 +22,7 @@ LOSSES = {
     'dpo': 'prefer a refusal to the answer, against the base',
     'task_vector': 'learn the answers, and subtract what that adds to the'
                    ' weights; on every weight, or adapters, only',
+    'quail': 'ascent, and logits that leave the base\'s by a margin',
     'bounded_nll': '-log(1 - p(answer)), at least 0',
     'group_marginal': 'imitate the base\'s average answer over the facts whose'
                       ' answers are each other\'s wrong choices, in the same'
@@ -34,7 +35,8 @@ LOSSES = {
 BASELINES = {
     'graddiff': 'ascent', 'npo': 'npo', 'simnpo': 'simnpo', 'undial': 'undial',
     'wga': 'wga', 'satimp': 'satimp', 'rmu': 'rmu',
-    'idk': 'idk', 'dpo': 'dpo', 'task_vector': 'task_vector'}
+    'idk': 'idk', 'dpo': 'dpo', 'task_vector': 'task_vector',
+    'quail': 'quail'}
 METHODS = ('mansu', *BASELINES, 'retain_only')
 
 # Each entry: flag, wanted value, what the error says about the method.

@@ -159,6 +159,7 @@ _CONDITIONS = (
             ('satimp_importance', ('satimp',)),
             ('satimp_saturation', ('satimp',)),
             ('rmu_layer', ('rmu',)), ('rmu_coefficient', ('rmu',)),
+            ('quail_margin', ('quail',)),
             ('task_vector_scale', ('task_vector',)),
             ('undial_strength', ('undial',)), ('wga_power', ('wga',)))),
     _Condition(

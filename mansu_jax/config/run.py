@@ -103,10 +103,11 @@ class RunConfig:
       ' that train every weight or, with --unlearn_lora_rank, adapters:'
       ' graddiff (gradient ascent on forget, descent on retain), npo (negative'
       ' preference optimization), simnpo, undial, wga (weighted gradient'
-      ' ascent), satimp, rmu, idk (learn to refuse), dpo (prefer a refusal) and'
-      ' task_vector (subtract what learning adds). retain_only: the retain terms'
-      ' without a forget term, on the circuit or on every weight; a control that'
-      ' shows what training alone changes.', methods.METHODS,
+      ' ascent), satimp, rmu, idk (learn to refuse), dpo (prefer a refusal),'
+      ' task_vector (subtract what learning adds) and quail (ascent with a'
+      ' margin in the logits). retain_only: the retain terms without a forget'
+      ' term, on the circuit or on every weight; a control that shows what'
+      ' training alone changes.', methods.METHODS,
       modes=config_fields.TRAINING_MODES)
   debug: bool = _field(
       False, 'Show the traceback of an error.', modes=MODES)

@@ -36,6 +36,8 @@ class UnlearnConfig:
       ' phrasings an answer falls even less far. Has no effect without'
       ' --unlearn_quantizer_in_loop.')
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO, SimNPO and DPO.')
+  quail_margin: float = _field(
+      0.5, 'Logits by which QUAIL lets each logit leave the base\'s.')
   rmu_layer: int | None = _field(
       None, 'Layer after which RMU reads the model\'s states at forget answers,'
       ' counted from 0. Layers above it get no gradient from RMU. auto: a'
@@ -265,7 +267,7 @@ class UnlearnConfig:
         'prompt_weight', 'swapped_batch', 'swapped_continuation',
         'swapped_weight', 'save_every', 'satimp_importance',
         'satimp_saturation', 'undial_strength', 'wga_power', 'rmu_coefficient',
-        'task_vector_scale',
+        'task_vector_scale', 'quail_margin',
         'lora_rank', 'probe_every', 'patience', 'cooldown')
     fields.check(
         not self.patience or self.probe_every > 0,

@@ -30,6 +30,7 @@ _OF_LOSSES = {
     'dpo': ('unlearn_npo_beta',),
     'satimp': ('unlearn_satimp_importance', 'unlearn_satimp_saturation'),
     'undial': ('unlearn_undial_strength',), 'wga': ('unlearn_wga_power',),
+    'quail': ('unlearn_quail_margin',),
     'task_vector': ('unlearn_task_vector_scale',),
     'rmu': ('unlearn_rmu_layer', 'unlearn_rmu_coefficient')}
 

@@ -22,7 +22,8 @@ from tests.reference import decoder_naive
 from tests.reference import unlearn_naive
 from tests.unlearn import problem
 
-_LOSSES = ('npo', 'simnpo', 'bounded_nll', 'ascent', 'wga', 'satimp', 'undial')
+_LOSSES = ('npo', 'simnpo', 'bounded_nll', 'ascent', 'wga', 'satimp', 'undial',
+           'quail')
 
 
 def _logits(params, sequences):
@@ -60,7 +61,10 @@ def _token_losses(options, before, after):
                  for a in nll],
       'undial': [unlearn_naive.undial(
           base, row, label, options.undial_strength)
-                 for base, row, label in tokens]}
+                 for base, row, label in tokens],
+      'quail': [np.mean([max(0, options.quail_margin - abs(z - z_0))
+                         for z, z_0 in zip(row, base)]) - a
+                for (base, row, _), a in zip(tokens, nll)]}
 
 
 def _naive(options, base, theta):
@@ -126,7 +130,7 @@ class ObjectiveTest(parameterized.TestCase):
         loss=name, forget_weight=0.7, kl_weight=3.0, nll_weight=0.5,
         text_weight=0.3, prompt_weight=2.0, swapped_weight=0.4, npo_beta=0.3,
         kl_square_weight=1.7, wga_power=0.3, satimp_saturation=0.2,
-        satimp_importance=0.5, undial_strength=2.0)
+        satimp_importance=0.5, undial_strength=2.0, quail_margin=0.3)
     batch = problem.batch(self.hidden)
     batch = batch._replace(swapped=batch.text)
     self.assertEqual(batch.packed.tokens.shape[0], 1)  # All share a row.
