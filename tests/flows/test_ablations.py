@@ -95,6 +95,7 @@ class AblationTest(parameterized.TestCase):
       '--unlearn_loss=rmu', '--unlearn_loss=dpo',
       '--unlearn_choice_kl_weight=1', '--unlearn_optimizer=lars',
       '--circuit_contrast=1', '--unlearn_swapped_batch=4')
+  @pytest.mark.long
   def test_the_floor_holds_and_the_option_matters(self, option):
     root, _ = _run(option)
     self._check_edit(root)

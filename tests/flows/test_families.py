@@ -22,7 +22,9 @@ class FamiliesTest(parameterized.TestCase):
     folder = tiny.temp_dir(self)
     flags = tiny_job.make(folder / 'job', family=family)
     record = runs.run(
-        folder / 'run', *flags, '--nounlearn_quantized_reference')
+        folder / 'run', *flags, '--nounlearn_quantized_reference',
+        # Scores of each family are tested in tests/circuits.
+        '--eval_cad_pairs=0', '--circuit_resamples=0')
     accuracy = record['accuracy']['forget']
     # 60 steps of neurons make the answers unlikely in each family (against the
     # quantized base, in Gemma 3 a little less), and the choice among them wrong

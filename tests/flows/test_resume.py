@@ -138,6 +138,7 @@ class KillTest(absltest.TestCase):
     self.run_whole(root)
     self.check_same(root)
 
+  @pytest.mark.long
   def test_two_interrupts_in_a_row(self):
     """The second ctrl-C arrives while the first one ends the run."""
     rng, root = random.Random(1), self.folder / 'twice'
