@@ -35,6 +35,7 @@ class TwoTest(absltest.TestCase):
     self.assertEqual(said.count('equal'), 1)  # The mesh of four devices.
 
 
+@pytest.mark.long
 @pytest.mark.slow
 class JobTest(absltest.TestCase):
 
