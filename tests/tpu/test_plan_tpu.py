@@ -21,7 +21,8 @@ pytest.importorskip('libtpu')
 
 _FLAGS = str(pathlib.Path(__file__).parents[2] / 'experiments/plan.flags')
 _BRIEF = ('--circuit_first_layer=14', '--circuit_last_layer=25',
-          '--unlearn_swapped_continuation=0', '--nounlearn_quantized_reference')
+          '--unlearn_swapped_batch=14', '--unlearn_swapped_continuation=0',
+          '--nounlearn_quantized_reference')
 
 
 class FitsTest(optimized.TestCase):  # Plans are for users' programs.
