@@ -61,23 +61,24 @@ def _planned(text: str) -> dict[str, Any]:
       'compile_seconds': found.compile_seconds, 'notes': found.notes}
 
 
-def _made(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The plans that a file has, if this code made them."""
-  if not path.is_file():
-    return []
-  found = json.loads(path.read_text('utf-8'))
-  same = found['environment']['commit'] == environment.commit()
-  return found['plans'] if same else []
+def _made(path: pathlib.Path) -> dict[str, Any]:
+  """What a file has, if this code made it."""
+  if path.is_file():
+    found = json.loads(path.read_text('utf-8'))
+    if found['environment']['commit'] == environment.commit():
+      return found
+  return {'plans': []}
 
 
 def main(argv: list[str]) -> None:
   """Makes the plans and prints their table."""
   del argv
   path = pathlib.Path(_OUT.value)
-  made = {plan['plan']: plan for plan in _made(path)}
-  plans = []
+  found = _made(path)
   for text in _PLANS.value:
-    plans.append(made.get(text) or _planned(text))
+    if text in [plan['plan'] for plan in found['plans']]:
+      continue
+    plans = [*found['plans'], _planned(text)]
     # The first plan chooses the platform, which this description fixes.
     found = {'plans': plans, 'environment': environment.describe() | {
         'libtpu': importlib.metadata.version('libtpu')}}

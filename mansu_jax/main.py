@@ -39,7 +39,6 @@ if __name__ == '__main__':
 # pylint: disable=g-import-not-at-top
 from collections.abc import Callable
 import contextlib
-import gc
 import logging as std_logging
 import os
 import pathlib
@@ -147,7 +146,6 @@ def main(
       any_of, abort = processes.any_true, processes.abort
     with _lock_workdir(config):
       run = _flow(config)
-      gc.freeze()  # Each stage collects garbage; what was imported is none.
       if config.mode == 'plan':  # Nothing to save: a signal ends it at once.
         return run(config)
       with preemption.stop_on_signals(any_of, name=name, then=(

@@ -103,9 +103,8 @@ def _contradictions(config: Any) -> Iterator[tuple[bool, str]]:
   adds = unlearn.loss == 'task_vector'
   yield adds and not everything, (
       '--unlearn_loss=task_vector contradicts --circuit_selection='
-      f'{config.circuit.selection}: what it subtracts is no edit of a circuit'
-      ' that a floor could hold. Wanted --method=task_vector with'
-      ' --circuit_selection=all.')
+      f'{config.circuit.selection}: it subtracts a change of all weights, or of'
+      ' adapters. Wanted --method=task_vector and --circuit_selection=all.')
   for name in ('stop_forget', 'patience'):
     yield adds and getattr(unlearn, name) > 0, (
         f'--unlearn_{name}={getattr(unlearn, name)} contradicts'

@@ -99,8 +99,10 @@ def check_model_and_data(
     token_checks.check_questions(
         pools.refused(splits.forget_train, config.seed), shapes, tokenizer,
         chat=config.data.chat)
+  trained = config.circuit.first_layer or 0, shapes.num_layers
   if config.circuit.selection == 'all':
-    config.unlearn.trained_layers(shapes.num_layers)
+    trained = config.unlearn.trained_layers(shapes.num_layers)
+  config.unlearn.for_layers(*trained, shapes.num_layers)
   if config.unlearn.stop_forget:
     probe.make(splits.forget_train, tokenizer, chat=config.data.chat,
                seed=config.seed)

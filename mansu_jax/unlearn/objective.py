@@ -50,7 +50,6 @@ def make_loss(
   pytree: `unembed(None, base, states)` gives the base's logits, whichever view
   `frozen` is.
   """
-
   read = ({'tap': options.rmu_layer} if forget.reads_states(options.loss)
           else {})
 
@@ -68,8 +67,10 @@ def make_loss(
     packed, zero = batch.packed, jnp.zeros((), jnp.float32)
     routed = {} if batch.routed is None else {'again': batch.routed}
     hidden = forward(theta, frozen, *packed, **routed, **read)
-    hidden, *states = hidden if read else (hidden,)
-    states = [x.reshape(-1, x.shape[-1])[batch.forget.where] for x in states]
+    inner = None
+    if read:
+      hidden, inner = hidden
+      inner = inner.reshape(-1, inner.shape[-1])[batch.forget.where]
     flat = hidden.reshape(-1, hidden.shape[-1])  # [(R + A) * T, D]
     kept = [getattr(batch, name) for name in step_data.KEPT]
     again = flat[batch.forget.where + packed.tokens.size] if routed else None
@@ -95,8 +96,8 @@ def make_loss(
         None if logits is None else step_data.sequence_nll(logits, batch.forget)
         for logits in (at_forget, at_routed))
     forget_loss = forget_term(
-        term_lib.Step(batch, at_forget, nll, routed_nll, *(states or [None]),
-                      of_base, at_refusals))
+        term_lib.Step(batch, at_forget, nll, routed_nll, of_base,
+                      states=inner, refusal_logits=at_refusals))
     kls, kept_losses = zip(*map(kl, kept, at_kept, references))
     retain_kl, text_kl, swapped_kl, _ = kls
     retain_loss, text_loss, swapped_loss, prompt_loss = kept_losses

@@ -5,6 +5,8 @@ from absl.testing import parameterized
 
 from mansu_jax.config import mode_checks
 from mansu_jax.config import run as run_config
+from mansu_jax.config import unlearn
+from mansu_jax.models import layout
 from tests import runs
 
 
@@ -81,6 +83,10 @@ class PartTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             ValueError, 'applies to --circuit_selection=all without'):
           check(*args, flag)
+
+  def test_matrices_are_those_of_the_layers(self):
+    self.assertEqual({name.split('/')[-1] for name in layout.MATRICES},
+                     set(unlearn.MATRICES))
 
   def test_other_names_of_matrices_are_refused(self):
     config = run_config.UnlearnConfig(matrices=('down', 'w'))

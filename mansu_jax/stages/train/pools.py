@@ -346,11 +346,11 @@ def choice_targets(
 
 
 def refused(questions: Questions, seed: int) -> list[questions_lib.Question]:
-  """The questions with drawn refusals as their answers."""
+  """The questions with drawn refusals as answers, among all as choices."""
   drawn = np.random.default_rng(seed).integers(
       len(idk.REFUSALS), size=len(questions))
   return [dataclasses.replace(
-      q, answer=idk.REFUSALS[i], choices=(q.answer, idk.REFUSALS[i]))
+      q, answer=idk.REFUSALS[i], choices=idk.REFUSALS)
           for q, i in zip(questions, drawn)]
 
 

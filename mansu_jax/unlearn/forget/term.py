@@ -30,8 +30,8 @@ class Step(NamedTuple):
   logits: types.Array  # [P, V] of the model at `batch.forget`
   nll: types.Array  # [B] nats of each answer
   routed_nll: types.Array | None  # [B] the same with the base's mover layer
-  states: types.Array | None  # [P, D] after `--unlearn_rmu_layer`, if read
   base: Callable[[types.Array], types.Array]  # its states [..., D] -> logits
+  states: types.Array | None = None  # [P, D] after `--unlearn_rmu_layer`
   refusal_logits: types.Array | None = None  # [P, V] at `batch.refusals`
 
   @property
