@@ -33,8 +33,8 @@ LOSSES = {
     'none': 'no forget loss (for --method=retain_only)'}
 # Methods that train every weight, or adapters, by one forget loss.
 BASELINES = {
-    'graddiff': 'ascent', 'npo': 'npo', 'simnpo': 'simnpo', 'undial': 'undial',
-    'wga': 'wga', 'satimp': 'satimp', 'rmu': 'rmu',
+    'graddiff': 'ascent', 'npo': 'npo', 'simnpo': 'simnpo', 'gu': 'simnpo',
+    'undial': 'undial', 'wga': 'wga', 'satimp': 'satimp', 'rmu': 'rmu',
     'idk': 'idk', 'dpo': 'dpo', 'task_vector': 'task_vector',
     'quail': 'quail'}
 METHODS = ('mansu', *BASELINES, 'retain_only')
@@ -62,8 +62,11 @@ def _wanted(config: Any) -> tuple[_Wanted, ...]:
         (flag, wanted, f'with --circuit_selection=all {why}')
         for flag, wanted, why in (*_PLAIN, *_IN_FP)), loss
   loss = BASELINES[config.method]
+  orthogonal: tuple[_Wanted, ...] = ((
+      'unlearn_orthogonal', True, 'keeps off the gradient of the other terms'),)
   return (*_ALL, *_PLAIN, (
-      'unlearn_loss', loss, f'has the forget loss {loss}'), *_IN_FP)
+      'unlearn_loss', loss, f'has the forget loss {loss}'), *_IN_FP,
+          *(orthogonal if config.method == 'gu' else ()))
 
 
 def help_of_losses() -> str:

@@ -148,7 +148,7 @@ _CONDITIONS = (
                         or _attributes_pairs_file(config)),
         lambda config: 'no other phrasings are compared'),
     _Condition(
-        ('unlearn_choice_kl_weight',),
+        ('unlearn_choice_kl_weight', 'unlearn_orthogonal'),
         lambda config: config.unlearn.loss == 'none',
         lambda config: '--unlearn_loss=none has no forget term'),
     *(_Condition(

@@ -102,10 +102,10 @@ class RunConfig:
       'mansu', 'Unlearning method. mansu: train the circuit only. Baselines'
       ' that train every weight or, with --unlearn_lora_rank, adapters:'
       ' graddiff (gradient ascent on forget, descent on retain), npo (negative'
-      ' preference optimization), simnpo, undial, wga (weighted gradient'
-      ' ascent), satimp, rmu, idk (learn to refuse), dpo (prefer a refusal),'
-      ' task_vector (subtract what learning adds) and quail (ascent with a'
-      ' margin in the logits). retain_only: the retain terms without a forget'
+      ' preference optimization), simnpo, gu (simnpo orthogonal to the retain'
+      ' terms), undial, wga (weighted gradient ascent), satimp, rmu, idk (learn'
+      ' to refuse), dpo (prefer a refusal), task_vector (subtract what learning'
+      ' adds) and quail (ascent with a margin in the logits). retain_only: the retain terms without a forget'
       ' term, on the circuit or on every weight; a control that shows what'
       ' training alone changes.', methods.METHODS,
       modes=config_fields.TRAINING_MODES)

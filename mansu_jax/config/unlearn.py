@@ -81,6 +81,10 @@ class UnlearnConfig:
       1.0, 'Weight of the negative log-likelihood of the retain answers.')
   text_weight: float = _field(
       1.0, 'Weight of the KL on general text, within the retain KL.')
+  orthogonal: bool = _field(
+      False, 'Follow, of the forget gradient, only what is orthogonal to the'
+      ' gradient of all other terms, in each matrix of all layers (GU). So a'
+      ' small step forgets without changing them.')
   prompt_weight: float = _field(
       0.0, 'Weight of the KL on the tokens of the forget prompts themselves,'
       ' within the retain KL.')

@@ -14,3 +14,4 @@ from mansu_jax.transforms.null_space import NullSpaceState
 from mansu_jax.transforms.null_space import OffBasisState
 from mansu_jax.transforms.null_space import project_off_basis
 from mansu_jax.transforms.null_space import project_to_null_space
+from mansu_jax.transforms.null_space import remove_component

@@ -151,6 +151,44 @@ def project_off_basis(basis: optax.Updates) -> optax.GradientTransformation:
   return optax.GradientTransformation(init_fn, update_fn)
 
 
+def remove_component(
+    updates: optax.Updates, direction: optax.Updates) -> optax.Updates:
+  """Removes from each leaf its component along the leaf of another tree.
+
+  With the gradient of what is kept as direction, the updates do not change this
+  to first order.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from mansu_jax import transforms
+    >>> transforms.remove_component(
+    ...     {'w': jnp.array([3.0, 4.0])}, {'w': jnp.array([0.0, 2.0])})
+    {'w': Array([3., 0.], dtype=float32)}
+
+  Args:
+    updates: a tree of arrays, with None where there is nothing.
+    direction: a tree like it, of any length. A leaf of zeros removes nothing.
+
+  Returns:
+    A tree like `updates`.
+
+  References:
+    Zhou et al. 2025, "Geometric-disentanglement Unlearning" (arXiv 2511.17100),
+    which projects in the metric of the optimizer; here it is the Euclidean one.
+  """
+
+  def remove(update, along):
+    if leaves.is_absent(update):
+      return update
+    along = along.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(along), initial=0)
+    along = jnp.where(largest > 0, along / largest, 0)  # Squares do not vanish.
+    share = jnp.sum(update * along) / jnp.maximum(jnp.sum(along * along), 1)
+    return (update - share * along).astype(update.dtype)
+
+  return leaves.tree_map(remove, updates, direction)
+
+
 def _apply_mask(update, mask):
   if mask is None or leaves.is_absent(update):
     return update

@@ -63,6 +63,9 @@ class Problem:
       `learning_rate` (`optax.inject_hyperparams`); None: `tx` has its own.
     codes_changed: `theta -> number of weights with another code`, for the log;
       None without a code grid.
+    orthogonal: whether `loss` returns a pair, forget and kept, in place of the
+      scalar. A step then follows the gradient of kept, and of that of forget
+      what is orthogonal to it in each leaf.
   """
 
   theta: types.PyTree
@@ -72,6 +75,7 @@ class Problem:
   base: types.PyTree
   rates: rates_lib.Rates | None = None
   codes_changed: Callable[[types.PyTree], types.Array] | None = None
+  orthogonal: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,7 +128,7 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
   `tx` and `loss` close over (Fisher, code grids) in memory.
 
   Args:
-    problem: the step reads `tx` and `loss` only.
+    problem: the step reads `tx`, `loss` and `orthogonal` only.
     shardings: shardings of the carry. The step returns it with the same ones;
       otherwise the next step would compile again.
 
@@ -134,7 +138,9 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
     is the view's quantized theta, or None for theta itself. `rate` is the
     learning rate, or None if `tx` has its own.
   """
-  tx, loss = problem.tx, problem.loss
+  tx = problem.tx
+  gradient = _orthogonal_gradient if problem.orthogonal else _gradient
+  gradient = functools.partial(gradient, problem.loss)
 
   @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
       shardings, None, None, None))
@@ -143,7 +149,7 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
     if rate is not None:
       opt_state = optax.tree.set(opt_state, learning_rate=rate)
     theta = float32(stored)
-    (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
+    grads, metrics = gradient(
         theta if seen is None else seen, frozen, base, batch)
     theta, opt_state = transforms.step(
         tx, grads, opt_state, theta, origin=theta0)
@@ -153,6 +159,25 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
     return (theta, opt_state), metrics, _moved(theta, theta0), finite
 
   return unlearn_step
+
+
+def _gradient(loss, theta, *inputs):
+  """The gradient of a loss, and its metrics."""
+  return jax.grad(loss, has_aux=True)(theta, *inputs)
+
+
+def _orthogonal_gradient(loss, theta, *inputs):
+  """The same of a pair; see `Problem.orthogonal`."""
+  _, pull, metrics = jax.vjp(
+      lambda theta: loss(theta, *inputs), theta, has_aux=True)
+  # Both at once: what a layer computes again serves both.
+  grads, = jax.vmap(pull)(tuple(jnp.eye(2)))
+
+  def combined(pair):
+    forget, kept = pair
+    return transforms.remove_component(forget, kept) + kept
+
+  return jax.tree.map(combined, grads), metrics
 
 
 def float32(theta: types.PyTree) -> types.PyTree:

@@ -45,7 +45,23 @@ def make_loss(
 ) -> Callable[..., tuple[types.Array, Metrics]]:
   """Builds `loss(theta, frozen, base, batch) -> (scalar, Metrics)`.
 
-  With the loss `none` the metric `forget` is 0 and no gradient comes from the
+  It is the sum of the two addends of `make_parts`.
+  """
+  parts = make_parts(options, forward, unembed)
+
+  def loss(theta, frozen, base, batch):
+    _, metrics = parts(theta, frozen, base, batch)
+    return metrics.loss, metrics
+
+  return loss
+
+
+def make_parts(
+    options: run_config.UnlearnConfig, forward: Forward, unembed: Unembed
+) -> Callable[..., tuple[tuple[types.Array, types.Array], Metrics]]:
+  """Builds `parts(theta, frozen, base, batch) -> ((forget, kept), Metrics)`.
+
+  Forget is the weighted forget term, and kept are all others. With the loss `none` the metric `forget` is 0 and no gradient comes from the
   forget answers; their NLL is still measured. `base` is the full-precision
   pytree: `unembed(None, base, states)` gives the base's logits, whichever view
   `frozen` is.
@@ -63,7 +79,7 @@ def make_loss(
           target, step.at_prompt_end, tokens, valid).mean()
     return term
 
-  def loss(theta, frozen, base, batch):
+  def parts(theta, frozen, base, batch):
     packed, zero = batch.packed, jnp.zeros((), jnp.float32)
     routed = {} if batch.routed is None else {'again': batch.routed}
     hidden = forward(theta, frozen, *packed, **routed, **read)
@@ -104,18 +120,18 @@ def make_loss(
     retain_nll = losses.weighted_mean(
         losses.token_nll(at_kept[0], batch.retain.labels),
         batch.retain.weight)
-    total = (
-        options.forget_weight * forget_loss
-        + options.kl_weight * (
+    weighted = options.forget_weight * forget_loss
+    others = (
+        options.kl_weight * (
             retain_loss + options.text_weight * text_loss
             + options.swapped_weight * swapped_loss
             + options.prompt_weight * prompt_loss)
         + options.nll_weight * retain_nll)
-    return total, Metrics(
-        total, forget_loss, nll.mean(), retain_kl, retain_nll, text_kl,
+    return (weighted, others), Metrics(
+        weighted + others, forget_loss, nll.mean(), retain_kl, retain_nll, text_kl,
         swapped_kl, zero if routed_nll is None else routed_nll.mean())
 
-  return loss
+  return parts
 
 
 def _in_one(

@@ -130,6 +130,7 @@ class ConditionsTest(parameterized.TestCase):
       (('--mode=attribute', _PAIRS, '--eval_questions=9'),
        'no other phrasings are compared'),
       ((*_NO_FORGET, '--unlearn_choice_kl_weight=3'), 'has no forget term'),
+      ((*_NO_FORGET, '--unlearn_orthogonal'), 'has no forget term'),
       (('--unlearn_lora_alpha=8',), 'applies to --unlearn_lora_rank above 0'),
       (('--unlearn_cooldown=9',), 'applies to --unlearn_patience above 0'),
       (('--unlearn_loss=npo', '--unlearn_marginal_weight=1'),
@@ -149,7 +150,7 @@ class ConditionsTest(parameterized.TestCase):
   def test_refuses(self, args, reason):
     flag = args[-1].split('=')[0]
     with self.assertRaisesRegex(
-        ValueError, f'^{flag}=.* has no effect in --mode=.*{reason}'):
+        ValueError, f'^{flag}.* has no effect in --mode=.*{reason}'):
       _check(*args)
 
   @parameterized.parameters(
@@ -176,6 +177,10 @@ class ConditionsTest(parameterized.TestCase):
     args = (f'--method={method}', '--circuit_selection=all',
             '--edit_floor=none', '--edit_projection=none',
             '--nounlearn_quantizer_in_loop')
+    if method == 'gu':
+      with self.assertRaisesRegex(ValueError, 'wanted --unlearn_orthogonal'):
+        _check(*args, f'--unlearn_loss={loss}')
+      args = (*args, '--unlearn_orthogonal')
     own = (f'--{flag}=2' for flag in _OF_LOSSES.get(loss, ()))
     _check(*args, f'--unlearn_loss={loss}', *own)
     with self.assertRaisesRegex(ValueError, f'wanted --unlearn_loss={loss}'):

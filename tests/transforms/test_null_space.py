@@ -154,6 +154,32 @@ class OffBasisTest(parameterized.TestCase):
       tx.init({'w': jnp.ones(4)})
 
 
+class ComponentTest(parameterized.TestCase):
+
+  def test_nothing_is_left_along_the_direction(self):
+    rng = np.random.default_rng(0)
+    draw = lambda: {'a': rng.normal(size=(3, 4)).astype(np.float32),
+                    'b': rng.normal(size=5).astype(np.float32), 'c': None}
+    updates, direction = draw(), draw()
+    got = jax.jit(transforms.remove_component)(updates, direction)
+    for name in 'ab':
+      u, d = updates[name], direction[name]
+      self.assertAlmostEqual(float((got[name] * d).sum()), 0, places=4)
+      np.testing.assert_allclose(
+          got[name], u - d * (u * d).sum() / (d * d).sum(), rtol=1e-4,
+          atol=1e-6)
+    self.assertIsNone(got['c'])
+
+  @parameterized.parameters(0.0, 1e-30, 1e15)
+  def test_any_length_of_the_direction(self, length):
+    got = transforms.remove_component(
+        {'w': jnp.array([3.0, 4.0], jnp.bfloat16)},
+        {'w': jnp.array([0.0, length], jnp.float32)})['w']
+    self.assertEqual(got.dtype, jnp.bfloat16)
+    np.testing.assert_allclose(
+        got.astype(np.float32), [3.0, 0.0 if length else 4.0])
+
+
 class CompositionTest(parameterized.TestCase):
 
   def test_inside_wrappers(self):

@@ -40,6 +40,20 @@ class StepTest(parameterized.TestCase):
     np.testing.assert_allclose(theta['w'], w)
     self.assertEqual(asked, [0, 1, 2])
 
+  def test_orthogonal_forgetting_by_hand(self):
+    # SGD of 0.25; forget 4 a + 8 b, kept 2 b: forget's 8 in b is along kept.
+    def parts(theta, given, base, batch):
+      forget = 4 * theta['w'][0] + 8 * theta['w'][1] + 12 * theta['v'][0]
+      kept = 2 * theta['w'][1] + 0 * theta['v'][0]
+      return (forget, kept), tiny.loss_of(theta, given, base, batch)[1]
+
+    theta = {'w': jnp.zeros(2), 'v': jnp.zeros(1)}
+    got, history = tiny.run(tiny.problem(
+        theta=theta, loss=parts, orthogonal=True), batches=np.float32, steps=3)
+    np.testing.assert_allclose(got['w'], [-3.0, -1.5])
+    np.testing.assert_allclose(got['v'], [-9.0])  # Nothing there is kept.
+    self.assertLen(history, 3)
+
   def test_moved_is_a_share_of_all_weights_against_the_base(self):
     batch = np.array([1.0, 0.0, 0.0], np.float32)  # The first stays.
     _, history = tiny.run(batches=lambda step: batch, total_weights=8)

@@ -141,6 +141,20 @@ class ObjectiveTest(parameterized.TestCase):
     self.assertEqual(float(loss), float(metrics.loss))
     self.assertGreater(min(map(abs, want[:-1])), 1e-3)
 
+  def test_parts_sum_to_the_loss_and_only_one_has_the_forget_term(self):
+    options = problem.options(kl_weight=3.0, nll_weight=0.5)
+    batch, view = problem.batch(self.hidden), self.edit.base
+    loss, _ = self._loss(options)(self.theta, view, view, batch)
+    (forget, kept), metrics = jax.jit(objective.make_parts(
+        options, self.edit.forward, self.edit.unembed))(
+            self.theta, view, view, batch)
+    self.assertAlmostEqual(float(forget + kept), float(loss), places=5)
+    self.assertAlmostEqual(
+        float(forget), options.forget_weight * float(metrics.forget), places=5)
+    without, _ = self._loss(dataclasses.replace(options, forget_weight=0.0))(
+        self.theta, view, view, batch)
+    self.assertAlmostEqual(float(kept), float(without), places=5)
+
   def test_rmu_steers_the_states_of_one_layer(self):
     batch, view = problem.batch(self.hidden), self.edit.base
     direction = np.asarray(jax.random.uniform(

@@ -131,10 +131,13 @@ def make_problem(
   if edit.grids:
     codes_changed = functools.partial(
         edits.codes_changed, edit.grids[0], edit.theta)
+  make_loss = (
+      objective.make_parts if options.orthogonal else objective.make_loss)
   return loop.Problem(
       theta=edit.theta,
       tx=edits.make_transform(options, tx_options, edit, fisher),
-      loss=objective.make_loss(options, edit.forward, edit.unembed),
+      loss=make_loss(options, edit.forward, edit.unembed),
+      orthogonal=options.orthogonal,
       views=_views(options, edit),
       base=edit.base, codes_changed=codes_changed, rates=_rates(options))
 
