@@ -109,7 +109,8 @@ Question = dict[str, Any]
 _GEMMA = tiny.POST_NORMS | {'embed_scale': 8.0, 'windows': (16, 16, 0)}
 # What each family adds to the model's config.
 _FAMILIES = {
-    'llama': {}, 'qwen2': {'qkv_bias': True, 'windows': (0, 16, 16)},
+    'llama': {}, 'mistral': {'windows': (16, 16, 16)},
+    'qwen2': {'qkv_bias': True, 'windows': (0, 16, 16)},
     'qwen3': {'qk_norm': True},
     'gpt2': tiny.LAYER_NORM | {'positions': 'learned'},
     'gpt_neox': tiny.LAYER_NORM | {'parallel': True, 'd_rotary': 8},

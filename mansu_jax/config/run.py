@@ -64,9 +64,9 @@ class RunConfig:
       ' For --mode=plan also a config.json, or a config in the package,'
       ' such as shipped:llama31_8b or shipped:gemma2_9b.')
   model_ignore_fields: tuple[str, ...] = _field(
-      (), 'Unknown fields of the config.json of --model and --base to ignore,'
-      ' separated by commas. You vouch that they do not change what the model'
-      ' computes.', modes=MODES)
+      (), 'Unknown fields of the config.json of --model and --base, or keys of a'
+      ' .gguf file, to ignore, separated by commas. You vouch that they do not'
+      ' change what the model computes.', modes=MODES)
   base: str = _field(
       '', 'Model before unlearning, named like --model. Required for'
       ' --mode=audit and --mode=apply.', modes=('audit', 'apply'))

@@ -39,13 +39,15 @@ def run(config: run_config.RunConfig) -> pathlib.Path:
   processes.broadcast_from_primary(
       lambda: hf_io.check_export(root / 'model', edit.dtype))
   with clock.stage('load'):
-    model = loading.load(config.base, ignore_fields=config.model_ignore_fields)
+    model = loading.load(  # As the run did.
+        config.base, hf_io.EXPORT_DTYPES[edit.dtype],
+        ignore_fields=config.model_ignore_fields)
   with clock.stage('edit'):
     params = edit_file.apply(edit, model, reverse=config.apply.reverse)
   workdir.open_workdir(config, hashes | {'base': model.source['sha256']})
   with clock.stage('export'):
     hf_io.write(root / 'model', model.config, params, model.tokenizer,
                 export_dtype=edit.dtype, shard_gb=config.export_shard_gb,
-                generation=model.generation)
+                generation=model.generation, carried=model.carried)
   workdir.write_flags(config, root)
   return root / 'model'

@@ -55,6 +55,25 @@ class ApplyTest(absltest.TestCase):
     self.assertEqual(status, 0)
     self._check_equal('base')
 
+  def test_a_model_of_half_the_width_is_read_as_it_is_stored(self):
+    cfg = tiny.config()
+    base = jax.tree.map(jnp.asarray, tiny.params(cfg))
+    for name, params in (('base', base), (
+        'edited', jax.tree.map(lambda x: x.at[..., 0].add(0.5), base))):
+      hf_io.write(self.root / name, cfg, params, None, export_dtype='bfloat16')
+    edit_file.write(
+        self.root / 'edit.safetensors', cfg, *(
+            loading.load(self.root / name, jnp.bfloat16).params
+            for name in ('base', 'edited')), 'bfloat16')
+    with mock.patch.object(loading, 'load', wraps=loading.load) as load:
+      self.assertEqual(self._apply('base')[0], 0)
+    self.assertEqual(load.call_args.args[1], jnp.bfloat16)
+    self._check_equal('edited')
+    made, want = (
+        (path / 'model.safetensors').read_bytes() for path in (
+            self.root / 'out' / 'model', self.root / 'edited'))
+    self.assertEqual(made, want)
+
   def test_a_workdir_is_checked_before_the_base_is_read(self):
     (self.root / 'out').mkdir()
     (self.root / 'out' / 'notes.txt').write_text('mine')

@@ -35,6 +35,31 @@ class FamiliesTest(parameterized.TestCase):
     self.assertEqual(families.from_hf(
         families.to_hf(cfg, 'float32'), 'x'), cfg)
 
+  @parameterized.parameters(
+      ('qwen2', {'use_mrope': False, 'num_key_value_heads': 2}),  # Qwen2.5.
+      ('gemma2', {'num_key_value_heads': 2, 'sliding_window_size': 4096}),
+      ('gpt_neox', {'hidden_act': 'gelu_fast', 'hidden_dropout_prob': 0.1,
+                    'attention_probs_dropout_prob': 0.1}))  # GPT-NeoX-20B.
+  def test_fields_of_published_files(self, kind, extra):
+    fields = {'model_type': kind, 'vocab_size': 8, 'hidden_size': 16,
+              'intermediate_size': 8, 'num_hidden_layers': 2,
+              'num_attention_heads': 2}
+    config = families.from_hf(fields | extra, 'x')
+    if kind == 'gpt_neox':
+      self.assertEqual(config.activation, 'gelu_tanh')
+    if 'use_mrope' in extra:
+      with self.assertRaisesRegex(ValueError, 'use_mrope: True'):
+        families.from_hf(fields | extra | {'use_mrope': True}, 'x')
+
+  @parameterized.parameters(
+      {'n_special': 0, 'predict_special_tokens': True},  # GPT-2 medium.
+      {'output_past': True}, {'_num_labels': 1})  # XL, distilled.
+  def test_fields_of_published_files_of_gpt2(self, **extra):
+    fields = {'model_type': 'gpt2', 'vocab_size': 8, 'n_embd': 8, 'n_layer': 2,
+              'n_head': 2}
+    self.assertEqual(
+        families.from_hf(fields | extra, 'x'), families.from_hf(fields, 'x'))
+
   def test_bad_layer_types(self):
     with self.assertRaisesRegex(ValueError, 'layer_types.*wanted 1 of'):
       families.from_hf({

@@ -16,6 +16,7 @@ from mansu_jax.config import mode_checks
 from mansu_jax.models import decoder
 from mansu_jax.models.families import family
 from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import hf_tokenizer
 from mansu_jax.models.io import loading
 from mansu_jax.stages import checks
 from mansu_jax.stages.prepare import inputs
@@ -143,7 +144,7 @@ class SmolLM2Test(absltest.TestCase):
       np.testing.assert_allclose(
           g[:len(row)], w[:len(row)], rtol=0, atol=1e-4)
     for tokenizer in (transformers.AutoTokenizer.from_pretrained(path),
-                      hf_io.read_tokenizer(path)):
+                      hf_tokenizer.read(path)):
       self.assertEqual(tokenizer(list(_TEXTS))['input_ids'],
                        self.model.tokenizer(list(_TEXTS))['input_ids'])
       self.assertEqual(

@@ -99,7 +99,7 @@ def to_json(
 
 def _cfg(config: model_config.ModelConfig) -> dict[str, Any]:
   return {'n_layers': config.num_layers, 'n_heads': config.num_heads,
-          'parallel_attn_mlp': False, 'd_model': config.d_model}
+          'parallel_attn_mlp': config.parallel, 'd_model': config.d_model}
 
 
 def read(path: str, config: model_config.ModelConfig) -> EdgeCircuit:
@@ -151,7 +151,8 @@ def from_json(
   _check_object(where, "'cfg'", fields['cfg'])
   for key, value in _cfg(config).items():
     got = fields['cfg'].get(key, value)
-    if got != value:
+    # Former versions wrote false here for parallel models as well.
+    if got != value and not (key == 'parallel_attn_mlp' and value):
       raise ValueError(
           f'{where} is of a model with {key} = {got!r}, but this one has'
           f' {value!r}; wanted a circuit of this model. {_REMEDY}')

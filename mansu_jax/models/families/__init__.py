@@ -56,8 +56,21 @@ def from_hf(
                       for name, one in FAMILIES.items())
     raise ValueError(
         f'{where} has `model_type: {messages.bare(kind)}`; wanted one of those'
-        f' that this version supports: {known}. Use another model.')
+        f' that this version supports: {known}. {_remedy(fields, kind)}')
   return found.from_hf(fields, where, ignore)
+
+
+def _remedy(fields: family.Fields, kind: Any) -> str:
+  """What the user of an unsupported model can do."""
+  if any('expert' in str(name) for name in fields):
+    return ('Its MLPs are mixtures of experts, which are not implemented: use a'
+            ' dense model.')
+  if isinstance(inner := fields.get('text_config'), dict):
+    text = inner.get('model_type', f'{kind}_text')
+    return ('It reads more than text: save its language model'
+            f' (`model_type: {messages.bare(text)}`) with transformers as a'
+            ' model of its own, and give that.')
+  return 'Use another model.'
 
 
 def naming(config: config_lib.ModelConfig) -> assemble.Naming:

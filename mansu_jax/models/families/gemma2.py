@@ -28,7 +28,8 @@ POSITIVE = frozenset({'query_pre_attn_scalar'})
 KINDS = {'sliding_window': (int,), 'layer_types': (list,)} | dict.fromkeys(
     ('query_pre_attn_scalar', 'attn_logit_softcapping',
      'final_logit_softcapping'), (int, float))
-IGNORED = frozenset({'cache_implementation'})
+# Transformers reads `sliding_window`; published files have both.
+IGNORED = frozenset({'cache_implementation', 'sliding_window_size'})
 
 GGUF_NAMES = gguf_form.NAMES | {
     'layers/attn_post_norm': 'blk.{}.post_attention_norm.weight',

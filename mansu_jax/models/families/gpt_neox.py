@@ -12,7 +12,7 @@ FAMILY = family.Family(
     model_type='gpt_neox', architecture='GPTNeoXForCausalLM',
     members='GPT-NeoX and Pythia',
     activations={'gelu': 'gelu', 'gelu_new': 'gelu_tanh',
-                 'gelu_pytorch_tanh': 'gelu_tanh'},
+                 'gelu_fast': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'},
     names=family.with_biases({
         'final_norm': 'gpt_neox.final_layer_norm',
         'layers/attn_norm': f'{_LAYER}input_layernorm',
@@ -34,7 +34,9 @@ FAMILY = family.Family(
         'eos_token_id': 2, 'use_parallel_residual': True},
     fixed={'attention_bias': True},
     kinds={'use_parallel_residual': (bool,)},
-    ignored=frozenset({'hidden_dropout', 'classifier_dropout'}),
+    ignored=frozenset({
+        'attention_probs_dropout_prob', 'classifier_dropout', 'hidden_dropout',
+        'hidden_dropout_prob'}),
     read=lambda get, where: gpt2.LAYERS | {
         'parallel': get('use_parallel_residual')},
     write=lambda config: {'use_parallel_residual': config.parallel},

@@ -35,6 +35,6 @@ def write(config: config_lib.ModelConfig) -> dict[str, Any]:
 FAMILY = family.Family(
     model_type='qwen2', architecture='Qwen2ForCausalLM',
     members='Qwen2 and Qwen2.5', required=frozenset({'num_key_value_heads'}),
-    optional=OPTIONAL, kinds=KINDS,
+    optional=OPTIONAL, fixed={'use_mrope': False}, kinds=KINDS,
     read=lambda get, where: {'qkv_bias': True, **windows(get, where)},
     write=write, gguf=gguf_form.GgufForm(architecture='qwen2'))

@@ -7,7 +7,7 @@ which keys a family has; another key of the architecture is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 from typing import Any
 
@@ -54,13 +54,21 @@ _SCALING_OF = {
     'longrope': ('original_context_length', 'attn_factor')}
 _PATTERN = 'attention.sliding_window_pattern'
 _SCALING_TYPE = 'rope.scaling.type'
+_WITHOUT_EFFECT = frozenset({'rope.scaling.finetuned', 'tensor_data_layout'})
+_EXPERTS = frozenset({'expert_count', 'expert_used_count'})  # Of dense ones: 0.
 _THETA = 10_000.0  # llama.cpp's base of the frequencies without a key.
 
 _LLAMA3_FACTORS = (8.0, 32.0)  # Llama 3.1 and 3.2.
 
 
-def read_config(file: gguf_io.GgufFile) -> config_lib.ModelConfig:
+def read_config(
+    file: gguf_io.GgufFile, ignore: Collection[str] = ()
+) -> config_lib.ModelConfig:
   """Builds the config from the metadata.
+
+  Args:
+    file: the file.
+    ignore: unknown keys to ignore, without the architecture.
 
   Raises:
     ValueError: a key of the architecture is missing or unknown, or a value is
@@ -71,6 +79,10 @@ def read_config(file: gguf_io.GgufFile) -> config_lib.ModelConfig:
       key.removeprefix(f'{family.gguf.architecture}.'): value
       for key, value in file.metadata.items()
       if key.startswith(f'{family.gguf.architecture}.')}
+  known = family.gguf.required | family.gguf.optional
+  found = {key: value for key, value in found.items()
+           if key in known or key not in _WITHOUT_EFFECT and key not in ignore
+           and not (key in _EXPERTS and value == 0)}
   _check_keys(file, found)
   assemble.check_layers(found['block_count'], len(file.tensors), str(file.path))
   fields = _fields(file, found)
@@ -169,7 +181,9 @@ def _check_keys(file: gguf_io.GgufFile, found: Mapping[str, Any]) -> None:
     raise ValueError(
         f'{file.path} has the unknown {form.architecture} keys'
         f' {messages.shorten(unknown)}; wanted only known keys, because'
-        ' another key may change the computation. Use another file.')
+        ' another key may change the computation. Use another file or, if they'
+        ' have no effect, give'
+        f' --model_ignore_fields={messages.one_line(",".join(unknown))}.')
   for key, value in found.items():
     if key == _PATTERN and _is_pattern(value):
       continue

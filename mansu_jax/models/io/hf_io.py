@@ -14,7 +14,7 @@ import json
 import math
 import pathlib
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from mansu_jax.models import decoder
 from mansu_jax.models import families
 from mansu_jax.models.families import family as family_lib
 from mansu_jax.models.io import hf_files
+from mansu_jax.models.io import hf_tokenizer
 from mansu_jax.runtime import messages
 from mansu_jax.runtime import processes
 
@@ -45,12 +46,6 @@ FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
 
 _CONFIG, _GENERATION = 'config.json', 'generation_config.json'
 _ROWS = 4096  # Rows of a matrix to compare at once.
-_TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
-_REMEDY = {
-    True: 'Download them again.',
-    False: 'Without one, transformers may need the package sentencepiece or'
-           ' tiktoken: where these are installed, load the tokenizer with'
-           ' AutoTokenizer, and save it with `save_pretrained`.'}
 
 
 def read_config(
@@ -82,6 +77,24 @@ def read_generation(path: pathlib.Path) -> dict[str, Any] | None:
   fields = hf_files.read_json(file)
   family_lib.check_end_tokens(fields, str(file))
   return fields
+
+
+class Carried(NamedTuple):
+  """What an export keeps of the directory that a model was read from.
+
+  Attributes:
+    config: Fields of its `config.json`.
+    tokenizer: Its tokenizer files, by name.
+  """
+
+  config: dict[str, Any]
+  tokenizer: dict[str, bytes]
+
+
+def read_carried(path: pathlib.Path) -> Carried:
+  """Reads what an export keeps; the directory has a `config.json`."""
+  return Carried(
+      hf_files.read_json(path / _CONFIG), hf_tokenizer.read_files(path))
 
 
 def read_params(
@@ -153,8 +166,8 @@ def _check_dtypes(path: pathlib.Path, handles: Mapping[str, Any]) -> None:
         ' checkpoints are not supported; use the full-precision model.')
 
 
-def stored_dtype(files: Sequence[pathlib.Path]) -> str:
-  """The export dtype of most weights in the files.
+def stored_dtypes(files: Sequence[pathlib.Path]) -> tuple[str, ...]:
+  """The export dtypes of the weights in the files, that of most first.
 
   Raises:
     ValueError: a file is truncated.
@@ -166,36 +179,7 @@ def stored_dtype(files: Sequence[pathlib.Path]) -> str:
         tensor = handle.get_slice(name)
         kind = FLOATS.get(tensor.get_dtype(), 'float32')
         sizes[kind] = sizes.get(kind, 0) + math.prod(tensor.get_shape())
-  return max(sizes, key=sizes.get, default='float32')
-
-
-def read_tokenizer(path: pathlib.Path) -> types.PretrainedTokenizer | None:
-  """Reads the tokenizer of a directory; None if it has no tokenizer files.
-
-  Raises:
-    ValueError: transformers cannot read the tokenizer files.
-  """
-  found = [x for x in _TOKENIZER_FILES if (path / x).is_file()]
-  if not found:
-    return None
-  import transformers  # pylint: disable=g-import-not-at-top
-
-  # The plain class uses tokenizer.json unchanged and, unlike AutoTokenizer,
-  # imports no torch.
-  plain = found[0] == _TOKENIZER_FILES[0]
-  name = 'PreTrainedTokenizerFast' if plain else 'AutoTokenizer'
-  try:
-    cls = getattr(transformers, name)
-    return cls.from_pretrained(
-        str(path), local_files_only=True, trust_remote_code=False)
-  except BaseException as error:  # transformers raises many kinds here.
-    if not isinstance(error, Exception) and (
-        type(error).__name__ != 'PanicException'):  # Of `tokenizers`, in Rust.
-      raise
-    raise ValueError(
-        f'The tokenizer files in {path} cannot be read'
-        f' ({messages.one_line(str(error))}); wanted a tokenizer.json that'
-        f' transformers loads. {_REMEDY[plain]}') from error
+  return tuple(sorted(sizes, key=sizes.get, reverse=True)) or ('float32',)
 
 
 def check_export(path: pathlib.Path, export_dtype: str) -> None:
@@ -262,6 +246,7 @@ def write(
     export_dtype: str = 'float32',
     shard_gb: float = 5.0,
     generation: Mapping[str, Any] | None = None,
+    carried: Carried | None = None,
 ) -> None:
   """Writes a directory that `AutoModelForCausalLM.from_pretrained` loads.
 
@@ -277,6 +262,8 @@ def write(
     export_dtype: `float32`, `bfloat16` or `float16`.
     shard_gb: Most GB (10^9 bytes) of weights in a file.
     generation: Fields of a `generation_config.json`, or None to write none.
+    carried: Config fields and tokenizer files to keep; None: they are made from
+      `config` and `tokenizer`.
 
   Raises:
     ValueError: as `check_export`; or params do not match the config.
@@ -308,15 +295,25 @@ def write(
       raise OSError(f'{path} cannot be written ({error})') from error
 
     def write_rest():
-      fields = families.to_hf(config, export_dtype)
+      fields = _config_fields(config, export_dtype, carried)
       (new / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
       if generation is not None:
         (new / _GENERATION).write_text(json.dumps(generation, indent=2) + '\n')
-      if tokenizer is not None:
-        _write_tokenizer(new, tokenizer)
+      hf_tokenizer.write(new, tokenizer, carried.tokenizer if carried else {})
       _share(new)
 
     processes.broadcast_from_primary(write_rest)
+
+
+def _config_fields(
+    config: config_lib.ModelConfig, export_dtype: str, carried: Carried | None
+) -> dict[str, Any]:
+  made = families.to_hf(config, export_dtype)
+  if carried is None:
+    return made
+  dtype = 'dtype' if 'dtype' in carried.config else 'torch_dtype'
+  names = {name: made[name] for name in ('architectures', 'model_type')}
+  return names | carried.config | {dtype: export_dtype}
 
 
 @contextlib.contextmanager
@@ -372,23 +369,6 @@ def _write_weights(
     index = {'metadata': split.metadata, 'weight_map': file_of}
     processes.broadcast_from_primary(lambda: (path / hf_files.INDEX).write_text(
         json.dumps(index, indent=2, sort_keys=True) + '\n'))
-
-
-def _write_tokenizer(
-    path: pathlib.Path, tokenizer: types.PretrainedTokenizer) -> None:
-  try:
-    tokenizer.save_pretrained(str(path))
-  except Exception as error:
-    if type(error) is Exception:  # pylint: disable=unidiomatic-typecheck
-      raise OSError(  # `tokenizers` raises no other.
-          f'The tokenizer cannot be written ({error})') from error
-    raise
-  # transformers 5 renamed the class; versions 4 and 5 accept the old name.
-  file = path / 'tokenizer_config.json'
-  fields = json.loads(file.read_text('utf-8'))
-  if fields.get('tokenizer_class') == 'TokenizersBackend':
-    fields['tokenizer_class'] = 'PreTrainedTokenizerFast'
-    file.write_text(json.dumps(fields, indent=2) + '\n')
 
 
 def _share(path: pathlib.Path) -> None:

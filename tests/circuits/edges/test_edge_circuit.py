@@ -9,6 +9,7 @@ from mansu_jax.circuits.edges import edge_circuit
 from mansu_jax.circuits.edges import edge_select
 from mansu_jax.circuits.edges import edges
 from tests.circuits import small
+from tests.models import tiny
 
 
 def _first(cfg, size):
@@ -37,6 +38,19 @@ class FileTest(absltest.TestCase):
     np.testing.assert_array_equal(got.chosen, circuit.chosen)
     np.testing.assert_array_equal(got.scores, circuit.scores)
     self.assertIsNone(got.scored)
+
+  def test_models_with_attention_and_mlp_side_by_side(self):
+    cfg = tiny.config(**dict(tiny.LAYER_KINDS)['parallel'])
+    fields = edge_circuit.to_json(_first(cfg, 9), cfg)
+    self.assertIs(fields['cfg']['parallel_attn_mlp'], True)
+    self.assertNotIn('a0.h0->m0', fields['edges'])
+    for value in (True, False):  # Former versions wrote False.
+      fields['cfg']['parallel_attn_mlp'] = value
+      self.assertEqual(edge_circuit.from_json(fields, cfg, 'x.json').size, 9)
+    with self.assertRaisesRegex(ValueError, 'parallel_attn_mlp = True, but'):
+      edge_circuit.from_json(
+          {'cfg': {'parallel_attn_mlp': True}, 'edges': {}}, tiny.config(),
+          'x.json')
 
   def test_edges_without_a_score(self):
     cfg, at = small.with_edge_index()

@@ -119,7 +119,7 @@ class FormatsTest(parameterized.TestCase):
     self.assertGreater(np.abs(down).max(), 1.0)
 
 
-def _read(arch, **changes):
+def _read(arch, ignore=(), **changes):
   """The config of a file with these keys and an embedding only."""
   keys = {
       'block_count': 2, 'context_length': 64, 'embedding_length': 32,
@@ -139,7 +139,7 @@ def _read(arch, **changes):
 
     tiny.write_gguf_of(path, arch, add, extra | {
         f'{i}.weight': np.zeros(1, np.float32) for i in range(70)})
-    return gguf_config.read_config(gguf_io.open_file(path))
+    return gguf_config.read_config(gguf_io.open_file(path), ignore)
 
 
 def _add(writer, key, value):
@@ -188,6 +188,17 @@ class KeysTest(parameterized.TestCase):
     self.assertEqual((cfg.d_head, cfg.num_kv_heads, cfg.rope_theta),
                      (8, 4, 1e4))
     self.assertEqual(_read('qwen3', attention__key_length=12).d_head, 12)
+
+  def test_keys_without_effect(self):
+    want = _read('llama')
+    self.assertEqual(want, _read(
+        'llama', rope__scaling__finetuned=1, tensor_data_layout='x',
+        expert_count=0, expert_used_count=0))
+    self.assertEqual(want, _read('llama', ('strange',), strange=2))
+    with self.assertRaisesRegex(ValueError, 'unknown llama keys ..expert_count'):
+      _read('llama', expert_count=8)
+    with self.assertRaisesRegex(ValueError, 'head_count = 0'):
+      _read('llama', ('attention.head_count',), attention__head_count=0)
 
   @parameterized.parameters(
       ('qwen3', {'rope__scaling__type': 'longrope'},

@@ -21,6 +21,7 @@ from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import sharding
 from tests.models import tiny
+from tests.models import tiny_tokenizers
 
 _LLAMA3 = config_lib.RopeScaling(
     kind='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -46,7 +47,7 @@ class RoundTripTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, model.params, weights)
     self.assertIsNone(model.tokenizer)
     self.assertEqual(set(model.source),
-                     {'kind', 'name', 'sha256', 'weights_note'})
+                     {'kind', 'name', 'sha256', 'stored', 'weights_note'})
     json.dumps(model.source)
 
   @parameterized.parameters(*hf_io.EXPORT_DTYPES)
@@ -84,6 +85,51 @@ class RoundTripTest(parameterized.TestCase):
     tokenizer = mock.Mock(eos_token_id=7)
     self.assertEqual(dataclasses.replace(
         model, tokenizer=tokenizer).end_tokens, (2, 5, 7, 9))
+
+  def test_an_export_keeps_the_config_and_the_tokenizer_of_its_directory(self):
+    root, cfg = tiny.temp_dir(self), tiny.config(vocab_size=320)
+    source = root / 'source'
+    hf_io.write(source, cfg, tiny.params(cfg), tiny_tokenizers.byte_level(
+        ('<s>',), bos='<s>'))
+    config = json.loads((source / 'config.json').read_text())
+    del config['torch_dtype'], config['architectures']
+    config |= {'attention_dropout': 0.25, 'id2label': {'0': 'A'}, 'mine': [1],
+               'dtype': 'float16', 'transformers_version': '4.1.2'}
+    (source / 'config.json').write_text(json.dumps(config))
+    settings = source / 'tokenizer_config.json'
+    settings.write_text(json.dumps(
+        json.loads(settings.read_text()) | {'add_bos_token': True}))
+    (source / 'tokenizer.model').write_bytes(b'\0\1\2')
+    model = loading.load(source, ignore_fields=('mine',))
+    hf_io.write(root / 'export', model.config, model.params, model.tokenizer,
+                export_dtype='bfloat16', carried=model.carried)
+    self.assertEqual(
+        json.loads((root / 'export' / 'config.json').read_text()),
+        {'architectures': ['LlamaForCausalLM']} | config | {
+            'dtype': 'bfloat16'})
+    names = {file.name for file in source.iterdir()}
+    self.assertContainsSubset({'tokenizer.json', 'tokenizer.model'}, names)
+    self.assertEqual({f.name for f in (root / 'export').iterdir()}, names)
+    for name in names - {'config.json', 'model.safetensors'}:
+      self.assertEqual((root / 'export' / name).read_bytes(),
+                       (source / name).read_bytes(), name)
+    again = loading.load(root / 'export', ignore_fields=('mine',))
+    self.assertEqual(again.config, model.config)
+
+  def test_files_of_two_types(self):
+    path, cfg = tiny.temp_dir(self) / 'model', tiny.config()
+    hf_io.write(path, cfg, tiny.params(cfg), None, export_dtype='bfloat16')
+    file = path / 'model.safetensors'
+    tensors = safetensors_numpy.load_file(file)
+    note = lambda dtype: loading.load(path, dtype).source['weights_note']
+    self.assertEqual(note('bfloat16'), 'bfloat16 from safetensors')
+    norm = 'model.norm.weight'
+    safetensors_numpy.save_file(
+        tensors | {norm: tensors[norm].astype(np.float32)}, file)
+    self.assertEqual(loading.load(path).source['stored'], 'bfloat16')
+    self.assertEqual(
+        note('bfloat16'), 'bfloat16 from safetensors, rounded to bfloat16')
+    self.assertEqual(note('float32'), 'float32 from safetensors')
 
   def test_large_models_are_written_in_shards_with_an_index(self):
     path, cfg = tiny.temp_dir(self) / 'model', tiny.config()

@@ -1,6 +1,7 @@
 """Damaged and unsupported Hugging Face directories are refused, clearly."""
 
 import json
+import shutil
 import time
 from unittest import mock
 
@@ -270,8 +271,44 @@ class RefuseTest(parameterized.TestCase):
   @mock.patch.object(huggingface_hub.HfApi, 'model_info',
                               side_effect=ConnectionError('no network'))
   def test_unknown_hub_id(self, unused_model_info):
-    self._refused('no-such-org/no-such-model',
-                  "No model at 'no-such-org/.*no network")
+    self._refused(
+        'no-such-org/no-such-model', "No model at 'no-such-org/.*not in the"
+        ' .*no network.*hf download no-such-org/no-such-model --local-dir DIR')
+
+  @mock.patch.object(huggingface_hub.HfApi, 'model_info')
+  @mock.patch.object(huggingface_hub, 'snapshot_download')
+  def test_a_part_in_the_hub_cache_is_completed(self, download, model_info):
+    whole = _write(self)
+    part = tiny.temp_dir(self)
+    shutil.copy(whole / 'config.json', part)
+    calls = []
+
+    def snapshot(repo, *, local_files_only=False, **patterns):
+      calls.append((local_files_only, patterns['allow_patterns']))
+      return str(part if local_files_only else whole)
+
+    download.side_effect = snapshot
+    found = loading.find('org/model')
+    self.assertEqual((found.kind, found.name), ('hub', 'org/model'))
+    self.assertEqual(found.files, [whole / 'model.safetensors'])
+    self.assertEqual([local for local, _ in calls], [True, False])
+    # A plan needs no weights: what is there suffices.
+    name, config, _ = loading.find_config('org/model')
+    self.assertEqual((name, config), ('org/model', found.config))
+    self.assertLen(calls, 3)
+    self.assertNotIn('*.safetensors', calls[-1][1])
+    model_info.side_effect = ConnectionError('no network')
+    self._refused('org/model', 'in the Hugging Face cache in part only')
+
+  @parameterized.parameters(
+      ({'model_type': 'qwen3_moe', 'num_experts': 8}, 'mixtures of experts'),
+      ({'model_type': 'gemma3', 'text_config': {'model_type': 'gemma3_text'}},
+       'save its language model .`model_type: gemma3_text`.'),
+      ({'model_type': 'bloom', 'text_config': None}, 'Use another model'))
+  def test_what_to_do_about_other_families(self, changes, remedy):
+    path = _write(self)
+    _change_config(path, **changes)
+    self._refused(path, f'wanted one of those.*{remedy}')
 
   @mock.patch.dict(loading.WHEELS, {'llm-none': 'llm_none'})
   def test_wheel_that_is_not_installed(self):
