@@ -35,7 +35,7 @@ _PLANS = flags.DEFINE_list('plans', [
     'pythia_6_9b:v5e:2x4', 'mistral_7b:v5e:2x4', 'qwen25_7b:v5e:2x4',
     'llama31_8b:v5e:2x4', 'qwen3_8b:v5e:2x4', 'gemma2_9b:v5e:2x4',
     'gemma3_12b:v5e:4x4', 'gemma2_27b:v5e:4x4', 'llama33_70b:v5p:2x2x4',
-    'llama31_8b:v5e:2x4+gptq_g128+awq_g128', 'llama31_8b:v5p:1x1x1:74.5'],
+    'llama31_8b:v5e:2x4+gptq_g128+awq_g128'],
                            'Plans to make; the schemes are planned besides'
                            ' NF4.')
 _OUT = flags.DEFINE_string('out', '', 'JSON file to write after each plan.')

@@ -5,6 +5,7 @@ import json
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from mansu_jax.statistics import forgetting
 from mansu_jax.statistics import intervals
@@ -266,6 +267,8 @@ class ErrorsTest(absltest.TestCase):
       forgetting.forms_of(['a'], ['b', 'c'], ['d', 'e'])
 
 
+@pytest.mark.slow
+@pytest.mark.long
 class CoverageTest(parameterized.TestCase):
   """Simulated: how often bounds hold the truth (300 runs each)."""
 

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from mansu_jax.statistics import forgetting
 from mansu_jax.statistics import intervals
@@ -55,6 +56,8 @@ class ForgettingVerdictsTest(parameterized.TestCase):
         known, facts, readings, seed=0,
         **{'trials': 200, 'resamples': 200, **options})
 
+  @pytest.mark.slow
+  @pytest.mark.long
   @parameterized.parameters((59, 150), (200, 30))
   def test_ignorance_passes_and_a_fifth_known_fails(self, facts, trials):
     ignorant = self._verdicts(0.0, facts, _READINGS, trials=trials)

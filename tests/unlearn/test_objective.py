@@ -161,20 +161,21 @@ class ObjectiveTest(parameterized.TestCase):
         jax.random.key(0), (problem.CONFIG.d_model,)))
     direction = direction / np.linalg.norm(direction)
     neurons, _ = np.nonzero(small.circuit(problem.CONFIG).neurons)
+    rows, places = problem.FORGET[0], _places(problem.FORGET[1])
+    _, found = jax.jit(functools.partial(
+        decoder.forward_with_taps, problem.CONFIG,
+        sites=(sites.Site.RESIDUAL,)))(self.merged, rows)
+    residual = np.asarray(found[sites.Site.RESIDUAL])  # [L, B, T, D]
     for layer in range(problem.CONFIG.num_layers):
       options = problem.options(
           loss='rmu', rmu_layer=layer, rmu_coefficient=2.0, kl_weight=0.0,
           nll_weight=0.0)
       (_, metrics), gradient = jax.value_and_grad(
           self._loss(options), has_aux=True)(self.theta, view, view, batch)
-      states = []
-      for row, places in zip(problem.FORGET[0], _places(problem.FORGET[1])):
-        _, found = decoder.forward_with_taps(
-            problem.CONFIG, self.merged, row[None],
-            sites=(sites.Site.RESIDUAL,))
-        states.extend(found[sites.Site.RESIDUAL][layer, 0, places])
+      states = np.concatenate([
+          residual[layer, row, at] for row, at in enumerate(places)])
       np.testing.assert_allclose(
-          metrics.forget, np.square(np.array(states) - 2 * direction).mean(),
+          metrics.forget, np.square(states - 2 * direction).mean(),
           rtol=1e-4)
       moved = np.any(gradient['layers']['mlp']['down'], axis=1)  # By neuron.
       np.testing.assert_array_equal(moved, neurons <= layer)
