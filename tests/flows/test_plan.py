@@ -288,7 +288,10 @@ class ShapesTest(parameterized.TestCase):
       ('gpt2_xl', 1_557_611_200), ('pythia_6_9b', 6_857_302_016))
   def test_configs_have_the_published_number_of_weights(self, name, want):
     _, shapes, tokenizer = loading.find_config(f'shipped:{name}')
-    self.assertEqual(tree_paths.count(decoder.abstract(shapes)), want)
+    made = jax.eval_shape(
+        functools.partial(decoder.init, shapes), jax.random.key(0))
+    self.assertEqual(tree_paths.count(made), want)
+    tree_paths.check_same_structure(made, decoder.abstract(shapes), 'Params')
     self.assertIsNone(tokenizer)
 
 
