@@ -36,7 +36,7 @@ BASELINES = {
     'graddiff': 'ascent', 'npo': 'npo', 'simnpo': 'simnpo', 'gu': 'simnpo',
     'undial': 'undial', 'wga': 'wga', 'satimp': 'satimp', 'rmu': 'rmu',
     'idk': 'idk', 'dpo': 'dpo', 'task_vector': 'task_vector',
-    'quail': 'quail'}
+    'quail': 'quail', 'sure': 'npo'}
 METHODS = ('mansu', *BASELINES, 'retain_only')
 
 # Each entry: flag, wanted value, what the error says about the method.
@@ -103,6 +103,9 @@ def _contradictions(config: Any) -> Iterator[tuple[bool, str]]:
   yield unlearn.loss == 'none' and config.method != 'retain_only', (
       f'--unlearn_loss=none contradicts --method={config.method}, which'
       ' forgets; wanted a forget loss. Give one, or --method=retain_only.')
+  yield config.method == 'sure' and not unlearn.saliency, (
+      '--method=sure trains some matrices only: it contradicts'
+      ' --unlearn_saliency=0. Wanted a share, such as --unlearn_saliency=0.1.')
   adds = unlearn.loss == 'task_vector'
   yield adds and not everything, (
       '--unlearn_loss=task_vector contradicts --circuit_selection='

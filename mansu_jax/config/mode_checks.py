@@ -148,7 +148,7 @@ _CONDITIONS = (
                         or _attributes_pairs_file(config)),
         lambda config: 'no other phrasings are compared'),
     _Condition(
-        ('unlearn_choice_kl_weight', 'unlearn_orthogonal'),
+        ('unlearn_choice_kl_weight', 'unlearn_orthogonal', 'unlearn_saliency'),
         lambda config: config.unlearn.loss == 'none',
         lambda config: '--unlearn_loss=none has no forget term'),
     *(_Condition(
@@ -163,7 +163,8 @@ _CONDITIONS = (
             ('task_vector_scale', ('task_vector',)),
             ('undial_strength', ('undial',)), ('wga_power', ('wga',)))),
     _Condition(
-        ('unlearn_matrices', 'unlearn_first_layer', 'unlearn_last_layer'),
+        ('unlearn_matrices', 'unlearn_first_layer', 'unlearn_last_layer',
+         'unlearn_saliency'),
         lambda config: (config.circuit.selection != 'all'
                         or config.unlearn.lora_rank > 0),
         lambda config: 'it applies to --circuit_selection=all without'

@@ -140,6 +140,10 @@ class UnlearnConfig:
   last_layer: int = _field(
       -1, 'With --circuit_selection=all: last layer that is trained. Negative'
       ' numbers count from the last layer, -1.')
+  saliency: float = _field(
+      0.0, 'With --circuit_selection=all: share of the matrices, each of one'
+      ' layer, that are trained: those in which the forget loss has the largest'
+      ' gradient in the base (SURE). 0: all weights.')
   lora_rank: int = _field(
       0, 'Rank of LoRA adapters, trained with --circuit_selection=all in place'
       ' of the weights, on every matrix of the layers, and merged into the'
@@ -284,6 +288,9 @@ class UnlearnConfig:
         0 <= self.nearest_share < 1, f'--unlearn_nearest_share='
         f'{self.nearest_share} is outside [0, 1); wanted a share that leaves'
         ' room for other sequences.')
+    fields.check(
+        0 <= self.saliency < 1, f'--unlearn_saliency={self.saliency} is outside'
+        ' [0, 1); wanted a share of the matrices, or 0 for all weights.')
     steps = self.steps or _LEAST_STEPS
     fields.check(
         not self.quantizer_in_loop or self.fp_steps < max(2, steps),

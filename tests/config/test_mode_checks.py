@@ -22,7 +22,8 @@ _EDGE = ('circuit_edges', 'circuit_edge_selection', 'circuit_file')
 # Read by methods that train every weight only.
 _ALL_WEIGHTS = (
     'unlearn_lora_rank', 'unlearn_lora_alpha', 'unlearn_weights_dtype',
-    'unlearn_matrices', 'unlearn_first_layer', 'unlearn_last_layer')
+    'unlearn_matrices', 'unlearn_first_layer', 'unlearn_last_layer',
+    'unlearn_saliency')
 _PATIENT = ('unlearn_cooldown',)  # Read with --unlearn_patience only.
 # Each read by one loss, which is not the default.
 _OF_LOSSES = {
@@ -181,6 +182,10 @@ class ConditionsTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, 'wanted --unlearn_orthogonal'):
         _check(*args, f'--unlearn_loss={loss}')
       args = (*args, '--unlearn_orthogonal')
+    if method == 'sure':
+      with self.assertRaisesRegex(ValueError, 'Wanted a share, such as'):
+        _check(*args, f'--unlearn_loss={loss}')
+      args = (*args, '--unlearn_saliency=0.1')
     own = (f'--{flag}=2' for flag in _OF_LOSSES.get(loss, ()))
     _check(*args, f'--unlearn_loss={loss}', *own)
     with self.assertRaisesRegex(ValueError, f'wanted --unlearn_loss={loss}'):

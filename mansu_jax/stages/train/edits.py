@@ -168,6 +168,12 @@ def describe(part: str, theta: types.PyTree, **more: Any) -> dict[str, Any]:
           'dtype': dtype} | more
 
 
+def count_movable(movable: types.PyTree, theta: types.PyTree) -> int:
+  """Number of weights whose bool, broadcast to theta, is True."""
+  return sum(jax.tree.leaves(jax.tree.map(
+      lambda mask, x: int(mask.sum()) * x.size // mask.size, movable, theta)))
+
+
 def routed_layer(
     options: run_config.UnlearnConfig, circuit: graph.Circuit,
     mover: int | None) -> int | None:

@@ -36,6 +36,7 @@ from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import probe as probe_lib
 from mansu_jax.stages.train import retain_kl
+from mansu_jax.stages.train import saliency
 from mansu_jax.stages.train import settings as settings_lib
 from mansu_jax.stages.train import training
 from mansu_jax.stages.train import whole_edits
@@ -114,6 +115,13 @@ def references(
   if settings.all_weights:
     edit = _whole_edit(model, settings)
     yield programs.hold(base=model.params, trained_weights=edit.theta)
+    if settings.unlearn.saliency:
+      total = saliency.matrices(edit.theta)
+      total = programs.like(jax.eval_shape(loop.float32, total), total)
+      yield programs.program(
+          'forget gradient', saliency.program(settings.unlearn, edit), total,
+          edit.theta, edit.base, programs.shapes_of(training.with_margins(
+              settings.unlearn, edit, batches)(0)), calls=saliency.BATCHES)
     return Prepared(batches=batches, views={'fp': model.params}, edit=edit,
                     whole=True, probe=probe)
   slices = yield from circuit_programs.gather(model)

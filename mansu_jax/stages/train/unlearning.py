@@ -24,6 +24,7 @@ from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import probe
 from mansu_jax.stages.train import retain_kl
+from mansu_jax.stages.train import saliency
 from mansu_jax.stages.train import settings as settings_lib
 from mansu_jax.stages.train import training
 from mansu_jax.stages.train import whole_edits
@@ -94,6 +95,9 @@ def _train(
         settings.unlearn, settings.data, splits, model, seed=settings.seed,
         routed=mover is not None, cache=cache)
     edit = _make_edit(settings, model, found, mover)
+    edit = saliency.restrict(
+        settings.unlearn, edit, training.with_margins(
+            settings.unlearn, edit, batches), cache)
   with clock.stage('fisher'):
     spans, fisher = training.fisher_spans(
         settings.fisher, batches, seed=settings.seed), None

@@ -81,8 +81,7 @@ def full_edit(
     more = {'theta_0': f'the base rounded to {dtype.name}',
             'base_rounded': _share_that_differs(params, theta)}
   if movable is not None:
-    more['movable'] = sum(jax.tree.leaves(jax.tree.map(
-        lambda mask, x: int(mask.sum()) * x.size // mask.size, movable, theta)))
+    more['movable'] = edits.count_movable(movable, theta)
   forward, unembed = full_functions(model.config)
   base = {'params': params}
   return edits.Edit(
