@@ -22,7 +22,8 @@ _MOST_LINES = 230  # Of README.md.
 _OTHER_TOOLS = (  # Flags of pip, pytest, mkdocs, gcloud, srun, XLA and absl.
     'no-deps', 'cache-clear', 'strict', 'zone', 'worker', 'command',
     'ntasks-per-node', 'gpus-per-node', 'kill-on-bad-exit',
-    'xla_force_host_platform_device_count', 'flagfile', 'help')
+    'xla_force_host_platform_device_count', 'flagfile', 'help',
+    'local-dir')
 _FOLDERS_OF_SCRIPTS = ('experiments', 'mansu_jax/deployment', 'tests/models')
 _FENCE = re.compile(r'^```\w*\n(.*?)^```', re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r'\[([^\]]*)\]\(([^)\s]+)\)')

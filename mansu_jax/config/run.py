@@ -64,9 +64,9 @@ class RunConfig:
       ' For --mode=plan also a config.json, or a config in the package,'
       ' such as shipped:llama31_8b or shipped:gemma2_9b.')
   model_ignore_fields: tuple[str, ...] = _field(
-      (), 'Unknown fields of the config.json of --model and --base, or keys of a'
-      ' .gguf file, to ignore, separated by commas. You vouch that they do not'
-      ' change what the model computes.', modes=MODES)
+      (), 'Unknown fields of the config.json of --model and --base, or keys of'
+      ' a .gguf file, to ignore, separated by commas. You vouch that they do'
+      ' not change what the model computes.', modes=MODES)
   base: str = _field(
       '', 'Model before unlearning, named like --model. Required for'
       ' --mode=audit and --mode=apply.', modes=('audit', 'apply'))
@@ -106,8 +106,8 @@ class RunConfig:
       ' terms), undial, wga (weighted gradient ascent), satimp, rmu, idk (learn'
       ' to refuse), dpo (prefer a refusal), task_vector (subtract what learning'
       ' adds), quail (ascent with a margin in the logits) and sure (npo on the'
-      ' matrices with the largest gradient). retain_only: the retain terms without a forget'
-      ' term, on the circuit or on every weight; a control that shows what'
+      ' matrices with the largest gradient). retain_only: the retain terms'
+      ' without a forget term, on the circuit or on every weight; a control that shows what'
       ' training alone changes.', methods.METHODS,
       modes=config_fields.TRAINING_MODES)
   debug: bool = _field(

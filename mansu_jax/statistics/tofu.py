@@ -5,8 +5,8 @@ unlearns some; the *gold* model was never taught these. Losses are the mean over
 an answer's tokens, in nats.
 
 Its published code has two truth ratios: forget quality takes the geometric mean
-of the wrong answers' probabilities, every other figure the arithmetic mean. So do
-we.
+of the wrong answers' probabilities, every other figure the arithmetic mean. So
+do we.
 
 References:
   Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, 2024 (arXiv

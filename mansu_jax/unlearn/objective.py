@@ -61,10 +61,11 @@ def make_parts(
 ) -> Callable[..., tuple[tuple[types.Array, types.Array], Metrics]]:
   """Builds `parts(theta, frozen, base, batch) -> ((forget, kept), Metrics)`.
 
-  Forget is the weighted forget term, and kept are all others. With the loss `none` the metric `forget` is 0 and no gradient comes from the
-  forget answers; their NLL is still measured. `base` is the full-precision
-  pytree: `unembed(None, base, states)` gives the base's logits, whichever view
-  `frozen` is.
+  Forget is the weighted forget term, and kept are all others. With the loss
+  `none` the metric `forget` is 0 and no gradient comes from the forget answers;
+  their NLL is still measured. `base` is the full-precision pytree:
+  `unembed(None, base, states)` gives the base's logits, whichever view `frozen`
+  is.
   """
   read = ({'tap': options.rmu_layer} if forget.reads_states(options.loss)
           else {})
@@ -128,8 +129,8 @@ def make_parts(
             + options.prompt_weight * prompt_loss)
         + options.nll_weight * retain_nll)
     return (weighted, others), Metrics(
-        weighted + others, forget_loss, nll.mean(), retain_kl, retain_nll, text_kl,
-        swapped_kl, zero if routed_nll is None else routed_nll.mean())
+        weighted + others, forget_loss, nll.mean(), retain_kl, retain_nll,
+        text_kl, swapped_kl, zero if routed_nll is None else routed_nll.mean())
 
   return parts
 

@@ -75,8 +75,8 @@ class TofuTest(parameterized.TestCase):
     logs = np.load(_LOGS)
 
     def split(model, name):
-      return tofu.Answers(**{
-          field: logs[f'{model}/{name}/{key}'] for field, key in _NAMES.items()})
+      return tofu.Answers(**{field: logs[f'{model}/{name}/{key}']
+                             for field, key in _NAMES.items()})
 
     for model, utility, ratio in (
         ('full', 0.58589, 0.53037), ('retain90', 0.57524, 0.67965)):

@@ -25,6 +25,8 @@ _BRIEF = ('--circuit_first_layer=14', '--circuit_last_layer=25',
           '--nounlearn_quantized_reference')
 
 
+@pytest.mark.slow
+@pytest.mark.long
 class FitsTest(optimized.TestCase):  # Plans are for users' programs.
 
   def test_llama_31_8b_fits_a_v5e_8(self):

@@ -32,7 +32,6 @@ from mansu_jax.models import families
 from mansu_jax.models.families import family as family_lib
 from mansu_jax.models.io import hf_files
 from mansu_jax.models.io import hf_tokenizer
-from mansu_jax.runtime import messages
 from mansu_jax.runtime import processes
 
 EXPORT_DTYPES = {

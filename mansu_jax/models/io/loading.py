@@ -127,7 +127,8 @@ class Checkpoint:
     return LoadedModel(
         self.config, self.read(jnp.dtype(dtype)), self.tokenizer,
         {'kind': self.kind, 'name': self.name, 'sha256': sha256(self.files),
-         'stored': self.stored, 'weights_note': note}, self.generation, self.carried)
+         'stored': self.stored, 'weights_note': note}, self.generation,
+        self.carried)
 
 
 def load(

@@ -1,4 +1,4 @@
-"""The matrices with the largest forget gradient, and training of these alone."""
+"""The matrices with the largest forget gradient; training of these alone."""
 
 from unittest import mock
 
