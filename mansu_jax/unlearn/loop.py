@@ -100,6 +100,10 @@ class Probe:
   chance: float = 0.0
 
 
+class DivergedError(ValueError):
+  """Training went to where no later step leads back."""
+
+
 class Keeper(Protocol):
   """Saves the loop's state, so that a stopped run can resume.
 
@@ -252,8 +256,8 @@ def run(
     The final theta and the history, one dict a step.
 
   Raises:
-    ValueError: the loss or a weight is not finite, or the retain KL exceeds its
-      limit. Also what `keep` raises.
+    DivergedError: the loss or a weight is not finite, or the retain KL exceeds
+      its limit. Also what `keep` raises.
   """
   (carry, shardings), history = _start(problem), []
   found = None if keep is None else keep.restore(carry)
@@ -351,13 +355,13 @@ def _check(
   step = int(row['step'])
   if not finite or row['loss'] != row['loss'] or abs(row['loss']) == float(
       'inf'):
-    raise ValueError(
+    raise DivergedError(
         f'Step {step}: the loss is {row["loss"]} and the weights are'
         f' {"finite" if finite else "not finite"}. Lower'
         ' --unlearn_learning_rate, or raise --unlearn_warmup.')
   retain_kl = sum(r['retain_kl'] for r in recent) / len(recent)
   if retain_kl > max_retain_kl:
-    raise ValueError(
+    raise DivergedError(
         f'Step {step}: the retain KL is {retain_kl:.3f} nats a token, the mean'
         f' over the last {len(recent)} steps, above --unlearn_max_retain_kl='
         f'{max_retain_kl}: the model is losing retained knowledge. Lower'

@@ -215,7 +215,7 @@ class RefusalTest(parameterized.TestCase):
 
   @parameterized.parameters(
       '--unlearn_loss=x', '--circuit_selection=none', '--export_dtype=int8',
-      '--unlearn_stepz=3', '--unlearn_steps=many', '--mode=compare')
+      '--unlearn_stepz=3', '--unlearn_steps=many', '--mode=none')
   def test_absl_refuses_malformed_flag_values(self, arg):
     with self.assertRaises(flags.Error):
       _parse(arg)
@@ -349,11 +349,11 @@ class MainTest(parameterized.TestCase):
     done = self._run('--help')
     self.assertEqual(done.returncode, 0)
     text = done.stdout
-    self.assertIn('--mode: <unlearn|audit|attribute|plan|apply>:', text)
+    self.assertIn('--mode: <unlearn|audit|attribute|plan|compare|apply>:', text)
     for name in _flag_names():
       self.assertRegex(text, rf'--(\[no\])?{name}\b')
     text = ' '.join(text.split())  # Help is wrapped.
-    self.assertIn('(Modes: unlearn, plan.)', text)
+    self.assertIn('(Modes: unlearn, plan, compare.)', text)
     self.assertIn('134: timed out waiting for another process', text)
 
   @pytest.mark.medium
@@ -385,8 +385,7 @@ class MainTest(parameterized.TestCase):
        '--unlearn_steps=1e20; wanted a whole number, such as 100'),
       (('--unlearn_learning_rate=',), 'rate=; wanted a number, such as 0.1'),
       ((f'--seed={"9" * 5000}',), ' ... 9+; wanted .* fewer digits'),
-      (('--mode=compare',),
-       'should be one of <unlearn.audit.attribute.plan.apply>'))
+      (('--mode=none',), 'should be one of <unlearn.audit.attribute.plan.'))
   def test_user_errors_are_one_line_and_status_2(self, args, message):
     done = self._run(*args)
     self.assertEqual(done.returncode, 2)

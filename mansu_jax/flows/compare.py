@@ -1,0 +1,189 @@
+"""`--mode=compare`: several methods on one model and data, in one table.
+
+A *cell* is the run of one method with one seed. It is an ordinary run in
+WORKDIR/METHOD/sSEED, with the flags of the command and those of the method's
+flagfile. A stopped comparison resumes; finished cells are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import dataclasses
+import gc
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+
+from mansu_jax.config import compare as compare_config
+from mansu_jax.config import fields
+from mansu_jax.config import flags as flags_lib
+from mansu_jax.config import mode_checks
+from mansu_jax.config import run as run_config
+from mansu_jax.flows import unlearn
+from mansu_jax.models.io import loading
+from mansu_jax.report import table
+from mansu_jax.runtime import files
+from mansu_jax.runtime import processes
+from mansu_jax.runtime import workdir
+from mansu_jax.unlearn import loop
+
+# A model that answers less than this share of what the base did is no rival.
+_COLLAPSED = 0.5
+# Keys of a record whose figures have a precision.
+_FIGURES = ('accuracy', 'forgetting', 'ptq_gap', 'ptq_gap_base',
+            'ptq_gap_adjusted', 'perplexity', 'survival', 'attacks')
+_KEPT = ('retain_heldout', 'retain')  # Judged on the first that is measured.
+
+
+class _Cell(NamedTuple):
+  """A run of the comparison."""
+
+  method: str
+  config: run_config.RunConfig
+
+  @property
+  def root(self) -> pathlib.Path:
+    """Its workdir."""
+    return pathlib.Path(self.config.workdir)
+
+
+@workdir.locked
+def run(config: run_config.RunConfig) -> str:
+  """Runs every cell, and compares their records.
+
+  Writes `table.md` and `table.json` after each cell.
+
+  Args:
+    config: the configuration of a run in compare mode.
+
+  Returns:
+    The tables in Markdown, and a line for each cell that diverged or whose
+    model collapsed.
+
+  Raises:
+    ValueError: bad input. Flags are checked before any long work.
+  """
+  cells = list(_cells(config))
+  root = workdir.open_workdir(config, {
+      path: loading.sha256([path]) for path in config.compare.flagfiles})
+  records, failed = {}, {}
+  for number, cell in enumerate(cells, 1):
+    logging.info('Cell %d of %d: %s, seed %d', number, len(cells), cell.method,
+                 cell.config.seed)
+    try:
+      records[cell] = _record(cell)
+    except loop.DivergedError as error:
+      logging.warning('%s: %s', cell.root, error)
+      failed[cell] = str(error)
+    text = _text(cells, records, failed)
+    processes.broadcast_from_primary(
+        lambda text=text: files.write_text(root / 'table.md', text))
+    processes.broadcast_from_primary(lambda: files.write_json(
+        root / 'table.json', [
+            row for cell in cells[:number] for row in _rows(
+                cell, records.get(cell), failed.get(cell))]))
+  return text
+
+
+def _cells(config: run_config.RunConfig) -> Iterator[_Cell]:
+  """The cells, seed by seed; their flags are checked."""
+  fields.check(
+      bool(config.compare.flagfiles and config.workdir),
+      f'--mode=compare has --compare_flagfiles='
+      f'{",".join(config.compare.flagfiles)} and --workdir={config.workdir};'
+      ' wanted both. Give a flagfile for each method, and a folder.')
+  common = flags_lib.to_flagfile(dataclasses.replace(
+      config, mode='unlearn', compare=compare_config.CompareConfig()))
+  for seed in range(config.seed, config.seed + config.compare.seeds):
+    for path in config.compare.flagfiles:
+      name = pathlib.Path(path).stem
+      folder = pathlib.Path(config.workdir) / name / f's{seed}'
+      cell = flags_lib.parse(
+          *common.splitlines(), f'--flagfile={path}', f'--seed={seed}',
+          f'--workdir={folder}', *[] if config.resume else ['--noresume'],
+          where=path)
+      fields.check(
+          cell.mode == 'unlearn', f'{path} has --mode={cell.mode}; wanted the'
+          ' flags of a method. Leave the mode out.')
+      mode_checks.check_unread_flags(cell)
+      yield _Cell(name, cell)
+
+
+def _record(cell: _Cell) -> dict[str, Any]:
+  """The record of a cell: read if it is there, else made."""
+  path, flags = cell.root / 'record.json', cell.root / 'flags.txt'
+  finished = lambda: (
+      cell.config.resume and path.is_file() and flags.is_file()
+      and flags.read_text('utf-8') == flags_lib.to_flagfile(cell.config))
+  if not processes.broadcast_from_primary(finished):
+    unlearn.run(cell.config)
+    jax.clear_caches()  # Each method has programs of its own.
+    gc.collect()
+  return processes.broadcast_from_primary(
+      lambda: json.loads(path.read_text('utf-8')))
+
+
+def _rows(
+    cell: _Cell, record: dict[str, Any] | None, error: str | None
+) -> Iterator[dict[str, Any]]:
+  """The rows of `table.json` of a cell: one a precision, with its figures.
+
+  Args:
+    cell: the cell.
+    record: its record; None if it diverged.
+    error: why it diverged.
+  """
+  row = {
+      'method': cell.method, 'seed': cell.config.seed,
+      'data': '+'.join(pathlib.PurePath(path.removeprefix('shipped:')).stem
+                       for path in cell.config.data.forget),
+      'workdir': f'{cell.method}/{cell.root.name}', 'diverged': error}
+  if record is None:
+    yield row | {'precision': None}
+    return
+  row['collapsed'] = _collapsed(record)
+  row['properties'] = record['properties']
+  for precision in ('fp', *cell.config.quant_schemes):
+    yield row | {'precision': precision} | {
+        key: found for key in _FIGURES if (
+            found := _at(record.get(key), precision)) is not None}
+
+
+def _at(tree: Any, precision: str) -> Any:
+  """The part of a tree of figures that is of a precision; None without any."""
+  if not isinstance(tree, dict):
+    return None
+  if precision in tree:
+    return tree[precision]
+  found = {name: _at(part, precision) for name, part in tree.items()}
+  return {name: part for name, part in found.items()
+          if part is not None} or None
+
+
+def _collapsed(record: dict[str, Any]) -> bool:
+  """Whether the model lost half of what it should keep."""
+  for split in _KEPT:
+    if split in record['accuracy']:
+      after, before = (record['accuracy'][split][model]['fp']['value']
+                       for model in ('unlearned', 'base'))
+      return after < _COLLAPSED * before
+  return False
+
+
+def _text(
+    cells: list[_Cell], records: dict[_Cell, dict[str, Any]],
+    failed: dict[_Cell, str]) -> str:
+  """The tables of the finished cells, and what went wrong with others."""
+  names = list(dict.fromkeys(cell.method for cell in cells))
+  rows = sorted(records, key=lambda cell: names.index(cell.method))
+  found = rows and table.compare(
+      [records[cell] for cell in rows], [cell.method for cell in rows]) or ''
+  notes = [f'- {cell.method}, seed {cell.config.seed}, has no row: {error}'
+           for cell, error in failed.items()]
+  notes += [f'- {cell.method}, seed {cell.config.seed}, collapsed: it answers'
+            ' less than half of the facts to keep that the base does.'
+            for cell in rows if _collapsed(records[cell])]
+  return '\n'.join([found, *notes, '']) if notes else found
