@@ -103,9 +103,12 @@ def _contradictions(config: Any) -> Iterator[tuple[bool, str]]:
   yield unlearn.loss == 'none' and config.method != 'retain_only', (
       f'--unlearn_loss=none contradicts --method={config.method}, which'
       ' forgets; wanted a forget loss. Give one, or --method=retain_only.')
-  yield config.method == 'sure' and not unlearn.saliency, (
-      '--method=sure trains some matrices only: it contradicts'
-      ' --unlearn_saliency=0. Wanted a share, such as --unlearn_saliency=0.1.')
+  yield config.method == 'sure' and not (
+      unlearn.saliency and not unlearn.lora_rank), (
+          '--method=sure trains some matrices only: it contradicts'
+          f' --unlearn_saliency={unlearn.saliency} with --unlearn_lora_rank='
+          f'{unlearn.lora_rank}. Wanted a share, such as --unlearn_saliency=0.1,'
+          ' and no adapters.')
   adds = unlearn.loss == 'task_vector'
   yield adds and not everything, (
       '--unlearn_loss=task_vector contradicts --circuit_selection='

@@ -173,6 +173,15 @@ _CONDITIONS = (
         ' --unlearn_lora_rank; --circuit_first_layer and --circuit_last_layer'
         ' are those of a circuit'),
     _Condition(
+        ('unlearn_orthogonal',),
+        lambda config: not (config.unlearn.kl_weight
+                            or config.unlearn.nll_weight),
+        lambda config: '--unlearn_kl_weight=0 and --unlearn_nll_weight=0 leave'
+        ' no other term'),
+    _Condition(
+        ('unlearn_saliency',), lambda config: not config.unlearn.forget_weight,
+        lambda config: '--unlearn_forget_weight=0 leaves no forget gradient'),
+    _Condition(
         ('unlearn_cooldown',), lambda config: not config.unlearn.patience,
         lambda config: 'it applies to --unlearn_patience above 0'),
     *(_Condition(

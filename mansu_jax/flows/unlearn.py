@@ -55,12 +55,12 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
         config.model, hf_io.EXPORT_DTYPES[config.export_dtype],
         check=functools.partial(checks.check_model_and_data, config, inputs),
         ignore_fields=config.model_ignore_fields)
-    stored = model.source['stored']
-    if stored in hf_io.EXPORT_DTYPES and stored != config.export_dtype:
+    if model.stored in hf_io.EXPORT_DTYPES and (
+        model.stored != config.export_dtype):
       logging.info(
           '%s holds %s, and the exported model will hold %s.'
-          ' --export_dtype=%s keeps the type.', config.model, stored,
-          config.export_dtype, stored)
+          ' --export_dtype=%s keeps the type.', config.model, model.stored,
+          config.export_dtype, model.stored)
     evaluator = evaluation.Evaluator(config.eval, config.data, inputs, model)
     quantize = quantizers.Quantizers(
         config.quant_schemes, model, calibration_texts=inputs.calibration,

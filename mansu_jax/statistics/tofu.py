@@ -80,8 +80,8 @@ class Answers:
   @property
   def forgotten_truth_ratio(self) -> float:
     """1: the paraphrase and the wrong answers are equally likely."""
-    ratio = self.truth_ratio
-    return float(np.minimum(ratio, 1 / ratio).mean())
+    with np.errstate(divide='ignore'):  # A ratio of 0 counts 0.
+      return float(np.exp(-np.abs(np.log(self.truth_ratio))).mean())
 
   @property
   def retained_truth_ratio(self) -> float:

@@ -66,6 +66,9 @@ class Problem:
     orthogonal: whether `loss` returns a pair, forget and kept, in place of the
       scalar. A step then follows the gradient of kept, and of that of forget
       what is orthogonal to it in each leaf.
+    movable: bools that broadcast to theta; `tx` keeps the others where they
+      are. They do not count as directions of an orthogonal gradient. None: all
+      may move.
   """
 
   theta: types.PyTree
@@ -76,6 +79,7 @@ class Problem:
   rates: rates_lib.Rates | None = None
   codes_changed: Callable[[types.PyTree], types.Array] | None = None
   orthogonal: bool = False
+  movable: types.PyTree | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,7 +136,7 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
   `tx` and `loss` close over (Fisher, code grids) in memory.
 
   Args:
-    problem: the step reads `tx`, `loss` and `orthogonal` only.
+    problem: the step reads `tx`, `loss`, `orthogonal` and `movable` only.
     shardings: shardings of the carry. The step returns it with the same ones;
       otherwise the next step would compile again.
 
@@ -143,7 +147,8 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
     learning rate, or None if `tx` has its own.
   """
   tx = problem.tx
-  gradient = _orthogonal_gradient if problem.orthogonal else _gradient
+  gradient = functools.partial(
+      _orthogonal_gradient, problem.movable) if problem.orthogonal else _gradient
   gradient = functools.partial(gradient, problem.loss)
 
   @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
@@ -170,18 +175,19 @@ def _gradient(loss, theta, *inputs):
   return jax.grad(loss, has_aux=True)(theta, *inputs)
 
 
-def _orthogonal_gradient(loss, theta, *inputs):
+def _orthogonal_gradient(movable, loss, theta, *inputs):
   """The same of a pair; see `Problem.orthogonal`."""
   _, pull, metrics = jax.vjp(
       lambda theta: loss(theta, *inputs), theta, has_aux=True)
   # Both at once: what a layer computes again serves both.
   grads, = jax.vmap(pull)(tuple(jnp.eye(2)))
 
-  def combined(pair):
-    forget, kept = pair
-    return transforms.remove_component(forget, kept) + kept
-
-  return jax.tree.map(combined, grads), metrics
+  if movable is not None:
+    grads = jax.tree.map(lambda pair, mask: jnp.where(
+        jnp.broadcast_to(mask, pair.shape[1:])[None], pair, 0), grads, movable)
+  forget, kept = (jax.tree.map(lambda pair: pair[i], grads) for i in range(2))
+  forget = transforms.remove_component(forget, kept)
+  return jax.tree.map(jnp.add, forget, kept), metrics
 
 
 def float32(theta: types.PyTree) -> types.PyTree:

@@ -132,6 +132,8 @@ class ConditionsTest(parameterized.TestCase):
        'no other phrasings are compared'),
       ((*_NO_FORGET, '--unlearn_choice_kl_weight=3'), 'has no forget term'),
       ((*_NO_FORGET, '--unlearn_orthogonal'), 'has no forget term'),
+      (('--unlearn_kl_weight=0', '--unlearn_nll_weight=0',
+        '--unlearn_orthogonal'), 'leave no other term'),
       (('--unlearn_lora_alpha=8',), 'applies to --unlearn_lora_rank above 0'),
       (('--unlearn_cooldown=9',), 'applies to --unlearn_patience above 0'),
       (('--unlearn_loss=npo', '--unlearn_marginal_weight=1'),

@@ -1,5 +1,7 @@
 """The job on a tiny model of each family but Llama, which the others run on."""
 
+import json
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -24,6 +26,9 @@ class FamiliesTest(parameterized.TestCase):
   def test_runs_end_to_end(self, family):
     folder = tiny.temp_dir(self)
     flags = tiny_job.make(folder / 'job', family=family)
+    file = folder / 'job' / 'model' / 'config.json'
+    file.write_text(json.dumps(
+        json.loads(file.read_text()) | {'initializer_range': 0.5}))
     record = runs.run(
         folder / 'run', *flags, '--nounlearn_quantized_reference',
         # Scores of each family are tested in tests/circuits.
@@ -61,9 +66,13 @@ class FamiliesTest(parameterized.TestCase):
       self.assertEqual(
           values.tobytes() == after[name].tobytes(), name not in moved, name)
     self.assertNotEmpty(moved)
-    for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json'):
+    for name in ('tokenizer.json', 'tokenizer_config.json'):
       self.assertEqual((run / 'model' / name).read_bytes(),
                        (base / name).read_bytes(), name)
+    before, after = (json.loads((path / 'config.json').read_text())
+                     for path in (base, run / 'model'))
+    self.assertEqual(before, after)
+    self.assertEqual(after['initializer_range'], 0.5)
 
 
 if __name__ == '__main__':

@@ -54,6 +54,20 @@ class StepTest(parameterized.TestCase):
     np.testing.assert_allclose(got['v'], [-9.0])  # Nothing there is kept.
     self.assertLen(history, 3)
 
+  def test_what_may_not_move_is_no_direction(self):
+    # Forget a + b, kept a - b + 9 c; c stays, so that they are orthogonal.
+    def parts(theta, given, base, batch):
+      a, b, c = theta['w']
+      return (a + b, a - b + 9 * c), tiny.loss_of(
+          theta, given, base, batch)[1]
+
+    movable = {'w': np.array([True, True, False])}
+    tx = optax.chain(tiny.SGD, transforms.mask_to_circuit(movable))
+    got, _ = tiny.run(tiny.problem(
+        theta={'w': jnp.zeros(3)}, loss=parts, orthogonal=True, movable=movable,
+        tx=tx), steps=1)
+    np.testing.assert_allclose(got['w'], [-0.5, 0.0, 0.0])
+
   def test_moved_is_a_share_of_all_weights_against_the_base(self):
     batch = np.array([1.0, 0.0, 0.0], np.float32)  # The first stays.
     _, history = tiny.run(batches=lambda step: batch, total_weights=8)

@@ -152,7 +152,7 @@ def from_json(
   for key, value in _cfg(config).items():
     got = fields['cfg'].get(key, value)
     # Former versions wrote false here for parallel models as well.
-    if got != value and not (key == 'parallel_attn_mlp' and value):
+    if got != value and not (key == 'parallel_attn_mlp' and got is False):
       raise ValueError(
           f'{where} is of a model with {key} = {got!r}, but this one has'
           f' {value!r}; wanted a circuit of this model. {_REMEDY}')

@@ -65,11 +65,12 @@ def _remedy(fields: family.Fields, kind: Any) -> str:
   if any('expert' in str(name) for name in fields):
     return ('Its MLPs are mixtures of experts, which are not implemented: use a'
             ' dense model.')
-  if isinstance(inner := fields.get('text_config'), dict):
-    text = inner.get('model_type', f'{kind}_text')
+  inner = fields.get('text_config')
+  text = isinstance(inner, dict) and inner.get('model_type', f'{kind}_text')
+  if isinstance(text, str) and text in FAMILIES:
     return ('It reads more than text: save its language model'
-            f' (`model_type: {messages.bare(text)}`) with transformers as a'
-            ' model of its own, and give that.')
+            f' (`model_type: {text}`) with transformers as a model of its own,'
+            ' and give that.')
   return 'Use another model.'
 
 

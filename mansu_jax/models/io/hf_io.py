@@ -44,6 +44,7 @@ FLOATS = {'F64': 'float32', 'F32': 'float32', 'F16': 'float16',
           'BF16': 'bfloat16'}
 
 _CONFIG, _GENERATION = 'config.json', 'generation_config.json'
+_OF_CODE = frozenset({'auto_map'})  # Names files that are not copied.
 _ROWS = 4096  # Rows of a matrix to compare at once.
 
 
@@ -90,10 +91,19 @@ class Carried(NamedTuple):
   tokenizer: dict[str, bytes]
 
 
-def read_carried(path: pathlib.Path) -> Carried:
-  """Reads what an export keeps; the directory has a `config.json`."""
-  return Carried(
-      hf_files.read_json(path / _CONFIG), hf_tokenizer.read_files(path))
+def read_carried(path: pathlib.Path, family: str) -> Carried:
+  """Reads what an export of a model of a family keeps.
+
+  Fields that the family does not know, and a user vouched for, are left out: a
+  quantization, for example, is not that of the exported weights.
+
+  Raises:
+    ValueError: a tokenizer file is too large.
+  """
+  known = frozenset().union(*families.FAMILIES[family].groups()) - _OF_CODE
+  fields = hf_files.read_json(path / _CONFIG)
+  return Carried({name: value for name, value in fields.items()
+                  if name in known}, hf_tokenizer.read_files(path))
 
 
 def read_params(
@@ -265,7 +275,8 @@ def write(
       `config` and `tokenizer`.
 
   Raises:
-    ValueError: as `check_export`; or params do not match the config.
+    ValueError: as `check_export`; or params or `carried` do not match the
+      config.
     OSError: the disk is full, or the directory is not writable.
 
   Example:
@@ -310,9 +321,12 @@ def _config_fields(
   made = families.to_hf(config, export_dtype)
   if carried is None:
     return made
-  dtype = 'dtype' if 'dtype' in carried.config else 'torch_dtype'
-  names = {name: made[name] for name in ('architectures', 'model_type')}
-  return names | carried.config | {dtype: export_dtype}
+  dtypes = carried.config.keys() & {'dtype', 'torch_dtype'} or {'torch_dtype'}
+  fields = {name: made[name] for name in ('architectures', 'model_type')}
+  fields |= carried.config | dict.fromkeys(sorted(dtypes), export_dtype)
+  if families.from_hf(fields, 'The carried config') != config:
+    raise ValueError('The fields to carry over are of another model config.')
+  return fields
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ _FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 # Beside it.
 _OTHERS = ('merges.txt', 'tokenizer_config.json', 'special_tokens_map.json',
            'added_tokens.json', 'chat_template.jinja', 'chat_template.json')
+_MOST_BYTES = 2**28
 _REMEDY = {
     True: 'Download them again.',
     False: 'Without one, transformers may need the package sentencepiece or'
@@ -27,14 +28,13 @@ def read(path: pathlib.Path) -> types.PretrainedTokenizer | None:
   Raises:
     ValueError: transformers cannot read the tokenizer files.
   """
-  found = [x for x in _FILES if (path / x).is_file()]
-  if not found:
+  if not is_in(path):
     return None
   import transformers  # pylint: disable=g-import-not-at-top
 
   # The plain class uses tokenizer.json unchanged and, unlike AutoTokenizer,
   # imports no torch.
-  plain = found[0] == _FILES[0]
+  plain = (path / _FILES[0]).is_file()
   name = 'PreTrainedTokenizerFast' if plain else 'AutoTokenizer'
   try:
     cls = getattr(transformers, name)
@@ -50,10 +50,25 @@ def read(path: pathlib.Path) -> types.PretrainedTokenizer | None:
         f' transformers loads. {_REMEDY[plain]}') from error
 
 
+def is_in(path: pathlib.Path) -> bool:
+  """Whether a directory has a tokenizer."""
+  return any((path / name).is_file() for name in _FILES)
+
+
 def read_files(path: pathlib.Path) -> dict[str, bytes]:
-  """The tokenizer files of a directory, by name."""
-  return {name: (path / name).read_bytes() for name in (*_FILES, *_OTHERS)
-          if (path / name).is_file()}
+  """The tokenizer files of a directory, by name.
+
+  Raises:
+    ValueError: a file is over 256 MiB.
+  """
+  found = [path / name for name in (*_FILES, *_OTHERS)
+           if (path / name).is_file()]
+  for file in found:
+    if (size := file.stat().st_size) > _MOST_BYTES:
+      raise ValueError(
+          f'{file} has {size} bytes; wanted a tokenizer file of at most'
+          f' {_MOST_BYTES}. Remove it, or download it again.')
+  return {file.name: file.read_bytes() for file in found}
 
 
 def write(
@@ -64,15 +79,16 @@ def write(
   Args:
     path: Existing directory.
     tokenizer: To write; None writes the files only.
-    files: Of the directory that it was read from, to be kept byte for byte.
+    files: Of the directory that it was read from, to be kept byte for byte; but
+      without a tokenizer.json among them, those that transformers saves.
 
   Raises:
     OSError: the disk is full, or the directory is not writable.
   """
-  if tokenizer is not None and _FILES[0] not in files:
-    _save(path, tokenizer)
   for name, content in files.items():
     (path / name).write_bytes(content)
+  if tokenizer is not None and _FILES[0] not in files:
+    _save(path, tokenizer)  # Its settings are those of the tokenizer.json.
 
 
 def _save(

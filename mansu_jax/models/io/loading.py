@@ -63,10 +63,10 @@ class LoadedModel:
     params: Params as in `decoder.py`.
     tokenizer: A transformers fast tokenizer, or None if the model has none.
     source: Origin of the weights for the run record: `kind`, `name`, `sha256`
-      of the weight files, `stored`, the format of most weights in them, and
-      `weights_note`.
+      of the weight files and `weights_note`.
     generation: Fields of its `generation_config.json`, if there is one.
     carried: What an export keeps of its directory; None without one.
+    stored: See `Checkpoint`.
   """
 
   config: config_lib.ModelConfig
@@ -75,6 +75,7 @@ class LoadedModel:
   source: dict[str, str]
   generation: Mapping[str, Any] | None = None
   carried: hf_io.Carried | None = None
+  stored: str = 'float32'
 
   @property
   def end_tokens(self) -> tuple[int, ...]:
@@ -127,8 +128,7 @@ class Checkpoint:
     return LoadedModel(
         self.config, self.read(jnp.dtype(dtype)), self.tokenizer,
         {'kind': self.kind, 'name': self.name, 'sha256': sha256(self.files),
-         'stored': self.stored, 'weights_note': note}, self.generation,
-        self.carried)
+         'weights_note': note}, self.generation, self.carried, self.stored)
 
 
 def load(
@@ -249,7 +249,7 @@ def _find_directory(
       name=name, files=files, stored=stored, also=tuple(also),
       read=functools.partial(hf_io.read_params, path, config),
       note='from safetensors', generation=hf_io.read_generation(path),
-      carried=hf_io.read_carried(path))
+      carried=hf_io.read_carried(path, config.family))
 
 
 def _find_gguf(
@@ -330,18 +330,24 @@ def _find_snapshot(repo_id: str, *, weights: bool) -> pathlib.Path:
   fetch = lambda **kw: pathlib.Path(huggingface_hub.snapshot_download(
       repo_id, allow_patterns=[*_HUB_OTHERS, *[_HUB_WEIGHTS] * weights],
       ignore_patterns=_HUB_NOT, **kw))
-  where = 'not in the Hugging Face cache'
+  cached, where = None, 'not in the Hugging Face cache'
   try:
     cached = fetch(local_files_only=True)
-    if _is_whole(cached, weights):
+  except (errors.LocalEntryNotFoundError, errors.HFValidationError) as error:
+    # Newer versions list files that nobody wanted among those that lack.
+    cached = getattr(error, 'snapshot_path', None)
+  if cached:
+    cached = pathlib.Path(cached)
+    why = _why_unusable(cached, weights)
+    if not why and hf_tokenizer.is_in(cached):
       return cached
-    where = 'in the Hugging Face cache in part only'
-  except (errors.LocalEntryNotFoundError, errors.HFValidationError):
-    pass  # Try the hub.
+    where = f'in the Hugging Face cache in part only ({why})'
   try:
     huggingface_hub.HfApi().model_info(repo_id, timeout=_HUB_TIMEOUT_S)
     return fetch()
   except Exception as error:  # Network errors of several libraries.
+    if cached and not why:
+      return cached  # Without a tokenizer.
     reason = str(error).strip().splitlines()
     raise ValueError(
         f'No model at {repo_id!r}: it is no local directory or file, it is'
@@ -351,11 +357,13 @@ def _find_snapshot(repo_id: str, *, weights: bool) -> pathlib.Path:
         ' a network, copy DIR here, and give its path.') from error
 
 
-def _is_whole(path: pathlib.Path, weights: bool) -> bool:
-  """Whether a download has a config and, if they are wanted, all weights."""
+def _why_unusable(path: pathlib.Path, weights: bool) -> str:
+  """What a download lacks: a config or, if they are wanted, weights; or ''."""
   if not (path / 'config.json').is_file():
-    return False
+    return 'it has no config.json'
   try:
-    return not weights or bool(hf_files.weight_files(path))
-  except ValueError:
-    return False
+    if weights:
+      hf_files.weight_files(path)
+  except ValueError as error:
+    return str(error).rstrip('.')
+  return ''

@@ -239,12 +239,18 @@ def _whole_edit(
         lambda x: x if x.dtype == dtype else jax.ShapeDtypeStruct(
             x.shape, dtype, sharding=x.sharding), model.params)
     forward, unembed = whole_edits.full_functions(model.config)
+  movable = None
+  if options.saliency:  # Which matrices these are changes no program.
+    movable = saliency.mask({
+        name: np.ones(x.shape[0], bool)
+        for name, x in saliency.matrices(theta).items()}, theta)
+  elif not options.lora_rank:
+    movable = whole_edits.trained_part(model.config, options)
   return edits.Edit(
       theta=theta, grids=(), base={'params': model.params},
       views={'fp': loop.View(frozen=lambda: None)}, forward=forward,
       unembed=unembed, merge=lambda theta: theta,
-      movable=None if options.lora_rank else whole_edits.trained_part(
-          model.config, options),
+      movable=movable,
       storage_dtype=jnp.dtype(settings.export_dtype))
 
 

@@ -53,17 +53,31 @@ def restrict(
       total = add(total, edit.theta, edit.base, batches(step))
     return {name: np.asarray(x) for name, x in _norms(total).items()}
 
-  chosen = largest(cache.get_or_compute('saliency', measure), options.saliency)
-  movable = tree_paths.map_named(
-      lambda name, x: np.zeros((), bool) if name not in chosen else (
-          chosen[name].reshape(-1, *[1] * (x.ndim - 1))), edit.theta)
-  if edit.movable is not None:
-    movable = jax.tree.map(np.logical_and, movable, edit.movable)
+  norms = cache.get_or_compute('saliency', measure)
+  chosen = largest(norms, options.saliency, _trained(edit, norms))
+  movable = mask(chosen, edit.theta)
   return dataclasses.replace(
       edit, movable=movable, report=edit.report | {
           'movable': edits.count_movable(movable, edit.theta),
           'salient': {name: np.flatnonzero(layers).tolist()
                       for name, layers in chosen.items() if layers.any()}})
+
+
+def _trained(
+    edit: edits.Edit, norms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Which matrices the edit may train, as bools like the norms."""
+  if edit.movable is None:
+    return {name: np.ones(x.shape, bool) for name, x in norms.items()}
+  part = tree_paths.flatten(edit.movable)
+  return {name: np.broadcast_to(np.reshape(part[name], -1), x.shape)
+          for name, x in norms.items()}
+
+
+def mask(chosen: dict[str, np.ndarray], theta: types.PyTree) -> types.PyTree:
+  """Bools that broadcast to theta, True in the chosen matrices only."""
+  return tree_paths.map_named(
+      lambda name, x: np.zeros((), bool) if name not in chosen else (
+          chosen[name].reshape(-1, *[1] * (x.ndim - 1))), theta)
 
 
 def matrices(theta: types.PyTree) -> dict[str, types.Array]:
@@ -98,20 +112,37 @@ def _norms(total: dict[str, types.Array]) -> dict[str, types.Array]:
 
 
 def largest(
-    norms: dict[str, np.ndarray], share: float) -> dict[str, np.ndarray]:
-  """The share of the matrices with the largest norms, at least one.
+    norms: dict[str, np.ndarray], share: float,
+    trained: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The share of the trained matrices with the largest norms, at least one.
+
+  Matrices without a gradient are left out, even if fewer remain.
 
   Example:
-    >>> largest({'q': np.array([1.0, 4.0]), 'k': np.array([3.0, 2.0])}, 0.5)
+    >>> largest({'q': np.array([1.0, 4.0]), 'k': np.array([3.0, 2.0])}, 0.5,
+    ...         {'q': np.ones(2, bool), 'k': np.ones(2, bool)})
     {'q': array([False,  True]), 'k': array([ True, False])}
 
   Args:
     norms: [L] of each leaf.
-    share: of the matrices of all leaves and layers, in (0, 1].
+    share: of the trained matrices, in (0, 1].
+    trained: bools of the same shapes.
 
   Returns:
     Bools of the same shapes.
+
+  Raises:
+    ValueError: a norm is not finite, or no trained matrix has a gradient.
   """
-  ordered = np.sort(np.concatenate(list(norms.values())))[::-1]
-  least = ordered[max(math.ceil(share * len(ordered)), 1) - 1]
-  return {name: values >= least for name, values in norms.items()}
+  values = np.concatenate(list(norms.values()))
+  allowed = np.concatenate([trained[name] for name in norms])
+  if not np.isfinite(values).all() or not (values[allowed] > 0).any():
+    raise ValueError(
+        'The gradient of the forget loss is 0 in every matrix that may be'
+        ' trained, or not finite in some; wanted one by which --unlearn_saliency'
+        ' can choose. Train other matrices or layers, or use another loss.')
+  count = math.ceil(share * allowed.sum())
+  first = np.argsort(-np.where(allowed, values, 0), kind='stable')[:count]
+  chosen = np.isin(np.arange(len(values)), first) & (values > 0)
+  ends = np.cumsum([len(x) for x in norms.values()])[:-1]
+  return dict(zip(norms, np.split(chosen, ends)))

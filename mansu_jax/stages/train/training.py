@@ -137,7 +137,7 @@ def make_problem(
       theta=edit.theta,
       tx=edits.make_transform(options, tx_options, edit, fisher),
       loss=make_loss(options, edit.forward, edit.unembed),
-      orthogonal=options.orthogonal,
+      orthogonal=options.orthogonal, movable=edit.movable,
       views=_views(options, edit),
       base=edit.base, codes_changed=codes_changed, rates=_rates(options))
 

@@ -47,7 +47,7 @@ class RoundTripTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, model.params, weights)
     self.assertIsNone(model.tokenizer)
     self.assertEqual(set(model.source),
-                     {'kind', 'name', 'sha256', 'stored', 'weights_note'})
+                     {'kind', 'name', 'sha256', 'weights_note'})
     json.dumps(model.source)
 
   @parameterized.parameters(*hf_io.EXPORT_DTYPES)
@@ -93,28 +93,53 @@ class RoundTripTest(parameterized.TestCase):
         ('<s>',), bos='<s>'))
     config = json.loads((source / 'config.json').read_text())
     del config['torch_dtype'], config['architectures']
-    config |= {'attention_dropout': 0.25, 'id2label': {'0': 'A'}, 'mine': [1],
-               'dtype': 'float16', 'transformers_version': '4.1.2'}
-    (source / 'config.json').write_text(json.dumps(config))
+    config |= {'attention_dropout': 0.25, 'id2label': {'0': 'A'},
+               'dtype': 'float16', 'torch_dtype': 'float16',
+               'transformers_version': '4.1.2'}
+    unknown = {'quantization_config': {}, 'mine': [1]}
+    (source / 'config.json').write_text(json.dumps(config | unknown))
     settings = source / 'tokenizer_config.json'
     settings.write_text(json.dumps(
         json.loads(settings.read_text()) | {'add_bos_token': True}))
     (source / 'tokenizer.model').write_bytes(b'\0\1\2')
-    model = loading.load(source, ignore_fields=('mine',))
+    model = loading.load(source, ignore_fields=unknown)
     hf_io.write(root / 'export', model.config, model.params, model.tokenizer,
                 export_dtype='bfloat16', carried=model.carried)
     self.assertEqual(
         json.loads((root / 'export' / 'config.json').read_text()),
         {'architectures': ['LlamaForCausalLM']} | config | {
-            'dtype': 'bfloat16'})
+            'dtype': 'bfloat16', 'torch_dtype': 'bfloat16'})
     names = {file.name for file in source.iterdir()}
     self.assertContainsSubset({'tokenizer.json', 'tokenizer.model'}, names)
     self.assertEqual({f.name for f in (root / 'export').iterdir()}, names)
     for name in names - {'config.json', 'model.safetensors'}:
       self.assertEqual((root / 'export' / name).read_bytes(),
                        (source / name).read_bytes(), name)
-    again = loading.load(root / 'export', ignore_fields=('mine',))
-    self.assertEqual(again.config, model.config)
+    self.assertEqual(loading.load(root / 'export').config, model.config)
+    other = dataclasses.replace(model.config, rope_theta=7.0)
+    with self.assertRaisesRegex(ValueError, 'of another model config'):
+      hf_io.write(root / 'other', other, model.params, None,
+                  carried=model.carried)
+
+  def test_a_tokenizer_without_tokenizer_json_is_that_of_the_model(self):
+    source, cfg = tiny.temp_dir(self) / 'source', tiny.config(vocab_size=320)
+    hf_io.write(source, cfg, tiny.params(cfg), None)
+    letters = [*map(chr, range(33, 127)), '<|endoftext|>']
+    (source / 'vocab.json').write_text(json.dumps(
+        {letter: i for i, letter in enumerate(letters)}))
+    (source / 'merges.txt').write_text('#version: 0.2\n')
+    (source / 'tokenizer_config.json').write_text(json.dumps(
+        {'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': 64}))
+    model = loading.load(source)
+    path = source.with_name('export')
+    hf_io.write(path, model.config, model.params, model.tokenizer,
+                carried=model.carried)
+    again = loading.load(path)
+    self.assertEqual(again.end_tokens, model.end_tokens)
+    self.assertEqual(again.tokenizer.special_tokens_map,
+                     model.tokenizer.special_tokens_map)
+    self.assertTrue((path / 'tokenizer.json').is_file())
+    self.assertEqual((path / 'merges.txt').read_bytes()[:9], b'#version:')
 
   def test_files_of_two_types(self):
     path, cfg = tiny.temp_dir(self) / 'model', tiny.config()
@@ -126,7 +151,7 @@ class RoundTripTest(parameterized.TestCase):
     norm = 'model.norm.weight'
     safetensors_numpy.save_file(
         tensors | {norm: tensors[norm].astype(np.float32)}, file)
-    self.assertEqual(loading.load(path).source['stored'], 'bfloat16')
+    self.assertEqual(loading.load(path).stored, 'bfloat16')
     self.assertEqual(
         note('bfloat16'), 'bfloat16 from safetensors, rounded to bfloat16')
     self.assertEqual(note('float32'), 'float32 from safetensors')

@@ -16,6 +16,7 @@ import tokenizers.models
 
 from mansu_jax.models import assemble
 from mansu_jax.models.io import hf_io
+from mansu_jax.models.io import hf_tokenizer
 from mansu_jax.models.io import loading
 from tests.models import tiny
 from tests.models.io import gguf_convert
@@ -281,6 +282,8 @@ class RefuseTest(parameterized.TestCase):
     whole = _write(self)
     part = tiny.temp_dir(self)
     shutil.copy(whole / 'config.json', part)
+    (whole / 'tokenizer.json').write_text('{}')
+    self.enter_context(mock.patch.object(hf_tokenizer, 'read'))
     calls = []
 
     def snapshot(repo, *, local_files_only=False, **patterns):
@@ -295,15 +298,24 @@ class RefuseTest(parameterized.TestCase):
     # A plan needs no weights: what is there suffices.
     name, config, _ = loading.find_config('org/model')
     self.assertEqual((name, config), ('org/model', found.config))
-    self.assertLen(calls, 3)
+    self.assertLen(calls, 4)  # For the tokenizer.
     self.assertNotIn('*.safetensors', calls[-1][1])
     model_info.side_effect = ConnectionError('no network')
-    self._refused('org/model', 'in the Hugging Face cache in part only')
+    self._refused('org/model', 'in the Hugging Face cache in part only .* has'
+                  ' neither model.safetensors')
+    self.assertEqual(loading.find_config('org/model')[1], found.config)
+    # What nobody wanted may lack, says a newer version.
+    shutil.copy(whole / 'model.safetensors', part)
+    download.side_effect = huggingface_hub.errors.IncompleteSnapshotError(
+        'incomplete', str(part))
+    self.assertEqual(loading.find('org/model').files,
+                     [part / 'model.safetensors'])
 
   @parameterized.parameters(
       ({'model_type': 'qwen3_moe', 'num_experts': 8}, 'mixtures of experts'),
       ({'model_type': 'gemma3', 'text_config': {'model_type': 'gemma3_text'}},
        'save its language model .`model_type: gemma3_text`.'),
+      ({'model_type': 'mllama', 'text_config': {}}, 'Use another model'),
       ({'model_type': 'bloom', 'text_config': None}, 'Use another model'))
   def test_what_to_do_about_other_families(self, changes, remedy):
     path = _write(self)
