@@ -107,8 +107,8 @@ def _contradictions(config: Any) -> Iterator[tuple[bool, str]]:
       unlearn.saliency and not unlearn.lora_rank), (
           '--method=sure trains some matrices only: it contradicts'
           f' --unlearn_saliency={unlearn.saliency} with --unlearn_lora_rank='
-          f'{unlearn.lora_rank}. Wanted a share, such as --unlearn_saliency=0.1,'
-          ' and no adapters.')
+          f'{unlearn.lora_rank}. Wanted a share, such as'
+          ' --unlearn_saliency=0.1, and no adapters.')
   adds = unlearn.loss == 'task_vector'
   yield adds and not everything, (
       '--unlearn_loss=task_vector contradicts --circuit_selection='

@@ -110,8 +110,8 @@ class RunConfig:
       ' to refuse), dpo (prefer a refusal), task_vector (subtract what learning'
       ' adds) and quail (ascent with a margin in the logits). sure: npo on the'
       ' matrices with the largest gradient. retain_only: the retain terms'
-      ' without a forget term, on the circuit or on every weight; a control that'
-      ' shows what training alone changes.', methods.METHODS,
+      ' without a forget term, on the circuit or on every weight; a control'
+      ' that shows what training alone changes.', methods.METHODS,
       modes=config_fields.TRAINING_MODES)
   debug: bool = _field(
       False, 'Show the traceback of an error.', modes=MODES)

@@ -83,10 +83,10 @@ class UnlearnConfig:
       1.0, 'Weight of the KL on general text, within the retain KL.')
   orthogonal: bool = _field(
       False, 'Follow, of the forget gradient, only what is orthogonal to the'
-      ' gradient of the other terms, in each leaf (one matrix of all layers), and'
-      ' that gradient itself (GU). Where the optimizer keeps directions, as lars'
-      ' does and adam does not, forgetting then changes the other terms to second'
-      ' order only. It takes a second gradient.')
+      ' gradient of the other terms, in each leaf (one matrix of all layers),'
+      ' and that gradient itself (GU). Where the optimizer keeps directions, as'
+      ' lars does and adam does not, forgetting then changes the other terms to'
+      ' second order only. It takes a second gradient.')
   prompt_weight: float = _field(
       0.0, 'Weight of the KL on the tokens of the forget prompts themselves,'
       ' within the retain KL.')

@@ -147,9 +147,10 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
     learning rate, or None if `tx` has its own.
   """
   tx = problem.tx
-  gradient = functools.partial(
-      _orthogonal_gradient, problem.movable) if problem.orthogonal else _gradient
-  gradient = functools.partial(gradient, problem.loss)
+  gradient = functools.partial(_gradient, problem.loss)
+  if problem.orthogonal:
+    gradient = functools.partial(
+        _orthogonal_gradient, problem.loss, problem.movable)
 
   @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
       shardings, None, None, None))
@@ -175,7 +176,7 @@ def _gradient(loss, theta, *inputs):
   return jax.grad(loss, has_aux=True)(theta, *inputs)
 
 
-def _orthogonal_gradient(movable, loss, theta, *inputs):
+def _orthogonal_gradient(loss, movable, theta, *inputs):
   """The same of a pair; see `Problem.orthogonal`."""
   _, pull, metrics = jax.vjp(
       lambda theta: loss(theta, *inputs), theta, has_aux=True)

@@ -144,9 +144,10 @@ class CompareTest(parameterized.TestCase):
     self.assertEmpty(self.ran)
 
   @parameterized.parameters(
-      ('--method=npo\n', 'contradicts'), ('--mode=audit\n--base=b\n', '--mode='),
+      ('--method=npo\n', 'contradicts'),
+      ('--mode=audit\n--base=b\n', '--mode='),
       ('--unlearn_npo_beta=2\n', 'has no effect'), ('--strange=1\n', 'strange'))
-  def test_refuses_flags_of_any_method_before_the_first_run(self, text, message):
+  def test_refuses_flags_of_any_method_before_a_run(self, text, message):
     (self.folder / 'npo.flags').write_text(text)
     with self.assertRaisesRegex(ValueError, message):
       self._compare()
