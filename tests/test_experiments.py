@@ -30,67 +30,6 @@ def _script(name):
   return module
 
 
-class PairedDifferencesTest(absltest.TestCase):
-
-  def _run(self, name, seed, right, scheme='nf4'):
-    """A workdir whose answers are right[split][fact] = (fp, quantized)."""
-    folder = self.root / name
-    folder.mkdir()
-    (folder / 'record.json').write_text(json.dumps(
-        {'config': {'seed': seed, 'quant_schemes': [scheme]}}))
-    lines = [json.dumps({
-        'split': split, 'id': f'{fact}/{split}', 'fact': fact,
-        'models': {'unlearned': {
-            p: {'correct': bool(v)} for p, v in zip(('fp', scheme), pair)}}})
-             for split, facts in right.items() for fact, pair in facts.items()]
-    (folder / 'answers.jsonl').write_text('\n'.join(lines))
-    return folder
-
-  def setUp(self):
-    super().setUp()
-    self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    self.script = _script('paired_differences')
-
-  def test_questions_are_paired_by_seed(self):
-    facts = [f'fact/{i}' for i in range(40)]
-    answers = lambda fp, quantized: {
-        split: {f: (fp(i), quantized(i)) for i, f in enumerate(facts)}
-        for split in ('forget_far', 'retain')}
-    ours = [self._run(f'a{seed}', seed, answers(
-        lambda i, seed=seed: i % 2 == seed, lambda i: False))
-            for seed in (0, 1)]
-    theirs = [self._run(f'b{seed}', seed, answers(
-        lambda i, seed=seed: i % 2 == seed, lambda i: i < 10))
-              for seed in (1, 0)]
-    got = self.script.differences(ours, theirs)
-    for name, value in {
-        'forgotten, fp': 0, 'forgotten, nf4': -0.25, 'kept, fp': 0,
-        'kept, nf4': -0.25, 'gap': -0.25}.items():
-      self.assertAlmostEqual(got[name].value, value)
-      self.assertEqual((got[name].n, got[name].facts), (80, 40))
-      low, high = got[name].interval
-      self.assertBetween(value, low, high)
-      self.assertEqual(high < 0, value < 0)  # 10 of 40 facts.
-
-  def test_other_seeds_or_quantizers_are_refused(self):
-    answers = {split: {'f': (1, 1)} for split in ('forget_far', 'retain')}
-    one = self._run('one', 0, answers)
-    for other in (self._run('two', 1, answers),
-                  self._run('three', 0, answers, scheme='fp4')):
-      with self.assertRaisesRegex(ValueError, 'wanted the same'):
-        self.script.differences([one], [other])
-
-  def test_a_seed_twice_and_other_questions_are_refused(self):
-    answers = {split: {'f': (1, 1)} for split in ('forget_far', 'retain')}
-    one, same = (self._run(name, 0, answers) for name in ('one', 'same'))
-    with self.assertRaisesRegex(ValueError, 'wanted one run per seed'):
-      self.script.differences([one, same], [one])
-    other = self._run('other', 0, answers | {'retain': {'g': (1, 1)}})
-    with self.assertRaisesRegex(
-        ValueError, 'Seed 0 has 2 questions in one setting only'):
-      self.script.differences([one], [other])
-
-
 class NeverTaughtTest(absltest.TestCase):
 
   def test_false_facts_are_of_no_model(self):

@@ -28,6 +28,7 @@ from mansu_jax.report import table
 from mansu_jax.runtime import files
 from mansu_jax.runtime import processes
 from mansu_jax.runtime import workdir
+from mansu_jax.stages.judge import differences
 from mansu_jax.unlearn import loop
 
 # A model that answers less than this share of what the base did is no rival.
@@ -54,7 +55,9 @@ class _Cell(NamedTuple):
 def run(config: run_config.RunConfig) -> str:
   """Runs every cell, and compares their records.
 
-  Writes `table.md` and `table.json` after each cell.
+  Writes `table.md` and `table.json` after each cell. At the end the former also
+  gets the differences of all methods from the first one, and
+  `differences.json` holds them.
 
   Args:
     config: the configuration of a run in compare mode.
@@ -85,7 +88,40 @@ def run(config: run_config.RunConfig) -> str:
         root / 'table.json', [
             row for cell in cells[:number] for row in _rows(
                 cell, records.get(cell), failed.get(cell))]))
+  found = processes.broadcast_from_primary(lambda: _differences(records))
+  if found:
+    text += '\n' + table.differences(found, next(iter(records)).method)
+    processes.broadcast_from_primary(
+        lambda: files.write_text(root / 'table.md', text))
+  processes.broadcast_from_primary(
+      lambda: files.write_json(root / 'differences.json', found))
   return text
+
+
+def _differences(
+    records: dict[_Cell, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+  """`{method: {measure: estimate}}` of all methods but the first finished one.
+
+  Seeds count that both methods have finished.
+  """
+  by_method: dict[str, dict[int, differences.Run]] = {}
+  for cell in records:
+    by_method.setdefault(cell.method, {})[cell.config.seed] = (
+        differences.read(cell.root))
+  (_, reference), *others = by_method.items() or [('', {})]
+  found = {}
+  for method, runs in others:
+    if seeds := sorted(runs.keys() & reference.keys()):
+      try:
+        found[method] = differences.between(
+            *([side[seed] for seed in seeds] for side in (runs, reference)))
+      except ValueError as error:
+        logging.warning('No differences of %s: %s', method, error)
+  p_values = differences.adjusted(found)
+  return {method: {
+      measure: one.estimate.record() | {
+          'p_value': one.p_value, 'p_adjusted': p_values[method][measure]}
+      for measure, one in of.items()} for method, of in found.items()}
 
 
 def _cells(config: run_config.RunConfig) -> Iterator[_Cell]:

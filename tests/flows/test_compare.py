@@ -52,6 +52,11 @@ class CompareTest(parameterized.TestCase):
     record['config'] |= {'seed': config.seed, 'method': config.method,
                          'quant_schemes': ['nf4']}
     (root / 'record.json').write_text(json.dumps(record))
+    right = lambda i: config.method == 'npo' or i % 2
+    (root / 'answers.jsonl').write_text('\n'.join(json.dumps({
+        'split': 'forget_far', 'id': str(i), 'fact': str(i), 'models': {
+            'unlearned': {p: {'correct': bool(right(i))} for p in (
+                'fp', 'nf4')}}}) for i in range(30)))
 
   def _flags(self, *args, methods=('mansu', 'npo')):
     paths = ','.join(str(self.folder / f'{name}.flags') for name in methods)
@@ -71,6 +76,11 @@ class CompareTest(parameterized.TestCase):
                  '--mode=unlearn', '--data_forget=f'):
       self.assertIn(f'{line}\n', flags)
     self.assertEqual((self.root / 'table.md').read_text(), text)
+    self.assertRegex(text, r'\| npo \| \+0.500 \[.*\] \\?\* \| ')
+    found = json.loads((self.root / 'differences.json').read_text())
+    self.assertEqual([*found], ['npo'])
+    self.assertEqual(found['npo']['forgotten, nf4']['value'], 0.5)
+    self.assertEqual(found['npo']['gap, nf4']['p_adjusted'], 1)
     self.assertRegex(text, r'\| mansu \| nf4 \| 2 \|')
     self.assertRegex(text, r'\| npo \| nf4 \| 2 \|')
     rows = json.loads((self.root / 'table.json').read_text())

@@ -140,7 +140,8 @@ def largest(
     raise ValueError(
         'The gradient of the forget loss is 0 in every matrix that may be'
         ' trained, or not finite in some; wanted one by which'
-        ' --unlearn_saliency can choose. Train other matrices or layers, or use another loss.')
+        ' --unlearn_saliency can choose. Train other matrices or layers, or use'
+        ' another loss.')
   count = math.ceil(share * allowed.sum())
   first = np.argsort(-np.where(allowed, values, 0), kind='stable')[:count]
   chosen = np.isin(np.arange(len(values)), first) & (values > 0)
