@@ -16,6 +16,8 @@ Usage: `python -m mansu_jax.main` with flags such as
       the edit of a run, made in its base or taken back
   --workdir=DIR --mode=compare --compare_flagfiles=A,B --data_forget=F ...
       several methods on the same data
+  --workdir=DIR --mode=tune --tune_grid=FLAG=A|B --data_forget=F ...
+      the best of several settings
 
 Flags of a stage are `--<stage>_<field>`. A later flag overrides an earlier one
 and the flagfile, but repeated --data_* flags add up. The defaults are a whole
@@ -107,7 +109,7 @@ def _apply(flow: Any, config: run_config.RunConfig) -> int:
   return 0
 
 
-def _compare(flow: Any, config: run_config.RunConfig) -> int:
+def _print(flow: Any, config: run_config.RunConfig) -> int:
   print(flow.run(config), end='')
   return 0
 
@@ -125,7 +127,7 @@ def _should_log(record: Any) -> bool:
 def _effect_of_repeating(flag_values: flags.FlagValues) -> str:
   """What the same command does after a stop, as a verb phrase."""
   return ('resumes the run' if flag_values.mode in (
-      'unlearn', 'audit', 'compare') else 'starts again from the beginning')
+      'unlearn', 'audit', 'compare', 'tune') else 'starts again from the beginning')
 
 
 def main(
@@ -240,7 +242,10 @@ def _flow(
     return lambda config: _apply(apply, config)
   if config.mode == 'compare':
     from mansu_jax.flows import compare
-    return lambda config: _compare(compare, config)
+    return lambda config: _print(compare, config)
+  if config.mode == 'tune':
+    from mansu_jax.flows import tune
+    return lambda config: _print(tune, config)
   from mansu_jax.flows import audit
   from mansu_jax.flows import unlearn
   from mansu_jax.report.sections import summary

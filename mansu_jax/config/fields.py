@@ -15,12 +15,13 @@ import sys
 from typing import Any
 
 # Modes that score or change a model with data; `apply` needs only files.
-RUN_MODES = ('unlearn', 'audit', 'attribute', 'plan', 'compare')
+RUN_MODES = ('unlearn', 'audit', 'attribute', 'plan', 'compare', 'tune')
 MODES = (*RUN_MODES, 'apply')
-# A plan takes the flags of the unlearning run that it plans, a comparison those
-# that its runs share.
-TRAINING_MODES = ('unlearn', 'plan', 'compare')
-EVALUATION_MODES = ('unlearn', 'audit', 'plan', 'compare')
+# A plan takes the flags of the unlearning run that it plans; comparisons and
+# searches those that their runs share.
+MODES_OF_CELLS = ('compare', 'tune')
+TRAINING_MODES = ('unlearn', 'plan', *MODES_OF_CELLS)
+EVALUATION_MODES = ('unlearn', 'audit', 'plan', *MODES_OF_CELLS)
 
 MAX_INTEGER = 10**7  # Where a field names no other maximum.
 MAX_DRAWS = 10**5  # Random draws, each of which is measured.

@@ -50,7 +50,7 @@ def _why_unread(
   modes = field.metadata['modes']
   if config.mode not in modes:
     return f'it applies to {" and ".join(f"--mode={mode}" for mode in modes)}'
-  if config.mode == 'compare':
+  if config.mode in fields.MODES_OF_CELLS:
     return ''  # Its runs are checked, each with the flags of its method.
   return next((condition.reason(config) for condition in _CONDITIONS
                if name in condition.flags and condition.is_unread(config)), '')

