@@ -167,6 +167,7 @@ class CompareTest(parameterized.TestCase):
 class RealTest(absltest.TestCase):
 
   @pytest.mark.slow
+  @pytest.mark.long
   def test_two_methods_on_the_tiny_model(self):
     folder = tiny.temp_dir(self)
     flags = tiny_job.make(folder / 'job')
