@@ -36,7 +36,7 @@ BASELINES = {
     'graddiff': 'ascent', 'npo': 'npo', 'simnpo': 'simnpo', 'gu': 'simnpo',
     'undial': 'undial', 'wga': 'wga', 'satimp': 'satimp', 'rmu': 'rmu',
     'idk': 'idk', 'dpo': 'dpo', 'task_vector': 'task_vector',
-    'quail': 'quail', 'sure': 'npo'}
+    'quail': 'quail', 'sure': 'npo', 'saf': 'npo'}
 METHODS = ('mansu', *BASELINES, 'retain_only')
 
 # Each entry: flag, wanted value, what the error says about the method.
@@ -62,10 +62,12 @@ def _wanted(config: Any) -> tuple[_Wanted, ...]:
         (flag, wanted, f'with --circuit_selection=all {why}')
         for flag, wanted, why in (*_PLAIN, *_IN_FP)), loss
   loss = BASELINES[config.method]
+  in_loop = _IN_FP if config.method != 'saf' else ((
+      'unlearn_quantizer_in_loop', True, 'trains the quantized model as well'),)
   orthogonal: tuple[_Wanted, ...] = ((
       'unlearn_orthogonal', True, 'keeps off the gradient of the other terms'),)
   return (*_ALL, *_PLAIN, (
-      'unlearn_loss', loss, f'has the forget loss {loss}'), *_IN_FP,
+      'unlearn_loss', loss, f'has the forget loss {loss}'), *in_loop,
           *(orthogonal if config.method == 'gu' else ()))
 
 
@@ -109,6 +111,12 @@ def _contradictions(config: Any) -> Iterator[tuple[bool, str]]:
           f' --unlearn_saliency={unlearn.saliency} with --unlearn_lora_rank='
           f'{unlearn.lora_rank}. Wanted a share, such as'
           ' --unlearn_saliency=0.1, and no adapters.')
+  yield config.method == 'saf' and not (
+      unlearn.sharpness and not unlearn.lora_rank), (
+          '--method=saf takes its gradients uphill, at every weight: it'
+          f' contradicts --unlearn_sharpness={unlearn.sharpness} with'
+          f' --unlearn_lora_rank={unlearn.lora_rank}. Wanted a length, such as'
+          ' --unlearn_sharpness=0.05, and no adapters.')
   adds = unlearn.loss == 'task_vector'
   yield adds and not everything, (
       '--unlearn_loss=task_vector contradicts --circuit_selection='

@@ -113,7 +113,8 @@ class RunConfig:
       ' terms), undial, wga (weighted gradient ascent), satimp, rmu, idk (learn'
       ' to refuse), dpo (prefer a refusal), task_vector (subtract what learning'
       ' adds) and quail (ascent with a margin in the logits). sure: npo on the'
-      ' matrices with the largest gradient. retain_only: the retain terms'
+      ' matrices with the largest gradient. saf: npo on every weight with the'
+      ' quantizer in the loop and --unlearn_sharpness. retain_only: the retain terms'
       ' without a forget term, on the circuit or on every weight; a control'
       ' that shows what training alone changes.', methods.METHODS,
       modes=config_fields.TRAINING_MODES)

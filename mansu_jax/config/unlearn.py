@@ -87,6 +87,11 @@ class UnlearnConfig:
       ' and that gradient itself (GU). Where the optimizer keeps directions, as'
       ' lars does and adam does not, forgetting then changes the other terms to'
       ' second order only. It takes a second gradient.')
+  sharpness: float = _field(
+      0.0, 'Length, in the norm of all trained weights, of a step uphill, at'
+      ' whose end the gradient is taken (SAM). So training looks for weights'
+      ' around which the loss is low as well. Doubles the cost of a step. 0: the'
+      ' gradient at the weights.')
   prompt_weight: float = _field(
       0.0, 'Weight of the KL on the tokens of the forget prompts themselves,'
       ' within the retain KL.')
@@ -277,7 +282,7 @@ class UnlearnConfig:
         'prompt_weight', 'swapped_batch', 'swapped_continuation',
         'swapped_weight', 'save_every', 'satimp_importance',
         'satimp_saturation', 'undial_strength', 'wga_power', 'rmu_coefficient',
-        'task_vector_scale', 'quail_margin',
+        'task_vector_scale', 'quail_margin', 'sharpness',
         'lora_rank', 'probe_every', 'patience', 'cooldown')
     fields.check(
         not self.patience or self.probe_every > 0,

@@ -69,6 +69,8 @@ class Problem:
     movable: bools that broadcast to theta; `tx` keeps the others where they
       are. They do not count as directions of an orthogonal gradient. None: all
       may move.
+    sharpness: length of a step along the gradient, at whose end the gradient is
+      taken that the update follows (SAM). 0: where the weights are.
   """
 
   theta: types.PyTree
@@ -80,6 +82,7 @@ class Problem:
   codes_changed: Callable[[types.PyTree], types.Array] | None = None
   orthogonal: bool = False
   movable: types.PyTree | None = None
+  sharpness: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,7 +139,8 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
   `tx` and `loss` close over (Fisher, code grids) in memory.
 
   Args:
-    problem: the step reads `tx`, `loss`, `orthogonal` and `movable` only.
+    problem: the step reads `tx`, `loss`, and what says how its gradient is
+      taken: `orthogonal`, `movable` and `sharpness`.
     shardings: shardings of the carry. The step returns it with the same ones;
       otherwise the next step would compile again.
 
@@ -151,6 +155,9 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
   if problem.orthogonal:
     gradient = functools.partial(
         _orthogonal_gradient, problem.loss, problem.movable)
+  if problem.sharpness:
+    gradient = functools.partial(
+        _sharp_gradient, gradient, problem.sharpness)
 
   @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
       shardings, None, None, None))
@@ -189,6 +196,20 @@ def _orthogonal_gradient(loss, movable, theta, *inputs):
   forget, kept = (jax.tree.map(lambda pair: pair[i], grads) for i in range(2))
   forget = transforms.remove_component(forget, kept)
   return jax.tree.map(jnp.add, forget, kept), metrics
+
+
+def _sharp_gradient(gradient, radius, theta, *inputs):
+  """The gradient at the end of a step uphill, and the metrics at its start.
+
+  References:
+    Foret et al., Sharpness-Aware Minimization, 2021 (arXiv 2010.01412)
+  """
+  grads, metrics = gradient(theta, *inputs)
+  norm = jnp.sqrt(sum(
+      jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+  share = radius / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+  uphill = jax.tree.map(lambda x, g: x + share * g, theta, grads)
+  return gradient(uphill, *inputs)[0], metrics
 
 
 def float32(theta: types.PyTree) -> types.PyTree:

@@ -184,6 +184,13 @@ class ConditionsTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, 'wanted --unlearn_orthogonal'):
         _check(*args, f'--unlearn_loss={loss}')
       args = (*args, '--unlearn_orthogonal')
+    if method == 'saf':
+      with self.assertRaisesRegex(ValueError, 'wanted --unlearn_quantizer_in'):
+        _check(*args, f'--unlearn_loss={loss}')
+      args = (*args[:-1], '--unlearn_quantizer_in_loop')
+      with self.assertRaisesRegex(ValueError, 'Wanted a length, such as'):
+        _check(*args, f'--unlearn_loss={loss}')
+      args = (*args, '--unlearn_sharpness=0.1')
     if method == 'sure':
       with self.assertRaisesRegex(ValueError, 'Wanted a share, such as'):
         _check(*args, f'--unlearn_loss={loss}')

@@ -156,6 +156,8 @@ class CallsTest(parameterized.TestCase):
       ('bfloat16_until_forgotten', *_WHOLE, '--circuit_resamples=0',
        '--unlearn_weights_dtype=bfloat16', '--unlearn_stop_forget=0.1',
        '--unlearn_saliency=0.3'),
+      ('quantized_weights', *_WHOLE[:-1], '--method=saf',
+       '--unlearn_sharpness=0.1', '--circuit_resamples=0'),
       ('neuron_with_measures', '--attribution_level=neuron',
        '--eval_hidden_questions=48', '--eval_recall_questions=24',
        '--eval_attacks=lora', '--eval_attack_steps=2',

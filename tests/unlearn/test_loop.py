@@ -68,6 +68,15 @@ class StepTest(parameterized.TestCase):
         tx=tx), steps=1)
     np.testing.assert_allclose(got['w'], [-0.5, 0.0, 0.0])
 
+  def test_sharpness_by_hand(self):
+    # The gradient of w^2 is 2 w; a step of length 0.5 along it leads from w
+    # to w (1 + 0.5 / |w|), and SGD of 0.25 moves by half of that.
+    theta, history = tiny.run(tiny.problem(sharpness=0.5), steps=1)
+    w = np.array(tiny.START)
+    np.testing.assert_allclose(
+        theta['w'], w - 0.5 * w * (1 + 0.5 / np.linalg.norm(w)), rtol=1e-6)
+    self.assertEqual(history[0]['loss'], 21.0)  # Where the weights are.
+
   def test_moved_is_a_share_of_all_weights_against_the_base(self):
     batch = np.array([1.0, 0.0, 0.0], np.float32)  # The first stays.
     _, history = tiny.run(batches=lambda step: batch, total_weights=8)

@@ -7,6 +7,7 @@ run's shapes. Reference states are zeros: their values change no shape.
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterable
 import dataclasses
 import itertools
 from typing import Any
@@ -19,9 +20,7 @@ from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.data import splits as splits_lib
-from mansu_jax.eval import generation
 from mansu_jax.models import assemble
-from mansu_jax.models import config as model_config
 from mansu_jax.models import layout as model_layout
 from mansu_jax.models import lora
 from mansu_jax.models import programs as model_programs
@@ -32,6 +31,7 @@ from mansu_jax.stages.circuit import programs as circuit_programs
 from mansu_jax.stages.prepare import abstract
 from mansu_jax.stages.prepare import generating
 from mansu_jax.stages.prepare import quantizer_rules
+from mansu_jax.stages.train import counted_base
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import probe as probe_lib
@@ -90,7 +90,7 @@ def references(
   mover = None if settings.all_weights else edits.routed_layer(
       settings.unlearn, model.circuit, mover)
   names = quantizer_rules.with_fixed_grid(settings.quant_schemes)
-  base = _CountedBase(model.config)
+  base = counted_base.CountedBase(model.config)
   batches = pools.make_batches(
       settings.unlearn, settings.data, splits, model.loaded,
       seed=settings.seed, reference=base.reference(), routed=mover is not None)
@@ -113,7 +113,9 @@ def references(
       settings.unlearn, splits.forget_train, model.tokenizer,
       chat=settings.data.chat, seed=settings.seed)
   if settings.all_weights:
-    edit = _whole_edit(model, settings)
+    views = dict.fromkeys(['fp', *(
+        names if settings.unlearn.quantizer_in_loop else ())])
+    edit = _whole_edit(model, settings, views)
     yield programs.hold(base=model.params, trained_weights=edit.theta)
     if settings.unlearn.saliency:
       total = saliency.matrices(edit.theta)
@@ -122,8 +124,8 @@ def references(
           'forget gradient', saliency.program(settings.unlearn, edit), total,
           edit.theta, edit.base, programs.shapes_of(training.with_margins(
               settings.unlearn, edit, batches)(0)), calls=saliency.BATCHES)
-    return Prepared(batches=batches, views={'fp': model.params}, edit=edit,
-                    whole=True, probe=probe)
+    return Prepared(batches=batches, views=views | {'fp': model.params},
+                    edit=edit, whole=True, probe=probe)
   slices = yield from circuit_programs.gather(model)
   theta = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       x.shape, jnp.float32, sharding=x.sharding), slices)
@@ -146,46 +148,6 @@ def references(
       batches=batches, views=views, edit=_edit(
           model, settings.export_dtype, theta, tuple(grids), views, mover),
       whole=False, probe=probe)
-
-
-class _CountedBase:
-  """A base that answers nothing, and counts what training asks of it.
-
-  Attributes:
-    rows: how often it runs packed rows of each shape.
-    slices_of_logits: how many slices give the priors of the answers.
-    written: batches of prompts that it continues.
-  """
-
-  def __init__(self, config: model_config.ModelConfig):
-    self._config = config
-    self.rows: collections.Counter = collections.Counter()
-    self.slices_of_logits = 0
-    self.written: list[generation.Batch] = []
-
-  def reference(self) -> pools.Reference:
-    """What training asks."""
-    return pools.Reference(
-        hidden=self._hidden, probabilities=self._probabilities, nll=self._nll,
-        write=self._write)
-
-  def _hidden(self, tokens, positions, segments):
-    del positions, segments
-    self.rows[tokens.shape] += 1
-    return np.zeros((*tokens.shape, self._config.d_model), np.float32)
-
-  def _probabilities(self, states):
-    size = self._config.vocab_size
-    return np.full((len(states), size), 1 / size, np.float32)
-
-  def _nll(self, states, labels):
-    del states
-    self.slices_of_logits += -(-len(labels) // pools.LOGITS)
-    return np.zeros(len(labels), np.float32)
-
-  def _write(self, prompts, most):
-    self.written += generation.batches(prompts, most)
-    return [[self._config.vocab_size - 1] * most] * len(prompts)
 
 
 def _grid(
@@ -225,8 +187,8 @@ def _edit(
 
 
 def _whole_edit(
-    model: abstract.AbstractModel, settings: settings_lib.Settings
-) -> edits.Edit:
+    model: abstract.AbstractModel, settings: settings_lib.Settings,
+    views: Iterable[str]) -> edits.Edit:
   """The edit of every weight, or of adapters; its weights are shapes."""
   options, dtype = settings.unlearn, jnp.dtype(settings.unlearn.weights_dtype)
   if options.lora_rank:
@@ -248,8 +210,8 @@ def _whole_edit(
     movable = whole_edits.trained_part(model.config, options)
   return edits.Edit(
       theta=theta, grids=(), base={'params': model.params},
-      views={'fp': loop.View(frozen=lambda: None)}, forward=forward,
-      unembed=unembed, merge=lambda theta: theta,
+      views=dict.fromkeys(views, loop.View(frozen=lambda: None)),
+      forward=forward, unembed=unembed, merge=lambda theta: theta,
       movable=movable,
       storage_dtype=jnp.dtype(settings.export_dtype))
 
@@ -321,12 +283,21 @@ def unlearn(
   rate = jax.ShapeDtypeStruct((), jnp.float32)
   for name, view in prepared.views.items():
     calls = steps_at[name]
-    if view is None:
-      view = yield from _quantized_anew(
-          model, name, calls, held | trained)
     seen = None if prepared.whole else jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=x.sharding), theta)
+    if view is None and prepared.whole:
+      twice = 1 + options.quantized_reference  # For the references as well.
+      yield programs.hold(
+          **held, **trained, quantized_weights=programs.like(jax.eval_shape(
+              loop.float32, theta), theta))
+      seen = yield from model_programs.quantize(
+          theta, name, calls=twice * calls)
+      seen = programs.like(jax.eval_shape(loop.float32, seen), theta)
+      view = model.params
+    elif view is None:
+      view = yield from _quantized_anew(
+          model, name, calls, held | trained)
     frozen = edit.base | {'params': view}
     if options.quantized_reference and name != 'fp':
       yield programs.program(

@@ -138,6 +138,7 @@ def make_problem(
       tx=edits.make_transform(options, tx_options, edit, fisher),
       loss=make_loss(options, edit.forward, edit.unembed),
       orthogonal=options.orthogonal, movable=edit.movable,
+      sharpness=options.sharpness,
       views=_views(options, edit),
       base=edit.base, codes_changed=codes_changed, rates=_rates(options))
 

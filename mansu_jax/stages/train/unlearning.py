@@ -139,10 +139,12 @@ def _make_edit(
     settings: Settings, model: loading.LoadedModel, found: attribution.Found,
     mover: int | None) -> edits.Edit:
   """The trained weights: the circuit's, all, or adapters."""
+  names = quantizer_rules.with_fixed_grid(settings.quant_schemes)
   if settings.all_weights:
-    return whole_edits.make(model, settings.unlearn, seed=settings.seed)
+    return whole_edits.make(
+        model, settings.unlearn, seed=settings.seed,
+        scheme_names=names if settings.unlearn.quantizer_in_loop else ())
   return edits.circuit_edit(
-      model, found.circuit,
-      quantizer_rules.with_fixed_grid(settings.quant_schemes),
+      model, found.circuit, names,
       quantized_views=settings.unlearn.quantizer_in_loop,
       storage_dtype=settings.export_dtype, movable=found.movable, mover=mover)

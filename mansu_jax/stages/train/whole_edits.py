@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.config import run as run_config
@@ -24,19 +26,21 @@ from mansu_jax.unlearn import loop
 
 def make(
     model: loading.LoadedModel, options: run_config.UnlearnConfig, *,
-    seed: int) -> edits.Edit:
+    seed: int, scheme_names: Sequence[str] = ()) -> edits.Edit:
   """The edit that the options ask for.
 
   Args:
     model: the base.
     options: rank and scale of adapters, and dtype of the weights.
     seed: of the adapters.
+    scheme_names: quantizers in the loop, without adapters.
   """
   if options.lora_rank:
     return lora_edit(
         model, options.lora_rank, options.lora_alpha, seed=seed)
   return full_edit(
-      model, options.weights_dtype, trained_part(model.config, options))
+      model, options.weights_dtype, trained_part(model.config, options),
+      scheme_names)
 
 
 def trained_part(
@@ -65,7 +69,8 @@ def trained_part(
 
 def full_edit(
     model: loading.LoadedModel, dtype: Any = 'float32',
-    movable: types.PyTree | None = None) -> edits.Edit:
+    movable: types.PyTree | None = None,
+    scheme_names: Sequence[str] = ()) -> edits.Edit:
   """Trains every weight.
 
   Args:
@@ -73,6 +78,7 @@ def full_edit(
     dtype: in which the weights are stored between steps. In bfloat16, theta_0
       is the base rounded to the nearest bfloat16.
     movable: from `trained_part`.
+    scheme_names: adds a view of the model under each quantizer.
   """
   params, dtype = model.params, jnp.dtype(dtype)
   theta = jax.tree.map(lambda x: edits.cast(x, dtype), params)
@@ -86,11 +92,24 @@ def full_edit(
   base = {'params': params}
   return edits.Edit(
       theta=theta, grids=(), base=base,
-      views={'fp': loop.View(frozen=lambda: base)},
+      views={'fp': loop.View(frozen=lambda: base)} | {
+          name: loop.View(frozen=lambda: base, quantize=functools.partial(
+              _quantized, layout.block_layout(model.config), name))
+          for name in scheme_names},
       forward=forward, unembed=unembed,
       merge=lambda theta: jax.tree.map(
           lambda x, like: edits.cast(x, like.dtype), theta, params),
       movable=movable, report=edits.describe('all', theta, **more))
+
+
+def _quantized(
+    block_layout: types.PyTree, name: str, theta: types.PyTree
+) -> types.PyTree:
+  """Decoded values under a quantizer, float32 in new buffers."""
+  found = quant.fake_quantize(theta, name, block_layout)
+  return jax.tree.map(
+      lambda new, old: jnp.array(new, jnp.float32, copy=new is old), found,
+      theta)
 
 
 def _share_that_differs(params: types.Params, theta: types.PyTree) -> float:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from mansu_jax import quant
 from mansu_jax import tree_paths
 from mansu_jax.config import run as run_config
 from mansu_jax.models import decoder
@@ -97,6 +98,28 @@ class FullEditTest(parameterized.TestCase):
              for kind in ('all', 'bfloat16')}
     self.assertGreater(moved['all'], 0.9)
     self.assertBetween(moved['bfloat16'], 0.0, 0.5)
+
+
+class QuantizedViewTest(absltest.TestCase):
+
+  def test_steps_take_turns_at_the_quantized_weights(self):
+    options = _options('all', quantizer_in_loop=True, fp_steps=1)
+    edit = whole_edits.make(
+        problem.model(), options, seed=0, scheme_names=('nf4',))
+    self.assertEqual([*edit.views], ['fp', 'nf4'])
+    seen = tree_paths.flatten(edit.views['nf4'].quantize(edit.theta))
+    want = tree_paths.flatten(quant.fake_quantize(
+        problem.model().params, 'nf4', layout.block_layout(problem.CONFIG)))
+    for name, x in tree_paths.flatten(edit.theta).items():
+      np.testing.assert_array_equal(seen[name], want[name], name)
+      self.assertIsNot(seen[name], x)  # The step may take over x's memory.
+    batch = problem.batch(problem.hidden_of_model())
+    done = training.unlearn(
+        options, _PLAIN, edit, None, lambda step: batch, total_weights=1)
+    np.testing.assert_array_equal(done['history']['view'], [0, 1] * 3)
+    nll = done['history']['forget_nll']
+    self.assertGreater(nll[-2], nll[0])
+    self.assertGreater(nll[-1], nll[1])
 
 
 class LoraEditTest(parameterized.TestCase):
