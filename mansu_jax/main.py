@@ -29,7 +29,7 @@ Exit status:
   2: bad input, workdir in use, or a file that cannot be read or written
   3: the verdict is not `passed` (with --fail_on_verdict)
   4: the planned run does not fit the devices
-  75: stopped by SIGTERM or ctrl-C; the same command resumes a run or an audit
+  75: stopped by SIGTERM or ctrl-C; the same command resumes what it stopped
   134: timed out waiting for another process (with --mesh_distributed)
 """
 
@@ -126,8 +126,8 @@ def _should_log(record: Any) -> bool:
 
 def _effect_of_repeating(flag_values: flags.FlagValues) -> str:
   """What the same command does after a stop, as a verb phrase."""
-  return ('resumes the run' if flag_values.mode in (
-      'unlearn', 'audit', 'compare', 'tune') else 'starts again from the beginning')
+  resumes = flag_values.mode in ('unlearn', 'audit', 'compare', 'tune')
+  return 'resumes the run' if resumes else 'starts again from the beginning'
 
 
 def main(

@@ -19,7 +19,8 @@ class CompareConfig:
   flagfiles: tuple[str, ...] = _field(
       (), 'A flagfile for each method, separated by commas: the flags in which'
       ' it differs from the command. Its name without the ending names the'
-      ' method. Required for --mode=compare.')
+      ' method; NAME=FILE gives another. All are compared with the first.'
+      ' Required for --mode=compare.')
   seeds: int = _field(
       3, 'Runs of each method, with --seed and the seeds that follow it.',
       maximum=MAX_SEEDS)
@@ -27,8 +28,19 @@ class CompareConfig:
   def __post_init__(self):
     fields.check_fields(self, 'compare')
     fields.check_minimum(self, 'compare', 1, 'seeds')
-    names = [pathlib.PurePath(path).stem for path in self.flagfiles]
     fields.check(
-        len(set(names)) == len(names) and all(names), '--compare_flagfiles='
-        f'{",".join(self.flagfiles)} names a method twice or not at all; wanted'
-        ' flagfiles of different names.')
+        len(self.methods) == len(self.flagfiles) and all(
+            name and path for name, path in self.methods.items()),
+        f'--compare_flagfiles={",".join(self.flagfiles)} names a method twice or'
+        ' not at all; wanted flagfiles of different names, or NAME=FILE.')
+
+  @property
+  def methods(self) -> dict[str, str]:
+    """Flagfile of each method, by its name."""
+    found = {}
+    for entry in self.flagfiles:
+      name, given, path = entry.partition('=')
+      if not given or '/' in name:  # A path may hold a = as well.
+        name, path = pathlib.PurePath(entry).stem, entry
+      found[name] = path
+    return found

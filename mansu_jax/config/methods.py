@@ -82,6 +82,8 @@ def check(config: Any) -> None:
   Args:
     config: A `config.run.RunConfig`.
   """
+  if config.mode in fields.MODES_OF_CELLS:
+    return  # Its runs are checked, each with the flags of its method.
   fields.check(
       config.method != 'mansu' or config.circuit.selection != 'all',
       '--circuit_selection=all is for baselines: give --method=graddiff,'

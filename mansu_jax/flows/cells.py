@@ -1,12 +1,15 @@
 """The runs of a comparison or a search: each is an ordinary run.
 
 Each has a workdir of its own within that of the whole, so that a stopped
-comparison resumes, and finished cells are read.
+comparison resumes, and finished cells are read. Peak memory in the record of a
+cell is that of the whole so far.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import gc
 import json
 import pathlib
@@ -14,18 +17,23 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mansu_jax.config import compare
 from mansu_jax.config import fields
 from mansu_jax.config import flags as flags_lib
 from mansu_jax.config import mode_checks
 from mansu_jax.config import run as run_config
-from mansu_jax.config import tune
 from mansu_jax.flows import unlearn
+from mansu_jax.models.io import loading
+from mansu_jax.runtime import files
 from mansu_jax.runtime import processes
+from mansu_jax.runtime import workdir
+from mansu_jax.stages import checks
+from mansu_jax.unlearn import loop
 
 # A model that answers less than this share of what the base did has collapsed.
 _COLLAPSED = 0.5
-_KEPT = ('retain_heldout', 'retain')  # Judged on the first that is measured.
+_DIVERGED = 'diverged.json'
+# What all cells share, so that their figures compare.
+_SHARED = ('model', 'data', 'eval', 'quant_schemes', 'export_dtype')
 
 
 class Cell(NamedTuple):
@@ -41,8 +49,8 @@ class Cell(NamedTuple):
 
 
 def make(
-    config: run_config.RunConfig, name: str, folder: str, *args: str, where: str
-) -> Cell:
+    config: run_config.RunConfig, name: str, folder: str, *args: str,
+    seed: int, where: str) -> Cell:
   """A cell with the flags of the command and its own.
 
   Args:
@@ -50,58 +58,110 @@ def make(
     name: of the cell.
     folder: of its workdir, within that of the whole.
     *args: its own flags, as on the command line.
+    seed: of the cell.
     where: what an error names: a file or a flag.
 
   Raises:
-    ValueError: a flag is unknown, has no effect or contradicts another.
+    ValueError: a flag is unknown, has no effect, contradicts another, or is one
+      that all cells share.
   """
-  lines = flags_lib.to_flagfile(dataclasses.replace(
-      config, mode='unlearn', compare=compare.CompareConfig(),
-      tune=tune.TuneConfig())).splitlines()
-  made = flags_lib.parse(
-      *lines, *args, f'--workdir={pathlib.Path(config.workdir) / folder}',
-      *[] if config.resume else ['--noresume'], where=where)
-  fields.check(
-      made.mode == 'unlearn', f'{where} has --mode={made.mode}; wanted flags of'
-      ' an unlearning run. Leave the mode out.')
+  lines = [line for line in flags_lib.to_flagfile(config).splitlines()
+           if not line.startswith(('--mode=', '--compare_', '--tune_'))]
+  made = flags_lib.parse(*lines, *args, where=where)
+  for stage in ('mode', 'seed', 'workdir', 'resume', 'fail_on_verdict',
+                *_SHARED):
+    got = getattr(made, stage)
+    wanted = {'mode': 'unlearn', 'workdir': '', 'resume': True}.get(
+        stage, getattr(config, stage))
+    fields.check(
+        got == wanted, f'{where} sets --{stage} of a single run; wanted flags of'
+        ' a method. All runs have the same model, data and evaluation: give'
+        ' these in the command.')
+  made = dataclasses.replace(
+      made, seed=seed, resume=config.resume,
+      workdir=str(pathlib.Path(config.workdir) / folder))
   mode_checks.check_unread_flags(made)
   return Cell(name, made)
 
 
-def record(cell: Cell) -> dict[str, Any]:
-  """The record of a cell: read if it is there, else made.
+@dataclasses.dataclass(frozen=True)
+class Checked:
+  """Cells whose flags, data and workdirs were checked. Collective.
+
+  Attributes:
+    cells: in the order in which they run.
+    hashes: `{name: SHA-256}` of the files that each of them reads.
+  """
+
+  cells: Sequence[Cell]
+  hashes: Mapping[Cell, Mapping[str, str]]
+
+
+def check(cells: Sequence[Cell]) -> Checked:
+  """Checks everything but the model before the first run.
 
   Raises:
-    DivergedError: the run diverged.
+    ValueError: bad flags or data, or a workdir that holds another run.
+  """
+  def model_hash():
+    return loading.sha256(loading.find(
+        cells[0].config.model, cells[0].config.model_ignore_fields).files)
+
+  model = processes.raise_on_all(model_hash)
+  return Checked(cells, {
+      cell: checks.read(cell.config).hashes | {'model': model}
+      for cell in cells})
+
+
+def record(
+    checked: Checked, cell: Cell,
+    then: Callable[[pathlib.Path], None] = lambda root: None) -> dict[str, Any]:
+  """The record of a cell: read if it is there, else made.
+
+  Args:
+    checked: what `check` returned.
+    cell: one of its cells.
+    then: called with the workdir of a run that has ended.
+
+  Raises:
+    DivergedError: the run diverged, now or before.
     ValueError: bad input.
   """
-  path, flags = cell.root / 'record.json', cell.root / 'flags.txt'
-  finished = lambda: (
-      cell.config.resume and path.is_file() and flags.is_file()
-      and flags.read_text('utf-8') == flags_lib.to_flagfile(cell.config))
-  if not processes.broadcast_from_primary(finished):
-    unlearn.run(cell.config)
-    jax.clear_caches()  # Each setting has programs of its own.
-    gc.collect()
+  hashes = checked.hashes[cell]
+  identity = {'flags': flags_lib.to_flagfile(cell.config),
+              'hashes': dict(hashes)}
+  note = cell.root / _DIVERGED
+
+  def earlier():
+    if not (cell.config.resume and note.is_file()):
+      return None
+    found = json.loads(note.read_text('utf-8'))
+    error = found.pop('error')
+    return error if found == identity else None
+
+  if not (cell.config.resume and workdir.is_finished(cell.config, hashes)):
+    if error := processes.broadcast_from_primary(earlier):
+      raise loop.DivergedError(error)
+    try:
+      unlearn.run(cell.config)
+    except loop.DivergedError as error:
+      processes.broadcast_from_primary(functools.partial(
+          files.write_json, note, identity | {'error': str(error)}))
+      raise
+    finally:
+      jax.clear_caches()  # Each setting has programs of its own.
+      gc.collect()
+    processes.broadcast_from_primary(lambda: then(cell.root))
   return processes.broadcast_from_primary(
-      lambda: json.loads(path.read_text('utf-8')))
-
-
-def kept(record: dict[str, Any]) -> dict[str, tuple[float, float]]:
-  """Accuracy on held-out facts, or retained ones without: (base, unlearned).
-
-  By precision; {} if neither is measured.
-  """
-  for split in _KEPT:
-    if split in record['accuracy']:
-      found = record['accuracy'][split]
-      return {precision: tuple(
-          found[model][precision]['value'] for model in ('base', 'unlearned'))
-              for precision in found['base']}
-  return {}
+      lambda: json.loads((cell.root / 'record.json').read_text('utf-8')))
 
 
 def collapsed(record: dict[str, Any]) -> bool:
-  """Whether the model lost half of what it should keep, in full precision."""
-  before, after = kept(record).get('fp', (0.0, 0.0))
-  return after < _COLLAPSED * before
+  """Whether the model lost half of what it should keep, at any precision."""
+  for split in ('retain_heldout', 'retain'):
+    if split in record['accuracy']:
+      before, after = (
+          record['accuracy'][split][model] for model in ('base', 'unlearned'))
+      return any(after[p]['value'] < _COLLAPSED * before[p]['value']
+                 for p in before)
+  return False

@@ -27,6 +27,7 @@ from mansu_jax.unlearn import loop
 # Keys of a record whose figures have a precision.
 _FIGURES = ('accuracy', 'forgetting', 'ptq_gap', 'ptq_gap_base',
             'ptq_gap_adjusted', 'perplexity', 'survival', 'attacks')
+_OF_THE_RUN = ('properties', 'structure', 'cad', 'as_nc', 'stages')
 
 
 @workdir.locked
@@ -45,56 +46,65 @@ def run(config: run_config.RunConfig) -> str:
     model collapsed.
 
   Raises:
-    ValueError: bad input. Flags are checked before any long work.
+    ValueError: bad input, found before any long work.
   """
-  cells = list(_cells(config))
+  checked = cells_lib.check(processes.raise_on_all(lambda: _cells(config)))
   root = workdir.open_workdir(config, {
-      path: loading.sha256([path]) for path in config.compare.flagfiles})
+      path: loading.sha256([path]) for path in config.compare.methods.values()})
   records, failed = {}, {}
-  for number, cell in enumerate(cells, 1):
-    logging.info('Cell %d of %d: %s, seed %d', number, len(cells), cell.name,
-                 cell.config.seed)
+  for number, cell in enumerate(checked.cells, 1):
+    logging.info('Cell %d of %d: %s, seed %d', number, len(checked.cells),
+                 cell.name, cell.config.seed)
     try:
-      records[cell] = cells_lib.record(cell)
+      records[cell] = cells_lib.record(checked, cell)
     except loop.DivergedError as error:
       logging.warning('%s: %s', cell.root, error)
       failed[cell] = str(error)
-    text = _text(cells, records, failed)
-    processes.broadcast_from_primary(
-        lambda text=text: files.write_text(root / 'table.md', text))
-    processes.broadcast_from_primary(lambda: files.write_json(
-        root / 'table.json', [
-            row for cell in cells[:number] for row in _rows(
-                cell, records.get(cell), failed.get(cell))]))
-  found = processes.broadcast_from_primary(lambda: _differences(records))
+    text = _text(list(config.compare.methods), records, failed)
+    _write(root, text, [row for done in checked.cells[:number] for row in _rows(
+        done, records.get(done), failed.get(done))], {})
+  first, *_ = config.compare.methods
+  found = processes.broadcast_from_primary(
+      lambda: _differences(first, records))
   if found:
-    text += '\n' + table.differences(found, next(iter(records)).name)
-    processes.broadcast_from_primary(
-        lambda: files.write_text(root / 'table.md', text))
-  processes.broadcast_from_primary(
-      lambda: files.write_json(root / 'differences.json', found))
+    text += '\n' + table.differences(found, first)
+  elif len(config.compare.methods) > 1:
+    text += (f'\nNo differences: {first} and the others have no seed in common'
+             ' that both have finished without a collapse.\n')
+  _write(root, text, None, found)
   return text
 
 
-def _differences(
-    records: dict[cells_lib.Cell, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-  """`{method: {measure: estimate}}` of all methods but the first finished one.
+def _write(
+    root: pathlib.Path, text: str, rows: list[dict[str, Any]] | None,
+    found: dict[str, Any]) -> None:
+  """Writes the tables; rows of None stay as they are."""
+  def write():
+    files.write_text(root / 'table.md', text)
+    files.write_json(root / 'differences.json', found)
+    if rows is not None:
+      files.write_json(root / 'table.json', rows)
 
-  Seeds count that both methods have finished.
+  processes.broadcast_from_primary(write)
+
+
+def _differences(
+    first: str, records: dict[cells_lib.Cell, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+  """`{method: {measure: estimate}}` of all methods less the first one.
+
+  Seeds count that both methods have finished without a collapse.
   """
-  by_method: dict[str, dict[int, differences.Run]] = {}
-  for cell in records:
-    by_method.setdefault(cell.name, {})[cell.config.seed] = (
-        differences.read(cell.root))
-  (_, reference), *others = by_method.items() or [('', {})]
-  found = {}
-  for method, runs in others:
+  by_method: dict[str, dict[int, differences.Run]] = {first: {}}
+  for cell, record in records.items():
+    if not cells_lib.collapsed(record):
+      by_method.setdefault(cell.name, {})[cell.config.seed] = (
+          differences.read(cell.root))
+  found, reference = {}, by_method.pop(first)
+  for method, runs in by_method.items():
     if seeds := sorted(runs.keys() & reference.keys()):
-      try:
-        found[method] = differences.between(
-            *([side[seed] for seed in seeds] for side in (runs, reference)))
-      except ValueError as error:
-        logging.warning('No differences of %s: %s', method, error)
+      found[method] = differences.between(
+          *([side[seed] for seed in seeds] for side in (runs, reference)))
   p_values = differences.adjusted(found)
   return {method: {
       measure: one.estimate.record() | {
@@ -102,19 +112,18 @@ def _differences(
       for measure, one in of.items()} for method, of in found.items()}
 
 
-def _cells(config: run_config.RunConfig) -> Iterator[cells_lib.Cell]:
+def _cells(config: run_config.RunConfig) -> list[cells_lib.Cell]:
   """The cells, seed by seed; their flags are checked."""
   fields.check(
       bool(config.compare.flagfiles and config.workdir),
       f'--mode=compare has --compare_flagfiles='
       f'{",".join(config.compare.flagfiles)} and --workdir={config.workdir};'
       ' wanted both. Give a flagfile for each method, and a folder.')
-  for seed in range(config.seed, config.seed + config.compare.seeds):
-    for path in config.compare.flagfiles:
-      name = pathlib.Path(path).stem
-      yield cells_lib.make(
-          config, name, f'{name}/s{seed}', f'--flagfile={path}',
-          f'--seed={seed}', where=path)
+  return [
+      cells_lib.make(config, name, f'{name}/s{seed}', f'--flagfile={path}',
+                     seed=seed, where=path)
+      for seed in range(config.seed, config.seed + config.compare.seeds)
+      for name, path in config.compare.methods.items()]
 
 
 def _rows(
@@ -136,7 +145,7 @@ def _rows(
     yield row | {'precision': None}
     return
   row['collapsed'] = cells_lib.collapsed(record)
-  row['properties'] = record['properties']
+  row |= {key: record.get(key) for key in _OF_THE_RUN}
   for precision in ('fp', *cell.config.quant_schemes):
     yield row | {'precision': precision} | {
         key: found for key in _FIGURES if (
@@ -155,16 +164,17 @@ def _at(tree: Any, precision: str) -> Any:
 
 
 def _text(
-    cells: list[cells_lib.Cell], records: dict[cells_lib.Cell, dict[str, Any]],
+    names: list[str], records: dict[cells_lib.Cell, dict[str, Any]],
     failed: dict[cells_lib.Cell, str]) -> str:
   """The tables of the finished cells, and what went wrong with others."""
-  names = list(dict.fromkeys(cell.name for cell in cells))
   rows = sorted(records, key=lambda cell: names.index(cell.name))
-  found = rows and table.compare(
-      [records[cell] for cell in rows], [cell.name for cell in rows]) or ''
-  notes = [f'- {cell.name}, seed {cell.config.seed}, has no row: {error}'
-           for cell, error in failed.items()]
-  notes += [f'- {cell.name}, seed {cell.config.seed}, collapsed: it answers'
-            ' less than half of the facts to keep that the base does.'
+  parts = []
+  if rows:
+    parts.append(table.compare(
+        [records[cell] for cell in rows], [cell.name for cell in rows]))
+  parts += [f'- {cell.name}, seed {cell.config.seed}, has no row: {error}\n'
+            for cell, error in failed.items()]
+  parts += [f'- {cell.name}, seed {cell.config.seed}, collapsed: it answers less'
+            ' than half of the held-out facts that the base does.\n'
             for cell in rows if cells_lib.collapsed(records[cell])]
-  return '\n'.join([found, *notes, '']) if notes else found
+  return ''.join(parts)

@@ -1,8 +1,8 @@
 """`--mode=tune`: finds settings by successive halving, and writes a flagfile.
 
 Each setting of a grid is tried with few steps; the better half goes on with
-more (Jamieson and Talwalkar 2016). A trial is an ordinary run in
-WORKDIR/STEPS/NUMBER. Of the settings that keep held-out facts within
+more (Jamieson and Talwalkar 2016). A trial is a run in WORKDIR/STEPS/NUMBER
+without measures that do not choose, and without its weights. Of the settings that keep held-out facts within
 `--tune_drop`, the one that forgets most is the best. It is chosen on the
 questions that it was judged on: judge it again on others.
 
@@ -13,11 +13,13 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-import itertools
+from collections.abc import Sequence
+import dataclasses
 import math
 import pathlib
-from typing import Any, NamedTuple
+import random
+import shutil
+from typing import NamedTuple
 
 from absl import logging
 import numpy as np
@@ -33,7 +35,11 @@ from mansu_jax.runtime import processes
 from mansu_jax.runtime import workdir
 from mansu_jax.unlearn import loop
 
-_READINGS = ('choice', 'choice_unseen')
+# Measures that do not choose a setting.
+_NOT_MEASURED = {
+    'cad_pairs': 0, 'lens_questions': 0, 'generations': 0,
+    'hidden_questions': 0, 'recall_questions': 0, 'attacks': ()}
+_STAGES = ('attribution', 'circuit', 'fisher', 'edit', 'unlearn')
 _CAPTION = (
     'Trials, the best first. Known: share of the base\'s knowledge that is left'
     ' in the worst reading and precision. Drop: what is lost of the accuracy on'
@@ -47,10 +53,11 @@ class Trial(NamedTuple):
   Attributes:
     setting: values of the flags of the grid, as text.
     steps: of training; 0: as many as a run takes.
-    known: share of the base's knowledge that is left, in the worst of the
-      choice readings and precisions; inf if training diverged.
+    known: share of the base's knowledge that is left, in the worst reading and
+      precision, as F judges it; inf if a reading cannot tell, or training
+      diverged.
     drop: accuracy on held-out facts that is lost, at the worst precision.
-    collapsed: whether the model lost half of it.
+    collapsed: whether the model lost half of it, or training diverged.
   """
 
   setting: tuple[tuple[str, str], ...]
@@ -59,9 +66,14 @@ class Trial(NamedTuple):
   drop: float
   collapsed: bool
 
+  def within(self, most: float) -> bool:
+    """Whether it may be chosen, for a largest drop."""
+    return not self.collapsed and self.drop <= most and (
+        math.isfinite(self.known))
+
   def rank(self, most: float) -> tuple[bool, bool, float, float]:
     """Sorts trials, the best first, for a largest drop."""
-    within = self.drop <= most and math.isfinite(self.known)
+    within = self.within(most)
     return (self.collapsed, not within,
             self.known if within else self.drop, self.drop)
 
@@ -80,29 +92,34 @@ def run(config: run_config.RunConfig) -> str:
     ValueError: bad input, found before any long work; or no setting that was
       tried keeps enough.
   """
-  settings, rounds = _settings(config), config.tune.steps
-  cells = [_cells(config, settings, steps) for steps in rounds]  # Checked.
+  settings = processes.raise_on_all(lambda: _settings(config))
+  rounds = [processes.raise_on_all(lambda n=steps: _cells(config, settings, n))
+            for steps in config.tune.steps]
+  checked = cells_lib.check([cell for made in rounds for cell in made.values()])
   root = workdir.open_workdir(config, {})
-  trials: list[Trial] = []
-  for steps, made in zip(rounds, cells):
-    found = []
+  earlier: list[Trial] = []
+  for steps, made in zip(config.tune.steps, rounds):
+    found: list[Trial] = []
     for number, setting in enumerate(settings, 1):
-      cell = made[setting]
       logging.info('Trial %d of %d with %s steps: %s', number, len(settings),
-                   steps or 'all', cell.name)
-      found.append(_trial(setting, steps, cell))
-    found.sort(key=lambda trial: trial.rank(config.tune.drop))
-    trials = found + trials
-    _write(root, trials, config.tune.drop)
-    settings = [trial.setting for trial in found[:-(-len(found) // 2)]]
-  best = trials[0]
+                   steps or 'all', _name(setting))
+      found.append(_trial(setting, steps, checked, made[setting]))
+      found.sort(key=lambda trial: trial.rank(config.tune.drop))
+      _write(root, [*found, *earlier], config.tune.drop)
+    earlier = [*found, *earlier]
+    better = found[:-(-len(found) // 2)]
+    settings = [trial.setting for trial in better if not trial.collapsed]
+    if not settings:
+      break
+  best = found[0]
   fields.check(
-      best.drop <= config.tune.drop and math.isfinite(best.known),
-      f'The best of {len(found)} settings loses {best.drop:.3f} of the accuracy'
-      f' on held-out facts; wanted at most --tune_drop={config.tune.drop}.'
+      best.within(config.tune.drop),
+      f'No setting loses at most --tune_drop={config.tune.drop} of the accuracy'
+      f' on held-out facts; wanted one. The best loses {best.drop:.3f}.'
       f' {root / "table.md"} has all trials. Try milder values, or allow more.')
-  processes.broadcast_from_primary(lambda: files.write_text(
-      root / 'tuned.flags', _flagfile(best)))
+  flags = _flagfile(config, best, made[best.setting])
+  processes.broadcast_from_primary(
+      lambda: files.write_text(root / 'tuned.flags', flags))
   return (f'{_table(found, config.tune.drop)}\n\n'
           f'{root / "tuned.flags"}: {_name(best.setting)}\n')
 
@@ -111,33 +128,43 @@ def _settings(
     config: run_config.RunConfig) -> list[tuple[tuple[str, str], ...]]:
   """The settings to try, in the order of the grid."""
   fields.check(
-      bool(config.tune.grid and config.workdir),
-      f'--mode=tune has --tune_grid={",".join(config.tune.grid)} and --workdir='
-      f'{config.workdir}; wanted both. Give flags with values to try, and a'
-      ' folder.')
+      bool(config.tune.grid and config.workdir and config.data.heldout),
+      f'--mode=tune has --tune_grid={",".join(config.tune.grid)}, --workdir='
+      f'{config.workdir} and --data_heldout={",".join(config.data.heldout)};'
+      ' wanted all three. Give flags with values to try, a folder, and facts by'
+      ' which to judge what a setting costs.')
   grid = config.tune.values
-  every = [tuple(zip(grid, values))
-           for values in itertools.product(*grid.values())]
-  if len(every) > config.tune.trials:
-    drawn = np.random.default_rng(config.seed).choice(
-        len(every), config.tune.trials, replace=False)
-    every = [every[i] for i in sorted(drawn)]
-  return every
+  sizes = [len(values) for values in grid.values()]
+  count = math.prod(sizes)
+  chosen = range(count)
+  if count > config.tune.trials:
+    chosen = sorted(random.Random(config.seed).sample(
+        chosen, config.tune.trials))
+  return [tuple((name, grid[name][i]) for name, i in zip(
+      grid, np.unravel_index(number, sizes))) for number in chosen]
 
 
 def _cells(
     config: run_config.RunConfig,
     settings: Sequence[tuple[tuple[str, str], ...]], steps: int
-) -> Mapping[tuple[tuple[str, str], ...], cells_lib.Cell]:
+) -> dict[tuple[tuple[str, str], ...], cells_lib.Cell]:
   """The run of each setting; their flags are checked."""
+  whole = dataclasses.replace(
+      config, circuit=dataclasses.replace(config.circuit, resamples=0),
+      eval=dataclasses.replace(config.eval, **_NOT_MEASURED))
   out = {}
   for number, setting in enumerate(settings):
     given = [f'--{name}={value}' for name, value in setting]
     if steps:
       given.append(f'--unlearn_steps={steps}')
     out[setting] = cells_lib.make(
-        config, _name(setting), f'{steps or "all"}_steps/{number}', *given,
-        where='--tune_grid')
+        whole, _name(setting), f'{steps or "all"}_steps/{number}', *given,
+        seed=config.seed, where='--tune_grid')
+  fields.check(
+      len({dataclasses.replace(cell.config, workdir='')
+           for cell in out.values()}) == len(out),
+      f'--tune_grid={",".join(config.tune.grid)} has settings that are equal;'
+      ' wanted different values, not 1e-4 and 0.0001.')
   return out
 
 
@@ -146,37 +173,31 @@ def _name(setting: Sequence[tuple[str, str]]) -> str:
 
 
 def _trial(
-    setting: tuple[tuple[str, str], ...], steps: int, cell: cells_lib.Cell
-) -> Trial:
+    setting: tuple[tuple[str, str], ...], steps: int,
+    checked: cells_lib.Checked, cell: cells_lib.Cell) -> Trial:
   try:
-    record = cells_lib.record(cell)
+    record = cells_lib.record(checked, cell, _remove_weights)
   except loop.DivergedError as error:
     logging.warning('%s: %s', cell.name, error)
     return Trial(setting, steps, math.inf, math.inf, True)
-  kept = cells_lib.kept(record)
+  properties = record['properties']
+  drops = [found['value']
+           for found in properties['R']['by_precision'].values()]
+  # phi is the share of the base's knowledge that is gone.
+  known = [math.inf if phi['value'] is None else 1 - phi['value']
+           for found in properties['F'].get('by_reading', {}).values()
+           for phi in found.values()]
   fields.check(
-      bool(kept), 'No held-out or retained facts are asked; wanted some, by'
-      ' which a setting is judged. Give --data_heldout=H.')
-  return Trial(
-      setting, steps, _known(record),
-      max(before - after for before, after in kept.values()),
-      cells_lib.collapsed(record))
+      bool(known), 'No question tells how much is forgotten; wanted `near` or'
+      ' `far` questions about the forget set that the base answers. Add some.')
+  return Trial(setting, steps, max(known), max(drops),
+               cells_lib.collapsed(record))
 
 
-def _known(record: Mapping[str, Any]) -> float:
-  """What is left of the base's knowledge, where most is left.
-
-  Raises:
-    ValueError: no question can tell.
-  """
-  found = [one['value'] for reading in _READINGS
-           for one in record['forgetting'].get(reading, {}).get(
-               'known', {}).values() if one.get('value') is not None]
-  fields.check(
-      bool(found), 'No choice question tells how much is forgotten; wanted'
-      ' `near` or `far` questions about the forget set that the base answers.'
-      ' Add some.')
-  return max(found)
+def _remove_weights(root: pathlib.Path) -> None:
+  """A trial's model and checkpoints: its edit is enough."""
+  for name in ('model', 'checkpoints'):
+    shutil.rmtree(root / name, ignore_errors=True)
 
 
 def _table(trials: Sequence[Trial], most: float) -> str:
@@ -203,8 +224,16 @@ def _write(root: pathlib.Path, trials: Sequence[Trial], most: float) -> None:
   processes.broadcast_from_primary(write)
 
 
-def _flagfile(best: Trial) -> str:
-  lines = [f'--{name}={value}' for name, value in best.setting]
+def _flagfile(
+    config: run_config.RunConfig, best: Trial, cell: cells_lib.Cell) -> str:
+  """The flags of the method with the best setting, for runs and comparisons."""
+  kept = ('method', *(f'{stage}_' for stage in _STAGES))
+  lines = [
+      line for name, field, value in run_config.options(dataclasses.replace(
+          cell.config, circuit=dataclasses.replace(
+              cell.config.circuit, resamples=config.circuit.resamples)))
+      if name.startswith(kept) and value != field.default
+      for line in fields.flag_lines(name, value)]
   return '\n'.join([
       f'# Chosen by --mode=tune: known {best.known:.3f}, drop {best.drop:.3f},'
       ' on', '# the questions that chose it. Judge it on others.', *lines, ''])

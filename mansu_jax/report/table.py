@@ -48,12 +48,12 @@ _STRUCTURE_CAPTION = (
 _SURE = 0.05
 _DIFFERENCES = (
     'Shares of questions answered right, less those of the first method, with'
-    ' 95 % intervals: of forgotten facts in new phrasings and with unseen'
-    ' choices, and of held-out facts. The gap is the share when quantized less'
-    ' that in full precision. Questions are paired, and facts resampled with'
-    ' all their questions, so that the differences between training runs are not'
-    ' covered. A star: the difference is larger than chance, p < 0.05 by random'
-    ' signs of each fact, after Holm\'s correction over the methods.')
+    ' 95 % intervals over facts and seeds: of forgotten facts in new phrasings'
+    ' and with unseen choices, and of held-out facts. The gap is the share when'
+    ' quantized less that in full precision. Only seeds count that both methods'
+    ' have finished without a collapse. A star: the interval excludes 0, and'
+    ' p < 0.05 by random signs of each fact, with Holm\'s correction over the'
+    ' methods of a column.')
 
 
 def compare(
@@ -95,14 +95,21 @@ def differences(
   def cell(entry):
     if entry is None:
       return words.MISSING
-    sure = ' *' if entry['p_adjusted'] < _SURE else ''
+    low, high = entry['interval']
+    sure = ' *' if entry['p_adjusted'] < _SURE and (
+        low is not None and high is not None and low * high > 0) else ''
     return f'{words.estimate(entry, sign=True)}{sure}'
 
   return markdown.table(document.Table(
-      (f'less {reference}', *measures),
-      tuple((method, *(cell(of.get(measure)) for measure in measures))
+      (f'less {reference}', 'seeds', *measures),
+      tuple((method, _seeds(of), *(cell(of.get(m)) for m in measures))
             for method, of in found.items()),
-      caption=_DIFFERENCES)) + '\n'
+      labels=_LABELS, caption=_DIFFERENCES)) + '\n'
+
+
+def _seeds(of: dict[str, Record]) -> str:
+  """How many seeds the differences of a method are over."""
+  return str(max(len(entry['by_seed']) for entry in of.values()))
 
 
 class _Row(NamedTuple):

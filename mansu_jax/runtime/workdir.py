@@ -167,6 +167,34 @@ def _has_stages(root: pathlib.Path) -> bool:
       files.UNFINISHED not in path.name for path in checkpoints.iterdir())
 
 
+def is_finished(
+    config: run_config.RunConfig, hashes: Mapping[str, str]) -> bool:
+  """Whether the workdir holds the record of this run. Collective.
+
+  Args:
+    config: Configuration of the run.
+    hashes: `{name: SHA-256}` of all files that it reads.
+  """
+  def check():
+    root = pathlib.Path(config.workdir)
+    if not all((root / name).exists() for name in (_RECORD, _FLAGS, _HASHES)):
+      return False
+    theirs, ours = _differing(
+        (root / _FLAGS).read_text('utf-8'), flags_lib.to_flagfile(config))
+    return not (theirs or ours) and json.loads(
+        (root / _HASHES).read_text('utf-8')) == dict(hashes)
+
+  return processes.broadcast_from_primary(check)
+
+
+def _differing(found: str, wanted: str) -> tuple[list[str], list[str]]:
+  """Lines of one flagfile only, but for flags that a resumed run may change."""
+  only = lambda one, other: [
+      line for line in one.splitlines()
+      if line not in other.splitlines() and not line.startswith(_CHANGEABLE)]
+  return only(found, wanted), only(wanted, found)
+
+
 def record_environment(root: pathlib.Path) -> None:
   """Adds the current environment to the workdir's list.
 
@@ -281,10 +309,7 @@ def _check_same_run(
   if not resume:
     raise ValueError(f'--workdir={root} already holds a run, and --noresume was'
                      ' given; give a new folder, or --resume.')
-  only = lambda one, other: [
-      line for line in one.splitlines()
-      if line not in other.splitlines() and not line.startswith(_CHANGEABLE)]
-  theirs, ours = only(found, wanted), only(wanted, found)
+  theirs, ours = _differing(found, wanted)
   if theirs or ours:
     first = lambda lines: lines[0] if lines else 'no such flag'
     raise ValueError(

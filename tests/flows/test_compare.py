@@ -8,16 +8,14 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import pytest
 
-from mansu_jax.config import flags as flags_lib
 from mansu_jax.flows import compare
 from mansu_jax.flows import unlearn
-from mansu_jax.report import write
 from mansu_jax.runtime import preemption
 from mansu_jax.unlearn import loop
 from tests import runs
 from tests import tiny_job
+from tests.flows import stand_in
 from tests.models import tiny
-from tests.report import records
 
 _NPO = """# NPO.
 --method=npo
@@ -35,23 +33,24 @@ class CompareTest(parameterized.TestCase):
     super().setUp()
     self.folder = tiny.temp_dir(self)
     self.root = self.folder / 'out'
+    self.job = tiny_job.make(self.folder / 'job', train=False)
+    self.job = [flag for flag in self.job if flag.startswith(
+        ('--model', '--data_'))]
     for name, text in (('mansu', '# The defaults.\n'), ('npo', _NPO)):
       (self.folder / f'{name}.flags').write_text(text)
     self.ran = []
     self.enter_context(mock.patch.object(unlearn, 'run', self._run))
     self.fail = lambda config: None
+    self.kept = lambda config: 0.9
 
   def _run(self, config):
-    """Stands for a run: leaves its flags and a record of its seed."""
     self.ran.append((config.method, config.seed))
+    root = stand_in.start(config)
     self.fail(config)
-    root = pathlib.Path(config.workdir)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / 'flags.txt').write_text(flags_lib.to_flagfile(config))
-    record = write.as_json(records.make())
-    record['config'] |= {'seed': config.seed, 'method': config.method,
-                         'quant_schemes': ['nf4']}
-    (root / 'record.json').write_text(json.dumps(record))
+    value = lambda x: {'fp': {'value': x}, 'nf4': {'value': x}}
+    stand_in.finish(root, config, lambda record: record['accuracy'].update({
+        'retain_heldout': {'base': value(0.9),
+                           'unlearned': value(self.kept(config))}}))
     right = lambda i: config.method == 'npo' or i % 2
     (root / 'answers.jsonl').write_text('\n'.join(json.dumps({
         'split': 'forget_far', 'id': str(i), 'fact': str(i), 'models': {
@@ -61,11 +60,13 @@ class CompareTest(parameterized.TestCase):
   def _flags(self, *args, methods=('mansu', 'npo')):
     paths = ','.join(str(self.folder / f'{name}.flags') for name in methods)
     return ('--mode=compare', f'--compare_flagfiles={paths}',
-            f'--workdir={self.root}', '--compare_seeds=2', '--data_forget=f',
-            '--data_retain=r', *args)
+            f'--workdir={self.root}', '--compare_seeds=2', *self.job, *args)
 
   def _compare(self, *args, **options):
     return compare.run(runs.parse(*self._flags(*args, **options)))
+
+  def _differences(self):
+    return json.loads((self.root / 'differences.json').read_text())
 
   def test_each_method_runs_with_each_seed(self):
     text = self._compare('--seed=4', '--unlearn_steps=7')
@@ -73,13 +74,13 @@ class CompareTest(parameterized.TestCase):
         ('mansu', 4), ('npo', 4), ('mansu', 5), ('npo', 5)])
     flags = (self.root / 'npo' / 's5' / 'flags.txt').read_text()
     for line in ('--seed=5', '--unlearn_steps=7', '--method=npo',
-                 '--mode=unlearn', '--data_forget=f'):
+                 '--mode=unlearn'):
       self.assertIn(f'{line}\n', flags)
     self.assertEqual((self.root / 'table.md').read_text(), text)
-    self.assertRegex(text, r'\| npo \| \+0.500 \[.*\] \\?\* \| ')
-    found = json.loads((self.root / 'differences.json').read_text())
+    self.assertRegex(text, r'\| npo \| 2 \| \+0.500 \[.*\] \\?\* \| ')
+    found = self._differences()
     self.assertEqual([*found], ['npo'])
-    self.assertEqual(found['npo']['forgotten, nf4']['value'], 0.5)
+    self.assertEqual(found['npo']['forgotten, nf4']['by_seed'], [0.5, 0.5])
     self.assertEqual(found['npo']['gap, nf4']['p_adjusted'], 1)
     self.assertRegex(text, r'\| mansu \| nf4 \| 2 \|')
     self.assertRegex(text, r'\| npo \| nf4 \| 2 \|')
@@ -92,9 +93,9 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(
         rows[1]['accuracy']['forget']['unlearned'],
         record['accuracy']['forget']['unlearned']['nf4'])
-    self.assertEqual(
-        (rows[0]['workdir'], rows[0]['data'], rows[0]['collapsed']),
-        ('mansu/s4', 'f', False))
+    self.assertEqual(rows[0]['stages'], record['stages'])
+    self.assertEqual((rows[0]['workdir'], rows[0]['collapsed']),
+                     ('mansu/s4', False))
 
   def test_finished_cells_are_read_and_methods_may_be_added(self):
     def stop(config):
@@ -110,37 +111,72 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(self.ran, [('npo', 0), ('mansu', 1), ('npo', 1)])
     self.ran.clear()
     self._compare()
+    self._compare('--unlearn_save_every=3', '--debug')  # They change nothing.
     self.assertEmpty(self.ran)
-    self._compare('--unlearn_save_every=3')  # Other flags: the cell decides.
-    self.assertLen(self.ran, 4)
 
-  def test_a_method_that_diverges_stops_no_other(self):
+  def test_changed_data_or_flags_are_refused_before_any_run(self):
+    self._compare('--compare_seeds=1')
+    self.ran.clear()
+    (self.folder / 'npo.flags').write_text(_NPO + '--unlearn_kl_weight=3\n')
+    with self.assertRaisesRegex(ValueError, 'unlearn_kl_weight'):
+      self._compare('--compare_seeds=1')
+    (self.folder / 'npo.flags').write_text(_NPO)
+    file = next(f for f in self.job if 'data_forget' in f).partition('=')[2]
+    path = pathlib.Path(file)
+    path.write_text(path.read_text() + '\n')
+    with self.assertRaisesRegex(ValueError, 'another version of'):
+      self._compare('--compare_seeds=1')
+    self.assertEmpty(self.ran)
+
+  def test_a_method_that_diverges_stops_no_other_and_runs_once(self):
     def fail(config):
       if config.method == 'npo':
         raise loop.DivergedError('Step 3: the retain KL is 9.')
 
     self.fail = fail
-    text = self._compare('--compare_seeds=1')
-    self.assertIn('- npo, seed 0, has no row: Step 3: the retain KL', text)
-    self.assertIn('| mansu |', text)
+    for _ in range(2):  # What diverged is kept, too.
+      text = self._compare('--compare_seeds=1')
+      self.assertEqual(self.ran, [('mansu', 0), ('npo', 0)])
+      self.assertIn('- npo, seed 0, has no row: Step 3: the retain KL', text)
+      self.assertIn('| mansu |', text)
+      self.assertIn('No differences: mansu and the others', text)
     *_, last = json.loads((self.root / 'table.json').read_text())
     self.assertEqual((last['method'], last['precision'], last['diverged']),
                      ('npo', None, 'Step 3: the retain KL is 9.'))
     text = self._compare('--compare_seeds=1', methods=('npo',))
     self.assertNotIn('|', text)
 
-  def test_a_collapsed_model_is_said_so(self):
-    def collapse(config):
-      path = pathlib.Path(config.workdir) / 'record.json'
-      record = json.loads(path.read_text())
-      record['accuracy']['retain_heldout']['unlearned']['fp']['value'] = 0.3
-      path.write_text(json.dumps(record))
+  def test_the_reference_stays_the_first_method(self):
+    def fail(config):
+      if (config.method, config.seed) == ('mansu', 0):
+        raise loop.DivergedError('Step 3.')
 
-    run = unlearn.run
-    with mock.patch.object(
-        unlearn, 'run', lambda config: (run(config), collapse(config))):
-      text = self._compare('--compare_seeds=1', methods=('npo',))
+    self.fail = fail
+    text = self._compare()
+    self.assertIn('| less mansu | seeds |', text)
+    self.assertEqual({name: len(entry['by_seed']) for name, entry in
+                      self._differences()['npo'].items()},
+                     dict.fromkeys(self._differences()['npo'], 1))
+
+  def test_collapsed_models_are_not_compared(self):
+    self.kept = lambda config: 0.4 if config.method == 'npo' else 0.9
+    text = self._compare('--compare_seeds=1')
     self.assertIn('- npo, seed 0, collapsed: it answers', text)
+    self.assertEqual(self._differences(), {})
+
+  def test_a_method_may_have_another_name(self):
+    text = compare.run(runs.parse(
+        *self._flags()[2:], '--mode=compare', '--compare_seeds=1',
+        f'--compare_flagfiles=a={self.folder}/npo.flags,'
+        f'b={self.folder}/npo.flags'))
+    self.assertIn('| less a | seeds |', text)
+    self.assertTrue((self.root / 'b' / 's0' / 'record.json').is_file())
+
+  def test_flags_of_all_baselines_may_be_in_the_command(self):
+    (self.folder / 'npo.flags').write_text(
+        '--method=npo\n--unlearn_loss=npo\n')
+    self._compare(*_NPO.split('\n')[2:-1], methods=('npo',))
+    self.assertLen(self.ran, 2)
 
   @parameterized.named_parameters(
       ('no_methods', ('--compare_flagfiles=',), '--compare_flagfiles=.*wanted'),
@@ -155,7 +191,10 @@ class CompareTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('--method=npo\n', 'contradicts'),
-      ('--mode=audit\n--base=b\n', '--mode='),
+      ('--mode=audit\n--base=b\n', 'sets --mode'),
+      ('--eval_questions=7\n', 'sets --eval of a single run'),
+      ('--quant_schemes=fp4\n', 'sets --quant_schemes'),
+      ('--seed=3\n', 'sets --seed'), ('--noresume\n', 'sets --resume'),
       ('--unlearn_npo_beta=2\n', 'has no effect'), ('--strange=1\n', 'strange'))
   def test_refuses_flags_of_any_method_before_a_run(self, text, message):
     (self.folder / 'npo.flags').write_text(text)

@@ -1,23 +1,23 @@
 """How the runs of two methods differ, question by question.
 
-Runs are paired by seed, and their answers by question. Intervals and p-values
-count facts with all their questions, so they do not cover how one training run
-differs from the next.
+Runs are paired by seed, and their answers by question. Intervals are over facts
+with all their questions, and over seeds. P-values are over facts alone, so a
+difference is larger than chance only where its interval excludes 0, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from mansu_jax.statistics import bootstrap
-from mansu_jax.statistics import gaps
 from mansu_jax.statistics import paired
+from mansu_jax.statistics import seeds as seeds_lib
 
 # Name of a measure -> splits of its questions.
 _SPLITS = {
@@ -48,11 +48,11 @@ class Difference:
   """A share of right answers, less that of another method.
 
   Attributes:
-    estimate: the difference with its interval.
-    p_value: two-sided, by `paired.sign_flip_p`.
+    estimate: the difference with its interval over facts and seeds.
+    p_value: two-sided, of all seeds together, by `paired.sign_flip_p`.
   """
 
-  estimate: bootstrap.Estimate
+  estimate: seeds_lib.OverSeeds
   p_value: float
 
 
@@ -86,23 +86,25 @@ def between(
       occurs twice.
   """
   schemes = _check_comparable(of, against)
-  pairs, out = _pairs(of, against), {}
+  by_seed, out = _pairs(of, against), {}
   right = lambda answer, precision: float(
       answer['models']['unlearned'][precision]['correct'])
   values = {
-      f'{name}, {precision}': (splits, lambda a, p=precision: right(a, p))
+      f'{name}, {precision}': (splits, 1.0, lambda a, p=precision: right(a, p))
       for name, splits in _SPLITS.items() for precision in ('fp', *schemes)}
   values |= {f'gap, {scheme}': (
-      _SPLITS['forgotten'], lambda a, s=scheme: right(a, s) - right(a, 'fp'))
-             for scheme in schemes}
-  for name, (splits, value) in values.items():
-    chosen = [(a, b) for a, b in pairs if b['split'] in splits]
-    if chosen:
-      found = np.array([value(a) - value(b) for a, b in chosen])
-      facts = [b['fact'] for _, b in chosen]
+      _SPLITS['forgotten'], 2.0,
+      lambda a, s=scheme: right(a, s) - right(a, 'fp')) for scheme in schemes}
+  for name, (splits, largest, value) in values.items():
+    chosen = [[(a, b) for a, b in pairs if b['split'] in splits]
+              for pairs in by_seed]
+    if all(chosen):
+      found = [[value(a) - value(b) for a, b in pairs] for pairs in chosen]
+      facts = [[b['fact'] for _, b in pairs] for pairs in chosen]
       out[name] = Difference(
-          gaps.mean_difference(found, facts, largest=2.0),
-          paired.sign_flip_p(found, facts))
+          seeds_lib.mean_difference(found, facts, largest=largest),
+          paired.sign_flip_p(
+              np.concatenate(found), [*itertools.chain(*facts)]))
   return out
 
 
@@ -140,8 +142,9 @@ def _check_comparable(
 
 
 def _pairs(
-    of: Sequence[Run], against: Sequence[Run]) -> list[tuple[Answer, Answer]]:
-  """Pairs of answers to the same question with the same seed."""
+    of: Sequence[Run], against: Sequence[Run]
+) -> list[list[tuple[Answer, Answer]]]:
+  """Pairs of answers to the same question, of each seed."""
   by_seed = {run.seed: run.answers for run in of}
   pairs = []
   for run in against:
@@ -151,5 +154,6 @@ def _pairs(
           f'Seed {run.seed} has {len(unpaired)} questions in one method only;'
           ' wanted the same questions in both. Give all methods the same data'
           ' and --eval_ flags.')
-    pairs += [(others[key], answer) for key, answer in run.answers.items()]
+    pairs.append(
+        [(others[key], answer) for key, answer in run.answers.items()])
   return pairs
