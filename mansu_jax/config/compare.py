@@ -31,8 +31,8 @@ class CompareConfig:
     fields.check(
         len(self.methods) == len(self.flagfiles) and all(
             name and path for name, path in self.methods.items()),
-        f'--compare_flagfiles={",".join(self.flagfiles)} names a method twice or'
-        ' not at all; wanted flagfiles of different names, or NAME=FILE.')
+        f'--compare_flagfiles={",".join(self.flagfiles)} names a method twice'
+        ' or not at all; wanted flagfiles of different names, or NAME=FILE.')
 
   @property
   def methods(self) -> dict[str, str]:

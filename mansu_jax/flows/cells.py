@@ -74,8 +74,8 @@ def make(
     wanted = {'mode': 'unlearn', 'workdir': '', 'resume': True}.get(
         stage, getattr(config, stage))
     fields.check(
-        got == wanted, f'{where} sets --{stage} of a single run; wanted flags of'
-        ' a method. All runs have the same model, data and evaluation: give'
+        got == wanted, f'{where} sets --{stage} of a single run; wanted flags'
+        ' of a method. All runs have the same model, data and evaluation: give'
         ' these in the command.')
   made = dataclasses.replace(
       made, seed=seed, resume=config.resume,

@@ -174,7 +174,7 @@ def _text(
         [records[cell] for cell in rows], [cell.name for cell in rows]))
   parts += [f'- {cell.name}, seed {cell.config.seed}, has no row: {error}\n'
             for cell, error in failed.items()]
-  parts += [f'- {cell.name}, seed {cell.config.seed}, collapsed: it answers less'
-            ' than half of the held-out facts that the base does.\n'
+  parts += [f'- {cell.name}, seed {cell.config.seed}, collapsed: it answers'
+            ' less than half of the held-out facts that the base does.\n'
             for cell in rows if cells_lib.collapsed(records[cell])]
   return ''.join(parts)

@@ -2,9 +2,10 @@
 
 Each setting of a grid is tried with few steps; the better half goes on with
 more (Jamieson and Talwalkar 2016). A trial is a run in WORKDIR/STEPS/NUMBER
-without measures that do not choose, and without its weights. Of the settings that keep held-out facts within
-`--tune_drop`, the one that forgets most is the best. It is chosen on the
-questions that it was judged on: judge it again on others.
+without measures that do not choose, and without its weights. Of the settings
+that keep held-out facts within `--tune_drop`, the one that forgets most is the
+best. It is chosen on the questions that it was judged on: judge it again on
+others.
 
 References:
   Jamieson and Talwalkar, Non-stochastic Best Arm Identification and

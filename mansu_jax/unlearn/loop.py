@@ -23,6 +23,7 @@ import optax
 from mansu_jax import transforms
 from mansu_jax import types
 from mansu_jax.runtime import progress
+from mansu_jax.unlearn import gradients
 from mansu_jax.unlearn import rates as rates_lib
 
 
@@ -151,13 +152,9 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
     learning rate, or None if `tx` has its own.
   """
   tx = problem.tx
-  gradient = functools.partial(_gradient, problem.loss)
-  if problem.orthogonal:
-    gradient = functools.partial(
-        _orthogonal_gradient, problem.loss, problem.movable)
-  if problem.sharpness:
-    gradient = functools.partial(
-        _sharp_gradient, gradient, problem.sharpness)
+  gradient = gradients.make(
+      problem.loss, orthogonal=problem.orthogonal, movable=problem.movable,
+      sharpness=problem.sharpness)
 
   @functools.partial(jax.jit, donate_argnames='carry', out_shardings=(
       shardings, None, None, None))
@@ -176,40 +173,6 @@ def make_step(problem: Problem, shardings: types.PyTree) -> Callable[..., Any]:
     return (theta, opt_state), metrics, _moved(theta, theta0), finite
 
   return unlearn_step
-
-
-def _gradient(loss, theta, *inputs):
-  """The gradient of a loss, and its metrics."""
-  return jax.grad(loss, has_aux=True)(theta, *inputs)
-
-
-def _orthogonal_gradient(loss, movable, theta, *inputs):
-  """The same of a pair; see `Problem.orthogonal`."""
-  _, pull, metrics = jax.vjp(
-      lambda theta: loss(theta, *inputs), theta, has_aux=True)
-  # Both at once: what a layer computes again serves both.
-  grads, = jax.vmap(pull)(tuple(jnp.eye(2)))
-
-  if movable is not None:
-    grads = jax.tree.map(lambda pair, mask: jnp.where(
-        jnp.broadcast_to(mask, pair.shape[1:])[None], pair, 0), grads, movable)
-  forget, kept = (jax.tree.map(lambda pair: pair[i], grads) for i in range(2))
-  forget = transforms.remove_component(forget, kept)
-  return jax.tree.map(jnp.add, forget, kept), metrics
-
-
-def _sharp_gradient(gradient, radius, theta, *inputs):
-  """The gradient at the end of a step uphill, and the metrics at its start.
-
-  References:
-    Foret et al., Sharpness-Aware Minimization, 2021 (arXiv 2010.01412)
-  """
-  grads, metrics = gradient(theta, *inputs)
-  norm = jnp.sqrt(sum(
-      jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-  share = radius / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
-  uphill = jax.tree.map(lambda x, g: x + share * g, theta, grads)
-  return gradient(uphill, *inputs)[0], metrics
 
 
 def float32(theta: types.PyTree) -> types.PyTree:

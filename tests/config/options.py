@@ -8,7 +8,7 @@ from typing import Any
 from mansu_jax.config import run as config_lib
 
 
-_VALUES = {'grid': ('edit_floor=none|hold',), 'rungs': ('3',)}  # Of --mode=tune.
+_VALUES = {'grid': ('edit_floor=none|hold',), 'rungs': ('3',)}  # To tune.
 
 
 def other_value(field: dataclasses.Field) -> Any:

@@ -118,7 +118,7 @@ class TuneTest(parameterized.TestCase):
       ('no_values', '--tune_grid=unlearn_x=', 'no flag with values'),
       ('empty', '--tune_grid=edit_floor=none||hold', 'no flag with values'),
       ('equal', '--tune_grid=unlearn_learning_rate=1e-4|0.0001', 'are equal'),
-      ('twice', '--tune_grid=edit_floor=none,edit_floor=hold', 'each flag once'),
+      ('twice', '--tune_grid=edit_floor=none,edit_floor=hold', 'flag once'),
       ('unknown', '--tune_grid=unlearn_strange=1', 'strange'),
       ('unread', '--tune_grid=unlearn_npo_beta=1|2', 'has no effect'),
       ('of_a_run', '--tune_grid=eval_questions=9', 'no flag with values'),
