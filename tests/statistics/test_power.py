@@ -56,9 +56,9 @@ class ForgettingVerdictsTest(parameterized.TestCase):
         known, facts, readings, seed=0,
         **{'trials': 200, 'resamples': 200, **options})
 
+  @parameterized.parameters((59, 150), (200, 30))
   @pytest.mark.slow
   @pytest.mark.long
-  @parameterized.parameters((59, 150), (200, 30))
   def test_ignorance_passes_and_a_fifth_known_fails(self, facts, trials):
     ignorant = self._verdicts(0.0, facts, _READINGS, trials=trials)
     self.assertGreaterEqual(ignorant['passed'], 0.8)
