@@ -24,6 +24,7 @@ from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.runtime import clock
 from mansu_jax.stages.train import probe
 from mansu_jax.stages.train import retain_kl
+from mansu_jax.stages.train import saliency
 from mansu_jax.stages.train import training
 from mansu_jax.unlearn import loop
 from tests import runs
@@ -91,7 +92,8 @@ def _counted(report):
           stack.enter_context(mock.patch.object(
               module, name, _Counted(short, fn, report)))
     for owner, name in ((loop, 'make_step'), (retain_kl, 'program'),
-                        (probe, 'program'), (training, 'reference_program')):
+                        (probe, 'program'), (saliency, 'program'),
+                        (training, 'reference_program')):
       _made_by(stack, owner, name, functools.partial(
           _Counted, f'{owner.__name__.removeprefix("mansu_jax.")}.{name}',
           report=report))
@@ -153,11 +155,9 @@ class CallsTest(parameterized.TestCase):
       ('edge', '--attribution_level=edge', '--circuit_edges=50',
        '--circuit_contrast=0.5', '--circuit_resamples=5'),
       ('lora', *_WHOLE, '--unlearn_lora_rank=2', '--circuit_resamples=0'),
-      ('bfloat16_until_forgotten', *_WHOLE, '--circuit_resamples=0',
+      ('bfloat16_until_forgotten', *_WHOLE[:-1], '--circuit_resamples=0',
        '--unlearn_weights_dtype=bfloat16', '--unlearn_stop_forget=0.1',
-       '--unlearn_saliency=0.3'),
-      ('quantized_weights', *_WHOLE[:-1], '--method=saf',
-       '--unlearn_sharpness=0.1', '--circuit_resamples=0'),
+       '--unlearn_saliency=0.3', '--method=saf', '--unlearn_sharpness=0.1'),
       ('neuron_with_measures', '--attribution_level=neuron',
        '--eval_hidden_questions=48', '--eval_recall_questions=24',
        '--eval_attacks=lora', '--eval_attack_steps=2',

@@ -124,6 +124,7 @@ def references(
           'forget gradient', saliency.program(settings.unlearn, edit), total,
           edit.theta, edit.base, programs.shapes_of(training.with_margins(
               settings.unlearn, edit, batches)(0)), calls=saliency.BATCHES)
+      yield programs.program('norms of it', saliency.norms_of, total)
     return Prepared(batches=batches, views=views | {'fp': model.params},
                     edit=edit, whole=True, probe=probe)
   slices = yield from circuit_programs.gather(model)

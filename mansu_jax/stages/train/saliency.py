@@ -51,7 +51,7 @@ def restrict(
         lambda x: jnp.zeros_like(x, jnp.float32), matrices(edit.theta))
     for step in range(BATCHES):
       total = add(total, edit.theta, edit.base, batches(step))
-    return {name: np.asarray(x) for name, x in _norms(total).items()}
+    return {name: np.asarray(x) for name, x in norms_of(total).items()}
 
   norms = cache.get_or_compute('saliency', measure)
   chosen = largest(norms, options.saliency, _trained(edit, norms))
@@ -104,7 +104,7 @@ def program(
 
 
 @jax.jit
-def _norms(total: dict[str, types.Array]) -> dict[str, types.Array]:
+def norms_of(total: dict[str, types.Array]) -> dict[str, types.Array]:
   """[L] of each leaf."""
   return {name: jnp.sqrt(jnp.sum(
       jnp.square(x), tuple(range(1, x.ndim))))
