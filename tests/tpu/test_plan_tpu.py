@@ -16,6 +16,9 @@ from mansu_jax.planning import topology
 from mansu_jax.quant import calibrated
 from mansu_jax.report.sections import plan as plan_lines
 from tests import optimized
+from tests import runs
+from tests import tiny_job
+from tests.models import tiny
 
 pytest.importorskip('libtpu')
 
@@ -48,8 +51,24 @@ class FitsTest(optimized.TestCase):  # Plans are for users' programs.
     self.assertLen(found.notes, 1)  # It is one host.
 
 
-class SmallTest(optimized.TestCase):  # Another process runs it meanwhile.
+class SmallTest(optimized.TestCase):
 
+  def test_the_tiny_model_fits_a_chip(self):
+    folder = tiny.temp_dir(self)
+    found = plan.run(runs.parse(
+        *tiny_job.make(folder / 'job', train=False), '--mode=plan',
+        '--plan_topology=v5e:1x1', '--circuit_first_layer=0',
+        '--circuit_last_layer=2', '--circuit_resamples=0', '--eval_attacks=',
+        '--eval_generations=0', '--eval_recall_questions=0',
+        '--eval_hidden_questions=0', '--eval_cad_pairs=0',
+        '--unlearn_swapped_batch=0', '--nounlearn_quantized_reference'))
+    self.assertTrue(found.fits)
+    self.assertEqual(found.stages[0].held['base'], 4 * found.weights)
+    self.assertStartsWith(
+        plan_lines.lines(found)[-1], 'fits: the largest stage is')
+
+  @pytest.mark.slow
+  @pytest.mark.long
   def test_a_chip_is_too_small_for_8b(self):
     found = plan.run(flags_lib.from_flagfile(
         _FLAGS, '--plan_topology=v5e:1x1',
