@@ -37,6 +37,10 @@ BASELINES = {
     'undial': 'undial', 'wga': 'wga', 'satimp': 'satimp', 'rmu': 'rmu',
     'idk': 'idk', 'dpo': 'dpo', 'task_vector': 'task_vector',
     'quail': 'quail', 'sure': 'npo', 'saf': 'npo'}
+# Baselines without adapters: flag that must be positive, an example, and why.
+_OWN = {
+    'sure': ('saliency', '0.1', 'trains some matrices only'),
+    'saf': ('sharpness', '0.05', 'takes gradients uphill, at every weight')}
 METHODS = ('mansu', *BASELINES, 'retain_only')
 
 # Each entry: flag, wanted value, what the error says about the method.
@@ -107,18 +111,12 @@ def _contradictions(config: Any) -> Iterator[tuple[bool, str]]:
   yield unlearn.loss == 'none' and config.method != 'retain_only', (
       f'--unlearn_loss=none contradicts --method={config.method}, which'
       ' forgets; wanted a forget loss. Give one, or --method=retain_only.')
-  yield config.method == 'sure' and not (
-      unlearn.saliency and not unlearn.lora_rank), (
-          '--method=sure trains some matrices only: it contradicts'
-          f' --unlearn_saliency={unlearn.saliency} with --unlearn_lora_rank='
-          f'{unlearn.lora_rank}. Wanted a share, such as'
-          ' --unlearn_saliency=0.1, and no adapters.')
-  yield config.method == 'saf' and not (
-      unlearn.sharpness and not unlearn.lora_rank), (
-          '--method=saf takes its gradients uphill, at every weight: it'
-          f' contradicts --unlearn_sharpness={unlearn.sharpness} with'
-          f' --unlearn_lora_rank={unlearn.lora_rank}. Wanted a length, such as'
-          ' --unlearn_sharpness=0.05, and no adapters.')
+  flag, example, why = _OWN.get(config.method, ('lora_rank', '', ''))
+  value = getattr(unlearn, flag)
+  yield bool(example) and not (value and not unlearn.lora_rank), (
+      f'--method={config.method} {why}: it contradicts --unlearn_{flag}={value}'
+      f' with --unlearn_lora_rank={unlearn.lora_rank}. Wanted a positive value,'
+      f' such as --unlearn_{flag}={example}, and no adapters.')
   adds = unlearn.loss == 'task_vector'
   yield adds and not everything, (
       '--unlearn_loss=task_vector contradicts --circuit_selection='

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from mansu_jax import transforms
 from mansu_jax import types
@@ -60,8 +61,7 @@ def _sharp_gradient(gradient, radius, theta, *inputs):
     Foret et al., Sharpness-Aware Minimization, 2021 (arXiv 2010.01412)
   """
   grads, metrics = gradient(theta, *inputs)
-  norm = jnp.sqrt(sum(
-      jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-  share = radius / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+  share = radius / jnp.maximum(
+      optax.tree.norm(grads), jnp.finfo(jnp.float32).tiny)
   uphill = jax.tree.map(lambda x, g: x + share * g, theta, grads)
   return gradient(uphill, *inputs)[0], metrics

@@ -35,6 +35,13 @@ _OF_LOSSES = {
     'task_vector': ('unlearn_task_vector_scale',),
     'rmu': ('unlearn_rmu_layer', 'unlearn_rmu_coefficient')}
 
+# What a baseline wants next, and the flag that gives it.
+_ALSO = {
+    'gu': (('wanted --unlearn_orthogonal', '--unlearn_orthogonal'),),
+    'saf': (('wanted --unlearn_quantizer_in', '--unlearn_quantizer_in_loop'),
+            ('such as --unlearn_sharpness', '--unlearn_sharpness=0.1')),
+    'sure': (('such as --unlearn_saliency', '--unlearn_saliency=0.1'),)}
+
 
 def _changed(name, field, mode):
   """A config of a mode in which one flag is not at its default."""
@@ -180,21 +187,10 @@ class ConditionsTest(parameterized.TestCase):
     args = (f'--method={method}', '--circuit_selection=all',
             '--edit_floor=none', '--edit_projection=none',
             '--nounlearn_quantizer_in_loop')
-    if method == 'gu':
-      with self.assertRaisesRegex(ValueError, 'wanted --unlearn_orthogonal'):
+    for wanted, flag in _ALSO.get(method, ()):
+      with self.assertRaisesRegex(ValueError, wanted):
         _check(*args, f'--unlearn_loss={loss}')
-      args = (*args, '--unlearn_orthogonal')
-    if method == 'saf':
-      with self.assertRaisesRegex(ValueError, 'wanted --unlearn_quantizer_in'):
-        _check(*args, f'--unlearn_loss={loss}')
-      args = (*args[:-1], '--unlearn_quantizer_in_loop')
-      with self.assertRaisesRegex(ValueError, 'Wanted a length, such as'):
-        _check(*args, f'--unlearn_loss={loss}')
-      args = (*args, '--unlearn_sharpness=0.1')
-    if method == 'sure':
-      with self.assertRaisesRegex(ValueError, 'Wanted a share, such as'):
-        _check(*args, f'--unlearn_loss={loss}')
-      args = (*args, '--unlearn_saliency=0.1')
+      args = (*args, flag)
     own = (f'--{flag}=2' for flag in _OF_LOSSES.get(loss, ()))
     _check(*args, f'--unlearn_loss={loss}', *own)
     with self.assertRaisesRegex(ValueError, f'wanted --unlearn_loss={loss}'):
