@@ -19,10 +19,9 @@ _PAGES = {path.relative_to(_ROOT).as_posix(): path for path in (
         'README.md', 'BUILD.md', 'CHANGELOG.md', 'experiments/RESULTS.md')),
     *sorted((_ROOT / 'docs').glob('*.md')))}
 _MOST_LINES = 230  # Of README.md.
-_OTHER_TOOLS = (  # Flags of pip, pytest, mkdocs, gcloud, srun, XLA and absl.
+_OTHER_TOOLS = (  # Flags of pip, pytest, mkdocs, gcloud, srun, hf and absl.
     'no-deps', 'cache-clear', 'strict', 'zone', 'worker', 'command',
-    'ntasks-per-node', 'gpus-per-node', 'kill-on-bad-exit',
-    'xla_force_host_platform_device_count', 'flagfile', 'help',
+    'ntasks-per-node', 'gpus-per-node', 'kill-on-bad-exit', 'flagfile', 'help',
     'local-dir')
 _FOLDERS_OF_SCRIPTS = ('experiments', 'mansu_jax/deployment', 'tests/models')
 _FENCE = re.compile(r'^```\w*\n(.*?)^```', re.DOTALL | re.MULTILINE)

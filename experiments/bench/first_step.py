@@ -1,6 +1,6 @@
 """Scores, Fisher and first gradients of a run on several device meshes.
 
-  XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu \\
+  JAX_NUM_CPU_DEVICES=8 JAX_PLATFORMS=cpu \\
       python -m experiments.bench.first_step [--job=FLAGFILE]
       [--override=FLAG ...] [--mesh=DATA,FSDP,TENSOR ...] [--out=F]
 

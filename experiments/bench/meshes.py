@@ -4,7 +4,7 @@
 
 The runs have the same flags except `--mesh_*`. The benchmark compares circuits
 and their scores, moved weights, and accuracies with those of the first run.
-`XLA_FLAGS=--xla_force_host_platform_device_count=8` simulates eight devices.
+`JAX_NUM_CPU_DEVICES=8` simulates eight devices.
 """
 
 from __future__ import annotations

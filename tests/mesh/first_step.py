@@ -9,10 +9,11 @@ is compared with what one device computes by itself.
 
 import os
 
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # AWQ chooses among equally good scales by rounding: programs are users'.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'false'
+os.environ['XLA_FLAGS'] = ''
 
 # pylint: disable=wrong-import-position
 import math

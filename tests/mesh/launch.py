@@ -58,7 +58,7 @@ def start(
     address = f'localhost:{free.getsockname()[1]}'
   common = {
       **os.environ, **(environment or {}), 'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+      'JAX_NUM_CPU_DEVICES': str(devices),
       'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(processes)}
   return Job([subprocess.Popen(
       [sys.executable, '-m', module, *map(str, args)], text=True,

@@ -9,7 +9,7 @@ into whole bins, which later steps see, so that more differs the longer it goes.
 
 import os
 
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['JAX_NUM_CPU_DEVICES'] = '8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 # pylint: disable=wrong-import-position

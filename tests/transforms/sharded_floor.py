@@ -5,7 +5,7 @@ Covers Auto and Explicit meshes, and shards every axis of the leaf.
 
 import os
 
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
+os.environ['JAX_NUM_CPU_DEVICES'] = '4'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 # pylint: disable=wrong-import-position
