@@ -4,6 +4,7 @@ import dataclasses
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 
 from experiments.tables import rejudge
 from experiments.tables import stored
@@ -12,6 +13,8 @@ from mansu_jax.statistics import gaps
 
 _RUNS = sorted(path.parent for path in stored.RESULTS.rglob('record.json')
                if 'forgetting' in stored.Run(path.parent).record)
+_NAMES = [run.relative_to(stored.RESULTS).as_posix() for run in _RUNS]
+_USUAL = ('quickstart/s0', 'attacks/s0')  # With all that is measured.
 _SEEDS = {  # Setting -> number of seeds.
     'quickstart': 3, 'former': 1, 'retain_only': 1, 'attacks': 1, **{
         f'controls/{name}': 1 for name in (
@@ -67,8 +70,17 @@ class ResultsTest(parameterized.TestCase):
       self.assertEqual(got, want, where)
 
   @parameterized.named_parameters(
-      ('_'.join(run.relative_to(stored.RESULTS).parts), run) for run in _RUNS)
-  def test_figures_follow_from_the_answers(self, folder):
+      (name.replace('/', '_'), name) for name in _USUAL)
+  def test_figures_follow_from_the_answers(self, name):
+    self._assert_figures_follow(stored.RESULTS / name)
+
+  @parameterized.named_parameters(
+      (name.replace('/', '_'), name) for name in _NAMES if name not in _USUAL)
+  @pytest.mark.slow
+  def test_figures_of_all_runs_follow_from_the_answers(self, name):
+    self._assert_figures_follow(stored.RESULTS / name)
+
+  def _assert_figures_follow(self, folder):
     run = stored.Run(folder)
     record, config = run.record, run.record['config']
     got = rejudge.conclusions(run)
