@@ -16,10 +16,12 @@ from absl import flags
 from absl import logging
 
 from mansu_jax.config import fields as config_fields
+from mansu_jax.config import methods
 from mansu_jax.config import run as config_lib
 
 # Where a run writes, and whether it resumes, do not identify it.
 _NOT_IN_FLAGFILE = ('workdir', 'resume')
+_MODES_OF_A_METHOD = ('unlearn', 'plan')
 _ALIASES = {'chat': 'data_chat', 'edit': 'apply_edit'}
 # Accepted until 0.3, and not listed by --help.
 _FORMER_NAMES = {
@@ -110,6 +112,8 @@ def to_config(
     flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.RunConfig:
   """Builds the configuration from parsed flags.
 
+  A method gives the flags that it needs, unless they are given.
+
   Raises:
     ValueError: A value is out of range, or flags contradict each other.
   """
@@ -124,6 +128,12 @@ def to_config(
               for f in dataclasses.fields(stage_class)}
       for stage, stage_class in stages.items()
   }
+  if flag_values['mode'].value in _MODES_OF_A_METHOD:
+    for name, wanted in methods.implied(
+        value('method'), value('circuit_selection')).items():
+      if not flag_values[name].present:
+        stage, _, field = name.partition('_')
+        fields[stage][field] = wanted
   _move_pairs_file(fields['attribution'])
   built = {name: stages[name](**values) for name, values in fields.items()}
   top = {f.name: value(f.name)

@@ -54,25 +54,35 @@ _IN_FP: tuple[_Wanted, ...] = (
     ('unlearn_quantizer_in_loop', False, 'trains in full precision'),)
 
 
-def _wanted(config: Any) -> tuple[_Wanted, ...]:
-  """The flag values that the method of a config needs."""
-  if config.method == 'mansu':
+def _wanted(method: str, selection: str) -> tuple[_Wanted, ...]:
+  """The flag values that a method needs, with a `--circuit_selection`."""
+  if method == 'mansu':
     return ()
-  if config.method == 'retain_only':
+  if method == 'retain_only':
     loss = ('unlearn_loss', 'none', 'has no forget term')
-    if config.circuit.selection != 'all':
+    if selection != 'all':
       return (loss,)
     return *(  # On every weight.
         (flag, wanted, f'with --circuit_selection=all {why}')
         for flag, wanted, why in (*_PLAIN, *_IN_FP)), loss
-  loss = BASELINES[config.method]
-  in_loop = _IN_FP if config.method != 'saf' else ((
+  loss = BASELINES[method]
+  in_loop = _IN_FP if method != 'saf' else ((
       'unlearn_quantizer_in_loop', True, 'trains the quantized model as well'),)
   orthogonal: tuple[_Wanted, ...] = ((
       'unlearn_orthogonal', True, 'keeps off the gradient of the other terms'),)
   return (*_ALL, *_PLAIN, (
       'unlearn_loss', loss, f'has the forget loss {loss}'), *in_loop,
-          *(orthogonal if config.method == 'gu' else ()))
+          *(orthogonal if method == 'gu' else ()))
+
+
+def implied(method: str, selection: str) -> dict[str, Any]:
+  """Values of flags that a method gives where the user does not.
+
+  Args:
+    method: its name, one of `METHODS`.
+    selection: value of `--circuit_selection`.
+  """
+  return {flag: wanted for flag, wanted, _ in _wanted(method, selection)}
 
 
 def help_of_losses() -> str:
@@ -94,7 +104,8 @@ def check(config: Any) -> None:
       ' --method=npo or --method=retain_only, or a --circuit_budget.')
   if config.mode not in fields.TRAINING_MODES:
     return  # `mode_checks` refuses the flags of training.
-  for flag, wanted, why in _wanted(config):
+  for flag, wanted, why in _wanted(
+      config.method, config.circuit.selection):
     stage, _, name = flag.partition('_')
     got = getattr(getattr(config, stage), name)
     given, = fields.flag_lines(flag, got)

@@ -114,10 +114,11 @@ class RunConfig:
       ' to refuse), dpo (prefer a refusal), task_vector (subtract what learning'
       ' adds) and quail (ascent with a margin in the logits). sure: npo on the'
       ' matrices with the largest gradient. saf: npo on every weight with the'
-      ' quantizer in the loop and --unlearn_sharpness. retain_only: the retain terms'
-      ' without a forget term, on the circuit or on every weight; a control'
-      ' that shows what training alone changes.', methods.METHODS,
-      modes=config_fields.TRAINING_MODES)
+      ' quantizer in the loop and --unlearn_sharpness. retain_only: the retain'
+      ' terms without a forget term, on the circuit or on every weight; a'
+      ' control that shows what training alone changes. A method gives the flags'
+      ' that it needs, such as its --unlearn_loss, unless they are given.',
+      methods.METHODS, modes=config_fields.TRAINING_MODES)
   debug: bool = _field(
       False, 'Show the traceback of an error.', modes=MODES)
   profile: bool = _field(

@@ -65,8 +65,10 @@ def make(
     ValueError: a flag is unknown, has no effect, contradicts another, or is one
       that all cells share.
   """
+  defaults = flags_lib.to_flagfile(run_config.RunConfig()).splitlines()
   lines = [line for line in flags_lib.to_flagfile(config).splitlines()
-           if not line.startswith(('--mode=', '--compare_', '--tune_'))]
+           if not line.startswith(('--mode=', '--compare_', '--tune_'))
+           and line not in defaults]
   made = flags_lib.parse(*lines, *args, where=where)
   for stage in ('mode', 'seed', 'workdir', 'resume', 'fail_on_verdict',
                 *_SHARED):

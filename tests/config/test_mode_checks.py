@@ -35,10 +35,12 @@ _OF_LOSSES = {
     'task_vector': ('unlearn_task_vector_scale',),
     'rmu': ('unlearn_rmu_layer', 'unlearn_rmu_coefficient')}
 
-# What a baseline wants next, and the flag that gives it.
+# What a baseline wants next, the flag that gives it, and one that contradicts.
 _ALSO = {
-    'gu': (('wanted --unlearn_orthogonal', '--unlearn_orthogonal'),),
-    'saf': (('wanted --unlearn_quantizer_in', '--unlearn_quantizer_in_loop'),
+    'gu': (('wanted --unlearn_orthogonal', '--unlearn_orthogonal',
+            '--nounlearn_orthogonal'),),
+    'saf': (('wanted --unlearn_quantizer_in', '--unlearn_quantizer_in_loop',
+             '--nounlearn_quantizer_in_loop'),
             ('such as --unlearn_sharpness', '--unlearn_sharpness=0.1')),
     'sure': (('such as --unlearn_saliency', '--unlearn_saliency=0.1'),)}
 
@@ -184,17 +186,15 @@ class ConditionsTest(parameterized.TestCase):
   @parameterized.parameters(*methods.BASELINES.items())
   def test_a_baseline_needs_its_loss_and_reads_the_flags_of_it(
       self, method, loss):
-    args = (f'--method={method}', '--circuit_selection=all',
-            '--edit_floor=none', '--edit_projection=none',
-            '--nounlearn_quantizer_in_loop')
-    for wanted, flag in _ALSO.get(method, ()):
+    args = (f'--method={method}',)
+    for wanted, flag, *contradiction in _ALSO.get(method, ()):
       with self.assertRaisesRegex(ValueError, wanted):
-        _check(*args, f'--unlearn_loss={loss}')
+        _check(*args, *contradiction)
       args = (*args, flag)
     own = (f'--{flag}=2' for flag in _OF_LOSSES.get(loss, ()))
-    _check(*args, f'--unlearn_loss={loss}', *own)
+    _check(*args, *own)
     with self.assertRaisesRegex(ValueError, f'wanted --unlearn_loss={loss}'):
-      _check(*args)
+      _check(*args, '--unlearn_loss=prior')
 
 
 class BaseTest(absltest.TestCase):

@@ -30,12 +30,9 @@ _BRIEF = (
     '--attribution_pairs=12', '--circuit_random_circuits=1',
     '--circuit_resamples=0')
 _WHOLE = ('--eval_cad_pairs=4', '--circuit_resamples=20')
-_GRADDIFF = ('--method=graddiff', '--circuit_selection=all',
-             '--edit_floor=none', '--edit_projection=none',
-             '--unlearn_loss=ascent', '--nounlearn_quantizer_in_loop',
+_GRADDIFF = ('--method=graddiff', '--unlearn_loss=ascent',
              '--unlearn_learning_rate=1e-3')
-_NPO = ('--method=npo', *(
-    f for f in _GRADDIFF[1:] if not f.startswith('--unlearn_l')))
+_NPO = ('--method=npo',)
 
 
 @functools.cache

@@ -166,9 +166,8 @@ class FlagsTest(bad_input.Refusals):
         '--circuit_budget=0.0001', 'less than one node', 'Raise the budget'))
 
   @parameterized.parameters(
-      (('--method=graddiff',), '--method=graddiff'),
       (('--circuit_selection=all',), '--circuit_selection=all'),
-      (('--method=graddiff', '--circuit_selection=all'), '--edit_floor=none'),
+      (('--method=graddiff', '--edit_floor=hold'), '--edit_floor=none'),
       (('--edit_floor=none', '--edit_landing=boundary'), 'contradicts'),
       (('--unlearn_fp_steps=30', '--unlearn_steps=30'),
        '--unlearn_fp_steps=30 of --unlearn_steps=30 leaves no step'),

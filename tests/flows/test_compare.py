@@ -19,11 +19,6 @@ from tests.models import tiny
 
 _NPO = """# NPO.
 --method=npo
---circuit_selection=all
---unlearn_loss=npo
---edit_floor=none
---edit_projection=none
---nounlearn_quantizer_in_loop
 """
 
 
@@ -174,8 +169,9 @@ class CompareTest(parameterized.TestCase):
 
   def test_flags_of_all_baselines_may_be_in_the_command(self):
     (self.folder / 'npo.flags').write_text(
-        '--method=npo\n--unlearn_loss=npo\n')
-    self._compare(*_NPO.split('\n')[2:-1], methods=('npo',))
+        '--method=npo\n--unlearn_lora_rank=2\n')
+    self._compare('--circuit_selection=all', '--unlearn_weights_dtype=float32',
+                  methods=('npo',))
     self.assertLen(self.ran, 2)
 
   @parameterized.named_parameters(
@@ -190,7 +186,7 @@ class CompareTest(parameterized.TestCase):
     self.assertEmpty(self.ran)
 
   @parameterized.parameters(
-      ('--method=npo\n', 'contradicts'),
+      ('--method=npo\n--edit_floor=hold\n', 'contradicts'),
       ('--mode=audit\n--base=b\n', 'sets --mode'),
       ('--eval_questions=7\n', 'sets --eval of a single run'),
       ('--quant_schemes=fp4\n', 'sets --quant_schemes'),

@@ -28,9 +28,6 @@ from mansu_jax.stages.prepare import abstract
 from tests import runs
 from tests import tiny_job
 
-_NPO = ('--method=npo', '--circuit_selection=all', '--edit_floor=none',
-        '--edit_projection=none', '--nounlearn_quantizer_in_loop')
-
 
 @functools.cache
 def _made():
@@ -228,7 +225,7 @@ class PlanTest(parameterized.TestCase):
       ('--unlearn_weights_dtype=bfloat16', 'weights'))
   @pytest.mark.slow
   def test_edits_of_the_whole_model(self, flag, part):
-    found = _traced(*_NPO, flag, '--unlearn_stop_forget=0.3')
+    found = _traced('--method=npo', flag, '--unlearn_stop_forget=0.3')
     names = [stage.name for stage in found.stages]
     self.assertNotIn('fisher', names)
     stage = found.stages[names.index('unlearn')]

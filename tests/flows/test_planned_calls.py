@@ -37,9 +37,7 @@ _LIGHT = ('circuits.param_mask._differing', 'erasure.hidden_share._signed',
           'erasure.suppression._margins',
           'quant.leaves.', 'stages.judge.copy_back.', 'stages.train.edits.',
           'transforms.')
-_WHOLE = ('--attribution_level=neuron_and_head', '--method=npo',
-          '--circuit_selection=all', '--edit_floor=none',
-          '--edit_projection=none', '--nounlearn_quantizer_in_loop')
+_WHOLE = ('--attribution_level=neuron_and_head', '--method=npo')
 
 
 class _Counted:
@@ -155,7 +153,7 @@ class CallsTest(parameterized.TestCase):
       ('edge', '--attribution_level=edge', '--circuit_edges=50',
        '--circuit_contrast=0.5', '--circuit_resamples=5'),
       ('lora', *_WHOLE, '--unlearn_lora_rank=2', '--circuit_resamples=0'),
-      ('bfloat16_until_forgotten', *_WHOLE[:-1], '--circuit_resamples=0',
+      ('bfloat16_until_forgotten', *_WHOLE, '--circuit_resamples=0',
        '--unlearn_weights_dtype=bfloat16', '--unlearn_stop_forget=0.1',
        '--unlearn_saliency=0.3', '--method=saf', '--unlearn_sharpness=0.1'),
       ('neuron_with_measures', '--attribution_level=neuron',
@@ -184,8 +182,7 @@ class CallsTest(parameterized.TestCase):
         self.assertEqual(made[key], calls, str(key))
     stops = any('stop_forget' in flag or 'patience' in flag for flag in flags)
     writes = any('recall' in flag for flag in flags)
-    references = stops and '--nounlearn_quantizer_in_loop' not in flags
-    self.assertLen(bounds, 2 + 2 * stops + references + 3 * writes)
+    self.assertLen(bounds, 2 + 3 * stops + 3 * writes)
     unplanned = {name for stage, name in made if stage not in (
         None, 'load') and (stage, name) not in planned}
     self.assertEmpty({
