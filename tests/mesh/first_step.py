@@ -11,9 +11,6 @@ import os
 
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# AWQ chooses among equally good scales by rounding: programs are users'.
-os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'false'
-os.environ['XLA_FLAGS'] = ''
 
 # pylint: disable=wrong-import-position
 import math
