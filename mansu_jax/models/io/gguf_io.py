@@ -139,7 +139,8 @@ def read_params(
     rows = _dequantize(file.stored(stored), stored)
     leaf = tensor.leaves[0]
     if layout.LEAVES[leaf].start == 'norm' and config.norm_offset:
-      return rows - np.float32(config.norm_offset)
+      with np.errstate(invalid='ignore'):  # Signaling NaNs are only NaNs.
+        return rows - np.float32(config.norm_offset)
     heads = {'layers/attn/q': config.num_heads,
              'layers/attn/k': config.num_kv_heads}.get(leaf)
     if heads is None or not form.pairs_rotary:

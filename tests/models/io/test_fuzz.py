@@ -14,6 +14,10 @@ from tests.models import tiny
 from tests.models.io import fuzz
 
 
+# Mutations that a run of 10^6 found: a signaling NaN in a norm with an offset.
+_FOUND = {'gguf': (207043, 284638), 'hf': ()}
+
+
 class FuzzTest(parameterized.TestCase):
 
   @parameterized.parameters(*fuzz.KINDS)
@@ -24,7 +28,7 @@ class FuzzTest(parameterized.TestCase):
       fuzz.KINDS[kind].write(base.data, path)
       fuzz.KINDS[kind].load(path)
     outcomes = []
-    for index in range(400):
+    for index in (*_FOUND[kind], *range(400)):
       outcome, why = fuzz.try_one(kind, path, index)
       self.assertNotEqual(outcome, 'failed', why)
       outcomes.append(outcome)
