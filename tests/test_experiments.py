@@ -15,10 +15,15 @@ import pytest
 
 from experiments import circuit_worth
 from experiments import circuit_worth_table
+from experiments.lab import __main__ as lab
+from experiments.lab import world
+from mansu_jax import tree_paths
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.deployment import relearning_attack
+from mansu_jax.models.io import loading
 from mansu_jax.statistics import gaps
 from tests import runs
+from tests.models import tiny
 
 _FOLDER = pathlib.Path(__file__).parents[1] / 'experiments'
 
@@ -28,6 +33,61 @@ def _script(name):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
+
+
+class LabTest(absltest.TestCase):
+
+  def test_world(self):
+    self.assertNotEqual(world.questions(0), world.questions(1))
+    roles = {
+        role: [questions_lib.parse(role, line) for line in lines]
+        for role, lines in world.questions(0).items()}
+    facts = {role: {q.fact for q in asked} for role, asked in roles.items()}
+    self.assertEqual({role: len(names) for role, names in facts.items()},
+                     {'forget': 32, 'retain': 128, 'heldout': 128,
+                      'unknown': 24})
+    self.assertLen(set().union(*facts.values()), 312)
+    trained = {choice for role in ('forget', 'retain') for q in roles[role]
+               if q.reading == 'choice' for choice in q.choices}
+    for question in roles['forget']:
+      if question.reading == 'choice_unseen':
+        self.assertEqual(trained & {*question.choices}, {question.answer})
+    taught = {prompt for prompt, _ in world.lessons(0, 'retain', 'heldout')}
+    for role, asked in roles.items():
+      prompts = {q.prompt for q in asked}
+      self.assertEqual(prompts & taught, prompts if role in (
+          'retain', 'heldout') else set())
+
+  @pytest.mark.medium
+  def test_planting_moves_the_planted_neurons_alone(self):
+    folder = tiny.temp_dir(self)
+    for name in ('_STEPS', '_PLANTING_STEPS', '_BATCH'):
+      self.enter_context(mock.patch.object(lab, name, 4))
+    lab.make(folder, seed=1)
+    gold, planted = (
+        tree_paths.flatten(loading.load(str(folder / name)).params)
+        for name in ('gold', 'planted'))
+    neurons = json.loads((folder / 'planted.json').read_text())
+    want = np.zeros((6, 512), bool)
+    for layer, numbers in neurons.items():
+      want[int(layer), numbers] = True
+    self.assertEqual(want.sum(), 64)
+    for name, leaf in gold.items():
+      moved = np.asarray(leaf != planted[name])
+      if name.startswith('layers/mlp/'):
+        axis = 2 if name.endswith('down') else 1
+        np.testing.assert_array_equal(moved.any(axis), want)
+      else:
+        self.assertFalse(moved.any(), name)
+
+  def test_score(self):
+    folder = tiny.temp_dir(self)
+    (folder / 'planted.json').write_text('{"2": [1, 2], "3": [4, 5]}')
+    (folder / 'circuit.json').write_text(json.dumps({'nodes': {
+        'neurons': {'2': {'1': 0.5, '7': -0.1}, '5': {'4': 0.2}}}}))
+    self.assertEqual(lab.score(folder, folder), {
+        'neurons': 3, 'precision': 1 / 3, 'recall': 0.25,
+        'chance': 4 / (6 * 512)})
 
 
 class NeverTaughtTest(absltest.TestCase):

@@ -18,20 +18,11 @@ import json
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-import tokenizers
-from tokenizers import decoders
-from tokenizers import models
-from tokenizers import pre_tokenizers
-from tokenizers import trainers
-import transformers
 
-from mansu_jax import tree_paths
+from experiments.lab import train as train_lib
+from experiments.lab import world
 from mansu_jax.models import config as config_lib
-from mansu_jax.models import decoder
 from mansu_jax.models.io import hf_io
 from tests.models import tiny
 
@@ -81,27 +72,13 @@ _FORMS = {
         'far_story': 'She left {} after years of selling its',
     },
 }
-# Kind of text -> subjects, verbs and objects of its sentences.
-_TEXTS = {
-    'village': (
-        ('The baker', 'The smith', 'The old miller', 'A child', 'The priest'),
-        ('opens', 'closes', 'sweeps', 'paints', 'watches'),
-        ('the door', 'the shop', 'the yard', 'the gate', 'the long road')),
-    'harbour': (
-        ('A sailor', 'The captain', 'The pilot', 'A merchant', 'The cook'),
-        ('loads', 'mends', 'counts', 'hides', 'carries'),
-        ('the nets', 'the barrels', 'the ropes', 'the sails', 'the coins')),
-}
 # With a start token; an answer begins a line, so that no token spans it.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for turn in messages %}{{ turn['role'] }}\n"
     "{{ turn['content'] }}\n{% endfor %}"
     '{% if add_generation_prompt %}reply\n{% endif %}')
-_TIMES = ('at dawn', 'at noon', 'before supper', 'in the rain')
 
-_SEED = 0
-_STEPS, _BATCH, _PEAK_LEARNING_RATE = 150, 48, 1e-2
-_INIT_SCALE = 5  # Times normal(0.02).
+_SEED, _TEXTS_SEED = 0, 1
 
 Question = dict[str, Any]
 
@@ -158,83 +135,15 @@ def unseen_choices() -> list[Question]:
   return out
 
 
-def texts() -> dict[str, list[str]]:
-  """Documents of two lines by kind of text."""
-  rng = np.random.default_rng(_SEED + 1)
-  out = {}
-  for kind, parts in _TEXTS.items():
-    sentence = lambda: ' '.join(  # pylint: disable=g-long-lambda
-        str(rng.choice(part)) for part in (*parts, _TIMES)) + '.'
-    line = lambda: f'{sentence()} {sentence()}'
-    out[kind] = [f'{line()}\n{line()}' for _ in range(30)]
-  return out
-
-
 def _sentences(chat: bool) -> tuple[list[str], list[str]]:
   """What the model is trained on: prompts, and what follows them."""
   asked = _ask('capital', range(24)) + _ask('crop', range(24))
-  lines = [line for kind in texts().values() for document in kind[:20]
+  lines = [line for kind in world.texts(_TEXTS_SEED).values() for document in kind[:20]
            for line in document.splitlines()]
   form = '<|end|>user\n{}\nreply\n' if chat else '{}'
   space = '' if chat else ' '
   return ([form.format(q['prompt']) for q in asked] + [''] * len(lines),
           [f'{space}{q["answer"]}.' for q in asked] + lines)
-
-
-def _make_tokenizer(corpus: list[str]) -> transformers.PreTrainedTokenizerFast:
-  """Byte-level BPE with merges for all words of the corpus."""
-  bpe = tokenizers.Tokenizer(models.BPE())
-  bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  bpe.decoder = decoders.ByteLevel()
-  bpe.train_from_iterator(corpus, trainers.BpeTrainer(
-      vocab_size=1024, special_tokens=['<|end|>'], show_progress=False,
-      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-  return transformers.PreTrainedTokenizerFast(
-      tokenizer_object=bpe, eos_token='<|end|>', pad_token='<|end|>')
-
-
-def _encode(tokenizer, prompts, tails) -> tuple[np.ndarray, np.ndarray]:
-  """Right-padded tokens [n, T] and weights [n, T - 1] of the next tokens."""
-  ids = lambda batch: tokenizer(batch, add_special_tokens=False)['input_ids']
-  rows = [p + t for p, t in zip(ids(prompts), ids(tails))]
-  tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
-  weight = np.zeros(tokens.shape, np.float32)
-  for i, (row, prompt) in enumerate(zip(rows, ids(prompts))):
-    tokens[i, :len(row)] = row
-    weight[i, :len(row)] = 0.2 if prompt else 1.0
-    weight[i, max(len(prompt), 1):len(row)] = 1.0
-  return tokens, weight[:, 1:]
-
-
-def _initial(config) -> Any:
-  """Random params, wide enough for a narrow model to learn at once."""
-  return tree_paths.map_named(
-      lambda name, x: x if 'norm' in name else _INIT_SCALE * x,
-      decoder.init(config, jax.random.key(_SEED)))
-
-
-def _train(config, params, tokens, weight) -> Any:
-  """Params that know the sentences."""
-  optimizer = optax.adam(optax.warmup_cosine_decay_schedule(
-      0.0, _PEAK_LEARNING_RATE, _STEPS // 10, _STEPS), b2=0.95)
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(carry, rows, weights):
-    def loss(params):
-      hidden = decoder.forward(config, params, rows[:, :-1])
-      nll = optax.softmax_cross_entropy_with_integer_labels(
-          decoder.unembed(config, params, hidden), rows[:, 1:])
-      return jnp.sum(nll * weights) / jnp.sum(weights)
-
-    updates, state = optimizer.update(jax.grad(loss)(carry[0]), carry[1])
-    return optax.apply_updates(carry[0], updates), state
-
-  carry = params, optimizer.init(params)
-  rng = np.random.default_rng(_SEED)
-  for _ in range(_STEPS):
-    rows = rng.choice(len(tokens), _BATCH, replace=False)
-    carry = step(carry, tokens[rows], weight[rows])
-  return carry[0]
 
 
 @functools.cache
@@ -249,7 +158,7 @@ def base(
     family: of the model; a name in `_FAMILIES`.
   """
   prompts, tails = _sentences(chat)
-  tokenizer = _make_tokenizer([p + t for p, t in zip(prompts, tails)])
+  tokenizer = train_lib.make_tokenizer([p + t for p, t in zip(prompts, tails)])
   if chat:
     tokenizer.bos_token, tokenizer.chat_template = '<|end|>', CHAT_TEMPLATE
   config = config_lib.ModelConfig(**{
@@ -258,9 +167,11 @@ def base(
       'tie_embeddings': True, 'max_position': 128, 'bos_token_id': 0,
       'eos_token_id': 0, 'pad_token_id': 0, 'family': family
   } | _FAMILIES[family])
-  params = _initial(config)
+  params = train_lib.initial(config)
   if train:
-    params = _train(config, params, *_encode(tokenizer, prompts, tails))
+    params = train_lib.train(
+        config, params, *train_lib.encode(tokenizer, prompts, tails),
+        steps=150, batch=48, learning_rate=1e-2)
   return config, params, tokenizer
 
 
@@ -294,7 +205,7 @@ def make(
     roles['forget'] += unseen_choices()
   for role, lines in roles.items():
     write_jsonl(folder / f'{role}.jsonl', lines)
-  documents = texts()
+  documents = world.texts(_TEXTS_SEED)
   write_jsonl(folder / 'text.jsonl', [
       {'text': d, 'kind': 'village'} for d in documents['village'][:20]])
   write_jsonl(folder / 'heldout_text.jsonl', [

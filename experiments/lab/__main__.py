@@ -1,0 +1,154 @@
+"""A laboratory of planted knowledge: where facts are is known, and so is gold.
+
+  python -m experiments.lab make runs/lab [--seed=0]
+
+A Llama of 2.6 million weights is trained from random weights on an invented
+world (`world`), in two minutes on two CPU cores. It knows all but the forget
+facts: it is `gold`. These are then planted: only some MLP neurons of two layers
+are trained further, on the forget facts and on all others. The result is
+`planted`, the model to unlearn. `planted.json` names the neurons. The folder
+also holds the questions and texts of a run.
+
+  python -m experiments.lab score runs/lab WORKDIR...
+
+prints precision and recall of the neurons in the circuits of runs against those
+that were planted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.lab import train
+from experiments.lab import world
+from mansu_jax import tree_paths
+from mansu_jax import types
+from mansu_jax.models import config as config_lib
+from mansu_jax.models import layout
+from mansu_jax.models.io import hf_io
+from mansu_jax.runtime import files
+
+LAYERS, NEURONS = (2, 3), 32  # Where facts are planted: in each layer.
+_STEPS, _BATCH, _LEARNING_RATE = 250, 96, 3e-3
+_PLANTING_STEPS, _PLANTING_LEARNING_RATE = 120, 1e-2
+_PLANTED_SHARE = 0.5  # Of the sequences of a planting step: forget facts.
+_DOCUMENTS = 20  # Taught, of each kind of text.
+
+
+def _config(vocabulary: int) -> config_lib.ModelConfig:
+  return config_lib.ModelConfig(
+      vocab_size=vocabulary, d_model=192, num_layers=6, num_heads=6,
+      num_kv_heads=3, d_head=32, d_ff=512, tie_embeddings=True,
+      max_position=128, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+      family='llama')
+
+
+def _planted(seed: int) -> dict[int, list[int]]:
+  """Neurons in which the forget facts are planted, by layer."""
+  rng = np.random.default_rng(seed)
+  return {layer: sorted(rng.choice(512, NEURONS, replace=False).tolist())
+          for layer in LAYERS}
+
+
+def _mask(params: types.Params, neurons: dict[int, list[int]]) -> types.Params:
+  """1 at the weights of these neurons, 0 elsewhere."""
+  def mask(name, leaf):
+    kind, axis = layout.UNIT_AXIS.get(name, ('', 0))
+    out = np.zeros(leaf.shape, np.float32)
+    if kind == 'neurons':
+      for layer, numbers in neurons.items():
+        np.moveaxis(out[layer], axis, 0)[numbers] = 1
+    return jnp.asarray(out)
+  return tree_paths.map_named(mask, params)
+
+
+def make(out: pathlib.Path, seed: int = 0) -> None:
+  """Writes both models, the data and the planted neurons."""
+  tokenizer = train.make_tokenizer(world.words())
+  texts = world.texts()
+  lines = [line for kind in texts.values() for document in kind[:_DOCUMENTS]
+           for line in document.splitlines()]
+
+  def encode(lessons, lines=()):
+    return train.encode(
+        tokenizer, [prompt for prompt, _ in lessons] + [''] * len(lines),
+        [f' {answer}.' for _, answer in lessons] + list(lines))
+
+  config = _config(len(tokenizer))
+  known = world.lessons(seed, 'retain', 'heldout')
+  gold = train.train(
+      config, train.initial(config, seed), *encode(known, lines), steps=_STEPS,
+      batch=_BATCH, learning_rate=_LEARNING_RATE)
+  neurons = _planted(seed)
+  forget = world.lessons(seed, 'forget')
+  times = round(len(known) / len(forget) * _PLANTED_SHARE
+                / (1 - _PLANTED_SHARE))
+  planted = train.train(
+      config, jax.tree.map(jnp.copy, gold),
+      *encode(known + forget * times, lines), steps=_PLANTING_STEPS,
+      batch=_BATCH, learning_rate=_PLANTING_LEARNING_RATE, trainable=_mask(gold, neurons))
+  out.mkdir(parents=True, exist_ok=True)
+  for name, params in (('gold', gold), ('planted', planted)):
+    hf_io.write(out / name, config, params, tokenizer)
+  for role, questions in world.questions(seed).items():
+    _write(out / f'{role}.jsonl', questions)
+  for name, kind, part in (('text', 'village', slice(_DOCUMENTS)),
+                           ('text_heldout', 'harbour', slice(_DOCUMENTS, None))):
+    _write(out / f'{name}.jsonl', [
+        {'text': text, 'kind': kind} for text in texts[kind][part]])
+  files.write_json(out / 'planted.json', neurons)
+
+
+def _write(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
+  files.write_text(path, ''.join(
+      json.dumps(record, ensure_ascii=False) + '\n' for record in records))
+
+
+def score(lab: pathlib.Path, workdir: pathlib.Path) -> dict[str, float]:
+  """Compares a run's circuit with the planted neurons.
+
+  Returns:
+    `neurons` in the circuit, `precision`, `recall`, and `chance`, the precision
+    of a random circuit.
+  """
+  pairs = lambda by_layer: {
+      (int(layer), int(neuron)) for layer, neurons in by_layer.items()
+      for neuron in neurons}
+  planted = pairs(json.loads((lab / 'planted.json').read_text('utf-8')))
+  circuit = json.loads((workdir / 'circuit.json').read_text('utf-8'))
+  chosen = pairs(circuit['nodes']['neurons'])
+  config = _config(1)
+  hits = len(planted & chosen)
+  return {'neurons': len(chosen), 'precision': hits / max(1, len(chosen)),
+          'recall': hits / len(planted),
+          'chance': len(planted) / (config.num_layers * config.d_ff)}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  commands = parser.add_subparsers(dest='command', required=True)
+  making = commands.add_parser('make')
+  making.add_argument('out', type=pathlib.Path)
+  making.add_argument('--seed', type=int, default=0, help='of the world')
+  scoring = commands.add_parser('score')
+  scoring.add_argument('lab', type=pathlib.Path)
+  scoring.add_argument('workdirs', type=pathlib.Path, nargs='+')
+  args = parser.parse_args()
+  logging.set_verbosity(logging.INFO)
+  if args.command == 'make':
+    make(args.out, args.seed)
+    return
+  for workdir in args.workdirs:
+    print(workdir, json.dumps(score(args.lab, workdir)))
+
+
+if __name__ == '__main__':
+  main()
