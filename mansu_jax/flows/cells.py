@@ -7,15 +7,19 @@ cell is that of the whole so far.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import gc
 import json
+import logging
 import pathlib
+import tempfile
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from mansu_jax.config import fields
 from mansu_jax.config import flags as flags_lib
@@ -34,6 +38,11 @@ _COLLAPSED = 0.5
 _DIVERGED = 'diverged.json'
 # What all cells share, so that their figures compare.
 _SHARED = ('model', 'data', 'eval', 'quant_schemes', 'export_dtype')
+
+
+# Of the cache of compiled programs. Reading the smallest one beats compiling it.
+_KEEP_ALL = {'jax_persistent_cache_min_compile_time_secs': 0.0,
+             'jax_persistent_cache_min_entry_size_bytes': -1}
 
 
 class Cell(NamedTuple):
@@ -113,6 +122,32 @@ def check(cells: Sequence[Cell]) -> Checked:
   return Checked(cells, {
       cell: checks.read(cell.config).hashes | {'model': model}
       for cell in cells})
+
+
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+  """Keeps compiled programs on disk, so that cells share them; then drops them.
+
+  In memory they would add up. A cache that the user chose is used instead
+  (`JAX_COMPILATION_CACHE_DIR`).
+  """
+  if jax.config.jax_compilation_cache_dir:
+    yield
+    return
+  logging.getLogger('jax._src.compilation_cache').setLevel(logging.WARNING)
+  before = {name: getattr(jax.config, name) for name in _KEEP_ALL}
+  with tempfile.TemporaryDirectory(prefix='mansu_jax_compiled_') as folder:
+    for name, value in _KEEP_ALL.items():
+      jax.config.update(name, value)
+    compilation_cache.set_cache_dir(folder)
+    compilation_cache.reset_cache()  # It may have been found to be off.
+    try:
+      yield
+    finally:
+      jax.config.update('jax_compilation_cache_dir', None)
+      compilation_cache.reset_cache()
+      for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def record(

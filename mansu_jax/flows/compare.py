@@ -31,6 +31,7 @@ _OF_THE_RUN = ('properties', 'structure', 'cad', 'as_nc', 'stages')
 
 
 @workdir.locked
+@cells_lib.compiled_once()
 def run(config: run_config.RunConfig) -> str:
   """Runs every cell, and compares their records.
 

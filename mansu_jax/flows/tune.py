@@ -80,6 +80,7 @@ class Trial(NamedTuple):
 
 
 @workdir.locked
+@cells_lib.compiled_once()
 def run(config: run_config.RunConfig) -> str:
   """Tries settings, and writes `tuned.flags`, `table.md` and `table.json`.
 

@@ -6,8 +6,13 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from mansu_jax.flows import cells
 from mansu_jax.flows import compare
 from mansu_jax.flows import unlearn
 from mansu_jax.runtime import preemption
@@ -220,6 +225,47 @@ class RealTest(absltest.TestCase):
       self.assertIn(f'| {name} | nf4 | 1 |', out)
     for name in ('mansu', 'npo'):
       self.assertTrue((folder / 'out' / name / 's0' / 'report.html').is_file())
+
+
+class CompiledOnceTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    chosen = jax.config.jax_compilation_cache_dir
+    self.addCleanup(compilation_cache.reset_cache)
+    self.addCleanup(jax.config.update, 'jax_compilation_cache_dir', chosen)
+    jax.config.update('jax_compilation_cache_dir', None)
+    compilation_cache.reset_cache()
+
+  def test_a_program_is_compiled_once_and_dropped_at_the_end(self):
+    hits = []
+    jax.monitoring.register_event_listener(
+        lambda event, **_: hits.append(event) if event.endswith(
+            '/cache_hits') else None)
+    program = jax.jit(lambda x: jnp.sin(x) + 1)
+    x = np.ones(7, np.float32)
+    program(x)  # Before: the cache was found to be off.
+    for _ in range(2):  # Comparisons, each with three cells.
+      hits.clear()
+      with cells.compiled_once():
+        folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+        for _ in range(3):
+          jax.clear_caches()
+          program(x)
+        self.assertNotEmpty([*folder.iterdir()])
+      self.assertLen(hits, 2)
+      self.assertFalse(folder.exists())
+      self.assertIsNone(jax.config.jax_compilation_cache_dir)
+    jax.clear_caches()
+    program(x)
+    self.assertLen(hits, 2)
+
+  def test_a_chosen_cache_stays(self):
+    folder = str(tiny.temp_dir(self))
+    jax.config.update('jax_compilation_cache_dir', folder)
+    with cells.compiled_once():
+      self.assertEqual(jax.config.jax_compilation_cache_dir, folder)
+    self.assertEqual(jax.config.jax_compilation_cache_dir, folder)
 
 
 if __name__ == '__main__':
