@@ -7,7 +7,7 @@ flagfile. A stopped comparison resumes; finished cells are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import pathlib
 from typing import Any
 
@@ -17,6 +17,8 @@ from mansu_jax.config import fields
 from mansu_jax.config import run as run_config
 from mansu_jax.flows import cells as cells_lib
 from mansu_jax.models.io import loading
+from mansu_jax.report import comparison
+from mansu_jax.report import markdown
 from mansu_jax.report import table
 from mansu_jax.runtime import files
 from mansu_jax.runtime import processes
@@ -35,8 +37,8 @@ _OF_THE_RUN = ('properties', 'structure', 'cad', 'as_nc', 'stages')
 def run(config: run_config.RunConfig) -> str:
   """Runs every cell, and compares their records.
 
-  Writes `table.md` and `table.json` after each cell. At the end the former also
-  gets the differences of all methods from the first one, and
+  Writes `table.md`, `table.json` and a report after each cell. At the end table
+  and report also get the differences of all methods from the first one, and
   `differences.json` holds them.
 
   Args:
@@ -61,32 +63,68 @@ def run(config: run_config.RunConfig) -> str:
     except loop.DivergedError as error:
       logging.warning('%s: %s', cell.root, error)
       failed[cell] = str(error)
-    text = _text(list(config.compare.methods), records, failed)
-    _write(root, text, [row for done in checked.cells[:number] for row in _rows(
-        done, records.get(done), failed.get(done))], {})
+    _write(root, config, records, failed, checked.cells[:number], None)
   first, *_ = config.compare.methods
   found = processes.broadcast_from_primary(
       lambda: _differences(first, records))
-  if found:
-    text += '\n' + table.differences(found, first)
-  elif len(config.compare.methods) > 1:
-    text += (f'\nNo differences: {first} and the others have no seed in common'
-             ' that both have finished without a collapse.\n')
-  _write(root, text, None, found)
-  return text
+  return _write(root, config, records, failed, checked.cells, found)
 
 
 def _write(
-    root: pathlib.Path, text: str, rows: list[dict[str, Any]] | None,
-    found: dict[str, Any]) -> None:
-  """Writes the tables; rows of None stay as they are."""
+    root: pathlib.Path, config: run_config.RunConfig,
+    records: Mapping[cells_lib.Cell, dict[str, Any]],
+    failed: Mapping[cells_lib.Cell, str], done: Sequence[cells_lib.Cell],
+    found: dict[str, Any] | None) -> str:
+  """Writes the tables and the page; returns the tables in Markdown.
+
+  Args:
+    root: the workdir.
+    config: of the comparison.
+    records: of the finished cells.
+    failed: why others diverged.
+    done: both, in order.
+    found: from `_differences`; None before the end.
+  """
+  first, *others = config.compare.methods
+  by_method = {name: [records[cell] for cell in records if cell.name == name]
+               for name in (first, *others)}
+  notes = _notes(done, records, failed)
+  if others and found == {}:  # pylint: disable=g-explicit-bool-comparison
+    notes.append(f'No differences: {first} and the others have no seed in'
+                 ' common that both have finished without a collapse.')
+  text = [f'- {note}\n' for note in notes]
+  if records:
+    names = [name for name, own in by_method.items() for _ in own]
+    text.insert(0, table.compare(
+        [record for own in by_method.values() for record in own], names))
+  if found:
+    text.append('\n' + markdown.table(table.differences(found, first)) + '\n')
+
   def write():
-    files.write_text(root / 'table.md', text)
-    files.write_json(root / 'differences.json', found)
-    if rows is not None:
-      files.write_json(root / 'table.json', rows)
+    files.write_text(root / 'table.md', ''.join(text))
+    files.write_json(root / 'table.json', [
+        row for cell in done
+        for row in _rows(cell, records.get(cell), failed.get(cell))])
+    files.write_json(root / 'differences.json', found or {})
+    if records:
+      comparison.write(
+          comparison.make_report(by_method, notes, found or {}), root)
 
   processes.broadcast_from_primary(write)
+  return ''.join(text)
+
+
+def _notes(
+    done: Sequence[cells_lib.Cell],
+    records: Mapping[cells_lib.Cell, dict[str, Any]],
+    failed: Mapping[cells_lib.Cell, str]) -> list[str]:
+  """What went wrong, a sentence each."""
+  return [f'{cell.name}, seed {cell.config.seed}, has no row: {error}'
+          for cell, error in failed.items()] + [
+              f'{cell.name}, seed {cell.config.seed}, collapsed: it answers'
+              ' less than half of the held-out facts that the base does.'
+              for cell in done if cell in records and cells_lib.collapsed(
+                  records[cell])]
 
 
 def _differences(
@@ -162,20 +200,3 @@ def _at(tree: Any, precision: str) -> Any:
   found = {name: _at(part, precision) for name, part in tree.items()}
   return {name: part for name, part in found.items()
           if part is not None} or None
-
-
-def _text(
-    names: list[str], records: dict[cells_lib.Cell, dict[str, Any]],
-    failed: dict[cells_lib.Cell, str]) -> str:
-  """The tables of the finished cells, and what went wrong with others."""
-  rows = sorted(records, key=lambda cell: names.index(cell.name))
-  parts = []
-  if rows:
-    parts.append(table.compare(
-        [records[cell] for cell in rows], [cell.name for cell in rows]))
-  parts += [f'- {cell.name}, seed {cell.config.seed}, has no row: {error}\n'
-            for cell, error in failed.items()]
-  parts += [f'- {cell.name}, seed {cell.config.seed}, collapsed: it answers'
-            ' less than half of the held-out facts that the base does.\n'
-            for cell in rows if cells_lib.collapsed(records[cell])]
-  return ''.join(parts)

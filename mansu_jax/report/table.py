@@ -26,7 +26,7 @@ from mansu_jax.report.sections import provenance
 Record = dict[str, Any]
 
 _READINGS = ('choice', 'choice_unseen', 'generation_few_shot', 'reverse')
-_HELDOUT = 'retain_heldout'
+HELDOUT = 'retain_heldout'  # Split.
 _LABELS = 2  # Columns that hold text.
 _CAPTION = (
     'Mean over seeds [minimum, maximum]. Readings (choice to reverse) and'
@@ -58,7 +58,14 @@ _DIFFERENCES = (
 
 def compare(
     records: Sequence[Record], names: Sequence[str] | None = None) -> str:
-  """Markdown tables that compare runs.
+  """`tables` in Markdown."""
+  return '\n\n'.join(map(markdown.table, tables(records, names))) + '\n'
+
+
+def tables(
+    records: Sequence[Record], names: Sequence[str] | None = None
+) -> list[document.Table]:
+  """Tables that compare runs.
 
   Args:
     records: Records as in `record.json`.
@@ -75,15 +82,14 @@ def compare(
   rows = [_Row(name, scheme, group) for name, group in groups
           for scheme in _schemes(group[0])]
   forgetting = _table(rows, _COLUMNS, _CAPTION, _base_rows(records))
-  tables = [forgetting] + [
+  return [forgetting] + [
       table for table in (_table(rows, _STRUCTURE, _STRUCTURE_CAPTION),)
       if len(table.columns) > _LABELS + 2]  # More than the seeds and S.
-  return '\n\n'.join(map(markdown.table, tables)) + '\n'
 
 
 def differences(
-    found: dict[str, dict[str, Record]], reference: str) -> str:
-  """A Markdown table of the differences of methods from one of them.
+    found: dict[str, dict[str, Record]], reference: str) -> document.Table:
+  """A table of the differences of methods from one of them.
 
   Args:
     found: `{method: {measure: entry}}`; an entry is an estimate with the
@@ -100,11 +106,11 @@ def differences(
         low is not None and high is not None and low * high > 0) else ''
     return f'{words.estimate(entry, sign=True)}{sure}'
 
-  return markdown.table(document.Table(
+  return document.Table(
       (f'less {reference}', 'seeds', *measures),
       tuple((method, _seeds(of), *(cell(of.get(m)) for m in measures))
             for method, of in found.items()),
-      labels=_LABELS, caption=_DIFFERENCES)) + '\n'
+      labels=_LABELS, caption=_DIFFERENCES)
 
 
 def _seeds(of: dict[str, Record]) -> str:
@@ -238,16 +244,17 @@ def _reading(name: str) -> _Column:
       row, lambda r: r.get('forgetting', {}).get(name, {})))
 
 
-def _known(row: _Row) -> str:
+def known(record: Record, precision: str) -> float | None:
   """Share of the base's knowledge that is left in the worst reading."""
-  def worst(record, precision):
-    found = [entry['known'].get(precision, {}).get('value')
-             for name, entry in record.get('forgetting', {}).items()
-             if properties.decides(record, name)]
-    return max((v for v in found if v is not None), default=None)
+  found = [entry['known'].get(precision, {}).get('value')
+           for name, entry in record.get('forgetting', {}).items()
+           if properties.decides(record, name)]
+  return max((v for v in found if v is not None), default=None)
 
+
+def _known(row: _Row) -> str:
   return _both(row, lambda p: _over_seeds(
-      [worst(r, p) for r in row.group], words.number))
+      [known(r, p) for r in row.group], words.number))
 
 
 def _of_edit(cell: Callable[[_Row], str], base: str = '–') -> Callable:
@@ -285,7 +292,7 @@ _COLUMNS = (
     _Column('known in the worst reading, fp / quantized', _of_edit(_known)),
     _Column('brought back', _of_edit(_brought_back)),
     _Column('held-out facts, fp / quantized', lambda row: _accuracy(
-        row, lambda r: r['accuracy'].get(_HELDOUT, {}))),
+        row, lambda r: r['accuracy'].get(HELDOUT, {}))),
     _Column('perplexity ratio, fp / quantized', _perplexity),
     _Column('weights moved', _survival('moved')),
     _Column('codes changed', _survival('changed_codes')),

@@ -77,6 +77,8 @@ class CompareTest(parameterized.TestCase):
                  '--mode=unlearn'):
       self.assertIn(f'{line}\n', flags)
     self.assertEqual((self.root / 'table.md').read_text(), text)
+    self.assertIn('Differences from mansu',
+                  (self.root / 'report.html').read_text())
     self.assertRegex(text, r'\| npo \| 2 \| \+0.500 \[.*\] \\?\* \| ')
     found = self._differences()
     self.assertEqual([*found], ['npo'])

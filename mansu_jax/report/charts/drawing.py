@@ -14,6 +14,11 @@ from typing import NamedTuple
 
 CHARACTER = 6.5  # Mean width of a label's character, in pixels.
 MARGIN = 16  # Around the drawing, in pixels.
+# Of things that are compared, on light and on dark ground.
+_COLOURS = (
+    ('#1f5fd0', '#7fabff'), ('#b86a00', '#e8a54b'), ('#14713f', '#5fd08f'),
+    ('#a3307a', '#f08cc4'), ('#0d7f8c', '#5cc8d6'), ('#b3261e', '#ff8a80'),
+    ('#6b4fc4', '#b39dff'), ('#66758a', '#93a1b5'))
 _STYLE = '''
 .mj{font-size:11.5px;
 font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
@@ -52,6 +57,23 @@ class Rule(NamedTuple):
 
   value: float
   label: str
+
+
+def colour(i: int) -> str:
+  """The style of the i-th thing of a chart with `colours`; they repeat."""
+  return f'c{i % len(_COLOURS)}'
+
+
+def _colour_style() -> str:
+  """Also that of a `halo`, which parts a text from lines behind it."""
+  rules = lambda ground: ''.join(
+      f'.mj .{colour(i)}{{stroke:{pair[ground]}}}'
+      f'.mj .{colour(i)}:not(.hollow):not(.line){{fill:{pair[ground]}}}'
+      for i, pair in enumerate(_COLOURS)) + (
+          '.mj .halo{stroke-width:3px;'
+          f'stroke:{("#fff", "#171c24")[ground]}}}')
+  return (f'{rules(0)}\n@media screen and (prefers-color-scheme:dark){{'
+          f'{rules(1)}}}\n')
 
 
 def number(value: float) -> str:
@@ -117,8 +139,9 @@ class Frame:
   def __init__(
       self, title: str, *, x: tuple[float, float], y: tuple[float, float],
       width: int, height: float, left: float, legend: Sequence[Key] = (),
-      rules: Sequence[Rule] = (), y_label: str = ''):
+      rules: Sequence[Rule] = (), y_label: str = '', colours: bool = False):
     self.title, self.width, self._marks = title, width, []
+    self._style = _STYLE + (_colour_style() if colours else '')
     self.left, self.right = left, width - MARGIN - 4
     legend_rows = self._lay_out(legend)
     self.top = 38 + 18 * legend_rows + (14 if rules or y_label else 0)
@@ -201,7 +224,7 @@ class Frame:
         y1=float(self.bottom), y2=float(self.bottom), class_='axis'))
     title = html.escape(self.title)
     body = [
-        f'<title>{title}</title>', f'<style>{_STYLE}</style>',
+        f'<title>{title}</title>', f'<style>{self._style}</style>',
         element('rect', width=self.width, height=height, rx=6, class_='bg'),
         text(MARGIN, 22, self.title, class_='title'), *self._marks]
     return element(

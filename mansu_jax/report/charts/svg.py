@@ -219,7 +219,8 @@ def heat_map(
 
 def line_chart(
     title: str, series: Sequence[Series], *, x_label: str, y_label: str,
-    width: int = NARROW, bands: Sequence[Band] = ()) -> str:
+    width: int = NARROW, bands: Sequence[Band] = (), colours: bool = False
+) -> str:
   """Lines on linear axes; the vertical axis includes zero.
 
   Args:
@@ -229,6 +230,7 @@ def line_chart(
     y_label: Label of the vertical axis, with the unit.
     width: Width in pixels.
     bands: Areas behind the lines.
+    colours: Whether styles are of `drawing.colour`.
   """
   points = [p for line in series for p in line.points]
   for band in bands:
@@ -242,7 +244,7 @@ def line_chart(
       left=14 + drawing.label_width([drawing.number(v) for v in marks]),
       legend=[Key(line.label, line.style) for line in (*series, *bands)
               if line.label],
-      y_label=y_label)
+      y_label=y_label, colours=colours)
   frame.x_axis(x_label, 4)
   for band in bands:
     _draw_band(frame, band)

@@ -1,0 +1,76 @@
+"""The page of a comparison: what it draws, and where figures are missing."""
+
+from absl.testing import absltest
+
+from mansu_jax.report import comparison
+from mansu_jax.report import markdown
+from mansu_jax.report import page
+from mansu_jax.report import table
+from tests.models import tiny
+from tests.report import records
+
+
+def _record(lost=0.1, attack=(0.2, 0.5)):
+  record = records.make()
+  for precision, entry in record['accuracy']['retain_heldout'][
+      'unlearned'].items():
+    base = record['accuracy']['retain_heldout']['base'][precision]
+    entry['value'] = base['value'] - lost
+  record['attacks'] = {'lora_1e-4': {'fp': [
+      {'step': step, 'value': value} for step, value in enumerate(attack)]}}
+  return record
+
+
+def _plots(report):
+  return {plot.name: plot.svg for plot in report.plots()}
+
+
+class ComparisonTest(absltest.TestCase):
+
+  def test_points_are_means_over_seeds(self):
+    runs = [_record(lost=0.1), _record(lost=0.3)]
+    found = comparison._point(runs, 'nf4')
+    self.assertAlmostEqual(found.x, 0.2)
+    self.assertAlmostEqual(found.y, table.known(runs[0], 'nf4'))
+    del runs[1]['accuracy']['retain_heldout']
+    self.assertIsNone(comparison._point(runs, 'nf4'))
+
+  def test_page(self):
+    found = {'npo': {'held-out facts': {
+        'value': -0.1, 'interval': [-0.2, -0.05], 'p_value': 0.01,
+        'p_adjusted': 0.01, 'by_seed': [-0.1]}}}
+    report = comparison.make_report(
+        {'mansu': [_record(), _record(attack=(0.4, 0.7))], 'npo': [_record()],
+         'rmu': []}, ['rmu, seed 0, has no row: it diverged'], found)
+    plots = _plots(report)
+    self.assertEqual([*plots], ['frontier', 'relearning_lora_1e-4_fp'])
+    self.assertIn('<title>mansu, nf4</title>', plots['frontier'])
+    self.assertNotIn('rmu', plots['frontier'])
+    self.assertEqual(
+        [section.title for section in report.sections],
+        ['Forgetting against retention', 'Relearning',
+         'Differences from mansu', 'What went wrong'])
+    text = markdown.render(report)
+    self.assertIn('3 methods, 3 finished runs.', text)
+    self.assertIn('-0.100 [-0.200, -0.050] \\*', text)
+    self.assertIn('it diverged', text)
+
+  def test_what_was_not_measured_is_left_out(self):
+    record = _record()
+    record['attacks'] = None
+    record['forgetting'] = {}
+    report = comparison.make_report({'mansu': [record]}, [], {})
+    self.assertEmpty(report.plots())
+    self.assertLen(report.sections, 1)
+
+  def test_files(self):
+    root = tiny.temp_dir(self)
+    report = comparison.make_report({'mansu': [_record()]}, [], {})
+    comparison.write(report, root)
+    self.assertEqual((root / 'report.html').read_text(), page.render(report))
+    self.assertIn('(plots/frontier.svg)', (root / 'report.md').read_text())
+    self.assertTrue((root / 'plots' / 'frontier.svg').is_file())
+
+
+if __name__ == '__main__':
+  absltest.main()
