@@ -28,7 +28,10 @@ from tests.config import options
 _ROOT = pathlib.Path(__file__).parents[2]
 _EXPERIMENTS = sorted(_ROOT.glob('experiments/**/*.flags'))
 _COMMON = _ROOT / 'experiments' / 'test' / 'common.flags'  # Has no facts.
-_JOBS = [path for path in _EXPERIMENTS if path.parent.name != 'ablations'
+_COMPARED = [path for path in _EXPERIMENTS
+             if path.parent.name in ('compare', 'lab')]  # Flags of methods.
+_JOBS = [path for path in _EXPERIMENTS
+         if path.parent.name != 'ablations' and path not in _COMPARED
          and not path.name.startswith(('common', 'former_defaults'))]
 
 
@@ -289,12 +292,23 @@ class ExperimentTest(parameterized.TestCase):
           self.assertFalse(pathlib.Path(name).is_absolute())
     mode_checks.check_unread_flags(dataclasses.replace(config, model='mine'))
 
+  def test_flagfiles_of_compared_methods(self):
+    self.assertNotEmpty(_COMPARED)
+    for path in _COMPARED:
+      if path.stem not in ('baseline', 'common'):
+        with self.subTest(path):
+          config, rest = _parse(f'--flagfile={path}')
+          self.assertEqual(config.method, path.stem.split('_')[0])
+          self.assertEmpty(rest)
+          self.assertEqual(config.data, config_lib.DataConfig())
+
   def test_forget_loss_fits_the_facts_of_each_experiment(self):
     read = functools.cache(lambda data: inputs.read(
         dataclasses.replace(config, data=data)).splits)
     check = functools.cache(lambda unlearn, data: pools.check_forget_term(
         unlearn, read(data), _number_words, seed=0, chat=False))
-    jobs = [path for path in _JOBS if path.parent != _COMMON.parent]
+    jobs = [path for path in _JOBS if path.parent != _COMMON.parent
+            and not path.name.startswith('lab_')]  # A script makes its facts.
     for path, pool in itertools.product(jobs, (None, 480)):
       with self.subTest(path, pool=pool):
         config, _ = _parse(f'--flagfile={path}', *(
