@@ -233,10 +233,11 @@ class CompiledOnceTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    chosen = jax.config.jax_compilation_cache_dir
     self.addCleanup(compilation_cache.reset_cache)
-    self.addCleanup(jax.config.update, 'jax_compilation_cache_dir', chosen)
-    jax.config.update('jax_compilation_cache_dir', None)
+    for name, value in (('jax_compilation_cache_dir', None),
+                        ('jax_enable_compilation_cache', True)):
+      self.addCleanup(jax.config.update, name, getattr(jax.config, name))
+      jax.config.update(name, value)
     compilation_cache.reset_cache()
 
   def test_a_program_is_compiled_once_and_dropped_at_the_end(self):
