@@ -4,8 +4,8 @@
 
 A Llama of 2.6 million weights is trained from random weights on an invented
 world (`world`), in seven minutes on one slow CPU core. It knows all but the
-forget facts: it is `gold`. These are then planted: only some MLP neurons of two layers
-are trained further, on the forget facts and on all others. The result is
+forget facts: it is `gold`. These are then planted: only some MLP neurons of two
+layers are trained further, on the forget facts and on all others. The result is
 `planted`, the model to unlearn. `planted.json` names the neurons. The folder
 also holds the questions and texts of a run.
 
