@@ -138,7 +138,8 @@ def unseen_choices() -> list[Question]:
 def _sentences(chat: bool) -> tuple[list[str], list[str]]:
   """What the model is trained on: prompts, and what follows them."""
   asked = _ask('capital', range(24)) + _ask('crop', range(24))
-  lines = [line for kind in world.texts(_TEXTS_SEED).values() for document in kind[:20]
+  lines = [line for kind in world.texts(_TEXTS_SEED).values()
+           for document in kind[:20]
            for line in document.splitlines()]
   form = '<|end|>user\n{}\nreply\n' if chat else '{}'
   space = '' if chat else ' '

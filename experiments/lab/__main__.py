@@ -94,14 +94,16 @@ def make(out: pathlib.Path, seed: int = 0) -> None:
   planted = train.train(
       config, jax.tree.map(jnp.copy, gold),
       *encode(known + forget * times, lines), steps=_PLANTING_STEPS,
-      batch=_BATCH, learning_rate=_PLANTING_LEARNING_RATE, trainable=_mask(gold, neurons))
+      batch=_BATCH, learning_rate=_PLANTING_LEARNING_RATE,
+      trainable=_mask(gold, neurons))
   out.mkdir(parents=True, exist_ok=True)
   for name, params in (('gold', gold), ('planted', planted)):
     hf_io.write(out / name, config, params, tokenizer)
   for role, questions in world.questions(seed).items():
     _write(out / f'{role}.jsonl', questions)
   for name, kind, part in (('text', 'village', slice(_DOCUMENTS)),
-                           ('text_heldout', 'harbour', slice(_DOCUMENTS, None))):
+                           ('text_heldout', 'harbour',
+                            slice(_DOCUMENTS, None))):
     _write(out / f'{name}.jsonl', [
         {'text': text, 'kind': kind} for text in texts[kind][part]])
   files.write_json(out / 'planted.json', neurons)

@@ -40,7 +40,7 @@ _DIVERGED = 'diverged.json'
 _SHARED = ('model', 'data', 'eval', 'quant_schemes', 'export_dtype')
 
 
-# Of the cache of compiled programs. Reading the smallest one beats compiling it.
+# Of the cache of compiled programs: reading the smallest beats compiling it.
 _KEEP_ALL = {'jax_persistent_cache_min_compile_time_secs': 0.0,
              'jax_persistent_cache_min_entry_size_bytes': -1}
 

@@ -50,7 +50,8 @@ class FrontierTest(absltest.TestCase):
     lines = [tuple(float(line.get(k)) for k in ('x1', 'y1', 'x2', 'y2'))
              for line in self.chart.iter(_SPACE + 'line')
              if line.get('class').startswith('line ')]
-    self.assertEqual(lines, [(x, y, above_x, above_y), (x, y, right_x, right_y)])
+    self.assertEqual(
+        lines, [(x, y, above_x, above_y), (x, y, right_x, right_y)])
 
   def test_names_do_not_collide_and_stay_inside(self):
     self._draw(*(_method(name, (0.5, 0.5)) for name in (
