@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-import json
 import pathlib
 from typing import Any
 
@@ -118,8 +117,7 @@ def main() -> None:
   lines = false_facts(grouped(questions))
   args.out.mkdir(parents=True, exist_ok=True)
   for name in _SHIFTS:
-    files.write_text(args.out / f'{name}.jsonl', ''.join(
-        json.dumps(line, ensure_ascii=False) + '\n' for line in lines[name]))
+    files.write_jsonl(args.out / f'{name}.jsonl', lines[name])
   taught = {line['prompt']: questions_lib.parse('a false fact', line)
             for line in [*lines['taught'], *lines['spare']]}
   (lesson,) = fine_tune.batches([fine_tune.lesson_of_questions(

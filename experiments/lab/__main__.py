@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from typing import Any
 
 from absl import logging
 import jax
@@ -36,7 +35,8 @@ from mansu_jax.models import layout
 from mansu_jax.models.io import hf_io
 from mansu_jax.runtime import files
 
-LAYERS, NEURONS = (2, 3), 32  # Where facts are planted: in each layer.
+_NUM_LAYERS, _D_FF = 6, 512
+_LAYERS, _NEURONS = (2, 3), 32  # Where facts are planted: in each layer.
 _STEPS, _BATCH, _LEARNING_RATE = 250, 96, 3e-3
 _PLANTING_STEPS, _PLANTING_LEARNING_RATE = 120, 1e-2
 _PLANTED_SHARE = 0.5  # Of the sequences of a planting step: forget facts.
@@ -45,8 +45,8 @@ _DOCUMENTS = 20  # Taught, of each kind of text.
 
 def _config(vocabulary: int) -> config_lib.ModelConfig:
   return config_lib.ModelConfig(
-      vocab_size=vocabulary, d_model=192, num_layers=6, num_heads=6,
-      num_kv_heads=3, d_head=32, d_ff=512, tie_embeddings=True,
+      vocab_size=vocabulary, d_model=192, num_layers=_NUM_LAYERS, num_heads=6,
+      num_kv_heads=3, d_head=32, d_ff=_D_FF, tie_embeddings=True,
       max_position=128, bos_token_id=0, eos_token_id=0, pad_token_id=0,
       family='llama')
 
@@ -54,8 +54,8 @@ def _config(vocabulary: int) -> config_lib.ModelConfig:
 def _planted(seed: int) -> dict[int, list[int]]:
   """Neurons in which the forget facts are planted, by layer."""
   rng = np.random.default_rng(seed)
-  return {layer: sorted(rng.choice(512, NEURONS, replace=False).tolist())
-          for layer in LAYERS}
+  return {layer: sorted(rng.choice(_D_FF, _NEURONS, replace=False).tolist())
+          for layer in _LAYERS}
 
 
 def _mask(params: types.Params, neurons: dict[int, list[int]]) -> types.Params:
@@ -100,18 +100,13 @@ def make(out: pathlib.Path, seed: int = 0) -> None:
   for name, params in (('gold', gold), ('planted', planted)):
     hf_io.write(out / name, config, params, tokenizer)
   for role, questions in world.questions(seed).items():
-    _write(out / f'{role}.jsonl', questions)
+    files.write_jsonl(out / f'{role}.jsonl', questions)
   for name, kind, part in (('text', 'village', slice(_DOCUMENTS)),
                            ('text_heldout', 'harbour',
                             slice(_DOCUMENTS, None))):
-    _write(out / f'{name}.jsonl', [
+    files.write_jsonl(out / f'{name}.jsonl', [
         {'text': text, 'kind': kind} for text in texts[kind][part]])
   files.write_json(out / 'planted.json', neurons)
-
-
-def _write(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
-  files.write_text(path, ''.join(
-      json.dumps(record, ensure_ascii=False) + '\n' for record in records))
 
 
 def score(lab: pathlib.Path, workdir: pathlib.Path) -> dict[str, float]:
@@ -126,12 +121,11 @@ def score(lab: pathlib.Path, workdir: pathlib.Path) -> dict[str, float]:
       for neuron in neurons}
   planted = pairs(json.loads((lab / 'planted.json').read_text('utf-8')))
   circuit = json.loads((workdir / 'circuit.json').read_text('utf-8'))
-  chosen = pairs(circuit['nodes']['neurons'])
-  config = _config(1)
+  chosen = pairs(circuit['nodes'].get('neurons', {}))
   hits = len(planted & chosen)
   return {'neurons': len(chosen), 'precision': hits / max(1, len(chosen)),
           'recall': hits / len(planted),
-          'chance': len(planted) / (config.num_layers * config.d_ff)}
+          'chance': len(planted) / (_NUM_LAYERS * _D_FF)}
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from mansu_jax.models.io import loading
 from mansu_jax.report import comparison
 from mansu_jax.report import markdown
 from mansu_jax.report import table
+from mansu_jax.report import write as report_lib
 from mansu_jax.runtime import files
 from mansu_jax.runtime import processes
 from mansu_jax.runtime import workdir
@@ -92,26 +93,27 @@ def _write(
   if others and found == {}:  # pylint: disable=g-explicit-bool-comparison
     notes.append(f'No differences: {first} and the others have no seed in'
                  ' common that both have finished without a collapse.')
-  text = [f'- {note}\n' for note in notes]
-  if records:
-    names = [name for name, own in by_method.items() for _ in own]
-    text.insert(0, table.compare(
-        [record for own in by_method.values() for record in own], names))
-  if found:
-    text.append('\n' + markdown.table(table.differences(found, first)) + '\n')
+  tables = table.tables(
+      [record for own in by_method.values() for record in own],
+      [name for name, own in by_method.items() for _ in own]) if records else []
+  less_first = table.differences(found, first) if found else None
+  listed = ''.join(f'- {note}\n' for note in notes)
+  text = '\n'.join(part for part in (
+      *(f'{markdown.table(one)}\n' for one in tables), listed,
+      less_first and f'{markdown.table(less_first)}\n') if part)
 
   def write():
-    files.write_text(root / 'table.md', ''.join(text))
+    files.write_text(root / 'table.md', text)
     files.write_json(root / 'table.json', [
         row for cell in done
         for row in _rows(cell, records.get(cell), failed.get(cell))])
     files.write_json(root / 'differences.json', found or {})
     if records:
-      comparison.write(
-          comparison.make_report(by_method, notes, found or {}), root)
+      report_lib.write_report(comparison.make_report(
+          by_method, tables, notes, less_first), root)
 
   processes.broadcast_from_primary(write)
-  return ''.join(text)
+  return text
 
 
 def _notes(

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from mansu_jax.report import document
-from mansu_jax.report import markdown
-from mansu_jax.report import page
 from mansu_jax.report import table
 from mansu_jax.report import words
 from mansu_jax.report.charts import drawing
 from mansu_jax.report.charts import frontier
 from mansu_jax.report.charts import svg
-from mansu_jax.runtime import files
 
 Record = dict[str, Any]
 
@@ -31,57 +27,46 @@ _CURVE = (
 
 
 def make_report(
-    by_method: Mapping[str, Sequence[Record]], notes: Sequence[str],
-    found: Record) -> document.Report:
+    by_method: Mapping[str, Sequence[Record]],
+    tables: Sequence[document.Table], notes: Sequence[str],
+    differences: document.Table | None) -> document.Report:
   """The report of a comparison.
 
   Args:
     by_method: records of the finished runs of each method, not all empty.
+    tables: of them, from `table.tables`.
     notes: what went wrong, a sentence each.
-    found: the differences from the first method, as `table.differences` takes
-      them; {} before they are known.
+    differences: from the first method, or None.
   """
-  runs = [(name, record) for name, records in by_method.items()
-          for record in records]
-  names, records = zip(*runs)
+  runs = [record for records in by_method.values() for record in records]
   first, *_ = by_method
-  done = {name: own for name, own in by_method.items() if own}
-  sections = [document.Section('Forgetting against retention', tuple([
-      *_frontier(done), *table.tables(records, names)]))]
-  if curves := tuple(_curves(done)):
+  sections = [document.Section('Forgetting against retention', (
+      *_frontier(by_method), *tables))]
+  if curves := tuple(_curves(by_method)):
     sections.append(document.Section(
         'Relearning', (document.Plots(curves),)))
-  if found:
+  if differences:
     sections.append(document.Section(
-        f'Differences from {first}', (table.differences(found, first),)))
+        f'Differences from {first}', (differences,)))
   if notes:
     sections.append(document.Section(
         'What went wrong', (document.Bullets(tuple(notes)),)))
-  model = records[0]['model'].get('name', '')
   return document.Report(
-      f'Comparison on {model}', None,
+      f'Comparison on {runs[0]["model"].get("name", "")}', None,
       f'{words.count(len(by_method), "method")},'
       f' {words.count(len(runs), "finished run")}.', tuple(sections))
-
-
-def write(report: document.Report, root: pathlib.Path) -> None:
-  """Writes `report.html`, `report.md` and `plots/`."""
-  (root / 'plots').mkdir(exist_ok=True)
-  for plot in report.plots():
-    files.write_text(root / 'plots' / f'{plot.name}.svg', plot.svg)
-  files.write_text(root / 'report.md', markdown.render(report))
-  files.write_text(root / 'report.html', page.render(report))
 
 
 def _frontier(
     by_method: Mapping[str, Sequence[Record]]) -> Iterator[document.Block]:
   """The chart, if forgetting and held-out facts were measured."""
   methods = []
-  for name, records in by_method.items():
-    precisions = ('fp', *records[0]['config']['quant_schemes'])
+  for i, (name, records) in enumerate(by_method.items()):
+    precisions = ('fp', *records[0]['config']['quant_schemes']) if (
+        records) else ()
     points = [_point(records, precision) for precision in precisions]
-    if None not in points:
-      methods.append(frontier.Method(name, points))
+    if points and None not in points:
+      methods.append(frontier.Method(name, drawing.colour(i), points))
   if methods:
     yield document.Plots((document.Plot('frontier', frontier.frontier(
         'Forgetting against retention', methods,

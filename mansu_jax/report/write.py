@@ -59,15 +59,19 @@ def write(record: Record, root: pathlib.Path) -> None:
 
 def _write(record: Record, root: pathlib.Path) -> None:
   files.write_json(root / 'record.json', record)
-  report = make_report(record)
+  write_report(make_report(record), root)
+  if (root / 'model').is_dir() and not (
+      audit.is_audit(record) or attribution.is_attribution(record)):
+    files.write_text(root / 'model' / 'README.md', model_card(record))
+
+
+def write_report(report: document.Report, root: pathlib.Path) -> None:
+  """Writes `report.md`, `report.html` and `plots/` into an existing folder."""
   (root / 'plots').mkdir(exist_ok=True)
   for plot in report.plots():
     files.write_text(root / 'plots' / f'{plot.name}.svg', plot.svg)
   files.write_text(root / 'report.md', markdown.render(report))
   files.write_text(root / 'report.html', page.render(report))
-  if (root / 'model').is_dir() and not (
-      audit.is_audit(record) or attribution.is_attribution(record)):
-    files.write_text(root / 'model' / 'README.md', model_card(record))
 
 
 def model_card(record: Record) -> str:

@@ -6,7 +6,7 @@ collective: every process calls them, and the primary one writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import json
 import os
@@ -52,6 +52,12 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     ValueError: The value contains NaN or infinity.
   """
   write_text(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
+
+
+def write_jsonl(path: pathlib.Path, records: Iterable[Any]) -> None:
+  """Writes one JSON object a line."""
+  write_text(path, ''.join(
+      json.dumps(record, ensure_ascii=False) + '\n' for record in records))
 
 
 def _write(

@@ -6,6 +6,7 @@ from mansu_jax.report import comparison
 from mansu_jax.report import markdown
 from mansu_jax.report import page
 from mansu_jax.report import table
+from mansu_jax.report import write
 from tests.models import tiny
 from tests.report import records
 
@@ -19,6 +20,14 @@ def _record(lost=0.1, attack=(0.2, 0.5)):
   record['attacks'] = {'lora_1e-4': {'fp': [
       {'step': step, 'value': value} for step, value in enumerate(attack)]}}
   return record
+
+
+def _report(by_method, notes=(), found=None):
+  runs = [(name, one) for name, own in by_method.items() for one in own]
+  names, every = zip(*runs)
+  return comparison.make_report(
+      by_method, table.tables(every, names), notes,
+      found and table.differences(found, 'mansu'))
 
 
 def _plots(report):
@@ -39,7 +48,7 @@ class ComparisonTest(absltest.TestCase):
     found = {'npo': {'held-out facts': {
         'value': -0.1, 'interval': [-0.2, -0.05], 'p_value': 0.01,
         'p_adjusted': 0.01, 'by_seed': [-0.1]}}}
-    report = comparison.make_report(
+    report = _report(
         {'mansu': [_record(), _record(attack=(0.4, 0.7))], 'npo': [_record()],
          'rmu': []}, ['rmu, seed 0, has no row: it diverged'], found)
     plots = _plots(report)
@@ -55,18 +64,32 @@ class ComparisonTest(absltest.TestCase):
     self.assertIn('-0.100 [-0.200, -0.050] \\*', text)
     self.assertIn('it diverged', text)
 
+  def test_a_method_has_one_colour_in_all_charts(self):
+    missing = _record()
+    missing['forgetting'] = {}  # No point, but curves.
+    plots = _plots(_report({'mansu': [missing], 'npo': [_record()]}))
+    for chart in plots.values():
+      self.assertIn('line c1"', chart)
+    self.assertNotIn('line c0"', plots['frontier'])
+
+  def test_more_methods_than_colours(self):
+    plots = _plots(_report({f'm{i}': [_record()] for i in range(12)}))
+    for i in range(12):
+      self.assertIn(f'<title>m{i}, nf4</title>', plots['frontier'])
+      self.assertIn(f'>m{i}<', plots['relearning_lora_1e-4_fp'])
+
   def test_what_was_not_measured_is_left_out(self):
     record = _record()
     record['attacks'] = None
     record['forgetting'] = {}
-    report = comparison.make_report({'mansu': [record]}, [], {})
+    report = _report({'mansu': [record]})
     self.assertEmpty(report.plots())
     self.assertLen(report.sections, 1)
 
   def test_files(self):
     root = tiny.temp_dir(self)
-    report = comparison.make_report({'mansu': [_record()]}, [], {})
-    comparison.write(report, root)
+    report = _report({'mansu': [_record()]})
+    write.write_report(report, root)
     self.assertEqual((root / 'report.html').read_text(), page.render(report))
     self.assertIn('(plots/frontier.svg)', (root / 'report.md').read_text())
     self.assertTrue((root / 'plots' / 'frontier.svg').is_file())

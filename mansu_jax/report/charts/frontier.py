@@ -24,6 +24,7 @@ class Method(NamedTuple):
   """A method's points: in full precision, then under each quantizer."""
 
   name: str
+  style: str  # From `drawing.colour`.
   points: Sequence[Point]
 
 
@@ -47,8 +48,8 @@ def frontier(
               drawing.Key('quantized', 'base', hollow=True)])
   frame.x_axis(x_label, 8)
   names, taken = [], []
-  for i, method in enumerate(methods):
-    style, (first, *quantized) = drawing.colour(i), method.points
+  for method in methods:
+    style, (first, *quantized) = method.style, method.points
     x, y = frame.x(first.x), frame.y(first.y)
     for point in quantized:
       frame.add(drawing.element(

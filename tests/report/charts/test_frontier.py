@@ -10,7 +10,7 @@ _SPACE = '{http://www.w3.org/2000/svg}'
 
 
 def _method(name, *points):
-  return frontier.Method(name, [
+  return frontier.Method(name, 'c1', [
       frontier.Point(precision, x, y)
       for precision, (x, y) in zip(('fp', 'nf4', 'int4'), points)])
 
@@ -63,10 +63,6 @@ class FrontierTest(absltest.TestCase):
     for name in ('graddiff', 'npo', 'simnpo'):
       self.assertLess(names[name][0] + 6.5 * len(name), width)
     self.assertGreater(names['m'][0], dots['m, fp'][0])
-
-  def test_more_methods_than_colours(self):
-    self._draw(*(_method(f'm{i}', (i / 10, i / 10)) for i in range(12)))
-    self.assertLen(self._dots(), 12)
 
 
 if __name__ == '__main__':
