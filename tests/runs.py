@@ -17,11 +17,15 @@ from safetensors import numpy as safetensors_numpy
 from mansu_jax import main
 from mansu_jax.circuits import graph
 from mansu_jax.config import flags as flags_lib
+from mansu_jax.config import mode_checks
 from mansu_jax.config import run as config_lib
 from mansu_jax.flows import attribute as attribute_lib
 from mansu_jax.flows import audit as audit_lib
 from mansu_jax.flows import unlearn as unlearn_flow
 from mansu_jax.report import write as report
+from mansu_jax.stages import checks
+from mansu_jax.stages.prepare import inputs
+from mansu_jax.stages.prepare import quantizer_rules
 from tests.reference import quant_naive
 
 _NF4 = np.array(sorted(quant_naive.NF4_VALUES), np.float32)
@@ -65,6 +69,15 @@ def run(root: pathlib.Path, *args: str) -> dict[str, Any]:
 def audit(root: pathlib.Path, *args: str) -> dict[str, Any]:
   """Audits into a workdir; returns the record."""
   return audit_lib.run(parse('--mode=audit', *args, f'--workdir={root}'))
+
+
+def check_fits(
+    config: config_lib.RunConfig, shapes: Any, tokenizer: Any) -> None:
+  """Raises ValueError if a run would refuse its flags, data or model."""
+  mode_checks.check_unread_flags(config)
+  quantizer_rules.check(
+      config.quant_schemes, edits=config.method == 'mansu')
+  checks.check_model_and_data(config, inputs.read(config), shapes, tokenizer)
 
 
 def audit_flags(

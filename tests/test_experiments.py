@@ -1,5 +1,6 @@
 """Scripts in experiments/ that no other test runs."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -18,8 +19,11 @@ from experiments import circuit_worth_table
 from experiments.lab import __main__ as lab
 from experiments.lab import world
 from mansu_jax import tree_paths
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.deployment import relearning_attack
+from mansu_jax.flows import cells
+from mansu_jax.flows import compare
 from mansu_jax.models.io import loading
 from mansu_jax.statistics import gaps
 from tests import runs
@@ -59,11 +63,27 @@ class LabTest(absltest.TestCase):
           'retain', 'heldout') else set())
 
   @pytest.mark.medium
-  def test_planting_moves_the_planted_neurons_alone(self):
-    folder = tiny.temp_dir(self)
+  def test_planting_moves_the_planted_neurons_alone_and_flagfiles_fit(self):
+    there = tiny.temp_dir(self)
+    folder = there / 'runs' / 'lab'
     for name in ('_STEPS', '_PLANTING_STEPS', '_BATCH'):
       self.enter_context(mock.patch.object(lab, name, 4))
     lab.make(folder, seed=1)
+    self._check_moved(folder)
+    (there / 'experiments').symlink_to(_FOLDER)
+    self.enter_context(contextlib.chdir(there))
+    flagfiles = sorted(_FOLDER.glob('lab_*.flags'))
+    self.assertLen(flagfiles, 3)
+    for path in flagfiles:
+      with self.subTest(path.name):
+        config = flags_lib.from_flagfile(str(path))
+        _, shapes, _ = loading.find_config(config.model)
+        runs.check_fits(config, shapes, loading.load(config.model).tokenizer)
+        if config.mode == 'compare':
+          cells.check(compare._cells(
+              dataclasses.replace(config, workdir='runs/compare')))
+
+  def _check_moved(self, folder):
     gold, planted = (
         tree_paths.flatten(loading.load(str(folder / name)).params)
         for name in ('gold', 'planted'))
