@@ -37,11 +37,17 @@ BASELINES = {
     'undial': 'undial', 'wga': 'wga', 'satimp': 'satimp', 'rmu': 'rmu',
     'idk': 'idk', 'dpo': 'dpo', 'task_vector': 'task_vector',
     'quail': 'quail', 'sure': 'npo', 'saf': 'npo'}
+# Methods that solve for an edit of down projections, without steps.
+CLOSED_FORMS = {
+    'lunar': 'its output moves by the mean state in refusals less that at'
+             ' forget prompts',
+    'group_mean': 'its output becomes the mean over the facts whose answers are'
+                  ' each other\'s wrong choices'}
 # Baselines without adapters: flag that must be positive, an example, and why.
 _OWN = {
     'sure': ('saliency', '0.1', 'trains some matrices only'),
     'saf': ('sharpness', '0.05', 'takes gradients uphill, at every weight')}
-METHODS = ('mansu', *BASELINES, 'retain_only')
+METHODS = ('mansu', *BASELINES, *CLOSED_FORMS, 'retain_only')
 
 # Each entry: flag, wanted value, what the error says about the method.
 _Wanted = tuple[str, Any, str]
@@ -65,6 +71,9 @@ def _wanted(method: str, selection: str) -> tuple[_Wanted, ...]:
     return *(  # On every weight.
         (flag, wanted, f'with --circuit_selection=all {why}')
         for flag, wanted, why in (*_PLAIN, *_IN_FP)), loss
+  if method in CLOSED_FORMS:
+    return (('circuit_selection', 'all', 'edits down projections'), *_PLAIN,
+            *_IN_FP, ('unlearn_loss', 'none', 'has no forget loss'))
   loss = BASELINES[method]
   in_loop = _IN_FP if method != 'saf' else ((
       'unlearn_quantizer_in_loop', True, 'trains the quantized model as well'),)
@@ -119,7 +128,8 @@ def check(config: Any) -> None:
 def _contradictions(config: Any) -> Iterator[tuple[bool, str]]:
   """Yields `(is wrong, error message)` for each forbidden combination."""
   unlearn, everything = config.unlearn, config.circuit.selection == 'all'
-  yield unlearn.loss == 'none' and config.method != 'retain_only', (
+  yield unlearn.loss == 'none' and config.method not in (
+      'retain_only', *CLOSED_FORMS), (
       f'--unlearn_loss=none contradicts --method={config.method}, which'
       ' forgets; wanted a forget loss. Give one, or --method=retain_only.')
   flag, example, why = _OWN.get(config.method, ('lora_rank', '', ''))

@@ -12,6 +12,7 @@ import pathlib
 from typing import NamedTuple
 
 from mansu_jax.config import fields
+from mansu_jax.config import methods
 from mansu_jax.config import run as run_config
 
 
@@ -109,7 +110,34 @@ def _other_loss(*losses: str) -> Callable[[run_config.RunConfig], str]:
                          f' --unlearn_loss={config.unlearn.loss}')
 
 
+def _closed_form(config: run_config.RunConfig) -> bool:
+  return config.method in methods.CLOSED_FORMS
+
+
+# What closed forms read of the options of training: which sequences there are,
+# and what the record says of the result.
+_OF_CLOSED_FORMS = (
+    'loss', 'quantizer_in_loop', 'forget_batch', 'retain_batch', 'text_batch',
+    'forget_pool', 'retain_pool', 'text_pool', 'nearest_share', 'text_weight',
+    'forget_leaks', 'max_retain_kl', 'probe_every')
+_OF_STEPS = tuple(
+    f'unlearn_{field.name}'
+    for field in dataclasses.fields(run_config.UnlearnConfig)
+    if field.name not in _OF_CLOSED_FORMS and not field.name.startswith((
+        'closed_form_', 'swapped_')))
+
 _CONDITIONS = (
+    _Condition(
+        _OF_STEPS, _closed_form,
+        lambda config: f'--method={config.method} is a closed form, which takes'
+        ' no steps'),
+    _Condition(
+        ('unlearn_closed_form_layers', 'unlearn_closed_form_scale',
+         'unlearn_closed_form_retain_weight', 'unlearn_closed_form_ridge'),
+        lambda config: not _closed_form(config),
+        lambda config: 'it applies to'
+        f' {" and ".join(f"--method={name}" for name in methods.CLOSED_FORMS)},'
+        f' but the method is --method={config.method}'),
     _Condition(
         ('circuit_edges', 'circuit_edge_selection', 'circuit_file'),
         lambda config: config.attribution.level != 'edge',

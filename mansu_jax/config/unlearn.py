@@ -50,6 +50,20 @@ class UnlearnConfig:
       5.0, 'Power of p(token) in the weight of a token, with SatImp.')
   task_vector_scale: float = _field(
       1.0, 'Multiple of the task vector that is subtracted from the weights.')
+  closed_form_layers: tuple[str, ...] = _field(
+      (), 'Layers whose down projections --method=lunar or group_mean edits, in'
+      ' ascending order, counted from 0 and separated by commas. Each one is'
+      ' edited in the model whose lower ones are. Empty: the middle layer.')
+  closed_form_scale: float = _field(
+      1.0, 'Multiple of the change that the closed form wants at forget'
+      ' tokens.')
+  closed_form_retain_weight: float = _field(
+      1.0, 'Weight, in the closed form, of the mean square by which the'
+      ' projection\'s output changes at retained tokens. That at forget tokens,'
+      ' less the change that is wanted, has weight 1.')
+  closed_form_ridge: float = _field(
+      0.01, 'Weight of the edit\'s own square in the closed form, as a share of'
+      ' the mean square of an activation.')
   undial_strength: float = _field(
       10.0, 'How much UNDIAL lowers the base\'s logit of an answer token.')
   wga_power: float = _field(
@@ -239,6 +253,19 @@ class UnlearnConfig:
         f' wanted layers of 0 to {num_layers - 1} in ascending order.')
     return self.first_layer, end
 
+  def edited_layers(self, num_layers: int) -> tuple[int, ...]:
+    """The layers that a closed form edits.
+
+    Raises:
+      ValueError: the model lacks one.
+    """
+    layers = tuple(map(int, self.closed_form_layers)) or (num_layers // 2,)
+    fields.check(
+        layers[-1] < num_layers, '--unlearn_closed_form_layers='
+        f'{",".join(self.closed_form_layers)}: the model has no layer'
+        f' {layers[-1]}; wanted layers of 0 to {num_layers - 1}.')
+    return layers
+
   def for_forget_set(self, sequences: int) -> UnlearnConfig:
     """The same, with as many steps as so many forget sequences take."""
     if self.steps:
@@ -283,12 +310,14 @@ class UnlearnConfig:
         'swapped_weight', 'save_every', 'satimp_importance',
         'satimp_saturation', 'undial_strength', 'wga_power', 'rmu_coefficient',
         'task_vector_scale', 'quail_margin', 'sharpness',
-        'lora_rank', 'probe_every', 'patience', 'cooldown')
+        'lora_rank', 'probe_every', 'patience', 'cooldown',
+        'closed_form_retain_weight')
     fields.check(
         not self.patience or self.probe_every > 0,
         f'--unlearn_patience={self.patience} waits for the probe, which'
         ' --unlearn_probe_every=0 turns off. Leave one of them out.')
-    for name in ('learning_rate', 'npo_beta', 'max_retain_kl', 'lora_alpha'):
+    for name in ('learning_rate', 'npo_beta', 'max_retain_kl', 'lora_alpha',
+                 'closed_form_scale', 'closed_form_ridge'):
       fields.check(getattr(self, name) > 0, f'--unlearn_{name}='
                    f'{getattr(self, name)} must be positive.')
     fields.check(
@@ -298,6 +327,12 @@ class UnlearnConfig:
     fields.check(
         0 <= self.saliency < 1, f'--unlearn_saliency={self.saliency} is outside'
         ' [0, 1); wanted a share of the matrices, or 0 for all weights.')
+    layers = self.closed_form_layers
+    numbers = [int(x) for x in layers if x.isdecimal()]
+    fields.check(
+        len(numbers) == len(layers) and numbers == sorted(set(numbers)),
+        f'--unlearn_closed_form_layers={",".join(layers)} are no layers in'
+        ' ascending order; wanted different ones, such as 7 or 6,8.')
     steps = self.steps or _LEAST_STEPS
     fields.check(
         not self.quantizer_in_loop or self.fp_steps < max(2, steps),

@@ -26,6 +26,7 @@ from absl import logging
 import numpy as np
 
 from mansu_jax.config import fields
+from mansu_jax.config import methods
 from mansu_jax.config import run as run_config
 from mansu_jax.flows import cells as cells_lib
 from mansu_jax.report import document
@@ -95,12 +96,14 @@ def run(config: run_config.RunConfig) -> str:
       tried keeps enough.
   """
   settings = processes.raise_on_all(lambda: _settings(config))
+  # A closed form takes no steps.
+  rungs = (0,) if config.method in methods.CLOSED_FORMS else config.tune.steps
   rounds = [processes.raise_on_all(lambda n=steps: _cells(config, settings, n))
-            for steps in config.tune.steps]
+            for steps in rungs]
   checked = cells_lib.check([cell for made in rounds for cell in made.values()])
   root = workdir.open_workdir(config, {})
   earlier: list[Trial] = []
-  for steps, made in zip(config.tune.steps, rounds):
+  for steps, made in zip(rungs, rounds):
     found: list[Trial] = []
     for number, setting in enumerate(settings, 1):
       logging.info('Trial %d of %d with %s steps: %s', number, len(settings),

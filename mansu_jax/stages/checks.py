@@ -33,8 +33,10 @@ from mansu_jax.stages.prepare import quantizer_rules
 from mansu_jax.stages.prepare import reteaching
 from mansu_jax.stages.prepare import swapped_subjects
 from mansu_jax.stages.prepare import token_checks
+from mansu_jax.stages.train import closed_forms as closed_form_stage
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import probe
+from mansu_jax.unlearn import closed_forms
 from mansu_jax.unlearn import forget as forget_lib
 from mansu_jax.unlearn.forget import term
 
@@ -95,7 +97,12 @@ def check_model_and_data(
   pools.check_forget_term(
       config.unlearn, splits, tokenizer, seed=config.seed,
       chat=config.data.chat)
-  if forget_lib.needs(config.unlearn.loss) is term.Needs.REFUSALS:
+  refuses = forget_lib.needs(config.unlearn.loss) is term.Needs.REFUSALS
+  if form := closed_forms.FORMS.get(config.method):
+    refuses = form.reads_refusals
+    config.unlearn.edited_layers(shapes.num_layers)
+    closed_form_stage.check(config.method, splits)
+  if refuses:
     token_checks.check_questions(
         pools.refused(splits.forget_train, config.seed), shapes, tokenizer,
         chat=config.data.chat)

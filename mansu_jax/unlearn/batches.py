@@ -240,6 +240,7 @@ class Batches:
       `forget`, or None.
     routed: whether the forget sequences have rows of their own, the first, to
       run them again.
+    questions: what the forget sequences ask, in their order, or None.
     fill: assigns sequences to rows.
     steps: number of steps that fix the common shape.
     seed: of the choice of partners.
@@ -255,10 +256,11 @@ class Batches:
       choices: step_data.Choices | None = None,
       prior: step_data.OtherPrompts | None = None,
       refusals: Spans | None = None, routed: bool = False,
+      questions: Sequence[Any] | None = None,
       fill: packing.FillRows = packing.fill_rows, steps: int, seed: int = 0):
     self.forget, self.retain = forget, retain
     self.text, self.swapped = text, swapped
-    self.swapped_report = swapped_report
+    self.swapped_report, self.questions = swapped_report, questions
     self._prompts, self._partners = prompts, partners
     self._marginals, self._choices, self._prior = marginals, choices, prior
     self._refusals = refusals

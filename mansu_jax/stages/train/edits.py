@@ -159,7 +159,7 @@ def describe(part: str, theta: types.PyTree, **more: Any) -> dict[str, Any]:
   """The record's `trained`.
 
   Args:
-    part: what theta is: `circuit`, `all` or `lora`.
+    part: what theta is: `circuit`, `all`, `lora`, or `down` of some layers.
     theta: the trained weights before the first step.
     **more: further entries.
   """

@@ -144,7 +144,7 @@ def make_batches(
   elif needs is term.Needs.GROUP_MARGINAL:
     ends = forget.spans.reference[:, 0]  # [n, D], ends of the prompts.
     marginals = other_facts.group_marginals(
-        *_grouping(questions, splits.forget_train),
+        *grouping(questions, splits.forget_train),
         lambda rows: maker.reference.probabilities(ends[rows]))
   refusals = None
   if needs is term.Needs.REFUSALS:
@@ -164,7 +164,7 @@ def make_batches(
       forget=forget, retain=retain, text=text, swapped=swapped,
       swapped_report=report, prompts=prompts, partners=partners,
       marginals=marginals, choices=choices, prior=prior, refusals=refusals,
-      routed=routed, steps=options.steps, seed=seed)
+      routed=routed, questions=questions, steps=options.steps, seed=seed)
 
 
 class _PoolMaker(NamedTuple):
@@ -303,7 +303,7 @@ def swap_partners(
     questions: Questions, forget_set: Questions) -> list[np.ndarray]:
   """For each question, the questions of other facts to swap answers with."""
   return other_facts.swap_partners(
-      *_grouping(questions, forget_set), [q.fact for q in questions])
+      *grouping(questions, forget_set), [q.fact for q in questions])
 
 
 def prior_prompts(
@@ -326,7 +326,7 @@ def prior_prompts(
   describe = lambda some: [
       (q.relation, q.form, q.fact, splits_lib.plain(q.answer)) for q in some]
   partners = other_facts.Partners(
-      _grouping(questions, forget_set)[0], describe(questions),
+      grouping(questions, forget_set)[0], describe(questions),
       describe(retain_set))
   every = [*questions, *retain_set]
   return [[every[i] for i in row] for row in other_facts.prior_partners(
@@ -365,7 +365,7 @@ def check_forget_term(
     swap_partners(questions, forget_set)
   elif needs is term.Needs.GROUP_MARGINAL:
     other_facts.group_marginals(
-        *_grouping(questions, forget_set),
+        *grouping(questions, forget_set),
         lambda rows: np.zeros((len(rows), 1)))
   elif needs is term.Needs.OTHER_PROMPTS:
     prior_prompts(questions, forget_set, splits.retain_train, seed=seed)
@@ -373,7 +373,7 @@ def check_forget_term(
     choice_targets(questions, tokenizer, chat=chat)
 
 
-def _grouping(
+def grouping(
     questions: Questions, forget_set: Questions
 ) -> tuple[list[str], list[str], list[str]]:
   """Group, relation and template of each question.

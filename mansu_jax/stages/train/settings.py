@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mansu_jax.circuits import graph
+from mansu_jax.config import methods
 from mansu_jax.config import run as run_config
 from mansu_jax.data import splits as splits_lib
 
@@ -24,6 +25,8 @@ class Settings:
     seed: Seed of pools, batches and drawn labels.
     all_weights: Whether every weight is trained, as in baselines, or the
       circuit's only.
+    closed_form: Name of the method if it is a closed form, which takes no
+      steps; '' otherwise.
   """
 
   data: run_config.DataConfig
@@ -35,6 +38,7 @@ class Settings:
   export_shard_gb: float
   seed: int
   all_weights: bool
+  closed_form: str = ''
 
   @classmethod
   def from_run(
@@ -47,13 +51,16 @@ class Settings:
     """
     everything = config.circuit.selection == 'all'
     num_layers = len(circuit.neurons)
+    unlearn, form = config.unlearn, ''
+    if config.method in methods.CLOSED_FORMS:
+      form, unlearn = config.method, dataclasses.replace(unlearn, steps=1)
     first, end = (config.unlearn.trained_layers(num_layers) if everything
                   else circuit.span)
     return cls(
         data=config.data, fisher=config.fisher, edit=config.edit,
-        unlearn=config.unlearn.for_forget_set(
+        unlearn=unlearn.for_forget_set(
             len(splits.forget_train)).for_layers(first, end, num_layers),
         quant_schemes=config.quant_schemes,
         export_dtype=config.export_dtype,
         export_shard_gb=config.export_shard_gb, seed=config.seed,
-        all_weights=everything)
+        all_weights=everything, closed_form=form)

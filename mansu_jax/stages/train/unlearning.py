@@ -20,6 +20,7 @@ from mansu_jax.runtime import clock as clock_lib
 from mansu_jax.runtime import preemption
 from mansu_jax.stages.circuit import attribution
 from mansu_jax.stages.prepare import quantizer_rules
+from mansu_jax.stages.train import closed_forms
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
 from mansu_jax.stages.train import probe
@@ -98,6 +99,8 @@ def _train(
     edit = saliency.restrict(
         settings.unlearn, edit, training.with_margins(
             settings.unlearn, edit, batches), cache)
+    tokens = settings.closed_form and closed_forms.make_tokens(
+        settings, splits, model.tokenizer, batches)
   with clock.stage('fisher'):
     spans, fisher = training.fisher_spans(
         settings.fisher, batches, seed=settings.seed), None
@@ -111,6 +114,10 @@ def _train(
           settings.unlearn, settings.edit, edit, fisher, batches, keep=steps,
           total_weights=tree_paths.count(model.params),
           probe=_probe(settings, splits, model, edit))
+      if settings.closed_form:
+        run_loop = lambda: closed_forms.run(
+            settings, model, edit, tokens, batches,
+            probe=_probe(settings, splits, model, edit))
       done = cache.get_or_compute('unlearn', run_loop, replaces='unlearn_steps')
     theta = done['theta']
     if settings.unlearn.loss == 'task_vector':
@@ -138,8 +145,11 @@ def _probe(
 def _make_edit(
     settings: Settings, model: loading.LoadedModel, found: attribution.Found,
     mover: int | None) -> edits.Edit:
-  """The trained weights: the circuit's, all, or adapters."""
+  """The trained weights: the circuit's, all, adapters, or some matrices."""
   names = quantizer_rules.with_fixed_grid(settings.quant_schemes)
+  if settings.closed_form:
+    return closed_forms.make_edit(
+        model, settings.unlearn.edited_layers(model.config.num_layers))
   if settings.all_weights:
     return whole_edits.make(
         model, settings.unlearn, seed=settings.seed,
