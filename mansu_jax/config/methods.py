@@ -99,6 +99,12 @@ def help_of_losses() -> str:
   return '; '.join(f'{name}: {text}' for name, text in LOSSES.items()) + '.'
 
 
+def help_of_closed_forms() -> str:
+  """What each closed form does to a projection, in one sentence."""
+  return '; '.join(
+      f'{name}: {text}' for name, text in CLOSED_FORMS.items()) + '.'
+
+
 def check(config: Any) -> None:
   """Raises ValueError on flags that contradict the method of a run.
 

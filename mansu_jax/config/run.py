@@ -114,11 +114,12 @@ class RunConfig:
       ' to refuse), dpo (prefer a refusal), task_vector (subtract what learning'
       ' adds) and quail (ascent with a margin in the logits). sure: npo on the'
       ' matrices with the largest gradient. saf: npo on every weight with the'
-      ' quantizer in the loop and --unlearn_sharpness. lunar and group_mean: closed'
-      ' forms for down projections, which take no steps. retain_only: the retain'
-      ' terms without a forget term, on the circuit or on every weight; a'
-      ' control that shows what training alone changes. A method gives the flags'
-      ' that it needs, such as its --unlearn_loss, unless they are given.',
+      ' quantizer in the loop and --unlearn_sharpness. Closed forms for down'
+      f' projections, without steps: {methods.help_of_closed_forms()}'
+      ' retain_only: the retain terms without a forget term, on the circuit or'
+      ' on every weight; a control that shows what training alone changes. A'
+      ' method gives the flags that it needs, such as its --unlearn_loss,'
+      ' unless they are given.',
       methods.METHODS, modes=config_fields.TRAINING_MODES)
   debug: bool = _field(
       False, 'Show the traceback of an error.', modes=MODES)

@@ -58,7 +58,7 @@ class UnlearnConfig:
       1.0, 'Multiple of the change that the closed form wants at forget'
       ' tokens.')
   closed_form_retain_weight: float = _field(
-      1.0, 'Weight, in the closed form, of the mean square by which the'
+      0.1, 'Weight, in the closed form, of the mean square by which the'
       ' projection\'s output changes at retained tokens. That at forget tokens,'
       ' less the change that is wanted, has weight 1.')
   closed_form_ridge: float = _field(

@@ -8,7 +8,9 @@ from typing import Any
 from mansu_jax.config import run as config_lib
 
 
-_VALUES = {'grid': ('edit_floor=none|hold',), 'rungs': ('3',)}  # To tune.
+_VALUES = {
+    'grid': ('edit_floor=none|hold',), 'rungs': ('3',),  # To tune.
+    'closed_form_layers': ('3', '5')}
 
 
 def other_value(field: dataclasses.Field) -> Any:

@@ -24,6 +24,9 @@ _ALL_WEIGHTS = (
     'unlearn_lora_rank', 'unlearn_lora_alpha', 'unlearn_weights_dtype',
     'unlearn_matrices', 'unlearn_first_layer', 'unlearn_last_layer',
     'unlearn_saliency')
+# Read by closed forms only.
+_CLOSED = tuple(f'unlearn_closed_form_{name}' for name in (
+    'layers', 'scale', 'retain_weight', 'ridge'))
 _PATIENT = ('unlearn_cooldown',)  # Read with --unlearn_patience only.
 # Each read by one loss, which is not the default.
 _OF_LOSSES = {
@@ -86,7 +89,7 @@ class ModesTest(parameterized.TestCase):
   def test_a_mode_accepts_each_flag_that_it_reads(self, mode):
     for name, field, _ in config_lib.options():
       if mode in field.metadata['modes'] and name not in (
-          *_NOT_ALONE, *_EDGE, *_ALL_WEIGHTS, *_PATIENT,
+          *_NOT_ALONE, *_EDGE, *_ALL_WEIGHTS, *_PATIENT, *_CLOSED,
           *itertools.chain(*_OF_LOSSES.values())):
         with self.subTest(name):
           mode_checks.check_unread_flags(_changed(name, field, mode))
@@ -195,6 +198,41 @@ class ConditionsTest(parameterized.TestCase):
     _check(*args, *own)
     with self.assertRaisesRegex(ValueError, f'wanted --unlearn_loss={loss}'):
       _check(*args, '--unlearn_loss=prior')
+
+
+  @parameterized.parameters(*methods.CLOSED_FORMS)
+  def test_a_closed_form_reads_its_flags_and_those_of_the_sequences(
+      self, method):
+    every = {name for name, _, _ in config_lib.options()
+             if name.startswith('unlearn_')}
+    refused = set()
+    config = runs.parse(f'--method={method}')
+    mode_checks.check_unread_flags(config)
+    for name, field, value in config_lib.options(config):
+      if name in every - {'unlearn_loss', 'unlearn_quantizer_in_loop'}:
+        other = options.other_value(field)
+        changed = options.replace(config, name, other)
+        try:
+          mode_checks.check_unread_flags(changed)
+        except ValueError as error:
+          self.assertRegex(str(error), f'{name}.* has no effect')
+          refused.add(name.removeprefix('unlearn_'))
+    self.assertContainsSubset(
+        ('steps', 'learning_rate', 'optimizer', 'kl_weight', 'forget_weight',
+         'stop_forget', 'save_every', 'prompt_weight'), refused)
+    self.assertNoCommonElements(refused, (
+        'retain_pool', 'swapped_batch', 'swapped_weight', 'text_weight',
+        'probe_every', 'forget_pool', *(
+            name.removeprefix('unlearn_') for name in _CLOSED)))
+    with self.assertRaisesRegex(ValueError, 'a closed form, which takes no st'):
+      _check(f'--method={method}', '--unlearn_steps=9')
+
+  def test_other_methods_refuse_the_flags_of_closed_forms(self):
+    for method in 'mansu', 'npo':
+      with self.assertRaisesRegex(
+          ValueError, 'applies to --method=lunar and --method=group_mean, but'
+          f' the method is --method={method}'):
+        _check(f'--method={method}', '--unlearn_closed_form_scale=2')
 
 
 class BaseTest(absltest.TestCase):

@@ -13,6 +13,14 @@ from tests import runs
 
 class StepsTest(parameterized.TestCase):
 
+  def test_edited_layers(self):
+    edited = lambda *layers: run_config.UnlearnConfig(
+        closed_form_layers=layers).edited_layers(7)
+    self.assertEqual(edited(), (3,))
+    self.assertEqual(edited('2', '6'), (2, 6))
+    with self.assertRaisesRegex(ValueError, 'no layer 7; wanted .* 0 to 6'):
+      edited('2', '7')
+
   @parameterized.parameters(
       # Sequences, options, steps.
       (10, {}, 100), (1600, {}, 100), (1601, {}, 101), (8000, {}, 500),

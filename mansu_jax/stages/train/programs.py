@@ -31,6 +31,8 @@ from mansu_jax.stages.circuit import programs as circuit_programs
 from mansu_jax.stages.prepare import abstract
 from mansu_jax.stages.prepare import generating
 from mansu_jax.stages.prepare import quantizer_rules
+from mansu_jax.stages.train import closed_form_programs
+from mansu_jax.stages.train import closed_forms
 from mansu_jax.stages.train import counted_base
 from mansu_jax.stages.train import edits
 from mansu_jax.stages.train import pools
@@ -55,6 +57,7 @@ class Prepared:
     views: full params by view; None where each step quantizes them anew.
     whole: whether all weights or adapters are trained, not a circuit.
     probe: the questions that stop training early, or None.
+    tokens: what a closed form reads, or None.
   """
 
   batches: batches_lib.Batches
@@ -62,6 +65,7 @@ class Prepared:
   views: dict[str, types.Params | None]
   whole: bool
   probe: probe_lib.Probe | None
+  tokens: closed_forms.Tokens | None = None
 
   def sized(self, tree: types.PyTree) -> types.PyTree:
     """Marks a tree whose size grows with the circuit, if one is trained."""
@@ -112,6 +116,13 @@ def references(
   probe = probe_lib.of_run(
       settings.unlearn, splits.forget_train, model.tokenizer,
       chat=settings.data.chat, seed=settings.seed)
+  if settings.closed_form:
+    edit = closed_form_programs.make_edit(model, settings)
+    yield programs.hold(base=model.params, edited=edit.theta)
+    return Prepared(
+        batches=batches, views={'fp': model.params}, edit=edit, whole=True,
+        probe=probe, tokens=closed_forms.make_tokens(
+            settings, splits, model.tokenizer, batches))
   if settings.all_weights:
     views = dict.fromkeys(['fp', *(
         names if settings.unlearn.quantizer_in_loop else ())])
@@ -249,6 +260,11 @@ def unlearn(
 ) -> programs.Programs:
   """The steps at every view, and the retain KL."""
   options, edit = settings.unlearn, prepared.edit
+  if prepared.tokens is not None:
+    yield from closed_form_programs.unlearn(
+        model, settings, edit, prepared.tokens, prepared.batches,
+        prepared.probe, _fisher_spans(settings, prepared))
+    return
   theta = edit.theta
   state = programs.like(jax.eval_shape(
       lambda theta, grids, fisher: edits.make_transform(
@@ -345,6 +361,8 @@ def export(
       trained=prepared.sized(theta))
   if not prepared.whole:
     yield from circuit_programs.scatter(model, theta)
+  elif settings.closed_form:
+    yield from closed_form_programs.merge(model, settings, theta)
   elif settings.unlearn.lora_rank:
     yield from model_programs.merge_adapters(
         model.params, theta, settings.unlearn.lora_alpha
