@@ -103,7 +103,7 @@ class ClosedFormTest(parameterized.TestCase):
     edit = self._solve('lunar', _moments(
         forget, self.retain, size=size, redirection=redirection), 0.0, 1e-4,
                        jnp.asarray(scale, jnp.float32))
-    added = scale * (forget @ edit) / size[:, None]  # At the size as it was.
+    added = scale * (forget @ np.asarray(edit)) / size[:, None]  # As it was.
     np.testing.assert_allclose(added[0, :3], redirection[:3], rtol=0.02)
     np.testing.assert_allclose(added[0, 3], 0, atol=1e-3)
     self.assertLess(np.abs(edit).max(), 100)

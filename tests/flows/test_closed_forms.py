@@ -1,0 +1,173 @@
+"""Whole runs of closed forms: what they forget, keep, record, plan and tune."""
+
+import json
+import types
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+import pytest
+
+from mansu_jax.flows import compare
+from mansu_jax.flows import plan
+from mansu_jax.flows import tune
+from mansu_jax.planning import recorder as recorder_lib
+from mansu_jax.stages.train import closed_forms
+from tests import runs
+from tests import tiny_job
+from tests.models import tiny
+
+pytestmark = pytest.mark.slow
+
+_BRIEF = (
+    '--eval_generations=0', '--eval_cad_pairs=0', '--attribution_steps=1',
+    '--attribution_pairs=12', '--circuit_random_circuits=1',
+    '--circuit_resamples=0', '--eval_bootstrap=100')
+_GROUP_MEAN = (
+    '--method=group_mean', '--unlearn_closed_form_layers=0,1,2',
+    '--unlearn_swapped_batch=0', '--unlearn_closed_form_retain_weight=0.1')
+_LUNAR = ('--method=lunar', '--unlearn_swapped_batch=0')
+
+
+def _right(record, split, model='unlearned', precision='fp'):
+  return record['accuracy'][split][model][precision]['value']
+
+
+class RunTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = tiny.class_dir(cls)
+    cls.job = [flag for flag in tiny_job.make(cls.folder / 'job')
+               if not flag.startswith('--unlearn_')] + [*_BRIEF]
+
+  def _check_files(self, root, layers):
+    base = runs.tensors(self.folder / 'job' / 'model')
+    got = runs.tensors(root / 'model')
+    for name in base:
+      moved = bool((got[name] != base[name]).any())
+      self.assertEqual(moved, name in [
+          f'model.layers.{layer}.mlp.down_proj.weight' for layer in layers])
+
+  def test_group_mean_forgets_and_keeps_and_resumes(self):
+    root = self.folder / 'group_mean'
+    record = runs.run(root, *self.job, *_GROUP_MEAN)
+    for split in 'forget', 'forget_paraphrase', 'forget_far':
+      self.assertGreater(_right(record, split, 'base'), 0.95)
+      self.assertLess(_right(record, split), 0.6, split)
+    self.assertGreater(
+        _right(record, 'retain_heldout'),
+        _right(record, 'retain_heldout', 'base') - 0.1)
+    self._check_files(root, (0, 1, 2))
+    self.assertEqual(record['trained'], {
+        'part': 'down', 'weights': 3 * 128 * 64, 'dtype': 'float32',
+        'layers': [0, 1, 2]})
+    history = {k: v[0] for k, v in record['history'].items()}
+    self.assertEqual(history['step'], 1)
+    self.assertAlmostEqual(
+        history['moved'], record['movement']['share']
+        if 'share' in record['movement'] else history['moved'])
+    self.assertLess(history['probe'], 0.6)
+    kl = record['retain_kl']
+    self.assertEqual(kl['seen_by_view'], {'fp': history['retain_kl']})
+    self.assertGreater(kl['measured_nats_per_sequence'], 0)
+    report = (root / 'report.md').read_text()
+    self.assertIn('Forget probe', report)
+    (root / 'record.json').unlink()
+    with mock.patch.object(closed_forms, 'run') as again:
+      resumed = runs.run(root, *self.job, *_GROUP_MEAN)
+    again.assert_not_called()
+    self.assertEqual(runs.figures(resumed)['accuracy'],
+                     runs.figures(record)['accuracy'])
+
+  def test_lunar_edits_the_middle_layer(self):
+    root = self.folder / 'lunar'
+    record = runs.run(root, *self.job, *_LUNAR)
+    self._check_files(root, (1,))
+    self.assertEqual(record['trained']['layers'], [1])
+    self.assertGreater(
+        record['history']['forget_nll'][0], 1)  # The base knows its facts.
+    self.assertGreater(_right(record, 'retain_heldout'), 0.7)
+
+  def test_compared_and_tuned(self):
+    for name, flags in (('mean', _GROUP_MEAN), ('lunar', _LUNAR)):
+      (self.folder / f'{name}.flags').write_text('\n'.join(flags) + '\n')
+    paths = ','.join(str(self.folder / f'{name}.flags')
+                     for name in ('mean', 'lunar'))
+    table = compare.run(runs.parse(
+        '--mode=compare', f'--compare_flagfiles={paths}', *self.job,
+        f'--workdir={self.folder / "compared"}', '--compare_seeds=1'))
+    self.assertIn('| mean | nf4 |', table)
+    self.assertIn('| lunar | nf4 |', table)
+    root = self.folder / 'tuned'
+    tune.run(runs.parse(
+        '--mode=tune', f'--workdir={root}', *self.job, *_GROUP_MEAN[:3],
+        '--tune_grid=unlearn_closed_form_retain_weight=10|0.1',
+        '--tune_drop=0.5'))
+    rows = json.loads((root / 'table.json').read_text())
+    self.assertEqual([row['steps'] for row in rows], [0, 0])
+    self.assertEqual(
+        rows[0]['setting'], {'unlearn_closed_form_retain_weight': '0.1'})
+    self.assertLess(rows[0]['known'], rows[1]['known'])
+    self.assertIn('--method=group_mean\n', (root / 'tuned.flags').read_text())
+
+  @parameterized.parameters(
+      (_GROUP_MEAN, (0, 1, 2)), ((*_LUNAR, '--export_dtype=bfloat16'), (1,)))
+  def test_a_plan_has_the_calls_of_the_run(self, flags, layers):
+    calls = {layer: 0 for layer in layers}
+    add = closed_forms.add
+
+    def counted(config, layer, *args):
+      calls[layer] += 1
+      return add(config, layer, *args)
+
+    with mock.patch.object(closed_forms, 'add', counted):
+      root = self.folder / f'planned_{len(layers)}'
+      record = runs.run(root, *self.job, *flags)
+    del record
+    found = plan.run(runs.parse(
+        *self.job, *flags, '--mode=plan', '--plan_topology=this'))
+    self.assertTrue(found.fits)
+    stages = {stage.name: {call.name: call.calls for call in stage.calls}
+              for stage in found.stages}
+    self.assertEqual(
+        {layer: stages['unlearn'][f'moments of layer {layer}']
+         for layer in layers}, calls)
+    for layer in layers:
+      self.assertEqual(stages['unlearn'][f'closed form of layer {layer}'], 1)
+    self.assertEqual(stages['unlearn']['probe'], 1)
+    self.assertNotIn('step at fp', stages['unlearn'])
+    self.assertEqual(stages['export']['edited layers'], 1)
+
+  def test_families_with_biases_and_norms(self):
+    for family in 'gpt2', 'gemma2':
+      job = [flag for flag in tiny_job.make(
+          self.folder / family, train=False, family=family)
+             if not flag.startswith('--unlearn_')]
+      for flags in _GROUP_MEAN[:1], _LUNAR[:1]:
+        config = runs.parse(*job, *flags, '--unlearn_max_retain_kl=1e6')
+        self._solve(config)
+
+  def _solve(self, config):
+    from mansu_jax.models.io import loading
+    from mansu_jax.stages.prepare import inputs as inputs_lib
+    from mansu_jax.stages.train import pools
+    from mansu_jax.stages.train import settings as settings_lib
+    splits = inputs_lib.read(config).splits
+    model = loading.load(config.model, np.float32)
+    settings = settings_lib.Settings.from_run(
+        config, splits, types.SimpleNamespace(neurons=range(3), span=(0, 3)))
+    batches = pools.make_batches(
+        settings.unlearn, settings.data, splits, model, seed=0)
+    edit = closed_forms.make_edit(model, (1,))
+    done = closed_forms.run(settings, model, edit, closed_forms.make_tokens(
+        settings, splits, model.tokenizer, batches), batches)
+    jax.tree.map(lambda a, b: self.assertTrue(
+        np.isfinite(a).all() and (a != b).any()), done['theta'], edit.theta)
+
+
+if __name__ == '__main__':
+  absltest.main()
