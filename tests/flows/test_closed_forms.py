@@ -1,19 +1,15 @@
 """Whole runs of closed forms: what they forget, keep, record, plan and tune."""
 
 import json
-import types
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import jax
-import numpy as np
 import pytest
 
 from mansu_jax.flows import compare
 from mansu_jax.flows import plan
 from mansu_jax.flows import tune
-from mansu_jax.planning import recorder as recorder_lib
 from mansu_jax.stages.train import closed_forms
 from tests import runs
 from tests import tiny_job
@@ -67,9 +63,6 @@ class RunTest(parameterized.TestCase):
         'layers': [0, 1, 2]})
     history = {k: v[0] for k, v in record['history'].items()}
     self.assertEqual(history['step'], 1)
-    self.assertAlmostEqual(
-        history['moved'], record['movement']['share']
-        if 'share' in record['movement'] else history['moved'])
     self.assertLess(history['probe'], 0.6)
     kl = record['retain_kl']
     self.assertEqual(kl['seen_by_view'], {'fp': history['retain_kl']})
@@ -127,7 +120,7 @@ class RunTest(parameterized.TestCase):
     with mock.patch.object(closed_forms, 'add', counted):
       root = self.folder / f'planned_{len(layers)}'
       record = runs.run(root, *self.job, *flags)
-    del record
+    self.assertEqual(record['trained']['layers'], [*layers])
     found = plan.run(runs.parse(
         *self.job, *flags, '--mode=plan', '--plan_topology=this'))
     self.assertTrue(found.fits)
@@ -141,32 +134,6 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(stages['unlearn']['probe'], 1)
     self.assertNotIn('step at fp', stages['unlearn'])
     self.assertEqual(stages['export']['edited layers'], 1)
-
-  def test_families_with_biases_and_norms(self):
-    for family in 'gpt2', 'gemma2':
-      job = [flag for flag in tiny_job.make(
-          self.folder / family, train=False, family=family)
-             if not flag.startswith('--unlearn_')]
-      for flags in _GROUP_MEAN[:1], _LUNAR[:1]:
-        config = runs.parse(*job, *flags, '--unlearn_max_retain_kl=1e6')
-        self._solve(config)
-
-  def _solve(self, config):
-    from mansu_jax.models.io import loading
-    from mansu_jax.stages.prepare import inputs as inputs_lib
-    from mansu_jax.stages.train import pools
-    from mansu_jax.stages.train import settings as settings_lib
-    splits = inputs_lib.read(config).splits
-    model = loading.load(config.model, np.float32)
-    settings = settings_lib.Settings.from_run(
-        config, splits, types.SimpleNamespace(neurons=range(3), span=(0, 3)))
-    batches = pools.make_batches(
-        settings.unlearn, settings.data, splits, model, seed=0)
-    edit = closed_forms.make_edit(model, (1,))
-    done = closed_forms.run(settings, model, edit, closed_forms.make_tokens(
-        settings, splits, model.tokenizer, batches), batches)
-    jax.tree.map(lambda a, b: self.assertTrue(
-        np.isfinite(a).all() and (a != b).any()), done['theta'], edit.theta)
 
 
 if __name__ == '__main__':

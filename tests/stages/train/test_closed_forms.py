@@ -223,6 +223,23 @@ class ClosedFormTest(parameterized.TestCase):
       self._run('lunar', '--unlearn_closed_form_scale=1000',
                 '--unlearn_max_retain_kl=0.01')
 
+  @parameterized.product(
+      family=('gpt2', 'gemma2'), method=('lunar', 'group_mean'))
+  def test_families_with_biases_and_norms(self, family, method):
+    job = tiny_job.make(
+        tiny.temp_dir(self) / 'job', train=False, family=family)
+    config = runs.parse(
+        *(flag for flag in job if not flag.startswith('--unlearn_')), *_FLAGS,
+        f'--method={method}')
+    self.enter_context(mock.patch.object(
+        self, 'model', loading.load(config.model, np.float32)))
+    _, edit, done = self._run(method)
+    before, after = (np.asarray(tree_paths.flatten(tree)['layers/mlp/down'])
+                     for tree in (edit.theta, done['theta']))
+    self.assertTrue(np.isfinite(after).all())
+    self.assertGreater(np.abs(after - before).max(), 1e-4)
+    self.assertGreater(done['history']['retain_kl'][0], 0)
+
   def test_one_fact_has_no_mean(self):
     first = self.splits.forget_train[0].fact
     alone = types.SimpleNamespace(forget_train=[
