@@ -23,7 +23,7 @@ _BRIEF = (
     '--circuit_resamples=0', '--eval_bootstrap=100')
 _GROUP_MEAN = (
     '--method=group_mean', '--unlearn_closed_form_layers=0,1,2',
-    '--unlearn_swapped_batch=0', '--unlearn_closed_form_retain_weight=0.1')
+    '--unlearn_swapped_batch=0', '--unlearn_closed_form_retain_weight=0.01')
 _LUNAR = ('--method=lunar', '--unlearn_swapped_batch=0')
 
 
@@ -53,7 +53,7 @@ class RunTest(parameterized.TestCase):
     record = runs.run(root, *self.job, *_GROUP_MEAN)
     for split in 'forget', 'forget_paraphrase', 'forget_far':
       self.assertGreater(_right(record, split, 'base'), 0.95)
-      self.assertLess(_right(record, split), 0.6, split)
+      self.assertLess(_right(record, split), 0.7, split)
     self.assertGreater(
         _right(record, 'retain_heldout'),
         _right(record, 'retain_heldout', 'base') - 0.1)
@@ -63,11 +63,11 @@ class RunTest(parameterized.TestCase):
         'layers': [0, 1, 2]})
     history = {k: v[0] for k, v in record['history'].items()}
     self.assertEqual(history['step'], 1)
-    self.assertLess(history['probe'], 0.6)
+    self.assertLess(history['probe'], 0.7)
     kl = record['retain_kl']
     self.assertEqual(kl['seen_by_view'], {'fp': history['retain_kl']})
     self.assertGreater(kl['measured_nats_per_sequence'], 0)
-    report = (root / 'report.md').read_text()
+    report = (root / 'report.html').read_text()
     self.assertIn('Forget probe', report)
     (root / 'record.json').unlink()
     with mock.patch.object(closed_forms, 'run') as again:
@@ -76,14 +76,16 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(runs.figures(resumed)['accuracy'],
                      runs.figures(record)['accuracy'])
 
-  def test_lunar_edits_the_middle_layer(self):
+  def test_lunar_moves_forget_answers_away_and_keeps_facts(self):
     root = self.folder / 'lunar'
-    record = runs.run(root, *self.job, *_LUNAR)
-    self._check_files(root, (1,))
-    self.assertEqual(record['trained']['layers'], [1])
-    self.assertGreater(
-        record['history']['forget_nll'][0], 1)  # The base knows its facts.
-    self.assertGreater(_right(record, 'retain_heldout'), 0.7)
+    record = runs.run(
+        root, *self.job, *_LUNAR, '--unlearn_closed_form_scale=2.5',
+        '--unlearn_closed_form_layers=0')
+    self._check_files(root, (0,))
+    history = {k: v[0] for k, v in record['history'].items()}
+    self.assertGreater(history['forget_nll'], 1.5 * history['retain_nll'])
+    self.assertGreater(history['forget_nll'], 2)  # The base knows its facts.
+    self.assertGreater(_right(record, 'retain_heldout'), 0.9)
 
   def test_compared_and_tuned(self):
     for name, flags in (('mean', _GROUP_MEAN), ('lunar', _LUNAR)):
