@@ -113,13 +113,13 @@ class RunTest(parameterized.TestCase):
       (_GROUP_MEAN, (0, 1, 2)), ((*_LUNAR, '--export_dtype=bfloat16'), (1,)))
   def test_a_plan_has_the_calls_of_the_run(self, flags, layers):
     calls = {layer: 0 for layer in layers}
-    add = closed_forms.add
+    measure = closed_forms.measure
 
     def counted(config, layer, *args):
       calls[layer] += 1
-      return add(config, layer, *args)
+      return measure(config, layer, *args)
 
-    with mock.patch.object(closed_forms, 'add', counted):
+    with mock.patch.object(closed_forms, 'measure', counted):
       root = self.folder / f'planned_{len(layers)}'
       record = runs.run(root, *self.job, *flags)
     self.assertEqual(record['trained']['layers'], [*layers])

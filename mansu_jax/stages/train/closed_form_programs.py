@@ -64,9 +64,8 @@ def unlearn(
       model_with_lower_layers=flat[_DOWN] if len(layers) > 1 else ())
   for layer in layers:
     yield programs.program(
-        f'moments of layer {layer}', closed_forms.add, config, layer, params,
-        moments, programs.shapes_of(tokens.batches[0]),
-        calls=len(tokens.batches), held=True)
+        f'moments of layer {layer}', closed_forms.measure, config, layer,
+        tokens.cells, params, programs.shapes_of(tokens.rows), held=True)
     down, _ = yield programs.program(
         f'closed form of layer {layer}', closed_forms.solve,
         settings.closed_form, config, layer, params, moments,

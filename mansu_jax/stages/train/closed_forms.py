@@ -53,10 +53,10 @@ class Rows(NamedTuple):
 
 
 class Tokens(NamedTuple):
-  """All tokens that an edit reads, in batches of one shape."""
+  """All tokens that an edit reads, in stacked batches."""
 
-  batches: list[Rows]
-  cells: int
+  rows: Rows  # Its leaves are [n, R, T].
+  cells: int  # Their number.
 
 
 def make_edit(
@@ -181,7 +181,7 @@ def make_tokens(
         np.arange, starts + start, starts + spans.length)))
     weights['redirect'][every] = 1 / every.size
     weights['redirect'][at + end] = -1 / end.size
-  return Tokens(_batches(packed, weights, cell), 1 + int(cell.max()))
+  return Tokens(_stack(packed, weights, cell), 1 + int(cell.max()))
 
 
 def _keys(
@@ -194,43 +194,54 @@ def _keys(
           batches.questions, splits.forget_train))]
 
 
-def _batches(
+def _stack(
     packed: step_data.Packed, weights: dict[str, np.ndarray],
-    cell: np.ndarray) -> list[Rows]:
-  """Batches of one shape; rows that pad the last one have weight 0."""
+    cell: np.ndarray) -> Rows:
+  """Stacked batches; rows that pad the last one have weight 0."""
   rows = Rows(packed, **{
       name: x.reshape(packed.tokens.shape) for name, x in (
           weights | {'cell': cell}).items()})
   size = sharding.round_up_rows(_ROWS)
   count = -(-len(packed.tokens) // size)
-  padded = jax.tree.map(lambda x: np.pad(
-      x, ((0, count * size - len(x)), (0, 0))), rows)
-  return [jax.tree.map(lambda x, i=i: x[i * size:(i + 1) * size], padded)
-          for i in range(count)]
+  return jax.tree.map(lambda x: np.pad(
+      x, ((0, count * size - len(x)), (0, 0))).reshape(
+          count, size, -1), rows)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def add(
-    config: model_config.ModelConfig, layer: int, params: types.Params,
-    moments: form_lib.Moments, rows: Rows) -> form_lib.Moments:
-  """Adds the tokens of some rows to the moments at a layer."""
-  states = mlp_states.find(
-      config, params, rows.packed.tokens, layer, rows.packed.positions,
-      rows.packed.segments)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def measure(
+    config: model_config.ModelConfig, layer: int, cells: int,
+    params: types.Params, rows: Rows) -> form_lib.Moments:
+  """The moments of all tokens at a layer.
+
+  Args:
+    config: of the model.
+    layer: number of the layer.
+    cells: number of cells.
+    params: full params.
+    rows: all batches, stacked.
+  """
   flat = lambda x: x.reshape(-1, *x.shape[2:])
-  hidden, forget = flat(states.hidden), flat(rows.forget)
-  of_forget = hidden * forget[:, None]
-  return jax.tree.map(lambda a, b: sharding.replicate(a + b), moments, (
-      form_lib.Moments(
-          forget=form_lib.product(hidden.T, of_forget),
-          retain=form_lib.product(
-              hidden.T, hidden * flat(rows.retain)[:, None]),
-          cells=jnp.zeros_like(moments.cells).at[flat(rows.cell)].add(
-              of_forget),
-          share=jnp.zeros_like(moments.share).at[flat(rows.cell)].add(forget),
-          sized=form_lib.product(flat(states.size), of_forget),
-          redirection=form_lib.product(
-              flat(rows.redirect), flat(states.after)))))
+
+  def add(moments, rows):
+    states = mlp_states.find(
+        config, params, rows.packed.tokens, layer, rows.packed.positions,
+        rows.packed.segments)
+    hidden, forget = flat(states.hidden), flat(rows.forget)
+    of_forget, cell = hidden * forget[:, None], flat(rows.cell)
+    more = form_lib.Moments(
+        forget=form_lib.product(hidden.T, of_forget),
+        retain=form_lib.product(
+            hidden.T, hidden * flat(rows.retain)[:, None]),
+        cells=jnp.zeros_like(moments.cells).at[cell].add(of_forget),
+        share=jnp.zeros_like(moments.share).at[cell].add(forget),
+        sized=form_lib.product(flat(states.size), of_forget),
+        redirection=form_lib.product(flat(rows.redirect), flat(states.after)))
+    return jax.tree.map(
+        lambda a, b: sharding.replicate(a + b), moments, more), None
+
+  zero = form_lib.zeros(cells, config.d_ff, config.d_model)
+  return jax.lax.scan(add, zero, rows)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -300,12 +311,8 @@ def run(
   name, chosen = settings.closed_form, options.edited_layers(config.num_layers)
   params, found = model.params, []
   for layer in chosen:
-    moments = jax.tree.map(lambda x: sharding.shard(x, '.' * x.ndim),
-                           form_lib.zeros(
-                               tokens.cells, config.d_ff, config.d_model))
-    for rows in progress.track(tokens.batches, f'moments of layer {layer}'):
-      progress.count_tokens((rows.packed.segments >= 0).sum())
-      moments = add(config, layer, params, moments, rows)
+    progress.count_tokens((tokens.rows.packed.segments >= 0).sum())
+    moments = measure(config, layer, tokens.cells, params, tokens.rows)
     down, finite = solve(
         name, config, layer, params, moments, numbers(options))
     if not bool(finite):

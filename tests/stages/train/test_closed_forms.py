@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from mansu_jax import tree_paths
+from mansu_jax.config import run as run_config
 from mansu_jax.data import batching
 from mansu_jax.models import decoder
 from mansu_jax.models import sites
 from mansu_jax.models.io import loading
+from mansu_jax.runtime import sharding
 from mansu_jax.stages.prepare import inputs as inputs_lib
 from mansu_jax.stages.train import closed_forms
 from mansu_jax.stages.train import pools
@@ -208,14 +210,20 @@ class ClosedFormTest(parameterized.TestCase):
     weights = tree_paths.count(self.model.params)
     self.assertBetween(history['moved'][0] * weights, 0.99 * 128 * 64, 128 * 64)
 
-  def test_nothing_compiles_again(self):
+  def test_nothing_compiles_again_and_batches_do_not_matter(self):
+    _, _, want = self._run('group_mean')
     self.enter_context(mock.patch.object(closed_forms, '_ROWS', 2))
-    settings, batches, edit, tokens = self._made('group_mean')
-    self.assertGreater(len(tokens.batches), 1)
-    closed_forms.add.clear_cache()
-    closed_forms.run(settings, self.model, edit, tokens, batches)
-    closed_forms.run(settings, self.model, edit, tokens, batches)
-    self.assertEqual(closed_forms.add._cache_size(), 1)
+    mesh = sharding.make_mesh(run_config.MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+      settings, batches, edit, tokens = self._made('group_mean')
+      self.assertGreater(len(tokens.rows.forget), 1)
+      self.assertAlmostEqual(tokens.rows.forget.sum(), 1, places=5)
+      closed_forms.measure.clear_cache()
+      for _ in range(2):
+        got = closed_forms.run(settings, self.model, edit, tokens, batches)
+    self.assertEqual(closed_forms.measure._cache_size(), 1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+                 got['theta'], want['theta'])
 
   def test_a_model_that_loses_what_is_kept_stops_the_run(self):
     with self.assertRaisesRegex(
