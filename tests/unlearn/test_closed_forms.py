@@ -131,7 +131,7 @@ class TokensTest(absltest.TestCase):
     first, second, third, fourth, fifth = got
     np.testing.assert_array_equal(first, second[-2:])
     np.testing.assert_array_equal(third, second[-3:])
-    self.assertEqual(second[0], second[1])  # No other has a fourth from the end.
+    self.assertEqual(second[0], second[1])  # No other is as long.
     self.assertLen(set(second), 3)
     # Alone in their keys, the others share the wider one.
     np.testing.assert_array_equal(fourth, fifth[-1:])

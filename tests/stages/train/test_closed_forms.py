@@ -169,7 +169,7 @@ class ClosedFormTest(parameterized.TestCase):
     counts, cells = [len(w) for w in written], {}
     keys = [[(q.relation, q.form), q.relation] for q in batches.questions]
     facts = [q.fact for q in batches.questions]
-    alone = [sum(k[0] == key[0] and f != fact for k, f in zip(keys, facts)) == 0
+    alone = [not any(k[0] == key[0] and f != fact for k, f in zip(keys, facts))
              for key, fact in zip(keys, facts)]
     key_of = [key[int(single)] for key, single in zip(keys, alone)]
     self.assertGreater(len({*key_of}), 2)
@@ -208,7 +208,8 @@ class ClosedFormTest(parameterized.TestCase):
     self.assertGreater(history['retain_kl'][0], 0)
     self.assertEqual(history['forget'][0], 0)
     weights = tree_paths.count(self.model.params)
-    self.assertBetween(history['moved'][0] * weights, 0.99 * 128 * 64, 128 * 64)
+    self.assertBetween(
+        history['moved'][0] * weights, 0.99 * 128 * 64, 128 * 64)
 
   def test_nothing_compiles_again_and_batches_do_not_matter(self):
     _, _, want = self._run('group_mean')
