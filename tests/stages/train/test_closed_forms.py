@@ -228,7 +228,7 @@ class ClosedFormTest(parameterized.TestCase):
 
   def test_a_model_that_loses_what_is_kept_stops_the_run(self):
     with self.assertRaisesRegex(
-        loop.DivergedError, 'lunar: the retain KL is .* Lower --unlearn_closed'):
+        loop.DivergedError, 'lunar: the retain KL is .* Lower --unlearn_clo'):
       self._run('lunar', '--unlearn_closed_form_scale=1000',
                 '--unlearn_max_retain_kl=0.01')
 
