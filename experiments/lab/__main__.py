@@ -13,6 +13,11 @@ also holds the questions and texts of a run.
 
 prints precision and recall of the neurons in the circuits of runs against those
 that were planted.
+
+  python -m experiments.lab tune runs/lab1 runs/tune
+
+finds settings of the compared methods by `--mode=tune`, eight trials each. The
+laboratory should be of another seed than that of the comparison.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import subprocess
+import sys
 
 from absl import logging
 import jax
@@ -41,6 +48,16 @@ _STEPS, _BATCH, _LEARNING_RATE = 250, 96, 3e-3
 _PLANTING_STEPS, _PLANTING_LEARNING_RATE = 120, 1e-2
 _PLANTED_SHARE = 0.5  # Of the sequences of a planting step: forget facts.
 _DOCUMENTS = 20  # Taught, of each kind of text.
+# What `tune` tries of each method: its flagfile, and what follows
+# --tune_grid=unlearn_learning_rate=.
+_GRIDS = {
+    'mansu': '2e-3|5e-3|1e-2|2e-2,unlearn_forget_weight=5|20',
+    'mansu_no_floor': '2e-3|5e-3|1e-2|2e-2,unlearn_forget_weight=5|20',
+    'graddiff': '3e-4|1e-3|3e-3|1e-2,unlearn_forget_weight=0.1|1',
+    'npo': '3e-4|1e-3|3e-3|1e-2,unlearn_forget_weight=1|5',
+    'simnpo': '3e-4|1e-3|3e-3|1e-2,unlearn_forget_weight=1|5',
+    'rmu': '3e-4|1e-3|3e-3|1e-2,unlearn_rmu_coefficient=6.5|30'}
+_TRIALS = 8
 
 
 def _config(vocabulary: int) -> config_lib.ModelConfig:
@@ -128,12 +145,33 @@ def score(lab: pathlib.Path, workdir: pathlib.Path) -> dict[str, float]:
           'chance': len(planted) / (_NUM_LAYERS * _D_FF)}
 
 
+def tune(lab: pathlib.Path, out: pathlib.Path, methods: list[str]) -> None:
+  """Tunes methods in a laboratory; each has a workdir in `out`, and resumes."""
+  out.mkdir(parents=True, exist_ok=True)
+  here = pathlib.Path(__file__).parent
+  common = out / 'common.flags'
+  common.write_text((here / 'common.flags').read_text('utf-8').replace(
+      'runs/lab/', f'{lab}/'), 'utf-8')
+  for name in methods:
+    subprocess.run(
+        [sys.executable, '-m', 'mansu_jax.main', '--mode=tune',
+         f'--flagfile={common}', f'--data_text={lab}/text.jsonl',
+         f'--flagfile={here / name}.flags', f'--workdir={out / name}',
+         f'--tune_grid=unlearn_learning_rate={_GRIDS[name]}',
+         f'--tune_trials={_TRIALS}', '--tune_rungs=30,0'], check=True)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   commands = parser.add_subparsers(dest='command', required=True)
   making = commands.add_parser('make')
   making.add_argument('out', type=pathlib.Path)
   making.add_argument('--seed', type=int, default=0, help='of the world')
+  tuning = commands.add_parser('tune')
+  tuning.add_argument('lab', type=pathlib.Path)
+  tuning.add_argument('out', type=pathlib.Path)
+  tuning.add_argument('--methods', nargs='+', default=[*_GRIDS],
+                      choices=[*_GRIDS])
   scoring = commands.add_parser('score')
   scoring.add_argument('lab', type=pathlib.Path)
   scoring.add_argument('workdirs', type=pathlib.Path, nargs='+')
@@ -141,6 +179,9 @@ def main() -> None:
   logging.set_verbosity(logging.INFO)
   if args.command == 'make':
     make(args.out, args.seed)
+    return
+  if args.command == 'tune':
+    tune(args.lab, args.out, args.methods)
     return
   for workdir in args.workdirs:
     print(workdir, json.dumps(score(args.lab, workdir)))

@@ -33,8 +33,6 @@ from mansu_jax.runtime import workdir
 from mansu_jax.stages import checks
 from mansu_jax.unlearn import loop
 
-# A model that answers less than this share of what the base did has collapsed.
-_COLLAPSED = 0.5
 _DIVERGED = 'diverged.json'
 # What all cells share, so that their figures compare.
 _SHARED = ('model', 'data', 'eval', 'quant_schemes', 'export_dtype')
@@ -191,14 +189,3 @@ def record(
     processes.broadcast_from_primary(lambda: then(cell.root))
   return processes.broadcast_from_primary(
       lambda: json.loads((cell.root / 'record.json').read_text('utf-8')))
-
-
-def collapsed(record: dict[str, Any]) -> bool:
-  """Whether the model lost half of what it should keep, at any precision."""
-  for split in ('retain_heldout', 'retain'):
-    if split in record['accuracy']:
-      before, after = (
-          record['accuracy'][split][model] for model in ('base', 'unlearned'))
-      return any(after[p]['value'] < _COLLAPSED * before[p]['value']
-                 for p in before)
-  return False

@@ -96,7 +96,7 @@ def _write(
   tables = table.tables(
       [record for own in by_method.values() for record in own],
       [name for name, own in by_method.items() for _ in own]) if records else []
-  less_first = table.differences(found, first) if found else None
+  less_first = comparison.differences(found, first) if found else None
   listed = ''.join(f'- {note}\n' for note in notes)
   text = '\n'.join(part for part in (
       *(f'{markdown.table(one)}\n' for one in tables), listed,
@@ -125,7 +125,7 @@ def _notes(
           for cell, error in failed.items()] + [
               f'{cell.name}, seed {cell.config.seed}, collapsed: it answers'
               ' less than half of the held-out facts that the base does.'
-              for cell in done if cell in records and cells_lib.collapsed(
+              for cell in done if cell in records and table.collapsed(
                   records[cell])]
 
 
@@ -138,7 +138,7 @@ def _differences(
   """
   by_method: dict[str, dict[int, differences.Run]] = {first: {}}
   for cell, record in records.items():
-    if not cells_lib.collapsed(record):
+    if not table.collapsed(record):
       by_method.setdefault(cell.name, {})[cell.config.seed] = (
           differences.read(cell.root))
   found, reference = {}, by_method.pop(first)
@@ -185,7 +185,7 @@ def _rows(
   if record is None:
     yield row | {'precision': None}
     return
-  row['collapsed'] = cells_lib.collapsed(record)
+  row['collapsed'] = table.collapsed(record)
   row |= {key: record.get(key) for key in _OF_THE_RUN}
   for precision in ('fp', *cell.config.quant_schemes):
     yield row | {'precision': precision} | {

@@ -31,6 +31,7 @@ from mansu_jax.config import run as run_config
 from mansu_jax.flows import cells as cells_lib
 from mansu_jax.report import document
 from mansu_jax.report import markdown
+from mansu_jax.report import table
 from mansu_jax.report import words
 from mansu_jax.runtime import files
 from mansu_jax.runtime import processes
@@ -195,8 +196,8 @@ def _trial(
   fields.check(
       bool(known), 'No question tells how much is forgotten; wanted `near` or'
       ' `far` questions about the forget set that the base answers. Add some.')
-  return Trial(setting, steps, max(known), max(drops),
-               cells_lib.collapsed(record))
+  return Trial(
+      setting, steps, max(known), max(drops), table.collapsed(record))
 
 
 def _remove_weights(root: pathlib.Path) -> None:

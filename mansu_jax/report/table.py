@@ -28,6 +28,8 @@ Record = dict[str, Any]
 _READINGS = ('choice', 'choice_unseen', 'generation_few_shot', 'reverse')
 HELDOUT = 'retain_heldout'  # Split.
 _LABELS = 2  # Columns that hold text.
+# A model that answers less than this share of what the base did has collapsed.
+_COLLAPSED = 0.5
 _CAPTION = (
     'Mean over seeds [minimum, maximum]. Readings (choice to reverse) and'
     ' held-out facts: share of questions answered right; fp is full precision.'
@@ -44,16 +46,6 @@ _STRUCTURE_CAPTION = (
     ' Worst attack: gain on untaught forget facts less that on facts never'
     ' known. CAD: 0 unchanged, 1 gone. Readability: share of the base\'s; 0 is'
     ' guessing. S: verdicts on structural erasure.')
-
-_SURE = 0.05
-_DIFFERENCES = (
-    'Shares of questions answered right, less those of the first method, with'
-    ' 95 % intervals over facts and seeds: of forgotten facts in new phrasings'
-    ' and with unseen choices, and of held-out facts. The gap is the share when'
-    ' quantized less that in full precision. Only seeds count that both methods'
-    ' have finished without a collapse. A star: the interval excludes 0, and'
-    ' p < 0.05 by random signs of each fact, with Holm\'s correction over the'
-    ' methods of a column.')
 
 
 def compare(
@@ -79,7 +71,7 @@ def tables(
     raise ValueError('There are no records to compare; give the workdirs of at'
                      ' least one finished run.')
   groups = _grouped(records, names or [''] * len(records))
-  rows = [_Row(name, scheme, group) for name, group in groups
+  rows = [_Row(_labelled(name, group), scheme, group) for name, group in groups
           for scheme in _schemes(group[0])]
   forgetting = _table(rows, _COLUMNS, _CAPTION, _base_rows(records))
   return [forgetting] + [
@@ -87,35 +79,24 @@ def tables(
       if len(table.columns) > _LABELS + 2]  # More than the seeds and S.
 
 
-def differences(
-    found: dict[str, dict[str, Record]], reference: str) -> document.Table:
-  """A table of the differences of methods from one of them.
-
-  Args:
-    found: `{method: {measure: entry}}`; an entry is an estimate with the
-      p-value `p_adjusted`.
-    reference: name of the method that all others are compared with.
-  """
-  measures = list(dict.fromkeys(m for of in found.values() for m in of))
-
-  def cell(entry):
-    if entry is None:
-      return words.MISSING
-    low, high = entry['interval']
-    sure = ' *' if entry['p_adjusted'] < _SURE and (
-        low is not None and high is not None and low * high > 0) else ''
-    return f'{words.estimate(entry, sign=True)}{sure}'
-
-  return document.Table(
-      (f'less {reference}', 'seeds', *measures),
-      tuple((method, _seeds(of), *(cell(of.get(m)) for m in measures))
-            for method, of in found.items()),
-      labels=_LABELS, caption=_DIFFERENCES)
+def collapsed(record: Record) -> bool:
+  """Whether the model lost half of what it should keep, at any precision."""
+  for split in (HELDOUT, 'retain'):
+    if split in record['accuracy']:
+      before, after = (
+          record['accuracy'][split][model] for model in ('base', 'unlearned'))
+      return any(after[p]['value'] < _COLLAPSED * before[p]['value']
+                 for p in before)
+  return False
 
 
-def _seeds(of: dict[str, Record]) -> str:
-  """How many seeds the differences of a method are over."""
-  return str(max(len(entry['by_seed']) for entry in of.values()))
+def _labelled(name: str, group: Sequence[Record]) -> str:
+  """The name of a row, with how many of its runs collapsed."""
+  count = sum(map(collapsed, group))
+  if not count:
+    return name
+  part = f'{count} of {len(group)} ' if count < len(group) else ''
+  return f'{name}, {part}collapsed'
 
 
 class _Row(NamedTuple):

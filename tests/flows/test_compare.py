@@ -164,6 +164,7 @@ class CompareTest(parameterized.TestCase):
     self.kept = lambda config: 0.4 if config.method == 'npo' else 0.9
     text = self._compare('--compare_seeds=1')
     self.assertIn('- npo, seed 0, collapsed: it answers', text)
+    self.assertIn('| npo, collapsed | nf4 |', text)
     self.assertEqual(self._differences(), {})
 
   def test_a_method_may_have_another_name(self):

@@ -27,7 +27,7 @@ def _report(by_method, notes=(), found=None):
   names, every = zip(*runs)
   return comparison.make_report(
       by_method, table.tables(every, names), notes,
-      found and table.differences(found, 'mansu'))
+      found and comparison.differences(found, 'mansu'))
 
 
 def _plots(report):
@@ -43,6 +43,19 @@ class ComparisonTest(absltest.TestCase):
     self.assertAlmostEqual(found.y, table.known(runs[0], 'nf4'))
     del runs[1]['accuracy']['retain_heldout']
     self.assertIsNone(comparison._point(runs, 'nf4'))
+
+  def test_models_that_collapsed_are_labelled_and_not_drawn(self):
+    there, gone = _record(), _record(lost=0.9)
+    report = _report({
+        'mansu': [there], 'npo': [there, gone], 'rmu': [gone, gone]})
+    chart = _plots(report)['frontier']
+    self.assertNotIn('rmu', chart)
+    self.assertEqual(
+        chart.count('<title>mansu, nf4'), chart.count('<title>npo, nf4'))
+    text = markdown.render(report)
+    self.assertIn('| npo, 1 of 2 collapsed |', text)
+    self.assertIn('| rmu, collapsed |', text)
+    self.assertIn('| mansu |', text)
 
   def test_page(self):
     found = {'npo': {'held-out facts': {
