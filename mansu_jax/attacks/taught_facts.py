@@ -2,7 +2,8 @@
 
 Facts that share an answer stay on one side, so that no taught answer is the
 answer of an asked fact. Questions about asked facts do not offer taught answers
-either: training raises or lowers these for other reasons than knowledge.
+either: training raises or lowers these for other reasons than knowledge. An
+attack may also show taught facts in the prompt (`shown`).
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ import numpy as np
 
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
+from mansu_jax.eval import recall
 
 Question = questions_lib.Question
 
 
-def choose(answers: Iterable[tuple[str, str]], seed: int) -> set[str]:
+def choose(
+    answers: Iterable[tuple[str, str]], seed: int, share: float = 0.5
+) -> set[str]:
   """Draws the facts that an attack teaches again.
 
   Args:
     answers: Fact and answer of each question; facts and answers may repeat.
     seed: Seed of the draw.
+    share: Largest share of the facts.
 
   Returns:
-    At most half of the facts; exactly half, rounded down, if no two facts
+    At most this share of the facts; exactly that, rounded down, if no two facts
     share an answer.
 
   Example:
@@ -36,7 +41,7 @@ def choose(answers: Iterable[tuple[str, str]], seed: int) -> set[str]:
     (2, True)
   """
   groups = _groups(answers)
-  most, taught = sum(map(len, groups)) // 2, set()
+  most, taught = int(sum(map(len, groups)) * share), set()
   for i in np.random.default_rng(seed).permutation(len(groups)):
     if len(taught) + len(groups[i]) <= most:
       taught |= groups[i]
@@ -56,9 +61,10 @@ def _groups(answers: Iterable[tuple[str, str]]) -> list[set[str]]:
   return sorted({id(g): g for g in group_of.values()}.values(), key=min)
 
 
-def choose_of(questions: Sequence[Question], seed: int) -> set[str]:
+def choose_of(
+    questions: Sequence[Question], seed: int, share: float = 0.5) -> set[str]:
   """As `choose`, for the facts and answers of questions."""
-  return choose(((q.fact, q.answer) for q in questions), seed)
+  return choose(((q.fact, q.answer) for q in questions), seed, share)
 
 
 class Untaught(NamedTuple):
@@ -92,3 +98,32 @@ def untaught(
       narrowed.add(question.id)
     kept.append(dataclasses.replace(question, choices=choices))
   return Untaught(kept, frozenset(narrowed), dropped)
+
+
+def shown(
+    questions: Sequence[Question], taught: Sequence[Question], count: int,
+    seed: int) -> list[Question]:
+  """The questions after `count` solved ones about taught facts.
+
+  These have different answers, and are of the question's relation or, if that
+  has too few, of any. The seed orders them.
+
+  Args:
+    questions: n questions.
+    taught: Questions about taught facts.
+    count: Solved questions before each prompt, at least 0.
+    seed: Seed of the order.
+
+  Returns:
+    n questions; fewer than `count` are shown where no more are taught.
+  """
+  order = np.random.default_rng(seed).permutation(len(taught))
+  ordered = [taught[i] for i in order]
+  found: dict[str, str] = {}
+  for relation in {q.relation for q in questions}:
+    first: dict[str, Question] = {}  # By answer.
+    for q in sorted(ordered, key=lambda q: q.relation != relation):
+      first.setdefault(splits_lib.plain(q.answer), q)
+    found[relation] = ''.join(map(recall.solved, [*first.values()][:count]))
+  return [dataclasses.replace(q, prompt=found[q.relation] + q.prompt)
+          for q in questions]

@@ -48,7 +48,8 @@ class EvalConfig:
       ('lora',), 'Attacks on the unlearned model, separated by commas; empty'
       ' skips them. relearn: teach half of the forget facts again, all weights,'
       ' and ask the others; lora: the same with low-rank adapters; benign:'
-      ' fine-tune all weights on unrelated text.')
+      ' fine-tune all weights on unrelated text; few_shot: train nothing, and'
+      ' put up to 5 solved questions about that half before each prompt.')
   attack_steps: int = _field(
       10, 'Steps of each attack. The model is measured after 0, 10, 20, 50 and'
       ' 100 steps, and at the end.', maximum=10_000)
@@ -58,6 +59,11 @@ class EvalConfig:
   attack_rates: tuple[str, ...] = _field(
       ('3e-5',), 'Learning rates of the attacks, separated by commas. Each kind'
       ' of attack runs with each; lora at ten times the rate.')
+
+  attack_shares: tuple[str, ...] = _field(
+      ('0.5',), 'Shares of the forget facts that relearn and lora teach, at'
+      ' most 0.5, separated by commas. Each runs with each; the other half is asked'
+      ' at every share.')
 
   def __post_init__(self):
     fields.check_fields(self, 'eval')
@@ -70,6 +76,9 @@ class EvalConfig:
     fields.check(
         bool(self.attack_rates), '--eval_attack_rates= is empty; wanted at'
         ' least one learning rate. To skip attacks give --eval_attacks=.')
+    fields.check(
+        bool(self.attack_shares), '--eval_attack_shares= is empty; wanted at'
+        ' least one share, such as 0.5. To skip attacks give --eval_attacks=.')
     fields.check(
         self.cad_pairs != 1, '--eval_cad_pairs=1 cannot be resampled; wanted at'
         ' least 2, or 0 to skip CAD and AS-NC.')

@@ -110,6 +110,11 @@ def _other_loss(*losses: str) -> Callable[[run_config.RunConfig], str]:
                          f' --unlearn_loss={config.unlearn.loss}')
 
 
+def _no_attack_but(*kinds: str) -> Callable[[run_config.RunConfig], bool]:
+  return lambda config: (config.mode in fields.EVALUATION_MODES
+                         and {*config.eval.attacks} <= {*kinds})
+
+
 def _closed_form(config: run_config.RunConfig) -> bool:
   return config.method in methods.CLOSED_FORMS
 
@@ -165,10 +170,18 @@ _CONDITIONS = (
         f'{config.attribution.pairs_file}, and only --circuit_contrast needs'
         ' retain pairs'),
     _Condition(
-        ('eval_attack_questions', 'eval_attack_rates', 'eval_attack_steps'),
+        ('eval_attack_questions', 'eval_attack_rates', 'eval_attack_shares',
+         'eval_attack_steps'),
         lambda config: (config.mode in fields.EVALUATION_MODES
                         and not config.eval.attacks),
         lambda config: '--eval_attacks= skips the attacks'),
+    _Condition(
+        ('eval_attack_shares',), _no_attack_but('benign', 'few_shot'),
+        lambda config: 'no attack trains on forget facts with --eval_attacks='
+        + ','.join(config.eval.attacks)),
+    _Condition(
+        ('eval_attack_rates', 'eval_attack_steps'), _no_attack_but('few_shot'),
+        lambda config: 'no attack trains with --eval_attacks=few_shot'),
     _Condition(
         ('eval_bootstrap',), _attributes_once,
         lambda config: 'no circuit is selected from resampled pairs'),

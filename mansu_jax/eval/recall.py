@@ -104,7 +104,7 @@ def few_shot(
     found = (_examples(question, same, count)
              or _examples(question, known, count))
     if found:
-      out.append(FewShot(question, ''.join(map(_solved, found))))
+      out.append(FewShot(question, ''.join(map(solved, found))))
   return out
 
 
@@ -121,7 +121,8 @@ def _examples(
   return found[:count] if len(found) >= count else []
 
 
-def _solved(question: Question) -> str:
+def solved(question: Question) -> str:
+  """A question with its answer, to stand before another one."""
   return f'{question.prompt.rstrip()} {question.answer.strip()}{_BETWEEN}'
 
 

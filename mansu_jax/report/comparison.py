@@ -130,7 +130,8 @@ def _curves(
     where = 'in full precision' if precision == 'fp' else f'under {precision}'
     yield document.Plot(
         f'relearning_{attack}_{precision}', svg.line_chart(
-            f'{attack}, {precision}', series, x_label='step',
+            f'{attack}, {precision}', series,
+            x_label='examples' if attack == 'few_shot' else 'step',
             y_label='untaught facts answered', colours=True),
         _CURVE.format(attack, where))
 

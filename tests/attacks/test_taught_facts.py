@@ -1,5 +1,7 @@
 """Taught and asked facts share no answer."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -25,6 +27,12 @@ class ChooseTest(parameterized.TestCase):
         chosen, set(np.random.default_rng(0).permutation(facts)[:4]))
     self.assertEqual(taught_facts.choose(pairs[::-1] * 2, 0), chosen)
     self.assertNotEqual(taught_facts.choose(pairs, 1), chosen)
+
+  def test_a_share_of_the_facts(self):
+    pairs = [(f'fact/{i}',) * 2 for i in range(40)]
+    self.assertLen(taught_facts.choose(pairs, 0, 0.15), 6)
+    self.assertLess(taught_facts.choose(pairs, 0, 0.15),
+                    taught_facts.choose(pairs, 0))
 
   @parameterized.parameters(range(8))
   def test_facts_that_share_an_answer_stay_together(self, seed):
@@ -57,6 +65,28 @@ class UntaughtTest(absltest.TestCase):
         ('c', ('Bonn', 'Lima')), ('e', ('Bonn', 'Riga'))])
     self.assertEqual(found.narrowed, {'c/far'})
     self.assertEqual(found.dropped, 2)  # d has no wrong choice; f was taught.
+
+
+class ShownTest(absltest.TestCase):
+
+  def test_solved_questions_of_the_relation_come_first(self):
+    taught = [_ask('a', 'Rome', 'Bonn', use='train'),
+              _ask('a2', 'rome', 'Bonn', use='train'),
+              _ask('b', 'Oslo', 'Bonn', use='train'),
+              dataclasses.replace(_ask('c', 'Lima', 'Bonn'), relation='s')]
+    asked = [_ask('d', 'Kyiv', 'Bern'), _ask('e', 'Riga', 'Bern')]
+    for seed in range(4):
+      one, other = taught_facts.shown(asked, taught, 2, seed)
+      before = one.prompt.removesuffix('Of d:')
+      self.assertEqual(other.prompt, f'{before}Of e:')
+      self.assertIn('Of b: Oslo\n\n', before)
+      self.assertEqual('Of a: Rome' in before, 'Of a2: rome' not in before)
+      self.assertNotIn('Lima', before)
+      self.assertEqual(one, dataclasses.replace(asked[0], prompt=one.prompt))
+    three, _ = taught_facts.shown(asked, taught, 9, 0)
+    self.assertEqual(three.prompt.count('\n\n'), 3)  # All that differ.
+    self.assertEndsWith(three.prompt, 'Of c: Lima\n\nOf d:')
+    self.assertEqual(taught_facts.shown(asked, taught, 0, 0), asked)
 
 
 if __name__ == '__main__':

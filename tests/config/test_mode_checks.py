@@ -161,7 +161,11 @@ class ConditionsTest(parameterized.TestCase):
        'applies to --unlearn_loss=undial, but the loss is --unlearn_loss=npo'),
       (('--eval_attacks=', '--eval_attack_questions=9'), 'skips the attacks'),
       (('--mode=audit', '--base=b', '--eval_attacks=', '--eval_attack_steps=9'),
-       'skips the attacks'))
+       'skips the attacks'),
+      (('--eval_attacks=few_shot', '--eval_attack_steps=9'),
+       'no attack trains with'),
+      (('--eval_attacks=benign,few_shot', '--eval_attack_shares=0.1'),
+       'no attack trains on forget facts with --eval_attacks=benign,few_shot'))
   def test_refuses(self, args, reason):
     flag = args[-1].split('=')[0]
     with self.assertRaisesRegex(

@@ -11,9 +11,11 @@ from mansu_jax.report import words
 Record = dict[str, Any]
 
 _KINDS = {
-    'relearn': 'all weights, on half of the forget facts',
-    'lora': 'low-rank adapters, on half of the forget facts',
-    'benign': 'all weights, on unrelated {}'}
+    'relearn': 'fine-tunes all weights on half of the forget facts',
+    'lora': 'fine-tunes low-rank adapters on half of the forget facts',
+    'benign': 'fine-tunes all weights on unrelated {}',
+    'few_shot': 'puts solved questions about half of the forget facts before'
+                ' each prompt, and its step is their number'}
 _BENIGN = {'text': 'text', 'retain': 'retain questions'}
 
 
@@ -30,7 +32,7 @@ def sentence(record: Record) -> str:
     return ('Attacks decide nothing' if record.get('attacks') else
             'Attacks were not measured') + f': {reason}.'
   gained, guessed = found['gain'], found['gain_unknown']
-  where = (f'after {words.count(found["step"], "step")} of {found["attack"]}'
+  where = (f'after {_steps(found)} of {found["attack"]}'
            f' ({_precision(found["precision"])})')
   text = (f'The known share of facts that were not taught changed by'
           f' {words.signed(gained["value"])} {where}')
@@ -61,12 +63,23 @@ def brief(record: Record) -> str:
   verdict = ('forgotten facts come back' if found['passed'] is False else
              found['reason'])
   return (f'retraining: {gains} ({found["attack"]}, {found["precision"]},'
-          f' {words.count(found["step"], "step")}): {verdict}')
+          f' {_steps(found)}): {verdict}')
 
 
 def _valid(verdict: Record) -> bool:
   """Whether the base is ignorant of the facts never known."""
   return (verdict.get('control') or {}).get('valid', True)
+
+
+def _kind(attack: str) -> str:
+  """The kind of the attack with a name."""
+  return next(kind for kind in _KINDS if attack.startswith(kind))
+
+
+def _steps(found: Record) -> str:
+  """How far the attack of the worst comparison went."""
+  unit = 'example' if _kind(found['attack']) == 'few_shot' else 'step'
+  return words.count(found['step'], unit)
 
 
 def _precision(name: str) -> str:
@@ -99,15 +112,16 @@ def _blocks(record: Record) -> Iterator[document.Block]:
 
 
 def _method(record: Record) -> str:
-  """What each kind of attack trains."""
+  """What each kind of attack does."""
   setup = record['attack_setup']
-  kinds = dict.fromkeys(name.split('_')[0] for name in record['attacks'])
-  trained = [
-      f'{kind} fine-tunes {_KINDS[kind]}'.format(_BENIGN[setup['benign_on']])
-      for kind in kinds]
-  return (f'Attack {"; ".join(trained)}. The name ends with the learning rate'
-          ' of Adam; a step has 16 sequences. The other half of the facts is'
-          ' asked.')
+  kinds = dict.fromkeys(map(_kind, record['attacks']))
+  done = [f'{kind} {_KINDS[kind]}'.format(_BENIGN[setup['benign_on']])
+          for kind in kinds]
+  shares = any('_share_' in name for name in record['attacks'])
+  return (f'Attack {"; ".join(done)}. The name has the learning rate of Adam'
+          + (', and the share of the facts that is taught if it is below half'
+             if shares else '') + '; a step has 16 sequences. The other half of'
+          ' the facts is asked.')
 
 
 def _asked(record: Record) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mansu_jax.attacks import fine_tune
+from mansu_jax.eval import accuracy
 from mansu_jax.models import lora
 from mansu_jax.models import programs as model_programs
 from mansu_jax.runtime import programs
@@ -31,10 +32,20 @@ def attacks(job: judge_programs.Job) -> programs.Programs:
   except reteaching.TooFewFacts:
     return
   for side in found.sides:  # The base.
-    yield from _ask(job, found, side, calls=1)
+    yield from _ask(job, found, found.tasks[side], calls=1)
   for run in found.runs:
     yield programs.hold(**held)
     steps, frozen, trained = run.plan.steps, None, model.params
+    if not run.plan.trains:
+      yield programs.hold(
+          **held, quantized=model_programs.matrices(model.params))
+      for name in found.views[1:]:
+        yield from judge_programs.quantize(job, name, calls=1)
+      for side in run.asks:
+        for count in steps:
+          yield from _ask(
+              job, found, found.shown[side, count], calls=len(found.views))
+      continue
     if run.plan.adapters:
       frozen, trained = trained, model.placer.replicate(
           lora.shapes(trained, fine_tune.RANK))
@@ -57,14 +68,13 @@ def attacks(job: judge_programs.Job) -> programs.Programs:
       yield from judge_programs.quantize(job, name, calls=len(steps))
     for side in run.asks:
       yield from _ask(
-          job, found, side, calls=len(steps) * len(found.views))
+          job, found, found.tasks[side], calls=len(steps) * len(found.views))
 
 
 def _ask(
-    job: judge_programs.Job, found: attacks_lib.Attacks, side: str, *,
+    job: judge_programs.Job, found: attacks_lib.Attacks, task: accuracy.Task, *,
     calls: int) -> programs.Programs:
-  """Asks one side `calls` times."""
-  task = found.tasks[side]
+  """Asks the questions of a task `calls` times."""
   for call in found.scorer.programs(
       job.model.params, task.batches, task.positions, task.targets):
     yield programs.program(

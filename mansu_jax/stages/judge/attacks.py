@@ -1,10 +1,10 @@
 """Attacks on the unlearned model: do facts come back that nobody teaches?
 
-An attack fine-tunes the model on half of the forget facts, or on unrelated
-text, and asks about the other half, in full precision and under each quantizer
-that needs no calibration. The attacked model guesses as well, after prompts
-about other facts. The same attack on facts that the base never knew is the
-control.
+An attack fine-tunes the model on half of the forget facts or fewer, or on
+unrelated text, or shows these facts in the prompt. It asks about the other
+half, in full precision and under each quantizer that needs no calibration. The
+attacked model guesses as well, after prompts about other facts. The same attack
+on facts that the base never knew is the control.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from mansu_jax import quant
 from mansu_jax import types
 from mansu_jax.attacks import fine_tune
 from mansu_jax.attacks import plans as plans_lib
+from mansu_jax.attacks import taught_facts
 from mansu_jax.config import run as run_config
+from mansu_jax.data import questions as questions_lib
+from mansu_jax.data import tokenization
 from mansu_jax.eval import accuracy
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import checkpoints
@@ -41,11 +44,11 @@ _PROBES = 1  # Other facts whose prompts are asked for each question.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """One fine-tuning of one model.
+  """One attack on one model.
 
   Attributes:
     plan: The attack.
-    lesson: What each step teaches.
+    lesson: What each step teaches; empty if the attack trains nothing.
     asks: Sides that are asked: `forget`, `unknown` or both.
   """
 
@@ -85,6 +88,7 @@ class Attacks:
     runs: Every fine-tuning, in order.
     tasks: Packed questions of each side, followed by its probes: the same
       choices after prompts about other facts.
+    shown: The same after solved questions, by side and their number.
     scorer: Scores them.
     views: Names of the precisions at which the model is asked.
     benign_on: What benign fine-tuning trains on: `text` or `retain`.
@@ -113,48 +117,81 @@ class Attacks:
     if unknown is not None:
       self.sides['unknown'] = unknown
     self.tasks: dict[str, accuracy.Task] = {}
+    self.shown: dict[tuple[str, int], accuracy.Task] = {}
     self._owners: dict[str, np.ndarray] = {}
+    most = model.config.max_position
+    build = lambda questions: accuracy.build_task(
+        questions, model.tokenizer, chat=data.chat,
+        token_budget=options.batch_tokens, max_length=most)
     for name, side in self.sides.items():
       probes, self._owners[name] = ignorance_lib.readable_probes(
           side.questions, model.tokenizer, chat=data.chat, count=_PROBES,
-          max_length=model.config.max_position)
-      self.tasks[name] = accuracy.build_task(
-          [*side.questions, *probes], model.tokenizer, chat=data.chat,
-          token_budget=options.batch_tokens,
-          max_length=model.config.max_position)
+          max_length=most)
+      self.tasks[name] = build([*side.questions, *probes])
     self.scorer = evaluation.make_scorer(model.config)
     self.benign_on = 'text' if inputs.splits.text else 'retain'
     self.runs = self._make_runs(options, data, inputs, model, seed)
+    for run in self.runs:
+      for count in run.plan.steps if not run.plan.trains else ():
+        (side,) = run.asks
+        self.shown[side, count] = self.tasks[side] if not count else build(
+            self._after_examples(
+                side, count, model, chat=data.chat, seed=seed))
 
   def _make_runs(self, options, data, inputs, model, seed) -> list[Run]:
     """Relearning teaches each side its own half; benign runs ask both."""
-    plans = plans_lib.make(
-        options.attacks, options.attack_rates, options.attack_steps)
+    plans = plans_lib.of_options(options)
     of_questions = lambda questions: fine_tune.lesson_of_questions(
         questions, model.tokenizer, chat=data.chat)
     batches = lambda *lessons: fine_tune.batches(
         lessons, options.attack_steps, seed)
-    lessons = dict(zip(self.sides, batches(*(
-        of_questions(side.taught) for side in self.sides.values()))))
+    taught = dict.fromkeys(
+        (side, plan.share) for plan in plans if plan.trains
+        and plan.kind != 'benign' for side in self.sides)
+    lessons = dict(zip(taught, batches(*(
+        of_questions(self.sides[side].taught_share(share, seed))
+        for side, share in taught)) if taught else ()))
     if any(plan.kind == 'benign' for plan in plans):
       splits = inputs.splits
-      (lessons['benign'],) = batches(fine_tune.lesson_of_text(
+      (unrelated,) = batches(fine_tune.lesson_of_text(
           splits.text, model.tokenizer, window=data.text_window)
                                      if splits.text else of_questions(
                                          splits.retain_train))
     out = []
     for plan in plans:
       if plan.kind == 'benign':
-        out.append(Run(plan=plan, lesson=lessons['benign'],
-                       asks=tuple(self.sides)))
+        out.append(Run(plan=plan, lesson=unrelated, asks=tuple(self.sides)))
       else:
-        out += [Run(plan=plan, lesson=lessons[side], asks=(side,))
-                for side in self.sides]
+        out += [Run(plan=plan, lesson=lessons.get((side, plan.share), []),
+                    asks=(side,)) for side in self.sides]
     return out
 
-  def ask(self, params: types.Params, side: str) -> str:
-    """Asks one side; a digit for each question of its task, 1 if right."""
-    scores = accuracy.score(self.scorer, params, self.tasks[side])
+  def _after_examples(
+      self, side: str, count: int, model: loading.LoadedModel, *, chat: bool,
+      seed: int) -> list[questions_lib.Question]:
+    """The questions and probes of a side after solved ones that fit the model.
+
+    Prompts with special tokens, such as chat turns, stay as they are.
+    """
+    plain, most = self.tasks[side].questions, model.config.max_position
+    made = taught_facts.shown(plain, self.sides[side].taught, count, seed)
+    encoded = tokenization.encode_questions(made, model.tokenizer, chat=chat)
+    return [new if one.length <= most and not tokenization.is_marked(
+        old.prompt, model.tokenizer) else old
+            for old, new, one in zip(plain, made, encoded)]
+
+  def ask(
+      self, params: types.Params, side: str, examples: int | None = None
+  ) -> str:
+    """Asks one side; a digit for each question of its task, 1 if right.
+
+    Args:
+      params: The attacked model.
+      side: Whom to ask about.
+      examples: Solved questions before each, of an attack that shows them.
+    """
+    task = self.tasks[side] if examples is None else self.shown[side, examples]
+    scores = accuracy.score(self.scorer, params, task)
     return ''.join(map(str, scores.correct.astype(int)))
 
   def probed(self, side: str) -> np.ndarray:
@@ -232,6 +269,16 @@ def _attack(
     model: loading.LoadedModel, unlearned: types.Params, seed: int
 ) -> list[dict[str, Any]]:
   """Answers `{side: {precision: found by ask}}` at each measured step."""
+  if not run.plan.trains:
+    out = [{'step': count} | {side: {} for side in run.asks}
+           for count in run.plan.steps]
+    for precision, view in views.items():
+      viewed = view(unlearned)
+      for found in out:
+        for side in run.asks:
+          found[side][precision] = attacks.ask(viewed, side, found['step'])
+    return out
+
   def ask(params):
     out: dict[str, Any] = {side: {} for side in run.asks}
     for precision, view in views.items():

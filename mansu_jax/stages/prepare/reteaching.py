@@ -1,8 +1,8 @@
 """Chooses what attacks teach again and what they ask, and checks their flags.
 
-Half of the forget facts are taught in their train phrasings, and the other half
-is asked in near and far ones. The same is done with facts that the base never
-knew (`--data_unknown`), as a control.
+At most half of the forget facts are taught in their train phrasings, and the
+other half is asked in near and far ones. The same is done with facts that the
+base never knew (`--data_unknown`), as a control.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ class Side:
   def questions(self) -> list[Question]:
     """The asked questions."""
     return self.asked.questions
+
+  def taught_share(self, share: float, seed: int) -> list[Question]:
+    """Train questions about a share of all facts, at most half of them."""
+    facts = {q.fact for q in self.taught}
+    chosen = taught_facts.choose_of(
+        self.taught, seed, max(share / plans.HALF, 1 / len(facts)))
+    return [q for q in self.taught if q.fact in chosen]
 
   def describe(self) -> dict[str, Any]:
     """JSON-able numbers for the record."""
@@ -149,7 +156,7 @@ def check(
     ValueError: As `plans.make`; benign fine-tuning has nothing to train on; or
       --data_unknown has too few facts.
   """
-  made = plans.make(options.attacks, options.attack_rates, options.attack_steps)
+  made = plans.of_options(options)
   if any(plan.kind == 'benign' for plan in made) and not (
       inputs.splits.text or inputs.splits.retain_train):
     raise ValueError(

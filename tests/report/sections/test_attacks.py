@@ -62,6 +62,23 @@ class AttacksTest(absltest.TestCase):
     self.assertIn('the base 0.260 and by guessing 0.270;', table.caption)
     self.assertIn('+0.301 over all 2 comparisons', texts[2])
 
+  def test_what_each_attack_does(self):
+    record = _record()
+    found = record['attacks']['lora_3e-4']
+    text, *_ = _texts(record)[0][1:]
+    self.assertEqual(text, (
+        'Attack lora fine-tunes low-rank adapters on half of the forget facts.'
+        ' The name has the learning rate of Adam; a step has 16 sequences. The'
+        ' other half of the facts is asked.'))
+    record['attacks'] |= {'lora_3e-4_share_0.05': found, 'few_shot': found}
+    record['attack_verdict'] |= {'attack': 'few_shot', 'step': 5}
+    text, *_ = _texts(record)[0][1:]
+    self.assertIn('; few_shot puts solved questions about half of the', text)
+    self.assertIn('and the share of the facts that is taught if it', text)
+    self.assertIn('after 5 examples of few_shot (nf4)',
+                  attacks.sentence(record))
+    self.assertIn('(few_shot, nf4, 5 examples)', attacks.brief(record))
+
   def test_sentences(self):
     self.assertEqual(
         attacks.sentence(_record()),

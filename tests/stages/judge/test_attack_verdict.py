@@ -116,10 +116,10 @@ class JudgeTest(absltest.TestCase):
 
   def _thorough(
       self, forget, unknown, rates=3, steps=100, last_loss=0.4, before=15,
-      known_unknown=0, **asked):
+      known_unknown=0, share='', **asked):
     """The same attacks on 60 facts of each side; the base knew 54."""
     attack = lambda right, before=15: {
-        f'{kind}_{rate}e-5': {'fp': [(0, before), (steps, *right)]}
+        f'{kind}_{rate}e-5{share}': {'fp': [(0, before), (steps, *right)]}
         for kind in ('relearn', 'lora') for rate in range(1, rates + 1)}
     pair = lambda x: x if isinstance(x, tuple) else (x,)
     forget, unknown = pair(forget), pair(unknown)
@@ -134,12 +134,19 @@ class JudgeTest(absltest.TestCase):
     found = self._thorough(15, 15)
     self.assertIs(found['passed'], True)
     self.assertIn('no attack returns more than 0.17', found['reason'])
-    for weak in ({'rates': 2}, {'steps': 50}, {'last_loss': 0.6}):
+    for weak in ({'rates': 2}, {'steps': 50}, {'last_loss': 0.6},
+                 {'share': '_share_0.15'}):
       found = self._thorough(15, 15, **weak)
       self.assertEqual(found['passed'], 'inconclusive')
       self.assertIn('--eval_attack_steps', found['reason'])
     self.assertEqual(self._thorough(20, 15)['passed'], 'inconclusive')
     self.assertIs(self._thorough(40, 15)['passed'], False)
+
+  def test_examples_in_the_prompt_can_fail_a_model_too(self):
+    steps = lambda last: {'few_shot': {'fp': [(0, 6), (1, 6), (5, last)]}}
+    found = _judge(steps(18), steps(7))
+    self.assertIs(found['passed'], False)
+    self.assertEqual((found['attack'], found['step']), ('few_shot', 5))
 
   def test_what_could_not_be_seen_does_not_pass(self):
     """The same gains as those that pass, or less."""

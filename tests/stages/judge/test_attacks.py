@@ -28,8 +28,9 @@ from mansu_jax.stages.prepare import inputs as inputs_lib
 from tests import runs
 from tests import tiny_job
 
-_FLAGS = ('--eval_attacks=relearn,lora,benign', '--eval_attack_rates=1e-3',
-          '--eval_attack_steps=3', '--quant_schemes=nf4,gptq_g128')
+_FLAGS = ('--eval_attacks=relearn,lora,benign,few_shot',
+          '--eval_attack_rates=1e-3', '--eval_attack_steps=3',
+          '--eval_attack_shares=0.1,0.5', '--quant_schemes=nf4,gptq_g128')
 
 
 def _unknown():
@@ -85,13 +86,15 @@ class AttacksTest(absltest.TestCase):
       self.assertEqual(self._measure(cache), first)
     jax.tree.map(
         np.testing.assert_array_equal, self.model.params, before)
-    names = ['relearn_1e-3', 'lora_1e-2', 'benign_1e-3']
+    names = ['relearn_1e-3_share_0.1', 'relearn_1e-3', 'lora_1e-2_share_0.1',
+             'lora_1e-2', 'benign_1e-3', 'few_shot']
     for key in ('attacks', 'attacks_unknown'):
       self.assertEqual(list(first[key]), names)
-      for by_precision in first[key].values():
+      for name, by_precision in first[key].items():
         self.assertEqual(list(by_precision), ['fp', 'nf4'])  # Not calibrated.
         for steps in by_precision.values():
-          self.assertEqual([x['step'] for x in steps], [0, 3])
+          self.assertEqual([x['step'] for x in steps],
+                           [0, 1, 5] if name == 'few_shot' else [0, 3])
     # Step 0 is the model before any attack.
     zero = {name: first['attacks'][name]['nf4'][0] for name in names}
     self.assertLen({str(x) for x in zero.values()}, 1)
@@ -121,8 +124,9 @@ class AttacksTest(absltest.TestCase):
           for name in made.sides} for step in steps]
 
     with (mock.patch.object(fine_tune, 'run', run),
-          mock.patch.object(attacks.Attacks, 'ask', lambda self, _, name: (
-              repeat(base[name], name)))):
+          mock.patch.object(
+              attacks.Attacks, 'ask', lambda self, _, name, examples=None: (
+                  repeat(base[name] if examples is None else '0', name)))):
       return attacks.measure(
           self.config.eval, self.config.data, self.inputs, self.quantize,
           self.model, self.model.params, seed=0).record
@@ -157,6 +161,33 @@ class AttacksTest(absltest.TestCase):
       question = questions[probe.id.split('/as/')[0]]
       self.assertEqual(probe.choices, question.choices)
       self.assertNotEqual(probe.prompt, question.prompt)
+
+  def test_examples_are_taught_facts_and_stand_before_each_prompt(self):
+    made = attacks.Attacks(
+        self.config.eval, self.config.data, self.inputs, self.model,
+        self.quantize.names, seed=0)
+    for name, side in made.sides.items():
+      facts = {q.answer for q in side.taught}
+      plain = made.tasks[name].questions
+      self.assertIs(made.shown[name, 0], made.tasks[name])
+      for count in 1, 5:
+        shown = made.shown[name, count].questions
+        self.assertLen(shown, len(plain))
+        for before, after in zip(plain, shown):
+          self.assertEqual(after.choices, before.choices)
+          self.assertEndsWith(after.prompt, f'\n\n{before.prompt}')
+          self.assertEqual(after.prompt.count('\n\n'), count)
+          self.assertLen([x for x in facts if x in after.prompt], count)
+
+  def test_examples_that_do_not_fit_are_left_out(self):
+    small = dataclasses.replace(self.model, config=dataclasses.replace(
+        self.model.config, max_position=32))
+    made = attacks.Attacks(
+        self.config.eval, self.config.data, self.inputs, small,
+        self.quantize.names, seed=0)
+    plain, one, five = (made.shown['forget', n].questions for n in (0, 1, 5))
+    self.assertTrue(any(a != b for a, b in zip(plain, one)))
+    self.assertEqual(plain, five)
 
   def test_the_plan_lists_each_program_as_often_as_it_is_called(self):
     calls = collections.Counter()

@@ -75,6 +75,15 @@ class SidesTest(parameterized.TestCase):
     self.assertLen({q.fact for q in found.taught}, 20)
     self.assertLen(found.questions, 7)
 
+  def test_smaller_shares_are_parts_of_what_is_taught(self):
+    side = reteaching.forgotten(
+        _options(), _inputs(forget=_set('forget', 40)), 0)
+    facts = lambda share: {q.fact for q in side.taught_share(share, 0)}
+    self.assertEqual(side.taught_share(0.5, 0), side.taught)
+    self.assertLen(facts(0.25), 10)
+    self.assertLess(facts(0.25), facts(0.5))
+    self.assertLen(facts(0.001), 1)
+
   @parameterized.parameters(
       (('choice',), ('choice', 'choice_unseen'), 'choice'),
       (('choice', 'choice_unseen'), ('choice', 'choice_unseen'),
@@ -110,6 +119,7 @@ class CheckTest(parameterized.TestCase):
   @parameterized.parameters(
       ({'attacks': ('prune',)}, {}, "--eval_attacks=prune has 'prune'"),
       ({'attack_rates': ('x',)}, {}, "--eval_attack_rates=x has 'x'"),
+      ({'attack_shares': ('0.7',)}, {}, "--eval_attack_shares=0.7 has '0.7'"),
       ({'attacks': ('benign',)}, {'retain': []}, 'nothing to fine-tune on'),
       ({}, {'unknown': _set('unknown', 3)},
        '--data_unknown: the unknown set has .* for 1 facts'))
