@@ -100,6 +100,32 @@ class LabTest(absltest.TestCase):
       else:
         self.assertFalse(moved.any(), name)
 
+  def test_tuning_goes_on_where_a_method_finds_nothing(self):
+    out, ran, status = tiny.temp_dir(self) / 'tune', [], {'npo': 2, 'rmu': 75}
+
+    def run(command, check):
+      del check
+      ran.append(command)
+      (name,) = [pathlib.Path(arg).name for arg in command
+                 if arg.startswith('--workdir=')]
+      return types.SimpleNamespace(returncode=status.get(name, 0))
+
+    self.enter_context(mock.patch.object(lab.subprocess, 'run', run))
+    with self.assertRaisesRegex(SystemExit, 'Not tuned.*: npo\\.'):
+      lab.tune(pathlib.Path('runs/lab1'), out, ['npo', 'graddiff'])
+    self.assertLen(ran, 2)
+    with self.assertRaisesRegex(SystemExit, '75'):
+      lab.tune(pathlib.Path('runs/lab1'), out, ['rmu', 'graddiff'])
+    self.assertLen(ran, 3)
+    common = (out / 'common.flags').read_text()
+    self.assertIn('--model=runs/lab1/planted', common)
+    self.assertNotIn('runs/lab/p', common)
+    for command in ran:
+      name = command[-4].rpartition('/')[2]
+      runs.parse(*(arg.replace(f'--flagfile={out}/common.flags', '--seed=0')
+                   for arg in command[3:]))
+      self.assertIn(name, command[-5])
+
   def test_score(self):
     folder = tiny.temp_dir(self)
     (folder / 'planted.json').write_text('{"2": [1, 2], "3": [4, 5]}')

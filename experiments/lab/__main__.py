@@ -35,6 +35,7 @@ import numpy as np
 
 from experiments.lab import train
 from experiments.lab import world
+from mansu_jax import main as mansu
 from mansu_jax import tree_paths
 from mansu_jax import types
 from mansu_jax.models import config as config_lib
@@ -146,19 +147,33 @@ def score(lab: pathlib.Path, workdir: pathlib.Path) -> dict[str, float]:
 
 
 def tune(lab: pathlib.Path, out: pathlib.Path, methods: list[str]) -> None:
-  """Tunes methods in a laboratory; each has a workdir in `out`, and resumes."""
+  """Tunes methods in a laboratory; each has a workdir in `out`, and resumes.
+
+  A method without a setting that keeps enough does not stop the others.
+
+  Raises:
+    SystemExit: with the methods that failed, or the status of one that was
+      stopped.
+  """
   out.mkdir(parents=True, exist_ok=True)
   here = pathlib.Path(__file__).parent
   common = out / 'common.flags'
   common.write_text((here / 'common.flags').read_text('utf-8').replace(
       'runs/lab/', f'{lab}/'), 'utf-8')
+  failed = []
   for name in methods:
-    subprocess.run(
+    status = subprocess.run(
         [sys.executable, '-m', 'mansu_jax.main', '--mode=tune',
          f'--flagfile={common}', f'--data_text={lab}/text.jsonl',
          f'--flagfile={here / name}.flags', f'--workdir={out / name}',
          f'--tune_grid=unlearn_learning_rate={_GRIDS[name]}',
-         f'--tune_trials={_TRIALS}', '--tune_rungs=30,0'], check=True)
+         f'--tune_trials={_TRIALS}', '--tune_rungs=30,0'],
+        check=False).returncode
+    if status not in (0, mansu.USER_ERROR):
+      sys.exit(status)  # It was stopped, or is broken.
+    failed += [name] * bool(status)
+  if failed:
+    sys.exit(f'Not tuned, for the reasons above: {", ".join(failed)}.')
 
 
 def main() -> None:

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
 
+from mansu_jax.attacks import plans
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import splits as splits_lib
 from mansu_jax.eval import recall
 
 Question = questions_lib.Question
 
+_ROUNDING = 1e-6  # Facts: 0.29 of 100 are 29, and 28.999... in floating point.
+
 
 def choose(
-    answers: Iterable[tuple[str, str]], seed: int, share: float = 0.5
+    answers: Iterable[tuple[str, str]], seed: int, share: float = plans.HALF
 ) -> set[str]:
   """Draws the facts that an attack teaches again.
 
@@ -41,7 +45,8 @@ def choose(
     (2, True)
   """
   groups = _groups(answers)
-  most, taught = int(sum(map(len, groups)) * share), set()
+  most = math.floor(sum(map(len, groups)) * share + _ROUNDING)
+  taught: set[str] = set()
   for i in np.random.default_rng(seed).permutation(len(groups)):
     if len(taught) + len(groups[i]) <= most:
       taught |= groups[i]
@@ -62,7 +67,8 @@ def _groups(answers: Iterable[tuple[str, str]]) -> list[set[str]]:
 
 
 def choose_of(
-    questions: Sequence[Question], seed: int, share: float = 0.5) -> set[str]:
+    questions: Sequence[Question], seed: int, share: float = plans.HALF
+) -> set[str]:
   """As `choose`, for the facts and answers of questions."""
   return choose(((q.fact, q.answer) for q in questions), seed, share)
 

@@ -59,11 +59,10 @@ class EvalConfig:
   attack_rates: tuple[str, ...] = _field(
       ('3e-5',), 'Learning rates of the attacks, separated by commas. Each kind'
       ' of attack runs with each; lora at ten times the rate.')
-
   attack_shares: tuple[str, ...] = _field(
       ('0.5',), 'Shares of the forget facts that relearn and lora teach, at'
-      ' most 0.5, separated by commas. Each runs with each; the other half is asked'
-      ' at every share.')
+      ' most 0.5, separated by commas. Each runs with each; the other half is'
+      ' asked at every share.')
 
   def __post_init__(self):
     fields.check_fields(self, 'eval')

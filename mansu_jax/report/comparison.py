@@ -13,6 +13,7 @@ from mansu_jax.report import words
 from mansu_jax.report.charts import drawing
 from mansu_jax.report.charts import frontier
 from mansu_jax.report.charts import svg
+from mansu_jax.report.sections import attacks
 
 Record = dict[str, Any]
 
@@ -112,11 +113,11 @@ def _attacks(record: Record) -> Record:
 def _curves(
     by_method: Mapping[str, Sequence[Record]]) -> Iterator[document.Plot]:
   """A chart for each attack and precision: accuracy by step."""
-  attacks = dict.fromkeys(
+  measured = dict.fromkeys(
       (attack, precision) for records in by_method.values()
       for record in records for attack, found in _attacks(record).items()
       for precision in found)
-  for attack, precision in attacks:
+  for attack, precision in measured:
     series = []
     for i, (name, records) in enumerate(by_method.items()):
       by_step: dict[int, list[float]] = {}
@@ -130,8 +131,7 @@ def _curves(
     where = 'in full precision' if precision == 'fp' else f'under {precision}'
     yield document.Plot(
         f'relearning_{attack}_{precision}', svg.line_chart(
-            f'{attack}, {precision}', series,
-            x_label='examples' if attack == 'few_shot' else 'step',
+            f'{attack}, {precision}', series, x_label=attacks.unit(attack),
             y_label='untaught facts answered', colours=True),
         _CURVE.format(attack, where))
 

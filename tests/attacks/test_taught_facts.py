@@ -30,7 +30,9 @@ class ChooseTest(parameterized.TestCase):
 
   def test_a_share_of_the_facts(self):
     pairs = [(f'fact/{i}',) * 2 for i in range(40)]
-    self.assertLen(taught_facts.choose(pairs, 0, 0.15), 6)
+    for n, share, want in (40, 0.15, 6), (100, 0.29, 29), (49, 1 / 49, 1):
+      some = [(f'fact/{i}',) * 2 for i in range(n)]
+      self.assertLen(taught_facts.choose(some, 0, share), want)
     self.assertLess(taught_facts.choose(pairs, 0, 0.15),
                     taught_facts.choose(pairs, 0))
 

@@ -85,6 +85,12 @@ class ComparisonTest(absltest.TestCase):
       self.assertIn('line c1"', chart)
     self.assertNotIn('line c0"', plots['frontier'])
 
+  def test_examples_are_no_steps(self):
+    record = _record()
+    record['attacks'] = {'few_shot': record['attacks']['lora_1e-4']}
+    chart = _plots(_report({'mansu': [record]}))['relearning_few_shot_fp']
+    self.assertIn('>example<', chart)
+
   def test_more_methods_than_colours(self):
     plots = _plots(_report({f'm{i}': [_record()] for i in range(12)}))
     for i in range(12):

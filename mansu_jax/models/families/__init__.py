@@ -6,24 +6,16 @@ Each module of this package with a `FAMILY` is one.
 from __future__ import annotations
 
 from collections.abc import Collection
-import importlib
-import pkgutil
 from typing import Any
 
 from mansu_jax.models import assemble
 from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import family
 from mansu_jax.runtime import messages
+from mansu_jax.runtime import registry
 
-
-def _find() -> dict[str, family.Family]:
-  modules = (importlib.import_module(f'{__name__}.{found.name}')
-             for found in pkgutil.iter_modules(__path__))
-  return {module.FAMILY.model_type: module.FAMILY
-          for module in modules if hasattr(module, 'FAMILY')}
-
-
-FAMILIES = _find()
+FAMILIES: dict[str, family.Family] = {
+    one.model_type: one for one in registry.find(__name__, 'FAMILY').values()}
 
 
 def from_hf(

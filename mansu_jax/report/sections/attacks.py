@@ -76,10 +76,14 @@ def _kind(attack: str) -> str:
   return next(kind for kind in _KINDS if attack.startswith(kind))
 
 
+def unit(attack: str) -> str:
+  """What the steps of the attack with a name are."""
+  return 'example' if _kind(attack) == 'few_shot' else 'step'
+
+
 def _steps(found: Record) -> str:
   """How far the attack of the worst comparison went."""
-  unit = 'example' if _kind(found['attack']) == 'few_shot' else 'step'
-  return words.count(found['step'], unit)
+  return words.count(found['step'], unit(found['attack']))
 
 
 def _precision(name: str) -> str:

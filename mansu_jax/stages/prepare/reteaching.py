@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 
 from mansu_jax.attacks import plans
@@ -49,10 +50,15 @@ class Side:
     return self.asked.questions
 
   def taught_share(self, share: float, seed: int) -> list[Question]:
-    """Train questions about a share of all facts, at most half of them."""
-    facts = {q.fact for q in self.taught}
-    chosen = taught_facts.choose_of(
-        self.taught, seed, max(share / plans.HALF, 1 / len(facts)))
+    """Train questions about a share of all facts, at most half of them.
+
+    Of facts that share answers, it is the least share with some.
+    """
+    count = len({q.fact for q in self.taught})
+    least = max(1, math.floor(round(share / plans.HALF * count, 6)))
+    chosen = next(filter(None, (
+        taught_facts.choose_of(self.taught, seed, most / count)
+        for most in range(least, count + 1))))
     return [q for q in self.taught if q.fact in chosen]
 
   def describe(self) -> dict[str, Any]:

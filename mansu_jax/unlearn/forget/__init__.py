@@ -5,20 +5,10 @@ Each module of this package with a `TERM` is one.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
+from mansu_jax.runtime import registry
 from mansu_jax.unlearn.forget import term
 
-
-def _find() -> dict[str, term.ForgetTerm]:
-  modules = {found.name: importlib.import_module(f'{__name__}.{found.name}')
-             for found in pkgutil.iter_modules(__path__)}
-  return {name: module.TERM for name, module in modules.items()
-          if hasattr(module, 'TERM')}
-
-
-TERMS = _find()
+TERMS: dict[str, term.ForgetTerm] = registry.find(__name__, 'TERM')
 
 
 def needs(loss: str) -> term.Needs:

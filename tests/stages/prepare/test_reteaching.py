@@ -84,6 +84,19 @@ class SidesTest(parameterized.TestCase):
     self.assertLess(facts(0.25), facts(0.5))
     self.assertLen(facts(0.001), 1)
 
+  def test_facts_that_share_answers_are_taught_together(self):
+    shared = [dataclasses.replace(
+        q, answer=f'a{int(q.fact.split("/")[1]) // 4}',
+        choices=('x', f'a{int(q.fact.split("/")[1]) // 4}'))
+              for q in _set('forget', 49)]
+    side = reteaching.forgotten(_options(), _inputs(forget=shared), 0)
+    for share in 0.001, 0.02, 0.05:
+      taught = side.taught_share(share, 0)
+      self.assertBetween(len({q.fact for q in taught}), 1, 4)
+      answers = {q.answer for q in taught}
+      self.assertEqual(
+          taught, [q for q in side.taught if q.answer in answers])
+
   @parameterized.parameters(
       (('choice',), ('choice', 'choice_unseen'), 'choice'),
       (('choice', 'choice_unseen'), ('choice', 'choice_unseen'),
