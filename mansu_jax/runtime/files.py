@@ -69,6 +69,11 @@ def _write(
   processes.broadcast_from_primary(write)
 
 
+def share(path: pathlib.Path) -> None:
+  """Gives a file its folder's read permissions; safetensors sets 0600."""
+  path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields a temporary path, which replaces `path` unless something fails.

@@ -101,9 +101,9 @@ def _open_workdir(
   _check_hashes(root, hashes, complete=True)
   for path in root.glob('.model.*'):  # Left by a process that was killed.
     shutil.rmtree(path)
-  files.write_json(root / _HASHES, dict(hashes))
-  if not (root / _RECORD).exists():
+  if not (root / _RECORD).exists():  # First: it makes the folder a workdir.
     files.write_text(root / _FLAGS, flags_lib.to_flagfile(config))
+  files.write_json(root / _HASHES, dict(hashes))
   return root
 
 

@@ -53,12 +53,23 @@ class FamiliesTest(parameterized.TestCase):
 
   @parameterized.parameters(
       {'n_special': 0, 'predict_special_tokens': True},  # GPT-2 medium.
-      {'output_past': True}, {'_num_labels': 1})  # XL, distilled.
+      {'output_past': True}, {'_num_labels': 1},  # XL, distilled.
+      {'feed_forward_length': 32})  # Saved by transformers from a GGUF file.
   def test_fields_of_published_files_of_gpt2(self, **extra):
     fields = {'model_type': 'gpt2', 'vocab_size': 8, 'n_embd': 8, 'n_layer': 2,
               'n_head': 2}
     self.assertEqual(
         families.from_hf(fields | extra, 'x'), families.from_hf(fields, 'x'))
+
+  def test_a_share_without_a_rotary_coordinate(self):
+    fields = {'model_type': 'gpt_neox', 'vocab_size': 8, 'hidden_size': 16,
+              'intermediate_size': 8, 'num_hidden_layers': 1,
+              'num_attention_heads': 2, 'max_position_embeddings': 8}
+    self.assertEqual(
+        families.from_hf(fields | {'rotary_pct': 0.25}, 'x').d_rotary, 2)
+    with self.assertRaisesRegex(
+        ValueError, 'partial_rotary_factor = 0.01; wanted a share'):
+      families.from_hf(fields | {'rotary_pct': 0.01}, 'x')
 
   def test_bad_layer_types(self):
     with self.assertRaisesRegex(ValueError, 'layer_types.*wanted 1 of'):

@@ -15,6 +15,7 @@ from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
 from mansu_jax.runtime import lock
 from mansu_jax.runtime import workdir
+from tests import full_disk
 
 
 class OpenTest(parameterized.TestCase):
@@ -47,6 +48,12 @@ class OpenTest(parameterized.TestCase):
 
   def test_an_empty_folder_is_accepted(self):
     self.root.mkdir(parents=True)
+    self._open(self._config())
+
+  @parameterized.parameters(10, 200)
+  def test_a_disk_that_fills_up_leaves_a_folder_that_opens(self, room):
+    with self.assertRaises(OSError), full_disk.no_room(room):
+      self._open(self._config(), **{f'file {i}': 'x' for i in range(9)})
     self._open(self._config())
 
   def test_the_same_run_is_opened_again(self):

@@ -212,11 +212,12 @@ class Family:
     if scaling is not None and scaling.kind == 'longrope':
       longest = scaling.original_max_position
     d_head = _or(get('head_dim'), width // heads)
-    if not (share == 1 or self.partly_rotary and 0 < share < 1):
+    if not (share == 1 or (
+        self.partly_rotary and 1 / d_head <= share < 1)):  # 0: all of them.
       raise ValueError(
           f'{where} has partial_rotary_factor = {share}; wanted'
-          f' {"a share in (0, 1]" if self.partly_rotary else 1}. Use another'
-          ' model.')
+          f' {"a share in (0, 1]" if self.partly_rotary else 1} that leaves some'
+          f' of {d_head} coordinates. Use another model.')
     activation = _or(get('hidden_act'), next(iter(self.activations)))
     return config_lib.ModelConfig(
         family=self.model_type,

@@ -103,6 +103,7 @@ def _save(
   try:
     with files.replacing(path) as temporary:
       safetensors_numpy.save_file(moved, temporary, metadata=metadata)
+      files.share(temporary)
   except safetensors.SafetensorError as error:
     raise OSError(f'{path} cannot be written ({error})') from error
 

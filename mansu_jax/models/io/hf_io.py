@@ -32,6 +32,7 @@ from mansu_jax.models import families
 from mansu_jax.models.families import family as family_lib
 from mansu_jax.models.io import hf_files
 from mansu_jax.models.io import hf_tokenizer
+from mansu_jax.runtime import files
 from mansu_jax.runtime import processes
 
 EXPORT_DTYPES = {
@@ -310,7 +311,8 @@ def write(
       if generation is not None:
         (new / _GENERATION).write_text(json.dumps(generation, indent=2) + '\n')
       hf_tokenizer.write(new, tokenizer, carried.tokenizer if carried else {})
-      _share(new)
+      for file in new.iterdir():
+        files.share(file)
 
     processes.broadcast_from_primary(write_rest)
 
@@ -382,9 +384,3 @@ def _write_weights(
     index = {'metadata': split.metadata, 'weight_map': file_of}
     processes.broadcast_from_primary(lambda: (path / hf_files.INDEX).write_text(
         json.dumps(index, indent=2, sort_keys=True) + '\n'))
-
-
-def _share(path: pathlib.Path) -> None:
-  """Gives files the directory's read permissions; safetensors sets 0600."""
-  for file in path.iterdir():
-    file.chmod(path.stat().st_mode & 0o666)

@@ -69,6 +69,14 @@ class EditFileTest(parameterized.TestCase):
     self.assertNotEqual(
         _bytes(self.root / 'base'), _bytes(self.root / 'edited'))
 
+  def test_may_be_read_like_the_model(self):
+    cfg = self._write()
+    base = tiny.params(cfg)
+    for mode in 0o755, 0o750:
+      self.root.chmod(mode)
+      edit_file.write(self.file, cfg, base, base, 'float32')
+      self.assertEqual(self.file.stat().st_mode & 0o777, mode & 0o666)
+
   def test_holds_what_moved_and_nothing_else(self):
     self._write()
     read = edit_file.read(self.file)
