@@ -2,8 +2,8 @@
 
   python -m experiments.family_parity [--out=FILE]
 
-It needs the extra `parity`. The models are the tiny random ones of the tests,
-`tests/models/torch_models.py` and, for scores, `tests/circuits/families.py`.
+It needs the extra `parity`. The models are the tiny random ones of
+`tests/families.py`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mansu_jax.models import layout
 from mansu_jax.models.io import hf_io
 from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
+from tests import families
 from tests.circuits import exact
-from tests.circuits import families as circuit_families
 from tests.models import torch_models
 
 _OUT = flags.DEFINE_string('out', '', 'JSON file to write.')
@@ -47,7 +47,7 @@ def _errors(folder: pathlib.Path, family: str, *both: Any) -> dict[str, Any]:
   padding = max(torch_models.padding_error(side, *short)
                 for side in ('left', 'right'))
   gradients = torch_models.gradient_errors(*short)
-  case = exact.Case(circuit_families.config(family))
+  case = exact.Case(families.config(family))
   scores = case.errors_of_scores(case.slopes())
   hf_io.write(folder, model.config, model.params, None)
   real = bnb.read_params(bnb.load(folder, 'nf4'), model.config)
@@ -67,11 +67,11 @@ def main(argv: list[str]) -> None:
   """Measures the errors and prints their table."""
   del argv
   found: dict[str, dict[str, Any]] = {}
-  chosen = dict(torch_models.of_each_family())
+  chosen = dict(families.of_each_family())
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary)
-    for name, changes in torch_models.CASES:
-      family = torch_models.family(changes)
+    for name, changes in families.CASES:
+      family = families.family_of(changes)
       both = torch_models.both(folder / name, **changes)
       entry = found.setdefault(family, {'cases': 0, 'logits': 0.0})
       entry['cases'] += 1

@@ -24,7 +24,7 @@ from experiments.lab import train as train_lib
 from experiments.lab import world
 from mansu_jax.models import config as config_lib
 from mansu_jax.models.io import hf_io
-from tests.models import tiny
+from tests import families
 
 COUNTRIES = (
     'Alvaria', 'Borvia', 'Cestania', 'Dolmark', 'Elbonia', 'Farland',
@@ -81,19 +81,6 @@ CHAT_TEMPLATE = (
 _SEED, _TEXTS_SEED = 0, 1
 
 Question = dict[str, Any]
-
-
-_GEMMA = tiny.POST_NORMS | {'embed_scale': 8.0, 'windows': (16, 16, 0)}
-# What each family adds to the model's config.
-_FAMILIES = {
-    'llama': {}, 'mistral': {'windows': (16, 16, 16)},
-    'qwen2': {'qkv_bias': True, 'windows': (0, 16, 16)},
-    'qwen3': {'qk_norm': True},
-    'gpt2': tiny.LAYER_NORM | {'positions': 'learned'},
-    'gpt_neox': tiny.LAYER_NORM | {'parallel': True, 'd_rotary': 8},
-    'phi3': {'d_rotary': 12, 'windows': (16, 16, 16)},
-    'gemma2': _GEMMA | {'attn_soft_cap': 20.0, 'logits_soft_cap': 30.0},
-    'gemma3_text': _GEMMA | {'qk_norm': True, 'window_rope_theta': 1000.0}}
 
 
 def _ask(relation: str, numbers: Sequence[int]) -> list[Question]:
@@ -156,7 +143,7 @@ def base(
   Args:
     train: whether it knows the facts.
     chat: whether it was asked by `CHAT_TEMPLATE`, and has that.
-    family: of the model; a name in `_FAMILIES`.
+    family: of the model; a name in `families.TRAINED`.
   """
   prompts, tails = _sentences(chat)
   tokenizer = train_lib.make_tokenizer([p + t for p, t in zip(prompts, tails)])
@@ -167,7 +154,7 @@ def base(
       'num_heads': 4, 'num_kv_heads': 2, 'd_head': 16, 'd_ff': 128,
       'tie_embeddings': True, 'max_position': 128, 'bos_token_id': 0,
       'eos_token_id': 0, 'pad_token_id': 0, 'family': family
-  } | _FAMILIES[family])
+  } | families.TRAINED[family])
   params = train_lib.initial(config)
   if train:
     params = train_lib.train(
@@ -192,7 +179,7 @@ def make(
     chat: whether it knows them in chat form; the flags then ask so.
     measures: whether the run also asks with unseen choices, lets the models
       write, measures the hidden share and attacks. They take most of the time.
-    family: of the model; a name in `_FAMILIES`.
+    family: of the model; a name in `families.TRAINED`.
 
   Returns:
     Flags of the run, without `--workdir`.

@@ -72,8 +72,9 @@ class RunConfig:
       ' such as shipped:llama31_8b or shipped:gemma2_9b.')
   model_ignore_fields: tuple[str, ...] = _field(
       (), 'Unknown fields of the config.json of --model and --base, or keys of'
-      ' a .gguf file, to ignore, separated by commas. You vouch that they do'
-      ' not change what the model computes.', modes=MODES)
+      ' a .gguf file, to ignore, separated by commas (rope_scaling.NAME for one'
+      ' in rope_scaling). You vouch that they do not change what the model'
+      ' computes.', modes=MODES)
   base: str = _field(
       '', 'Model before unlearning, named like --model. Required for'
       ' --mode=audit and --mode=apply.', modes=('audit', 'apply'))

@@ -201,6 +201,9 @@ class Engine:
       hidden = self._model.get_decoder()(
           input_ids=torch.from_numpy(tokens), use_cache=False)[0]
       logits = self._model.get_output_embeddings()(hidden[rows, positions])
+      cap = getattr(self._model.config, 'final_logit_softcapping', None)
+      if cap:  # The whole model computes it after these (Gemma 2).
+        logits = torch.tanh(logits / cap) * cap
       found = torch.log_softmax(logits.double(), -1)
       found = found.gather(1, targets[:, None])[:, 0].numpy()
     return np.split(found, np.cumsum(counts)[:-1])

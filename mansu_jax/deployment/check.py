@@ -8,9 +8,10 @@ W is a finished workdir. The check loads W/model in transformers with 4-bit
 bitsandbytes and in llama.cpp as quantized GGUF files, both on CPU. It asks them
 the questions of W/answers.jsonl, and writes simulated and real answers to
 deployment.md and deployment.json. Without a workdir, it asks any Hugging Face
-directory of the Llama family the questions of a file.
+directory the questions of a file.
 
-bitsandbytes needs the extra `parity`, GGUF the extra `llamacpp`.
+bitsandbytes needs the extra `parity`, GGUF the extra `llamacpp` and a model of
+the Llama family.
 
 Exit status: 0 if simulator and engines agree, 3 if not, 2 on bad input. They
 agree if no weight differs, if NF4, FP4 and the float32 GGUF file give the same

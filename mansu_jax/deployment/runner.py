@@ -62,16 +62,18 @@ class Runner:
 
   def __init__(
       self, folder: pathlib.Path, items: items_lib.Items,
-      gguf_folder: pathlib.Path):
+      schemes: Sequence[str], gguf_folder: pathlib.Path):
     """Loads the model and encodes the items.
 
     Args:
       folder: Hugging Face directory of the model.
       items: Questions.
+      schemes: Names from `schemes.ALL` that it will check.
       gguf_folder: Existing folder for GGUF files.
 
     Raises:
-      ValueError: The folder holds no model, or a model without a tokenizer.
+      ValueError: The folder holds no model, a model without a tokenizer, or one
+        that cannot be written as GGUF for these schemes.
     """
     self._folder, self._items, self._gguf_folder = folder, items, gguf_folder
     model = loading.load(str(folder))
@@ -79,6 +81,13 @@ class Runner:
       raise ValueError(
           f'{folder} holds no tokenizer; wanted a tokenizer.json. Export the'
           ' model with its tokenizer.')
+    family, of_gguf = model.config.family, [
+        scheme for scheme in schemes if scheme not in schemes_lib.BITSANDBYTES]
+    if of_gguf and family != 'llama':
+      raise ValueError(
+          f'--schemes has {of_gguf}, and {folder} is of the family {family!r};'
+          ' wanted the Llama family, the only one that this version writes as'
+          ' GGUF. Give --schemes=nf4,fp4.')
     self.model_sha256 = model.source['sha256']
     self._simulator = simulator_lib.Simulator(
         model, items.questions, chat=items.chat)
@@ -261,7 +270,7 @@ def run(
   with tempfile.TemporaryDirectory(prefix='.gguf.', dir=out) as scratch:
     gguf_folder = out / 'gguf' if keep_gguf else pathlib.Path(scratch)
     gguf_folder.mkdir(exist_ok=True)
-    runner = Runner(folder, items, gguf_folder)
+    runner = Runner(folder, items, schemes, gguf_folder)
     found = {}
     for i, scheme in enumerate(schemes):
       found[scheme] = runner(scheme)

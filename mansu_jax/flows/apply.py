@@ -1,6 +1,6 @@
 """The flow of an edit file: a base and an edit -> the unlearned model, or back.
 
-It writes `model/` and `flags.txt`.
+It writes `model/`, with a model card, and `flags.txt`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from mansu_jax.models.io import edit_file
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
 from mansu_jax.runtime import clock as clock_lib
+from mansu_jax.runtime import files
 from mansu_jax.runtime import processes
 from mansu_jax.runtime import sharding
 from mansu_jax.runtime import workdir
@@ -49,5 +50,30 @@ def run(config: run_config.RunConfig) -> pathlib.Path:
     hf_io.write(root / 'model', model.config, params, model.tokenizer,
                 export_dtype=edit.dtype, shard_gb=config.export_shard_gb,
                 generation=model.generation, carried=model.carried)
+  card = _card(edit, hashes['edit'], model.source, config.apply.reverse)
+  processes.broadcast_from_primary(
+      lambda: files.write_text(root / 'model' / 'README.md', card))
   workdir.write_flags(config, root)
   return root / 'model'
+
+
+def _card(
+    edit: edit_file.Edit, sha256: str, source: dict[str, str], reverse: bool
+) -> str:
+  """The model card: of what model and edit the model is made."""
+  name, kind = source['name'], source['kind']
+  moved = sum(index.size for index, _ in edit.moved.values())
+  what = 'taken out of' if reverse else 'made in'
+  lines = ['---', 'tags:', '- mansu',
+           *['- machine-unlearning'] * (not reverse),
+           *[f'base_model: {name}'] * (kind == 'hub'), '---', '',
+           f'# An edit {what} {pathlib.PurePath(name).name}', '',
+           f'The edit moves {moved:,} weights of {len(edit.moved)} tensors, in'
+           f' {edit.dtype}. The SHA-256 of every tensor, before and after, was'
+           ' that which the edit names.', '',
+           '| | SHA-256 |', '| --- | --- |',
+           f'| the edit, `{pathlib.PurePath(edit.where).name}` | `{sha256}` |',
+           f'| the weights before, `{name}` | `{source["sha256"]}` |', '',
+           'What the edit forgets, and how that was measured, is in the card of'
+           ' the model whose run wrote the edit.', '']
+  return '\n'.join(lines)

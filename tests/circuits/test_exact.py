@@ -13,8 +13,8 @@ from mansu_jax.circuits.edges import edge_patching
 from mansu_jax.circuits.edges import edges
 from mansu_jax.models import families as families_lib
 from mansu_jax.models import sites
+from tests import families
 from tests.circuits import exact
-from tests.circuits import families
 from tests.circuits import golden
 
 _SITES = {'heads': sites.Site.HEAD_OUT, 'neurons': sites.Site.MLP_HIDDEN}

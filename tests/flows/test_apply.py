@@ -49,6 +49,12 @@ class ApplyTest(absltest.TestCase):
     self._check_equal('edited')
     made = self.root / 'out' / 'model' / 'generation_config.json'
     self.assertEqual(json.loads(made.read_text()), self.generation)
+    card = (made.parent / 'README.md').read_text()
+    moved = edit_file.read(self.root / 'edit.safetensors').moved.values()
+    count = sum(index.size for index, _ in moved)
+    self.assertIn(f'moves {count:,} weights of {len(moved)} tensors', card)
+    for file in ('edit.safetensors', 'base/model.safetensors'):
+      self.assertIn(loading.sha256([self.root / file]), card)
 
   def test_takes_the_edit_back(self):
     status, _, _ = self._apply('edited', '--apply_reverse')

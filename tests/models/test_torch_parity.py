@@ -13,12 +13,13 @@ from mansu_jax.deployment import bnb
 from mansu_jax.models import layout
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
+from tests import families
 from tests.models import tiny
 from tests.models import torch_models
 
 torch = torch_models.torch
-_CASES = torch_models.CASES
-_OF_EACH_FAMILY = torch_models.of_each_family()
+_CASES = families.CASES
+_OF_EACH_FAMILY = families.of_each_family()
 
 
 def _both(test, length=40, **changes):

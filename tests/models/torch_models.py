@@ -15,105 +15,17 @@ try:
 except ImportError:
   torch = None
 
-_LLAMA3 = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0,
-           'high_freq_factor': 4.0, 'original_max_position_embeddings': 16}
-_GPT2 = {'model_type': 'gpt2', 'n_embd': 32, 'n_layer': 2, 'n_head': 4,
-         'n_positions': 64, 'resid_pdrop': 0.0, 'embd_pdrop': 0.0,
-         'attn_pdrop': 0.0}
-# Changes of the config, by family and form.
-CASES = (
-    ('rope_dynamic', {'rope_parameters': {
-        'rope_type': 'dynamic', 'factor': 4.0, 'rope_theta': 100.0}}),
-    ('rope_yarn', {'head_dim': 16, 'rope_parameters': {
-        'rope_type': 'yarn', 'factor': 4.0, 'rope_theta': 100.0,
-        'original_max_position_embeddings': 32}}),
-    ('rope_yarn_all', {'head_dim': 16, 'rope_parameters': {
-        'rope_type': 'yarn', 'factor': 4.0, 'rope_theta': 100.0,
-        'original_max_position_embeddings': 32, 'beta_fast': 4.0,
-        'beta_slow': 0.5, 'mscale': 0.7, 'mscale_all_dim': 0.4,
-        'truncate': False}}),
-    ('full', {'num_key_value_heads': 4}),
-    ('grouped', {}),
-    ('single_head', {'num_key_value_heads': 1}),
-    ('untied', {'tie_word_embeddings': False}),
-    ('wide_heads', {'head_dim': 12}),
-    ('rope_theta', {'rope_parameters': {
-        'rope_type': 'default', 'rope_theta': 500.0}}),
-    ('rope_linear', {'rope_parameters': {
-        'rope_type': 'linear', 'factor': 4.0, 'rope_theta': 100.0}}),
-    ('rope_llama3', {'rope_parameters': _LLAMA3 | {'rope_theta': 5e5}}),
-    ('mistral', {'model_type': 'mistral', 'sliding_window': 7}),
-    ('mistral_whole', {'model_type': 'mistral', 'sliding_window': None}),
-    ('qwen2', {'model_type': 'qwen2'}),
-    ('qwen2_windows', {
-        'model_type': 'qwen2', 'use_sliding_window': True,
-        'sliding_window': 5, 'max_window_layers': 1}),
-    ('qwen3', {'model_type': 'qwen3', 'head_dim': 12}),
-    ('gemma2', {
-        'model_type': 'gemma2', 'head_dim': 12, 'sliding_window': 5,
-        'query_pre_attn_scalar': 10, 'attn_logit_softcapping': 2.0,
-        'final_logit_softcapping': 3.0}),
-    ('gemma2_uncapped', {
-        'model_type': 'gemma2', 'head_dim': 8, 'attn_logit_softcapping': None,
-        'final_logit_softcapping': None}),
-    ('gemma3', {
-        'model_type': 'gemma3_text', 'head_dim': 12, 'sliding_window': 5,
-        'num_hidden_layers': 3, 'sliding_window_pattern': 3,
-        'query_pre_attn_scalar': 10, 'rope_parameters': {
-            'sliding_attention': {'rope_type': 'default', 'rope_theta': 100.0},
-            'full_attention': {'rope_type': 'linear', 'factor': 4.0,
-                               'rope_theta': 1e5}}}),
-    ('phi3', {'model_type': 'phi3', 'sliding_window': 7}),
-    ('phi3_long', {
-        'model_type': 'phi3', 'hidden_size': 64, 'partial_rotary_factor': 0.75,
-        'original_max_position_embeddings': 48, 'rope_parameters': {
-            'rope_type': 'longrope', 'rope_theta': 100.0,
-            'partial_rotary_factor': 0.75,
-            'short_factor': [1.0, 1.5, 2.0, 1.2, 3.0, 1.1],
-            'long_factor': [4.0] * 6}}),
-    ('gpt2', _GPT2),
-    ('gpt2_untied', _GPT2 | {
-        'tie_word_embeddings': False, 'n_inner': 72,
-        'activation_function': 'gelu'}),
-    ('gpt_neox', {
-        'model_type': 'gpt_neox', 'hidden_size': 64, 'num_attention_heads': 2,
-        'tie_word_embeddings': False}),
-    ('gpt_neox_in_turn', {
-        'model_type': 'gpt_neox', 'use_parallel_residual': False,
-        'hidden_act': 'gelu_new', 'rope_parameters': {
-            'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 100.0,
-            'partial_rotary_factor': 0.5}}))
-
-
-def family(changes):
-  """The family of a case."""
-  return changes.get('model_type', 'llama')
-
-
-def of_each_family():
-  """The cases with the most changes."""
-  chosen = {}
-  for name, changes in CASES:
-    kind = family(changes)
-    if len(changes) > len(chosen.get(kind, ('', {}))[1]):
-      chosen[kind] = name, changes
-  return list(chosen.values())
-
 
 def make(seed=0, **changes):
+  own = families.FAMILIES[changes.get('model_type', 'llama')]
   fields = {
       'vocab_size': 96, 'hidden_size': 32, 'intermediate_size': 48,
       'num_hidden_layers': 2, 'num_attention_heads': 4,
       'num_key_value_heads': 2, 'max_position_embeddings': 128,
       'initializer_range': 0.2, 'tie_word_embeddings': True,
-      'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': 0} | changes
-  if changes.get('model_type') == 'gpt_neox':
-    del fields['num_key_value_heads']  # It lacks the field.
-  if changes.get('model_type') == 'gpt2':  # It names these otherwise.
-    for name in ('hidden_size', 'intermediate_size', 'num_hidden_layers',
-                 'num_attention_heads', 'num_key_value_heads',
-                 'max_position_embeddings'):
-      del fields[name]
+      'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': 0}
+  fields = {own.fields.get(name, name): value for name, value in fields.items()
+            if name not in own.without} | changes
   torch.manual_seed(seed)
   config = transformers.AutoConfig.for_model(
       fields.pop('model_type', 'llama'), **fields)

@@ -189,13 +189,13 @@ class Family:
     Args:
       fields: Parsed file.
       where: Path of the file, for messages.
-      ignore: Unknown fields to ignore.
+      ignore: Unknown fields to ignore; `rope_scaling.NAME` for one in there.
 
     Raises:
       ValueError: the architecture is another, a field is unknown or missing, or
         the decoder does not implement a value.
     """
-    fields = self.normalize(fields)
+    fields = self.normalize(rope.without(fields, ignore))
     self._check(fields, where, ignore)
     defaults = {**self._own(_OPTIONAL), **self.optional}
 
@@ -278,7 +278,7 @@ class Family:
         never_null=required | self.positive | (
             self._own(dict.fromkeys((*_NEVER_NULL, *_POSITIVE))).keys()))
     check_end_tokens(fields, where)
-    for source in ('rope_scaling', 'rope_parameters'):
+    for source in rope.SOURCES:
       check_kinds(fields.get(source) or {}, rope.KINDS, f'{where}, {source}')
     positive = self._own(_POSITIVE) | dict.fromkeys(self.positive, 2**31)
     for name, most in positive.items():

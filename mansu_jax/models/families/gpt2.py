@@ -42,7 +42,8 @@ FAMILY = family.Family(
     fixed={'scale_attn_weights': True, 'reorder_and_upcast_attn': False,
            'scale_attn_by_inverse_layer_idx': False},
     ignored=frozenset({
-        'attn_pdrop', 'embd_pdrop', 'feed_forward_length', 'n_ctx', 'n_special', 'output_past',
+        'attn_pdrop', 'embd_pdrop', 'feed_forward_length', 'n_ctx',
+        'n_special', 'output_past',
         'predict_special_tokens', 'resid_pdrop', 'summary_activation',
         'summary_first_dropout', 'summary_proj_to_labels', 'summary_type',
         'summary_use_proj'}),

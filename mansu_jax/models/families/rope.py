@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import math
 from typing import Any
 
@@ -17,6 +17,8 @@ KINDS = dict.fromkeys(
 KINDS |= {'original_max_position_embeddings': (int,),
           'rope_type': (str,), 'type': (str,), 'truncate': (bool,),
           'short_factor': (list,), 'long_factor': (list,)}
+# The fields of a `config.json` that hold these.
+SOURCES = 'rope_scaling', 'rope_parameters'
 # Field of a `RopeScaling` -> its name in a `config.json`.
 _SCALING_FIELDS = {
     'factor': 'factor',
@@ -26,6 +28,27 @@ _SCALING_FIELDS = {
     'attention_factor': 'attention_factor',
     'beta_fast': 'beta_fast', 'beta_slow': 'beta_slow', 'truncate': 'truncate',
     'short_factors': 'short_factor', 'long_factors': 'long_factor'}
+
+
+def without(
+    fields: Mapping[str, Any], vouched: Collection[str]) -> dict[str, Any]:
+  """Fields of a `config.json` without unknown ones of rotary positions.
+
+  Args:
+    fields: Of the `config.json`.
+    vouched: The unknown ones, such as `rope_scaling.attn_factor`.
+  """
+  found = dict(fields)
+  for source in SOURCES:
+    if not isinstance(fields.get(source), dict):
+      continue
+    known = lambda part, source=source: {
+        name: value for name, value in part.items()
+        if name in KINDS or f'{source}.{name}' not in vouched}
+    found[source] = {  # Some families have a part for each kind of layer.
+        name: known(value) if isinstance(value, dict) else value
+        for name, value in known(fields[source]).items()}
+  return found
 
 
 def read(
@@ -48,9 +71,19 @@ def read(
     ValueError: the fields contradict each other, or are not those of a known
       scaling.
   """
-  scaling = dict(fields.get('rope_scaling') or {})
-  scaling |= dict(fields.get('rope_parameters') or {})
-  scaling = {k: v for k, v in scaling.items() if v is not None}
+  scaling, unknown = {}, []
+  for source in SOURCES:
+    part = {name: value for name, value in (fields.get(source) or {}).items()
+            if value is not None}
+    unknown += [f'{source}.{name}' for name in sorted(part.keys() - KINDS)]
+    scaling |= part
+  if unknown:
+    names = messages.one_line(','.join(unknown))
+    raise ValueError(
+        f'{where} has the unknown fields {messages.shorten(unknown)}; wanted'
+        f' only {list(KINDS)} there, because another field may change the'
+        ' computation. Use another model or, if they have no effect, give'
+        f' --model_ignore_fields={names}.')
   theta, share = (
       _one_of(fields, scaling, name, otherwise, where)
       for name, otherwise in (

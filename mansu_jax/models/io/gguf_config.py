@@ -105,9 +105,13 @@ def _fields(
     raise ValueError(
         f'{file.path} has {_key(file, "attention.head_count")} = {heads};'
         ' wanted a positive number. Convert the model again.')
+  if names['embed'] not in file.shapes:
+    raise ValueError(
+        f'{file.path} lacks the tensor {names["embed"]}; wanted the embedding.'
+        ' Convert the model again.')
   fields = {
       'model_type': file.family.model_type,
-      'vocab_size': file.shapes.get(names['embed'], (1,))[0],
+      'vocab_size': file.shapes[names['embed']][0],
       'num_key_value_heads': heads,
       'head_dim': found['embedding_length'] // heads,
       'tie_word_embeddings': names['lm_head'] not in file.shapes,
@@ -124,8 +128,13 @@ def _fields(
 def _check_widths(
     file: gguf_io.GgufFile, found: Mapping[str, Any], fields: family_lib.Fields
 ) -> None:
-  """Raises ValueError for widths that the family derives from others."""
+  """Raises ValueError for widths that the file has otherwise, too."""
   family, width = file.family, fields['head_dim']
+  if found.get('vocab_size', fields['vocab_size']) != fields['vocab_size']:
+    raise ValueError(
+        f'{file.path} has {_key(file, "vocab_size")} = {found["vocab_size"]};'
+        f' wanted {fields["vocab_size"]}, the rows of the embedding. Convert'
+        ' the model again.')
   if min(width, fields['hidden_size'] // fields['num_attention_heads']) < 1:
     raise ValueError(
         f'{file.path} has heads of width {width} and'

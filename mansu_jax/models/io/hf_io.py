@@ -30,6 +30,7 @@ from mansu_jax.models import config as config_lib
 from mansu_jax.models import decoder
 from mansu_jax.models import families
 from mansu_jax.models.families import family as family_lib
+from mansu_jax.models.families import rope
 from mansu_jax.models.io import hf_files
 from mansu_jax.models.io import hf_tokenizer
 from mansu_jax.runtime import files
@@ -92,17 +93,18 @@ class Carried(NamedTuple):
   tokenizer: dict[str, bytes]
 
 
-def read_carried(path: pathlib.Path, family: str) -> Carried:
+def read_carried(
+    path: pathlib.Path, family: str, ignore: Collection[str] = ()) -> Carried:
   """Reads what an export of a model of a family keeps.
 
-  Fields that the family does not know, and a user vouched for, are left out: a
-  quantization, for example, is not that of the exported weights.
+  Fields that the family does not know, and a user vouched for (`ignore`), are
+  left out: a quantization, for example, is not that of the exported weights.
 
   Raises:
     ValueError: a tokenizer file is too large.
   """
   known = frozenset().union(*families.FAMILIES[family].groups()) - _OF_CODE
-  fields = hf_files.read_json(path / _CONFIG)
+  fields = rope.without(hf_files.read_json(path / _CONFIG), ignore)
   return Carried({name: value for name, value in fields.items()
                   if name in known}, hf_tokenizer.read_files(path))
 

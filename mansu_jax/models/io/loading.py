@@ -249,7 +249,7 @@ def _find_directory(
       name=name, files=files, stored=stored, also=tuple(also),
       read=functools.partial(hf_io.read_params, path, config),
       note='from safetensors', generation=hf_io.read_generation(path),
-      carried=hf_io.read_carried(path, config.family))
+      carried=hf_io.read_carried(path, config.family, ignore))
 
 
 def _find_gguf(

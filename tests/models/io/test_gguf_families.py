@@ -138,7 +138,8 @@ def _read(arch, ignore=(), **changes):
           _add(writer, f'{arch}.{key}', value)
 
     tiny.write_gguf_of(path, arch, add, extra | {
-        f'{i}.weight': np.zeros(1, np.float32) for i in range(70)})
+        'token_embd.weight': np.zeros((1, 32), np.float32)} | {
+            f'{i}.weight': np.zeros(1, np.float32) for i in range(70)})
     return gguf_config.read_config(gguf_io.open_file(path), ignore)
 
 

@@ -132,7 +132,7 @@ class RefuseTest(parameterized.TestCase):
       ('shape', _with('blk.0.ffn_up.weight', np.ones((40, 23), np.float32)),
        r'wrong shape: 1 .blk.0.ffn_up.weight \(40, 23\) .wanted \(40, 24\)'),
       ('no_embedding', _without('token_embd.weight'),
-       'The tokenizer of .* has 104 tokens; wanted at most 1, the rows'))
+       'lacks the tensor token_embd.weight; wanted the embedding'))
   def test_tensors(self, change, message):
     self._refused(message, change_tensors=change)
 
@@ -147,6 +147,10 @@ class RefuseTest(parameterized.TestCase):
     name = key.removeprefix('llama.')
     self._refused(f'unknown llama keys ..{name}.*give --model_ignore_fields='
                   f'{name}', extra={key: 4})
+
+  def test_vocabulary_of_another_size_than_the_embedding(self):
+    self._refused('llama.vocab_size = 90; wanted 104, the rows of the embedding',
+                  extra={'llama.vocab_size': 90})
 
   def test_partial_rotary(self):
     self._refused('rope.dimension_count = 2; wanted the head width 6',

@@ -95,6 +95,10 @@ class RefuseTest(parameterized.TestCase):
           'long_factor': [1.0]}}, '1 factors of longrope; wanted 3'),
       ('scaling_field', {'rope_scaling': {
           'type': 'linear', 'factor': 2.0, 'truncate': 1}}, 'truncate'),
+      ('unknown_scaling_field', {'rope_scaling': {
+          'type': 'linear', 'factor': 2.0, 'attn_factor': 1.0}},
+       "unknown fields .'rope_scaling.attn_factor'.*give"
+       ' --model_ignore_fields=rope_scaling.attn_factor'),
       ('two_thetas', {'rope_theta': 1e4, 'rope_parameters': {
           'rope_theta': 5e5}}, 'rope_theta as .10000.0, 500000.0'),
       ('layers', {'num_hidden_layers': 4}, 'missing 9 .model.layers.3.'),
@@ -121,6 +125,19 @@ class RefuseTest(parameterized.TestCase):
                      want)
     with self.assertRaisesRegex(ValueError, "unknown fields .'b'."):
       loading.load(path, ignore_fields=('sliding_window',))
+
+  def test_a_field_of_the_scaling_that_the_user_vouches_for(self):
+    path, vouched = _write(self), ('rope_scaling.attn_factor',)
+    _change_config(path, rope_scaling={'type': 'linear', 'factor': 2.0})
+    want = loading.load(path).config
+    scaling = {'type': 'linear', 'factor': 2.0, 'attn_factor': 1.0}
+    _change_config(path, rope_scaling=scaling)
+    found = loading.load(path, ignore_fields=vouched)
+    self.assertEqual(found.config, want)
+    del scaling['attn_factor']
+    self.assertEqual(found.carried.config['rope_scaling'], scaling)
+    known = loading.load(path, ignore_fields=('rope_scaling.factor', *vouched))
+    self.assertEqual(known.config, want)  # A field that has an effect has it.
 
   def test_truncated_weights(self):
     path = _write(self)
