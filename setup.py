@@ -53,13 +53,14 @@ setuptools.setup(
         'parity': ['accelerate>=1.0', 'bitsandbytes>=0.50', 'qwix>=0.1',
                    'torch>=2.5'],
         'bench': ['bitsandbytes>=0.50', 'qwix>=0.1', 'torch>=2.5', 'torchao'],
+        'tofu': ['rouge-score>=0.1.2'],  # ROUGE-L as the benchmark counts it.
         'llamacpp': ['llama-cpp-python>=0.3.36'],  # Compiles for minutes.
         # The documentation site; MkDocs 2 drops plugins and themes.
         'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.5',
                  'mkdocstrings[python]>=0.29', 'ruff'],
         'dev': ['build>=1', 'chex>=0.1.90', 'hypothesis>=6.100', 'ipykernel>=6',
                 'nbclient>=0.10', 'nbformat>=5.10', 'pytest>=8',
-                'pytest-xdist>=3.5'],
+                'pytest-xdist>=3.5', 'rouge-score>=0.1.2'],
     },
     entry_points={'console_scripts': ['mansu_jax = mansu_jax.__main__:run']},
 )

@@ -1,4 +1,4 @@
-"""Trains small models on sentences, from random weights."""
+"""Trains models on sentences."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def initial(config: config_lib.ModelConfig, seed: int = 0) -> types.Params:
 def train(
     config: config_lib.ModelConfig, params: types.Params, tokens: np.ndarray,
     weight: np.ndarray, *, steps: int, batch: int, learning_rate: float,
-    trainable: types.Params | None = None) -> types.Params:
+    trainable: types.Params | None = None,
+    places: tuple[np.ndarray, np.ndarray] | None = None) -> types.Params:
   """Params that know the sequences, trained by Adam.
 
   Args:
@@ -87,14 +88,17 @@ def train(
     learning_rate: its peak; a tenth of the steps leads up to it, and a cosine
       to 0.
     trainable: 1 where a weight may move, else 0; all move if None.
+    places: positions and segment numbers [n, T] of rows that hold several
+      sequences; None: each row is one.
   """
   optimizer = optax.adam(optax.warmup_cosine_decay_schedule(
       0.0, learning_rate, steps // 10, steps), b2=0.95)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def step(carry, trainable, rows, weights):
+  def step(carry, trainable, rows, weights, *places):
     def loss(params):
-      hidden = decoder.forward(config, params, rows[:, :-1])
+      hidden = decoder.forward(config, params, rows[:, :-1], **dict(zip(
+          ('positions', 'segments'), (x[:, :-1] for x in places))))
       nll = optax.softmax_cross_entropy_with_integer_labels(
           decoder.unembed(config, params, hidden), rows[:, 1:])
       return jnp.sum(nll * weights) / jnp.sum(weights)
@@ -109,5 +113,6 @@ def train(
   rng = np.random.default_rng(0)
   for _ in progress.track(range(steps), 'training'):
     rows = rng.choice(len(tokens), batch, replace=False)
-    carry = step(carry, trainable, tokens[rows], weight[rows])
+    carry = step(carry, trainable, tokens[rows], weight[rows],
+                 *(x[rows] for x in places or ()))
   return carry[0]
