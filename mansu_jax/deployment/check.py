@@ -65,6 +65,10 @@ def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
       'chat', False, 'Ask --questions_file through the chat template. The'
       ' questions of a workdir are asked as its run asked them.',
       flag_values=flag_values)
+  flags.DEFINE_list(
+      'model_ignore_fields', [], 'Unknown fields of the config.json to ignore.'
+      ' You vouch that they do not change what the model computes.',
+      flag_values=flag_values)
   flags.DEFINE_bool(
       'keep_gguf', False, 'Keep the GGUF files in OUT/gguf.',
       flag_values=flag_values)
@@ -119,11 +123,12 @@ def check(values: flags.FlagValues) -> bool:
   else:
     items = items_lib.read_answers(
         pathlib.Path(values.workdir) / 'answers.jsonl')
+  runner.check_model(folder, values.schemes, values.model_ignore_fields)
   out.mkdir(parents=True, exist_ok=True)
   _silence_packages()
   for result in runner.run(
       folder, items.subsample(values.questions), values.schemes, out,
-      values.keep_gguf):
+      values.keep_gguf, values.model_ignore_fields):
     *_, last = result['schemes']
     print(tables.line(last, result['schemes'][last]), flush=True)
     files.write_json(out / 'deployment.json', result)

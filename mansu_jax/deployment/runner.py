@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 import importlib.metadata
 import pathlib
 import tempfile
@@ -53,6 +53,28 @@ def check_schemes(schemes: Sequence[str]) -> None:
         ' this CPU; wanted a CPU with AVX512-BF16. Leave these schemes out.')
 
 
+def check_model(
+    folder: pathlib.Path, schemes: Sequence[str],
+    ignore_fields: Collection[str] = ()) -> None:
+  """Checks that a model can be asked under some schemes.
+
+  Args:
+    folder: Hugging Face directory of the model.
+    schemes: Names from `schemes.ALL`.
+    ignore_fields: As in `loading.load`.
+
+  Raises:
+    ValueError: The model is not supported, or cannot be written as GGUF.
+  """
+  _, config, _ = loading.find_config(str(folder), ignore_fields)
+  of_gguf = [s for s in schemes if s not in schemes_lib.BITSANDBYTES]
+  if of_gguf and config.family != 'llama':
+    raise ValueError(
+        f'--schemes has {of_gguf}, and {folder} is of the family'
+        f' {config.family!r}; wanted the Llama family, the only one that this'
+        ' version writes as GGUF. Give --schemes=nf4,fp4.')
+
+
 class Runner:
   """Checks schemes of one model on the same items.
 
@@ -62,32 +84,24 @@ class Runner:
 
   def __init__(
       self, folder: pathlib.Path, items: items_lib.Items,
-      schemes: Sequence[str], gguf_folder: pathlib.Path):
+      gguf_folder: pathlib.Path, ignore_fields: Collection[str] = ()):
     """Loads the model and encodes the items.
 
     Args:
       folder: Hugging Face directory of the model.
       items: Questions.
-      schemes: Names from `schemes.ALL` that it will check.
       gguf_folder: Existing folder for GGUF files.
+      ignore_fields: As in `loading.load`.
 
     Raises:
-      ValueError: The folder holds no model, a model without a tokenizer, or one
-        that cannot be written as GGUF for these schemes.
+      ValueError: The folder holds no model, or a model without a tokenizer.
     """
     self._folder, self._items, self._gguf_folder = folder, items, gguf_folder
-    model = loading.load(str(folder))
+    model = loading.load(str(folder), ignore_fields=ignore_fields)
     if model.tokenizer is None:
       raise ValueError(
           f'{folder} holds no tokenizer; wanted a tokenizer.json. Export the'
           ' model with its tokenizer.')
-    family, of_gguf = model.config.family, [
-        scheme for scheme in schemes if scheme not in schemes_lib.BITSANDBYTES]
-    if of_gguf and family != 'llama':
-      raise ValueError(
-          f'--schemes has {of_gguf}, and {folder} is of the family {family!r};'
-          ' wanted the Llama family, the only one that this version writes as'
-          ' GGUF. Give --schemes=nf4,fp4.')
     self.model_sha256 = model.source['sha256']
     self._simulator = simulator_lib.Simulator(
         model, items.questions, chat=items.chat)
@@ -247,7 +261,8 @@ class Runner:
 
 def run(
     folder: pathlib.Path, items: items_lib.Items, schemes: Sequence[str],
-    out: pathlib.Path, keep_gguf: bool) -> Iterator[dict[str, Any]]:
+    out: pathlib.Path, keep_gguf: bool, ignore_fields: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
   """Checks one scheme after another.
 
   Args:
@@ -256,6 +271,7 @@ def run(
     schemes: Names from `schemes.ALL`.
     out: Existing folder; GGUF files go in it.
     keep_gguf: Whether to keep the GGUF files, in `out/gguf`.
+    ignore_fields: As in `loading.load`.
 
   Yields:
     The content of `deployment.json` after each scheme.
@@ -270,7 +286,7 @@ def run(
   with tempfile.TemporaryDirectory(prefix='.gguf.', dir=out) as scratch:
     gguf_folder = out / 'gguf' if keep_gguf else pathlib.Path(scratch)
     gguf_folder.mkdir(exist_ok=True)
-    runner = Runner(folder, items, schemes, gguf_folder)
+    runner = Runner(folder, items, gguf_folder, ignore_fields)
     found = {}
     for i, scheme in enumerate(schemes):
       found[scheme] = runner(scheme)

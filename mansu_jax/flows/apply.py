@@ -62,12 +62,14 @@ def _card(
 ) -> str:
   """The model card: of what model and edit the model is made."""
   name, kind = source['name'], source['kind']
+  if kind == 'directory':  # Its path is of this machine alone.
+    name = pathlib.Path(name).resolve().name
   moved = sum(index.size for index, _ in edit.moved.values())
   what = 'taken out of' if reverse else 'made in'
   lines = ['---', 'tags:', '- mansu',
            *['- machine-unlearning'] * (not reverse),
            *[f'base_model: {name}'] * (kind == 'hub'), '---', '',
-           f'# An edit {what} {pathlib.PurePath(name).name}', '',
+           f'# An edit {what} {name}', '',
            f'The edit moves {moved:,} weights of {len(edit.moved)} tensors, in'
            f' {edit.dtype}. The SHA-256 of every tensor, before and after, was'
            ' that which the edit names.', '',

@@ -43,13 +43,13 @@ def _orthogonal_gradient(loss, movable, theta, *inputs):
   """The same of a pair; see `Problem.orthogonal`."""
   _, pull, metrics = jax.vjp(
       lambda theta: loss(theta, *inputs), theta, has_aux=True)
-  # Both at once: what a layer computes again serves both.
-  grads, = jax.vmap(pull)(tuple(jnp.eye(2)))
+  # One after the other: jaxlib 0.10.2 miscompiles both at once on CPU.
+  forget, kept = (pull(side)[0] for side in ((1.0, 0.0), (0.0, 1.0)))
 
   if movable is not None:
-    grads = jax.tree.map(lambda pair, mask: jnp.where(
-        jnp.broadcast_to(mask, pair.shape[1:])[None], pair, 0), grads, movable)
-  forget, kept = (jax.tree.map(lambda pair: pair[i], grads) for i in range(2))
+    forget, kept = (jax.tree.map(lambda grad, mask: jnp.where(
+        jnp.broadcast_to(mask, grad.shape), grad, 0), grads, movable)
+                    for grads in (forget, kept))
   forget = transforms.remove_component(forget, kept)
   return jax.tree.map(jnp.add, forget, kept), metrics
 

@@ -93,6 +93,22 @@ class FlagsTest(parameterized.TestCase):
     self.assertIn('answers.jsonl', errors)
     self.assertStartsWith(errors, 'mansu_jax.deployment.check: ')
 
+  def test_a_family_that_is_not_written_as_gguf_is_refused_at_once(self):
+    folder = tiny.temp_dir(self)
+    work = _Workdir(folder, (), 'qwen2')
+    config = folder / 'model' / 'config.json'
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps(fields | {'other': 1}))
+    args = (f'--model={folder}/model', f'--out={folder}/out',
+            f'--questions_file={work.root}/questions.jsonl')
+    with mock.patch.object(extras, 'require'):
+      self.assertIn('give --model_ignore_fields=other', self._fails(*args))
+      errors = self._fails(
+          *args, '--schemes=nf4,f32,q8_0', '--model_ignore_fields=other')
+    self.assertIn("--schemes has ['f32', 'q8_0']", errors)
+    self.assertIn('Give --schemes=nf4,fp4.', errors)
+    self.assertFalse((folder / 'out').exists())
+
 
 class MissingPackagesTest(absltest.TestCase):
 

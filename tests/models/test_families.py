@@ -4,6 +4,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from mansu_jax.models import families
+from tests import families as test_data
+
+_FULL, _WITHIN = 'full_attention', 'sliding_attention'
 
 
 class FamiliesTest(parameterized.TestCase):
@@ -70,6 +73,43 @@ class FamiliesTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         ValueError, 'partial_rotary_factor = 0.01; wanted a share'):
       families.from_hf(fields | {'rotary_pct': 0.01}, 'x')
+
+  @parameterized.parameters(
+      ({_FULL: [1]}, "has full_attention = .1.; wanted dict"),
+      ({_WITHIN: 'abc'}, "has sliding_attention = 'abc'; wanted dict"),
+      ({_WITHIN: {'rope_type': 'linear', 'factor': 2.0}},
+       'scaling in layers with a window, .*; wanted rope_theta alone'),
+      ({_FULL: {}, 'factor': 8.0}, "rope_parameters with .'factor'.; wanted"),
+      ({_FULL: {}, 'other': {}}, "rope_parameters with .'other'.; wanted"),
+      ({_WITHIN: {'foo': 1}}, 'give --model_ignore_fields=rope_parameters.foo'),
+      ({_FULL: {'foo': 1}}, 'give --model_ignore_fields=rope_parameters.foo'),
+      ({_FULL: {'rope_type': [1]}}, 'has rope_type = .1.; wanted str'))
+  def test_rotary_parts_of_kinds_of_layers(self, parts, message):
+    fields = test_data.FIELDS['gemma3_text'] | {
+        'model_type': 'gemma3_text', 'rope_parameters': parts}
+    for vouched in (
+        (), (f'rope_parameters.{_FULL}', f'rope_parameters.{_WITHIN}')):
+      with self.assertRaisesRegex(ValueError, message):
+        families.from_hf(fields, 'x', vouched)
+
+  def test_rotary_parts_without_unknown_fields(self):
+    fields = test_data.FIELDS['gemma3_text'] | {'model_type': 'gemma3_text'}
+    within = {'rope_theta': 7.0, 'factor': None}
+    read = lambda parts: families.from_hf(
+        fields | {'rope_parameters': parts}, 'x', ('rope_parameters.foo',))
+    got = read({_WITHIN: within | {'foo': 1}, _FULL: {'foo': [1]}})
+    self.assertEqual(got, read({_WITHIN: {'rope_theta': 7.0}}))
+    self.assertEqual(got.window_rope_theta, 7)
+
+  @parameterized.parameters('type', 'rope_type')
+  def test_a_scaling_of_another_type(self, name):
+    for kind, fields in test_data.FIELDS.items():
+      if kind == 'gpt2':  # Without rotary positions.
+        continue
+      with self.subTest(kind), self.assertRaisesRegex(
+          ValueError, f'{name} = .1.; wanted str'):
+        families.from_hf({
+            **fields, 'model_type': kind, 'rope_parameters': {name: [1]}}, 'x')
 
   def test_bad_layer_types(self):
     with self.assertRaisesRegex(ValueError, 'layer_types.*wanted 1 of'):

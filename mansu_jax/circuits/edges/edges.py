@@ -289,7 +289,8 @@ def _layer_back(config, places, g, weights, kept):
       config, weights, layers.attend_projected(
           config, per_head, some, places)), projected, back)
   targets, g_attn = _attention_targets(
-      config, weights, by_point(kept.x), tuple(map(by_point, back)))
+      config, weights, by_point(kept.x),
+      *(tuple(map(by_point, some)) for some in (projected, back)))
   targets = jnp.concatenate([targets, g_mlp.mean(0)[:, None]], 1)
   return g + g_attn, targets
 
@@ -310,29 +311,53 @@ def _attention_targets(
     config: model_config.ModelConfig,
     weights: types.Params,
     x: Array,  # [P, B, T, D]
-    backs: Sequence[Array],  # Cotangents of q, k and v, each [P, B, T, N, H]
+    projected: Sequence[Array],  # Of q, k and v, each [P, B, T, N, H]
+    backs: Sequence[Array],  # Their cotangents.
 ) -> tuple[Array, Array]:
   """Gradients at each input of attention, and their sum.
 
-  Points run one after the other, so that only one has arrays of width D for
-  each input.
+  A norm multiplies x by a scale and by a size that depends on x. So its
+  cotangent has a part along the projection, and a part along the size's
+  gradient, as long as the projections are. Points are averaged before any array
+  of width D exists for each input, and all query heads of a group are pulled
+  back together. `jax.vjp` of the norm for each input takes ten times as long,
+  and jaxlib 0.10.2 miscompiles a vmap of it on CPU.
 
   Returns:
     Means over points [B, 3 N, T, D], and sums over inputs [P, B, T, D].
   """
-  norm = functools.partial(layers.norm, config, weights, 'attn_norm')
-  inward = [weights['attn']['q']] + [
-      layers.for_query_heads(config, weights['attn'][name], 1)
-      for name in 'kv']
+  size, pull = jax.vjp(functools.partial(layers.inverse_size, config), x)
+  gradient, = pull(jnp.ones_like(size))  # [P, B, T, D]
+  own = [_without_norm_bias(config, weights, name, some)
+         for name, some in zip('qkv', projected)]
+  along = jnp.concatenate(
+      [jnp.sum(a * b, -1) for a, b in zip(own, backs)], -1)
+  along /= size  # [P, B, T, 3 N]
+  scale = layers.norm_scale(config, weights, 'attn_norm')
+  total, targets = 0, []
+  for name, back in zip('qkv', backs):
+    inward = weights['attn'][name] * scale[:, None, None]
+    heads = inward.shape[1]
+    native = back.reshape(*back.shape[:3], heads, -1, back.shape[-1]).sum(-2)
+    total += jnp.einsum('PBTNH,DNH->PBTD', native, inward)
+    mean = (back * size[..., None]).mean(0)
+    if heads < config.num_heads:
+      inward = layers.for_query_heads(config, inward, 1)
+    targets.append(jnp.einsum('BTNH,DNH->BNTD', mean, inward))
+  targets = layers.centre(config, jnp.concatenate(targets, 1)) + jnp.einsum(
+      'PBTN,PBTD->BNTD', along, gradient) / len(x)
+  total = layers.centre(config, size * total)
+  return targets, total + gradient * along.sum(-1, keepdims=True)
 
-  def add(total, at):
-    x, backs = at
-    targets = jnp.concatenate([
-        jnp.einsum('BTNH,DNH->NBTD', back, weight)
-        for back, weight in zip(backs, inward)])
-    targets = jax.vmap(lambda back: _pull(norm, x, back)[0])(targets)
-    return total + targets, targets.sum(0)
 
-  total, sums = lax.scan(
-      add, jnp.zeros((3 * config.num_heads, *x.shape[1:])), (x, tuple(backs)))
-  return jnp.moveaxis(total, 0, 1) / len(x), sums
+def _without_norm_bias(
+    config: model_config.ModelConfig, weights: types.Params, name: str,
+    projected: Array) -> Array:
+  """Projections [..., N, H] less what the bias of the norm gives."""
+  bias = weights.get('attn_norm_bias')
+  if bias is None:
+    return projected
+  given = jnp.einsum('D,DNH->NH', bias, weights['attn'][name])
+  if name != 'q':
+    given = layers.for_query_heads(config, given, 0)
+  return projected - given[None, None, None]

@@ -130,7 +130,8 @@ class Family:
       `ModelConfig` that only this family has.
     write: The inverse: config -> its own fields in `config.json`.
     partly_rotary: Whether rotary positions may turn a part of a head only.
-    normalize: Gives the fields their ordinary form, before they are checked.
+    normalize: `(fields, path for messages)` -> the fields in their ordinary
+      form, before they are checked.
     gguf: How `.gguf` files hold it; None: they are not read.
   """
 
@@ -159,7 +160,7 @@ class Family:
   write: Callable[[config_lib.ModelConfig], dict[str, Any]] = (
       lambda config: {})
   partly_rotary: bool = False
-  normalize: Callable[[Fields], Fields] = lambda fields: fields
+  normalize: Callable[[Fields, str], Fields] = lambda fields, where: fields
   gguf: gguf_form.GgufForm | None = None
 
   @property
@@ -195,7 +196,7 @@ class Family:
       ValueError: the architecture is another, a field is unknown or missing, or
         the decoder does not implement a value.
     """
-    fields = self.normalize(rope.without(fields, ignore))
+    fields = self.normalize(rope.without(fields, ignore), where)
     self._check(fields, where, ignore)
     defaults = {**self._own(_OPTIONAL), **self.optional}
 

@@ -9,20 +9,35 @@ from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import family
 from mansu_jax.models.families import gemma2
 from mansu_jax.models.families import gguf_form
+from mansu_jax.models.families import rope
+from mansu_jax.runtime import messages
 
-_FULL, _WITHIN = 'full_attention', 'sliding_attention'
+_FULL, _WITHIN = rope.PARTS
 
 
-def _normalize(fields: family.Fields) -> family.Fields:
+def _normalize(fields: family.Fields, where: str) -> family.Fields:
   """Takes rotary parameters of each kind of layer apart, as older files do."""
-  rope = fields.get('rope_parameters')
-  if not isinstance(rope, dict) or not rope.keys() & {_FULL, _WITHIN}:
+  parts = fields.get('rope_parameters')
+  if not isinstance(parts, dict) or not parts.keys() & set(rope.PARTS):
     return fields
-  within = dict(rope.get(_WITHIN) or {})
+  others = sorted(parts.keys() - set(rope.PARTS))
+  if others:
+    raise ValueError(
+        f'{where} has rope_parameters with {messages.shorten(others)}; wanted'
+        f' only {list(rope.PARTS)}, a part for each kind of layer. Use another'
+        ' model.')
+  family.check_kinds(
+      parts, dict.fromkeys(rope.PARTS, (dict,)), f'{where}, rope_parameters')
+  within = {name: value for name, value in (parts.get(_WITHIN) or {}).items()
+            if value is not None}
   theta = within.pop('rope_theta', None)
-  other = {_WITHIN: within} if within.pop(
-      'rope_type', 'default') != 'default' or within else {}
-  found = {**fields, 'rope_parameters': {**(rope.get(_FULL) or {}), **other}}
+  if within.pop('rope_type', 'default') != 'default' or (
+      within.keys() & rope.KINDS):
+    raise ValueError(
+        f'{where} has rotary scaling in layers with a window,'
+        f' {messages.shorten(parts[_WITHIN])}; wanted rope_theta alone. Use'
+        ' another model.')
+  found = {**fields, 'rope_parameters': {**(parts.get(_FULL) or {}), **within}}
   return found if theta is None else {**found, 'rope_local_base_freq': theta}
 
 

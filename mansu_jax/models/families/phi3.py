@@ -8,19 +8,21 @@ from mansu_jax.models import config as config_lib
 from mansu_jax.models.families import family
 from mansu_jax.models.families import gguf_form
 from mansu_jax.models.families import mistral
+from mansu_jax.models.families import rope
 
 _QKV = 'model.layers.{}.self_attn.qkv_proj.weight'
 _GATE_UP = 'model.layers.{}.mlp.gate_up_proj.weight'
 _TRAINED = 'original_max_position_embeddings'
 
 
-def _normalize(fields: family.Fields) -> family.Fields:
+def _normalize(fields: family.Fields, where: str) -> family.Fields:
   """Names the scaling as newer files do, with its context length."""
   name = next((name for name in ('rope_parameters', 'rope_scaling')
                if isinstance(fields.get(name), dict)), None)
   if name is None:
     return fields
   scaling = dict(fields[name])
+  family.check_kinds(scaling, rope.KINDS, f'{where}, {name}')
   kinds = {scaling.get('rope_type'), scaling.get('type')}
   if kinds & {'su', 'yarn', 'longrope'}:
     scaling.pop('type', None)

@@ -19,6 +19,8 @@ KINDS |= {'original_max_position_embeddings': (int,),
           'short_factor': (list,), 'long_factor': (list,)}
 # The fields of a `config.json` that hold these.
 SOURCES = 'rope_scaling', 'rope_parameters'
+# Kinds of layers for which some families have a part each.
+PARTS = 'full_attention', 'sliding_attention'
 # Field of a `RopeScaling` -> its name in a `config.json`.
 _SCALING_FIELDS = {
     'factor': 'factor',
@@ -44,8 +46,9 @@ def without(
       continue
     known = lambda part, source=source: {
         name: value for name, value in part.items()
-        if name in KINDS or f'{source}.{name}' not in vouched}
-    found[source] = {  # Some families have a part for each kind of layer.
+        if name in KINDS or name in PARTS
+        or f'{source}.{name}' not in vouched}
+    found[source] = {
         name: known(value) if isinstance(value, dict) else value
         for name, value in known(fields[source]).items()}
   return found
@@ -79,11 +82,12 @@ def read(
     scaling |= part
   if unknown:
     names = messages.one_line(','.join(unknown))
+    remedy = '.' if scaling.keys() & set(PARTS) else (
+        f' or, if they have no effect, give --model_ignore_fields={names}.')
     raise ValueError(
         f'{where} has the unknown fields {messages.shorten(unknown)}; wanted'
         f' only {list(KINDS)} there, because another field may change the'
-        ' computation. Use another model or, if they have no effect, give'
-        f' --model_ignore_fields={names}.')
+        f' computation. Use another model{remedy}')
   theta, share = (
       _one_of(fields, scaling, name, otherwise, where)
       for name, otherwise in (

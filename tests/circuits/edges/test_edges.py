@@ -14,6 +14,7 @@ from mansu_jax.circuits import eap_ig
 from mansu_jax.circuits import pair_batches
 from mansu_jax.circuits.edges import edge_patching
 from mansu_jax.circuits.edges import edges
+from mansu_jax.data import pairs as pairs_lib
 from tests import optimized
 from tests.circuits import golden
 from tests.circuits import small
@@ -167,6 +168,22 @@ class ExactTest(parameterized.TestCase):
       np.testing.assert_allclose(
           edge_patching.metric(cfg, params, batch, reference, patched), want,
           atol=1e-5)
+
+  def test_a_pair_in_a_large_batch_scores_as_alone(self):
+    # Some sums of so many rows have had a kernel of their own in XLA, a wrong
+    # one (jaxlib 0.10.2 on CPU).
+    cfg = small.config(
+        d_model=64, num_layers=1, num_heads=8, num_kv_heads=4, d_head=8)
+    params = small.params(cfg)
+    rng = np.random.default_rng(0)
+    draw = lambda: tuple(rng.integers(3, cfg.vocab_size, 32).tolist())
+    pairs = [pairs_lib.AttributionPair(draw(), draw(), 3, 4, fact=str(i))
+             for i in range(8)]
+    together, alone = (
+        edges.pair_scores(cfg, params, pair_batches.pack(
+            some, len(some), one_per_row=True)[0], points=edges.EAP).edges
+        for some in (pairs, pairs[-1:]))
+    self.assertLess(golden.largest(together[-1], alone[0]), 1e-4)
 
   @parameterized.parameters({}, {
       'num_layers': 7, 'num_heads': 2, 'num_kv_heads': 1, 'd_head': 8})

@@ -139,7 +139,7 @@ def _read(arch, ignore=(), **changes):
 
     tiny.write_gguf_of(path, arch, add, extra | {
         'token_embd.weight': np.zeros((1, 32), np.float32)} | {
-            f'{i}.weight': np.zeros(1, np.float32) for i in range(70)})
+            f'{i}.weight': np.zeros(1, np.float32) for i in range(69)})
     return gguf_config.read_config(gguf_io.open_file(path), ignore)
 
 
