@@ -54,10 +54,10 @@ _DOCUMENTS = 20  # Taught, of each kind of text.
 _GRIDS = {
     'mansu': '2e-3|5e-3|1e-2|2e-2,unlearn_forget_weight=5|20',
     'mansu_no_floor': '2e-3|5e-3|1e-2|2e-2,unlearn_forget_weight=5|20',
-    'graddiff': '1e-4|3e-4|1e-3|3e-3,unlearn_forget_weight=0.1|1',
-    'npo': '1e-4|3e-4|1e-3|3e-3,unlearn_forget_weight=1|5',
-    'simnpo': '1e-4|3e-4|1e-3|3e-3,unlearn_forget_weight=1|5',
-    'rmu': '1e-4|3e-4|1e-3|3e-3,unlearn_rmu_coefficient=6.5|30'}
+    'graddiff': '1e-4|2e-4|4e-4|8e-4,unlearn_forget_weight=0.1|1',
+    'npo': '1e-4|2e-4|4e-4|8e-4,unlearn_forget_weight=1|5',
+    'simnpo': '1e-4|2e-4|4e-4|8e-4,unlearn_forget_weight=1|5',
+    'rmu': '2e-4|4e-4|6e-4|8e-4,unlearn_rmu_coefficient=6.5|30'}
 _TRIALS = 8
 
 
