@@ -167,7 +167,7 @@ def tune(lab: pathlib.Path, out: pathlib.Path, methods: list[str]) -> None:
          f'--flagfile={common}', f'--data_text={lab}/text.jsonl',
          f'--flagfile={here / name}.flags', f'--workdir={out / name}',
          f'--tune_grid=unlearn_learning_rate={_GRIDS[name]}',
-         f'--tune_trials={_TRIALS}', '--tune_rungs=30,0'],
+         f'--tune_trials={_TRIALS}', '--tune_rungs=0'],
         check=False).returncode
     if status not in (0, mansu.USER_ERROR):
       sys.exit(status)  # It was stopped, or is broken.

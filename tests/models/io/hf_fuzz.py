@@ -77,6 +77,7 @@ def bases() -> tuple[Base, ...]:
           generation={'temperature': 1.0})
       made.append(_read(root / str(i)))
     made[-1] = _as_gpt2(made[-1])
+    made[2] = _with_rotary_parts(made[2])
     after = tiny.params(cfg, seed=5)
     after['embed'] = weights['embed']
     (root / 'edit').mkdir()
@@ -94,6 +95,18 @@ def _as_gpt2(files: dict[str, bytes]) -> dict[str, bytes]:
               'vocab.json': json.dumps(model['vocab']).encode(),
               'merges.txt': f'#version: 0.2\n{merges}'.encode(),
               'tokenizer_config.json': b'{"tokenizer_class": "GPT2Tokenizer"}'}
+
+
+def _with_rotary_parts(files: dict[str, bytes]) -> dict[str, bytes]:
+  """The files with a config as newer versions of transformers write it."""
+  fields = json.loads(files['config.json'])
+  parts = {
+      'sliding_attention': {'rope_theta': fields.pop('rope_local_base_freq')},
+      'full_attention': {'rope_theta': fields.pop('rope_theta'),
+                         'rope_type': 'linear', 'factor': 2.0}}
+  del fields['rope_scaling']
+  fields |= {'rope_parameters': parts}
+  return files | {'config.json': json.dumps(fields).encode()}
 
 
 def _read(folder: pathlib.Path) -> dict[str, bytes]:
