@@ -40,6 +40,7 @@ from mansu_jax import types
 from mansu_jax.data import packing
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import tokenization
+from mansu_jax.data.readers import jsonl
 from mansu_jax.deployment import simulator
 from mansu_jax.eval import generation
 from mansu_jax.models import layout as layout_lib
@@ -91,7 +92,7 @@ class Item:
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+  return [record for _, record in jsonl.read_records(str(path))]
 
 
 def _item(

@@ -62,7 +62,7 @@ def _card(
 ) -> str:
   """The model card: of what model and edit the model is made."""
   name, kind = source['name'], source['kind']
-  if kind == 'directory':  # Its path is of this machine alone.
+  if kind in ('directory', 'gguf'):  # Its path is of this machine alone.
     name = pathlib.Path(name).resolve().name
   moved = sum(index.size for index, _ in edit.moved.values())
   what = 'taken out of' if reverse else 'made in'
