@@ -75,7 +75,12 @@ CASES = (
         'model_type': 'gpt_neox', 'use_parallel_residual': False,
         'hidden_act': 'gelu_new', 'rope_parameters': {
             'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 100.0,
-            'partial_rotary_factor': 0.5}}))
+            'partial_rotary_factor': 0.5}}),
+    ('starcoder2', {
+        'model_type': 'starcoder2', 'head_dim': 12, 'sliding_window': 5,
+        'tie_word_embeddings': False}),
+    ('starcoder2_unbiased', {
+        'model_type': 'starcoder2', 'use_bias': False, 'hidden_act': 'gelu'}))
 
 
 _SMALL = {
@@ -109,7 +114,8 @@ FIELDS = {
         'vocab_size': 29, 'n_embd': 16, 'n_inner': 24, 'n_layer': 2,
         'n_head': 4, 'n_positions': 64},
     'gpt_neox': {name: value for name, value in _SMALL.items()
-                 if name != 'num_key_value_heads'} | {'rotary_pct': 0.5}}
+                 if name != 'num_key_value_heads'} | {'rotary_pct': 0.5},
+    'starcoder2': _SMALL | {'sliding_window': 3}}
 
 
 _GEMMA = tiny.POST_NORMS | {'embed_scale': 8.0, 'windows': (16, 16, 0)}
@@ -122,7 +128,9 @@ TRAINED = {
     'gpt_neox': tiny.LAYER_NORM | {'parallel': True, 'd_rotary': 8},
     'phi3': {'d_rotary': 12, 'windows': (16, 16, 16)},
     'gemma2': _GEMMA | {'attn_soft_cap': 20.0, 'logits_soft_cap': 30.0},
-    'gemma3_text': _GEMMA | {'qk_norm': True, 'window_rope_theta': 1000.0}}
+    'gemma3_text': _GEMMA | {'qk_norm': True, 'window_rope_theta': 1000.0},
+    'starcoder2': tiny.LAYER_NORM | {
+        'num_kv_heads': 2, 'windows': (16, 16, 16)}}
 
 
 def family_of(changes):
