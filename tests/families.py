@@ -1,4 +1,4 @@
-"""The model families, for tests: adding one adds to these three tables."""
+"""The model families, for tests: adding one adds to these tables."""
 
 from mansu_jax.models import families
 from tests.models import tiny
@@ -118,6 +118,17 @@ FIELDS = {
     'starcoder2': _SMALL | {'sliding_window': 3}}
 
 
+# Fields that published files have besides, without meaning for the computation.
+PUBLISHED = (
+    ('qwen2', {'use_mrope': False, 'num_key_value_heads': 2}),  # Qwen2.5.
+    ('gemma2', {'num_key_value_heads': 2, 'sliding_window_size': 4096}),
+    ('gpt_neox', {'hidden_act': 'gelu_fast', 'hidden_dropout_prob': 0.1,
+                  'attention_probs_dropout_prob': 0.1}),  # GPT-NeoX-20B.
+    ('starcoder2', {'num_key_value_heads': 1, 'mlp_type': 'default',
+                    'norm_type': 'layer_norm', 'norm_epsilon': 1e-5,
+                    'rms_norm_eps': 1e-6}))
+
+
 _GEMMA = tiny.POST_NORMS | {'embed_scale': 8.0, 'windows': (16, 16, 0)}
 # What each family adds to the config of the model of `tests/tiny_job.py`.
 TRAINED = {
@@ -131,6 +142,11 @@ TRAINED = {
     'gemma3_text': _GEMMA | {'qk_norm': True, 'window_rope_theta': 1000.0},
     'starcoder2': tiny.LAYER_NORM | {
         'num_kv_heads': 2, 'windows': (16, 16, 16)}}
+
+
+def named(*names):
+  """Named parameters of a test that runs once for each family."""
+  return tuple((name, name) for name in names)
 
 
 def family_of(changes):

@@ -1,6 +1,8 @@
 """The stored records' conclusions follow from their stored answers."""
 
+import collections
 import dataclasses
+import json
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -10,6 +12,7 @@ from experiments.tables import rejudge
 from experiments.tables import stored
 from mansu_jax.config import flags as flags_lib
 from mansu_jax.statistics import gaps
+from tests import families
 
 _RUNS = sorted(path.parent for path in stored.RESULTS.rglob('record.json')
                if 'forgetting' in stored.Run(path.parent).record)
@@ -53,6 +56,14 @@ class ResultsTest(parameterized.TestCase):
       for key, value in dataclasses.asdict(getattr(config, part)).items():
         if key in made[part] and key not in unread:
           self.assertEqual(value, made[part][key], f'{part}_{key}')
+
+  def test_every_form_of_a_family_was_measured(self):
+    path = stored.RESULTS / 'family_parity.json'
+    found = json.loads(path.read_text())['families']
+    self.assertEqual(
+        {name: entry['cases'] for name, entry in found.items()},
+        collections.Counter(
+            families.family_of(changes) for _, changes in families.CASES))
 
   def _assert_same(self, got, want, where):
     """Equal but for the rounding of floats."""

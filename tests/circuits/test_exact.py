@@ -18,9 +18,10 @@ from tests.circuits import exact
 from tests.circuits import golden
 
 _SITES = {'heads': sites.Site.HEAD_OUT, 'neurons': sites.Site.MLP_HIDDEN}
-# Their layers compute nothing that layers of the others do not.
-_REST = ('llama', 'mistral', 'qwen3', 'phi3')
-_FIRST = tuple(one for one in families.FIELDS if one not in _REST)
+# Their layers have parts that those of the others do not.
+_FIRST = families.named('qwen2', 'gemma2', 'gemma3_text', 'gpt2', 'gpt_neox')
+_ALL = families.named(*families.FIELDS)
+_REST = tuple(one for one in _ALL if one not in _FIRST)
 
 
 @functools.cache
@@ -31,7 +32,8 @@ def _case(family):
 class ExactScoresTest(parameterized.TestCase):
 
   def test_every_family_has_a_case(self):
-    self.assertEqual(families.FIELDS.keys(), families_lib.FAMILIES.keys())
+    for table in (families.FIELDS, families.TRAINED):
+      self.assertEqual(table.keys(), families_lib.FAMILIES.keys())
 
   def _check_slopes(self, family):
     # A score is linear in the patch, so this holds for patches of any size.
@@ -48,23 +50,23 @@ class ExactScoresTest(parameterized.TestCase):
     for kind, error in near.items():  # Of first order in the nearness.
       self.assertLess(error, 0.15 * far[kind], kind)
 
-  @parameterized.parameters(*_FIRST)
+  @parameterized.named_parameters(*_FIRST)
   @pytest.mark.medium
   def test_scores_are_slopes_of_patching(self, family):
     self._check_slopes(family)
 
-  @parameterized.parameters(*_FIRST)
+  @parameterized.named_parameters(*_FIRST)
   @pytest.mark.medium
   def test_scores_are_effects_of_small_patches(self, family):
     self._check_small_patches(family)
 
-  @parameterized.parameters(*_REST)
+  @parameterized.named_parameters(*_REST)
   @pytest.mark.slow
   def test_scores_of_the_other_families(self, family):
     self._check_slopes(family)
     self._check_small_patches(family)
 
-  @parameterized.parameters(*families.FIELDS)
+  @parameterized.named_parameters(*_ALL)
   @pytest.mark.slow
   def test_what_leaves_the_input_is_the_whole_effect(self, family):
     case, points = _case(family), 1000
@@ -95,17 +97,17 @@ class ExactPatchingTest(parameterized.TestCase):
           edge_patching.metric(config, params, batch, reference, some),
           case.patched_together(some), rtol=0, atol=3e-5)
 
-  @parameterized.parameters(*_FIRST)
+  @parameterized.named_parameters(*_FIRST)
   @pytest.mark.medium
   def test_edges(self, family):
     self._check_edges(family)
 
-  @parameterized.parameters(*_REST)
+  @parameterized.named_parameters(*_REST)
   @pytest.mark.slow
   def test_edges_of_the_other_families(self, family):
     self._check_edges(family)
 
-  @parameterized.parameters(*families.FIELDS)
+  @parameterized.named_parameters(*_ALL)
   @pytest.mark.slow
   def test_heads_and_neurons(self, family):
     case = _case(family)

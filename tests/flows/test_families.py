@@ -9,10 +9,10 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from mansu_jax import tree_paths
-from mansu_jax.models import families
 from mansu_jax.models import layout
 from mansu_jax.models.io import edit_file
 from mansu_jax.models.io import loading
+from tests import families
 from tests import runs
 from tests import tiny_job
 from tests.models import tiny
@@ -20,8 +20,8 @@ from tests.models import tiny
 
 class FamiliesTest(parameterized.TestCase):
 
-  @parameterized.parameters(*(
-      family for family in families.FAMILIES if family != 'llama'))
+  @parameterized.named_parameters(*families.named(
+      *(family for family in families.TRAINED if family != 'llama')))
   @pytest.mark.slow
   def test_runs_end_to_end(self, family):
     folder = tiny.temp_dir(self)

@@ -38,11 +38,8 @@ class FamiliesTest(parameterized.TestCase):
     self.assertEqual(families.from_hf(
         families.to_hf(cfg, 'float32'), 'x'), cfg)
 
-  @parameterized.parameters(
-      ('qwen2', {'use_mrope': False, 'num_key_value_heads': 2}),  # Qwen2.5.
-      ('gemma2', {'num_key_value_heads': 2, 'sliding_window_size': 4096}),
-      ('gpt_neox', {'hidden_act': 'gelu_fast', 'hidden_dropout_prob': 0.1,
-                    'attention_probs_dropout_prob': 0.1}))  # GPT-NeoX-20B.
+  @parameterized.named_parameters(
+      (kind, kind, extra) for kind, extra in test_data.PUBLISHED)
   def test_fields_of_published_files(self, kind, extra):
     fields = {'model_type': kind, 'vocab_size': 8, 'hidden_size': 16,
               'intermediate_size': 8, 'num_hidden_layers': 2,
@@ -50,9 +47,10 @@ class FamiliesTest(parameterized.TestCase):
     config = families.from_hf(fields | extra, 'x')
     if kind == 'gpt_neox':
       self.assertEqual(config.activation, 'gelu_tanh')
-    if 'use_mrope' in extra:
-      with self.assertRaisesRegex(ValueError, 'use_mrope: True'):
-        families.from_hf(fields | extra | {'use_mrope': True}, 'x')
+    for name, other in (('use_mrope', True), ('norm_type', 'rms_norm')):
+      if name in extra:
+        with self.assertRaisesRegex(ValueError, f'{name}: .?{other}'):
+          families.from_hf(fields | extra | {name: other}, 'x')
 
   @parameterized.parameters(
       {'n_special': 0, 'predict_special_tokens': True},  # GPT-2 medium.
