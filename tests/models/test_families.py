@@ -62,6 +62,17 @@ class FamiliesTest(parameterized.TestCase):
     self.assertEqual(
         families.from_hf(fields | extra, 'x'), families.from_hf(fields, 'x'))
 
+  @parameterized.parameters(
+      {'rope_theta': 5e5}, {'rope_scaling': {'rope_type': 'linear'}},
+      {'rope_parameters': {'foo': 1}}, {'head_dim': 4})
+  def test_a_vouched_field_of_other_families_is_not_read(self, **extra):
+    fields = test_data.FIELDS['gpt2'] | {'model_type': 'gpt2'}
+    name, = extra
+    with self.assertRaisesRegex(ValueError, f'ignore_fields={name}.$'):
+      families.from_hf(fields | extra, 'x')
+    self.assertEqual(families.from_hf(fields | extra, 'x', (name,)),
+                     families.from_hf(fields, 'x'))
+
   def test_a_share_without_a_rotary_coordinate(self):
     fields = {'model_type': 'gpt_neox', 'vocab_size': 8, 'hidden_size': 16,
               'intermediate_size': 8, 'num_hidden_layers': 1,
@@ -69,7 +80,8 @@ class FamiliesTest(parameterized.TestCase):
     self.assertEqual(
         families.from_hf(fields | {'rotary_pct': 0.25}, 'x').d_rotary, 2)
     with self.assertRaisesRegex(
-        ValueError, 'partial_rotary_factor = 0.01; wanted a share'):
+        ValueError, 'partial_rotary_factor = 0.01; wanted a share of at least'
+        ' 1/8, and at most 1. Use'):
       families.from_hf(fields | {'rotary_pct': 0.01}, 'x')
 
   @parameterized.parameters(
@@ -92,7 +104,7 @@ class FamiliesTest(parameterized.TestCase):
 
   def test_rotary_parts_without_unknown_fields(self):
     fields = test_data.FIELDS['gemma3_text'] | {'model_type': 'gemma3_text'}
-    within = {'rope_theta': 7.0, 'factor': None}
+    within = {'rope_theta': 7.0, 'factor': None, 'type': 'default'}
     read = lambda parts: families.from_hf(
         fields | {'rope_parameters': parts}, 'x', ('rope_parameters.foo',))
     got = read({_WITHIN: within | {'foo': 1}, _FULL: {'foo': [1]}})

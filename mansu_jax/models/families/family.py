@@ -196,8 +196,11 @@ class Family:
       ValueError: the architecture is another, a field is unknown or missing, or
         the decoder does not implement a value.
     """
+    known = frozenset().union(*self.groups())
+    fields = {name: value for name, value in fields.items()
+              if name in known or name not in ignore}
     fields = self.normalize(rope.without(fields, ignore), where)
-    self._check(fields, where, ignore)
+    self._check(fields, where)
     defaults = {**self._own(_OPTIONAL), **self.optional}
 
     def get(name):
@@ -215,10 +218,11 @@ class Family:
     d_head = _or(get('head_dim'), width // heads)
     if not (share == 1 or (
         self.partly_rotary and 1 / d_head <= share < 1)):  # 0: all of them.
-      raise ValueError(
-          f'{where} has partial_rotary_factor = {share}; wanted'
-          f' {"a share in (0, 1]" if self.partly_rotary else 1} that leaves some'
-          f' of {d_head} coordinates. Use another model.')
+      wanted = (f'a share of at least 1/{d_head}, and at most 1'
+                if self.partly_rotary else
+                f'1, the only one in a {self.model_type} model')
+      raise ValueError(f'{where} has partial_rotary_factor = {share}; wanted'
+                       f' {wanted}. Use another model.')
     activation = _or(get('hidden_act'), next(iter(self.activations)))
     return config_lib.ModelConfig(
         family=self.model_type,
@@ -247,8 +251,7 @@ class Family:
   def _fixed(self) -> dict[str, Any]:
     return {'architectures': [self.architecture], **_FIXED, **self.fixed}
 
-  def _check(
-      self, fields: Fields, where: str, ignore: Collection[str]) -> None:
+  def _check(self, fields: Fields, where: str) -> None:
     known = {name: [value] for name, value in self._fixed().items()}
     known[self.fields.get('hidden_act', 'hidden_act')] = list(self.activations)
     for name, values in known.items():
@@ -265,8 +268,7 @@ class Family:
       raise ValueError(
           f'{where} lacks the fields {missing}; wanted {sorted(required)}.'
           ' Use the config.json of the checkpoint.')
-    unknown = sorted(
-        fields.keys() - required - optional - fixed - ignored - set(ignore))
+    unknown = sorted(fields.keys() - required - optional - fixed - ignored)
     if unknown:
       names = messages.one_line(','.join(unknown))
       raise ValueError(

@@ -31,8 +31,8 @@ def _normalize(fields: family.Fields, where: str) -> family.Fields:
   within = {name: value for name, value in (parts.get(_WITHIN) or {}).items()
             if value is not None}
   theta = within.pop('rope_theta', None)
-  if within.pop('rope_type', 'default') != 'default' or (
-      within.keys() & rope.KINDS):
+  if any(within.pop(name, 'default') != 'default'
+         for name in ('rope_type', 'type')) or within.keys() & rope.KINDS:
     raise ValueError(
         f'{where} has rotary scaling in layers with a window,'
         f' {messages.shorten(parts[_WITHIN])}; wanted rope_theta alone. Use'

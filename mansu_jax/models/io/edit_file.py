@@ -133,9 +133,9 @@ def read(path: str | pathlib.Path) -> Edit:
   for name in sorted({n.rpartition('.')[0] for n in names}):
     index, change = (values.get(f'{name}.{part}') for part in ('index', 'bits'))
     fits = name in sums and index is not None and change is not None and (
-        index.ndim == 1 and index.shape == change.shape
+        index.ndim == 1 and index.size and index.shape == change.shape
         and index.dtype.kind == 'i' and change.dtype == bits
-        and np.all(np.diff(index) > 0) and np.all(index[:1] >= 0))
+        and np.all(np.diff(index) > 0) and index[0] >= 0)
     if not fits:
       raise ValueError(
           f'{path} has a damaged edit of the tensor {name!r}; wanted ascending'

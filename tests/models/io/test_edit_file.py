@@ -122,6 +122,9 @@ class EditFileTest(parameterized.TestCase):
       ('dtype', lambda x, m: (x, m | {'dtype': 'int8'}), 'is no edit'),
       ('no_bits', lambda x, m: (
           {k: v for k, v in x.items() if k != f'{_NAME}.bits'}, m), 'damaged'),
+      ('empty', lambda x, m: (x | {
+          f'{_NAME}.{part}': x[f'{_NAME}.{part}'][:0]
+          for part in ('index', 'bits')}, m), 'damaged'),
       ('order', lambda x, m: (x | {
           f'{_NAME}.index': x[f'{_NAME}.index'][::-1].copy()}, m), 'damaged'),
       ('width', lambda x, m: (x | {
