@@ -168,17 +168,17 @@ def _user_turn(prompt: str, tokenizer: Tokenizer) -> str:
   """A prompt as a user turn, up to the start of the assistant's turn."""
   if not getattr(tokenizer, 'chat_template', None):
     raise ValueError(
-        'The tokenizer has no chat template, but --data_chat needs one; wanted'
-        ' a chat_template in tokenizer_config.json, a file chat_template.jinja'
-        ' beside it, or tokenizer.chat_template in a .gguf file. Leave'
-        ' --data_chat out, or use a model that has a chat template.')
+        'The tokenizer has no chat template, but --data_chat (or --chat) needs'
+        ' one; wanted a chat_template in tokenizer_config.json, a file'
+        ' chat_template.jinja beside it, or tokenizer.chat_template in a .gguf'
+        ' file. Leave the flag out, or use a model that has a chat template.')
   try:
     return _render(
         [{'role': 'user', 'content': prompt}], tokenizer, answer_next=True)
   except Exception as error:  # Any error of the template, or no jinja2.
     raise ValueError(
         f'The chat template of the tokenizer failed ({error}); wanted one that'
-        ' accepts a single user turn. Leave --data_chat out, or correct the'
+        ' accepts a single user turn. Leave the flag out, or correct the'
         ' template.') from error
 
 
@@ -213,7 +213,7 @@ def tokens_before(
     if offset < 0:
       raise ValueError(
           f'The chat template renders {prompt!r} as {formatted.text!r}; wanted'
-          ' the prompt unchanged, to find its subject. Leave --data_chat out,'
+          ' the prompt unchanged, to find its subject. Leave the flag out,'
           ' or give --unlearn_swapped_batch=0.')
     texts.append((formatted.text[:offset] + prompt[:end].strip()).rstrip(' '))
     found.append(formatted)

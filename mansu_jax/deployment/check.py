@@ -24,6 +24,8 @@ questions, on one busy core; --questions=N asks at most N of each kind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import functools
 import logging as std_logging
 import os
@@ -104,6 +106,18 @@ def _silence_packages() -> None:
   std_logging.getLogger('gguf').setLevel(std_logging.WARNING)
 
 
+@contextlib.contextmanager
+def _made(folder: pathlib.Path) -> Iterator[None]:
+  """Makes a folder, and takes it back if nothing was written into it."""
+  new = not folder.exists()
+  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    yield
+  finally:
+    if new and not any(folder.iterdir()):
+      folder.rmdir()
+
+
 def check(values: flags.FlagValues) -> bool:
   """Runs the check, prints the result and writes it after each scheme.
 
@@ -124,16 +138,16 @@ def check(values: flags.FlagValues) -> bool:
     items = items_lib.read_answers(
         pathlib.Path(values.workdir) / 'answers.jsonl')
   runner.check_model(folder, values.schemes, values.model_ignore_fields)
-  out.mkdir(parents=True, exist_ok=True)
   _silence_packages()
-  for result in runner.run(
-      folder, items.subsample(values.questions), values.schemes, out,
-      values.keep_gguf, values.model_ignore_fields):
-    *_, last = result['schemes']
-    print(tables.line(last, result['schemes'][last]), flush=True)
-    files.write_json(out / 'deployment.json', result)
-    page = tables.render(result)
-    files.write_text(out / 'deployment.md', page)
+  with _made(out):
+    for result in runner.run(
+        folder, items.subsample(values.questions), values.schemes, out,
+        values.keep_gguf, values.model_ignore_fields):
+      *_, last = result['schemes']
+      print(tables.line(last, result['schemes'][last]), flush=True)
+      files.write_json(out / 'deployment.json', result)
+      page = tables.render(result)
+      files.write_text(out / 'deployment.md', page)
   print(f'\n{page}\nwritten: {out / "deployment.md"} and deployment.json')
   return result['agrees']
 

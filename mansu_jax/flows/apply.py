@@ -36,6 +36,11 @@ def run(config: run_config.RunConfig) -> pathlib.Path:
   clock, path = clock_lib.Clock(), config.apply.edit
   edit = processes.raise_on_all(lambda: edit_file.read(path))
   hashes = {'edit': loading.sha256([path])}
+  target = pathlib.Path(config.workdir) / 'model'
+  if config.workdir and target.resolve() == pathlib.Path(config.base).resolve():
+    raise ValueError(
+        f'--base={config.base} is the folder that --workdir={config.workdir}'
+        ' writes; wanted another, so that the base is kept. Give a new folder.')
   root = workdir.check_workdir(config, hashes)
   processes.broadcast_from_primary(
       lambda: hf_io.check_export(root / 'model', edit.dtype))

@@ -156,8 +156,9 @@ def _short(digest: str | None) -> str:
 
 
 def _has_results(root: pathlib.Path) -> bool:
-  """Whether the workdir holds a record or a finished stage."""
-  return (root / _RECORD).exists() or _has_stages(root)
+  """Whether the workdir holds a record, a model or a finished stage."""
+  return any((root / name).exists() for name in (_RECORD, 'model')) or (
+      _has_stages(root))
 
 
 def _has_stages(root: pathlib.Path) -> bool:

@@ -26,6 +26,7 @@ from mansu_jax.deployment import check
 from mansu_jax.deployment import command_line
 from mansu_jax.deployment import extras
 from mansu_jax.deployment import llamacpp
+from mansu_jax.deployment import runner
 from mansu_jax.deployment import scoring_plan
 from mansu_jax.deployment import simulator
 from mansu_jax.models import decoder
@@ -107,6 +108,17 @@ class FlagsTest(parameterized.TestCase):
           *args, '--schemes=nf4,f32,q8_0', '--model_ignore_fields=other')
     self.assertIn("--schemes has ['f32', 'q8_0']", errors)
     self.assertIn('Give --schemes=nf4,fp4.', errors)
+    self.assertFalse((folder / 'out').exists())
+
+  def test_a_model_that_cannot_be_read_leaves_no_folder(self):
+    folder = tiny.temp_dir(self)
+    work = _Workdir(folder, (), 'qwen2')
+    with mock.patch.object(extras, 'require'), mock.patch.object(
+        runner, 'run', side_effect=ValueError('no weights')):
+      errors = self._fails(
+          f'--model={folder}/model', f'--out={folder}/out', '--schemes=nf4',
+          f'--questions_file={work.root}/questions.jsonl')
+    self.assertIn('no weights', errors)
     self.assertFalse((folder / 'out').exists())
 
 

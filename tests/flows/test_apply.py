@@ -92,6 +92,17 @@ class ApplyTest(absltest.TestCase):
       self.assertEqual(status, 2)
       self.assertRegex(err, '--workdir')
 
+  def test_a_model_that_was_written_is_kept(self):
+    self.assertEqual(self._apply('base')[0], 0)
+    self.assertEqual(self._apply('base')[0], 0)  # The same again.
+    for base, message in (
+        ('edited', 'holds another run'),
+        ('out/model', 'is the folder that --workdir=.* writes')):
+      status, _, err = self._apply(base, '--apply_reverse')
+      self.assertEqual(status, 2)
+      self.assertRegex(err, message)
+    self._check_equal('edited')
+
   def test_another_base_writes_nothing(self):
     status, _, err = self._apply('edited')
     self.assertEqual(status, 2)

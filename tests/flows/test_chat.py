@@ -122,7 +122,7 @@ class RefusalTest(bad_input.Refusals):
   def test_a_model_without_a_template(self):
     self.refused('--chat', message=(
         '/model: The tokenizer has no chat template, but --data_chat',
-        'wanted a chat_template in', 'Leave --data_chat out'))
+        'wanted a chat_template in', 'Leave the flag out'))
 
   def test_pairs_as_ids_without_a_tokenizer(self):
     config, params, _ = tiny_job.base(train=False)

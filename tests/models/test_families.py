@@ -121,6 +121,20 @@ class FamiliesTest(parameterized.TestCase):
         families.from_hf({
             **fields, 'model_type': kind, 'rope_parameters': {name: [1]}}, 'x')
 
+  @parameterized.parameters(
+      ('llama', {'rope_scaling': {'rope_type': 'linear', 'factor': 8.0},
+                 'rope_parameters': {'rope_type': 'linear', 'factor': 2.0}},
+       'factor as 8.0 in rope_scaling and 2.0 in rope_parameters'),
+      ('phi3', {'original_max_position_embeddings': 40,
+                'rope_parameters': test_data.FIELDS['phi3']['rope_parameters'] |
+                {'original_max_position_embeddings': 48}},
+       'original_max_position_embeddings as 40 and, in rope_parameters, 48'),
+      ('phi3', {'layer_types': ['full_attention'] * 2}, 'fields .*layer_types'))
+  def test_fields_that_contradict_each_other(self, kind, extra, message):
+    with self.assertRaisesRegex(ValueError, message):
+      families.from_hf(
+          test_data.FIELDS[kind] | {'model_type': kind} | extra, 'x')
+
   def test_bad_layer_types(self):
     with self.assertRaisesRegex(ValueError, 'layer_types.*wanted 1 of'):
       families.from_hf({

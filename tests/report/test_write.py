@@ -135,6 +135,13 @@ class FilesTest(cases.ReportTest):
     record['model'] |= {'kind': 'hub', 'name': 'org/model'}
     self.assertIn('\nbase_model: org/model\n---\n', write.model_card(record))
 
+  def test_the_card_names_no_path(self):
+    record = records.make()
+    record['model'] |= {'kind': 'directory', 'name': '/home/me/models/mine'}
+    card = write.model_card(record)
+    self.assertIn(' on mine, seed', card)
+    self.assertNotIn('/home', card)
+
   def test_the_command_renders_again(self):
     root, other = self.written(records.make()), self.written(records.bare())
     self.assertEqual(write.main(['write', str(root), str(other)]), 0)

@@ -9,6 +9,7 @@ from mansu_jax.models.families import family
 from mansu_jax.models.families import gguf_form
 from mansu_jax.models.families import mistral
 from mansu_jax.models.families import rope
+from mansu_jax.runtime import messages
 
 _QKV = 'model.layers.{}.self_attn.qkv_proj.weight'
 _GATE_UP = 'model.layers.{}.mlp.gate_up_proj.weight'
@@ -27,7 +28,12 @@ def _normalize(fields: family.Fields, where: str) -> family.Fields:
   if kinds & {'su', 'yarn', 'longrope'}:
     scaling.pop('type', None)
     scaling['rope_type'] = 'longrope'
-    scaling.setdefault(_TRAINED, fields.get(_TRAINED, 4096))
+    trained = fields.get(_TRAINED, scaling.get(_TRAINED, 4096))
+    if scaling.setdefault(_TRAINED, trained) != trained:
+      raise ValueError(
+          f'{where} gives {_TRAINED} as {messages.shorten(trained)} and, in'
+          f' {name}, {messages.shorten(scaling[_TRAINED])}; wanted one value.'
+          ' Correct either field.')
   return {**fields, name: scaling}
 
 
@@ -46,10 +52,10 @@ FAMILY = family.Family(
     optional={
         'bos_token_id': 1, 'eos_token_id': 32000, 'pad_token_id': 32000,
         'rms_norm_eps': 1e-5, 'max_position_embeddings': 4096, _TRAINED: 4096,
-        'sliding_window': None, 'layer_types': None},
+        'sliding_window': None},
     fixed={'attention_bias': False, 'mlp_bias': False, 'lm_head_bias': False,
            'full_attn_mod': 1},
-    kinds=mistral.FAMILY.kinds | {_TRAINED: (int,)},
+    kinds={'sliding_window': (int,), _TRAINED: (int,)},
     ignored=frozenset({
         'auto_map', 'embd_pdrop', 'interpolate_factor', 'resid_pdrop'}),
     read=mistral.FAMILY.read, write=_write, partly_rotary=True,

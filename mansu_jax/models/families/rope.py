@@ -79,6 +79,12 @@ def read(
     part = {name: value for name, value in (fields.get(source) or {}).items()
             if value is not None}
     unknown += [f'{source}.{name}' for name in sorted(part.keys() - KINDS)]
+    for name in part.keys() & scaling.keys():
+      if part[name] != scaling[name]:
+        raise ValueError(
+            f'{where} gives {name} as {messages.shorten(scaling[name])} in'
+            f' {SOURCES[0]} and {messages.shorten(part[name])} in {SOURCES[1]};'
+            ' wanted one value. Correct either field.')
     scaling |= part
   if unknown:
     names = messages.one_line(','.join(unknown))

@@ -37,6 +37,7 @@ from mansu_jax.runtime import processes
 
 _FORMAT = 'mansu_jax edit 1'
 _SIDES = ('before', 'after')
+_TYPES = 'I32', 'I64', 'U16', 'U32'  # Of positions and bits.
 
 
 class Edit(NamedTuple):
@@ -121,18 +122,21 @@ def read(path: str | pathlib.Path) -> Edit:
         ' Check the path.')
   with hf_files.open_file(path) as file:
     metadata, names = file.metadata() or {}, set(file.keys())
-    values = {name: file.get_tensor(name) for name in names}
-  dtype, sums = metadata.get('dtype'), _read_sums(metadata)
-  if metadata.get('format') != _FORMAT or sums is None or (
-      dtype not in hf_io.EXPORT_DTYPES):
-    raise ValueError(
-        f'{path} is no edit; wanted a file with the format {_FORMAT!r}, such as'
-        ' the edit.safetensors of a run. Check the path.')
+    dtype, sums = metadata.get('dtype'), _read_sums(metadata)
+    if metadata.get('format') != _FORMAT or sums is None or (
+        dtype not in hf_io.EXPORT_DTYPES):
+      raise ValueError(
+          f'{path} is no edit; wanted a file with the format {_FORMAT!r}, such'
+          ' as the edit.safetensors of a run. Check the path.')
+    values = {name: file.get_tensor(name) for name in names
+              if file.get_slice(name).get_dtype() in _TYPES}
   moved = {}
   bits = _bits(np.zeros((), hf_io.EXPORT_DTYPES[dtype])).dtype
   for name in sorted({n.rpartition('.')[0] for n in names}):
     index, change = (values.get(f'{name}.{part}') for part in ('index', 'bits'))
+    parts = {n for n in names if n.rpartition('.')[0] == name}
     fits = name in sums and index is not None and change is not None and (
+        len(parts) == 2) and (
         index.ndim == 1 and index.size and index.shape == change.shape
         and index.dtype.kind == 'i' and change.dtype == bits
         and np.all(np.diff(index) > 0) and index[0] >= 0)
@@ -147,7 +151,7 @@ def read(path: str | pathlib.Path) -> Edit:
 def _read_sums(metadata: Mapping[str, str]) -> dict[str, Any] | None:
   try:
     sums = json.loads(metadata.get('sha256', ''))
-  except ValueError:
+  except (ValueError, RecursionError):
     return None
   fits = isinstance(sums, dict) and all(
       isinstance(one, dict) and one.keys() == set(_SIDES)

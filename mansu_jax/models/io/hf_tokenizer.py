@@ -14,6 +14,7 @@ _FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 # Beside it.
 _OTHERS = ('merges.txt', 'tokenizer_config.json', 'special_tokens_map.json',
            'added_tokens.json', 'chat_template.jinja', 'chat_template.json')
+_TEMPLATES = 'additional_chat_templates'  # Folder of the named ones.
 _MOST_BYTES = 2**28
 _REMEDY = {
     True: 'Download them again.',
@@ -56,19 +57,21 @@ def is_in(path: pathlib.Path) -> bool:
 
 
 def read_files(path: pathlib.Path) -> dict[str, bytes]:
-  """The tokenizer files of a directory, by name.
+  """The tokenizer files of a directory, by their paths within it.
 
   Raises:
     ValueError: a file is over 256 MiB.
   """
   found = [path / name for name in (*_FILES, *_OTHERS)
            if (path / name).is_file()]
+  found += sorted((path / _TEMPLATES).glob('*.jinja'))
   for file in found:
     if (size := file.stat().st_size) > _MOST_BYTES:
       raise ValueError(
           f'{file} has {size} bytes; wanted a tokenizer file of at most'
           f' {_MOST_BYTES}. Remove it, or download it again.')
-  return {file.name: file.read_bytes() for file in found}
+  return {file.relative_to(path).as_posix(): file.read_bytes()
+          for file in found}
 
 
 def write(
@@ -86,6 +89,7 @@ def write(
     OSError: the disk is full, or the directory is not writable.
   """
   for name, content in files.items():
+    (path / name).parent.mkdir(exist_ok=True)
     (path / name).write_bytes(content)
   if tokenizer is not None and _FILES[0] not in files:
     _save(path, tokenizer)  # Its settings are those of the tokenizer.json.

@@ -47,8 +47,8 @@ _SHAPES = pathlib.Path(__file__).parents[1] / 'shapes'
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 _HUB_WEIGHTS = '*.safetensors'
 _HUB_OTHERS = ('*.json', '*.jinja', 'tokenizer.model', 'merges.txt')
-# Folders, and Mistral's second copy of the weights.
-_HUB_NOT = ('*/*', 'consolidated*')
+# Folders of other models, and Mistral's second copy of the weights.
+_HUB_NOT = ('*/*.json', '*/*.safetensors', 'consolidated*')
 # Key of the warning of transformers about long texts.
 _TOO_LONG = 'sequence-length-is-longer-than-the-specified-maximum'
 _HUB_TIMEOUT_S = 10.0

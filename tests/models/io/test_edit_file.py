@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
@@ -125,6 +126,11 @@ class EditFileTest(parameterized.TestCase):
       ('empty', lambda x, m: (x | {
           f'{_NAME}.{part}': x[f'{_NAME}.{part}'][:0]
           for part in ('index', 'bits')}, m), 'damaged'),
+      ('another_part', lambda x, m: (x | {
+          f'{_NAME}.note': x[f'{_NAME}.index']}, m), 'damaged'),
+      ('deep', lambda x, m: (x, m | {'sha256': '[' * 200_000}), 'is no edit'),
+      ('float8', lambda x, m: (x | {f'{_NAME}.bits': x[
+          f'{_NAME}.bits'].astype(ml_dtypes.float8_e4m3fn)}, m), 'damaged'),
       ('order', lambda x, m: (x | {
           f'{_NAME}.index': x[f'{_NAME}.index'][::-1].copy()}, m), 'damaged'),
       ('width', lambda x, m: (x | {

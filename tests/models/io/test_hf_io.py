@@ -102,6 +102,9 @@ class RoundTripTest(parameterized.TestCase):
     settings.write_text(json.dumps(
         json.loads(settings.read_text()) | {'add_bos_token': True}))
     (source / 'tokenizer.model').write_bytes(b'\0\1\2')
+    template = 'additional_chat_templates/tool_use.jinja'
+    (source / template).parent.mkdir()
+    (source / template).write_text('{{ tools }}')
     model = loading.load(source, ignore_fields=unknown)
     hf_io.write(root / 'export', model.config, model.params, model.tokenizer,
                 export_dtype='bfloat16', carried=model.carried)
@@ -112,7 +115,9 @@ class RoundTripTest(parameterized.TestCase):
     names = {file.name for file in source.iterdir()}
     self.assertContainsSubset({'tokenizer.json', 'tokenizer.model'}, names)
     self.assertEqual({f.name for f in (root / 'export').iterdir()}, names)
-    for name in names - {'config.json', 'model.safetensors'}:
+    names = names - {'config.json', 'model.safetensors',
+                     'additional_chat_templates'}
+    for name in (*names, template):
       self.assertEqual((root / 'export' / name).read_bytes(),
                        (source / name).read_bytes(), name)
     self.assertEqual(loading.load(root / 'export').config, model.config)
