@@ -27,6 +27,9 @@ _SEEDS = {  # Setting -> number of seeds.
             'washington')}, **{
         f'test/{name}': 1 for name in (
             'state_capital', 'us_city', 'city', 'homeland', 'opposite')}, **{
+        f'lab/{name}': 1 for name in (
+            'mansu', 'mansu_no_floor', 'graddiff', 'npo', 'simnpo', 'rmu',
+            'gold')}, **{
         f'premise/{name}': 1 for name in (
             'mansu_four', 'circuit', 'lora', 'graddiff_1e-6', 'graddiff_1e-5',
             'graddiff_1e-4', 'graddiff_bfloat16_1e-5', 'graddiff_bfloat16_1e-4',

@@ -9,6 +9,7 @@ import re
 from experiments.tables import ablations
 from experiments.tables import controls
 from experiments.tables import guides
+from experiments.tables import lab
 from experiments.tables import pooled
 from experiments.tables import premise
 from experiments.tables import quickstart
@@ -23,7 +24,7 @@ TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
     'retain_only': controls.retain_only, 'attacks': controls.attacks,
     'test': pooled.test, 'ablations': ablations.ablations,
     'former_test': pooled.former_test,
-    'families': guides.families,
+    'lab': lab.lab, 'families': guides.families,
     'stability': guides.stability, 'plans': guides.plans,
     'deployment': guides.deployment}
 _BLOCK = re.compile(
