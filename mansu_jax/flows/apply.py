@@ -11,6 +11,7 @@ from mansu_jax.config import run as run_config
 from mansu_jax.models.io import edit_file
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
+from mansu_jax.report import words
 from mansu_jax.runtime import clock as clock_lib
 from mansu_jax.runtime import files
 from mansu_jax.runtime import processes
@@ -66,9 +67,7 @@ def _card(
     edit: edit_file.Edit, sha256: str, source: dict[str, str], reverse: bool
 ) -> str:
   """The model card: of what model and edit the model is made."""
-  name, kind = source['name'], source['kind']
-  if kind in ('directory', 'gguf'):  # Its path is of this machine alone.
-    name = pathlib.Path(name).resolve().name
+  name, kind = words.model_name(source), source['kind']
   moved = sum(index.size for index, _ in edit.moved.values())
   what = 'taken out of' if reverse else 'made in'
   lines = ['---', 'tags:', '- mansu',

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
+import pathlib
 from typing import Any
 
 MISSING = 'not measured'
@@ -113,3 +114,15 @@ def listing(items: Sequence[str]) -> str:
 def count(number_of: int, singular: str) -> str:
   """`1 question`, `2 questions`."""
   return f'{number_of:,} {singular}{"" if number_of == 1 else "s"}'
+
+
+def model_name(source: Mapping[str, Any]) -> str:
+  """Name of a model for others: a path is of this machine alone.
+
+  Args:
+    source: of the model, with `name` and perhaps `kind`.
+  """
+  name = source['name']
+  if source.get('kind') in ('directory', 'gguf'):
+    return pathlib.Path(name).resolve().name
+  return name

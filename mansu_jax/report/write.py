@@ -81,9 +81,9 @@ def model_card(record: Record) -> str:
     record: Of an unlearning run, in its JSON form.
   """
   record = former_keys.rename(record)
-  name, kind = (record['model'].get(key, '') for key in ('name', 'kind'))
-  if kind in ('directory', 'gguf'):  # Its path is of this machine alone.
-    record |= {'model': record['model'] | {'name': pathlib.Path(name).name}}
+  if 'name' in record['model']:
+    record |= {'model': record['model'] | {
+        'name': words.model_name(record['model'])}}
   sections = [  # The plots are not beside the card.
       document.Section(title, tuple(
           block for block in blocks if not isinstance(block, document.Plots)))
