@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -192,35 +193,60 @@ def questions(split: str, items: Sequence[Item]) -> list[Any]:
 
 
 class _Measure:
-  """Asks models of one shape all questions; compiles once."""
+  """Asks models of one shape all questions; compiles once.
 
-  def __init__(
-      self, items: dict[str, list[Item]], model: loading.LoadedModel):
-    self._items = [item for some in items.values() for item in some]
+  What a model answers is kept in the folder, by the bytes of its files.
+  """
+
+  def __init__(self, out: pathlib.Path):
+    self._out, self._source = out, out / 'items.json'
+    items = json.loads(self._source.read_text('utf-8'))
+    self._items = [Item(**one) for some in items.values() for one in some]
     ends = np.cumsum([0, *map(len, items.values())])
     self._slices = {split: slice(*ends[i:i + 2])
                     for i, split in enumerate(items)}
-    questions = [questions_lib.of_line(item.line(
-        'near', item.prompt, (item.answer, *item.wrong)))
-                 for item in self._items]
-    self._tokenizer, self._stops = model.tokenizer, model.end_tokens
-    self._lengths = np.array([
-        [len(choice) for choice in one.choices]
-        for one in tokenization.encode_questions(questions, model.tokenizer)])
-    self._score = simulator.Simulator(model, questions)
-    self._generator = generating.make(model.config)
 
-  def __call__(self, params: types.Params) -> dict[str, tofu.Answers]:
-    """Answers by split."""
-    loss = -self._score(params).logprob / self._lengths
-    said = generation.complete(
-        self._generator, params, [item.prompt for item in self._items],
-        self._tokenizer, max_new_tokens=_LONGEST, stop_ids=self._stops)
-    rouge = _rouge([item.answer for item in self._items], said)
+  @functools.cached_property
+  def _compiled(self) -> tuple[loading.LoadedModel, Any, Any, np.ndarray]:
+    model = loading.load(str(self._out / 'gold'))
+    asked = [questions_lib.of_line(item.line(
+        'near', item.prompt, (item.answer, *item.wrong)))
+             for item in self._items]
+    lengths = [[len(choice) for choice in one.choices]
+               for one in tokenization.encode_questions(asked, model.tokenizer)]
+    return (model, simulator.Simulator(model, asked),
+            generating.make(model.config), np.array(lengths))
+
+  def __call__(
+      self, path: pathlib.Path, precision: str) -> dict[str, tofu.Answers]:
+    """Answers by split of a model's directory, or of a workdir."""
+    own = path / 'model'
+    model = str(own if own.is_dir() else path)
+    digest = loading.sha256([self._source, *loading.find(model).files])
+    known = self._out / 'answers' / f'{digest[:16]}_{precision}.json'
+    if not known.exists():
+      known.parent.mkdir(exist_ok=True)
+      files.write_json(known, self._ask(model, precision))
+    found = {name: np.array(values) for name, values in json.loads(
+        known.read_text('utf-8')).items()}
+    # The right answer stands for its paraphrase.
     return {split: tofu.Answers(
-        loss=loss[own, 0], paraphrased_loss=loss[own, 0],
-        wrong_loss=loss[own, 1:], rouge=rouge[own])
+        loss=found['loss'][own, 0], paraphrased_loss=found['loss'][own, 0],
+        wrong_loss=found['loss'][own, 1:], rouge=found['rouge'][own])
             for split, own in self._slices.items()}
+
+  def _ask(self, path: str, precision: str) -> dict[str, Any]:
+    model, score, generator, lengths = self._compiled
+    params = loading.load(path).params
+    if precision != 'fp':
+      params = quant.fake_quantize(
+          params, precision, layout_lib.block_layout(model.config))
+    said = generation.complete(
+        generator, params, [item.prompt for item in self._items],
+        model.tokenizer, max_new_tokens=_LONGEST, stop_ids=model.end_tokens)
+    return {
+        'loss': (-score(params).logprob / lengths).tolist(),
+        'rouge': _rouge([item.answer for item in self._items], said).tolist()}
 
 
 def _rouge(answers: Sequence[str], said: Sequence[str]) -> np.ndarray:
@@ -254,20 +280,14 @@ def measure(
     out: folder of `make`.
     paths: directories of models, or workdirs.
   """
-  items = {split: [Item(**one) for one in some] for split, some in json.loads(
-      (out / 'items.json').read_text('utf-8')).items()}
-  base = loading.load(str(out / 'gold'))
-  ask, layout = _Measure(items, base), layout_lib.block_layout(base.config)
-  gold, figures = ask(base.params), {}
+  ask, figures = _Measure(out), {}
+  gold = ask(out / 'gold', 'fp')
   print('| model | | forget p | KS | utility | forget: probability | ROUGE-L |'
         ' truth ratio |\n|---|---|---|---|---|---|---|---|')
   for path in [out / 'gold', *paths]:
-    name, own = path.name, path / 'model'
-    params = loading.load(str(own if own.is_dir() else path)).params
+    name = path.name
     for precision in ('fp', 'nf4'):
-      found = ask(params if precision == 'fp' else quant.fake_quantize(
-          params, precision, layout))
-      one = _figures(found, gold)
+      one = _figures(ask(path, precision), gold)
       figures.setdefault(name, {})[precision] = one
       print(f'| {name} | {precision} | {one["forget_p"]:.2g} |'
             f' {one["forget_ks"]:.3f} | {one["utility"]:.3f} |'

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
@@ -78,6 +79,9 @@ class TofuTest(absltest.TestCase):
     with contextlib.redirect_stdout(printed):
       found = tofu.measure(out, [out / 'full'])
     self.assertLen(printed.getvalue().splitlines(), 6)
+    with mock.patch.object(tofu.generation, 'complete') as asked:
+      self.assertEqual(tofu.measure(out, [out / 'full']), found)
+    asked.assert_not_called()  # Answers are kept.
     gold, full = (found[name]['fp'] for name in ('gold', 'full'))
     self.assertEqual((gold['forget_p'], gold['forget_ks']), (1, 0))
     self.assertLess(full['forget_p'], 0.01)
