@@ -14,10 +14,11 @@ format of docs/data.md, for runs that forget.
   python -m experiments.tofu measure runs/tofu MODEL... [--record=FILE]
 
 prints the benchmark's measures of models, in full precision and NF4: forget
-quality against gold (in full precision), and utility. It needs the extra
-`tofu`. The folder has neither paraphrases nor wrong answers. So the right
-answer stands for its paraphrase; a wrong answer to a forget question has the
-entity of another question, and one to any other is the answer to another.
+quality against gold (in full precision), and utility. Answers are kept in
+`runs/tofu/answers`, so that a model is asked once. It needs the extra `tofu`.
+The folder has neither paraphrases nor wrong answers. So the right answer stands
+for its paraphrase; a wrong answer to a forget question has the entity of
+another question, and one to any other is the answer to another.
 """
 
 from __future__ import annotations

@@ -125,6 +125,30 @@ def measured(found: stored.Record) -> str:
                       f' {environment["bitsandbytes"]}.')
 
 
+def tofu(results: pathlib.Path) -> str:
+  """Models of the TOFU benchmark; of `tofu.json`, see `benchmarked`."""
+  return _of_file(results / 'tofu.json', benchmarked)
+
+
+def benchmarked(found: stored.Record) -> str:
+  """Measures of the TOFU benchmark; a row per model and precision.
+
+  Args:
+    found: what `experiments.tofu measure` writes.
+  """
+  rows = [(
+      f'{name}, {cells.precision(p)}', f'{one["forget_p"]:.1e}', *(
+          cells.number(one[key]) for key in (
+              'forget_ks', 'forget_truth_ratio', 'utility',
+              'forget_probability', 'retain_probability', 'forget_rouge',
+              'retain_rouge'))) for name, by_precision in found['models'].items()
+          for p, one in by_precision.items()]
+  return cells.blocks(cells.table(
+      ('model', 'forget quality, p', 'KS', 'forget truth ratio', 'utility',
+       'probability, to forget', 'to keep', 'ROUGE-L, to forget', 'to keep'),
+      rows), f'Code: {found["environment"]["commit"][:7]}.')
+
+
 def deployment(results: pathlib.Path) -> str:
   """Answers of a model in use; of `deployment.json`, see `deployed`."""
   return _of_file(results / 'deployment.json', deployed)

@@ -26,7 +26,7 @@ TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
     'former_test': pooled.former_test,
     'lab': lab.lab, 'families': guides.families,
     'stability': guides.stability, 'plans': guides.plans,
-    'deployment': guides.deployment}
+    'tofu': guides.tofu, 'deployment': guides.deployment}
 _BLOCK = re.compile(
     r'^<!-- table: (\w+) -->\n(.*?)^<!-- end -->$', re.DOTALL | re.MULTILINE)
 

@@ -380,8 +380,19 @@ class GuidesTest(runs.TestCase):
         rows['q8_0'], [*shared, '0', *['-0.004 [-0.011, +0.002]'] * 2])
     self.assertIn('Code: 0123456; jax 0.10.2.', text)
 
+  def test_tofu(self):
+    names = ('forget_p', 'forget_ks', 'forget_truth_ratio', 'utility',
+             'forget_probability', 'retain_probability', 'forget_rouge',
+             'retain_rouge')
+    text = guides.benchmarked({
+        'environment': {'commit': '0123456789'}, 'models': {'full': {
+            'nf4': {name: 0.1 * i for i, name in enumerate(names)}}}})
+    self.assertEqual(_rows(text)['full, NF4'], [
+        '0.0e+00', *(f'{0.1 * i:.2f}' for i in range(1, 8))])
+    self.assertIn('Code: 0123456.', text)
+
   def test_a_guide_without_its_file_has_no_table(self):
-    for table in (guides.plans, guides.deployment):
+    for table in (guides.plans, guides.tofu, guides.deployment):
       self.assertEqual(table(self.results), cells.NOTHING)
 
 
