@@ -24,6 +24,7 @@ another question, and one to any other is the answer to another.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -58,6 +59,7 @@ SPLITS = {'forget': 'forget10', 'retain': 'retain',
 _FORM = 'Question: {}\nAnswer:'
 _ROW, _BATCH = 256, 8  # Tokens of a row, rows of a step.
 _WRONG = 3  # Wrong answers to a question.
+_PRECISIONS = 'fp', 'nf4'  # The first is that of gold.
 _LONGEST = 64  # Tokens of an answer that the model writes.
 
 
@@ -219,26 +221,35 @@ class _Measure:
             generating.make(model.config), np.array(lengths))
 
   def __call__(
-      self, path: pathlib.Path, precision: str) -> dict[str, tofu.Answers]:
-    """Answers by split of a model's directory, or of a workdir."""
-    own = path / 'model'
-    model = str(own if own.is_dir() else path)
-    digest = loading.sha256([self._source, *loading.find(model).files])
-    known = self._out / 'answers' / f'{digest[:16]}_{precision}.json'
-    if not known.exists():
-      known.parent.mkdir(exist_ok=True)
-      files.write_json(known, self._ask(model, precision))
-    found = {name: np.array(values) for name, values in json.loads(
-        known.read_text('utf-8')).items()}
-    # The right answer stands for its paraphrase.
-    return {split: tofu.Answers(
-        loss=found['loss'][own, 0], paraphrased_loss=found['loss'][own, 0],
-        wrong_loss=found['loss'][own, 1:], rouge=found['rouge'][own])
-            for split, own in self._slices.items()}
+      self, path: pathlib.Path
+  ) -> Iterator[tuple[str, str, dict[str, tofu.Answers]]]:
+    """Yields what a model says at each precision.
 
-  def _ask(self, path: str, precision: str) -> dict[str, Any]:
+    Args:
+      path: a model's directory, or a workdir.
+
+    Yields:
+      The precision, the commit of the code that asked, and answers by split.
+    """
+    exported = path / 'model'
+    model = str(exported if exported.is_dir() else path)
+    digest = loading.sha256([self._source, *loading.find(model).files])[:16]
+    load = functools.cache(lambda: loading.load(model).params)
+    for precision in _PRECISIONS:
+      known = self._out / 'answers' / f'{digest}_{precision}.json'
+      if not known.exists():
+        known.parent.mkdir(exist_ok=True)
+        files.write_json(known, self._ask(load(), precision))
+      found = json.loads(known.read_text('utf-8'))
+      loss, rouge = np.array(found['loss']), np.array(found['rouge'])
+      # The right answer stands for its paraphrase.
+      yield precision, found['commit'], {split: tofu.Answers(
+          loss=loss[own, 0], paraphrased_loss=loss[own, 0],
+          wrong_loss=loss[own, 1:], rouge=rouge[own])
+                                         for split, own in self._slices.items()}
+
+  def _ask(self, params: types.Params, precision: str) -> dict[str, Any]:
     model, score, generator, lengths = self._compiled
-    params = loading.load(path).params
     if precision != 'fp':
       params = quant.fake_quantize(
           params, precision, layout_lib.block_layout(model.config))
@@ -246,6 +257,7 @@ class _Measure:
         generator, params, [item.prompt for item in self._items],
         model.tokenizer, max_new_tokens=_LONGEST, stop_ids=model.end_tokens)
     return {
+        'commit': environment.commit(),
         'loss': (-score(params).logprob / lengths).tolist(),
         'rouge': _rouge([item.answer for item in self._items], said).tolist()}
 
@@ -274,22 +286,30 @@ def _figures(
 
 def measure(
     out: pathlib.Path, paths: Sequence[pathlib.Path]
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, dict[str, Any]]]:
   """Figures by model and precision; prints each as it is found.
 
   Args:
     out: folder of `make`.
     paths: directories of models, or workdirs.
+
+  Raises:
+    ValueError: two have the same name.
   """
-  ask, figures = _Measure(out), {}
-  gold = ask(out / 'gold', 'fp')
+  paths = [out / 'gold', *paths]
+  names = [path.name for path in paths]
+  if len(set(names)) < len(names):
+    raise ValueError(
+        f'The models have the names {names}; wanted different ones, since the'
+        ' table tells models by name. Rename a folder.')
+  ask, figures, gold = _Measure(out), {}, None
   print('| model | | forget p | KS | utility | forget: probability | ROUGE-L |'
         ' truth ratio |\n|---|---|---|---|---|---|---|---|')
-  for path in [out / 'gold', *paths]:
-    name = path.name
-    for precision in ('fp', 'nf4'):
-      one = _figures(ask(path, precision), gold)
-      figures.setdefault(name, {})[precision] = one
+  for name, path in zip(names, paths):
+    for precision, commit, found in ask(path):
+      gold = gold or found  # In full precision.
+      one = _figures(found, gold)
+      figures.setdefault(name, {})[precision] = one | {'commit': commit}
       print(f'| {name} | {precision} | {one["forget_p"]:.2g} |'
             f' {one["forget_ks"]:.3f} | {one["utility"]:.3f} |'
             f' {one["forget_probability"]:.3f} | {one["forget_rouge"]:.3f} |'

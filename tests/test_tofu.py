@@ -82,6 +82,8 @@ class TofuTest(absltest.TestCase):
     with mock.patch.object(tofu.generation, 'complete') as asked:
       self.assertEqual(tofu.measure(out, [out / 'full']), found)
     asked.assert_not_called()  # Answers are kept.
+    with self.assertRaisesRegex(ValueError, r"names \['gold', 'gold'\]"):
+      tofu.measure(out, [self.root / 'gold'])
     gold, full = (found[name]['fp'] for name in ('gold', 'full'))
     self.assertEqual((gold['forget_p'], gold['forget_ks']), (1, 0))
     self.assertLess(full['forget_p'], 0.01)

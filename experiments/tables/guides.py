@@ -141,12 +141,18 @@ def benchmarked(found: stored.Record) -> str:
           cells.number(one[key]) for key in (
               'forget_ks', 'forget_truth_ratio', 'utility',
               'forget_probability', 'retain_probability', 'forget_rouge',
-              'retain_rouge'))) for name, by_precision in found['models'].items()
+              'retain_rouge')))
+          for name, by_precision in found['models'].items()
           for p, one in by_precision.items()]
+  commit = found['environment']['commit']
+  asked_by = {one.get('commit') or commit for by_precision in found[
+      'models'].values() for one in by_precision.values()}
+  earlier = sorted(one[:7] for one in asked_by - {commit})
+  asked = f'; asked in part by {words.listing(earlier)}' if earlier else ''
   return cells.blocks(cells.table(
       ('model', 'forget quality, p', 'KS', 'forget truth ratio', 'utility',
        'probability, to forget', 'to keep', 'ROUGE-L, to forget', 'to keep'),
-      rows), f'Code: {found["environment"]["commit"][:7]}.')
+      rows), f'Code: {commit[:7]}{asked}.')
 
 
 def deployment(results: pathlib.Path) -> str:

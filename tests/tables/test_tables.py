@@ -381,15 +381,15 @@ class GuidesTest(runs.TestCase):
     self.assertIn('Code: 0123456; jax 0.10.2.', text)
 
   def test_tofu(self):
-    names = ('forget_p', 'forget_ks', 'forget_truth_ratio', 'utility',
-             'forget_probability', 'retain_probability', 'forget_rouge',
-             'retain_rouge')
-    text = guides.benchmarked({
-        'environment': {'commit': '0123456789'}, 'models': {'full': {
-            'nf4': {name: 0.1 * i for i, name in enumerate(names)}}}})
-    self.assertEqual(_rows(text)['full, NF4'], [
-        '0.0e+00', *(f'{0.1 * i:.2f}' for i in range(1, 8))])
-    self.assertIn('Code: 0123456.', text)
+    figures = {name: 0.1 * i for i, name in enumerate((
+        'forget_p', 'forget_ks', 'forget_truth_ratio', 'utility', *(
+            f'{split}_{name}' for name in ('probability', 'rouge')
+            for split in ('forget', 'retain'))))}
+    text = guides.benchmarked({'environment': {'commit': '0123456'}, 'models': {
+        'x': {'nf4': figures | {'commit': '98765432'}}}})
+    self.assertEqual(_rows(text)['x, NF4'],
+                     ['0.0e+00', *(f'{0.1 * i:.2f}' for i in range(1, 8))])
+    self.assertIn('Code: 0123456; asked in part by 9876543.', text)
 
   def test_a_guide_without_its_file_has_no_table(self):
     for table in (guides.plans, guides.tofu, guides.deployment):
