@@ -102,6 +102,16 @@ class GuessTest(absltest.TestCase):
         jnp.tile(self.logits[:1], (6, 1)), tokens, np.zeros(6, np.int32))
     np.testing.assert_allclose(own, guess, rtol=1e-6)
 
+  def test_what_an_answer_loses_other_prompts_gain(self):
+    # Prompt 0 says 0.7 and prompt 1 says 0.2 of answer 0. Both say 0.1 of
+    # answer 1, so that it has no excess.
+    p = np.float32([[0.7, 0.1, 0.2], [0.2, 0.1, 0.7]])
+    gradient = jax.grad(lambda logits: prior.guess_excess(
+        logits, np.int32([0, 1]), np.int32([0, 0])).sum())(jnp.log(p))
+    over = np.log(0.7 / 0.2)  # In nats.
+    want = over * (np.eye(3)[0] - p) * [[1], [-1]]
+    np.testing.assert_allclose(gradient, want, rtol=1e-5)
+
 
 class TokenTest(absltest.TestCase):
 

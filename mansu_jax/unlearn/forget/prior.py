@@ -57,6 +57,28 @@ def guess_nll(
   return jnp.diagonal(nll), jnp.where(count > 0, guess, -1e9)
 
 
+def guess_excess(
+    logits: types.Array, tokens: types.Array, relation: types.Array, *,
+    margin: types.Array | float = 0.0) -> types.Array:
+  """Excess of an answer over what the model gives it after other prompts.
+
+  Its gradient lowers the answer after its own prompt and raises it after the
+  others. Were the others fixed, as in a teacher, each answer would follow the
+  fall of the rest without end.
+
+  Args:
+    logits: [B, V] at the end of each prompt.
+    tokens: [B] int32, first token of each answer.
+    relation: [B] int32, relation of each prompt.
+    margin: nats below the others' mean at which the loss ends.
+
+  Returns:
+    [B]; 0 where no other prompt of the relation has another answer.
+  """
+  own, guess = guess_nll(logits, tokens, relation)
+  return excess(own, guess, margin=margin)
+
+
 def _loss(options: run_config.UnlearnConfig, step: term.Step) -> types.Array:
   prior, targets = step.batch.prior, step.batch.forget
   total = excess(step.nll, prior.nll).mean()
@@ -64,10 +86,9 @@ def _loss(options: run_config.UnlearnConfig, step: term.Step) -> types.Array:
     margin = step.batch.guess_margin
     if margin is None:
       margin = options.guess_margin
-    own, guess = guess_nll(
-        step.at_prompt_end, targets.labels[targets.first], prior.relation)
-    total += options.guess_weight * excess(
-        own, jax.lax.stop_gradient(guess), margin=margin).mean()
+    total += options.guess_weight * guess_excess(
+        step.at_prompt_end, targets.labels[targets.first], prior.relation,
+        margin=margin).mean()
   if options.marginal_weight:
     total += options.marginal_weight * losses.token_kl(
         step.base(prior.states), step.at_prompt_end[:, None]).mean()
