@@ -121,7 +121,7 @@ class ReadmeTest(absltest.TestCase):
           self.assertLess(known[reading]['unlearned'][p]['value'], 0.05)
 
   def test_the_test_sets_are_of_the_stored_runs(self):
-    found = pooled.find(_RESULTS)
+    found = pooled.find(_RESULTS, pooled.FORMER_DEFAULTS)
     runs = pooled.Runs(found)
     self.assertLen(found, 5)
     self.assertEqual(runs.seeds, [0])

@@ -23,6 +23,7 @@ TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
     'premise': premise.premise, 'controls': controls.controls,
     'retain_only': controls.retain_only, 'attacks': controls.attacks,
     'test': pooled.test, 'ablations': ablations.ablations,
+    'former_defaults_test': pooled.former_defaults_test,
     'former_test': pooled.former_test,
     'lab': lab.lab, 'families': guides.families,
     'stability': guides.stability, 'plans': guides.plans,

@@ -17,6 +17,10 @@ from mansu_jax.report.sections import properties
 from mansu_jax.statistics import seeds
 
 _RELATIONS = {
+    'region': 'regions', 'emblem': 'customs and symbols',
+    'synonym': 'synonyms', 'tool': 'tools'}
+# Forgotten by the recipe of `former_defaults.flags`.
+FORMER_DEFAULTS = {
     'state_capital': 'state capitals', 'us_city': 'American cities',
     'city': 'cities', 'homeland': 'homelands', 'opposite': 'opposites'}
 # Forgotten by the recipe of `former.flags`.
@@ -83,6 +87,11 @@ class Runs:
 def test(results: pathlib.Path) -> str:
   """All relations and seeds together, each set, and the verdicts."""
   return _tables(find(results))
+
+
+def former_defaults_test(results: pathlib.Path) -> str:
+  """The same of the defaults before these, on their own relations."""
+  return _tables(find(results, FORMER_DEFAULTS))
 
 
 def former_test(results: pathlib.Path) -> str:

@@ -189,21 +189,21 @@ class ControlsTest(runs.TestCase):
 class PooledTest(runs.TestCase):
 
   def test_facts_of_all_relations_and_seeds(self):
-    for relation in ('city', 'homeland'):
+    for relation in ('region', 'emblem'):
       for seed in (0, 1):
         self.save(f'test/{relation}', seed, relation)
-    self.save('test/city', 2, 'city')
+    self.save('test/region', 2, 'region')
     text = pooled.test(self.results)
-    self.assertIn('Pooled over cities, homelands; seeds 0, 1.', text)
+    self.assertIn('Pooled over regions, customs and symbols; seeds 0, 1.', text)
     rows = _rows(text)
     self.assertEqual(rows['unseen choices'][:2], ['60', '240'])
     self.assertEqual(rows['accuracy drop on held-out facts, fp'][:2],
                      ['30', '120'])  # Facts that both relations keep.
     self.assertEqual(
-        _rows(pooled.by_relation(pooled.find(self.results)))['cities'][0], '3')
+        _rows(pooled.by_relation(pooled.find(self.results)))['regions'][0], '3')
     values, shares = [], []
     for seed in (0, 1):
-      lines = runs.answers('city', seed) + runs.answers('homeland', seed)
+      lines = runs.answers('region', seed) + runs.answers('emblem', seed)
       lines = [line for line in lines if line['split'] == 'forget_unseen']
       asked = stored.columns(lines, 'fp')
       values.append(forgetting.known_share(
@@ -211,7 +211,7 @@ class PooledTest(runs.TestCase):
       shares.append(asked.right[:, 1].mean())
     guessed = np.mean([
         stored.ignorance(line, 'unlearned', 'fp') for seed in (0, 1)
-        for relation in ('city', 'homeland')
+        for relation in ('region', 'emblem')
         for line in runs.answers(relation, seed)
         if line['split'] == 'forget_unseen'])
     self.assertEqual(rows['unseen choices'][6], f'{guessed:.2f}')
@@ -227,8 +227,8 @@ class PooledTest(runs.TestCase):
             [['choice', 'fp']] if seed else [])]
         for reading, entry in record['forgetting'].items():
           entry['avoided'] = {'nf4': {}} if reading == 'choice_unseen' else {}
-      self.save('test/city', seed, 'city', change)
-    row = _rows(pooled.by_reading(pooled.find(self.results)))['cities']
+      self.save('test/region', seed, 'region', change)
+    row = _rows(pooled.by_reading(pooled.find(self.results)))['regions']
     self.assertEqual(row[-2:], [
         'unseen choices NF4 (2)', 'reversed NF4 (2), usual choices fp (1)'])
 
@@ -243,14 +243,14 @@ class PooledTest(runs.TestCase):
     for seed, value in ((0, 0.3), (1, 0.5)):
       def change(record, value=value):
         record['structure']['hidden_share']['fp']['value'] = value
-      self.save('test/city', seed, 'city', change)
-    row = _rows(pooled.structure({'cities': stored.find(
-        self.results, 'test/city')}))['cities']
+      self.save('test/region', seed, 'region', change)
+    row = _rows(pooled.structure({'regions': stored.find(
+        self.results, 'test/region')}))['regions']
     self.assertEqual(row[:2], ['2', '0.40 (0.30 to 0.50)'])
     self.assertEqual(row[3], '0 of 2')  # A gate of these is not measured.
     self.assertEqual(row[4], '+0.32 (+0.32 to +0.32)')
     text = pooled.verdicts(pooled.find(self.results))
-    self.assertEqual(_rows(text)['cities'][3], 'failed, failed')
+    self.assertEqual(_rows(text)['regions'][3], 'failed, failed')
 
 
 class AblationsTest(runs.TestCase):
@@ -266,13 +266,13 @@ class AblationsTest(runs.TestCase):
       out.write('\n'.join(map(json.dumps, lines)))
 
   def test_arms_have_the_relations_and_seeds_of_all(self):
-    for relation in ('city', 'homeland'):
+    for relation in ('region', 'emblem'):
       for seed in (0, 1):
         self._arm('test', relation, seed, False)
-    self._arm('ablations/floor_none', 'city', 0, True)
-    self._arm('ablations/floor_none', 'city', 2, True)
+    self._arm('ablations/floor_none', 'region', 0, True)
+    self._arm('ablations/floor_none', 'region', 2, True)
     text = ablations.ablations(self.results)
-    self.assertIn('Pooled over cities; seeds 0.', text)
+    self.assertIn('Pooled over regions; seeds 0.', text)
     rows = re.findall(r'^\| no floor \|(.*)\|$', text, re.MULTILINE)
     measured, differences = [
         [cell.strip() for cell in row.split('|')] for row in rows]
@@ -283,10 +283,10 @@ class AblationsTest(runs.TestCase):
     self.assertStartsWith(differences[2], '+0.000 [-0.1')
 
   def test_an_arm_asked_other_questions_is_refused(self):
-    self._arm('test', 'city', 0, False)
-    other = runs.answers('city', 0, facts=20)
-    self._arm('ablations/loop_off', 'city', 0, False)
-    path = self.results / 'ablations/loop_off/city/s0/answers.jsonl.gz'
+    self._arm('test', 'region', 0, False)
+    other = runs.answers('region', 0, facts=20)
+    self._arm('ablations/loop_off', 'region', 0, False)
+    path = self.results / 'ablations/loop_off/region/s0/answers.jsonl.gz'
     with gzip.open(path, 'wt') as out:
       out.write('\n'.join(map(json.dumps, other)))
     with self.assertRaisesRegex(ValueError, 'wanted the same'):
@@ -300,7 +300,7 @@ class AblationsTest(runs.TestCase):
     parts = lambda path: {
         name: value for name, value in dataclasses.asdict(
             flags_lib.from_flagfile(
-                str(folder / 'test/city.flags'), f'--flagfile={path}')).items()}
+                str(folder / 'test/region.flags'), f'--flagfile={path}')).items()}
     default = parts(common)
     for name, path in arms.items():
       changed = parts(path)
