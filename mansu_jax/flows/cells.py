@@ -1,8 +1,9 @@
 """The runs of a comparison or a search: each is an ordinary run.
 
 Each has a workdir of its own within that of the whole, so that a stopped
-comparison resumes, and finished cells are read. Peak memory in the record of a
-cell is that of the whole so far.
+comparison resumes, and finished cells are read. What follows from the base
+alone, such as its answers, is computed once for all cells of a seed. Peak memory
+in the record of a cell is that of the whole so far.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import hashlib
 import json
 import logging
 import pathlib
@@ -27,6 +29,7 @@ from mansu_jax.config import mode_checks
 from mansu_jax.config import run as run_config
 from mansu_jax.flows import unlearn
 from mansu_jax.models.io import loading
+from mansu_jax.runtime import environment
 from mansu_jax.runtime import files
 from mansu_jax.runtime import processes
 from mansu_jax.runtime import workdir
@@ -36,7 +39,7 @@ from mansu_jax.unlearn import loop
 _DIVERGED = 'diverged.json'
 # What all cells share, so that their figures compare.
 _SHARED = ('model', 'data', 'eval', 'quant_schemes', 'export_dtype')
-
+_BASE = 'base'  # Folder of what follows from these, and the seed, alone.
 
 # Of the cache of compiled programs: reading the smallest beats compiling it.
 _KEEP_ALL = {'jax_persistent_cache_min_compile_time_secs': 0.0,
@@ -44,10 +47,17 @@ _KEEP_ALL = {'jax_persistent_cache_min_compile_time_secs': 0.0,
 
 
 class Cell(NamedTuple):
-  """A run within a comparison or a search."""
+  """A run within a comparison or a search.
+
+  Attributes:
+    name: of its method or trial.
+    config: its own.
+    whole: the workdir of the whole.
+  """
 
   name: str
   config: run_config.RunConfig
+  whole: pathlib.Path
 
   @property
   def root(self) -> pathlib.Path:
@@ -90,7 +100,7 @@ def make(
       made, seed=seed, resume=config.resume,
       workdir=str(pathlib.Path(config.workdir) / folder))
   mode_checks.check_unread_flags(made)
-  return Cell(name, made)
+  return Cell(name, made, pathlib.Path(config.workdir))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +130,22 @@ def check(cells: Sequence[Cell]) -> Checked:
   return Checked(cells, {
       cell: checks.read(cell.config).hashes | {'model': model}
       for cell in cells})
+
+
+def _of_base(cell: Cell, hashes: Mapping[str, str]) -> pathlib.Path:
+  """The folder of what follows from the base alone: the same, if all else is.
+
+  Args:
+    cell: a cell.
+    hashes: `{name: SHA-256}` of the files that it reads.
+  """
+  shared = dataclasses.replace(run_config.RunConfig(), **{
+      name: getattr(cell.config, name)
+      for name in ('seed', 'model_ignore_fields', *_SHARED)})
+  identity = json.dumps(
+      [flags_lib.to_flagfile(shared), dict(hashes), environment.describe()],
+      sort_keys=True)
+  return cell.whole / _BASE / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -178,7 +204,8 @@ def record(
     if error := processes.broadcast_from_primary(earlier):
       raise loop.DivergedError(error)
     try:
-      unlearn.run(cell.config)
+      unlearn.run(cell.config, shared=processes.broadcast_from_primary(
+          lambda: _of_base(cell, hashes)))
     except loop.DivergedError as error:
       processes.broadcast_from_primary(functools.partial(
           files.write_json, note, identity | {'error': str(error)}))

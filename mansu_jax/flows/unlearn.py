@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -36,11 +37,15 @@ from mansu_jax.stages.train import unlearning
 
 @sharding.on_mesh
 @workdir.locked
-def run(config: run_config.RunConfig) -> dict[str, Any]:
+def run(
+    config: run_config.RunConfig, *, shared: pathlib.Path | None = None
+) -> dict[str, Any]:
   """Runs a job and writes its workdir; resumes a stopped one.
 
   Args:
     config: see `config.flags` for the command line.
+    shared: folder of what follows from the base alone, for runs that share it;
+      None: the run's own.
 
   Returns:
     The record, as in `record.json`.
@@ -74,7 +79,7 @@ def run(config: run_config.RunConfig) -> dict[str, Any]:
     clock.trace_to(root / 'profile')
   settings = circuit_settings.Settings.from_run(config)
   with checkpoints.StageCache(
-      root / 'checkpoints', resume=config.resume) as cache:
+      root / 'checkpoints', resume=config.resume, shared=shared) as cache:
     if answer_layers.is_needed(config):
       with clock.stage('mover layer'):
         settings = settings.with_layers(answer_layers.find(

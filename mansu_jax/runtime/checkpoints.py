@@ -35,14 +35,16 @@ class NoCache:
 
   def get_or_compute(
       self, name: str, make: Callable[[], types.PyTree], *,
-      replaces: str | None = None) -> types.PyTree:
+      replaces: str | None = None, of_base: bool = False) -> types.PyTree:
     """Returns the result of `make`."""
-    del name, replaces
+    del name, replaces, of_base
     return make()
 
-  def get_or_compute_json(self, name: str, make: Callable[[], Any]) -> Any:
+  def get_or_compute_json(
+      self, name: str, make: Callable[[], Any], *, of_base: bool = False
+  ) -> Any:
     """Returns the result of `make`, converted to JSON and back."""
-    del name
+    del name, of_base
     return from_bytes(to_bytes(make()))
 
 
@@ -56,18 +58,24 @@ class StageCache(NoCache):
   Args:
     root: Folder of the checkpoints; one process at a time may use it.
     resume: Whether to use the results found there.
+    shared: Folder of the results that follow from the base alone, if the runs
+      of a comparison share them; they are always used.
   """
 
-  def __init__(self, root: pathlib.Path, *, resume: bool):
+  def __init__(
+      self, root: pathlib.Path, *, resume: bool,
+      shared: pathlib.Path | None = None):
     self._root = pathlib.Path(root).absolute()
+    self._shared = shared and pathlib.Path(shared).absolute()
     self._resume = resume
     handler = ocp.PyTreeCheckpointHandler(**checkpoint_io.PRIMARY_ONLY)
     self._checkpointer = processes.is_primary() and ocp.AsyncCheckpointer(
         handler, **checkpoint_io.PRIMARY_ONLY)
     self._saving: pathlib.Path | None = None
     self._replaced: list[pathlib.Path] = []
-    processes.broadcast_from_primary(
-        lambda: checkpoint_io.remove_unfinished(self._root))
+    for path in filter(None, (self._root, self._shared)):
+      processes.broadcast_from_primary(
+          lambda path=path: checkpoint_io.remove_unfinished(path))
 
   def __enter__(self) -> StageCache:
     return self
@@ -83,7 +91,7 @@ class StageCache(NoCache):
 
   def get_or_compute(
       self, name: str, make: Callable[[], types.PyTree], *,
-      replaces: str | None = None) -> types.PyTree:
+      replaces: str | None = None, of_base: bool = False) -> types.PyTree:
     """Returns the saved result of a stage, or computes and saves it.
 
     Collective.
@@ -92,14 +100,18 @@ class StageCache(NoCache):
       name: Name of the stage.
       make: Computes a nested dict of numbers and nonempty arrays.
       replaces: Name of the `steps` to delete once this result is saved.
+      of_base: Whether the result follows from the base, the data, the
+        evaluation and the seed alone.
 
     Raises:
       OSError: This result, or the one before it, cannot be saved.
       preemption.Stopped: A signal asked the run to stop.
     """
     preemption.check()
-    path = self._root / name
-    result = processes.broadcast_from_primary(lambda: self._find(path))
+    is_shared = of_base and self._shared is not None
+    path = (self._shared if is_shared else self._root) / name
+    result = processes.broadcast_from_primary(
+        lambda: self._find(path) if self._resume or is_shared else None)
     if result is None:
       result = make()
       tree = checkpoint_io.sign(result)
@@ -108,12 +120,15 @@ class StageCache(NoCache):
       self._replaced.append(self._root / replaces)
     return result
 
-  def get_or_compute_json(self, name: str, make: Callable[[], Any]) -> Any:
+  def get_or_compute_json(
+      self, name: str, make: Callable[[], Any], *, of_base: bool = False
+  ) -> Any:
     """As `get_or_compute`, for a JSON-able result.
 
     The result is always converted to JSON and back, saved or not.
     """
-    saved = self.get_or_compute(name, lambda: {'json': to_bytes(make())})
+    saved = self.get_or_compute(
+        name, lambda: {'json': to_bytes(make())}, of_base=of_base)
     return from_bytes(saved['json'])
 
   def steps(self, name: str, every: int) -> StepCheckpoints:
@@ -149,7 +164,7 @@ class StageCache(NoCache):
   def _find(self, path: pathlib.Path) -> types.PyTree | None:
     if path == self._saving:  # The same stage again.
       self.wait()
-    if not (self._resume and path.exists()):
+    if not path.exists():
       return None
     found = checkpoint_io.read(path, then='it is computed again')
     if found is not None:

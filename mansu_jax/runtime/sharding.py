@@ -94,20 +94,20 @@ def _connect(mesh: Mesh) -> None:
             in_specs=(), out_specs=PartitionSpec(others)))())
 
 
-def on_mesh(flow: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def on_mesh(flow: Callable[..., Any]) -> Callable[..., Any]:
   """Decorator: runs a flow on the mesh of its configuration.
 
   Args:
-    flow: Function of a `RunConfig`.
+    flow: Function of a `RunConfig` and options.
 
   Returns:
     The function, which sets the mesh of `config.mesh` while it runs, and also
     raises what `make_mesh` raises.
   """
   @functools.wraps(flow)
-  def run(config):
+  def run(config, **options):
     with jax.set_mesh(make_mesh(config.mesh)):
-      return flow(config)
+      return flow(config, **options)
 
   return run
 

@@ -35,23 +35,23 @@ _CHANGEABLE = tuple(f'--{prefix}{flag}' for prefix in ('', 'no') for flag in (
     'mesh_join_seconds'))
 
 
-def locked(flow: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def locked(flow: Callable[..., Any]) -> Callable[..., Any]:
   """Decorator: holds the lock of the workdir while a flow runs.
 
   Args:
-    flow: Function of a `RunConfig`.
+    flow: Function of a `RunConfig` and options.
 
   Returns:
     The function, which also raises what `lock.held` raises. Without a workdir
     it takes no lock; the flow then reports the missing flag.
   """
   @functools.wraps(flow)
-  def run(config):
+  def run(config, **options):
     with contextlib.ExitStack() as stack:
       if config.workdir:
         processes.broadcast_from_primary(lambda: stack.enter_context(
             lock.held(pathlib.Path(config.workdir))))
-      return flow(config)
+      return flow(config, **options)
 
   return run
 

@@ -38,13 +38,14 @@ class CompareTest(parameterized.TestCase):
         ('--model', '--data_'))]
     for name, text in (('mansu', '# The defaults.\n'), ('npo', _NPO)):
       (self.folder / f'{name}.flags').write_text(text)
-    self.ran = []
+    self.ran, self.shared = [], []
     self.enter_context(mock.patch.object(unlearn, 'run', self._run))
     self.fail = lambda config: None
     self.kept = lambda config: 0.9
 
-  def _run(self, config):
+  def _run(self, config, shared):
     self.ran.append((config.method, config.seed))
+    self.shared.append(shared)
     root = stand_in.start(config)
     self.fail(config)
     value = lambda x: {'fp': {'value': x}, 'nf4': {'value': x}}
@@ -98,6 +99,16 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(rows[0]['stages'], record['stages'])
     self.assertEqual((rows[0]['workdir'], rows[0]['collapsed']),
                      ('mansu/s4', False))
+
+  def test_cells_of_a_seed_share_what_follows_from_the_base(self):
+    self._compare()
+    first, second, *others = self.shared
+    self.assertEqual(first.parent, self.root / 'base')
+    self.assertEqual(first, second)
+    self.assertNotIn(first, others)
+    del self.shared[:]
+    self._compare('--eval_cad_pairs=3', f'--workdir={self.folder / "other"}')
+    self.assertNotEqual(self.shared[0].name, first.name)
 
   def test_finished_cells_are_read_and_methods_may_be_added(self):
     def stop(config):
@@ -228,6 +239,16 @@ class RealTest(absltest.TestCase):
       self.assertIn(f'| {name} | nf4 | 1 |', out)
     for name in ('mansu', 'npo'):
       self.assertTrue((folder / 'out' / name / 's0' / 'report.html').is_file())
+    once, = (folder / 'out' / 'base').iterdir()
+    own = lambda name: {path.name for path in (
+        folder / 'out' / name / 's0' / 'checkpoints').iterdir()}
+    shared = {path.name for path in once.iterdir()}
+    self.assertContainsSubset(
+        {'evaluation_base_fp', 'evaluation_base_nf4'}, shared)
+    for name in ('mansu', 'npo'):
+      self.assertContainsSubset(
+          {'evaluation_unlearned_fp', 'evaluation_unlearned_nf4'}, own(name))
+      self.assertEmpty(own(name) & shared)
 
 
 class CompiledOnceTest(absltest.TestCase):

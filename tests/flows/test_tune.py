@@ -30,7 +30,8 @@ class TuneTest(parameterized.TestCase):
     self.ran = []
     self.enter_context(mock.patch.object(unlearn, 'run', self._run))
 
-  def _run(self, config):
+  def _run(self, config, shared):
+    del shared
     rate = config.unlearn.learning_rate
     self.ran.append((rate, config.unlearn.steps))
     self.assertEqual(config.eval.attacks, ())

@@ -83,6 +83,21 @@ class StagesTest(_Case):
     self.assert_same_bits(self._get({}, name='fisher'), {'x': np.ones(2)})
     self.assert_same_bits(self._get({}), {'x': np.zeros(2)})
 
+  def test_what_follows_from_the_base_is_shared(self):
+    made = []
+    for run, resume in (('a', True), ('b', False)):
+      with checkpoints.StageCache(
+          self.root / run, resume=resume, shared=self.root / 'base') as saved:
+        for name, of_base in (('own', False), ('said', True)):
+          saved.get_or_compute_json(
+              name, lambda: made.append((run, name)), of_base=of_base)
+    self.assertEqual(made, [('a', 'own'), ('a', 'said'), ('b', 'own')])
+
+  def test_without_a_shared_folder_the_base_is_the_runs_own(self):
+    self._get(_TREE, of_base=True)
+    self.assertTrue((self.root / 'unlearn').exists())
+    self.assertIs(self._get(_TREE, resume=False, of_base=True), _TREE)
+
   def test_later_changes_do_not_reach_the_save(self):
     # The save runs in the background while its arrays are in use.
     big = np.zeros(4_000_000, np.float32)

@@ -235,7 +235,8 @@ def measure(
            if name in attacks.views}
   resampling = dict(resamples=options.bootstrap, seed=seed)
   base = cache.get_or_compute_json('attacked_base', lambda: {
-      side: attacks.ask(model.params, side) for side in attacks.sides})
+      side: attacks.ask(model.params, side) for side in attacks.sides},
+                                   of_base=True)
   answers: dict[str, Any] = {side: {} for side in attacks.sides}
   losses: dict[str, Any] = {side: {} for side in attacks.sides}
   for i, run in enumerate(attacks.runs, 1):

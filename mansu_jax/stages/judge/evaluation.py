@@ -194,6 +194,7 @@ def measure_all(
       measure = lambda: evaluator.as_tree(evaluator(
           view(params), common=common, kept=kept))
       out[name, precision] = evaluator.from_tree(
-          cache.get_or_compute(f'evaluation_{name}_{precision}', measure))
+          cache.get_or_compute(f'evaluation_{name}_{precision}', measure,
+                               of_base=name == 'base'))
   return {(name, precision): out[name, precision]
           for name in MODELS for precision in views}

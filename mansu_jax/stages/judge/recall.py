@@ -219,7 +219,7 @@ def measure(
   if not any(recaller.questions.values()):
     return Recalled({}, {})
   keep = cache.get_or_compute_json
-  said = keep('recall_base', lambda: recaller(base))
+  said = keep('recall_base', lambda: recaller(base), of_base=True)
   rows = recaller.answered(said)
   texts = {('base', 'fp'): {
       name: [said[name][i] for i in chosen] for name, chosen in rows.items()
@@ -228,7 +228,8 @@ def measure(
     for name, params in zip(evaluation.MODELS, (base, unlearned)):
       if (name, precision) not in texts:
         texts[name, precision] = keep(
-            f'recall_{name}_{precision}', lambda: recaller(view(params), rows))
+            f'recall_{name}_{precision}', lambda: recaller(view(params), rows),
+            of_base=name == 'base')
   judged = lambda judge, reading: {
       key: judge(found, rows)[reading] for key, found in texts.items()}
   return Recalled({

@@ -154,7 +154,7 @@ def find(
         reasons.append(str(error))
     return {'mover': None, 'source': '; '.join(reasons)}
 
-  found = cache.get_or_compute_json('mover_layer', make)
+  found = cache.get_or_compute_json('mover_layer', make, of_base=True)
   if found['mover'] is None:
     logging.warning('The mover layer was not found: %s.', found['source'])
     return Found(mover=None, source=found['source'])
