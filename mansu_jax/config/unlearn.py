@@ -32,7 +32,7 @@ class UnlearnConfig:
       1.0, 'Nats below its mean after these prompts to which an answer falls.'
       ' In phrasings that are not trained it falls less far.')
   quantized_guess_margin: float = _field(
-      3.0, 'The same at the steps of a quantized model, in whose other'
+      5.0, 'The same at the steps of a quantized model, in whose other'
       ' phrasings an answer falls even less far. Has no effect without'
       ' --unlearn_quantizer_in_loop.')
   npo_beta: float = _field(0.1, 'Inverse temperature of NPO, SimNPO and DPO.')
