@@ -58,7 +58,9 @@ class ResultsTest(parameterized.TestCase):
     for part in ('circuit', 'edit', 'fisher', 'unlearn'):
       for key, value in dataclasses.asdict(getattr(config, part)).items():
         if key in made[part] and key not in unread:
-          self.assertEqual(value, made[part][key], f'{part}_{key}')
+          self.assertEqual(
+              list(value) if isinstance(value, tuple) else value,
+              made[part][key], f'{part}_{key}')
 
   def test_every_form_of_a_family_was_measured(self):
     path = stored.RESULTS / 'family_parity.json'
