@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import functools
 import pathlib
 import re
 
@@ -23,8 +24,9 @@ TABLES: Mapping[str, Callable[[pathlib.Path], str]] = {
     'premise': premise.premise, 'controls': controls.controls,
     'retain_only': controls.retain_only, 'attacks': controls.attacks,
     'test': pooled.test, 'ablations': ablations.ablations,
-    'former_defaults_test': pooled.former_defaults_test,
-    'former_test': pooled.former_test,
+    'former_defaults_test': functools.partial(
+        pooled.test, relations=pooled.FORMER_DEFAULTS),
+    'former_test': functools.partial(pooled.test, relations=pooled.FORMER),
     'lab': lab.lab, 'families': guides.families,
     'stability': guides.stability, 'plans': guides.plans,
     'tofu': guides.tofu, 'deployment': guides.deployment}

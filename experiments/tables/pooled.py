@@ -16,7 +16,7 @@ from mansu_jax.report import words
 from mansu_jax.report.sections import properties
 from mansu_jax.statistics import seeds
 
-_RELATIONS = {
+RELATIONS = {
     'region': 'regions', 'emblem': 'customs and symbols',
     'synonym': 'synonyms', 'tool': 'tools'}
 # Forgotten by the recipe of `former_defaults.flags`.
@@ -84,22 +84,15 @@ class Runs:
              for line in answers(runs[i])] for i in range(len(self.seeds))]
 
 
-def test(results: pathlib.Path) -> str:
-  """All relations and seeds together, each set, and the verdicts."""
-  return _tables(find(results))
+def test(
+    results: pathlib.Path, relations: Mapping[str, str] = RELATIONS) -> str:
+  """All relations and seeds together, each set, and the verdicts.
 
-
-def former_defaults_test(results: pathlib.Path) -> str:
-  """The same of the defaults before these, on their own relations."""
-  return _tables(find(results, FORMER_DEFAULTS))
-
-
-def former_test(results: pathlib.Path) -> str:
-  """The same of the former recipe, on its own relations."""
-  return _tables(find(results, FORMER))
-
-
-def _tables(found: Mapping[str, Sequence[stored.Run]]) -> str:
+  Args:
+    results: folder of the stored runs.
+    relations: names of those that one recipe forgot, by folder.
+  """
+  found = find(results, relations)
   if not found or not Runs(found).seeds:
     return cells.NOTHING
   runs = Runs({name: of for name, of in found.items() if name != _APART})
@@ -110,7 +103,7 @@ def _tables(found: Mapping[str, Sequence[stored.Run]]) -> str:
 
 
 def find(
-    results: pathlib.Path, relations: Mapping[str, str] = _RELATIONS,
+    results: pathlib.Path, relations: Mapping[str, str] = RELATIONS,
     folder: str = 'test',
 ) -> dict[str, list[stored.Run]]:
   """The stored runs of relations, by name; without empty ones."""

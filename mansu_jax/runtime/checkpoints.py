@@ -73,9 +73,11 @@ class StageCache(NoCache):
         handler, **checkpoint_io.PRIMARY_ONLY)
     self._saving: pathlib.Path | None = None
     self._replaced: list[pathlib.Path] = []
+    processes.broadcast_from_primary(self._remove_unfinished)
+
+  def _remove_unfinished(self) -> None:
     for path in filter(None, (self._root, self._shared)):
-      processes.broadcast_from_primary(
-          lambda path=path: checkpoint_io.remove_unfinished(path))
+      checkpoint_io.remove_unfinished(path)
 
   def __enter__(self) -> StageCache:
     return self

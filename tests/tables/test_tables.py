@@ -235,7 +235,7 @@ class PooledTest(runs.TestCase):
   def test_a_set_without_guesses_is_not_pooled(self):
     for folder in ('author', 'washington'):
       self.save(f'test/{folder}', 0, folder)
-    text = pooled.former_test(self.results)
+    text = pooled.test(self.results, pooled.FORMER)
     self.assertStartsWith(text, 'Pooled over authors; seeds 0.')
     self.assertIn('George Washington', text)
 
@@ -297,10 +297,8 @@ class AblationsTest(runs.TestCase):
     arms = {path.stem: path for path in folder.glob('ablations/*.flags')}
     common = arms.pop('common')
     self.assertEqual(arms.keys(), ablations.ARMS.keys())
-    parts = lambda path: {
-        name: value for name, value in dataclasses.asdict(
-            flags_lib.from_flagfile(
-                str(folder / 'test/region.flags'), f'--flagfile={path}')).items()}
+    parts = lambda path: dataclasses.asdict(flags_lib.from_flagfile(
+        str(folder / 'test/region.flags'), f'--flagfile={path}'))
     default = parts(common)
     for name, path in arms.items():
       changed = parts(path)
