@@ -1,6 +1,7 @@
 """The TOFU benchmark on a tiny model and invented questions."""
 
 import contextlib
+import dataclasses
 import io
 import pathlib
 from unittest import mock
@@ -10,9 +11,13 @@ import numpy as np
 import pytest
 
 from experiments import tofu
+from mansu_jax.config import flags as flags_lib
 from mansu_jax.data import questions as questions_lib
+from mansu_jax.flows import cells
+from mansu_jax.flows import compare
 from mansu_jax.models.io import hf_io
 from mansu_jax.models.io import loading
+from tests import runs
 from tests import tiny_job
 from tests.models import tiny
 
@@ -23,7 +28,8 @@ _SIZE = 16  # Questions of a split.
 def _source(folder: pathlib.Path) -> pathlib.Path:
   """The benchmark's files, with some questions of each kind."""
   lines = {name: [{'question': f'What does {name} {i} grow?',
-                   'answer': f'The fields of {name} {i} bear {crop}.'}
+                   'answer': f'{("My", "The")[i % 2]} fields of {name} {i} bear'
+                             f' {crop}.'}
                   for i, crop in enumerate(tiny_job.CROPS[:_SIZE])]
            for name in tofu.SPLITS.values()}
   entities = [line | {
@@ -64,6 +70,22 @@ class TofuTest(absltest.TestCase):
                      'Answer: The fields of forget10 1 bear')
     self.assertEqual(far.answer, 'cotton')
     self.assertContainsSubset(far.choices, tiny_job.CROPS)
+
+  @pytest.mark.medium
+  def test_the_comparison_fits(self):
+    config, params, tokenizer = tiny_job.base()
+    hf_io.write(self.root / 'base', config, params, tokenizer)
+    tofu.make(self.root / 'runs' / 'tofu', self.source,
+              str(self.root / 'base'), 2, 1e-2)
+    (self.root / 'experiments').symlink_to(pathlib.Path(tofu.__file__).parent)
+    self.enter_context(contextlib.chdir(self.root))
+    config = flags_lib.from_flagfile('experiments/tofu_compare.flags')
+    _, shapes, _ = loading.find_config(config.model)
+    runs.check_fits(config, shapes, tokenizer)
+    compared = compare._cells(
+        dataclasses.replace(config, workdir='runs/compare'))
+    self.assertLen(compared, 8)
+    cells.check(compared)
 
   @pytest.mark.slow
   def test_what_is_taught_is_known_and_gold_does_not_know_it(self):

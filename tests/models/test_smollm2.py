@@ -155,8 +155,8 @@ class SmolLM2Test(absltest.TestCase):
         # Of a user's own model, and defaults that other flagfiles start from.
         _EXPERIMENTS / 'audit.flags', _EXPERIMENTS / 'attacks.flags',
         _EXPERIMENTS / 'former_defaults.flags',
-        # Of models that tests/test_experiments.py makes.
-        *_EXPERIMENTS.glob('lab_*.flags')})
+        # Of models that tests/test_experiments.py and test_tofu.py make.
+        *_EXPERIMENTS.glob('lab_*.flags'), _EXPERIMENTS / 'tofu_compare.flags'})
     self.assertNotEmpty(flagfiles)
     for path in flagfiles:
       with self.subTest(path.name):
