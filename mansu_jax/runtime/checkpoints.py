@@ -11,7 +11,8 @@ they are small, and every process holds all of their data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -35,16 +36,17 @@ class NoCache:
 
   def get_or_compute(
       self, name: str, make: Callable[[], types.PyTree], *,
-      replaces: str | None = None, of_base: bool = False) -> types.PyTree:
+      replaces: str | None = None, of_base: bool = False,
+      inputs: Sequence[np.ndarray] = ()) -> types.PyTree:
     """Returns the result of `make`."""
-    del name, replaces, of_base
+    del name, replaces, of_base, inputs
     return make()
 
   def get_or_compute_json(
-      self, name: str, make: Callable[[], Any], *, of_base: bool = False
-  ) -> Any:
+      self, name: str, make: Callable[[], Any], *, of_base: bool = False,
+      inputs: Sequence[np.ndarray] = ()) -> Any:
     """Returns the result of `make`, converted to JSON and back."""
-    del name, of_base
+    del name, of_base, inputs
     return from_bytes(to_bytes(make()))
 
 
@@ -93,7 +95,8 @@ class StageCache(NoCache):
 
   def get_or_compute(
       self, name: str, make: Callable[[], types.PyTree], *,
-      replaces: str | None = None, of_base: bool = False) -> types.PyTree:
+      replaces: str | None = None, of_base: bool = False,
+      inputs: Sequence[np.ndarray] = ()) -> types.PyTree:
     """Returns the saved result of a stage, or computes and saves it.
 
     Collective.
@@ -103,7 +106,8 @@ class StageCache(NoCache):
       make: Computes a nested dict of numbers and nonempty arrays.
       replaces: Name of the `steps` to delete once this result is saved.
       of_base: Whether the result follows from the base, the data, the
-        evaluation and the seed alone.
+        evaluation, the seed and `inputs` alone.
+      inputs: Arrays that tell shared results of one name apart.
 
     Raises:
       OSError: This result, or the one before it, cannot be saved.
@@ -111,7 +115,8 @@ class StageCache(NoCache):
     """
     preemption.check()
     is_shared = of_base and self._shared is not None
-    path = (self._shared if is_shared else self._root) / name
+    path = self._shared / _with_digest(name, inputs) if is_shared else (
+        self._root / name)
     result = processes.broadcast_from_primary(
         lambda: self._find(path) if self._resume or is_shared else None)
     if result is None:
@@ -123,14 +128,15 @@ class StageCache(NoCache):
     return result
 
   def get_or_compute_json(
-      self, name: str, make: Callable[[], Any], *, of_base: bool = False
-  ) -> Any:
+      self, name: str, make: Callable[[], Any], *, of_base: bool = False,
+      inputs: Sequence[np.ndarray] = ()) -> Any:
     """As `get_or_compute`, for a JSON-able result.
 
     The result is always converted to JSON and back, saved or not.
     """
     saved = self.get_or_compute(
-        name, lambda: {'json': to_bytes(make())}, of_base=of_base)
+        name, lambda: {'json': to_bytes(make())}, of_base=of_base,
+        inputs=inputs)
     return from_bytes(saved['json'])
 
   def steps(self, name: str, every: int) -> StepCheckpoints:
@@ -282,6 +288,17 @@ class StepCheckpoints:
       if wait:
         self._manager.wait_until_finished()
         logging.info('%s: step %d is saved', self._root, step)
+
+
+def _with_digest(name: str, inputs: Sequence[np.ndarray]) -> str:
+  """The name, and what tells the inputs apart, if there are any."""
+  if not inputs:
+    return name
+  digest = hashlib.sha256()
+  for array in map(np.ascontiguousarray, inputs):
+    digest.update(f'{array.dtype} {array.shape};'.encode())
+    digest.update(array.data)
+  return f'{name}_{digest.hexdigest()[:16]}'
 
 
 def to_bytes(value: Any) -> np.ndarray:

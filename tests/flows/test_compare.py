@@ -249,6 +249,9 @@ class RealTest(absltest.TestCase):
       self.assertContainsSubset(
           {'evaluation_unlearned_fp', 'evaluation_unlearned_nf4'}, own(name))
       self.assertEmpty(own(name) & shared)
+      self.assertEmpty([x for x in own(name) if x.startswith('references_')])
+    # The methods train on the same questions.
+    self.assertLen([x for x in shared if x.startswith('references_forget')], 1)
 
 
 class CompiledOnceTest(absltest.TestCase):

@@ -93,8 +93,20 @@ class StagesTest(_Case):
               name, lambda: made.append((run, name)), of_base=of_base)
     self.assertEqual(made, [('a', 'own'), ('a', 'said'), ('b', 'own')])
 
+  def test_shared_results_of_one_name_differ_by_their_inputs(self):
+    rows = np.arange(6)
+    asked = (rows,), (rows.reshape(2, 3),), (rows, rows), (rows + 1,), (rows,)
+    made = []
+    for run, inputs in enumerate(asked):
+      with checkpoints.StageCache(
+          self.root / str(run), resume=True,
+          shared=self.root / 'base') as saved:
+        saved.get_or_compute_json(
+            'said', lambda: made.append(run), of_base=True, inputs=inputs)
+    self.assertEqual(made, [0, 1, 2, 3])
+
   def test_without_a_shared_folder_the_base_is_the_runs_own(self):
-    self._get(_TREE, of_base=True)
+    self._get(_TREE, of_base=True, inputs=(np.ones(1),))
     self.assertTrue((self.root / 'unlearn').exists())
     self.assertIs(self._get(_TREE, resume=False, of_base=True), _TREE)
 

@@ -183,9 +183,10 @@ class _PoolMaker(NamedTuple):
 
   def with_reference(
       self, name: str, spans: batches_lib.Spans) -> batches_lib.Spans:
-    found = self.cache.get_or_compute(f'references_{name}', lambda: {
-        'states': batches_lib.add_reference(
-            spans, self.reference.hidden).reference})
+    found = self.cache.get_or_compute(
+        f'references_{name}', lambda: {'states': batches_lib.add_reference(
+            spans, self.reference.hidden).reference},
+        of_base=True, inputs=spans[:-1])  # All but the reference.
     return spans._replace(reference=found['states'])
 
   def pool(
@@ -255,11 +256,11 @@ class _PoolMaker(NamedTuple):
     return spans and self.pool_of(
         spans, self.options.swapped_batch, 3), leaking, report
 
-
   def _written(
       self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
     return self.cache.get_or_compute_json(
-        'continuations', lambda: self.reference.write(prompts, most))
+        'continuations', lambda: self.reference.write(prompts, most),
+        of_base=True, inputs=[*map(np.array, prompts), np.array(most)])
 
 
 def retain_pool(
