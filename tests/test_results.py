@@ -26,7 +26,8 @@ _SEEDS = {  # Setting -> number of seeds.
             'author', 'currency', 'element', 'language', 'landmark_europe',
             'washington')}, **{
         f'test/{name}': 1 for name in (
-            'state_capital', 'us_city', 'city', 'homeland', 'opposite')}, **{
+            'state_capital', 'us_city', 'city', 'homeland', 'opposite',
+            'region', 'emblem')}, **{
         f'lab/{name}': 1 for name in (
             'mansu', 'mansu_no_floor', 'graddiff', 'npo', 'simnpo', 'rmu',
             'gold')}, **{
