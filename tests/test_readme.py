@@ -145,13 +145,14 @@ class ReadmeTest(absltest.TestCase):
         f' of {facts("choice_unseen")} facts chose no setting: the countries of'
         ' regions, and of customs and symbols. Each ran once. In unseen choices'
         f' {known("choice_unseen", "fp"):.2f} of the knowledge is left (NF4'
-        f' {known("choice_unseen", "nf4"):.2f}), {known("generation", "fp"):.2f}'
-        f' in generated answers ({facts("generation")} facts) and'
+        f' {known("choice_unseen", "nf4"):.2f}),'
+        f' {known("generation", "fp"):.2f} in generated answers ({facts("generation")} facts) and'
         f' {known("reverse", "fp"):.2f} in reverse questions'
         f' ({facts("reverse")}). Held-out facts lose {lost("fp"):.3f} (NF4'
         f' {lost("nf4"):.3f}), mostly those about countries. NF4 brings nothing'
         f' back (at most {back:.2f}). In full precision {hidden[0]:.2f} and'
-        f' {hidden[1]:.2f} of each set is hidden. F passes on regions, R on none.',
+        f' {hidden[1]:.2f} of each set is hidden. F passes on regions, R on'
+        ' none.',
         ' '.join(_README.read_text(encoding='utf-8').split()))
 
   def _premise(self, arm):
