@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -21,7 +22,10 @@ from mansu_jax.config import mode_checks
 from mansu_jax.config import run as config_lib
 from mansu_jax.flows import attribute as attribute_lib
 from mansu_jax.flows import audit as audit_lib
+from mansu_jax.flows import cells
+from mansu_jax.flows import compare
 from mansu_jax.flows import unlearn as unlearn_flow
+from mansu_jax.models.io import loading
 from mansu_jax.report import write as report
 from mansu_jax.stages import checks
 from mansu_jax.stages.prepare import inputs
@@ -78,6 +82,23 @@ def check_fits(
   quantizer_rules.check(
       config.quant_schemes, edits=config.method == 'mansu')
   checks.check_model_and_data(config, inputs.read(config), shapes, tokenizer)
+
+
+def check_flagfile(
+    path: pathlib.Path | str, tokenizer: Any = None) -> config_lib.RunConfig:
+  """Raises ValueError if its run, or a cell of it, would be refused.
+
+  Args:
+    path: of the flagfile.
+    tokenizer: for a model that has none.
+  """
+  config = flags_lib.from_flagfile(str(path))
+  _, shapes, own = loading.find_config(config.model)
+  check_fits(config, shapes, own or tokenizer)
+  if config.mode == 'compare':
+    cells.check(compare._cells(
+        dataclasses.replace(config, workdir='runs/compare')))
+  return config
 
 
 def audit_flags(

@@ -19,11 +19,8 @@ from experiments import circuit_worth_table
 from experiments.lab import __main__ as lab
 from experiments.lab import world
 from mansu_jax import tree_paths
-from mansu_jax.config import flags as flags_lib
 from mansu_jax.data import questions as questions_lib
 from mansu_jax.deployment import relearning_attack
-from mansu_jax.flows import cells
-from mansu_jax.flows import compare
 from mansu_jax.models.io import loading
 from mansu_jax.statistics import gaps
 from tests import runs
@@ -76,12 +73,7 @@ class LabTest(absltest.TestCase):
     self.assertLen(flagfiles, 3)
     for path in flagfiles:
       with self.subTest(path.name):
-        config = flags_lib.from_flagfile(str(path))
-        _, shapes, _ = loading.find_config(config.model)
-        runs.check_fits(config, shapes, loading.load(config.model).tokenizer)
-        if config.mode == 'compare':
-          cells.check(compare._cells(
-              dataclasses.replace(config, workdir='runs/compare')))
+        runs.check_flagfile(path)
 
   def _check_moved(self, folder):
     gold, planted = (

