@@ -13,13 +13,14 @@ from experiments.tables import pooled
 from experiments.tables import stored
 from mansu_jax.statistics import seeds
 
-_DEFAULT = 'default'
+_DEFAULT = 'default (three quarters may change)'
 # Folder in ablations/ -> name of the arm.
 ARMS = {
     'projection_none': 'no projection',
     'projection_half': 'projection, half may change',
     'projection_quarter': 'projection, a quarter may change',
     'floor_none': 'no floor', 'floor_lift': 'floor at the last step',
+    'projection_none_floor_none': 'neither projection nor floor',
     'loop_off': 'no quantizer in the loop',
     'floor_none_loop_off': 'neither floor nor loop',
     'random_circuit': 'random circuit'}

@@ -83,9 +83,11 @@ def conclusions(run: stored.Run) -> dict[str, Any]:
     out['structure'] = hidden['structure']
   # Former records do not say it; none of their runs trained reverse questions.
   out['data'] = {'trained_readings': ['choice']} | record['data']
-  judged = answers_lib.judged(readings, out['data']['trained_readings'])
+  reversed_facts = out['data'].get('reversed_facts', [])
+  judged = answers_lib.judged(readings, reversed_facts)
   out['properties'] = {
-      'F': verdict.property_f(judged, ('fp', *schemes)),
+      'F': verdict.property_f(
+          judged, ('fp', *schemes), reverse=bool(reversed_facts)),
       'R': record['properties']['R'],
       'Q': verdict.property_q(judged, schemes),
       'S': verdict.property_s(hidden['S'], out.get('attack_verdict'))}

@@ -122,16 +122,16 @@ class UnlearnConfig:
       1, 'Full-precision steps before each round of quantized steps. Has no'
       ' effect without --unlearn_quantizer_in_loop.')
   steps: int = _field(
-      0, 'Most optimizer steps. 0: enough to train on each forget sequence'
-      f' once, and at least {_LEAST_STEPS}.')
+      0, 'Most optimizer steps. 0: enough to train once on each forget sequence'
+      f' of the data, and at least {_LEAST_STEPS}.')
   probe_every: int = _field(
       5, 'Steps between looks at the probe: the share of up to 64 train'
       ' questions of the forget set that the model answers right in full'
       ' precision, by first tokens. 0: no probe.')
   patience: int = _field(
-      0, 'Once the probe has not fallen by 0.02 for so many steps, the learning'
-      ' rate decays over --unlearn_cooldown steps and training ends. 0: it'
-      ' decays over --unlearn_steps.')
+      0, 'Once the probe has fallen, and then not by 0.02 more for so many'
+      ' steps, the learning rate decays over --unlearn_cooldown steps and'
+      ' training ends. 0: it decays over --unlearn_steps.')
   cooldown: int = _field(
       25, 'Steps in which the learning rate decays, with --unlearn_patience.')
   optimizer: str = _field(

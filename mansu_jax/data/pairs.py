@@ -60,7 +60,7 @@ class _Candidate:
   @property
   def group(self) -> tuple[str, str, int]:
     """Key of the candidates that may form a pair."""
-    return self.question.relation, self.template, len(self.ids)
+    return self.question.asked, self.template, len(self.ids)
 
 
 def build_pairs(

@@ -28,7 +28,8 @@ class Question:
     relation: Kind of fact, for example `capital`.
     prompt: Text that the answer continues.
     answer: Right continuation, one of `choices`.
-    choices: Two or more distinct continuations.
+    choices: Distinct continuations, two or more; only the answer if the line of
+      a `train` question gives none.
     use: `train`, `near` (a paraphrase that is not trained on) or `far` (another
       form, such as a question or a chat turn).
     reading: `choice` (the usual wrong choices), `choice_unseen` (wrong choices
@@ -55,6 +56,11 @@ class Question:
   use: str
   reading: str = 'choice'
   source: str = dataclasses.field(default='', compare=False)
+
+  @property
+  def asked(self) -> str:
+    """What it asks for: the relation, or `RELATION, reversed`."""
+    return self.relation + ', reversed' * (self.reading == 'reverse')
 
   @property
   def answer_index(self) -> int:
@@ -140,7 +146,10 @@ def parse(where: str, record: dict[str, Any]) -> Question:
         f' {", ".join(USES)}. Correct the line.')
   if 'reading' in record:
     fields['reading'] = _parse_reading(where, record, fields['use'])
-  choices = _parse_choices(where, record, fields['answer'])
+  if fields['use'] == 'train' and 'choices' not in record:
+    choices = fields['answer'],
+  else:
+    choices = _parse_choices(where, record, fields['answer'])
   return Question(**fields, choices=choices, source=where)
 
 
@@ -178,7 +187,8 @@ def _parse_choices(
   if len(choices) < 2:
     raise ValueError(
         f"{where}: field 'choices' has {len(choices)} entries; wanted two or"
-        ' more. Add wrong choices.')
+        " more. Add wrong choices; only a 'train' question may leave the field"
+        ' out.')
   if answer not in choices:
     raise ValueError(
         f"{where}: answer {answer!r} is not among the choices {choices};"

@@ -13,9 +13,9 @@ and `far`.
 
 Forget questions of another reading than `choice` are splits of their own:
 `forget_unseen`, `forget_same_subject` and `forget_reverse`, of any use but
-`train`. Retain questions of other readings are not asked. Questions of the role
-`unknown` form no split; attacks use them. Training uses the `train` questions
-of the forget and retain files.
+`train`. Retain questions of other readings are not asked, nor are questions
+without wrong choices. Questions of the role `unknown` form no split; attacks
+use them. Training uses the `train` questions of the forget and retain files.
 """
 
 from __future__ import annotations
@@ -146,12 +146,12 @@ def build_splits(
       forget_train=_of_use(forget, 'train'),
       retain_train=_of_use(retain, 'train'),
       evaluation={
-          'forget': _of_use(forget, 'train'),
+          'forget': _with_choices(_of_use(forget, 'train')),
           'forget_paraphrase': _of_reading(_of_use(forget, 'near'), 'choice'),
           'forget_far': _of_reading(_of_use(forget, 'far'), 'choice'),
           **_other_readings(_of_use(forget, 'near', 'far')),
           'retain': _of_reading(_of_use(retain, 'near', 'far'), 'choice'),
-          'retain_heldout': list(heldout),
+          'retain_heldout': _with_choices(heldout),
       },
       text=list(text), unknown=roles['unknown'])
 
@@ -165,6 +165,10 @@ def _other_readings(questions: list[Question]) -> dict[str, list[Question]]:
   found = {OF_READING[reading][0]: _of_reading(questions, reading)
            for reading in OF_READING if reading != 'choice'}
   return {name: chosen for name, chosen in found.items() if chosen}
+
+
+def _with_choices(questions: list[Question]) -> list[Question]:
+  return [q for q in questions if len(q.choices) > 1]
 
 
 def _of_use(questions: list[Question], *uses: str) -> list[Question]:

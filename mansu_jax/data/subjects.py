@@ -28,14 +28,17 @@ class Prompt(NamedTuple):
 
 def of_questions(
     questions: Sequence[questions_lib.Question]) -> list[str | None]:
-  """Finds the subject of each question; None where `subjects` finds none."""
-  by_relation: dict[str, list[questions_lib.Question]] = {}
+  """Finds the subject of each question; None where `subjects` finds none.
+
+  That of a reverse question is what it names, the answer of the others.
+  """
+  groups: dict[str, list[questions_lib.Question]] = {}
   for question in questions:
-    by_relation.setdefault(question.relation, []).append(question)
-  found = {(name, fact): subject for name, group in by_relation.items()
+    groups.setdefault(question.asked, []).append(question)
+  found = {(asked, fact): subject for asked, group in groups.items()
            for fact, subject in subjects(
                [q.fact for q in group], [q.prompt for q in group]).items()}
-  return [found[q.relation, q.fact] for q in questions]
+  return [found[q.asked, q.fact] for q in questions]
 
 
 def subjects(

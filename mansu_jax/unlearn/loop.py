@@ -258,10 +258,10 @@ def run(
   unlearn_step = make_step(problem, shardings)
 
   first, start = len(history), None
-  before = None if probe is None else float(probe.measure(problem.theta))
+  before = [] if probe is None else [(0, float(probe.measure(problem.theta)))]
   for step in progress.track(
       range(first, steps), 'unlearn', total=steps, start=first):
-    rate, last = _rate(problem.rates, step, steps, history)
+    rate, last = _rate(problem.rates, step, steps, before + _looks(history))
     if step >= last:
       break
     view = problem.views[step % len(problem.views)]
@@ -283,7 +283,7 @@ def run(
     start = start or time.monotonic()  # The first step compiles.
     looked = probe is not None and not math.isnan(row['probe'])
     if looked:
-      _warn_half_way(probe, before, history, last)
+      _warn_off_course(probe, before + _looks(history), last)
     if (step + 1) % log_every == 0 or step + 1 == last:
       seconds = (time.monotonic() - start) / max(step - first, 1)
       shares = f'moved {row["moved"]:.3%}'
@@ -316,27 +316,30 @@ def _looks(history: Sequence[dict[str, float]]) -> list[tuple[int, float]]:
 
 def _rate(
     rates: rates_lib.Rates | None, step: int, steps: int,
-    history: Sequence[dict[str, float]]) -> tuple[np.float32 | None, int]:
+    looks: Sequence[tuple[int, float]]) -> tuple[np.float32 | None, int]:
   """The learning rate of a step, and the number of steps of the run so far."""
   if rates is None:
     return None, steps
-  begin = rates.decays_from(_looks(history))
+  begin = rates.decays_from(looks)
+  if begin == step:
+    logging.info(
+        'The probe has not fallen by %g for %d steps: the learning rate decays,'
+        ' and training ends after step %d.', rates.least, rates.patience,
+        rates.end(begin))
   return np.float32(rates(step, begin)), rates.end(begin)
 
 
-def _warn_half_way(
-    probe: Probe, before: float, history: Sequence[dict[str, float]],
-    steps: int) -> None:
-  """Warns once half of the steps have not halved what there is to forget."""
-  crossed = [look for look in _looks(history) if 2 * look[0] >= steps]
-  if len(crossed) == 1 and crossed[0][1] - probe.chance > 0.5 * (
-      before - probe.chance):
+def _warn_off_course(
+    probe: Probe, looks: Sequence[tuple[int, float]], steps: int) -> None:
+  """Warns at each quarter of the steps if the probe is not half-way."""
+  (_, before), (previous, _), (done, value) = looks[0], *looks[-2:]
+  crosses = 4 * done // steps > 4 * previous // steps
+  if crosses and value - probe.chance > 0.5 * (before - probe.chance):
     logging.warning(
         'Forgetting is not on course: after %d of at most %d steps the probe is'
         ' %.3f, before them %.3f, and guessing would give %.2f. Raise'
         ' --unlearn_forget_weight, --unlearn_learning_rate or'
-        ' --circuit_budget.', crossed[0][0], steps, crossed[0][1], before,
-        probe.chance)
+        ' --circuit_budget.', done, steps, value, before, probe.chance)
 
 
 def _check(

@@ -1,9 +1,9 @@
 """The learning rate of each step, and when training has reached its plateau.
 
-With patience, the rate stays at its peak until the probe of forgetting no
-longer falls. It then decays to 0 over `cooldown` steps, after which training
-ends. So an easy forget set takes few steps and a hard one many. Without, it
-decays from the warm-up to the last step. Either way a run ends with small
+With patience, the rate stays at its peak until the probe of forgetting has
+fallen and no longer falls. It then decays to 0 over `cooldown` steps, after
+which training ends. So an easy forget set takes few steps and a hard one many.
+Without, it decays from the warm-up to the last step. Either way a run ends with small
 steps, in which the retain terms repair what large ones broke.
 """
 
@@ -31,7 +31,7 @@ class Rates:
     >>> rates = Rates(peak=1.0, warmup=2, steps=10, patience=2, cooldown=4)
     >>> [round(rates(step, None), 2) for step in (0, 1, 2, 5, 6, 8, 9)]
     [0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.15]
-    >>> rates.decays_from([(2, 0.9), (3, 0.3), (5, 0.3)])
+    >>> rates.decays_from([(0, 0.9), (3, 0.3), (5, 0.3)])
     5
   """
 
@@ -45,18 +45,21 @@ class Rates:
   def decays_from(self, probes: Sequence[tuple[int, float]]) -> int | None:
     """The number of steps done when the decay begins; None: not yet.
 
+    A probe that has not begun to fall is no plateau.
+
     Args:
-      probes: `(steps done, value)` of each look so far.
+      probes: `(steps done, value)` of each look so far, the first of them
+        before the first step.
     """
-    if not self.patience:
+    if not self.patience or not probes:
       return None
-    best, since = math.inf, 0
-    for done, value in probes:
+    (_, best), since = probes[0], None
+    for done, value in probes[1:]:
       if done >= self._latest:
         break
       if value < best - self.least:
         best, since = value, done
-      elif done - since >= self.patience:
+      elif since is not None and done - since >= self.patience:
         return done
     return None
 

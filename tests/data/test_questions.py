@@ -18,8 +18,8 @@ def changed(**fields):
   return json.dumps(GOOD | fields)
 
 
-def without(field):
-  return json.dumps({k: v for k, v in GOOD.items() if k != field})
+def without(field, **fields):
+  return json.dumps({k: v for k, v in (GOOD | fields).items() if k != field})
 
 
 class ReadQuestionsTest(parameterized.TestCase):
@@ -37,6 +37,10 @@ class ReadQuestionsTest(parameterized.TestCase):
     self.assertEqual((second.id, second.use), ('b', 'far'))
     self.assertEqual(second.source, f'{path}:3')
 
+  def test_a_train_line_needs_no_choices(self):
+    question, = questions_lib.read_questions(self.write(without('choices')))
+    self.assertEqual(question.choices, ('Paris',))
+
   def test_bom_and_windows_line_ends(self):
     path = self.create_tempfile('q.jsonl').full_path
     with open(path, 'wb') as file:
@@ -48,7 +52,8 @@ class ReadQuestionsTest(parameterized.TestCase):
       ('not_an_object', '["a"]', 'contains a list'),
       ('use', changed(use='tain'), "'tain'; wanted one of train, near, far"),
       ('missing', without('fact'), "lacks the field 'fact'.*Add 'fact'"),
-      ('missing_choices', without('choices'), "lacks the field 'choices'"),
+      ('missing_choices', without('choices', use='near'),
+       "lacks the field 'choices'"),
       ('wrong_type', changed(prompt=3), "'prompt' is '3', a int; wanted a str"),
       ('bool', changed(answer=True), "'answer' is 'true', a bool"),
       ('null', changed(answer=None), "'answer' is 'null', a NoneType"),

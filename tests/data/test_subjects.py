@@ -1,8 +1,11 @@
 """Finding the subjects of facts, and phrasings with other subjects."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from mansu_jax.data import questions as questions_lib
 from mansu_jax.data import subjects as subjects_lib
 
 _CAPITAL = ('The capital of {} is', 'Country: {}\nCapital:',
@@ -32,6 +35,16 @@ class SubjectsTest(parameterized.TestCase):
     names = ('France', 'New Zealand', 'Peru')
     self.assertEqual(
         _subjects(_asked([form], *names)), {name: name for name in names})
+
+  def test_a_reverse_question_is_about_what_it_names(self):
+    questions = questions_lib.read_questions('shipped:capitals_europe')
+    forward = [q for q in questions if q.form in ('train_0', 'train_1')]
+    reverse = [dataclasses.replace(
+        q, prompt=f'{q.answer} is the capital of', reading='reverse')
+               for q in forward[::2]]
+    self.assertEqual(
+        subjects_lib.of_questions(forward + reverse),
+        subjects_lib.of_questions(forward) + [q.answer for q in forward[::2]])
 
   def test_the_longest_shared_words_win(self):
     texts = {'a': ['In South Korea the king', 'South Korea, far South'],

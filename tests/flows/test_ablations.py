@@ -215,7 +215,7 @@ class AblationTest(parameterized.TestCase):
     self.assertLess(values[2], 1e-3 * values[1])  # Of rank 2.
     self.assertEqual(record['trained'] | {'weights': 0}, {
         'part': 'lora', 'weights': 0, 'dtype': 'float32', 'rank': 2,
-        'alpha': 16.0})
+        'alpha': 16.0, 'most_steps': 12})
     shares = record['survival']['nf4']
     self.assertGreater(shares['moved'], 0.9 * sum(
         x.size for n, x in base.items() if '_proj.' in n) / sum(
@@ -239,6 +239,7 @@ class AblationTest(parameterized.TestCase):
         record['trained']['theta_0'], 'the base rounded to bfloat16')
     report = (root / 'report.md').read_text()
     self.assertIn('stored in bfloat16 between steps', report)
+    self.assertIn('of at most 12 steps, since the probe reached', report)
     self.assertIn('Forget probe', (root / 'report.html').read_text())
     self.assertNotIn('not_finite', record)
 

@@ -1,4 +1,7 @@
-"""The job on a tiny model of each family but Llama, which the others run on."""
+"""The job on a tiny model of each family, and with the default losses.
+
+The other tests run it on a Llama with simpler losses.
+"""
 
 import json
 
@@ -9,6 +12,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from mansu_jax import tree_paths
+from mansu_jax.config import run as run_config
 from mansu_jax.models import layout
 from mansu_jax.models.io import edit_file
 from mansu_jax.models.io import loading
@@ -73,6 +77,40 @@ class FamiliesTest(parameterized.TestCase):
                      for path in (base, run / 'model'))
     self.assertEqual(before, after)
     self.assertEqual(after['initializer_range'], 0.5)
+
+
+class DefaultsTest(absltest.TestCase):
+
+  @pytest.mark.slow
+  @pytest.mark.long
+  def test_the_default_losses_need_no_wrong_choices(self):
+    folder, options = tiny.temp_dir(self), run_config.UnlearnConfig()
+    steps = (
+        *(f'--unlearn_{name}={getattr(options, name)}'
+          for name in tiny_job.LOOP), '--unlearn_learning_rate=1e-2',
+        '--unlearn_steps=40', '--unlearn_swapped_batch=8',
+        '--attribution_steps=1', '--circuit_random_circuits=1',
+        '--circuit_resamples=0', '--eval_cad_pairs=0', '--eval_generations=0')
+    flags = tiny_job.make(folder / 'job')
+    record = runs.run(folder / 'run', *flags, *steps)
+    right = lambda split, model: (
+        record['accuracy'][split][model]['fp']['value'])
+    self.assertEqual(right('forget_far', 'base'), 1.0)
+    self.assertLess(right('forget_far', 'unlearned'), 0.5)
+    self.assertGreater(right('retain', 'unlearned'), 0.9)
+    for role in ('forget', 'retain'):
+      tiny_job.write_jsonl(folder / 'job' / f'{role}.jsonl', [
+          {k: v for k, v in line.items()
+           if k != 'choices' or line['use'] != 'train'}
+          for line in tiny_job.questions()[role]])
+    other = runs.run(folder / 'no_choices', *flags, *steps)
+    self.assertEqual(*(
+        runs.sha256(folder / name / 'model' / 'model.safetensors')
+        for name in ('run', 'no_choices')))
+    self.assertNotIn('forget', other['accuracy'])
+    # The answer competes with every token.
+    *_, last = other['history']['probe']
+    self.assertLess(last, 0.5)
 
 
 if __name__ == '__main__':

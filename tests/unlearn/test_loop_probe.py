@@ -1,5 +1,7 @@
 """The loop that looks at forgetting: when it ends, what it says."""
 
+import re
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -60,30 +62,45 @@ class ProbeTest(parameterized.TestCase):
                       if row['probe'] == row['probe']], [2, 4, 6, 7])
 
   @parameterized.parameters(
-      (0.8, 0.4, 1), (0.6, 0.4, 0), (0.6, 0.0, 1), (0.4, 0.0, 0))
-  def test_half_way_it_says_what_is_not_on_course(self, value, chance, said):
-    values = iter([1.0, 0.9, 0.9, value, value, value])
+      (0.0, [1.0, 0.9, 0.9, 0.9, 0.2, 0.2], [4, 6]),  # Of the quarters of 10.
+      (0.0, [1.0, 0.9, 0.4, 0.6, 0.6, 0.6], [6, 8, 10]),
+      (0.4, [1.0, 0.9, 0.6, 0.6, 0.6, 0.6], []),
+      (0.4, [1.0, 0.8, 0.8, 0.6, 0.6, 0.6], [4]))
+  def test_each_quarter_it_says_what_is_not_on_course(
+      self, chance, values, said):
+    found = iter(values)
     with self.assertLogs(level='INFO') as logs:
       tiny.run(steps=10, probe=loop.Probe(
-          measure=lambda theta: next(values), every=2, chance=chance))
-    lines = [x for x in logs.output if 'not on course: after 6 of' in x]
-    self.assertLen(lines, said)
+          measure=lambda theta: next(found), every=2, chance=chance))
+    found = [re.search(r'not on course: after (\d+) of', x)
+             for x in logs.output]
+    self.assertEqual([int(x[1]) for x in found if x], said)
 
 
 class RatesTest(parameterized.TestCase):
-  """With a probe that never falls, a run of 40 steps decays after 4."""
+  """With a probe that falls once, a run of 40 steps decays 4 steps later."""
 
-  def _run(self, keep=None):
+  def _run(self, keep=None, falls=0.5):
     tx = optax.inject_hyperparams(optax.sgd)(learning_rate=9.0)
     rates = rates_lib.Rates(
         peak=0.25, warmup=2, steps=40, patience=4, cooldown=6)
     return tiny.run(
         tiny.problem(tx=tx, rates=rates), steps=40, keep=keep,
-        probe=loop.Probe(measure=lambda theta: 0.5, every=2))
+        probe=loop.Probe(every=2, measure=lambda theta: 1.0 - falls * (
+            float(theta['w'][0]) != tiny.START[0])))
+
+  def test_it_says_why_it_ends_early(self):
+    with self.assertLogs(level='INFO') as logs:
+      self._run()
+    self.assertRegex('\n'.join(logs.output), 'The probe has not fallen by 0.02'
+                     ' for 4 steps: .* training ends after step 12')
+
+  def test_what_has_not_begun_to_fall_is_no_plateau(self):
+    self.assertLen(self._run(falls=0.0)[1], 40)
 
   def test_each_step_has_its_rate_and_the_run_ends_after_the_decay(self):
     theta, history = self._run()
-    self.assertLen(history, 12)  # The second look, at 6, is 4 after the first.
+    self.assertLen(history, 12)  # The look at 6 is 4 after the first.
     rates = [0, 0.125, *[0.25] * 4, *(
         0.125 * (1 + np.cos(np.pi * k / 6)) for k in range(6))]
     np.testing.assert_allclose(

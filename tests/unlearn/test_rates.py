@@ -15,13 +15,15 @@ class RatesTest(parameterized.TestCase):
         peak=1.0, warmup=2, steps=50, patience=10, cooldown=8) | changes)
 
   @parameterized.parameters(
-      ([], None), ([(5, 0.9), (10, 0.5), (15, 0.2)], None),
-      ([(5, 0.9), (10, 0.9), (15, 0.9), (20, 0.1)], 15),  # Since step 5.
-      ([(5, 0.5), (10, 0.49), (15, 0.485), (20, 0.47)], 15),
-      ([(5, 0.5), (10, 0.49), (14, 0.47), (20, 0.46)], None),
-      ([(5, 0.5), (30, 0.4), (39, 0.4), (42, 0.4)], None))  # It decays anyway.
-  def test_it_begins_once_the_probe_stays(self, probes, want):
-    self.assertEqual(self._rates().decays_from(probes), want)
+      (0.9, [], None), (0.9, [(5, 0.9), (10, 0.5), (15, 0.2)], None),
+      (0.9, [(5, 0.9), (10, 0.9), (15, 0.9), (30, 0.9)], None),  # Not begun.
+      (0.9, [(5, 0.9), (20, 0.5), (25, 0.5), (30, 0.5)], 30),  # Since 20.
+      (0.9, [(5, 0.5), (10, 0.49), (15, 0.485), (20, 0.47)], 15),
+      (0.9, [(5, 0.5), (10, 0.49), (14, 0.47), (20, 0.46)], None),
+      (0.9, [(5, 0.5), (30, 0.4), (39, 0.4), (42, 0.4)], None))  # It decays.
+  def test_it_begins_once_the_probe_has_fallen_and_stays(
+      self, before, looks, want):
+    self.assertEqual(self._rates().decays_from([(0, before), *looks]), want)
 
   def test_it_ends_after_the_cooldown_but_not_after_the_last_step(self):
     of = self._rates()
@@ -38,7 +40,7 @@ class RatesTest(parameterized.TestCase):
     want = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1))
     if warmup:
       want = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps)
-    self.assertIsNone(of.decays_from([(2, 0.9), (3, 0.9), (20, 0.9)]))
+    self.assertIsNone(of.decays_from([(0, 0.9), (3, 0.2), (20, 0.2)]))
     self.assertEqual(of.end(None), steps)
     np.testing.assert_allclose(
         [of(step, None) for step in range(steps)],

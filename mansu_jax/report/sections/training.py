@@ -45,10 +45,30 @@ def section(record: Record) -> document.Section:
   return document.Section('Training', (
       document.Plots(plots) if plots else
       document.Text('No training steps are recorded.'),
+      *_length(record),
       document.Text(_retain_kl(record['retain_kl'])),
       *((document.Text(_rounded(trained)),)
         if 'theta_0' in trained else ()),
       *((document.Text(_swapped(swapped)),) if swapped else ())))
+
+
+def _length(record: Record) -> Iterator[document.Text]:
+  """Why training took fewer steps than it may, if it did."""
+  options, done = record['config']['unlearn'], len(
+      record['history'].get('step', ()))
+  most = record.get('trained', {}).get('most_steps', 0)
+  if not 0 < done < most:
+    return
+  if options['stop_forget'] and (
+      record['history']['probe'][-1] <= options['stop_forget']):
+    reason = ('the probe reached --unlearn_stop_forget='
+              f'{options["stop_forget"]:g}')
+  else:
+    reason = ('the probe no longer fell'
+              f' (--unlearn_patience={options["patience"]})')
+  yield document.Text(
+      f'Training ended after {done} of at most {most} steps, since'
+      f' {reason}.')
 
 
 def _retain_kl(found: Record) -> str:

@@ -106,6 +106,14 @@ class Reading:
         *(self.correct[key] for key in keys), self.levels(*keys), self.facts,
         self.groups, **self.options, **options)
 
+  def about(self, facts: Collection[str]) -> Reading:
+    """The questions about some facts."""
+    rows = [i for i, q in enumerate(self.questions) if q.fact in facts]
+    of = lambda found: {key: x[rows] for key, x in found.items()}
+    return Reading(
+        questions=[self.questions[i] for i in rows], correct=of(self.correct),
+        ignorance=of(self.ignorance), options=self.options)
+
   def joined(self, other: Reading) -> Reading:
     """The questions of two readings together."""
     both = lambda mine, others: {
@@ -118,15 +126,20 @@ class Reading:
 
 
 def judged(
-    readings: Mapping[str, Reading], trained: Collection[str]
+    readings: Mapping[str, Reading], reversed_facts: Collection[str]
 ) -> dict[str, Reading]:
-  """The readings without `reverse`, unless a training question has it.
+  """The readings, `reverse` only of facts that training asks for in reverse.
 
   Args:
     readings: all of them.
-    trained: readings of the forget set's training questions.
+    reversed_facts: facts of the forget set with a reverse training question.
   """
-  return {k: v for k, v in readings.items() if k != 'reverse' or k in trained}
+  out = dict(readings)
+  if 'reverse' in out:
+    out['reverse'] = out['reverse'].about(reversed_facts)
+    if not out['reverse'].questions:
+      del out['reverse']
+  return out
 
 
 def deciding(readings: Mapping[str, Reading]) -> dict[str, Reading]:

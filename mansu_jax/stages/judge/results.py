@@ -232,9 +232,11 @@ def _judge(job: Job, findings: Findings) -> dict[str, Any]:
   readings = {k: readings[k] for k in answers_lib.READINGS if k in readings}
   precisions = ('fp', *schemes)
   splits = list(job.evaluator.slices)
-  judged = answers_lib.judged(readings, inputs_lib.trained_readings(job.inputs))
+  reversed_facts = inputs_lib.reversed_facts(job.inputs)
+  judged = answers_lib.judged(readings, reversed_facts)
   properties = {
-      'F': verdict.property_f(judged, precisions),
+      'F': verdict.property_f(
+          judged, precisions, reverse=bool(reversed_facts)),
       'R': verdict.property_r(answers, precisions),
       'Q': verdict.property_q(judged, schemes),
       'S': verdict.property_s(
@@ -326,7 +328,7 @@ def describe_training(
     history: from `training.unlearn`.
     kl: from `retain_kl.measure`.
     swapped: the counts of `swapped_subjects.spans`.
-    trained: from `edits.describe`.
+    trained: from `edits.describe`, and `most_steps`.
   """
   history = {k: v.tolist() for k, v in (history or {}).items()}
   if 'probe' in history:  # None, not NaN, at steps without a measure.

@@ -36,6 +36,7 @@ GAP = 0.01  # Largest share of knowledge that may come back (Q).
 _NEEDED = {'choice': 'no questions with the usual choices',
            'choice_unseen': 'no questions with choices that training never saw',
            'generation': 'no generated answers'}
+_NEEDED_IF_TRAINED = {'reverse': 'no reverse questions, but training has some'}
 _POOLED = 'choice', 'choice_unseen'  # The readings that Q pools.
 _NO_QUESTIONS = 'the forget set has no near or far questions'
 _NO_LEAD = ('the base answers no better than an ignorant model, so there is'
@@ -171,10 +172,12 @@ def readings_entry(
 
 
 def property_f(
-    readings: Readings, precisions: Sequence[str]) -> dict[str, Any]:
+    readings: Readings, precisions: Sequence[str], *, reverse: bool = False
+) -> dict[str, Any]:
   """Meaningful forgetting: phi of every reading at every precision.
 
-  A reading in which the base shows no knowledge decides nothing. `cannot_pass`
+  It does not pass without usual and unseen choices and generated answers, nor
+  without reverse questions if training asks some (`reverse`). A reading in which the base shows no knowledge decides nothing. `cannot_pass`
   has the readings and precisions at which even a model without a right answer,
   that guesses as this one does, would not pass: the questions tell too little.
   """
@@ -203,10 +206,11 @@ def property_f(
           for name in asked}, 'base_ignorant': unknown,
       'cannot_pass': [list(key) for key in cannot],
       'measure': 'phi = 1 - known / known_0, known clipped at ignorance'}
+  needed = _NEEDED | (_NEEDED_IF_TRAINED if reverse else {})
   absent = [
       f'the base leads an ignorant model too little in {key}'
       if key in unknown else f'there are {text}'
-      for key, text in _NEEDED.items() if key not in asked]
+      for key, text in needed.items() if key not in asked]
   if passed is True and absent:
     entry |= {'passed': verdict.INCONCLUSIVE, 'reason': ' and '.join(absent)}
   short = [key for key, phi in found.items() if phi.lower < forgetting.PHI]

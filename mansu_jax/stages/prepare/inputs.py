@@ -237,9 +237,10 @@ def thin(
   return [questions[i] for i in sorted(chosen)]
 
 
-def trained_readings(inputs: Inputs) -> list[str]:
-  """Readings of the forget set's training questions."""
-  return sorted({q.reading for q in inputs.splits.forget_train})
+def reversed_facts(inputs: Inputs) -> list[str]:
+  """Facts of the forget set that a training question asks for in reverse."""
+  return sorted({q.fact for q in inputs.splits.forget_train
+                 if q.reading == 'reverse'})
 
 
 def describe(inputs: Inputs) -> dict[str, Any]:
@@ -249,7 +250,9 @@ def describe(inputs: Inputs) -> dict[str, Any]:
       'questions': {k: len(v) for k, v in inputs.evaluation.items()},
       'facts': {k: len({q.fact for q in v})
                 for k, v in inputs.evaluation.items()},
-      'trained_readings': trained_readings(inputs),
+      'trained_readings': sorted(
+          {q.reading for q in inputs.splits.forget_train}),
+      'reversed_facts': reversed_facts(inputs),
       'missing_splits': list(inputs.splits.missing),
       'dropped_texts': inputs.dropped_texts,
   }

@@ -115,7 +115,7 @@ def _other_subjects(
   for question, subject in zip(questions, subjects_lib.of_questions(questions)):
     for kind, name in (('subject', subject), ('answer', question.answer)):
       if name is not None and forget_answers.key(name) not in forgotten:
-        found.setdefault((question.relation, kind), {}).setdefault(name)
+        found.setdefault((question.asked, kind), {}).setdefault(name)
   return [list(names) for names in found.values()]
 
 
@@ -158,13 +158,11 @@ def _asked(splits: splits_lib.Splits) -> set[str]:
 
 def _templates(questions: _Questions) -> list[list[tuple[str, ...]]]:
   """The templates of each relation that has any."""
-  by_relation: dict[str, list[tuple[str, str | None]]] = {}
+  groups: dict[str, list[tuple[str, str | None]]] = {}
   subjects = subjects_lib.of_questions(questions)
   for question, subject in zip(questions, subjects):
-    by_relation.setdefault(question.relation, []).append(
-        (question.prompt, subject))
-  found = [subjects_lib.templates(*zip(*group))
-           for group in by_relation.values()]
+    groups.setdefault(question.asked, []).append((question.prompt, subject))
+  found = [subjects_lib.templates(*zip(*group)) for group in groups.values()]
   return [templates for templates in found if templates]
 
 

@@ -224,8 +224,7 @@ class _PoolMaker(NamedTuple):
           swapped.reference[row, column], swapped.labels[row, column])
       found.append(np.bincount(row, nll, minlength=len(partners)))
       states.append(swapped.reference[:, 0])
-    _, relation = np.unique(
-        [q.relation for q in questions], return_inverse=True)
+    _, relation = np.unique([q.asked for q in questions], return_inverse=True)
     return step_data.OtherPrompts(
         np.float32(np.mean(found, axis=0)), np.stack(states, axis=1),
         np.int32(relation))
@@ -325,7 +324,7 @@ def prior_prompts(
     ValueError: there is no fact with another answer.
   """
   describe = lambda some: [
-      (q.relation, q.form, q.fact, splits_lib.plain(q.answer)) for q in some]
+      (q.asked, q.form, q.fact, splits_lib.plain(q.answer)) for q in some]
   partners = other_facts.Partners(
       grouping(questions, forget_set)[0], describe(questions),
       describe(retain_set))
@@ -377,17 +376,17 @@ def check_forget_term(
 def grouping(
     questions: Questions, forget_set: Questions
 ) -> tuple[list[str], list[str], list[str]]:
-  """Group, relation and template of each question.
+  """Group, relation (as it is asked) and template of each question.
 
   Groups come from the whole forget set, so that they do not depend on which
   questions are drawn. A template is the last part of a question's id.
   """
   groups = dict(zip(
-      [(q.relation, q.fact) for q in forget_set],
+      [(q.asked, q.fact) for q in forget_set],
       other_facts.confusable_groups(*zip(*(
-          (q.relation, q.fact, q.answer, q.choices) for q in forget_set)))))
-  return ([groups[q.relation, q.fact] for q in questions],
-          [q.relation for q in questions],
+          (q.asked, q.fact, q.answer, q.choices) for q in forget_set)))))
+  return ([groups[q.asked, q.fact] for q in questions],
+          [q.asked for q in questions],
           [q.form for q in questions])
 
 

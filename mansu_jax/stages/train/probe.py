@@ -2,7 +2,7 @@
 
 The share of a sample of the forget set's train questions that the model answers
 correctly in full precision: the first token of the right answer is likelier
-than that of each other choice.
+than that of each other choice or, without other choices, than any token.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Probe(NamedTuple):
   @property
   def chance(self) -> float:
     """The share of right answers of a model that guesses."""
-    return float(np.mean(1 / (1 + self.valid.sum(1))))
+    wrong = self.valid.sum(1)
+    return float(np.mean((wrong > 0) / (1 + wrong)))
 
 
 def of_run(
@@ -132,7 +133,7 @@ def _pack(rows: Sequence[tuple[list[int], int, list[int]]]) -> Probe:
   more = sharding.round_up_rows(len(packed.tokens))
   if more > len(packed.tokens):
     packed, (starts,) = batches_lib.pack([spans], rows=more)
-  width = max(map(len, wrong))
+  width = max(1, *map(len, wrong))
   padded = [list(some) + [0] * (width - len(some)) for some in wrong]
   return Probe(
       packed, np.int32(starts + length - 1), np.array(right, np.int32),
@@ -150,8 +151,10 @@ def program(edit: edits.Edit) -> Callable[..., types.Array]:
     logits = unembed(theta, frozen, hidden.reshape(
         -1, hidden.shape[-1])[probe.ends])  # [m, V]
     at = lambda tokens: jnp.take_along_axis(logits, tokens, axis=-1)
+    right = at(probe.right[:, None])[:, 0]
     wrong = jnp.where(probe.valid, at(probe.wrong), -jnp.inf).max(-1)
-    return jnp.mean(at(probe.right[:, None])[:, 0] > wrong)
+    return jnp.mean(jnp.where(
+        probe.valid.any(-1), right > wrong, right >= logits.max(-1)))
 
   return right_share
 

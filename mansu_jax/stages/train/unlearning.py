@@ -40,7 +40,7 @@ class Trained(NamedTuple):
   history: dict[str, np.ndarray]  # From `training.unlearn`.
   retain_kl: dict[str, Any]  # From `retain_kl.measure`.
   swapped: dict[str, int] | None  # Counts from `swapped_subjects.spans`.
-  trained: dict[str, Any]  # From `edits.describe`.
+  trained: dict[str, Any]  # From `edits.describe`, and `most_steps`.
 
 
 def run(
@@ -125,8 +125,11 @@ def _train(
     if not settings.unlearn.lora_rank:  # Merging rounds the sums instead.
       theta = hf_io.as_stored(theta, settings.export_dtype)
     kl = retain_kl.measure(edit, fisher, spans, done['history'], theta)
+  trained = dict(edit.report)
+  if not settings.closed_form:
+    trained['most_steps'] = settings.unlearn.steps
   return functools.partial(edit.merge, theta), Trained(
-      done['history'], kl, batches.swapped_report, edit.report)
+      done['history'], kl, batches.swapped_report, trained)
 
 
 def _probe(

@@ -39,6 +39,24 @@ class SectionsTest(cases.ReportTest):
     record['swapped_prompts']['written'] = 512
     self.assertIn('forgotten subjects by 512 tokens, which', text())
 
+  def test_an_early_end_is_said_with_its_reason(self):
+    said = lambda: [x.text for x in training.section(record).blocks
+                    if 'Training ended' in getattr(x, 'text', '')]
+    record = records.make()
+    done = len(record['history']['step'])
+    options = record['config']['unlearn']
+    options |= {'patience': 20, 'stop_forget': 0.0}
+    record['trained'] = {'most_steps': done}
+    self.assertEqual(said(), [])
+    record['trained']['most_steps'] += 30
+    record['history']['probe'] = [None] * (done - 1) + [0.25]
+    ended = f'Training ended after {done} of at most {done + 30} steps, since '
+    self.assertEqual(
+        said(), [ended + 'the probe no longer fell (--unlearn_patience=20).'])
+    options['stop_forget'] = 0.25
+    self.assertEqual(
+        said(), [ended + 'the probe reached --unlearn_stop_forget=0.25.'])
+
   def test_gaps_are_the_records(self):
     record = records.make()
     page = self.page(record)

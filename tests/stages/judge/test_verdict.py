@@ -55,14 +55,24 @@ class ForgettingTest(parameterized.TestCase):
     self.assertNotIn(
         'reason', verdict.property_f(readings, ('fp', 'nf4')))
 
-  def test_reverse_questions_decide_where_training_asks_them(self):
+  def test_reverse_questions_decide_for_facts_that_training_reverses(self):
     readings = cases.readings_of_shares(
         choice=0.0, choice_unseen=0.0, generation=0.0, reverse=0.9)
-    for trained, want in ((('choice', 'reverse'), False), (('choice',), True)):
+    facts = sorted(set(readings['reverse'].facts))
+    some = answers.judged(readings, facts[:40])['reverse']
+    rows = np.isin(readings['reverse'].facts, facts[:40])
+    for key, right in readings['reverse'].correct.items():
+      np.testing.assert_array_equal(some.correct[key], right[rows])
+    for reversed_facts, want in ((facts, False), ([], True)):
       got = verdict.property_f(
-          answers.judged(readings, trained), ('fp', 'nf4'))
+          answers.judged(readings, reversed_facts), ('fp', 'nf4'),
+          reverse=bool(reversed_facts))
       self.assertIs(got['passed'], want)
       self.assertEqual('reverse' in got['by_reading'], not want)
+    got = verdict.property_f(  # It was trained, but is not asked.
+        answers.judged(readings, ['another']), ('fp', 'nf4'), reverse=True)
+    self.assertEqual(
+        got['reason'], 'there are no reverse questions, but training has some')
 
   @parameterized.parameters('choice', 'choice_unseen', 'generation')
   def test_without_a_needed_reading_it_does_not_pass(self, left_out):

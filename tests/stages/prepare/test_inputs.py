@@ -157,6 +157,7 @@ class ReadTest(parameterized.TestCase):
     self.assertEqual(got['facts']['forget_far'], 2)
     self.assertEqual(got['missing_splits'], ['retain_heldout'])
     self.assertEqual(got['trained_readings'], ['choice'])
+    self.assertEqual(got['reversed_facts'], [])
     json.dumps(got)
 
   def test_text_that_states_a_fact_to_forget_is_left_out(self):

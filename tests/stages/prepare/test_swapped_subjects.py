@@ -282,6 +282,25 @@ class SwappedSubjectsTest(parameterized.TestCase):
     self.assertIsNone(batches(0).swapped)
     self.assertEqual(batches.swapped_report['kept'], 0)
 
+  def test_reverse_lines_leave_the_subjects_of_the_others(self):
+    reverse = [
+        q | {'id': q['id'] + '_reverse', 'reading': 'reverse',
+             'prompt': f'{q["answer"]} is the seat of', 'choices': [
+                 name, 'Vexham'], 'answer': name}
+        for q in tiny_job.questions()['forget'] if q['id'].endswith('train_0')
+        for name in tiny_job.COUNTRIES if name.lower() in q['fact']]
+    path = self.folder / 'reverse.jsonl'
+    tiny_job.write_jsonl(path, reverse)
+    got, report = self._prompts(self._config(f'--data_forget={path}'))
+    self.assertEqual(report['facts_without_subject'], 0)
+    self.assertEqual(
+        {p.subject for p in got},
+        {*_SUBJECTS, *tiny_job.CAPITALS[:12]})
+    both = inputs_lib.read(
+        self._config(f'--data_forget={path}')).splits.forget_train
+    _, relations, _ = pools.grouping(both, both)
+    self.assertEqual({*relations}, {'capital', 'capital, reversed'})
+
   def test_facts_without_a_subject_give_none(self):
     questions = [
         dict(q, fact='capital/x', prompt=f'{i}') for i, q in enumerate(

@@ -75,6 +75,21 @@ class ProbeTest(parameterized.TestCase):
     self.assertAlmostEqual(got, np.mean(right), places=6)
     self.assertBetween(got, 0.2, 0.8)
 
+  def test_without_wrong_choices_any_token_competes(self):
+    edit = whole_edits.full_edit(problem.model())
+    params = jax.device_get(problem.model().params)
+    questions = []
+    for i, question in enumerate(_questions(8)):
+      (prompt, _), = tokenization.encode_questions([question], _tokenizer)
+      logits = decoder_naive.forward(
+          np.array(prompt), params, theta=problem.CONFIG.rope_theta,
+          eps=problem.CONFIG.norm_eps)[0][-1]
+      token = np.argsort(-logits)[i % 4 and 1]  # The likeliest, or the next.
+      questions.append(_question(i, question.prompt, f'w{token}'))
+    made = _make(questions)
+    self.assertEqual(probe.measure(edit, made)(edit.theta), 0.25)
+    self.assertEqual(made.chance, 0.0)
+
   def test_prompts_are_whole_and_asked_once(self):
     questions = _questions(30)
     twice = [_question(90 + i, q.prompt, 'w3', 'w4')
