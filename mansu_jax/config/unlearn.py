@@ -104,8 +104,8 @@ class UnlearnConfig:
   sharpness: float = _field(
       0.0, 'Length, in the norm of all trained weights, of a step uphill, at'
       ' whose end the gradient is taken (SAM). So training looks for weights'
-      ' around which the loss is low as well. Doubles the cost of a step. 0: the'
-      ' gradient at the weights.')
+      ' around which the loss is low as well. Doubles the cost of a step. 0:'
+      ' the gradient at the weights.')
   prompt_weight: float = _field(
       0.0, 'Weight of the KL on the tokens of the forget prompts themselves,'
       ' within the retain KL.')

@@ -3,8 +3,8 @@
 With patience, the rate stays at its peak until the probe of forgetting has
 fallen and no longer falls. It then decays to 0 over `cooldown` steps, after
 which training ends. So an easy forget set takes few steps and a hard one many.
-Without, it decays from the warm-up to the last step. Either way a run ends with small
-steps, in which the retain terms repair what large ones broke.
+Without, it decays from the warm-up to the last step. Either way a run ends with
+small steps, in which the retain terms repair what large ones broke.
 """
 
 from __future__ import annotations

@@ -177,9 +177,10 @@ def property_f(
   """Meaningful forgetting: phi of every reading at every precision.
 
   It does not pass without usual and unseen choices and generated answers, nor
-  without reverse questions if training asks some (`reverse`). A reading in which the base shows no knowledge decides nothing. `cannot_pass`
-  has the readings and precisions at which even a model without a right answer,
-  that guesses as this one does, would not pass: the questions tell too little.
+  without reverse questions if training asks some (`reverse`). A reading in
+  which the base shows no knowledge decides nothing. `cannot_pass` has the
+  readings and precisions at which even a model without a right answer, that
+  guesses as this one does, would not pass: the questions tell too little.
   """
   asked = answers_lib.deciding(readings)
   if not asked:
